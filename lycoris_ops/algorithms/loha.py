@@ -1,0 +1,93 @@
+"""LoHa: the Hadamard product of two low-rank matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..algebra import Shape, flat_shape, fold_core
+from ..forms import Hadamard
+from .base import Layer, agree, dimensions, scale
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+W1_A, W1_B, W2_A, W2_B = "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"
+T1, T2 = "hada_t1", "hada_t2"
+PAIRS = ((W1_A, W1_B, T1), (W2_A, W2_B, T2))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Loha(Layer):
+    """delta = alpha / r * (w1_a @ w1_b) * (w2_a @ w2_b), element by element.
+
+    w?_a (O, r), w?_b (r, K). Tucker: w?_a (r, O), w?_b (r, I), t? (r, r, *kernel), where each
+    factor is E[p, q, ...] = sum_ij t[i, j, ...] w_a[i, p] w_b[j, q].
+
+    Source: Hyeon-Woo et al., "FedPara" (2108.06098), eq. 2 and 3; key names by LyCORIS (2309.14859).
+    """
+
+    algorithm: ClassVar[str] = "loha"
+    variants: ClassVar[tuple[frozenset[str], ...]] = (
+        frozenset({W1_A, W1_B, W2_A, W2_B}),
+        frozenset({W1_A, W1_B, W2_A, W2_B, T1, T2}),
+    )
+
+    hada_w1_a: Tensor
+    hada_w1_b: Tensor
+    hada_w2_a: Tensor
+    hada_w2_b: Tensor
+    hada_t1: Tensor | None = None
+    hada_t2: Tensor | None = None
+
+    @classmethod
+    def shape(cls, shapes: Mapping[str, Shape]) -> Shape:
+        found: list[Shape] = []
+        for left, right, core in PAIRS:
+            a, b = dimensions(shapes, left), dimensions(shapes, right)
+            if core in shapes:
+                t = dimensions(shapes, core, 3)
+                agree("ranks", (core, t[0]), (left, a[0]))
+                agree("ranks", (core, t[1]), (right, b[0]))
+                found.append((a[1], b[1], *t[2:]))
+            else:
+                agree("ranks", (left, a[1]), (right, b[0]))
+                found.append((a[0], *b[1:]))
+        first, second = found
+        agree("output sizes", (W1_A, first[0]), (W2_A, second[0]))
+        agree("input sizes", (W1_B, flat_shape(first)[1]), (W2_B, flat_shape(second)[1]))
+        return first
+
+    @classmethod
+    def rank_of(cls, shapes: Mapping[str, Shape]) -> int:
+        return shapes[W1_B][0]
+
+    @classmethod
+    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
+        """w1_a normal(0, 0.1), w1_b and w2_b normal(0, 1), w2_a zero, as in FedPara's code."""
+        generator = torch.Generator().manual_seed(seed)
+        out, flat = flat_shape(shape)
+        return cls(
+            hada_w1_a=torch.empty(out, rank).normal_(mean=0.0, std=0.1, generator=generator),
+            hada_w1_b=torch.empty(rank, flat).normal_(mean=0.0, std=1.0, generator=generator),
+            hada_w2_a=torch.zeros(out, rank),
+            hada_w2_b=torch.empty(rank, flat).normal_(mean=0.0, std=1.0, generator=generator),
+            alpha=alpha,
+        )
+
+    def form(self) -> Hadamard:
+        w1_a, w1_b = _plain(self.hada_w1_a, self.hada_w1_b, self.hada_t1)
+        w2_a, w2_b = _plain(self.hada_w2_a, self.hada_w2_b, self.hada_t2)
+        rank = self.hada_w1_b.shape[0]
+        return Hadamard(w1_a=w1_a, w1_b=w1_b, w2_a=w2_a, w2_b=w2_b, scale=scale(self.alpha, rank))
+
+
+def _plain(left: Tensor, right: Tensor, core: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One factor as (O, r) and (r, K): with a core, the left side is stored transposed."""
+    if core is None:
+        return left, right.flatten(1)
+    return left.T, fold_core(core, right).flatten(1)

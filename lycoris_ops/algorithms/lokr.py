@@ -1,0 +1,123 @@
+"""LoKr: a Kronecker product, each factor full or low-rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..algebra import Shape, factorization, fold_core
+from ..forms import Kronecker
+from .base import Layer, agree, dimensions, scale
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+W1, W1_A, W1_B = "lokr_w1", "lokr_w1_a", "lokr_w1_b"
+W2, W2_A, W2_B, T2 = "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Lokr(Layer):
+    """delta = scale * kron(w1, w2), O = l * k, I = i * j.
+
+    w1 (l, i), or w1_a (l, r) @ w1_b (r, i); w2 (k, j, *kernel), or w2_a (k, r) @ w2_b (r, j * prod(kernel)),
+    or Tucker: t2 (r, r, *kernel), w2_a (r, k), w2_b (r, j). The scale is alpha / r with r the rank of
+    w2, or of w1 where only w1 is factored; with both factors full it is 1, whatever alpha says
+    (such files store alpha for their trainer's book-keeping, up to 1e12).
+
+    Source: Edalati et al., "KronA" (2212.10650), eq. 4; layout and key names by LyCORIS (2309.14859).
+    """
+
+    algorithm: ClassVar[str] = "lokr"
+    variants: ClassVar[tuple[frozenset[str], ...]] = tuple(
+        frozenset({*first, *second})
+        for first in ((W1,), (W1_A, W1_B))
+        for second in ((W2,), (W2_A, W2_B), (T2, W2_A, W2_B))
+    )
+
+    lokr_w1: Tensor | None = None
+    lokr_w1_a: Tensor | None = None
+    lokr_w1_b: Tensor | None = None
+    lokr_w2: Tensor | None = None
+    lokr_w2_a: Tensor | None = None
+    lokr_w2_b: Tensor | None = None
+    lokr_t2: Tensor | None = None
+
+    @classmethod
+    def shape(cls, shapes: Mapping[str, Shape]) -> Shape:
+        if W1 in shapes:
+            rows, columns, *ones = dimensions(shapes, W1)
+            agree("kernel sizes", (W1, math.prod(ones)), ("an outer factor", 1))
+        else:
+            a, b = dimensions(shapes, W1_A), dimensions(shapes, W1_B)
+            agree("ranks", (W1_A, a[1]), (W1_B, b[0]))
+            rows, columns = a[0], b[1]
+        if W2 in shapes:
+            second = dimensions(shapes, W2)
+        else:
+            a, b = dimensions(shapes, W2_A), dimensions(shapes, W2_B)
+            if T2 in shapes:
+                core = dimensions(shapes, T2, 3)
+                agree("ranks", (T2, core[0]), (W2_A, a[0]))
+                agree("ranks", (T2, core[1]), (W2_B, b[0]))
+                second = (a[1], b[1], *core[2:])
+            else:
+                agree("ranks", (W2_A, a[1]), (W2_B, b[0]))
+                second = (a[0], *b[1:])
+        return (rows * second[0], columns * second[1], *second[2:])
+
+    @classmethod
+    def rank_of(cls, shapes: Mapping[str, Shape]) -> int | None:
+        factored = next((name for name in (W2_B, W1_B) if name in shapes), None)
+        return shapes[factored][0] if factored else None
+
+    @classmethod
+    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int, factor: int = -1) -> Self:
+        """w1 and w2_a uniform (Kaiming, a = sqrt(5)), w2_b or a full w2 zero.
+
+        `factor` splits both sizes as in `algebra.factorization`; w2 is factored where that saves
+        parameters, that is where rank < max(k, j) / 2.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        outer_rows, inner_rows = factorization(shape[0], factor)
+        outer_columns, inner_columns = factorization(shape[1], factor)
+        kernel = shape[2:]
+        w1 = _uniform((outer_rows, outer_columns), generator)
+        if rank < max(inner_rows, inner_columns) / 2:
+            return cls(
+                lokr_w1=w1,
+                lokr_w2_a=_uniform((inner_rows, rank), generator),
+                lokr_w2_b=torch.zeros(rank, inner_columns * math.prod(kernel)),
+                alpha=alpha,
+            )
+        return cls(lokr_w1=w1, lokr_w2=torch.zeros(inner_rows, inner_columns, *kernel), alpha=alpha)
+
+    def form(self) -> Kronecker:
+        rank = self.rank
+        return Kronecker(
+            w1=_matrix(self.lokr_w1, self.lokr_w1_a, self.lokr_w1_b, None),
+            w2=_matrix(self.lokr_w2, self.lokr_w2_a, self.lokr_w2_b, self.lokr_t2),
+            scale=1.0 if rank is None else scale(self.alpha, rank),
+        )
+
+
+def _matrix(
+    full: Tensor | None, left: Tensor | None, right: Tensor | None, core: Tensor | None
+) -> tuple[Tensor, ...]:
+    """One Kronecker factor as a single matrix or as the pair whose product it is."""
+    if full is not None:
+        return (full.flatten(1),)
+    assert left is not None and right is not None
+    if core is None:
+        return (left, right.flatten(1))
+    return (left.T, fold_core(core, right).flatten(1))
+
+
+def _uniform(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    bound = 1.0 / math.sqrt(shape[1])
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
