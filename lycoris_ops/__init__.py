@@ -1,0 +1,52 @@
+"""LoRA-family adapters on any torch weights: read, match, weight, stack, patch and merge.
+
+Importing this package initialises no accelerator and needs no host application.
+"""
+
+from .algorithms import ALGORITHMS, Layer
+from .checkpoint import MergeResult, merge_checkpoint
+from .errors import (
+    FileFormatError,
+    LayerError,
+    LycorisError,
+    MatchError,
+    RuleError,
+    WriteError,
+)
+from .files.adapter import Adapter, load_adapter
+from .files.cache import TensorCache
+from .files.tensor_file import PICKLES, SAFETENSORS, Fingerprint
+from .kernels import PatchPlan, patch_
+from .report import describe
+from .resolve import Resolution, resolve
+from .rules import Rules
+from .stack import Entry, Stack
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ALGORITHMS",
+    "Adapter",
+    "Entry",
+    "FileFormatError",
+    "Fingerprint",
+    "Layer",
+    "LayerError",
+    "LycorisError",
+    "MatchError",
+    "MergeResult",
+    "PICKLES",
+    "PatchPlan",
+    "Resolution",
+    "RuleError",
+    "Rules",
+    "SAFETENSORS",
+    "Stack",
+    "TensorCache",
+    "WriteError",
+    "describe",
+    "load_adapter",
+    "merge_checkpoint",
+    "patch_",
+    "resolve",
+]

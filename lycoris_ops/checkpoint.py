@@ -1,0 +1,221 @@
+"""Merging a stack into a checkpoint file, tensor by tensor."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from .errors import FileFormatError, LycorisError, WriteError
+from .files.safetensors_file import ITEM_BITS, SafetensorsFile, encode_header, raw_bytes, read_exactly
+from .files.tensor_file import DTYPE_NAMES, DTYPES, SAFETENSORS, TensorInfo
+from .kernels import PatchPlan
+from .resolve import Match, Resolution, resolve
+from .stack import Entry, Stack
+
+RECIPE = "lycoris_recipe"
+"""Metadata key under which a merged file says how it was made."""
+
+COPY_BYTES = 4 << 20
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Dtypes that a stack can be merged into; quantised weights mean nothing without their scales."""
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all; what it raises ends the merge and removes what was written."""
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What was written."""
+
+    path: str
+    size: int
+    merged: int
+    """Weights that were changed."""
+    copied: int
+    """Tensors that were not."""
+    resolution: Resolution
+
+
+def merge_checkpoint(
+    base_path: str | os.PathLike[str],
+    stack: Stack,
+    out_path: str | os.PathLike[str],
+    dtype: torch.dtype | None = None,
+    *,
+    strict: bool = False,
+    metadata: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> MergeResult:
+    """Write the base checkpoint with the stack merged into it: W + sum of strength * delta.
+
+    The base is streamed: at most one of its tensors is in memory at a time, and adapter layers are
+    read as they are needed. With `dtype` None every tensor keeps its dtype, merged weights are one
+    rounding away from the exact sum, and all others are copied byte by byte; a float dtype converts
+    every float tensor of the file. The base's metadata is kept, `metadata` is added, and the recipe
+    is recorded. The file appears under its name only when it is complete.
+
+    Raises MatchError where the stack does not fit (see `Resolution.check`), FileFormatError for a
+    base that is damaged or quantised, WriteError where the file cannot be written.
+    """
+    base = SafetensorsFile.open(_safetensors(base_path))
+    shapes = {key: info.shape for key, info in base.tensors.items()}
+    resolution = resolve(stack, shapes, absent_because="the file does not hold it")
+    resolution.check(strict=strict)
+    pairs = resolution.pairs()
+    tensors = _outputs(base, pairs, dtype)
+    recipe = {**base.metadata, **(metadata or {}), RECIPE: _recipe(base, stack)}
+    header = encode_header(tensors, recipe)
+    size = len(header) + sum(info.end - info.start for info in tensors.values())
+    with _written(Path(out_path), size) as out, base.data() as data:
+        out.write(header)
+        for name, pieces in _runs(base, tensors, pairs):
+            if name is None:
+                _copy(data, out, base, *pieces)
+            else:
+                info = tensors[name]
+                out.write(raw_bytes(_merged(base, data, name, pairs.get(name, []), DTYPES[info.dtype])))
+            if progress:
+                progress(out.tell(), size)
+    return MergeResult(str(out_path), size, len(pairs), len(tensors) - len(pairs), resolution)
+
+
+def _safetensors(path: str | os.PathLike[str]) -> Path:
+    if Path(path).suffix.lower() not in SAFETENSORS:
+        raise FileFormatError(
+            "only a safetensors checkpoint can be streamed",
+            file=str(path),
+            got=Path(path).suffix or "no ending",
+            expected=".safetensors",
+            hint="Load it and save it with the host's own checkpoint saver first",
+        )
+    return Path(path)
+
+
+def _outputs(
+    base: SafetensorsFile, pairs: Mapping[str, object], dtype: torch.dtype | None
+) -> dict[str, TensorInfo]:
+    """The header of the file to write: the base's, with dtypes and offsets as they will be."""
+    if dtype is not None and DTYPE_NAMES.get(dtype) not in FLOATS:
+        raise LycorisError(
+            "a checkpoint cannot be written in this dtype", got=str(dtype), expected=", ".join(FLOATS)
+        )
+    for key in pairs:
+        if base.tensors[key].dtype not in FLOATS:
+            raise FileFormatError(
+                "a weight that an adapter changes is quantised",
+                file=base.fingerprint.path,
+                key=key,
+                got=base.tensors[key].dtype,
+                expected=", ".join(FLOATS),
+                hint="Merge into the file it was quantised from",
+            )
+    outputs: dict[str, TensorInfo] = {}
+    position = 0
+    for name, info in base.tensors.items():
+        written = DTYPE_NAMES[dtype] if dtype and info.dtype in FLOATS else info.dtype
+        size = (info.end - info.start) * ITEM_BITS[written] // ITEM_BITS[info.dtype]
+        outputs[name] = TensorInfo(written, info.shape, position, position + size)
+        position += size
+    return outputs
+
+
+def _runs(
+    base: SafetensorsFile, tensors: Mapping[str, TensorInfo], pairs: Mapping[str, object]
+) -> Iterator[tuple[str | None, tuple[int, int]]]:
+    """What to write in order: a name to merge or convert, or (None, byte range) to copy as it is."""
+    start: int | None = None
+    for name, info in base.tensors.items():
+        untouched = name not in pairs and tensors[name].dtype == info.dtype
+        if untouched and start is None:
+            start = info.start
+        if not untouched:
+            if start is not None:
+                yield None, (start, info.start)
+                start = None
+            yield name, (info.start, info.end)
+    if start is not None:
+        yield None, (start, max(info.end for info in base.tensors.values()))
+
+
+def _copy(data: BinaryIO, out: BinaryIO, base: SafetensorsFile, start: int, end: int) -> None:
+    data.seek(base.data_start + start)
+    buffer = memoryview(bytearray(min(COPY_BYTES, end - start)))
+    left = end - start
+    while left:
+        part = buffer[: min(len(buffer), left)]
+        read_exactly(data, part, base.fingerprint.path)
+        out.write(part)
+        left -= len(part)
+
+
+def _merged(
+    base: SafetensorsFile,
+    data: BinaryIO,
+    name: str,
+    pairs: list[tuple[Entry, Match]],
+    dtype: torch.dtype,
+) -> Tensor:
+    weight = base.read_one(data, name)
+    if weight.dtype != dtype and weight.dtype != torch.float64:
+        weight = weight.to(torch.float32)
+    layers = [
+        (entry.adapter.layer(match.layer, keep=False), match.strength) for entry, match in pairs
+    ]
+    if layers:
+        plan = PatchPlan.build(weight.shape, weight.dtype, weight.device, layers)
+        plan.apply_(weight, plan.tensors, plan.strengths)
+    return weight.to(dtype)
+
+
+def _recipe(base: SafetensorsFile, stack: Stack) -> str:
+    adapters = [
+        {
+            "file": entry.adapter.name,
+            "strength": entry.strength,
+            "strength_clip": entry.strength_of("te"),
+            "rules": str(entry.rules) if entry.rules else "",
+        }
+        for entry in stack
+    ]
+    return json.dumps({"base": Path(base.fingerprint.path).name, "adapters": adapters})
+
+
+@contextmanager
+def _written(path: Path, size: int) -> Iterator[BinaryIO]:
+    """A file that is written beside `path` and takes its name only when all went well."""
+    free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
+    if size > free:
+        raise WriteError(
+            "there is no room for the file" if free else "there is no such folder",
+            file=str(path),
+            got=f"{free} bytes free",
+            expected=f"{size} bytes",
+            hint="Free some space or choose another folder",
+        )
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with part.open("xb") as file:
+            yield file
+        os.replace(part, path)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EFBIG)
+        raise WriteError(
+            "the disk is full" if full else "the file cannot be written",
+            file=str(path),
+            got=os.strerror(error.errno) if error.errno else str(error),
+            expected=f"room for {size} bytes",
+            hint="Nothing was left behind, and an earlier file of that name is untouched",
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,249 @@
+"""An adapter file: its layers, lazily read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..algebra import Shape, compute_dtype
+from ..algorithms import Layer, detect
+from ..algorithms.base import ALPHA
+from ..errors import FileFormatError, LayerError
+from .cache import DEFAULT_CACHE, TensorCache
+from .dialects import split_key, split_prefix
+from .peft_config import CONFIG_NAME, PeftConfig, read_peft_config
+from .pickle_file import PickleFile
+from .safetensors_file import SafetensorsFile
+from .tensor_file import PICKLES, SAFETENSORS, Fingerprint, TensorFile
+
+HEADERS = 64
+"""How many files' headers are remembered, about 1 MB each for a large adapter."""
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """What the header tells of a layer: enough to match and report it without reading a tensor."""
+
+    name: str
+    algorithm: type[Layer]
+    keys: Mapping[str, str]
+    """Canonical suffix to the key in the file."""
+    shape: Shape
+    rank: int | None
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter file whose header is known and whose tensors are read when a layer is used."""
+
+    file: TensorFile
+    dialect: str
+    info: Mapping[str, LayerInfo]
+    unreadable: Mapping[str, str]
+    """Layers that no algorithm reads, with the reason: they are reported, never dropped."""
+    unused_keys: tuple[str, ...]
+    peft: PeftConfig | None = None
+    cache: TensorCache = field(default=DEFAULT_CACHE, repr=False)
+
+    @property
+    def path(self) -> str:
+        return self.file.fingerprint.path
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).name
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return self.file.metadata
+
+    @property
+    def layers(self) -> Mapping[str, Layer]:
+        """Name as on disk, without suffix, to the layer, whose tensors are read on access."""
+        return _Layers(self)
+
+    def layer(self, name: str, *, keep: bool = True) -> Layer:
+        """Read one layer; with `keep` False it passes by the cache and leaves no trace in memory.
+
+        Raises LayerError for NaN, infinity, or tensors that contradict each other.
+        """
+        info = self.info[name]
+        tensors = self.file.read(tuple(info.keys.values()), self.cache, keep=keep)
+        for key, tensor in tensors.items():
+            if key != info.keys.get(ALPHA):
+                _check_finite(key, tensor, self.path)
+        named = {suffix: tensors[key] for suffix, key in info.keys.items()}
+        try:
+            return info.algorithm.load(self._scaled(info, named))
+        except LayerError as error:
+            raise error.within(file=self.path, key=name) from None
+
+    def alphas(self) -> dict[str, float | None]:
+        """Every layer's alpha, None where there is none; no other tensor is read for it."""
+        keys = {name: info.keys[ALPHA] for name, info in self.info.items() if ALPHA in info.keys}
+        tensors = self.file.read(tuple(keys.values()), self.cache) if keys else {}
+        alphas: dict[str, float | None] = {}
+        for name, info in self.info.items():
+            if name in keys:
+                alphas[name] = float(tensors[keys[name]].flatten()[0])
+            else:
+                alphas[name] = self.peft.alpha_of(name, info.rank) if self.peft and info.rank else None
+        return alphas
+
+    def _scaled(self, info: LayerInfo, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.peft is None or ALPHA in tensors:
+            return tensors
+        if info.rank is not None:
+            alpha = self.peft.alpha_of(info.name, info.rank)
+            return {**tensors, ALPHA: torch.tensor(alpha, dtype=torch.float64)}
+        if self.peft.scale_of(info.name) == 1.0:
+            return tensors
+        raise LayerError(
+            "PEFT scales this layer although no factor of it is low-rank, which cannot be expressed",
+            file=self.path,
+            key=info.name,
+            got=f"scale {self.peft.scale_of(info.name)} in {self.peft.path}",
+            expected="alpha equal to r",
+            hint="Merge the adapter with PEFT itself, or exclude the layer with a block rule of 0",
+        )
+
+
+class _Layers(Mapping[str, Layer]):
+    def __init__(self, adapter: Adapter) -> None:
+        self._adapter = adapter
+
+    def __getitem__(self, name: str) -> Layer:
+        return self._adapter.layer(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._adapter.info)
+
+    def __len__(self) -> int:
+        return len(self._adapter.info)
+
+
+def load_adapter(path: str | os.PathLike[str], *, cache: TensorCache = DEFAULT_CACHE) -> Adapter:
+    """Open an adapter: .safetensors, or a pickle of plain tensors (.pt, .pth, .ckpt, .bin).
+
+    Only the header of a safetensors file is read, and that only once for as long as path, size and
+    time of change stay the same. Raises FileFormatError for a file that is damaged or holds no
+    adapter, LayerError where the shapes of a layer contradict each other.
+    """
+    config = Path(path).resolve().with_name(CONFIG_NAME)
+    return _load(Fingerprint.of(path), Fingerprint.of(config) if config.is_file() else None, cache)
+
+
+@lru_cache(maxsize=HEADERS)
+def _load(fingerprint: Fingerprint, config: Fingerprint | None, cache: TensorCache) -> Adapter:
+    path = fingerprint.path
+    file = _open(path, cache)
+    grouped: dict[str, dict[str, str]] = {}
+    unused: list[str] = []
+    for key in file.tensors:
+        split = split_key(key)
+        if split is None:
+            unused.append(key)
+        else:
+            name, suffix = split
+            if suffix in grouped.setdefault(name, {}):
+                raise LayerError(
+                    "a layer holds the same tensor twice",
+                    file=path,
+                    key=name,
+                    got=f"{grouped[name][suffix]} and {key}",
+                    expected="one of them",
+                )
+            grouped[name][suffix] = key
+    strangers = [key for key in unused if _adopt(key, grouped)]
+    unused = [key for key in unused if key not in strangers]
+    info: dict[str, LayerInfo] = {}
+    unreadable: dict[str, str] = {}
+    for name, keys in grouped.items():
+        algorithm = detect(keys)
+        if algorithm is None:
+            unreadable[name] = f"no algorithm reads the tensors {', '.join(sorted(keys))}"
+            unused.extend(keys.values())
+            continue
+        info[name] = _describe(name, algorithm, keys, file)
+    if not grouped:
+        raise FileFormatError(
+            "the file holds no adapter layer",
+            file=path,
+            got=_sample(unused),
+            expected="keys such as <layer>.lora_up.weight, <layer>.hada_w1_a or <layer>.lokr_w1",
+            hint="A checkpoint or an embedding is not an adapter: load it with its own node",
+        )
+    names = {split_prefix(name)[0] for name in grouped}
+    dialect = "+".join(sorted(name or "bare" for name in names))
+    peft = read_peft_config(config.path) if config and dialect == "peft" else None
+    return Adapter(file, dialect, info, unreadable, tuple(unused), peft, cache)
+
+
+def _adopt(key: str, grouped: dict[str, dict[str, str]]) -> bool:
+    """Give a key of unknown suffix to the layer it names.
+
+    What it means is not known (a DoRA magnitude, say), so the layer without it would be wrong.
+    """
+    parts = key.split(".")
+    for depth in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:depth])
+        if name in grouped:
+            grouped[name][".".join(parts[depth:])] = key
+            return True
+    return False
+
+
+def _open(path: str, cache: TensorCache) -> TensorFile:
+    suffix = Path(path).suffix.lower()
+    if suffix in SAFETENSORS:
+        return SafetensorsFile.open(path)
+    if suffix in PICKLES:
+        return PickleFile.open(path, cache)
+    raise FileFormatError(
+        "an unknown kind of file", file=path, got=suffix or "no ending", expected=", ".join(SAFETENSORS + PICKLES)
+    )
+
+
+def _describe(name: str, algorithm: type[Layer], keys: dict[str, str], file: TensorFile) -> LayerInfo:
+    shapes = {suffix: file.tensors[key].shape for suffix, key in keys.items()}
+    try:
+        shape = algorithm.shape(shapes)
+    except LayerError as error:
+        raise error.within(file=file.fingerprint.path, key=name) from None
+    return LayerInfo(name, algorithm, keys, shape, algorithm.rank_of(shapes))
+
+
+def _check_finite(key: str, tensor: Tensor, path: str) -> None:
+    # One summing pass costs a tenth of isfinite().all(); only a suspicious sum is looked at closely.
+    if not tensor.is_floating_point():
+        raise LayerError(
+            "a factor is not of a floating-point dtype",
+            file=path,
+            key=key,
+            got=str(tensor.dtype),
+            expected="float16, bfloat16 or float32",
+        )
+    wide = tensor.float() if tensor.itemsize == 1 else tensor
+    if torch.isfinite(wide.sum(dtype=compute_dtype(wide.dtype))):
+        return
+    bad = int((~torch.isfinite(wide)).sum())
+    if bad:
+        raise LayerError(
+            "a factor holds NaN or infinity",
+            file=path,
+            key=key,
+            got=f"{bad} of {tensor.numel()} values",
+            expected="finite numbers",
+            hint="The training that wrote it diverged, or it was saved in a dtype too narrow for it",
+        )
+
+
+def _sample(keys: list[str], count: int = 3) -> str:
+    shown = ", ".join(sorted(keys)[:count])
+    return f"{len(keys)} other keys, such as {shown}" if keys else "no key at all"

@@ -1,0 +1,84 @@
+"""The UNet of SD1.5, SD2 and SDXL: its own layout beside the names of diffusers.
+
+Source of the correspondence: the conversion of original checkpoints in diffusers (Apache-2.0),
+`diffusers/loaders/single_file_utils.py`. Levels and blocks are counted from the paths themselves,
+so that any number of them works.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+
+FIXED = {
+    "input_blocks.0.0": "conv_in",
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "label_emb.0.0": "add_embedding.linear_1",
+    "label_emb.0.2": "add_embedding.linear_2",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
+MIDDLE = {"0": "resnets.0", "1": "attentions.0", "2": "resnets.1"}
+RESNET = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+
+
+def aliases(paths: Collection[str]) -> dict[str, str]:
+    """Path in the UNet's own layout to diffusers' path; empty for another architecture."""
+    known = set(paths)
+    if not {"input_blocks.0.0", "middle_block.0.in_layers.2"} <= known:
+        return {}
+    names = {
+        **_places(known, "input_blocks", "down_blocks", "op", "downsamplers.0.conv", first=1),
+        **_places(known, "output_blocks", "up_blocks", "conv", "upsamplers.0.conv", first=0),
+        **{f"middle_block.{ours}": f"mid_block.{theirs}" for ours, theirs in MIDDLE.items()},
+    }
+    found: dict[str, str] = {}
+    for path in paths:
+        if path in FIXED:
+            found[path] = FIXED[path]
+        elif path in names:
+            found[path] = names[path]
+        elif match := re.match(r"((?:input|output)_blocks\.\d+\.\d+|middle_block\.\d+)\.(.+)$", path):
+            place, rest = match.groups()
+            if place in names:
+                found[path] = f"{names[place]}.{RESNET.get(rest, rest)}"
+    return found
+
+
+def _places(
+    known: set[str], ours: str, theirs: str, resampler: str, resampled: str, *, first: int
+) -> dict[str, str]:
+    """Each numbered place to diffusers' name. A resampler is the last layer of its level."""
+    names: dict[str, str] = {}
+    level, resnet = 0, 0
+    for block, parts in _blocks(known, ours, first):
+        resamples = False
+        for part in parts:
+            place = f"{ours}.{block}.{part}"
+            if f"{place}.{resampler}" in known:
+                names[f"{place}.{resampler}"] = f"{theirs}.{level}.{resampled}"
+                resamples = True
+            elif f"{place}.in_layers.2" in known:
+                names[place] = f"{theirs}.{level}.resnets.{resnet}"
+            else:
+                names[place] = f"{theirs}.{level}.attentions.{resnet}"
+        level, resnet = (level + 1, 0) if resamples else (level, resnet + 1)
+    return names
+
+
+def _blocks(known: set[str], ours: str, first: int) -> Iterator[tuple[int, list[int]]]:
+    parts: dict[int, set[int]] = {}
+    for path in known:
+        if match := re.match(rf"{ours}\.(\d+)\.(\d+)\.", path):
+            parts.setdefault(int(match[1]), set()).add(int(match[2]))
+    for block in sorted(parts):
+        if block >= first:
+            yield block, sorted(parts[block])

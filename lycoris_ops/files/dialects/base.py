@@ -1,0 +1,30 @@
+"""What a dialect is: which prefixes and suffixes a tool writes around a layer's path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Part = Literal["unet", "te"]
+"""The diffusion model ("unet", also where it is a transformer) or a text encoder."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A prefix of layer names and the part of a model that it stands for."""
+
+    text: str
+    part: Part | None = None
+    """None where the prefix leaves it open."""
+    encoder: int | None = None
+    """Which text encoder, counted from 1; None where the rest of the name says it."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One tool's way of writing names; `suffixes` maps what it writes to the algorithms' own names."""
+
+    name: str
+    prefixes: tuple[Prefix, ...]
+    suffixes: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -1,0 +1,80 @@
+"""Adapter files that are pickles, read by torch's weights-only loader and by nothing else."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..errors import FileFormatError
+from .cache import TensorCache
+from .tensor_file import DTYPE_NAMES, Fingerprint, TensorInfo
+
+
+@dataclass(frozen=True)
+class PickleFile:
+    """A .pt, .pth, .ckpt or .bin file. Unlike safetensors it can only be read as a whole."""
+
+    fingerprint: Fingerprint
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], cache: TensorCache) -> PickleFile:
+        """Raises FileFormatError for a file that holds anything but plain tensors."""
+        fingerprint = Fingerprint.of(path)
+        loaded = cache.fetch(fingerprint, lambda: _load(fingerprint.path))
+        return cls(
+            fingerprint,
+            {
+                name: TensorInfo(DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+                for name, tensor in loaded.items()
+            },
+        )
+
+    def read(
+        self, names: Collection[str], cache: TensorCache, *, keep: bool = True
+    ) -> Mapping[str, Tensor]:
+        """The named tensors. The whole file stays in the cache, since a part cannot be read alone."""
+        if Fingerprint.of(self.fingerprint.path) != self.fingerprint:
+            raise FileFormatError(
+                "the file changed after it was opened",
+                file=self.fingerprint.path,
+                hint="Run again to read the new file",
+            )
+        loaded = cache.fetch(self.fingerprint, lambda: _load(self.fingerprint.path))
+        return {name: loaded[name] for name in names}
+
+
+def _load(path: str) -> dict[str, Tensor]:
+    try:
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise FileFormatError(
+            "not a pickle of plain tensors",
+            file=path,
+            got=str(error).strip().splitlines()[0] if str(error) else type(error).__name__,
+            expected="a file that torch.load(weights_only=True) accepts",
+            hint="It is damaged, or it would run code when loaded: ask for a .safetensors file",
+        ) from error
+    inner = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(inner, dict):
+        raise FileFormatError(
+            "the file holds no table of tensors", file=path, got=type(inner).__name__, expected="dict"
+        )
+    table = cast("dict[Any, Any]", inner)
+    for name, value in table.items():
+        if not isinstance(value, Tensor):
+            raise FileFormatError(
+                "an entry is not a tensor",
+                file=path,
+                key=str(name),
+                got=type(value).__name__,
+                expected="a tensor",
+            )
+    return {str(name): value.detach() for name, value in table.items()}

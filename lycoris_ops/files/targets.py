@@ -1,0 +1,169 @@
+"""The layers of a model or checkpoint, findable under every name that adapter files give them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..algebra import Shape
+from .architectures import ARCHITECTURES
+from .dialects import Part, split_prefix
+
+WEIGHT = ".weight"
+
+UNET_WRAPPERS = ("model.diffusion_model.", "diffusion_model.")
+ENCODER_WRAPPERS = {
+    "cond_stage_model.transformer.": "clip_l",
+    "conditioner.embedders.0.transformer.": "clip_l",
+}
+"""Wrappers of checkpoint files (CompVis and Stability AI layouts) to the host's encoder names."""
+HOST_ENCODER = re.compile(r"(?:text_encoders\.)?(\w+)\.transformer\.(.+)$")
+BARE_ENCODER = re.compile(r"(text_model\.|encoder\.block\.|model\.layers\.\d+\.self_attn\.)")
+"""Keys that only a text encoder's own file has (CLIP, T5, language models)."""
+ENCODER_ORDER = {1: ("clip_l", "clip_h"), 2: ("clip_g", "t5xxl"), 3: ("t5xxl",)}
+"""The n-th text encoder of an adapter file, by the host's names; the first that is present counts."""
+
+BLOCKS = {"input_blocks": "in", "middle_block": "mid", "output_blocks": "out"}
+NUMBERED = re.compile(r"(?:^|\.)([a-z_]*?)_?(?:blocks?|layers|resblocks)\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One weight that an adapter layer can be added to."""
+
+    key: str
+    """Its name in the target's own list of keys."""
+    path: str
+    """Its path in the part it belongs to, without wrapper and without `.weight`."""
+    part: Part | None
+    """None where a file's keys do not say which part of a model they are."""
+    encoder: str | None = None
+    """The host's name of the text encoder."""
+
+    @property
+    def name(self) -> str:
+        """The host's name of the layer, the same for a loaded model and for a checkpoint file."""
+        if self.part == "unet":
+            return f"diffusion_model.{self.path}"
+        return f"{self.encoder}.transformer.{self.path}" if self.encoder else self.path
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a block rule can match: the layer's name, and its blocks from broad to narrow.
+
+        `in`, `in.4`, `mid`, `out.7` in a UNet; `double.3`, `blocks.3` or `layers.3` in a
+        transformer; `te`, `te.5` and `clip_l`, `clip_l.5` in a text encoder.
+        """
+        blocks = _blocks(self.path)
+        if self.part != "te":
+            return (self.name, *blocks)
+        numbers = [block.rpartition(".")[2] for block in blocks if "." in block]
+        roots = ("te", self.encoder) if self.encoder else ("te",)
+        return (self.name, *roots, *(f"{root}.{number}" for root in roots for number in numbers))
+
+
+class Targets:
+    """The weights of one target, by every name an adapter can have for them."""
+
+    def __init__(self, shapes: Mapping[str, Shape]) -> None:
+        self.shapes = shapes
+        bare: Part | None = "te" if any(BARE_ENCODER.match(key) for key in shapes) else None
+        self.all = tuple(_target(key, bare) for key in shapes if key.endswith(WEIGHT))
+        self._index: dict[str, list[Target]] = {}
+        for target, path in self._named():
+            known = self._index.setdefault(_normal(path), [])
+            if target not in known:
+                known.append(target)
+
+    def _named(self) -> Iterator[tuple[Target, str]]:
+        unet = {target.path: target for target in self.all if target.part != "te"}
+        for target in self.all:
+            yield target, target.path
+            if target.encoder:
+                yield target, f"{target.encoder}.transformer.{target.path}"
+        for aliases in ARCHITECTURES:
+            for path, alias in aliases(unet).items():
+                yield unet[path], alias
+
+    @cached_property
+    def parts(self) -> frozenset[Part | None]:
+        """The parts of a model that this target has."""
+        return frozenset(target.part for target in self.all)
+
+    @cached_property
+    def encoders(self) -> frozenset[str]:
+        return frozenset(target.encoder for target in self.all if target.encoder)
+
+    def has_part(self, layer: str) -> bool:
+        """Whether the part of a model that a layer names is here, as far as its name says it."""
+        part = split_prefix(layer)[1].part
+        # Keys that do not say what they are belong to a diffusion model's own file.
+        return part is None or part in self.parts or (part == "unet" and None in self.parts)
+
+    def find(self, layer: str) -> tuple[Target, ...]:
+        """The weights that a layer's name in an adapter file means: one, none, or rivals."""
+        _, prefix, path = split_prefix(layer)
+        candidates = self._index.get(_normal(path), [])
+        if prefix.part is not None:
+            candidates = [target for target in candidates if target.part in (prefix.part, None)]
+        if prefix.encoder is not None:
+            wanted = self._encoder(prefix.encoder)
+            candidates = [target for target in candidates if target.encoder in (wanted, None)]
+        return tuple(candidates)
+
+    def nearest(self, layer: str) -> str | None:
+        """The most similar layer name here, to help with a name that was not found."""
+        _, prefix, path = split_prefix(layer)
+        names = [
+            name
+            for name, targets in self._index.items()
+            if prefix.part is None or any(target.part in (prefix.part, None) for target in targets)
+        ]
+        close = difflib.get_close_matches(_normal(path), names, n=1, cutoff=0.6)
+        return self._index[close[0]][0].name if close else None
+
+    def _encoder(self, number: int) -> str | None:
+        present = [name for name in ENCODER_ORDER.get(number, ()) if name in self.encoders]
+        if present:
+            return present[0]
+        return next(iter(self.encoders)) if number == 1 and len(self.encoders) == 1 else None
+
+
+def _target(key: str, bare: Part | None) -> Target:
+    path = key.removesuffix(WEIGHT)
+    for wrapper in UNET_WRAPPERS:
+        if path.startswith(wrapper):
+            return Target(key, path.removeprefix(wrapper), "unet")
+    for wrapper, encoder in ENCODER_WRAPPERS.items():
+        if path.startswith(wrapper):
+            return Target(key, path.removeprefix(wrapper), "te", encoder)
+    if match := HOST_ENCODER.match(path):
+        return Target(key, match[2], "te", match[1])
+    return Target(key, path, bare)
+
+
+def _normal(path: str) -> str:
+    """Dots and underscores are one: kohya's dialect writes the second for the first."""
+    return path.replace(".", "_")
+
+
+def _blocks(path: str) -> tuple[str, ...]:
+    first, _, rest = path.partition(".")
+    if first in BLOCKS:
+        number = rest.partition(".")[0]
+        block = BLOCKS[first]
+        return (block,) if block == "mid" else (block, f"{block}.{number}")
+    if match := NUMBERED.search(f"{path}."):
+        block = match[1] or match[0].strip(".").partition(".")[0]
+        return (block, f"{block}.{match[2]}")
+    return (first,)
+
+
+def shapes_of(keys: Collection[str] | Mapping[str, Shape]) -> dict[str, Shape]:
+    """Keys with shapes as they are; names alone get an empty shape, which fits every layer."""
+    if isinstance(keys, Mapping):
+        return {name: tuple(shape) for name, shape in keys.items()}
+    return {name: () for name in keys}

@@ -1,0 +1,92 @@
+"""What a file of named tensors offers, whichever container it is in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..algebra import Shape
+from ..errors import FileFormatError
+from .cache import TensorCache
+
+SAFETENSORS = (".safetensors", ".sft")
+PICKLES = (".pt", ".pth", ".ckpt", ".bin")
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What identifies a file's content without reading it."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> Fingerprint:
+        """Raises FileFormatError where there is no such file."""
+        real = Path(path).resolve()
+        if not real.is_file():
+            raise FileFormatError(
+                "there is no such file" if not real.exists() else "this is not a file",
+                file=str(path),
+                hint="Check the name, or refresh the list of files",
+            )
+        stat = real.stat()
+        return cls(path=str(real), size=stat.st_size, mtime_ns=stat.st_mtime_ns)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor as the header describes it; `start` and `end` are byte offsets in the data section."""
+
+    dtype: str
+    shape: Shape
+    start: int = 0
+    end: int = 0
+
+
+class TensorFile(Protocol):
+    """A file of named tensors, whose header is known and whose tensors are read on demand."""
+
+    @property
+    def fingerprint(self) -> Fingerprint: ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
+
+    def read(
+        self, names: Collection[str], cache: TensorCache, *, keep: bool = True
+    ) -> Mapping[str, Tensor]:
+        """The named tensors, in memory of their own: no mapping of the file stays open.
+
+        They come from the cache where it holds them, and go into it unless `keep` is False.
+        """
+        ...
+
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""The safetensors dtype names that this library reads into tensors."""
+
+DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}

@@ -1,0 +1,92 @@
+"""The load report in words: what was applied, what was not, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from .resolve import PART_NAMES, EntryResolution, Resolution
+
+LISTED = 8
+"""Lines of one kind that are written out; the rest is counted, so that the text stays readable."""
+
+
+def describe(resolution: Resolution) -> str:
+    """The report of a stack on one target, an adapter a paragraph."""
+    if not resolution.entries:
+        return "The stack is empty: nothing was changed."
+    return "\n\n".join(_describe_entry(entry) for entry in resolution.entries)
+
+
+def _describe_entry(resolution: EntryResolution) -> str:
+    entry, adapter = resolution.entry, resolution.entry.adapter
+    lines = [adapter.name, f"  dialect {adapter.dialect}; {_kinds(resolution)}"]
+    strengths = f"  strength {entry.strength:g}"
+    if entry.strength_clip is not None:
+        strengths += f", text encoder {entry.strength_clip:g}"
+    lines.append(strengths + (f"; rules: {entry.rules}" if entry.rules else ""))
+    if entry.off:
+        return "\n".join([*lines, "  off: both strengths are 0, nothing was applied"])
+    applied = [match for match in resolution.matches if match.strength != 0.0]
+    silenced = len(resolution.matches) - len(applied)
+    lines.append(f"  applied {len(applied)} of {resolution.layers} layers")
+    if silenced:
+        lines.append(f"  {silenced} matched at strength 0")
+    if not adapter.peft and adapter.dialect == "peft":
+        lines.append("  no adapter_config.json beside the file: every layer at scale 1")
+    for part, names in resolution.absent.items():
+        why = f"the {PART_NAMES[part]}: {resolution.absent_because}"
+        lines.append(f"  {len(names)} layers left out, they belong to {why}")
+    lines += _listed(
+        "layers whose shape does not fit",
+        [
+            f"{bad.layer}: {list(bad.found)} on {bad.target.name} {list(bad.expected)}"
+            for bad in resolution.mismatches
+        ],
+    )
+    lines += _listed(
+        "layers meet nothing",
+        [
+            f"{left.layer}: {left.reason}" + (f"; nearest: {left.nearest}" if left.nearest else "")
+            for left in resolution.unmatched
+        ],
+    )
+    stray = [key for key in adapter.unused_keys if not _of_unreadable(key, adapter.unreadable)]
+    lines += _listed("keys of the file are of no known kind", sorted(stray))
+    lines += _listed("rules match none of its layers", [str(rule) for rule in resolution.idle_rules])
+    return "\n".join(lines)
+
+
+def _kinds(resolution: EntryResolution) -> str:
+    adapter = resolution.entry.adapter
+    alphas = adapter.alphas()
+    counts = Counter(info.algorithm.algorithm for info in adapter.info.values())
+    parts: list[str] = []
+    for kind, count in counts.most_common():
+        infos = [info for info in adapter.info.values() if info.algorithm.algorithm == kind]
+        ranks = _spread("full" if info.rank is None else str(info.rank) for info in infos)
+        found = (alphas[info.name] for info in infos)
+        values = _spread("none" if alpha is None else f"{alpha:g}" for alpha in found)
+        parts.append(f"{count} {kind} (rank {ranks}; alpha {values})")
+    return ", ".join(parts) if parts else "no layer that can be read"
+
+
+def _spread(values: Iterable[str]) -> str:
+    counts = Counter(values).most_common()
+    if len(counts) == 1:
+        return counts[0][0]
+    shown = ", ".join(f"{value} x{count}" for value, count in counts[:3])
+    return f"{shown} and {len(counts) - 3} others" if len(counts) > 3 else shown
+
+
+def _listed(what: str, items: Sequence[str]) -> list[str]:
+    if not items:
+        return []
+    lines = [f"  {len(items)} {what}:", *(f"    {item}" for item in items[:LISTED])]
+    if len(items) > LISTED:
+        lines.append(f"    and {len(items) - LISTED} more")
+    return lines
+
+
+def _of_unreadable(key: str, unreadable: Iterable[str]) -> bool:
+    return any(key.startswith(f"{name}.") for name in unreadable)

@@ -1,0 +1,228 @@
+"""Which layer of which adapter meets which weight, and what is left over and why."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from .algebra import Shape, fits
+from .errors import MatchError
+from .files.dialects import Part, split_prefix
+from .files.targets import Target, Targets, shapes_of
+from .rules import Rule
+from .stack import Entry, Stack
+
+NAMED_AT_MOST = 10
+"""How many unmatched layers get a nearest name: each costs a search, and nobody reads more."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """A layer that meets a weight, with the strength it is applied at, rules included."""
+
+    layer: str
+    target: Target
+    strength: float
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """A layer whose name is found and whose shape does not fit."""
+
+    layer: str
+    target: Target
+    found: Shape
+    expected: Shape
+    strength: float
+
+
+@dataclass(frozen=True)
+class Unmatched:
+    """A layer that meets nothing."""
+
+    layer: str
+    reason: str
+    nearest: str | None = None
+
+
+@dataclass(frozen=True)
+class EntryResolution:
+    """What became of each layer of one adapter."""
+
+    entry: Entry
+    matches: tuple[Match, ...]
+    mismatches: tuple[Mismatch, ...]
+    unmatched: tuple[Unmatched, ...]
+    absent: Mapping[Part, tuple[str, ...]]
+    """Layers of a part of the model that the target does not have at all."""
+    absent_because: str
+    """Why such a part is missing, in words for the report."""
+    idle_rules: tuple[Rule, ...]
+    """Rules that matched none of the adapter's layers."""
+
+    @property
+    def layers(self) -> int:
+        """How many layers the adapter has, readable or not."""
+        return len(self.entry.adapter.info) + len(self.entry.adapter.unreadable)
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """The load report of a stack on one target, as data."""
+
+    entries: tuple[EntryResolution, ...]
+
+    def pairs(self) -> dict[str, list[tuple[Entry, Match]]]:
+        """Target key to the layers that change it, in an order that the stack's order has no part in.
+
+        Layers of strength 0 are left out, so that they cost nothing and change no bit.
+        """
+        found: dict[str, list[tuple[Entry, Match]]] = {}
+        for resolution in self.entries:
+            for match in resolution.matches:
+                if match.strength != 0.0:
+                    found.setdefault(match.target.key, []).append((resolution.entry, match))
+        for pairs in found.values():
+            pairs.sort(key=lambda pair: (pair[0].adapter.path, pair[1].strength))
+        return found
+
+    def check(self, *, strict: bool = False) -> None:
+        """Raise MatchError for what must not pass in silence.
+
+        That is a shape mismatch, an adapter of which nothing matches and, with `strict`, any layer
+        that meets nothing. Layers of a part that the target does not have do not count.
+        """
+        for resolution in self.entries:
+            if not resolution.entry.off:
+                _check_entry(resolution, strict)
+
+
+def resolve(
+    stack: Stack,
+    keys: Collection[str] | Mapping[str, Shape],
+    *,
+    absent_because: str = "it is not part of the target",
+) -> Resolution:
+    """Match every layer of a stack with the weights of a target.
+
+    `keys` are the target's keys, with their shapes where these are to be checked; `absent_because`
+    says why a whole part of the model may be missing. Raises MatchError where a name has two
+    candidates, or two layers of one adapter mean the same weight.
+    """
+    targets = Targets(shapes_of(keys))
+    return Resolution(tuple(_resolve_entry(entry, targets, absent_because) for entry in stack))
+
+
+def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> EntryResolution:
+    matches: dict[str, Match] = {}
+    mismatches: list[Mismatch] = []
+    unmatched = [Unmatched(name, reason) for name, reason in entry.adapter.unreadable.items()]
+    absent: dict[Part, list[str]] = {}
+    used: set[Rule] = set()
+    rules = entry.rules.all() if entry.rules else ()
+    for name, info in entry.adapter.info.items():
+        candidates = targets.find(name)
+        if not candidates:
+            part = split_prefix(name)[1].part
+            if part is not None and not targets.has_part(name):
+                absent.setdefault(part, []).append(name)
+            else:
+                near = targets.nearest(name) if len(unmatched) < NAMED_AT_MOST else None
+                unmatched.append(Unmatched(name, "no layer of that name", near))
+            continue
+        target = _only(candidates, name, entry)
+        names = target.names
+        used.update(rule for rule in rules if rule.matches(names))
+        strength = entry.strength_of(_part(name, target))
+        strength *= entry.rules.weight(names) if entry.rules else 1.0
+        expected = targets.shapes[target.key]
+        if expected and not fits(info.shape, expected):
+            mismatches.append(Mismatch(name, target, info.shape, expected, strength))
+            continue
+        if target.key in matches:
+            raise MatchError(
+                "two layers of one adapter mean the same weight",
+                file=entry.adapter.path,
+                key=target.key,
+                got=f"{matches[target.key].layer} and {name}",
+                expected="one layer",
+            )
+        matches[target.key] = Match(name, target, strength)
+    return EntryResolution(
+        entry=entry,
+        matches=tuple(matches.values()),
+        mismatches=tuple(mismatches),
+        unmatched=tuple(unmatched),
+        absent={part: tuple(names) for part, names in absent.items()},
+        absent_because=absent_because,
+        idle_rules=tuple(rule for rule in rules if rule not in used),
+    )
+
+
+def _only(candidates: Sequence[Target], name: str, entry: Entry) -> Target:
+    if len(candidates) > 1:
+        raise MatchError(
+            "a layer's name fits more than one weight",
+            file=entry.adapter.path,
+            key=name,
+            got=" and ".join(target.key for target in candidates),
+            expected="one weight",
+            hint="The file does not say which it means, and a guess could be wrong",
+        )
+    return candidates[0]
+
+
+def _part(layer: str, target: Target) -> Part | None:
+    return split_prefix(layer)[1].part or target.part
+
+
+def _check_entry(resolution: EntryResolution, strict: bool) -> None:
+    file = resolution.entry.adapter.path
+    live = [mismatch for mismatch in resolution.mismatches if mismatch.strength != 0.0]
+    if live:
+        first = live[0]
+        more = f" (and {len(live) - 1} more layers)" if len(live) > 1 else ""
+        raise MatchError(
+            f"a layer does not fit its weight {first.target.key}{more}",
+            file=file,
+            key=first.layer,
+            got=str(list(first.found)),
+            expected=str(list(first.expected)),
+            hint="The adapter was made for another model; to leave out a layer that does not fit, "
+            f"give it the block rule `{first.target.name} = 0`",
+        )
+    if not resolution.matches:
+        raise _nothing_matches(resolution)
+    if strict and resolution.unmatched:
+        first = resolution.unmatched[0]
+        raise MatchError(
+            f"{len(resolution.unmatched)} of {resolution.layers} layers meet nothing, and strict is on",
+            file=file,
+            key=first.layer,
+            got=first.reason,
+            expected=f"a layer such as {first.nearest}" if first.nearest else "every layer to match",
+            hint="Turn strict off to apply the rest",
+        )
+
+
+def _nothing_matches(resolution: EntryResolution) -> MatchError:
+    file = resolution.entry.adapter.path
+    if resolution.absent and not resolution.unmatched:
+        parts = " and ".join(PART_NAMES[part] for part in resolution.absent)
+        return MatchError(
+            f"all layers of the adapter belong to the {parts}, and {resolution.absent_because}",
+            file=file,
+            hint="Provide it, or take the adapter out of the stack",
+        )
+    first = resolution.unmatched[0] if resolution.unmatched else None
+    return MatchError(
+        "nothing in the adapter matches the model",
+        file=file,
+        key=first.layer if first else None,
+        got=f"{resolution.layers} layers, none of them known here",
+        expected=f"names such as {first.nearest}" if first and first.nearest else "a matching layer",
+        hint="It was made for another kind of model",
+    )
+
+
+PART_NAMES: dict[Part, str] = {"unet": "diffusion model", "te": "text encoder"}

@@ -1,0 +1,337 @@
+"""Reading files: lazily, once, and never a damaged one in silence."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from layers import factors
+from safetensors.torch import save_file
+
+import lycoris_ops as lyc
+from lycoris_ops.files.safetensors_file import SafetensorsFile, encode_header
+from lycoris_ops.files.tensor_file import TensorInfo
+
+LAYER = "lora_unet_mid_block_attentions_0_proj_in"
+
+
+def named(tensors: dict[str, torch.Tensor], layer: str = LAYER) -> dict[str, torch.Tensor]:
+    return {f"{layer}.{key}": tensor for key, tensor in tensors.items()}
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor] | None = None) -> Path:
+    save_file(named(factors("lora", "linear")) if tensors is None else tensors, path)
+    return path
+
+
+OPENED: list[str] = []
+
+
+def _audit(event: str, args: tuple[Any, ...]) -> None:
+    if event == "open" and isinstance(args[0], str):
+        OPENED.append(args[0])
+
+
+sys.addaudithook(_audit)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Callable[[], int]]:
+    """Counts how often a file is opened inside the block."""
+    start = len(OPENED)
+    yield lambda: OPENED[start:].count(str(path.resolve()))
+
+
+def header_of(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+
+
+def rewrite(path: Path, header: dict[str, Any] | bytes) -> None:
+    data = path.read_bytes()
+    body = data[8 + int.from_bytes(data[:8], "little") :]
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool], ids=str
+)
+def test_tensors_are_read_bit_by_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = {
+        "a": torch.randn(3, 5).mul(9).to(dtype),
+        "scalar": torch.tensor(3).to(dtype),
+        "empty": torch.zeros(0, 4).to(dtype),
+    }
+    path = write(tmp_path / "x.safetensors", tensors)
+    file = SafetensorsFile.open(path)
+    read = file.read(list(tensors), lyc.TensorCache(1 << 20))
+    for name, tensor in tensors.items():
+        assert read[name].dtype == dtype
+        assert torch.equal(read[name], tensor)
+
+
+def test_the_written_header_is_the_formats(tmp_path: Path) -> None:
+    data = torch.arange(6, dtype=torch.float32)
+    header = encode_header({"x": TensorInfo("F32", (2, 3), 0, 24)}, {"äöü": "✓"})
+    (tmp_path / "x.safetensors").write_bytes(header + data.numpy().tobytes())
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        assert torch.equal(file.get_tensor("x"), data.view(2, 3))
+        assert file.metadata() == {"äöü": "✓"}
+    assert len(header) % 8 == 0
+
+
+def test_opening_reads_no_tensor_and_using_reads_each_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors")
+    cache = lyc.TensorCache(1 << 20)
+    with opened(path) as count:
+        adapter = lyc.load_adapter(path, cache=cache)
+        assert len(adapter.layers) == 1 and count() == 1 and cache.nbytes == 0
+        first = adapter.layers[LAYER]
+        assert count() == 2
+        again = lyc.load_adapter(path, cache=cache)
+        assert again is adapter
+        assert again.layers[LAYER].dump().keys() == first.dump().keys()
+        assert count() == 2
+
+
+def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors")
+    old = lyc.load_adapter(path)
+    before = old.layers[LAYER]
+    write(path, named(factors("lora", "linear", alpha=1.0)))
+    os.utime(path, ns=(1, 1))
+    assert lyc.load_adapter(path).layers[LAYER].alpha == 1.0
+    assert before.alpha == 2.0
+    fresh = lyc.TensorCache(0)
+    stale = lyc.load_adapter(path, cache=fresh)
+    os.utime(path, ns=(2, 2))
+    with pytest.raises(lyc.FileFormatError, match="changed"):
+        stale.layers[LAYER]
+
+
+def test_the_cache_stays_within_its_bound() -> None:
+    cache = lyc.TensorCache(100)
+    reads: list[int] = []
+
+    def read(number: int) -> Callable[[], dict[str, torch.Tensor]]:
+        def reader() -> dict[str, torch.Tensor]:
+            reads.append(number)
+            return {"x": torch.zeros(40, dtype=torch.uint8)}
+
+        return reader
+
+    for number in (0, 1, 0, 2, 0, 1):
+        cache.fetch(number, read(number))
+        assert cache.nbytes <= 100
+    assert reads == [0, 1, 2, 1]
+    cache.fetch(3, lambda: {"x": torch.zeros(101, dtype=torch.uint8)})
+    cache.fetch(4, read(4), keep=False)
+    assert cache.nbytes == 80
+    cache.clear()
+    assert cache.nbytes == 0
+
+
+def test_no_file_stays_open_or_mapped(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors")
+    adapter = lyc.load_adapter(path)
+    adapter.layers[LAYER].delta(torch.zeros(12, 18))
+    held = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_open(fd)]
+    assert str(path) not in held
+    assert str(path) not in Path("/proc/self/maps").read_text()
+
+
+def _is_open(fd: str) -> bool:
+    return os.path.lexists(f"/proc/self/fd/{fd}")
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(lyc.FileFormatError, match=r"nowhere\.safetensors: there is no such file"):
+        lyc.load_adapter(tmp_path / "nowhere.safetensors")
+    with pytest.raises(lyc.FileFormatError, match="not a file"):
+        lyc.load_adapter(tmp_path)
+
+
+def _truncate_data(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def _truncate_header(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def _append(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0" * 3)
+
+
+def _edit(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        header = header_of(path)
+        change(header)
+        rewrite(path, header)
+
+    return damage
+
+
+def _entry(header: dict[str, Any]) -> dict[str, Any]:
+    return header[f"{LAYER}.lora_down.weight"]
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "empty": (lambda path: path.write_bytes(b""), "too short"),
+    "garbage": (lambda path: path.write_bytes(os.urandom(5) + b"\xff" * 300), "header"),
+    "text": (lambda path: path.write_text("<html>not found</html>" * 9), "header"),
+    "truncated-data": (_truncate_data, "size disagree"),
+    "truncated-header": (_truncate_header, "does not fit"),
+    "appended": (_append, "size disagree"),
+    "not-json": (lambda path: rewrite(path, b"{" * 200), "not valid JSON"),
+    "deep-json": (lambda path: rewrite(path, b"[" * 99999), "not valid JSON"),
+    "a-list": (lambda path: rewrite(path, b"[]"), "not a table"),
+    "twice": (lambda path: rewrite(path, b'{"a":{},"a":{}}'), "twice"),
+    "huge-header": (lambda path: path.write_bytes(b"\xff" * 7 + b"\x7f" + b"x" * 50), "does not fit"),
+    "no-offsets": (_edit(lambda header: _entry(header).pop("data_offsets")), "lacks"),
+    "an-entry-is-a-number": (_edit(lambda header: header.update(x=7)), "lacks"),
+    "metadata-is-a-number": (_edit(lambda header: header.update(__metadata__=7)), "not a table"),
+    "wrong-shape": (_edit(lambda header: _entry(header).update(shape=[3, 19])), "do not match"),
+    "negative-shape": (_edit(lambda header: _entry(header).update(shape=[-3, -18])), "right types"),
+    "bool-shape": (_edit(lambda header: _entry(header).update(shape=[True, 18])), "right types"),
+    "wrong-dtype": (_edit(lambda header: _entry(header).update(dtype="F32X")), "unknown dtype"),
+    "far-offsets": (
+        _edit(lambda header: _entry(header).update(data_offsets=[10**9, 10**9 + 216])),
+        "overlap or leave gaps",
+    ),
+    "overlap": (_edit(lambda header: _entry(header).update(data_offsets=[0, 216])), "overlap or leave"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_named_with_its_fault(tmp_path: Path, damage: str) -> None:
+    path = write(tmp_path / "broken.safetensors")
+    spoil, message = DAMAGE[damage]
+    spoil(path)
+    with pytest.raises(lyc.FileFormatError, match=message) as caught:
+        lyc.load_adapter(path)
+    assert "broken.safetensors" in str(caught.value)
+    assert "again" in str(caught.value)
+
+
+def test_a_checkpoint_is_no_adapter(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors", {"model.diffusion_model.out.2.weight": torch.zeros(2, 2)})
+    with pytest.raises(lyc.FileFormatError, match=r"no adapter layer.*out\.2\.weight"):
+        lyc.load_adapter(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_a_factor_that_is_not_finite_is_named(
+    tmp_path: Path, value: float, dtype: torch.dtype
+) -> None:
+    tensors = named({key: tensor.to(dtype) for key, tensor in factors("lora", "linear").items()})
+    tensors[f"{LAYER}.lora_up.weight"][1, 2] = value
+    path = write(tmp_path / "x.safetensors", tensors)
+    with pytest.raises(lyc.LayerError, match=r"x\.safetensors.*lora_up\.weight.*NaN.*1 of 36"):
+        lyc.load_adapter(path).layers[LAYER]
+
+
+def test_large_finite_factors_are_fine(tmp_path: Path) -> None:
+    tensors = named({key: tensor * 0 + 3e38 for key, tensor in factors("lora", "linear").items()})
+    tensors[f"{LAYER}.alpha"] = torch.tensor(1.0)
+    path = write(tmp_path / "x.safetensors", tensors)
+    assert lyc.load_adapter(path).layers[LAYER].rank == 3
+
+
+def test_an_unknown_layer_is_kept_for_the_report(tmp_path: Path) -> None:
+    tensors = {
+        **named(factors("lora", "linear")),
+        **named({**factors("lora", "linear"), "dora_scale": torch.ones(12, 1)}, "lora_unet_conv_in"),
+        "something.else": torch.zeros(1),
+    }
+    adapter = lyc.load_adapter(write(tmp_path / "x.safetensors", tensors))
+    assert set(adapter.layers) == {LAYER}
+    assert "dora_scale" in adapter.unreadable["lora_unet_conv_in"]
+    used = {key for info in adapter.info.values() for key in info.keys.values()}
+    assert used | set(adapter.unused_keys) == set(tensors)
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "state_dict"])
+def test_a_pickle_of_plain_tensors_is_read(tmp_path: Path, wrapped: bool) -> None:
+    tensors = named(factors("loha", "linear"))
+    path = tmp_path / "x.pt"
+    torch.save({"state_dict": tensors} if wrapped else tensors, path)
+    layer = lyc.load_adapter(path).layers[LAYER]
+    assert torch.equal(layer.dump()["hada_w1_a"], tensors[f"{LAYER}.hada_w1_a"])
+
+
+class Payload:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (os.environ["LYCORIS_PAYLOAD"],)
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.ckpt", "x.bin"])
+def test_a_pickle_that_would_run_code_is_refused(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LYCORIS_PAYLOAD", str(tmp_path / "ran"))
+    torch.save({"a": Payload()}, tmp_path / name)
+    with pytest.raises(lyc.FileFormatError, match=f"{name}.*plain tensors"):
+        lyc.load_adapter(tmp_path / name)
+    (tmp_path / name).write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(lyc.FileFormatError, match=name):
+        lyc.load_adapter(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [[1], {"a": "text"}, {"a": {"b": 1}}], ids=str)
+def test_a_pickle_of_something_else_is_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(lyc.FileFormatError):
+        lyc.load_adapter(tmp_path / "x.pt")
+
+
+PEFT = "base_model.model.mid_block.attentions.0.proj_in"
+
+
+@pytest.mark.parametrize(
+    ("config", "scale"),
+    [
+        ({"r": 3, "lora_alpha": 6}, 2.0),
+        ({"r": 3, "lora_alpha": 6, "use_rslora": True}, 6 / 3**0.5),
+        ({"r": 8, "lora_alpha": 6, "alpha_pattern": {"proj_in": 1.5}}, 0.5),
+        ({"r": 8, "lora_alpha": 6, "alpha_pattern": {"roj_in": 1.5}}, 2.0),
+        ({"r": 8, "lora_alpha": 6, "alpha_pattern": {r"mid.*\.proj_in": 3}}, 1.0),
+        (None, 1.0),
+    ],
+)
+def test_peft_keeps_alpha_beside_the_file(
+    tmp_path: Path, config: dict[str, Any] | None, scale: float
+) -> None:
+    lora = factors("lora", "linear", alpha=None)
+    tensors = {
+        f"{PEFT}.lora_A.weight": lora["lora_down.weight"],
+        f"{PEFT}.lora_B.weight": lora["lora_up.weight"],
+    }
+    path = write(tmp_path / "adapter_model.safetensors", tensors)
+    if config is not None:
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    adapter = lyc.load_adapter(path)
+    assert adapter.dialect == "peft"
+    delta = adapter.layers[PEFT].delta(torch.zeros(12, 18, dtype=torch.float64))
+    product = lora["lora_up.weight"].double() @ lora["lora_down.weight"].double()
+    torch.testing.assert_close(delta, product * scale)
+
+
+def test_a_damaged_peft_config_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors", {f"{PEFT}.lora_A.weight": torch.zeros(3, 18)})
+    (tmp_path / "adapter_config.json").write_text('{"r": 4}')
+    with pytest.raises(lyc.FileFormatError, match=r"adapter_config\.json.*lora_alpha"):
+        lyc.load_adapter(path)
