@@ -1,0 +1,276 @@
+"""Merging into a file: exact, streamed, and never half-written."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from layers import CASES, WEIGHTS, factors
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import lycoris_ops as lyc
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+BLOCK = "model.diffusion_model.blocks"
+
+
+def write(path: Path, dtype: torch.dtype) -> tuple[Path, lyc.Stack]:
+    """A base with a weight for every case and tensors that nothing touches, and a stack on it."""
+    base: dict[str, Tensor] = {"first_stage_model.conv.weight": torch.randn(3, 3).to(dtype)}
+    adapter: dict[str, Tensor] = {}
+    for number, (kind, weight) in enumerate(CASES):
+        base[f"{BLOCK}.{number}.x.weight"] = torch.randn(WEIGHTS[weight]).to(dtype)
+        base[f"{BLOCK}.{number}.x.bias"] = torch.randn(5).to(dtype)
+        for key, tensor in factors(kind, weight).items():
+            adapter[f"lora_unet_blocks_{number}_x.{key}"] = tensor
+    base |= {"ids": torch.arange(7), "empty": torch.zeros(0, 3), "fp8": torch.zeros(4).to(torch.float8_e4m3fn)}
+    save_file(base, path / "base.safetensors", metadata={"modelspec.title": "base", "ü": "ß"})
+    save_file(adapter, path / "adapter.safetensors")
+    entry = lyc.Entry(lyc.load_adapter(path / "adapter.safetensors"), -0.6)
+    return path / "base.safetensors", lyc.Stack([entry])
+
+
+def exact(base: dict[str, Tensor], stack: lyc.Stack) -> dict[str, Tensor]:
+    (entry,) = stack
+    wanted: dict[str, Tensor] = {}
+    for name, layer in entry.adapter.layers.items():
+        key = f"{BLOCK}.{name.split('_')[3]}.x.weight"
+        weight = base[key].double()
+        wanted[key] = weight + entry.strength * layer.delta(weight)
+    return wanted
+
+
+@pytest.mark.parametrize("source", DTYPES, ids=str)
+@pytest.mark.parametrize("written", [None, *DTYPES], ids=str)
+def test_merged_weights_are_one_rounding_from_the_exact_sum(
+    tmp_path: Path, source: torch.dtype, written: torch.dtype | None
+) -> None:
+    path, stack = write(tmp_path, source)
+    result = lyc.merge_checkpoint(path, stack, tmp_path / "out.safetensors", written)
+    base, out = load_file(path), load_file(tmp_path / "out.safetensors")
+    wanted = exact(base, stack)
+    assert list(out) == list(base) and result.merged == len(wanted) == len(CASES)
+    for key, tensor in out.items():
+        floating = base[key].is_floating_point() and base[key].itemsize > 1
+        assert tensor.dtype == (written if written and floating else base[key].dtype)
+        if key in wanted:
+            error = (tensor.double() - wanted[key]).abs()
+            accumulation = 8 * torch.finfo(torch.float32).eps * wanted[key].abs().max()
+            half_ulp = torch.finfo(tensor.dtype).eps / 2 * wanted[key].abs()
+            assert (error <= half_ulp + accumulation + 1e-7).all()
+            assert not torch.equal(tensor.to(source), base[key])
+        elif written is None:
+            assert torch.equal(tensor.view(torch.uint8), base[key].view(torch.uint8))
+        else:
+            assert torch.equal(tensor.float(), base[key].to(tensor.dtype).float())
+
+
+def test_metadata_is_kept_and_the_recipe_recorded(tmp_path: Path) -> None:
+    path, stack = write(tmp_path, torch.float16)
+    out = tmp_path / "out.safetensors"
+    ruled = stack.with_rules(lyc.Rules.parse("blocks.3 = 0.5"))
+    lyc.merge_checkpoint(path, ruled, out, metadata={"prompt": "{}"})
+    with safe_open(out, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["modelspec.title"] == "base" and metadata["ü"] == "ß" and metadata["prompt"] == "{}"
+    recipe = json.loads(metadata["lycoris_recipe"])
+    assert recipe == {
+        "base": "base.safetensors",
+        "adapters": [
+            {
+                "file": "adapter.safetensors",
+                "strength": -0.6,
+                "strength_clip": -0.6,
+                "rules": "blocks.3 = 0.5",
+            }
+        ],
+    }
+
+
+def test_an_empty_stack_copies_every_byte(tmp_path: Path) -> None:
+    path, _ = write(tmp_path, torch.float16)
+    out = tmp_path / "out.safetensors"
+    result = lyc.merge_checkpoint(path, lyc.Stack(), out)
+    base, copy = load_file(path), load_file(out)
+    assert result.merged == 0 and list(copy) == list(base)
+    assert all(torch.equal(copy[k].view(torch.uint8), base[k].view(torch.uint8)) for k in base)
+
+
+def test_the_base_itself_can_be_replaced(tmp_path: Path) -> None:
+    path, stack = write(tmp_path, torch.float32)
+    wanted = exact(load_file(path), stack)
+    lyc.merge_checkpoint(path, stack, path)
+    merged = load_file(path)
+    for key, tensor in wanted.items():
+        torch.testing.assert_close(merged[key].double(), tensor, rtol=0, atol=1e-5)
+
+
+def test_progress_reaches_the_end(tmp_path: Path) -> None:
+    path, stack = write(tmp_path, torch.float16)
+    seen: list[tuple[int, int]] = []
+    out = tmp_path / "out.safetensors"
+    lyc.merge_checkpoint(path, stack, out, progress=lambda done, total: seen.append((done, total)))
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert seen[-1] == (out.stat().st_size, out.stat().st_size)
+
+
+class Interrupt(BaseException):
+    """As the host's own: not an Exception."""
+
+
+def test_an_interrupt_leaves_nothing_and_the_earlier_file(tmp_path: Path) -> None:
+    path, stack = write(tmp_path, torch.float16)
+    out = tmp_path / "out.safetensors"
+    out.write_bytes(b"earlier")
+    before = sorted(tmp_path.iterdir())
+
+    def interrupt(done: int, total: int) -> None:
+        if done > total // 2:
+            raise Interrupt
+
+    with pytest.raises(Interrupt):
+        lyc.merge_checkpoint(path, stack, out, progress=interrupt)
+    assert out.read_bytes() == b"earlier"
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_full_disk_leaves_nothing_and_the_earlier_file(tmp_path: Path) -> None:
+    path, stack = write(tmp_path, torch.float16)
+    out = tmp_path / "out.safetensors"
+    out.write_bytes(b"earlier")
+    before = sorted(tmp_path.iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size // 2, hard))
+    try:
+        with pytest.raises(lyc.WriteError, match=r"out\.safetensors: the disk is full.*untouched"):
+            lyc.merge_checkpoint(path, stack, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert out.read_bytes() == b"earlier"
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_too_little_room_is_known_before_a_byte_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, stack = write(tmp_path, torch.float16)
+
+    class Usage:
+        free = 10
+
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage)
+    with pytest.raises(lyc.WriteError, match="no room.*10 bytes free"):
+        lyc.merge_checkpoint(path, stack, tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
+    path, stack = write(tmp_path, torch.float16)
+    with pytest.raises(lyc.WriteError, match="no such folder"):
+        lyc.merge_checkpoint(path, stack, tmp_path / "nowhere" / "out.safetensors")
+
+
+def test_quantised_weights_and_odd_dtypes_are_refused(tmp_path: Path) -> None:
+    path, stack = write(tmp_path, torch.float8_e4m3fn)
+    with pytest.raises(lyc.FileFormatError, match=r"base\.safetensors.*blocks.*quantised.*F8_E4M3"):
+        lyc.merge_checkpoint(path, stack, tmp_path / "out.safetensors")
+    path, stack = write(tmp_path, torch.float16)
+    with pytest.raises(lyc.LycorisError, match="int8"):
+        lyc.merge_checkpoint(path, stack, tmp_path / "out.safetensors", torch.int8)
+    with pytest.raises(lyc.FileFormatError, match="ckpt"):
+        lyc.merge_checkpoint(tmp_path / "base.ckpt", stack, tmp_path / "out.safetensors")
+
+
+def test_a_stack_that_does_not_fit_writes_nothing(tmp_path: Path) -> None:
+    path, _ = write(tmp_path, torch.float16)
+    save_file({"lora_unet_x.lora_up.weight": torch.zeros(3, 2), "lora_unet_x.lora_down.weight": torch.zeros(2, 3)}, tmp_path / "other.safetensors")
+    stack = lyc.Stack([lyc.Entry(lyc.load_adapter(tmp_path / "other.safetensors"))])
+    with pytest.raises(lyc.MatchError, match="nothing"):
+        lyc.merge_checkpoint(path, stack, tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+MEASURE = textwrap.dedent(
+    """
+    import json, sys, threading, time
+    import torch
+    import lycoris_ops as lyc
+
+    def anonymous():
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) << 10 for line in status if line.startswith("RssAnon"))
+
+    idle = anonymous()
+    peak, done = idle, False
+
+    def watch():
+        global peak
+        while not done:
+            peak = max(peak, anonymous())
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    base, adapter, out = sys.argv[1:]
+    lyc.merge_checkpoint(base, lyc.Stack([lyc.Entry(lyc.load_adapter(adapter), 0.5)]), out)
+    done = True
+    thread.join()
+    print(json.dumps({"idle": idle, "peak": peak}))
+    """
+)
+
+
+def peak_memory(base: Path, adapter: Path, out: Path) -> int:
+    """Bytes of anonymous memory that a merge takes at its peak beyond those of an idle import."""
+    root = Path(__file__).parents[2]
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(base), str(adapter), str(out)],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    figures: dict[str, Any] = json.loads(run.stdout)
+    return figures["peak"] - figures["idle"]
+
+
+def test_memory_stays_small_whatever_the_size_of_the_file(tmp_path: Path) -> None:
+    """A file of 2 GB with every weight changed by an adapter of 100 MB."""
+    side, count, rank = 4096, 64, 48
+    largest = side * side * 2
+    names = [f"blocks.{number}.x.weight" for number in range(count)]
+    from lycoris_ops.files.safetensors_file import encode_header, raw_bytes
+    from lycoris_ops.files.tensor_file import TensorInfo
+
+    infos = {
+        name: TensorInfo("F16", (side, side), n * largest, (n + 1) * largest) for n, name in enumerate(names)
+    }
+    weight = raw_bytes(torch.randn(side, side).half())
+    with (tmp_path / "base.safetensors").open("wb") as file:
+        file.write(encode_header(infos, {}))
+        for _ in names:
+            file.write(weight)
+    up, down = torch.randn(side, rank).half(), torch.randn(rank, side).half()
+    save_file(
+        {f"diffusion_model.blocks.{n}.x.lora_up.weight": up.clone() for n in range(count)}
+        | {f"diffusion_model.blocks.{n}.x.lora_down.weight": down.clone() for n in range(count)},
+        tmp_path / "adapter.safetensors",
+    )
+    out = tmp_path / "out.safetensors"
+    peak = peak_memory(tmp_path / "base.safetensors", tmp_path / "adapter.safetensors", out)
+    assert (tmp_path / "base.safetensors").stat().st_size > 2_000_000_000
+    assert out.stat().st_size > 2_000_000_000
+    print(f"peak {peak / 1e6:.0f} MB, bound {(4 * largest + 100e6) / 1e6:.0f} MB")
+    assert peak < 4 * largest + 100_000_000
+    for path in tmp_path.glob("*.safetensors"):
+        path.unlink()

@@ -1,0 +1,216 @@
+"""Which layer meets which weight, what is left over, and what must not pass in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from layers import factors, lora
+from safetensors.torch import save_file
+
+import lycoris_ops as lyc
+from lycoris_ops.resolve import EntryResolution
+
+HOST = {
+    "diffusion_model.input_blocks.0.0.weight": (8, 4, 3, 3),
+    "diffusion_model.input_blocks.1.0.in_layers.2.weight": (8, 8, 3, 3),
+    "diffusion_model.input_blocks.1.1.proj_in.weight": (8, 8, 1, 1),
+    "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight": (8, 8),
+    "diffusion_model.input_blocks.2.0.op.weight": (8, 8, 3, 3),
+    "diffusion_model.middle_block.0.in_layers.2.weight": (8, 8, 3, 3),
+    "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight": (8, 8),
+    "diffusion_model.input_blocks.1.1.norm.weight": (8,),
+}
+LAYERS = {
+    "lora_unet_conv_in": (8, 4, 3, 3),
+    "lora_unet_down_blocks_0_resnets_0_conv1": (8, 8, 3, 3),
+    "lora_unet_down_blocks_0_attentions_0_proj_in": (8, 8, 1, 1),
+    "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q": (8, 8),
+    "lora_unet_down_blocks_0_downsamplers_0_conv": (8, 8, 3, 3),
+    "lora_unet_mid_block_resnets_0_conv1": (8, 8, 3, 3),
+    "lora_te_text_model_encoder_layers_0_mlp_fc1": (8, 8),
+}
+
+
+def adapter(path: Path, layers: dict[str, tuple[int, ...]], name: str = "x") -> lyc.Adapter:
+    tensors = {
+        f"{layer}.{key}": tensor for layer, shape in layers.items() for key, tensor in lora(shape, 2).items()
+    }
+    save_file(tensors, path / f"{name}.safetensors")
+    return lyc.load_adapter(path / f"{name}.safetensors")
+
+
+def resolved(
+    path: Path, layers: dict[str, tuple[int, ...]], keys: dict[str, tuple[int, ...]], **entry: object
+) -> EntryResolution:
+    stack = lyc.Stack([lyc.Entry(adapter(path, layers), **entry)])  # type: ignore[arg-type]
+    return lyc.resolve(stack, keys).entries[0]
+
+
+def test_every_layer_finds_its_weight(tmp_path: Path) -> None:
+    found = resolved(tmp_path, LAYERS, HOST)
+    wanted = dict(zip(LAYERS, HOST, strict=False))
+    assert {match.layer: match.target.key for match in found.matches} == wanted
+    assert not found.unmatched and not found.mismatches and not found.absent
+
+
+CHECKPOINT = {
+    key.replace("diffusion_model.", "model.diffusion_model.").replace("clip_l.", "cond_stage_model."): shape
+    for key, shape in HOST.items()
+}
+
+
+INNER = "transformer_blocks.0.attn1.to_q"
+SAME_LAYER = {
+    "kohya": f"lora_unet_input_blocks_1_1_{INNER.replace('.', '_')}",
+    "lycoris": f"lycoris_down_blocks_0_attentions_0_{INNER.replace('.', '_')}",
+    "peft": f"base_model.model.down_blocks.0.attentions.0.{INNER}",
+    "diffusers": f"unet.down_blocks.0.attentions.0.{INNER}",
+    "comfy": f"diffusion_model.input_blocks.1.1.{INNER}",
+}
+
+
+@pytest.mark.parametrize("dialect", SAME_LAYER)
+@pytest.mark.parametrize("keys", [HOST, CHECKPOINT], ids=["loaded", "checkpoint"])
+def test_dialects_name_the_same_weight(
+    tmp_path: Path, dialect: str, keys: dict[str, tuple[int, ...]]
+) -> None:
+    found = resolved(tmp_path, {SAME_LAYER[dialect]: (8, 8)}, keys)
+    assert found.entry.adapter.dialect == dialect
+    (match,) = found.matches
+    assert match.target.name == SAME_LAYER["comfy"]
+
+
+def test_the_strength_is_of_the_part_times_the_rules(tmp_path: Path) -> None:
+    rules = lyc.Rules.parse("in.1 = 0.5\nte = 2\nin.77 = 0")
+    found = resolved(tmp_path, LAYERS, HOST, strength=0.8, strength_clip=0.3, rules=rules)
+    strengths = {match.target.name: match.strength for match in found.matches}
+    assert strengths["diffusion_model.input_blocks.0.0"] == 0.8
+    assert strengths["diffusion_model.input_blocks.1.1.proj_in"] == 0.4
+    assert strengths["clip_l.transformer.text_model.encoder.layers.0.mlp.fc1"] == 0.6
+    assert [str(rule) for rule in found.idle_rules] == ["in.77 = 0"]
+
+
+def test_what_meets_nothing_is_named_with_the_nearest(tmp_path: Path) -> None:
+    layers = {**LAYERS, "lora_unet_down_blocks_0_attentions_0_proj_on": (8, 8)}
+    found = resolved(tmp_path, layers, HOST)
+    (left,) = found.unmatched
+    assert left.layer == "lora_unet_down_blocks_0_attentions_0_proj_on"
+    assert left.nearest == "diffusion_model.input_blocks.1.1.proj_in"
+    resolution = lyc.Resolution((found,))
+    resolution.check()
+    with pytest.raises(lyc.MatchError, match=r"1 of 8 layers.*strict"):
+        resolution.check(strict=True)
+    text = lyc.describe(resolution)
+    assert "applied 7 of 8 layers" in text and left.layer in text and left.nearest in text
+
+
+def test_a_text_encoder_that_is_not_there_is_reported_as_just_that(tmp_path: Path) -> None:
+    unet_only = {key: shape for key, shape in HOST.items() if key.startswith("diffusion_model")}
+    stack = lyc.Stack([lyc.Entry(adapter(tmp_path, LAYERS))])
+    resolution = lyc.resolve(stack, unet_only, absent_because="no CLIP is connected")
+    resolution.check(strict=True)
+    assert resolution.entries[0].absent == {"te": ("lora_te_text_model_encoder_layers_0_mlp_fc1",)}
+    text = lyc.describe(resolution)
+    assert "1 layers left out, they belong to the text encoder: no CLIP is connected" in text
+
+
+def test_an_adapter_of_absent_layers_alone_is_an_error(tmp_path: Path) -> None:
+    te_only = {name: shape for name, shape in LAYERS.items() if name.startswith("lora_te_")}
+    unet_only = {key: shape for key, shape in HOST.items() if key.startswith("diffusion_model")}
+    stack = lyc.Stack([lyc.Entry(adapter(tmp_path, te_only))])
+    with pytest.raises(lyc.MatchError, match="text encoder, and no CLIP is connected"):
+        lyc.resolve(stack, unet_only, absent_because="no CLIP is connected").check()
+
+
+def test_an_adapter_of_another_architecture_is_an_error(tmp_path: Path) -> None:
+    layers = {f"lora_unet_double_blocks_{n}_img_attn_proj": (8, 8) for n in range(9)}
+    stack = lyc.Stack([lyc.Entry(adapter(tmp_path, layers, "flux"))])
+    resolution = lyc.resolve(stack, HOST)
+    with pytest.raises(lyc.MatchError, match=r"flux\.safetensors.*nothing in the adapter matches.*9 layers"):
+        resolution.check()
+    off = lyc.Stack([lyc.Entry(stack.entries[0].adapter, strength=0.0, strength_clip=0.0)])
+    lyc.resolve(off, HOST).check(strict=True)
+
+
+def test_one_wrong_shape_is_an_error_that_a_rule_can_silence(tmp_path: Path) -> None:
+    layers = {**LAYERS, "lora_unet_conv_in": (8, 9, 3, 3)}
+    stack = lyc.Stack([lyc.Entry(adapter(tmp_path, layers))])
+    with pytest.raises(lyc.MatchError) as caught:
+        lyc.resolve(stack, HOST).check()
+    message = str(caught.value)
+    for part in ("x.safetensors", "lora_unet_conv_in", "[8, 9, 3, 3]", "[8, 4, 3, 3]"):
+        assert part in message
+    rule = message.split("`")[1]
+    resolution = lyc.resolve(stack.with_rules(lyc.Rules.parse(rule)), HOST)
+    resolution.check(strict=True)
+    assert "[8, 9, 3, 3] on diffusion_model.input_blocks.0.0 [8, 4, 3, 3]" in lyc.describe(resolution)
+    assert len(resolution.pairs()) == 6
+
+
+def test_two_layers_for_one_weight_are_an_error_naming_both(tmp_path: Path) -> None:
+    layers = {"lora_unet_conv_in": (8, 4, 3, 3), "lora_unet_input_blocks_0_0": (8, 4, 3, 3)}
+    with pytest.raises(lyc.MatchError) as caught:
+        resolved(tmp_path, layers, HOST)
+    assert all(name in str(caught.value) for name in layers)
+
+
+def test_a_name_with_two_candidates_is_an_error_naming_both(tmp_path: Path) -> None:
+    keys = {"a.b_c.weight": (8, 8), "a_b.c.weight": (8, 8)}
+    with pytest.raises(lyc.MatchError) as caught:
+        resolved(tmp_path, {"lycoris_a_b_c": (8, 8)}, keys)
+    assert all(key in str(caught.value) for key in keys)
+
+
+def test_names_alone_are_matched_without_shapes(tmp_path: Path) -> None:
+    stack = lyc.Stack([lyc.Entry(adapter(tmp_path, LAYERS))])
+    assert len(lyc.resolve(stack, list(HOST)).pairs()) == len(LAYERS)
+
+
+def test_a_plain_module_is_a_target_like_any_other(tmp_path: Path) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Sequential(torch.nn.Linear(8, 6)))
+    keys = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    found = resolved(tmp_path, {"base_model.model.1.0": (6, 8), "lycoris_0": (8, 8)}, keys)
+    assert {match.target.key for match in found.matches} == {"1.0.weight", "0.weight"}
+
+
+def test_order_and_zero_strengths_leave_no_trace(tmp_path: Path) -> None:
+    one, two = (adapter(tmp_path, LAYERS, name) for name in ("one", "two"))
+    entries = [lyc.Entry(one, 0.5), lyc.Entry(two, -1.0), lyc.Entry(two, 0.0)]
+    forward = lyc.resolve(lyc.Stack(entries), HOST).pairs()
+    backward = lyc.resolve(lyc.Stack(reversed(entries)), HOST).pairs()
+    assert forward == backward
+    assert all(len(pairs) == 2 for pairs in forward.values())
+
+
+def test_the_report_tells_kinds_ranks_alphas_and_stays_short(tmp_path: Path) -> None:
+    tensors = {
+        f"lora_unet_conv_in.{key}": tensor for key, tensor in lora((8, 4, 3, 3), 2).items()
+    } | {f"lora_unet_nowhere_{n}.{key}": t for n in range(500) for key, t in factors("loha", "linear").items()}
+    tensors["odd.key"] = torch.zeros(1)
+    save_file(tensors, tmp_path / "mixed.safetensors")
+    stack = lyc.Stack([lyc.Entry(lyc.load_adapter(tmp_path / "mixed.safetensors"), 0.7)])
+    text = lyc.describe(lyc.resolve(stack, HOST))
+    for part in (
+        "mixed.safetensors",
+        "dialect kohya",
+        "500 loha (rank 3; alpha 2)",
+        "1 lora (rank 2; alpha none)",
+        "strength 0.7",
+        "applied 1 of 501 layers",
+        "500 layers meet nothing",
+        "and 492 more",
+        "odd.key",
+    ):
+        assert part in text
+    assert len(text.splitlines()) < 25
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf")])
+def test_a_strength_must_be_finite(tmp_path: Path, strength: float) -> None:
+    one = adapter(tmp_path, LAYERS)
+    with pytest.raises(lyc.LycorisError, match="finite"):
+        lyc.Entry(one, strength)
+    with pytest.raises(lyc.LycorisError, match="finite"):
+        lyc.Entry(one, 1.0, strength)
