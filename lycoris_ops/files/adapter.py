@@ -22,6 +22,7 @@ from .pickle_file import PickleFile
 from .safetensors_file import SafetensorsFile
 from .tensor_file import PICKLES, SAFETENSORS, Fingerprint, TensorFile
 
+GENERIC_NAMES = ("adapter_model", "pytorch_lora_weights")
 HEADERS = 64
 """How many files' headers are remembered, about 1 MB each for a large adapter."""
 
@@ -57,7 +58,9 @@ class Adapter:
 
     @property
     def name(self) -> str:
-        return Path(self.path).name
+        """The file's name, with its folder where the tool that wrote it names all files alike."""
+        path = Path(self.path)
+        return f"{path.parent.name}/{path.name}" if path.stem in GENERIC_NAMES else path.name
 
     @property
     def metadata(self) -> Mapping[str, str]:

@@ -1,0 +1,66 @@
+"""Load LoRA / LyCORIS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..lycoris_ops import PICKLES, SAFETENSORS, Entry, Fingerprint, LycorisError, Stack, load_adapter
+from .host import file_names, file_path, io
+from .wires import CATEGORY, stack_input, stack_output
+
+FOLDER = "loras"
+
+
+def strength_input(name: str, tooltip: str) -> Any:
+    return io.Float.Input(name, default=1.0, min=-100.0, max=100.0, step=0.01, tooltip=tooltip)
+
+
+class LycorisLoadAdapter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LycorisLoadAdapter",
+            display_name="Load LoRA / LyCORIS",
+            category=CATEGORY,
+            description="Adds a LoRA, LoCon, LoHa or LoKr file to a stack. Nothing is applied until "
+            "Apply LyCORIS Stack; the file is read once, however many nodes use it.",
+            search_aliases=["load lora", "lora loader", "lycoris", "loha", "lokr", "locon", "lora stack"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=file_names(FOLDER, SAFETENSORS + PICKLES),
+                    tooltip="A LoRA / LyCORIS file from the loras folder.",
+                ),
+                strength_input(
+                    "strength_model",
+                    "How strongly the diffusion model is changed: 1 as trained, 0 not at all, "
+                    "negative the other way.",
+                ),
+                strength_input(
+                    "strength_clip",
+                    "How strongly the text encoder is changed: 1 as trained, 0 not at all.",
+                ),
+                stack_input(optional=True, tooltip="A stack to add this file to; empty starts a new one."),
+            ],
+            outputs=[stack_output("The stack with this file at its end.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str) -> bool | str:
+        try:
+            Fingerprint.of(file_path(FOLDER, file))
+        except LycorisError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **_: Any) -> Any:
+        return Fingerprint.of(file_path(FOLDER, file))
+
+    @classmethod
+    def execute(
+        cls, file: str, strength_model: float, strength_clip: float, stack: Stack | None = None
+    ) -> io.NodeOutput:
+        adapter = load_adapter(file_path(FOLDER, file))
+        entry = Entry(adapter, strength=strength_model, strength_clip=strength_clip)
+        return io.NodeOutput((stack or Stack()) + Stack([entry]))
