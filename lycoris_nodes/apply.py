@@ -21,7 +21,9 @@ class LycorisApplyStack(io.ComfyNode):
             "pass per weight, and reports what matched and what did not.",
             search_aliases=["apply lora", "apply lycoris", "lora stack", "lora report", "load lora"],
             inputs=[
-                io.Model.Input("model", tooltip="The diffusion model to change; the original stays as it is."),
+                io.Model.Input(
+                    "model", tooltip="The diffusion model to change; the original stays as it is."
+                ),
                 stack_input(tooltip="What to apply; an empty stack changes nothing."),
                 io.Clip.Input(
                     "clip",
@@ -55,9 +57,7 @@ class LycorisApplyStack(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, model: Any, stack: Stack, mode: str, strict: bool, clip: Any = None
-    ) -> io.NodeOutput:
+    def execute(cls, model: Any, stack: Stack, mode: str, strict: bool, clip: Any = None) -> io.NodeOutput:
         model_shapes = weight_shapes(model)
         clip_shapes = weight_shapes(clip.patcher) if clip is not None else {}
         shapes = {**model_shapes, **clip_shapes}

@@ -32,9 +32,7 @@ __all__ = [
 
 def file_names(folder: str, endings: Sequence[str]) -> list[str]:
     """The files of one of the host's model folders, as its own loaders list them."""
-    return [
-        name for name in folder_paths.get_filename_list(folder) if name.lower().endswith(tuple(endings))
-    ]
+    return [name for name in folder_paths.get_filename_list(folder) if name.lower().endswith(tuple(endings))]
 
 
 def file_path(folder: str, name: str) -> str:

@@ -30,7 +30,7 @@ class LycorisPatch(WeightAdapterBase):
         weights: tuple[PatchPlan, tuple[Tensor, ...], tuple[float, ...]],
     ) -> None:
         self.loaded_keys = loaded_keys
-        self.weights = weights
+        self.weights: Any = weights
 
     @classmethod
     def of(cls, shape: Sequence[int], pairs: Sequence[tuple[Entry, Match]]) -> LycorisPatch:
@@ -66,6 +66,4 @@ def build_patches(
     shapes: Mapping[str, Sequence[int]], pairs: Mapping[str, Sequence[tuple[Entry, Match]]]
 ) -> dict[str, LycorisPatch]:
     """One patch per weight that the stack changes and `shapes` names."""
-    return {
-        key: LycorisPatch.of(shapes[key], found) for key, found in pairs.items() if key in shapes
-    }
+    return {key: LycorisPatch.of(shapes[key], found) for key, found in pairs.items() if key in shapes}

@@ -26,6 +26,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ALGORITHMS",
+    "PICKLES",
+    "SAFETENSORS",
     "Adapter",
     "Entry",
     "FileFormatError",
@@ -35,12 +37,10 @@ __all__ = [
     "LycorisError",
     "MatchError",
     "MergeResult",
-    "PICKLES",
     "PatchPlan",
     "Resolution",
     "RuleError",
     "Rules",
-    "SAFETENSORS",
     "Stack",
     "TensorCache",
     "WriteError",

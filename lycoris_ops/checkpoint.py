@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,9 +169,7 @@ def _merged(
     weight = base.read_one(data, name)
     if weight.dtype != dtype and weight.dtype != torch.float64:
         weight = weight.to(torch.float32)
-    layers = [
-        (entry.adapter.layer(match.layer, keep=False), match.strength) for entry, match in pairs
-    ]
+    layers = [(entry.adapter.layer(match.layer, keep=False), match.strength) for entry, match in pairs]
     if layers:
         plan = PatchPlan.build(weight.shape, weight.dtype, weight.device, layers)
         plan.apply_(weight, plan.tensors, plan.strengths)
@@ -192,7 +190,7 @@ def _recipe(base: SafetensorsFile, stack: Stack) -> str:
 
 
 @contextmanager
-def _written(path: Path, size: int) -> Iterator[BinaryIO]:
+def _written(path: Path, size: int) -> Generator[BinaryIO]:
     """A file that is written beside `path` and takes its name only when all went well."""
     free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
     if size > free:

@@ -42,9 +42,7 @@ class LycorisError(Exception):
     def __str__(self) -> str:
         where = ": ".join(part for part in (self.file, self.key) if part)
         found = "; ".join(
-            f"{label} {part}"
-            for label, part in (("found", self.got), ("expected", self.expected))
-            if part
+            f"{label} {part}" for label, part in (("found", self.got), ("expected", self.expected)) if part
         )
         text = f"{where}: {self.problem}" if where else self.problem
         if found:

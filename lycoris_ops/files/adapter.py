@@ -90,7 +90,7 @@ class Adapter:
     def alphas(self) -> dict[str, float | None]:
         """Every layer's alpha, None where there is none; no other tensor is read for it."""
         keys = {name: info.keys[ALPHA] for name, info in self.info.items() if ALPHA in info.keys}
-        tensors = self.file.read(tuple(keys.values()), self.cache) if keys else {}
+        tensors = self.file.read(tuple(keys.values()), self.cache)
         alphas: dict[str, float | None] = {}
         for name, info in self.info.items():
             if name in keys:
@@ -209,7 +209,10 @@ def _open(path: str, cache: TensorCache) -> TensorFile:
     if suffix in PICKLES:
         return PickleFile.open(path, cache)
     raise FileFormatError(
-        "an unknown kind of file", file=path, got=suffix or "no ending", expected=", ".join(SAFETENSORS + PICKLES)
+        "an unknown kind of file",
+        file=path,
+        got=suffix or "no ending",
+        expected=", ".join(SAFETENSORS + PICKLES),
     )
 
 

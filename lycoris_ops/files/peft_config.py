@@ -44,6 +44,10 @@ class PeftConfig:
         return self.alpha_of(layer, rank) / rank
 
 
+def _table(config: dict[str, Any], name: str) -> list[tuple[str, Any]]:
+    return [(str(key), value) for key, value in cast("dict[Any, Any]", config.get(name) or {}).items()]
+
+
 def _override(patterns: Mapping[str, Number], layer: str, default: Number) -> Number:
     matching = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", layer))
     return next(matching, default)
@@ -59,8 +63,8 @@ def read_peft_config(path: str) -> PeftConfig:
             path=path,
             alpha=float(alpha),
             rank=int(config["r"]),
-            rank_pattern={str(k): int(v) for k, v in (config.get("rank_pattern") or {}).items()},
-            alpha_pattern={str(k): float(v) for k, v in (config.get("alpha_pattern") or {}).items()},
+            rank_pattern={name: int(value) for name, value in _table(config, "rank_pattern")},
+            alpha_pattern={name: float(value) for name, value in _table(config, "alpha_pattern")},
             use_rslora=bool(config.get("use_rslora", False)),
         )
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:

@@ -37,9 +37,7 @@ class PickleFile:
             },
         )
 
-    def read(
-        self, names: Collection[str], cache: TensorCache, *, keep: bool = True
-    ) -> Mapping[str, Tensor]:
+    def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
         """The named tensors. The whole file stays in the cache, since a part cannot be read alone."""
         if Fingerprint.of(self.fingerprint.path) != self.fingerprint:
             raise FileFormatError(
@@ -62,10 +60,14 @@ def _load(path: str) -> dict[str, Tensor]:
             expected="a file that torch.load(weights_only=True) accepts",
             hint="It is damaged, or it would run code when loaded: ask for a .safetensors file",
         ) from error
-    inner = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    outer = cast("dict[Any, Any]", loaded) if isinstance(loaded, dict) else {}
+    inner: Any = outer.get("state_dict", loaded)
     if not isinstance(inner, dict):
         raise FileFormatError(
-            "the file holds no table of tensors", file=path, got=type(inner).__name__, expected="dict"
+            "the file holds no table of tensors",
+            file=path,
+            got=type(cast("object", inner)).__name__,
+            expected="dict",
         )
     table = cast("dict[Any, Any]", inner)
     for name, value in table.items():

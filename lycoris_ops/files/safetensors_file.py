@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,9 +68,7 @@ class SafetensorsFile:
         tensors = _tensors(header, fingerprint, fingerprint.size - data_start)
         return cls(fingerprint, tensors, texts, data_start)
 
-    def read(
-        self, names: Collection[str], cache: TensorCache, *, keep: bool = True
-    ) -> Mapping[str, Tensor]:
+    def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
         """The named tensors. Raises FileFormatError where the file changed since it was opened."""
         return cache.fetch((self.fingerprint, tuple(names)), lambda: self._read(names), keep=keep)
 
@@ -79,7 +77,7 @@ class SafetensorsFile:
             return {name: self.read_one(file, name) for name in names}
 
     @contextmanager
-    def data(self) -> Iterator[BinaryIO]:
+    def data(self) -> Generator[BinaryIO]:
         """The open file, positioned anywhere, after a check that it is still the one that was opened."""
         if Fingerprint.of(self.fingerprint.path) != self.fingerprint:
             raise FileFormatError(
@@ -174,9 +172,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _tensors(
-    header: dict[str, Any], fingerprint: Fingerprint, available: int
-) -> dict[str, TensorInfo]:
+def _tensors(header: dict[str, Any], fingerprint: Fingerprint, available: int) -> dict[str, TensorInfo]:
     tensors = {name: _info(name, entry, fingerprint) for name, entry in header.items()}
     ordered = sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end))
     position = 0

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 from ..algebra import Shape
 from .architectures import ARCHITECTURES
@@ -165,5 +166,6 @@ def _blocks(path: str) -> tuple[str, ...]:
 def shapes_of(keys: Collection[str] | Mapping[str, Shape]) -> dict[str, Shape]:
     """Keys with shapes as they are; names alone get an empty shape, which fits every layer."""
     if isinstance(keys, Mapping):
-        return {name: tuple(shape) for name, shape in keys.items()}
-    return {name: () for name in keys}
+        shapes = cast("Mapping[str, Shape]", keys)
+        return {name: tuple(shape) for name, shape in shapes.items()}
+    return dict.fromkeys(keys, ())

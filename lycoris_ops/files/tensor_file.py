@@ -63,9 +63,7 @@ class TensorFile(Protocol):
     @property
     def metadata(self) -> Mapping[str, str]: ...
 
-    def read(
-        self, names: Collection[str], cache: TensorCache, *, keep: bool = True
-    ) -> Mapping[str, Tensor]:
+    def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
         """The named tensors, in memory of their own: no mapping of the file stays open.
 
         They come from the cache where it holds them, and go into it unless `keep` is False.

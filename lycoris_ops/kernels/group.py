@@ -24,9 +24,7 @@ class Group(Protocol):
         """What is fused and how, for the plan's report."""
         ...
 
-    def bind(
-        self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype
-    ) -> Add:
+    def bind(self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype) -> Add:
         """Fix tensors, already on the weight's device, and strengths for one application."""
         ...
 

@@ -42,16 +42,14 @@ class HadamardGroup:
     @property
     def summary(self) -> str:
         short = sum(term.khatri_rao for term in self.terms)
-        return f"{len(self.terms)} Hadamard, {short} by Khatri-Rao factors, {len(self.terms) - short} by tiles"
+        return (
+            f"{len(self.terms)} Hadamard, {short} by Khatri-Rao factors, {len(self.terms) - short} by tiles"
+        )
 
-    def bind(
-        self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype
-    ) -> Add:
+    def bind(self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype) -> Add:
         adds: list[Add] = []
         for term in self.terms:
-            w1_a, w1_b, w2_a, w2_b = (
-                tensor.to(dtype) for tensor in tensors[term.first : term.first + 4]
-            )
+            w1_a, w1_b, w2_a, w2_b = (tensor.to(dtype) for tensor in tensors[term.first : term.first + 4])
             bind = _khatri_rao if term.khatri_rao else _tiled
             adds.append(bind(w1_a, w1_b, w2_a, w2_b, term.scale * strengths[term.slot]))
 
@@ -70,9 +68,7 @@ def fuse(
     tensors: list[Tensor] = []
     for form, slot in zip(forms, slots, strict=True):
         rank = form.w1_b.shape[0] * form.w2_b.shape[0]
-        terms.append(
-            HadamardTerm(first + len(tensors), form.scale, slot, rank <= KHATRI_RAO_RANK)
-        )
+        terms.append(HadamardTerm(first + len(tensors), form.scale, slot, rank <= KHATRI_RAO_RANK))
         tensors += [form.w1_a, form.w1_b, form.w2_a, form.w2_b]
     return HadamardGroup(tuple(terms)), tuple(tensors)
 

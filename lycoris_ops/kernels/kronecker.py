@@ -35,9 +35,7 @@ class KroneckerGroup:
     def summary(self) -> str:
         return f"{len(self.terms)} Kronecker, added through a 4-D view"
 
-    def bind(
-        self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype
-    ) -> Add:
+    def bind(self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype) -> Add:
         factors: list[tuple[Tensor, Tensor]] = []
         for term in self.terms:
             second = term.first + term.w1_count

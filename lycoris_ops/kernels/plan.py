@@ -84,9 +84,7 @@ class PatchPlan:
         return "\n".join(group.summary for group in self.groups)
 
     @torch.no_grad()
-    def apply_(
-        self, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]
-    ) -> Tensor:
+    def apply_(self, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> Tensor:
         """Patch `weight` in place and return it, whatever its strides and floating-point dtype.
 
         The sum is formed in float32 (float64 for a float64 weight) and rounded once to the weight's

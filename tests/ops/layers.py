@@ -71,13 +71,13 @@ def split(size: int) -> tuple[int, int]:
 
 
 def lokr(shape: tuple[int, ...], rank: int, *, first: str, second: str) -> Factors:
-    (l, k), (i, j) = split(shape[0]), split(shape[1])
+    (outer, k), (i, j) = split(shape[0]), split(shape[1])
     kernel = shape[2:]
     factors: Factors = {}
     if first == "full":
-        factors["lokr_w1"] = rand(l, i)
+        factors["lokr_w1"] = rand(outer, i)
     else:
-        factors |= {"lokr_w1_a": rand(l, rank), "lokr_w1_b": rand(rank, i)}
+        factors |= {"lokr_w1_a": rand(outer, rank), "lokr_w1_b": rand(rank, i)}
     if second == "full":
         factors["lokr_w2"] = rand(k, j, *kernel)
     elif second == "low":

@@ -32,7 +32,11 @@ def write(path: Path, dtype: torch.dtype) -> tuple[Path, lyc.Stack]:
         base[f"{BLOCK}.{number}.x.bias"] = torch.randn(5).to(dtype)
         for key, tensor in factors(kind, weight).items():
             adapter[f"lora_unet_blocks_{number}_x.{key}"] = tensor
-    base |= {"ids": torch.arange(7), "empty": torch.zeros(0, 3), "fp8": torch.zeros(4).to(torch.float8_e4m3fn)}
+    base |= {
+        "ids": torch.arange(7),
+        "empty": torch.zeros(0, 3),
+        "fp8": torch.zeros(4).to(torch.float8_e4m3fn),
+    }
     save_file(base, path / "base.safetensors", metadata={"modelspec.title": "base", "ü": "ß"})
     save_file(adapter, path / "adapter.safetensors")
     entry = lyc.Entry(lyc.load_adapter(path / "adapter.safetensors"), -0.6)
@@ -168,7 +172,7 @@ def test_too_little_room_is_known_before_a_byte_is_written(
         free = 10
 
     monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage)
-    with pytest.raises(lyc.WriteError, match="no room.*10 bytes free"):
+    with pytest.raises(lyc.WriteError, match=r"no room.*10 bytes free"):
         lyc.merge_checkpoint(path, stack, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 
@@ -192,7 +196,10 @@ def test_quantised_weights_and_odd_dtypes_are_refused(tmp_path: Path) -> None:
 
 def test_a_stack_that_does_not_fit_writes_nothing(tmp_path: Path) -> None:
     path, _ = write(tmp_path, torch.float16)
-    save_file({"lora_unet_x.lora_up.weight": torch.zeros(3, 2), "lora_unet_x.lora_down.weight": torch.zeros(2, 3)}, tmp_path / "other.safetensors")
+    save_file(
+        {"lora_unet_x.lora_up.weight": torch.zeros(3, 2), "lora_unet_x.lora_down.weight": torch.zeros(2, 3)},
+        tmp_path / "other.safetensors",
+    )
     stack = lyc.Stack([lyc.Entry(lyc.load_adapter(tmp_path / "other.safetensors"))])
     with pytest.raises(lyc.MatchError, match="nothing"):
         lyc.merge_checkpoint(path, stack, tmp_path / "out.safetensors")

@@ -43,8 +43,7 @@ def test_an_unknown_or_a_missing_key_is_detected_by_none(kind: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_load_and_dump_are_inverses(kind: str, weight: str, dtype: torch.dtype) -> None:
     stored = {
-        key: tensor if key == "alpha" else tensor.to(dtype)
-        for key, tensor in factors(kind, weight).items()
+        key: tensor if key == "alpha" else tensor.to(dtype) for key, tensor in factors(kind, weight).items()
     }
     dumped = ALGORITHMS[KINDS[kind].algorithm].load(stored).dump()
     assert dumped.keys() == stored.keys()
@@ -90,9 +89,7 @@ def test_a_scale_of_alpha_over_rank_is_applied_once(kind: str) -> None:
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_init_starts_without_effect_and_by_seed(name: str, weight: str) -> None:
     shape = WEIGHTS[weight]
-    one, same, other = (
-        ALGORITHMS[name].init(shape, 2, 1.0, seed=seed) for seed in (7, 7, 8)
-    )
+    one, same, other = (ALGORITHMS[name].init(shape, 2, 1.0, seed=seed) for seed in (7, 7, 8))
     assert torch.equal(one.delta(torch.zeros(shape)), torch.zeros(shape))
     assert one.dump().keys() == same.dump().keys()
     assert all(torch.equal(tensor, same.dump()[key]) for key, tensor in one.dump().items())
@@ -140,9 +137,7 @@ def test_an_alpha_that_is_not_finite_is_an_error_where_it_counts(bad: float) -> 
         ("lora", "lora_down.weight", (0, 18)),
     ],
 )
-def test_factors_that_contradict_each_other_are_an_error(
-    kind: str, key: str, shape: tuple[int, ...]
-) -> None:
+def test_factors_that_contradict_each_other_are_an_error(kind: str, key: str, shape: tuple[int, ...]) -> None:
     weight = "conv2d" if KINDS[kind].needs_kernel else "linear"
     tensors = {**factors(kind, weight), key: torch.zeros(shape)}
     with pytest.raises(lyc.LayerError):

@@ -233,9 +233,7 @@ def test_a_checkpoint_is_no_adapter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-def test_a_factor_that_is_not_finite_is_named(
-    tmp_path: Path, value: float, dtype: torch.dtype
-) -> None:
+def test_a_factor_that_is_not_finite_is_named(tmp_path: Path, value: float, dtype: torch.dtype) -> None:
     tensors = named({key: tensor.to(dtype) for key, tensor in factors("lora", "linear").items()})
     tensors[f"{LAYER}.lora_up.weight"][1, 2] = value
     path = write(tmp_path / "x.safetensors", tensors)

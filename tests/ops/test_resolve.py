@@ -185,9 +185,9 @@ def test_order_and_zero_strengths_leave_no_trace(tmp_path: Path) -> None:
 
 
 def test_the_report_tells_kinds_ranks_alphas_and_stays_short(tmp_path: Path) -> None:
-    tensors = {
-        f"lora_unet_conv_in.{key}": tensor for key, tensor in lora((8, 4, 3, 3), 2).items()
-    } | {f"lora_unet_nowhere_{n}.{key}": t for n in range(500) for key, t in factors("loha", "linear").items()}
+    tensors = {f"lora_unet_conv_in.{key}": tensor for key, tensor in lora((8, 4, 3, 3), 2).items()} | {
+        f"lora_unet_nowhere_{n}.{key}": t for n in range(500) for key, t in factors("loha", "linear").items()
+    }
     tensors["odd.key"] = torch.zeros(1)
     save_file(tensors, tmp_path / "mixed.safetensors")
     stack = lyc.Stack([lyc.Entry(lyc.load_adapter(tmp_path / "mixed.safetensors"), 0.7)])

@@ -1,0 +1,47 @@
+PYTHON ?= python3
+# An existing ComfyUI folder to use unmodified, in place of the pinned one.
+COMFYUI ?=
+# A ComfyUI version listed in tests/harness/hosts.toml.
+HOST ?=
+
+# Sets up what is missing, then runs what follows `--` with the environment's own `python` first.
+IN = $(PYTHON) tests/harness/environment.py $(if $(HOST),--host $(HOST)) $(if $(COMFYUI),--comfyui "$(COMFYUI)")
+SWEEP = lycoris_ops lycoris_nodes tests
+
+.PHONY: help demo test test-ops test-host test-browser test-hosts ui lint clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: ## run the demo in the real ComfyUI
+	@$(IN) -- python -m tests.harness.demo
+
+test: ## all tests: library, host, browser
+	@$(IN) --browser -- sh -c 'python -m pytest tests/ops tests/host tests/browser; status=$$?; python tests/harness/facts.py || status=1; exit $$status'
+
+test-ops: ## the library alone
+	@$(IN) -- python -m pytest tests/ops
+
+test-host: ## the nodes in the real ComfyUI
+	@$(IN) -- python -m pytest tests/host
+
+test-browser: ## the nodes in the real front end
+	@$(IN) --browser -- sh -c 'python tests/harness/facts.py --required && python -m pytest tests/browser'
+
+test-hosts: ## the host tests on every ComfyUI version of tests/harness/hosts.toml
+	@status=0; for version in 0.18.2 0.24.0 0.30.0; do \
+		echo "ComfyUI $$version"; \
+		$(PYTHON) tests/harness/environment.py --host $$version -- python -m pytest tests/host \
+			|| { status=1; failed="$$failed $$version"; }; \
+	done; \
+	if [ $$status != 0 ]; then echo "Host tests failed on ComfyUI$$failed"; fi; exit $$status
+
+ui: ## serve ComfyUI with the demo's models and print its address
+	@$(IN) -- python -m tests.harness.ui
+
+lint: ## ruff and pyright
+	@$(IN) -- sh -c 'ruff check . && ruff format --check . && basedpyright'
+
+clean: ## remove the environments, the hosts and the bytecode
+	rm -rf .cache .pytest_cache .ruff_cache build dist *.egg-info __pycache__
+	find $(SWEEP) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,447 @@
+"""Start the real ComfyUI for tests and for the demo: as a server, or in this process.
+
+    python tests/harness/launch.py COMFYUI_FOLDER [arguments of its main.py ...]
+
+The host's own folder is never written to: models, outputs, the database and the link to the pack
+live in a base directory of the caller's.
+"""
+
+import asyncio
+import importlib
+import importlib.util
+import json
+import logging
+import os
+import runpy
+import socket
+import subprocess
+import sys
+import threading
+import time
+import types
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any, NoReturn
+
+MODEL_FOLDERS = ("checkpoints", "loras", "diffusion_models", "text_encoders", "vae")
+Progress = Callable[[str, int, int], None]
+
+
+class PlaceholderTorchaudio(MetaPathFinder, Loader):
+    """Finds and loads `torchaudio`, and any submodule of it, as an empty module.
+
+    The host's audio modules import it at the top; what they take from it fails when it is called.
+    """
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name.partition(".")[0] != "torchaudio":
+            return None
+        return ModuleSpec(name, self, is_package=True)
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        def missing(attribute: str) -> Callable[..., NoReturn]:
+            if attribute.startswith("__"):
+                raise AttributeError(attribute)
+
+            def refuse(*args: object, **kwargs: object) -> NoReturn:
+                raise RuntimeError(
+                    f"{module.__name__}.{attribute} was called, but torchaudio cannot be imported "
+                    "here and a placeholder stands for it: install a torchaudio that fits torch"
+                )
+
+            return refuse
+
+        vars(module)["__getattr__"] = missing
+
+
+def ensure_torchaudio() -> None:
+    """Register the placeholder when, and only when, the real torchaudio cannot be imported."""
+    if importlib.util.find_spec("torchaudio") is not None:
+        try:
+            importlib.import_module("torchaudio")
+            return
+        except (ImportError, OSError, RuntimeError):
+            # A build for another torch or for another CUDA; its half-imported parts go first.
+            for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
+                del sys.modules[name]
+    sys.meta_path.insert(0, PlaceholderTorchaudio())
+
+
+def run_main(comfyui: Path, arguments: Sequence[str]) -> None:
+    """Run the host's main.py in this process, as `python main.py ARGUMENTS` would."""
+    sys.dont_write_bytecode = True
+    sys.path[0] = str(comfyui)
+    main = comfyui / "main.py"
+    sys.argv = [str(main), *arguments]
+    ensure_torchaudio()
+    runpy.run_path(str(main), run_name="__main__")
+
+
+def base_directory(root: Path, pack: Path, name: str = "lycoris-nodes") -> Path:
+    """Lay out `root` as a host's base directory, `pack` linked as `custom_nodes/<name>`."""
+    for folder in (
+        *(f"models/{kind}" for kind in MODEL_FOLDERS),
+        "input",
+        "output",
+        "temp",
+        "user",
+    ):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    custom = root / "custom_nodes"
+    custom.mkdir(exist_ok=True)
+    link = custom / name
+    if link.is_symlink():
+        link.unlink()
+    link.symlink_to(pack.resolve(), target_is_directory=True)
+    return root
+
+
+@dataclass(frozen=True)
+class ExecutionError:
+    """What the host reports about the node that raised."""
+
+    node_id: str
+    node_type: str
+    exception_type: str
+    exception_message: str
+    traceback: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished prompt; `entry` is the host's whole history entry."""
+
+    prompt_id: str
+    entry: dict[str, Any]
+    error: ExecutionError | None
+    interrupted: bool
+
+    @property
+    def outputs(self) -> dict[str, Any]:
+        """What each output node showed, by node id."""
+        return self.entry["outputs"]
+
+    @property
+    def cached(self) -> list[str]:
+        """Ids of the nodes that the host did not execute again."""
+        messages = dict(self.entry["status"]["messages"])
+        return messages["execution_cached"]["nodes"]
+
+
+class PromptRejected(Exception):  # noqa: N818 - named after the event
+    """The host refused a prompt before running it; `node_errors` as the host gave them."""
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        self.node_errors: dict[str, Any] = answer.get("node_errors") or {}
+        lines = [str(answer.get("error", answer))]
+        for node, found in self.node_errors.items():
+            name = f"node {node} ({found['class_type']})"
+            lines += [f"{name}: {error['message']}: {error['details']}" for error in found["errors"]]
+        super().__init__("\n".join(lines))
+
+
+class Server:
+    """The host as a subprocess on the CPU; a context manager that always stops it.
+
+    base: see `base_directory`. arguments: more arguments for main.py. Its output goes to `log`.
+    """
+
+    def __init__(self, comfyui: Path, base: Path, *arguments: str, start_timeout: float = 180) -> None:
+        self.base = base.resolve()
+        self.log = self.base / "server.log"
+        self._start_timeout = start_timeout
+        self._process: subprocess.Popen[bytes] | None = None
+        port = _free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self._command = [
+            *(sys.executable, __file__, str(comfyui.resolve())),
+            *("--cpu", "--listen", "127.0.0.1", "--port", str(port)),
+            *("--disable-api-nodes", "--disable-auto-launch"),
+            *("--base-directory", str(self.base)),
+            # The host would put its database into its own folder, base directory or not.
+            *("--database-url", f"sqlite:///{self.base / 'user' / 'comfyui.db'}"),
+            *arguments,
+        ]
+
+    def __enter__(self) -> "Server":
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=self.base,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop()
+
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def tail(self, lines: int = 60) -> str:
+        """The end of the host's log."""
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        return "\n".join(text.splitlines()[-lines:])
+
+    def get(self, path: str) -> Any:
+        """The JSON that a GET of `path` answers."""
+        return _request(f"{self.url}{path}")
+
+    def object_info(self) -> dict[str, Any]:
+        """Every registered node: id -> description, as the front end receives it."""
+        return self.get("/object_info")
+
+    def interrupt(self) -> None:
+        """Ask the host to stop the prompt that runs now."""
+        _request(f"{self.url}/interrupt", {})
+
+    def submit(self, prompt: dict[str, Any], client_id: str | None = None) -> str:
+        """Queue an API-format prompt without waiting; its id.
+
+        Raises:
+            PromptRejected: the host's validation refused it.
+        """
+        body = {"prompt": prompt, **({"client_id": client_id} if client_id else {})}
+        try:
+            return _request(f"{self.url}/prompt", body)["prompt_id"]
+        except urllib.error.HTTPError as error:
+            if error.code != 400:
+                raise
+            raise PromptRejected(json.loads(error.read())) from None
+
+    def wait(self, prompt_id: str, timeout: float = 600) -> Run:
+        """Wait for a submitted prompt to finish, well or not.
+
+        Raises:
+            TimeoutError: it is not in the history after `timeout` seconds.
+            RuntimeError: the host has ended.
+        """
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if not self.running():
+                raise RuntimeError(f"The host ended while a prompt ran; its log ends:\n{self.tail()}")
+            history = self.get(f"/history/{prompt_id}")
+            if prompt_id in history:
+                return _finished(prompt_id, history[prompt_id])
+            time.sleep(0.05)
+        raise TimeoutError(f"Prompt {prompt_id} did not end in {timeout:.0f} s; the log ends:\n{self.tail()}")
+
+    def queue(self, prompt: dict[str, Any], on_progress: Progress | None = None, timeout: float = 600) -> Run:
+        """Run an API-format prompt to its end.
+
+        on_progress: called from another thread with (node id, value, maximum).
+        """
+        if on_progress is None:
+            return self.wait(self.submit(prompt), timeout)
+        client_id = uuid.uuid4().hex
+        listener = _ProgressListener(f"{self.url}/ws?clientId={client_id}", on_progress)
+        listener.start()
+        prompt_id = self.submit(prompt, client_id)
+        run = self.wait(prompt_id, timeout)
+        listener.finish()
+        return run
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + self._start_timeout
+        while time.monotonic() < deadline:
+            if not self.running():
+                raise RuntimeError(f"The host ended while it started; its log ends:\n{self.tail()}")
+            try:
+                self.get("/system_stats")
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(0.1)
+                continue
+            if "(IMPORT FAILED)" in self.log.read_text(encoding="utf-8", errors="replace"):
+                raise RuntimeError(f"The host could not import the pack; its log:\n{self.tail(200)}")
+            return
+        raise TimeoutError(
+            f"The host did not answer in {self._start_timeout:.0f} s; its log ends:\n{self.tail()}"
+        )
+
+    def _stop(self) -> None:
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class _ProgressListener(threading.Thread):
+    """Reads one client's websocket until `finish`, handing `progress` messages on."""
+
+    def __init__(self, url: str, on_progress: Progress) -> None:
+        super().__init__(daemon=True)
+        self._url = url
+        self._on_progress = on_progress
+        self._ready = threading.Event()
+        self._done = threading.Event()
+        self._failure: BaseException | None = None
+
+    def start(self) -> None:
+        super().start()
+        if not self._ready.wait(timeout=30):
+            raise TimeoutError(f"{self._url} did not accept a websocket in 30 s")
+
+    def run(self) -> None:
+        try:
+            asyncio.run(self._listen())
+        except BaseException as failure:  # noqa: BLE001 - `finish` raises it
+            self._failure = failure
+            self._ready.set()
+
+    def finish(self) -> None:
+        """Hand on what has arrived, then stop; raises what the callback raised."""
+        self._done.set()
+        self.join(timeout=30)
+        if self._failure:
+            raise self._failure
+
+    async def _listen(self) -> None:
+        import aiohttp  # the host's own requirement, absent where this file only launches
+
+        kind = aiohttp.WSMsgType
+        async with aiohttp.ClientSession() as session, session.ws_connect(self._url) as socket_:
+            self._ready.set()
+            while True:
+                try:
+                    message = await socket_.receive(timeout=0.2)
+                except (TimeoutError, asyncio.TimeoutError):
+                    if self._done.is_set():
+                        return
+                    continue
+                if message.type in (kind.CLOSE, kind.CLOSED, kind.ERROR):
+                    return
+                if message.type is not kind.TEXT:
+                    continue
+                event = json.loads(message.data)
+                if event["type"] == "progress":
+                    data = event["data"]
+                    self._on_progress(str(data["node"]), data["value"], data["max"])
+
+
+def boot_in_process(comfyui: Path, base: Path) -> types.ModuleType:
+    """Load the host and every pack of `base` into this process, on the CPU; its `nodes` module.
+
+    Call it once, before anything imports `comfy`; a second call with the same folders only returns.
+
+    Raises:
+        RuntimeError: a pack did not load, with what the host logged; or `comfy` was there already.
+    """
+    base = base.resolve()
+    if "folder_paths" in sys.modules:
+        found = Path(sys.modules["folder_paths"].base_path)
+        if found != base or "nodes" not in sys.modules:
+            raise RuntimeError(f"This process already holds a host, based at {found}, not at {base}")
+        return sys.modules["nodes"]
+    if "comfy" in sys.modules:
+        raise RuntimeError(
+            "comfy was imported before boot_in_process chose the CPU and the base directory: "
+            "import it inside tests and fixtures that need the host, not at the top of a test file"
+        )
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(comfyui.resolve()))
+    ensure_torchaudio()
+    options = importlib.import_module("comfy.options")
+    options.enable_args_parsing(False)
+    args = importlib.import_module("comfy.cli_args").args
+    args.cpu = True
+    args.disable_api_nodes = True
+    args.base_directory = str(base)
+    args.database_url = f"sqlite:///{base / 'user' / 'comfyui.db'}"
+    # As in main.py, before `nodes`: older hosts then put their comfy/ folder, with another `utils`,
+    # at the front of sys.path.
+    importlib.import_module("utils.extra_config")
+    nodes = importlib.import_module("nodes")
+    server = importlib.import_module("server")
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    # Packs may reach for PromptServer.instance while they are imported.
+    server.PromptServer(loop)
+    loop.run_until_complete(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
+    for pack in sorted((base / "custom_nodes").iterdir()):
+        if pack.is_dir() and pack.name != "__pycache__":
+            _load_pack(nodes, pack, loop)
+    return nodes
+
+
+def loaded_pack(base: Path, name: str = "lycoris-nodes") -> types.ModuleType:
+    """The pack's root module as the host imported it, under the host's name for it."""
+    return sys.modules[str(base.resolve() / "custom_nodes" / name).replace(".", "_x_")]
+
+
+def _load_pack(nodes: types.ModuleType, pack: Path, loop: asyncio.AbstractEventLoop) -> None:
+    heard: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: heard.append(record.getMessage())
+    logging.getLogger().addHandler(handler)
+    try:
+        core = set(nodes.NODE_CLASS_MAPPINGS)
+        loaded = loop.run_until_complete(nodes.load_custom_node(str(pack), core))
+    finally:
+        logging.getLogger().removeHandler(handler)
+    if not loaded:
+        logged = "\n".join(heard)
+        raise RuntimeError(f"The host could not load the pack {pack}; it logged:\n{logged}")
+
+
+def _finished(prompt_id: str, entry: dict[str, Any]) -> Run:
+    messages = dict(entry["status"]["messages"])
+    failed = messages.get("execution_error")
+    error = None
+    if failed:
+        error = ExecutionError(
+            node_id=failed["node_id"],
+            node_type=failed["node_type"],
+            exception_type=failed["exception_type"],
+            exception_message=failed["exception_message"].rstrip(),
+            traceback="".join(failed["traceback"]),
+        )
+    return Run(prompt_id, entry, error, "execution_interrupted" in messages)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _request(url: str, body: dict[str, Any] | None = None) -> Any:
+    """GET, or POST of JSON; the answer's JSON, None where it is empty."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    # A proxy of the environment must not come between this process and its own server.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=60) as answer:
+        text = answer.read()
+    return json.loads(text) if text else None
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or not (Path(sys.argv[1]) / "main.py").is_file():
+        sys.exit(
+            "usage: launch.py COMFYUI_FOLDER [arguments of main.py ...]: "
+            f"{sys.argv[1:2] or 'no folder'} holds no main.py"
+        )
+    run_main(Path(sys.argv[1]).resolve(), sys.argv[2:])
