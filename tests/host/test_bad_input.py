@@ -1,0 +1,287 @@
+"""Bad input over the host's HTTP interface: an error on the node, nothing lost, the host stays up."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.harness.assets import assets, install
+from tests.harness.facts import ROOT, facts
+from tests.harness.launch import PromptRejected, Server, base_directory
+
+pytestmark = pytest.mark.host
+LORA = "lora.safetensors"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    base = install(base_directory(ROOT / ".cache" / facts().host / "bad-input", ROOT))
+    with Server(facts().comfyui, base) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def stays_up(server: Server) -> Iterator[None]:
+    """Whatever a test did, the host answers afterwards and nothing half-written is there."""
+    yield
+    assert server.running() and "LycorisApplyStack" in server.object_info()
+    assert not list((server.base / "output").rglob("*.part"))
+
+
+@pytest.fixture
+def loras(server: Server) -> Iterator[Path]:
+    folder = server.base / "models" / "loras"
+    before = set(folder.iterdir())
+    yield folder
+    for path in set(folder.iterdir()) - before:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def load_node(file: str, strength: float = 1.0) -> dict[str, Any]:
+    return {
+        "class_type": "LycorisLoadAdapter",
+        "inputs": {"file": file, "strength_model": strength, "strength_clip": strength},
+    }
+
+
+def apply_prompt(file: str, rules: str = "", **inputs: Any) -> dict[str, Any]:
+    return {
+        "base": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "base.safetensors"}},
+        "load": load_node(file),
+        "rules": {"class_type": "LycorisWeightBlocks", "inputs": {"stack": ["load", 0], "rules": rules}},
+        "apply": {
+            "class_type": "LycorisApplyStack",
+            "inputs": {
+                "model": ["base", 0],
+                "clip": ["base", 1],
+                "stack": ["rules", 0],
+                "mode": "merge",
+                "strict": False,
+                **inputs,
+            },
+        },
+        "show": {"class_type": "PreviewAny", "inputs": {"source": ["apply", 2]}},
+    }
+
+
+def save_prompt(file: str = LORA, prefix: str = "checkpoints/merged", strength: float = 1.0) -> dict[str, Any]:
+    return {
+        "load": load_node(file, strength),
+        "save": {
+            "class_type": "LycorisSaveCheckpoint",
+            "inputs": {
+                "base": "checkpoints/base.safetensors",
+                "stack": ["load", 0],
+                "filename_prefix": prefix,
+                "dtype": "as in the file",
+                "strict": False,
+            },
+        },
+    }
+
+
+def refused(server: Server, prompt: dict[str, Any]) -> str:
+    """The message with which the graph refuses this prompt, before or while it runs."""
+    try:
+        run = server.queue(prompt)
+    except PromptRejected as error:
+        return str(error)
+    assert run.error is not None, "the prompt ran without an error"
+    return run.error.exception_message
+
+
+def edited(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
+    return lambda path: save_file(change(load_file(assets() / "loras" / LORA)), path)
+
+
+def cut(share: float) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        data = (assets() / "loras" / LORA).read_bytes()
+        path.write_bytes(data[: int(len(data) * share)])
+
+    return write
+
+
+def lying_header(path: Path) -> None:
+    data = (assets() / "loras" / LORA).read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    name = next(key for key in header if key.endswith("lora_down.weight"))
+    header[name]["data_offsets"] = [value + 4 for value in header[name]["data_offsets"]]
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+
+
+class Payload:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+def bad_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps(Payload(path.with_name("ran"))))
+
+
+def wrong_shape(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {**tensors, "lora_unet_conv_in.lora_down.weight": torch.zeros(4, 9, 3, 3)}
+
+
+def poisoned(value: float) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    def change(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        tensors["lora_unet_conv_in.lora_up.weight"][3, 1] = value
+        return tensors
+
+    return change
+
+
+def flux(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        f"lora_unet_double_blocks_{n}_img_attn_qkv.{side}.weight": torch.zeros(8, 8)
+        for n in range(19)
+        for side in ("lora_up", "lora_down")
+    }
+
+
+def sdxl(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Names that SD1.5 has too, with the widths of another text encoder."""
+    layer = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+    return {f"{layer}.lora_up.weight": torch.zeros(640, 4), f"{layer}.lora_down.weight": torch.zeros(4, 2048)}
+
+
+FILES: dict[str, tuple[str, Callable[[Path], Any], tuple[str, ...]]] = {
+    "empty": ("empty.safetensors", lambda path: path.write_bytes(b""), ("too short", "0 bytes")),
+    "garbage": ("garbage.safetensors", lambda path: path.write_bytes(os.urandom(4096)), ("header",)),
+    "truncated": ("cut.safetensors", cut(0.7), ("found", "expected", "bytes", "download")),
+    "truncated-header": ("head.safetensors", cut(0.001), ("found", "expected", "download")),
+    "lying-offsets": ("lying.safetensors", lying_header, ("lora_down.weight", "found", "expected")),
+    "pickle": ("evil.pt", bad_pickle, ("evil.pt", "weights_only", ".safetensors")),
+    "other-architecture": ("flux.safetensors", edited(flux), ("double_blocks", "another kind of model")),
+    "same-names-other-widths": ("sdxl.safetensors", edited(sdxl), ("attn2_to_k", "2048", "768")),
+    "wrong-shape": (
+        "shape.safetensors",
+        edited(wrong_shape),
+        ("lora_unet_conv_in", "[320, 9, 3, 3]", "[320, 4, 3, 3]", "= 0"),
+    ),
+    "nan": ("nan.safetensors", edited(poisoned(float("nan"))), ("conv_in.lora_up.weight", "NaN", "finite")),
+    "inf": ("inf.safetensors", edited(poisoned(float("inf"))), ("conv_in.lora_up.weight", "infinity")),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_bad_file_is_an_error_on_the_node(server: Server, loras: Path, case: str) -> None:
+    name, write, parts = FILES[case]
+    write(loras / name)
+    for prompt in (apply_prompt(name), save_prompt(name)):
+        message = refused(server, prompt)
+        for part in (name, *parts):
+            assert part in message, message
+    assert not (loras / "ran").exists()
+
+
+def test_a_missing_file(server: Server, loras: Path) -> None:
+    message = refused(server, apply_prompt("nowhere.safetensors"))
+    assert "nowhere.safetensors" in message and "loras" in message and "refresh" in message
+
+
+def test_a_file_that_vanishes_after_it_was_queued(server: Server, loras: Path) -> None:
+    shutil.copy(assets() / "loras" / LORA, loras / "brief.safetensors")
+    assert server.queue(apply_prompt("brief.safetensors")).error is None
+    (loras / "brief.safetensors").unlink()
+    assert "brief.safetensors" in refused(server, apply_prompt("brief.safetensors", strict=True))
+
+
+def test_a_wrong_shape_can_be_left_out_by_the_rule_that_the_error_names(server: Server, loras: Path) -> None:
+    edited(wrong_shape)(loras / "shape.safetensors")
+    rule = refused(server, apply_prompt("shape.safetensors")).split("`")[1]
+    run = server.queue(apply_prompt("shape.safetensors", rules=rule))
+    assert run.error is None
+    (text,) = run.outputs["show"]["text"]
+    assert "applied 190 of 191 layers" in text and "1 layers whose shape does not fit" in text
+
+
+@pytest.mark.parametrize("line", ["in.4", "= 2", "mid = much"])
+def test_a_rule_that_is_not_understood(server: Server, line: str) -> None:
+    message = refused(server, apply_prompt(LORA, rules=f"# fine\n{line}"))
+    assert "line 2" in message and line in message and "pattern = weight" in message
+
+
+@pytest.mark.parametrize("prefix", ["../outside", "/tmp/outside", "a/../../outside", "", ".", "checkpoints/"])
+def test_a_name_that_leaves_the_output_folder(server: Server, prefix: str) -> None:
+    message = refused(server, save_prompt(prefix=prefix))
+    assert "file name" in message and "checkpoints/merged" in message
+    assert not list(server.base.parent.glob("outside*")) and not list(Path("/tmp").glob("outside*"))
+
+
+def test_a_base_that_is_missing_or_named_without_its_folder(server: Server) -> None:
+    for base in ("base.safetensors", "checkpoints/nowhere.safetensors", "loras/lora.safetensors"):
+        prompt = save_prompt()
+        prompt["save"]["inputs"]["base"] = base
+        assert base.rpartition("/")[2] in refused(server, prompt)
+
+
+def test_a_truncated_base_writes_nothing(server: Server) -> None:
+    broken = server.base / "models" / "checkpoints" / "broken.safetensors"
+    broken.write_bytes((assets() / "checkpoints" / "base.safetensors").read_bytes()[:-1000])
+    prompt = save_prompt(prefix="checkpoints/from-broken")
+    prompt["save"]["inputs"]["base"] = "checkpoints/broken.safetensors"
+    message = refused(server, prompt)
+    broken.unlink()
+    assert "broken.safetensors" in message and "bytes" in message
+    assert not list((server.base / "output").rglob("from-broken*"))
+
+
+def test_an_interrupt_in_the_middle_of_an_export_leaves_nothing(server: Server) -> None:
+    output = server.base / "output" / "checkpoints"
+    assert server.queue(save_prompt(prefix="checkpoints/kept")).error is None
+    (kept,) = output.glob("kept_*")
+    before = (kept.stat().st_size, kept.stat().st_mtime_ns)
+    seen = threading.Event()
+
+    def on_progress(node: str, value: int, maximum: int) -> None:
+        if node == "save" and value < maximum and not seen.is_set():
+            seen.set()
+            server.interrupt()
+
+    run = server.queue(save_prompt(prefix="checkpoints/kept", strength=0.5), on_progress)
+    assert seen.is_set() and run.interrupted
+    assert list(output.glob("*kept*")) == [kept]
+    assert (kept.stat().st_size, kept.stat().st_mtime_ns) == before
+    kept.unlink()
+
+
+def test_a_full_disk_in_the_middle_of_an_export(tmp_path: Path) -> None:
+    """The host with a bound on file sizes: what a full disk looks like to a writer."""
+    base = install(base_directory(ROOT / ".cache" / facts().host / "full-disk", ROOT))
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000_000, hard))
+    try:
+        with Server(facts().comfyui, base) as server:
+            message = refused(server, save_prompt(prefix="checkpoints/full"))
+            assert "full_00001_.safetensors" in message and "disk is full" in message
+            assert "untouched" in message and "bytes" in message
+            assert not list((base / "output").rglob("*full*"))
+            assert server.running() and server.queue(apply_prompt(LORA)).error is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_no_test_waits_for_nothing(server: Server) -> None:
+    """A prompt that is fine still runs after all the bad ones."""
+    start = time.monotonic()
+    assert server.queue(apply_prompt(LORA, strict=True)).error is None
+    assert time.monotonic() - start < 60

@@ -1,0 +1,147 @@
+"""Exported files: loaded by the host's own loaders they give what was seen live."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Host, Patched
+from safetensors.torch import load_file, save_file
+
+from tests.harness.assets import assets
+from tests.harness.base import write_base
+
+Distance = Callable[[torch.Tensor, torch.Tensor], float]
+pytestmark = pytest.mark.host
+NEAR = 1e-3
+BLEND = (("lora", 0.8, 0.7), ("loha", -0.5, 0.6), ("lokr", 1.2, -0.9))
+
+
+@pytest.fixture
+def exported(host: Host) -> Iterator[Callable[..., Path]]:
+    """Runs the save node; the file it wrote, which is removed after the test."""
+    written: list[Path] = []
+
+    def save(base: str, stack: object, dtype: str = "as in the file") -> Path:
+        folder = base.partition("/")[0]
+        (report,) = host.run(
+            "LycorisSaveCheckpoint", base, stack, f"{folder}/exported", dtype, strict=False
+        )
+        written.append(Path(report.splitlines()[-1]))
+        assert written[-1].is_relative_to(host.base / "output" / folder)
+        return written[-1]
+
+    yield save
+    for path in written:
+        path.unlink()
+
+
+def load(host: Host, exported: Path) -> Patched:
+    """Through the host's own checkpoint loader, which lists its output folder."""
+    import folder_paths
+
+    folder_paths.add_model_folder_path("checkpoints", str(exported.parent))
+    folder_paths.filename_list_cache.clear()
+    return host.checkpoint(exported.name)
+
+
+def assert_same_latent(host: Host, exported: Path, live: Patched, distance: Distance) -> None:
+    error = distance(host.latent(load(host, exported)), host.latent(live))
+    print(f"{exported.name}: {error:.2e} of the effect")
+    assert error <= NEAR
+
+
+def test_written_as_float32_it_gives_the_live_latent(
+    host: Host, plain: Patched, distance: Distance, exported: Callable[..., Path]
+) -> None:
+    """On a CPU the host computes in float32 whatever the file, so float32 is what was seen live."""
+    stack = host.stack(*BLEND)
+    path = exported("checkpoints/base.safetensors", stack, "float32")
+    assert_same_latent(host, path, host.apply(plain, stack), distance)
+
+
+def test_in_the_files_own_dtype_it_gives_the_live_latent(
+    host: Host, distance: Distance, exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With float16 weights, as on a GPU, the live model is rounded just as the file is."""
+    from comfy.cli_args import args
+
+    monkeypatch.setattr(args, "fp16_unet", True)
+    stack = host.stack(*BLEND)
+    path = exported("checkpoints/base.safetensors", stack)
+    live = host.apply(host.checkpoint(), stack)
+    key = "diffusion_model.input_blocks.0.0.weight"
+    assert live.model.model_state_dict()[key].dtype == torch.float16
+    assert_same_latent(host, path, live, distance)
+
+
+def test_a_float32_checkpoint_gives_the_live_latent(
+    host: Host, distance: Distance, exported: Callable[..., Path]
+) -> None:
+    source = host.base / "models" / "checkpoints" / "base32.safetensors"
+    write_base(source, dtype=torch.float32, vae=False)
+    stack = host.stack(*BLEND)
+    path = exported("checkpoints/base32.safetensors", stack)
+    assert_same_latent(host, path, host.apply(host.checkpoint(source.name), stack), distance)
+    source.unlink()
+
+
+def test_everything_else_is_byte_equal_and_merged_weights_one_rounding_away(
+    host: Host, plain: Patched, exported: Callable[..., Path]
+) -> None:
+    import comfy.lora
+
+    stack = host.stack(*BLEND)
+    live = host.apply(plain, stack)
+    base = load_file(assets() / "checkpoints" / "base.safetensors")
+    own = load_file(exported("checkpoints/base.safetensors", stack))
+    wide = load_file(exported("checkpoints/base.safetensors", stack, "float32"))
+    assert list(own) == list(base) == list(wide)
+    merged = 0
+    for key, tensor in base.items():
+        host_key = key.replace("model.diffusion_model.", "diffusion_model.").replace(
+            "cond_stage_model.", "clip_l."
+        )
+        if host_key not in live.patches:
+            assert own[key].dtype == tensor.dtype
+            assert torch.equal(own[key].view(torch.uint8), tensor.view(torch.uint8))
+            assert torch.equal(wide[key], tensor.float())
+            continue
+        merged += 1
+        exact = comfy.lora.calculate_weight(live.patches[host_key], tensor.float(), key)
+        assert torch.equal(wide[key], exact)
+        assert torch.equal(own[key], exact.half())
+    assert merged == len(live.patches)
+
+
+@pytest.mark.parametrize(
+    ("folder", "prefix", "part"),
+    [
+        ("diffusion_models", "model.diffusion_model.", "diffusion_model."),
+        ("text_encoders", "cond_stage_model.transformer.", "clip_l.transformer."),
+    ],
+)
+def test_a_part_in_a_file_of_its_own(
+    host: Host, plain: Patched, exported: Callable[..., Path], folder: str, prefix: str, part: str
+) -> None:
+    """As users of Flux, Wan and Qwen have their models: bare keys, and an adapter for both parts."""
+    import comfy.lora
+
+    base = load_file(assets() / "checkpoints" / "base.safetensors")
+    alone = {key.removeprefix(prefix): tensor for key, tensor in base.items() if key.startswith(prefix)}
+    source = host.base / "models" / folder / "part.safetensors"
+    save_file(alone, source)
+    stack = host.stack(*BLEND)
+    live = host.apply(plain, stack)
+    own = load_file(exported(f"{folder}/part.safetensors", stack, "float32"))
+    changed = {key for key, patch in live.patches.items() if key.startswith(part)}
+    assert changed
+    for key, tensor in alone.items():
+        patches = live.patches.get(f"{part}{key}")
+        exact = comfy.lora.calculate_weight(patches, tensor.float(), key) if patches else tensor.float()
+        assert torch.equal(own[key], exact)
+        changed.discard(f"{part}{key}")
+    assert not changed
+    source.unlink()

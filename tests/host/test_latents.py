@@ -1,0 +1,101 @@
+"""What the sampler makes of a stack: the same as the host's own loader, and nothing out of nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import Host, Patched
+
+Distance = Callable[[torch.Tensor, torch.Tensor], float]
+pytestmark = pytest.mark.host
+NEAR = 1e-3
+
+
+def test_a_lora_gives_the_latent_of_the_hosts_own_loader(
+    host: Host, plain: Patched, distance: Distance
+) -> None:
+    theirs = Patched(
+        *host.nodes.LoraLoader().load_lora(plain.model, plain.clip, host.file("lora"), 0.9, 0.7)
+    )
+    ours = host.apply(plain, host.stack(("lora", 0.9, 0.7)))
+    assert distance(host.latent(ours), host.latent(theirs)) <= NEAR
+
+
+def test_two_loras_give_the_latent_of_two_chained_loaders(
+    host: Host, plain: Patched, distance: Distance
+) -> None:
+    theirs = plain
+    for name, strength, clip in (("lora", 0.5, 0.5), ("lora_tucker", -0.4, 0.3)):
+        theirs = Patched(
+            *host.nodes.LoraLoader().load_lora(theirs.model, theirs.clip, host.file(name), strength, clip)
+        )
+    ours = host.apply(plain, host.stack(("lora", 0.5, 0.5), ("lora_tucker", -0.4, 0.3)))
+    assert distance(host.latent(ours), host.latent(theirs)) <= NEAR
+
+
+def test_zero_strength_and_an_empty_stack_change_no_bit(
+    host: Host, plain: Patched, unpatched: torch.Tensor
+) -> None:
+    for stack in (host.ops.Stack(), host.stack(("lora", 0.0, 0.0), ("loha", 0.0, 0.0))):
+        patched = host.apply(plain, stack)
+        assert patched.model is plain.model and patched.clip is plain.clip
+        assert torch.equal(host.latent(patched), unpatched)
+    (silent,) = host.run("LycorisWeightBlocks", host.stack(("lora", 1.0, 1.0)), "* = 0")
+    assert torch.equal(host.latent(host.apply(plain, silent)), unpatched)
+
+
+def test_a_zero_among_others_adds_nothing(host: Host, plain: Patched) -> None:
+    alone = host.apply(plain, host.stack(("lora", 1.0, 1.0)))
+    beside = host.apply(plain, host.stack(("loha", 0.0, 0.0), ("lora", 1.0, 1.0)))
+    assert torch.equal(host.latent(alone), host.latent(beside))
+
+
+def test_the_order_of_a_stack_has_no_influence(host: Host, plain: Patched) -> None:
+    entries = (("lora", 0.8, 0.7), ("loha", -0.5, 0.6), ("lokr", 1.2, -0.9))
+    forward = host.apply(plain, host.stack(*entries))
+    backward = host.apply(plain, host.stack(*reversed(entries)))
+    (joined,) = host.run(
+        "LycorisCombineStacks",
+        {"stack0": host.stack(entries[1]), "stack1": host.stack(entries[2], entries[0])},
+    )
+    latent = host.latent(forward)
+    assert torch.equal(latent, host.latent(backward))
+    assert torch.equal(latent, host.latent(host.apply(plain, joined)))
+
+
+def test_a_stack_survives_clone_unload_and_reload(
+    host: Host, plain: Patched, unpatched: torch.Tensor
+) -> None:
+    import comfy.model_management
+
+    patched = host.apply(plain, host.stack(("lokr", 1.0, 1.0), ("loha_tucker", 0.5, 0.5)))
+    latent = host.latent(patched)
+    clone = Patched(patched.model.clone(), patched.clip.clone())
+    assert torch.equal(host.latent(clone), latent)
+    comfy.model_management.unload_all_models()
+    assert torch.equal(host.latent(patched), latent)
+    assert torch.equal(host.latent(plain), unpatched)
+    assert torch.equal(host.latent(clone), latent)
+
+
+def test_block_rules_reach_the_blocks_they_name(host: Host, plain: Patched) -> None:
+    stack = host.stack(("lora", 1.0, 1.0))
+    (ruled,) = host.run("LycorisWeightBlocks", stack, "* = 0\nin.1 = 1\nte.3 = 0.5")
+    patched = host.apply(plain, ruled)
+    assert patched.patches
+    for key, ((_, patch, *_),) in patched.patches.items():
+        inside = key.startswith("diffusion_model.input_blocks.1.")
+        assert inside or ".layers.3." in key
+        assert patch.weights[2] == ((1.0,) if inside else (0.5,))
+
+
+def test_chained_applies_are_sequential_like_chained_loaders(
+    host: Host, plain: Patched, distance: Distance
+) -> None:
+    once = host.apply(plain, host.stack(("lora", 0.5, 0.5), ("lokr", 0.5, 0.5)))
+    twice = host.apply(
+        host.apply(plain, host.stack(("lora", 0.5, 0.5))), host.stack(("lokr", 0.5, 0.5))
+    )
+    assert distance(host.latent(twice), host.latent(once)) <= NEAR

@@ -1,0 +1,162 @@
+"""What the nodes promise beyond the weights: reports, strictness, help, and no wasted reading."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Host, Patched
+from safetensors.torch import load_file, save_file
+
+from tests.harness.assets import assets
+from tests.harness.facts import ROOT
+
+pytestmark = pytest.mark.host
+NODES = (
+    "LycorisApplyStack",
+    "LycorisCombineStacks",
+    "LycorisLoadAdapter",
+    "LycorisSaveCheckpoint",
+    "LycorisWeightBlocks",
+)
+OPENED: list[str] = []
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and isinstance(arguments[0], str):
+        OPENED.append(arguments[0])
+
+
+sys.addaudithook(_audit)
+
+
+def opened(path: Path) -> int:
+    return OPENED.count(str(path.resolve()))
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_every_input_and_output_is_explained(host: Host, node: str) -> None:
+    schema = host.nodes.NODE_CLASS_MAPPINGS[node].GET_SCHEMA()
+    assert schema.category == "lycoris" and schema.description and schema.search_aliases
+    assert schema.node_id == node and "LyCORIS" in schema.display_name or node == "LycorisSaveCheckpoint"
+    for part in (*schema.inputs, *schema.outputs):
+        assert part.tooltip and len(part.tooltip) > 10, part.id
+    page = ROOT / "lycoris_nodes" / "web" / "docs" / f"{node}.md"
+    assert len(page.read_text(encoding="utf-8")) > 500
+
+
+def test_the_pack_registers_these_nodes_and_no_others(host: Host) -> None:
+    found = {name for name in host.nodes.NODE_CLASS_MAPPINGS if name.startswith("Lycoris")}
+    assert found == set(NODES)
+
+
+def test_the_report_tells_what_was_applied(host: Host, plain: Patched) -> None:
+    (stack,) = host.run(
+        "LycorisWeightBlocks", host.stack(("lora", 0.8, 0.7), ("lokr", 1.0, 1.0)), "mid = 0.5\nin.99 = 2"
+    )
+    report = host.apply(plain, stack).report
+    for part in (
+        "lora.safetensors",
+        "lokr.safetensors",
+        "dialect kohya; 191 lora (rank 4; alpha 2 x171, 3 x20)",
+        "strength 0.8, text encoder 0.7; rules: mid = 0.5; in.99 = 2",
+        "applied 191 of 191 layers",
+        "1 rules match none of its layers:\n    in.99 = 2",
+    ):
+        assert part in report
+
+
+def test_without_a_clip_text_encoder_layers_are_reported_and_strict_does_not_mind(
+    host: Host, plain: Patched
+) -> None:
+    patched = host.apply(plain, host.stack(("lora", 1.0, 1.0)), clip=False, strict=True)
+    assert patched.clip is None
+    assert "applied 119 of 191 layers" in patched.report
+    assert "72 layers left out, they belong to the text encoder: no CLIP is connected" in patched.report
+
+
+def partial(path: Path) -> None:
+    tensors = load_file(assets() / "loras" / "lora.safetensors")
+    renamed = {
+        key.replace("attn1_to_q", "attn1_to_x") if "mid_block" in key else key: tensor
+        for key, tensor in tensors.items()
+    }
+    save_file(renamed, path)
+
+
+def test_a_partial_match_runs_and_says_so_and_strict_refuses_it(
+    host: Host, plain: Patched, lora_file: Callable[[str, Any], str]
+) -> None:
+    stack = host.stack((lora_file("partial.safetensors", partial), 1.0, 1.0))
+    report = host.apply(plain, stack, strict=False).report
+    assert "applied 190 of 191 layers" in report
+    assert "1 layers meet nothing" in report and "attn1_to_x: no layer of that name" in report
+    assert "nearest: diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q" in report
+    with pytest.raises(Exception, match=r"partial\.safetensors.*attn1_to_x.*strict"):
+        host.apply(plain, stack, strict=True)
+
+
+def test_a_file_is_read_once_for_all_nodes_and_strengths(host: Host, plain: Patched) -> None:
+    source = host.base / "models" / "loras" / "once.safetensors"
+    shutil.copy(assets() / "loras" / "lora.safetensors", source)
+    host.apply(plain, host.stack((source.name, 1.0, 1.0)))
+    first = opened(source)
+    assert first >= 1
+    for strength in (0.5, -1.0):
+        host.apply(plain, host.stack((source.name, strength, strength), (source.name, 0.1, 0.1)))
+    host.apply(plain, host.run("LycorisWeightBlocks", host.stack((source.name, 1.0, 1.0)), "in = 0.5")[0])
+    assert opened(source) == first
+    source.unlink()
+
+
+def test_a_changed_file_is_noticed(host: Host, plain: Patched) -> None:
+    source = host.base / "models" / "loras" / "changing.safetensors"
+    shutil.copy(assets() / "loras" / "lora.safetensors", source)
+    node = host.nodes.NODE_CLASS_MAPPINGS["LycorisLoadAdapter"]
+    key = "diffusion_model.input_blocks.0.0.weight"
+
+    def change() -> torch.Tensor:
+        patch = host.apply(plain, host.stack((source.name, 1.0, 1.0))).patches[key][0][1]
+        weight = torch.zeros(patch.weights[0].shape)
+        return patch.calculate_weight(weight, key, 1.0, 1.0, None, None)
+
+    before, print_before = change(), node.fingerprint_inputs(file=source.name)
+    tensors = load_file(source)
+    source.unlink()
+    save_file({k: t * 2 if k.endswith("lora_up.weight") else t for k, t in tensors.items()}, source)
+    os.utime(source, ns=(1, 1))
+    assert node.fingerprint_inputs(file=source.name) != print_before
+    torch.testing.assert_close(change(), 2 * before)
+    source.unlink()
+
+
+def test_no_mapping_and_no_file_is_held_between_runs(host: Host, plain: Patched) -> None:
+    host.apply(plain, host.stack(("loha", 1.0, 1.0)))
+    path = str((assets() / "loras" / "loha.safetensors").resolve())
+    assert path not in Path("/proc/self/maps").read_text()
+    held = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
+            if os.path.lexists(f"/proc/self/fd/{fd}")]
+    assert path not in held
+
+
+def test_a_second_copy_of_the_pack_in_one_process_does_no_harm(host: Host, plain: Patched) -> None:
+    import asyncio
+    import importlib
+
+    link = host.base / "second-copy"
+    if not link.exists():
+        link.symlink_to(ROOT, target_is_directory=True)
+    loaded = asyncio.new_event_loop().run_until_complete(
+        host.nodes.load_custom_node(str(link), module_parent="custom_nodes", ignore=set(NODES))
+    )
+    assert loaded
+    ours = importlib.import_module("lycoris_ops")
+    assert ours.Stack is not host.ops.Stack
+    assert host.apply(plain, host.stack(("lora", 1.0, 1.0))).patches
+    link.unlink()

@@ -1,0 +1,179 @@
+"""Patched weights in the real host against base + sum of strength * delta.
+
+The deltas are what the software that wrote the files computes in its own forward pass.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from conftest import Host, Patched
+
+from tests.harness.adapters import RECIPES, Deltas, LayerName, deltas, host_keys
+from tests.harness.assets import adapter_file, assets
+
+SAMPLED = (
+    "conv_in",
+    "time_embedding.linear_1",
+    "down_blocks.0.attentions.0.proj_in",
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k",
+    "down_blocks.0.attentions.0.transformer_blocks.0.ff.net.0.proj",
+    "down_blocks.0.resnets.0.conv1",
+    "down_blocks.0.resnets.0.time_emb_proj",
+    "down_blocks.0.downsamplers.0.conv",
+    "down_blocks.1.resnets.0.conv_shortcut",
+    "mid_block.attentions.0.proj_out",
+    "up_blocks.0.upsamplers.0.conv",
+    "text_model.encoder.layers.3.mlp.fc1",
+    "text_model.encoder.layers.11.self_attn.q_proj",
+)
+"""One layer of every kind that the recipes adapt."""
+
+BLEND = (("lora", 0.8, 0.7), ("loha", -0.5, 0.6), ("lokr", 1.2, -0.9))
+
+
+@cache
+def recipe_deltas(recipe: str) -> Deltas:
+    file = assets() / "loras" / adapter_file(RECIPES[recipe])
+    return deltas(RECIPES[recipe], file)
+
+
+@pytest.fixture(scope="module")
+def keys(host: Host) -> dict[LayerName, str]:
+    return host_keys()
+
+
+def wanted(weight: torch.Tensor, name: LayerName, entries: tuple[tuple[str, float, float], ...]) -> Any:
+    total = weight.double()
+    for recipe, strength, strength_clip in entries:
+        if name in recipe_deltas(recipe):
+            chosen = strength if name.component == "unet" else strength_clip
+            total = total + chosen * recipe_deltas(recipe)[name]
+    return total
+
+
+def calculated(patched: Patched, key: str, weight: torch.Tensor) -> torch.Tensor:
+    """The host's own call of our patch, on a copy."""
+    import comfy.lora
+
+    return comfy.lora.calculate_weight(patched.patches[key], weight.clone(), key)
+
+
+def assert_float32_exact(found: torch.Tensor, exact: torch.Tensor) -> None:
+    assert found.dtype == torch.float32
+    error = (found.double() - exact).abs().max() / exact.abs().max()
+    assert error < 4 * torch.finfo(torch.float32).eps, error
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_kind_patches_its_layers_exactly(
+    host: Host, plain: Patched, keys: dict[LayerName, str], recipe: str
+) -> None:
+    entries = ((recipe, 0.7, -0.6),)
+    patched = host.apply(plain, host.stack(*entries))
+    assert set(patched.patches) == {keys[name] for name in recipe_deltas(recipe)}
+    chosen = [name for name in recipe_deltas(recipe) if name.path in SAMPLED]
+    assert len(chosen) >= (1 if recipe == "peft_te_lora" else 8)
+    for name in chosen:
+        weight = plain.patcher_of(keys[name]).model_state_dict()[keys[name]].float()
+        exact = wanted(weight, name, entries)
+        assert_float32_exact(calculated(patched, keys[name], weight), exact)
+        assert (exact - weight).norm() > 0.02 * weight.norm()
+
+
+@pytest.mark.host
+def test_every_weight_of_a_blend_is_exact(
+    host: Host, plain: Patched, keys: dict[LayerName, str]
+) -> None:
+    patched = host.apply(plain, host.stack(*BLEND))
+    everything = {keys[name]: name for name in recipe_deltas("lora")}
+    assert set(patched.patches) == set(everything)
+    for key, name in everything.items():
+        weight = plain.patcher_of(key).model_state_dict()[key].float()
+        assert_float32_exact(calculated(patched, key, weight), wanted(weight, name, BLEND))
+
+
+@pytest.mark.host
+def test_the_loaded_model_holds_the_exact_weights_and_gives_them_back(
+    host: Host, plain: Patched, keys: dict[LayerName, str]
+) -> None:
+    """The path of a full load: the weights that the sampler multiplies with."""
+    import comfy.model_management
+
+    patched = host.apply(plain, host.stack(*BLEND))
+    chosen = {keys[name]: name for name in recipe_deltas("lora") if name.path in SAMPLED}
+    state = {**plain.model.model_state_dict(), **plain.clip.patcher.model_state_dict()}
+    before = {key: state[key].clone() for key in chosen}
+    comfy.model_management.load_models_gpu([patched.model, patched.clip.patcher])
+    live = {**patched.model.model_state_dict(), **patched.clip.patcher.model_state_dict()}
+    for key, name in chosen.items():
+        exact = wanted(before[key], name, BLEND)
+        # The text encoder is kept in float16, whatever the file: one rounding more.
+        eps = torch.finfo(live[key].dtype).eps
+        assert ((live[key].double() - exact).abs() <= eps * exact.abs().clamp_min(1e-3) + 1e-6).all()
+        assert not torch.equal(live[key], before[key])
+    comfy.model_management.unload_all_models()
+    after = {**plain.model.model_state_dict(), **plain.clip.patcher.model_state_dict()}
+    assert all(torch.equal(after[key], weight) for key, weight in before.items())
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_low_vram_path_is_one_rounding_away(
+    host: Host, plain: Patched, keys: dict[LayerName, str], dtype: torch.dtype
+) -> None:
+    """The host sizes the patch, moves its tensors to another buffer, and calls it in a forward."""
+    from comfy.model_patcher import LowVramPatch
+
+    patched = host.apply(plain, host.stack(*BLEND))
+    for key, name in ((keys[n], n) for n in recipe_deltas("lora") if n.path in SAMPLED):
+        low = LowVramPatch(key, patched.patcher_of(key).patches)
+        if hasattr(low, "memory_required"):
+            size = low.memory_required()
+            held = sum(tensor.nbytes for tensor in patched.patches[key][0][1].weights[1])
+            assert held <= size <= held + 2048 * len(patched.patches[key][0][1].weights[1])
+            low.prepare(torch.empty(size, dtype=torch.uint8), None)
+        weight = plain.patcher_of(key).model_state_dict()[key].to(dtype)
+        exact = wanted(weight, name, BLEND)
+        found = low(weight.clone())
+        assert found.dtype == dtype
+        half_ulp = torch.finfo(dtype).eps / 2 * exact.abs()
+        accumulation = 8 * torch.finfo(torch.float32).eps * exact.abs().max()
+        tiny = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+        assert ((found.double() - exact).abs() <= half_ulp + accumulation + tiny).all(), key
+
+
+@pytest.mark.host
+def test_a_patch_is_one_object_in_the_form_the_host_can_rebuild(host: Host, plain: Patched) -> None:
+    patched = host.apply(plain, host.stack(*BLEND, *BLEND))
+    for key, patches in patched.patches.items():
+        (entry,) = patches
+        strength, patch, strength_model, offset, function = entry
+        assert (strength, strength_model, offset, function) == (1.0, 1.0, None, None)
+        plan, tensors, strengths = patch.weights
+        assert plan.tensors == () and len(strengths) == 6
+        assert all(type(tensor) is torch.Tensor and tensor.is_contiguous() for tensor in tensors), key
+        assert all(type(value) is float for value in strengths)
+        rebuilt = type(patch)(patch.loaded_keys, (plan, tuple(t.clone() for t in tensors), strengths))
+        weight = torch.zeros(plan.shape)
+        first = patch.calculate_weight(weight.clone(), key, 1.0, 1.0, None, None)
+        assert torch.equal(first, rebuilt.calculate_weight(weight.clone(), key, 1.0, 1.0, None, None))
+
+
+@pytest.mark.host
+def test_another_node_can_scale_the_whole_patch(
+    host: Host, plain: Patched, keys: dict[LayerName, str]
+) -> None:
+    """Model merging hands our patches on with a strength of its own."""
+    (name,) = (n for n in recipe_deltas("lora") if n.path == "down_blocks.0.resnets.0.conv1")
+    patched = host.apply(plain, host.stack(*BLEND))
+    weight = plain.model.model_state_dict()[keys[name]].float()
+    half = plain.model.clone()
+    half.add_patches({keys[name]: patched.patches[keys[name]][0][1]}, 0.5, 1.0)
+    found = calculated(Patched(half, None), keys[name], weight)
+    assert_float32_exact(found, (weight.double() + wanted(weight, name, BLEND)) / 2)
