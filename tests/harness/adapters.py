@@ -33,6 +33,7 @@ from .base import CLIP, UNET, checkpoint_layout
 os.environ["LYCORIS_KERNEL_BACKEND"] = "torch"
 
 Component = Literal["unet", "te"]
+Algorithm = Literal["lora", "loha", "lokr"]
 
 
 class LayerName(NamedTuple):
@@ -51,7 +52,7 @@ class Recipe:
 
     name: str
     software: Literal["lycoris", "peft"]
-    algorithm: Literal["lora", "loha", "lokr"]
+    algorithm: Algorithm
     components: tuple[Component, ...]
     rank: int = 4
     alpha: int = 2
@@ -59,13 +60,13 @@ class Recipe:
     """Further keywords of `lycoris.kohya.create_network` or of PEFT's config class."""
 
 
-def _lycoris(name: str, algorithm: str, **options: Any) -> Recipe:
+def _lycoris(name: str, algorithm: Algorithm, **options: Any) -> Recipe:
     """A LyCORIS recipe with its own alpha for convolutions with a kernel."""
     options = {"conv_dim": 4, "conv_alpha": 3} | options
     return Recipe(name, "lycoris", algorithm, ("unet", "te"), options=options)
 
 
-def _peft(name: str, algorithm: str, component: Component, **options: Any) -> Recipe:
+def _peft(name: str, algorithm: Algorithm, component: Component, **options: Any) -> Recipe:
     """A PEFT recipe; alpha stands in `adapter_config.json` only."""
     return Recipe(name, "peft", algorithm, (component,), options=options)
 
@@ -112,7 +113,7 @@ PEFT_TARGETS: dict[Component, str] = {
     "te": r"text_model\..*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)",
 }
 
-SIZE = 0.25
+SIZE = 0.125
 """Norm of each change relative to the weight it changes: visible, and far from blowing up."""
 
 PROBES = 32
@@ -290,9 +291,7 @@ def _write_peft(recipe: Recipe, folder: Path, dtype: torch.dtype, seed: int) -> 
 
 
 @torch.no_grad()
-def write_adapter(
-    recipe: Recipe, folder: Path, *, dtype: torch.dtype = torch.float16, seed: int = 0
-) -> Path:
+def write_adapter(recipe: Recipe, folder: Path, *, dtype: torch.dtype = torch.float16, seed: int = 0) -> Path:
     """Write `recipe` into `folder` and return the safetensors file.
 
     LyCORIS writes `<folder>/<name>.safetensors`; PEFT writes `<folder>/<name>/adapter_model.safetensors`
@@ -319,6 +318,8 @@ def _read_peft(recipe: Recipe, path: Path) -> Layers:
     return _peft_layers(model, component)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def measure(layer: Adapted) -> Tensor:
     """The float64 change of a layer's weight, in the weight's shape, from `forward` alone.
 
@@ -357,9 +358,8 @@ class Deltas(Mapping[LayerName, Tensor]):
         return len(self._layers)
 
 
-def deltas(
-    recipe: Recipe, path: Path, names: Iterable[LayerName | tuple[str, str]] | None = None
-) -> Deltas:
+@torch.inference_mode(False)
+def deltas(recipe: Recipe, path: Path, names: Iterable[LayerName | tuple[str, str]] | None = None) -> Deltas:
     """What the recipe's software makes of the file at `path`, for all layers or for `names`."""
     layers = {"lycoris": _read_lycoris, "peft": _read_peft}[recipe.software](recipe, path)
     if names is None:

@@ -2,13 +2,15 @@
 
 import time
 
+from .assets import install
 from .facts import ROOT, facts
 from .launch import Server, base_directory
 
 
 def main() -> None:
     found = facts()
-    with Server(found.comfyui, base_directory(ROOT / ".cache" / "demo", ROOT)) as server:
+    base = install(base_directory(ROOT / ".cache" / "demo", ROOT))
+    with Server(found.comfyui, base) as server:
         print(f"ComfyUI {found.host}: {server.url} (log: {server.log}); Ctrl-C stops it", flush=True)
         try:
             while server.running():

@@ -47,12 +47,19 @@ def keys(host: Host) -> dict[LayerName, str]:
     return host_keys()
 
 
+@cache
+def sampled_delta(recipe: str, name: LayerName) -> torch.Tensor:
+    """One of the few deltas that several tests need, measured once."""
+    return recipe_deltas(recipe)[name]
+
+
 def wanted(weight: torch.Tensor, name: LayerName, entries: tuple[tuple[str, float, float], ...]) -> Any:
     total = weight.double()
     for recipe, strength, strength_clip in entries:
         if name in recipe_deltas(recipe):
             chosen = strength if name.component == "unet" else strength_clip
-            total = total + chosen * recipe_deltas(recipe)[name]
+            delta = sampled_delta(recipe, name) if name.path in SAMPLED else recipe_deltas(recipe)[name]
+            total = total + chosen * delta
     return total
 
 

@@ -1,0 +1,55 @@
+"""From a workflow, as the front end saves it, to a prompt, as the host runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+ACTIVE = 0
+NOTES = ("Note", "MarkdownNote")
+
+
+def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
+    """The prompt of a workflow of plain nodes: no subgraphs, reroutes or primitives.
+
+    Notes and nodes that are muted or bypassed are left out, and so are the links from them.
+
+    object_info: as `Server.object_info()` gives it.
+
+    Raises:
+        ValueError: a node is of a type that the host does not know.
+    """
+    nodes = {
+        node["id"]: node
+        for node in workflow["nodes"]
+        if node["type"] not in NOTES and node["mode"] == ACTIVE
+    }
+    unknown = sorted({node["type"] for node in nodes.values()} - object_info.keys())
+    if unknown:
+        raise ValueError(f"The host does not know the node types {', '.join(unknown)}")
+    sources = {link: [str(node), slot] for link, node, slot, *_ in workflow["links"] if node in nodes}
+    return {
+        str(number): {
+            "class_type": node["type"],
+            "inputs": dict(_values(node, object_info[node["type"]])) | dict(_links(node, sources)),
+        }
+        for number, node in nodes.items()
+    }
+
+
+def _links(node: dict[str, Any], sources: dict[int, list[Any]]) -> Iterator[tuple[str, list[Any]]]:
+    for slot in node["inputs"]:
+        if slot["link"] in sources:
+            yield slot["name"], sources[slot["link"]]
+
+
+def _values(node: dict[str, Any], definition: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """A value for each input with a widget; the control of a seed follows it and is passed over."""
+    specs = {name: spec for group in definition["input"].values() for name, spec in group.items()}
+    values = iter(node.get("widgets_values") or ())
+    for slot in node["inputs"]:
+        if "widget" in slot:
+            yield slot["name"], next(values)
+            _, *options = specs[slot["name"]]
+            if options and options[0].get("control_after_generate"):
+                next(values)
