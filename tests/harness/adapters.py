@@ -42,7 +42,7 @@ class LayerName(NamedTuple):
     Equal to the plain pair, as in ("te", "text_model.encoder.layers.0.self_attn.q_proj").
     """
 
-    component: Component
+    component: str
     path: str
 
 
@@ -348,8 +348,8 @@ class Deltas(Mapping[LayerName, Tensor]):
     def __init__(self, layers: Layers) -> None:
         self._layers = layers
 
-    def __getitem__(self, name: LayerName | tuple[str, str]) -> Tensor:
-        return measure(self._layers[name])
+    def __getitem__(self, name: tuple[str, str]) -> Tensor:
+        return measure(self._layers[LayerName(*name)])
 
     def __iter__(self) -> Iterator[LayerName]:
         return iter(self._layers)
@@ -359,7 +359,7 @@ class Deltas(Mapping[LayerName, Tensor]):
 
 
 @torch.inference_mode(False)
-def deltas(recipe: Recipe, path: Path, names: Iterable[LayerName | tuple[str, str]] | None = None) -> Deltas:
+def deltas(recipe: Recipe, path: Path, names: Iterable[tuple[str, str]] | None = None) -> Deltas:
     """What the recipe's software makes of the file at `path`, for all layers or for `names`."""
     layers = {"lycoris": _read_lycoris, "peft": _read_peft}[recipe.software](recipe, path)
     if names is None:

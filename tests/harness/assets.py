@@ -19,7 +19,11 @@ CHECKPOINT = "checkpoints/base.safetensors"
 
 def adapter_file(recipe: Recipe) -> str:
     """The file of a recipe, as named in the host's loras folder."""
-    return f"{recipe.name}/adapter_model.safetensors" if recipe.software == "peft" else f"{recipe.name}.safetensors"
+    return (
+        f"{recipe.name}/adapter_model.safetensors"
+        if recipe.software == "peft"
+        else f"{recipe.name}.safetensors"
+    )
 
 
 @cache

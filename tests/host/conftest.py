@@ -77,7 +77,12 @@ class Host:
     def apply(self, on: Patched, stack: Any, *, strict: bool = True, clip: bool = True) -> Patched:
         return Patched(
             *self.run(
-                "LycorisApplyStack", on.model, stack, mode="merge", strict=strict, clip=on.clip if clip else None
+                "LycorisApplyStack",
+                on.model,
+                stack,
+                mode="merge",
+                strict=strict,
+                clip=on.clip if clip else None,
             )
         )
 
@@ -139,4 +144,3 @@ def lora_file(host: Host) -> Iterator[Callable[[str, Any], str]]:
     yield write
     for path in written:
         path.unlink(missing_ok=True)
-

@@ -75,7 +75,9 @@ def apply_prompt(file: str, rules: str = "", **inputs: Any) -> dict[str, Any]:
     }
 
 
-def save_prompt(file: str = LORA, prefix: str = "checkpoints/merged", strength: float = 1.0) -> dict[str, Any]:
+def save_prompt(
+    file: str = LORA, prefix: str = "checkpoints/merged", strength: float = 1.0
+) -> dict[str, Any]:
     return {
         "load": load_node(file, strength),
         "save": {

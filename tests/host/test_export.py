@@ -26,9 +26,7 @@ def exported(host: Host) -> Iterator[Callable[..., Path]]:
 
     def save(base: str, stack: object, dtype: str = "as in the file") -> Path:
         folder = base.partition("/")[0]
-        (report,) = host.run(
-            "LycorisSaveCheckpoint", base, stack, f"{folder}/exported", dtype, strict=False
-        )
+        (report,) = host.run("LycorisSaveCheckpoint", base, stack, f"{folder}/exported", dtype, strict=False)
         written.append(Path(report.splitlines()[-1]))
         assert written[-1].is_relative_to(host.base / "output" / folder)
         return written[-1]
@@ -78,8 +76,12 @@ def test_in_the_files_own_dtype_it_gives_the_live_latent(
 
 
 def test_a_float32_checkpoint_gives_the_live_latent(
-    host: Host, distance: Distance, exported: Callable[..., Path]
+    host: Host, distance: Distance, exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With the text encoder in float32 too: the host would round it to float16 before patching."""
+    from comfy.cli_args import args
+
+    monkeypatch.setattr(args, "fp32_text_enc", True)
     source = host.base / "models" / "checkpoints" / "base32.safetensors"
     write_base(source, dtype=torch.float32, vae=False)
     stack = host.stack(*BLEND)

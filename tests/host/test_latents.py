@@ -16,9 +16,7 @@ NEAR = 1e-3
 def test_a_lora_gives_the_latent_of_the_hosts_own_loader(
     host: Host, plain: Patched, distance: Distance
 ) -> None:
-    theirs = Patched(
-        *host.nodes.LoraLoader().load_lora(plain.model, plain.clip, host.file("lora"), 0.9, 0.7)
-    )
+    theirs = Patched(*host.nodes.LoraLoader().load_lora(plain.model, plain.clip, host.file("lora"), 0.9, 0.7))
     ours = host.apply(plain, host.stack(("lora", 0.9, 0.7)))
     assert distance(host.latent(ours), host.latent(theirs)) <= NEAR
 
@@ -95,7 +93,5 @@ def test_chained_applies_are_sequential_like_chained_loaders(
     host: Host, plain: Patched, distance: Distance
 ) -> None:
     once = host.apply(plain, host.stack(("lora", 0.5, 0.5), ("lokr", 0.5, 0.5)))
-    twice = host.apply(
-        host.apply(plain, host.stack(("lora", 0.5, 0.5))), host.stack(("lokr", 0.5, 0.5))
-    )
+    twice = host.apply(host.apply(plain, host.stack(("lora", 0.5, 0.5))), host.stack(("lokr", 0.5, 0.5)))
     assert distance(host.latent(twice), host.latent(once)) <= NEAR

@@ -97,7 +97,7 @@ def test_a_partial_match_runs_and_says_so_and_strict_refuses_it(
     report = host.apply(plain, stack, strict=False).report
     assert "applied 190 of 191 layers" in report
     assert "1 layers meet nothing" in report and "attn1_to_x: no layer of that name" in report
-    assert "nearest: diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q" in report
+    assert "nearest: diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_" in report
     with pytest.raises(Exception, match=r"partial\.safetensors.*attn1_to_x.*strict"):
         host.apply(plain, stack, strict=True)
 
@@ -140,8 +140,11 @@ def test_no_mapping_and_no_file_is_held_between_runs(host: Host, plain: Patched)
     host.apply(plain, host.stack(("loha", 1.0, 1.0)))
     path = str((assets() / "loras" / "loha.safetensors").resolve())
     assert path not in Path("/proc/self/maps").read_text()
-    held = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
-            if os.path.lexists(f"/proc/self/fd/{fd}")]
+    held = [
+        os.readlink(f"/proc/self/fd/{fd}")
+        for fd in os.listdir("/proc/self/fd")
+        if os.path.lexists(f"/proc/self/fd/{fd}")
+    ]
     assert path not in held
 
 

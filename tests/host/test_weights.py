@@ -94,9 +94,7 @@ def test_every_kind_patches_its_layers_exactly(
 
 
 @pytest.mark.host
-def test_every_weight_of_a_blend_is_exact(
-    host: Host, plain: Patched, keys: dict[LayerName, str]
-) -> None:
+def test_every_weight_of_a_blend_is_exact(host: Host, plain: Patched, keys: dict[LayerName, str]) -> None:
     patched = host.apply(plain, host.stack(*BLEND))
     everything = {keys[name]: name for name in recipe_deltas("lora")}
     assert set(patched.patches) == set(everything)
