@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..lycoris_ops import PICKLES, SAFETENSORS, Entry, Fingerprint, LycorisError, Stack, load_adapter
+from ..lycoris_ops import PICKLES, SAFETENSORS, Entry, LycorisError, Stack, adapter_stamp, load_adapter
 from .host import file_names, file_path, io
 from .wires import CATEGORY, stack_input, stack_output
 
@@ -48,14 +48,14 @@ class LycorisLoadAdapter(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, file: str) -> bool | str:
         try:
-            Fingerprint.of(file_path(FOLDER, file))
+            adapter_stamp(file_path(FOLDER, file))
         except LycorisError as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **_: Any) -> Any:
-        return Fingerprint.of(file_path(FOLDER, file))
+    def fingerprint_inputs(cls, file: str, **_: Any) -> str:
+        return adapter_stamp(file_path(FOLDER, file))
 
     @classmethod
     def execute(

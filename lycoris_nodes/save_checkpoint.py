@@ -80,8 +80,8 @@ class LycorisSaveCheckpoint(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, base: str, **_: Any) -> Any:
-        return Fingerprint.of(_base_path(base))
+    def fingerprint_inputs(cls, base: str, **_: Any) -> str:
+        return Fingerprint.of(_base_path(base)).stamp
 
     @classmethod
     def execute(

@@ -13,7 +13,7 @@ from .errors import (
     RuleError,
     WriteError,
 )
-from .files.adapter import Adapter, load_adapter
+from .files.adapter import Adapter, adapter_stamp, load_adapter
 from .files.cache import TensorCache
 from .files.tensor_file import PICKLES, SAFETENSORS, Fingerprint
 from .kernels import PatchPlan, patch_
@@ -44,6 +44,7 @@ __all__ = [
     "Stack",
     "TensorCache",
     "WriteError",
+    "adapter_stamp",
     "describe",
     "load_adapter",
     "merge_checkpoint",

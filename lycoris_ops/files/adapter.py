@@ -138,8 +138,17 @@ def load_adapter(path: str | os.PathLike[str], *, cache: TensorCache = DEFAULT_C
     time of change stay the same. Raises FileFormatError for a file that is damaged or holds no
     adapter, LayerError where the shapes of a layer contradict each other.
     """
+    return _load(*_fingerprints(path), cache)
+
+
+def adapter_stamp(path: str | os.PathLike[str]) -> str:
+    """A short text that changes when an adapter would load differently: its file or its PEFT config."""
+    return "+".join(found.stamp for found in _fingerprints(path) if found)
+
+
+def _fingerprints(path: str | os.PathLike[str]) -> tuple[Fingerprint, Fingerprint | None]:
     config = Path(path).resolve().with_name(CONFIG_NAME)
-    return _load(Fingerprint.of(path), Fingerprint.of(config) if config.is_file() else None, cache)
+    return Fingerprint.of(path), Fingerprint.of(config) if config.is_file() else None
 
 
 @lru_cache(maxsize=HEADERS)

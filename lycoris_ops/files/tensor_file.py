@@ -40,6 +40,11 @@ class Fingerprint:
         stat = real.stat()
         return cls(path=str(real), size=stat.st_size, mtime_ns=stat.st_mtime_ns)
 
+    @property
+    def stamp(self) -> str:
+        """A short text that changes with the content and tells nothing of where the file is."""
+        return f"{self.size}-{self.mtime_ns}"
+
 
 @dataclass(frozen=True)
 class TensorInfo:
