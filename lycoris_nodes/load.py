@@ -46,16 +46,17 @@ class LycorisLoadAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
         try:
-            adapter_stamp(file_path(FOLDER, file))
+            cls.fingerprint_inputs(file)
         except LycorisError as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **_: Any) -> str:
-        return adapter_stamp(file_path(FOLDER, file))
+    def fingerprint_inputs(cls, file: str | None = None, **_: Any) -> str:
+        # None where another node gives the name: nothing is known of it before that node has run.
+        return adapter_stamp(file_path(FOLDER, file)) if file is not None else ""
 
     @classmethod
     def execute(

@@ -72,16 +72,17 @@ class LycorisSaveCheckpoint(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, base: str) -> bool | str:
+    def validate_inputs(cls, base: str | None = None) -> bool | str:
         try:
-            Fingerprint.of(_base_path(base))
+            cls.fingerprint_inputs(base)
         except LycorisError as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, base: str, **_: Any) -> str:
-        return Fingerprint.of(_base_path(base)).stamp
+    def fingerprint_inputs(cls, base: str | None = None, **_: Any) -> str:
+        # None where another node gives the name: nothing is known of it before that node has run.
+        return Fingerprint.of(_base_path(base)).stamp if base is not None else ""
 
     @classmethod
     def execute(

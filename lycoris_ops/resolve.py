@@ -219,9 +219,9 @@ def _nothing_matches(resolution: EntryResolution) -> MatchError:
         "nothing in the adapter matches the model",
         file=file,
         key=first.layer if first else None,
-        got=f"{resolution.layers} layers, none of them known here",
+        got=f"{resolution.layers} layers" + (f"; {first.reason}" if first else ""),
         expected=f"names such as {first.nearest}" if first and first.nearest else "a matching layer",
-        hint="It was made for another kind of model",
+        hint="It was made for another kind of model, or is of a kind that is not read",
     )
 
 

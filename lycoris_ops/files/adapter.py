@@ -147,33 +147,14 @@ def adapter_stamp(path: str | os.PathLike[str]) -> str:
 
 
 def _fingerprints(path: str | os.PathLike[str]) -> tuple[Fingerprint, Fingerprint | None]:
-    config = Path(path).resolve().with_name(CONFIG_NAME)
+    config = Path(path).with_name(CONFIG_NAME)
     return Fingerprint.of(path), Fingerprint.of(config) if config.is_file() else None
 
 
 @lru_cache(maxsize=HEADERS)
 def _load(fingerprint: Fingerprint, config: Fingerprint | None, cache: TensorCache) -> Adapter:
-    path = fingerprint.path
-    file = _open(path, cache)
-    grouped: dict[str, dict[str, str]] = {}
-    unused: list[str] = []
-    for key in file.tensors:
-        split = split_key(key)
-        if split is None:
-            unused.append(key)
-        else:
-            name, suffix = split
-            if suffix in grouped.setdefault(name, {}):
-                raise LayerError(
-                    "a layer holds the same tensor twice",
-                    file=path,
-                    key=name,
-                    got=f"{grouped[name][suffix]} and {key}",
-                    expected="one of them",
-                )
-            grouped[name][suffix] = key
-    strangers = [key for key in unused if _adopt(key, grouped)]
-    unused = [key for key in unused if key not in strangers]
+    file = _open(fingerprint.path, cache)
+    grouped, unused = _group(file)
     info: dict[str, LayerInfo] = {}
     unreadable: dict[str, str] = {}
     for name, keys in grouped.items():
@@ -186,7 +167,7 @@ def _load(fingerprint: Fingerprint, config: Fingerprint | None, cache: TensorCac
     if not grouped:
         raise FileFormatError(
             "the file holds no adapter layer",
-            file=path,
+            file=fingerprint.path,
             got=_sample(unused),
             expected="keys such as <layer>.lora_up.weight, <layer>.hada_w1_a or <layer>.lokr_w1",
             hint="A checkpoint or an embedding is not an adapter: load it with its own node",
@@ -195,6 +176,28 @@ def _load(fingerprint: Fingerprint, config: Fingerprint | None, cache: TensorCac
     dialect = "+".join(sorted(name or "bare" for name in names))
     peft = read_peft_config(config.path) if config and dialect == "peft" else None
     return Adapter(file, dialect, info, unreadable, tuple(unused), peft, cache)
+
+
+def _group(file: TensorFile) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Layer name to its keys by canonical suffix, and the keys that belong to no layer."""
+    grouped: dict[str, dict[str, str]] = {}
+    strangers: list[str] = []
+    for key in file.tensors:
+        split = split_key(key)
+        if split is None:
+            strangers.append(key)
+            continue
+        name, suffix = split
+        if suffix in grouped.setdefault(name, {}):
+            raise LayerError(
+                "a layer holds the same tensor twice",
+                file=file.fingerprint.path,
+                key=name,
+                got=f"{grouped[name][suffix]} and {key}",
+                expected="one of them",
+            )
+        grouped[name][suffix] = key
+    return grouped, [key for key in strangers if not _adopt(key, grouped)]
 
 
 def _adopt(key: str, grouped: dict[str, dict[str, str]]) -> bool:

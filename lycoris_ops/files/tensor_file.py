@@ -30,15 +30,16 @@ class Fingerprint:
     @classmethod
     def of(cls, path: str | os.PathLike[str]) -> Fingerprint:
         """Raises FileFormatError where there is no such file."""
-        real = Path(path).resolve()
-        if not real.is_file():
+        # Links are kept: a download cache links readable names to files named after their hash.
+        full = Path(path).absolute()
+        if not full.is_file():
             raise FileFormatError(
-                "there is no such file" if not real.exists() else "this is not a file",
+                "there is no such file" if not full.exists() else "this is not a file",
                 file=str(path),
                 hint="Check the name, or refresh the list of files",
             )
-        stat = real.stat()
-        return cls(path=str(real), size=stat.st_size, mtime_ns=stat.st_mtime_ns)
+        stat = full.stat()
+        return cls(path=str(full), size=stat.st_size, mtime_ns=stat.st_mtime_ns)
 
     @property
     def stamp(self) -> str:

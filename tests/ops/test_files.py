@@ -155,6 +155,25 @@ def _is_open(fd: str) -> bool:
     return os.path.lexists(f"/proc/self/fd/{fd}")
 
 
+def test_a_linked_file_keeps_its_readable_name_and_what_lies_beside_it(tmp_path: Path) -> None:
+    """As in the cache of Hugging Face's downloads: names link to files named after their hash."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir()
+    snapshot.mkdir()
+    lora = factors("lora", "linear", alpha=None)
+    tensors = {
+        f"{PEFT}.lora_A.weight": lora["lora_down.weight"],
+        f"{PEFT}.lora_B.weight": lora["lora_up.weight"],
+    }
+    save_file(tensors, blobs / "5f3a")
+    (blobs / "77aa").write_text('{"r": 3, "lora_alpha": 6}')
+    (snapshot / "adapter_model.safetensors").symlink_to(blobs / "5f3a")
+    (snapshot / "adapter_config.json").symlink_to(blobs / "77aa")
+    adapter = lyc.load_adapter(snapshot / "adapter_model.safetensors")
+    assert adapter.name == "snapshot/adapter_model.safetensors"
+    assert adapter.layers[PEFT].alpha == 6
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(lyc.FileFormatError, match=r"nowhere\.safetensors: there is no such file"):
         lyc.load_adapter(tmp_path / "nowhere.safetensors")

@@ -128,7 +128,10 @@ def test_an_adapter_of_another_architecture_is_an_error(tmp_path: Path) -> None:
     layers = {f"lora_unet_double_blocks_{n}_img_attn_proj": (8, 8) for n in range(9)}
     stack = lyc.Stack([lyc.Entry(adapter(tmp_path, layers, "flux"))])
     resolution = lyc.resolve(stack, HOST)
-    with pytest.raises(lyc.MatchError, match=r"flux\.safetensors.*nothing in the adapter matches.*9 layers"):
+    with pytest.raises(
+        lyc.MatchError,
+        match=r"flux\.safetensors.*nothing in the adapter matches.*9 layers; no layer of that name",
+    ):
         resolution.check()
     off = lyc.Stack([lyc.Entry(stack.entries[0].adapter, strength=0.0, strength_clip=0.0)])
     lyc.resolve(off, HOST).check(strict=True)
