@@ -69,7 +69,11 @@ def output_path(prefix: str, ending: str) -> Path:
 
 def weight_shapes(patcher: Any) -> dict[str, tuple[int, ...]]:
     """Every key of a loaded model with its shape."""
-    return {key: tuple(weight.shape) for key, weight in patcher.model_state_dict().items()}
+    return {
+        # The parameter itself: the state dict of a quantised weight holds its packed data.
+        key: tuple(comfy.utils.get_attr(patcher.model, key).shape if key.endswith(".weight") else value.shape)
+        for key, value in patcher.model_state_dict().items()
+    }
 
 
 def add_patches(patched: Any, patches: Mapping[str, WeightAdapterBase]) -> None:

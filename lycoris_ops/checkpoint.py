@@ -16,16 +16,18 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from .algebra import compute_dtype
 from .errors import FileFormatError, LycorisError, WriteError
 from .files.safetensors_file import ITEM_BITS, SafetensorsFile, encode_header, raw_bytes, read_exactly
 from .files.tensor_file import DTYPE_NAMES, DTYPES, SAFETENSORS, TensorInfo
-from .kernels import PatchPlan
+from .kernels import patch_
 from .resolve import Match, Resolution, resolve
 from .stack import Entry, Stack
 
 RECIPE = "lycoris_recipe"
 """Metadata key under which a merged file says how it was made."""
 
+HASHES = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
 COPY_BYTES = 4 << 20
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Dtypes that a stack can be merged into; quantised weights mean nothing without their scales."""
@@ -74,19 +76,19 @@ def merge_checkpoint(
     resolution.check(strict=strict)
     pairs = resolution.pairs()
     tensors = _outputs(base, pairs, dtype)
-    recipe = {**base.metadata, **(metadata or {}), RECIPE: _recipe(base, stack)}
+    recipe = _metadata(base, stack, metadata or {})
+    report = progress or _silent
     header = encode_header(tensors, recipe)
     size = len(header) + sum(info.end - info.start for info in tensors.values())
     with _written(Path(out_path), size) as out, base.data() as data:
         out.write(header)
         for name, pieces in _runs(base, tensors, pairs):
             if name is None:
-                _copy(data, out, base, *pieces)
+                _copy(data, out, base, *pieces, lambda done: report(done, size))
             else:
                 info = tensors[name]
                 out.write(raw_bytes(_merged(base, data, name, pairs.get(name, []), DTYPES[info.dtype])))
-            if progress:
-                progress(out.tell(), size)
+            report(out.tell(), size)
     return MergeResult(str(out_path), size, len(pairs), len(tensors) - len(pairs), resolution)
 
 
@@ -148,7 +150,14 @@ def _runs(
         yield None, (start, max(info.end for info in base.tensors.values()))
 
 
-def _copy(data: BinaryIO, out: BinaryIO, base: SafetensorsFile, start: int, end: int) -> None:
+def _copy(
+    data: BinaryIO,
+    out: BinaryIO,
+    base: SafetensorsFile,
+    start: int,
+    end: int,
+    report: Callable[[int], None],
+) -> None:
     data.seek(base.data_start + start)
     buffer = memoryview(bytearray(min(COPY_BYTES, end - start)))
     left = end - start
@@ -157,6 +166,7 @@ def _copy(data: BinaryIO, out: BinaryIO, base: SafetensorsFile, start: int, end:
         read_exactly(data, part, base.fingerprint.path)
         out.write(part)
         left -= len(part)
+        report(out.tell())
 
 
 def _merged(
@@ -169,11 +179,45 @@ def _merged(
     weight = base.read_one(data, name)
     if weight.dtype != dtype and weight.dtype != torch.float64:
         weight = weight.to(torch.float32)
-    layers = [(entry.adapter.layer(match.layer, keep=False), match.strength) for entry, match in pairs]
-    if layers:
-        plan = PatchPlan.build(weight.shape, weight.dtype, weight.device, layers)
-        plan.apply_(weight, plan.tensors, plan.strengths)
-    return weight.to(dtype)
+    for rows in {match.target.rows for _, match in pairs}:
+        part = weight[slice(*rows)] if rows else weight
+        patch_(
+            part,
+            [
+                (entry.adapter.layer(match.layer, keep=False), match.strength)
+                for entry, match in pairs
+                if match.target.rows == rows
+            ],
+        )
+    merged = weight.to(dtype)
+    if pairs or merged.itemsize < weight.itemsize:
+        _check_finite(merged, name, base)
+    return merged
+
+
+def _check_finite(tensor: Tensor, name: str, base: SafetensorsFile) -> None:
+    if not torch.isfinite(tensor.sum(dtype=compute_dtype(tensor.dtype))) and not torch.isfinite(tensor).all():
+        raise WriteError(
+            "a merged weight does not fit the dtype it is written in",
+            file=base.fingerprint.path,
+            key=name,
+            got="NaN or infinity",
+            expected=f"finite values in {tensor.dtype}",
+            hint="Write the file in bfloat16 or float32, or lower the strengths",
+        )
+
+
+def _silent(done: int, total: int) -> None:
+    """No progress is wanted."""
+
+
+def _metadata(base: SafetensorsFile, stack: Stack, added: Mapping[str, str]) -> dict[str, str]:
+    """The base's metadata, less the hashes that are false now, with what is added and the recipe.
+
+    `format` is what transformers and diffusers insist on.
+    """
+    kept = {key: value for key, value in base.metadata.items() if key not in HASHES}
+    return {"format": "pt", **kept, **added, RECIPE: _recipe(base, stack)}
 
 
 def _recipe(base: SafetensorsFile, stack: Stack) -> str:
@@ -186,16 +230,21 @@ def _recipe(base: SafetensorsFile, stack: Stack) -> str:
         }
         for entry in stack
     ]
-    return json.dumps({"base": Path(base.fingerprint.path).name, "adapters": adapters})
+    recipe: dict[str, object] = {"base": Path(base.fingerprint.path).name, "adapters": adapters}
+    if RECIPE in base.metadata:
+        recipe["base_recipe"] = base.metadata[RECIPE]
+    return json.dumps(recipe)
 
 
 @contextmanager
 def _written(path: Path, size: int) -> Generator[BinaryIO]:
     """A file that is written beside `path` and takes its name only when all went well."""
-    free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
+    if not path.parent.is_dir():
+        raise WriteError("there is no such folder", file=str(path), expected="an existing folder")
+    free = shutil.disk_usage(path.parent).free
     if size > free:
         raise WriteError(
-            "there is no room for the file" if free else "there is no such folder",
+            "there is no room for the file",
             file=str(path),
             got=f"{free} bytes free",
             expected=f"{size} bytes",

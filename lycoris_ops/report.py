@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from .resolve import PART_NAMES, EntryResolution, Resolution
 
@@ -32,7 +33,11 @@ def _describe_entry(resolution: EntryResolution) -> str:
     lines.append(f"  applied {len(applied)} of {resolution.layers} layers")
     if silenced:
         lines.append(f"  {silenced} matched at strength 0")
-    if not adapter.peft and adapter.dialect == "peft":
+    if adapter.peft:
+        lines.append(
+            f"  alpha from {', '.join(sorted({Path(peft.path).name for peft in adapter.peft.values()}))}"
+        )
+    elif adapter.dialect == "peft":
         lines.append("  no adapter_config.json beside the file: every layer at scale 1")
     for part, names in resolution.absent.items():
         why = f"the {PART_NAMES[part]}: {resolution.absent_because}"

@@ -12,7 +12,7 @@ from .files.targets import Target, Targets, shapes_of
 from .rules import Rule
 from .stack import Entry, Stack
 
-NAMED_AT_MOST = 10
+NAMED_AT_MOST = 4
 """How many unmatched layers get a nearest name: each costs a search, and nobody reads more."""
 
 
@@ -92,9 +92,11 @@ class Resolution:
         That is a shape mismatch, an adapter of which nothing matches and, with `strict`, any layer
         that meets nothing. Layers of a part that the target does not have do not count.
         """
-        for resolution in self.entries:
-            if not resolution.entry.off:
-                _check_entry(resolution, strict)
+        live = [resolution for resolution in self.entries if not resolution.entry.off]
+        # Where the stack as a whole has work here, an adapter made for the other part is left out.
+        any_match = any(resolution.matches for resolution in live)
+        for resolution in live:
+            _check_entry(resolution, strict, may_be_absent=any_match)
 
 
 def resolve(
@@ -114,7 +116,7 @@ def resolve(
 
 
 def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> EntryResolution:
-    matches: dict[str, Match] = {}
+    matches: dict[Target, Match] = {}
     mismatches: list[Mismatch] = []
     unmatched = [Unmatched(name, reason) for name, reason in entry.adapter.unreadable.items()]
     absent: dict[Part, list[str]] = {}
@@ -135,19 +137,19 @@ def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> Entry
         used.update(rule for rule in rules if rule.matches(names))
         strength = entry.strength_of(_part(name, target))
         strength *= entry.rules.weight(names) if entry.rules else 1.0
-        expected = targets.shapes[target.key]
+        expected = targets.shape_of(target)
         if expected and not fits(info.shape, expected):
             mismatches.append(Mismatch(name, target, info.shape, expected, strength))
             continue
-        if target.key in matches:
+        if target in matches:
             raise MatchError(
                 "two layers of one adapter mean the same weight",
                 file=entry.adapter.path,
                 key=target.key,
-                got=f"{matches[target.key].layer} and {name}",
+                got=f"{matches[target].layer} and {name}",
                 expected="one layer",
             )
-        matches[target.key] = Match(name, target, strength)
+        matches[target] = Match(name, target, strength)
     return EntryResolution(
         entry=entry,
         matches=tuple(matches.values()),
@@ -176,7 +178,7 @@ def _part(layer: str, target: Target) -> Part | None:
     return split_prefix(layer)[1].part or target.part
 
 
-def _check_entry(resolution: EntryResolution, strict: bool) -> None:
+def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bool) -> None:
     file = resolution.entry.adapter.path
     live = [mismatch for mismatch in resolution.mismatches if mismatch.strength != 0.0]
     if live:
@@ -191,7 +193,7 @@ def _check_entry(resolution: EntryResolution, strict: bool) -> None:
             hint="The adapter was made for another model; to leave out a layer that does not fit, "
             f"give it the block rule `{first.target.name} = 0`",
         )
-    if not resolution.matches:
+    if not resolution.matches and not (may_be_absent and _all_absent(resolution)):
         raise _nothing_matches(resolution)
     if strict and resolution.unmatched:
         first = resolution.unmatched[0]
@@ -205,9 +207,13 @@ def _check_entry(resolution: EntryResolution, strict: bool) -> None:
         )
 
 
+def _all_absent(resolution: EntryResolution) -> bool:
+    return bool(resolution.absent) and not resolution.unmatched and not resolution.mismatches
+
+
 def _nothing_matches(resolution: EntryResolution) -> MatchError:
     file = resolution.entry.adapter.path
-    if resolution.absent and not resolution.unmatched:
+    if _all_absent(resolution):
         parts = " and ".join(PART_NAMES[part] for part in resolution.absent)
         return MatchError(
             f"all layers of the adapter belong to the {parts}, and {resolution.absent_because}",

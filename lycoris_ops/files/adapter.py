@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from ..algorithms.base import ALPHA
 from ..errors import FileFormatError, LayerError
 from .cache import DEFAULT_CACHE, TensorCache
 from .dialects import split_key, split_prefix
-from .peft_config import CONFIG_NAME, PeftConfig, read_peft_config
+from .peft_config import CONFIG_NAME, METADATA_KEY, PeftConfig, read_lora_metadata, read_peft_config
 from .pickle_file import PickleFile
 from .safetensors_file import SafetensorsFile
 from .tensor_file import PICKLES, SAFETENSORS, Fingerprint, TensorFile
@@ -49,7 +50,8 @@ class Adapter:
     unreadable: Mapping[str, str]
     """Layers that no algorithm reads, with the reason: they are reported, never dropped."""
     unused_keys: tuple[str, ...]
-    peft: PeftConfig | None = None
+    peft: Mapping[str, PeftConfig] = field(default_factory=dict[str, PeftConfig])
+    """PEFT configurations by the part of the model they are for; "" is for all."""
     cache: TensorCache = field(default=DEFAULT_CACHE, repr=False)
 
     @property
@@ -96,25 +98,35 @@ class Adapter:
             if name in keys:
                 alphas[name] = float(tensors[keys[name]].flatten()[0])
             else:
-                alphas[name] = self.peft.alpha_of(name, info.rank) if self.peft and info.rank else None
+                peft = self._peft_of(name)
+                alphas[name] = peft.alpha_of(_path(name), info.rank) if peft and info.rank else None
         return alphas
 
+    def _peft_of(self, name: str) -> PeftConfig | None:
+        return self.peft.get(name.partition(".")[0]) or self.peft.get("")
+
     def _scaled(self, info: LayerInfo, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self.peft is None or ALPHA in tensors:
+        peft = self._peft_of(info.name)
+        if peft is None or ALPHA in tensors:
             return tensors
         if info.rank is not None:
-            alpha = self.peft.alpha_of(info.name, info.rank)
+            alpha = peft.alpha_of(_path(info.name), info.rank)
             return {**tensors, ALPHA: torch.tensor(alpha, dtype=torch.float64)}
-        if self.peft.scale_of(info.name) == 1.0:
+        if peft.scale_of(_path(info.name)) == 1.0:
             return tensors
         raise LayerError(
             "PEFT scales this layer although no factor of it is low-rank, which cannot be expressed",
             file=self.path,
             key=info.name,
-            got=f"scale {self.peft.scale_of(info.name)} in {self.peft.path}",
+            got=f"scale {peft.scale_of(_path(info.name))} in {peft.path}",
             expected="alpha equal to r",
             hint="Merge the adapter with PEFT itself, or exclude the layer with a block rule of 0",
         )
+
+
+def _path(layer: str) -> str:
+    """A layer's path in its module, as PEFT's patterns are written for it."""
+    return split_prefix(layer)[2]
 
 
 class _Layers(Mapping[str, Layer]):
@@ -174,7 +186,11 @@ def _load(fingerprint: Fingerprint, config: Fingerprint | None, cache: TensorCac
         )
     names = {split_prefix(name)[0] for name in grouped}
     dialect = "+".join(sorted(name or "bare" for name in names))
-    peft = read_peft_config(config.path) if config and dialect == "peft" else None
+    peft: dict[str, PeftConfig] = {}
+    if METADATA_KEY in file.metadata:
+        peft = read_lora_metadata(file.metadata[METADATA_KEY], fingerprint.path)
+    elif config and dialect == "peft":
+        peft = {"": read_peft_config(config.path)}
     return Adapter(file, dialect, info, unreadable, tuple(unused), peft, cache)
 
 
@@ -231,6 +247,8 @@ def _open(path: str, cache: TensorCache) -> TensorFile:
 def _describe(name: str, algorithm: type[Layer], keys: dict[str, str], file: TensorFile) -> LayerInfo:
     shapes = {suffix: file.tensors[key].shape for suffix, key in keys.items()}
     try:
+        if math.prod(shapes.get(ALPHA, ())) != 1:
+            raise LayerError("alpha is not a single number", got=str(list(shapes[ALPHA])), expected="[]")
         shape = algorithm.shape(shapes)
     except LayerError as error:
         raise error.within(file=file.fingerprint.path, key=name) from None

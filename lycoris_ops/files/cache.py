@@ -64,5 +64,15 @@ def _size(group: Tensors) -> int:
     return sum(tensor.nbytes for tensor in group.values())
 
 
-DEFAULT_CACHE = TensorCache(int(os.environ.get("LYCORIS_CACHE_MB", "4096")) << 20)
+BOUND = "LYCORIS_CACHE_MB"
+
+
+def _bound() -> int:
+    text = os.environ.get(BOUND, "4096")
+    if not text.isdecimal():
+        raise ValueError(f"the environment variable {BOUND} must be a number of megabytes, not {text!r}")
+    return int(text) << 20
+
+
+DEFAULT_CACHE = TensorCache(_bound())
 """What adapters use unless they are given another; LYCORIS_CACHE_MB sets its bound."""

@@ -1,4 +1,4 @@
-"""The `adapter_config.json` that PEFT writes beside its weights, which alone holds alpha.
+"""The configuration that PEFT writes beside its weights, or diffusers into them; it alone holds alpha.
 
 PEFT scales a layer by alpha / r, or alpha / sqrt(r) with `use_rslora`; `rank_pattern` and
 `alpha_pattern` override both by layer, the key being a regular expression that must match the end
@@ -20,11 +20,12 @@ from ..errors import FileFormatError
 Number = TypeVar("Number", int, float)
 
 CONFIG_NAME = "adapter_config.json"
+METADATA_KEY = "lora_adapter_metadata"
 
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """What of an adapter_config.json decides the scale of a layer."""
+    """What of a PEFT configuration decides the scale of a layer, patterns as expressions to match."""
 
     path: str
     alpha: float
@@ -49,29 +50,56 @@ def _table(config: dict[str, Any], name: str) -> list[tuple[str, Any]]:
 
 
 def _override(patterns: Mapping[str, Number], layer: str, default: Number) -> Number:
-    matching = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", layer))
+    matching = (value for key, value in patterns.items() if re.match(key, layer))
     return next(matching, default)
 
 
 def read_peft_config(path: str) -> PeftConfig:
     """Read an adapter_config.json. Raises FileFormatError where it is damaged or of another kind."""
+    return _parse(Path(path).read_text(encoding="utf-8", errors="replace"), path)[""]
+
+
+def read_lora_metadata(text: str, path: str) -> dict[str, PeftConfig]:
+    """The configurations that diffusers writes into a file's metadata, by part: `unet`, `text_encoder`.
+
+    One flat JSON table holds them, each key with its part in front: `unet.lora_alpha`.
+    Raises FileFormatError as `read_peft_config` does.
+    """
+    return _parse(text, f"{path} ({METADATA_KEY})")
+
+
+def _parse(text: str, path: str) -> dict[str, PeftConfig]:
     try:
-        loaded: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-        config = cast("dict[str, Any]", loaded)
-        alpha = config["lora_alpha"] if "lora_alpha" in config else config["alpha"]
-        return PeftConfig(
-            path=path,
-            alpha=float(alpha),
-            rank=int(config["r"]),
-            rank_pattern={name: int(value) for name, value in _table(config, "rank_pattern")},
-            alpha_pattern={name: float(value) for name, value in _table(config, "alpha_pattern")},
-            use_rslora=bool(config.get("use_rslora", False)),
-        )
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        table = cast("dict[str, Any]", json.loads(text))
+        parts = {key.rpartition(".")[0] for key in table if key.rpartition(".")[2] == "r"}
+        found = {part: _config(table, f"{part}." if part else "", path) for part in parts}
+        if not found:
+            raise KeyError("r")
+        return found
+    except (ValueError, KeyError, TypeError, AttributeError, re.error) as error:
         raise FileFormatError(
-            "this is no PEFT configuration",
+            "this is no PEFT configuration that can be followed",
             file=path,
             got=f"{type(error).__name__}: {error}",
             expected="a table with r and lora_alpha (or alpha)",
             hint="Restore it, or remove it to apply the adapter at scale 1",
         ) from error
+
+
+def _config(table: dict[str, Any], prefix: str, path: str) -> PeftConfig:
+    config = {key.removeprefix(prefix): value for key, value in table.items() if key.startswith(prefix)}
+    if config.get("fan_in_fan_out"):
+        raise ValueError("fan_in_fan_out: its factors are for transposed weights")
+    return PeftConfig(
+        path=path,
+        alpha=float(config["lora_alpha"] if "lora_alpha" in config else config["alpha"]),
+        rank=int(config["r"]),
+        rank_pattern={_pattern(name): int(value) for name, value in _table(config, "rank_pattern")},
+        alpha_pattern={_pattern(name): float(value) for name, value in _table(config, "alpha_pattern")},
+        use_rslora=bool(config.get("use_rslora", False)),
+    )
+
+
+def _pattern(text: str) -> str:
+    """PEFT's rule: the expression must match the end of the path, from the start of a name on."""
+    return re.compile(rf"(.*\.)?({text})$").pattern

@@ -58,7 +58,7 @@ class SafetensorsFile:
     def open(cls, path: str | os.PathLike[str]) -> SafetensorsFile:
         """Read and check the header. Raises FileFormatError naming the file, the key and the fault."""
         fingerprint = Fingerprint.of(path)
-        with Path(path).open("rb") as file:
+        with open_file(fingerprint.path) as file:
             size, header = _read_header(file, fingerprint)
         metadata = header.pop(METADATA, {})
         if not isinstance(metadata, dict):
@@ -85,8 +85,8 @@ class SafetensorsFile:
                 file=self.fingerprint.path,
                 hint="Run again to read the new file",
             )
-        with Path(self.fingerprint.path).open("rb", buffering=0) as file:
-            yield cast("BinaryIO", file)
+        with open_file(self.fingerprint.path) as file:
+            yield file
 
     def read_one(self, file: BinaryIO, name: str) -> Tensor:
         info = self.tensors[name]
@@ -103,6 +103,14 @@ class SafetensorsFile:
         file.seek(self.data_start + info.start)
         read_exactly(file, raw_bytes(raw), self.fingerprint.path)
         return raw.view(dtype).reshape(info.shape)
+
+
+def open_file(path: str) -> BinaryIO:
+    """Open for reading. Raises FileFormatError where the system refuses."""
+    try:
+        return cast("BinaryIO", Path(path).open("rb", buffering=0))
+    except OSError as error:
+        raise FileFormatError("the file cannot be read", file=path, got=str(error.strerror)) from error
 
 
 def encode_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bytes:
@@ -154,7 +162,7 @@ def _read_header(file: BinaryIO, fingerprint: Fingerprint) -> tuple[int, dict[st
         )
     try:
         header: Any = json.loads(file.read(size), object_pairs_hook=_unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(fingerprint, "its header is not valid JSON", got=str(error)) from error
     except KeyError as error:
         raise _damaged(fingerprint, "its header names a tensor twice", key=str(error.args[0])) from error

@@ -10,22 +10,33 @@ from functools import cached_property
 from typing import cast
 
 from ..algebra import Shape
-from .architectures import ARCHITECTURES
+from .architectures import ARCHITECTURES, open_clip
 from .dialects import Part, split_prefix
 
 WEIGHT = ".weight"
 
 UNET_WRAPPERS = ("model.diffusion_model.", "diffusion_model.")
+BARE_WRAPPERS = ("model.model.", "net.")
+"""Wrappers of diffusion models' own files (AuraFlow, Cosmos), where most keys have them."""
 ENCODER_WRAPPERS = {
     "cond_stage_model.transformer.": "clip_l",
     "conditioner.embedders.0.transformer.": "clip_l",
 }
 """Wrappers of checkpoint files (CompVis and Stability AI layouts) to the host's encoder names."""
+OPEN_CLIP_WRAPPERS = {
+    "conditioner.embedders.1.model.": "clip_g",
+    "conditioner.embedders.0.model.": "clip_g",
+    "cond_stage_model.model.": "clip_h",
+}
+"""The same, where the encoder is in OpenCLIP's own layout."""
 HOST_ENCODER = re.compile(r"(?:text_encoders\.)?(\w+)\.transformer\.(.+)$")
 BARE_ENCODER = re.compile(r"(text_model\.|encoder\.block\.|model\.layers\.\d+\.self_attn\.)")
 """Keys that only a text encoder's own file has (CLIP, T5, language models)."""
-ENCODER_ORDER = {1: ("clip_l", "clip_h"), 2: ("clip_g", "t5xxl"), 3: ("t5xxl",)}
-"""The n-th text encoder of an adapter file, by the host's names; the first that is present counts."""
+CLIP_WIDTHS = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
+FIRST_ENCODERS = ("clip_l", "clip_h")
+ENCODER_ORDER = {0: FIRST_ENCODERS, 1: FIRST_ENCODERS, 2: ("clip_g", "t5xxl"), 3: ("t5xxl",)}
+"""The n-th text encoder of an adapter file, by the host's names; the first that is present counts.
+0 is the one encoder of a file that does not count them."""
 
 BLOCKS = {"input_blocks": "in", "middle_block": "mid", "output_blocks": "out"}
 NUMBERED = re.compile(r"(?:^|\.)([a-z_]*?)_?(?:blocks?|layers|resblocks)\.(\d+)\.")
@@ -43,6 +54,8 @@ class Target:
     """None where a file's keys do not say which part of a model they are."""
     encoder: str | None = None
     """The host's name of the text encoder."""
+    rows: tuple[int, int] | None = None
+    """First row and end, where it is but a part of the weight."""
 
     @property
     def name(self) -> str:
@@ -60,10 +73,10 @@ class Target:
         """
         blocks = _blocks(self.path)
         if self.part != "te":
-            return (self.name, *blocks)
+            return (f"diffusion_model.{self.path}", self.path, *blocks)
         numbers = [block.rpartition(".")[2] for block in blocks if "." in block]
         roots = ("te", self.encoder) if self.encoder else ("te",)
-        return (self.name, *roots, *(f"{root}.{number}" for root in roots for number in numbers))
+        return (self.name, self.path, *roots, *(f"{root}.{number}" for root in roots for number in numbers))
 
 
 class Targets:
@@ -71,8 +84,8 @@ class Targets:
 
     def __init__(self, shapes: Mapping[str, Shape]) -> None:
         self.shapes = shapes
-        bare: Part | None = "te" if any(BARE_ENCODER.match(key) for key in shapes) else None
-        self.all = tuple(_target(key, bare) for key in shapes if key.endswith(WEIGHT))
+        bare = _bare(shapes)
+        self.all = tuple(target for key, shape in shapes.items() for target in _targets(key, shape, bare))
         self._index: dict[str, list[Target]] = {}
         for target, path in self._named():
             known = self._index.setdefault(_normal(path), [])
@@ -100,9 +113,13 @@ class Targets:
 
     def has_part(self, layer: str) -> bool:
         """Whether the part of a model that a layer names is here, as far as its name says it."""
-        part = split_prefix(layer)[1].part
+        prefix = split_prefix(layer)[1]
+        if prefix.part is None:
+            return True
+        if prefix.encoder is not None and self.encoders:
+            return self._encoder(prefix.encoder) is not None
         # Keys that do not say what they are belong to a diffusion model's own file.
-        return part is None or part in self.parts or (part == "unet" and None in self.parts)
+        return prefix.part in self.parts or (prefix.part == "unet" and None in self.parts)
 
     def find(self, layer: str) -> tuple[Target, ...]:
         """The weights that a layer's name in an adapter file means: one, none, or rivals."""
@@ -130,20 +147,56 @@ class Targets:
         present = [name for name in ENCODER_ORDER.get(number, ()) if name in self.encoders]
         if present:
             return present[0]
-        return next(iter(self.encoders)) if number == 1 and len(self.encoders) == 1 else None
+        # A single encoder of a kind of its own, a language model say, is the first by any count.
+        only = next(iter(self.encoders)) if len(self.encoders) == 1 else None
+        known = {name for names in ENCODER_ORDER.values() for name in names}
+        return only if number == 0 or (number == 1 and only not in known) else None
+
+    def shape_of(self, target: Target) -> Shape:
+        """The shape of a target, which may be some rows of a weight; empty where it is not known."""
+        shape = self.shapes[target.key]
+        return (target.rows[1] - target.rows[0], *shape[1:]) if target.rows and shape else shape
 
 
-def _target(key: str, bare: Part | None) -> Target:
+@dataclass(frozen=True)
+class _Bare:
+    """What keys without a known wrapper are, which the file as a whole tells."""
+
+    wrapper: str = ""
+    part: Part | None = None
+    encoder: str | None = None
+
+
+def _bare(shapes: Mapping[str, Shape]) -> _Bare:
+    for wrapper in BARE_WRAPPERS:
+        if 2 * sum(key.startswith(wrapper) for key in shapes) > len(shapes):
+            return _Bare(wrapper)
+    marks = [key for key in shapes if BARE_ENCODER.match(key)]
+    if not marks:
+        return _Bare()
+    if any(key.startswith("encoder.block.") for key in marks):
+        return _Bare(part="te", encoder="t5xxl")
+    widths = (shapes[key][-1] for key in marks if key.endswith("mlp.fc1.weight") and shapes[key])
+    return _Bare(part="te", encoder=CLIP_WIDTHS.get(next(widths, 0)))
+
+
+def _targets(key: str, shape: Shape, bare: _Bare) -> list[Target]:
+    for wrapper, encoder in OPEN_CLIP_WRAPPERS.items():
+        if key.startswith(wrapper):
+            places = open_clip.places(key.removeprefix(wrapper), shape)
+            return [Target(key, path, "te", encoder, rows) for path, rows in places]
+    if not key.endswith(WEIGHT):
+        return []
     path = key.removesuffix(WEIGHT)
     for wrapper in UNET_WRAPPERS:
         if path.startswith(wrapper):
-            return Target(key, path.removeprefix(wrapper), "unet")
+            return [Target(key, path.removeprefix(wrapper), "unet")]
     for wrapper, encoder in ENCODER_WRAPPERS.items():
         if path.startswith(wrapper):
-            return Target(key, path.removeprefix(wrapper), "te", encoder)
+            return [Target(key, path.removeprefix(wrapper), "te", encoder)]
     if match := HOST_ENCODER.match(path):
-        return Target(key, match[2], "te", match[1])
-    return Target(key, path, bare)
+        return [Target(key, match[2], "te", match[1])]
+    return [Target(key, path.removeprefix(bare.wrapper), bare.part, bare.encoder)]
 
 
 def _normal(path: str) -> str:

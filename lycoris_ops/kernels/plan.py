@@ -96,8 +96,14 @@ class PatchPlan:
                 got=str(list(weight.shape)),
                 expected=str(list(self.shape)),
             )
+        if not weight.is_floating_point():
+            raise LayerError(
+                "a weight of this dtype cannot be patched",
+                got=str(weight.dtype),
+                expected="a floating-point weight",
+            )
         dtype = compute_dtype(weight.dtype)
-        moved = [tensor.to(weight.device, non_blocking=True) for tensor in tensors]
+        moved = [tensor.to(weight.device, non_blocking=weight.device.type != "cpu") for tensor in tensors]
         adds = [group.bind(moved, strengths, dtype) for group in self.groups]
         rows, columns = flat_shape(self.shape)
         if weight.dtype == dtype and weight.is_contiguous():

@@ -92,7 +92,7 @@ def main() -> int:
         print(f"\n{types[node]} reports:\n{text}")
     print("\nWritten:")
     for path in written_files(before):
-        print(f"  {path} ({path.stat().st_size / 1e6:.1f} MB)")
+        print(f"  {path} ({path.stat().st_size / 1e6:.2f} MB)")
     print(f"\nTime:\n{stages}\n  in all: {sum(v for k, v in stages.seconds.items() if k[0] != ' '):.1f} s")
     return 0
 

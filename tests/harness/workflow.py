@@ -20,9 +20,7 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str
         ValueError: a node is of a type that the host does not know.
     """
     nodes = {
-        node["id"]: node
-        for node in workflow["nodes"]
-        if node["type"] not in NOTES and node["mode"] == ACTIVE
+        node["id"]: node for node in workflow["nodes"] if node["type"] not in NOTES and node["mode"] == ACTIVE
     }
     unknown = sorted({node["type"] for node in nodes.values()} - object_info.keys())
     if unknown:

@@ -100,6 +100,67 @@ def test_metadata_is_kept_and_the_recipe_recorded(tmp_path: Path) -> None:
     }
 
 
+def test_a_second_merge_keeps_the_first_recipe_and_drops_false_hashes(tmp_path: Path) -> None:
+    path, stack = write(tmp_path, torch.float16)
+    save_file(load_file(path), path, metadata={"modelspec.hash_sha256": "0x00", "sshs_model_hash": "00"})
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    lyc.merge_checkpoint(path, stack, one)
+    lyc.merge_checkpoint(one, stack, two)
+    with safe_open(two, "pt") as file:
+        metadata = file.metadata()
+    assert set(metadata) == {"format", "lycoris_recipe"} and metadata["format"] == "pt"
+    recipe = json.loads(metadata["lycoris_recipe"])
+    assert recipe["base"] == "one.safetensors"
+    assert json.loads(recipe["base_recipe"])["base"] == "base.safetensors"
+
+
+def test_query_key_and_value_of_a_fused_weight_are_merged_into_their_rows(tmp_path: Path) -> None:
+    key = "conditioner.embedders.1.model.transformer.resblocks.3.attn.in_proj_weight"
+    base = torch.randn(30, 10).half()
+    save_file({key: base}, tmp_path / "base.safetensors")
+    adapter: dict[str, Tensor] = {}
+    wanted = base.double()
+    for number, name in enumerate("qkv"):
+        up, down = torch.randn(10, 2), torch.randn(2, 10)
+        layer = f"lora_te2_text_model_encoder_layers_3_self_attn_{name}_proj"
+        adapter |= {f"{layer}.lora_up.weight": up, f"{layer}.lora_down.weight": down}
+        wanted[10 * number : 10 * number + 10] += 0.5 * up.double() @ down.double()
+    save_file(adapter, tmp_path / "adapter.safetensors")
+    stack = lyc.Stack([lyc.Entry(lyc.load_adapter(tmp_path / "adapter.safetensors"), 0.5)])
+    result = lyc.merge_checkpoint(tmp_path / "base.safetensors", stack, tmp_path / "out.safetensors")
+    assert result.merged == 1
+    merged = load_file(tmp_path / "out.safetensors")[key]
+    assert ((merged.double() - wanted).abs() <= 2**-11 * wanted.abs() + 1e-5).all()
+
+
+def test_a_long_copy_reports_on_its_way(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(20 << 20, dtype=torch.uint8)}, tmp_path / "base.safetensors")
+    seen: list[int] = []
+    out = tmp_path / "out.safetensors"
+    lyc.merge_checkpoint(
+        tmp_path / "base.safetensors", lyc.Stack(), out, progress=lambda done, _: seen.append(done)
+    )
+    assert len(set(seen)) >= 5 and seen[-1] == out.stat().st_size
+
+
+def test_a_merged_weight_that_overflows_is_an_error_naming_it(tmp_path: Path) -> None:
+    key = "model.diffusion_model.x.weight"
+    save_file({key: torch.full((8, 8), 60000.0).half()}, tmp_path / "base.safetensors")
+    layer = "lora_unet_x"
+    adapter = {
+        f"{layer}.lora_up.weight": torch.ones(8, 1) * 99,
+        f"{layer}.lora_down.weight": torch.ones(1, 8) * 99,
+    }
+    save_file(adapter, tmp_path / "adapter.safetensors")
+    stack = lyc.Stack([lyc.Entry(lyc.load_adapter(tmp_path / "adapter.safetensors"))])
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(lyc.WriteError, match=r"x\.weight.*does not fit.*float16"):
+        lyc.merge_checkpoint(tmp_path / "base.safetensors", stack, out)
+    assert not out.exists()
+    lyc.merge_checkpoint(tmp_path / "base.safetensors", stack, out, torch.float32)
+    assert load_file(out)[key][0, 0] == 60000 + 99 * 99
+
+
 def test_an_empty_stack_copies_every_byte(tmp_path: Path) -> None:
     path, _ = write(tmp_path, torch.float16)
     out = tmp_path / "out.safetensors"
@@ -123,7 +184,7 @@ def test_progress_reaches_the_end(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     out = tmp_path / "out.safetensors"
     lyc.merge_checkpoint(path, stack, out, progress=lambda done, total: seen.append((done, total)))
-    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1] == (out.stat().st_size, out.stat().st_size)
 
 

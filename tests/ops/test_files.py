@@ -222,6 +222,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "an-entry-is-a-number": (_edit(lambda header: header.update(x=7)), "lacks"),
     "metadata-is-a-number": (_edit(lambda header: header.update(__metadata__=7)), "not a table"),
     "wrong-shape": (_edit(lambda header: _entry(header).update(shape=[3, 19])), "do not match"),
+    "huge-number": (lambda path: rewrite(path, b'{"a":{"shape":[' + b"9" * 5000 + b"]}}"), "not valid JSON"),
     "negative-shape": (_edit(lambda header: _entry(header).update(shape=[-3, -18])), "right types"),
     "bool-shape": (_edit(lambda header: _entry(header).update(shape=[True, 18])), "right types"),
     "wrong-dtype": (_edit(lambda header: _entry(header).update(dtype="F32X")), "unknown dtype"),
@@ -242,6 +243,17 @@ def test_a_damaged_file_is_named_with_its_fault(tmp_path: Path, damage: str) -> 
         lyc.load_adapter(path)
     assert "broken.safetensors" in str(caught.value)
     assert "again" in str(caught.value)
+
+
+def test_garbage_under_a_pickles_name_is_an_error_of_the_family(tmp_path: Path) -> None:
+    torch.save(named(factors("lora", "linear")), tmp_path / "whole.pt")
+    whole = bytearray((tmp_path / "whole.pt").read_bytes())
+    for seed in range(60):
+        generator = torch.Generator().manual_seed(seed)
+        data = bytes(torch.randint(0, 256, (40,), generator=generator).tolist())
+        (tmp_path / "x.pt").write_bytes(data if seed % 2 else whole[: 37 * seed] + data)
+        with pytest.raises(lyc.FileFormatError, match=r"x\.pt"):
+            lyc.load_adapter(tmp_path / "x.pt")
 
 
 def test_a_checkpoint_is_no_adapter(tmp_path: Path) -> None:
@@ -326,6 +338,7 @@ PEFT = "base_model.model.mid_block.attentions.0.proj_in"
         ({"r": 8, "lora_alpha": 6, "alpha_pattern": {"proj_in": 1.5}}, 0.5),
         ({"r": 8, "lora_alpha": 6, "alpha_pattern": {"roj_in": 1.5}}, 2.0),
         ({"r": 8, "lora_alpha": 6, "alpha_pattern": {r"mid.*\.proj_in": 3}}, 1.0),
+        ({"r": 8, "lora_alpha": 6, "alpha_pattern": {r"^mid_block.attentions.0.proj_in": 3}}, 1.0),
         (None, 1.0),
     ],
 )
@@ -347,8 +360,35 @@ def test_peft_keeps_alpha_beside_the_file(
     torch.testing.assert_close(delta, product * scale)
 
 
-def test_a_damaged_peft_config_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [
+        '{"r": 4}',
+        '{"lora_alpha": 4}',
+        "[]",
+        "not json",
+        '{"r": 4, "lora_alpha": 2, "fan_in_fan_out": true}',
+        '{"r": 4, "lora_alpha": 2, "alpha_pattern": {"(": 3}}',
+    ],
+)
+def test_a_peft_config_that_cannot_be_followed_is_named(tmp_path: Path, config: str) -> None:
     path = write(tmp_path / "x.safetensors", {f"{PEFT}.lora_A.weight": torch.zeros(3, 18)})
-    (tmp_path / "adapter_config.json").write_text('{"r": 4}')
+    (tmp_path / "adapter_config.json").write_text(config)
     with pytest.raises(lyc.FileFormatError, match=r"adapter_config\.json.*lora_alpha"):
         lyc.load_adapter(path)
+
+
+def test_diffusers_keeps_alpha_in_the_files_metadata(tmp_path: Path) -> None:
+    lora = factors("lora", "linear", alpha=None)
+    tensors = {
+        f"{part}.{name}.{suffix}.weight": lora[tensor].clone()
+        for part, name in (("unet", "mid_block.proj"), ("text_encoder", "text_model.proj"))
+        for suffix, tensor in (("lora_A", "lora_down.weight"), ("lora_B", "lora_up.weight"))
+    }
+    table = {"unet.r": 3, "unet.lora_alpha": 1.5, "text_encoder.r": 3, "text_encoder.lora_alpha": 9}
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    save_file(tensors, path, metadata={"lora_adapter_metadata": json.dumps(table)})
+    adapter = lyc.load_adapter(path)
+    alphas = {"unet.mid_block.proj": 1.5, "text_encoder.text_model.proj": 9.0}
+    assert adapter.alphas() == alphas
+    assert {name: layer.alpha for name, layer in adapter.layers.items()} == alphas

@@ -136,6 +136,11 @@ def test_a_plan_refuses_another_shape() -> None:
         plan.apply_(torch.zeros(18, 12), plan.tensors, plan.strengths)
 
 
+def test_a_weight_of_integers_is_refused() -> None:
+    with pytest.raises(lyc.LayerError, match="int8"):
+        lyc.patch_(torch.zeros(12, 18, dtype=torch.int8), [(layer("lora", "linear"), 1.0)])
+
+
 def test_gradients_of_the_weight_are_left_alone() -> None:
     weight = torch.nn.Parameter(torch.randn(WEIGHTS["linear"]))
     lyc.patch_(weight, [(layer("lora", "linear"), 1.0)])

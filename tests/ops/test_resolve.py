@@ -152,6 +152,101 @@ def test_one_wrong_shape_is_an_error_that_a_rule_can_silence(tmp_path: Path) -> 
     assert len(resolution.pairs()) == 6
 
 
+OPEN_CLIP = {
+    "transformer.resblocks.0.attn.in_proj_weight": (30, 10),
+    "transformer.resblocks.0.attn.in_proj_bias": (30,),
+    "transformer.resblocks.0.attn.out_proj.weight": (10, 10),
+    "transformer.resblocks.0.mlp.c_fc.weight": (40, 10),
+    "transformer.resblocks.0.mlp.c_proj.weight": (10, 40),
+}
+TEXT_LAYERS = {
+    "self_attn_q_proj": (10, 10),
+    "self_attn_k_proj": (10, 10),
+    "self_attn_v_proj": (10, 10),
+    "self_attn_out_proj": (10, 10),
+    "mlp_fc1": (40, 10),
+    "mlp_fc2": (10, 40),
+}
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "prefix"),
+    [
+        ("conditioner.embedders.1.model.", "lora_te2_"),
+        ("conditioner.embedders.0.model.", "lora_te_"),
+        ("cond_stage_model.model.", "lora_te_"),
+    ],
+    ids=["sdxl", "refiner", "sd2"],
+)
+def test_a_checkpoints_fused_text_encoder_takes_split_layers(
+    tmp_path: Path, wrapper: str, prefix: str
+) -> None:
+    keys = {f"{wrapper}{key}": shape for key, shape in OPEN_CLIP.items()}
+    layers = {f"{prefix}text_model_encoder_layers_0_{name}": shape for name, shape in TEXT_LAYERS.items()}
+    found = resolved(tmp_path, layers, keys)
+    rows = {match.layer.rpartition("layers_0_")[2]: match.target.rows for match in found.matches}
+    assert rows == {
+        "self_attn_q_proj": (0, 10),
+        "self_attn_k_proj": (10, 20),
+        "self_attn_v_proj": (20, 30),
+        "self_attn_out_proj": None,
+        "mlp_fc1": None,
+        "mlp_fc2": None,
+    }
+    assert all(match.target.names[0].startswith("clip_") for match in found.matches)
+
+
+@pytest.mark.parametrize(
+    ("keys", "mine", "others"),
+    [
+        ({"text_model.encoder.layers.0.mlp.fc1.weight": (3072, 768)}, "lora_te1_", "lora_te2_"),
+        ({"text_model.encoder.layers.0.mlp.fc1.weight": (5120, 1280)}, "lora_te2_", "lora_te1_"),
+    ],
+    ids=["clip_l", "clip_g"],
+)
+def test_a_text_encoders_own_file_takes_its_own_layers(
+    tmp_path: Path, keys: dict[str, tuple[int, ...]], mine: str, others: str
+) -> None:
+    (shape,) = keys.values()
+    name = "text_model_encoder_layers_0_mlp_fc1"
+    found = resolved(tmp_path, {f"{mine}{name}": shape, f"{others}{name}": (8, 8)}, keys)
+    assert [match.layer for match in found.matches] == [f"{mine}{name}"]
+    assert found.absent == {"te": (f"{others}{name}",)} and not found.unmatched
+
+
+@pytest.mark.parametrize("wrapper", ["", "net.", "model.model.", "model.diffusion_model."])
+def test_a_rule_means_the_same_for_a_loaded_model_and_for_every_file(tmp_path: Path, wrapper: str) -> None:
+    live = {"diffusion_model.double_blocks.0.img_attn.proj.weight": (8, 8)}
+    file = {key.replace("diffusion_model.", wrapper): shape for key, shape in live.items()}
+    layers = {"lora_unet_double_blocks_0_img_attn_proj": (8, 8)}
+    for text in ("diffusion_model.double_blocks.0.* = 0.25", "double_blocks.* = 0.25", "double.0 = 0.25"):
+        for keys in (live, file):
+            found = resolved(tmp_path, layers, keys, rules=lyc.Rules.parse(text))
+            assert [match.strength for match in found.matches] == [0.25], (text, keys)
+
+
+def test_an_adapter_for_the_other_part_is_left_out_where_the_stack_has_work(tmp_path: Path) -> None:
+    te = {name: shape for name, shape in LAYERS.items() if name.startswith("lora_te_")}
+    unet = {name: shape for name, shape in LAYERS.items() if name.startswith("lora_unet_")}
+    keys = {key: shape for key, shape in HOST.items() if key.startswith("diffusion_model")}
+    stack = lyc.Stack([lyc.Entry(adapter(tmp_path, te, "te")), lyc.Entry(adapter(tmp_path, unet, "unet"))])
+    resolution = lyc.resolve(stack, keys)
+    resolution.check(strict=True)
+    assert "1 layers left out" in lyc.describe(resolution)
+
+
+@pytest.mark.parametrize("suffix", ["oft_blocks", "diff", "w_norm", "a1.weight", "on_input", "dora_scale"])
+def test_a_kind_that_is_not_read_counts_as_a_layer_and_fails_strict(tmp_path: Path, suffix: str) -> None:
+    tensors = {f"lora_unet_conv_in.{key}": tensor for key, tensor in lora((8, 4, 3, 3), 2).items()}
+    tensors[f"lora_unet_conv_out.{suffix}"] = torch.zeros(4, 8)
+    save_file(tensors, tmp_path / "x.safetensors")
+    resolution = lyc.resolve(lyc.Stack([lyc.Entry(lyc.load_adapter(tmp_path / "x.safetensors"))]), HOST)
+    resolution.check()
+    assert "applied 1 of 2 layers" in lyc.describe(resolution)
+    with pytest.raises(lyc.MatchError, match=suffix):
+        resolution.check(strict=True)
+
+
 def test_two_layers_for_one_weight_are_an_error_naming_both(tmp_path: Path) -> None:
     layers = {"lora_unet_conv_in": (8, 4, 3, 3), "lora_unet_input_blocks_0_0": (8, 4, 3, 3)}
     with pytest.raises(lyc.MatchError) as caught:

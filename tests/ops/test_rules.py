@@ -42,8 +42,8 @@ NAMES = {target.path: target.names for target in Targets(SHAPES).all}
     ],
 )
 def test_every_layer_has_its_block_names(path: str, blocks: set[str]) -> None:
-    full, *found = NAMES[path]
-    assert set(found) == blocks
+    full, bare, *found = NAMES[path]
+    assert bare == path and set(found) == blocks
     assert f"{full}.weight" in SHAPES
 
 

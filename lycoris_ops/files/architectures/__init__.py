@@ -2,7 +2,7 @@
 
 A module in this folder that defines `aliases(paths)` registers it: given the paths of a diffusion
 model's layers, it returns other paths that adapter files use for them, or nothing where the paths
-are of another architecture.
+are of another architecture. `open_clip` is a text encoder's layout that only checkpoint files have.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from collections.abc import Callable, Collection, Mapping
 
 Aliases = Callable[[Collection[str]], Mapping[str, str]]
 
-ARCHITECTURES: tuple[Aliases, ...] = tuple(
-    importlib.import_module(f"{__name__}.{module_info.name}").aliases
+_MODULES = [
+    importlib.import_module(f"{__name__}.{module_info.name}")
     for module_info in pkgutil.iter_modules(__path__)
+]
+ARCHITECTURES: tuple[Aliases, ...] = tuple(
+    module.aliases for module in _MODULES if hasattr(module, "aliases")
 )

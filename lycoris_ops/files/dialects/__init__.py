@@ -26,8 +26,31 @@ DIALECTS: dict[str, Dialect] = _discover()
 """Dialect name to dialect."""
 
 
+UNREAD = (
+    "dora_scale",
+    "diff",
+    "diff_b",
+    "set_weight",
+    "reshape_weight",
+    "w_norm",
+    "b_norm",
+    "oft_blocks",
+    "rescale",
+    "oft_R.weight",
+    "on_input",
+    "lora_B.bias",
+    "bias_indices",
+    "bias_values",
+    "bias_size",
+    "scalar",
+    *(f"{factor}.weight" for factor in ("a1", "a2", "b1", "b2", "bm", "q_layer", "p_layer")),
+    "lambda_layer",
+)
+"""Suffixes of kinds that no algorithm here reads: a layer that has one is reported, not half applied."""
+
+
 def _suffixes() -> dict[str, str]:
-    merged: dict[str, str] = {}
+    merged: dict[str, str] = {suffix: suffix for suffix in UNREAD}
     for dialect in DIALECTS.values():
         for written, canonical in dialect.suffixes.items():
             if merged.setdefault(written, canonical) != canonical:

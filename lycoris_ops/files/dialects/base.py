@@ -18,7 +18,7 @@ class Prefix:
     part: Part | None = None
     """None where the prefix leaves it open."""
     encoder: int | None = None
-    """Which text encoder, counted from 1; None where the rest of the name says it."""
+    """Which text encoder, counted from 1; 0 for the only one, None where the rest of the name says it."""
 
 
 @dataclass(frozen=True)

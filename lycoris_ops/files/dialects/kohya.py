@@ -9,7 +9,7 @@ DIALECT = Dialect(
     name="kohya",
     prefixes=(
         Prefix("lora_unet_", "unet"),
-        Prefix("lora_te_", "te", 1),
+        Prefix("lora_te_", "te", 0),
         Prefix("lora_te1_", "te", 1),
         Prefix("lora_te2_", "te", 2),
         Prefix("lora_te3_", "te", 3),
