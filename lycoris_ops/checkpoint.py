@@ -16,7 +16,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from .algebra import compute_dtype
+from .algebra import is_finite
 from .errors import FileFormatError, LycorisError, WriteError
 from .files.safetensors_file import ITEM_BITS, SafetensorsFile, encode_header, raw_bytes, read_exactly
 from .files.tensor_file import DTYPE_NAMES, DTYPES, SAFETENSORS, TensorInfo
@@ -190,21 +190,17 @@ def _merged(
             ],
         )
     merged = weight.to(dtype)
-    if pairs or merged.itemsize < weight.itemsize:
-        _check_finite(merged, name, base)
-    return merged
-
-
-def _check_finite(tensor: Tensor, name: str, base: SafetensorsFile) -> None:
-    if not torch.isfinite(tensor.sum(dtype=compute_dtype(tensor.dtype))) and not torch.isfinite(tensor).all():
+    # What the base holds beside the merged weights is its own affair: some masks are infinite.
+    if not is_finite(merged) and (pairs or is_finite(weight)):
         raise WriteError(
             "a merged weight does not fit the dtype it is written in",
             file=base.fingerprint.path,
             key=name,
             got="NaN or infinity",
-            expected=f"finite values in {tensor.dtype}",
+            expected=f"finite values in {dtype}",
             hint="Write the file in bfloat16 or float32, or lower the strengths",
         )
+    return merged
 
 
 def _silent(done: int, total: int) -> None:

@@ -59,7 +59,10 @@ class Target:
 
     @property
     def name(self) -> str:
-        """The host's name of the layer, the same for a loaded model and for a checkpoint file."""
+        """The host's name of the layer, the same for a loaded model and for a checkpoint file.
+
+        It is the path alone where a file does not say which part of a model it is.
+        """
         if self.part == "unet":
             return f"diffusion_model.{self.path}"
         return f"{self.encoder}.transformer.{self.path}" if self.encoder else self.path

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Host, Patched
+from hosting import Host, Patched
 from safetensors.torch import load_file, save_file
 
 from tests.harness.assets import assets

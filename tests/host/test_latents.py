@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import Host, Patched
+from hosting import Host, Patched
 
 Distance = Callable[[torch.Tensor, torch.Tensor], float]
 pytestmark = pytest.mark.host

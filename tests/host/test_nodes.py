@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Host, Patched
+from hosting import Host, Patched
 from safetensors.torch import load_file, save_file
 
 from tests.harness.assets import assets

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Host, Patched
+from hosting import Host, Patched
 
 from tests.harness.adapters import RECIPES, Deltas, LayerName, deltas, host_keys
 from tests.harness.assets import adapter_file, assets
