@@ -13,6 +13,9 @@ from torch import Tensor
 
 Shape = tuple[int, ...]
 
+PIECE = 1 << 20
+"""Elements that are looked at together where the whole would need a large copy."""
+
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which a change of a weight of `dtype` is computed: float64 for float64, else float32."""
@@ -23,10 +26,16 @@ def is_finite(tensor: Tensor) -> bool:
     """Whether every value is finite.
 
     One summing pass costs a tenth of `isfinite().all()`; only a suspicious sum is looked at closely.
+    It goes by pieces: the sum of a narrow dtype makes a wide copy of what it sums.
     """
-    wide = tensor.float() if tensor.itemsize == 1 else tensor
-    total = wide.sum(dtype=compute_dtype(wide.dtype))
-    return bool(torch.isfinite(total)) or bool(torch.isfinite(wide).all())
+    flat = tensor.reshape(-1)
+    for start in range(0, flat.numel(), PIECE):
+        piece = flat[start : start + PIECE]
+        wide = piece.float() if piece.itemsize == 1 else piece
+        total = wide.sum(dtype=compute_dtype(wide.dtype))
+        if not torch.isfinite(total) and not torch.isfinite(wide).all():
+            return False
+    return True
 
 
 def fold_core(core: Tensor, factor: Tensor) -> Tensor:
