@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..lycoris_ops import PICKLES, SAFETENSORS, Entry, LycorisError, Stack, adapter_stamp, load_adapter
+from ..lycoris_ops import PICKLES, SAFETENSORS, Entry, Stack, adapter_stamp, load_adapter
 from .host import file_names, file_path, io
-from .wires import CATEGORY, stack_input, stack_output
+from .wires import CATEGORY, stack_input, stack_output, valid
 
 FOLDER = "loras"
 
@@ -47,11 +47,7 @@ class LycorisLoadAdapter(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file: str | None = None) -> bool | str:
-        try:
-            cls.fingerprint_inputs(file)
-        except LycorisError as error:
-            return str(error)
-        return True
+        return valid(lambda: cls.fingerprint_inputs(file))
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None = None, **_: Any) -> str:

@@ -17,7 +17,7 @@ from ..lycoris_ops import (
     merge_checkpoint,
 )
 from .host import file_names, file_path, io, output_path, progress, workflow_metadata
-from .wires import CATEGORY, report_output, stack_input, with_report
+from .wires import CATEGORY, report_output, stack_input, valid, with_report
 
 FOLDERS = ("checkpoints", "diffusion_models", "text_encoders")
 DTYPES = {
@@ -73,11 +73,7 @@ class LycorisSaveCheckpoint(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, base: str | None = None) -> bool | str:
-        try:
-            cls.fingerprint_inputs(base)
-        except LycorisError as error:
-            return str(error)
-        return True
+        return valid(lambda: cls.fingerprint_inputs(base))
 
     @classmethod
     def fingerprint_inputs(cls, base: str | None = None, **_: Any) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..lycoris_ops import LycorisError, Rules, Stack
+from ..lycoris_ops import Rules, Stack
 from .host import io
-from .wires import CATEGORY, stack_input, stack_output
+from .wires import CATEGORY, stack_input, stack_output, valid
 
 EXAMPLE = "in.* = 1\nmid = 0.5\nout.* = 1\nte = 1"
 
@@ -35,11 +35,7 @@ class LycorisWeightBlocks(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, rules: str | None = None) -> bool | str:
-        try:
-            Rules.parse(rules or "")
-        except LycorisError as error:
-            return str(error)
-        return True
+        return valid(lambda: Rules.parse(rules or ""))
 
     @classmethod
     def execute(cls, stack: Stack, rules: str) -> io.NodeOutput:

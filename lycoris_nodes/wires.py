@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from ..lycoris_ops import LycorisError
 from .host import io
 
 CATEGORY = "lycoris"
@@ -27,6 +29,15 @@ def report_output() -> Any:
         display_name="report",
         tooltip="What was applied and what was not, and why, adapter by adapter.",
     )
+
+
+def valid(check: Callable[[], object]) -> bool | str:
+    """What the host's `validate_inputs` wants of a check: True, or the error in words."""
+    try:
+        check()
+    except LycorisError as error:
+        return str(error)
+    return True
 
 
 def with_report(*results: Any, report: str) -> io.NodeOutput:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -80,7 +80,7 @@ class Layer(ABC):
                 got=", ".join(sorted(tensors)),
                 expected=" or ".join(", ".join(sorted(variant)) for variant in cls.variants),
             )
-        cls.shape({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        cls.shape(_shapes(tensors))
         fields: dict[str, Any] = {_field(name): tensor for name, tensor in tensors.items()}
         if ALPHA in fields:
             fields[ALPHA] = _scalar(tensors[ALPHA])
@@ -104,20 +104,24 @@ class Layer(ABC):
 
         Raises LayerError where the layer does not fit the weight's shape.
         """
-        stored = self.shape({name: tuple(tensor.shape) for name, tensor in self.dump().items()})
-        if not fits(stored, weight.shape):
-            raise LayerError(
-                f"this {self.algorithm} layer does not fit the weight",
-                got=str(list(stored)),
-                expected=str(list(weight.shape)),
-            )
+        self.check_fit(weight.shape)
         dense = self.form().dense(compute_dtype(weight.dtype), weight.device)
         return dense.reshape(weight.shape)
 
     @property
     def rank(self) -> int | None:
         """The rank; None where nothing is factored."""
-        return self.rank_of({name: tuple(tensor.shape) for name, tensor in self.dump().items()})
+        return self.rank_of(_shapes(self.dump()))
+
+    def check_fit(self, shape: Sequence[int]) -> None:
+        """Raise LayerError unless the change can be added to a weight of this shape."""
+        stored = self.shape(_shapes(self.dump()))
+        if not fits(stored, shape):
+            raise LayerError(
+                f"a {self.algorithm} layer does not fit the weight",
+                got=str(list(stored)),
+                expected=str(list(shape)),
+            )
 
     def nbytes(self) -> int:
         """Bytes of the tensors held."""
@@ -152,6 +156,10 @@ def dimensions(shapes: Mapping[str, Shape], name: str, least: int = 2) -> Shape:
             f"{name} has an unusable shape", got=str(list(found)), expected=f"{least} or more dimensions"
         )
     return found
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _field(suffix: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -56,7 +56,8 @@ def _override(patterns: Mapping[str, Number], layer: str, default: Number) -> Nu
 
 def read_peft_config(path: str) -> PeftConfig:
     """Read an adapter_config.json. Raises FileFormatError where it is damaged or of another kind."""
-    return _parse(Path(path).read_text(encoding="utf-8", errors="replace"), path)[""]
+    text = Path(path).read_text(encoding="utf-8", errors="replace")
+    return _parse(text, path, lambda table: {""})[""]
 
 
 def read_lora_metadata(text: str, path: str) -> dict[str, PeftConfig]:
@@ -65,17 +66,20 @@ def read_lora_metadata(text: str, path: str) -> dict[str, PeftConfig]:
     One flat JSON table holds them, each key with its part in front: `unet.lora_alpha`.
     Raises FileFormatError as `read_peft_config` does.
     """
-    return _parse(text, f"{path} ({METADATA_KEY})")
+    return _parse(text, f"{path} ({METADATA_KEY})", _parts)
 
 
-def _parse(text: str, path: str) -> dict[str, PeftConfig]:
+def _parts(table: dict[str, Any]) -> set[str]:
+    found = {key.rpartition(".")[0] for key in table if key.rpartition(".")[2] == "r"}
+    if not found:
+        raise KeyError("r")
+    return found
+
+
+def _parse(text: str, path: str, parts: Callable[[dict[str, Any]], set[str]]) -> dict[str, PeftConfig]:
     try:
         table = cast("dict[str, Any]", json.loads(text))
-        parts = {key.rpartition(".")[0] for key in table if key.rpartition(".")[2] == "r"}
-        found = {part: _config(table, f"{part}." if part else "", path) for part in parts}
-        if not found:
-            raise KeyError("r")
-        return found
+        return {part: _config(table, f"{part}." if part else "", path) for part in parts(table)}
     except (ValueError, KeyError, TypeError, AttributeError, re.error) as error:
         raise FileFormatError(
             "this is no PEFT configuration that can be followed",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..algebra import Shape, compute_dtype, fits, flat_shape
+from ..algebra import Shape, compute_dtype, flat_shape
 from ..algorithms import Layer
 from ..errors import LayerError
 from ..forms import Form
@@ -64,7 +64,7 @@ class PatchPlan:
         target = torch.device(device)
         by_form: dict[type[Form], tuple[list[Form], list[int]]] = {}
         for slot, (layer, _) in enumerate(layers):
-            _check_fit(layer, shape)
+            layer.check_fit(shape)
             form = layer.form()
             forms, slots = by_form.setdefault(type(form), ([], []))
             forms.append(form)
@@ -131,13 +131,3 @@ def patch_(weight: Tensor, layers: Sequence[tuple[Layer, float]]) -> Tensor:
     """
     plan = PatchPlan.build(weight.shape, weight.dtype, weight.device, layers)
     return plan.apply_(weight, plan.tensors, plan.strengths)
-
-
-def _check_fit(layer: Layer, shape: Sequence[int]) -> None:
-    stored = layer.shape({name: tuple(tensor.shape) for name, tensor in layer.dump().items()})
-    if not fits(stored, shape):
-        raise LayerError(
-            f"a {layer.algorithm} layer does not fit the weight",
-            got=str(list(stored)),
-            expected=str(list(shape)),
-        )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness.facts import ROOT
+from tests.harness.facts import NODES, ROOT
 from tests.harness.launch import Server
 from tests.harness.workflow import to_prompt
 
@@ -22,13 +22,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.browser
 
 PACK = "lycoris-nodes"
-NODES = (
-    "LycorisApplyStack",
-    "LycorisCombineStacks",
-    "LycorisLoadAdapter",
-    "LycorisSaveCheckpoint",
-    "LycorisWeightBlocks",
-)
 WORKFLOW = ROOT / "workflows" / "blend_and_export.json"
 
 

@@ -8,6 +8,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIABLE = "LYCORIS_ENVIRONMENT"
+NODES = (
+    "LycorisApplyStack",
+    "LycorisCombineStacks",
+    "LycorisLoadAdapter",
+    "LycorisSaveCheckpoint",
+    "LycorisWeightBlocks",
+)
+"""The nodes that the pack is to register, these and no others."""
 
 
 @dataclass(frozen=True)

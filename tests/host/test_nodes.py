@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,29 +14,10 @@ from hosting import Host, Patched
 from safetensors.torch import load_file, save_file
 
 from tests.harness.assets import assets
-from tests.harness.facts import ROOT
+from tests.harness.facts import NODES, ROOT
+from tests.harness.opens import held, opened
 
 pytestmark = pytest.mark.host
-NODES = (
-    "LycorisApplyStack",
-    "LycorisCombineStacks",
-    "LycorisLoadAdapter",
-    "LycorisSaveCheckpoint",
-    "LycorisWeightBlocks",
-)
-OPENED: list[str] = []
-
-
-def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "open" and isinstance(arguments[0], str):
-        OPENED.append(arguments[0])
-
-
-sys.addaudithook(_audit)
-
-
-def opened(path: Path) -> int:
-    return OPENED.count(str(path.resolve()))
 
 
 @pytest.mark.parametrize("node", NODES)
@@ -138,14 +118,7 @@ def test_a_changed_file_is_noticed(host: Host, plain: Patched) -> None:
 
 def test_no_mapping_and_no_file_is_held_between_runs(host: Host, plain: Patched) -> None:
     host.apply(plain, host.stack(("loha", 1.0, 1.0)))
-    path = str((assets() / "loras" / "loha.safetensors").resolve())
-    assert path not in Path("/proc/self/maps").read_text()
-    held = [
-        os.readlink(f"/proc/self/fd/{fd}")
-        for fd in os.listdir("/proc/self/fd")
-        if os.path.lexists(f"/proc/self/fd/{fd}")
-    ]
-    assert path not in held
+    assert not held(assets() / "loras" / "loha.safetensors")
 
 
 def test_a_second_copy_of_the_pack_in_one_process_does_no_harm(host: Host, plain: Patched) -> None:

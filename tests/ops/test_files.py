@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from safetensors.torch import save_file
 import lycoris_ops as lyc
 from lycoris_ops.files.safetensors_file import SafetensorsFile, encode_header
 from lycoris_ops.files.tensor_file import TensorInfo
+from tests.harness.opens import held, opened
 
 LAYER = "lora_unet_mid_block_attentions_0_proj_in"
 
@@ -30,24 +29,6 @@ def named(tensors: dict[str, torch.Tensor], layer: str = LAYER) -> dict[str, tor
 def write(path: Path, tensors: dict[str, torch.Tensor] | None = None) -> Path:
     save_file(named(factors("lora", "linear")) if tensors is None else tensors, path)
     return path
-
-
-OPENED: list[str] = []
-
-
-def _audit(event: str, args: tuple[Any, ...]) -> None:
-    if event == "open" and isinstance(args[0], str):
-        OPENED.append(args[0])
-
-
-sys.addaudithook(_audit)
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[Callable[[], int]]:
-    """Counts how often a file is opened inside the block."""
-    start = len(OPENED)
-    yield lambda: OPENED[start:].count(str(path.resolve()))
 
 
 def header_of(path: Path) -> dict[str, Any]:
@@ -94,15 +75,15 @@ def test_the_written_header_is_the_formats(tmp_path: Path) -> None:
 def test_opening_reads_no_tensor_and_using_reads_each_once(tmp_path: Path) -> None:
     path = write(tmp_path / "x.safetensors")
     cache = lyc.TensorCache(1 << 20)
-    with opened(path) as count:
-        adapter = lyc.load_adapter(path, cache=cache)
-        assert len(adapter.layers) == 1 and count() == 1 and cache.nbytes == 0
-        first = adapter.layers[LAYER]
-        assert count() == 2
-        again = lyc.load_adapter(path, cache=cache)
-        assert again is adapter
-        assert again.layers[LAYER].dump().keys() == first.dump().keys()
-        assert count() == 2
+    start = opened(path)
+    adapter = lyc.load_adapter(path, cache=cache)
+    assert len(adapter.layers) == 1 and opened(path) - start == 1 and cache.nbytes == 0
+    first = adapter.layers[LAYER]
+    assert opened(path) - start == 2
+    again = lyc.load_adapter(path, cache=cache)
+    assert again is adapter
+    assert again.layers[LAYER].dump().keys() == first.dump().keys()
+    assert opened(path) - start == 2
 
 
 def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
@@ -146,13 +127,7 @@ def test_no_file_stays_open_or_mapped(tmp_path: Path) -> None:
     path = write(tmp_path / "x.safetensors")
     adapter = lyc.load_adapter(path)
     adapter.layers[LAYER].delta(torch.zeros(12, 18))
-    held = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_open(fd)]
-    assert str(path) not in held
-    assert str(path) not in Path("/proc/self/maps").read_text()
-
-
-def _is_open(fd: str) -> bool:
-    return os.path.lexists(f"/proc/self/fd/{fd}")
+    assert not held(path)
 
 
 def test_a_linked_file_keeps_its_readable_name_and_what_lies_beside_it(tmp_path: Path) -> None:
@@ -364,6 +339,7 @@ def test_peft_keeps_alpha_beside_the_file(
     "config",
     [
         '{"r": 4}',
+        '{"unet.r": 4, "unet.lora_alpha": 2}',
         '{"lora_alpha": 4}',
         "[]",
         "not json",

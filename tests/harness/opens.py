@@ -1,0 +1,31 @@
+"""Which files this process has opened, and which it still holds."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+_OPENED: list[str] = []
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and isinstance(arguments[0], str):
+        _OPENED.append(arguments[0])
+
+
+sys.addaudithook(_audit)
+
+
+def opened(path: Path) -> int:
+    """How often a file was opened since this module was imported."""
+    return _OPENED.count(str(path.resolve()))
+
+
+def held(path: Path) -> bool:
+    """Whether a file is open or mapped now."""
+    name = str(path.resolve())
+    descriptors = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
+    links = [os.readlink(link) for link in descriptors if os.path.lexists(link)]
+    return name in links or name in Path("/proc/self/maps").read_text()
