@@ -1,0 +1,104 @@
+"""Where the layers of other software's models lie in the host's models, found by number.
+
+Every value of a host model's weights gets a number of its own, the other software's conversion runs on
+them, and each row that comes out is looked up. Nothing here knows a name of this pack.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Located:
+    """A layer of other software: its weight's shape, and the host's row behind each of its rows."""
+
+    shape: tuple[int, ...]
+    keys: tuple[str, ...]
+    """The host's keys that it takes rows from."""
+    key_of: Tensor
+    """For each row, which of these keys."""
+    row_of: Tensor
+    """For each row, which row of that key."""
+
+    def scatter(self, delta: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """What a change of this layer changes in the host's weights."""
+        changes: dict[str, Tensor] = {}
+        for number, key in enumerate(self.keys):
+            mine = self.key_of == number
+            change = torch.zeros(shapes[key], dtype=delta.dtype).flatten(1)
+            change[self.row_of[mine]] = delta.flatten(1)[mine]
+            changes[key] = change.view(shapes[key])
+        return changes
+
+    def covers(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """Which rows of which of the host's weights it is, as masks."""
+        masks: dict[str, Tensor] = {}
+        for number, key in enumerate(self.keys):
+            masks[key] = torch.zeros(shapes[key][0], dtype=torch.bool)
+            masks[key][self.row_of[self.key_of == number]] = True
+        return masks
+
+
+class Numbered:
+    """A state dict in which no two values are the same."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self.keys = tuple(key for key, value in state.items() if value.ndim)
+        self.shapes = {key: tuple(state[key].shape) for key in self.keys}
+        sizes = torch.tensor([state[key].numel() for key in self.keys])
+        ends = sizes.cumsum(0)
+        self.starts = ends - sizes
+        self.state: State = {
+            key: torch.arange(int(start), int(end)).view(self.shapes[key])
+            for key, start, end in zip(self.keys, self.starts, ends, strict=True)
+        }
+
+    def locate(self, weight: Tensor) -> Located:
+        """The rows of a weight that other software made of `state` by moving whole rows.
+
+        Raises ValueError where its rows are not rows of the numbered weights.
+        """
+        rows = weight.flatten(1)
+        first = rows[:, 0].contiguous()
+        found = torch.searchsorted(self.starts, first, right=True) - 1
+        numbers, key_of = found.unique(return_inverse=True)
+        keys = tuple(self.keys[number] for number in numbers.tolist())
+        width = rows.shape[1]
+        row_of = (first - self.starts[found]) // width
+        again = first[:, None] + torch.arange(width)
+        whole = all(torch.empty(self.shapes[key], device="meta").flatten(1).shape[1] == width for key in keys)
+        if not whole or not torch.equal(rows, again) or ((first - self.starts[found]) % width).any():
+            raise ValueError(f"a weight of shape {tuple(weight.shape)} is not made of whole rows of {keys}")
+        return Located(tuple(weight.shape), keys, key_of, row_of)
+
+
+def with_constants(function: Callable[..., Any], constants: Mapping[Any, Any]) -> Callable[..., Any]:
+    """A function whose literals are others: converters hold the widths of one published model."""
+
+    def changed(code: types.CodeType) -> types.CodeType:
+        values = tuple(
+            changed(value)
+            if isinstance(value, types.CodeType)
+            else constants.get(value, value)
+            if isinstance(value, int | float) and not isinstance(value, bool)
+            else value
+            for value in code.co_consts
+        )
+        return code.replace(co_consts=values)
+
+    return types.FunctionType(
+        changed(function.__code__),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )

@@ -1,0 +1,720 @@
+"""The layers of diffusers' models, and where they lie in the host's models.
+
+The correspondence is diffusers' own conversion of published checkpoints; its result must have exactly
+the layers of diffusers' own class. Where diffusers has no conversion, the renames that its class shows
+to be right are listed here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .foreign import Located, Numbered, State, with_constants
+from .zoo import ADAPTABLE, SPECIES, adaptable
+
+PREFIX = "diffusion_model."
+
+
+@dataclass(frozen=True)
+class Diffusers:
+    """How an architecture's layers are found in diffusers."""
+
+    model: str
+    """diffusers' class."""
+    config: Mapping[str, Any]
+    """Its arguments for a model of the zoo's size."""
+    convert: str = ""
+    """The name of diffusers' conversion; "" where there is none."""
+    constants: Mapping[Any, Any] = field(default_factory=dict[Any, Any])
+    """What that conversion takes for granted, and the zoo's value of it."""
+    published: Callable[[State], State] = dict
+    """From the host's layout to that of published checkpoints."""
+    renames: tuple[tuple[str, str], ...] = ()
+    """After the conversion, or without one: patterns of names, and diffusers' names for them."""
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    """Without a conversion: the end of a renamed fused weight, and what its equal parts are called."""
+    swapped: tuple[str, ...] = ()
+    """Without a conversion: layers whose halves are in the other order, as scale before shift."""
+    without: str = "$^"
+    """Layers of the host's model that diffusers' has not, as a pattern."""
+    sizes: str = "$^"
+    """Layers that have another size at the zoo's scale or were cut down, as a pattern."""
+
+
+def located(name: str, model: nn.Module) -> dict[str, Located]:
+    """Every layer of diffusers' model by its path, with the host's rows that it is."""
+    species = DIFFUSERS[name]
+    state = {key.removeprefix(PREFIX): value for key, value in model.state_dict().items()}
+    numbered = Numbered(state)
+    layers = {path.removeprefix(PREFIX) for path in adaptable(model)}
+    found: dict[str, Located] = {}
+    for key, weight in _converted(species, dict(numbered.state)).items():
+        if not key.endswith(".weight") or weight is None or weight.ndim < 2:
+            continue
+        where = numbered.locate(weight)
+        if all(source.removesuffix(".weight") in layers for source in where.keys):
+            found[key.removesuffix(".weight")] = where
+    return found
+
+
+def layers(name: str) -> dict[str, tuple[int, ...]]:
+    """The layers of diffusers' own class with their weights' shapes."""
+    species = DIFFUSERS[name]
+    kind = getattr(importlib.import_module("diffusers"), species.model)
+    with torch.device("meta"):
+        model = kind(**species.config)
+    return {
+        path: tuple(layer.weight.shape)
+        for path, layer in model.named_modules()
+        if isinstance(layer, ADAPTABLE)
+    }
+
+
+def _converted(species: Diffusers, state: State) -> State:
+    state = species.published(state)
+    if species.convert:
+        module = importlib.import_module("diffusers.loaders.single_file_utils")
+        convert = with_constants(getattr(module, species.convert), species.constants)
+        return _renamed(convert(state, config=species.config), species.renames)
+    result: State = {}
+    for key, weight in _renamed(state, species.renames).items():
+        path, _, kind = key.rpartition(".")
+        if path in species.swapped:
+            weight = torch.cat(weight.chunk(2)[::-1])
+        ends = [end for end in species.fused if path.endswith(end)]
+        for end in ends:
+            parts = species.fused[end]
+            for part, rows in zip(parts, weight.chunk(len(parts)), strict=True):
+                result[f"{path.removesuffix(end)}{part}.{kind}"] = rows
+        if not ends:
+            result[key] = weight
+    return result
+
+
+def _scale(state: State) -> State:
+    """Norms are called `scale` in Black Forest Labs' files."""
+    return {re.sub(r"(_norm|norms\.\d+)\.weight$", r"\1.scale", key): value for key, value in state.items()}
+
+
+HUNYUAN = (
+    (r"txt_in\.t_embedder\.in_layer\.", "txt_in.t_embedder.mlp.0."),
+    (r"txt_in\.t_embedder\.out_layer\.", "txt_in.t_embedder.mlp.2."),
+    (r"txt_in\.c_embedder\.in_layer\.", "txt_in.c_embedder.linear_1."),
+    (r"txt_in\.c_embedder\.out_layer\.", "txt_in.c_embedder.linear_2."),
+    (r"(time|guidance|time_r)_in\.in_layer\.", r"\1_in.mlp.0."),
+    (r"(time|guidance|time_r)_in\.out_layer\.", r"\1_in.mlp.2."),
+    (r"_mod\.lin\.", "_mod.linear."),
+    (r"modulation\.lin\.", "modulation.linear."),
+    (r"(img|txt|self)_attn\.norm\.query_norm\.weight", r"\1_attn_q_norm.weight"),
+    (r"(img|txt|self)_attn\.norm\.key_norm\.weight", r"\1_attn_k_norm.weight"),
+    (r"\.norm\.query_norm\.weight", ".q_norm.weight"),
+    (r"\.norm\.key_norm\.weight", ".k_norm.weight"),
+    (r"(img|txt|self)_attn\.(qkv|proj)\.", r"\1_attn_\2."),
+    (r"((?:double_blocks|refiner\.blocks)\.\d+\.(?:\w+_)?mlp)\.0\.", r"\1.fc1."),
+    (r"((?:double_blocks|refiner\.blocks)\.\d+\.(?:\w+_)?mlp)\.2\.", r"\1.fc2."),
+)
+"""The host's names to those of Tencent's files; the host's own loader does the reverse."""
+
+
+def _hunyuan(state: State) -> State:
+    return _renamed(state, HUNYUAN)
+
+
+def _renamed(state: State, renames: tuple[tuple[str, str], ...]) -> State:
+    result: State = {}
+    for key, value in state.items():
+        for pattern, name in renames:
+            key = re.sub(pattern, name, key)
+        result[key] = value
+    return result
+
+
+class _Kept(dict[str, Tensor]):
+    """Keys stay when they are taken: the conversion of Cosmos looks for one that it has taken out."""
+
+    def pop(self, key: str, *default: Any) -> Tensor:
+        return self[key]
+
+
+def _cosmos(state: State) -> State:
+    return _Kept(_prefixed("net.")(state))
+
+
+def _long_cat(state: State) -> State:
+    """Flux without a pooled text embedding, which the conversion of Flux insists on."""
+    nothing = {
+        f"vector_in.{side}_layer.{kind}": torch.zeros(1)
+        for side in ("in", "out")
+        for kind in ("weight", "bias")
+    }
+    return {**_scale(state), **nothing}
+
+
+def _prefixed(prefix: str) -> Callable[[State], State]:
+    return lambda state: {f"{prefix}{key}": value for key, value in state.items()}
+
+
+def _only(prefix: str) -> Callable[[State], State]:
+    return lambda state: {
+        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
+    }
+
+
+def _cascade(state: State) -> State:
+    """Published files have query, key and value as one weight, which the host's loader splits."""
+    result = dict(state)
+    for key in state:
+        if match := re.match(r"(.+\.attn)\.to_q\.(weight|bias)$", key):
+            attention, kind = match.groups()
+            result[f"{attention}.in_proj_{kind}"] = torch.cat(
+                [result.pop(f"{attention}.to_{part}.{kind}") for part in "qkv"]
+            )
+    return result
+
+
+def _unet(**changed: Any) -> dict[str, Any]:
+    return {
+        "block_out_channels": (32, 64),
+        "layers_per_block": 2,
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        "transformer_layers_per_block": (1, 2),
+        "cross_attention_dim": 24,
+        "attention_head_dim": 2,
+        **changed,
+    }
+
+
+_SDXL = {
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 2,
+    "projection_class_embeddings_input_dim": 20,
+}
+_UNET = {"convert": "convert_ldm_unet_checkpoint", "published": _prefixed("model.diffusion_model.")}
+_HEADS = {"num_attention_heads": 2, "attention_head_dim": 16}
+_FLUX = {
+    **_HEADS,
+    "in_channels": 16,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "joint_attention_dim": 20,
+    "axes_dims_rope": (4, 6, 6),
+}
+_WAN = {
+    **_HEADS,
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": 20,
+    "freq_dim": 16,
+    "ffn_dim": 48,
+    "num_layers": 2,
+}
+_COSMOS = {
+    **_HEADS,
+    "in_channels": 16,
+    "num_layers": 2,
+    "text_embed_dim": 20,
+    "adaln_lora_dim": 8,
+    "max_size": (4, 16, 16),
+}
+_SD3 = {
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 2,
+    "attention_head_dim": 64,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 20,
+    "caption_projection_dim": 128,
+    "pooled_projection_dim": 12,
+    "pos_embed_max_size": 4,
+}
+
+_PIXART = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 18,
+    "num_layers": 2,
+    "cross_attention_dim": 36,
+    "sample_size": 8,
+    "caption_channels": 20,
+}
+PIXART = (
+    (r"^x_embedder", "pos_embed"),
+    (r"^t_embedder\.mlp\.0", "adaln_single.emb.timestep_embedder.linear_1"),
+    (r"^t_embedder\.mlp\.2", "adaln_single.emb.timestep_embedder.linear_2"),
+    (r"^csize_embedder\.mlp\.0", "adaln_single.emb.resolution_embedder.linear_1"),
+    (r"^csize_embedder\.mlp\.2", "adaln_single.emb.resolution_embedder.linear_2"),
+    (r"^ar_embedder\.mlp\.0", "adaln_single.emb.aspect_ratio_embedder.linear_1"),
+    (r"^ar_embedder\.mlp\.2", "adaln_single.emb.aspect_ratio_embedder.linear_2"),
+    (r"^t_block\.1", "adaln_single.linear"),
+    (r"^y_embedder\.y_proj\.fc1", "caption_projection.linear_1"),
+    (r"^y_embedder\.y_proj\.fc2", "caption_projection.linear_2"),
+    (r"^blocks\.", "transformer_blocks."),
+    (r"\.cross_attn\.", ".attn2."),
+    (r"\.attn\.", ".attn1."),
+    (r"\.(attn\d)\.proj\.", r".\1.to_out.0."),
+    (r"\.q_linear\.", ".to_q."),
+    (r"\.mlp\.fc1\.", ".ff.net.0.proj."),
+    (r"\.mlp\.fc2\.", ".ff.net.2."),
+    (r"^final_layer\.linear", "proj_out"),
+)
+PIXART_FUSED = {"qkv": ("to_q", "to_k", "to_v"), "kv_linear": ("to_k", "to_v")}
+_HUNYUAN_IMAGE = {
+    **_HEADS,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "guidance_embeds": True,
+    "text_embed_dim": 20,
+    "rope_axes_dim": (8, 8),
+}
+HUNYUAN_IMAGE = (
+    (r"^time_text_embed\.", "time_guidance_embed."),
+    (r"^time_r_in\.mlp\.0", "time_guidance_embed.timestep_embedder_r.linear_1"),
+    (r"^time_r_in\.mlp\.2", "time_guidance_embed.timestep_embedder_r.linear_2"),
+)
+BYT5 = (
+    (r"^byt5_in\.net\.0\.proj", "context_embedder_2.linear_1"),
+    (r"^byt5_in\.net\.2", "context_embedder_2.linear_2"),
+    (r"^byt5_in\.fc3", "context_embedder_2.linear_3"),
+)
+
+DIFFUSERS: dict[str, Diffusers] = {
+    "SD1.5": Diffusers("UNet2DConditionModel", _unet(), **_UNET),
+    "SD2": Diffusers("UNet2DConditionModel", _unet(use_linear_projection=True), **_UNET),
+    "SDXL": Diffusers("UNet2DConditionModel", _unet(**_SDXL), **_UNET),
+    "SDXL refiner": Diffusers("UNet2DConditionModel", _unet(**_SDXL), **_UNET),
+    "Stable Cascade C": Diffusers(
+        "StableCascadeUNet",
+        {
+            "timestep_ratio_embedding_dim": 8,
+            "conditioning_dim": 16,
+            "block_out_channels": (16, 16),
+            "num_attention_heads": (2, 2),
+            "down_num_layers_per_block": (1, 2),
+            "up_num_layers_per_block": (2, 1),
+            "clip_text_in_channels": 12,
+            "clip_text_pooled_in_channels": 12,
+            "clip_image_in_channels": 8,
+            "clip_seq": 2,
+            "switch_level": (False,),
+        },
+        "convert_stable_cascade_unet_single_file_to_diffusers",
+        published=_cascade,
+    ),
+    "Stable Cascade B": Diffusers(
+        "StableCascadeUNet",
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "timestep_ratio_embedding_dim": 8,
+            "patch_size": 2,
+            "conditioning_dim": 16,
+            "block_out_channels": (8, 16, 16, 16),
+            "num_attention_heads": (-1, -1, 2, 2),
+            "down_num_layers_per_block": (1, 1, 1, 1),
+            "up_num_layers_per_block": (1, 1, 1, 1),
+            "down_blocks_repeat_mappers": (1, 1, 1, 1),
+            "up_blocks_repeat_mappers": (2, 2, 2, 2),
+            "block_types_per_layer": (
+                *(("SDCascadeResBlock", "SDCascadeTimestepBlock"),) * 2,
+                *(("SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock"),) * 2,
+            ),
+            "clip_text_pooled_in_channels": 12,
+            "clip_seq": 2,
+            "effnet_in_channels": 4,
+            "pixel_mapper_in_channels": 3,
+            "dropout": (0, 0, 0.1, 0.1),
+            "timestep_conditioning_type": ("sca",),
+        },
+        "convert_stable_cascade_unet_single_file_to_diffusers",
+        published=_cascade,
+    ),
+    "SD3": Diffusers("SD3Transformer2DModel", _SD3, "convert_sd3_transformer_checkpoint_to_diffusers"),
+    "SD3.5": Diffusers(
+        "SD3Transformer2DModel",
+        {**_SD3, "dual_attention_layers": (0,), "qk_norm": "rms_norm"},
+        "convert_sd3_transformer_checkpoint_to_diffusers",
+    ),
+    "AuraFlow": Diffusers(
+        "AuraFlowTransformer2DModel",
+        {
+            **_HEADS,
+            "sample_size": 8,
+            "num_mmdit_layers": 2,
+            "num_single_dit_layers": 2,
+            "joint_attention_dim": 20,
+            "caption_projection_dim": 32,
+            "pos_embed_max_size": 16,
+        },
+        "convert_auraflow_transformer_checkpoint_to_diffusers",
+    ),
+    "Flux 1": Diffusers(
+        "FluxTransformer2DModel",
+        {**_FLUX, "pooled_projection_dim": 12, "guidance_embeds": True},
+        "convert_flux_transformer_checkpoint_to_diffusers",
+        {3072: 32},
+        _scale,
+    ),
+    "Flux 2": Diffusers(
+        "Flux2Transformer2DModel",
+        {**_FLUX, "in_channels": 4, "axes_dims_rope": (4, 4, 4, 4)},
+        "convert_flux2_transformer_checkpoint_to_diffusers",
+        published=_scale,
+    ),
+    "Chroma": Diffusers(
+        "ChromaTransformer2DModel",
+        {**_FLUX, "approximator_num_channels": 8, "approximator_hidden_dim": 40, "approximator_layers": 2},
+        "convert_chroma_transformer_checkpoint_to_diffusers",
+        {3072: 32},
+        _scale,
+    ),
+    "Mochi": Diffusers(
+        "MochiTransformer3DModel",
+        {
+            **_HEADS,
+            "num_layers": 2,
+            "pooled_projection_dim": 24,
+            "in_channels": 4,
+            "text_embed_dim": 16,
+            "max_sequence_length": 4,
+        },
+        "convert_mochi_transformer_checkpoint_to_diffusers",
+        {48: 2},
+        sizes=r".+\.ff(_context)?\.",
+    ),
+    "LTX-Video": Diffusers(
+        "LTXVideoTransformer3DModel",
+        {
+            "in_channels": 8,
+            "out_channels": 8,
+            "num_attention_heads": 4,
+            "attention_head_dim": 8,
+            "cross_attention_dim": 32,
+            "num_layers": 2,
+            "caption_channels": 20,
+        },
+        "convert_ltx_transformer_checkpoint_to_diffusers",
+    ),
+    "LTX-2": Diffusers(
+        "LTX2VideoTransformer3DModel",
+        {
+            "in_channels": 8,
+            "out_channels": 8,
+            "num_attention_heads": 4,
+            "attention_head_dim": 8,
+            "cross_attention_dim": 32,
+            "audio_in_channels": 8,
+            "audio_out_channels": 8,
+            "audio_num_attention_heads": 4,
+            "audio_attention_head_dim": 4,
+            "audio_cross_attention_dim": 16,
+            "num_layers": 2,
+            "caption_channels": 20,
+        },
+        "convert_ltx2_transformer_to_diffusers",
+        without=r"(video|audio)_embeddings_connector\.",
+    ),
+    "MiniMax-H3": Diffusers(
+        "MiniMaxH3Transformer3DModel",
+        {
+            **_HEADS,
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_refiner_layers": 1,
+            "ffn_dim": 48,
+            "in_channels": 4,
+            "audio_in_channels": 4,
+            "text_dim": 20,
+            "freq_dim": 16,
+            "time_embed_hidden_dim": 32,
+            "time_embed_dim": 24,
+            "rope_freq_dim": 2,
+        },
+        "convert_minimax_h3_transformer_checkpoint_to_diffusers",
+    ),
+    "HunyuanVideo": Diffusers(
+        "HunyuanVideoTransformer3DModel",
+        {
+            **_HEADS,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 2,
+            "num_single_layers": 2,
+            "text_embed_dim": 20,
+            "pooled_projection_dim": 12,
+            "rope_axes_dim": (4, 6, 6),
+        },
+        "convert_hunyuan_video_transformer_to_diffusers",
+        {3072: 32},
+        _hunyuan,
+    ),
+    "Cosmos": Diffusers(
+        "CosmosTransformer3DModel",
+        _COSMOS,
+        "convert_cosmos_transformer_checkpoint_to_diffusers",
+        published=_cosmos,
+    ),
+    "Cosmos-Predict2": Diffusers(
+        "CosmosTransformer3DModel",
+        {**_COSMOS, "extra_pos_embed_type": None},
+        "convert_cosmos_transformer_checkpoint_to_diffusers",
+        published=_prefixed("net."),
+    ),
+    "Anima": Diffusers(
+        "CosmosTransformer3DModel",
+        {**_COSMOS, "extra_pos_embed_type": None, "text_embed_dim": 1024},
+        "convert_cosmos_transformer_checkpoint_to_diffusers",
+        published=_prefixed("net."),
+        without=r"llm_adapter\.",
+    ),
+    "Lumina 2": Diffusers(
+        "Lumina2Transformer2DModel",
+        {
+            "sample_size": 8,
+            "in_channels": 4,
+            "hidden_size": 48,
+            "num_layers": 2,
+            "num_attention_heads": 6,
+            "num_kv_heads": 2,
+            "multiple_of": 8,
+            "ffn_dim_multiplier": 1.0,
+            "axes_dim_rope": (4, 2, 2),
+            "axes_lens": (30, 32, 32),
+            "cap_feat_dim": 20,
+        },
+        "convert_lumina2_to_diffusers",
+        {2304: 48, 768: 16},
+    ),
+    "Z-Image": Diffusers(
+        "ZImageTransformer2DModel",
+        {
+            "in_channels": 4,
+            "dim": 48,
+            "n_layers": 2,
+            "n_heads": 6,
+            "n_kv_heads": 6,
+            "cap_feat_dim": 20,
+            "axes_dims": [4, 2, 2],
+            "axes_lens": [30, 32, 32],
+        },
+        "convert_z_image_transformer_checkpoint_to_diffusers",
+        sizes=r"t_embedder\.",
+    ),
+    "Wan 2.1 t2v": Diffusers("WanTransformer3DModel", _WAN, "convert_wan_transformer_to_diffusers"),
+    "Wan 2.1 i2v": Diffusers(
+        "WanTransformer3DModel",
+        {**_WAN, "in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 32},
+        "convert_wan_transformer_to_diffusers",
+        sizes=r"condition_embedder\.image_embedder\.",
+    ),
+    "Wan 2.2 5B": Diffusers(
+        "WanTransformer3DModel",
+        {**_WAN, "in_channels": 48, "out_channels": 48},
+        "convert_wan_transformer_to_diffusers",
+    ),
+    "Wan VACE": Diffusers(
+        "WanVACETransformer3DModel",
+        {**_WAN, "vace_layers": [0], "vace_in_channels": 12},
+        "convert_wan_transformer_to_diffusers",
+    ),
+    "HiDream": Diffusers(
+        "HiDreamImageTransformer2DModel",
+        dict(SPECIES["HiDream"].unet),
+        "convert_hidream_transformer_to_diffusers",
+    ),
+    "Qwen-Image": Diffusers("QwenImageTransformer2DModel", dict(SPECIES["Qwen-Image"].unet)),
+    "Krea 2": Diffusers(
+        "Krea2Transformer2DModel",
+        {
+            "in_channels": 16,
+            "num_layers": 2,
+            "attention_head_dim": 8,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "intermediate_size": 128,
+            "timestep_embed_dim": 16,
+            "text_hidden_dim": 24,
+            "num_text_layers": 3,
+            "text_num_attention_heads": 2,
+            "text_num_key_value_heads": 2,
+            "text_intermediate_size": 128,
+            "axes_dims_rope": (4, 2, 2),
+        },
+        "convert_krea2_transformer_checkpoint_to_diffusers",
+    ),
+    "ERNIE-Image": Diffusers(
+        "ErnieImageTransformer2DModel",
+        dict(SPECIES["ERNIE-Image"].unet),
+        "convert_ernie_image_transformer_checkpoint_to_diffusers",
+    ),
+    "PixArt alpha": Diffusers(
+        "PixArtTransformer2DModel",
+        {**_PIXART, "use_additional_conditions": True},
+        renames=PIXART,
+        fused=PIXART_FUSED,
+    ),
+    "PixArt sigma": Diffusers(
+        "PixArtTransformer2DModel",
+        {**_PIXART, "use_additional_conditions": False},
+        renames=PIXART,
+        fused=PIXART_FUSED,
+    ),
+    "HunyuanDiT": Diffusers(
+        "HunyuanDiT2DModel",
+        {
+            **_HEADS,
+            "in_channels": 4,
+            "patch_size": 2,
+            "sample_size": 8,
+            "hidden_size": 32,
+            "num_layers": 4,
+            "mlp_ratio": 2.0,
+            "cross_attention_dim": 12,
+            "cross_attention_dim_t5": 20,
+            "text_len": 4,
+            "text_len_t5": 4,
+            "use_style_cond_and_image_meta_size": False,
+        },
+        renames=(
+            (r"^mlp_t5\.0", "text_embedder.linear_1"),
+            (r"^mlp_t5\.2", "text_embedder.linear_2"),
+            (r"^pooler", "time_extra_emb.pooler"),
+            (r"^x_embedder", "pos_embed"),
+            (r"^t_embedder\.mlp\.0", "time_extra_emb.timestep_embedder.linear_1"),
+            (r"^t_embedder\.mlp\.2", "time_extra_emb.timestep_embedder.linear_2"),
+            (r"^extra_embedder\.0", "time_extra_emb.extra_embedder.linear_1"),
+            (r"^extra_embedder\.2", "time_extra_emb.extra_embedder.linear_2"),
+            (r"\.out_proj\.", ".to_out.0."),
+            (r"\.attn2\.q_proj\.", ".attn2.to_q."),
+            (r"\.mlp\.fc1", ".ff.net.0.proj"),
+            (r"\.mlp\.fc2", ".ff.net.2"),
+            (r"\.default_modulation\.1", ".norm1.linear"),
+            (r"^final_layer\.linear", "proj_out"),
+            (r"^final_layer\.adaLN_modulation\.1", "norm_out.linear"),
+        ),
+        fused={"Wqkv": ("to_q", "to_k", "to_v"), "kv_proj": ("to_k", "to_v")},
+        swapped=("norm_out.linear",),
+    ),
+    "HunyuanVideo 1.5": Diffusers(
+        "HunyuanVideo15Transformer3DModel",
+        {
+            **_HEADS,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 2,
+            "text_embed_dim": 20,
+            "rope_axes_dim": (4, 6, 6),
+        },
+        "convert_hunyuan_video_transformer_to_diffusers",
+        {3072: 32},
+        _hunyuan,
+        renames=(
+            (r"^time_text_embed\.", "time_embed."),
+            *BYT5,
+            (r"^vision_in\.proj\.1", "image_embedder.linear_1"),
+            (r"^vision_in\.proj\.3", "image_embedder.linear_2"),
+        ),
+        sizes=r"context_embedder_2\.|image_embedder\.",
+    ),
+    "HunyuanImage 2.1": Diffusers(
+        "HunyuanImageTransformer2DModel",
+        {**_HUNYUAN_IMAGE, "text_embed_2_dim": 1472, "use_meanflow": True},
+        "convert_hunyuan_video_transformer_to_diffusers",
+        {3072: 32},
+        _hunyuan,
+        renames=(*HUNYUAN_IMAGE, *BYT5),
+        sizes=r"context_embedder_2\.",
+    ),
+    "HunyuanImage 2.1 refiner": Diffusers(
+        "HunyuanImageTransformer2DModel",
+        {**_HUNYUAN_IMAGE, "patch_size": (1, 1, 1), "rope_axes_dim": (4, 6, 6)},
+        "convert_hunyuan_video_transformer_to_diffusers",
+        {3072: 32},
+        _hunyuan,
+        renames=HUNYUAN_IMAGE,
+    ),
+    "LongCat-Image": Diffusers(
+        "LongCatImageTransformer2DModel",
+        {**_FLUX, "joint_attention_dim": 3584},
+        "convert_flux_transformer_checkpoint_to_diffusers",
+        {3072: 32},
+        _long_cat,
+        renames=((r"^time_text_embed\.", "time_embed."),),
+    ),
+    "Kandinsky 5": Diffusers(
+        "Kandinsky5Transformer3DModel",
+        {
+            "in_visual_dim": 4,
+            "in_text_dim": 20,
+            "in_text_dim2": 12,
+            "time_dim": 24,
+            "out_visual_dim": 4,
+            "model_dim": 32,
+            "ff_dim": 48,
+            "num_text_blocks": 2,
+            "num_visual_blocks": 2,
+            "axes_dims": (4, 6, 6),
+            "visual_cond": True,
+        },
+    ),
+    "CogVideoX": Diffusers(
+        "CogVideoXTransformer3DModel",
+        {
+            **_HEADS,
+            "in_channels": 4,
+            "out_channels": 4,
+            "time_embed_dim": 24,
+            "text_embed_dim": 20,
+            "num_layers": 2,
+            "sample_width": 8,
+            "sample_height": 8,
+            "use_rotary_positional_embeddings": True,
+        },
+        renames=(
+            (r"^time_embedding_", "time_embedding."),
+            (r"^blocks\.", "transformer_blocks."),
+            (r"\.([qkv])\.(weight|bias)$", r".attn1.to_\1.\2"),
+            (r"\.attn_out\.", ".attn1.to_out.0."),
+            (r"\.ff_proj\.", ".ff.net.0.proj."),
+            (r"\.ff_out\.", ".ff.net.2."),
+        ),
+    ),
+    "Ideogram 4": Diffusers(
+        "Ideogram4Transformer2DModel",
+        dict(SPECIES["Ideogram 4"].unet),
+        renames=((r"\.attention\.o\.", ".attention.to_out.0."),),
+        fused={"qkv": ("to_q", "to_k", "to_v")},
+    ),
+    "JoyImage": Diffusers("JoyImageEditTransformer3DModel", dict(SPECIES["JoyImage"].unet)),
+    "ACE-Step 1.5": Diffusers(
+        "AceStepTransformer1DModel",
+        {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "in_channels": 24,
+            "audio_acoustic_hidden_dim": 8,
+        },
+        published=_only("decoder."),
+        renames=(
+            (r"_attn\.([qkv])_proj\.", r"_attn.to_\1."),
+            (r"_attn\.o_proj\.", "_attn.to_out.0."),
+            (r"^proj_in\.1\.", "proj_in_conv."),
+        ),
+        without=r"(?!decoder\.)",
+    ),
+}
+"""Every architecture that diffusers has a model of."""
