@@ -1,0 +1,60 @@
+"""AuraFlow under the names of diffusers.
+
+Source of the correspondence: the conversion of original checkpoints in diffusers (Apache-2.0),
+`diffusers/loaders/single_file_utils.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ...algebra import Shape
+from .base import Places
+from .tables import find, fused, swapped, under
+
+JOINT = {
+    "norm1.linear": "modX.1",
+    "norm1_context.linear": "modC.1",
+    "attn.to_q": "attn.w2q",
+    "attn.to_k": "attn.w2k",
+    "attn.to_v": "attn.w2v",
+    "attn.to_out.0": "attn.w2o",
+    "attn.add_q_proj": "attn.w1q",
+    "attn.add_k_proj": "attn.w1k",
+    "attn.add_v_proj": "attn.w1v",
+    "attn.to_add_out": "attn.w1o",
+    "attn.to_qkv": fused("attn.w2q", "attn.w2k", "attn.w2v"),
+    "attn.to_added_qkv": fused("attn.w1q", "attn.w1k", "attn.w1v"),
+    "ff.linear_1": "mlpX.c_fc1",
+    "ff.linear_2": "mlpX.c_fc2",
+    "ff.out_projection": "mlpX.c_proj",
+    "ff_context.linear_1": "mlpC.c_fc1",
+    "ff_context.linear_2": "mlpC.c_fc2",
+    "ff_context.out_projection": "mlpC.c_proj",
+}
+SINGLE = {
+    "norm1.linear": "modCX.1",
+    "attn.to_q": "attn.w1q",
+    "attn.to_k": "attn.w1k",
+    "attn.to_v": "attn.w1v",
+    "attn.to_out.0": "attn.w1o",
+    "attn.to_qkv": fused("attn.w1q", "attn.w1k", "attn.w1v"),
+    "ff.linear_1": "mlp.c_fc1",
+    "ff.linear_2": "mlp.c_fc2",
+    "ff.out_projection": "mlp.c_proj",
+}
+NAMES = {
+    "pos_embed.pos_embed": "positional_encoding",
+    "pos_embed.proj": "init_x_linear",
+    "context_embedder": "cond_seq_linear",
+    "time_step_proj.linear_1": "t_embedder.mlp.0",
+    "time_step_proj.linear_2": "t_embedder.mlp.2",
+    **under("joint_transformer_blocks.*", "double_layers.*", JOINT),
+    **under("single_transformer_blocks.*", "single_layers.*", SINGLE),
+    "norm_out.linear": swapped("modF.1"),
+    "proj_out": "final_linear",
+}
+
+
+def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
+    return find(NAMES, shapes) if {"cond_seq_linear", "double_layers.0.attn.w1q"} <= shapes.keys() else {}

@@ -1,0 +1,170 @@
+"""Flux and its relatives: Flux 2, Chroma (and Radiance), LongCat-Image, Ovis-Image.
+
+Names are those of diffusers, of XLabs and USO (`processor.qkv_lora1`), and the parts of a single
+block's first layer (`linear1_qkv`).
+
+Source of the correspondence: diffusers (Apache-2.0), its conversions of original checkpoints in
+`diffusers/loaders/single_file_utils.py`, of adapters in `diffusers/loaders/lora_conversion_utils.py`,
+`scripts/convert_ovis_image_to_diffusers.py` and, for LongCat-Image, which has diffusers' names from
+the start, the class in `diffusers/models/transformers/transformer_longcat_image.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ...algebra import Shape
+from .base import Places
+from .tables import find, fused, head, rest, split, swapped, under
+
+DOUBLE = {
+    "norm1.linear": "img_mod.lin",
+    "norm1_context.linear": "txt_mod.lin",
+    **split("img_attn.qkv", "attn.to_q", "attn.to_k", "attn.to_v"),
+    **split("txt_attn.qkv", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "attn.to_qkv": "img_attn.qkv",
+    "attn.to_added_qkv": "txt_attn.qkv",
+    "attn.add_qkv_proj": "txt_attn.qkv",
+    "attn.norm_q": "img_attn.norm.query_norm",
+    "attn.norm_k": "img_attn.norm.key_norm",
+    "attn.norm_added_q": "txt_attn.norm.query_norm",
+    "attn.norm_added_k": "txt_attn.norm.key_norm",
+    "attn.to_out.0": "img_attn.proj",
+    "attn.to_add_out": "txt_attn.proj",
+}
+MLP = {
+    "ff.net.0.proj": "img_mlp.0",
+    "ff.net.2": "img_mlp.2",
+    "ff_context.net.0.proj": "txt_mlp.0",
+    "ff_context.net.2": "txt_mlp.2",
+}
+GATED_MLP = {
+    "ff.net.0.proj": fused("img_mlp.up_proj", "img_mlp.gate_proj"),
+    "ff.net.2": "img_mlp.down_proj",
+    "ff_context.net.0.proj": fused("txt_mlp.up_proj", "txt_mlp.gate_proj"),
+    "ff_context.net.2": "txt_mlp.down_proj",
+}
+FLUX_2_MLP = {
+    "ff.linear_in": "img_mlp.0",
+    "ff.linear_out": "img_mlp.2",
+    "ff_context.linear_in": "txt_mlp.0",
+    "ff_context.linear_out": "txt_mlp.2",
+}
+SINGLE_NORM = {"attn.norm_q": "norm.query_norm", "attn.norm_k": "norm.key_norm"}
+SINGLE = {
+    **SINGLE_NORM,
+    "norm.linear": "modulation.lin",
+    **split("linear1", "attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", like="linear2"),
+    "attn.to_qkv": head("linear1", 3, like="linear2"),
+    "proj_out": "linear2",
+}
+FLUX_2_SINGLE = {
+    **SINGLE_NORM,
+    "attn.to_qkv_mlp_proj": "linear1",
+    "attn.to_out": "linear2",
+}
+
+XLABS_DOUBLE = {
+    "processor.qkv_lora1": "img_attn.qkv",
+    "processor.qkv_lora2": "txt_attn.qkv",
+    "processor.proj_lora1": "img_attn.proj",
+    "processor.proj_lora2": "txt_attn.proj",
+}
+XLABS_SINGLE = {
+    "processor.qkv_lora": head("linear1", 3, like="linear2"),
+    "processor.proj_lora": "linear2",
+    "linear1_qkv": head("linear1", 3, like="linear2"),
+    "linear1_mlp": rest("linear1", 3, like="linear2"),
+}
+
+COMMON = {
+    "x_embedder": "img_in",
+    "img_in.proj": "img_in",
+    "context_embedder": "txt_in",
+    **under("transformer_blocks.*", "double_blocks.*", DOUBLE),
+    **under("double_blocks.*", "double_blocks.*", XLABS_DOUBLE),
+    **under("single_blocks.*", "single_blocks.*", XLABS_SINGLE),
+    "norm_out.linear": swapped("final_layer.adaLN_modulation.1"),
+    "proj_out": "final_layer.linear",
+}
+FLUX_1 = {
+    **COMMON,
+    "time_text_embed.timestep_embedder.linear_1": "time_in.in_layer",
+    "time_text_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
+    "time_text_embed.text_embedder.linear_2": "vector_in.out_layer",
+    "time_text_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+    "time_text_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+    **under("transformer_blocks.*", "double_blocks.*", MLP),
+    **under("single_transformer_blocks.*", "single_blocks.*", SINGLE),
+}
+LONGCAT = {
+    **FLUX_1,
+    "time_embed.timestep_embedder.linear_1": "time_in.in_layer",
+    "time_embed.timestep_embedder.linear_2": "time_in.out_layer",
+}
+CHROMA = {
+    **COMMON,
+    "distilled_guidance_layer.layers.*.linear_1": "distilled_guidance_layer.layers.*.in_layer",
+    "distilled_guidance_layer.layers.*.linear_2": "distilled_guidance_layer.layers.*.out_layer",
+    **under("transformer_blocks.*", "double_blocks.*", MLP),
+    **under("single_transformer_blocks.*", "single_blocks.*", SINGLE),
+}
+OVIS = {
+    **COMMON,
+    "timestep_embedder.linear_1": "time_in.in_layer",
+    "timestep_embedder.linear_2": "time_in.out_layer",
+    "context_embedder_norm": "txt_norm",
+    "semantic_txt_norm": "txt_norm",
+    "semantic_txt_in": "txt_in",
+    **under("transformer_blocks.*", "double_blocks.*", GATED_MLP),
+    **under("single_transformer_blocks.*", "single_blocks.*", SINGLE),
+}
+FLUX_2 = {
+    **COMMON,
+    "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
+    "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    "time_guidance_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+    "time_guidance_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+    "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
+    "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
+    "single_stream_modulation.linear": "single_stream_modulation.lin",
+    **under("transformer_blocks.*", "double_blocks.*", FLUX_2_MLP),
+    # Some exports cut the word short.
+    **under("sformer_blocks.*", "double_blocks.*", {**DOUBLE, **FLUX_2_MLP}),
+    **under("single_transformer_blocks.*", "single_blocks.*", FLUX_2_SINGLE),
+}
+
+NORMS = (
+    "double_blocks.*.img_attn.norm.query_norm",
+    "double_blocks.*.img_attn.norm.key_norm",
+    "double_blocks.*.txt_attn.norm.query_norm",
+    "double_blocks.*.txt_attn.norm.key_norm",
+    "single_blocks.*.norm.query_norm",
+    "single_blocks.*.norm.key_norm",
+    "distilled_guidance_layer.norms.*",
+    "nerf_blocks.*.norm",
+    "nerf_final_layer.norm",
+    "nerf_final_layer_conv.norm",
+    "txt_norm",
+)
+SPELLINGS = {f"{norm}.scale": norm for norm in NORMS}
+"""The files call the weight of a norm its scale."""
+
+QKV = "double_blocks.0.img_attn.qkv"
+INPUTS = {"img_in", "img_in_patch"}
+"""Of Flux and of Radiance; Hunyuan's models have the same blocks."""
+MARKS = {
+    "double_stream_modulation_img.lin": FLUX_2,
+    "distilled_guidance_layer.in_proj": CHROMA,
+    "double_blocks.0.img_mlp.gate_proj": OVIS,
+    "vector_in.in_layer": FLUX_1,
+}
+"""What only one of them has; LongCat-Image is a Flux without CLIP's pooled text."""
+
+
+def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
+    if QKV not in shapes or INPUTS.isdisjoint(shapes):
+        return {}
+    table = next((table for mark, table in MARKS.items() if mark in shapes), LONGCAT)
+    return find(table, shapes, SPELLINGS)

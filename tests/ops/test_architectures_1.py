@@ -1,0 +1,544 @@
+"""Other names of layers against diffusers' own conversions: Flux, SD3, AuraFlow, Hunyuan, PixArt, Cascade.
+
+A tiny model in the host's layout, every number once, goes through the conversion; every tensor that
+comes out must be what the alias of its name says. Where diffusers only has a script, the names and
+shapes of its model class take the conversion's place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import pytest
+import torch
+from diffusers.loaders import lora_conversion_utils as loras
+from diffusers.loaders import single_file_utils as checkpoints
+from torch import Tensor
+
+from lycoris_ops.files.architectures import (
+    auraflow,
+    flux,
+    hunyuan_dit,
+    hunyuan_video,
+    pixart,
+    sd3,
+    stable_cascade,
+)
+from lycoris_ops.files.architectures.base import Places
+
+Shapes = dict[str, tuple[int, ...]]
+Tensors = dict[str, Tensor]
+Others = Mapping[str, str | tuple[str, ...]]
+
+MODULES = (auraflow, flux, hunyuan_dit, hunyuan_video, pixart, sd3, stable_cascade)
+PARAMETERS = re.compile(
+    r"(.*\.)?(scale|scale_shift_table|pos_embed|positional_\w+|register_tokens|in_proj_weight)$"
+)
+"""Parameters that are not called weight: their path is their whole name."""
+
+
+def blocks(root: str, count: int, shapes: Shapes) -> Shapes:
+    return {f"{root}.{n}.{path}": shape for n in range(count) for path, shape in shapes.items()}
+
+
+def numbered(shapes: Shapes) -> Tensors:
+    """A tensor for every path, with no number twice."""
+    tensors: Tensors = {}
+    start = 0
+    for path, shape in shapes.items():
+        size = torch.Size(shape).numel()
+        tensors[path] = torch.arange(start, start + size).reshape(shape)
+        start += size
+    return tensors
+
+
+def checkpoint(tensors: Tensors) -> Tensors:
+    """As a file: a bias, which takes after the rows of its weight, for every weight."""
+    file = {path if PARAMETERS.match(path) else f"{path}.weight": value for path, value in tensors.items()}
+    biases = {f"{path}.bias": value.flatten(1)[:, 0] for path, value in tensors.items() if value.ndim > 1}
+    return {**file, **biases}
+
+
+def read(tensors: Tensors, places: Places) -> Tensor:
+    """The rows of places, one after the other."""
+    return torch.cat(
+        [tensors[place.path][slice(*place.rows) if place.rows else slice(None)] for place in places]
+    )
+
+
+def written(shapes: Shapes, places: Places, value: Tensor) -> Tensors:
+    """What an adapter's change of the named layer does to the model."""
+    change = {path: torch.zeros(shape[0], *value.shape[1:]) for path, shape in shapes.items()}
+    start = 0
+    for place in places:
+        first, end = place.rows or (0, shapes[place.path][0])
+        change[place.path][first:end] += value[start : start + end - first]
+        start += end - first
+    assert start == len(value)
+    return change
+
+
+def weights(converted: Mapping[str, Tensor]) -> Tensors:
+    """By names of layers, without biases."""
+    return {
+        key.removesuffix(".weight"): value
+        for key, value in converted.items()
+        if key.endswith(".weight") or (PARAMETERS.match(key) and not key.endswith(".bias"))
+    }
+
+
+def check(found: Mapping[str, Places], shapes: Shapes, theirs: Tensors, others: Others) -> None:
+    """Every converted tensor is found, with the right rows, and no name is left unexplained.
+
+    `others` are names that are not diffusers', with the converted layers that they stand for; `*`
+    is a number.
+    """
+    ours = numbered(shapes)
+    for name, value in theirs.items():
+        assert name in found or name in ours, name
+        actual = read(ours, found[name]) if name in found else ours[name]
+        assert torch.equal(actual.reshape(value.shape), value), name
+    explained: set[str] = set(theirs)
+    for pattern, meaning in others.items():
+        names = (meaning,) if isinstance(meaning, str) else meaning
+        matcher = re.compile(re.escape(pattern).replace(r"\*", r"(\d+)") + "$")
+        matches = [match for match in map(matcher.match, found) if match]
+        assert matches, pattern
+        for match in matches:
+            wanted = [theirs[_filled(name, match.groups())] for name in names]
+            assert torch.equal(read(ours, found[match[0]]), torch.cat(wanted)), match[0]
+            explained.add(match[0])
+    assert set(found) - explained == set()
+    assert sum(bool(module.aliases(shapes)) for module in MODULES) == 1
+
+
+def _filled(pattern: str, numbers: Iterable[str]) -> str:
+    for number in numbers:
+        pattern = pattern.replace("*", number, 1)
+    return pattern
+
+
+def thirds(layer: str, q: str, k: str, v: str) -> dict[str, str]:
+    """OneTrainer numbers the parts of a fused layer."""
+    return {f"{layer}.0": q, f"{layer}.1": k, f"{layer}.2": v}
+
+
+# SD3.5: the first block has a second attention, the last one has no text behind it.
+H = 4
+SD3_X = {
+    "adaLN_modulation.1": (9 * H, H),
+    "attn.qkv": (3 * H, H),
+    "attn.proj": (H, H),
+    "attn.ln_q": (2,),
+    "attn.ln_k": (2,),
+    "mlp.fc1": (4 * H, H),
+    "mlp.fc2": (H, 4 * H),
+}
+SD3_SECOND = {"qkv": (3 * H, H), "proj": (H, H), "ln_q": (2,), "ln_k": (2,)}
+SD3_LAST = {
+    "adaLN_modulation.1": (2 * H, H),
+    "attn.qkv": (3 * H, H),
+    "attn.ln_q": (2,),
+    "attn.ln_k": (2,),
+}
+SD3: Shapes = {
+    "pos_embed": (1, 9, H),
+    "x_embedder.proj": (H, 2, 2, 2),
+    "t_embedder.mlp.0": (H, 6),
+    "t_embedder.mlp.2": (H, H),
+    "y_embedder.mlp.0": (H, 5),
+    "y_embedder.mlp.2": (H, H),
+    "context_embedder": (H, 7),
+    **blocks("joint_blocks", 2, {f"x_block.{path}": shape for path, shape in SD3_X.items()}),
+    **{f"joint_blocks.0.context_block.{path}": shape for path, shape in SD3_X.items()},
+    **{f"joint_blocks.1.context_block.{path}": shape for path, shape in SD3_LAST.items()},
+    **{f"joint_blocks.0.x_block.attn2.{path}": shape for path, shape in SD3_SECOND.items()},
+    "final_layer.linear": (8, H),
+    "final_layer.adaLN_modulation.1": (2 * H, H),
+}
+ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v")
+ADDED = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
+BLOCK = "transformer_blocks.*"
+SINGLE = "single_transformer_blocks.*"
+QKV = tuple(f"{BLOCK}.{name}" for name in ATTENTION)
+ADDED_QKV = tuple(f"{BLOCK}.{name}" for name in ADDED)
+SINGLE_QKV = tuple(f"{SINGLE}.{name}" for name in ATTENTION)
+
+
+def test_sd3() -> None:
+    theirs = weights(checkpoints.convert_sd3_transformer_checkpoint_to_diffusers(checkpoint(numbered(SD3))))
+    second = tuple(f"{BLOCK}.attn2.to_{letter}" for letter in "qkv")
+    others = {
+        f"{BLOCK}.attn.to_qkv": QKV,
+        f"{BLOCK}.attn.to_added_qkv": ADDED_QKV,
+        f"{BLOCK}.attn2.to_qkv": second,
+        **thirds("joint_blocks.*.x_block.attn.qkv", *QKV),
+        **thirds("joint_blocks.*.context_block.attn.qkv", *ADDED_QKV),
+        **thirds("joint_blocks.*.x_block.attn2.qkv", *second),
+    }
+    check(sd3.aliases(SD3), SD3, theirs, others)
+
+
+# Flux: the conversions have the width of a single block's parts, 3072, written in.
+W = 3072
+LINEAR = ("img_mod.lin", "txt_mod.lin", "img_attn.proj", "txt_attn.proj", "img_mlp.2", "txt_mlp.2")
+FLUX_DOUBLE: Shapes = {
+    **dict.fromkeys(LINEAR, (2, 3)),
+    **{f"{stream}_attn.qkv": (6, 2) for stream in ("img", "txt")},
+    **{f"{stream}_mlp.0": (8, 2) for stream in ("img", "txt")},
+    **{f"{s}_attn.norm.{qk}_norm.scale": (2,) for s in ("img", "txt") for qk in ("query", "key")},
+}
+FLUX_SINGLE: Shapes = {
+    "modulation.lin": (6, 2),
+    "linear1": (7 * W, 1),
+    "linear2": (W, 1),
+    "norm.query_norm.scale": (2,),
+    "norm.key_norm.scale": (2,),
+}
+FINAL: Shapes = {"final_layer.linear": (4, 2), "final_layer.adaLN_modulation.1": (4, 2)}
+FLUX: Shapes = {
+    **dict.fromkeys(("img_in", "txt_in"), (2, 3)),
+    **{
+        f"{embedder}_in.{layer}": (2, 3)
+        for embedder in ("time", "vector", "guidance")
+        for layer in ("in_layer", "out_layer")
+    },
+    **blocks("double_blocks", 2, FLUX_DOUBLE),
+    **blocks("single_blocks", 2, FLUX_SINGLE),
+    **FINAL,
+}
+CHROMA: Shapes = {
+    path: shape
+    for path, shape in FLUX.items()
+    if "_mod." not in path
+    and ".modulation." not in path
+    and "adaLN" not in path
+    and not re.match("(time|vector|guidance)_in", path)
+} | {
+    "distilled_guidance_layer.in_proj": (2, 3),
+    "distilled_guidance_layer.out_proj": (2, 3),
+    "distilled_guidance_layer.layers.0.in_layer": (2, 3),
+    "distilled_guidance_layer.layers.0.out_layer": (2, 3),
+    "distilled_guidance_layer.norms.0.scale": (2,),
+}
+FLUX_2: Shapes = {
+    path: shape
+    for path, shape in FLUX.items()
+    if "_mod." not in path and ".modulation." not in path and "vector" not in path
+} | {
+    "double_stream_modulation_img.lin": (12, 2),
+    "double_stream_modulation_txt.lin": (12, 2),
+    "single_stream_modulation.lin": (6, 2),
+}
+PROCESSORS = {
+    "double_blocks.*.processor.qkv_lora1": QKV,
+    "double_blocks.*.processor.qkv_lora2": ADDED_QKV,
+    "double_blocks.*.processor.proj_lora1": f"{BLOCK}.attn.to_out.0",
+    "double_blocks.*.processor.proj_lora2": f"{BLOCK}.attn.to_add_out",
+}
+FLUX_OTHERS: dict[str, str | tuple[str, ...]] = {
+    "img_in.proj": "x_embedder",
+    f"{BLOCK}.attn.to_qkv": QKV,
+    f"{BLOCK}.attn.to_added_qkv": ADDED_QKV,
+    f"{BLOCK}.attn.add_qkv_proj": ADDED_QKV,
+    **PROCESSORS,
+    **thirds("double_blocks.*.img_attn.qkv", *QKV),
+    **thirds("double_blocks.*.txt_attn.qkv", *ADDED_QKV),
+    **{
+        f"double_blocks.*.{stream}_attn.norm.{norm}": f"{BLOCK}.attn.{name}"
+        for stream, norm, name in (
+            ("img", "query_norm", "norm_q"),
+            ("img", "key_norm", "norm_k"),
+            ("txt", "query_norm", "norm_added_q"),
+            ("txt", "key_norm", "norm_added_k"),
+        )
+    },
+    "single_blocks.*.norm.query_norm": f"{SINGLE}.attn.norm_q",
+    "single_blocks.*.norm.key_norm": f"{SINGLE}.attn.norm_k",
+}
+FLUX_SINGLE_OTHERS: dict[str, str | tuple[str, ...]] = {
+    f"{SINGLE}.attn.to_qkv": SINGLE_QKV,
+    "single_blocks.*.processor.qkv_lora": SINGLE_QKV,
+    "single_blocks.*.processor.proj_lora": f"{SINGLE}.proj_out",
+    "single_blocks.*.linear1_qkv": SINGLE_QKV,
+    "single_blocks.*.linear1_mlp": f"{SINGLE}.proj_mlp",
+    **thirds("single_blocks.*.linear1", *SINGLE_QKV),
+    "single_blocks.*.linear1.3": f"{SINGLE}.proj_mlp",
+}
+
+
+def test_flux() -> None:
+    theirs = weights(checkpoints.convert_flux_transformer_checkpoint_to_diffusers(checkpoint(numbered(FLUX))))
+    check(flux.aliases(FLUX), FLUX, theirs, FLUX_OTHERS | FLUX_SINGLE_OTHERS)
+
+
+def test_chroma() -> None:
+    theirs = weights(
+        checkpoints.convert_chroma_transformer_checkpoint_to_diffusers(checkpoint(numbered(CHROMA)))
+    )
+    others = {"distilled_guidance_layer.norms.0": "distilled_guidance_layer.norms.0"}
+    # The name of the norm is in diffusers as it is in the host; only files have it with `scale`.
+    assert flux.aliases(CHROMA)["distilled_guidance_layer.norms.0"][0].path.endswith(".scale")
+    check(flux.aliases(CHROMA), CHROMA, theirs, FLUX_OTHERS | FLUX_SINGLE_OTHERS | others)
+
+
+def test_flux_2() -> None:
+    theirs = weights(
+        checkpoints.convert_flux2_transformer_checkpoint_to_diffusers(checkpoint(numbered(FLUX_2)))
+    )
+    cut = {
+        name.replace("transformer_blocks.", "sformer_blocks."): name
+        for name in theirs
+        if name.startswith("transformer_blocks.0")
+    }
+    short = {name.replace(".0.", ".*.", 1): meaning.replace(".0.", ".*.", 1) for name, meaning in cut.items()}
+    fused = {
+        f"sformer_blocks.*.{name}": FLUX_OTHERS[f"{BLOCK}.{name}"]
+        for name in ("attn.to_qkv", "attn.to_added_qkv", "attn.add_qkv_proj")
+    }
+    found = flux.aliases(FLUX_2)
+    linear1 = {
+        name: places for name, places in found.items() if re.match(r"single_blocks\.\d\.(linear1|proc)", name)
+    }
+    assert {name.partition(".")[2][2:] for name in linear1} == {
+        "linear1_qkv",
+        "linear1_mlp",
+        "processor.qkv_lora",
+        "processor.proj_lora",
+    }  # parts that Flux 2 has no other name for
+    rest = {name: places for name, places in found.items() if name not in linear1}
+    check(rest, FLUX_2, theirs, FLUX_OTHERS | short | fused)
+
+
+def test_flux_as_the_host_has_it() -> None:
+    """A loaded model calls the weight of a norm weight; files, and the adapters of BFL, call it scale."""
+    for file in (FLUX, CHROMA, FLUX_2):
+        shapes = {path.removesuffix(".scale"): shape for path, shape in file.items()}
+        in_file, in_host = flux.aliases(file), flux.aliases(shapes)
+        scales = {path for path in file if path.endswith(".scale")}
+        assert {*in_file, *scales} - {path.removesuffix(".scale") for path in scales} == set(in_host)
+        for name, places in in_host.items():
+            wanted = in_file.get(name)
+            if wanted is None:
+                assert [place.path for place in places] == [name.removesuffix(".scale")]
+            else:
+                assert [(place.path, place.rows) for place in places] == [
+                    (place.path.removesuffix(".scale"), place.rows) for place in wanted
+                ]
+
+
+def test_xlabs_adapters() -> None:
+    """Converted by diffusers, or directly by our names: the model changes in the same way."""
+    found = flux.aliases(FLUX)
+    names = [name for name in found if ".processor." in name]
+    assert len(names) == 2 * (4 + 2)
+    factors: Tensors = {}
+    start = 0
+    for name in names:
+        rows = sum(len(read(numbered(FLUX), (place,))) for place in found[name])
+        factors[f"{name}.up.weight"] = torch.arange(start, start + rows, dtype=torch.float32)[:, None]
+        factors[f"{name}.down.weight"] = torch.ones(1, 1)
+        start += rows
+    ours = [written(FLUX, found[name], factors[f"{name}.up.weight"]) for name in names]
+    converted = loras._convert_xlabs_flux_lora_to_diffusers(dict(factors))
+    theirs = [
+        written(FLUX, found[key.removeprefix("transformer.").removesuffix(".lora_B.weight")], value)
+        for key, value in converted.items()
+        if key.endswith(".lora_B.weight")
+    ]
+    for path in FLUX:
+        assert torch.equal(sum(change[path] for change in ours), sum(change[path] for change in theirs)), path
+
+
+def test_radiance_has_the_blocks_of_flux() -> None:
+    shapes = {path: shape for path, shape in CHROMA.items() if path not in {"img_in", *FINAL}}
+    shapes |= {"img_in_patch": (2, 3, 4, 4), "nerf_blocks.0.norm.scale": (2,)}
+    found = flux.aliases(shapes)
+    assert found["single_transformer_blocks.1.proj_mlp"][0].rows == (3 * W, 7 * W)
+    assert found["nerf_blocks.0.norm"][0].path == "nerf_blocks.0.norm.scale"
+    assert "x_embedder" not in found
+
+
+def test_unknown_shapes_leave_slices_out() -> None:
+    found = flux.aliases(dict.fromkeys(FLUX, ()))
+    assert "transformer_blocks.0.attn.to_out.0" in found
+    assert "transformer_blocks.0.attn.to_q" not in found
+    assert "norm_out.linear" not in found
+
+
+def test_hunyuan_3d_is_no_flux() -> None:
+    shapes = {path: shape for path, shape in FLUX.items() if path not in {"img_in", "txt_in"}}
+    assert not flux.aliases({**shapes, "latent_in": (2, 3), "cond_in": (2, 3)})
+
+
+AURA_MLP: Shapes = {"c_fc1": (8, 2), "c_fc2": (8, 2), "c_proj": (2, 8)}
+AURAFLOW: Shapes = {
+    "positional_encoding": (1, 9, 2),
+    "register_tokens": (1, 8, 2),
+    "init_x_linear": (2, 16),
+    "cond_seq_linear": (2, 5),
+    "t_embedder.mlp.0": (2, 6),
+    "t_embedder.mlp.2": (2, 2),
+    **blocks(
+        "double_layers",
+        2,
+        {
+            **{f"attn.w{n}{letter}": (2, 2) for n in (1, 2) for letter in "qkvo"},
+            **{f"mlp{stream}.{path}": shape for stream in "XC" for path, shape in AURA_MLP.items()},
+            "modX.1": (12, 2),
+            "modC.1": (12, 2),
+        },
+    ),
+    **blocks(
+        "single_layers",
+        2,
+        {
+            **{f"attn.w1{letter}": (2, 2) for letter in "qkvo"},
+            **{f"mlp.{path}": shape for path, shape in AURA_MLP.items()},
+            "modCX.1": (12, 2),
+        },
+    ),
+    "modF.1": (4, 2),
+    "final_linear": (8, 2),
+}
+
+
+def test_auraflow() -> None:
+    file = checkpoint(numbered(AURAFLOW))
+    theirs = weights(checkpoints.convert_auraflow_transformer_checkpoint_to_diffusers(file))
+    joint = "joint_transformer_blocks.*"
+    others = {
+        f"{joint}.attn.to_qkv": tuple(f"{joint}.{name}" for name in ATTENTION),
+        f"{joint}.attn.to_added_qkv": tuple(f"{joint}.{name}" for name in ADDED),
+        f"{SINGLE}.attn.to_qkv": SINGLE_QKV,
+    }
+    check(auraflow.aliases(AURAFLOW), AURAFLOW, theirs, others)
+
+
+# HunyuanVideo, in the layout of Tencent's files.
+TENCENT_DOUBLE: Shapes = {
+    f"{stream}_{path}": shape
+    for stream in ("img", "txt")
+    for path, shape in {
+        "mod.linear": (12, 2),
+        "attn_qkv": (6, 2),
+        "attn_proj": (2, 2),
+        "attn_q_norm": (2,),
+        "attn_k_norm": (2,),
+        "mlp.fc1": (8, 2),
+        "mlp.fc2": (2, 8),
+    }.items()
+}
+TENCENT_SINGLE: Shapes = {
+    "modulation.linear": (6, 2),
+    "linear1": (7 * W, 1),
+    "linear2": (W, 1),
+    "q_norm": (2,),
+    "k_norm": (2,),
+}
+TENCENT_REFINER: Shapes = {
+    "norm1": (2,),
+    "norm2": (2,),
+    "self_attn_qkv": (6, 2),
+    "self_attn_proj": (2, 2),
+    "mlp.fc1": (8, 2),
+    "mlp.fc2": (2, 8),
+    "adaLN_modulation.1": (4, 2),
+}
+TENCENT_COMMON: Shapes = {
+    "img_in.proj": (2, 3, 1, 2, 2),
+    **{f"{name}_in.mlp.{n}": (2, 3) for name in ("time", "guidance") for n in (0, 2)},
+    **{f"txt_in.t_embedder.mlp.{n}": (2, 3) for n in (0, 2)},
+    **{f"txt_in.c_embedder.linear_{n}": (2, 3) for n in (1, 2)},
+    "txt_in.input_embedder": (2, 3),
+    **blocks("txt_in.individual_token_refiner.blocks", 2, TENCENT_REFINER),
+    **blocks("double_blocks", 2, TENCENT_DOUBLE),
+    **FINAL,
+}
+TENCENT: Shapes = {
+    **TENCENT_COMMON,
+    "vector_in.in_layer": (2, 3),
+    "vector_in.out_layer": (2, 3),
+    **blocks("single_blocks", 2, TENCENT_SINGLE),
+}
+BYT5: Shapes = {"layernorm": (3,), "fc1": (2, 3), "fc2": (2, 2), "fc3": (2, 2)}
+TENCENT_LATER: Shapes = {
+    **{path: shape for path, shape in TENCENT_COMMON.items() if not path.startswith("guidance_in")},
+    **{f"time_r_in.mlp.{n}": (2, 3) for n in (0, 2)},
+    **{f"byt5_in.{path}": shape for path, shape in BYT5.items()},
+}
+HOST_WORDS = (
+    (r"_in\.(t_embedder\.)?mlp\.0$", r"_in.\1in_layer"),
+    (r"_in\.(t_embedder\.)?mlp\.2$", r"_in.\1out_layer"),
+    (r"c_embedder\.linear_1$", "c_embedder.in_layer"),
+    (r"c_embedder\.linear_2$", "c_embedder.out_layer"),
+    (r"_attn_q_norm$", "_attn.norm.query_norm"),
+    (r"_attn_k_norm$", "_attn.norm.key_norm"),
+    (r"(single_blocks\.\d+)\.q_norm$", r"\1.norm.query_norm"),
+    (r"(single_blocks\.\d+)\.k_norm$", r"\1.norm.key_norm"),
+    (r"_attn_(qkv|proj)$", r"_attn.\1"),
+    (r"mlp\.fc1$", "mlp.0"),
+    (r"mlp\.fc2$", "mlp.2"),
+    (r"(_mod|modulation)\.linear$", r"\1.lin"),
+)
+"""What the host calls the layers of Tencent's files."""
+
+
+def host_name(path: str) -> str:
+    for word, host in HOST_WORDS:
+        path = re.sub(word, host, path)
+    return path
+
+
+def in_host(shapes: Shapes) -> Shapes:
+    return {host_name(path): shape for path, shape in shapes.items()}
+
+
+REFINER = "context_embedder.token_refiner.refiner_blocks.*"
+REFINER_QKV = tuple(f"{REFINER}.{name}" for name in ATTENTION)
+HUNYUAN_OTHERS: dict[str, str | tuple[str, ...]] = {
+    f"{BLOCK}.attn.to_qkv": QKV,
+    f"{BLOCK}.attn.to_added_qkv": ADDED_QKV,
+    f"{SINGLE}.attn.to_qkv": SINGLE_QKV,
+    f"{REFINER}.attn.to_qkv": REFINER_QKV,
+    **{f"double_blocks.*.img_attn_{part}": name for part, name in zip("qkv", QKV, strict=True)},
+    **{f"double_blocks.*.txt_attn_{part}": name for part, name in zip("qkv", ADDED_QKV, strict=True)},
+    **{f"single_blocks.*.linear1_{part}": name for part, name in zip("qkv", SINGLE_QKV, strict=True)},
+    "single_blocks.*.linear1_qkv": SINGLE_QKV,
+    "single_blocks.*.linear1_mlp": f"{SINGLE}.proj_mlp",
+    "single_blocks.*.linear2.fc": f"{SINGLE}.proj_out",
+    **thirds("single_blocks.*.linear1", *SINGLE_QKV),
+    "single_blocks.*.linear1.3": f"{SINGLE}.proj_mlp",
+    **thirds("double_blocks.*.img_attn.qkv", *QKV),
+    **thirds("double_blocks.*.txt_attn.qkv", *ADDED_QKV),
+    **thirds("txt_in.individual_token_refiner.blocks.*.self_attn.qkv", *REFINER_QKV),
+    "txt_in.t_embedder.linear_1": "context_embedder.time_text_embed.timestep_embedder.linear_1",
+    "txt_in.t_embedder.linear_2": "context_embedder.time_text_embed.timestep_embedder.linear_2",
+    "double_blocks.*.img_mlp.fc0": f"{BLOCK}.ff.net.0.proj",
+    "double_blocks.*.txt_mlp.fc0": f"{BLOCK}.ff_context.net.0.proj",
+    "txt_in.individual_token_refiner.blocks.*.mlp.fc0": f"{REFINER}.ff.net.0.proj",
+}
+HUNYUAN_TIMES = re.compile(
+    r"time(_text|_guidance)?_embed\.(timestep_embedder|timestep_embedder_r|guidance_embedder)\."
+)
+
+
+def hunyuan(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Places]:
+    """Without the names of the embedders of the other models of the family."""
+    found = hunyuan_video.aliases(shapes)
+    return {name: found[name] for name in found if not (HUNYUAN_TIMES.match(name) and "text" not in name)}
+
+
+@pytest.mark.parametrize("shapes", [TENCENT, in_host(TENCENT)], ids=["file", "host"])
+def test_hunyuan_video(shapes: Shapes) -> None:
+    theirs = weights(
+        checkpoints.convert_hunyuan_video_transformer_to_diffusers(checkpoint(numbered(TENCENT)))
+    )
+    found = hunyuan(shapes)
+    # The same layers in the layout that the model does not have.
+    other = {path: name for path, name in zip(in_host(TENCENT), TENCENT, strict=True) if path != name}
+    if shapes is not TENCENT:
+        other = {name: path for path, name in other.items()}
+    assert {path: found[path][0].path for path in other} == other
+    check({name: found[name] for name in found if name not in other}, shapes, theirs, HUNYUAN_OTHERS)
