@@ -35,10 +35,15 @@ class LycorisPatch(WeightAdapterBase):
     @classmethod
     def of(cls, shape: Sequence[int], pairs: Sequence[tuple[Entry, Match]]) -> LycorisPatch:
         """The patch of a weight of `shape`; reads the layers that it needs."""
-        layers = [(entry.adapter.layer(match.layer), match.strength) for entry, match in pairs]
+        layers = [(match.read(entry.adapter), match.strength) for entry, match in pairs]
         plan = PatchPlan.build(shape, torch.float32, "cpu", layers)
         keys = {match.layer for _, match in pairs}
         return cls(keys, (replace(plan, tensors=()), plan.tensors, plan.strengths))
+
+    def calculate_shape(self, key: str) -> tuple[int, ...] | None:
+        """The weight's shape afterwards where the stack enlarges it, else None."""
+        plan = self.weights[0]
+        return plan.final if plan.final != plan.shape else None
 
     def calculate_weight(
         self,

@@ -11,7 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .errors import LayerError
+
 Shape = tuple[int, ...]
+
+Extent = tuple[int | None, ...]
+"""The shape that a layer is made for; None where it fits any size."""
 
 PIECE = 1 << 20
 """Elements that are looked at together where the whole would need a large copy."""
@@ -50,6 +55,12 @@ def fold_core(core: Tensor, factor: Tensor) -> Tensor:
     return torch.einsum("mn...,nj->mj...", core.to(dtype), flat.to(dtype))
 
 
+def cayley(skew: Tensor) -> Tensor:
+    """(I + Q) (I - Q)^-1 of skew-symmetric matrices Q (..., b, b): a rotation each."""
+    one = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
+    return torch.linalg.solve(one - skew, one + skew, left=False)
+
+
 def factorization(dimension: int, factor: int = -1) -> tuple[int, int]:
     """Split `dimension` into (m, n) with m * n == dimension and m <= n.
 
@@ -71,14 +82,55 @@ def flat_shape(shape: Sequence[int]) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
 
-def fits(stored: Sequence[int], weight: Sequence[int]) -> bool:
-    """Whether a change of shape `stored` can be added to a weight of shape `weight`.
+def fits(stored: Extent, weight: Sequence[int]) -> bool:
+    """Whether a change of extent `stored` can be added to a weight of shape `weight`.
 
     The matrices (O, K) must agree, and so must the kernels where both sides have one: a 1x1
     convolution and a linear layer hold the same matrix, a 3x3 kernel and a 9-tap one do not.
+    Sizes that are None fit any; (O, None) and (None, K) are matrices.
     """
-    if len(weight) < 2 or flat_shape(stored) != flat_shape(weight):
+    sizes = [size for size in stored if size is not None]
+    if len(sizes) < len(stored):
+        if len(stored) == len(weight):
+            return all(size in (None, found) for size, found in zip(stored, weight, strict=True))
+        return len(stored) == 2 and all(
+            size in (None, found) for size, found in zip(stored, flat_shape(weight), strict=True)
+        )
+    if not weight or flat_shape(sizes) != flat_shape(weight):
         return False
-    if len(stored) == 2 or len(weight) == 2:
-        return True
+    if len(stored) <= 2 or len(weight) <= 2:
+        return len(weight) == 1 or len(stored) > 1 or math.prod(weight[1:]) == 1
     return tuple(stored) == tuple(weight)
+
+
+def decompose(weight: Tensor, direction: Tensor, magnitude: Tensor, *, norm_of: Tensor) -> Tensor:
+    """magnitude * direction / norm, the norm of each output or of each input of `norm_of`.
+
+    The axis is that of `magnitude`: (O,), (O, 1, ...) or (1, O, 1, ...) for outputs, the norm being
+    over all other dimensions; (1, I, 1, ...) for inputs, over outputs and kernel. Where both axes are
+    of one size, (n,) and (n, 1, ...) mean outputs, (1, n, ...) means inputs.
+    Source: Liu et al., "DoRA" (2402.09353), eq. 5; the input axis by LyCORIS before 3.2.
+    """
+    axis = magnitude_axis(magnitude.shape, weight.shape)
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    norm = torch.linalg.vector_norm(norm_of.transpose(0, axis).flatten(1), dim=1).reshape(shape)
+    norm = norm.clamp_min(torch.finfo(norm.dtype).tiny)
+    return direction * (magnitude.to(weight.device, weight.dtype).reshape(shape) / norm)
+
+
+def magnitude_axis(magnitude: Sequence[int], weight: Sequence[int]) -> int:
+    """0 where a DoRA magnitude is for a weight's outputs, 1 for its inputs, as in `decompose`.
+
+    Raises LayerError where it is for neither.
+    """
+    size = math.prod(magnitude)
+    inputs_first = len(magnitude) > 1 and magnitude[0] == 1
+    for axis in (1, 0) if inputs_first else (0, 1):
+        if axis < len(weight) and weight[axis] == size:
+            return axis
+    raise LayerError(
+        "a DoRA magnitude fits neither the outputs nor the inputs of its weight",
+        got=str(list(magnitude)),
+        expected=f"{weight[0]} values" + (f" or {weight[1]}" if len(weight) > 1 else ""),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import secrets
 import shutil
@@ -16,7 +17,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from .algebra import is_finite
+from .algebra import Shape, is_finite
 from .errors import FileFormatError, LycorisError, WriteError
 from .files.safetensors_file import ITEM_BITS, SafetensorsFile, encode_header, raw_bytes, read_exactly
 from .files.tensor_file import DTYPE_NAMES, DTYPES, SAFETENSORS, TensorInfo
@@ -105,7 +106,7 @@ def _safetensors(path: str | os.PathLike[str]) -> Path:
 
 
 def _outputs(
-    base: SafetensorsFile, pairs: Mapping[str, object], dtype: torch.dtype | None
+    base: SafetensorsFile, pairs: Mapping[str, list[tuple[Entry, Match]]], dtype: torch.dtype | None
 ) -> dict[str, TensorInfo]:
     """The header of the file to write: the base's, with dtypes and offsets as they will be."""
     if dtype is not None and DTYPE_NAMES.get(dtype) not in FLOATS:
@@ -126,10 +127,24 @@ def _outputs(
     position = 0
     for name, info in base.tensors.items():
         written = DTYPE_NAMES[dtype] if dtype and info.dtype in FLOATS else info.dtype
-        size = (info.end - info.start) * ITEM_BITS[written] // ITEM_BITS[info.dtype]
-        outputs[name] = TensorInfo(written, info.shape, position, position + size)
+        shape = _enlarged(info.shape, pairs.get(name, []))
+        size = (
+            math.prod(shape) * ITEM_BITS[written] // 8
+            if shape != info.shape
+            else (info.end - info.start) * ITEM_BITS[written] // ITEM_BITS[info.dtype]
+        )
+        outputs[name] = TensorInfo(written, shape, position, position + size)
         position += size
     return outputs
+
+
+def _enlarged(shape: Shape, pairs: list[tuple[Entry, Match]]) -> Shape:
+    """The shape of a weight after the layers that enlarge it have met it."""
+    for entry, match in pairs:
+        info = entry.adapter.info[match.layer]
+        if info.enlarges and match.parameter == "weight":
+            shape = tuple(max(old, new or 0) for old, new in zip(shape, info.shape, strict=True))
+    return shape
 
 
 def _runs(
@@ -179,16 +194,9 @@ def _merged(
     weight = base.read_one(data, name)
     if weight.dtype != dtype and weight.dtype != torch.float64:
         weight = weight.to(torch.float32)
-    for rows in {match.target.rows for _, match in pairs}:
-        part = weight[slice(*rows)] if rows else weight
-        patch_(
-            part,
-            [
-                (entry.adapter.layer(match.layer, keep=False), match.strength)
-                for entry, match in pairs
-                if match.target.rows == rows
-            ],
-        )
+    weight = patch_(
+        weight, [(match.read(entry.adapter, keep=False), match.strength) for entry, match in pairs]
+    )
     merged = weight.to(dtype)
     # What the base holds beside the merged weights is its own affair: some masks are infinite.
     if not is_finite(merged) and (pairs or is_finite(weight)):

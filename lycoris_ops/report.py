@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from .algorithms.base import show
 from .resolve import PART_NAMES, EntryResolution, Resolution
 
 LISTED = 8
@@ -28,10 +29,8 @@ def _describe_entry(resolution: EntryResolution) -> str:
     lines.append(strengths + (f"; rules: {entry.rules}" if entry.rules else ""))
     if entry.off:
         return "\n".join([*lines, "  off: both strengths are 0, nothing was applied"])
-    applied = [match for match in resolution.matches if match.strength != 0.0]
-    silenced = len(resolution.matches) - len(applied)
-    lines.append(f"  applied {len(applied)} of {resolution.layers} layers")
-    if silenced:
+    lines.append(f"  applied {resolution.count()} of {resolution.layers} layers")
+    if silenced := resolution.count(silent=True):
         lines.append(f"  {silenced} matched at strength 0")
     if adapter.peft:
         lines.append(
@@ -45,7 +44,7 @@ def _describe_entry(resolution: EntryResolution) -> str:
     lines += _listed(
         "layers whose shape does not fit",
         [
-            f"{bad.layer}: {list(bad.found)} on {bad.target.name} {list(bad.expected)}"
+            f"{bad.layer}: {show(bad.found)} on {bad.target.name} {list(bad.expected)}"
             for bad in resolution.mismatches
         ],
     )
@@ -58,6 +57,10 @@ def _describe_entry(resolution: EntryResolution) -> str:
     )
     stray = [key for key in adapter.unused_keys if not _of_unreadable(key, adapter.unreadable)]
     lines += _listed("keys of the file are of no known kind", sorted(stray))
+    lines += _listed(
+        "embeddings come with the file and are not applied (they belong into the embeddings folder)",
+        list(adapter.embeddings),
+    )
     lines += _listed("rules match none of its layers", [str(rule) for rule in resolution.idle_rules])
     return "\n".join(lines)
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from .algebra import Shape, fits
-from .errors import MatchError
-from .files.dialects import Part, split_prefix
+from .algebra import Extent, Shape
+from .algorithms.base import show
+from .errors import LayerError, MatchError
+from .files.adapter import Adapter
+from .files.dialects import Part as ModelPart
+from .files.dialects import split_prefix
 from .files.targets import Target, Targets, shapes_of
+from .parts import Part, Rows
 from .rules import Rule
 from .stack import Entry, Stack
 
@@ -23,6 +28,24 @@ class Match:
     layer: str
     target: Target
     strength: float
+    parameter: Literal["weight", "bias"] = "weight"
+    window: Rows | None = None
+    """The rows of the layer that are meant, where its others meet other weights."""
+
+    @property
+    def key(self) -> str:
+        """The key of what is changed: the weight, or the bias beside it."""
+        return self.target.key if self.parameter == "weight" else self.target.bias or ""
+
+    def read(self, adapter: Adapter, *, keep: bool = True) -> Part:
+        """The layer, or what of it is meant, read from the file; see `Adapter.layer` for `keep`."""
+        layer = adapter.layer(self.layer, keep=keep)
+        if self.parameter == "bias":
+            beside = layer.bias_layer()
+            if beside is None:
+                raise LayerError("the layer changes no bias", file=adapter.path, key=self.layer)
+            layer = beside
+        return Part(layer, self.target.rows, self.window)
 
 
 @dataclass(frozen=True)
@@ -31,7 +54,7 @@ class Mismatch:
 
     layer: str
     target: Target
-    found: Shape
+    found: Extent
     expected: Shape
     strength: float
 
@@ -53,7 +76,7 @@ class EntryResolution:
     matches: tuple[Match, ...]
     mismatches: tuple[Mismatch, ...]
     unmatched: tuple[Unmatched, ...]
-    absent: Mapping[Part, tuple[str, ...]]
+    absent: Mapping[ModelPart, tuple[str, ...]]
     """Layers of a part of the model that the target does not have at all."""
     absent_because: str
     """Why such a part is missing, in words for the report."""
@@ -64,6 +87,11 @@ class EntryResolution:
     def layers(self) -> int:
         """How many layers the adapter has, readable or not."""
         return len(self.entry.adapter.info) + len(self.entry.adapter.unreadable)
+
+    def count(self, *, silent: bool = False) -> int:
+        """How many layers meet something at a strength other than 0, or with `silent` at 0 only."""
+        live = {match.layer for match in self.matches if match.strength != 0.0}
+        return len({match.layer for match in self.matches} - live) if silent else len(live)
 
 
 @dataclass(frozen=True)
@@ -81,7 +109,7 @@ class Resolution:
         for resolution in self.entries:
             for match in resolution.matches:
                 if match.strength != 0.0:
-                    found.setdefault(match.target.key, []).append((resolution.entry, match))
+                    found.setdefault(match.key, []).append((resolution.entry, match))
         for pairs in found.values():
             pairs.sort(key=lambda pair: (pair[0].adapter.path, pair[1].strength))
         return found
@@ -116,10 +144,10 @@ def resolve(
 
 
 def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> EntryResolution:
-    matches: dict[Target, Match] = {}
+    matches: list[Match] = []
     mismatches: list[Mismatch] = []
     unmatched = [Unmatched(name, reason) for name, reason in entry.adapter.unreadable.items()]
-    absent: dict[Part, list[str]] = {}
+    absent: dict[ModelPart, list[str]] = {}
     used: set[Rule] = set()
     rules = entry.rules.all() if entry.rules else ()
     for name, info in entry.adapter.info.items():
@@ -132,27 +160,33 @@ def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> Entry
                 near = targets.nearest(name) if len(unmatched) < NAMED_AT_MOST else None
                 unmatched.append(Unmatched(name, "no layer of that name", near))
             continue
-        target = _only(candidates, name, entry)
-        names = target.names
+        places = _only(candidates, name, entry)
+        names = places[0].names
         used.update(rule for rule in rules if rule.matches(names))
-        strength = entry.strength_of(_part(name, target))
+        strength = entry.strength_of(split_prefix(name)[1].part or places[0].part)
         strength *= entry.rules.weight(names) if entry.rules else 1.0
-        expected = targets.shape_of(target)
-        if expected and not fits(info.shape, expected):
-            mismatches.append(Mismatch(name, target, info.shape, expected, strength))
+        expected = _joined([targets.shape_of(place) for place in places])
+        if expected and info.shape and not info.fits(expected):
+            mismatches.append(Mismatch(name, places[0], info.shape, expected, strength))
             continue
-        if target in matches:
-            raise MatchError(
-                "two layers of one adapter mean the same weight",
-                file=entry.adapter.path,
-                key=target.key,
-                got=f"{matches[target].layer} and {name}",
-                expected="one layer",
-            )
-        matches[target] = Match(name, target, strength)
+        windows = _windows(places, targets)
+        if info.shape:
+            matches += [
+                Match(name, place, strength, "weight", window)
+                for place, window in zip(places, windows, strict=True)
+            ]
+        with_bias = [
+            Match(name, place, strength, "bias", window)
+            for place, window in zip(places, windows, strict=True)
+            if info.bias is not None and place.bias is not None
+        ]
+        matches += with_bias
+        if info.bias is not None and not with_bias and not info.algorithm.bias_may_be_absent:
+            unmatched.append(Unmatched(name, "it changes a bias, and the model's layer has none"))
+    _check_distinct(matches, entry)
     return EntryResolution(
         entry=entry,
-        matches=tuple(matches.values()),
+        matches=tuple(matches),
         mismatches=tuple(mismatches),
         unmatched=tuple(unmatched),
         absent={part: tuple(names) for part, names in absent.items()},
@@ -161,21 +195,55 @@ def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> Entry
     )
 
 
-def _only(candidates: Sequence[Target], name: str, entry: Entry) -> Target:
+def _only(candidates: Sequence[tuple[Target, ...]], name: str, entry: Entry) -> tuple[Target, ...]:
     if len(candidates) > 1:
         raise MatchError(
             "a layer's name fits more than one weight",
             file=entry.adapter.path,
             key=name,
-            got=" and ".join(target.key for target in candidates),
+            got=" and ".join("+".join(target.key for target in places) for places in candidates),
             expected="one weight",
             hint="The file does not say which it means, and a guess could be wrong",
         )
     return candidates[0]
 
 
-def _part(layer: str, target: Target) -> Part | None:
-    return split_prefix(layer)[1].part or target.part
+def _joined(shapes: Sequence[Shape]) -> Shape:
+    """The shape of weights one below the other; () where a shape is not known."""
+    if len(shapes) == 1 or not all(shapes):
+        return shapes[0] if len(shapes) == 1 else ()
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+def _windows(places: Sequence[Target], targets: Targets) -> list[Rows | None]:
+    """Which rows of a layer each place gets; None for the one place that gets all."""
+    if len(places) == 1:
+        return [None]
+    windows: list[Rows | None] = []
+    first = 0
+    for place in places:
+        rows = (targets.shape_of(place) or (0,))[0]
+        windows.append((first, first + rows))
+        first += rows
+    return windows
+
+
+def _check_distinct(matches: Sequence[Match], entry: Entry) -> None:
+    """Raise MatchError where two layers of one adapter mean the same rows of the same parameter."""
+    by_key: dict[str, list[Match]] = {}
+    for match in matches:
+        rows = match.target.rows
+        for other in by_key.setdefault(match.key, []):
+            theirs = other.target.rows
+            if rows is None or theirs is None or (rows[0] < theirs[1] and theirs[0] < rows[1]):
+                raise MatchError(
+                    "two layers of one adapter mean the same weight",
+                    file=entry.adapter.path,
+                    key=match.key,
+                    got=f"{other.layer} and {match.layer}",
+                    expected="one layer",
+                )
+        by_key[match.key].append(match)
 
 
 def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bool) -> None:
@@ -188,7 +256,7 @@ def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bo
             f"a layer does not fit its weight {first.target.key}{more}",
             file=file,
             key=first.layer,
-            got=str(list(first.found)),
+            got=show(first.found),
             expected=str(list(first.expected)),
             hint="The adapter was made for another model; to leave out a layer that does not fit, "
             f"give it the block rule `{first.target.name} = 0`",
@@ -231,4 +299,4 @@ def _nothing_matches(resolution: EntryResolution) -> MatchError:
     )
 
 
-PART_NAMES: dict[Part, str] = {"unet": "diffusion model", "te": "text encoder"}
+PART_NAMES: dict[ModelPart, str] = {"unet": "diffusion model", "te": "text encoder"}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Collection
+from collections.abc import Mapping
 
+from torch import Tensor
+
+from ..algebra import Shape
 from .base import Layer
 
 __all__ = ["ALGORITHMS", "Layer", "detect"]
@@ -18,7 +21,7 @@ def _discover() -> dict[str, type[Layer]]:
         for value in vars(module).values():
             if not isinstance(value, type) or not issubclass(value, Layer):
                 continue
-            if value.__module__ != module.__name__ or value is Layer:
+            if value.__module__ != module.__name__ or "algorithm" not in vars(value):
                 continue
             if value.algorithm in found:
                 raise TypeError(f"two classes register the algorithm {value.algorithm!r}")
@@ -30,9 +33,9 @@ ALGORITHMS: dict[str, type[Layer]] = _discover()
 """Algorithm name to class."""
 
 
-def detect(suffixes: Collection[str]) -> type[Layer] | None:
-    """The algorithm whose layer has exactly these key suffixes, or None."""
+def detect(tensors: Mapping[str, Tensor] | Mapping[str, Shape]) -> type[Layer] | None:
+    """The algorithm whose layer has exactly these suffix-named tensors, or None."""
     for algorithm in ALGORITHMS.values():
-        if algorithm.accepts(suffixes):
+        if algorithm.accepts(tensors):
             return algorithm
     return None

@@ -5,21 +5,32 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..algebra import Shape, compute_dtype, fits
+from ..algebra import Extent, Shape, compute_dtype, fits
 from ..errors import LayerError
-from ..forms import Form
+from ..forms import Additive, Dependent, Form
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 ALPHA = "alpha"
+DIFF_B = "diff_b"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a layer does at strength 1 to the weight it meets and to the bias beside it."""
+
+    delta: Tensor | None
+    """Added to the weight; larger than it where the layer enlarges the weight with zeros first."""
+    bias: Tensor | None = None
+    """Added to the bias."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -27,72 +38,129 @@ class Layer(ABC):
     """The named tensors of one adapted layer.
 
     A subclass declares one field per tensor, named after its key suffix with dots as underscores,
-    and its `variants`, the sets of suffixes that occur together. `alpha` is None where the file
-    holds none, which means a scale of 1.
+    its `variants`, the sets of suffixes that occur together, and its `extras`, which may accompany
+    each of them. Fields of other types are options that a file does not hold. `alpha` is None where
+    the file holds none, which means a scale of 1.
     """
 
     algorithm: ClassVar[str]
     variants: ClassVar[tuple[frozenset[str], ...]]
+    extras: ClassVar[frozenset[str]] = frozenset({ALPHA, DIFF_B})
+    bias_may_be_absent: ClassVar[bool] = False
+    """Whether the change of the bias is one of whatever is there, rather than a tensor of its own."""
+    dimensions: ClassVar[int | None] = None
+    """Dimensions of the first tensor, where they alone tell two algorithms apart."""
 
     alpha: float | None = None
+    diff_b: Tensor | None = None
 
     @classmethod
-    def accepts(cls, suffixes: Collection[str]) -> bool:
-        """Whether these suffixes, alpha aside, are exactly one variant of this algorithm."""
-        return frozenset(suffixes) - {ALPHA} in cls.variants
+    def accepts(cls, tensors: Mapping[str, Tensor] | Mapping[str, Shape]) -> bool:
+        """Whether these are exactly one variant of this algorithm, with some of its extras."""
+        names = frozenset(tensors)
+        if not any(variant <= names and names - variant <= cls.extras for variant in cls.variants):
+            return False
+        if cls.dimensions is None:
+            return True
+        first = next(iter(cls.variants[0]))
+        return len(shapes_of(tensors)[first]) == cls.dimensions
 
     @classmethod
     def suffixes(cls) -> frozenset[str]:
         """Every suffix that this algorithm reads, alpha included."""
-        return frozenset({ALPHA}).union(*cls.variants)
+        return cls.extras.union(*cls.variants)
 
     @classmethod
     @abstractmethod
-    def shape(cls, shapes: Mapping[str, Shape]) -> Shape:
+    def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
         """The shape (O, I, *kernel) or (O, K) of the change, from the tensors' shapes alone.
 
+        None stands for a size that the layer leaves open; () means that the weight is not changed.
         Raises LayerError where the tensors contradict each other.
         """
 
     @classmethod
-    @abstractmethod
+    def bias_shape(
+        cls, shapes: Mapping[str, Shape], options: Mapping[str, Any] | None = None
+    ) -> Shape | None:
+        """The shape (O,) of the change of the bias, None where there is none."""
+        return (math.prod(shapes[DIFF_B]),) if DIFF_B in shapes else None
+
+    @classmethod
     def rank_of(cls, shapes: Mapping[str, Shape]) -> int | None:
         """The rank, from the tensors' shapes alone; None where nothing is factored."""
+        return None
 
     @classmethod
     @abstractmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
         """Fresh float32 factors for a weight of `shape`, with zero effect; the same for a seed."""
 
-    @abstractmethod
-    def form(self) -> Form:
-        """The change at strength 1 in factored form; alpha / rank is applied here, nowhere else."""
+    def additive(self) -> tuple[Additive, ...] | None:
+        """The change at strength 1 as a sum of factored forms; None where it depends on the weight.
+
+        alpha / rank is applied here, nowhere else.
+        """
+        return None
+
+    def dependent(self, weight: Tensor) -> Tensor:
+        """The change at strength 1 of a float32 or float64 weight, where `additive` is None."""
+        raise NotImplementedError(f"{self.algorithm} states neither its forms nor its change")
+
+    def forms(self) -> tuple[Form, ...]:
+        """What the patch ops apply: the factored forms, or the layer itself."""
+        additive = self.additive()
+        return (Dependent(self),) if additive is None else additive
+
+    def rows(self, start: int, stop: int) -> Layer:
+        """The layer of some of the weight's rows alone, where its change depends on the weight.
+
+        Raises LayerError where no row can be changed without the others.
+        """
+        raise LayerError(
+            f"a {self.algorithm} layer of this kind cannot be applied to a part of its rows",
+            got=f"rows {start} to {stop}",
+            expected="a model whose layer is not split where the adapter's is fused",
+            hint="The rows of such a layer depend on each other",
+        )
+
+    def enlarged(self) -> Shape | None:
+        """The shape to which the weight is enlarged with zeros first; None where it keeps its own."""
+        return None
+
+    def bias_layer(self) -> Layer | None:
+        """The layer that changes the bias, None where there is none."""
+        from .full import Full
+
+        return None if self.diff_b is None else Full(diff=self.diff_b.flatten())
 
     @classmethod
-    def load(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """The layer that these suffix-named tensors describe.
+    def load(cls, tensors: Mapping[str, Tensor], options: Mapping[str, Any] | None = None) -> Self:
+        """The layer that these suffix-named tensors describe, with options that no tensor holds.
 
         Raises LayerError where a suffix is unknown, one is missing, or shapes disagree.
         """
-        if not cls.accepts(tensors):
+        shapes = shapes_of(tensors)
+        if not cls.accepts(shapes):
             raise LayerError(
                 f"not a {cls.algorithm} layer",
                 got=", ".join(sorted(tensors)),
                 expected=" or ".join(", ".join(sorted(variant)) for variant in cls.variants),
             )
-        cls.shape(_shapes(tensors))
-        fields: dict[str, Any] = {_field(name): tensor for name, tensor in tensors.items()}
+        cls.shape(shapes)
+        cls.bias_shape(shapes)
+        fields: dict[str, Any] = {field_of(name): tensor for name, tensor in tensors.items()}
         if ALPHA in fields:
             fields[ALPHA] = _scalar(tensors[ALPHA])
-        return cls(**fields)
+        return cls(**fields, **(options or {}))
 
     def dump(self) -> dict[str, Tensor]:
         """The suffix-named tensors; `load` of them gives this layer back, bit for bit."""
         tensors: dict[str, Tensor] = {}
-        for variant in self.variants:
-            values = {name: getattr(self, _field(name)) for name in variant}
-            if all(value is not None for value in values.values()) and len(values) > len(tensors):
-                tensors = values
+        for suffix in self.suffixes() - {ALPHA}:
+            value = getattr(self, field_of(suffix))
+            if value is not None:
+                tensors[suffix] = value
         if self.alpha is not None:
             alpha = torch.tensor(self.alpha, dtype=torch.float32)
             exact = alpha.item() == self.alpha
@@ -105,21 +173,34 @@ class Layer(ABC):
         Raises LayerError where the layer does not fit the weight's shape.
         """
         self.check_fit(weight.shape)
-        dense = self.form().dense(compute_dtype(weight.dtype), weight.device)
-        return dense.reshape(weight.shape)
+        dtype = compute_dtype(weight.dtype)
+        additive = self.additive()
+        if additive is None:
+            return self.dependent(weight.to(dtype)).reshape(weight.shape)
+        return add_up(additive, dtype, weight.device).reshape(weight.shape)
+
+    def change(self, weight: Tensor, bias: Tensor | None = None) -> Change:
+        """The change of a weight and of its bias; the latter may depend on `bias`, its value."""
+        beside = self.bias_layer()
+        met = weight.new_zeros(weight.shape[0]) if bias is None else bias
+        changes_weight = bool(self.shape(shapes_of(self.dump())))
+        return Change(
+            delta=self.delta(weight) if changes_weight else None,
+            bias=None if beside is None else beside.delta(met),
+        )
 
     @property
     def rank(self) -> int | None:
         """The rank; None where nothing is factored."""
-        return self.rank_of(_shapes(self.dump()))
+        return self.rank_of(shapes_of(self.dump()))
 
     def check_fit(self, shape: Sequence[int]) -> None:
         """Raise LayerError unless the change can be added to a weight of this shape."""
-        stored = self.shape(_shapes(self.dump()))
+        stored = self.shape(shapes_of(self.dump()))
         if not fits(stored, shape):
             raise LayerError(
                 f"a {self.algorithm} layer does not fit the weight",
-                got=str(list(stored)),
+                got=show(stored),
                 expected=str(list(shape)),
             )
 
@@ -127,6 +208,14 @@ class Layer(ABC):
         """Bytes of the tensors held."""
         values = (getattr(self, field.name) for field in dataclasses.fields(self))
         return sum(value.nbytes for value in values if isinstance(value, Tensor))
+
+
+def add_up(forms: Sequence[Additive], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The sum of forms as one matrix (O, K)."""
+    total = forms[0].dense(dtype, device)
+    for form in forms[1:]:
+        total = total + form.dense(dtype, device)
+    return total
 
 
 def scale(alpha: float | None, rank: int) -> float:
@@ -158,12 +247,22 @@ def dimensions(shapes: Mapping[str, Shape], name: str, least: int = 2) -> Shape:
     return found
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+def show(extent: Extent) -> str:
+    """A shape in words for messages; what the layer leaves open is a star."""
+    return "[" + ", ".join("*" if size is None else str(size) for size in extent) + "]"
 
 
-def _field(suffix: str) -> str:
-    return suffix.replace(".", "_").removesuffix("_weight")
+def shapes_of(tensors: Mapping[str, Tensor] | Mapping[str, Shape]) -> dict[str, Shape]:
+    """The shapes of named tensors, or the shapes themselves."""
+    return {
+        name: tuple(value.shape) if isinstance(value, Tensor) else tuple(value)
+        for name, value in tensors.items()
+    }
+
+
+def field_of(suffix: str) -> str:
+    """The field of a layer that holds the tensor of that key suffix."""
+    return suffix.removesuffix(".weight").replace(".", "_").lower()
 
 
 def _scalar(tensor: Tensor) -> float:

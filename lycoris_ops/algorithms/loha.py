@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..algebra import Shape, flat_shape, fold_core
 from ..forms import Hadamard
-from .base import Layer, agree, dimensions, scale
+from .base import agree, dimensions, scale
+from .factored import Factored
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -22,7 +23,7 @@ PAIRS = ((W1_A, W1_B, T1), (W2_A, W2_B, T2))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Loha(Layer):
+class Loha(Factored):
     """delta = alpha / r * (w1_a @ w1_b) * (w2_a @ w2_b), element by element.
 
     w?_a (O, r), w?_b (r, K). Tucker: w?_a (r, O), w?_b (r, I), t? (r, r, *kernel), where each
@@ -45,7 +46,7 @@ class Loha(Layer):
     hada_t2: Tensor | None = None
 
     @classmethod
-    def shape(cls, shapes: Mapping[str, Shape]) -> Shape:
+    def plain_shape(cls, shapes: Mapping[str, Shape]) -> Shape:
         found: list[Shape] = []
         for left, right, core in PAIRS:
             a, b = dimensions(shapes, left), dimensions(shapes, right)
@@ -79,11 +80,16 @@ class Loha(Layer):
             alpha=alpha,
         )
 
-    def form(self) -> Hadamard:
+    def product(self) -> Hadamard:
         w1_a, w1_b = _plain(self.hada_w1_a, self.hada_w1_b, self.hada_t1)
         w2_a, w2_b = _plain(self.hada_w2_a, self.hada_w2_b, self.hada_t2)
         rank = self.hada_w1_b.shape[0]
         return Hadamard(w1_a=w1_a, w1_b=w1_b, w2_a=w2_a, w2_b=w2_b, scale=scale(self.alpha, rank))
+
+    def cut(self, start: int, stop: int) -> Loha:
+        # With a core the left factors are stored transposed.
+        rows = slice(start, stop) if self.hada_t1 is None else (slice(None), slice(start, stop))
+        return replace(self, hada_w1_a=self.hada_w1_a[rows], hada_w2_a=self.hada_w2_a[rows])
 
 
 def _plain(left: Tensor, right: Tensor, core: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..algebra import Shape, factorization, fold_core
 from ..forms import Kronecker
-from .base import Layer, agree, dimensions, scale
+from .base import agree, dimensions, scale
+from .factored import Factored
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -22,7 +23,7 @@ W2, W2_A, W2_B, T2 = "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Lokr(Layer):
+class Lokr(Factored):
     """delta = scale * kron(w1, w2), O = l * k, I = i * j.
 
     w1 (l, i), or w1_a (l, r) @ w1_b (r, i); w2 (k, j, *kernel), or w2_a (k, r) @ w2_b (r, j * prod(kernel)),
@@ -49,7 +50,7 @@ class Lokr(Layer):
     lokr_t2: Tensor | None = None
 
     @classmethod
-    def shape(cls, shapes: Mapping[str, Shape]) -> Shape:
+    def plain_shape(cls, shapes: Mapping[str, Shape]) -> Shape:
         if W1 in shapes:
             rows, columns, *ones = dimensions(shapes, W1)
             agree("kernel sizes", (W1, math.prod(ones)), ("an outer factor", 1))
@@ -97,13 +98,23 @@ class Lokr(Layer):
             )
         return cls(lokr_w1=w1, lokr_w2=torch.zeros(inner_rows, inner_columns, *kernel), alpha=alpha)
 
-    def form(self) -> Kronecker:
+    def product(self) -> Kronecker:
         rank = self.rank
         return Kronecker(
             w1=_matrix(self.lokr_w1, self.lokr_w1_a, self.lokr_w1_b, None),
             w2=_matrix(self.lokr_w2, self.lokr_w2_a, self.lokr_w2_b, self.lokr_t2),
             scale=1.0 if rank is None else scale(self.alpha, rank),
         )
+
+    def cut(self, start: int, stop: int) -> Lokr | None:
+        second = self.product().w2[0].shape[0]
+        if start % second or stop % second:
+            return None
+        rows = slice(start // second, stop // second)
+        if self.lokr_w1 is not None:
+            return replace(self, lokr_w1=self.lokr_w1[rows])
+        assert self.lokr_w1_a is not None
+        return replace(self, lokr_w1_a=self.lokr_w1_a[rows])
 
 
 def _matrix(

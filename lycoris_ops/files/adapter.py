@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..algebra import Shape, is_finite
-from ..algorithms import Layer, detect
-from ..algorithms.base import ALPHA
-from ..errors import FileFormatError, LayerError
+from ..algebra import Extent, Shape, fits, is_finite
+from ..algorithms import ALGORITHMS, Layer, detect
+from ..algorithms.base import ALPHA, DIFF_B, field_of
+from ..algorithms.factored import DORA, SPARSE, Factored
+from ..algorithms.ia3 import ON_INPUT
+from ..algorithms.lokr import W1, W2
+from ..algorithms.lora import RESHAPE
+from ..algorithms.oftv2 import SCALED
+from ..errors import FileFormatError, LayerError, LycorisError
 from .cache import DEFAULT_CACHE, TensorCache
-from .dialects import split_key, split_prefix
+from .dialects import Dialect, recognise, split_key, split_prefix
+from .network_args import network_options, split_qkv_parts
 from .peft_config import CONFIG_NAME, METADATA_KEY, PeftConfig, read_lora_metadata, read_peft_config
 from .pickle_file import PickleFile
 from .safetensors_file import SafetensorsFile
 from .tensor_file import PICKLES, SAFETENSORS, Fingerprint, TensorFile
 
 GENERIC_NAMES = ("adapter_model", "pytorch_lora_weights")
+BUNDLED = "bundle_emb."
+NOT_FACTORS = (ALPHA, RESHAPE, ON_INPUT, SCALED, SPARSE[0], SPARSE[2])
+"""Suffixes of tensors that are numbers about the others."""
 HEADERS = 64
 """How many files' headers are remembered, about 1 MB each for a large adapter."""
 
@@ -36,8 +47,22 @@ class LayerInfo:
     algorithm: type[Layer]
     keys: Mapping[str, str]
     """Canonical suffix to the key in the file."""
-    shape: Shape
+    shape: Extent
+    """The shape of the change of the weight; () where only the bias changes."""
+    bias: Shape | None
+    """The shape of the change of the bias."""
     rank: int | None
+    options: Mapping[str, Any]
+    """What the layer needs to know and no tensor of the file says."""
+    enlarges: bool
+    """Whether the weight is enlarged to `shape` first."""
+
+    def fits(self, weight: Shape) -> bool:
+        """Whether the layer can be applied to a weight of this shape."""
+        if self.enlarges:
+            pairs = zip(weight, self.shape, strict=False)
+            return len(weight) == len(self.shape) and all(new is None or old <= new for old, new in pairs)
+        return fits(self.shape, weight)
 
 
 @dataclass(frozen=True)
@@ -50,6 +75,8 @@ class Adapter:
     unreadable: Mapping[str, str]
     """Layers that no algorithm reads, with the reason: they are reported, never dropped."""
     unused_keys: tuple[str, ...]
+    embeddings: tuple[str, ...] = ()
+    """Names of the embeddings (textual inversions) that the file brings along; they are not applied."""
     peft: Mapping[str, PeftConfig] = field(default_factory=dict[str, PeftConfig])
     """PEFT configurations by the part of the model they are for; "" is for all."""
     cache: TensorCache = field(default=DEFAULT_CACHE, repr=False)
@@ -81,11 +108,11 @@ class Adapter:
         info = self.info[name]
         tensors = self.file.read(tuple(info.keys.values()), self.cache, keep=keep)
         for key, tensor in tensors.items():
-            if key != info.keys.get(ALPHA):
+            if key not in (info.keys.get(suffix) for suffix in NOT_FACTORS):
                 _check_finite(key, tensor, self.path)
         named = {suffix: tensors[key] for suffix, key in info.keys.items()}
         try:
-            return info.algorithm.load(self._scaled(info, named))
+            return info.algorithm.load(self._read(info, named), info.options)
         except LayerError as error:
             raise error.within(file=self.path, key=name) from None
 
@@ -98,30 +125,43 @@ class Adapter:
             if name in keys:
                 alphas[name] = float(tensors[keys[name]].flatten()[0])
             else:
-                peft = self._peft_of(name)
-                alphas[name] = peft.alpha_of(_path(name), info.rank) if peft and info.rank else None
+                alphas[name] = self._peft_alpha(info)
         return alphas
 
     def _peft_of(self, name: str) -> PeftConfig | None:
-        return self.peft.get(name.partition(".")[0]) or self.peft.get("")
+        return peft_of(self.peft, name)
 
-    def _scaled(self, info: LayerInfo, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _peft_alpha(self, info: LayerInfo) -> float | None:
         peft = self._peft_of(info.name)
-        if peft is None or ALPHA in tensors:
-            return tensors
-        if info.rank is not None:
-            alpha = peft.alpha_of(_path(info.name), info.rank)
-            return {**tensors, ALPHA: torch.tensor(alpha, dtype=torch.float64)}
-        if peft.scale_of(_path(info.name)) == 1.0:
-            return tensors
-        raise LayerError(
-            "PEFT scales this layer although no factor of it is low-rank, which cannot be expressed",
-            file=self.path,
-            key=info.name,
-            got=f"scale {peft.scale_of(_path(info.name))} in {peft.path}",
-            expected="alpha equal to r",
-            hint="Merge the adapter with PEFT itself, or exclude the layer with a block rule of 0",
-        )
+        if peft is None or info.rank is None or not issubclass(info.algorithm, Factored):
+            return None
+        return peft.alpha_of(_path(info.name), info.rank)
+
+    def _read(self, info: LayerInfo, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors as the algorithm defines them, from what the dialect wrote."""
+        read = dict(tensors)
+        if DORA in read and not info.keys[DORA].endswith(DORA):
+            # PEFT's magnitude has a shape of its own, (1, O, 1, 1), and is always for outputs.
+            read[DORA] = read[DORA].flatten()
+        if info.enlarges and RESHAPE not in read:
+            read[RESHAPE] = torch.tensor([size for size in info.shape if size is not None])
+        if ALPHA in read:
+            if split := split_qkv_parts(self.metadata, info.name, info.rank):
+                read[ALPHA] = read[ALPHA].double() * split
+            return read
+        alpha = self._peft_alpha(info)
+        if alpha is not None:
+            read[ALPHA] = torch.tensor(alpha, dtype=torch.float64)
+        peft = self._peft_of(info.name)
+        if peft is not None and W1 in read and W2 in read:
+            # PEFT scales even a LoKr layer without a low-rank factor.
+            read[W1] = read[W1].float() * peft.scale_of(_path(info.name))
+        return read
+
+
+def peft_of(peft: Mapping[str, PeftConfig], name: str) -> PeftConfig | None:
+    """The PEFT configuration of a layer: that of its part of the model, or the one for all."""
+    return peft.get(name.partition(".")[0]) or peft.get("")
 
 
 def _path(layer: str) -> str:
@@ -143,14 +183,24 @@ class _Layers(Mapping[str, Layer]):
         return len(self._adapter.info)
 
 
-def load_adapter(path: str | os.PathLike[str], *, cache: TensorCache = DEFAULT_CACHE) -> Adapter:
+def load_adapter(
+    path: str | os.PathLike[str], *, cache: TensorCache = DEFAULT_CACHE, **options: Any
+) -> Adapter:
     """Open an adapter: .safetensors, or a pickle of plain tensors (.pt, .pth, .ckpt, .bin).
 
     Only the header of a safetensors file is read, and that only once for as long as path, size and
-    time of change stay the same. Raises FileFormatError for a file that is damaged or holds no
-    adapter, LayerError where the shapes of a layer contradict each other.
+    time of change stay the same. `options` are what a file does not say: `dora` ("paper" or "host", see
+    `algorithms.factored`), `sig_type` of T-LoRA, `terms` and `constraint` of OFTv2.
+
+    Raises FileFormatError for a file that is damaged or holds no adapter, LayerError where the shapes of
+    a layer contradict each other, LycorisError for an unknown option.
     """
-    return _load(*_fingerprints(path), cache)
+    known = sorted({name for kind in ALGORITHMS.values() for name in _options_of(kind)})
+    if unknown := sorted(set(options) - set(known)):
+        raise LycorisError(
+            "an unknown option", file=str(path), got=", ".join(unknown), expected=", ".join(known)
+        )
+    return _load(*_fingerprints(path), cache, tuple(sorted(options.items())))
 
 
 def adapter_stamp(path: str | os.PathLike[str]) -> str:
@@ -164,18 +214,34 @@ def _fingerprints(path: str | os.PathLike[str]) -> tuple[Fingerprint, Fingerprin
 
 
 @lru_cache(maxsize=HEADERS)
-def _load(fingerprint: Fingerprint, config: Fingerprint | None, cache: TensorCache) -> Adapter:
+def _load(
+    fingerprint: Fingerprint,
+    config: Fingerprint | None,
+    cache: TensorCache,
+    options: tuple[tuple[str, Any], ...],
+) -> Adapter:
     file = _open(fingerprint.path, cache)
-    grouped, unused = _group(file)
+    dialect = recognise(file.tensors)
+    grouped, unused = _group(file, dialect)
+    names = {split_prefix(name)[0] for name in grouped}
+    spoken = dialect.name if dialect else "+".join(sorted(name or "bare" for name in names))
+    peft: dict[str, PeftConfig] = {}
+    if METADATA_KEY in file.metadata:
+        peft = read_lora_metadata(file.metadata[METADATA_KEY], fingerprint.path)
+    elif config and spoken == "peft":
+        peft = {"": read_peft_config(config.path)}
     info: dict[str, LayerInfo] = {}
     unreadable: dict[str, str] = {}
     for name, keys in grouped.items():
-        algorithm = detect(keys)
+        shapes = {suffix: file.tensors[key].shape for suffix, key in keys.items()}
+        algorithm = detect(shapes)
         if algorithm is None:
             unreadable[name] = f"no algorithm reads the tensors {', '.join(sorted(keys))}"
             unused.extend(keys.values())
             continue
-        info[name] = _describe(name, algorithm, keys, file)
+        known = _options(algorithm, name, peft, file.metadata, dict(options))
+        enlarges = RESHAPE in keys or (dialect is not None and name in dialect.enlarged)
+        info[name] = _describe(name, algorithm, keys, shapes, known, enlarges, fingerprint.path)
     if not grouped:
         raise FileFormatError(
             "the file holds no adapter layer",
@@ -184,22 +250,40 @@ def _load(fingerprint: Fingerprint, config: Fingerprint | None, cache: TensorCac
             expected="keys such as <layer>.lora_up.weight, <layer>.hada_w1_a or <layer>.lokr_w1",
             hint="A checkpoint or an embedding is not an adapter: load it with its own node",
         )
-    names = {split_prefix(name)[0] for name in grouped}
-    dialect = "+".join(sorted(name or "bare" for name in names))
-    peft: dict[str, PeftConfig] = {}
-    if METADATA_KEY in file.metadata:
-        peft = read_lora_metadata(file.metadata[METADATA_KEY], fingerprint.path)
-    elif config and dialect == "peft":
-        peft = {"": read_peft_config(config.path)}
-    return Adapter(file, dialect, info, unreadable, tuple(unused), peft, cache)
+    embeddings = sorted({key.split(".")[1] for key in unused if key.startswith(BUNDLED)})
+    rest = tuple(key for key in unused if not key.startswith(BUNDLED))
+    return Adapter(file, spoken, info, unreadable, rest, tuple(embeddings), peft, cache)
 
 
-def _group(file: TensorFile) -> tuple[dict[str, dict[str, str]], list[str]]:
+def _options_of(algorithm: type[Layer]) -> set[str]:
+    """The fields of a layer that no tensor of a file fills."""
+    tensors = {field_of(suffix) for suffix in algorithm.suffixes()}
+    return {field.name for field in dataclasses.fields(algorithm)} - tensors - {ALPHA, DIFF_B}
+
+
+def _options(
+    algorithm: type[Layer],
+    name: str,
+    peft: Mapping[str, PeftConfig],
+    metadata: Mapping[str, str],
+    given: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What a layer needs to know and no tensor says: as given, else as metadata or configuration say."""
+    config = peft_of(peft, name)
+    found = {
+        **(config.options(algorithm.algorithm, _path(name)) if config else {}),
+        **network_options(metadata),
+        **given,
+    }
+    return {option: value for option, value in found.items() if option in _options_of(algorithm)}
+
+
+def _group(file: TensorFile, dialect: Dialect | None) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Layer name to its keys by canonical suffix, and the keys that belong to no layer."""
     grouped: dict[str, dict[str, str]] = {}
     strangers: list[str] = []
     for key in file.tensors:
-        split = split_key(key)
+        split = split_key(dialect.rename(key) if dialect and dialect.rename else key)
         if split is None:
             strangers.append(key)
             continue
@@ -244,15 +328,23 @@ def _open(path: str, cache: TensorCache) -> TensorFile:
     )
 
 
-def _describe(name: str, algorithm: type[Layer], keys: dict[str, str], file: TensorFile) -> LayerInfo:
-    shapes = {suffix: file.tensors[key].shape for suffix, key in keys.items()}
+def _describe(
+    name: str,
+    algorithm: type[Layer],
+    keys: dict[str, str],
+    shapes: dict[str, Shape],
+    options: dict[str, Any],
+    enlarges: bool,
+    path: str,
+) -> LayerInfo:
     try:
         if math.prod(shapes.get(ALPHA, ())) != 1:
             raise LayerError("alpha is not a single number", got=str(list(shapes[ALPHA])), expected="[]")
         shape = algorithm.shape(shapes)
+        bias = algorithm.bias_shape(shapes, options)
     except LayerError as error:
-        raise error.within(file=file.fingerprint.path, key=name) from None
-    return LayerInfo(name, algorithm, keys, shape, algorithm.rank_of(shapes))
+        raise error.within(file=path, key=name) from None
+    return LayerInfo(name, algorithm, keys, shape, bias, algorithm.rank_of(shapes), options, enlarges)
 
 
 def _check_finite(key: str, tensor: Tensor, path: str) -> None:

@@ -19,6 +19,7 @@ from ..errors import FileFormatError
 
 Number = TypeVar("Number", int, float)
 
+WITHOUT_ALPHA = ("OFT", "BOFT", "IA3")
 CONFIG_NAME = "adapter_config.json"
 METADATA_KEY = "lora_adapter_metadata"
 
@@ -28,15 +29,30 @@ class PeftConfig:
     """What of a PEFT configuration decides the scale of a layer, patterns as expressions to match."""
 
     path: str
-    alpha: float
+    alpha: float | None
+    """None for the kinds that have none (OFT, IA3)."""
     rank: int
     alpha_pattern: Mapping[str, float] = field(default_factory=dict[str, float])
     rank_pattern: Mapping[str, int] = field(default_factory=dict[str, int])
     use_rslora: bool = False
+    rotation: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The options of an OFT layer, by the names of the algorithm."""
+    feedforward: tuple[str, ...] = ()
+    """Ends of the paths of layers whose IA3 factors are for inputs."""
+
+    def options(self, algorithm: str, layer: str) -> dict[str, Any]:
+        """What an algorithm needs to know of a layer beyond its scale."""
+        if algorithm == "oftv2":
+            return dict(self.rotation)
+        if algorithm == "ia3":
+            ends = (layer == end or layer.endswith(f".{end}") for end in self.feedforward)
+            return {"feedforward": any(ends)}
+        return {}
 
     def alpha_of(self, layer: str, rank: int) -> float:
         """The alpha for which alpha / rank is PEFT's scale of that layer."""
-        alpha = _override(self.alpha_pattern, layer, self.alpha)
+        default = float(rank) if self.alpha is None else self.alpha
+        alpha = _override(self.alpha_pattern, layer, default)
         return alpha * math.sqrt(rank) if self.use_rslora else alpha
 
     def scale_of(self, layer: str) -> float:
@@ -96,12 +112,36 @@ def _config(table: dict[str, Any], prefix: str, path: str) -> PeftConfig:
         raise ValueError("fan_in_fan_out: its factors are for transposed weights")
     return PeftConfig(
         path=path,
-        alpha=float(config["lora_alpha"] if "lora_alpha" in config else config["alpha"]),
-        rank=int(config["r"]),
+        alpha=_alpha(config),
+        rank=int(config["r"] if _has_rank(config) else 1),
         rank_pattern={_pattern(name): int(value) for name, value in _table(config, "rank_pattern")},
         alpha_pattern={_pattern(name): float(value) for name, value in _table(config, "alpha_pattern")},
         use_rslora=bool(config.get("use_rslora", False)),
+        rotation=_rotation(config),
+        feedforward=_feedforward(config),
     )
+
+
+def _has_rank(config: dict[str, Any]) -> bool:
+    return config.get("peft_type") not in WITHOUT_ALPHA
+
+
+def _alpha(config: dict[str, Any]) -> float | None:
+    if not _has_rank(config):
+        return None
+    return float(config["lora_alpha"] if "lora_alpha" in config else config["alpha"])
+
+
+def _rotation(config: dict[str, Any]) -> dict[str, Any]:
+    if config.get("peft_type") != "OFT":
+        return {}
+    terms = int(config.get("num_cayley_neumann_terms", 5)) if config.get("use_cayley_neumann", True) else 0
+    return {"terms": terms, "constraint": float(config["eps"]) if config.get("coft") else None}
+
+
+def _feedforward(config: dict[str, Any]) -> tuple[str, ...]:
+    names = config.get("feedforward_modules") or ()
+    return (names,) if isinstance(names, str) else tuple(str(name) for name in names)
 
 
 def _pattern(text: str) -> str:

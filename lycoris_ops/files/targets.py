@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import cast
 
 from ..algebra import Shape
-from .architectures import ARCHITECTURES, open_clip
-from .dialects import Part, split_prefix
+from .architectures import ARCHITECTURES, FALLBACKS, Places, open_clip
+from .dialects import Part, Prefix, split_prefix
 
-WEIGHT = ".weight"
+WEIGHT, BIAS = ".weight", ".bias"
+NORM_SCALE = re.compile(r"_norm\.scale$")
+"""The weight of a norm in the original files of Flux."""
 
 UNET_WRAPPERS = ("model.diffusion_model.", "diffusion_model.")
 BARE_WRAPPERS = ("model.model.", "net.")
@@ -34,7 +36,13 @@ BARE_ENCODER = re.compile(r"(text_model\.|encoder\.block\.|model\.layers\.\d+\.s
 """Keys that only a text encoder's own file has (CLIP, T5, language models)."""
 CLIP_WIDTHS = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
 FIRST_ENCODERS = ("clip_l", "clip_h")
-ENCODER_ORDER = {0: FIRST_ENCODERS, 1: FIRST_ENCODERS, 2: ("clip_g", "t5xxl"), 3: ("t5xxl",)}
+ENCODER_ORDER = {
+    0: (*FIRST_ENCODERS, "clip_g"),
+    1: FIRST_ENCODERS,
+    2: ("clip_g", "t5xxl"),
+    3: ("t5xxl",),
+    4: ("llama",),
+}
 """The n-th text encoder of an adapter file, by the host's names; the first that is present counts.
 0 is the one encoder of a file that does not count them."""
 
@@ -56,6 +64,8 @@ class Target:
     """The host's name of the text encoder."""
     rows: tuple[int, int] | None = None
     """First row and end, where it is but a part of the weight."""
+    bias: str | None = None
+    """The key of the bias beside it."""
 
     @property
     def name(self) -> str:
@@ -88,22 +98,38 @@ class Targets:
     def __init__(self, shapes: Mapping[str, Shape]) -> None:
         self.shapes = shapes
         bare = _bare(shapes)
-        self.all = tuple(target for key, shape in shapes.items() for target in _targets(key, shape, bare))
-        self._index: dict[str, list[Target]] = {}
-        for target, path in self._named():
-            known = self._index.setdefault(_normal(path), [])
-            if target not in known:
-                known.append(target)
-
-    def _named(self) -> Iterator[tuple[Target, str]]:
-        unet = {target.path: target for target in self.all if target.part != "te"}
+        found = (target for key, shape in shapes.items() for target in _targets(key, shape, bare))
+        self.all = tuple(replace(target, bias=_bias_of(target, shapes)) for target in found)
+        self._real: _Index = {}
+        self._aliases: _Index = {}
+        self._fallbacks: _Index = {}
         for target in self.all:
-            yield target, target.path
+            _enter(self._real, target.path, (target,))
             if target.encoder:
-                yield target, f"{target.encoder}.transformer.{target.path}"
-        for aliases in ARCHITECTURES:
-            for path, alias in aliases(unet).items():
-                yield unet[path], alias
+                _enter(self._real, f"{target.encoder}.transformer.{target.path}", (target,))
+        for members in self._parts().values():
+            if next(iter(members.values())).part != "te":
+                self._alias(members, ARCHITECTURES, self._aliases)
+            self._alias(members, FALLBACKS, self._fallbacks)
+
+    def _parts(self) -> dict[tuple[str | None, str | None], dict[str, Target]]:
+        """The whole targets of each part of the model, by path."""
+        parts: dict[tuple[str | None, str | None], dict[str, Target]] = {}
+        for target in self.all:
+            parts.setdefault((target.part, target.encoder), {})[target.path] = target
+        return parts
+
+    def _alias(
+        self,
+        members: Mapping[str, Target],
+        tables: Iterable[Callable[[Mapping[str, Shape]], Mapping[str, Places]]],
+        index: _Index,
+    ) -> None:
+        shapes = {path: self.shape_of(target) for path, target in members.items()}
+        for table in tables:
+            for name, places in table(shapes).items():
+                parts = tuple(_within(members[place.path], place.rows) for place in places)
+                _enter(index, name, parts)
 
     @cached_property
     def parts(self) -> frozenset[Part | None]:
@@ -124,27 +150,36 @@ class Targets:
         # Keys that do not say what they are belong to a diffusion model's own file.
         return prefix.part in self.parts or (prefix.part == "unet" and None in self.parts)
 
-    def find(self, layer: str) -> tuple[Target, ...]:
-        """The weights that a layer's name in an adapter file means: one, none, or rivals."""
+    def find(self, layer: str) -> tuple[tuple[Target, ...], ...]:
+        """What a layer's name in an adapter file means: one candidate, none, or rivals.
+
+        A candidate is one target, or several whose rows together are the layer's output. The model's
+        own names come first, then those of other tools, then what the usual names of fused and split
+        layers suggest.
+        """
         _, prefix, path = split_prefix(layer)
-        candidates = self._index.get(_normal(path), [])
-        if prefix.part is not None:
-            candidates = [target for target in candidates if target.part in (prefix.part, None)]
-        if prefix.encoder is not None:
-            wanted = self._encoder(prefix.encoder)
-            candidates = [target for target in candidates if target.encoder in (wanted, None)]
-        return tuple(candidates)
+        for index in (self._real, self._aliases, self._fallbacks):
+            found = [targets for targets in index.get(_normal(path), ()) if self._meant(prefix, targets[0])]
+            if found:
+                return tuple(found)
+        return ()
+
+    def _meant(self, prefix: Prefix, target: Target) -> bool:
+        if prefix.part is not None and target.part not in (prefix.part, None):
+            return False
+        return prefix.encoder is None or target.encoder in (self._encoder(prefix.encoder), None)
 
     def nearest(self, layer: str) -> str | None:
         """The most similar layer name here, to help with a name that was not found."""
         _, prefix, path = split_prefix(layer)
-        names = [
-            name
-            for name, targets in self._index.items()
-            if prefix.part is None or any(target.part in (prefix.part, None) for target in targets)
-        ]
-        close = difflib.get_close_matches(_normal(path), names, n=1, cutoff=0.6)
-        return self._index[close[0]][0].name if close else None
+        known = {
+            name: candidates[0][0]
+            for index in (self._aliases, self._real)
+            for name, candidates in index.items()
+            if prefix.part is None or any(targets[0].part in (prefix.part, None) for targets in candidates)
+        }
+        close = difflib.get_close_matches(_normal(path), known, n=1, cutoff=0.6)
+        return known[close[0]].name if close else None
 
     def _encoder(self, number: int) -> str | None:
         present = [name for name in ENCODER_ORDER.get(number, ()) if name in self.encoders]
@@ -159,6 +194,23 @@ class Targets:
         """The shape of a target, which may be some rows of a weight; empty where it is not known."""
         shape = self.shapes[target.key]
         return (target.rows[1] - target.rows[0], *shape[1:]) if target.rows and shape else shape
+
+
+_Index = dict[str, list[tuple[Target, ...]]]
+
+
+def _enter(index: _Index, name: str, targets: tuple[Target, ...]) -> None:
+    known = index.setdefault(_normal(name), [])
+    if targets not in known:
+        known.append(targets)
+
+
+def _within(target: Target, rows: tuple[int, int] | None) -> Target:
+    """Some rows of a target, which may itself be rows of a weight."""
+    if rows is None:
+        return target
+    offset = target.rows[0] if target.rows else 0
+    return replace(target, rows=(offset + rows[0], offset + rows[1]))
 
 
 @dataclass(frozen=True)
@@ -188,9 +240,9 @@ def _targets(key: str, shape: Shape, bare: _Bare) -> list[Target]:
         if key.startswith(wrapper):
             places = open_clip.places(key.removeprefix(wrapper), shape)
             return [Target(key, path, "te", encoder, rows) for path, rows in places]
-    if not key.endswith(WEIGHT):
+    if key.endswith(BIAS):
         return []
-    path = key.removesuffix(WEIGHT)
+    path = NORM_SCALE.sub("_norm", key).removesuffix(WEIGHT)
     for wrapper in UNET_WRAPPERS:
         if path.startswith(wrapper):
             return [Target(key, path.removeprefix(wrapper), "unet")]
@@ -200,6 +252,14 @@ def _targets(key: str, shape: Shape, bare: _Bare) -> list[Target]:
     if match := HOST_ENCODER.match(path):
         return [Target(key, match[2], "te", match[1])]
     return [Target(key, path.removeprefix(bare.wrapper), bare.part, bare.encoder)]
+
+
+def _bias_of(target: Target, shapes: Mapping[str, Shape]) -> str | None:
+    """The key of the bias beside a weight: `<path>.bias`, or `in_proj_bias` beside `in_proj_weight`."""
+    if not target.key.endswith("weight"):
+        return None
+    key = f"{target.key.removesuffix('weight')}bias"
+    return key if key in shapes else None
 
 
 def _normal(path: str) -> str:

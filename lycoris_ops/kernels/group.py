@@ -17,15 +17,20 @@ tiles lose more to call overhead than they win (measured on two cores: 1 to 2 M 
 
 
 class Group(Protocol):
-    """Layers of one form on one weight. It holds decisions and indices, never a tensor."""
+    """Layers of one form on the same rows of one weight. It holds decisions, never a tensor."""
 
     @property
     def summary(self) -> str:
         """What is fused and how, for the plan's report."""
         ...
 
-    def bind(self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype) -> Add:
-        """Fix tensors, already on the weight's device, and strengths for one application."""
+    def bind(
+        self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
+    ) -> Add:
+        """Fix tensors, already on the weight's device, and strengths for one application.
+
+        `weight` is what the group meets, before any layer has changed it.
+        """
         ...
 
 
@@ -33,3 +38,14 @@ def row_tiles(rows: int, columns: int) -> list[tuple[int, int]]:
     """Row ranges of about TILE elements each."""
     step = max(1, TILE // max(1, columns))
     return [(first, min(rows, first + step)) for first in range(0, rows, step)]
+
+
+def placed(add: Add, start: int, stop: int) -> Add:
+    """An `Add` made for rows `start` to `stop` of a weight, for tiles of the whole weight."""
+
+    def within(rows: Tensor, first: int) -> None:
+        low, high = max(first, start), min(first + len(rows), stop)
+        if low < high:
+            add(rows[low - first : high - first], low - start)
+
+    return within

@@ -46,7 +46,9 @@ class HadamardGroup:
             f"{len(self.terms)} Hadamard, {short} by Khatri-Rao factors, {len(self.terms) - short} by tiles"
         )
 
-    def bind(self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype) -> Add:
+    def bind(
+        self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
+    ) -> Add:
         adds: list[Add] = []
         for term in self.terms:
             w1_a, w1_b, w2_a, w2_b = (tensor.to(dtype) for tensor in tensors[term.first : term.first + 4])

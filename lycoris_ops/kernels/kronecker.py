@@ -23,6 +23,8 @@ class KroneckerTerm:
     w2_count: int
     scale: float
     slot: int
+    offset: int
+    """The row of the product that is the first one meant."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +37,20 @@ class KroneckerGroup:
     def summary(self) -> str:
         return f"{len(self.terms)} Kronecker, added through a 4-D view"
 
-    def bind(self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype) -> Add:
-        factors: list[tuple[Tensor, Tensor]] = []
+    def bind(
+        self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
+    ) -> Add:
+        factors: list[tuple[Tensor, Tensor, int]] = []
         for term in self.terms:
             second = term.first + term.w1_count
             w1 = _matrix(tensors[term.first : second], dtype)
             w2 = _matrix(tensors[second : second + term.w2_count], dtype)
             # A new tensor: the factor itself may be the file's, shared with other plans.
-            factors.append((w1 * (term.scale * strengths[term.slot]), w2))
+            factors.append((w1 * (term.scale * strengths[term.slot]), w2, term.offset))
 
         def add(rows: Tensor, first: int) -> None:
-            for w1, w2 in factors:
-                _add_rows(rows, first, w1, w2)
+            for w1, w2, offset in factors:
+                _add_rows(rows, first + offset, w1, w2)
 
         return add
 
@@ -59,7 +63,8 @@ def fuse(
     tensors: list[Tensor] = []
     for form, slot in zip(forms, slots, strict=True):
         position = first + len(tensors)
-        terms.append(KroneckerTerm(position, len(form.w1), len(form.w2), form.scale, slot))
+        offset = form.window[0] if form.window else 0
+        terms.append(KroneckerTerm(position, len(form.w1), len(form.w2), form.scale, slot, offset))
         tensors += [*form.w1, *form.w2]
     return KroneckerGroup(tuple(terms)), tuple(tensors)
 

@@ -28,7 +28,9 @@ class LowRankGroup:
     def summary(self) -> str:
         return f"{len(self.ranks)} low-rank, one product of rank {sum(self.ranks)}"
 
-    def bind(self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype) -> Add:
+    def bind(
+        self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
+    ) -> Add:
         up, down = tensors[self.first].to(dtype), tensors[self.first + 1].to(dtype)
         factors = [
             scale * strengths[slot]

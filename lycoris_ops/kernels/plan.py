@@ -15,7 +15,8 @@ from ..algebra import Shape, compute_dtype, flat_shape
 from ..algorithms import Layer
 from ..errors import LayerError
 from ..forms import Form
-from .group import Group, row_tiles
+from ..parts import Part, Rows
+from .group import Add, Group, placed, row_tiles
 
 Fuse = Callable[[Sequence[Any], Sequence[int], int], tuple[Group, tuple[Tensor, ...]]]
 
@@ -41,11 +42,15 @@ class PatchPlan:
     """W += sum over the layers of strength * delta, in one pass with one rounding.
 
     A plan holds for a weight's shape and a set of layers; strengths may change from one application
-    to the next, in the order of the layers it was built from.
+    to the next, in the order of the layers it was built from. Every layer sees the weight as it was
+    before, so that their order has no part in the result.
     """
 
     shape: Shape
-    groups: tuple[Group, ...]
+    final: Shape
+    """The weight's shape afterwards: larger than before where a layer enlarges it with zeros."""
+    groups: tuple[tuple[Group, Rows | None], ...]
+    """Each with the rows of the weight that it is for, None for all."""
     tensors: tuple[Tensor, ...] = ()
     strengths: tuple[float, ...] = ()
 
@@ -55,33 +60,37 @@ class PatchPlan:
         shape: Sequence[int],
         dtype: torch.dtype,
         device: torch.device | str,
-        layers: Sequence[tuple[Layer, float]],
+        layers: Sequence[tuple[Layer | Part, float]],
     ) -> PatchPlan:
         """Decide what is fused with what. `dtype` and `device` are those of the weight to come.
 
         Raises LayerError where a layer does not fit the shape.
         """
         target = torch.device(device)
-        by_form: dict[type[Form], tuple[list[Form], list[int]]] = {}
-        for slot, (layer, _) in enumerate(layers):
-            layer.check_fit(shape)
-            form = layer.form()
-            forms, slots = by_form.setdefault(type(form), ([], []))
-            forms.append(form)
-            slots.append(slot)
-        groups: list[Group] = []
+        parts = [layer if isinstance(layer, Part) else Part(layer) for layer, _ in layers]
+        final = _enlarged(tuple(shape), parts)
+        by_form: dict[tuple[type[Form], Rows | None], tuple[list[Form], list[int]]] = {}
+        for slot, part in enumerate(parts):
+            part.check_fit(final)
+            for form in part.forms():
+                forms, slots = by_form.setdefault((type(form), part.rows), ([], []))
+                forms.append(form)
+                slots.append(slot)
+        groups: list[tuple[Group, Rows | None]] = []
         tensors: list[Tensor] = []
-        for kind, (forms, slots) in by_form.items():
+        for (kind, rows), (forms, slots) in by_form.items():
             group, own = FUSE[kind](forms, slots, len(tensors))
-            groups.append(group)
+            groups.append((group, rows))
             tensors += [tensor.to(target).contiguous() for tensor in own]
         strengths = tuple(float(strength) for _, strength in layers)
-        return cls(tuple(shape), tuple(groups), tuple(tensors), strengths)
+        return cls(tuple(shape), final, tuple(groups), tuple(tensors), strengths)
 
     @property
     def report(self) -> str:
         """What is fused and how, a line a group."""
-        return "\n".join(group.summary for group in self.groups)
+        return "\n".join(
+            group.summary + (f", rows {rows[0]} to {rows[1]}" if rows else "") for group, rows in self.groups
+        )
 
     @torch.no_grad()
     def apply_(self, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> Tensor:
@@ -89,23 +98,31 @@ class PatchPlan:
 
         The sum is formed in float32 (float64 for a float64 weight) and rounded once to the weight's
         dtype. `tensors` are the plan's, moved to the weight's device here where they are not there.
+        A weight that a layer enlarges cannot be patched in place: a larger one is returned.
         """
-        if tuple(weight.shape) != self.shape:
-            raise LayerError(
-                "the plan was made for another shape",
-                got=str(list(weight.shape)),
-                expected=str(list(self.shape)),
-            )
         if not weight.is_floating_point():
             raise LayerError(
                 "a weight of this dtype cannot be patched",
                 got=str(weight.dtype),
                 expected="a floating-point weight",
             )
+        if tuple(weight.shape) not in (self.shape, self.final):
+            raise LayerError(
+                "the plan was made for another shape",
+                got=str(list(weight.shape)),
+                expected=str(list(self.shape)),
+            )
+        if tuple(weight.shape) != self.final:
+            weight = _padded(weight, self.final)
         dtype = compute_dtype(weight.dtype)
         moved = [tensor.to(weight.device, non_blocking=weight.device.type != "cpu") for tensor in tensors]
-        adds = [group.bind(moved, strengths, dtype) for group in self.groups]
-        rows, columns = flat_shape(self.shape)
+        adds: list[Add] = []
+        for group, rows in self.groups:
+            if rows is None:
+                adds.append(group.bind(moved, strengths, dtype, weight))
+            else:
+                adds.append(placed(group.bind(moved, strengths, dtype, weight[slice(*rows)]), *rows))
+        rows, columns = flat_shape(self.final)
         if weight.dtype == dtype and weight.is_contiguous():
             flat = weight.view(rows, columns)
             for add in adds:
@@ -124,10 +141,31 @@ class PatchPlan:
         return weight
 
 
-def patch_(weight: Tensor, layers: Sequence[tuple[Layer, float]]) -> Tensor:
+def patch_(weight: Tensor, layers: Sequence[tuple[Layer | Part, float]]) -> Tensor:
     """weight += sum of strength * delta over the (layer, strength) pairs, in place and fused.
 
-    Returns the weight. Raises LayerError where a layer does not fit it.
+    Returns the weight, or a larger one where a layer enlarges it. Raises LayerError where a layer does
+    not fit it.
     """
     plan = PatchPlan.build(weight.shape, weight.dtype, weight.device, layers)
     return plan.apply_(weight, plan.tensors, plan.strengths)
+
+
+def _enlarged(shape: Shape, parts: Sequence[Part]) -> Shape:
+    wanted = {part.layer.enlarged() for part in parts} - {None}
+    for larger in wanted:
+        assert larger is not None
+        if len(larger) != len(shape) or any(new < old for new, old in zip(larger, shape, strict=True)):
+            raise LayerError(
+                "a layer enlarges its weight to a shape that does not hold it",
+                got=str(list(larger)),
+                expected=f"at least {list(shape)}",
+            )
+        shape = tuple(max(new, old) for new, old in zip(larger, shape, strict=True))
+    return shape
+
+
+def _padded(weight: Tensor, shape: Shape) -> Tensor:
+    larger = weight.new_zeros(shape)
+    larger[tuple(slice(size) for size in weight.shape)] = weight
+    return larger

@@ -8,7 +8,10 @@ so that any number of them works.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
+
+from ...algebra import Shape
+from .base import Places, whole
 
 FIXED = {
     "input_blocks.0.0": "conv_in",
@@ -30,9 +33,9 @@ RESNET = {
 }
 
 
-def aliases(paths: Collection[str]) -> dict[str, str]:
-    """Path in the UNet's own layout to diffusers' path; empty for another architecture."""
-    known = set(paths)
+def aliases(shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
+    """diffusers' names of the layers; empty for another architecture."""
+    known = set(shapes)
     if not {"input_blocks.0.0", "middle_block.0.in_layers.2"} <= known:
         return {}
     names = {
@@ -41,16 +44,16 @@ def aliases(paths: Collection[str]) -> dict[str, str]:
         **{f"middle_block.{ours}": f"mid_block.{theirs}" for ours, theirs in MIDDLE.items()},
     }
     found: dict[str, str] = {}
-    for path in paths:
+    for path in shapes:
         if path in FIXED:
-            found[path] = FIXED[path]
+            found[FIXED[path]] = path
         elif path in names:
-            found[path] = names[path]
+            found[names[path]] = path
         elif match := re.match(r"((?:input|output)_blocks\.\d+\.\d+|middle_block\.\d+)\.(.+)$", path):
             place, rest = match.groups()
             if place in names:
-                found[path] = f"{names[place]}.{RESNET.get(rest, rest)}"
-    return found
+                found[f"{names[place]}.{RESNET.get(rest, rest)}"] = path
+    return whole(found)
 
 
 def _places(

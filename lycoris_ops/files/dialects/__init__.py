@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 
+from ...algorithms import ALGORITHMS
 from .base import Dialect, Part, Prefix
 
-__all__ = ["DIALECTS", "Dialect", "Part", "Prefix", "split_key", "split_prefix"]
+__all__ = ["DIALECTS", "Dialect", "Part", "Prefix", "recognise", "split_key", "split_prefix"]
 
 
 def _discover() -> dict[str, Dialect]:
@@ -25,37 +27,17 @@ def _discover() -> dict[str, Dialect]:
 DIALECTS: dict[str, Dialect] = _discover()
 """Dialect name to dialect."""
 
-
-UNREAD = (
-    "dora_scale",
-    "diff",
-    "diff_b",
-    "set_weight",
-    "reshape_weight",
-    "w_norm",
-    "b_norm",
-    "oft_blocks",
-    "rescale",
-    "oft_R.weight",
-    "on_input",
-    "lora_B.bias",
-    "bias_indices",
-    "bias_values",
-    "bias_size",
-    "scalar",
-    *(f"{factor}.weight" for factor in ("a1", "a2", "b1", "b2", "bm", "q_layer", "p_layer")),
-    "lambda_layer",
-)
-"""Suffixes of kinds that no algorithm here reads: a layer that has one is reported, not half applied."""
+TOO_COMMON = ("weight",)
+"""Suffixes that mean something only beside others of their layer (IA3's beside on_input)."""
 
 
 def _suffixes() -> dict[str, str]:
-    merged: dict[str, str] = {suffix: suffix for suffix in UNREAD}
+    merged = {suffix: suffix for kind in ALGORITHMS.values() for suffix in kind.suffixes()}
     for dialect in DIALECTS.values():
         for written, canonical in dialect.suffixes.items():
             if merged.setdefault(written, canonical) != canonical:
                 raise TypeError(f"dialects disagree on the suffix {written!r}")
-    return merged
+    return {written: suffix for written, suffix in merged.items() if written not in TOO_COMMON}
 
 
 _SUFFIXES = _suffixes()
@@ -64,6 +46,12 @@ _PREFIXES = sorted(
     ((prefix, dialect.name) for dialect in DIALECTS.values() for prefix in dialect.prefixes),
     key=lambda item: -len(item[0].text),
 )
+
+
+def recognise(keys: Mapping[str, object]) -> Dialect | None:
+    """The dialect whose own marks the keys of a file have, None where prefixes tell it key by key."""
+    marked = (dialect for dialect in DIALECTS.values() if dialect.recognises)
+    return next((dialect for dialect in marked if dialect.recognises and dialect.recognises(keys)), None)
 
 
 def split_key(key: str) -> tuple[str, str] | None:

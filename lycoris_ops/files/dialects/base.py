@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,8 +23,16 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Dialect:
-    """One tool's way of writing names; `suffixes` maps what it writes to the algorithms' own names."""
+    """One tool's way of writing names; `suffixes` maps what it writes to the algorithms' own names.
+
+    `rename`, where given, turns a whole key of a file into one that prefixes and suffixes explain, and
+    `recognises` tells from all keys of a file whether it is of this dialect, so that this is wanted.
+    """
 
     name: str
     prefixes: tuple[Prefix, ...]
     suffixes: Mapping[str, str] = field(default_factory=dict[str, str])
+    recognises: Callable[[Mapping[str, object]], bool] | None = None
+    rename: Callable[[str], str] | None = None
+    enlarged: tuple[str, ...] = ()
+    """Layers that enlarge their weight with zeros to their own shape, without a tensor that says so."""

@@ -4,5 +4,9 @@ from .base import Dialect, Prefix
 
 DIALECT = Dialect(
     name="comfy",
-    prefixes=(Prefix("diffusion_model.", "unet"), Prefix("text_encoders.", "te")),
+    prefixes=(
+        Prefix("diffusion_model.", "unet"),
+        Prefix("model.diffusion_model.", "unet"),
+        Prefix("text_encoders.", "te"),
+    ),
 )

@@ -1,15 +1,41 @@
-"""Hugging Face diffusers: one file for a pipeline's UNet or transformer and text encoders."""
+"""Hugging Face diffusers: one file for a pipeline's UNet or transformer and text encoders.
+
+Three generations of suffixes: PEFT's, `.lora.down.weight`, and attention processors
+(`attn1.processor.to_q_lora.down.weight`, where `to_out` stands for `to_out.0`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
 
 from .base import Dialect, Prefix
+
+PROCESSOR = re.compile(r"\.processor\.(to_q|to_k|to_v|to_out)_lora\.(down|up)\.weight$")
+
+
+def _rename(key: str) -> str:
+    def plain(match: re.Match[str]) -> str:
+        layer = "to_out.0" if match[1] == "to_out" else match[1]
+        return f".{layer}.lora_{match[2]}.weight"
+
+    return PROCESSOR.sub(plain, key)
+
+
+def _recognises(keys: Mapping[str, object]) -> bool:
+    return any(PROCESSOR.search(key) for key in keys)
+
 
 DIALECT = Dialect(
     name="diffusers",
     prefixes=(
         Prefix("unet.", "unet"),
         Prefix("transformer.", "unet"),
+        Prefix("prior.", "unet"),
         Prefix("text_encoder.", "te", 1),
         Prefix("text_encoder_2.", "te", 2),
         Prefix("text_encoder_3.", "te", 3),
+        Prefix("text_encoder_4.", "te", 4),
     ),
     suffixes={
         "lora.down.weight": "lora_down.weight",
@@ -17,4 +43,6 @@ DIALECT = Dialect(
         "lora_linear_layer.down.weight": "lora_down.weight",
         "lora_linear_layer.up.weight": "lora_up.weight",
     },
+    recognises=_recognises,
+    rename=_rename,
 )

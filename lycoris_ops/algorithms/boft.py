@@ -1,0 +1,65 @@
+"""BOFT: several block-diagonal rotations, with butterfly permutations between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..algebra import Shape
+from ..errors import LayerError
+from .oft import Oft
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Boft(Oft):
+    """W' = rescale * (P_m^T R_m P_m) ... (P_0^T R_0 P_0) W, each R block-diagonal as in diag-OFT.
+
+    oft_blocks (m, n, b, b) with O = n * b. The permutation of stage i interleaves the two halves of
+    every 2^i * b consecutive rows, so that a block of stage i mixes rows from that far apart.
+
+    Source: Liu et al., "Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization"
+    (2311.06243), eq. 4; layout by LyCORIS.
+    """
+
+    algorithm: ClassVar[str] = "boft"
+    dimensions: ClassVar[int | None] = 4
+
+    @classmethod
+    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
+        """One stage more than the binary ones of n - 1; the block is the largest even one up to `rank`.
+
+        Raises LayerError where the outputs cannot be cut into 2^p blocks of an even size.
+        """
+        outputs = shape[0]
+        sizes = [
+            outputs // count
+            for count in (1 << p for p in range(outputs.bit_length()))
+            if outputs % count == 0 and outputs // count % 2 == 0 and outputs // count <= max(rank, 2)
+        ]
+        if not sizes:
+            raise LayerError(
+                "BOFT cannot cut these outputs into 2^p blocks of an even size",
+                got=str(outputs),
+                expected=f"a multiple of 2^p with blocks of at most {rank} rows",
+            )
+        size = max(sizes)
+        stages = (outputs // size - 1).bit_count() + 1
+        return cls(oft_blocks=torch.zeros(stages, outputs // size, size, size), alpha=alpha)
+
+    def dependent(self, weight: Tensor) -> Tensor:
+        stages = self.rotations(weight)
+        count, size = stages.shape[1:3]
+        rotated = weight.reshape(weight.shape[0], -1)
+        for stage, rotation in enumerate(stages):
+            half = size // 2 << stage
+            order = torch.arange(weight.shape[0], device=weight.device)
+            order = order.view(-1, 2, half).transpose(1, 2).flatten()
+            mixed = torch.einsum("kij,kjc->kic", rotation, rotated[order].view(count, size, -1))
+            rotated = torch.empty_like(rotated).index_copy_(0, order, mixed.flatten(0, 1))
+        return self.rescaled(rotated, weight) - weight

@@ -1,0 +1,68 @@
+"""A full difference: the change itself, of the weight, of the bias or of both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from .. import forms
+from ..algebra import Shape
+from ..errors import LayerError
+from .base import ALPHA, DIFF_B, Layer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+DIFF, SET = "diff", "set_weight"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Full(Layer):
+    """delta = diff; or with set_weight, the weight's value afterwards, delta = set_weight - W.
+
+    Both have the weight's shape, which may be (O,). `diff_b` (O,) is added to the bias. Alpha has no
+    meaning here. Source: the key names of LyCORIS ("full") and of ComfyUI's own saver.
+    """
+
+    algorithm: ClassVar[str] = "full"
+    variants: ClassVar[tuple[frozenset[str], ...]] = (
+        frozenset({DIFF}),
+        frozenset({SET}),
+        frozenset({DIFF_B}),
+    )
+    extras: ClassVar[frozenset[str]] = frozenset({ALPHA, DIFF_B})
+
+    diff: Tensor | None = None
+    set_weight: Tensor | None = None
+
+    @classmethod
+    def shape(cls, shapes: Mapping[str, Shape]) -> Shape:
+        found = shapes.get(DIFF) or shapes.get(SET) or ()
+        if 0 in found or (not found and DIFF_B not in shapes):
+            raise LayerError("a full difference is empty", got=str(list(found)), expected="a weight's shape")
+        return found
+
+    @classmethod
+    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
+        """diff zero; rank, alpha and seed have no meaning here."""
+        return cls(diff=torch.zeros(shape))
+
+    def additive(self) -> tuple[forms.Full, ...] | None:
+        return (forms.Full(_matrix(self.diff)),) if self.diff is not None else None
+
+    def dependent(self, weight: Tensor) -> Tensor:
+        if self.set_weight is None:
+            return torch.zeros_like(weight)
+        return self.set_weight.to(weight.device, weight.dtype).reshape(weight.shape) - weight
+
+    def rows(self, start: int, stop: int) -> Full:
+        assert self.set_weight is not None
+        return Full(set_weight=self.set_weight[start:stop])
+
+
+def _matrix(values: Tensor) -> Tensor:
+    return values.flatten(1) if values.ndim > 1 else values[:, None]

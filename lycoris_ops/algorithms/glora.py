@@ -1,0 +1,106 @@
+"""GLoRA: a low-rank change, and a low-rank change of the weight's input side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..algebra import Extent, Shape, flat_shape, fold_core
+from ..errors import LayerError
+from .base import Layer, agree, dimensions, scale, shapes_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+A1, A2, B1, B2, BM = (f"{name}.weight" for name in ("a1", "a2", "b1", "b2", "bm"))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Glora(Layer):
+    """delta = alpha / r * (b1 @ b2 + W @ a1 @ a2); on a convolution the second product is over inputs.
+
+    a1 (I, r), a2 (r, I), b1 (O, r), b2 (r, I, *kernel); with bm (r, r, *kernel) b2 is (r, I, 1, ...).
+    The older layout has each pair the other way round: a1 (r, I), a2 (I, r), b1 (r, K), b2 (O, r).
+
+    Source: Chavan et al., "One-for-All" (2306.07967), eq. 9; layouts by LyCORIS.
+    """
+
+    algorithm: ClassVar[str] = "glora"
+    variants: ClassVar[tuple[frozenset[str], ...]] = (
+        frozenset({A1, A2, B1, B2}),
+        frozenset({A1, A2, B1, B2, BM}),
+    )
+
+    a1: Tensor
+    a2: Tensor
+    b1: Tensor
+    b2: Tensor
+    bm: Tensor | None = None
+
+    @classmethod
+    def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
+        a1, a2, b1, b2 = (dimensions(shapes, name) for name in (A1, A2, B1, B2))
+        if BM in shapes:
+            core = dimensions(shapes, BM, 3)
+            agree("ranks", (BM, core[0]), (B1, b1[1]))
+            agree("ranks", (BM, core[1]), (B2, b2[0]))
+            return (b1[0], b2[1], *core[2:])
+        if _is_new(a1, a2, b1, b2):
+            agree("input sizes", (A1, a1[0]), (A2, a2[1]))
+            return (b1[0], *b2[1:])
+        if not b2[1] == b1[0] == a1[0] == a2[1]:
+            raise LayerError(
+                "the ranks of a GLoRA layer disagree",
+                got=", ".join(str(list(part)) for part in (a1, a2, b1, b2)),
+                expected="a1 (I, r), a2 (r, I), b1 (O, r), b2 (r, I)",
+            )
+        agree("input sizes", (A2, a2[0]), (A1, flat_shape(a1)[1]))
+        return (b2[0], *b1[1:])
+
+    @classmethod
+    def rank_of(cls, shapes: Mapping[str, Shape]) -> int:
+        return min(shapes[A1][:2]) if A1 in shapes else 0
+
+    @classmethod
+    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
+        """a1 and b1 uniform (Kaiming, a = sqrt(5)), a2 and b2 zero."""
+        generator = torch.Generator().manual_seed(seed)
+        bound = rank**-0.5
+        ones = tuple(1 for _ in shape[2:])
+        return cls(
+            a1=torch.empty(shape[1], rank, *ones).uniform_(-bound, bound, generator=generator),
+            a2=torch.zeros(rank, shape[1], *ones),
+            b1=torch.empty(shape[0], rank, *ones).uniform_(-bound, bound, generator=generator),
+            b2=torch.zeros(rank, *shape[1:]),
+            alpha=alpha,
+        )
+
+    def dependent(self, weight: Tensor) -> Tensor:
+        a1, a2, up, down = (part.to(weight.device, weight.dtype).flatten(1) for part in self._factors())
+        flat = weight.reshape(weight.shape[0], a1.shape[0], -1)
+        inner = torch.einsum("oik,ij->ojk", torch.einsum("oik,ir->ork", flat, a1), a2)
+        change = up @ down + inner.reshape(weight.shape[0], -1)
+        return scale(self.alpha, a1.shape[1]) * change
+
+    def rows(self, start: int, stop: int) -> Glora:
+        shapes = shapes_of(self.dump())
+        if self.bm is not None or _is_new(*(shapes[name] for name in (A1, A2, B1, B2))):
+            return replace(self, b1=self.b1[start:stop], diff_b=None)
+        return replace(self, b2=self.b2[start:stop], diff_b=None)
+
+    def _factors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """a1 (I, r), a2 (r, I), up (O, r), down (r, K) from either layout."""
+        a1, a2, b1, b2 = self.a1, self.a2, self.b1, self.b2
+        if self.bm is not None:
+            return a1, a2, b1, fold_core(self.bm, b2)
+        if _is_new(*(tuple(part.shape) for part in (a1, a2, b1, b2))):
+            return a1, a2, b1, b2
+        return a2, a1.flatten(1), b2, b1
+
+
+def _is_new(a1: Shape, a2: Shape, b1: Shape, b2: Shape) -> bool:
+    return b2[0] == b1[1] == a1[1] == a2[0]

@@ -1,0 +1,122 @@
+"""(IA)^3: a learned factor for each input or output of a layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..algebra import Extent, Shape
+from ..errors import LayerError
+from .base import ALPHA, Layer, dimensions
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+WEIGHT, ON_INPUT, PEFT = "weight", "on_input", "ia3_l"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Ia3(Layer):
+    """delta = W * w along the inputs (on_input 1) or the outputs (on_input 0): W' = W * (1 + w).
+
+    weight (n,), on a convolution (1, n, 1, ...). PEFT's ia3_l holds the factor itself, W' = W * l:
+    (1, I) for inputs, (O, 1) for outputs; on a convolution both are (1, n, 1, ...), and `feedforward`,
+    from PEFT's configuration, tells that it is for inputs. On the outputs it scales the bias as well,
+    since there it scales what the layer gives.
+
+    Source: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning" (2205.05638), eq. 1; layouts by
+    LyCORIS and by PEFT.
+    """
+
+    algorithm: ClassVar[str] = "ia3"
+    variants: ClassVar[tuple[frozenset[str], ...]] = (
+        frozenset({WEIGHT, ON_INPUT}),
+        frozenset({PEFT}),
+    )
+    extras: ClassVar[frozenset[str]] = frozenset({ALPHA})
+    bias_may_be_absent: ClassVar[bool] = True
+
+    weight: Tensor | None = None
+    on_input: Tensor | None = None
+    ia3_l: Tensor | None = None
+    feedforward: bool | None = None
+
+    @classmethod
+    def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
+        if PEFT in shapes:
+            found = dimensions(shapes, PEFT)
+            if len(found) > 2:
+                return (None,) * len(found)
+            return (found[0], None) if found[1] == 1 else (None, found[1])
+        if math.prod(shapes[ON_INPUT]) != 1:
+            raise LayerError(
+                "on_input is not a single number", got=str(list(shapes[ON_INPUT])), expected="[]"
+            )
+        return (None, None)
+
+    @classmethod
+    def bias_shape(
+        cls, shapes: Mapping[str, Shape], options: Mapping[str, Any] | None = None
+    ) -> Shape | None:
+        if PEFT not in shapes:
+            return None
+        found = shapes[PEFT]
+        inputs = found[0] == 1 if len(found) == 2 else (options or {}).get("feedforward", True)
+        return None if inputs else (math.prod(found),)
+
+    @classmethod
+    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
+        """w zero on the outputs; rank, alpha and seed have no meaning here."""
+        ones = tuple(1 for _ in shape[2:])
+        weight = torch.zeros(1, shape[0], *ones) if ones else torch.zeros(shape[0])
+        return cls(weight=weight, on_input=torch.tensor(0))
+
+    def dependent(self, weight: Tensor) -> Tensor:
+        factor = self._factor().to(weight.device, weight.dtype)
+        axis = 1 if self._inputs() else 0
+        shape = [1] * weight.ndim
+        if axis >= weight.ndim or weight.shape[axis] != factor.numel():
+            raise LayerError(
+                "an ia3 layer does not fit the weight",
+                got=f"{factor.numel()} factors for its {'inputs' if axis else 'outputs'}",
+                expected=str(list(weight.shape)),
+            )
+        shape[axis] = -1
+        return weight * factor.reshape(shape)
+
+    def rows(self, start: int, stop: int) -> Ia3:
+        if self._inputs():
+            return replace(self, feedforward=True) if self.ia3_l is not None else self
+        return Ia3(weight=self._factor()[start:stop], on_input=torch.tensor(0))
+
+    def bias_layer(self) -> Ia3 | None:
+        if self.ia3_l is None or self._inputs():
+            return None
+        return Ia3(weight=self._factor(), on_input=torch.tensor(0))
+
+    def _factor(self) -> Tensor:
+        """w, flat: what is added to 1."""
+        if self.ia3_l is not None:
+            return self.ia3_l.flatten() - 1
+        assert self.weight is not None
+        return self.weight.flatten()
+
+    def _inputs(self) -> bool:
+        if self.on_input is not None:
+            return bool(self.on_input.item())
+        assert self.ia3_l is not None
+        if self.ia3_l.ndim == 2:
+            return self.ia3_l.shape[0] == 1
+        if self.feedforward is None:
+            raise LayerError(
+                "the file does not say whether an ia3 layer of a convolution is for inputs or outputs",
+                got=str(list(self.ia3_l.shape)),
+                expected="feedforward_modules in an adapter_config.json beside the file",
+                hint="Put the configuration that PEFT wrote beside the file",
+            )
+        return self.feedforward

@@ -1,0 +1,58 @@
+"""Normalisation layers: a difference of their weight, and of their bias."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..algebra import Shape
+from ..forms import Full as FullForm
+from .base import ALPHA, Layer
+from .full import Full
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+WEIGHT, BIAS = "w_norm", "b_norm"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Norm(Layer):
+    """delta = w_norm (C,), and b_norm (C,) for the bias. Source: LyCORIS' `train_norm`."""
+
+    algorithm: ClassVar[str] = "norm"
+    variants: ClassVar[tuple[frozenset[str], ...]] = (
+        frozenset({WEIGHT}),
+        frozenset({WEIGHT, BIAS}),
+        frozenset({BIAS}),
+    )
+    extras: ClassVar[frozenset[str]] = frozenset({ALPHA})
+
+    w_norm: Tensor | None = None
+    b_norm: Tensor | None = None
+
+    @classmethod
+    def shape(cls, shapes: Mapping[str, Shape]) -> Shape:
+        return shapes.get(WEIGHT, ())
+
+    @classmethod
+    def bias_shape(
+        cls, shapes: Mapping[str, Shape], options: Mapping[str, Any] | None = None
+    ) -> Shape | None:
+        return shapes.get(BIAS)
+
+    @classmethod
+    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
+        """Zeros; rank, alpha and seed have no meaning here."""
+        return cls(w_norm=torch.zeros(shape[:1]))
+
+    def additive(self) -> tuple[FullForm, ...]:
+        assert self.w_norm is not None
+        return (FullForm(self.w_norm[:, None]),)
+
+    def bias_layer(self) -> Full | None:
+        return None if self.b_norm is None else Full(diff=self.b_norm)

@@ -1,0 +1,94 @@
+"""Diag-OFT: a block-diagonal rotation of a layer's outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..algebra import Extent, Shape, cayley, factorization
+from ..errors import LayerError
+from .base import Layer, agree, dimensions
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+BLOCKS, RESCALE = "oft_blocks", "rescale"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Oft(Layer):
+    """W' = rescale * R^T W, R block-diagonal, each block (I + Q) (I - Q)^-1 with Q = B - B^T.
+
+    oft_blocks B (n, b, b) with O = n * b; rescale (O, 1, ...), optional. alpha is the constraint: where
+    it is above 0 and the norm of all Q exceeds alpha * O, Q is scaled down to that norm.
+
+    Source: Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning" (2306.07280),
+    eq. 3 and 5; layout and constraint by LyCORIS and by kohya-ss, whose files are the same.
+    """
+
+    algorithm: ClassVar[str] = "oft"
+    variants: ClassVar[tuple[frozenset[str], ...]] = (frozenset({BLOCKS}),)
+    extras: ClassVar[frozenset[str]] = Layer.extras | {RESCALE}
+    dimensions: ClassVar[int | None] = 3
+
+    oft_blocks: Tensor
+    rescale: Tensor | None = None
+
+    @classmethod
+    def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
+        *_, count, rows, columns = dimensions(shapes, BLOCKS, cls.dimensions or 0)
+        agree("sides", (BLOCKS, rows), (BLOCKS, columns))
+        if RESCALE in shapes:
+            agree("output sizes", (BLOCKS, count * rows), (RESCALE, math.prod(shapes[RESCALE])))
+        return (count * rows, None)
+
+    @classmethod
+    def rank_of(cls, shapes: Mapping[str, Shape]) -> int:
+        """The size of a block."""
+        return shapes[BLOCKS][-1]
+
+    @classmethod
+    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
+        """Blocks of zeros of at most `rank` rows; `alpha` is the constraint."""
+        size, count = factorization(shape[0], rank)
+        return cls(oft_blocks=torch.zeros(count, size, size), alpha=alpha)
+
+    def dependent(self, weight: Tensor) -> Tensor:
+        rotation = self.rotations(weight)
+        count, size, _ = rotation.shape
+        blocks = weight.reshape(count, size, -1)
+        return self.rescaled(torch.einsum("knm,knc->kmc", rotation, blocks), weight) - weight
+
+    def rows(self, start: int, stop: int) -> Layer:
+        size = self.oft_blocks.shape[-1]
+        constrained = self.alpha is not None and self.alpha > 0
+        if self.oft_blocks.ndim != 3 or start % size or stop % size or constrained:
+            return super().rows(start, stop)
+        part = self.oft_blocks[start // size : stop // size]
+        rescale = None if self.rescale is None else self.rescale[start:stop]
+        return replace(self, oft_blocks=part, rescale=rescale, diff_b=None)
+
+    def rotations(self, weight: Tensor) -> Tensor:
+        """The rotation of each block, in the dtype and on the device of the weight."""
+        blocks = self.oft_blocks.to(weight.device, weight.dtype)
+        skew = blocks - blocks.transpose(-1, -2)
+        if self.alpha is not None and not math.isfinite(self.alpha):
+            raise LayerError("alpha is not a finite number", got=str(self.alpha), expected="a constraint")
+        if self.alpha is not None and self.alpha > 0:
+            bound = self.alpha * weight.shape[0]
+            norm = torch.linalg.vector_norm(skew)
+            skew = skew * (bound / norm.clamp_min(bound))
+        return cayley(skew)
+
+    def rescaled(self, rotated: Tensor, weight: Tensor) -> Tensor:
+        """The rotated weight in the shape of the weight, times `rescale` where there is one."""
+        shaped = rotated.reshape(weight.shape)
+        if self.rescale is None:
+            return shaped
+        factor = self.rescale.to(weight.device, weight.dtype).flatten()
+        return shaped * factor.reshape(-1, *(1 for _ in weight.shape[1:]))

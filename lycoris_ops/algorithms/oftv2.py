@@ -1,0 +1,130 @@
+"""OFTv2: a block-diagonal rotation of a layer's inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..algebra import Extent, Shape, cayley, flat_shape
+from ..errors import LayerError
+from .base import Layer, dimensions
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+R, SCALED = "oft_R.weight", "oft_R.scaled_oft"
+TERMS = 5
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class OftV2(Layer):
+    """W' = W R^T, R block-diagonal over the flattened inputs (I * prod(kernel)).
+
+    oft_R.weight (n, b * (b - 1) / 2) holds the upper triangles of the skew-symmetric blocks Q, row by
+    row; with n = 1 one block serves all. By `terms` of the Cayley-Neumann series,
+    R = I + 2 Q + 2 Q^2 + ... + Q^(terms - 1), 3 terms being the same as 4 in PEFT; with `terms` 0
+    exactly, R = (I - Q) (I + Q)^-1, of the opposite sense, as PEFT has it. oft_R.scaled_oft, which
+    OneTrainer writes, divides Q by 2 sqrt(b - 1). `constraint` (PEFT's coft) bounds the norm of each Q
+    by constraint / sqrt(n).
+
+    Source: Qiu et al., "Orthogonal Finetuning Made Scalable" (2506.19847), eq. 5 and 8; layout and
+    options by PEFT.
+    """
+
+    algorithm: ClassVar[str] = "oftv2"
+    variants: ClassVar[tuple[frozenset[str], ...]] = (frozenset({R}),)
+    extras: ClassVar[frozenset[str]] = Layer.extras | {SCALED}
+
+    oft_r: Tensor
+    oft_r_scaled_oft: Tensor | None = None
+    terms: int = TERMS
+    constraint: float | None = None
+
+    @classmethod
+    def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
+        count, triangle = dimensions(shapes, R)
+        size = _block(triangle)
+        if size * (size - 1) != 2 * triangle:
+            raise LayerError(
+                "the blocks of an oftv2 layer are not triangles",
+                got=str(list(shapes[R])),
+                expected="b * (b - 1) / 2 values a block",
+            )
+        return (None, None if count == 1 else count * size)
+
+    @classmethod
+    def rank_of(cls, shapes: Mapping[str, Shape]) -> int:
+        """The size of a block."""
+        return _block(shapes[R][1])
+
+    @classmethod
+    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
+        """Blocks of zeros: the largest size up to `rank` that divides the inputs; alpha has no meaning."""
+        inputs = flat_shape(shape)[1]
+        size = next(n for n in range(max(2, rank), 0, -1) if inputs % n == 0)
+        if size < 2:
+            raise LayerError(
+                "no block of OFTv2 divides the inputs",
+                got=str(inputs),
+                expected=f"a multiple of a number from 2 to {max(2, rank)}",
+            )
+        return cls(oft_r=torch.zeros(inputs // size, size * (size - 1) // 2))
+
+    def dependent(self, weight: Tensor) -> Tensor:
+        flat = weight.reshape(weight.shape[0], -1)
+        skew = self._skew(weight)
+        size = skew.shape[-1]
+        if flat.shape[1] % size:
+            raise LayerError(
+                "the shared block of an oftv2 layer does not divide the inputs",
+                got=f"blocks of {size}",
+                expected=f"a divisor of {flat.shape[1]}",
+            )
+        rotation = self._rotation(skew)
+        rotation = rotation.expand(flat.shape[1] // size, size, size)
+        blocks = flat.view(len(flat), -1, size)
+        return (torch.einsum("okc,krc->okr", blocks, rotation).reshape(flat.shape) - flat).view(weight.shape)
+
+    def rows(self, start: int, stop: int) -> OftV2:
+        """The same layer: every output sees the same rotated inputs."""
+        return OftV2(
+            oft_r=self.oft_r,
+            oft_r_scaled_oft=self.oft_r_scaled_oft,
+            terms=self.terms,
+            constraint=self.constraint,
+        )
+
+    def _skew(self, weight: Tensor) -> Tensor:
+        values = self.oft_r.to(weight.device, weight.dtype)
+        size = _block(values.shape[1])
+        row, column = torch.triu_indices(size, size, 1, device=values.device)
+        upper = values.new_zeros(len(values), size, size)
+        upper[:, row, column] = values
+        skew = upper - upper.transpose(1, 2)
+        if self.oft_r_scaled_oft is not None:
+            skew = skew / (2 * math.sqrt(max(1, size - 1)))
+        if self.constraint is not None:
+            bound = self.constraint / math.sqrt(len(skew))
+            norm = torch.linalg.matrix_norm(skew, keepdim=True)
+            skew = skew * (bound / norm.clamp_min(bound))
+        return skew
+
+    def _rotation(self, skew: Tensor) -> Tensor:
+        if self.terms == 0:
+            return cayley(-skew)
+        one = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device).expand_as(skew)
+        total, power = one, one
+        last = max(3, self.terms - 1) if self.terms > 2 else self.terms
+        for term in range(1, self.terms if self.terms < 3 else last + 1):
+            power = power @ skew
+            total = total + (power if term == last else 2 * power)
+        return total
+
+
+def _block(triangle: int) -> int:
+    return (1 + math.isqrt(1 + 8 * triangle)) // 2

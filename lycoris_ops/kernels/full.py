@@ -1,0 +1,42 @@
+"""Changes that are not factored, and sparse ones: added as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..forms import Full
+from .group import Add
+
+FORM = Full
+
+
+@dataclass(frozen=True)
+class FullGroup:
+    """W += strength * values."""
+
+    first: int
+    slots: tuple[int, ...]
+
+    @property
+    def summary(self) -> str:
+        return f"{len(self.slots)} full, added as they are"
+
+    def bind(
+        self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
+    ) -> Add:
+        terms = [(tensors[self.first + n], strengths[slot]) for n, slot in enumerate(self.slots)]
+
+        def add(rows: Tensor, first: int) -> None:
+            for values, strength in terms:
+                rows.add_(values[first : first + len(rows)].to(dtype), alpha=strength)
+
+        return add
+
+
+def fuse(forms: Sequence[Full], slots: Sequence[int], first: int) -> tuple[FullGroup, tuple[Tensor, ...]]:
+    """One group of all full changes, and their tensors."""
+    return FullGroup(first, tuple(slots)), tuple(form.values for form in forms)

@@ -1,0 +1,53 @@
+"""A layer on a part of a weight, or a part of a layer on a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .algebra import Shape
+from .algorithms import Layer
+from .algorithms.base import shapes_of, show
+from .errors import LayerError
+from .forms import Form
+
+Rows = tuple[int, int]
+"""The first row and the end of a range of rows."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A layer, or `window` of its rows, for `rows` of a weight; None means all.
+
+    An adapter's q, k and v meet rows of a fused qkv weight; an adapter's qkv meets, row range by row
+    range, the weights of q, k and v.
+    """
+
+    layer: Layer
+    rows: Rows | None = None
+    window: Rows | None = None
+
+    def shape_met(self, shape: Sequence[int]) -> Shape:
+        """The shape of what the layer meets of a weight of `shape`, before any enlargement."""
+        return (self.rows[1] - self.rows[0], *shape[1:]) if self.rows else tuple(shape)
+
+    def check_fit(self, shape: Sequence[int]) -> None:
+        """Raise LayerError unless the change can be added to a weight of this shape."""
+        met = self.shape_met(shape)
+        if self.window is None:
+            self.layer.check_fit(met)
+            return
+        stored = self.layer.shape(shapes_of(self.layer.dump()))
+        total = stored[0] if stored else None
+        if self.window[1] - self.window[0] != met[0] or (total is not None and self.window[1] > total):
+            raise LayerError(
+                f"rows of a {self.layer.algorithm} layer do not fit the weight",
+                got=f"rows {self.window[0]} to {self.window[1]} of {show(stored)}",
+                expected=str(list(met)),
+            )
+        self.layer.check_fit((total if total is not None else met[0], *met[1:]))
+
+    def forms(self) -> tuple[Form, ...]:
+        """The forms of the rows meant."""
+        forms = self.layer.forms()
+        return forms if self.window is None else tuple(form.rows(*self.window) for form in forms)
