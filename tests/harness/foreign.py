@@ -7,7 +7,7 @@ them, and each row that comes out is looked up. Nothing here knows a name of thi
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,11 @@ class Located:
     """For each row, which of these keys."""
     row_of: Tensor
     """For each row, which row of that key."""
+
+    @classmethod
+    def whole(cls, key: str, shape: Sequence[int]) -> Located:
+        """A layer that the host has just so."""
+        return cls(tuple(shape), (key,), torch.zeros(shape[0], dtype=torch.long), torch.arange(shape[0]))
 
     def scatter(self, delta: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
         """What a change of this layer changes in the host's weights."""

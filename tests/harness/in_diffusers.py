@@ -20,6 +20,7 @@ from .foreign import Located, Numbered, State, with_constants
 from .zoo import ADAPTABLE, SPECIES, adaptable
 
 PREFIX = "diffusion_model."
+Renames = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Diffusers:
     """What that conversion takes for granted, and the zoo's value of it."""
     published: Callable[[State], State] = dict
     """From the host's layout to that of published checkpoints."""
-    renames: tuple[tuple[str, str], ...] = ()
+    renames: Renames = ()
     """After the conversion, or without one: patterns of names, and diffusers' names for them."""
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     """Without a conversion: the end of a renamed fused weight, and what its equal parts are called."""
@@ -59,7 +60,8 @@ def located(name: str, model: nn.Module) -> dict[str, Located]:
         if not key.endswith(".weight") or weight is None or weight.ndim < 2:
             continue
         where = numbered.locate(weight)
-        if all(source.removesuffix(".weight") in layers for source in where.keys):
+        sources = [source.removesuffix(".weight") for source in where.keys]
+        if all(path in layers and not re.match(species.without, path) for path in sources):
             found[key.removesuffix(".weight")] = where
     return found
 
@@ -127,13 +129,14 @@ def _hunyuan(state: State) -> State:
     return _renamed(state, HUNYUAN)
 
 
-def _renamed(state: State, renames: tuple[tuple[str, str], ...]) -> State:
-    result: State = {}
-    for key, value in state.items():
-        for pattern, name in renames:
-            key = re.sub(pattern, name, key)
-        result[key] = value
-    return result
+def _renamed(state: State, renames: Renames) -> State:
+    return {renamed(key, renames): value for key, value in state.items()}
+
+
+def renamed(key: str, renames: Renames) -> str:
+    for pattern, name in renames:
+        key = re.sub(pattern, name, key)
+    return key
 
 
 class _Kept(dict[str, Tensor]):
@@ -179,13 +182,16 @@ def _cascade(state: State) -> State:
     return result
 
 
-def _unet(**changed: Any) -> dict[str, Any]:
+def _unet(*depth: int, **changed: Any) -> dict[str, Any]:
+    """A UNet with so many transformer blocks on each level."""
+    down = ["CrossAttnDownBlock2D" if blocks else "DownBlock2D" for blocks in depth]
+    up = ["CrossAttnUpBlock2D" if blocks else "UpBlock2D" for blocks in depth]
     return {
-        "block_out_channels": (32, 64),
+        "block_out_channels": (32, 64, 64),
         "layers_per_block": 2,
-        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        "transformer_layers_per_block": (1, 2),
+        "down_block_types": tuple(down),
+        "up_block_types": tuple(up[::-1]),
+        "transformer_layers_per_block": tuple(blocks or 1 for blocks in depth),
         "cross_attention_dim": 24,
         "attention_head_dim": 2,
         **changed,
@@ -289,10 +295,10 @@ BYT5 = (
 )
 
 DIFFUSERS: dict[str, Diffusers] = {
-    "SD1.5": Diffusers("UNet2DConditionModel", _unet(), **_UNET),
-    "SD2": Diffusers("UNet2DConditionModel", _unet(use_linear_projection=True), **_UNET),
-    "SDXL": Diffusers("UNet2DConditionModel", _unet(**_SDXL), **_UNET),
-    "SDXL refiner": Diffusers("UNet2DConditionModel", _unet(**_SDXL), **_UNET),
+    "SD1.5": Diffusers("UNet2DConditionModel", _unet(1, 1, 0), **_UNET),
+    "SD2": Diffusers("UNet2DConditionModel", _unet(1, 1, 0, use_linear_projection=True), **_UNET),
+    "SDXL": Diffusers("UNet2DConditionModel", _unet(0, 1, 2, **_SDXL), **_UNET),
+    "SDXL refiner": Diffusers("UNet2DConditionModel", _unet(0, 2, 0, **_SDXL), **_UNET),
     "Stable Cascade C": Diffusers(
         "StableCascadeUNet",
         {
@@ -526,6 +532,20 @@ DIFFUSERS: dict[str, Diffusers] = {
         "WanVACETransformer3DModel",
         {**_WAN, "vace_layers": [0], "vace_in_channels": 12},
         "convert_wan_transformer_to_diffusers",
+    ),
+    "Wan Animate": Diffusers(
+        "WanAnimateTransformer3DModel",
+        {
+            **_WAN,
+            "in_channels": 12,
+            "latent_channels": 4,
+            "added_kv_proj_dim": 32,
+            "motion_encoder_dim": 16,
+        },
+        "convert_wan_transformer_to_diffusers",
+        # The host has the causal padding in a module of its own.
+        renames=((r"^(face_encoder\.conv\w+)\.conv\.", r"\1."),),
+        sizes=r"condition_embedder\.image_embedder\.|face_encoder\.|pose_patch",
     ),
     "HiDream": Diffusers(
         "HiDreamImageTransformer2DModel",

@@ -31,17 +31,17 @@ class Species:
 
 
 def _unet(**changed: Any) -> dict[str, Any]:
-    """Two levels, a transformer in the second and in the middle."""
+    """Three levels of two blocks; transformers in the first two, as in SD1.5."""
     return {
         "image_size": 32,
         "in_channels": 4,
         "out_channels": 4,
         "model_channels": 32,
-        "num_res_blocks": [2, 2],
-        "channel_mult": [1, 2],
-        "transformer_depth": [1, 1, 2, 2],
-        "transformer_depth_output": [1, 1, 1, 2, 2, 2],
-        "transformer_depth_middle": 2,
+        "num_res_blocks": [2, 2, 2],
+        "channel_mult": [1, 2, 2],
+        "transformer_depth": [1, 1, 1, 1, 0, 0],
+        "transformer_depth_output": [1, 1, 1, 1, 1, 1, 0, 0, 0],
+        "transformer_depth_middle": 1,
         "use_spatial_transformer": True,
         "legacy": False,
         "context_dim": 24,
@@ -49,6 +49,17 @@ def _unet(**changed: Any) -> dict[str, Any]:
         "num_head_channels": 16,
         **changed,
     }
+
+
+def _sdxl(depth: list[int], middle: int) -> dict[str, Any]:
+    """A depth for each level; the first has no transformer."""
+    return _unet(
+        num_classes="sequential",
+        adm_in_channels=20,
+        transformer_depth=[blocks for blocks in depth for _ in range(2)],
+        transformer_depth_output=[blocks for blocks in depth for _ in range(3)],
+        transformer_depth_middle=middle,
+    )
 
 
 def _flux(**changed: Any) -> dict[str, Any]:
@@ -234,8 +245,8 @@ _CASCADE = {"c_cond": 16, "c_r": 8, "kernel_size": 3}
 SPECIES: dict[str, Species] = {
     "SD1.5": Species("SD15", _unet()),
     "SD2": Species("SD20", _unet()),
-    "SDXL": Species("SDXL", _unet(num_classes="sequential", adm_in_channels=20)),
-    "SDXL refiner": Species("SDXLRefiner", _unet(num_classes="sequential", adm_in_channels=20)),
+    "SDXL": Species("SDXL", _sdxl([0, 1, 2], middle=2)),
+    "SDXL refiner": Species("SDXLRefiner", _sdxl([0, 2, 0], middle=1)),
     "SVD": Species(
         "SVD_img2vid",
         _unet(
@@ -500,7 +511,7 @@ SPECIES: dict[str, Species] = {
     "Wan camera": Species("WAN21_Camera", _wan(in_dim=32, in_dim_control_adapter=4)),
     "Wan HuMo": Species("WAN21_HuMo", _wan(in_dim=36, audio_token_num=2)),
     "Wan S2V": Species("WAN22_S2V", _wan(audio_dim=16, num_audio_token=2, audio_inject_layers=[0])),
-    "Wan Animate": Species("WAN22_Animate", _wan(in_dim=36, motion_encoder_dim=16)),
+    "Wan Animate": Species("WAN22_Animate", _wan(in_dim=12, motion_encoder_dim=16)),
     "Wan SCAIL": Species("WAN21_SCAIL", _wan()),
     "Hunyuan3D 2": Species(
         "Hunyuan3Dv2",
@@ -738,6 +749,76 @@ SPECIES: dict[str, Species] = {
     ),
 }
 """Every architecture, by the name that users know."""
+
+
+CLIP = {
+    "num_hidden_layers": 3,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 2,
+    "projection_dim": 32,
+}
+T5 = {"num_layers": 2, "d_model": 32, "d_ff": 48, "d_kv": 16, "num_heads": 2}
+LLAMA = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """A class of text encoders of the host, and a small configuration for each by its name there."""
+
+    module: str
+    kind: str
+    configs: Mapping[str, Mapping[str, Any]]
+
+
+ENCODERS: dict[str, Encoders] = {
+    "SD1.5": Encoders("comfy.sd1_clip", "SD1ClipModel", {"clip_l": CLIP}),
+    "SD2": Encoders("comfy.text_encoders.sd2_clip", "SD2ClipModel", {"clip_h": CLIP}),
+    "SDXL": Encoders("comfy.sdxl_clip", "SDXLClipModel", {"clip_l": CLIP, "clip_g": CLIP}),
+    "SDXL refiner": Encoders("comfy.sdxl_clip", "SDXLRefinerClipModel", {"clip_g": CLIP}),
+    "Stable Cascade": Encoders("comfy.sdxl_clip", "StableCascadeClipModel", {"clip_g": CLIP}),
+    "SD3": Encoders(
+        "comfy.text_encoders.sd3_clip", "SD3ClipModel", {"clip_l": CLIP, "clip_g": CLIP, "t5xxl": T5}
+    ),
+    "Flux 1": Encoders("comfy.text_encoders.flux", "FluxClipModel", {"clip_l": CLIP, "t5xxl": T5}),
+    "HunyuanDiT": Encoders(
+        "comfy.text_encoders.hydit", "HyditModel", {"hydit_clip": {"num_hidden_layers": 2}, "mt5xl": T5}
+    ),
+    "HunyuanVideo": Encoders(
+        "comfy.text_encoders.hunyuan_video", "HunyuanVideoClipModel", {"clip_l": CLIP, "llama": LLAMA}
+    ),
+    "Wan": Encoders("comfy.text_encoders.wan", "WanT5Model", {"umt5xxl": T5}),
+    "PixArt": Encoders("comfy.text_encoders.pixart_t5", "PixArtT5XXL", {"t5xxl": T5}),
+    "AuraFlow": Encoders("comfy.text_encoders.aura_t5", "AuraT5Model", {"pile_t5xl": T5}),
+    "Qwen-Image": Encoders("comfy.text_encoders.qwen_image", "QwenImageTEModel", {"qwen25_7b": LLAMA}),
+    "Lumina 2": Encoders("comfy.text_encoders.lumina2", "LuminaModel", {"gemma2_2b": LLAMA}),
+    "Z-Image": Encoders("comfy.text_encoders.z_image", "ZImageTEModel", {"qwen3_4b": LLAMA}),
+    "Anima": Encoders("comfy.text_encoders.anima", "AnimaTEModel", {"qwen3_06b": LLAMA}),
+    "HiDream": Encoders(
+        "comfy.text_encoders.hidream",
+        "HiDreamTEModel",
+        {"clip_l": CLIP, "clip_g": CLIP, "t5xxl": T5, "llama": LLAMA},
+    ),
+}
+"""Text encoders, by the architecture that has them."""
+
+
+def make_encoders(name: str, seed: int = 0) -> Any:
+    """The host's text encoders of an architecture, as they stand in a CLIP's patcher."""
+    species = ENCODERS[name]
+    kind = getattr(importlib.import_module(species.module), species.kind)
+    options = {f"{encoder}_model_config": dict(config) for encoder, config in species.configs.items()}
+    model = kind(device=torch.device("meta"), dtype=torch.float32, model_options=options)
+    _cut(model)
+    model.to_empty(device="cpu")
+    randomise(model, seed)
+    return model
 
 
 def supported(name: str) -> bool:

@@ -1,0 +1,221 @@
+"""What each architecture's layers are called in the adapter files of its community, and what they mean.
+
+Names come from the model's own tree, from lycoris-lora run on it, or from diffusers' model; the prefix
+and the suffixes are those of the tool that a dialect is of.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import in_diffusers
+from .foreign import Located
+from .in_diffusers import DIFFUSERS, HUNYUAN, PREFIX, renamed
+from .zoo import SPECIES, adaptable, make
+
+Names = dict[str, Located]
+"""Name on disk, without suffix, to where it lies in the host's model."""
+Shapes = Mapping[str, tuple[int, ...]]
+
+KOHYA = ("{}.lora_down.weight", "{}.lora_up.weight", "{}.alpha")
+PEFT = ("{}.lora_A.weight", "{}.lora_B.weight")
+PROCESSORS = ("{}_lora.down.weight", "{}_lora.up.weight")
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a tool writes the names of layers and their tensors."""
+
+    name: Callable[[str], str | None]
+    """From the layer's path to its name; None for a layer that the tool does not adapt."""
+    tensors: tuple[str, ...]
+    source: str = "host"
+    """Whose path: the host's model, diffusers', the published checkpoint, or lycoris-lora's name."""
+    only: Callable[[str], bool] = lambda architecture: True
+
+
+def _flat(prefix: str) -> Callable[[str], str]:
+    return lambda path: prefix + path.replace(".", "_")
+
+
+def _dotted(prefix: str) -> Callable[[str], str]:
+    return lambda path: prefix + path
+
+
+def _among(*architectures: str) -> Callable[[str], bool]:
+    return lambda architecture: architecture in architectures
+
+
+def _starting(*words: str) -> Callable[[str], bool]:
+    return lambda architecture: architecture.startswith(words)
+
+
+def _processor(path: str) -> str | None:
+    """diffusers before PEFT: only attention, and `to_out` for `to_out.0`."""
+    attention, dot, projection = path.partition(".to_")
+    return f"unet.{attention}.processor.to_{projection.removesuffix('.0')}" if dot else None
+
+
+def _without(prefix: str, form: Callable[[str], str]) -> Callable[[str], str | None]:
+    return lambda path: form(path.removeprefix(prefix)) if path.startswith(prefix) else None
+
+
+UNETS = _among("SD1.5", "SD2", "SDXL", "SDXL refiner")
+CASCADE = _starting("Stable Cascade")
+
+
+def _transformer(architecture: str) -> bool:
+    return not UNETS(architecture) and not CASCADE(architecture)
+
+
+DIALECTS: dict[str, Dialect] = {
+    "ComfyUI": Dialect(_dotted("diffusion_model."), PEFT),
+    "kohya": Dialect(_flat("lora_unet_"), KOHYA),
+    "LyCORIS": Dialect(lambda name: name, KOHYA, "lycoris"),
+    "PEFT": Dialect(_dotted("base_model.model."), PEFT),
+    "bare": Dialect(_dotted(""), PEFT),
+    "diffusers": Dialect(_dotted("transformer."), PEFT, "diffusers", _transformer),
+    "diffusers UNet": Dialect(_dotted("unet."), PEFT, "diffusers", UNETS),
+    "diffusers prior": Dialect(_dotted("prior."), PEFT, "diffusers", CASCADE),
+    "diffusers attention processors": Dialect(_processor, PROCESSORS, "diffusers", UNETS),
+    "PEFT on diffusers": Dialect(_dotted("base_model.model."), PEFT, "diffusers"),
+    "SimpleTuner LyCORIS": Dialect(_flat("lycoris_"), KOHYA, "diffusers"),
+    "OneTrainer": Dialect(_flat("lora_transformer_"), KOHYA, "diffusers", _transformer),
+    "OneTrainer prior": Dialect(_flat("lora_prior_unet_"), KOHYA, "diffusers", CASCADE),
+    "kohya on diffusers": Dialect(_flat("lora_unet_"), KOHYA, "diffusers"),
+    "ComfyUI on diffusers": Dialect(_dotted("diffusion_model."), PEFT, "diffusers", _transformer),
+    "DiffSynth": Dialect(_dotted(""), PEFT, "diffusers", _transformer),
+    "musubi-tuner": Dialect(_flat("lora_unet_"), KOHYA, "published"),
+    "diffusion-pipe": Dialect(_dotted("diffusion_model."), PEFT, "published"),
+    "diffusion-pipe, older": Dialect(_dotted("transformer."), PEFT, "published"),
+    "VideoX-Fun": Dialect(_flat("lora_unet__"), KOHYA, only=_starting("Wan")),
+    "Cascade prior": Dialect(_flat("lora_prior_unet_"), KOHYA, only=CASCADE),
+    "PixArt's script": Dialect(_dotted("unet.base_model.model."), PEFT, "diffusers", _starting("PixArt")),
+    "ACE-Step PEFT": Dialect(
+        _without("decoder.", _dotted("base_model.model.")), PEFT, only=_among("ACE-Step 1.5")
+    ),
+    "ACE-Step LyCORIS": Dialect(_without("decoder.", _flat("lycoris_")), KOHYA, only=_among("ACE-Step 1.5")),
+}
+"""Every dialect by the name of the tool, or of what writes it."""
+
+PUBLISHED = {name: HUNYUAN for name in SPECIES if name.startswith("Hunyuan") and name in DIFFUSERS}
+PUBLISHED.pop("HunyuanDiT", None)
+"""Where published checkpoints, and so trainers, have other names than the host's model."""
+
+
+def cases() -> list[tuple[str, str]]:
+    """Every architecture with each dialect that it is found in."""
+    return [
+        (architecture, name)
+        for architecture in SPECIES
+        for name, dialect in DIALECTS.items()
+        if dialect.only(architecture) and _has(architecture, dialect.source)
+    ]
+
+
+def _has(architecture: str, source: str) -> bool:
+    return {
+        "diffusers": architecture in DIFFUSERS,
+        "published": architecture in PUBLISHED,
+        "host": True,
+        "lycoris": True,
+    }[source]
+
+
+@lru_cache(maxsize=2)
+def model_of(architecture: str) -> Any:
+    """The tiny model; the two latest are kept, as tests go through one architecture after the other."""
+    return make(architecture)
+
+
+@lru_cache(maxsize=2)
+def shapes_of(architecture: str) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in model_of(architecture).state_dict().items()}
+
+
+@lru_cache(maxsize=8)
+def places(architecture: str, source: str) -> dict[str, Located]:
+    """Each layer by the path that a source has for it, with the keys of the host's state dict."""
+    model = model_of(architecture)
+    if source == "diffusers":
+        return {path: _keyed(where) for path, where in in_diffusers.located(architecture, model).items()}
+    whole = {
+        path.removeprefix(PREFIX): Located.whole(f"{path}.weight", layer.weight.shape)
+        for path, layer in adaptable(model).items()
+        if path.startswith(PREFIX)
+    }
+    if source == "lycoris":
+        return {name: whole[path] for name, path in lycoris_names(model.diffusion_model).items()}
+    if source == "published":
+        return {
+            renamed(f"{path}.weight", PUBLISHED[architecture]).removesuffix(".weight"): where
+            for path, where in whole.items()
+        }
+    return whole
+
+
+def _keyed(where: Located) -> Located:
+    return Located(where.shape, tuple(PREFIX + key for key in where.keys), where.key_of, where.row_of)
+
+
+def names(architecture: str, dialect: str) -> Names:
+    """The layers of an architecture by their names in a dialect."""
+    writer = DIALECTS[dialect]
+    found: Names = {}
+    for path, where in places(architecture, writer.source).items():
+        name = writer.name(path)
+        if name is not None:
+            found[name] = where
+    return found
+
+
+def lycoris_names(model: nn.Module) -> dict[str, str]:
+    """What lycoris-lora calls the layers of a module, by their paths in it."""
+    from lycoris import create_lycoris
+
+    logging.getLogger("LyCORIS").setLevel(logging.ERROR)
+    network = create_lycoris(model, 1.0, linear_dim=1, linear_alpha=1, algo="lora")
+    paths = {id(module): path for path, module in model.named_modules()}
+    return {lora.lora_name: paths[id(lora.org_module[0])] for lora in network.loras}
+
+
+RANK, ALPHA = 2, 0.5
+
+
+def adapter(
+    named: Names, tensors: tuple[str, ...], seed: int = 0
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """An adapter file's tensors for these layers, and each layer's change at strength 1, in float64.
+
+    Factors are small whole numbers, so that products and sums of them are exact.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    file: dict[str, Tensor] = {}
+    changes: dict[str, Tensor] = {}
+    for name, where in named.items():
+        rows, *columns = where.shape
+        up = torch.randint(-3, 4, (rows, RANK), generator=generator).float()
+        down = torch.randint(-3, 4, (RANK, *columns), generator=generator).float()
+        scale = ALPHA / RANK if len(tensors) == 3 else 1.0
+        up = up.view(rows, RANK, *[1] * (len(columns) - 1)).contiguous()
+        values = (down, up, torch.tensor(ALPHA))
+        file |= {key.format(name): value for key, value in zip(tensors, values, strict=False)}
+        change = scale * up.double().flatten(1) @ down.double().flatten(1)
+        changes[name] = change.view(where.shape)
+    return file, changes
+
+
+def summed(named: Names, changes: Mapping[str, Tensor], shapes: Shapes) -> dict[str, Tensor]:
+    """The change of each of the host's weights."""
+    total: dict[str, Tensor] = {}
+    for name, where in named.items():
+        for key, change in where.scatter(changes[name], shapes).items():
+            total[key] = total[key] + change if key in total else change
+    return total

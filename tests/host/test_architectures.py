@@ -1,0 +1,97 @@
+"""Every architecture of the host, under every name that its community's adapters have for its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hosting import Host, Patched
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.harness import dialects, in_diffusers, zoo
+from tests.harness.dialects import DIALECTS, Names
+
+pytestmark = pytest.mark.host
+
+STRENGTH = 0.5
+
+
+def patcher(model: Any) -> Any:
+    from comfy.model_patcher import ModelPatcher
+
+    return ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+
+
+def needs(architecture: str) -> None:
+    if not zoo.supported(architecture):
+        pytest.skip(f"this host has no {architecture}")
+
+
+def applied(host: Host, on: Patched, path: Path, layers: int) -> Patched:
+    """The adapter applied by the node, which names no layer that it left out."""
+    adapter = host.ops.load_adapter(path)
+    stack = host.ops.Stack([host.ops.Entry(adapter, strength=STRENGTH, strength_clip=STRENGTH)])
+    patched = host.apply(on, stack, strict=True, clip=on.clip is not None)
+    assert f"applied {layers} of {layers} layers" in patched.report, patched.report
+    return patched
+
+
+def assert_exact(patched: Patched, changes: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """The host's own call of each patch against the sum in float64; no other weight is patched."""
+    import comfy.lora
+
+    assert set(patched.patches) == set(changes)
+    for key, change in changes.items():
+        weight = state[key]
+        found = comfy.lora.calculate_weight(patched.patches[key], weight.clone(), key)
+        exact = weight.double() + STRENGTH * change
+        bound = 2 * torch.finfo(torch.float32).eps * exact.abs().max()
+        assert found.dtype == torch.float32 and found.shape == weight.shape
+        assert (found.double() - exact).abs().max() <= bound, key
+        assert change.any(), key
+
+
+def check(host: Host, architecture: str, named: Names, tensors: tuple[str, ...], folder: Path) -> None:
+    model = dialects.model_of(architecture)
+    file, changes = dialects.adapter(named, tensors)
+    save_file(file, folder / "adapter.safetensors")
+    patched = applied(host, Patched(patcher(model), None), folder / "adapter.safetensors", len(named))
+    shapes = dialects.shapes_of(architecture)
+    assert_exact(patched, dialects.summed(named, changes, shapes), model.state_dict())
+
+
+@pytest.mark.parametrize(("architecture", "dialect"), dialects.cases())
+def test_every_layer_is_found_and_patched_exactly(
+    host: Host, tmp_path: Path, architecture: str, dialect: str
+) -> None:
+    needs(architecture)
+    named = dialects.names(architecture, dialect)
+    assert len(named) >= 8
+    check(host, architecture, named, DIALECTS[dialect].tensors, tmp_path)
+
+
+@pytest.mark.parametrize("architecture", in_diffusers.DIFFUSERS)
+def test_the_correspondence_has_every_layer_of_both_models(host: Host, architecture: str) -> None:
+    """What the tests above take for right: all of diffusers' layers, and each row of the host's once."""
+    import re
+
+    needs(architecture)
+    species = in_diffusers.DIFFUSERS[architecture]
+    model = dialects.model_of(architecture)
+    located = in_diffusers.located(architecture, model)
+    theirs = in_diffusers.layers(architecture)
+    assert set(located) == set(theirs)
+    for path, shape in theirs.items():
+        assert located[path].shape == shape or re.match(species.sizes, path), path
+    ours = {path.removeprefix("diffusion_model."): layer for path, layer in zoo.adaptable(model).items()}
+    shapes = {f"{path}.weight": tuple(layer.weight.shape) for path, layer in ours.items()}
+    times = {key: torch.zeros(shape[0], dtype=torch.int) for key, shape in shapes.items()}
+    for where in located.values():
+        for key, rows in where.covers(shapes).items():
+            times[key] += rows
+    for key, count in times.items():
+        assert (count == (0 if re.match(species.without, key) else 1)).all(), key
