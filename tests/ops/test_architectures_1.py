@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+import diffusers
 import pytest
 import torch
 from diffusers.loaders import lora_conversion_utils as loras
 from diffusers.loaders import single_file_utils as checkpoints
-from torch import Tensor
+from torch import Tensor, nn
 
 from lycoris_ops.files.architectures import (
     auraflow,
@@ -25,7 +26,7 @@ from lycoris_ops.files.architectures import (
     sd3,
     stable_cascade,
 )
-from lycoris_ops.files.architectures.base import Places
+from lycoris_ops.files.architectures.base import Place, Places
 
 Shapes = dict[str, tuple[int, ...]]
 Tensors = dict[str, Tensor]
@@ -33,7 +34,7 @@ Others = Mapping[str, str | tuple[str, ...]]
 
 MODULES = (auraflow, flux, hunyuan_dit, hunyuan_video, pixart, sd3, stable_cascade)
 PARAMETERS = re.compile(
-    r"(.*\.)?(scale|scale_shift_table|pos_embed|positional_\w+|register_tokens|in_proj_weight)$"
+    r"(.*\.)?(scale|scale_shift_table|pos_embed|positional_\w+|register_tokens|\w+_padding|in_proj_weight)$"
 )
 """Parameters that are not called weight: their path is their whole name."""
 
@@ -110,7 +111,45 @@ def check(found: Mapping[str, Places], shapes: Shapes, theirs: Tensors, others: 
             assert torch.equal(read(ours, found[match[0]]), torch.cat(wanted)), match[0]
             explained.add(match[0])
     assert set(found) - explained == set()
-    assert sum(bool(module.aliases(shapes)) for module in MODULES) == 1
+    assert rivals(shapes) == set()
+
+
+def model(kind: type[nn.Module], **sizes: object) -> Tensors:
+    """The parameters of a tiny model of a class of diffusers."""
+    return weights(dict(kind(**sizes).named_parameters()))
+
+
+def rivals(shapes: Shapes) -> set[str]:
+    """Names with two meanings, where dots and underscores are one. One module must know the model."""
+    (found,) = filter(None, (module.aliases(shapes) for module in MODULES))
+    meanings: dict[str, set[Places]] = {}
+    for name, places in [*found.items(), *((path, (Place(path),)) for path in shapes)]:
+        meanings.setdefault(name.replace(".", "_"), set()).add(places)
+    return {name for name, places in meanings.items() if len(places) > 1}
+
+
+def check_names(
+    found: Mapping[str, Places], shapes: Shapes, theirs: Tensors, rivalry: Iterable[str] = ()
+) -> None:
+    """Every layer of theirs is found at its size, and together they are every row of ours once."""
+    rows = {path: torch.zeros(shape[0]) for path, shape in shapes.items()}
+    for name, value in theirs.items():
+        places = found.get(name, (Place(name),))
+        for place in places:
+            rows[place.path][slice(*place.rows) if place.rows else slice(None)] += 1
+            assert shapes[place.path][1:] == value.shape[1:], name
+        assert len(read(rows, places)) == len(value), name
+    assert all((counts == 1).all() for counts in rows.values()), rows
+    assert rivals(shapes) == set(rivalry)
+
+
+def rows(found: Mapping[str, Places], name: str) -> list[tuple[str, tuple[int, int] | None]]:
+    return [(place.path, place.rows) for place in found[name]]
+
+
+def halves(path: str, half: int) -> list[tuple[str, tuple[int, int] | None]]:
+    """Scale before shift, where the host has the shift first."""
+    return [(path, (half, 2 * half)), (path, (0, half))]
 
 
 def _filled(pattern: str, numbers: Iterable[str]) -> str:
@@ -462,12 +501,6 @@ TENCENT: Shapes = {
     "vector_in.out_layer": (2, 3),
     **blocks("single_blocks", 2, TENCENT_SINGLE),
 }
-BYT5: Shapes = {"layernorm": (3,), "fc1": (2, 3), "fc2": (2, 2), "fc3": (2, 2)}
-TENCENT_LATER: Shapes = {
-    **{path: shape for path, shape in TENCENT_COMMON.items() if not path.startswith("guidance_in")},
-    **{f"time_r_in.mlp.{n}": (2, 3) for n in (0, 2)},
-    **{f"byt5_in.{path}": shape for path, shape in BYT5.items()},
-}
 HOST_WORDS = (
     (r"_in\.(t_embedder\.)?mlp\.0$", r"_in.\1in_layer"),
     (r"_in\.(t_embedder\.)?mlp\.2$", r"_in.\1out_layer"),
@@ -542,3 +575,330 @@ def test_hunyuan_video(shapes: Shapes) -> None:
         other = {name: path for path, name in other.items()}
     assert {path: found[path][0].path for path in other} == other
     check({name: found[name] for name in found if name not in other}, shapes, theirs, HUNYUAN_OTHERS)
+
+
+def test_hunyuan_video_1_5() -> None:
+    theirs = model(
+        diffusers.HunyuanVideo15Transformer3DModel,
+        in_channels=3,
+        out_channels=1,
+        num_attention_heads=1,
+        attention_head_dim=8,
+        num_layers=2,
+        num_refiner_layers=2,
+        mlp_ratio=4,
+        patch_size=2,
+        text_embed_dim=3,
+        text_embed_2_dim=3,
+        image_embed_dim=5,
+        rope_axes_dim=(2, 2, 4),
+        use_meanflow=True,
+    )
+    shapes: Shapes = {
+        **hunyuan_blocks(8, conv=(3, 1, 2, 2)),
+        **times(8, "time_in", "time_r_in"),
+        **byt5(8),
+        "vision_in.proj.0": (5,),
+        "vision_in.proj.1": (5, 5),
+        "vision_in.proj.3": (8, 5),
+        "vision_in.proj.4": (8,),
+        "cond_type_embedding": (3, 8),
+    }
+    check_names(hunyuan_video.aliases(shapes), shapes, theirs)
+
+
+@pytest.mark.parametrize("refiner", [False, True])
+def test_hunyuan_image(refiner: bool) -> None:
+    patch = (1, 1, 1) if refiner else (2, 2)
+    theirs = model(
+        diffusers.HunyuanImageTransformer2DModel,
+        in_channels=3,
+        out_channels=1,
+        num_attention_heads=1,
+        attention_head_dim=8,
+        num_layers=2,
+        num_single_layers=2,
+        num_refiner_layers=2,
+        mlp_ratio=4,
+        patch_size=patch,
+        text_embed_dim=3,
+        text_embed_2_dim=None if refiner else 3,
+        rope_axes_dim=(2, 2, 4) if refiner else (4, 4),
+        guidance_embeds=True,
+        use_meanflow=not refiner,
+    )
+    shapes: Shapes = {
+        **hunyuan_blocks(8, conv=(3, *patch), singles=2),
+        **times(8, "time_in", "guidance_in"),
+        **({} if refiner else {**times(8, "time_r_in"), **byt5(8)}),
+    }
+    check_names(hunyuan_video.aliases(shapes), shapes, theirs)
+
+
+def hunyuan_blocks(width: int, conv: tuple[int, ...], singles: int = 0) -> Shapes:
+    """What the later models of the family share, in the host's layout."""
+    refiner: Shapes = {
+        "norm1": (width,),
+        "norm2": (width,),
+        "self_attn.qkv": (3 * width, width),
+        "self_attn.proj": (width, width),
+        "mlp.0": (4 * width, width),
+        "mlp.2": (width, 4 * width),
+        "adaLN_modulation.1": (2 * width, width),
+    }
+    return {
+        "img_in.proj": (width, *conv),
+        "txt_in.input_embedder": (width, 3),
+        "txt_in.t_embedder.in_layer": (width, 256),
+        "txt_in.t_embedder.out_layer": (width, width),
+        "txt_in.c_embedder.in_layer": (width, 3),
+        "txt_in.c_embedder.out_layer": (width, width),
+        **blocks("txt_in.individual_token_refiner.blocks", 2, refiner),
+        **flux_blocks(width, width, singles),
+        "final_layer.linear": (torch.Size(conv[1:]).numel(), width),
+        "final_layer.adaLN_modulation.1": (2 * width, width),
+    }
+
+
+def flux_blocks(width: int, head: int, singles: int, *, gated: bool = False) -> Shapes:
+    mlp: Shapes = {"0": (4 * width, width), "2": (width, 4 * width)}
+    if gated:
+        wide = (4 * width, width)
+        mlp = {"gate_proj": wide, "up_proj": wide, "down_proj": (width, 4 * width)}
+    stream: Shapes = {
+        "mod.lin": (6 * width, width),
+        "attn.qkv": (3 * width, width),
+        "attn.proj": (width, width),
+        "attn.norm.query_norm": (head,),
+        "attn.norm.key_norm": (head,),
+        **{f"mlp.{path}": shape for path, shape in mlp.items()},
+    }
+    double = {f"{name}_{path}": shape for name in ("img", "txt") for path, shape in stream.items()}
+    single: Shapes = {
+        "modulation.lin": (3 * width, width),
+        "linear1": ((11 if gated else 7) * width, width),
+        "linear2": (width, 5 * width),
+        "norm.query_norm": (head,),
+        "norm.key_norm": (head,),
+    }
+    return {**blocks("double_blocks", 2, double), **blocks("single_blocks", singles, single)}
+
+
+def times(width: int, *embedders: str) -> Shapes:
+    layers = {"in_layer": (width, 256), "out_layer": (width, width)}
+    return {f"{name}.{layer}": shape for name in embedders for layer, shape in layers.items()}
+
+
+def byt5(width: int) -> Shapes:
+    return {
+        "byt5_in.layernorm": (3,),
+        "byt5_in.fc1": (2048, 3),
+        "byt5_in.fc2": (2048, 2048),
+        "byt5_in.fc3": (width, 2048),
+    }
+
+
+def longcat(gated: bool) -> Shapes:
+    return {
+        "img_in": (8, 4),
+        "txt_in": (8, 5),
+        **times(8, "time_in"),
+        **flux_blocks(8, 8, 2, gated=gated),
+        "final_layer.linear": (4, 8),
+        "final_layer.adaLN_modulation.1": (16, 8),
+    }
+
+
+FLUX_SIZES = {
+    "patch_size": 1,
+    "in_channels": 4,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "attention_head_dim": 8,
+    "num_attention_heads": 1,
+    "joint_attention_dim": 5,
+    "axes_dims_rope": (2, 2, 4),
+}
+
+
+def test_longcat_image() -> None:
+    theirs = model(diffusers.LongCatImageTransformer2DModel, **FLUX_SIZES, pooled_projection_dim=5)
+    shapes = longcat(gated=False)
+    found = flux.aliases(shapes)
+    check_names(found, shapes, theirs)
+    assert rows(found, "single_transformer_blocks.0.attn.to_v") == [("single_blocks.0.linear1", (16, 24))]
+    assert rows(found, "norm_out.linear") == halves("final_layer.adaLN_modulation.1", 8)
+
+
+def test_ovis_image() -> None:
+    theirs = model(diffusers.OvisImageTransformer2DModel, **FLUX_SIZES, out_channels=4)
+    shapes = {**longcat(gated=True), "txt_norm": (5,)}
+    found = flux.aliases(shapes)
+    check_names(found, shapes, theirs)
+    assert rows(found, "transformer_blocks.1.ff.net.0.proj") == [
+        ("double_blocks.1.img_mlp.up_proj", None),
+        ("double_blocks.1.img_mlp.gate_proj", None),
+    ]
+
+
+@pytest.mark.parametrize("sigma", [False, True])
+def test_pixart(sigma: bool) -> None:
+    theirs = model(
+        diffusers.PixArtTransformer2DModel,
+        num_attention_heads=2,
+        attention_head_dim=6,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        cross_attention_dim=12,
+        sample_size=8,
+        caption_channels=5,
+        use_additional_conditions=not sigma,
+    )
+    block: Shapes = {
+        "scale_shift_table": (6, 12),
+        "attn.qkv": (36, 12),
+        "attn.proj": (12, 12),
+        "cross_attn.q_linear": (12, 12),
+        "cross_attn.kv_linear": (24, 12),
+        "cross_attn.proj": (12, 12),
+        "mlp.fc1": (48, 12),
+        "mlp.fc2": (12, 48),
+    }
+    sizes = {f"{name}.mlp.0": (4, 256) for name in ("csize_embedder", "ar_embedder")}
+    sizes |= {f"{name}.mlp.2": (4, 4) for name in ("csize_embedder", "ar_embedder")}
+    shapes: Shapes = {
+        "x_embedder.proj": (12, 4, 2, 2),
+        "t_embedder.mlp.0": (12, 256),
+        "t_embedder.mlp.2": (12, 12),
+        "t_block.1": (72, 12),
+        "y_embedder.y_proj.fc1": (12, 5),
+        "y_embedder.y_proj.fc2": (12, 12),
+        **({} if sigma else sizes),
+        **blocks("blocks", 2, block),
+        "final_layer.linear": (32, 12),
+        "final_layer.scale_shift_table": (2, 12),
+    }
+    found = pixart.aliases(shapes)
+    check_names(found, shapes, theirs)
+    block_0 = "transformer_blocks.0"
+    assert rows(found, f"{block_0}.attn1.to_k") == [("blocks.0.attn.qkv", (12, 24))]
+    assert rows(found, f"{block_0}.attn2.to_k") == [("blocks.0.cross_attn.kv_linear", (0, 12))]
+    assert rows(found, f"{block_0}.attn2.to_v") == [("blocks.0.cross_attn.kv_linear", (12, 24))]
+    assert rows(found, "blocks.0.cross_attn.kv_linear.1") == rows(found, f"{block_0}.attn2.to_v")
+    assert rows(found, f"{block_0}.attn2.to_kv") == [("blocks.0.cross_attn.kv_linear", None)]
+
+
+def test_hunyuan_dit() -> None:
+    theirs = model(
+        diffusers.HunyuanDiT2DModel,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        patch_size=2,
+        sample_size=8,
+        hidden_size=16,
+        num_layers=4,
+        mlp_ratio=4.0,
+        cross_attention_dim=6,
+        cross_attention_dim_t5=8,
+        pooled_projection_dim=10,
+        text_len=3,
+        text_len_t5=3,
+    )
+    block: Shapes = {
+        **{f"norm{n}": (16,) for n in (1, 2, 3)},
+        "attn1.Wqkv": (48, 16),
+        "attn1.out_proj": (16, 16),
+        "attn2.q_proj": (16, 16),
+        "attn2.kv_proj": (32, 6),
+        "attn2.out_proj": (16, 16),
+        **{f"attn{n}.{letter}_norm": (8,) for n in (1, 2) for letter in "qk"},
+        "default_modulation.1": (16, 16),
+        "mlp.fc1": (64, 16),
+        "mlp.fc2": (16, 64),
+    }
+    skip: Shapes = {"skip_norm": (32,), "skip_linear": (16, 32)}
+    shapes: Shapes = {
+        "mlp_t5.0": (32, 8),
+        "mlp_t5.2": (6, 32),
+        "text_embedding_padding": (6, 6),
+        "pooler.positional_embedding": (4, 8),
+        **{f"pooler.{letter}_proj": (8, 8) for letter in "qkv"},
+        "pooler.c_proj": (10, 8),
+        "style_embedder": (1, 16),
+        "x_embedder.proj": (16, 4, 2, 2),
+        "t_embedder.mlp.0": (16, 256),
+        "t_embedder.mlp.2": (16, 16),
+        "extra_embedder.0": (64, 6 * 256 + 10 + 16),
+        "extra_embedder.2": (16, 64),
+        **blocks("blocks", 4, block),
+        **{f"blocks.3.{path}": shape for path, shape in skip.items()},
+        "final_layer.linear": (32, 16),
+        "final_layer.adaLN_modulation.1": (32, 16),
+    }
+    found = hunyuan_dit.aliases(shapes)
+    # diffusers has the second and third norm in the order of use, and the same names for them.
+    rivalry = [f"blocks_{n}_norm{m}" for n in range(4) for m in (2, 3)]
+    check_names(found, shapes, theirs, rivalry)
+    assert rows(found, "blocks.1.attn1.to_v") == [("blocks.1.attn1.Wqkv", (32, 48))]
+    assert rows(found, "blocks.1.attn2.to_v") == [("blocks.1.attn2.kv_proj", (16, 32))]
+    assert rows(found, "blocks.1.norm2") == [("blocks.1.norm3", None)]
+    assert rows(found, "norm_out.linear") == halves("final_layer.adaLN_modulation.1", 16)
+
+
+CASCADE_ATTENTION = {"attn.in_proj_weight": (6, 2), "attn.out_proj": (2, 2)}
+
+
+@pytest.mark.parametrize("stage", "cb")
+def test_stable_cascade(stage: str) -> None:
+    """Files hold the original layout; the host splits query, key and value."""
+    mapper = "clip_mapper" if stage == "b" else "clip_txt_pooled_mapper"
+    shapes: Shapes = {
+        **({} if stage == "b" else {"clip_txt_mapper": (2, 3), "clip_img_mapper": (8, 3)}),
+        mapper: (8, 3),
+        "embedding.1": (2, 4, 1, 1),
+        **{
+            f"{root}.{level}.{n}.{path}": shape
+            for root in ("down_blocks", "up_blocks")
+            for level in (0, 1)
+            for n, block in enumerate(
+                (
+                    {"channelwise.0": (8, 2), "channelwise.4": (2, 8), "depthwise": (2, 1, 3, 3)},
+                    {"mapper": (4, 3), "mapper_sca": (4, 3)},
+                    {"kv_mapper.1": (2, 3), **{f"attention.{k}": v for k, v in CASCADE_ATTENTION.items()}},
+                )
+            )
+            for path, shape in block.items()
+        },
+        "clf.1": (4, 2, 1, 1),
+    }
+    file = checkpoint(numbered(shapes))
+    theirs = weights(checkpoints.convert_stable_cascade_unet_single_file_to_diffusers(file))
+    qkv = ("to_q", "to_k", "to_v")
+    others: dict[str, str | tuple[str, ...]] = {}
+    for layer in ("down_blocks.*.*.attention", "up_blocks.*.*.attention"):
+        names = tuple(f"{layer}.{part}" for part in qkv)
+        others |= {
+            f"{layer}.to_qkv": names,
+            **{f"{layer}.attn.{part}": name for part, name in zip(qkv, names, strict=True)},
+            **thirds(f"{layer}.attn.in_proj", *names),
+            **thirds(f"{layer}.attn.in_proj_weight", *names),
+        }
+    found = stable_cascade.aliases(shapes)
+    check(found, shapes, theirs, others)
+
+    split = {path: shape for path, shape in shapes.items() if not path.endswith("in_proj_weight")}
+    split |= {
+        path.replace("in_proj_weight", part): (2, 2)
+        for path in shapes
+        if path.endswith("in_proj_weight")
+        for part in qkv
+    }
+    in_host = stable_cascade.aliases(split)
+    check_names(in_host, split, theirs)
+    layer = "up_blocks.1.2.attention"
+    for name in ("attn.in_proj_weight", "to_qkv"):
+        assert rows(in_host, f"{layer}.{name}") == [(f"{layer}.attn.{part}", None) for part in qkv]
+    for number, part in enumerate(qkv):
+        assert rows(in_host, f"{layer}.attn.in_proj.{number}") == [(f"{layer}.attn.{part}", None)]

@@ -1,0 +1,56 @@
+"""HunyuanDiT under the names of diffusers.
+
+Source of the correspondence: diffusers (Apache-2.0), `scripts/convert_hunyuandit_to_diffusers.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ...algebra import Shape
+from .base import Places
+from .tables import find, split, swapped, under
+
+BLOCK = {
+    "norm1.norm": "norm1",
+    "norm1.linear": "default_modulation.1",
+    # The second and third norm have each other's names. A file that uses one of them does not say
+    # whose name it is, so that both are found.
+    "norm2": "norm3",
+    "norm3": "norm2",
+    **split("attn1.Wqkv", "attn1.to_q", "attn1.to_k", "attn1.to_v"),
+    "attn1.to_qkv": "attn1.Wqkv",
+    "attn1.norm_q": "attn1.q_norm",
+    "attn1.norm_k": "attn1.k_norm",
+    "attn1.to_out.0": "attn1.out_proj",
+    "attn2.to_q": "attn2.q_proj",
+    **split("attn2.kv_proj", "attn2.to_k", "attn2.to_v"),
+    "attn2.to_kv": "attn2.kv_proj",
+    "attn2.norm_q": "attn2.q_norm",
+    "attn2.norm_k": "attn2.k_norm",
+    "attn2.to_out.0": "attn2.out_proj",
+    "ff.net.0.proj": "mlp.fc1",
+    "ff.net.2": "mlp.fc2",
+}
+NAMES = {
+    "pos_embed.proj": "x_embedder.proj",
+    "text_embedder.linear_1": "mlp_t5.0",
+    "text_embedder.linear_2": "mlp_t5.2",
+    "time_extra_emb.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_extra_emb.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_extra_emb.extra_embedder.linear_1": "extra_embedder.0",
+    "time_extra_emb.extra_embedder.linear_2": "extra_embedder.2",
+    "time_extra_emb.style_embedder": "style_embedder",
+    "time_extra_emb.pooler.positional_embedding": "pooler.positional_embedding",
+    "time_extra_emb.pooler.k_proj": "pooler.k_proj",
+    "time_extra_emb.pooler.q_proj": "pooler.q_proj",
+    "time_extra_emb.pooler.v_proj": "pooler.v_proj",
+    "time_extra_emb.pooler.c_proj": "pooler.c_proj",
+    **under("blocks.*", "blocks.*", BLOCK),
+    "norm_out.linear": swapped("final_layer.adaLN_modulation.1"),
+    "proj_out": "final_layer.linear",
+}
+
+
+def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
+    return find(NAMES, shapes) if {"mlp_t5.0", "blocks.0.attn1.Wqkv"} <= shapes.keys() else {}

@@ -1,0 +1,45 @@
+"""PixArt Alpha and Sigma under the names of diffusers.
+
+Source of the correspondence: diffusers (Apache-2.0), `scripts/convert_pixart_alpha_to_diffusers.py` and
+`scripts/convert_pixart_sigma_to_diffusers.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ...algebra import Shape
+from .base import Places
+from .tables import find, split, under
+
+BLOCK = {
+    "scale_shift_table": "scale_shift_table",
+    **split("attn.qkv", "attn1.to_q", "attn1.to_k", "attn1.to_v"),
+    "attn1.to_qkv": "attn.qkv",
+    "attn1.to_out.0": "attn.proj",
+    "attn2.to_q": "cross_attn.q_linear",
+    **split("cross_attn.kv_linear", "attn2.to_k", "attn2.to_v"),
+    "attn2.to_kv": "cross_attn.kv_linear",
+    "attn2.to_out.0": "cross_attn.proj",
+    "ff.net.0.proj": "mlp.fc1",
+    "ff.net.2": "mlp.fc2",
+}
+NAMES = {
+    "pos_embed.proj": "x_embedder.proj",
+    "caption_projection.linear_1": "y_embedder.y_proj.fc1",
+    "caption_projection.linear_2": "y_embedder.y_proj.fc2",
+    "adaln_single.emb.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "adaln_single.emb.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "adaln_single.emb.resolution_embedder.linear_1": "csize_embedder.mlp.0",
+    "adaln_single.emb.resolution_embedder.linear_2": "csize_embedder.mlp.2",
+    "adaln_single.emb.aspect_ratio_embedder.linear_1": "ar_embedder.mlp.0",
+    "adaln_single.emb.aspect_ratio_embedder.linear_2": "ar_embedder.mlp.2",
+    "adaln_single.linear": "t_block.1",
+    **under("transformer_blocks.*", "blocks.*", BLOCK),
+    "scale_shift_table": "final_layer.scale_shift_table",
+    "proj_out": "final_layer.linear",
+}
+
+
+def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
+    return find(NAMES, shapes) if {"t_block.1", "blocks.0.cross_attn.kv_linear"} <= shapes.keys() else {}
