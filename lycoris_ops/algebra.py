@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ Shape = tuple[int, ...]
 
 Extent = tuple[int | None, ...]
 """The shape that a layer is made for; None where it fits any size."""
+
+# torch ships no types for it.
+_linalg = cast("Any", torch.linalg)
 
 PIECE = 1 << 20
 """Elements that are looked at together where the whole would need a large copy."""
@@ -55,10 +59,20 @@ def fold_core(core: Tensor, factor: Tensor) -> Tensor:
     return torch.einsum("mn...,nj->mj...", core.to(dtype), flat.to(dtype))
 
 
+def norm(tensor: Tensor, *dims: int) -> Tensor:
+    """The Euclidean norm over some dimensions, which are kept, or of all values."""
+    return _linalg.vector_norm(tensor, dim=dims or None, keepdim=bool(dims))
+
+
+def singular(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U (m, k), S (k,) descending and V^T (k, n) of a matrix, k the smaller side."""
+    return tuple(_linalg.svd(matrix, full_matrices=False))
+
+
 def cayley(skew: Tensor) -> Tensor:
     """(I + Q) (I - Q)^-1 of skew-symmetric matrices Q (..., b, b): a rotation each."""
     one = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
-    return torch.linalg.solve(one - skew, one + skew, left=False)
+    return _linalg.solve(one - skew, one + skew, left=False)
 
 
 def factorization(dimension: int, factor: int = -1) -> tuple[int, int]:
@@ -114,9 +128,9 @@ def decompose(weight: Tensor, direction: Tensor, magnitude: Tensor, *, norm_of: 
     axis = magnitude_axis(magnitude.shape, weight.shape)
     shape = [1] * weight.ndim
     shape[axis] = -1
-    norm = torch.linalg.vector_norm(norm_of.transpose(0, axis).flatten(1), dim=1).reshape(shape)
-    norm = norm.clamp_min(torch.finfo(norm.dtype).tiny)
-    return direction * (magnitude.to(weight.device, weight.dtype).reshape(shape) / norm)
+    length = norm(norm_of.transpose(0, axis).flatten(1), 1).reshape(shape)
+    length = length.clamp_min(torch.finfo(length.dtype).tiny)
+    return direction * (magnitude.to(weight.device, weight.dtype).reshape(shape) / length)
 
 
 def magnitude_axis(magnitude: Sequence[int], weight: Sequence[int]) -> int:

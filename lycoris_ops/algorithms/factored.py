@@ -59,12 +59,15 @@ class Factored(Layer):
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
         plain = cls.plain_shape(shapes)
-        if DORA in shapes and math.prod(shapes[DORA]) not in (plain[0], plain[1], flat_shape(plain)[1]):
-            raise LayerError(
-                "a DoRA magnitude has neither the outputs nor the inputs of its layer",
-                got=str(list(shapes[DORA])),
-                expected=f"{plain[0]} or {plain[1]} values for {show(plain)}",
-            )
+        if DORA in shapes:
+            values = math.prod(shapes[DORA])
+            # The kernel is not known where it is folded into the columns.
+            if values != plain[0] and (not values or flat_shape(plain)[1] % values):
+                raise LayerError(
+                    "a DoRA magnitude has neither the outputs nor the inputs of its layer",
+                    got=str(list(shapes[DORA])),
+                    expected=f"{plain[0]} or {plain[1]} values for {show(plain)}",
+                )
         present = [name for name in SPARSE if name in shapes]
         if present and len(present) < len(SPARSE):
             raise LayerError(

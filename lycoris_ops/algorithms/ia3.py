@@ -49,10 +49,10 @@ class Ia3(Layer):
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
         if PEFT in shapes:
-            found = dimensions(shapes, PEFT)
-            if len(found) > 2:
-                return (None,) * len(found)
-            return (found[0], None) if found[1] == 1 else (None, found[1])
+            first, second, *kernel = dimensions(shapes, PEFT)
+            if kernel:
+                return (None, None, *(None for _ in kernel))
+            return (first, None) if second == 1 else (None, second)
         if math.prod(shapes[ON_INPUT]) != 1:
             raise LayerError(
                 "on_input is not a single number", got=str(list(shapes[ON_INPUT])), expected="[]"

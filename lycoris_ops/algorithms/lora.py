@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..algebra import Shape, flat_shape, fold_core
 from ..forms import LowRank
-from .base import agree, dimensions, scale, shapes_of
+from .base import Layer, agree, dimensions, scale, shapes_of
 from .factored import Factored
 from .full import Full
 
@@ -117,13 +117,12 @@ class Lora(Factored):
         assert self.lora_embedding_a is not None
         return replace(self, lora_embedding_a=self.lora_embedding_a[:, start:stop], lora_b_bias=None)
 
-    def bias_layer(self) -> Full | None:
-        added = super().bias_layer()
+    def bias_layer(self) -> Layer | None:
         if self.lora_b_bias is None:
-            return added
+            return super().bias_layer()
         rank = self.rank_of(shapes_of(self.dump()))
         own = scale(self.alpha, rank) * self.lora_b_bias.flatten().to(torch.float32)
-        return Full(diff=own if added is None or added.diff is None else own + added.diff)
+        return Full(diff=own if self.diff_b is None else own + self.diff_b.flatten())
 
     def enlarged(self) -> Shape | None:
         return None if self.reshape_weight is None else tuple(int(n) for n in self.reshape_weight)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..algebra import Extent, Shape, cayley, factorization
+from ..algebra import Extent, Shape, cayley, factorization, norm
 from ..errors import LayerError
 from .base import Layer, agree, dimensions
 
@@ -81,8 +81,7 @@ class Oft(Layer):
             raise LayerError("alpha is not a finite number", got=str(self.alpha), expected="a constraint")
         if self.alpha is not None and self.alpha > 0:
             bound = self.alpha * weight.shape[0]
-            norm = torch.linalg.vector_norm(skew)
-            skew = skew * (bound / norm.clamp_min(bound))
+            skew = skew * (bound / norm(skew).clamp_min(bound))
         return cayley(skew)
 
     def rescaled(self, rotated: Tensor, weight: Tensor) -> Tensor:

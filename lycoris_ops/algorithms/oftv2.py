@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..algebra import Extent, Shape, cayley, flat_shape
+from ..algebra import Extent, Shape, cayley, flat_shape, norm
 from ..errors import LayerError
 from .base import Layer, dimensions
 
@@ -110,8 +110,7 @@ class OftV2(Layer):
             skew = skew / (2 * math.sqrt(max(1, size - 1)))
         if self.constraint is not None:
             bound = self.constraint / math.sqrt(len(skew))
-            norm = torch.linalg.matrix_norm(skew, keepdim=True)
-            skew = skew * (bound / norm.clamp_min(bound))
+            skew = skew * (bound / norm(skew, 1, 2).clamp_min(bound))
         return skew
 
     def _rotation(self, skew: Tensor) -> Tensor:

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
-from ..algebra import Shape
+from ..algebra import Shape, singular
 from ..errors import LayerError
 from .base import Layer, agree, dimensions, scale
 
@@ -74,13 +73,13 @@ class Tlora(Layer):
         )
         rank = len(down)
         flat = weight.reshape(weight.shape[0], -1)
-        left, singular, right = torch.linalg.svd(flat, full_matrices=False)
-        known = min(rank, len(singular))
+        left, middle, right = singular(flat)
+        known = min(rank, len(middle))
         first = {
             "principal": 0,
-            "last": len(singular) - known,
-            "middle": (len(singular) - known) // 2,
+            "last": len(middle) - known,
+            "middle": (len(middle) - known) // 2,
         }[self.sig_type]
         kept = slice(first, first + known)
-        before = (left[:, kept] * singular[kept]) @ right[kept]
+        before = (left[:, kept] * middle[kept]) @ right[kept]
         return scale(self.alpha, rank) * ((up * values.flatten()) @ down - before)

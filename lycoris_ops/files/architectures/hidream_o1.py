@@ -1,0 +1,23 @@
+"""HiDream-O1: its layout, a Qwen3-VL with an image head, as the model's class names it in training.
+
+Source of the correspondence: the official checkpoint's keys and the names of musubi-tuner (Apache-2.0),
+which has them from the modules of transformers' `Qwen3VLForConditionalGeneration` (Apache-2.0): all layers
+are below `model`. HiDream I1 has one layout only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ...algebra import Shape
+from .base import Places
+from .patterns import completed, renamed
+
+TABLE = {"*": "model.*"}
+
+
+def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
+    """Names below `model`; nothing for another architecture."""
+    if not {"t_embedder1.mlp.0", "x_embedder.proj1", "final_layer2.linear"} <= shapes.keys():
+        return {}
+    return completed(shapes, renamed(shapes, TABLE))
