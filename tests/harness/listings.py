@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import tomllib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+import tomllib
 import torch
 from safetensors.torch import save_file
 
