@@ -17,6 +17,7 @@ from .files.adapter import Adapter, adapter_stamp, load_adapter
 from .files.cache import TensorCache
 from .files.tensor_file import PICKLES, SAFETENSORS, Fingerprint
 from .kernels import PatchPlan, patch_
+from .parts import Part
 from .report import describe
 from .resolve import Resolution, resolve
 from .rules import Rules
@@ -37,6 +38,7 @@ __all__ = [
     "LycorisError",
     "MatchError",
     "MergeResult",
+    "Part",
     "PatchPlan",
     "Resolution",
     "RuleError",

@@ -103,4 +103,7 @@ class Glora(Layer):
 
 
 def _is_new(a1: Shape, a2: Shape, b1: Shape, b2: Shape) -> bool:
-    return b2[0] == b1[1] == a1[1] == a2[0]
+    """Whether each pair is (n, r), (r, n). Where both orders are consistent, r is the smaller side."""
+    new = b2[0] == b1[1] == a1[1] == a2[0]
+    old = b2[1] == b1[0] == a1[0] == a2[1]
+    return new and not (old and a1[0] < a1[1])

@@ -77,7 +77,7 @@ class Ia3(Layer):
         return cls(weight=weight, on_input=torch.tensor(0))
 
     def dependent(self, weight: Tensor) -> Tensor:
-        factor = self._factor().to(weight.device, weight.dtype)
+        factor = self._factor(weight.dtype).to(weight.device)
         axis = 1 if self._inputs() else 0
         shape = [1] * weight.ndim
         if axis >= weight.ndim or weight.shape[axis] != factor.numel():
@@ -99,12 +99,12 @@ class Ia3(Layer):
             return None
         return Ia3(weight=self._factor(), on_input=torch.tensor(0))
 
-    def _factor(self) -> Tensor:
-        """w, flat: what is added to 1."""
+    def _factor(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """w, flat: what is added to 1. The difference of a narrow l and 1 would round to that of 1."""
         if self.ia3_l is not None:
-            return self.ia3_l.flatten() - 1
+            return self.ia3_l.flatten().to(dtype) - 1
         assert self.weight is not None
-        return self.weight.flatten()
+        return self.weight.flatten().to(dtype)
 
     def _inputs(self) -> bool:
         if self.on_input is not None:

@@ -263,8 +263,11 @@ def _bias_of(target: Target, shapes: Mapping[str, Shape]) -> str | None:
 
 
 def _normal(path: str) -> str:
-    """Dots and underscores are one: kohya's dialect writes the second for the first."""
-    return path.replace(".", "_")
+    """Dots and underscores are one: kohya's dialect writes the second for the first.
+
+    Some Flux files have one more underscore at the end of a layer's name.
+    """
+    return path.replace(".", "_").rstrip("_")
 
 
 def _blocks(path: str) -> tuple[str, ...]:

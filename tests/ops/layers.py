@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from lycoris_ops.algorithms import ALGORITHMS, Layer
 
 WEIGHTS: dict[str, tuple[int, ...]] = {
     "linear": (12, 18),
@@ -91,39 +93,156 @@ def lokr(shape: tuple[int, ...], rank: int, *, first: str, second: str) -> Facto
     return factors
 
 
+def glora(shape: tuple[int, ...], rank: int) -> Factors:
+    ones = tuple(1 for _ in shape[2:])
+    return {
+        "a1.weight": rand(shape[1], rank, *ones),
+        "a2.weight": rand(rank, shape[1], *ones),
+        "b1.weight": rand(shape[0], rank, *ones),
+        "b2.weight": rand(rank, *shape[1:]),
+    }
+
+
+def glora_core(shape: tuple[int, ...], rank: int) -> Factors:
+    ones = tuple(1 for _ in shape[2:])
+    b2 = rand(rank, shape[1], *ones)
+    return {**glora(shape, rank), "b2.weight": b2, "bm.weight": rand(rank, rank, *shape[2:])}
+
+
+def ia3(shape: tuple[int, ...], rank: int) -> Factors:
+    ones = tuple(1 for _ in shape[2:])
+    weight = rand(1, shape[0], *ones) if ones else rand(shape[0])
+    return {"weight": weight, "on_input": torch.tensor(0)}
+
+
+def ia3_peft(shape: tuple[int, ...], rank: int) -> Factors:
+    return {"ia3_l": 1 + rand(shape[0], 1)}
+
+
+def oft(shape: tuple[int, ...], rank: int) -> Factors:
+    count, size = split(shape[0])
+    return {"oft_blocks": rand(count, size, size)}
+
+
+def boft(shape: tuple[int, ...], rank: int) -> Factors:
+    return {"oft_blocks": rand(1, shape[0] // 2, 2, 2)}
+
+
+def oftv2(shape: tuple[int, ...], rank: int) -> Factors:
+    flat = math.prod(shape[1:])
+    size = next(n for n in range(2, flat + 1) if flat % n == 0)
+    return {"oft_R.weight": rand(flat // size, size * (size - 1) // 2)}
+
+
+def tlora(shape: tuple[int, ...], rank: int) -> Factors:
+    return {
+        "q_layer.weight": rand(rank, *shape[1:]),
+        "p_layer.weight": rand(shape[0], rank),
+        "lambda_layer": rand(1, rank),
+    }
+
+
 @dataclass(frozen=True)
 class Kind:
     algorithm: str
     make: Callable[[tuple[int, ...], int], Factors]
     needs_kernel: bool = False
+    flat: bool = False
+    """Whether the layer is for weights of one dimension."""
+    options: dict[str, str] = field(default_factory=dict)
+    scaled: bool = True
+    """Whether alpha / rank scales the change."""
+    additive: bool = True
 
 
 def _lokr(first: str, second: str) -> Callable[[tuple[int, ...], int], Factors]:
     return lambda shape, rank: lokr(shape, rank, first=first, second=second)
 
 
+def _dora(make: Callable[[tuple[int, ...], int], Factors], axis: int) -> Callable[..., Factors]:
+    def made(shape: tuple[int, ...], rank: int) -> Factors:
+        size = [1] * len(shape)
+        size[axis] = shape[axis]
+        return {**make(shape, rank), "dora_scale": 1 + torch.rand(size)}
+
+    return made
+
+
+def _sparse(shape: tuple[int, ...], rank: int) -> Factors:
+    places = torch.stack([torch.randint(0, size, (5,)) for size in shape])
+    return {
+        **lora(shape, rank),
+        "bias_indices": places.to(torch.int16),
+        "bias_values": rand(5),
+        "bias_size": torch.tensor(shape),
+    }
+
+
 KINDS: dict[str, Kind] = {
     "lora": Kind("lora", lora),
     "lora-tucker": Kind("lora", lora_tucker, needs_kernel=True),
+    "lora-sparse": Kind("lora", _sparse),
     "loha": Kind("loha", loha),
     "loha-tucker": Kind("loha", loha_tucker, needs_kernel=True),
     **{
-        f"lokr-{first}-{second}": Kind("lokr", _lokr(first, second), second == "tucker")
+        f"lokr-{first}-{second}": Kind(
+            "lokr", _lokr(first, second), second == "tucker", scaled=(first, second) != ("full", "full")
+        )
         for first in ("full", "low")
         for second in ("full", "low", "tucker")
     },
+    **{
+        f"{name}-dora-{axis}": Kind(
+            name, _dora(make, n), scaled=False, additive=False
+        )
+        for name, make in (("lora", lora), ("loha", loha), ("lokr", _lokr("full", "low")))
+        for n, axis in enumerate(("out", "in"))
+    },
+    "glora": Kind("glora", glora, additive=False),
+    "glora-core": Kind("glora", glora_core, needs_kernel=True, additive=False),
+    "ia3": Kind("ia3", ia3, scaled=False, additive=False),
+    "ia3-peft": Kind("ia3", ia3_peft, scaled=False, additive=False),
+    "oft": Kind("oft", oft, scaled=False, additive=False),
+    "boft": Kind("boft", boft, scaled=False, additive=False),
+    "oftv2": Kind("oftv2", oftv2, scaled=False, additive=False),
+    "tlora": Kind("tlora", tlora, options={"sig_type": "principal"}, additive=False),
+    "full": Kind("full", lambda shape, rank: {"diff": rand(*shape)}, scaled=False),
+    "full-set": Kind("full", lambda shape, rank: {"set_weight": rand(*shape)}, scaled=False, additive=False),
+    "norm": Kind("norm", lambda shape, rank: {"w_norm": rand(*shape)}, flat=True, scaled=False),
 }
-"""Every key set that an algorithm accepts, by a readable name."""
+"""Every key set that an algorithm accepts for a weight, by a readable name."""
 
-CASES = [
-    (kind, weight)
-    for kind, spec in KINDS.items()
-    for weight, shape in WEIGHTS.items()
-    if not spec.needs_kernel or len(shape) > 2
-]
+WEIGHTS["norm"] = (12,)
+WITHOUT_RANK = ("norm",)
+
+
+def _fit(spec: Kind, weight: str) -> bool:
+    if spec.algorithm == "boft" and WEIGHTS[weight][0] % 2:
+        return False  # every block has two halves
+    if spec.flat or weight in WITHOUT_RANK:
+        return spec.flat and weight in WITHOUT_RANK
+    return not spec.needs_kernel or len(WEIGHTS[weight]) > 2
+
+
+CASES = [(kind, weight) for kind, spec in KINDS.items() for weight in WEIGHTS if _fit(spec, weight)]
 """(kind, weight) names of every combination that exists."""
+
+
+def home(kind: str) -> str:
+    """A weight that every kind of that form fits."""
+    return "norm" if KINDS[kind].flat else "conv2d"
+
+
+def base(weight: str, dtype: torch.dtype = torch.float64) -> Tensor:
+    """A weight that a layer can meet: zero would hide what depends on it."""
+    return torch.randn(WEIGHTS[weight], generator=torch.Generator().manual_seed(5)).to(dtype)
 
 
 def factors(kind: str, weight: str, rank: int = 3, alpha: float | None = 2.0) -> Factors:
     made = KINDS[kind].make(WEIGHTS[weight], rank)
     return made if alpha is None else {**made, "alpha": torch.tensor(alpha)}
+
+
+def load(kind: str, weight: str, **options: object) -> Layer:
+    algorithm = ALGORITHMS[KINDS[kind].algorithm]
+    return algorithm.load(factors(kind, weight, **options), KINDS[kind].options)  # type: ignore[arg-type]

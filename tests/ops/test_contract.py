@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from layers import CASES, KINDS, WEIGHTS, factors
+from layers import CASES, KINDS, WEIGHTS, base, factors, home, load
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS, detect
@@ -12,38 +12,53 @@ from lycoris_ops.algorithms import ALGORITHMS, detect
 CASE_IDS = [f"{kind}-{weight}" for kind, weight in CASES]
 
 
-def load(kind: str, weight: str, **options: object) -> lyc.Layer:
-    algorithm = ALGORITHMS[KINDS[kind].algorithm]
-    return algorithm.load(factors(kind, weight, **options))  # type: ignore[arg-type]
+OTHER_VARIANTS = {
+    frozenset({"lora_embedding_A", "lora_embedding_B"}),
+    frozenset({"diff_b"}),
+    frozenset({"b_norm"}),
+    frozenset({"w_norm", "b_norm"}),
+}
+"""Variants that are not for a weight of the usual kind: tests of their own are below."""
 
 
 def test_every_variant_of_every_algorithm_is_tested() -> None:
-    tested = {frozenset(spec.make((12, 18, 3), 3)) for spec in KINDS.values()}
-    assert tested == {variant for kind in ALGORITHMS.values() for variant in kind.variants}
+    variants = {variant for kind in ALGORITHMS.values() for variant in kind.variants}
+    extras = frozenset().union(*(kind.extras for kind in ALGORITHMS.values()))
+    tested = {frozenset(factors(kind, home(kind), alpha=None)) - extras for kind in KINDS}
+    assert tested | OTHER_VARIANTS == variants
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_exactly_one_algorithm_detects_a_key_set(kind: str) -> None:
-    keys = factors(kind, "conv2d")
-    assert [name for name, cls in ALGORITHMS.items() if cls.accepts(keys)] == [KINDS[kind].algorithm]
-    assert detect(keys) is ALGORITHMS[KINDS[kind].algorithm]
+    tensors = factors(kind, home(kind))
+    assert [name for name, cls in ALGORITHMS.items() if cls.accepts(tensors)] == [KINDS[kind].algorithm]
+    assert detect(tensors) is ALGORITHMS[KINDS[kind].algorithm]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_unknown_or_a_missing_key_is_detected_by_none(kind: str) -> None:
-    keys = factors(kind, "conv2d", alpha=None)
-    assert detect([*keys, "dora_scale"]) is None
-    lora_without_core = {"lora_up.weight", "lora_down.weight"}
-    for key in keys:
-        rest = set(keys) - {key}
-        assert detect(rest) is None or rest == lora_without_core or key == "lokr_t2"
+    tensors = factors(kind, home(kind), alpha=None)
+    assert detect({**tensors, "unheard_of": torch.zeros(1)}) is None
+    needed = min((v for v in detect(tensors).variants if v <= tensors.keys()), key=len)  # type: ignore[union-attr]
+    for key in needed:
+        rest = {name: tensor for name, tensor in tensors.items() if name != key}
+        assert detect(rest) is None or key == "lokr_t2"
+
+
+def test_two_kinds_in_one_layer_are_detected_by_none() -> None:
+    for one in KINDS:
+        for other in KINDS:
+            if KINDS[one].algorithm != KINDS[other].algorithm and {one, other} != {"oft", "boft"}:
+                if KINDS[one].flat == KINDS[other].flat:
+                    assert detect({**factors(one, home(one)), **factors(other, home(other))}) is None
 
 
 @pytest.mark.parametrize(("kind", "weight"), CASES, ids=CASE_IDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_load_and_dump_are_inverses(kind: str, weight: str, dtype: torch.dtype) -> None:
     stored = {
-        key: tensor if key == "alpha" else tensor.to(dtype) for key, tensor in factors(kind, weight).items()
+        key: tensor if key == "alpha" or not tensor.is_floating_point() else tensor.to(dtype)
+        for key, tensor in factors(kind, weight).items()
     }
     dumped = ALGORITHMS[KINDS[kind].algorithm].load(stored).dump()
     assert dumped.keys() == stored.keys()
@@ -68,44 +83,63 @@ def test_delta_has_the_weights_shape_and_the_compute_dtype(kind: str, weight: st
         (torch.float32, torch.float32),
         (torch.float64, torch.float64),
     ):
-        delta = layer.delta(torch.zeros(WEIGHTS[weight], dtype=dtype))
+        delta = layer.delta(base(weight, dtype))
         assert delta.shape == WEIGHTS[weight]
         assert delta.dtype == expected
         assert delta.abs().max() > 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind, spec in KINDS.items() if "sparse" not in kind])
 def test_a_scale_of_alpha_over_rank_is_applied_once(kind: str) -> None:
-    shape = WEIGHTS["conv2d"]
-    plain = factors(kind, "conv2d", rank=4, alpha=None)
-    algorithm = ALGORITHMS[KINDS[kind].algorithm]
-    whole = algorithm.load(plain).delta(torch.zeros(shape, dtype=torch.float64))
-    scaled = algorithm.load({**plain, "alpha": torch.tensor(1.0)})
-    expected = whole if kind == "lokr-full-full" else whole / 4
-    torch.testing.assert_close(scaled.delta(torch.zeros(shape, dtype=torch.float64)), expected)
+    weight = home(kind)
+    spec = KINDS[kind]
+    plain = factors(kind, weight, rank=4, alpha=None)
+    algorithm = ALGORITHMS[spec.algorithm]
+    whole = algorithm.load(plain, spec.options).delta(base(weight))
+    # Far above any norm where alpha is a constraint.
+    alpha = 1.0 if spec.scaled else 1e6
+    scaled = algorithm.load({**plain, "alpha": torch.tensor(alpha)}, spec.options)
+    if "dora" in kind:
+        return
+    torch.testing.assert_close(scaled.delta(base(weight)), whole / 4 if spec.scaled else whole)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - {"tlora"}))
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_init_starts_without_effect_and_by_seed(name: str, weight: str) -> None:
     shape = WEIGHTS[weight]
-    one, same, other = (ALGORITHMS[name].init(shape, 2, 1.0, seed=seed) for seed in (7, 7, 8))
-    assert torch.equal(one.delta(torch.zeros(shape)), torch.zeros(shape))
+    rank = {"boft": 12, "oftv2": 3}.get(name, 2)
+    if (name == "norm") != (len(shape) == 1) or (name == "boft" and shape[0] % 2):
+        return
+    one, same, other = (ALGORITHMS[name].init(shape, rank, 1.0, seed=seed) for seed in (7, 7, 8))
+    torch.testing.assert_close(one.delta(base(weight)), torch.zeros(shape, dtype=torch.float64))
     assert one.dump().keys() == same.dump().keys()
     assert all(torch.equal(tensor, same.dump()[key]) for key, tensor in one.dump().items())
-    assert any(not torch.equal(tensor, other.dump()[key]) for key, tensor in one.dump().items())
-    assert ALGORITHMS[name].load(one.dump()).alpha == 1.0
+    if name in ("lora", "loha", "lokr", "glora"):
+        assert any(not torch.equal(tensor, other.dump()[key]) for key, tensor in one.dump().items())
+        assert ALGORITHMS[name].load(one.dump()).alpha == 1.0
+
+
+def test_init_of_a_kind_that_cannot_start_there_is_an_error() -> None:
+    with pytest.raises(lyc.LayerError, match="shape alone"):
+        ALGORITHMS["tlora"].init((12, 18), 2, 1.0, seed=0)
+    with pytest.raises(lyc.LayerError, match="35"):
+        ALGORITHMS["boft"].init((35, 21), 2, 1.0, seed=0)
+    with pytest.raises(lyc.LayerError, match="13"):
+        ALGORITHMS["oftv2"].init((12, 13), 4, 1.0, seed=0)
 
 
 @pytest.mark.parametrize(("kind", "weight"), CASES, ids=CASE_IDS)
 def test_a_wrong_shape_is_an_error_that_shows_both(kind: str, weight: str) -> None:
     layer = load(kind, weight)
     wrong = torch.zeros(WEIGHTS[weight][0] + 1, *WEIGHTS[weight][1:])
+    if kind == "oftv2":
+        wrong = torch.zeros(WEIGHTS[weight][0], WEIGHTS[weight][1] + 1, *WEIGHTS[weight][2:])
     for attempt in (lambda: layer.delta(wrong), lambda: lyc.patch_(wrong, [(layer, 1.0)])):
         with pytest.raises(lyc.LayerError) as caught:
             attempt()
         assert str(list(wrong.shape)) in str(caught.value)
-        assert str(WEIGHTS[weight][0]) in str(caught.value)
+        assert str(WEIGHTS[weight][0]) in str(caught.value) or kind == "oftv2"
 
 
 def test_another_kernel_of_the_same_size_does_not_fit() -> None:

@@ -257,12 +257,12 @@ def test_large_finite_factors_are_fine(tmp_path: Path) -> None:
 def test_an_unknown_layer_is_kept_for_the_report(tmp_path: Path) -> None:
     tensors = {
         **named(factors("lora", "linear")),
-        **named({**factors("lora", "linear"), "dora_scale": torch.ones(12, 1)}, "lora_unet_conv_in"),
+        **named({**factors("lora", "linear"), "unheard_of": torch.ones(12, 1)}, "lora_unet_conv_in"),
         "something.else": torch.zeros(1),
     }
     adapter = lyc.load_adapter(write(tmp_path / "x.safetensors", tensors))
     assert set(adapter.layers) == {LAYER}
-    assert "dora_scale" in adapter.unreadable["lora_unet_conv_in"]
+    assert "unheard_of" in adapter.unreadable["lora_unet_conv_in"]
     used = {key for info in adapter.info.values() for key in info.keys.values()}
     assert used | set(adapter.unused_keys) == set(tensors)
 

@@ -6,18 +6,16 @@ import itertools
 
 import pytest
 import torch
-from layers import CASES, KINDS, WEIGHTS, factors
+from layers import CASES, KINDS, WEIGHTS, factors, home
+from layers import load as layer
 from torch import Tensor
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.kernels import group, hadamard
 
+SPATIAL = [kind for kind, spec in KINDS.items() if not spec.flat]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-
-
-def layer(kind: str, weight: str, rank: int = 3) -> lyc.Layer:
-    return ALGORITHMS[KINDS[kind].algorithm].load(factors(kind, weight, rank))
 
 
 def exact(weight: Tensor, pairs: list[tuple[lyc.Layer, float]]) -> Tensor:
@@ -27,11 +25,14 @@ def exact(weight: Tensor, pairs: list[tuple[lyc.Layer, float]]) -> Tensor:
     return total
 
 
-def assert_one_rounding(patched: Tensor, wanted: Tensor) -> None:
-    """At most half a unit in the last place away, plus what float32 accumulation may add to it."""
-    accumulation = 8 * torch.finfo(torch.float32).eps * wanted.abs().max()
-    if patched.dtype == torch.float64:
-        accumulation = 64 * torch.finfo(torch.float64).eps * wanted.abs().max()
+def assert_one_rounding(patched: Tensor, base: Tensor, pairs: list[tuple[lyc.Layer, float]]) -> None:
+    """At most half a unit in the last place away, plus what the accumulation may add to it."""
+    wanted = exact(base, pairs)
+    size = base.double().abs()
+    for one, strength in pairs:
+        size = size + abs(strength) * one.delta(base.double()).abs()
+    wide = torch.float64 if patched.dtype == torch.float64 else torch.float32
+    accumulation = (64 if wide == torch.float64 else 12) * torch.finfo(wide).eps * size.max()
     half_ulp = torch.finfo(patched.dtype).eps / 2 * wanted.abs()
     tiny = torch.finfo(patched.dtype).smallest_normal * torch.finfo(patched.dtype).eps
     assert torch.isfinite(patched).all()
@@ -50,11 +51,11 @@ def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_one_layer(kind: str, weight: str, dtype: torch.dtype) -> None:
     base = torch.randn(WEIGHTS[weight]).to(dtype)
     pairs = [(layer(kind, weight), -0.7)]
-    before, wanted = base.clone(), exact(base, pairs)
+    before = base.clone()
     patched = lyc.patch_(base, pairs)
     assert patched is base
     assert not torch.equal(patched, before)
-    assert_one_rounding(patched, wanted)
+    assert_one_rounding(patched, before, pairs)
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)
@@ -63,13 +64,13 @@ def test_one_layer(kind: str, weight: str, dtype: torch.dtype) -> None:
 def test_every_kind_at_once(weight: str, dtype: torch.dtype) -> None:
     kinds = [kind for kind, name in CASES if name == weight]
     pairs = [
-        (layer(kind, weight, rank), strength)
+        (layer(kind, weight, rank=rank), strength)
         for (kind, rank), strength in zip(
             itertools.product(kinds, (1, 3)), itertools.cycle((1.0, -0.5, 0.25)), strict=False
         )
     ]
     base = torch.randn(WEIGHTS[weight]).to(dtype)
-    assert_one_rounding(lyc.patch_(base.clone(), pairs), exact(base, pairs))
+    assert_one_rounding(lyc.patch_(base.clone(), pairs), base, pairs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -82,52 +83,119 @@ def test_factors_of_several_dtypes_in_one_group(dtype: torch.dtype) -> None:
         }
         pairs.append((ALGORITHMS["lora"].load(tensors), 0.5))
     base = torch.randn(WEIGHTS["linear"]).to(dtype)
-    assert_one_rounding(lyc.patch_(base.clone(), pairs), exact(base, pairs))
+    assert_one_rounding(lyc.patch_(base.clone(), pairs), base, pairs)
 
 
 @pytest.mark.parametrize("rank", [8, 9], ids=["khatri-rao", "tiles"])
 def test_both_ways_of_a_hadamard_product(rank: int) -> None:
-    one = layer("loha", "linear-odd", rank)
+    one = layer("loha", "linear-odd", rank=rank)
     plan = lyc.PatchPlan.build(WEIGHTS["linear-odd"], torch.float32, "cpu", [(one, 1.0)])
     assert (rank * rank <= hadamard.KHATRI_RAO_RANK) == ("1 by Khatri-Rao" in plan.report)
     base = torch.randn(WEIGHTS["linear-odd"])
-    assert_one_rounding(lyc.patch_(base.clone(), [(one, 1.0)]), exact(base, [(one, 1.0)]))
+    assert_one_rounding(lyc.patch_(base.clone(), [(one, 1.0)]), base, [(one, 1.0)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.usefixtures("tile")
 def test_any_strides(dtype: torch.dtype) -> None:
-    pairs = [(layer(kind, "conv2d"), 0.5) for kind in KINDS]
+    pairs = [(layer(kind, "conv2d"), 0.5) for kind in SPATIAL]
     base = torch.randn(WEIGHTS["conv2d"]).to(dtype)
-    wanted = exact(base, pairs)
     channels_last = base.to(memory_format=torch.channels_last)
     wide = torch.zeros(12, 36, 3, 3, dtype=dtype)
     view = wide[:, ::2]
     view.copy_(base)
     for weight in (channels_last, view):
         assert not weight.is_contiguous()
-        assert_one_rounding(lyc.patch_(weight, pairs), wanted)
+        assert_one_rounding(lyc.patch_(weight, pairs), base, pairs)
     assert torch.equal(wide[:, 1::2], torch.zeros_like(wide[:, 1::2]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_strength_zero_changes_no_bit(kind: str, dtype: torch.dtype) -> None:
-    base = torch.randn(WEIGHTS["conv2d"]).to(dtype)
-    assert torch.equal(lyc.patch_(base.clone(), [(layer(kind, "conv2d"), 0.0)]), base)
+    base = torch.randn(WEIGHTS[home(kind)]).to(dtype)
+    assert torch.equal(lyc.patch_(base.clone(), [(layer(kind, home(kind)), 0.0)]), base)
     assert torch.equal(lyc.patch_(base.clone(), []), base)
 
 
 def test_a_new_strength_needs_no_new_plan() -> None:
-    layers = [layer(kind, "conv2d") for kind in KINDS]
+    layers = [layer(kind, "conv2d") for kind in SPATIAL]
     base = torch.randn(WEIGHTS["conv2d"])
     pairs = [(one, 1.0) for one in layers]
     plan = lyc.PatchPlan.build(base.shape, base.dtype, base.device, pairs)
     before = [tensor.clone() for tensor in plan.tensors]
     for strengths in ([0.5] * len(layers), [-1.0, *[0.0] * (len(layers) - 1)]):
-        wanted = exact(base, list(zip(layers, strengths, strict=True)))
-        assert_one_rounding(plan.apply_(base.clone(), plan.tensors, strengths), wanted)
+        changed = list(zip(layers, strengths, strict=True))
+        assert_one_rounding(plan.apply_(base.clone(), plan.tensors, strengths), base, changed)
     assert all(torch.equal(old, new) for old, new in zip(before, plan.tensors, strict=True))
+
+
+def test_every_layer_sees_the_weight_as_it_was() -> None:
+    """DoRA beside LoRA: the sum of both changes of the base, in either order."""
+    base = torch.randn(WEIGHTS["linear"], dtype=torch.float64)
+    pairs = [(layer(kind, "linear"), 1.0) for kind in ("lora", "oft", "lora-dora-out", "ia3", "full-set")]
+    one = lyc.patch_(base.clone(), pairs)
+    other = lyc.patch_(base.clone(), pairs[::-1])
+    torch.testing.assert_close(one, exact(base, pairs), rtol=0, atol=1e-12)
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("kind", "weight"), CASES, ids=[f"{k}-{w}" for k, w in CASES])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.usefixtures("tile")
+def test_rows_of_a_layer_on_rows_of_a_larger_weight(kind: str, weight: str, dtype: torch.dtype) -> None:
+    """A window of the layer meets rows of a fused weight, and nothing else is touched."""
+    one, shape = layer(kind, weight), WEIGHTS[weight]
+    rows = shape[0]
+    large = torch.randn(2 * rows + 1, *shape[1:]).to(dtype)
+    whole = lyc.patch_(large.clone(), [(lyc.Part(one, rows=(rows, 2 * rows)), 0.5)])
+    assert torch.equal(whole[:rows], large[:rows]) and torch.equal(whole[2 * rows :], large[2 * rows :])
+    assert_one_rounding(whole[rows : 2 * rows], large[rows : 2 * rows], [(one, 0.5)])
+    separable = one.additive() is not None or kind in ROW_BY_ROW
+    half = rows // 2 - 1
+    parts = [
+        (lyc.Part(one, rows=(rows + half, 2 * rows), window=(half, rows)), 0.5),
+        (lyc.Part(one, rows=(rows, rows + half), window=(0, half)), 0.5),
+    ]
+    if not separable:
+        with pytest.raises(lyc.LayerError, match="part of its rows"):
+            lyc.patch_(large.clone(), parts)
+        return
+    torch.testing.assert_close(lyc.patch_(large.clone(), parts), whole)
+
+
+ROW_BY_ROW = {"lora-dora-out", "loha-dora-out", "glora", "glora-core", "ia3", "ia3-peft", "oftv2", "full-set"}
+
+
+def test_rows_of_kinds_whose_blocks_must_be_kept_whole() -> None:
+    base = torch.randn(12, 18, dtype=torch.float64)
+    for kind, block in (("oft", 4), ("lokr-dora-out", 4)):
+        one = layer(kind, "linear", alpha=None)
+        whole = lyc.patch_(base.clone(), [(one, 1.0)])
+        parts = [(lyc.Part(one, (n, n + block), (n, n + block)), 1.0) for n in range(0, 12, block)]
+        torch.testing.assert_close(lyc.patch_(base.clone(), parts), whole)
+        with pytest.raises(lyc.LayerError, match="part of its rows"):
+            lyc.patch_(base.clone(), [(lyc.Part(one, (0, 3), (0, 3)), 1.0)])
+
+
+def test_swapped_halves_of_one_weight() -> None:
+    """Some tools exchange the shift and the scale of a modulation layer."""
+    base, one = torch.randn(12, 18, dtype=torch.float64), layer("loha", "linear")
+    parts = [(lyc.Part(one, (6, 12), (0, 6)), 1.0), (lyc.Part(one, (0, 6), (6, 12)), 1.0)]
+    delta = one.delta(base)
+    wanted = base + torch.cat([delta[6:], delta[:6]])
+    torch.testing.assert_close(lyc.patch_(base.clone(), parts), wanted, rtol=0, atol=1e-12)
+
+
+def test_a_weight_is_enlarged_with_zeros_first() -> None:
+    tensors = {**factors("lora", "linear"), "reshape_weight": torch.tensor([12, 18])}
+    one = ALGORITHMS["lora"].load(tensors)
+    base = torch.randn(12, 10, dtype=torch.float64)
+    larger = torch.cat([base, torch.zeros(12, 8, dtype=torch.float64)], 1)
+    patched = lyc.patch_(base, [(one, 0.5)])
+    torch.testing.assert_close(patched, larger + 0.5 * one.delta(larger), rtol=0, atol=1e-12)
+    with pytest.raises(lyc.LayerError, match=r"\[12, 18\].*\[12, 20\]"):
+        lyc.patch_(torch.zeros(12, 20), [(one, 1.0)])
 
 
 def test_a_plan_refuses_another_shape() -> None:
