@@ -1,0 +1,634 @@
+"""Every kind on every kind of layer against the forward pass of the lycoris-lora package.
+
+Not against its merge: `merge_to` and `get_diff_weight` of 4.1.3 apply alpha / rank twice for LoHa and
+LoKr. Where the package is at fault itself, a test states the fault, so that a version without it is
+noticed, and a closed form in float64 says what the file means.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from oracle import EPS32, EPS64, SHAPES, affine, error, fill, layer, stored
+from torch import Tensor, nn
+
+import lycoris_ops as lyc
+from lycoris_ops.algorithms import detect
+
+# Its fused kernels round to the precision of a GPU; read once, when it is imported.
+os.environ["LYCORIS_KERNEL_BACKEND"] = "torch"
+
+RANK, ALPHA = 2, 3.0
+# In evaluation no dropout may have an effect.
+DROPOUT = {"rank_dropout": 0.5, "module_dropout": 0.5}
+FILES = (torch.float32, torch.bfloat16, torch.float16)
+
+CONV = tuple(name for name, shape in SHAPES.items() if len(shape) > 2)
+KERNEL = tuple(name for name in CONV if name != "conv2d-1x1")
+POINT = ("linear", "linear-square", "conv2d-1x1")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A class of lycoris-lora with options, and the keys that it saves."""
+
+    algorithm: str
+    module: str
+    keys: frozenset[str]
+    options: dict[str, Any] = field(default_factory=dict)
+    layers: tuple[str, ...] = tuple(SHAPES)
+    dora: bool = False
+    eps: float = EPS64
+    rank: int = RANK
+    alpha: float = ALPHA
+    out: int | None = None
+    """The number of outputs, where the kind does not take the usual one."""
+    told: dict[str, Any] = field(default_factory=dict)
+    """What the file does not say."""
+
+    @property
+    def compute(self) -> torch.dtype:
+        # Its rotations fail in float64: they mix with the float32 of `.float().inverse()`.
+        return torch.float32 if "oft" in self.algorithm else torch.float64
+
+
+def lora(**options: Any) -> Kind:
+    keys = {"alpha", "lora_up.weight", "lora_down.weight"}
+    tucker = options.get("use_tucker", False)
+    return Kind(
+        "lora",
+        "locon.LoConModule",
+        frozenset(keys | ({"lora_mid.weight"} if tucker else set())),
+        options,
+        KERNEL if tucker else tuple(SHAPES),
+        dora=len(options) < 2,
+        # A Tucker core is folded in float32 unless the file holds float64.
+        eps=EPS32 if tucker else EPS64,
+        rank=4 if "rs_lora" in options else RANK,
+    )
+
+
+def loha(**options: Any) -> Kind:
+    keys = {"alpha", *(f"hada_w{n}_{side}" for n in (1, 2) for side in "ab")}
+    tucker = options.get("use_tucker", False)
+    return Kind(
+        "loha",
+        "loha.LohaModule",
+        frozenset(keys | ({"hada_t1", "hada_t2"} if tucker else set())),
+        options,
+        KERNEL if tucker else tuple(SHAPES),
+        dora=len(options) < 2,
+        eps=EPS32 if tucker else EPS64,
+        rank=4 if "rs_lora" in options else RANK,
+    )
+
+
+def lokr(*keys: str, rank: int = RANK, **options: Any) -> Kind:
+    tucker = "lokr_t2" in keys
+    layers = KERNEL if tucker else tuple(SHAPES)
+    if rank > RANK:
+        # The second factor of a square layer is long enough to be low-rank all the same.
+        layers = tuple(name for name in layers if "square" not in name)
+    return Kind(
+        "lokr",
+        "lokr.LokrModule",
+        frozenset({"alpha", *keys}),
+        options,
+        layers,
+        dora=True,
+        eps=EPS32 if tucker else EPS64,
+        rank=rank,
+    )
+
+
+def rotation(algorithm: str, module: str, **options: Any) -> Kind:
+    keys = {"oft_blocks", "alpha", *(["rescale"] if options.get("rescaled") else [])}
+    # A butterfly exists where the outputs are an even number times a power of two.
+    out = 32 if algorithm == "boft" else None
+    return Kind(algorithm, module, frozenset(keys), options, eps=EPS32, rank=4, out=out)
+
+
+def tlora(start: str) -> Kind:
+    keys = frozenset({"q_layer.weight", "p_layer.weight", "lambda_layer", "alpha"})
+    told = {"sig_type": start}
+    # It starts from a singular value decomposition in float32.
+    return Kind("tlora", "tlora.TLoraModule", keys, told, POINT, eps=4 * EPS32, told=told)
+
+
+W1, W1_LOW = ("lokr_w1",), ("lokr_w1_a", "lokr_w1_b")
+W2, W2_LOW = ("lokr_w2",), ("lokr_w2_a", "lokr_w2_b")
+T2 = ("lokr_t2", *W2_LOW)
+OFT, BOFT = ("oft", "diag_oft.DiagOFTModule"), ("boft", "boft.ButterflyOFTModule")
+GLORA = frozenset({"a1.weight", "a2.weight", "b1.weight", "b2.weight", "alpha"})
+IA3 = frozenset({"weight", "on_input"})
+
+KINDS: dict[str, Kind] = {
+    "lora": lora(),
+    "lora-tucker": lora(use_tucker=True),
+    "lora-rs": lora(rs_lora=True),
+    "lora-scalar": lora(use_scalar=True),
+    "loha": loha(),
+    "loha-tucker": loha(use_tucker=True),
+    "loha-rs": loha(rs_lora=True),
+    "loha-scalar": loha(use_scalar=True),
+    "lokr": lokr(*W1, *W2_LOW, factor=2),
+    "lokr-tucker": lokr(*W1, *T2, factor=2, use_tucker=True),
+    "lokr-full": lokr(*W1, *W2, factor=2, full_matrix=True),
+    "lokr-both": lokr(*W1_LOW, *W2_LOW, decompose_both=True),
+    "lokr-both-tucker": lokr(*W1_LOW, *T2, decompose_both=True, use_tucker=True),
+    "lokr-first": lokr(*W1_LOW, *W2, rank=4, decompose_both=True, factor=18, unbalanced_factorization=True),
+    "lokr-unbalanced": lokr(*W1, *W2_LOW, factor=4, unbalanced_factorization=True),
+    "lokr-rs": lokr(*W1, *W2_LOW, rank=4, factor=2, rs_lora=True),
+    "lokr-scalar": lokr(*W1, *W2_LOW, factor=2, use_scalar=True),
+    "glora": Kind("glora", "glora.GLoRAModule", GLORA),
+    "glora-scalar": Kind("glora", "glora.GLoRAModule", GLORA, {"use_scalar": True}),
+    "ia3-out": Kind("ia3", "ia3.IA3Module", IA3, {"train_on_input": False}),
+    "ia3-in": Kind("ia3", "ia3.IA3Module", IA3, {"train_on_input": True}),
+    "oft": rotation(*OFT),
+    "oft-slack": rotation(*OFT, constraint=1.0),
+    "oft-constrained": rotation(*OFT, constraint=0.0625),
+    "oft-rescaled": rotation(*OFT, rescaled=True),
+    "oft-rescaled-constrained": rotation(*OFT, rescaled=True, constraint=0.0625),
+    "boft": rotation(*BOFT),
+    "boft-slack": rotation(*BOFT, constraint=1.0),
+    "boft-constrained": rotation(*BOFT, constraint=0.0625),
+    "boft-rescaled": rotation(*BOFT, rescaled=True),
+    "boft-rescaled-constrained": rotation(*BOFT, rescaled=True, constraint=0.0625),
+    **{f"tlora-{start}": tlora(start) for start in ("principal", "middle", "last")},
+}
+
+CASES = [
+    (kind, weight, axis)
+    for kind, spec in KINDS.items()
+    for weight in spec.layers
+    for axis in (None, "out", "in")
+    if axis is None or spec.dora
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_collections() -> Iterator[None]:
+    """T-LoRA collects garbage whenever it is made: spare it what the imports have left behind."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def module_class(path: str) -> Any:
+    import lycoris.modules as modules
+
+    name, _, cls = path.partition(".")
+    return getattr(getattr(modules, name), cls)
+
+
+def adapted(kind: str, weight: str, file: torch.dtype, axis: str | None = None) -> tuple[Any, Tensor]:
+    """A module of lycoris-lora with random values that the file's dtype holds, and its base's weight."""
+    spec = KINDS[kind]
+    out, *rest = SHAPES[weight]
+    base = layer((spec.out or out, *rest), dtype=spec.compute)
+    dora = {"weight_decompose": True, "wd_on_out": axis == "out"} if axis else {}
+    cls = module_class(spec.module)
+    made = cls("layer", base, 1.0, spec.rank, spec.alpha, **DROPOUT, **dora, **spec.options)
+    made = made.to(spec.compute).eval().requires_grad_(False)
+    fill(made.parameters(), file)
+    if spec.options.get("use_scalar"):
+        # It is multiplied into a factor when that is saved: a power of two rounds nothing.
+        made.scalar.fill_(2.0)
+    return made, base.weight.double()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+@pytest.mark.parametrize(("kind", "weight", "axis"), CASES)
+def test_delta_is_what_lycoris_computes(kind: str, weight: str, axis: str | None, file: torch.dtype) -> None:
+    spec = KINDS[kind]
+    theirs, base = adapted(kind, weight, file, axis)
+    changed, bias = affine(theirs.forward, tuple(base.shape), spec.compute)
+    tensors = stored(theirs.state_dict(), file)
+    assert tensors.keys() == spec.keys | ({"dora_scale"} if axis else set())
+    algorithm = detect(tensors)
+    assert algorithm is not None and algorithm.algorithm == spec.algorithm
+    delta = algorithm.load(tensors, spec.told).delta(base)
+    assert delta.dtype == torch.float64
+    assert error(delta, changed - base, base) <= 16 * spec.eps
+    assert not bias.any()
+
+
+GEOMETRY = {"stride": 2, "padding": 2, "dilation": 2}
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("kind", ["lora", "lora-tucker", "loha", "loha-tucker", "lokr", "lokr-full"])
+def test_delta_holds_for_strided_padded_dilated_and_grouped_convolutions(kind: str, groups: int) -> None:
+    spec = KINDS[kind]
+    base = layer((36, 20, 3, 3), groups=groups, **GEOMETRY)
+    theirs = module_class(spec.module)("layer", base, 1.0, RANK, ALPHA, **spec.options).double().eval()
+    fill(theirs.parameters(), torch.float32)
+    tensors = stored(theirs.state_dict(), torch.float32)
+    algorithm = detect(tensors)
+    assert algorithm is not None
+    x = torch.randn(2, 20 * groups, 9, 7, dtype=torch.float64)
+    delta = algorithm.load(tensors).delta(base.weight)  # type: ignore[arg-type]
+    wanted = theirs.forward(x)
+    found = nn.functional.conv2d(x, base.weight + delta, groups=groups, **GEOMETRY)
+    assert (found - wanted).abs().max() <= 16 * spec.eps * wanted.abs().max()
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("weight", SHAPES)
+def test_full_changes_weight_and_bias(weight: str, bias: bool, file: torch.dtype) -> None:
+    shape = SHAPES[weight]
+    base = layer(shape, bias=bias)
+    values = [parameter.clone() for parameter in base.parameters()]
+    theirs = module_class("full.FullModule")("layer", base, 1.0, **DROPOUT).double().eval()
+    theirs.requires_grad_(False).apply_to()
+    fill(theirs.parameters(), file)
+    tensors = stored(theirs.state_dict(), file)
+    assert tensors.keys() == ({"diff", "diff_b"} if bias else {"diff"})
+    # Back from the file: after `apply_to` it holds the sum of the base and the change.
+    theirs.weight.copy_(values[0] + tensors["diff"])
+    if bias:
+        theirs.bias.copy_(values[1] + tensors["diff_b"])
+    changed, changed_bias = affine(theirs.forward, shape)
+    algorithm = detect(tensors)
+    assert algorithm is not None and algorithm.algorithm == "full"
+    change = algorithm.load(tensors).change(values[0])
+    assert error(change.delta, changed - values[0], values[0]) <= 16 * EPS64
+    if bias:
+        assert change.bias is not None
+        assert error(change.bias.double(), changed_bias - values[1], values[1]) <= 16 * EPS64
+    else:
+        assert change.bias is None
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+@pytest.mark.parametrize(
+    "base", [nn.LayerNorm(12), nn.LayerNorm(1), nn.GroupNorm(3, 12)], ids=["layer", "single", "group"]
+)
+def test_norm_changes_weight_and_bias(base: nn.Module, file: torch.dtype) -> None:
+    base = base.double().requires_grad_(False)
+    fill(base.parameters(), torch.float64)
+    theirs = module_class("norms.NormModule")("layer", base, 1.0, **DROPOUT).double().eval()
+    fill(theirs.parameters(), file)
+    tensors = stored(theirs.state_dict(), file)
+    assert tensors.keys() == {"w_norm", "b_norm"}
+    algorithm = detect(tensors)
+    assert algorithm is not None and algorithm.algorithm == "norm"
+    x = torch.randn(5, 12 if isinstance(base, nn.GroupNorm) else base.weight.numel(), dtype=torch.float64)
+    with torch.no_grad():
+        wanted = theirs.forward(x)
+        change = algorithm.load(tensors).change(base.weight)
+        assert change.bias is not None
+        base.weight.add_(change.delta)
+        base.bias.add_(change.bias)
+        found = base.forward(x)
+    assert (found - wanted).abs().max() <= 16 * EPS64 * wanted.abs().max()
+
+
+class Model(nn.Module):
+    """One layer of each kind that `create_lycoris` looks for."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.linear = layer((32, 40), bias=bias, dtype=torch.float32)
+        self.conv = layer((32, 20, 3, 3), bias=bias, dtype=torch.float32)
+        self.norm = nn.LayerNorm(12)
+
+
+FILE_ALGOS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "locon": {"use_tucker": True, "dora_wd": True},
+    "loha": {"use_tucker": True, "dora_wd": True, "wd_on_output": False},
+    "lokr": {"factor": 2, "dora_wd": True},
+    "glora": {},
+    "ia3": {},
+    "diag-oft": {"rescaled": True, "constraint": 1},
+    "boft": {"rescaled": True, "constraint": 0},
+    "full": {},
+}
+
+
+@pytest.mark.parametrize("file", [None, *FILES], ids=str)
+@pytest.mark.parametrize("algo", FILE_ALGOS)
+def test_a_file_of_lycoris_is_read_whole(algo: str, file: torch.dtype | None, tmp_path: Path) -> None:
+    """What `save_weights` writes: names, and alpha and on_input in the file's dtype or as integers."""
+    from lycoris import create_lycoris
+
+    model = Model(bias=algo == "full").requires_grad_(False)
+    weights = {name: value.clone() for name, value in model.named_parameters()}
+    dim = 4 if "oft" in algo else RANK
+    network = create_lycoris(model, 1.0, dim, ALPHA, algo=algo, train_norm=True, **FILE_ALGOS[algo])
+    network.apply_to()
+    network.eval().requires_grad_(False)
+    fill((p for name, p in network.named_parameters() if p.numel()), file or torch.float32)
+    path = tmp_path / "adapter.safetensors"
+    network.save_weights(str(path), file, None)
+    adapter = lyc.load_adapter(path)
+    assert (dict(adapter.unreadable), adapter.unused_keys) == ({}, ())
+    assert adapter.layers.keys() == {"lycoris_linear", "lycoris_conv", "lycoris_norm"}
+    for theirs in network.loras:
+        name = theirs.lora_name.removeprefix("lycoris_")
+        base = weights[f"{name}.weight"].double()
+        change = adapter.layers[theirs.lora_name].change(base)
+        if name == "norm":
+            assert torch.equal(change.delta, theirs.w_norm.double())
+            assert torch.equal(change.bias.double(), theirs.b_norm.double())
+            continue
+        changed, bias = affine(theirs.forward, tuple(base.shape), torch.float32)
+        # A full difference is rounded when it is saved, not when it is filled in here.
+        slack = torch.finfo(file).eps if algo == "full" and file else 32 * EPS32
+        assert error(change.delta, changed - base, base) <= slack
+        if algo == "full":
+            base_bias = weights[f"{name}.bias"].double()
+            assert error(change.bias.double(), bias - base_bias, base_bias) <= slack
+
+
+# Closed forms in float64, for what the package computes in float32 only, or not at all.
+
+
+def cayley(blocks: Tensor, limit: float) -> Tensor:
+    """(I + Q)(I - Q)^-1 with Q = B - B^T, shrunk to the Frobenius norm `limit` over all blocks."""
+    skew = blocks - blocks.mT
+    if 0 < limit < skew.norm():
+        skew = skew * limit / skew.norm()
+    unit = torch.eye(blocks.shape[-1], dtype=blocks.dtype)
+    return (unit + skew) @ torch.linalg.inv(unit - skew)
+
+
+def oft_closed(weight: Tensor, blocks: Tensor, alpha: float) -> Tensor:
+    """Qiu et al. (2306.07280), eq. 4: blocks of outputs rotated, here by the transposed Cayley map."""
+    rotations = cayley(blocks, alpha * weight.shape[0])
+    return (torch.block_diag(*rotations).T @ weight.flatten(1)).reshape(weight.shape)
+
+
+def boft_closed(weight: Tensor, blocks: Tensor, alpha: float) -> Tensor:
+    """Liu et al. (2311.06243), eq. 3: a product of permuted block rotations.
+
+    Stage i rotates, block by block, the outputs that lie 2^i * b / 2 apart, taken in pairs.
+    """
+    out, (stages, _, size, _) = weight.shape[0], blocks.shape
+    flat = weight.flatten(1)
+    for stage in range(stages):
+        step = 2**stage * size // 2
+        order = [
+            start + offset + side * step
+            for start in range(0, out, 2 * step)
+            for offset in range(step)
+            for side in (0, 1)
+        ]
+        permutation = torch.eye(out, dtype=weight.dtype)[order]
+        rotation = torch.block_diag(*cayley(blocks, alpha * out)[stage])
+        flat = permutation.T @ rotation @ permutation @ flat
+    return flat.reshape(weight.shape)
+
+
+@pytest.mark.parametrize("weight", SHAPES)
+@pytest.mark.parametrize("kind", [kind for kind, spec in KINDS.items() if "oft" in spec.algorithm])
+def test_rotations_are_the_closed_form(kind: str, weight: str) -> None:
+    theirs, base = adapted(kind, weight, torch.float32)
+    tensors = stored(theirs.state_dict(), torch.float64)
+    closed = boft_closed if KINDS[kind].algorithm == "boft" else oft_closed
+    wanted = closed(base, tensors["oft_blocks"], float(tensors["alpha"]))
+    if "rescale" in tensors:
+        wanted = wanted * tensors["rescale"]
+    algorithm = detect(tensors)
+    assert algorithm is not None
+    delta = algorithm.load(tensors).delta(base)
+    # The package adds 1e-8 to the norm that it divides by, to no visible effect.
+    eps = 1e-9 if "constrained" in kind else 64 * EPS64
+    assert error(delta, wanted - base, base) <= eps
+
+
+def glora_factors(shape: tuple[int, ...], rank: int, layout: str, core: bool) -> dict[str, Tensor]:
+    out, inputs, *kernel = shape
+    ones = [1] * len(kernel)
+    down, up = (rank, inputs, *ones), (inputs, rank, *ones)
+    left, right = (out, rank, *ones), (rank, inputs, *(ones if core else kernel))
+    names = ("a1", "a2", "b1", "b2") if layout == "new" else ("a2", "a1", "b2", "b1")
+    sizes = dict(zip(names, (up, down, left, right), strict=True))
+    tensors = {f"{name}.weight": torch.randn(*size) for name, size in sizes.items()}
+    if core:
+        tensors["bm.weight"] = torch.randn(rank, rank, *kernel)
+    return {**tensors, "alpha": torch.tensor(ALPHA)}
+
+
+def glora_closed(weight: Tensor, tensors: dict[str, Tensor], rank: int, layout: str) -> Tensor:
+    """Chavan et al. (2306.07967): s * (B + W A), A = a1 a2 and B = b1 b2, the other way round before."""
+    names = ("a1", "a2", "b1", "b2") if layout == "new" else ("a2", "a1", "b2", "b1")
+    a_up, a_down, b_up, b_down = (tensors[f"{name}.weight"].double() for name in names)
+    prompt = torch.einsum("oi...,ij->oj...", weight, a_up.flatten(1) @ a_down.flatten(1))
+    if "bm.weight" in tensors:
+        core = tensors["bm.weight"].double()
+        added = torch.einsum("mn...,om,ni->oi...", core, b_up.flatten(1), b_down.flatten(1))
+    else:
+        added = (b_up.flatten(1) @ b_down.flatten(1)).reshape(weight.shape)
+    return ALPHA / rank * (added + prompt)
+
+
+GLORA_CASES = [
+    (layout, core, weight)
+    for layout, core in (("new", False), ("new", True), ("old", False))
+    for weight in (KERNEL if core else SHAPES)
+]
+
+
+@pytest.mark.parametrize(("layout", "core", "weight"), GLORA_CASES)
+def test_glora_is_the_closed_form(layout: str, core: bool, weight: str) -> None:
+    base = layer(SHAPES[weight]).weight
+    tensors = glora_factors(SHAPES[weight], 3, layout, core)
+    algorithm = detect(tensors)
+    assert algorithm is not None and algorithm.algorithm == "glora"
+    wanted = glora_closed(base, tensors, 3, layout)  # type: ignore[arg-type]
+    delta = algorithm.load(tensors).delta(base)  # type: ignore[arg-type]
+    assert error(delta, wanted, base) <= 16 * (EPS32 if core else EPS64)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weight", POINT)
+@pytest.mark.parametrize("start", ["principal", "middle", "last"])
+def test_tlora_is_the_closed_form(start: str, weight: str) -> None:
+    """s * (P diag(l) Q - P0 diag(l0) Q0), the latter some of the singular triples of the base."""
+    theirs, base = adapted(f"tlora-{start}", weight, torch.float32)
+    tensors = stored(theirs.state_dict(), torch.float32)
+    p, q, values = (
+        tensors[name].double().flatten(1) for name in ("p_layer.weight", "q_layer.weight", "lambda_layer")
+    )
+    u, s, v = torch.linalg.svd(base.flatten(1), full_matrices=False)
+    first = {"principal": 0, "middle": (len(s) - RANK) // 2, "last": len(s) - RANK}[start]
+    kept = slice(first, first + RANK)
+    wanted = ALPHA / RANK * ((p * values) @ q - (u[:, kept] * s[kept]) @ v[kept]).reshape(base.shape)
+    algorithm = detect(tensors)
+    assert algorithm is not None
+    assert error(algorithm.load(tensors, {"sig_type": start}).delta(base), wanted, base) <= 64 * EPS64
+
+
+@pytest.mark.parametrize("weight", SHAPES)
+@pytest.mark.parametrize("block", [1, 2])
+def test_an_export_of_dylora_is_a_lora(weight: str, block: int) -> None:
+    """Its factors are those of a LoRA; on a convolution the upper one is a matrix."""
+    theirs, base = dylora(weight, block)
+    tensors = stored(theirs.state_dict(), torch.float32)
+    assert tensors.keys() == KINDS["lora"].keys
+    assert tensors["lora_up.weight"].ndim == 2
+    product = tensors["lora_up.weight"].double() @ tensors["lora_down.weight"].double().flatten(1)
+    wanted = (ALPHA / 4 * product).reshape(base.shape)
+    algorithm = detect(tensors)
+    assert algorithm is not None and algorithm.algorithm == "lora"
+    assert error(algorithm.load(tensors).delta(base), wanted, base) <= 16 * EPS64
+
+
+def dylora(weight: str, block: int) -> tuple[Any, Tensor]:
+    base = layer(SHAPES[weight])
+    made = module_class("dylora.DyLoraModule")("layer", base, 1.0, 4, ALPHA, block_size=block)
+    made = made.double().eval().requires_grad_(False)
+    fill(made.parameters(), torch.float32)
+    return made, base.weight  # type: ignore[return-value]
+
+
+# The faults of lycoris-lora 4.1.3 that these tests work around.
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr", "lokr-both"])
+def test_lycoris_scales_twice_when_it_merges(kind: str) -> None:
+    theirs, base = adapted(kind, "linear", torch.float32)
+    changed, _ = affine(theirs.forward, tuple(base.shape))
+    merged, _ = theirs.get_diff_weight(1.0, tuple(base.shape))
+    torch.testing.assert_close(merged, (changed - base) * (ALPHA / RANK))
+
+
+@pytest.mark.parametrize("block", [1, 2, 4])
+def test_lycoris_exports_dylora_weaker_than_it_trained(block: int) -> None:
+    """At full rank it computes with alpha / (rank / block), and exports for alpha / rank."""
+    theirs, _ = dylora("linear", block)
+    tensors = theirs.state_dict()
+    trained, _ = theirs.get_diff_weight(1.0, rank=4 - block)
+    exported = ALPHA / 4 * tensors["lora_up.weight"] @ tensors["lora_down.weight"]
+    torch.testing.assert_close(trained, block * exported)
+
+
+def test_lycoris_cannot_load_its_export_of_dylora_on_a_convolution() -> None:
+    theirs, _ = dylora("conv2d", 2)
+    tensors = theirs.state_dict()
+    make = module_class("locon.LoConModule").make_module_from_state_dict
+    up, down = (tensors[f"lora_{side}.weight"] for side in ("up", "down"))
+    with pytest.raises(RuntimeError, match="broadcast shape"):
+        make("layer", layer(SHAPES["conv2d"]), up, down, None, tensors["alpha"], None)
+
+
+def test_lycoris_saves_a_rank_stabilised_glora_without_its_scale() -> None:
+    base = layer(SHAPES["linear"])
+    made = module_class("glora.GLoRAModule")("layer", base, 1.0, 4, ALPHA, rs_lora=True).double().eval()
+    fill(made.requires_grad_(False).parameters(), torch.float32)
+    changed, _ = affine(made.forward, SHAPES["linear"])
+    tensors = stored(made.state_dict(), torch.float32)
+    said = glora_closed(base.weight, tensors, 4, "new")  # type: ignore[arg-type]
+    torch.testing.assert_close(changed - base.weight, said * math.sqrt(4))
+
+
+@torch.no_grad()
+def test_lycoris_saves_a_rank_stabilised_full_lokr_without_its_scale() -> None:
+    """Trained at sqrt(rank), which nothing in the file shows; its own reload computes with 1, as we do."""
+    cls, base = module_class("lokr.LokrModule"), layer(SHAPES["linear"])
+    made = cls("layer", base, 1.0, 4, ALPHA, full_matrix=True, rs_lora=True).double().eval()
+    fill(made.requires_grad_(False).parameters(), torch.float32)
+    tensors = stored(made.state_dict(), torch.float32)
+    again = cls.make_module_from_state_dict("layer", base, *(tensors.get(name) for name in cls.weight_list))
+    trained, reloaded = (
+        affine(module.double().forward, SHAPES["linear"])[0] - base.weight for module in (made, again)
+    )
+    torch.testing.assert_close(trained, math.sqrt(4) * reloaded)
+    algorithm = detect(tensors)
+    assert algorithm is not None
+    delta = algorithm.load(tensors).delta(base.weight)  # type: ignore[arg-type]
+    assert error(delta, reloaded, base.weight) <= 16 * EPS64  # type: ignore[arg-type]
+
+
+def test_lycoris_has_no_tucker_glora() -> None:
+    """It asks for a kernel of ones and for one of more than that at once, so bm is never made."""
+    for name in CONV:
+        made = module_class("glora.GLoRAModule")("layer", layer(SHAPES[name]), use_tucker=True)
+        assert "bm.weight" not in made.state_dict()
+
+
+def test_lycoris_takes_a_tlora_for_one_on_principal_components() -> None:
+    """The file does not say which singular vectors it started from, so a reload is another layer."""
+    base = layer(SHAPES["linear"])
+    cls = module_class("tlora.TLoraModule")
+    changed = {}
+    for start in ("principal", "last"):
+        made = cls("layer", base, 1.0, RANK, ALPHA, sig_type=start).double().eval()
+        tensors = made.state_dict()
+        names = ("q_layer.weight", "p_layer.weight", "lambda_layer", "alpha")
+        again = cls.make_module_from_state_dict("layer", base, *(tensors[name] for name in names)).double()
+        changed[start] = (
+            affine(again.forward, SHAPES["linear"])[0] - affine(made.forward, SHAPES["linear"])[0]
+        )
+    assert changed["principal"].abs().max() <= 16 * EPS32
+    assert changed["last"].abs().max() > 0.1 * base.weight.abs().max()  # type: ignore[operator]
+
+
+def test_lycoris_applies_tlora_to_a_convolution_as_a_point() -> None:
+    """Its factors have no kernel, so what it adds has another size than what the layer gives."""
+    base = layer(SHAPES["conv2d"], padding=1)
+    made = module_class("tlora.TLoraModule")("layer", base, 1.0, RANK, ALPHA).double().eval()
+    assert made.state_dict()["q_layer.weight"].shape == (RANK, 20, 1, 1)
+    with pytest.raises(RuntimeError, match="must match"):
+        made.forward(torch.zeros(1, 20, 8, 8, dtype=torch.float64))
+
+
+def test_lycoris_cannot_load_ia3() -> None:
+    made = module_class("ia3.IA3Module")
+    assert made.weight_list == ["weight", "on_input"]
+    with pytest.raises(TypeError, match="positional"):
+        made.make_module_from_state_dict("layer", layer((4, 6)), torch.ones(4), torch.tensor(0))
+
+
+@pytest.mark.parametrize("path", ["ia3.IA3Module", "diag_oft.DiagOFTModule", "boft.ButterflyOFTModule"])
+def test_lycoris_changes_the_bias_in_bypass_mode_alone(path: str) -> None:
+    base = layer((32, 40), bias=True, dtype=torch.float32)
+    made = module_class(path)("layer", base, 1.0, 4, bypass_mode=False).eval().requires_grad_(False)
+    fill(made.parameters(), torch.float32)
+    _, rebuilt = affine(made.forward, (32, 40), torch.float32)
+    made.bypass_mode = True
+    _, bypassed = affine(made.forward, (32, 40), torch.float32)
+    torch.testing.assert_close(rebuilt, base.bias.double())  # type: ignore[operator]
+    assert (bypassed - rebuilt).abs().max() > 0.1 * rebuilt.abs().max()
+
+
+def test_lycoris_cannot_compute_rotations_in_float64() -> None:
+    for path in (OFT[1], BOFT[1]):
+        base = layer((32, 40))
+        made = module_class(path)("layer", base, 1.0, 4).double().eval()
+        with pytest.raises(RuntimeError, match="Double but found Float"):
+            made.forward(torch.zeros(1, 40, dtype=torch.float64))
+
+
+def test_lycoris_takes_a_full_difference_for_a_weight_before_it_is_applied() -> None:
+    base = layer(SHAPES["linear"])
+    made = module_class("full.FullModule")("layer", base, 1.0).double()
+    assert torch.equal(made.state_dict()["diff"], -base.weight)  # type: ignore[operator]
+
+
+def test_lycoris_cannot_adapt_a_norm_without_bias() -> None:
+    made = module_class("norms.NormModule")("layer", nn.LayerNorm(12, bias=False), 1.0)
+    assert "b_norm" in made.state_dict()
+    with pytest.raises(AttributeError, match="NoneType"):
+        made.forward(torch.zeros(1, 12))
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
+def test_lycoris_does_not_switch_dora_off_at_strength_zero(kind: str) -> None:
+    theirs, base = adapted(kind, "linear", torch.float32, "out")
+    theirs.multiplier = 0.0
+    changed, _ = affine(theirs.forward, tuple(base.shape))
+    theirs.wd, theirs.multiplier = False, 1.0
+    plain, _ = affine(theirs.forward, tuple(base.shape))
+    torch.testing.assert_close(changed, plain)
+    assert error(plain - base, plain - base, base) == 0.0

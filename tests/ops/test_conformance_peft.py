@@ -1,0 +1,362 @@
+"""Files that PEFT's `save_pretrained` writes against the forward pass of PEFT itself.
+
+The configuration beside the weights is part of such a file: it alone holds alpha, patterns, the kind of
+Cayley map, and on which side of a square convolution an (IA)^3 vector acts.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from oracle import EPS32, EPS64, SHAPES, affine, error, fill, layer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import lycoris_ops as lyc
+
+FILES = (torch.float32, torch.bfloat16, torch.float16)
+RANK, ALPHA = 4, 6.0
+EMBEDDINGS = {"embedding": (18, 12), "embedding_square": (12, 12)}
+
+
+class Model(nn.Module):
+    """One layer of each kind; a file adapts those that its configuration targets."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        for name, shape in SHAPES.items():
+            self.add_module(name.replace("-", "_"), layer(shape, bias=bias))
+        for name, shape in EMBEDDINGS.items():
+            self.add_module(name, nn.Embedding(*shape, dtype=torch.float64))
+        self.requires_grad_(False)
+
+
+LINEAR = ("linear", "linear_square")
+CONV2D = ("conv2d", "conv2d_1x1", "conv2d_square", "conv2d_wide")
+FLAT = (*LINEAR, "conv1d", *CONV2D)
+DENSE = (*FLAT, "conv3d")
+ALL = (*DENSE, *EMBEDDINGS)
+# Rotations of convolutions take the kernel for a square.
+SQUARE = (*LINEAR, "conv2d", "conv2d_1x1", "conv2d_square")
+SCALED = (*LINEAR, *CONV2D, "conv3d")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A PEFT configuration and the layers that it can adapt."""
+
+    algorithm: str
+    config: str
+    options: dict[str, Any]
+    layers: tuple[str, ...]
+    eps: float = EPS64
+    bias: bool = False
+    """Whether the adapted layers have a bias."""
+
+
+def lora(layers: tuple[str, ...] = ALL, *, bias: bool = False, **options: Any) -> Kind:
+    return Kind("lora", "LoraConfig", {"r": RANK, "lora_alpha": ALPHA, **options}, layers, bias=bias)
+
+
+def loha(**options: Any) -> Kind:
+    # A Tucker core is folded in float32 unless the file holds float64.
+    eps = EPS32 if "use_effective_conv2d" in options else EPS64
+    return Kind("loha", "LoHaConfig", {"r": RANK, "alpha": ALPHA, **options}, FLAT, eps)
+
+
+def lokr(layers: tuple[str, ...] = FLAT, *, eps: float = EPS64, **options: Any) -> Kind:
+    eps = EPS32 if "use_effective_conv2d" in options else eps
+    return Kind("lokr", "LoKrConfig", {"r": 2, "alpha": 3.0, **options}, layers, eps)
+
+
+def oft(**options: Any) -> Kind:
+    # The bound of a constrained rotation is a float32 number.
+    eps = EPS32 if "coft" in options else EPS64
+    return Kind("oftv2", "OFTConfig", {"r": 0, "oft_block_size": 4, **options}, SQUARE, eps)
+
+
+def ia3(*feedforward: str, bias: bool = False) -> Kind:
+    return Kind("ia3", "IA3Config", {"feedforward_modules": list(feedforward)}, SCALED, bias=bias)
+
+
+PATTERNS = {
+    "rank_pattern": {"conv2d": 2, "^linear": 8},
+    "alpha_pattern": {"conv2d": 5.0, "conv1d": 1.0},
+}
+IA3_PATTERN = {
+    "target_modules": f"({'|'.join(SCALED)})$",
+    "feedforward_modules": "(linear|conv2d|conv2d_sq.*)$",
+}
+KINDS: dict[str, Kind] = {
+    "lora": lora(),
+    "lora-rs": lora(use_rslora=True),
+    "lora-patterns": lora(**PATTERNS),
+    "lora-patterns-rs": lora(**PATTERNS, use_rslora=True),
+    "lora-bias": lora(DENSE, bias=True, lora_bias=True),
+    "dora": lora(use_dora=True),
+    "dora-rs": lora(use_dora=True, use_rslora=True),
+    "dora-beside-bias": lora(DENSE, bias=True, use_dora=True),
+    "loha": loha(),
+    "loha-patterns": loha(**PATTERNS),
+    "loha-tucker": loha(use_effective_conv2d=True),
+    "lokr": lokr(),
+    "lokr-patterns": lokr(alpha_pattern={"conv2d": 5.0}),
+    "lokr-both": lokr(decompose_both=True),
+    "lokr-factor": lokr(decompose_factor=2),
+    "lokr-tucker": lokr(use_effective_conv2d=True),
+    "lokr-full": lokr((*LINEAR, *CONV2D), r=16, alpha=16.0),
+    # The scale of one without a low-rank factor goes into a factor, in float32.
+    "lokr-full-scaled": lokr((*LINEAR, *CONV2D), r=16, alpha=24.0, eps=EPS32),
+    "oft": oft(use_cayley_neumann=False),
+    "oft-shared": oft(use_cayley_neumann=False, block_share=True),
+    "oft-neumann": oft(),
+    "oft-neumann-shared": oft(block_share=True),
+    **{f"oft-neumann-{n}": oft(num_cayley_neumann_terms=n) for n in (2, 3, 4, 8)},
+    "coft": oft(coft=True, eps=0.5, use_cayley_neumann=False),
+    "coft-shared": oft(coft=True, eps=0.5, block_share=True),
+    "coft-slack": oft(coft=True, eps=1000.0),
+    "ia3": ia3(),
+    "ia3-feedforward": ia3(*LINEAR, *CONV2D),
+    "ia3-pattern": Kind("ia3", "IA3Config", IA3_PATTERN, SCALED),
+    "ia3-beside-bias": ia3("linear", "conv2d_1x1", "conv2d_square", bias=True),
+}
+
+
+def saved(kind: Kind, file: torch.dtype, folder: Path) -> tuple[Any, dict[str, nn.Module]]:
+    """An adapter file of PEFT with random values, and the adapted layers that wrote it, by name."""
+    import peft
+
+    model = Model(kind.bias)
+    config = getattr(peft, kind.config)(**{"target_modules": list(kind.layers), **kind.options})
+    adapted = peft.get_peft_model(model, config).eval().requires_grad_(False)
+    for name, parameter in adapted.named_parameters():
+        if "default" in name:
+            fill([parameter], file)
+            parameter.data = parameter.data.to(file)
+    adapted.save_pretrained(str(folder))
+    adapted.double()
+    layers = {name: adapted.base_model.model.get_submodule(name) for name in kind.layers}
+    return lyc.load_adapter(folder / "adapter_model.safetensors"), layers
+
+
+def computed(layer: Any) -> tuple[Tensor, Tensor | None]:
+    """(weight, bias) of what an adapted layer computes."""
+    base = layer.base_layer
+    if isinstance(base, nn.Embedding):
+        with torch.no_grad():
+            return layer.forward(torch.arange(base.num_embeddings)), None
+    return affine(layer.forward, tuple(base.weight.shape))
+
+
+CASES = [(kind, weight) for kind, spec in KINDS.items() for weight in spec.layers]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, torch.dtype], Any]:
+    """Each kind's file once per dtype: writing one costs more than all that is read from it."""
+    torch.manual_seed(0)
+    return {
+        (kind, file): saved(spec, file, tmp_path_factory.mktemp(kind))
+        for kind, spec in KINDS.items()
+        for file in FILES
+    }
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_key_of_the_file_is_read(files: Any, kind: str, file: torch.dtype) -> None:
+    adapter, layers = files[kind, file]
+    assert (dict(adapter.unreadable), adapter.unused_keys) == ({}, ())
+    assert adapter.layers.keys() == {f"base_model.model.{name}" for name in layers}
+    assert {layer.algorithm for layer in adapter.layers.values()} == {KINDS[kind].algorithm}
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+@pytest.mark.parametrize(("kind", "weight"), CASES)
+def test_delta_is_what_peft_computes(files: Any, kind: str, weight: str, file: torch.dtype) -> None:
+    spec = KINDS[kind]
+    adapter, layers = files[kind, file]
+    theirs: Any = layers[weight]
+    base = theirs.base_layer.weight
+    old = getattr(theirs.base_layer, "bias", None)
+    changed, bias = computed(theirs)
+    change = adapter.layers[f"base_model.model.{weight}"].change(base, old)
+    assert change.delta.dtype == torch.float64
+    assert error(change.delta, changed - base, base) <= 16 * spec.eps
+    if old is None or (bias - old).abs().max() <= 16 * EPS64:
+        assert change.bias is None or not change.bias.any()
+    else:
+        # A bias of LoRA's own is scaled in float32.
+        assert error(change.bias.double(), bias - old, old) <= 16 * EPS32
+
+
+# The faults of peft 0.21, and what its files hold that no change of a weight can say.
+
+
+def written(folder: Path, config: Any, model: nn.Module) -> tuple[Path, Any]:
+    """A file with random values, and the adapted model in float64."""
+    import peft
+
+    adapted = peft.get_peft_model(model.requires_grad_(False), config).eval().requires_grad_(False)
+    fill((p for name, p in adapted.named_parameters() if "default" in name), torch.float32)
+    adapted.save_pretrained(str(folder))
+    return folder / "adapter_model.safetensors", adapted.double().base_model.model
+
+
+def test_peft_takes_the_wrong_axes_for_a_full_lokr_of_a_conv1d(tmp_path: Path) -> None:
+    """It aligns the two dimensions of w1 with the last two of w2, inputs and kernel.
+
+    Its own low-rank LoKr of the same layer, and every other implementation, aligns outputs and inputs.
+    """
+    from peft import LoKrConfig
+
+    config = LoKrConfig(r=16, alpha=16, target_modules=["layer"])
+    path, model = written(tmp_path, config, nn.ModuleDict({"layer": layer((36, 40, 3))}))
+    base = model["layer"].base_layer.weight
+    changed, _ = computed(model["layer"])
+    read: Any = lyc.load_adapter(path).layers["base_model.model.layer"]
+    w1, w2 = read.lokr_w1.double(), read.lokr_w2.double()
+    assert error(torch.kron(w1[None], w2).reshape(base.shape), changed - base, base) <= 16 * EPS64
+    meant = torch.kron(w1[..., None], w2)
+    assert error(read.delta(base), meant, base) <= 16 * EPS64
+    assert error(meant, changed - base, base) > 0.1
+
+
+def test_peft_rotates_each_window_of_a_convolution_and_adds_where_they_overlap(tmp_path: Path) -> None:
+    """So its forward pass is no convolution at all; its merge, like ours, rotates the weight."""
+    from peft import OFTConfig
+
+    config = OFTConfig(r=0, oft_block_size=4, target_modules=["layer"])
+    path, model = written(tmp_path, config, nn.ModuleDict({"layer": layer((8, 12, 3, 3), padding=1)}))
+    theirs, x = model["layer"], torch.randn(1, 12, 6, 6, dtype=torch.float64)
+    base = theirs.base_layer.weight.clone()
+    delta = lyc.load_adapter(path).layers["base_model.model.layer"].delta(base)
+    with torch.no_grad():
+        seen = theirs.forward(x)
+        theirs.merge()
+        merged = theirs.forward(x)
+    assert error(delta, theirs.base_layer.weight - base, base) <= 16 * EPS64
+    assert (seen - merged).abs().max() > 0.1 * merged.abs().max()
+
+
+def test_peft_gives_a_grouped_convolution_more_than_its_weight_can_hold(tmp_path: Path) -> None:
+    """Its first factor sees the inputs of all groups; it cannot merge that, and we refuse it."""
+    from peft import LoraConfig
+
+    config = LoraConfig(r=4, target_modules=["layer"])
+    with pytest.warns(UserWarning, match="Merging is not supported"):
+        path, model = written(tmp_path, config, nn.ModuleDict({"layer": layer((8, 6, 3), groups=2)}))
+    with pytest.raises(lyc.LayerError):
+        read = lyc.load_adapter(path).layers["base_model.model.layer"]
+        read.delta(model["layer"].base_layer.weight)
+
+
+def test_a_file_of_peft_before_0_18_takes_its_last_neumann_term_twice(tmp_path: Path) -> None:
+    """Its series was I + 2 Q + 2 Q^2 + ..., to the last term; its configuration names no version.
+
+    Since then the last term counts once, and PEFT reads the older files by the newer series.
+    """
+    from peft import OFTConfig
+
+    config = OFTConfig(r=0, oft_block_size=4, num_cayley_neumann_terms=5, target_modules=["layer"])
+    path, model = written(tmp_path, config, nn.ModuleDict({"layer": layer((6, 8))}))
+    said = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert said.pop("peft_version")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(said))
+    base = model["layer"].base_layer.weight
+    read: Any = lyc.load_adapter(path).layers["base_model.model.layer"]
+    upper = torch.zeros(2, 4, 4, dtype=torch.float64)
+    row, column = torch.triu_indices(4, 4, 1)
+    upper[:, row, column] = read.oft_r.double()
+    skew = upper - upper.mT
+    series = torch.eye(4, dtype=torch.float64) + 2 * sum(skew.matrix_power(n) for n in range(1, 5))
+    wanted = base @ torch.block_diag(*series).T
+    assert error(read.delta(base), wanted - base, base) <= 64 * EPS64
+
+
+class BlockDiagonal:
+    """What PEFT has a CUDA extension for."""
+
+    @staticmethod
+    def apply(blocks: Tensor) -> Tensor:
+        return torch.stack([torch.block_diag(*stage) for stage in blocks])
+
+
+def boft_closed(weight: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+    """W' = s * W R^T over the flattened inputs, R = (P_m R_m P_m^T) ... (P_1 R_1 P_1^T).
+
+    Q = (B - B^T) / 2 and each block of R is (I - Q) (I + Q)^-1: half the angle and the other sense of
+    the BOFT of LyCORIS, which acts on the outputs. With one stage nothing is permuted; otherwise stage
+    i sorts, in each run of 2^i * b inputs, the chunks of b / 2 by even before odd.
+    """
+    blocks, scale = (tensors[f"base_model.model.layer.boft_{name}"].double() for name in ("R", "s"))
+    stages, count, size, _ = blocks.shape
+    inputs = count * size
+    skew = (blocks - blocks.mT) / 2
+    unit = torch.eye(size, dtype=torch.float64)
+    rotations = (unit - skew) @ torch.linalg.inv(unit + skew)
+    total = torch.eye(inputs, dtype=torch.float64)
+    for stage in range(stages):
+        chunks = torch.arange(inputs).reshape(count >> stage, -1, size // 2)
+        order = torch.cat([chunks[:, 0::2], chunks[:, 1::2]], dim=1).flatten()
+        permutation = torch.eye(inputs, dtype=torch.float64)[order if stages > 1 else slice(None)]
+        total = permutation @ torch.block_diag(*rotations[stage]) @ permutation.T @ total
+    return (scale.reshape(-1, 1) * (weight.flatten(1) @ total.T)).reshape(weight.shape)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize("weight", ["linear", "conv2d", "conv2d-1x1"])
+def test_a_boft_is_refused(weight: str, stages: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of our kinds reads PEFT's BOFT; what its file means is the closed form."""
+    from peft import BOFTConfig
+    from peft.tuners.boft import layer as boft
+
+    monkeypatch.setattr(boft, "get_fbd_cuda", lambda: True)
+    monkeypatch.setattr(boft, "FastBlockDiag", BlockDiagonal)
+    shape = (6, 16, *SHAPES[weight][2:])
+    config = BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=stages, target_modules=["layer"])
+    path, model = written(tmp_path, config, nn.ModuleDict({"layer": layer(shape)}))
+    base = model["layer"].base_layer.weight
+    changed, _ = computed(model["layer"])
+    assert error(boft_closed(base, load_file(path)), changed, base) <= 64 * EPS64
+    with pytest.raises(lyc.FileFormatError, match="boft_R"):
+        lyc.load_adapter(path)
+
+
+def test_peft_trains_a_boft_of_one_stage_where_it_cannot_compile_for_cuda(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import BOFTConfig
+    from peft.tuners.boft import layer as boft
+
+    monkeypatch.setattr(boft, "get_fbd_cuda", lambda: None)
+    config = BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=2, target_modules=["layer"])
+    _, model = written(tmp_path, config, nn.ModuleDict({"layer": layer((6, 16))}))
+    assert model["layer"].boft_R["default"].shape[0] == 1
+
+
+def test_a_module_that_peft_saves_whole_is_reported(tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    parts = {"layer": layer((6, 8)), "head": nn.Linear(6, 3)}
+    config = LoraConfig(target_modules=["layer"], modules_to_save=["head"])
+    path, _ = written(tmp_path, config, nn.ModuleDict(parts))
+    adapter = lyc.load_adapter(path)
+    assert adapter.layers.keys() == {"base_model.model.layer"}
+    assert set(adapter.unused_keys) == {"base_model.model.head.weight", "base_model.model.head.bias"}
+
+
+def test_a_rotated_embedding_is_reported(tmp_path: Path) -> None:
+    from peft import OFTConfig
+
+    config = OFTConfig(r=0, oft_block_size=4, target_modules=["layer", "words"])
+    parts = {"layer": layer((6, 8)), "words": nn.Embedding(9, 8)}
+    path, _ = written(tmp_path, config, nn.ModuleDict(parts))
+    adapter = lyc.load_adapter(path)
+    assert adapter.layers.keys() == {"base_model.model.layer"}
+    assert adapter.unused_keys == ("base_model.model.words.oft_embedding_R.weight",)
