@@ -14,7 +14,9 @@ import lycoris_ops as lyc
 from lycoris_ops.resolve import EntryResolution
 from tests.harness.listings import Listing, listings, target, thin, write_hollow, write_random
 
-LISTINGS = listings()
+NAMELESS = "cascade_stability_positional"
+"""A file that numbers its layers and does not say which of the model's they are."""
+LISTINGS = {name: listing for name, listing in listings().items() if name != NAMELESS}
 BUNDLED = "bundle_emb."
 """How the keys of an embedding begin that a file brings along; the name follows."""
 STRAY = {"sdxl_onetrainer_bundle": r"_aux\.", "wan21_i2v_lightx2v": r".*\.blocks\.\d+\.diff_m$"}
@@ -83,6 +85,17 @@ EXPECTED: dict[str, dict[str, tuple[str, Rows]]] = {
     "sd35_medium_lycoris_lokr": {
         "lycoris_transformer_blocks_4_attn2_to_k": ("joint_blocks.4.x_block.attn2.qkv", (1536, 3072)),
     },
+    "omnigen2_peft_default": {
+        "layers.17.attn.to_out.0": ("layers.17.attn.to_out.0", None),
+    },
+    "pixart_sigma_onetrainer": {
+        "lora_transformer_transformer_blocks_14_attn1_to_v": ("blocks.14.attn.qkv", (2304, 3456)),
+        "lora_transformer_transformer_blocks_14_attn2_to_k": ("blocks.14.cross_attn.kv_linear", (0, 1152)),
+        "lora_transformer_transformer_blocks_14_attn2_to_q": ("blocks.14.cross_attn.q_linear", None),
+    },
+    "cascade_onetrainer_te": {
+        "lora_prior_te_text_model_encoder_layers_0_mlp_fc1": ("text_model.encoder.layers.0.mlp.fc1", None),
+    },
     "auraflow_simpletuner": {
         "transformer.single_transformer_blocks.20.attn.to_k": ("single_layers.20.attn.w1k", None),
     },
@@ -150,6 +163,13 @@ def test_the_layer_belongs_there(name: str, layer: str, tmp_path: Path) -> None:
     found = resolved(LISTINGS[name], tmp_path)
     places = {(match.target.path, match.target.rows) for match in found.matches if match.layer == layer}
     assert places == {EXPECTED[name][layer]}
+
+
+def test_layers_that_are_only_numbered_are_refused(tmp_path: Path) -> None:
+    listing = listings()[NAMELESS]
+    with pytest.raises(lyc.LycorisError, match=re.escape(f"{NAMELESS}.safetensors")):
+        stack = lyc.Stack([lyc.Entry(opened(listing, tmp_path))])
+        lyc.resolve(stack, target(listing.architecture)).check()
 
 
 @pytest.mark.parametrize("name", ["flux_onetrainer_dora", "sdxl_slider", "sd15_loha_tucker"])
