@@ -169,6 +169,10 @@ def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> Entry
         if expected and info.shape and not info.fits(expected):
             mismatches.append(Mismatch(name, places[0], info.shape, expected, strength))
             continue
+        beside = _joined([targets.bias_of(place) for place in places])
+        if beside and info.bias and beside != info.bias:
+            mismatches.append(Mismatch(name, places[0], info.bias, beside, strength))
+            continue
         windows = _windows(places, targets)
         if info.shape:
             matches += [

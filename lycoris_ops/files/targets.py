@@ -192,8 +192,15 @@ class Targets:
 
     def shape_of(self, target: Target) -> Shape:
         """The shape of a target, which may be some rows of a weight; empty where it is not known."""
-        shape = self.shapes[target.key]
-        return (target.rows[1] - target.rows[0], *shape[1:]) if target.rows and shape else shape
+        return _shape_of_rows(self.shapes[target.key], target.rows)
+
+    def bias_of(self, target: Target) -> Shape:
+        """The shape of the bias beside a target; empty where there is none or it is not known."""
+        return _shape_of_rows(self.shapes[target.bias], target.rows) if target.bias else ()
+
+
+def _shape_of_rows(shape: Shape, rows: tuple[int, int] | None) -> Shape:
+    return (rows[1] - rows[0], *shape[1:]) if rows and shape else shape
 
 
 _Index = dict[str, list[tuple[Target, ...]]]

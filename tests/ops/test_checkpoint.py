@@ -29,7 +29,7 @@ def write(path: Path, dtype: torch.dtype) -> tuple[Path, lyc.Stack]:
     adapter: dict[str, Tensor] = {}
     for number, (kind, weight) in enumerate(CASES):
         base[f"{BLOCK}.{number}.x.weight"] = torch.randn(WEIGHTS[weight]).to(dtype)
-        base[f"{BLOCK}.{number}.x.bias"] = torch.randn(5).to(dtype)
+        base[f"{BLOCK}.{number}.x.bias"] = torch.randn(WEIGHTS[weight][0]).to(dtype)
         for key, tensor in factors(kind, weight).items():
             adapter[f"lora_unet_blocks_{number}_x.{key}"] = tensor
     base |= {
@@ -39,7 +39,7 @@ def write(path: Path, dtype: torch.dtype) -> tuple[Path, lyc.Stack]:
     }
     save_file(base, path / "base.safetensors", metadata={"modelspec.title": "base", "ü": "ß"})
     save_file(adapter, path / "adapter.safetensors")
-    entry = lyc.Entry(lyc.load_adapter(path / "adapter.safetensors"), -0.6)
+    entry = lyc.Entry(lyc.load_adapter(path / "adapter.safetensors", sig_type="principal"), -0.6)
     return path / "base.safetensors", lyc.Stack([entry])
 
 
@@ -47,9 +47,10 @@ def exact(base: dict[str, Tensor], stack: lyc.Stack) -> dict[str, Tensor]:
     (entry,) = stack
     wanted: dict[str, Tensor] = {}
     for name, layer in entry.adapter.layers.items():
-        key = f"{BLOCK}.{name.split('_')[3]}.x.weight"
-        weight = base[key].double()
-        wanted[key] = weight + entry.strength * layer.delta(weight)
+        path = f"{BLOCK}.{name.split('_')[3]}.x"
+        for key, one in ((f"{path}.weight", layer), (f"{path}.bias", layer.bias_layer())):
+            if one is not None:
+                wanted[key] = base[key].double() + entry.strength * one.delta(base[key].double())
     return wanted
 
 
@@ -62,13 +63,13 @@ def test_merged_weights_are_one_rounding_from_the_exact_sum(
     result = lyc.merge_checkpoint(path, stack, tmp_path / "out.safetensors", written)
     base, out = load_file(path), load_file(tmp_path / "out.safetensors")
     wanted = exact(base, stack)
-    assert list(out) == list(base) and result.merged == len(wanted) == len(CASES)
+    assert list(out) == list(base) and result.merged == len(wanted) > len(CASES)
     for key, tensor in out.items():
         floating = base[key].is_floating_point() and base[key].itemsize > 1
         assert tensor.dtype == (written if written and floating else base[key].dtype)
         if key in wanted:
             error = (tensor.double() - wanted[key]).abs()
-            accumulation = 8 * torch.finfo(torch.float32).eps * wanted[key].abs().max()
+            accumulation = 48 * torch.finfo(torch.float32).eps * wanted[key].abs().max()  # an SVD among them
             half_ulp = torch.finfo(tensor.dtype).eps / 2 * wanted[key].abs()
             assert (error <= half_ulp + accumulation + 1e-7).all()
             assert not torch.equal(tensor.to(source), base[key])
@@ -176,7 +177,7 @@ def test_the_base_itself_can_be_replaced(tmp_path: Path) -> None:
     lyc.merge_checkpoint(path, stack, path)
     merged = load_file(path)
     for key, tensor in wanted.items():
-        torch.testing.assert_close(merged[key].double(), tensor, rtol=0, atol=1e-5)
+        torch.testing.assert_close(merged[key].double(), tensor, rtol=0, atol=5e-5)
 
 
 def test_progress_reaches_the_end(tmp_path: Path) -> None:
@@ -342,3 +343,26 @@ def test_memory_stays_small_whatever_the_size_of_the_file(tmp_path: Path) -> Non
     assert peak < 4 * largest + 100_000_000
     for path in tmp_path.glob("*.safetensors"):
         path.unlink()
+
+
+def test_an_enlarged_weight_and_a_bias_are_written_in_their_new_shapes(tmp_path: Path) -> None:
+    base = {f"{BLOCK}.0.img_in.weight": torch.randn(6, 4), f"{BLOCK}.0.img_in.bias": torch.randn(6)}
+    base[f"{BLOCK}.0.last.weight"] = torch.randn(3, 3)
+    save_file(base, tmp_path / "base.safetensors")
+    name = "diffusion_model.blocks.0.img_in"
+    adapter = {
+        f"{name}.lora_A.weight": torch.randn(2, 8),
+        f"{name}.lora_B.weight": torch.randn(6, 2),
+        f"{name}.lora_B.bias": torch.randn(6),
+        f"{name}.reshape_weight": torch.tensor([6, 8]),
+    }
+    save_file(adapter, tmp_path / "adapter.safetensors")
+    stack = lyc.Stack([lyc.Entry(lyc.load_adapter(tmp_path / "adapter.safetensors"), 0.5)])
+    lyc.merge_checkpoint(tmp_path / "base.safetensors", stack, tmp_path / "out.safetensors")
+    out = load_file(tmp_path / "out.safetensors")
+    larger = torch.cat([base[f"{BLOCK}.0.img_in.weight"], torch.zeros(6, 4)], 1)
+    product = adapter[f"{name}.lora_B.weight"] @ adapter[f"{name}.lora_A.weight"]
+    torch.testing.assert_close(out[f"{BLOCK}.0.img_in.weight"], larger + 0.5 * product)
+    bias = base[f"{BLOCK}.0.img_in.bias"] + 0.5 * adapter[f"{name}.lora_B.bias"]
+    torch.testing.assert_close(out[f"{BLOCK}.0.img_in.bias"], bias)
+    assert torch.equal(out[f"{BLOCK}.0.last.weight"], base[f"{BLOCK}.0.last.weight"])
