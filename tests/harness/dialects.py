@@ -7,6 +7,7 @@ and the suffixes are those of the tool that a dialect is of.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import in_diffusers
-from .foreign import Located
+from .foreign import Located, Numbered
 from .in_diffusers import DIFFUSERS, HUNYUAN, PREFIX, renamed
 from .zoo import SPECIES, adaptable, make
 
@@ -219,3 +220,70 @@ def summed(named: Names, changes: Mapping[str, Tensor], shapes: Shapes) -> dict[
         for key, change in where.scatter(changes[name], shapes).items():
             total[key] = total[key] + change if key in total else change
     return total
+
+
+_OF_FLUX_2 = r".*(ff(_context)?[._]linear_(in|out)|single_.*[._]attn[._]to_(out|qkv_mlp_proj))$"
+_OF_FLUX_1 = (
+    r".*(ff(_context)?[._]net[._].*|single_.*[._](attn[._]to_[qkv]|proj_mlp|proj_out)|time_text_embed[._].*)$"
+)
+_FLUX_1 = "one map serves both, and no tool writes the names of Flux 2 for it"
+HOST_FAULTS = {
+    "Flux 1": (_OF_FLUX_2, _FLUX_1),
+    "LongCat-Image": (_OF_FLUX_2, _FLUX_1),
+    "Chroma": (_OF_FLUX_2, _FLUX_1),
+    "Chroma Radiance": (_OF_FLUX_2, _FLUX_1),
+    "Flux 2": (_OF_FLUX_1, "one map serves both, and no tool writes the names of Flux 1 for it"),
+    "Lumina 2": (
+        r".*(attention[._]to_[qkv]|attention[._]to_out[._]0|all_(final_layer|x_embedder)[._]2-1.*)$",
+        "one map serves it and Z-Image: names of Z-Image, and thirds where queries have more rows than keys",
+    ),
+}
+"""Names that the host's own map should not have: a pattern of them, and why."""
+
+
+def host_names(architecture: str) -> Names:
+    """The host's own map of an architecture, as far as it is of weights with rows and columns."""
+    from comfy.lora import model_lora_keys_unet
+
+    model = model_of(architecture)
+    state = model.state_dict()
+    numbered = Numbered(state)
+    wrong = HOST_FAULTS.get(architecture, ("$^", ""))[0]
+    found: Names = {}
+    for name, meaning in model_lora_keys_unet(model, {}).items():
+        key, *how = (meaning,) if isinstance(meaning, str) else meaning
+        # The map also has layers that larger models of the architecture have.
+        if key in state and key.endswith(".weight") and state[key].ndim > 1 and not re.match(wrong, name):
+            found[name] = numbered.locate(_cut(numbered.state[key], *how))
+    return found
+
+
+def _cut(weight: Tensor, offset: Any = None, function: Any = None) -> Tensor:
+    """What the host's map makes of a weight: some rows of it, and those rearranged."""
+    weight = weight.narrow(*offset) if offset is not None else weight
+    return function(weight) if function is not None else weight
+
+
+def proven(architecture: str) -> Names:
+    """All names of an architecture's dialects."""
+    return {
+        name: where
+        for case, dialect in cases()
+        if case == architecture
+        for name, where in names(architecture, dialect).items()
+    }
+
+
+def apart(named: Names) -> list[Names]:
+    """The names in as many groups as it takes for each to mean any row but once."""
+    groups: list[tuple[Names, set[tuple[str, int]]]] = []
+    for name, where in named.items():
+        rows = {(where.keys[key], row) for key, row in where.rows()}
+        for group, taken in groups:
+            if taken.isdisjoint(rows):
+                group[name] = where
+                taken |= rows
+                break
+        else:
+            groups.append(({name: where}, rows))
+    return [group for group, _ in groups]

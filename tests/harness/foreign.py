@@ -29,6 +29,15 @@ class Located:
     row_of: Tensor
     """For each row, which row of that key."""
 
+    def rows(self) -> list[tuple[int, int]]:
+        """Which key and which row of it, for each row."""
+        return list(zip(self.key_of.tolist(), self.row_of.tolist(), strict=True))
+
+    def same(self, other: Located) -> bool:
+        """Whether both are the same rows of the same weights, in the same order."""
+        mine, theirs = ([(where.keys[key], row) for key, row in where.rows()] for where in (self, other))
+        return mine == theirs and self.shape == other.shape
+
     @classmethod
     def whole(cls, key: str, shape: Sequence[int]) -> Located:
         """A layer that the host has just so."""

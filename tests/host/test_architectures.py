@@ -74,6 +74,24 @@ def test_every_layer_is_found_and_patched_exactly(
     check(host, architecture, named, DIALECTS[dialect].tensors, tmp_path)
 
 
+@pytest.mark.parametrize("architecture", zoo.SPECIES)
+def test_the_names_of_the_hosts_own_map_are_found(host: Host, tmp_path: Path, architecture: str) -> None:
+    """Those that a dialect has too must mean the same there; the others are tried out."""
+    needs(architecture)
+    named, proven = dialects.host_names(architecture), dialects.proven(architecture)
+    assert len(named) >= 20
+    for name in set(named) & set(proven):
+        assert named[name].same(proven[name]), name
+    for tensors, mark in ((dialects.PROCESSORS, True), (dialects.PEFT, False)):
+        left = {
+            name: where
+            for name, where in named.items()
+            if name not in proven and (".processor." in name) is mark
+        }
+        for group in dialects.apart(left):
+            check(host, architecture, group, tensors, tmp_path)
+
+
 @pytest.mark.parametrize("architecture", in_diffusers.DIFFUSERS)
 def test_the_correspondence_has_every_layer_of_both_models(host: Host, architecture: str) -> None:
     """What the tests above take for right: all of diffusers' layers, and each row of the host's once."""

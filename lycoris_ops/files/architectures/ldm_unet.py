@@ -22,6 +22,11 @@ FIXED = {
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
 }
+CLASSES = {
+    "label_emb.0.0": "class_embedding.linear_1",
+    "label_emb.0.2": "class_embedding.linear_2",
+}
+"""What diffusers calls the same where it embeds a class, as in SD 2.1 unCLIP."""
 MIDDLE = {"0": "resnets.0", "1": "attentions.0", "2": "resnets.1"}
 RESNET = {
     "in_layers.0": "norm1",
@@ -45,6 +50,8 @@ def aliases(shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
     }
     found: dict[str, str] = {}
     for path in shapes:
+        if path in CLASSES:
+            found[CLASSES[path]] = path
         if path in FIXED:
             found[FIXED[path]] = path
         elif path in names:
