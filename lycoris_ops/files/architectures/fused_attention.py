@@ -22,7 +22,7 @@ FAMILIES = (
     ("to_query", "to_key", "to_value"),
 )
 """Names of query, key and value in one attention."""
-QKV = ("qkv", "to_qkv", "qkv_proj", "in_proj", "Wqkv", "wqkv")
+QKV = ("qkv", "to_qkv", "qkv_proj", "in_proj", "in_proj_weight", "Wqkv", "wqkv")
 KV = ("kv", "to_kv", "kv_proj", "Wkv", "wkv")
 """Names of their fusions. `query_key_value` is not one: some models mix its rows head by head."""
 ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
@@ -82,9 +82,9 @@ def _join(
     found: dict[str, set[Places]],
 ) -> None:
     places = tuple(Place(f"{parent}{part}") for part in parts)
-    known = [shapes[place.path] for place in places if shapes[place.path]]
     # Keys and values of something else than the queries have other columns: nobody can fuse those.
-    if any(len(shape) < 2 for shape in known) or len({shape[1:] for shape in known}) > 1:
+    columns = {shapes[place.path][1:] for place in places}
+    if len(columns) > 1 or () in columns:
         return
     for fused in fusions:
         found.setdefault(f"{parent}{fused}", set()).add(places)

@@ -127,8 +127,8 @@ def _fuse(shapes: Mapping[str, Shape], names: dict[str, Places], parent: str, fu
     if not all(part in names for part in parts):
         return
     # Keys and values of something else than the queries have other columns: nobody can fuse those.
-    columns = {shapes[place.path][1:] for part in parts for place in names[part] if shapes[place.path]}
-    if len(columns) <= 1:
+    columns = {shapes[place.path][1:] for part in parts for place in names[part]}
+    if len(columns) == 1 and () not in columns:
         places = joined(shapes, [place for part in parts for place in names[part]])
         names.setdefault(f"{parent}.{fused}", places)
 

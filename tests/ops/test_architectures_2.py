@@ -1,0 +1,858 @@
+"""Other names of layers against diffusers: its conversions of checkpoints and the names of its classes.
+
+Each model is tiny, in ComfyUI's layout, and no two of its numbers are equal. What diffusers makes of it
+must be, name by name, the rows that the tables say.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from diffusers.loaders import lora_conversion_utils, single_file_utils
+from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXTransformer3DModel
+from torch import Tensor
+
+from lycoris_ops.files.architectures import (
+    ace_step,
+    cogvideox,
+    cosmos,
+    fused_attention,
+    hidream_o1,
+    ideogram4,
+    krea2,
+    ltx,
+    lumina2,
+    minimax_h3,
+    mochi,
+    wan,
+    z_image,
+)
+from lycoris_ops.files.architectures.base import Place, Places
+
+Shape = tuple[int, ...]
+Weights = dict[str, Tensor]
+
+WAN = """
+patch_embedding 8 3 1 2 2
+text_embedding.0 8 6
+text_embedding.2 8 8
+time_embedding.0 8 4
+time_embedding.2 8 8
+time_projection.1 48 8
+[blocks vace_blocks].#.modulation = 1 6 8
+[blocks vace_blocks].#.[self_attn cross_attn].[q k v o] 8 8
+[blocks vace_blocks].#.[self_attn cross_attn].[norm_q norm_k] 8
+blocks.#.cross_attn.[k_img v_img] 8 8
+blocks.#.cross_attn.norm_k_img 8
+[blocks vace_blocks].#.norm3 8
+[blocks vace_blocks].#.ffn.0 12 8
+[blocks vace_blocks].#.ffn.2 8 12
+vace_blocks.0.before_proj 8 8
+vace_blocks.#.after_proj 8 8
+vace_patch_embedding 8 5 1 2 2
+img_emb.proj.[0 4] 8
+img_emb.proj.[1 3] 8 8
+head.modulation = 1 2 8
+head.head 12 8
+pose_patch_embedding 8 3 1 2 2
+motion_encoder.enc.net_app.convs.0.0 2 3 1 1
+motion_encoder.enc.net_app.convs.[1 2 3 4 5 6 7].[conv1.0 conv2.1] 2 2 3 3
+motion_encoder.enc.net_app.convs.[1 2 3 4 5 6 7].skip.1 2 2 1 1
+motion_encoder.enc.net_app.convs.8 2 2 4 4
+motion_encoder.enc.fc.[0 1 2 3 4] 2 2
+motion_encoder.dec.direction 2 2
+face_adapter.fuser_blocks.#.[linear1_q linear2] 8 8
+face_adapter.fuser_blocks.#.linear1_kv 16 8
+face_adapter.fuser_blocks.#.[q_norm k_norm] 4
+face_encoder.[conv1_local conv2 conv3].conv 4 4 3
+face_encoder.out_proj 8 4
+"""
+"""Image to video, VACE and Animate in one: their layers do not meet."""
+
+LTX = """
+scale_shift_table = 2 8
+patchify_proj 8 5
+adaln_single.emb.timestep_embedder.linear_1 8 4
+adaln_single.emb.timestep_embedder.linear_2 8 8
+adaln_single.linear 48 8
+caption_projection.linear_1 8 6
+caption_projection.linear_2 8 8
+transformer_blocks.#.scale_shift_table = 6 8
+transformer_blocks.#.[attn1 attn2].[q_norm k_norm] 8
+transformer_blocks.#.[attn1 attn2].[to_q to_k to_v to_out.0] 8 8
+transformer_blocks.#.ff.net.0.proj 12 8
+transformer_blocks.#.ff.net.2 8 12
+proj_out 5 8
+"""
+LTX_2 = f"""
+{LTX}
+audio_scale_shift_table = 2 4
+audio_patchify_proj 4 5
+[audio_adaln_single prompt_adaln_single audio_prompt_adaln_single].emb.timestep_embedder.linear_[1 2] 4 4
+[audio_adaln_single prompt_adaln_single audio_prompt_adaln_single].linear 8 4
+[av_ca_video_scale_shift av_ca_audio_scale_shift]_adaln_single.emb.timestep_embedder.linear_[1 2] 4 4
+[av_ca_video_scale_shift av_ca_audio_scale_shift]_adaln_single.linear 16 4
+[av_ca_a2v_gate av_ca_v2a_gate]_adaln_single.emb.timestep_embedder.linear_[1 2] 4 4
+[av_ca_a2v_gate av_ca_v2a_gate]_adaln_single.linear 4 4
+audio_caption_projection.linear_[1 2] 4 4
+transformer_blocks.#.audio_scale_shift_table = 6 4
+transformer_blocks.#.scale_shift_table_a2v_ca_audio = 5 4
+transformer_blocks.#.scale_shift_table_a2v_ca_video = 5 8
+transformer_blocks.#.[audio_attn1 audio_attn2].[q_norm k_norm] 4
+transformer_blocks.#.[audio_attn1 audio_attn2].[to_q to_k to_v to_out.0] 4 4
+transformer_blocks.#.[audio_to_video_attn video_to_audio_attn].[q_norm k_norm] 4
+transformer_blocks.#.audio_to_video_attn.to_q 4 8
+transformer_blocks.#.audio_to_video_attn.[to_k to_v] 4 4
+transformer_blocks.#.audio_to_video_attn.to_out.0 8 4
+transformer_blocks.#.video_to_audio_attn.to_q 4 4
+transformer_blocks.#.video_to_audio_attn.[to_k to_v] 4 8
+transformer_blocks.#.video_to_audio_attn.to_out.0 4 4
+transformer_blocks.#.audio_ff.net.0.proj 16 4
+transformer_blocks.#.audio_ff.net.2 4 16
+audio_proj_out 5 4
+"""
+CONNECTORS = """
+[video audio]_embeddings_connector.learnable_registers = 3 6
+[video audio]_embeddings_connector.transformer_1d_blocks.#.attn1.[q_norm k_norm] 6
+[video audio]_embeddings_connector.transformer_1d_blocks.#.attn1.[to_q to_k to_v to_out.0] 6 6
+[video audio]_embeddings_connector.transformer_1d_blocks.#.ff.net.0.proj 12 6
+[video audio]_embeddings_connector.transformer_1d_blocks.#.ff.net.2 6 12
+"""
+
+NEXT_DIT = """
+x_embedder 8 5
+t_embedder.mlp.0 8 4
+t_embedder.mlp.2 8 8
+cap_embedder.0 6
+cap_embedder.1 8 6
+[layers noise_refiner context_refiner].#.attention.qkv {qkv} 2
+[layers noise_refiner context_refiner].#.attention.out 2 {query}
+[layers noise_refiner context_refiner].#.attention.[q_norm k_norm] 4
+[layers noise_refiner context_refiner].#.feed_forward.[w1 w3] 12 8
+[layers noise_refiner context_refiner].#.feed_forward.w2 8 12
+[layers noise_refiner context_refiner].#.[attention_norm1 attention_norm2 ffn_norm1 ffn_norm2] 8
+[layers noise_refiner].#.adaLN_modulation.{modulation} 32 8
+final_layer.linear 5 8
+final_layer.adaLN_modulation.1 8 8
+"""
+# diffusers converts the one size of Lumina 2 that was published: 2304 query rows, 768 of key and value.
+LUMINA_2 = NEXT_DIT.format(qkv=2304 + 2 * 768, query=2304, modulation=1)
+Z_IMAGE = NEXT_DIT.format(qkv=24, query=8, modulation=0)
+
+MOCHI = """
+x_embedder.proj 8 3 2 2
+t_embedder.mlp.0 8 4
+t_embedder.mlp.2 8 8
+t5_y_embedder.to_kv 12 6
+t5_y_embedder.to_q 6 6
+t5_y_embedder.to_out 8 6
+t5_yproj 4 6
+blocks.#.mod_x 32 8
+blocks.#.mod_y 16 8
+blocks.#.attn.qkv_x 24 8
+blocks.#.attn.qkv_y 24 4
+blocks.#.attn.[q_norm_x k_norm_x q_norm_y k_norm_y] 4
+blocks.#.attn.proj_x 8 8
+blocks.#.attn.proj_y 4 8
+blocks.#.mlp_x.w1 24 8
+blocks.#.mlp_x.w2 8 12
+blocks.#.mlp_y.w1 12 4
+blocks.#.mlp_y.w2 4 6
+final_layer.mod 16 8
+final_layer.linear 5 8
+pos_frequencies = 3 2 4
+"""
+MOCHI_BLOCKS = 48
+"""As many as diffusers' conversion wants; the last one has no text stream after its attention."""
+
+COSMOS_1 = """
+x_embedder.proj.1 8 5
+extra_pos_embedder.[pos_emb_h pos_emb_w pos_emb_t] = 3 8
+t_embedder.1.linear_1 8 8
+t_embedder.1.linear_2 24 8
+affline_norm 8
+blocks.block#.blocks.[0 1].block.attn.[to_q.0 to_k.0 to_v.0 to_out.0] 8 8
+blocks.block#.blocks.[0 1].block.attn.[to_q.1 to_k.1] 4
+blocks.block#.blocks.2.block.layer1 12 8
+blocks.block#.blocks.2.block.layer2 8 12
+blocks.block#.blocks.[0 1 2].adaLN_modulation.1 3 8
+blocks.block#.blocks.[0 1 2].adaLN_modulation.2 24 3
+final_layer.linear 5 8
+final_layer.adaLN_modulation.1 3 8
+final_layer.adaLN_modulation.2 16 3
+"""
+COSMOS_2 = """
+x_embedder.proj.1 8 5
+t_embedder.1.linear_1 8 8
+t_embedder.1.linear_2 24 8
+t_embedding_norm 8
+blocks.#.self_attn.[q_proj k_proj v_proj output_proj] 8 8
+blocks.#.cross_attn.[q_proj output_proj] 8 8
+blocks.#.cross_attn.[k_proj v_proj] 8 6
+blocks.#.[self_attn cross_attn].[q_norm k_norm] 4
+blocks.#.mlp.layer1 12 8
+blocks.#.mlp.layer2 8 12
+blocks.#.adaln_modulation_[self_attn cross_attn mlp].1 3 8
+blocks.#.adaln_modulation_[self_attn cross_attn mlp].2 24 3
+final_layer.linear 5 8
+final_layer.adaln_modulation.1 3 8
+final_layer.adaln_modulation.2 16 3
+"""
+LLM_ADAPTER = """
+llm_adapter.embed 9 6
+llm_adapter.blocks.#.[norm_self_attn norm_cross_attn norm_mlp] 6
+llm_adapter.blocks.#.[self_attn cross_attn].[q_proj k_proj v_proj o_proj] 6 6
+llm_adapter.blocks.#.[self_attn cross_attn].[q_norm k_norm] 3
+llm_adapter.blocks.#.mlp.0 12 6
+llm_adapter.blocks.#.mlp.2 6 12
+llm_adapter.out_proj 6 6
+llm_adapter.norm 6
+"""
+
+ACE_STEP = """
+null_condition_emb = 1 1 8
+decoder.scale_shift_table = 1 2 8
+decoder.proj_in.1 8 5 2
+decoder.[time_embed time_embed_r].linear_1 8 4
+decoder.[time_embed time_embed_r].linear_2 8 8
+decoder.[time_embed time_embed_r].time_proj 48 8
+decoder.condition_embedder 8 6
+decoder.layers.#.scale_shift_table = 1 6 8
+decoder.layers.#.[self_attn_norm cross_attn_norm mlp_norm] 8
+decoder.layers.#.[self_attn cross_attn].[q_proj o_proj] 8 8
+decoder.layers.#.[self_attn cross_attn].[k_proj v_proj] 4 8
+decoder.layers.#.[self_attn cross_attn].[q_norm k_norm] 2
+decoder.layers.#.mlp.[gate_proj up_proj] 12 8
+decoder.layers.#.mlp.down_proj 8 12
+decoder.norm_out 8
+decoder.proj_out.1 8 3 2
+encoder.text_projector 8 6
+encoder.lyric_encoder.layers.#.self_attn.[q_proj k_proj v_proj o_proj] 8 8
+detokenizer.layers.#.self_attn.[q_proj k_proj v_proj o_proj] 8 8
+"""
+
+KREA_2 = """
+first 8 5
+blocks.#.mod.lin = 48
+blocks.#.[prenorm postnorm].scale = 8
+blocks.#.attn.[wq gate wo] 8 8
+blocks.#.attn.[wk wv] 4 8
+blocks.#.attn.qknorm.[qnorm knorm].scale = 2
+blocks.#.mlp.[gate up] 12 8
+blocks.#.mlp.down 8 12
+tmlp.0 8 4
+tmlp.2 8 8
+tproj.1 48 8
+txtfusion.[layerwise_blocks refiner_blocks].#.[prenorm postnorm].scale = 6
+txtfusion.[layerwise_blocks refiner_blocks].#.attn.[wq wk wv gate wo] 6 6
+txtfusion.[layerwise_blocks refiner_blocks].#.attn.qknorm.[qnorm knorm].scale = 2
+txtfusion.[layerwise_blocks refiner_blocks].#.mlp.[gate up] 12 6
+txtfusion.[layerwise_blocks refiner_blocks].#.mlp.down 6 12
+txtfusion.projector 1 3
+txtmlp.0.scale = 6
+txtmlp.1 8 6
+txtmlp.3 8 8
+last.norm.scale = 8
+last.linear 5 8
+last.modulation.lin = 2 8
+"""
+
+COGVIDEOX = """
+patch_embed.proj 8 3 2 2
+patch_embed.text_proj 8 6
+time_embedding_linear_1 4 8
+time_embedding_linear_2 4 4
+ofs_embedding_linear_[1 2] 8 8
+blocks.#.[norm1 norm2].linear 48 4
+blocks.#.[norm1 norm2].norm 8
+blocks.#.[q k v attn_out] 8 8
+blocks.#.[norm_q norm_k] 2
+blocks.#.ff_proj 32 8
+blocks.#.ff_out 8 32
+norm_final 8
+norm_out.linear 16 4
+norm_out.norm 8
+proj_out 12 8
+"""
+
+IDEOGRAM_4 = """
+input_proj 8 5
+llm_cond_norm 6
+llm_cond_proj 8 6
+t_embedding.[mlp_in mlp_out] 8 8
+adaln_proj 4 8
+embed_image_indicator 2 8
+layers.#.attention.qkv 24 8
+layers.#.attention.[norm_q norm_k] 2
+layers.#.attention.o 8 8
+layers.#.feed_forward.[w1 w3] 12 8
+layers.#.feed_forward.w2 8 12
+layers.#.[attention_norm1 attention_norm2 ffn_norm1 ffn_norm2] 8
+layers.#.adaln_modulation 32 4
+final_layer.linear 5 8
+final_layer.adaln_modulation 8 4
+"""
+
+MINIMAX_H3 = """
+video_patch_proj 8 5
+audio_patch_proj 8 3
+condition_proj 8 6
+time_embedder.proj_in 8 4
+time_embedder.proj_out 4 8
+[blocks token_refiner.blocks].#.[norm1 norm2] 8
+[blocks token_refiner.blocks].#.attn.qkv_proj 12 8
+[blocks token_refiner.blocks].#.attn.[q_norm k_norm] 2
+[blocks token_refiner.blocks].#.attn.out_proj 8 4
+[blocks token_refiner.blocks].#.mlp.fc1 12 8
+[blocks token_refiner.blocks].#.mlp.fc2 8 6
+blocks.#.adaln_proj.linear 48 4
+token_refiner.final_norm 8
+final_layer.norm 8
+final_layer.adaln_proj.linear 16 4
+final_layer.video_out 5 8
+final_layer.audio_out 3 8
+"""
+
+HIDREAM_O1 = """
+visual.patch_embed.proj 6 3 2 2 2
+visual.blocks.#.attn.qkv 18 6
+visual.blocks.#.attn.proj 6 6
+visual.blocks.#.mlp.[linear_fc1 linear_fc2] 6 6
+language_model.embed_tokens 9 8
+language_model.layers.#.self_attn.[q_proj o_proj] 8 8
+language_model.layers.#.self_attn.[k_proj v_proj] 4 8
+language_model.layers.#.mlp.[gate_proj up_proj] 12 8
+language_model.layers.#.mlp.down_proj 8 12
+t_embedder1.mlp.[0 2] 8 8
+x_embedder.proj1 3 5
+x_embedder.proj2 8 3
+final_layer2.linear 5 8
+"""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model: the shapes of its layers, and which of them are parameters not called `weight`."""
+
+    shapes: dict[str, Shape]
+    parameters: frozenset[str]
+
+    def weights(self) -> Weights:
+        """Every number once, under the names of a file."""
+        numbers = itertools.accumulate(
+            (torch.Size(shape).numel() for shape in self.shapes.values()), initial=0
+        )
+        return {
+            self.key(path): torch.arange(first, first + torch.Size(shape).numel()).double().reshape(shape)
+            for (path, shape), first in zip(self.shapes.items(), numbers, strict=False)
+        }
+
+    def key(self, path: str) -> str:
+        return path if path in self.parameters else f"{path}.weight"
+
+
+def layout(text: str, count: int = 2) -> Layout:
+    """Lines of path and shape: [a b] is each of them, # each block, = a parameter not called weight."""
+    shapes: dict[str, Shape] = {}
+    parameters: set[str] = set()
+    for line in filter(None, text.splitlines()):
+        match = re.fullmatch(r"(.+?)( =)?((?: \d+)+)", line)
+        assert match, line
+        for path in _expanded(match[1], count):
+            shapes[path] = tuple(int(size) for size in match[3].split())
+            if match[2]:
+                parameters.add(path)
+    return Layout(shapes, frozenset(parameters))
+
+
+def _expanded(pattern: str, count: int) -> Iterator[str]:
+    if match := re.search(r"\[(.+?)\]|#", pattern):
+        for part in match[1].split() if match[1] else range(count):
+            yield from _expanded(f"{pattern[: match.start()]}{part}{pattern[match.end() :]}", count)
+    else:
+        yield pattern
+
+
+def rows(weights: Weights, model: Layout, places: Places) -> Tensor:
+    """What a name means: the rows of its places, one after the other."""
+    tensors = [(weights[model.key(place.path)], place.rows) for place in places]
+    return torch.cat([tensor[slice(*part)] if part else tensor for tensor, part in tensors])
+
+
+def renames(*replacements: tuple[str, str]) -> Callable[[Weights], Weights]:
+    """A published conversion that is but a list of replacements, one after the other."""
+
+    def convert(weights: Weights) -> Weights:
+        converted: Weights = {}
+        for key, tensor in weights.items():
+            for old, new in replacements:
+                key = re.sub(old, new, key)
+            converted[key] = tensor
+        return converted
+
+    return convert
+
+
+def as_adapter(function: str, prefix: str = "diffusion_model.") -> Callable[[Weights], Weights]:
+    """diffusers' conversion of adapters, on the weights themselves in the place of lora_B."""
+
+    def convert(weights: Weights) -> Weights:
+        adapter: Weights = {}
+        for key, tensor in weights.items():
+            layer = key.removesuffix(".weight")
+            adapter[f"{prefix}{layer}.lora_A.weight"] = torch.zeros(1)
+            adapter[f"{prefix}{layer}.lora_B.weight"] = tensor
+        converted = getattr(lora_conversion_utils, function)(adapter)
+        return {
+            re.sub(r"^transformer\.", "", key).removesuffix(".lora_B.weight"): tensor
+            for key, tensor in converted.items()
+            if ".lora_B." in key
+        }
+
+    return convert
+
+
+def from_file(function: str, **options: Any) -> Callable[[Weights], Weights]:
+    """diffusers' conversion of checkpoints."""
+    return lambda weights: getattr(single_file_utils, function)(dict(weights), **options)
+
+
+class Kept(Weights):
+    """A checkpoint that does not lose what is taken from it."""
+
+    def pop(self, key: str, *_: object) -> Tensor:
+        return self[key]
+
+
+def under_net(weights: Weights) -> Weights:
+    """Cosmos' files have all layers below `net`; diffusers tells its versions apart by that.
+
+    It looks for version 1 after it has emptied the checkpoint, which hides it unless something stays.
+    """
+    checkpoint = Kept({f"net.{key}": tensor for key, tensor in weights.items()})
+    return single_file_utils.convert_cosmos_transformer_checkpoint_to_diffusers(checkpoint)
+
+
+def with_biases(weights: Weights) -> Weights:
+    """Mochi's conversion asks for every bias."""
+    biases = {
+        f"{key.removesuffix('weight')}bias": tensor.flatten(1)[:, 0]
+        for key, tensor in weights.items()
+        if tensor.dim() > 1
+    }
+    converted = single_file_utils.convert_mochi_transformer_checkpoint_to_diffusers({**weights, **biases})
+    return {key: tensor for key, tensor in converted.items() if not key.endswith("bias")}
+
+
+def without(pattern: str, convert: Callable[[Weights], Weights]) -> Callable[[Weights], Weights]:
+    """A conversion that does not know some layers."""
+    return lambda weights: convert({key: t for key, t in weights.items() if not re.search(pattern, key)})
+
+
+def chained(*conversions: Callable[[Weights], Weights]) -> Callable[[Weights], Weights]:
+    def convert(weights: Weights) -> Weights:
+        for conversion in conversions:
+            weights = conversion(weights)
+        return weights
+
+    return convert
+
+
+def _mochi() -> Layout:
+    model = layout(MOCHI, MOCHI_BLOCKS)
+    gone = [f"blocks.{MOCHI_BLOCKS - 1}.{name}" for name in ("attn.proj_y", "mlp_y.w1", "mlp_y.w2")]
+    return Layout({path: s for path, s in model.shapes.items() if path not in gone}, model.parameters)
+
+
+ACE_STEP_RENAMES = renames(
+    (r"^decoder\.", ""),
+    (r"^proj_(in|out)\.1\.", r"proj_\1_conv."),
+    (r"\.([qkv])_proj\.", r".to_\1."),
+    (r"\.o_proj\.", ".to_out.0."),
+    (r"\.([qk])_norm\.", r".norm_\1."),
+)
+"""`scripts/convert_ace_step_to_diffusers.py`"""
+CONNECTOR_RENAMES = renames(
+    (r"^(video|audio)_embeddings_connector", r"connectors.\1_connector"),
+    ("transformer_1d_blocks", "transformer_blocks"),
+    (r"([qk])_norm", r"norm_\1"),
+)
+"""`scripts/convert_ltx2_to_diffusers.py`"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, diffusers' conversion of it, and the class whose names the result must have."""
+
+    aliases: Callable[[Mapping[str, Shape]], Mapping[str, Places]]
+    model: Layout
+    convert: Callable[[Weights], Weights]
+    cls: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    absent: str = "$^"
+    """Names that ComfyUI's model has no layer for, or that the tiny model leaves out."""
+    left_out: str = ""
+    """What official names leave out at the start of a path."""
+
+
+BLOCKS = {"num_layers": 2}
+CASES = {
+    "wan": Case(
+        wan.aliases,
+        layout(WAN),
+        from_file("convert_wan_transformer_to_diffusers"),
+        "transformer_wan_animate.WanAnimateTransformer3DModel",
+        {**BLOCKS, "added_kv_proj_dim": 8, "inject_face_latents_blocks": 1},
+    ),
+    "wan vace": Case(
+        wan.aliases,
+        layout(WAN),
+        from_file("convert_wan_transformer_to_diffusers"),
+        "transformer_wan_vace.WanVACETransformer3DModel",
+        {**BLOCKS, "vace_layers": [0, 1]},
+    ),
+    "ltx": Case(
+        ltx.aliases,
+        layout(LTX),
+        from_file("convert_ltx_transformer_checkpoint_to_diffusers"),
+        "transformer_ltx.LTXVideoTransformer3DModel",
+        BLOCKS,
+    ),
+    "ltx 2": Case(
+        ltx.aliases,
+        layout(LTX_2),
+        as_adapter("_convert_non_diffusers_ltx2_lora_to_diffusers"),
+        "transformer_ltx2.LTX2VideoTransformer3DModel",
+        {**BLOCKS, "cross_attn_mod": True, "audio_cross_attn_mod": True},
+    ),
+    "ltx 2 connectors": Case(
+        ltx.aliases,
+        layout(LTX + CONNECTORS),
+        chained(from_file("convert_ltx_transformer_checkpoint_to_diffusers"), CONNECTOR_RENAMES),
+    ),
+    "lumina 2": Case(
+        lumina2.aliases,
+        layout(LUMINA_2),
+        from_file("convert_lumina2_to_diffusers"),
+        "transformer_lumina2.Lumina2Transformer2DModel",
+        {**BLOCKS, "num_refiner_layers": 2},
+    ),
+    "z-image": Case(
+        z_image.aliases,
+        layout(Z_IMAGE),
+        from_file("convert_z_image_transformer_checkpoint_to_diffusers"),
+        "transformer_z_image.ZImageTransformer2DModel",
+        {"n_layers": 2, "n_refiner_layers": 2},
+    ),
+    "mochi": Case(
+        mochi.aliases,
+        _mochi(),
+        with_biases,
+        "transformer_mochi.MochiTransformer3DModel",
+    ),
+    "cosmos 1": Case(
+        cosmos.aliases, layout(COSMOS_1), under_net, "transformer_cosmos.CosmosTransformer3DModel", BLOCKS
+    ),
+    "cosmos predict 2": Case(
+        cosmos.aliases,
+        layout(COSMOS_2),
+        under_net,
+        "transformer_cosmos.CosmosTransformer3DModel",
+        {**BLOCKS, "extra_pos_embed_type": None},
+    ),
+    "anima": Case(
+        cosmos.aliases,
+        layout(COSMOS_2 + LLM_ADAPTER),
+        without(r"^blocks\..*_norm", as_adapter("_convert_non_diffusers_anima_lora_to_diffusers")),
+        "transformer_cosmos.CosmosTransformer3DModel",
+        {**BLOCKS, "extra_pos_embed_type": None},
+    ),
+    "ace-step 1.5": Case(
+        ace_step.aliases,
+        layout(ACE_STEP),
+        without("^(?!decoder)", ACE_STEP_RENAMES),
+        "ace_step_transformer.AceStepTransformer1DModel",
+        {"num_hidden_layers": 2},
+        left_out="decoder.",
+    ),
+    "krea 2": Case(
+        krea2.aliases,
+        layout(KREA_2),
+        from_file("convert_krea2_transformer_checkpoint_to_diffusers"),
+        "transformer_krea2.Krea2Transformer2DModel",
+        BLOCKS,
+        absent=r"transformer_blocks\.\d+\.scale_shift_table",
+    ),
+    "ideogram 4": Case(
+        ideogram4.aliases,
+        layout(IDEOGRAM_4),
+        without(r"^(?!layers)|norm", as_adapter("_convert_non_diffusers_ideogram4_lora_to_diffusers")),
+        "transformer_ideogram4.Ideogram4Transformer2DModel",
+        BLOCKS,
+    ),
+    "minimax h3": Case(
+        minimax_h3.aliases,
+        layout(MINIMAX_H3),
+        from_file("convert_minimax_h3_transformer_checkpoint_to_diffusers", config={}),
+        "transformer_minimax_h3.MiniMaxH3Transformer3DModel",
+        {**BLOCKS, "num_refiner_layers": 2},
+    ),
+}
+cases = pytest.mark.parametrize("case", CASES)
+
+
+@pytest.fixture(scope="module")
+def class_names() -> Mapping[str, set[str]]:
+    """The layers of diffusers' classes. Made once, before a test has another `torch.empty`."""
+    return {name: set(_class_names(case)) for name, case in CASES.items()}
+
+
+def _class_names(case: Case) -> Iterator[str]:
+    if case.cls is None:
+        return
+    module, cls = case.cls.split(".")
+    with torch.device("meta"):
+        model = getattr(importlib.import_module(f"diffusers.models.transformers.{module}"), cls)(
+            **case.options
+        )
+    for key in model.state_dict():
+        if key.endswith(".weight"):
+            yield key.removesuffix(".weight")
+
+
+@cases
+def test_every_weight_that_diffusers_makes_is_where_the_table_says(case: str) -> None:
+    model, aliases, absent = CASES[case].model, CASES[case].aliases, CASES[case].absent
+    weights, names = model.weights(), aliases(model.shapes)
+    for key, tensor in CASES[case].convert(weights).items():
+        name = key.removesuffix(".weight")
+        if re.fullmatch(absent, name):
+            assert name not in names
+        else:
+            torch.testing.assert_close(
+                rows(weights, model, names.get(name, (Place(name),))), tensor, rtol=0, atol=0
+            )
+
+
+@cases
+def test_every_name_of_the_table_is_one_that_is_used(case: str, class_names: Mapping[str, set[str]]) -> None:
+    model, left_out = CASES[case].model, CASES[case].left_out
+    weights, names = model.weights(), CASES[case].aliases(model.shapes)
+    converted = {key.removesuffix(".weight"): t for key, t in CASES[case].convert(weights).items()}
+    fusions = {
+        "to_qkv": ("to_q", "to_k", "to_v"),
+        "to_kv": ("to_k", "to_v"),
+        "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+        "to_added_kv": ("add_k_proj", "add_v_proj"),
+        "to_out": ("to_out.0",),
+    }
+    assert names
+    assert not names.keys() & model.shapes.keys()
+    for name in names.keys() - converted.keys():
+        parent, _, last = name.rpartition(".")
+        if last in fusions:
+            expected = torch.cat([converted[f"{parent}.{part}"] for part in fusions[last]])
+        elif left_out:
+            expected = weights[model.key(f"{left_out}{name}")]
+        else:
+            # A conversion of adapters leaves norms out; the class has them.
+            assert name in class_names[case]
+            continue
+        torch.testing.assert_close(rows(weights, model, names[name]), expected, rtol=0, atol=0)
+
+
+@cases
+def test_every_layer_of_the_class_is_reached(case: str, class_names: Mapping[str, set[str]]) -> None:
+    model, absent = CASES[case].model, CASES[case].absent
+    reached = CASES[case].aliases(model.shapes).keys() | model.shapes.keys()
+    assert {name for name in class_names[case] - reached if not re.fullmatch(absent, name)} == set()
+
+
+@cases
+def test_a_model_is_of_one_architecture_only(case: str) -> None:
+    tables = {other.aliases for other in CASES.values()} | {hidream_o1.aliases, cogvideox.aliases}
+    assert [table for table in tables if table(CASES[case].model.shapes)] == [CASES[case].aliases]
+    # Not all layers need be there: an adapter for a model is all that some programs know of it.
+    assert all(table({}) == {} for table in tables)
+
+
+@cases
+def test_without_shapes_only_whole_layers_have_names(case: str) -> None:
+    model, aliases = CASES[case].model, CASES[case].aliases
+    known, unknown = aliases(model.shapes), aliases(dict.fromkeys(model.shapes, ()))
+    assert unknown.items() <= known.items()
+    assert all(place.rows is None for places in unknown.values() for place in places)
+    sliced = {name for name, places in known.items() if len(places) > 1 or places[0].rows}
+    fusions = {name for name in known if name.endswith("kv")}
+    assert known.keys() - unknown.keys() <= sliced | fusions
+
+
+def test_cogvideox_has_the_layers_of_the_class() -> None:
+    """No conversion is published: ComfyUI's layout is that of the class, but for the names."""
+    model = layout(COGVIDEOX)
+    names = cogvideox.aliases(model.shapes)
+    theirs = CogVideoXTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=2,
+        in_channels=3,
+        out_channels=3,
+        time_embed_dim=4,
+        ofs_embed_dim=8,
+        text_embed_dim=6,
+        num_layers=2,
+        use_rotary_positional_embeddings=True,
+    )
+    layers = {
+        key.removesuffix(".weight"): t.shape for key, t in theirs.state_dict().items() if "bias" not in key
+    }
+    ours = {name: model.shapes[name] for name in layers.keys() & model.shapes.keys()}
+    renamed = {name: model.shapes[names[name][0].path] for name in layers.keys() - ours.keys()}
+    assert {**ours, **renamed} == layers
+    assert {place.path for name in renamed for place in names[name]} | ours.keys() == model.shapes.keys()
+    assert names.keys() - layers.keys() == {
+        f"transformer_blocks.{block}.attn1.{name}" for block in "01" for name in ("to_qkv", "to_kv", "to_out")
+    }
+
+
+def test_hidream_o1_is_below_model_in_training() -> None:
+    """`lora_unet_model_language_model_layers_0_self_attn_q_proj` in files of musubi-tuner."""
+    model = layout(HIDREAM_O1)
+    names = hidream_o1.aliases(model.shapes)
+    assert names["model.language_model.layers.0.self_attn.q_proj"] == (
+        Place("language_model.layers.0.self_attn.q_proj"),
+    )
+    assert names == {f"model.{path}": (Place(path),) for path in model.shapes}
+
+
+def test_grouped_query_attention_is_read_from_the_shapes() -> None:
+    model = layout(NEXT_DIT.format(qkv=12, query=6, modulation=1))
+    names = lumina2.aliases(model.shapes)
+    fused = "layers.1.attention.qkv"
+    assert names["layers.1.attn.to_q"] == (Place(fused, (0, 6)),)
+    assert names["layers.1.attn.to_k"] == (Place(fused, (6, 9)),)
+    assert names["layers.1.attn.to_v"] == (Place(fused, (9, 12)),)
+    assert names["layers.1.attn.to_kv"] == (Place(fused, (6, 12)),)
+    assert names["layers.1.attn.to_qkv"] == (Place(fused),)
+
+
+def test_the_last_text_stream_of_mochi_has_its_own_name() -> None:
+    names = mochi.aliases(_mochi().shapes)
+    last = MOCHI_BLOCKS - 1
+    assert names[f"transformer_blocks.{last}.norm1_context.linear_1"] == (Place(f"blocks.{last}.mod_y"),)
+    assert f"transformer_blocks.{last}.norm1_context.linear" not in names
+    assert names["transformer_blocks.0.norm1_context.linear"] == (Place("blocks.0.mod_y"),)
+
+
+PARTS = {
+    "qkv": (12, 4),
+    "to_qkv": (12, 4),
+    "qkv_proj": (12, 4),
+    "in_proj": (12, 4),
+    "in_proj_weight": (12, 4),
+    "Wqkv": (12, 4),
+}
+
+
+@pytest.mark.parametrize("fused", PARTS)
+@pytest.mark.parametrize("parts", ["q k v", "to_q to_k to_v", "q_proj k_proj v_proj", "wq wk wv"])
+def test_parts_of_a_fused_weight(fused: str, parts: str) -> None:
+    path = f"encoder.layers.3.attn.{fused}"
+    names = fused_attention.fallback({path: PARTS[fused]})
+    thirds = ((0, 4), (4, 8), (8, 12))
+    for part, third in zip(parts.split(), thirds, strict=True):
+        assert names[f"encoder.layers.3.attn.{part}"] == (Place(path, third),)
+
+
+@pytest.mark.parametrize("output", ["out", "proj", "o_proj", "out_proj", "to_out.0", "wo"])
+def test_the_projection_after_the_attention_tells_the_rows_of_the_query(output: str) -> None:
+    shapes = {"attn.qkv": (20, 7), f"attn.{output}": (7, 12)}
+    names = fused_attention.fallback(shapes)
+    assert names["attn.q"] == (Place("attn.qkv", (0, 12)),)
+    assert names["attn.k"] == (Place("attn.qkv", (12, 16)),)
+    assert names["attn.v"] == (Place("attn.qkv", (16, 20)),)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        pytest.param({"attn.qkv": ()}, id="unknown"),
+        pytest.param({"attn.qkv": (20, 7)}, id="grouped, nothing to tell how"),
+        pytest.param({"attn.qkv": (12, 4), "attn.out": (4, 9)}, id="an odd rest"),
+        pytest.param({"attn.qkv": (12, 4), "attn.out": (4, 2)}, id="more keys than queries"),
+        pytest.param({"attn.qkv": (12, 4), "attn.out": (4, 4), "attn.proj": (4, 6)}, id="two outputs"),
+        pytest.param({"attn.qkv": (12, 4), "attn.to_qkv": (12, 4)}, id="two fusions"),
+        pytest.param({"attn.query_key_value": (12, 4)}, id="rows mixed by head in some models"),
+    ],
+)
+def test_what_shapes_do_not_decide_has_no_name(shapes: dict[str, Shape]) -> None:
+    assert fused_attention.fallback(shapes) == {}
+
+
+def test_fused_names_of_split_weights() -> None:
+    """A text encoder with grouped queries, as language models have them."""
+    shapes = {
+        "model.layers.0.self_attn.q_proj": (8, 4),
+        "model.layers.0.self_attn.k_proj": (2, 4),
+        "model.layers.0.self_attn.v_proj": (2, 4),
+        "model.layers.0.self_attn.o_proj": (4, 8),
+        "model.layers.0.mlp.gate_proj": (6, 4),
+        "model.layers.0.mlp.up_proj": (6, 4),
+        "model.layers.0.mlp.down_proj": (4, 6),
+    }
+    names = fused_attention.fallback(shapes)
+    attention = [Place(f"model.layers.0.self_attn.{part}_proj") for part in "qkv"]
+    assert names["model.layers.0.self_attn.qkv_proj"] == tuple(attention)
+    assert names["model.layers.0.self_attn.qkv"] == tuple(attention)
+    assert names["model.layers.0.self_attn.kv_proj"] == tuple(attention[1:])
+    assert names["model.layers.0.mlp.gate_up_proj"] == (
+        Place("model.layers.0.mlp.gate_proj"),
+        Place("model.layers.0.mlp.up_proj"),
+    )
+    assert not names.keys() & shapes.keys()
+
+
+def test_keys_of_something_else_than_the_queries_fuse_with_values_only() -> None:
+    shapes = {"attn2.to_q": (8, 8), "attn2.to_k": (8, 6), "attn2.to_v": (8, 6)}
+    names = fused_attention.fallback(shapes)
+    assert names["attn2.to_kv"] == (Place("attn2.to_k"), Place("attn2.to_v"))
+    assert "attn2.to_qkv" not in names
+
+
+def test_halves_of_fused_keys_and_values_and_of_a_gated_feed_forward() -> None:
+    names = fused_attention.fallback({"attn.to_q": (8, 8), "attn.to_kv": (4, 6), "mlp.gate_up_proj": (12, 8)})
+    assert names["attn.to_k"] == (Place("attn.to_kv", (0, 2)),)
+    assert names["attn.to_v"] == (Place("attn.to_kv", (2, 4)),)
+    assert names["mlp.gate_proj"] == (Place("mlp.gate_up_proj", (0, 6)),)
+    assert names["mlp.up_proj"] == (Place("mlp.gate_up_proj", (6, 12)),)
+    assert "attn.to_q" not in names
+
+
+def test_added_projections_of_a_second_stream_have_their_own_fusion() -> None:
+    shapes = dict.fromkeys((f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj")), (4, 4))
+    names = fused_attention.fallback(shapes)
+    assert names["attn.to_added_qkv"] == tuple(map(Place, shapes))
+    assert names["attn.to_added_kv"] == tuple(map(Place, list(shapes)[1:]))
+
+
+def test_the_list_index_of_an_output_may_be_missing() -> None:
+    names = fused_attention.fallback({"attn.to_out.0": (4, 4), "attn1.to_out": (4, 4)})
+    assert names["attn.to_out"] == (Place("attn.to_out.0"),)
+    assert names["attn1.to_out.0"] == (Place("attn1.to_out"),)
+
+
+@cases
+def test_no_fallback_is_a_real_path(case: str) -> None:
+    shapes = CASES[case].model.shapes
+    names = fused_attention.fallback(shapes)
+    assert not names.keys() & shapes.keys()
+    for places in names.values():
+        for place in places:
+            first, end = place.rows or (0, shapes[place.path][0])
+            assert 0 <= first < end <= shapes[place.path][0]
