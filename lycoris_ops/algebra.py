@@ -114,7 +114,15 @@ def fits(stored: Extent, weight: Sequence[int]) -> bool:
         return False
     if len(stored) <= 2 or len(weight) <= 2:
         return len(weight) == 1 or len(stored) > 1 or math.prod(weight[1:]) == 1
-    return tuple(stored) == tuple(weight)
+    return _kernel(stored) == _kernel(weight)
+
+
+def _kernel(shape: Sequence[int | None]) -> Shape:
+    """The kernel without trailing ones: PEFT writes that of a one-dimensional Tucker core as (k, 1)."""
+    kernel = [size for size in shape[2:] if size is not None]
+    while kernel and kernel[-1] == 1:
+        kernel.pop()
+    return tuple(kernel)
 
 
 def decompose(weight: Tensor, direction: Tensor, magnitude: Tensor, *, norm_of: Tensor) -> Tensor:

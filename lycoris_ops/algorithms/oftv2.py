@@ -27,7 +27,8 @@ class OftV2(Layer):
 
     oft_R.weight (n, b * (b - 1) / 2) holds the upper triangles of the skew-symmetric blocks Q, row by
     row; with n = 1 one block serves all. By `terms` of the Cayley-Neumann series,
-    R = I + 2 Q + 2 Q^2 + ... + Q^(terms - 1), 3 terms being the same as 4 in PEFT; with `terms` 0
+    R = I + 2 Q + 2 Q^2 + ... + `last` * Q^(terms - 1), 3 terms being the same as 4 in PEFT with `last` 1,
+    and `last` 2 what PEFT had before 0.18; with `terms` 0
     exactly, R = (I - Q) (I + Q)^-1, of the opposite sense, as PEFT has it. oft_R.scaled_oft, which
     OneTrainer writes, divides Q by 2 sqrt(b - 1). `constraint` (PEFT's coft) bounds the norm of each Q
     by constraint / sqrt(n).
@@ -43,6 +44,7 @@ class OftV2(Layer):
     oft_r: Tensor
     oft_r_scaled_oft: Tensor | None = None
     terms: int = TERMS
+    last: int = 1
     constraint: float | None = None
 
     @classmethod
@@ -65,15 +67,8 @@ class OftV2(Layer):
     @classmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
         """Blocks of zeros: the largest size up to `rank` that divides the inputs; alpha has no meaning."""
-        inputs = flat_shape(shape)[1]
-        size = next(n for n in range(max(2, rank), 0, -1) if inputs % n == 0)
-        if size < 2:
-            raise LayerError(
-                "no block of OFTv2 divides the inputs",
-                got=str(inputs),
-                expected=f"a multiple of a number from 2 to {max(2, rank)}",
-            )
-        return cls(oft_r=torch.zeros(inputs // size, size * (size - 1) // 2))
+        size, count = block_of_inputs(shape, rank)
+        return cls(oft_r=torch.zeros(count, size * (size - 1) // 2))
 
     def dependent(self, weight: Tensor) -> Tensor:
         flat = weight.reshape(weight.shape[0], -1)
@@ -97,6 +92,7 @@ class OftV2(Layer):
             oft_r_scaled_oft=self.oft_r_scaled_oft,
             terms=self.terms,
             constraint=self.constraint,
+            last=self.last,
         )
 
     def _skew(self, weight: Tensor) -> Tensor:
@@ -118,11 +114,29 @@ class OftV2(Layer):
             return cayley(-skew)
         one = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device).expand_as(skew)
         total, power = one, one
-        last = max(3, self.terms - 1) if self.terms > 2 else self.terms
-        for term in range(1, self.terms if self.terms < 3 else last + 1):
+        factors = [2] * (self.terms - 1)
+        if self.last == 1 and self.terms > 2:
+            factors = [*[2] * (max(4, self.terms) - 2), 1]
+        for factor in factors:
             power = power @ skew
-            total = total + (power if term == last else 2 * power)
+            total = total + factor * power
         return total
+
+
+def block_of_inputs(shape: Shape, largest: int) -> tuple[int, int]:
+    """Size and number of the largest blocks up to `largest` (at least 2) that the inputs are cut into.
+
+    Raises LayerError where no block of two or more divides them.
+    """
+    inputs = flat_shape(shape)[1]
+    size = next(n for n in range(max(2, largest), 0, -1) if inputs % n == 0)
+    if size < 2:
+        raise LayerError(
+            "no block divides the inputs",
+            got=str(inputs),
+            expected=f"a multiple of a number from 2 to {max(2, largest)}",
+        )
+    return size, inputs // size
 
 
 def _block(triangle: int) -> int:

@@ -20,11 +20,12 @@ from ..algorithms.base import ALPHA, DIFF_B, field_of
 from ..algorithms.factored import DORA, SPARSE, Factored
 from ..algorithms.ia3 import ON_INPUT
 from ..algorithms.lokr import W1, W2
-from ..algorithms.lora import RESHAPE
+from ..algorithms.lora import EMBEDDING_UP, RESHAPE
 from ..algorithms.oftv2 import SCALED
 from ..errors import FileFormatError, LayerError, LycorisError
 from .cache import DEFAULT_CACHE, TensorCache
-from .dialects import Dialect, recognise, split_key, split_prefix
+from .dialects import recognise, split_prefix
+from .grouping import group
 from .network_args import network_options, split_qkv_parts
 from .peft_config import CONFIG_NAME, METADATA_KEY, PeftConfig, read_lora_metadata, read_peft_config
 from .pickle_file import PickleFile
@@ -142,7 +143,8 @@ class Adapter:
         read = dict(tensors)
         if DORA in read and not info.keys[DORA].endswith(DORA):
             # PEFT's magnitude has a shape of its own, (1, O, 1, 1), and is always for outputs.
-            read[DORA] = read[DORA].flatten()
+            # That of an embedding is for its features, which a layer of words has as inputs.
+            read[DORA] = read[DORA].reshape((1, -1) if EMBEDDING_UP in read else (-1,))
         if info.enlarges and RESHAPE not in read:
             read[RESHAPE] = torch.tensor([size for size in info.shape if size is not None])
         if ALPHA in read:
@@ -222,7 +224,7 @@ def _load(
 ) -> Adapter:
     file = _open(fingerprint.path, cache)
     dialect = recognise(file.tensors)
-    grouped, unused = _group(file, dialect)
+    grouped, unused = group(file, dialect)
     names = {split_prefix(name)[0] for name in grouped}
     spoken = dialect.name if dialect else "+".join(sorted(name or "bare" for name in names))
     peft: dict[str, PeftConfig] = {}
@@ -276,42 +278,6 @@ def _options(
         **given,
     }
     return {option: value for option, value in found.items() if option in _options_of(algorithm)}
-
-
-def _group(file: TensorFile, dialect: Dialect | None) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Layer name to its keys by canonical suffix, and the keys that belong to no layer."""
-    grouped: dict[str, dict[str, str]] = {}
-    strangers: list[str] = []
-    for key in file.tensors:
-        split = split_key(dialect.rename(key) if dialect and dialect.rename else key)
-        if split is None:
-            strangers.append(key)
-            continue
-        name, suffix = split
-        if suffix in grouped.setdefault(name, {}):
-            raise LayerError(
-                "a layer holds the same tensor twice",
-                file=file.fingerprint.path,
-                key=name,
-                got=f"{grouped[name][suffix]} and {key}",
-                expected="one of them",
-            )
-        grouped[name][suffix] = key
-    return grouped, [key for key in strangers if not _adopt(key, grouped)]
-
-
-def _adopt(key: str, grouped: dict[str, dict[str, str]]) -> bool:
-    """Give a key of unknown suffix to the layer it names.
-
-    What it means is not known (a DoRA magnitude, say), so the layer without it would be wrong.
-    """
-    parts = key.split(".")
-    for depth in range(len(parts) - 1, 0, -1):
-        name = ".".join(parts[:depth])
-        if name in grouped:
-            grouped[name][".".join(parts[depth:])] = key
-            return True
-    return False
 
 
 def _open(path: str, cache: TensorCache) -> TensorFile:

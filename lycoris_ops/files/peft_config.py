@@ -45,8 +45,7 @@ class PeftConfig:
         if algorithm == "oftv2":
             return dict(self.rotation)
         if algorithm == "ia3":
-            ends = (layer == end or layer.endswith(f".{end}") for end in self.feedforward)
-            return {"feedforward": any(ends)}
+            return {"feedforward": any(re.search(end, layer) for end in self.feedforward)}
         return {}
 
     def alpha_of(self, layer: str, rank: int) -> float:
@@ -136,12 +135,20 @@ def _rotation(config: dict[str, Any]) -> dict[str, Any]:
     if config.get("peft_type") != "OFT":
         return {}
     terms = int(config.get("num_cayley_neumann_terms", 5)) if config.get("use_cayley_neumann", True) else 0
-    return {"terms": terms, "constraint": float(config["eps"]) if config.get("coft") else None}
+    # Before 0.18, whose files name no version, the last term of the series counted twice as the others.
+    release = tuple(int(part) for part in re.findall(r"\d+", str(config.get("peft_version", "0.0")))[:2])
+    return {
+        "terms": terms,
+        "last": 1 if release >= (0, 18) else 2,
+        "constraint": float(config["eps"]) if config.get("coft") else None,
+    }
 
 
 def _feedforward(config: dict[str, Any]) -> tuple[str, ...]:
     names = config.get("feedforward_modules") or ()
-    return (names,) if isinstance(names, str) else tuple(str(name) for name in names)
+    if isinstance(names, str):
+        return (rf"^({names})$",)
+    return tuple(f"{re.escape(str(name))}$" for name in names)
 
 
 def _pattern(text: str) -> str:

@@ -134,6 +134,12 @@ def oftv2(shape: tuple[int, ...], rank: int) -> Factors:
     return {"oft_R.weight": rand(flat // size, size * (size - 1) // 2)}
 
 
+def boft_peft(shape: tuple[int, ...], rank: int) -> Factors:
+    flat = math.prod(shape[1:])
+    size = next(n for n in range(2, flat + 1) if flat % n == 0)
+    return {"boft_R": rand(1, flat // size, size, size), "boft_s": 1 + rand(shape[0], 1)}
+
+
 def tlora(shape: tuple[int, ...], rank: int) -> Factors:
     return {
         "q_layer.weight": rand(rank, *shape[1:]),
@@ -192,9 +198,7 @@ KINDS: dict[str, Kind] = {
         for second in ("full", "low", "tucker")
     },
     **{
-        f"{name}-dora-{axis}": Kind(
-            name, _dora(make, n), scaled=False, additive=False
-        )
+        f"{name}-dora-{axis}": Kind(name, _dora(make, n), scaled=False, additive=False)
         for name, make in (("lora", lora), ("loha", loha), ("lokr", _lokr("full", "low")))
         for n, axis in enumerate(("out", "in"))
     },
@@ -205,6 +209,7 @@ KINDS: dict[str, Kind] = {
     "oft": Kind("oft", oft, scaled=False, additive=False),
     "boft": Kind("boft", boft, scaled=False, additive=False),
     "oftv2": Kind("oftv2", oftv2, scaled=False, additive=False),
+    "boft-peft": Kind("boft_peft", boft_peft, scaled=False, additive=False),
     "tlora": Kind("tlora", tlora, options={"sig_type": "principal"}, additive=False),
     "full": Kind("full", lambda shape, rank: {"diff": rand(*shape)}, scaled=False),
     "full-set": Kind("full", lambda shape, rank: {"set_weight": rand(*shape)}, scaled=False, additive=False),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from layers import CASES, KINDS, WEIGHTS, base, factors, home, load
@@ -46,11 +48,10 @@ def test_an_unknown_or_a_missing_key_is_detected_by_none(kind: str) -> None:
 
 
 def test_two_kinds_in_one_layer_are_detected_by_none() -> None:
-    for one in KINDS:
-        for other in KINDS:
-            if KINDS[one].algorithm != KINDS[other].algorithm and {one, other} != {"oft", "boft"}:
-                if KINDS[one].flat == KINDS[other].flat:
-                    assert detect({**factors(one, home(one)), **factors(other, home(other))}) is None
+    for one, other in itertools.permutations(KINDS, 2):
+        same = KINDS[one].algorithm == KINDS[other].algorithm or {one, other} == {"oft", "boft"}
+        if not same and KINDS[one].flat == KINDS[other].flat:
+            assert detect({**factors(one, home(one)), **factors(other, home(other))}) is None
 
 
 @pytest.mark.parametrize(("kind", "weight"), CASES, ids=CASE_IDS)
@@ -108,7 +109,7 @@ def test_a_scale_of_alpha_over_rank_is_applied_once(kind: str) -> None:
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_init_starts_without_effect_and_by_seed(name: str, weight: str) -> None:
     shape = WEIGHTS[weight]
-    rank = {"boft": 12, "oftv2": 3}.get(name, 2)
+    rank = {"boft": 12, "oftv2": 3, "boft_peft": 3}.get(name, 2)
     if (name == "norm") != (len(shape) == 1) or (name == "boft" and shape[0] % 2):
         return
     one, same, other = (ALGORITHMS[name].init(shape, rank, 1.0, seed=seed) for seed in (7, 7, 8))
@@ -133,13 +134,13 @@ def test_init_of_a_kind_that_cannot_start_there_is_an_error() -> None:
 def test_a_wrong_shape_is_an_error_that_shows_both(kind: str, weight: str) -> None:
     layer = load(kind, weight)
     wrong = torch.zeros(WEIGHTS[weight][0] + 1, *WEIGHTS[weight][1:])
-    if kind == "oftv2":
+    if kind in ("oftv2", "boft-peft"):
         wrong = torch.zeros(WEIGHTS[weight][0], WEIGHTS[weight][1] + 1, *WEIGHTS[weight][2:])
     for attempt in (lambda: layer.delta(wrong), lambda: lyc.patch_(wrong, [(layer, 1.0)])):
         with pytest.raises(lyc.LayerError) as caught:
             attempt()
         assert str(list(wrong.shape)) in str(caught.value)
-        assert str(WEIGHTS[weight][0]) in str(caught.value) or kind == "oftv2"
+        assert str(WEIGHTS[weight][0]) in str(caught.value) or kind in ("oftv2", "boft-peft")
 
 
 def test_another_kernel_of_the_same_size_does_not_fit() -> None:

@@ -164,7 +164,17 @@ def test_rows_of_a_layer_on_rows_of_a_larger_weight(kind: str, weight: str, dtyp
     torch.testing.assert_close(lyc.patch_(large.clone(), parts), whole)
 
 
-ROW_BY_ROW = {"lora-dora-out", "loha-dora-out", "glora", "glora-core", "ia3", "ia3-peft", "oftv2", "full-set"}
+ROW_BY_ROW = {
+    "lora-dora-out",
+    "loha-dora-out",
+    "glora",
+    "glora-core",
+    "ia3",
+    "ia3-peft",
+    "oftv2",
+    "boft-peft",
+    "full-set",
+}
 
 
 def test_rows_of_kinds_whose_blocks_must_be_kept_whole() -> None:

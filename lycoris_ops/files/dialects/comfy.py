@@ -1,6 +1,21 @@
-"""Names as the host itself writes them: the path in its own module tree."""
+"""Names as the host itself writes them: the path in its own module tree.
+
+Distilled Wan models of lightx2v call the change of a block's modulation parameter `diff_m`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
 
 from .base import Dialect, Prefix
+
+MODULATION = re.compile(r"\.diff_m$")
+
+
+def _recognises(keys: Mapping[str, object]) -> bool:
+    return any(key.endswith(".diff_m") for key in keys)
+
 
 DIALECT = Dialect(
     name="comfy",
@@ -9,4 +24,6 @@ DIALECT = Dialect(
         Prefix("model.diffusion_model.", "unet"),
         Prefix("text_encoders.", "te"),
     ),
+    recognises=_recognises,
+    rename=lambda key: MODULATION.sub(".modulation.diff", key),
 )

@@ -24,7 +24,7 @@ MAGNITUDE = (
 NAMED = (
     *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
     *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
-    *("lora_embedding_A", "lora_embedding_B", "ia3_l"),
+    *("lora_embedding_A", "lora_embedding_B", "ia3_l", "boft_R", "boft_s"),
 )
 """Bare parameters, which a file of a live model holds with the adapter's name behind them."""
 

@@ -1,0 +1,78 @@
+"""BOFT as PEFT has it: butterfly rotations of a layer's inputs, and a factor for each output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..algebra import Extent, Shape, cayley
+from .base import Layer, agree, dimensions
+from .oftv2 import block_of_inputs
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+R, S = "boft_R", "boft_s"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BoftPeft(Layer):
+    """W' = s * W B^T over the flattened inputs, B = (P_m R_m P_m^T) ... (P_1 R_1 P_1^T).
+
+    boft_R (m, n, b, b) with I * prod(kernel) = n * b; boft_s (O, 1). Each block of R is
+    (I - Q) (I + Q)^-1 with Q = (boft_R - boft_R^T) / 2: half the angle of LyCORIS' BOFT, and the other
+    sense. With one stage nothing is permuted; else stage i sorts, in each run of 2^i * b inputs, the
+    halves of blocks by even before odd.
+
+    Source: Liu et al., "Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization"
+    (2311.06243), eq. 4; layout by PEFT.
+    """
+
+    algorithm: ClassVar[str] = "boft_peft"
+    variants: ClassVar[tuple[frozenset[str], ...]] = (frozenset({R, S}),)
+
+    boft_r: Tensor
+    boft_s: Tensor
+
+    @classmethod
+    def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
+        _, count, rows, columns = dimensions(shapes, R, 4)
+        agree("sides", (R, rows), (R, columns))
+        return (math.prod(shapes[S]), count * rows)
+
+    @classmethod
+    def rank_of(cls, shapes: Mapping[str, Shape]) -> int:
+        """The size of a block."""
+        return shapes[R][-1]
+
+    @classmethod
+    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
+        """One stage of blocks of zeros, factors of one; alpha has no meaning."""
+        size, count = block_of_inputs(shape, rank)
+        return cls(boft_r=torch.zeros(1, count, size, size), boft_s=torch.ones(shape[0], 1))
+
+    def dependent(self, weight: Tensor) -> Tensor:
+        blocks = self.boft_r.to(weight.device, weight.dtype)
+        rotations = cayley((blocks.transpose(-1, -2) - blocks) / 2)
+        stages, count, size, _ = rotations.shape
+        inputs = torch.arange(count * size, device=weight.device)
+        turned = weight.reshape(weight.shape[0], -1)
+        for stage, rotation in enumerate(rotations):
+            order = inputs
+            if stages > 1:
+                halves = inputs.view(count >> stage, -1, size // 2)
+                order = torch.cat([halves[:, 0::2], halves[:, 1::2]], 1).flatten()
+            # P^T moves place k to order[k], and P moves it back.
+            sorted_inputs = torch.empty_like(turned).index_copy_(1, order, turned)
+            parts = sorted_inputs.view(len(turned), count, size)
+            turned = torch.einsum("krc,okc->okr", rotation, parts).flatten(1)[:, order]
+        factor = self.boft_s.to(weight.device, weight.dtype).reshape(-1, 1)
+        return (factor * turned).reshape(weight.shape) - weight
+
+    def rows(self, start: int, stop: int) -> BoftPeft:
+        return replace(self, boft_s=self.boft_s[start:stop], diff_b=None)
