@@ -35,16 +35,19 @@ HOST_ENCODER = re.compile(r"(?:text_encoders\.)?(\w+)\.transformer\.(.+)$")
 BARE_ENCODER = re.compile(r"(text_model\.|encoder\.block\.|model\.layers\.\d+\.self_attn\.)")
 """Keys that only a text encoder's own file has (CLIP, T5, language models)."""
 CLIP_WIDTHS = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
-FIRST_ENCODERS = ("clip_l", "clip_h")
-ENCODER_ORDER = {
-    0: (*FIRST_ENCODERS, "clip_g"),
-    1: FIRST_ENCODERS,
-    2: ("clip_g", "t5xxl"),
+ENCODERS = {
+    1: ("clip_l", "clip_h", "hydit_clip", "llama", "t5xxl"),
+    2: ("clip_g", "t5xxl", "mt5xl", "clip_l"),
     3: ("t5xxl",),
     4: ("llama",),
 }
-"""The n-th text encoder of an adapter file, by the host's names; the first that is present counts.
-0 is the one encoder of a file that does not count them."""
+"""What the n-th text encoder of an adapter file can be, by the host's names; the first that has the
+layer counts. HunyuanVideo counts Llama before CLIP; in PixArt, T5 is the only one."""
+KNOWN_ENCODERS = frozenset(name for names in ENCODERS.values() for name in names)
+FIRST_OF_ALL = ("clip_l", "clip_h", "clip_g")
+"""What a file that does not count its encoders means where there are several."""
+ENCODER_ROOTS = ("text_model.", "model.", "bert.")
+"""What some classes of a text encoder have before their paths, and others (transformers 5) not."""
 
 BLOCKS = {"input_blocks": "in", "middle_block": "mid", "output_blocks": "out"}
 NUMBERED = re.compile(r"(?:^|\.)([a-z_]*?)_?(?:blocks?|layers|resblocks)\.(\d+)\.")
@@ -107,6 +110,10 @@ class Targets:
             _enter(self._real, target.path, (target,))
             if target.encoder:
                 _enter(self._real, f"{target.encoder}.transformer.{target.path}", (target,))
+                _enter(self._aliases, f"transformer.{target.path}", (target,))
+            for root in ENCODER_ROOTS:
+                if target.part == "te" and target.path.startswith(root):
+                    _enter(self._aliases, target.path.removeprefix(root), (target,))
         for members in self._parts().values():
             if next(iter(members.values())).part != "te":
                 self._alias(members, ARCHITECTURES, self._aliases)
@@ -146,7 +153,7 @@ class Targets:
         if prefix.part is None:
             return True
         if prefix.encoder is not None and self.encoders:
-            return self._encoder(prefix.encoder) is not None
+            return any(self._rank(prefix.encoder, name) is not None for name in self.encoders)
         # Keys that do not say what they are belong to a diffusion model's own file.
         return prefix.part in self.parts or (prefix.part == "unet" and None in self.parts)
 
@@ -158,16 +165,43 @@ class Targets:
         layers suggest.
         """
         _, prefix, path = split_prefix(layer)
+        # A model's own path can begin like a prefix: Stable Audio's `transformer.layers`.
+        return self._find(prefix, path) or self._find(Prefix(""), layer)
+
+    def _find(self, prefix: Prefix, path: str) -> tuple[tuple[Target, ...], ...]:
         for index in (self._real, self._aliases, self._fallbacks):
-            found = [targets for targets in index.get(_normal(path), ()) if self._meant(prefix, targets[0])]
+            found = [
+                targets
+                for targets in index.get(_normal(path), ())
+                if prefix.part is None or targets[0].part in (prefix.part, None)
+            ]
+            if prefix.encoder is not None:
+                found = self._first(prefix.encoder, found)
             if found:
                 return tuple(found)
         return ()
 
-    def _meant(self, prefix: Prefix, target: Target) -> bool:
-        if prefix.part is not None and target.part not in (prefix.part, None):
-            return False
-        return prefix.encoder is None or target.encoder in (self._encoder(prefix.encoder), None)
+    def _first(self, number: int, candidates: list[tuple[Target, ...]]) -> list[tuple[Target, ...]]:
+        """Those of the encoder that a number means, among several that have a layer of the name."""
+        ranks = [self._rank(number, targets[0].encoder) for targets in candidates]
+        best = min((rank for rank in ranks if rank is not None), default=-1)
+        return [targets for targets, rank in zip(candidates, ranks, strict=True) if rank == best]
+
+    def _rank(self, number: int, encoder: str | None) -> int | None:
+        """The place of an encoder among those that a number can mean; None where it cannot.
+
+        A single encoder of a kind of its own, a language model say, is the first by any count; so is
+        one that the file does not name.
+        """
+        if encoder is None:
+            return 0
+        if number == 0:
+            return FIRST_OF_ALL.index(encoder) if encoder in FIRST_OF_ALL else len(FIRST_OF_ALL)
+        if (number, encoder) == (2, "clip_l") and "llama" not in self.encoders:
+            return None
+        if encoder in ENCODERS.get(number, ()):
+            return ENCODERS[number].index(encoder)
+        return 0 if number == 1 and len(self.encoders) == 1 and encoder not in KNOWN_ENCODERS else None
 
     def nearest(self, layer: str) -> str | None:
         """The most similar layer name here, to help with a name that was not found."""
@@ -180,15 +214,6 @@ class Targets:
         }
         close = difflib.get_close_matches(_normal(path), known, n=1, cutoff=0.6)
         return known[close[0]].name if close else None
-
-    def _encoder(self, number: int) -> str | None:
-        present = [name for name in ENCODER_ORDER.get(number, ()) if name in self.encoders]
-        if present:
-            return present[0]
-        # A single encoder of a kind of its own, a language model say, is the first by any count.
-        only = next(iter(self.encoders)) if len(self.encoders) == 1 else None
-        known = {name for names in ENCODER_ORDER.values() for name in names}
-        return only if number == 0 or (number == 1 and only not in known) else None
 
     def shape_of(self, target: Target) -> Shape:
         """The shape of a target, which may be some rows of a weight; empty where it is not known."""

@@ -760,7 +760,7 @@ CLIP = {
 }
 T5 = {"num_layers": 2, "d_model": 32, "d_ff": 48, "d_kv": 16, "num_heads": 2}
 LLAMA = {
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 4,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_attention_heads": 4,

@@ -12,7 +12,7 @@ from hosting import Host, Patched
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.harness import dialects, in_diffusers, zoo
+from tests.harness import dialects, encoder_names, in_diffusers, zoo
 from tests.harness.dialects import DIALECTS, Names
 
 pytestmark = pytest.mark.host
@@ -90,6 +90,49 @@ def test_the_names_of_the_hosts_own_map_are_found(host: Host, tmp_path: Path, ar
         }
         for group in dialects.apart(left):
             check(host, architecture, group, tensors, tmp_path)
+
+
+def clip_of(model: Any) -> Any:
+    """The host's CLIP around text encoders."""
+    from comfy.sd import CLIP
+
+    clip = CLIP(no_init=True)
+    clip.cond_stage_model, clip.tokenizer, clip.patcher = model, None, patcher(model)
+    clip.tokenizer_options = {}
+    clip.layer_idx, clip.use_clip_schedule, clip.apply_hooks_to_conds = None, False, None
+    return clip
+
+
+def check_encoders(
+    host: Host, architecture: str, named: Names, tensors: tuple[str, ...], folder: Path
+) -> None:
+    model = encoder_names.encoders_of(architecture)
+    file, changes = dialects.adapter(named, tensors)
+    save_file(file, folder / "adapter.safetensors")
+    on = Patched(patcher(torch.nn.Module()), clip_of(model))
+    patched = applied(host, on, folder / "adapter.safetensors", len(named))
+    state = model.state_dict()
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    assert_exact(patched, dialects.summed(named, changes, shapes), state)
+
+
+@pytest.mark.parametrize(("architecture", "tool"), encoder_names.encoder_cases())
+def test_every_layer_of_the_text_encoders_is_found_and_patched_exactly(
+    host: Host, tmp_path: Path, architecture: str, tool: str
+) -> None:
+    named, tensors = encoder_names.encoder_names(architecture, tool)
+    assert len(named) >= 14
+    check_encoders(host, architecture, named, tensors, tmp_path)
+
+
+@pytest.mark.parametrize("architecture", zoo.ENCODERS)
+def test_the_names_of_the_hosts_own_map_of_text_encoders_are_found(
+    host: Host, tmp_path: Path, architecture: str
+) -> None:
+    named = encoder_names.host_encoder_names(architecture)
+    assert len(named) >= 14
+    for group in dialects.apart(named):
+        check_encoders(host, architecture, group, dialects.PEFT, tmp_path)
 
 
 @pytest.mark.parametrize("architecture", in_diffusers.DIFFUSERS)

@@ -1,0 +1,198 @@
+"""What the layers of text encoders are called in adapter files: transformers' paths, with a prefix.
+
+Which encoder a number means differs between tools and architectures, so it is written down for each.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from .dialects import KOHYA, PEFT, Names
+from .foreign import Located, Numbered
+from .zoo import ADAPTABLE, ENCODERS, adaptable, make_encoders
+
+CLIP = {
+    "num_hidden_layers": 3,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 2,
+    "projection_dim": 32,
+}
+T5 = {
+    "num_layers": 2,
+    "d_model": 32,
+    "d_ff": 48,
+    "d_kv": 16,
+    "num_heads": 2,
+    "feed_forward_proj": "gated-gelu",
+}
+LLAMA = {
+    "num_hidden_layers": 4,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+BERT = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+
+TRANSFORMERS: dict[str, tuple[str, str, Mapping[str, Any]]] = {
+    "clip_l": ("CLIPTextModel", "CLIPTextConfig", CLIP),
+    "clip_g": ("CLIPTextModelWithProjection", "CLIPTextConfig", CLIP),
+    "clip_h": ("CLIPTextModel", "CLIPTextConfig", CLIP),
+    "t5xxl": ("T5EncoderModel", "T5Config", T5),
+    "mt5xl": ("T5EncoderModel", "T5Config", T5),
+    "hydit_clip": ("BertModel", "BertConfig", BERT),
+    "llama": ("LlamaModel", "LlamaConfig", LLAMA),
+    "qwen25_7b": ("Qwen2Model", "Qwen2Config", LLAMA),
+    "qwen3_4b": ("Qwen3Model", "Qwen3Config", LLAMA),
+    "qwen3_06b": ("Qwen3Model", "Qwen3Config", LLAMA),
+    "gemma2_2b": ("Gemma2Model", "Gemma2Config", LLAMA),
+}
+"""transformers' class of each of the host's encoders, its configuration class, and a small one."""
+ROOTS = ("", "text_model.", "model.", "bert.")
+"""What the host may have before a path of transformers' class."""
+NOT_OURS = ("pooler.dense",)
+"""A layer of BERT's that the host does without."""
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """Which prefix stands for which of the host's encoders."""
+
+    prefixes: Mapping[str, str]
+    text_model: bool = True
+    """Whether CLIP's paths begin with `text_model`, as in every version of transformers before 5."""
+
+
+def _kohya(**prefixes: str) -> Numbering:
+    return Numbering({encoder: f"lora_{prefix}_" for encoder, prefix in prefixes.items()})
+
+
+def _diffusers(*encoders: str, text_model: bool = True) -> Numbering:
+    numbers = ("", *(f"_{number}" for number in range(2, 6)))
+    prefixes = {encoder: f"text_encoder{number}." for encoder, number in zip(encoders, numbers, strict=False)}
+    return Numbering(prefixes, text_model)
+
+
+NUMBERINGS: dict[tuple[str, str], Numbering] = {
+    ("SD1.5", "kohya"): _kohya(clip_l="te"),
+    ("SD1.5", "kohya, counted"): _kohya(clip_l="te1"),
+    ("SD1.5", "diffusers"): _diffusers("clip_l"),
+    ("SD1.5", "diffusers, transformers 5"): _diffusers("clip_l", text_model=False),
+    ("SD2", "kohya"): _kohya(clip_h="te"),
+    ("SD2", "diffusers"): _diffusers("clip_h"),
+    ("SDXL", "kohya"): _kohya(clip_l="te1", clip_g="te2"),
+    ("SDXL", "diffusers"): _diffusers("clip_l", "clip_g"),
+    ("SDXL", "diffusers, transformers 5"): _diffusers("clip_l", "clip_g", text_model=False),
+    ("SDXL refiner", "kohya"): _kohya(clip_g="te"),
+    ("SDXL refiner", "kohya, counted"): _kohya(clip_g="te2"),
+    ("SDXL refiner", "diffusers"): Numbering({"clip_g": "text_encoder_2."}),
+    ("Stable Cascade", "OneTrainer"): _kohya(clip_g="prior_te"),
+    ("SD3", "kohya"): _kohya(clip_l="te1", clip_g="te2", t5xxl="te3"),
+    ("SD3", "diffusers"): _diffusers("clip_l", "clip_g", "t5xxl"),
+    ("Flux 1", "kohya"): _kohya(clip_l="te1", t5xxl="te3"),
+    ("Flux 1", "OneTrainer"): _kohya(clip_l="te1", t5xxl="te2"),
+    ("Flux 1", "diffusers"): _diffusers("clip_l", "t5xxl"),
+    ("HunyuanDiT", "kohya"): _kohya(hydit_clip="te1", mt5xl="te2"),
+    ("HunyuanDiT", "diffusers"): _diffusers("hydit_clip", "mt5xl"),
+    ("HunyuanVideo", "OneTrainer"): _kohya(llama="te1", clip_l="te2"),
+    ("HunyuanVideo", "diffusers"): _diffusers("llama", "clip_l"),
+    ("PixArt", "OneTrainer"): _kohya(t5xxl="te"),
+    ("PixArt", "OneTrainer, counted"): _kohya(t5xxl="te1"),
+    ("PixArt", "diffusers"): _diffusers("t5xxl"),
+    ("Qwen-Image", "OneTrainer"): _kohya(qwen25_7b="te"),
+    ("Lumina 2", "OneTrainer"): _kohya(gemma2_2b="te"),
+    ("Z-Image", "OneTrainer"): _kohya(qwen3_4b="te"),
+    ("Anima", "kohya"): _kohya(qwen3_06b="te"),
+    ("HiDream", "OneTrainer"): _kohya(clip_l="te1", clip_g="te2", t5xxl="te3", llama="te4"),
+    ("HiDream", "diffusers"): _diffusers("clip_l", "clip_g", "t5xxl", "llama"),
+}
+"""For an architecture and a tool."""
+
+
+CLIP_G_ALONE = ("SDXL refiner", "Stable Cascade")
+HOST_FAULTS = {
+    True: (r"text_encoder\.", "in adapters it is CLIP-L, also where only a file of CLIP-G is there"),
+    False: ("lora_prior_te_text_projection$", "it is Cascade's, and given to every CLIP-G"),
+}
+"""Names that the host's own map should not have where CLIP-G is alone and where not, and why."""
+
+
+def encoder_cases() -> list[tuple[str, str]]:
+    return [*NUMBERINGS, *((architecture, "ComfyUI") for architecture in ENCODERS)]
+
+
+@lru_cache(maxsize=2)
+def encoders_of(architecture: str) -> Any:
+    return make_encoders(architecture)
+
+
+@lru_cache(maxsize=32)
+def transformers_paths(encoder: str) -> tuple[str, ...]:
+    """The layers of transformers' class."""
+    library = importlib.import_module("transformers")
+    kind, config, values = TRANSFORMERS[encoder]
+    with torch.device("meta"):
+        model = getattr(library, kind)(getattr(library, config)(**values))
+    layers = (path for path, layer in model.named_modules() if isinstance(layer, ADAPTABLE))
+    return tuple(path for path in layers if path not in NOT_OURS)
+
+
+def encoder_layers(architecture: str, encoder: str) -> dict[str, str]:
+    """transformers' path of each layer of an encoder to the host's whole path."""
+    root = f"{encoder}.transformer."
+    known = {
+        path.removeprefix(root) for path in adaptable(encoders_of(architecture)) if path.startswith(root)
+    }
+    found: dict[str, str] = {}
+    for path in transformers_paths(encoder):
+        (ours,) = (prefix + path for prefix in ROOTS if prefix + path in known)
+        found[path] = root + ours
+    return found
+
+
+def encoder_names(architecture: str, tool: str) -> tuple[Names, tuple[str, ...]]:
+    """The layers of an architecture's text encoders by name, and the tensors that the tool writes."""
+    state = encoders_of(architecture).state_dict()
+    if tool == "ComfyUI":
+        layers = {f"text_encoders.{path}": path for path in adaptable(encoders_of(architecture))}
+    else:
+        layers = _numbered(architecture, NUMBERINGS[architecture, tool])
+    named = {
+        name: Located.whole(f"{path}.weight", state[f"{path}.weight"].shape) for name, path in layers.items()
+    }
+    return named, KOHYA if next(iter(named)).startswith("lora_") else PEFT
+
+
+def _numbered(architecture: str, numbering: Numbering) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for encoder, prefix in numbering.prefixes.items():
+        for path, ours in encoder_layers(architecture, encoder).items():
+            if numbering.text_model and ".text_model." in ours and not path.startswith("text_model."):
+                path = f"text_model.{path}"
+            elif not numbering.text_model and TRANSFORMERS[encoder][0] == "CLIPTextModel":
+                path = path.removeprefix("text_model.")
+            found[prefix + (path if prefix.endswith(".") else path.replace(".", "_"))] = ours
+    return found
+
+
+def host_encoder_names(architecture: str) -> Names:
+    """The host's own map of an architecture's text encoders, without what it should not have."""
+    from comfy.lora import model_lora_keys_clip
+
+    model = encoders_of(architecture)
+    state = model.state_dict()
+    numbered = Numbered(state)
+    wrong = HOST_FAULTS[architecture in CLIP_G_ALONE][0]
+    return {
+        name: numbered.locate(numbered.state[key])
+        for name, key in model_lora_keys_clip(model, {}).items()
+        if state[key].ndim > 1 and not re.match(wrong, name)
+    }
