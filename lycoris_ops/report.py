@@ -38,6 +38,7 @@ def _describe_entry(resolution: EntryResolution) -> str:
         )
     elif adapter.dialect == "peft":
         lines.append("  no adapter_config.json beside the file: every layer at scale 1")
+    lines += [f"  {line}" for line in _odd_alphas(resolution)]
     for part, names in resolution.absent.items():
         why = f"the {PART_NAMES[part]}: {resolution.absent_because}"
         lines.append(f"  {len(names)} layers left out, they belong to {why}")
@@ -77,6 +78,20 @@ def _kinds(resolution: EntryResolution) -> str:
         values = _spread("none" if alpha is None else f"{alpha:g}" for alpha in found)
         parts.append(f"{count} {kind} (rank {ranks}; alpha {values})")
     return ", ".join(parts) if parts else "no layer that can be read"
+
+
+def _odd_alphas(resolution: EntryResolution) -> list[str]:
+    """What a user would not expect of alpha: 0 makes a layer do nothing, below 0 turns it around."""
+    adapter = resolution.entry.adapter
+    scaled = {name for name, info in adapter.info.items() if info.algorithm.scaled_by_alpha and info.rank}
+    alphas = [alpha for name, alpha in adapter.alphas().items() if name in scaled and alpha is not None]
+    zero, negative = sum(alpha == 0 for alpha in alphas), sum(alpha < 0 for alpha in alphas)
+    lines: list[str] = []
+    if zero:
+        lines.append(f"alpha is 0 in {zero} layers: they have no effect")
+    if negative:
+        lines.append(f"alpha is negative in {negative} layers: their effect is turned around")
+    return lines
 
 
 def _spread(values: Iterable[str]) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
 from ..algebra import Shape
 from .base import Layer
 
-__all__ = ["ALGORITHMS", "Layer", "detect"]
+__all__ = ["ALGORITHMS", "Layer", "detect", "explain"]
 
 
 def _discover() -> dict[str, type[Layer]]:
@@ -39,3 +39,25 @@ def detect(tensors: Mapping[str, Tensor] | Mapping[str, Shape]) -> type[Layer] |
         if algorithm.accepts(tensors):
             return algorithm
     return None
+
+
+def explain(suffixes: Collection[str]) -> str:
+    """Why no algorithm reads a layer with these suffixes, in words for the report."""
+    names = frozenset(suffixes)
+    variants = [(kind, variant) for kind in ALGORITHMS.values() for variant in kind.variants]
+    complete = {kind.algorithm: kind for kind, variant in variants if variant <= names}
+    read = frozenset[str]().union(*(kind.suffixes() for kind in complete.values()))
+    if unknown := sorted(names - read) if complete else []:
+        other = sorted(
+            {kind.algorithm for kind, variant in variants if variant & names.intersection(unknown)}
+        )
+        if other:
+            return f"it holds two kinds at once, {' and '.join(sorted(complete))} and {other[0]}"
+        return f"a {' or '.join(sorted(complete))} layer with {', '.join(unknown)}, which is not known"
+    if len(complete) > 1:
+        return f"it holds two kinds at once, {' and '.join(sorted(complete))}"
+    near = [(len(variant & names) / len(variant), kind, variant) for kind, variant in variants]
+    share, kind, variant = max(near, key=lambda item: (item[0], -len(item[2])))
+    if share > 0:
+        return f"a {kind.algorithm} layer without {', '.join(sorted(variant - names))}"
+    return f"no algorithm reads the tensors {', '.join(sorted(names))}"

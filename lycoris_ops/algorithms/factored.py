@@ -36,6 +36,7 @@ class Factored(Layer):
     """
 
     extras: ClassVar[frozenset[str]] = Layer.extras | {DORA, *SPARSE}
+    scaled_by_alpha: ClassVar[bool] = True
 
     dora_scale: Tensor | None = None
     bias_indices: Tensor | None = None

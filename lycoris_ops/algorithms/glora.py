@@ -34,6 +34,7 @@ class Glora(Layer):
         frozenset({A1, A2, B1, B2}),
         frozenset({A1, A2, B1, B2, BM}),
     )
+    scaled_by_alpha: ClassVar[bool] = True
 
     a1: Tensor
     a2: Tensor

@@ -33,6 +33,7 @@ class Tlora(Layer):
 
     algorithm: ClassVar[str] = "tlora"
     variants: ClassVar[tuple[frozenset[str], ...]] = (frozenset({Q, P, LAMBDA}),)
+    scaled_by_alpha: ClassVar[bool] = True
 
     q_layer: Tensor
     p_layer: Tensor

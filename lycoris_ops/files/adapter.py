@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ..algebra import Extent, Shape, fits, is_finite
-from ..algorithms import ALGORITHMS, Layer, detect
+from ..algorithms import ALGORITHMS, Layer, detect, explain
 from ..algorithms.base import ALPHA, DIFF_B, field_of
-from ..algorithms.factored import DORA, SPARSE, Factored
+from ..algorithms.factored import DORA, SPARSE
 from ..algorithms.ia3 import ON_INPUT
 from ..algorithms.lokr import W1, W2
 from ..algorithms.lora import EMBEDDING_UP, RESHAPE
@@ -134,7 +134,7 @@ class Adapter:
 
     def _peft_alpha(self, info: LayerInfo) -> float | None:
         peft = self._peft_of(info.name)
-        if peft is None or info.rank is None or not issubclass(info.algorithm, Factored):
+        if peft is None or info.rank is None or not info.algorithm.scaled_by_alpha:
             return None
         return peft.alpha_of(_path(info.name), info.rank)
 
@@ -238,7 +238,7 @@ def _load(
         shapes = {suffix: file.tensors[key].shape for suffix, key in keys.items()}
         algorithm = detect(shapes)
         if algorithm is None:
-            unreadable[name] = f"no algorithm reads the tensors {', '.join(sorted(keys))}"
+            unreadable[name] = explain(keys)
             unused.extend(keys.values())
             continue
         known = _options(algorithm, name, peft, file.metadata, dict(options))
