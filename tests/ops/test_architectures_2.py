@@ -11,6 +11,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -491,7 +492,7 @@ CONNECTOR_RENAMES = renames(
 class Case:
     """A model, diffusers' conversion of it, and the class whose names the result must have."""
 
-    aliases: Callable[[Mapping[str, Shape]], Mapping[str, Places]]
+    tables: ModuleType
     model: Layout
     convert: Callable[[Weights], Weights]
     cls: str | None = None
@@ -501,81 +502,89 @@ class Case:
     left_out: str = ""
     """What official names leave out at the start of a path."""
 
+    @property
+    def diffusers(self) -> Mapping[str, Places]:
+        return self.tables.diffusers(self.model.shapes)
+
+    @property
+    def aliases(self) -> Mapping[str, Places]:
+        return self.tables.aliases(self.model.shapes)
+
 
 BLOCKS = {"num_layers": 2}
 CASES = {
     "wan": Case(
-        wan.aliases,
+        wan,
         layout(WAN),
         from_file("convert_wan_transformer_to_diffusers"),
         "transformer_wan_animate.WanAnimateTransformer3DModel",
         {**BLOCKS, "added_kv_proj_dim": 8, "inject_face_latents_blocks": 1},
     ),
     "wan vace": Case(
-        wan.aliases,
+        wan,
         layout(WAN),
         from_file("convert_wan_transformer_to_diffusers"),
         "transformer_wan_vace.WanVACETransformer3DModel",
         {**BLOCKS, "vace_layers": [0, 1]},
     ),
     "ltx": Case(
-        ltx.aliases,
+        ltx,
         layout(LTX),
         from_file("convert_ltx_transformer_checkpoint_to_diffusers"),
         "transformer_ltx.LTXVideoTransformer3DModel",
         BLOCKS,
     ),
     "ltx 2": Case(
-        ltx.aliases,
+        ltx,
         layout(LTX_2),
         as_adapter("_convert_non_diffusers_ltx2_lora_to_diffusers"),
         "transformer_ltx2.LTX2VideoTransformer3DModel",
         {**BLOCKS, "cross_attn_mod": True, "audio_cross_attn_mod": True},
     ),
     "ltx 2 connectors": Case(
-        ltx.aliases,
+        ltx,
         layout(LTX + CONNECTORS),
         chained(from_file("convert_ltx_transformer_checkpoint_to_diffusers"), CONNECTOR_RENAMES),
     ),
     "lumina 2": Case(
-        lumina2.aliases,
+        lumina2,
         layout(LUMINA_2),
         from_file("convert_lumina2_to_diffusers"),
         "transformer_lumina2.Lumina2Transformer2DModel",
         {**BLOCKS, "num_refiner_layers": 2},
     ),
     "z-image": Case(
-        z_image.aliases,
+        z_image,
         layout(Z_IMAGE),
         from_file("convert_z_image_transformer_checkpoint_to_diffusers"),
         "transformer_z_image.ZImageTransformer2DModel",
         {"n_layers": 2, "n_refiner_layers": 2},
     ),
     "mochi": Case(
-        mochi.aliases,
+        mochi,
         _mochi(),
         with_biases,
         "transformer_mochi.MochiTransformer3DModel",
     ),
     "cosmos 1": Case(
-        cosmos.aliases, layout(COSMOS_1), under_net, "transformer_cosmos.CosmosTransformer3DModel", BLOCKS
+        cosmos, layout(COSMOS_1), under_net, "transformer_cosmos.CosmosTransformer3DModel", BLOCKS
     ),
     "cosmos predict 2": Case(
-        cosmos.aliases,
+        cosmos,
         layout(COSMOS_2),
         under_net,
         "transformer_cosmos.CosmosTransformer3DModel",
         {**BLOCKS, "extra_pos_embed_type": None},
     ),
     "anima": Case(
-        cosmos.aliases,
+        cosmos,
         layout(COSMOS_2 + LLM_ADAPTER),
         without(r"^blocks\..*_norm", as_adapter("_convert_non_diffusers_anima_lora_to_diffusers")),
         "transformer_cosmos.CosmosTransformer3DModel",
         {**BLOCKS, "extra_pos_embed_type": None},
     ),
     "ace-step 1.5": Case(
-        ace_step.aliases,
+        ace_step,
         layout(ACE_STEP),
         without("^(?!decoder)", ACE_STEP_RENAMES),
         "ace_step_transformer.AceStepTransformer1DModel",
@@ -583,7 +592,7 @@ CASES = {
         left_out="decoder.",
     ),
     "krea 2": Case(
-        krea2.aliases,
+        krea2,
         layout(KREA_2),
         from_file("convert_krea2_transformer_checkpoint_to_diffusers"),
         "transformer_krea2.Krea2Transformer2DModel",
@@ -591,14 +600,14 @@ CASES = {
         absent=r"transformer_blocks\.\d+\.scale_shift_table",
     ),
     "ideogram 4": Case(
-        ideogram4.aliases,
+        ideogram4,
         layout(IDEOGRAM_4),
         without(r"^(?!layers)|norm", as_adapter("_convert_non_diffusers_ideogram4_lora_to_diffusers")),
         "transformer_ideogram4.Ideogram4Transformer2DModel",
         BLOCKS,
     ),
     "minimax h3": Case(
-        minimax_h3.aliases,
+        minimax_h3,
         layout(MINIMAX_H3),
         from_file("convert_minimax_h3_transformer_checkpoint_to_diffusers", config={}),
         "transformer_minimax_h3.MiniMaxH3Transformer3DModel",
@@ -629,22 +638,38 @@ def _class_names(case: Case) -> Iterator[str]:
 
 @cases
 def test_every_weight_that_diffusers_makes_is_where_the_table_says(case: str) -> None:
-    model, aliases, absent = CASES[case].model, CASES[case].aliases, CASES[case].absent
-    weights, names = model.weights(), aliases(model.shapes)
+    model, names = CASES[case].model, CASES[case].diffusers
+    weights = model.weights()
     for key, tensor in CASES[case].convert(weights).items():
         name = key.removesuffix(".weight")
-        if re.fullmatch(absent, name):
+        if re.fullmatch(CASES[case].absent, name):
             assert name not in names
         else:
-            torch.testing.assert_close(
-                rows(weights, model, names.get(name, (Place(name),))), tensor, rtol=0, atol=0
-            )
+            meant = rows(weights, model, names.get(name, (Place(name),)))
+            torch.testing.assert_close(meant, tensor, rtol=0, atol=0)
 
 
 @cases
-def test_every_name_of_the_table_is_one_that_is_used(case: str, class_names: Mapping[str, set[str]]) -> None:
+def test_every_name_of_the_table_is_one_of_diffusers(case: str, class_names: Mapping[str, set[str]]) -> None:
+    converted = CASES[case].convert(CASES[case].model.weights())
+    # A conversion of adapters leaves norms out; the class has them.
+    theirs = {key.removesuffix(".weight") for key in converted} | class_names[case]
+    assert CASES[case].diffusers
+    assert CASES[case].diffusers.keys() <= theirs
+
+
+@cases
+def test_every_layer_of_the_class_is_reached(case: str, class_names: Mapping[str, set[str]]) -> None:
+    reached = CASES[case].diffusers.keys() | CASES[case].model.shapes.keys()
+    assert {
+        name for name in class_names[case] - reached if not re.fullmatch(CASES[case].absent, name)
+    } == set()
+
+
+@cases
+def test_other_names_are_fusions_or_leave_something_out(case: str) -> None:
     model, left_out = CASES[case].model, CASES[case].left_out
-    weights, names = model.weights(), CASES[case].aliases(model.shapes)
+    weights = model.weights()
     converted = {key.removesuffix(".weight"): t for key, t in CASES[case].convert(weights).items()}
     fusions = {
         "to_qkv": ("to_q", "to_k", "to_v"),
@@ -653,40 +678,38 @@ def test_every_name_of_the_table_is_one_that_is_used(case: str, class_names: Map
         "to_added_kv": ("add_k_proj", "add_v_proj"),
         "to_out": ("to_out.0",),
     }
-    assert names
-    assert not names.keys() & model.shapes.keys()
-    for name in names.keys() - converted.keys():
+    for name, places in CASES[case].aliases.items():
         parent, _, last = name.rpartition(".")
         if last in fusions:
             expected = torch.cat([converted[f"{parent}.{part}"] for part in fusions[last]])
-        elif left_out:
-            expected = weights[model.key(f"{left_out}{name}")]
         else:
-            # A conversion of adapters leaves norms out; the class has them.
-            assert name in class_names[case]
-            continue
-        torch.testing.assert_close(rows(weights, model, names[name]), expected, rtol=0, atol=0)
+            assert left_out
+            expected = weights[model.key(f"{left_out}{name}")]
+        torch.testing.assert_close(rows(weights, model, places), expected, rtol=0, atol=0)
 
 
 @cases
-def test_every_layer_of_the_class_is_reached(case: str, class_names: Mapping[str, set[str]]) -> None:
-    model, absent = CASES[case].model, CASES[case].absent
-    reached = CASES[case].aliases(model.shapes).keys() | model.shapes.keys()
-    assert {name for name in class_names[case] - reached if not re.fullmatch(absent, name)} == set()
+def test_no_name_is_a_real_path_or_has_two_meanings(case: str) -> None:
+    paths, diffusers, aliases = CASES[case].model.shapes, CASES[case].diffusers, CASES[case].aliases
+    assert not paths.keys() & (diffusers.keys() | aliases.keys())
+    assert not diffusers.keys() & aliases.keys()
 
 
 @cases
 def test_a_model_is_of_one_architecture_only(case: str) -> None:
-    tables = {other.aliases for other in CASES.values()} | {hidream_o1.aliases, cogvideox.aliases}
-    assert [table for table in tables if table(CASES[case].model.shapes)] == [CASES[case].aliases]
-    # Not all layers need be there: an adapter for a model is all that some programs know of it.
-    assert all(table({}) == {} for table in tables)
+    modules = {other.tables for other in CASES.values()} | {cogvideox}
+    shapes = CASES[case].model.shapes
+    assert [module for module in modules if module.diffusers(shapes)] == [CASES[case].tables]
+    assert [module for module in modules if module.aliases(shapes)] in ([CASES[case].tables], [])
+    assert hidream_o1.aliases(shapes) == {}
+    assert all(module.diffusers({}) == module.aliases({}) == {} for module in modules)
 
 
 @cases
-def test_without_shapes_only_whole_layers_have_names(case: str) -> None:
-    model, aliases = CASES[case].model, CASES[case].aliases
-    known, unknown = aliases(model.shapes), aliases(dict.fromkeys(model.shapes, ()))
+@pytest.mark.parametrize("function", ["diffusers", "aliases"])
+def test_without_shapes_only_whole_layers_have_names(case: str, function: str) -> None:
+    shapes, table = CASES[case].model.shapes, getattr(CASES[case].tables, function)
+    known, unknown = table(shapes), table(dict.fromkeys(shapes, ()))
     assert unknown.items() <= known.items()
     assert all(place.rows is None for places in unknown.values() for place in places)
     sliced = {name for name, places in known.items() if len(places) > 1 or places[0].rows}
@@ -697,7 +720,7 @@ def test_without_shapes_only_whole_layers_have_names(case: str) -> None:
 def test_cogvideox_has_the_layers_of_the_class() -> None:
     """No conversion is published: ComfyUI's layout is that of the class, but for the names."""
     model = layout(COGVIDEOX)
-    names = cogvideox.aliases(model.shapes)
+    names = cogvideox.diffusers(model.shapes)
     theirs = CogVideoXTransformer3DModel(
         num_attention_heads=4,
         attention_head_dim=2,
@@ -713,10 +736,10 @@ def test_cogvideox_has_the_layers_of_the_class() -> None:
         key.removesuffix(".weight"): t.shape for key, t in theirs.state_dict().items() if "bias" not in key
     }
     ours = {name: model.shapes[name] for name in layers.keys() & model.shapes.keys()}
-    renamed = {name: model.shapes[names[name][0].path] for name in layers.keys() - ours.keys()}
+    renamed = {name: model.shapes[places[0].path] for name, places in names.items()}
     assert {**ours, **renamed} == layers
-    assert {place.path for name in renamed for place in names[name]} | ours.keys() == model.shapes.keys()
-    assert names.keys() - layers.keys() == {
+    assert {places[0].path for places in names.values()} | ours.keys() == model.shapes.keys()
+    assert cogvideox.aliases(model.shapes).keys() == {
         f"transformer_blocks.{block}.attn1.{name}" for block in "01" for name in ("to_qkv", "to_kv", "to_out")
     }
 
@@ -733,7 +756,7 @@ def test_hidream_o1_is_below_model_in_training() -> None:
 
 def test_grouped_query_attention_is_read_from_the_shapes() -> None:
     model = layout(NEXT_DIT.format(qkv=12, query=6, modulation=1))
-    names = lumina2.aliases(model.shapes)
+    names = {**lumina2.diffusers(model.shapes), **lumina2.aliases(model.shapes)}
     fused = "layers.1.attention.qkv"
     assert names["layers.1.attn.to_q"] == (Place(fused, (0, 6)),)
     assert names["layers.1.attn.to_k"] == (Place(fused, (6, 9)),)
@@ -743,7 +766,7 @@ def test_grouped_query_attention_is_read_from_the_shapes() -> None:
 
 
 def test_the_last_text_stream_of_mochi_has_its_own_name() -> None:
-    names = mochi.aliases(_mochi().shapes)
+    names = mochi.diffusers(_mochi().shapes)
     last = MOCHI_BLOCKS - 1
     assert names[f"transformer_blocks.{last}.norm1_context.linear_1"] == (Place(f"blocks.{last}.mod_y"),)
     assert f"transformer_blocks.{last}.norm1_context.linear" not in names

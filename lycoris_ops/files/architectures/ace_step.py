@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from ...algebra import Shape
 from .base import Places
-from .patterns import completed, renamed
+from .patterns import followed, gathered, renamed
 
 ATTENTION = {
     "q_proj": "to_q",
@@ -22,16 +22,24 @@ ATTENTION = {
     "q_norm": "norm_q",
     "k_norm": "norm_k",
 }
+DECODER = {"decoder.*": "*"}
 DIFFUSERS = {
     "decoder.proj_in.1": "proj_in_conv",
     "decoder.proj_out.1": "proj_out_conv",
     **{f"decoder.layers.*.*.{ours}": f"layers.*.*.{theirs}" for ours, theirs in ATTENTION.items()},
+    **DECODER,
 }
-OFFICIAL = {"decoder.*": "*"}
+
+
+def diffusers(shapes: Mapping[str, Shape]) -> dict[str, Places]:
+    """The decoder, which is the whole model there; nothing for another architecture."""
+    if not {"decoder.condition_embedder", "decoder.layers.0.self_attn.q_proj"} <= shapes.keys():
+        return {}
+    return gathered(shapes, renamed(shapes, DIFFUSERS))
 
 
 def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    """Official and diffusers' names of the decoder; nothing for another architecture."""
-    if not {"decoder.condition_embedder", "decoder.layers.0.self_attn.q_proj"} <= shapes.keys():
-        return {}
-    return completed(shapes, renamed(shapes, OFFICIAL), renamed(shapes, DIFFUSERS))
+    """Official names, and those that follow from diffusers'; nothing for another architecture."""
+    names = diffusers(shapes)
+    official = renamed(shapes, DECODER) if names else {}
+    return {**followed(shapes, names), **gathered({**shapes, **dict.fromkeys(names, ())}, official)}

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from ...algebra import Shape
 from .base import Places
-from .patterns import below, completed, renamed
+from .patterns import below, following, gathered, renamed
 
 # A block of Cosmos 1 is three blocks with a modulation each: attention, cross-attention, feed-forward.
 ATTENTION_1 = {
@@ -71,10 +71,13 @@ TABLE_2 = {
 }
 
 
-def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    """diffusers' names; nothing for another architecture."""
+def diffusers(shapes: Mapping[str, Shape]) -> dict[str, Places]:
+    """Nothing for another architecture."""
     if {"x_embedder.proj.1", "blocks.block0.blocks.0.block.attn.to_q.0"} <= shapes.keys():
-        return completed(shapes, renamed(shapes, TABLE_1))
+        return gathered(shapes, renamed(shapes, TABLE_1))
     if {"x_embedder.proj.1", "blocks.0.mlp.layer1"} <= shapes.keys():
-        return completed(shapes, renamed(shapes, TABLE_2))
+        return gathered(shapes, renamed(shapes, TABLE_2))
     return {}
+
+
+aliases = following(diffusers)

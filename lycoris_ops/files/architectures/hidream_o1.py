@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from ...algebra import Shape
 from .base import Places
-from .patterns import completed, renamed
+from .patterns import renamed
 
 TABLE = {"*": "model.*"}
 
@@ -20,4 +20,4 @@ def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
     """Names below `model`; nothing for another architecture."""
     if not {"t_embedder1.mlp.0", "x_embedder.proj1", "final_layer2.linear"} <= shapes.keys():
         return {}
-    return completed(shapes, renamed(shapes, TABLE))
+    return renamed(shapes, TABLE)

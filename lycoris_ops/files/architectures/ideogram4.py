@@ -10,15 +10,18 @@ from collections.abc import Mapping
 
 from ...algebra import Shape
 from .base import Places
-from .patterns import completed, renamed, split_qkv
+from .patterns import following, gathered, renamed, split_qkv
 
 ATTENTION = "layers.*.attention"
 QKV = (f"{ATTENTION}.to_q", f"{ATTENTION}.to_k", f"{ATTENTION}.to_v")
 
 
-def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    """diffusers' names; nothing for another architecture."""
+def diffusers(shapes: Mapping[str, Shape]) -> dict[str, Places]:
+    """Nothing for another architecture."""
     if not {"embed_image_indicator", "layers.0.attention.qkv"} <= shapes.keys():
         return {}
     output = renamed(shapes, {f"{ATTENTION}.o": f"{ATTENTION}.to_out.0"})
-    return completed(shapes, output, split_qkv(shapes, f"{ATTENTION}.qkv", f"{ATTENTION}.o", QKV))
+    return gathered(shapes, output, split_qkv(shapes, f"{ATTENTION}.qkv", f"{ATTENTION}.o", QKV))
+
+
+aliases = following(diffusers)

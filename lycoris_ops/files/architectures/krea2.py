@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from ...algebra import Shape
 from .base import Places
-from .patterns import below, completed, renamed
+from .patterns import below, following, gathered, renamed
 
 BLOCK = {
     "attn.wq": "attn.to_q",
@@ -43,8 +43,11 @@ TABLE = {
 }
 
 
-def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    """diffusers' names; nothing for another architecture."""
+def diffusers(shapes: Mapping[str, Shape]) -> dict[str, Places]:
+    """Nothing for another architecture."""
     if not {"txtfusion.projector", "blocks.0.attn.wq"} <= shapes.keys():
         return {}
-    return completed(shapes, renamed(shapes, TABLE))
+    return gathered(shapes, renamed(shapes, TABLE))
+
+
+aliases = following(diffusers)

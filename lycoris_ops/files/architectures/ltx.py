@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from ...algebra import Shape
 from .base import Places
-from .patterns import below, completed, renamed
+from .patterns import below, following, gathered, renamed
 
 CONNECTOR = {
     "transformer_1d_blocks.*.attn1.q_norm": "transformer_blocks.*.attn1.norm_q",
@@ -44,8 +44,11 @@ TABLE = {
 }
 
 
-def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    """diffusers' names; nothing for another architecture."""
+def diffusers(shapes: Mapping[str, Shape]) -> dict[str, Places]:
+    """Nothing for another architecture."""
     if not {"patchify_proj", "transformer_blocks.0.attn1.to_q"} <= shapes.keys():
         return {}
-    return completed(shapes, renamed(shapes, TABLE))
+    return gathered(shapes, renamed(shapes, TABLE))
+
+
+aliases = following(diffusers)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from ...algebra import Shape
 from .base import Places
-from .patterns import below, completed, renamed, split_qkv
+from .patterns import below, following, gathered, renamed, split_qkv
 
 BLOCK = {
     "attention.out": "attn.to_out.0",
@@ -33,8 +33,8 @@ TABLE = {
 }
 
 
-def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    """diffusers' names; nothing for another architecture."""
+def diffusers(shapes: Mapping[str, Shape]) -> dict[str, Places]:
+    """Nothing for another architecture."""
     if not {"cap_embedder.1", "layers.0.attention.qkv", "layers.0.adaLN_modulation.1"} <= shapes.keys():
         return {}
     tables = [renamed(shapes, TABLE)]
@@ -42,4 +42,7 @@ def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
         tables.append(renamed(shapes, below(block, block, table)))
         names = (f"{block}.attn.to_q", f"{block}.attn.to_k", f"{block}.attn.to_v")
         tables.append(split_qkv(shapes, f"{block}.attention.qkv", f"{block}.attention.out", names))
-    return completed(shapes, *tables)
+    return gathered(shapes, *tables)
+
+
+aliases = following(diffusers)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from ...algebra import Shape
 from .base import Places
-from .patterns import below, completed, renamed, split_qkv, swapped
+from .patterns import below, following, gathered, renamed, split_qkv, swapped
 
 BLOCK = {
     "attn.q_norm": "attn.norm_q",
@@ -40,8 +40,8 @@ TABLE = {
 }
 
 
-def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    """diffusers' names; nothing for another architecture."""
+def diffusers(shapes: Mapping[str, Shape]) -> dict[str, Places]:
+    """Nothing for another architecture."""
     if not {"video_patch_proj", "blocks.0.attn.qkv_proj"} <= shapes.keys():
         return {}
     tables = [renamed(shapes, TABLE)]
@@ -50,4 +50,7 @@ def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
         tables.append(swapped(shapes, {f"{ours}.mlp.fc1": f"{theirs}.ff.net.0.proj"}))
         names = (f"{theirs}.attn.to_q", f"{theirs}.attn.to_k", f"{theirs}.attn.to_v")
         tables.append(split_qkv(shapes, f"{ours}.attn.qkv_proj", f"{ours}.attn.out_proj", names))
-    return completed(shapes, *tables)
+    return gathered(shapes, *tables)
+
+
+aliases = following(diffusers)

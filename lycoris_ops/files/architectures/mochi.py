@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from ...algebra import Shape
 from .base import Places
-from .patterns import below, completed, renamed, split_qkv, swapped
+from .patterns import below, following, gathered, renamed, split_qkv, swapped
 
 BLOCK = {
     "mod_x": "norm1.linear",
@@ -46,8 +46,8 @@ STREAMS = {
 }
 
 
-def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    """diffusers' names; nothing for another architecture."""
+def diffusers(shapes: Mapping[str, Shape]) -> dict[str, Places]:
+    """Nothing for another architecture."""
     if not {"t5_yproj", "blocks.0.attn.qkv_x"} <= shapes.keys():
         return {}
     last = max(int(path.split(".")[1]) for path in shapes if path.startswith("blocks."))
@@ -58,4 +58,7 @@ def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
         # Both streams attend together, so the size is the same, and every block has an output for x.
         names = (f"{block}.{query}", f"{block}.{key}", f"{block}.{value}")
         tables.append(split_qkv(shapes, f"blocks.*.attn.qkv_{stream}", "blocks.*.attn.proj_x", names))
-    return completed(shapes, *tables)
+    return gathered(shapes, *tables)
+
+
+aliases = following(diffusers)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from ...algebra import Shape
-from .base import Place, Places
+from .base import Aliases, Place, Places
 
 FUSED = {
     "to_qkv": ("to_q", "to_k", "to_v"),
@@ -89,23 +89,36 @@ def swapped(shapes: Mapping[str, Shape], table: Mapping[str, str]) -> dict[str, 
     return found
 
 
-def completed(shapes: Mapping[str, Shape], *tables: Mapping[str, Places]) -> dict[str, Places]:
-    """The tables as one, with the names that follow from theirs, without names that are a real path.
+def gathered(shapes: Mapping[str, Shape], *tables: Mapping[str, Places]) -> dict[str, Places]:
+    """The tables as one, without names that are a real path."""
+    return {name: places for table in tables for name, places in table.items() if name not in shapes}
 
-    Following names: fused projections, and `to_out` for `to_out.0`, whose list index some tools drop.
+
+def following(diffusers: Aliases) -> Aliases:
+    """The names that follow from diffusers' own ones, where other tools have no names of theirs."""
+    return lambda shapes: followed(shapes, diffusers(shapes))
+
+
+def followed(shapes: Mapping[str, Shape], names: Mapping[str, Places]) -> dict[str, Places]:
+    """The names that follow from diffusers' own ones.
+
+    They are its fused projections, and `to_out` for `to_out.0`, whose list index some tools drop.
     """
-    names = {name: places for table in tables for name, places in table.items()}
-    for name in list(names):
+    found: dict[str, Places] = {}
+    for name, places in names.items():
         parent, _, last = name.rpartition(".")
-        if last == "to_k":
-            for fused in ("to_qkv", "to_kv"):
-                _fuse(shapes, names, parent, fused)
-        elif last == "add_k_proj":
-            for fused in ("to_added_qkv", "to_added_kv"):
-                _fuse(shapes, names, parent, fused)
-        elif name.endswith(".to_out.0"):
-            names.setdefault(parent, names[name])
-    return {name: places for name, places in names.items() if name not in shapes}
+        if name.endswith(".to_out.0"):
+            found[parent] = places
+        for fused, parts in FUSED.items():
+            if last == parts[-1]:
+                found |= _fused(shapes, names, f"{parent}.{fused}", [f"{parent}.{part}" for part in parts])
+    return {name: places for name, places in found.items() if name not in names and name not in shapes}
+
+
+def completed(shapes: Mapping[str, Shape], *tables: Mapping[str, Places]) -> dict[str, Places]:
+    """The tables as one, without names that are a real path, and the names that follow from theirs."""
+    names = gathered(shapes, *tables)
+    return {**names, **followed(shapes, names)}
 
 
 def joined(shapes: Mapping[str, Shape], places: Sequence[Place]) -> Places:
@@ -122,15 +135,15 @@ def joined(shapes: Mapping[str, Shape], places: Sequence[Place]) -> Places:
     )
 
 
-def _fuse(shapes: Mapping[str, Shape], names: dict[str, Places], parent: str, fused: str) -> None:
-    parts = [f"{parent}.{part}" for part in FUSED[fused]]
+def _fused(
+    shapes: Mapping[str, Shape], names: Mapping[str, Places], fused: str, parts: Sequence[str]
+) -> dict[str, Places]:
     if not all(part in names for part in parts):
-        return
+        return {}
+    places = [place for part in parts for place in names[part]]
     # Keys and values of something else than the queries have other columns: nobody can fuse those.
-    columns = {shapes[place.path][1:] for part in parts for place in names[part]}
-    if len(columns) == 1 and () not in columns:
-        places = joined(shapes, [place for part in parts for place in names[part]])
-        names.setdefault(f"{parent}.{fused}", places)
+    columns = {shapes[place.path][1:] for place in places}
+    return {fused: joined(shapes, places)} if len(columns) == 1 and () not in columns else {}
 
 
 def _matches(shapes: Mapping[str, Shape], pattern: str) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from ...algebra import Shape
 from .base import Places
-from .patterns import below, completed, renamed, split_evenly
+from .patterns import below, following, gathered, renamed, split_evenly
 
 ATTENTION = {
     "q": "to_q",
@@ -86,10 +86,13 @@ TABLE = {
 }
 
 
-def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    """diffusers' names; nothing for another architecture."""
+def diffusers(shapes: Mapping[str, Shape]) -> dict[str, Places]:
+    """Nothing for another architecture."""
     if not {"head.head", "blocks.0.self_attn.q", "text_embedding.0"} <= shapes.keys():
         return {}
     face = "face_adapter.fuser_blocks.*"
     keys_values = split_evenly(shapes, f"{face}.linear1_kv", ("face_adapter.*.to_k", "face_adapter.*.to_v"))
-    return completed(shapes, renamed(shapes, TABLE), keys_values)
+    return gathered(shapes, renamed(shapes, TABLE), keys_values)
+
+
+aliases = following(diffusers)

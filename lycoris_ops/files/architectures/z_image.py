@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from ...algebra import Shape
 from .base import Places
-from .patterns import completed, renamed, split_qkv
+from .patterns import following, gathered, renamed, split_qkv
 
 TABLE = {
     "*.*.attention.out": "*.*.attention.to_out.0",
@@ -23,9 +23,12 @@ TABLE = {
 QKV = ("*.*.attention.to_q", "*.*.attention.to_k", "*.*.attention.to_v")
 
 
-def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    """diffusers' names; nothing for another architecture."""
+def diffusers(shapes: Mapping[str, Shape]) -> dict[str, Places]:
+    """Nothing for another architecture."""
     if not {"cap_embedder.1", "layers.0.attention.qkv", "layers.0.adaLN_modulation.0"} <= shapes.keys():
         return {}
     qkv = split_qkv(shapes, "*.*.attention.qkv", "*.*.attention.out", QKV)
-    return completed(shapes, renamed(shapes, TABLE), qkv)
+    return gathered(shapes, renamed(shapes, TABLE), qkv)
+
+
+aliases = following(diffusers)
