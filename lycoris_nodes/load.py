@@ -9,6 +9,7 @@ from .host import file_names, file_path, io
 from .wires import CATEGORY, stack_input, stack_output, valid
 
 FOLDER = "loras"
+FROM_FILE = "as in the file"
 
 
 def strength_input(name: str, tooltip: str) -> Any:
@@ -22,9 +23,12 @@ class LycorisLoadAdapter(io.ComfyNode):
             node_id="LycorisLoadAdapter",
             display_name="Load LoRA / LyCORIS",
             category=CATEGORY,
-            description="Adds a LoRA, LoCon, LoHa or LoKr file to a stack. Nothing is applied until "
+            description="Adds a LoRA or LyCORIS file of any kind to a stack. Nothing is applied until "
             "Apply LyCORIS Stack; the file is read once, however many nodes use it.",
-            search_aliases=["load lora", "lora loader", "lycoris", "loha", "lokr", "locon", "lora stack"],
+            search_aliases=[
+                *("load lora", "lora loader", "lycoris", "loha", "lokr", "locon", "dora", "oft", "ia3"),
+                *("glora", "lora stack"),
+            ],
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -41,6 +45,24 @@ class LycorisLoadAdapter(io.ComfyNode):
                     "How strongly the text encoder is changed: 1 as trained, 0 not at all.",
                 ),
                 stack_input(optional=True, tooltip="A stack to add this file to; empty starts a new one."),
+                io.Combo.Input(
+                    "dora",
+                    options=["paper", "host"],
+                    default="paper",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Only for DoRA files. paper: as trained. host: as ComfyUI's own loader computes "
+                    "DoRA on the output axis, to reproduce results made with it.",
+                ),
+                io.Combo.Input(
+                    "sig_type",
+                    options=[FROM_FILE, "principal", "last", "middle"],
+                    default=FROM_FILE,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Only for T-LoRA files, which do not hold what they started from: the singular "
+                    "vectors they were trained on.",
+                ),
             ],
             outputs=[stack_output("The stack with this file at its end.")],
         )
@@ -56,8 +78,15 @@ class LycorisLoadAdapter(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, file: str, strength_model: float, strength_clip: float, stack: Stack | None = None
+        cls,
+        file: str,
+        strength_model: float,
+        strength_clip: float,
+        stack: Stack | None = None,
+        dora: str = "paper",
+        sig_type: str = FROM_FILE,
     ) -> io.NodeOutput:
-        adapter = load_adapter(file_path(FOLDER, file))
+        known = {} if sig_type == FROM_FILE else {"sig_type": sig_type}
+        adapter = load_adapter(file_path(FOLDER, file), dora=dora, **known)
         entry = Entry(adapter, strength=strength_model, strength_clip=strength_clip)
         return io.NodeOutput((stack or Stack()) + Stack([entry]))

@@ -1,0 +1,209 @@
+"""Every kind of layer through the real host: weights, biases, norms, low VRAM, and the host's own DoRA."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hosting import Host, Patched
+from safetensors.torch import save_file
+from torch import Tensor
+
+LORAS = "loras"
+
+Tensors = dict[str, Tensor]
+LINEAR = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_out.0"
+CONV = "diffusion_model.input_blocks.1.0.out_layers.3"
+NORM = "diffusion_model.input_blocks.1.0.out_layers.0"
+FILE = "kinds_under_test.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def nothing_loaded(host: Host) -> None:
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
+
+
+def rand(*shape: int) -> Tensor:
+    return torch.randn(*shape) / math.sqrt(shape[-1])
+
+
+def lora(shape: tuple[int, ...]) -> Tensors:
+    ones = [1 for _ in shape[2:]]
+    return {"lora_up.weight": rand(shape[0], 4, *ones), "lora_down.weight": rand(4, *shape[1:])}
+
+
+def loha(shape: tuple[int, ...]) -> Tensors:
+    flat = math.prod(shape[1:])
+    return {
+        name: rand(shape[0], 4) if name.endswith("a") else rand(4, flat)
+        for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    }
+
+
+def lokr(shape: tuple[int, ...]) -> Tensors:
+    return {"lokr_w1": rand(4, 4), "lokr_w2": rand(shape[0] // 4, shape[1] // 4, *shape[2:])}
+
+
+def kinds(shape: tuple[int, ...]) -> dict[str, Tensors]:
+    out, inputs, *kernel = shape
+    ones = [1 for _ in kernel]
+    return {
+        "lora-dora-out": {**lora(shape), "dora_scale": 1 + rand(out, 1, *ones).abs()},
+        "loha-dora-in": {**loha(shape), "dora_scale": 1 + rand(1, inputs, *ones).abs()},
+        "lokr-dora-flat": {**lokr(shape), "dora_scale": 1 + torch.rand(out)},
+        "glora": {
+            "a1.weight": rand(inputs, 4, *ones),
+            "a2.weight": rand(4, inputs, *ones),
+            "b1.weight": rand(out, 4, *ones),
+            "b2.weight": rand(4, inputs, *kernel),
+        },
+        "ia3": {"weight": rand(1, inputs, *ones) if ones else rand(inputs), "on_input": torch.tensor(1)},
+        "oft": {"oft_blocks": rand(out // 8, 8, 8), "alpha": torch.tensor(0.0)},
+        "oft-constrained": {
+            "oft_blocks": rand(out // 8, 8, 8),
+            "rescale": 1 + rand(out, *[1 for _ in shape[1:]]),
+            "alpha": torch.tensor(0.002),
+        },
+        "boft": {"oft_blocks": rand(3, out // 10, 10, 10), "alpha": torch.tensor(0.0)},
+        "oftv2": {"oft_R.weight": 0.05 * rand(math.prod(shape[1:]) // 8, 28)},
+        "full": {"diff": 0.1 * rand(*shape), "diff_b": rand(out)},
+        "set": {"set_weight": rand(*shape)},
+        "lora-bias": {**lora(shape), "lora_B.bias": rand(out), "alpha": torch.tensor(2.0)},
+    }
+
+
+KINDS = tuple(kinds((8, 8)))
+
+
+def write(host: Host, layers: dict[str, Tensors]) -> Path:
+    path = host.base / "models" / LORAS / FILE
+    save_file({f"{name}.{key}": t for name, layer in layers.items() for key, t in layer.items()}, path)
+    return path
+
+
+def shape_of(plain: Patched, path: str) -> tuple[int, ...]:
+    return tuple(plain.model.model_state_dict()[f"{path}.weight"].shape)
+
+
+def applied(
+    host: Host, plain: Patched, layers: dict[str, Tensors], strength: float, **options: str
+) -> Patched:
+    write(host, layers)
+    (stack,) = host.run("LycorisLoadAdapter", FILE, strength, strength, None, **options)
+    return host.apply(plain, stack)
+
+
+def calculated(patched: Patched, key: str, weight: Tensor) -> Tensor:
+    import comfy.lora
+
+    return comfy.lora.calculate_weight(patched.patches[key], weight.clone(), key)
+
+
+def expected(host: Host, key: str, weight: Tensor, tensors: Tensors, strength: float) -> Tensor:
+    """In float64, from the layer alone; what a layer computes is held to others in the library's tests."""
+    layer = host.ops.algorithms.detect(tensors).load(tensors)
+    if key.endswith(".bias"):
+        layer = layer.bias_layer()
+    return weight.double() + strength * layer.delta(weight.double())
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("path", [LINEAR, CONV], ids=["linear", "conv2d"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_on_every_path_of_the_host(host: Host, plain: Patched, kind: str, path: str) -> None:
+    from comfy.model_patcher import LowVramPatch
+
+    tensors = kinds(shape_of(plain, path))[kind]
+    patched = applied(host, plain, {path: tensors}, 0.7)
+    keys = [f"{path}.weight"]
+    keys += [f"{path}.bias"] if kind in ("full", "lora-bias") else []
+    assert sorted(patched.patches) == sorted(keys)
+    assert "applied 1 of 1 layers" in patched.report
+    for key in keys:
+        weight = plain.model.model_state_dict()[key].float()
+        exact = expected(host, key, weight, tensors, 0.7)
+        found = calculated(patched, key, weight)
+        assert found.dtype == torch.float32
+        assert (found.double() - exact).abs().max() < 16 * torch.finfo(torch.float32).eps * exact.abs().max()
+        assert (exact - weight).norm() > 1e-3 * weight.norm()
+        for dtype in (torch.bfloat16, torch.float16):
+            low = LowVramPatch(key, patched.model.patches)
+            if hasattr(low, "memory_required"):
+                low.prepare(torch.empty(low.memory_required(), dtype=torch.uint8), None)
+            narrow = weight.to(dtype)
+            exact = expected(host, key, narrow, tensors, 0.7)
+            error = (low(narrow.clone()).double() - exact).abs()
+            half_ulp = torch.finfo(dtype).eps / 2 * exact.abs()
+            assert (error <= half_ulp + 1e-5 * exact.abs().max()).all()
+
+
+@pytest.mark.host
+def test_a_norms_weight_and_bias_are_changed_and_given_back(host: Host, plain: Patched) -> None:
+    import comfy.model_management
+
+    size = shape_of(plain, NORM)
+    layer = {"w_norm": rand(*size), "b_norm": rand(*size)}
+    patched = applied(host, plain, {NORM: layer}, -0.5)
+    state = plain.model.model_state_dict()
+    before = {key: state[key].clone() for key in (f"{NORM}.weight", f"{NORM}.bias")}
+    comfy.model_management.load_models_gpu([patched.model])
+    live = patched.model.model_state_dict()
+    for key, name in ((f"{NORM}.weight", "w_norm"), (f"{NORM}.bias", "b_norm")):
+        torch.testing.assert_close(live[key].float(), before[key].float() - 0.5 * layer[name])
+    comfy.model_management.unload_all_models()
+    after = plain.model.model_state_dict()
+    assert all(torch.equal(after[key], weight) for key, weight in before.items())
+
+
+@pytest.mark.host
+def test_a_weight_is_enlarged_in_the_loaded_model_and_comes_back(host: Host, plain: Patched) -> None:
+    """What control models with more input channels need."""
+    import comfy.model_management
+
+    path = "diffusion_model.input_blocks.0.0"
+    out, inputs, *kernel = shape_of(plain, path)
+    larger = (out, 2 * inputs, *kernel)
+    layer = {**lora(larger), "reshape_weight": torch.tensor(larger)}
+    patched = applied(host, plain, {path: layer}, 1.0)
+    key = f"{path}.weight"
+    before = plain.model.model_state_dict()[key].clone()
+    comfy.model_management.load_models_gpu([patched.model])
+    live = patched.model.model_state_dict()[key]
+    delta = (layer["lora_up.weight"].flatten(1) @ layer["lora_down.weight"].flatten(1)).view(larger)
+    wanted = torch.cat([before.float(), torch.zeros(out, inputs, *kernel)], 1) + delta
+    torch.testing.assert_close(live.float(), wanted)
+    comfy.model_management.unload_all_models()
+    assert torch.equal(plain.model.model_state_dict()[key], before)
+
+
+def by_the_host(plain: Patched, path: Path, strength: float) -> Any:
+    import comfy.sd
+    import comfy.utils
+
+    tensors = comfy.utils.load_torch_file(str(path), safe_load=True)
+    return comfy.sd.load_lora_for_models(plain.model, None, tensors, strength, 0.0)[0]
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize("make", [lora, loha, lokr], ids=["lora", "loha", "lokr"])
+@pytest.mark.parametrize("path", [LINEAR, CONV], ids=["linear", "conv2d"])
+def test_dora_as_the_host_computes_it_can_be_had(
+    host: Host, plain: Patched, make: Any, path: str, strength: float
+) -> None:
+    shape = shape_of(plain, path)
+    key = f"{path}.weight"
+    weight = plain.model.model_state_dict()[key].float()
+    output = {**make(shape), "dora_scale": 1 + torch.rand(shape[0], *[1 for _ in shape[1:]])}
+    inputs = {**make(shape), "dora_scale": 1 + torch.rand(1, shape[1], *[1 for _ in shape[2:]])}
+    for layer, dora, same in ((output, "host", True), (output, "paper", False), (inputs, "paper", True)):
+        ours = calculated(applied(host, plain, {path: layer}, strength, dora=dora), key, weight)
+        theirs = by_the_host(plain, host.base / "models" / LORAS / FILE, strength)
+        found = calculated(Patched(theirs, None), key, weight)
+        effect = (found - weight).norm()
+        assert bool((ours - found).norm() < 1e-4 * effect) is same
