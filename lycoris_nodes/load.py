@@ -86,7 +86,9 @@ class LycorisLoadAdapter(io.ComfyNode):
         dora: str = "paper",
         sig_type: str = FROM_FILE,
     ) -> io.NodeOutput:
-        known = {} if sig_type == FROM_FILE else {"sig_type": sig_type}
-        adapter = load_adapter(file_path(FOLDER, file), dora=dora, **known)
+        options: dict[str, Any] = {"dora": dora}
+        if sig_type != FROM_FILE:
+            options["sig_type"] = sig_type
+        adapter = load_adapter(file_path(FOLDER, file), **options)
         entry = Entry(adapter, strength=strength_model, strength_clip=strength_clip)
         return io.NodeOutput((stack or Stack()) + Stack([entry]))
