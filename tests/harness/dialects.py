@@ -93,6 +93,10 @@ DIALECTS: dict[str, Dialect] = {
     "kohya on diffusers": Dialect(_flat("lora_unet_"), KOHYA, "diffusers"),
     "ComfyUI on diffusers": Dialect(_dotted("diffusion_model."), PEFT, "diffusers", _transformer),
     "DiffSynth": Dialect(_dotted(""), PEFT, "diffusers", _transformer),
+    "diffusers, fused": Dialect(_dotted("transformer."), PEFT, "fused", _transformer),
+    "diffusers UNet, fused": Dialect(_dotted("unet."), PEFT, "fused", UNETS),
+    "OneTrainer, fused": Dialect(_flat("lora_transformer_"), KOHYA, "fused", _transformer),
+    "diffusers, Anima": Dialect(lambda name: name, PEFT, "anima"),
     "musubi-tuner": Dialect(_flat("lora_unet_"), KOHYA, "published"),
     "diffusion-pipe": Dialect(_dotted("diffusion_model."), PEFT, "published"),
     "diffusion-pipe, older": Dialect(_dotted("transformer."), PEFT, "published"),
@@ -125,6 +129,8 @@ def _has(architecture: str, source: str) -> bool:
     return {
         "diffusers": architecture in DIFFUSERS,
         "published": architecture in PUBLISHED,
+        "fused": architecture in in_diffusers.FUSES,
+        "anima": architecture == "Anima",
         "host": True,
         "lycoris": True,
     }[source]
@@ -145,8 +151,9 @@ def shapes_of(architecture: str) -> dict[str, tuple[int, ...]]:
 def places(architecture: str, source: str) -> dict[str, Located]:
     """Each layer by the path that a source has for it, with the keys of the host's state dict."""
     model = model_of(architecture)
-    if source == "diffusers":
-        return {path: _keyed(where) for path, where in in_diffusers.located(architecture, model).items()}
+    if source in ("diffusers", "fused"):
+        found = in_diffusers.located if source == "diffusers" else in_diffusers.fused
+        return {path: _keyed(where) for path, where in found(architecture, model).items()}
     whole = {
         path.removeprefix(PREFIX): Located.whole(f"{path}.weight", layer.weight.shape)
         for path, layer in adaptable(model).items()
@@ -154,6 +161,8 @@ def places(architecture: str, source: str) -> dict[str, Located]:
     }
     if source == "lycoris":
         return {name: whole[path] for name, path in lycoris_names(model.diffusion_model).items()}
+    if source == "anima":
+        return {anima_name(path): where for path, where in whole.items()}
     if source == "published":
         return {
             renamed(f"{path}.weight", PUBLISHED[architecture]).removesuffix(".weight"): where
@@ -187,28 +196,69 @@ def lycoris_names(model: nn.Module) -> dict[str, str]:
     return {lora.lora_name: paths[id(lora.org_module[0])] for lora in network.loras}
 
 
+def anima_name(path: str) -> str:
+    """What diffusers makes of the name of a layer of Anima, whose text conditioner is a model apart."""
+    from diffusers.loaders import lora_conversion_utils
+
+    convert = lora_conversion_utils._convert_non_diffusers_anima_lora_to_diffusers
+    (key,) = convert({f"{path}.lora_A.weight": torch.zeros(1)})
+    return key.removesuffix(".lora_A.weight")
+
+
 RANK, ALPHA = 2, 0.5
 
 
-def adapter(
-    named: Names, tensors: tuple[str, ...], seed: int = 0
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """An adapter file's tensors for these layers, and each layer's change at strength 1, in float64.
+def _small(generator: torch.Generator, *shape: int) -> Tensor:
+    """Small whole numbers, so that products and sums of them are exact."""
+    return torch.randint(-3, 4, shape, generator=generator).float()
 
-    Factors are small whole numbers, so that products and sums of them are exact.
-    """
-    generator = torch.Generator().manual_seed(seed)
+
+def _lora(shape: tuple[int, ...], tensors: tuple[str, ...], random: torch.Generator) -> _Written:
+    rows, *columns = shape
+    down, up = _small(random, RANK, *columns), _small(random, rows, RANK, *[1] * (len(columns) - 1))
+    scale = ALPHA / RANK if len(tensors) == 3 else 1.0
+    values = dict(zip(tensors, (down, up, torch.tensor(ALPHA)), strict=False))
+    return values, scale * up.double().flatten(1) @ down.double().flatten(1)
+
+
+def _loha(shape: tuple[int, ...], tensors: tuple[str, ...], random: torch.Generator) -> _Written:
+    """alpha / r of the product, value by value, of two matrices of rank r."""
+    rows, columns = shape
+    a1, b1 = _small(random, rows, RANK), _small(random, RANK, columns)
+    a2, b2 = _small(random, rows, RANK), _small(random, RANK, columns)
+    factors = {"hada_w1_a": a1, "hada_w1_b": b1, "hada_w2_a": a2, "hada_w2_b": b2}
+    values = {f"{{}}.{name}": value for name, value in factors.items()} | {"{}.alpha": torch.tensor(ALPHA)}
+    return values, ALPHA / RANK * (a1 @ b1).double() * (a2 @ b2).double()
+
+
+def _lokr(shape: tuple[int, ...], tensors: tuple[str, ...], random: torch.Generator) -> _Written:
+    """alpha / r of the Kronecker product of a small matrix and one of rank r."""
+    rows, columns = shape
+    left, right = (2 - size % 2 for size in shape)
+    w1, a2, b2 = (
+        _small(random, left, right).abs() + 1,
+        _small(random, rows // left, RANK),
+        _small(random, RANK, columns // right),
+    )
+    factors = {"lokr_w1": w1, "lokr_w2_a": a2, "lokr_w2_b": b2, "alpha": torch.tensor(ALPHA)}
+    values = {f"{{}}.{name}": value for name, value in factors.items()}
+    return values, ALPHA / RANK * torch.kron(w1.double(), (a2 @ b2).double())
+
+
+_Written = tuple[dict[str, Tensor], Tensor]
+KINDS = {"lora": _lora, "loha": _loha, "lokr": _lokr}
+
+
+def adapter(
+    named: Names, tensors: tuple[str, ...], kind: str = "lora", seed: int = 0
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """An adapter file's tensors for these layers, and each layer's change at strength 1, in float64."""
+    random = torch.Generator().manual_seed(seed)
     file: dict[str, Tensor] = {}
     changes: dict[str, Tensor] = {}
     for name, where in named.items():
-        rows, *columns = where.shape
-        up = torch.randint(-3, 4, (rows, RANK), generator=generator).float()
-        down = torch.randint(-3, 4, (RANK, *columns), generator=generator).float()
-        scale = ALPHA / RANK if len(tensors) == 3 else 1.0
-        up = up.view(rows, RANK, *[1] * (len(columns) - 1)).contiguous()
-        values = (down, up, torch.tensor(ALPHA))
-        file |= {key.format(name): value for key, value in zip(tensors, values, strict=False)}
-        change = scale * up.double().flatten(1) @ down.double().flatten(1)
+        values, change = KINDS[kind](where.shape, tensors, random)
+        file |= {key.format(name): value.contiguous() for key, value in values.items()}
         changes[name] = change.view(where.shape)
     return file, changes
 

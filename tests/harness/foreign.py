@@ -38,6 +38,17 @@ class Located:
         mine, theirs = ([(where.keys[key], row) for key, row in where.rows()] for where in (self, other))
         return mine == theirs and self.shape == other.shape
 
+    def through(self, parts: Mapping[str, Located]) -> Located:
+        """The same where its keys are layers that are themselves located, by their paths."""
+        rows = [parts[self.keys[key].removesuffix(".weight")].row(row) for key, row in self.rows()]
+        keys = tuple(dict.fromkeys(key for key, _ in rows))
+        key_of = torch.tensor([keys.index(key) for key, _ in rows])
+        return Located(self.shape, keys, key_of, torch.tensor([row for _, row in rows]))
+
+    def row(self, number: int) -> tuple[str, int]:
+        """The host's key and row behind one of its rows."""
+        return self.keys[int(self.key_of[number])], int(self.row_of[number])
+
     @classmethod
     def whole(cls, key: str, shape: Sequence[int]) -> Located:
         """A layer that the host has just so."""

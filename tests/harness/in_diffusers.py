@@ -738,3 +738,39 @@ DIFFUSERS: dict[str, Diffusers] = {
     ),
 }
 """Every architecture that diffusers has a model of."""
+
+
+FUSES = (
+    *(
+        "SD1.5",
+        "SD2",
+        "SDXL",
+        "SDXL refiner",
+        "SD3",
+        "SD3.5",
+        "AuraFlow",
+        "Flux 1",
+        "Flux 2",
+        "LongCat-Image",
+    ),
+    *("Chroma", "LTX-Video", "MiniMax-H3", "Wan 2.1 t2v", "Wan 2.1 i2v", "Wan 2.2 5B", "Wan VACE"),
+    *("Wan Animate", "Krea 2", "PixArt alpha", "PixArt sigma", "HunyuanDiT", "CogVideoX", "Ideogram 4"),
+)
+"""Where diffusers can fuse attention."""
+
+
+def fused(name: str, model: nn.Module) -> dict[str, Located]:
+    """The layers that diffusers makes of queries, keys and values when it fuses them."""
+    species = DIFFUSERS[name]
+    kind = getattr(importlib.import_module("diffusers"), species.model)
+    theirs = kind(**species.config).double()
+    state = theirs.state_dict()
+    numbered = Numbered({key: value for key, value in state.items() if value.ndim > 1})
+    theirs.load_state_dict({**state, **numbered.state})
+    theirs.fuse_qkv_projections()
+    parts = located(name, model)
+    return {
+        path: numbered.locate(layer.weight.detach().long()).through(parts)
+        for path, layer in theirs.named_modules()
+        if isinstance(layer, ADAPTABLE) and f"{path}.weight" not in state
+    }

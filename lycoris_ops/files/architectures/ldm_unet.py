@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from ...algebra import Shape
 from .base import Places, whole
+from .patterns import followed
 
 FIXED = {
     "input_blocks.0.0": "conv_in",
@@ -38,8 +39,8 @@ RESNET = {
 }
 
 
-def aliases(shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
-    """diffusers' names of the layers; empty for another architecture."""
+def diffusers(shapes: Mapping[str, Shape]) -> dict[str, Places]:
+    """Nothing for another architecture."""
     known = set(shapes)
     if not {"input_blocks.0.0", "middle_block.0.in_layers.2"} <= known:
         return {}
@@ -50,8 +51,6 @@ def aliases(shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
     }
     found: dict[str, str] = {}
     for path in shapes:
-        if path in CLASSES:
-            found[CLASSES[path]] = path
         if path in FIXED:
             found[FIXED[path]] = path
         elif path in names:
@@ -61,6 +60,13 @@ def aliases(shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
             if place in names:
                 found[f"{names[place]}.{RESNET.get(rest, rest)}"] = path
     return whole(found)
+
+
+def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
+    """What follows from diffusers' names, and its other names of one layer."""
+    names = diffusers(shapes)
+    classes = {CLASSES[path]: path for path in shapes if path in CLASSES} if names else {}
+    return {**followed(shapes, names), **whole(classes)}
 
 
 def _places(
