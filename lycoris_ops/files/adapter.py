@@ -20,13 +20,13 @@ from ..algorithms.base import ALPHA, DIFF_B, field_of
 from ..algorithms.factored import DORA, SPARSE
 from ..algorithms.ia3 import ON_INPUT
 from ..algorithms.lokr import W1, W2
-from ..algorithms.lora import EMBEDDING_UP, RESHAPE
+from ..algorithms.lora import EMBEDDING_UP, RESHAPE, UP
 from ..algorithms.oftv2 import SCALED
 from ..errors import FileFormatError, LayerError, LycorisError
 from .cache import DEFAULT_CACHE, TensorCache
 from .dialects import recognise, split_prefix
 from .grouping import group
-from .network_args import network_options, split_qkv_parts
+from .network_args import is_block_diagonal, network_options, split_parts
 from .peft_config import CONFIG_NAME, METADATA_KEY, PeftConfig, read_lora_metadata, read_peft_config
 from .pickle_file import PickleFile
 from .safetensors_file import SafetensorsFile
@@ -148,8 +148,9 @@ class Adapter:
         if info.enlarges and RESHAPE not in read:
             read[RESHAPE] = torch.tensor([size for size in info.shape if size is not None])
         if ALPHA in read:
-            if split := split_qkv_parts(self.metadata, info.name, info.rank):
-                read[ALPHA] = read[ALPHA].double() * split
+            shares = split_parts(self.metadata, info.name, info.rank)
+            if shares and UP in read and is_block_diagonal(read[UP], shares):
+                read[ALPHA] = read[ALPHA].double() * len(shares)
             return read
         alpha = self._peft_alpha(info)
         if alpha is not None:

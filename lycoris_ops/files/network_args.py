@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-ARGS, DIM = "ss_network_args", "ss_network_dim"
-SPLIT_ENDS = ("_qkv", "_linear1", ".qkv", ".linear1")
+from torch import Tensor
+
+ARGS = "ss_network_args"
+SPLIT = {"qkv": (1, 1, 1), "linear1": (1, 1, 1, 4)}
+"""Ends of the names of Flux' fused layers, and how their rows are shared out."""
 
 
 def network_options(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -25,21 +28,30 @@ def network_options(metadata: Mapping[str, str]) -> dict[str, Any]:
     return {"sig_type": args.get("sig_type", "principal")}
 
 
-def split_qkv_parts(metadata: Mapping[str, str], layer: str, rank: int | None) -> int | None:
-    """How many parts kohya's `split_qkv` joined into a layer, None where it is an ordinary one.
+def split_parts(metadata: Mapping[str, str], layer: str, rank: int | None) -> tuple[int, ...]:
+    """The shares of a layer's rows that kohya's `split_qkv` trained apart; () for an ordinary layer.
 
-    Its Flux network trains q, k, v (and the MLP of a single block) apart, each with alpha / r, and
-    writes them as one layer of rank 3 r or 4 r with a block-diagonal up and alpha unchanged: alpha /
-    rank is then 3 or 4 times too small. Source: networks/lora_flux.py of kohya-ss sd-scripts
-    (Apache-2.0).
+    Its Flux network trains q, k, v (and the MLP of a single block) each with alpha / r, and writes them
+    as one layer of rank 3 r or 4 r with a block-diagonal up and alpha unchanged: alpha / rank is then 3
+    or 4 times too small. Source: networks/lora_flux.py of kohya-ss sd-scripts (Apache-2.0).
     """
-    if _args(metadata).get("split_qkv", "").lower() != "true" or not layer.endswith(SPLIT_ENDS):
-        return None
-    dim = metadata.get(DIM, "")
-    if rank is None or not dim.isdecimal() or int(dim) == 0 or rank % int(dim):
-        return None
-    parts = rank // int(dim)
-    return parts if parts in (3, 4) else None
+    if _args(metadata).get("split_qkv", "").lower() != "true":
+        return ()
+    shares = next((shares for end, shares in SPLIT.items() if layer.endswith(end)), ())
+    return shares if shares and rank and rank % len(shares) == 0 else ()
+
+
+def is_block_diagonal(up: Tensor, shares: Sequence[int]) -> bool:
+    """Whether `up` (O, n r) joins n layers, each in its share of the rows and its own r columns.
+
+    A file that was resized afterwards is not, and its alpha is what it says.
+    """
+    unit, rank = up.shape[0] // sum(shares), up.shape[1] // len(shares)
+    rest, first = up.clone(), 0
+    for number, share in enumerate(shares):
+        rest[first : first + share * unit, number * rank : (number + 1) * rank] = 0
+        first += share * unit
+    return not bool(rest.any())
 
 
 def _args(metadata: Mapping[str, str]) -> dict[str, str]:

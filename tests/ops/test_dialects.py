@@ -1,0 +1,310 @@
+"""What single tools write around the tensors, and what it means."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from layers import rand
+from safetensors.torch import save_file
+from torch import Tensor
+
+import lycoris_ops as lyc
+
+FLUX = {
+    "diffusion_model.img_in.weight": (24, 6),
+    "diffusion_model.img_in.bias": (24,),
+    "diffusion_model.double_blocks.0.img_attn.qkv.weight": (72, 24),
+    "diffusion_model.double_blocks.0.img_attn.proj.weight": (24, 24),
+    "diffusion_model.double_blocks.0.txt_attn.qkv.weight": (72, 24),
+    "diffusion_model.double_blocks.0.txt_attn.proj.weight": (24, 24),
+    "diffusion_model.double_blocks.0.img_attn.norm.query_norm.weight": (6,),
+    "diffusion_model.double_blocks.0.img_attn.norm.key_norm.weight": (6,),
+    "diffusion_model.single_blocks.0.linear1.weight": (168, 24),
+    "diffusion_model.single_blocks.0.linear1.bias": (168,),
+    "diffusion_model.single_blocks.0.linear2.weight": (24, 120),
+    "diffusion_model.single_blocks.0.modulation.lin.weight": (72, 24),
+}
+
+
+def pair(out: int, inputs: int, rank: int, up: str, down: str) -> dict[str, Tensor]:
+    return {up: rand(out, rank), down: rand(rank, inputs)}
+
+
+def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> lyc.Adapter:
+    save_file(tensors, path / "x.safetensors", metadata=metadata)
+    return lyc.load_adapter(path / "x.safetensors")
+
+
+def changes(adapter: lyc.Adapter, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """What a strict application adds to each weight, by patching random float64 weights."""
+    resolution = lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), shapes)
+    resolution.check(strict=True)
+    found: dict[str, Tensor] = {}
+    for key, pairs in resolution.pairs().items():
+        weight = torch.randn(shapes[key], dtype=torch.float64)
+        patched = lyc.patch_(weight.clone(), [(match.read(adapter), 1.0) for _, match in pairs])
+        if patched.shape == weight.shape:
+            found[key] = patched - weight
+        else:
+            larger = torch.zeros_like(patched)
+            larger[tuple(slice(size) for size in weight.shape)] = weight
+            found[key] = patched - larger
+    return found
+
+
+def close(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted.double(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "shares"),
+    [("double_blocks_0_img_attn_qkv", (1, 1, 1)), ("single_blocks_0_linear1", (1, 1, 1, 4))],
+)
+def test_kohyas_split_qkv_is_as_strong_as_it_was_trained(
+    tmp_path: Path, name: str, shares: tuple[int, ...]
+) -> None:
+    rank, alpha = 2, 1.0
+    ups, downs = [rand(24 * share, rank) for share in shares], [rand(rank, 24) for _ in shares]
+    trained = torch.cat([alpha / rank * up @ down for up, down in zip(ups, downs, strict=True)])
+    tensors = {
+        f"lora_unet_{name}.lora_up.weight": torch.block_diag(*ups),
+        f"lora_unet_{name}.lora_down.weight": torch.cat(downs),
+        f"lora_unet_{name}.alpha": torch.tensor(alpha),
+    }
+    metadata = {"ss_network_args": json.dumps({"split_qkv": "True"}), "ss_network_dim": str(rank)}
+    (delta,) = changes(write(tmp_path, tensors, metadata), FLUX).values()
+    close(delta, trained)
+    (weaker,) = changes(write(tmp_path, tensors), FLUX).values()
+    close(weaker, trained / len(shares))
+    # Resized afterwards it is an ordinary layer, whatever its metadata still says.
+    mixed = {**tensors, f"lora_unet_{name}.lora_up.weight": torch.block_diag(*ups) + 0.1}
+    (ordinary,) = changes(write(tmp_path, mixed, metadata), FLUX).values()
+    product = mixed[f"lora_unet_{name}.lora_up.weight"] @ torch.cat(downs)
+    close(ordinary, alpha / (rank * len(shares)) * product)
+
+
+def test_kohyas_oft_of_flux_rotates_each_part_of_the_rows(tmp_path: Path) -> None:
+    blocks = [rand(4, 6, 6) for _ in range(3)] + [rand(4, 24, 24)]
+    name = "oft_unet_single_blocks_0_linear1"
+    tensors = {f"{name}.oft_blocks.{n}": part for n, part in enumerate(blocks)}
+    tensors |= {
+        f"{name}.alpha": torch.tensor(1e-3),
+        "oft_unet_double_blocks_0_img_attn_proj.oft_blocks.0": rand(4, 6, 6),
+    }
+    adapter = write(tmp_path, tensors)
+    resolution = lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), FLUX)
+    resolution.check(strict=True)
+    key = "diffusion_model.single_blocks.0.linear1.weight"
+    weight = torch.randn(FLUX[key], dtype=torch.float64)
+    pairs = [(match.read(adapter), 1.0) for _, match in resolution.pairs()[key]]
+    found = lyc.patch_(weight.clone(), pairs)
+    first = 0
+    for part in blocks:
+        count, size = part.shape[:2]
+        rows = weight[first : first + count * size].view(count, size, -1)
+        skew = part.double() - part.double().mT
+        skew *= min(1.0, 1e-3 * count * size / skew.norm().item())
+        one = torch.eye(size, dtype=torch.float64)
+        rotation = (one + skew) @ torch.linalg.inv(one - skew)
+        close(found[first : first + count * size], (rotation.mT @ rows).reshape(count * size, -1))
+        first += count * size
+    assert first == len(weight)
+
+
+def test_bfl_control_widens_the_input_sets_norms_and_changes_biases(tmp_path: Path) -> None:
+    shapes = {key: shape for key, shape in FLUX.items() if "txt" not in key and "modulation" not in key}
+    tensors = {
+        **pair(24, 12, 2, "img_in.lora_B.weight", "img_in.lora_A.weight"),
+        "img_in.lora_B.bias": rand(24),
+        "double_blocks.0.img_attn.norm.query_norm.scale": rand(6),
+        "double_blocks.0.img_attn.norm.key_norm.scale": rand(6),
+    }
+    adapter = write(tmp_path, tensors)
+    assert adapter.dialect == "bfl control"
+    found = changes(adapter, shapes)
+    product = tensors["img_in.lora_B.weight"] @ tensors["img_in.lora_A.weight"]
+    assert found["diffusion_model.img_in.weight"].shape == (24, 12)
+    close(found["diffusion_model.img_in.weight"], product)
+    close(found["diffusion_model.img_in.bias"], tensors["img_in.lora_B.bias"])
+    stack = lyc.Stack([lyc.Entry(adapter)])
+    (match,) = [
+        match
+        for match in lyc.resolve(stack, shapes).entries[0].matches
+        if match.key == "diffusion_model.double_blocks.0.img_attn.norm.key_norm.weight"
+    ]
+    patched = lyc.patch_(torch.randn(6, dtype=torch.float64), [(match.read(adapter), 1.0)])
+    close(patched, tensors["double_blocks.0.img_attn.norm.key_norm.scale"])
+
+
+def test_xlabs_and_uso_processors(tmp_path: Path) -> None:
+    names = {
+        "double_blocks.0.processor.qkv_lora1": ("double_blocks.0.img_attn.qkv", (0, 72), 24),
+        "double_blocks.0.processor.qkv_lora2": ("double_blocks.0.txt_attn.qkv", (0, 72), 24),
+        "double_blocks.0.processor.proj_lora1": ("double_blocks.0.img_attn.proj", (0, 24), 24),
+        "double_blocks.0.processor.proj_lora2": ("double_blocks.0.txt_attn.proj", (0, 24), 24),
+        "single_blocks.0.processor.qkv_lora": ("single_blocks.0.linear1", (0, 72), 24),
+        "single_blocks.0.processor.proj_lora": ("single_blocks.0.linear2", (0, 24), 120),
+    }
+    tensors: dict[str, Tensor] = {}
+    for name, (_, rows, inputs) in names.items():
+        tensors |= pair(rows[1], inputs, 2, f"{name}.up.weight", f"{name}.down.weight")
+    adapter = write(tmp_path, tensors)
+    assert adapter.dialect == "xlabs"
+    found = changes(adapter, FLUX)
+    for name, (path, rows, _) in names.items():
+        delta = found[f"diffusion_model.{path}.weight"]
+        close(delta[slice(*rows)], tensors[f"{name}.up.weight"] @ tensors[f"{name}.down.weight"])
+        assert not delta[rows[1] :].any()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "suffix"),
+    [
+        ("lora_unet_double_blocks_0_img_attn_proj", "lora_{}.weight"),
+        ("lora_unet__double_blocks_0_img_attn_proj", "lora_{}.weight"),
+        ("lora_unet_double_blocks_0_img_attn_proj_", "lora_{}.weight"),
+        ("diffusion_model.double_blocks.0.img_attn.proj", "lora_{}.weight"),
+        ("double_blocks.0.img_attn.proj", "lora_{}.weight"),
+        ("base_model.model.double_blocks.0.img_attn.proj", "lora_{}.default.weight"),
+        ("transformer.transformer_blocks.0.attn.to_out.0", "lora_{}.weight"),
+        ("lora_transformer_transformer_blocks_0_attn_to_out_0", "lora_{}.weight"),
+        ("lycoris_transformer_blocks_0_attn_to_out_0", "lora_{}.weight"),
+        ("base_model.model.transformer_blocks.0.attn.to_out.0", "lora_{}.weight"),
+        ("transformer.transformer_blocks.0.attn.to_out.0", "lora.{}.weight"),
+        ("transformer.transformer_blocks.0.attn.to_out.0", "lora_{}"),
+    ],
+)
+def test_one_layer_under_every_tools_name(tmp_path: Path, prefix: str, suffix: str) -> None:
+    up, down = ("B", "A") if prefix.startswith(("transformer.", "base_model")) else ("up", "down")
+    if suffix == "lora.{}.weight":
+        up, down = "up", "down"
+    tensors = pair(24, 24, 2, f"{prefix}.{suffix.format(up)}", f"{prefix}.{suffix.format(down)}")
+    found = changes(write(tmp_path, tensors), FLUX)
+    first, second = tensors.values()
+    close(found["diffusion_model.double_blocks.0.img_attn.proj.weight"], first @ second)
+
+
+def test_the_change_of_a_modulation_parameter(tmp_path: Path) -> None:
+    shapes = {
+        "diffusion_model.blocks.0.modulation": (1, 6, 8),
+        "diffusion_model.blocks.0.norm3.weight": (8,),
+        "diffusion_model.blocks.0.norm3.bias": (8,),
+    }
+    tensors = {
+        "diffusion_model.blocks.0.diff_m": rand(1, 6, 8),
+        "diffusion_model.blocks.0.norm3.diff": rand(8),
+        "diffusion_model.blocks.0.norm3.diff_b": rand(8),
+    }
+    found = changes(write(tmp_path, tensors), shapes)
+    close(found["diffusion_model.blocks.0.modulation"], tensors["diffusion_model.blocks.0.diff_m"])
+    close(found["diffusion_model.blocks.0.norm3.weight"], tensors["diffusion_model.blocks.0.norm3.diff"])
+    close(found["diffusion_model.blocks.0.norm3.bias"], tensors["diffusion_model.blocks.0.norm3.diff_b"])
+
+
+@pytest.mark.parametrize("suffix", ["lora_magnitude_vector", "lora_magnitude_vector.weight", "magnitude"])
+def test_pefts_magnitude_is_for_outputs_whatever_its_shape(tmp_path: Path, suffix: str) -> None:
+    shapes = {"diffusion_model.a.weight": (6, 6, 1, 1)}
+    tensors = pair(6, 6, 2, "diffusion_model.a.lora_B.weight", "diffusion_model.a.lora_A.weight")
+    tensors[f"diffusion_model.a.{suffix}"] = magnitude = 1 + torch.rand(1, 6, 1, 1)
+    adapter = write(tmp_path, tensors)
+    weight = torch.randn(6, 6, 1, 1, dtype=torch.float64)
+    found = weight + adapter.layers["diffusion_model.a"].delta(weight)
+    first, second, _ = tensors.values()
+    direction = weight.flatten(1) + first.double() @ second.double()
+    wanted = magnitude.double().view(6, 1) * direction / direction.norm(dim=1, keepdim=True)
+    close(found.flatten(1), wanted)
+    assert lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), shapes).entries[0].count() == 1
+
+
+def test_a_magnitude_whose_name_was_half_converted_is_joined_to_its_layer(tmp_path: Path) -> None:
+    tensors = pair(6, 6, 2, "lora_unet_a_to_q.lora_up.weight", "lora_unet_a_to_q.lora_down.weight")
+    tensors["lora_unet_a.to_q.lora_magnitude_vector"] = torch.ones(6)
+    adapter = write(tmp_path, tensors)
+    assert set(adapter.info) == {"lora_unet_a_to_q"} and not adapter.unused_keys
+    assert adapter.layers["lora_unet_a_to_q"].additive() is None
+
+
+def test_onetrainers_scaled_oft(tmp_path: Path) -> None:
+    """The series by its closed form: I + 2 Q + 2 Q^2 + 2 Q^3 + Q^4, with Q divided by 2 sqrt(b - 1)."""
+    values = rand(3, 6)
+    tensors = {"transformer.a.oft_R.weight": values, "transformer.a.oft_R.scaled_oft": torch.tensor(True)}
+    adapter = write(tmp_path, tensors)
+    weight = torch.randn(5, 12, dtype=torch.float64)
+    rotations: list[Tensor] = []
+    for row in values.double():
+        upper = torch.zeros(4, 4, dtype=torch.float64)
+        upper[tuple(torch.triu_indices(4, 4, 1))] = row
+        skew = (upper - upper.mT) / (2 * math.sqrt(3))
+        powers = [torch.linalg.matrix_power(skew, n) for n in range(5)]
+        rotations.append(powers[0] + 2 * (powers[1] + powers[2] + powers[3]) + powers[4])
+    wanted = weight @ torch.block_diag(*rotations).mT
+    close(weight + adapter.layers["transformer.a"].delta(weight), wanted)
+
+
+def test_bundled_embeddings_are_named_in_the_report_and_not_applied(tmp_path: Path) -> None:
+    tensors = pair(24, 24, 2, "lora_unet_a.lora_up.weight", "lora_unet_a.lora_down.weight")
+    tensors |= {
+        "bundle_emb.my_word.string_to_param.*": rand(2, 8),
+        "bundle_emb.other.clip_l": rand(1, 8),
+        "bundle_emb.other.clip_g": rand(1, 8),
+    }
+    adapter = write(tmp_path, tensors)
+    assert adapter.embeddings == ("my_word", "other") and not adapter.unused_keys
+    report = lyc.describe(
+        lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), {"diffusion_model.a.weight": (24, 24)})
+    )
+    assert "2 embeddings come with the file" in report and "my_word" in report
+
+
+def test_old_attention_processors_of_diffusers(tmp_path: Path) -> None:
+    root = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+    shapes = {
+        f"{root.removeprefix('unet.')}.{name}.weight": (8, 8) for name in ("to_q", "to_k", "to_v", "to_out.0")
+    }
+    tensors: dict[str, Tensor] = {}
+    for name in ("to_q", "to_k", "to_v", "to_out"):
+        place = f"{root}.processor.{name}_lora"
+        tensors |= pair(8, 8, 2, f"{place}.up.weight", f"{place}.down.weight")
+    found = changes(write(tmp_path, tensors), shapes)
+    assert set(found) == set(shapes)
+    to_out = f"{root}.processor.to_out_lora"
+    close(
+        found[f"{root.removeprefix('unet.')}.to_out.0.weight"],
+        tensors[f"{to_out}.up.weight"] @ tensors[f"{to_out}.down.weight"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "sig_type"),
+    [
+        ({"algo": "tlora"}, "principal"),
+        ({"algo": "tlora", "sig_type": "last"}, "last"),
+        ({"algo": "tlora", "use_data_init": "False"}, None),
+        ({}, None),
+    ],
+)
+def test_tloras_start_comes_from_the_networks_arguments(
+    tmp_path: Path, args: dict[str, Any], sig_type: str | None
+) -> None:
+    name = "lycoris_a"
+    tensors = {
+        f"{name}.q_layer.weight": rand(2, 8),
+        f"{name}.p_layer.weight": rand(6, 2),
+        f"{name}.lambda_layer": rand(1, 2),
+    }
+    layer = write(tmp_path, tensors, {"ss_network_args": json.dumps(args)}).layers[name]
+    weight = torch.randn(6, 8, dtype=torch.float64)
+    if sig_type is None:
+        with pytest.raises(lyc.LayerError, match="sig_type"):
+            layer.delta(weight)
+        return
+    left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    kept = slice(0, 2) if sig_type == "principal" else slice(4, 6)
+    before = left[:, kept] @ torch.diag(values[kept]) @ right[kept]
+    up, down = tensors[f"{name}.p_layer.weight"].double(), tensors[f"{name}.q_layer.weight"].double()
+    close(layer.delta(weight), up @ torch.diag(tensors[f"{name}.lambda_layer"].double()[0]) @ down - before)
