@@ -23,7 +23,7 @@ from .resolve import Resolution, resolve
 from .rules import Rules
 from .stack import Entry, Stack
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ALGORITHMS",
