@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import math
 import os
-import secrets
-import shutil
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -21,17 +16,12 @@ from .algebra import Shape, is_finite
 from .errors import FileFormatError, LycorisError, WriteError
 from .files.safetensors_file import ITEM_BITS, SafetensorsFile, encode_header, raw_bytes, read_exactly
 from .files.tensor_file import DTYPE_NAMES, DTYPES, SAFETENSORS, TensorInfo
+from .files.writing import FLOATS, metadata_of, written
 from .kernels import patch_
 from .resolve import Match, Resolution, resolve
 from .stack import Entry, Stack
 
-RECIPE = "lycoris_recipe"
-"""Metadata key under which a merged file says how it was made."""
-
-HASHES = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
 COPY_BYTES = 4 << 20
-FLOATS = ("F64", "F32", "F16", "BF16")
-"""Dtypes that a stack can be merged into; quantised weights mean nothing without their scales."""
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all; what it raises ends the merge and removes what was written."""
@@ -77,11 +67,11 @@ def merge_checkpoint(
     resolution.check(strict=strict)
     pairs = resolution.pairs()
     tensors = _outputs(base, pairs, dtype)
-    recipe = _metadata(base, stack, metadata or {})
+    added = metadata_of(base.metadata, metadata or {}, _recipe(base, stack), "base_recipe")
     report = progress or _silent
-    header = encode_header(tensors, recipe)
+    header = encode_header(tensors, added)
     size = len(header) + sum(info.end - info.start for info in tensors.values())
-    with _written(Path(out_path), size) as out, base.data() as data:
+    with written(Path(out_path), size) as out, base.data() as data:
         out.write(header)
         for name, pieces in _runs(base, tensors, pairs):
             if name is None:
@@ -215,16 +205,7 @@ def _silent(done: int, total: int) -> None:
     """No progress is wanted."""
 
 
-def _metadata(base: SafetensorsFile, stack: Stack, added: Mapping[str, str]) -> dict[str, str]:
-    """The base's metadata, less the hashes that are false now, with what is added and the recipe.
-
-    `format` is what transformers and diffusers insist on.
-    """
-    kept = {key: value for key, value in base.metadata.items() if key not in HASHES}
-    return {"format": "pt", **kept, **added, RECIPE: _recipe(base, stack)}
-
-
-def _recipe(base: SafetensorsFile, stack: Stack) -> str:
+def _recipe(base: SafetensorsFile, stack: Stack) -> dict[str, object]:
     adapters = [
         {
             "file": entry.adapter.name,
@@ -234,39 +215,4 @@ def _recipe(base: SafetensorsFile, stack: Stack) -> str:
         }
         for entry in stack
     ]
-    recipe: dict[str, object] = {"base": Path(base.fingerprint.path).name, "adapters": adapters}
-    if RECIPE in base.metadata:
-        recipe["base_recipe"] = base.metadata[RECIPE]
-    return json.dumps(recipe)
-
-
-@contextmanager
-def _written(path: Path, size: int) -> Generator[BinaryIO]:
-    """A file that is written beside `path` and takes its name only when all went well."""
-    if not path.parent.is_dir():
-        raise WriteError("there is no such folder", file=str(path), expected="an existing folder")
-    free = shutil.disk_usage(path.parent).free
-    if size > free:
-        raise WriteError(
-            "there is no room for the file",
-            file=str(path),
-            got=f"{free} bytes free",
-            expected=f"{size} bytes",
-            hint="Free some space or choose another folder",
-        )
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with part.open("xb") as file:
-            yield file
-        os.replace(part, path)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EFBIG)
-        raise WriteError(
-            "the disk is full" if full else "the file cannot be written",
-            file=str(path),
-            got=os.strerror(error.errno) if error.errno else str(error),
-            expected=f"room for {size} bytes",
-            hint="Nothing was left behind, and an earlier file of that name is untouched",
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
+    return {"base": Path(base.fingerprint.path).name, "adapters": adapters}
