@@ -37,6 +37,8 @@ class Diffusers:
     """What that conversion takes for granted, and the zoo's value of it."""
     published: Callable[[State], State] = dict
     """From the host's layout to that of published checkpoints."""
+    insists_on: tuple[str, ...] = ()
+    """Keys that the conversion wants although this architecture has no such weights."""
     renames: Renames = ()
     """After the conversion, or without one: patterns of names, and diffusers' names for them."""
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
@@ -84,6 +86,7 @@ def _converted(species: Diffusers, state: State) -> State:
     if species.convert:
         module = importlib.import_module("diffusers.loaders.single_file_utils")
         convert = with_constants(getattr(module, species.convert), species.constants)
+        state |= {key: torch.zeros(1) for key in species.insists_on}
         return _renamed(convert(state, config=species.config), species.renames)
     result: State = {}
     for key, weight in _renamed(state, species.renames).items():
@@ -150,24 +153,8 @@ def _cosmos(state: State) -> State:
     return _Kept(_prefixed("net.")(state))
 
 
-def _long_cat(state: State) -> State:
-    """Flux without a pooled text embedding, which the conversion of Flux insists on."""
-    nothing = {
-        f"vector_in.{side}_layer.{kind}": torch.zeros(1)
-        for side in ("in", "out")
-        for kind in ("weight", "bias")
-    }
-    return {**_scale(state), **nothing}
-
-
 def _prefixed(prefix: str) -> Callable[[State], State]:
     return lambda state: {f"{prefix}{key}": value for key, value in state.items()}
-
-
-def _only(prefix: str) -> Callable[[State], State]:
-    return lambda state: {
-        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
-    }
 
 
 def _cascade(state: State) -> State:
@@ -668,7 +655,10 @@ DIFFUSERS: dict[str, Diffusers] = {
         {**_FLUX, "joint_attention_dim": 3584},
         "convert_flux_transformer_checkpoint_to_diffusers",
         {3072: 32},
-        _long_cat,
+        _scale,
+        insists_on=tuple(
+            f"vector_in.{side}_layer.{kind}" for side in ("in", "out") for kind in ("weight", "bias")
+        ),
         renames=((r"^time_text_embed\.", "time_embed."),),
     ),
     "Kandinsky 5": Diffusers(
@@ -728,8 +718,8 @@ DIFFUSERS: dict[str, Diffusers] = {
             "in_channels": 24,
             "audio_acoustic_hidden_dim": 8,
         },
-        published=_only("decoder."),
         renames=(
+            (r"^decoder\.", ""),
             (r"_attn\.([qkv])_proj\.", r"_attn.to_\1."),
             (r"_attn\.o_proj\.", "_attn.to_out.0."),
             (r"^proj_in\.1\.", "proj_in_conv."),
@@ -738,6 +728,18 @@ DIFFUSERS: dict[str, Diffusers] = {
     ),
 }
 """Every architecture that diffusers has a model of."""
+
+
+WRAPPED = ("model.diffusion_model.", "net.")
+
+
+def published(name: str, state: State, wrapper: str = "") -> State:
+    """The weights of the host's model as a published file has them, with or without a wrapper's name."""
+    bare = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
+    return {
+        key if key.startswith(WRAPPED) else wrapper + key: value.contiguous()
+        for key, value in DIFFUSERS[name].published(bare).items()
+    }
 
 
 FUSES = (

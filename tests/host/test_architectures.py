@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 import torch
 from hosting import Host, Patched
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.harness import dialects, encoder_names, in_diffusers, zoo
+from tests.harness import coverage, dialects, encoder_names, in_diffusers, zoo
 from tests.harness.dialects import DIALECTS, Names
 
 pytestmark = pytest.mark.host
 
 STRENGTH = 0.5
+COUNTED: dict[coverage.Case, tuple[int, int]] = {}
+"""What the tests of this file have found, so that the README's table is not counted twice."""
 
 
 def patcher(model: Any) -> Any:
@@ -79,6 +81,33 @@ def test_every_layer_is_found_and_patched_exactly(
     named = dialects.names(architecture, dialect)
     assert len(named) >= 2
     check(host, architecture, named, DIALECTS[dialect].tensors, tmp_path)
+    COUNTED[architecture, dialect] = len(named), len(named)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "wrapper"), [("kohya", ""), ("SimpleTuner LyCORIS", "model.diffusion_model.")]
+)
+@pytest.mark.parametrize("architecture", in_diffusers.DIFFUSERS)
+def test_every_layer_is_merged_exactly_into_a_published_file(
+    host: Host, tmp_path: Path, architecture: str, dialect: str, wrapper: str
+) -> None:
+    """Without the host between: names, and some weights, are others in published checkpoints."""
+    needs(architecture)
+    named = dialects.names(architecture, dialect)
+    file, changes = dialects.adapter(named, DIALECTS[dialect].tensors)
+    save_file(file, tmp_path / "adapter.safetensors")
+    total = dialects.summed(named, changes, dialects.shapes_of(architecture))
+    base = {key: value for key, value in dialects.model_of(architecture).state_dict().items() if value.ndim}
+    merged = {key: value.double() + total.get(key, 0.0) for key, value in base.items()}
+    save_file(in_diffusers.published(architecture, base, wrapper), tmp_path / "base.safetensors")
+    stack = host.ops.Stack([host.ops.Entry(host.ops.load_adapter(tmp_path / "adapter.safetensors"))])
+    host.ops.merge_checkpoint(
+        tmp_path / "base.safetensors", stack, tmp_path / "merged.safetensors", strict=True
+    )
+    found = load_file(tmp_path / "merged.safetensors")
+    for key, exact in in_diffusers.published(architecture, merged, wrapper).items():
+        bound = 2 * torch.finfo(torch.float32).eps * exact.abs().max()
+        assert (found[key].double() - exact).abs().max() <= bound, key
 
 
 IN_PARTS = {
@@ -188,3 +217,14 @@ def test_the_correspondence_has_every_layer_of_both_models(host: Host, architect
             times[key] += rows
     for key, count in times.items():
         assert (count == (0 if re.match(species.without, key) else 1)).all(), key
+
+
+def test_the_readmes_table_is_what_these_tests_find(host: Host) -> None:
+    if not all(zoo.supported(architecture) for architecture in zoo.SPECIES):
+        pytest.skip("an older host has fewer architectures")
+    readme = coverage.README.read_text(encoding="utf-8")
+    if coverage.BEGIN not in readme:
+        pytest.skip("README.md has no place for the table")
+    models = coverage.measured(host.ops, dialects.cases(), coverage.count, COUNTED)
+    encoders = coverage.measured(host.ops, encoder_names.encoder_cases(), coverage.count_encoders, {})
+    assert coverage.written(readme) == coverage.table(models, encoders), coverage.__doc__

@@ -1,0 +1,136 @@
+"""The table of the README: which architectures are served, under whose names, and how much of each.
+
+    python3 tests/harness/environment.py -- python -m tests.harness.coverage [--write]
+
+prints it, or writes it into README.md between the two marks.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+
+from .dialects import DIALECTS, adapter, cases, names, shapes_of
+from .encoder_names import encoder_cases, encoder_names, encoders_of
+from .facts import ROOT, facts
+from .launch import base_directory, boot_in_process
+from .zoo import ENCODERS, SPECIES, supported
+
+BEGIN, END = "<!-- coverage: begin -->", "<!-- coverage: end -->"
+README = ROOT / "README.md"
+GROUPS = {
+    "ComfyUI's names": ("host", "lycoris"),
+    "diffusers' names": ("diffusers", "anima"),
+    "diffusers' fused attention": ("fused",),
+    "the checkpoint's names": ("published",),
+}
+"""Whose names they are, by the sources of dialects."""
+
+Case = tuple[str, str]
+Counts = Mapping[Case, tuple[int, int]]
+"""For an architecture in a dialect: how many layers matched, of how many."""
+
+
+def count(ops: ModuleType, architecture: str, dialect: str, folder: Path) -> tuple[int, int]:
+    """How many layers of an adapter for all of a model's match."""
+    named = names(architecture, dialect)
+    return _count(
+        ops, adapter(named, DIALECTS[dialect].tensors)[0], shapes_of(architecture), folder, len(named)
+    )
+
+
+def count_encoders(ops: ModuleType, architecture: str, tool: str, folder: Path) -> tuple[int, int]:
+    """The same for text encoders."""
+    named, tensors = encoder_names(architecture, tool)
+    shapes = {key: tuple(value.shape) for key, value in encoders_of(architecture).state_dict().items()}
+    return _count(ops, adapter(named, tensors)[0], shapes, folder, len(named))
+
+
+def _count(
+    ops: ModuleType, tensors: Mapping[str, object], shapes: Mapping[str, object], folder: Path, layers: int
+) -> tuple[int, int]:
+    from safetensors.torch import save_file
+
+    save_file(tensors, folder / "adapter.safetensors")
+    stack = ops.Stack([ops.Entry(ops.load_adapter(folder / "adapter.safetensors"))])
+    (found,) = ops.resolve(stack, shapes).entries
+    return found.count(), layers
+
+
+def table(models: Counts, encoders: Counts) -> str:
+    """The tables' text: diffusion models, what the columns stand for, text encoders."""
+    lines = [_row("architecture", *GROUPS), _row(*["---"] * (len(GROUPS) + 1))]
+    for architecture in SPECIES:
+        cells = [_together(models, architecture, sources) for sources in GROUPS.values()]
+        if any(cells):
+            lines.append(_row(architecture, *cells))
+    lines.append("")
+    for group, sources in GROUPS.items():
+        tools = [name for name, dialect in DIALECTS.items() if dialect.source in sources]
+        lines.append(f"- {group}: {'; '.join(tools)}")
+    lines += ["", _row("text encoders of", "layers matched"), _row("---", "---")]
+    for architecture in ENCODERS:
+        cells = [
+            f"{tool}: {_text(counts)}" for (name, tool), counts in encoders.items() if name == architecture
+        ]
+        lines.append(_row(architecture, "; ".join(cells)))
+    return "\n".join(lines)
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _text(counts: tuple[int, int]) -> str:
+    return "{} of {}".format(*counts)
+
+
+def _together(counts: Counts, architecture: str, sources: Sequence[str]) -> str:
+    """The counts of the dialects of some sources, each number once."""
+    mine = (
+        _text(found)
+        for (name, dialect), found in counts.items()
+        if name == architecture and DIALECTS[dialect].source in sources
+    )
+    return ", ".join(dict.fromkeys(mine))
+
+
+def measured(
+    ops: ModuleType,
+    which: Sequence[Case],
+    measure: Callable[[ModuleType, str, str, Path], tuple[int, int]],
+    known: Counts,
+) -> dict[Case, tuple[int, int]]:
+    """The counts of all cases, those that are known already as they are."""
+    with TemporaryDirectory() as folder:
+        return {case: known.get(case) or measure(ops, *case, Path(folder)) for case in which}
+
+
+def written(readme: str) -> str:
+    """What stands between the marks. Raises ValueError where they are not there."""
+    _, begin, rest = readme.partition(BEGIN)
+    text, end, _ = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"README.md has no {BEGIN} and {END}")
+    return text.strip()
+
+
+def main(arguments: Sequence[str]) -> None:
+    boot_in_process(facts().comfyui, base_directory(ROOT / ".cache" / facts().host / "coverage", ROOT))
+    import lycoris_ops as ops
+
+    known = [case for case in cases() if supported(case[0])]
+    text = table(measured(ops, known, count, {}), measured(ops, encoder_cases(), count_encoders, {}))
+    if "--write" not in arguments:
+        print(text)
+        return
+    readme = README.read_text(encoding="utf-8")
+    old = written(readme)
+    README.write_text(readme.replace(f"{BEGIN}\n{old}", f"{BEGIN}\n{text}"), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
