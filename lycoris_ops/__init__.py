@@ -16,7 +16,7 @@ from .errors import (
 from .files.adapter import Adapter, adapter_stamp, load_adapter
 from .files.cache import TensorCache
 from .files.tensor_file import PICKLES, SAFETENSORS, Fingerprint
-from .kernels import PatchPlan, patch_
+from .kernels import PatchPlan, patch_, patch_report
 from .parts import Part
 from .report import describe
 from .resolve import Resolution, resolve
@@ -51,5 +51,6 @@ __all__ = [
     "load_adapter",
     "merge_checkpoint",
     "patch_",
+    "patch_report",
     "resolve",
 ]

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..algebra import Shape, compute_dtype, flat_shape
+from ..algebra import Shape
 from ..algorithms import Layer
 from ..errors import LayerError
 from ..forms import Form
 from ..parts import Part, Rows
-from .group import Add, Group, placed, row_tiles
+from .group import Group
+from .registry import apply_plan, path_report
 
 Fuse = Callable[[Sequence[Any], Sequence[int], int], tuple[Group, tuple[Tensor, ...]]]
 
@@ -114,30 +115,8 @@ class PatchPlan:
             )
         if tuple(weight.shape) != self.final:
             weight = _padded(weight, self.final)
-        dtype = compute_dtype(weight.dtype)
         moved = [tensor.to(weight.device, non_blocking=weight.device.type != "cpu") for tensor in tensors]
-        adds: list[Add] = []
-        for group, rows in self.groups:
-            if rows is None:
-                adds.append(group.bind(moved, strengths, dtype, weight))
-            else:
-                adds.append(placed(group.bind(moved, strengths, dtype, weight[slice(*rows)]), *rows))
-        rows, columns = flat_shape(self.final)
-        if weight.dtype == dtype and weight.is_contiguous():
-            flat = weight.view(rows, columns)
-            for add in adds:
-                add(flat, 0)
-            return weight
-        tiles = row_tiles(rows, columns)
-        buffer = torch.empty(tiles[0][1], columns, dtype=dtype, device=weight.device)
-        for first, last in tiles:
-            piece = weight[first:last]
-            tile = buffer[: last - first]
-            shaped = tile.view(piece.shape)
-            shaped.copy_(piece)
-            for add in adds:
-                add(tile, first)
-            piece.copy_(shaped)
+        apply_plan(self, weight, moved, strengths)
         return weight
 
 
@@ -149,6 +128,12 @@ def patch_(weight: Tensor, layers: Sequence[tuple[Layer | Part, float]]) -> Tens
     """
     plan = PatchPlan.build(weight.shape, weight.dtype, weight.device, layers)
     return plan.apply_(weight, plan.tensors, plan.strengths)
+
+
+def patch_report(weight: Tensor, layers: Sequence[tuple[Layer | Part, float]]) -> str:
+    """What `patch_` would fuse for this weight, by which path, and why not by those before it."""
+    plan = PatchPlan.build(weight.shape, weight.dtype, weight.device, layers)
+    return f"{plan.report}\n{path_report(plan, weight)}"
 
 
 def _enlarged(shape: Shape, parts: Sequence[Part]) -> Shape:

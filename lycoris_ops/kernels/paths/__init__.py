@@ -1,0 +1,1 @@
+"""The ways of applying a plan, one module each, which defines PATH."""

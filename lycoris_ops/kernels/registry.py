@@ -1,0 +1,104 @@
+"""The ways of applying a plan, best first, and which of them can take a given weight.
+
+A module in `paths` that defines PATH registers it. What a path needs is data, checked for every
+application; the first path that fits is taken, and the reasons why the others were not can be read.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import LayerError
+from . import paths
+
+if TYPE_CHECKING:
+    from .plan import PatchPlan
+
+Apply = Callable[["PatchPlan", Tensor, Sequence[Tensor], Sequence[float]], None]
+"""Patches a weight of the plan's final shape in place, with tensors on its device."""
+
+
+class PathError(Exception):
+    """A path cannot do its work after all, and has not touched the weight."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """One way of applying a plan."""
+
+    name: str
+    rank: int
+    """Paths are tried in this order, lowest first."""
+    devices: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+    apply: Apply
+    needs: Callable[[], str | None]
+    """Why the path cannot run here at all, None where it can."""
+    refuses: Callable[[PatchPlan, Tensor], str | None] = lambda plan, weight: None
+    """Why it does not take this plan and weight, beyond device and dtype."""
+
+    def refusal(self, plan: PatchPlan, weight: Tensor) -> str | None:
+        """Why this path is not taken, None where it fits."""
+        if self.name in _FAILED:
+            return _FAILED[self.name]
+        if weight.device.type not in self.devices:
+            return f"for {' or '.join(self.devices)}, and the weight is on {weight.device.type}"
+        if weight.dtype not in self.dtypes:
+            return f"not for {str(weight.dtype).removeprefix('torch.')}"
+        return self.needs() or self.refuses(plan, weight)
+
+
+def _discover() -> tuple[Path, ...]:
+    modules = pkgutil.iter_modules(paths.__path__)
+    found = [importlib.import_module(f"{paths.__name__}.{module_info.name}").PATH for module_info in modules]
+    return tuple(sorted(found, key=lambda path: path.rank))
+
+
+_FAILED: dict[str, str] = {}
+"""Paths that failed in this process, with the reason: they are not tried again."""
+
+
+def apply_plan(plan: PatchPlan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> str:
+    """Patch the weight by the first path that takes it; the path's name.
+
+    Raises LayerError where none does.
+    """
+    refused: list[str] = []
+    for path in PATHS:
+        reason = path.refusal(plan, weight)
+        if reason is None:
+            try:
+                path.apply(plan, weight, tensors, strengths)
+                return path.name
+            except PathError as error:
+                reason = f"it failed: {error}"
+                _FAILED[path.name] = reason
+                warnings.warn(f"The patch path {path.name!r} is left out: {reason}", stacklevel=2)
+        refused.append(f"{path.name}: {reason}")
+    raise LayerError(
+        "no path can patch this weight",
+        got=f"{weight.dtype} on {weight.device}",
+        expected="; ".join(refused),
+    )
+
+
+def path_report(plan: PatchPlan, weight: Tensor) -> str:
+    """Which path would patch this weight, and why those before it would not."""
+    lines: list[str] = []
+    for path in PATHS:
+        reason = path.refusal(plan, weight)
+        if reason is None:
+            return "; ".join([f"path {path.name}", *lines])
+        lines.append(f"not {path.name}: {reason}")
+    return "; ".join(["no path", *lines])
+
+
+PATHS = _discover()
