@@ -68,7 +68,7 @@ def _without(prefix: str, form: Callable[[str], str]) -> Callable[[str], str | N
     return lambda path: form(path.removeprefix(prefix)) if path.startswith(prefix) else None
 
 
-UNETS = _among("SD1.5", "SD2", "SDXL", "SDXL refiner")
+UNETS = _among("SD1.5", "SD2", "SD2.1 unCLIP", "SDXL", "SDXL refiner", "SSD-1B", "KOALA 700M")
 CASCADE = _starting("Stable Cascade")
 
 
@@ -110,8 +110,7 @@ DIALECTS: dict[str, Dialect] = {
 }
 """Every dialect by the name of the tool, or of what writes it."""
 
-PUBLISHED = {name: HUNYUAN for name in SPECIES if name.startswith("Hunyuan") and name in DIFFUSERS}
-PUBLISHED.pop("HunyuanDiT", None)
+PUBLISHED = {name: HUNYUAN for name in SPECIES if name.startswith(("HunyuanVideo", "HunyuanImage"))}
 """Where published checkpoints, and so trainers, have other names than the host's model."""
 
 

@@ -259,6 +259,37 @@ PIXART = (
     (r"\.mlp\.fc2\.", ".ff.net.2."),
     (r"^final_layer\.linear", "proj_out"),
 )
+_HUNYUAN_DIT = {
+    **_HEADS,
+    "in_channels": 4,
+    "patch_size": 2,
+    "sample_size": 8,
+    "hidden_size": 32,
+    "num_layers": 4,
+    "mlp_ratio": 2.0,
+    "cross_attention_dim": 12,
+    "cross_attention_dim_t5": 20,
+    "text_len": 4,
+    "text_len_t5": 4,
+}
+HUNYUAN_DIT_FUSED = {"Wqkv": ("to_q", "to_k", "to_v"), "kv_proj": ("to_k", "to_v")}
+HUNYUAN_DIT = (
+    (r"^mlp_t5\.0", "text_embedder.linear_1"),
+    (r"^mlp_t5\.2", "text_embedder.linear_2"),
+    (r"^pooler", "time_extra_emb.pooler"),
+    (r"^x_embedder", "pos_embed"),
+    (r"^t_embedder\.mlp\.0", "time_extra_emb.timestep_embedder.linear_1"),
+    (r"^t_embedder\.mlp\.2", "time_extra_emb.timestep_embedder.linear_2"),
+    (r"^extra_embedder\.0", "time_extra_emb.extra_embedder.linear_1"),
+    (r"^extra_embedder\.2", "time_extra_emb.extra_embedder.linear_2"),
+    (r"\.out_proj\.", ".to_out.0."),
+    (r"\.attn2\.q_proj\.", ".attn2.to_q."),
+    (r"\.mlp\.fc1", ".ff.net.0.proj"),
+    (r"\.mlp\.fc2", ".ff.net.2"),
+    (r"\.default_modulation\.1", ".norm1.linear"),
+    (r"^final_layer\.linear", "proj_out"),
+    (r"^final_layer\.adaLN_modulation\.1", "norm_out.linear"),
+)
 PIXART_FUSED = {"qkv": ("to_q", "to_k", "to_v"), "kv_linear": ("to_k", "to_v")}
 _HUNYUAN_IMAGE = {
     **_HEADS,
@@ -286,6 +317,22 @@ DIFFUSERS: dict[str, Diffusers] = {
     "SD2": Diffusers("UNet2DConditionModel", _unet(1, 1, 0, use_linear_projection=True), **_UNET),
     "SDXL": Diffusers("UNet2DConditionModel", _unet(0, 1, 2, **_SDXL), **_UNET),
     "SDXL refiner": Diffusers("UNet2DConditionModel", _unet(0, 2, 0, **_SDXL), **_UNET),
+    "SD2.1 unCLIP": Diffusers(
+        "UNet2DConditionModel",
+        _unet(
+            *(1, 1, 0),
+            use_linear_projection=True,
+            class_embed_type="projection",
+            projection_class_embeddings_input_dim=20,
+        ),
+        **_UNET,
+    ),
+    "SSD-1B": Diffusers(
+        "UNet2DConditionModel", _unet(0, 2, 1, **_SDXL, mid_block_type="UNetMidBlock2D"), **_UNET
+    ),
+    "KOALA 700M": Diffusers(
+        "UNet2DConditionModel", _unet(0, 2, 1, **_SDXL, mid_block_type=None, layers_per_block=1), **_UNET
+    ),
     "Stable Cascade C": Diffusers(
         "StableCascadeUNet",
         {
@@ -578,39 +625,18 @@ DIFFUSERS: dict[str, Diffusers] = {
     ),
     "HunyuanDiT": Diffusers(
         "HunyuanDiT2DModel",
-        {
-            **_HEADS,
-            "in_channels": 4,
-            "patch_size": 2,
-            "sample_size": 8,
-            "hidden_size": 32,
-            "num_layers": 4,
-            "mlp_ratio": 2.0,
-            "cross_attention_dim": 12,
-            "cross_attention_dim_t5": 20,
-            "text_len": 4,
-            "text_len_t5": 4,
-            "use_style_cond_and_image_meta_size": False,
-        },
-        renames=(
-            (r"^mlp_t5\.0", "text_embedder.linear_1"),
-            (r"^mlp_t5\.2", "text_embedder.linear_2"),
-            (r"^pooler", "time_extra_emb.pooler"),
-            (r"^x_embedder", "pos_embed"),
-            (r"^t_embedder\.mlp\.0", "time_extra_emb.timestep_embedder.linear_1"),
-            (r"^t_embedder\.mlp\.2", "time_extra_emb.timestep_embedder.linear_2"),
-            (r"^extra_embedder\.0", "time_extra_emb.extra_embedder.linear_1"),
-            (r"^extra_embedder\.2", "time_extra_emb.extra_embedder.linear_2"),
-            (r"\.out_proj\.", ".to_out.0."),
-            (r"\.attn2\.q_proj\.", ".attn2.to_q."),
-            (r"\.mlp\.fc1", ".ff.net.0.proj"),
-            (r"\.mlp\.fc2", ".ff.net.2"),
-            (r"\.default_modulation\.1", ".norm1.linear"),
-            (r"^final_layer\.linear", "proj_out"),
-            (r"^final_layer\.adaLN_modulation\.1", "norm_out.linear"),
-        ),
-        fused={"Wqkv": ("to_q", "to_k", "to_v"), "kv_proj": ("to_k", "to_v")},
+        {**_HUNYUAN_DIT, "use_style_cond_and_image_meta_size": False},
+        renames=HUNYUAN_DIT,
+        fused=HUNYUAN_DIT_FUSED,
         swapped=("norm_out.linear",),
+    ),
+    "HunyuanDiT 1.0": Diffusers(
+        "HunyuanDiT2DModel",
+        {**_HUNYUAN_DIT, "use_style_cond_and_image_meta_size": True},
+        renames=HUNYUAN_DIT,
+        fused=HUNYUAN_DIT_FUSED,
+        swapped=("norm_out.linear",),
+        sizes=r"time_extra_emb\.extra_embedder\.",
     ),
     "HunyuanVideo 1.5": Diffusers(
         "HunyuanVideo15Transformer3DModel",
@@ -756,7 +782,16 @@ FUSES = (
         "LongCat-Image",
     ),
     *("Chroma", "LTX-Video", "MiniMax-H3", "Wan 2.1 t2v", "Wan 2.1 i2v", "Wan 2.2 5B", "Wan VACE"),
-    *("Wan Animate", "Krea 2", "PixArt alpha", "PixArt sigma", "HunyuanDiT", "CogVideoX", "Ideogram 4"),
+    *(
+        "Wan Animate",
+        "Krea 2",
+        "PixArt alpha",
+        "PixArt sigma",
+        "HunyuanDiT",
+        "HunyuanDiT 1.0",
+        "CogVideoX",
+        "Ideogram 4",
+    ),
 )
 """Where diffusers can fuse attention."""
 

@@ -242,11 +242,36 @@ _OMNIGEN = {
 }
 _CASCADE = {"c_cond": 16, "c_r": 8, "kernel_size": 3}
 
+_PIXEL = {
+    "num_groups": 2,
+    "hidden_size": 32,
+    "pixel_hidden_size": 4,
+    "pixel_attn_hidden_size": 16,
+    "pixel_num_groups": 2,
+    "patch_depth": 2,
+    "pixel_depth": 2,
+    "patch_size": 4,
+    "txt_embed_dim": 12,
+    "txt_max_length": 8,
+}
+
 SPECIES: dict[str, Species] = {
     "SD1.5": Species("SD15", _unet()),
     "SD2": Species("SD20", _unet()),
     "SDXL": Species("SDXL", _sdxl([0, 1, 2], middle=2)),
     "SDXL refiner": Species("SDXLRefiner", _sdxl([0, 2, 0], middle=1)),
+    "SD2.1 unCLIP": Species("SD21UnclipL", _unet(num_classes="sequential", adm_in_channels=20)),
+    # Distilled: no transformer in the middle, or no middle at all, and fewer blocks.
+    "SSD-1B": Species("SSD1B", _sdxl([0, 2, 1], middle=-1)),
+    "KOALA 700M": Species(
+        "KOALA_700M",
+        {
+            **_sdxl([0, 2, 1], middle=-2),
+            "num_res_blocks": [1, 1, 1],
+            "transformer_depth": [0, 2, 1],
+            "transformer_depth_output": [0, 0, 2, 2, 1, 1],
+        },
+    ),
     "SVD": Species(
         "SVD_img2vid",
         _unet(
@@ -301,6 +326,24 @@ SPECIES: dict[str, Species] = {
             "project_cond_tokens": False,
         },
     ),
+    "Stable Audio 3": Species(
+        "StableAudio3",
+        {
+            "io_channels": 8,
+            "embed_dim": 32,
+            "cond_token_dim": 12,
+            "global_cond_dim": 16,
+            "depth": 2,
+            "num_heads": 2,
+            "project_cond_tokens": False,
+            "global_cond_type": "adaLN",
+            "timestep_features_type": "expo",
+            "attn_kwargs": {"qk_norm": "rms", "differential": True},
+            "norm_type": "rms_norm",
+            "num_memory_tokens": 2,
+            "local_add_cond_dim": 6,
+        },
+    ),
     "AuraFlow": Species(
         "AuraFlow",
         {
@@ -349,6 +392,22 @@ SPECIES: dict[str, Species] = {
             "text_len": 4,
             "text_len_t5": 4,
             "input_size": 8,
+        },
+    ),
+    "HunyuanDiT 1.0": Species(
+        "HunyuanDiT1",
+        {
+            "hidden_size": 32,
+            "depth": 4,
+            "num_heads": 2,
+            "mlp_ratio": 2.0,
+            "text_states_dim": 12,
+            "text_states_dim_t5": 20,
+            "text_len": 4,
+            "text_len_t5": 4,
+            "input_size": 8,
+            "size_cond": True,
+            "use_style_cond": True,
         },
     ),
     "Flux 1": Species("Flux", _flux()),
@@ -489,21 +548,8 @@ SPECIES: dict[str, Species] = {
             "decoder_max_freqs": 2,
         },
     ),
-    "PixelDiT": Species(
-        "PixelDiTT2I",
-        {
-            "num_groups": 2,
-            "hidden_size": 32,
-            "pixel_hidden_size": 4,
-            "pixel_attn_hidden_size": 16,
-            "pixel_num_groups": 2,
-            "patch_depth": 2,
-            "pixel_depth": 2,
-            "patch_size": 4,
-            "txt_embed_dim": 12,
-            "txt_max_length": 8,
-        },
-    ),
+    "PixelDiT": Species("PixelDiTT2I", _PIXEL),
+    "PiD": Species("PiD", {**_PIXEL, "lq_latent_channels": 4, "lq_hidden_dim": 8, "lq_num_res_blocks": 1}),
     "Wan 2.1 t2v": Species("WAN21_T2V", _wan()),
     "Wan 2.1 i2v": Species("WAN21_I2V", _wan(in_dim=36)),
     "Wan 2.2 5B": Species("WAN22_T2V", _wan(out_dim=48, in_dim=48)),
@@ -513,6 +559,19 @@ SPECIES: dict[str, Species] = {
     "Wan S2V": Species("WAN22_S2V", _wan(audio_dim=16, num_audio_token=2, audio_inject_layers=[0])),
     "Wan Animate": Species("WAN22_Animate", _wan(in_dim=12, motion_encoder_dim=16)),
     "Wan SCAIL": Species("WAN21_SCAIL", _wan()),
+    "Wan SCAIL 2": Species("WAN21_SCAIL2", _wan()),
+    "Wan causal": Species("WAN21_CausalAR_T2V", _wan()),
+    "WanDancer": Species(
+        "WAN22_WanDancer",
+        _wan(
+            in_dim=36,
+            audio_inject_layers=[0],
+            music_dim=16,
+            music_heads=2,
+            music_feature_dim=8,
+            music_latent_dim=16,
+        ),
+    ),
     "Hunyuan3D 2": Species(
         "Hunyuan3Dv2",
         {
@@ -750,6 +809,36 @@ SPECIES: dict[str, Species] = {
 }
 """Every architecture, by the name that users know."""
 
+SAME_LAYERS = {
+    "LotusD": "SD2.1 unCLIP",
+    "Stable_Zero123": "SD1.5",
+    "SD15_instructpix2pix": "SD1.5",
+    "SD21UnclipH": "SD2.1 unCLIP",
+    "SD_X4Upscaler": "SD2",
+    "SDXL_instructpix2pix": "SDXL",
+    "KOALA_1B": "SDXL",
+    "Segmind_Vega": "SSD-1B",
+    "SV3D_u": "SVD",
+    "SV3D_p": "SVD",
+    "FluxInpaint": "Flux 1",
+    "FluxSchnell": "Flux 1",
+    "HunyuanVideoI2V": "HunyuanVideo",
+    "HunyuanVideoSkyreelsI2V": "HunyuanVideo",
+    "HunyuanVideo15_SR_Distilled": "HunyuanVideo 1.5",
+    "CosmosI2V": "Cosmos",
+    "CosmosI2VPredict2": "Cosmos-Predict2",
+    "WAN21_FunControl2V": "Wan 2.1 i2v",
+    "WAN22_Camera": "Wan camera",
+    "WAN21_FlowRVS": "Wan 2.1 t2v",
+    "Hunyuan3Dv2mini": "Hunyuan3D 2",
+    "Kandinsky5Image": "Kandinsky 5",
+    "CogVideoX_I2V": "CogVideoX",
+    "CogVideoX_Inpaint": "CogVideoX",
+}
+"""Classes of comfy.supported_models whose networks differ from one above in size or number only."""
+NOT_GENERATORS = ("RT_DETR_v4", "SAM3", "SAM31", "DepthAnything3")
+"""Classes of it that detect, segment or measure: nobody makes adapters for them."""
+
 
 CLIP = {
     "num_hidden_layers": 3,
@@ -846,9 +935,11 @@ def make(name: str, seed: int = 0) -> Any:
 
 def _conditioners(species: Species) -> dict[str, torch.Tensor]:
     """Weights beside the network that the host's class asks for."""
-    if species.config != "StableAudio":
+    if not species.config.startswith("StableAudio"):
         return {}
-    number = importlib.import_module("comfy.ldm.audio.embedders").NumberConditioner(768).state_dict()
+    kind = importlib.import_module("comfy.ldm.audio.embedders").NumberConditioner
+    features = species.unet.get("timestep_features_type")
+    number = (kind(768, fourier_features_type=features) if features else kind(768)).state_dict()
     return {
         f"conditioner.conditioners.seconds_{which}.{name}": weight
         for which in ("start", "total")

@@ -73,6 +73,18 @@ def check(
     assert_exact(patched, dialects.summed(named, changes, shapes), model.state_dict())
 
 
+def test_no_architecture_of_the_host_is_left_out(host: Host) -> None:
+    from comfy.supported_models import models
+
+    if not all(zoo.supported(architecture) for architecture in zoo.SPECIES):
+        pytest.skip("an older host has fewer architectures")
+    tested = {species.config for species in zoo.SPECIES.values()}
+    assert set(zoo.SAME_LAYERS.values()) <= set(zoo.SPECIES)
+    assert tested.isdisjoint(zoo.SAME_LAYERS) and tested.isdisjoint(zoo.NOT_GENERATORS)
+    named = tested | set(zoo.SAME_LAYERS) | set(zoo.NOT_GENERATORS)
+    assert {model.__name__ for model in models} == named
+
+
 @pytest.mark.parametrize(("architecture", "dialect"), dialects.cases())
 def test_every_layer_is_found_and_patched_exactly(
     host: Host, tmp_path: Path, architecture: str, dialect: str
