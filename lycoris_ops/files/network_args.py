@@ -54,6 +54,18 @@ def is_block_diagonal(up: Tensor, shares: Sequence[int]) -> bool:
     return not bool(rest.any())
 
 
+def plain_args(metadata: Mapping[str, str], options: Mapping[str, str]) -> dict[str, str]:
+    """The network's arguments for a file whose alphas are what they say, with options that it needs.
+
+    Empty where they are so already. A `sig_type` means nothing but for T-LoRA, so that is said too.
+    """
+    args = _args(metadata)
+    wanted = {key: value for key, value in args.items() if key != "split_qkv"} | dict(options)
+    if "sig_type" in options:
+        wanted["algo"] = "tlora"
+    return {ARGS: json.dumps(wanted)} if wanted != args else {}
+
+
 def _args(metadata: Mapping[str, str]) -> dict[str, str]:
     try:
         table: Any = json.loads(metadata.get(ARGS, "{}"))

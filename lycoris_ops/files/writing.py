@@ -65,11 +65,9 @@ def data_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A whole safetensors file, its tensors in the order given."""
-    file.write(encode_header(_layout(tensors), metadata))
-    for tensor in tensors.values():
-        file.write(raw_bytes(tensor))
+def header_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The header of a file of these tensors, in the order given."""
+    return encode_header(_layout(tensors), metadata)
 
 
 def _layout(tensors: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
