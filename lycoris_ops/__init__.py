@@ -21,6 +21,7 @@ from .parts import Part
 from .report import describe
 from .resolve import Resolution, resolve
 from .rules import Rules
+from .save import SaveResult, describe_saved, save_adapter
 from .stack import Entry, Stack
 
 __version__ = "0.2.0"
@@ -43,14 +44,17 @@ __all__ = [
     "Resolution",
     "RuleError",
     "Rules",
+    "SaveResult",
     "Stack",
     "TensorCache",
     "WriteError",
     "adapter_stamp",
     "describe",
+    "describe_saved",
     "load_adapter",
     "merge_checkpoint",
     "patch_",
     "patch_report",
     "resolve",
+    "save_adapter",
 ]

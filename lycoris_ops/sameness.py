@@ -1,0 +1,65 @@
+"""Whether two layers change any weight alike, told from their factors."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .algorithms import Layer
+from .algorithms.base import ALPHA, scale
+from .algorithms.lora import Lora
+from .algorithms.oft import Oft
+
+SCALED = ("lora_up", "lora_b_bias")
+"""Tensors of a LoRA layer that may hold its scale."""
+EITHER_WAY = ("dora", "feedforward")
+"""Options that choose how to compute, or that a tensor's shape tells as well."""
+
+
+def difference(wanted: Layer, found: Layer) -> str | None:
+    """What differs between two layers, in words; None where they change any weight alike."""
+    if type(wanted) is not type(found):
+        return f"{found.algorithm}, not {wanted.algorithm}"
+    scales = [scale(layer.alpha, layer.rank or 1) for layer in (wanted, found)]
+    rank_free = not wanted.scaled_by_alpha or wanted.rank is None
+    if rank_free:
+        scales = [1.0, 1.0]
+    folded = isinstance(found, Lora) and found.lora_up is not None and scales[0] != scales[1]
+    if not folded and not math.isclose(*scales, rel_tol=1e-6):
+        return f"scale {scales[1]:g}, not {scales[0]:g}"
+    for field in dataclasses.fields(wanted):
+        ours, theirs = getattr(wanted, field.name), getattr(found, field.name)
+        if isinstance(ours, Tensor) != isinstance(theirs, Tensor):
+            return f"{field.name} is {'there' if isinstance(theirs, Tensor) else 'missing'}"
+        if isinstance(ours, Tensor):
+            by = scales if folded and field.name in SCALED else [1.0, 1.0]
+            if not _equal(ours, theirs, by):
+                return f"{field.name} has other values"
+        elif field.name == ALPHA:
+            # A rotation's constraint; to all other kinds it means nothing, or is in the scale.
+            if isinstance(wanted, Oft) and not _close(ours, theirs):
+                return f"alpha {theirs}, not {ours}"
+        elif field.name not in EITHER_WAY and ours != theirs:
+            return f"{field.name} {theirs}, not {ours}"
+    return None
+
+
+def _close(ours: float | None, theirs: float | None) -> bool:
+    if ours is None or theirs is None:
+        return ours == theirs
+    return math.isclose(ours, theirs, rel_tol=1e-6)
+
+
+def _equal(ours: Tensor, theirs: Tensor, by: Sequence[float]) -> bool:
+    """Whether two tensors hold the same values, those of the second rounded once if scaled."""
+    if ours.numel() != theirs.numel():
+        return False
+    one, other = ours.flatten().double() * by[0], theirs.flatten().double() * by[1]
+    if by[0] == by[1]:
+        return torch.equal(one, other)
+    info = torch.finfo(theirs.dtype)
+    return bool(torch.allclose(one, other, rtol=info.eps, atol=info.smallest_normal * info.eps))
