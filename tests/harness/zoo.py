@@ -7,6 +7,7 @@ imported before a model is made.
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,17 @@ class Species:
     unet: Mapping[str, Any] = field(default_factory=dict[str, Any])
     device: str = "meta"
     """"cpu" where the class computes with its weights while it is made."""
+    newer: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    """A class of the host, by its module, to settings that it does not have in older hosts."""
+
+    def settings(self) -> dict[str, Any]:
+        """The configuration, without what the host that is loaded does not know."""
+        unknown: set[str] = set()
+        for path, names in self.newer.items():
+            module, _, kind = path.rpartition(".")
+            known = inspect.signature(getattr(importlib.import_module(module), kind)).parameters
+            unknown |= set(names) - set(known)
+        return {name: value for name, value in self.unet.items() if name not in unknown}
 
 
 def _unet(**changed: Any) -> dict[str, Any]:
@@ -446,6 +458,7 @@ SPECIES: dict[str, Species] = {
             use_x0=False,
             use_sequential_txt_ids=False,
         ),
+        newer={"comfy.ldm.chroma_radiance.model.ChromaRadianceParams": ("use_sequential_txt_ids",)},
     ),
     "Lens": Species(
         "Lens",
@@ -653,6 +666,11 @@ SPECIES: dict[str, Species] = {
             "encoder_num_heads": 4,
         },
         device="cpu",
+        newer={
+            "comfy.ldm.ace.ace_step15.AceStepConditionGenerationModel": (
+                *("encoder_hidden_size", "encoder_intermediate_size", "encoder_num_heads"),
+            )
+        },
     ),
     "Omnigen2": Species("Omnigen2", {**_OMNIGEN, "text_feat_dim": 20}),
     "Boogu": Species("Boogu", {**_OMNIGEN, "num_double_stream_layers": 1, "instruction_feat_dim": 20}),
@@ -922,9 +940,10 @@ def make(name: str, seed: int = 0) -> Any:
     """
     species = SPECIES[name]
     kind = getattr(importlib.import_module("comfy.supported_models"), species.config)
-    config = kind({**kind.unet_config, **species.unet})
+    settings = species.settings()
+    config = kind({**kind.unet_config, **settings})
     # What the class fixes for the real model has overwritten some of it.
-    config.unet_config.update(species.unet)
+    config.unet_config.update(settings)
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model(_conditioners(species), "", device=torch.device(species.device))
     _cut(model)
