@@ -6,11 +6,7 @@ Source of the correspondence: the conversion of original checkpoints in diffuser
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from ...algebra import Shape
-from .base import Places
-from .tables import find, fused, swapped, under
+from .notation import Layout, names_of, same, swapped, under
 
 JOINT = {
     "norm1.linear": "modX.1",
@@ -23,8 +19,6 @@ JOINT = {
     "attn.add_k_proj": "attn.w1k",
     "attn.add_v_proj": "attn.w1v",
     "attn.to_add_out": "attn.w1o",
-    "attn.to_qkv": fused("attn.w2q", "attn.w2k", "attn.w2v"),
-    "attn.to_added_qkv": fused("attn.w1q", "attn.w1k", "attn.w1v"),
     "ff.linear_1": "mlpX.c_fc1",
     "ff.linear_2": "mlpX.c_fc2",
     "ff.out_projection": "mlpX.c_proj",
@@ -38,12 +32,12 @@ SINGLE = {
     "attn.to_k": "attn.w1k",
     "attn.to_v": "attn.w1v",
     "attn.to_out.0": "attn.w1o",
-    "attn.to_qkv": fused("attn.w1q", "attn.w1k", "attn.w1v"),
     "ff.linear_1": "mlp.c_fc1",
     "ff.linear_2": "mlp.c_fc2",
     "ff.out_projection": "mlp.c_proj",
 }
-NAMES = {
+DIFFUSERS = {
+    **same("register_tokens"),
     "pos_embed.pos_embed": "positional_encoding",
     "pos_embed.proj": "init_x_linear",
     "context_embedder": "cond_seq_linear",
@@ -55,6 +49,6 @@ NAMES = {
     "proj_out": "final_linear",
 }
 
-
-def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    return find(NAMES, shapes) if {"cond_seq_linear", "double_layers.0.attn.w1q"} <= shapes.keys() else {}
+diffusers, aliases = names_of(
+    Layout(marks=("cond_seq_linear", "double_layers.*.attn.w1q"), diffusers=DIFFUSERS)
+)

@@ -25,8 +25,3 @@ Aliases = Callable[[Mapping[str, Shape]], Mapping[str, Places]]
 A shape is () where it is not known; names that need it (slices) are left out then. The result is
 empty where the layers are of another architecture.
 """
-
-
-def whole(names: Mapping[str, str]) -> dict[str, Places]:
-    """Names that mean one layer each."""
-    return {name: (Place(path),) for name, path in names.items()}

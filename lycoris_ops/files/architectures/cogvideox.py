@@ -7,38 +7,29 @@ in the same order of rows, without the attention and feed-forward modules around
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from ...algebra import Shape
-from .base import Places
-from .patterns import below, following, gathered, renamed
+from .notation import Layout, names_of, same, under
 
 BLOCK = {
-    "q": "attn1.to_q",
-    "k": "attn1.to_k",
-    "v": "attn1.to_v",
-    "attn_out": "attn1.to_out.0",
-    "norm_q": "attn1.norm_q",
-    "norm_k": "attn1.norm_k",
-    "ff_proj": "ff.net.0.proj",
-    "ff_out": "ff.net.2",
-    "norm1": "norm1",
-    "norm2": "norm2",
+    "attn1.to_q": "q",
+    "attn1.to_k": "k",
+    "attn1.to_v": "v",
+    "attn1.to_out.0": "attn_out",
+    "attn1.norm_q": "norm_q",
+    "attn1.norm_k": "norm_k",
+    "ff.net.0.proj": "ff_proj",
+    "ff.net.2": "ff_out",
+    **same("norm1.linear", "norm1.norm", "norm2.linear", "norm2.norm"),
 }
-TABLE = {
-    "time_embedding_linear_1": "time_embedding.linear_1",
-    "time_embedding_linear_2": "time_embedding.linear_2",
-    "ofs_embedding_linear_1": "ofs_embedding.linear_1",
-    "ofs_embedding_linear_2": "ofs_embedding.linear_2",
-    **below("blocks.*", "transformer_blocks.*", BLOCK),
+DIFFUSERS = {
+    **same("patch_embed.proj", "patch_embed.text_proj", "patch_embed.pos_embedding"),
+    "time_embedding.linear_1": "time_embedding_linear_1",
+    "time_embedding.linear_2": "time_embedding_linear_2",
+    "ofs_embedding.linear_1": "ofs_embedding_linear_1",
+    "ofs_embedding.linear_2": "ofs_embedding_linear_2",
+    **under("transformer_blocks.*", "blocks.*", BLOCK),
+    **same("norm_final", "norm_out.linear", "norm_out.norm", "proj_out"),
 }
 
-
-def diffusers(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    """Nothing for another architecture."""
-    if not {"blocks.0.norm1.linear", "blocks.0.ff_proj", "blocks.0.q"} <= shapes.keys():
-        return {}
-    return gathered(shapes, renamed(shapes, TABLE))
-
-
-aliases = following(diffusers)
+diffusers, aliases = names_of(
+    Layout(marks=("blocks.*.norm1.linear", "blocks.*.ff_proj", "blocks.*.q"), diffusers=DIFFUSERS)
+)

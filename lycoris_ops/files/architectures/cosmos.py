@@ -7,77 +7,73 @@ in `loaders/single_file_utils.py`, and for Anima's text conditioner, a model of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from .notation import Layout, names_of, same, under
 
-from ...algebra import Shape
-from .base import Places
-from .patterns import below, following, gathered, renamed
-
-# A block of Cosmos 1 is three blocks with a modulation each: attention, cross-attention, feed-forward.
 ATTENTION_1 = {
-    "to_q.0": "to_q",
-    "to_q.1": "norm_q",
-    "to_k.0": "to_k",
-    "to_k.1": "norm_k",
-    "to_v.0": "to_v",
-    "to_out": "to_out",
+    "to_q": "to_q.0",
+    "norm_q": "to_q.1",
+    "to_k": "to_k.0",
+    "norm_k": "to_k.1",
+    "to_v": "to_v.0",
+    **same("to_out.0"),
 }
-MODULATION = {"1": "linear_1", "2": "linear_2"}
+MODULATION = {"linear_1": "1", "linear_2": "2"}
+# A block of Cosmos 1 is three blocks with a modulation each: attention, cross-attention, feed-forward.
 BLOCK_1 = {
-    **below("blocks.0.block.attn", "attn1", ATTENTION_1),
-    **below("blocks.0.adaLN_modulation", "norm1", MODULATION),
-    **below("blocks.1.block.attn", "attn2", ATTENTION_1),
-    **below("blocks.1.adaLN_modulation", "norm2", MODULATION),
-    "blocks.2.block.layer1": "ff.net.0.proj",
-    "blocks.2.block.layer2": "ff.net.2",
-    **below("blocks.2.adaLN_modulation", "norm3", MODULATION),
+    **under("attn1", "blocks.0.block.attn", ATTENTION_1),
+    **under("norm1", "blocks.0.adaLN_modulation", MODULATION),
+    **under("attn2", "blocks.1.block.attn", ATTENTION_1),
+    **under("norm2", "blocks.1.adaLN_modulation", MODULATION),
+    "ff.net.0.proj": "blocks.2.block.layer1",
+    "ff.net.2": "blocks.2.block.layer2",
+    **under("norm3", "blocks.2.adaLN_modulation", MODULATION),
 }
 COMMON = {
-    "x_embedder.proj.1": "patch_embed.proj",
-    "t_embedder.1": "time_embed.t_embedder",
-    "final_layer.linear": "proj_out",
+    "patch_embed.proj": "x_embedder.proj.1",
+    "time_embed.t_embedder.linear_1": "t_embedder.1.linear_1",
+    "time_embed.t_embedder.linear_2": "t_embedder.1.linear_2",
+    "proj_out": "final_layer.linear",
 }
-TABLE_1 = {
+COSMOS_1 = {
     **COMMON,
-    "affline_norm": "time_embed.norm",
-    "extra_pos_embedder": "learnable_pos_embed",
-    **below("final_layer.adaLN_modulation", "norm_out", MODULATION),
-    **below("blocks.block*", "transformer_blocks.*", BLOCK_1),
+    "time_embed.norm": "affline_norm",
+    "learnable_pos_embed.**": "extra_pos_embedder.**",
+    **under("norm_out", "final_layer.adaLN_modulation", MODULATION),
+    **under("transformer_blocks.*", "blocks.block*", BLOCK_1),
 }
 
 ATTENTION_2 = {
-    "q_proj": "to_q",
-    "k_proj": "to_k",
-    "v_proj": "to_v",
-    "output_proj": "to_out.0",
-    "q_norm": "norm_q",
-    "k_norm": "norm_k",
+    "to_q": "q_proj",
+    "to_k": "k_proj",
+    "to_v": "v_proj",
+    "to_out.0": "output_proj",
+    "norm_q": "q_norm",
+    "norm_k": "k_norm",
 }
 BLOCK_2 = {
-    **below("self_attn", "attn1", ATTENTION_2),
-    **below("adaln_modulation_self_attn", "norm1", MODULATION),
-    **below("cross_attn", "attn2", ATTENTION_2),
-    **below("adaln_modulation_cross_attn", "norm2", MODULATION),
-    "mlp.layer1": "ff.net.0.proj",
-    "mlp.layer2": "ff.net.2",
-    **below("adaln_modulation_mlp", "norm3", MODULATION),
+    **under("attn1", "self_attn", ATTENTION_2),
+    **under("norm1", "adaln_modulation_self_attn", MODULATION),
+    **under("attn2", "cross_attn", ATTENTION_2),
+    **under("norm2", "adaln_modulation_cross_attn", MODULATION),
+    "ff.net.0.proj": "mlp.layer1",
+    "ff.net.2": "mlp.layer2",
+    **under("norm3", "adaln_modulation_mlp", MODULATION),
 }
-TABLE_2 = {
+COSMOS_2 = {
     **COMMON,
-    "t_embedding_norm": "time_embed.norm",
-    **below("final_layer.adaln_modulation", "norm_out", MODULATION),
-    **below("blocks.*", "transformer_blocks.*", BLOCK_2),
-    "llm_adapter": "text_conditioner",
+    "time_embed.norm": "t_embedding_norm",
+    **under("norm_out", "final_layer.adaln_modulation", MODULATION),
+    **under("transformer_blocks.*", "blocks.*", BLOCK_2),
 }
 
-
-def diffusers(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    """Nothing for another architecture."""
-    if {"x_embedder.proj.1", "blocks.block0.blocks.0.block.attn.to_q.0"} <= shapes.keys():
-        return gathered(shapes, renamed(shapes, TABLE_1))
-    if {"x_embedder.proj.1", "blocks.0.mlp.layer1"} <= shapes.keys():
-        return gathered(shapes, renamed(shapes, TABLE_2))
-    return {}
-
-
-aliases = following(diffusers)
+diffusers, aliases = names_of(
+    Layout(
+        marks=("x_embedder.proj.1", "blocks.block*.blocks.0.block.attn.to_q.0"),
+        diffusers=COSMOS_1,
+    ),
+    Layout(
+        marks=("x_embedder.proj.1", "blocks.*.mlp.layer1"),
+        diffusers=COSMOS_2,
+        others={"text_conditioner.**": "llm_adapter.**"},
+    ),
+)

@@ -11,20 +11,13 @@ the start, the class in `diffusers/models/transformers/transformer_longcat_image
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from ...algebra import Shape
-from .base import Places
-from .tables import find, fused, head, rest, split, swapped, under
+from .notation import Layout, fused, names_of, rows, same, split, swapped, under
 
 DOUBLE = {
     "norm1.linear": "img_mod.lin",
     "norm1_context.linear": "txt_mod.lin",
     **split("img_attn.qkv", "attn.to_q", "attn.to_k", "attn.to_v"),
     **split("txt_attn.qkv", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    "attn.to_qkv": "img_attn.qkv",
-    "attn.to_added_qkv": "txt_attn.qkv",
-    "attn.add_qkv_proj": "txt_attn.qkv",
     "attn.norm_q": "img_attn.norm.query_norm",
     "attn.norm_k": "img_attn.norm.key_norm",
     "attn.norm_added_q": "txt_attn.norm.query_norm",
@@ -55,7 +48,6 @@ SINGLE = {
     **SINGLE_NORM,
     "norm.linear": "modulation.lin",
     **split("linear1", "attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", like="linear2"),
-    "attn.to_qkv": head("linear1", 3, like="linear2"),
     "proj_out": "linear2",
 }
 FLUX_2_SINGLE = {
@@ -64,59 +56,46 @@ FLUX_2_SINGLE = {
     "attn.to_out": "linear2",
 }
 
-XLABS_DOUBLE = {
-    "processor.qkv_lora1": "img_attn.qkv",
-    "processor.qkv_lora2": "txt_attn.qkv",
-    "processor.proj_lora1": "img_attn.proj",
-    "processor.proj_lora2": "txt_attn.proj",
-}
-XLABS_SINGLE = {
-    "processor.qkv_lora": head("linear1", 3, like="linear2"),
-    "processor.proj_lora": "linear2",
-    "linear1_qkv": head("linear1", 3, like="linear2"),
-    "linear1_mlp": rest("linear1", 3, like="linear2"),
-}
 
 COMMON = {
     "x_embedder": "img_in",
-    "img_in.proj": "img_in",
     "context_embedder": "txt_in",
     **under("transformer_blocks.*", "double_blocks.*", DOUBLE),
-    **under("double_blocks.*", "double_blocks.*", XLABS_DOUBLE),
-    **under("single_blocks.*", "single_blocks.*", XLABS_SINGLE),
     "norm_out.linear": swapped("final_layer.adaLN_modulation.1"),
     "proj_out": "final_layer.linear",
 }
-FLUX_1 = {
-    **COMMON,
+FLUX_BLOCKS = {
+    **under("transformer_blocks.*", "double_blocks.*", MLP),
+    **under("single_transformer_blocks.*", "single_blocks.*", SINGLE),
+}
+TIME_TEXT = {
     "time_text_embed.timestep_embedder.linear_1": "time_in.in_layer",
     "time_text_embed.timestep_embedder.linear_2": "time_in.out_layer",
     "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
     "time_text_embed.text_embedder.linear_2": "vector_in.out_layer",
     "time_text_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
     "time_text_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
-    **under("transformer_blocks.*", "double_blocks.*", MLP),
-    **under("single_transformer_blocks.*", "single_blocks.*", SINGLE),
 }
+FLUX_1 = {**COMMON, **TIME_TEXT, **FLUX_BLOCKS}
 LONGCAT = {
-    **FLUX_1,
+    **COMMON,
     "time_embed.timestep_embedder.linear_1": "time_in.in_layer",
     "time_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    **FLUX_BLOCKS,
 }
 CHROMA = {
     **COMMON,
+    **same("distilled_guidance_layer.in_proj", "distilled_guidance_layer.out_proj"),
+    **same("distilled_guidance_layer.norms.*"),
     "distilled_guidance_layer.layers.*.linear_1": "distilled_guidance_layer.layers.*.in_layer",
     "distilled_guidance_layer.layers.*.linear_2": "distilled_guidance_layer.layers.*.out_layer",
-    **under("transformer_blocks.*", "double_blocks.*", MLP),
-    **under("single_transformer_blocks.*", "single_blocks.*", SINGLE),
+    **FLUX_BLOCKS,
 }
 OVIS = {
     **COMMON,
     "timestep_embedder.linear_1": "time_in.in_layer",
     "timestep_embedder.linear_2": "time_in.out_layer",
     "context_embedder_norm": "txt_norm",
-    "semantic_txt_norm": "txt_norm",
-    "semantic_txt_in": "txt_in",
     **under("transformer_blocks.*", "double_blocks.*", GATED_MLP),
     **under("single_transformer_blocks.*", "single_blocks.*", SINGLE),
 }
@@ -130,10 +109,30 @@ FLUX_2 = {
     "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
     "single_stream_modulation.linear": "single_stream_modulation.lin",
     **under("transformer_blocks.*", "double_blocks.*", FLUX_2_MLP),
-    # Some exports cut the word short.
-    **under("sformer_blocks.*", "double_blocks.*", {**DOUBLE, **FLUX_2_MLP}),
     **under("single_transformer_blocks.*", "single_blocks.*", FLUX_2_SINGLE),
 }
+
+XLABS_DOUBLE = {
+    "processor.qkv_lora1": "img_attn.qkv",
+    "processor.qkv_lora2": "txt_attn.qkv",
+    "processor.proj_lora1": "img_attn.proj",
+    "processor.proj_lora2": "txt_attn.proj",
+}
+XLABS_SINGLE = {
+    "processor.qkv_lora": rows("linear1", 0, 3, of=4, like="linear2"),
+    "processor.proj_lora": "linear2",
+    "linear1_qkv": rows("linear1", 0, 3, of=4, like="linear2"),
+    "linear1_mlp": rows("linear1", 3, 4, of=4, like="linear2"),
+}
+OTHERS = {
+    "img_in.proj": "img_in",
+    "transformer_blocks.*.attn.add_qkv_proj": "double_blocks.*.txt_attn.qkv",
+    **under("double_blocks.*", "double_blocks.*", XLABS_DOUBLE),
+    **under("single_blocks.*", "single_blocks.*", XLABS_SINGLE),
+}
+OVIS_OTHERS = {**OTHERS, "semantic_txt_norm": "txt_norm", "semantic_txt_in": "txt_in"}
+# Some exports cut the word short.
+FLUX_2_OTHERS = {**OTHERS, **under("sformer_blocks.*", "double_blocks.*", {**DOUBLE, **FLUX_2_MLP})}
 
 NORMS = (
     "double_blocks.*.img_attn.norm.query_norm",
@@ -151,20 +150,15 @@ NORMS = (
 SPELLINGS = {f"{norm}.scale": norm for norm in NORMS}
 """The files call the weight of a norm its scale."""
 
-QKV = "double_blocks.0.img_attn.qkv"
-INPUTS = {"img_in", "img_in_patch"}
-"""Of Flux and of Radiance; Hunyuan's models have the same blocks."""
-MARKS = {
-    "double_stream_modulation_img.lin": FLUX_2,
-    "distilled_guidance_layer.in_proj": CHROMA,
-    "double_blocks.0.img_mlp.gate_proj": OVIS,
-    "vector_in.in_layer": FLUX_1,
-}
-"""What only one of them has; LongCat-Image is a Flux without CLIP's pooled text."""
+QKV = "double_blocks.*.img_attn.qkv"
 
-
-def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    if QKV not in shapes or INPUTS.isdisjoint(shapes):
-        return {}
-    table = next((table for mark, table in MARKS.items() if mark in shapes), LONGCAT)
-    return find(table, shapes, SPELLINGS)
+diffusers, aliases = names_of(
+    Layout(("img_in", QKV, "double_stream_modulation_img.lin"), FLUX_2, FLUX_2_OTHERS, SPELLINGS),
+    Layout(("img_in", QKV, "distilled_guidance_layer.in_proj"), CHROMA, OTHERS, SPELLINGS),
+    # Radiance, which has no class in diffusers.
+    Layout(("img_in_patch", QKV, "distilled_guidance_layer.in_proj"), CHROMA, OTHERS, SPELLINGS),
+    Layout(("img_in", QKV, "double_blocks.*.img_mlp.gate_proj"), OVIS, OVIS_OTHERS, SPELLINGS),
+    Layout(("img_in", QKV, "vector_in.in_layer"), FLUX_1, OTHERS, SPELLINGS),
+    # A Flux without CLIP's pooled text.
+    Layout(("img_in", QKV), LONGCAT, {**OTHERS, **TIME_TEXT}, SPELLINGS),
+)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from ...algebra import Shape
 from .base import Place, Places
-from .patterns import qkv_ends
+from .notation import qkv_ends
 
 FAMILIES = (
     ("q", "k", "v"),

@@ -2,22 +2,16 @@
 
 Source of the correspondence: the official checkpoint's keys and the names of musubi-tuner (Apache-2.0),
 which has them from the modules of transformers' `Qwen3VLForConditionalGeneration` (Apache-2.0): all layers
-are below `model`. HiDream I1 has one layout only.
+are below `model`. diffusers has no such model. HiDream I1 has one layout only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from .notation import Layout, names_of
 
-from ...algebra import Shape
-from .base import Places
-from .patterns import renamed
-
-TABLE = {"*": "model.*"}
-
-
-def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    """Names below `model`; nothing for another architecture."""
-    if not {"t_embedder1.mlp.0", "x_embedder.proj1", "final_layer2.linear"} <= shapes.keys():
-        return {}
-    return renamed(shapes, TABLE)
+diffusers, aliases = names_of(
+    Layout(
+        marks=("t_embedder1.mlp.0", "x_embedder.proj1", "final_layer2.linear"),
+        others={"model.**": "**"},
+    )
+)

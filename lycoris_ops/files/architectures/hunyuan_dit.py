@@ -1,39 +1,36 @@
 """HunyuanDiT under the names of diffusers.
 
+The second and third norm of a block have each other's names there. A file that uses one of them does not
+say whose name it is: it is taken for the model's own.
+
 Source of the correspondence: diffusers (Apache-2.0), `scripts/convert_hunyuandit_to_diffusers.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from ...algebra import Shape
-from .base import Places
-from .tables import find, split, swapped, under
+from .notation import Layout, names_of, same, split, swapped, under
 
 BLOCK = {
     "norm1.norm": "norm1",
     "norm1.linear": "default_modulation.1",
-    # The second and third norm have each other's names. A file that uses one of them does not say
-    # whose name it is, so that both are found.
     "norm2": "norm3",
     "norm3": "norm2",
     **split("attn1.Wqkv", "attn1.to_q", "attn1.to_k", "attn1.to_v"),
-    "attn1.to_qkv": "attn1.Wqkv",
     "attn1.norm_q": "attn1.q_norm",
     "attn1.norm_k": "attn1.k_norm",
     "attn1.to_out.0": "attn1.out_proj",
     "attn2.to_q": "attn2.q_proj",
     **split("attn2.kv_proj", "attn2.to_k", "attn2.to_v"),
-    "attn2.to_kv": "attn2.kv_proj",
     "attn2.norm_q": "attn2.q_norm",
     "attn2.norm_k": "attn2.k_norm",
     "attn2.to_out.0": "attn2.out_proj",
     "ff.net.0.proj": "mlp.fc1",
     "ff.net.2": "mlp.fc2",
+    **same("skip_norm", "skip_linear"),
 }
-NAMES = {
+DIFFUSERS = {
     "pos_embed.proj": "x_embedder.proj",
+    **same("text_embedding_padding"),
     "text_embedder.linear_1": "mlp_t5.0",
     "text_embedder.linear_2": "mlp_t5.2",
     "time_extra_emb.timestep_embedder.linear_1": "t_embedder.mlp.0",
@@ -51,6 +48,4 @@ NAMES = {
     "proj_out": "final_layer.linear",
 }
 
-
-def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    return find(NAMES, shapes) if {"mlp_t5.0", "blocks.0.attn1.Wqkv"} <= shapes.keys() else {}
+diffusers, aliases = names_of(Layout(marks=("mlp_t5.0", "blocks.*.attn1.Wqkv"), diffusers=DIFFUSERS))

@@ -10,43 +10,12 @@ Source of the correspondence: diffusers (Apache-2.0), `diffusers/loaders/single_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from .flux import DOUBLE, MLP, SINGLE
+from .notation import Layout, Meaning, names_of, rows, same, split, swapped, under
 
-from ...algebra import Shape
-from .base import Places
-from .tables import find, head, rest, split, swapped, under
-
-DOUBLE = {
-    "norm1.linear": "img_mod.lin",
-    "norm1_context.linear": "txt_mod.lin",
-    **split("img_attn.qkv", "attn.to_q", "attn.to_k", "attn.to_v"),
-    **split("txt_attn.qkv", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    "attn.to_qkv": "img_attn.qkv",
-    "attn.to_added_qkv": "txt_attn.qkv",
-    "attn.norm_q": "img_attn.norm.query_norm",
-    "attn.norm_k": "img_attn.norm.key_norm",
-    "attn.norm_added_q": "txt_attn.norm.query_norm",
-    "attn.norm_added_k": "txt_attn.norm.key_norm",
-    "attn.to_out.0": "img_attn.proj",
-    "attn.to_add_out": "txt_attn.proj",
-    "ff.net.0.proj": "img_mlp.0",
-    "ff.net.2": "img_mlp.2",
-    "ff_context.net.0.proj": "txt_mlp.0",
-    "ff_context.net.2": "txt_mlp.2",
-}
-SINGLE = {
-    "norm.linear": "modulation.lin",
-    **split("linear1", "attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", like="linear2"),
-    "attn.to_qkv": head("linear1", 3, like="linear2"),
-    "attn.norm_q": "norm.query_norm",
-    "attn.norm_k": "norm.key_norm",
-    "proj_out": "linear2",
-}
 REFINER = {
-    "norm1": "norm1",
-    "norm2": "norm2",
+    **same("norm1", "norm2"),
     **split("self_attn.qkv", "attn.to_q", "attn.to_k", "attn.to_v"),
-    "attn.to_qkv": "self_attn.qkv",
     "attn.to_out.0": "self_attn.proj",
     "ff.net.0.proj": "mlp.0",
     "ff.net.2": "mlp.2",
@@ -60,21 +29,8 @@ CONTEXT = {
     "time_text_embed.text_embedder.linear_2": "c_embedder.out_layer",
     **under("token_refiner.refiner_blocks.*", "individual_token_refiner.blocks.*", REFINER),
 }
-TIMES = {
-    "timestep_embedder.linear_1": "time_in.in_layer",
-    "timestep_embedder.linear_2": "time_in.out_layer",
-    "timestep_embedder_r.linear_1": "time_r_in.in_layer",
-    "timestep_embedder_r.linear_2": "time_r_in.out_layer",
-    "guidance_embedder.linear_1": "guidance_in.in_layer",
-    "guidance_embedder.linear_2": "guidance_in.out_layer",
-}
-EMBEDDERS = ("time_text_embed", "time_embed", "time_guidance_embed")
-"""Of HunyuanVideo, HunyuanVideo 1.5 and HunyuanImage 2.1."""
-NAMES = {
+COMMON = {
     "x_embedder.proj": "img_in.proj",
-    **{f"{embedder}.{name}": path for embedder in EMBEDDERS for name, path in TIMES.items()},
-    "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
-    "time_text_embed.text_embedder.linear_2": "vector_in.out_layer",
     **under("context_embedder", "txt_in", CONTEXT),
     "context_embedder_2.norm": "byt5_in.layernorm",
     "context_embedder_2.linear_1": "byt5_in.fc1",
@@ -85,30 +41,41 @@ NAMES = {
     "image_embedder.linear_2": "vision_in.proj.3",
     "image_embedder.norm_out": "vision_in.proj.4",
     "cond_type_embed": "cond_type_embedding",
-    **under("transformer_blocks.*", "double_blocks.*", DOUBLE),
+    **under("transformer_blocks.*", "double_blocks.*", {**DOUBLE, **MLP}),
     **under("single_transformer_blocks.*", "single_blocks.*", SINGLE),
     "norm_out.linear": swapped("final_layer.adaLN_modulation.1"),
     "proj_out": "final_layer.linear",
 }
 
+
+def _embedders(theirs: str) -> dict[str, Meaning]:
+    return {
+        f"{theirs}.timestep_embedder.linear_1": "time_in.in_layer",
+        f"{theirs}.timestep_embedder.linear_2": "time_in.out_layer",
+        f"{theirs}.timestep_embedder_r.linear_1": "time_r_in.in_layer",
+        f"{theirs}.timestep_embedder_r.linear_2": "time_r_in.out_layer",
+        f"{theirs}.guidance_embedder.linear_1": "guidance_in.in_layer",
+        f"{theirs}.guidance_embedder.linear_2": "guidance_in.out_layer",
+        f"{theirs}.text_embedder.linear_1": "vector_in.in_layer",
+        f"{theirs}.text_embedder.linear_2": "vector_in.out_layer",
+    }
+
+
+HUNYUAN_VIDEO = {**COMMON, **_embedders("time_text_embed")}
+HUNYUAN_VIDEO_15 = {**COMMON, **_embedders("time_embed")}
+HUNYUAN_IMAGE = {**COMMON, **_embedders("time_guidance_embed")}
+
+TENCENT_DOUBLE = {
+    **split("img_attn.qkv", "img_attn_q", "img_attn_k", "img_attn_v"),
+    **split("txt_attn.qkv", "txt_attn_q", "txt_attn_k", "txt_attn_v"),
+}
+TENCENT_SINGLE = {
+    **split("linear1", "linear1_q", "linear1_k", "linear1_v", "linear1_mlp", like="linear2"),
+    "linear1_qkv": rows("linear1", 0, 3, of=4, like="linear2"),
+}
 TENCENT_PARTS = {
-    **under(
-        "double_blocks.*",
-        "double_blocks.*",
-        {
-            **split("img_attn.qkv", "img_attn_q", "img_attn_k", "img_attn_v"),
-            **split("txt_attn.qkv", "txt_attn_q", "txt_attn_k", "txt_attn_v"),
-        },
-    ),
-    **under(
-        "single_blocks.*",
-        "single_blocks.*",
-        {
-            **split("linear1", "linear1_q", "linear1_k", "linear1_v", "linear1_mlp", like="linear2"),
-            "linear1_qkv": head("linear1", 3, like="linear2"),
-            "linear1_mlp": rest("linear1", 3, like="linear2"),
-        },
-    ),
+    **under("double_blocks.*", "double_blocks.*", TENCENT_DOUBLE),
+    **under("single_blocks.*", "single_blocks.*", TENCENT_SINGLE),
 }
 """Layers that the code of the later models has in parts."""
 
@@ -157,10 +124,11 @@ ONE_TRAINER = {
 }
 """Where its original layout is not Tencent's."""
 
-MARK = "txt_in.individual_token_refiner.blocks.0.norm1"
+MARK = "txt_in.individual_token_refiner.blocks.*.norm1"
+OTHERS = {**TENCENT_PARTS, **ONE_TRAINER}
 
-
-def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    if MARK not in shapes:
-        return {}
-    return find({**NAMES, **TENCENT_PARTS, **ONE_TRAINER}, shapes, TENCENT)
+diffusers, aliases = names_of(
+    Layout((MARK, "vector_in.in_layer"), HUNYUAN_VIDEO, OTHERS, TENCENT),
+    Layout((MARK, "single_blocks.*.linear1"), HUNYUAN_IMAGE, OTHERS, TENCENT),
+    Layout((MARK,), HUNYUAN_VIDEO_15, OTHERS, TENCENT),
+)

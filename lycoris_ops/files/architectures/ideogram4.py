@@ -6,22 +6,22 @@ in `loaders/lora_conversion_utils.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from .notation import Layout, names_of, same, split, under
 
-from ...algebra import Shape
-from .base import Places
-from .patterns import following, gathered, renamed, split_qkv
+BLOCK = {
+    **split("attention.qkv", "attention.to_q", "attention.to_k", "attention.to_v", output="attention.o"),
+    "attention.to_out.0": "attention.o",
+    **same("attention.norm_q", "attention.norm_k", "adaln_modulation"),
+    **same("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
+    **same("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2"),
+}
+DIFFUSERS = {
+    **same("input_proj", "llm_cond_norm", "llm_cond_proj", "embed_image_indicator", "adaln_proj"),
+    **same("t_embedding.mlp_in", "t_embedding.mlp_out"),
+    **under("layers.*", "layers.*", BLOCK),
+    **same("final_layer.linear", "final_layer.adaln_modulation"),
+}
 
-ATTENTION = "layers.*.attention"
-QKV = (f"{ATTENTION}.to_q", f"{ATTENTION}.to_k", f"{ATTENTION}.to_v")
-
-
-def diffusers(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    """Nothing for another architecture."""
-    if not {"embed_image_indicator", "layers.0.attention.qkv"} <= shapes.keys():
-        return {}
-    output = renamed(shapes, {f"{ATTENTION}.o": f"{ATTENTION}.to_out.0"})
-    return gathered(shapes, output, split_qkv(shapes, f"{ATTENTION}.qkv", f"{ATTENTION}.o", QKV))
-
-
-aliases = following(diffusers)
+diffusers, aliases = names_of(
+    Layout(marks=("embed_image_indicator", "layers.*.attention.qkv"), diffusers=DIFFUSERS)
+)

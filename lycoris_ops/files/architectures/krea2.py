@@ -7,47 +7,37 @@ left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from ...algebra import Shape
-from .base import Places
-from .patterns import below, following, gathered, renamed
+from .notation import Layout, names_of, under
 
 BLOCK = {
-    "attn.wq": "attn.to_q",
-    "attn.wk": "attn.to_k",
-    "attn.wv": "attn.to_v",
-    "attn.wo": "attn.to_out.0",
-    "attn.gate": "attn.to_gate",
-    "attn.qknorm.qnorm.scale": "attn.norm_q",
-    "attn.qknorm.knorm.scale": "attn.norm_k",
-    "mlp": "ff",
-    "prenorm.scale": "norm1",
-    "postnorm.scale": "norm2",
+    "attn.to_q": "attn.wq",
+    "attn.to_k": "attn.wk",
+    "attn.to_v": "attn.wv",
+    "attn.to_out.0": "attn.wo",
+    "attn.to_gate": "attn.gate",
+    "attn.norm_q": "attn.qknorm.qnorm.scale",
+    "attn.norm_k": "attn.qknorm.knorm.scale",
+    "ff.gate": "mlp.gate",
+    "ff.up": "mlp.up",
+    "ff.down": "mlp.down",
+    "norm1": "prenorm.scale",
+    "norm2": "postnorm.scale",
 }
-TABLE = {
-    "first": "img_in",
-    "tmlp.0": "time_embed.linear_1",
-    "tmlp.2": "time_embed.linear_2",
-    "tproj.1": "time_mod_proj",
-    "txtmlp.0.scale": "txt_in.norm",
-    "txtmlp.1": "txt_in.linear_1",
-    "txtmlp.3": "txt_in.linear_2",
-    "txtfusion.projector": "text_fusion.projector",
-    **below("txtfusion.layerwise_blocks.*", "text_fusion.layerwise_blocks.*", BLOCK),
-    **below("txtfusion.refiner_blocks.*", "text_fusion.refiner_blocks.*", BLOCK),
-    **below("blocks.*", "transformer_blocks.*", BLOCK),
-    "last.linear": "final_layer.linear",
-    "last.norm.scale": "final_layer.norm",
-    "last.modulation.lin": "final_layer.scale_shift_table",
+DIFFUSERS = {
+    "img_in": "first",
+    "time_embed.linear_1": "tmlp.0",
+    "time_embed.linear_2": "tmlp.2",
+    "time_mod_proj": "tproj.1",
+    "txt_in.norm": "txtmlp.0.scale",
+    "txt_in.linear_1": "txtmlp.1",
+    "txt_in.linear_2": "txtmlp.3",
+    "text_fusion.projector": "txtfusion.projector",
+    **under("text_fusion.layerwise_blocks.*", "txtfusion.layerwise_blocks.*", BLOCK),
+    **under("text_fusion.refiner_blocks.*", "txtfusion.refiner_blocks.*", BLOCK),
+    **under("transformer_blocks.*", "blocks.*", BLOCK),
+    "final_layer.linear": "last.linear",
+    "final_layer.norm": "last.norm.scale",
+    "final_layer.scale_shift_table": "last.modulation.lin",
 }
 
-
-def diffusers(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    """Nothing for another architecture."""
-    if not {"txtfusion.projector", "blocks.0.attn.wq"} <= shapes.keys():
-        return {}
-    return gathered(shapes, renamed(shapes, TABLE))
-
-
-aliases = following(diffusers)
+diffusers, aliases = names_of(Layout(marks=("txtfusion.projector", "blocks.*.attn.wq"), diffusers=DIFFUSERS))

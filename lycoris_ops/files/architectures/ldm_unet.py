@@ -8,94 +8,87 @@ so that any number of them works.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from ...algebra import Shape
-from .base import Places, whole
-from .patterns import followed
+from .notation import Layout, Meaning, Table, names_of, same, under
 
-FIXED = {
-    "input_blocks.0.0": "conv_in",
-    "time_embed.0": "time_embedding.linear_1",
-    "time_embed.2": "time_embedding.linear_2",
-    "label_emb.0.0": "add_embedding.linear_1",
-    "label_emb.0.2": "add_embedding.linear_2",
-    "out.0": "conv_norm_out",
-    "out.2": "conv_out",
+ENDS = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "class_embedding": "label_emb",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
 }
+ADDED = {
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+}
+"""The vector beside the prompt in SDXL."""
 CLASSES = {
-    "label_emb.0.0": "class_embedding.linear_1",
-    "label_emb.0.2": "class_embedding.linear_2",
+    "class_embedding.linear_1": "label_emb.0.0",
+    "class_embedding.linear_2": "label_emb.0.2",
 }
-"""What diffusers calls the same where it embeds a class, as in SD 2.1 unCLIP."""
-MIDDLE = {"0": "resnets.0", "1": "attentions.0", "2": "resnets.1"}
+"""What is called a class in SD 2.1 unCLIP."""
 RESNET = {
-    "in_layers.0": "norm1",
-    "in_layers.2": "conv1",
-    "emb_layers.1": "time_emb_proj",
-    "out_layers.0": "norm2",
-    "out_layers.3": "conv2",
-    "skip_connection": "conv_shortcut",
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+PLACE = re.compile(r"(input_blocks|output_blocks)\.(\d+)\.(\d+)\.(\w+)")
+TRANSFORMER = same("norm", "proj_in", "proj_out", "transformer_blocks.**")
+# Distilled models leave out the transformer in the middle, or all of it.
+MIDDLE = {
+    **under("mid_block.resnets.0", "middle_block.0", RESNET),
+    **under("mid_block.attentions.0", "middle_block.1", TRANSFORMER),
+    **under("mid_block.resnets.1", "middle_block.2", RESNET),
 }
 
 
-def diffusers(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    """Nothing for another architecture."""
-    known = set(shapes)
-    # Not by the middle: a distilled model (KOALA 700M) has none.
-    if not {"input_blocks.0.0", "input_blocks.1.0.in_layers.2"} <= known:
-        return {}
-    names = {
-        **_places(known, "input_blocks", "down_blocks", "op", "downsamplers.0.conv", first=1),
-        **_places(known, "output_blocks", "up_blocks", "conv", "upsamplers.0.conv", first=0),
-        **{f"middle_block.{ours}": f"mid_block.{theirs}" for ours, theirs in MIDDLE.items()},
-    }
-    found: dict[str, str] = {}
+def table(shapes: Mapping[str, Shape]) -> Table:
+    """With each of our numbered blocks as a resnet, transformer or resampler of a level of theirs."""
+    layers: dict[str, dict[int, dict[int, set[str]]]] = {"input_blocks": {}, "output_blocks": {}}
     for path in shapes:
-        if path in FIXED:
-            found[FIXED[path]] = path
-        elif path in names:
-            found[names[path]] = path
-        elif match := re.match(r"((?:input|output)_blocks\.\d+\.\d+|middle_block\.\d+)\.(.+)$", path):
-            place, rest = match.groups()
-            if place in names:
-                found[f"{names[place]}.{RESNET.get(rest, rest)}"] = path
-    return whole(found)
+        if match := PLACE.match(path):
+            side, block, layer, child = match.groups()
+            layers[side].setdefault(int(block), {}).setdefault(int(layer), set()).add(child)
+    return {
+        **ENDS,
+        # SDXL and its relatives have no transformers in the first level.
+        **(CLASSES if "input_blocks.1.1.proj_in" in shapes else ADDED),
+        **MIDDLE,
+        **_side(layers["input_blocks"], "input_blocks", "down_blocks", "op", "downsamplers.0.conv"),
+        **_side(layers["output_blocks"], "output_blocks", "up_blocks", "conv", "upsamplers.0.conv"),
+    }
 
 
-def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    """What follows from diffusers' names, and its other names of one layer."""
-    names = diffusers(shapes)
-    classes = {CLASSES[path]: path for path in shapes if path in CLASSES} if names else {}
-    return {**followed(shapes, names), **whole(classes)}
-
-
-def _places(
-    known: set[str], ours: str, theirs: str, resampler: str, resampled: str, *, first: int
-) -> dict[str, str]:
-    """Each numbered place to diffusers' name. A resampler is the last layer of its level."""
-    names: dict[str, str] = {}
-    level, resnet = 0, 0
-    for block, parts in _blocks(known, ours, first):
+def _side(
+    blocks: Mapping[int, Mapping[int, set[str]]], ours: str, theirs: str, resampler: str, resampled: str
+) -> Table:
+    """The way down or up. A resampler is the last layer of its level."""
+    found: dict[str, Meaning] = {}
+    level, number = 0, 0
+    for block, layers in sorted(blocks.items()):
         resamples = False
-        for part in parts:
-            place = f"{ours}.{block}.{part}"
-            if f"{place}.{resampler}" in known:
-                names[f"{place}.{resampler}"] = f"{theirs}.{level}.{resampled}"
+        for layer, children in sorted(layers.items()):
+            place = f"{ours}.{block}.{layer}"
+            if resampler in children:
+                found[f"{theirs}.{level}.{resampled}"] = f"{place}.{resampler}"
                 resamples = True
-            elif f"{place}.in_layers.2" in known:
-                names[place] = f"{theirs}.{level}.resnets.{resnet}"
+            elif "in_layers" in children:
+                found |= under(f"{theirs}.{level}.resnets.{number}", place, RESNET)
             else:
-                names[place] = f"{theirs}.{level}.attentions.{resnet}"
-        level, resnet = (level + 1, 0) if resamples else (level, resnet + 1)
-    return names
+                found |= under(f"{theirs}.{level}.attentions.{number}", place, TRANSFORMER)
+        level, number = (level + 1, 0) if resamples else (level, number + 1)
+    return found
 
 
-def _blocks(known: set[str], ours: str, first: int) -> Iterator[tuple[int, list[int]]]:
-    parts: dict[int, set[int]] = {}
-    for path in known:
-        if match := re.match(rf"{ours}\.(\d+)\.(\d+)\.", path):
-            parts.setdefault(int(match[1]), set()).add(int(match[2]))
-    for block in sorted(parts):
-        if block >= first:
-            yield block, sorted(parts[block])
+diffusers, aliases = names_of(
+    # SVD has a UNet of another class in diffusers, and no adapters with the names of that.
+    Layout(("input_blocks.0.0", "input_blocks.1.0.time_stack.in_layers.2")),
+    Layout(("input_blocks.0.0", "input_blocks.1.0.in_layers.2"), table, {**ADDED, **CLASSES}),
+)

@@ -8,47 +8,46 @@ in `loaders/single_file_utils.py`, `_convert_non_diffusers_ltx2_lora_to_diffuser
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from .notation import Layout, names_of, same, under
 
-from ...algebra import Shape
-from .base import Places
-from .patterns import below, following, gathered, renamed
+ATTENTIONS = (
+    *("attn1", "attn2", "audio_attn1", "audio_attn2"),
+    *("audio_to_video_attn", "video_to_audio_attn"),
+)
+NORMS = {"norm_q": "q_norm", "norm_k": "k_norm"}
+BLOCK = {
+    **{f"{layer}.{name}": f"{layer}.{norm}" for layer in ATTENTIONS for name, norm in NORMS.items()},
+    "video_a2v_cross_attn_scale_shift_table": "scale_shift_table_a2v_ca_video",
+    "audio_a2v_cross_attn_scale_shift_table": "scale_shift_table_a2v_ca_audio",
+    **same("**"),
+}
+DIFFUSERS = {
+    "proj_in": "patchify_proj",
+    "time_embed.**": "adaln_single.**",
+    "prompt_adaln.**": "prompt_adaln_single.**",
+    "audio_proj_in": "audio_patchify_proj",
+    "audio_time_embed.**": "audio_adaln_single.**",
+    "audio_prompt_adaln.**": "audio_prompt_adaln_single.**",
+    "av_cross_attn_video_scale_shift.**": "av_ca_video_scale_shift_adaln_single.**",
+    "av_cross_attn_audio_scale_shift.**": "av_ca_audio_scale_shift_adaln_single.**",
+    "av_cross_attn_video_a2v_gate.**": "av_ca_a2v_gate_adaln_single.**",
+    "av_cross_attn_audio_v2a_gate.**": "av_ca_v2a_gate_adaln_single.**",
+    **same("caption_projection.**", "audio_caption_projection.**"),
+    **under("transformer_blocks.*", "transformer_blocks.*", BLOCK),
+    **same("scale_shift_table", "audio_scale_shift_table", "proj_out", "audio_proj_out"),
+}
 
 CONNECTOR = {
-    "transformer_1d_blocks.*.attn1.q_norm": "transformer_blocks.*.attn1.norm_q",
-    "transformer_1d_blocks.*.attn1.k_norm": "transformer_blocks.*.attn1.norm_k",
-    "transformer_1d_blocks": "transformer_blocks",
+    "transformer_blocks.*.attn1.norm_q": "transformer_1d_blocks.*.attn1.q_norm",
+    "transformer_blocks.*.attn1.norm_k": "transformer_1d_blocks.*.attn1.k_norm",
+    "transformer_blocks.**": "transformer_1d_blocks.**",
     "learnable_registers": "learnable_registers",
 }
-TABLE = {
-    "patchify_proj": "proj_in",
-    "adaln_single": "time_embed",
-    "prompt_adaln_single": "prompt_adaln",
-    "audio_patchify_proj": "audio_proj_in",
-    "audio_adaln_single": "audio_time_embed",
-    "audio_prompt_adaln_single": "audio_prompt_adaln",
-    "av_ca_video_scale_shift_adaln_single": "av_cross_attn_video_scale_shift",
-    "av_ca_audio_scale_shift_adaln_single": "av_cross_attn_audio_scale_shift",
-    "av_ca_a2v_gate_adaln_single": "av_cross_attn_video_a2v_gate",
-    "av_ca_v2a_gate_adaln_single": "av_cross_attn_audio_v2a_gate",
-    "transformer_blocks.*.*.q_norm": "transformer_blocks.*.*.norm_q",
-    "transformer_blocks.*.*.k_norm": "transformer_blocks.*.*.norm_k",
-    "transformer_blocks.*.scale_shift_table_a2v_ca_video": (
-        "transformer_blocks.*.video_a2v_cross_attn_scale_shift_table"
-    ),
-    "transformer_blocks.*.scale_shift_table_a2v_ca_audio": (
-        "transformer_blocks.*.audio_a2v_cross_attn_scale_shift_table"
-    ),
-    **below("video_embeddings_connector", "connectors.video_connector", CONNECTOR),
-    **below("audio_embeddings_connector", "connectors.audio_connector", CONNECTOR),
+CONNECTORS = {
+    **under("connectors.video_connector", "video_embeddings_connector", CONNECTOR),
+    **under("connectors.audio_connector", "audio_embeddings_connector", CONNECTOR),
 }
 
-
-def diffusers(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    """Nothing for another architecture."""
-    if not {"patchify_proj", "transformer_blocks.0.attn1.to_q"} <= shapes.keys():
-        return {}
-    return gathered(shapes, renamed(shapes, TABLE))
-
-
-aliases = following(diffusers)
+diffusers, aliases = names_of(
+    Layout(marks=("patchify_proj", "transformer_blocks.*.attn1.to_q"), diffusers=DIFFUSERS, others=CONNECTORS)
+)

@@ -6,43 +6,37 @@ Source of the correspondence: diffusers (Apache-2.0), `convert_lumina2_to_diffus
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from ...algebra import Shape
-from .base import Places
-from .patterns import below, following, gathered, renamed, split_qkv
+from .notation import Layout, names_of, same, split, under
 
 BLOCK = {
-    "attention.out": "attn.to_out.0",
-    "attention.q_norm": "attn.norm_q",
-    "attention.k_norm": "attn.norm_k",
-    "feed_forward.w1": "feed_forward.linear_1",
-    "feed_forward.w2": "feed_forward.linear_2",
-    "feed_forward.w3": "feed_forward.linear_3",
-    "attention_norm2": "norm2",
+    **split("attention.qkv", "attn.to_q", "attn.to_k", "attn.to_v", output="attention.out"),
+    "attn.to_out.0": "attention.out",
+    "attn.norm_q": "attention.q_norm",
+    "attn.norm_k": "attention.k_norm",
+    "feed_forward.linear_1": "feed_forward.w1",
+    "feed_forward.linear_2": "feed_forward.w2",
+    "feed_forward.linear_3": "feed_forward.w3",
+    "norm2": "attention_norm2",
+    **same("ffn_norm1", "ffn_norm2"),
 }
-MODULATED = {**BLOCK, "attention_norm1": "norm1.norm", "adaLN_modulation.1": "norm1.linear"}
-PLAIN = {**BLOCK, "attention_norm1": "norm1"}
-BLOCKS = {"layers.*": MODULATED, "noise_refiner.*": MODULATED, "context_refiner.*": PLAIN}
-TABLE = {
-    "cap_embedder": "time_caption_embed.caption_embedder",
-    "t_embedder.mlp.0": "time_caption_embed.timestep_embedder.linear_1",
-    "t_embedder.mlp.2": "time_caption_embed.timestep_embedder.linear_2",
-    "final_layer.adaLN_modulation.1": "norm_out.linear_1",
-    "final_layer.linear": "norm_out.linear_2",
+MODULATED = {**BLOCK, "norm1.norm": "attention_norm1", "norm1.linear": "adaLN_modulation.1"}
+PLAIN = {**BLOCK, "norm1": "attention_norm1"}
+DIFFUSERS = {
+    **same("x_embedder"),
+    "time_caption_embed.caption_embedder.0": "cap_embedder.0",
+    "time_caption_embed.caption_embedder.1": "cap_embedder.1",
+    "time_caption_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_caption_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    **under("noise_refiner.*", "noise_refiner.*", MODULATED),
+    **under("context_refiner.*", "context_refiner.*", PLAIN),
+    **under("layers.*", "layers.*", MODULATED),
+    "norm_out.linear_1": "final_layer.adaLN_modulation.1",
+    "norm_out.linear_2": "final_layer.linear",
 }
 
-
-def diffusers(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    """Nothing for another architecture."""
-    if not {"cap_embedder.1", "layers.0.attention.qkv", "layers.0.adaLN_modulation.1"} <= shapes.keys():
-        return {}
-    tables = [renamed(shapes, TABLE)]
-    for block, table in BLOCKS.items():
-        tables.append(renamed(shapes, below(block, block, table)))
-        names = (f"{block}.attn.to_q", f"{block}.attn.to_k", f"{block}.attn.to_v")
-        tables.append(split_qkv(shapes, f"{block}.attention.qkv", f"{block}.attention.out", names))
-    return gathered(shapes, *tables)
-
-
-aliases = following(diffusers)
+diffusers, aliases = names_of(
+    Layout(
+        marks=("cap_embedder.1", "layers.*.attention.qkv", "layers.*.adaLN_modulation.1"),
+        diffusers=DIFFUSERS,
+    )
+)

@@ -11,54 +11,43 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...algebra import Shape
-from .base import Places
-from .patterns import below, following, gathered, renamed, split_qkv, swapped
+from .notation import Layout, Table, names_of, same, split, swapped, under
 
 BLOCK = {
-    "mod_x": "norm1.linear",
-    "mod_y": "norm1_context.linear",
-    "attn.q_norm_x": "attn1.norm_q",
-    "attn.k_norm_x": "attn1.norm_k",
-    "attn.q_norm_y": "attn1.norm_added_q",
-    "attn.k_norm_y": "attn1.norm_added_k",
-    "attn.proj_x": "attn1.to_out.0",
-    "attn.proj_y": "attn1.to_add_out",
-    "mlp_x.w2": "ff.net.2",
-    "mlp_y.w2": "ff_context.net.2",
+    "norm1.linear": "mod_x",
+    "norm1_context.linear": "mod_y",
+    **split("attn.qkv_x", "attn1.to_q", "attn1.to_k", "attn1.to_v"),
+    **split("attn.qkv_y", "attn1.add_q_proj", "attn1.add_k_proj", "attn1.add_v_proj"),
+    "attn1.norm_q": "attn.q_norm_x",
+    "attn1.norm_k": "attn.k_norm_x",
+    "attn1.norm_added_q": "attn.q_norm_y",
+    "attn1.norm_added_k": "attn.k_norm_y",
+    "attn1.to_out.0": "attn.proj_x",
+    "attn1.to_add_out": "attn.proj_y",
+    "ff.net.0.proj": swapped("mlp_x.w1"),
+    "ff.net.2": "mlp_x.w2",
+    "ff_context.net.0.proj": swapped("mlp_y.w1"),
+    "ff_context.net.2": "mlp_y.w2",
 }
-TABLE = {
-    "x_embedder": "patch_embed",
-    "t_embedder.mlp.0": "time_embed.timestep_embedder.linear_1",
-    "t_embedder.mlp.2": "time_embed.timestep_embedder.linear_2",
-    "t5_y_embedder": "time_embed.pooler",
-    "t5_yproj": "time_embed.caption_proj",
-    "final_layer.linear": "proj_out",
-    **below("blocks.*", "transformer_blocks.*", BLOCK),
-}
-SWAPPED = {
-    "blocks.*.mlp_x.w1": "transformer_blocks.*.ff.net.0.proj",
-    "blocks.*.mlp_y.w1": "transformer_blocks.*.ff_context.net.0.proj",
-    "final_layer.mod": "norm_out.linear",
-}
-STREAMS = {
-    "x": ("to_q", "to_k", "to_v"),
-    "y": ("add_q_proj", "add_k_proj", "add_v_proj"),
+DIFFUSERS = {
+    "patch_embed.proj": "x_embedder.proj",
+    "time_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_embed.pooler.to_kv": "t5_y_embedder.to_kv",
+    "time_embed.pooler.to_q": "t5_y_embedder.to_q",
+    "time_embed.pooler.to_out": "t5_y_embedder.to_out",
+    "time_embed.caption_proj": "t5_yproj",
+    **same("pos_frequencies"),
+    **under("transformer_blocks.*", "blocks.*", BLOCK),
+    "norm_out.linear": swapped("final_layer.mod"),
+    "proj_out": "final_layer.linear",
 }
 
 
-def diffusers(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    """Nothing for another architecture."""
-    if not {"t5_yproj", "blocks.0.attn.qkv_x"} <= shapes.keys():
-        return {}
+def table(shapes: Mapping[str, Shape]) -> Table:
+    """With the last block's own name for the modulation of its text."""
     last = max(int(path.split(".")[1]) for path in shapes if path.startswith("blocks."))
-    last_modulation = {f"blocks.{last}.mod_y": f"transformer_blocks.{last}.norm1_context.linear_1"}
-    tables = [renamed(shapes, {**last_modulation, **TABLE}), swapped(shapes, SWAPPED)]
-    for stream, (query, key, value) in STREAMS.items():
-        block = "transformer_blocks.*.attn1"
-        # Both streams attend together, so the size is the same, and every block has an output for x.
-        names = (f"{block}.{query}", f"{block}.{key}", f"{block}.{value}")
-        tables.append(split_qkv(shapes, f"blocks.*.attn.qkv_{stream}", "blocks.*.attn.proj_x", names))
-    return gathered(shapes, *tables)
+    return {**DIFFUSERS, f"transformer_blocks.{last}.norm1_context.linear_1": f"blocks.{last}.mod_y"}
 
 
-aliases = following(diffusers)
+diffusers, aliases = names_of(Layout(marks=("t5_yproj", "blocks.*.attn.qkv_x"), diffusers=table))

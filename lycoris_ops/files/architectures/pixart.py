@@ -6,25 +6,19 @@ Source of the correspondence: diffusers (Apache-2.0), `scripts/convert_pixart_al
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from ...algebra import Shape
-from .base import Places
-from .tables import find, split, under
+from .notation import Layout, names_of, same, split, under
 
 BLOCK = {
-    "scale_shift_table": "scale_shift_table",
+    **same("scale_shift_table"),
     **split("attn.qkv", "attn1.to_q", "attn1.to_k", "attn1.to_v"),
-    "attn1.to_qkv": "attn.qkv",
     "attn1.to_out.0": "attn.proj",
     "attn2.to_q": "cross_attn.q_linear",
     **split("cross_attn.kv_linear", "attn2.to_k", "attn2.to_v"),
-    "attn2.to_kv": "cross_attn.kv_linear",
     "attn2.to_out.0": "cross_attn.proj",
     "ff.net.0.proj": "mlp.fc1",
     "ff.net.2": "mlp.fc2",
 }
-NAMES = {
+DIFFUSERS = {
     "pos_embed.proj": "x_embedder.proj",
     "caption_projection.linear_1": "y_embedder.y_proj.fc1",
     "caption_projection.linear_2": "y_embedder.y_proj.fc2",
@@ -40,6 +34,6 @@ NAMES = {
     "proj_out": "final_layer.linear",
 }
 
-
-def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    return find(NAMES, shapes) if {"t_block.1", "blocks.0.cross_attn.kv_linear"} <= shapes.keys() else {}
+diffusers, aliases = names_of(
+    Layout(marks=("t_block.1", "blocks.*.cross_attn.kv_linear"), diffusers=DIFFUSERS)
+)

@@ -6,12 +6,10 @@ Source of the correspondence: the conversion of original checkpoints in diffuser
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from ...algebra import Shape
-from .base import Places
-from .tables import find, split, swapped, under
+from .notation import Layout, Table, names_of, same, split, swapped, under
 
 BLOCK = {
     "norm1.linear": "x_block.adaLN_modulation.1",
@@ -19,9 +17,6 @@ BLOCK = {
     **split("x_block.attn.qkv", "attn.to_q", "attn.to_k", "attn.to_v"),
     **split("context_block.attn.qkv", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
     **split("x_block.attn2.qkv", "attn2.to_q", "attn2.to_k", "attn2.to_v"),
-    "attn.to_qkv": "x_block.attn.qkv",
-    "attn.to_added_qkv": "context_block.attn.qkv",
-    "attn2.to_qkv": "x_block.attn2.qkv",
     "attn.norm_q": "x_block.attn.ln_q",
     "attn.norm_k": "x_block.attn.ln_k",
     "attn.norm_added_q": "context_block.attn.ln_q",
@@ -36,28 +31,31 @@ BLOCK = {
     "ff_context.net.0.proj": "context_block.mlp.fc1",
     "ff_context.net.2": "context_block.mlp.fc2",
 }
-NAMES = {
+DIFFUSERS = {
     "pos_embed.pos_embed": "pos_embed",
     "pos_embed.proj": "x_embedder.proj",
     "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
     "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
     "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
     "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+    **same("context_embedder"),
     **under("transformer_blocks.*", "joint_blocks.*", BLOCK),
     "norm_out.linear": swapped("final_layer.adaLN_modulation.1"),
     "proj_out": "final_layer.linear",
 }
-QKV = re.compile(r"joint_blocks\.(\d+)\.context_block\.attn\.qkv$")
+MODULATION, OUTPUT = ".context_block.adaLN_modulation.1", ".context_block.attn.proj"
 
 
-def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    blocks = [match[1] for match in map(QKV.match, shapes) if match]
-    # A block whose text ends there has but a shift and a scale for it, and diffusers exchanges them.
+def table(shapes: Mapping[str, Shape]) -> Table:
+    """With the last block, whose text ends there: its modulation has but shift and scale, exchanged."""
     last = {
-        f"transformer_blocks.{block}.norm1_context.linear": swapped(
-            f"joint_blocks.{block}.context_block.adaLN_modulation.1"
-        )
-        for block in blocks
-        if f"joint_blocks.{block}.context_block.attn.proj" not in shapes
+        path.replace("joint_blocks", "transformer_blocks").replace(
+            MODULATION, ".norm1_context.linear"
+        ): swapped(path)
+        for path in shapes
+        if path.endswith(MODULATION) and path.replace(MODULATION, OUTPUT) not in shapes
     }
-    return {**find(NAMES, shapes), **find(last, shapes)} if blocks else {}
+    return {**DIFFUSERS, **last}
+
+
+diffusers, aliases = names_of(Layout(marks=("joint_blocks.*.context_block.attn.qkv",), diffusers=table))

@@ -9,39 +9,44 @@ Source of the correspondence: the conversion of original checkpoints in diffuser
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from ...algebra import Shape
-from .base import Places
-from .tables import Meaning, find, fused, split, under
+from .notation import Layout, Table, fused, names_of, same, split, under
 
 QUERY_KEY_VALUE = ("attn.to_q", "attn.to_k", "attn.to_v")
-ATTENTION = {
-    "to_q": "attn.to_q",
-    "to_k": "attn.to_k",
-    "to_v": "attn.to_v",
-    "to_out.0": "attn.out_proj",
-    "attn.in_proj.0": "attn.to_q",
-    "attn.in_proj.1": "attn.to_k",
-    "attn.in_proj.2": "attn.to_v",
+THIRDS = ("attn.in_proj.0", "attn.in_proj.1", "attn.in_proj.2")
+OUTPUT = {"to_out.0": "attn.out_proj"}
+IN_PARTS = {"to_q": "attn.to_q", "to_k": "attn.to_k", "to_v": "attn.to_v", **OUTPUT}
+IN_PARTS_OTHERS = {
+    **dict(zip(THIRDS, QUERY_KEY_VALUE, strict=True)),
     "attn.in_proj_weight": fused(*QUERY_KEY_VALUE),
-    "to_qkv": fused(*QUERY_KEY_VALUE),
 }
-ORIGINAL = {
+IN_ONE = {**split("attn.in_proj_weight", "to_q", "to_k", "to_v"), **OUTPUT}
+IN_ONE_OTHERS = {
     **split("attn.in_proj_weight", *QUERY_KEY_VALUE),
-    **split("attn.in_proj_weight", "to_q", "to_k", "to_v"),
-    **split("attn.in_proj_weight", "attn.in_proj.0", "attn.in_proj.1", "attn.in_proj.2"),
-    "to_qkv": "attn.in_proj_weight",
-    "to_out.0": "attn.out_proj",
+    **split("attn.in_proj_weight", *THIRDS),
 }
-STAGE_B: dict[str, Meaning] = {"clip_txt_pooled_mapper": "clip_mapper"}
-LEVELS = ("down_blocks.*.*.attention", "up_blocks.*.*.attention")
 
 
-def aliases(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    if not {"clf.1", "embedding.1"} <= shapes.keys():
-        return {}
-    original = any(path.endswith(".attn.in_proj_weight") for path in shapes)
-    attention = ORIGINAL if original else ATTENTION
-    names = STAGE_B | under(LEVELS[0], LEVELS[0], attention) | under(LEVELS[1], LEVELS[1], attention)
-    return find(names, shapes)
+def _attentions(table: Table) -> Table:
+    return {
+        name: meaning
+        for attention in ("down_blocks.*.*.attention", "up_blocks.*.*.attention")
+        for name, meaning in under(attention, attention, table).items()
+    }
+
+
+# The same table has stage B, whose text embedding has another name, and all that is alike in both.
+COMMON = {"clip_txt_pooled_mapper": "clip_mapper", **same("**")}
+MARKS = ("clf.1", "embedding.1")
+
+diffusers, aliases = names_of(
+    Layout(
+        marks=(*MARKS, "up_blocks.*.*.attention.attn.in_proj_weight"),
+        diffusers={**COMMON, **_attentions(IN_ONE)},
+        others=_attentions(IN_ONE_OTHERS),
+    ),
+    Layout(
+        marks=MARKS,
+        diffusers={**COMMON, **_attentions(IN_PARTS)},
+        others=_attentions(IN_PARTS_OTHERS),
+    ),
+)

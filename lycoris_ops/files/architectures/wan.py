@@ -7,92 +7,82 @@ Variants: image to video, VACE, Fun control and camera, Animate; those that diff
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from ...algebra import Shape
-from .base import Places
-from .patterns import below, following, gathered, renamed, split_evenly
+from .notation import Layout, names_of, same, split, under
 
 ATTENTION = {
-    "q": "to_q",
-    "k": "to_k",
-    "v": "to_v",
-    "o": "to_out.0",
-    "k_img": "add_k_proj",
-    "v_img": "add_v_proj",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "o",
+    "add_k_proj": "k_img",
+    "add_v_proj": "v_img",
     "norm_q": "norm_q",
     "norm_k": "norm_k",
-    "norm_k_img": "norm_added_k",
+    "norm_added_k": "norm_k_img",
 }
 BLOCK = {
-    **below("self_attn", "attn1", ATTENTION),
-    **below("cross_attn", "attn2", ATTENTION),
-    "ffn.0": "ffn.net.0.proj",
-    "ffn.2": "ffn.net.2",
+    **under("attn1", "self_attn", ATTENTION),
+    **under("attn2", "cross_attn", ATTENTION),
+    "ffn.net.0.proj": "ffn.0",
+    "ffn.net.2": "ffn.2",
     # The norm before the cross-attention, which diffusers counts in the order of use.
-    "norm3": "norm2",
-    "modulation": "scale_shift_table",
-    "before_proj": "proj_in",
-    "after_proj": "proj_out",
+    "norm2": "norm3",
+    "scale_shift_table": "modulation",
+    "proj_in": "before_proj",
+    "proj_out": "after_proj",
 }
 IMAGE = {
-    "proj.0": "norm1",
-    "proj.1": "ff.net.0.proj",
-    "proj.3": "ff.net.2",
-    "proj.4": "norm2",
-    "emb_pos": "pos_embed",
-}
-MOTION = {
-    "dec.direction": "motion_synthesis_weight",
-    "enc.fc": "motion_network",
-    "enc.net_app.convs.0.0": "conv_in",
-    "enc.net_app.convs.8": "conv_out",
+    "norm1": "proj.0",
+    "ff.net.0.proj": "proj.1",
+    "ff.net.2": "proj.3",
+    "norm2": "proj.4",
+    "pos_embed": "emb_pos",
 }
 MOTION_BLOCK = {
-    "conv1.0": "conv1",
-    "conv2.1": "conv2",
-    "skip.1": "conv_skip",
+    "conv1": "conv1.0",
+    "conv2": "conv2.1",
+    "conv_skip": "skip.1",
 }
-MOTION_BLOCKS = range(1, 8)
-FACE = {
-    "linear1_q": "to_q",
-    "linear2": "to_out",
-    "q_norm": "norm_q",
-    "k_norm": "norm_k",
-}
-TABLE = {
-    **below("blocks.*", "blocks.*", BLOCK),
-    **below("vace_blocks.*", "vace_blocks.*", BLOCK),
-    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
-    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
-    "time_projection.1": "condition_embedder.time_proj",
-    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
-    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
-    **below("img_emb", "condition_embedder.image_embedder", IMAGE),
-    "head.head": "proj_out",
-    "head.modulation": "scale_shift_table",
-    **below("motion_encoder", "motion_encoder", MOTION),
+MOTION_BLOCKS = 7
+MOTION = {
+    "motion_synthesis_weight": "dec.direction",
+    "motion_network.*": "enc.fc.*",
+    "conv_in": "enc.net_app.convs.0.0",
     **{
-        pattern: name
-        for number in MOTION_BLOCKS
-        for pattern, name in below(
-            f"motion_encoder.enc.net_app.convs.{number}",
-            f"motion_encoder.res_blocks.{number - 1}",
-            MOTION_BLOCK,
-        ).items()
+        name: meaning
+        for n in range(MOTION_BLOCKS)
+        for name, meaning in under(f"res_blocks.{n}", f"enc.net_app.convs.{n + 1}", MOTION_BLOCK).items()
     },
-    **below("face_adapter.fuser_blocks.*", "face_adapter.*", FACE),
-    "face_encoder.*.conv": "face_encoder.*",
+    "conv_out": "enc.net_app.convs.8",
+}
+FACE = {
+    "to_q": "linear1_q",
+    **split("linear1_kv", "to_k", "to_v"),
+    "to_out": "linear2",
+    "norm_q": "q_norm",
+    "norm_k": "k_norm",
+}
+DIFFUSERS = {
+    **same("patch_embedding", "vace_patch_embedding", "pose_patch_embedding"),
+    "condition_embedder.time_embedder.linear_1": "time_embedding.0",
+    "condition_embedder.time_embedder.linear_2": "time_embedding.2",
+    "condition_embedder.time_proj": "time_projection.1",
+    "condition_embedder.text_embedder.linear_1": "text_embedding.0",
+    "condition_embedder.text_embedder.linear_2": "text_embedding.2",
+    **under("condition_embedder.image_embedder", "img_emb", IMAGE),
+    **under("blocks.*", "blocks.*", BLOCK),
+    **under("vace_blocks.*", "vace_blocks.*", BLOCK),
+    "proj_out": "head.head",
+    "scale_shift_table": "head.modulation",
+    **under("motion_encoder", "motion_encoder", MOTION),
+    **under("face_adapter.*", "face_adapter.fuser_blocks.*", FACE),
+    "face_encoder.conv1_local": "face_encoder.conv1_local.conv",
+    "face_encoder.conv2": "face_encoder.conv2.conv",
+    "face_encoder.conv3": "face_encoder.conv3.conv",
+    **same("face_encoder.out_proj", "face_encoder.norm1", "face_encoder.norm2", "face_encoder.norm3"),
+    **same("face_encoder.padding_tokens"),
 }
 
-
-def diffusers(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    """Nothing for another architecture."""
-    if not {"head.head", "blocks.0.self_attn.q", "text_embedding.0"} <= shapes.keys():
-        return {}
-    face = "face_adapter.fuser_blocks.*"
-    keys_values = split_evenly(shapes, f"{face}.linear1_kv", ("face_adapter.*.to_k", "face_adapter.*.to_v"))
-    return gathered(shapes, renamed(shapes, TABLE), keys_values)
-
-
-aliases = following(diffusers)
+diffusers, aliases = names_of(
+    Layout(marks=("head.head", "blocks.*.self_attn.q", "text_embedding.0"), diffusers=DIFFUSERS)
+)

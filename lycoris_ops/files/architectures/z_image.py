@@ -6,29 +6,32 @@ in `loaders/single_file_utils.py`. Those names are the original ones too, and th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from .notation import Layout, names_of, same, split, under
 
-from ...algebra import Shape
-from .base import Places
-from .patterns import following, gathered, renamed, split_qkv
-
-TABLE = {
-    "*.*.attention.out": "*.*.attention.to_out.0",
-    "*.*.attention.q_norm": "*.*.attention.norm_q",
-    "*.*.attention.k_norm": "*.*.attention.norm_k",
-    # Named by the size of a patch in space and in time: the one size that there is.
-    "x_embedder": "all_x_embedder.2-1",
-    "final_layer": "all_final_layer.2-1",
+QKV = ("attention.to_q", "attention.to_k", "attention.to_v")
+BLOCK = {
+    **split("attention.qkv", *QKV, output="attention.out"),
+    "attention.to_out.0": "attention.out",
+    "attention.norm_q": "attention.q_norm",
+    "attention.norm_k": "attention.k_norm",
+    **same("feed_forward.w1", "feed_forward.w2", "feed_forward.w3", "adaLN_modulation.0"),
+    **same("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2"),
 }
-QKV = ("*.*.attention.to_q", "*.*.attention.to_k", "*.*.attention.to_v")
+DIFFUSERS = {
+    **same("t_embedder.mlp.0", "t_embedder.mlp.2", "cap_embedder.0", "cap_embedder.1"),
+    **same("x_pad_token", "cap_pad_token"),
+    # Named by the size of a patch in space and in time: the one size that there is.
+    "all_x_embedder.2-1": "x_embedder",
+    **under("noise_refiner.*", "noise_refiner.*", BLOCK),
+    **under("context_refiner.*", "context_refiner.*", BLOCK),
+    **under("layers.*", "layers.*", BLOCK),
+    "all_final_layer.2-1.linear": "final_layer.linear",
+    "all_final_layer.2-1.adaLN_modulation.1": "final_layer.adaLN_modulation.1",
+}
 
-
-def diffusers(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    """Nothing for another architecture."""
-    if not {"cap_embedder.1", "layers.0.attention.qkv", "layers.0.adaLN_modulation.0"} <= shapes.keys():
-        return {}
-    qkv = split_qkv(shapes, "*.*.attention.qkv", "*.*.attention.out", QKV)
-    return gathered(shapes, renamed(shapes, TABLE), qkv)
-
-
-aliases = following(diffusers)
+diffusers, aliases = names_of(
+    Layout(
+        marks=("cap_embedder.1", "layers.*.attention.qkv", "layers.*.adaLN_modulation.0"),
+        diffusers=DIFFUSERS,
+    )
+)
