@@ -1,9 +1,9 @@
 """Other names of a model's layers, one module per architecture.
 
-A module in this folder that defines `diffusers`, the names of that library, or `aliases`, those of all
-other tools, registers it (see `base.Aliases`); one that defines `fallback`, of the same form, is asked
-for names that nothing else explains. `open_clip` is a text
-encoder's layout that only checkpoint files have.
+A module in this folder registers `diffusers`, the names that the layers have in that library's model, with
+every row of a weight in one of them at most, and `aliases`, all other names (see `base.Aliases`, and
+`notation` for the tables that they come from). One that defines `fallback`, of the same form, is asked for
+names that nothing else explains. `open_clip` is a text encoder's layout that only checkpoint files have.
 """
 
 from __future__ import annotations

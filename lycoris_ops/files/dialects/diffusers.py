@@ -31,6 +31,9 @@ DIALECT = Dialect(
     prefixes=(
         Prefix("unet.", "unet"),
         Prefix("transformer.", "unet"),
+        # Ideogram 4 has a second transformer, for the negative side of the guidance. diffusers reads this
+        # prefix in `_convert_non_diffusers_ideogram4_lora_to_diffusers` (Apache-2.0).
+        Prefix("conditional_transformer.", "unet"),
         Prefix("prior.", "unet"),
         Prefix("text_encoder.", "te", 1),
         Prefix("text_encoder_2.", "te", 2),

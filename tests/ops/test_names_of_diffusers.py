@@ -1,13 +1,12 @@
-"""Other names of layers against diffusers: its conversions of checkpoints and the names of its classes.
+"""Names of layers that only diffusers has: Wan, LTX, Lumina, Mochi, Cosmos, Krea and others.
 
-Each model is tiny, in ComfyUI's layout, and no two of its numbers are equal. What diffusers makes of it
-must be, name by name, the rows that the tables say.
+Each model is tiny, in ComfyUI's layout, and no two of its numbers are equal. What diffusers' conversion of
+checkpoints, or of adapters, makes of it must be, name by name, the rows that the tables say.
 """
 
 from __future__ import annotations
 
 import importlib
-import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,19 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import (
+    Others,
+    Shapes,
+    Tensors,
+    check_one_meaning,
+    check_others,
+    check_without_shapes,
+    every,
+    knowing,
+    numbered,
+    read,
+    times,
+)
 from diffusers.loaders import lora_conversion_utils, single_file_utils
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXTransformer3DModel
 from torch import Tensor
@@ -35,10 +47,8 @@ from lycoris_ops.files.architectures import (
     wan,
     z_image,
 )
-from lycoris_ops.files.architectures.base import Place, Places
-
-Shape = tuple[int, ...]
-Weights = dict[str, Tensor]
+from lycoris_ops.files.architectures.base import Place
+from lycoris_ops.files.targets import Targets
 
 WAN = """
 patch_embedding 8 3 1 2 2
@@ -342,18 +352,12 @@ final_layer2.linear 5 8
 class Layout:
     """A model: the shapes of its layers, and which of them are parameters not called `weight`."""
 
-    shapes: dict[str, Shape]
+    shapes: Shapes
     parameters: frozenset[str]
 
-    def weights(self) -> Weights:
+    def weights(self) -> Tensors:
         """Every number once, under the names of a file."""
-        numbers = itertools.accumulate(
-            (torch.Size(shape).numel() for shape in self.shapes.values()), initial=0
-        )
-        return {
-            self.key(path): torch.arange(first, first + torch.Size(shape).numel()).double().reshape(shape)
-            for (path, shape), first in zip(self.shapes.items(), numbers, strict=False)
-        }
+        return {self.key(path): value for path, value in numbered(self.shapes).items()}
 
     def key(self, path: str) -> str:
         return path if path in self.parameters else f"{path}.weight"
@@ -361,7 +365,7 @@ class Layout:
 
 def layout(text: str, count: int = 2) -> Layout:
     """Lines of path and shape: [a b] is each of them, # each block, = a parameter not called weight."""
-    shapes: dict[str, Shape] = {}
+    shapes: Shapes = {}
     parameters: set[str] = set()
     for line in filter(None, text.splitlines()):
         match = re.fullmatch(r"(.+?)( =)?((?: \d+)+)", line)
@@ -381,17 +385,11 @@ def _expanded(pattern: str, count: int) -> Iterator[str]:
         yield pattern
 
 
-def rows(weights: Weights, model: Layout, places: Places) -> Tensor:
-    """What a name means: the rows of its places, one after the other."""
-    tensors = [(weights[model.key(place.path)], place.rows) for place in places]
-    return torch.cat([tensor[slice(*part)] if part else tensor for tensor, part in tensors])
-
-
-def renames(*replacements: tuple[str, str]) -> Callable[[Weights], Weights]:
+def renames(*replacements: tuple[str, str]) -> Callable[[Tensors], Tensors]:
     """A published conversion that is but a list of replacements, one after the other."""
 
-    def convert(weights: Weights) -> Weights:
-        converted: Weights = {}
+    def convert(weights: Tensors) -> Tensors:
+        converted: Tensors = {}
         for key, tensor in weights.items():
             for old, new in replacements:
                 key = re.sub(old, new, key)
@@ -401,11 +399,11 @@ def renames(*replacements: tuple[str, str]) -> Callable[[Weights], Weights]:
     return convert
 
 
-def as_adapter(function: str, prefix: str = "diffusion_model.") -> Callable[[Weights], Weights]:
+def as_adapter(function: str, prefix: str = "diffusion_model.") -> Callable[[Tensors], Tensors]:
     """diffusers' conversion of adapters, on the weights themselves in the place of lora_B."""
 
-    def convert(weights: Weights) -> Weights:
-        adapter: Weights = {}
+    def convert(weights: Tensors) -> Tensors:
+        adapter: Tensors = {}
         for key, tensor in weights.items():
             layer = key.removesuffix(".weight")
             adapter[f"{prefix}{layer}.lora_A.weight"] = torch.zeros(1)
@@ -420,19 +418,19 @@ def as_adapter(function: str, prefix: str = "diffusion_model.") -> Callable[[Wei
     return convert
 
 
-def from_file(function: str, **options: Any) -> Callable[[Weights], Weights]:
+def from_file(function: str, **options: Any) -> Callable[[Tensors], Tensors]:
     """diffusers' conversion of checkpoints."""
     return lambda weights: getattr(single_file_utils, function)(dict(weights), **options)
 
 
-class Kept(Weights):
+class Kept(Tensors):
     """A checkpoint that does not lose what is taken from it."""
 
     def pop(self, key: str, *_: object) -> Tensor:
         return self[key]
 
 
-def under_net(weights: Weights) -> Weights:
+def under_net(weights: Tensors) -> Tensors:
     """Cosmos' files have all layers below `net`; diffusers tells its versions apart by that.
 
     It looks for version 1 after it has emptied the checkpoint, which hides it unless something stays.
@@ -441,7 +439,7 @@ def under_net(weights: Weights) -> Weights:
     return single_file_utils.convert_cosmos_transformer_checkpoint_to_diffusers(checkpoint)
 
 
-def with_biases(weights: Weights) -> Weights:
+def with_biases(weights: Tensors) -> Tensors:
     """Mochi's conversion asks for every bias."""
     biases = {
         f"{key.removesuffix('weight')}bias": tensor.flatten(1)[:, 0]
@@ -452,13 +450,13 @@ def with_biases(weights: Weights) -> Weights:
     return {key: tensor for key, tensor in converted.items() if not key.endswith("bias")}
 
 
-def without(pattern: str, convert: Callable[[Weights], Weights]) -> Callable[[Weights], Weights]:
+def without(pattern: str, convert: Callable[[Tensors], Tensors]) -> Callable[[Tensors], Tensors]:
     """A conversion that does not know some layers."""
     return lambda weights: convert({key: t for key, t in weights.items() if not re.search(pattern, key)})
 
 
-def chained(*conversions: Callable[[Weights], Weights]) -> Callable[[Weights], Weights]:
-    def convert(weights: Weights) -> Weights:
+def chained(*conversions: Callable[[Tensors], Tensors]) -> Callable[[Tensors], Tensors]:
+    def convert(weights: Tensors) -> Tensors:
         for conversion in conversions:
             weights = conversion(weights)
         return weights
@@ -480,6 +478,23 @@ ACE_STEP_RENAMES = renames(
     (r"\.([qk])_norm\.", r".norm_\1."),
 )
 """`scripts/convert_ace_step_to_diffusers.py`"""
+ACE_STEP_OFFICIAL = {
+    "proj_in.1": "proj_in_conv",
+    "proj_out.1": "proj_out_conv",
+    **{
+        f"layers.*.{attention}.{official}": f"layers.*.{attention}.{name}"
+        for attention in ("self_attn", "cross_attn")
+        for official, name in (
+            ("q_proj", "to_q"),
+            ("k_proj", "to_k"),
+            ("v_proj", "to_v"),
+            ("o_proj", "to_out.0"),
+            ("q_norm", "norm_q"),
+            ("k_norm", "norm_k"),
+        )
+    },
+}
+"""What the official adapters call the layers that diffusers renames."""
 CONNECTOR_RENAMES = renames(
     (r"^(video|audio)_embeddings_connector", r"connectors.\1_connector"),
     ("transformer_1d_blocks", "transformer_blocks"),
@@ -494,21 +509,20 @@ class Case:
 
     tables: ModuleType
     model: Layout
-    convert: Callable[[Weights], Weights]
+    convert: Callable[[Tensors], Tensors]
     cls: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     absent: str = "$^"
     """Names that ComfyUI's model has no layer for, or that the tiny model leaves out."""
-    left_out: str = ""
-    """What official names leave out at the start of a path."""
+    others: Others = field(default_factory=dict)
+    """Names of other tools; diffusers' layers that they stand for."""
 
     @property
-    def diffusers(self) -> Mapping[str, Places]:
-        return self.tables.diffusers(self.model.shapes)
-
-    @property
-    def aliases(self) -> Mapping[str, Places]:
-        return self.tables.aliases(self.model.shapes)
+    def converted(self) -> Tensors:
+        """By names of layers."""
+        return {
+            key.removesuffix(".weight"): value for key, value in self.convert(self.model.weights()).items()
+        }
 
 
 BLOCKS = {"num_layers": 2}
@@ -589,7 +603,7 @@ CASES = {
         without("^(?!decoder)", ACE_STEP_RENAMES),
         "ace_step_transformer.AceStepTransformer1DModel",
         {"num_hidden_layers": 2},
-        left_out="decoder.",
+        others=ACE_STEP_OFFICIAL,
     ),
     "krea 2": Case(
         krea2,
@@ -638,83 +652,50 @@ def _class_names(case: Case) -> Iterator[str]:
 
 @cases
 def test_every_weight_that_diffusers_makes_is_where_the_table_says(case: str) -> None:
-    model, names = CASES[case].model, CASES[case].diffusers
-    weights = model.weights()
-    for key, tensor in CASES[case].convert(weights).items():
-        name = key.removesuffix(".weight")
+    model, names = CASES[case].model, every(CASES[case].tables, CASES[case].model.shapes)
+    weights = numbered(model.shapes)
+    for name, tensor in CASES[case].converted.items():
         if re.fullmatch(CASES[case].absent, name):
             assert name not in names
         else:
-            meant = rows(weights, model, names.get(name, (Place(name),)))
-            torch.testing.assert_close(meant, tensor, rtol=0, atol=0)
+            torch.testing.assert_close(read(weights, names[name]), tensor, rtol=0, atol=0)
 
 
 @cases
-def test_every_name_of_the_table_is_one_of_diffusers(case: str, class_names: Mapping[str, set[str]]) -> None:
-    converted = CASES[case].convert(CASES[case].model.weights())
-    # A conversion of adapters leaves norms out; the class has them.
-    theirs = {key.removesuffix(".weight") for key in converted} | class_names[case]
-    assert CASES[case].diffusers
-    assert CASES[case].diffusers.keys() <= theirs
+def test_the_names_are_those_of_the_class(case: str, class_names: Mapping[str, set[str]]) -> None:
+    names = CASES[case].tables.diffusers(CASES[case].model.shapes).keys()
+    # Some tiny models have the layers of two classes, and a conversion of adapters leaves norms out.
+    assert names <= CASES[case].converted.keys() | class_names[case]
+    missing = class_names[case] - names
+    assert {name for name in missing if not re.fullmatch(CASES[case].absent, name)} == set()
 
 
 @cases
-def test_every_layer_of_the_class_is_reached(case: str, class_names: Mapping[str, set[str]]) -> None:
-    reached = CASES[case].diffusers.keys() | CASES[case].model.shapes.keys()
-    assert {
-        name for name in class_names[case] - reached if not re.fullmatch(CASES[case].absent, name)
-    } == set()
-
-
-@cases
-def test_other_names_are_fusions_or_leave_something_out(case: str) -> None:
-    model, left_out = CASES[case].model, CASES[case].left_out
-    weights = model.weights()
-    converted = {key.removesuffix(".weight"): t for key, t in CASES[case].convert(weights).items()}
-    fusions = {
-        "to_qkv": ("to_q", "to_k", "to_v"),
-        "to_kv": ("to_k", "to_v"),
-        "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
-        "to_added_kv": ("add_k_proj", "add_v_proj"),
-        "to_out": ("to_out.0",),
-    }
-    for name, places in CASES[case].aliases.items():
-        parent, _, last = name.rpartition(".")
-        if last in fusions:
-            expected = torch.cat([converted[f"{parent}.{part}"] for part in fusions[last]])
-        else:
-            assert left_out
-            expected = weights[model.key(f"{left_out}{name}")]
-        torch.testing.assert_close(rows(weights, model, places), expected, rtol=0, atol=0)
-
-
-@cases
-def test_no_name_is_a_real_path_or_has_two_meanings(case: str) -> None:
-    paths, diffusers, aliases = CASES[case].model.shapes, CASES[case].diffusers, CASES[case].aliases
-    assert not paths.keys() & (diffusers.keys() | aliases.keys())
-    assert not diffusers.keys() & aliases.keys()
-
-
-@cases
-def test_a_model_is_of_one_architecture_only(case: str) -> None:
-    modules = {other.tables for other in CASES.values()} | {cogvideox}
+def test_no_row_has_two_names_in_diffusers(case: str) -> None:
     shapes = CASES[case].model.shapes
-    assert [module for module in modules if module.diffusers(shapes)] == [CASES[case].tables]
-    assert [module for module in modules if module.aliases(shapes)] in ([CASES[case].tables], [])
-    assert hidream_o1.aliases(shapes) == {}
-    assert all(module.diffusers({}) == module.aliases({}) == {} for module in modules)
+    assert (times(CASES[case].tables.diffusers(shapes), shapes) <= 1).all()
 
 
 @cases
-@pytest.mark.parametrize("function", ["diffusers", "aliases"])
-def test_without_shapes_only_whole_layers_have_names(case: str, function: str) -> None:
-    shapes, table = CASES[case].model.shapes, getattr(CASES[case].tables, function)
-    known, unknown = table(shapes), table(dict.fromkeys(shapes, ()))
-    assert unknown.items() <= known.items()
-    assert all(place.rows is None for places in unknown.values() for place in places)
-    sliced = {name for name, places in known.items() if len(places) > 1 or places[0].rows}
-    fusions = {name for name in known if name.endswith("kv")}
-    assert known.keys() - unknown.keys() <= sliced | fusions
+def test_other_names_are_explained(case: str) -> None:
+    shapes = CASES[case].model.shapes
+    aliases = CASES[case].tables.aliases(shapes)
+    check_others(aliases, shapes, CASES[case].converted, CASES[case].others)
+
+
+@cases
+def test_a_name_has_one_meaning_and_a_model_one_architecture(case: str) -> None:
+    assert knowing(CASES[case].model.shapes) == [CASES[case].tables]
+    check_one_meaning(CASES[case].model.shapes)
+
+
+@cases
+def test_without_shapes_only_whole_layers_have_names(case: str) -> None:
+    check_without_shapes(CASES[case].tables, CASES[case].model.shapes)
+
+
+def test_nothing_is_of_no_architecture() -> None:
+    assert knowing({}) == []
 
 
 def test_cogvideox_has_the_layers_of_the_class() -> None:
@@ -735,10 +716,8 @@ def test_cogvideox_has_the_layers_of_the_class() -> None:
     layers = {
         key.removesuffix(".weight"): t.shape for key, t in theirs.state_dict().items() if "bias" not in key
     }
-    ours = {name: model.shapes[name] for name in layers.keys() & model.shapes.keys()}
-    renamed = {name: model.shapes[places[0].path] for name, places in names.items()}
-    assert {**ours, **renamed} == layers
-    assert {places[0].path for places in names.values()} | ours.keys() == model.shapes.keys()
+    assert {name: model.shapes[places[0].path] for name, places in names.items()} == layers
+    assert (times(names, model.shapes) == 1).all()
     assert cogvideox.aliases(model.shapes).keys() == {
         f"transformer_blocks.{block}.attn1.{name}" for block in "01" for name in ("to_qkv", "to_kv", "to_out")
     }
@@ -773,101 +752,12 @@ def test_the_last_text_stream_of_mochi_has_its_own_name() -> None:
     assert names["transformer_blocks.0.norm1_context.linear"] == (Place("blocks.0.mod_y"),)
 
 
-PARTS = {
-    "qkv": (12, 4),
-    "to_qkv": (12, 4),
-    "qkv_proj": (12, 4),
-    "in_proj": (12, 4),
-    "in_proj_weight": (12, 4),
-    "Wqkv": (12, 4),
-}
-
-
-@pytest.mark.parametrize("fused", PARTS)
-@pytest.mark.parametrize("parts", ["q k v", "to_q to_k to_v", "q_proj k_proj v_proj", "wq wk wv"])
-def test_parts_of_a_fused_weight(fused: str, parts: str) -> None:
-    path = f"encoder.layers.3.attn.{fused}"
-    names = fused_attention.fallback({path: PARTS[fused]})
-    thirds = ((0, 4), (4, 8), (8, 12))
-    for part, third in zip(parts.split(), thirds, strict=True):
-        assert names[f"encoder.layers.3.attn.{part}"] == (Place(path, third),)
-
-
-@pytest.mark.parametrize("output", ["out", "proj", "o_proj", "out_proj", "to_out.0", "wo"])
-def test_the_projection_after_the_attention_tells_the_rows_of_the_query(output: str) -> None:
-    shapes = {"attn.qkv": (20, 7), f"attn.{output}": (7, 12)}
-    names = fused_attention.fallback(shapes)
-    assert names["attn.q"] == (Place("attn.qkv", (0, 12)),)
-    assert names["attn.k"] == (Place("attn.qkv", (12, 16)),)
-    assert names["attn.v"] == (Place("attn.qkv", (16, 20)),)
-
-
-@pytest.mark.parametrize(
-    "shapes",
-    [
-        pytest.param({"attn.qkv": ()}, id="unknown"),
-        pytest.param({"attn.qkv": (20, 7)}, id="grouped, nothing to tell how"),
-        pytest.param({"attn.qkv": (12, 4), "attn.out": (4, 9)}, id="an odd rest"),
-        pytest.param({"attn.qkv": (12, 4), "attn.out": (4, 2)}, id="more keys than queries"),
-        pytest.param({"attn.qkv": (12, 4), "attn.out": (4, 4), "attn.proj": (4, 6)}, id="two outputs"),
-        pytest.param({"attn.qkv": (12, 4), "attn.to_qkv": (12, 4)}, id="two fusions"),
-        pytest.param({"attn.query_key_value": (12, 4)}, id="rows mixed by head in some models"),
-    ],
-)
-def test_what_shapes_do_not_decide_has_no_name(shapes: dict[str, Shape]) -> None:
-    assert fused_attention.fallback(shapes) == {}
-
-
-def test_fused_names_of_split_weights() -> None:
-    """A text encoder with grouped queries, as language models have them."""
-    shapes = {
-        "model.layers.0.self_attn.q_proj": (8, 4),
-        "model.layers.0.self_attn.k_proj": (2, 4),
-        "model.layers.0.self_attn.v_proj": (2, 4),
-        "model.layers.0.self_attn.o_proj": (4, 8),
-        "model.layers.0.mlp.gate_proj": (6, 4),
-        "model.layers.0.mlp.up_proj": (6, 4),
-        "model.layers.0.mlp.down_proj": (4, 6),
-    }
-    names = fused_attention.fallback(shapes)
-    attention = [Place(f"model.layers.0.self_attn.{part}_proj") for part in "qkv"]
-    assert names["model.layers.0.self_attn.qkv_proj"] == tuple(attention)
-    assert names["model.layers.0.self_attn.qkv"] == tuple(attention)
-    assert names["model.layers.0.self_attn.kv_proj"] == tuple(attention[1:])
-    assert names["model.layers.0.mlp.gate_up_proj"] == (
-        Place("model.layers.0.mlp.gate_proj"),
-        Place("model.layers.0.mlp.up_proj"),
-    )
-    assert not names.keys() & shapes.keys()
-
-
-def test_keys_of_something_else_than_the_queries_fuse_with_values_only() -> None:
-    shapes = {"attn2.to_q": (8, 8), "attn2.to_k": (8, 6), "attn2.to_v": (8, 6)}
-    names = fused_attention.fallback(shapes)
-    assert names["attn2.to_kv"] == (Place("attn2.to_k"), Place("attn2.to_v"))
-    assert "attn2.to_qkv" not in names
-
-
-def test_halves_of_fused_keys_and_values_and_of_a_gated_feed_forward() -> None:
-    names = fused_attention.fallback({"attn.to_q": (8, 8), "attn.to_kv": (4, 6), "mlp.gate_up_proj": (12, 8)})
-    assert names["attn.to_k"] == (Place("attn.to_kv", (0, 2)),)
-    assert names["attn.to_v"] == (Place("attn.to_kv", (2, 4)),)
-    assert names["mlp.gate_proj"] == (Place("mlp.gate_up_proj", (0, 6)),)
-    assert names["mlp.up_proj"] == (Place("mlp.gate_up_proj", (6, 12)),)
-    assert "attn.to_q" not in names
-
-
-def test_added_projections_of_a_second_stream_have_their_own_fusion() -> None:
-    shapes = dict.fromkeys((f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj")), (4, 4))
-    names = fused_attention.fallback(shapes)
-    assert names["attn.to_added_qkv"] == tuple(map(Place, shapes))
-    assert names["attn.to_added_kv"] == tuple(map(Place, list(shapes)[1:]))
-
-
-def test_the_list_index_of_an_output_may_be_missing() -> None:
-    names = fused_attention.fallback({"attn.to_out.0": (4, 4), "attn1.to_out": (4, 4)})
-    assert names["attn.to_out"] == (Place("attn.to_out.0"),)
-    assert names["attn1.to_out.0"] == (Place("attn1.to_out"),)
+def test_ideogram_4_has_a_name_of_its_own_for_the_model() -> None:
+    """The prefix is one that diffusers takes off, as it does the host's."""
+    targets = Targets({f"diffusion_model.{path}.weight": s for path, s in layout(IDEOGRAM_4).shapes.items()})
+    for prefix in ("conditional_transformer.", "diffusion_model.", "transformer."):
+        ((target,),) = targets.find(f"{prefix}layers.1.attention.to_k")
+        assert (target.path, target.rows) == ("layers.1.attention.qkv", (8, 16))
 
 
 @cases

@@ -1,0 +1,105 @@
+"""Names of fused and split layers that no table has, which the shapes of a model's layers decide."""
+
+from __future__ import annotations
+
+import pytest
+from architectures import Shape
+
+from lycoris_ops.files.architectures import fused_attention
+from lycoris_ops.files.architectures.base import Place
+
+PARTS = {
+    "qkv": (12, 4),
+    "to_qkv": (12, 4),
+    "qkv_proj": (12, 4),
+    "in_proj": (12, 4),
+    "in_proj_weight": (12, 4),
+    "Wqkv": (12, 4),
+}
+
+
+@pytest.mark.parametrize("fused", PARTS)
+@pytest.mark.parametrize("parts", ["q k v", "to_q to_k to_v", "q_proj k_proj v_proj", "wq wk wv"])
+def test_parts_of_a_fused_weight(fused: str, parts: str) -> None:
+    path = f"encoder.layers.3.attn.{fused}"
+    names = fused_attention.fallback({path: PARTS[fused]})
+    thirds = ((0, 4), (4, 8), (8, 12))
+    for part, third in zip(parts.split(), thirds, strict=True):
+        assert names[f"encoder.layers.3.attn.{part}"] == (Place(path, third),)
+
+
+@pytest.mark.parametrize("output", ["out", "proj", "o_proj", "out_proj", "to_out.0", "wo"])
+def test_the_projection_after_the_attention_tells_the_rows_of_the_query(output: str) -> None:
+    shapes = {"attn.qkv": (20, 7), f"attn.{output}": (7, 12)}
+    names = fused_attention.fallback(shapes)
+    assert names["attn.q"] == (Place("attn.qkv", (0, 12)),)
+    assert names["attn.k"] == (Place("attn.qkv", (12, 16)),)
+    assert names["attn.v"] == (Place("attn.qkv", (16, 20)),)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        pytest.param({"attn.qkv": ()}, id="unknown"),
+        pytest.param({"attn.qkv": (20, 7)}, id="grouped, nothing to tell how"),
+        pytest.param({"attn.qkv": (12, 4), "attn.out": (4, 9)}, id="an odd rest"),
+        pytest.param({"attn.qkv": (12, 4), "attn.out": (4, 2)}, id="more keys than queries"),
+        pytest.param({"attn.qkv": (12, 4), "attn.out": (4, 4), "attn.proj": (4, 6)}, id="two outputs"),
+        pytest.param({"attn.qkv": (12, 4), "attn.to_qkv": (12, 4)}, id="two fusions"),
+        pytest.param({"attn.query_key_value": (12, 4)}, id="rows mixed by head in some models"),
+    ],
+)
+def test_what_shapes_do_not_decide_has_no_name(shapes: dict[str, Shape]) -> None:
+    assert fused_attention.fallback(shapes) == {}
+
+
+def test_fused_names_of_split_weights() -> None:
+    """A text encoder with grouped queries, as language models have them."""
+    shapes = {
+        "model.layers.0.self_attn.q_proj": (8, 4),
+        "model.layers.0.self_attn.k_proj": (2, 4),
+        "model.layers.0.self_attn.v_proj": (2, 4),
+        "model.layers.0.self_attn.o_proj": (4, 8),
+        "model.layers.0.mlp.gate_proj": (6, 4),
+        "model.layers.0.mlp.up_proj": (6, 4),
+        "model.layers.0.mlp.down_proj": (4, 6),
+    }
+    names = fused_attention.fallback(shapes)
+    attention = [Place(f"model.layers.0.self_attn.{part}_proj") for part in "qkv"]
+    assert names["model.layers.0.self_attn.qkv_proj"] == tuple(attention)
+    assert names["model.layers.0.self_attn.qkv"] == tuple(attention)
+    assert names["model.layers.0.self_attn.kv_proj"] == tuple(attention[1:])
+    assert names["model.layers.0.mlp.gate_up_proj"] == (
+        Place("model.layers.0.mlp.gate_proj"),
+        Place("model.layers.0.mlp.up_proj"),
+    )
+    assert not names.keys() & shapes.keys()
+
+
+def test_keys_of_something_else_than_the_queries_fuse_with_values_only() -> None:
+    shapes = {"attn2.to_q": (8, 8), "attn2.to_k": (8, 6), "attn2.to_v": (8, 6)}
+    names = fused_attention.fallback(shapes)
+    assert names["attn2.to_kv"] == (Place("attn2.to_k"), Place("attn2.to_v"))
+    assert "attn2.to_qkv" not in names
+
+
+def test_halves_of_fused_keys_and_values_and_of_a_gated_feed_forward() -> None:
+    names = fused_attention.fallback({"attn.to_q": (8, 8), "attn.to_kv": (4, 6), "mlp.gate_up_proj": (12, 8)})
+    assert names["attn.to_k"] == (Place("attn.to_kv", (0, 2)),)
+    assert names["attn.to_v"] == (Place("attn.to_kv", (2, 4)),)
+    assert names["mlp.gate_proj"] == (Place("mlp.gate_up_proj", (0, 6)),)
+    assert names["mlp.up_proj"] == (Place("mlp.gate_up_proj", (6, 12)),)
+    assert "attn.to_q" not in names
+
+
+def test_added_projections_of_a_second_stream_have_their_own_fusion() -> None:
+    shapes = dict.fromkeys((f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj")), (4, 4))
+    names = fused_attention.fallback(shapes)
+    assert names["attn.to_added_qkv"] == tuple(map(Place, shapes))
+    assert names["attn.to_added_kv"] == tuple(map(Place, list(shapes)[1:]))
+
+
+def test_the_list_index_of_an_output_may_be_missing() -> None:
+    names = fused_attention.fallback({"attn.to_out.0": (4, 4), "attn1.to_out": (4, 4)})
+    assert names["attn.to_out"] == (Place("attn.to_out.0"),)
+    assert names["attn1.to_out.0"] == (Place("attn1.to_out"),)
