@@ -5,6 +5,7 @@ Importing this package initialises no accelerator and needs no host application.
 
 from .algorithms import ALGORITHMS, Layer
 from .checkpoint import MergeResult, merge_checkpoint
+from .codec import Codec, Quantised
 from .errors import (
     FileFormatError,
     LayerError,
@@ -31,6 +32,7 @@ __all__ = [
     "PICKLES",
     "SAFETENSORS",
     "Adapter",
+    "Codec",
     "Entry",
     "FileFormatError",
     "Fingerprint",
@@ -41,6 +43,7 @@ __all__ = [
     "MergeResult",
     "Part",
     "PatchPlan",
+    "Quantised",
     "Resolution",
     "RuleError",
     "Rules",

@@ -65,8 +65,7 @@ def test_merged_weights_are_one_rounding_from_the_exact_sum(
     wanted = exact(base, stack)
     assert list(out) == list(base) and result.merged == len(wanted) > len(CASES)
     for key, tensor in out.items():
-        floating = base[key].is_floating_point() and base[key].itemsize > 1
-        assert tensor.dtype == (written if written and floating else base[key].dtype)
+        assert tensor.dtype == (written if written and base[key].is_floating_point() else base[key].dtype)
         if key in wanted:
             error = (tensor.double() - wanted[key]).abs()
             accumulation = 48 * torch.finfo(torch.float32).eps * wanted[key].abs().max()  # an SVD among them
@@ -247,7 +246,11 @@ def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
 
 def test_quantised_weights_and_odd_dtypes_are_refused(tmp_path: Path) -> None:
     path, stack = write(tmp_path, torch.float8_e4m3fn)
-    with pytest.raises(lyc.FileFormatError, match=r"base\.safetensors.*blocks.*quantised.*F8_E4M3"):
+    save_file(load_file(path) | {f"{BLOCK}.0.x.scale_weight": torch.ones(())}, path)
+    with pytest.raises(
+        lyc.FileFormatError,
+        match=r"base\.safetensors.*blocks.*quantised.*F8_E4M3.*Save Merged Model.*quantised from",
+    ):
         lyc.merge_checkpoint(path, stack, tmp_path / "out.safetensors")
     path, stack = write(tmp_path, torch.float16)
     with pytest.raises(lyc.LycorisError, match="int8"):
