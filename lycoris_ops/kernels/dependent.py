@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..algorithms import Layer
 from ..forms import Dependent
-from .group import Add
+from .group import Add, Product
 
 FORM = Dependent
 
@@ -43,6 +43,9 @@ class DependentGroup:
     def summary(self) -> str:
         kinds = ", ".join(sorted({term.bare.algorithm for term in self.terms}))
         return f"{len(self.terms)} that depend on the weight ({kinds}), one by one"
+
+    def products(self, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Product]:
+        return []
 
     def bind(
         self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..forms import Full
-from .group import Add
+from .group import Add, Product
 
 FORM = Full
 
@@ -24,6 +24,9 @@ class FullGroup:
     @property
     def summary(self) -> str:
         return f"{len(self.slots)} full, added as they are"
+
+    def products(self, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Product]:
+        return []
 
     def bind(
         self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor

@@ -1,8 +1,9 @@
-"""What a group of fused layers offers to a plan, whatever its form."""
+"""What a group of layers of one form offers to the paths that apply a plan."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -16,6 +17,26 @@ TILE = 1 << 20
 tiles lose more to call overhead than they win (measured on two cores: 1 to 2 M is best)."""
 
 
+@dataclass(frozen=True)
+class Product:
+    """factor * L @ R, each side one matrix or the Khatri-Rao product of two.
+
+    L (O, r), or of a (O, m) and b (O, n) the row-wise product (O, m n); R (r, K), or of a (m, K) and
+    b (n, K) the column-wise product (m n, K).
+    """
+
+    left: tuple[Tensor, ...]
+    right: tuple[Tensor, ...]
+    factor: float
+
+    @property
+    def rank(self) -> int:
+        rank = 1
+        for part in self.right:
+            rank *= part.shape[0]
+        return rank
+
+
 class Group(Protocol):
     """Layers of one form on the same rows of one weight. It holds decisions, never a tensor."""
 
@@ -24,10 +45,14 @@ class Group(Protocol):
         """What is fused and how, for the plan's report."""
         ...
 
+    def products(self, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Product]:
+        """The layers that are best added as one matrix product with all others."""
+        ...
+
     def bind(
         self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
-    ) -> Add:
-        """Fix tensors, already on the weight's device, and strengths for one application.
+    ) -> Add | None:
+        """What `products` leaves, with tensors and strengths fixed for one application; None for nothing.
 
         `weight` is what the group meets, before any layer has changed it.
         """

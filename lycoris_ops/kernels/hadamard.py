@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..forms import Hadamard
-from .group import Add, row_tiles
+from .group import Add, Product, row_tiles
+from .scratch import scratch
 
 FORM = Hadamard
 
@@ -46,18 +47,36 @@ class HadamardGroup:
             f"{len(self.terms)} Hadamard, {short} by Khatri-Rao factors, {len(self.terms) - short} by tiles"
         )
 
+    def as_products(self, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Product]:
+        """Every layer by its Khatri-Rao factors."""
+        return [_product(term, tensors, strengths) for term in self.terms]
+
+    def products(self, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Product]:
+        return [_product(term, tensors, strengths) for term in self.terms if term.khatri_rao]
+
     def bind(
         self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
-    ) -> Add:
-        adds: list[Add] = []
-        for term in self.terms:
-            w1_a, w1_b, w2_a, w2_b = (tensor.to(dtype) for tensor in tensors[term.first : term.first + 4])
-            bind = _khatri_rao if term.khatri_rao else _tiled
-            adds.append(bind(w1_a, w1_b, w2_a, w2_b, term.scale * strengths[term.slot]))
+    ) -> Add | None:
+        terms = [
+            (
+                [tensor.to(dtype) for tensor in tensors[term.first : term.first + 4]],
+                term.scale * strengths[term.slot],
+            )
+            for term in self.terms
+            if not term.khatri_rao
+        ]
+        if not terms:
+            return None
 
         def add(rows: Tensor, first: int) -> None:
-            for one in adds:
-                one(rows, first)
+            for start, stop in row_tiles(len(rows), rows.shape[1]):
+                part = rows[start:stop]
+                one = scratch("hadamard one", part.shape, dtype, rows.device)
+                two = scratch("hadamard two", part.shape, dtype, rows.device)
+                for (w1_a, w1_b, w2_a, w2_b), factor in terms:
+                    torch.mm(w1_a[first + start : first + stop], w1_b, out=one)
+                    torch.mm(w2_a[first + start : first + stop], w2_b, out=two)
+                    part.addcmul_(one, two, value=factor)
 
         return add
 
@@ -75,21 +94,6 @@ def fuse(
     return HadamardGroup(tuple(terms)), tuple(tensors)
 
 
-def _khatri_rao(w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor, factor: float) -> Add:
-    left = (w1_a[:, :, None] * w2_a[:, None, :]).flatten(1).mul_(factor)
-    right = (w1_b[:, None, :] * w2_b[None, :, :]).flatten(0, 1)
-
-    def add(rows: Tensor, first: int) -> None:
-        rows.addmm_(left[first : first + len(rows)], right)
-
-    return add
-
-
-def _tiled(w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor, factor: float) -> Add:
-    def add(rows: Tensor, first: int) -> None:
-        for start, stop in row_tiles(len(rows), rows.shape[1]):
-            one = w1_a[first + start : first + stop] @ w1_b
-            two = w2_a[first + start : first + stop] @ w2_b
-            rows[start:stop].addcmul_(one, two, value=factor)
-
-    return add
+def _product(term: HadamardTerm, tensors: Sequence[Tensor], strengths: Sequence[float]) -> Product:
+    w1_a, w1_b, w2_a, w2_b = tensors[term.first : term.first + 4]
+    return Product((w1_a, w2_a), (w1_b, w2_b), term.scale * strengths[term.slot])

@@ -1,4 +1,4 @@
-"""LoKr layers: an outer product added through a 4-D view of the weight, never as a full matrix."""
+"""LoKr layers: outer products added through a 4-D view of the weight, never as a full matrix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..forms import Kronecker, product
-from .group import Add
+from .group import Add, Product
+from .scratch import scratch
 
 FORM = Kronecker
 
@@ -29,7 +30,10 @@ class KroneckerTerm:
 
 @dataclass(frozen=True)
 class KroneckerGroup:
-    """W.view(l, k, i, j)[a, b, c, d] += scale * strength * w1[a, c] * w2[b, d], by `addcmul_`."""
+    """W.view(l, k, i, j)[a, b, c, d] += sum_n scale_n * strength_n * w1_n[a, c] * w2_n[b, d].
+
+    Layers of one factorisation share one product over n, (l i, N) @ (N, k j), a tile at a time.
+    """
 
     terms: tuple[KroneckerTerm, ...]
 
@@ -37,22 +41,35 @@ class KroneckerGroup:
     def summary(self) -> str:
         return f"{len(self.terms)} Kronecker, added through a 4-D view"
 
+    def products(self, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Product]:
+        return []
+
     def bind(
         self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
     ) -> Add:
-        factors: list[tuple[Tensor, Tensor, int]] = []
+        alike: dict[tuple[torch.Size, torch.Size, int], list[tuple[Tensor, Tensor]]] = {}
         for term in self.terms:
-            second = term.first + term.w1_count
-            w1 = _matrix(tensors[term.first : second], dtype)
-            w2 = _matrix(tensors[second : second + term.w2_count], dtype)
-            # A new tensor: the factor itself may be the file's, shared with other plans.
-            factors.append((w1 * (term.scale * strengths[term.slot]), w2, term.offset))
+            w1, w2 = self.factors(term, tensors, dtype)
+            scaled = w1 * (term.scale * strengths[term.slot])
+            alike.setdefault((w1.shape, w2.shape, term.offset), []).append((scaled, w2))
+        joined = [
+            (torch.stack([w1 for w1, _ in pairs]), torch.stack([w2 for _, w2 in pairs]), offset)
+            for (_, _, offset), pairs in alike.items()
+        ]
 
         def add(rows: Tensor, first: int) -> None:
-            for w1, w2, offset in factors:
+            for w1, w2, offset in joined:
                 _add_rows(rows, first + offset, w1, w2)
 
         return add
+
+    @staticmethod
+    def factors(term: KroneckerTerm, tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """w1 (l, i) and w2 (k, j * prod(kernel)) of one layer."""
+        second = term.first + term.w1_count
+        w1 = product(tuple(tensors[term.first : second]), dtype, tensors[term.first].device)
+        w2 = product(tuple(tensors[second : second + term.w2_count]), dtype, tensors[second].device)
+        return w1, w2
 
 
 def fuse(
@@ -69,19 +86,21 @@ def fuse(
     return KroneckerGroup(tuple(terms)), tuple(tensors)
 
 
-def _matrix(factors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    return product(tuple(factors), dtype, factors[0].device)
-
-
 def _add_rows(rows: Tensor, first: int, w1: Tensor, w2: Tensor) -> None:
-    """Add rows `first` and following of kron(w1, w2)."""
-    k, inner = w2.shape
+    """Add rows `first` and following of sum_n kron(w1[n], w2[n]), with w1 (N, l, i) and w2 (N, k, j)."""
+    count, k, inner = w2.shape
     for start, stop in _spans(first, first + len(rows), k):
         part = rows[start - first : stop - first]
-        outer = w1[start // k : -(-stop // k)]
-        w2_rows = w2[start % k : start % k + (stop - start)] if len(outer) == 1 else w2
-        view = part.view(len(outer), len(w2_rows), w1.shape[1], inner)
-        view.addcmul_(outer[:, None, :, None], w2_rows[None, :, None, :])
+        outer = w1[:, start // k : -(-stop // k)]
+        w2_rows = w2[:, start % k : start % k + (stop - start)] if outer.shape[1] == 1 else w2
+        blocks, columns, height = outer.shape[1], outer.shape[2], w2_rows.shape[1]
+        view = part.view(blocks, height, columns, inner)
+        if count == 1:
+            view.addcmul_(outer[0, :, None, :, None], w2_rows[0, None, :, None, :])
+            continue
+        change = scratch("kronecker", (blocks * columns, height * inner), rows.dtype, rows.device)
+        torch.mm(outer.reshape(count, -1).T, w2_rows.reshape(count, -1), out=change)
+        view.add_(change.view(blocks, columns, height, inner).transpose(1, 2))
 
 
 def _spans(start: int, stop: int, k: int) -> Iterator[tuple[int, int]]:

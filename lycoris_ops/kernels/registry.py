@@ -57,8 +57,9 @@ class Path:
 
 
 def _discover() -> tuple[Path, ...]:
-    modules = pkgutil.iter_modules(paths.__path__)
-    found = [importlib.import_module(f"{paths.__name__}.{module_info.name}").PATH for module_info in modules]
+    names = [module_info.name for module_info in pkgutil.iter_modules(paths.__path__)]
+    modules = (importlib.import_module(f"{paths.__name__}.{name}") for name in names)
+    found = [module.PATH for module in modules if hasattr(module, "PATH")]
     return tuple(sorted(found, key=lambda path: path.rank))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..forms import Sparse
-from .group import Add
+from .group import Add, Product
 
 FORM = Sparse
 
@@ -25,6 +25,9 @@ class SparseGroup:
     @property
     def summary(self) -> str:
         return f"{len(self.slots)} sparse, added at their places"
+
+    def products(self, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Product]:
+        return []
 
     def bind(
         self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
