@@ -125,24 +125,24 @@ def _kernel(shape: Sequence[int | None]) -> Shape:
     return tuple(kernel)
 
 
-def decompose(weight: Tensor, direction: Tensor, magnitude: Tensor, *, norm_of: Tensor) -> Tensor:
-    """magnitude * direction / norm, the norm of each output or of each input of `norm_of`.
+def dora_factor(magnitude: Tensor, norm_of: Tensor) -> Tensor:
+    """magnitude / norm, to be multiplied with a direction: the norm of each output or input of `norm_of`.
 
     The axis is that of `magnitude`: (O,), (O, 1, ...) or (1, O, 1, ...) for outputs, the norm being
     over all other dimensions; (1, I, 1, ...) for inputs, over outputs and kernel. Where both axes are
     of one size, (n,) and (n, 1, ...) mean outputs, (1, n, ...) means inputs.
     Source: Liu et al., "DoRA" (2402.09353), eq. 5; the input axis by LyCORIS before 3.2.
     """
-    axis = magnitude_axis(magnitude.shape, weight.shape)
-    shape = [1] * weight.ndim
+    axis = magnitude_axis(magnitude.shape, norm_of.shape)
+    shape = [1] * norm_of.ndim
     shape[axis] = -1
     length = norm(norm_of.transpose(0, axis).flatten(1), 1).reshape(shape)
     length = length.clamp_min(torch.finfo(length.dtype).tiny)
-    return direction * (magnitude.to(weight.device, weight.dtype).reshape(shape) / length)
+    return magnitude.to(norm_of.device, norm_of.dtype).reshape(shape) / length
 
 
 def magnitude_axis(magnitude: Sequence[int], weight: Sequence[int]) -> int:
-    """0 where a DoRA magnitude is for a weight's outputs, 1 for its inputs, as in `decompose`.
+    """0 where a DoRA magnitude is for a weight's outputs, 1 for its inputs, as in `dora_factor`.
 
     Raises LayerError where it is for neither.
     """

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..algebra import Extent, Shape, compute_dtype, fits
 from ..errors import LayerError
 from ..forms import Additive, Dependent, Form
+from ..sides import Sides
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -105,9 +106,21 @@ class Layer(ABC):
         """
         return None
 
+    def sides(self, weight: Tensor) -> Sides:
+        """The change at strength 1 as operators on a float32 or float64 weight, where `additive` is None.
+
+        Unless `reads_weight`, shape, dtype and device of the weight are enough.
+        """
+        raise NotImplementedError(f"{self.algorithm} states neither its forms nor its operators")
+
+    @property
+    def reads_weight(self) -> bool:
+        """Whether `sides` depends on the weight's values."""
+        return False
+
     def dependent(self, weight: Tensor) -> Tensor:
         """The change at strength 1 of a float32 or float64 weight, where `additive` is None."""
-        raise NotImplementedError(f"{self.algorithm} states neither its forms nor its change")
+        return self.sides(weight).change(weight)
 
     def forms(self) -> tuple[Form, ...]:
         """What the patch ops apply: the factored forms, or the layer itself."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..algebra import Shape
 from ..errors import LayerError
+from ..sides import Blocks, Chain, Diagonal, Operator, Permuted, Sides
 from .oft import Oft
 
 if TYPE_CHECKING:
@@ -52,14 +53,13 @@ class Boft(Oft):
         stages = (outputs // size - 1).bit_count() + 1
         return cls(oft_blocks=torch.zeros(stages, outputs // size, size, size), alpha=alpha)
 
-    def dependent(self, weight: Tensor) -> Tensor:
-        stages = self.rotations(weight)
-        count, size = stages.shape[1:3]
-        rotated = weight.reshape(weight.shape[0], -1)
-        for stage, rotation in enumerate(stages):
-            half = size // 2 << stage
+    def sides(self, weight: Tensor) -> Sides:
+        parts: list[Operator] = []
+        for stage, rotation in enumerate(self.rotations(weight)):
+            half = rotation.shape[1] // 2 << stage
             order = torch.arange(weight.shape[0], device=weight.device)
             order = order.view(-1, 2, half).transpose(1, 2).flatten()
-            mixed = torch.einsum("kij,kjc->kic", rotation, rotated[order].view(count, size, -1))
-            rotated = torch.empty_like(rotated).index_copy_(0, order, mixed.flatten(0, 1))
-        return self.rescaled(rotated, weight) - weight
+            parts.append(Permuted(order, Blocks.of(rotation)))
+        if self.rescale is not None:
+            parts.append(Diagonal(self.rescale.to(weight.device, weight.dtype).flatten() - 1))
+        return Sides(outputs=Chain(tuple(parts)))

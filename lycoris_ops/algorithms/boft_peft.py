@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..algebra import Extent, Shape, cayley
+from ..sides import Blocks, Chain, Diagonal, Operator, Permuted, Sides
 from .base import Layer, agree, dimensions
 from .oftv2 import block_of_inputs
 
@@ -56,23 +57,21 @@ class BoftPeft(Layer):
         size, count = block_of_inputs(shape, rank)
         return cls(boft_r=torch.zeros(1, count, size, size), boft_s=torch.ones(shape[0], 1))
 
-    def dependent(self, weight: Tensor) -> Tensor:
+    def sides(self, weight: Tensor) -> Sides:
         blocks = self.boft_r.to(weight.device, weight.dtype)
         rotations = cayley((blocks.transpose(-1, -2) - blocks) / 2)
         stages, count, size, _ = rotations.shape
         inputs = torch.arange(count * size, device=weight.device)
-        turned = weight.reshape(weight.shape[0], -1)
+        parts: list[Operator] = []
         for stage, rotation in enumerate(rotations):
             order = inputs
             if stages > 1:
                 halves = inputs.view(count >> stage, -1, size // 2)
                 order = torch.cat([halves[:, 0::2], halves[:, 1::2]], 1).flatten()
-            # P^T moves place k to order[k], and P moves it back.
-            sorted_inputs = torch.empty_like(turned).index_copy_(1, order, turned)
-            parts = sorted_inputs.view(len(turned), count, size)
-            turned = torch.einsum("krc,okc->okr", rotation, parts).flatten(1)[:, order]
-        factor = self.boft_s.to(weight.device, weight.dtype).reshape(-1, 1)
-        return (factor * turned).reshape(weight.shape) - weight
+            # P^T moves input k to place order[k], and P moves it back.
+            parts.append(Permuted(torch.argsort(order), Blocks.of(rotation)))
+        factor = self.boft_s.to(weight.device, weight.dtype).flatten() - 1
+        return Sides(outputs=Diagonal(factor), inputs=Chain(tuple(parts)).transposed())
 
     def rows(self, start: int, stop: int) -> BoftPeft:
         return replace(self, boft_s=self.boft_s[start:stop], diff_b=None)

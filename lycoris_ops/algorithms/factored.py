@@ -11,9 +11,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..algebra import Extent, Shape, decompose, flat_shape, magnitude_axis
+from ..algebra import Extent, Shape, dora_factor, flat_shape, magnitude_axis
 from ..errors import LayerError
 from ..forms import Additive, Sparse
+from ..sides import Diagonal, Sides
 from .base import Layer, add_up, show
 
 DORA = "dora_scale"
@@ -26,7 +27,7 @@ class Factored(Layer):
     """delta = product (+ sparse), or with a DoRA magnitude d: delta = d * V / norm(V) - W, V = W + product.
 
     `dora_scale` is (O, 1, ...), (O,) or (1, O, 1, ...) for a norm over each output, (1, I, 1, ...) for one
-    over each input (see `algebra.decompose`). The sparse remainder is `bias_values` at `bias_indices`
+    over each input (see `algebra.dora_factor`). The sparse remainder is `bias_values` at `bias_indices`
     (dimensions, n), int16, of a tensor of shape `bias_size`; despite its name it belongs to the weight.
 
     `dora` chooses the norm: "paper" that of V; "host" that of W on the output axis, as ComfyUI 0.30
@@ -82,14 +83,31 @@ class Factored(Layer):
         sparse = self._sparse()
         return (self.product(),) if sparse is None else (self.product(), sparse)
 
+    @property
+    def reads_weight(self) -> bool:
+        return self.dora_scale is not None
+
+    def sides(self, weight: Tensor) -> Sides:
+        assert self.dora_scale is not None
+        plain, _, factor = self._decomposed(weight)
+        if magnitude_axis(self.dora_scale.shape, weight.shape) == 0:
+            return Sides(outputs=Diagonal(factor.flatten() - 1), inside=plain)
+        return Sides(inputs=Diagonal(factor.flatten() - 1), inside=plain)
+
     def dependent(self, weight: Tensor) -> Tensor:
+        # The same as by `sides`, which would form the full product once more.
+        _, direction, factor = self._decomposed(weight)
+        return direction * factor - weight
+
+    def _decomposed(self, weight: Tensor) -> tuple[tuple[Additive, ...], Tensor, Tensor]:
+        """The product, V, and d / norm of it."""
         assert self.dora_scale is not None
         plain = replace(self, dora_scale=None).additive()
         assert plain is not None
         direction = weight + add_up(plain, weight.dtype, weight.device).reshape(weight.shape)
         outputs = magnitude_axis(self.dora_scale.shape, weight.shape) == 0
         norm_of = weight if self.dora == "host" and outputs else direction
-        return decompose(weight, direction, self.dora_scale, norm_of=norm_of) - weight
+        return plain, direction, dora_factor(self.dora_scale, norm_of)
 
     def rows(self, start: int, stop: int) -> Layer:
         magnitude = self.dora_scale

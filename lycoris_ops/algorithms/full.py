@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import forms
 from ..algebra import Shape
 from ..errors import LayerError
+from ..sides import Diagonal, Sides
 from .base import ALPHA, DIFF_B, Layer
 
 if TYPE_CHECKING:
@@ -54,10 +55,11 @@ class Full(Layer):
     def additive(self) -> tuple[forms.Full, ...] | None:
         return (forms.Full(_matrix(self.diff)),) if self.diff is not None else None
 
-    def dependent(self, weight: Tensor) -> Tensor:
+    def sides(self, weight: Tensor) -> Sides:
         if self.set_weight is None:
-            return torch.zeros_like(weight)
-        return self.set_weight.to(weight.device, weight.dtype).reshape(weight.shape) - weight
+            return Sides()
+        nothing = Diagonal(-torch.ones(weight.shape[0], dtype=weight.dtype, device=weight.device))
+        return Sides(outputs=nothing, beside=(forms.Full(_matrix(self.set_weight)),))
 
     def rows(self, start: int, stop: int) -> Full:
         assert self.set_weight is not None

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..algebra import Extent, Shape, flat_shape, fold_core
 from ..errors import LayerError
+from ..forms import LowRank
+from ..sides import Product, Sides
 from .base import Layer, agree, dimensions, scale, shapes_of
 
 if TYPE_CHECKING:
@@ -80,12 +82,10 @@ class Glora(Layer):
             alpha=alpha,
         )
 
-    def dependent(self, weight: Tensor) -> Tensor:
+    def sides(self, weight: Tensor) -> Sides:
         a1, a2, up, down = (part.to(weight.device, weight.dtype).flatten(1) for part in self._factors())
-        flat = weight.reshape(weight.shape[0], a1.shape[0], -1)
-        inner = torch.einsum("oik,ij->ojk", torch.einsum("oik,ir->ork", flat, a1), a2)
-        change = up @ down + inner.reshape(weight.shape[0], -1)
-        return scale(self.alpha, a1.shape[1]) * change
+        factor = scale(self.alpha, a1.shape[1])
+        return Sides(inputs=Product(a1, a2, factor), beside=(LowRank(up, down, factor),))
 
     def rows(self, start: int, stop: int) -> Glora:
         shapes = shapes_of(self.dump())

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..algebra import Extent, Shape
 from ..errors import LayerError
+from ..sides import Diagonal, Sides
 from .base import ALPHA, Layer, dimensions
 
 if TYPE_CHECKING:
@@ -76,18 +77,16 @@ class Ia3(Layer):
         weight = torch.zeros(1, shape[0], *ones) if ones else torch.zeros(shape[0])
         return cls(weight=weight, on_input=torch.tensor(0))
 
-    def dependent(self, weight: Tensor) -> Tensor:
+    def sides(self, weight: Tensor) -> Sides:
         factor = self._factor(weight.dtype).to(weight.device)
         axis = 1 if self._inputs() else 0
-        shape = [1] * weight.ndim
         if axis >= weight.ndim or weight.shape[axis] != factor.numel():
             raise LayerError(
                 "an ia3 layer does not fit the weight",
                 got=f"{factor.numel()} factors for its {'inputs' if axis else 'outputs'}",
                 expected=str(list(weight.shape)),
             )
-        shape[axis] = -1
-        return weight * factor.reshape(shape)
+        return Sides(inputs=Diagonal(factor)) if axis else Sides(outputs=Diagonal(factor))
 
     def rows(self, start: int, stop: int) -> Ia3:
         if self._inputs():

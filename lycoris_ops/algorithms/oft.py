@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..algebra import Extent, Shape, cayley, factorization, norm
 from ..errors import LayerError
+from ..sides import Blocks, Sides
 from .base import Layer, agree, dimensions
 
 if TYPE_CHECKING:
@@ -58,11 +59,11 @@ class Oft(Layer):
         size, count = factorization(shape[0], rank)
         return cls(oft_blocks=torch.zeros(count, size, size), alpha=alpha)
 
-    def dependent(self, weight: Tensor) -> Tensor:
-        rotation = self.rotations(weight)
-        count, size, _ = rotation.shape
-        blocks = weight.reshape(count, size, -1)
-        return self.rescaled(torch.einsum("knm,knc->kmc", rotation, blocks), weight) - weight
+    def sides(self, weight: Tensor) -> Sides:
+        blocks = self.rotations(weight).transpose(1, 2)
+        if self.rescale is not None:
+            blocks = blocks * self.rescale.to(weight.device, weight.dtype).view(*blocks.shape[:2], 1)
+        return Sides(outputs=Blocks.of(blocks))
 
     def rows(self, start: int, stop: int) -> Layer:
         size = self.oft_blocks.shape[-1]
@@ -83,11 +84,3 @@ class Oft(Layer):
             bound = self.alpha * weight.shape[0]
             skew = skew * (bound / norm(skew).clamp_min(bound))
         return cayley(skew)
-
-    def rescaled(self, rotated: Tensor, weight: Tensor) -> Tensor:
-        """The rotated weight in the shape of the weight, times `rescale` where there is one."""
-        shaped = rotated.reshape(weight.shape)
-        if self.rescale is None:
-            return shaped
-        factor = self.rescale.to(weight.device, weight.dtype).flatten()
-        return shaped * factor.reshape(-1, *(1 for _ in weight.shape[1:]))

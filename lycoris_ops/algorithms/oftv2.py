@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..algebra import Extent, Shape, cayley, flat_shape, norm
 from ..errors import LayerError
+from ..sides import Blocks, Sides
 from .base import Layer, dimensions
 
 if TYPE_CHECKING:
@@ -70,20 +71,18 @@ class OftV2(Layer):
         size, count = block_of_inputs(shape, rank)
         return cls(oft_r=torch.zeros(count, size * (size - 1) // 2))
 
-    def dependent(self, weight: Tensor) -> Tensor:
-        flat = weight.reshape(weight.shape[0], -1)
+    def sides(self, weight: Tensor) -> Sides:
+        flat = flat_shape(weight.shape)
         skew = self._skew(weight)
         size = skew.shape[-1]
-        if flat.shape[1] % size:
+        if flat[1] % size:
             raise LayerError(
                 "the shared block of an oftv2 layer does not divide the inputs",
                 got=f"blocks of {size}",
-                expected=f"a divisor of {flat.shape[1]}",
+                expected=f"a divisor of {flat[1]}",
             )
-        rotation = self._rotation(skew)
-        rotation = rotation.expand(flat.shape[1] // size, size, size)
-        blocks = flat.view(len(flat), -1, size)
-        return (torch.einsum("okc,krc->okr", blocks, rotation).reshape(flat.shape) - flat).view(weight.shape)
+        rotation = self._rotation(skew).expand(flat[1] // size, size, size)
+        return Sides(inputs=Blocks.of(rotation).transposed())
 
     def rows(self, start: int, stop: int) -> OftV2:
         """The same layer: every output sees the same rotated inputs."""

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..algebra import Shape, singular
 from ..errors import LayerError
+from ..forms import LowRank
+from ..sides import Sides
 from .base import Layer, agree, dimensions, scale
 
 if TYPE_CHECKING:
@@ -60,7 +62,11 @@ class Tlora(Layer):
             expected="the weight that it starts from",
         )
 
-    def dependent(self, weight: Tensor) -> Tensor:
+    @property
+    def reads_weight(self) -> bool:
+        return True
+
+    def sides(self, weight: Tensor) -> Sides:
         if self.sig_type is None:
             raise LayerError(
                 "a tlora file does not hold the factors that it started from, nor which they were",
@@ -82,5 +88,7 @@ class Tlora(Layer):
             "middle": (len(middle) - known) // 2,
         }[self.sig_type]
         kept = slice(first, first + known)
-        before = (left[:, kept] * middle[kept]) @ right[kept]
-        return scale(self.alpha, rank) * ((up * values.flatten()) @ down - before)
+        factor = scale(self.alpha, rank)
+        after = LowRank(up * values.flatten(), down, factor)
+        before = LowRank(left[:, kept] * middle[kept], right[kept], -factor)
+        return Sides(beside=(after, before))

@@ -1,0 +1,203 @@
+"""Changes that depend on the weight they meet, as operators on its outputs and on its inputs.
+
+A layer states its operators once; what it adds to a weight, and what it adds to a module's output
+where the weight is left alone, both derive from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from .forms import Additive
+
+T = TypeVar("T")
+
+
+class Operator(Protocol):
+    """A square matrix M that is never formed."""
+
+    @property
+    def size(self) -> int: ...
+
+    def change(self, vectors: Tensor) -> Tensor:
+        """(M - 1) v for the vectors v in the last dimension: the change alone, without cancellation."""
+        ...
+
+    def transposed(self) -> Operator: ...
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """M = 1 + diag(extra), extra (n,)."""
+
+    extra: Tensor
+
+    @property
+    def size(self) -> int:
+        return self.extra.numel()
+
+    def change(self, vectors: Tensor) -> Tensor:
+        return vectors * self.extra
+
+    def transposed(self) -> Diagonal:
+        return self
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """M = 1 + blockdiag(extra), extra (n, b, b)."""
+
+    extra: Tensor
+
+    @classmethod
+    def of(cls, blocks: Tensor) -> Blocks:
+        """M = blockdiag(blocks)."""
+        return cls(blocks - torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device))
+
+    @property
+    def size(self) -> int:
+        return self.extra.shape[0] * self.extra.shape[1]
+
+    def change(self, vectors: Tensor) -> Tensor:
+        count, size, _ = self.extra.shape
+        cut = vectors.view(*vectors.shape[:-1], count, size)
+        return torch.einsum("kij,...kj->...ki", self.extra, cut).flatten(-2)
+
+    def transposed(self) -> Blocks:
+        return Blocks(self.extra.transpose(1, 2))
+
+
+@dataclass(frozen=True)
+class Product:
+    """M = 1 + scale * left @ right, left (n, r) and right (r, n)."""
+
+    left: Tensor
+    right: Tensor
+    scale: float
+
+    @property
+    def size(self) -> int:
+        return self.left.shape[0]
+
+    def change(self, vectors: Tensor) -> Tensor:
+        return ((vectors @ self.right.T) * self.scale) @ self.left.T
+
+    def transposed(self) -> Product:
+        return Product(self.right.T, self.left.T, self.scale)
+
+
+@dataclass(frozen=True)
+class Permuted:
+    """M = P^T inner P, where P moves component order[i] to place i."""
+
+    order: Tensor
+    inner: Operator
+    inverse: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inverse", torch.argsort(self.order))
+
+    @property
+    def size(self) -> int:
+        return self.order.numel()
+
+    def change(self, vectors: Tensor) -> Tensor:
+        return self.inner.change(vectors[..., self.order])[..., self.inverse]
+
+    def transposed(self) -> Permuted:
+        return Permuted(self.order, self.inner.transposed())
+
+
+@dataclass(frozen=True)
+class Chain:
+    """M = parts[-1] ... parts[1] parts[0]: the first is applied first."""
+
+    parts: tuple[Operator, ...]
+
+    @property
+    def size(self) -> int:
+        return self.parts[0].size
+
+    def change(self, vectors: Tensor) -> Tensor:
+        total = self.parts[0].change(vectors)
+        for part in self.parts[1:]:
+            total = total + part.change(vectors + total)
+        return total
+
+    def transposed(self) -> Chain:
+        return Chain(tuple(part.transposed() for part in reversed(self.parts)))
+
+
+@dataclass(frozen=True)
+class Sides:
+    """W' = outputs @ (W + inside) @ inputs + beside.
+
+    `outputs` is of the size of O. `inputs` is of the size of K, or of I: then it mixes the inputs of
+    a convolution at each place of its kernel alike.
+    """
+
+    outputs: Operator | None = None
+    inputs: Operator | None = None
+    inside: tuple[Additive, ...] = ()
+    beside: tuple[Additive, ...] = ()
+
+    def change(self, weight: Tensor) -> Tensor:
+        """W' - W in the weight's shape, for a float32 or float64 weight."""
+        total = _dense(self.inside, weight)
+        for apply, operator in ((on_inputs, self.inputs), (on_outputs, self.outputs)):
+            if operator is not None:
+                met = weight if total is None else weight + total
+                change = apply(operator, met)
+                total = change if total is None else total + change
+        beside = _dense(self.beside, weight)
+        if total is None or beside is None:
+            kept = beside if total is None else total
+            return torch.zeros_like(weight) if kept is None else kept
+        return total + beside
+
+
+def on_outputs(operator: Operator, weight: Tensor) -> Tensor:
+    """M W - W, in the weight's shape."""
+    return operator.change(weight.reshape(weight.shape[0], -1).T).T.reshape(weight.shape)
+
+
+def on_inputs(operator: Operator, weight: Tensor) -> Tensor:
+    """W M - W over the columns or, for an operator of the size of I, over the inputs alone."""
+    turned = operator.transposed()
+    flat = weight.reshape(weight.shape[0], -1)
+    if operator.size == flat.shape[1]:
+        return turned.change(flat).reshape(weight.shape)
+    cut = flat.view(len(flat), operator.size, -1).transpose(1, 2)
+    return turned.change(cut).transpose(1, 2).reshape(weight.shape)
+
+
+def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T:
+    """Operators or forms with all their tensors on a device; floating-point ones in `dtype`, if given."""
+    if isinstance(value, Tensor):
+        narrow = dtype if value.is_floating_point() else None
+        return value.to(device, narrow or value.dtype)  # type: ignore[return-value]
+    if isinstance(value, tuple):
+        return tuple(moved(item, device, dtype) for item in value)  # type: ignore[return-value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        known: Any = value
+        fields = {
+            entry.name: moved(getattr(known, entry.name), device, dtype)
+            for entry in dataclasses.fields(known)
+            if entry.init
+        }
+        return replace(known, **fields)
+    return value
+
+
+def _dense(forms: Sequence[Additive], weight: Tensor) -> Tensor | None:
+    total: Tensor | None = None
+    for form in forms:
+        dense = form.dense(weight.dtype, weight.device)
+        total = dense if total is None else total + dense
+    return None if total is None else total.reshape(weight.shape)
