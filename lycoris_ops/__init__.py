@@ -16,6 +16,7 @@ from .errors import (
 )
 from .files.adapter import Adapter, adapter_stamp, load_adapter
 from .files.cache import TensorCache
+from .files.naming import WRITTEN
 from .files.tensor_file import PICKLES, SAFETENSORS, Fingerprint
 from .kernels import PatchPlan, patch_, patch_report
 from .parts import Part
@@ -31,6 +32,7 @@ __all__ = [
     "ALGORITHMS",
     "PICKLES",
     "SAFETENSORS",
+    "WRITTEN",
     "Adapter",
     "Codec",
     "Entry",

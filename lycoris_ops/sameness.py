@@ -14,8 +14,8 @@ from .algorithms.base import ALPHA, scale
 from .algorithms.lora import Lora
 from .algorithms.oft import Oft
 
-SCALED = ("lora_up", "lora_b_bias")
-"""Tensors of a LoRA layer that may hold its scale."""
+FACTORS, BIAS = ("lora_up", "lora_down"), "lora_b_bias"
+"""Tensors of a LoRA layer one of which may hold its scale, and that of the bias, which then does too."""
 EITHER_WAY = ("dora", "feedforward")
 """Options that choose how to compute, or that a tensor's shape tells as well."""
 
@@ -24,19 +24,21 @@ def difference(wanted: Layer, found: Layer) -> str | None:
     """What differs between two layers, in words; None where they change any weight alike."""
     if type(wanted) is not type(found):
         return f"{found.algorithm}, not {wanted.algorithm}"
-    scales = [scale(layer.alpha, layer.rank or 1) for layer in (wanted, found)]
-    rank_free = not wanted.scaled_by_alpha or wanted.rank is None
-    if rank_free:
-        scales = [1.0, 1.0]
+    scales = [1.0, 1.0]
+    if wanted.scaled_by_alpha and wanted.rank is not None:
+        scales = [scale(layer.alpha, layer.rank or 1) for layer in (wanted, found)]
     folded = isinstance(found, Lora) and found.lora_up is not None and scales[0] != scales[1]
     if not folded and not math.isclose(*scales, rel_tol=1e-6):
         return f"scale {scales[1]:g}, not {scales[0]:g}"
+    scaled = ()
+    if folded:
+        scaled = (next((name for name in FACTORS if not _alike(wanted, found, name)), FACTORS[0]), BIAS)
     for field in dataclasses.fields(wanted):
         ours, theirs = getattr(wanted, field.name), getattr(found, field.name)
         if isinstance(ours, Tensor) != isinstance(theirs, Tensor):
             return f"{field.name} is {'there' if isinstance(theirs, Tensor) else 'missing'}"
         if isinstance(ours, Tensor):
-            by = scales if folded and field.name in SCALED else [1.0, 1.0]
+            by = scales if field.name in scaled else [1.0, 1.0]
             if not _equal(ours, theirs, by):
                 return f"{field.name} has other values"
         elif field.name == ALPHA:
@@ -46,6 +48,10 @@ def difference(wanted: Layer, found: Layer) -> str | None:
         elif field.name not in EITHER_WAY and ours != theirs:
             return f"{field.name} {theirs}, not {ours}"
     return None
+
+
+def _alike(wanted: Layer, found: Layer, field: str) -> bool:
+    return _equal(getattr(wanted, field), getattr(found, field), [1.0, 1.0])
 
 
 def _close(ours: float | None, theirs: float | None) -> bool:

@@ -6,7 +6,8 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -105,14 +106,14 @@ def save_adapter(
         made.append(writer.make(layer))
         if progress:
             progress(len(made), len(planned))
-    tensors = {f"{layer.planned.name}.{suffix}": t for layer in made for suffix, t in layer.tensors.items()}
+    tensors = {f"{layer.encoded.name}.{suffix}": t for layer in made for suffix, t in layer.tensors.items()}
     tensors = in_file_order(tensors | dict(adapter.file.read(loose, adapter.cache, keep=False)))
     config, configured = writer.configuration(made)
     text = _metadata(adapter, dialect, dtype, made, metadata or {}, configured)
     _add_hashes(text, tensors, adapter.metadata, dialect, metadata or {})
     header = header_of(tensors, text)
     size = len(header) + sum(tensor.nbytes for tensor in tensors.values())
-    with staged(out, size + len(config or "")) as folder:
+    with _folder_of(out, dialect), staged(out, size + len(config or "")) as folder:
         with (folder / out.name).open("xb") as file:
             file.write(header)
             for tensor in tensors.values():
@@ -148,8 +149,6 @@ def _place(path: Path, dialect: Written) -> Path:
 
 def _peft_place(path: Path) -> Path:
     if not path.suffix and not path.is_file():
-        if path.parent.is_dir():
-            path.mkdir(exist_ok=True)
         path = path / PEFT_FILE
     if path.name != PEFT_FILE:
         raise WriteError(
@@ -167,6 +166,20 @@ def _peft_place(path: Path) -> Path:
             expected="a folder of its own",
         )
     return path
+
+
+@contextmanager
+def _folder_of(path: Path, dialect: Written) -> Generator[None]:
+    """PEFT's file is a folder, which is made for it, and taken away if nothing came of it."""
+    new = dialect == "peft" and not path.parent.exists() and path.parent.parent.is_dir()
+    if new:
+        path.parent.mkdir()
+    try:
+        yield
+    except BaseException:
+        if new:
+            path.parent.rmdir()
+        raise
 
 
 def _loose(adapter: Adapter, dialect: Written, drop: bool) -> list[str]:
@@ -215,9 +228,17 @@ class _Writer:
     """What one adapter's layers become in one dialect."""
 
     def __init__(
-        self, adapter: Adapter, dialect: Written, dtype: torch.dtype | None, targets: Targets | None
+        self,
+        adapter: Adapter,
+        dialect: Written,
+        dtype: torch.dtype | None,
+        targets: Targets | None,
+        *,
+        explain: bool = True,
     ) -> None:
         self.adapter = adapter
+        # Whether an error names the dialects that can hold the layer: to tell is to try them.
+        self.explain = explain
         self.dialect: Written = dialect
         self.dtype = dtype
         self.targets = targets
@@ -234,23 +255,20 @@ class _Writer:
         try:
             layer = self._regrouped(planned)
         except LayerError as error:
-            raise self._not_held(
-                planned, error, f"{self.dialect} has other rows, and {error.problem}"
-            ) from error
+            problem = f"{self.dialect} has other rows, and {error.problem}"
+            raise self._not_held(planned, error, problem) from error
         if self.dtype is not None:
             layer = self._cast(layer, planned)
+        info = self.adapter.info[planned.sources[0]]
         try:
-            options = self.adapter.info[planned.sources[0]].options
-            encoded = encode(layer, options, self.dialect, planned.name)
+            encoded = encode(layer, info.options, self.dialect, planned.name)
         except LayerError as error:
             raise self._not_held(planned, error) from error
         tensors = {suffix: self._in_dtype(t) for suffix, t in encoded.tensors.items()}
-        info = self.adapter.info[planned.sources[0]]
-        alpha = info.keys.get(ALPHA)
         known = None
-        if alpha is not None and len(planned.sources) == 1:
-            read = self.adapter.file.read((alpha,), self.adapter.cache)
-            known = float(read[alpha].flatten()[0])
+        if ALPHA in info.keys and len(planned.sources) == 1:
+            key = info.keys[ALPHA]
+            known = float(self.adapter.file.read((key,), self.adapter.cache)[key].flatten()[0])
         return _Made(planned, layer, encoded, tensors, known)
 
     def _in_dtype(self, tensor: Tensor) -> Tensor:
@@ -339,7 +357,7 @@ class _Writer:
         return replace(layer, **cast)
 
     def _not_held(self, planned: Planned, error: LayerError, problem: str | None = None) -> LayerError:
-        able = self._able(planned.sources)
+        able = self._able(planned.sources) if self.explain else []
         return LayerError(
             problem or f"{self.dialect} {error.problem}",
             file=self.adapter.path,
@@ -350,18 +368,17 @@ class _Writer:
         )
 
     def _able(self, layers: Collection[str]) -> list[str]:
-        """The dialects that can hold these layers."""
+        """The dialects that can hold these layers, and those they are one with there."""
         able: list[str] = []
         for dialect in WRITTEN:
             if dialect == self.dialect:
                 continue
-            other = _Writer(self.adapter, dialect, None, self.targets)
+            other = _Writer(self.adapter, dialect, None, self.targets, explain=False)
             try:
                 plans = plan_names(self.adapter, dialect, self.targets)
-                for planned in plans:
-                    if not set(layers).isdisjoint(planned.sources):
-                        options = self.adapter.info[planned.sources[0]].options
-                        encode(other._regrouped(planned), options, dialect, planned.name)
+                other.configuration(
+                    [other.make(planned) for planned in plans if not set(layers).isdisjoint(planned.sources)]
+                )
             except LycorisError:
                 continue
             able.append(dialect)
@@ -541,7 +558,7 @@ def _changes(
             bool(from_many),
             f"{sum(len(m.planned.sources) for m in from_many)} layers joined to {len(from_many)}",
         ),
-        (bool(folded), f"alpha / rank multiplied into lora_B of {len(folded)} layers"),
+        (bool(folded), f"alpha / rank multiplied into a factor of {len(folded)} layers"),
         (bool(wider), f"{len(wider)} of these in float32, as their dtype does not hold the product"),
         (bool(given), f"alpha written for {len(given)} layers that had none in the file"),
         (bool(corrected), f"alpha corrected for {len(corrected)} layers"),

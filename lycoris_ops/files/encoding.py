@@ -59,6 +59,8 @@ SERIES_SINCE = "0.18.0"
 class Encoded:
     """A layer as a dialect writes it."""
 
+    name: str
+    """What stands before the suffixes: the layer's name, but where several share one."""
     tensors: Mapping[str, Tensor]
     """By the suffix that is written."""
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -73,13 +75,13 @@ def encode(layer: Layer, options: Mapping[str, Any], dialect: Written, name: str
     `options` are those that no tensor tells, as in `LayerInfo`.
     """
     if dialect == "diffusers":
-        return _diffusers(layer)
+        return _diffusers(layer, name)
     if dialect == "peft":
-        return _peft(layer)
-    return _own(layer, options, name if dialect == "kohya" else "")
+        return _peft(layer, name)
+    return _own(layer, options, name, numbered=dialect == "kohya")
 
 
-def _own(layer: Layer, options: Mapping[str, Any], name: str) -> Encoded:
+def _own(layer: Layer, options: Mapping[str, Any], name: str, *, numbered: bool) -> Encoded:
     """Every kind, as the algorithm itself names its tensors."""
     said: dict[str, Any] = {}
     defaults = {field.name: field.default for field in dataclasses.fields(layer)}
@@ -96,14 +98,11 @@ def _own(layer: Layer, options: Mapping[str, Any], name: str) -> Encoded:
         tensors[ALPHA] = torch.tensor(alpha, dtype=torch.float32)
     if DORA in tensors:
         tensors[DORA] = _shaped(layer, tensors[DORA])
-    if isinstance(layer, Oft) and (numbered := re.search(r"\.(\d+)$", name)):
+    if numbered and isinstance(layer, Oft) and (match := re.fullmatch(r"(.+)\.(\d+)", name)):
         # kohya-ss numbers the parts of a fused layer in its suffix: see `grouping`.
-        tensors = {_of_part(suffix, numbered[1]): tensor for suffix, tensor in tensors.items()}
-    return Encoded(tensors, options=said)
-
-
-def _of_part(suffix: str, number: str) -> str:
-    return f"{suffix}.{number}" if suffix == BLOCKS else suffix
+        name = match[1]
+        tensors[f"{BLOCKS}.{match[2]}"] = tensors.pop(BLOCKS)
+    return Encoded(name, tensors, options=said)
 
 
 def _is_told(layer: Layer, option: str) -> bool:
@@ -143,22 +142,28 @@ def _cannot(why: str, got: str) -> LayerError:
     return LayerError(why, got=got)
 
 
-def _diffusers(layer: Layer) -> Encoded:
-    """LoRA, scaled: `lora_A` = down, `lora_B` = alpha / r * up, for readers that know no alpha."""
+def _diffusers(layer: Layer, name: str) -> Encoded:
+    """LoRA with its scale in a factor, for readers that know no alpha.
+
+    In `lora_B` where its dtype holds the product exactly, else in `lora_A` where that does, else in
+    `lora_B` in float32.
+    """
     tensors = _lora(layer)
     if EMBEDDING_UP in tensors:
         raise _cannot("holds no LoRA of an embedding", EMBEDDING_UP)
-    assert isinstance(layer, Lora) and layer.lora_up is not None
+    assert isinstance(layer, Lora) and layer.lora_up is not None and layer.lora_down is not None
     rank = int(layer.lora_up.shape[1])
     factor = scale(layer.alpha, rank)
-    written = {
-        suffix: times(tensor, factor) if suffix in (PEFT_SUFFIXES[UP], BIAS) else tensor
-        for suffix, tensor in tensors.items()
-    }
-    return Encoded(written, {"peft_type": "LORA", "r": rank, "alpha": float(rank), **_of_lora(written)})
+    up, down = times(layer.lora_up, factor), layer.lora_down
+    if up.dtype != layer.lora_up.dtype and (scaled := times(down, factor)).dtype == down.dtype:
+        up, down = layer.lora_up, scaled
+    written = {**tensors, PEFT_SUFFIXES[UP]: up, PEFT_SUFFIXES[DOWN]: down}
+    if BIAS in written:
+        written[BIAS] = times(written[BIAS], factor)
+    return Encoded(name, written, {"peft_type": "LORA", "r": rank, "alpha": float(rank), **_of_lora(written)})
 
 
-def _peft(layer: Layer) -> Encoded:
+def _peft(layer: Layer, name: str) -> Encoded:
     kind = PEFT_TYPES.get(type(layer))
     if kind is None:
         raise _cannot(f"holds no {layer.algorithm}", layer.algorithm)
@@ -168,7 +173,7 @@ def _peft(layer: Layer) -> Encoded:
     if isinstance(layer, Lora):
         tensors = _lora(layer)
         config |= {"r": layer.rank, "alpha": alpha_of(layer), **_of_lora(tensors)}
-        return Encoded(tensors, config)
+        return Encoded(name, tensors, config)
     tensors = layer.dump()
     tensors.pop(ALPHA, None)
     if isinstance(layer, Loha | Lokr):
@@ -194,7 +199,7 @@ def _peft(layer: Layer) -> Encoded:
             raise _cannot("scales the bias with the outputs, and LyCORIS' IA3 does not", "weight, on_input")
         inputs = layer.ia3_l.shape[0] == 1 if layer.ia3_l.ndim == 2 else bool(layer.feedforward)
         config |= {"feedforward": inputs}
-    return Encoded(tensors, config)
+    return Encoded(name, tensors, config)
 
 
 def _as_2d(suffix: str, tensor: Tensor) -> Tensor:

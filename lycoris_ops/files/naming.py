@@ -214,6 +214,8 @@ class _Segment:
 
 
 Segments = tuple[_Segment, ...]
+_Name = tuple[str, str]
+"""Part or text encoder, and the whole name that is written: without its part it may be two layers'."""
 
 
 class _Names:
@@ -223,9 +225,8 @@ class _Names:
         self._targets = targets
         self._dialect = dialect
         self._bases: dict[tuple[str, str], Target] = {}
-        self._means: dict[str, Segments] = {}
-        self._parts: dict[str, str] = {}
-        self._known_by: dict[tuple[str, str], list[tuple[str, int, _Segment]]] = {}
+        self._means: dict[_Name, Segments] = {}
+        self._known_by: dict[tuple[str, str], list[tuple[_Name, int, _Segment]]] = {}
         parts: dict[str, dict[str, Target]] = {}
         for target in targets.all:
             part = target.encoder or ("te" if target.part == "te" else UNET)
@@ -241,12 +242,10 @@ class _Names:
         for path, places in self._layout(part, shapes).items():
             name = prefix + (path.replace(".", "_") if self._dialect in FLAT else path)
             segments = tuple(_Segment((part, place.path), _rows(place, shapes)) for place in places)
-            if name in self._means:
-                continue
-            self._means[name], self._parts[name] = segments, part
+            self._means[part, name] = segments
             first = 0
             for segment in segments:
-                self._known_by.setdefault(segment.base, []).append((name, first, segment))
+                self._known_by.setdefault(segment.base, []).append(((part, name), first, segment))
                 first += segment.size
 
     def _layout(self, part: str, shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
@@ -292,7 +291,7 @@ class _Names:
 
     def of(self, layers: Mapping[str, tuple[Target, ...]], adapter: Adapter) -> list[Planned]:
         """The layers to write for the adapter's, given the places of each in the model."""
-        pieces: dict[str, list[tuple[Piece, int]]] = {}
+        pieces: dict[_Name, list[tuple[Piece, int]]] = {}
         totals: dict[str, int] = {}
         for name, places in layers.items():
             segments = [self._segment(place) for place in places]
@@ -315,9 +314,9 @@ class _Names:
             return _Segment((part, place.path), (0, _size(self._targets.shape_of(base))))
         return _Segment((part, place.path), (place.rows[0] - first, place.rows[1] - first))
 
-    def _overlaps(self, segment: _Segment, first: int, layer: str) -> list[tuple[str, Piece, int]]:
+    def _overlaps(self, segment: _Segment, first: int, layer: str) -> list[tuple[_Name, Piece, int]]:
         """Written names with the rows of the layer that are theirs, and how many these are."""
-        found: list[tuple[str, Piece, int]] = []
+        found: list[tuple[_Name, Piece, int]] = []
         for name, offset, known in self._known_by.get(segment.base, ()):
             start, stop = max(segment.rows[0], known.rows[0]), min(segment.rows[1], known.rows[1])
             if start < stop:
@@ -328,18 +327,19 @@ class _Names:
 
     def _planned(
         self,
-        name: str,
+        written: _Name,
         found: list[tuple[Piece, int]],
         totals: Mapping[str, int],
         adapter: Adapter,
     ) -> Planned:
         ordered = [piece for piece, _ in sorted(found, key=lambda item: item[0].at)]
-        total = sum(segment.size for segment in self._means[name])
-        self._check_found_again(name, adapter, ordered[0].layer)
+        (part, name), means = written, self._means[written]
+        total = sum(segment.size for segment in means)
+        self._check_found_again(name, means, adapter, ordered[0].layer)
         joined = _joined(ordered)
         if len(joined) == 1 and joined[0].rows == (0, total) and totals[joined[0].layer] == total:
-            return Planned(name, (Piece(joined[0].layer),), self._parts[name])
-        unknown = [s.base[1] for s in self._means[name] if not self._targets.shape_of(self._bases[s.base])]
+            return Planned(name, (Piece(joined[0].layer),), part)
+        unknown = [s.base[1] for s in means if not self._targets.shape_of(self._bases[s.base])]
         for before, after in pairwise(joined):
             if before.rows and before.at + before.rows[1] - before.rows[0] > after.at:
                 raise MatchError(
@@ -357,13 +357,12 @@ class _Names:
                 got=f"no shape of {unknown[0]}",
                 expected="the model's keys with their shapes",
             )
-        first = self._targets.shape_of(self._bases[self._means[name][0].base])
-        return Planned(name, tuple(joined), self._parts[name], (total, *first[1:]))
+        first = self._targets.shape_of(self._bases[means[0].base])
+        return Planned(name, tuple(joined), part, (total, *first[1:]))
 
-    def _check_found_again(self, name: str, adapter: Adapter, layer: str) -> None:
+    def _check_found_again(self, name: str, means: Segments, adapter: Adapter, layer: str) -> None:
         """The name must mean in the model what it was written for."""
         candidates = [tuple(self._segment(place) for place in places) for places in self._targets.find(name)]
-        means = self._means[name]
         # A file for a module of its own does not say which part of a model that is.
         alone = self._dialect in ("peft", "lycoris")
         if means not in candidates or (len(candidates) > 1 and not alone):
@@ -389,8 +388,8 @@ class _Names:
     def shapes(self, part: str) -> dict[str, Shape]:
         """Every name that the dialect has in a part of the model, with the shape of its weight."""
         found: dict[str, Shape] = {}
-        for name, segments in self._means.items():
-            if self._parts[name] == part:
+        for (of, name), segments in self._means.items():
+            if of == part:
                 first = self._targets.shape_of(self._bases[segments[0].base])
                 found[name] = (sum(segment.size for segment in segments), *first[1:])
         return found

@@ -12,6 +12,7 @@ NODES = (
     "LycorisApplyStack",
     "LycorisCombineStacks",
     "LycorisLoadAdapter",
+    "LycorisSaveAdapter",
     "LycorisSaveCheckpoint",
     "LycorisWeightBlocks",
 )

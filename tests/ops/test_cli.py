@@ -1,0 +1,180 @@
+"""The command line, as a user starts it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from layers import lora
+from safetensors.torch import load_file, save_file
+
+import lycoris_ops as lyc
+from lycoris_ops.__main__ import main
+from tests.harness.facts import ROOT
+
+MODEL = {
+    "model.diffusion_model.input_blocks.0.0.weight": (4, 4, 3, 3),
+    "model.diffusion_model.input_blocks.1.0.in_layers.2.weight": (4, 4, 3, 3),
+    "model.diffusion_model.input_blocks.1.1.proj_in.weight": (6, 6),
+    "model.diffusion_model.input_blocks.2.0.op.weight": (4, 4, 3, 3),
+    "model.diffusion_model.middle_block.0.in_layers.2.weight": (4, 4, 3, 3),
+}
+NAME = "lora_unet_down_blocks_0_attentions_0_proj_in"
+
+
+def run(*arguments: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lycoris_ops", *map(str, arguments)],
+        cwd=folder or ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "source.safetensors"
+    tensors = {f"{NAME}.{key}": tensor for key, tensor in lora((6, 6), 2).items()}
+    tensors |= {f"{NAME}.alpha": torch.tensor(1.0), "lora_te_x.strange": torch.ones(2)}
+    save_file(tensors, path, {"ss_network_dim": "2", "ss_tag_frequency": "x" * 500})
+    return path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    save_file({key: torch.zeros(shape) for key, shape in MODEL.items()}, path)
+    return path
+
+
+def test_inspect_says_what_a_file_holds(file: Path, model: Path) -> None:
+    done = run("inspect", file)
+    assert done.returncode == 0 and not done.stderr
+    for part in (
+        "dialect kohya",
+        "1 lora: rank 2; alpha 1",
+        "parts: diffusion model x1",
+        "dtypes: F32 x4",
+        "ss_network_dim = 2",
+        "xxx...",
+        "1 keys of no layer:\n    lora_te_x.strange",
+    ):
+        assert part in done.stdout
+    assert "applied" not in done.stdout
+    assert "applied 1 of 1 layers" in run("inspect", file, "--model", model).stdout
+
+
+def test_inspect_as_json(file: Path, model: Path) -> None:
+    done = run("inspect", file, "--model", model, "--json")
+    found = json.loads(done.stdout)
+    assert found["kinds"] == {"lora": {"layers": 1, "ranks": {"2": 1}, "alphas": {"1": 1}}}
+    assert found["match"] == {"applied": 1, "mismatches": {}, "unmatched": {}, "absent": {}}
+    assert len(found["metadata"]["ss_tag_frequency"]) == 500 and found["unused_keys"] == ["lora_te_x.strange"]
+
+
+def test_convert_writes_and_reports(file: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    arguments = ("convert", file, "-o", out, "--dialect", "comfy", "--model", model, "--drop-unread")
+    done = run(*arguments, "--dtype", "bf16", "--metadata", "note=a=b", "--metadata", "ss_tag_frequency=")
+    assert done.returncode == 0, done.stderr
+    assert "1 layers in the dialect comfy" in done.stdout and "read back" in done.stdout
+    assert done.stderr == "1 layers made\n"
+    tensors = load_file(out)
+    assert tensors["diffusion_model.input_blocks.1.1.proj_in.lora_up.weight"].dtype == torch.bfloat16
+    metadata = lyc.load_adapter(out).metadata
+    assert metadata["note"] == "a=b" and "ss_tag_frequency" not in metadata
+    report = json.loads(run(*arguments, "--json").stdout)
+    assert report["path"] == str(out) and report["layers"] == 1
+    assert "dialect kohya to comfy" in report["changes"]
+
+
+def test_convert_to_peft_writes_a_folder(file: Path, model: Path, tmp_path: Path) -> None:
+    done = run("convert", file, "-o", tmp_path / "p", "--dialect", "peft", "--model", model, "--drop-unread")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "p" / "adapter_config.json").read_text())["lora_alpha"] == 1
+
+
+def test_a_model_in_several_files(file: Path, tmp_path: Path) -> None:
+    """A diffusion model and a text encoder of their own have bare keys."""
+    block = "text_model.encoder.layers.0.mlp.fc1"
+    unet = {key.removeprefix("model.diffusion_model."): shape for key, shape in MODEL.items()}
+    save_file({key: torch.zeros(shape) for key, shape in unet.items()}, tmp_path / "unet.safetensors")
+    save_file({f"{block}.weight": torch.zeros(6, 768)}, tmp_path / "clip.safetensors")
+    names = {NAME: lora((6, 6), 2), f"lora_te_{block.replace('.', '_')}": lora((6, 768), 2)}
+    source = {f"{name}.{key}": tensor for name, layer in names.items() for key, tensor in layer.items()}
+    save_file(source, tmp_path / "both.safetensors")
+    models = [part for name in ("unet", "clip") for part in ("--model", tmp_path / f"{name}.safetensors")]
+    out = tmp_path / "out.safetensors"
+    done = run("convert", tmp_path / "both.safetensors", "-o", out, "--dialect", "comfy", *models)
+    assert done.returncode == 0, done.stderr
+    assert set(lyc.load_adapter(out).info) == {
+        "diffusion_model.input_blocks.1.1.proj_in",
+        f"text_encoders.clip_l.transformer.{block}",
+    }
+    twice = run(
+        "inspect", file, "--model", tmp_path / "unet.safetensors", "--model", tmp_path / "unet.safetensors"
+    )
+    assert twice.returncode == 2 and "two files of the model hold the same layer" in twice.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("inspect", "missing.safetensors"), "missing.safetensors: there is no such file"),
+        (("inspect", "{file}", "--model", "model.ckpt"), "only the header of a safetensors file"),
+        (
+            ("convert", "{file}", "-o", "x.safetensors", "--dialect", "comfy", "--drop-unread"),
+            "without the model",
+        ),
+        (("convert", "{file}", "-o", "x.ckpt", "--dialect", "kohya"), "safetensors alone"),
+        (
+            ("convert", "{file}", "-o", "x.safetensors", "--dialect", "lycoris"),
+            "a part of the file is not read",
+        ),
+        (("convert", "{file}", "-o", "x.safetensors", "--dialect", "a1111"), "invalid choice: 'a1111'"),
+        (("convert", "{file}", "-o", "x.safetensors", "--dialect", "kohya", "--metadata", "x"), "KEY=VALUE"),
+        (("convert", "{file}"), "required"),
+        ((), "required"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    try:
+        status = main([argument.format(file=file) for argument in arguments])
+    except SystemExit as ended:
+        status = ended.code
+    out, err = capfd.readouterr()
+    assert status == 2 and not out
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_bad_input_ends_the_process_with_2(tmp_path: Path) -> None:
+    done = run("inspect", tmp_path / "missing.safetensors")
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr == (
+        f"error: {tmp_path}/missing.safetensors: there is no such file. Check the name, or refresh the list "
+        "of files\n"
+    )
+
+
+def test_each_command_has_help() -> None:
+    for arguments in (("--help",), ("inspect", "--help"), ("convert", "--help")):
+        done = run(*arguments)
+        assert done.returncode == 0 and "usage: python -m lycoris_ops" in done.stdout
+
+
+def test_the_library_alone_is_enough(file: Path, tmp_path: Path) -> None:
+    """Without the host, without the nodes, from another folder."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "lycoris_ops").symlink_to(ROOT / "lycoris_ops", target_is_directory=True)
+    done = run("inspect", file, folder=tmp_path / "elsewhere")
+    assert done.returncode == 0 and "1 lora" in done.stdout

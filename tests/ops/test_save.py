@@ -1,0 +1,508 @@
+"""Written adapters: every kind in every dialect, what they say of themselves, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from layers import CASES, KINDS, WEIGHTS, base, factors, load, lokr, lora
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import lycoris_ops as lyc
+from lycoris_ops import save as saving
+from lycoris_ops.files.naming import WRITTEN
+
+PATH = "down_blocks.0.attentions.0.proj_in"
+NAMES = {
+    "kohya": "lora_unet_down_blocks_0_attentions_0_proj_in",
+    "comfy": "diffusion_model.input_blocks.1.1.proj_in",
+    "peft": f"base_model.model.{PATH}",
+    "diffusers": f"unet.{PATH}",
+    "lycoris": "lycoris_down_blocks_0_attentions_0_proj_in",
+}
+MARKS = (
+    "input_blocks.0.0",
+    "input_blocks.1.0.in_layers.2",
+    "input_blocks.2.0.op",
+    "middle_block.0.in_layers.2",
+)
+"""Layers by which the UNet of SD1.5 is known, and the end of its first level."""
+TLORA = {"ss_network_args": json.dumps({"algo": "tlora", "sig_type": "principal"})}
+
+ONLY_LORA = {"lora", "lora-dora-out"}
+IN_PEFT = ONLY_LORA | {
+    "loha",
+    "loha-tucker",
+    "lokr-full-full",
+    "lokr-full-low",
+    "ia3-peft",
+    "oftv2",
+    "boft-peft",
+}
+"""What the two can hold; the other three hold every kind."""
+
+
+def model(shape: tuple[int, ...] = (12, 18)) -> dict[str, tuple[int, ...]]:
+    """A UNet of SD1.5 with one layer to adapt, as a checkpoint has it."""
+    shapes = {**dict.fromkeys(MARKS, (4, 4, 3, 3)), "input_blocks.1.1.proj_in": shape}
+    return {f"model.diffusion_model.{path}.weight": found for path, found in shapes.items()}
+
+
+def written(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    name: str = NAMES["kohya"],
+    metadata: dict[str, str] | None = None,
+) -> lyc.Adapter:
+    path = folder / "source.safetensors"
+    keyed = {f"{name}.{suffix}": t.contiguous() for suffix, t in tensors.items()}
+    save_file(keyed, path, metadata)
+    return lyc.load_adapter(path)
+
+
+def out(folder: Path, dialect: str) -> Path:
+    return folder / "peft" if dialect == "peft" else folder / f"{dialect}.safetensors"
+
+
+def saved(adapter: lyc.Adapter, folder: Path, dialect: str, **options: Any) -> lyc.Adapter:
+    """The adapter as it reads once it is written."""
+    return lyc.load_adapter(lyc.save_adapter(adapter, out(folder, dialect), dialect, **options).path)  # type: ignore[arg-type]
+
+
+def held(kind: str, weight: str, dialect: str) -> bool:
+    if dialect == "diffusers":
+        return kind in ONLY_LORA
+    if dialect == "peft":
+        # PEFT knows no three-dimensional core, and writes all it knows of three dimensions flat.
+        return kind in IN_PEFT and not (kind == "loha-tucker" and weight == "conv3d")
+    return True
+
+
+@pytest.mark.parametrize("dialect", WRITTEN)
+@pytest.mark.parametrize(("kind", "weight"), CASES)
+def test_a_written_layer_is_the_layer_or_the_error_names_who_can_hold_it(
+    tmp_path: Path, kind: str, weight: str, dialect: str
+) -> None:
+    adapter = written(tmp_path, factors(kind, weight), metadata=TLORA)
+    options: dict[str, Any] = {"model": model(WEIGHTS[weight])}
+    if not held(kind, weight, dialect):
+        with pytest.raises(lyc.LayerError, match=rf"{NAMES['kohya']}: {dialect} .*comfy") as caught:
+            saved(adapter, tmp_path, dialect, **options)
+        for other in ("comfy", "lycoris"):
+            assert other in str(caught.value)
+        assert not out(tmp_path, dialect).exists()
+        return
+    found = saved(adapter, tmp_path, dialect, **options)
+    assert found.dialect == dialect and list(found.info) == [NAMES[dialect]] and not found.unused_keys
+    before, after = adapter.layers[NAMES["kohya"]], found.layers[NAMES[dialect]]
+    assert before.algorithm == after.algorithm and before.rank == after.rank
+    met = base(weight)
+    torch.testing.assert_close(after.delta(met), before.delta(met), rtol=1e-6, atol=1e-7)
+    if dialect in ("kohya", "comfy", "lycoris"):
+        ours, theirs = before.dump(), after.dump()
+        assert set(theirs) == set(ours)
+        assert all(torch.equal(ours[s].flatten(), theirs[s].flatten()) for s in ours)
+
+
+@pytest.mark.parametrize("second", WRITTEN)
+@pytest.mark.parametrize("first", WRITTEN)
+def test_from_each_dialect_into_each_and_back_nothing_is_lost(
+    tmp_path: Path, first: str, second: str
+) -> None:
+    source = factors("lora", "linear", alpha=4.0)
+    adapter = saved(written(tmp_path, source), tmp_path, first, model=model())
+    there = tmp_path / "there"
+    there.mkdir()
+    found = saved(adapter, there, second, model=model())
+    ours = load("lora", "linear").load(source)
+    met = base("linear")
+    torch.testing.assert_close(found.layers[NAMES[second]].delta(met), ours.delta(met), rtol=1e-6, atol=1e-7)
+
+
+def test_every_scaled_layer_gets_the_alpha_that_its_scale_is(tmp_path: Path) -> None:
+    """Without alpha in the file the scale is 1, so alpha is the rank."""
+    path = saved(written(tmp_path, factors("loha", "linear", alpha=None)), tmp_path, "kohya").path
+    alpha = load_file(path)[f"{NAMES['kohya']}.alpha"]
+    assert alpha.dtype == torch.float32 and alpha.shape == () and alpha.item() == 3.0
+    both_full = {**lokr((12, 18), 3, first="full", second="full"), "alpha": torch.tensor(float("inf"))}
+    path = saved(written(tmp_path, both_full), tmp_path, "comfy", model=model()).path
+    assert load_file(path)[f"{NAMES['comfy']}.alpha"].item() == 1.0
+
+
+def test_peft_s_alpha_and_magnitude_become_tensors(tmp_path: Path) -> None:
+    up, down = torch.randn(12, 3), torch.randn(3, 18)
+    tensors = {"lora_A.weight": down, "lora_B.weight": up, "lora_magnitude_vector": 1 + torch.rand(12)}
+    adapter = saved(written(tmp_path, tensors, NAMES["peft"]), tmp_path, "kohya", model=model())
+    file = load_file(adapter.path)
+    assert file[f"{NAMES['kohya']}.dora_scale"].shape == (12, 1)
+    assert file[f"{NAMES['kohya']}.alpha"].item() == 3.0
+    config = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "use_rslora": True}
+    folder = tmp_path / "rs"
+    folder.mkdir()
+    save_file({f"{NAMES['peft']}.{k}": t for k, t in tensors.items()}, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    path = saved(
+        lyc.load_adapter(folder / "adapter_model.safetensors"), tmp_path, "kohya", model=model()
+    ).path
+    assert load_file(path)[f"{NAMES['kohya']}.alpha"].item() == pytest.approx(6 * 3**0.5)
+
+
+# Scale in a factor.
+
+
+def test_diffusers_has_the_scale_in_a_factor_exactly_or_in_float32(tmp_path: Path) -> None:
+    half = {key: tensor.half() for key, tensor in lora((12, 18), 3).items()}
+    exact = torch.randint(1, 5, (12, 3)).half()
+    for up, alpha, dtype in ((exact, 1.5, torch.float16), (half["lora_up.weight"], 1.1, torch.float32)):
+        source = {**half, "lora_up.weight": up, "alpha": torch.tensor(alpha)}
+        result = lyc.save_adapter(
+            written(tmp_path, source), out(tmp_path, "diffusers"), "diffusers", model=model()
+        )
+        tensors = load_file(result.path)
+        assert set(tensors) == {f"unet.{PATH}.lora_A.weight", f"unet.{PATH}.lora_B.weight"}
+        assert tensors[f"unet.{PATH}.lora_B.weight"].dtype == dtype
+        product = (
+            tensors[f"unet.{PATH}.lora_B.weight"].double() @ tensors[f"unet.{PATH}.lora_A.weight"].double()
+        )
+        wanted = torch.tensor(alpha).double() / 3 * up.double() @ half["lora_down.weight"].double()
+        torch.testing.assert_close(product, wanted, rtol=1e-6, atol=1e-7)
+    assert any("float32" in change for change in result.changes)
+
+
+def test_what_does_not_round_in_the_down_factor_is_folded_there(tmp_path: Path) -> None:
+    """The smallest float16 numbers have no half."""
+    up = torch.full((12, 2), 2.0**-24).half()
+    down = torch.ones(2, 18).half()
+    source = {"lora_up.weight": up, "lora_down.weight": down, "alpha": torch.tensor(1.0)}
+    tensors = load_file(saved(written(tmp_path, source), tmp_path, "diffusers", model=model()).path)
+    assert torch.equal(tensors[f"unet.{PATH}.lora_A.weight"], down / 2)
+    assert torch.equal(tensors[f"unet.{PATH}.lora_B.weight"], up)
+
+
+def test_diffusers_metadata_say_ranks_and_scales_part_by_part(tmp_path: Path) -> None:
+    names = {"unet.a": 2, "unet.b": 2, "unet.c.a": 5, "text_encoder.x": 4}
+    tensors = {f"{name}.{k}": t for name, rank in names.items() for k, t in lora((6, 6), rank).items()}
+    save_file(
+        {key.replace("lora_up", "lora_B").replace("lora_down", "lora_A"): t for key, t in tensors.items()},
+        tmp_path / "source.safetensors",
+    )
+    adapter = saved(lyc.load_adapter(tmp_path / "source.safetensors"), tmp_path, "diffusers")
+    config = json.loads(adapter.metadata["lora_adapter_metadata"])
+    assert config["unet.r"] == config["unet.lora_alpha"] == 2
+    assert config["unet.rank_pattern"] == config["unet.alpha_pattern"] == {r"^c\.a": 5}
+    assert config["text_encoder.r"] == 4 and config["text_encoder.rank_pattern"] == {}
+    assert adapter.metadata["format"] == "pt"
+    assert config["unet.target_modules"] == r"a|b|c\.a", "a list would mean the end of any path"
+    assert config["text_encoder.target_modules"] == ["x"]
+
+
+# PEFT's configuration.
+
+
+def peft_config(tmp_path: Path, layers: Mapping[str, Mapping[str, Tensor]], **options: Any) -> dict[str, Any]:
+    tensors = {f"unet.{path}.{k}": t.contiguous() for path, found in layers.items() for k, t in found.items()}
+    save_file(tensors, tmp_path / "many.safetensors")
+    lyc.save_adapter(lyc.load_adapter(tmp_path / "many.safetensors"), tmp_path / "peft", "peft", **options)
+    return json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+
+
+def test_the_configuration_has_every_rank_and_alpha(tmp_path: Path) -> None:
+    alpha = {"alpha": torch.tensor(0.5)}
+    config = peft_config(
+        tmp_path, {"x.a": lora((6, 6), 2), "x.b": lora((6, 6), 3) | alpha, "x.c": lora((6, 6), 2)}
+    )
+    assert config["peft_type"] == "LORA" and config["target_modules"] == ["x.a", "x.b", "x.c"]
+    assert config["r"] == config["lora_alpha"] == 2
+    assert config["rank_pattern"] == {r"^x\.b": 3} and config["alpha_pattern"] == {r"^x\.b": 0.5}
+    assert (config["use_dora"], config["use_rslora"], config["lora_bias"]) == (False, False, False)
+
+
+def test_peft_needs_one_kind_and_one_choice_for_a_file(tmp_path: Path) -> None:
+    dora = {**lora((6, 6), 2), "dora_scale": torch.rand(6, 1)}
+    for odd, why in ((factors("loha", "linear"), "one kind"), (dora, "DoRA in every layer")):
+        with pytest.raises(lyc.LayerError, match=rf"unet\.x\.c: peft needs {why}.*lycoris"):
+            peft_config(tmp_path, {"x.a": lora((6, 6), 2), "x.b": lora((6, 6), 2), "x.c": odd})
+    with pytest.raises(lyc.LayerError, match="one part of a model alone"):
+        save_file(
+            {
+                f"{p}.{p}_x.{k.replace('up', 'B').replace('down', 'A')}": t
+                for p in ("unet", "text_encoder")
+                for k, t in lora((6, 6), 2).items()
+            },
+            tmp_path / "two.safetensors",
+        )
+        lyc.save_adapter(lyc.load_adapter(tmp_path / "two.safetensors"), tmp_path / "peft", "peft")
+    assert not (tmp_path / "peft").exists()
+
+
+def test_peft_s_folder_is_its_own(tmp_path: Path) -> None:
+    adapter = written(tmp_path, factors("lora", "linear"))
+    for path in (tmp_path / "style.safetensors", tmp_path / "adapter_model.safetensors"):
+        with pytest.raises(lyc.WriteError, match=r"one name|other adapters"):
+            lyc.save_adapter(adapter, path, "peft", model=model())
+    result = lyc.save_adapter(adapter, tmp_path / "new" / "adapter_model.safetensors", "peft", model=model())
+    again = lyc.save_adapter(adapter, tmp_path / "new", "peft", model=model())
+    assert result == again and sorted(p.name for p in (tmp_path / "new").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert "new/adapter_model.safetensors" in lyc.describe_saved(result)
+
+
+def test_options_that_only_a_configuration_tells_stay_in_peft(tmp_path: Path) -> None:
+    folder = tmp_path / "oft"
+    folder.mkdir()
+    save_file({f"{NAMES['peft']}.oft_R.weight": torch.randn(6, 3)}, folder / "adapter_model.safetensors")
+    config = {
+        "peft_type": "OFT",
+        "r": 0,
+        "oft_block_size": 3,
+        "num_cayley_neumann_terms": 7,
+        "coft": True,
+        "eps": 0.5,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    adapter = lyc.load_adapter(folder / "adapter_model.safetensors")
+    with pytest.raises(lyc.LayerError, match=r"kohya has no place for terms.*written as peft"):
+        saved(adapter, tmp_path, "kohya", model=model())
+    after = saved(adapter, tmp_path, "peft").layers[NAMES["peft"]]
+    assert (after.terms, after.constraint, after.last) == (7, 0.5, 2)  # type: ignore[attr-defined]
+
+
+def test_tlora_s_start_is_in_the_metadata(tmp_path: Path) -> None:
+    written(tmp_path, factors("tlora", "linear"))
+    adapter = lyc.load_adapter(tmp_path / "source.safetensors", sig_type="last")
+    found = saved(adapter, tmp_path, "kohya")
+    assert found.layers[NAMES["kohya"]].sig_type == "last"  # type: ignore[attr-defined]
+
+
+# dtype.
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dialect", WRITTEN)
+def test_a_dtype_is_that_of_every_factor_and_never_of_alpha(
+    tmp_path: Path, dialect: str, dtype: torch.dtype
+) -> None:
+    source = {**factors("lora", "linear"), "dora_scale": torch.rand(12, 1)}
+    tensors = load_file(saved(written(tmp_path, source), tmp_path, dialect, dtype=dtype, model=model()).path)
+    for key, tensor in tensors.items():
+        assert tensor.dtype == (torch.float32 if key.endswith("alpha") else dtype)
+    if dialect == "kohya":
+        assert torch.equal(tensors[f"{NAMES['kohya']}.lora_up.weight"], source["lora_up.weight"].to(dtype))
+
+
+def test_counts_and_places_keep_their_dtype(tmp_path: Path) -> None:
+    for kind, kept in (("lora-sparse", "bias_indices"), ("ia3", "on_input")):
+        source = factors(kind, "linear")
+        path = saved(written(tmp_path, source), tmp_path, "kohya", dtype=torch.bfloat16).path
+        assert load_file(path)[f"{NAMES['kohya']}.{kept}"].dtype == source[kept].dtype
+
+
+def test_what_does_not_fit_a_dtype_is_an_error(tmp_path: Path) -> None:
+    source = {**factors("lora", "linear"), "lora_up.weight": torch.full((12, 3), 1e5)}
+    with pytest.raises(
+        lyc.WriteError, match=r"proj_in\.lora_up\.weight: a factor does not fit.*1e\+05.*65504|6\.55e\+04"
+    ):
+        saved(written(tmp_path, source), tmp_path, "kohya", dtype=torch.float16)
+    saved(written(tmp_path, source), tmp_path, "kohya", dtype=torch.bfloat16)
+
+
+# Metadata.
+
+
+def data_of(path: str | Path) -> bytes:
+    content = Path(path).read_bytes()
+    return content[8 + int.from_bytes(content[:8], "little") :]
+
+
+def test_the_sources_metadata_are_kept_its_hashes_made_anew(tmp_path: Path) -> None:
+    before = {
+        "ss_network_module": "networks.lora",
+        "ss_tag_frequency": '{"ä": 1}',
+        "modelspec.title": "t",
+        "modelspec.hash_sha256": "0xfalse",
+        "sshs_model_hash": "false",
+        "sshs_legacy_hash": "false",
+        "mine": "1",
+        "theirs": "1",
+    }
+    adapter = written(tmp_path, factors("lora", "linear"), metadata=before)
+    found = saved(adapter, tmp_path, "kohya", metadata={"mine": None, "theirs": "2", "new": "3"})
+    kept = {key: before[key] for key in ("ss_network_module", "ss_tag_frequency", "modelspec.title")}
+    digest = hashlib.sha256(data_of(found.path)).hexdigest()
+    recipe = json.loads(found.metadata["lycoris_recipe"])
+    assert recipe == {"source": "source.safetensors", "dialect": "kohya", "dtype": "as in the source"}
+    assert dict(found.metadata) == {
+        **kept,
+        "theirs": "2",
+        "new": "3",
+        "format": "pt",
+        "sshs_model_hash": digest,
+        "modelspec.hash_sha256": f"0x{digest}",
+        "lycoris_recipe": found.metadata["lycoris_recipe"],
+    }
+
+
+def test_hashes_are_for_kohya_and_where_they_were(tmp_path: Path) -> None:
+    adapter = written(tmp_path, factors("lora", "linear"))
+    assert "sshs_model_hash" in saved(adapter, tmp_path, "kohya").metadata
+    assert "modelspec.hash_sha256" not in saved(adapter, tmp_path, "kohya").metadata
+    assert "sshs_model_hash" not in saved(adapter, tmp_path, "comfy", model=model()).metadata
+    hashed = written(tmp_path, factors("lora", "linear"), metadata={"sshs_model_hash": "x"})
+    found = saved(hashed, tmp_path, "comfy", model=model())
+    assert found.metadata["sshs_model_hash"] == hashlib.sha256(data_of(found.path)).hexdigest()
+
+
+def test_a_recipe_keeps_the_one_before(tmp_path: Path) -> None:
+    first = saved(written(tmp_path, factors("lora", "linear")), tmp_path, "kohya", dtype=torch.float16)
+    second = saved(first, tmp_path, "comfy", model=model())
+    recipe = json.loads(second.metadata["lycoris_recipe"])
+    assert recipe["source"] == "kohya.safetensors"
+    assert json.loads(recipe["source_recipe"])["dtype"] == "float16"
+
+
+def test_numbers_of_the_network_stay_true(tmp_path: Path) -> None:
+    about = {"ss_network_dim": "3", "ss_network_alpha": "2"}
+    adapter = written(tmp_path, factors("lora", "linear"), metadata=about)
+    kept = saved(adapter, tmp_path, "comfy", model=model()).metadata
+    assert (kept["ss_network_dim"], kept["ss_network_alpha"]) == ("3", "2")
+    folded = saved(adapter, tmp_path, "diffusers", model=model()).metadata
+    assert (folded["ss_network_dim"], folded["ss_network_alpha"]) == ("3", "Dynamic")
+
+
+def test_the_file_is_in_the_order_of_the_safetensors_package(tmp_path: Path) -> None:
+    source = {key: tensor.half() for key, tensor in lora((7, 5), 3).items()} | {"alpha": torch.tensor(1.0)}
+    path = saved(written(tmp_path, source), tmp_path, "kohya").path
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        save_file(tensors, tmp_path / "again.safetensors", file.metadata())
+    assert data_of(path) == data_of(tmp_path / "again.safetensors")
+
+
+# What is not read.
+
+
+def odd(tmp_path: Path) -> lyc.Adapter:
+    tensors = {f"{NAMES['kohya']}.{k}": t for k, t in lora((12, 18), 3).items()}
+    extra = {"lora_unet_x.strange.weight": torch.ones(3), "_aux.note": torch.ones(2)}
+    bundle = {"bundle_emb.word.string_to_param.*": torch.ones(1, 8)}
+    save_file({**tensors, **extra, **bundle}, tmp_path / "odd.safetensors")
+    return lyc.load_adapter(tmp_path / "odd.safetensors")
+
+
+def test_what_nothing_reads_stays_with_its_dialect(tmp_path: Path) -> None:
+    adapter = odd(tmp_path)
+    file = load_file(saved(adapter, tmp_path, "kohya", dtype=torch.float16).path)
+    assert torch.equal(file["lora_unet_x.strange.weight"], torch.ones(3)) and "_aux.note" in file
+    assert file["lora_unet_x.strange.weight"].dtype == torch.float32, "copied as it is"
+    with pytest.raises(lyc.LayerError, match=r"cannot be written as comfy.*drop_unread"):
+        saved(adapter, tmp_path, "comfy", model=model())
+    result = lyc.save_adapter(adapter, out(tmp_path, "comfy"), "comfy", model=model(), drop_unread=True)
+    assert set(lyc.load_adapter(result.path).unused_keys) == set()
+    assert "2 keys that nothing reads left out" in lyc.describe_saved(result)
+
+
+def test_embeddings_go_along_where_there_is_a_place_for_them(tmp_path: Path) -> None:
+    adapter = odd(tmp_path)
+    for dialect in ("kohya", "comfy", "lycoris"):
+        found = saved(adapter, tmp_path, dialect, model=model(), drop_unread=dialect != "kohya")
+        assert found.embeddings == ("word",)
+    with pytest.raises(lyc.LayerError, match=r"diffusers has no place for embeddings.*word.*kohya"):
+        saved(adapter, tmp_path, "diffusers", model=model())
+    assert not saved(adapter, tmp_path, "diffusers", model=model(), drop_unread=True).embeddings
+
+
+# The file itself.
+
+
+def test_a_file_that_does_not_read_back_right_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = written(tmp_path, factors("loha", "linear"))
+    target = out(tmp_path, "kohya")
+    target.write_bytes(b"earlier")
+    before = sorted(tmp_path.iterdir())
+    honest = saving.raw_bytes
+
+    def flipped(tensor: Tensor) -> memoryview:
+        return honest(tensor.flip(0) if tensor.ndim else tensor)
+
+    def halved(tensor: Tensor) -> memoryview:
+        return honest(tensor if tensor.ndim else tensor / 2)
+
+    for damage, what in ((flipped, "other values"), (halved, "scale")):
+        monkeypatch.setattr(saving, "raw_bytes", damage)
+        with pytest.raises(lyc.WriteError, match=rf"kohya\.safetensors.*not what it should be.*{what}"):
+            lyc.save_adapter(adapter, target)
+        assert target.read_bytes() == b"earlier" and sorted(tmp_path.iterdir()) == before
+
+
+def test_a_layer_missing_from_the_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = written(tmp_path, factors("lora", "linear"))
+    sorted_by = saving.in_file_order
+    monkeypatch.setattr(
+        saving, "in_file_order", lambda found: sorted_by({k: t for k, t in found.items() if "up" not in k})
+    )
+    with pytest.raises(lyc.WriteError, match="not what it should be"):
+        lyc.save_adapter(adapter, out(tmp_path, "kohya"))
+    assert not out(tmp_path, "kohya").exists()
+
+
+def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
+    adapter = written(tmp_path, factors("lora", "linear"))
+
+    def interrupt(done: int, total: int) -> None:
+        assert (done, total) == (1, 1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lyc.save_adapter(adapter, out(tmp_path, "kohya"), progress=interrupt)
+    assert [path.name for path in tmp_path.iterdir()] == ["source.safetensors"]
+
+
+def test_a_file_may_replace_its_own_source(tmp_path: Path) -> None:
+    adapter = written(tmp_path, factors("lora", "linear"))
+    wanted = adapter.layers[NAMES["kohya"]].dump()
+    lyc.save_adapter(adapter, adapter.path, metadata={"note": "new"})
+    again = lyc.load_adapter(adapter.path)
+    assert again.metadata["note"] == "new"
+    assert torch.equal(again.layers[NAMES["kohya"]].dump()["lora_up.weight"], wanted["lora_up.weight"])
+
+
+def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = written(tmp_path, factors("lora", "linear"))
+    (tmp_path / "folder.safetensors").mkdir()
+    for path, message in (
+        (tmp_path / "nowhere" / "x.safetensors", "no such folder"),
+        (tmp_path / "x.ckpt", r"safetensors alone.*\.ckpt"),
+        (tmp_path / "x", "no ending"),
+        (tmp_path / "folder.safetensors", "a folder of that name"),
+    ):
+        with pytest.raises(lyc.WriteError, match=message):
+            lyc.save_adapter(adapter, path)
+    with pytest.raises(
+        lyc.LycorisError, match=r"unknown dialect.*a1111.*kohya, comfy, peft, diffusers, lycoris"
+    ):
+        lyc.save_adapter(adapter, tmp_path / "x.safetensors", "a1111")  # type: ignore[arg-type]
+    with pytest.raises(lyc.LycorisError, match=r"dtype.*int8.*BF16"):
+        lyc.save_adapter(adapter, tmp_path / "x.safetensors", dtype=torch.int8)
+
+    class Usage:
+        free = 10
+
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage)
+    with pytest.raises(lyc.WriteError, match=r"no room.*10 bytes free"):
+        lyc.save_adapter(adapter, tmp_path / "x.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.safetensors", "source.safetensors"]
+
+
+def test_kinds_are_covered() -> None:
+    assert {kind for kind, _ in CASES} == set(KINDS)

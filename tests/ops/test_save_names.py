@@ -1,0 +1,411 @@
+"""The names of a written adapter, and its layers where other names mean other rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from layers import Factors, factors, loha, lokr, lora, rand
+from safetensors.torch import save_file
+from torch import Tensor
+
+import lycoris_ops as lyc
+
+Shapes = dict[str, tuple[int, ...]]
+Layers = Mapping[str, Mapping[str, Tensor]]
+
+
+def adapter(folder: Path, layers: Layers) -> lyc.Adapter:
+    path = folder / "source.safetensors"
+    tensors = {f"{name}.{k}": t.contiguous() for name, found in layers.items() for k, t in found.items()}
+    save_file(tensors, path)
+    return lyc.load_adapter(path)
+
+
+def saved(source: lyc.Adapter, dialect: str, model: Shapes | None = None, name: str = "out") -> lyc.Adapter:
+    path = Path(source.path).with_name(name if dialect == "peft" else f"{name}.safetensors")
+    return lyc.load_adapter(lyc.save_adapter(source, path, dialect, model=model).path)  # type: ignore[arg-type]
+
+
+def effect(found: lyc.Adapter, model: Shapes) -> dict[str, Tensor]:
+    """The change of every weight of a model, and of every bias."""
+    resolution = lyc.resolve(lyc.Stack([lyc.Entry(found)]), model)
+    resolution.check(strict=True)
+    weights = {
+        key: torch.randn(shape, generator=torch.Generator().manual_seed(len(key)))
+        for key, shape in model.items()
+    }
+    return {
+        key: lyc.patch_(
+            weights[key].double(), [(match.read(entry.adapter), match.strength) for entry, match in pairs]
+        )
+        - weights[key]
+        for key, pairs in resolution.pairs().items()
+    }
+
+
+def assert_same(before: lyc.Adapter, after: lyc.Adapter, model: Shapes) -> None:
+    ours, theirs = effect(before, model), effect(after, model)
+    changed = {key for key, change in theirs.items() if change.any()}
+    assert changed == {key for key, change in ours.items() if change.any()}
+    for key in changed:
+        torch.testing.assert_close(theirs[key], ours[key], rtol=1e-6, atol=1e-8)
+
+
+CLIP = "text_model.encoder.layers.0.mlp.fc1"
+T5 = "encoder.block.0.layer.0.SelfAttention.q"
+SD15: Shapes = {
+    "model.diffusion_model.input_blocks.0.0.weight": (6, 4, 3, 3),
+    "model.diffusion_model.input_blocks.1.0.in_layers.2.weight": (6, 6, 3, 3),
+    "model.diffusion_model.input_blocks.1.1.proj_in.weight": (6, 6),
+    "model.diffusion_model.input_blocks.2.0.op.weight": (6, 6, 3, 3),
+    "model.diffusion_model.middle_block.0.in_layers.2.weight": (6, 6, 3, 3),
+    f"cond_stage_model.transformer.{CLIP}.weight": (6, 6),
+}
+SDXL: Shapes = {
+    **{key: shape for key, shape in SD15.items() if key.startswith("model.")},
+    "model.diffusion_model.label_emb.0.0.weight": (6, 6),
+    f"clip_l.transformer.{CLIP}.weight": (6, 6),
+    f"clip_g.transformer.{CLIP}.weight": (6, 6),
+}
+FLUX: Shapes = {
+    "diffusion_model.img_in.weight": (8, 4),
+    "diffusion_model.vector_in.in_layer.weight": (8, 4),
+    "diffusion_model.double_blocks.0.img_attn.qkv.weight": (24, 8),
+    "diffusion_model.double_blocks.0.img_attn.qkv.bias": (24,),
+    "diffusion_model.double_blocks.0.img_attn.proj.weight": (8, 8),
+    "diffusion_model.single_blocks.0.linear1.weight": (56, 8),
+    "diffusion_model.single_blocks.0.linear2.weight": (8, 40),
+    "diffusion_model.final_layer.adaLN_modulation.1.weight": (16, 8),
+    "diffusion_model.final_layer.adaLN_modulation.1.bias": (16,),
+    "diffusion_model.final_layer.linear.weight": (4, 8),
+    f"clip_l.transformer.{CLIP}.weight": (6, 6),
+    f"t5xxl.transformer.{T5}.weight": (6, 6),
+}
+UNET = "input_blocks.1.1.proj_in"
+IN_DIFFUSERS = "down_blocks.0.attentions.0.proj_in"
+
+
+def flat(path: str) -> str:
+    return path.replace(".", "_")
+
+
+@pytest.mark.parametrize(
+    ("model", "dialect", "names"),
+    [
+        (SD15, "kohya", {f"lora_unet_{flat(IN_DIFFUSERS)}", f"lora_te_{flat(CLIP)}"}),
+        (SD15, "comfy", {f"diffusion_model.{UNET}", f"text_encoders.clip_l.transformer.{CLIP}"}),
+        (SD15, "diffusers", {f"unet.{IN_DIFFUSERS}", f"text_encoder.{CLIP}"}),
+        (SD15, "lycoris", {f"lycoris_{flat(IN_DIFFUSERS)}", f"lycoris_{flat(CLIP)}"}),
+        (
+            SDXL,
+            "kohya",
+            {f"lora_unet_{flat(UNET)}", f"lora_te1_{flat(CLIP)}", f"lora_te2_{flat(CLIP)}"},
+        ),
+        (
+            SDXL,
+            "comfy",
+            {f"diffusion_model.{UNET}", *(f"text_encoders.clip_{x}.transformer.{CLIP}" for x in "lg")},
+        ),
+        (SDXL, "diffusers", {f"unet.{IN_DIFFUSERS}", f"text_encoder.{CLIP}", f"text_encoder_2.{CLIP}"}),
+        (
+            FLUX,
+            "kohya",
+            {"lora_unet_double_blocks_0_img_attn_proj", f"lora_te1_{flat(CLIP)}", f"lora_te3_{flat(T5)}"},
+        ),
+        (
+            FLUX,
+            "diffusers",
+            {
+                "transformer.transformer_blocks.0.attn.to_out.0",
+                f"text_encoder.{CLIP}",
+                f"text_encoder_2.{T5}",
+            },
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_names_are_those_of_the_tool_for_that_model(
+    tmp_path: Path, model: Shapes, dialect: str, names: set[str]
+) -> None:
+    """Written from the host's names, and back to them."""
+    own = {key: f"text_encoders.{key}" for key in model if key.startswith(("clip_", "t5xxl"))}
+    paths = [f"diffusion_model.{UNET if model is not FLUX else 'double_blocks.0.img_attn.proj'}"]
+    paths += [name.removesuffix(".weight") for name in own.values()]
+    if model is SD15:
+        paths.append(f"text_encoders.clip_l.transformer.{CLIP}")
+    size = 8 if model is FLUX else 6
+    layers = {path: lora((6, 6) if "text" in path else (size, size), 2) for path in paths}
+    source = adapter(tmp_path, layers)
+    there = saved(source, dialect, model)
+    assert set(there.info) == names
+    assert_same(source, there, model)
+    back = saved(there, "comfy", model, "back")
+    assert set(back.info) == set(source.info)
+    assert_same(source, back, model)
+
+
+def test_two_encoders_need_a_dialect_that_tells_them_apart(tmp_path: Path) -> None:
+    source = adapter(tmp_path, {f"lora_te{n}_{flat(CLIP)}": lora((6, 6), 2) for n in (1, 2)})
+    with pytest.raises(lyc.MatchError, match=r"two layers would have one name in lycoris.*diffusers"):
+        saved(source, "lycoris", SDXL)
+    with pytest.raises(lyc.MatchError, match="two layers would have one name in peft"):
+        saved(source, "peft", SDXL)
+
+
+@pytest.mark.parametrize(
+    ("before", "dialect", "after"),
+    [
+        ("unet.a.b", "peft", "base_model.model.a.b"),
+        ("unet.a.b", "lycoris", "lycoris_a_b"),
+        ("unet.base_model.model.a.b", "peft", "base_model.model.a.b"),
+        ("base_model.model.a.b", "lycoris", "lycoris_a_b"),
+        ("lora_transformer_a_b", "lycoris", "lycoris_a_b"),
+        ("diffusion_model.double_blocks.0.x", "kohya", "lora_unet_double_blocks_0_x"),
+        ("lora_unet_a_b", "kohya", "lora_unet_a_b"),
+        ("lora_te3_a_b", "kohya", "lora_te3_a_b"),
+        ("lycoris_a_b", "lycoris", "lycoris_a_b"),
+        ("text_encoder_2.a.b", "diffusers", "text_encoder_2.a.b"),
+        ("model.diffusion_model.a.b", "comfy", "model.diffusion_model.a.b"),
+    ],
+)
+def test_names_that_keep_their_path_need_no_model(
+    tmp_path: Path, before: str, dialect: str, after: str
+) -> None:
+    assert list(saved(adapter(tmp_path, {before: lora((6, 6), 2)}), dialect).info) == [after]
+
+
+@pytest.mark.parametrize(
+    ("before", "dialect"),
+    [
+        ("lora_unet_a_b", "comfy"),
+        ("lora_unet_a_b", "diffusers"),
+        ("lora_unet_a_b", "lycoris"),
+        ("lycoris_a_b", "kohya"),
+        ("lycoris_a_b", "peft"),
+        ("unet.a.b", "comfy"),
+        ("unet.a.b", "kohya"),
+        ("base_model.model.a.b", "diffusers"),
+        ("diffusion_model.a.b", "diffusers"),
+        ("diffusion_model.input_blocks.0.0", "kohya"),
+        ("text_encoders.clip_l.transformer.a", "kohya"),
+        ("a.b", "comfy"),
+    ],
+)
+def test_all_other_names_need_one_and_say_so(tmp_path: Path, before: str, dialect: str) -> None:
+    source = adapter(tmp_path, {before: lora((6, 6), 2)})
+    with pytest.raises(lyc.MatchError, match=rf"{before}: .*as {dialect} without the model.*--model"):
+        saved(source, dialect)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_layer_that_the_model_has_not_is_an_error(tmp_path: Path) -> None:
+    source = adapter(
+        tmp_path,
+        {f"lora_te_{flat(CLIP)}": lora((6, 6), 2), "lora_unet_input_blocks_1_1_proj": lora((6, 6), 2)},
+    )
+    with pytest.raises(lyc.MatchError, match=r"input_blocks_1_1_proj: the model has no layer.*proj_in"):
+        saved(source, "comfy", SD15)
+    unet = {key: shape for key, shape in SD15.items() if key.startswith("model.")}
+    with pytest.raises(lyc.MatchError, match=r"lora_te_.*Give every part"):
+        saved(adapter(tmp_path, {f"lora_te_{flat(CLIP)}": lora((6, 6), 2)}), "comfy", unet)
+    with pytest.raises(lyc.MatchError, match=r"does not fit the model.*\[7, 6\].*\[6, 6\]"):
+        saved(adapter(tmp_path, {f"lora_te_{flat(CLIP)}": lora((7, 6), 2)}), "comfy", SD15)
+
+
+# Other rows.
+
+QKV = "diffusion_model.double_blocks.0.img_attn.qkv"
+LINEAR1 = "diffusion_model.single_blocks.0.linear1"
+FINAL = "diffusion_model.final_layer.adaLN_modulation.1"
+SPLIT = {f"transformer.transformer_blocks.0.attn.to_{x}" for x in "qkv"}
+
+
+def dora(made: Factors, outputs: int) -> Factors:
+    return {**made, "dora_scale": 1 + torch.rand(outputs, 1)}
+
+
+def test_a_fused_layer_is_cut_and_joined_again_bit_by_bit(tmp_path: Path) -> None:
+    layers = {
+        QKV: {**lora((24, 8), 2), "alpha": torch.tensor(3.0)},
+        LINEAR1: {**lora((56, 8), 2), "alpha": torch.tensor(1.0)},
+    }
+    source = adapter(tmp_path, layers)
+    there = saved(source, "diffusers", FLUX)
+    single = "transformer.single_transformer_blocks.0"
+    assert set(there.info) == {*SPLIT, *(f"{single}.attn.to_{x}" for x in "qkv"), f"{single}.proj_mlp"}
+    assert_same(source, there, FLUX)
+    back = saved(there, "comfy", FLUX, "back")
+    assert set(back.info) == {QKV, LINEAR1} and {info.rank for info in back.info.values()} == {2}
+    assert_same(source, back, FLUX)
+    straight = saved(source, "kohya", FLUX, "kohya")
+    assert set(straight.info) == {
+        flat(f"lora_unet_{name.removeprefix('diffusion_model.')}") for name in layers
+    }
+
+
+def test_layers_that_are_apart_become_one_of_their_ranks_together(tmp_path: Path) -> None:
+    ranks = {"q": 2, "k": 3, "v": 2}
+    layers = {
+        f"transformer.transformer_blocks.0.attn.to_{x}": {
+            **lora((8, 8), rank),
+            "alpha": torch.tensor(float(rank) + n),
+        }
+        for n, (x, rank) in enumerate(ranks.items())
+    }
+    source = adapter(tmp_path, layers)
+    result = lyc.save_adapter(source, tmp_path / "out.safetensors", "kohya", model=FLUX)
+    assert "3 layers joined to 1" in lyc.describe_saved(result)
+    there = lyc.load_adapter(result.path)
+    layer = there.layers["lora_unet_double_blocks_0_img_attn_qkv"]
+    assert layer.rank == 7 and layer.alpha == 7
+    assert not layer.dump()["lora_up.weight"][:8, 2:].any(), "block-diagonal"
+    assert_same(source, there, FLUX)
+
+
+def test_one_scale_for_all_is_not_folded_and_one_alone_leaves_the_others_be(tmp_path: Path) -> None:
+    half = {k: t.half() for k, t in lora((8, 8), 2).items()}
+    source = adapter(
+        tmp_path, {"transformer.transformer_blocks.0.attn.to_k": {**half, "alpha": torch.tensor(0.3)}}
+    )
+    there = saved(source, "comfy", FLUX)
+    layer = there.layers[QKV]
+    up = layer.dump()["lora_up.weight"]
+    assert up.dtype == torch.float16 and torch.equal(up[8:16], half["lora_up.weight"])
+    assert not up[:8].any() and not up[16:].any() and layer.alpha == pytest.approx(0.3)
+    assert_same(source, there, FLUX)
+
+
+def test_halves_that_diffusers_exchanges_are_exchanged(tmp_path: Path) -> None:
+    bias = {"lora_B.bias": rand(16)}
+    for made in (lora((16, 8), 2), dora(lora((16, 8), 2), 16), {**lora((16, 8), 2), **bias}):
+        source = adapter(tmp_path, {FINAL: made})
+        there = saved(source, "diffusers", FLUX)
+        assert list(there.info) == ["transformer.norm_out.linear"]
+        ours = made["lora_up.weight"]
+        theirs = there.layers["transformer.norm_out.linear"].dump()["lora_up.weight"]
+        assert torch.equal(theirs, torch.cat([ours[8:], ours[:8]]))
+        assert_same(source, saved(there, "comfy", FLUX, "back"), FLUX)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        loha((24, 8), 2),
+        dora(loha((24, 8), 2), 24),
+        {"lokr_w1": rand(3, 2), "lokr_w2": rand(8, 4)},
+        {"lokr_w1_a": rand(6, 2), "lokr_w1_b": rand(2, 2), "lokr_w2": rand(4, 4)},
+        {"diff": rand(24, 8), "diff_b": rand(24)},
+        {"set_weight": rand(24, 8)},
+        {"oft_blocks": rand(6, 4, 4), "rescale": 1 + rand(24, 1)},
+        {"oft_R.weight": rand(2, 6)},
+        {"ia3_l": 1 + rand(1, 8)},
+        factors("glora", "linear")
+        | {
+            "a1.weight": rand(8, 2),
+            "a2.weight": rand(2, 8),
+            "b1.weight": rand(24, 2),
+            "b2.weight": rand(2, 8),
+        },
+        dora(lora((24, 8), 2), 24),
+    ],
+    ids=lambda made: "-".join(sorted(made))[:40],
+)
+def test_kinds_that_can_be_cut_are(tmp_path: Path, made: Factors) -> None:
+    source = adapter(tmp_path, {QKV: made})
+    there = saved(source, "lycoris", FLUX)
+    assert set(there.info) == {f"lycoris_transformer_blocks_0_attn_to_{x}" for x in "qkv"}
+    assert_same(source, there, FLUX)
+
+
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        ({"lokr_w1": rand(2, 2), "lokr_w2": rand(12, 4)}, "blocks of a Kronecker product"),
+        ({**lora((24, 8), 2), "dora_scale": 1 + torch.rand(1, 8)}, "lora layer"),
+        ({"oft_blocks": rand(2, 12, 12)}, "oft layer"),
+        ({"oft_blocks": rand(1, 12, 2, 2)}, "boft layer"),
+    ],
+    ids=("lokr", "dora-in", "oft", "boft"),
+)
+def test_kinds_that_cannot_be_cut_say_who_holds_them_whole(tmp_path: Path, made: Factors, why: str) -> None:
+    source = adapter(tmp_path, {QKV: made})
+    with pytest.raises(
+        lyc.LayerError, match=rf"img_attn\.qkv: lycoris has other rows.*{why}.*kohya or comfy"
+    ):
+        saved(source, "lycoris", FLUX)
+
+
+def test_kinds_that_cannot_be_joined_say_who_holds_them_apart(tmp_path: Path) -> None:
+    layers = {f"lycoris_transformer_blocks_0_attn_to_{x}": loha((8, 8), 2) for x in "qkv"}
+    with pytest.raises(lyc.LayerError, match=r"to_q: kohya has other rows.*loha.*LoRA or full.*as peft"):
+        saved(adapter(tmp_path, layers), "kohya", FLUX)
+    mixed = {f"transformer.transformer_blocks.0.attn.to_{x}": lora((8, 8), 2) for x in "qk"}
+    mixed["transformer.transformer_blocks.0.attn.to_v"] = dora(lora((8, 8), 2), 8)
+    with pytest.raises(lyc.LayerError, match=r"kohya has other rows.*DoRA magnitude.*as lycoris"):
+        saved(adapter(tmp_path, mixed), "kohya", FLUX)
+
+
+def test_full_differences_and_magnitudes_are_joined(tmp_path: Path) -> None:
+    names = {x: f"transformer.transformer_blocks.0.attn.to_{x}" for x in "qkv"}
+    for layers in (
+        {names[x]: dora(lora((8, 8), 2), 8) for x in "qkv"},
+        {names[x]: {"diff": rand(8, 8), "diff_b": rand(8)} for x in "qv"},
+        {names[x]: {**lora((8, 8), 2), "lora_B.bias": rand(8)} for x in "qk"},
+    ):
+        source = adapter(tmp_path, layers)
+        there = saved(source, "comfy", FLUX)
+        assert list(there.info) == [QKV]
+        assert_same(source, there, FLUX)
+
+
+def test_without_shapes_only_whole_layers_have_a_name(tmp_path: Path) -> None:
+    names = list(FLUX)
+    whole = adapter(tmp_path, {"lora_unet_double_blocks_0_img_attn_proj": lora((8, 8), 2)})
+    path = tmp_path / "out.safetensors"
+    lyc.save_adapter(whole, path, "diffusers", model=names)
+    assert list(lyc.load_adapter(path).info) == ["transformer.transformer_blocks.0.attn.to_out.0"]
+    with pytest.raises(lyc.MatchError, match=r"img_attn_qkv"):
+        lyc.save_adapter(
+            adapter(tmp_path, {"lora_unet_double_blocks_0_img_attn_qkv": lora((24, 8), 2)}),
+            path,
+            "diffusers",
+            model=names,
+        )
+
+
+def test_a_layer_of_other_rows_is_checked_against_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lycoris_ops import save as saving
+
+    honest = saving.take
+    monkeypatch.setattr(
+        saving, "take", lambda layer, ranges: honest(layer, [(a, b) if a else (b, 2 * b) for a, b in ranges])
+    )
+    with pytest.raises(lyc.WriteError, match="not what it was made of"):
+        saved(adapter(tmp_path, {QKV: lora((24, 8), 2)}), "diffusers", FLUX)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_parts_that_kohya_numbers_keep_their_suffix(tmp_path: Path) -> None:
+    tensors = {"lora_unet_x_qkv.alpha": torch.tensor(0.01)}
+    tensors |= {f"lora_unet_x_qkv.oft_blocks.{n}": rand(2, 4, 4) for n in range(3)}
+    save_file(tensors, tmp_path / "source.safetensors")
+    source = lyc.load_adapter(tmp_path / "source.safetensors")
+    there = saved(source, "kohya")
+    assert {key for key in there.file.tensors if "oft" in key} == set(tensors) - {"lora_unet_x_qkv.alpha"}
+    assert set(there.info) == set(source.info)
+
+
+def test_lokr_is_cut_as_peft_cuts_it_or_an_error(tmp_path: Path) -> None:
+    fits = {"unet.a": lokr((12, 18), 1, first="full", second="low")}
+    odd = {
+        "unet.b": {"lokr_w1": rand(4, 3), "lokr_w2": rand(3, 6)},
+        "unet.c": {"lokr_w1": rand(2, 2), "lokr_w2": rand(6, 9)},
+    }
+    assert list(saved(adapter(tmp_path, fits), "peft").info) == ["base_model.model.a"]
+    with pytest.raises(lyc.LayerError, match=r"peft has no option that cuts every layer.*lycoris"):
+        saved(adapter(tmp_path, odd), "peft")
