@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..lycoris_ops import Entry, LycorisError, PatchPlan
+from ..lycoris_ops.kept_plans import kept_plan
 from ..lycoris_ops.resolve import Match
 from .host import WeightAdapterBase
 
@@ -35,10 +36,10 @@ class LycorisPatch(WeightAdapterBase):
     @classmethod
     def of(cls, shape: Sequence[int], pairs: Sequence[tuple[Entry, Match]]) -> LycorisPatch:
         """The patch of a weight of `shape`; reads the layers that it needs."""
-        layers = [(match.read(entry.adapter), match.strength) for entry, match in pairs]
-        plan = PatchPlan.build(shape, torch.float32, "cpu", layers)
+        plan = kept_plan(shape, pairs)
         keys = {match.layer for _, match in pairs}
-        return cls(keys, (replace(plan, tensors=()), plan.tensors, plan.strengths))
+        strengths = tuple(float(match.strength) for _, match in pairs)
+        return cls(keys, (replace(plan, tensors=(), strengths=()), plan.tensors, strengths))
 
     def calculate_shape(self, key: str) -> tuple[int, ...] | None:
         """The weight's shape afterwards where the stack enlarges it, else None."""

@@ -66,9 +66,12 @@ class LayerInfo:
         return fits(self.shape, weight)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Adapter:
-    """An adapter file whose header is known and whose tensors are read when a layer is used."""
+    """An adapter file whose header is known and whose tensors are read when a layer is used.
+
+    Two are equal where they are one: `load_adapter` gives the same for a file that did not change.
+    """
 
     file: TensorFile
     dialect: str

@@ -1,4 +1,4 @@
-"""A cache of tensors that is bounded in bytes."""
+"""A cache of tensors, and of what holds tensors, that is bounded in bytes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from threading import RLock
+from typing import Any, TypeVar
 
 from torch import Tensor
 
+T = TypeVar("T")
 Tensors = Mapping[str, Tensor]
 
 
+def size_of(group: Tensors) -> int:
+    """Bytes of a group of tensors."""
+    return sum(tensor.nbytes for tensor in group.values())
+
+
 class TensorCache:
-    """Groups of tensors by key, least recently used dropped first, never above `max_bytes`.
+    """Groups of tensors and other values by key, least recently used dropped first, never above `max_bytes`.
 
     It holds tensors in memory of their own and no file open. Safe to use from several threads.
     """
@@ -22,7 +29,7 @@ class TensorCache:
         if max_bytes < 0:
             raise ValueError(f"max_bytes must not be negative, got {max_bytes}")
         self.max_bytes = max_bytes
-        self._groups: OrderedDict[Hashable, Tensors] = OrderedDict()
+        self._held: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self._bytes = 0
         self._lock = RLock()
 
@@ -32,36 +39,37 @@ class TensorCache:
 
     def fetch(self, key: Hashable, read: Callable[[], Tensors], *, keep: bool = True) -> Tensors:
         """The group of that key, read if it is not held; kept afterwards unless `keep` is False."""
-        with self._lock:
-            if key in self._groups:
-                self._groups.move_to_end(key)
-                return self._groups[key]
-        group = read()
-        if keep:
-            self._put(key, group)
-        return group
+        return self.fetch_any(key, read, size_of, keep=keep)
 
-    def _put(self, key: Hashable, group: Tensors) -> None:
-        size = _size(group)
+    def fetch_any(
+        self, key: Hashable, make: Callable[[], T], size: Callable[[T], int], *, keep: bool = True
+    ) -> T:
+        """The same for any value whose size in bytes can be told."""
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+                return self._held[key][0]
+        value = make()
+        if keep:
+            self._put(key, value, size(value))
+        return value
+
+    def _put(self, key: Hashable, value: object, size: int) -> None:
         if size > self.max_bytes:
             return
         with self._lock:
-            if key in self._groups:
-                self._bytes -= _size(self._groups.pop(key))
-            self._groups[key] = group
+            if key in self._held:
+                self._bytes -= self._held.pop(key)[1]
+            self._held[key] = (value, size)
             self._bytes += size
             while self._bytes > self.max_bytes:
-                _, dropped = self._groups.popitem(last=False)
-                self._bytes -= _size(dropped)
+                _, (_, dropped) = self._held.popitem(last=False)
+                self._bytes -= dropped
 
     def clear(self) -> None:
         with self._lock:
-            self._groups.clear()
+            self._held.clear()
             self._bytes = 0
-
-
-def _size(group: Tensors) -> int:
-    return sum(tensor.nbytes for tensor in group.values())
 
 
 BOUND = "LYCORIS_CACHE_MB"

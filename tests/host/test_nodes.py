@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 from collections.abc import Callable
@@ -136,3 +137,32 @@ def test_a_second_copy_of_the_pack_in_one_process_does_no_harm(host: Host, plain
     assert ours.Stack is not host.ops.Stack
     assert host.apply(plain, host.stack(("lora", 1.0, 1.0))).patches
     link.unlink()
+
+
+@pytest.mark.host
+def test_a_new_strength_reads_no_layer_and_makes_no_plan(
+    host: Host, plain: Patched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = importlib.import_module(f"{host.pack.__name__}.lycoris_ops.kernels.plan")
+    adapters = importlib.import_module(f"{host.pack.__name__}.lycoris_ops.files.adapter")
+    made: list[str] = []
+    build, layer = plans.PatchPlan.build.__func__, adapters.Adapter.layer
+    monkeypatch.setattr(
+        plans.PatchPlan, "build", classmethod(lambda *args: made.append("plan") or build(*args))
+    )
+    monkeypatch.setattr(
+        adapters.Adapter, "layer", lambda *args, **options: made.append("layer") or layer(*args, **options)
+    )
+    entries = (("lora", 0.31, 0.2), ("loha", 0.5, 0.5), ("lokr", -0.4, 0.3))
+    first = host.apply(plain, host.stack(*entries))
+    counted = len(made)
+    again = host.apply(plain, host.stack(*((name, 2 * one, other) for name, one, other in entries)))
+    assert len(made) == counted
+    assert first.patches.keys() == again.patches.keys()
+    for key, (entry,) in again.patches.items():
+        old = first.patches[key][0][1]
+        assert entry[1].weights[0].groups is old.weights[0].groups
+        factor = 2.0 if key.startswith("diffusion_model.") else 1.0
+        assert entry[1].weights[2] == tuple(factor * value for value in old.weights[2])
+    host.apply(plain, host.stack(*entries[:2]))
+    assert len(made) > counted

@@ -13,6 +13,7 @@ from torch import Tensor
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.kernels import group, hadamard
+from lycoris_ops.kernels.paths import bfloat16_product
 
 SPATIAL = [kind for kind, spec in KINDS.items() if not spec.flat]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -223,3 +224,56 @@ def test_gradients_of_the_weight_are_left_alone() -> None:
     weight = torch.nn.Parameter(torch.randn(WEIGHTS["linear"]))
     lyc.patch_(weight, [(layer("lora", "linear"), 1.0)])
     assert weight.requires_grad and weight.is_leaf
+
+
+@pytest.fixture
+def bfloat16_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any processor multiplies in bfloat16, some only slowly."""
+    monkeypatch.setattr(bfloat16_product, "_able", lambda instructions: True)
+
+
+def chosen(base: Tensor, pairs: list[tuple[lyc.Layer | lyc.Part, float]]) -> str:
+    """The path that the registry takes, the numba one aside."""
+    report = lyc.patch_report(base, pairs).splitlines()[-1]
+    return report.partition(";")[0].removeprefix("path ")
+
+
+@pytest.mark.usefixtures("bfloat16_processor")
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kinds", [("lora",), ("loha",), ("lora", "loha"), ("lora-tucker", "lora")])
+def test_a_bfloat16_product_is_one_rounding_away(
+    kinds: tuple[str, ...], stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The change is exact to 2^-17 of itself, beside a rounding of 2^-9 of the weight."""
+    monkeypatch.setattr(bfloat16_product, "LEFT", 50)
+    base = torch.randn(WEIGHTS["conv2d"]).to(torch.bfloat16)
+    pairs = []
+    for kind, strength in zip(kinds * 2, (0.7, -0.3, 1.0, 0.1), strict=False):
+        tensors = {key: t if key == "alpha" else t.to(stored) for key, t in factors(kind, "conv2d").items()}
+        pairs.append((ALGORITHMS[KINDS[kind].algorithm].load(tensors), strength))
+    assert chosen(base, pairs) == "bfloat16 product"
+    wanted, found = exact(base, pairs), lyc.patch_(base.clone(), pairs).double()
+    changes = sum(abs(strength) * one.delta(base.double()).abs() for one, strength in pairs)
+    half_ulp = torch.finfo(torch.bfloat16).eps / 2 * wanted.abs()
+    assert ((found - wanted).abs() <= half_ulp + 2**-15 * changes.max()).all()
+
+
+@pytest.mark.usefixtures("bfloat16_processor")
+def test_a_bfloat16_product_takes_rows_apart_and_refuses_what_overlaps() -> None:
+    base = torch.randn(24, 18).to(torch.bfloat16)
+    one, other = layer("lora", "linear"), layer("lora", "linear")
+    apart = [(lyc.Part(one, (0, 12)), 1.0), (lyc.Part(other, (12, 24)), 0.5)]
+    assert chosen(base, apart) == "bfloat16 product"
+    found = lyc.patch_(base.clone(), apart)
+    for part, (rows, strength) in ((one, (slice(0, 12), 1.0)), (other, (slice(12, 24), 0.5))):
+        wanted = exact(base[rows], [(part, strength)])
+        bound = (
+            torch.finfo(torch.bfloat16).eps / 2 * wanted.abs() + 2**-15 * (wanted - base[rows]).abs().max()
+        )
+        assert ((found[rows].double() - wanted).abs() <= bound).all()
+    overlapping = [(lyc.Part(one, (0, 12)), 1.0), (lyc.Part(other, (6, 18)), 0.5)]
+    report = lyc.patch_report(base, overlapping)
+    assert "not bfloat16 product: layers for a part of the rows overlap" in report
+    assert "not bfloat16 product: not for" in lyc.patch_report(
+        base[:12], [(layer("lokr-full-low", "linear"), 1.0)]
+    )
