@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import comfy.model_management
+import comfy.ops
 import comfy.utils
 import folder_paths
+import torch
 from comfy.cli_args import args
+from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from comfy.weight_adapter import WeightAdapterBase
 from comfy_api.latest import ComfyExtension, io
 
 from ..lycoris_ops import LycorisError, WriteError
 
 __all__ = [
+    "QUANT_FORMATS",
     "ComfyExtension",
     "WeightAdapterBase",
     "add_patches",
     "file_names",
     "file_path",
     "io",
+    "merge_obstacle",
     "output_path",
+    "plain",
     "progress",
+    "quantised_layer",
+    "rounding_seed",
     "weight_shapes",
     "workflow_metadata",
 ]
@@ -69,18 +78,59 @@ def output_path(prefix: str, ending: str) -> Path:
 
 def weight_shapes(patcher: Any) -> dict[str, tuple[int, ...]]:
     """Every key of a loaded model with its shape."""
-    return {
+    shapes: dict[str, tuple[int, ...]] = {}
+    for key, value in patcher.model_state_dict().items():
         # The parameter itself: the state dict of a quantised weight holds its packed data.
-        key: tuple(comfy.utils.get_attr(patcher.model, key).shape if key.endswith(".weight") else value.shape)
-        for key, value in patcher.model_state_dict().items()
-    }
+        weight = _parameter(patcher, key) if key.endswith(".weight") else None
+        shapes[key] = tuple((value if weight is None else weight).shape)
+    return shapes
+
+
+def _parameter(patcher: Any, key: str) -> Any:
+    """What the model holds under a key; None for what only its state dict has, as other packs add."""
+    layer, _, name = key.rpartition(".")
+    try:
+        return getattr(comfy.utils.get_attr(patcher.model, layer), name)
+    except AttributeError:
+        return None
+
+
+def merge_obstacle(patcher: Any, key: str) -> str | None:
+    """Why the host would not add a change to this weight as it is meant; None where it does.
+
+    ComfyUI-GGUF's own patcher is an exception: it unpacks a weight in every forward and calls the
+    patches then (city96/ComfyUI-GGUF, ops.py and nodes.py).
+    """
+    weight = _parameter(patcher, key)
+    if weight is None:
+        return None
+    if not weight.is_floating_point() and type(patcher).__name__ != "GGUFModelPatcher":
+        return f"its data are packed as {weight.dtype} in a {type(weight).__name__}, which is not the host's"
+    if _parameter(patcher, f"{key.removesuffix('.weight')}.pre_quant_scale") is not None:
+        return "it is stored divided by the factors that its layer multiplies its input with"
+    return None
+
+
+def plain(weight: Any) -> Any:
+    """A quantised weight as a float one. The host hands over what it is for layers that cannot unpack it."""
+    return weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
 
 
 def add_patches(patched: Any, patches: Mapping[str, WeightAdapterBase]) -> None:
     """Hand one patch per weight to the host, which applies it when it loads the model.
 
-    Raises LycorisError where the host does not take one: it would be dropped in silence.
+    Raises LycorisError where the host does not take one, which would be dropped in silence, or would
+    not add it as it is meant (see `merge_obstacle`).
     """
+    for key in patches:
+        reason = merge_obstacle(patched.patcher if hasattr(patched, "patcher") else patched, key)
+        if reason is not None:
+            raise LycorisError(
+                "a weight cannot be merged into",
+                key=key,
+                got=reason,
+                hint="Set the mode to bypass, which leaves weights as they are",
+            )
     taken = set(patched.add_patches(patches, 1.0, 1.0))
     refused = sorted(set(patches) - taken)
     if refused:
@@ -90,6 +140,35 @@ def add_patches(patched: Any, patches: Mapping[str, WeightAdapterBase]) -> None:
             got=f"{len(refused)} of {len(patches)} patches refused",
             expected="every patch taken",
         )
+
+
+QUANT_FORMATS: dict[str, torch.dtype] = {name: algo["storage_t"] for name, algo in QUANT_ALGOS.items()}
+"""The host's formats of quantised weights, with the dtypes that their data are stored in."""
+
+
+@cache
+def _quantised_ops() -> Any:
+    return comfy.ops.mixed_precision_ops(compute_dtype=torch.float32)
+
+
+def quantised_layer(
+    shape: Sequence[int], tensors: Mapping[str, torch.Tensor], mark: Mapping[str, Any]
+) -> Any:
+    """The host's own layer for a quantised weight, from what a file holds and says of it.
+
+    It unpacks by `convert_weight(weight)` and packs by `set_weight(values, seed=, return_weight=True)`,
+    as the host does when it patches.
+    """
+    rows, columns = shape
+    layer = _quantised_ops().Linear(columns, rows, bias=False, device="cpu", dtype=torch.float32)
+    said = torch.tensor(list(json.dumps(mark).encode()), dtype=torch.uint8)
+    layer.load_state_dict({**tensors, "comfy_quant": said})
+    return layer
+
+
+def rounding_seed(key: str) -> int:
+    """The seed that the host rounds the patched weight of that key with."""
+    return comfy.utils.string_to_seed(key)
 
 
 def progress(total: int) -> Callable[[int, int], None]:

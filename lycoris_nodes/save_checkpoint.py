@@ -16,6 +16,7 @@ from ..lycoris_ops import (
     describe,
     merge_checkpoint,
 )
+from .codec import HostCodec
 from .host import file_names, file_path, io, output_path, progress, workflow_metadata
 from .wires import CATEGORY, report_output, stack_input, valid, with_report
 
@@ -89,6 +90,7 @@ class LycorisSaveCheckpoint(io.ComfyNode):
             stack,
             output_path(filename_prefix, SAFETENSORS[0]),
             DTYPES[dtype],
+            codec=HostCodec("diffusion_model." if base.startswith("diffusion_models/") else ""),
             strict=strict,
             metadata=workflow_metadata(cls.hidden),
             progress=progress(1),

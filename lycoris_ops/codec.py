@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class Quantised:
     parts: Mapping[str, str]
     """The tensors that are written anew when the weight changes, itself among them, each with the
     safetensors dtype it is written in; their shapes stay."""
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What else its codec has to know of it."""
 
 
 class Codec(Protocol):
