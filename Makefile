@@ -8,7 +8,7 @@ HOST ?=
 IN = $(PYTHON) tests/harness/environment.py $(if $(HOST),--host $(HOST)) $(if $(COMFYUI),--comfyui "$(COMFYUI)")
 SWEEP = lycoris_ops lycoris_nodes tests
 
-.PHONY: help demo test test-ops test-host test-browser test-hosts ui lint clean
+.PHONY: help demo test test-ops test-host test-browser test-hosts bench bench-gpu ui lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -35,6 +35,15 @@ test-hosts: ## the host tests on every ComfyUI version of tests/harness/hosts.to
 			|| { status=1; failed="$$failed $$version"; }; \
 	done; \
 	if [ $$status != 0 ]; then echo "Host tests failed on ComfyUI$$failed"; fi; exit $$status
+
+# A benchmark of ops that are wrong says nothing: their tests come first.
+BENCH = python -m pytest -q tests/ops/test_patch.py tests/ops/test_contract.py && python -m tests.bench.patch
+
+bench: ## patching side by side with ComfyUI, lycoris-lora and PEFT, on the CPU
+	@$(IN) -- sh -c '$(BENCH)'
+
+bench-gpu: ## the same on CUDA
+	@$(IN) -- sh -c '$(BENCH) --device cuda'
 
 ui: ## serve ComfyUI with the demo's models and print its address
 	@$(IN) -- python -m tests.harness.ui

@@ -1,0 +1,353 @@
+"""Patching weights, side by side with ComfyUI, lycoris-lora and PEFT in one process per setting.
+
+`python -m tests.bench.patch [--device cuda] [--rounds N] [--cases TEXT]` prints a table and writes
+`.cache/bench/patch-<device>.csv` and `.png`. One round patches all 31 layers of `cases.LAYERS` by each peer
+in turn; the weights are reset outside the timing. "in place" patches a copy that is there already;
+"with copy" clones the weight first, as the host does. Memory is what the process grows by while it
+patches, beyond the weights. The error is that of the result against float64, over the error of
+rounding the exact result once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import lycoris_ops as lyc
+from lycoris_ops.kernels.registry import PATHS, path_report
+from tests.bench.cases import CASES, DTYPES, LAYERS, Case, base
+from tests.bench.peers import PEERS, Patch, Stack
+from tests.harness.facts import ROOT, facts
+
+TUNED = {
+    "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
+SETTINGS: dict[str, dict[str, str]] = {"default": {}, "tuned": TUNED}
+"""How the C library hands out memory: page faults of fresh temporaries are much of the peers' time."""
+OUT = ROOT / ".cache" / "bench"
+COPYING = ("ours", "ComfyUI")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured line of the table."""
+
+    case: str
+    dtype: str
+    adapters: int
+    peer: str
+    path: str
+    mode: str
+    malloc: str
+    p20_ms: float
+    p50_ms: float
+    p80_ms: float
+    ratio: float
+    """The peer's median over ours."""
+    error_over_floor: float
+    extra_mb: float
+    bandwidth_share: float | None
+    """Of the card's memory bandwidth, reading and writing each weight once."""
+    device: str
+    versions: str
+
+
+def by_path(name: str) -> Callable[[Stack, Tensor], Patch] | None:
+    """Ours by one path alone, None where it cannot run here."""
+    path = next(path for path in PATHS if path.name == name)
+
+    def prepare(stack: Stack, weight: Tensor) -> Patch:
+        layers = [(lyc.ALGORITHMS[kind].load(tensors), strength) for kind, tensors, strength in stack]
+        plan = lyc.PatchPlan.build(weight.shape, weight.dtype, weight.device, layers)
+
+        @torch.no_grad()
+        def patch(target: Tensor) -> Tensor:
+            path.apply(plan, target, plan.tensors, plan.strengths)
+            return target
+
+        return patch
+
+    return prepare if path.needs() is None else None
+
+
+def peers(device: str) -> dict[str, Callable[[Stack, Tensor], Patch]]:
+    found = dict(PEERS)
+    for path in PATHS:
+        prepare = by_path(path.name) if device in path.devices else None
+        if prepare:
+            found[f"ours: {path.name}"] = prepare
+    return found
+
+
+def chosen_path(stack: Stack, weight: Tensor) -> str:
+    layers = [(lyc.ALGORITHMS[kind].load(tensors), strength) for kind, tensors, strength in stack]
+    plan = lyc.PatchPlan.build(weight.shape, weight.dtype, weight.device, layers)
+    return path_report(plan, weight).partition(";")[0].removeprefix("path ")
+
+
+def takes(peer: str, stack: Stack, weight: Tensor) -> bool:
+    """Whether one of our paths takes this stack; the peers take all."""
+    name = peer.removeprefix("ours: ")
+    path = next((path for path in PATHS if path.name == name), None)
+    if path is None:
+        return True
+    layers = [(lyc.ALGORITHMS[kind].load(tensors), strength) for kind, tensors, strength in stack]
+    plan = lyc.PatchPlan.build(weight.shape, weight.dtype, weight.device, layers)
+    return path.refusal(plan, weight) is None
+
+
+def clock(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def status_kb(field: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def extra_memory(work: Callable[[], object], device: str) -> float:
+    """Megabytes by which the process, or the card's allocator, grows at its peak."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    if not Path("/proc/self/clear_refs").exists():
+        return float("nan")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before = status_kb("VmRSS")
+    work()
+    return max(0, status_kb("VmHWM") - before) / 1e3
+
+
+def error_over_floor(patch: Patch, stack: Stack, weight: Tensor) -> float:
+    exact = weight.double()
+    for kind, tensors, strength in stack:
+        exact = exact + strength * lyc.ALGORITHMS[kind].load(tensors).delta(weight.double())
+    floor = (exact.to(weight.dtype).double() - exact).norm()
+    return float((patch(weight.clone()).double() - exact).norm() / floor)
+
+
+def measure(case: Case, dtype: str, malloc: str, device: str, rounds: int) -> list[Row]:
+    weights = [base(n, shape, DTYPES[dtype]).to(device) for n, shape in enumerate(LAYERS)]
+    stacks = [case.factors(n, shape, DTYPES[dtype]) for n, shape in enumerate(LAYERS)]
+    stacks = [[(k, {n: t.to(device) for n, t in f.items()}, s) for k, f, s in stack] for stack in stacks]
+    patches = {
+        peer: [prepare(stack, weight) for stack, weight in zip(stacks, weights, strict=True)]
+        for peer, prepare in peers(device).items()
+        if takes(peer, stacks[0], weights[0])
+    }
+    work = [weight.clone() for weight in weights]
+    times: dict[tuple[str, str], list[float]] = {}
+    extra: dict[str, float] = {}
+
+    def run(peer: str) -> None:
+        for patch, weight in zip(patches[peer], work, strict=True):
+            patch(weight)
+
+    with torch.no_grad():
+        for number in range(rounds + 1):
+            for peer in patches:
+                for target, weight in zip(work, weights, strict=True):
+                    target.copy_(weight)
+                if number == 0:
+                    run(peer)
+                    extra[peer] = extra_memory(lambda peer=peer: run(peer), device)
+                    continue
+                start = clock(device)
+                run(peer)
+                times.setdefault((peer, "in place"), []).append(clock(device) - start)
+                if peer in COPYING:
+                    start = clock(device)
+                    for patch, weight in zip(patches[peer], weights, strict=True):
+                        patch(weight.clone())
+                    times.setdefault((peer, "with copy"), []).append(clock(device) - start)
+        errors = {
+            peer: error_over_floor(found[-1], stacks[-1], weights[-1]) for peer, found in patches.items()
+        }
+    moved = 2 * sum(weight.nbytes for weight in weights)
+    rows: list[Row] = []
+    for (peer, mode), found in times.items():
+        low, middle, high = (1e3 * value for value in quantiles(found))
+        reference = 1e3 * statistics.median(times["ours", mode])
+        rows.append(
+            Row(
+                case=case.name,
+                dtype=dtype,
+                adapters=len(case.adapters),
+                peer=peer,
+                path=chosen_path(stacks[0], weights[0]) if peer == "ours" else "",
+                mode=mode,
+                malloc=malloc,
+                p20_ms=round(low, 2),
+                p50_ms=round(middle, 2),
+                p80_ms=round(high, 2),
+                ratio=round(middle / reference, 2),
+                error_over_floor=round(errors[peer], 3),
+                extra_mb=round(extra[peer], 1),
+                bandwidth_share=share(moved, middle / 1e3) if device == "cuda" else None,
+                device=device_name(device),
+                versions=versions(),
+            )
+        )
+    return rows
+
+
+def quantiles(values: list[float]) -> tuple[float, float, float]:
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    low, _, _, high = statistics.quantiles(values, n=5, method="inclusive")
+    return low, statistics.median(values), high
+
+
+def share(moved: int, seconds: float) -> float | None:
+    card: Any = torch.cuda.get_device_properties(0)
+    clock_rate, width = getattr(card, "memory_clock_rate", 0), getattr(card, "memory_bus_width", 0)
+    peak = 2 * clock_rate * 1e3 * width / 8
+    return round(moved / seconds / peak, 3) if peak else None
+
+
+def device_name(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name(0)
+    model = platform.processor() or "cpu"
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
+    return f"{model}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def versions() -> str:
+    named = {
+        "torch": "torch",
+        "lycoris-lora": "lycoris-lora",
+        "peft": "peft",
+        "numba": "numba",
+        "triton": "triton",
+    }
+    found = [f"ComfyUI {facts().host}"]
+    for label, package in named.items():
+        try:
+            found.append(f"{label} {version(package)}")
+        except ModuleNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def child(malloc: str, device: str, rounds: int, wanted: str) -> None:
+    """Measure every case in this process and print the rows as JSON, a line each."""
+    # Behind the project's own folders: the host has a package `tests` too.
+    sys.path.append(str(facts().comfyui))
+    import comfy.options
+
+    comfy.options.enable_args_parsing(False)
+    from comfy.cli_args import args
+
+    args.cpu = device == "cpu"
+    for case in CASES:
+        if wanted in case.name:
+            for dtype in ("fp32", "bf16") if device == "cpu" else ("fp32", "bf16", "fp16"):
+                for row in measure(case, dtype, malloc, device, rounds):
+                    print(json.dumps(asdict(row)), flush=True)
+
+
+def table(rows: list[Row]) -> str:
+    lines = ["| case | dtype | malloc | mode | who | p20 | p50 | p80 ms | ratio | error / floor | extra MB |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        who = f"ours ({row.path})" if row.peer == "ours" else row.peer
+        lines.append(
+            f"| {row.case} | {row.dtype} | {row.malloc} | {row.mode} | {who} | {row.p20_ms:.0f} | "
+            f"{row.p50_ms:.0f} | {row.p80_ms:.0f} | {row.ratio:.1f} | {row.error_over_floor:.2f} | "
+            f"{row.extra_mb:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = [row for row in rows if row.mode == "in place" and not row.peer.startswith("ours")]
+    malloc = list(dict.fromkeys(row.malloc for row in shown))
+    figure, axes = pyplot.subplots(len(malloc), 1, figsize=(11, 4.2 * len(malloc)), squeeze=False)
+    for (axis,), setting in zip(axes, malloc, strict=True):
+        here = [row for row in shown if row.malloc == setting]
+        labels = list(dict.fromkeys(f"{row.case}\n{row.dtype}" for row in here))
+        names = list(dict.fromkeys(row.peer for row in here))
+        for number, name in enumerate(names):
+            heights = {f"{row.case}\n{row.dtype}": row.ratio for row in here if row.peer == name}
+            places = [n + (number - 1) * 0.27 for n in range(len(labels))]
+            axis.bar(places, [heights.get(label, 0) for label in labels], 0.25, label=name)
+        axis.axhline(1.0, color="black", linewidth=0.8)
+        axis.set_xticks(range(len(labels)), labels, fontsize=7)
+        axis.set_ylabel("time over ours")
+        axis.set_title(f"malloc {setting}: above 1 we are faster")
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--cases", default="", metavar="TEXT", help="only cases whose name contains this")
+    parser.add_argument("--child", metavar="MALLOC", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child(options.child, options.device, options.rounds, options.cases)
+        return
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("No CUDA device: run `make bench` for the CPU")
+    rows: list[Row] = []
+    for malloc, environment in SETTINGS.items() if options.device == "cpu" else (("default", {}),):
+        command = [sys.executable, "-m", "tests.bench.patch", "--child", malloc, "--device", options.device]
+        command += ["--rounds", str(options.rounds), "--cases", options.cases]
+        with subprocess.Popen(
+            command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("{"):
+                    rows.append(Row(**json.loads(line)))
+                    print(table(rows[-1:]).splitlines()[-1], flush=True)
+        if process.returncode:
+            sys.exit(process.returncode)
+    OUT.mkdir(parents=True, exist_ok=True)
+    target = OUT / f"patch-{options.device}.csv"
+    with target.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+    plot(rows, target.with_suffix(".png"))
+    print(f"\n{table(rows)}\n\n{rows[0].device}; {rows[0].versions}")
+    print(f"{target.relative_to(ROOT)}, and a plot beside it")
+
+
+if __name__ == "__main__":
+    main()
