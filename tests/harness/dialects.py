@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -135,18 +135,18 @@ def _has(architecture: str, source: str) -> bool:
     }[source]
 
 
-@lru_cache(maxsize=2)
+@cache
 def model_of(architecture: str) -> Any:
-    """The tiny model; the two latest are kept, as tests go through one architecture after the other."""
+    """The tiny model; all of them together take some 200 MB."""
     return make(architecture)
 
 
-@lru_cache(maxsize=2)
+@cache
 def shapes_of(architecture: str) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in model_of(architecture).state_dict().items()}
 
 
-@lru_cache(maxsize=8)
+@cache
 def places(architecture: str, source: str) -> dict[str, Located]:
     """Each layer by the path that a source has for it, with the keys of the host's state dict."""
     model = model_of(architecture)

@@ -9,7 +9,7 @@ import importlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -129,12 +129,12 @@ def encoder_cases() -> list[tuple[str, str]]:
     return [*NUMBERINGS, *((architecture, "ComfyUI") for architecture in ENCODERS)]
 
 
-@lru_cache(maxsize=2)
+@cache
 def encoders_of(architecture: str) -> Any:
     return make_encoders(architecture)
 
 
-@lru_cache(maxsize=32)
+@cache
 def transformers_paths(encoder: str) -> tuple[str, ...]:
     """The layers of transformers' class."""
     library = importlib.import_module("transformers")
