@@ -11,7 +11,7 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -221,12 +221,14 @@ def _lora(layer: Layer) -> dict[str, Tensor]:
     tensors = layer.dump()
     tensors.pop(ALPHA, None)
     if DORA in tensors:
-        if magnitude_axis(tensors[DORA].shape, _shape(layer)) != 0:
+        shape = _shape(layer)
+        # That of an embedding is for its features, which a layer of words has as inputs.
+        wanted = 1 if EMBEDDING_UP in tensors else 0
+        if magnitude_axis(tensors[DORA].shape, shape) != wanted:
             raise _cannot("holds no DoRA magnitude of the inputs", str(list(tensors[DORA].shape)))
-        # One dimension on a linear layer, (1, O, 1, ...) on a convolution.
-        tensors[DORA] = tensors[DORA].reshape(1, -1, *(1 for _ in _shape(layer)[2:])).clone()
-        if tensors[DORA].ndim == 2:
-            tensors[DORA] = tensors[DORA].flatten()
+        # One dimension, but on a convolution as the outputs of a batch: (1, O, 1, ...).
+        ones = tuple(1 for _ in shape[2:])
+        tensors[DORA] = tensors[DORA].reshape(1, -1, *ones) if ones else tensors[DORA].flatten()
     return {PEFT_SUFFIXES.get(suffix, suffix): tensor for suffix, tensor in tensors.items()}
 
 
@@ -276,7 +278,7 @@ class ConflictError(LayerError):
 
 
 def peft_config(
-    members: Sequence[Member], known: Iterable[str], kernels: Mapping[str, int]
+    members: Sequence[Member], known: Collection[str], kernels: Mapping[str, int]
 ) -> dict[str, Any]:
     """The configuration for these layers, as PEFT's classes read it.
 
@@ -287,7 +289,7 @@ def peft_config(
     paths = [member.path for member in members]
     table: dict[str, Any] = {
         "peft_type": kind,
-        "target_modules": _modules(paths, {*known, *paths}),
+        "target_modules": _modules(paths, known),
         "inference_mode": True,
     }
     if kind in ("LORA", "LOHA", "LOKR"):
@@ -309,7 +311,7 @@ def peft_config(
     if kind == "IA3":
         inputs = [member.path for member in members if member.config["feedforward"]]
         modules = table["target_modules"]
-        fed = _modules(inputs, {*known, *paths}) if isinstance(modules, list) else _expression(inputs)
+        fed = _modules(inputs, known) if isinstance(modules, list) else _expression(inputs)
         if isinstance(fed, str):
             table["target_modules"] = _expression(paths)
         return {**table, "feedforward_modules": fed}
@@ -348,9 +350,10 @@ def _number(value: float) -> int | float:
 
 
 def _modules(paths: Sequence[str], known: Collection[str]) -> list[str] | str:
-    """The paths as a list, or as one expression where some path is also the end of another's."""
+    """The paths as a list, which PEFT takes for ends of paths; as one expression where some path of the
+    module ends like that, or the module's paths are not known."""
     ends = {path[match.end() :] for path in known for match in re.finditer(r"\.", path)}
-    return _expression(paths) if ends.intersection(paths) else sorted(paths)
+    return sorted(paths) if known and not ends.intersection(paths) else _expression(paths)
 
 
 def _expression(paths: Sequence[str]) -> str:

@@ -200,7 +200,19 @@ def test_diffusers_metadata_say_ranks_and_scales_part_by_part(tmp_path: Path) ->
     assert config["text_encoder.r"] == 4 and config["text_encoder.rank_pattern"] == {}
     assert adapter.metadata["format"] == "pt"
     assert config["unet.target_modules"] == r"a|b|c\.a", "a list would mean the end of any path"
-    assert config["text_encoder.target_modules"] == ["x"]
+
+
+def test_modules_are_listed_where_the_model_has_no_other_of_such_an_end(tmp_path: Path) -> None:
+    adapter = written(tmp_path, factors("lora", "linear"))
+    lyc.save_adapter(adapter, tmp_path / "peft", "peft", model=model())
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert config["target_modules"] == [PATH]
+    outer = {"x": (4, 4), "block.x": (4, 4)}
+    names = {f"{path}.weight": shape for path, shape in outer.items()}
+    single = written(tmp_path, lora((4, 4), 2), "lycoris_x")
+    lyc.save_adapter(single, tmp_path / "peft", "peft", model=names)
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert config["target_modules"] == "x"
 
 
 # PEFT's configuration.
@@ -218,7 +230,7 @@ def test_the_configuration_has_every_rank_and_alpha(tmp_path: Path) -> None:
     config = peft_config(
         tmp_path, {"x.a": lora((6, 6), 2), "x.b": lora((6, 6), 3) | alpha, "x.c": lora((6, 6), 2)}
     )
-    assert config["peft_type"] == "LORA" and config["target_modules"] == ["x.a", "x.b", "x.c"]
+    assert config["peft_type"] == "LORA" and config["target_modules"] == r"x\.a|x\.b|x\.c"
     assert config["r"] == config["lora_alpha"] == 2
     assert config["rank_pattern"] == {r"^x\.b": 3} and config["alpha_pattern"] == {r"^x\.b": 0.5}
     assert (config["use_dora"], config["use_rslora"], config["lora_bias"]) == (False, False, False)
