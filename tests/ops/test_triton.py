@@ -1,0 +1,268 @@
+"""The Triton path: its kernel in a process of its own, and what happens where it cannot run."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import subprocess
+import sys
+import types
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from layers import WEIGHTS, load
+from test_patch import assert_one_rounding
+from torch import Tensor
+
+import lycoris_ops as lyc
+from lycoris_ops.kernels import registry
+from lycoris_ops.kernels.paths import triton_fused
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed: it has no wheel here"
+)
+
+
+def python(*arguments: str, interpret: bool) -> str:
+    """What a new interpreter prints; the variable must be set before Triton is imported."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}", "OMP_NUM_THREADS": "1"}
+    if interpret:
+        environment["TRITON_INTERPRET"] = "1"
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@needs_triton
+@pytest.mark.slow
+def test_the_kernel_in_the_interpreter() -> None:
+    file = str(HERE / "triton_interpreted.py")
+    assert " passed" in python("-m", "pytest", "-q", "-p", "no:cacheprovider", file, interpret=True)
+
+
+PATCHED = """
+import warnings
+import torch, lycoris_ops as lyc
+from layers import load
+from test_patch import assert_one_rounding
+base, pairs = torch.randn(12, 18), [(load(kind, "linear"), 0.5) for kind in ("lora", "loha", "oft")]
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    assert_one_rounding(lyc.patch_(base.clone(), pairs), base, pairs)
+    assert_one_rounding(lyc.patch_(base.clone(), pairs), base, pairs)
+print(*(warning.message for warning in caught), sep="\\n")
+print(lyc.patch_report(base, pairs))
+"""
+
+
+def test_importing_and_patching_on_the_cpu_load_no_triton() -> None:
+    printed = python(
+        "-c",
+        f"{PATCHED}\nimport sys\nprint('triton' in sys.modules, torch.cuda.is_initialized())",
+        interpret=False,
+    )
+    assert "not triton: for cuda, and the weight is on cpu" in printed
+    assert printed.splitlines()[-1] == "False False"
+
+
+def test_without_triton_the_next_path_runs_and_the_report_says_why() -> None:
+    printed = python("-c", f"import sys\nsys.modules['triton'] = None\n{PATCHED}", interpret=True)
+    assert "not triton: triton is not installed" in printed
+    assert "left out" not in printed
+
+
+@needs_triton
+def test_a_triton_that_is_too_old_is_refused() -> None:
+    old = "import triton\ntriton.__version__ = '2.3.1'\n"
+    printed = python("-c", old + PATCHED, interpret=True)
+    assert "not triton: triton 2.3.1 is too old, 3.0 is needed" in printed
+
+
+@needs_triton
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU driver")
+def test_without_a_driver_triton_says_so() -> None:
+    """Asked beforehand; and where it only shows at the launch, the next path runs."""
+    asked = "from lycoris_ops.kernels.paths.triton_fused import PATH\nprint(PATH.needs())"
+    assert "0 active drivers" in python("-c", asked, interpret=False)
+    launched = (
+        "import dataclasses\n"
+        "from lycoris_ops.kernels import registry\n"
+        "from lycoris_ops.kernels.paths.triton_fused import PATH\n"
+        "here = dataclasses.replace(PATH, devices=('cpu',), needs=lambda: None)\n"
+        "registry.PATHS = tuple(here if path is PATH else path for path in registry.PATHS)\n"
+    )
+    printed = python("-c", launched + PATCHED, interpret=False).splitlines()
+    assert printed[0].startswith(
+        "The patch path 'triton' is left out: it failed: RuntimeError: 0 active drivers"
+    )
+    assert sum("left out" in line for line in printed) == 1
+    assert "not triton: it failed: RuntimeError: 0 active drivers" in printed[-1]
+
+
+class CompilationError(Exception):
+    """As Triton's own: the source first, then what is wrong."""
+
+    def __str__(self) -> str:
+        return "at 3:4:\n    value = tl.dot(a, b)\n            ^\nfirst input shape must be at least 16"
+
+
+class OutOfResources(Exception):  # noqa: N818 - Triton's name
+    def __str__(self) -> str:
+        return "out of resource: shared memory, Required: 131072, Hardware limit: 101376."
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Let the launch raise this, on the CPU."""
+
+    def launch(*arguments: Any, **options: Any) -> NoReturn:
+        raise error
+
+    class Kernel:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            return launch
+
+    monkeypatch.setattr(triton_fused, "INTERPRETED", False)
+    monkeypatch.setattr(triton_fused, "_kernel", Kernel)
+    path = dataclasses.replace(triton_fused.PATH, devices=("cpu",), needs=lambda: None)
+    others = tuple(one for one in registry.PATHS if one.name != "triton")
+    monkeypatch.setattr(registry, "PATHS", (path, *others))
+    monkeypatch.setattr(registry, "_FAILED", {})
+
+
+def mixed() -> tuple[Tensor, list[tuple[lyc.Layer, float]]]:
+    return torch.randn(WEIGHTS["conv2d"]).bfloat16(), [
+        (load(k, "conv2d"), 0.5) for k in ("lora", "loha", "oft")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (CompilationError(), "CompilationError: first input shape must be at least 16"),
+        (OutOfResources(), "OutOfResources: out of resource: shared memory, Required: 131072"),
+        (RuntimeError("Failed to find C compiler."), "RuntimeError: Failed to find C compiler."),
+        (ImportError(""), "ImportError"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_a_kernel_that_fails_is_left_out_once(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    failing(monkeypatch, error)
+    base, pairs = mixed()
+    assert "path triton" in lyc.patch_report(base, pairs)
+    with pytest.warns(UserWarning, match=f"'triton' is left out: it failed: {reason}") as caught:
+        patched = lyc.patch_(base.clone(), pairs)
+    assert len(caught) == 1
+    assert_one_rounding(patched, base, pairs)
+    assert f"not triton: it failed: {reason}" in lyc.patch_report(base, pairs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_one_rounding(lyc.patch_(base.clone(), pairs), base, pairs)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ],
+    ids=["torch", "triton"],
+)
+def test_a_device_without_memory_is_no_reason_to_leave_the_path_out(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    failing(monkeypatch, error)
+    base, pairs = mixed()
+    weight = base.clone()
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="out of memory"):
+        lyc.patch_(weight, pairs)
+    assert torch.equal(weight, base)
+    assert "path triton" in lyc.patch_report(base, pairs)
+
+
+def test_a_card_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = types.SimpleNamespace(shape=(2, 2), stride=lambda: (2, 1), is_cuda=True, device="cuda:0")
+    plan: Any = None
+    for found, reason in (((6, 1), "7.0 and newer, the card has 6.1"), ((7, 0), None), ((12, 0), None)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=found: found)
+        refusal = triton_fused.PATH.refuses(plan, weight)  # type: ignore[arg-type]
+        assert refusal is None if reason is None else reason in (refusal or "")
+
+
+COMPILED = """
+import sys
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from lycoris_ops.kernels.paths import triton_fused
+from lycoris_ops.kernels.paths.triton_fused import Term, options_of, tabulate
+from lycoris_ops.kernels.triton_kernels.terms import add_terms
+
+card, backend, arch, lanes, shared = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
+target = GPUTarget(backend, int(arch) if arch.isdigit() else arch, lanes)
+POINTER = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+halves, floats = torch.zeros(4, 4).half(), torch.zeros(4, 4)
+one = Term(1.0, (halves, halves))
+pair = Term(1.0, (floats, floats), (floats, floats))
+both = Term(1.0, (halves, floats), (floats, halves))
+assert {"rows", "terms"} == {one.name for one in add_terms.params if one.do_not_specialize}
+for term, dtype, shape in (
+    (one, torch.bfloat16, (1280, 1280)),
+    (pair, torch.bfloat16, (1280, 1280)),
+    (both, torch.float32, (1280, 1280)),
+    (both, torch.float16, (8, 1280)),
+    (both, torch.bfloat16, (1280, 9)),
+):
+    table = tabulate([(term, (0, 4))], torch.device("cpu"))
+    options = options_of(*shape, dtype, card, table)
+    launch = {key: options.pop(key) for key in ("num_warps", "num_stages", "enable_fp_fusion")}
+    constants = {"column_stride": 1, **options}
+    kinds = {
+        "weight": POINTER[dtype], "row_stride": "i32", "rows": "i32", "columns": "i32",
+        "table": "*i64", "scales": "*fp32", "terms": "i32",
+    }
+    signature = {one.name: kinds.get(one.name, "constexpr") for one in add_terms.params}
+    source = ASTSource(add_terms, signature, {key: constants[key] for key in constants})
+    compiled = triton.compile(source, target=target, options=launch)
+    assert compiled.metadata.shared <= shared, (dtype, shape, compiled.metadata.shared)
+    print(dtype, shape, compiled.metadata.shared)
+"""
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("card", "backend", "arch", "lanes", "shared"),
+    [
+        # The shared memory of a program that every card of the family has.
+        ("volta", "cuda", "75", 32, 64 << 10),
+        ("ampere", "cuda", "86", 32, 99 << 10),
+        ("ampere", "cuda", "90", 32, 99 << 10),
+        ("amd", "hip", "gfx942", 64, 64 << 10),
+    ],
+    ids=str,
+)
+def test_the_kernel_compiles_for_cards_that_are_not_here(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    card: str,
+    backend: str,
+    arch: str,
+    lanes: int,
+    shared: int,
+) -> None:
+    """Down to machine code, which needs no GPU; what it computes there needs one."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    printed = python("-c", COMPILED, card, backend, arch, str(lanes), str(shared), interpret=False)
+    assert len(printed.splitlines()) == 5
