@@ -1,0 +1,231 @@
+"""A plan on one device and in one dtype: what runs in every forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..algebra import compute_dtype
+from ..forms import Full, LowRank
+from ..parts import Rows
+from ..sides import moved
+from . import dense, hadamard, kronecker, low_rank
+from .geometry import Geometry, working_dtype
+from .plan import Base, Met, MetStage
+from .term import Item, Strengths, Term
+
+MakeTerm = Callable[[Geometry, Sequence[Item], torch.dtype, torch.device], Term]
+Run = Callable[[Tensor], Tensor]
+"""What a module gives for an input, its bias included."""
+
+TERMS: dict[type[Any], MakeTerm] = {
+    form: module.TERM for module in (low_rank, hadamard, kronecker, dense) for form in module.FORMS
+}
+"""The term that handles each form."""
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A term, with the rows of the weight and the layers that it is for."""
+
+    term: Term
+    rows: Rows | None
+    slots: tuple[int, ...]
+
+
+class BoundStage:
+    """One stage: y += sum of strength * change.
+
+    Changes of the input that all outputs see add up to one input, x + sum of strength * (M - 1) x.
+    Where nothing else needs W x, the module is given that input in the first place; any other changed
+    inputs go through the module together, once.
+    """
+
+    def __init__(
+        self, geometry: Geometry, met: MetStage, bias: Tensor | None, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.geometry = geometry
+        self.bias = None if bias is None else geometry.per_channel(bias.to(device, dtype))
+        bases = moved(met.bases, device, dtype)
+        self.shifts = [base for base in bases if base.outputs is None and base.rows is None]
+        self.others = [base for base in bases if base.outputs is not None or base.rows is not None]
+        self.takes_shift = bool(self.shifts) and all(base.outputs is None for base in self.others)
+        """Whether the module may be given the changed input in place of the other."""
+        items: dict[tuple[MakeTerm, Rows | None], list[Item]] = {}
+        for form, rows, slot in met.forms:
+            if geometry.groups > 1:
+                form, rows = _on_all_rows(form, rows, geometry, compute_dtype(dtype)), None
+            items.setdefault((TERMS[type(form)], rows), []).append(Item(form, slot))
+        self.terms = [
+            _Placed(make(geometry, found, dtype, device), rows, tuple(item.slot for item in found))
+            for (make, rows), found in items.items()
+        ]
+        self.biases = [(change.to(device, compute_dtype(dtype)), slot) for change, slot in met.biases]
+
+    def shift(self, x: Tensor, strengths: Strengths) -> Tensor | None:
+        """What is added to the input of the module; None where nothing is."""
+        return self._turned(self.shifts, x, strengths)
+
+    def apply(self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, *, shifted: bool) -> Tensor:
+        """y with the changes. x is the stage's input; `run` is W x + b below this stage.
+
+        `shifted` says whether `shift` was already in what gave y.
+        """
+        changes = self._by_operators(x, y, strengths, run, shifted=shifted)
+        live = [placed for placed in self.terms if any(strengths[slot] != 0.0 for slot in placed.slots)]
+        if not changes and not live:
+            return y
+        total = y.contiguous()
+        if total is y and torch.is_grad_enabled() and y.requires_grad:
+            total = y.clone()
+        for change, rows, strength in changes:
+            self.geometry.part(total, rows).add_(change, alpha=strength)
+        if live and self.geometry.kernel:
+            met = self.geometry.padded(x)
+            for placed in live:
+                placed.term.add(self.geometry.part(total, placed.rows), met, strengths)
+        elif live:
+            flat = total.view(-1, self.geometry.outputs)
+            met = x.reshape(-1, self.geometry.inputs).contiguous()
+            for placed in live:
+                placed.term.add(self.geometry.part(flat, placed.rows), met, strengths)
+        return total
+
+    def bias_change(self, strengths: Strengths) -> Tensor | None:
+        total: Tensor | None = None
+        for change, slot in self.biases:
+            if strengths[slot] != 0.0:
+                total = (
+                    strengths[slot] * change if total is None else total.add(change, alpha=strengths[slot])
+                )
+        return total
+
+    def _turned(self, bases: Sequence[Base], x: Tensor, strengths: Strengths) -> Tensor | None:
+        """The sum of strength * (M - 1) x."""
+        total: Tensor | None = None
+        for base in bases:
+            if strengths[base.slot] != 0.0 and base.inputs is not None:
+                change = self.geometry.turned(base.inputs, x) * strengths[base.slot]
+                total = change if total is None else total + change
+        return total
+
+    def _by_operators(
+        self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, *, shifted: bool
+    ) -> list[tuple[Tensor, Rows | None, float]]:
+        """Changes, the rows they are for, and their strengths."""
+        others = [base for base in self.others if strengths[base.slot] != 0.0]
+        inputs: list[Tensor] = []
+        rest: list[tuple[Base | None, Rows | None]] = []
+        """What each of the inputs is for: a layer of its own, or rows for which strengths are in it."""
+        if not shifted and (change := self.shift(x, strengths)) is not None:
+            inputs.append(change)
+            rest.append((None, None))
+        by_rows: dict[Rows | None, list[Base]] = {}
+        for base in others:
+            if base.outputs is None:
+                by_rows.setdefault(base.rows, []).append(base)
+            elif base.inputs is not None:
+                inputs.append(self.geometry.turned(base.inputs, x))
+                rest.append((base, base.rows))
+        for rows, bases in by_rows.items():
+            change = self._turned(bases, x, strengths)
+            assert change is not None
+            inputs.append(change)
+            rest.append((None, rows))
+        changes: list[tuple[Tensor, Rows | None, float]] = []
+        for value, (base, rows) in zip(self._products(inputs, run), rest, strict=True):
+            part = self.geometry.part(value, rows)
+            if base is None:
+                changes.append((part, rows, 1.0))
+                continue
+            met = self.geometry.part(self._unbiased(y), rows) + part
+            changes.append((part + self._on_outputs(base, met), rows, strengths[base.slot]))
+        for base in others:
+            if base.inputs is None:
+                met = self.geometry.part(self._unbiased(y), base.rows)
+                changes.append((self._on_outputs(base, met), base.rows, strengths[base.slot]))
+        return changes
+
+    def _products(self, inputs: Sequence[Tensor], run: Run) -> Sequence[Tensor]:
+        """W x of several inputs, by one pass through the module."""
+        if not inputs:
+            return ()
+        if self.geometry.kernel:
+            return self._unbiased(run(torch.cat(list(inputs)))).chunk(len(inputs))
+        return self._unbiased(run(torch.stack(list(inputs)))).unbind()
+
+    def _unbiased(self, y: Tensor) -> Tensor:
+        return y if self.bias is None else y - self.bias
+
+    def _on_outputs(self, base: Base, y: Tensor) -> Tensor:
+        assert base.outputs is not None
+        return self.geometry.first(base.outputs.change(self.geometry.last(y)))
+
+
+class Bound:
+    """All stages of a plan, bound to a device and to the dtype that inputs are worked on in."""
+
+    def __init__(self, geometry: Geometry, met: Met, x: Tensor) -> None:
+        self.geometry = geometry
+        self.key = (x.dtype, x.device)
+        self.dtype = working_dtype(x)
+        self.stages = [BoundStage(geometry, stage, met.bias, self.dtype, x.device) for stage in met.stages]
+        self.shifts = any(stage.takes_shift for stage in self.stages)
+
+    def inputs(self, x: Tensor, strengths: Sequence[Strengths]) -> list[Tensor]:
+        """The input of each of the stages that strengths are given for, and before them the module's."""
+        x = self._batched(x).to(self.dtype)
+        found = [x]
+        for stage, values in reversed([*zip(self.stages, strengths, strict=False)]):
+            change = stage.shift(x, values) if stage.takes_shift else None
+            x = x if change is None else x + change
+            found.append(x)
+        return found[::-1]
+
+    def finish(self, inputs: Sequence[Tensor], y: Tensor, strengths: Sequence[Strengths], run: Run) -> Tensor:
+        """What the module gives with its layers, from y, what it gives by itself for `inputs[0]`."""
+        total = self._products(inputs, self._batched(y).to(self.dtype), strengths, run)
+        for stage, values in zip(self.stages, strengths, strict=True):
+            change = stage.bias_change(values)
+            if change is not None:
+                total = total + self.geometry.per_channel(change.to(self.dtype))
+        return total.view(y.shape).to(y.dtype)
+
+    def _products(
+        self, inputs: Sequence[Tensor], y: Tensor, strengths: Sequence[Strengths], run: Run
+    ) -> Tensor:
+        for number, (stage, values) in enumerate(zip(self.stages, strengths, strict=False)):
+            # Each stage's input stands behind that of what is below it.
+            x, below = inputs[number + 1], strengths[:number]
+
+            def run_below(value: Tensor, until: Sequence[Strengths] = below) -> Tensor:
+                entering = self.inputs(value, until)
+                found = run(entering[0].to(self.key[0])).to(self.dtype)
+                return self._products(entering, found, until, run)
+
+            y = stage.apply(x, y, values, run_below, shifted=stage.takes_shift)
+        return y
+
+    def _batched(self, values: Tensor) -> Tensor:
+        """With a batch, which a convolution may be given without."""
+        kernel = len(self.geometry.kernel)
+        return values[None] if kernel and values.ndim == kernel + 1 else values
+
+
+def _on_all_rows(form: Any, rows: Rows | None, geometry: Geometry, dtype: torch.dtype) -> LowRank | Full:
+    """The form for all rows of a weight: with groups, some rows alone would have groups of their own."""
+    count = geometry.outputs
+    if isinstance(form, LowRank):
+        return form if rows is None else replace(form, up=_padded(form.up, rows, count))
+    matrix = form.dense(dtype, torch.device("cpu"))
+    return Full(matrix if rows is None else _padded(matrix, rows, count))
+
+
+def _padded(matrix: Tensor, rows: Rows, count: int) -> Tensor:
+    padded = matrix.new_zeros(count, matrix.shape[1])
+    padded[slice(*rows)] = matrix
+    return padded

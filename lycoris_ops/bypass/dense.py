@@ -1,0 +1,76 @@
+"""Full and sparse changes: multiplied as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..algebra import compute_dtype
+from ..forms import Full, Sparse
+from .geometry import Geometry
+from .term import Item, Strengths, buffer
+
+FORMS = (Full, Sparse)
+
+
+class DenseTerm:
+    """y += (sum of strength * values) x; sparse values are put into the sum at their places."""
+
+    def __init__(
+        self, geometry: Geometry, items: Sequence[Item], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.geometry = geometry
+        full = [item for item in items if isinstance(item.form, Full)]
+        sparse = [item for item in items if isinstance(item.form, Sparse)]
+        self.full = [(item.form.values.to(device, dtype).contiguous(), item.slot) for item in full]
+        self.sparse = [
+            (
+                item.form.row.to(device),
+                item.form.column.to(device),
+                item.form.values.to(device, dtype),
+                item.slot,
+            )
+            for item in sparse
+        ]
+        self.rows = len(self.full[0][0]) if self.full else int(sparse[0].form.shape[0])
+        self._held: tuple[tuple[float, ...], Tensor] | None = None
+
+    def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> None:
+        if len(self.full) == 1 and not self.sparse:
+            values, slot = self.full[0]
+            self._multiply(y, x, values, strengths[slot])
+        elif self.full:
+            self._multiply(y, x, self._sum(strengths), 1.0)
+        else:
+            self._multiply(y, x, self._place(buffer("sparse", self._shape(), x).zero_(), strengths), 1.0)
+
+    def _multiply(self, y: Tensor, x: Tensor, values: Tensor, strength: float) -> None:
+        if self.geometry.kernel:
+            y.add_(self.geometry.product(x, values), alpha=strength)
+        else:
+            y.addmm_(x, values.T, alpha=strength)
+
+    def _shape(self) -> tuple[int, int]:
+        return (self.rows, self.geometry.columns)
+
+    def _sum(self, strengths: Strengths) -> Tensor:
+        """The sum at these strengths, kept until they change."""
+        key = tuple(strengths)
+        if self._held is None or self._held[0] != key:
+            first, _ = self.full[0]
+            total = torch.zeros(first.shape, dtype=compute_dtype(first.dtype), device=first.device)
+            for values, slot in self.full:
+                total.add_(values, alpha=strengths[slot])
+            self._held = (key, self._place(total, strengths).to(first.dtype))
+        return self._held[1]
+
+    def _place(self, matrix: Tensor, strengths: Strengths) -> Tensor:
+        for row, column, values, slot in self.sparse:
+            placed = values.to(matrix.dtype) * strengths[slot]
+            matrix.index_put_((row, column), placed, accumulate=True)
+        return matrix
+
+
+TERM = DenseTerm

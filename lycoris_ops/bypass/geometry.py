@@ -1,0 +1,161 @@
+"""How a module multiplies: a linear layer, or a convolution with its stride, padding and groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..algebra import Shape
+from ..parts import Rows
+from ..sides import Operator
+
+CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+
+LINEAR_FORWARDS = frozenset(
+    {"Linear", "CublasLinear", "Linear4bit", "Linear8bitLt", "LinearFP4", "LinearNF4"}
+)
+"""Classes whose `forward` multiplies by the weight and adds the bias, whatever the weight is kept in.
+
+PyTorch's own, ComfyUI's and those of quantisers that derive from it under the same name, bitsandbytes'.
+Another name may mean another product: of a scaled weight, or of a padded input."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The shapes and options of a product y = W x + b.
+
+    `kernel` is () for a linear layer. `outputs` and `inputs` are channels, (O, I / groups, *kernel) is
+    the weight's shape. `pads` pads the input by `mode` before, where that is not by zeros.
+    """
+
+    outputs: int
+    inputs: int
+    kernel: Shape = ()
+    stride: Shape = ()
+    padding: Shape | str = ()
+    dilation: Shape = ()
+    groups: int = 1
+    pads: tuple[int, ...] = ()
+    mode: str = "zeros"
+
+    @property
+    def shape(self) -> Shape:
+        """The weight's shape."""
+        return (self.outputs, self.inputs // self.groups, *self.kernel)
+
+    @property
+    def columns(self) -> int:
+        return math.prod(self.shape[1:])
+
+    def padded(self, x: Tensor) -> Tensor:
+        """The input as the product takes it."""
+        return functional.pad(x, self.pads, mode=self.mode) if self.pads else x
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """A weight (n, K) on an input that is already `padded`: n outputs.
+
+        Without groups the input may have fewer channels, when K has as many fewer.
+        """
+        if not self.kernel:
+            return functional.linear(x, weight)
+        shaped = weight.view(len(weight), -1, *self.kernel)
+        run = (functional.conv1d, functional.conv2d, functional.conv3d)[len(self.kernel) - 1]
+        padding: Any = 0 if self.pads else self.padding
+        return run(x, shaped, None, self.stride, padding, self.dilation, self.groups)
+
+    def mix(self, h: Tensor, matrix: Tensor) -> Tensor:
+        """A matrix (n, m) on the channels of h, at each place alike; (n, m) of each group with groups."""
+        if not self.kernel:
+            return functional.linear(h, matrix)
+        ones = (1,) * len(self.kernel)
+        run = (functional.conv1d, functional.conv2d, functional.conv3d)[len(self.kernel) - 1]
+        return run(h, matrix.view(*matrix.shape, *ones), groups=self.groups)
+
+    def last(self, values: Tensor) -> Tensor:
+        """With the channels last, as operators want them; a view."""
+        return values.movedim(1, -1) if self.kernel else values
+
+    def first(self, values: Tensor) -> Tensor:
+        """`last` taken back."""
+        return values.movedim(-1, 1) if self.kernel else values
+
+    def per_channel(self, vector: Tensor) -> Tensor:
+        """A vector over channels, to be added to or multiplied with an output or input."""
+        return vector.view(-1, *(1 for _ in self.kernel)) if self.kernel else vector
+
+    def turned(self, operator: Operator, x: Tensor) -> Tensor:
+        """(M - 1) x for an operator on the input channels; on those of each group with groups."""
+        last = self.last(x)
+        if self.groups == 1:
+            return self.first(operator.change(last))
+        cut = last.reshape(*last.shape[:-1], self.groups, -1)
+        return self.first(operator.change(cut).flatten(-2))
+
+    def part(self, y: Tensor, rows: Rows | None) -> Tensor:
+        """The outputs of some rows of the weight; a view."""
+        return y if rows is None else y.narrow(1 if self.kernel else -1, rows[0], rows[1] - rows[0])
+
+
+def geometry_of(module: nn.Module) -> Geometry | str:
+    """The geometry of a module that is a plain linear layer or convolution, else why it is not."""
+    name = type(module).__name__
+    if type(module) is nn.modules.linear.NonDynamicallyQuantizableLinear:
+        return "its weight is used without the layer being called"
+    found: Any = module
+    by = _definer(module)
+    if isinstance(module, nn.Linear) or _looks_linear(module):
+        if by not in LINEAR_FORWARDS:
+            return f"a {name}, which multiplies in its own way"
+        return Geometry(int(found.out_features), int(found.in_features))
+    for kind, dimensions in CONVOLUTIONS.items():
+        if isinstance(module, kind):
+            if by != kind.__name__:
+                return f"a {name}, which multiplies in its own way"
+            mode = str(found.padding_mode)
+            pads = () if mode == "zeros" else tuple(found._reversed_padding_repeated_twice)
+            padding = found.padding if isinstance(found.padding, str) else tuple(found.padding)
+            return Geometry(
+                outputs=found.out_channels,
+                inputs=found.in_channels,
+                kernel=_tuple(found.kernel_size, dimensions),
+                stride=_tuple(found.stride, dimensions),
+                padding=padding,
+                dilation=_tuple(found.dilation, dimensions),
+                groups=found.groups,
+                pads=pads,
+                mode=mode,
+            )
+    return f"a {name}, not a linear layer or a convolution"
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that factors are multiplied in: that of the input.
+
+    On a CPU float32 for float16, whose products are a hundred times slower there.
+    """
+    return torch.float32 if x.dtype == torch.float16 and x.device.type == "cpu" else x.dtype
+
+
+def _looks_linear(module: Any) -> bool:
+    """Whether a module of another base class is a linear layer: quantised ones of the host are."""
+    sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+    return all(isinstance(size, int) for size in sizes) and type(module).__name__ in LINEAR_FORWARDS
+
+
+def _definer(module: nn.Module) -> str:
+    """The name of the class that defines what the module computes."""
+    for kind in type(module).__mro__:
+        if "forward" in vars(kind) or "_conv_forward" in vars(kind):
+            return kind.__name__
+    return ""
+
+
+def _tuple(value: Sequence[int], dimensions: int) -> Shape:
+    found = tuple(int(size) for size in value)
+    return found if len(found) == dimensions else found * dimensions

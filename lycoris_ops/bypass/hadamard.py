@@ -1,0 +1,102 @@
+"""LoHa: by Khatri-Rao factors, as a low-rank change of rank r1 * r2, or by the product in tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..algebra import compute_dtype
+from ..forms import Hadamard
+from ..kernels.group import row_tiles
+from .geometry import Geometry
+from .term import Item, Strengths, buffer
+
+FORMS = (Hadamard,)
+
+ELEMENT = 32
+"""Multiplications that are done in the time in which one element is formed and stored."""
+
+
+class HadamardTerm:
+    """y += scale * strength * ((w1_a @ w1_b) * (w2_a @ w2_b)) x.
+
+    With Khatri-Rao factors P[o, mn] = w1_a[o, m] w2_a[o, n], Q[mn, c] = w1_b[m, c] w2_b[n, c] it is
+    P (Q x). They are formed anew in each pass, in a buffer that every layer uses: kept, they would need
+    r times the memory of the layer's own factors.
+    """
+
+    def __init__(
+        self, geometry: Geometry, items: Sequence[Item], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        wide = compute_dtype(dtype)
+        self.geometry = geometry
+        self.dtype = dtype
+        self.factors = [
+            (
+                *(part.to(device, wide) for part in (form.w1_a, form.w1_b, form.w2_a, form.w2_b)),
+                form.scale,
+                item.slot,
+            )
+            for item in items
+            for form in (item.form,)
+        ]
+        self.ranks = [len(w1_b) * len(w2_b) for _, w1_b, _, w2_b, _, _ in self.factors]
+
+    def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> None:
+        rows = y.shape[1]
+        positions = y.numel() // rows
+        if self._khatri_rao_is_cheaper(rows, positions):
+            self._khatri_rao(y, x, strengths)
+        else:
+            self._tiled(y, x, strengths)
+
+    def _khatri_rao_is_cheaper(self, rows: int, positions: int) -> bool:
+        """By multiplications and elements formed, for so many outputs and positions."""
+        both, full = rows + self.geometry.columns, rows * self.geometry.columns
+        inner = sum(len(w1_b) + len(w2_b) for _, w1_b, _, w2_b, _, _ in self.factors)
+        short = sum(self.ranks) * both * (positions + ELEMENT)
+        long = full * (positions + inner + ELEMENT * len(self.factors))
+        return short <= long
+
+    def _khatri_rao(self, y: Tensor, x: Tensor, strengths: Strengths) -> None:
+        rank, rows = sum(self.ranks), y.shape[1]
+        left = buffer("left", (rows, rank), x)
+        right = buffer("right", (rank, self.geometry.columns), x)
+        first = 0
+        for (w1_a, w1_b, w2_a, w2_b, scale, slot), own in zip(self.factors, self.ranks, strict=True):
+            kept = slice(first, first + own)
+            scaled = w1_a * (scale * strengths[slot])
+            torch.mul(
+                scaled[:, :, None],
+                w2_a[:, None, :],
+                out=left[:, kept].view(rows, w1_a.shape[1], w2_a.shape[1]),
+            )
+            torch.mul(
+                w1_b[:, None, :], w2_b[None, :, :], out=right[kept].view(len(w1_b), len(w2_b), right.shape[1])
+            )
+            first += own
+        hidden = self.geometry.product(x, right)
+        if self.geometry.kernel:
+            y.add_(self.geometry.mix(hidden, left))
+        else:
+            y.addmm_(hidden, left.T)
+
+    def _tiled(self, y: Tensor, x: Tensor, strengths: Strengths) -> None:
+        columns = self.geometry.columns
+        for start, stop in row_tiles(y.shape[1], columns):
+            total: Tensor | None = None
+            for w1_a, w1_b, w2_a, w2_b, scale, slot in self.factors:
+                one = torch.mm(w1_a[start:stop], w1_b)
+                two = torch.mm(w2_a[start:stop] * (scale * strengths[slot]), w2_b)
+                total = one.mul_(two) if total is None else total.addcmul_(one, two)
+            assert total is not None
+            values = total.to(self.dtype)
+            if self.geometry.kernel:
+                y[:, start:stop].add_(self.geometry.product(x, values))
+            else:
+                y[:, start:stop].addmm_(x, values.T)
+
+
+TERM = HadamardTerm

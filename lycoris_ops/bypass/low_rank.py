@@ -1,0 +1,61 @@
+"""All LoRA of a layer in one pair of products: up(diag(strengths) down(x))."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..forms import LowRank
+from .geometry import Geometry
+from .term import Item, Strengths
+
+FORMS = (LowRank,)
+
+
+class LowRankTerm:
+    """y += up @ diag(scale * strength) @ (down x), the factors of all layers side by side."""
+
+    def __init__(
+        self, geometry: Geometry, items: Sequence[Item], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        forms: list[LowRank] = [item.form for item in items]
+        down = torch.cat([form.down.to(device, dtype) for form in forms])
+        self.geometry = geometry
+        # Each group has channels of its own and the same factors.
+        self.down = down.repeat(geometry.groups, 1) if geometry.groups > 1 else down
+        self.up = torch.cat([form.up.to(device, dtype) for form in forms], 1).contiguous()
+        self.factors = [
+            (form.scale, item.slot, len(form.down)) for form, item in zip(forms, items, strict=True)
+        ]
+        self._held: tuple[tuple[float, ...], Tensor] | None = None
+
+    def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> None:
+        hidden = self.geometry.product(x, self.down)
+        factors = [scale * strengths[slot] for scale, slot, _ in self.factors]
+        if self.geometry.kernel:
+            hidden = (hidden * self.geometry.per_channel(self._diagonal(factors))).to(hidden.dtype)
+            y.add_(self.geometry.mix(hidden, self.up))
+        elif len(set(factors)) == 1:
+            y.addmm_(hidden, self.up.T, alpha=factors[0])
+        else:
+            # In float32: a factor rounded to the dtype of the input would be off by the same share
+            # for every value, and not at random.
+            y.addmm_((hidden * self._diagonal(factors)).to(hidden.dtype), self.up.T)
+
+    def _diagonal(self, factors: Sequence[float]) -> Tensor:
+        key = tuple(factors)
+        if self._held is None or self._held[0] != key:
+            ranks = [rank for _, _, rank in self.factors] * self.geometry.groups
+            values = [
+                value
+                for value, rank in zip(key * self.geometry.groups, ranks, strict=True)
+                for _ in range(rank)
+            ]
+            wide = torch.float64 if self.up.dtype == torch.float64 else torch.float32
+            self._held = (key, torch.tensor(values, dtype=wide, device=self.up.device))
+        return self._held[1]
+
+
+TERM = LowRankTerm

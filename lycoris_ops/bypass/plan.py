@@ -1,0 +1,271 @@
+"""What is added to a module's output in place of changing its weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..algebra import Shape
+from ..algorithms import Layer
+from ..errors import LayerError
+from ..forms import Additive, Dependent, Form, Full, Hadamard, Kronecker, LowRank, Sparse
+from ..kernels import PatchPlan
+from ..parts import Part, Rows
+from ..sides import Diagonal, Operator, Sides, moved
+from .geometry import Geometry
+from .term import Scaled
+
+Layers = tuple[tuple[Part, float], ...]
+
+
+@dataclass(frozen=True)
+class Base:
+    """strength * (outputs @ W @ inputs - W) on some rows of the weight."""
+
+    inputs: Operator | None
+    outputs: Operator | None
+    rows: Rows | None
+    slot: int
+
+
+@dataclass(frozen=True)
+class MetStage:
+    """A stage that knows its weight: forms with the rows they are for, operators, changes of the bias."""
+
+    forms: tuple[tuple[Any, Rows | None, int], ...]
+    bases: tuple[Base, ...]
+    biases: tuple[tuple[Tensor, int], ...]
+
+
+@dataclass(frozen=True)
+class Met:
+    """What a plan needs to know of its weight and bias, and nothing more of them: kept on the CPU."""
+
+    stages: tuple[MetStage, ...]
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The layers that meet a weight together, and those that meet the bias beside it."""
+
+    layers: Layers
+    biases: Layers = ()
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        return tuple(strength for _, strength in (*self.layers, *self.biases))
+
+    @property
+    def additive(self) -> bool:
+        """Whether nothing here depends on what it meets."""
+        return not any(isinstance(form, Dependent) for part, _ in self._all() for form in part.forms())
+
+    def _all(self) -> Layers:
+        return (*self.layers, *self.biases)
+
+
+@dataclass(frozen=True)
+class BypassPlan:
+    """y = W x + b + sum of strength * change(W) x + strength * change(b), W itself left as it is.
+
+    Stages follow each other as patches of one weight do: each sees what those before it have made of
+    the weight. Within a stage every layer sees the same weight.
+    """
+
+    geometry: Geometry
+    stages: tuple[Stage, ...]
+
+    @classmethod
+    def build(
+        cls,
+        geometry: Geometry,
+        layers: Sequence[tuple[Layer | Part, float]],
+        biases: Sequence[tuple[Layer | Part, float]] = (),
+    ) -> BypassPlan:
+        """A plan of one stage: the layers that meet the weight, and those that meet the bias.
+
+        Layers of strength 0 are left out. Raises LayerError where a layer does not fit, or cannot be
+        bypassed (see `refusal`).
+        """
+        stage = Stage(_live(layers), _live(biases))
+        for part, _ in stage.layers:
+            part.check_fit(geometry.shape)
+            if reason := refusal(part):
+                raise LayerError("a layer cannot be bypassed", got=reason, hint="Merge it into the weight")
+        for part, _ in stage.biases:
+            part.check_fit((geometry.outputs,))
+        return cls(geometry, (stage,))
+
+    def then(self, later: BypassPlan) -> BypassPlan:
+        """Both, one after the other. What depends on no weight joins the stage before it."""
+        stages = list(self.stages)
+        for stage in later.stages:
+            if stages and stage.additive:
+                last = stages.pop()
+                stage = Stage(last.layers + stage.layers, last.biases + stage.biases)
+            stages.append(stage)
+        return replace(self, stages=tuple(stages))
+
+    @property
+    def strengths(self) -> tuple[tuple[float, ...], ...]:
+        return tuple(stage.strengths for stage in self.stages)
+
+    @torch.no_grad()
+    def meet(
+        self,
+        dtype: torch.dtype,
+        device: torch.device,
+        weight: Callable[[], Tensor],
+        bias: Callable[[], Tensor | None],
+    ) -> Met:
+        """Find out what the layers need to know of the weight and bias, which are read only if they do.
+
+        `dtype` is float32 or float64: what the readers give and what is computed in.
+        """
+        effective = _Effective(self, dtype, device, weight, bias)
+        stages = tuple(
+            _meet(self.geometry, stage, number, effective) for number, stage in enumerate(self.stages)
+        )
+        kept = effective.bias(0) if any(met.bases for met in stages) else None
+        return moved(Met(stages, kept), torch.device("cpu"))
+
+
+def refusal(part: Part) -> str | None:
+    """Why a layer can only be merged, None where it can be bypassed."""
+    if part.layer.enlarged() is not None:
+        return "it enlarges its weight"
+    return None
+
+
+class _Effective:
+    """The weight and bias as each stage meets them; the weight is read once, when the first asks."""
+
+    def __init__(
+        self,
+        plan: BypassPlan,
+        dtype: torch.dtype,
+        device: torch.device,
+        weight: Callable[[], Tensor],
+        bias: Callable[[], Tensor | None],
+    ) -> None:
+        self.plan, self.dtype, self.device = plan, dtype, device
+        self._read_weight, self._read_bias = weight, bias
+        self._weight: tuple[int, Tensor] | None = None
+
+    def like(self) -> Tensor:
+        """A stand-in of the weight's shape, dtype and device, without memory."""
+        return torch.zeros((), dtype=self.dtype, device=self.device).expand(self.plan.geometry.shape)
+
+    def weight(self, stage: int) -> Tensor:
+        if self._weight is None:
+            self._weight = (0, self._read_weight().view(self.plan.geometry.shape))
+        self._weight = (stage, self._after(*self._weight, stage, lambda found: found.layers))
+        return self._weight[1]
+
+    def bias(self, stage: int) -> Tensor | None:
+        value = self._read_bias()
+        return None if value is None else self._after(0, value, stage, lambda found: found.biases)
+
+    def _after(self, first: int, value: Tensor, stage: int, of: Callable[[Stage], Layers]) -> Tensor:
+        """The value that stage `first` meets, as `stage` meets it."""
+        for done in self.plan.stages[first:stage]:
+            plan = PatchPlan.build(value.shape, value.dtype, value.device, of(done))
+            # A copy: what was read may be the module's own parameter.
+            value = plan.apply_(value.clone(), plan.tensors, plan.strengths)
+        return value
+
+
+def _meet(geometry: Geometry, stage: Stage, number: int, effective: _Effective) -> MetStage:
+    forms: list[tuple[Any, Rows | None, int]] = []
+    bases: list[Base] = []
+    for slot, (part, _) in enumerate(stage.layers):
+        for form in part.forms():
+            if isinstance(form, Dependent):
+                found, base = _sides(geometry, form.layer, part.rows, slot, number, effective)
+                forms += [(one, part.rows, slot) for one in found]
+                bases += base
+            else:
+                forms.append((form, part.rows, slot))
+    biases: list[tuple[Tensor, int]] = []
+    for slot, (part, _) in enumerate(stage.biases, start=len(stage.layers)):
+        met: Tensor | None = None
+        if not Stage(((part, 1.0),)).additive:
+            met = effective.bias(number)
+        if met is None:
+            met = torch.zeros(geometry.outputs, dtype=effective.dtype, device=effective.device)
+        plan = PatchPlan.build(met.shape, met.dtype, met.device, [(part, 1.0)])
+        biases.append((plan.apply_(met.clone(), plan.tensors, plan.strengths) - met, slot))
+    return MetStage(tuple(forms), tuple(bases), tuple(biases))
+
+
+def _sides(
+    geometry: Geometry, layer: Layer, rows: Rows | None, slot: int, number: int, effective: _Effective
+) -> tuple[list[Any], list[Base]]:
+    """The forms and the operators of a layer that depends on its weight."""
+
+    def met() -> Tensor:
+        weight = effective.weight(number)
+        return weight if rows is None else weight[slice(*rows)]
+
+    stand_in = effective.like() if rows is None else effective.like()[slice(*rows)]
+    sides = layer.sides(met() if layer.reads_weight else stand_in)
+    inputs = sides.inputs
+    if inputs is not None and inputs.size != geometry.shape[1]:
+        # It mixes places of the kernel: nothing that could be done to the input of a convolution.
+        return [Full(layer.dependent(met()).flatten(1))], []
+    forms = [*(_scaled(form, sides, geometry.shape) for form in sides.inside), *sides.beside]
+    bases = [Base(inputs, sides.outputs, rows, slot)] if inputs or sides.outputs else []
+    return forms, bases
+
+
+def _scaled(form: Additive, sides: Sides, shape: Shape) -> Form | Scaled:
+    """outputs @ form @ inputs, as a form: what stands around a form is diagonal."""
+    assert sides.outputs is None or isinstance(sides.outputs, Diagonal)
+    assert sides.inputs is None or isinstance(sides.inputs, Diagonal)
+    rows = None if sides.outputs is None else sides.outputs.extra + 1
+    columns = None if sides.inputs is None else sides.inputs.extra + 1
+    if isinstance(form, Kronecker):
+        return Scaled(form, rows, columns)
+    if rows is not None:
+        form = _by_rows(form, rows)
+    if columns is not None:
+        form = _by_columns(form, columns.repeat_interleave(math.prod(shape[2:])))
+    return form
+
+
+def _by_rows(form: LowRank | Hadamard | Full | Sparse, factor: Tensor) -> LowRank | Hadamard | Full | Sparse:
+    if isinstance(form, LowRank):
+        return replace(form, up=form.up.to(factor) * factor[:, None])
+    if isinstance(form, Hadamard):
+        return replace(form, w1_a=form.w1_a.to(factor) * factor[:, None])
+    if isinstance(form, Full):
+        return Full(form.values.to(factor) * factor[:, None])
+    form = moved(form, factor.device)
+    return replace(form, values=form.values.to(factor) * factor[form.row])
+
+
+def _by_columns(
+    form: LowRank | Hadamard | Full | Sparse, factor: Tensor
+) -> LowRank | Hadamard | Full | Sparse:
+    if isinstance(form, LowRank):
+        return replace(form, down=form.down.to(factor) * factor)
+    if isinstance(form, Hadamard):
+        return replace(form, w1_b=form.w1_b.to(factor) * factor)
+    if isinstance(form, Full):
+        return Full(form.values.to(factor) * factor)
+    form = moved(form, factor.device)
+    return replace(form, values=form.values.to(factor) * factor[form.column])
+
+
+def _live(layers: Sequence[tuple[Layer | Part, float]]) -> Layers:
+    return tuple(
+        (layer if isinstance(layer, Part) else Part(layer), float(strength))
+        for layer, strength in layers
+        if strength != 0.0
+    )

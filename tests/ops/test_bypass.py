@@ -1,0 +1,408 @@
+"""Bypass against the patched weight: a module's output with hooks equals that of the changed weight."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from layers import KINDS, Factors, rand
+from torch import Tensor, nn
+
+import lycoris_ops as lyc
+from lycoris_ops import bypass
+from lycoris_ops.algorithms import ALGORITHMS
+from lycoris_ops.bypass import hadamard
+from lycoris_ops.bypass.hook import PlainReader
+from lycoris_ops.bypass.term import Item
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A module, by the shape of its weight and the options of a convolution."""
+
+    shape: tuple[int, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    bias: bool = True
+    leading: tuple[int, ...] = (2,)
+    """Dimensions of the input before its channels."""
+
+    @property
+    def groups(self) -> int:
+        return self.options.get("groups", 1)
+
+    def module(self, dtype: torch.dtype = torch.float64) -> nn.Module:
+        out, inputs, *kernel = self.shape
+        if not kernel:
+            made: nn.Module = nn.Linear(inputs, out, bias=self.bias, dtype=dtype)
+        else:
+            made = CONVOLUTIONS[len(kernel) - 1](
+                inputs * self.groups, out, tuple(kernel), bias=self.bias, dtype=dtype, **self.options
+            )
+        return made.requires_grad_(False)
+
+    def input(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        places = (7, 6, 5)[: len(self.shape) - 2]
+        return torch.randn(*self.leading, self.shape[1] * self.groups, *places).to(dtype)
+
+
+MODULES = {
+    "linear": Case((12, 18), leading=(2, 5)),
+    "linear-flat": Case((12, 18), bias=False, leading=()),
+    "linear-odd": Case((35, 21), leading=(3,)),
+    "conv1d": Case((12, 18, 3), {"stride": 2, "padding": 1}),
+    "conv1d-dilated": Case((12, 18, 3), {"dilation": 2, "padding": "same"}, bias=False),
+    "conv2d": Case((12, 18, 3, 3), {"padding": 1}),
+    "conv2d-strided": Case((12, 18, 3, 3), {"stride": (2, 1), "padding": (0, 2), "dilation": (1, 2)}),
+    "conv2d-1x1": Case((12, 18, 1, 1), leading=()),
+    "conv2d-wide": Case((10, 6, 1, 5), {"padding": (0, 2), "padding_mode": "reflect"}),
+    "conv2d-groups": Case((12, 6, 3, 3), {"groups": 3, "padding": 1}),
+    "conv3d": Case((12, 18, 3, 1, 2), {"padding": (1, 0, 1)}),
+}
+FACTS = [
+    (kind, name)
+    for (kind, spec), (name, case) in itertools.product(KINDS.items(), MODULES.items())
+    if not spec.flat
+    and (len(case.shape) > 2 or not spec.needs_kernel)
+    and (spec.algorithm != "boft" or case.shape[0] % 2 == 0)
+]
+IDS = [f"{kind}-{name}" for kind, name in FACTS]
+
+BOUNDS = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.06, torch.float16: 0.01}
+"""Largest difference from the float64 result, of its largest value: what the dtype's rounding explains."""
+
+
+def layer(kind: str, case: Case, rank: int = 3, **extra: Tensor) -> lyc.Layer:
+    spec = KINDS[kind]
+    tensors: Factors = {**spec.make(case.shape, rank), "alpha": torch.tensor(2.0), **extra}
+    return ALGORITHMS[spec.algorithm].load(tensors, spec.options)
+
+
+def chained(case: Case, *stages: Any) -> Any:
+    """A plan of stages, each of (layers of the weight) or (layers of the weight, layers of the bias)."""
+    geometry = bypass.geometry_of(case.module())
+    plans = [bypass.BypassPlan.build(geometry, *stage) for stage in stages]
+    plan = plans[0]
+    for later in plans[1:]:
+        plan = plan.then(later)
+    return plan
+
+
+def patched(module: nn.Module, x: Tensor, *stages: Any) -> Tensor:
+    """In float64, with weight and bias changed stage by stage."""
+    wide = module.double()
+    for layers, *biases in stages:
+        lyc.patch_(wide.weight, list(layers))
+        for beside in biases:
+            lyc.patch_(wide.bias, list(beside))
+    return wide(x.double())
+
+
+def compare(case: Case, *stages: Any, dtype: torch.dtype = torch.float64) -> float:
+    module, x = case.module(dtype), case.input(dtype)
+    base = module(x)
+    hooks = bypass.bypass(module, chained(case, *stages))
+    found = module(x)
+    hooks.remove()
+    assert torch.equal(module(x), base)
+    assert found.dtype == dtype and found.shape == base.shape
+    wanted = patched(module, x, *stages)
+    assert torch.isfinite(found).all()
+    assert (wanted - base).abs().max() > 0.02 * wanted.abs().max(), "the layers change nothing"
+    return ((found - wanted).abs().max() / wanted.abs().max()).item()
+
+
+@pytest.mark.parametrize(("kind", "name"), FACTS, ids=IDS)
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+def test_every_kind_on_every_module(kind: str, name: str, dtype: torch.dtype) -> None:
+    case = MODULES[name]
+    assert compare(case, ([(layer(kind, case), -0.7)],), dtype=dtype) < BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+def test_all_kinds_at_once_and_stage_after_stage(name: str, dtype: torch.dtype) -> None:
+    case = MODULES[name]
+    kinds = [kind for kind, module in FACTS if module == name]
+    pairs = [(layer(kind, case), 0.1) for kind in kinds]
+    assert compare(case, (pairs,), dtype=dtype) < 2 * BOUNDS[dtype]
+    assert compare(case, *(([pair],) for pair in pairs), dtype=dtype) < 4 * BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("name", [name for name, case in MODULES.items() if case.shape[0] == 12])
+@pytest.mark.parametrize("kind", [kind for kind, spec in KINDS.items() if not spec.flat])
+def test_rows_of_a_fused_weight(kind: str, name: str) -> None:
+    """A layer for the middle third of a fused weight, and two that share a layer between them."""
+    part = MODULES[name]
+    case = Case((36, *part.shape[1:]), part.options, leading=part.leading)
+    if (kind, name) not in FACTS:
+        return
+    one, other = layer(kind, part), layer("lora", part)
+    pairs = [(lyc.Part(one, rows=(12, 24)), 0.8), (lyc.Part(other, rows=(0, 12)), 0.5)]
+    assert compare(case, (pairs,)) < BOUNDS[torch.float64]
+    assert compare(case, (pairs,), ([(layer("ia3", case), 0.5)],)) < BOUNDS[torch.float64]
+    cut = [(lyc.Part(one, (18, 24), (6, 12)), 0.8), (lyc.Part(one, (0, 6), (0, 6)), 0.8)]
+    try:
+        lyc.patch_(case.module().weight, cut)
+    except lyc.LayerError:
+        with pytest.raises(lyc.LayerError, match="part of its rows"):
+            chained(case, (cut,)).meet(torch.float64, torch.device("cpu"), lambda: None, lambda: None)
+        return
+    assert compare(case, (cut,)) < BOUNDS[torch.float64]
+
+
+@pytest.mark.parametrize("window", [(0, 5), (3, 9), (4, 8), (7, 12)])
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr-full-full", "lokr-low-low", "full"])
+@pytest.mark.parametrize("name", ["linear", "conv2d"])
+def test_windows_that_fall_between_blocks(window: tuple[int, int], kind: str, name: str) -> None:
+    case = MODULES[name]
+    part = lyc.Part(layer(kind, case), (2, 2 + window[1] - window[0]), window)
+    assert compare(case, ([(part, 0.8)],)) < BOUNDS[torch.float64]
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind, spec in KINDS.items() if not spec.flat and not spec.additive]
+)
+@pytest.mark.parametrize("name", ["linear", "conv2d"])
+def test_what_depends_on_the_weight_sees_what_earlier_stages_made_of_it(kind: str, name: str) -> None:
+    case = MODULES[name]
+    if (kind, name) not in FACTS:
+        return
+    bias = [(ALGORITHMS["full"].load({"diff": rand(case.shape[0])}), 0.5)]
+    first = ([(layer("loha", case), 0.9), (layer("ia3", case), 0.4)], bias)
+    last = ([(layer("lora-dora-out", case), 0.3), (layer("oft", case), 0.6)],)
+    assert compare(case, first, ([(layer(kind, case), 0.7)],), last) < 1e-11
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d"])
+@pytest.mark.parametrize("kind", ["lora", "oft", "oftv2", "boft-peft", "lora-dora-in"])
+def test_changes_of_the_bias(name: str, kind: str) -> None:
+    """An added one, and PEFT's IA3, which scales the bias that it meets."""
+    case = MODULES[name]
+    added = ALGORITHMS["lora"].load({**KINDS["lora"].make(case.shape, 3), "lora_B.bias": rand(case.shape[0])})
+    scaling = ALGORITHMS["ia3"].load({"ia3_l": 1 + rand(case.shape[0], 1)})
+    both = [(added, 0.7), (layer(kind, case), 0.5), (scaling, -0.4)]
+    biases = [(added.bias_layer(), 0.7), (scaling.bias_layer(), -0.4)]
+    assert compare(case, (both, biases)) < BOUNDS[torch.float64]
+    assert compare(case, (both, biases), (both, biases)) < BOUNDS[torch.float64]
+    assert compare(case, ([], biases)) < BOUNDS[torch.float64]
+
+
+@pytest.mark.parametrize("rank", [1, 4, 9])
+@pytest.mark.parametrize("name", ["linear", "conv2d", "conv2d-strided"])
+@pytest.mark.parametrize("tiles", [False, True])
+def test_both_ways_of_a_hadamard_product(
+    rank: int, name: str, tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hadamard.HadamardTerm, "_khatri_rao_is_cheaper", lambda *_: not tiles)
+    monkeypatch.setattr("lycoris_ops.kernels.group.TILE", 50)
+    pairs = [(layer("loha", case, rank=rank), 0.6), (layer("loha", case, rank=2), -0.9)]
+    assert compare(case, (pairs,)) < BOUNDS[torch.float64]
+
+
+@pytest.mark.parametrize(
+    ("size", "rank", "positions", "khatri_rao"),
+    [(3072, 8, 1024, True), (3072, 8, 1, True), (3072, 64, 1024, False), (320, 16, 4096, False)],
+)
+def test_a_hadamard_product_goes_the_cheaper_way(
+    size: int, rank: int, positions: int, khatri_rao: bool
+) -> None:
+    left, right = torch.zeros(1, 1).expand(size, rank), torch.zeros(1, 1).expand(rank, size)
+    form = lyc.forms.Hadamard(left, right, left, right, 1.0)
+    term = hadamard.HadamardTerm(
+        bypass.Geometry(size, size), [Item(form, 0)], torch.float32, torch.device("cpu")
+    )
+    assert term._khatri_rao_is_cheaper(size, positions) == khatri_rao
+
+
+def test_the_weight_is_read_once_and_only_where_it_is_needed() -> None:
+    case = MODULES["linear"]
+    reads: list[str] = []
+
+    class Counted(PlainReader):
+        def weight(self, *args: Any) -> Tensor:
+            reads.append("weight")
+            return super().weight(*args)
+
+        def bias(self, *args: Any) -> Tensor | None:
+            reads.append("bias")
+            return super().bias(*args)
+
+    def attached(*stages: Any) -> list[str]:
+        module = case.module()
+        hooks = bypass.bypass(module, chained(case, *stages), reader=Counted())
+        for _ in range(3):
+            module(case.input())
+        hooks.remove()
+        again = bypass.bypass(module, hooks.plan, reader=Counted(), met=hooks.met)
+        module(case.input())
+        again.remove()
+        found, reads[:] = list(reads), []
+        return found
+
+    for kind in ("lora", "loha", "lokr-full-low", "full", "lora-sparse"):
+        assert attached(([(layer(kind, case), 1.0)],)) == []
+    for kind in ("oft", "boft", "ia3", "oftv2", "glora", "full-set"):
+        assert set(attached(([(layer(kind, case), 1.0)],))) == {"bias"}
+    for kind in ("tlora", "lora-dora-out", "loha-dora-in"):
+        stage = ([(layer(kind, case), 1.0)],)
+        assert attached(stage, stage, stage).count("weight") == 1
+
+
+@pytest.mark.parametrize("kind", ["ia3-inputs", "oftv2", "glora", "lora-dora-in"])
+def test_changes_of_the_input_cost_no_second_product(kind: str) -> None:
+    """Unless something on the outputs needs the product of the unchanged input as well."""
+    case = MODULES["linear"]
+    made = (
+        ALGORITHMS["ia3"].load({"weight": rand(18), "on_input": torch.tensor(1)})
+        if kind == "ia3-inputs"
+        else layer(kind, case)
+    )
+
+    def passes(*layers: lyc.Layer) -> int:
+        module = case.module()
+        calls: list[Tensor] = []
+        forward = module.forward
+        module.forward = lambda x: (calls.append(x), forward(x))[1]
+        bypass.bypass(module, chained(case, [[(one, 0.5) for one in layers]]))
+        module(case.input())
+        return len(calls)
+
+    assert passes(made) == passes(made, layer("oftv2", case), layer("lora", case)) == 1
+    assert passes(made, layer("oft", case)) == 2
+    assert passes(made, layer("boft-peft", case), layer("boft-peft", case), layer("oftv2", case)) == 2
+
+
+@pytest.mark.parametrize(
+    "kind", ["lora", "loha", "lokr-full-low", "oft", "oftv2", "lora-dora-out", "boft-peft"]
+)
+def test_strengths_may_change_between_passes(kind: str) -> None:
+    case = MODULES["linear"]
+    module, x = case.module(), case.input()
+    base = module(x)
+    pairs = [(layer(kind, case), 1.0), (layer("full", case), 0.5), (layer("lora", case), 0.5)]
+    hooks = bypass.bypass(module, chained(case, (pairs,)))
+    for strengths in ((0.5, 0.0, -1.0), (0.0, 0.0, 0.0), (-2.0, 0.25, 0.5)):
+        hooks.strengths = (strengths,)
+        found = module(x)
+        if not any(strengths):
+            assert torch.equal(found, base)
+        changed = [(one, strength) for (one, _), strength in zip(pairs, strengths, strict=True)]
+        plain = case.module()
+        plain.load_state_dict(module.state_dict())
+        torch.testing.assert_close(found, patched(plain, x, (changed,)), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+def test_strength_zero_changes_no_bit(dtype: torch.dtype) -> None:
+    for name, case in MODULES.items():
+        module, x = case.module(dtype), case.input(dtype)
+        base = module(x)
+        pairs = [(layer(kind, case), 0.0) for kind, at in FACTS if at == name]
+        with torch.inference_mode():
+            hooks = bypass.bypass(module, chained(case, (pairs,)))
+            assert torch.equal(module(x), base)
+        assert hooks.plan.stages[0].layers == ()
+
+
+def test_hooks_go_twice_and_leave_the_module_as_it_was() -> None:
+    case = MODULES["linear"]
+    module = case.module()
+    before = dict(vars(module))
+    hooks = bypass.bypass(module, chained(case, ([(layer("lora", case), 1.0)],)))
+    assert hooks.attach() is hooks and len(module._forward_hooks) == 1
+    assert "forward" not in vars(module)
+    hooks.remove()
+    hooks.remove()
+    assert vars(module) == before and not module._forward_hooks and not module._forward_pre_hooks
+
+
+def test_a_pass_that_is_interrupted_leaves_nothing_behind() -> None:
+    case = MODULES["linear"]
+    module, x = case.module(), case.input()
+    hooks = bypass.bypass(module, chained(case, ([(layer("oftv2", case), 1.0)],)))
+    wanted = module(x)
+    with pytest.raises(RuntimeError):
+        module(torch.randn(2, 18, dtype=torch.float32))  # another dtype than the weight's
+    torch.testing.assert_close(module(x), wanted, rtol=0, atol=0)
+    hooks.remove()
+    assert hooks._inputs is None and hooks._bound is None
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr-full-low", "oft", "oftv2", "boft-peft", "glora"])
+def test_gradients_pass_through(kind: str) -> None:
+    """Guidance by gradients differentiates through the model's input."""
+    for name in ("linear", "conv2d"):
+        case = MODULES[name]
+        module, x = case.module(), case.input().requires_grad_()
+        bypass.bypass(module, chained(case, ([(layer(kind, case), 0.7)],)))
+        # Twice, so that a buffer used by both passes would show.
+        module(module.weight.new_tensor(0) + x.detach())
+        other = torch.randn_like(module(x))
+        (found,) = torch.autograd.grad((module(x) * other).sum() + (module(2 * x) * 0).sum(), x)
+        basis = torch.randn_like(x)
+        with torch.no_grad():
+            step = 1e-3 * basis
+            numeric = ((module(x + step) - module(x - step)) * other).sum() / 2e-3
+        torch.testing.assert_close((found * basis).sum(), numeric)
+
+
+def test_an_input_by_keyword_and_another_device_dtype() -> None:
+    case = MODULES["linear"]
+    module, x = case.module(), case.input()
+    bypass.bypass(module, chained(case, ([(layer("oftv2", case), 1.0), (layer("lora", case), 1.0)],)))
+    torch.testing.assert_close(module(input=x), module(x), rtol=0, atol=0)
+    narrow = case.module(torch.float32)
+    narrow.load_state_dict(module.state_dict())
+    module.float()
+    torch.testing.assert_close(module(x.float()).double(), module.double()(x), rtol=1e-4, atol=1e-4)
+
+
+class Padded(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.pad(x, (2, 0, 2, 0)))
+
+
+class Scaled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, 2 * self.weight, self.bias)
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (nn.Embedding(4, 4), "not a linear layer or a convolution"),
+        (nn.ConvTranspose2d(4, 4, 2), "not a linear layer or a convolution"),
+        (nn.LayerNorm(4), "not a linear layer or a convolution"),
+        (Padded(4, 4, 3), "multiplies in its own way"),
+        (Scaled(4, 4), "multiplies in its own way"),
+        (nn.MultiheadAttention(4, 2).out_proj, "without the layer being called"),
+    ],
+)
+def test_what_is_not_a_plain_product_is_refused(module: nn.Module, reason: str) -> None:
+    found = bypass.geometry_of(module)
+    assert isinstance(found, str) and reason in found
+
+
+def test_layers_that_cannot_be_bypassed_or_do_not_fit_are_errors() -> None:
+    case = MODULES["linear"]
+    larger = layer("lora", case, reshape_weight=torch.tensor([12, 18]))
+    with pytest.raises(lyc.LayerError, match="enlarges"):
+        chained(case, ([(larger, 1.0)],))
+    with pytest.raises(lyc.LayerError, match=r"\[12, 18\].*\[35, 21\]"):
+        chained(MODULES["linear-odd"], ([(layer("lora", case), 1.0)],))
+    with pytest.raises(lyc.LayerError, match=r"\[12\]"):
+        chained(case, ([], [(ALGORITHMS["full"].load({"diff": rand(11)}), 1.0)]))
+    with pytest.raises(lyc.LycorisError, match="another module"):
+        bypass.bypass(MODULES["linear-odd"].module(), chained(case, ([(layer("lora", case), 1.0)],)))
+    hooked = case.module()
+    bypass.bypass(hooked, chained(case, ([(layer("oftv2", MODULES["linear"]), 1.0)],)), name="here")
+    bad = ALGORITHMS["tlora"].load({**KINDS["tlora"].make(case.shape, 2)})
+    other = case.module()
+    bypass.bypass(other, chained(case, ([(bad, 1.0)],)), name="blocks.3")
+    with pytest.raises(lyc.LayerError, match=r"blocks\.3.*sig_type"):
+        other(case.input())
