@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..forms import Full
 from .group import Add, Product
+from .scratch import scratch
 
 FORM = Full
 
@@ -35,7 +36,10 @@ class FullGroup:
 
         def add(rows: Tensor, first: int) -> None:
             for values, strength in terms:
-                rows.add_(values[first : first + len(rows)].to(dtype), alpha=strength)
+                part = values[first : first + len(rows)]
+                if part.dtype != dtype:
+                    part = scratch("full", part.shape, dtype, part.device).copy_(part)
+                rows.add_(part, alpha=strength)
 
         return add
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..algebra import flat_shape
 from ..forms import Sparse
 from .group import Add, Product
+from .scratch import scratch
 
 FORM = Sparse
 
@@ -32,15 +35,19 @@ class SparseGroup:
     def bind(
         self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
     ) -> Add:
-        terms: list[tuple[Tensor, Tensor, Tensor]] = []
+        terms: list[tuple[list[int], Tensor, Tensor]] = []
         for n, slot in enumerate(self.slots):
             row, column, values = tensors[self.first + 3 * n : self.first + 3 * n + 3]
-            terms.append((row, column, values.to(dtype) * strengths[slot]))
+            order = row.argsort()
+            place = row[order] * flat_shape(weight.shape)[1] + column[order]
+            terms.append(([int(one) for one in row[order]], place, values[order].to(dtype) * strengths[slot]))
 
         def add(rows: Tensor, first: int) -> None:
-            for row, column, values in terms:
-                here = (row >= first) & (row < first + len(rows))
-                rows.index_put_((row[here] - first, column[here]), values[here], accumulate=True)
+            for row, place, values in terms:
+                here = slice(bisect_left(row, first), bisect_left(row, first + len(rows)))
+                within = scratch("sparse", values.shape, place.dtype, place.device)[here]
+                torch.sub(place[here], first * rows.shape[1], out=within)
+                rows.view(-1).index_add_(0, within, values[here])
 
         return add
 

@@ -31,6 +31,10 @@ def apply_tiles(
     `binds` takes whole groups of some types over, in place of their own `products` and `bind`.
     """
     dtype = compute_dtype(weight.dtype)
+    count, columns = flat_shape(plan.final)
+    tiles = row_tiles(count, columns)
+    if not tiles:
+        return
     adds: list[Add] = []
     products: dict[tuple[int, int] | None, list[Product]] = {}
     for group, rows in plan.groups:
@@ -44,10 +48,9 @@ def apply_tiles(
             adds.append(add if rows is None else placed(add, *rows))
     for rows, found in products.items():
         if found:
-            add = _one_product(found, dtype, "product" if rows is None else f"product {rows}")
+            use = "product" if rows is None else f"product {rows}"
+            add = _one_product(found, dtype, use, tiles[0][1])
             adds.append(add if rows is None else placed(add, *rows))
-    count, columns = flat_shape(plan.final)
-    tiles = row_tiles(count, columns)
     buffer = scratch("tile", (tiles[0][1], columns), dtype, weight.device)
     in_place = weight.dtype == dtype and weight.is_contiguous()
     for first, last in tiles:
@@ -66,19 +69,23 @@ def apply_tiles(
             piece.copy_(shaped)
 
 
-def _one_product(products: Sequence[Product], dtype: torch.dtype, use: str) -> Add:
-    """All products as one: [L_1 ... L_n] @ [R_1; ...; R_n], the left side made tile by tile."""
+def _one_product(products: Sequence[Product], dtype: torch.dtype, use: str, height: int) -> Add:
+    """All products as one: [L_1 ... L_n] @ [R_1; ...; R_n], the left side made tile by tile.
+
+    `height` is that of the highest tile: what a tile needs is there before the weight changes.
+    """
     ranks = [product.rank for product in products]
     lefts = [tuple(part.to(dtype) for part in product.left) for product in products]
     columns, device = products[0].right[0].shape[1], products[0].right[0].device
     right = scratch(f"{use} right", (sum(ranks), columns), dtype, device)
+    held = scratch(f"{use} left", (height, sum(ranks)), dtype, device)
     start = 0
     for product, rank in zip(products, ranks, strict=True):
         fill(right[start : start + rank], product.right, 0, product.factor)
         start += rank
 
     def add(rows: Tensor, first: int) -> None:
-        left = scratch(f"{use} left", (len(rows), len(right)), dtype, device)
+        left = held[: len(rows)]
         start = 0
         for parts, rank in zip(lefts, ranks, strict=True):
             fill(left[:, start : start + rank], tuple(part[first : first + len(rows)] for part in parts), 1)
@@ -97,7 +104,8 @@ def fill(out: Tensor, parts: tuple[Tensor, ...], axis: int, factor: float = 1.0)
         return
     one, two = (part.to(out.dtype) for part in parts)
     shaped = out.unflatten(axis, (one.shape[axis], two.shape[axis]))
-    torch.mul(one.unsqueeze(axis + 1), (two * factor).unsqueeze(axis), out=shaped)
+    scaled = two if factor == 1.0 else two * factor
+    torch.mul(one.unsqueeze(axis + 1), scaled.unsqueeze(axis), out=shaped)
 
 
 def _apply(plan: PatchPlan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> None:

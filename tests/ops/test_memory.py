@@ -1,0 +1,72 @@
+"""Where memory runs out in the middle of patching, the weight is as it was before."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from layers import CASES, WEIGHTS, base, home, load
+from torch import Tensor
+
+import lycoris_ops as lyc
+from lycoris_ops.algorithms import Layer
+from lycoris_ops.kernels import group, registry, scratch
+from tests.harness.allocations import MemoryRunsOut
+
+
+@pytest.fixture(autouse=True)
+def small_tiles_and_no_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "PATHS", tuple(path for path in registry.PATHS if path.name == "torch"))
+    monkeypatch.setattr(group, "TILE", 64)
+    monkeypatch.setattr(scratch, "_HELD", scratch._Held())
+
+
+def halved(layer: Layer) -> Layer:
+    """The layer as files mostly hold it: with factors in 16 bits."""
+    values = {field.name: getattr(layer, field.name) for field in dataclasses.fields(layer)}
+    return dataclasses.replace(
+        layer,
+        **{
+            name: value.half()
+            for name, value in values.items()
+            if isinstance(value, torch.Tensor) and value.is_floating_point()
+        },
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("kind", "weight"), CASES)
+def test_a_weight_is_patched_wholly_or_not_at_all(
+    kind: str, weight: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = [(load(kind, weight), 0.7), (halved(load(kind, weight)), -0.3)]
+    check(base(weight, dtype), layers, monkeypatch)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", [kind for kind, weight in CASES if weight == "conv2d"])
+def test_rows_of_a_weight_are_patched_together_or_not_at_all(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = WEIGHTS[home(kind)][0]
+    layers = [(lyc.Part(load(kind, home(kind)), (n * size, (n + 1) * size)), 0.5 + n) for n in range(3)]
+    check(torch.cat([base(home(kind), dtype)] * 3), layers, monkeypatch)
+
+
+def check(before: Tensor, layers: list[tuple[Any, float]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let memory run out at the first allocation of a plan's application, at the second, and so on."""
+    plan = lyc.PatchPlan.build(before.shape, before.dtype, "cpu", layers)
+    done, at = False, 0
+    while not done:
+        at += 1
+        found = before.clone()
+        monkeypatch.setattr(scratch, "_HELD", scratch._Held())
+        with MemoryRunsOut(at):
+            try:
+                plan.apply_(found, plan.tensors, plan.strengths)
+                done = True
+            except torch.cuda.OutOfMemoryError as error:
+                assert torch.equal(found, before), f"half patched at allocation {at}: {error}"
+    assert not torch.equal(found, before)
