@@ -88,7 +88,11 @@ def _side(
 
 
 diffusers, aliases = names_of(
-    # SVD has a UNet of another class in diffusers, and no adapters with the names of that.
-    Layout(("input_blocks.0.0", "input_blocks.1.0.time_stack.in_layers.2")),
+    # SVD's UNet has other names in diffusers, whose layers for time stand beside those for space. The host
+    # gives it these.
+    Layout(
+        ("input_blocks.0.0", "input_blocks.1.0.time_stack.in_layers.2"),
+        others=lambda shapes: {**table(shapes), **ADDED},
+    ),
     Layout(("input_blocks.0.0", "input_blocks.1.0.in_layers.2"), table, {**ADDED, **CLASSES}),
 )

@@ -63,6 +63,8 @@ class Part:
 Parts = tuple[Part, ...]
 Meaning = str | Parts
 Table = Mapping[str, Meaning]
+Rows = Table | Callable[[Mapping[str, Shape]], Table]
+"""A table, or what makes one for a model's layers: where their number decides names."""
 
 
 def same(*paths: str) -> dict[str, Meaning]:
@@ -106,9 +108,9 @@ class Layout:
 
     marks: tuple[str, ...]
     """Paths, `*` for a number, that together no other architecture has."""
-    diffusers: Table | Callable[[Mapping[str, Shape]], Table] = field(default_factory=dict[str, Meaning])
+    diffusers: Rows = field(default_factory=dict[str, Meaning])
     """The layers of diffusers' own model; each of them once, and no rows of ours in two."""
-    others: Table = field(default_factory=dict[str, Meaning])
+    others: Rows = field(default_factory=dict[str, Meaning])
     """Other names, whosever they are. Fused ones and numbered parts follow from diffusers' without a row."""
     spellings: Mapping[str, str] = field(default_factory=dict[str, str])
     """Other paths that files of the model itself can have, to those that the tables are written in."""
@@ -125,8 +127,7 @@ def names_of(*layouts: Layout) -> tuple[Aliases, Aliases]:
         model = _recognised(layouts, shapes)
         if model is None:
             return {}
-        known = model.diffusers()
-        others = model.expanded(model.layout.others)
+        known, others = model.diffusers(), model.expanded(model.layout.others)
         more = {**_counted(known), **_following({**others, **known}), **others, **model.spelled()}
         new = {name: parts for name, parts in more.items() if name not in known and name not in shapes}
         return model.placed(new)
@@ -157,16 +158,16 @@ class _Model:
     forms: Mapping[str, list[str]]
 
     def diffusers(self) -> dict[str, Parts]:
-        table = self.layout.diffusers
-        return self.expanded(table(self.shapes) if callable(table) else table)
+        return self.expanded(self.layout.diffusers)
 
     def spelled(self) -> dict[str, Parts]:
         """Every layer that has two spellings under both."""
         ours = {path: (Part(path),) for path in self.real}
         return {**self.expanded(self.layout.spellings), **ours}
 
-    def expanded(self, table: Table) -> dict[str, Parts]:
+    def expanded(self, rows: Rows) -> dict[str, Parts]:
         """The rows of a table that the model has all layers of, with numbers and paths for the stars."""
+        table = rows(self.shapes) if callable(rows) else rows
         found: dict[str, Parts] = {}
         named: set[str] = set()
         for stars in ("", "*", "**"):
