@@ -1,4 +1,4 @@
-"""The command line: `python -m lycoris_ops inspect|convert`."""
+"""The command line: `python -m lycoris_ops inspect|convert|bake`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import torch
 
 from .algebra import Shape
+from .checkpoint import merge_checkpoint
 from .errors import LycorisError
 from .files.adapter import load_adapter
 from .files.model_files import read_shapes
@@ -44,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m lycoris_ops", description="Look at LoRA and LyCORIS files and write them anew."
+        prog="python -m lycoris_ops",
+        description="Look at LoRA and LyCORIS files, write them anew, merge them into models.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
@@ -68,7 +70,25 @@ def _parser() -> argparse.ArgumentParser:
         help="add metadata; KEY= takes it away",
     )
     convert.add_argument("--drop-unread", action="store_true", help="leave out what of the file is not read")
-    for command in (inspect, convert):
+
+    bake = commands.add_parser("bake", help="write a model with adapters merged into it")
+    bake.set_defaults(run=_bake)
+    bake.add_argument(
+        "base", help="the .safetensors checkpoint, diffusion model or text encoder to merge into"
+    )
+    bake.add_argument(
+        "--adapter",
+        action="append",
+        nargs="+",
+        required=True,
+        metavar=("FILE", "STRENGTH"),
+        help="an adapter, its strength (1 unless given), and one for the text encoders (the same unless "
+        "given); again for each adapter",
+    )
+    bake.add_argument("-o", "--out", required=True, help="the .safetensors file to write")
+    bake.add_argument("--dtype", choices=DTYPES, help="the dtype of all float tensors, if not their own")
+    bake.add_argument("--strict", action="store_true", help="fail where a layer of an adapter meets nothing")
+    for command in (inspect, convert, bake):
         command.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser
 
@@ -94,7 +114,8 @@ def _inspect(options: argparse.Namespace) -> int:
     words = [in_words(found)]
     if shapes is not None:
         resolution = resolve(Stack([Entry(adapter)]), shapes, absent_because="no file given holds it")
-        found["match"] = matched(resolution)
+        (entry,) = resolution.entries
+        found["match"] = matched(entry)
         words.append(describe(resolution))
     print(json.dumps(found, indent=2) if options.json else "\n\n".join(words))
     return 0
@@ -109,10 +130,46 @@ def _convert(options: argparse.Namespace) -> int:
         dict(_metadata(text) for text in options.metadata),
         model=_shapes(options),
         drop_unread=options.drop_unread,
-        progress=_show_progress,
+        progress=_progress("layers made"),
     )
     print(json.dumps(dataclasses.asdict(result), indent=2) if options.json else describe_saved(result))
     return 0
+
+
+def _bake(options: argparse.Namespace) -> int:
+    stack = Stack(_entry(*values) for values in options.adapter)
+    result = merge_checkpoint(
+        options.base,
+        stack,
+        options.out,
+        DTYPES[options.dtype] if options.dtype else None,
+        strict=options.strict,
+        progress=_progress("bytes written"),
+    )
+    found = {
+        "path": result.path,
+        "size": result.size,
+        "merged": result.merged,
+        "copied": result.copied,
+        "adapters": [
+            {"file": entry.entry.adapter.path, **matched(entry)} for entry in result.resolution.entries
+        ],
+    }
+    words = f"{describe(result.resolution)}\n\n{result.merged} weights merged, {result.copied} tensors kept"
+    print(json.dumps(found, indent=2) if options.json else f"{words}\n{result.path}")
+    return 0
+
+
+def _entry(file: str, *strengths: str) -> Entry:
+    try:
+        values = [float(text) for text in strengths]
+    except ValueError:
+        values = None
+    if values is None or len(values) > 2:
+        raise LycorisError(
+            "an adapter must be given as FILE [STRENGTH [CLIP]]", file=file, got=" ".join(strengths)
+        )
+    return Entry(load_adapter(file), *(values or (1.0,)))
 
 
 def _metadata(text: str) -> tuple[str, str | None]:
@@ -122,13 +179,17 @@ def _metadata(text: str) -> tuple[str, str | None]:
     return key, value or None
 
 
-def _show_progress(done: int, total: int) -> None:
+def _progress(what: str) -> Callable[[int, int], None]:
     """A bar where someone is looking, else nothing but the last line."""
-    if sys.stderr.isatty():
-        filled = 40 * done // total
-        print(f"\r[{'#' * filled}{'.' * (40 - filled)}] {done}/{total}", end="", file=sys.stderr)
-    if done == total:
-        print(f"{chr(10) if sys.stderr.isatty() else ''}{total} layers made", file=sys.stderr)
+
+    def show(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            filled = 40 * done // total
+            print(f"\r[{'#' * filled}{'.' * (40 - filled)}] {done}/{total}", end="", file=sys.stderr)
+        if done == total:
+            print(f"{chr(10) if sys.stderr.isatty() else ''}{total} {what}", file=sys.stderr)
+
+    return show
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 from .files.adapter import Adapter
 from .files.dialects import split_prefix
-from .resolve import PART_NAMES, Resolution
+from .resolve import PART_NAMES, EntryResolution
 
 SHOWN = 12
 """Metadata and keys that are written out in words; the data has all of them."""
@@ -45,9 +45,8 @@ def summary(adapter: Adapter) -> dict[str, Any]:
     }
 
 
-def matched(resolution: Resolution) -> dict[str, Any]:
+def matched(entry: EntryResolution) -> dict[str, Any]:
     """What of an adapter meets a model, as data."""
-    (entry,) = resolution.entries
     return {
         "applied": entry.count(),
         "mismatches": {bad.layer: [list(bad.found), list(bad.expected)] for bad in entry.mismatches},

@@ -123,6 +123,39 @@ def test_a_model_in_several_files(file: Path, tmp_path: Path) -> None:
     assert twice.returncode == 2 and "two files of the model hold the same layer" in twice.stderr
 
 
+def test_bake_writes_a_merged_model_and_reports(tmp_path: Path, model: Path) -> None:
+    layer = lora((6, 6), 2)
+    save_file({f"{NAME}.{key}": tensor for key, tensor in layer.items()}, tmp_path / "a.safetensors")
+    key, out = "model.diffusion_model.input_blocks.1.1.proj_in.weight", tmp_path / "out.safetensors"
+    arguments = ("bake", model, "--adapter", tmp_path / "a.safetensors", "-0.5", "-o", out)
+    again = ("--adapter", tmp_path / "a.safetensors", "2", "0", "--json")
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "applied 1 of 1 layers" in done.stdout and "1 weights merged, 4 tensors kept" in done.stdout
+    assert done.stderr == f"{out.stat().st_size} bytes written\n"
+    exact = layer["lora_up.weight"].double() @ layer["lora_down.weight"].double()
+    torch.testing.assert_close(load_file(out)[key].double(), -0.5 * exact, rtol=1e-6, atol=0.0)
+    found = json.loads(run(*arguments, *again).stdout)
+    assert found["merged"] == 1 and [entry["applied"] for entry in found["adapters"]] == [1, 1]
+    torch.testing.assert_close(load_file(out)[key].double(), 1.5 * exact, rtol=1e-6, atol=0.0)
+
+
+def test_bake_refuses_a_quantised_model_by_name(tmp_path: Path, model: Path) -> None:
+    """Its formats are the host's, which the command line does not have."""
+    save_file(
+        {f"{NAME}.{key}": tensor for key, tensor in lora((6, 6), 2).items()}, tmp_path / "a.safetensors"
+    )
+    layer = "model.diffusion_model.input_blocks.1.1.proj_in"
+    tensors = load_file(model)
+    tensors[f"{layer}.weight"] = tensors[f"{layer}.weight"].to(torch.float8_e4m3fn)
+    save_file({**tensors, f"{layer}.weight_scale": torch.ones(())}, model)
+    done = run("bake", model, "--adapter", tmp_path / "a.safetensors", "-o", tmp_path / "out.safetensors")
+    assert done.returncode == 2 and not (tmp_path / "out.safetensors").exists()
+    assert done.stderr.startswith(f"error: {model}") and done.stderr.count("\n") == 1
+    assert f"{layer}.weight: a weight that an adapter changes is quantised" in done.stderr
+    assert "Save Merged Model" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -140,6 +173,13 @@ def test_a_model_in_several_files(file: Path, tmp_path: Path) -> None:
         (("convert", "{file}", "-o", "x.safetensors", "--dialect", "a1111"), "invalid choice: 'a1111'"),
         (("convert", "{file}", "-o", "x.safetensors", "--dialect", "kohya", "--metadata", "x"), "KEY=VALUE"),
         (("convert", "{file}"), "required"),
+        (("bake", "{file}", "-o", "x.safetensors"), "required: --adapter"),
+        (
+            ("bake", "{file}", "-o", "x", "--adapter", "{file}", "1", "x"),
+            r"FILE [STRENGTH [CLIP]] (found 1 x)",
+        ),
+        (("bake", "{file}", "-o", "x", "--adapter", "{file}", "nan"), "a strength must be a finite number"),
+        (("bake", "x.gguf", "-o", "x", "--adapter", "{file}"), "only a safetensors checkpoint"),
         ((), "required"),
     ],
 )
@@ -167,7 +207,7 @@ def test_bad_input_ends_the_process_with_2(tmp_path: Path) -> None:
 
 
 def test_each_command_has_help() -> None:
-    for arguments in (("--help",), ("inspect", "--help"), ("convert", "--help")):
+    for arguments in (("--help",), ("inspect", "--help"), ("convert", "--help"), ("bake", "--help")):
         done = run(*arguments)
         assert done.returncode == 0 and "usage: python -m lycoris_ops" in done.stdout
 
