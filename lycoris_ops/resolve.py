@@ -161,10 +161,11 @@ def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> Entry
                 unmatched.append(Unmatched(name, "no layer of that name", near))
             continue
         places = _only(candidates, name, entry)
-        names = places[0].names
-        used.update(rule for rule in rules if rule.matches(names))
         strength = entry.strength_of(split_prefix(name)[1].part or places[0].part)
-        strength *= entry.rules.weight(names) if entry.rules else 1.0
+        if entry.rules:
+            names = places[0].names
+            used.update(rule for rule in rules if rule.matches(names))
+            strength *= entry.rules.weight(names)
         expected = _joined([targets.shape_of(place) for place in places])
         if expected and info.shape and not info.fits(expected):
             mismatches.append(Mismatch(name, places[0], info.shape, expected, strength))

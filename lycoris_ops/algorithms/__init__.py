@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 
 from torch import Tensor
 
@@ -35,10 +36,14 @@ ALGORITHMS: dict[str, type[Layer]] = _discover()
 
 def detect(tensors: Mapping[str, Tensor] | Mapping[str, Shape]) -> type[Layer] | None:
     """The algorithm whose layer has exactly these suffix-named tensors, or None."""
-    for algorithm in ALGORITHMS.values():
-        if algorithm.accepts(tensors):
-            return algorithm
-    return None
+    named = _named(frozenset(tensors))
+    return next((algorithm for algorithm in named if algorithm.accepts(tensors)), None)
+
+
+@lru_cache(maxsize=1024)
+def _named(suffixes: frozenset[str]) -> tuple[type[Layer], ...]:
+    """The algorithms that have layers of these names: thousands of layers have the same few."""
+    return tuple(kind for kind in ALGORITHMS.values() if kind.has_names(suffixes))
 
 
 def explain(suffixes: Collection[str]) -> str:

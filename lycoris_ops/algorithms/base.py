@@ -60,13 +60,15 @@ class Layer(ABC):
     @classmethod
     def accepts(cls, tensors: Mapping[str, Tensor] | Mapping[str, Shape]) -> bool:
         """Whether these are exactly one variant of this algorithm, with some of its extras."""
-        names = frozenset(tensors)
-        if not any(variant <= names and names - variant <= cls.extras for variant in cls.variants):
-            return False
         if cls.dimensions is None:
-            return True
+            return cls.has_names(frozenset(tensors))
         first = next(iter(cls.variants[0]))
-        return len(shapes_of(tensors)[first]) == cls.dimensions
+        return cls.has_names(frozenset(tensors)) and len(shapes_of(tensors)[first]) == cls.dimensions
+
+    @classmethod
+    def has_names(cls, names: frozenset[str]) -> bool:
+        """Whether these suffixes are one variant of this algorithm, with some of its extras."""
+        return any(variant <= names and names - variant <= cls.extras for variant in cls.variants)
 
     @classmethod
     def suffixes(cls) -> frozenset[str]:

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache as memoised
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,7 @@ def _load(
         peft = read_lora_metadata(file.metadata[METADATA_KEY], fingerprint.path)
     elif config and spoken == "peft":
         peft = {"": read_peft_config(config.path)}
+    given = {**network_options(file.metadata), **dict(options)}
     info: dict[str, LayerInfo] = {}
     unreadable: dict[str, str] = {}
     for name, keys in grouped.items():
@@ -245,7 +247,7 @@ def _load(
             unreadable[name] = explain(keys)
             unused.extend(keys.values())
             continue
-        known = _options(algorithm, name, peft, file.metadata, dict(options))
+        known = _options(algorithm, name, peft, given)
         enlarges = RESHAPE in keys or (dialect is not None and name in dialect.enlarged)
         info[name] = _describe(name, algorithm, keys, shapes, known, enlarges, fingerprint.path)
     if not grouped:
@@ -261,6 +263,7 @@ def _load(
     return Adapter(file, spoken, info, unreadable, rest, tuple(embeddings), peft, cache)
 
 
+@memoised
 def _options_of(algorithm: type[Layer]) -> set[str]:
     """The fields of a layer that no tensor of a file fills."""
     tensors = {field_of(suffix) for suffix in algorithm.suffixes()}
@@ -271,17 +274,15 @@ def _options(
     algorithm: type[Layer],
     name: str,
     peft: Mapping[str, PeftConfig],
-    metadata: Mapping[str, str],
     given: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What a layer needs to know and no tensor says: as given, else as metadata or configuration say."""
+    """What a layer needs to know and no tensor says: as given, else as the configuration says."""
+    wanted = _options_of(algorithm)
+    if not wanted:
+        return {}
     config = peft_of(peft, name)
-    found = {
-        **(config.options(algorithm.algorithm, _path(name)) if config else {}),
-        **network_options(metadata),
-        **given,
-    }
-    return {option: value for option, value in found.items() if option in _options_of(algorithm)}
+    found = {**(config.options(algorithm.algorithm, _path(name)) if config else {}), **given}
+    return {option: value for option, value in found.items() if option in wanted}
 
 
 def _open(path: str, cache: TensorCache) -> TensorFile:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 from torch import Tensor
@@ -66,9 +67,14 @@ def plain_args(metadata: Mapping[str, str], options: Mapping[str, str]) -> dict[
     return {ARGS: json.dumps(wanted)} if wanted != args else {}
 
 
-def _args(metadata: Mapping[str, str]) -> dict[str, str]:
+def _args(metadata: Mapping[str, str]) -> Mapping[str, str]:
+    return _parsed(metadata[ARGS]) if ARGS in metadata else {}
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> dict[str, str]:
     try:
-        table: Any = json.loads(metadata.get(ARGS, "{}"))
+        table: Any = json.loads(text)
     except ValueError:
         # Other tools write free text here; it holds nothing that is needed.
         return {}

@@ -172,7 +172,10 @@ def _read_header(file: BinaryIO, fingerprint: Fingerprint) -> tuple[int, dict[st
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table: dict[str, Any] = {}
+    table = dict(pairs)
+    if len(table) == len(pairs):
+        return table
+    table.clear()
     for key, value in pairs:
         if key in table:
             raise KeyError(key)
@@ -211,7 +214,7 @@ def _info(name: str, entry: Any, fingerprint: Fingerprint) -> TensorInfo:
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         shape = tuple(shape)
         numbers = (*shape, start, end)
-        wrong = any(type(number) is not int or number < 0 for number in numbers)
+        wrong = {type(number) for number in numbers} != {int} or min(numbers) < 0
     except (TypeError, KeyError, ValueError) as error:
         raise _damaged(fingerprint, "a header entry lacks dtype, shape or offsets", key=name) from error
     if wrong or not isinstance(dtype, str):

@@ -101,23 +101,37 @@ class Targets:
     def __init__(self, shapes: Mapping[str, Shape]) -> None:
         self.shapes = shapes
         bare = _bare(shapes)
-        found = (target for key, shape in shapes.items() for target in _targets(key, shape, bare))
-        self.all = tuple(replace(target, bias=_bias_of(target, shapes)) for target in found)
+        self.all = tuple(
+            target for key, shape in shapes.items() for target in _targets(key, shapes, shape, bare)
+        )
         self._real: _Index = {}
-        self._aliases: _Index = {}
-        self._fallbacks: _Index = {}
         for target in self.all:
             _enter(self._real, target.path, (target,))
             if target.encoder:
                 _enter(self._real, f"{target.encoder}.transformer.{target.path}", (target,))
-                _enter(self._aliases, f"transformer.{target.path}", (target,))
+
+    @cached_property
+    def _aliases(self) -> _Index:
+        """Names of other tools: made when the model's own do not do."""
+        index: _Index = {}
+        for target in self.all:
+            if target.encoder:
+                _enter(index, f"transformer.{target.path}", (target,))
             for root in ENCODER_ROOTS:
                 if target.part == "te" and target.path.startswith(root):
-                    _enter(self._aliases, target.path.removeprefix(root), (target,))
+                    _enter(index, target.path.removeprefix(root), (target,))
         for members in self._parts().values():
             if next(iter(members.values())).part != "te":
-                self._alias(members, ARCHITECTURES, self._aliases)
-            self._alias(members, FALLBACKS, self._fallbacks)
+                self._alias(members, ARCHITECTURES, index)
+        return index
+
+    @cached_property
+    def _fallbacks(self) -> _Index:
+        """What the usual names of fused and split layers suggest, made when no tool's names do."""
+        index: _Index = {}
+        for members in self._parts().values():
+            self._alias(members, FALLBACKS, index)
+        return index
 
     def _parts(self) -> dict[tuple[str | None, str | None], dict[str, Target]]:
         """The whole targets of each part of the model, by path."""
@@ -169,7 +183,8 @@ class Targets:
         return self._find(prefix, path) or self._find(Prefix(""), layer)
 
     def _find(self, prefix: Prefix, path: str) -> tuple[tuple[Target, ...], ...]:
-        for index in (self._real, self._aliases, self._fallbacks):
+        for tier in ("_real", "_aliases", "_fallbacks"):
+            index: _Index = getattr(self, tier)
             found = [
                 targets
                 for targets in index.get(_normal(path), ())
@@ -267,31 +282,30 @@ def _bare(shapes: Mapping[str, Shape]) -> _Bare:
     return _Bare(part="te", encoder=CLIP_WIDTHS.get(next(widths, 0)))
 
 
-def _targets(key: str, shape: Shape, bare: _Bare) -> list[Target]:
+def _targets(key: str, shapes: Mapping[str, Shape], shape: Shape, bare: _Bare) -> list[Target]:
+    bias = _bias_of(key, shapes)
     for wrapper, encoder in OPEN_CLIP_WRAPPERS.items():
         if key.startswith(wrapper):
             places = open_clip.places(key.removeprefix(wrapper), shape)
-            return [Target(key, path, "te", encoder, rows) for path, rows in places]
+            return [Target(key, path, "te", encoder, rows, bias) for path, rows in places]
     if key.endswith(BIAS):
         return []
     path = NORM_SCALE.sub("_norm", key).removesuffix(WEIGHT)
     for wrapper in UNET_WRAPPERS:
         if path.startswith(wrapper):
-            return [Target(key, path.removeprefix(wrapper), "unet")]
+            return [Target(key, path.removeprefix(wrapper), "unet", bias=bias)]
     for wrapper, encoder in ENCODER_WRAPPERS.items():
         if path.startswith(wrapper):
-            return [Target(key, path.removeprefix(wrapper), "te", encoder)]
+            return [Target(key, path.removeprefix(wrapper), "te", encoder, bias=bias)]
     if match := HOST_ENCODER.match(path):
-        return [Target(key, match[2], "te", match[1])]
-    return [Target(key, path.removeprefix(bare.wrapper), bare.part, bare.encoder)]
+        return [Target(key, match[2], "te", match[1], bias=bias)]
+    return [Target(key, path.removeprefix(bare.wrapper), bare.part, bare.encoder, bias=bias)]
 
 
-def _bias_of(target: Target, shapes: Mapping[str, Shape]) -> str | None:
+def _bias_of(key: str, shapes: Mapping[str, Shape]) -> str | None:
     """The key of the bias beside a weight: `<path>.bias`, or `in_proj_bias` beside `in_proj_weight`."""
-    if not target.key.endswith("weight"):
-        return None
-    key = f"{target.key.removesuffix('weight')}bias"
-    return key if key in shapes else None
+    bias = f"{key.removesuffix('weight')}bias"
+    return bias if key.endswith("weight") and bias in shapes else None
 
 
 def _normal(path: str) -> str:

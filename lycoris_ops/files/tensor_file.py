@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -47,8 +47,7 @@ class Fingerprint:
         return f"{self.size}-{self.mtime_ns}"
 
 
-@dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """A tensor as the header describes it; `start` and `end` are byte offsets in the data section."""
 
     dtype: str

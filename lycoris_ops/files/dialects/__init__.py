@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from functools import lru_cache
 
 from ...algorithms import ALGORITHMS
 from .base import Dialect, Part, Prefix
@@ -65,6 +66,7 @@ def split_key(key: str) -> tuple[str, str] | None:
     return None
 
 
+@lru_cache(maxsize=1 << 16)
 def split_prefix(layer: str) -> tuple[str | None, Prefix, str]:
     """A layer's name as (dialect, prefix, path); a name without a known prefix keeps all of it."""
     for prefix, dialect in _PREFIXES:
