@@ -23,7 +23,7 @@ from .algorithms.lora import UP
 from .errors import LayerError, LycorisError, WriteError
 from .files.adapter import BUNDLED, NOT_FACTORS, Adapter, load_adapter
 from .files.cache import TensorCache
-from .files.dialects import split_prefix
+from .files.dialects import diffusers, split_prefix
 from .files.encoding import PEFT_SUFFIXES, ConflictError, Encoded, Member, alpha_of, encode, peft_config
 from .files.naming import PEFT, WRITTEN, Planned, Written, all_names, plan_names
 from .files.network_args import plain_args
@@ -106,7 +106,8 @@ def save_adapter(
         made.append(writer.make(layer))
         if progress:
             progress(len(made), len(planned))
-    tensors = {f"{layer.encoded.name}.{suffix}": t for layer in made for suffix, t in layer.tensors.items()}
+    spell = diffusers.spelled if dialect == "diffusers" else "{}.{}".format
+    tensors = {spell(layer.encoded.name, suffix): t for layer in made for suffix, t in layer.tensors.items()}
     tensors = in_file_order(tensors | dict(adapter.file.read(loose, adapter.cache, keep=False)))
     config, configured = writer.configuration(made)
     text = _metadata(adapter, dialect, dtype, made, metadata or {}, configured)

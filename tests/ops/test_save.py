@@ -166,14 +166,35 @@ def test_diffusers_has_the_scale_in_a_factor_exactly_or_in_float32(tmp_path: Pat
             written(tmp_path, source), out(tmp_path, "diffusers"), "diffusers", model=model()
         )
         tensors = load_file(result.path)
-        assert set(tensors) == {f"unet.{PATH}.lora_A.weight", f"unet.{PATH}.lora_B.weight"}
-        assert tensors[f"unet.{PATH}.lora_B.weight"].dtype == dtype
-        product = (
-            tensors[f"unet.{PATH}.lora_B.weight"].double() @ tensors[f"unet.{PATH}.lora_A.weight"].double()
+        assert set(tensors) == {f"unet.{PATH}.lora.down.weight", f"unet.{PATH}.lora.up.weight"}
+        assert tensors[f"unet.{PATH}.lora.up.weight"].dtype == dtype
+        up_written, down_written = (
+            tensors[f"unet.{PATH}.lora.{side}.weight"].double() for side in ("up", "down")
         )
+        product = up_written @ down_written
         wanted = torch.tensor(alpha).double() / 3 * up.double() @ half["lora_down.weight"].double()
         torch.testing.assert_close(product, wanted, rtol=1e-6, atol=1e-7)
     assert any("float32" in change for change in result.changes)
+
+
+def test_diffusers_unets_are_spelled_as_all_its_generations_and_the_host_read_them(tmp_path: Path) -> None:
+    block = "unet.mid_block.attentions.0.transformer_blocks.0"
+    names = [f"{block}.attn1.to_q", f"{block}.attn2.to_out.0", f"{block}.ff.net.2", "transformer.x.attn.to_q"]
+    tensors = {f"{name}.{key}": tensor for name in names for key, tensor in lora((6, 6), 2).items()}
+    tensors |= {f"{name}.dora_scale": torch.ones(6) for name in names[:3]}
+    save_file(tensors, tmp_path / "source.safetensors")
+    source = lyc.load_adapter(tmp_path / "source.safetensors")
+    result = lyc.save_adapter(source, tmp_path / "out.safetensors", "diffusers")
+    factors = {
+        f"{block}.attn1.processor.to_q_lora": ("down.weight", "up.weight"),
+        f"{block}.attn2.processor.to_out_lora": ("down.weight", "up.weight"),
+        f"{block}.ff.net.2.lora": ("down.weight", "up.weight"),
+        "transformer.x.attn.to_q": ("lora_A.weight", "lora_B.weight"),
+        **dict.fromkeys(names[:3], ("lora_magnitude_vector",)),
+    }
+    written = {f"{name}.{suffix}" for name, suffixes in factors.items() for suffix in suffixes}
+    assert set(load_file(result.path)) == written
+    assert set(lyc.load_adapter(result.path).info) == set(names)
 
 
 def test_what_does_not_round_in_the_down_factor_is_folded_there(tmp_path: Path) -> None:
@@ -182,8 +203,8 @@ def test_what_does_not_round_in_the_down_factor_is_folded_there(tmp_path: Path) 
     down = torch.ones(2, 18).half()
     source = {"lora_up.weight": up, "lora_down.weight": down, "alpha": torch.tensor(1.0)}
     tensors = load_file(saved(written(tmp_path, source), tmp_path, "diffusers", model=model()).path)
-    assert torch.equal(tensors[f"unet.{PATH}.lora_A.weight"], down / 2)
-    assert torch.equal(tensors[f"unet.{PATH}.lora_B.weight"], up)
+    assert torch.equal(tensors[f"unet.{PATH}.lora.down.weight"], down / 2)
+    assert torch.equal(tensors[f"unet.{PATH}.lora.up.weight"], up)
 
 
 def test_diffusers_metadata_say_ranks_and_scales_part_by_part(tmp_path: Path) -> None:

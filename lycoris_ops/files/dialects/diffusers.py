@@ -1,7 +1,8 @@
 """Hugging Face diffusers: one file for a pipeline's UNet or transformer and text encoders.
 
 Three generations of suffixes: PEFT's, `.lora.down.weight`, and attention processors
-(`attn1.processor.to_q_lora.down.weight`, where `to_out` stands for `to_out.0`).
+(`attn1.processor.to_q_lora.down.weight`, where `to_out` stands for `to_out.0`). Written are PEFT's, but
+the older two for UNets: diffusers reads them as well, and ComfyUI knows the attention of UNets by no other.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from collections.abc import Mapping
 
 from .base import Dialect, Prefix
 
+UNET = "unet."
+FACTORS = {"lora_A.weight": "lora.down.weight", "lora_B.weight": "lora.up.weight"}
+ATTENTION = re.compile(r"\.(to_q|to_k|to_v|to_out)(?:\.0)?\.lora\.(down|up)\.weight$")
 PROCESSOR = re.compile(r"\.processor\.(to_q|to_k|to_v|to_out)_lora\.(down|up)\.weight$")
 
 
@@ -22,6 +26,13 @@ def _rename(key: str) -> str:
     return PROCESSOR.sub(plain, key)
 
 
+def spelled(layer: str, suffix: str) -> str:
+    """The key that a tensor is written under, from its layer's name and PEFT's suffix."""
+    if not layer.startswith(UNET) or suffix not in FACTORS:
+        return f"{layer}.{suffix}"
+    return ATTENTION.sub(r".processor.\1_lora.\2.weight", f"{layer}.{FACTORS[suffix]}")
+
+
 def _recognises(keys: Mapping[str, object]) -> bool:
     return any(PROCESSOR.search(key) for key in keys)
 
@@ -29,7 +40,7 @@ def _recognises(keys: Mapping[str, object]) -> bool:
 DIALECT = Dialect(
     name="diffusers",
     prefixes=(
-        Prefix("unet.", "unet"),
+        Prefix(UNET, "unet"),
         Prefix("transformer.", "unet"),
         # Ideogram 4 has a second transformer, for the negative side of the guidance. diffusers reads this
         # prefix in `_convert_non_diffusers_ideogram4_lora_to_diffusers` (Apache-2.0).
