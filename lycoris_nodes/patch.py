@@ -12,7 +12,14 @@ from torch import Tensor
 from ..lycoris_ops import Entry, LycorisError, PatchPlan
 from ..lycoris_ops.kept_plans import kept_plan
 from ..lycoris_ops.resolve import Match
-from .host import WeightAdapterBase
+from .host import WeightAdapterBase, plain
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""How allocators say so that have no error of their own for it: those of CPUs, of MPS, of XPU."""
+
+
+class PatchMemoryError(LycorisError, torch.cuda.OutOfMemoryError):
+    """There was no memory to patch a weight with. The host answers such an error by unloading its models."""
 
 
 class LycorisPatch(WeightAdapterBase):
@@ -59,13 +66,31 @@ class LycorisPatch(WeightAdapterBase):
     ) -> Tensor:
         """Patch the weight in place, in the dtype it has, and return it.
 
-        `strength` scales the whole stack: it is 1 unless another node merges patched models.
+        `strength` scales the whole stack: it is 1 unless another node merges patched models. Raises
+        PatchMemoryError, with the weight as it was, where there is no memory to patch it.
         """
         plan, tensors, strengths = self.weights
+        values = tuple(value * strength for value in strengths)
         try:
-            return plan.apply_(weight, tensors, tuple(value * strength for value in strengths))
+            return plan.apply_(plain(weight), tensors, values)
         except LycorisError as error:
             raise error.within(key=key) from None
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            dtype, size = str(weight.dtype).removeprefix("torch."), weight.nbytes / 1e6
+            raise PatchMemoryError(
+                "there is no memory to patch this weight",
+                key=key,
+                got=f"a weight of {list(weight.shape)}, {dtype} on {weight.device}, {size:.1f} MB",
+                hint="Unload other models, or set the mode to bypass, which leaves weights as they are",
+            ) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    return any(said in str(error).lower() for said in OUT_OF_MEMORY)
 
 
 def build_patches(

@@ -1,4 +1,4 @@
-"""Where memory runs out in the middle of patching, the weight is as it was before."""
+"""Weights that cannot be patched after all, for want of memory or of a device, are as they were before."""
 
 from __future__ import annotations
 
@@ -70,3 +70,10 @@ def check(before: Tensor, layers: list[tuple[Any, float]], monkeypatch: pytest.M
             except torch.cuda.OutOfMemoryError as error:
                 assert torch.equal(found, before), f"half patched at allocation {at}: {error}"
     assert not torch.equal(found, before)
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha", "lora-dora-out", "full"])
+def test_a_weight_without_data_is_refused_by_its_device(kind: str) -> None:
+    weight = torch.empty(WEIGHTS["linear"], device="meta")
+    with pytest.raises(lyc.LayerError, match=r"no path can patch.*float32 on meta.*for cpu or cuda"):
+        lyc.patch_(weight, [(load(kind, "linear"), 1.0)])
