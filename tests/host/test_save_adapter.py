@@ -1,0 +1,376 @@
+"""Written adapters in the hands of those they are for: the host's own loader, PEFT, and diffusers."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hosting import Host, Patched
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.harness import dialects, in_diffusers, zoo
+from tests.harness.adapters import RECIPES, deltas, zero_tree
+from tests.harness.assets import assets
+from tests.harness.dialects import PEFT
+
+pytestmark = pytest.mark.host
+
+Shapes = Mapping[str, tuple[int, ...]]
+UNETS = ("SD1.5", "SD2")
+"""What kohya-ss writes under diffusers' names; all others have those of the model itself."""
+
+
+def needs(architecture: str) -> None:
+    if not zoo.supported(architecture):
+        pytest.skip(f"this host has no {architecture}")
+
+
+def effect(host: Host, adapter: Any, shapes: Shapes) -> dict[str, Tensor]:
+    """The change of every weight of a model at strength 1, in float64."""
+    ops = host.ops
+    resolution = ops.resolve(ops.Stack([ops.Entry(adapter)]), shapes)
+    resolution.check(strict=True)
+    assert not resolution.entries[0].absent
+    return {
+        key: ops.patch_(
+            torch.zeros(shapes[key], dtype=torch.float64),
+            [(match.read(entry.adapter), match.strength) for entry, match in pairs],
+        )
+        for key, pairs in resolution.pairs().items()
+    }
+
+
+def assert_changes(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Factors are small whole numbers: only a scale that is multiplied in can round."""
+    assert set(found) == set(wanted)
+    for key, change in wanted.items():
+        torch.testing.assert_close(found[key], change.double(), rtol=1e-6, atol=1e-6)
+
+
+def source_of(
+    host: Host, named: dialects.Names, tensors: tuple[str, ...], folder: Path
+) -> tuple[Any, dict[str, Tensor]]:
+    file, changes = dialects.adapter(named, tensors)
+    save_file(file, folder / "source.safetensors")
+    return host.ops.load_adapter(folder / "source.safetensors"), changes
+
+
+def saved(host: Host, adapter: Any, path: Path, dialect: str, shapes: Shapes | None = None) -> Any:
+    return host.ops.load_adapter(host.ops.save_adapter(adapter, path, dialect, model=shapes).path)
+
+
+# Every architecture.
+
+
+@pytest.mark.parametrize("architecture", in_diffusers.DIFFUSERS)
+def test_all_of_diffusers_layers_go_to_the_models_own_names_and_back(
+    host: Host, tmp_path: Path, architecture: str
+) -> None:
+    needs(architecture)
+    named = dialects.names(architecture, "PEFT on diffusers")
+    shapes = dialects.shapes_of(architecture)
+    source, changes = source_of(host, named, PEFT, tmp_path)
+    wanted = dialects.summed(named, changes, shapes)
+    own = saved(host, source, tmp_path / "own.safetensors", "comfy", shapes)
+    assert_changes(effect(host, own, shapes), wanted)
+    for dialect, prefix in (("diffusers", None), ("peft", "base_model.model."), ("lycoris", "lycoris_")):
+        path = tmp_path / (dialect if dialect == "peft" else f"{dialect}.safetensors")
+        again = saved(host, own, path, dialect, shapes)
+        paths = {name.removeprefix("base_model.model.") for name in named}
+        if dialect == "lycoris":
+            paths = {path.replace(".", "_") for path in paths}
+        prefix = prefix or next(iter(again.info)).partition(".")[0] + "."
+        assert {name.removeprefix(prefix) for name in again.info} == paths
+        assert_changes(effect(host, again, shapes), wanted)
+
+
+@pytest.mark.parametrize("architecture", zoo.SPECIES)
+def test_the_models_own_layers_go_to_kohya_s_names_and_back(
+    host: Host, tmp_path: Path, architecture: str
+) -> None:
+    needs(architecture)
+    named = dialects.names(architecture, "ComfyUI")
+    shapes = dialects.shapes_of(architecture)
+    source, changes = source_of(host, named, PEFT, tmp_path)
+    kohya = saved(host, source, tmp_path / "kohya.safetensors", "kohya", shapes)
+    theirs = "kohya on diffusers" if architecture in UNETS else "kohya"
+    expected = set(dialects.names(architecture, theirs))
+    if architecture.startswith("Stable Cascade"):
+        expected = {name.replace("lora_unet_", "lora_prior_unet_") for name in expected}
+    assert set(kohya.info) == expected
+    wanted = dialects.summed(named, changes, shapes)
+    assert_changes(effect(host, kohya, shapes), wanted)
+    back = saved(host, kohya, tmp_path / "back.safetensors", "comfy", shapes)
+    assert set(back.info) == set(named)
+    assert_changes(effect(host, back, shapes), wanted)
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["metadata", "tensors alone"])
+@pytest.mark.parametrize("architecture", in_diffusers.DIFFUSERS)
+def test_diffusers_own_model_loads_it(host: Host, tmp_path: Path, architecture: str, told: bool) -> None:
+    """From the file with its metadata, and from the tensors alone as readers without them do."""
+    import diffusers
+
+    needs(architecture)
+    species = in_diffusers.DIFFUSERS[architecture]
+    kind = getattr(diffusers, species.model)
+    if not hasattr(kind, "load_lora_adapter"):
+        pytest.skip(f"diffusers loads no adapter into a {species.model}")
+    layers = in_diffusers.layers(architecture)
+    named = {
+        name: where
+        for name, where in dialects.names(architecture, "PEFT on diffusers").items()
+        if layers.get(name.removeprefix("base_model.model.")) == where.shape
+    }
+    assert len(named) > 5
+    source, changes = source_of(
+        host,
+        {f"base_model.model.{n.removeprefix('base_model.model.')}": w for n, w in named.items()},
+        PEFT,
+        tmp_path,
+    )
+    path = tmp_path / "diffusers.safetensors"
+    adapter = saved(host, source, path, "diffusers", dialects.shapes_of(architecture))
+    prefix = next(iter(adapter.info)).partition(".")[0]
+    model = kind(**species.config)
+    given = (
+        {"pretrained_model_name_or_path_or_dict": str(tmp_path), "weight_name": path.name}
+        if told
+        else {"pretrained_model_name_or_path_or_dict": load_file(path)}
+    )
+    model.load_lora_adapter(**given, prefix=prefix, adapter_name="default")
+    modules = dict(model.named_modules())
+    for name, change in changes.items():
+        layer = modules[name.removeprefix("base_model.model.")]
+        a, b = (getattr(layer, f"lora_{x}")["default"].weight.detach().double().flatten(1) for x in "AB")
+        found = layer.scaling["default"] * (b @ a)
+        torch.testing.assert_close(found, change.flatten(1), rtol=1e-5, atol=1e-5)
+
+
+# The host's own loader.
+
+
+def hosts_own(host: Host, plain: Patched, path: Path) -> dict[str, Any]:
+    """The patches that the host's own loader makes of a file."""
+    import comfy.sd
+    import comfy.utils
+
+    tensors = comfy.utils.load_torch_file(str(path), safe_load=True)
+    model, clip = comfy.sd.load_lora_for_models(plain.model, plain.clip, tensors, 1.0, 1.0)
+    return {**model.patches, **clip.patcher.patches}
+
+
+def changed(patches: Mapping[str, Any], plain: Patched, key: str) -> Tensor:
+    import comfy.lora
+
+    shape = plain.patcher_of(key).model_state_dict()[key].shape
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    return comfy.lora.calculate_weight(patches[key], weight.clone(), key) - weight
+
+
+def full_file(path: Path) -> None:
+    """Differences of a few layers, of weights and of a bias."""
+    generator = torch.Generator().manual_seed(0)
+    names = {
+        "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q": (640, 640),
+        "lora_unet_conv_in": (320, 4, 3, 3),
+        "lora_te_text_model_encoder_layers_0_mlp_fc1": (3072, 768),
+    }
+    tensors = {f"{name}.diff": torch.randn(shape, generator=generator) for name, shape in names.items()}
+    save_file({**tensors, "lora_unet_conv_in.diff_b": torch.randn(320, generator=generator)}, path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dialect"),
+    [
+        *((kind, dialect) for kind in ("lora", "loha", "lokr", "full") for dialect in ("kohya", "comfy")),
+        ("lora", "diffusers"),
+        ("lora", "lycoris"),
+    ],
+)
+def test_the_hosts_own_loader_reads_all_of_it(
+    host: Host, plain: Patched, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, dialect: str
+) -> None:
+    source = assets() / "loras" / f"{kind}.safetensors"
+    if kind == "full":
+        source = tmp_path / "full.safetensors"
+        full_file(source)
+    if dialect == "lycoris":
+        unet = {key: t for key, t in load_file(source).items() if key.startswith("lora_unet_")}
+        source = tmp_path / "unet.safetensors"
+        save_file(unet, source)
+    shapes = model_shapes(host, plain)
+    path = tmp_path / "written.safetensors"
+    host.ops.save_adapter(host.ops.load_adapter(source), path, dialect, model=shapes)
+    with caplog.at_level(logging.WARNING):
+        before, after = hosts_own(host, plain, source), hosts_own(host, plain, path)
+    assert "lora key not loaded" not in caplog.text and "ERROR" not in caplog.text
+    assert set(before) == set(after) and before
+    for key in sorted(before)[:: max(1, len(before) // 12)]:
+        reference = changed(before, plain, key)
+        assert reference.any()
+        torch.testing.assert_close(changed(after, plain, key), reference, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["Flux 1", "SD3", "Qwen-Image"])
+@pytest.mark.parametrize("dialect", ["kohya", "comfy", "diffusers"])
+def test_the_hosts_own_loader_reads_transformers(
+    host: Host, tmp_path: Path, caplog: pytest.LogCaptureFixture, architecture: str, dialect: str
+) -> None:
+    import comfy.lora
+
+    needs(architecture)
+    model = dialects.model_of(architecture)
+    known = comfy.lora.model_lora_keys_unet(model, {})
+    shapes = dialects.shapes_of(architecture)
+    named = {
+        name: where
+        for name, where in dialects.names(architecture, "PEFT on diffusers").items()
+        if f"transformer.{name.removeprefix('base_model.model.')}" in known
+    }
+    assert len(named) > 10
+    source, changes = source_of(host, named, PEFT, tmp_path)
+    path = saved(host, source, tmp_path / "written.safetensors", dialect, shapes).path
+    state = model.state_dict()
+    with caplog.at_level(logging.WARNING):
+        patches = comfy.lora.load_lora(load_file(path), known)
+    assert "lora key not loaded" not in caplog.text
+    found: dict[str, Tensor] = {key: torch.zeros(value.shape).double() for key, value in state.items()}
+    for meaning, patch in patches.items():
+        key, *how = (meaning,) if isinstance(meaning, str) else meaning
+        part = found[key]
+        entry = [(1.0, patch, 1.0, how[0] if how else None, how[1] if len(how) > 1 else None)]
+        found[key] = comfy.lora.calculate_weight(entry, part, key)
+    wanted = dialects.summed(named, changes, shapes)
+    for key, change in wanted.items():
+        torch.testing.assert_close(found[key], change.double(), rtol=1e-5, atol=1e-5)
+
+
+def model_shapes(host: Host, plain: Patched) -> dict[str, tuple[int, ...]]:
+    states = (plain.model.model_state_dict(), plain.clip.patcher.model_state_dict())
+    return {key: tuple(value.shape) for state in states for key, value in state.items()}
+
+
+# PEFT, on a UNet and a text model of their real layout.
+
+
+@pytest.mark.parametrize("recipe", ["lora", "loha", "loha_tucker", "lokr", "lokr_full", "lokr_tucker"])
+def test_peft_computes_what_lycoris_did(host: Host, plain: Patched, tmp_path: Path, recipe: str) -> None:
+    from peft import PeftModel
+
+    from tests.harness.adapters import _peft_layers, measure
+
+    file = assets() / "loras" / f"{recipe}.safetensors"
+    unet = {key: t for key, t in load_file(file).items() if key.startswith("lora_unet_")}
+    save_file(unet, tmp_path / "unet.safetensors")
+    adapter = host.ops.load_adapter(tmp_path / "unet.safetensors")
+    host.ops.save_adapter(adapter, tmp_path / "peft", "peft", model=model_shapes(host, plain))
+    model = PeftModel.from_pretrained(zero_tree("unet"), tmp_path / "peft")
+    layers = _peft_layers(model, "unet")
+    assert {f"lora_unet_{path.replace('.', '_')}" for _, path in layers} == set(adapter.info)
+    chosen = [name for name in layers if name.path in SOME]
+    assert len(chosen) == len(SOME)
+    reference = deltas(RECIPES[recipe], file, chosen)
+    for name in chosen:
+        with torch.inference_mode(False):
+            found = measure(layers[name])
+        torch.testing.assert_close(found, reference[name], rtol=1e-3, atol=1e-6)
+
+
+SOME = {
+    "conv_in",
+    "time_embedding.linear_1",
+    "down_blocks.0.resnets.0.conv1",
+    "mid_block.attentions.0.transformer_blocks.0.attn2.to_k",
+    "up_blocks.0.resnets.0.conv_shortcut",
+}
+
+
+# The node.
+
+
+@pytest.fixture
+def node(host: Host) -> Callable[..., tuple[str, Path]]:
+    def run(
+        stack: Any, dialect: str = "kohya", dtype: str = "as in the file", **options: Any
+    ) -> tuple[str, Path]:
+        prefix = options.pop("filename_prefix", "loras/written")
+        (report,) = host.run("LycorisSaveAdapter", stack, dialect, dtype, prefix, **options)
+        return report, Path(report.splitlines()[-1])
+
+    return run
+
+
+def test_the_node_writes_numbered_files_and_says_what_it_did(
+    host: Host, plain: Patched, node: Callable[..., tuple[str, Path]]
+) -> None:
+    stack = host.stack(("lora", 1.0, 1.0))
+    report, first = node(stack, "comfy", "float32", model=plain.model, clip=plain.clip)
+    _, second = node(stack, "comfy", model=plain.model, clip=plain.clip)
+    try:
+        assert first.parent == (host.base / "output" / "loras").resolve()
+        assert (first.name, second.name) == ("written_00001_.safetensors", "written_00002_.safetensors")
+        assert report.startswith("written_00001_.safetensors: 191 layers in the dialect comfy")
+        assert "dialect kohya to comfy" in report and "factors in float32" in report
+        live = host.apply(plain, stack)
+        again = host.apply(plain, host.ops.Stack([host.ops.Entry(host.ops.load_adapter(first))]))
+        assert set(again.patches) == set(live.patches)
+        key = sorted(live.patches)[0]
+        assert torch.equal(changed(again.patches, plain, key), changed(live.patches, plain, key))
+    finally:
+        first.unlink()
+        second.unlink()
+
+
+def test_the_node_writes_a_folder_for_peft(
+    host: Host, plain: Patched, node: Callable[..., tuple[str, Path]]
+) -> None:
+    report, path = node(host.stack(("peft_unet_patterns", 1.0, 1.0)), "peft", filename_prefix="loras/p")
+    folder = path.parent
+    try:
+        assert path.name == "adapter_model.safetensors" and folder.name == "p_00001_"
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert config["peft_type"] == "LORA" and set(config["rank_pattern"].values()) == {6}
+        assert "p_00001_/adapter_model.safetensors" in report
+        _, second = node(host.stack(("peft_unet_patterns", 1.0, 1.0)), "peft", filename_prefix="loras/p")
+        assert second.parent.name == "p_00002_"
+        for file in second.parent.iterdir():
+            file.unlink()
+        second.parent.rmdir()
+    finally:
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("entries", "rules", "message"),
+    [
+        ((), "", "a stack of 0: none.*stack of one"),
+        ((("lora", 1.0, 1.0), ("loha", 1.0, 1.0)), "", r"a stack of 2: lora\.safetensors, loha\.safetensors"),
+        ((("lora", 0.5, 1.0),), "", "strength 0.5, text encoder 1"),
+        ((("lora", 1.0, 0.0),), "", "strength 1, text encoder 0"),
+        ((("lora", 1.0, 1.0),), "mid = 0.5", "rules mid = 0.5"),
+    ],
+)
+def test_the_node_refuses_what_a_file_cannot_say(
+    host: Host, node: Callable[..., tuple[str, Path]], entries: Any, rules: str, message: str
+) -> None:
+    stack = host.stack(*entries)
+    if rules:
+        (stack,) = host.run("LycorisWeightBlocks", stack, rules)
+    with pytest.raises(Exception, match=message):
+        node(stack)
+
+
+def test_the_node_says_to_connect_a_model(host: Host, node: Callable[..., tuple[str, Path]]) -> None:
+    with pytest.raises(Exception, match=r"without the model.*connect it in the host"):
+        node(host.stack(("lora", 1.0, 1.0)), "diffusers")
+    with pytest.raises(Exception, match="leaves the output folder"):
+        node(host.stack(("lora", 1.0, 1.0)), filename_prefix="../x")
