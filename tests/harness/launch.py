@@ -194,6 +194,13 @@ class Server:
     def __exit__(self, *exception: object) -> None:
         self._stop()
 
+    @property
+    def pid(self) -> int:
+        """The process id of the running server."""
+        if self._process is None:
+            raise RuntimeError("the server has not been started")
+        return self._process.pid
+
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 

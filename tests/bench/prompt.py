@@ -1,0 +1,188 @@
+"""A strength change in the real host, from queueing the prompt to its result, against eight LoraLoaders.
+
+`python -m tests.bench.prompt [ROUNDS]` makes a random checkpoint of SD1.5's full size and eight adapters on
+its UNet and CLIP (3 LoRA, 3 LoHa, 2 LoKr), starts ComfyUI once, and lets one sampler step at 64x64 run by
+turns: unpatched, with a LycorisApplyStack, and with eight chained LoraLoaders, each time with a new
+strength. It prints seconds, their ratio, the server's peak memory of each, and how far the latents differ,
+as a share of what the adapters change.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.bench.cases import EFFECT, balanced
+from tests.harness.base import CLIP, UNET, checkpoint_layout, write_base
+from tests.harness.facts import ROOT, facts
+from tests.harness.launch import Server, base_directory
+
+MULT, BLOCKS = (1, 2, 4, 4), 2
+KINDS = ("lora", "loha", "lokr", "lora", "loha", "lokr", "lora", "loha")
+STRENGTHS = (0.8, 0.5, -0.4, 0.7, 0.3, 0.6, -0.2, 0.9)
+CHECKPOINT = "full_size.safetensors"
+
+
+def factors(kind: str, shape: tuple[int, ...], generator: torch.Generator) -> dict[str, Tensor]:
+    def rand(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator)
+
+    out, flat, ones = shape[0], math.prod(shape[1:]), [1 for _ in shape[2:]]
+    size = EFFECT / math.sqrt(flat)
+    if kind == "lora":
+        return {"lora_up.weight": rand(out, 16, *ones) * size / 4, "lora_down.weight": rand(16, *shape[1:])}
+    if kind == "loha":
+        made = {f"hada_w{n}_a": rand(out, 8) for n in (1, 2)} | {
+            f"hada_w{n}_b": rand(8, flat) for n in (1, 2)
+        }
+        made["hada_w1_a"] *= size / 8
+        return made
+    (outer, k), (i, j) = balanced(out), balanced(shape[1])
+    return {"lokr_w1": rand(outer, i) * size, "lokr_w2": rand(k, j, *shape[2:])}
+
+
+def write_adapters(folder: Path) -> list[str]:
+    layout = checkpoint_layout(channel_mult=MULT, num_res_blocks=BLOCKS, vae=False)
+    layers: dict[str, tuple[int, ...]] = {}
+    for name, init in layout.items():
+        if not name.endswith(".weight") or len(init.shape) < 2 or "embedding" in name:
+            continue
+        path = name.removesuffix(".weight")
+        if path.startswith(UNET):
+            layers["lora_unet_" + path.removeprefix(UNET).replace(".", "_")] = init.shape
+        elif path.startswith(CLIP):
+            layers["lora_te_text_model_" + path.removeprefix(CLIP).replace(".", "_")] = init.shape
+    names: list[str] = []
+    for number, kind in enumerate(KINDS):
+        generator = torch.Generator().manual_seed(number)
+        tensors = {
+            f"{layer}.{key}": tensor.half()
+            for layer, shape in layers.items()
+            for key, tensor in factors(kind, shape, generator).items()
+        }
+        names.append(f"{number}_{kind}.safetensors")
+        save_file(tensors, folder / names[-1])
+    return names
+
+
+Prompt = dict[str, Any]
+
+
+def sampled(model: list[Any], clip: list[Any], prefix: str) -> Prompt:
+    return {
+        "p": {"class_type": "CLIPTextEncode", "inputs": {"clip": clip, "text": "a cat on a mat"}},
+        "n": {"class_type": "CLIPTextEncode", "inputs": {"clip": clip, "text": ""}},
+        "e": {"class_type": "EmptyLatentImage", "inputs": {"width": 512, "height": 512, "batch_size": 1}},
+        "k": {
+            "class_type": "KSampler",
+            "inputs": {
+                "model": model,
+                "positive": ["p", 0],
+                "negative": ["n", 0],
+                "latent_image": ["e", 0],
+                "seed": 7,
+                "steps": 1,
+                "cfg": 4.0,
+                "sampler_name": "euler",
+                "scheduler": "normal",
+                "denoise": 1.0,
+            },
+        },
+        "s": {"class_type": "SaveLatent", "inputs": {"samples": ["k", 0], "filename_prefix": prefix}},
+        "c": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": CHECKPOINT}},
+    }
+
+
+def ours(names: list[str], factor: float) -> Prompt:
+    prompt = sampled(["a", 0], ["a", 1], "ours")
+    for number, (name, strength) in enumerate(zip(names, STRENGTHS, strict=True)):
+        inputs: Prompt = {
+            "file": name,
+            "strength_model": factor * strength,
+            "strength_clip": factor * strength,
+        }
+        if number:
+            inputs["stack"] = [f"l{number - 1}", 0]
+        prompt[f"l{number}"] = {"class_type": "LycorisLoadAdapter", "inputs": inputs}
+    inputs = {"model": ["c", 0], "clip": ["c", 1], "stack": [f"l{len(names) - 1}", 0]}
+    inputs |= {"mode": "merge", "strict": True}
+    return prompt | {"a": {"class_type": "LycorisApplyStack", "inputs": inputs}}
+
+
+def theirs(names: list[str], factor: float) -> Prompt:
+    prompt = sampled([f"l{len(names) - 1}", 0], [f"l{len(names) - 1}", 1], "theirs")
+    for number, (name, strength) in enumerate(zip(names, STRENGTHS, strict=True)):
+        before = f"l{number - 1}" if number else "c"
+        inputs = {"model": [before, 0], "clip": [before, 1], "lora_name": name}
+        inputs |= {"strength_model": factor * strength, "strength_clip": factor * strength}
+        prompt[f"l{number}"] = {"class_type": "LoraLoader", "inputs": inputs}
+    return prompt
+
+
+def peak(server: Server) -> float:
+    """The server's peak resident memory since the last `forget`, in GB."""
+    lines = Path(f"/proc/{server.pid}/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e6
+
+
+def forget(server: Server) -> None:
+    Path(f"/proc/{server.pid}/clear_refs").write_text("5", encoding="ascii")
+
+
+def latent(base: Path, prefix: str) -> Tensor:
+    """The first that was saved: unpatched, or at the strengths as they stand."""
+    return load_file(min((base / "output").glob(f"{prefix}_*.latent")))["latent_tensor"]
+
+
+def main(rounds: int) -> None:
+    with tempfile.TemporaryDirectory(dir=ROOT / ".cache") as folder:
+        base = base_directory(Path(folder), ROOT)
+        for part in ("checkpoints", "loras"):
+            (base / "models" / part).mkdir(parents=True, exist_ok=True)
+        write_base(
+            base / "models" / "checkpoints" / CHECKPOINT,
+            channel_mult=MULT,
+            num_res_blocks=BLOCKS,
+            dtype=torch.float16,
+        )
+        names = write_adapters(base / "models" / "loras")
+        seconds: dict[str, list[float]] = {}
+        memory: dict[str, float] = {}
+        with Server(facts().comfyui, base) as server:
+            for number in range(rounds + 1):
+                # A new seed for the unpatched run, new strengths for the others: nothing is cached.
+                plain = sampled(["c", 0], ["c", 1], "plain")
+                plain["k"]["inputs"]["cfg"] = 4.0 + 0.01 * number
+                for name, prompt in (
+                    ("plain", plain),
+                    ("ours", ours(names, 1.0 - 0.01 * number)),
+                    ("theirs", theirs(names, 1.0 - 0.01 * number)),
+                ):
+                    forget(server)
+                    start = time.perf_counter()
+                    run = server.queue(prompt)
+                    if run.error:
+                        sys.exit(f"{name}: {run.error.exception_message}")
+                    if number:
+                        seconds.setdefault(name, []).append(time.perf_counter() - start)
+                        memory[name] = max(memory.get(name, 0.0), peak(server))
+        found = {name: latent(base, name).double() for name in ("plain", "ours", "theirs")}
+    effect = (found["theirs"] - found["plain"]).norm()
+    middle = {name: statistics.median(values) for name, values in seconds.items()}
+    for name, value in middle.items():
+        print(f"{name:7s} {value:6.2f} s, peak {memory[name]:.2f} GB")
+    print(f"ratio {middle['theirs'] / middle['ours']:.2f}")
+    print(f"latents differ by {(found['ours'] - found['theirs']).norm() / effect:.2e} of the effect")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
