@@ -4,6 +4,8 @@ Importing this package initialises no accelerator and needs no host application.
 """
 
 from .algorithms import ALGORITHMS, Layer
+from .bypass import Bypass, BypassPlan, geometry_of
+from .bypass import refusal as bypass_refusal
 from .checkpoint import MergeResult, merge_checkpoint
 from .codec import Codec, Quantised
 from .errors import (
@@ -34,6 +36,8 @@ __all__ = [
     "SAFETENSORS",
     "WRITTEN",
     "Adapter",
+    "Bypass",
+    "BypassPlan",
     "Codec",
     "Entry",
     "FileFormatError",
@@ -54,8 +58,10 @@ __all__ = [
     "TensorCache",
     "WriteError",
     "adapter_stamp",
+    "bypass_refusal",
     "describe",
     "describe_saved",
+    "geometry_of",
     "load_adapter",
     "merge_checkpoint",
     "patch_",

@@ -174,7 +174,8 @@ class Bound:
         self.key = (x.dtype, x.device)
         self.dtype = working_dtype(x)
         self.stages = [BoundStage(geometry, stage, met.bias, self.dtype, x.device) for stage in met.stages]
-        self.shifts = any(stage.takes_shift for stage in self.stages)
+        self.turns = any(stage.shifts or stage.others for stage in self.stages)
+        """Whether anything multiplies the input or the output."""
 
     def inputs(self, x: Tensor, strengths: Sequence[Strengths]) -> list[Tensor]:
         """The input of each of the stages that strengths are given for, and before them the module's."""

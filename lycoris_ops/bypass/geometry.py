@@ -111,12 +111,12 @@ def geometry_of(module: nn.Module) -> Geometry | str:
     by = _definer(module)
     if isinstance(module, nn.Linear) or _looks_linear(module):
         if by not in LINEAR_FORWARDS:
-            return f"a {name}, which multiplies in its own way"
+            return f"of class {name}, which multiplies in its own way"
         return Geometry(int(found.out_features), int(found.in_features))
     for kind, dimensions in CONVOLUTIONS.items():
         if isinstance(module, kind):
             if by != kind.__name__:
-                return f"a {name}, which multiplies in its own way"
+                return f"of class {name}, which multiplies in its own way"
             mode = str(found.padding_mode)
             pads = () if mode == "zeros" else tuple(found._reversed_padding_repeated_twice)
             padding = found.padding if isinstance(found.padding, str) else tuple(found.padding)
@@ -131,7 +131,7 @@ def geometry_of(module: nn.Module) -> Geometry | str:
                 pads=pads,
                 mode=mode,
             )
-    return f"a {name}, not a linear layer or a convolution"
+    return f"of class {name}, not a linear layer or a convolution"
 
 
 def working_dtype(x: Tensor) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +19,10 @@ from .plan import BypassPlan, Met
 class Reader(Protocol):
     """How the values of a module's weight and bias are read, whatever they are kept in."""
 
+    def forward(self, module: nn.Module) -> Callable[..., Tensor]:
+        """What multiplies by the weight: the module's `forward`, without what others add in it."""
+        ...
+
     def weight(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> Tensor: ...
 
     def bias(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> Tensor | None: ...
@@ -26,6 +30,9 @@ class Reader(Protocol):
 
 class PlainReader:
     """Reads parameters that hold their values."""
+
+    def forward(self, module: nn.Module) -> Callable[..., Tensor]:
+        return module.forward
 
     def weight(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> Tensor:
         weight: Any = module.weight
@@ -39,9 +46,12 @@ class PlainReader:
 class Bypass:
     """The layers of a plan on one module, by hooks, so that its weight and its `forward` stay as they are.
 
-    Tensors go to the device and dtype of the input with the first pass there. The weight is read then,
-    once, by the layers that need its norm or its singular values; `met`, what they learned from it, can
-    be handed to another `Bypass` of the same plan and weight.
+    `attach` adds the hooks and `remove` takes them away. Raises LycorisError for a module of another
+    geometry than the plan was made for.
+
+    Tensors go to the device and dtype of the input with the first pass there. The weight is read by the
+    layers that need its norm or its singular values, once: when `meet` is called, or with the first pass.
+    `met`, what they learned from it, can be handed to another `Bypass` of the same plan and weight.
     """
 
     def __init__(
@@ -53,6 +63,11 @@ class Bypass:
         met: Met | None = None,
         name: str | None = None,
     ) -> None:
+        found = geometry_of(module)
+        if found != plan.geometry:
+            raise LycorisError(
+                "the plan was made for another module", key=name, got=str(found), expected=str(plan.geometry)
+            )
         self.module = module
         self.plan = plan
         self.met = met
@@ -73,6 +88,25 @@ class Bypass:
             ]
         return self
 
+    def meet(self, dtype: torch.dtype, device: torch.device) -> Met:
+        """Read what the layers need to know of the weight and bias, unless that is known already.
+
+        `dtype` is float32 or float64. Raises LycorisError, with the name, for a layer that says too little.
+        """
+        if self.met is None:
+            try:
+                # Not as inference tensors: they outlive this pass.
+                with torch.inference_mode(False):
+                    self.met = self.plan.meet(
+                        dtype,
+                        device,
+                        lambda: self._reader.weight(self.module, dtype, device),
+                        lambda: self._reader.bias(self.module, dtype, device),
+                    )
+            except LycorisError as error:
+                raise error.within(key=self.name) from None
+        return self.met
+
     def remove(self) -> None:
         """Take the hooks away, if they are there, and let go of the tensors on the device."""
         for handle in self._handles:
@@ -86,7 +120,7 @@ class Bypass:
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
         bound = self._bind(x)
         inputs = self._inputs = bound.inputs(x, self.strengths)
-        if inputs[0] is inputs[-1]:
+        if inputs[0] is inputs[-1] or self._stands_beside_another(bound):
             return None
         given = inputs[0].view(x.shape).to(x.dtype)
         if args:
@@ -95,42 +129,30 @@ class Bypass:
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Any:
         inputs, self._inputs = self._inputs, None
-        if inputs is None or self._bound is None:
+        bound = self._bound
+        if inputs is None or bound is None:
             return None
         rest: Mapping[str, Any] = kwargs if args else {}
+        # Not through the hooks: they are what asks.
+        own = self._reader.forward(module)
 
         def run(x: Tensor) -> Tensor:
-            # Not through the hooks: they are what asks.
-            return module.forward(x, *args[1:], **rest)
+            return own(x, *args[1:], **rest)
 
-        return self._bound.finish(inputs, y, self.strengths, run)
+        if not self._stands_beside_another(bound):
+            return bound.finish(inputs, y, self.strengths, run)
+        x: Tensor = args[0] if args else next(iter(kwargs.values()))
+        met = run(inputs[0].view(x.shape).to(x.dtype))
+        base = met.clone() if inputs[0] is inputs[-1] else run(x)
+        return y + (bound.finish(inputs, met, self.strengths, run) - base)
+
+    def _stands_beside_another(self, bound: Bound) -> bool:
+        """Whether y is not the product alone, and it matters: what turns y or x would turn the other too."""
+        return bound.turns and self._reader.forward(self.module) != self.module.forward
 
     def _bind(self, x: Tensor) -> Bound:
         if self._bound is None or self._bound.key != (x.dtype, x.device):
-            # Not as inference tensors: they outlive this pass.
+            met = self.meet(compute_dtype(x.dtype), x.device)
             with torch.inference_mode(False):
-                if self.met is None:
-                    self.met = self._meet(compute_dtype(x.dtype), x.device)
-                self._bound = Bound(self.plan.geometry, self.met, x)
+                self._bound = Bound(self.plan.geometry, met, x)
         return self._bound
-
-    def _meet(self, dtype: torch.dtype, device: torch.device) -> Met:
-        try:
-            return self.plan.meet(
-                dtype,
-                device,
-                lambda: self._reader.weight(self.module, dtype, device),
-                lambda: self._reader.bias(self.module, dtype, device),
-            )
-        except LycorisError as error:
-            raise error.within(key=self.name) from None
-
-
-def bypass(module: nn.Module, plan: BypassPlan, **options: Any) -> Bypass:
-    """Attach a plan to a module that it was made for; `remove` of the result takes it away."""
-    found = geometry_of(module)
-    if found != plan.geometry:
-        raise LycorisError(
-            "the plan was made for another module", got=str(found), expected=str(plan.geometry)
-        )
-    return Bypass(module, plan, **options).attach()

@@ -116,6 +116,11 @@ class BypassPlan:
     def strengths(self) -> tuple[tuple[float, ...], ...]:
         return tuple(stage.strengths for stage in self.stages)
 
+    @property
+    def additive(self) -> bool:
+        """Whether it is the same before and after anything else that only adds."""
+        return all(stage.additive for stage in self.stages)
+
     @torch.no_grad()
     def meet(
         self,

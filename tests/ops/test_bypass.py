@@ -92,6 +92,10 @@ def chained(case: Case, *stages: Any) -> Any:
     return plan
 
 
+def hook(module: nn.Module, plan: bypass.BypassPlan, **options: Any) -> bypass.Bypass:
+    return bypass.Bypass(module, plan, **options).attach()
+
+
 def patched(module: nn.Module, x: Tensor, *stages: Any) -> Tensor:
     """In float64, with weight and bias changed stage by stage."""
     wide = module.double()
@@ -105,7 +109,7 @@ def patched(module: nn.Module, x: Tensor, *stages: Any) -> Tensor:
 def compare(case: Case, *stages: Any, dtype: torch.dtype = torch.float64) -> float:
     module, x = case.module(dtype), case.input(dtype)
     base = module(x)
-    hooks = bypass.bypass(module, chained(case, *stages))
+    hooks = hook(module, chained(case, *stages))
     found = module(x)
     hooks.remove()
     assert torch.equal(module(x), base)
@@ -235,11 +239,11 @@ def test_the_weight_is_read_once_and_only_where_it_is_needed() -> None:
 
     def attached(*stages: Any) -> list[str]:
         module = case.module()
-        hooks = bypass.bypass(module, chained(case, *stages), reader=Counted())
+        hooks = hook(module, chained(case, *stages), reader=Counted())
         for _ in range(3):
             module(case.input())
         hooks.remove()
-        again = bypass.bypass(module, hooks.plan, reader=Counted(), met=hooks.met)
+        again = hook(module, hooks.plan, reader=Counted(), met=hooks.met)
         module(case.input())
         again.remove()
         found, reads[:] = list(reads), []
@@ -269,7 +273,7 @@ def test_changes_of_the_input_cost_no_second_product(kind: str) -> None:
         calls: list[Tensor] = []
         forward = module.forward
         module.forward = lambda x: (calls.append(x), forward(x))[1]
-        bypass.bypass(module, chained(case, [[(one, 0.5) for one in layers]]))
+        hook(module, chained(case, [[(one, 0.5) for one in layers]]))
         module(case.input())
         return len(calls)
 
@@ -286,7 +290,7 @@ def test_strengths_may_change_between_passes(kind: str) -> None:
     module, x = case.module(), case.input()
     base = module(x)
     pairs = [(layer(kind, case), 1.0), (layer("full", case), 0.5), (layer("lora", case), 0.5)]
-    hooks = bypass.bypass(module, chained(case, (pairs,)))
+    hooks = hook(module, chained(case, (pairs,)))
     for strengths in ((0.5, 0.0, -1.0), (0.0, 0.0, 0.0), (-2.0, 0.25, 0.5)):
         hooks.strengths = (strengths,)
         found = module(x)
@@ -305,7 +309,7 @@ def test_strength_zero_changes_no_bit(dtype: torch.dtype) -> None:
         base = module(x)
         pairs = [(layer(kind, case), 0.0) for kind, at in FACTS if at == name]
         with torch.inference_mode():
-            hooks = bypass.bypass(module, chained(case, (pairs,)))
+            hooks = hook(module, chained(case, (pairs,)))
             assert torch.equal(module(x), base)
         assert hooks.plan.stages[0].layers == ()
 
@@ -314,7 +318,7 @@ def test_hooks_go_twice_and_leave_the_module_as_it_was() -> None:
     case = MODULES["linear"]
     module = case.module()
     before = dict(vars(module))
-    hooks = bypass.bypass(module, chained(case, ([(layer("lora", case), 1.0)],)))
+    hooks = hook(module, chained(case, ([(layer("lora", case), 1.0)],)))
     assert hooks.attach() is hooks and len(module._forward_hooks) == 1
     assert "forward" not in vars(module)
     hooks.remove()
@@ -325,7 +329,7 @@ def test_hooks_go_twice_and_leave_the_module_as_it_was() -> None:
 def test_a_pass_that_is_interrupted_leaves_nothing_behind() -> None:
     case = MODULES["linear"]
     module, x = case.module(), case.input()
-    hooks = bypass.bypass(module, chained(case, ([(layer("oftv2", case), 1.0)],)))
+    hooks = hook(module, chained(case, ([(layer("oftv2", case), 1.0)],)))
     wanted = module(x)
     with pytest.raises(RuntimeError):
         module(torch.randn(2, 18, dtype=torch.float32))  # another dtype than the weight's
@@ -340,7 +344,7 @@ def test_gradients_pass_through(kind: str) -> None:
     for name in ("linear", "conv2d"):
         case = MODULES[name]
         module, x = case.module(), case.input().requires_grad_()
-        bypass.bypass(module, chained(case, ([(layer(kind, case), 0.7)],)))
+        hook(module, chained(case, ([(layer(kind, case), 0.7)],)))
         # Twice, so that a buffer used by both passes would show.
         module(module.weight.new_tensor(0) + x.detach())
         other = torch.randn_like(module(x))
@@ -355,7 +359,7 @@ def test_gradients_pass_through(kind: str) -> None:
 def test_an_input_by_keyword_and_another_device_dtype() -> None:
     case = MODULES["linear"]
     module, x = case.module(), case.input()
-    bypass.bypass(module, chained(case, ([(layer("oftv2", case), 1.0), (layer("lora", case), 1.0)],)))
+    hook(module, chained(case, ([(layer("oftv2", case), 1.0), (layer("lora", case), 1.0)],)))
     torch.testing.assert_close(module(input=x), module(x), rtol=0, atol=0)
     narrow = case.module(torch.float32)
     narrow.load_state_dict(module.state_dict())
@@ -399,11 +403,11 @@ def test_layers_that_cannot_be_bypassed_or_do_not_fit_are_errors() -> None:
     with pytest.raises(lyc.LayerError, match=r"\[12\]"):
         chained(case, ([], [(ALGORITHMS["full"].load({"diff": rand(11)}), 1.0)]))
     with pytest.raises(lyc.LycorisError, match="another module"):
-        bypass.bypass(MODULES["linear-odd"].module(), chained(case, ([(layer("lora", case), 1.0)],)))
+        hook(MODULES["linear-odd"].module(), chained(case, ([(layer("lora", case), 1.0)],)))
     hooked = case.module()
-    bypass.bypass(hooked, chained(case, ([(layer("oftv2", MODULES["linear"]), 1.0)],)), name="here")
+    hook(hooked, chained(case, ([(layer("oftv2", MODULES["linear"]), 1.0)],)), name="here")
     bad = ALGORITHMS["tlora"].load({**KINDS["tlora"].make(case.shape, 2)})
     other = case.module()
-    bypass.bypass(other, chained(case, ([(bad, 1.0)],)), name="blocks.3")
+    hook(other, chained(case, ([(bad, 1.0)],)), name="blocks.3")
     with pytest.raises(lyc.LayerError, match=r"blocks\.3.*sig_type"):
         other(case.input())
