@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..lycoris_ops import Stack, describe, resolve
-from .host import add_patches, io, weight_shapes
+from .bypass_patch import add_bypass
+from .host import add_patches, io, patcher_of, weight_shapes
+from .modes import Choice, Mode, choose, describe_choice
 from .patch import build_patches
 from .wires import CATEGORY, report_output, stack_input, with_report
 
@@ -33,10 +36,12 @@ class LycorisApplyStack(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "mode",
-                    options=["merge"],
+                    options=["merge", "bypass", "auto"],
                     default="merge",
                     tooltip="merge: the change is added to the weights when the model is loaded, and "
-                    "sampling costs nothing more.",
+                    "sampling costs nothing more. bypass: the weights stay as they are, and each step "
+                    "computes the change beside them. auto: bypass for quantised weights and on low VRAM, "
+                    "merge elsewhere.",
                 ),
                 io.Boolean.Input(
                     "strict",
@@ -57,22 +62,28 @@ class LycorisApplyStack(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, stack: Stack, mode: str, strict: bool, clip: Any = None) -> io.NodeOutput:
-        model_shapes = weight_shapes(model)
-        clip_shapes = weight_shapes(clip.patcher) if clip is not None else {}
-        shapes = {**model_shapes, **clip_shapes}
+    def execute(cls, model: Any, stack: Stack, mode: Mode, strict: bool, clip: Any = None) -> io.NodeOutput:
+        changed = [(one, weight_shapes(patcher_of(one))) for one in (model, clip) if one is not None]
+        shapes = {key: shape for _, own in changed for key, shape in own.items()}
         resolution = resolve(stack, shapes, absent_because="no CLIP is connected")
         resolution.check(strict=strict)
         pairs = resolution.pairs()
-        results = (_patched(model, model_shapes, pairs), _patched(clip, clip_shapes, pairs))
-        return with_report(*results, report=describe(resolution))
+        choices = [choose(patcher_of(one), own, pairs, mode) for one, own in changed]
+        results = [_patched(one, own, choice) for (one, own), choice in zip(changed, choices, strict=True)]
+        reports = (describe(resolution), describe_choice(mode, choices))
+        report = "\n\n".join(report for report in reports if report)
+        return with_report(*results, *([None] if clip is None else []), report=report)
 
 
-def _patched(patchable: Any, shapes: Any, pairs: Any) -> Any:
-    """A clone with the stack's patches, or the very same object where nothing changes it."""
-    patches = build_patches(shapes, pairs)
-    if not patches:
+def _patched(patchable: Any, shapes: Mapping[str, Sequence[int]], choice: Choice) -> Any:
+    """A clone with the stack's patches and hooks, or the very same object where nothing changes it."""
+    patches = build_patches(shapes, choice.merged)
+    if not patches and not choice.bypassed:
         return patchable
     clone = patchable.clone()
-    add_patches(clone, patches)
+    if patches:
+        add_patches(clone, patches)
+    if choice.bypassed:
+        # After the patches: to add those to a clone of a loaded model the host injects what it carries.
+        add_bypass(patcher_of(clone), choice.bypassed)
     return clone

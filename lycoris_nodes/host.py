@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import comfy.lora
 import comfy.model_management
 import comfy.ops
 import comfy.utils
 import folder_paths
 import torch
 from comfy.cli_args import args
+from comfy.patcher_extension import CallbacksMP, PatcherInjection
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from comfy.weight_adapter import WeightAdapterBase
+from comfy.weight_adapter.bypass import BypassForwardHook
 from comfy_api.latest import ComfyExtension, io
 
 from ..lycoris_ops import LycorisError, WriteError
@@ -23,17 +27,26 @@ from ..lycoris_ops import LycorisError, WriteError
 __all__ = [
     "QUANT_FORMATS",
     "ComfyExtension",
+    "HostReader",
+    "PatcherInjection",
     "WeightAdapterBase",
+    "add_injection",
     "add_patches",
+    "enlarged_by_patches",
     "file_names",
     "file_path",
     "io",
+    "layer_of",
+    "merge_loss",
     "merge_obstacle",
+    "merges_in_every_pass",
     "output_path",
+    "patcher_of",
     "plain",
     "progress",
     "quantised_layer",
     "rounding_seed",
+    "used_uncalled",
     "weight_shapes",
     "workflow_metadata",
 ]
@@ -74,6 +87,11 @@ def output_path(prefix: str, ending: str) -> Path:
         )
     folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
     return Path(folder) / f"{name}_{counter:05}_{ending}"
+
+
+def patcher_of(patchable: Any) -> Any:
+    """The patcher of a model, which is one, or of a text encoder, which has one."""
+    return getattr(patchable, "patcher", patchable)
 
 
 def weight_shapes(patcher: Any) -> dict[str, tuple[int, ...]]:
@@ -123,7 +141,7 @@ def add_patches(patched: Any, patches: Mapping[str, WeightAdapterBase]) -> None:
     not add it as it is meant (see `merge_obstacle`).
     """
     for key in patches:
-        reason = merge_obstacle(patched.patcher if hasattr(patched, "patcher") else patched, key)
+        reason = merge_obstacle(patcher_of(patched), key)
         if reason is not None:
             raise LycorisError(
                 "a weight cannot be merged into",
@@ -139,6 +157,128 @@ def add_patches(patched: Any, patches: Mapping[str, WeightAdapterBase]) -> None:
             key=refused[0],
             got=f"{len(refused)} of {len(patches)} patches refused",
             expected="every patch taken",
+        )
+
+
+def layer_of(patcher: Any, path: str) -> Any:
+    """The module under a path of the model, None where there is none."""
+    try:
+        found = comfy.utils.get_attr(patcher.model, path)
+    except AttributeError:
+        return None
+    return found if isinstance(found, torch.nn.Module) else None
+
+
+def enlarged_by_patches(patcher: Any, key: str) -> bool:
+    """Whether patches that are on a weight already give it another shape."""
+    weight, patches = _parameter(patcher, key), patcher.patches.get(key, [])
+    return bool(patches) and tuple(comfy.lora.calculate_shape(patches, weight, key)) != tuple(weight.shape)
+
+
+def merge_loss(patcher: Any, key: str) -> str | None:
+    """What a merge into this weight would lose, or cost in every pass; None for a plain float."""
+    weight = _parameter(patcher, key)
+    if not isinstance(weight, torch.Tensor):
+        return None
+    kind = getattr(weight, "tensor_type", None)
+    if kind is not None:  # ComfyUI-GGUF's tensors
+        name = getattr(kind, "name", str(kind))
+        plain_float = name in ("F32", "F16", "BF16")
+        return None if plain_float else f"kept as GGUF {name}, to which a merge is added in every pass"
+    if isinstance(weight, QuantizedTensor):
+        layer = layer_of(patcher, key.rpartition(".")[0])
+        name = getattr(layer, "quant_format", None) or type(weight).__name__
+    elif weight.dtype.itemsize == 1:
+        name = str(weight.dtype).removeprefix("torch.")
+    else:
+        return None
+    return f"kept as {name}, to which a merge rounds the sum"
+
+
+def merges_in_every_pass(patcher: Any) -> bool:
+    """Whether the host, short of memory, would merge each time that a weight is used.
+
+    It does not on a CPU, nor where it loads weights one by one as they are used ("dynamic VRAM").
+    """
+    dynamic = getattr(patcher, "is_dynamic", lambda: False)()
+    if dynamic or comfy.model_management.is_device_cpu(patcher.load_device):
+        return False
+    states = comfy.model_management.VRAMState
+    return (
+        comfy.model_management.vram_state in (states.LOW_VRAM, states.NO_VRAM)
+        or bool(getattr(patcher.model, "model_lowvram", False))
+        or patcher.model_size() > comfy.model_management.get_total_memory(patcher.load_device)
+    )
+
+
+def used_uncalled(patcher: Any, path: str) -> bool:
+    """Whether the model uses a layer's weight without calling the layer, so that no hook would run.
+
+    `linear_input_act` does with int8 weights: it multiplies them in a kernel of its own. The head of
+    a language model is multiplied with where the host generates text.
+    """
+    parent, _, name = path.rpartition(".")
+    if name == "lm_head":
+        return True
+    if getattr(layer_of(patcher, path), "layout_type", None) != "TensorWiseINT8Layout":
+        return False
+    forward = inspect.unwrap(type(comfy.utils.get_attr(patcher.model, parent)).forward)
+    return {"linear_input_act", name} <= set(forward.__code__.co_names)
+
+
+def add_injection(patcher: Any, name: str, injections: list[PatcherInjection]) -> None:
+    """Hand over hooks: the host calls `inject` when it has loaded the model, `eject` before it unloads it.
+
+    A clone starts as not injected. The host copies that flag too, so that a clone of a loaded model
+    would eject what it never injected when it is deleted, from the model that is in use.
+    """
+    patcher.set_injections(name, injections)
+    patcher.is_injected = False
+    if not patcher.get_callbacks(CallbacksMP.ON_CLONE, name):
+        patcher.add_callback_with_key(CallbacksMP.ON_CLONE, name, _not_injected)
+
+
+def _not_injected(patcher: Any, clone: Any) -> None:
+    clone.is_injected = False
+
+
+class HostReader:
+    """Reads a layer's weight and bias as its forward pass sees them: unpacked, with the host's patches."""
+
+    def forward(self, module: Any) -> Callable[..., torch.Tensor]:
+        """Without the host's own bypass, which stands in the place of `forward`."""
+        found: Any = module.forward
+        while isinstance(hook := getattr(found, "__self__", None), BypassForwardHook):
+            found = hook.original_forward
+        return found
+
+    def weight(self, module: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        weight = self._read(module, dtype, device)[0]
+        scale = getattr(module, "pre_quant_scale", None)
+        return weight if scale is None else weight * scale.to(device, dtype)
+
+    def bias(self, module: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
+        return None if module.bias is None else self._read(module, dtype, device)[1]
+
+    def _read(
+        self, module: Any, dtype: torch.dtype, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if hasattr(module, "cast_bias_weight"):  # ComfyUI-GGUF
+            weight, bias, *_ = module.cast_bias_weight(dtype=dtype, device=device, bias_dtype=dtype)
+        elif hasattr(module, "comfy_cast_weights"):
+            weight, bias, stream = comfy.ops.cast_bias_weight(
+                module, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True
+            )
+            # Off the CPU what is given may be a buffer that the next layer is cast into.
+            copy = not comfy.model_management.is_device_cpu(device)
+            held, beside = weight, bias
+            weight = plain(weight).to(dtype, copy=copy)
+            bias = None if bias is None else bias.to(dtype, copy=copy)
+            comfy.ops.uncast_bias_weight(module, held, beside, stream)
+        else:
+            weight, bias = plain(module.weight), module.bias
+        return tuple(  # type: ignore[return-value]
+            None if value is None else value.detach().to(device, dtype) for value in (weight, bias)
         )
 
 

@@ -71,13 +71,15 @@ class Host:
             (stack,) = self.run("LycorisLoadAdapter", file, strength, strength_clip, stack)
         return stack
 
-    def apply(self, on: Patched, stack: Any, *, strict: bool = True, clip: bool = True) -> Patched:
+    def apply(
+        self, on: Patched, stack: Any, *, mode: str = "merge", strict: bool = True, clip: bool = True
+    ) -> Patched:
         return Patched(
             *self.run(
                 "LycorisApplyStack",
                 on.model,
                 stack,
-                mode="merge",
+                mode=mode,
                 strict=strict,
                 clip=on.clip if clip else None,
             )

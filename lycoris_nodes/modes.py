@@ -1,0 +1,166 @@
+"""Which of a model's layers are merged and which are bypassed, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..lycoris_ops import BypassPlan, Entry, LycorisError, bypass_refusal, geometry_of
+from ..lycoris_ops.resolve import Match
+from .bypass_patch import plans_of
+from .host import (
+    enlarged_by_patches,
+    layer_of,
+    merge_loss,
+    merge_obstacle,
+    merges_in_every_pass,
+    used_uncalled,
+)
+
+Mode = Literal["auto", "merge", "bypass"]
+Pairs = Mapping[str, Sequence[tuple[Entry, Match]]]
+
+NAMED = 3
+"""Layers that the report names for each reason."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What becomes of the layers that a stack changes."""
+
+    merged: dict[str, Sequence[tuple[Entry, Match]]] = field(default_factory=dict)
+    """By key."""
+    bypassed: dict[str, BypassPlan] = field(default_factory=dict)
+    """By module path, which is the key of a weight or bias without that last part."""
+    why: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    """("merged" or "bypassed", the reason or "" where it was asked for) to module paths."""
+
+
+def choose(patcher: Any, shapes: Mapping[str, Sequence[int]], pairs: Pairs, mode: Mode) -> Choice:
+    """Merge or bypass, layer by layer: a layer's weight and bias go the same way.
+
+    Raises LycorisError for a layer that can be neither merged nor bypassed.
+    """
+    choice = Choice()
+    layers: dict[str, dict[str, Sequence[tuple[Entry, Match]]]] = {}
+    for key in pairs:
+        if key in shapes:
+            path, _, name = key.rpartition(".")
+            layers.setdefault(path if name in ("weight", "bias") else key, {})[key] = pairs[key]
+    short = mode == "auto" and bool(layers) and merges_in_every_pass(patcher)
+    before = plans_of(patcher) if layers else {}
+    for path, met in layers.items():
+        wanted = _wanted(patcher, met, mode, short)
+        plan, reason = _plan(patcher, path, shapes, met, wanted, before.get(path))
+        if plan is None:
+            choice.merged.update(met)
+        else:
+            choice.bypassed[path] = plan
+        choice.why.setdefault(("merged" if plan is None else "bypassed", reason), []).append(path)
+    return choice
+
+
+def describe_choice(mode: Mode, choices: Sequence[Choice]) -> str:
+    """For the report; nothing where everything is merged as asked."""
+    why: dict[tuple[str, str], list[str]] = {}
+    for choice in choices:
+        for way, paths in choice.why.items():
+            why.setdefault(way, []).extend(paths)
+    total = {way: sum(len(paths) for (one, _), paths in why.items() if one == way) for way, _ in why}
+    bypassed = total.get("bypassed", 0)
+    if mode == "merge" and not bypassed:
+        return ""
+    lines = [f"Mode {mode}: {bypassed} layers bypassed, {total.get('merged', 0)} merged"]
+    for (way, reason), paths in sorted(why.items(), key=lambda item: -len(item[1])):
+        if reason:
+            lines.append(f"  {len(paths)} {way}: {reason} ({_names(paths)})")
+    if bypassed:
+        lines.append(
+            f"  ComfyUI's own nodes that save or merge models would leave the {bypassed} bypassed layers "
+            "out: they stand beside the weights. Save Merged Model writes the whole stack."
+        )
+    return "\n".join(lines)
+
+
+def _names(paths: Sequence[str]) -> str:
+    more = len(paths) - NAMED
+    return ", ".join(paths[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _wanted(patcher: Any, keys: Iterable[str], mode: Mode, short: bool) -> tuple[bool, str]:
+    """Whether a layer is to be bypassed, and why; "" where that was asked for."""
+    if mode != "auto":
+        return mode == "bypass", ""
+    if short:
+        return True, "the host is short of memory and would merge in every pass"
+    for key in keys:
+        reason = merge_loss(patcher, key) or merge_obstacle(patcher, key)
+        if reason is not None:
+            return True, reason
+    return False, "kept as plain floats, and merged once, when the model is loaded"
+
+
+def _plan(
+    patcher: Any,
+    path: str,
+    shapes: Mapping[str, Sequence[int]],
+    pairs: Pairs,
+    wanted: tuple[bool, str],
+    before: BypassPlan | None,
+) -> tuple[BypassPlan | None, str]:
+    """The plan of a layer that is to be bypassed, None for one that is to be merged; and why.
+
+    `before` is what earlier nodes have put beside the weight already.
+    """
+    bypassed, reason = wanted
+    if not bypassed and before is None:
+        return None, reason
+    plan = _build(patcher, path, shapes, pairs)
+    if isinstance(plan, BypassPlan):
+        if bypassed:
+            return plan, reason
+        assert before is not None
+        if before.additive and plan.additive:
+            return None, reason
+        # Merged, it would come before what is there already.
+        return plan, "an earlier node bypasses the layer, and the order of the two counts"
+    obstacle = next(filter(None, (merge_obstacle(patcher, key) for key in pairs)), None)
+    if before is not None:
+        obstacle = "an earlier node bypasses it; merge there too"
+    if obstacle is not None:
+        raise LycorisError(
+            "a layer can be neither bypassed nor merged",
+            key=path,
+            got=f"not bypassed: {plan}; not merged: {obstacle}",
+            hint=f"To leave it out, give it the rule `{path} = 0` in Weight LyCORIS Blocks",
+        )
+    return None, plan
+
+
+def _build(patcher: Any, path: str, shapes: Mapping[str, Sequence[int]], pairs: Pairs) -> BypassPlan | str:
+    """What is to stand beside a module, or why its layers can only be merged."""
+    module = layer_of(patcher, path)
+    if module is None:
+        return "a parameter of its own, not the weight of a layer"
+    geometry = geometry_of(module)
+    if isinstance(geometry, str):
+        return geometry
+    if used_uncalled(patcher, path):
+        return "its model multiplies by the weight without calling the layer"
+    key = f"{path}.weight"
+    if tuple(shapes.get(key, ())) != geometry.shape:
+        return "its weight has another shape than its layer says"
+    if enlarged_by_patches(patcher, key):
+        return "an earlier node enlarges its weight"
+    layers, biases = (
+        [(match.read(entry.adapter), match.strength) for entry, match in pairs.get(f"{path}.{name}", ())]
+        for name in ("weight", "bias")
+    )
+    for part, _ in layers:
+        if reason := bypass_refusal(part):
+            return reason
+    try:
+        return BypassPlan.build(geometry, layers, biases)
+    except LycorisError as error:
+        raise error.within(key=path) from None

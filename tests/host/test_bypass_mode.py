@@ -1,0 +1,488 @@
+"""Bypass mode in the real host: equal to merge mode, in any order with it, and gone without a trace."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hosting import Host, Patched
+from safetensors.torch import save_file
+from test_kinds import KINDS, kinds, lora
+from test_quantised import LAYERS, PLAIN, door, float_unet, quantised
+from torch import Tensor
+from torch.nn import functional
+
+from tests.harness.adapters import RECIPES
+from tests.harness.base import unet_layout
+
+pytestmark = pytest.mark.host
+
+NEAR = 1e-3
+"""Of the effect: the bound of the comparison with merge mode. Measured on the CPU: up to 3e-5."""
+
+BLOCK = "input_blocks.1.1.transformer_blocks.0"
+CHANGED = (
+    f"{BLOCK}.attn1.to_out.0",
+    f"{BLOCK}.attn2.to_k",
+    f"{BLOCK}.ff.net.0.proj",
+    "input_blocks.1.0.emb_layers.1",
+    "input_blocks.1.0.in_layers.2",
+    "input_blocks.1.1.proj_in",
+    "output_blocks.0.0.skip_connection",
+)
+"""Linear layers and convolutions of the smallest UNet, 3x3 and 1x1."""
+SHAPES = {name: init.shape for name, init in unet_layout((1,), 1).items()}
+NORM = "input_blocks.1.0.out_layers.0"
+
+Write = Callable[..., Any]
+
+
+def unload() -> None:
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
+
+
+@pytest.fixture(scope="module")
+def small(host: Host) -> Iterator[Patched]:
+    """The smallest UNet, in plain floats."""
+    path = host.base / "models" / "diffusion_models" / "for_bypass.safetensors"
+    save_file(float_unet(), path)
+    yield Patched(host.nodes.UNETLoader().load_unet(path.name, "default")[0], None)
+    path.unlink()
+
+
+@pytest.fixture(scope="module")
+def base(host: Host, small: Patched) -> Tensor:
+    return sampled(host, small.model)
+
+
+@pytest.fixture(scope="module")
+def before(small: Patched) -> dict[str, Tensor]:
+    """The weights and biases that the tests change."""
+    state = small.model.model.state_dict()
+    keys = [f"diffusion_model.{layer}.{name}" for layer in (*CHANGED, NORM) for name in ("weight", "bias")]
+    return {key: state[key].clone() for key in keys if key in state}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(small: Patched, before: dict[str, Tensor]) -> Iterator[None]:
+    """Whatever a test did, unloading leaves no hook, and every weight as it was."""
+    unload()
+    yield
+    unload()
+    assert hooks(small.model.model) == []
+    after = small.model.model.state_dict()
+    assert all(torch.equal(after[key], weight) for key, weight in before.items())
+
+
+@pytest.fixture
+def stack_of(host: Host) -> Iterator[Write]:
+    """A stack of one file that holds these layers, named without `diffusion_model.`."""
+    written: list[Path] = []
+
+    def write(layers: dict[str, dict[str, Tensor]], strength: float = 1.0) -> Any:
+        path = host.base / "models" / "loras" / f"bypass_{len(written)}.safetensors"
+        tensors = {f"diffusion_model.{n}.{key}": t for n, layer in layers.items() for key, t in layer.items()}
+        save_file(tensors, path)
+        written.append(path)
+        return host.stack((path.name, strength, 0.0))
+
+    yield write
+    for path in written:
+        path.unlink()
+
+
+def of_kind(kind: str, layers: tuple[str, ...] = CHANGED) -> dict[str, dict[str, Tensor]]:
+    made = {layer: kinds(SHAPES[f"{layer}.weight"])[kind] for layer in layers}
+    for layer, tensors in made.items():
+        if f"{layer}.bias" not in SHAPES:
+            tensors.pop("diff_b", None)
+            tensors.pop("lora_B.bias", None)
+    return made
+
+
+def hooks(model: torch.nn.Module) -> list[str]:
+    """The modules that anything hangs on. The host's own bypass puts the method back on the instance."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        own: Any = vars(module).get("forward")
+        replaced = own is not None and own.__func__ is not type(module).forward
+        if module._forward_hooks or module._forward_pre_hooks or replaced:
+            found.append(name)
+    return found
+
+
+def sampled(host: Host, model: Any) -> Tensor:
+    """One step on a small latent, with a random conditioning."""
+    generator = torch.Generator().manual_seed(3)
+    condition = [[torch.randn(1, 77, 768, generator=generator), {}]]
+    (empty,) = host.nodes.EmptyLatentImage().generate(64, 64)
+    (found,) = host.nodes.KSampler().sample(model, 7, 1, 1.0, "euler", "normal", condition, condition, empty)
+    return found["samples"].clone()
+
+
+def apart(found: Tensor, wanted: Tensor, base: Tensor) -> float:
+    """As a share of how far the wanted is from the base."""
+    effect = (wanted - base).norm()
+    assert torch.isfinite(found).all() and torch.isfinite(wanted).all()
+    assert effect > 0.02 * base.norm(), "nothing changes, so nothing is compared"
+    return ((found - wanted).norm() / effect).item()
+
+
+def chain(host: Host, on: Patched, *steps: tuple[Any, str]) -> Patched:
+    """Apply nodes one after the other."""
+    for stack, mode in steps:
+        on = host.apply(on, stack, mode=mode)
+    return on
+
+
+# Equal to merge mode.
+
+
+@pytest.fixture(scope="module")
+def exact(host: Host) -> Patched:
+    """The checkpoint with its text encoder in float32, so that merging does not round to float16."""
+    import comfy.sd
+
+    path = str(host.base / "models" / "checkpoints" / "base.safetensors")
+    model, clip, *_ = comfy.sd.load_checkpoint_guess_config(
+        path, output_vae=False, te_model_options={"dtype": torch.float32}
+    )
+    return Patched(model, clip)
+
+
+def encoded(host: Host, clip: Any) -> Tensor:
+    return host.nodes.CLIPTextEncode().encode(clip, "a cat")[0][0][0].clone()
+
+
+def test_every_recipe_gives_the_latent_and_the_embedding_of_a_merge(host: Host, exact: Patched) -> None:
+    """All in one stack, which takes one merge: a fault of any is 1/13 of the effect, far above the bound."""
+    stack = host.stack(*((recipe, 0.2, 0.2) for recipe in RECIPES))
+    base = (sampled(host, exact.model), encoded(host, exact.clip))
+    merged = host.apply(exact, stack)
+    bypassed = host.apply(exact, stack, mode="bypass")
+    assert merged.patches and not bypassed.patches and ", 0 merged" in bypassed.report
+    wanted = (sampled(host, merged.model), encoded(host, merged.clip))
+    latent = apart(sampled(host, bypassed.model), wanted[0], base[0])
+    embedding = apart(encoded(host, bypassed.clip), wanted[1], base[1])
+    print(f"latent {latent:.1e}, embedding {embedding:.1e} of the effect")
+    assert max(latent, embedding) < NEAR
+    assert hooks(exact.model.model) and hooks(exact.clip.cond_stage_model)
+    unload()
+    assert hooks(exact.model.model) == hooks(exact.clip.cond_stage_model) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_samples_as_merged(
+    host: Host, small: Patched, base: Tensor, stack_of: Write, kind: str
+) -> None:
+    stack = stack_of(of_kind(kind), 0.5)
+    merged = sampled(host, host.apply(small, stack).model)
+    bypassed = host.apply(small, stack, mode="bypass")
+    assert not bypassed.patches and f"{len(CHANGED)} layers bypassed, 0 merged" in bypassed.report
+    error = apart(sampled(host, bypassed.model), merged, base)
+    print(f"{kind}: {error:.1e} of the effect")
+    assert error < NEAR
+
+
+def test_strength_zero_is_bitwise_the_base(host: Host, small: Patched, base: Tensor, stack_of: Write) -> None:
+    patched = host.apply(small, stack_of(of_kind("oft"), 0.0), mode="bypass")
+    assert patched.model is small.model
+    assert torch.equal(sampled(host, patched.model), base)
+
+
+# Nodes after each other.
+
+
+@pytest.mark.parametrize(
+    "pair", [("oft", "lora-dora-out"), ("lora-bias", "ia3"), ("full", "glora")], ids="-".join
+)
+def test_nodes_in_a_row_are_one_after_the_other_in_any_modes(
+    host: Host, small: Patched, base: Tensor, stack_of: Write, pair: tuple[str, str]
+) -> None:
+    first, second = (stack_of(of_kind(kind), 0.5) for kind in pair)
+    wanted = sampled(host, chain(host, small, (first, "merge"), (second, "merge")).model)
+    other = sampled(host, chain(host, small, (second, "merge"), (first, "merge")).model)
+    assert apart(other, wanted, base) > 10 * NEAR, "the order makes no difference, so nothing is shown"
+    for modes in (("merge", "bypass"), ("bypass", "merge"), ("bypass", "bypass")):
+        patched = chain(host, small, (first, modes[0]), (second, modes[1]))
+        error = apart(sampled(host, patched.model), wanted, base)
+        print(f"{', '.join(modes)}: {error:.1e} of the effect")
+        assert error < NEAR, modes
+        assert bool(patched.patches) is (modes[0] == "merge")
+        if modes == ("bypass", "merge"):
+            assert f"{len(CHANGED)} bypassed: an earlier node bypasses the layer" in patched.report
+
+
+def test_what_only_adds_is_merged_as_asked_after_a_bypass(
+    host: Host, small: Patched, base: Tensor, stack_of: Write
+) -> None:
+    first, second = (stack_of(of_kind(kind), 0.5) for kind in ("lora-bias", "full"))
+    wanted = sampled(host, chain(host, small, (first, "merge"), (second, "merge")).model)
+    patched = chain(host, small, (first, "bypass"), (second, "merge"))
+    assert {f"diffusion_model.{layer}.weight" for layer in CHANGED} <= set(patched.patches)
+    assert "Mode" not in patched.report
+    assert apart(sampled(host, patched.model), wanted, base) < NEAR
+
+
+def test_changed_stacks_and_clones_share_a_loaded_model(
+    host: Host, small: Patched, base: Tensor, stack_of: Write
+) -> None:
+    """Each samples as if it were alone, whichever is loaded and whichever is deleted meanwhile."""
+    one, other = stack_of(of_kind("lora-dora-out"), 0.5), stack_of(of_kind("oft"), 0.5)
+    first = host.apply(small, one, mode="bypass")
+    latents = sampled(host, first.model)
+    changed = host.apply(small, other, mode="bypass")
+    # Applied while the first is loaded, and merged meanwhile by a third.
+    assert not torch.equal(sampled(host, changed.model), latents)
+    assert apart(sampled(host, changed.model), sampled(host, host.apply(small, other).model), base) < NEAR
+    assert torch.equal(sampled(host, first.model), latents)
+    clone = first.model.clone()
+    assert torch.equal(sampled(host, first.model), latents)
+    del clone
+    gc.collect()
+    clone = first.model.clone()
+    clone.model_state_dict()
+    live = clone.get_model_object(f"diffusion_model.{CHANGED[0]}")
+    assert len(hooks(small.model.model)) == len(CHANGED) and len(live._forward_hooks) == 1
+    assert torch.equal(sampled(host, clone), latents)
+    assert torch.equal(sampled(host, small.model), base)
+    assert torch.equal(sampled(host, clone), latents)
+    del clone, first
+    gc.collect()
+    assert hooks(small.model.model) == []
+    assert torch.equal(sampled(host, small.model), base)
+
+
+def test_unloading_and_loading_again(host: Host, small: Patched, stack_of: Write) -> None:
+    patched = host.apply(small, stack_of(of_kind("loha-dora-in"), 0.5), mode="bypass")
+    latents = sampled(host, patched.model)
+    assert len(hooks(small.model.model)) == len(CHANGED)
+    unload()
+    assert hooks(small.model.model) == []
+    assert torch.equal(sampled(host, patched.model), latents)
+
+
+def test_weights_are_read_once_and_only_by_what_depends_on_them(
+    host: Host, small: Patched, stack_of: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    reader, real = door(host).HostReader, door(host).HostReader.weight
+
+    def weight(self: Any, module: Any, *rest: Any) -> Tensor:
+        reads.append(type(module).__name__)
+        return real(self, module, *rest)
+
+    monkeypatch.setattr(reader, "weight", weight)
+    sampled(host, host.apply(small, stack_of(of_kind("lora-bias")), mode="bypass").model)
+    assert reads == []
+    patched = host.apply(small, stack_of(of_kind("lora-dora-out"), 0.5), mode="bypass")
+    assert reads == []
+    for _ in range(2):
+        sampled(host, patched.model)
+        patched.model.model_state_dict()
+        host.apply(patched, stack_of(of_kind("lora-bias")))
+        unload()
+    assert len(reads) == len(CHANGED)
+    merged = host.apply(patched, stack_of({NORM: {"w_norm": torch.ones(320)}}))
+    sampled(host, merged.model)
+    assert len(reads) == 2 * len(CHANGED), "its patches are others: the weights may be, too"
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_the_hosts_own_bypass_on_the_same_layers(
+    host: Host, small: Patched, base: Tensor, stack_of: Write, ours_first: bool
+) -> None:
+    """It adds to what ours makes of the weight, as it does where ours is merged, whichever comes first."""
+    import comfy.sd
+    import comfy.utils
+
+    stack_of({n: lora(SHAPES[f"{n}.weight"]) for n in CHANGED})
+    tensors = comfy.utils.load_torch_file(str(host.base / "models/loras/bypass_0.safetensors"))
+
+    def theirs(model: Any) -> Any:
+        return comfy.sd.load_bypass_lora_for_models(model, None, tensors, 0.3, 0.0)[0]
+
+    for kind in ("lora", "lokr-dora-flat", "oft", "ia3"):
+        made = {n: lora(SHAPES[f"{n}.weight"]) for n in CHANGED} if kind == "lora" else of_kind(kind)
+        ours = stack_of(made, 0.5)
+        wanted = sampled(host, theirs(host.apply(small, ours).model))
+        if ours_first:
+            both = theirs(host.apply(small, ours, mode="bypass").model)
+        else:
+            both = host.apply(Patched(theirs(small.model), None), ours, mode="bypass").model
+        error = apart(sampled(host, both), wanted, sampled(host, theirs(small.model)))
+        print(f"{kind}: {error:.1e} of the effect")
+        assert error < NEAR
+    assert torch.equal(sampled(host, small.model), base)
+    assert hooks(small.model.model) == []
+
+
+def test_in_low_vram_beside_what_the_host_merges_in_every_pass(
+    host: Host, small: Patched, stack_of: Write
+) -> None:
+    first, second = stack_of(of_kind("full"), 0.5), stack_of(of_kind("lora-dora-out"), 0.5)
+    patched = chain(host, small, (first, "merge"), (second, "bypass"))
+    patched.model.patch_model(torch.device("cpu"), lowvram_model_memory=1)
+    try:
+        for layer in CHANGED:
+            live = patched.model.get_model_object(f"diffusion_model.{layer}")
+            assert [type(one).__name__ for one in live.weight_function] == ["LowVramPatch"]
+            weight, bias = live.weight.detach().double(), live.bias
+            for ((entry,),) in ((first,), (second,)):
+                (made,) = (made for name, made in entry.adapter.layers.items() if name.endswith(layer))
+                weight = weight + 0.5 * made.delta(weight)
+                if made.bias_layer() is not None and bias is not None:
+                    bias = bias + 0.5 * made.bias_layer().delta(bias.double())
+            x = torch.randn(2, weight.shape[1], *[8 for _ in weight.shape[2:]])
+            run = functional.conv2d if weight.ndim == 4 else functional.linear
+            bias = None if bias is None else bias.double()
+            options = {"padding": live.padding} if weight.ndim == 4 else {}
+            wanted = run(x.double(), weight, bias, **options)
+            assert (live(x) - wanted).abs().max() < 1e-5 * wanted.abs().max(), layer
+    finally:
+        patched.model.unpatch_model()
+
+
+# What cannot be bypassed, and what `auto` picks.
+
+
+def test_what_cannot_be_bypassed_is_merged_and_reported(
+    host: Host, small: Patched, base: Tensor, stack_of: Write
+) -> None:
+    layers = {**of_kind("lora-bias"), NORM: {"w_norm": torch.randn(320), "b_norm": torch.randn(320)}}
+    patched = host.apply(small, stack_of(layers, 0.5), mode="bypass")
+    assert set(patched.patches) == {f"diffusion_model.{NORM}.{name}" for name in ("weight", "bias")}
+    assert f"Mode bypass: {len(CHANGED)} layers bypassed, 1 merged" in patched.report
+    assert (
+        f"1 merged: of class GroupNorm, not a linear layer or a convolution (diffusion_model.{NORM})"
+        in patched.report
+    )
+    assert f"would leave the {len(CHANGED)} bypassed layers out" in patched.report
+    assert "Save Merged Model writes" in patched.report
+    merged = host.apply(small, stack_of(layers, 0.5))
+    assert "Mode" not in merged.report
+    assert apart(sampled(host, patched.model), sampled(host, merged.model), base) < NEAR
+
+
+def test_a_layer_that_enlarges_its_weight_is_merged(host: Host, small: Patched, stack_of: Write) -> None:
+    import comfy.model_management
+
+    path = "input_blocks.0.0"
+    larger = (320, 8, 3, 3)
+    stack = stack_of({path: {**lora(larger), "reshape_weight": torch.tensor(larger)}})
+    patched = host.apply(small, stack, mode="bypass")
+    assert set(patched.patches) == {f"diffusion_model.{path}.weight"}
+    assert "0 layers bypassed, 1 merged" in patched.report and "it enlarges its weight" in patched.report
+    comfy.model_management.load_models_gpu([patched.model])
+    assert patched.model.get_model_object(f"diffusion_model.{path}").weight.shape == larger
+    unload()
+    plain = stack_of({path: lora((320, 4, 3, 3))})
+    after = host.apply(patched, plain, mode="bypass")
+    assert "1 merged: an earlier node enlarges its weight" in after.report
+    with pytest.raises(
+        host.ops.LycorisError, match=rf"{path}.*enlarges.*earlier node bypasses it.*{path} = 0"
+    ):
+        chain(host, small, (plain, "bypass"), (stack, "bypass"))
+
+
+def patcher(**layers: Any) -> Any:
+    """The host's patcher on a model of these layers, under `diffusion_model`."""
+    from comfy.model_patcher import ModelPatcher
+
+    model = torch.nn.Module()
+    model.diffusion_model = torch.nn.Module()
+    for name, layer in layers.items():
+        setattr(model.diffusion_model, name, layer)
+    cpu = torch.device("cpu")
+    return ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def test_parameters_of_their_own_and_embeddings_are_merged(host: Host, stack_of: Write) -> None:
+    import comfy.ops
+
+    model = patcher(
+        table=comfy.ops.manual_cast.Embedding(24, 16),
+        pos_embed=torch.nn.Parameter(torch.zeros(24, 16)),
+        lm_head=comfy.ops.manual_cast.Linear(16, 24),
+    )
+    layers = {"table": lora((24, 16)), "lm_head": lora((24, 16)), "pos_embed": {"diff": torch.ones(24, 16)}}
+    patched = host.apply(Patched(model, None), stack_of(layers), mode="bypass")
+    assert "0 layers bypassed, 3 merged" in patched.report and len(patched.patches) == 3
+    for reason in (
+        "of class Embedding, not a linear layer or a convolution (diffusion_model.table)",
+        "its model multiplies by the weight without calling the layer (diffusion_model.lm_head)",
+        "a parameter of its own, not the weight of a layer (diffusion_model.pos_embed)",
+    ):
+        assert f"1 merged: {reason}" in patched.report
+
+
+@pytest.fixture(scope="module")
+def packed(host: Host) -> Iterator[Patched]:
+    """A model with a layer in each quantised format."""
+    path = host.base / "models" / "diffusion_models" / "packed.safetensors"
+    tensors = float_unet()
+    for name, layer in LAYERS.items():
+        tensors |= quantised(host, name, tensors.pop(f"{layer}.weight"), f"{layer}.weight")
+    save_file(tensors, path)
+    yield Patched(host.nodes.UNETLoader().load_unet(path.name, "default")[0], None)
+    path.unlink()
+
+
+def with_exact_changes(host: Host, patched: Patched, stack: Any) -> Tensor:
+    """A latent with the change of each unpacked weight multiplied out beside its layer."""
+    handles: list[Any] = []
+    (entry,) = stack
+    for name, layer in entry.adapter.layers.items():
+        module = patched.model.get_model_object(name)
+        weight = module.weight.detach().to(torch.float32)
+        weight = weight.dequantize() if hasattr(weight, "dequantize") else weight
+        change = entry.strength * layer.delta(weight)
+
+        def add(live: Any, args: tuple[Tensor], y: Tensor, change: Tensor = change) -> Tensor:
+            if change.ndim == 4:
+                return y + functional.conv2d(args[0], change, None, padding=live.padding)
+            return y + functional.linear(args[0], change)
+
+        handles.append(module.register_forward_hook(add))
+    latent = sampled(host, patched.model)
+    for handle in handles:
+        handle.remove()
+    return latent
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("lora", NEAR), ("lokr-dora-flat", 0.05)])
+def test_on_quantised_layers_auto_adds_the_exact_change(
+    host: Host, packed: Patched, stack_of: Write, kind: str, bound: float
+) -> None:
+    """DoRA scales the outputs of the layer, of which some formats have rounded the inputs."""
+    layers = (*LAYERS.values(), *PLAIN)
+    made = {n: lora(SHAPES[f"{n}.weight"]) for n in layers} if kind == "lora" else of_kind(kind, layers)
+    stack = stack_of(made)
+    patched = host.apply(packed, stack, mode="auto")
+    assert set(patched.patches) == {f"diffusion_model.{layer}.weight" for layer in PLAIN}
+    assert f"Mode auto: {len(LAYERS)} layers bypassed, {len(PLAIN)} merged" in patched.report
+    nvfp4 = f"kept as nvfp4, to which a merge rounds the sum (diffusion_model.{LAYERS['nvfp4']})"
+    assert f"1 bypassed: {nvfp4}" in patched.report
+    assert f"{len(PLAIN)} merged: kept as plain floats" in patched.report
+    base = sampled(host, packed.model)
+    exact = with_exact_changes(host, packed, stack)
+    error = apart(sampled(host, patched.model), exact, base)
+    merged = apart(sampled(host, host.apply(packed, stack).model), exact, base)
+    print(f"{kind}: {error:.1e} of the effect; merged {merged:.1e}")
+    assert error < bound < merged
+    unload()
+    assert hooks(packed.model.model) == []
+
+
+def test_auto_merges_plain_floats(host: Host, small: Patched, stack_of: Write) -> None:
+    stack = stack_of(of_kind("lora-bias"))
+    patched = host.apply(small, stack, mode="auto")
+    assert set(patched.patches) == set(host.apply(small, stack).patches)
+    assert f"0 layers bypassed, {len(CHANGED)} merged" in patched.report
+    assert f"{len(CHANGED)} merged: kept as plain floats" in patched.report and "leave" not in patched.report
