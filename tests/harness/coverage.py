@@ -128,8 +128,10 @@ def main(arguments: Sequence[str]) -> None:
         print(text)
         return
     readme = README.read_text(encoding="utf-8")
-    old = written(readme)
-    README.write_text(readme.replace(f"{BEGIN}\n{old}", f"{BEGIN}\n{text}"), encoding="utf-8")
+    written(readme)
+    before, _, rest = readme.partition(BEGIN)
+    after = rest.partition(END)[2]
+    README.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
