@@ -56,6 +56,12 @@ class Path:
         return self.needs() or self.refuses(plan, weight)
 
 
+def briefly(error: Exception) -> str:
+    """A compiler's message begins with the source; what is wrong stands last."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1].strip()[:200]}" if lines else type(error).__name__
+
+
 def _discover() -> tuple[Path, ...]:
     names = [module_info.name for module_info in pkgutil.iter_modules(paths.__path__)]
     modules = (importlib.import_module(f"{paths.__name__}.{name}") for name in names)

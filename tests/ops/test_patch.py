@@ -12,8 +12,16 @@ from torch import Tensor
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
-from lycoris_ops.kernels import group, hadamard
+from lycoris_ops.kernels import group, hadamard, registry
 from lycoris_ops.kernels.paths import bfloat16_product
+
+
+@pytest.fixture(autouse=True)
+def no_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its path, which would take every LoHa and LoKr layer, has tests of its own."""
+    others = tuple(path for path in registry.PATHS if path.name != "numba")
+    monkeypatch.setattr(registry, "PATHS", others)
+
 
 SPATIAL = [kind for kind, spec in KINDS.items() if not spec.flat]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -229,11 +237,11 @@ def test_gradients_of_the_weight_are_left_alone() -> None:
 @pytest.fixture
 def bfloat16_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any processor multiplies in bfloat16, some only slowly."""
-    monkeypatch.setattr(bfloat16_product, "_able", lambda instructions: True)
+    monkeypatch.setattr(bfloat16_product, "able", lambda instructions: True)
 
 
 def chosen(base: Tensor, pairs: list[tuple[lyc.Layer | lyc.Part, float]]) -> str:
-    """The path that the registry takes, the numba one aside."""
+    """The path that the registry takes."""
     report = lyc.patch_report(base, pairs).splitlines()[-1]
     return report.partition(";")[0].removeprefix("path ")
 

@@ -6,23 +6,17 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import pytest
 import torch
-from layers import CASES, KINDS, WEIGHTS, factors, rand
+from layers import WEIGHTS
 from layers import load as layer
-from test_patch import assert_one_rounding
-from torch import Tensor
+from path_cases import PathCases
 
 import lycoris_ops as lyc
-from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.kernels import registry
 from lycoris_ops.kernels.paths import triton_fused
 from lycoris_ops.kernels.paths.triton_fused import Tile
-
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-ADDITIVE = [kind for kind, spec in KINDS.items() if spec.additive and not spec.flat]
 
 
 @pytest.fixture(autouse=True)
@@ -39,184 +33,8 @@ def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(triton_fused, "TILES", small)
 
 
-def check(base: Tensor, pairs: list[tuple[lyc.Layer, float]]) -> Tensor:
-    patched = base.clone()
-    assert lyc.patch_(patched, pairs) is patched
-    assert not torch.equal(patched, base)
-    assert_one_rounding(patched, base, pairs)
-    return patched
-
-
-def loaded(algorithm: str, **tensors: Tensor) -> lyc.Layer:
-    return ALGORITHMS[algorithm].load(tensors)
-
-
-@pytest.mark.parametrize(("kind", "weight"), CASES, ids=[f"{k}-{w}" for k, w in CASES])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_one_layer(kind: str, weight: str, dtype: torch.dtype) -> None:
-    check(torch.randn(WEIGHTS[weight]).to(dtype), [(layer(kind, weight), -0.7)])
-
-
-@pytest.mark.parametrize("weight", WEIGHTS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.usefixtures("tile")
-def test_every_kind_at_once(weight: str, dtype: torch.dtype) -> None:
-    kinds = [kind for kind, name in CASES if name == weight]
-    pairs = [
-        (layer(kind, weight, rank=rank), strength)
-        for (kind, rank), strength in zip(
-            itertools.product(kinds, (1, 3)), itertools.cycle((1.0, -0.5, 0.25)), strict=False
-        )
-    ]
-    check(torch.randn(WEIGHTS[weight]).to(dtype), pairs)
-
-
-@pytest.mark.parametrize("rank", [1, 3, 5, 16, 17])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.usefixtures("tile")
-def test_any_rank(rank: int, dtype: torch.dtype) -> None:
-    kinds = ("lora", "loha", "lokr-low-low", "lokr-full-low")
-    base = torch.randn(WEIGHTS["linear-odd"]).to(dtype)
-    for kind in kinds:
-        check(base, [(layer(kind, "linear-odd", rank=rank), 0.6)])
-    check(base, [(layer(kind, "linear-odd", rank=rank), 0.6) for kind in kinds])
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 130), (131, 1), (17, 260), (130, 33), (65, 129)], ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_odd_sizes(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    rows, columns = shape
-    pairs = [
-        (loaded("lora", **{"lora_up.weight": rand(rows, 5), "lora_down.weight": rand(5, columns)}), 0.5),
-        (
-            loaded(
-                "loha",
-                hada_w1_a=rand(rows, 3),
-                hada_w1_b=rand(3, columns),
-                hada_w2_a=rand(rows, 7),
-                hada_w2_b=rand(7, columns),
-            ),
-            -1.0,
-        ),
-        (loaded("full", diff=rand(rows, columns)), 0.3),
-    ]
-    check(torch.randn(shape).to(dtype), pairs)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.usefixtures("tile")
-def test_eight_adapters_of_three_kinds(dtype: torch.dtype) -> None:
-    kinds = ["lora"] * 3 + ["loha"] * 3 + ["lokr-full-low"] * 2
-    pairs = [(layer(kind, "linear-odd", rank=4), 0.1 * n - 0.35) for n, kind in enumerate(kinds)]
-    check(torch.randn(WEIGHTS["linear-odd"]).to(dtype), pairs)
-
-
-@pytest.mark.parametrize("stored", [*DTYPES, torch.float64], ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_factors_of_any_dtype(stored: torch.dtype, dtype: torch.dtype) -> None:
-    """Alone, and in one launch with factors of another dtype."""
-    pairs = []
-    for kind in ("lora", "loha", "lokr-low-low", "full"):
-        tensors = factors(kind, "linear-odd")
-        halved = {key: value if key == "alpha" else value.to(stored) for key, value in tensors.items()}
-        pairs.append((ALGORITHMS[KINDS[kind].algorithm].load(halved), 0.5))
-    base = torch.randn(WEIGHTS["linear-odd"]).to(dtype)
-    check(base, pairs)
-    check(base, [*pairs, (layer("lora", "linear-odd"), 1.0)])
-
-
-@pytest.mark.parametrize(("kind", "weight"), CASES, ids=[f"{k}-{w}" for k, w in CASES])
-def test_rows_of_a_layer_on_rows_of_a_larger_weight(kind: str, weight: str) -> None:
-    one, shape = layer(kind, weight), WEIGHTS[weight]
-    rows = shape[0]
-    large = torch.randn(2 * rows + 1, *shape[1:]).bfloat16()
-    whole = lyc.patch_(large.clone(), [(lyc.Part(one, rows=(rows, 2 * rows)), 0.5)])
-    assert torch.equal(whole[:rows], large[:rows]) and torch.equal(whole[2 * rows :], large[2 * rows :])
-    assert_one_rounding(whole[rows : 2 * rows], large[rows : 2 * rows], [(one, 0.5)])
-    if not KINDS[kind].additive:
-        return
-    half = rows // 2 - 1
-    parts = [
-        (lyc.Part(one, rows=(rows + half, 2 * rows), window=(half, rows)), 0.5),
-        (lyc.Part(one, rows=(rows, rows + half), window=(0, half)), 0.5),
-    ]
-    torch.testing.assert_close(lyc.patch_(large.clone(), parts), whole)
-
-
-@pytest.mark.parametrize("window", [(0, 5), (3, 11), (7, 8), (13, 35), (34, 35)], ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.usefixtures("tile")
-def test_windows_that_cut_the_blocks_of_a_kronecker_product(
-    window: tuple[int, int], dtype: torch.dtype
-) -> None:
-    start, stop = window
-    base = torch.randn(40, 21).to(dtype)
-    for kind in ("lokr-full-full", "lokr-full-low", "lokr-low-low"):
-        one = layer(kind, "linear-odd")
-        change = 0.5 * one.delta(torch.zeros(35, 21, dtype=torch.float64))[start:stop]
-        part = lyc.Part(one, rows=(2, 2 + stop - start), window=window)
-        wanted = base.double()
-        wanted[2 : 2 + stop - start] += change
-        patched = lyc.patch_(base.clone(), [(part, 0.5)])
-        exact = loaded("full", diff=wanted - base.double())
-        assert_one_rounding(patched, base, [(exact, 1.0)])
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.usefixtures("tile")
-def test_a_fused_weight_of_three(dtype: torch.dtype) -> None:
-    """Every third has layers of its own, one is for all rows, and the thirds end inside tiles."""
-    base = torch.randn(36, 18).to(dtype)
-    layers = [
-        [(layer(kind, "linear"), strength) for kind, strength in row]
-        for row in (
-            [("lora", 0.5), ("loha", 1.0)],
-            [("lokr-low-low", -0.5), ("oft", 0.7)],
-            [("lora-dora-out", 0.5), ("lora-sparse", 0.9), ("full", 0.2)],
-        )
-    ]
-    fused = [
-        (lyc.Part(one, rows=(12 * n, 12 * n + 12)), strength)
-        for n, third in enumerate(layers)
-        for one, strength in third
-    ]
-    everywhere = loaded("full", diff=rand(36, 18))
-    patched = lyc.patch_(base.clone(), [*fused, (everywhere, 0.1)])
-    for n, third in enumerate(layers):
-        rows = slice(12 * n, 12 * n + 12)
-        own = loaded("full", diff=everywhere.delta(base)[rows])
-        assert_one_rounding(patched[rows], base[rows], [*third, (own, 0.1)])
-
-
-def test_rows_beside_a_layer_that_is_not_finite() -> None:
-    base = torch.randn(12, 18)
-    broken = loaded(
-        "lora", **{"lora_up.weight": rand(5, 2), "lora_down.weight": torch.full((2, 18), math.inf)}
-    )
-    patched = lyc.patch_(base.clone(), [(lyc.Part(broken, rows=(3, 8)), 1.0)])
-    assert torch.equal(patched[:3], base[:3]) and torch.equal(patched[8:], base[8:])
-    assert not torch.isfinite(patched[3:8]).any()
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.usefixtures("tile")
-def test_strides(dtype: torch.dtype) -> None:
-    pairs = [(layer(kind, "conv2d"), 0.5) for kind in ADDITIVE]
-    pairs += [(layer("oft", "conv2d"), 0.5)]
-    base = torch.randn(WEIGHTS["conv2d"]).to(dtype)
-    every_second = torch.zeros(24, 18, 3, 3, dtype=dtype)
-    within = torch.zeros(12, 20, 3, 3, dtype=dtype)
-    for whole, view in ((every_second, every_second[::2]), (within, within[:, 1:19])):
-        view.copy_(base)
-        assert not view.is_contiguous()
-        assert_one_rounding(lyc.patch_(view, pairs), base, pairs)
-        view.zero_()
-        assert torch.equal(whole, torch.zeros_like(whole))
-    pairs = [(layer(kind, "linear"), 0.5) for kind in ("lora", "loha", "lokr-full-low")]
-    base = torch.randn(WEIGHTS["linear"]).to(dtype)
-    transposed = base.T.contiguous().T
-    assert not transposed.is_contiguous()
-    assert_one_rounding(lyc.patch_(transposed, pairs), base, pairs)
+class TestKernel(PathCases):
+    """By Triton's interpreter."""
 
 
 def test_strides_that_are_refused() -> None:
@@ -228,55 +46,6 @@ def test_strides_that_are_refused() -> None:
         assert "no common stride" in lyc.patch_report(weight, pairs)
         with pytest.raises(lyc.LayerError, match="no common stride"):
             lyc.patch_(weight, pairs)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_strength_zero_changes_no_bit(dtype: torch.dtype) -> None:
-    base = torch.randn(WEIGHTS["conv2d"]).to(dtype)
-    pairs = [(layer(kind, "conv2d"), 0.0) for kind in KINDS if not KINDS[kind].flat]
-    assert torch.equal(lyc.patch_(base.clone(), pairs), base)
-    assert torch.equal(lyc.patch_(base.clone(), []), base)
-    nothing = torch.zeros(0, 18, dtype=dtype)
-    assert lyc.patch_(nothing, []) is nothing
-
-
-def test_a_new_strength_needs_no_new_plan() -> None:
-    layers = [layer(kind, "conv2d") for kind in KINDS if not KINDS[kind].flat]
-    base = torch.randn(WEIGHTS["conv2d"])
-    plan = lyc.PatchPlan.build(base.shape, base.dtype, base.device, [(one, 1.0) for one in layers])
-    before = [tensor.clone() for tensor in plan.tensors]
-    for strengths in ([0.5] * len(layers), [-1.0, *[0.0] * (len(layers) - 1)]):
-        changed = list(zip(layers, strengths, strict=True))
-        assert_one_rounding(plan.apply_(base.clone(), plan.tensors, strengths), base, changed)
-    assert all(torch.equal(old, new) for old, new in zip(before, plan.tensors, strict=True))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_rounding_is_to_the_nearest_and_to_even(dtype: torch.dtype) -> None:
-    """Values between two of the dtype, ties, overflow, NaN and both infinities, as torch rounds them."""
-    step = torch.finfo(dtype).eps
-    ones = torch.tensor([1.0, 1 + step, -1.0, 1 + 3 * step])
-    parts = torch.tensor([0.0, 0.25, 0.5, 0.5 + 2**-10, 0.75, -0.25, -0.5]) * step
-    values = (ones[:, None] + parts).reshape(-1)
-    edge = torch.tensor([math.inf, -math.inf, math.nan, torch.finfo(dtype).max * 1.01, 0.0, 1e-7, -3e-8])
-    nan = torch.tensor([0x7FFFFFFF, 0x7F800001], dtype=torch.int32).view(torch.float32)
-    values = torch.cat([values, edge, nan])[None]
-    patched = lyc.patch_(torch.zeros_like(values).to(dtype), [(loaded("full", diff=values), 1.0)])
-    torch.testing.assert_close(patched, values.to(dtype), rtol=0, atol=0, equal_nan=True)
-
-
-def test_a_weight_is_enlarged_with_zeros_first() -> None:
-    tensors = {**factors("lora", "linear"), "reshape_weight": torch.tensor([12, 18])}
-    one = ALGORITHMS["lora"].load(tensors)
-    base = torch.randn(12, 10)
-    larger = torch.cat([base, torch.zeros(12, 8)], 1)
-    assert_one_rounding(lyc.patch_(base, [(one, 0.5)]), larger, [(one, 0.5)])
-
-
-def test_gradients_of_the_weight_are_left_alone() -> None:
-    weight = torch.nn.Parameter(torch.randn(WEIGHTS["linear"]))
-    lyc.patch_(weight, [(layer("lora", "linear"), 1.0)])
-    assert weight.requires_grad and weight.is_leaf
 
 
 def test_double_precision_is_refused() -> None:

@@ -32,7 +32,7 @@ LEFT = 1 << 20
 
 
 @cache
-def _able(instructions: str) -> bool:
+def able(instructions: str) -> bool:
     """Whether the processor has these instructions, as far as this torch can tell."""
     capabilities = getattr(torch.cpu, "get_capabilities", None)
     found = cast("dict[str, Any]", capabilities()) if capabilities else {}
@@ -40,7 +40,7 @@ def _able(instructions: str) -> bool:
 
 
 def _needs() -> str | None:
-    if _able("amx_bf16") or _able("avx512_bf16"):
+    if able("amx_bf16") or able("avx512_bf16"):
         return None
     return "the processor does not multiply in bfloat16"
 
@@ -49,7 +49,7 @@ def _refuses(plan: PatchPlan, weight: Tensor) -> str | None:
     if not weight.is_contiguous():
         return "the weight is not contiguous"
     # The Khatri-Rao product of a LoHa layer is worth its rank only where a product costs next to nothing.
-    taken = (LowRankGroup, HadamardGroup) if _able("amx_bf16") else (LowRankGroup,)
+    taken = (LowRankGroup, HadamardGroup) if able("amx_bf16") else (LowRankGroup,)
     for group, _ in plan.groups:
         if not isinstance(group, taken):
             return f"not for {group.summary}"

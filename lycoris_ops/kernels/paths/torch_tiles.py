@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -103,7 +103,7 @@ def fill(out: Tensor, parts: tuple[Tensor, ...], axis: int, factor: float = 1.0)
             out.mul_(factor)
         return
     one, two = (part.to(out.dtype) for part in parts)
-    shaped = out.unflatten(axis, (one.shape[axis], two.shape[axis]))
+    shaped = cast("Tensor", out.unflatten(axis, (one.shape[axis], two.shape[axis])))
     scaled = two if factor == 1.0 else two * factor
     torch.mul(one.unsqueeze(axis + 1), scaled.unsqueeze(axis), out=shaped)
 

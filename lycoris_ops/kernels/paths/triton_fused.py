@@ -23,7 +23,7 @@ from ..group import Group
 from ..hadamard import HadamardGroup
 from ..kronecker import KroneckerGroup
 from ..low_rank import LowRankGroup
-from ..registry import Path, PathError
+from ..registry import Path, PathError, briefly
 
 if TYPE_CHECKING:
     from ..plan import PatchPlan
@@ -294,17 +294,11 @@ def _apply(plan: PatchPlan, weight: Tensor, tensors: Sequence[Tensor], strengths
             raise
         if "out of memory" in str(error):
             raise torch.cuda.OutOfMemoryError(str(error)) from error
-        raise PathError(_short(error)) from error
+        raise PathError(briefly(error)) from error
 
 
 def _kernel() -> Any:
     return importlib.import_module("..triton_kernels.terms", __package__).add_terms
-
-
-def _short(error: Exception) -> str:
-    """A compiler's message begins with the source; what is wrong stands last."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[-1].strip()[:200]}" if lines else type(error).__name__
 
 
 @cache
@@ -319,7 +313,7 @@ def _needs() -> str | None:
         if not INTERPRETED:
             triton.runtime.driver.active.get_current_target()
     except (ImportError, OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
-        return f"triton does not work here: {_short(error)}"
+        return f"triton does not work here: {briefly(error)}"
     return None
 
 

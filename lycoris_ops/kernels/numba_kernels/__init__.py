@@ -1,0 +1,1 @@
+"""Kernels compiled by numba: imported only by the path that runs them."""

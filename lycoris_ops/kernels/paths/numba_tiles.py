@@ -1,0 +1,335 @@
+"""numba on the CPU: LoHa, LoKr and the LoRA layers beside them, each value of a weight read and written once.
+
+The kernel is compiled when the first weight of a dtype comes, in 0.6 to 1.5 seconds, and kept on disk.
+numba is imported then, not before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import itertools
+import os
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...algebra import flat_shape
+from ..group import Add, Group, Product
+from ..hadamard import HadamardGroup
+from ..kronecker import KroneckerGroup
+from ..low_rank import LowRankGroup
+from ..registry import Path, PathError, briefly
+from ..scratch import scratch
+from . import bfloat16_product
+from .torch_tiles import apply_tiles
+
+if TYPE_CHECKING:
+    from ..plan import PatchPlan
+
+OLDEST = (0, 61)
+"""The oldest numba that the kernel was tried with."""
+
+STORED = {torch.float32: "float32", torch.bfloat16: "uint16", torch.float16: "int16"}
+"""What the kernel takes for a dtype of torch's: numba has no arrays of the short ones."""
+
+LEFT = 1 << 21
+"""Values of the left factors that are laid out at once: 8 MB."""
+
+SHARE = 1 << 17
+"""Elements of the weight that a thread takes at a time: a fraction of a millisecond."""
+
+Room = Callable[[str, Sequence[int]], Tensor]
+"""An uninitialised float32 tensor for a use, of a shape."""
+
+
+def _reused(use: str, shape: Sequence[int]) -> Tensor:
+    return scratch(f"numba {use}", shape, torch.float32, torch.device("cpu"))
+
+
+def _fresh(use: str, shape: Sequence[int]) -> Tensor:
+    return torch.empty(tuple(shape), dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Layers laid out as the kernel reads them, and all the memory that adding them takes."""
+
+    lefts: tuple[tuple[Tensor | None, float], ...]
+    """Left factors (O, r), each with what it is multiplied by; None for one column of ones."""
+    left: Tensor
+    """Room for all of them side by side, some rows at a time; the kernel reads ROWS - 1 beyond those."""
+    arrays: tuple[Any, ...]
+    """right, ranks, sets and factors of the kernel."""
+    blocks: tuple[Any, ...]
+    """One a thread."""
+
+    def add(self, rows: Tensor, first: int) -> None:
+        """rows (n, K), contiguous, += rows `first` and following of the layers' sum."""
+        short = rows.detach() if rows.dtype == torch.float32 else rows.detach().view(torch.int16)
+        values: Any = short.numpy()
+        weight = values.view(STORED[rows.dtype])
+        height = len(self.left) - _terms().ROWS + 1
+        for start in range(0, len(weight), height):
+            part = weight[start : start + height]
+            self._lay_out(first + start, first + start + len(part))
+            self._share(_kernel(rows.dtype), part, first + start)
+
+    def _lay_out(self, start: int, stop: int) -> None:
+        place = 0
+        for part, factor in self.lefts:
+            rank = 1 if part is None else part.shape[1]
+            out = self.left[: stop - start, place : place + rank]
+            if part is None:
+                out.fill_(1.0)
+            else:
+                out.copy_(part[start:stop])
+                if factor != 1.0:
+                    out.mul_(factor)
+            place += rank
+
+    def _share(self, kernel: Any, weight: Any, first: int) -> None:
+        """Let every thread take rows until none are left, this one too."""
+        step = max(1, SHARE // weight.shape[1])
+        step += -step % _terms().ROWS
+        starts = iter(range(0, len(weight), step))
+        left = self.left.numpy()
+
+        def work(block: Any) -> None:
+            for start in starts:
+                kernel(weight, start, min(len(weight), start + step), first, block, left, *self.arrays)
+
+        threads = min(len(self.blocks), -(-len(weight) // step))
+        others: list[Future[None]] = []
+        # Where no thread can be started, this one does it all.
+        with contextlib.suppress(RuntimeError):
+            for block in self.blocks[1:threads]:
+                others.append(_pool(os.getpid()).submit(work, block))
+        work(self.blocks[0])
+        for other in others:
+            if not other.cancel():
+                other.result()
+
+
+def pack(
+    groups: Sequence[tuple[Group, int]],
+    rows: int,
+    columns: int,
+    tensors: Sequence[Tensor],
+    strengths: Sequence[float],
+    room: Room,
+) -> Packed:
+    """Lay out groups for `rows` rows (or fewer at a time), each from a row of its own on."""
+    pairs: list[tuple[Product, int]] = []
+    singles: list[tuple[Product, int]] = []
+    layers: list[tuple[KroneckerGroup, int]] = []
+    for group, low in groups:
+        if isinstance(group, HadamardGroup):
+            pairs += [(one, low) for one in group.as_products(tensors, strengths)]
+        elif isinstance(group, LowRankGroup):
+            singles += [(one, low) for one in group.products(tensors, strengths)]
+        elif isinstance(group, KroneckerGroup):
+            layers.append((group, low))
+    pairs = [(one, low) for one, low in pairs if one.rank]
+    singles = [(one, low) for one, low in singles if one.rank]
+    lefts: list[tuple[Tensor | None, float]] = []
+    rights: list[Tensor | None] = []
+    ranks: list[int] = []
+    for one, low in pairs:
+        for n, (left, right) in enumerate(zip(one.left, one.right, strict=True)):
+            lefts.append((left[low:], 1.0 if n else one.factor))
+            rights.append(right)
+            ranks.append(len(right))
+    if singles:
+        # One term more: all products side by side, times ones.
+        lefts += [(one.left[0][low:], one.factor) for one, low in singles]
+        rights += [one.right[0] for one, _ in singles]
+        ranks += [sum(one.rank for one, _ in singles), 1]
+        lefts.append((None, 1.0))
+        rights.append(None)
+    sets, factors = _sets(layers, tensors, strengths, room)
+    depth, terms = sum(ranks), _terms()
+    height = min(rows, max(1, LEFT // max(1, depth)))
+    blocks = room("blocks", (torch.get_num_threads(), terms.BLOCK_ROWS, terms.BLOCK_COLUMNS))
+    return Packed(
+        lefts=tuple(lefts),
+        left=room("left", (height + terms.ROWS - 1, depth)),
+        arrays=(
+            _strips(rights, depth, columns, room).numpy(),
+            _table(ranks, 2),
+            _table(sets, terms.FIELDS),
+            factors.numpy(),
+        ),
+        blocks=tuple(blocks.numpy()),
+    )
+
+
+def _table(numbers: Sequence[int], width: int) -> Any:
+    return torch.tensor(numbers, dtype=torch.int64).view(-1, width).numpy()
+
+
+def _strips(rights: Sequence[Tensor | None], depth: int, columns: int, room: Room) -> Tensor:
+    """Right factors (r, K), one below the other, cut to (strips, T, COLUMNS); None for one row of ones."""
+    wide = _terms().COLUMNS
+    whole, rest = divmod(columns, wide)
+    made = room("right", (whole + (rest > 0), depth, wide))
+    place = 0
+    for right in rights:
+        if right is None:
+            made[:, place].fill_(1.0)
+            place += 1
+            continue
+        own = made[:, place : place + len(right)]
+        own[:whole].copy_(right[:, : whole * wide].reshape(len(right), whole, wide).transpose(0, 1))
+        if rest:
+            own[whole, :, :rest].copy_(right[:, whole * wide :])
+        place += len(right)
+    return made
+
+
+def _sets(
+    layers: Sequence[tuple[KroneckerGroup, int]],
+    tensors: Sequence[Tensor],
+    strengths: Sequence[float],
+    room: Room,
+) -> tuple[list[int], Tensor]:
+    """The kernel's `sets`, one for all layers of one factorisation, and its `factors`."""
+    alike: dict[tuple[torch.Size, torch.Size, int], list[tuple[Tensor, Tensor, float]]] = {}
+    for group, low in layers:
+        for term in group.terms:
+            w1, w2 = group.factors(term, tensors, torch.float32)
+            scale = term.scale * strengths[term.slot]
+            alike.setdefault((w1.shape, w2.shape, term.offset + low), []).append((w1, w2, scale))
+    size = sum(w1.numel() + w2.numel() for found in alike.values() for w1, w2, _ in found)
+    factors = room("factors", (size,))
+    sets: list[int] = []
+    place = 0
+    for (first, second, offset), found in alike.items():
+        count, middle = len(found), place + len(found) * first.numel()
+        sets += [offset, count, first[1], *second, place, middle]
+        one = factors[place:middle].view(*first, count)
+        place = middle + count * second.numel()
+        two = factors[middle:place].view(count, *second)
+        for n, (w1, w2, scale) in enumerate(found):
+            torch.mul(w1, scale, out=one[..., n])
+            two[n].copy_(w2)
+    return sets, factors
+
+
+OWN = (HadamardGroup, KroneckerGroup, LowRankGroup)
+"""The groups that the kernel adds."""
+
+
+def _apply(plan: PatchPlan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> None:
+    if not weight.numel():
+        return
+    direct = weight.is_contiguous() and all(isinstance(group, OWN) for group, _ in plan.groups)
+    try:
+        _kernel(weight.dtype if direct else torch.float32)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise PathError(briefly(error)) from error
+    if direct:
+        _add_directly(plan, weight.view(flat_shape(plan.final)), tensors, strengths)
+    else:
+        apply_tiles(plan, weight, tensors, strengths, {HadamardGroup: _bind, KroneckerGroup: _bind})
+
+
+def _bind(
+    group: Group, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
+) -> Add:
+    rows, columns = flat_shape(weight.shape)
+    return pack([(group, 0)], rows, columns, tensors, strengths, _fresh).add
+
+
+def _add_directly(
+    plan: PatchPlan, flat: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]
+) -> None:
+    """Rows between two bounds have the same layers, whose sum is rounded once."""
+    spans = [(group, rows or (0, len(flat))) for group, rows in plan.groups]
+    bounds = sorted({bound for _, rows in spans for bound in rows})
+    found: list[tuple[Packed, Tensor]] = []
+    for start, stop in itertools.pairwise(bounds):
+        here = [(group, start - low) for group, (low, high) in spans if low <= start and stop <= high]
+        if here:
+            room = _fresh if found else _reused
+            packed = pack(here, stop - start, flat.shape[1], tensors, strengths, room)
+            found.append((packed, flat[start:stop]))
+    for packed, rows in found:
+        packed.add(rows, 0)
+
+
+def _terms() -> Any:
+    return importlib.import_module("..numba_kernels.terms", __package__)
+
+
+@cache
+def _kernel(dtype: torch.dtype) -> Any:
+    return _terms().compiled(STORED[dtype])
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Threads for a process; those of one that forked are not in its child."""
+    return ThreadPoolExecutor(os.cpu_count(), "numba tiles")
+
+
+@cache
+def _needs() -> str | None:
+    """By what is installed: numba is not imported for weights that are for other paths."""
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed"
+    version = importlib.metadata.version("numba")
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST:
+        return f"numba {version} is too old, {'.'.join(map(str, OLDEST))} is needed"
+    if importlib.util.find_spec("llvmlite") is None:
+        return "llvmlite is not installed, which numba compiles with"
+    return None
+
+
+@cache
+def _halves() -> bool:
+    """Whether the kernel converts float16 here; where it cannot be imported, that is said when it is run."""
+    try:
+        return _terms().HALF
+    except (ImportError, OSError, RuntimeError, ValueError):
+        return True
+
+
+def _amx_takes(plan: PatchPlan, weight: Tensor) -> bool:
+    return bfloat16_product.able("amx_bf16") and bfloat16_product.PATH.refusal(plan, weight) is None
+
+
+def _refuses(plan: PatchPlan, weight: Tensor) -> str | None:
+    groups = [group for group, _ in plan.groups]
+    terms = [term for group in groups if isinstance(group, HadamardGroup) for term in group.terms]
+    if not terms and not any(isinstance(group, KroneckerGroup) for group in groups):
+        return "no LoHa and no LoKr layers"
+    # Three products of rank r^2 against 2 r float32 operations of a sixteenth of the speed.
+    if all(term.khatri_rao for term in terms) and _amx_takes(plan, weight):
+        return "the processor multiplies LoHa layers of this rank faster in bfloat16"
+    if weight.dtype == torch.float16 and not _halves():
+        return "the processor does not convert float16"
+    if weight.data_ptr() % weight.itemsize:
+        return "the weight is not aligned"
+    return None
+
+
+PATH = Path(
+    name="numba",
+    rank=30,
+    devices=("cpu",),
+    dtypes=tuple(STORED),
+    apply=_apply,
+    needs=_needs,
+    refuses=_refuses,
+)

@@ -1,0 +1,364 @@
+"""The numba path: its kernel against the sum of deltas in float64, and what happens where it cannot run."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from layers import WEIGHTS, load, rand
+from path_cases import DTYPES, PathCases, check, loaded
+from test_memory import check as check_memory
+from test_memory import halved
+from test_patch import assert_one_rounding
+from torch import Tensor
+
+import lycoris_ops as lyc
+from lycoris_ops.kernels import group, registry
+from lycoris_ops.kernels.paths import bfloat16_product, numba_tiles
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+needs_numba = pytest.mark.skipif(
+    numba_tiles.PATH.needs() is not None, reason=f"the numba path cannot run: {numba_tiles.PATH.needs()}"
+)
+
+
+@pytest.fixture
+def no_other_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the path cannot do must show, not go another way; and it does what it would leave to others."""
+    path = dataclasses.replace(numba_tiles.PATH, refuses=lambda plan, weight: None)
+    monkeypatch.setattr(registry, "PATHS", (path,))
+
+
+@pytest.fixture(params=[False, True], ids=["whole", "small"])
+def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All at once, or a few rows at a time on three threads."""
+    if request.param:
+        monkeypatch.setattr(group, "TILE", 64)
+        monkeypatch.setattr(numba_tiles, "LEFT", 50)
+        monkeypatch.setattr(numba_tiles, "SHARE", 1)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+
+
+@needs_numba
+@pytest.mark.usefixtures("no_other_path")
+class TestKernel(PathCases):
+    """Compiled for the processor that is here."""
+
+    @pytest.mark.parametrize("shape", [(16, 512), (17, 513), (33, 1100), (5, 1024)], ids=str)
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.usefixtures("tile")
+    def test_more_than_a_block(self, shape: tuple[int, int], dtype: torch.dtype) -> None:
+        """Kronecker blocks that end inside blocks of the kernel, and the other way round."""
+        rows, columns = shape
+        ones = {"lokr_w1": rand(rows, 1), "lokr_w2": rand(1, columns)}
+        thin = {"lokr_w1": rand(1, columns), "lokr_w2": rand(rows, 1)}
+        left, right = rand(rows, 4), rand(4, columns)
+        hada = {
+            "hada_w1_a": left,
+            "hada_w1_b": right,
+            "hada_w2_a": rand(rows, 2),
+            "hada_w2_b": rand(2, columns),
+        }
+        pairs = [(loaded("lokr", **ones), 0.4), (loaded("lokr", **thin), 0.3), (loaded("loha", **hada), 1.0)]
+        check(torch.randn(shape).to(dtype), pairs)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.usefixtures("tile")
+    def test_layers_for_rows_that_overlap(self, dtype: torch.dtype) -> None:
+        """Rows that two layers are for are rounded once."""
+        base = torch.randn(36, 18).to(dtype)
+        kinds = ("loha", "lokr-full-full", "lora")
+        layers = [(load(kind, "linear"), 0.3 + n) for n, kind in enumerate(kinds)]
+        rows = [(0, 12), (6, 18), (6, 18)]
+        wide = loaded(
+            "loha", hada_w1_a=rand(36, 2), hada_w1_b=rand(2, 18), hada_w2_a=rand(36, 3), hada_w2_b=rand(3, 18)
+        )
+        parts = [
+            (lyc.Part(one, place), strength) for (one, strength), place in zip(layers, rows, strict=True)
+        ]
+        patched = lyc.patch_(base.clone(), [*parts, (wide, 0.5)])
+        change = 0.5 * wide.delta(base.double())
+        for (one, strength), (start, stop) in zip(layers, rows, strict=True):
+            change[start:stop] += strength * one.delta(base[start:stop].double())
+        assert_one_rounding(patched, base, [(loaded("full", diff=change), 1.0)])
+
+    def test_channels_last(self) -> None:
+        base = torch.randn(WEIGHTS["conv2d"])
+        pairs = [(load(kind, "conv2d"), 0.5) for kind in ("loha", "lokr-full-low", "lora", "oft")]
+        weight = base.to(memory_format=torch.channels_last)
+        assert_one_rounding(lyc.patch_(weight, pairs), base, pairs)
+
+    @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+    def test_every_value_of_a_short_dtype_stays_as_it_is(self, dtype: torch.dtype) -> None:
+        """A NaN stays one, whatever its bits."""
+        every = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(dtype)[None]
+        nothing = loaded("lokr", lokr_w1=torch.zeros(1, 1), lokr_w2=torch.zeros(1, 1 << 16))
+        patched = lyc.patch_(every.clone(), [(nothing, 1.0)])
+        torch.testing.assert_close(patched, every, rtol=0, atol=0, equal_nan=True)
+
+    @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+    def test_values_of_any_size_are_rounded_as_torch_rounds(self, dtype: torch.dtype) -> None:
+        """Random bits: subnormal numbers, and those beyond the largest of the dtype."""
+        values = torch.randint(-(1 << 31), 1 << 31, (1, 1 << 16)).to(torch.int32).view(torch.float32)
+        values = values.where(values.abs() >= torch.finfo(torch.float32).smallest_normal, 0.0)
+        one = loaded("lokr", lokr_w1=torch.ones(1, 1), lokr_w2=values)
+        patched = lyc.patch_(torch.zeros(1, 1 << 16, dtype=dtype), [(one, 1.0)])
+        torch.testing.assert_close(patched, values.to(dtype), rtol=0, atol=0, equal_nan=True)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize(
+        "kinds", [("loha", "lokr-low-low", "lora"), ("loha", "lokr-full-low", "full", "oft")]
+    )
+    def test_a_weight_is_patched_wholly_or_not_at_all(
+        self, kinds: tuple[str, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(group, "TILE", 64)
+        monkeypatch.setattr(numba_tiles, "LEFT", 50)
+        layers = [(halved(load(kind, "linear")), 0.7) for kind in kinds]
+        check_memory(torch.randn(12, 18).to(dtype), layers, monkeypatch)
+        thirds = [
+            (lyc.Part(one, (12 * n, 12 * n + 12)), strength) for n in range(3) for one, strength in layers
+        ]
+        check_memory(torch.randn(36, 18).to(dtype), thirds, monkeypatch)
+
+    def test_weights_patched_by_several_threads_at_once(self) -> None:
+        base = torch.randn(200, 700)
+        names = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+        pairs = [
+            (loaded("loha", **dict(zip(names, (rand(200, 4), rand(4, 700)) * 2, strict=True))), 0.5)
+            for _ in range(8)
+        ]
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda pair: lyc.patch_(base.clone(), [pair]), pairs * 4))
+        for n, patched in enumerate(found):
+            assert_one_rounding(patched, base, [pairs[n % 8]])
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+    def test_a_process_that_forked_has_threads_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(numba_tiles, "SHARE", 1)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+        base, pairs = torch.randn(12, 18), [(load("loha", "linear"), 0.5)]
+        wanted = lyc.patch_(base.clone(), pairs)
+        with warnings.catch_warnings():
+            # Newer Pythons warn of every fork beside threads.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+        if not child:
+            os._exit(0 if torch.equal(lyc.patch_(base.clone(), pairs), wanted) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def python(code: str, **environment: str) -> list[str]:
+    """The lines that a new interpreter prints."""
+    added = {"PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}", **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, **added},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+def test_numba_is_imported_only_for_weights_that_are_for_it() -> None:
+    printed = python(
+        "import sys, torch, lycoris_ops as lyc\n"
+        "from layers import load\n"
+        "base, pairs = torch.zeros(12, 18), [(load('lora', 'linear'), 1.0), (load('oft', 'linear'), 1.0)]\n"
+        "lyc.patch_(base, pairs)\n"
+        "print(lyc.patch_report(base, pairs))\n"
+        "print('numba' in sys.modules, 'llvmlite' in sys.modules)"
+    )
+    assert printed[-1] == "False False"
+    assert "path torch" in printed[-2]
+
+
+PATCHED = """
+import sys, torch, lycoris_ops as lyc
+from layers import load
+from test_patch import assert_one_rounding
+base, pairs = torch.randn(12, 18), [(load(kind, "linear"), 0.5) for kind in ("lora", "loha", "lokr-full-low")]
+assert_one_rounding(lyc.patch_(base.clone(), pairs), base, pairs)
+print(lyc.patch_report(base, pairs).splitlines()[-1])
+print("numba" in sys.modules)
+"""
+
+
+@needs_numba
+def test_loha_and_lokr_on_the_cpu_go_by_numba() -> None:
+    line, imported = python(PATCHED)
+    assert line.startswith("path numba") and imported == "True"
+
+
+@needs_numba
+def test_a_numba_that_is_told_not_to_compile_is_left_out() -> None:
+    line, _ = python(PATCHED, NUMBA_DISABLE_JIT="1")
+    assert line.startswith("path torch") and "numba's compiler is switched off" in line
+
+
+def test_without_numba_the_next_path_runs_and_the_report_says_why() -> None:
+    line, _ = python(f"import sys\nsys.modules['numba'] = None\n{PATCHED}")
+    assert line.startswith("path torch") and "not numba: numba is not installed" in line
+
+
+@pytest.mark.parametrize(
+    ("missing", "version", "reason"),
+    [
+        ("numba", "0.61.0", "numba is not installed"),
+        ("llvmlite", "0.61.0", "llvmlite is not installed"),
+        ("", "0.60.2", "numba 0.60.2 is too old, 0.61 is needed"),
+        ("", "0.61.0rc1", None),
+        ("", "1.2", None),
+    ],
+)
+def test_what_is_installed(
+    missing: str, version: str, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else name)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    found = numba_tiles._needs.__wrapped__()
+    assert found is None if reason is None else (found or "").startswith(reason)
+
+
+def chosen(base: Tensor, kinds: tuple[str, ...], rank: int = 3) -> str:
+    report = lyc.patch_report(base, [(load(kind, "linear", rank=rank), 1.0) for kind in kinds])
+    return report.splitlines()[-1]
+
+
+@needs_numba
+def test_what_is_left_to_other_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    single, short = torch.zeros(12, 18), torch.zeros(12, 18, dtype=torch.bfloat16)
+    assert "not numba: no LoHa and no LoKr layers" in chosen(single, ("lora", "full", "oft"))
+    assert "not numba: not for float64" in chosen(single.double(), ("loha",))
+    for able, product in (((), False), (("avx512_bf16",), False), (("avx512_bf16", "amx_bf16"), True)):
+        monkeypatch.setattr(bfloat16_product, "able", lambda one, able=able: one in able)
+        assert chosen(short, ("loha", "lora")).startswith(
+            "path bfloat16 product" if product else "path numba"
+        )
+        assert chosen(short, ("loha",), rank=9).startswith("path numba")
+        assert chosen(short, ("loha", "lokr-full-low")).startswith("path numba")
+        assert chosen(single, ("loha",)).startswith("path numba")
+    monkeypatch.setattr(numba_tiles, "_halves", lambda: False)
+    assert "not numba: the processor does not convert float16" in chosen(single.half(), ("loha",))
+
+
+@needs_numba
+def test_a_weight_that_is_not_aligned_is_refused() -> None:
+    raw = torch.zeros(12 * 18 * 4 + 2, dtype=torch.uint8).numpy()[2:]
+    weight = torch.frombuffer(raw, dtype=torch.float32).view(12, 18)
+    assert "not numba: the weight is not aligned" in chosen(weight, ("loha",))
+
+
+class TypingError(Exception):
+    """As numba's own."""
+
+    def __str__(self) -> str:
+        return "Failed in nopython mode pipeline (step: nopython frontend)\nInvalid use of Function(<x>)"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (TypingError(), "TypingError: Invalid use of Function"),
+        (RuntimeError("symbol not found"), "RuntimeError: symbol not found"),
+        (ImportError("DLL load failed"), "ImportError: DLL load failed"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_a_kernel_that_fails_is_left_out_once(
+    error: Exception, reason: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, error)
+    base = torch.randn(WEIGHTS["conv2d"]).to(dtype)
+    pairs = [(load(kind, "conv2d"), 0.5) for kind in ("lora", "loha", "lokr-low-low", "oft")]
+    assert "path numba" in lyc.patch_report(base, pairs)
+    with pytest.warns(UserWarning, match=f"'numba' is left out: it failed: {reason}") as caught:
+        assert_one_rounding(lyc.patch_(base.clone(), pairs), base, pairs)
+    assert len(caught) == 1
+    report = lyc.patch_report(base, pairs)
+    assert f"not numba: it failed: {reason}" in report and "path torch" in report
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_one_rounding(lyc.patch_(base.clone(), pairs), base, pairs)
+
+
+def test_compiling_without_memory_is_no_reason_to_leave_the_path_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, MemoryError())
+    base, pairs = torch.randn(12, 18), [(load("loha", "linear"), 0.5)]
+    weight = base.clone()
+    with pytest.raises(MemoryError):
+        lyc.patch_(weight, pairs)
+    assert torch.equal(weight, base)
+    assert "path numba" in lyc.patch_report(base, pairs)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Let the compiler raise this."""
+
+    def compiled(dtype: torch.dtype) -> NoReturn:
+        raise error
+
+    path = dataclasses.replace(numba_tiles.PATH, needs=lambda: None)
+    others = tuple(one for one in registry.PATHS if one.name != "numba")
+    monkeypatch.setattr(registry, "PATHS", tuple(sorted((path, *others), key=lambda one: one.rank)))
+    monkeypatch.setattr(registry, "_FAILED", {})
+    monkeypatch.setattr(numba_tiles, "_kernel", compiled)
+
+
+KEPT = """
+import importlib, sys
+sys.path.insert(0, {parent!r})
+terms = importlib.import_module({module!r})
+kernel = terms.compiled("float32")
+print(sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.values()))
+"""
+
+
+@needs_numba
+@pytest.mark.slow
+def test_what_is_compiled_is_kept_on_disk(tmp_path: Path) -> None:
+    """For each name that the package has: the host loads it under its folder's. A broken file is no error."""
+    package = tmp_path / "pack" / "ops"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    shutil.copy(ROOT / "lycoris_ops/kernels/numba_kernels/terms.py", package)
+    names = [
+        {"parent": str(tmp_path / "pack"), "module": "ops.terms"},
+        {"parent": str(tmp_path), "module": "pack.ops.terms"},
+    ]
+    environment = {"NUMBA_CACHE_DIR": "", "XDG_CACHE_HOME": str(tmp_path / "user")}
+    for name in names:
+        assert python(KEPT.format(**name), **environment) == ["0 1"]
+    for name in names:
+        assert python(KEPT.format(**name), **environment) == ["1 0"]
+    for file in package.glob("__pycache__/*.nbc"):
+        file.write_bytes(b"not what numba wrote")
+    for name in names:
+        assert len(python(KEPT.format(**name), **environment)) == 1
+
+
+@needs_numba
+def test_a_folder_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    terms: Any = numba_tiles._terms()
+    from numba.core import caching
+
+    monkeypatch.setattr(caching.FunctionCache, "_locator_classes", (), raising=False)
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+    assert len(terms.compiled("float32").signatures) == 1
