@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -222,8 +223,11 @@ def used_uncalled(patcher: Any, path: str) -> bool:
         return True
     if getattr(layer_of(patcher, path), "layout_type", None) != "TensorWiseINT8Layout":
         return False
-    forward = inspect.unwrap(type(comfy.utils.get_attr(patcher.model, parent)).forward)
-    return {"linear_input_act", name} <= set(forward.__code__.co_names)
+    try:
+        source = inspect.getsource(type(comfy.utils.get_attr(patcher.model, parent)))
+    except (OSError, TypeError):
+        return True  # no source to tell by, and a merge is right either way
+    return re.search(rf"linear_input_act\(\s*self\.{re.escape(name)}\b", source) is not None
 
 
 def add_injection(patcher: Any, name: str, injections: list[PatcherInjection]) -> None:

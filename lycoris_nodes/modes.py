@@ -71,14 +71,15 @@ def describe_choice(mode: Mode, choices: Sequence[Choice]) -> str:
     bypassed = total.get("bypassed", 0)
     if mode == "merge" and not bypassed:
         return ""
-    lines = [f"Mode {mode}: {bypassed} layers bypassed, {total.get('merged', 0)} merged"]
+    layers = "layer" if bypassed == 1 else "layers"
+    lines = [f"Mode {mode}: {bypassed} {layers} bypassed, {total.get('merged', 0)} merged"]
     for (way, reason), paths in sorted(why.items(), key=lambda item: -len(item[1])):
         if reason:
             lines.append(f"  {len(paths)} {way}: {reason} ({_names(paths)})")
     if bypassed:
         lines.append(
-            f"  ComfyUI's own nodes that save or merge models would leave the {bypassed} bypassed layers "
-            "out: they stand beside the weights. Save Merged Model writes the whole stack."
+            f"  ComfyUI's own nodes that save or merge models would leave the {bypassed} bypassed "
+            f"{layers} out, as they stand beside the weights. Save Merged Model writes the whole stack."
         )
     return "\n".join(lines)
 

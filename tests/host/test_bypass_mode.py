@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -391,16 +392,15 @@ def test_a_layer_that_enlarges_its_weight_is_merged(host: Host, small: Patched, 
         chain(host, small, (plain, "bypass"), (stack, "bypass"))
 
 
-def patcher(**layers: Any) -> Any:
-    """The host's patcher on a model of these layers, under `diffusion_model`."""
+def patcher(device: str = "cpu", **layers: Any) -> Any:
+    """The host's patcher, for a device, on a model of these layers under `diffusion_model`."""
     from comfy.model_patcher import ModelPatcher
 
     model = torch.nn.Module()
     model.diffusion_model = torch.nn.Module()
     for name, layer in layers.items():
         setattr(model.diffusion_model, name, layer)
-    cpu = torch.device("cpu")
-    return ModelPatcher(model, load_device=cpu, offload_device=cpu)
+    return ModelPatcher(model, load_device=torch.device(device), offload_device=torch.device("cpu"))
 
 
 def test_parameters_of_their_own_and_embeddings_are_merged(host: Host, stack_of: Write) -> None:
@@ -486,3 +486,140 @@ def test_auto_merges_plain_floats(host: Host, small: Patched, stack_of: Write) -
     assert set(patched.patches) == set(host.apply(small, stack).patches)
     assert f"0 layers bypassed, {len(CHANGED)} merged" in patched.report
     assert f"{len(CHANGED)} merged: kept as plain floats" in patched.report and "leave" not in patched.report
+
+
+def test_auto_bypasses_where_the_host_would_merge_in_every_pass(
+    host: Host, stack_of: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model for a card that is not here: nothing is loaded, only chosen."""
+    import comfy.model_management as management
+    import comfy.ops
+
+    stack = stack_of({"x": lora((24, 16))})
+
+    def report(device: str, total: int, state: Any) -> str:
+        monkeypatch.setattr(management, "get_total_memory", lambda *_: total)
+        monkeypatch.setattr(management, "vram_state", state)
+        model = patcher(device, x=comfy.ops.manual_cast.Linear(16, 24))
+        return host.apply(Patched(model, None), stack, mode="auto").report
+
+    states = management.VRAMState
+    for found in (report("cuda", 1 << 30, states.LOW_VRAM), report("cuda", 1000, states.NORMAL_VRAM)):
+        assert "1 layer bypassed, 0 merged" in found and "would merge in every pass" in found
+    for found in (report("cuda", 1 << 30, states.NORMAL_VRAM), report("cpu", 1000, states.LOW_VRAM)):
+        assert "0 layers bypassed, 1 merged" in found and "kept as plain floats" in found
+
+
+def test_a_weight_that_its_model_uses_without_the_layer_is_merged(host: Host, stack_of: Write) -> None:
+    """By the host's int8 kernel that takes an activation function along; MiniMax's models call it."""
+    import comfy.ops
+
+    class MLP(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            operations = comfy.ops.mixed_precision_ops(compute_dtype=torch.float32)
+            for name in ("fc1", "fc2"):
+                tensors = quantised(host, "int8", torch.randn(16, 16), "x.weight")
+                layer = operations.Linear(16, 16, bias=False, dtype=torch.float32)
+                layer.load_state_dict({key.removeprefix("x."): tensor for key, tensor in tensors.items()})
+                setattr(self, name, layer)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return comfy.ops.linear_input_act(self.fc2, self.fc1(x), "gelu_tanh")
+
+    stack = stack_of({f"mlp.{name}": lora((16, 16)) for name in ("fc1", "fc2")})
+    for mode in ("bypass", "auto"):
+        patched = host.apply(Patched(patcher(mlp=MLP()), None), stack, mode=mode)
+        assert list(patched.patches) == ["diffusion_model.mlp.fc2.weight"]
+        assert "1 layer bypassed, 1 merged" in patched.report
+        assert "without calling the layer (diffusion_model.mlp.fc2)" in patched.report
+
+
+class GgufLikeTensor(torch.Tensor):
+    """Packed data with another shape than they say, and a type with a name, as ComfyUI-GGUF's have."""
+
+    tensor_type = SimpleNamespace(name="Q4_K")
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((24, 16))
+
+
+def gguf_like(rows: Tensor) -> Any:
+    """A stand-in of ComfyUI-GGUF's layer, which is not here: what it shares with our code, and no more.
+
+    The host's `Linear`, with a `cast_bias_weight` of its own that unpacks in every pass.
+    """
+    import comfy.ops
+
+    class Linear(comfy.ops.manual_cast.Linear):
+        def cast_bias_weight(
+            self, x: Any = None, dtype: Any = None, device: Any = None, bias_dtype: Any = None
+        ) -> tuple[Tensor, Tensor]:
+            packed = self.weight.as_subclass(Tensor)
+            weight = (packed[:, 1:].float() - 128) / 256
+            dtype = dtype or x.dtype
+            return weight.to(dtype), self.bias.to(dtype)
+
+        def forward_comfy_cast_weights(self, x: Tensor) -> Tensor:
+            return functional.linear(x, *self.cast_bias_weight(x))
+
+    layer = Linear(16, 24)
+    layer.bias = torch.nn.Parameter(torch.randn(24), requires_grad=False)
+    layer.weight = torch.nn.Parameter(rows.as_subclass(GgufLikeTensor), requires_grad=False)
+    return layer
+
+
+@pytest.mark.parametrize("kind", ["lora-bias", "lora-dora-out", "oft", "boft"])
+@pytest.mark.parametrize("mode", ["bypass", "auto"])
+def test_a_layer_of_the_kind_of_ggufs_is_bypassed(host: Host, stack_of: Write, kind: str, mode: str) -> None:
+    boft = {"oft_blocks": torch.randn(2, 6, 4, 4) / 4}
+    tensors = boft if kind == "boft" else kinds((24, 16))[kind]
+    rows = torch.randint(0, 256, (24, 17), dtype=torch.uint8)
+    layer = gguf_like(rows)
+    stack = stack_of({"x": tensors}, 0.5)
+    patched = host.apply(Patched(patcher(x=layer), None), stack, mode=mode)
+    assert not patched.patches and "1 layer bypassed, 0 merged" in patched.report
+    assert ("kept as GGUF Q4_K, to which a merge is added in every pass" in patched.report) is (
+        mode == "auto"
+    )
+    (entry,) = stack
+    ((_, made),) = entry.adapter.layers.items()
+    weight, bias = (rows[:, 1:].double() - 128) / 256, layer.bias.double()
+    if made.bias_layer() is not None:
+        bias = bias + 0.5 * made.bias_layer().delta(bias)
+    x = torch.randn(5, 16)
+    before = layer(x)
+    wanted = functional.linear(x.double(), weight + 0.5 * made.delta(weight), bias)
+    patched.model.patch_model(torch.device("cpu"))
+    try:
+        assert (layer(x) - wanted).abs().max() < 1e-5 * wanted.abs().max()
+        assert (before - wanted).abs().max() > 1e-2 * wanted.abs().max()
+    finally:
+        patched.model.unpatch_model()
+    assert torch.equal(layer(x), before) and hooks(patched.model.model) == []
+    with pytest.raises(
+        host.ops.LycorisError, match=r"diffusion_model\.x\.weight.*uint8.*GgufLikeTensor.*bypass"
+    ):
+        host.apply(Patched(patcher(x=layer), None), stack)
+
+
+def test_where_a_layer_fails_while_it_is_loaded_no_hook_stays(
+    host: Host, small: Patched, base: Tensor, stack_of: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patched = host.apply(small, stack_of(of_kind("ia3")), mode="bypass")
+    real, calls = host.ops.Bypass.meet, []
+
+    def meet(self: Any, *rest: Any) -> Any:
+        calls.append(self.name)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, *rest)
+
+    monkeypatch.setattr(host.ops.Bypass, "meet", meet)
+    with pytest.raises(KeyboardInterrupt):
+        sampled(host, patched.model)
+    assert len(calls) == 3 and hooks(small.model.model) == []
+    monkeypatch.undo()
+    assert torch.equal(sampled(host, small.model), base)
+    assert not torch.equal(sampled(host, patched.model), base)
