@@ -245,8 +245,11 @@ def test_changed_stacks_and_clones_share_a_loaded_model(
     assert torch.equal(sampled(host, first.model), latents)
     clone = first.model.clone()
     assert torch.equal(sampled(host, first.model), latents)
-    del clone
+    again = host.apply(first, other, mode="bypass")
+    assert len(hooks(small.model.model)) == len(CHANGED)
+    del clone, again
     gc.collect()
+    assert len(hooks(small.model.model)) == len(CHANGED), "the loaded model lost its hooks with a clone"
     clone = first.model.clone()
     clone.model_state_dict()
     live = clone.get_model_object(f"diffusion_model.{CHANGED[0]}")
@@ -320,6 +323,12 @@ def test_the_hosts_own_bypass_on_the_same_layers(
         error = apart(sampled(host, both), wanted, sampled(host, theirs(small.model)))
         print(f"{kind}: {error:.1e} of the effect")
         assert error < NEAR
+    loaded = theirs(small.model)
+    sampled(host, loaded)
+    unused = host.apply(Patched(loaded, None), ours, mode="bypass")
+    del unused, both
+    gc.collect()
+    assert len(hooks(small.model.model)) == len(CHANGED), "the host's bypass went with a clone of ours"
     assert torch.equal(sampled(host, small.model), base)
     assert hooks(small.model.model) == []
 
