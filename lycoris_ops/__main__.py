@@ -169,7 +169,8 @@ def _entry(file: str, *strengths: str) -> Entry:
         raise LycorisError(
             "an adapter must be given as FILE [STRENGTH [CLIP]]", file=file, got=" ".join(strengths)
         )
-    return Entry(load_adapter(file), *(values or (1.0,)))
+    clip = values[1] if len(values) == 2 else None
+    return Entry(load_adapter(file), values[0] if values else 1.0, clip)
 
 
 def _metadata(text: str) -> tuple[str, str | None]:
