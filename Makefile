@@ -37,13 +37,14 @@ test-hosts: ## the host tests on every ComfyUI version of tests/harness/hosts.to
 	if [ $$status != 0 ]; then echo "Host tests failed on ComfyUI$$failed"; fi; exit $$status
 
 # A benchmark of ops that are wrong says nothing: their tests come first.
-BENCH = python -m pytest -q tests/ops/test_patch.py tests/ops/test_contract.py && python -m tests.bench.patch
+GATE = python -m pytest -q tests/ops/test_contract.py tests/ops/test_patch.py tests/ops/test_numba.py tests/ops/test_bypass.py
 
-bench: ## patching side by side with ComfyUI, lycoris-lora and PEFT, on the CPU
-	@$(IN) -- sh -c '$(BENCH)'
+bench: ## side by side with ComfyUI, lycoris-lora and PEFT, on the CPU
+	@$(IN) -- sh -c '$(GATE) && python -m tests.bench.patch && python -m tests.bench.load \
+		&& python -m tests.bench.bypass && python -m tests.bench.prompt'
 
-bench-gpu: ## the same on CUDA
-	@$(IN) -- sh -c '$(BENCH) --device cuda'
+bench-gpu: ## patching on CUDA
+	@$(IN) -- sh -c '$(GATE) && python -m tests.bench.patch --device cuda'
 
 ui: ## serve ComfyUI with the demo's models and print its address
 	@$(IN) -- python -m tests.harness.ui
