@@ -164,4 +164,4 @@ def _build(patcher: Any, path: str, shapes: Mapping[str, Sequence[int]], pairs: 
     try:
         return BypassPlan.build(geometry, layers, biases)
     except LycorisError as error:
-        raise error.within(key=path) from None
+        raise error.within(weight=key) from None

@@ -74,7 +74,7 @@ class LycorisPatch(WeightAdapterBase):
         try:
             return plan.apply_(plain(weight), tensors, values)
         except LycorisError as error:
-            raise error.within(key=key) from None
+            raise error.within(weight=key) from None
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise

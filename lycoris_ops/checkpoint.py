@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .algebra import Shape, is_finite
 from .codec import FLOAT8, Codec, Quantised, plain_floats, round_to_float8, seed_of
-from .errors import FileFormatError, LayerError, LycorisError, WriteError
+from .errors import FileFormatError, LayerError, LycorisError, WriteError, located
 from .files.safetensors_file import ITEM_BITS, SafetensorsFile, encode_header, raw_bytes, read_exactly
 from .files.tensor_file import DTYPE_NAMES, DTYPES, SAFETENSORS, TensorInfo
 from .files.writing import FLOATS, metadata_of, written
@@ -231,9 +231,10 @@ class _Merge:
         pairs = self.pairs.get(key)
         if not pairs:
             return weight
-        return patch_(
-            weight, [(match.read(entry.adapter, keep=False), match.strength) for entry, match in pairs]
-        )
+        with located(weight=key):
+            return patch_(
+                weight, [(match.read(entry.adapter, keep=False), match.strength) for entry, match in pairs]
+            )
 
     def _converted(self, data: BinaryIO, key: str, dtype: torch.dtype) -> Tensor:
         weight = self.base.read_one(data, key)

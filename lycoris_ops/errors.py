@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,7 +14,8 @@ class LycorisError(Exception):
     """What went wrong, where, what was found, what was expected, and what to do about it.
 
     Every part is kept as an attribute, and the message is composed of those that are known, so that
-    a caller that knows more (the file, the layer) can add it with :meth:`within`.
+    a caller that knows more (the file, the layer) can add it with :meth:`within`. `key` is what is meant in
+    the file, mostly a layer; `weight` is what it was to be applied to.
     """
 
     def __init__(
@@ -21,6 +24,7 @@ class LycorisError(Exception):
         *,
         file: str | None = None,
         key: str | None = None,
+        weight: str | None = None,
         got: str | None = None,
         expected: str | None = None,
         hint: str | None = None,
@@ -28,19 +32,24 @@ class LycorisError(Exception):
         self.problem = problem
         self.file = file
         self.key = key
+        self.weight = weight
         self.got = got
         self.expected = expected
         self.hint = hint
         super().__init__(problem)
 
-    def within(self, *, file: str | None = None, key: str | None = None) -> Self:
-        """The same error, with the file or key filled in where it was not known yet."""
+    def within(
+        self, *, file: str | None = None, key: str | None = None, weight: str | None = None
+    ) -> Self:
+        """The same error, with file, key or weight filled in where it was not known yet."""
         self.file = self.file or file
         self.key = self.key or key
+        self.weight = self.weight or weight
         return self
 
     def __str__(self) -> str:
-        where = ": ".join(part for part in (self.file, self.key) if part)
+        place = " on ".join(part for part in (self.key, self.weight) if part)
+        where = ": ".join(part for part in (self.file, place) if part)
         found = "; ".join(
             f"{label} {part}" for label, part in (("found", self.got), ("expected", self.expected)) if part
         )
@@ -48,6 +57,18 @@ class LycorisError(Exception):
         if found:
             text += f" ({found})"
         return f"{text}. {self.hint}" if self.hint else text
+
+
+@contextmanager
+def located(
+    *, file: str | None = None, key: str | None = None, weight: str | None = None
+) -> Generator[None]:
+    """What is raised inside names these places, where it does not name others itself."""
+    try:
+        yield
+    except LycorisError as error:
+        error.within(file=file, key=key, weight=weight)
+        raise
 
 
 class FileFormatError(LycorisError):

@@ -111,12 +111,17 @@ class Sparse:
 
 @dataclass(frozen=True)
 class Dependent:
-    """A change that depends on the weight it meets: only the layer itself can state it."""
+    """A change that depends on the weight it meets: only the layer itself can state it.
+
+    `file` and `key` say where it is from, since what is wrong with it may show only then.
+    """
 
     layer: Layer
+    file: str | None = None
+    key: str | None = None
 
     def rows(self, start: int, stop: int) -> Dependent:
-        return Dependent(self.layer.rows(start, stop))
+        return replace(self, layer=self.layer.rows(start, stop))
 
 
 Additive = LowRank | Hadamard | Kronecker | Full | Sparse

@@ -8,7 +8,7 @@ from typing import Literal
 
 from .algebra import Extent, Shape
 from .algorithms.base import show
-from .errors import LayerError, MatchError
+from .errors import LayerError, MatchError, located
 from .files.adapter import Adapter
 from .files.dialects import Part as ModelPart
 from .files.dialects import split_prefix
@@ -41,11 +41,12 @@ class Match:
         """The layer, or what of it is meant, read from the file; see `Adapter.layer` for `keep`."""
         layer = adapter.layer(self.layer, keep=keep)
         if self.parameter == "bias":
-            beside = layer.bias_layer()
-            if beside is None:
-                raise LayerError("the layer changes no bias", file=adapter.path, key=self.layer)
+            with located(file=adapter.path, key=self.layer):
+                beside = layer.bias_layer()
+                if beside is None:
+                    raise LayerError("the layer changes no bias")
             layer = beside
-        return Part(layer, self.target.rows, self.window)
+        return Part(layer, self.target.rows, self.window, adapter.path, self.layer)
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ class Bypass:
                         lambda: self._reader.bias(self.module, dtype, device),
                     )
             except LycorisError as error:
-                raise error.within(key=self.name) from None
+                raise error.within(weight=self.name) from None
         return self.met
 
     def remove(self) -> None:

@@ -97,7 +97,13 @@ class BypassPlan:
         for part, _ in stage.layers:
             part.check_fit(geometry.shape)
             if reason := refusal(part):
-                raise LayerError("a layer cannot be bypassed", got=reason, hint="Merge it into the weight")
+                raise LayerError(
+                    "a layer cannot be bypassed",
+                    file=part.file,
+                    key=part.key,
+                    got=reason,
+                    hint="Merge it into the weight",
+                )
         for part, _ in stage.biases:
             part.check_fit((geometry.outputs,))
         return cls(geometry, (stage,))
@@ -192,7 +198,8 @@ def _meet(geometry: Geometry, stage: Stage, number: int, effective: _Effective) 
     for slot, (part, _) in enumerate(stage.layers):
         for form in part.forms():
             if isinstance(form, Dependent):
-                found, base = _sides(geometry, form.layer, part.rows, slot, number, effective)
+                with part.named():
+                    found, base = _sides(geometry, form.layer, part.rows, slot, number, effective)
                 forms += [(one, part.rows, slot) for one in found]
                 bases += base
             else:

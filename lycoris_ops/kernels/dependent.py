@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Layer
+from ..errors import located
 from ..forms import Dependent
 from .group import Add, Product
 
@@ -24,6 +25,8 @@ class DependentTerm:
     names: tuple[str, ...]
     first: int
     slot: int
+    file: str | None = None
+    key: str | None = None
 
     def layer(self, tensors: Sequence[Tensor]) -> Layer:
         own = tensors[self.first : self.first + len(self.names)]
@@ -53,7 +56,8 @@ class DependentGroup:
         met = weight.to(dtype)
         total = torch.zeros(len(weight), met.numel() // len(weight), dtype=dtype, device=weight.device)
         for term in self.terms:
-            change = term.layer(tensors).dependent(met).reshape(total.shape)
+            with located(file=term.file, key=term.key):
+                change = term.layer(tensors).dependent(met).reshape(total.shape)
             total.add_(change, alpha=strengths[term.slot])
 
         def add(rows: Tensor, first: int) -> None:
@@ -72,6 +76,6 @@ def fuse(
         values = {field.name: getattr(form.layer, field.name) for field in dataclasses.fields(form.layer)}
         own = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         bare = dataclasses.replace(form.layer, **dict.fromkeys(own))
-        terms.append(DependentTerm(bare, tuple(own), first + len(tensors), slot))
+        terms.append(DependentTerm(bare, tuple(own), first + len(tensors), slot, form.file, form.key))
         tensors += own.values()
     return DependentGroup(tuple(terms)), tuple(tensors)

@@ -137,17 +137,21 @@ def patch_report(weight: Tensor, layers: Sequence[tuple[Layer | Part, float]]) -
 
 
 def _enlarged(shape: Shape, parts: Sequence[Part]) -> Shape:
-    wanted = {part.layer.enlarged() for part in parts} - {None}
-    for larger in wanted:
-        assert larger is not None
+    final = shape
+    for part in parts:
+        larger = part.layer.enlarged()
+        if larger is None:
+            continue
         if len(larger) != len(shape) or any(new < old for new, old in zip(larger, shape, strict=True)):
             raise LayerError(
                 "a layer enlarges its weight to a shape that does not hold it",
+                file=part.file,
+                key=part.key,
                 got=str(list(larger)),
                 expected=f"at least {list(shape)}",
             )
-        shape = tuple(max(new, old) for new, old in zip(larger, shape, strict=True))
-    return shape
+        final = tuple(max(new, old) for new, old in zip(larger, final, strict=True))
+    return final
 
 
 def _padded(weight: Tensor, shape: Shape) -> Tensor:
