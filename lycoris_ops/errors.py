@@ -38,9 +38,7 @@ class LycorisError(Exception):
         self.hint = hint
         super().__init__(problem)
 
-    def within(
-        self, *, file: str | None = None, key: str | None = None, weight: str | None = None
-    ) -> Self:
+    def within(self, *, file: str | None = None, key: str | None = None, weight: str | None = None) -> Self:
         """The same error, with file, key or weight filled in where it was not known yet."""
         self.file = self.file or file
         self.key = self.key or key
@@ -60,9 +58,7 @@ class LycorisError(Exception):
 
 
 @contextmanager
-def located(
-    *, file: str | None = None, key: str | None = None, weight: str | None = None
-) -> Generator[None]:
+def located(*, file: str | None = None, key: str | None = None, weight: str | None = None) -> Generator[None]:
     """What is raised inside names these places, where it does not name others itself."""
     try:
         yield

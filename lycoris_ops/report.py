@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .algorithms.base import show
+from .algorithms.oft import Oft
+from .files.dialects import split_prefix
+from .files.peft_config import CONFIG_NAME
 from .resolve import PART_NAMES, EntryResolution, Resolution
 
 LISTED = 8
@@ -32,12 +36,7 @@ def _describe_entry(resolution: EntryResolution) -> str:
     lines.append(f"  applied {resolution.count()} of {resolution.layers} layers")
     if silenced := resolution.count(silent=True):
         lines.append(f"  {silenced} matched at strength 0")
-    if adapter.peft:
-        lines.append(
-            f"  alpha from {', '.join(sorted({Path(peft.path).name for peft in adapter.peft.values()}))}"
-        )
-    elif adapter.dialect == "peft":
-        lines.append("  no adapter_config.json beside the file: every layer at scale 1")
+    lines += [f"  {line}" for line in _configured(resolution)]
     lines += [f"  {line}" for line in _odd_alphas(resolution)]
     for part, names in resolution.absent.items():
         why = f"the {PART_NAMES[part]}: {resolution.absent_because}"
@@ -66,6 +65,22 @@ def _describe_entry(resolution: EntryResolution) -> str:
     return "\n".join(lines)
 
 
+def _configured(resolution: EntryResolution) -> list[str]:
+    """Which configuration of PEFT's is followed, and which layers have no alpha from anywhere."""
+    adapter = resolution.entry.adapter
+    files = sorted({Path(info.peft.path).name for info in adapter.info.values() if info.peft})
+    lines = [f"alpha from {', '.join(files)}"] if files else []
+    left = adapter.without_alpha
+    if left and adapter.config:
+        lines.append(
+            f"{len(left)} layers without an alpha do not follow the {CONFIG_NAME} beside the file: their rank "
+            "is another, their names are not PEFT's, or the file holds a configuration itself"
+        )
+    elif any(split_prefix(name)[0] == "peft" for name in left):
+        lines.append(f"no {CONFIG_NAME} beside the file: {len(left)} layers at scale 1")
+    return lines
+
+
 def _kinds(resolution: EntryResolution) -> str:
     adapter = resolution.entry.adapter
     alphas = adapter.alphas()
@@ -81,12 +96,20 @@ def _kinds(resolution: EntryResolution) -> str:
 
 
 def _odd_alphas(resolution: EntryResolution) -> list[str]:
-    """What a user would not expect of alpha: 0 makes a layer do nothing, below 0 turns it around."""
+    """What a user would not expect of alpha: 0 makes a layer do nothing, below 0 turns it around.
+
+    To a rotation it is a bound, which must be a number too.
+    """
     adapter = resolution.entry.adapter
     scaled = {name for name, info in adapter.info.items() if info.algorithm.scaled_by_alpha and info.rank}
-    alphas = [alpha for name, alpha in adapter.alphas().items() if name in scaled and alpha is not None]
-    zero, negative = sum(alpha == 0 for alpha in alphas), sum(alpha < 0 for alpha in alphas)
+    bound = {name for name, info in adapter.info.items() if issubclass(info.algorithm, Oft)}
+    alphas = {name: alpha for name, alpha in adapter.alphas().items() if alpha is not None}
+    zero = sum(alphas.get(name) == 0 for name in scaled)
+    negative = sum(-math.inf < alphas.get(name, 0.0) < 0 for name in scaled)
+    unusable = sum(not math.isfinite(alphas.get(name, 0.0)) for name in scaled | bound)
     lines: list[str] = []
+    if unusable:
+        lines.append(f"alpha is NaN or infinite in {unusable} layers: they cannot be applied")
     if zero:
         lines.append(f"alpha is 0 in {zero} layers: they have no effect")
     if negative:

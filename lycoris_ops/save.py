@@ -40,6 +40,7 @@ from .files.writing import (
     in_file_order,
     metadata_of,
     staged,
+    system_errors,
 )
 from .regroup import fuse, take
 from .sameness import difference
@@ -137,7 +138,8 @@ def describe_saved(result: SaveResult) -> str:
 def _place(path: Path, dialect: Written) -> Path:
     """The file to write. Raises WriteError for a name that readers would not take."""
     if dialect == "peft":
-        return _peft_place(path)
+        with system_errors(path):
+            return _peft_place(path)
     if path.suffix.lower() not in SAFETENSORS:
         raise WriteError(
             "adapters are written as safetensors alone",
@@ -174,7 +176,8 @@ def _folder_of(path: Path, dialect: Written) -> Generator[None]:
     """PEFT's file is a folder, which is made for it, and taken away if nothing came of it."""
     new = dialect == "peft" and not path.parent.exists() and path.parent.parent.is_dir()
     if new:
-        path.parent.mkdir()
+        with system_errors(path):
+            path.parent.mkdir()
     try:
         yield
     except BaseException:

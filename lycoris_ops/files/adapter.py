@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache as memoised
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +14,19 @@ import torch
 from torch import Tensor
 
 from ..algebra import Extent, Shape, fits, is_finite
-from ..algorithms import ALGORITHMS, Layer, detect, explain
-from ..algorithms.base import ALPHA, DIFF_B, field_of
+from ..algorithms import Layer, detect, explain
+from ..algorithms.base import ALPHA
 from ..algorithms.factored import DORA, SPARSE
-from ..algorithms.ia3 import ON_INPUT
+from ..algorithms.ia3 import ON_INPUT, Ia3
 from ..algorithms.lokr import W1, W2
 from ..algorithms.lora import EMBEDDING_UP, RESHAPE, UP
-from ..algorithms.oftv2 import SCALED
-from ..errors import FileFormatError, LayerError, LycorisError
+from ..algorithms.oftv2 import SCALED, OftV2
+from ..errors import FileFormatError, LayerError
 from .cache import DEFAULT_CACHE, TensorCache
-from .dialects import recognise, split_prefix
+from .dialects import peft, recognise, split_prefix
 from .grouping import group
 from .network_args import is_block_diagonal, network_options, split_parts
+from .options import check_options, options_of
 from .peft_config import CONFIG_NAME, METADATA_KEY, PeftConfig, read_lora_metadata, read_peft_config
 from .pickle_file import PickleFile
 from .safetensors_file import SafetensorsFile
@@ -37,6 +36,8 @@ GENERIC_NAMES = ("adapter_model", "pytorch_lora_weights")
 BUNDLED = "bundle_emb."
 NOT_FACTORS = (ALPHA, RESHAPE, ON_INPUT, SCALED, SPARSE[0], SPARSE[2])
 """Suffixes of tensors that are numbers about the others."""
+CONFIGURED = (OftV2, Ia3)
+"""Kinds without an alpha of which PEFT's configuration says more than their tensors."""
 HEADERS = 64
 """How many files' headers are remembered, about 1 MB each for a large adapter."""
 
@@ -58,6 +59,8 @@ class LayerInfo:
     """What the layer needs to know and no tensor of the file says."""
     enlarges: bool
     """Whether the weight is enlarged to `shape` first."""
+    peft: PeftConfig | None = None
+    """The PEFT configuration that the layer follows: that of its file, or the one beside it."""
 
     def fits(self, weight: Shape) -> bool:
         """Whether the layer can be applied to a weight of this shape."""
@@ -82,8 +85,8 @@ class Adapter:
     unused_keys: tuple[str, ...]
     embeddings: tuple[str, ...] = ()
     """Names of the embeddings (textual inversions) that the file brings along; they are not applied."""
-    peft: Mapping[str, PeftConfig] = field(default_factory=dict[str, PeftConfig])
-    """PEFT configurations by the part of the model they are for; "" is for all."""
+    config: str | None = None
+    """The PEFT configuration that lies beside the file, whether or not a layer follows it."""
     cache: TensorCache = field(default=DEFAULT_CACHE, repr=False)
 
     @property
@@ -133,14 +136,21 @@ class Adapter:
                 alphas[name] = self._peft_alpha(info)
         return alphas
 
-    def _peft_of(self, name: str) -> PeftConfig | None:
-        return peft_of(self.peft, name)
+    @property
+    def without_alpha(self) -> tuple[str, ...]:
+        """Layers whose scale, or series, nothing says: neither a tensor nor a configuration."""
+        return tuple(
+            name
+            for name, info in self.info.items()
+            if info.peft is None
+            and ALPHA not in info.keys
+            and (info.algorithm.scaled_by_alpha or info.algorithm in CONFIGURED)
+        )
 
     def _peft_alpha(self, info: LayerInfo) -> float | None:
-        peft = self._peft_of(info.name)
-        if peft is None or info.rank is None or not info.algorithm.scaled_by_alpha:
+        if info.peft is None or info.rank is None or not info.algorithm.scaled_by_alpha:
             return None
-        return peft.alpha_of(_path(info.name), info.rank)
+        return info.peft.alpha_of(_path(info.name), info.rank)
 
     def _read(self, info: LayerInfo, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors as the algorithm defines them, from what the dialect wrote."""
@@ -159,16 +169,10 @@ class Adapter:
         alpha = self._peft_alpha(info)
         if alpha is not None:
             read[ALPHA] = torch.tensor(alpha, dtype=torch.float64)
-        peft = self._peft_of(info.name)
-        if peft is not None and W1 in read and W2 in read:
+        if info.peft is not None and W1 in read and W2 in read:
             # PEFT scales even a LoKr layer without a low-rank factor.
-            read[W1] = read[W1].float() * peft.scale_of(_path(info.name))
+            read[W1] = read[W1].float() * info.peft.scale_of(_path(info.name))
         return read
-
-
-def peft_of(peft: Mapping[str, PeftConfig], name: str) -> PeftConfig | None:
-    """The PEFT configuration of a layer: that of its part of the model, or the one for all."""
-    return peft.get(name.partition(".")[0]) or peft.get("")
 
 
 def _path(layer: str) -> str:
@@ -200,13 +204,9 @@ def load_adapter(
     `algorithms.factored`), `sig_type` of T-LoRA, `terms` and `constraint` of OFTv2.
 
     Raises FileFormatError for a file that is damaged or holds no adapter, LayerError where the shapes of
-    a layer contradict each other, LycorisError for an unknown option.
+    a layer contradict each other, LycorisError for an unknown option or value.
     """
-    known = sorted({name for kind in ALGORITHMS.values() for name in _options_of(kind)})
-    if unknown := sorted(set(options) - set(known)):
-        raise LycorisError(
-            "an unknown option", file=str(path), got=", ".join(unknown), expected=", ".join(known)
-        )
+    check_options(options, str(path))
     return _load(*_fingerprints(path), cache, tuple(sorted(options.items())))
 
 
@@ -232,11 +232,7 @@ def _load(
     grouped, unused = group(file, dialect)
     names = {split_prefix(name)[0] for name in grouped}
     spoken = dialect.name if dialect else "+".join(sorted(name or "bare" for name in names))
-    peft: dict[str, PeftConfig] = {}
-    if METADATA_KEY in file.metadata:
-        peft = read_lora_metadata(file.metadata[METADATA_KEY], fingerprint.path)
-    elif config and spoken == "peft":
-        peft = {"": read_peft_config(config.path)}
+    configs = _Configs.of(file, config, all_peft=dialect is peft.DIALECT)
     given = {**network_options(file.metadata), **dict(options)}
     info: dict[str, LayerInfo] = {}
     unreadable: dict[str, str] = {}
@@ -247,40 +243,73 @@ def _load(
             unreadable[name] = explain(keys)
             unused.extend(keys.values())
             continue
-        known = _options(algorithm, name, peft, given)
         enlarges = RESHAPE in keys or (dialect is not None and name in dialect.enlarged)
-        info[name] = _describe(name, algorithm, keys, shapes, known, enlarges, fingerprint.path)
+        info[name] = _describe(name, algorithm, keys, shapes, configs, given, enlarges, fingerprint.path)
     if not grouped:
         raise FileFormatError(
             "the file holds no adapter layer",
             file=fingerprint.path,
             got=_sample(unused),
             expected="keys such as <layer>.lora_up.weight, <layer>.hada_w1_a or <layer>.lokr_w1",
-            hint="A checkpoint or an embedding is not an adapter: load it with its own node",
+            hint=f"It holds several adapters, {', '.join(names)}: write one of them into a file of its own"
+            if len(names := sorted(peft.adapter_names(unused))) > 1
+            else "A checkpoint or an embedding is not an adapter: load it with its own node",
         )
     embeddings = sorted({key.split(".")[1] for key in unused if key.startswith(BUNDLED)})
     rest = tuple(key for key in unused if not key.startswith(BUNDLED))
-    return Adapter(file, spoken, info, unreadable, rest, tuple(embeddings), peft, cache)
+    beside = config.path if config else None
+    return Adapter(file, spoken, info, unreadable, rest, tuple(embeddings), beside, cache)
 
 
-@memoised
-def _options_of(algorithm: type[Layer]) -> set[str]:
-    """The fields of a layer that no tensor of a file fills."""
-    tensors = {field_of(suffix) for suffix in algorithm.suffixes()}
-    return {field.name for field in dataclasses.fields(algorithm)} - tensors - {ALPHA, DIFF_B}
+@dataclass
+class _Configs:
+    """The PEFT configurations that a file's layers may follow.
+
+    Those in a file are for its parts of a model. The one beside it is for every layer with PEFT's
+    prefix; in a folder of many files it may be that of another, so a layer that only has PEFT's suffixes
+    must have the rank that it says, and one with an alpha of its own never follows it.
+    """
+
+    own: Mapping[str, PeftConfig]
+    """By the part of the model they are for; "" is for all."""
+    beside: str | None
+    all_peft: bool
+
+    @classmethod
+    def of(cls, file: TensorFile, config: Fingerprint | None, *, all_peft: bool) -> _Configs:
+        if METADATA_KEY in file.metadata:
+            own = read_lora_metadata(file.metadata[METADATA_KEY], file.fingerprint.path)
+            return cls(own, None, all_peft)
+        return cls({}, config.path if config else None, all_peft)
+
+    def of_layer(
+        self, name: str, algorithm: type[Layer], keys: Mapping[str, str], rank: int | None
+    ) -> PeftConfig | None:
+        """The configuration that a layer follows."""
+        if ALPHA in keys and algorithm.scaled_by_alpha:
+            return None
+        if self.beside is None:
+            return self.own.get(name.partition(".")[0]) or self.own.get("")
+        if self.all_peft or split_prefix(name)[0] == peft.DIALECT.name:
+            return self._read
+        if any(key.endswith(peft.OWN) for key in keys.values()) and self._read.rank_at(_path(name)) == rank:
+            return self._read
+        return None
+
+    @cached_property
+    def _read(self) -> PeftConfig:
+        """Read only where a layer may follow it: a damaged one is no concern of other files."""
+        assert self.beside is not None
+        return read_peft_config(self.beside)
 
 
 def _options(
-    algorithm: type[Layer],
-    name: str,
-    peft: Mapping[str, PeftConfig],
-    given: Mapping[str, Any],
+    algorithm: type[Layer], name: str, config: PeftConfig | None, given: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What a layer needs to know and no tensor says: as given, else as the configuration says."""
-    wanted = _options_of(algorithm)
+    wanted = options_of(algorithm)
     if not wanted:
         return {}
-    config = peft_of(peft, name)
     found = {**(config.options(algorithm.algorithm, _path(name)) if config else {}), **given}
     return {option: value for option, value in found.items() if option in wanted}
 
@@ -304,18 +333,21 @@ def _describe(
     algorithm: type[Layer],
     keys: dict[str, str],
     shapes: dict[str, Shape],
-    options: dict[str, Any],
+    configs: _Configs,
+    given: Mapping[str, Any],
     enlarges: bool,
     path: str,
 ) -> LayerInfo:
     try:
         if math.prod(shapes.get(ALPHA, ())) != 1:
             raise LayerError("alpha is not a single number", got=str(list(shapes[ALPHA])), expected="[]")
-        shape = algorithm.shape(shapes)
+        shape, rank = algorithm.shape(shapes), algorithm.rank_of(shapes)
+        config = configs.of_layer(name, algorithm, keys, rank)
+        options = _options(algorithm, name, config, given)
         bias = algorithm.bias_shape(shapes, options)
     except LayerError as error:
         raise error.within(file=path, key=name) from None
-    return LayerInfo(name, algorithm, keys, shape, bias, algorithm.rank_of(shapes), options, enlarges)
+    return LayerInfo(name, algorithm, keys, shape, bias, rank, options, enlarges, config)
 
 
 def _check_finite(key: str, tensor: Tensor, path: str) -> None:

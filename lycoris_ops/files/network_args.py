@@ -75,7 +75,7 @@ def _args(metadata: Mapping[str, str]) -> Mapping[str, str]:
 def _parsed(text: str) -> dict[str, str]:
     try:
         table: Any = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         # Other tools write free text here; it holds nothing that is needed.
         return {}
     if not isinstance(table, dict):

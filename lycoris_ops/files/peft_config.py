@@ -40,6 +40,10 @@ class PeftConfig:
     feedforward: tuple[str, ...] = ()
     """Ends of the paths of layers whose IA3 factors are for inputs."""
 
+    def rank_at(self, layer: str) -> int | None:
+        """The rank that a layer has by it; None for the kinds that have none."""
+        return None if self.alpha is None else _override(self.rank_pattern, layer, self.rank)
+
     def options(self, algorithm: str, layer: str) -> dict[str, Any]:
         """What an algorithm needs to know of a layer beyond its scale."""
         if algorithm == "oftv2":
@@ -71,7 +75,11 @@ def _override(patterns: Mapping[str, Number], layer: str, default: Number) -> Nu
 
 def read_peft_config(path: str) -> PeftConfig:
     """Read an adapter_config.json. Raises FileFormatError where it is damaged or of another kind."""
-    text = Path(path).read_text(encoding="utf-8", errors="replace")
+    try:
+        # Some editors put a mark of the byte order in front.
+        text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
+    except OSError as error:
+        raise FileFormatError("the file cannot be read", file=path, got=str(error.strerror)) from error
     return _parse(text, path, lambda table: {""})[""]
 
 
@@ -95,7 +103,15 @@ def _parse(text: str, path: str, parts: Callable[[dict[str, Any]], set[str]]) ->
     try:
         table = cast("dict[str, Any]", json.loads(text))
         return {part: _config(table, f"{part}." if part else "", path) for part in parts(table)}
-    except (ValueError, KeyError, TypeError, AttributeError, re.error) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        re.error,
+    ) as error:
         raise FileFormatError(
             "this is no PEFT configuration that can be followed",
             file=path,
@@ -112,8 +128,8 @@ def _config(table: dict[str, Any], prefix: str, path: str) -> PeftConfig:
     return PeftConfig(
         path=path,
         alpha=_alpha(config),
-        rank=int(config["r"] if _has_rank(config) else 1),
-        rank_pattern={_pattern(name): int(value) for name, value in _table(config, "rank_pattern")},
+        rank=_rank(config["r"]) if _has_rank(config) else 1,
+        rank_pattern={_pattern(name): _rank(value) for name, value in _table(config, "rank_pattern")},
         alpha_pattern={_pattern(name): float(value) for name, value in _table(config, "alpha_pattern")},
         use_rslora=bool(config.get("use_rslora", False)),
         rotation=_rotation(config),
@@ -125,22 +141,39 @@ def _has_rank(config: dict[str, Any]) -> bool:
     return config.get("peft_type") not in WITHOUT_ALPHA
 
 
+def _rank(value: Any) -> int:
+    if int(value) < 1:
+        raise ValueError(f"a rank of {value}")
+    return int(value)
+
+
 def _alpha(config: dict[str, Any]) -> float | None:
     if not _has_rank(config):
         return None
     return float(config["lora_alpha"] if "lora_alpha" in config else config["alpha"])
 
 
+def _constraint(config: dict[str, Any]) -> float | None:
+    if not config.get("coft"):
+        return None
+    eps = float(config["eps"])
+    if not eps > 0:
+        raise ValueError(f"coft with an eps of {eps}")
+    return eps
+
+
 def _rotation(config: dict[str, Any]) -> dict[str, Any]:
     if config.get("peft_type") != "OFT":
         return {}
     terms = int(config.get("num_cayley_neumann_terms", 5)) if config.get("use_cayley_neumann", True) else 0
+    if terms < 0:
+        raise ValueError(f"num_cayley_neumann_terms of {terms}")
     # Before 0.18, whose files name no version, the last term of the series counted twice as the others.
     release = tuple(int(part) for part in re.findall(r"\d+", str(config.get("peft_version", "0.0")))[:2])
     return {
         "terms": terms,
         "last": 1 if release >= (0, 18) else 2,
-        "constraint": float(config["eps"]) if config.get("coft") else None,
+        "constraint": _constraint(config),
     }
 
 

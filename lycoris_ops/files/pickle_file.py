@@ -48,6 +48,12 @@ class PickleFile:
         return {name: loaded[name] for name in names}
 
 
+def _is_safetensors(path: str) -> bool:
+    """Whether it begins as one, with the length of a header and its opening brace."""
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
 def _load(path: str) -> dict[str, Tensor]:
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
@@ -57,9 +63,11 @@ def _load(path: str) -> dict[str, Tensor]:
         raise FileFormatError(
             "not a pickle of plain tensors",
             file=path,
-            got=str(error).strip().splitlines()[0] if str(error) else type(error).__name__,
-            expected="a file that torch.load(weights_only=True) accepts",
-            hint="It is damaged, or it would run code when loaded: ask for a .safetensors file",
+            expected="a table of tensors, saved by torch and nothing else in it",
+            # Not torch's own text: it advises to load the file in a way that runs whatever is in it.
+            hint="It is a safetensors file: rename it so that it ends in .safetensors"
+            if _is_safetensors(path)
+            else "It is damaged, or it would run code when loaded: ask for a .safetensors file",
         ) from error
     outer = cast("dict[Any, Any]", loaded) if isinstance(loaded, dict) else {}
     inner: Any = outer.get("state_dict", loaded)

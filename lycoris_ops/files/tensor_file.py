@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,17 +30,20 @@ class Fingerprint:
 
     @classmethod
     def of(cls, path: str | os.PathLike[str]) -> Fingerprint:
-        """Raises FileFormatError where there is no such file."""
+        """Raises FileFormatError where there is no such file, or the system does not tell of it."""
         # Links are kept: a download cache links readable names to files named after their hash.
         full = Path(path).absolute()
-        if not full.is_file():
-            raise FileFormatError(
-                "there is no such file" if not full.exists() else "this is not a file",
-                file=str(path),
-                hint="Check the name, or refresh the list of files",
-            )
-        stat = full.stat()
-        return cls(path=str(full), size=stat.st_size, mtime_ns=stat.st_mtime_ns)
+        hint = "Check the name, or refresh the list of files"
+        try:
+            found = full.stat()
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            raise FileFormatError("there is no such file", file=str(path), hint=hint) from None
+        except OSError as error:
+            why = str(error.strerror)
+            raise FileFormatError("the file cannot be read", file=str(path), got=why, hint=hint) from error
+        if not stat.S_ISREG(found.st_mode):
+            raise FileFormatError("this is not a file", file=str(path), hint=hint)
+        return cls(path=str(full), size=found.st_size, mtime_ns=found.st_mtime_ns)
 
     @property
     def stamp(self) -> str:

@@ -84,9 +84,9 @@ def _layout(tensors: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
 @contextmanager
 def written(path: Path, size: int) -> Generator[BinaryIO]:
     """A file that is written beside `path` and takes its name only when all went well."""
-    _check_place(path, size)
     part = path.with_name(_part_name(path))
-    with _system_errors(path, size):
+    with system_errors(path, size):
+        _check_place(path, size)
         try:
             with part.open("xb") as file:
                 yield file
@@ -101,9 +101,9 @@ def staged(path: Path, size: int) -> Generator[Path]:
 
     So what is in it can be read under its own name before anything takes effect.
     """
-    _check_place(path, size)
     folder = path.with_name(_part_name(path))
-    with _system_errors(path, size):
+    with system_errors(path, size):
+        _check_place(path, size)
         try:
             folder.mkdir()
             yield folder
@@ -134,7 +134,8 @@ def _check_place(path: Path, size: int) -> None:
 
 
 @contextmanager
-def _system_errors(path: Path, size: int) -> Generator[None]:
+def system_errors(path: Path, size: int = 0) -> Generator[None]:
+    """What the system refuses inside is raised as a WriteError for a file at `path`."""
     try:
         yield
     except OSError as error:
@@ -143,6 +144,6 @@ def _system_errors(path: Path, size: int) -> Generator[None]:
             "the disk is full" if full else "the file cannot be written",
             file=str(path),
             got=os.strerror(error.errno) if error.errno else str(error),
-            expected=f"room for {size} bytes",
+            expected=f"room for {size} bytes" if full else None,
             hint="Nothing was left behind, and an earlier file of that name is untouched",
         ) from error

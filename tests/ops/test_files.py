@@ -348,7 +348,8 @@ def test_peft_keeps_alpha_beside_the_file(
     ],
 )
 def test_a_peft_config_that_cannot_be_followed_is_named(tmp_path: Path, config: str) -> None:
-    path = write(tmp_path / "x.safetensors", {f"{PEFT}.lora_A.weight": torch.zeros(3, 18)})
+    factors = {f"{PEFT}.lora_A.weight": torch.zeros(3, 18), f"{PEFT}.lora_B.weight": torch.zeros(12, 3)}
+    path = write(tmp_path / "x.safetensors", factors)
     (tmp_path / "adapter_config.json").write_text(config)
     with pytest.raises(lyc.FileFormatError, match=r"adapter_config\.json.*lora_alpha"):
         lyc.load_adapter(path)

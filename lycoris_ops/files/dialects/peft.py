@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
+
 from .base import Dialect, Prefix
 
 PAIR = {
@@ -28,6 +31,34 @@ NAMED = (
 )
 """Bare parameters, which a file of a live model holds with the adapter's name behind them."""
 
+OWN = tuple(f".{suffix}" for suffix in (*PAIR, "lora_embedding_A", "lora_embedding_B", "ia3_l"))
+"""Ends of keys that tell a layer in PEFT's form, whatever its prefix."""
+
+WITH_NAME = re.compile(
+    rf"(\.(?:lora_A|lora_B|lora_magnitude_vector|oft_R|{'|'.join(NAMED)}))"
+    r"\.(?!weight$|bias$)([^.]+)(\.weight|\.bias)?$"
+)
+"""A key of a live model's file: what of the layer, the adapter's name, and the parameter's."""
+
+
+def adapter_names(keys: Iterable[str]) -> set[str]:
+    """The names of the adapters whose layers are in a file of a live model."""
+    return {found[2] for found in map(WITH_NAME.search, keys) if found}
+
+
+def _rename(key: str) -> str:
+    return WITH_NAME.sub(r"\1\3", key)
+
+
+def _recognises(keys: Mapping[str, object]) -> bool:
+    """By one name of an adapter that is not the one that PEFT itself gives."""
+    names = adapter_names(keys)
+    if len(names) != 1 or "default" in names:
+        return False
+    # Else it is a part of a tensor that is there without.
+    return not any(_rename(key) in keys for key in keys if WITH_NAME.search(key))
+
+
 DIALECT = Dialect(
     name="peft",
     prefixes=(
@@ -43,4 +74,6 @@ DIALECT = Dialect(
         "lora_B.default.bias": "lora_B.bias",
         "oft_R.default.weight": "oft_R.weight",
     },
+    recognises=_recognises,
+    rename=_rename,
 )

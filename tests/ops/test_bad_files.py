@@ -1,0 +1,252 @@
+"""Files whose words contradict what is in them, and words that nothing can be done with."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from layers import factors
+from safetensors.torch import save_file
+from torch import Tensor
+
+import lycoris_ops as lyc
+from lycoris_ops.files.options import options_of
+
+KEY, NAME = "diffusion_model.a.c.weight", "lora_unet_a_c"
+
+
+def written(folder: Path, layer: dict[str, Tensor], name: str = NAME) -> Path:
+    save_file({f"{name}.{key}": tensor for key, tensor in layer.items()}, folder / "bad.safetensors")
+    return folder / "bad.safetensors"
+
+
+# A configuration of PEFT's beside the file.
+
+SHAPES = {f"diffusion_model.x.{name}.weight": (12, 18) for name in "qkv"}
+
+
+def pair(
+    name: str, up: str = "lora_B.weight", down: str = "lora_A.weight", rank: int = 4
+) -> dict[str, Tensor]:
+    return {f"{name}.{up}": torch.randn(12, rank), f"{name}.{down}": torch.randn(rank, 18)}
+
+
+def beside(folder: Path, tensors: dict[str, Tensor], config: Any = None, text: str = "") -> lyc.Adapter:
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 64} if config is None else config
+    (folder / "adapter_config.json").write_text(text or json.dumps(config), encoding="utf-8")
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return lyc.load_adapter(folder / "adapter_model.safetensors")
+
+
+def report(adapter: lyc.Adapter) -> str:
+    return lyc.describe(lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), SHAPES))
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        pair("base_model.model.x.q"),
+        pair("base_model.model.x.q") | pair("x.k"),
+        pair("base_model.model.x.q") | {"x.alpha": torch.tensor(1.0)},
+        pair("base_model.model.x.q") | {"stray.thing": torch.zeros(1)},
+        pair("diffusion_model.x.q"),
+        pair("transformer.x.q"),
+        pair("x.q"),
+        pair("x.q", "lora_B.default.weight", "lora_A.default.weight"),
+        # The prefix alone is enough: a file that was resized still has its configuration.
+        pair("base_model.model.x.q", rank=2),
+    ],
+    ids=lambda tensors: " ".join(tensors),
+)
+def test_a_configuration_beside_the_file_is_for_each_layer_that_is_pefts(
+    tmp_path: Path, tensors: dict[str, Tensor]
+) -> None:
+    adapter = beside(tmp_path, tensors)
+    assert adapter.alphas() == dict.fromkeys(adapter.info, 64.0)
+    assert {layer.alpha for layer in adapter.layers.values()} == {64.0}
+    text = report(adapter)
+    assert "alpha from adapter_config.json" in text and "do not follow" not in text
+
+
+def test_a_configuration_of_another_file_changes_nothing_and_is_mentioned(tmp_path: Path) -> None:
+    """As in a folder of many files, into which someone put PEFT's."""
+    kohya = pair("lora_unet_x_q", "lora_up.weight", "lora_down.weight")
+    kohya["lora_unet_x_q.alpha"] = torch.tensor(2.0)
+    adapter = beside(tmp_path, kohya)
+    assert adapter.alphas() == {"lora_unet_x_q": 2.0}
+    assert "adapter_config.json" not in report(adapter)
+    # A damaged one is not even read for it.
+    assert beside(tmp_path, kohya, text="{").alphas() == {"lora_unet_x_q": 2.0}
+    own = {**pair("diffusion_model.x.q"), "diffusion_model.x.q.alpha": torch.tensor(2.0)}
+    assert beside(tmp_path, own).alphas() == {"diffusion_model.x.q": 2.0}
+    mixed = pair("diffusion_model.x.q") | pair("diffusion_model.x.k", rank=3)
+    mixed |= pair("lora_unet_x_v", "lora_up.weight", "lora_down.weight")
+    adapter = beside(tmp_path, mixed)
+    alphas = {"diffusion_model.x.q": 64.0, "diffusion_model.x.k": None, "lora_unet_x_v": None}
+    assert adapter.alphas() == alphas
+    text = report(adapter)
+    assert "alpha from adapter_config.json" in text
+    assert "2 layers without an alpha do not follow the adapter_config.json beside the file" in text
+
+
+def test_pefts_layers_without_any_configuration_are_counted(tmp_path: Path) -> None:
+    save_file(pair("base_model.model.x.q") | pair("x.k"), tmp_path / "x.safetensors")
+    text = report(lyc.load_adapter(tmp_path / "x.safetensors"))
+    assert "no adapter_config.json beside the file: 2 layers at scale 1" in text
+
+
+def test_an_ia3_of_a_convolution_follows_the_configuration_whatever_its_prefix(tmp_path: Path) -> None:
+    config = {"peft_type": "IA3", "feedforward_modules": ["q"]}
+    adapter = beside(tmp_path, {"diffusion_model.x.q.ia3_l": torch.full((1, 4, 1, 1), 2.0)}, config)
+    weight = torch.randn(3, 4, 1, 1)
+    assert torch.equal(adapter.layers["diffusion_model.x.q"].delta(weight), weight)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"peft_type": "LOKR", "r": 0, "alpha": 8},
+        {"peft_type": "LOKR", "r": 4, "alpha": 8, "rank_pattern": {"q": 0}},
+        {"peft_type": "LORA", "r": math.inf, "lora_alpha": 8},
+        {"peft_type": "OFT", "r": 0, "num_cayley_neumann_terms": -1},
+        {"peft_type": "OFT", "r": 0, "coft": True, "eps": 0},
+    ],
+    ids=str,
+)
+def test_a_configuration_of_impossible_numbers_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    name = "base_model.model.x.q"
+    full = {f"{name}.lokr_w1": torch.randn(3, 2), f"{name}.lokr_w2": torch.randn(4, 9)}
+    with pytest.raises(lyc.FileFormatError, match=r"adapter_config\.json: .*can be followed"):
+        beside(tmp_path, full, config)
+
+
+def test_a_mark_of_the_byte_order_before_a_configuration_is_skipped(tmp_path: Path) -> None:
+    text = "\ufeff" + json.dumps({"r": 4, "lora_alpha": 8})
+    assert beside(tmp_path, pair("base_model.model.x.q"), text=text).alphas() == {"base_model.model.x.q": 8.0}
+
+
+def test_texts_nested_without_end_are_errors_or_nothing(tmp_path: Path) -> None:
+    path, deep = tmp_path / "x.safetensors", "[" * 100_000
+    save_file(pair("transformer.x.q"), path, {"ss_network_args": deep})
+    assert lyc.load_adapter(path).layers["transformer.x.q"].rank == 4
+    save_file(pair("transformer.x.q"), path, {"lora_adapter_metadata": deep})
+    with pytest.raises(lyc.FileFormatError, match=r"x\.safetensors.*can be followed"):
+        lyc.load_adapter(path)
+    with pytest.raises(lyc.FileFormatError, match=r"adapter_config\.json.*can be followed"):
+        beside(tmp_path, pair("base_model.model.x.q"), text=deep)
+
+
+def test_a_name_too_long_for_the_disk_is_an_error_of_the_family(tmp_path: Path) -> None:
+    adapter = lyc.load_adapter(written(tmp_path, factors("lora", "linear")))
+    for long in ("x" * 300, "x" * 240):
+        with pytest.raises(
+            lyc.FileFormatError, match="cannot be read" if len(long) > 255 else "no such file"
+        ):
+            lyc.load_adapter(tmp_path / f"{long}.safetensors"[:300])
+        with pytest.raises(lyc.WriteError, match="cannot be written.*too long"):
+            lyc.save_adapter(adapter, tmp_path / f"{long}.safetensors")
+        save_file({KEY: torch.randn(12, 18)}, tmp_path / "base.safetensors")
+        with pytest.raises(lyc.WriteError, match="cannot be written.*too long"):
+            stack = lyc.Stack([lyc.Entry(adapter)])
+            lyc.merge_checkpoint(tmp_path / "base.safetensors", stack, tmp_path / f"{long}.safetensors")
+    with pytest.raises(lyc.WriteError, match="cannot be written.*too long"):
+        lyc.save_adapter(adapter, tmp_path / ("x" * 300), "peft")
+
+
+# Options and files that mean nothing.
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "known"),
+    [
+        ("dora", "Host", "paper, host"),
+        ("dora", None, "paper, host"),
+        ("sig_type", "random", "principal, last, middle, None"),
+        ("terms", -1, "a whole number"),
+        ("terms", 2.5, "a whole number"),
+        ("terms", True, "a whole number"),
+        ("last", 3, "1 or 2"),
+        ("constraint", 0, "a number above 0"),
+        ("constraint", math.nan, "a number above 0"),
+        ("feedforward", 1, "True, False or None"),
+    ],
+)
+def test_a_value_that_an_option_cannot_have_is_refused(
+    tmp_path: Path, option: str, value: object, known: str
+) -> None:
+    path = written(tmp_path, factors("lora", "linear"))
+    with pytest.raises(lyc.LycorisError, match=f"value of the option {option} .*{known}"):
+        lyc.load_adapter(path, **{option: value})
+
+
+def test_every_option_has_values_that_are_known(tmp_path: Path) -> None:
+    path = written(tmp_path, factors("lora", "linear"))
+    known = {option for kind in lyc.ALGORITHMS.values() for option in options_of(kind)}
+    assert known == {"dora", "sig_type", "terms", "last", "constraint", "feedforward"}
+    for option in known:
+        with pytest.raises(lyc.LycorisError, match=option):
+            lyc.load_adapter(path, **{option: "no such value"})
+    lyc.load_adapter(path, dora="host", sig_type=None, terms=0, last=2, constraint=1e-4, feedforward=True)
+
+
+@pytest.mark.parametrize("alpha", [math.nan, math.inf, -math.inf])
+def test_an_alpha_that_is_no_number_is_in_the_report(tmp_path: Path, alpha: float) -> None:
+    for kind in ("lora", "oft"):
+        adapter = lyc.load_adapter(written(tmp_path, factors(kind, "linear", alpha=alpha)))
+        text = report(adapter)
+        assert "alpha is NaN or infinite in 1 layers: they cannot be applied" in text
+        assert "negative" not in text and "alpha is 0" not in text
+
+
+def test_a_safetensors_file_under_a_pickles_name_says_so(tmp_path: Path) -> None:
+    path = written(tmp_path, factors("lora", "linear")).rename(tmp_path / "x.pt")
+    with pytest.raises(lyc.FileFormatError, match=r"x\.pt: not a pickle.*ends in \.safetensors") as caught:
+        lyc.load_adapter(path)
+    assert "weights_only" not in str(caught.value)
+    path.write_bytes(b"\x80\x02}" * 9)
+    with pytest.raises(lyc.FileFormatError, match=r"x\.pt: not a pickle.*ask for") as caught:
+        lyc.load_adapter(path)
+    assert "weights_only" not in str(caught.value)
+
+
+# PEFT files of an adapter with a name of its own.
+
+
+def named(name: str) -> dict[str, Tensor]:
+    root = "base_model.model.x"
+    return {
+        f"{root}.q.lora_A.{name}.weight": torch.randn(4, 18),
+        f"{root}.q.lora_B.{name}.weight": torch.randn(12, 4),
+        f"{root}.q.lora_B.{name}.bias": torch.randn(12),
+        f"{root}.q.lora_magnitude_vector.{name}.weight": torch.rand(12),
+        f"{root}.k.lokr_w1.{name}": torch.randn(3, 2),
+        f"{root}.k.lokr_w2.{name}": torch.randn(4, 9),
+        f"{root}.v.oft_R.{name}.weight": torch.randn(9, 1),
+    }
+
+
+def test_the_one_adapter_of_a_file_may_have_any_name(tmp_path: Path) -> None:
+    for name in ("style", "default"):
+        (tmp_path / name).mkdir()
+    adapter, plain = (beside(tmp_path / name, named(name)) for name in ("style", "default"))
+    assert adapter.dialect == plain.dialect == "peft"
+    kinds = {name: info.algorithm for name, info in adapter.info.items()}
+    assert kinds == {name: info.algorithm for name, info in plain.info.items()} and len(kinds) == 3
+    assert not adapter.unreadable and not adapter.unused_keys
+    assert adapter.alphas() == plain.alphas()
+
+
+def test_a_file_of_several_adapters_names_them(tmp_path: Path) -> None:
+    save_file(named("style") | named("face"), tmp_path / "x.safetensors")
+    with pytest.raises(lyc.FileFormatError, match="several adapters, face, style: "):
+        lyc.load_adapter(tmp_path / "x.safetensors")
+
+
+def test_what_only_looks_like_a_name_is_none(tmp_path: Path) -> None:
+    layer = factors("lokr-full-full", "linear")
+    path = written(tmp_path, {**layer, "lokr_w1.scale": torch.ones(1)})
+    assert "lokr_w1.scale" in lyc.load_adapter(path).unreadable[NAME]
