@@ -22,6 +22,7 @@ import contextlib
 import hashlib
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
 from numba import config, njit, types
 from numba.core import cgutils
@@ -50,6 +51,12 @@ HALF = bool(_FEATURES.get("f16c")) or not llvm.get_process_triple().startswith((
 
 FIELDS = 7
 """Integers of a Kronecker set, as `add_terms` unpacks them."""
+
+PLACED = 4
+"""Integers of a factor to lay out: its address, how it is stored, its rank, and the first of its places.
+It is stored as float32 (0), float16 (1) or bfloat16 (2), a row after the other; ONES is all ones."""
+
+ONES = 3
 
 
 def _loop(builder, start, stop, carried, body):
@@ -191,6 +198,15 @@ def combine(typing, out, length, scalars, rows, stride, count):
     return signature, generate
 
 
+def _from_bits(builder, value):
+    wide = ir.IntType(32)
+    return builder.bitcast(builder.shl(builder.zext(value, wide), wide(16)), ir.FloatType())
+
+
+def _from_half(builder, value):
+    return builder.fpext(builder.bitcast(value, ir.HalfType()), ir.FloatType())
+
+
 @intrinsic
 def widen(typing, stored):
     """float32 of a value as it is stored: float32, the bits of bfloat16 as uint16, of float16 as int16."""
@@ -198,12 +214,55 @@ def widen(typing, stored):
     def generate(context, builder, signature, arguments):
         if stored == types.float32:
             return arguments[0]
-        if stored == types.int16:
-            return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
-        wide = ir.IntType(32)
-        return builder.bitcast(builder.shl(builder.zext(arguments[0], wide), wide(16)), ir.FloatType())
+        return (_from_half if stored == types.int16 else _from_bits)(builder, arguments[0])
 
     return types.float32(stored), generate
+
+
+def _reader(stored, convert):
+    """A function of an address and a number of values before it, for values that are stored like that."""
+
+    @intrinsic
+    def read(typing, address, index):
+        def generate(context, builder, signature, arguments):
+            pointer = builder.inttoptr(arguments[0], stored.as_pointer())
+            return convert(builder, builder.load(builder.gep(pointer, [arguments[1]])))
+
+        return types.float32(types.intp, types.intp), generate
+
+    return read
+
+
+_read_single = _reader(ir.FloatType(), lambda builder, value: value)
+_read_half = _reader(ir.IntType(16), _from_half)
+_read_bfloat = _reader(ir.IntType(16), _from_bits)
+
+
+@njit(inline="always")
+def _lay_row(out, address, stored, index, scale):
+    """out = scale * the values from `index` on, of a factor at an address."""
+    if stored == 0:
+        for n in range(len(out)):
+            out[n] = _read_single(address, index + n) * scale
+    elif stored == 1:
+        for n in range(len(out)):
+            out[n] = _read_half(address, index + n) * scale
+    elif stored == 2:
+        for n in range(len(out)):
+            out[n] = _read_bfloat(address, index + n) * scale
+    else:
+        out[:] = 1.0
+
+
+def lay_strips(right, table, columns):
+    """right (strips, T, COLUMNS) = the factors (r, columns) of a table, one below the other."""
+    for n in range(len(table)):
+        address, stored, rank, place = table[n]
+        for row in range(rank):
+            for strip in range(len(right)):
+                start = strip * COLUMNS
+                out = right[strip, place + row, : min(COLUMNS, columns - start)]
+                _lay_row(out, address, stored, row * columns + start, np.float32(1.0))
 
 
 @intrinsic
@@ -229,15 +288,20 @@ def narrow(typing, value, stored):
     return stored(types.float32, stored), generate
 
 
-def add_terms(weight, start, stop, first, block, left, right, ranks, sets, factors):
-    """weight[start:stop] += all terms, of which row `first` is that of weight[0] in `sets`.
+def add_terms(weight, start, stop, first, block, left, lefts, scales, right, ranks, sets, factors):
+    """weight[start:stop] += all terms, of which row `first` is that of weight[0].
 
-    block (BLOCK_ROWS, BLOCK_COLUMNS) is room to work in. left (stop + ROWS - 1 rows at least, T),
-    whose rows are the weight's, right (strips, T, COLUMNS) and ranks (terms, 2) are as for `outer`.
+    block (BLOCK_ROWS, BLOCK_COLUMNS) and left (stop + ROWS - 1 rows at least, T) are room to work in:
+    the rows of left are the weight's, and those that are needed are laid out here, of the factors of a
+    table, each times its scale. right (strips, T, COLUMNS) and ranks (terms, 2) are as for `outer`.
     A row of `sets` (sets, FIELDS) is N layers of one Kronecker factorisation: what is added to a row of
     the weight, N, i, k, j, and where in `factors` w1 (l, i, N) and w2 (N, k, j) start.
     """
     columns, depth = weight.shape[1], left.shape[1]
+    for n in range(len(lefts)):
+        address, stored, rank, place = lefts[n]
+        for row in range(start, stop):
+            _lay_row(left[row, place : place + rank], address, stored, (first + row) * rank, scales[n])
     # The right factors of a block's columns stay in the cache for all of its rows.
     for column in range(0, columns, BLOCK_COLUMNS):
         width = min(BLOCK_COLUMNS, columns - column)
@@ -283,7 +347,8 @@ def add_terms(weight, start, stop, first, block, left, right, ranks, sets, facto
 
 # Numba imports the module that a kernel on disk came from, by name: where the package has another name,
 # as under the host, the kernel is another one too.
-add_terms.__qualname__ += f"_{hashlib.sha256(__name__.encode()).hexdigest()[:8]}"
+for _function in (add_terms, lay_strips):
+    _function.__qualname__ += f"_{hashlib.sha256(__name__.encode()).hexdigest()[:8]}"
 
 
 def _matrix(stored, dimensions):
@@ -296,19 +361,29 @@ def compiled(stored: str):
     It is kept on disk beside this file, or in the user's cache where this folder is read-only.
     Raises RuntimeError where numba is told not to compile.
     """
-    if config.DISABLE_JIT:
-        raise RuntimeError("numba's compiler is switched off (NUMBA_DISABLE_JIT)")
+    single, table = types.float32, _matrix(types.int64, 2)
     signature = types.void(
         _matrix(getattr(types, stored), 2),
         *[types.intp] * 3,
-        _matrix(types.float32, 2),
-        _matrix(types.float32, 2),
-        _matrix(types.float32, 3),
-        _matrix(types.int64, 2),
-        _matrix(types.int64, 2),
-        _matrix(types.float32, 1),
+        *[_matrix(single, 2)] * 2,
+        table,
+        _matrix(single, 1),
+        _matrix(single, 3),
+        *[table] * 2,
+        _matrix(single, 1),
     )
+    return _on_disk(signature, add_terms)
+
+
+def compiled_strips():
+    """`lay_strips`, likewise."""
+    return _on_disk(types.void(_matrix(types.float32, 3), _matrix(types.int64, 2), types.intp), lay_strips)
+
+
+def _on_disk(signature, function):
+    if config.DISABLE_JIT:
+        raise RuntimeError("numba's compiler is switched off (NUMBA_DISABLE_JIT)")
     with contextlib.suppress(Exception):
         # Fails without a folder that can be written, on a full disk, and on a broken file there.
-        return njit(signature, nogil=True, cache=True)(add_terms)
-    return njit(signature, nogil=True)(add_terms)
+        return njit(signature, nogil=True, cache=True)(function)
+    return njit(signature, nogil=True)(function)

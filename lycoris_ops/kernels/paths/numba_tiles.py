@@ -63,12 +63,12 @@ def _fresh(use: str, shape: Sequence[int]) -> Tensor:
 class Packed:
     """Layers laid out as the kernel reads them, and all the memory that adding them takes."""
 
-    lefts: tuple[tuple[Tensor | None, float], ...]
-    """Left factors (O, r), each with what it is multiplied by; None for one column of ones."""
+    held: tuple[Tensor, ...]
+    """What the table of left factors has the addresses of."""
     left: Tensor
-    """Room for all of them side by side, some rows at a time; the kernel reads ROWS - 1 beyond those."""
+    """Room for all left factors side by side, some rows at a time; the kernel reads ROWS - 1 beyond those."""
     arrays: tuple[Any, ...]
-    """right, ranks, sets and factors of the kernel."""
+    """lefts, scales, right, ranks, sets and factors of the kernel."""
     blocks: tuple[Any, ...]
     """One a thread."""
 
@@ -79,22 +79,7 @@ class Packed:
         weight = values.view(STORED[rows.dtype])
         height = len(self.left) - _terms().ROWS + 1
         for start in range(0, len(weight), height):
-            part = weight[start : start + height]
-            self._lay_out(first + start, first + start + len(part))
-            self._share(_kernel(rows.dtype), part, first + start)
-
-    def _lay_out(self, start: int, stop: int) -> None:
-        place = 0
-        for part, factor in self.lefts:
-            rank = 1 if part is None else part.shape[1]
-            out = self.left[: stop - start, place : place + rank]
-            if part is None:
-                out.fill_(1.0)
-            else:
-                out.copy_(part[start:stop])
-                if factor != 1.0:
-                    out.mul_(factor)
-            place += rank
+            self._share(_kernel(rows.dtype), weight[start : start + height], first + start)
 
     def _share(self, kernel: Any, weight: Any, first: int) -> None:
         """Let every thread take rows until none are left, this one too."""
@@ -140,30 +125,38 @@ def pack(
             layers.append((group, low))
     pairs = [(one, low) for one, low in pairs if one.rank]
     singles = [(one, low) for one, low in singles if one.rank]
-    lefts: list[tuple[Tensor | None, float]] = []
-    rights: list[Tensor | None] = []
+    lefts, rights = _Table(), _Table()
+    scales: list[float] = []
     ranks: list[int] = []
     for one, low in pairs:
         for n, (left, right) in enumerate(zip(one.left, one.right, strict=True)):
-            lefts.append((left[low:], 1.0 if n else one.factor))
-            rights.append(right)
+            scales.append(1.0 if n else one.factor)
+            lefts.add(left[low:], left.shape[1])
+            rights.add(right, len(right))
             ranks.append(len(right))
     if singles:
         # One term more: all products side by side, times ones.
-        lefts += [(one.left[0][low:], one.factor) for one, low in singles]
-        rights += [one.right[0] for one, _ in singles]
+        for one, low in singles:
+            scales.append(one.factor)
+            lefts.add(one.left[0][low:], one.rank)
+            rights.add(one.right[0], one.rank)
         ranks += [sum(one.rank for one, _ in singles), 1]
-        lefts.append((None, 1.0))
-        rights.append(None)
+        scales.append(1.0)
+        lefts.add_ones()
+        rights.add_ones()
     sets, factors = _sets(layers, tensors, strengths, room)
     depth, terms = sum(ranks), _terms()
     height = min(rows, max(1, LEFT // max(1, depth)))
     blocks = room("blocks", (torch.get_num_threads(), terms.BLOCK_ROWS, terms.BLOCK_COLUMNS))
+    right = room("right", (-(-columns // terms.COLUMNS), depth, terms.COLUMNS)).numpy()
+    _lay_strips()(right, rights.numbers(), columns)
     return Packed(
-        lefts=tuple(lefts),
+        held=tuple(lefts.held),
         left=room("left", (height + terms.ROWS - 1, depth)),
         arrays=(
-            _strips(rights, depth, columns, room).numpy(),
+            lefts.numbers(),
+            torch.tensor(scales, dtype=torch.float32).numpy(),
+            right,
             _table(ranks, 2),
             _table(sets, terms.FIELDS),
             factors.numpy(),
@@ -172,27 +165,35 @@ def pack(
     )
 
 
+KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+"""How the kernel calls what factors are stored as; others are converted before."""
+
+
+class _Table:
+    """Factors side by side, as the kernel finds them: see PLACED in its module."""
+
+    def __init__(self) -> None:
+        self.held: list[Tensor] = []
+        self._rows: list[int] = []
+        self._place = 0
+
+    def add(self, factor: Tensor, rank: int) -> None:
+        """A factor, each row of which is contiguous with the next."""
+        own = (factor if factor.dtype in KINDS else factor.float()).contiguous()
+        self.held.append(own)
+        self._rows += [own.data_ptr(), KINDS[own.dtype], rank, self._place]
+        self._place += rank
+
+    def add_ones(self) -> None:
+        self._rows += [0, _terms().ONES, 1, self._place]
+        self._place += 1
+
+    def numbers(self) -> Any:
+        return _table(self._rows, _terms().PLACED)
+
+
 def _table(numbers: Sequence[int], width: int) -> Any:
     return torch.tensor(numbers, dtype=torch.int64).view(-1, width).numpy()
-
-
-def _strips(rights: Sequence[Tensor | None], depth: int, columns: int, room: Room) -> Tensor:
-    """Right factors (r, K), one below the other, cut to (strips, T, COLUMNS); None for one row of ones."""
-    wide = _terms().COLUMNS
-    whole, rest = divmod(columns, wide)
-    made = room("right", (whole + (rest > 0), depth, wide))
-    place = 0
-    for right in rights:
-        if right is None:
-            made[:, place].fill_(1.0)
-            place += 1
-            continue
-        own = made[:, place : place + len(right)]
-        own[:whole].copy_(right[:, : whole * wide].reshape(len(right), whole, wide).transpose(0, 1))
-        if rest:
-            own[whole, :, :rest].copy_(right[:, whole * wide :])
-        place += len(right)
-    return made
 
 
 def _sets(
@@ -234,6 +235,7 @@ def _apply(plan: PatchPlan, weight: Tensor, tensors: Sequence[Tensor], strengths
     direct = weight.is_contiguous() and all(isinstance(group, OWN) for group, _ in plan.groups)
     try:
         _kernel(weight.dtype if direct else torch.float32)
+        _lay_strips()
     except MemoryError:
         raise
     except Exception as error:
@@ -275,6 +277,11 @@ def _terms() -> Any:
 @cache
 def _kernel(dtype: torch.dtype) -> Any:
     return _terms().compiled(STORED[dtype])
+
+
+@cache
+def _lay_strips() -> Any:
+    return _terms().compiled_strips()
 
 
 @cache
