@@ -101,15 +101,15 @@ def fits(stored: Extent, weight: Sequence[int]) -> bool:
 
     The matrices (O, K) must agree, and so must the kernels where both sides have one: a 1x1
     convolution and a linear layer hold the same matrix, a 3x3 kernel and a 9-tap one do not.
-    Sizes that are None fit any; (O, None) and (None, K) are matrices.
+    Sizes that are None fit any; (O, None) and (None, K) are matrices, with more sizes open the kernel is.
+    What changes no weight, (), fits every one.
     """
+    if not stored:
+        return True
     sizes = [size for size in stored if size is not None]
     if len(sizes) < len(stored):
-        if len(stored) == len(weight):
-            return all(size in (None, found) for size, found in zip(stored, weight, strict=True))
-        return len(stored) == 2 and all(
-            size in (None, found) for size, found in zip(stored, flat_shape(weight), strict=True)
-        )
+        met = flat_shape(weight) if len(stored) == 2 else weight[:2]
+        return len(met) == 2 and all(size in (None, found) for size, found in zip(stored, met, strict=False))
     if not weight or flat_shape(sizes) != flat_shape(weight):
         return False
     if len(stored) <= 2 or len(weight) <= 2:
@@ -130,15 +130,16 @@ def dora_factor(magnitude: Tensor, norm_of: Tensor) -> Tensor:
 
     The axis is that of `magnitude`: (O,), (O, 1, ...) or (1, O, 1, ...) for outputs, the norm being
     over all other dimensions; (1, I, 1, ...) for inputs, over outputs and kernel. Where both axes are
-    of one size, (n,) and (n, 1, ...) mean outputs, (1, n, ...) means inputs.
+    of one size, (n,) and (n, 1, ...) mean outputs, (1, n, ...) means inputs. What has no direction, an
+    output or input of zeros, keeps none: its factor is 0.
     Source: Liu et al., "DoRA" (2402.09353), eq. 5; the input axis by LyCORIS before 3.2.
     """
     axis = magnitude_axis(magnitude.shape, norm_of.shape)
     shape = [1] * norm_of.ndim
     shape[axis] = -1
     length = norm(norm_of.transpose(0, axis).flatten(1), 1).reshape(shape)
-    length = length.clamp_min(torch.finfo(length.dtype).tiny)
-    return magnitude.to(norm_of.device, norm_of.dtype).reshape(shape) / length
+    factor = magnitude.to(norm_of.device, norm_of.dtype).reshape(shape) / length
+    return factor.masked_fill(length < torch.finfo(length.dtype).tiny, 0)
 
 
 def magnitude_axis(magnitude: Sequence[int], weight: Sequence[int]) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from .algebra import Shape
 from .algorithms import Layer
-from .algorithms.base import shapes_of, show
+from .algorithms.base import a_layer, show
 from .errors import LayerError, located
 from .forms import Dependent, Form
 
@@ -47,11 +47,11 @@ class Part:
         if self.window is None:
             self.layer.check_fit(met)
             return
-        stored = self.layer.shape(shapes_of(self.layer.dump()))
+        stored = self.layer.extent
         total = stored[0] if stored else None
         if self.window[1] - self.window[0] != met[0] or (total is not None and self.window[1] > total):
             raise LayerError(
-                f"rows of a {self.layer.algorithm} layer do not fit the weight",
+                f"rows of {a_layer(self.layer.algorithm)} do not fit the weight",
                 got=f"rows {self.window[0]} to {self.window[1]} of {show(stored)}",
                 expected=str(list(met)),
             )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .algorithms import Layer
-from .algorithms.base import DIFF_B, scale
+from .algorithms.base import DIFF_B, a_layer, scale
 from .algorithms.factored import Factored
 from .algorithms.full import Full
 from .algorithms.lora import Lora
@@ -85,7 +85,7 @@ def _cut(layer: Layer, rows: Rows) -> Layer:
     found = None if layer.bias_size is not None else layer.cut(start, stop)
     if found is None:
         raise LayerError(
-            f"the rows of a {layer.algorithm} layer cannot be parted there",
+            f"the rows of {a_layer(layer.algorithm)} cannot be parted there",
             got=f"rows {start} to {stop}",
             expected="whole blocks of a Kronecker product, and no sparse remainder",
         )

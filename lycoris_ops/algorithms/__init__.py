@@ -10,7 +10,7 @@ from functools import lru_cache
 from torch import Tensor
 
 from ..algebra import Shape
-from .base import Layer
+from .base import Layer, a_layer
 
 __all__ = ["ALGORITHMS", "Layer", "detect", "explain"]
 
@@ -58,11 +58,23 @@ def explain(suffixes: Collection[str]) -> str:
         )
         if other:
             return f"it holds two kinds at once, {' and '.join(sorted(complete))} and {other[0]}"
-        return f"a {' or '.join(sorted(complete))} layer with {', '.join(unknown)}, which is not known"
+        return f"{a_layer(' or '.join(sorted(complete)))} with {', '.join(unknown)}, which is not known"
+    if named := _named(names):
+        known = " or ".join(f"the {kind.dimensions} of {a_layer(kind.algorithm)}" for kind in named)
+        return f"its {_listed(named[0].variants[0])} has other dimensions than {known}"
     if len(complete) > 1:
         return f"it holds two kinds at once, {' and '.join(sorted(complete))}"
+    if complete:
+        (kind,) = complete.values()
+        first = max((variant - kind.extras for variant in kind.variants if variant <= names), key=len)
+        rest = names - first - kind.extras
+        return f"{a_layer(kind.algorithm)} with both {_listed(first)} and {_listed(rest)}"
     near = [(len(variant & names) / len(variant), kind, variant) for kind, variant in variants]
     share, kind, variant = max(near, key=lambda item: (item[0], -len(item[2])))
     if share > 0:
-        return f"a {kind.algorithm} layer without {', '.join(sorted(variant - names))}"
-    return f"no algorithm reads the tensors {', '.join(sorted(names))}"
+        return f"{a_layer(kind.algorithm)} without {_listed(variant - names)}"
+    return f"no algorithm reads the tensors {_listed(names)}"
+
+
+def _listed(suffixes: Collection[str]) -> str:
+    return ", ".join(sorted(suffixes))

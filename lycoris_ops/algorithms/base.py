@@ -81,8 +81,14 @@ class Layer(ABC):
         """The shape (O, I, *kernel) or (O, K) of the change, from the tensors' shapes alone.
 
         None stands for a size that the layer leaves open; () means that the weight is not changed.
+        Where the shapes do not tell which size they give (see `suits`), it is what they do tell.
         Raises LayerError where the tensors contradict each other.
         """
+
+    @classmethod
+    def suits(cls, shapes: Mapping[str, Shape], weight: Sequence[int]) -> bool:
+        """Whether tensors of these shapes may change a weight of that shape, as far as shapes tell."""
+        return fits(cls.shape(shapes), weight)
 
     @classmethod
     def bias_shape(
@@ -135,7 +141,7 @@ class Layer(ABC):
         Raises LayerError where no row can be changed without the others.
         """
         raise LayerError(
-            f"a {self.algorithm} layer of this kind cannot be applied to a part of its rows",
+            f"{a_layer(self.algorithm)} of this kind cannot be applied to a part of its rows",
             got=f"rows {start} to {stop}",
             expected="a model whose layer is not split where the adapter's is fused",
             hint="The rows of such a layer depend on each other",
@@ -155,12 +161,13 @@ class Layer(ABC):
     def load(cls, tensors: Mapping[str, Tensor], options: Mapping[str, Any] | None = None) -> Self:
         """The layer that these suffix-named tensors describe, with options that no tensor holds.
 
-        Raises LayerError where a suffix is unknown, one is missing, or shapes disagree.
+        Raises LayerError where a suffix is unknown, one is missing, shapes disagree, or values that
+        say how the others are to be read cannot be right.
         """
         shapes = shapes_of(tensors)
         if not cls.accepts(shapes):
             raise LayerError(
-                f"not a {cls.algorithm} layer",
+                f"not {a_layer(cls.algorithm)}",
                 got=", ".join(sorted(tensors)),
                 expected=" or ".join(", ".join(sorted(variant)) for variant in cls.variants),
             )
@@ -169,7 +176,13 @@ class Layer(ABC):
         fields: dict[str, Any] = {field_of(name): tensor for name, tensor in tensors.items()}
         if ALPHA in fields:
             fields[ALPHA] = _scalar(tensors[ALPHA])
-        return cls(**fields, **(options or {}))
+        layer = cls(**fields, **(options or {}))
+        layer.check_values()
+        return layer
+
+    def check_values(self) -> None:
+        """Raise LayerError where values that say how the other tensors are to be read cannot be right."""
+        return
 
     def dump(self) -> dict[str, Tensor]:
         """The suffix-named tensors; `load` of them gives this layer back, bit for bit."""
@@ -194,15 +207,16 @@ class Layer(ABC):
         additive = self.additive()
         if additive is None:
             return self.dependent(weight.to(dtype)).reshape(weight.shape)
+        if not additive:
+            return torch.zeros(weight.shape, dtype=dtype, device=weight.device)
         return add_up(additive, dtype, weight.device).reshape(weight.shape)
 
     def change(self, weight: Tensor, bias: Tensor | None = None) -> Change:
         """The change of a weight and of its bias; the latter may depend on `bias`, its value."""
         beside = self.bias_layer()
         met = weight.new_zeros(weight.shape[0]) if bias is None else bias
-        changes_weight = bool(self.shape(shapes_of(self.dump())))
         return Change(
-            delta=self.delta(weight) if changes_weight else None,
+            delta=self.delta(weight) if self.extent else None,
             bias=None if beside is None else beside.delta(met),
         )
 
@@ -211,15 +225,23 @@ class Layer(ABC):
         """The rank; None where nothing is factored."""
         return self.rank_of(shapes_of(self.dump()))
 
+    @property
+    def extent(self) -> Extent:
+        """The shape of the change, as `shape` has it, or more closely where the values tell more."""
+        return self.shape(shapes_of(self.dump()))
+
     def check_fit(self, shape: Sequence[int]) -> None:
         """Raise LayerError unless the change can be added to a weight of this shape."""
-        stored = self.shape(shapes_of(self.dump()))
-        if not fits(stored, shape):
-            raise LayerError(
-                f"a {self.algorithm} layer does not fit the weight",
-                got=show(stored),
-                expected=str(list(shape)),
-            )
+        if not self.suits(shapes_of(self.dump()), shape):
+            raise self.misfit(shape)
+
+    def misfit(self, shape: Sequence[int]) -> LayerError:
+        """The error of a layer that does not fit a weight of this shape."""
+        return LayerError(
+            f"{a_layer(self.algorithm)} does not fit the weight",
+            got=show(self.extent),
+            expected=str(list(shape)),
+        )
 
     def nbytes(self) -> int:
         """Bytes of the tensors held."""
@@ -257,11 +279,18 @@ def agree(what: str, first: tuple[str, int], second: tuple[str, int]) -> None:
 def dimensions(shapes: Mapping[str, Shape], name: str, least: int = 2) -> Shape:
     """The shape of a tensor that must have at least `least` dimensions, none of them empty."""
     found = shapes[name]
-    if len(found) < least or 0 in found:
+    if 0 in found:
+        raise LayerError(f"{name} is empty", got=str(list(found)), expected="no size of 0")
+    if len(found) < least:
         raise LayerError(
             f"{name} has an unusable shape", got=str(list(found)), expected=f"{least} or more dimensions"
         )
     return found
+
+
+def a_layer(kind: str) -> str:
+    """A layer of that kind in words, with its article."""
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind} layer"
 
 
 def show(extent: Extent) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..algebra import Shape
+from ..algebra import Extent, Shape
 from ..errors import LayerError
 from ..sides import Blocks, Chain, Diagonal, Operator, Permuted, Sides
-from .oft import Oft
+from .oft import BLOCKS, Oft
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -30,6 +31,19 @@ class Boft(Oft):
 
     algorithm: ClassVar[str] = "boft"
     dimensions: ClassVar[int | None] = 4
+
+    @classmethod
+    def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
+        outputs, inputs = super().shape(shapes)
+        stages, count, size, _ = shapes[BLOCKS]
+        mixed = 2 * _half(size, stages - 1)
+        if not mixed or count * size % mixed:
+            raise LayerError(
+                "the stages of a boft layer do not fit its blocks",
+                got=f"{stages} stages of {count} blocks of {size} rows",
+                expected=f"blocks of an even size, a multiple of {1 << stages - 1} of them",
+            )
+        return (outputs, inputs)
 
     @classmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
@@ -56,10 +70,15 @@ class Boft(Oft):
     def sides(self, weight: Tensor) -> Sides:
         parts: list[Operator] = []
         for stage, rotation in enumerate(self.rotations(weight)):
-            half = rotation.shape[1] // 2 << stage
+            half = _half(rotation.shape[1], stage)
             order = torch.arange(weight.shape[0], device=weight.device)
             order = order.view(-1, 2, half).transpose(1, 2).flatten()
             parts.append(Permuted(order, Blocks.of(rotation)))
         if self.rescale is not None:
             parts.append(Diagonal(self.rescale.to(weight.device, weight.dtype).flatten() - 1))
         return Sides(outputs=Chain(tuple(parts)))
+
+
+def _half(size: int, stage: int) -> int:
+    """Half of the consecutive rows that a stage interleaves."""
+    return size // 2 << stage

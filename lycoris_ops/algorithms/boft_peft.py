@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..algebra import Extent, Shape, cayley
+from ..errors import LayerError
 from ..sides import Blocks, Chain, Diagonal, Operator, Permuted, Sides
 from .base import Layer, agree, dimensions
 from .oftv2 import block_of_inputs
@@ -42,8 +43,14 @@ class BoftPeft(Layer):
 
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
-        _, count, rows, columns = dimensions(shapes, R, 4)
+        stages, count, rows, columns = dimensions(shapes, R, 4)
         agree("sides", (R, rows), (R, columns))
+        if stages > 1 and (rows % 2 or count % (1 << stages - 1)):
+            raise LayerError(
+                "the stages of a boft_peft layer do not fit its blocks",
+                got=f"{stages} stages of {count} blocks of {rows} inputs",
+                expected=f"blocks of an even size, a multiple of {1 << stages - 1} of them",
+            )
         return (math.prod(shapes[S]), count * rows)
 
     @classmethod

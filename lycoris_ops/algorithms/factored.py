@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ..algebra import Extent, Shape, dora_factor, flat_shape, magnitude_axis
+from ..algebra import Extent, Shape, dora_factor, fits, flat_shape, magnitude_axis
 from ..errors import LayerError
 from ..forms import Additive, Sparse
 from ..sides import Diagonal, Sides
-from .base import Layer, add_up, show
+from .base import Layer, add_up, agree, shapes_of, show
 
 DORA = "dora_scale"
 SPARSE = ("bias_indices", "bias_values", "bias_size")
@@ -61,21 +61,27 @@ class Factored(Layer):
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
         plain = cls.plain_shape(shapes)
-        if DORA in shapes:
-            values = math.prod(shapes[DORA])
-            # The kernel is not known where it is folded into the columns.
-            if values != plain[0] and (not values or flat_shape(plain)[1] % values):
-                raise LayerError(
-                    "a DoRA magnitude has neither the outputs nor the inputs of its layer",
-                    got=str(list(shapes[DORA])),
-                    expected=f"{plain[0]} or {plain[1]} values for {show(plain)}",
-                )
-        present = [name for name in SPARSE if name in shapes]
-        if present and len(present) < len(SPARSE):
+        _check_sparse(shapes)
+        outputs, inputs, *kernel = plain
+        values = math.prod(shapes[DORA]) if DORA in shapes else outputs
+        if values in (outputs, inputs):
+            return plain
+        # The kernel may be folded into the columns: then the magnitude tells the inputs.
+        if kernel or not values or inputs % values:
             raise LayerError(
-                "a sparse remainder is incomplete", got=", ".join(present), expected=", ".join(SPARSE)
+                "a DoRA magnitude has neither the outputs nor the inputs of its layer",
+                got=str(list(shapes[DORA])),
+                expected=f"{outputs} or {inputs} values for {show(plain)}",
             )
-        return plain
+        return (outputs, values, inputs // values)
+
+    @classmethod
+    def suits(cls, shapes: Mapping[str, Shape], weight: Sequence[int]) -> bool:
+        magnitude = DORA not in shapes or math.prod(shapes[DORA]) in weight[:2]
+        return magnitude and fits(cls.plain_shape(shapes), weight)
+
+    def check_values(self) -> None:
+        self._sparse()
 
     def additive(self) -> tuple[Additive, ...] | None:
         if self.dora_scale is not None:
@@ -122,11 +128,48 @@ class Factored(Layer):
         indices, values, size = self.bias_indices, self.bias_values, self.bias_size
         if indices is None or values is None or size is None:
             return None
-        shape = [int(n) for n in size]
-        columns = math.prod(shape[1:])
-        # int16 wraps above 32767.
-        places = indices.to(torch.int64) % INT16 if indices.dtype == torch.int16 else indices.to(torch.int64)
+        shape, places = _unwrapped(size), _unwrapped(indices)
+        plain = flat_shape(self.plain_shape(shapes_of(self.dump())))
+        lengths = [int(n) for n in shape]
+        if min(lengths, default=0) < 1 or flat_shape(lengths) != plain:
+            raise LayerError(
+                f"{SPARSE[2]} is not the size of the layer", got=str(lengths), expected=str(list(plain))
+            )
+        outside = ((places < 0) | (places >= shape[:, None])).any(0)
+        if outside.any():
+            raise LayerError(
+                f"{SPARSE[0]} points outside {SPARSE[2]}",
+                got=f"{int(outside.sum())} of {outside.numel()} places, such as "
+                f"{[int(n) for n in places[:, outside.nonzero()[0, 0]]]}",
+                expected=f"places in {lengths}",
+            )
         flat = torch.zeros_like(places[0])
-        for axis, length in enumerate(shape):
+        for axis, length in enumerate(lengths):
             flat = flat * length + places[axis]
-        return Sparse(flat // columns, flat % columns, values, (shape[0], columns))
+        return Sparse(flat // plain[1], flat % plain[1], values, plain)
+
+
+def _check_sparse(shapes: Mapping[str, Shape]) -> None:
+    """Raise LayerError where the tensors of a sparse remainder are not all there, or of other sizes."""
+    present = [name for name in SPARSE if name in shapes]
+    if not present:
+        return
+    if len(present) < len(SPARSE):
+        raise LayerError(
+            "a sparse remainder is incomplete", got=", ".join(present), expected=", ".join(SPARSE)
+        )
+    indices, values, size = (shapes[name] for name in SPARSE)
+    if len(indices) != 2 or len(values) != 1 or len(size) != 1:
+        raise LayerError(
+            "the tensors of a sparse remainder have unusable shapes",
+            got=", ".join(f"{name} {list(shapes[name])}" for name in SPARSE),
+            expected=f"{SPARSE[0]} [dimensions, n], {SPARSE[1]} [n], {SPARSE[2]} [dimensions]",
+        )
+    agree("numbers of dimensions", (SPARSE[0], indices[0]), (SPARSE[2], size[0]))
+    agree("numbers of values", (SPARSE[0], indices[1]), (SPARSE[1], values[0]))
+
+
+def _unwrapped(numbers: Tensor) -> Tensor:
+    """As int64; int16 wraps above 32767."""
+    wide = numbers.to(torch.int64)
+    return wide % INT16 if numbers.dtype == torch.int16 else wide

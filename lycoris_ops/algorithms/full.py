@@ -53,11 +53,12 @@ class Full(Layer):
         return cls(diff=torch.zeros(shape))
 
     def additive(self) -> tuple[forms.Full, ...] | None:
-        return (forms.Full(_matrix(self.diff)),) if self.diff is not None else None
+        if self.set_weight is not None:
+            return None
+        return (forms.Full(_matrix(self.diff)),) if self.diff is not None else ()
 
     def sides(self, weight: Tensor) -> Sides:
-        if self.set_weight is None:
-            return Sides()
+        assert self.set_weight is not None
         nothing = Diagonal(-torch.ones(weight.shape[0], dtype=weight.dtype, device=weight.device))
         return Sides(outputs=nothing, beside=(forms.Full(_matrix(self.set_weight)),))
 

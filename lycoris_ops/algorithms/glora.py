@@ -51,6 +51,8 @@ class Glora(Layer):
             core = dimensions(shapes, BM, 3)
             agree("ranks", (BM, core[0]), (B1, b1[1]))
             agree("ranks", (BM, core[1]), (B2, b2[0]))
+            agree("ranks", (A1, a1[1]), (A2, a2[0]))
+            agree("input sizes", (A1, a1[0]), (A2, a2[1]))
             return (b1[0], b2[1], *core[2:])
         if _is_new(a1, a2, b1, b2):
             agree("input sizes", (A1, a1[0]), (A2, a2[1]))
@@ -66,7 +68,8 @@ class Glora(Layer):
 
     @classmethod
     def rank_of(cls, shapes: Mapping[str, Shape]) -> int:
-        return min(shapes[A1][:2]) if A1 in shapes else 0
+        new = BM in shapes or _is_new(*(shapes[name] for name in (A1, A2, B1, B2)))
+        return shapes[A1][1 if new else 0]
 
     @classmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..algebra import Extent, Shape
+from ..algebra import Extent, Shape, fits
 from ..errors import LayerError
 from ..sides import Diagonal, Sides
 from .base import ALPHA, Layer, dimensions
@@ -51,14 +51,32 @@ class Ia3(Layer):
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
         if PEFT in shapes:
             first, second, *kernel = dimensions(shapes, PEFT)
-            if kernel:
-                return (None, None, *(None for _ in kernel))
-            return (first, None) if second == 1 else (None, second)
-        if math.prod(shapes[ON_INPUT]) != 1:
+            if not kernel:
+                return (first, None) if second == 1 else (None, second)
+        elif math.prod(shapes[ON_INPUT]) != 1:
             raise LayerError(
                 "on_input is not a single number", got=str(list(shapes[ON_INPUT])), expected="[]"
             )
-        return (None, None)
+        # Of outputs or of inputs.
+        return (math.prod(dimensions(shapes, PEFT if PEFT in shapes else WEIGHT, 1)),)
+
+    @classmethod
+    def suits(cls, shapes: Mapping[str, Shape], weight: Sequence[int]) -> bool:
+        found = cls.shape(shapes)
+        return found[0] in weight[:2] if len(found) == 1 else fits(found, weight)
+
+    @property
+    def extent(self) -> Extent:
+        count = self._factor().numel()
+        return (None, count, None) if self._inputs() else (count, None)
+
+    def check_fit(self, shape: Sequence[int]) -> None:
+        if not fits(self.extent, shape):
+            raise self.misfit(shape)
+
+    def check_values(self) -> None:
+        if self.on_input is not None:
+            self._inputs()
 
     @classmethod
     def bias_shape(
@@ -78,15 +96,8 @@ class Ia3(Layer):
         return cls(weight=weight, on_input=torch.tensor(0))
 
     def sides(self, weight: Tensor) -> Sides:
-        factor = self._factor(weight.dtype).to(weight.device)
-        axis = 1 if self._inputs() else 0
-        if axis >= weight.ndim or weight.shape[axis] != factor.numel():
-            raise LayerError(
-                "an ia3 layer does not fit the weight",
-                got=f"{factor.numel()} factors for its {'inputs' if axis else 'outputs'}",
-                expected=str(list(weight.shape)),
-            )
-        return Sides(inputs=Diagonal(factor)) if axis else Sides(outputs=Diagonal(factor))
+        factor = Diagonal(self._factor(weight.dtype).to(weight.device))
+        return Sides(inputs=factor) if self._inputs() else Sides(outputs=factor)
 
     def rows(self, start: int, stop: int) -> Ia3:
         if self._inputs():
@@ -107,7 +118,10 @@ class Ia3(Layer):
 
     def _inputs(self) -> bool:
         if self.on_input is not None:
-            return bool(self.on_input.item())
+            value = self.on_input.item()
+            if value not in (0, 1):
+                raise LayerError("on_input is neither 0 nor 1", got=str(value), expected="0 or 1")
+            return bool(value)
         assert self.ia3_l is not None
         if self.ia3_l.ndim == 2:
             return self.ia3_l.shape[0] == 1

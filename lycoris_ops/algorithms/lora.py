@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..algebra import Shape, flat_shape, fold_core
+from ..algebra import Extent, Shape, flat_shape, fold_core
+from ..errors import LayerError
 from ..forms import LowRank
-from .base import Layer, agree, dimensions, scale, shapes_of
+from .base import Layer, agree, dimensions, scale, shapes_of, show
 from .factored import Factored
 from .full import Full
 
@@ -76,6 +77,20 @@ class Lora(Factored):
         return (up[0], down[1], *kernel)
 
     @classmethod
+    def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
+        if RESHAPE in shapes and len(found := dimensions(shapes, RESHAPE, 1)) > 1:
+            raise LayerError(f"{RESHAPE} is not a shape", got=str(list(found)), expected="one dimension")
+        return super().shape(shapes)
+
+    def check_values(self) -> None:
+        super().check_values()
+        larger = self.enlarged()
+        if larger is not None and not self.suits(shapes_of(self.dump()), larger):
+            raise LayerError(
+                f"{RESHAPE} is not the shape of the layer", got=show(larger), expected=show(self.extent)
+            )
+
+    @classmethod
     def bias_shape(
         cls, shapes: Mapping[str, Shape], options: Mapping[str, Any] | None = None
     ) -> Shape | None:
@@ -125,4 +140,6 @@ class Lora(Factored):
         return Full(diff=own if self.diff_b is None else own + self.diff_b.flatten())
 
     def enlarged(self) -> Shape | None:
-        return None if self.reshape_weight is None else tuple(int(n) for n in self.reshape_weight)
+        if self.reshape_weight is None:
+            return None
+        return tuple(int(n) for n in self.reshape_weight.to(torch.int64))

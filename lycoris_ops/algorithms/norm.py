@@ -51,8 +51,7 @@ class Norm(Layer):
         return cls(w_norm=torch.zeros(shape[:1]))
 
     def additive(self) -> tuple[FullForm, ...]:
-        assert self.w_norm is not None
-        return (FullForm(self.w_norm[:, None]),)
+        return () if self.w_norm is None else (FullForm(self.w_norm[:, None]),)
 
     def bias_layer(self) -> Full | None:
         return None if self.b_norm is None else Full(diff=self.b_norm)

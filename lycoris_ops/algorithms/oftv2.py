@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -71,17 +71,21 @@ class OftV2(Layer):
         size, count = block_of_inputs(shape, rank)
         return cls(oft_r=torch.zeros(count, size * (size - 1) // 2))
 
+    def check_fit(self, shape: Sequence[int]) -> None:
+        super().check_fit(shape)
+        size, inputs = _block(self.oft_r.shape[1]), flat_shape(shape)[1]
+        if inputs % size:
+            raise LayerError(
+                "the shared block of an oftv2 layer does not divide the inputs of the weight",
+                got=f"blocks of {size}",
+                expected=f"a divisor of {inputs}, for {list(shape)}",
+            )
+
     def sides(self, weight: Tensor) -> Sides:
-        flat = flat_shape(weight.shape)
         skew = self._skew(weight)
         size = skew.shape[-1]
-        if flat[1] % size:
-            raise LayerError(
-                "the shared block of an oftv2 layer does not divide the inputs",
-                got=f"blocks of {size}",
-                expected=f"a divisor of {flat[1]}",
-            )
-        rotation = self._rotation(skew).expand(flat[1] // size, size, size)
+        count = flat_shape(weight.shape)[1] // size
+        rotation = self._rotation(skew).expand(count, size, size)
         return Sides(inputs=Blocks.of(rotation).transposed())
 
     def rows(self, start: int, stop: int) -> OftV2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -20,14 +20,21 @@ if TYPE_CHECKING:
 
 Q, P, LAMBDA = "q_layer.weight", "p_layer.weight", "lambda_layer"
 
+STARTS: dict[str, Callable[[int, int], int]] = {
+    "principal": lambda rank, known: 0,
+    "last": lambda rank, known: known - rank,
+    "middle": lambda rank, known: (known - rank) // 2,
+}
+"""The first of `rank` singular triples that an adapter starts from, of `known` in descending order."""
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Tlora(Layer):
     """delta = alpha / r * (P diag(l) Q - P0 diag(l0) Q0), with P0, l0, Q0 from the SVD of W.
 
-    p_layer (O, r), q_layer (r, I), lambda_layer (1, r). The file does not hold P0, l0 and Q0: they are
-    the singular triples of the base weight that `sig_type` names, the r largest ("principal"), the r
-    smallest ("last") or the r in the middle, so the adapter is exact on the very model that it was
+    p_layer (O, r), q_layer (r, I), lambda_layer (1, r) or (r,). The file does not hold P0, l0 and Q0:
+    they are the singular triples of the base weight that `sig_type` names, the r largest ("principal"),
+    the r smallest ("last") or the r in the middle, so the adapter is exact on the very model that it was
     trained on. A convolution with a kernel above 1 is not defined by its source.
 
     Source: Soboleva et al., "T-LoRA" (2507.05964), section 3.3; layout by LyCORIS 4.
@@ -66,29 +73,34 @@ class Tlora(Layer):
     def reads_weight(self) -> bool:
         return True
 
+    def check_fit(self, shape: Sequence[int]) -> None:
+        super().check_fit(shape)
+        self._start()
+
     def sides(self, weight: Tensor) -> Sides:
-        if self.sig_type is None:
-            raise LayerError(
-                "a tlora file does not hold the factors that it started from, nor which they were",
-                got="no sig_type",
-                expected="sig_type = principal, last or middle",
-                hint="Give the sig_type that it was trained with, as an option or in ss_network_args",
-            )
+        start = self._start()
         up, down, values = (
-            part.to(weight.device, weight.dtype).flatten(1)
-            for part in (self.p_layer, self.q_layer, self.lambda_layer)
+            part.to(weight.device, weight.dtype)
+            for part in (self.p_layer.flatten(1), self.q_layer.flatten(1), self.lambda_layer.flatten())
         )
         rank = len(down)
         flat = weight.reshape(weight.shape[0], -1)
         left, middle, right = singular(flat)
         known = min(rank, len(middle))
-        first = {
-            "principal": 0,
-            "last": len(middle) - known,
-            "middle": (len(middle) - known) // 2,
-        }[self.sig_type]
+        first = start(known, len(middle))
         kept = slice(first, first + known)
         factor = scale(self.alpha, rank)
-        after = LowRank(up * values.flatten(), down, factor)
+        after = LowRank(up * values, down, factor)
         before = LowRank(left[:, kept] * middle[kept], right[kept], -factor)
         return Sides(beside=(after, before))
+
+    def _start(self) -> Callable[[int, int], int]:
+        if self.sig_type is None or self.sig_type not in STARTS:
+            raise LayerError(
+                "a tlora layer cannot be applied without the factors that it started from",
+                got=f"sig_type = {self.sig_type}" if self.sig_type else "no sig_type",
+                expected=f"sig_type = {' or '.join(STARTS)}",
+                hint="Give the sig_type that it was trained with, as an option or in ss_network_args; "
+                "a random start cannot be rebuilt",
+            )
+        return STARTS[self.sig_type]

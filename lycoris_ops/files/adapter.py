@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..algebra import Extent, Shape, fits, is_finite
+from ..algebra import Extent, Shape, is_finite
 from ..algorithms import Layer, detect, explain
 from ..algorithms.base import ALPHA
 from ..algorithms.factored import DORA, SPARSE
@@ -50,8 +50,10 @@ class LayerInfo:
     algorithm: type[Layer]
     keys: Mapping[str, str]
     """Canonical suffix to the key in the file."""
+    shapes: Mapping[str, Shape]
+    """The shapes of the tensors by canonical suffix."""
     shape: Extent
-    """The shape of the change of the weight; () where only the bias changes."""
+    """The shape of the change of the weight, see `Layer.shape`; () where only the bias changes."""
     bias: Shape | None
     """The shape of the change of the bias."""
     rank: int | None
@@ -67,7 +69,7 @@ class LayerInfo:
         if self.enlarges:
             pairs = zip(weight, self.shape, strict=False)
             return len(weight) == len(self.shape) and all(new is None or old <= new for old, new in pairs)
-        return fits(self.shape, weight)
+        return self.algorithm.suits(self.shapes, weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -347,7 +349,7 @@ def _describe(
         bias = algorithm.bias_shape(shapes, options)
     except LayerError as error:
         raise error.within(file=path, key=name) from None
-    return LayerInfo(name, algorithm, keys, shape, bias, rank, options, enlarges, config)
+    return LayerInfo(name, algorithm, keys, shapes, shape, bias, rank, options, enlarges, config)
 
 
 def _check_finite(key: str, tensor: Tensor, path: str) -> None:

@@ -22,7 +22,7 @@ from tests.bench.cases import DTYPES, EFFECT, Factors, balanced, loha, lokr, lor
 from tests.harness.facts import facts
 
 SIZES = ((1280, 4096), (3072, 1024))
-"""Width of the layer and tokens: those of PERF's anchors for SDXL and Flux."""
+"""Width of the layer and tokens, as in SDXL and in Flux."""
 
 
 def lokr_full(shape: tuple[int, int], generator: torch.Generator) -> Factors:

@@ -47,7 +47,11 @@ def factors(kind: str, shape: tuple[int, ...], generator: torch.Generator) -> di
         made["hada_w1_a"] *= size / 8
         return made
     (outer, k), (i, j) = balanced(out), balanced(shape[1])
-    return {"lokr_w1": rand(outer, i) * size, "lokr_w2": rand(k, j, *shape[2:])}
+    return {
+        "lokr_w1": rand(outer, i) * size / 4,
+        "lokr_w2_a": rand(k, 16),
+        "lokr_w2_b": rand(16, j * math.prod(shape[2:])),
+    }
 
 
 def write_adapters(folder: Path) -> list[str]:

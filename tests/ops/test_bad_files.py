@@ -60,7 +60,7 @@ def report(adapter: lyc.Adapter) -> str:
         # The prefix alone is enough: a file that was resized still has its configuration.
         pair("base_model.model.x.q", rank=2),
     ],
-    ids=lambda tensors: " ".join(tensors),
+    ids=" ".join,
 )
 def test_a_configuration_beside_the_file_is_for_each_layer_that_is_pefts(
     tmp_path: Path, tensors: dict[str, Tensor]
@@ -147,13 +147,13 @@ def test_a_name_too_long_for_the_disk_is_an_error_of_the_family(tmp_path: Path) 
             lyc.FileFormatError, match="cannot be read" if len(long) > 255 else "no such file"
         ):
             lyc.load_adapter(tmp_path / f"{long}.safetensors"[:300])
-        with pytest.raises(lyc.WriteError, match="cannot be written.*too long"):
+        with pytest.raises(lyc.WriteError, match=r"cannot be written.*too long"):
             lyc.save_adapter(adapter, tmp_path / f"{long}.safetensors")
         save_file({KEY: torch.randn(12, 18)}, tmp_path / "base.safetensors")
-        with pytest.raises(lyc.WriteError, match="cannot be written.*too long"):
+        with pytest.raises(lyc.WriteError, match=r"cannot be written.*too long"):
             stack = lyc.Stack([lyc.Entry(adapter)])
             lyc.merge_checkpoint(tmp_path / "base.safetensors", stack, tmp_path / f"{long}.safetensors")
-    with pytest.raises(lyc.WriteError, match="cannot be written.*too long"):
+    with pytest.raises(lyc.WriteError, match=r"cannot be written.*too long"):
         lyc.save_adapter(adapter, tmp_path / ("x" * 300), "peft")
 
 

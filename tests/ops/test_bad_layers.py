@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from layers import factors, lora
+from layers import KINDS, factors, lora
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -48,6 +49,22 @@ def without(layer: dict[str, Tensor], key: str) -> dict[str, Tensor]:
         (without(factors("glora", "linear"), "b1.weight"), "a glora layer without b1.weight"),
         ({"alpha": torch.tensor(1.0)}, "no algorithm reads the tensors alpha"),
         ({**factors("lora", "linear"), "new_thing": torch.zeros(1)}, "new_thing, which is not known"),
+        ({**factors("oft", "linear"), "new_thing": torch.zeros(1)}, "a boft or oft layer with new_thing"),
+        ({"lokr_t2": torch.zeros(2, 2, 3, 3), **factors("oft", "linear")}, "two kinds at once"),
+        (
+            {"p_layer.weight": torch.zeros(12, 2), "lambda_layer": torch.zeros(2)},
+            "a tlora layer without q_lay",
+        ),
+        (
+            {"ia3_l": torch.zeros(12, 1), "on_input": torch.tensor(0)},
+            "an ia3 layer with both ia3_l and on_in",
+        ),
+        ({"diff": torch.zeros(12, 18), "set_weight": torch.ones(12, 18)}, "with both diff and set_weight"),
+        (
+            {**factors("lokr-full-full", "linear"), "lokr_w1_a": torch.zeros(3, 2)},
+            "a lokr layer with both lokr_w1, lokr_w2 and lokr_w1_a",
+        ),
+        ({"oft_blocks": torch.zeros(12, 12)}, "than the 4 of a boft layer or the 3 of an oft layer"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -74,18 +91,124 @@ def test_a_layer_that_cannot_be_read_is_reported_and_fails_strict(
         ("tlora", "lambda_layer", (1, 4), "ranks of lambda_layer and q_layer.weight disagree"),
         ("ia3", "on_input", (2,), "on_input is not a single number"),
         ("lora-dora-out", "dora_scale", (11, 1), "neither the outputs nor the inputs"),
+        ("conv-dora", "dora_scale", (6, 1, 1, 1), "neither the outputs nor the inputs"),
         ("lora-sparse", "bias_size", None, "sparse remainder is incomplete"),
+        ("lora-sparse", "bias_size", (3,), "dimensions of bias_indices and bias_size disagree"),
+        ("lora-sparse", "bias_indices", (1, 5), "dimensions of bias_indices and bias_size disagree"),
+        ("lora-sparse", "bias_values", (6,), "values of bias_indices and bias_values disagree"),
+        ("lora-sparse", "bias_values", (5, 1), "unusable shapes"),
+        ("lora", "lora_up.weight", (12, 0), "lora_up.weight is empty"),
+        ("boft", "oft_blocks", (2, 3, 4, 4), "2 stages of 3 blocks of 4 rows"),
+        ("boft", "oft_blocks", (5, 2, 6, 6), "a multiple of 16 of them"),
+        ("boft", "oft_blocks", (1, 12, 1, 1), "blocks of an even size"),
+        ("boft-peft", "boft_R", (4, 3, 6, 6), "4 stages of 3 blocks of 6 inputs"),
+        ("boft-peft", "boft_R", (2, 6, 3, 3), "blocks of an even size"),
+        ("glora-core", "a1.weight", (18, 4, 1, 1), "ranks of a1.weight and a2.weight disagree"),
     ],
 )
 def test_tensors_that_contradict_each_other_name_file_layer_and_sizes(
     tmp_path: Path, kind: str, key: str, shape: tuple[int, ...] | None, says: str
 ) -> None:
-    layer = without(factors(kind, "linear"), key)
+    if kind == "conv-dora":
+        layer = factors("lora-dora-out", "conv2d")
+    else:
+        layer = factors(kind, "conv2d" if KINDS[kind].needs_kernel else "linear")
+    layer = without(layer, key)
     path = written(tmp_path, layer if shape is None else {**layer, key: torch.zeros(shape)})
     with pytest.raises(lyc.LayerError) as caught:
         lyc.load_adapter(path)
     text = str(caught.value)
     assert str(path) in text and NAME in text and says in text
+
+
+SPARSE = {
+    "lora_up.weight": torch.zeros(12, 2),
+    "lora_down.weight": torch.zeros(2, 18),
+    "bias_indices": torch.tensor([[0, 11], [3, 17]], dtype=torch.int16),
+    "bias_values": torch.tensor([7.0, 8.0]),
+    "bias_size": torch.tensor([12, 18], dtype=torch.int16),
+}
+
+
+@pytest.mark.parametrize(
+    ("layer", "key", "value", "says"),
+    [
+        (SPARSE, "bias_indices", [[0, 12], [3, 17]], r"1 of 2 places, such as \[12, 17\].*in \[12, 18\]"),
+        (SPARSE, "bias_indices", [[0, 11], [-1, 17]], r"places, such as \[0, -1\]"),
+        (SPARSE, "bias_size", [18, 12], r"bias_size is not the size.*\[18, 12\].*\[12, 18\]"),
+        (SPARSE, "bias_size", [12, -18], "bias_size is not the size"),
+        (SPARSE, "bias_size", [math.nan, 18], "bias_size is not the size"),
+        (factors("ia3", "linear"), "on_input", 2, "on_input is neither 0 nor 1.*found 2"),
+        (factors("ia3", "linear"), "on_input", math.nan, "on_input is neither 0 nor 1.*found nan"),
+        (factors("lora", "linear"), "reshape_weight", [12, 20], r"reshape_weight.*\[12, 20\].*\[12, 18\]"),
+        (factors("lora", "linear"), "reshape_weight", [6, 9], "reshape_weight is not the shape of the layer"),
+        (factors("lora", "linear"), "reshape_weight", [math.nan, 18], "reshape_weight is not the shape"),
+    ],
+)
+def test_values_that_cannot_be_right_are_an_error_when_the_layer_is_read(
+    tmp_path: Path, layer: dict[str, Tensor], key: str, value: Any, says: str
+) -> None:
+    adapter = lyc.load_adapter(written(tmp_path, {**layer, key: torch.tensor(value)}))
+    with pytest.raises(lyc.LayerError, match=f"{adapter.path}: {NAME}: .*{says}"):
+        adapter.layer(NAME)
+
+
+def test_a_reshape_weight_of_no_size_is_an_error(tmp_path: Path) -> None:
+    for shape, says in (((0,), "is empty"), ((), "unusable shape"), ((2, 1), "is not a shape")):
+        path = written(tmp_path, {**factors("lora", "linear"), "reshape_weight": torch.zeros(shape)})
+        with pytest.raises(lyc.LayerError, match=f"reshape_weight {says}|reshape_weight has an {says}"):
+            lyc.load_adapter(path)
+
+
+def test_a_sparse_remainder_with_a_size_that_int16_does_not_hold(tmp_path: Path) -> None:
+    layer = {
+        "lora_up.weight": torch.zeros(2, 1),
+        "lora_down.weight": torch.zeros(1, 40000),
+        "bias_indices": torch.tensor([[1], [39999]]).to(torch.int16),
+        "bias_values": torch.tensor([7.0]),
+        "bias_size": torch.tensor([2, 40000]).to(torch.int16),
+    }
+    delta = lyc.load_adapter(written(tmp_path, layer)).layers[NAME].delta(torch.zeros(2, 40000))
+    assert delta[1, 39999] == 7.0 and delta.sum() == 7.0
+
+
+@pytest.mark.parametrize(
+    ("layer", "found"),
+    [
+        ({"weight": torch.zeros(13), "on_input": torch.tensor(0)}, [13]),
+        ({"ia3_l": torch.ones(1, 13, 1, 1)}, [13]),
+        ({**factors("lora", "linear"), "dora_scale": torch.ones(6, 1)}, [12, 6, 3]),
+        ({**factors("loha", "linear"), "dora_scale": torch.ones(1, 9)}, [12, 9, 2]),
+    ],
+    ids=["ia3", "ia3-peft", "dora-6", "dora-9"],
+)
+def test_a_count_that_meets_neither_outputs_nor_inputs_does_not_fit(
+    tmp_path: Path, layer: dict[str, Tensor], found: list[int]
+) -> None:
+    path = written(tmp_path, layer)
+    with pytest.raises(lyc.MatchError) as caught:
+        report(path)
+    text = str(caught.value)
+    assert str(path) in text and NAME in text
+    assert f"found {found}; expected [12, 18]" in text
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr-full-low"])
+def test_a_magnitude_of_the_inputs_may_have_its_kernel_folded_into_the_columns(
+    tmp_path: Path, kind: str
+) -> None:
+    layer = {
+        key: tensor.flatten(1) if tensor.ndim > 1 else tensor
+        for key, tensor in factors(kind, "conv2d").items()
+    }
+    path = written(tmp_path, {**layer, "dora_scale": torch.ones(1, 18, 1, 1)})
+    stack = lyc.Stack([lyc.Entry(lyc.load_adapter(path))])
+    keys = {**KEYS, "diffusion_model.a.c.weight": (12, 18, 3, 3)}
+    lyc.resolve(stack, keys).check(strict=True)
+    weight = torch.randn(12, 18, 3, 3)
+    delta = lyc.load_adapter(path).layers[NAME].delta(weight)
+    norms = (weight + delta).transpose(0, 1).flatten(1).norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones(18))
 
 
 @pytest.mark.parametrize(
@@ -196,3 +319,18 @@ def test_a_tlora_without_its_options_says_what_is_missing(tmp_path: Path) -> Non
         lyc.patch_(base, [(lyc.load_adapter(path).layers[NAME], 1.0)])
     one, other = (lyc.load_adapter(path, sig_type=kind).layers[NAME] for kind in ("principal", "last"))
     assert not torch.equal(one.delta(base), other.delta(base))
+
+
+def test_a_tlora_that_started_from_no_known_triples_is_an_error_naming_those(tmp_path: Path) -> None:
+    tensors = factors("tlora", "linear")
+    base = torch.randn(12, 18)
+    layer = lyc.ALGORITHMS["tlora"].load(tensors, {"sig_type": "random"})
+    with pytest.raises(
+        lyc.LayerError, match=r"random; expected sig_type = principal or last or middle.*rebuilt"
+    ):
+        layer.delta(base)
+    with pytest.raises(lyc.LayerError, match="random"):
+        lyc.patch_(base, [(layer, 1.0)])
+    flat = {**tensors, "lambda_layer": tensors["lambda_layer"].flatten()}
+    one, same = (lyc.ALGORITHMS["tlora"].load(each, {"sig_type": "last"}) for each in (tensors, flat))
+    assert torch.equal(one.delta(base), same.delta(base))

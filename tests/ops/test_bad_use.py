@@ -21,12 +21,23 @@ SAYS = {
     "an alpha that is no number": (factors("lora", "linear", alpha=math.nan), "alpha is not a finite number"),
     "one of a rotation": (factors("oft", "linear", alpha=math.nan), "alpha is not a finite number"),
     "one of DoRA": (factors("lora-dora-out", "linear", alpha=math.inf), "alpha is not a finite number"),
-    "factors for other inputs": (
-        {"weight": torch.ones(13), "on_input": torch.tensor(1)},
-        "an ia3 layer does not fit the weight",
-    ),
-    "a T-LoRA without its start": (factors("tlora", "linear"), "that it started from"),
 }
+BEFORE = {
+    "factors for the other side": (
+        {"weight": torch.ones(18), "on_input": torch.tensor(0)},
+        r"an ia3 layer does not fit the weight.*\[18, \*\].*\[12, 18\]",
+    ),
+    "a side that is not said": (
+        {"ia3_l": torch.ones(1, 18, 1, 1)},
+        "whether an ia3 layer of a convolution is for inputs or outputs",
+    ),
+    "a shared block of five inputs": (
+        {"oft_R.weight": torch.zeros(1, 10)},
+        "shared block of an oftv2 layer.*blocks of 5.*a divisor of 18",
+    ),
+    "a T-LoRA without its start": (factors("tlora", "linear"), "no sig_type.*principal or last or middle"),
+}
+"""What the header does not tell, and is known before a weight is there."""
 
 
 def written(folder: Path, layer: dict[str, Tensor], name: str = NAME) -> Path:
@@ -59,6 +70,17 @@ def test_an_error_at_use_names_file_layer_and_weight(
     assert main(["bake", str(tmp_path / "base.safetensors"), "--adapter", str(path), "-o", str(out)]) == 2
     assert capfd.readouterr().err.startswith(f"error: {path}: {NAME} on {KEY}: ")
     assert not out.exists()
+
+
+@pytest.mark.parametrize("case", BEFORE)
+def test_an_error_that_needs_no_weight_comes_when_the_plan_is_made(tmp_path: Path, case: str) -> None:
+    layer, says = BEFORE[case]
+    path = written(tmp_path, layer)
+    pairs = lyc.resolve(lyc.Stack([lyc.Entry(lyc.load_adapter(path))]), {KEY: (12, 18)}).pairs()[KEY]
+    parts = [(match.read(entry.adapter), 1.0) for entry, match in pairs]
+    for make in (lambda: kept_plan((12, 18), pairs), lambda: lyc.BypassPlan.build(geometry(), parts)):
+        with pytest.raises(lyc.LayerError, match=f"{path}: {NAME}: .*{says}"):
+            make()
 
 
 def geometry() -> Geometry:

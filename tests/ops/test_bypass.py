@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -406,8 +407,8 @@ def test_layers_that_cannot_be_bypassed_or_do_not_fit_are_errors() -> None:
         hook(MODULES["linear-odd"].module(), chained(case, ([(layer("lora", case), 1.0)],)))
     hooked = case.module()
     hook(hooked, chained(case, ([(layer("oftv2", MODULES["linear"]), 1.0)],)), name="here")
-    bad = ALGORITHMS["tlora"].load({**KINDS["tlora"].make(case.shape, 2)})
+    bad = layer("oft", case, alpha=torch.tensor(math.nan))
     other = case.module()
     hook(other, chained(case, ([(bad, 1.0)],)), name="blocks.3")
-    with pytest.raises(lyc.LayerError, match=r"blocks\.3.*sig_type"):
+    with pytest.raises(lyc.LayerError, match=r"blocks\.3.*alpha"):
         other(case.input())

@@ -149,6 +149,77 @@ def test_another_kernel_of_the_same_size_does_not_fit() -> None:
         layer.delta(torch.zeros(10, 6, 5, 1))
 
 
+@pytest.mark.parametrize("kind", [("full", "diff_b"), ("norm", "b_norm")], ids=str)
+def test_what_changes_a_bias_alone_changes_no_weight(kind: tuple[str, str]) -> None:
+    layer = ALGORITHMS[kind[0]].load({kind[1]: torch.ones(12)})
+    weight = base("conv2d", torch.float16)
+    delta = layer.delta(weight)
+    assert delta.shape == weight.shape and delta.dtype == torch.float32 and not delta.any()
+    assert torch.equal(lyc.patch_(weight.clone(), [(layer, 1.0)]), weight)
+    change = layer.change(weight)
+    assert change.delta is None and change.bias is not None and change.bias.eq(1).all()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_dora_leaves_what_has_no_direction_at_zero(axis: int, dtype: torch.dtype) -> None:
+    tensors = factors("lora-dora-out" if axis == 0 else "lora-dora-in", "linear")
+    name = "lora_down.weight" if axis else "lora_up.weight"
+    weight = base("linear", dtype)
+    weight.select(axis, 2).zero_()
+    tensors[name].select(axis, 2).zero_()
+    layer = ALGORITHMS["lora"].load({**tensors, "dora_scale": tensors["dora_scale"] * 5})
+    delta = layer.delta(weight)
+    assert delta.isfinite().all() and not delta.select(axis, 2).any()
+    sides = layer.sides(weight).change(weight)
+    torch.testing.assert_close(sides, delta)
+    assert not lyc.patch_(weight.clone(), [(layer, 1.0)]).select(axis, 2).any()
+
+
+@pytest.mark.parametrize("on_input", [0, 1])
+def test_factors_of_the_other_side_do_not_fit(on_input: int) -> None:
+    layer = ALGORITHMS["ia3"].load({"weight": torch.ones(12), "on_input": torch.tensor(on_input)})
+    right, wrong = ((20, 12, 3, 3), (12, 20, 3, 3)) if on_input else ((12, 20, 3, 3), (20, 12, 3, 3))
+    layer.check_fit(right)
+    with pytest.raises(lyc.LayerError, match=r"an ia3 layer does not fit.*12.*\[.*20.*\]"):
+        layer.check_fit(wrong)
+
+
+@pytest.mark.parametrize("on_input", [0, 1])
+def test_factors_of_a_fused_layer_are_cut_where_they_are_of_outputs(on_input: int) -> None:
+    count = 8 if on_input else 12
+    factor = torch.arange(1.0, count + 1)
+    layer = ALGORITHMS["ia3"].load({"weight": factor, "on_input": torch.tensor(on_input)})
+    weight = torch.ones(4, 8)
+    patched = lyc.patch_(weight.clone(), [(lyc.Part(layer, window=(8, 12)), 1.0)])
+    wanted = 1 + (factor if on_input else factor[8:, None])
+    torch.testing.assert_close(patched, weight * wanted)
+    if not on_input:
+        with pytest.raises(lyc.LayerError, match=r"rows of an ia3 layer.*rows 9 to 13 of \[12, \*\]"):
+            lyc.patch_(weight, [(lyc.Part(layer, window=(9, 13)), 1.0)])
+
+
+@pytest.mark.parametrize(
+    ("shapes", "rank"),
+    [
+        (((18, 24), (24, 18), (12, 24), (24, 18)), 24),
+        (((4, 18), (18, 4), (4, 18), (12, 4)), 4),
+        (((24, 18), (18, 24), (24, 18), (12, 24)), 24),
+    ],
+    ids=["above the inputs", "older", "older, above the inputs"],
+)
+def test_the_rank_of_glora_is_that_of_its_scale(shapes: tuple[tuple[int, int], ...], rank: int) -> None:
+    parts = {
+        f"{name}.weight": torch.randn(shape)
+        for name, shape in zip(("a1", "a2", "b1", "b2"), shapes, strict=True)
+    }
+    plain = ALGORITHMS["glora"].load(parts)
+    assert plain.rank == rank
+    halved = ALGORITHMS["glora"].load({**parts, "alpha": torch.tensor(rank / 2)})
+    weight = base("linear")
+    torch.testing.assert_close(halved.delta(weight), plain.delta(weight) / 2)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_an_alpha_that_is_not_finite_is_an_error_where_it_counts(bad: float) -> None:
     with pytest.raises(lyc.LayerError, match="alpha"):
