@@ -73,8 +73,8 @@ def _configured(resolution: EntryResolution) -> list[str]:
     left = adapter.without_alpha
     if left and adapter.config:
         lines.append(
-            f"{len(left)} layers without an alpha do not follow the {CONFIG_NAME} beside the file: their "  # noqa: E501
-            "rank is another, their names are not PEFT's, or the file holds a configuration itself"
+            f"{len(left)} layers without an alpha do not follow the {CONFIG_NAME} beside the file: "
+            "their rank is another, their names are not PEFT's, or the file holds a configuration itself"
         )
     elif any(split_prefix(name)[0] == "peft" for name in left):
         lines.append(f"no {CONFIG_NAME} beside the file: {len(left)} layers at scale 1")

@@ -84,7 +84,7 @@ def test_the_ia3_of_outputs_of_lycoris_is_refused_since_peft_scales_the_bias(tmp
     tensors = {"unet.a.weight": torch.ones(4), "unet.a.on_input": torch.tensor(0)}
     save_file(tensors, tmp_path / "source.safetensors")
     source = lyc.load_adapter(tmp_path / "source.safetensors")
-    with pytest.raises(lyc.LayerError, match="scales the bias with the outputs.*on_input = 0"):
+    with pytest.raises(lyc.LayerError, match=r"scales the bias with the outputs.*on_input = 0"):
         lyc.save_adapter(source, tmp_path / "folder", "peft")
 
 
