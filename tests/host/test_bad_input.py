@@ -169,7 +169,7 @@ FILES: dict[str, tuple[str, Callable[[Path], Any], tuple[str, ...]]] = {
     "truncated": ("cut.safetensors", cut(0.7), ("found", "expected", "bytes", "download")),
     "truncated-header": ("head.safetensors", cut(0.001), ("found", "expected", "download")),
     "lying-offsets": ("lying.safetensors", lying_header, ("lora_down.weight", "found", "expected")),
-    "pickle": ("evil.pt", bad_pickle, ("evil.pt", "weights_only", ".safetensors")),
+    "pickle": ("evil.pt", bad_pickle, ("evil.pt", "not a pickle of plain tensors", ".safetensors")),
     "other-architecture": ("flux.safetensors", edited(flux), ("double_blocks", "another kind of model")),
     "same-names-other-widths": ("sdxl.safetensors", edited(sdxl), ("attn2_to_k", "2048", "768")),
     "wrong-shape": (
