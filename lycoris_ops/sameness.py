@@ -11,8 +11,10 @@ from torch import Tensor
 
 from .algorithms import Layer
 from .algorithms.base import ALPHA, scale
+from .algorithms.ia3 import Ia3
 from .algorithms.lora import Lora
 from .algorithms.oft import Oft
+from .files.encoding import scaling_of
 
 FACTORS, BIAS = ("lora_up", "lora_down"), "lora_b_bias"
 """Tensors of a LoRA layer one of which may hold its scale, and that of the bias, which then does too."""
@@ -22,6 +24,8 @@ EITHER_WAY = ("dora", "feedforward")
 
 def difference(wanted: Layer, found: Layer) -> str | None:
     """What differs between two layers, in words; None where they change any weight alike."""
+    if isinstance(wanted, Ia3) and isinstance(found, Ia3) and found.ia3_l is not None:
+        wanted = scaling_of(wanted)
     if type(wanted) is not type(found):
         return f"{found.algorithm}, not {wanted.algorithm}"
     scales = [1.0, 1.0]

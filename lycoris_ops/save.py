@@ -19,6 +19,7 @@ from torch import Tensor
 from .algebra import Shape, is_finite
 from .algorithms import Layer
 from .algorithms.base import ALPHA, field_of
+from .algorithms.ia3 import PEFT as IA3_FACTOR
 from .algorithms.lora import UP
 from .errors import LayerError, LycorisError, WriteError
 from .files.adapter import BUNDLED, NOT_FACTORS, Adapter, load_adapter
@@ -552,6 +553,7 @@ def _changes(
     cut = {layer.planned.sources[0] for layer in partial}
     folded = [layer for layer in made if dialect == "diffusers" and alpha_of(layer.layer) != layer.layer.rank]
     wider = [m for m in folded if m.tensors[PEFT_SUFFIXES[UP]].dtype != m.layer.dump()[UP].dtype]
+    factors = [m for m in made if IA3_FACTOR in m.tensors and IA3_FACTOR not in m.layer.dump()]
     given = [m for m in made if m.source_alpha is None and ALPHA in m.tensors and m.layer.scaled_by_alpha]
     corrected = [layer for layer in made if dialect != "diffusers" and _alpha_changed(layer)]
     lines = [
@@ -564,6 +566,7 @@ def _changes(
         ),
         (bool(folded), f"alpha / rank multiplied into a factor of {len(folded)} layers"),
         (bool(wider), f"{len(wider)} of these in float32, as their dtype does not hold the product"),
+        (bool(factors), f"1 + w written for the w of {len(factors)} ia3 layers of inputs"),
         (bool(given), f"alpha written for {len(given)} layers that had none in the file"),
         (bool(corrected), f"alpha corrected for {len(corrected)} layers"),
         (bool(loose), f"{len(loose)} keys copied as they are (embeddings, or of no known kind)"),

@@ -195,11 +195,27 @@ def _peft(layer: Layer, name: str) -> Encoded:
     elif isinstance(layer, BoftPeft):
         config |= {"block": layer.rank, "stages": layer.boft_r.shape[0]}
     elif isinstance(layer, Ia3):
+        layer = scaling_of(layer)
         if layer.ia3_l is None:
-            raise _cannot("scales the bias with the outputs, and LyCORIS' IA3 does not", "weight, on_input")
+            raise _cannot("scales the bias with the outputs, and LyCORIS' IA3 does not", "on_input = 0")
+        tensors = layer.dump()
         inputs = layer.ia3_l.shape[0] == 1 if layer.ia3_l.ndim == 2 else bool(layer.feedforward)
         config |= {"feedforward": inputs}
     return Encoded(name, tensors, config)
+
+
+def scaling_of(layer: Ia3) -> Ia3:
+    """An (IA)^3 layer of inputs by PEFT's factor, l = 1 + w; any other as it is.
+
+    In the dtype of w where that holds the sum, else in float32: near 1 a narrow dtype has few values.
+    """
+    if layer.weight is None or layer.on_input is None or not layer.on_input.item():
+        return layer
+    exact = 1 + layer.weight.double()
+    own = exact.to(layer.weight.dtype)
+    if not torch.equal(own.double(), exact):
+        own = exact.to(torch.promote_types(own.dtype, torch.float32))
+    return Ia3(ia3_l=own if own.ndim > 2 else own.reshape(1, -1), feedforward=True)
 
 
 def _as_2d(suffix: str, tensor: Tensor) -> Tensor:

@@ -48,6 +48,46 @@ def test_peft_reads_its_own_file_written_again(tmp_path: Path, kind: str, file: 
     assert_same(layers, read(tmp_path / "again", Model(spec.bias)), max(spec.eps, EPS32))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_peft_reads_the_ia3_of_inputs_of_lycoris(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Its factor is l = 1 + w, on the inputs of layers that its configuration calls feedforward."""
+    from safetensors.torch import load_file, save_file
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.conv = nn.Linear(6, 4), nn.Conv2d(6, 4, 3)
+
+    values = {"linear": torch.randn(6) / 50, "conv": torch.randn(1, 6, 1, 1) / 50}
+    tensors = {f"unet.{name}.weight": value.to(dtype) for name, value in values.items()}
+    tensors |= {f"unet.{name}.on_input": torch.tensor(1) for name in values}
+    save_file(tensors, tmp_path / "source.safetensors")
+    source = lyc.load_adapter(tmp_path / "source.safetensors")
+    result = lyc.save_adapter(source, tmp_path / "folder", "peft")
+    assert "1 + w written for the w of 2 ia3 layers of inputs" in result.changes
+    saved = load_file(tmp_path / "folder" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    model = read(tmp_path / "folder", Net())
+    for name in values:
+        layer: Any = model.get_submodule(name)
+        assert layer.is_feedforward
+        changed, bias = computed(layer)
+        weight = layer.base_layer.weight
+        delta = source.layers[f"unet.{name}"].delta(weight)
+        assert (weight + delta - changed).abs().max() <= 4 * EPS32 * changed.abs().max()
+        assert torch.equal(bias, layer.base_layer.bias)
+
+
+def test_the_ia3_of_outputs_of_lycoris_is_refused_since_peft_scales_the_bias(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {"unet.a.weight": torch.ones(4), "unet.a.on_input": torch.tensor(0)}
+    save_file(tensors, tmp_path / "source.safetensors")
+    source = lyc.load_adapter(tmp_path / "source.safetensors")
+    with pytest.raises(lyc.LayerError, match=r"scales the bias with the outputs.*on_input = 0"):
+        lyc.save_adapter(source, tmp_path / "folder", "peft")
+
+
 def test_peft_reads_what_was_another_tool_s(tmp_path: Path) -> None:
     """Two ranks and scales, one path that is the end of another, and a layer that is not adapted."""
     from safetensors.torch import save_file
