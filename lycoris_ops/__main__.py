@@ -88,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     bake.add_argument("-o", "--out", required=True, help="the .safetensors file to write")
     bake.add_argument("--dtype", choices=DTYPES, help="the dtype of all float tensors, if not their own")
     bake.add_argument("--strict", action="store_true", help="fail where a layer of an adapter meets nothing")
+    for command in (convert, bake):
+        command.add_argument("--overwrite", action="store_true", help="replace a file of that name")
     for command in (inspect, convert, bake):
         command.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser
@@ -130,6 +132,7 @@ def _convert(options: argparse.Namespace) -> int:
         dict(_metadata(text) for text in options.metadata),
         model=_shapes(options),
         drop_unread=options.drop_unread,
+        overwrite=options.overwrite,
         progress=_progress("layers made"),
     )
     print(json.dumps(dataclasses.asdict(result), indent=2) if options.json else describe_saved(result))
@@ -144,6 +147,7 @@ def _bake(options: argparse.Namespace) -> int:
         options.out,
         DTYPES[options.dtype] if options.dtype else None,
         strict=options.strict,
+        overwrite=options.overwrite,
         progress=_progress("bytes written"),
     )
     found = {

@@ -18,7 +18,7 @@ from .codec import FLOAT8, Codec, Quantised, plain_floats, round_to_float8, seed
 from .errors import FileFormatError, LayerError, LycorisError, WriteError, located
 from .files.safetensors_file import ITEM_BITS, SafetensorsFile, encode_header, raw_bytes, read_exactly
 from .files.tensor_file import DTYPE_NAMES, DTYPES, SAFETENSORS, TensorInfo
-from .files.writing import FLOATS, metadata_of, written
+from .files.writing import FLOATS, check_free, check_other, metadata_of, written
 from .kernels import patch_
 from .resolve import Match, Resolution, resolve
 from .stack import Entry, Stack
@@ -50,6 +50,7 @@ def merge_checkpoint(
     *,
     codec: Codec | None = None,
     strict: bool = False,
+    overwrite: bool = True,
     metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> MergeResult:
@@ -59,7 +60,8 @@ def merge_checkpoint(
     read as they are needed. With `dtype` None every tensor keeps its dtype, merged weights are one
     rounding away from the exact sum, and all others are copied byte by byte; a float dtype converts
     every float tensor of the file. The base's metadata is kept, `metadata` is added, and the recipe
-    is recorded. The file appears under its name only when it is complete.
+    is recorded. The file appears under its name only when it is complete; it may replace another unless
+    `overwrite` is off, but never the base.
 
     Weights in plain float8 are rounded at random, so that small changes are not lost (see
     `round_to_float8`). Quantised ones are read and written by `codec` and keep their format, whatever
@@ -69,6 +71,9 @@ def merge_checkpoint(
     base that is damaged or quantised in an unknown way, WriteError where the file cannot be written.
     """
     base = SafetensorsFile.open(_safetensors(base_path))
+    check_other(Path(out_path), base.fingerprint.path)
+    if not overwrite:
+        check_free(Path(out_path))
     quantised: Mapping[str, Quantised] = codec.find(base) if codec else {}
     shapes = {key: info.shape for key, info in base.tensors.items()}
     shapes |= {key: weight.shape for key, weight in quantised.items()}

@@ -36,6 +36,7 @@ from .files.writing import (
     DATA_HASH,
     FLOATS,
     MODELSPEC_HASH,
+    check_free,
     data_hash,
     header_of,
     in_file_order,
@@ -79,6 +80,7 @@ def save_adapter(
     *,
     model: Mapping[str, Shape] | Collection[str] | None = None,
     drop_unread: bool = False,
+    overwrite: bool = True,
     progress: Progress | None = None,
 ) -> SaveResult:
     """Write an adapter as kohya, comfy, peft, diffusers or lycoris would.
@@ -88,7 +90,8 @@ def save_adapter(
     metadata is kept but for hashes, `metadata` is added to it, and a value of None takes a key away. For
     peft, `path` is a folder or the adapter_model.safetensors in it, and adapter_config.json goes beside.
     Keys that nothing reads are copied where the dialect stays, else an error, or with `drop_unread` left
-    out. The file is held in memory whole; it takes its name when it has been read back and found right.
+    out. The file is held in memory whole; it takes its name when it has been read back and found right, and
+    may replace another, its source too, unless `overwrite` is off.
 
     Raises LayerError for a layer that the dialect cannot hold, MatchError for a name that it has not,
     WriteError where the file cannot be written.
@@ -100,6 +103,8 @@ def save_adapter(
             "an adapter cannot be written in this dtype", got=str(dtype), expected=", ".join(FLOATS)
         )
     out = _place(Path(path), dialect)
+    if not overwrite:
+        check_free(out, *([out.with_name(CONFIG_NAME)] if dialect == "peft" else []))
     writer = _Writer(adapter, dialect, dtype, None if model is None else Targets(shapes_of(model)))
     loose = _loose(adapter, dialect, drop_unread)
     planned = plan_names(adapter, dialect, writer.targets)

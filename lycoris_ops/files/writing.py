@@ -113,6 +113,33 @@ def staged(path: Path, size: int) -> Generator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def check_free(*paths: Path) -> None:
+    """Raise WriteError where a file of such a name is there already."""
+    for path in paths:
+        with system_errors(path):
+            taken = path.exists()
+        if taken:
+            raise WriteError(
+                "there is a file of that name already",
+                file=str(path),
+                hint="Choose another name, or allow to replace it (overwrite, --overwrite)",
+            )
+
+
+def check_other(path: Path, source: str) -> None:
+    """Raise WriteError where the file to write is the very file that it is made from, or a link to it."""
+    with system_errors(path):
+        same = path.exists() and path.samefile(source)
+    if same:
+        raise WriteError(
+            "the file to write is the one that is merged into, which would be lost",
+            file=str(path),
+            got=source,
+            expected="another file",
+            hint="A merge cannot be taken back: choose another name",
+        )
+
+
 def _part_name(path: Path) -> str:
     return f".{path.name}.{secrets.token_hex(4)}.part"
 

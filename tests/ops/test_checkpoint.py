@@ -170,11 +170,22 @@ def test_an_empty_stack_copies_every_byte(tmp_path: Path) -> None:
     assert all(torch.equal(copy[k].view(torch.uint8), base[k].view(torch.uint8)) for k in base)
 
 
-def test_the_base_itself_can_be_replaced(tmp_path: Path) -> None:
+def test_another_file_can_be_replaced_and_the_base_never(tmp_path: Path) -> None:
+    """A merge cannot be taken back, so a slip of the name would lose the base."""
     path, stack = write(tmp_path, torch.float32)
+    before, out, link = path.read_bytes(), tmp_path / "out.safetensors", tmp_path / "link.safetensors"
+    link.symlink_to(path)
+    for base, same in ((path, path), (path, link), (link, path)):
+        with pytest.raises(lyc.WriteError, match="the one that is merged into"):
+            lyc.merge_checkpoint(base, stack, same)
+    assert path.read_bytes() == before and link.is_symlink()
+    out.write_text("another file")
+    with pytest.raises(lyc.WriteError, match="of that name already"):
+        lyc.merge_checkpoint(path, stack, out, overwrite=False)
+    assert out.read_text() == "another file"
     wanted = exact(load_file(path), stack)
-    lyc.merge_checkpoint(path, stack, path)
-    merged = load_file(path)
+    lyc.merge_checkpoint(path, stack, out)
+    merged = load_file(out)
     for key, tensor in wanted.items():
         torch.testing.assert_close(merged[key].double(), tensor, rtol=0, atol=5e-5)
 

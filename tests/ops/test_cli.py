@@ -89,7 +89,11 @@ def test_convert_writes_and_reports(file: Path, model: Path, tmp_path: Path) -> 
     assert tensors["diffusion_model.input_blocks.1.1.proj_in.lora_up.weight"].dtype == torch.bfloat16
     metadata = lyc.load_adapter(out).metadata
     assert metadata["note"] == "a=b" and "ss_tag_frequency" not in metadata
-    report = json.loads(run(*arguments, "--json").stdout)
+    before = out.read_bytes()
+    refused = run(*arguments)
+    assert refused.returncode == 2 and "already" in refused.stderr and "--overwrite" in refused.stderr
+    assert out.read_bytes() == before
+    report = json.loads(run(*arguments, "--json", "--overwrite").stdout)
     assert report["path"] == str(out) and report["layers"] == 1
     assert "dialect kohya to comfy" in report["changes"]
 
@@ -98,6 +102,9 @@ def test_convert_to_peft_writes_a_folder(file: Path, model: Path, tmp_path: Path
     done = run("convert", file, "-o", tmp_path / "p", "--dialect", "peft", "--model", model, "--drop-unread")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "p" / "adapter_config.json").read_text())["lora_alpha"] == 1
+    (tmp_path / "p" / "adapter_model.safetensors").unlink()
+    done = run("convert", file, "-o", tmp_path / "p", "--dialect", "peft", "--model", model, "--drop-unread")
+    assert done.returncode == 2 and "adapter_config.json: there is a file of that name" in done.stderr
 
 
 def test_a_model_in_several_files(file: Path, tmp_path: Path) -> None:
@@ -128,16 +135,32 @@ def test_bake_writes_a_merged_model_and_reports(tmp_path: Path, model: Path) -> 
     save_file({f"{NAME}.{key}": tensor for key, tensor in layer.items()}, tmp_path / "a.safetensors")
     key, out = "model.diffusion_model.input_blocks.1.1.proj_in.weight", tmp_path / "out.safetensors"
     arguments = ("bake", model, "--adapter", tmp_path / "a.safetensors", "-0.5", "-o", out)
-    again = ("--adapter", tmp_path / "a.safetensors", "2", "0", "--json")
+    again = ("--adapter", tmp_path / "a.safetensors", "2", "0", "--json", "--overwrite")
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
     assert "applied 1 of 1 layers" in done.stdout and "1 weights merged, 4 tensors kept" in done.stdout
     assert done.stderr == f"{out.stat().st_size} bytes written\n"
     exact = layer["lora_up.weight"].double() @ layer["lora_down.weight"].double()
     torch.testing.assert_close(load_file(out)[key].double(), -0.5 * exact, rtol=1e-6, atol=0.0)
+    refused = run(*arguments)
+    assert refused.returncode == 2 and "already" in refused.stderr and "--overwrite" in refused.stderr
     found = json.loads(run(*arguments, *again).stdout)
     assert found["merged"] == 1 and [entry["applied"] for entry in found["adapters"]] == [1, 1]
     torch.testing.assert_close(load_file(out)[key].double(), 1.5 * exact, rtol=1e-6, atol=0.0)
+
+
+def test_bake_never_replaces_its_base(tmp_path: Path, model: Path) -> None:
+    save_file(
+        {f"{NAME}.{key}": tensor for key, tensor in lora((6, 6), 2).items()}, tmp_path / "a.safetensors"
+    )
+    link, twin, before = tmp_path / "link.safetensors", tmp_path / "twin.safetensors", model.read_bytes()
+    link.symlink_to(model)
+    twin.hardlink_to(model)
+    for base, out in ((model, model), (model, link), (link, model), (model, twin)):
+        done = run("bake", base, "--adapter", tmp_path / "a.safetensors", "-o", out, "--overwrite")
+        assert done.returncode == 2
+        assert f"{out}: the file to write is the one that is merged into" in done.stderr
+    assert model.read_bytes() == before and link.is_symlink()
 
 
 def test_bake_refuses_a_quantised_model_by_name(tmp_path: Path, model: Path) -> None:
