@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -254,8 +255,8 @@ def versions() -> str:
     return ", ".join(found)
 
 
-def child(malloc: str, device: str, rounds: int, wanted: str) -> None:
-    """Measure every case in this process and print the rows as JSON, a line each."""
+def child(malloc: str, device: str, rounds: int, case: str, dtype: str) -> None:
+    """Measure one case in this process and print the rows as JSON, a line each."""
     # Behind the project's own folders: the host has a package `tests` too.
     sys.path.append(str(facts().comfyui))
     import comfy.options
@@ -264,11 +265,9 @@ def child(malloc: str, device: str, rounds: int, wanted: str) -> None:
     from comfy.cli_args import args
 
     args.cpu = device == "cpu"
-    for case in CASES:
-        if wanted in case.name:
-            for dtype in ("fp32", "bf16") if device == "cpu" else ("fp32", "bf16", "fp16"):
-                for row in measure(case, dtype, malloc, device, rounds):
-                    print(json.dumps(asdict(row)), flush=True)
+    found = next(one for one in CASES if one.name == case)
+    for row in measure(found, dtype, malloc, device, rounds):
+        print(json.dumps(asdict(row)), flush=True)
 
 
 def table(rows: list[Row]) -> str:
@@ -317,27 +316,32 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--cases", default="", metavar="TEXT", help="only cases whose name contains this")
-    parser.add_argument("--child", metavar="MALLOC", help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, metavar=("MALLOC", "CASE", "DTYPE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        child(options.child, options.device, options.rounds, options.cases)
+        malloc, case, dtype = options.child
+        child(malloc, options.device, options.rounds, case, dtype)
         return
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("No CUDA device: run `make bench` for the CPU")
+    settings = SETTINGS if options.device == "cpu" else {"default": {}}
+    dtypes = ("fp32", "bf16") if options.device == "cpu" else ("fp32", "bf16", "fp16")
     rows: list[Row] = []
-    for malloc, environment in SETTINGS.items() if options.device == "cpu" else (("default", {}),):
-        command = [sys.executable, "-m", "tests.bench.patch", "--child", malloc, "--device", options.device]
-        command += ["--rounds", str(options.rounds), "--cases", options.cases]
-        with subprocess.Popen(
-            command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, cwd=ROOT
-        ) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if line.startswith("{"):
-                    rows.append(Row(**json.loads(line)))
-                    print(table(rows[-1:]).splitlines()[-1], flush=True)
-        if process.returncode:
-            sys.exit(process.returncode)
+    # What one case leaves in the allocator speeds up the next: each has a process of its own.
+    for case, dtype, malloc in product(
+        [one.name for one in CASES if options.cases in one.name], dtypes, settings
+    ):
+        command = [sys.executable, "-m", "tests.bench.patch", "--child", malloc, case, dtype]
+        command += ["--device", options.device, "--rounds", str(options.rounds)]
+        environment = {**os.environ, **settings[malloc]}
+        done = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False
+        )
+        if done.returncode:
+            sys.exit(done.returncode)
+        found = [Row(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")]
+        rows += found
+        print("\n".join(table(found).splitlines()[2:]), flush=True)
     OUT.mkdir(parents=True, exist_ok=True)
     target = OUT / f"patch-{options.device}.csv"
     with target.open("w", newline="", encoding="utf-8") as file:
