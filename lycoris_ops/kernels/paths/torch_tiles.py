@@ -46,13 +46,21 @@ def apply_tiles(
             add = group.bind(tensors, strengths, dtype, met)
         if add:
             adds.append(add if rows is None else placed(add, *rows))
+    # A product of matrices sums before it adds: where nothing else does, it is rounded once by itself.
+    alone = not adds and list(products) == [None]
     for rows, found in products.items():
         if found:
             use = "product" if rows is None else f"product {rows}"
             add = _one_product(found, dtype, use, tiles[0][1])
             adds.append(add if rows is None else placed(add, *rows))
-    buffer = scratch("tile", (tiles[0][1], columns), dtype, weight.device)
     in_place = weight.dtype == dtype and weight.is_contiguous()
+    if alone and in_place:
+        flat = weight.view(count, columns)
+        for first, last in tiles:
+            for add in adds:
+                add(flat[first:last], first)
+        return
+    buffer = scratch("tile", (tiles[0][1], columns), dtype, weight.device)
     for first, last in tiles:
         piece, tile = weight[first:last], buffer[: last - first]
         shaped = tile.view(piece.shape)
