@@ -24,6 +24,8 @@ from .save import describe_saved, save_adapter
 from .stack import Entry, Stack
 
 BAD_INPUT = 2
+INTERRUPTED = 130
+"""What shells give a command that Ctrl-C ended."""
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -41,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LycorisError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt:
+        print("error: interrupted, nothing was written", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:

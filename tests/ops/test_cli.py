@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -217,6 +218,27 @@ def test_bad_input_is_one_line_and_status_2(
     out, err = capfd.readouterr()
     assert status == 2 and not out
     assert err.startswith("error: ") and message in err and err.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_interrupt_is_one_line_and_leaves_nothing(
+    file: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(what: str) -> Callable[[int, int], None]:
+        def progress(done: int, total: int) -> None:
+            raise KeyboardInterrupt
+
+        return progress
+
+    monkeypatch.setattr("lycoris_ops.__main__._progress", interrupt)
+    before = sorted(tmp_path.iterdir())
+    status = main(["bake", str(model), "--adapter", str(file), "-o", str(tmp_path / "out.safetensors")])
+    out, err = capfd.readouterr()
+    assert (status, out, err) == (130, "", "error: interrupted, nothing was written\n")
     assert sorted(tmp_path.iterdir()) == before
 
 
