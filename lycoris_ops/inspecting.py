@@ -49,7 +49,7 @@ def matched(entry: EntryResolution) -> dict[str, Any]:
     """What of an adapter meets a model, as data."""
     return {
         "applied": entry.count(),
-        "mismatches": {bad.layer: [list(bad.found), list(bad.expected)] for bad in entry.mismatches},
+        "mismatches": {bad.layer: [bad.made_for, list(bad.expected)] for bad in entry.mismatches},
         "unmatched": {left.layer: left.reason for left in entry.unmatched},
         "absent": {PART_NAMES[part]: list(names) for part, names in entry.absent.items()},
     }

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .algorithms.base import show
 from .algorithms.oft import Oft
 from .files.dialects import split_prefix
 from .files.peft_config import CONFIG_NAME
@@ -44,7 +43,7 @@ def _describe_entry(resolution: EntryResolution) -> str:
     lines += _listed(
         "layers whose shape does not fit",
         [
-            f"{bad.layer}: {show(bad.found)} on {bad.target.name} {list(bad.expected)}"
+            f"{bad.layer}: {bad.made_for} on {bad.target.name} {list(bad.expected)}"
             for bad in resolution.mismatches
         ],
     )

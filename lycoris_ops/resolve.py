@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .algebra import Extent, Shape
+from .algebra import Shape
 from .algorithms.base import show
 from .errors import LayerError, MatchError, located
 from .files.adapter import Adapter
@@ -55,7 +55,8 @@ class Mismatch:
 
     layer: str
     target: Target
-    found: Extent
+    made_for: str
+    """The weights that the layer could be applied to, in words."""
     expected: Shape
     strength: float
 
@@ -169,11 +170,11 @@ def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> Entry
             strength *= entry.rules.weight(names)
         expected = _joined([targets.shape_of(place) for place in places])
         if expected and info.shape and not info.fits(expected):
-            mismatches.append(Mismatch(name, places[0], info.shape, expected, strength))
+            mismatches.append(Mismatch(name, places[0], info.made_for, expected, strength))
             continue
         beside = _joined([targets.bias_of(place) for place in places])
         if beside and info.bias and beside != info.bias:
-            mismatches.append(Mismatch(name, places[0], info.bias, beside, strength))
+            mismatches.append(Mismatch(name, places[0], show(info.bias), beside, strength))
             continue
         windows = _windows(places, targets)
         if info.shape:
@@ -262,7 +263,7 @@ def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bo
             f"a layer does not fit its weight {first.target.key}{more}",
             file=file,
             key=first.layer,
-            got=show(first.found),
+            got=first.made_for,
             expected=str(list(first.expected)),
             hint="The adapter was made for another model; to leave out a layer that does not fit, "
             f"give it the block rule `{first.target.name} = 0`",

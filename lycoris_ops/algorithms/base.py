@@ -91,6 +91,11 @@ class Layer(ABC):
         return fits(cls.shape(shapes), weight)
 
     @classmethod
+    def made_for(cls, shapes: Mapping[str, Shape]) -> str:
+        """The weights that tensors of these shapes may change, in words for messages."""
+        return show(cls.shape(shapes))
+
+    @classmethod
     def bias_shape(
         cls, shapes: Mapping[str, Shape], options: Mapping[str, Any] | None = None
     ) -> Shape | None:
@@ -233,13 +238,13 @@ class Layer(ABC):
     def check_fit(self, shape: Sequence[int]) -> None:
         """Raise LayerError unless the change can be added to a weight of this shape."""
         if not self.suits(shapes_of(self.dump()), shape):
-            raise self.misfit(shape)
+            raise self.misfit(shape, self.made_for(shapes_of(self.dump())))
 
-    def misfit(self, shape: Sequence[int]) -> LayerError:
+    def misfit(self, shape: Sequence[int], made_for: str) -> LayerError:
         """The error of a layer that does not fit a weight of this shape."""
         return LayerError(
             f"{a_layer(self.algorithm)} does not fit the weight",
-            got=show(self.extent),
+            got=made_for,
             expected=str(list(shape)),
         )
 

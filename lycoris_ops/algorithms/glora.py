@@ -53,9 +53,11 @@ class Glora(Layer):
             agree("ranks", (BM, core[1]), (B2, b2[0]))
             agree("ranks", (A1, a1[1]), (A2, a2[0]))
             agree("input sizes", (A1, a1[0]), (A2, a2[1]))
+            agree("input sizes", (A1, a1[0]), (B2, b2[1]))
             return (b1[0], b2[1], *core[2:])
         if _is_new(a1, a2, b1, b2):
             agree("input sizes", (A1, a1[0]), (A2, a2[1]))
+            agree("input sizes", (A1, a1[0]), (B2, b2[1]))
             return (b1[0], *b2[1:])
         if not b2[1] == b1[0] == a1[0] == a2[1]:
             raise LayerError(
@@ -64,6 +66,7 @@ class Glora(Layer):
                 expected="a1 (I, r), a2 (r, I), b1 (O, r), b2 (r, I)",
             )
         agree("input sizes", (A2, a2[0]), (A1, flat_shape(a1)[1]))
+        agree("input sizes", (A2, a2[0]), (B1, b1[1]))
         return (b2[0], *b1[1:])
 
     @classmethod

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..algebra import Extent, Shape, fits
 from ..errors import LayerError
 from ..sides import Diagonal, Sides
-from .base import ALPHA, Layer, dimensions
+from .base import ALPHA, Layer, dimensions, show
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -72,7 +72,7 @@ class Ia3(Layer):
 
     def check_fit(self, shape: Sequence[int]) -> None:
         if not fits(self.extent, shape):
-            raise self.misfit(shape)
+            raise self.misfit(shape, show(self.extent))
 
     def check_values(self) -> None:
         if self.on_input is not None:

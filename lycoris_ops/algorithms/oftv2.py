@@ -61,6 +61,15 @@ class OftV2(Layer):
         return (None, None if count == 1 else count * size)
 
     @classmethod
+    def suits(cls, shapes: Mapping[str, Shape], weight: Sequence[int]) -> bool:
+        return super().suits(shapes, weight) and flat_shape(weight)[1] % cls.rank_of(shapes) == 0
+
+    @classmethod
+    def made_for(cls, shapes: Mapping[str, Shape]) -> str:
+        shared = f", the inputs a multiple of {cls.rank_of(shapes)}" if shapes[R][0] == 1 else ""
+        return super().made_for(shapes) + shared
+
+    @classmethod
     def rank_of(cls, shapes: Mapping[str, Shape]) -> int:
         """The size of a block."""
         return _block(shapes[R][1])
@@ -70,16 +79,6 @@ class OftV2(Layer):
         """Blocks of zeros: the largest size up to `rank` that divides the inputs; alpha has no meaning."""
         size, count = block_of_inputs(shape, rank)
         return cls(oft_r=torch.zeros(count, size * (size - 1) // 2))
-
-    def check_fit(self, shape: Sequence[int]) -> None:
-        super().check_fit(shape)
-        size, inputs = _block(self.oft_r.shape[1]), flat_shape(shape)[1]
-        if inputs % size:
-            raise LayerError(
-                "the shared block of an oftv2 layer does not divide the inputs of the weight",
-                got=f"blocks of {size}",
-                expected=f"a divisor of {inputs}, for {list(shape)}",
-            )
 
     def sides(self, weight: Tensor) -> Sides:
         skew = self._skew(weight)

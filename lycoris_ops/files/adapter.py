@@ -64,6 +64,11 @@ class LayerInfo:
     peft: PeftConfig | None = None
     """The PEFT configuration that the layer follows: that of its file, or the one beside it."""
 
+    @property
+    def made_for(self) -> str:
+        """The weights that the layer can be applied to, in words for messages."""
+        return self.algorithm.made_for(self.shapes)
+
     def fits(self, weight: Shape) -> bool:
         """Whether the layer can be applied to a weight of this shape."""
         if self.enlarges:

@@ -14,7 +14,6 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 from ..algebra import Shape
-from ..algorithms.base import show
 from ..errors import MatchError
 from .adapter import Adapter, LayerInfo
 from .architectures import DIFFUSERS, Place, Places
@@ -179,7 +178,7 @@ def _check_fit(adapter: Adapter, info: LayerInfo, places: Sequence[Target], targ
             "a layer does not fit the model that gives its name",
             file=adapter.path,
             key=info.name,
-            got=show(info.shape),
+            got=info.made_for,
             expected=f"{list(joined)} of {places[0].name}",
             hint="The adapter was made for another model",
         )

@@ -86,6 +86,9 @@ def test_a_layer_that_cannot_be_read_is_reported_and_fails_strict(
         ("loha", "hada_w2_a", (12, 4), "ranks of hada_w2_a and hada_w2_b disagree"),
         ("lokr-low-low", "lokr_w1_b", (5, 3), "ranks of lokr_w1_a and lokr_w1_b disagree"),
         ("glora", "a2.weight", (4, 18), "ranks of a GLoRA layer disagree"),
+        ("glora", "b2.weight", (3, 17), "input sizes of a1.weight and b2.weight disagree"),
+        ("glora-core", "b2.weight", (3, 17, 1, 1), "input sizes of a1.weight and b2.weight disagree"),
+        ("glora-old", "b1.weight", (3, 17), "input sizes of a2.weight and b1.weight disagree"),
         ("oft", "oft_blocks", (3, 4, 5), "sides of oft_blocks"),
         ("oftv2", "oft_R.weight", (9, 2), "not triangles"),
         ("tlora", "lambda_layer", (1, 4), "ranks of lambda_layer and q_layer.weight disagree"),
@@ -111,6 +114,9 @@ def test_tensors_that_contradict_each_other_name_file_layer_and_sizes(
 ) -> None:
     if kind == "conv-dora":
         layer = factors("lora-dora-out", "conv2d")
+    elif kind == "glora-old":
+        turned = str.maketrans("12", "21")
+        layer = {name.translate(turned): part for name, part in factors("glora", "linear").items()}
     else:
         layer = factors(kind, "conv2d" if KINDS[kind].needs_kernel else "linear")
     layer = without(layer, key)
@@ -191,6 +197,14 @@ def test_a_count_that_meets_neither_outputs_nor_inputs_does_not_fit(
     text = str(caught.value)
     assert str(path) in text and NAME in text
     assert f"found {found}; expected [12, 18]" in text
+
+
+def test_a_shared_block_that_does_not_divide_the_inputs_does_not_fit(tmp_path: Path) -> None:
+    path = written(tmp_path, {"oft_R.weight": torch.zeros(1, 10)})
+    with pytest.raises(lyc.MatchError) as caught:
+        report(path)
+    found = r"found [*, *], the inputs a multiple of 5; expected [12, 18]"
+    assert str(path) in str(caught.value) and NAME in str(caught.value) and found in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr-full-low"])

@@ -31,10 +31,6 @@ BEFORE = {
         {"ia3_l": torch.ones(1, 18, 1, 1)},
         "whether an ia3 layer of a convolution is for inputs or outputs",
     ),
-    "a shared block of five inputs": (
-        {"oft_R.weight": torch.zeros(1, 10)},
-        "shared block of an oftv2 layer.*blocks of 5.*a divisor of 18",
-    ),
     "a T-LoRA without its start": (factors("tlora", "linear"), "no sig_type.*principal or last or middle"),
 }
 """What the header does not tell, and is known before a weight is there."""

@@ -71,6 +71,20 @@ def test_inspect_says_what_a_file_holds(file: Path, model: Path) -> None:
     assert "applied 1 of 1 layers" in run("inspect", file, "--model", model).stdout
 
 
+def test_inspect_says_what_of_a_file_is_strange(tmp_path: Path) -> None:
+    whole, half = lora((6, 6), 2), lora((6, 6), 2)
+    tensors = {f"{NAME}.{key}": tensor for key, tensor in whole.items()}
+    tensors |= {
+        f"{NAME}.alpha": torch.tensor(float("nan")),
+        "lora_te_x.lora_up.weight": half["lora_up.weight"],
+    }
+    save_file(tensors, tmp_path / "strange.safetensors")
+    done = run("inspect", tmp_path / "strange.safetensors")
+    assert done.returncode == 0 and not done.stderr
+    assert "1 lora: rank 2; alpha nan" in done.stdout
+    assert "1 layers that are not read:\n    lora_te_x: a lora layer without lora_down.weight" in done.stdout
+
+
 def test_inspect_as_json(file: Path, model: Path) -> None:
     done = run("inspect", file, "--model", model, "--json")
     found = json.loads(done.stdout)
