@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .algebra import Shape
 from .algorithms.base import show
@@ -21,8 +21,7 @@ NAMED_AT_MOST = 4
 """How many unmatched layers get a nearest name: each costs a search, and nobody reads more."""
 
 
-@dataclass(frozen=True)
-class Match:
+class Match(NamedTuple):
     """A layer that meets a weight, with the strength it is applied at, rules included."""
 
     layer: str
@@ -172,24 +171,23 @@ def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> Entry
         if expected and info.shape and not info.fits(expected):
             mismatches.append(Mismatch(name, places[0], info.made_for, expected, strength))
             continue
-        beside = _joined([targets.bias_of(place) for place in places])
-        if beside and info.bias and beside != info.bias:
+        beside = _joined([targets.bias_of(place) for place in places]) if info.bias else ()
+        if info.bias and beside not in ((), info.bias):
             mismatches.append(Mismatch(name, places[0], show(info.bias), beside, strength))
             continue
         windows = _windows(places, targets)
         if info.shape:
-            matches += [
-                Match(name, place, strength, "weight", window)
+            for place, window in zip(places, windows, strict=True):
+                matches.append(Match(name, place, strength, "weight", window))
+        if info.bias is not None:
+            with_bias = [
+                Match(name, place, strength, "bias", window)
                 for place, window in zip(places, windows, strict=True)
+                if place.bias is not None
             ]
-        with_bias = [
-            Match(name, place, strength, "bias", window)
-            for place, window in zip(places, windows, strict=True)
-            if info.bias is not None and place.bias is not None
-        ]
-        matches += with_bias
-        if info.bias is not None and not with_bias and not info.algorithm.bias_may_be_absent:
-            unmatched.append(Unmatched(name, "it changes a bias, and the model's layer has none"))
+            matches += with_bias
+            if not with_bias and not info.algorithm.bias_may_be_absent:
+                unmatched.append(Unmatched(name, "it changes a bias, and the model's layer has none"))
     _check_distinct(matches, entry)
     return EntryResolution(
         entry=entry,

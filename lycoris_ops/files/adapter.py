@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,25 +38,38 @@ NOT_FACTORS = (ALPHA, RESHAPE, ON_INPUT, SCALED, SPARSE[0], SPARSE[2])
 """Suffixes of tensors that are numbers about the others."""
 CONFIGURED = (OftV2, Ia3)
 """Kinds without an alpha of which PEFT's configuration says more than their tensors."""
+OUTLINES = 4096
+"""How many combinations of shapes are remembered: a model's layers have a few dozen."""
 HEADERS = 64
 """How many files' headers are remembered, about 1 MB each for a large adapter."""
 
 
-@dataclass(frozen=True)
-class LayerInfo:
-    """What the header tells of a layer: enough to match and report it without reading a tensor."""
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """What the shapes of a layer's tensors tell: one for all the layers that have the same."""
 
-    name: str
     algorithm: type[Layer]
-    keys: Mapping[str, str]
-    """Canonical suffix to the key in the file."""
     shapes: Mapping[str, Shape]
     """The shapes of the tensors by canonical suffix."""
     shape: Extent
     """The shape of the change of the weight, see `Layer.shape`; () where only the bias changes."""
+    rank: int | None
+
+    @lru_cache(maxsize=OUTLINES)  # noqa: B019 - outlines are kept anyway, and are few
+    def suits(self, weight: Shape) -> bool:
+        """Whether the layer may change a weight of this shape."""
+        return self.algorithm.suits(self.shapes, weight)
+
+
+class LayerInfo(NamedTuple):
+    """What the header tells of a layer: enough to match and report it without reading a tensor."""
+
+    name: str
+    keys: Mapping[str, str]
+    """Canonical suffix to the key in the file."""
+    outline: Outline
     bias: Shape | None
     """The shape of the change of the bias."""
-    rank: int | None
     options: Mapping[str, Any]
     """What the layer needs to know and no tensor of the file says."""
     enlarges: bool
@@ -65,16 +78,28 @@ class LayerInfo:
     """The PEFT configuration that the layer follows: that of its file, or the one beside it."""
 
     @property
+    def algorithm(self) -> type[Layer]:
+        return self.outline.algorithm
+
+    @property
+    def shape(self) -> Extent:
+        return self.outline.shape
+
+    @property
+    def rank(self) -> int | None:
+        return self.outline.rank
+
+    @property
     def made_for(self) -> str:
         """The weights that the layer can be applied to, in words for messages."""
-        return self.algorithm.made_for(self.shapes)
+        return self.algorithm.made_for(self.outline.shapes)
 
     def fits(self, weight: Shape) -> bool:
         """Whether the layer can be applied to a weight of this shape."""
         if self.enlarges:
             pairs = zip(weight, self.shape, strict=False)
             return len(weight) == len(self.shape) and all(new is None or old <= new for old, new in pairs)
-        return self.algorithm.suits(self.shapes, weight)
+        return self.outline.suits(weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,14 +269,17 @@ def _load(
     info: dict[str, LayerInfo] = {}
     unreadable: dict[str, str] = {}
     for name, keys in grouped.items():
-        shapes = {suffix: file.tensors[key].shape for suffix, key in keys.items()}
-        algorithm = detect(shapes)
-        if algorithm is None:
-            unreadable[name] = explain(keys)
-            unused.extend(keys.values())
-            continue
+        shapes = tuple([(suffix, file.tensors[key].shape) for suffix, key in keys.items()])
         enlarges = RESHAPE in keys or (dialect is not None and name in dialect.enlarged)
-        info[name] = _describe(name, algorithm, keys, shapes, configs, given, enlarges, fingerprint.path)
+        try:
+            outline = _outline(shapes)
+            if outline is not None:
+                info[name] = _describe(name, outline, keys, configs, given, enlarges)
+                continue
+        except LayerError as error:
+            raise error.within(file=fingerprint.path, key=name) from None
+        unreadable[name] = explain(keys)
+        unused.extend(keys.values())
     if not grouped:
         raise FileFormatError(
             "the file holds no adapter layer",
@@ -335,26 +363,31 @@ def _open(path: str, cache: TensorCache) -> TensorFile:
     )
 
 
+@lru_cache(maxsize=OUTLINES)
+def _outline(named: tuple[tuple[str, Shape], ...]) -> Outline | None:
+    """What tensors of these suffixes and shapes are; None where no algorithm reads them."""
+    shapes = dict(named)
+    algorithm = detect(shapes)
+    if algorithm is None:
+        return None
+    if math.prod(shapes.get(ALPHA, ())) != 1:
+        raise LayerError("alpha is not a single number", got=str(list(shapes[ALPHA])), expected="[]")
+    return Outline(algorithm, shapes, algorithm.shape(shapes), algorithm.rank_of(shapes))
+
+
 def _describe(
     name: str,
-    algorithm: type[Layer],
+    outline: Outline,
     keys: dict[str, str],
-    shapes: dict[str, Shape],
     configs: _Configs,
     given: Mapping[str, Any],
     enlarges: bool,
-    path: str,
 ) -> LayerInfo:
-    try:
-        if math.prod(shapes.get(ALPHA, ())) != 1:
-            raise LayerError("alpha is not a single number", got=str(list(shapes[ALPHA])), expected="[]")
-        shape, rank = algorithm.shape(shapes), algorithm.rank_of(shapes)
-        config = configs.of_layer(name, algorithm, keys, rank)
-        options = _options(algorithm, name, config, given)
-        bias = algorithm.bias_shape(shapes, options)
-    except LayerError as error:
-        raise error.within(file=path, key=name) from None
-    return LayerInfo(name, algorithm, keys, shapes, shape, bias, rank, options, enlarges, config)
+    algorithm = outline.algorithm
+    config = configs.of_layer(name, algorithm, keys, outline.rank)
+    options = _options(algorithm, name, config, given)
+    bias = algorithm.bias_shape(outline.shapes, options)
+    return LayerInfo(name, keys, outline, bias, options, enlarges, config)
 
 
 def _check_finite(key: str, tensor: Tensor, path: str) -> None:

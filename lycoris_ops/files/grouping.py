@@ -69,8 +69,11 @@ def _join_companions(grouped: Groups, file: TensorFile) -> None:
 
     Some converters turned the dots of a name into underscores in the factors' keys alone.
     """
-    complete = {_plain(name): name for name, keys in grouped.items() if not COMPANIONS.issuperset(keys)}
-    for name in [name for name, keys in grouped.items() if COMPANIONS.issuperset(keys)]:
+    alone = dict.fromkeys(name for name, keys in grouped.items() if COMPANIONS.issuperset(keys))
+    if not alone:
+        return
+    complete = {_plain(name): name for name in grouped if name not in alone}
+    for name in alone:
         whole = complete.get(_plain(name))
         if whole is not None:
             for suffix, key in grouped.pop(name).items():
@@ -84,7 +87,8 @@ def _by_part(grouped: Groups) -> Groups:
     """
     parted: Groups = {}
     for name, keys in grouped.items():
-        numbers = {suffix: match[1] for suffix in keys if (match := NUMBERED.match(suffix))}
+        parts = [suffix for suffix in keys if suffix.startswith(BLOCKS)]
+        numbers = {suffix: match[1] for suffix in parts if (match := NUMBERED.match(suffix))}
         if not numbers:
             parted[name] = keys
             continue

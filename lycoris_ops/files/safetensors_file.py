@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..errors import FileFormatError
 from .cache import TensorCache
-from .tensor_file import DTYPES, Fingerprint, TensorInfo
+from .tensor_file import DTYPES, OFFSETS, Fingerprint, TensorInfo
 
 METADATA = "__metadata__"
 MAX_HEADER = 100_000_000
@@ -185,7 +185,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _tensors(header: dict[str, Any], fingerprint: Fingerprint, available: int) -> dict[str, TensorInfo]:
     tensors = {name: _info(name, entry, fingerprint) for name, entry in header.items()}
-    ordered = sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end))
+    ordered = sorted(tensors.items(), key=lambda item: item[1][OFFSETS])
     position = 0
     for name, info in ordered:
         if info.start != position:
@@ -211,13 +211,14 @@ def _tensors(header: dict[str, Any], fingerprint: Fingerprint, available: int) -
 
 def _info(name: str, entry: Any, fingerprint: Fingerprint) -> TensorInfo:
     try:
-        dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        shape = tuple(shape)
-        numbers = (*shape, start, end)
-        wrong = {type(number) for number in numbers} != {int} or min(numbers) < 0
+        dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
         raise _damaged(fingerprint, "a header entry lacks dtype, shape or offsets", key=name) from error
-    if wrong or not isinstance(dtype, str):
+    wrong = type(start) is not int or type(end) is not int or not isinstance(dtype, str)
+    for number in shape:
+        if type(number) is not int or number < 0:
+            wrong = True
+    if wrong or start < 0:
         raise _damaged(fingerprint, "a header entry is not of the right types", key=name)
     if dtype not in ITEM_BITS:
         raise _damaged(

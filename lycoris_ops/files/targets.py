@@ -5,16 +5,16 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import NamedTuple, cast
 
 from ..algebra import Shape
 from .architectures import ARCHITECTURES, FALLBACKS, Places, open_clip
 from .dialects import Part, Prefix, split_prefix
 
 WEIGHT, BIAS = ".weight", ".bias"
-NORM_SCALE = re.compile(r"_norm\.scale$")
+NORM, NORM_SCALE = "_norm", "_norm.scale"
 """The weight of a norm in the original files of Flux."""
 
 UNET_WRAPPERS = ("model.diffusion_model.", "diffusion_model.")
@@ -31,6 +31,7 @@ OPEN_CLIP_WRAPPERS = {
     "cond_stage_model.model.": "clip_h",
 }
 """The same, where the encoder is in OpenCLIP's own layout."""
+_OPEN_CLIP = tuple(OPEN_CLIP_WRAPPERS)
 HOST_ENCODER = re.compile(r"(?:text_encoders\.)?(\w+)\.transformer\.(.+)$")
 BARE_ENCODER = re.compile(r"(text_model\.|encoder\.block\.|model\.layers\.\d+\.self_attn\.)")
 """Keys that only a text encoder's own file has (CLIP, T5, language models)."""
@@ -53,8 +54,7 @@ BLOCKS = {"input_blocks": "in", "middle_block": "mid", "output_blocks": "out"}
 NUMBERED = re.compile(r"(?:^|\.)([a-z_]*?)_?(?:blocks?|layers|resblocks)\.(\d+)\.")
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """One weight that an adapter layer can be added to."""
 
     key: str
@@ -257,7 +257,7 @@ def _within(target: Target, rows: tuple[int, int] | None) -> Target:
     if rows is None:
         return target
     offset = target.rows[0] if target.rows else 0
-    return replace(target, rows=(offset + rows[0], offset + rows[1]))
+    return target._replace(rows=(offset + rows[0], offset + rows[1]))
 
 
 @dataclass(frozen=True)
@@ -283,14 +283,15 @@ def _bare(shapes: Mapping[str, Shape]) -> _Bare:
 
 
 def _targets(key: str, shapes: Mapping[str, Shape], shape: Shape, bare: _Bare) -> list[Target]:
-    bias = _bias_of(key, shapes)
-    for wrapper, encoder in OPEN_CLIP_WRAPPERS.items():
-        if key.startswith(wrapper):
-            places = open_clip.places(key.removeprefix(wrapper), shape)
-            return [Target(key, path, "te", encoder, rows, bias) for path, rows in places]
+    if key.startswith(_OPEN_CLIP):
+        wrapper = next(wrapper for wrapper in _OPEN_CLIP if key.startswith(wrapper))
+        places = open_clip.places(key.removeprefix(wrapper), shape)
+        bias, encoder = _bias_of(key, shapes), OPEN_CLIP_WRAPPERS[wrapper]
+        return [Target(key, path, "te", encoder, rows, bias) for path, rows in places]
     if key.endswith(BIAS):
         return []
-    path = NORM_SCALE.sub("_norm", key).removesuffix(WEIGHT)
+    bias = _bias_of(key, shapes)
+    path = f"{key.removesuffix(NORM_SCALE)}{NORM}" if key.endswith(NORM_SCALE) else key.removesuffix(WEIGHT)
     for wrapper in UNET_WRAPPERS:
         if path.startswith(wrapper):
             return [Target(key, path.removeprefix(wrapper), "unet", bias=bias)]
@@ -304,8 +305,10 @@ def _targets(key: str, shapes: Mapping[str, Shape], shape: Shape, bare: _Bare) -
 
 def _bias_of(key: str, shapes: Mapping[str, Shape]) -> str | None:
     """The key of the bias beside a weight: `<path>.bias`, or `in_proj_bias` beside `in_proj_weight`."""
-    bias = f"{key.removesuffix('weight')}bias"
-    return bias if key.endswith("weight") and bias in shapes else None
+    if not key.endswith("weight"):
+        return None
+    bias = f"{key[: -len('weight')]}bias"
+    return bias if bias in shapes else None
 
 
 def _normal(path: str) -> str:

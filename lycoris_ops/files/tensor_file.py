@@ -60,6 +60,10 @@ class TensorInfo(NamedTuple):
     end: int = 0
 
 
+OFFSETS = slice(2, 4)
+"""Both offsets of a `TensorInfo`: to sort by."""
+
+
 class TensorFile(Protocol):
     """A file of named tensors, whose header is known and whose tensors are read on demand."""
 

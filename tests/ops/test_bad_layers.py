@@ -348,3 +348,23 @@ def test_a_tlora_that_started_from_no_known_triples_is_an_error_naming_those(tmp
     flat = {**tensors, "lambda_layer": tensors["lambda_layer"].flatten()}
     one, same = (lyc.ALGORITHMS["tlora"].load(each, {"sig_type": "last"}) for each in (tensors, flat))
     assert torch.equal(one.delta(base), same.delta(base))
+
+
+def test_a_hundred_thousand_layers_are_opened_and_reported_in_few_words(tmp_path: Path) -> None:
+    header: dict[str, Any] = {}
+    position = 0
+    for number in range(100_000):
+        for suffix, shape in (("lora_up.weight", [2, 1]), ("lora_down.weight", [1, 2]), ("alpha", [])):
+            end = position + 2 * math.prod(shape)
+            entry = {"dtype": "F16", "shape": shape, "data_offsets": [position, end]}
+            header[f"lora_unet_b_{number}.{suffix}"] = entry
+            position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(position))
+    keys = {f"diffusion_model.b.{number}.weight": (2, 2) for number in (0, 77)}
+    resolution = lyc.resolve(lyc.Stack([lyc.Entry(lyc.load_adapter(path))]), keys)
+    assert resolution.entries[0].count() == 2
+    report = lyc.describe(resolution)
+    assert "applied 2 of 100000 layers" in report and "99998 layers meet nothing" in report
+    assert len(report.splitlines()) < 40

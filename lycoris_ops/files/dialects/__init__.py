@@ -42,7 +42,18 @@ def _suffixes() -> dict[str, str]:
 
 
 _SUFFIXES = _suffixes()
-_DEPTHS = sorted({suffix.count(".") + 1 for suffix in _SUFFIXES}, reverse=True)
+
+
+def _by_end() -> dict[str, list[tuple[str, str]]]:
+    """Written and canonical suffixes by their last two words, or one; the longest first, which is meant."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for suffix in sorted(_SUFFIXES, key=len, reverse=True):
+        end = ".".join(("", *suffix.split(".")[-2:]))
+        found.setdefault(end, []).append((f".{suffix}", _SUFFIXES[suffix]))
+    return found
+
+
+_BY_END = _by_end()
 _PREFIXES = sorted(
     ((prefix, dialect.name) for dialect in DIALECTS.values() for prefix in dialect.prefixes),
     key=lambda item: -len(item[0].text),
@@ -57,12 +68,11 @@ def recognise(keys: Mapping[str, object]) -> Dialect | None:
 
 def split_key(key: str) -> tuple[str, str] | None:
     """A tensor's name as (layer name, canonical suffix); None where the suffix is unknown."""
-    parts = key.split(".")
-    for depth in _DEPTHS:
-        if depth < len(parts):
-            canonical = _SUFFIXES.get(".".join(parts[-depth:]))
-            if canonical is not None:
-                return ".".join(parts[:-depth]), canonical
+    last = key.rfind(".")
+    for start in (key.rfind(".", 0, last), last):
+        for written, canonical in _BY_END.get(key[start:], ()):
+            if key.endswith(written):
+                return key[: -len(written)], canonical
     return None
 
 

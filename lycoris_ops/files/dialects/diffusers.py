@@ -34,7 +34,7 @@ def spelled(layer: str, suffix: str) -> str:
 
 
 def _recognises(keys: Mapping[str, object]) -> bool:
-    return any(PROCESSOR.search(key) for key in keys)
+    return any(map(PROCESSOR.search, keys))
 
 
 DIALECT = Dialect(

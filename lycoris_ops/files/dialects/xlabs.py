@@ -11,7 +11,7 @@ PAIR = re.compile(r"\.processor\.((?:qkv|proj)_lora[12]?)\.(down|up)\.weight$")
 
 
 def _recognises(keys: Mapping[str, object]) -> bool:
-    return any(PAIR.search(key) for key in keys)
+    return any(map(PAIR.search, keys))
 
 
 DIALECT = Dialect(
