@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from hosting import Host, Patched
+from kinds import KINDS, kinds, lora
 from safetensors.torch import save_file
-from test_kinds import KINDS, kinds, lora
 from test_quantised import LAYERS, PLAIN, door, float_unet, quantised
 from torch import Tensor
 from torch.nn import functional

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hosting import Host, Patched
+from kinds import KINDS, Tensors, kinds, loha, lokr, lora, rand
 from safetensors.torch import save_file
 from torch import Tensor
 
 LORAS = "loras"
 
-Tensors = dict[str, Tensor]
 LINEAR = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_out.0"
 CONV = "diffusion_model.input_blocks.1.0.out_layers.3"
 NORM = "diffusion_model.input_blocks.1.0.out_layers.0"
@@ -26,58 +25,6 @@ def nothing_loaded(host: Host) -> None:
     import comfy.model_management
 
     comfy.model_management.unload_all_models()
-
-
-def rand(*shape: int) -> Tensor:
-    return torch.randn(*shape) / math.sqrt(shape[-1])
-
-
-def lora(shape: tuple[int, ...]) -> Tensors:
-    ones = [1 for _ in shape[2:]]
-    return {"lora_up.weight": rand(shape[0], 4, *ones), "lora_down.weight": rand(4, *shape[1:])}
-
-
-def loha(shape: tuple[int, ...]) -> Tensors:
-    flat = math.prod(shape[1:])
-    return {
-        name: rand(shape[0], 4) if name.endswith("a") else rand(4, flat)
-        for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-    }
-
-
-def lokr(shape: tuple[int, ...]) -> Tensors:
-    return {"lokr_w1": rand(4, 4), "lokr_w2": rand(shape[0] // 4, shape[1] // 4, *shape[2:])}
-
-
-def kinds(shape: tuple[int, ...]) -> dict[str, Tensors]:
-    out, inputs, *kernel = shape
-    ones = [1 for _ in kernel]
-    return {
-        "lora-dora-out": {**lora(shape), "dora_scale": 1 + rand(out, 1, *ones).abs()},
-        "loha-dora-in": {**loha(shape), "dora_scale": 1 + rand(1, inputs, *ones).abs()},
-        "lokr-dora-flat": {**lokr(shape), "dora_scale": 1 + torch.rand(out)},
-        "glora": {
-            "a1.weight": rand(inputs, 4, *ones),
-            "a2.weight": rand(4, inputs, *ones),
-            "b1.weight": rand(out, 4, *ones),
-            "b2.weight": rand(4, inputs, *kernel),
-        },
-        "ia3": {"weight": rand(1, inputs, *ones) if ones else rand(inputs), "on_input": torch.tensor(1)},
-        "oft": {"oft_blocks": rand(out // 8, 8, 8), "alpha": torch.tensor(0.0)},
-        "oft-constrained": {
-            "oft_blocks": rand(out // 8, 8, 8),
-            "rescale": 1 + rand(out, *[1 for _ in shape[1:]]),
-            "alpha": torch.tensor(0.002),
-        },
-        "boft": {"oft_blocks": rand(3, out // 10, 10, 10), "alpha": torch.tensor(0.0)},
-        "oftv2": {"oft_R.weight": 0.05 * rand(math.prod(shape[1:]) // 8, 28)},
-        "full": {"diff": 0.1 * rand(*shape), "diff_b": rand(out)},
-        "set": {"set_weight": rand(*shape)},
-        "lora-bias": {**lora(shape), "lora_B.bias": rand(out), "alpha": torch.tensor(2.0)},
-    }
-
-
-KINDS = tuple(kinds((8, 8)))
 
 
 def write(host: Host, layers: dict[str, Tensors]) -> Path:

@@ -402,7 +402,8 @@ def test_plain_float8_weights_are_patched_in_float32_and_rounded_by_the_host(
         wanted[name] = comfy.float.stochastic_rounding(
             exact, weight.dtype, seed=comfy.utils.string_to_seed(f"{name}.weight")
         )
-    comfy.model_management.load_models_gpu([patched.model])
+    with torch.inference_mode():  # as the host runs every node
+        comfy.model_management.load_models_gpu([patched.model])
     for name, weight in wanted.items():
         found = module(patched, name.removeprefix("diffusion_model.")).weight
         assert found.dtype == weight.dtype and torch.equal(bits(found), bits(weight)), name

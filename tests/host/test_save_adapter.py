@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from hosting import Host, Patched
+from kinds import Tensors, kinds, lokr, lora
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -216,6 +217,59 @@ def test_the_hosts_own_loader_reads_all_of_it(
         reference = changed(before, plain, key)
         assert reference.any()
         torch.testing.assert_close(changed(after, plain, key), reference, rtol=1e-4, atol=1e-6)
+
+
+LINEAR = "input_blocks.1.1.transformer_blocks.0.attn1.to_out.0"
+WIDENING = "input_blocks.1.1.transformer_blocks.0.ff.net.2"
+CONV = "input_blocks.1.0.out_layers.3"
+NORM = "input_blocks.1.0.out_layers.0"
+
+
+def others(shape: tuple[int, ...]) -> dict[str, Tensors]:
+    """The rarer kinds that the host computes as their authors do."""
+    made, inputs = kinds(shape), (1, shape[1], *[1 for _ in shape[2:]])
+    magnitude = {"dora_scale": 1 + torch.rand(inputs)}
+    alpha = {"alpha": torch.tensor(2.0)}
+    return {
+        "glora": {**made["glora"], **alpha},
+        "lora-dora-in": {**lora(shape), **magnitude, **alpha},
+        "loha-dora-in": {**made["loha-dora-in"], **alpha},
+        "lokr-dora-in": {**lokr(shape), **magnitude},
+        "oft": made["oft"],
+        "boft": made["boft"],
+        "full": made["full"],
+    }
+
+
+@pytest.mark.parametrize("dialect", ["kohya", "comfy"])
+@pytest.mark.parametrize("kind", [*others((8, 8)), "norm"])
+def test_the_hosts_own_loader_reads_the_rarer_kinds(
+    host: Host, plain: Patched, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, dialect: str
+) -> None:
+    """At strength 1, where the host is right about rotations too."""
+    shapes = model_shapes(host, plain)
+    layers: dict[str, Tensors] = {}
+    for path in (NORM,) if kind == "norm" else (LINEAR, WIDENING, CONV):
+        shape = shapes[f"diffusion_model.{path}.weight"]
+        norm = {"w_norm": torch.rand(shape), "b_norm": torch.rand(shape)}
+        layers[f"diffusion_model.{path}"] = norm if kind == "norm" else others(shape)[kind]
+    save_file(
+        {f"{name}.{key}": t for name, layer in layers.items() for key, t in layer.items()},
+        tmp_path / "source.safetensors",
+    )
+    path = tmp_path / "written.safetensors"
+    source = host.ops.load_adapter(tmp_path / "source.safetensors")
+    host.ops.save_adapter(source, path, dialect, model=shapes)
+    with caplog.at_level(logging.WARNING):
+        patches = hosts_own(host, plain, path)
+        stack = host.ops.Stack([host.ops.Entry(source)])
+        pairs = host.ops.resolve(stack, shapes).pairs()
+        assert set(patches) == set(pairs)
+        for key, ((entry, match),) in pairs.items():
+            weight = torch.randn(shapes[key], generator=torch.Generator().manual_seed(1))
+            exact = host.ops.patch_(weight.double(), [(match.read(entry.adapter), 1.0)]) - weight
+            assert (changed(patches, plain, key) - exact).norm() < 1e-5 * exact.norm()
+    assert "lora key not loaded" not in caplog.text and "ERROR" not in caplog.text
 
 
 @pytest.mark.parametrize("architecture", ["Flux 1", "SD3", "Qwen-Image"])
