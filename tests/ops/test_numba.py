@@ -207,6 +207,26 @@ def test_loha_and_lokr_on_the_cpu_go_by_numba() -> None:
 
 
 @needs_numba
+@pytest.mark.slow
+def test_a_processor_without_float16_reads_factors_that_are(tmp_path: Path) -> None:
+    """LLVM ends the process where code calls for a conversion that nobody provides."""
+    halves = PATCHED.replace(
+        "print(lyc",
+        "\n".join(
+            (
+                "pairs = [(type(one).load({k: v.half() for k, v in one.dump().items() if k != 'alpha'}), 0.5)",
+                "         for one, _ in pairs]",
+                "assert_one_rounding(lyc.patch_(base.clone(), pairs), base, pairs)",
+                "print(lyc",
+            )
+        ),
+        1,
+    )
+    line, _ = python(halves, NUMBA_CPU_NAME="generic", NUMBA_CACHE_DIR=str(tmp_path))
+    assert line.startswith("path numba")
+
+
+@needs_numba
 def test_a_numba_that_is_told_not_to_compile_is_left_out() -> None:
     line, _ = python(PATCHED, NUMBA_DISABLE_JIT="1")
     assert line.startswith("path torch") and "numba's compiler is switched off" in line
@@ -244,6 +264,7 @@ def chosen(base: Tensor, kinds: tuple[str, ...], rank: int = 3) -> str:
 @needs_numba
 def test_what_is_left_to_other_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     single, short = torch.zeros(12, 18), torch.zeros(12, 18, dtype=torch.bfloat16)
+    monkeypatch.setattr(numba_tiles, "_halves", lambda: True)
     assert "not numba: no LoHa and no LoKr layers" in chosen(single, ("lora", "full", "oft"))
     assert "not numba: not for float64" in chosen(single.double(), ("loha",))
     for able, product in (((), False), (("avx512_bf16",), False), (("avx512_bf16", "amx_bf16"), True)):
@@ -254,6 +275,10 @@ def test_what_is_left_to_other_paths(monkeypatch: pytest.MonkeyPatch) -> None:
         assert chosen(short, ("loha",), rank=9).startswith("path numba")
         assert chosen(short, ("loha", "lokr-full-low")).startswith("path numba")
         assert chosen(single, ("loha",)).startswith("path numba")
+        assert chosen(short, ("lora",)).startswith("path bfloat16 product" if product else "path numba")
+        assert chosen(single.half(), ("lora",)).startswith("path numba")
+        assert "not numba: LoRA alone is one product in float32" in chosen(single, ("lora",))
+        assert "not numba: no LoHa and no LoKr" in chosen(short.T.contiguous().T, ("lora",))
     monkeypatch.setattr(numba_tiles, "_halves", lambda: False)
     assert "not numba: the processor does not convert float16" in chosen(single.half(), ("loha",))
 

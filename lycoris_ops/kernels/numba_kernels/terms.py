@@ -3,14 +3,13 @@
 """The kernel that adds all LoHa, LoKr and LoRA layers of a weight, each value read once and written once.
 
 It works on blocks of the weight that stay in the cache, in float32. A block is first the sum of the
-Hadamard terms, sum_n (a1_n @ b1_n) * (a2_n @ b2_n), of which a LoRA layer is one with second factors of
-ones; then the Kronecker terms are added to it, and the weight is rounded once when the block is added
-to that.
+Hadamard terms, sum_n (a1_n @ b1_n) * (a2_n @ b2_n); then all LoRA layers are added to it as one product,
+and the Kronecker terms; the weight is rounded once when the block is added to that.
 
-`outer` and `combine` are generated here as LLVM code on vectors. In `outer`, ROWS x COLUMNS values of
-the sum and of both products stay in registers over all ranks of all terms: numba's own loops take 2.8
-times as long, since LLVM makes them into vectors of half the width and their sums pass through memory.
-On one core of an AVX-512 processor it does 120 GFLOP/s, whatever the ranks.
+`outer`, `product`, `combine` and `add_row` are generated here as LLVM code on vectors. In `outer`,
+ROWS x COLUMNS values of the sum and of both products stay in registers over all ranks of all terms, in
+`product` three times as many of one: numba's own loops take 2.8 times as long, since LLVM makes them into
+vectors of half the width and their sums pass through memory.
 
 Compiling takes 1.5 seconds for the first dtype of weights and 0.6 seconds for each other; from disk it
 takes 0.1 seconds, beside the import of numba.
@@ -43,8 +42,8 @@ COLUMNS = VECTORS * LANES
 SPAN = 4 * LANES
 """Columns that `combine` makes at once."""
 
-BLOCK_ROWS, BLOCK_COLUMNS = 16, 512
-"""The block of the weight, 32 KB in float32: multiples of ROWS and COLUMNS."""
+BLOCK_ROWS, BLOCK_COLUMNS = 3 * ROWS, 512
+"""The block of the weight, up to 24 KB in float32. `product` makes its rows at once."""
 
 HALF = bool(_FEATURES.get("f16c")) or not llvm.get_process_triple().startswith(("x86", "i686", "amd64"))
 """Whether the processor converts float16: without, LLVM calls a function that nobody provides."""
@@ -54,9 +53,7 @@ FIELDS = 7
 
 PLACED = 4
 """Integers of a factor to lay out: its address, how it is stored, its rank, and the first of its places.
-It is stored as float32 (0), float16 (1) or bfloat16 (2), a row after the other; ONES is all ones."""
-
-ONES = 3
+It is stored as float32 (0), float16 (1) or bfloat16 (2), a row after the other."""
 
 
 def _loop(builder, start, stop, carried, body):
@@ -100,52 +97,108 @@ def _splat(builder, value, vector):
     return builder.shuffle_vector(one, vector(ir.Undefined), lanes([0] * vector.count))
 
 
-@intrinsic
-def outer(typing, out, out_stride, left, left_stride, right, ranks, count):
-    """out[ROWS, COLUMNS] = the sum of `count` >= 1 Hadamard terms; addresses, and strides in values.
+def _ranks(builder, left, right, rows, start, stop, sums):
+    """sums[rows, COLUMNS], as vectors, plus left (T, BLOCK_ROWS) transposed @ right (T, COLUMNS).
 
-    left (ROWS, T) and right (T, COLUMNS) hold both factors of a term, then those of the next;
-    ranks (count, 2) are how many of the T each has, at least 1.
+    Of the T those from start to stop - 1 are meant, at least one, and of left the first rows.
     """
-    signature = types.void(*[types.intp] * 7)
+    number = start.type
+    vector, fma = _fma(builder, LANES)
+
+    def step(rank, sums):
+        strip = builder.gep(right, [builder.mul(rank, number(COLUMNS))])
+        panel = builder.gep(left, [builder.mul(rank, number(BLOCK_ROWS))])
+        row = [_load(builder, builder.gep(strip, [number(LANES * n)]), vector) for n in range(VECTORS)]
+        after = []
+        for n in range(rows):
+            value = _splat(builder, _load(builder, builder.gep(panel, [number(n)])), vector)
+            after += [builder.call(fma, [value, row[m], sums[n * VECTORS + m]]) for m in range(VECTORS)]
+        return after
+
+    return _loop(builder, start, stop, sums, step)
+
+
+def _tile(builder, out, rows):
+    """Where the vectors of rows x COLUMNS of a block stand, of which `out` is the first value."""
+    places = [BLOCK_COLUMNS * n + LANES * m for n in range(rows) for m in range(VECTORS)]
+    return [builder.gep(out, [ir.IntType(64)(place)]) for place in places]
+
+
+@intrinsic
+def outer(typing, out, left, right, ranks, count):
+    """out[ROWS, COLUMNS] of a block = the sum of `count` >= 1 Hadamard terms; all are addresses but it.
+
+    left (T, BLOCK_ROWS), of which the first ROWS are meant, and right (T, COLUMNS) hold both factors of a
+    term, then those of the next; ranks (count, 2) are how many of the T each has, at least 1.
+    """
+    signature = types.void(*[types.intp] * 5)
 
     def generate(context, builder, signature, arguments):
         number, single = ir.IntType(64), ir.FloatType()
         vector, fma = _fma(builder, LANES)
-        out, out_stride, left, left_stride, right, ranks, count = arguments
+        out, left, right, ranks, count = arguments
         out, left, right = (builder.inttoptr(one, single.as_pointer()) for one in (out, left, right))
         ranks = builder.inttoptr(ranks, number.as_pointer())
-
-        def product(start, stop):
-            def step(rank, sums):
-                strip = builder.gep(right, [builder.mul(rank, number(COLUMNS))])
-                row = [
-                    _load(builder, builder.gep(strip, [number(LANES * n)]), vector) for n in range(VECTORS)
-                ]
-                after = []
-                for n in range(ROWS):
-                    place = builder.add(rank, builder.mul(left_stride, number(n)))
-                    value = _splat(builder, _load(builder, builder.gep(left, [place])), vector)
-                    for m in range(VECTORS):
-                        after.append(builder.call(fma, [value, row[m], sums[n * VECTORS + m]]))
-                return after
-
-            return _loop(builder, start, stop, zeros, step)
 
         def term(n, carried):
             first, sums = carried[0], carried[1:]
             place = builder.mul(n, number(2))
             middle = builder.add(first, builder.load(builder.gep(ranks, [place])))
             last = builder.add(middle, builder.load(builder.gep(ranks, [builder.add(place, number(1))])))
-            pairs = zip(product(first, middle), product(middle, last), sums, strict=True)
-            return [last, *[builder.call(fma, three) for three in pairs]]
+            one = _ranks(builder, left, right, ROWS, first, middle, zeros)
+            two = _ranks(builder, left, right, ROWS, middle, last, zeros)
+            return [last, *[builder.call(fma, three) for three in zip(one, two, sums, strict=True)]]
 
         zeros = [vector([0.0] * LANES)] * (ROWS * VECTORS)
         _, *sums = _loop(builder, number(0), count, [number(0), *zeros], term)
-        for n, value in enumerate(sums):
-            row, column = divmod(n, VECTORS)
-            place = builder.add(builder.mul(out_stride, number(row)), number(LANES * column))
-            _store(builder, value, builder.gep(out, [place]))
+        for value, place in zip(sums, _tile(builder, out, ROWS), strict=True):
+            _store(builder, value, place)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def product(typing, out, left, right, rank):
+    """out[BLOCK_ROWS, COLUMNS] of a block += left (rank, BLOCK_ROWS) transposed @ right (rank, COLUMNS).
+
+    Addresses, and a rank of at least 1.
+    """
+    signature = types.void(*[types.intp] * 4)
+
+    def generate(context, builder, signature, arguments):
+        single = ir.FloatType().as_pointer()
+        vector, _ = _fma(builder, LANES)
+        out, left, right = (builder.inttoptr(one, single) for one in arguments[:3])
+        places = _tile(builder, out, BLOCK_ROWS)
+        before = [_load(builder, place, vector) for place in places]
+        start, rank = arguments[3].type(0), arguments[3]
+        sums = _ranks(builder, left, right, BLOCK_ROWS, start, rank, before)
+        for value, place in zip(sums, places, strict=True):
+            _store(builder, value, place)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def fetch(typing, address, length):
+    """Start to bring so many bytes, at least 1, into the cache: they will be written."""
+    signature = types.void(types.intp, types.intp)
+
+    def generate(context, builder, signature, arguments):
+        number, byte, flag = ir.IntType(64), ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        first, length = arguments
+
+        def line(n, carried):
+            place = builder.inttoptr(builder.add(first, builder.mul(n, number(64))), byte)
+            builder.call(prefetch, [place, flag(1), flag(3), flag(1)])
+            return []
+
+        lines = builder.lshr(builder.add(length, number(63)), number(6))
+        _loop(builder, number(0), lines, [], line)
         return context.get_dummy_value()
 
     return signature, generate
@@ -180,43 +233,49 @@ def combine(typing, out, length, scalars, rows, stride, count):
             for value, one in zip(sums, here, strict=True):
                 _store(builder, value, one)
 
-        def many(n, carried):
-            add(builder.mul(n, number(SPAN)), LANES, SPAN // LANES)
-            return []
-
-        whole = builder.lshr(length, number(SPAN.bit_length() - 1))
-        with builder.if_then(builder.icmp_signed(">", whole, number(0))):
-            _loop(builder, number(0), whole, [], many)
-        lanes = SPAN // 2
-        while lanes:
-            with builder.if_then(builder.icmp_signed("!=", builder.and_(length, number(lanes)), number(0))):
-                # The bits of the length above this one are done.
-                add(builder.and_(length, number(-2 * lanes)), min(lanes, LANES), max(1, lanes // LANES))
-            lanes //= 2
+        _in_vectors(builder, length, add)
         return context.get_dummy_value()
 
     return signature, generate
 
 
+def _in_vectors(builder, length, body):
+    """`body(start, lanes, vectors)` for pieces of a length of at least 1 that are together all of it."""
+    number = length.type
+
+    def many(n, carried):
+        body(builder.mul(n, number(SPAN)), LANES, SPAN // LANES)
+        return []
+
+    whole = builder.lshr(length, number(SPAN.bit_length() - 1))
+    with builder.if_then(builder.icmp_signed(">", whole, number(0))):
+        _loop(builder, number(0), whole, [], many)
+    lanes = SPAN // 2
+    while lanes:
+        with builder.if_then(builder.icmp_signed("!=", builder.and_(length, number(lanes)), number(0))):
+            # The bits of the length above this one are done.
+            body(builder.and_(length, number(-2 * lanes)), min(lanes, LANES), max(1, lanes // LANES))
+        lanes //= 2
+
+
 def _from_bits(builder, value):
-    wide = ir.IntType(32)
-    return builder.bitcast(builder.shl(builder.zext(value, wide), wide(16)), ir.FloatType())
+    wide = _like(value.type, ir.IntType(32))
+    shifted = builder.shl(builder.zext(value, wide), _all(wide, 16))
+    return builder.bitcast(shifted, _like(value.type, ir.FloatType()))
 
 
 def _from_half(builder, value):
-    return builder.fpext(builder.bitcast(value, ir.HalfType()), ir.FloatType())
+    half = builder.bitcast(value, _like(value.type, ir.HalfType()))
+    return builder.fpext(half, _like(value.type, ir.FloatType()))
 
 
-@intrinsic
-def widen(typing, stored):
-    """float32 of a value as it is stored: float32, the bits of bfloat16 as uint16, of float16 as int16."""
+def _like(kind, single):
+    """A type of single values, or of vectors of them where `kind` is one of vectors."""
+    return ir.VectorType(single, kind.count) if isinstance(kind, ir.VectorType) else single
 
-    def generate(context, builder, signature, arguments):
-        if stored == types.float32:
-            return arguments[0]
-        return (_from_half if stored == types.int16 else _from_bits)(builder, arguments[0])
 
-    return types.float32(stored), generate
+def _all(kind, value):
+    return kind([value] * kind.count) if isinstance(kind, ir.VectorType) else kind(value)
 
 
 def _reader(stored, convert):
@@ -234,8 +293,9 @@ def _reader(stored, convert):
 
 
 _read_single = _reader(ir.FloatType(), lambda builder, value: value)
-_read_half = _reader(ir.IntType(16), _from_half)
 _read_bfloat = _reader(ir.IntType(16), _from_bits)
+# Without the instruction no factor comes as float16, and the code for one must not be there.
+_read_half = _reader(ir.IntType(16), _from_half) if HALF else _read_bfloat
 
 
 @njit(inline="always")
@@ -247,11 +307,9 @@ def _lay_row(out, address, stored, index, scale):
     elif stored == 1:
         for n in range(len(out)):
             out[n] = _read_half(address, index + n) * scale
-    elif stored == 2:
+    else:
         for n in range(len(out)):
             out[n] = _read_bfloat(address, index + n) * scale
-    else:
-        out[:] = 1.0
 
 
 def lay_strips(right, table, columns):
@@ -265,64 +323,117 @@ def lay_strips(right, table, columns):
                 _lay_row(out, address, stored, row * columns + start, np.float32(1.0))
 
 
+def _to_bits(builder, value):
+    # By integers: the instruction for it takes the smallest numbers for zero.
+    wide = _like(value.type, ir.IntType(32))
+    bits = builder.bitcast(value, wide)
+    odd = builder.and_(builder.lshr(bits, _all(wide, 16)), _all(wide, 1))
+    rounded = builder.add(bits, builder.add(odd, _all(wide, 0x7FFF)))
+    # A NaN stays one: rounding could carry it over to zero.
+    nan = builder.fcmp_unordered("uno", value, value)
+    kept = builder.select(nan, builder.or_(bits, _all(wide, 0x400000)), rounded)
+    return builder.trunc(builder.lshr(kept, _all(wide, 16)), _like(value.type, ir.IntType(16)))
+
+
+def _to_half(builder, value):
+    half = builder.fptrunc(value, _like(value.type, ir.HalfType()))
+    return builder.bitcast(half, _like(value.type, ir.IntType(16)))
+
+
+def _same(builder, value):
+    return value
+
+
+CONVERTED = {
+    types.float32: (_same, _same),
+    types.uint16: (_from_bits, _to_bits),
+    types.int16: (_from_half, _to_half),
+}
+"""Of what weights are stored as, the bits of bfloat16 as uint16 and of float16 as int16: to float32 and
+back, rounded to nearest, ties to even."""
+
+
 @intrinsic
-def narrow(typing, value, stored):
-    """A float32 as `stored` is stored, rounded to nearest, ties to even; of `stored` only the type counts."""
+def add_row(typing, out, stored, values, length):
+    """out[n] = stored[n] + values[n] for n < length, at least 1, in float32 and rounded once.
+
+    Addresses of what is stored and of float32 values; of `stored`, a value, only the type counts. Numba's
+    own loop goes value by value: it takes the rows for ones that may overlap.
+    """
+    signature = types.void(types.intp, stored, types.intp, types.intp)
 
     def generate(context, builder, signature, arguments):
-        if stored == types.float32:
-            return arguments[0]
-        short = ir.IntType(16)
-        if stored == types.int16:
-            return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), short)
-        # By integers: the instruction for it takes the smallest numbers for zero.
-        wide = ir.IntType(32)
-        bits = builder.bitcast(arguments[0], wide)
-        odd = builder.and_(builder.lshr(bits, wide(16)), wide(1))
-        rounded = builder.add(bits, builder.add(odd, wide(0x7FFF)))
-        # A NaN stays one: rounding could carry it over to zero.
-        nan = builder.fcmp_unordered("uno", arguments[0], arguments[0])
-        kept = builder.select(nan, builder.or_(bits, wide(0x400000)), rounded)
-        return builder.trunc(builder.lshr(kept, wide(16)), short)
+        single = context.get_value_type(stored)
+        widen, narrow = CONVERTED[stored]
+        out, _, values, length = arguments
+        out = builder.inttoptr(out, single.as_pointer())
+        values = builder.inttoptr(values, ir.FloatType().as_pointer())
 
-    return stored(types.float32, stored), generate
+        def add(start, lanes, vectors):
+            vector = ir.VectorType(ir.FloatType(), lanes)
+            for m in range(vectors):
+                place = builder.add(start, length.type(lanes * m))
+                here = builder.bitcast(builder.gep(out, [place]), ir.VectorType(single, lanes).as_pointer())
+                before = widen(builder, builder.load(here, align=context.get_abi_sizeof(single)))
+                made = _load(builder, builder.gep(values, [place]), vector)
+                after = narrow(builder, builder.fadd(before, made))
+                builder.store(after, here, align=context.get_abi_sizeof(single))
+
+        _in_vectors(builder, length, add)
+        return context.get_dummy_value()
+
+    return signature, generate
 
 
 def add_terms(weight, start, stop, first, block, left, lefts, scales, right, ranks, sets, factors):
     """weight[start:stop] += all terms, of which row `first` is that of weight[0].
 
-    block (BLOCK_ROWS, BLOCK_COLUMNS) and left (stop + ROWS - 1 rows at least, T) are room to work in:
-    the rows of left are the weight's, and those that are needed are laid out here, of the factors of a
-    table, each times its scale. right (strips, T, COLUMNS) and ranks (terms, 2) are as for `outer`.
+    `start` is a multiple of BLOCK_ROWS. block (BLOCK_ROWS, BLOCK_COLUMNS) and left (panels, T, BLOCK_ROWS)
+    are room to work in: the rows of left are the weight's, and those that are needed are laid out here, of
+    the factors of a table, each times its scale. right (strips, T, COLUMNS) and ranks (terms, 2) are as for
+    `outer`; what of the T is beyond these ranks is for `product`.
     A row of `sets` (sets, FIELDS) is N layers of one Kronecker factorisation: what is added to a row of
     the weight, N, i, k, j, and where in `factors` w1 (l, i, N) and w2 (N, k, j) start.
     """
-    columns, depth = weight.shape[1], left.shape[1]
+    columns, depth, size = weight.shape[1], left.shape[1], weight.itemsize
+    paired = ranks.sum()
     for n in range(len(lefts)):
         address, stored, rank, place = lefts[n]
         for row in range(start, stop):
-            _lay_row(left[row, place : place + rank], address, stored, (first + row) * rank, scales[n])
+            panel, m = divmod(row, BLOCK_ROWS)
+            out = left[panel, place : place + rank, m]
+            _lay_row(out, address, stored, (first + row) * rank, scales[n])
+    if stop % BLOCK_ROWS:
+        left[stop // BLOCK_ROWS, :, stop % BLOCK_ROWS :] = 0
     # The right factors of a block's columns stay in the cache for all of its rows.
     for column in range(0, columns, BLOCK_COLUMNS):
         width = min(BLOCK_COLUMNS, columns - column)
         for row in range(start, stop, BLOCK_ROWS):
             height = min(BLOCK_ROWS, stop - row)
-            if len(ranks):
-                # What it makes beyond the height and the width is not used.
+            base = weight.ctypes.data + (row * columns + column) * size
+            # One product of two values is added to a float32 and rounded once by itself.
+            alone = size == 4 and depth == 0 and len(sets) == 1 and sets[0, 1] == 1
+            to, stride = (base, columns * 4) if alone else (block.ctypes.data, BLOCK_COLUMNS * 4)
+            if len(ranks) == 0 and not alone:
+                block[:] = 0
+            if depth:
+                panel = left.ctypes.data + row * depth * 4
+                # What is made beyond the height and the width is not used.
                 for n in range(0, width, COLUMNS):
                     strip = right.ctypes.data + (column + n) * depth * 4
-                    for m in range(0, height, ROWS):
-                        outer(
-                            block.ctypes.data + (m * BLOCK_COLUMNS + n) * 4,
-                            BLOCK_COLUMNS,
-                            left.ctypes.data + (row + m) * depth * 4,
-                            depth,
-                            strip,
-                            ranks.ctypes.data,
-                            len(ranks),
-                        )
+                    out = block.ctypes.data + n * 4
+                    for m in range(height):
+                        fetch(base + (m * columns + n) * size, min(COLUMNS, width - n) * size)
+                    if len(ranks):
+                        for m in range(0, height, ROWS):
+                            here = out + m * BLOCK_COLUMNS * 4
+                            outer(here, panel + m * 4, strip, ranks.ctypes.data, len(ranks))
+                    if paired < depth:
+                        behind = paired * 4
+                        product(out, panel + behind * BLOCK_ROWS, strip + behind * COLUMNS, depth - paired)
             else:
-                block[:height] = 0
+                for m in range(height):
+                    fetch(base + m * columns * size, width * size)
             for s in range(len(sets)):
                 offset, count = sets[s, 0], sets[s, 1]
                 i, k, j = sets[s, 2], sets[s, 3], sets[s, 4]
@@ -332,17 +443,16 @@ def add_terms(weight, start, stop, first, block, left, lefts, scales, right, ran
                     for c in range(column // j, (column + width - 1) // j + 1):
                         low, high = max(column, c * j), min(column + width, (c + 1) * j)
                         combine(
-                            block.ctypes.data + (m * BLOCK_COLUMNS + low - column) * 4,
+                            to + m * stride + (low - column) * 4,
                             high - low,
                             factors.ctypes.data + (w1 + (a * i + c) * count) * 4,
                             factors.ctypes.data + (w2 + b * j + low - c * j) * 4,
                             k * j,
                             count,
                         )
-            for m in range(height):
-                made, stored = block[m], weight[row + m, column : column + width]
-                for n in range(width):
-                    stored[n] = narrow(widen(stored[n]) + made[n], stored[n])
+            for m in range(0 if alone else height):
+                made = block.ctypes.data + m * BLOCK_COLUMNS * 4
+                add_row(base + m * columns * size, weight[row + m, column], made, width)
 
 
 # Numba imports the module that a kernel on disk came from, by name: where the package has another name,
@@ -365,7 +475,8 @@ def compiled(stored: str):
     signature = types.void(
         _matrix(getattr(types, stored), 2),
         *[types.intp] * 3,
-        *[_matrix(single, 2)] * 2,
+        _matrix(single, 2),
+        _matrix(single, 3),
         table,
         _matrix(single, 1),
         _matrix(single, 3),

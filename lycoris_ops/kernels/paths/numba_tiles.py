@@ -1,4 +1,4 @@
-"""numba on the CPU: LoHa, LoKr and the LoRA layers beside them, each value of a weight read and written once.
+"""numba on the CPU: LoHa, LoKr and LoRA layers, each value of a weight read and written once.
 
 The kernel is compiled when the first weight of a dtype comes, in 0.6 to 1.5 seconds, and kept on disk.
 numba is imported then, not before.
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,7 +45,7 @@ STORED = {torch.float32: "float32", torch.bfloat16: "uint16", torch.float16: "in
 LEFT = 1 << 21
 """Values of the left factors that are laid out at once: 8 MB."""
 
-SHARE = 1 << 17
+SHARE = 1 << 18
 """Elements of the weight that a thread takes at a time: a fraction of a millisecond."""
 
 Room = Callable[[str, Sequence[int]], Tensor]
@@ -66,7 +67,7 @@ class Packed:
     held: tuple[Tensor, ...]
     """What the table of left factors has the addresses of."""
     left: Tensor
-    """Room for all left factors side by side, some rows at a time; the kernel reads ROWS - 1 beyond those."""
+    """Room for all left factors side by side, some rows at a time, in panels of BLOCK_ROWS."""
     arrays: tuple[Any, ...]
     """lefts, scales, right, ranks, sets and factors of the kernel."""
     blocks: tuple[Any, ...]
@@ -77,14 +78,14 @@ class Packed:
         short = rows.detach() if rows.dtype == torch.float32 else rows.detach().view(torch.int16)
         values: Any = short.numpy()
         weight = values.view(STORED[rows.dtype])
-        height = len(self.left) - _terms().ROWS + 1
+        height = len(self.left) * _terms().BLOCK_ROWS
         for start in range(0, len(weight), height):
             self._share(_kernel(rows.dtype), weight[start : start + height], first + start)
 
     def _share(self, kernel: Any, weight: Any, first: int) -> None:
         """Let every thread take rows until none are left, this one too."""
         step = max(1, SHARE // weight.shape[1])
-        step += -step % _terms().ROWS
+        step += -step % _terms().BLOCK_ROWS
         starts = iter(range(0, len(weight), step))
         left = self.left.numpy()
 
@@ -134,28 +135,22 @@ def pack(
             lefts.add(left[low:], left.shape[1])
             rights.add(right, len(right))
             ranks.append(len(right))
-    if singles:
-        # One term more: all products side by side, times ones.
-        for one, low in singles:
-            scales.append(one.factor)
-            lefts.add(one.left[0][low:], one.rank)
-            rights.add(one.right[0], one.rank)
-        ranks += [sum(one.rank for one, _ in singles), 1]
-        scales.append(1.0)
-        lefts.add_ones()
-        rights.add_ones()
+    for one, low in singles:
+        scales.append(one.factor)
+        lefts.add(one.left[0][low:], one.rank)
+        rights.add(one.right[0], one.rank)
     sets, factors = _sets(layers, tensors, strengths, room)
-    depth, terms = sum(ranks), _terms()
-    height = min(rows, max(1, LEFT // max(1, depth)))
+    depth, terms = sum(ranks) + sum(one.rank for one, _ in singles), _terms()
+    panels = min(-(-rows // terms.BLOCK_ROWS), max(1, LEFT // max(1, depth * terms.BLOCK_ROWS)))
     blocks = room("blocks", (torch.get_num_threads(), terms.BLOCK_ROWS, terms.BLOCK_COLUMNS))
     right = room("right", (-(-columns // terms.COLUMNS), depth, terms.COLUMNS)).numpy()
     _lay_strips()(right, rights.numbers(), columns)
     return Packed(
         held=tuple(lefts.held),
-        left=room("left", (height + terms.ROWS - 1, depth)),
+        left=room("left", (panels, depth, terms.BLOCK_ROWS)),
         arrays=(
             lefts.numbers(),
-            torch.tensor(scales, dtype=torch.float32).numpy(),
+            np.array(scales, dtype=np.float32),
             right,
             _table(ranks, 2),
             _table(sets, terms.FIELDS),
@@ -179,21 +174,19 @@ class _Table:
 
     def add(self, factor: Tensor, rank: int) -> None:
         """A factor, each row of which is contiguous with the next."""
-        own = (factor if factor.dtype in KINDS else factor.float()).contiguous()
+        known = factor.dtype in KINDS and (factor.dtype != torch.float16 or _terms().HALF)
+        own = (factor if known else factor.float()).contiguous()
         self.held.append(own)
         self._rows += [own.data_ptr(), KINDS[own.dtype], rank, self._place]
         self._place += rank
-
-    def add_ones(self) -> None:
-        self._rows += [0, _terms().ONES, 1, self._place]
-        self._place += 1
 
     def numbers(self) -> Any:
         return _table(self._rows, _terms().PLACED)
 
 
 def _table(numbers: Sequence[int], width: int) -> Any:
-    return torch.tensor(numbers, dtype=torch.int64).view(-1, width).numpy()
+    flat: Any = np.array(numbers, dtype=np.int64)
+    return flat.reshape(-1, width)
 
 
 def _sets(
@@ -270,6 +263,7 @@ def _add_directly(
         packed.add(rows, 0)
 
 
+@cache
 def _terms() -> Any:
     return importlib.import_module("..numba_kernels.terms", __package__)
 
@@ -312,18 +306,18 @@ def _halves() -> bool:
         return True
 
 
-def _amx_takes(plan: PatchPlan, weight: Tensor) -> bool:
-    return bfloat16_product.able("amx_bf16") and bfloat16_product.PATH.refusal(plan, weight) is None
-
-
 def _refuses(plan: PatchPlan, weight: Tensor) -> str | None:
     groups = [group for group, _ in plan.groups]
     terms = [term for group in groups if isinstance(group, HadamardGroup) for term in group.terms]
     if not terms and not any(isinstance(group, KroneckerGroup) for group in groups):
-        return "no LoHa and no LoKr layers"
-    # Three products of rank r^2 against 2 r float32 operations of a sixteenth of the speed.
-    if all(term.khatri_rao for term in terms) and _amx_takes(plan, weight):
-        return "the processor multiplies LoHa layers of this rank faster in bfloat16"
+        if not all(isinstance(group, LowRankGroup) for group in groups) or not weight.is_contiguous():
+            return "no LoHa and no LoKr layers"
+        # The product that is there for it converts nothing: at rank 16 it takes 0.8 of the time.
+        if weight.dtype == torch.float32:
+            return "LoRA alone is one product in float32"
+    # Of LoHa, three products of rank r^2 against 2 r float32 operations of a sixteenth of the speed.
+    if all(term.khatri_rao for term in terms) and bfloat16_product.PATH.refusal(plan, weight) is None:
+        return "the processor multiplies layers of this rank faster in bfloat16"
     if weight.dtype == torch.float16 and not _halves():
         return "the processor does not convert float16"
     if weight.data_ptr() % weight.itemsize:
