@@ -206,22 +206,19 @@ def test_loha_and_lokr_on_the_cpu_go_by_numba() -> None:
     assert line.startswith("path numba") and imported == "True"
 
 
+HALVES = """
+def half(one):
+    return type(one).load({key: value.half() for key, value in one.dump().items() if key != "alpha"})
+pairs = [(half(one), 0.5) for one, _ in pairs]
+assert_one_rounding(lyc.patch_(base.clone(), pairs), base, pairs)
+print(lyc"""
+
+
 @needs_numba
 @pytest.mark.slow
 def test_a_processor_without_float16_reads_factors_that_are(tmp_path: Path) -> None:
     """LLVM ends the process where code calls for a conversion that nobody provides."""
-    halves = PATCHED.replace(
-        "print(lyc",
-        "\n".join(
-            (
-                "pairs = [(type(one).load({k: v.half() for k, v in one.dump().items() if k != 'alpha'}), 0.5)",
-                "         for one, _ in pairs]",
-                "assert_one_rounding(lyc.patch_(base.clone(), pairs), base, pairs)",
-                "print(lyc",
-            )
-        ),
-        1,
-    )
+    halves = PATCHED.replace("print(lyc", HALVES, 1)
     line, _ = python(halves, NUMBA_CPU_NAME="generic", NUMBA_CACHE_DIR=str(tmp_path))
     assert line.startswith("path numba")
 
