@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from .cache import TensorCache
 
 SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
+TICK = 20_000_000
+"""Nanoseconds in which two changes of a file can have the same time: systems count in up to 10 ms."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,11 @@ class Fingerprint:
         hint = "Check the name, or refresh the list of files"
         try:
             found = full.stat()
+            age = time.time_ns() - found.st_mtime_ns
+            if 0 <= age < TICK:
+                # A change within the same tick of the system's clock would leave the same time.
+                time.sleep((TICK - age) / 1e9)
+                found = full.stat()
         except (FileNotFoundError, NotADirectoryError, ValueError):
             raise FileFormatError("there is no such file", file=str(path), hint=hint) from None
         except OSError as error:

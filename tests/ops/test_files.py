@@ -86,6 +86,15 @@ def test_opening_reads_no_tensor_and_using_reads_each_once(tmp_path: Path) -> No
     assert opened(path) - start == 2
 
 
+def test_files_of_one_size_written_in_quick_succession_are_told_apart(tmp_path: Path) -> None:
+    """The system's clock moves every few milliseconds: until then they have one time of change."""
+    path = tmp_path / "x.safetensors"
+    for _ in range(10):
+        for name in ("lora_unet_a", "lora_unet_b"):
+            save_file({f"{name}.{key}": part for key, part in factors("lora", "linear").items()}, path)
+            assert list(lyc.load_adapter(path).info) == [name]
+
+
 def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
     path = write(tmp_path / "x.safetensors")
     old = lyc.load_adapter(path)
