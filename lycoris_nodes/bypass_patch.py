@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,6 +12,7 @@ import torch
 from ..lycoris_ops import Bypass, BypassPlan, LycorisError
 from ..lycoris_ops.bypass import Met
 from .host import HostReader, PatcherInjection, add_injection, layer_of
+from .patch import memory_named
 
 NAME = "lycoris_bypass"
 
@@ -45,7 +47,14 @@ class BypassInjection(PatcherInjection):
                 if module is None:
                     raise LycorisError("the loaded model has no such layer", key=path)
                 hooks = Bypass(module, plan, reader=HostReader(), met=known.get(path), name=path)
-                known[path] = hooks.meet(torch.float32, patcher.load_device)
+                shape, device = list(plan.geometry.shape), patcher.load_device
+                with memory_named(
+                    "to read a weight that layers beside it depend on",
+                    path,
+                    f"a weight of {shape}, float32 on {device}, {4 * math.prod(shape) / 1e6:.1f} MB",
+                    "Unload other models",
+                ):
+                    known[path] = hooks.meet(torch.float32, device)
                 attached[path] = hooks.attach()
         except BaseException:
             self.eject(patcher)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,8 +69,9 @@ class HostCodec:
         return found
 
     def decode(self, weight: Quantised, stored: Mapping[str, Tensor]) -> Tensor:
-        layer = self._layer(weight, stored)
-        values = layer.convert_weight(layer.weight).contiguous()
+        with self._reading(weight):
+            layer = self._layer(weight, stored)
+            values = layer.convert_weight(layer.weight).contiguous()
         smoothing = _smoothing(weight, stored)
         return values if smoothing is None else values.mul_(smoothing)
 
@@ -77,7 +79,8 @@ class HostCodec:
         smoothing = _smoothing(weight, stored)
         if smoothing is not None:
             values.div_(smoothing)
-        layer = self._layer(weight, stored)
+        with self._reading(weight):
+            layer = self._layer(weight, stored)
         seed = rounding_seed(self._live(weight.key))
         made = layer.set_weight(values, seed=seed, return_weight=True).state_dict("weight")
         parts = dict(stored)
@@ -92,9 +95,14 @@ class HostCodec:
             for name in ("weight", *SCALES)
             if _stored_name(weight.key, name, stored) in stored
         }
+        return quantised_layer(weight.shape, tensors, weight.options)
+
+    @contextmanager
+    def _reading(self, weight: Quantised) -> Generator[None]:
+        """What the host says inside of a weight that a file holds in part, or wrongly, names the weight."""
         try:
-            return quantised_layer(weight.shape, tensors, weight.options)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            yield
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise LycorisError(
                 "the host cannot read a quantised weight",
                 key=weight.key,

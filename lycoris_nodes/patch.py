@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -71,20 +72,47 @@ class LycorisPatch(WeightAdapterBase):
         """
         plan, tensors, strengths = self.weights
         values = tuple(value * strength for value in strengths)
-        try:
-            return plan.apply_(plain(weight), tensors, values)
-        except LycorisError as error:
-            raise error.within(weight=key) from None
-        except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            dtype, size = str(weight.dtype).removeprefix("torch."), weight.nbytes / 1e6
-            raise PatchMemoryError(
-                "there is no memory to patch this weight",
-                key=key,
-                got=f"a weight of {list(weight.shape)}, {dtype} on {weight.device}, {size:.1f} MB",
-                hint="Unload other models, or set the mode to bypass, which leaves weights as they are",
-            ) from error
+        dtype, size = str(weight.dtype).removeprefix("torch."), weight.nbytes / 1e6
+        met = f"a weight of {list(weight.shape)}, {dtype} on {weight.device}, {size:.1f} MB"
+        hint = "Unload other models, or set the mode to bypass, which leaves weights as they are"
+        with memory_named("to patch this weight", key, met, hint):
+            try:
+                return _patched(plan, plain(weight), tensors, values)
+            except LycorisError as error:
+                raise error.within(weight=key) from None
+
+
+def _patched(
+    plan: PatchPlan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]
+) -> Tensor:
+    """The weight with a plan applied, where it is larger than the plan's to the part that it was before.
+
+    The patch of an earlier node can have enlarged it: shapes are compared when a stack is applied.
+    """
+    found = tuple(weight.shape)
+    if found == plan.shape or not _holds(found, plan.shape):
+        return plan.apply_(weight, tensors, strengths)
+    if not _holds(found, plan.final):
+        larger = weight.new_zeros([max(pair) for pair in zip(found, plan.final, strict=True)])
+        larger[tuple(slice(size) for size in found)] = weight
+        weight = larger
+    plan.apply_(weight[tuple(slice(size) for size in plan.final)], tensors, strengths)
+    return weight
+
+
+def _holds(shape: Sequence[int], other: Sequence[int]) -> bool:
+    return len(shape) == len(other) and all(one >= two for one, two in zip(shape, other, strict=True))
+
+
+@contextmanager
+def memory_named(purpose: str, key: str, met: str, hint: str) -> Generator[None]:
+    """Turn the many errors of allocators into a PatchMemoryError that says for what there was no memory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise PatchMemoryError(f"there is no memory {purpose}", key=key, got=met, hint=hint) from error
 
 
 def _is_out_of_memory(error: Exception) -> bool:

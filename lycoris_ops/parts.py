@@ -43,6 +43,14 @@ class Part:
         with self.named():
             self._check_fit(self.shape_met(shape))
 
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether the change can be added to a weight of this shape."""
+        try:
+            self._check_fit(self.shape_met(shape))
+        except LayerError:
+            return False
+        return True
+
     def _check_fit(self, met: Shape) -> None:
         if self.window is None:
             self.layer.check_fit(met)

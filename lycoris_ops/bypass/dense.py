@@ -60,10 +60,12 @@ class DenseTerm:
         key = tuple(strengths)
         if self._held is None or self._held[0] != key:
             first, _ = self.full[0]
-            total = torch.zeros(first.shape, dtype=compute_dtype(first.dtype), device=first.device)
-            for values, slot in self.full:
-                total.add_(values, alpha=strengths[slot])
-            self._held = (key, self._place(total, strengths).to(first.dtype))
+            # Not an inference tensor: it outlives this pass.
+            with torch.inference_mode(False):
+                total = torch.zeros(first.shape, dtype=compute_dtype(first.dtype), device=first.device)
+                for values, slot in self.full:
+                    total.add_(values, alpha=strengths[slot])
+                self._held = (key, self._place(total, strengths).to(first.dtype))
         return self._held[1]
 
     def _place(self, matrix: Tensor, strengths: Strengths) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -72,20 +72,49 @@ class Bypass:
         self.plan = plan
         self.met = met
         self.name = name
-        self.strengths: tuple[tuple[float, ...], ...] = plan.strengths
-        """Those of each stage: layers of the weight, then layers of the bias. May be changed at any time."""
+        self._strengths = plan.strengths
         self._reader = reader or PlainReader()
         self._bound: Bound | None = None
         self._inputs: list[Tensor] | None = None
         self._handles: list[RemovableHandle] = []
 
+    @property
+    def strengths(self) -> tuple[tuple[float, ...], ...]:
+        """Those of each stage: layers of the weight, then layers of the bias. May be changed at any time.
+
+        Where a stage depends on what those before it make of the weight, it meets the weight anew then.
+        """
+        return self._strengths
+
+    @strengths.setter
+    def strengths(self, strengths: Sequence[Sequence[float]]) -> None:
+        new = tuple(tuple(stage) for stage in strengths)
+        if new != self._strengths and len(self.plan.stages) > 1:
+            self.met = self._bound = None
+        self._strengths = new
+
     def attach(self) -> Bypass:
-        """Add the hooks, if they are not there."""
-        if not self._handles:
-            self._handles = [
-                self.module.register_forward_pre_hook(self._before, with_kwargs=True),
-                self.module.register_forward_hook(self._after, with_kwargs=True),
-            ]
+        """Add the hooks, if they are not there.
+
+        Raises LycorisError where another bypass is there and either depends on the weight: neither
+        would see what the other makes of it. `BypassPlan.then` joins the two.
+        """
+        if self._handles:
+            return self
+        hooks: Mapping[int, Any] = cast("Any", self.module)._forward_hooks
+        for hook in hooks.values():
+            other = getattr(hook, "__self__", None)
+            if isinstance(other, Bypass) and not (other.plan.additive and self.plan.additive):
+                raise LycorisError(
+                    "another bypass is on this module already",
+                    key=self.name,
+                    hint="Join the two plans by BypassPlan.then",
+                )
+        self._handles = [
+            self.module.register_forward_pre_hook(self._before, with_kwargs=True),
+            # Also where the pass fails, so that its input is let go.
+            self.module.register_forward_hook(self._after, with_kwargs=True, always_call=True),
+        ]
         return self
 
     def meet(self, dtype: torch.dtype, device: torch.device) -> Met:
@@ -97,7 +126,7 @@ class Bypass:
             try:
                 # Not as inference tensors: they outlive this pass.
                 with torch.inference_mode(False):
-                    self.met = self.plan.meet(
+                    self.met = self.plan.at(self.strengths).meet(
                         dtype,
                         device,
                         lambda: self._reader.weight(self.module, dtype, device),
@@ -127,10 +156,12 @@ class Bypass:
             return (given, *args[1:]), kwargs
         return args, {**kwargs, next(iter(kwargs)): given}
 
-    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Any:
+    def _after(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor | None
+    ) -> Any:
         inputs, self._inputs = self._inputs, None
         bound = self._bound
-        if inputs is None or bound is None:
+        if inputs is None or bound is None or y is None:
             return None
         rest: Mapping[str, Any] = kwargs if args else {}
         # Not through the hooks: they are what asks.

@@ -66,7 +66,7 @@ class KroneckerTerm:
         batch, parts = len(x), w1.shape[1]
         inner = self.geometry.product(x.reshape(batch * parts, -1, *x.shape[2:]), one.right)
         places = inner.shape[2:]
-        mixed = torch.matmul(w1, inner.view(batch, parts, -1))
+        mixed = torch.matmul(w1, inner.reshape(batch, parts, -1))
         if one.left is None:
             return mixed.view(batch, -1, *places)
         full = torch.matmul(one.left, mixed.view(batch * len(w1), one.right.shape[0], -1))

@@ -54,7 +54,9 @@ class LowRankTerm:
                 for _ in range(rank)
             ]
             wide = torch.float64 if self.up.dtype == torch.float64 else torch.float32
-            self._held = (key, torch.tensor(values, dtype=wide, device=self.up.device))
+            # Not an inference tensor: it outlives this pass.
+            with torch.inference_mode(False):
+                self._held = (key, torch.tensor(values, dtype=wide, device=self.up.device))
         return self._held[1]
 
 

@@ -61,6 +61,11 @@ class Stage:
     def strengths(self) -> tuple[float, ...]:
         return tuple(strength for _, strength in (*self.layers, *self.biases))
 
+    def at(self, strengths: Sequence[float]) -> Stage:
+        """The same layers at other strengths, those of the weight first."""
+        moved = [(part, new) for (part, _), new in zip(self._all(), strengths, strict=True)]
+        return Stage(tuple(moved[: len(self.layers)]), tuple(moved[len(self.layers) :]))
+
     @property
     def additive(self) -> bool:
         """Whether nothing here depends on what it meets."""
@@ -121,6 +126,12 @@ class BypassPlan:
     @property
     def strengths(self) -> tuple[tuple[float, ...], ...]:
         return tuple(stage.strengths for stage in self.stages)
+
+    def at(self, strengths: Sequence[Sequence[float]]) -> BypassPlan:
+        """The same layers at other strengths, given as `strengths` has them."""
+        return replace(
+            self, stages=tuple(stage.at(values) for stage, values in zip(self.stages, strengths, strict=True))
+        )
 
     @property
     def additive(self) -> bool:
@@ -227,12 +238,15 @@ def _sides(
 
     stand_in = effective.like() if rows is None else effective.like()[slice(*rows)]
     sides = layer.sides(met() if layer.reads_weight else stand_in)
-    inputs = sides.inputs
-    if inputs is not None and inputs.size != geometry.shape[1]:
-        # It mixes places of the kernel: nothing that could be done to the input of a convolution.
+    inputs, outputs = sides.inputs, sides.outputs
+    kernel = inputs is not None and inputs.size != geometry.shape[1]
+    groups = geometry.groups > 1 and not (outputs is None or isinstance(outputs, Diagonal))
+    if kernel or groups:
+        # It mixes places of the kernel: nothing that could be done to the input of a convolution. Or it
+        # mixes rows of several groups: each would have to be applied to the inputs of the others.
         return [Full(layer.dependent(met()).flatten(1))], []
     forms = [*(_scaled(form, sides, geometry.shape) for form in sides.inside), *sides.beside]
-    bases = [Base(inputs, sides.outputs, rows, slot)] if inputs or sides.outputs else []
+    bases = [Base(inputs, outputs, rows, slot)] if inputs or outputs else []
     return forms, bases
 
 

@@ -136,7 +136,10 @@ def read_exactly(file: BinaryIO, view: memoryview, path: str) -> None:
     """Fill `view` from the file, or raise FileFormatError where the file ends before."""
     done = 0
     while done < len(view):
-        count = cast("Any", file).readinto(view[done:])
+        try:
+            count = cast("Any", file).readinto(view[done:])
+        except OSError as error:
+            raise FileFormatError("the file cannot be read", file=path, got=str(error.strerror)) from error
         if not count:
             raise FileFormatError(
                 "the file ends in the middle of a tensor",

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..algebra import Shape
 from ..algorithms import Layer
+from ..algorithms.base import a_layer, add_up
 from ..errors import LayerError
-from ..forms import Form
+from ..forms import Dependent, Form, Full
 from ..parts import Part, Rows
 from .group import Group
 from .registry import apply_plan, path_report
@@ -72,8 +73,10 @@ class PatchPlan:
         final = _enlarged(tuple(shape), parts)
         by_form: dict[tuple[type[Form], Rows | None], tuple[list[Form], list[int]]] = {}
         for slot, part in enumerate(parts):
-            part.check_fit(final)
-            for form in part.forms():
+            beside = final != tuple(shape) and part.fits(shape)
+            if not beside:
+                part.check_fit(final)
+            for form in _on_larger(part, shape, final) if beside else part.forms():
                 forms, slots = by_form.setdefault((type(form), part.rows), ([], []))
                 forms.append(form)
                 slots.append(slot)
@@ -152,6 +155,28 @@ def _enlarged(shape: Shape, parts: Sequence[Part]) -> Shape:
             )
         final = tuple(max(new, old) for new, old in zip(larger, final, strict=True))
     return final
+
+
+def _on_larger(part: Part, shape: Sequence[int], final: Shape) -> tuple[Form, ...]:
+    """The change of a weight, for the same weight enlarged by another layer: nothing in what is new.
+
+    It is formed as it is added: weights that are enlarged are small.
+    """
+    forms = part.forms()
+    met, larger = part.shape_met(shape), part.shape_met(final)
+    additive = [form for form in forms if not isinstance(form, Dependent)]
+    if len(additive) < len(forms):
+        raise LayerError(
+            f"{a_layer(part.layer.algorithm)} depends on a weight that another layer of the stack enlarges",
+            file=part.file,
+            key=part.key,
+            got=str(list(met)),
+            expected=str(list(larger)),
+            hint="Apply the one that enlarges it by a node of its own, after this one",
+        )
+    with part.named():
+        change = add_up(additive, torch.float64, torch.device("cpu")).reshape(met)
+    return (Full(_padded(change, larger).flatten(1)),)
 
 
 def _padded(weight: Tensor, shape: Shape) -> Tensor:

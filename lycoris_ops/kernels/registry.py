@@ -53,7 +53,13 @@ class Path:
             return f"for {' or '.join(self.devices)}, and the weight is on {weight.device.type}"
         if weight.dtype not in self.dtypes:
             return f"not for {str(weight.dtype).removeprefix('torch.')}"
-        return self.needs() or self.refuses(plan, weight)
+        try:
+            return self.needs() or self.refuses(plan, weight)
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001 - what a path needs can be broken in any way
+            _FAILED[self.name] = f"it cannot be told whether it works here: {briefly(error)}"
+            return _FAILED[self.name]
 
 
 def briefly(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -40,7 +41,13 @@ class SparseGroup:
             row, column, values = tensors[self.first + 3 * n : self.first + 3 * n + 3]
             order = row.argsort()
             place = row[order] * flat_shape(weight.shape)[1] + column[order]
-            terms.append(([int(one) for one in row[order]], place, values[order].to(dtype) * strengths[slot]))
+            terms.append(
+                (
+                    cast("list[int]", cast("Any", row[order]).tolist()),
+                    place,
+                    values[order].to(dtype) * strengths[slot],
+                )
+            )
 
         def add(rows: Tensor, first: int) -> None:
             for row, place, values in terms:

@@ -395,10 +395,36 @@ def test_a_layer_that_enlarges_its_weight_is_merged(host: Host, small: Patched, 
     plain = stack_of({path: lora((320, 4, 3, 3))})
     after = host.apply(patched, plain, mode="bypass")
     assert "1 merged: an earlier node enlarges its weight" in after.report
+    key = f"diffusion_model.{path}"
+    first, second = (
+        entry.adapter.layers[key].delta(torch.zeros(shape, dtype=torch.float64))
+        for (entry,), shape in ((stack, larger), (plain, (320, 4, 3, 3)))
+    )
+    base = small.model.model_state_dict()[f"{key}.weight"].double()
+    comfy.model_management.load_models_gpu([after.model])
+    live = after.model.get_model_object(key).weight.detach().double()
+    torch.testing.assert_close(live[:, :4], base + first[:, :4] + second, rtol=0, atol=2e-3)
+    torch.testing.assert_close(live[:, 4:], first[:, 4:], rtol=0, atol=2e-3)
+    unload()
     with pytest.raises(
         host.ops.LycorisError, match=rf"{path}.*enlarges.*earlier node bypasses it.*{path} = 0"
     ):
         chain(host, small, (plain, "bypass"), (stack, "bypass"))
+
+
+def test_where_there_is_no_memory_to_read_a_weight_the_error_names_it(
+    host: Host, small: Patched, base: Tensor, stack_of: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patched = host.apply(small, stack_of(of_kind("lora-dora-out")), mode="bypass")
+
+    def weight(self: Any, *rest: Any) -> Tensor:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(door(host).HostReader, "weight", weight)
+    with pytest.raises(torch.cuda.OutOfMemoryError, match=r"diffusion_model\..*no memory to read.*MB"):
+        sampled(host, patched.model)
+    monkeypatch.undo()
+    assert hooks(small.model.model) == [] and torch.equal(sampled(host, small.model), base)
 
 
 def patcher(device: str = "cpu", **layers: Any) -> Any:

@@ -239,6 +239,19 @@ def exported(host: Host) -> Iterator[Callable[..., Path]]:
         path.unlink()
 
 
+def test_a_quantised_weight_without_its_scale_is_named(
+    host: Host, stored: dict[str, Tensor], adapter: str, exported: Callable[..., Path]
+) -> None:
+    layer = LAYERS["fp8"]
+    path = host.base / "models" / "diffusion_models" / "to_merge.safetensors"
+    save_file({key: part for key, part in stored.items() if key != f"{layer}.weight_scale"}, path)
+    try:
+        with pytest.raises(host.ops.LycorisError, match=f"{layer}.weight.*cannot read a quantised weight"):
+            exported(f"diffusion_models/{path.name}", host.stack((adapter, 0.8, 0.0)))
+    finally:
+        path.unlink()
+
+
 @pytest.mark.parametrize("place", ["diffusion_models", "checkpoints"])
 @pytest.mark.parametrize("said_in", ["tensors", "metadata"])
 def test_a_file_holds_what_the_live_model_does(

@@ -62,6 +62,8 @@ MODULES = {
     "conv2d-1x1": Case((12, 18, 1, 1), leading=()),
     "conv2d-wide": Case((10, 6, 1, 5), {"padding": (0, 2), "padding_mode": "reflect"}),
     "conv2d-groups": Case((12, 6, 3, 3), {"groups": 3, "padding": 1}),
+    "conv2d-groups-crossed": Case((12, 9, 3, 3), {"groups": 2, "padding": 1}),
+    "conv2d-depthwise": Case((12, 1, 3, 3), {"groups": 12, "padding": 1}),
     "conv3d": Case((12, 18, 3, 1, 2), {"padding": (1, 0, 1)}),
 }
 FACTS = [
@@ -303,6 +305,46 @@ def test_strengths_may_change_between_passes(kind: str) -> None:
         torch.testing.assert_close(found, patched(plain, x, (changed,)), rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("kind", ["lora-dora-out", "boft-peft", "glora"])
+def test_a_stage_meets_the_weight_at_the_strengths_that_those_before_it_have_now(kind: str) -> None:
+    case = MODULES["linear"]
+    module, x = case.module(), case.input()
+    first, second = layer("lora", case), layer(kind, case)
+    hooks = hook(module, chained(case, ([(first, 1.0)],), ([(second, 1.0)],)))
+    module(x)
+    for strengths in ((0.2, 1.0), (0.0, -0.5), (1.0, 1.0)):
+        hooks.strengths = tuple((value,) for value in strengths)
+        found = module(x)
+        plain = case.module()
+        plain.load_state_dict(module.state_dict())
+        wanted = patched(plain, x, ([(first, strengths[0])],), ([(second, strengths[1])],))
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-11)
+
+
+def test_two_on_one_module_only_where_both_add() -> None:
+    case = MODULES["linear"]
+    module, x = case.module(), case.input()
+    lora, loha = layer("lora", case), layer("loha", case)
+    both = hook(module, chained(case, ([(lora, 1.0)],))), hook(module, chained(case, ([(loha, 1.0)],)))
+    found = module(x)
+    with pytest.raises(lyc.LycorisError, match=r"another bypass is on this module.*BypassPlan\.then"):
+        hook(module, chained(case, ([(layer("lora-dora-out", case), 1.0)],)))
+    for hooks in both:
+        hooks.remove()
+    torch.testing.assert_close(found, patched(module, x, ([(lora, 1.0), (loha, 1.0)],)), rtol=0, atol=1e-11)
+
+
+def test_an_input_whose_channels_come_last() -> None:
+    case = MODULES["conv2d"]
+    module, x = case.module(), case.input().to(memory_format=torch.channels_last)
+    factors = {"lokr_w1": rand(2, 1).double(), "lokr_w2": rand(6, 18, 3, 3).double()}
+    lokr = ALGORITHMS["lokr"].load(factors)
+    hooks = hook(module, chained(case, ([(lokr, 0.5)],)))
+    found = module(x)
+    hooks.remove()
+    torch.testing.assert_close(found, patched(module, x, ([(lokr, 0.5)],)), rtol=0, atol=1e-11)
+
+
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 def test_strength_zero_changes_no_bit(dtype: torch.dtype) -> None:
     for name, case in MODULES.items():
@@ -334,9 +376,22 @@ def test_a_pass_that_is_interrupted_leaves_nothing_behind() -> None:
     wanted = module(x)
     with pytest.raises(RuntimeError):
         module(torch.randn(2, 18, dtype=torch.float32))  # another dtype than the weight's
+    assert hooks._inputs is None, "the input is held until the next pass"
     torch.testing.assert_close(module(x), wanted, rtol=0, atol=0)
     hooks.remove()
     assert hooks._inputs is None and hooks._bound is None
+
+
+@pytest.mark.parametrize("kind", ["lora", "full", "loha", "lora-dora-out"])
+def test_gradients_pass_through_after_a_pass_without(kind: str) -> None:
+    case = MODULES["linear"]
+    module, x = case.module(), case.input()
+    hook(module, chained(case, ([(layer(kind, case), 1.0), (layer(kind, case), 0.5)],)))
+    with torch.inference_mode():
+        module(x)
+    x.requires_grad_()
+    module(x).sum().backward()
+    assert x.grad is not None and torch.isfinite(x.grad).all()
 
 
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr-full-low", "oft", "oftv2", "boft-peft", "glora"])

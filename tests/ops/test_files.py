@@ -7,7 +7,7 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from layers import factors
 from safetensors.torch import save_file
 
 import lycoris_ops as lyc
-from lycoris_ops.files.safetensors_file import SafetensorsFile, encode_header
+from lycoris_ops.files.safetensors_file import SafetensorsFile, encode_header, read_exactly
 from lycoris_ops.files.tensor_file import TensorInfo
 from tests.harness.opens import held, opened
 
@@ -84,6 +84,17 @@ def test_opening_reads_no_tensor_and_using_reads_each_once(tmp_path: Path) -> No
     assert again is adapter
     assert again.layers[LAYER].dump().keys() == first.dump().keys()
     assert opened(path) - start == 2
+
+
+def test_a_file_whose_disk_fails_is_named_with_what_the_system_says() -> None:
+    class Failing:
+        def readinto(self, view: Any) -> int:
+            raise OSError(5, "Input/output error")
+
+    with pytest.raises(
+        lyc.FileFormatError, match=r"base\.safetensors: the file cannot be read.*Input/output"
+    ):
+        read_exactly(cast("Any", Failing()), memoryview(bytearray(8)), "base.safetensors")
 
 
 def test_files_of_one_size_written_in_quick_succession_are_told_apart(tmp_path: Path) -> None:

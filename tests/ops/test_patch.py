@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -215,6 +216,42 @@ def test_a_weight_is_enlarged_with_zeros_first() -> None:
     torch.testing.assert_close(patched, larger + 0.5 * one.delta(larger), rtol=0, atol=1e-12)
     with pytest.raises(lyc.LayerError, match=r"\[12, 18\].*\[12, 20\]"):
         lyc.patch_(torch.zeros(12, 20), [(one, 1.0)])
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr-full-low", "full"])
+@pytest.mark.parametrize("weight", ["linear", "conv2d"])
+def test_a_layer_for_the_weight_as_it_was_beside_one_that_enlarges_it(kind: str, weight: str) -> None:
+    out, inputs, *kernel = WEIGHTS[weight]
+    larger = (out + 2, inputs + 5, *kernel)
+    ones = [1 for _ in kernel]
+    tensors = {"lora_up.weight": torch.randn(out + 2, 3, *ones)}
+    tensors |= {"lora_down.weight": torch.randn(3, inputs + 5, *kernel)}
+    wide = ALGORITHMS["lora"].load({**tensors, "reshape_weight": torch.tensor(larger)})
+    small = layer(kind, weight)
+    base = torch.randn(WEIGHTS[weight], dtype=torch.float64)
+    wanted = torch.zeros(larger, dtype=torch.float64)
+    wanted[:out, :inputs] = base + 0.5 * small.delta(base)
+    wanted += -1.5 * wide.delta(torch.zeros(larger, dtype=torch.float64))
+    pairs = [(small, 0.5), (wide, -1.5)]
+    for stack in (pairs, pairs[::-1]):
+        torch.testing.assert_close(lyc.patch_(base.clone(), stack), wanted, rtol=0, atol=1e-6)
+    with pytest.raises(lyc.LayerError, match=r"depends on a weight that another layer.*enlarges.*node"):
+        lyc.patch_(base, [(layer("lora-dora-out", weight), 1.0), (wide, 1.0)])
+
+
+def test_a_path_that_cannot_tell_whether_it_works_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a path needs can be broken in ways that nobody thought of."""
+
+    def broken() -> str:
+        raise AssertionError("libcuda.so cannot found!")
+
+    first = dataclasses.replace(registry.PATHS[-1], name="broken", rank=0, needs=broken)
+    monkeypatch.setattr(registry, "PATHS", (first, *registry.PATHS))
+    monkeypatch.setattr(registry, "_FAILED", {})
+    base, pairs = torch.randn(12, 18), [(layer("lora", "linear"), 1.0)]
+    assert_one_rounding(lyc.patch_(base.clone(), pairs), base, pairs)
+    assert "not broken: it cannot be told" in lyc.patch_report(base, pairs)
+    assert "AssertionError: libcuda.so cannot found!" in lyc.patch_report(base, pairs)
 
 
 def test_a_plan_refuses_another_shape() -> None:

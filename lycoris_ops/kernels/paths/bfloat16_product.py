@@ -68,14 +68,14 @@ def _refuses(plan: PatchPlan, weight: Tensor) -> str | None:
 
 
 def _apply(plan: PatchPlan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> None:
-    products: dict[tuple[int, int] | None, list[Product]] = {}
+    products: dict[tuple[int, int], list[Product]] = {}
     for group, rows in plan.groups:
         whole = isinstance(group, HadamardGroup)
         found = group.as_products(tensors, strengths) if whole else group.products(tensors, strengths)
-        products.setdefault(rows, []).extend(found)
+        products.setdefault(rows or (0, plan.final[0]), []).extend(found)
     flat = weight.view(flat_shape(plan.final))
     for rows, found in products.items():
-        _add(flat if rows is None else flat[slice(*rows)], found)
+        _add(flat[slice(*rows)], found)
 
 
 def _add(flat: Tensor, products: Sequence[Product]) -> None:

@@ -99,10 +99,13 @@ class Packed:
         with contextlib.suppress(RuntimeError):
             for block in self.blocks[1:threads]:
                 others.append(_pool(os.getpid()).submit(work, block))
-        work(self.blocks[0])
-        for other in others:
-            if not other.cancel():
-                other.result()
+        try:
+            work(self.blocks[0])
+        finally:
+            # The room that they work in is the next weight's.
+            for other in others:
+                if not other.cancel():
+                    other.result()
 
 
 def pack(

@@ -48,9 +48,9 @@ def apply_tiles(
             adds.append(add if rows is None else placed(add, *rows))
     # A product of matrices sums before it adds: where nothing else does, it is rounded once by itself.
     alone = not adds and list(products) == [None]
-    for rows, found in products.items():
+    for number, (rows, found) in enumerate(products.items()):
         if found:
-            use = "product" if rows is None else f"product {rows}"
+            use = f"product {number}"
             add = _one_product(found, dtype, use, tiles[0][1])
             adds.append(add if rows is None else placed(add, *rows))
     in_place = weight.dtype == dtype and weight.is_contiguous()
