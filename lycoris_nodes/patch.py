@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..lycoris_ops import Entry, LycorisError, PatchPlan
+from ..lycoris_ops.algebra import padded
 from ..lycoris_ops.kept_plans import kept_plan
 from ..lycoris_ops.resolve import Match
 from .host import WeightAdapterBase, plain
@@ -93,9 +94,7 @@ def _patched(
     if found == plan.shape or not _holds(found, plan.shape):
         return plan.apply_(weight, tensors, strengths)
     if not _holds(found, plan.final):
-        larger = weight.new_zeros([max(pair) for pair in zip(found, plan.final, strict=True)])
-        larger[tuple(slice(size) for size in found)] = weight
-        weight = larger
+        weight = padded(weight, [max(pair) for pair in zip(found, plan.final, strict=True)])
     plan.apply_(weight[tuple(slice(size) for size in plan.final)], tensors, strengths)
     return weight
 

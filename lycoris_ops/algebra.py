@@ -96,6 +96,13 @@ def flat_shape(shape: Sequence[int]) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
 
+def padded(weight: Tensor, shape: Sequence[int]) -> Tensor:
+    """The weight in a larger one of `shape`, zero beyond it."""
+    larger = weight.new_zeros(shape)
+    larger[tuple(slice(size) for size in weight.shape)] = weight
+    return larger
+
+
 def fits(stored: Extent, weight: Sequence[int]) -> bool:
     """Whether a change of extent `stored` can be added to a weight of shape `weight`.
 

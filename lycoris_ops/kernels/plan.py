@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..algebra import Shape
+from ..algebra import Shape, padded
 from ..algorithms import Layer
 from ..algorithms.base import a_layer, add_up
 from ..errors import LayerError
@@ -117,7 +117,7 @@ class PatchPlan:
                 expected=str(list(self.shape)),
             )
         if tuple(weight.shape) != self.final:
-            weight = _padded(weight, self.final)
+            weight = padded(weight, self.final)
         moved = [tensor.to(weight.device, non_blocking=weight.device.type != "cpu") for tensor in tensors]
         apply_plan(self, weight, moved, strengths)
         return weight
@@ -176,10 +176,4 @@ def _on_larger(part: Part, shape: Sequence[int], final: Shape) -> tuple[Form, ..
         )
     with part.named():
         change = add_up(additive, torch.float64, torch.device("cpu")).reshape(met)
-    return (Full(_padded(change, larger).flatten(1)),)
-
-
-def _padded(weight: Tensor, shape: Shape) -> Tensor:
-    larger = weight.new_zeros(shape)
-    larger[tuple(slice(size) for size in weight.shape)] = weight
-    return larger
+    return (Full(padded(change, larger).flatten(1)),)
