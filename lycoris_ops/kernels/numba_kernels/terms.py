@@ -205,21 +205,23 @@ def fetch(typing, address, length):
 
 
 @intrinsic
-def combine(typing, out, length, scalars, rows, stride, count):
+def combine(typing, out, stored, length, scalars, rows, stride, count):
     """out[q] += sum_n scalars[n] * rows[n * stride + q] for q < length and n < count, both at least 1.
 
-    Addresses, and the stride in values. Vectors first, what is left of the length by shorter ones.
+    Addresses, and the stride in values; of `stored`, a value of `out`, only the type counts. What is stored
+    shorter than float32 is rounded once. Vectors first, what is left of the length by shorter ones.
     """
-    signature = types.void(*[types.intp] * 6)
+    signature = types.void(types.intp, stored, *[types.intp] * 5)
 
     def generate(context, builder, signature, arguments):
         number, single = ir.IntType(64), ir.FloatType()
-        out, length, scalars, rows, stride, count = arguments
-        out, scalars, rows = (builder.inttoptr(one, single.as_pointer()) for one in (out, scalars, rows))
+        out, _, length, scalars, rows, stride, count = arguments
+        scalars, rows = (builder.inttoptr(one, single.as_pointer()) for one in (scalars, rows))
+        out, read, write = _stored(context, builder, out, stored)
 
         def add(start, lanes, vectors):
             vector, fma = _fma(builder, lanes)
-            here = [builder.gep(out, [builder.add(start, number(lanes * m))]) for m in range(vectors)]
+            places = [builder.add(start, number(lanes * m)) for m in range(vectors)]
 
             def step(n, sums):
                 row = builder.gep(rows, [builder.add(start, builder.mul(n, stride))])
@@ -229,14 +231,30 @@ def combine(typing, out, length, scalars, rows, stride, count):
                 ]
                 return [builder.call(fma, [value, *two]) for two in zip(parts, sums, strict=True)]
 
-            sums = _loop(builder, number(0), count, [_load(builder, one, vector) for one in here], step)
-            for value, one in zip(sums, here, strict=True):
-                _store(builder, value, one)
+            before = [read(builder.gep(out, [place]), lanes) for place in places]
+            for value, place in zip(_loop(builder, number(0), count, before, step), places, strict=True):
+                write(value, builder.gep(out, [place]))
 
         _in_vectors(builder, length, add)
         return context.get_dummy_value()
 
     return signature, generate
+
+
+def _stored(context, builder, address, stored):
+    """A pointer to what is stored at an address, and how vectors of float32 are read there and written."""
+    single, (widen, narrow) = context.get_value_type(stored), CONVERTED[stored]
+    size = context.get_abi_sizeof(single)
+
+    def read(pointer, lanes):
+        here = builder.bitcast(pointer, ir.VectorType(single, lanes).as_pointer())
+        return widen(builder, builder.load(here, align=size))
+
+    def write(value, pointer):
+        short = narrow(builder, value)
+        builder.store(short, builder.bitcast(pointer, short.type.as_pointer()), align=size)
+
+    return builder.inttoptr(address, single.as_pointer()), read, write
 
 
 def _in_vectors(builder, length, body):
@@ -363,21 +381,17 @@ def add_row(typing, out, stored, values, length):
     signature = types.void(types.intp, stored, types.intp, types.intp)
 
     def generate(context, builder, signature, arguments):
-        single = context.get_value_type(stored)
-        widen, narrow = CONVERTED[stored]
         out, _, values, length = arguments
-        out = builder.inttoptr(out, single.as_pointer())
+        out, read, write = _stored(context, builder, out, stored)
         values = builder.inttoptr(values, ir.FloatType().as_pointer())
 
         def add(start, lanes, vectors):
             vector = ir.VectorType(ir.FloatType(), lanes)
             for m in range(vectors):
                 place = builder.add(start, length.type(lanes * m))
-                here = builder.bitcast(builder.gep(out, [place]), ir.VectorType(single, lanes).as_pointer())
-                before = widen(builder, builder.load(here, align=context.get_abi_sizeof(single)))
+                here = builder.gep(out, [place])
                 made = _load(builder, builder.gep(values, [place]), vector)
-                after = narrow(builder, builder.fadd(before, made))
-                builder.store(after, here, align=context.get_abi_sizeof(single))
+                write(builder.fadd(read(here, lanes), made), here)
 
         _in_vectors(builder, length, add)
         return context.get_dummy_value()
@@ -411,9 +425,8 @@ def add_terms(weight, start, stop, first, block, left, lefts, scales, right, ran
         for row in range(start, stop, BLOCK_ROWS):
             height = min(BLOCK_ROWS, stop - row)
             base = weight.ctypes.data + (row * columns + column) * size
-            # One product of two values is added to a float32 and rounded once by itself.
-            alone = size == 4 and depth == 0 and len(sets) == 1 and sets[0, 1] == 1
-            to, stride = (base, columns * 4) if alone else (block.ctypes.data, BLOCK_COLUMNS * 4)
+            # A sum in registers that starts at a shorter weight is rounded once, as is one product.
+            alone = depth == 0 and len(sets) == 1 and (size < 4 or sets[0, 1] == 1)
             if len(ranks) == 0 and not alone:
                 block[:] = 0
             if depth:
@@ -442,14 +455,14 @@ def add_terms(weight, start, stop, first, block, left, lefts, scales, right, ran
                     a, b = divmod(first + row + m + offset, k)
                     for c in range(column // j, (column + width - 1) // j + 1):
                         low, high = max(column, c * j), min(column + width, (c + 1) * j)
-                        combine(
-                            to + m * stride + (low - column) * 4,
-                            high - low,
-                            factors.ctypes.data + (w1 + (a * i + c) * count) * 4,
-                            factors.ctypes.data + (w2 + b * j + low - c * j) * 4,
-                            k * j,
-                            count,
-                        )
+                        scalars = factors.ctypes.data + (w1 + (a * i + c) * count) * 4
+                        rows = factors.ctypes.data + (w2 + b * j + low - c * j) * 4
+                        if alone:
+                            to = base + (m * columns + low - column) * size
+                            combine(to, weight[row, column], high - low, scalars, rows, k * j, count)
+                        else:
+                            to = block.ctypes.data + (m * BLOCK_COLUMNS + low - column) * 4
+                            combine(to, block[0, 0], high - low, scalars, rows, k * j, count)
             for m in range(0 if alone else height):
                 made = block.ctypes.data + m * BLOCK_COLUMNS * 4
                 add_row(base + m * columns * size, weight[row + m, column], made, width)
