@@ -118,10 +118,12 @@ def _ranks(builder, left, right, rows, start, stop, sums):
     return _loop(builder, start, stop, sums, step)
 
 
-def _tile(builder, out, rows):
-    """Where the vectors of rows x COLUMNS of a block stand, of which `out` is the first value."""
-    places = [BLOCK_COLUMNS * n + LANES * m for n in range(rows) for m in range(VECTORS)]
-    return [builder.gep(out, [ir.IntType(64)(place)]) for place in places]
+def _tile(builder, out, stride, rows):
+    """Where the vectors of rows x COLUMNS stand, of which `out` is the first value."""
+    number = stride.type
+    starts = [builder.mul(stride, number(n)) for n in range(rows)]
+    places = [builder.add(start, number(LANES * m)) for start in starts for m in range(VECTORS)]
+    return [builder.gep(out, [place]) for place in places]
 
 
 @intrinsic
@@ -151,7 +153,7 @@ def outer(typing, out, left, right, ranks, count):
 
         zeros = [vector([0.0] * LANES)] * (ROWS * VECTORS)
         _, *sums = _loop(builder, number(0), count, [number(0), *zeros], term)
-        for value, place in zip(sums, _tile(builder, out, ROWS), strict=True):
+        for value, place in zip(sums, _tile(builder, out, number(BLOCK_COLUMNS), ROWS), strict=True):
             _store(builder, value, place)
         return context.get_dummy_value()
 
@@ -159,23 +161,23 @@ def outer(typing, out, left, right, ranks, count):
 
 
 @intrinsic
-def product(typing, out, left, right, rank):
-    """out[BLOCK_ROWS, COLUMNS] of a block += left (rank, BLOCK_ROWS) transposed @ right (rank, COLUMNS).
+def product(typing, out, stored, stride, left, right, rank):
+    """out[BLOCK_ROWS, COLUMNS] += left (rank, BLOCK_ROWS) transposed @ right (rank, COLUMNS), rounded once.
 
-    Addresses, and a rank of at least 1.
+    Addresses, a stride in values and a rank of at least 1; of `stored`, a value of `out`, only the type
+    counts.
     """
-    signature = types.void(*[types.intp] * 4)
+    signature = types.void(types.intp, stored, *[types.intp] * 4)
 
     def generate(context, builder, signature, arguments):
-        single = ir.FloatType().as_pointer()
+        out, _, stride, left, right, rank = arguments
+        left, right = (builder.inttoptr(one, ir.FloatType().as_pointer()) for one in (left, right))
+        out, read, write = _stored(context, builder, out, stored)
         vector, _ = _fma(builder, LANES)
-        out, left, right = (builder.inttoptr(one, single) for one in arguments[:3])
-        places = _tile(builder, out, BLOCK_ROWS)
-        before = [_load(builder, place, vector) for place in places]
-        start, rank = arguments[3].type(0), arguments[3]
-        sums = _ranks(builder, left, right, BLOCK_ROWS, start, rank, before)
-        for value, place in zip(sums, places, strict=True):
-            _store(builder, value, place)
+        zeros = [vector([0.0] * LANES)] * (BLOCK_ROWS * VECTORS)
+        sums = _ranks(builder, left, right, BLOCK_ROWS, rank.type(0), rank, zeros)
+        for value, place in zip(sums, _tile(builder, out, stride, BLOCK_ROWS), strict=True):
+            write(builder.fadd(read(place, LANES), value), place)
         return context.get_dummy_value()
 
     return signature, generate
@@ -427,7 +429,12 @@ def add_terms(weight, start, stop, first, block, left, lefts, scales, right, ran
             base = weight.ctypes.data + (row * columns + column) * size
             # A sum in registers that starts at a shorter weight is rounded once, as is one product.
             alone = depth == 0 and len(sets) == 1 and (size < 4 or sets[0, 1] == 1)
-            if len(ranks) == 0 and not alone:
+            # So is a product where nothing else is added: whole tiles of it need no block.
+            lone = len(ranks) == 0 and len(sets) == 0 and height == BLOCK_ROWS
+            done = width - width % COLUMNS if lone else 0
+            if alone:
+                done = width
+            if len(ranks) == 0 and done < width:
                 block[:] = 0
             if depth:
                 panel = left.ctypes.data + row * depth * 4
@@ -442,8 +449,12 @@ def add_terms(weight, start, stop, first, block, left, lefts, scales, right, ran
                             here = out + m * BLOCK_COLUMNS * 4
                             outer(here, panel + m * 4, strip, ranks.ctypes.data, len(ranks))
                     if paired < depth:
-                        behind = paired * 4
-                        product(out, panel + behind * BLOCK_ROWS, strip + behind * COLUMNS, depth - paired)
+                        own, here = panel + paired * BLOCK_ROWS * 4, strip + paired * COLUMNS * 4
+                        rest = depth - paired
+                        if n < done:
+                            product(base + n * size, weight[row, column], columns, own, here, rest)
+                        else:
+                            product(out, block[0, 0], BLOCK_COLUMNS, own, here, rest)
             else:
                 for m in range(height):
                     fetch(base + m * columns * size, width * size)
@@ -463,9 +474,9 @@ def add_terms(weight, start, stop, first, block, left, lefts, scales, right, ran
                         else:
                             to = block.ctypes.data + (m * BLOCK_COLUMNS + low - column) * 4
                             combine(to, block[0, 0], high - low, scalars, rows, k * j, count)
-            for m in range(0 if alone else height):
-                made = block.ctypes.data + m * BLOCK_COLUMNS * 4
-                add_row(base + m * columns * size, weight[row + m, column], made, width)
+            for m in range(height if done < width else 0):
+                made = block.ctypes.data + (m * BLOCK_COLUMNS + done) * 4
+                add_row(base + (m * columns + done) * size, weight[row, column], made, width - done)
 
 
 # Numba imports the module that a kernel on disk came from, by name: where the package has another name,
