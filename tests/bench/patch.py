@@ -97,6 +97,12 @@ def peers(device: str) -> dict[str, Callable[[Stack, Tensor], Patch]]:
     return found
 
 
+def chosen_paths(stacks: list[Stack], weights: list[Tensor]) -> str:
+    """The paths of all layers, that of the first one first."""
+    found = (chosen_path(stack, weight) for stack, weight in zip(stacks, weights, strict=True))
+    return " + ".join(dict.fromkeys(found))
+
+
 def chosen_path(stack: Stack, weight: Tensor) -> str:
     layers = [(lyc.ALGORITHMS[kind].load(tensors), strength) for kind, tensors, strength in stack]
     plan = lyc.PatchPlan.build(weight.shape, weight.dtype, weight.device, layers)
@@ -196,7 +202,7 @@ def measure(case: Case, dtype: str, malloc: str, device: str, rounds: int) -> li
                 dtype=dtype,
                 adapters=len(case.adapters),
                 peer=peer,
-                path=chosen_path(stacks[0], weights[0]) if peer == "ours" else "",
+                path=chosen_paths(stacks, weights) if peer == "ours" else "",
                 mode=mode,
                 malloc=malloc,
                 p20_ms=round(low, 2),
