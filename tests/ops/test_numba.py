@@ -277,7 +277,8 @@ def test_what_is_left_to_other_paths(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "not numba: LoRA alone is one product in float32" in chosen(single, ("lora",))
         with monkeypatch.context() as many:
             many.setattr(numba_tiles, "MANY", single.numel())
-            assert chosen(single, ("lora",)).startswith("path numba")
+            assert chosen(single, ("lora",), rank=32).startswith("path numba")
+            assert not chosen(single, ("lora",), rank=31).startswith("path numba")
         assert "not numba: no LoHa and no LoKr" in chosen(short.T.contiguous().T, ("lora",))
     monkeypatch.setattr(numba_tiles, "_halves", lambda: False)
     assert "not numba: the processor does not convert float16" in chosen(single.half(), ("loha",))

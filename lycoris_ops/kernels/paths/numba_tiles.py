@@ -45,9 +45,9 @@ STORED = {torch.float32: "float32", torch.bfloat16: "uint16", torch.float16: "in
 LEFT = 1 << 21
 """Values of the left factors that are laid out at once: 8 MB."""
 
-MANY = 1 << 22
-"""Elements of a float32 weight from which on the kernel adds LoRA alone faster than a matrix product does:
-that has less to prepare (measured on two cores, 0.7 to 1 of its time above, up to twice it below)."""
+MANY, DEEP = 1 << 22, 32
+"""Elements and rank from which on LoRA alone is added to a float32 weight faster than by a matrix product,
+which has less to prepare (measured on two cores: 0.7 to 1 of its time above, up to twice it below)."""
 
 SHARE = 1 << 18
 """Elements of the weight that a thread takes at a time: a fraction of a millisecond."""
@@ -319,8 +319,9 @@ def _refuses(plan: PatchPlan, weight: Tensor) -> str | None:
     if not terms and not any(isinstance(group, KroneckerGroup) for group in groups):
         if not all(isinstance(group, LowRankGroup) for group in groups) or not weight.is_contiguous():
             return "no LoHa and no LoKr layers"
-        if weight.dtype == torch.float32 and weight.numel() < MANY:
-            return f"LoRA alone is one product in float32, and the weight has fewer than {MANY} values"
+        ranks = sum(sum(group.ranks) for group in groups if isinstance(group, LowRankGroup))
+        if weight.dtype == torch.float32 and (weight.numel() < MANY or ranks < DEEP):
+            return f"LoRA alone is one product in float32: of rank {DEEP} and {MANY} values it is for numba"
     # Of LoHa, three products of rank r^2 against 2 r float32 operations of a sixteenth of the speed.
     if all(term.khatri_rao for term in terms) and bfloat16_product.PATH.refusal(plan, weight) is None:
         return "the processor multiplies layers of this rank faster in bfloat16"
