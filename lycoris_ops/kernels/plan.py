@@ -73,7 +73,7 @@ class PatchPlan:
         final = _enlarged(tuple(shape), parts)
         by_form: dict[tuple[type[Form], Rows | None], tuple[list[Form], list[int]]] = {}
         for slot, part in enumerate(parts):
-            beside = final != tuple(shape) and part.fits(shape)
+            beside = final != tuple(shape) and part.fits(shape) and not part.fits(final)
             if not beside:
                 part.check_fit(final)
             for form in _on_larger(part, shape, final) if beside else part.forms():

@@ -239,6 +239,17 @@ def test_a_layer_for_the_weight_as_it_was_beside_one_that_enlarges_it(kind: str,
         lyc.patch_(base, [(layer("lora-dora-out", weight), 1.0), (wide, 1.0)])
 
 
+def test_a_layer_of_open_sizes_meets_the_enlarged_weight() -> None:
+    tensors = {"lora_up.weight": torch.randn(12, 3), "lora_down.weight": torch.randn(3, 24)}
+    wide = ALGORITHMS["lora"].load({**tensors, "reshape_weight": torch.tensor([12, 24])})
+    turned = ALGORITHMS["oftv2"].load({"oft_R.weight": torch.randn(1, 3) / 4})
+    base = torch.randn(12, 18, dtype=torch.float64)
+    larger = torch.cat([base, torch.zeros(12, 6, dtype=torch.float64)], 1)
+    wanted = larger + 0.5 * turned.delta(larger) - 1.5 * wide.delta(larger)
+    for pairs in ([(turned, 0.5), (wide, -1.5)], [(wide, -1.5), (turned, 0.5)]):
+        torch.testing.assert_close(lyc.patch_(base.clone(), pairs), wanted, rtol=0, atol=1e-12)
+
+
 def test_a_path_that_cannot_tell_whether_it_works_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a path needs can be broken in ways that nobody thought of."""
 
