@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -47,14 +46,11 @@ class BypassInjection(PatcherInjection):
                 if module is None:
                     raise LycorisError("the loaded model has no such layer", key=path)
                 hooks = Bypass(module, plan, reader=HostReader(), met=known.get(path), name=path)
-                shape, device = list(plan.geometry.shape), patcher.load_device
-                with memory_named(
-                    "to read a weight that layers beside it depend on",
-                    path,
-                    f"a weight of {shape}, float32 on {device}, {4 * math.prod(shape) / 1e6:.1f} MB",
-                    "Unload other models",
-                ):
-                    known[path] = hooks.meet(torch.float32, device)
+                dtype, device = torch.float32, patcher.load_device
+                purpose = "to read a weight that layers beside it depend on"
+                hint = "Unload other models"
+                with memory_named(purpose, path, plan.geometry.shape, dtype, device, hint):
+                    known[path] = hooks.meet(dtype, device)
                 attached[path] = hooks.attach()
         except BaseException:
             self.eject(patcher)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -73,10 +74,8 @@ class LycorisPatch(WeightAdapterBase):
         """
         plan, tensors, strengths = self.weights
         values = tuple(value * strength for value in strengths)
-        dtype, size = str(weight.dtype).removeprefix("torch."), weight.nbytes / 1e6
-        met = f"a weight of {list(weight.shape)}, {dtype} on {weight.device}, {size:.1f} MB"
         hint = "Unload other models, or set the mode to bypass, which leaves weights as they are"
-        with memory_named("to patch this weight", key, met, hint):
+        with memory_named("to patch this weight", key, weight.shape, weight.dtype, weight.device, hint):
             try:
                 return _patched(plan, plain(weight), tensors, values)
             except LycorisError as error:
@@ -104,14 +103,22 @@ def _holds(shape: Sequence[int], other: Sequence[int]) -> bool:
 
 
 @contextmanager
-def memory_named(purpose: str, key: str, met: str, hint: str) -> Generator[None]:
-    """Turn the many errors of allocators into a PatchMemoryError that says for what there was no memory."""
+def memory_named(
+    purpose: str, key: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device, hint: str
+) -> Generator[None]:
+    """Turn the many errors of allocators into a PatchMemoryError that names the weight and its size."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        raise PatchMemoryError(f"there is no memory {purpose}", key=key, got=met, hint=hint) from error
+        name, size = str(dtype).removeprefix("torch."), math.prod(shape) * dtype.itemsize / 1e6
+        raise PatchMemoryError(
+            f"there is no memory {purpose}",
+            key=key,
+            got=f"a weight of {list(shape)}, {name} on {device}, {size:.1f} MB",
+            hint=hint,
+        ) from error
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -4,7 +4,8 @@
 
 It works on blocks of the weight that stay in the cache, in float32. A block is first the sum of the
 Hadamard terms, sum_n (a1_n @ b1_n) * (a2_n @ b2_n); then all LoRA layers are added to it as one product,
-and the Kronecker terms; the weight is rounded once when the block is added to that.
+and the Kronecker terms; the weight is rounded once when the block is added to that. Where one product is
+all, or one set of Kronecker terms, it is added to the weight itself.
 
 `outer`, `product`, `combine` and `add_row` are generated here as LLVM code on vectors. In `outer`,
 ROWS x COLUMNS values of the sum and of both products stay in registers over all ranks of all terms, in
@@ -413,6 +414,10 @@ def add_terms(weight, start, stop, first, block, left, lefts, scales, right, ran
     """
     columns, depth, size = weight.shape[1], left.shape[1], weight.itemsize
     paired = ranks.sum()
+    # Rounded once without a block: a product is summed before it is added, and a set in registers, from a
+    # weight on that is shorter than they are, or in one step.
+    one_product = len(ranks) == 0 and len(sets) == 0
+    one_set = depth == 0 and len(sets) == 1 and (size < 4 or sets[0, 1] == 1)
     for n in range(len(lefts)):
         address, stored, rank, place = lefts[n]
         for row in range(start, stop):
@@ -427,13 +432,12 @@ def add_terms(weight, start, stop, first, block, left, lefts, scales, right, ran
         for row in range(start, stop, BLOCK_ROWS):
             height = min(BLOCK_ROWS, stop - row)
             base = weight.ctypes.data + (row * columns + column) * size
-            # A sum in registers that starts at a shorter weight is rounded once, as is one product.
-            alone = depth == 0 and len(sets) == 1 and (size < 4 or sets[0, 1] == 1)
-            # So is a product where nothing else is added: whole tiles of it need no block.
-            lone = len(ranks) == 0 and len(sets) == 0 and height == BLOCK_ROWS
-            done = width - width % COLUMNS if lone else 0
-            if alone:
+            # How many columns need no block: all of a set's, and those of whole tiles of a product.
+            done = 0
+            if one_set:
                 done = width
+            elif one_product and height == BLOCK_ROWS:
+                done = width - width % COLUMNS
             if len(ranks) == 0 and done < width:
                 block[:] = 0
             if depth:
@@ -468,7 +472,7 @@ def add_terms(weight, start, stop, first, block, left, lefts, scales, right, ran
                         low, high = max(column, c * j), min(column + width, (c + 1) * j)
                         scalars = factors.ctypes.data + (w1 + (a * i + c) * count) * 4
                         rows = factors.ctypes.data + (w2 + b * j + low - c * j) * 4
-                        if alone:
+                        if one_set:
                             to = base + (m * columns + low - column) * size
                             combine(to, weight[row, column], high - low, scalars, rows, k * j, count)
                         else:
