@@ -118,7 +118,11 @@ class PatchPlan:
             )
         if tuple(weight.shape) != self.final:
             weight = padded(weight, self.final)
-        moved = [tensor.to(weight.device, non_blocking=weight.device.type != "cpu") for tensor in tensors]
+        device = weight.device
+        moved = [
+            tensor if tensor.device == device else tensor.to(device, non_blocking=device.type != "cpu")
+            for tensor in tensors
+        ]
         apply_plan(self, weight, moved, strengths)
         return weight
 

@@ -352,7 +352,7 @@ KEPT = """
 import importlib, sys
 sys.path.insert(0, {parent!r})
 terms = importlib.import_module({module!r})
-kernel = terms.compiled("float32")
+kernel = terms.kernel("float32")
 print(sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.values()))
 """
 
@@ -362,9 +362,9 @@ print(sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.value
 def test_what_is_compiled_is_kept_on_disk(tmp_path: Path) -> None:
     """For each name that the package has: the host loads it under its folder's. A broken file is no error."""
     package = tmp_path / "pack" / "ops"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    shutil.copy(ROOT / "lycoris_ops/kernels/numba_kernels/terms.py", package)
+    shutil.copytree(
+        ROOT / "lycoris_ops/kernels/numba_kernels", package, ignore=shutil.ignore_patterns("__pycache__")
+    )
     names = [
         {"parent": str(tmp_path / "pack"), "module": "ops.terms"},
         {"parent": str(tmp_path), "module": "pack.ops.terms"},
@@ -387,4 +387,4 @@ def test_a_folder_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(caching.FunctionCache, "_locator_classes", (), raising=False)
     monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
-    assert len(terms.compiled("float32").signatures) == 1
+    assert len(terms.kernel("float32").signatures) == 1

@@ -12,90 +12,46 @@ ROWS x COLUMNS values of the sum and of both products stay in registers over all
 `product` three times as many of one: numba's own loops take 2.8 times as long, since LLVM makes them into
 vectors of half the width and their sums pass through memory.
 
-Compiling takes 1.5 seconds for the first dtype of weights and 0.6 seconds for each other; from disk it
-takes 0.1 seconds, beside the import of numba.
+Compiling takes 2 to 3 seconds for each dtype of weights; from disk it takes 0.1 seconds, beside the
+import of numba.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-
-import llvmlite.binding as llvm
-import numpy as np
 from llvmlite import ir
-from numba import config, njit, types
-from numba.core import cgutils
+from numba import njit, types
 from numba.extending import intrinsic
 
-REGISTERS: dict[str, tuple[int, int, int]] = {
-    # instructions: rows, vectors of a row, and values of a vector; three times rows * vectors are held.
-    "avx512f": (4, 2, 16),
-    "": (2, 2, 8),
-}
-# Numba can be told to compile for less than what is here.
-_FEATURES = {} if config.CPU_NAME or config.CPU_FEATURES else llvm.get_host_cpu_features()
-
-ROWS, VECTORS, LANES = next(size for name, size in REGISTERS.items() if not name or _FEATURES.get(name))
-COLUMNS = VECTORS * LANES
-"""Columns that `outer` makes at once: the right factors stand in strips of as many."""
-
-SPAN = 4 * LANES
-"""Columns that `combine` makes at once."""
-
-BLOCK_ROWS, BLOCK_COLUMNS = 3 * ROWS, 512
-"""The block of the weight, up to 24 KB in float32. `product` makes its rows at once."""
-
-HALF = bool(_FEATURES.get("f16c")) or not llvm.get_process_triple().startswith(("x86", "i686", "amd64"))
-"""Whether the processor converts float16: without, LLVM calls a function that nobody provides."""
+from .compiling import array, compiled, named
+from .laying import lay_panel, lay_strips, size_of
+from .sharing import DONE, LAID, TAKEN, claim, reached, tell
+from .vectors import (
+    BLOCK_COLUMNS,
+    BLOCK_ROWS,
+    COLUMNS,
+    LANES,
+    ROWS,
+    VECTORS,
+    fma,
+    in_vectors,
+    load,
+    loop,
+    prefetch,
+    splat,
+    store,
+    stored_at,
+)
+from .vectors import (
+    HALF as HALF,
+)
 
 FIELDS = 7
 """Integers of a Kronecker set, as `add_terms` unpacks them."""
 
-PLACED = 4
-"""Integers of a factor to lay out: its address, how it is stored, its rank, and the first of its places.
-It is stored as float32 (0), float16 (1) or bfloat16 (2), a row after the other."""
-
-
-def _loop(builder, start, stop, carried, body):
-    """`carried` after `body(n, carried)` for n from start to stop - 1, which is at least once."""
-    before, head = builder.block, builder.append_basic_block("loop")
-    builder.branch(head)
-    builder.position_at_end(head)
-    number = builder.phi(start.type)
-    inside = [builder.phi(value.type) for value in carried]
-    after = body(number, inside)
-    following = builder.add(number, start.type(1))
-    for phi, first, last in zip([number, *inside], [start, *carried], [following, *after], strict=True):
-        phi.add_incoming(first, before)
-        phi.add_incoming(last, builder.block)
-    done = builder.append_basic_block("done")
-    builder.cbranch(builder.icmp_signed("<", following, stop), head, done)
-    builder.position_at_end(done)
-    return after
-
-
-def _fma(builder, lanes):
-    """The vector of float32 that is so long, and the function a * b + c of three of them."""
-    vector = ir.VectorType(ir.FloatType(), lanes)
-    kind = ir.FunctionType(vector, [vector] * 3)
-    return vector, cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{lanes}f32")
-
-
-def _load(builder, pointer, vector=None):
-    if vector is None:
-        return builder.load(pointer)
-    return builder.load(builder.bitcast(pointer, vector.as_pointer()), align=4)
-
-
-def _store(builder, value, pointer):
-    builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=4)
-
-
-def _splat(builder, value, vector):
-    one = builder.insert_element(vector(ir.Undefined), value, ir.IntType(32)(0))
-    lanes = ir.VectorType(ir.IntType(32), vector.count)
-    return builder.shuffle_vector(one, vector(ir.Undefined), lanes([0] * vector.count))
+PLACED = 6
+"""Integers of a pair of factors to lay out, as `add_terms` unpacks them: the address of the left one and how
+it is stored, those of the right one, their rank, and the first of its places. The left one is (rows, rank),
+the right one (rank, columns)."""
 
 
 def _ranks(builder, left, right, rows, start, stop, sums):
@@ -104,19 +60,19 @@ def _ranks(builder, left, right, rows, start, stop, sums):
     Of the T those from start to stop - 1 are meant, at least one, and of left the first rows.
     """
     number = start.type
-    vector, fma = _fma(builder, LANES)
+    vector, fused = fma(builder, LANES)
 
     def step(rank, sums):
         strip = builder.gep(right, [builder.mul(rank, number(COLUMNS))])
         panel = builder.gep(left, [builder.mul(rank, number(BLOCK_ROWS))])
-        row = [_load(builder, builder.gep(strip, [number(LANES * n)]), vector) for n in range(VECTORS)]
+        row = [load(builder, builder.gep(strip, [number(LANES * n)]), vector) for n in range(VECTORS)]
         after = []
         for n in range(rows):
-            value = _splat(builder, _load(builder, builder.gep(panel, [number(n)])), vector)
-            after += [builder.call(fma, [value, row[m], sums[n * VECTORS + m]]) for m in range(VECTORS)]
+            value = splat(builder, load(builder, builder.gep(panel, [number(n)])), vector)
+            after += [builder.call(fused, [value, row[m], sums[n * VECTORS + m]]) for m in range(VECTORS)]
         return after
 
-    return _loop(builder, start, stop, sums, step)
+    return loop(builder, start, stop, sums, step)
 
 
 def _tile(builder, out, stride, rows):
@@ -138,7 +94,7 @@ def outer(typing, out, left, right, ranks, count):
 
     def generate(context, builder, signature, arguments):
         number, single = ir.IntType(64), ir.FloatType()
-        vector, fma = _fma(builder, LANES)
+        vector, fused = fma(builder, LANES)
         out, left, right, ranks, count = arguments
         out, left, right = (builder.inttoptr(one, single.as_pointer()) for one in (out, left, right))
         ranks = builder.inttoptr(ranks, number.as_pointer())
@@ -150,12 +106,12 @@ def outer(typing, out, left, right, ranks, count):
             last = builder.add(middle, builder.load(builder.gep(ranks, [builder.add(place, number(1))])))
             one = _ranks(builder, left, right, ROWS, first, middle, zeros)
             two = _ranks(builder, left, right, ROWS, middle, last, zeros)
-            return [last, *[builder.call(fma, three) for three in zip(one, two, sums, strict=True)]]
+            return [last, *[builder.call(fused, three) for three in zip(one, two, sums, strict=True)]]
 
         zeros = [vector([0.0] * LANES)] * (ROWS * VECTORS)
-        _, *sums = _loop(builder, number(0), count, [number(0), *zeros], term)
+        _, *sums = loop(builder, number(0), count, [number(0), *zeros], term)
         for value, place in zip(sums, _tile(builder, out, number(BLOCK_COLUMNS), ROWS), strict=True):
-            _store(builder, value, place)
+            store(builder, value, place)
         return context.get_dummy_value()
 
     return signature, generate
@@ -173,8 +129,10 @@ def product(typing, out, stored, stride, left, right, rank):
     def generate(context, builder, signature, arguments):
         out, _, stride, left, right, rank = arguments
         left, right = (builder.inttoptr(one, ir.FloatType().as_pointer()) for one in (left, right))
-        out, read, write = _stored(context, builder, out, stored)
-        vector, _ = _fma(builder, LANES)
+        out, read, write = stored_at(context, builder, out, stored)
+        vector, _ = fma(builder, LANES)
+        for place in _tile(builder, out, stride, BLOCK_ROWS):
+            prefetch(builder, place)
         zeros = [vector([0.0] * LANES)] * (BLOCK_ROWS * VECTORS)
         sums = _ranks(builder, left, right, BLOCK_ROWS, rank.type(0), rank, zeros)
         for value, place in zip(sums, _tile(builder, out, stride, BLOCK_ROWS), strict=True):
@@ -190,18 +148,15 @@ def fetch(typing, address, length):
     signature = types.void(types.intp, types.intp)
 
     def generate(context, builder, signature, arguments):
-        number, byte, flag = ir.IntType(64), ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
-        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        number, byte = ir.IntType(64), ir.IntType(8).as_pointer()
         first, length = arguments
 
         def line(n, carried):
-            place = builder.inttoptr(builder.add(first, builder.mul(n, number(64))), byte)
-            builder.call(prefetch, [place, flag(1), flag(3), flag(1)])
+            prefetch(builder, builder.inttoptr(builder.add(first, builder.mul(n, number(64))), byte))
             return []
 
         lines = builder.lshr(builder.add(length, number(63)), number(6))
-        _loop(builder, number(0), lines, [], line)
+        loop(builder, number(0), lines, [], line)
         return context.get_dummy_value()
 
     return signature, generate
@@ -220,158 +175,26 @@ def combine(typing, out, stored, length, scalars, rows, stride, count):
         number, single = ir.IntType(64), ir.FloatType()
         out, _, length, scalars, rows, stride, count = arguments
         scalars, rows = (builder.inttoptr(one, single.as_pointer()) for one in (scalars, rows))
-        out, read, write = _stored(context, builder, out, stored)
+        out, read, write = stored_at(context, builder, out, stored)
 
         def add(start, lanes, vectors):
-            vector, fma = _fma(builder, lanes)
+            vector, fused = fma(builder, lanes)
             places = [builder.add(start, number(lanes * m)) for m in range(vectors)]
 
             def step(n, sums):
                 row = builder.gep(rows, [builder.add(start, builder.mul(n, stride))])
-                value = _splat(builder, _load(builder, builder.gep(scalars, [n])), vector)
-                parts = [
-                    _load(builder, builder.gep(row, [number(lanes * m)]), vector) for m in range(vectors)
-                ]
-                return [builder.call(fma, [value, *two]) for two in zip(parts, sums, strict=True)]
+                value = splat(builder, load(builder, builder.gep(scalars, [n])), vector)
+                parts = [load(builder, builder.gep(row, [number(lanes * m)]), vector) for m in range(vectors)]
+                return [builder.call(fused, [value, *two]) for two in zip(parts, sums, strict=True)]
 
             before = [read(builder.gep(out, [place]), lanes) for place in places]
-            for value, place in zip(_loop(builder, number(0), count, before, step), places, strict=True):
+            for value, place in zip(loop(builder, number(0), count, before, step), places, strict=True):
                 write(value, builder.gep(out, [place]))
 
-        _in_vectors(builder, length, add)
+        in_vectors(builder, length, add)
         return context.get_dummy_value()
 
     return signature, generate
-
-
-def _stored(context, builder, address, stored):
-    """A pointer to what is stored at an address, and how vectors of float32 are read there and written."""
-    single, (widen, narrow) = context.get_value_type(stored), CONVERTED[stored]
-    size = context.get_abi_sizeof(single)
-
-    def read(pointer, lanes):
-        here = builder.bitcast(pointer, ir.VectorType(single, lanes).as_pointer())
-        return widen(builder, builder.load(here, align=size))
-
-    def write(value, pointer):
-        short = narrow(builder, value)
-        builder.store(short, builder.bitcast(pointer, short.type.as_pointer()), align=size)
-
-    return builder.inttoptr(address, single.as_pointer()), read, write
-
-
-def _in_vectors(builder, length, body):
-    """`body(start, lanes, vectors)` for pieces of a length of at least 1 that are together all of it."""
-    number = length.type
-
-    def many(n, carried):
-        body(builder.mul(n, number(SPAN)), LANES, SPAN // LANES)
-        return []
-
-    whole = builder.lshr(length, number(SPAN.bit_length() - 1))
-    with builder.if_then(builder.icmp_signed(">", whole, number(0))):
-        _loop(builder, number(0), whole, [], many)
-    lanes = SPAN // 2
-    while lanes:
-        with builder.if_then(builder.icmp_signed("!=", builder.and_(length, number(lanes)), number(0))):
-            # The bits of the length above this one are done.
-            body(builder.and_(length, number(-2 * lanes)), min(lanes, LANES), max(1, lanes // LANES))
-        lanes //= 2
-
-
-def _from_bits(builder, value):
-    wide = _like(value.type, ir.IntType(32))
-    shifted = builder.shl(builder.zext(value, wide), _all(wide, 16))
-    return builder.bitcast(shifted, _like(value.type, ir.FloatType()))
-
-
-def _from_half(builder, value):
-    half = builder.bitcast(value, _like(value.type, ir.HalfType()))
-    return builder.fpext(half, _like(value.type, ir.FloatType()))
-
-
-def _like(kind, single):
-    """A type of single values, or of vectors of them where `kind` is one of vectors."""
-    return ir.VectorType(single, kind.count) if isinstance(kind, ir.VectorType) else single
-
-
-def _all(kind, value):
-    return kind([value] * kind.count) if isinstance(kind, ir.VectorType) else kind(value)
-
-
-def _reader(stored, convert):
-    """A function of an address and a number of values before it, for values that are stored like that."""
-
-    @intrinsic
-    def read(typing, address, index):
-        def generate(context, builder, signature, arguments):
-            pointer = builder.inttoptr(arguments[0], stored.as_pointer())
-            return convert(builder, builder.load(builder.gep(pointer, [arguments[1]])))
-
-        return types.float32(types.intp, types.intp), generate
-
-    return read
-
-
-_read_single = _reader(ir.FloatType(), lambda builder, value: value)
-_read_bfloat = _reader(ir.IntType(16), _from_bits)
-# Without the instruction no factor comes as float16, and the code for one must not be there.
-_read_half = _reader(ir.IntType(16), _from_half) if HALF else _read_bfloat
-
-
-@njit(inline="always")
-def _lay_row(out, address, stored, index, scale):
-    """out = scale * the values from `index` on, of a factor at an address."""
-    if stored == 0:
-        for n in range(len(out)):
-            out[n] = _read_single(address, index + n) * scale
-    elif stored == 1:
-        for n in range(len(out)):
-            out[n] = _read_half(address, index + n) * scale
-    else:
-        for n in range(len(out)):
-            out[n] = _read_bfloat(address, index + n) * scale
-
-
-def lay_strips(right, table, columns):
-    """right (strips, T, COLUMNS) = the factors (r, columns) of a table, one below the other."""
-    for n in range(len(table)):
-        address, stored, rank, place = table[n]
-        for row in range(rank):
-            for strip in range(len(right)):
-                start = strip * COLUMNS
-                out = right[strip, place + row, : min(COLUMNS, columns - start)]
-                _lay_row(out, address, stored, row * columns + start, np.float32(1.0))
-
-
-def _to_bits(builder, value):
-    # By integers: the instruction for it takes the smallest numbers for zero.
-    wide = _like(value.type, ir.IntType(32))
-    bits = builder.bitcast(value, wide)
-    odd = builder.and_(builder.lshr(bits, _all(wide, 16)), _all(wide, 1))
-    rounded = builder.add(bits, builder.add(odd, _all(wide, 0x7FFF)))
-    # A NaN stays one: rounding could carry it over to zero.
-    nan = builder.fcmp_unordered("uno", value, value)
-    kept = builder.select(nan, builder.or_(bits, _all(wide, 0x400000)), rounded)
-    return builder.trunc(builder.lshr(kept, _all(wide, 16)), _like(value.type, ir.IntType(16)))
-
-
-def _to_half(builder, value):
-    half = builder.fptrunc(value, _like(value.type, ir.HalfType()))
-    return builder.bitcast(half, _like(value.type, ir.IntType(16)))
-
-
-def _same(builder, value):
-    return value
-
-
-CONVERTED = {
-    types.float32: (_same, _same),
-    types.uint16: (_from_bits, _to_bits),
-    types.int16: (_from_half, _to_half),
-}
-"""Of what weights are stored as, the bits of bfloat16 as uint16 and of float16 as int16: to float32 and
-back, rounded to nearest, ties to even."""
 
 
 @intrinsic
@@ -385,7 +208,7 @@ def add_row(typing, out, stored, values, length):
 
     def generate(context, builder, signature, arguments):
         out, _, values, length = arguments
-        out, read, write = _stored(context, builder, out, stored)
+        out, read, write = stored_at(context, builder, out, stored)
         values = builder.inttoptr(values, ir.FloatType().as_pointer())
 
         def add(start, lanes, vectors):
@@ -393,39 +216,25 @@ def add_row(typing, out, stored, values, length):
             for m in range(vectors):
                 place = builder.add(start, length.type(lanes * m))
                 here = builder.gep(out, [place])
-                made = _load(builder, builder.gep(values, [place]), vector)
+                made = load(builder, builder.gep(values, [place]), vector)
                 write(builder.fadd(read(here, lanes), made), here)
 
-        _in_vectors(builder, length, add)
+        in_vectors(builder, length, add)
         return context.get_dummy_value()
 
     return signature, generate
 
 
-def add_terms(weight, start, stop, first, block, left, lefts, scales, right, ranks, sets, factors):
-    """weight[start:stop] += all terms, of which row `first` is that of weight[0].
-
-    `start` is a multiple of BLOCK_ROWS. block (BLOCK_ROWS, BLOCK_COLUMNS) and left (panels, T, BLOCK_ROWS)
-    are room to work in: the rows of left are the weight's, and those that are needed are laid out here, of
-    the factors of a table, each times its scale. right (strips, T, COLUMNS) and ranks (terms, 2) are as for
-    `outer`; what of the T is beyond these ranks is for `product`.
-    A row of `sets` (sets, FIELDS) is N layers of one Kronecker factorisation: what is added to a row of
-    the weight, N, i, k, j, and where in `factors` w1 (l, i, N) and w2 (N, k, j) start.
-    """
-    columns, depth, size = weight.shape[1], left.shape[1], weight.itemsize
+@njit(inline="always")
+def _add_rows(weight, start, stop, first, block, left, right, ranks, sets, factors):
+    """weight[start:stop] += all terms, of which `left` has the factors for these rows."""
+    columns, size = weight.shape[1], weight.itemsize
+    depth, room = right.shape[1], left.shape[1]
     paired = ranks.sum()
     # Rounded once without a block: a product is summed before it is added, and a set in registers, from a
     # weight on that is shorter than they are, or in one step.
     one_product = len(ranks) == 0 and len(sets) == 0
     one_set = depth == 0 and len(sets) == 1 and (size < 4 or sets[0, 1] == 1)
-    for n in range(len(lefts)):
-        address, stored, rank, place = lefts[n]
-        for row in range(start, stop):
-            panel, m = divmod(row, BLOCK_ROWS)
-            out = left[panel, place : place + rank, m]
-            _lay_row(out, address, stored, (first + row) * rank, scales[n])
-    if stop % BLOCK_ROWS:
-        left[stop // BLOCK_ROWS, :, stop % BLOCK_ROWS :] = 0
     # The right factors of a block's columns stay in the cache for all of its rows.
     for column in range(0, columns, BLOCK_COLUMNS):
         width = min(BLOCK_COLUMNS, columns - column)
@@ -441,13 +250,14 @@ def add_terms(weight, start, stop, first, block, left, lefts, scales, right, ran
             if len(ranks) == 0 and done < width:
                 block[:] = 0
             if depth:
-                panel = left.ctypes.data + row * depth * 4
+                panel = left.ctypes.data + (row - start) * room * 4
                 # What is made beyond the height and the width is not used.
                 for n in range(0, width, COLUMNS):
                     strip = right.ctypes.data + (column + n) * depth * 4
                     out = block.ctypes.data + n * 4
-                    for m in range(height):
-                        fetch(base + (m * columns + n) * size, min(COLUMNS, width - n) * size)
+                    if not one_product:
+                        for m in range(height):
+                            fetch(base + (m * columns + n) * size, min(COLUMNS, width - n) * size)
                     if len(ranks):
                         for m in range(0, height, ROWS):
                             here = out + m * BLOCK_COLUMNS * 4
@@ -483,46 +293,64 @@ def add_terms(weight, start, stop, first, block, left, lefts, scales, right, ran
                 add_row(base + (m * columns + done) * size, weight[row, column], made, width - done)
 
 
-# Numba imports the module that a kernel on disk came from, by name: where the package has another name,
-# as under the host, the kernel is another one too.
-for _function in (add_terms, lay_strips):
-    _function.__qualname__ += f"_{hashlib.sha256(__name__.encode()).hexdigest()[:8]}"
+@named
+def add_terms(weight, first, lead, threads, shared, block, left, pairs, scales, right, ranks, sets, factors):
+    """weight += all terms, of which row `first` is that of weight[0]; all threads of `shared` do a part.
+
+    First they lay out the right factors, in `right` (strips, T, COLUMNS). False where others are not done
+    with that, or with `lead`, which one thread has, not with the weight: to be called again.
+
+    block (BLOCK_ROWS, BLOCK_COLUMNS) and left (panels, T + LANES, BLOCK_ROWS) are a thread's own room to
+    work in: the left factors are laid out there, each times its scale. ranks (terms, 2) are as for `outer`;
+    what of the T is beyond these ranks is for `product`.
+    A row of `sets` (sets, FIELDS) is N layers of one Kronecker factorisation: what is added to a row of
+    the weight, N, i, k, j, and where in `factors` w1 (l, i, N) and w2 (N, k, j) start.
+    """
+    height, columns, depth, room = weight.shape[0], weight.shape[1], right.shape[1], left.shape[1]
+    while True:
+        n = tell(shared, TAKEN, 1)
+        if n >= len(pairs):
+            break
+        address, stored, rank, place = pairs[n, 2], pairs[n, 3], pairs[n, 4], pairs[n, 5]
+        for row in range(rank):
+            out = right.ctypes.data + (place + row) * COLUMNS * 4
+            here = address + row * columns * size_of(stored)
+            lay_strips(out, depth * COLUMNS, here, stored, columns)
+        tell(shared, LAID, 1)
+    if not reached(shared, LAID, len(pairs)):
+        return False
+    while True:
+        start, stop = claim(shared, height, threads, len(left) * BLOCK_ROWS)
+        if start == stop:
+            return not lead or reached(shared, DONE, height)
+        for n in range(len(pairs)):
+            address, stored, rank, place = pairs[n, 0], pairs[n, 1], pairs[n, 4], pairs[n, 5]
+            for row in range(start, stop, BLOCK_ROWS):
+                out = left.ctypes.data + ((row - start) // BLOCK_ROWS * room + place) * BLOCK_ROWS * 4
+                here = address + (first + row) * rank * size_of(stored)
+                lay_panel(out, here, stored, stop - row - 1, rank, scales[n])
+        _add_rows(weight, start, stop, first, block, left, right, ranks, sets, factors)
+        tell(shared, DONE, stop - start)
 
 
-def _matrix(stored, dimensions):
-    return types.Array(stored, dimensions, "C")
+def kernel(stored: str):
+    """`add_terms` for weights stored as "float32", or as the bits in "uint16" and "int16", as CONVERTED has.
 
-
-def compiled(stored: str):
-    """`add_terms` for weights stored as "float32", or as the bits in "uint16" and "int16" as in `widen`.
-
-    It is kept on disk beside this file, or in the user's cache where this folder is read-only.
     Raises RuntimeError where numba is told not to compile.
     """
-    single, table = types.float32, _matrix(types.int64, 2)
-    signature = types.void(
-        _matrix(getattr(types, stored), 2),
-        *[types.intp] * 3,
-        _matrix(single, 2),
-        _matrix(single, 3),
+    single, table = types.float32, array(types.int64, 2)
+    signature = types.boolean(
+        array(getattr(types, stored), 2),
+        types.intp,
+        types.boolean,
+        types.intp,
+        array(types.int64, 1),
+        array(single, 2),
+        array(single, 3),
         table,
-        _matrix(single, 1),
-        _matrix(single, 3),
+        array(single, 1),
+        array(single, 3),
         *[table] * 2,
-        _matrix(single, 1),
+        array(single, 1),
     )
-    return _on_disk(signature, add_terms)
-
-
-def compiled_strips():
-    """`lay_strips`, likewise."""
-    return _on_disk(types.void(_matrix(types.float32, 3), _matrix(types.int64, 2), types.intp), lay_strips)
-
-
-def _on_disk(signature, function):
-    if config.DISABLE_JIT:
-        raise RuntimeError("numba's compiler is switched off (NUMBA_DISABLE_JIT)")
-    with contextlib.suppress(Exception):
-        # Fails without a folder that can be written, on a full disk, and on a broken file there.
-        return njit(signature, nogil=True, cache=True)(function)
-    return njit(signature, nogil=True)(function)
+    return compiled(signature, add_terms)

@@ -1,6 +1,6 @@
 """numba on the CPU: LoHa, LoKr and LoRA layers, each value of a weight read and written once.
 
-The kernel is compiled when the first weight of a dtype comes, in 0.6 to 1.5 seconds, and kept on disk.
+The kernel is compiled when the first weight of a dtype comes, in 2 to 3 seconds, and kept on disk.
 numba is imported then, not before.
 """
 
@@ -11,8 +11,10 @@ import importlib
 import importlib.metadata
 import importlib.util
 import itertools
+import math
 import os
 import re
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,74 +44,76 @@ OLDEST = (0, 61)
 STORED = {torch.float32: "float32", torch.bfloat16: "uint16", torch.float16: "int16"}
 """What the kernel takes for a dtype of torch's: numba has no arrays of the short ones."""
 
-LEFT = 1 << 21
-"""Values of the left factors that are laid out at once: 8 MB."""
+LEFT = 1 << 20
+"""Values of the left factors that a thread lays out at once: 4 MB."""
 
 MANY, DEEP = 1 << 22, 32
 """Elements and rank from which on LoRA alone is added to a float32 weight faster than by a matrix product,
 which has less to prepare (measured on two cores: 0.7 to 1 of its time above, up to twice it below)."""
 
 SHARE = 1 << 18
-"""Elements of the weight that a thread takes at a time: a fraction of a millisecond."""
+"""Elements of the weight that a thread takes at most at a time: a fraction of a millisecond."""
 
-Room = Callable[[str, Sequence[int]], Tensor]
-"""An uninitialised float32 tensor for a use, of a shape."""
+Room = Callable[[int], Tensor]
+"""So many float32 values, uninitialised."""
+
+LINE = 16
+"""Values of a cache line: what is laid out begins at a multiple."""
 
 
-def _reused(use: str, shape: Sequence[int]) -> Tensor:
-    return scratch(f"numba {use}", shape, torch.float32, torch.device("cpu"))
+def _reused(size: int) -> Tensor:
+    return scratch("numba", (size,), torch.float32, _CPU)
 
 
-def _fresh(use: str, shape: Sequence[int]) -> Tensor:
-    return torch.empty(tuple(shape), dtype=torch.float32)
+def _fresh(size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.float32)
+
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Layers laid out as the kernel reads them, and all the memory that adding them takes."""
+    """Layers tabulated as the kernel reads them, and all the memory that adding them takes."""
 
     held: tuple[Tensor, ...]
-    """What the table of left factors has the addresses of."""
-    left: Tensor
-    """Room for all left factors side by side, some rows at a time, in panels of BLOCK_ROWS."""
+    """What the table of factors has the addresses of."""
     arrays: tuple[Any, ...]
-    """lefts, scales, right, ranks, sets and factors of the kernel."""
-    blocks: tuple[Any, ...]
-    """One a thread."""
+    """pairs, scales, right, ranks, sets and factors of the kernel."""
+    rooms: tuple[tuple[Any, Any], ...]
+    """block and left, a pair of them a thread."""
+    laid: list[int]
+    """One number: how many pairs are laid out in `right`, which the first `add` does."""
 
     def add(self, rows: Tensor, first: int) -> None:
         """rows (n, K), contiguous, += rows `first` and following of the layers' sum."""
         short = rows.detach() if rows.dtype == torch.float32 else rows.detach().view(torch.int16)
         values: Any = short.numpy()
-        weight = values.view(STORED[rows.dtype])
-        height = len(self.left) * _terms().BLOCK_ROWS
-        for start in range(0, len(weight), height):
-            self._share(_kernel(rows.dtype), weight[start : start + height], first + start)
+        weight, kernel = values.view(STORED[rows.dtype]), _kernel(rows.dtype)
+        threads = min(len(self.rooms), -(-weight.size // SHARE))
+        shared = np.array([*self.laid, *self.laid, 0, 0], dtype=np.int64)
 
-    def _share(self, kernel: Any, weight: Any, first: int) -> None:
-        """Let every thread take rows until none are left, this one too."""
-        step = max(1, SHARE // weight.shape[1])
-        step += -step % _terms().BLOCK_ROWS
-        starts = iter(range(0, len(weight), step))
-        left = self.left.numpy()
+        def work(lead: bool, room: tuple[Any, Any]) -> None:
+            while not kernel(weight, first, lead, threads, shared, *room, *self.arrays):
+                time.sleep(0)
 
-        def work(block: Any) -> None:
-            for start in starts:
-                kernel(weight, start, min(len(weight), start + step), first, block, left, *self.arrays)
-
-        threads = min(len(self.blocks), -(-len(weight) // step))
         others: list[Future[None]] = []
-        # Where no thread can be started, this one does it all.
+        # Where no other thread can be started, this one does it all.
         with contextlib.suppress(RuntimeError):
-            for block in self.blocks[1:threads]:
-                others.append(_pool(os.getpid()).submit(work, block))
+            for room in self.rooms[1:threads]:
+                others.append(_pool(os.getpid()).submit(work, False, room))
         try:
-            work(self.blocks[0])
-        finally:
+            work(True, self.rooms[0])
+        except BaseException:
             # The room that they work in is the next weight's.
+            shared[:] = len(self.arrays[0]), len(self.arrays[0]), len(weight), len(weight)
             for other in others:
                 if not other.cancel():
-                    other.result()
+                    other.exception()
+            raise
+        self.laid[0] = len(self.arrays[0])
+        for other in others:
+            other.cancel()
 
 
 def pack(
@@ -121,49 +125,55 @@ def pack(
     room: Room,
 ) -> Packed:
     """Lay out groups for `rows` rows (or fewer at a time), each from a row of its own on."""
-    pairs: list[tuple[Product, int]] = []
+    table = _Table()
     singles: list[tuple[Product, int]] = []
     layers: list[tuple[KroneckerGroup, int]] = []
+    ranks: list[int] = []
     for group, low in groups:
         if isinstance(group, HadamardGroup):
-            pairs += [(one, low) for one in group.as_products(tensors, strengths)]
+            for one in group.as_products(tensors, strengths):
+                if one.rank:
+                    table.add(one.left[0], one.right[0], low, one.factor)
+                    table.add(one.left[1], one.right[1], low, 1.0)
+                    ranks += [right.shape[0] for right in one.right]
         elif isinstance(group, LowRankGroup):
             singles += [(one, low) for one in group.products(tensors, strengths)]
         elif isinstance(group, KroneckerGroup):
             layers.append((group, low))
-    pairs = [(one, low) for one, low in pairs if one.rank]
-    singles = [(one, low) for one, low in singles if one.rank]
-    lefts, rights = _Table(), _Table()
-    scales: list[float] = []
-    ranks: list[int] = []
-    for one, low in pairs:
-        for n, (left, right) in enumerate(zip(one.left, one.right, strict=True)):
-            scales.append(1.0 if n else one.factor)
-            lefts.add(left[low:], left.shape[1])
-            rights.add(right, len(right))
-            ranks.append(len(right))
     for one, low in singles:
-        scales.append(one.factor)
-        lefts.add(one.left[0][low:], one.rank)
-        rights.add(one.right[0], one.rank)
-    sets, factors = _sets(layers, tensors, strengths, room)
-    depth, terms = sum(ranks) + sum(one.rank for one, _ in singles), _terms()
-    panels = min(-(-rows // terms.BLOCK_ROWS), max(1, LEFT // max(1, depth * terms.BLOCK_ROWS)))
-    blocks = room("blocks", (torch.get_num_threads(), terms.BLOCK_ROWS, terms.BLOCK_COLUMNS))
-    right = room("right", (-(-columns // terms.COLUMNS), depth, terms.COLUMNS)).numpy()
-    _lay_strips()(right, rights.numbers(), columns)
+        if one.rank:
+            table.add(one.left[0], one.right[0], low, one.factor)
+    alike = _alike(layers, tensors, strengths)
+    depth, terms = table.depth, _terms()
+    height, threads = terms.BLOCK_ROWS, torch.get_num_threads()
+    most = max(1, min(rows, SHARE // columns, LEFT // max(1, depth)) // height)
+    shapes = (
+        (-(-columns // terms.COLUMNS), depth, terms.COLUMNS),
+        (threads, height, terms.BLOCK_COLUMNS),
+        (threads, most, depth + terms.LANES, height),
+        (sum(len(found) * (first.numel() + second.numel()) for (first, second, _), found in alike.items()),),
+    )
+    sizes = [math.prod(shape) for shape in shapes]
+    starts = list(itertools.accumulate((size + -size % LINE for size in sizes), initial=0))
+    buffer = room(starts[-1])
+    flat: Any = buffer.numpy()
+    right, blocks, lefts, factors = (
+        flat[start : start + size].reshape(shape)
+        for start, size, shape in zip(starts, sizes, shapes, strict=False)
+    )
+    sets = _lay_sets(alike, buffer[starts[3] :]) if alike else []
     return Packed(
-        held=tuple(lefts.held),
-        left=room("left", (panels, depth, terms.BLOCK_ROWS)),
+        held=(buffer, *table.held),
         arrays=(
-            lefts.numbers(),
-            np.array(scales, dtype=np.float32),
+            _table(table.rows, terms.PLACED),
+            np.array(table.scales, dtype=np.float32),
             right,
             _table(ranks, 2),
             _table(sets, terms.FIELDS),
-            factors.numpy(),
+            factors,
         ),
-        blocks=tuple(blocks.numpy()),
+        rooms=tuple(zip(blocks, lefts, strict=True)),
+        laid=[0],
     )
 
 
@@ -172,23 +182,29 @@ KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
 class _Table:
-    """Factors side by side, as the kernel finds them: see PLACED in its module."""
+    """Pairs of factors side by side, as the kernel finds them: see PLACED in its module."""
 
     def __init__(self) -> None:
         self.held: list[Tensor] = []
-        self._rows: list[int] = []
-        self._place = 0
+        self.rows: list[int] = []
+        self.scales: list[float] = []
+        self.depth = 0
+        """The ranks of all."""
 
-    def add(self, factor: Tensor, rank: int) -> None:
-        """A factor, each row of which is contiguous with the next."""
-        known = factor.dtype in KINDS and (factor.dtype != torch.float16 or _terms().HALF)
-        own = (factor if known else factor.float()).contiguous()
-        self.held.append(own)
-        self._rows += [own.data_ptr(), KINDS[own.dtype], rank, self._place]
-        self._place += rank
+    def add(self, left: Tensor, right: Tensor, low: int, scale: float) -> None:
+        """A pair of which the left one is meant from a row on."""
+        left, right, rank = _readable(left), _readable(right), right.shape[0]
+        self.held += [left, right]
+        first = left.data_ptr() + low * rank * left.itemsize
+        self.rows += [first, KINDS[left.dtype], right.data_ptr(), KINDS[right.dtype], rank, self.depth]
+        self.scales.append(scale)
+        self.depth += rank
 
-    def numbers(self) -> Any:
-        return _table(self._rows, _terms().PLACED)
+
+def _readable(factor: Tensor) -> Tensor:
+    if factor.dtype not in KINDS or (factor.dtype == torch.float16 and not _terms().HALF):
+        factor = factor.float()
+    return factor.contiguous()
 
 
 def _table(numbers: Sequence[int], width: int) -> Any:
@@ -196,21 +212,24 @@ def _table(numbers: Sequence[int], width: int) -> Any:
     return flat.reshape(-1, width)
 
 
-def _sets(
-    layers: Sequence[tuple[KroneckerGroup, int]],
-    tensors: Sequence[Tensor],
-    strengths: Sequence[float],
-    room: Room,
-) -> tuple[list[int], Tensor]:
-    """The kernel's `sets`, one for all layers of one factorisation, and its `factors`."""
-    alike: dict[tuple[torch.Size, torch.Size, int], list[tuple[Tensor, Tensor, float]]] = {}
+Alike = dict[tuple[torch.Size, torch.Size, int], list[tuple[Tensor, Tensor, float]]]
+"""w1, w2 and the scale of the layers of each Kronecker factorisation and row that they begin with."""
+
+
+def _alike(
+    layers: Sequence[tuple[KroneckerGroup, int]], tensors: Sequence[Tensor], strengths: Sequence[float]
+) -> Alike:
+    alike: Alike = {}
     for group, low in layers:
         for term in group.terms:
             w1, w2 = group.factors(term, tensors, torch.float32)
             scale = term.scale * strengths[term.slot]
             alike.setdefault((w1.shape, w2.shape, term.offset + low), []).append((w1, w2, scale))
-    size = sum(w1.numel() + w2.numel() for found in alike.values() for w1, w2, _ in found)
-    factors = room("factors", (size,))
+    return alike
+
+
+def _lay_sets(alike: Alike, factors: Tensor) -> list[int]:
+    """The kernel's `sets`, one for all layers of one factorisation, and its `factors`."""
     sets: list[int] = []
     place = 0
     for (first, second, offset), found in alike.items():
@@ -222,7 +241,7 @@ def _sets(
         for n, (w1, w2, scale) in enumerate(found):
             torch.mul(w1, scale, out=one[..., n])
             two[n].copy_(w2)
-    return sets, factors
+    return sets
 
 
 OWN = (HadamardGroup, KroneckerGroup, LowRankGroup)
@@ -235,7 +254,6 @@ def _apply(plan: PatchPlan, weight: Tensor, tensors: Sequence[Tensor], strengths
     direct = weight.is_contiguous() and all(isinstance(group, OWN) for group, _ in plan.groups)
     try:
         _kernel(weight.dtype if direct else torch.float32)
-        _lay_strips()
     except MemoryError:
         raise
     except Exception as error:
@@ -277,12 +295,7 @@ def _terms() -> Any:
 
 @cache
 def _kernel(dtype: torch.dtype) -> Any:
-    return _terms().compiled(STORED[dtype])
-
-
-@cache
-def _lay_strips() -> Any:
-    return _terms().compiled_strips()
+    return _terms().kernel(STORED[dtype])
 
 
 @cache
