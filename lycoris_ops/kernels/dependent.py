@@ -47,7 +47,7 @@ class DependentGroup:
         kinds = ", ".join(sorted({term.bare.algorithm for term in self.terms}))
         return f"{len(self.terms)} that depend on the weight ({kinds}), one by one"
 
-    def products(self, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Product]:
+    def products(self, tensors: Sequence[Tensor]) -> list[Product]:
         return []
 
     def bind(

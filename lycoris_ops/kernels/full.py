@@ -26,7 +26,7 @@ class FullGroup:
     def summary(self) -> str:
         return f"{len(self.slots)} full, added as they are"
 
-    def products(self, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Product]:
+    def products(self, tensors: Sequence[Tensor]) -> list[Product]:
         return []
 
     def bind(

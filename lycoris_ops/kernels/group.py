@@ -19,7 +19,7 @@ tiles lose more to call overhead than they win (measured on two cores: 1 to 2 M 
 
 @dataclass(frozen=True)
 class Product:
-    """factor * L @ R, each side one matrix or the Khatri-Rao product of two.
+    """strength * scale * L @ R, each side one matrix or the Khatri-Rao product of two.
 
     L (O, r), or of a (O, m) and b (O, n) the row-wise product (O, m n); R (r, K), or of a (m, K) and
     b (n, K) the column-wise product (m n, K).
@@ -27,7 +27,12 @@ class Product:
 
     left: tuple[Tensor, ...]
     right: tuple[Tensor, ...]
-    factor: float
+    scale: float
+    slot: int
+    """Which of the strengths is meant."""
+
+    def factor(self, strengths: Sequence[float]) -> float:
+        return self.scale * strengths[self.slot]
 
     @property
     def rank(self) -> int:
@@ -45,7 +50,7 @@ class Group(Protocol):
         """What is fused and how, for the plan's report."""
         ...
 
-    def products(self, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Product]:
+    def products(self, tensors: Sequence[Tensor]) -> list[Product]:
         """The layers that are best added as one matrix product with all others."""
         ...
 

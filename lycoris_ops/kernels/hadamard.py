@@ -47,12 +47,12 @@ class HadamardGroup:
             f"{len(self.terms)} Hadamard, {short} by Khatri-Rao factors, {len(self.terms) - short} by tiles"
         )
 
-    def as_products(self, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Product]:
+    def as_products(self, tensors: Sequence[Tensor]) -> list[Product]:
         """Every layer by its Khatri-Rao factors."""
-        return [_product(term, tensors, strengths) for term in self.terms]
+        return [_product(term, tensors) for term in self.terms]
 
-    def products(self, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Product]:
-        return [_product(term, tensors, strengths) for term in self.terms if term.khatri_rao]
+    def products(self, tensors: Sequence[Tensor]) -> list[Product]:
+        return [_product(term, tensors) for term in self.terms if term.khatri_rao]
 
     def bind(
         self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
@@ -94,6 +94,6 @@ def fuse(
     return HadamardGroup(tuple(terms)), tuple(tensors)
 
 
-def _product(term: HadamardTerm, tensors: Sequence[Tensor], strengths: Sequence[float]) -> Product:
+def _product(term: HadamardTerm, tensors: Sequence[Tensor]) -> Product:
     w1_a, w1_b, w2_a, w2_b = tensors[term.first : term.first + 4]
-    return Product((w1_a, w2_a), (w1_b, w2_b), term.scale * strengths[term.slot])
+    return Product((w1_a, w2_a), (w1_b, w2_b), term.scale, term.slot)

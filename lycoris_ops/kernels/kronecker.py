@@ -41,7 +41,7 @@ class KroneckerGroup:
     def summary(self) -> str:
         return f"{len(self.terms)} Kronecker, added through a 4-D view"
 
-    def products(self, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Product]:
+    def products(self, tensors: Sequence[Tensor]) -> list[Product]:
         return []
 
     def bind(

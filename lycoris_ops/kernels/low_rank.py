@@ -28,12 +28,13 @@ class LowRankGroup:
     def summary(self) -> str:
         return f"{len(self.ranks)} low-rank, one product of rank {sum(self.ranks)}"
 
-    def products(self, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Product]:
+    def products(self, tensors: Sequence[Tensor]) -> list[Product]:
         return [
             Product(
                 (tensors[self.first + 2 * n],),
                 (tensors[self.first + 2 * n + 1],),
-                scale * strengths[slot],
+                scale,
+                slot,
             )
             for n, (scale, slot) in enumerate(zip(self.scales, self.slots, strict=True))
         ]

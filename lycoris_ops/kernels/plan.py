@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -55,6 +55,8 @@ class PatchPlan:
     """Each with the rows of the weight that it is for, None for all."""
     tensors: tuple[Tensor, ...] = ()
     strengths: tuple[float, ...] = ()
+    kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What a path found out and is to know again with other strengths; it holds no tensors."""
 
     @classmethod
     def build(

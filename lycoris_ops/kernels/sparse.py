@@ -30,7 +30,7 @@ class SparseGroup:
     def summary(self) -> str:
         return f"{len(self.slots)} sparse, added at their places"
 
-    def products(self, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Product]:
+    def products(self, tensors: Sequence[Tensor]) -> list[Product]:
         return []
 
     def bind(

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +25,7 @@ from test_patch import assert_one_rounding
 from torch import Tensor
 
 import lycoris_ops as lyc
-from lycoris_ops.kernels import group, registry
+from lycoris_ops.kernels import group, numba_calls, registry
 from lycoris_ops.kernels.paths import bfloat16_product, numba_tiles
 
 HERE = Path(__file__).parent
@@ -47,8 +48,8 @@ def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     """All at once, or a few rows at a time on three threads."""
     if request.param:
         monkeypatch.setattr(group, "TILE", 64)
-        monkeypatch.setattr(numba_tiles, "LEFT", 50)
-        monkeypatch.setattr(numba_tiles, "SHARE", 1)
+        monkeypatch.setattr(numba_calls, "LEFT", 50)
+        monkeypatch.setattr(numba_calls, "SHARE", 1)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
 
 
@@ -126,7 +127,7 @@ class TestKernel(PathCases):
         self, kinds: tuple[str, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(group, "TILE", 64)
-        monkeypatch.setattr(numba_tiles, "LEFT", 50)
+        monkeypatch.setattr(numba_calls, "LEFT", 50)
         layers = [(halved(load(kind, "linear")), 0.7) for kind in kinds]
         check_memory(torch.randn(12, 18).to(dtype), layers, monkeypatch)
         thirds = [
@@ -146,9 +147,46 @@ class TestKernel(PathCases):
         for n, patched in enumerate(found):
             assert_one_rounding(patched, base, [pairs[n % 8]])
 
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_threads_go_on_with_the_next_weights(
+        self, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What comes to a thread that waits, and to one that has gone, is what one thread makes."""
+        pairs = [(load(kind, "linear-odd", rank=16), 0.3) for kind in ("lora", "loha", "lokr-full-low")]
+        bases = [torch.randn(WEIGHTS["linear-odd"]).to(dtype) for _ in range(200)]
+        alone = [lyc.patch_(base.clone(), pairs) for base in bases]
+        monkeypatch.setattr(numba_calls, "SHARE", 1)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+        for n, (base, wanted) in enumerate(zip(bases, alone, strict=True)):
+            assert torch.equal(lyc.patch_(base.clone(), pairs), wanted), n
+            if n % 20 == 0:
+                time.sleep(0.002)
+
+    def test_an_interrupt_leaves_no_thread_at_work(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(numba_calls, "SHARE", 1)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+        pairs = [(load("loha", "linear-odd", rank=16), 0.3)]
+        base = torch.randn(WEIGHTS["linear-odd"])
+        wanted = lyc.patch_(base.clone(), pairs)
+        kernel, calls = numba_tiles._kernel(torch.float32), []
+
+        def interrupted(zero: Any, job: Any, number: int) -> bool:
+            if number == 0:
+                calls.append(number)
+                if len(calls) == 1:
+                    raise KeyboardInterrupt
+            return kernel(zero, job, number)
+
+        with monkeypatch.context() as broken:
+            broken.setattr(numba_tiles, "_kernel", lambda dtype: interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                lyc.patch_(base.clone(), pairs)
+        for _ in range(20):
+            assert torch.equal(lyc.patch_(base.clone(), pairs), wanted)
+
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
     def test_a_process_that_forked_has_threads_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(numba_tiles, "SHARE", 1)
+        monkeypatch.setattr(numba_calls, "SHARE", 1)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
         base, pairs = torch.randn(12, 18), [(load("loha", "linear"), 0.5)]
         wanted = lyc.patch_(base.clone(), pairs)
@@ -249,7 +287,7 @@ def test_what_is_installed(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else name)
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
-    found = numba_tiles._needs.__wrapped__()
+    found = numba_calls.needs.__wrapped__()
     assert found is None if reason is None else (found or "").startswith(reason)
 
 
@@ -275,10 +313,8 @@ def test_what_is_left_to_other_paths(monkeypatch: pytest.MonkeyPatch) -> None:
         assert chosen(short, ("lora",)).startswith("path bfloat16 product" if product else "path numba")
         assert chosen(single.half(), ("lora",)).startswith("path numba")
         assert "not numba: LoRA alone is one product in float32" in chosen(single, ("lora",))
-        with monkeypatch.context() as many:
-            many.setattr(numba_tiles, "MANY", single.numel())
-            assert chosen(single, ("lora",), rank=32).startswith("path numba")
-            assert not chosen(single, ("lora",), rank=31).startswith("path numba")
+        assert chosen(single, ("lora",), rank=32).startswith("path numba")
+        assert not chosen(single, ("lora",), rank=31).startswith("path numba")
         assert "not numba: no LoHa and no LoKr" in chosen(short.T.contiguous().T, ("lora",))
     monkeypatch.setattr(numba_tiles, "_halves", lambda: False)
     assert "not numba: the processor does not convert float16" in chosen(single.half(), ("loha",))
@@ -289,6 +325,40 @@ def test_a_weight_that_is_not_aligned_is_refused() -> None:
     raw = torch.zeros(12 * 18 * 4 + 2, dtype=torch.uint8).numpy()[2:]
     weight = torch.frombuffer(raw, dtype=torch.float32).view(12, 18)
     assert "not numba: the weight is not aligned" in chosen(weight, ("loha",))
+
+
+class Elsewhere(Tensor):
+    """A weight whose values are not where a pointer could find them."""
+
+    @staticmethod
+    def __new__(cls, dtype: torch.dtype) -> Elsewhere:
+        return Tensor._make_wrapper_subclass(cls, (12, 18), dtype=dtype)  # type: ignore[attr-defined]
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
+        raise NotImplementedError(function)
+
+
+@needs_numba
+def test_a_weight_without_memory_is_refused() -> None:
+    assert "not numba: the weight has no memory" in chosen(Elsewhere(torch.float32), ("loha",))
+    assert "not numba fixed-point: " in chosen(Elsewhere(torch.bfloat16), ("lora",), rank=32)
+
+
+@needs_numba
+def test_other_tensors_than_the_last_time() -> None:
+    """What is kept with a plan is for the tensors that it was made of."""
+    base, pairs = torch.randn(12, 18), [(load("loha", "linear"), 0.5), (load("lora", "linear"), 1.0)]
+    plan = lyc.PatchPlan.build(base.shape, base.dtype, "cpu", pairs)
+    bare = dataclasses.replace(plan, tensors=(), strengths=())
+    for factor in (1.0, 2.0, 3.0, 1.0):
+        tensors = tuple(factor**0.5 * one for one in plan.tensors)
+        wanted = base.double() + 0.5 * factor**2 * pairs[0][0].delta(base.double())
+        wanted += factor * pairs[1][0].delta(base.double())
+        for strength in (1.0, 0.5):
+            patched = bare.apply_(base.clone(), tensors, tuple(strength * one for one in plan.strengths))
+            change = strength * (wanted - base.double())
+            torch.testing.assert_close(patched.double(), base.double() + change, rtol=1e-5, atol=1e-5)
 
 
 class TypingError(Exception):
@@ -382,7 +452,7 @@ def test_what_is_compiled_is_kept_on_disk(tmp_path: Path) -> None:
 
 @needs_numba
 def test_a_folder_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    terms: Any = numba_tiles._terms()
+    terms: Any = numba_calls.kernels("terms")
     from numba.core import caching
 
     monkeypatch.setattr(caching.FunctionCache, "_locator_classes", (), raising=False)

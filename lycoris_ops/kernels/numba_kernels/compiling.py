@@ -32,19 +32,17 @@ def named(function):
 _DIGEST = _digest()
 
 
-def compiled(signature, function):
-    """The kernel, from disk where it is there: beside its file, or in the user's cache if that is read-only.
+def compiled(function, stored):
+    """A kernel of a value of that type, a job and a thread's number, as a boolean.
 
-    Raises RuntimeError where numba is told not to compile.
+    It is kept on disk: beside its file, or in the user's cache if that is read-only. Raises RuntimeError
+    where numba is told not to compile.
     """
     if config.DISABLE_JIT:
         raise RuntimeError("numba's compiler is switched off (NUMBA_DISABLE_JIT)")
+    job = types.Array(types.int64, 1, "C")
+    signature = types.boolean(getattr(types, stored), job, types.intp)
     with contextlib.suppress(Exception):
         # Fails without a folder that can be written, on a full disk, and on a broken file there.
         return njit(signature, nogil=True, cache=True)(function)
     return njit(signature, nogil=True)(function)
-
-
-def array(stored, dimensions):
-    """The type of a contiguous array."""
-    return types.Array(stored, dimensions, "C")

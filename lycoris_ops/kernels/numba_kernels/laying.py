@@ -11,6 +11,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from .job import COUNT, DEPTH, LAID, PAIRS, PLACED, RIGHT, ROW, SCALES, TAKEN, WIDTH
+from .sharing import reached, tell
 from .vectors import (
     BLOCK_ROWS,
     COLUMNS,
@@ -20,9 +22,11 @@ from .vectors import (
     from_bits,
     from_half,
     loop,
+    singles,
     some,
     splat,
     store,
+    table,
     transposed,
 )
 
@@ -153,3 +157,38 @@ def lay_strips(typing, out, apart, address, stored, length):
 def _pieces(builder, length, size):
     """How many of a size a length of at least 1 is, the last one not whole."""
     return builder.udiv(builder.add(length, NUMBER(size - 1)), NUMBER(size))
+
+
+@njit
+def lay_right(job):
+    """Lay out the right factors as (strips, T, COLUMNS), with other threads; whether all are."""
+    pairs, columns, depth = table(job[PAIRS], job[COUNT], PLACED), job[WIDTH], job[DEPTH]
+    while True:
+        n = tell(job, TAKEN, 1)
+        if n >= len(pairs):
+            return reached(job, LAID, len(pairs))
+        address, stored, rank, place = pairs[n, 2], pairs[n, 3], pairs[n, 4], pairs[n, 5]
+        for row in range(rank):
+            out = job[RIGHT] + (place + row) * COLUMNS * 4
+            here = address + row * columns * size_of(stored)
+            lay_strips(out, depth * COLUMNS, here, stored, columns)
+        tell(job, LAID, 1)
+
+
+@njit(inline="always")
+def panel_size(job):
+    """Bytes of a panel of left factors: (T + LANES, BLOCK_ROWS), of which the first T are used."""
+    return (job[DEPTH] + LANES) * BLOCK_ROWS * 4
+
+
+@njit
+def lay_left(job, left, start, height):
+    """Lay out the left factors for so many rows of the weight from one on, in panels."""
+    pairs, scales = table(job[PAIRS], job[COUNT], PLACED), singles(job[SCALES], job[COUNT])
+    first = job[ROW] + start
+    for n in range(len(pairs)):
+        address, stored, rank, place = pairs[n, 0], pairs[n, 1], pairs[n, 4], pairs[n, 5]
+        for row in range(0, height, BLOCK_ROWS):
+            out = left + row // BLOCK_ROWS * panel_size(job) + place * BLOCK_ROWS * 4
+            here = address + (first + row) * rank * size_of(stored)
+            lay_panel(out, here, stored, height - row - 1, rank, scales[n])

@@ -12,19 +12,37 @@ ROWS x COLUMNS values of the sum and of both products stay in registers over all
 `product` three times as many of one: numba's own loops take 2.8 times as long, since LLVM makes them into
 vectors of half the width and their sums pass through memory.
 
-Compiling takes 2 to 3 seconds for each dtype of weights; from disk it takes 0.1 seconds, beside the
+Compiling takes 2 to 4 seconds for each dtype of weights; from disk it takes 0.1 seconds, beside the
 import of numba.
 """
 
 from __future__ import annotations
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from .compiling import array, compiled, named
-from .laying import lay_panel, lay_strips, size_of
-from .sharing import DONE, LAID, TAKEN, claim, reached, tell
+from .adding import add_row, clear, fetch, size_stored, tile
+from .compiling import compiled, named
+from .job import (
+    DEPTH,
+    DONE,
+    FACTORS,
+    FIELDS,
+    OWN,
+    RANKS,
+    RIGHT,
+    ROOM,
+    ROW,
+    SET_COUNT,
+    SETS,
+    TERMS,
+    WEIGHT,
+    WIDTH,
+)
+from .laying import lay_left, lay_right, panel_size
+from .sharing import claim, shared, tell
 from .vectors import (
     BLOCK_COLUMNS,
     BLOCK_ROWS,
@@ -40,18 +58,8 @@ from .vectors import (
     splat,
     store,
     stored_at,
+    table,
 )
-from .vectors import (
-    HALF as HALF,
-)
-
-FIELDS = 7
-"""Integers of a Kronecker set, as `add_terms` unpacks them."""
-
-PLACED = 6
-"""Integers of a pair of factors to lay out, as `add_terms` unpacks them: the address of the left one and how
-it is stored, those of the right one, their rank, and the first of its places. The left one is (rows, rank),
-the right one (rank, columns)."""
 
 
 def _ranks(builder, left, right, rows, start, stop, sums):
@@ -73,14 +81,6 @@ def _ranks(builder, left, right, rows, start, stop, sums):
         return after
 
     return loop(builder, start, stop, sums, step)
-
-
-def _tile(builder, out, stride, rows):
-    """Where the vectors of rows x COLUMNS stand, of which `out` is the first value."""
-    number = stride.type
-    starts = [builder.mul(stride, number(n)) for n in range(rows)]
-    places = [builder.add(start, number(LANES * m)) for start in starts for m in range(VECTORS)]
-    return [builder.gep(out, [place]) for place in places]
 
 
 @intrinsic
@@ -110,7 +110,7 @@ def outer(typing, out, left, right, ranks, count):
 
         zeros = [vector([0.0] * LANES)] * (ROWS * VECTORS)
         _, *sums = loop(builder, number(0), count, [number(0), *zeros], term)
-        for value, place in zip(sums, _tile(builder, out, number(BLOCK_COLUMNS), ROWS), strict=True):
+        for value, place in zip(sums, tile(builder, out, number(BLOCK_COLUMNS), ROWS), strict=True):
             store(builder, value, place)
         return context.get_dummy_value()
 
@@ -131,32 +131,12 @@ def product(typing, out, stored, stride, left, right, rank):
         left, right = (builder.inttoptr(one, ir.FloatType().as_pointer()) for one in (left, right))
         out, read, write = stored_at(context, builder, out, stored)
         vector, _ = fma(builder, LANES)
-        for place in _tile(builder, out, stride, BLOCK_ROWS):
+        for place in tile(builder, out, stride, BLOCK_ROWS):
             prefetch(builder, place)
         zeros = [vector([0.0] * LANES)] * (BLOCK_ROWS * VECTORS)
         sums = _ranks(builder, left, right, BLOCK_ROWS, rank.type(0), rank, zeros)
-        for value, place in zip(sums, _tile(builder, out, stride, BLOCK_ROWS), strict=True):
+        for value, place in zip(sums, tile(builder, out, stride, BLOCK_ROWS), strict=True):
             write(builder.fadd(read(place, LANES), value), place)
-        return context.get_dummy_value()
-
-    return signature, generate
-
-
-@intrinsic
-def fetch(typing, address, length):
-    """Start to bring so many bytes, at least 1, into the cache: they will be written."""
-    signature = types.void(types.intp, types.intp)
-
-    def generate(context, builder, signature, arguments):
-        number, byte = ir.IntType(64), ir.IntType(8).as_pointer()
-        first, length = arguments
-
-        def line(n, carried):
-            prefetch(builder, builder.inttoptr(builder.add(first, builder.mul(n, number(64))), byte))
-            return []
-
-        lines = builder.lshr(builder.add(length, number(63)), number(6))
-        loop(builder, number(0), lines, [], line)
         return context.get_dummy_value()
 
     return signature, generate
@@ -197,40 +177,12 @@ def combine(typing, out, stored, length, scalars, rows, stride, count):
     return signature, generate
 
 
-@intrinsic
-def add_row(typing, out, stored, values, length):
-    """out[n] = stored[n] + values[n] for n < length, at least 1, in float32 and rounded once.
-
-    Addresses of what is stored and of float32 values; of `stored`, a value, only the type counts. Numba's
-    own loop goes value by value: it takes the rows for ones that may overlap.
-    """
-    signature = types.void(types.intp, stored, types.intp, types.intp)
-
-    def generate(context, builder, signature, arguments):
-        out, _, values, length = arguments
-        out, read, write = stored_at(context, builder, out, stored)
-        values = builder.inttoptr(values, ir.FloatType().as_pointer())
-
-        def add(start, lanes, vectors):
-            vector = ir.VectorType(ir.FloatType(), lanes)
-            for m in range(vectors):
-                place = builder.add(start, length.type(lanes * m))
-                here = builder.gep(out, [place])
-                made = load(builder, builder.gep(values, [place]), vector)
-                write(builder.fadd(read(here, lanes), made), here)
-
-        in_vectors(builder, length, add)
-        return context.get_dummy_value()
-
-    return signature, generate
-
-
-@njit(inline="always")
-def _add_rows(weight, start, stop, first, block, left, right, ranks, sets, factors):
-    """weight[start:stop] += all terms, of which `left` has the factors for these rows."""
-    columns, size = weight.shape[1], weight.itemsize
-    depth, room = right.shape[1], left.shape[1]
-    paired = ranks.sum()
+@njit
+def _add_rows(zero, job, start, stop, block, left):
+    """Rows `start` to `stop` of the weight += all terms, of which `left` has the factors for them."""
+    columns, depth, size = job[WIDTH], job[DEPTH], size_stored(zero)
+    ranks, sets = table(job[RANKS], job[TERMS], 2), table(job[SETS], job[SET_COUNT], FIELDS)
+    paired, single = ranks.sum(), np.float32(0)
     # Rounded once without a block: a product is summed before it is added, and a set in registers, from a
     # weight on that is shorter than they are, or in one step.
     one_product = len(ranks) == 0 and len(sets) == 0
@@ -240,7 +192,7 @@ def _add_rows(weight, start, stop, first, block, left, right, ranks, sets, facto
         width = min(BLOCK_COLUMNS, columns - column)
         for row in range(start, stop, BLOCK_ROWS):
             height = min(BLOCK_ROWS, stop - row)
-            base = weight.ctypes.data + (row * columns + column) * size
+            base = job[WEIGHT] + (row * columns + column) * size
             # How many columns need no block: all of a set's, and those of whole tiles of a product.
             done = 0
             if one_set:
@@ -248,89 +200,75 @@ def _add_rows(weight, start, stop, first, block, left, right, ranks, sets, facto
             elif one_product and height == BLOCK_ROWS:
                 done = width - width % COLUMNS
             if len(ranks) == 0 and done < width:
-                block[:] = 0
+                clear(block, BLOCK_ROWS * BLOCK_COLUMNS)
             if depth:
-                panel = left.ctypes.data + (row - start) * room * 4
+                panel = left + (row - start) // BLOCK_ROWS * panel_size(job)
                 # What is made beyond the height and the width is not used.
                 for n in range(0, width, COLUMNS):
-                    strip = right.ctypes.data + (column + n) * depth * 4
-                    out = block.ctypes.data + n * 4
+                    strip = job[RIGHT] + (column + n) * depth * 4
+                    out = block + n * 4
                     if not one_product:
                         for m in range(height):
                             fetch(base + (m * columns + n) * size, min(COLUMNS, width - n) * size)
                     if len(ranks):
                         for m in range(0, height, ROWS):
                             here = out + m * BLOCK_COLUMNS * 4
-                            outer(here, panel + m * 4, strip, ranks.ctypes.data, len(ranks))
+                            outer(here, panel + m * 4, strip, job[RANKS], len(ranks))
                     if paired < depth:
                         own, here = panel + paired * BLOCK_ROWS * 4, strip + paired * COLUMNS * 4
                         rest = depth - paired
                         if n < done:
-                            product(base + n * size, weight[row, column], columns, own, here, rest)
+                            product(base + n * size, zero, columns, own, here, rest)
                         else:
-                            product(out, block[0, 0], BLOCK_COLUMNS, own, here, rest)
+                            product(out, single, BLOCK_COLUMNS, own, here, rest)
             else:
                 for m in range(height):
                     fetch(base + m * columns * size, width * size)
             for s in range(len(sets)):
                 offset, count = sets[s, 0], sets[s, 1]
                 i, k, j = sets[s, 2], sets[s, 3], sets[s, 4]
-                w1, w2 = sets[s, 5], sets[s, 6]
+                w1, w2 = job[FACTORS] + sets[s, 5] * 4, job[FACTORS] + sets[s, 6] * 4
                 for m in range(height):
-                    a, b = divmod(first + row + m + offset, k)
+                    a, b = divmod(job[ROW] + row + m + offset, k)
                     for c in range(column // j, (column + width - 1) // j + 1):
                         low, high = max(column, c * j), min(column + width, (c + 1) * j)
-                        scalars = factors.ctypes.data + (w1 + (a * i + c) * count) * 4
-                        rows = factors.ctypes.data + (w2 + b * j + low - c * j) * 4
+                        scalars = w1 + (a * i + c) * count * 4
+                        rows = w2 + (b * j + low - c * j) * 4
                         if one_set:
                             to = base + (m * columns + low - column) * size
-                            combine(to, weight[row, column], high - low, scalars, rows, k * j, count)
+                            combine(to, zero, high - low, scalars, rows, k * j, count)
                         else:
-                            to = block.ctypes.data + (m * BLOCK_COLUMNS + low - column) * 4
-                            combine(to, block[0, 0], high - low, scalars, rows, k * j, count)
+                            to = block + (m * BLOCK_COLUMNS + low - column) * 4
+                            combine(to, single, high - low, scalars, rows, k * j, count)
             for m in range(height if done < width else 0):
-                made = block.ctypes.data + (m * BLOCK_COLUMNS + done) * 4
-                add_row(base + (m * columns + done) * size, weight[row, column], made, width - done)
+                made = block + (m * BLOCK_COLUMNS + done) * 4
+                add_row(base + (m * columns + done) * size, zero, made, width - done)
+
+
+@njit(inline="always")
+def _work(zero, job, number):
+    """Rows of the weight += all terms, until none are left; False while what all read is not laid out.
+
+    A thread's room begins with a block (BLOCK_ROWS, BLOCK_COLUMNS), then panels of left factors. What of
+    the ranks is beyond those of Hadamard terms is for `product`.
+    """
+    if not lay_right(job):
+        return False
+    block = job[OWN] + number * job[ROOM]
+    left = block + BLOCK_ROWS * BLOCK_COLUMNS * 4
+    while True:
+        start, stop = claim(job)
+        if start == stop:
+            return True
+        lay_left(job, left, start, stop - start)
+        _add_rows(zero, job, start, stop, block, left)
+        tell(job, DONE, stop - start)
 
 
 @named
-def add_terms(weight, first, lead, threads, shared, block, left, pairs, scales, right, ranks, sets, factors):
-    """weight += all terms, of which row `first` is that of weight[0]; all threads of `shared` do a part.
-
-    First they lay out the right factors, in `right` (strips, T, COLUMNS). False where others are not done
-    with that, or with `lead`, which one thread has, not with the weight: to be called again.
-
-    block (BLOCK_ROWS, BLOCK_COLUMNS) and left (panels, T + LANES, BLOCK_ROWS) are a thread's own room to
-    work in: the left factors are laid out there, each times its scale. ranks (terms, 2) are as for `outer`;
-    what of the T is beyond these ranks is for `product`.
-    A row of `sets` (sets, FIELDS) is N layers of one Kronecker factorisation: what is added to a row of
-    the weight, N, i, k, j, and where in `factors` w1 (l, i, N) and w2 (N, k, j) start.
-    """
-    height, columns, depth, room = weight.shape[0], weight.shape[1], right.shape[1], left.shape[1]
-    while True:
-        n = tell(shared, TAKEN, 1)
-        if n >= len(pairs):
-            break
-        address, stored, rank, place = pairs[n, 2], pairs[n, 3], pairs[n, 4], pairs[n, 5]
-        for row in range(rank):
-            out = right.ctypes.data + (place + row) * COLUMNS * 4
-            here = address + row * columns * size_of(stored)
-            lay_strips(out, depth * COLUMNS, here, stored, columns)
-        tell(shared, LAID, 1)
-    if not reached(shared, LAID, len(pairs)):
-        return False
-    while True:
-        start, stop = claim(shared, height, threads, len(left) * BLOCK_ROWS)
-        if start == stop:
-            return not lead or reached(shared, DONE, height)
-        for n in range(len(pairs)):
-            address, stored, rank, place = pairs[n, 0], pairs[n, 1], pairs[n, 4], pairs[n, 5]
-            for row in range(start, stop, BLOCK_ROWS):
-                out = left.ctypes.data + ((row - start) // BLOCK_ROWS * room + place) * BLOCK_ROWS * 4
-                here = address + (first + row) * rank * size_of(stored)
-                lay_panel(out, here, stored, stop - row - 1, rank, scales[n])
-        _add_rows(weight, start, stop, first, block, left, right, ranks, sets, factors)
-        tell(shared, DONE, stop - start)
+def add_terms(zero, job, number):
+    """Add all terms to the weight of a job, as one of its threads. `zero` is a value as it has."""
+    return shared(_work, zero, job, number)
 
 
 def kernel(stored: str):
@@ -338,19 +276,4 @@ def kernel(stored: str):
 
     Raises RuntimeError where numba is told not to compile.
     """
-    single, table = types.float32, array(types.int64, 2)
-    signature = types.boolean(
-        array(getattr(types, stored), 2),
-        types.intp,
-        types.boolean,
-        types.intp,
-        array(types.int64, 1),
-        array(single, 2),
-        array(single, 3),
-        table,
-        array(single, 1),
-        array(single, 3),
-        *[table] * 2,
-        array(single, 1),
-    )
-    return compiled(signature, add_terms)
+    return compiled(add_terms, stored)

@@ -5,9 +5,12 @@
 from __future__ import annotations
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
-from numba import config, types
+from numba import config, njit, types
 from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.numpy_support import carray
 
 REGISTERS: dict[str, tuple[int, int, int]] = {
     # instructions: rows, vectors of a row, and values of a vector; three times rows * vectors are held.
@@ -188,3 +191,29 @@ def transposed(builder, rows):
         pairs = [(rows[n], rows[n + size // 2]) for n in range(size // 2)]
         rows = [builder.shuffle_vector(*pair, places(half)) for pair in pairs for half in halves]
     return rows
+
+
+@intrinsic
+def _pointer(typing, address):
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.intp), generate
+
+
+@njit(inline="always")
+def integers(address, length):
+    """The array of 64-bit integers at an address."""
+    return carray(_pointer(address), (length,), np.int64)
+
+
+@njit(inline="always")
+def table(address, rows, width):
+    """The same as rows."""
+    return carray(_pointer(address), (rows, width), np.int64)
+
+
+@njit(inline="always")
+def singles(address, length):
+    """The array of float32 values at an address."""
+    return carray(_pointer(address), (length,), np.float32)

@@ -71,14 +71,14 @@ def _apply(plan: PatchPlan, weight: Tensor, tensors: Sequence[Tensor], strengths
     products: dict[tuple[int, int], list[Product]] = {}
     for group, rows in plan.groups:
         whole = isinstance(group, HadamardGroup)
-        found = group.as_products(tensors, strengths) if whole else group.products(tensors, strengths)
+        found = group.as_products(tensors) if whole else group.products(tensors)
         products.setdefault(rows or (0, plan.final[0]), []).extend(found)
     flat = weight.view(flat_shape(plan.final))
     for rows, found in products.items():
-        _add(flat[slice(*rows)], found)
+        _add(flat[slice(*rows)], found, strengths)
 
 
-def _add(flat: Tensor, products: Sequence[Product]) -> None:
+def _add(flat: Tensor, products: Sequence[Product], strengths: Sequence[float]) -> None:
     ranks = [product.rank for product in products]
     wide = scratch("product right", (sum(ranks), flat.shape[1]), torch.float32, flat.device)
     start = 0
@@ -93,7 +93,7 @@ def _add(flat: Tensor, products: Sequence[Product]) -> None:
         start = 0
         for product, rank in zip(products, ranks, strict=True):
             parts = tuple(part[first : first + len(rows)] for part in product.left)
-            fill(left[:, start : start + rank], parts, 1, product.factor)
+            fill(left[:, start : start + rank], parts, 1, product.factor(strengths))
             start += rank
         left_high, left_low = _split(left, "left")
         lefts, rights = [left_high], [high]

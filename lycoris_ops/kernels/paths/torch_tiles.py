@@ -42,7 +42,7 @@ def apply_tiles(
         if bind := binds.get(type(group)):
             add = bind(group, tensors, strengths, dtype, met)
         else:
-            products.setdefault(rows, []).extend(group.products(tensors, strengths))
+            products.setdefault(rows, []).extend(group.products(tensors))
             add = group.bind(tensors, strengths, dtype, met)
         if add:
             adds.append(add if rows is None else placed(add, *rows))
@@ -51,7 +51,7 @@ def apply_tiles(
     for number, (rows, found) in enumerate(products.items()):
         if found:
             use = f"product {number}"
-            add = _one_product(found, dtype, use, tiles[0][1])
+            add = _one_product(found, strengths, dtype, use, tiles[0][1])
             adds.append(add if rows is None else placed(add, *rows))
     in_place = weight.dtype == dtype and weight.is_contiguous()
     if alone and in_place:
@@ -77,7 +77,9 @@ def apply_tiles(
             piece.copy_(shaped)
 
 
-def _one_product(products: Sequence[Product], dtype: torch.dtype, use: str, height: int) -> Add:
+def _one_product(
+    products: Sequence[Product], strengths: Sequence[float], dtype: torch.dtype, use: str, height: int
+) -> Add:
     """All products as one: [L_1 ... L_n] @ [R_1; ...; R_n], the left side made tile by tile.
 
     `height` is that of the highest tile: what a tile needs is there before the weight changes.
@@ -89,7 +91,7 @@ def _one_product(products: Sequence[Product], dtype: torch.dtype, use: str, heig
     held = scratch(f"{use} left", (height, sum(ranks)), dtype, device)
     start = 0
     for product, rank in zip(products, ranks, strict=True):
-        fill(right[start : start + rank], product.right, 0, product.factor)
+        fill(right[start : start + rank], product.right, 0, product.factor(strengths))
         start += rank
 
     def add(rows: Tensor, first: int) -> None:

@@ -102,14 +102,14 @@ class Term:
 
 
 def _low_rank(group: LowRankGroup, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Term]:
-    return [Term(one.factor, (*one.left, *one.right)) for one in group.products(tensors, strengths)]
+    return [Term(one.factor(strengths), (*one.left, *one.right)) for one in group.products(tensors)]
 
 
 def _hadamard(group: HadamardGroup, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Term]:
     terms: list[Term] = []
-    for one in group.as_products(tensors, strengths):
+    for one in group.as_products(tensors):
         first, second = zip(one.left, one.right, strict=True)
-        terms.append(Term(one.factor, first, second))
+        terms.append(Term(one.factor(strengths), first, second))
     return terms
 
 
