@@ -51,7 +51,10 @@ class Group(Protocol):
         ...
 
     def products(self, tensors: Sequence[Tensor]) -> list[Product]:
-        """The layers that are best added as one matrix product with all others."""
+        """The layers that are best added as one matrix product with all others.
+
+        Their sides are the given tensors themselves: paths keep where these are.
+        """
         ...
 
     def bind(

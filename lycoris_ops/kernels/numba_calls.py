@@ -45,7 +45,8 @@ ZERO: dict[torch.dtype, Any] = {dtype: getattr(np, name)(0) for dtype, name in S
 """A value of each, by which a kernel knows how a weight is stored."""
 
 SHARE = 1 << 18
-"""Elements of the weight that a thread takes at most at a time: a fraction of a millisecond."""
+"""Elements of the weight that a thread takes at most at a time, if a panel has no more: a fraction of a
+millisecond."""
 
 LEFT = 1 << 20
 """Values of the left factors that a thread lays out at once: 4 MB."""
@@ -53,7 +54,7 @@ LEFT = 1 << 20
 LINE = 16
 """float32 values of a cache line: what is laid out begins at a multiple."""
 
-KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+KINDS = {torch.float32: job.FLOAT32, torch.float16: job.FLOAT16, torch.bfloat16: job.BFLOAT16}
 """How kernels call what factors are stored as; others are converted before."""
 
 
@@ -206,16 +207,19 @@ class Packed:
     ) -> Packed:
         """A table for so many rows, or fewer at a time, and columns."""
         vectors, threads, (rows, columns) = kernels("vectors"), torch.get_num_threads(), size
-        high, wide, depth = vectors.BLOCK_ROWS, vectors.COLUMNS, table.depth
-        most = max(1, min(rows, SHARE // columns, LEFT // max(1, depth)) // high)
-        right = -(-columns // wide) * (depth * wide + layout.strip)
-        own = layout.begin + most * ((depth + vectors.LANES) * high + layout.panel)
+        wide, depth = vectors.COLUMNS, table.depth
+        most = max(1, min(rows, SHARE // columns, LEFT // max(1, depth)) // vectors.BLOCK_ROWS)
+        levels = depth + vectors.LANES
+        levels += -levels % LINE
+        right = levels + -(-columns // wide) * (depth * wide + layout.strip)
+        own = layout.begin + most * (kernels("laying").panel_values(depth) + layout.panel)
         own += -own % LINE
         buffer, scales = room("numba", 4 * (right + threads * own)), table.scales(strengths)
         address = buffer.data_ptr()
         fields = [0] * job.LENGTH
         fields[job.WIDTH], fields[job.THREADS], fields[job.MOST] = columns, threads, most
-        fields[job.RIGHT], fields[job.OWN], fields[job.ROOM] = address, address + 4 * right, 4 * own
+        fields[job.LEVELS], fields[job.RIGHT] = address, address + 4 * levels
+        fields[job.OWN], fields[job.ROOM] = address + 4 * right, 4 * own
         fields[job.PAIRS], fields[job.COUNT], fields[job.DEPTH] = _address(table.pairs), table.count, depth
         fields[job.SCALES] = _address(scales)
         fields[job.RANKS], fields[job.TERMS] = _address(table.ranks), table.terms
@@ -245,33 +249,35 @@ class Packed:
 
         def work(number: int, slots: Any) -> None:
             """`slots` are held, where the thread waits for more."""
-            while not kernel(zero, numbers, number):
-                time.sleep(0)
+            kernel(zero, numbers, number)
 
         others: list[Future[None]] = []
-        for number in range(1, threads):
-            waits = slots[number, job.STATE] == job.WAITING
-            slots[number, job.OFFERED] = waits
-            # Where no other thread can be started, this one does it all.
-            with contextlib.suppress(RuntimeError):
-                if not waits:
-                    others.append(_pool(os.getpid()).submit(work, number, slots))
+        interrupt: BaseException | None = None
         try:
-            while not kernel(zero, numbers, 0):
-                time.sleep(0)
-        except BaseException:
-            # The room that the others work in is the next weight's: they are to find nothing left to do.
-            numbers[[job.NEXT, job.DONE, *range(job.BY_ROWS, job.COUNTS)]] = 1 << 62
-            while not kernel(zero, numbers, 0):
-                time.sleep(0)
-            for other in others:
-                if not other.cancel():
-                    other.exception()
-            raise
-        # What all read is laid out now.
-        self.job[job.BY_ROWS : job.COUNTS] = numbers[job.BY_ROWS : job.COUNTS].tolist()
+            for number in range(1, threads):
+                waits = slots[number, job.STATE] == job.WAITING
+                slots[number, job.OFFERED] = waits
+                # Where no other thread can be started, this one does it all.
+                with contextlib.suppress(RuntimeError):
+                    if not waits:
+                        others.append(_pool(os.getpid()).submit(work, number, slots))
+        except BaseException as error:  # noqa: BLE001 - raised below
+            interrupt = error
+        # The memory that the others work in is the next weight's: nothing ends it before they are through.
+        done = False
+        while not done:
+            try:
+                done = kernel(zero, numbers, 0)
+                if not done:
+                    time.sleep(0)
+            except KeyboardInterrupt as error:
+                interrupt = error
         for other in others:
             other.cancel()
+        if interrupt:
+            raise interrupt
+        # What all read is laid out now.
+        self.job[job.BY_ROWS : job.COUNTS] = numbers[job.BY_ROWS : job.COUNTS].tolist()
 
 
 class _Slots(threading.local):
@@ -296,7 +302,7 @@ def _address(found: Any) -> int:
     return found.__array_interface__["data"][0]
 
 
-Pack = Callable[[Sequence[tuple[Group, int]], Table, tuple[int, int], Room], "Packed"]
+Pack = Callable[[Sequence[tuple[Group, int]], Table, tuple[int, int], Room], Packed]
 """Groups, each from a row of its own on, and their table, for so many rows and columns."""
 
 

@@ -55,8 +55,11 @@ class PatchPlan:
     """Each with the rows of the weight that it is for, None for all."""
     tensors: tuple[Tensor, ...] = ()
     strengths: tuple[float, ...] = ()
-    kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """What a path found out and is to know again with other strengths; it holds no tensors."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "kept": {}}
 
     @classmethod
     def build(
@@ -103,7 +106,8 @@ class PatchPlan:
         """Patch `weight` in place and return it, whatever its strides and floating-point dtype.
 
         The sum is formed in float32 (float64 for a float64 weight) and rounded once to the weight's
-        dtype; a path may form it less exactly where that is far below the rounding. `tensors` are the plan's, moved to the weight's device here where they are not there.
+        dtype; a path may form it less exactly where that is far below the rounding. `tensors` are the
+        plan's, moved to the weight's device here where they are not there.
         A weight that a layer enlarges cannot be patched in place: a larger one is returned.
         """
         if not weight.is_floating_point():

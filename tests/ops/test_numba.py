@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -162,27 +163,52 @@ class TestKernel(PathCases):
             if n % 20 == 0:
                 time.sleep(0.002)
 
-    def test_an_interrupt_leaves_no_thread_at_work(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("where", ["kernel", "submit"])
+    def test_an_interrupt_leaves_no_thread_at_work(self, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The weight is finished before the interrupt goes on, and the next ones are right."""
         monkeypatch.setattr(numba_calls, "SHARE", 1)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
         pairs = [(load("loha", "linear-odd", rank=16), 0.3)]
         base = torch.randn(WEIGHTS["linear-odd"])
         wanted = lyc.patch_(base.clone(), pairs)
-        kernel, calls = numba_tiles._kernel(torch.float32), []
+        time.sleep(0.01)
+        kernel, pool = numba_tiles._kernel(torch.float32), numba_calls._pool(os.getpid())
 
-        def interrupted(zero: Any, job: Any, number: int) -> bool:
-            if number == 0:
-                calls.append(number)
-                if len(calls) == 1:
+        class Interrupting:
+            """Twice, as an impatient user does."""
+
+            calls = 0
+
+            def __call__(self, zero: Any, job: Any, number: int) -> bool:
+                done = kernel(zero, job, number)
+                if number == 0 and self.calls < 2:
+                    self.calls += 1
                     raise KeyboardInterrupt
-            return kernel(zero, job, number)
+                return done
+
+            def submit(self, *arguments: Any) -> None:
+                pool.submit(*arguments)
+                raise KeyboardInterrupt
 
         with monkeypatch.context() as broken:
-            broken.setattr(numba_tiles, "_kernel", lambda dtype: interrupted)
+            if where == "kernel":
+                interrupting = Interrupting()
+                broken.setattr(numba_tiles, "_kernel", lambda dtype: interrupting)
+            else:
+                broken.setattr(numba_calls, "_pool", lambda process: Interrupting())
+            weight = base.clone()
             with pytest.raises(KeyboardInterrupt):
-                lyc.patch_(base.clone(), pairs)
+                lyc.patch_(weight, pairs)
+        assert torch.equal(weight, wanted)
         for _ in range(20):
             assert torch.equal(lyc.patch_(base.clone(), pairs), wanted)
+
+    def test_a_plan_that_was_applied_can_be_pickled(self) -> None:
+        base, pairs = torch.randn(12, 18), [(load("loha", "linear"), 0.5)]
+        plan = lyc.PatchPlan.build(base.shape, base.dtype, "cpu", pairs)
+        patched = plan.apply_(base.clone(), plan.tensors, plan.strengths)
+        again = pickle.loads(pickle.dumps(plan))
+        assert torch.equal(again.apply_(base.clone(), again.tensors, again.strengths), patched)
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
     def test_a_process_that_forked_has_threads_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -48,6 +49,8 @@ def lora(up: Tensor, down: Tensor) -> lyc.Layer:
 
 def rounding(left: Tensor, right: Tensor) -> Tensor:
     """How far the product of two factors can be off, in float64, each value by half a step of its group."""
+    level = (right.abs().mean(1) * right.abs().amax(1)).sqrt().clamp(min=1e-300)
+    left, right = left * level, right / level[:, None]
     total = torch.zeros(left.shape[0], right.shape[1], dtype=torch.float64)
     for start in range(0, left.shape[1], GROUP):
         one, two = left[:, start : start + GROUP].abs(), right[start : start + GROUP].abs()
@@ -55,8 +58,8 @@ def rounding(left: Tensor, right: Tensor) -> Tensor:
         across = two.amax(0, keepdim=True) / (2 * LARGEST)
         total += down * two.sum(0, keepdim=True) + one.sum(1, keepdim=True) * across
         total += len(two) * down * across
-    # What float32 adds to it, in the scales and the sum.
-    return 1.001 * total + 2**-22 * (left.abs() @ right.abs())
+    # Levels are powers of two; and what float32 adds, in the scales and the sum.
+    return 4.0 * total + 2**-22 * (left.abs() @ right.abs())
 
 
 def check(base: Tensor, pairs: list[tuple[lyc.Layer, float]]) -> None:
@@ -93,16 +96,64 @@ def test_factors_of_any_dtype_and_several_layers(stored: torch.dtype) -> None:
     check(base, [(layers[0], 1.0), *[(one, -0.5) for one in stored_so]])
 
 
+def spread(count: int, size: float) -> Tensor:
+    return (size * torch.randn(count)).exp()
+
+
+def normal() -> tuple[Tensor, Tensor]:
+    return rand(240, 128), rand(128, 320)
+
+
+def ranks_on_the_left() -> tuple[Tensor, Tensor]:
+    return rand(240, 128) * spread(128, 4.0), rand(128, 320)
+
+
+def ranks_against_each_other() -> tuple[Tensor, Tensor]:
+    """What is large on one side is as much smaller on the other."""
+    sizes = spread(128, 4.0)
+    return rand(240, 128) * sizes, rand(128, 320) / sizes[:, None]
+
+
+def layers_against_each_other() -> tuple[Tensor, Tensor]:
+    left, right = normal()
+    left[:, ::2], right[::2] = 1e4 * left[:, ::2], 1e-4 * right[::2]
+    return left, right
+
+
+def columns_that_stand_out() -> tuple[Tensor, Tensor]:
+    """In one rank each."""
+    left, right = normal()
+    for rank in range(0, 128, 8):
+        right[rank, rank] *= 1000
+    return left, right
+
+
+def rows_with_little_in_them() -> tuple[Tensor, Tensor]:
+    left, right = normal()
+    for rank in range(0, 128, 8):
+        right[rank] *= torch.rand(320) < 0.02
+    return left, right
+
+
 @pytest.mark.parametrize(
-    ("spread", "at_most"), [(0.0, 1.02), (1.0, 1.05), (4.0, 1.1)], ids=["normal", "wide", "outliers"]
+    ("make", "at_most"),
+    [
+        (normal, 1.01),
+        (ranks_on_the_left, 1.05),
+        (ranks_against_each_other, 1.01),
+        (layers_against_each_other, 1.01),
+        (columns_that_stand_out, 1.05),
+        (rows_with_little_in_them, 1.05),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
 )
-def test_the_error_stays_near_that_of_one_rounding(spread: float, at_most: float) -> None:
-    """Even of a change as large as the weight, and where few ranks dwarf the others."""
-    rows, columns, rank = 240, 320, 128
-    sizes = (spread * torch.randn(rank)).exp()
-    left, right = rand(rows, rank).sign() * rand(rows, rank).abs() * sizes, rand(rank, columns)
-    left *= (left @ right).std().reciprocal()
-    base = torch.randn(rows, columns).bfloat16()
+def test_the_error_stays_near_that_of_one_rounding(
+    make: Callable[[], tuple[Tensor, Tensor]], at_most: float
+) -> None:
+    """Even of a change as large as the weight."""
+    left, right = make()
+    left = left / (left @ right).std()
+    base = torch.randn(240, 320).bfloat16()
     exact = base.double() + left.double() @ right.double()
     error = (lyc.patch_(base.clone(), [(lora(left, right), 1.0)]).double() - exact).norm()
     assert error <= at_most * (exact.bfloat16().double() - exact).norm()
@@ -128,8 +179,9 @@ def test_a_broken_factor_shows_where_it_reaches(broken: float) -> None:
 
 def test_very_small_and_very_large_factors() -> None:
     base = torch.randn(20, 40).bfloat16()
-    check(base, [(lora(1e30 * rand(20, 32), 1e-30 * rand(32, 40)), 0.5)])
-    tiny = lora(1e-35 * rand(20, 32), rand(32, 40))
+    for size in (1e-35, 1e-20, 1e20, 1e35):
+        check(base, [(lora(size * rand(20, 32), rand(32, 40) / size), 0.5)])
+    tiny = lora(1e-36 * rand(20, 32), rand(32, 40))
     assert torch.equal(lyc.patch_(base.clone(), [(tiny, 1.0)]), base)
 
 

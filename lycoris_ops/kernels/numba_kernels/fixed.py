@@ -7,9 +7,10 @@ largest value over LARGEST, and its values are the nearest multiples of that: 13
 a group are summed exactly as 32-bit integers, the sums of all groups in float32, and the weight is rounded
 once. Processors with 16-bit dot products (AVX512-VNNI) do two multiplications where there is one of float32.
 
-A value that is rounded so is at most 1 / (2 * LARGEST) of the largest one beside it from what it was. The
-change has then an error of 1e-4 of its size where factors are spread like normal numbers, beside the 1.6e-3
-that rounding to bfloat16 is to the weight, and of 3e-4 where one rank dwarfs all others of its group.
+Before, the size of a rank is moved from its right side to its left one by a power of two (`level`): layers
+that have it on different sides would lose their values to each other's scales. The change has then an error
+of 1e-4 of its size, and of 3e-4 where one rank dwarfs all others of its group, beside the 1.6e-3 that
+rounding to bfloat16 is to the weight.
 """
 
 from __future__ import annotations
@@ -50,12 +51,18 @@ LARGEST = 8191
 """GROUP times its square is the last one below 2^31."""
 
 SMALLEST = 2.0**-113
-"""Where no value of a group is larger they are taken for zeros: LARGEST over them would be no number."""
+"""Where all values of a group are smaller they are taken for zeros: their scale would be no normal number."""
 
 ROUNDED = 1.5 * 2.0**23
 """Added to a number of up to 22 bits, the nearest integer is in the last bits of the sum."""
 
 NUMBER, SINGLE, WORD = ir.IntType(64), ir.FloatType(), ir.IntType(32)
+
+
+def layout(depth):
+    """Values of room: at the beginning of a thread's, beside a panel of left factors, beside a strip."""
+    groups = -(-depth // GROUP)
+    return BLOCK_ROWS * COLUMNS, (groups + 1) * BLOCK_ROWS, groups * COLUMNS
 
 
 @intrinsic
@@ -259,7 +266,7 @@ def _work(zero, job, number):
     """
     strips, depth = (job[WIDTH] + COLUMNS - 1) // COLUMNS, job[DEPTH]
     acrosses = job[RIGHT] + strips * depth * COLUMNS * 4
-    if not lay_right(job):
+    if not lay_right(job, True):
         return False
     while True:
         n = tell(job, FIRST, 1)

@@ -28,6 +28,7 @@ BY_ROWS, COUNTS = 4, 8
     THREADS,
     SLOTS,  # address of the slots that threads wait at
     MOST,  # panels of left factors that a thread has room for
+    LEVELS,  # address of room for a float32 factor for each of the ranks
     RIGHT,  # address of room for the right factors
     OWN,  # address of room for the first thread
     ROOM,  # bytes from there to the next one's
@@ -40,9 +41,9 @@ BY_ROWS, COUNTS = 4, 8
     SETS,  # address of FIELDS integers for each set of Kronecker layers
     SET_COUNT,  # how many sets there are
     FACTORS,  # address of their factors
-) = range(8, 27)
+) = range(8, 28)
 
-LENGTH = 27
+LENGTH = 28
 
 SLOT = 8
 """Integers of a thread's slot, a cache line: its state, and whether the job is offered there."""
@@ -51,6 +52,9 @@ STATE, OFFERED = 0, 1
 
 PARKED, WAITING, BUSY = range(3)
 """Nobody is at the slot; a thread waits for the address of a job in place of this; it took one."""
+
+FLOAT32, FLOAT16, BFLOAT16 = range(3)
+"""How a factor is stored."""
 
 PLACED = 6
 """Of a pair of factors: the address of the left one and how it is stored, those of the right one, their rank,

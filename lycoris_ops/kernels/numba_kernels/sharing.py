@@ -3,7 +3,7 @@
 """How the threads of a kernel share the rows of a weight: each claims some, until none are left.
 
 The first claims are large and the last ones small, so that all are done at about the same time, and none
-waits for one that has not begun. A thread that is done waits a little at its slot for the next weight: to
+waits for one that has not taken any. A thread that is done waits a little at its slot for the next weight: to
 wake it from Python takes longer than many a weight.
 """
 
@@ -124,7 +124,7 @@ def _offer(job):
 
 @njit
 def _left_alone(job):
-    """Whether no other thread has to do with the job any more, or soon has not."""
+    """Whether no other thread has to do with the job any more: it is not offered from now on."""
     if job[JOINED] == OPEN:
         joined = 0
         for number in range(1, job[THREADS]):

@@ -61,6 +61,9 @@ from .vectors import (
     table,
 )
 
+BLOCK = BLOCK_ROWS * BLOCK_COLUMNS
+"""Values at the beginning of a thread's room."""
+
 
 def _ranks(builder, left, right, rows, start, stop, sums):
     """sums[rows, COLUMNS], as vectors, plus left (T, BLOCK_ROWS) transposed @ right (T, COLUMNS).
@@ -200,7 +203,7 @@ def _add_rows(zero, job, start, stop, block, left):
             elif one_product and height == BLOCK_ROWS:
                 done = width - width % COLUMNS
             if len(ranks) == 0 and done < width:
-                clear(block, BLOCK_ROWS * BLOCK_COLUMNS)
+                clear(block, BLOCK)
             if depth:
                 panel = left + (row - start) // BLOCK_ROWS * panel_size(job)
                 # What is made beyond the height and the width is not used.
@@ -252,10 +255,10 @@ def _work(zero, job, number):
     A thread's room begins with a block (BLOCK_ROWS, BLOCK_COLUMNS), then panels of left factors. What of
     the ranks is beyond those of Hadamard terms is for `product`.
     """
-    if not lay_right(job):
+    if not lay_right(job, False):
         return False
     block = job[OWN] + number * job[ROOM]
-    left = block + BLOCK_ROWS * BLOCK_COLUMNS * 4
+    left = block + BLOCK * 4
     while True:
         start, stop = claim(job)
         if start == stop:

@@ -35,16 +35,9 @@ def _apply(plan: PatchPlan, weight: Tensor, tensors: Sequence[Tensor], strengths
         raise
     except Exception as error:
         raise PathError(briefly(error)) from error
-    vectors = kernels("vectors")
 
     def pack(groups: Sequence[tuple[Group, int]], table: Table, size: tuple[int, int], room: Room) -> Packed:
-        sums = -(-table.depth // kernels("fixed").GROUP)
-        layout = Layout(
-            begin=vectors.BLOCK_ROWS * vectors.COLUMNS,
-            panel=(sums + 1) * vectors.BLOCK_ROWS,
-            strip=sums * vectors.COLUMNS,
-        )
-        return Packed.of(_kernel, table, strengths, size, layout, room)
+        return Packed.of(_kernel, table, strengths, size, Layout(*kernels("fixed").layout(table.depth)), room)
 
     add_to(plan, weight, tensors, pack)
 

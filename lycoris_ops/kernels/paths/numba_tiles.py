@@ -39,9 +39,7 @@ def _pack(
     tensors: Sequence[Tensor],
     strengths: Sequence[float],
 ) -> Packed:
-    vectors = kernels("vectors")
-    layout = Layout(begin=vectors.BLOCK_ROWS * vectors.BLOCK_COLUMNS)
-    packed = Packed.of(_kernel, table, strengths, size, layout, room)
+    packed = Packed.of(_kernel, table, strengths, size, Layout(kernels("terms").BLOCK), room)
     layers = [(group, low) for group, low in groups if isinstance(group, KroneckerGroup)]
     return packed.with_sets(*_sets(layers, tensors, strengths, room)) if layers else packed
 
