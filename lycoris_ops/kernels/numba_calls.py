@@ -258,7 +258,7 @@ class Packed:
                 waits = slots[number, job.STATE] == job.WAITING
                 slots[number, job.OFFERED] = waits
                 # Where no other thread can be started, this one does it all.
-                with contextlib.suppress(RuntimeError):
+                with contextlib.suppress(RuntimeError, MemoryError):
                     if not waits:
                         others.append(_pool(os.getpid()).submit(work, number, slots))
         except BaseException as error:  # noqa: BLE001 - raised below
