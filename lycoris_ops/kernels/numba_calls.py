@@ -30,6 +30,7 @@ from .group import Group
 from .hadamard import HadamardGroup
 from .low_rank import LowRankGroup
 from .numba_kernels import job
+from .registry import PathError, briefly
 from .scratch import scratch_bytes
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ class Packed:
         levels = depth + vectors.LANES
         levels += -levels % LINE
         right = levels + -(-columns // wide) * (depth * wide + layout.strip)
-        own = layout.begin + most * (kernels("laying").panel_values(depth) + layout.panel)
+        own = layout.begin + most * (kernels("laying").panel_values.py_func(depth) + layout.panel)
         own += -own % LINE
         buffer, scales = room("numba", 4 * (right + threads * own)), table.scales(strengths)
         address = buffer.data_ptr()
@@ -304,6 +305,16 @@ def _address(found: Any) -> int:
 
 Pack = Callable[[Sequence[tuple[Group, int]], Table, tuple[int, int], Room], Packed]
 """Groups, each from a row of its own on, and their table, for so many rows and columns."""
+
+
+def check_compiled(kernel: Kernel, dtype: torch.dtype) -> None:
+    """Raises PathError where there is no kernel after all; what is compiled is kept."""
+    try:
+        kernel(dtype)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise PathError(briefly(error)) from error
 
 
 def add_to(plan: PatchPlan, weight: Tensor, tensors: Sequence[Tensor], pack: Pack) -> None:

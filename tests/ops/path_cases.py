@@ -14,6 +14,7 @@ from torch import Tensor
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
+from lycoris_ops.kernels import numba_calls
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ADDITIVE = [kind for kind, spec in KINDS.items() if spec.additive and not spec.flat]
@@ -25,6 +26,12 @@ def check(base: Tensor, pairs: list[tuple[lyc.Layer, float]]) -> Tensor:
     assert not torch.equal(patched, base)
     assert_one_rounding(patched, base, pairs)
     return patched
+
+
+def by_three_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let three threads share every weight by numba, however small it is."""
+    monkeypatch.setattr(numba_calls, "SHARE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
 
 
 def loaded(algorithm: str, **tensors: Tensor) -> lyc.Layer:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import pytest
 import torch
 from layers import WEIGHTS, load, rand
-from path_cases import DTYPES, PathCases, check, loaded
+from path_cases import DTYPES, PathCases, by_three_threads, check, loaded
 from test_memory import check as check_memory
 from test_memory import halved
 from test_patch import assert_one_rounding
@@ -50,8 +50,7 @@ def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     if request.param:
         monkeypatch.setattr(group, "TILE", 64)
         monkeypatch.setattr(numba_calls, "LEFT", 50)
-        monkeypatch.setattr(numba_calls, "SHARE", 1)
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+        by_three_threads(monkeypatch)
 
 
 @needs_numba
@@ -156,8 +155,7 @@ class TestKernel(PathCases):
         pairs = [(load(kind, "linear-odd", rank=16), 0.3) for kind in ("lora", "loha", "lokr-full-low")]
         bases = [torch.randn(WEIGHTS["linear-odd"]).to(dtype) for _ in range(200)]
         alone = [lyc.patch_(base.clone(), pairs) for base in bases]
-        monkeypatch.setattr(numba_calls, "SHARE", 1)
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+        by_three_threads(monkeypatch)
         for n, (base, wanted) in enumerate(zip(bases, alone, strict=True)):
             assert torch.equal(lyc.patch_(base.clone(), pairs), wanted), n
             if n % 20 == 0:
@@ -166,8 +164,7 @@ class TestKernel(PathCases):
     @pytest.mark.parametrize("where", ["kernel", "submit"])
     def test_an_interrupt_leaves_no_thread_at_work(self, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """The weight is finished before the interrupt goes on, and the next ones are right."""
-        monkeypatch.setattr(numba_calls, "SHARE", 1)
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+        by_three_threads(monkeypatch)
         pairs = [(load("loha", "linear-odd", rank=16), 0.3)]
         base = torch.randn(WEIGHTS["linear-odd"])
         wanted = lyc.patch_(base.clone(), pairs)
@@ -212,8 +209,7 @@ class TestKernel(PathCases):
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
     def test_a_process_that_forked_has_threads_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(numba_calls, "SHARE", 1)
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+        by_three_threads(monkeypatch)
         base, pairs = torch.randn(12, 18), [(load("loha", "linear"), 0.5)]
         wanted = lyc.patch_(base.clone(), pairs)
         with warnings.catch_warnings():

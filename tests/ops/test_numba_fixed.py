@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from layers import load, rand
-from path_cases import DTYPES, loaded
+from path_cases import DTYPES, by_three_threads, loaded
 from test_patch import assert_one_rounding
 from torch import Tensor
 
@@ -39,8 +39,7 @@ def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     """All at once, or a few rows at a time on three threads."""
     if request.param:
         monkeypatch.setattr(numba_calls, "LEFT", 50)
-        monkeypatch.setattr(numba_calls, "SHARE", 1)
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+        by_three_threads(monkeypatch)
 
 
 def lora(up: Tensor, down: Tensor) -> lyc.Layer:

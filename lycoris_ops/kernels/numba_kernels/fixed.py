@@ -33,9 +33,11 @@ from .vectors import (
     LANES,
     VECTORS,
     fma,
+    larger,
     load,
     loop,
     prefetch,
+    sizes,
     splat,
     store,
     stored_at,
@@ -79,7 +81,6 @@ def fix(typing, values, width, depth, scales, across):
         values, scales = (builder.inttoptr(one, SINGLE.as_pointer()) for one in (values, scales))
         vector, fused = fma(builder, LANES)
         words = ir.VectorType(WORD, LANES)
-        sign = words([0x7FFFFFFF] * LANES)
 
         def columns(n, carried):
             column = builder.mul(n, NUMBER(LANES))
@@ -94,9 +95,7 @@ def fix(typing, values, width, depth, scales, across):
                 stop = builder.select(builder.icmp_signed("<", depth, stop), depth, stop)
 
                 def size(row, found):
-                    # As integers they have the same order, and a NaN is the largest of all.
-                    bits = builder.and_(builder.bitcast(read(row), words), sign)
-                    return [builder.select(builder.icmp_signed(">", bits, found[0]), bits, found[0])]
+                    return [larger(builder, sizes(builder, read(row)), found[0])]
 
                 (bits,) = loop(builder, start, stop, [words([0] * LANES)], size)
                 largest = builder.bitcast(bits, vector)

@@ -37,9 +37,12 @@ from .vectors import (
     VECTORS,
     from_bits,
     from_half,
+    larger,
     load,
     loop,
+    same,
     singles,
+    sizes,
     some,
     splat,
     store,
@@ -50,12 +53,8 @@ from .vectors import (
 NUMBER, WORD, SHORT, SINGLE = ir.IntType(64), ir.IntType(32), ir.IntType(16), ir.FloatType()
 
 
-def _same(builder, value):
-    return value
-
-
 READ = {
-    FLOAT32: (SINGLE, _same),
+    FLOAT32: (SINGLE, same),
     # Without the instruction no factor comes as float16, and the code for one must not be there.
     FLOAT16: (SHORT, from_half if HALF else from_bits),
     BFLOAT16: (SHORT, from_bits),
@@ -89,12 +88,9 @@ def _read(builder, pointers, places, stored, rest):
     def part(here, vector):
         return some(builder, here, vector, rest)
 
-    other = builder.append_basic_block("part")
-    for take, block in ((whole, None), (part, other)):
-        if block is None:
-            first = builder.append_basic_block("whole")
-            builder.cbranch(builder.icmp_signed(">=", rest, NUMBER(LANES)), first, other)
-            block = first
+    all_there, some_there = (builder.append_basic_block(name) for name in ("whole", "part"))
+    builder.cbranch(builder.icmp_signed(">=", rest, NUMBER(LANES)), all_there, some_there)
+    for take, block in ((whole, all_there), (part, some_there)):
         builder.position_at_end(block)
         blocks = [builder.append_basic_block("stored") for _ in READ]
         switch = builder.switch(stored, blocks[0])
@@ -188,16 +184,14 @@ def level(typing, address, stored, length):
             largest, total = carried
             start = builder.mul(n, NUMBER(LANES))
             (value,) = _read(builder, [first], [start], stored, builder.sub(length, start))
-            bits = builder.and_(builder.bitcast(value, words), words([0x7FFFFFFF] * LANES))
-            larger = builder.select(builder.icmp_signed(">", bits, largest), bits, largest)
-            return [larger, builder.fadd(total, builder.bitcast(bits, vector))]
+            bits = sizes(builder, value)
+            return [larger(builder, bits, largest), builder.fadd(total, builder.bitcast(bits, vector))]
 
         begin = [words([0] * LANES), vector([0.0] * LANES)]
         largest, total = loop(builder, NUMBER(0), _pieces(builder, length, LANES), begin, lanes)
         high, mean = WORD(0), SINGLE(0.0)
         for n in range(LANES):
-            bits = builder.extract_element(largest, WORD(n))
-            high = builder.select(builder.icmp_signed(">", bits, high), bits, high)
+            high = larger(builder, builder.extract_element(largest, WORD(n)), high)
             mean = builder.fadd(mean, builder.extract_element(total, WORD(n)))
         mean = builder.fdiv(mean, builder.sitofp(length, SINGLE))
         above, below = (builder.lshr(one, WORD(23)) for one in (high, builder.bitcast(mean, WORD)))
@@ -238,18 +232,16 @@ def lay_right(job, levelled):
         tell(job, LAID, 1)
 
 
+@njit(inline="always")
 def panel_values(depth):
     """What a panel of left factors takes: (T + LANES, BLOCK_ROWS) values, of which the first T are used."""
     return (depth + LANES) * BLOCK_ROWS
 
 
-_panel_values = njit(inline="always")(panel_values)
-
-
 @njit(inline="always")
 def panel_size(job):
     """Bytes of a panel of left factors."""
-    return 4 * _panel_values(job[DEPTH])
+    return 4 * panel_values(job[DEPTH])
 
 
 @njit

@@ -77,6 +77,16 @@ def prefetch(builder, pointer):
     builder.call(function, [builder.bitcast(pointer, byte), flag(1), flag(3), flag(1)])
 
 
+def sizes(builder, vector):
+    """The absolute values of a vector of float32 as integers: in the same order, and a NaN is the largest."""
+    words = ir.VectorType(ir.IntType(32), vector.type.count)
+    return builder.and_(builder.bitcast(vector, words), words([0x7FFFFFFF] * words.count))
+
+
+def larger(builder, one, other):
+    return builder.select(builder.icmp_signed(">", one, other), one, other)
+
+
 def splat(builder, value, vector):
     one = builder.insert_element(vector(ir.Undefined), value, ir.IntType(32)(0))
     lanes = ir.VectorType(ir.IntType(32), vector.count)
@@ -155,12 +165,12 @@ def _to_half(builder, value):
     return builder.bitcast(half, _like(value.type, ir.IntType(16)))
 
 
-def _same(builder, value):
+def same(builder, value):
     return value
 
 
 CONVERTED = {
-    types.float32: (_same, _same),
+    types.float32: (same, same),
     types.uint16: (from_bits, _to_bits),
     types.int16: (from_half, _to_half),
 }

@@ -15,8 +15,19 @@ from torch import Tensor
 
 from ..group import Group
 from ..low_rank import LowRankGroup
-from ..numba_calls import STORED, Layout, Packed, Room, Table, add_to, kernels, needs, unreachable
-from ..registry import Path, PathError, briefly
+from ..numba_calls import (
+    STORED,
+    Layout,
+    Packed,
+    Room,
+    Table,
+    add_to,
+    check_compiled,
+    kernels,
+    needs,
+    unreachable,
+)
+from ..registry import Path
 from . import bfloat16_product
 
 if TYPE_CHECKING:
@@ -29,12 +40,7 @@ DEEP = 32
 def _apply(plan: PatchPlan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> None:
     if not weight.numel():
         return
-    try:
-        _kernel(weight.dtype)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise PathError(briefly(error)) from error
+    check_compiled(_kernel, weight.dtype)
 
     def pack(groups: Sequence[tuple[Group, int]], table: Table, size: tuple[int, int], room: Room) -> Packed:
         return Packed.of(_kernel, table, strengths, size, Layout(*kernels("fixed").layout(table.depth)), room)

@@ -18,8 +18,20 @@ from ..group import Add, Group
 from ..hadamard import HadamardGroup
 from ..kronecker import KroneckerGroup
 from ..low_rank import LowRankGroup
-from ..numba_calls import STORED, Layout, Packed, Room, Table, add_to, fresh, kernels, needs, unreachable
-from ..registry import Path, PathError, briefly
+from ..numba_calls import (
+    STORED,
+    Layout,
+    Packed,
+    Room,
+    Table,
+    add_to,
+    check_compiled,
+    fresh,
+    kernels,
+    needs,
+    unreachable,
+)
+from ..registry import Path
 from . import bfloat16_product
 from .torch_tiles import apply_tiles
 
@@ -81,12 +93,7 @@ def _apply(plan: PatchPlan, weight: Tensor, tensors: Sequence[Tensor], strengths
     if not weight.numel():
         return
     direct = weight.is_contiguous() and all(isinstance(group, OWN) for group, _ in plan.groups)
-    try:
-        _kernel(weight.dtype if direct else torch.float32)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise PathError(briefly(error)) from error
+    check_compiled(_kernel, weight.dtype if direct else torch.float32)
 
     def pack(groups: Sequence[tuple[Group, int]], table: Table, size: tuple[int, int], room: Room) -> Packed:
         return _pack(groups, table, size, room, tensors, strengths)
