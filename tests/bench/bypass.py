@@ -28,7 +28,10 @@ SIZES = ((1280, 4096), (3072, 1024))
 def lokr_full(shape: tuple[int, int], generator: torch.Generator) -> Factors:
     (outer, k), (i, j) = balanced(shape[0]), balanced(shape[1])
     scale = EFFECT / shape[1] ** 0.5
-    return {"lokr_w1": rand(outer, i, generator) * scale, "lokr_w2": rand(k, j, generator)}
+    return {
+        "lokr_w1": rand(outer, i, generator=generator) * scale,
+        "lokr_w2": rand(k, j, generator=generator),
+    }
 
 
 def cases(size: int) -> dict[str, tuple[str, Factors]]:

@@ -1,4 +1,4 @@
-"""What is measured: stacks of random adapters on a layer set like SDXL's."""
+"""What is measured: stacks of random adapters on a layer set like SDXL's, and on one of other shapes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Shape = tuple[int, int]
+Shape = tuple[int, ...]
 Factors = dict[str, Tensor]
 
-LAYERS: tuple[Shape, ...] = (
+LINEAR: tuple[Shape, ...] = (
     *[(1280, 1280)] * 10,
     *[(10240, 1280)] * 2,
     *[(1280, 5120)] * 2,
@@ -25,6 +25,19 @@ LAYERS: tuple[Shape, ...] = (
 )
 """31 linear layers with the widths of SDXL's UNet, 79 M parameters."""
 
+OTHER: tuple[Shape, ...] = (
+    *[(320, 320)] * 6,
+    *[(640, 640)] * 4,
+    *[(320, 1280)] * 2,
+    *[(1280, 320)] * 2,
+    (2560, 320),
+    (320, 2560),
+    *[(320, 320, 3, 3)] * 2,
+    (640, 320, 3, 3),
+    (640, 640, 3, 3),
+)
+"""Small squares, wide and tall layers, and 3x3 convolutions: 20 layers, 14 M parameters."""
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 STRENGTHS = (1.0, 0.8, -0.5, 0.6, 0.7, 0.35, 1.2, 0.9)
 
@@ -33,23 +46,8 @@ EFFECT = 0.02
 """The norm of one adapter's change at strength 1 against that of its weight: what trained files have."""
 
 
-def rand(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    return torch.randn(rows, columns, generator=generator)
-
-
-def lora(shape: Shape, rank: int, generator: torch.Generator) -> Factors:
-    up, down = rand(shape[0], rank, generator), rand(rank, shape[1], generator)
-    return {"lora_up.weight": up * (EFFECT / math.sqrt(rank * shape[1])), "lora_down.weight": down}
-
-
-def loha(shape: Shape, rank: int, generator: torch.Generator) -> Factors:
-    size = EFFECT / (rank * math.sqrt(shape[1]))
-    return {
-        "hada_w1_a": rand(shape[0], rank, generator) * size,
-        "hada_w1_b": rand(rank, shape[1], generator),
-        "hada_w2_a": rand(shape[0], rank, generator),
-        "hada_w2_b": rand(rank, shape[1], generator),
-    }
+Split = Callable[[int], tuple[int, int]]
+"""How LoKr cuts a size in two."""
 
 
 def balanced(size: int) -> tuple[int, int]:
@@ -57,16 +55,54 @@ def balanced(size: int) -> tuple[int, int]:
     return small, size // small
 
 
-def lokr(shape: Shape, rank: int, generator: torch.Generator) -> Factors:
-    (outer, k), (i, j) = balanced(shape[0]), balanced(shape[1])
+def by_eight(size: int) -> tuple[int, int]:
+    return 8, size // 8
+
+
+@dataclass(frozen=True)
+class LayerSet:
+    """Layers that a stack is for, and how LoKr cuts their sizes."""
+
+    layers: tuple[Shape, ...]
+    split: Split = balanced
+
+
+SETS = {"sdxl": LayerSet(LINEAR), "other": LayerSet(OTHER, by_eight)}
+
+
+def rand(*shape: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(*shape, generator=generator)
+
+
+def lora(shape: Shape, rank: int, generator: torch.Generator) -> Factors:
+    out, *rest = shape
+    up = rand(out, rank, *(1 for _ in shape[2:]), generator=generator)
+    down = rand(rank, *rest, generator=generator)
+    return {"lora_up.weight": up * (EFFECT / math.sqrt(rank * math.prod(rest))), "lora_down.weight": down}
+
+
+def loha(shape: Shape, rank: int, generator: torch.Generator) -> Factors:
+    out, columns = shape[0], math.prod(shape[1:])
+    size = EFFECT / (rank * math.sqrt(columns))
     return {
-        "lokr_w1": rand(outer, i, generator) * (EFFECT / math.sqrt(rank * shape[1])),
-        "lokr_w2_a": rand(k, rank, generator),
-        "lokr_w2_b": rand(rank, j, generator),
+        "hada_w1_a": rand(out, rank, generator=generator) * size,
+        "hada_w1_b": rand(rank, columns, generator=generator),
+        "hada_w2_a": rand(out, rank, generator=generator),
+        "hada_w2_b": rand(rank, columns, generator=generator),
     }
 
 
-MAKE: dict[str, Callable[[Shape, int, torch.Generator], Factors]] = {"lora": lora, "loha": loha, "lokr": lokr}
+def lokr(shape: Shape, rank: int, generator: torch.Generator, split: Split = balanced) -> Factors:
+    (outer, k), (i, j), kernel = split(shape[0]), split(shape[1]), math.prod(shape[2:])
+    size = EFFECT / math.sqrt(rank * shape[1] * kernel)
+    return {
+        "lokr_w1": rand(outer, i, generator=generator) * size,
+        "lokr_w2_a": rand(k, rank, generator=generator),
+        "lokr_w2_b": rand(rank, j * kernel, generator=generator),
+    }
+
+
+MAKE: dict[str, Callable[[Shape, int, torch.Generator], Factors]] = {"lora": lora, "loha": loha}
 
 
 @dataclass(frozen=True)
@@ -76,12 +112,18 @@ class Case:
     name: str
     adapters: tuple[tuple[str, int], ...]
 
-    def factors(self, number: int, shape: Shape, dtype: torch.dtype) -> list[tuple[str, Factors, float]]:
+    def factors(
+        self, number: int, shape: Shape, dtype: torch.dtype, split: Split = balanced
+    ) -> list[tuple[str, Factors, float]]:
         """(kind, tensors, strength) of each adapter for layer `number`, seeded; alpha equals the rank."""
         made: list[tuple[str, Factors, float]] = []
         for slot, (kind, rank) in enumerate(self.adapters):
             generator = torch.Generator().manual_seed(1000 * number + slot)
-            tensors = {key: t.to(dtype) for key, t in MAKE[kind](shape, rank, generator).items()}
+            if kind == "lokr":
+                plain = lokr(shape, rank, generator, split)
+            else:
+                plain = MAKE[kind](shape, rank, generator)
+            tensors = {key: t.to(dtype) for key, t in plain.items()}
             tensors["alpha"] = torch.tensor(float(rank))
             made.append((kind, tensors, STRENGTHS[slot]))
         return made
@@ -100,4 +142,4 @@ CASES = (
 
 def base(number: int, shape: Shape, dtype: torch.dtype) -> Tensor:
     generator = torch.Generator().manual_seed(7 + number)
-    return (torch.randn(shape, generator=generator) / math.sqrt(shape[1])).to(dtype)
+    return (torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))).to(dtype)

@@ -1,8 +1,9 @@
 """Patching weights, side by side with ComfyUI, lycoris-lora and PEFT in one process per setting.
 
-`python -m tests.bench.patch [--device cuda] [--rounds N] [--cases TEXT]` prints a table and writes
-`.cache/bench/patch-<device>.csv` and `.png`. One round patches all 31 layers of `cases.LAYERS` by each peer
-in turn; the weights are reset outside the timing. "in place" patches a copy that is there already;
+`python -m tests.bench.patch [--device cuda] [--rounds N] [--cases TEXT] [--layers SET] [--plain]` prints a
+table and writes `.cache/bench/patch-<device>-<set>.csv` and `.png`. One round patches all layers of a set of
+`cases.SETS` by each peer in turn; the weights are reset outside the timing. With `--plain` ours is as without
+numba, which is what most people have on a CPU. "in place" patches a copy that is there already;
 "with copy" clones the weight first, as the host does. Memory is what the process grows by while it
 patches, beyond the weights. The error is that of the result against float64, over the error of
 rounding the exact result once.
@@ -31,7 +32,7 @@ from torch import Tensor
 
 import lycoris_ops as lyc
 from lycoris_ops.kernels.registry import PATHS, path_report
-from tests.bench.cases import CASES, DTYPES, LAYERS, Case, base
+from tests.bench.cases import CASES, DTYPES, SETS, Case, base
 from tests.bench.peers import PEERS, Patch, Stack
 from tests.harness.facts import ROOT, facts
 
@@ -109,15 +110,21 @@ def chosen_path(stack: Stack, weight: Tensor) -> str:
     return path_report(plan, weight).partition(";")[0].removeprefix("path ")
 
 
-def takes(peer: str, stack: Stack, weight: Tensor) -> bool:
-    """Whether one of our paths takes this stack; the peers take all."""
+LINEAR_ALONE = ("lycoris-lora", "PEFT")
+"""Peers that are called for linear layers only."""
+
+
+def takes(peer: str, stacks: list[Stack], weights: list[Tensor]) -> bool:
+    """Whether a peer, or one of our paths, takes these stacks."""
+    if peer in LINEAR_ALONE:
+        return all(weight.ndim == 2 for weight in weights)
     name = peer.removeprefix("ours: ")
     path = next((path for path in PATHS if path.name == name), None)
     if path is None:
         return True
-    layers = [(lyc.ALGORITHMS[kind].load(tensors), strength) for kind, tensors, strength in stack]
-    plan = lyc.PatchPlan.build(weight.shape, weight.dtype, weight.device, layers)
-    return path.refusal(plan, weight) is None
+    layers = [(lyc.ALGORITHMS[kind].load(tensors), strength) for kind, tensors, strength in stacks[0]]
+    plan = lyc.PatchPlan.build(weights[0].shape, weights[0].dtype, weights[0].device, layers)
+    return path.refusal(plan, weights[0]) is None
 
 
 def clock(device: str) -> float:
@@ -154,14 +161,15 @@ def error_over_floor(patch: Patch, stack: Stack, weight: Tensor) -> float:
     return float((patch(weight.clone()).double() - exact).norm() / floor)
 
 
-def measure(case: Case, dtype: str, malloc: str, device: str, rounds: int) -> list[Row]:
-    weights = [base(n, shape, DTYPES[dtype]).to(device) for n, shape in enumerate(LAYERS)]
-    stacks = [case.factors(n, shape, DTYPES[dtype]) for n, shape in enumerate(LAYERS)]
+def measure(case: Case, dtype: str, malloc: str, device: str, rounds: int, layers: str) -> list[Row]:
+    made = SETS[layers]
+    weights = [base(n, shape, DTYPES[dtype]).to(device) for n, shape in enumerate(made.layers)]
+    stacks = [case.factors(n, shape, DTYPES[dtype], made.split) for n, shape in enumerate(made.layers)]
     stacks = [[(k, {n: t.to(device) for n, t in f.items()}, s) for k, f, s in stack] for stack in stacks]
     patches = {
         peer: [prepare(stack, weight) for stack, weight in zip(stacks, weights, strict=True)]
         for peer, prepare in peers(device).items()
-        if takes(peer, stacks[0], weights[0])
+        if takes(peer, stacks, weights)
     }
     work = [weight.clone() for weight in weights]
     times: dict[tuple[str, str], list[float]] = {}
@@ -261,7 +269,7 @@ def versions() -> str:
     return ", ".join(found)
 
 
-def child(malloc: str, device: str, rounds: int, case: str, dtype: str) -> None:
+def child(malloc: str, device: str, rounds: int, case: str, dtype: str, layers: str) -> None:
     """Measure one case in this process and print the rows as JSON, a line each."""
     # Behind the project's own folders: the host has a package `tests` too.
     sys.path.append(str(facts().comfyui))
@@ -272,7 +280,7 @@ def child(malloc: str, device: str, rounds: int, case: str, dtype: str) -> None:
 
     args.cpu = device == "cpu"
     found = next(one for one in CASES if one.name == case)
-    for row in measure(found, dtype, malloc, device, rounds):
+    for row in measure(found, dtype, malloc, device, rounds, layers):
         print(json.dumps(asdict(row)), flush=True)
 
 
@@ -322,11 +330,16 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--cases", default="", metavar="TEXT", help="only cases whose name contains this")
+    parser.add_argument("--layers", choices=SETS, default="sdxl", help="the layers that are patched")
+    parser.add_argument("--plain", action="store_true", help="without numba")
     parser.add_argument("--child", nargs=3, metavar=("MALLOC", "CASE", "DTYPE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.plain:
+        # As where it is not installed: what an import looks for is not found.
+        sys.modules["numba"] = None  # type: ignore[assignment]
     if options.child:
         malloc, case, dtype = options.child
-        child(malloc, options.device, options.rounds, case, dtype)
+        child(malloc, options.device, options.rounds, case, dtype, options.layers)
         return
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("No CUDA device: run `make bench` for the CPU")
@@ -338,7 +351,8 @@ def main() -> None:
         [one.name for one in CASES if options.cases in one.name], dtypes, settings
     ):
         command = [sys.executable, "-m", "tests.bench.patch", "--child", malloc, case, dtype]
-        command += ["--device", options.device, "--rounds", str(options.rounds)]
+        command += ["--device", options.device, "--rounds", str(options.rounds), "--layers", options.layers]
+        command += ["--plain"] * options.plain
         environment = {**os.environ, **settings[malloc]}
         done = subprocess.run(
             command, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False
@@ -349,7 +363,8 @@ def main() -> None:
         rows += found
         print("\n".join(table(found).splitlines()[2:]), flush=True)
     OUT.mkdir(parents=True, exist_ok=True)
-    target = OUT / f"patch-{options.device}.csv"
+    kind = f"{options.device}-{options.layers}{'-plain' * options.plain}"
+    target = OUT / f"patch-{kind}.csv"
     with target.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)])
         writer.writeheader()

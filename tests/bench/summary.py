@@ -1,11 +1,12 @@
-"""The table of `tests/bench/README.md`, from the CSV that `tests.bench.patch` wrote last.
+"""The tables of `tests/bench/README.md`, from a CSV that `tests.bench.patch` wrote.
 
-`python -m tests.bench.summary`. Times and ratios are medians in place, default malloc / tuned malloc.
+`python -m tests.bench.summary [NAME]`, `cpu-sdxl` unless told otherwise. Times and ratios are medians in place, default malloc / tuned malloc.
 """
 
 from __future__ import annotations
 
 import csv
+import sys
 
 from tests.bench.patch import OUT, SETTINGS
 
@@ -35,7 +36,8 @@ def line(case: str, dtype: str, found: Found) -> str:
 
 def main() -> None:
     cases: dict[tuple[str, str], Found] = {}
-    with (OUT / "patch-cpu.csv").open(newline="", encoding="utf-8") as file:
+    name = sys.argv[1] if len(sys.argv) > 1 else "cpu-sdxl"
+    with (OUT / f"patch-{name}.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             if row["mode"] == "in place":
                 peers = cases.setdefault((row["case"], row["dtype"]), {})
