@@ -37,7 +37,7 @@ test-hosts: ## the host tests on every ComfyUI version of tests/harness/hosts.to
 	if [ $$status != 0 ]; then echo "Host tests failed on ComfyUI$$failed"; fi; exit $$status
 
 # A benchmark of ops that are wrong says nothing: their tests come first.
-GATE = python -m pytest -q tests/ops/test_contract.py tests/ops/test_patch.py tests/ops/test_numba.py tests/ops/test_numba_fixed.py tests/ops/test_bypass.py
+GATE = python -m pytest -q tests/ops/test_contract.py tests/ops/test_patch.py tests/ops/test_numba.py tests/ops/test_bypass.py
 
 bench: ## side by side with ComfyUI, lycoris-lora and PEFT, on the CPU
 	@$(IN) -- sh -c '$(GATE) && python -m tests.bench.patch && python -m tests.bench.load \

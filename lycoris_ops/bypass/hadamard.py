@@ -9,11 +9,13 @@ from torch import Tensor
 
 from ..algebra import compute_dtype
 from ..forms import Hadamard
-from ..kernels.group import row_tiles
 from .geometry import Geometry
 from .term import Item, Strengths, buffer
 
 FORMS = (Hadamard,)
+
+TILE = 1 << 20
+"""Elements of the full matrix that are formed at once."""
 
 ELEMENT = 32
 """Multiplications that are done in the time in which one element is formed and stored."""
@@ -85,7 +87,9 @@ class HadamardTerm:
 
     def _tiled(self, y: Tensor, x: Tensor, strengths: Strengths) -> None:
         columns = self.geometry.columns
-        for start, stop in row_tiles(y.shape[1], columns):
+        step = max(1, TILE // max(1, columns))
+        for start in range(0, y.shape[1], step):
+            stop = min(y.shape[1], start + step)
             total: Tensor | None = None
             for w1_a, w1_b, w2_a, w2_b, scale, slot in self.factors:
                 one = torch.mm(w1_a[start:stop], w1_b)

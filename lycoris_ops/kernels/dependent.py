@@ -12,7 +12,7 @@ from torch import Tensor
 from ..algorithms import Layer
 from ..errors import located
 from ..forms import Dependent
-from .group import Add, Product
+from .group import Add, Factors, dense
 
 FORM = Dependent
 
@@ -47,7 +47,7 @@ class DependentGroup:
         kinds = ", ".join(sorted({term.bare.algorithm for term in self.terms}))
         return f"{len(self.terms)} that depend on the weight ({kinds}), one by one"
 
-    def products(self, tensors: Sequence[Tensor]) -> list[Product]:
+    def products(self, tensors: Sequence[Tensor]) -> list[Factors]:
         return []
 
     def bind(
@@ -60,10 +60,7 @@ class DependentGroup:
                 change = term.layer(tensors).dependent(met).reshape(total.shape)
             total.add_(change, alpha=strengths[term.slot])
 
-        def add(rows: Tensor, first: int) -> None:
-            rows.add_(total[first : first + len(rows)])
-
-        return add
+        return dense(total)
 
 
 def fuse(

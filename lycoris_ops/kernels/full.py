@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..forms import Full
-from .group import Add, Product
+from .group import Add, Factors
 from .scratch import scratch
 
 FORM = Full
@@ -26,7 +26,7 @@ class FullGroup:
     def summary(self) -> str:
         return f"{len(self.slots)} full, added as they are"
 
-    def products(self, tensors: Sequence[Tensor]) -> list[Product]:
+    def products(self, tensors: Sequence[Tensor]) -> list[Factors]:
         return []
 
     def bind(
@@ -36,12 +36,12 @@ class FullGroup:
 
         def add(rows: Tensor, first: int) -> None:
             for values, strength in terms:
-                part = values[first : first + len(rows)]
-                if part.dtype != dtype:
-                    part = scratch("full", part.shape, dtype, part.device).copy_(part)
-                rows.add_(part, alpha=strength)
+                here = values[first : first + len(rows)]
+                if here.dtype != dtype:
+                    here = scratch("full", here.shape, dtype, here.device).copy_(here)
+                rows.add_(here, alpha=strength)
 
-        return add
+        return Add(add, once=len(terms) == 1)
 
 
 def fuse(forms: Sequence[Full], slots: Sequence[int], first: int) -> tuple[FullGroup, tuple[Tensor, ...]]:

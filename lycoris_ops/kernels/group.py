@@ -9,37 +9,54 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-Add = Callable[[Tensor, int], None]
-"""Adds a group's change to some rows: the rows (n, K), contiguous, and the number of the first."""
+from ..algebra import flat_shape
+from .scratch import scratch
 
-TILE = 1 << 20
-"""Elements of a weight that are worked on at once: 4 MB in float32 stay in the cache, and smaller
-tiles lose more to call overhead than they win (measured on two cores: 1 to 2 M is best)."""
+ROWS = 640
+"""Rows that are worked on at once on a CPU, or a multiple: matrix products share others out worse."""
+
+OnRows = Callable[[Tensor, int], object]
+"""Does something to rows (n, K) of a weight as a matrix, given with the number of the first one."""
+
+
+class Add:
+    """A group's change, ready to be added to rows of a weight.
+
+    `write` is the change itself in place of what the rows hold. `once` says whether `add` adds the finished
+    sum, once to each value: only then may the rows be the weight's own, for each step of another would round
+    to values that are much larger than the change.
+    """
+
+    def __init__(self, add: OnRows, write: OnRows | None = None, *, once: bool = True) -> None:
+        self.add = add
+        self.once = once
+        self.write = write or self._to_zeros
+
+    def _to_zeros(self, rows: Tensor, first: int) -> None:
+        self.add(rows.zero_(), first)
+
+    @property
+    def clears(self) -> bool:
+        """Whether `write` makes room by zeros first."""
+        return self.write == self._to_zeros
 
 
 @dataclass(frozen=True)
-class Product:
-    """strength * scale * L @ R, each side one matrix or the Khatri-Rao product of two.
+class Factors:
+    """strength * scale * left @ right, with left (O, r) and right (r, K)."""
 
-    L (O, r), or of a (O, m) and b (O, n) the row-wise product (O, m n); R (r, K), or of a (m, K) and
-    b (n, K) the column-wise product (m n, K).
-    """
-
-    left: tuple[Tensor, ...]
-    right: tuple[Tensor, ...]
+    left: Tensor
+    right: Tensor
     scale: float
-    slot: int
-    """Which of the strengths is meant."""
+    slot: int | None
+    """Which of the strengths is meant, None for 1."""
 
     def factor(self, strengths: Sequence[float]) -> float:
-        return self.scale * strengths[self.slot]
+        return self.scale if self.slot is None else self.scale * strengths[self.slot]
 
     @property
     def rank(self) -> int:
-        rank = 1
-        for part in self.right:
-            rank *= part.shape[0]
-        return rank
+        return self.right.shape[0]
 
 
 class Group(Protocol):
@@ -50,11 +67,8 @@ class Group(Protocol):
         """What is fused and how, for the plan's report."""
         ...
 
-    def products(self, tensors: Sequence[Tensor]) -> list[Product]:
-        """The layers that are best added as one matrix product with all others.
-
-        Their sides are the given tensors themselves: paths keep where these are.
-        """
+    def products(self, tensors: Sequence[Tensor]) -> list[Factors]:
+        """The layers that are best added as one matrix product with all others."""
         ...
 
     def bind(
@@ -67,18 +81,62 @@ class Group(Protocol):
         ...
 
 
-def row_tiles(rows: int, columns: int) -> list[tuple[int, int]]:
-    """Row ranges of about TILE elements each."""
-    step = max(1, TILE // max(1, columns))
-    return [(first, min(rows, first + step)) for first in range(0, rows, step)]
+def joined(
+    products: Sequence[Factors], strengths: Sequence[float], dtype: torch.dtype, use: str
+) -> tuple[Tensor, Tensor]:
+    """All left factors side by side, and all right ones one below the other, with scales and strengths."""
+    rank, device = sum(product.rank for product in products), products[0].left.device
+    left = scratch(f"{use} left", (len(products[0].left), rank), dtype, device)
+    right = scratch(f"{use} right", (rank, products[0].right.shape[1]), dtype, device)
+    start = 0
+    for product in products:
+        place = slice(start, start + product.rank)
+        left[:, place].copy_(product.left)
+        right[place].copy_(product.right)
+        factor = product.factor(strengths)
+        if factor != 1.0:
+            right[place].mul_(factor)
+        start += product.rank
+    return left, right
 
 
 def placed(add: Add, start: int, stop: int) -> Add:
-    """An `Add` made for rows `start` to `stop` of a weight, for tiles of the whole weight."""
+    """An `Add` made for rows `start` to `stop` of a weight, for rows of the whole weight."""
 
     def within(rows: Tensor, first: int) -> None:
         low, high = max(first, start), min(first + len(rows), stop)
         if low < high:
-            add(rows[low - first : high - first], low - start)
+            add.add(rows[low - first : high - first], low - start)
 
-    return within
+    return Add(within, once=add.once)
+
+
+def dense(values: Tensor) -> Add:
+    """The `Add` of a change that is there in full, as (O, K) in the dtype of the sum."""
+    return Add(
+        add=lambda rows, first: rows.add_(values[first : first + len(rows)]),
+        write=lambda rows, first: rows.copy_(values[first : first + len(rows)]),
+    )
+
+
+Placed = tuple[Group, tuple[int, int]]
+"""A group, and the rows of the weight that it is for."""
+
+
+def summed(
+    groups: Sequence[Placed], tensors: Sequence[Tensor], strengths: Sequence[float], weight: Tensor
+) -> tuple[Tensor, int] | None:
+    """The sum of groups as one float32 matrix, and the row of the weight that its first one is for.
+
+    For paths that add some groups themselves: what they leave, such as sparse changes and those that depend
+    on the weight, is one more change to them.
+    """
+    if not groups:
+        return None
+    start, stop = min(low for _, (low, _) in groups), max(high for _, (_, high) in groups)
+    total = torch.zeros(stop - start, flat_shape(weight.shape)[1], dtype=torch.float32, device=weight.device)
+    for group, (low, high) in groups:
+        add = group.bind(tensors, strengths, torch.float32, weight[low:high])
+        if add:
+            add.add(total[low - start : high - start], 0)
+    return total, start

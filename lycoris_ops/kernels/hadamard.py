@@ -1,99 +1,87 @@
-"""LoHa layers: by Khatri-Rao factors where the rank is small, by tiles of both products elsewhere."""
+"""LoHa layers: both products, multiplied value by value."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from ..forms import Hadamard
-from .group import Add, Product, row_tiles
+from .group import ROWS, Add, Factors
 from .scratch import scratch
 
 FORM = Hadamard
 
-KHATRI_RAO_RANK = 64
-"""Largest rank of the Khatri-Rao product (r1 * r2) for which one multiplication by it is cheaper
-than two by the factors and a pass that multiplies them: 2 * r1 * r2 flops an element against
-2 * (r1 + r2) and three passes over memory. Measured on two cores: even at r = 8, behind at r = 16."""
-
-
-@dataclass(frozen=True)
-class HadamardTerm:
-    """Where one layer's four factors start in the plan's tensors."""
-
-    first: int
-    scale: float
-    slot: int
-    khatri_rao: bool
+COLUMNS = 320
+"""Columns that are worked on at once on a CPU: the products of ROWS rows stay in the second cache, in two
+thirds of the time that whole rows take (measured on two cores)."""
 
 
 @dataclass(frozen=True)
 class HadamardGroup:
     """W += scale * strength * (w1_a @ w1_b) * (w2_a @ w2_b).
 
-    The Khatri-Rao form of the same is P @ Q with P[o, mn] = w1_a[o, m] w2_a[o, n] and
-    Q[mn, c] = w1_b[m, c] w2_b[n, c], which needs no matrix of the weight's size.
+    The Khatri-Rao form of it, one product of rank r^2, takes r / 2 times as many multiplications: it is
+    slower from r = 8 on (measured on two cores).
     """
 
-    terms: tuple[HadamardTerm, ...]
+    first: int
+    """Index of the first layer's w1_a in the plan's tensors; its w1_b, w2_a and w2_b follow."""
+    scales: tuple[float, ...]
+    slots: tuple[int, ...]
 
     @property
     def summary(self) -> str:
-        short = sum(term.khatri_rao for term in self.terms)
-        return (
-            f"{len(self.terms)} Hadamard, {short} by Khatri-Rao factors, {len(self.terms) - short} by tiles"
-        )
+        return f"{len(self.slots)} Hadamard, value by value"
 
-    def as_products(self, tensors: Sequence[Tensor]) -> list[Product]:
-        """Every layer by its Khatri-Rao factors."""
-        return [_product(term, tensors) for term in self.terms]
+    def pairs(self, tensors: Sequence[Tensor]) -> list[tuple[Factors, Factors]]:
+        """Both products of every layer; the first has the scale and the strength."""
+        found: list[tuple[Factors, Factors]] = []
+        for n, (scale, slot) in enumerate(zip(self.scales, self.slots, strict=True)):
+            w1_a, w1_b, w2_a, w2_b = tensors[self.first + 4 * n : self.first + 4 * n + 4]
+            found.append((Factors(w1_a, w1_b, scale, slot), Factors(w2_a, w2_b, 1.0, None)))
+        return found
 
-    def products(self, tensors: Sequence[Tensor]) -> list[Product]:
-        return [_product(term, tensors) for term in self.terms if term.khatri_rao]
+    def products(self, tensors: Sequence[Tensor]) -> list[Factors]:
+        return []
 
     def bind(
         self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
-    ) -> Add | None:
-        terms = [
+    ) -> Add:
+        layers = [
             (
-                [tensor.to(dtype) for tensor in tensors[term.first : term.first + 4]],
-                term.scale * strengths[term.slot],
+                one.left.to(dtype) * one.factor(strengths),
+                *(factor.to(dtype) for factor in (one.right, two.left, two.right)),
             )
-            for term in self.terms
-            if not term.khatri_rao
+            for one, two in self.pairs(tensors)
         ]
-        if not terms:
-            return None
 
         def add(rows: Tensor, first: int) -> None:
-            for start, stop in row_tiles(len(rows), rows.shape[1]):
-                part = rows[start:stop]
-                one = scratch("hadamard one", part.shape, dtype, rows.device)
-                two = scratch("hadamard two", part.shape, dtype, rows.device)
-                for (w1_a, w1_b, w2_a, w2_b), factor in terms:
-                    torch.mm(w1_a[first + start : first + stop], w1_b, out=one)
-                    torch.mm(w2_a[first + start : first + stop], w2_b, out=two)
-                    part.addcmul_(one, two, value=factor)
+            height, width = (ROWS, COLUMNS) if rows.device.type == "cpu" else rows.shape
+            room = min(height, len(rows)) * min(width, rows.shape[1])
+            held = [scratch(f"hadamard {n}", (room,), dtype, rows.device) for n in range(3)]
+            for top, left in product(range(0, len(rows), height), range(0, rows.shape[1], width)):
+                here = rows[top : top + height, left : left + width]
+                total, one, two = (buffer[: here.numel()].view(here.shape) for buffer in held)
+                down, across = slice(first + top, first + top + len(here)), slice(left, left + width)
+                for number, (w1_a, w1_b, w2_a, w2_b) in enumerate(layers):
+                    torch.mm(w1_a[down], w1_b[:, across], out=one)
+                    torch.mm(w2_a[down], w2_b[:, across], out=two)
+                    if number:
+                        total.addcmul_(one, two)
+                    else:
+                        torch.mul(one, two, out=total)
+                here.add_(total)
 
-        return add
+        return Add(add)
 
 
 def fuse(
     forms: Sequence[Hadamard], slots: Sequence[int], first: int
 ) -> tuple[HadamardGroup, tuple[Tensor, ...]]:
     """One group of all Hadamard forms, and their tensors."""
-    terms: list[HadamardTerm] = []
-    tensors: list[Tensor] = []
-    for form, slot in zip(forms, slots, strict=True):
-        rank = form.w1_b.shape[0] * form.w2_b.shape[0]
-        terms.append(HadamardTerm(first + len(tensors), form.scale, slot, rank <= KHATRI_RAO_RANK))
-        tensors += [form.w1_a, form.w1_b, form.w2_a, form.w2_b]
-    return HadamardGroup(tuple(terms)), tuple(tensors)
-
-
-def _product(term: HadamardTerm, tensors: Sequence[Tensor]) -> Product:
-    w1_a, w1_b, w2_a, w2_b = tensors[term.first : term.first + 4]
-    return Product((w1_a, w2_a), (w1_b, w2_b), term.scale, term.slot)
+    group = HadamardGroup(first, tuple(form.scale for form in forms), tuple(slots))
+    return group, tuple(part for form in forms for part in (form.w1_a, form.w1_b, form.w2_a, form.w2_b))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..forms import Kronecker, product
-from .group import Add, Product
+from ..forms import Kronecker
+from .group import Add, Factors
 from .scratch import scratch
 
 FORM = Kronecker
@@ -27,12 +28,19 @@ class KroneckerTerm:
     offset: int
     """The row of the product that is the first one meant."""
 
+    def parts(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Those of w1, then those of w2."""
+        return tensors[self.first : self.first + self.w1_count + self.w2_count]
+
+    def factor(self, strengths: Sequence[float]) -> float:
+        return self.scale * strengths[self.slot]
+
 
 @dataclass(frozen=True)
 class KroneckerGroup:
     """W.view(l, k, i, j)[a, b, c, d] += sum_n scale_n * strength_n * w1_n[a, c] * w2_n[b, d].
 
-    Layers of one factorisation share one product over n, (l i, N) @ (N, k j), a tile at a time.
+    Layers of one factorisation share one product over n, (l i, N) @ (N, k j), some rows at a time.
     """
 
     terms: tuple[KroneckerTerm, ...]
@@ -41,35 +49,41 @@ class KroneckerGroup:
     def summary(self) -> str:
         return f"{len(self.terms)} Kronecker, added through a 4-D view"
 
-    def products(self, tensors: Sequence[Tensor]) -> list[Product]:
+    def products(self, tensors: Sequence[Tensor]) -> list[Factors]:
         return []
 
     def bind(
         self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
     ) -> Add:
-        alike: dict[tuple[torch.Size, torch.Size, int], list[tuple[Tensor, Tensor]]] = {}
-        for term in self.terms:
-            w1, w2 = self.factors(term, tensors, dtype)
-            scaled = w1 * (term.scale * strengths[term.slot])
-            alike.setdefault((w1.shape, w2.shape, term.offset), []).append((scaled, w2))
-        joined = [
-            (torch.stack([w1 for w1, _ in pairs]), torch.stack([w2 for _, w2 in pairs]), offset)
-            for (_, _, offset), pairs in alike.items()
-        ]
+        sets = [_joined(terms, tensors, strengths, dtype) for terms in self.sets(tensors)]
 
         def add(rows: Tensor, first: int) -> None:
-            for w1, w2, offset in joined:
-                _add_rows(rows, first + offset, w1, w2)
+            for w1, w2, offset in sets:
+                _add(rows, first + offset, w1, w2)
 
-        return add
+        return Add(add, once=len(sets) == 1)
 
-    @staticmethod
-    def factors(term: KroneckerTerm, tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """w1 (l, i) and w2 (k, j * prod(kernel)) of one layer."""
-        second = term.first + term.w1_count
-        w1 = product(tuple(tensors[term.first : second]), dtype, tensors[term.first].device)
-        w2 = product(tuple(tensors[second : second + term.w2_count]), dtype, tensors[second].device)
-        return w1, w2
+    def sets(self, tensors: Sequence[Tensor]) -> list[list[KroneckerTerm]]:
+        """The layers by their factorisation, and by how their factors are stored."""
+        alike: dict[tuple[Any, ...], list[KroneckerTerm]] = {}
+        for term in self.terms:
+            parts = [(part.shape, part.dtype) for part in term.parts(tensors)]
+            alike.setdefault((term.w1_count, term.offset, *parts), []).append(term)
+        return list(alike.values())
+
+
+def _joined(
+    terms: Sequence[KroneckerTerm], tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, int]:
+    """w1 (N, l, i) with scales and strengths, w2 (N, k, j * prod(kernel)), and the offset of layers alike."""
+    # Many small tensors are one large one, for the cost of a few calls.
+    parts = [
+        torch.stack(part).to(dtype) for part in zip(*(term.parts(tensors) for term in terms), strict=True)
+    ]
+    count = terms[0].w1_count
+    w1, w2 = (one[0] if len(one) == 1 else torch.bmm(*one) for one in (parts[:count], parts[count:]))
+    scales = w1.new_tensor([term.factor(strengths) for term in terms])
+    return w1 * scales[:, None, None], w2, terms[0].offset
 
 
 def fuse(
@@ -86,27 +100,26 @@ def fuse(
     return KroneckerGroup(tuple(terms)), tuple(tensors)
 
 
-def _add_rows(rows: Tensor, first: int, w1: Tensor, w2: Tensor) -> None:
+def _add(rows: Tensor, first: int, w1: Tensor, w2: Tensor) -> None:
     """Add rows `first` and following of sum_n kron(w1[n], w2[n]), with w1 (N, l, i) and w2 (N, k, j)."""
-    count, k, inner = w2.shape
+    count, k, j = w2.shape
     for start, stop in _spans(first, first + len(rows), k):
-        part = rows[start - first : stop - first]
         outer = w1[:, start // k : -(-stop // k)]
-        w2_rows = w2[:, start % k : start % k + (stop - start)] if outer.shape[1] == 1 else w2
-        blocks, columns, height = outer.shape[1], outer.shape[2], w2_rows.shape[1]
-        view = part.view(blocks, height, columns, inner)
+        inner = w2[:, start % k : start % k + stop - start] if outer.shape[1] == 1 else w2
+        blocks, columns, height = outer.shape[1], outer.shape[2], inner.shape[1]
+        view = rows[start - first : stop - first].view(blocks, height, columns, j)
         if count == 1:
-            view.addcmul_(outer[0, :, None, :, None], w2_rows[0, None, :, None, :])
+            view.addcmul_(outer[0, :, None, :, None], inner[0, None, :, None, :])
             continue
-        change = scratch("kronecker", (blocks * columns, height * inner), rows.dtype, rows.device)
-        torch.mm(outer.reshape(count, -1).T, w2_rows.reshape(count, -1), out=change)
-        view.add_(change.view(blocks, columns, height, inner).transpose(1, 2))
+        change = scratch("kronecker", (blocks * columns, height * j), rows.dtype, rows.device)
+        torch.mm(outer.reshape(count, -1).T, inner.reshape(count, -1), out=change)
+        view.add_(change.view(blocks, columns, height, j).transpose(1, 2))
 
 
-def _spans(start: int, stop: int, k: int) -> Iterator[tuple[int, int]]:
-    """Cut a row range into at most three: part of one block of k rows, whole blocks, part of one."""
-    head = min(stop, -(-start // k) * k)
-    tail = max(head, stop // k * k)
+def _spans(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    """Cut rows into at most three ranges: part of one block of so many, whole blocks, part of one."""
+    head = min(stop, -(-start // size) * size)
+    tail = max(head, stop // size * size)
     for first, last in ((start, head), (head, tail), (tail, stop)):
         if first < last:
             yield first, last

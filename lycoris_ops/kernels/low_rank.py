@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..forms import LowRank
-from .group import Product
+from .group import Factors
 
 FORM = LowRank
 
@@ -28,14 +28,9 @@ class LowRankGroup:
     def summary(self) -> str:
         return f"{len(self.ranks)} low-rank, one product of rank {sum(self.ranks)}"
 
-    def products(self, tensors: Sequence[Tensor]) -> list[Product]:
+    def products(self, tensors: Sequence[Tensor]) -> list[Factors]:
         return [
-            Product(
-                (tensors[self.first + 2 * n],),
-                (tensors[self.first + 2 * n + 1],),
-                scale,
-                slot,
-            )
+            Factors(tensors[self.first + 2 * n], tensors[self.first + 2 * n + 1], scale, slot)
             for n, (scale, slot) in enumerate(zip(self.scales, self.slots, strict=True))
         ]
 

@@ -106,8 +106,7 @@ class PatchPlan:
         """Patch `weight` in place and return it, whatever its strides and floating-point dtype.
 
         The sum is formed in float32 (float64 for a float64 weight) and rounded once to the weight's
-        dtype; a path may form it less exactly where that is far below the rounding. `tensors` are the
-        plan's, moved to the weight's device here where they are not there.
+        dtype. `tensors` are the plan's, moved to the weight's device here where they are not there.
         A weight that a layer enlarges cannot be patched in place: a larger one is returned.
         """
         if not weight.is_floating_point():

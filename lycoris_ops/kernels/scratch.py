@@ -24,14 +24,14 @@ _HELD = _Held()
 def scratch(use: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """An uninitialised tensor, valid until the next call with the same `use` in this thread."""
     size = math.prod(shape) * dtype.itemsize
-    return scratch_bytes(use, size, device)[:size].view(dtype).view(tuple(shape))
-
-
-def scratch_bytes(use: str, size: int, device: torch.device) -> Tensor:
-    """So many bytes or more, likewise."""
     held = _HELD.buffers.get((use, device))
     if held is None or held.numel() < size:
         held = torch.empty(size, dtype=torch.uint8, device=device)
         if size <= KEPT:
             _HELD.buffers[use, device] = held
-    return held
+    return held[:size].view(dtype).view(tuple(shape))
+
+
+def forget() -> None:
+    """Let go of this thread's buffers: what else has them keeps them."""
+    _HELD.buffers.clear()

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ..algebra import flat_shape
 from ..forms import Sparse
-from .group import Add, Product
-from .scratch import scratch
+from .group import Add, Factors, dense
 
 FORM = Sparse
 
@@ -30,33 +27,17 @@ class SparseGroup:
     def summary(self) -> str:
         return f"{len(self.slots)} sparse, added at their places"
 
-    def products(self, tensors: Sequence[Tensor]) -> list[Product]:
+    def products(self, tensors: Sequence[Tensor]) -> list[Factors]:
         return []
 
     def bind(
         self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
     ) -> Add:
-        terms: list[tuple[list[int], Tensor, Tensor]] = []
+        total = torch.zeros(flat_shape(weight.shape), dtype=dtype, device=weight.device)
         for n, slot in enumerate(self.slots):
             row, column, values = tensors[self.first + 3 * n : self.first + 3 * n + 3]
-            order = row.argsort()
-            place = row[order] * flat_shape(weight.shape)[1] + column[order]
-            terms.append(
-                (
-                    cast("list[int]", cast("Any", row[order]).tolist()),
-                    place,
-                    values[order].to(dtype) * strengths[slot],
-                )
-            )
-
-        def add(rows: Tensor, first: int) -> None:
-            for row, place, values in terms:
-                here = slice(bisect_left(row, first), bisect_left(row, first + len(rows)))
-                within = scratch("sparse", values.shape, place.dtype, place.device)[here]
-                torch.sub(place[here], first * rows.shape[1], out=within)
-                rows.view(-1).index_add_(0, within, values[here])
-
-        return add
+            total.index_put_((row, column), values.to(dtype) * strengths[slot], accumulate=True)
+        return dense(total)
 
 
 def fuse(forms: Sequence[Sparse], slots: Sequence[int], first: int) -> tuple[SparseGroup, tuple[Tensor, ...]]:

@@ -1,6 +1,7 @@
 """The tables of `tests/bench/README.md`, from a CSV that `tests.bench.patch` wrote.
 
-`python -m tests.bench.summary [NAME]`, `cpu-sdxl` unless told otherwise. Times and ratios are medians in place, default malloc / tuned malloc.
+`python -m tests.bench.summary [NAME]`, `cpu-sdxl` unless told otherwise. Times and ratios are medians in
+place, default malloc / tuned malloc.
 """
 
 from __future__ import annotations

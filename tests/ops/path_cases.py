@@ -9,15 +9,43 @@ import pytest
 import torch
 from layers import CASES, KINDS, WEIGHTS, factors, rand
 from layers import load as layer
-from test_patch import assert_one_rounding
+from rounding import assert_one_rounding, error_over_floor
 from torch import Tensor
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
-from lycoris_ops.kernels import numba_calls
+from lycoris_ops.kernels import hadamard
+from lycoris_ops.kernels.paths import torch_tiles
+from lycoris_ops.kernels.paths.numba import packing
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ADDITIVE = [kind for kind, spec in KINDS.items() if spec.additive and not spec.flat]
+
+ROW_BY_ROW = {
+    "lora-dora-out",
+    "loha-dora-out",
+    "glora",
+    "glora-core",
+    "ia3",
+    "ia3-peft",
+    "oftv2",
+    "boft-peft",
+    "full-set",
+}
+"""Kinds that depend on the weight, but each row on its own alone."""
+
+FORMS = {
+    "low-rank": [("lora", 512)],
+    "low-rank x 8": [("lora", 64)] * 8,
+    "hadamard": [("loha", 8)] * 8,
+    "kronecker": [("lokr-full-low", 3)] * 8,
+    "kronecker, several": [("lokr-full-full", 3), ("lokr-low-low", 3), ("lokr-full-low", 2)],
+    "full": [("full", 3)] * 3,
+    "sparse": [("lora-sparse", 3)] * 3,
+    "dependent": [("lora-dora-out", 3), ("lora-dora-in", 3), ("oftv2", 3), ("full-set", 3)],
+}
+FORMS["all"] = [case for cases in FORMS.values() for case in cases]
+"""Layers of each form, by kind and rank."""
 
 
 def check(base: Tensor, pairs: list[tuple[lyc.Layer, float]]) -> Tensor:
@@ -30,8 +58,16 @@ def check(base: Tensor, pairs: list[tuple[lyc.Layer, float]]) -> Tensor:
 
 def by_three_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let three threads share every weight by numba, however small it is."""
-    monkeypatch.setattr(numba_calls, "SHARE", 1)
+    monkeypatch.setattr(packing, "SHARE", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+
+
+def in_small_parts(monkeypatch: pytest.MonkeyPatch, rows: int = 5) -> None:
+    """Let plain torch work on a few rows and columns at a time."""
+    monkeypatch.setattr(torch_tiles, "TILE", 64)
+    monkeypatch.setattr(torch_tiles, "ROWS", rows)
+    monkeypatch.setattr(hadamard, "ROWS", rows - 1)
+    monkeypatch.setattr(hadamard, "COLUMNS", 7)
 
 
 def loaded(algorithm: str, **tensors: Tensor) -> lyc.Layer:
@@ -44,13 +80,19 @@ class PathCases:
     The module's fixture `tile` makes the path work on everything at once, or on very little at a time.
     """
 
+    DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+    """Of the weights that the path takes."""
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        given = any("dtype" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+        if "dtype" in metafunc.fixturenames and not given:
+            metafunc.parametrize("dtype", self.DTYPES, ids=str)
+
     @pytest.mark.parametrize(("kind", "weight"), CASES, ids=[f"{k}-{w}" for k, w in CASES])
-    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_one_layer(self, kind: str, weight: str, dtype: torch.dtype) -> None:
         check(torch.randn(WEIGHTS[weight]).to(dtype), [(layer(kind, weight), -0.7)])
 
     @pytest.mark.parametrize("weight", WEIGHTS)
-    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.usefixtures("tile")
     def test_every_kind_at_once(self, weight: str, dtype: torch.dtype) -> None:
         kinds = [kind for kind, name in CASES if name == weight]
@@ -63,7 +105,6 @@ class PathCases:
         check(torch.randn(WEIGHTS[weight]).to(dtype), pairs)
 
     @pytest.mark.parametrize("rank", [1, 3, 5, 16, 17])
-    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.usefixtures("tile")
     def test_any_rank(self, rank: int, dtype: torch.dtype) -> None:
         kinds = ("lora", "loha", "lokr-low-low", "lokr-full-low")
@@ -72,8 +113,21 @@ class PathCases:
             check(base, [(layer(kind, "linear-odd", rank=rank), 0.6)])
         check(base, [(layer(kind, "linear-odd", rank=rank), 0.6) for kind in kinds])
 
-    @pytest.mark.parametrize("shape", [(1, 1), (1, 130), (131, 1), (17, 260), (130, 33), (65, 129)], ids=str)
+    @pytest.mark.parametrize("kinds", FORMS.values(), ids=FORMS)
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.usefixtures("tile")
+    def test_a_change_that_is_small_beside_the_weight(
+        self, kinds: list[tuple[str, int]], dtype: torch.dtype
+    ) -> None:
+        """What rounds to the weight more than once shows here: in larger changes it hides."""
+        base = torch.randn(WEIGHTS["linear-odd"]).to(dtype)
+        pairs = []
+        for kind, rank in kinds:
+            one = layer(kind, "linear-odd", rank=rank)
+            pairs.append((one, float(1e-4 * base.double().norm() / one.delta(base.double()).norm())))
+        assert error_over_floor(lyc.patch_(base.clone(), pairs), base, pairs) < 1.1
+
+    @pytest.mark.parametrize("shape", [(1, 1), (1, 130), (131, 1), (17, 260), (130, 33), (65, 129)], ids=str)
     def test_odd_sizes(self, shape: tuple[int, int], dtype: torch.dtype) -> None:
         rows, columns = shape
         pairs = [
@@ -92,7 +146,6 @@ class PathCases:
         ]
         check(torch.randn(shape).to(dtype), pairs)
 
-    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.usefixtures("tile")
     def test_eight_adapters_of_three_kinds(self, dtype: torch.dtype) -> None:
         kinds = ["lora"] * 3 + ["loha"] * 3 + ["lokr-full-low"] * 2
@@ -100,7 +153,6 @@ class PathCases:
         check(torch.randn(WEIGHTS["linear-odd"]).to(dtype), pairs)
 
     @pytest.mark.parametrize("stored", [*DTYPES, torch.float64], ids=str)
-    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_factors_of_any_dtype(self, stored: torch.dtype, dtype: torch.dtype) -> None:
         """Alone, and in one launch with factors of another dtype."""
         pairs = []
@@ -113,24 +165,27 @@ class PathCases:
         check(base, [*pairs, (layer("lora", "linear-odd"), 1.0)])
 
     @pytest.mark.parametrize(("kind", "weight"), CASES, ids=[f"{k}-{w}" for k, w in CASES])
+    @pytest.mark.usefixtures("tile")
     def test_rows_of_a_layer_on_rows_of_a_larger_weight(self, kind: str, weight: str) -> None:
+        """A window of the layer meets rows of a fused weight, and nothing else is touched."""
         one, shape = layer(kind, weight), WEIGHTS[weight]
         rows = shape[0]
         large = torch.randn(2 * rows + 1, *shape[1:]).bfloat16()
         whole = lyc.patch_(large.clone(), [(lyc.Part(one, rows=(rows, 2 * rows)), 0.5)])
         assert torch.equal(whole[:rows], large[:rows]) and torch.equal(whole[2 * rows :], large[2 * rows :])
         assert_one_rounding(whole[rows : 2 * rows], large[rows : 2 * rows], [(one, 0.5)])
-        if not KINDS[kind].additive:
-            return
         half = rows // 2 - 1
         parts = [
             (lyc.Part(one, rows=(rows + half, 2 * rows), window=(half, rows)), 0.5),
             (lyc.Part(one, rows=(rows, rows + half), window=(0, half)), 0.5),
         ]
-        torch.testing.assert_close(lyc.patch_(large.clone(), parts), whole)
+        if KINDS[kind].additive or kind in ROW_BY_ROW:
+            torch.testing.assert_close(lyc.patch_(large.clone(), parts), whole)
+        else:
+            with pytest.raises(lyc.LayerError, match="part of its rows"):
+                lyc.patch_(large.clone(), parts)
 
     @pytest.mark.parametrize("window", [(0, 5), (3, 11), (7, 8), (13, 35), (34, 35)], ids=str)
-    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.usefixtures("tile")
     def test_windows_that_cut_the_blocks_of_a_kronecker_product(
         self, window: tuple[int, int], dtype: torch.dtype
@@ -141,13 +196,12 @@ class PathCases:
             one = layer(kind, "linear-odd")
             change = 0.5 * one.delta(torch.zeros(35, 21, dtype=torch.float64))[start:stop]
             part = lyc.Part(one, rows=(2, 2 + stop - start), window=window)
-            wanted = base.double()
+            wanted = base.double().clone()
             wanted[2 : 2 + stop - start] += change
             patched = lyc.patch_(base.clone(), [(part, 0.5)])
             exact = loaded("full", diff=wanted - base.double())
             assert_one_rounding(patched, base, [(exact, 1.0)])
 
-    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.usefixtures("tile")
     def test_a_fused_weight_of_three(self, dtype: torch.dtype) -> None:
         """Every third has layers of its own, one is for all rows, and the thirds end inside tiles."""
@@ -181,7 +235,6 @@ class PathCases:
         assert torch.equal(patched[:3], base[:3]) and torch.equal(patched[8:], base[8:])
         assert not torch.isfinite(patched[3:8]).any()
 
-    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.usefixtures("tile")
     def test_strides(self, dtype: torch.dtype) -> None:
         pairs = [(layer(kind, "conv2d"), 0.5) for kind in ADDITIVE]
@@ -201,12 +254,12 @@ class PathCases:
         assert not transposed.is_contiguous()
         assert_one_rounding(lyc.patch_(transposed, pairs), base, pairs)
 
-    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_strength_zero_changes_no_bit(self, dtype: torch.dtype) -> None:
-        base = torch.randn(WEIGHTS["conv2d"]).to(dtype)
-        pairs = [(layer(kind, "conv2d"), 0.0) for kind in KINDS if not KINDS[kind].flat]
-        assert torch.equal(lyc.patch_(base.clone(), pairs), base)
-        assert torch.equal(lyc.patch_(base.clone(), []), base)
+        for weight in WEIGHTS:
+            base = torch.randn(WEIGHTS[weight]).to(dtype)
+            pairs = [(layer(kind, name), 0.0) for kind, name in CASES if name == weight]
+            assert torch.equal(lyc.patch_(base.clone(), pairs), base)
+            assert torch.equal(lyc.patch_(base.clone(), []), base)
         nothing = torch.zeros(0, 18, dtype=dtype)
         assert lyc.patch_(nothing, []) is nothing
 

@@ -206,7 +206,7 @@ def test_both_ways_of_a_hadamard_product(
     rank: int, name: str, tiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hadamard.HadamardTerm, "_khatri_rao_is_cheaper", lambda *_: not tiles)
-    monkeypatch.setattr("lycoris_ops.kernels.group.TILE", 50)
+    monkeypatch.setattr(hadamard, "TILE", 50)
     case = MODULES[name]
     pairs = [(layer("loha", case, rank=rank), 0.6), (layer("loha", case, rank=2), -0.9)]
     assert compare(case, (pairs,)) < BOUNDS[torch.float64]

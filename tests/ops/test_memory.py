@@ -8,18 +8,19 @@ from typing import Any
 import pytest
 import torch
 from layers import CASES, WEIGHTS, base, home, load
+from path_cases import in_small_parts
 from torch import Tensor
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import Layer
-from lycoris_ops.kernels import group, registry, scratch
+from lycoris_ops.kernels import registry, scratch
 from tests.harness.allocations import MemoryRunsOut
 
 
 @pytest.fixture(autouse=True)
-def small_tiles_and_no_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_parts_and_no_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "PATHS", tuple(path for path in registry.PATHS if path.name == "torch"))
-    monkeypatch.setattr(group, "TILE", 64)
+    in_small_parts(monkeypatch)
     monkeypatch.setattr(scratch, "_HELD", scratch._Held())
 
 

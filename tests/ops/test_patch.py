@@ -3,141 +3,48 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 
 import pytest
 import torch
-from layers import CASES, KINDS, WEIGHTS, factors, home
+from layers import KINDS, WEIGHTS, factors
 from layers import load as layer
+from path_cases import PathCases, in_small_parts
+from rounding import assert_one_rounding, exact
 from torch import Tensor
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
-from lycoris_ops.kernels import group, hadamard, registry
-from lycoris_ops.kernels.paths import bfloat16_product
+from lycoris_ops.kernels import registry
+from lycoris_ops.kernels.paths import bfloat16_product, torch_tiles
 
 
 @pytest.fixture(autouse=True)
 def no_numba(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its paths, which would take every LoHa and LoKr layer and more, have tests of their own."""
-    others = tuple(path for path in registry.PATHS if not path.name.startswith("numba"))
+    """It would take every LoHa and LoKr layer and more, and has tests of its own."""
+    others = tuple(path for path in registry.PATHS if path.name != "numba")
     monkeypatch.setattr(registry, "PATHS", others)
+
+
+@pytest.fixture
+def torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "PATHS", (torch_tiles.PATH,))
 
 
 SPATIAL = [kind for kind, spec in KINDS.items() if not spec.flat]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
-def exact(weight: Tensor, pairs: list[tuple[lyc.Layer, float]]) -> Tensor:
-    total = weight.double()
-    for one, strength in pairs:
-        total = total + strength * one.delta(weight.double())
-    return total
-
-
-def assert_one_rounding(patched: Tensor, base: Tensor, pairs: list[tuple[lyc.Layer, float]]) -> None:
-    """At most half a unit in the last place away, plus what the accumulation may add to it."""
-    wanted = exact(base, pairs)
-    size = base.double().abs()
-    for one, strength in pairs:
-        size = size + abs(strength) * one.delta(base.double()).abs()
-    wide = torch.float64 if patched.dtype == torch.float64 else torch.float32
-    accumulation = (64 if wide == torch.float64 else 12) * torch.finfo(wide).eps * size.max()
-    half_ulp = torch.finfo(patched.dtype).eps / 2 * wanted.abs()
-    tiny = torch.finfo(patched.dtype).smallest_normal * torch.finfo(patched.dtype).eps
-    assert torch.isfinite(patched).all()
-    assert ((patched.double() - wanted).abs() <= half_ulp + accumulation + tiny).all()
-
-
-@pytest.fixture(params=[None, 64, 7], ids=["one-tile", "tiles", "row-tiles"])
+@pytest.fixture(params=[None, 5, 2], ids=["one-part", "parts", "few-rows"])
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param:
-        monkeypatch.setattr(group, "TILE", request.param)
+        in_small_parts(monkeypatch, request.param)
 
 
-@pytest.mark.parametrize(("kind", "weight"), CASES, ids=[f"{k}-{w}" for k, w in CASES])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.usefixtures("tile")
-def test_one_layer(kind: str, weight: str, dtype: torch.dtype) -> None:
-    base = torch.randn(WEIGHTS[weight]).to(dtype)
-    pairs = [(layer(kind, weight), -0.7)]
-    before = base.clone()
-    patched = lyc.patch_(base, pairs)
-    assert patched is base
-    assert not torch.equal(patched, before)
-    assert_one_rounding(patched, before, pairs)
+@pytest.mark.usefixtures("torch_alone")
+class TestTorch(PathCases):
+    """Plain torch, which takes every weight."""
 
-
-@pytest.mark.parametrize("weight", WEIGHTS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.usefixtures("tile")
-def test_every_kind_at_once(weight: str, dtype: torch.dtype) -> None:
-    kinds = [kind for kind, name in CASES if name == weight]
-    pairs = [
-        (layer(kind, weight, rank=rank), strength)
-        for (kind, rank), strength in zip(
-            itertools.product(kinds, (1, 3)), itertools.cycle((1.0, -0.5, 0.25)), strict=False
-        )
-    ]
-    base = torch.randn(WEIGHTS[weight]).to(dtype)
-    assert_one_rounding(lyc.patch_(base.clone(), pairs), base, pairs)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_factors_of_several_dtypes_in_one_group(dtype: torch.dtype) -> None:
-    pairs = []
-    for stored in (torch.float16, torch.bfloat16, torch.float32):
-        tensors = {
-            key: tensor if key == "alpha" else tensor.to(stored)
-            for key, tensor in factors("lora", "linear").items()
-        }
-        pairs.append((ALGORITHMS["lora"].load(tensors), 0.5))
-    base = torch.randn(WEIGHTS["linear"]).to(dtype)
-    assert_one_rounding(lyc.patch_(base.clone(), pairs), base, pairs)
-
-
-@pytest.mark.parametrize("rank", [8, 9], ids=["khatri-rao", "tiles"])
-def test_both_ways_of_a_hadamard_product(rank: int) -> None:
-    one = layer("loha", "linear-odd", rank=rank)
-    plan = lyc.PatchPlan.build(WEIGHTS["linear-odd"], torch.float32, "cpu", [(one, 1.0)])
-    assert (rank * rank <= hadamard.KHATRI_RAO_RANK) == ("1 by Khatri-Rao" in plan.report)
-    base = torch.randn(WEIGHTS["linear-odd"])
-    assert_one_rounding(lyc.patch_(base.clone(), [(one, 1.0)]), base, [(one, 1.0)])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.usefixtures("tile")
-def test_any_strides(dtype: torch.dtype) -> None:
-    pairs = [(layer(kind, "conv2d"), 0.5) for kind in SPATIAL]
-    base = torch.randn(WEIGHTS["conv2d"]).to(dtype)
-    channels_last = base.to(memory_format=torch.channels_last)
-    wide = torch.zeros(12, 36, 3, 3, dtype=dtype)
-    view = wide[:, ::2]
-    view.copy_(base)
-    for weight in (channels_last, view):
-        assert not weight.is_contiguous()
-        assert_one_rounding(lyc.patch_(weight, pairs), base, pairs)
-    assert torch.equal(wide[:, 1::2], torch.zeros_like(wide[:, 1::2]))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_strength_zero_changes_no_bit(kind: str, dtype: torch.dtype) -> None:
-    base = torch.randn(WEIGHTS[home(kind)]).to(dtype)
-    assert torch.equal(lyc.patch_(base.clone(), [(layer(kind, home(kind)), 0.0)]), base)
-    assert torch.equal(lyc.patch_(base.clone(), []), base)
-
-
-def test_a_new_strength_needs_no_new_plan() -> None:
-    layers = [layer(kind, "conv2d") for kind in SPATIAL]
-    base = torch.randn(WEIGHTS["conv2d"])
-    pairs = [(one, 1.0) for one in layers]
-    plan = lyc.PatchPlan.build(base.shape, base.dtype, base.device, pairs)
-    before = [tensor.clone() for tensor in plan.tensors]
-    for strengths in ([0.5] * len(layers), [-1.0, *[0.0] * (len(layers) - 1)]):
-        changed = list(zip(layers, strengths, strict=True))
-        assert_one_rounding(plan.apply_(base.clone(), plan.tensors, strengths), base, changed)
-    assert all(torch.equal(old, new) for old, new in zip(before, plan.tensors, strict=True))
+    DTYPES = (torch.float64, *PathCases.DTYPES)
 
 
 def test_every_layer_sees_the_weight_as_it_was() -> None:
@@ -148,43 +55,6 @@ def test_every_layer_sees_the_weight_as_it_was() -> None:
     other = lyc.patch_(base.clone(), pairs[::-1])
     torch.testing.assert_close(one, exact(base, pairs), rtol=0, atol=1e-12)
     torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize(("kind", "weight"), CASES, ids=[f"{k}-{w}" for k, w in CASES])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.usefixtures("tile")
-def test_rows_of_a_layer_on_rows_of_a_larger_weight(kind: str, weight: str, dtype: torch.dtype) -> None:
-    """A window of the layer meets rows of a fused weight, and nothing else is touched."""
-    one, shape = layer(kind, weight), WEIGHTS[weight]
-    rows = shape[0]
-    large = torch.randn(2 * rows + 1, *shape[1:]).to(dtype)
-    whole = lyc.patch_(large.clone(), [(lyc.Part(one, rows=(rows, 2 * rows)), 0.5)])
-    assert torch.equal(whole[:rows], large[:rows]) and torch.equal(whole[2 * rows :], large[2 * rows :])
-    assert_one_rounding(whole[rows : 2 * rows], large[rows : 2 * rows], [(one, 0.5)])
-    separable = one.additive() is not None or kind in ROW_BY_ROW
-    half = rows // 2 - 1
-    parts = [
-        (lyc.Part(one, rows=(rows + half, 2 * rows), window=(half, rows)), 0.5),
-        (lyc.Part(one, rows=(rows, rows + half), window=(0, half)), 0.5),
-    ]
-    if not separable:
-        with pytest.raises(lyc.LayerError, match="part of its rows"):
-            lyc.patch_(large.clone(), parts)
-        return
-    torch.testing.assert_close(lyc.patch_(large.clone(), parts), whole)
-
-
-ROW_BY_ROW = {
-    "lora-dora-out",
-    "loha-dora-out",
-    "glora",
-    "glora-core",
-    "ia3",
-    "ia3-peft",
-    "oftv2",
-    "boft-peft",
-    "full-set",
-}
 
 
 def test_rows_of_kinds_whose_blocks_must_be_kept_whole() -> None:
@@ -276,12 +146,6 @@ def test_a_weight_of_integers_is_refused() -> None:
         lyc.patch_(torch.zeros(12, 18, dtype=torch.int8), [(layer("lora", "linear"), 1.0)])
 
 
-def test_gradients_of_the_weight_are_left_alone() -> None:
-    weight = torch.nn.Parameter(torch.randn(WEIGHTS["linear"]))
-    lyc.patch_(weight, [(layer("lora", "linear"), 1.0)])
-    assert weight.requires_grad and weight.is_leaf
-
-
 @pytest.fixture
 def bfloat16_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any processor multiplies in bfloat16, some only slowly."""
@@ -296,22 +160,15 @@ def chosen(base: Tensor, pairs: list[tuple[lyc.Layer | lyc.Part, float]]) -> str
 
 @pytest.mark.usefixtures("bfloat16_processor")
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kinds", [("lora",), ("loha",), ("lora", "loha"), ("lora-tucker", "lora")])
-def test_a_bfloat16_product_is_one_rounding_away(
-    kinds: tuple[str, ...], stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The change is exact to 2^-17 of itself, beside a rounding of 2^-9 of the weight."""
-    monkeypatch.setattr(bfloat16_product, "LEFT", 50)
+@pytest.mark.parametrize("kinds", [("lora",), ("lora-tucker", "lora")])
+def test_a_bfloat16_product_is_one_rounding_away(kinds: tuple[str, ...], stored: torch.dtype) -> None:
     base = torch.randn(WEIGHTS["conv2d"]).to(torch.bfloat16)
     pairs = []
     for kind, strength in zip(kinds * 2, (0.7, -0.3, 1.0, 0.1), strict=False):
         tensors = {key: t if key == "alpha" else t.to(stored) for key, t in factors(kind, "conv2d").items()}
         pairs.append((ALGORITHMS[KINDS[kind].algorithm].load(tensors), strength))
     assert chosen(base, pairs) == "bfloat16 product"
-    wanted, found = exact(base, pairs), lyc.patch_(base.clone(), pairs).double()
-    changes = sum(abs(strength) * one.delta(base.double()).abs() for one, strength in pairs)
-    half_ulp = torch.finfo(torch.bfloat16).eps / 2 * wanted.abs()
-    assert ((found - wanted).abs() <= half_ulp + 2**-15 * changes.max()).all()
+    assert_one_rounding(lyc.patch_(base.clone(), pairs), base, pairs)
 
 
 @pytest.mark.usefixtures("bfloat16_processor")
@@ -322,14 +179,9 @@ def test_a_bfloat16_product_takes_rows_apart_and_refuses_what_overlaps() -> None
     assert chosen(base, apart) == "bfloat16 product"
     found = lyc.patch_(base.clone(), apart)
     for part, (rows, strength) in ((one, (slice(0, 12), 1.0)), (other, (slice(12, 24), 0.5))):
-        wanted = exact(base[rows], [(part, strength)])
-        bound = (
-            torch.finfo(torch.bfloat16).eps / 2 * wanted.abs() + 2**-15 * (wanted - base[rows]).abs().max()
-        )
-        assert ((found[rows].double() - wanted).abs() <= bound).all()
+        assert_one_rounding(found[rows], base[rows], [(part, strength)])
     overlapping = [(lyc.Part(one, (0, 12)), 1.0), (lyc.Part(other, (6, 18)), 0.5)]
     report = lyc.patch_report(base, overlapping)
     assert "not bfloat16 product: layers for a part of the rows overlap" in report
-    assert "not bfloat16 product: not for" in lyc.patch_report(
-        base[:12], [(layer("lokr-full-low", "linear"), 1.0)]
-    )
+    for kind in ("lokr-full-low", "loha"):
+        assert "not bfloat16 product: not for" in lyc.patch_report(base[:12], [(layer(kind, "linear"), 1.0)])

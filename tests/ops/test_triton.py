@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import pytest
 import torch
 from layers import WEIGHTS, load
-from test_patch import assert_one_rounding
+from rounding import assert_one_rounding
 from torch import Tensor
 
 import lycoris_ops as lyc
@@ -54,7 +54,7 @@ PATCHED = """
 import warnings
 import torch, lycoris_ops as lyc
 from layers import load
-from test_patch import assert_one_rounding
+from rounding import assert_one_rounding
 base, pairs = torch.randn(12, 18), [(load(kind, "linear"), 0.5) for kind in ("lora", "loha", "oft")]
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")

@@ -1,9 +1,9 @@
-"""bfloat16 weights on CPUs that multiply in bfloat16: one product with float32 sums, and no float32 tile.
+"""LoRA on bfloat16 weights, on CPUs that multiply in bfloat16: one product with float32 sums, and no tile.
 
-A float32 factor is split into a bfloat16 part and a bfloat16 remainder, so that L R is
-Lh Rh + Lh Rl + Ll Rh with an error of 2^-17 of the change, far below the one rounding of the weight.
-The three are one product of three times the rank; a part that is exact in bfloat16, such as a factor
-of a bfloat16 file at strength 1, needs no remainder.
+A float32 factor is the sum of three bfloat16 parts, the nearest value to what is left of it each time, which
+hold all of its 24 bits. So L R = sum of L_i R_j, where those with i + j > 2 are below what float32 holds. All
+of them are one product of a larger rank. A factor that is exact in fewer parts, such as the right one of a
+bfloat16 file, needs no more.
 """
 
 from __future__ import annotations
@@ -17,49 +17,34 @@ import torch
 from torch import Tensor
 
 from ...algebra import flat_shape
-from ..group import Product
-from ..hadamard import HadamardGroup
+from ..group import Factors, joined
 from ..low_rank import LowRankGroup
 from ..registry import Path
-from ..scratch import scratch
-from .torch_tiles import fill
 
 if TYPE_CHECKING:
     from ..plan import PatchPlan
 
-LEFT = 1 << 20
-"""Elements of a left factor that are made at once."""
+PARTS = 3
+"""bfloat16 holds 8 bits of a value, float32 holds 24."""
 
 
 @cache
-def _capabilities() -> dict[str, Any]:
-    found = getattr(torch.cpu, "get_capabilities", None)
-    return cast("dict[str, Any]", found()) if found else {}
-
-
 def able(instructions: str) -> bool:
     """Whether the processor has these instructions, as far as this torch can tell."""
-    return bool(_capabilities().get(instructions, False))
+    found = getattr(torch.cpu, "get_capabilities", None)
+    return bool(found and cast("dict[str, Any]", found()).get(instructions, False))
 
 
 def _needs() -> str | None:
-    if able("amx_bf16"):
-        return None
-    if not able("avx512_bf16"):
-        return "the processor does not multiply in bfloat16"
-    # 416 GFLOP/s on two Zen 4 cores, twice float32; 156 on two of a Xeon without AMX, half of float32.
-    if str(_capabilities().get("cpu_name", "")).startswith("AMD"):
-        return None
-    return "the processor multiplies faster in float32 than in bfloat16"
+    # Three times the rank: AMX is worth it, AVX512-BF16 is not, which is at most twice as fast as float32.
+    return None if able("amx_bf16") else "the processor has no products of bfloat16 matrices (AMX)"
 
 
 def _refuses(plan: PatchPlan, weight: Tensor) -> str | None:
     if not weight.is_contiguous():
         return "the weight is not contiguous"
-    # The Khatri-Rao product of a LoHa layer is worth its rank only where a product costs next to nothing.
-    taken = (LowRankGroup, HadamardGroup) if able("amx_bf16") else (LowRankGroup,)
     for group, _ in plan.groups:
-        if not isinstance(group, taken):
+        if not isinstance(group, LowRankGroup):
             return f"not for {group.summary}"
     spans = sorted({rows or (0, plan.final[0]) for _, rows in plan.groups})
     if any(one[1] > other[0] for one, other in itertools.pairwise(spans)):
@@ -68,60 +53,29 @@ def _refuses(plan: PatchPlan, weight: Tensor) -> str | None:
 
 
 def _apply(plan: PatchPlan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> None:
-    products: dict[tuple[int, int], list[Product]] = {}
+    products: dict[tuple[int, int], list[Factors]] = {}
     for group, rows in plan.groups:
-        whole = isinstance(group, HadamardGroup)
-        found = group.as_products(tensors) if whole else group.products(tensors)
-        products.setdefault(rows or (0, plan.final[0]), []).extend(found)
+        products.setdefault(rows or (0, plan.final[0]), []).extend(group.products(tensors))
     flat = weight.view(flat_shape(plan.final))
-    for rows, found in products.items():
-        _add(flat[slice(*rows)], found, strengths)
+    made = [(rows, *_parts(found, strengths)) for rows, found in products.items()]
+    for rows, left, right in made:
+        flat[slice(*rows)].addmm_(left, right)
 
 
-def _add(flat: Tensor, products: Sequence[Product], strengths: Sequence[float]) -> None:
-    ranks = [product.rank for product in products]
-    wide = scratch("product right", (sum(ranks), flat.shape[1]), torch.float32, flat.device)
-    start = 0
-    for product, rank in zip(products, ranks, strict=True):
-        fill(wide[start : start + rank], product.right, 0)
-        start += rank
-    high, low = _split(wide, "right")
-    step = max(1, LEFT // sum(ranks))
-    for first in range(0, len(flat), step):
-        rows = flat[first : first + step]
-        left = scratch("product left", (len(rows), sum(ranks)), torch.float32, flat.device)
-        start = 0
-        for product, rank in zip(products, ranks, strict=True):
-            parts = tuple(part[first : first + len(rows)] for part in product.left)
-            fill(left[:, start : start + rank], parts, 1, product.factor(strengths))
-            start += rank
-        left_high, left_low = _split(left, "left")
-        lefts, rights = [left_high], [high]
-        if low is not None:
-            lefts.append(left_high)
-            rights.append(low)
-        if left_low is not None:
-            lefts.append(left_low)
-            rights.append(high)
-        rows.addmm_(_joined(lefts, 1, "lefts"), _joined(rights, 0, "rights"))
+def _parts(products: Sequence[Factors], strengths: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """The two sides of the product of all parts."""
+    lefts, rights = (_split(side) for side in joined(products, strengths, torch.float32, "bfloat16"))
+    pairs = [(i, j) for i in range(len(lefts)) for j in range(len(rights)) if i + j < PARTS]
+    return torch.cat([lefts[i] for i, _ in pairs], 1), torch.cat([rights[j] for _, j in pairs])
 
 
-def _split(wide: Tensor, use: str) -> tuple[Tensor, Tensor | None]:
-    """The nearest bfloat16 values and what is left of them, None where nothing is."""
-    high = scratch(f"{use} high", wide.shape, torch.bfloat16, wide.device).copy_(wide)
-    wide.sub_(high)
-    if not wide.any():
-        return high, None
-    return high, scratch(f"{use} low", wide.shape, torch.bfloat16, wide.device).copy_(wide)
-
-
-def _joined(parts: list[Tensor], dim: int, use: str) -> Tensor:
-    if len(parts) == 1:
-        return parts[0]
-    shape = list(parts[0].shape)
-    shape[dim] *= len(parts)
-    out = scratch(use, shape, torch.bfloat16, parts[0].device)
-    return torch.cat(parts, dim, out=out)
+def _split(wide: Tensor) -> list[Tensor]:
+    """The bfloat16 parts of a float32 tensor, which is overwritten; as few as hold it."""
+    parts: list[Tensor] = []
+    while len(parts) < PARTS and (not parts or bool(wide.any())):
+        parts.append(wide.bfloat16())
+        wide.sub_(parts[-1])
+    return parts
 
 
 PATH = Path(

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...algebra import flat_shape
 from ...parts import Rows
 from ..full import FullGroup
-from ..group import Group
+from ..group import Placed, summed
 from ..hadamard import HadamardGroup
 from ..kronecker import KroneckerGroup
 from ..low_rank import LowRankGroup
@@ -102,15 +102,14 @@ class Term:
 
 
 def _low_rank(group: LowRankGroup, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Term]:
-    return [Term(one.factor(strengths), (*one.left, *one.right)) for one in group.products(tensors)]
+    return [Term(one.factor(strengths), (one.left, one.right)) for one in group.products(tensors)]
 
 
 def _hadamard(group: HadamardGroup, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Term]:
-    terms: list[Term] = []
-    for one in group.as_products(tensors):
-        first, second = zip(one.left, one.right, strict=True)
-        terms.append(Term(one.factor(strengths), first, second))
-    return terms
+    return [
+        Term(one.factor(strengths), (one.left, one.right), (two.left, two.right))
+        for one, two in group.pairs(tensors)
+    ]
 
 
 def _kronecker(group: KroneckerGroup, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Term]:
@@ -143,26 +142,21 @@ def terms_of(
     """Every change of the weight as terms for rows of it.
 
     Groups without terms of their own (sparse ones, those that depend on the weight) are summed by
-    torch first, in float32, and their sum is one more term: the weight is still rounded once.
+    torch first, and their sum is one more term: the weight is still rounded once.
     """
-    shape = flat_shape(plan.final)
     terms: list[tuple[Term, Rows]] = []
-    others: list[tuple[Group, Rows]] = []
+    others: list[Placed] = []
     for group, rows in plan.groups:
-        place = rows or (0, shape[0])
+        place = rows or (0, plan.final[0])
         own = TERMS.get(type(group))
         if own:
             terms += [(term, place) for term in own(group, tensors, strengths)]
         else:
             others.append((group, place))
-    if others:
-        start, stop = min(low for _, (low, _) in others), max(high for _, (_, high) in others)
-        total = torch.zeros(stop - start, shape[1], dtype=torch.float32, device=weight.device)
-        for group, (low, high) in others:
-            add = group.bind(tensors, strengths, torch.float32, weight[low:high])
-            if add:
-                add(total[low - start : high - start], 0)
-        terms.append((Term(1.0, (total,)), (start, stop)))
+    found = summed(others, tensors, strengths, weight)
+    if found:
+        total, start = found
+        terms.append((Term(1.0, (total,)), (start, start + len(total))))
     return terms
 
 

@@ -1,1 +1,0 @@
-"""Kernels compiled by numba: imported only by the path that runs them."""
