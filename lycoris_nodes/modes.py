@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..lycoris_ops import BypassPlan, Entry, LycorisError, bypass_refusal, geometry_of
-from ..lycoris_ops.resolve import Match
+from ..lycoris_ops.stack.resolve import Match
 from .bypass_patch import plans_of
 from .host import (
     enlarged_by_patches,

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..lycoris_ops import Entry, LycorisError, PatchPlan
-from ..lycoris_ops.algebra import padded
-from ..lycoris_ops.kept_plans import kept_plan
-from ..lycoris_ops.resolve import Match
+from ..lycoris_ops.maths.tensors import padded
+from ..lycoris_ops.stack.kept_plans import kept_plan
+from ..lycoris_ops.stack.resolve import Match
 from .host import WeightAdapterBase, plain
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")

@@ -3,11 +3,12 @@
 Importing this package initialises no accelerator and needs no host application.
 """
 
+from .adapters.adapter import Adapter, adapter_stamp, load_adapter
+from .adapters.save import SaveResult, describe_saved, save_adapter
 from .algorithms import ALGORITHMS, Layer
+from .bake.checkpoint import MergeResult, merge_checkpoint
 from .bypass import Bypass, BypassPlan, geometry_of
 from .bypass import refusal as bypass_refusal
-from .checkpoint import MergeResult, merge_checkpoint
-from .codec import Codec, Quantised
 from .errors import (
     FileFormatError,
     LayerError,
@@ -16,17 +17,16 @@ from .errors import (
     RuleError,
     WriteError,
 )
-from .files.adapter import Adapter, adapter_stamp, load_adapter
 from .files.cache import TensorCache
-from .files.naming import WRITTEN
+from .files.quantised import Codec, Quantised
 from .files.tensor_file import PICKLES, SAFETENSORS, Fingerprint
-from .kernels import PatchPlan, patch_, patch_report
-from .parts import Part
-from .report import describe
-from .resolve import Resolution, resolve
-from .rules import Rules
-from .save import SaveResult, describe_saved, save_adapter
-from .stack import Entry, Stack
+from .layers.part import Part
+from .names.written import WRITTEN
+from .patch import PatchPlan, patch_, patch_report
+from .report.applied import describe
+from .stack.resolve import Resolution, resolve
+from .stack.rules import Rules
+from .stack.stack import Entry, Stack
 
 __version__ = "0.2.0"
 

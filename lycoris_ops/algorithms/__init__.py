@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from ..algebra import Shape
+from ..maths.tensors import Shape
 from .base import Layer, a_layer
 
 __all__ = ["ALGORITHMS", "Layer", "detect", "explain"]

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..algebra import Extent, Shape, compute_dtype, fits
+from ..changes.forms import Additive, Dependent, Form
+from ..changes.operators import Sides
 from ..errors import LayerError
-from ..forms import Additive, Dependent, Form
-from ..sides import Sides
+from ..maths.tensors import Extent, Shape, compute_dtype, fits
 
 if TYPE_CHECKING:
     from typing_extensions import Self

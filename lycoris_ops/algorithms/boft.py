@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..algebra import Extent, Shape
+from ..changes.operators import Blocks, Chain, Diagonal, Operator, Permuted, Sides
 from ..errors import LayerError
-from ..sides import Blocks, Chain, Diagonal, Operator, Permuted, Sides
+from ..maths.tensors import Extent, Shape
 from .oft import BLOCKS, Oft
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..algebra import Extent, Shape, cayley
+from ..changes.operators import Blocks, Chain, Diagonal, Operator, Permuted, Sides
 from ..errors import LayerError
-from ..sides import Blocks, Chain, Diagonal, Operator, Permuted, Sides
+from ..maths.tensors import Extent, Shape, cayley
 from .base import Layer, agree, dimensions
 from .oftv2 import block_of_inputs
 

@@ -11,10 +11,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..algebra import Extent, Shape, dora_factor, fits, flat_shape, magnitude_axis
+from ..changes.forms import Additive, Sparse
+from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
-from ..forms import Additive, Sparse
-from ..sides import Diagonal, Sides
+from ..maths.tensors import Extent, Shape, dora_factor, fits, flat_shape, magnitude_axis
 from .base import Layer, add_up, agree, shapes_of, show
 
 DORA = "dora_scale"

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from .. import forms
-from ..algebra import Shape
+from ..changes import forms
+from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
-from ..sides import Diagonal, Sides
+from ..maths.tensors import Shape
 from .base import ALPHA, DIFF_B, Layer
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..algebra import Extent, Shape, flat_shape, fold_core
+from ..changes.forms import LowRank
+from ..changes.operators import Product, Sides
 from ..errors import LayerError
-from ..forms import LowRank
-from ..sides import Product, Sides
+from ..maths.tensors import Extent, Shape, flat_shape, fold_core
 from .base import Layer, agree, dimensions, scale, shapes_of
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..algebra import Extent, Shape, fits
+from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
-from ..sides import Diagonal, Sides
+from ..maths.tensors import Extent, Shape, fits
 from .base import ALPHA, Layer, dimensions, show
 
 if TYPE_CHECKING:

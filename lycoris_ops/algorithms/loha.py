@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..algebra import Shape, flat_shape, fold_core
-from ..forms import Hadamard
+from ..changes.forms import Hadamard
+from ..maths.tensors import Shape, flat_shape, fold_core
 from .base import agree, dimensions, scale
 from .factored import Factored
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..algebra import Shape, factorization, fold_core
-from ..forms import Kronecker
+from ..changes.forms import Kronecker
+from ..maths.tensors import Shape, factorization, fold_core
 from .base import agree, dimensions, scale
 from .factored import Factored
 

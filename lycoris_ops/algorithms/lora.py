@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..algebra import Extent, Shape, flat_shape, fold_core
+from ..changes.forms import LowRank
 from ..errors import LayerError
-from ..forms import LowRank
+from ..maths.tensors import Extent, Shape, flat_shape, fold_core
 from .base import Layer, agree, dimensions, scale, shapes_of, show
 from .factored import Factored
 from .full import Full

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..algebra import Shape
-from ..forms import Full as FullForm
+from ..changes.forms import Full as FullForm
+from ..maths.tensors import Shape
 from .base import ALPHA, Layer
 from .full import Full
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..algebra import Extent, Shape, cayley, factorization, norm
+from ..changes.operators import Blocks, Sides
 from ..errors import LayerError
-from ..sides import Blocks, Sides
+from ..maths.tensors import Extent, Shape, cayley, factorization, norm
 from .base import Layer, agree, dimensions
 
 if TYPE_CHECKING:

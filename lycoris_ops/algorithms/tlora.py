@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor
 
-from ..algebra import Shape, singular
+from ..changes.forms import LowRank
+from ..changes.operators import Sides
 from ..errors import LayerError
-from ..forms import LowRank
-from ..sides import Sides
+from ..maths.tensors import Shape, singular
 from .base import Layer, agree, dimensions, scale
 
 if TYPE_CHECKING:

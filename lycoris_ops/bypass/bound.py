@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..algebra import compute_dtype
-from ..forms import Full, LowRank
-from ..parts import Rows
-from ..sides import moved
+from ..changes.forms import Full, LowRank
+from ..changes.operators import moved
+from ..layers.part import Rows
+from ..maths.tensors import compute_dtype
 from . import dense, hadamard, kronecker, low_rank
 from .geometry import Geometry, working_dtype
 from .plan import Base, Met, MetStage

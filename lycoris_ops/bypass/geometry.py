@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..algebra import Shape
-from ..parts import Rows
-from ..sides import Operator
+from ..changes.operators import Operator
+from ..layers.part import Rows
+from ..maths.tensors import Shape
 
 CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..algebra import compute_dtype
-from ..forms import Hadamard
+from ..changes.forms import Hadamard
+from ..maths.tensors import compute_dtype
 from .geometry import Geometry
 from .term import Item, Strengths, buffer
 

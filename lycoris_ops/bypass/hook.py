@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..algebra import compute_dtype
 from ..errors import LycorisError
+from ..maths.tensors import compute_dtype
 from .bound import Bound
 from .geometry import geometry_of
 from .plan import BypassPlan, Met

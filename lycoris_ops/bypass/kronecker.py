@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..algebra import compute_dtype
-from ..forms import Kronecker, product
+from ..changes.forms import Kronecker, product
+from ..maths.tensors import compute_dtype
 from .geometry import Geometry
 from .term import Item, Scaled, Strengths
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..forms import LowRank
+from ..changes.forms import LowRank
 from .geometry import Geometry
 from .term import Item, Strengths
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..algebra import Shape
 from ..algorithms import Layer
+from ..changes.forms import Additive, Dependent, Form, Full, Hadamard, Kronecker, LowRank, Sparse
+from ..changes.operators import Diagonal, Operator, Sides, moved
 from ..errors import LayerError
-from ..forms import Additive, Dependent, Form, Full, Hadamard, Kronecker, LowRank, Sparse
-from ..kernels import PatchPlan
-from ..parts import Part, Rows
-from ..sides import Diagonal, Operator, Sides, moved
+from ..layers.part import Part, Rows
+from ..maths.tensors import Shape
+from ..patch import PatchPlan
 from .geometry import Geometry
 from .term import Scaled
 

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..algebra import Shape
-from ..forms import Kronecker
-from ..kernels.scratch import scratch
+from ..changes.forms import Kronecker
+from ..maths.tensors import Shape
+from ..patch.scratch import scratch
 
 Strengths = Sequence[float]
 

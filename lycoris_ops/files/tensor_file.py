@@ -13,8 +13,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..algebra import Shape
 from ..errors import FileFormatError
+from ..maths.tensors import Shape
 from .cache import TensorCache
 
 SAFETENSORS = (".safetensors", ".sft")

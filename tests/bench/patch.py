@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 import lycoris_ops as lyc
-from lycoris_ops.kernels.registry import PATHS, path_report
+from lycoris_ops.patch.registry import PATHS, path_report
 from tests.bench.cases import CASES, DTYPES, SETS, Case, base
 from tests.bench.peers import PEERS, Patch, Stack
 from tests.harness.facts import ROOT, facts

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hosting import Host
 
-from lycoris_ops.files.architectures import DIFFUSERS, Places
+from lycoris_ops.names.architectures import DIFFUSERS, Places
 from tests.harness import dialects, in_diffusers, zoo
 
 pytestmark = pytest.mark.host

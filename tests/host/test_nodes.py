@@ -143,8 +143,8 @@ def test_a_second_copy_of_the_pack_in_one_process_does_no_harm(host: Host, plain
 def test_a_new_strength_reads_no_layer_and_makes_no_plan(
     host: Host, plain: Patched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plans = importlib.import_module(f"{host.pack.__name__}.lycoris_ops.kernels.plan")
-    adapters = importlib.import_module(f"{host.pack.__name__}.lycoris_ops.files.adapter")
+    plans = importlib.import_module(f"{host.pack.__name__}.lycoris_ops.patch.plan")
+    adapters = importlib.import_module(f"{host.pack.__name__}.lycoris_ops.adapters.adapter")
     made: list[str] = []
     build, layer = plans.PatchPlan.build.__func__, adapters.Adapter.layer
     monkeypatch.setattr(

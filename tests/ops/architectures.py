@@ -10,8 +10,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from lycoris_ops.files import architectures
-from lycoris_ops.files.architectures.base import Place, Places
+from lycoris_ops.names import architectures
+from lycoris_ops.names.architectures.base import Place, Places
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]

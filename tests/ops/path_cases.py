@@ -14,9 +14,9 @@ from torch import Tensor
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
-from lycoris_ops.kernels import hadamard
-from lycoris_ops.kernels.paths import torch_tiles
-from lycoris_ops.kernels.paths.numba import packing
+from lycoris_ops.patch.groups import hadamard
+from lycoris_ops.patch.paths import plain_torch as torch_tiles
+from lycoris_ops.patch.paths.numba import packing
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ADDITIVE = [kind for kind, spec in KINDS.items() if spec.additive and not spec.flat]

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import lycoris_ops as lyc
-from lycoris_ops.__main__ import main
 from lycoris_ops.bypass import Geometry
-from lycoris_ops.kept_plans import kept_plan
+from lycoris_ops.commands import main
+from lycoris_ops.stack.kept_plans import kept_plan
 
 KEY, NAME = "diffusion_model.a.c.weight", "lora_unet_a_c"
 SAYS = {

@@ -18,6 +18,7 @@ from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.bypass import hadamard
 from lycoris_ops.bypass.hook import PlainReader
 from lycoris_ops.bypass.term import Item
+from lycoris_ops.changes.forms import Hadamard
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -220,7 +221,7 @@ def test_a_hadamard_product_goes_the_cheaper_way(
     size: int, rank: int, positions: int, khatri_rao: bool
 ) -> None:
     left, right = torch.zeros(1, 1).expand(size, rank), torch.zeros(1, 1).expand(rank, size)
-    form = lyc.forms.Hadamard(left, right, left, right, 1.0)
+    form = Hadamard(left, right, left, right, 1.0)
     term = hadamard.HadamardTerm(
         bypass.Geometry(size, size), [Item(form, 0)], torch.float32, torch.device("cpu")
     )

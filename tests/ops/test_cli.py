@@ -14,7 +14,7 @@ from layers import lora
 from safetensors.torch import load_file, save_file
 
 import lycoris_ops as lyc
-from lycoris_ops.__main__ import main
+from lycoris_ops.commands import main
 from tests.harness.facts import ROOT
 
 MODEL = {
@@ -248,7 +248,7 @@ def test_an_interrupt_is_one_line_and_leaves_nothing(
 
         return progress
 
-    monkeypatch.setattr("lycoris_ops.__main__._progress", interrupt)
+    monkeypatch.setattr("lycoris_ops.commands._progress", interrupt)
     before = sorted(tmp_path.iterdir())
     status = main(["bake", str(model), "--adapter", str(file), "-o", str(tmp_path / "out.safetensors")])
     out, err = capfd.readouterr()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lycoris_ops as lyc
-from lycoris_ops.codec import plain_floats, round_to_float8, seed_of
+from lycoris_ops.files.quantised import plain_floats, round_to_float8, seed_of
 from lycoris_ops.files.safetensors_file import SafetensorsFile
 from lycoris_ops.files.tensor_file import TensorFile
 

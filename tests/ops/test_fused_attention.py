@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from architectures import Shape
 
-from lycoris_ops.files.architectures import fused_attention
-from lycoris_ops.files.architectures.base import Place
+from lycoris_ops.names.architectures import fused_attention
+from lycoris_ops.names.architectures.base import Place
 
 PARTS = {
     "qkv": (12, 4),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import lycoris_ops as lyc
-from lycoris_ops.resolve import EntryResolution
+from lycoris_ops.stack.resolve import EntryResolution
 from tests.harness.listings import Listing, listings, target, thin, write_hollow, write_random
 
 NAMELESS = "cascade_stability_positional"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import Layer
-from lycoris_ops.kernels import registry, scratch
+from lycoris_ops.patch import registry, scratch
 from tests.harness.allocations import MemoryRunsOut
 
 

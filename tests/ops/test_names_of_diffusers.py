@@ -32,7 +32,7 @@ from diffusers.loaders import lora_conversion_utils, single_file_utils
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXTransformer3DModel
 from torch import Tensor
 
-from lycoris_ops.files.architectures import (
+from lycoris_ops.names.architectures import (
     ace_step,
     cogvideox,
     cosmos,
@@ -47,8 +47,8 @@ from lycoris_ops.files.architectures import (
     wan,
     z_image,
 )
-from lycoris_ops.files.architectures.base import Place
-from lycoris_ops.files.targets import Targets
+from lycoris_ops.names.architectures.base import Place
+from lycoris_ops.names.targets import Targets
 
 WAN = """
 patch_embedding 8 3 1 2 2

@@ -32,7 +32,7 @@ from diffusers.loaders import lora_conversion_utils as loras
 from diffusers.loaders import single_file_utils as checkpoints
 from torch import Tensor, nn
 
-from lycoris_ops.files.architectures import (
+from lycoris_ops.names.architectures import (
     auraflow,
     flux,
     hunyuan_dit,
@@ -41,7 +41,7 @@ from lycoris_ops.files.architectures import (
     sd3,
     stable_cascade,
 )
-from lycoris_ops.files.architectures.base import Places
+from lycoris_ops.names.architectures.base import Places
 
 PARAMETERS = re.compile(
     r"(.*\.)?(scale|scale_shift_table|pos_embed|positional_\w+|register_tokens|\w+_padding|in_proj_weight)$"

@@ -26,9 +26,10 @@ from test_memory import halved
 from torch import Tensor
 
 import lycoris_ops as lyc
-from lycoris_ops.kernels import registry
-from lycoris_ops.kernels.paths import bfloat16_product, numba
-from lycoris_ops.kernels.paths.numba import packing
+from lycoris_ops.patch import registry
+from lycoris_ops.patch.paths import bfloat16 as bfloat16_product
+from lycoris_ops.patch.paths import numba
+from lycoris_ops.patch.paths.numba import packing
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -442,7 +443,7 @@ def test_what_is_compiled_is_kept_on_disk(tmp_path: Path) -> None:
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     for file in ("kernel.py", "vectors.py"):
-        shutil.copy(ROOT / "lycoris_ops/kernels/paths/numba" / file, package)
+        shutil.copy(ROOT / "lycoris_ops/patch/paths/numba" / file, package)
     names = [
         {"parent": str(tmp_path / "pack"), "module": "ops.kernel"},
         {"parent": str(tmp_path), "module": "pack.ops.kernel"},

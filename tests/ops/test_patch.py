@@ -14,8 +14,9 @@ from torch import Tensor
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
-from lycoris_ops.kernels import registry
-from lycoris_ops.kernels.paths import bfloat16_product, torch_tiles
+from lycoris_ops.patch import registry
+from lycoris_ops.patch.paths import bfloat16 as bfloat16_product
+from lycoris_ops.patch.paths import plain_torch as torch_tiles
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from layers import factors, lora
 from safetensors.torch import save_file
 
 import lycoris_ops as lyc
-from lycoris_ops.resolve import EntryResolution
+from lycoris_ops.stack.resolve import EntryResolution
 
 HOST = {
     "diffusion_model.input_blocks.0.0.weight": (8, 4, 3, 3),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import lycoris_ops as lyc
-from lycoris_ops.files.targets import Targets
+from lycoris_ops.names.targets import Targets
 
 SHAPES = {
     "diffusion_model.input_blocks.0.0.weight": (4, 4, 3, 3),

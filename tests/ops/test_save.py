@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lycoris_ops as lyc
-from lycoris_ops import save as saving
-from lycoris_ops.files.naming import WRITTEN
+from lycoris_ops.adapters import save as saving
+from lycoris_ops.names.written import WRITTEN
 
 PATH = "down_blocks.0.attentions.0.proj_in"
 NAMES = {

@@ -379,7 +379,7 @@ def test_without_shapes_only_whole_layers_have_a_name(tmp_path: Path) -> None:
 def test_a_layer_of_other_rows_is_checked_against_its_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lycoris_ops import save as saving
+    from lycoris_ops.adapters import save as saving
 
     honest = saving.take
     monkeypatch.setattr(

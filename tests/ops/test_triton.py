@@ -19,8 +19,8 @@ from rounding import assert_one_rounding
 from torch import Tensor
 
 import lycoris_ops as lyc
-from lycoris_ops.kernels import registry
-from lycoris_ops.kernels.paths import triton_fused
+from lycoris_ops.patch import registry
+from lycoris_ops.patch.paths import triton as triton_fused
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -92,12 +92,12 @@ def test_a_triton_that_is_too_old_is_refused() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU driver")
 def test_without_a_driver_triton_says_so() -> None:
     """Asked beforehand; and where it only shows at the launch, the next path runs."""
-    asked = "from lycoris_ops.kernels.paths.triton_fused import PATH\nprint(PATH.needs())"
+    asked = "from lycoris_ops.patch.paths.triton import PATH\nprint(PATH.needs())"
     assert "0 active drivers" in python("-c", asked, interpret=False)
     launched = (
         "import dataclasses\n"
-        "from lycoris_ops.kernels import registry\n"
-        "from lycoris_ops.kernels.paths.triton_fused import PATH\n"
+        "from lycoris_ops.patch import registry\n"
+        "from lycoris_ops.patch.paths.triton import PATH\n"
         "here = dataclasses.replace(PATH, devices=('cpu',), needs=lambda: None)\n"
         "registry.PATHS = tuple(here if path is PATH else path for path in registry.PATHS)\n"
     )
@@ -205,9 +205,9 @@ import sys
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from lycoris_ops.kernels.paths import triton_fused
-from lycoris_ops.kernels.paths.triton_fused import Term, options_of, tabulate
-from lycoris_ops.kernels.triton_kernels.terms import add_terms
+from lycoris_ops.patch.paths import triton as triton_fused
+from lycoris_ops.patch.paths.triton import Term, options_of, tabulate
+from lycoris_ops.patch.paths.triton.kernel import add_terms
 
 card, backend, arch, lanes, shared = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 target = GPUTarget(backend, int(arch) if arch.isdigit() else arch, lanes)

@@ -14,9 +14,9 @@ from layers import load as layer
 from path_cases import PathCases
 
 import lycoris_ops as lyc
-from lycoris_ops.kernels import registry
-from lycoris_ops.kernels.paths import triton_fused
-from lycoris_ops.kernels.paths.triton_fused import Tile
+from lycoris_ops.patch import registry
+from lycoris_ops.patch.paths import triton as triton_fused
+from lycoris_ops.patch.paths.triton import Tile
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,89 @@
+"""Apply LyCORIS Stack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...lycoris_ops import Stack, describe, resolve
+from ..bypass_patch import add_bypass
+from ..host import add_patches, io, patcher_of, weight_shapes
+from ..modes import Choice, Mode, choose, describe_choice
+from ..patch import build_patches
+from ..wires import CATEGORY, report_output, stack_input, with_report
+
+
+class LycorisApplyStack(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LycorisApplyStack",
+            display_name="Apply LyCORIS Stack",
+            category=CATEGORY,
+            description="Applies every LoRA / LyCORIS of a stack to a model and its text encoder in one "
+            "pass per weight, and reports what matched and what did not.",
+            search_aliases=["apply lora", "apply lycoris", "lora stack", "lora report", "load lora"],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="The diffusion model to change; the original stays as it is."
+                ),
+                stack_input(tooltip="What to apply; an empty stack changes nothing."),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The text encoder to change. Without it, text-encoder layers are left out "
+                    "and reported.",
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=["merge", "bypass", "auto"],
+                    default="merge",
+                    tooltip="merge: the change is added to the weights when the model is loaded, and "
+                    "sampling costs nothing more. bypass: the weights stay as they are, and each step "
+                    "computes the change beside them. auto: bypass for quantised weights and on low VRAM, "
+                    "merge elsewhere.",
+                ),
+                io.Boolean.Input(
+                    "strict",
+                    default=False,
+                    tooltip="Off: layers that meet nothing are reported and the rest is applied. "
+                    "On: any such layer is an error.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output("MODEL", display_name="model", tooltip="The model with the stack applied."),
+                io.Clip.Output(
+                    "CLIP",
+                    display_name="clip",
+                    tooltip="The text encoder with the stack applied; empty where none is connected.",
+                ),
+                report_output(),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, stack: Stack, mode: Mode, strict: bool, clip: Any = None) -> io.NodeOutput:
+        changed = [(one, weight_shapes(patcher_of(one))) for one in (model, clip) if one is not None]
+        shapes = {key: shape for _, own in changed for key, shape in own.items()}
+        resolution = resolve(stack, shapes, absent_because="no CLIP is connected")
+        resolution.check(strict=strict)
+        pairs = resolution.pairs()
+        choices = [choose(patcher_of(one), own, pairs, mode) for one, own in changed]
+        results = [_patched(one, own, choice) for (one, own), choice in zip(changed, choices, strict=True)]
+        reports = (describe(resolution), describe_choice(mode, choices))
+        report = "\n\n".join(report for report in reports if report)
+        return with_report(*results, *([None] if clip is None else []), report=report)
+
+
+def _patched(patchable: Any, shapes: Mapping[str, Sequence[int]], choice: Choice) -> Any:
+    """A clone with the stack's patches and hooks, or the very same object where nothing changes it."""
+    patches = build_patches(shapes, choice.merged)
+    if not patches and not choice.bypassed:
+        return patchable
+    clone = patchable.clone()
+    if patches:
+        add_patches(clone, patches)
+    if choice.bypassed:
+        # After the patches: to add those to a clone of a loaded model the host injects what it carries.
+        add_bypass(patcher_of(clone), choice.bypassed)
+    return clone

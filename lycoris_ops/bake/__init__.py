@@ -1,0 +1,1 @@
+"""A stack merged into a checkpoint file."""

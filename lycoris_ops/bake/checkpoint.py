@@ -1,0 +1,315 @@
+"""Merging a stack into a checkpoint file, tensor by tensor."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from ..errors import FileFormatError, LayerError, LycorisError, WriteError, located
+from ..files.quantised import FLOAT8, Codec, Quantised, plain_floats, round_to_float8, seed_of
+from ..files.safetensors_file import ITEM_BITS, SafetensorsFile, encode_header, raw_bytes, read_exactly
+from ..files.tensor_file import DTYPE_NAMES, DTYPES, SAFETENSORS, TensorInfo
+from ..files.writing import FLOATS, check_free, check_other, metadata_of, written
+from ..maths.tensors import Shape, is_finite
+from ..patch import patch_
+from ..stack.resolve import Match, Resolution, resolve
+from ..stack.stack import Entry, Stack
+
+COPY_BYTES = 4 << 20
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all; what it raises ends the merge and removes what was written."""
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What was written."""
+
+    path: str
+    size: int
+    merged: int
+    """Weights that were changed."""
+    copied: int
+    """Tensors that were not."""
+    resolution: Resolution
+
+
+def merge_checkpoint(
+    base_path: str | os.PathLike[str],
+    stack: Stack,
+    out_path: str | os.PathLike[str],
+    dtype: torch.dtype | None = None,
+    *,
+    codec: Codec | None = None,
+    strict: bool = False,
+    overwrite: bool = True,
+    metadata: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> MergeResult:
+    """Write the base checkpoint with the stack merged into it: W + sum of strength * delta.
+
+    The base is streamed: at most one of its weights is in memory at a time, and adapter layers are
+    read as they are needed. With `dtype` None every tensor keeps its dtype, merged weights are one
+    rounding away from the exact sum, and all others are copied byte by byte; a float dtype converts
+    every float tensor of the file. The base's metadata is kept, `metadata` is added, and the recipe
+    is recorded. The file appears under its name only when it is complete; it may replace another unless
+    `overwrite` is off, but never the base.
+
+    Weights in plain float8 are rounded at random, so that small changes are not lost (see
+    `round_to_float8`). Quantised ones are read and written by `codec` and keep their format, whatever
+    the `dtype`; what no codec knows cannot be merged into.
+
+    Raises MatchError where the stack does not fit (see `Resolution.check`), FileFormatError for a
+    base that is damaged or quantised in an unknown way, WriteError where the file cannot be written.
+    """
+    base = SafetensorsFile.open(_safetensors(base_path))
+    check_other(Path(out_path), base.fingerprint.path)
+    if not overwrite:
+        check_free(Path(out_path))
+    quantised: Mapping[str, Quantised] = codec.find(base) if codec else {}
+    shapes = {key: info.shape for key, info in base.tensors.items()}
+    shapes |= {key: weight.shape for key, weight in quantised.items()}
+    resolution = resolve(stack, shapes, absent_because="the file does not hold it")
+    merge = _Merge(base, resolution.pairs(), quantised, codec)
+    # Before anything else: packed data have another shape than the weight, so no layer fits them.
+    misfits = (mismatch for entry in resolution.entries for mismatch in entry.mismatches if mismatch.strength)
+    for key in (*merge.pairs, *(mismatch.target.key for mismatch in misfits)):
+        merge.check_known(key)
+    resolution.check(strict=strict)
+    tensors = merge.outputs(dtype)
+    added = metadata_of(base.metadata, metadata or {}, _recipe(base, stack), "base_recipe")
+    report = progress or _silent
+    header = encode_header(tensors, added)
+    size = done = len(header)
+    size += sum(info.end - info.start for info in tensors.values())
+    with written(Path(out_path), size) as out, base.data() as data:
+        out.write(header)
+        for run in merge.runs(tensors):
+            if isinstance(run, _Copied):
+                out.seek(len(header) + tensors[run.first].start)
+                for count in _copy(data, out, base, run.start, run.end):
+                    done += count
+                    report(done, size)
+                continue
+            for name, tensor in merge.rewritten(data, run, tensors).items():
+                out.seek(len(header) + tensors[name].start)
+                out.write(raw_bytes(tensor))
+                done += tensor.nbytes
+            report(done, size)
+    return MergeResult(str(out_path), size, len(merge.pairs), len(tensors) - len(merge.changed), resolution)
+
+
+@dataclass(frozen=True)
+class _Copied:
+    """Tensors that follow each other and stay as they are: the first one, and their bytes in the base."""
+
+    first: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """A base, what changes it, and how its weights are stored."""
+
+    base: SafetensorsFile
+    pairs: Mapping[str, list[tuple[Entry, Match]]]
+    quantised: Mapping[str, Quantised]
+    codec: Codec | None
+
+    @cached_property
+    def plain(self) -> set[str]:
+        return plain_floats(self.base.tensors, self.quantised)
+
+    @cached_property
+    def changed(self) -> dict[str, str]:
+        """Each tensor that the merge changes, with the weight whose change it is."""
+        changed = {key: key for key in self.pairs}
+        for key in self.pairs:
+            if key in self.quantised:
+                changed |= dict.fromkeys(self.quantised[key].parts, key)
+        return changed
+
+    def outputs(self, dtype: torch.dtype | None) -> dict[str, TensorInfo]:
+        """The header of the file to write: the base's, with dtypes and offsets as they will be."""
+        if dtype is not None and DTYPE_NAMES.get(dtype) not in FLOATS:
+            raise LycorisError(
+                "a checkpoint cannot be written in this dtype", got=str(dtype), expected=", ".join(FLOATS)
+            )
+        outputs: dict[str, TensorInfo] = {}
+        position = 0
+        for name, info in self.base.tensors.items():
+            written, shape = info.dtype, info.shape
+            weight = self.quantised.get(self.changed.get(name, ""))
+            if weight is not None:
+                self._check_size(weight)
+                written = weight.parts[name]
+            elif name in self.plain:
+                written = DTYPE_NAMES[dtype] if dtype else info.dtype
+                shape = _enlarged(info.shape, self.pairs.get(name, []))
+            size = (math.prod(shape) * ITEM_BITS[written] + 7) // 8
+            outputs[name] = TensorInfo(written, shape, position, position + size)
+            position += size
+        return outputs
+
+    def check_known(self, key: str) -> None:
+        """Raise where a weight is stored in a form that nothing here can read."""
+        if key in self.plain or key in self.quantised:
+            return
+        with_host = "use the node Save Merged Model, which knows ComfyUI's formats, or "
+        raise FileFormatError(
+            "a weight that an adapter changes is quantised",
+            file=self.base.fingerprint.path,
+            key=key,
+            got=self.base.tensors[key].dtype,
+            expected=", ".join((*FLOATS, *(f"{name} without scales" for name in FLOAT8))),
+            hint=f"To merge, {'' if self.codec else with_host}take the file it was quantised from",
+        )
+
+    def _check_size(self, weight: Quantised) -> None:
+        enlarged = _enlarged(weight.shape, self.pairs[weight.key])
+        if enlarged != weight.shape:
+            raise LayerError(
+                "a quantised weight cannot be enlarged",
+                file=self.base.fingerprint.path,
+                key=weight.key,
+                got=str(list(enlarged)),
+                expected=str(list(weight.shape)),
+                hint="Merge into the file it was quantised from",
+            )
+
+    def runs(self, tensors: Mapping[str, TensorInfo]) -> Iterator[_Copied | str]:
+        """What to write, in the base's order: a weight to change or convert, or what stays as it is.
+
+        A weight that is stored as several tensors comes once, where the first of them stands.
+        """
+        copied: _Copied | None = None
+        begun: set[str] = set()
+        for name, info in self.base.tensors.items():
+            if name not in self.changed and tensors[name].dtype == info.dtype:
+                copied = _Copied(
+                    copied.first if copied else name, copied.start if copied else info.start, info.end
+                )
+                continue
+            if copied is not None:
+                yield copied
+                copied = None
+            owner = self.changed.get(name, name)
+            if owner not in begun:
+                begun.add(owner)
+                yield owner
+        if copied is not None:
+            yield copied
+
+    def rewritten(self, data: BinaryIO, key: str, tensors: Mapping[str, TensorInfo]) -> Mapping[str, Tensor]:
+        """The tensors that a changed or converted weight is written as."""
+        weight = self.quantised.get(key) if key in self.pairs else None
+        if weight is None or self.codec is None:
+            return {key: self._converted(data, key, DTYPES[tensors[key].dtype])}
+        stored = {name: self.base.read_one(data, name) for name in weight.parts}
+        values = self._patched(key, self.codec.decode(weight, stored))
+        if not is_finite(values):
+            raise self._unfit(key, weight.format)
+        parts = self.codec.encode(weight, values, stored)
+        for name in weight.parts:
+            dtype = DTYPE_NAMES.get(parts[name].dtype)
+            if (dtype, tuple(parts[name].shape)) != (tensors[name].dtype, tensors[name].shape):
+                raise WriteError(
+                    "a quantised weight came out in another form than it was read in",
+                    file=self.base.fingerprint.path,
+                    key=name,
+                    got=f"{parts[name].dtype} {list(parts[name].shape)}",
+                    expected=f"{tensors[name].dtype} {list(tensors[name].shape)}",
+                    hint="Merge into the file it was quantised from",
+                )
+        return {name: parts[name] for name in weight.parts}
+
+    def _patched(self, key: str, weight: Tensor) -> Tensor:
+        pairs = self.pairs.get(key)
+        if not pairs:
+            return weight
+        with located(weight=key):
+            return patch_(
+                weight, [(match.read(entry.adapter, keep=False), match.strength) for entry, match in pairs]
+            )
+
+    def _converted(self, data: BinaryIO, key: str, dtype: torch.dtype) -> Tensor:
+        weight = self.base.read_one(data, key)
+        eight_bit = weight.itemsize == 1
+        if eight_bit or (weight.dtype != dtype and weight.dtype != torch.float64):
+            weight = weight.to(torch.float32)
+        weight = self._patched(key, weight)
+        merged = round_to_float8(weight, dtype, seed_of(key)) if dtype.itemsize == 1 else weight.to(dtype)
+        # What the base holds beside the merged weights is its own affair: some masks are infinite.
+        if not is_finite(merged) and (key in self.pairs or is_finite(weight)):
+            raise self._unfit(key, str(dtype))
+        return merged
+
+    def _unfit(self, key: str, form: str) -> WriteError:
+        return WriteError(
+            "a merged weight does not fit the dtype it is written in",
+            file=self.base.fingerprint.path,
+            key=key,
+            got="NaN or infinity",
+            expected=f"finite values in {form}",
+            hint="Write the file in bfloat16 or float32, or lower the strengths",
+        )
+
+
+def _safetensors(path: str | os.PathLike[str]) -> Path:
+    if Path(path).suffix.lower() not in SAFETENSORS:
+        raise FileFormatError(
+            "only a safetensors checkpoint can be streamed",
+            file=str(path),
+            got=Path(path).suffix or "no ending",
+            expected=".safetensors",
+            hint="Load it and save it with the host's own checkpoint saver first",
+        )
+    return Path(path)
+
+
+def _enlarged(shape: Shape, pairs: list[tuple[Entry, Match]]) -> Shape:
+    """The shape of a weight after the layers that enlarge it have met it."""
+    for entry, match in pairs:
+        info = entry.adapter.info[match.layer]
+        if info.enlarges and match.parameter == "weight":
+            shape = tuple(max(old, new or 0) for old, new in zip(shape, info.shape, strict=True))
+    return shape
+
+
+def _copy(data: BinaryIO, out: BinaryIO, base: SafetensorsFile, start: int, end: int) -> Iterator[int]:
+    """Copy bytes of the base's data, and tell after every part how many they were."""
+    data.seek(base.data_start + start)
+    buffer = memoryview(bytearray(min(COPY_BYTES, end - start)))
+    left = end - start
+    while left:
+        part = buffer[: min(len(buffer), left)]
+        read_exactly(data, part, base.fingerprint.path)
+        out.write(part)
+        left -= len(part)
+        yield len(part)
+
+
+def _silent(done: int, total: int) -> None:
+    """No progress is wanted."""
+
+
+def _recipe(base: SafetensorsFile, stack: Stack) -> dict[str, object]:
+    adapters = [
+        {
+            "file": entry.adapter.name,
+            "strength": entry.strength,
+            "strength_clip": entry.strength_of("te"),
+            "rules": str(entry.rules) if entry.rules else "",
+        }
+        for entry in stack
+    ]
+    return {"base": Path(base.fingerprint.path).name, "adapters": adapters}

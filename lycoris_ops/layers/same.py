@@ -1,0 +1,75 @@
+"""Whether two layers change any weight alike, told from their factors."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..adapters.encode import scaling_of
+from ..algorithms import Layer
+from ..algorithms.base import ALPHA, scale
+from ..algorithms.ia3 import Ia3
+from ..algorithms.lora import Lora
+from ..algorithms.oft import Oft
+
+FACTORS, BIAS = ("lora_up", "lora_down"), "lora_b_bias"
+"""Tensors of a LoRA layer one of which may hold its scale, and that of the bias, which then does too."""
+EITHER_WAY = ("dora", "feedforward")
+"""Options that choose how to compute, or that a tensor's shape tells as well."""
+
+
+def difference(wanted: Layer, found: Layer) -> str | None:
+    """What differs between two layers, in words; None where they change any weight alike."""
+    if isinstance(wanted, Ia3) and isinstance(found, Ia3) and found.ia3_l is not None:
+        wanted = scaling_of(wanted)
+    if type(wanted) is not type(found):
+        return f"{found.algorithm}, not {wanted.algorithm}"
+    scales = [1.0, 1.0]
+    if wanted.scaled_by_alpha and wanted.rank is not None:
+        scales = [scale(layer.alpha, layer.rank or 1) for layer in (wanted, found)]
+    folded = isinstance(found, Lora) and found.lora_up is not None and scales[0] != scales[1]
+    if not folded and not math.isclose(*scales, rel_tol=1e-6):
+        return f"scale {scales[1]:g}, not {scales[0]:g}"
+    scaled = ()
+    if folded:
+        scaled = (next((name for name in FACTORS if not _alike(wanted, found, name)), FACTORS[0]), BIAS)
+    for field in dataclasses.fields(wanted):
+        ours, theirs = getattr(wanted, field.name), getattr(found, field.name)
+        if isinstance(ours, Tensor) != isinstance(theirs, Tensor):
+            return f"{field.name} is {'there' if isinstance(theirs, Tensor) else 'missing'}"
+        if isinstance(ours, Tensor):
+            by = scales if field.name in scaled else [1.0, 1.0]
+            if not _equal(ours, theirs, by):
+                return f"{field.name} has other values"
+        elif field.name == ALPHA:
+            # A rotation's constraint; to all other kinds it means nothing, or is in the scale.
+            if isinstance(wanted, Oft) and not _close(ours, theirs):
+                return f"alpha {theirs}, not {ours}"
+        elif field.name not in EITHER_WAY and ours != theirs:
+            return f"{field.name} {theirs}, not {ours}"
+    return None
+
+
+def _alike(wanted: Layer, found: Layer, field: str) -> bool:
+    return _equal(getattr(wanted, field), getattr(found, field), [1.0, 1.0])
+
+
+def _close(ours: float | None, theirs: float | None) -> bool:
+    if ours is None or theirs is None:
+        return ours == theirs
+    return math.isclose(ours, theirs, rel_tol=1e-6)
+
+
+def _equal(ours: Tensor, theirs: Tensor, by: Sequence[float]) -> bool:
+    """Whether two tensors hold the same values, those of the second rounded once if scaled."""
+    if ours.numel() != theirs.numel():
+        return False
+    one, other = ours.flatten().double() * by[0], theirs.flatten().double() * by[1]
+    if by[0] == by[1]:
+        return torch.equal(one, other)
+    info = torch.finfo(theirs.dtype)
+    return bool(torch.allclose(one, other, rtol=info.eps, atol=info.smallest_normal * info.eps))

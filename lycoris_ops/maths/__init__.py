@@ -1,0 +1,1 @@
+"""Tensors alone: shapes, numbers and decompositions that know no layer."""

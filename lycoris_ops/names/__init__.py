@@ -1,0 +1,1 @@
+"""What a layer's name in an adapter file means in a model."""

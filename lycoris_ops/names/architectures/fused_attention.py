@@ -1,0 +1,120 @@
+"""Names that need no table: parts of a fused projection, and fused names of split projections.
+
+They hold for any model whose layers have the usual names, text encoders included, where the shapes decide
+which rows a name means. For a name that neither a path nor a table has. Names are those of the attention
+modules of diffusers and transformers (both Apache-2.0) and of the models' original code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ...maths.tensors import Shape
+from .base import Place, Places
+from .notation import qkv_ends
+
+FAMILIES = (
+    ("q", "k", "v"),
+    ("to_q", "to_k", "to_v"),
+    ("q_proj", "k_proj", "v_proj"),
+    ("wq", "wk", "wv"),
+    ("query", "key", "value"),
+    ("to_query", "to_key", "to_value"),
+)
+"""Names of query, key and value in one attention."""
+QKV = ("qkv", "to_qkv", "qkv_proj", "in_proj", "in_proj_weight", "Wqkv", "wqkv")
+KV = ("kv", "to_kv", "kv_proj", "Wkv", "wkv")
+"""Names of their fusions. `query_key_value` is not one: some models mix its rows head by head."""
+ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
+ADDED_QKV = ("to_added_qkv",)
+ADDED_KV = ("to_added_kv",)
+OUTPUTS = ("to_out.0", "to_out", "out_proj", "o_proj", "out", "o", "proj", "wo", "out_layer")
+"""Names of the projection after an attention, which has a column for every row of the query."""
+GATES = (("gate_proj", "up_proj"), ("gate", "up"))
+GATE_UP = ("gate_up_proj", "gate_up")
+
+FUSIONS = (
+    *((family, QKV) for family in FAMILIES),
+    *((family[1:], KV) for family in FAMILIES),
+    (ADDED, ADDED_QKV),
+    (ADDED[1:], ADDED_KV),
+    *((gates, GATE_UP) for gates in GATES),
+)
+"""Parts, in the order of their rows, and what they are called together."""
+
+
+def fallback(shapes: Mapping[str, Shape]) -> dict[str, Places]:
+    """Names beside the real paths; a name that could mean two things is left out."""
+    found: dict[str, set[Places]] = {}
+    for parent, children in _families(shapes).items():
+        for parts, fusions in FUSIONS:
+            if children.issuperset(parts):
+                _join(shapes, parent, parts, fusions, found)
+            elif children.isdisjoint(parts):
+                _split(shapes, parent, parts, [name for name in fusions if name in children], found)
+        if ("to_out" in children) != (f"{parent}to_out.0" in shapes):
+            # One layer: diffusers' list of it and a dropout, whose index some tools leave out.
+            written, other = ("to_out", "to_out.0") if "to_out" in children else ("to_out.0", "to_out")
+            found.setdefault(f"{parent}{other}", set()).add((Place(f"{parent}{written}"),))
+    return {
+        name: next(iter(meanings))
+        for name, meanings in found.items()
+        if len(meanings) == 1 and name not in shapes
+    }
+
+
+def _families(shapes: Mapping[str, Shape]) -> dict[str, set[str]]:
+    """The names of the layers directly below each path, and `to_out.0` by its parent."""
+    children: dict[str, set[str]] = {}
+    for path in shapes:
+        parent, dot, name = path.rpartition(".")
+        children.setdefault(parent + dot, set()).add(name)
+        if path.endswith(".to_out.0"):
+            children.setdefault(path.removesuffix("to_out.0"), set())
+    return children
+
+
+def _join(
+    shapes: Mapping[str, Shape],
+    parent: str,
+    parts: tuple[str, ...],
+    fusions: tuple[str, ...],
+    found: dict[str, set[Places]],
+) -> None:
+    places = tuple(Place(f"{parent}{part}") for part in parts)
+    # Keys and values of something else than the queries have other columns: nobody can fuse those.
+    columns = {shapes[place.path][1:] for place in places}
+    if len(columns) > 1 or () in columns:
+        return
+    for fused in fusions:
+        found.setdefault(f"{parent}{fused}", set()).add(places)
+
+
+def _split(
+    shapes: Mapping[str, Shape],
+    parent: str,
+    parts: tuple[str, ...],
+    fused: list[str],
+    found: dict[str, set[Places]],
+) -> None:
+    if len(fused) != 1:
+        return
+    path = f"{parent}{fused[0]}"
+    ends = _ends(shapes, parent, path, len(parts))
+    for part, first, end in zip(parts, (0, *ends), ends, strict=False):
+        found.setdefault(f"{parent}{part}", set()).add((Place(path, (first, end)),))
+
+
+def _ends(shapes: Mapping[str, Shape], parent: str, path: str, parts: int) -> tuple[int, ...]:
+    """Where the rows of the parts end; nothing where the shapes do not tell."""
+    shape = shapes[path]
+    if len(shape) < 2:
+        return ()
+    if parts == 2:
+        return (shape[0] // 2, shape[0]) if shape[0] % 2 == 0 else ()
+    outputs = [shapes[f"{parent}{name}"] for name in OUTPUTS if f"{parent}{name}" in shapes]
+    if len(outputs) > 1:
+        return ()
+    if outputs:
+        return qkv_ends(shape, outputs[0])
+    return (shape[1], 2 * shape[1], 3 * shape[1]) if shape[0] == 3 * shape[1] else ()

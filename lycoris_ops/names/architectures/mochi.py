@@ -1,0 +1,53 @@
+"""Mochi 1: the original layout beside the names of diffusers.
+
+Source of the correspondence: diffusers (Apache-2.0), `convert_mochi_transformer_checkpoint_to_diffusers`
+in `loaders/single_file_utils.py`: gate and value of the feed-forward, and shift and scale of the last
+modulation, change places. The last block's text stream ends before its output, and its modulation,
+which has no gate, has another name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ...maths.tensors import Shape
+from .notation import Layout, Table, names_of, same, split, swapped, under
+
+BLOCK = {
+    "norm1.linear": "mod_x",
+    "norm1_context.linear": "mod_y",
+    **split("attn.qkv_x", "attn1.to_q", "attn1.to_k", "attn1.to_v"),
+    **split("attn.qkv_y", "attn1.add_q_proj", "attn1.add_k_proj", "attn1.add_v_proj"),
+    "attn1.norm_q": "attn.q_norm_x",
+    "attn1.norm_k": "attn.k_norm_x",
+    "attn1.norm_added_q": "attn.q_norm_y",
+    "attn1.norm_added_k": "attn.k_norm_y",
+    "attn1.to_out.0": "attn.proj_x",
+    "attn1.to_add_out": "attn.proj_y",
+    "ff.net.0.proj": swapped("mlp_x.w1"),
+    "ff.net.2": "mlp_x.w2",
+    "ff_context.net.0.proj": swapped("mlp_y.w1"),
+    "ff_context.net.2": "mlp_y.w2",
+}
+DIFFUSERS = {
+    "patch_embed.proj": "x_embedder.proj",
+    "time_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_embed.pooler.to_kv": "t5_y_embedder.to_kv",
+    "time_embed.pooler.to_q": "t5_y_embedder.to_q",
+    "time_embed.pooler.to_out": "t5_y_embedder.to_out",
+    "time_embed.caption_proj": "t5_yproj",
+    **same("pos_frequencies"),
+    **under("transformer_blocks.*", "blocks.*", BLOCK),
+    "norm_out.linear": swapped("final_layer.mod"),
+    "proj_out": "final_layer.linear",
+}
+
+
+def table(shapes: Mapping[str, Shape]) -> Table:
+    """With the last block's own name for the modulation of its text."""
+    last = max(int(path.split(".")[1]) for path in shapes if path.startswith("blocks."))
+    return {**DIFFUSERS, f"transformer_blocks.{last}.norm1_context.linear_1": f"blocks.{last}.mod_y"}
+
+
+diffusers, aliases = names_of(Layout(marks=("t5_yproj", "blocks.*.attn.qkv_x"), diffusers=table))

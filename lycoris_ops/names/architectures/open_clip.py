@@ -1,0 +1,37 @@
+"""OpenCLIP's text model, as the checkpoints of SD2 and SDXL hold it, under transformers' names.
+
+Source of the correspondence: the conversion of original checkpoints in diffusers (Apache-2.0),
+`diffusers/loaders/single_file_utils.py`. Query, key and value are thirds of one matrix there.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ...maths.tensors import Shape
+
+LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)$")
+PLAIN = {
+    "attn.out_proj.weight": "self_attn.out_proj",
+    "mlp.c_fc.weight": "mlp.fc1",
+    "mlp.c_proj.weight": "mlp.fc2",
+}
+FUSED = "attn.in_proj_weight"
+PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+EMBEDDING = {"token_embedding.weight": "text_model.embeddings.token_embedding"}
+
+
+def places(key: str, shape: Shape) -> list[tuple[str, tuple[int, int] | None]]:
+    """The transformers paths of a key without wrapper, each with its rows where it is but a part."""
+    if key in EMBEDDING:
+        return [(EMBEDDING[key], None)]
+    match = LAYER.match(key)
+    if match is None:
+        return []
+    layer, rest = f"text_model.encoder.layers.{match[1]}", match[2]
+    if rest in PLAIN:
+        return [(f"{layer}.{PLAIN[rest]}", None)]
+    if rest != FUSED or not shape:
+        return []
+    width = shape[0] // 3
+    return [(f"{layer}.{part}", (n * width, (n + 1) * width)) for n, part in enumerate(PARTS)]

@@ -1,0 +1,56 @@
+"""The keys and shapes of a model that lies in one file or in several."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import FileFormatError, MatchError
+from ..files.safetensors_file import SafetensorsFile
+from ..files.tensor_file import SAFETENSORS
+from ..maths.tensors import Shape
+from .targets import Targets
+
+
+def read_shapes(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Shape]:
+    """All keys of these safetensors files, of which only the headers are read.
+
+    In a file of its own a part of a model has bare keys; beside others they get the host's prefix, which
+    says which part they are. Raises MatchError where two files hold the same layer.
+    """
+    if len(paths) == 1:
+        return _read(paths[0])
+    together: dict[str, Shape] = {}
+    for path in paths:
+        shapes = _read(path)
+        prefix = _prefix(Targets(shapes))
+        for key, shape in shapes.items():
+            name = key if key.startswith(prefix) else f"{prefix}{key}"
+            if name in together:
+                raise MatchError("two files of the model hold the same layer", file=str(path), key=key)
+            together[name] = shape
+    return together
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, Shape]:
+    if Path(path).suffix.lower() not in SAFETENSORS:
+        raise FileFormatError(
+            "only the header of a safetensors file tells a model's layers",
+            file=str(path),
+            got=Path(path).suffix or "no ending",
+            expected=" or ".join(SAFETENSORS),
+        )
+    return {key: info.shape for key, info in SafetensorsFile.open(path).tensors.items()}
+
+
+def _prefix(targets: Targets) -> str:
+    """What to put before the keys of a file that do not say what part of a model they are."""
+    if len(targets.parts) > 1:
+        return ""
+    if None in targets.parts:
+        return "diffusion_model."
+    if "te" in targets.parts and len(targets.encoders) == 1:
+        (encoder,) = targets.encoders
+        return f"{encoder}.transformer."
+    return ""

@@ -1,0 +1,339 @@
+"""The layers of a model or checkpoint, findable under every name that adapter files give them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, cast
+
+from ..maths.tensors import Shape
+from .architectures import ARCHITECTURES, FALLBACKS, Places, open_clip
+from .dialects import Part, Prefix, split_prefix
+
+WEIGHT, BIAS = ".weight", ".bias"
+NORM, NORM_SCALE = "_norm", "_norm.scale"
+"""The weight of a norm in the original files of Flux."""
+
+UNET_WRAPPERS = ("model.diffusion_model.", "diffusion_model.")
+BARE_WRAPPERS = ("model.model.", "net.")
+"""Wrappers of diffusion models' own files (AuraFlow, Cosmos), where most keys have them."""
+ENCODER_WRAPPERS = {
+    "cond_stage_model.transformer.": "clip_l",
+    "conditioner.embedders.0.transformer.": "clip_l",
+}
+"""Wrappers of checkpoint files (CompVis and Stability AI layouts) to the host's encoder names."""
+OPEN_CLIP_WRAPPERS = {
+    "conditioner.embedders.1.model.": "clip_g",
+    "conditioner.embedders.0.model.": "clip_g",
+    "cond_stage_model.model.": "clip_h",
+}
+"""The same, where the encoder is in OpenCLIP's own layout."""
+_OPEN_CLIP = tuple(OPEN_CLIP_WRAPPERS)
+HOST_ENCODER = re.compile(r"(?:text_encoders\.)?(\w+)\.transformer\.(.+)$")
+BARE_ENCODER = re.compile(r"(text_model\.|encoder\.block\.|model\.layers\.\d+\.self_attn\.)")
+"""Keys that only a text encoder's own file has (CLIP, T5, language models)."""
+CLIP_WIDTHS = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
+ENCODERS = {
+    1: ("clip_l", "clip_h", "hydit_clip", "llama", "t5xxl"),
+    2: ("clip_g", "t5xxl", "mt5xl", "clip_l"),
+    3: ("t5xxl",),
+    4: ("llama",),
+}
+"""What the n-th text encoder of an adapter file can be, by the host's names; the first that has the
+layer counts. HunyuanVideo counts Llama before CLIP; in PixArt, T5 is the only one."""
+KNOWN_ENCODERS = frozenset(name for names in ENCODERS.values() for name in names)
+FIRST_OF_ALL = ("clip_l", "clip_h", "clip_g")
+"""What a file that does not count its encoders means where there are several."""
+ENCODER_ROOTS = ("text_model.", "model.", "bert.")
+"""What some classes of a text encoder have before their paths, and others (transformers 5) not."""
+
+BLOCKS = {"input_blocks": "in", "middle_block": "mid", "output_blocks": "out"}
+NUMBERED = re.compile(r"(?:^|\.)([a-z_]*?)_?(?:blocks?|layers|resblocks)\.(\d+)\.")
+
+
+class Target(NamedTuple):
+    """One weight that an adapter layer can be added to."""
+
+    key: str
+    """Its name in the target's own list of keys."""
+    path: str
+    """Its path in the part it belongs to, without wrapper and without `.weight`."""
+    part: Part | None
+    """None where a file's keys do not say which part of a model they are."""
+    encoder: str | None = None
+    """The host's name of the text encoder."""
+    rows: tuple[int, int] | None = None
+    """First row and end, where it is but a part of the weight."""
+    bias: str | None = None
+    """The key of the bias beside it."""
+
+    @property
+    def name(self) -> str:
+        """The host's name of the layer, the same for a loaded model and for a checkpoint file.
+
+        It is the path alone where a file does not say which part of a model it is.
+        """
+        if self.part == "unet":
+            return f"diffusion_model.{self.path}"
+        return f"{self.encoder}.transformer.{self.path}" if self.encoder else self.path
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a block rule can match: the layer's name, and its blocks from broad to narrow.
+
+        `in`, `in.4`, `mid`, `out.7` in a UNet; `double.3`, `blocks.3` or `layers.3` in a
+        transformer; `te`, `te.5` and `clip_l`, `clip_l.5` in a text encoder.
+        """
+        blocks = _blocks(self.path)
+        if self.part != "te":
+            return (f"diffusion_model.{self.path}", self.path, *blocks)
+        numbers = [block.rpartition(".")[2] for block in blocks if "." in block]
+        roots = ("te", self.encoder) if self.encoder else ("te",)
+        return (self.name, self.path, *roots, *(f"{root}.{number}" for root in roots for number in numbers))
+
+
+class Targets:
+    """The weights of one target, by every name an adapter can have for them."""
+
+    def __init__(self, shapes: Mapping[str, Shape]) -> None:
+        self.shapes = shapes
+        bare = _bare(shapes)
+        self.all = tuple(
+            target for key, shape in shapes.items() for target in _targets(key, shapes, shape, bare)
+        )
+        self._real: _Index = {}
+        for target in self.all:
+            _enter(self._real, target.path, (target,))
+            if target.encoder:
+                _enter(self._real, f"{target.encoder}.transformer.{target.path}", (target,))
+
+    @cached_property
+    def _aliases(self) -> _Index:
+        """Names of other tools: made when the model's own do not do."""
+        index: _Index = {}
+        for target in self.all:
+            if target.encoder:
+                _enter(index, f"transformer.{target.path}", (target,))
+            for root in ENCODER_ROOTS:
+                if target.part == "te" and target.path.startswith(root):
+                    _enter(index, target.path.removeprefix(root), (target,))
+        for members in self._parts().values():
+            if next(iter(members.values())).part != "te":
+                self._alias(members, ARCHITECTURES, index)
+        return index
+
+    @cached_property
+    def _fallbacks(self) -> _Index:
+        """What the usual names of fused and split layers suggest, made when no tool's names do."""
+        index: _Index = {}
+        for members in self._parts().values():
+            self._alias(members, FALLBACKS, index)
+        return index
+
+    def _parts(self) -> dict[tuple[str | None, str | None], dict[str, Target]]:
+        """The whole targets of each part of the model, by path."""
+        parts: dict[tuple[str | None, str | None], dict[str, Target]] = {}
+        for target in self.all:
+            parts.setdefault((target.part, target.encoder), {})[target.path] = target
+        return parts
+
+    def _alias(
+        self,
+        members: Mapping[str, Target],
+        tables: Iterable[Callable[[Mapping[str, Shape]], Mapping[str, Places]]],
+        index: _Index,
+    ) -> None:
+        shapes = {path: self.shape_of(target) for path, target in members.items()}
+        for table in tables:
+            for name, places in table(shapes).items():
+                parts = tuple(_within(members[place.path], place.rows) for place in places)
+                _enter(index, name, parts)
+
+    @cached_property
+    def parts(self) -> frozenset[Part | None]:
+        """The parts of a model that this target has."""
+        return frozenset(target.part for target in self.all)
+
+    @cached_property
+    def encoders(self) -> frozenset[str]:
+        return frozenset(target.encoder for target in self.all if target.encoder)
+
+    def has_part(self, layer: str) -> bool:
+        """Whether the part of a model that a layer names is here, as far as its name says it."""
+        prefix = split_prefix(layer)[1]
+        if prefix.part is None:
+            return True
+        if prefix.encoder is not None and self.encoders:
+            return any(self._rank(prefix.encoder, name) is not None for name in self.encoders)
+        # Keys that do not say what they are belong to a diffusion model's own file.
+        return prefix.part in self.parts or (prefix.part == "unet" and None in self.parts)
+
+    def find(self, layer: str) -> tuple[tuple[Target, ...], ...]:
+        """What a layer's name in an adapter file means: one candidate, none, or rivals.
+
+        A candidate is one target, or several whose rows together are the layer's output. The model's
+        own names come first, then those of other tools, then what the usual names of fused and split
+        layers suggest.
+        """
+        _, prefix, path = split_prefix(layer)
+        # A model's own path can begin like a prefix: Stable Audio's `transformer.layers`.
+        return self._find(prefix, path) or self._find(Prefix(""), layer)
+
+    def _find(self, prefix: Prefix, path: str) -> tuple[tuple[Target, ...], ...]:
+        for tier in ("_real", "_aliases", "_fallbacks"):
+            index: _Index = getattr(self, tier)
+            found = [
+                targets
+                for targets in index.get(_normal(path), ())
+                if prefix.part is None or targets[0].part in (prefix.part, None)
+            ]
+            if prefix.encoder is not None:
+                found = self._first(prefix.encoder, found)
+            if found:
+                return tuple(found)
+        return ()
+
+    def _first(self, number: int, candidates: list[tuple[Target, ...]]) -> list[tuple[Target, ...]]:
+        """Those of the encoder that a number means, among several that have a layer of the name."""
+        ranks = [self._rank(number, targets[0].encoder) for targets in candidates]
+        best = min((rank for rank in ranks if rank is not None), default=-1)
+        return [targets for targets, rank in zip(candidates, ranks, strict=True) if rank == best]
+
+    def _rank(self, number: int, encoder: str | None) -> int | None:
+        """The place of an encoder among those that a number can mean; None where it cannot.
+
+        A single encoder of a kind of its own, a language model say, is the first by any count; so is
+        one that the file does not name.
+        """
+        if encoder is None:
+            return 0
+        if number == 0:
+            return FIRST_OF_ALL.index(encoder) if encoder in FIRST_OF_ALL else len(FIRST_OF_ALL)
+        if (number, encoder) == (2, "clip_l") and "llama" not in self.encoders:
+            return None
+        if encoder in ENCODERS.get(number, ()):
+            return ENCODERS[number].index(encoder)
+        return 0 if number == 1 and len(self.encoders) == 1 and encoder not in KNOWN_ENCODERS else None
+
+    def nearest(self, layer: str) -> str | None:
+        """The most similar layer name here, to help with a name that was not found."""
+        _, prefix, path = split_prefix(layer)
+        known = {
+            name: candidates[0][0]
+            for index in (self._aliases, self._real)
+            for name, candidates in index.items()
+            if prefix.part is None or any(targets[0].part in (prefix.part, None) for targets in candidates)
+        }
+        close = difflib.get_close_matches(_normal(path), known, n=1, cutoff=0.6)
+        return known[close[0]].name if close else None
+
+    def shape_of(self, target: Target) -> Shape:
+        """The shape of a target, which may be some rows of a weight; empty where it is not known."""
+        return _shape_of_rows(self.shapes[target.key], target.rows)
+
+    def bias_of(self, target: Target) -> Shape:
+        """The shape of the bias beside a target; empty where there is none or it is not known."""
+        return _shape_of_rows(self.shapes[target.bias], target.rows) if target.bias else ()
+
+
+def _shape_of_rows(shape: Shape, rows: tuple[int, int] | None) -> Shape:
+    return (rows[1] - rows[0], *shape[1:]) if rows and shape else shape
+
+
+_Index = dict[str, list[tuple[Target, ...]]]
+
+
+def _enter(index: _Index, name: str, targets: tuple[Target, ...]) -> None:
+    known = index.setdefault(_normal(name), [])
+    if targets not in known:
+        known.append(targets)
+
+
+def _within(target: Target, rows: tuple[int, int] | None) -> Target:
+    """Some rows of a target, which may itself be rows of a weight."""
+    if rows is None:
+        return target
+    offset = target.rows[0] if target.rows else 0
+    return target._replace(rows=(offset + rows[0], offset + rows[1]))
+
+
+@dataclass(frozen=True)
+class _Bare:
+    """What keys without a known wrapper are, which the file as a whole tells."""
+
+    wrapper: str = ""
+    part: Part | None = None
+    encoder: str | None = None
+
+
+def _bare(shapes: Mapping[str, Shape]) -> _Bare:
+    for wrapper in BARE_WRAPPERS:
+        if 2 * sum(key.startswith(wrapper) for key in shapes) > len(shapes):
+            return _Bare(wrapper)
+    marks = [key for key in shapes if BARE_ENCODER.match(key)]
+    if not marks:
+        return _Bare()
+    if any(key.startswith("encoder.block.") for key in marks):
+        return _Bare(part="te", encoder="t5xxl")
+    widths = (shapes[key][-1] for key in marks if key.endswith("mlp.fc1.weight") and shapes[key])
+    return _Bare(part="te", encoder=CLIP_WIDTHS.get(next(widths, 0)))
+
+
+def _targets(key: str, shapes: Mapping[str, Shape], shape: Shape, bare: _Bare) -> list[Target]:
+    if key.startswith(_OPEN_CLIP):
+        wrapper = next(wrapper for wrapper in _OPEN_CLIP if key.startswith(wrapper))
+        places = open_clip.places(key.removeprefix(wrapper), shape)
+        bias, encoder = _bias_of(key, shapes), OPEN_CLIP_WRAPPERS[wrapper]
+        return [Target(key, path, "te", encoder, rows, bias) for path, rows in places]
+    if key.endswith(BIAS):
+        return []
+    bias = _bias_of(key, shapes)
+    path = f"{key.removesuffix(NORM_SCALE)}{NORM}" if key.endswith(NORM_SCALE) else key.removesuffix(WEIGHT)
+    for wrapper in UNET_WRAPPERS:
+        if path.startswith(wrapper):
+            return [Target(key, path.removeprefix(wrapper), "unet", bias=bias)]
+    for wrapper, encoder in ENCODER_WRAPPERS.items():
+        if path.startswith(wrapper):
+            return [Target(key, path.removeprefix(wrapper), "te", encoder, bias=bias)]
+    if match := HOST_ENCODER.match(path):
+        return [Target(key, match[2], "te", match[1], bias=bias)]
+    return [Target(key, path.removeprefix(bare.wrapper), bare.part, bare.encoder, bias=bias)]
+
+
+def _bias_of(key: str, shapes: Mapping[str, Shape]) -> str | None:
+    """The key of the bias beside a weight: `<path>.bias`, or `in_proj_bias` beside `in_proj_weight`."""
+    if not key.endswith("weight"):
+        return None
+    bias = f"{key[: -len('weight')]}bias"
+    return bias if bias in shapes else None
+
+
+def _normal(path: str) -> str:
+    """Dots and underscores are one: kohya's dialect writes the second for the first.
+
+    Some Flux files have one more underscore at the end of a layer's name.
+    """
+    return path.replace(".", "_").rstrip("_")
+
+
+def _blocks(path: str) -> tuple[str, ...]:
+    first, _, rest = path.partition(".")
+    if first in BLOCKS:
+        number = rest.partition(".")[0]
+        block = BLOCKS[first]
+        return (block,) if block == "mid" else (block, f"{block}.{number}")
+    if match := NUMBERED.search(f"{path}."):
+        block = match[1] or match[0].strip(".").partition(".")[0]
+        return (block, f"{block}.{match[2]}")
+    return (first,)
+
+
+def shapes_of(keys: Collection[str] | Mapping[str, Shape]) -> dict[str, Shape]:
+    """Keys with shapes as they are; names alone get an empty shape, which fits every layer."""
+    if isinstance(keys, Mapping):
+        shapes = cast("Mapping[str, Shape]", keys)
+        return {name: tuple(shape) for name, shape in shapes.items()}
+    return dict.fromkeys(keys, ())

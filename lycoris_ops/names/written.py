@@ -1,0 +1,457 @@
+"""What an adapter's layers are called in another dialect, and which rows of them that name means.
+
+A layer's path is either in the model's own layout or in that of diffusers. Where both sides use the same
+and the path keeps its dots, a name changes by its prefix; all else needs the model's keys, which give every
+name of the dialect as rows of the model's layers, in the same terms as `Targets` gives an adapter's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, get_args
+
+from ..adapters.adapter import Adapter, LayerInfo
+from ..errors import MatchError
+from ..maths.tensors import Shape
+from .architectures import DIFFUSERS, Place, Places
+from .dialects import split_prefix
+from .targets import Target, Targets
+
+Written = Literal["kohya", "comfy", "peft", "diffusers", "lycoris"]
+WRITTEN: tuple[Written, ...] = get_args(Written)
+"""The dialects that can be written."""
+
+Rows = tuple[int, int]
+UNET, PEFT = "unet", "base_model.model."
+LDM, LABELS = ("input_blocks.0.0", "middle_block.0.in_layers.2"), "label_emb.0.0"
+"""Layers of every UNet of the SD family; and one of those with a vector beside the prompt (SDXL)."""
+CASCADE, MMDIT = "clf.1", "joint_blocks.0.x_block.attn.qkv"
+"""A layer that only Stable Cascade has, and one that only SD3 has."""
+
+FLAT: tuple[Written, ...] = ("kohya", "lycoris")
+"""Dialects whose names have underscores for dots."""
+SAME_PATH: dict[tuple[str, Written], str] = {
+    ("diffusers", "peft"): PEFT,
+    ("diffusers", "lycoris"): "lycoris_",
+    ("onetrainer", "lycoris"): "lycoris_",
+    ("peft", "peft"): PEFT,
+    ("peft", "lycoris"): "lycoris_",
+    ("comfy", "kohya"): "lora_unet_",
+}
+"""Pairs of dialects with one layout between them, and the prefix that is written. PEFT and LyCORIS both
+write a layer's path in whatever module they were given, which for image models is that of diffusers."""
+
+KOHYA_ENCODERS = {"clip_l": 1, "clip_h": 1, "clip_g": 2, "t5xxl": 3}
+"""kohya-ss counts by kind: T5 is the third in Flux too, where there is no second."""
+ENCODER_ORDER = ("clip_l", "clip_h", "hydit_clip", "clip_g", "t5xxl", "mt5xl", "llama")
+"""The order of a pipeline's text encoders in diffusers; HunyuanVideo has Llama first."""
+SD3_ENCODERS = {"clip_l": 1, "clip_g": 2, "t5xxl": 3}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of an adapter's layer that are rows of a written one."""
+
+    layer: str
+    rows: Rows | None = None
+    """None for all."""
+    at: int = 0
+    """The first of the written layer's rows that they are."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A layer to write: its name, and what of the adapter's layers it is made of, in order of rows."""
+
+    name: str
+    pieces: tuple[Piece, ...]
+    part: str | None
+    """The part of a model it is in: `unet`, a text encoder; None where no one says."""
+    shape: Shape | None = None
+    """Its shape in the model; None where it is one of the adapter's layers as it is."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(piece.layer for piece in self.pieces))
+
+
+def plan_names(adapter: Adapter, dialect: Written, targets: Targets | None) -> list[Planned]:
+    """The layers to write for all that the adapter has.
+
+    Raises MatchError where a name cannot be told without a model, is not found in it, or has no
+    counterpart.
+    """
+    names = None if targets is None else _Names(targets, dialect)
+    planned: list[Planned] = []
+    through: dict[str, tuple[Target, ...]] = {}
+    for name, info in adapter.info.items():
+        kept = _as_it_is(name, dialect)
+        places = None if kept or targets is None else _only(targets.find(name), adapter, name)
+        if places is None:
+            written = kept or _by_prefix(name, dialect)
+            if written is None:
+                raise _needs_model(adapter, name, dialect, targets)
+            planned.append(Planned(written, (Piece(name),), _part(name)))
+        elif targets is not None:
+            _check_fit(adapter, info, places, targets)
+            through[name] = places
+    if names is not None:
+        planned += names.of(through, adapter)
+    _check_distinct(planned, adapter, dialect)
+    return planned
+
+
+def _as_it_is(name: str, dialect: Written) -> str | None:
+    """The name itself, where it is one of the dialect already."""
+    spoken, prefix, _ = split_prefix(name)
+    return name if spoken == dialect and (dialect != "peft" or prefix.text == PEFT) else None
+
+
+def _by_prefix(name: str, dialect: Written) -> str | None:
+    """The name with another prefix; None where that is not all that differs."""
+    spoken, prefix, path = split_prefix(name)
+    written = SAME_PATH.get((spoken or "", dialect))
+    if written is None:
+        return None
+    if dialect == "kohya" and (prefix.part != UNET or _is_ldm_path(path)):
+        # Text encoders are numbered, and kohya-ss has names of its own for the UNet of SD1.5.
+        return None
+    return written + (path.replace(".", "_") if dialect in FLAT else path)
+
+
+def _is_ldm_path(path: str) -> bool:
+    return re.match(r"(input_blocks|middle_block|output_blocks|time_embed|label_emb|out)\.", path) is not None
+
+
+def _part(name: str) -> str | None:
+    """The part of a model as far as the name says it."""
+    _, prefix, path = split_prefix(name)
+    if prefix.part != "te":
+        return prefix.part
+    return f"text encoder {path.partition('.')[0] if prefix.encoder is None else prefix.encoder}"
+
+
+def _only(candidates: Sequence[tuple[Target, ...]], adapter: Adapter, name: str) -> tuple[Target, ...] | None:
+    if len(candidates) > 1:
+        raise MatchError(
+            "a layer's name fits more than one weight of the model",
+            file=adapter.path,
+            key=name,
+            got=" and ".join("+".join(place.name for place in places) for places in candidates),
+            expected="one weight",
+            hint="Give only the part of the model that the adapter is for",
+        )
+    return candidates[0] if candidates else None
+
+
+def _needs_model(adapter: Adapter, name: str, dialect: Written, targets: Targets | None) -> MatchError:
+    if targets is None:
+        return MatchError(
+            f"the layer's name cannot be written as {dialect} without the model that it is for",
+            file=adapter.path,
+            key=name,
+            got="no model",
+            expected="the names of the model's layers",
+            hint="Give the model: connect it in the host, name its file with --model on the command line",
+        )
+    near = targets.nearest(name)
+    return MatchError(
+        f"the model has no layer of that name, so it cannot be written as {dialect}",
+        file=adapter.path,
+        key=name,
+        got=", ".join(sorted(filter(None, (*targets.parts, *targets.encoders)))) or "an unknown model",
+        expected=f"a layer such as {near}" if near else "the model that the adapter was made for",
+        hint="Give every part that the adapter changes: the diffusion model and the text encoders",
+    )
+
+
+def _check_fit(adapter: Adapter, info: LayerInfo, places: Sequence[Target], targets: Targets) -> None:
+    shapes = [targets.shape_of(place) for place in places]
+    if not all(shapes) or not info.shape:
+        return
+    joined = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+    if not info.fits(joined):
+        raise MatchError(
+            "a layer does not fit the model that gives its name",
+            file=adapter.path,
+            key=info.name,
+            got=info.made_for,
+            expected=f"{list(joined)} of {places[0].name}",
+            hint="The adapter was made for another model",
+        )
+
+
+def _check_distinct(planned: Iterable[Planned], adapter: Adapter, dialect: Written) -> None:
+    seen: dict[str, Planned] = {}
+    for layer in planned:
+        other = seen.setdefault(layer.name, layer)
+        if other is not layer:
+            raise MatchError(
+                f"two layers would have one name in {dialect}",
+                file=adapter.path,
+                key=layer.name,
+                got=" and ".join((*other.sources, *layer.sources)),
+                expected="a dialect that keeps the parts of a model apart",
+                hint="Write it as kohya, comfy or diffusers",
+            )
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Rows of one of the model's layers."""
+
+    base: tuple[str, str]
+    """Part or text encoder, and path."""
+    rows: Rows
+
+    @property
+    def size(self) -> int:
+        return self.rows[1] - self.rows[0]
+
+
+Segments = tuple[_Segment, ...]
+_Name = tuple[str, str]
+"""Part or text encoder, and the whole name that is written: without its part it may be two layers'."""
+
+
+class _Names:
+    """All names that a dialect has for a model's layers, and the rows that each one means."""
+
+    def __init__(self, targets: Targets, dialect: Written) -> None:
+        self._targets = targets
+        self._dialect = dialect
+        self._bases: dict[tuple[str, str], Target] = {}
+        self._means: dict[_Name, Segments] = {}
+        self._known_by: dict[tuple[str, str], list[tuple[_Name, int, _Segment]]] = {}
+        parts: dict[str, dict[str, Target]] = {}
+        for target in targets.all:
+            part = target.encoder or ("te" if target.part == "te" else UNET)
+            parts.setdefault(part, {})[target.path] = target
+            self._bases[part, target.path] = target
+        self.parts = frozenset(parts)
+        for part, members in parts.items():
+            self._enter_part(part, members)
+
+    def _enter_part(self, part: str, members: Mapping[str, Target]) -> None:
+        shapes = {path: self._targets.shape_of(target) for path, target in members.items()}
+        prefix = self._prefix(part, shapes)
+        for path, places in self._layout(part, shapes).items():
+            name = prefix + (path.replace(".", "_") if self._dialect in FLAT else path)
+            segments = tuple(_Segment((part, place.path), _rows(place, shapes)) for place in places)
+            self._means[part, name] = segments
+            first = 0
+            for segment in segments:
+                self._known_by.setdefault(segment.base, []).append(((part, name), first, segment))
+                first += segment.size
+
+    def _layout(self, part: str, shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
+        """The layers' paths as the dialect has them, and what they mean in the model."""
+        own = {path: (Place(path),) for path in shapes}
+        # The host has the text encoders of transformers, whose paths all tools write.
+        if part != UNET or self._dialect == "comfy":
+            return own
+        if self._dialect == "kohya":
+            return _in_diffusers(shapes) if _is_ldm(shapes) and LABELS not in shapes else own
+        found = _in_diffusers(shapes)
+        return found if found or self._dialect == "diffusers" else own
+
+    def _prefix(self, part: str, shapes: Mapping[str, Shape]) -> str:
+        if self._dialect in ("peft", "lycoris"):
+            return PEFT if self._dialect == "peft" else "lycoris_"
+        if part == UNET:
+            if self._dialect == "comfy":
+                return "diffusion_model."
+            if CASCADE in shapes:
+                return "lora_prior_unet_" if self._dialect == "kohya" else "prior."
+            if self._dialect == "kohya":
+                return "lora_unet_"
+            return "unet." if _is_ldm(shapes) else "transformer."
+        if self._dialect == "comfy":
+            return f"text_encoders.{part}.transformer."
+        number = self._number(part)
+        if self._dialect == "kohya":
+            encoders = self.parts - {UNET}
+            count = "" if len(encoders) == 1 else str(KOHYA_ENCODERS.get(part, number))
+            return f"lora_prior_te{count}_" if (UNET, CASCADE) in self._bases else f"lora_te{count}_"
+        return "text_encoder." if number == 1 else f"text_encoder_{number}."
+
+    def _number(self, encoder: str) -> int:
+        """Which text encoder of a pipeline in diffusers it is, counted from 1."""
+        if (UNET, MMDIT) in self._bases:
+            return SD3_ENCODERS.get(encoder, 1)
+        encoders = set(self.parts) - {UNET}
+        if encoders == {"llama", "clip_l"}:
+            return 1 if encoder == "llama" else 2
+        order = [name for name in ENCODER_ORDER if name in encoders]
+        return order.index(encoder) + 1 if encoder in order else 1
+
+    def of(self, layers: Mapping[str, tuple[Target, ...]], adapter: Adapter) -> list[Planned]:
+        """The layers to write for the adapter's, given the places of each in the model."""
+        pieces: dict[_Name, list[tuple[Piece, int]]] = {}
+        totals: dict[str, int] = {}
+        for name, places in layers.items():
+            segments = [self._segment(place) for place in places]
+            totals[name] = sum(segment.size for segment in segments)
+            first = 0
+            for segment in segments:
+                found = self._overlaps(segment, first, name)
+                if sum(size for _, _, size in found) < segment.size:
+                    raise self._no_name(adapter, name, segment)
+                for written, piece, size in found:
+                    pieces.setdefault(written, []).append((piece, size))
+                first += segment.size
+        return [self._planned(written, found, totals, adapter) for written, found in pieces.items()]
+
+    def _segment(self, place: Target) -> _Segment:
+        part = place.encoder or ("te" if place.part == "te" else UNET)
+        base = self._bases[part, place.path]
+        first = base.rows[0] if base.rows else 0
+        if place.rows is None or place.rows == base.rows:
+            return _Segment((part, place.path), (0, _size(self._targets.shape_of(base))))
+        return _Segment((part, place.path), (place.rows[0] - first, place.rows[1] - first))
+
+    def _overlaps(self, segment: _Segment, first: int, layer: str) -> list[tuple[_Name, Piece, int]]:
+        """Written names with the rows of the layer that are theirs, and how many these are."""
+        found: list[tuple[_Name, Piece, int]] = []
+        for name, offset, known in self._known_by.get(segment.base, ()):
+            start, stop = max(segment.rows[0], known.rows[0]), min(segment.rows[1], known.rows[1])
+            if start < stop:
+                begin = first + start - segment.rows[0]
+                rows = (begin, begin + stop - start)
+                found.append((name, Piece(layer, rows, offset + start - known.rows[0]), stop - start))
+        return found
+
+    def _planned(
+        self,
+        written: _Name,
+        found: list[tuple[Piece, int]],
+        totals: Mapping[str, int],
+        adapter: Adapter,
+    ) -> Planned:
+        ordered = [piece for piece, _ in sorted(found, key=lambda item: item[0].at)]
+        (part, name), means = written, self._means[written]
+        total = sum(segment.size for segment in means)
+        self._check_found_again(name, means, adapter, ordered[0].layer)
+        joined = _joined(ordered)
+        if len(joined) == 1 and joined[0].rows == (0, total) and totals[joined[0].layer] == total:
+            return Planned(name, (Piece(joined[0].layer),), part)
+        unknown = [s.base[1] for s in means if not self._targets.shape_of(self._bases[s.base])]
+        for before, after in pairwise(joined):
+            if before.rows and before.at + before.rows[1] - before.rows[0] > after.at:
+                raise MatchError(
+                    "two layers of the adapter mean the same weight",
+                    file=adapter.path,
+                    key=name,
+                    got=f"{before.layer} and {after.layer}",
+                    expected="one layer",
+                )
+        if unknown:
+            raise MatchError(
+                "which rows of a layer are meant cannot be told without the model's shapes",
+                file=adapter.path,
+                key=joined[0].layer,
+                got=f"no shape of {unknown[0]}",
+                expected="the model's keys with their shapes",
+            )
+        first = self._targets.shape_of(self._bases[means[0].base])
+        return Planned(name, tuple(joined), part, (total, *first[1:]))
+
+    def _check_found_again(self, name: str, means: Segments, adapter: Adapter, layer: str) -> None:
+        """The name must mean in the model what it was written for."""
+        candidates = [tuple(self._segment(place) for place in places) for places in self._targets.find(name)]
+        # A file for a module of its own does not say which part of a model that is.
+        alone = self._dialect in ("peft", "lycoris")
+        if means not in candidates or (len(candidates) > 1 and not alone):
+            raise MatchError(
+                f"the name that the layer has in {self._dialect} would not be found in the model",
+                file=adapter.path,
+                key=layer,
+                got=name,
+                expected=self._bases[means[0].base].name,
+                hint="Write it in another dialect: comfy has the model's own names",
+            )
+
+    def _no_name(self, adapter: Adapter, layer: str, segment: _Segment) -> MatchError:
+        return MatchError(
+            f"the layer has no name in {self._dialect}",
+            file=adapter.path,
+            key=layer,
+            got=f"rows {segment.rows[0]} to {segment.rows[1]} of {segment.base[1]}",
+            expected="a layer that diffusers' model has",
+            hint="Write it as kohya or comfy, which have the model's own names",
+        )
+
+    def shapes(self, part: str) -> dict[str, Shape]:
+        """Every name that the dialect has in a part of the model, with the shape of its weight."""
+        found: dict[str, Shape] = {}
+        for (of, name), segments in self._means.items():
+            if of == part:
+                first = self._targets.shape_of(self._bases[segments[0].base])
+                found[name] = (sum(segment.size for segment in segments), *first[1:])
+        return found
+
+
+def all_names(targets: Targets, dialect: Written, part: str) -> dict[str, Shape]:
+    """Every name that a dialect has for the layers of a part of a model, with their weights' shapes."""
+    return _Names(targets, dialect).shapes(part)
+
+
+def _rows(place: Place, shapes: Mapping[str, Shape]) -> Rows:
+    return place.rows or (0, _size(shapes[place.path]))
+
+
+def _size(shape: Shape) -> int:
+    """A layer's rows; 1 where its shape is not known, or empty."""
+    return shape[0] if shape else 1
+
+
+def _joined(pieces: Iterable[Piece]) -> list[Piece]:
+    """Pieces with those made one that follow one another in both layers."""
+    joined: list[Piece] = []
+    for piece in pieces:
+        last = joined[-1] if joined else None
+        if last and last.rows and piece.rows and last.layer == piece.layer:
+            size = last.rows[1] - last.rows[0]
+            if last.rows[1] == piece.rows[0] and last.at + size == piece.at:
+                joined[-1] = Piece(last.layer, (last.rows[0], piece.rows[1]), last.at)
+                continue
+        joined.append(piece)
+    return joined
+
+
+def _is_ldm(shapes: Mapping[str, Shape]) -> bool:
+    return all(path in shapes for path in LDM)
+
+
+def _in_diffusers(
+    shapes: Mapping[str, Shape],
+    tables: Iterable[Callable[[Mapping[str, Shape]], Mapping[str, Places]]] = DIFFUSERS,
+) -> dict[str, Places]:
+    """diffusers' names of the layers, each row in but one: the smallest parts that it has names for.
+
+    Of names with the same meaning the first of the table counts.
+    """
+    named = [(name, places) for table in tables for name, places in table(shapes).items()]
+    sized = sorted(named, key=lambda item: sum(_span(place, shapes) for place in item[1]))
+    taken: dict[str, list[Rows]] = {}
+    found: dict[str, Places] = {}
+    for name, places in sized:
+        wanted = [(place.path, _rows(place, shapes)) for place in places]
+        if any(
+            rows[0] < other[1] and other[0] < rows[1]
+            for path, rows in wanted
+            for other in taken.get(path, ())
+        ):
+            continue
+        for path, rows in wanted:
+            taken.setdefault(path, []).append(rows)
+        found[name] = places
+    return found
+
+
+def _span(place: Place, shapes: Mapping[str, Shape]) -> int:
+    start, stop = _rows(place, shapes)
+    return stop - start

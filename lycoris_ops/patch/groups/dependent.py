@@ -1,0 +1,78 @@
+"""Changes that depend on the weight they meet (DoRA, OFT, IA3 ...): stated by the layers themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...algorithms import Layer
+from ...changes.forms import Dependent
+from ...errors import located
+from .group import Add, Factors, dense
+
+FORM = Dependent
+
+
+@dataclass(frozen=True)
+class DependentTerm:
+    """A layer without its tensors: the names of those, in the plan's order, and everything else."""
+
+    bare: Layer
+    names: tuple[str, ...]
+    first: int
+    slot: int
+    file: str | None = None
+    key: str | None = None
+
+    def layer(self, tensors: Sequence[Tensor]) -> Layer:
+        own = tensors[self.first : self.first + len(self.names)]
+        return dataclasses.replace(self.bare, **dict(zip(self.names, own, strict=True)))
+
+
+@dataclass(frozen=True)
+class DependentGroup:
+    """W += strength * delta(W), every delta of the weight as it was before any of them.
+
+    Their sum is formed before the first addition, since the additions change the weight.
+    """
+
+    terms: tuple[DependentTerm, ...]
+
+    @property
+    def summary(self) -> str:
+        kinds = ", ".join(sorted({term.bare.algorithm for term in self.terms}))
+        return f"{len(self.terms)} that depend on the weight ({kinds}), one by one"
+
+    def products(self, tensors: Sequence[Tensor]) -> list[Factors]:
+        return []
+
+    def bind(
+        self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
+    ) -> Add:
+        met = weight.to(dtype)
+        total = torch.zeros(len(weight), met.numel() // len(weight), dtype=dtype, device=weight.device)
+        for term in self.terms:
+            with located(file=term.file, key=term.key):
+                change = term.layer(tensors).dependent(met).reshape(total.shape)
+            total.add_(change, alpha=strengths[term.slot])
+
+        return dense(total)
+
+
+def fuse(
+    forms: Sequence[Dependent], slots: Sequence[int], first: int
+) -> tuple[DependentGroup, tuple[Tensor, ...]]:
+    """One group of all layers that depend on the weight, and their tensors."""
+    terms: list[DependentTerm] = []
+    tensors: list[Tensor] = []
+    for form, slot in zip(forms, slots, strict=True):
+        values = {field.name: getattr(form.layer, field.name) for field in dataclasses.fields(form.layer)}
+        own = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        bare = dataclasses.replace(form.layer, **dict.fromkeys(own))
+        terms.append(DependentTerm(bare, tuple(own), first + len(tensors), slot, form.file, form.key))
+        tensors += own.values()
+    return DependentGroup(tuple(terms)), tuple(tensors)

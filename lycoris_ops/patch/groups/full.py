@@ -1,0 +1,49 @@
+"""Changes that are not factored, and sparse ones: added as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...changes.forms import Full
+from ..scratch import scratch
+from .group import Add, Factors
+
+FORM = Full
+
+
+@dataclass(frozen=True)
+class FullGroup:
+    """W += strength * values."""
+
+    first: int
+    slots: tuple[int, ...]
+
+    @property
+    def summary(self) -> str:
+        return f"{len(self.slots)} full, added as they are"
+
+    def products(self, tensors: Sequence[Tensor]) -> list[Factors]:
+        return []
+
+    def bind(
+        self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
+    ) -> Add:
+        terms = [(tensors[self.first + n], strengths[slot]) for n, slot in enumerate(self.slots)]
+
+        def add(rows: Tensor, first: int) -> None:
+            for values, strength in terms:
+                here = values[first : first + len(rows)]
+                if here.dtype != dtype:
+                    here = scratch("full", here.shape, dtype, here.device).copy_(here)
+                rows.add_(here, alpha=strength)
+
+        return Add(add, once=len(terms) == 1)
+
+
+def fuse(forms: Sequence[Full], slots: Sequence[int], first: int) -> tuple[FullGroup, tuple[Tensor, ...]]:
+    """One group of all full changes, and their tensors."""
+    return FullGroup(first, tuple(slots)), tuple(form.values for form in forms)

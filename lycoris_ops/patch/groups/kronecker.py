@@ -1,0 +1,125 @@
+"""LoKr layers: outer products added through a 4-D view of the weight, never as a full matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...changes.forms import Kronecker
+from ..scratch import scratch
+from .group import Add, Factors
+
+FORM = Kronecker
+
+
+@dataclass(frozen=True)
+class KroneckerTerm:
+    """Where one layer's factors stand in the plan's tensors, and how many each factor has."""
+
+    first: int
+    w1_count: int
+    w2_count: int
+    scale: float
+    slot: int
+    offset: int
+    """The row of the product that is the first one meant."""
+
+    def parts(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Those of w1, then those of w2."""
+        return tensors[self.first : self.first + self.w1_count + self.w2_count]
+
+    def factor(self, strengths: Sequence[float]) -> float:
+        return self.scale * strengths[self.slot]
+
+
+@dataclass(frozen=True)
+class KroneckerGroup:
+    """W.view(l, k, i, j)[a, b, c, d] += sum_n scale_n * strength_n * w1_n[a, c] * w2_n[b, d].
+
+    Layers of one factorisation share one product over n, (l i, N) @ (N, k j), some rows at a time.
+    """
+
+    terms: tuple[KroneckerTerm, ...]
+
+    @property
+    def summary(self) -> str:
+        return f"{len(self.terms)} Kronecker, added through a 4-D view"
+
+    def products(self, tensors: Sequence[Tensor]) -> list[Factors]:
+        return []
+
+    def bind(
+        self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
+    ) -> Add:
+        sets = [_joined(terms, tensors, strengths, dtype) for terms in self.sets(tensors)]
+
+        def add(rows: Tensor, first: int) -> None:
+            for w1, w2, offset in sets:
+                _add(rows, first + offset, w1, w2)
+
+        return Add(add, once=len(sets) == 1)
+
+    def sets(self, tensors: Sequence[Tensor]) -> list[list[KroneckerTerm]]:
+        """The layers by their factorisation, and by how their factors are stored."""
+        alike: dict[tuple[Any, ...], list[KroneckerTerm]] = {}
+        for term in self.terms:
+            parts = [(part.shape, part.dtype) for part in term.parts(tensors)]
+            alike.setdefault((term.w1_count, term.offset, *parts), []).append(term)
+        return list(alike.values())
+
+
+def _joined(
+    terms: Sequence[KroneckerTerm], tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, int]:
+    """w1 (N, l, i) with scales and strengths, w2 (N, k, j * prod(kernel)), and the offset of layers alike."""
+    # Many small tensors are one large one, for the cost of a few calls.
+    parts = [
+        torch.stack(part).to(dtype) for part in zip(*(term.parts(tensors) for term in terms), strict=True)
+    ]
+    count = terms[0].w1_count
+    w1, w2 = (one[0] if len(one) == 1 else torch.bmm(*one) for one in (parts[:count], parts[count:]))
+    scales = w1.new_tensor([term.factor(strengths) for term in terms])
+    return w1 * scales[:, None, None], w2, terms[0].offset
+
+
+def fuse(
+    forms: Sequence[Kronecker], slots: Sequence[int], first: int
+) -> tuple[KroneckerGroup, tuple[Tensor, ...]]:
+    """One group of all Kronecker forms, and their tensors."""
+    terms: list[KroneckerTerm] = []
+    tensors: list[Tensor] = []
+    for form, slot in zip(forms, slots, strict=True):
+        position = first + len(tensors)
+        offset = form.window[0] if form.window else 0
+        terms.append(KroneckerTerm(position, len(form.w1), len(form.w2), form.scale, slot, offset))
+        tensors += [*form.w1, *form.w2]
+    return KroneckerGroup(tuple(terms)), tuple(tensors)
+
+
+def _add(rows: Tensor, first: int, w1: Tensor, w2: Tensor) -> None:
+    """Add rows `first` and following of sum_n kron(w1[n], w2[n]), with w1 (N, l, i) and w2 (N, k, j)."""
+    count, k, j = w2.shape
+    for start, stop in _spans(first, first + len(rows), k):
+        outer = w1[:, start // k : -(-stop // k)]
+        inner = w2[:, start % k : start % k + stop - start] if outer.shape[1] == 1 else w2
+        blocks, columns, height = outer.shape[1], outer.shape[2], inner.shape[1]
+        view = rows[start - first : stop - first].view(blocks, height, columns, j)
+        if count == 1:
+            view.addcmul_(outer[0, :, None, :, None], inner[0, None, :, None, :])
+            continue
+        change = scratch("kronecker", (blocks * columns, height * j), rows.dtype, rows.device)
+        torch.mm(outer.reshape(count, -1).T, inner.reshape(count, -1), out=change)
+        view.add_(change.view(blocks, columns, height, j).transpose(1, 2))
+
+
+def _spans(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    """Cut rows into at most three ranges: part of one block of so many, whole blocks, part of one."""
+    head = min(stop, -(-start // size) * size)
+    tail = max(head, stop // size * size)
+    for first, last in ((start, head), (head, tail), (tail, stop)):
+        if first < last:
+            yield first, last

@@ -1,0 +1,333 @@
+"""Triton on a GPU: one launch for each weight, whatever is on it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import math
+import os
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ....layers.part import Rows
+from ....maths.tensors import flat_shape
+from ...groups.full import FullGroup
+from ...groups.group import Placed, summed
+from ...groups.hadamard import HadamardGroup
+from ...groups.kronecker import KroneckerGroup
+from ...groups.low_rank import LowRankGroup
+from ...registry import Path, PathError, briefly
+
+if TYPE_CHECKING:
+    from ...plan import PatchPlan
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether Triton runs kernels in Python, on the CPU too. It reads the variable when it is imported."""
+
+OLDEST = (3, 0)
+"""The first Triton whose products take `input_precision`."""
+
+OLDEST_CARD = (7, 0)
+"""The first compute capability of NVIDIA that Triton compiles for."""
+
+STORED = (torch.float32, torch.float16, torch.bfloat16)
+"""What the kernel reads factors in; those stored otherwise are converted before."""
+
+ONCE = 1 << 30
+"""A period that no row or column reaches."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program works on: rows and columns of the weight, by so many warps."""
+
+    rows: int
+    columns: int
+    warps: int
+
+
+TILES: dict[tuple[str, int], dict[str, Tile]] = {
+    # (kind of card, bytes of an element): a program holds up to three tiles in float32, at most 32
+    # registers of a thread each, and a row of a tile is at least a cache line but where it is tall.
+    ("ampere", 2): {"square": Tile(64, 128, 8), "wide": Tile(16, 256, 4), "tall": Tile(128, 16, 4)},
+    ("ampere", 4): {"square": Tile(64, 64, 8), "wide": Tile(16, 128, 4), "tall": Tile(128, 16, 4)},
+    ("volta", 2): {"square": Tile(32, 128, 8), "wide": Tile(16, 128, 4), "tall": Tile(64, 16, 4)},
+    ("volta", 4): {"square": Tile(32, 64, 8), "wide": Tile(16, 64, 4), "tall": Tile(64, 16, 4)},
+    ("amd", 2): {"square": Tile(64, 64, 8), "wide": Tile(16, 128, 4), "tall": Tile(64, 16, 4)},
+    ("amd", 4): {"square": Tile(32, 64, 4), "wide": Tile(16, 64, 4), "tall": Tile(64, 16, 4)},
+}
+
+THIN = 16
+"""Rows up to which a weight is wide, and columns up to which it is tall."""
+
+RANK = 16
+"""How much of a rank is multiplied at once: the least that the products of GPUs take."""
+
+STAGES = 2
+"""How far loads run ahead within a rank; most are through after one step, and each costs shared memory."""
+
+PRECISION: dict[tuple[str, bool, int], str] = {
+    # (kind of card, whether what is multiplied is stored in two bytes, bytes of an element): tf32 holds
+    # float16 and bfloat16 exactly, and so their products in float32 are exact. Three products of tf32
+    # parts come within 2^-21 of float32, far below the rounding to two bytes. Else all of float32.
+    ("ampere", True, 2): "tf32",
+    ("ampere", True, 4): "tf32",
+    ("ampere", False, 2): "tf32x3",
+}
+
+Factor = tuple[Tensor, ...]
+"""A matrix, or the two whose product it is."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """scale * first * second; the kernel's table says what each number means."""
+
+    scale: float
+    first: Factor
+    second: Factor = ()
+    offset: int = 0
+    """The row of the term that is the first one meant."""
+    block: tuple[int, int] = (1, 1)
+    """Rows and columns for which the first factor stays the same."""
+    period: tuple[int, int] = (ONCE, ONCE)
+    """Rows and columns after which the second factor repeats."""
+
+
+def _low_rank(group: LowRankGroup, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Term]:
+    return [Term(one.factor(strengths), (one.left, one.right)) for one in group.products(tensors)]
+
+
+def _hadamard(group: HadamardGroup, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Term]:
+    return [
+        Term(one.factor(strengths), (one.left, one.right), (two.left, two.right))
+        for one, two in group.pairs(tensors)
+    ]
+
+
+def _kronecker(group: KroneckerGroup, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Term]:
+    terms: list[Term] = []
+    for term in group.terms:
+        second = term.first + term.w1_count
+        w1 = tuple(tensors[term.first : second])
+        w2 = tuple(tensors[second : second + term.w2_count])
+        size = (len(w2[0]), w2[-1].shape[1])
+        terms.append(Term(term.scale * strengths[term.slot], w1, w2, term.offset, size, size))
+    return terms
+
+
+def _full(group: FullGroup, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Term]:
+    return [Term(strengths[slot], (tensors[group.first + n],)) for n, slot in enumerate(group.slots)]
+
+
+TERMS: Mapping[type[Any], Callable[[Any, Sequence[Tensor], Sequence[float]], list[Term]]] = {
+    LowRankGroup: _low_rank,
+    HadamardGroup: _hadamard,
+    KroneckerGroup: _kronecker,
+    FullGroup: _full,
+}
+"""The groups that the kernel adds itself, as terms."""
+
+
+def terms_of(
+    plan: PatchPlan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]
+) -> list[tuple[Term, Rows]]:
+    """Every change of the weight as terms for rows of it.
+
+    Groups without terms of their own (sparse ones, those that depend on the weight) are summed by
+    torch first, and their sum is one more term: the weight is still rounded once.
+    """
+    terms: list[tuple[Term, Rows]] = []
+    others: list[Placed] = []
+    for group, rows in plan.groups:
+        place = rows or (0, plan.final[0])
+        own = TERMS.get(type(group))
+        if own:
+            terms += [(term, place) for term in own(group, tensors, strengths)]
+        else:
+            others.append((group, place))
+    found = summed(others, tensors, strengths, weight)
+    if found:
+        total, start = found
+        terms.append((Term(1.0, (total,)), (start, start + len(total))))
+    return terms
+
+
+@dataclass(frozen=True)
+class Table:
+    """The terms as the kernel reads them, and what it has to be compiled for."""
+
+    numbers: Tensor
+    scales: Tensor
+    pairs: bool
+    """Whether any term has a second factor."""
+    stored: frozenset[torch.dtype]
+    multiplied: frozenset[torch.dtype]
+    """The dtypes of all tensors, and of those in products."""
+    kept: tuple[Tensor, ...]
+    """The tensors whose addresses are among the numbers."""
+
+
+def tabulate(terms: Sequence[tuple[Term, Rows]], device: torch.device) -> Table:
+    """The terms as one table on the device, in one transfer."""
+    numbers: list[int] = []
+    scales: list[float] = []
+    kept: list[Tensor] = []
+    multiplied: set[torch.dtype] = set()
+    pairs = False
+    for term, (start, stop) in terms:
+        first, second = _readable(term.first), _readable(term.second)
+        if any(tensor.numel() == 0 for tensor in first + second):
+            continue
+        numbers += [start, stop, term.offset - start, *term.block, *term.period]
+        numbers += [*_described(first), *_described(second)]
+        scales.append(term.scale)
+        kept += first + second
+        pairs = pairs or bool(second)
+        multiplied |= {part.dtype for factor in (first, second) if len(factor) == 2 for part in factor}
+    packed = [torch.tensor(numbers, dtype=torch.int64), torch.tensor(scales, dtype=torch.float32)]
+    moved = torch.cat([part.view(torch.uint8) for part in packed]).to(device)
+    end = packed[0].nbytes
+    return Table(
+        numbers=moved[:end].view(torch.int64),
+        scales=moved[end:].view(torch.float32),
+        pairs=pairs,
+        stored=frozenset(part.dtype for part in kept),
+        multiplied=frozenset(multiplied),
+        kept=tuple(kept),
+    )
+
+
+def _readable(factor: Factor) -> Factor:
+    return tuple((part if part.dtype in STORED else part.float()).contiguous() for part in factor)
+
+
+def _described(factor: Factor) -> list[int]:
+    if not factor:
+        return [0, 0, 0, 0, -1, 0]
+    left, right = factor[0], factor[-1]
+    rank = len(right) if len(factor) == 2 else 0
+    stored = (STORED.index(left.dtype), STORED.index(right.dtype))
+    return [left.data_ptr(), right.data_ptr(), *stored, rank, right.shape[1]]
+
+
+@cache
+def card_of(device: torch.device) -> str:
+    """The kind of card in TILES; the interpreter works as the newest."""
+    if device.type == "cpu":
+        return "ampere"
+    if torch.version.hip:
+        return "amd"
+    return "ampere" if torch.cuda.get_device_capability(device) >= (8, 0) else "volta"
+
+
+def options_of(rows: int, columns: int, dtype: torch.dtype, card: str, table: Table) -> dict[str, Any]:
+    """What the kernel is compiled for, by names of its parameters."""
+    shape = "wide" if rows <= THIN else "tall" if columns <= THIN else "square"
+    tile = TILES[card, dtype.itemsize][shape]
+    halves = table.multiplied <= {torch.float16, torch.bfloat16}
+    return {
+        "PAIRS": table.pairs,
+        "UNIFORM": STORED.index(next(iter(table.stored))) if len(table.stored) == 1 else -1,
+        "PRECISION": PRECISION.get((card, halves, dtype.itemsize), "ieee"),
+        "ROWS": tile.rows,
+        "COLUMNS": tile.columns,
+        "RANK": RANK,
+        "num_warps": tile.warps,
+        "num_stages": STAGES,
+        "enable_fp_fusion": True,
+    }
+
+
+def column_stride(weight: Tensor) -> int | None:
+    """The stride of the columns of the weight as a matrix (O, K), None where they have none."""
+    found, extent = None, 0
+    for size, stride in zip(weight.shape[:0:-1], weight.stride()[:0:-1], strict=True):
+        if size == 1:
+            continue
+        if found is None:
+            found = stride
+        elif stride != extent:
+            return None
+        extent = stride * size
+    return 1 if found is None else found
+
+
+def _apply(plan: PatchPlan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> None:
+    table = tabulate(terms_of(plan, weight, tensors, strengths), weight.device)
+    if not len(table.scales) or not weight.numel():
+        return
+    rows, columns = flat_shape(plan.final)
+    options = options_of(rows, columns, weight.dtype, card_of(weight.device), table)
+    grid = math.ceil(rows / options["ROWS"]) * math.ceil(columns / options["COLUMNS"])
+    here = torch.cuda.device(weight.device) if weight.is_cuda else contextlib.nullcontext()
+    try:
+        with here:
+            _kernel()[(grid,)](
+                weight,
+                weight.stride(0),
+                column_stride(weight),
+                rows,
+                columns,
+                table.numbers,
+                table.scales,
+                len(table.scales),
+                **options,
+            )
+    except Exception as error:
+        # Triton compiles, loads and launches in one call, and the launch comes last: whatever is raised
+        # here is raised before the first store, but by the interpreter.
+        if INTERPRETED or isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+            raise
+        if "out of memory" in str(error):
+            raise torch.cuda.OutOfMemoryError(str(error)) from error
+        raise PathError(briefly(error)) from error
+
+
+def _kernel() -> Any:
+    return importlib.import_module(".kernel", __package__).add_terms
+
+
+@cache
+def _needs() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    try:
+        triton = importlib.import_module("triton")
+        version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+        if version < OLDEST:
+            return f"triton {triton.__version__} is too old, {'.'.join(map(str, OLDEST))} is needed"
+        if not INTERPRETED:
+            triton.runtime.driver.active.get_current_target()
+    except (ImportError, OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
+        return f"triton does not work here: {briefly(error)}"
+    return None
+
+
+def _refuses(plan: PatchPlan, weight: Tensor) -> str | None:
+    if column_stride(weight) is None:
+        return "the weight's columns have no common stride"
+    if weight.is_cuda and not torch.version.hip:
+        capability = torch.cuda.get_device_capability(weight.device)
+        if capability < OLDEST_CARD:
+            wanted, found = (".".join(map(str, version)) for version in (OLDEST_CARD, capability))
+            return f"for compute capability {wanted} and newer, the card has {found}"
+    return None
+
+
+PATH = Path(
+    name="triton",
+    rank=10,
+    devices=("cuda", "cpu") if INTERPRETED else ("cuda",),
+    dtypes=(torch.float32, torch.bfloat16, torch.float16),
+    apply=_apply,
+    needs=_needs,
+    refuses=_refuses,
+)

@@ -1,0 +1,186 @@
+"""The plan of a patch: every layer that changes one weight, fused, applied in one pass."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..algorithms import Layer
+from ..algorithms.base import a_layer, add_up
+from ..changes.forms import Dependent, Form, Full
+from ..errors import LayerError
+from ..layers.part import Part, Rows
+from ..maths.tensors import Shape, padded
+from . import groups
+from .groups.group import Group
+from .registry import apply_plan, path_report
+
+Fuse = Callable[[Sequence[Any], Sequence[int], int], tuple[Group, tuple[Tensor, ...]]]
+
+
+def _discover() -> dict[type[Form], Fuse]:
+    """A module of `groups` that defines FORM and `fuse` handles that form."""
+    found: dict[type[Form], Fuse] = {}
+    for module_info in pkgutil.iter_modules(groups.__path__):
+        module = importlib.import_module(f"{groups.__name__}.{module_info.name}")
+        if hasattr(module, "FORM"):
+            found[module.FORM] = module.fuse
+    return found
+
+
+FUSE = _discover()
+
+
+@dataclass(frozen=True)
+class PatchPlan:
+    """W += sum over the layers of strength * delta, in one pass with one rounding.
+
+    A plan holds for a weight's shape and a set of layers; strengths may change from one application
+    to the next, in the order of the layers it was built from. Every layer sees the weight as it was
+    before, so that their order has no part in the result.
+    """
+
+    shape: Shape
+    final: Shape
+    """The weight's shape afterwards: larger than before where a layer enlarges it with zeros."""
+    groups: tuple[tuple[Group, Rows | None], ...]
+    """Each with the rows of the weight that it is for, None for all."""
+    tensors: tuple[Tensor, ...] = ()
+    strengths: tuple[float, ...] = ()
+    kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What a path found out and is to know again with other strengths; it holds no tensors."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "kept": {}}
+
+    @classmethod
+    def build(
+        cls,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device | str,
+        layers: Sequence[tuple[Layer | Part, float]],
+    ) -> PatchPlan:
+        """Decide what is fused with what. `dtype` and `device` are those of the weight to come.
+
+        Raises LayerError where a layer does not fit the shape.
+        """
+        target = torch.device(device)
+        parts = [layer if isinstance(layer, Part) else Part(layer) for layer, _ in layers]
+        final = _enlarged(tuple(shape), parts)
+        by_form: dict[tuple[type[Form], Rows | None], tuple[list[Form], list[int]]] = {}
+        for slot, part in enumerate(parts):
+            beside = final != tuple(shape) and part.fits(shape) and not part.fits(final)
+            if not beside:
+                part.check_fit(final)
+            for form in _on_larger(part, shape, final) if beside else part.forms():
+                forms, slots = by_form.setdefault((type(form), part.rows), ([], []))
+                forms.append(form)
+                slots.append(slot)
+        groups: list[tuple[Group, Rows | None]] = []
+        tensors: list[Tensor] = []
+        for (kind, rows), (forms, slots) in by_form.items():
+            group, own = FUSE[kind](forms, slots, len(tensors))
+            groups.append((group, rows))
+            tensors += [tensor.to(target).contiguous() for tensor in own]
+        strengths = tuple(float(strength) for _, strength in layers)
+        return cls(tuple(shape), final, tuple(groups), tuple(tensors), strengths)
+
+    @property
+    def report(self) -> str:
+        """What is fused and how, a line a group."""
+        return "\n".join(
+            group.summary + (f", rows {rows[0]} to {rows[1]}" if rows else "") for group, rows in self.groups
+        )
+
+    @torch.no_grad()
+    def apply_(self, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> Tensor:
+        """Patch `weight` in place and return it, whatever its strides and floating-point dtype.
+
+        The sum is formed in float32 (float64 for a float64 weight) and rounded once to the weight's
+        dtype. `tensors` are the plan's, moved to the weight's device here where they are not there.
+        A weight that a layer enlarges cannot be patched in place: a larger one is returned.
+        """
+        if not weight.is_floating_point():
+            raise LayerError(
+                "a weight of this dtype cannot be patched",
+                got=str(weight.dtype),
+                expected="a floating-point weight",
+            )
+        if tuple(weight.shape) not in (self.shape, self.final):
+            raise LayerError(
+                "the plan was made for another shape",
+                got=str(list(weight.shape)),
+                expected=str(list(self.shape)),
+            )
+        if tuple(weight.shape) != self.final:
+            weight = padded(weight, self.final)
+        device = weight.device
+        moved = [
+            tensor if tensor.device == device else tensor.to(device, non_blocking=device.type != "cpu")
+            for tensor in tensors
+        ]
+        apply_plan(self, weight, moved, strengths)
+        return weight
+
+
+def patch_(weight: Tensor, layers: Sequence[tuple[Layer | Part, float]]) -> Tensor:
+    """weight += sum of strength * delta over the (layer, strength) pairs, in place and fused.
+
+    Returns the weight, or a larger one where a layer enlarges it. Raises LayerError where a layer does
+    not fit it.
+    """
+    plan = PatchPlan.build(weight.shape, weight.dtype, weight.device, layers)
+    return plan.apply_(weight, plan.tensors, plan.strengths)
+
+
+def patch_report(weight: Tensor, layers: Sequence[tuple[Layer | Part, float]]) -> str:
+    """What `patch_` would fuse for this weight, by which path, and why not by those before it."""
+    plan = PatchPlan.build(weight.shape, weight.dtype, weight.device, layers)
+    return f"{plan.report}\n{path_report(plan, weight)}"
+
+
+def _enlarged(shape: Shape, parts: Sequence[Part]) -> Shape:
+    final = shape
+    for part in parts:
+        larger = part.layer.enlarged()
+        if larger is None:
+            continue
+        if len(larger) != len(shape) or any(new < old for new, old in zip(larger, shape, strict=True)):
+            raise LayerError(
+                "a layer enlarges its weight to a shape that does not hold it",
+                file=part.file,
+                key=part.key,
+                got=str(list(larger)),
+                expected=f"at least {list(shape)}",
+            )
+        final = tuple(max(new, old) for new, old in zip(larger, final, strict=True))
+    return final
+
+
+def _on_larger(part: Part, shape: Sequence[int], final: Shape) -> tuple[Form, ...]:
+    """The change of a weight, for the same weight enlarged by another layer: nothing in what is new.
+
+    It is formed as it is added: weights that are enlarged are small.
+    """
+    forms = part.forms()
+    met, larger = part.shape_met(shape), part.shape_met(final)
+    additive = [form for form in forms if not isinstance(form, Dependent)]
+    if len(additive) < len(forms):
+        raise LayerError(
+            f"{a_layer(part.layer.algorithm)} depends on a weight that another layer of the stack enlarges",
+            file=part.file,
+            key=part.key,
+            got=str(list(met)),
+            expected=str(list(larger)),
+            hint="Apply the one that enlarges it by a node of its own, after this one",
+        )
+    with part.named():
+        change = add_up(additive, torch.float64, torch.device("cpu")).reshape(met)
+    return (Full(padded(change, larger).flatten(1)),)

@@ -1,0 +1,137 @@
+"""The load report in words: what was applied, what was not, and why."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ..adapters.peft import CONFIG_NAME
+from ..algorithms.oft import Oft
+from ..names.dialects import split_prefix
+from ..stack.resolve import PART_NAMES, EntryResolution, Resolution
+
+LISTED = 8
+"""Lines of one kind that are written out; the rest is counted, so that the text stays readable."""
+
+
+def describe(resolution: Resolution) -> str:
+    """The report of a stack on one target, an adapter a paragraph."""
+    if not resolution.entries:
+        return "The stack is empty: nothing was changed."
+    return "\n\n".join(_describe_entry(entry) for entry in resolution.entries)
+
+
+def _describe_entry(resolution: EntryResolution) -> str:
+    entry, adapter = resolution.entry, resolution.entry.adapter
+    lines = [adapter.name, f"  dialect {adapter.dialect}; {_kinds(resolution)}"]
+    strengths = f"  strength {entry.strength:g}"
+    if entry.strength_clip is not None:
+        strengths += f", text encoder {entry.strength_clip:g}"
+    lines.append(strengths + (f"; rules: {entry.rules}" if entry.rules else ""))
+    if entry.off:
+        return "\n".join([*lines, "  off: both strengths are 0, nothing was applied"])
+    lines.append(f"  applied {resolution.count()} of {resolution.layers} layers")
+    if silenced := resolution.count(silent=True):
+        lines.append(f"  {silenced} matched at strength 0")
+    lines += [f"  {line}" for line in _configured(resolution)]
+    lines += [f"  {line}" for line in _odd_alphas(resolution)]
+    for part, names in resolution.absent.items():
+        why = f"the {PART_NAMES[part]}: {resolution.absent_because}"
+        lines.append(f"  {len(names)} layers left out, they belong to {why}")
+    lines += _listed(
+        "layers whose shape does not fit",
+        [
+            f"{bad.layer}: {bad.made_for} on {bad.target.name} {list(bad.expected)}"
+            for bad in resolution.mismatches
+        ],
+    )
+    lines += _listed(
+        "layers meet nothing",
+        [
+            f"{left.layer}: {left.reason}" + (f"; nearest: {left.nearest}" if left.nearest else "")
+            for left in resolution.unmatched
+        ],
+    )
+    stray = [key for key in adapter.unused_keys if not _of_unreadable(key, adapter.unreadable)]
+    lines += _listed("keys of the file are of no known kind", sorted(stray))
+    lines += _listed(
+        "embeddings come with the file and are not applied (they belong into the embeddings folder)",
+        list(adapter.embeddings),
+    )
+    lines += _listed("rules match none of its layers", [str(rule) for rule in resolution.idle_rules])
+    return "\n".join(lines)
+
+
+def _configured(resolution: EntryResolution) -> list[str]:
+    """Which configuration of PEFT's is followed, and which layers have no alpha from anywhere."""
+    adapter = resolution.entry.adapter
+    files = sorted({Path(info.peft.path).name for info in adapter.info.values() if info.peft})
+    lines = [f"alpha from {', '.join(files)}"] if files else []
+    left = adapter.without_alpha
+    if left and adapter.config:
+        lines.append(
+            f"{len(left)} layers without an alpha do not follow the {CONFIG_NAME} beside the file: "
+            "their rank is another, their names are not PEFT's, or the file holds a configuration itself"
+        )
+    elif any(split_prefix(name)[0] == "peft" for name in left):
+        lines.append(f"no {CONFIG_NAME} beside the file: {len(left)} layers at scale 1")
+    return lines
+
+
+def _kinds(resolution: EntryResolution) -> str:
+    adapter = resolution.entry.adapter
+    alphas = adapter.alphas()
+    counts = Counter(info.algorithm.algorithm for info in adapter.info.values())
+    parts: list[str] = []
+    for kind, count in counts.most_common():
+        infos = [info for info in adapter.info.values() if info.algorithm.algorithm == kind]
+        ranks = _spread("full" if info.rank is None else str(info.rank) for info in infos)
+        found = (alphas[info.name] for info in infos)
+        values = _spread("none" if alpha is None else f"{alpha:g}" for alpha in found)
+        parts.append(f"{count} {kind} (rank {ranks}; alpha {values})")
+    return ", ".join(parts) if parts else "no layer that can be read"
+
+
+def _odd_alphas(resolution: EntryResolution) -> list[str]:
+    """What a user would not expect of alpha: 0 makes a layer do nothing, below 0 turns it around.
+
+    To a rotation it is a bound, which must be a number too.
+    """
+    adapter = resolution.entry.adapter
+    scaled = {name for name, info in adapter.info.items() if info.algorithm.scaled_by_alpha and info.rank}
+    bound = {name for name, info in adapter.info.items() if issubclass(info.algorithm, Oft)}
+    alphas = {name: alpha for name, alpha in adapter.alphas().items() if alpha is not None}
+    zero = sum(alphas.get(name) == 0 for name in scaled)
+    negative = sum(-math.inf < alphas.get(name, 0.0) < 0 for name in scaled)
+    unusable = sum(not math.isfinite(alphas.get(name, 0.0)) for name in scaled | bound)
+    lines: list[str] = []
+    if unusable:
+        lines.append(f"alpha is NaN or infinite in {unusable} layers: they cannot be applied")
+    if zero:
+        lines.append(f"alpha is 0 in {zero} layers: they have no effect")
+    if negative:
+        lines.append(f"alpha is negative in {negative} layers: their effect is turned around")
+    return lines
+
+
+def _spread(values: Iterable[str]) -> str:
+    counts = Counter(values).most_common()
+    if len(counts) == 1:
+        return counts[0][0]
+    shown = ", ".join(f"{value} x{count}" for value, count in counts[:3])
+    return f"{shown} and {len(counts) - 3} others" if len(counts) > 3 else shown
+
+
+def _listed(what: str, items: Sequence[str]) -> list[str]:
+    if not items:
+        return []
+    lines = [f"  {len(items)} {what}:", *(f"    {item}" for item in items[:LISTED])]
+    if len(items) > LISTED:
+        lines.append(f"    and {len(items) - LISTED} more")
+    return lines
+
+
+def _of_unreadable(key: str, unreadable: Iterable[str]) -> bool:
+    return any(key.startswith(f"{name}.") for name in unreadable)

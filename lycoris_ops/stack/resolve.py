@@ -1,0 +1,307 @@
+"""Which layer of which adapter meets which weight, and what is left over and why."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from ..adapters.adapter import Adapter
+from ..algorithms.base import show
+from ..errors import LayerError, MatchError, located
+from ..layers.part import Part, Rows
+from ..maths.tensors import Shape
+from ..names.dialects import Part as ModelPart
+from ..names.dialects import split_prefix
+from ..names.targets import Target, Targets, shapes_of
+from .rules import Rule
+from .stack import Entry, Stack
+
+NAMED_AT_MOST = 4
+"""How many unmatched layers get a nearest name: each costs a search, and nobody reads more."""
+
+
+class Match(NamedTuple):
+    """A layer that meets a weight, with the strength it is applied at, rules included."""
+
+    layer: str
+    target: Target
+    strength: float
+    parameter: Literal["weight", "bias"] = "weight"
+    window: Rows | None = None
+    """The rows of the layer that are meant, where its others meet other weights."""
+
+    @property
+    def key(self) -> str:
+        """The key of what is changed: the weight, or the bias beside it."""
+        return self.target.key if self.parameter == "weight" else self.target.bias or ""
+
+    def read(self, adapter: Adapter, *, keep: bool = True) -> Part:
+        """The layer, or what of it is meant, read from the file; see `Adapter.layer` for `keep`."""
+        layer = adapter.layer(self.layer, keep=keep)
+        if self.parameter == "bias":
+            with located(file=adapter.path, key=self.layer):
+                beside = layer.bias_layer()
+                if beside is None:
+                    raise LayerError("the layer changes no bias")
+            layer = beside
+        return Part(layer, self.target.rows, self.window, adapter.path, self.layer)
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """A layer whose name is found and whose shape does not fit."""
+
+    layer: str
+    target: Target
+    made_for: str
+    """The weights that the layer could be applied to, in words."""
+    expected: Shape
+    strength: float
+
+
+@dataclass(frozen=True)
+class Unmatched:
+    """A layer that meets nothing."""
+
+    layer: str
+    reason: str
+    nearest: str | None = None
+
+
+@dataclass(frozen=True)
+class EntryResolution:
+    """What became of each layer of one adapter."""
+
+    entry: Entry
+    matches: tuple[Match, ...]
+    mismatches: tuple[Mismatch, ...]
+    unmatched: tuple[Unmatched, ...]
+    absent: Mapping[ModelPart, tuple[str, ...]]
+    """Layers of a part of the model that the target does not have at all."""
+    absent_because: str
+    """Why such a part is missing, in words for the report."""
+    idle_rules: tuple[Rule, ...]
+    """Rules that matched none of the adapter's layers."""
+
+    @property
+    def layers(self) -> int:
+        """How many layers the adapter has, readable or not."""
+        return len(self.entry.adapter.info) + len(self.entry.adapter.unreadable)
+
+    def count(self, *, silent: bool = False) -> int:
+        """How many layers meet something at a strength other than 0, or with `silent` at 0 only."""
+        live = {match.layer for match in self.matches if match.strength != 0.0}
+        return len({match.layer for match in self.matches} - live) if silent else len(live)
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """The load report of a stack on one target, as data."""
+
+    entries: tuple[EntryResolution, ...]
+
+    def pairs(self) -> dict[str, list[tuple[Entry, Match]]]:
+        """Target key to the layers that change it, in an order that the stack's order has no part in.
+
+        Layers of strength 0 are left out, so that they cost nothing and change no bit.
+        """
+        found: dict[str, list[tuple[Entry, Match]]] = {}
+        for resolution in self.entries:
+            for match in resolution.matches:
+                if match.strength != 0.0:
+                    found.setdefault(match.key, []).append((resolution.entry, match))
+        for pairs in found.values():
+            pairs.sort(key=lambda pair: (pair[0].adapter.path, pair[1].strength))
+        return found
+
+    def check(self, *, strict: bool = False) -> None:
+        """Raise MatchError for what must not pass in silence.
+
+        That is a shape mismatch, an adapter of which nothing matches and, with `strict`, any layer
+        that meets nothing. Layers of a part that the target does not have do not count.
+        """
+        live = [resolution for resolution in self.entries if not resolution.entry.off]
+        # Where the stack as a whole has work here, an adapter made for the other part is left out.
+        any_match = any(resolution.matches for resolution in live)
+        for resolution in live:
+            _check_entry(resolution, strict, may_be_absent=any_match)
+
+
+def resolve(
+    stack: Stack,
+    keys: Collection[str] | Mapping[str, Shape],
+    *,
+    absent_because: str = "it is not part of the target",
+) -> Resolution:
+    """Match every layer of a stack with the weights of a target.
+
+    `keys` are the target's keys, with their shapes where these are to be checked; `absent_because`
+    says why a whole part of the model may be missing. Raises MatchError where a name has two
+    candidates, or two layers of one adapter mean the same weight.
+    """
+    targets = Targets(shapes_of(keys))
+    return Resolution(tuple(_resolve_entry(entry, targets, absent_because) for entry in stack))
+
+
+def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> EntryResolution:
+    matches: list[Match] = []
+    mismatches: list[Mismatch] = []
+    unmatched = [Unmatched(name, reason) for name, reason in entry.adapter.unreadable.items()]
+    absent: dict[ModelPart, list[str]] = {}
+    used: set[Rule] = set()
+    rules = entry.rules.all() if entry.rules else ()
+    for name, info in entry.adapter.info.items():
+        candidates = targets.find(name)
+        if not candidates:
+            part = split_prefix(name)[1].part
+            if part is not None and not targets.has_part(name):
+                absent.setdefault(part, []).append(name)
+            else:
+                near = targets.nearest(name) if len(unmatched) < NAMED_AT_MOST else None
+                unmatched.append(Unmatched(name, "no layer of that name", near))
+            continue
+        places = _only(candidates, name, entry)
+        strength = entry.strength_of(split_prefix(name)[1].part or places[0].part)
+        if entry.rules:
+            names = places[0].names
+            used.update(rule for rule in rules if rule.matches(names))
+            strength *= entry.rules.weight(names)
+        expected = _joined([targets.shape_of(place) for place in places])
+        if expected and info.shape and not info.fits(expected):
+            mismatches.append(Mismatch(name, places[0], info.made_for, expected, strength))
+            continue
+        beside = _joined([targets.bias_of(place) for place in places]) if info.bias else ()
+        if info.bias and beside not in ((), info.bias):
+            mismatches.append(Mismatch(name, places[0], show(info.bias), beside, strength))
+            continue
+        windows = _windows(places, targets)
+        if info.shape:
+            for place, window in zip(places, windows, strict=True):
+                matches.append(Match(name, place, strength, "weight", window))
+        if info.bias is not None:
+            with_bias = [
+                Match(name, place, strength, "bias", window)
+                for place, window in zip(places, windows, strict=True)
+                if place.bias is not None
+            ]
+            matches += with_bias
+            if not with_bias and not info.algorithm.bias_may_be_absent:
+                unmatched.append(Unmatched(name, "it changes a bias, and the model's layer has none"))
+    _check_distinct(matches, entry)
+    return EntryResolution(
+        entry=entry,
+        matches=tuple(matches),
+        mismatches=tuple(mismatches),
+        unmatched=tuple(unmatched),
+        absent={part: tuple(names) for part, names in absent.items()},
+        absent_because=absent_because,
+        idle_rules=tuple(rule for rule in rules if rule not in used),
+    )
+
+
+def _only(candidates: Sequence[tuple[Target, ...]], name: str, entry: Entry) -> tuple[Target, ...]:
+    if len(candidates) > 1:
+        raise MatchError(
+            "a layer's name fits more than one weight",
+            file=entry.adapter.path,
+            key=name,
+            got=" and ".join("+".join(target.key for target in places) for places in candidates),
+            expected="one weight",
+            hint="The file does not say which it means, and a guess could be wrong",
+        )
+    return candidates[0]
+
+
+def _joined(shapes: Sequence[Shape]) -> Shape:
+    """The shape of weights one below the other; () where a shape is not known."""
+    if len(shapes) == 1 or not all(shapes):
+        return shapes[0] if len(shapes) == 1 else ()
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+def _windows(places: Sequence[Target], targets: Targets) -> list[Rows | None]:
+    """Which rows of a layer each place gets; None for the one place that gets all."""
+    if len(places) == 1:
+        return [None]
+    windows: list[Rows | None] = []
+    first = 0
+    for place in places:
+        rows = (targets.shape_of(place) or (0,))[0]
+        windows.append((first, first + rows))
+        first += rows
+    return windows
+
+
+def _check_distinct(matches: Sequence[Match], entry: Entry) -> None:
+    """Raise MatchError where two layers of one adapter mean the same rows of the same parameter."""
+    by_key: dict[str, list[Match]] = {}
+    for match in matches:
+        rows = match.target.rows
+        for other in by_key.setdefault(match.key, []):
+            theirs = other.target.rows
+            if rows is None or theirs is None or (rows[0] < theirs[1] and theirs[0] < rows[1]):
+                raise MatchError(
+                    "two layers of one adapter mean the same weight",
+                    file=entry.adapter.path,
+                    key=match.key,
+                    got=f"{other.layer} and {match.layer}",
+                    expected="one layer",
+                )
+        by_key[match.key].append(match)
+
+
+def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bool) -> None:
+    file = resolution.entry.adapter.path
+    live = [mismatch for mismatch in resolution.mismatches if mismatch.strength != 0.0]
+    if live:
+        first = live[0]
+        more = f" (and {len(live) - 1} more layers)" if len(live) > 1 else ""
+        raise MatchError(
+            f"a layer does not fit its weight {first.target.key}{more}",
+            file=file,
+            key=first.layer,
+            got=first.made_for,
+            expected=str(list(first.expected)),
+            hint="The adapter was made for another model; to leave out a layer that does not fit, "
+            f"give it the block rule `{first.target.name} = 0`",
+        )
+    if not resolution.matches and not (may_be_absent and _all_absent(resolution)):
+        raise _nothing_matches(resolution)
+    if strict and resolution.unmatched:
+        first = resolution.unmatched[0]
+        raise MatchError(
+            f"{len(resolution.unmatched)} of {resolution.layers} layers meet nothing, and strict is on",
+            file=file,
+            key=first.layer,
+            got=first.reason,
+            expected=f"a layer such as {first.nearest}" if first.nearest else "every layer to match",
+            hint="Turn strict off to apply the rest",
+        )
+
+
+def _all_absent(resolution: EntryResolution) -> bool:
+    return bool(resolution.absent) and not resolution.unmatched and not resolution.mismatches
+
+
+def _nothing_matches(resolution: EntryResolution) -> MatchError:
+    file = resolution.entry.adapter.path
+    if _all_absent(resolution):
+        parts = " and ".join(PART_NAMES[part] for part in resolution.absent)
+        return MatchError(
+            f"all layers of the adapter belong to the {parts}, and {resolution.absent_because}",
+            file=file,
+            hint="Provide it, or take the adapter out of the stack",
+        )
+    first = resolution.unmatched[0] if resolution.unmatched else None
+    return MatchError(
+        "nothing in the adapter matches the model",
+        file=file,
+        key=first.layer if first else None,
+        got=f"{resolution.layers} layers" + (f"; {first.reason}" if first else ""),
+        expected=f"names such as {first.nearest}" if first and first.nearest else "a matching layer",
+        hint="It was made for another kind of model, or is of a kind that is not read",
+    )
+
+
+PART_NAMES: dict[ModelPart, str] = {"unet": "diffusion model", "te": "text encoder"}
