@@ -154,14 +154,15 @@ def _build(patcher: Any, path: str, shapes: Mapping[str, Sequence[int]], pairs: 
         return "its weight has another shape than its layer says"
     if enlarged_by_patches(patcher, key):
         return "an earlier node enlarges its weight"
-    layers, biases = (
-        [(match.read(entry.adapter), match.strength) for entry, match in pairs.get(f"{path}.{name}", ())]
+    layers = [
+        (match.read(entry.adapter), match.strength)
         for name in ("weight", "bias")
-    )
+        for entry, match in pairs.get(f"{path}.{name}", ())
+    ]
     for part, _ in layers:
         if reason := bypass_refusal(part):
             return reason
     try:
-        return BypassPlan.build(geometry, layers, biases)
+        return BypassPlan.build(geometry, layers)
     except LycorisError as error:
         raise error.within(weight=key) from None

@@ -25,7 +25,8 @@ from ..files.cache import DEFAULT_CACHE, TensorCache
 from ..files.pickle_file import PickleFile
 from ..files.safetensors_file import SafetensorsFile
 from ..files.tensor_file import PICKLES, SAFETENSORS, Fingerprint, TensorFile
-from ..maths.tensors import Extent, Shape, is_finite
+from ..maths.shapes import Extent, Shape
+from ..maths.tensors import is_finite
 from ..names.dialects import peft, recognise, split_prefix
 from .grouping import group
 from .network_args import is_block_diagonal, network_options, split_parts

@@ -30,7 +30,8 @@ from ..algorithms.oft import BLOCKS, Oft
 from ..algorithms.oftv2 import SCALED, OftV2
 from ..errors import LayerError
 from ..layers.fuse import times
-from ..maths.tensors import magnitude_axis
+from ..maths.dora import magnitude_axis
+from ..maths.shapes import factorization
 from ..names.written import Written
 
 PEFT_SUFFIXES = {
@@ -195,27 +196,13 @@ def _peft(layer: Layer, name: str) -> Encoded:
     elif isinstance(layer, BoftPeft):
         config |= {"block": layer.rank, "stages": layer.boft_r.shape[0]}
     elif isinstance(layer, Ia3):
-        layer = scaling_of(layer)
+        layer = layer.by_factor()
         if layer.ia3_l is None:
             raise _cannot("scales the bias with the outputs, and LyCORIS' IA3 does not", "on_input = 0")
         tensors = layer.dump()
         inputs = layer.ia3_l.shape[0] == 1 if layer.ia3_l.ndim == 2 else bool(layer.feedforward)
         config |= {"feedforward": inputs}
     return Encoded(name, tensors, config)
-
-
-def scaling_of(layer: Ia3) -> Ia3:
-    """An (IA)^3 layer of inputs by PEFT's factor, l = 1 + w; any other as it is.
-
-    In the dtype of w where that holds the sum, else in float32: near 1 a narrow dtype has few values.
-    """
-    if layer.weight is None or layer.on_input is None or not layer.on_input.item():
-        return layer
-    exact = 1 + layer.weight.double()
-    own = exact.to(layer.weight.dtype)
-    if not torch.equal(own.double(), exact):
-        own = exact.to(torch.promote_types(own.dtype, torch.float32))
-    return Ia3(ia3_l=own if own.ndim > 2 else own.reshape(1, -1), feedforward=True)
 
 
 def _as_2d(suffix: str, tensor: Tensor) -> Tensor:
@@ -411,9 +398,11 @@ def _makes(config: Mapping[str, Any], factor: int, both: bool) -> bool:
     (rows, columns), (k, j), rank = config["outer"], config["inner"], config["r"]
     if config["folded"]:
         # The columns are known with their kernel: any share of them may be the inputs.
-        same = _factorize(rows * k, factor) == (rows, k) and _may_fold(columns, j, factor)
+        same = factorization(rows * k, factor, ordered=False) == (rows, k) and _may_fold(columns, j, factor)
     else:
-        same = _factorize(rows * k, factor) == (rows, k) and _factorize(columns * j, factor) == (columns, j)
+        same = factorization(rows * k, factor, ordered=False) == (rows, k) and factorization(
+            columns * j, factor, ordered=False
+        ) == (columns, j)
     full = (not (both and rank < max(rows, columns) / 2), rank >= max(k, j) / 2)
     return same and (full == config["full"] or (config["folded"] and full[0] == config["full"][0]))
 
@@ -421,19 +410,7 @@ def _makes(config: Mapping[str, Any], factor: int, both: bool) -> bool:
 def _may_fold(columns: int, folded: int, factor: int) -> bool:
     """Whether some number of inputs that divides the folded columns is cut into the outer columns."""
     inner = (size for size in range(1, folded + 1) if folded % size == 0)
-    return any(_factorize(columns * size, factor) == (columns, size) for size in inner)
-
-
-def _factorize(size: int, factor: int) -> tuple[int, int]:
-    """How PEFT cuts a size in two: as LyCORIS does, but a factor that divides it always comes first.
-
-    Source: `factorization` in tuners/lokr/layer.py of peft 0.21 (Apache-2.0).
-    """
-    if factor > 0 and size % factor == 0:
-        return factor, size // factor
-    bound = math.isqrt(size) if factor < 0 else min(factor, math.isqrt(size))
-    small = next(n for n in range(bound, 0, -1) if size % n == 0)
-    return small, size // small
+    return any(factorization(columns * size, factor, ordered=False) == (columns, size) for size in inner)
 
 
 def _oft(members: Sequence[Member]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..algorithms import ALGORITHMS, Layer
-from ..algorithms.base import ALPHA, DIFF_B, field_of
+from ..algorithms.base import ALPHA, DERIVED, DIFF_B, field_of
 from ..errors import LycorisError
 
 Check = tuple[Callable[[Any], bool], str]
@@ -33,7 +33,8 @@ CHECKS: dict[str, Check] = {
 def options_of(algorithm: type[Layer]) -> set[str]:
     """The fields of a layer that no tensor of a file fills."""
     tensors = {field_of(suffix) for suffix in algorithm.suffixes()}
-    return {field.name for field in dataclasses.fields(algorithm)} - tensors - {ALPHA, DIFF_B}
+    fields = {field.name for field in dataclasses.fields(algorithm) if field.metadata != DERIVED}
+    return fields - tensors - {ALPHA, DIFF_B}
 
 
 def check_options(options: Mapping[str, Any], path: str) -> None:

@@ -36,9 +36,10 @@ from ..files.writing import (
     staged,
     system_errors,
 )
-from ..layers.fuse import fuse, take
+from ..layers.fuse import fuse
 from ..layers.same import difference
-from ..maths.tensors import Shape, is_finite
+from ..maths.shapes import Shape
+from ..maths.tensors import is_finite
 from ..names.dialects import diffusers, split_prefix
 from ..names.targets import Targets, shapes_of
 from ..names.written import PEFT, WRITTEN, Planned, Written, all_names, plan_names
@@ -293,14 +294,15 @@ class _Writer:
         if len(planned.sources) == 1:
             ranges = [piece.rows for piece in planned.pieces if piece.rows is not None]
             if sum(stop - start for start, stop in ranges) == rows:
-                made = take(self._layer(planned.sources[0]), ranges)
+                made = self._layer(planned.sources[0]).rows(*ranges)
+                made.dump()
                 self._check_rows(planned, made)
                 return made
         pieces: list[tuple[Layer, tuple[int, int]]] = []
         for piece in planned.pieces:
             source, whole = self._layer(piece.layer), self._shapes[piece.layer]
             start, stop = piece.rows or (0, whole[0])
-            part = source if (start, stop) == (0, whole[0]) else take(source, [(start, stop)])
+            part = source if (start, stop) == (0, whole[0]) else source.rows((start, stop))
             pieces.append((part, (piece.at, piece.at + stop - start)))
         made = fuse(pieces, rows)
         self._check_rows(planned, made)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 
 from torch import Tensor
 
-from ..maths.tensors import Shape
+from ..discovery import discover
+from ..maths.shapes import Shape
 from .base import Layer, a_layer
 
 __all__ = ["ALGORITHMS", "Layer", "detect", "explain"]
@@ -17,8 +16,7 @@ __all__ = ["ALGORITHMS", "Layer", "detect", "explain"]
 
 def _discover() -> dict[str, type[Layer]]:
     found: dict[str, type[Layer]] = {}
-    for module_info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{module_info.name}")
+    for module in discover(__name__):
         for value in vars(module).values():
             if not isinstance(value, type) or not issubclass(value, Layer):
                 continue

@@ -6,22 +6,31 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ..changes.forms import Additive, Dependent, Form
+from ..changes.forms import Additive, Dense, add_up
 from ..changes.operators import Sides
 from ..errors import LayerError
-from ..maths.tensors import Extent, Shape, compute_dtype, fits
+from ..maths.shapes import Extent, Rows, Shape, fits, shown
+from ..maths.tensors import compute_dtype
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 ALPHA = "alpha"
 DIFF_B = "diff_b"
+
+DERIVED: Mapping[str, bool] = {"derived": True}
+"""Metadata of a field that is neither a tensor of a file nor an option: a layer is made from another with
+it."""
+
+Parameter = Literal["weight", "bias"]
+"""What of a module a layer changes."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,8 @@ class Layer(ABC):
     alpha: float | None = None
     diff_b: Tensor | None = None
 
+    # What suffixes and shapes tell.
+
     @classmethod
     def accepts(cls, tensors: Mapping[str, Tensor] | Mapping[str, Shape]) -> bool:
         """Whether these are exactly one variant of this algorithm, with some of its extras."""
@@ -80,8 +91,8 @@ class Layer(ABC):
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
         """The shape (O, I, *kernel) or (O, K) of the change, from the tensors' shapes alone.
 
-        None stands for a size that the layer leaves open; () means that the weight is not changed.
-        Where the shapes do not tell which size they give (see `suits`), it is what they do tell.
+        None stands for a size that the layer leaves open; () means that the weight is not changed. IA3
+        cannot tell outputs from inputs by shape: it returns (n,), and `suits` accepts either.
         Raises LayerError where the tensors contradict each other.
         """
 
@@ -93,7 +104,7 @@ class Layer(ABC):
     @classmethod
     def made_for(cls, shapes: Mapping[str, Shape]) -> str:
         """The weights that tensors of these shapes may change, in words for messages."""
-        return show(cls.shape(shapes))
+        return shown(cls.shape(shapes))
 
     @classmethod
     def bias_shape(
@@ -107,60 +118,12 @@ class Layer(ABC):
         """The rank, from the tensors' shapes alone; None where nothing is factored."""
         return None
 
+    # A layer's own tensors.
+
     @classmethod
     @abstractmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
         """Fresh float32 factors for a weight of `shape`, with zero effect; the same for a seed."""
-
-    def additive(self) -> tuple[Additive, ...] | None:
-        """The change at strength 1 as a sum of factored forms; None where it depends on the weight.
-
-        alpha / rank is applied here, nowhere else.
-        """
-        return None
-
-    def sides(self, weight: Tensor) -> Sides:
-        """The change at strength 1 as operators on a float32 or float64 weight, where `additive` is None.
-
-        Unless `reads_weight`, shape, dtype and device of the weight are enough.
-        """
-        raise NotImplementedError(f"{self.algorithm} states neither its forms nor its operators")
-
-    @property
-    def reads_weight(self) -> bool:
-        """Whether `sides` depends on the weight's values."""
-        return False
-
-    def dependent(self, weight: Tensor) -> Tensor:
-        """The change at strength 1 of a float32 or float64 weight, where `additive` is None."""
-        return self.sides(weight).change(weight)
-
-    def forms(self) -> tuple[Form, ...]:
-        """What the patch ops apply: the factored forms, or the layer itself."""
-        additive = self.additive()
-        return (Dependent(self),) if additive is None else additive
-
-    def rows(self, start: int, stop: int) -> Layer:
-        """The layer of some of the weight's rows alone, where its change depends on the weight.
-
-        Raises LayerError where no row can be changed without the others.
-        """
-        raise LayerError(
-            f"{a_layer(self.algorithm)} of this kind cannot be applied to a part of its rows",
-            got=f"rows {start} to {stop}",
-            expected="a model whose layer is not split where the adapter's is fused",
-            hint="The rows of such a layer depend on each other",
-        )
-
-    def enlarged(self) -> Shape | None:
-        """The shape to which the weight is enlarged with zeros first; None where it keeps its own."""
-        return None
-
-    def bias_layer(self) -> Layer | None:
-        """The layer that changes the bias, None where there is none."""
-        from .full import Full
-
-        return None if self.diff_b is None else Full(diff=self.diff_b.flatten())
 
     @classmethod
     def load(cls, tensors: Mapping[str, Tensor], options: Mapping[str, Any] | None = None) -> Self:
@@ -191,54 +154,52 @@ class Layer(ABC):
 
     def dump(self) -> dict[str, Tensor]:
         """The suffix-named tensors; `load` of them gives this layer back, bit for bit."""
-        tensors: dict[str, Tensor] = {}
-        for suffix in self.suffixes() - {ALPHA}:
-            value = getattr(self, field_of(suffix))
-            if value is not None:
-                tensors[suffix] = value
+        held = self.tensors()
+        named = {suffix: field_of(suffix) for suffix in self.suffixes()}
+        tensors = {suffix: held[field] for suffix, field in named.items() if field in held}
         if self.alpha is not None:
             alpha = torch.tensor(self.alpha, dtype=torch.float32)
             exact = alpha.item() == self.alpha
             tensors[ALPHA] = alpha if exact else torch.tensor(self.alpha, dtype=torch.float64)
         return tensors
 
-    def delta(self, weight: Tensor) -> Tensor:
-        """The change of `weight` at strength 1, in its shape, float32 (float64 for a float64 weight).
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the layer, by its field."""
+        values = vars(self)
+        names = _fields(type(self))
+        return {name: values[name] for name in names if isinstance(values[name], Tensor)}
 
-        Raises LayerError where the layer does not fit the weight's shape.
-        """
-        self.check_fit(weight.shape)
-        dtype = compute_dtype(weight.dtype)
-        additive = self.additive()
-        if additive is None:
-            return self.dependent(weight.to(dtype)).reshape(weight.shape)
-        if not additive:
-            return torch.zeros(weight.shape, dtype=dtype, device=weight.device)
-        return add_up(additive, dtype, weight.device).reshape(weight.shape)
+    def with_tensors(self, tensors: Mapping[str, Tensor | None]) -> Self:
+        """The same layer with these tensors in place of its own, by field."""
+        return replace(self, **tensors)
 
-    def change(self, weight: Tensor, bias: Tensor | None = None) -> Change:
-        """The change of a weight and of its bias; the latter may depend on `bias`, its value."""
-        beside = self.bias_layer()
-        met = weight.new_zeros(weight.shape[0]) if bias is None else bias
-        return Change(
-            delta=self.delta(weight) if self.extent else None,
-            bias=None if beside is None else beside.delta(met),
-        )
+    @cached_property
+    def shapes(self) -> dict[str, Shape]:
+        """The shapes of the tensors, by suffix."""
+        held = self.tensors()
+        named = {suffix: field_of(suffix) for suffix in self.suffixes()}
+        found = {suffix: tuple(held[field].shape) for suffix, field in named.items() if field in held}
+        return found if self.alpha is None else {**found, ALPHA: ()}
 
     @property
     def rank(self) -> int | None:
         """The rank; None where nothing is factored."""
-        return self.rank_of(shapes_of(self.dump()))
+        return self.rank_of(self.shapes)
 
     @property
     def extent(self) -> Extent:
         """The shape of the change, as `shape` has it, or more closely where the values tell more."""
-        return self.shape(shapes_of(self.dump()))
+        return self.shape(self.shapes)
+
+    @property
+    def bias_extent(self) -> Shape | None:
+        """The shape of the change of the bias, None where there is none."""
+        return self.bias_shape(self.shapes, vars(self))
 
     def check_fit(self, shape: Sequence[int]) -> None:
         """Raise LayerError unless the change can be added to a weight of this shape."""
-        if not self.suits(shapes_of(self.dump()), shape):
-            raise self.misfit(shape, self.made_for(shapes_of(self.dump())))
+        if not self.suits(self.shapes, shape):
+            raise self.misfit(shape, self.made_for(self.shapes))
 
     def misfit(self, shape: Sequence[int], made_for: str) -> LayerError:
         """The error of a layer that does not fit a weight of this shape."""
@@ -250,16 +211,150 @@ class Layer(ABC):
 
     def nbytes(self) -> int:
         """Bytes of the tensors held."""
-        values = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return sum(value.nbytes for value in values if isinstance(value, Tensor))
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    # The change, stated once.
+
+    def additive(self) -> tuple[Additive, ...] | None:
+        """The change at strength 1 as a sum of factored forms; None where it depends on the weight.
+
+        alpha / rank is applied here, nowhere else.
+        """
+        return None
+
+    def bias_additive(self) -> tuple[Additive, ...] | None:
+        """The same of the bias, as forms (O, 1); () where it is not changed.
+
+        None where what the layer does to the weight, row by row, it does to the bias too.
+        """
+        return () if self.diff_b is None else (Dense(column(self.diff_b)),)
+
+    def sides(self, weight: Tensor) -> Sides:
+        """The change at strength 1 as operators on a float32 or float64 weight, where `additive` is None.
+
+        Unless `reads_weight`, shape, dtype and device of the weight are enough.
+        """
+        raise NotImplementedError(f"{self.algorithm} states neither its forms nor its operators")
+
+    @property
+    def reads_weight(self) -> bool:
+        """Whether `sides` depends on the weight's values."""
+        return False
+
+    def dependent(self, weight: Tensor) -> Tensor:
+        """The change at strength 1 of a float32 or float64 weight, where `additive` is None."""
+        return self.sides(weight).change(weight)
+
+    def enlarged(self) -> Shape | None:
+        """The shape to which the weight is enlarged with zeros first; None where it keeps its own."""
+        return None
+
+    # What derives from it.
+
+    def forms(self, parameter: Parameter = "weight") -> tuple[Form, ...]:
+        """What the patch ops and the bypass apply: the factored forms, or the layer itself."""
+        additive = self.additive() if parameter == "weight" else self.bias_additive()
+        return (Dependent(self),) if additive is None else additive
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """The change of `weight` at strength 1, in its shape, float32 (float64 for a float64 weight).
+
+        Raises LayerError where the layer does not fit the weight's shape.
+        """
+        self.check_fit(weight.shape)
+        return change_of(self.forms(), weight)
+
+    def change(self, weight: Tensor, bias: Tensor | None = None) -> Change:
+        """The change of a weight and of its bias; the latter may depend on `bias`, its value."""
+        beside = self.forms("bias")
+        met = weight.new_zeros(weight.shape[0]) if bias is None else bias
+        return Change(
+            delta=self.delta(weight) if self.extent else None,
+            bias=change_of(beside, met) if beside else None,
+        )
+
+    def row_axes(self) -> Mapping[str, int] | None:
+        """The fields that hold a value or a vector for each output, with the axis that counts the outputs.
+
+        None where outputs depend on each other. A field that is not among them serves every output.
+        """
+        return None
+
+    def rows(self, *ranges: Rows) -> Layer:
+        """The layer of these outputs alone, range after range, of the weight and of the bias.
+
+        Raises LayerError where they depend on others.
+        """
+        axes = self.row_axes()
+        if axes is None:
+            raise self.inseparable(ranges)
+        held = self.tensors()
+        return self.with_tensors(
+            {name: cut(held[name], axis, ranges) for name, axis in axes.items() if name in held}
+            | {name: cut(held[name].flatten(), 0, ranges) for name in self.biases() if name in held}
+        )
+
+    @classmethod
+    def biases(cls) -> tuple[str, ...]:
+        """The fields of a value for each output that are for the bias."""
+        return (DIFF_B,)
+
+    def inseparable(self, ranges: Sequence[Rows]) -> LayerError:
+        """The error of rows that cannot be taken alone."""
+        return LayerError(
+            f"{a_layer(self.algorithm)} of this kind cannot be applied to a part of its rows",
+            got=" and ".join(f"rows {start} to {stop}" for start, stop in ranges),
+            expected="a model whose layer is not split where the adapter's is fused",
+            hint="The rows of such a layer depend on each other",
+        )
 
 
-def add_up(forms: Sequence[Additive], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The sum of forms as one matrix (O, K)."""
-    total = forms[0].dense(dtype, device)
-    for form in forms[1:]:
-        total = total + form.dense(dtype, device)
-    return total
+@dataclass(frozen=True)
+class Dependent:
+    """A change that depends on the weight it meets: only the layer itself can state it.
+
+    `file` and `key` say where it is from, since what is wrong with it may show only then.
+    """
+
+    layer: Layer
+    file: str | None = None
+    key: str | None = None
+
+
+Form = Additive | Dependent
+
+
+def change_of(forms: Sequence[Form], met: Tensor) -> Tensor:
+    """The sum of a layer's forms as the change of the weight or bias that they meet, in its shape.
+
+    In float32, or float64 for a float64 value.
+    """
+    dtype = compute_dtype(met.dtype)
+    for form in forms:
+        if isinstance(form, Dependent):
+            return form.layer.dependent(met.to(dtype)).reshape(met.shape)
+    additive = [form for form in forms if not isinstance(form, Dependent)]
+    if not additive:
+        return torch.zeros(met.shape, dtype=dtype, device=met.device)
+    return add_up(additive, dtype, met.device).reshape(met.shape)
+
+
+def column(values: Tensor) -> Tensor:
+    """A value for each output as a matrix (O, 1)."""
+    return values.reshape(-1, 1)
+
+
+def cut(tensor: Tensor, axis: int, ranges: Sequence[Rows]) -> Tensor:
+    """The ranges of a tensor along an axis, one behind the other."""
+    parts = [tensor.narrow(axis, start, stop - start) for start, stop in ranges]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
+
+
+def in_blocks(ranges: Sequence[Rows], size: int) -> list[Rows] | None:
+    """Ranges of rows as ranges of blocks of that size; None where one does not fall between blocks."""
+    if any(bound % size for rows in ranges for bound in rows):
+        return None
+    return [(start // size, stop // size) for start, stop in ranges]
 
 
 def scale(alpha: float | None, rank: int) -> float:
@@ -298,11 +393,6 @@ def a_layer(kind: str) -> str:
     return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind} layer"
 
 
-def show(extent: Extent) -> str:
-    """A shape in words for messages; what the layer leaves open is a star."""
-    return "[" + ", ".join("*" if size is None else str(size) for size in extent) + "]"
-
-
 def shapes_of(tensors: Mapping[str, Tensor] | Mapping[str, Shape]) -> dict[str, Shape]:
     """The shapes of named tensors, or the shapes themselves."""
     return {
@@ -314,6 +404,11 @@ def shapes_of(tensors: Mapping[str, Tensor] | Mapping[str, Shape]) -> dict[str, 
 def field_of(suffix: str) -> str:
     """The field of a layer that holds the tensor of that key suffix."""
     return suffix.removesuffix(".weight").replace(".", "_").lower()
+
+
+@cache
+def _fields(kind: type[Layer]) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
 
 
 def _scalar(tensor: Tensor) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..changes.operators import Blocks, Chain, Diagonal, Operator, Permuted, Sides
 from ..errors import LayerError
-from ..maths.tensors import Extent, Shape
+from ..maths.shapes import Extent, Shape
 from .oft import BLOCKS, Oft
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..changes.operators import Blocks, Chain, Diagonal, Operator, Permuted, Sides
 from ..errors import LayerError
-from ..maths.tensors import Extent, Shape, cayley
+from ..maths.decompositions import cayley
+from ..maths.shapes import Extent, Shape
 from .base import Layer, agree, dimensions
 from .oftv2 import block_of_inputs
 
@@ -80,5 +81,5 @@ class BoftPeft(Layer):
         factor = self.boft_s.to(weight.device, weight.dtype).flatten() - 1
         return Sides(outputs=Diagonal(factor), inputs=Chain(tuple(parts)).transposed())
 
-    def rows(self, start: int, stop: int) -> BoftPeft:
-        return replace(self, boft_s=self.boft_s[start:stop], diff_b=None)
+    def row_axes(self) -> Mapping[str, int]:
+        return {"boft_s": 0}

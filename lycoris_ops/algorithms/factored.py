@@ -11,11 +11,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..changes.forms import Additive, Sparse
+from ..changes.forms import Additive, Sparse, add_up
 from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
-from ..maths.tensors import Extent, Shape, dora_factor, fits, flat_shape, magnitude_axis
-from .base import Layer, add_up, agree, shapes_of, show
+from ..maths.dora import dora_factor, magnitude_axis
+from ..maths.shapes import Extent, Rows, Shape, fits, flat_shape, shown
+from .base import Layer, agree
 
 DORA = "dora_scale"
 SPARSE = ("bias_indices", "bias_values", "bias_size")
@@ -27,7 +28,7 @@ class Factored(Layer):
     """delta = product (+ sparse), or with a DoRA magnitude d: delta = d * V / norm(V) - W, V = W + product.
 
     `dora_scale` is (O, 1, ...), (O,) or (1, O, 1, ...) for a norm over each output, (1, I, 1, ...) for one
-    over each input (see `algebra.dora_factor`). The sparse remainder is `bias_values` at `bias_indices`
+    over each input (see `maths.dora.dora_factor`). The sparse remainder is `bias_values` at `bias_indices`
     (dimensions, n), int16, of a tensor of shape `bias_size`; despite its name it belongs to the weight.
 
     `dora` chooses the norm: "paper" that of V; "host" that of W on the output axis, as ComfyUI 0.30
@@ -55,8 +56,8 @@ class Factored(Layer):
         """The product of the factors, alpha / rank included."""
 
     @abstractmethod
-    def cut(self, start: int, stop: int) -> Factored | None:
-        """The layer with the factors of some rows alone; None where these are not factors any more."""
+    def factor_axes(self) -> Mapping[str, int]:
+        """The fields of the factors that have a vector for each output, as in `row_axes`."""
 
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
@@ -71,7 +72,7 @@ class Factored(Layer):
             raise LayerError(
                 "a DoRA magnitude has neither the outputs nor the inputs of its layer",
                 got=str(list(shapes[DORA])),
-                expected=f"{outputs} or {inputs} values for {show(plain)}",
+                expected=f"{outputs} or {inputs} values for {shown(plain)}",
             )
         return (outputs, values, inputs // values)
 
@@ -115,21 +116,46 @@ class Factored(Layer):
         norm_of = weight if self.dora == "host" and outputs else direction
         return plain, direction, dora_factor(self.dora_scale, norm_of)
 
-    def rows(self, start: int, stop: int) -> Layer:
-        magnitude = self.dora_scale
-        if magnitude is None or (magnitude.ndim > 1 and magnitude.shape[0] == 1):
-            return super().rows(start, stop)
-        factors = self.cut(start, stop)
-        if factors is None or self.bias_size is not None:
-            return super().rows(start, stop)
-        return replace(factors, dora_scale=magnitude[start:stop], diff_b=None)
+    def row_axes(self) -> Mapping[str, int] | None:
+        """None where a norm is over all outputs, as that of a DoRA magnitude of the inputs."""
+        if self.dora_scale is None:
+            return self.factor_axes()
+        extent = [size or 1 for size in self.extent]
+        if magnitude_axis(self.dora_scale.shape, extent) != 0:
+            return None
+        return {**self.factor_axes(), "dora_scale": self.dora_scale.shape.index(extent[0])}
+
+    def rows(self, *ranges: Rows) -> Layer:
+        found = super().rows(*ranges)
+        return found if self.bias_size is None else found.with_tensors(self._sparse_rows(ranges))
+
+    def _sparse_rows(self, ranges: Sequence[Rows]) -> dict[str, Tensor]:
+        """The sparse remainder of some rows."""
+        indices, values, size = self.bias_indices, self.bias_values, self.bias_size
+        assert indices is not None and values is not None and size is not None
+        places, first = _unwrapped(indices), 0
+        kept: list[tuple[Tensor, Tensor]] = []
+        for start, stop in ranges:
+            here = (places[0] >= start) & (places[0] < stop)
+            moved = places[:, here]
+            moved[0] += first - start
+            kept.append((moved, values[here]))
+            first += stop - start
+        found = torch.cat([moved for moved, _ in kept], 1)
+        shape = _unwrapped(size)
+        shape[0] = first
+        return {
+            "bias_indices": _wrapped(found, indices.dtype),
+            "bias_values": torch.cat([part for _, part in kept]),
+            "bias_size": _wrapped(shape, size.dtype),
+        }
 
     def _sparse(self) -> Sparse | None:
         indices, values, size = self.bias_indices, self.bias_values, self.bias_size
         if indices is None or values is None or size is None:
             return None
         shape, places = _unwrapped(size), _unwrapped(indices)
-        plain = flat_shape(self.plain_shape(shapes_of(self.dump())))
+        plain = flat_shape([size or 1 for size in self.extent])
         lengths = [int(n) for n in shape]
         if min(lengths, default=0) < 1 or flat_shape(lengths) != plain:
             raise LayerError(
@@ -170,6 +196,12 @@ def _check_sparse(shapes: Mapping[str, Shape]) -> None:
 
 
 def _unwrapped(numbers: Tensor) -> Tensor:
-    """As int64; int16 wraps above 32767."""
-    wide = numbers.to(torch.int64)
+    """A copy as int64; int16 wraps above 32767."""
+    wide = numbers.to(torch.int64, copy=True)
     return wide % INT16 if numbers.dtype == torch.int16 else wide
+
+
+def _wrapped(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """Int64 as `_unwrapped` found them."""
+    half = INT16 // 2
+    return ((numbers + half) % INT16 - half if dtype == torch.int16 else numbers).to(dtype)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..changes import forms
+from ..changes.forms import Dense
 from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
-from ..maths.tensors import Shape
-from .base import ALPHA, DIFF_B, Layer
+from ..maths.shapes import Shape
+from .base import ALPHA, DIFF_B, Layer, column
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -52,20 +52,19 @@ class Full(Layer):
         """diff zero; rank, alpha and seed have no meaning here."""
         return cls(diff=torch.zeros(shape))
 
-    def additive(self) -> tuple[forms.Full, ...] | None:
+    def additive(self) -> tuple[Dense, ...] | None:
         if self.set_weight is not None:
             return None
-        return (forms.Full(_matrix(self.diff)),) if self.diff is not None else ()
+        return (Dense(_matrix(self.diff)),) if self.diff is not None else ()
 
     def sides(self, weight: Tensor) -> Sides:
         assert self.set_weight is not None
         nothing = Diagonal(-torch.ones(weight.shape[0], dtype=weight.dtype, device=weight.device))
-        return Sides(outputs=nothing, beside=(forms.Full(_matrix(self.set_weight)),))
+        return Sides(outputs=nothing, beside=(Dense(_matrix(self.set_weight)),))
 
-    def rows(self, start: int, stop: int) -> Full:
-        assert self.set_weight is not None
-        return Full(set_weight=self.set_weight[start:stop])
+    def row_axes(self) -> Mapping[str, int]:
+        return {"diff": 0, "set_weight": 0}
 
 
 def _matrix(values: Tensor) -> Tensor:
-    return values.flatten(1) if values.ndim > 1 else values[:, None]
+    return values.flatten(1) if values.ndim > 1 else column(values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor
 from ..changes.forms import LowRank
 from ..changes.operators import Product, Sides
 from ..errors import LayerError
-from ..maths.tensors import Extent, Shape, flat_shape, fold_core
-from .base import Layer, agree, dimensions, scale, shapes_of
+from ..maths.shapes import Extent, Shape, flat_shape
+from ..maths.tensors import fold_core
+from .base import Layer, agree, dimensions, scale
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -93,11 +94,9 @@ class Glora(Layer):
         factor = scale(self.alpha, a1.shape[1])
         return Sides(inputs=Product(a1, a2, factor), beside=(LowRank(up, down, factor),))
 
-    def rows(self, start: int, stop: int) -> Glora:
-        shapes = shapes_of(self.dump())
-        if self.bm is not None or _is_new(*(shapes[name] for name in (A1, A2, B1, B2))):
-            return replace(self, b1=self.b1[start:stop], diff_b=None)
-        return replace(self, b2=self.b2[start:stop], diff_b=None)
+    def row_axes(self) -> Mapping[str, int]:
+        new = self.bm is not None or _is_new(*(self.shapes[name] for name in (A1, A2, B1, B2)))
+        return {"b1" if new else "b2": 0}
 
     def _factors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """a1 (I, r), a2 (r, I), up (O, r), down (r, K) from either layout."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..changes.forms import Additive
 from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
-from ..maths.tensors import Extent, Shape, fits
-from .base import ALPHA, Layer, dimensions, show
+from ..maths.shapes import Extent, Shape, fits, shown
+from ..maths.tensors import narrowed
+from .base import ALPHA, Layer, dimensions
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -72,7 +74,7 @@ class Ia3(Layer):
 
     def check_fit(self, shape: Sequence[int]) -> None:
         if not fits(self.extent, shape):
-            raise self.misfit(shape, show(self.extent))
+            raise self.misfit(shape, shown(self.extent))
 
     def check_values(self) -> None:
         if self.on_input is not None:
@@ -85,7 +87,7 @@ class Ia3(Layer):
         if PEFT not in shapes:
             return None
         found = shapes[PEFT]
-        inputs = found[0] == 1 if len(found) == 2 else (options or {}).get("feedforward", True)
+        inputs = found[1] > 1 if len(found) == 2 else (options or {}).get("feedforward", True)
         return None if inputs else (math.prod(found),)
 
     @classmethod
@@ -99,15 +101,24 @@ class Ia3(Layer):
         factor = Diagonal(self._factor(weight.dtype).to(weight.device))
         return Sides(inputs=factor) if self._inputs() else Sides(outputs=factor)
 
-    def rows(self, start: int, stop: int) -> Ia3:
-        if self._inputs():
-            return replace(self, feedforward=True) if self.ia3_l is not None else self
-        return Ia3(weight=self._factor()[start:stop], on_input=torch.tensor(0))
+    def bias_additive(self) -> tuple[Additive, ...] | None:
+        """None where PEFT's factors are for outputs: they scale what the layer gives, its bias included."""
+        return () if self.ia3_l is None or self._inputs() else None
 
-    def bias_layer(self) -> Ia3 | None:
-        if self.ia3_l is None or self._inputs():
-            return None
-        return Ia3(weight=self._factor(), on_input=torch.tensor(0))
+    def by_factor(self) -> Ia3:
+        """A layer of inputs by PEFT's factor, l = 1 + w; any other as it is.
+
+        In the dtype of w where that holds the sum, else in float32: near 1 a narrow dtype has few values.
+        """
+        if self.weight is None or self.on_input is None or not self.on_input.item():
+            return self
+        own = narrowed(1 + self.weight.double(), self.weight.dtype)
+        return Ia3(ia3_l=own if own.ndim > 2 else own.reshape(1, -1), feedforward=True)
+
+    def row_axes(self) -> Mapping[str, int]:
+        """The axis of the one size that is not 1."""
+        factors = {name: tensor for name, tensor in self.tensors().items() if name in ("weight", "ia3_l")}
+        return {} if self._inputs() else {name: _axis(tensor) for name, tensor in factors.items()}
 
     def _factor(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """w, flat: what is added to 1. The difference of a narrow l and 1 would round to that of 1."""
@@ -124,7 +135,7 @@ class Ia3(Layer):
             return bool(value)
         assert self.ia3_l is not None
         if self.ia3_l.ndim == 2:
-            return self.ia3_l.shape[0] == 1
+            return self.ia3_l.shape[1] > 1
         if self.feedforward is None:
             raise LayerError(
                 "the file does not say whether an ia3 layer of a convolution is for inputs or outputs",
@@ -133,3 +144,7 @@ class Ia3(Layer):
                 hint="Put the configuration that PEFT wrote beside the file",
             )
         return self.feedforward
+
+
+def _axis(factors: Tensor) -> int:
+    return next((axis for axis, size in enumerate(factors.shape) if size > 1), 0)

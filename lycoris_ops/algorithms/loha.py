@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..changes.forms import Hadamard
-from ..maths.tensors import Shape, flat_shape, fold_core
+from ..maths.shapes import Shape, flat_shape
+from ..maths.tensors import fold_core
 from .base import agree, dimensions, scale
 from .factored import Factored
 
@@ -86,10 +87,9 @@ class Loha(Factored):
         rank = self.hada_w1_b.shape[0]
         return Hadamard(w1_a=w1_a, w1_b=w1_b, w2_a=w2_a, w2_b=w2_b, scale=scale(self.alpha, rank))
 
-    def cut(self, start: int, stop: int) -> Loha:
+    def factor_axes(self) -> Mapping[str, int]:
         # With a core the left factors are stored transposed.
-        rows = slice(start, stop) if self.hada_t1 is None else (slice(None), slice(start, stop))
-        return replace(self, hada_w1_a=self.hada_w1_a[rows], hada_w2_a=self.hada_w2_a[rows])
+        return dict.fromkeys(("hada_w1_a", "hada_w2_a"), 0 if self.hada_t1 is None else 1)
 
 
 def _plain(left: Tensor, right: Tensor, core: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..changes.forms import Kronecker
-from ..maths.tensors import Shape, factorization, fold_core
-from .base import agree, dimensions, scale
+from ..errors import LayerError
+from ..maths.shapes import Extent, Rows, Shape, factorization, fits, shown
+from ..maths.tensors import fold_core
+from .base import DERIVED, Layer, agree, cut, dimensions, in_blocks, scale
 from .factored import Factored
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 W1, W1_A, W1_B = "lokr_w1", "lokr_w1_a", "lokr_w1_b"
 W2, W2_A, W2_B, T2 = "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"
+OUTER = (W1, W1_A)
+"""The tensors that have a row for each block of the product."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -48,6 +52,8 @@ class Lokr(Factored):
     lokr_w2_a: Tensor | None = None
     lokr_w2_b: Tensor | None = None
     lokr_t2: Tensor | None = None
+    window: Rows | None = field(default=None, metadata=DERIVED)
+    """The rows of the product that are meant, None for all."""
 
     @classmethod
     def plain_shape(cls, shapes: Mapping[str, Shape]) -> Shape:
@@ -81,7 +87,7 @@ class Lokr(Factored):
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int, factor: int = -1) -> Self:
         """w1 and w2_a uniform (Kaiming, a = sqrt(5)), w2_b or a full w2 zero.
 
-        `factor` splits both sizes as in `algebra.factorization`; w2 is factored where that saves
+        `factor` splits both sizes as in `maths.shapes.factorization`; w2 is factored where that saves
         parameters, that is where rank < max(k, j) / 2.
         """
         generator = torch.Generator().manual_seed(seed)
@@ -104,17 +110,53 @@ class Lokr(Factored):
             w1=_matrix(self.lokr_w1, self.lokr_w1_a, self.lokr_w1_b, None),
             w2=_matrix(self.lokr_w2, self.lokr_w2_a, self.lokr_w2_b, self.lokr_t2),
             scale=1.0 if rank is None else scale(self.alpha, rank),
+            window=self.window,
         )
 
-    def cut(self, start: int, stop: int) -> Lokr | None:
-        second = self.product().w2[0].shape[0]
-        if start % second or stop % second:
-            return None
-        rows = slice(start // second, stop // second)
-        if self.lokr_w1 is not None:
-            return replace(self, lokr_w1=self.lokr_w1[rows])
-        assert self.lokr_w1_a is not None
-        return replace(self, lokr_w1_a=self.lokr_w1_a[rows])
+    @property
+    def extent(self) -> Extent:
+        if self.window is None:
+            return super().extent
+        return (self.window[1] - self.window[0], *self.plain_shape(self.shapes)[1:])
+
+    def check_fit(self, shape: Sequence[int]) -> None:
+        if self.window is None:
+            super().check_fit(shape)
+        elif not fits(self.extent, shape):
+            raise self.misfit(shape, shown(self.extent))
+
+    def dump(self) -> dict[str, Tensor]:
+        """Raises LayerError for a window, which no tensor of the file would tell."""
+        if self.window is not None:
+            raise LayerError(
+                "the rows of a lokr layer cannot be parted there",
+                got=f"rows {self.window[0]} to {self.window[1]}",
+                expected=f"whole blocks of {self._block()} rows, those of the second Kronecker factor",
+            )
+        return super().dump()
+
+    def _block(self) -> int:
+        """k, the rows of the second factor."""
+        return self.product().w2[0].shape[0]
+
+    def factor_axes(self) -> Mapping[str, int]:
+        """None but by whole blocks of k rows: see `rows`."""
+        return {}
+
+    def rows(self, *ranges: Rows) -> Layer:
+        """By its first factor where the ranges fall between blocks of k rows, else as a window.
+
+        Raises LayerError for several ranges that do not fall between blocks.
+        """
+        blocks, whole = in_blocks(ranges, self._block()), super().rows(*ranges)
+        if blocks is not None and self.window is None:
+            outer = {name: tensor for name, tensor in self.tensors().items() if name in OUTER}
+            return whole.with_tensors({name: cut(tensor, 0, blocks) for name, tensor in outer.items()})
+        if len(ranges) != 1:
+            raise self.inseparable(ranges)
+        offset = self.window[0] if self.window else 0
+        ((start, stop),) = ranges
+        return replace(whole, window=(offset + start, offset + stop))
 
 
 def _matrix(

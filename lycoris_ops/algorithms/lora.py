@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..changes.forms import LowRank
+from ..changes.forms import Additive, LowRank
 from ..errors import LayerError
-from ..maths.tensors import Extent, Shape, flat_shape, fold_core
-from .base import Layer, agree, dimensions, scale, shapes_of, show
+from ..maths.shapes import Extent, Shape, flat_shape, shown
+from ..maths.tensors import fold_core
+from .base import agree, column, dimensions, scale
 from .factored import Factored
-from .full import Full
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -85,9 +85,9 @@ class Lora(Factored):
     def check_values(self) -> None:
         super().check_values()
         larger = self.enlarged()
-        if larger is not None and not self.suits(shapes_of(self.dump()), larger):
+        if larger is not None and not self.suits(self.shapes, larger):
             raise LayerError(
-                f"{RESHAPE} is not the shape of the layer", got=show(larger), expected=show(self.extent)
+                f"{RESHAPE} is not the shape of the layer", got=shown(larger), expected=shown(self.extent)
             )
 
     @classmethod
@@ -126,18 +126,20 @@ class Lora(Factored):
                 down = fold_core(self.lora_mid, down)
         return LowRank(up=up, down=down.flatten(1), scale=scale(self.alpha, down.shape[0]))
 
-    def cut(self, start: int, stop: int) -> Lora:
-        if self.lora_up is not None:
-            return replace(self, lora_up=self.lora_up[start:stop], lora_b_bias=None)
-        assert self.lora_embedding_a is not None
-        return replace(self, lora_embedding_a=self.lora_embedding_a[:, start:stop], lora_b_bias=None)
+    def factor_axes(self) -> Mapping[str, int]:
+        return {"lora_up": 0, "lora_embedding_a": 1}
 
-    def bias_layer(self) -> Layer | None:
+    @classmethod
+    def biases(cls) -> tuple[str, ...]:
+        return (*super().biases(), "lora_b_bias")
+
+    def bias_additive(self) -> tuple[Additive, ...]:
+        added = super().bias_additive() or ()
         if self.lora_b_bias is None:
-            return super().bias_layer()
-        rank = self.rank_of(shapes_of(self.dump()))
-        own = scale(self.alpha, rank) * self.lora_b_bias.flatten().to(torch.float32)
-        return Full(diff=own if self.diff_b is None else own + self.diff_b.flatten())
+            return added
+        one = torch.ones(1, 1, dtype=self.lora_b_bias.dtype, device=self.lora_b_bias.device)
+        factor = scale(self.alpha, self.rank_of(self.shapes))
+        return (LowRank(column(self.lora_b_bias), one, factor), *added)
 
     def enlarged(self) -> Shape | None:
         if self.reshape_weight is None:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..changes.forms import Full as FullForm
-from ..maths.tensors import Shape
-from .base import ALPHA, Layer
-from .full import Full
+from ..changes.forms import Dense
+from ..maths.shapes import Shape
+from .base import ALPHA, Layer, column
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -50,8 +49,11 @@ class Norm(Layer):
         """Zeros; rank, alpha and seed have no meaning here."""
         return cls(w_norm=torch.zeros(shape[:1]))
 
-    def additive(self) -> tuple[FullForm, ...]:
-        return () if self.w_norm is None else (FullForm(self.w_norm[:, None]),)
+    def additive(self) -> tuple[Dense, ...]:
+        return () if self.w_norm is None else (Dense(column(self.w_norm)),)
 
-    def bias_layer(self) -> Full | None:
-        return None if self.b_norm is None else Full(diff=self.b_norm)
+    def bias_additive(self) -> tuple[Dense, ...]:
+        return () if self.b_norm is None else (Dense(column(self.b_norm)),)
+
+    def row_axes(self) -> Mapping[str, int]:
+        return {"w_norm": 0, "b_norm": 0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ..changes.operators import Blocks, Sides
 from ..errors import LayerError
-from ..maths.tensors import Extent, Shape, cayley, factorization, norm
-from .base import Layer, agree, dimensions
+from ..maths.decompositions import cayley
+from ..maths.shapes import Extent, Rows, Shape, factorization
+from ..maths.tensors import norm
+from .base import Layer, agree, cut, dimensions, in_blocks
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -65,14 +67,17 @@ class Oft(Layer):
             blocks = blocks * self.rescale.to(weight.device, weight.dtype).view(*blocks.shape[:2], 1)
         return Sides(outputs=Blocks.of(blocks))
 
-    def rows(self, start: int, stop: int) -> Layer:
-        size = self.oft_blocks.shape[-1]
+    def row_axes(self) -> Mapping[str, int] | None:
+        """None for BOFT, whose later stages mix blocks, and under a constraint, which is for all blocks
+        together."""
         constrained = self.alpha is not None and self.alpha > 0
-        if self.oft_blocks.ndim != 3 or start % size or stop % size or constrained:
-            return super().rows(start, stop)
-        part = self.oft_blocks[start // size : stop // size]
-        rescale = None if self.rescale is None else self.rescale[start:stop]
-        return replace(self, oft_blocks=part, rescale=rescale, diff_b=None)
+        return None if self.oft_blocks.ndim != 3 or constrained else {"rescale": 0}
+
+    def rows(self, *ranges: Rows) -> Layer:
+        blocks = in_blocks(ranges, self.oft_blocks.shape[-1])
+        if blocks is None:
+            raise self.inseparable(ranges)
+        return super().rows(*ranges).with_tensors({"oft_blocks": cut(self.oft_blocks, 0, blocks)})
 
     def rotations(self, weight: Tensor) -> Tensor:
         """The rotation of each block, in the dtype and on the device of the weight."""

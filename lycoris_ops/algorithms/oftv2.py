@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ..changes.operators import Blocks, Sides
 from ..errors import LayerError
-from ..maths.tensors import Extent, Shape, cayley, flat_shape, norm
+from ..maths.decompositions import cayley
+from ..maths.shapes import Extent, Shape, flat_shape
+from ..maths.tensors import norm
 from .base import Layer, dimensions
 
 if TYPE_CHECKING:
@@ -87,15 +89,9 @@ class OftV2(Layer):
         rotation = self._rotation(skew).expand(count, size, size)
         return Sides(inputs=Blocks.of(rotation).transposed())
 
-    def rows(self, start: int, stop: int) -> OftV2:
-        """The same layer: every output sees the same rotated inputs."""
-        return OftV2(
-            oft_r=self.oft_r,
-            oft_r_scaled_oft=self.oft_r_scaled_oft,
-            terms=self.terms,
-            constraint=self.constraint,
-            last=self.last,
-        )
+    def row_axes(self) -> Mapping[str, int]:
+        """None at all: every output sees the same rotated inputs."""
+        return {}
 
     def _skew(self, weight: Tensor) -> Tensor:
         values = self.oft_r.to(weight.device, weight.dtype)

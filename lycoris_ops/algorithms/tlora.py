@@ -12,7 +12,8 @@ from torch import Tensor
 from ..changes.forms import LowRank
 from ..changes.operators import Sides
 from ..errors import LayerError
-from ..maths.tensors import Shape, singular
+from ..maths.decompositions import singular
+from ..maths.shapes import Shape
 from .base import Layer, agree, dimensions, scale
 
 if TYPE_CHECKING:

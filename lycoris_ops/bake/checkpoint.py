@@ -18,7 +18,8 @@ from ..files.quantised import FLOAT8, Codec, Quantised, plain_floats, round_to_f
 from ..files.safetensors_file import ITEM_BITS, SafetensorsFile, encode_header, raw_bytes, read_exactly
 from ..files.tensor_file import DTYPE_NAMES, DTYPES, SAFETENSORS, TensorInfo
 from ..files.writing import FLOATS, check_free, check_other, metadata_of, written
-from ..maths.tensors import Shape, is_finite
+from ..maths.shapes import Shape
+from ..maths.tensors import is_finite
 from ..patch import patch_
 from ..stack.resolve import Match, Resolution, resolve
 from ..stack.stack import Entry, Stack

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..changes.operators import Operator
-from ..layers.part import Rows
-from ..maths.tensors import Shape
+from ..maths.shapes import Rows, Shape
 
 CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 

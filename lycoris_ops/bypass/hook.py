@@ -11,9 +11,9 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import LycorisError
 from ..maths.tensors import compute_dtype
-from .bound import Bound
 from .geometry import geometry_of
 from .plan import BypassPlan, Met
+from .stages import Bound
 
 
 class Reader(Protocol):

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..algorithms import Layer
-from ..changes.forms import Additive, Dependent, Form, Full, Hadamard, Kronecker, LowRank, Sparse
+from ..algorithms.base import Dependent, Parameter
+from ..changes.forms import Additive, Dense
 from ..changes.operators import Diagonal, Operator, Sides, moved
 from ..errors import LayerError
-from ..layers.part import Part, Rows
-from ..maths.tensors import Shape
-from ..patch import PatchPlan
+from ..layers.part import Part, part_of
+from ..maths.shapes import Rows
 from .geometry import Geometry
-from .term import Scaled
 
 Layers = tuple[tuple[Part, float], ...]
 
@@ -37,7 +34,7 @@ class Base:
 class MetStage:
     """A stage that knows its weight: forms with the rows they are for, operators, changes of the bias."""
 
-    forms: tuple[tuple[Any, Rows | None, int], ...]
+    forms: tuple[tuple[Additive, Rows | None, int], ...]
     bases: tuple[Base, ...]
     biases: tuple[tuple[Tensor, int], ...]
 
@@ -91,14 +88,13 @@ class BypassPlan:
         cls,
         geometry: Geometry,
         layers: Sequence[tuple[Layer | Part, float]],
-        biases: Sequence[tuple[Layer | Part, float]] = (),
     ) -> BypassPlan:
-        """A plan of one stage: the layers that meet the weight, and those that meet the bias.
+        """A plan of one stage, of layers that meet the weight and of parts that are for the bias.
 
         Layers of strength 0 are left out. Raises LayerError where a layer does not fit, or cannot be
         bypassed (see `refusal`).
         """
-        stage = Stage(_live(layers), _live(biases))
+        stage = Stage(_live(layers, "weight"), _live(layers, "bias"))
         for part, _ in stage.layers:
             part.check_fit(geometry.shape)
             if reason := refusal(part):
@@ -160,7 +156,7 @@ class BypassPlan:
 
 def refusal(part: Part) -> str | None:
     """Why a layer can only be merged, None where it can be bypassed."""
-    if part.layer.enlarged() is not None:
+    if part.enlarged() is not None:
         return "it enlarges its weight"
     return None
 
@@ -197,14 +193,13 @@ class _Effective:
     def _after(self, first: int, value: Tensor, stage: int, of: Callable[[Stage], Layers]) -> Tensor:
         """The value that stage `first` meets, as `stage` meets it."""
         for done in self.plan.stages[first:stage]:
-            plan = PatchPlan.build(value.shape, value.dtype, value.device, of(done))
-            # A copy: what was read may be the module's own parameter.
-            value = plan.apply_(value.clone(), plan.tensors, plan.strengths)
+            changes = [strength * part.delta(value) for part, strength in of(done)]
+            value = torch.stack(changes).sum(0).add(value) if changes else value
         return value
 
 
 def _meet(geometry: Geometry, stage: Stage, number: int, effective: _Effective) -> MetStage:
-    forms: list[tuple[Any, Rows | None, int]] = []
+    forms: list[tuple[Additive, Rows | None, int]] = []
     bases: list[Base] = []
     for slot, (part, _) in enumerate(stage.layers):
         for form in part.forms():
@@ -217,19 +212,16 @@ def _meet(geometry: Geometry, stage: Stage, number: int, effective: _Effective) 
                 forms.append((form, part.rows, slot))
     biases: list[tuple[Tensor, int]] = []
     for slot, (part, _) in enumerate(stage.biases, start=len(stage.layers)):
-        met: Tensor | None = None
-        if not Stage(((part, 1.0),)).additive:
-            met = effective.bias(number)
+        met = None if Stage(((part, 1.0),)).additive else effective.bias(number)
         if met is None:
             met = torch.zeros(geometry.outputs, dtype=effective.dtype, device=effective.device)
-        plan = PatchPlan.build(met.shape, met.dtype, met.device, [(part, 1.0)])
-        biases.append((plan.apply_(met.clone(), plan.tensors, plan.strengths) - met, slot))
+        biases.append((part.delta(met), slot))
     return MetStage(tuple(forms), tuple(bases), tuple(biases))
 
 
 def _sides(
     geometry: Geometry, layer: Layer, rows: Rows | None, slot: int, number: int, effective: _Effective
-) -> tuple[list[Any], list[Base]]:
+) -> tuple[list[Additive], list[Base]]:
     """The forms and the operators of a layer that depends on its weight."""
 
     def met() -> Tensor:
@@ -244,54 +236,20 @@ def _sides(
     if kernel or groups:
         # It mixes places of the kernel: nothing that could be done to the input of a convolution. Or it
         # mixes rows of several groups: each would have to be applied to the inputs of the others.
-        return [Full(layer.dependent(met()).flatten(1))], []
-    forms = [*(_scaled(form, sides, geometry.shape) for form in sides.inside), *sides.beside]
+        return [Dense(layer.dependent(met()).flatten(1))], []
+    forms = [*(_scaled(form, sides) for form in sides.inside), *sides.beside]
     bases = [Base(inputs, outputs, rows, slot)] if inputs or outputs else []
     return forms, bases
 
 
-def _scaled(form: Additive, sides: Sides, shape: Shape) -> Form | Scaled:
+def _scaled(form: Additive, sides: Sides) -> Additive:
     """outputs @ form @ inputs, as a form: what stands around a form is diagonal."""
     assert sides.outputs is None or isinstance(sides.outputs, Diagonal)
     assert sides.inputs is None or isinstance(sides.inputs, Diagonal)
-    rows = None if sides.outputs is None else sides.outputs.extra + 1
-    columns = None if sides.inputs is None else sides.inputs.extra + 1
-    if isinstance(form, Kronecker):
-        return Scaled(form, rows, columns)
-    if rows is not None:
-        form = _by_rows(form, rows)
-    if columns is not None:
-        form = _by_columns(form, columns.repeat_interleave(math.prod(shape[2:])))
-    return form
+    rows, columns = (None if side is None else side.extra + 1 for side in (sides.outputs, sides.inputs))
+    return form.scaled(rows, columns)
 
 
-def _by_rows(form: LowRank | Hadamard | Full | Sparse, factor: Tensor) -> LowRank | Hadamard | Full | Sparse:
-    if isinstance(form, LowRank):
-        return replace(form, up=form.up.to(factor) * factor[:, None])
-    if isinstance(form, Hadamard):
-        return replace(form, w1_a=form.w1_a.to(factor) * factor[:, None])
-    if isinstance(form, Full):
-        return Full(form.values.to(factor) * factor[:, None])
-    form = moved(form, factor.device)
-    return replace(form, values=form.values.to(factor) * factor[form.row])
-
-
-def _by_columns(
-    form: LowRank | Hadamard | Full | Sparse, factor: Tensor
-) -> LowRank | Hadamard | Full | Sparse:
-    if isinstance(form, LowRank):
-        return replace(form, down=form.down.to(factor) * factor)
-    if isinstance(form, Hadamard):
-        return replace(form, w1_b=form.w1_b.to(factor) * factor)
-    if isinstance(form, Full):
-        return Full(form.values.to(factor) * factor)
-    form = moved(form, factor.device)
-    return replace(form, values=form.values.to(factor) * factor[form.column])
-
-
-def _live(layers: Sequence[tuple[Layer | Part, float]]) -> Layers:
-    return tuple(
-        (layer if isinstance(layer, Part) else Part(layer), float(strength))
-        for layer, strength in layers
-        if strength != 0.0
-    )
+def _live(layers: Sequence[tuple[Layer | Part, float]], parameter: Parameter) -> Layers:
+    parts = ((part_of(layer), float(strength)) for layer, strength in layers if strength != 0.0)
+    return tuple((part, strength) for part, strength in parts if part.parameter == parameter)

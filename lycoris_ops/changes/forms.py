@@ -1,20 +1,23 @@
-"""Factored forms of a change: what a layer hands to the patch ops instead of a full-size delta.
+"""Factored forms of a change: what a layer hands to the patch ops and to the bypass instead of a full delta.
 
-Every form but `Dependent` describes a matrix (O, K) with K = I * prod(kernel). Patching, merging and
-`delta` all derive from it, so each formula stands once. Factors keep the dtype of their file; `scale`
-is alpha / rank and never includes a strength. `rows` gives the form of some rows alone.
+Each form describes a matrix (O, K) with K = I * prod(kernel). Patching, bypass, merging and `delta` all
+derive from it, so each formula stands once. Factors keep the dtype of their file; `scale` is alpha / rank and
+never includes a strength.
+
+All forms have `dense`, the matrix itself; `scaled`, diag(rows) @ matrix @ diag(columns) with rows (O,) and a
+value of `columns` for each input channel (I,), None for ones; and `embedded`, the matrix as the rows from
+`rows[0]` to `rows[1]` of one of `count` rows, which is zero elsewhere.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ..algorithms.base import Layer
+from ..maths.shapes import Rows
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,11 @@ class LowRank:
     def dense(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         return self.scale * (self.up.to(device, dtype) @ self.down.to(device, dtype))
 
-    def rows(self, start: int, stop: int) -> LowRank:
-        return replace(self, up=self.up[start:stop])
+    def scaled(self, rows: Tensor | None, columns: Tensor | None) -> LowRank:
+        return replace(self, up=_by_rows(self.up, rows), down=_by_columns(self.down, columns))
+
+    def embedded(self, rows: Rows, count: int) -> LowRank:
+        return replace(self, up=_embedded(self.up, rows, count))
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,11 @@ class Hadamard:
         first = self.w1_a.to(device, dtype) @ self.w1_b.to(device, dtype)
         return self.scale * first * (self.w2_a.to(device, dtype) @ self.w2_b.to(device, dtype))
 
-    def rows(self, start: int, stop: int) -> Hadamard:
-        return replace(self, w1_a=self.w1_a[start:stop], w2_a=self.w2_a[start:stop])
+    def scaled(self, rows: Tensor | None, columns: Tensor | None) -> Hadamard:
+        return replace(self, w1_a=_by_rows(self.w1_a, rows), w1_b=_by_columns(self.w1_b, columns))
+
+    def embedded(self, rows: Rows, count: int) -> Hadamard:
+        return replace(self, w1_a=_embedded(self.w1_a, rows, count), w2_a=_embedded(self.w2_a, rows, count))
 
 
 @dataclass(frozen=True)
@@ -55,28 +64,36 @@ class Kronecker:
     """scale * kron(w1, w2), with w1 (l, i), w2 (k, j * prod(kernel)), O = l * k and I = i * j.
 
     Each factor is one matrix or the two (a, b) whose product it is. `window` is the range of rows
-    meant, None for all: it need not fall between the blocks of k rows.
+    meant, None for all: it need not fall between the blocks of k rows. `rows`, for those of the window, and
+    `columns` are what `scaled` has put around the product, whose factors cannot take them up.
     """
 
     w1: tuple[Tensor, ...]
     w2: tuple[Tensor, ...]
     scale: float
-    window: tuple[int, int] | None = None
+    window: Rows | None = None
+    rows: Tensor | None = None
+    columns: Tensor | None = None
 
     def dense(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         w1, w2 = product(self.w1, dtype, device), product(self.w2, dtype, device)
         start, stop = self.window or (0, len(w1) * len(w2))
         first = start // len(w2)
         blocks = torch.kron(w1[first : -(-stop // len(w2))], w2)
-        return self.scale * blocks[start - first * len(w2) : stop - first * len(w2)]
+        matrix = self.scale * blocks[start - first * len(w2) : stop - first * len(w2)]
+        around = (None if one is None else one.to(device, dtype) for one in (self.rows, self.columns))
+        return Dense(matrix).scaled(*around).values
 
-    def rows(self, start: int, stop: int) -> Kronecker:
-        offset = self.window[0] if self.window else 0
-        return replace(self, window=(offset + start, offset + stop))
+    def scaled(self, rows: Tensor | None, columns: Tensor | None) -> Kronecker:
+        return replace(self, rows=_times(self.rows, rows), columns=_times(self.columns, columns))
+
+    def embedded(self, rows: Rows, count: int) -> Dense:
+        """As a full matrix: factors with empty rows are no Kronecker product."""
+        return Dense(self.dense(torch.float32, self.w1[0].device)).embedded(rows, count)
 
 
 @dataclass(frozen=True)
-class Full:
+class Dense:
     """A change that is not factored, as (O, K)."""
 
     values: Tensor
@@ -84,8 +101,11 @@ class Full:
     def dense(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         return self.values.to(device, dtype)
 
-    def rows(self, start: int, stop: int) -> Full:
-        return Full(self.values[start:stop])
+    def scaled(self, rows: Tensor | None, columns: Tensor | None) -> Dense:
+        return Dense(_by_columns(_by_rows(self.values, rows), columns))
+
+    def embedded(self, rows: Rows, count: int) -> Dense:
+        return Dense(_embedded(self.values, rows, count))
 
 
 @dataclass(frozen=True)
@@ -102,35 +122,52 @@ class Sparse:
         places = (self.row.to(device), self.column.to(device))
         return dense.index_put_(places, self.values.to(device, dtype), accumulate=True)
 
-    def rows(self, start: int, stop: int) -> Sparse:
-        kept = (self.row >= start) & (self.row < stop)
-        return Sparse(
-            self.row[kept] - start, self.column[kept], self.values[kept], (stop - start, self.shape[1])
-        )
+    def scaled(self, rows: Tensor | None, columns: Tensor | None) -> Sparse:
+        values = self.values
+        if rows is not None:
+            values = values.to(rows) * rows[self.row.to(rows.device)]
+        if columns is not None:
+            wide = columns.repeat_interleave(self.shape[1] // len(columns))
+            values = values.to(columns) * wide[self.column.to(columns.device)]
+        return replace(self, values=values)
+
+    def embedded(self, rows: Rows, count: int) -> Sparse:
+        return replace(self, row=self.row + rows[0], shape=(count, self.shape[1]))
 
 
-@dataclass(frozen=True)
-class Dependent:
-    """A change that depends on the weight it meets: only the layer itself can state it.
-
-    `file` and `key` say where it is from, since what is wrong with it may show only then.
-    """
-
-    layer: Layer
-    file: str | None = None
-    key: str | None = None
-
-    def rows(self, start: int, stop: int) -> Dependent:
-        return replace(self, layer=self.layer.rows(start, stop))
-
-
-Additive = LowRank | Hadamard | Kronecker | Full | Sparse
-"""Forms that are the same whatever weight they are added to."""
-
-Form = Additive | Dependent
+Additive = LowRank | Hadamard | Kronecker | Dense | Sparse
+"""The forms, which are the same whatever weight they are added to."""
 
 
 def product(factors: tuple[Tensor, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """The matrix that one or two factors stand for."""
     matrix = factors[0].to(device, dtype)
     return matrix @ factors[1].to(device, dtype) if len(factors) == 2 else matrix
+
+
+def add_up(forms: Sequence[Additive], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The sum of one or more forms as one matrix (O, K)."""
+    total = forms[0].dense(dtype, device)
+    for form in forms[1:]:
+        total = total + form.dense(dtype, device)
+    return total
+
+
+def _by_rows(matrix: Tensor, rows: Tensor | None) -> Tensor:
+    return matrix if rows is None else matrix.to(rows) * rows[:, None]
+
+
+def _by_columns(matrix: Tensor, columns: Tensor | None) -> Tensor:
+    if columns is None:
+        return matrix
+    return matrix.to(columns) * columns.repeat_interleave(matrix.shape[1] // len(columns))
+
+
+def _times(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one.to(other) * other
+
+
+def _embedded(matrix: Tensor, rows: Rows, count: int) -> Tensor:
+    return torch.nn.functional.pad(matrix, (0, 0, rows[0], count - rows[1]))

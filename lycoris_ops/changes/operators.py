@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from .forms import Additive
+from .forms import Additive, add_up
 
 T = TypeVar("T")
 
@@ -196,8 +196,4 @@ def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T
 
 
 def _dense(forms: Sequence[Additive], weight: Tensor) -> Tensor | None:
-    total: Tensor | None = None
-    for form in forms:
-        dense = form.dense(weight.dtype, weight.device)
-        total = dense if total is None else total + dense
-    return None if total is None else total.reshape(weight.shape)
+    return add_up(forms, weight.dtype, weight.device).reshape(weight.shape) if forms else None

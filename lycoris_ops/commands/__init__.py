@@ -15,7 +15,7 @@ from ..adapters.adapter import load_adapter
 from ..adapters.save import describe_saved, save_adapter
 from ..bake.checkpoint import merge_checkpoint
 from ..errors import LycorisError
-from ..maths.tensors import Shape
+from ..maths.shapes import Shape
 from ..names.model_files import read_shapes
 from ..names.written import WRITTEN
 from ..report.applied import describe

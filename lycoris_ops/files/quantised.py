@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..maths.tensors import PIECE, Shape
+from ..maths.shapes import Shape
+from ..maths.tensors import PIECE
 from .safetensors_file import ITEM_BITS
 from .tensor_file import TensorFile, TensorInfo
 from .writing import FLOATS

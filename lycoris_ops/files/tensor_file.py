@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FileFormatError
-from ..maths.tensors import Shape
+from ..maths.shapes import Shape
 from .cache import TensorCache
 
 SAFETENSORS = (".safetensors", ".sft")

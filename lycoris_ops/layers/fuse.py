@@ -1,39 +1,19 @@
-"""Layers of other rows: some rows of one, its rows in another order, several as one.
-
-For files whose names mean other rows than the model's: q, k and v apart or fused, halves exchanged.
-"""
+"""Several layers as one, for the rows of a weight that is one where theirs are several: q, k and v fused."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..algorithms import Layer
-from ..algorithms.base import DIFF_B, a_layer, scale
-from ..algorithms.factored import Factored
+from ..algorithms.base import scale
 from ..algorithms.full import Full
 from ..algorithms.lora import Lora
-from ..algorithms.norm import Norm
 from ..errors import LayerError
-from .part import Rows
-
-AnyLayer = TypeVar("AnyLayer", bound=Layer)
-BIASES = (DIFF_B, "lora_b_bias", "b_norm")
-"""Fields of a value for each output, beside the weight."""
-
-
-def take(layer: Layer, ranges: Sequence[Rows]) -> Layer:
-    """The layer of these rows, range after range, in the same kind.
-
-    Raises LayerError where the rows of the layer depend on each other.
-    """
-    parts = [_rows(layer, rows) for rows in ranges]
-    return parts[0] if len(parts) == 1 else _below(layer, parts)
+from ..maths.shapes import Rows
+from ..maths.tensors import narrowed
 
 
 def fuse(pieces: Sequence[tuple[Layer, Rows]], rows: int) -> Layer:
@@ -61,53 +41,6 @@ def _cannot_fuse(layer: Layer, expected: str) -> LayerError:
         got=layer.algorithm + (" with DoRA" if getattr(layer, "dora_scale", None) is not None else ""),
         expected=expected,
     )
-
-
-def _rows(layer: Layer, rows: Rows) -> Layer:
-    found = _cut(layer, rows)
-    biases = {
-        field.name: getattr(layer, field.name).flatten()[rows[0] : rows[1]]
-        for field in dataclasses.fields(layer)
-        if field.name in BIASES and getattr(layer, field.name) is not None
-    }
-    return replace(found, **biases)
-
-
-def _cut(layer: Layer, rows: Rows) -> Layer:
-    start, stop = rows
-    if isinstance(layer, Full):
-        diff, value = (None if part is None else part[start:stop] for part in (layer.diff, layer.set_weight))
-        return replace(layer, diff=diff, set_weight=value)
-    if isinstance(layer, Norm):
-        return replace(layer, w_norm=None if layer.w_norm is None else layer.w_norm[start:stop])
-    if not isinstance(layer, Factored) or layer.dora_scale is not None:
-        return layer.rows(start, stop)
-    found = None if layer.bias_size is not None else layer.cut(start, stop)
-    if found is None:
-        raise LayerError(
-            f"the rows of {a_layer(layer.algorithm)} cannot be parted there",
-            got=f"rows {start} to {stop}",
-            expected="whole blocks of a Kronecker product, and no sparse remainder",
-        )
-    return found
-
-
-def _below(layer: Layer, parts: Sequence[Layer]) -> Layer:
-    """Parts of one layer as one, each tensor joined along the axis that it was cut on."""
-    joined: dict[str, Tensor] = {}
-    for field in dataclasses.fields(parts[0]):
-        first = getattr(parts[0], field.name)
-        if not isinstance(first, Tensor):
-            continue
-        whole = getattr(layer, field.name, None)
-        if whole is None or first.shape != whole.shape:
-            axis = next((n for n in range(first.ndim) if whole is not None and _cut_at(n, first, whole)), 0)
-            joined[field.name] = torch.cat([getattr(part, field.name) for part in parts], axis)
-    return replace(parts[0], **joined)
-
-
-def _cut_at(axis: int, part: Tensor, whole: Tensor) -> bool:
-    return part.ndim == whole.ndim and part.shape[axis] != whole.shape[axis]
 
 
 def _fuse_full(pieces: Sequence[tuple[Full, Rows]], rows: int) -> Full:
@@ -209,10 +142,4 @@ def _widest(tensors: Sequence[Tensor]) -> torch.dtype:
 
 def times(tensor: Tensor, factor: float) -> Tensor:
     """The tensor times a number, in its own dtype where that holds the product, else in float32."""
-    exact = tensor.double() * factor
-    own = exact.to(tensor.dtype)
-    return (
-        own
-        if torch.equal(own.double(), exact)
-        else exact.to(torch.promote_types(tensor.dtype, torch.float32))
-    )
+    return narrowed(tensor.double() * factor, tensor.dtype)

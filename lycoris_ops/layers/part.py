@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
-from ..algorithms import Layer
-from ..algorithms.base import a_layer, show
-from ..changes.forms import Dependent, Form
-from ..errors import LayerError, located
-from ..maths.tensors import Shape
+import torch
+from torch import Tensor
 
-Rows = tuple[int, int]
-"""The first row and the end of a range of rows."""
+from ..algorithms import Layer
+from ..algorithms.base import Dependent, Form, Parameter, a_layer, change_of
+from ..errors import LayerError, located
+from ..maths.shapes import Rows, Shape, shown
 
 
 @dataclass(frozen=True)
 class Part:
-    """A layer, or `window` of its rows, for `rows` of a weight; None means all.
+    """A layer, or `window` of its rows, for `rows` of a weight or of the bias beside it; None means all.
 
     An adapter's q, k and v meet rows of a fused qkv weight; an adapter's qkv meets, row range by row
     range, the weights of q, k and v. `file` and `key` say where the layer is from, for errors.
@@ -29,6 +28,7 @@ class Part:
     window: Rows | None = None
     file: str | None = None
     key: str | None = None
+    parameter: Parameter = "weight"
 
     def named(self) -> AbstractContextManager[None]:
         """Errors raised inside say whose they are."""
@@ -37,6 +37,10 @@ class Part:
     def shape_met(self, shape: Sequence[int]) -> Shape:
         """The shape of what the layer meets of a weight of `shape`, before any enlargement."""
         return (self.rows[1] - self.rows[0], *shape[1:]) if self.rows else tuple(shape)
+
+    def enlarged(self) -> Shape | None:
+        """The shape to which the weight is enlarged with zeros first; None where it keeps its own."""
+        return self.layer.enlarged() if self.parameter == "weight" else None
 
     def check_fit(self, shape: Sequence[int]) -> None:
         """Raise LayerError, with the places, unless the change can be added to a weight of this shape."""
@@ -52,26 +56,52 @@ class Part:
         return True
 
     def _check_fit(self, met: Shape) -> None:
-        if self.window is None:
-            self.layer.check_fit(met)
-            return
-        stored = self.layer.extent
-        total = stored[0] if stored else None
-        if self.window[1] - self.window[0] != met[0] or (total is not None and self.window[1] > total):
-            raise LayerError(
-                f"rows of {a_layer(self.layer.algorithm)} do not fit the weight",
-                got=f"rows {self.window[0]} to {self.window[1]} of {show(stored)}",
-                expected=str(list(met)),
-            )
-        self.layer.check_fit((total if total is not None else met[0], *met[1:]))
+        stored = self.layer.extent if self.parameter == "weight" else self.layer.bias_extent
+        total = met[0]
+        if self.window is not None:
+            known = stored[0] if stored else None
+            if self.window[1] - self.window[0] != met[0] or (known is not None and self.window[1] > known):
+                raise LayerError(
+                    f"rows of {a_layer(self.layer.algorithm)} do not fit the {self.parameter}",
+                    got=f"rows {self.window[0]} to {self.window[1]} of {shown(stored or ())}",
+                    expected=str(list(met)),
+                )
+            total = total if known is None else known
+        if self.parameter == "weight":
+            self.layer.check_fit((total, *met[1:]))
+        elif stored is None:
+            raise LayerError("the layer changes no bias")
+        elif stored != (total,):
+            raise self.layer.misfit((total,), shown(stored))
+
+    def met_layer(self) -> Layer:
+        """The layer of the rows meant. Raises LayerError, with the places, where they depend on others."""
+        with self.named():
+            return self.layer if self.window is None else self.layer.rows(self.window)
 
     def forms(self) -> tuple[Form, ...]:
         """The forms of the rows meant. Raises LayerError, with the places, where there are none."""
+        layer = self.met_layer()
         with self.named():
-            forms = self.layer.forms()
-            if self.window is not None:
-                forms = tuple(form.rows(*self.window) for form in forms)
+            forms = layer.forms(self.parameter)
         return tuple(
             replace(form, file=self.file, key=self.key) if isinstance(form, Dependent) else form
             for form in forms
         )
+
+    def delta(self, value: Tensor) -> Tensor:
+        """The change at strength 1 of a weight or bias, in its shape; zero beside the rows meant.
+
+        In float32, or float64 for a float64 value. Out of place, so that gradients pass through.
+        """
+        start, stop = self.rows or (0, len(value))
+        forms = self.forms()
+        with self.named():
+            change = change_of(forms, value[start:stop])
+        around = [0, 0] * (value.ndim - 1) + [start, len(value) - stop]
+        return torch.nn.functional.pad(change, around) if self.rows else change
+
+
+def part_of(layer: Layer | Part) -> Part:
+    """The part itself, or all of a layer on all of a weight."""
+    return layer if isinstance(layer, Part) else Part(layer)

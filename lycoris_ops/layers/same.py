@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..adapters.encode import scaling_of
 from ..algorithms import Layer
 from ..algorithms.base import ALPHA, scale
 from ..algorithms.ia3 import Ia3
@@ -25,7 +24,7 @@ EITHER_WAY = ("dora", "feedforward")
 def difference(wanted: Layer, found: Layer) -> str | None:
     """What differs between two layers, in words; None where they change any weight alike."""
     if isinstance(wanted, Ia3) and isinstance(found, Ia3) and found.ia3_l is not None:
-        wanted = scaling_of(wanted)
+        wanted = wanted.by_factor()
     if type(wanted) is not type(found):
         return f"{found.algorithm}, not {wanted.algorithm}"
     scales = [1.0, 1.0]

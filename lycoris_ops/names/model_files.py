@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import FileFormatError, MatchError
 from ..files.safetensors_file import SafetensorsFile
 from ..files.tensor_file import SAFETENSORS
-from ..maths.tensors import Shape
+from ..maths.shapes import Shape
 from .targets import Targets
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, cast
 
-from ..maths.tensors import Shape
+from ..maths.shapes import Shape
 from .architectures import ARCHITECTURES, FALLBACKS, Places, open_clip
 from .dialects import Part, Prefix, split_prefix
 

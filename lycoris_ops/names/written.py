@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 from ..adapters.adapter import Adapter, LayerInfo
 from ..errors import MatchError
-from ..maths.tensors import Shape
+from ..maths.shapes import Shape
 from .architectures import DIFFUSERS, Place, Places
 from .dialects import split_prefix
 from .targets import Target, Targets

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..algorithms import Layer
-from ..algorithms.base import a_layer, add_up
-from ..changes.forms import Dependent, Form, Full
+from ..algorithms.base import Dependent, Form, a_layer
+from ..changes.forms import Dense, add_up
+from ..discovery import discover
 from ..errors import LayerError
-from ..layers.part import Part, Rows
-from ..maths.tensors import Shape, padded
+from ..layers.part import Part, part_of
+from ..maths.shapes import Rows, Shape
+from ..maths.tensors import padded
 from . import groups
 from .groups.group import Group
 from .registry import apply_plan, path_report
@@ -24,17 +24,10 @@ from .registry import apply_plan, path_report
 Fuse = Callable[[Sequence[Any], Sequence[int], int], tuple[Group, tuple[Tensor, ...]]]
 
 
-def _discover() -> dict[type[Form], Fuse]:
-    """A module of `groups` that defines FORM and `fuse` handles that form."""
-    found: dict[type[Form], Fuse] = {}
-    for module_info in pkgutil.iter_modules(groups.__path__):
-        module = importlib.import_module(f"{groups.__name__}.{module_info.name}")
-        if hasattr(module, "FORM"):
-            found[module.FORM] = module.fuse
-    return found
-
-
-FUSE = _discover()
+FUSE: dict[type[Form], Fuse] = {
+    module.FORM: module.fuse for module in discover(groups.__name__) if hasattr(module, "FORM")
+}
+"""What makes a group of the layers of each form."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +46,6 @@ class PatchPlan:
     """Each with the rows of the weight that it is for, None for all."""
     tensors: tuple[Tensor, ...] = ()
     strengths: tuple[float, ...] = ()
-    kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """What a path found out and is to know again with other strengths; it holds no tensors."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "kept": {}}
 
     @classmethod
     def build(
@@ -72,7 +60,7 @@ class PatchPlan:
         Raises LayerError where a layer does not fit the shape.
         """
         target = torch.device(device)
-        parts = [layer if isinstance(layer, Part) else Part(layer) for layer, _ in layers]
+        parts = [part_of(layer) for layer, _ in layers]
         final = _enlarged(tuple(shape), parts)
         by_form: dict[tuple[type[Form], Rows | None], tuple[list[Form], list[int]]] = {}
         for slot, part in enumerate(parts):
@@ -149,7 +137,7 @@ def patch_report(weight: Tensor, layers: Sequence[tuple[Layer | Part, float]]) -
 def _enlarged(shape: Shape, parts: Sequence[Part]) -> Shape:
     final = shape
     for part in parts:
-        larger = part.layer.enlarged()
+        larger = part.enlarged()
         if larger is None:
             continue
         if len(larger) != len(shape) or any(new < old for new, old in zip(larger, shape, strict=True)):
@@ -183,4 +171,4 @@ def _on_larger(part: Part, shape: Sequence[int], final: Shape) -> tuple[Form, ..
         )
     with part.named():
         change = add_up(additive, torch.float64, torch.device("cpu")).reshape(met)
-    return (Full(padded(change, larger).flatten(1)),)
+    return (Dense(padded(change, larger).flatten(1)),)

@@ -1,28 +1,24 @@
 """The ways of applying a plan, best first, and which of them can take a given weight.
 
-A module in `paths` that defines PATH registers it. What a path needs is data, checked for every
+A module of `paths` that defines PATH registers it. What a path needs is data, checked for every
 application; the first path that fits is taken, and the reasons why the others were not can be read.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..discovery import discover
 from ..errors import LayerError
 from . import paths
+from .groups.group import Plan
 
-if TYPE_CHECKING:
-    from .plan import PatchPlan
-
-Apply = Callable[["PatchPlan", Tensor, Sequence[Tensor], Sequence[float]], None]
+Apply = Callable[[Plan, Tensor, Sequence[Tensor], Sequence[float]], None]
 """Patches a weight of the plan's final shape in place, with tensors on its device."""
 
 
@@ -31,7 +27,7 @@ class PathError(Exception):
 
 
 @dataclass(frozen=True)
-class Path:
+class PatchPath:
     """One way of applying a plan."""
 
     name: str
@@ -42,10 +38,10 @@ class Path:
     apply: Apply
     needs: Callable[[], str | None]
     """Why the path cannot run here at all, None where it can."""
-    refuses: Callable[[PatchPlan, Tensor], str | None] = lambda plan, weight: None
+    refuses: Callable[[Plan, Tensor], str | None] = lambda plan, weight: None
     """Why it does not take this plan and weight, beyond device and dtype."""
 
-    def refusal(self, plan: PatchPlan, weight: Tensor) -> str | None:
+    def refusal(self, plan: Plan, weight: Tensor) -> str | None:
         """Why this path is not taken, None where it fits."""
         if self.name in _FAILED:
             return _FAILED[self.name]
@@ -68,10 +64,8 @@ def briefly(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[-1].strip()[:200]}" if lines else type(error).__name__
 
 
-def _discover() -> tuple[Path, ...]:
-    names = [module_info.name for module_info in pkgutil.iter_modules(paths.__path__)]
-    modules = (importlib.import_module(f"{paths.__name__}.{name}") for name in names)
-    found = [module.PATH for module in modules if hasattr(module, "PATH")]
+def _discover() -> tuple[PatchPath, ...]:
+    found = [module.PATH for module in discover(paths.__name__) if hasattr(module, "PATH")]
     return tuple(sorted(found, key=lambda path: path.rank))
 
 
@@ -79,7 +73,7 @@ _FAILED: dict[str, str] = {}
 """Paths that failed in this process, with the reason: they are not tried again."""
 
 
-def apply_plan(plan: PatchPlan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> str:
+def apply_plan(plan: Plan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> str:
     """Patch the weight by the first path that takes it; the path's name.
 
     Raises LayerError where none does.
@@ -103,7 +97,7 @@ def apply_plan(plan: PatchPlan, weight: Tensor, tensors: Sequence[Tensor], stren
     )
 
 
-def path_report(plan: PatchPlan, weight: Tensor) -> str:
+def path_report(plan: Plan, weight: Tensor) -> str:
     """Which path would patch this weight, and why those before it would not."""
     lines: list[str] = []
     for path in PATHS:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from ..adapters.adapter import Adapter
-from ..algorithms.base import show
-from ..errors import LayerError, MatchError, located
-from ..layers.part import Part, Rows
-from ..maths.tensors import Shape
+from ..algorithms.base import Parameter
+from ..errors import MatchError
+from ..layers.part import Part
+from ..maths.shapes import Rows, Shape, shown
 from ..names.dialects import Part as ModelPart
 from ..names.dialects import split_prefix
 from ..names.targets import Target, Targets, shapes_of
@@ -27,7 +27,7 @@ class Match(NamedTuple):
     layer: str
     target: Target
     strength: float
-    parameter: Literal["weight", "bias"] = "weight"
+    parameter: Parameter = "weight"
     window: Rows | None = None
     """The rows of the layer that are meant, where its others meet other weights."""
 
@@ -39,13 +39,8 @@ class Match(NamedTuple):
     def read(self, adapter: Adapter, *, keep: bool = True) -> Part:
         """The layer, or what of it is meant, read from the file; see `Adapter.layer` for `keep`."""
         layer = adapter.layer(self.layer, keep=keep)
-        if self.parameter == "bias":
-            with located(file=adapter.path, key=self.layer):
-                beside = layer.bias_layer()
-                if beside is None:
-                    raise LayerError("the layer changes no bias")
-            layer = beside
-        return Part(layer, self.target.rows, self.window, adapter.path, self.layer)
+        rows = self.target.rows
+        return Part(layer, rows, self.window, adapter.path, self.layer, parameter=self.parameter)
 
 
 @dataclass(frozen=True)
@@ -173,7 +168,7 @@ def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> Entry
             continue
         beside = _joined([targets.bias_of(place) for place in places]) if info.bias else ()
         if info.bias and beside not in ((), info.bias):
-            mismatches.append(Mismatch(name, places[0], show(info.bias), beside, strength))
+            mismatches.append(Mismatch(name, places[0], shown(info.bias), beside, strength))
             continue
         windows = _windows(places, targets)
         if info.shape:

@@ -346,9 +346,10 @@ def test_in_low_vram_beside_what_the_host_merges_in_every_pass(
             weight, bias = live.weight.detach().double(), live.bias
             for ((entry,),) in ((first,), (second,)):
                 (made,) = (made for name, made in entry.adapter.layers.items() if name.endswith(layer))
-                weight = weight + 0.5 * made.delta(weight)
-                if made.bias_layer() is not None and bias is not None:
-                    bias = bias + 0.5 * made.bias_layer().delta(bias.double())
+                change = made.change(weight, None if bias is None else bias.double())
+                weight = weight + 0.5 * change.delta
+                if change.bias is not None and bias is not None:
+                    bias = bias + 0.5 * change.bias
             x = torch.randn(2, weight.shape[1], *[8 for _ in weight.shape[2:]])
             run = functional.conv2d if weight.ndim == 4 else functional.linear
             bias = None if bias is None else bias.double()
@@ -621,8 +622,8 @@ def test_a_layer_of_the_kind_of_ggufs_is_bypassed(host: Host, stack_of: Write, k
     (entry,) = stack
     ((_, made),) = entry.adapter.layers.items()
     weight, bias = (rows[:, 1:].double() - 128) / 256, layer.bias.double()
-    if made.bias_layer() is not None:
-        bias = bias + 0.5 * made.bias_layer().delta(bias)
+    if (change := made.change(weight, bias).bias) is not None:
+        bias = bias + 0.5 * change
     x = torch.randn(5, 16)
     before = layer(x)
     wanted = functional.linear(x.double(), weight + 0.5 * made.delta(weight), bias)

@@ -54,9 +54,8 @@ def calculated(patched: Patched, key: str, weight: Tensor) -> Tensor:
 def expected(host: Host, key: str, weight: Tensor, tensors: Tensors, strength: float) -> Tensor:
     """In float64, from the layer alone; what a layer computes is held to others in the library's tests."""
     layer = host.ops.algorithms.detect(tensors).load(tensors)
-    if key.endswith(".bias"):
-        layer = layer.bias_layer()
-    return weight.double() + strength * layer.delta(weight.double())
+    parameter = "bias" if key.endswith(".bias") else "weight"
+    return weight.double() + strength * host.ops.Part(layer, parameter=parameter).delta(weight.double())
 
 
 @pytest.mark.host

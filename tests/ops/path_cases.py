@@ -24,6 +24,7 @@ ADDITIVE = [kind for kind, spec in KINDS.items() if spec.additive and not spec.f
 ROW_BY_ROW = {
     "lora-dora-out",
     "loha-dora-out",
+    "lokr-dora-out",
     "glora",
     "glora-core",
     "ia3",

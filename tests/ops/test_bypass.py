@@ -15,9 +15,9 @@ from torch import Tensor, nn
 import lycoris_ops as lyc
 from lycoris_ops import bypass
 from lycoris_ops.algorithms import ALGORITHMS
-from lycoris_ops.bypass import hadamard
+from lycoris_ops.bypass.forwards import hadamard
+from lycoris_ops.bypass.forwards.forward import Item
 from lycoris_ops.bypass.hook import PlainReader
-from lycoris_ops.bypass.term import Item
 from lycoris_ops.changes.forms import Hadamard
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -86,10 +86,15 @@ def layer(kind: str, case: Case, rank: int = 3, **extra: Tensor) -> lyc.Layer:
     return ALGORITHMS[spec.algorithm].load(tensors, spec.options)
 
 
+def beside(layer: lyc.Layer) -> lyc.Part:
+    """The layer's change of the bias."""
+    return lyc.Part(layer, parameter="bias")
+
+
 def chained(case: Case, *stages: Any) -> Any:
-    """A plan of stages, each of (layers of the weight) or (layers of the weight, layers of the bias)."""
+    """A plan of stages, each of (layers of the weight) or (layers of the weight, parts for the bias)."""
     geometry = bypass.geometry_of(case.module())
-    plans = [bypass.BypassPlan.build(geometry, *stage) for stage in stages]
+    plans = [bypass.BypassPlan.build(geometry, list(itertools.chain(*stage))) for stage in stages]
     plan = plans[0]
     for later in plans[1:]:
         plan = plan.then(later)
@@ -105,8 +110,8 @@ def patched(module: nn.Module, x: Tensor, *stages: Any) -> Tensor:
     wide = module.double()
     for layers, *biases in stages:
         lyc.patch_(wide.weight, list(layers))
-        for beside in biases:
-            lyc.patch_(wide.bias, list(beside))
+        for parts in biases:
+            lyc.patch_(wide.bias, list(parts))
     return wide(x.double())
 
 
@@ -180,7 +185,7 @@ def test_what_depends_on_the_weight_sees_what_earlier_stages_made_of_it(kind: st
     case = MODULES[name]
     if (kind, name) not in FACTS:
         return
-    bias = [(ALGORITHMS["full"].load({"diff": rand(case.shape[0])}), 0.5)]
+    bias = [(beside(ALGORITHMS["full"].load({"diff_b": rand(case.shape[0])})), 0.5)]
     first = ([(layer("loha", case), 0.9), (layer("ia3", case), 0.4)], bias)
     last = ([(layer("lora-dora-out", case), 0.3), (layer("oft", case), 0.6)],)
     assert compare(case, first, ([(layer(kind, case), 0.7)],), last) < 1e-11
@@ -194,7 +199,7 @@ def test_changes_of_the_bias(name: str, kind: str) -> None:
     added = ALGORITHMS["lora"].load({**KINDS["lora"].make(case.shape, 3), "lora_B.bias": rand(case.shape[0])})
     scaling = ALGORITHMS["ia3"].load({"ia3_l": 1 + rand(case.shape[0], 1)})
     both = [(added, 0.7), (layer(kind, case), 0.5), (scaling, -0.4)]
-    biases = [(added.bias_layer(), 0.7), (scaling.bias_layer(), -0.4)]
+    biases = [(beside(added), 0.7), (beside(scaling), -0.4)]
     assert compare(case, (both, biases)) < BOUNDS[torch.float64]
     assert compare(case, (both, biases), (both, biases)) < BOUNDS[torch.float64]
     assert compare(case, ([], biases)) < BOUNDS[torch.float64]
@@ -206,7 +211,7 @@ def test_changes_of_the_bias(name: str, kind: str) -> None:
 def test_both_ways_of_a_hadamard_product(
     rank: int, name: str, tiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hadamard.HadamardTerm, "_khatri_rao_is_cheaper", lambda *_: not tiles)
+    monkeypatch.setattr(hadamard.HadamardForward, "_khatri_rao_is_cheaper", lambda *_: not tiles)
     monkeypatch.setattr(hadamard, "TILE", 50)
     case = MODULES[name]
     pairs = [(layer("loha", case, rank=rank), 0.6), (layer("loha", case, rank=2), -0.9)]
@@ -222,7 +227,7 @@ def test_a_hadamard_product_goes_the_cheaper_way(
 ) -> None:
     left, right = torch.zeros(1, 1).expand(size, rank), torch.zeros(1, 1).expand(rank, size)
     form = Hadamard(left, right, left, right, 1.0)
-    term = hadamard.HadamardTerm(
+    term = hadamard.HadamardForward(
         bypass.Geometry(size, size), [Item(form, 0)], torch.float32, torch.device("cpu")
     )
     assert term._khatri_rao_is_cheaper(size, positions) == khatri_rao
@@ -458,7 +463,7 @@ def test_layers_that_cannot_be_bypassed_or_do_not_fit_are_errors() -> None:
     with pytest.raises(lyc.LayerError, match=r"\[12, 18\].*\[35, 21\]"):
         chained(MODULES["linear-odd"], ([(layer("lora", case), 1.0)],))
     with pytest.raises(lyc.LayerError, match=r"\[12\]"):
-        chained(case, ([], [(ALGORITHMS["full"].load({"diff": rand(11)}), 1.0)]))
+        chained(case, ([], [(beside(ALGORITHMS["full"].load({"diff_b": rand(11)})), 1.0)]))
     with pytest.raises(lyc.LycorisError, match="another module"):
         hook(MODULES["linear-odd"].module(), chained(case, ([(layer("lora", case), 1.0)],)))
     hooked = case.module()

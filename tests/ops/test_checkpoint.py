@@ -48,9 +48,11 @@ def exact(base: dict[str, Tensor], stack: lyc.Stack) -> dict[str, Tensor]:
     wanted: dict[str, Tensor] = {}
     for name, layer in entry.adapter.layers.items():
         path = f"{BLOCK}.{name.split('_')[3]}.x"
-        for key, one in ((f"{path}.weight", layer), (f"{path}.bias", layer.bias_layer())):
-            if one is not None:
-                wanted[key] = base[key].double() + entry.strength * one.delta(base[key].double())
+        weight, bias = base[f"{path}.weight"].double(), base.get(f"{path}.bias", torch.zeros(0)).double()
+        change = layer.change(weight, bias)
+        for key, value, delta in (("weight", weight, change.delta), ("bias", bias, change.bias)):
+            if delta is not None:
+                wanted[f"{path}.{key}"] = value + entry.strength * delta
     return wanted
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -71,7 +72,7 @@ def test_load_and_dump_are_inverses(kind: str, weight: str, dtype: torch.dtype) 
 @pytest.mark.parametrize("alpha", [None, 0.3, 4.0, 1e12, 2 / 3])
 def test_alpha_survives_exactly(alpha: float | None) -> None:
     layer = ALGORITHMS["lora"].load(factors("lora", "linear", alpha=None))
-    layer = type(layer)(**{**vars(layer), "alpha": alpha})
+    layer = dataclasses.replace(layer, alpha=alpha)
     assert type(layer).load(layer.dump()).alpha == alpha
 
 
@@ -128,6 +129,52 @@ def test_init_of_a_kind_that_cannot_start_there_is_an_error() -> None:
         ALGORITHMS["boft"].init((35, 21), 2, 1.0, seed=0)
     with pytest.raises(lyc.LayerError, match="13"):
         ALGORITHMS["oftv2"].init((12, 13), 4, 1.0, seed=0)
+
+
+APART = [(kind, weight) for kind, weight in CASES if load(kind, weight, alpha=None).row_axes() is not None]
+"""Layers whose rows do not depend on each other."""
+
+
+@pytest.mark.parametrize("kind", sorted({kind for kind, _ in CASES} - {kind for kind, _ in APART}))
+def test_rows_that_depend_on_each_other_are_an_error(kind: str) -> None:
+    with pytest.raises(lyc.LayerError, match="part of its rows"):
+        load(kind, home(kind), alpha=None).rows((0, 4))
+
+
+@pytest.mark.parametrize(("kind", "weight"), APART, ids=[f"{kind}-{weight}" for kind, weight in APART])
+def test_rows_of_a_layer_change_what_it_changes_there(kind: str, weight: str) -> None:
+    """Its halves exchanged, of the weight and of the bias, as a layer of the same kind."""
+    one, met = load(kind, weight, alpha=None), base(weight)
+    count, values = WEIGHTS[weight][0], torch.randn(WEIGHTS[weight][0], dtype=torch.float64)
+    if "diff_b" in one.suffixes():
+        one = dataclasses.replace(one, diff_b=torch.randn(count))
+    half = next(n for n in range(count // 2, 0, -1) if count % n == 0)
+    half = {"oft": one.rank or 1}.get(kind, half)
+    order = [*range(half, count), *range(half)]
+    rows = one.rows((half, count), (0, half)) if "lokr" not in kind else one.rows((1, count))
+    order = order if "lokr" not in kind else [*range(1, count)]
+    assert type(rows) is type(one)
+    whole, part = one.change(met, values), rows.change(met[order], values[order])
+    torch.testing.assert_close(part.delta, whole.delta[order])
+    assert (part.bias is None) == (whole.bias is None)
+    if whole.bias is not None:
+        torch.testing.assert_close(part.bias, whole.bias[order])
+
+
+def test_rows_of_a_kronecker_product() -> None:
+    """Whole blocks are a layer of a file again; other rows are only for a weight."""
+    one, met = load("lokr-full-low", "linear", alpha=None), base("linear")
+    blocks = one.rows((8, 12), (0, 4))
+    torch.testing.assert_close(blocks.delta(met[:8]), one.delta(met)[[*range(8, 12), *range(4)]])
+    assert type(one).load(blocks.dump()).lokr_w1.shape == (2, 3)
+    window = one.rows((1, 10)).rows((2, 5))
+    torch.testing.assert_close(window.delta(met[:3]), one.delta(met)[3:6])
+    with pytest.raises(lyc.LayerError, match=r"cannot be parted there.*rows 3 to 6.*blocks of 4 rows"):
+        window.dump()
+    with pytest.raises(lyc.LayerError, match=r"\[3, 18\].*\[4, 18\]"):
+        window.delta(met[:4])
+    with pytest.raises(lyc.LayerError, match="rows 0 to 3 and rows 5 to 6"):
+        one.rows((0, 3), (5, 6))
 
 
 @pytest.mark.parametrize(("kind", "weight"), CASES, ids=CASE_IDS)

@@ -8,17 +8,12 @@ names that nothing else explains. `open_clip` is a text encoder's layout that on
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
+from ...discovery import discover
 from .base import Aliases, Place, Places
 
 __all__ = ["ARCHITECTURES", "DIFFUSERS", "FALLBACKS", "Place", "Places"]
 
-_MODULES = [
-    importlib.import_module(f"{__name__}.{module_info.name}")
-    for module_info in pkgutil.iter_modules(__path__)
-]
+_MODULES = discover(__name__)
 DIFFUSERS: tuple[Aliases, ...] = tuple(
     module.diffusers for module in _MODULES if hasattr(module, "diffusers")
 )

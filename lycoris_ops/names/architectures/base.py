@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ...maths.tensors import Shape
+from ...maths.shapes import Shape
 
 
 @dataclass(frozen=True)

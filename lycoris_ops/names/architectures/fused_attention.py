@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ...maths.tensors import Shape
+from ...maths.shapes import Shape
 from .base import Place, Places
 from .notation import qkv_ends
 

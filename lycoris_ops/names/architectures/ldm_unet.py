@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from ...maths.tensors import Shape
+from ...maths.shapes import Shape
 from .notation import Layout, Meaning, Table, names_of, same, under
 
 ENDS = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ...maths.tensors import Shape
+from ...maths.shapes import Shape
 from .notation import Layout, Table, names_of, same, split, swapped, under
 
 BLOCK = {

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from ...maths.tensors import Shape
+from ...maths.shapes import Shape
 from .base import Aliases, Place, Places
 
 FUSED = {

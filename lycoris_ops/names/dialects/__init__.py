@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from functools import lru_cache
 
 from ...algorithms import ALGORITHMS
+from ...discovery import discover
 from .base import Dialect, Part, Prefix
 
 __all__ = ["DIALECTS", "Dialect", "Part", "Prefix", "recognise", "split_key", "split_prefix"]
@@ -15,8 +14,8 @@ __all__ = ["DIALECTS", "Dialect", "Part", "Prefix", "recognise", "split_key", "s
 
 def _discover() -> dict[str, Dialect]:
     found: dict[str, Dialect] = {}
-    for module_info in pkgutil.iter_modules(__path__):
-        dialect = getattr(importlib.import_module(f"{__name__}.{module_info.name}"), "DIALECT", None)
+    for module in discover(__name__):
+        dialect = getattr(module, "DIALECT", None)
         if dialect is None:
             continue
         if dialect.name in found:

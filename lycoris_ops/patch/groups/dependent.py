@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ...algorithms import Layer
-from ...changes.forms import Dependent
+from ...algorithms.base import Dependent
 from ...errors import located
-from .group import Add, Factors, dense
+from .group import Add, Factors
 
 FORM = Dependent
 
@@ -30,7 +29,7 @@ class DependentTerm:
 
     def layer(self, tensors: Sequence[Tensor]) -> Layer:
         own = tensors[self.first : self.first + len(self.names)]
-        return dataclasses.replace(self.bare, **dict(zip(self.names, own, strict=True)))
+        return self.bare.with_tensors(dict(zip(self.names, own, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class DependentGroup:
                 change = term.layer(tensors).dependent(met).reshape(total.shape)
             total.add_(change, alpha=strengths[term.slot])
 
-        return dense(total)
+        return Add.of(total)
 
 
 def fuse(
@@ -70,9 +69,8 @@ def fuse(
     terms: list[DependentTerm] = []
     tensors: list[Tensor] = []
     for form, slot in zip(forms, slots, strict=True):
-        values = {field.name: getattr(form.layer, field.name) for field in dataclasses.fields(form.layer)}
-        own = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-        bare = dataclasses.replace(form.layer, **dict.fromkeys(own))
+        own = form.layer.tensors()
+        bare = form.layer.with_tensors(dict.fromkeys(own))
         terms.append(DependentTerm(bare, tuple(own), first + len(tensors), slot, form.file, form.key))
         tensors += own.values()
     return DependentGroup(tuple(terms)), tuple(tensors)

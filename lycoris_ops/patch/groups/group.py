@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ...maths.tensors import flat_shape
+from ...maths.shapes import Rows, Shape, flat_shape
 from ..scratch import scratch
 
 ROWS = 640
@@ -31,6 +31,14 @@ class Add:
         self.add = add
         self.once = once
         self.write = write or self._to_zeros
+
+    @classmethod
+    def of(cls, change: Tensor) -> Add:
+        """That of a change that is there in full, as (O, K) in the dtype of the sum."""
+        return cls(
+            add=lambda rows, first: rows.add_(change[first : first + len(rows)]),
+            write=lambda rows, first: rows.copy_(change[first : first + len(rows)]),
+        )
 
     def _to_zeros(self, rows: Tensor, first: int) -> None:
         self.add(rows.zero_(), first)
@@ -81,6 +89,20 @@ class Group(Protocol):
         ...
 
 
+class Plan(Protocol):
+    """What a path has to know of a plan."""
+
+    @property
+    def final(self) -> Shape:
+        """The shape of the weight, enlarged where a layer enlarges it."""
+        ...
+
+    @property
+    def groups(self) -> tuple[tuple[Group, Rows | None], ...]:
+        """Each with the rows of the weight that it is for, None for all."""
+        ...
+
+
 def joined(
     products: Sequence[Factors], strengths: Sequence[float], dtype: torch.dtype, use: str
 ) -> tuple[Tensor, Tensor]:
@@ -109,14 +131,6 @@ def placed(add: Add, start: int, stop: int) -> Add:
             add.add(rows[low - first : high - first], low - start)
 
     return Add(within, once=add.once)
-
-
-def dense(values: Tensor) -> Add:
-    """The `Add` of a change that is there in full, as (O, K) in the dtype of the sum."""
-    return Add(
-        add=lambda rows, first: rows.add_(values[first : first + len(rows)]),
-        write=lambda rows, first: rows.copy_(values[first : first + len(rows)]),
-    )
 
 
 Placed = tuple[Group, tuple[int, int]]

@@ -93,6 +93,7 @@ def fuse(
     terms: list[KroneckerTerm] = []
     tensors: list[Tensor] = []
     for form, slot in zip(forms, slots, strict=True):
+        assert form.rows is None and form.columns is None, "what a layer gives has nothing around it"
         position = first + len(tensors)
         offset = form.window[0] if form.window else 0
         terms.append(KroneckerTerm(position, len(form.w1), len(form.w2), form.scale, slot, offset))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...changes.forms import Sparse
-from ...maths.tensors import flat_shape
-from .group import Add, Factors, dense
+from ...maths.shapes import flat_shape
+from .group import Add, Factors
 
 FORM = Sparse
 
@@ -37,7 +37,7 @@ class SparseGroup:
         for n, slot in enumerate(self.slots):
             row, column, values = tensors[self.first + 3 * n : self.first + 3 * n + 3]
             total.index_put_((row, column), values.to(dtype) * strengths[slot], accumulate=True)
-        return dense(total)
+        return Add.of(total)
 
 
 def fuse(forms: Sequence[Sparse], slots: Sequence[int], first: int) -> tuple[SparseGroup, tuple[Tensor, ...]]:

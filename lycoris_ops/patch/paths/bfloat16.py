@@ -11,18 +11,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ...maths.tensors import flat_shape
-from ..groups.group import Factors, joined
+from ...maths.shapes import flat_shape
+from ..groups.group import Factors, Plan, joined
 from ..groups.low_rank import LowRankGroup
-from ..registry import Path
-
-if TYPE_CHECKING:
-    from ..plan import PatchPlan
+from ..registry import PatchPath
 
 PARTS = 3
 """bfloat16 holds 8 bits of a value, float32 holds 24."""
@@ -40,7 +37,7 @@ def _needs() -> str | None:
     return None if able("amx_bf16") else "the processor has no products of bfloat16 matrices (AMX)"
 
 
-def _refuses(plan: PatchPlan, weight: Tensor) -> str | None:
+def _refuses(plan: Plan, weight: Tensor) -> str | None:
     if not weight.is_contiguous():
         return "the weight is not contiguous"
     for group, _ in plan.groups:
@@ -52,7 +49,7 @@ def _refuses(plan: PatchPlan, weight: Tensor) -> str | None:
     return None
 
 
-def _apply(plan: PatchPlan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> None:
+def _apply(plan: Plan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> None:
     products: dict[tuple[int, int], list[Factors]] = {}
     for group, rows in plan.groups:
         products.setdefault(rows or (0, plan.final[0]), []).extend(group.products(tensors))
@@ -78,7 +75,7 @@ def _split(wide: Tensor) -> list[Tensor]:
     return parts
 
 
-PATH = Path(
+PATH = PatchPath(
     name="bfloat16 product",
     rank=40,
     devices=("cpu",),

@@ -4,18 +4,15 @@ each."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ...maths.tensors import compute_dtype, flat_shape
-from ..groups.group import ROWS, Add, Factors, joined, placed
-from ..registry import Path
+from ...maths.shapes import flat_shape
+from ...maths.tensors import compute_dtype
+from ..groups.group import ROWS, Add, Factors, Plan, joined, placed
+from ..registry import PatchPath
 from ..scratch import scratch
-
-if TYPE_CHECKING:
-    from ..plan import PatchPlan
 
 SHALLOW = 64
 """Rank up to which a product is summed in registers before it is added: libraries cut larger ones into blocks
@@ -33,7 +30,7 @@ def parts(rows: int, columns: int) -> Iterator[slice]:
         yield slice(row, min(rows, row + step))
 
 
-def _apply(plan: PatchPlan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> None:
+def _apply(plan: Plan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> None:
     if not weight.numel():
         return
     dtype = compute_dtype(weight.dtype)
@@ -97,7 +94,7 @@ def _one_product(
     )
 
 
-PATH = Path(
+PATH = PatchPath(
     name="torch",
     rank=100,
     devices=("cpu", "cuda", "mps", "xpu", "npu", "mlu", "privateuseone"),

@@ -12,23 +12,19 @@ import itertools
 import re
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ....maths.tensors import flat_shape
-from ...groups.group import summed
+from ....maths.shapes import flat_shape
+from ...groups.group import Plan, summed
 from ...groups.hadamard import HadamardGroup
 from ...groups.kronecker import KroneckerGroup
 from ...groups.low_rank import LowRankGroup
-from ...registry import Path, PathError, briefly
+from ...registry import PatchPath, PathError, briefly
 from ...scratch import forget
 from .. import bfloat16 as bfloat16_product
 from .packing import STORED, Packed, compiler, fresh, kernel_for, reused, strips_kernel
-
-if TYPE_CHECKING:
-    from ...plan import PatchPlan
 
 OLDEST = (0, 61)
 """The oldest numba that the kernel was tried with."""
@@ -41,7 +37,7 @@ OWN = (HadamardGroup, KroneckerGroup, LowRankGroup)
 """The groups that the kernel adds."""
 
 
-def _apply(plan: PatchPlan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> None:
+def _apply(plan: Plan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> None:
     if not weight.numel():
         return
     try:
@@ -63,7 +59,7 @@ def _apply(plan: PatchPlan, weight: Tensor, tensors: Sequence[Tensor], strengths
 
 
 def _add(
-    plan: PatchPlan, flat: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float], weight: Tensor
+    plan: Plan, flat: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float], weight: Tensor
 ) -> None:
     """Rows between two bounds have the same layers, whose sum is rounded once."""
     placed = [(group, rows or (0, len(flat))) for group, rows in plan.groups]
@@ -105,7 +101,7 @@ def _halves() -> bool:
         return True
 
 
-def _refuses(plan: PatchPlan, weight: Tensor) -> str | None:
+def _refuses(plan: Plan, weight: Tensor) -> str | None:
     groups = [group for group, _ in plan.groups]
     if not any(isinstance(group, HadamardGroup | KroneckerGroup) for group in groups):
         if not all(isinstance(group, LowRankGroup) for group in groups):
@@ -126,7 +122,7 @@ def _refuses(plan: PatchPlan, weight: Tensor) -> str | None:
     return None
 
 
-PATH = Path(
+PATH = PatchPath(
     name="numba",
     rank=30,
     devices=("cpu",),

@@ -11,22 +11,18 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ....layers.part import Rows
-from ....maths.tensors import flat_shape
-from ...groups.full import FullGroup
-from ...groups.group import Placed, summed
+from ....maths.shapes import Rows, flat_shape
+from ...groups.dense import DenseGroup
+from ...groups.group import Placed, Plan, summed
 from ...groups.hadamard import HadamardGroup
 from ...groups.kronecker import KroneckerGroup
 from ...groups.low_rank import LowRankGroup
-from ...registry import Path, PathError, briefly
-
-if TYPE_CHECKING:
-    from ...plan import PatchPlan
+from ...registry import PatchPath, PathError, briefly
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether Triton runs kernels in Python, on the CPU too. It reads the variable when it is imported."""
@@ -123,7 +119,7 @@ def _kronecker(group: KroneckerGroup, tensors: Sequence[Tensor], strengths: Sequ
     return terms
 
 
-def _full(group: FullGroup, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Term]:
+def _dense(group: DenseGroup, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Term]:
     return [Term(strengths[slot], (tensors[group.first + n],)) for n, slot in enumerate(group.slots)]
 
 
@@ -131,13 +127,13 @@ TERMS: Mapping[type[Any], Callable[[Any, Sequence[Tensor], Sequence[float]], lis
     LowRankGroup: _low_rank,
     HadamardGroup: _hadamard,
     KroneckerGroup: _kronecker,
-    FullGroup: _full,
+    DenseGroup: _dense,
 }
 """The groups that the kernel adds itself, as terms."""
 
 
 def terms_of(
-    plan: PatchPlan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]
+    plan: Plan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]
 ) -> list[tuple[Term, Rows]]:
     """Every change of the weight as terms for rows of it.
 
@@ -260,7 +256,7 @@ def column_stride(weight: Tensor) -> int | None:
     return 1 if found is None else found
 
 
-def _apply(plan: PatchPlan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> None:
+def _apply(plan: Plan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> None:
     table = tabulate(terms_of(plan, weight, tensors, strengths), weight.device)
     if not len(table.scales) or not weight.numel():
         return
@@ -311,7 +307,7 @@ def _needs() -> str | None:
     return None
 
 
-def _refuses(plan: PatchPlan, weight: Tensor) -> str | None:
+def _refuses(plan: Plan, weight: Tensor) -> str | None:
     if column_stride(weight) is None:
         return "the weight's columns have no common stride"
     if weight.is_cuda and not torch.version.hip:
@@ -322,7 +318,7 @@ def _refuses(plan: PatchPlan, weight: Tensor) -> str | None:
     return None
 
 
-PATH = Path(
+PATH = PatchPath(
     name="triton",
     rank=10,
     devices=("cuda", "cpu") if INTERPRETED else ("cuda",),

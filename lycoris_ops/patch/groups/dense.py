@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...changes.forms import Full
+from ...changes.forms import Dense
 from ..scratch import scratch
 from .group import Add, Factors
 
-FORM = Full
+FORM = Dense
 
 
 @dataclass(frozen=True)
-class FullGroup:
+class DenseGroup:
     """W += strength * values."""
 
     first: int
@@ -38,12 +38,12 @@ class FullGroup:
             for values, strength in terms:
                 here = values[first : first + len(rows)]
                 if here.dtype != dtype:
-                    here = scratch("full", here.shape, dtype, here.device).copy_(here)
+                    here = scratch("dense", here.shape, dtype, here.device).copy_(here)
                 rows.add_(here, alpha=strength)
 
         return Add(add, once=len(terms) == 1)
 
 
-def fuse(forms: Sequence[Full], slots: Sequence[int], first: int) -> tuple[FullGroup, tuple[Tensor, ...]]:
-    """One group of all full changes, and their tensors."""
-    return FullGroup(first, tuple(slots)), tuple(form.values for form in forms)
+def fuse(forms: Sequence[Dense], slots: Sequence[int], first: int) -> tuple[DenseGroup, tuple[Tensor, ...]]:
+    """One group of all dense changes, and their tensors."""
+    return DenseGroup(first, tuple(slots)), tuple(form.values for form in forms)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..changes.forms import Hadamard
-from ..maths.tensors import compute_dtype
-from .geometry import Geometry
-from .term import Item, Strengths, buffer
+from ...changes.forms import Hadamard
+from ...maths.tensors import compute_dtype
+from ..geometry import Geometry
+from .forward import Item, Strengths, buffer
 
 FORMS = (Hadamard,)
 
@@ -21,7 +21,7 @@ ELEMENT = 32
 """Multiplications that are done in the time in which one element is formed and stored."""
 
 
-class HadamardTerm:
+class HadamardForward:
     """y += scale * strength * ((w1_a @ w1_b) * (w2_a @ w2_b)) x.
 
     With Khatri-Rao factors P[o, mn] = w1_a[o, m] w2_a[o, n], Q[mn, c] = w1_b[m, c] w2_b[n, c] it is
@@ -103,4 +103,4 @@ class HadamardTerm:
                 y[:, start:stop].addmm_(x, values.T)
 
 
-TERM = HadamardTerm
+FORWARD = HadamardForward

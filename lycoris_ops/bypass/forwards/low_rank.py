@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..changes.forms import LowRank
-from .geometry import Geometry
-from .term import Item, Strengths
+from ...changes.forms import LowRank
+from ..geometry import Geometry
+from .forward import Item, Strengths
 
 FORMS = (LowRank,)
 
 
-class LowRankTerm:
+class LowRankForward:
     """y += up @ diag(scale * strength) @ (down x), the factors of all layers side by side."""
 
     def __init__(
@@ -60,4 +60,4 @@ class LowRankTerm:
         return self._held[1]
 
 
-TERM = LowRankTerm
+FORWARD = LowRankForward

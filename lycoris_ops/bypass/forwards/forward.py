@@ -1,4 +1,4 @@
-"""What the terms of a bypassed layer have in common, whatever their form."""
+"""What the forward passes of all forms have in common."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..changes.forms import Kronecker
-from ..maths.tensors import Shape
-from ..patch.scratch import scratch
+from ...maths.shapes import Shape
+from ...patch.scratch import scratch
 
 Strengths = Sequence[float]
 
@@ -24,28 +23,7 @@ class Item:
     slot: int
 
 
-@dataclass(frozen=True)
-class Scaled:
-    """diag(rows) @ form @ diag(columns): a Kronecker product, which cannot take them into its factors.
-
-    `columns` has a value for each input channel.
-    """
-
-    form: Kronecker
-    rows: Tensor | None = None
-    columns: Tensor | None = None
-
-    def dense(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        matrix = self.form.dense(dtype, device)
-        if self.rows is not None:
-            matrix = matrix * self.rows.to(device, dtype)[:, None]
-        if self.columns is not None:
-            factor = self.columns.to(device, dtype)
-            matrix = matrix * factor.repeat_interleave(matrix.shape[1] // len(factor))
-        return matrix
-
-
-class Term(Protocol):
+class Forward(Protocol):
     """All forms of one kind that change the same outputs of a module."""
 
     def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> None:

@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..changes.forms import Full, LowRank
+from ..changes.forms import Additive, Dense, LowRank
 from ..changes.operators import moved
-from ..layers.part import Rows
+from ..discovery import discover
+from ..maths.shapes import Rows
 from ..maths.tensors import compute_dtype
-from . import dense, hadamard, kronecker, low_rank
+from . import forwards
+from .forwards.forward import Forward, Item, Strengths
 from .geometry import Geometry, working_dtype
 from .plan import Base, Met, MetStage
-from .term import Item, Strengths, Term
 
-MakeTerm = Callable[[Geometry, Sequence[Item], torch.dtype, torch.device], Term]
+MakeForward = Callable[[Geometry, Sequence[Item], torch.dtype, torch.device], Forward]
 Run = Callable[[Tensor], Tensor]
 """What a module gives for an input, its bias included."""
 
-TERMS: dict[type[Any], MakeTerm] = {
-    form: module.TERM for module in (low_rank, hadamard, kronecker, dense) for form in module.FORMS
+FORWARDS: dict[type[Any], MakeForward] = {
+    form: module.FORWARD for module in discover(forwards.__name__) for form in getattr(module, "FORMS", ())
 }
-"""The term that handles each form."""
+"""The forward pass of each form."""
 
 
 @dataclass(frozen=True)
 class _Placed:
-    """A term, with the rows of the weight and the layers that it is for."""
+    """A forward pass, with the rows of the weight and the layers that it is for."""
 
-    term: Term
+    forward: Forward
     rows: Rows | None
     slots: tuple[int, ...]
 
@@ -55,12 +56,12 @@ class BoundStage:
         self.others = [base for base in bases if base.outputs is not None or base.rows is not None]
         self.takes_shift = bool(self.shifts) and all(base.outputs is None for base in self.others)
         """Whether the module may be given the changed input in place of the other."""
-        items: dict[tuple[MakeTerm, Rows | None], list[Item]] = {}
+        items: dict[tuple[MakeForward, Rows | None], list[Item]] = {}
         for form, rows, slot in met.forms:
             if geometry.groups > 1:
-                form, rows = _on_all_rows(form, rows, geometry, compute_dtype(dtype)), None
-            items.setdefault((TERMS[type(form)], rows), []).append(Item(form, slot))
-        self.terms = [
+                form, rows = _on_all_rows(form, rows, geometry, compute_dtype(dtype), device), None
+            items.setdefault((FORWARDS[type(form)], rows), []).append(Item(form, slot))
+        self.forwards = [
             _Placed(make(geometry, found, dtype, device), rows, tuple(item.slot for item in found))
             for (make, rows), found in items.items()
         ]
@@ -76,7 +77,7 @@ class BoundStage:
         `shifted` says whether `shift` was already in what gave y.
         """
         changes = self._by_operators(x, y, strengths, run, shifted=shifted)
-        live = [placed for placed in self.terms if any(strengths[slot] != 0.0 for slot in placed.slots)]
+        live = [placed for placed in self.forwards if any(strengths[slot] != 0.0 for slot in placed.slots)]
         if not changes and not live:
             return y
         total = y.contiguous()
@@ -87,12 +88,12 @@ class BoundStage:
         if live and self.geometry.kernel:
             met = self.geometry.padded(x)
             for placed in live:
-                placed.term.add(self.geometry.part(total, placed.rows), met, strengths)
+                placed.forward.add(self.geometry.part(total, placed.rows), met, strengths)
         elif live:
             flat = total.view(-1, self.geometry.outputs)
             met = x.reshape(-1, self.geometry.inputs).contiguous()
             for placed in live:
-                placed.term.add(self.geometry.part(flat, placed.rows), met, strengths)
+                placed.forward.add(self.geometry.part(flat, placed.rows), met, strengths)
         return total
 
     def bias_change(self, strengths: Strengths) -> Tensor | None:
@@ -217,16 +218,9 @@ class Bound:
         return values[None] if kernel and values.ndim == kernel + 1 else values
 
 
-def _on_all_rows(form: Any, rows: Rows | None, geometry: Geometry, dtype: torch.dtype) -> LowRank | Full:
+def _on_all_rows(
+    form: Additive, rows: Rows | None, geometry: Geometry, dtype: torch.dtype, device: torch.device
+) -> LowRank | Dense:
     """The form for all rows of a weight: with groups, some rows alone would have groups of their own."""
-    count = geometry.outputs
-    if isinstance(form, LowRank):
-        return form if rows is None else replace(form, up=_padded(form.up, rows, count))
-    matrix = form.dense(dtype, torch.device("cpu"))
-    return Full(matrix if rows is None else _padded(matrix, rows, count))
-
-
-def _padded(matrix: Tensor, rows: Rows, count: int) -> Tensor:
-    padded = matrix.new_zeros(count, matrix.shape[1])
-    padded[slice(*rows)] = matrix
-    return padded
+    plain = form if isinstance(form, LowRank) else Dense(form.dense(dtype, device))
+    return plain if rows is None else plain.embedded(rows, geometry.outputs)

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..changes.forms import Kronecker, product
-from ..maths.tensors import compute_dtype
-from .geometry import Geometry
-from .term import Item, Scaled, Strengths
+from ...changes.forms import Kronecker, product
+from ...maths.tensors import compute_dtype
+from ..geometry import Geometry
+from .forward import Item, Strengths
 
-FORMS = (Kronecker, Scaled)
+FORMS = (Kronecker,)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class _Factors:
     columns: Tensor | None
 
 
-class KroneckerTerm:
+class KroneckerForward:
     """y.view(l, k) += scale * strength * w1 @ x.view(i, j) @ w2^T for each token.
 
     A low-rank w2 = left @ right stays so: right, w1, left, in the order of the smallest results. On a
@@ -79,8 +79,7 @@ class KroneckerTerm:
 
 
 def _factors(item: Item, dtype: torch.dtype, device: torch.device) -> _Factors:
-    scaled = item.form if isinstance(item.form, Scaled) else Scaled(item.form)
-    form = scaled.form
+    form: Kronecker = item.form
     wide = compute_dtype(dtype)
     w1 = product(form.w1, wide, device)
     k = len(form.w2[0])
@@ -95,8 +94,8 @@ def _factors(item: Item, dtype: torch.dtype, device: torch.device) -> _Factors:
         scale=form.scale,
         slot=item.slot,
         skipped=start % k,
-        rows=None if scaled.rows is None else scaled.rows.to(device, dtype),
-        columns=None if scaled.columns is None else scaled.columns.to(device, dtype),
+        rows=None if form.rows is None else form.rows.to(device, dtype),
+        columns=None if form.columns is None else form.columns.to(device, dtype),
     )
 
 
@@ -121,4 +120,4 @@ def _multiply_into(y: Tensor, x: Tensor, w1: Tensor, one: _Factors) -> None:
         y.view(tokens, outer, k).baddbmm_(w1.expand(tokens, outer, parts), inner.view(tokens, parts, k))
 
 
-TERM = KroneckerTerm
+FORWARD = KroneckerForward

@@ -1,4 +1,4 @@
-"""Full and sparse changes: multiplied as they are."""
+"""Dense and sparse changes: multiplied as they are."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..changes.forms import Full, Sparse
-from ..maths.tensors import compute_dtype
-from .geometry import Geometry
-from .term import Item, Strengths, buffer
+from ...changes.forms import Dense, Sparse
+from ...maths.tensors import compute_dtype
+from ..geometry import Geometry
+from .forward import Item, Strengths, buffer
 
-FORMS = (Full, Sparse)
+FORMS = (Dense, Sparse)
 
 
-class DenseTerm:
+class DenseForward:
     """y += (sum of strength * values) x; sparse values are put into the sum at their places."""
 
     def __init__(
         self, geometry: Geometry, items: Sequence[Item], dtype: torch.dtype, device: torch.device
     ) -> None:
         self.geometry = geometry
-        full = [item for item in items if isinstance(item.form, Full)]
+        full = [item for item in items if isinstance(item.form, Dense)]
         sparse = [item for item in items if isinstance(item.form, Sparse)]
         self.full = [(item.form.values.to(device, dtype).contiguous(), item.slot) for item in full]
         self.sparse = [
@@ -75,4 +75,4 @@ class DenseTerm:
         return matrix
 
 
-TERM = DenseTerm
+FORWARD = DenseForward
