@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from ..lycoris_ops import LycorisError, Quantised, TensorCache
-from ..lycoris_ops.files.tensor_file import DTYPE_NAMES, TensorFile, TensorInfo
+from ..lycoris_ops.files.dtypes import DTYPE_NAMES
+from ..lycoris_ops.files.tensor_file import TensorFile, TensorInfo
 from .host import QUANT_FORMATS, quantised_layer, rounding_seed
 
 MARK = "comfy_quant"

@@ -22,11 +22,11 @@ from ..algorithms.ia3 import PEFT as IA3_FACTOR
 from ..algorithms.lora import UP
 from ..errors import LayerError, LycorisError, WriteError
 from ..files.cache import TensorCache
+from ..files.dtypes import DTYPE_NAMES, FLOATS
 from ..files.safetensors_file import raw_bytes
-from ..files.tensor_file import DTYPE_NAMES, SAFETENSORS
+from ..files.tensor_file import SAFETENSORS
 from ..files.writing import (
     DATA_HASH,
-    FLOATS,
     MODELSPEC_HASH,
     check_free,
     data_hash,

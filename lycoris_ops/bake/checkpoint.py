@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from ..errors import FileFormatError, LayerError, LycorisError, WriteError, located
-from ..files.quantised import FLOAT8, Codec, Quantised, plain_floats, round_to_float8, seed_of
-from ..files.safetensors_file import ITEM_BITS, SafetensorsFile, encode_header, raw_bytes, read_exactly
-from ..files.tensor_file import DTYPE_NAMES, DTYPES, SAFETENSORS, TensorInfo
-from ..files.writing import FLOATS, check_free, check_other, metadata_of, written
+from ..files.dtypes import DTYPE_NAMES, DTYPES, FLOAT8, FLOATS, ITEM_BITS
+from ..files.quantised import Codec, Quantised, plain_floats, round_to_float8, seed_of
+from ..files.safetensors_file import SafetensorsFile, encode_header, raw_bytes, read_exactly
+from ..files.tensor_file import SAFETENSORS, TensorInfo
+from ..files.writing import check_free, check_other, metadata_of, written
 from ..maths.shapes import Shape
 from ..maths.tensors import is_finite
 from ..patch import patch_

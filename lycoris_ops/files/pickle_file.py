@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..errors import FileFormatError
 from .cache import TensorCache
-from .tensor_file import DTYPE_NAMES, Fingerprint, TensorInfo
+from .dtypes import DTYPE_NAMES
+from .tensor_file import Fingerprint, TensorInfo
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,8 @@ from torch import Tensor
 
 from ..maths.shapes import Shape
 from ..maths.tensors import PIECE
-from .safetensors_file import ITEM_BITS
+from .dtypes import FLOAT8, FLOATS, ITEM_BITS
 from .tensor_file import TensorFile, TensorInfo
-from .writing import FLOATS
-
-FLOAT8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
-"""The 8-bit floats that stand for their own values where nothing beside them scales them."""
 
 
 @dataclass(frozen=True)

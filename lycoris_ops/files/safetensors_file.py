@@ -23,26 +23,12 @@ from torch import Tensor
 
 from ..errors import FileFormatError
 from .cache import TensorCache
-from .tensor_file import DTYPES, OFFSETS, Fingerprint, TensorInfo
+from .dtypes import DTYPES, ITEM_BITS
+from .tensor_file import OFFSETS, Fingerprint, TensorInfo
 
 METADATA = "__metadata__"
 MAX_HEADER = 100_000_000
 """The format's own bound on the header, in bytes."""
-
-ITEM_BITS: dict[str, int] = {
-    **{name: 8 * dtype.itemsize for name, dtype in DTYPES.items()},
-    "U64": 64,
-    "U32": 32,
-    "U16": 16,
-    "C64": 64,
-    "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2FNUZ": 8,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-    "F4": 4,
-}
-"""Bits per element of every dtype that can be copied, whether or not it can be computed with."""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from typing import Any, BinaryIO
 from torch import Tensor
 
 from ..errors import WriteError
-from .safetensors_file import ITEM_BITS, encode_header, raw_bytes
-from .tensor_file import DTYPE_NAMES, TensorInfo
+from .dtypes import DTYPE_NAMES, ITEM_BITS
+from .safetensors_file import encode_header, raw_bytes
+from .tensor_file import TensorInfo
 
 RECIPE = "lycoris_recipe"
 """Metadata key under which a file says how it was made."""
@@ -25,9 +26,6 @@ RECIPE = "lycoris_recipe"
 DATA_HASH, MODELSPEC_HASH = "sshs_model_hash", "modelspec.hash_sha256"
 HASHES = (DATA_HASH, MODELSPEC_HASH, "sshs_legacy_hash")
 """Metadata that are false once a tensor has changed."""
-
-FLOATS = ("F64", "F32", "F16", "BF16")
-"""Dtypes that weights and factors can be written in; quantised ones mean nothing without their scales."""
 
 
 def metadata_of(

@@ -1,0 +1,57 @@
+"""The dtypes of tensors in files, by the names of the safetensors format."""
+
+from __future__ import annotations
+
+import torch
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    **({"F8_E8M0": torch.float8_e8m0fnu} if hasattr(torch, "float8_e8m0fnu") else {}),  # torch 2.7
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Those that are read into tensors."""
+
+DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+
+ITEM_BITS: dict[str, int] = {
+    **{name: 8 * dtype.itemsize for name, dtype in DTYPES.items()},
+    "U64": 64,
+    "U32": 32,
+    "U16": 16,
+    "C64": 64,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "F4": 4,
+}
+"""Bits per element of every dtype that can be copied, whether or not it can be computed with."""
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""What weights and factors can be written in; quantised ones mean nothing without their scales."""
+
+FLOAT8 = ("F8_E4M3", "F8_E5M2")
+"""The 8-bit floats that stand for their own values where nothing beside them scales them."""
+
+WRITABLE: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""What users choose from to write factors or weights in."""
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype in words: bfloat16."""
+    return str(dtype).removeprefix("torch.")
