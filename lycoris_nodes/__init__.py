@@ -1,10 +1,8 @@
-"""The nodes and what they stand on: `nodes` has one a file."""
+"""The nodes and what they stand on: `nodes` has one a file, and a file dropped there is registered."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
+from ..lycoris_ops import discover
 from . import nodes
 from .host import ComfyExtension, io
 
@@ -12,17 +10,12 @@ __all__ = ["NODES", "LycorisExtension"]
 
 
 def _discover() -> list[type[io.ComfyNode]]:
-    found: list[type[io.ComfyNode]] = []
-    for module_info in pkgutil.iter_modules(nodes.__path__):
-        module = importlib.import_module(f"{nodes.__name__}.{module_info.name}")
-        found += [
-            value
-            for value in vars(module).values()
-            if isinstance(value, type)
-            and issubclass(value, io.ComfyNode)
-            and value.__module__ == module.__name__
-        ]
-    return found
+    return [
+        value
+        for module in discover(nodes.__name__)
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, io.ComfyNode) and value.__module__ == module.__name__
+    ]
 
 
 NODES = _discover()

@@ -8,8 +8,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ..lycoris_ops import Bypass, BypassPlan, LycorisError
-from ..lycoris_ops.bypass import Met
+from ..lycoris_ops import Bypass, BypassPlan, LycorisError, Met
 from .host import HostReader, PatcherInjection, add_injection, layer_of
 from .patch import memory_named
 

@@ -10,9 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..lycoris_ops import LycorisError, Quantised, TensorCache
-from ..lycoris_ops.files.dtypes import DTYPE_NAMES
-from ..lycoris_ops.files.tensor_file import TensorFile, TensorInfo
+from ..lycoris_ops import DTYPE_NAMES, LycorisError, Quantised, TensorCache, TensorFile, TensorInfo
 from .host import QUANT_FORMATS, quantised_layer, rounding_seed
 
 MARK = "comfy_quant"
@@ -128,7 +126,7 @@ def _marked(file: TensorFile) -> dict[str, dict[str, Any]]:
     except (ValueError, TypeError, AttributeError) as error:
         raise LycorisError(
             "what the file says of its quantised weights cannot be read",
-            file=file.fingerprint.path,
+            file=file.path,
             got=str(error),
             expected=f"JSON in {TABLE} or in tensors named {MARK}",
         ) from error

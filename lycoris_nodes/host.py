@@ -23,7 +23,7 @@ from comfy.weight_adapter import WeightAdapterBase
 from comfy.weight_adapter.bypass import BypassForwardHook
 from comfy_api.latest import ComfyExtension, io
 
-from ..lycoris_ops import LycorisError, WriteError
+from ..lycoris_ops import LycorisError, WriteError, dtype_name
 
 __all__ = [
     "QUANT_FORMATS",
@@ -190,7 +190,7 @@ def merge_loss(patcher: Any, key: str) -> str | None:
         layer = layer_of(patcher, key.rpartition(".")[0])
         name = getattr(layer, "quant_format", None) or type(weight).__name__
     elif weight.dtype.itemsize == 1:
-        name = str(weight.dtype).removeprefix("torch.")
+        name = dtype_name(weight.dtype)
     else:
         return None
     return f"kept as {name}, to which a merge rounds the sum"

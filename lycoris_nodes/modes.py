@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..lycoris_ops import BypassPlan, Entry, LycorisError, bypass_refusal, geometry_of
-from ..lycoris_ops.stack.resolve import Match
+from ..lycoris_ops import BypassPlan, Entry, LycorisError, Match, bypass_refusal, few, geometry_of
 from .bypass_patch import plans_of
 from .host import (
     enlarged_by_patches,
@@ -20,9 +19,6 @@ from .host import (
 
 Mode = Literal["auto", "merge", "bypass"]
 Pairs = Mapping[str, Sequence[tuple[Entry, Match]]]
-
-NAMED = 3
-"""Layers that the report names for each reason."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +71,13 @@ def describe_choice(mode: Mode, choices: Sequence[Choice]) -> str:
     lines = [f"Mode {mode}: {bypassed} {layers} bypassed, {total.get('merged', 0)} merged"]
     for (way, reason), paths in sorted(why.items(), key=lambda item: -len(item[1])):
         if reason:
-            lines.append(f"  {len(paths)} {way}: {reason} ({_names(paths)})")
+            lines.append(f"  {len(paths)} {way}: {reason} ({few(paths)})")
     if bypassed:
         lines.append(
             f"  ComfyUI's own nodes that save or merge models would leave the {bypassed} bypassed "
             f"{layers} out, as they stand beside the weights. Save Merged Model writes the whole stack."
         )
     return "\n".join(lines)
-
-
-def _names(paths: Sequence[str]) -> str:
-    more = len(paths) - NAMED
-    return ", ".join(paths[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _wanted(patcher: Any, keys: Iterable[str], mode: Mode, short: bool) -> tuple[bool, str]:

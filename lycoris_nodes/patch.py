@@ -11,10 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..lycoris_ops import Entry, LycorisError, PatchPlan
-from ..lycoris_ops.maths.tensors import padded
-from ..lycoris_ops.stack.kept_plans import kept_plan
-from ..lycoris_ops.stack.resolve import Match
+from ..lycoris_ops import Entry, LycorisError, Match, PatchPlan, dtype_name, kept_plan
 from .host import WeightAdapterBase, plain
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -77,29 +74,9 @@ class LycorisPatch(WeightAdapterBase):
         hint = "Unload other models, or set the mode to bypass, which leaves weights as they are"
         with memory_named("to patch this weight", key, weight.shape, weight.dtype, weight.device, hint):
             try:
-                return _patched(plan, plain(weight), tensors, values)
+                return plan.apply_within(plain(weight), tensors, values)
             except LycorisError as error:
                 raise error.within(weight=key) from None
-
-
-def _patched(
-    plan: PatchPlan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]
-) -> Tensor:
-    """The weight with a plan applied, where it is larger than the plan's to the part that it was before.
-
-    The patch of an earlier node can have enlarged it: shapes are compared when a stack is applied.
-    """
-    found = tuple(weight.shape)
-    if found == plan.shape or not _holds(found, plan.shape):
-        return plan.apply_(weight, tensors, strengths)
-    if not _holds(found, plan.final):
-        weight = padded(weight, [max(pair) for pair in zip(found, plan.final, strict=True)])
-    plan.apply_(weight[tuple(slice(size) for size in plan.final)], tensors, strengths)
-    return weight
-
-
-def _holds(shape: Sequence[int], other: Sequence[int]) -> bool:
-    return len(shape) == len(other) and all(one >= two for one, two in zip(shape, other, strict=True))
 
 
 @contextmanager
@@ -112,7 +89,7 @@ def memory_named(
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        name, size = str(dtype).removeprefix("torch."), math.prod(shape) * dtype.itemsize / 1e6
+        name, size = dtype_name(dtype), math.prod(shape) * dtype.itemsize / 1e6
         raise PatchMemoryError(
             f"there is no memory {purpose}",
             key=key,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..lycoris_ops import LycorisError
+from ..lycoris_ops import WRITABLE, LycorisError
 from .host import io
 
 CATEGORY = "lycoris"
@@ -20,6 +20,15 @@ def stack_input(name: str = "stack", *, optional: bool = False, tooltip: str = S
 
 def stack_output(tooltip: str) -> Any:
     return STACK.Output("stack", display_name="stack", tooltip=tooltip)
+
+
+AS_IT_IS = "as in the file"
+DTYPES = {AS_IT_IS: None, **WRITABLE}
+"""What a file can be written in."""
+
+
+def dtype_input(tooltip: str) -> Any:
+    return io.Combo.Input("dtype", options=list(DTYPES), default=AS_IT_IS, tooltip=tooltip)
 
 
 def report_output() -> Any:

@@ -3,12 +3,14 @@
 Importing this package initialises no accelerator and needs no host application.
 """
 
-from .adapters.adapter import Adapter, adapter_stamp, load_adapter
-from .adapters.save import SaveResult, describe_saved, save_adapter
+from .adapters.adapter import Adapter
+from .adapters.load import adapter_stamp, load_adapter
+from .adapters.save import SaveResult, save_adapter
 from .algorithms import ALGORITHMS, Layer
 from .bake.checkpoint import MergeResult, merge_checkpoint
-from .bypass import Bypass, BypassPlan, geometry_of
+from .bypass import Bypass, BypassPlan, Met, geometry_of
 from .bypass import refusal as bypass_refusal
+from .discovery import discover
 from .errors import (
     FileFormatError,
     LayerError,
@@ -18,13 +20,17 @@ from .errors import (
     WriteError,
 )
 from .files.cache import TensorCache
+from .files.dtypes import DTYPE_NAMES, WRITABLE, dtype_name
 from .files.quantised import Codec, Quantised
-from .files.tensor_file import PICKLES, SAFETENSORS, Fingerprint
+from .files.tensor_file import PICKLES, SAFETENSORS, Fingerprint, TensorFile, TensorInfo
 from .layers.part import Part
 from .names.written import WRITTEN
 from .patch import PatchPlan, patch_, patch_report
 from .report.applied import describe
-from .stack.resolve import Resolution, resolve
+from .report.saved import describe_merged, describe_saved
+from .report.words import few
+from .stack.kept_plans import kept_plan
+from .stack.resolve import Match, Resolution, resolve
 from .stack.rules import Rules
 from .stack.stack import Entry, Stack
 
@@ -32,8 +38,10 @@ __version__ = "0.2.0"
 
 __all__ = [
     "ALGORITHMS",
+    "DTYPE_NAMES",
     "PICKLES",
     "SAFETENSORS",
+    "WRITABLE",
     "WRITTEN",
     "Adapter",
     "Bypass",
@@ -45,8 +53,10 @@ __all__ = [
     "Layer",
     "LayerError",
     "LycorisError",
+    "Match",
     "MatchError",
     "MergeResult",
+    "Met",
     "Part",
     "PatchPlan",
     "Quantised",
@@ -56,12 +66,19 @@ __all__ = [
     "SaveResult",
     "Stack",
     "TensorCache",
+    "TensorFile",
+    "TensorInfo",
     "WriteError",
     "adapter_stamp",
     "bypass_refusal",
     "describe",
+    "describe_merged",
     "describe_saved",
+    "discover",
+    "dtype_name",
+    "few",
     "geometry_of",
+    "kept_plan",
     "load_adapter",
     "merge_checkpoint",
     "patch_",

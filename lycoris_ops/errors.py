@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -65,6 +65,11 @@ def located(*, file: str | None = None, key: str | None = None, weight: str | No
     except LycorisError as error:
         error.within(file=file, key=key, weight=weight)
         raise
+
+
+def either(names: Sequence[str]) -> str:
+    """Names in words, of which one is to be taken: `a, b or c`."""
+    return " or ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 class FileFormatError(LycorisError):

@@ -6,10 +6,9 @@ from typing import Any
 
 from ...lycoris_ops import PICKLES, SAFETENSORS, Entry, Stack, adapter_stamp, load_adapter
 from ..host import file_names, file_path, io
-from ..wires import CATEGORY, stack_input, stack_output, valid
+from ..wires import AS_IT_IS, CATEGORY, stack_input, stack_output, valid
 
 FOLDER = "loras"
-FROM_FILE = "as in the file"
 
 
 def strength_input(name: str, tooltip: str) -> Any:
@@ -56,8 +55,8 @@ class LycorisLoadAdapter(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "sig_type",
-                    options=[FROM_FILE, "principal", "last", "middle"],
-                    default=FROM_FILE,
+                    options=[AS_IT_IS, "principal", "last", "middle"],
+                    default=AS_IT_IS,
                     optional=True,
                     advanced=True,
                     tooltip="Only for T-LoRA files, which do not hold what they started from: the singular "
@@ -84,10 +83,10 @@ class LycorisLoadAdapter(io.ComfyNode):
         strength_clip: float,
         stack: Stack | None = None,
         dora: str = "paper",
-        sig_type: str = FROM_FILE,
+        sig_type: str = AS_IT_IS,
     ) -> io.NodeOutput:
         options: dict[str, Any] = {"dora": dora}
-        if sig_type != FROM_FILE:
+        if sig_type != AS_IT_IS:
             options["sig_type"] = sig_type
         adapter = load_adapter(file_path(FOLDER, file), **options)
         entry = Entry(adapter, strength=strength_model, strength_clip=strength_clip)

@@ -5,19 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ...lycoris_ops import SAFETENSORS, WRITTEN, Entry, LycorisError, Stack, describe_saved, save_adapter
 from ..host import io, output_path, progress, weight_shapes, workflow_metadata
-from ..wires import CATEGORY, report_output, stack_input, with_report
-
-AS_IT_IS = "as in the file"
-DTYPES = {
-    AS_IT_IS: None,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+from ..wires import CATEGORY, DTYPES, dtype_input, report_output, stack_input, with_report
 
 
 class LycorisSaveAdapter(io.ComfyNode):
@@ -48,12 +38,7 @@ class LycorisSaveAdapter(io.ComfyNode):
                     tooltip="Whose names and tensors to write: kohya (sd-scripts, most web interfaces), "
                     "comfy (ComfyUI's own paths), peft, diffusers, or lycoris (lycoris-lora, SimpleTuner).",
                 ),
-                io.Combo.Input(
-                    "dtype",
-                    options=list(DTYPES),
-                    default=AS_IT_IS,
-                    tooltip="The dtype of the factors. 'as in the file' leaves each one its own.",
-                ),
+                dtype_input("The dtype of the factors. 'as in the file' leaves each one its own."),
                 io.String.Input(
                     "filename_prefix",
                     default="loras/adapter",

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from ...lycoris_ops import (
     SAFETENSORS,
     Fingerprint,
     LycorisError,
-    MergeResult,
     Stack,
-    describe,
+    describe_merged,
     merge_checkpoint,
 )
 from ..codec import HostCodec
 from ..host import file_names, file_path, io, output_path, progress, workflow_metadata
-from ..wires import CATEGORY, report_output, stack_input, valid, with_report
+from ..wires import CATEGORY, DTYPES, dtype_input, report_output, stack_input, valid, with_report
 
 FOLDERS = ("checkpoints", "diffusion_models", "text_encoders")
-DTYPES = {
-    "as in the file": None,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 
 class LycorisSaveCheckpoint(io.ComfyNode):
@@ -54,12 +44,9 @@ class LycorisSaveCheckpoint(io.ComfyNode):
                     default="checkpoints/merged",
                     tooltip="Name in the output folder; a number is added, and no file is overwritten.",
                 ),
-                io.Combo.Input(
-                    "dtype",
-                    options=list(DTYPES),
-                    default="as in the file",
-                    tooltip="The dtype to write float tensors in. 'as in the file' leaves everything "
-                    "that is not merged untouched.",
+                dtype_input(
+                    "The dtype to write float tensors in. 'as in the file' leaves everything that is not "
+                    "merged untouched."
                 ),
                 io.Boolean.Input(
                     "strict",
@@ -95,7 +82,7 @@ class LycorisSaveCheckpoint(io.ComfyNode):
             metadata=workflow_metadata(cls.hidden),
             progress=progress(1),
         )
-        return with_report(report=_report(result))
+        return with_report(report=describe_merged(result))
 
 
 def _base_names() -> list[str]:
@@ -111,11 +98,3 @@ def _base_path(base: str) -> str:
             expected=" or ".join(f"{known}/<file>" for known in FOLDERS),
         )
     return file_path(folder, name)
-
-
-def _report(result: MergeResult) -> str:
-    return (
-        f"{describe(result.resolution)}\n\n"
-        f"{Path(result.path).name}: {result.merged} weights merged, {result.copied} tensors kept, "
-        f"{result.size / 1e6:.1f} MB\n{result.path}"
-    )

@@ -1,48 +1,42 @@
-"""An adapter file: its layers, lazily read."""
+"""An adapter: its layers, described at once and read when they are used."""
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from pathlib import Path
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..algorithms import Layer, detect, explain
+from ..algorithms import Layer, detect
 from ..algorithms.base import ALPHA
 from ..algorithms.factored import DORA, SPARSE
 from ..algorithms.ia3 import ON_INPUT, Ia3
 from ..algorithms.lokr import W1, W2
 from ..algorithms.lora import EMBEDDING_UP, RESHAPE, UP
 from ..algorithms.oftv2 import SCALED, OftV2
-from ..errors import FileFormatError, LayerError
+from ..errors import LayerError, LycorisError
 from ..files.cache import DEFAULT_CACHE, TensorCache
-from ..files.pickle_file import PickleFile
-from ..files.safetensors_file import SafetensorsFile
-from ..files.tensor_file import PICKLES, SAFETENSORS, Fingerprint, TensorFile
+from ..files.memory_file import MemoryFile
+from ..files.tensor_file import TensorFile
 from ..maths.shapes import Extent, Shape
 from ..maths.tensors import is_finite
-from ..names.dialects import peft, recognise, split_prefix
-from .grouping import group
-from .network_args import is_block_diagonal, network_options, split_parts
-from .options import check_options, options_of
-from .peft import CONFIG_NAME, METADATA_KEY, PeftConfig, read_lora_metadata, read_peft_config
+from ..names.dialects import split_prefix
+from .network_args import is_block_diagonal, plain_args, split_parts
+from .options import options_of
+from .peft import Config
 
-GENERIC_NAMES = ("adapter_model", "pytorch_lora_weights")
 BUNDLED = "bundle_emb."
+"""What the keys of embeddings that a file brings along begin with; the embedding's name follows."""
 NOT_FACTORS = (ALPHA, RESHAPE, ON_INPUT, SCALED, SPARSE[0], SPARSE[2])
 """Suffixes of tensors that are numbers about the others."""
 CONFIGURED = (OftV2, Ia3)
 """Kinds without an alpha of which PEFT's configuration says more than their tensors."""
 OUTLINES = 4096
 """How many combinations of shapes are remembered: a model's layers have a few dozen."""
-HEADERS = 64
-"""How many files' headers are remembered, about 1 MB each for a large adapter."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +69,22 @@ class LayerInfo(NamedTuple):
     """What the layer needs to know and no tensor of the file says."""
     enlarges: bool
     """Whether the weight is enlarged to `shape` first."""
-    peft: PeftConfig | None = None
+    peft: Config[Any] | None = None
     """The PEFT configuration that the layer follows: that of its file, or the one beside it."""
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        keys: Mapping[str, str],
+        outline: Outline,
+        options: Mapping[str, Any],
+        *,
+        enlarges: bool,
+        peft: Config[Any] | None = None,
+    ) -> LayerInfo:
+        bias = outline.algorithm.bias_shape(outline.shapes, options)
+        return cls(name, keys, outline, bias, options, enlarges, peft)
 
     @property
     def algorithm(self) -> type[Layer]:
@@ -105,32 +113,72 @@ class LayerInfo(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """An adapter file whose header is known and whose tensors are read when a layer is used.
+    """An adapter in a file, whose header is known and whose tensors are read when a layer is used; or in
+    memory.
 
     Two are equal where they are one: `load_adapter` gives the same for a file that did not change.
     """
 
     file: TensorFile
+    name: str
+    """What reports call it: the file's name, with its folder where the tool that wrote it names all alike."""
     dialect: str
     info: Mapping[str, LayerInfo]
-    unreadable: Mapping[str, str]
+    unreadable: Mapping[str, str] = field(default_factory=dict[str, str])
     """Layers that no algorithm reads, with the reason: they are reported, never dropped."""
-    unused_keys: tuple[str, ...]
+    unused_keys: tuple[str, ...] = ()
     embeddings: tuple[str, ...] = ()
     """Names of the embeddings (textual inversions) that the file brings along; they are not applied."""
     config: str | None = None
     """The PEFT configuration that lies beside the file, whether or not a layer follows it."""
     cache: TensorCache = field(default=DEFAULT_CACHE, repr=False)
 
-    @property
-    def path(self) -> str:
-        return self.file.fingerprint.path
+    @classmethod
+    def of(
+        cls,
+        layers: Mapping[str, Layer],
+        *,
+        name: str,
+        dialect: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Adapter:
+        """An adapter of layers in memory, by their names; it can be all that one from a file can be.
+
+        A layer's name is read as in a file: by its prefix (`lora_unet_`, `diffusion_model.`), else as a
+        path in the model itself. `name` is what reports and errors call the adapter, `dialect` what they
+        call the style of its names, which is told from their prefixes unless given. `metadata` goes with it
+        where it is saved, and is no part of how its layers are read.
+
+        Raises LayerError for a layer that its tensors do not state (see `Layer.dump`), LycorisError where
+        there are no layers.
+        """
+        if not layers:
+            raise LycorisError("an adapter has no layers", file=name, expected="one layer or more")
+        tensors: dict[str, Tensor] = {}
+        info: dict[str, LayerInfo] = {}
+        for path, layer in layers.items():
+            held = {suffix: tensor.detach() for suffix, tensor in layer.dump().items()}
+            keys = {suffix: f"{path}.{suffix}" for suffix in held}
+            tensors |= {keys[suffix]: tensor for suffix, tensor in held.items()}
+            options = {option: getattr(layer, option) for option in options_of(type(layer))}
+            outline = outline_of(tuple((suffix, tuple(tensor.shape)) for suffix, tensor in held.items()))
+            if outline is None or outline.algorithm is not type(layer):
+                raise LayerError(
+                    "the tensors of a layer are read as another kind",
+                    file=name,
+                    key=path,
+                    got=outline.algorithm.algorithm if outline else ", ".join(sorted(held)),
+                    expected=layer.algorithm,
+                )
+            info[path] = LayerInfo.of(path, keys, outline, options, enlarges=RESHAPE in held)
+        # What kohya's split_qkv says of alphas is no longer true: they are what they say.
+        said = {**(metadata or {}), **plain_args(metadata or {}, {})}
+        return cls(MemoryFile.of(name, tensors, said), name, dialect or spoken_in(info), info)
 
     @property
-    def name(self) -> str:
-        """The file's name, with its folder where the tool that wrote it names all files alike."""
-        path = Path(self.path)
-        return f"{path.parent.name}/{path.name}" if path.stem in GENERIC_NAMES else path.name
+    def path(self) -> str:
+        """Where errors say that it is: the full path of a file."""
+        return self.file.path
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -183,7 +231,7 @@ class Adapter:
     def _peft_alpha(self, info: LayerInfo) -> float | None:
         if info.peft is None or info.rank is None or not info.algorithm.scaled_by_alpha:
             return None
-        return info.peft.alpha_of(_path(info.name), info.rank)
+        return info.peft.alpha_at(module_path(info.name), info.rank)
 
     def _read(self, info: LayerInfo, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors as the algorithm defines them, from what the dialect wrote."""
@@ -204,13 +252,18 @@ class Adapter:
             read[ALPHA] = torch.tensor(alpha, dtype=torch.float64)
         if info.peft is not None and W1 in read and W2 in read:
             # PEFT scales even a LoKr layer without a low-rank factor.
-            read[W1] = read[W1].float() * info.peft.scale_of(_path(info.name))
+            read[W1] = read[W1].float() * info.peft.scale_at(module_path(info.name))
         return read
 
 
-def _path(layer: str) -> str:
+def module_path(layer: str) -> str:
     """A layer's path in its module, as PEFT's patterns are written for it."""
     return split_prefix(layer)[2]
+
+
+def spoken_in(layers: Iterable[str]) -> str:
+    """The dialects that the prefixes of names belong to, in words."""
+    return "+".join(sorted({split_prefix(name)[0] or "bare" for name in layers}))
 
 
 class _Layers(Mapping[str, Layer]):
@@ -227,145 +280,8 @@ class _Layers(Mapping[str, Layer]):
         return len(self._adapter.info)
 
 
-def load_adapter(
-    path: str | os.PathLike[str], *, cache: TensorCache = DEFAULT_CACHE, **options: Any
-) -> Adapter:
-    """Open an adapter: .safetensors, or a pickle of plain tensors (.pt, .pth, .ckpt, .bin).
-
-    Only the header of a safetensors file is read, and that only once for as long as path, size and
-    time of change stay the same. `options` are what a file does not say: `dora` ("paper" or "host", see
-    `algorithms.factored`), `sig_type` of T-LoRA, `terms` and `constraint` of OFTv2.
-
-    Raises FileFormatError for a file that is damaged or holds no adapter, LayerError where the shapes of
-    a layer contradict each other, LycorisError for an unknown option or value.
-    """
-    check_options(options, str(path))
-    return _load(*_fingerprints(path), cache, tuple(sorted(options.items())))
-
-
-def adapter_stamp(path: str | os.PathLike[str]) -> str:
-    """A short text that changes when an adapter would load differently: its file or its PEFT config."""
-    return "+".join(found.stamp for found in _fingerprints(path) if found)
-
-
-def _fingerprints(path: str | os.PathLike[str]) -> tuple[Fingerprint, Fingerprint | None]:
-    config = Path(path).with_name(CONFIG_NAME)
-    return Fingerprint.of(path), Fingerprint.of(config) if config.is_file() else None
-
-
-@lru_cache(maxsize=HEADERS)
-def _load(
-    fingerprint: Fingerprint,
-    config: Fingerprint | None,
-    cache: TensorCache,
-    options: tuple[tuple[str, Any], ...],
-) -> Adapter:
-    file = _open(fingerprint.path, cache)
-    dialect = recognise(file.tensors)
-    grouped, unused = group(file, dialect)
-    names = {split_prefix(name)[0] for name in grouped}
-    spoken = dialect.name if dialect else "+".join(sorted(name or "bare" for name in names))
-    configs = _Configs.of(file, config, all_peft=dialect is peft.DIALECT)
-    given = {**network_options(file.metadata), **dict(options)}
-    info: dict[str, LayerInfo] = {}
-    unreadable: dict[str, str] = {}
-    for name, keys in grouped.items():
-        shapes = tuple([(suffix, file.tensors[key].shape) for suffix, key in keys.items()])
-        enlarges = RESHAPE in keys or (dialect is not None and name in dialect.enlarged)
-        try:
-            outline = _outline(shapes)
-            if outline is not None:
-                info[name] = _describe(name, outline, keys, configs, given, enlarges)
-                continue
-        except LayerError as error:
-            raise error.within(file=fingerprint.path, key=name) from None
-        unreadable[name] = explain(keys)
-        unused.extend(keys.values())
-    if not grouped:
-        raise FileFormatError(
-            "the file holds no adapter layer",
-            file=fingerprint.path,
-            got=_sample(unused),
-            expected="keys such as <layer>.lora_up.weight, <layer>.hada_w1_a or <layer>.lokr_w1",
-            hint=f"It holds several adapters, {', '.join(names)}: write one of them into a file of its own"
-            if len(names := sorted(peft.adapter_names(unused))) > 1
-            else "A checkpoint or an embedding is not an adapter: load it with its own node",
-        )
-    embeddings = sorted({key.split(".")[1] for key in unused if key.startswith(BUNDLED)})
-    rest = tuple(key for key in unused if not key.startswith(BUNDLED))
-    beside = config.path if config else None
-    return Adapter(file, spoken, info, unreadable, rest, tuple(embeddings), beside, cache)
-
-
-@dataclass
-class _Configs:
-    """The PEFT configurations that a file's layers may follow.
-
-    Those in a file are for its parts of a model. The one beside it is for every layer with PEFT's
-    prefix; in a folder of many files it may be that of another, so a layer that only has PEFT's suffixes
-    must have the rank that it says, and one with an alpha of its own never follows it.
-    """
-
-    own: Mapping[str, PeftConfig]
-    """By the part of the model they are for; "" is for all."""
-    beside: str | None
-    all_peft: bool
-
-    @classmethod
-    def of(cls, file: TensorFile, config: Fingerprint | None, *, all_peft: bool) -> _Configs:
-        if METADATA_KEY in file.metadata:
-            own = read_lora_metadata(file.metadata[METADATA_KEY], file.fingerprint.path)
-            return cls(own, None, all_peft)
-        return cls({}, config.path if config else None, all_peft)
-
-    def of_layer(
-        self, name: str, algorithm: type[Layer], keys: Mapping[str, str], rank: int | None
-    ) -> PeftConfig | None:
-        """The configuration that a layer follows."""
-        if ALPHA in keys and algorithm.scaled_by_alpha:
-            return None
-        if self.beside is None:
-            return self.own.get(name.partition(".")[0]) or self.own.get("")
-        if self.all_peft or split_prefix(name)[0] == peft.DIALECT.name:
-            return self._read
-        if any(key.endswith(peft.OWN) for key in keys.values()) and self._read.rank_at(_path(name)) == rank:
-            return self._read
-        return None
-
-    @cached_property
-    def _read(self) -> PeftConfig:
-        """Read only where a layer may follow it: a damaged one is no concern of other files."""
-        assert self.beside is not None
-        return read_peft_config(self.beside)
-
-
-def _options(
-    algorithm: type[Layer], name: str, config: PeftConfig | None, given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What a layer needs to know and no tensor says: as given, else as the configuration says."""
-    wanted = options_of(algorithm)
-    if not wanted:
-        return {}
-    found = {**(config.options(algorithm.algorithm, _path(name)) if config else {}), **given}
-    return {option: value for option, value in found.items() if option in wanted}
-
-
-def _open(path: str, cache: TensorCache) -> TensorFile:
-    suffix = Path(path).suffix.lower()
-    if suffix in SAFETENSORS:
-        return SafetensorsFile.open(path)
-    if suffix in PICKLES:
-        return PickleFile.open(path, cache)
-    raise FileFormatError(
-        "an unknown kind of file",
-        file=path,
-        got=suffix or "no ending",
-        expected=", ".join(SAFETENSORS + PICKLES),
-    )
-
-
 @lru_cache(maxsize=OUTLINES)
-def _outline(named: tuple[tuple[str, Shape], ...]) -> Outline | None:
+def outline_of(named: tuple[tuple[str, Shape], ...]) -> Outline | None:
     """What tensors of these suffixes and shapes are; None where no algorithm reads them."""
     shapes = dict(named)
     algorithm = detect(shapes)
@@ -374,21 +290,6 @@ def _outline(named: tuple[tuple[str, Shape], ...]) -> Outline | None:
     if math.prod(shapes.get(ALPHA, ())) != 1:
         raise LayerError("alpha is not a single number", got=str(list(shapes[ALPHA])), expected="[]")
     return Outline(algorithm, shapes, algorithm.shape(shapes), algorithm.rank_of(shapes))
-
-
-def _describe(
-    name: str,
-    outline: Outline,
-    keys: dict[str, str],
-    configs: _Configs,
-    given: Mapping[str, Any],
-    enlarges: bool,
-) -> LayerInfo:
-    algorithm = outline.algorithm
-    config = configs.of_layer(name, algorithm, keys, outline.rank)
-    options = _options(algorithm, name, config, given)
-    bias = algorithm.bias_shape(outline.shapes, options)
-    return LayerInfo(name, keys, outline, bias, options, enlarges, config)
 
 
 def _check_finite(key: str, tensor: Tensor, path: str) -> None:
@@ -410,8 +311,3 @@ def _check_finite(key: str, tensor: Tensor, path: str) -> None:
             expected="finite numbers",
             hint="The training that wrote it diverged, or it was saved in a dtype too narrow for it",
         )
-
-
-def _sample(keys: list[str], count: int = 3) -> str:
-    shown = ", ".join(sorted(keys)[:count])
-    return f"{len(keys)} other keys, such as {shown}" if keys else "no key at all"

@@ -42,7 +42,7 @@ def _put(grouped: Groups, name: str, suffix: str, key: str, file: TensorFile) ->
     if suffix in known:
         raise LayerError(
             "a layer holds the same tensor twice",
-            file=file.fingerprint.path,
+            file=file.path,
             key=name,
             got=f"{known[suffix]} and {key}",
             expected="one of them",

@@ -366,6 +366,19 @@ def scale(alpha: float | None, rank: int) -> float:
     return alpha / rank
 
 
+def alpha_of(layer: Layer) -> float | None:
+    """The finite alpha for which alpha / rank is the layer's scale; None where it has none to write.
+
+    A LoKr layer of two full factors has the scale 1 whatever alpha says, but readers expect one.
+    """
+    if not layer.scaled_by_alpha:
+        return layer.alpha
+    rank = layer.rank
+    if rank is None:
+        return layer.alpha if layer.alpha is not None and math.isfinite(layer.alpha) else 1.0
+    return scale(layer.alpha, rank) * rank
+
+
 def agree(what: str, first: tuple[str, int], second: tuple[str, int]) -> None:
     """Raise LayerError unless two sizes, each given with the name of its tensor, are equal."""
     if first[1] != second[1]:

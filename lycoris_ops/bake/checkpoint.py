@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..files.dtypes import DTYPE_NAMES, DTYPES, FLOAT8, FLOATS, ITEM_BITS
 from ..files.quantised import Codec, Quantised, plain_floats, round_to_float8, seed_of
 from ..files.safetensors_file import SafetensorsFile, encode_header, raw_bytes, read_exactly
 from ..files.tensor_file import SAFETENSORS, TensorInfo
-from ..files.writing import check_free, check_other, metadata_of, written
+from ..files.writing import Progress, check_free, check_other, metadata_of, written
 from ..maths.shapes import Shape
 from ..maths.tensors import is_finite
 from ..patch import patch_
@@ -26,9 +26,6 @@ from ..stack.resolve import Match, Resolution, resolve
 from ..stack.stack import Entry, Stack
 
 COPY_BYTES = 4 << 20
-
-Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all; what it raises ends the merge and removes what was written."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ def merge_checkpoint(
     base that is damaged or quantised in an unknown way, WriteError where the file cannot be written.
     """
     base = SafetensorsFile.open(_safetensors(base_path))
-    check_other(Path(out_path), base.fingerprint.path)
+    check_other(Path(out_path), base.path)
     if not overwrite:
         check_free(Path(out_path))
     quantised: Mapping[str, Quantised] = codec.find(base) if codec else {}
@@ -88,7 +85,6 @@ def merge_checkpoint(
     resolution.check(strict=strict)
     tensors = merge.outputs(dtype)
     added = metadata_of(base.metadata, metadata or {}, _recipe(base, stack), "base_recipe")
-    report = progress or _silent
     header = encode_header(tensors, added)
     size = done = len(header)
     size += sum(info.end - info.start for info in tensors.values())
@@ -99,13 +95,15 @@ def merge_checkpoint(
                 out.seek(len(header) + tensors[run.first].start)
                 for count in _copy(data, out, base, run.start, run.end):
                     done += count
-                    report(done, size)
+                    if progress:
+                        progress(done, size)
                 continue
             for name, tensor in merge.rewritten(data, run, tensors).items():
                 out.seek(len(header) + tensors[name].start)
                 out.write(raw_bytes(tensor))
                 done += tensor.nbytes
-            report(done, size)
+            if progress:
+                progress(done, size)
     return MergeResult(str(out_path), size, len(merge.pairs), len(tensors) - len(merge.changed), resolution)
 
 
@@ -169,7 +167,7 @@ class _Merge:
         with_host = "use the node Save Merged Model, which knows ComfyUI's formats, or "
         raise FileFormatError(
             "a weight that an adapter changes is quantised",
-            file=self.base.fingerprint.path,
+            file=self.base.path,
             key=key,
             got=self.base.tensors[key].dtype,
             expected=", ".join((*FLOATS, *(f"{name} without scales" for name in FLOAT8))),
@@ -181,7 +179,7 @@ class _Merge:
         if enlarged != weight.shape:
             raise LayerError(
                 "a quantised weight cannot be enlarged",
-                file=self.base.fingerprint.path,
+                file=self.base.path,
                 key=weight.key,
                 got=str(list(enlarged)),
                 expected=str(list(weight.shape)),
@@ -226,7 +224,7 @@ class _Merge:
             if (dtype, tuple(parts[name].shape)) != (tensors[name].dtype, tensors[name].shape):
                 raise WriteError(
                     "a quantised weight came out in another form than it was read in",
-                    file=self.base.fingerprint.path,
+                    file=self.base.path,
                     key=name,
                     got=f"{parts[name].dtype} {list(parts[name].shape)}",
                     expected=f"{tensors[name].dtype} {list(tensors[name].shape)}",
@@ -258,7 +256,7 @@ class _Merge:
     def _unfit(self, key: str, form: str) -> WriteError:
         return WriteError(
             "a merged weight does not fit the dtype it is written in",
-            file=self.base.fingerprint.path,
+            file=self.base.path,
             key=key,
             got="NaN or infinity",
             expected=f"finite values in {form}",
@@ -294,14 +292,10 @@ def _copy(data: BinaryIO, out: BinaryIO, base: SafetensorsFile, start: int, end:
     left = end - start
     while left:
         part = buffer[: min(len(buffer), left)]
-        read_exactly(data, part, base.fingerprint.path)
+        read_exactly(data, part, base.path)
         out.write(part)
         left -= len(part)
         yield len(part)
-
-
-def _silent(done: int, total: int) -> None:
-    """No progress is wanted."""
 
 
 def _recipe(base: SafetensorsFile, stack: Stack) -> dict[str, object]:
@@ -314,4 +308,4 @@ def _recipe(base: SafetensorsFile, stack: Stack) -> dict[str, object]:
         }
         for entry in stack
     ]
-    return {"base": Path(base.fingerprint.path).name, "adapters": adapters}
+    return {"base": Path(base.path).name, "adapters": adapters}

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..errors import FileFormatError
 from .cache import TensorCache
-from .dtypes import DTYPE_NAMES
 from .tensor_file import Fingerprint, TensorInfo
 
 
@@ -24,6 +23,14 @@ class PickleFile:
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
 
+    @property
+    def path(self) -> str:
+        return self.fingerprint.path
+
+    @property
+    def size(self) -> int:
+        return self.fingerprint.size
+
     @classmethod
     def open(cls, path: str | os.PathLike[str], cache: TensorCache) -> PickleFile:
         """Raises FileFormatError for a file that holds anything but plain tensors."""
@@ -31,21 +38,18 @@ class PickleFile:
         loaded = cache.fetch(fingerprint, lambda: _load(fingerprint.path))
         return cls(
             fingerprint,
-            {
-                name: TensorInfo(DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
-                for name, tensor in loaded.items()
-            },
+            {name: TensorInfo.of(tensor) for name, tensor in loaded.items()},
         )
 
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
         """The named tensors. The whole file stays in the cache, since a part cannot be read alone."""
-        if Fingerprint.of(self.fingerprint.path) != self.fingerprint:
+        if Fingerprint.of(self.path) != self.fingerprint:
             raise FileFormatError(
                 "the file changed after it was opened",
-                file=self.fingerprint.path,
+                file=self.path,
                 hint="Run again to read the new file",
             )
-        loaded = cache.fetch(self.fingerprint, lambda: _load(self.fingerprint.path))
+        loaded = cache.fetch(self.fingerprint, lambda: _load(self.path))
         return {name: loaded[name] for name in names}
 
 

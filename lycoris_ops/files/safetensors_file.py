@@ -40,6 +40,14 @@ class SafetensorsFile:
     metadata: Mapping[str, str]
     data_start: int
 
+    @property
+    def path(self) -> str:
+        return self.fingerprint.path
+
+    @property
+    def size(self) -> int:
+        return self.fingerprint.size
+
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> SafetensorsFile:
         """Read and check the header. Raises FileFormatError naming the file, the key and the fault."""
@@ -65,13 +73,13 @@ class SafetensorsFile:
     @contextmanager
     def data(self) -> Generator[BinaryIO]:
         """The open file, positioned anywhere, after a check that it is still the one that was opened."""
-        if Fingerprint.of(self.fingerprint.path) != self.fingerprint:
+        if Fingerprint.of(self.path) != self.fingerprint:
             raise FileFormatError(
                 "the file changed after its header was read",
-                file=self.fingerprint.path,
+                file=self.path,
                 hint="Run again to read the new file",
             )
-        with open_file(self.fingerprint.path) as file:
+        with open_file(self.path) as file:
             yield file
 
     def read_one(self, file: BinaryIO, name: str) -> Tensor:
@@ -80,14 +88,14 @@ class SafetensorsFile:
         if dtype is None:
             raise FileFormatError(
                 "a tensor has a dtype that cannot be computed with",
-                file=self.fingerprint.path,
+                file=self.path,
                 key=name,
                 got=info.dtype,
                 expected=", ".join(DTYPES),
             )
         raw = torch.empty(info.end - info.start, dtype=torch.uint8)
         file.seek(self.data_start + info.start)
-        read_exactly(file, raw_bytes(raw), self.fingerprint.path)
+        read_exactly(file, raw_bytes(raw), self.path)
         return raw.view(dtype).reshape(info.shape)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import FileFormatError
 from ..maths.shapes import Shape
 from .cache import TensorCache
+from .dtypes import DTYPE_NAMES
 
 SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
@@ -66,16 +67,28 @@ class TensorInfo(NamedTuple):
     start: int = 0
     end: int = 0
 
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorInfo:
+        """Of a tensor that has no place in a file."""
+        return cls(DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+
 
 OFFSETS = slice(2, 4)
 """Both offsets of a `TensorInfo`: to sort by."""
 
 
 class TensorFile(Protocol):
-    """A file of named tensors, whose header is known and whose tensors are read on demand."""
+    """Named tensors in a file or in memory: what they are is known, and each is read on demand."""
 
     @property
-    def fingerprint(self) -> Fingerprint: ...
+    def path(self) -> str:
+        """The full path of the file; what is in memory has a name in its place."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, or of the tensors where they are in memory."""
+        ...
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]: ...
@@ -84,8 +97,9 @@ class TensorFile(Protocol):
     def metadata(self) -> Mapping[str, str]: ...
 
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
-        """The named tensors, in memory of their own: no mapping of the file stays open.
+        """The named tensors, which are not to be written to: no mapping of a file stays open.
 
-        They come from the cache where it holds them, and go into it unless `keep` is False.
+        What is read from a disk comes from the cache where it is held there, and goes into it unless
+        `keep` is False.
         """
         ...

@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +26,12 @@ RECIPE = "lycoris_recipe"
 DATA_HASH, MODELSPEC_HASH = "sshs_model_hash", "modelspec.hash_sha256"
 HASHES = (DATA_HASH, MODELSPEC_HASH, "sshs_legacy_hash")
 """Metadata that are false once a tensor has changed."""
+
+Progress = Callable[[int, int], None]
+"""Called with what is done and what there is in all, in layers or in bytes.
+
+What it raises ends the work, and nothing is written.
+"""
 
 
 def metadata_of(

@@ -73,3 +73,10 @@ def _kernel(shape: Sequence[int | None]) -> Shape:
 def shown(extent: Extent) -> str:
     """A shape in words for messages; a size that the layer leaves open is a star."""
     return "[" + ", ".join("*" if size is None else str(size) for size in extent) + "]"
+
+
+def stacked(shapes: Sequence[Shape]) -> Shape:
+    """The shape of weights one below the other; () where one of them is not known."""
+    if len(shapes) == 1 or not all(shapes):
+        return shapes[0] if len(shapes) == 1 else ()
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])

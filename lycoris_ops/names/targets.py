@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, cast
 
-from ..maths.shapes import Shape
+from ..maths.shapes import Shape, stacked
 from .architectures import ARCHITECTURES, FALLBACKS, Places, open_clip
 from .dialects import Part, Prefix, split_prefix
 
@@ -230,13 +230,17 @@ class Targets:
         close = difflib.get_close_matches(_normal(path), known, n=1, cutoff=0.6)
         return known[close[0]].name if close else None
 
-    def shape_of(self, target: Target) -> Shape:
-        """The shape of a target, which may be some rows of a weight; empty where it is not known."""
-        return _shape_of_rows(self.shapes[target.key], target.rows)
+    def shape_of(self, *targets: Target) -> Shape:
+        """The shape of a target, which may be some rows of a weight, or of several one below the other.
 
-    def bias_of(self, target: Target) -> Shape:
-        """The shape of the bias beside a target; empty where there is none or it is not known."""
-        return _shape_of_rows(self.shapes[target.bias], target.rows) if target.bias else ()
+        Empty where it is not known.
+        """
+        return stacked([_shape_of_rows(self.shapes[target.key], target.rows) for target in targets])
+
+    def bias_of(self, *targets: Target) -> Shape:
+        """The same of the biases beside targets; empty too where one has none."""
+        biases = [_shape_of_rows(self.shapes[t.bias], t.rows) if t.bias else () for t in targets]
+        return stacked(biases)
 
 
 def _shape_of_rows(shape: Shape, rows: tuple[int, int] | None) -> Shape:
@@ -331,7 +335,7 @@ def _blocks(path: str) -> tuple[str, ...]:
     return (first,)
 
 
-def shapes_of(keys: Collection[str] | Mapping[str, Shape]) -> dict[str, Shape]:
+def known_shapes(keys: Collection[str] | Mapping[str, Shape]) -> dict[str, Shape]:
     """Keys with shapes as they are; names alone get an empty shape, which fits every layer."""
     if isinstance(keys, Mapping):
         shapes = cast("Mapping[str, Shape]", keys)

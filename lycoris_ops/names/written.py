@@ -11,11 +11,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
-from ..adapters.adapter import Adapter, LayerInfo
 from ..errors import MatchError
-from ..maths.shapes import Shape
+from ..maths.shapes import Extent, Rows, Shape
 from .architectures import DIFFUSERS, Place, Places
 from .dialects import split_prefix
 from .targets import Target, Targets
@@ -24,7 +23,6 @@ Written = Literal["kohya", "comfy", "peft", "diffusers", "lycoris"]
 WRITTEN: tuple[Written, ...] = get_args(Written)
 """The dialects that can be written."""
 
-Rows = tuple[int, int]
 UNET, PEFT = "unet", "base_model.model."
 LDM, LABELS = ("input_blocks.0.0", "middle_block.0.in_layers.2"), "label_emb.0.0"
 """Layers of every UNet of the SD family; and one of those with a vector beside the prompt (SDXL)."""
@@ -49,6 +47,18 @@ KOHYA_ENCODERS = {"clip_l": 1, "clip_h": 1, "clip_g": 2, "t5xxl": 3}
 ENCODER_ORDER = ("clip_l", "clip_h", "hydit_clip", "clip_g", "t5xxl", "mt5xl", "llama")
 """The order of a pipeline's text encoders in diffusers; HunyuanVideo has Llama first."""
 SD3_ENCODERS = {"clip_l": 1, "clip_g": 2, "t5xxl": 3}
+
+
+class Sized(Protocol):
+    """What of an adapter's layer is told without reading it: see `adapters.adapter.LayerInfo`."""
+
+    @property
+    def shape(self) -> Extent: ...
+
+    @property
+    def made_for(self) -> str: ...
+
+    def fits(self, weight: Shape) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -78,8 +88,10 @@ class Planned:
         return tuple(dict.fromkeys(piece.layer for piece in self.pieces))
 
 
-def plan_names(adapter: Adapter, dialect: Written, targets: Targets | None) -> list[Planned]:
-    """The layers to write for all that the adapter has.
+def plan_names(
+    layers: Mapping[str, Sized], dialect: Written, targets: Targets | None, file: str
+) -> list[Planned]:
+    """The layers to write for all that an adapter has; `file` is where it is from, for errors.
 
     Raises MatchError where a name cannot be told without a model, is not found in it, or has no
     counterpart.
@@ -87,20 +99,20 @@ def plan_names(adapter: Adapter, dialect: Written, targets: Targets | None) -> l
     names = None if targets is None else _Names(targets, dialect)
     planned: list[Planned] = []
     through: dict[str, tuple[Target, ...]] = {}
-    for name, info in adapter.info.items():
+    for name, layer in layers.items():
         kept = _as_it_is(name, dialect)
-        places = None if kept or targets is None else _only(targets.find(name), adapter, name)
+        places = None if kept or targets is None else _only(targets.find(name), file, name)
         if places is None:
             written = kept or _by_prefix(name, dialect)
             if written is None:
-                raise _needs_model(adapter, name, dialect, targets)
+                raise _needs_model(file, name, dialect, targets)
             planned.append(Planned(written, (Piece(name),), _part(name)))
         elif targets is not None:
-            _check_fit(adapter, info, places, targets)
+            _check_fit(file, name, layer, places, targets)
             through[name] = places
     if names is not None:
-        planned += names.of(through, adapter)
-    _check_distinct(planned, adapter, dialect)
+        planned += names.of(through, file)
+    _check_distinct(planned, file, dialect)
     return planned
 
 
@@ -134,11 +146,11 @@ def _part(name: str) -> str | None:
     return f"text encoder {path.partition('.')[0] if prefix.encoder is None else prefix.encoder}"
 
 
-def _only(candidates: Sequence[tuple[Target, ...]], adapter: Adapter, name: str) -> tuple[Target, ...] | None:
+def _only(candidates: Sequence[tuple[Target, ...]], file: str, name: str) -> tuple[Target, ...] | None:
     if len(candidates) > 1:
         raise MatchError(
             "a layer's name fits more than one weight of the model",
-            file=adapter.path,
+            file=file,
             key=name,
             got=" and ".join("+".join(place.name for place in places) for places in candidates),
             expected="one weight",
@@ -147,11 +159,11 @@ def _only(candidates: Sequence[tuple[Target, ...]], adapter: Adapter, name: str)
     return candidates[0] if candidates else None
 
 
-def _needs_model(adapter: Adapter, name: str, dialect: Written, targets: Targets | None) -> MatchError:
+def _needs_model(file: str, name: str, dialect: Written, targets: Targets | None) -> MatchError:
     if targets is None:
         return MatchError(
             f"the layer's name cannot be written as {dialect} without the model that it is for",
-            file=adapter.path,
+            file=file,
             key=name,
             got="no model",
             expected="the names of the model's layers",
@@ -160,7 +172,7 @@ def _needs_model(adapter: Adapter, name: str, dialect: Written, targets: Targets
     near = targets.nearest(name)
     return MatchError(
         f"the model has no layer of that name, so it cannot be written as {dialect}",
-        file=adapter.path,
+        file=file,
         key=name,
         got=", ".join(sorted(filter(None, (*targets.parts, *targets.encoders)))) or "an unknown model",
         expected=f"a layer such as {near}" if near else "the model that the adapter was made for",
@@ -168,30 +180,27 @@ def _needs_model(adapter: Adapter, name: str, dialect: Written, targets: Targets
     )
 
 
-def _check_fit(adapter: Adapter, info: LayerInfo, places: Sequence[Target], targets: Targets) -> None:
-    shapes = [targets.shape_of(place) for place in places]
-    if not all(shapes) or not info.shape:
-        return
-    joined = (sum(shape[0] for shape in shapes), *shapes[0][1:])
-    if not info.fits(joined):
+def _check_fit(file: str, name: str, layer: Sized, places: Sequence[Target], targets: Targets) -> None:
+    shape = targets.shape_of(*places)
+    if shape and layer.shape and not layer.fits(shape):
         raise MatchError(
             "a layer does not fit the model that gives its name",
-            file=adapter.path,
-            key=info.name,
-            got=info.made_for,
-            expected=f"{list(joined)} of {places[0].name}",
+            file=file,
+            key=name,
+            got=layer.made_for,
+            expected=f"{list(shape)} of {places[0].name}",
             hint="The adapter was made for another model",
         )
 
 
-def _check_distinct(planned: Iterable[Planned], adapter: Adapter, dialect: Written) -> None:
+def _check_distinct(planned: Iterable[Planned], file: str, dialect: Written) -> None:
     seen: dict[str, Planned] = {}
     for layer in planned:
         other = seen.setdefault(layer.name, layer)
         if other is not layer:
             raise MatchError(
                 f"two layers would have one name in {dialect}",
-                file=adapter.path,
+                file=file,
                 key=layer.name,
                 got=" and ".join((*other.sources, *layer.sources)),
                 expected="a dialect that keeps the parts of a model apart",
@@ -288,7 +297,7 @@ class _Names:
         order = [name for name in ENCODER_ORDER if name in encoders]
         return order.index(encoder) + 1 if encoder in order else 1
 
-    def of(self, layers: Mapping[str, tuple[Target, ...]], adapter: Adapter) -> list[Planned]:
+    def of(self, layers: Mapping[str, tuple[Target, ...]], file: str) -> list[Planned]:
         """The layers to write for the adapter's, given the places of each in the model."""
         pieces: dict[_Name, list[tuple[Piece, int]]] = {}
         totals: dict[str, int] = {}
@@ -299,11 +308,11 @@ class _Names:
             for segment in segments:
                 found = self._overlaps(segment, first, name)
                 if sum(size for _, _, size in found) < segment.size:
-                    raise self._no_name(adapter, name, segment)
+                    raise self._no_name(file, name, segment)
                 for written, piece, size in found:
                     pieces.setdefault(written, []).append((piece, size))
                 first += segment.size
-        return [self._planned(written, found, totals, adapter) for written, found in pieces.items()]
+        return [self._planned(written, found, totals, file) for written, found in pieces.items()]
 
     def _segment(self, place: Target) -> _Segment:
         part = place.encoder or ("te" if place.part == "te" else UNET)
@@ -329,12 +338,12 @@ class _Names:
         written: _Name,
         found: list[tuple[Piece, int]],
         totals: Mapping[str, int],
-        adapter: Adapter,
+        file: str,
     ) -> Planned:
         ordered = [piece for piece, _ in sorted(found, key=lambda item: item[0].at)]
         (part, name), means = written, self._means[written]
         total = sum(segment.size for segment in means)
-        self._check_found_again(name, means, adapter, ordered[0].layer)
+        self._check_found_again(name, means, file, ordered[0].layer)
         joined = _joined(ordered)
         if len(joined) == 1 and joined[0].rows == (0, total) and totals[joined[0].layer] == total:
             return Planned(name, (Piece(joined[0].layer),), part)
@@ -343,7 +352,7 @@ class _Names:
             if before.rows and before.at + before.rows[1] - before.rows[0] > after.at:
                 raise MatchError(
                     "two layers of the adapter mean the same weight",
-                    file=adapter.path,
+                    file=file,
                     key=name,
                     got=f"{before.layer} and {after.layer}",
                     expected="one layer",
@@ -351,7 +360,7 @@ class _Names:
         if unknown:
             raise MatchError(
                 "which rows of a layer are meant cannot be told without the model's shapes",
-                file=adapter.path,
+                file=file,
                 key=joined[0].layer,
                 got=f"no shape of {unknown[0]}",
                 expected="the model's keys with their shapes",
@@ -359,7 +368,7 @@ class _Names:
         first = self._targets.shape_of(self._bases[means[0].base])
         return Planned(name, tuple(joined), part, (total, *first[1:]))
 
-    def _check_found_again(self, name: str, means: Segments, adapter: Adapter, layer: str) -> None:
+    def _check_found_again(self, name: str, means: Segments, file: str, layer: str) -> None:
         """The name must mean in the model what it was written for."""
         candidates = [tuple(self._segment(place) for place in places) for places in self._targets.find(name)]
         # A file for a module of its own does not say which part of a model that is.
@@ -367,17 +376,17 @@ class _Names:
         if means not in candidates or (len(candidates) > 1 and not alone):
             raise MatchError(
                 f"the name that the layer has in {self._dialect} would not be found in the model",
-                file=adapter.path,
+                file=file,
                 key=layer,
                 got=name,
                 expected=self._bases[means[0].base].name,
                 hint="Write it in another dialect: comfy has the model's own names",
             )
 
-    def _no_name(self, adapter: Adapter, layer: str, segment: _Segment) -> MatchError:
+    def _no_name(self, file: str, layer: str, segment: _Segment) -> MatchError:
         return MatchError(
             f"the layer has no name in {self._dialect}",
-            file=adapter.path,
+            file=file,
             key=layer,
             got=f"rows {segment.rows[0]} to {segment.rows[1]} of {segment.base[1]}",
             expected="a layer that diffusers' model has",

@@ -117,6 +117,19 @@ class PatchPlan:
         apply_plan(self, weight, moved, strengths)
         return weight
 
+    def apply_within(self, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> Tensor:
+        """`apply_` for a weight that may have been enlarged since the plan was made: to the part it had.
+
+        It is enlarged further where the plan does. Shapes that do not hold the plan's are errors, as there.
+        """
+        found = tuple(weight.shape)
+        if found == self.shape or not _holds(found, self.shape):
+            return self.apply_(weight, tensors, strengths)
+        if not _holds(found, self.final):
+            weight = padded(weight, [max(pair) for pair in zip(found, self.final, strict=True)])
+        self.apply_(weight[tuple(slice(size) for size in self.final)], tensors, strengths)
+        return weight
+
 
 def patch_(weight: Tensor, layers: Sequence[tuple[Layer | Part, float]]) -> Tensor:
     """weight += sum of strength * delta over the (layer, strength) pairs, in place and fused.
@@ -132,6 +145,10 @@ def patch_report(weight: Tensor, layers: Sequence[tuple[Layer | Part, float]]) -
     """What `patch_` would fuse for this weight, by which path, and why not by those before it."""
     plan = PatchPlan.build(weight.shape, weight.dtype, weight.device, layers)
     return f"{plan.report}\n{path_report(plan, weight)}"
+
+
+def _holds(shape: Sequence[int], other: Sequence[int]) -> bool:
+    return len(shape) == len(other) and all(one >= two for one, two in zip(shape, other, strict=True))
 
 
 def _enlarged(shape: Shape, parts: Sequence[Part]) -> Shape:

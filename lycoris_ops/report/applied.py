@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..adapters.peft import CONFIG_NAME
 from ..algorithms.oft import Oft
 from ..names.dialects import split_prefix
 from ..stack.resolve import PART_NAMES, EntryResolution, Resolution
-
-LISTED = 8
-"""Lines of one kind that are written out; the rest is counted, so that the text stays readable."""
+from .words import counted, listed
 
 
 def describe(resolution: Resolution) -> str:
@@ -40,14 +38,14 @@ def _describe_entry(resolution: EntryResolution) -> str:
     for part, names in resolution.absent.items():
         why = f"the {PART_NAMES[part]}: {resolution.absent_because}"
         lines.append(f"  {len(names)} layers left out, they belong to {why}")
-    lines += _listed(
+    lines += listed(
         "layers whose shape does not fit",
         [
             f"{bad.layer}: {bad.made_for} on {bad.target.name} {list(bad.expected)}"
             for bad in resolution.mismatches
         ],
     )
-    lines += _listed(
+    lines += listed(
         "layers meet nothing",
         [
             f"{left.layer}: {left.reason}" + (f"; nearest: {left.nearest}" if left.nearest else "")
@@ -55,12 +53,12 @@ def _describe_entry(resolution: EntryResolution) -> str:
         ],
     )
     stray = [key for key in adapter.unused_keys if not _of_unreadable(key, adapter.unreadable)]
-    lines += _listed("keys of the file are of no known kind", sorted(stray))
-    lines += _listed(
+    lines += listed("keys of the file are of no known kind", sorted(stray))
+    lines += listed(
         "embeddings come with the file and are not applied (they belong into the embeddings folder)",
         list(adapter.embeddings),
     )
-    lines += _listed("rules match none of its layers", [str(rule) for rule in resolution.idle_rules])
+    lines += listed("rules match none of its layers", [str(rule) for rule in resolution.idle_rules])
     return "\n".join(lines)
 
 
@@ -87,9 +85,9 @@ def _kinds(resolution: EntryResolution) -> str:
     parts: list[str] = []
     for kind, count in counts.most_common():
         infos = [info for info in adapter.info.values() if info.algorithm.algorithm == kind]
-        ranks = _spread("full" if info.rank is None else str(info.rank) for info in infos)
+        ranks = counted("full" if info.rank is None else str(info.rank) for info in infos)
         found = (alphas[info.name] for info in infos)
-        values = _spread("none" if alpha is None else f"{alpha:g}" for alpha in found)
+        values = counted("none" if alpha is None else f"{alpha:g}" for alpha in found)
         parts.append(f"{count} {kind} (rank {ranks}; alpha {values})")
     return ", ".join(parts) if parts else "no layer that can be read"
 
@@ -113,23 +111,6 @@ def _odd_alphas(resolution: EntryResolution) -> list[str]:
         lines.append(f"alpha is 0 in {zero} layers: they have no effect")
     if negative:
         lines.append(f"alpha is negative in {negative} layers: their effect is turned around")
-    return lines
-
-
-def _spread(values: Iterable[str]) -> str:
-    counts = Counter(values).most_common()
-    if len(counts) == 1:
-        return counts[0][0]
-    shown = ", ".join(f"{value} x{count}" for value, count in counts[:3])
-    return f"{shown} and {len(counts) - 3} others" if len(counts) > 3 else shown
-
-
-def _listed(what: str, items: Sequence[str]) -> list[str]:
-    if not items:
-        return []
-    lines = [f"  {len(items)} {what}:", *(f"    {item}" for item in items[:LISTED])]
-    if len(items) > LISTED:
-        lines.append(f"    and {len(items) - LISTED} more")
     return lines
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..adapters.adapter import Adapter
 from ..names.dialects import split_prefix
 from ..stack.resolve import PART_NAMES, EntryResolution
+from .words import counted, listed, short
 
 SHOWN = 12
-"""Metadata and keys that are written out in words; the data has all of them."""
-LONG = 60
-"""Characters of a metadata value that are written out in words."""
+"""Metadata and keys that are written out: who inspects a file has a terminal, not a node."""
 FIRST = ("ss_", "modelspec.", "format", "lycoris_")
 """Metadata that say the most about an adapter, by how they begin."""
 
@@ -32,7 +31,7 @@ def summary(adapter: Adapter) -> dict[str, Any]:
     dtypes = Counter(info.dtype for info in adapter.file.tensors.values())
     return {
         "file": adapter.path,
-        "size": adapter.file.fingerprint.size,
+        "size": adapter.file.size,
         "dialect": adapter.dialect,
         "layers": len(adapter.info),
         "kinds": kinds,
@@ -59,31 +58,19 @@ def in_words(found: Mapping[str, Any]) -> str:
     """A summary for people."""
     lines = [f"{found['file']}", f"  dialect {found['dialect']}, {found['size'] / 1e6:.2f} MB"]
     for name, kind in found["kinds"].items():
-        ranks, alphas = _counted(kind["ranks"]), _counted(kind["alphas"])
+        ranks, alphas = counted(kind["ranks"]), counted(kind["alphas"])
         lines.append(f"  {kind['layers']} {name}: rank {ranks}; alpha {alphas}")
-    lines.append(f"  parts: {_counted(found['parts'], always=True)}")
-    lines.append(f"  dtypes: {_counted(found['dtypes'], always=True)}")
+    lines.append(f"  parts: {counted(found['parts'], always=True)}")
+    lines.append(f"  dtypes: {counted(found['dtypes'], always=True)}")
     metadata = found["metadata"]
-    if not metadata:
-        lines.append("  no metadata")
-    else:
-        lines.append(f"  {len(metadata)} metadata:")
-        ordered = sorted(metadata, key=lambda key: (not key.startswith(FIRST), key))
-        lines += _some(f"{key} = {_short(metadata[key])}" for key in ordered)
-    for what in ("unreadable", "unused_keys", "embeddings"):
-        if found[what]:
-            lines.append(f"  {len(found[what])} {TITLES[what]}:")
-            entries = found[what]
-            named = isinstance(entries, dict)
-            lines += _some(f"{key}: {entries[key]}" if named else str(key) for key in entries)
+    ordered = sorted(metadata, key=lambda key: (not key.startswith(FIRST), key))
+    pairs = [f"{key} = {short(metadata[key])}" for key in ordered]
+    lines += listed("metadata", pairs, SHOWN) or ["  no metadata"]
+    unreadable = found["unreadable"]
+    lines += listed("layers that are not read", [f"{key}: {unreadable[key]}" for key in unreadable], SHOWN)
+    lines += listed("keys of no layer", found["unused_keys"], SHOWN)
+    lines += listed("embeddings, which are not applied", found["embeddings"], SHOWN)
     return "\n".join(lines)
-
-
-TITLES = {
-    "unreadable": "layers that are not read",
-    "unused_keys": "keys of no layer",
-    "embeddings": "embeddings, which are not applied",
-}
 
 
 def _part_of(name: str) -> str:
@@ -92,23 +79,3 @@ def _part_of(name: str) -> str:
         return "not said"
     number = f" {prefix.encoder}" if prefix.encoder else ""
     return PART_NAMES[prefix.part] + number
-
-
-def _counted(counts: Mapping[str, int], *, always: bool = False) -> str:
-    """Values with how often they occur, the most frequent first; a single one alone."""
-    ordered = Counter(counts).most_common()
-    if len(ordered) == 1 and not always:
-        return ordered[0][0]
-    shown = ", ".join(f"{value} x{count}" for value, count in ordered[:4])
-    return f"{shown} and {len(ordered) - 4} others" if len(ordered) > 4 else shown
-
-
-def _some(items: Iterable[str]) -> list[str]:
-    listed = [f"    {item}" for item in items]
-    more = len(listed) - SHOWN
-    return listed if more <= 0 else [*listed[:SHOWN], f"    and {more} more"]
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= LONG else f"{line[: LONG - 3]}..."

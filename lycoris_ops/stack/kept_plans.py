@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import ref
 
 import torch
 
@@ -20,8 +21,9 @@ def kept_plan(
     A plan kept does for every strength: its own `strengths` are those of the first time. What is kept
     counts against the cache's bound.
     """
+    # By weak references: what is kept must not keep an adapter in memory, which the bound does not count.
     met = tuple(
-        (entry.adapter, match.layer, match.parameter, match.target.rows, match.window)
+        (ref(entry.adapter), match.layer, match.parameter, match.target.rows, match.window)
         for entry, match in pairs
     )
 

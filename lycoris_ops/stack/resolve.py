@@ -13,7 +13,7 @@ from ..layers.part import Part
 from ..maths.shapes import Rows, Shape, shown
 from ..names.dialects import Part as ModelPart
 from ..names.dialects import split_prefix
-from ..names.targets import Target, Targets, shapes_of
+from ..names.targets import Target, Targets, known_shapes
 from .rules import Rule
 from .stack import Entry, Stack
 
@@ -135,7 +135,7 @@ def resolve(
     says why a whole part of the model may be missing. Raises MatchError where a name has two
     candidates, or two layers of one adapter mean the same weight.
     """
-    targets = Targets(shapes_of(keys))
+    targets = Targets(known_shapes(keys))
     return Resolution(tuple(_resolve_entry(entry, targets, absent_because) for entry in stack))
 
 
@@ -162,11 +162,11 @@ def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> Entry
             names = places[0].names
             used.update(rule for rule in rules if rule.matches(names))
             strength *= entry.rules.weight(names)
-        expected = _joined([targets.shape_of(place) for place in places])
+        expected = targets.shape_of(*places)
         if expected and info.shape and not info.fits(expected):
             mismatches.append(Mismatch(name, places[0], info.made_for, expected, strength))
             continue
-        beside = _joined([targets.bias_of(place) for place in places]) if info.bias else ()
+        beside = targets.bias_of(*places) if info.bias else ()
         if info.bias and beside not in ((), info.bias):
             mismatches.append(Mismatch(name, places[0], shown(info.bias), beside, strength))
             continue
@@ -206,13 +206,6 @@ def _only(candidates: Sequence[tuple[Target, ...]], name: str, entry: Entry) -> 
             hint="The file does not say which it means, and a guess could be wrong",
         )
     return candidates[0]
-
-
-def _joined(shapes: Sequence[Shape]) -> Shape:
-    """The shape of weights one below the other; () where a shape is not known."""
-    if len(shapes) == 1 or not all(shapes):
-        return shapes[0] if len(shapes) == 1 else ()
-    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
 
 def _windows(places: Sequence[Target], targets: Targets) -> list[Rows | None]:

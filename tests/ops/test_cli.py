@@ -248,7 +248,7 @@ def test_an_interrupt_is_one_line_and_leaves_nothing(
 
         return progress
 
-    monkeypatch.setattr("lycoris_ops.commands._progress", interrupt)
+    monkeypatch.setattr("lycoris_ops.commands.verbs.bake.progress_bar", interrupt)
     before = sorted(tmp_path.iterdir())
     status = main(["bake", str(model), "--adapter", str(file), "-o", str(tmp_path / "out.safetensors")])
     out, err = capfd.readouterr()

@@ -1,0 +1,71 @@
+"""The configuration that layers need in the dialects of PEFT and of diffusers."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ..names.dialects import split_prefix
+from ..names.targets import Targets
+from ..names.written import PEFT, Planned, Written, all_names
+from .encode import Encoded
+from .peft import ConflictError, Member, Module, config_for
+
+Layers = Sequence[tuple[Planned, Encoded]]
+
+
+def configuration(dialect: Written, layers: Layers, targets: Targets | None) -> dict[str, Any] | None:
+    """PEFT's configuration as a table; None where the dialect has none.
+
+    diffusers has one for each part of a pipeline, all in one table with the part in front of each key.
+    Raises ConflictError where no configuration describes all of the layers.
+    """
+    if dialect == "peft":
+        _check_one_part(layers)
+        return _table(dialect, layers, targets)
+    if dialect != "diffusers":
+        return None
+    roots: dict[str, list[tuple[Planned, Encoded]]] = {}
+    for planned, encoded in layers:
+        root = "" if planned.name.startswith(PEFT) else planned.name.partition(".")[0]
+        roots.setdefault(root, []).append((planned, encoded))
+    tables: dict[str, Any] = {}
+    for root, own in roots.items():
+        table = _table(dialect, own, targets)
+        # Whoever loads it there decides whether it is trained on.
+        del table["inference_mode"]
+        tables |= {f"{root}.{key}" if root else key: value for key, value in table.items()}
+    return tables
+
+
+def _table(dialect: Written, layers: Layers, targets: Targets | None) -> dict[str, Any]:
+    return config_for(_members(layers), _module(dialect, layers[0][0].part, targets)).table()
+
+
+def _members(layers: Iterable[tuple[Planned, Encoded]]) -> list[Member[Any]]:
+    members: list[Member[Any]] = []
+    for planned, encoded in layers:
+        assert encoded.configured is not None
+        members.append(Member(planned.name, split_prefix(planned.name)[2], *encoded.configured))
+    return members
+
+
+def _check_one_part(layers: Layers) -> None:
+    parts = Counter(planned.part for planned, _ in layers if planned.part is not None)
+    if len(parts) < 2:
+        return
+    first = parts.most_common(1)[0][0]
+    others = [layer for layer in layers if layer[0].part not in (None, first)]
+    counted = " and ".join(f"{count} layers of {part}" for part, count in parts.items())
+    raise ConflictError("writes a file for one part of a model alone", _members(others[:1])[0], counted)
+
+
+def _module(dialect: Written, part: str | None, targets: Targets | None) -> Module:
+    """All paths of a part of the model that is known, and the sizes of its kernels."""
+    if targets is None or part is None:
+        return Module()
+    names = all_names(targets, dialect, part)
+    kernels = {split_prefix(name)[2]: math.prod(shape[2:]) for name, shape in names.items()}
+    return Module(tuple(kernels), kernels)

@@ -1,0 +1,158 @@
+"""Opening an adapter file: what its header tells of each layer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ..algorithms import Layer, explain
+from ..algorithms.lora import RESHAPE
+from ..errors import FileFormatError, LayerError
+from ..files.cache import DEFAULT_CACHE, TensorCache
+from ..files.pickle_file import PickleFile
+from ..files.safetensors_file import SafetensorsFile
+from ..files.tensor_file import PICKLES, SAFETENSORS, Fingerprint, TensorFile
+from ..names.dialects import peft as peft_names
+from ..names.dialects import recognise
+from .adapter import BUNDLED, Adapter, LayerInfo, Outline, module_path, outline_of, spoken_in
+from .grouping import group
+from .network_args import network_options
+from .options import check_options, options_of
+from .peft import CONFIG_NAME, Config
+from .peft.followed import Configs
+
+GENERIC_NAMES = ("adapter_model", "pytorch_lora_weights")
+"""Names that some tools give to all of their files: the folder's tells more."""
+HEADERS = 64
+"""How many files' headers are remembered, about 1 MB each for a large adapter."""
+
+
+def load_adapter(
+    path: str | os.PathLike[str], *, cache: TensorCache = DEFAULT_CACHE, **options: Any
+) -> Adapter:
+    """Open an adapter: .safetensors, or a pickle of plain tensors (.pt, .pth, .ckpt, .bin).
+
+    Only the header of a safetensors file is read, and that only once for as long as path, size and
+    time of change stay the same. `options` are what a file does not say: `dora` ("paper" or "host", see
+    `algorithms.factored`), `sig_type` of T-LoRA, `terms` and `constraint` of OFTv2.
+
+    Raises FileFormatError for a file that is damaged or holds no adapter, LayerError where the shapes of
+    a layer contradict each other, LycorisError for an unknown option or value.
+    """
+    check_options(options, str(path))
+    return _load(*_fingerprints(path), cache, tuple(sorted(options.items())))
+
+
+def adapter_stamp(path: str | os.PathLike[str]) -> str:
+    """A short text that changes when an adapter would load differently: its file or its PEFT config."""
+    return "+".join(found.stamp for found in _fingerprints(path) if found)
+
+
+def _fingerprints(path: str | os.PathLike[str]) -> tuple[Fingerprint, Fingerprint | None]:
+    config = Path(path).with_name(CONFIG_NAME)
+    return Fingerprint.of(path), Fingerprint.of(config) if config.is_file() else None
+
+
+@lru_cache(maxsize=HEADERS)
+def _load(
+    fingerprint: Fingerprint,
+    config: Fingerprint | None,
+    cache: TensorCache,
+    options: tuple[tuple[str, Any], ...],
+) -> Adapter:
+    file = _open(fingerprint.path, cache)
+    dialect = recognise(file.tensors)
+    grouped, unused = group(file, dialect)
+    configs = Configs.of(file, config, all_peft=dialect is peft_names.DIALECT)
+    given = {**network_options(file.metadata), **dict(options)}
+    info: dict[str, LayerInfo] = {}
+    unreadable: dict[str, str] = {}
+    for name, keys in grouped.items():
+        shapes = tuple([(suffix, file.tensors[key].shape) for suffix, key in keys.items()])
+        enlarges = RESHAPE in keys or (dialect is not None and name in dialect.enlarged)
+        try:
+            outline = outline_of(shapes)
+            if outline is not None:
+                info[name] = _describe(name, outline, keys, configs, given, enlarges)
+                continue
+        except LayerError as error:
+            raise error.within(file=file.path, key=name) from None
+        unreadable[name] = explain(keys)
+        unused.extend(keys.values())
+    if not grouped:
+        raise _no_layer(file, unused)
+    return Adapter(
+        file,
+        _name(Path(file.path)),
+        dialect.name if dialect else spoken_in(grouped),
+        info,
+        unreadable,
+        tuple(key for key in unused if not key.startswith(BUNDLED)),
+        tuple(sorted({key.split(".")[1] for key in unused if key.startswith(BUNDLED)})),
+        config.path if config else None,
+        cache,
+    )
+
+
+def _name(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}" if path.stem in GENERIC_NAMES else path.name
+
+
+def _no_layer(file: TensorFile, keys: list[str]) -> FileFormatError:
+    several = sorted(peft_names.adapter_names(keys))
+    return FileFormatError(
+        "the file holds no adapter layer",
+        file=file.path,
+        got=_sample(keys),
+        expected="keys such as <layer>.lora_up.weight, <layer>.hada_w1_a or <layer>.lokr_w1",
+        hint=f"It holds several adapters, {', '.join(several)}: write one of them into a file of its own"
+        if len(several) > 1
+        else "A checkpoint or an embedding is not an adapter: load it with its own node",
+    )
+
+
+def _options(
+    algorithm: type[Layer], name: str, config: Config[Any] | None, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a layer needs to know and no tensor says: as given, else as the configuration says."""
+    wanted = options_of(algorithm)
+    if not wanted:
+        return {}
+    found = {**(config.options(algorithm, module_path(name)) if config else {}), **given}
+    return {option: value for option, value in found.items() if option in wanted}
+
+
+def _open(path: str, cache: TensorCache) -> TensorFile:
+    suffix = Path(path).suffix.lower()
+    if suffix in SAFETENSORS:
+        return SafetensorsFile.open(path)
+    if suffix in PICKLES:
+        return PickleFile.open(path, cache)
+    raise FileFormatError(
+        "an unknown kind of file",
+        file=path,
+        got=suffix or "no ending",
+        expected=", ".join(SAFETENSORS + PICKLES),
+    )
+
+
+def _describe(
+    name: str,
+    outline: Outline,
+    keys: dict[str, str],
+    configs: Configs,
+    given: Mapping[str, Any],
+    enlarges: bool,
+) -> LayerInfo:
+    algorithm = outline.algorithm
+    config = configs.of_layer(name, algorithm, keys, outline.rank)
+    options = _options(algorithm, name, config, given)
+    return LayerInfo.of(name, keys, outline, options, enlarges=enlarges, peft=config)
+
+
+def _sample(keys: list[str], count: int = 3) -> str:
+    shown = ", ".join(sorted(keys)[:count])
+    return f"{len(keys)} other keys, such as {shown}" if keys else "no key at all"

@@ -1,0 +1,82 @@
+"""What the metadata of a written adapter say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..algorithms.base import alpha_of
+from ..files.dtypes import dtype_name
+from ..files.writing import DATA_HASH, MODELSPEC_HASH, data_hash, metadata_of
+from ..names.written import Written
+from .adapter import Adapter
+from .network_args import plain_args
+from .peft import METADATA_KEY, WantedRank
+from .writer import Made
+
+DIM, NETWORK_ALPHA, DYNAMIC = "ss_network_dim", "ss_network_alpha", "Dynamic"
+"""What kohya-ss' tools write instead of a number once layers differ."""
+
+
+def metadata_for(
+    adapter: Adapter,
+    dialect: Written,
+    dtype: torch.dtype | None,
+    made: Sequence[Made],
+    added: Mapping[str, str | None],
+    configuration: str | None,
+) -> dict[str, str]:
+    """The source's, where still true, with what is added, PEFT's configuration and our recipe."""
+    kept = {key: value for key, value in adapter.metadata.items() if key != METADATA_KEY}
+    kept |= plain_args(kept, {key: str(v) for layer in made for key, v in layer.encoded.options.items()})
+    ranks = {layer.layer.rank for layer in made} - {None}
+    if DIM in kept and kept[DIM] != DYNAMIC and ranks - {i.rank for i in adapter.info.values()}:
+        kept |= {DIM: DYNAMIC, NETWORK_ALPHA: DYNAMIC}
+    if NETWORK_ALPHA in kept and any(alpha_changed(layer) for layer in made):
+        kept[NETWORK_ALPHA] = DYNAMIC
+    if configuration:
+        kept[METADATA_KEY] = configuration
+    recipe = {
+        "source": adapter.name,
+        "dialect": dialect,
+        "dtype": "as in the source" if dtype is None else dtype_name(dtype),
+    }
+    return metadata_of(kept, added, recipe, "source_recipe")
+
+
+def alpha_changed(made: Made) -> bool:
+    """Whether the alpha that is written is not that of the source's file."""
+    if made.source_alpha is None or not made.layer.scaled_by_alpha:
+        return False
+    return not math.isclose(_written_alpha(made), made.source_alpha, rel_tol=1e-3)
+
+
+def _written_alpha(made: Made) -> float:
+    if made.encoded.configured is not None and isinstance(made.encoded.configured[1], WantedRank):
+        return made.encoded.configured[1].alpha
+    return alpha_of(made.layer) or 0.0
+
+
+def add_hashes(
+    text: dict[str, str],
+    tensors: Mapping[str, Tensor],
+    before: Mapping[str, str],
+    dialect: Written,
+    given: Mapping[str, str | None],
+) -> None:
+    """Add hashes of the data that the source's metadata had, or that kohya-ss' files have."""
+    wanted = {
+        DATA_HASH: DATA_HASH in before or dialect == "kohya",
+        MODELSPEC_HASH: MODELSPEC_HASH in before or (dialect == "kohya" and _has_modelspec(text)),
+    }
+    if any(wanted[key] and key not in given for key in wanted):
+        digest = data_hash(tensors)
+        values = {DATA_HASH: digest, MODELSPEC_HASH: f"0x{digest}"}
+        text |= {key: values[key] for key in wanted if wanted[key] and key not in given}
+
+
+def _has_modelspec(text: Mapping[str, str]) -> bool:
+    return any(key.startswith("modelspec.") for key in text)

@@ -1,0 +1,22 @@
+"""The kinds of PEFT's configurations, one a file. A module that defines a `Config` registers it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ....discovery import discover
+from ..config import Config
+
+
+def _discover() -> dict[str, type[Config[Any]]]:
+    found: dict[str, type[Config[Any]]] = {}
+    for module in discover(__name__):
+        for value in vars(module).values():
+            # Not RankedConfig, which several kinds share.
+            if isinstance(value, type) and issubclass(value, Config) and value.__module__ == module.__name__:
+                found[value.peft_type] = value
+    return found
+
+
+KINDS = _discover()
+"""By `peft_type`, as configurations say it."""

@@ -1,0 +1,55 @@
+"""PEFT's BOFTConfig."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+
+from ....algorithms import Layer
+from ....algorithms.boft_peft import BoftPeft
+from .. import patterns
+from ..config import UNSCALED, Config, Member, Module, Wanted, common, plain_tensors
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True, kw_only=True)
+class WantedBoft(Wanted):
+    block: int
+    """The size of a block."""
+    stages: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoftConfig(Config[WantedBoft]):
+    """Written by the size of a block and the number of stages, which PEFT calls butterfly factors."""
+
+    peft_type: ClassVar[str] = "BOFT"
+    algorithm: ClassVar[type[Layer]] = BoftPeft
+
+    boft_block_size: int = 0
+    boft_block_num: int = 0
+    """The number of blocks, 0 where their size is given instead."""
+    boft_n_butterfly_factor: int = 1
+
+    @classmethod
+    def read(cls, table: Mapping[str, Any], path: str) -> Self:
+        return cls(path=path)
+
+    @classmethod
+    def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedBoft]:
+        assert isinstance(layer, BoftPeft)
+        block, stages = layer.rank_of(layer.shapes), layer.boft_r.shape[0]
+        return plain_tensors(layer, *UNSCALED), WantedBoft(block=block, stages=stages)
+
+    @classmethod
+    def of(cls, members: Sequence[Member[WantedBoft]], module: Module) -> Self:
+        return cls(
+            target_modules=patterns.listed([member.path for member in members], module.paths),
+            boft_block_size=common(members, "one size of block", lambda wanted: wanted.block),
+            boft_n_butterfly_factor=common(members, "one number of stages", lambda wanted: wanted.stages),
+        )

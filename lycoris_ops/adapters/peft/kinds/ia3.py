@@ -1,0 +1,67 @@
+"""PEFT's IA3Config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+
+from ....algorithms import Layer
+from ....algorithms.ia3 import Ia3
+from ....errors import LayerError
+from .. import patterns
+from ..config import UNSCALED, Config, Member, Module, Wanted, plain_tensors
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True, kw_only=True)
+class WantedIa3(Wanted):
+    feedforward: bool
+    """Whether the factors are for inputs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ia3Config(Config[WantedIa3]):
+    """`feedforward_modules` are the layers whose factors are for inputs, as `target_modules` are given."""
+
+    peft_type: ClassVar[str] = "IA3"
+    algorithm: ClassVar[type[Layer]] = Ia3
+
+    feedforward_modules: Sequence[str] | str = ()
+
+    @classmethod
+    def read(cls, table: Mapping[str, Any], path: str) -> Self:
+        names = table.get("feedforward_modules") or ()
+        if isinstance(names, str):
+            return cls(path=path, feedforward_modules=patterns.check(names))
+        return cls(path=path, feedforward_modules=tuple(str(name) for name in names))
+
+    def options(self, algorithm: type[Layer], path: str) -> dict[str, Any]:
+        if algorithm is not self.algorithm:
+            return {}
+        return {"feedforward": patterns.ends(self.feedforward_modules, path)}
+
+    @classmethod
+    def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedIa3]:
+        assert isinstance(layer, Ia3)
+        found = layer.by_factor()
+        if found.ia3_l is None:
+            raise LayerError(
+                "scales the bias with the outputs, and LyCORIS' IA3 does not", got="on_input = 0"
+            )
+        inputs = found.ia3_l.shape[0] == 1 if found.ia3_l.ndim == 2 else bool(found.feedforward)
+        return plain_tensors(found, *UNSCALED), WantedIa3(feedforward=inputs)
+
+    @classmethod
+    def of(cls, members: Sequence[Member[WantedIa3]], module: Module) -> Self:
+        paths = [member.path for member in members]
+        fed = [member.path for member in members if member.wanted.feedforward]
+        targets, inputs = (patterns.listed(some, module.paths) for some in (paths, fed))
+        # PEFT compares the two only where both are lists, or both expressions.
+        if isinstance(targets, str) or isinstance(inputs, str):
+            targets, inputs = patterns.one_of(paths), patterns.one_of(fed)
+        return cls(target_modules=targets, feedforward_modules=inputs)

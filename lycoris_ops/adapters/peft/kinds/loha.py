@@ -1,0 +1,39 @@
+"""PEFT's LoHaConfig."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from ....algorithms import Layer
+from ....algorithms.base import alpha_of
+from ....algorithms.loha import Loha
+from ..config import Member, Module, RankedConfig, ranks_of
+from ..cores import WantedCore, common_core, with_core
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True, kw_only=True)
+class LohaConfig(RankedConfig[WantedCore]):
+    """With `use_effective_conv2d` every kernel above 1 has a Tucker core."""
+
+    peft_type: ClassVar[str] = "LOHA"
+    algorithm: ClassVar[type[Layer]] = Loha
+
+    use_effective_conv2d: bool = False
+
+    @classmethod
+    def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedCore]:
+        assert isinstance(layer, Loha)
+        tensors = with_core(layer, layer.hada_t1)
+        rank = layer.rank_of(layer.shapes)
+        return tensors, WantedCore(r=rank, alpha=alpha_of(layer) or 0.0, tucker=layer.hada_t1 is not None)
+
+    @classmethod
+    def of(cls, members: Sequence[Member[WantedCore]], module: Module) -> Self:
+        return cls(**ranks_of(members, module), use_effective_conv2d=common_core(members, module))

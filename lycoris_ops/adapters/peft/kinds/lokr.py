@@ -1,0 +1,109 @@
+"""PEFT's LoKrConfig."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from ....algorithms import Layer
+from ....algorithms.base import alpha_of
+from ....algorithms.lokr import Lokr
+from ....maths.shapes import factorization
+from ..config import ConflictError, Member, Module, RankedConfig, ranks_of
+from ..cores import WantedCore, common_core, with_core
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True, kw_only=True)
+class WantedLokr(WantedCore):
+    outer: tuple[int, int]
+    """The sizes of w1."""
+    inner: tuple[int, int]
+    """The sizes of w2 without the kernel."""
+    full: tuple[bool, bool]
+    """Whether w1 and w2 are full rather than low-rank."""
+    folded: bool
+    """Whether the columns of w2 are its inputs and its kernel in one, whose sizes nothing tells apart."""
+
+    @property
+    def needs_core(self) -> bool:
+        return not all(self.full)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LokrConfig(RankedConfig[WantedLokr]):
+    """`decompose_factor` says how sizes are cut in two, as in `maths.shapes.factorization`.
+
+    w2 is low-rank where r is below half of its larger size, w1 the same with `decompose_both`.
+    """
+
+    peft_type: ClassVar[str] = "LOKR"
+    algorithm: ClassVar[type[Layer]] = Lokr
+
+    use_effective_conv2d: bool = False
+    decompose_both: bool = False
+    decompose_factor: int = -1
+
+    @classmethod
+    def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedLokr]:
+        assert isinstance(layer, Lokr)
+        tensors = with_core(layer, layer.lokr_t2)
+        shapes = layer.shapes
+        w1 = shapes.get("lokr_w1") or (shapes["lokr_w1_a"][0], shapes["lokr_w1_b"][1])
+        outputs, inputs, *kernel = layer.plain_shape(shapes)
+        inner = (outputs // w1[0], inputs // w1[1])
+        rank = layer.rank
+        # PEFT makes a factor full where the rank is at least half of its larger size.
+        full = max(w1[0], w1[1], *inner)
+        return tensors, WantedLokr(
+            r=full if rank is None else rank,
+            alpha=float(full) if rank is None else alpha_of(layer) or 0.0,
+            tucker=layer.lokr_t2 is not None,
+            outer=(w1[0], w1[1]),
+            inner=inner,
+            full=(layer.lokr_w1 is not None, layer.lokr_w2 is not None),
+            folded=("lokr_w2_b" in shapes and layer.lokr_t2 is None) or kernel == [0],
+        )
+
+    @classmethod
+    def of(cls, members: Sequence[Member[WantedLokr]], module: Module) -> Self:
+        both, factor = _cut(members)
+        return cls(
+            **ranks_of(members, module),
+            use_effective_conv2d=common_core(members, module),
+            decompose_both=both,
+            decompose_factor=factor,
+        )
+
+
+def _cut(members: Sequence[Member[WantedLokr]]) -> tuple[bool, int]:
+    """`decompose_both` and `decompose_factor` by which PEFT cuts every layer as these are cut."""
+    sizes = {size for member in members for size in (*member.wanted.outer, *member.wanted.inner)}
+    best: Member[WantedLokr] | None = None
+    for both in (False, True):
+        for factor in (-1, *sorted(sizes)):
+            wrong = next((member for member in members if not _makes(member.wanted, factor, both)), None)
+            if wrong is None:
+                return both, factor
+            best = best or wrong
+    assert best is not None
+    shapes = f"factors of {list(best.wanted.outer)} and {list(best.wanted.inner)}"
+    raise ConflictError("has no option that cuts every layer as these are cut", best, shapes)
+
+
+def _makes(wanted: WantedLokr, factor: int, both: bool) -> bool:
+    """Whether PEFT would make a layer of these sizes with the options."""
+    (rows, columns), (k, j) = wanted.outer, wanted.inner
+    if factorization(rows * k, factor, ordered=False) != (rows, k):
+        return False
+    # With the kernel in the columns any share of these may be the inputs.
+    inputs = [size for size in range(1, j + 1) if j % size == 0] if wanted.folded else [j]
+    if not any(factorization(columns * size, factor, ordered=False) == (columns, size) for size in inputs):
+        return False
+    full = (not (both and wanted.r < max(rows, columns) / 2), wanted.r >= max(k, j) / 2)
+    return full == wanted.full or (wanted.folded and full[0] == wanted.full[0])

@@ -1,0 +1,38 @@
+"""Whether the file that was written holds what was to be written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..algorithms import Layer
+from ..errors import LayerError, LycorisError, WriteError
+from ..files.cache import TensorCache
+from ..layers.same import difference
+from .load import load_adapter
+
+NAMED = 3
+"""Layers that the error names, of those that are missing or strange."""
+
+
+def check_written(path: Path, layers: Mapping[str, Layer], loose: Sequence[str], out: Path) -> None:
+    """Raise WriteError unless the adapter at `path` has these layers, and these other keys.
+
+    `out` is where it is to go, for the error.
+    """
+    try:
+        found = load_adapter(path, cache=TensorCache(0))
+        if set(found.info) != set(layers) or not set(loose) <= set(found.file.tensors):
+            strange = sorted(set(found.info).symmetric_difference(layers))
+            raise LayerError("it holds other layers", got=", ".join(strange[:NAMED]) or "other keys")
+        for name, layer in layers.items():
+            if wrong := difference(layer, found.layer(name, keep=False)):
+                raise LayerError("a layer is another", got=f"{name}: {wrong}")
+    except LycorisError as error:
+        raise WriteError(
+            f"the file that was written is not what it should be: {error.problem}; please report this",
+            file=str(out),
+            key=error.key,
+            got=error.got,
+            hint="Nothing was left behind, and an earlier file of that name is untouched",
+        ) from error

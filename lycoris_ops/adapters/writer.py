@@ -1,0 +1,136 @@
+"""What an adapter's layers become in a dialect, and the configuration that they need there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..algorithms import Layer
+from ..algorithms.base import ALPHA, field_of
+from ..errors import LayerError, LycorisError, WriteError, either
+from ..files.dtypes import dtype_name
+from ..maths.tensors import is_finite
+from ..names.targets import Targets
+from ..names.written import WRITTEN, Planned, Written, plan_names
+from .adapter import NOT_FACTORS, Adapter
+from .configuration import configuration
+from .encode import Encoded, encode
+from .peft import ConflictError
+from .regroup import Regrouper
+
+
+@dataclass(frozen=True)
+class Made:
+    """A layer that is ready to be written."""
+
+    planned: Planned
+    layer: Layer
+    """What the file is to hold, as it is to be read back."""
+    encoded: Encoded
+    source_alpha: float | None
+    """The alpha of the one layer that it is made of, as its file has it."""
+
+
+class Writer:
+    """Makes one adapter's layers ready for one dialect."""
+
+    def __init__(
+        self, adapter: Adapter, dialect: Written, dtype: torch.dtype | None, targets: Targets | None
+    ) -> None:
+        self.adapter = adapter
+        self.dialect: Written = dialect
+        self.dtype = dtype
+        self.targets = targets
+        self._regrouper = Regrouper(adapter, targets)
+
+    def plan(self) -> list[Planned]:
+        """The layers to write. Raises MatchError where one has no name in the dialect."""
+        return plan_names(self.adapter.info, self.dialect, self.targets, self.adapter.path)
+
+    def make(self, planned: Planned) -> Made:
+        """The layer with its tensors. Raises LayerError where the dialect cannot hold it."""
+        try:
+            layer = self._regrouper.make(planned)
+        except LayerError as error:
+            problem = f"{self.dialect} has other rows, and {error.problem}"
+            raise self._not_held(planned, error, problem) from error
+        if self.dtype is not None:
+            layer = self._cast(layer, planned, self.dtype)
+        options = self.adapter.info[planned.sources[0]].options
+        try:
+            encoded = encode(layer, options, self.dialect, planned.name)
+        except LayerError as error:
+            raise self._not_held(planned, error) from error
+        if self.dialect == "diffusers" and self.dtype is not None:
+            # A factor may have taken a wider dtype for its scale, but one was asked for.
+            encoded = encoded.to(self.dtype)
+        return Made(planned, layer, encoded, self._source_alpha(planned))
+
+    def _source_alpha(self, planned: Planned) -> float | None:
+        key = self.adapter.info[planned.sources[0]].keys.get(ALPHA)
+        if key is None or len(planned.sources) > 1:
+            return None
+        return float(self.adapter.file.read((key,), self.adapter.cache)[key].flatten()[0])
+
+    def _cast(self, layer: Layer, planned: Planned, dtype: torch.dtype) -> Layer:
+        """The layer with its factors in another dtype."""
+        cast: dict[str, Tensor] = {}
+        held = layer.tensors()
+        for suffix in layer.suffixes():
+            value = held.get(field_of(suffix))
+            if suffix in NOT_FACTORS or value is None or not value.is_floating_point():
+                continue
+            factor = cast[field_of(suffix)] = value.to(dtype)
+            if not is_finite(factor):
+                raise WriteError(
+                    "a factor does not fit the dtype it is to be written in",
+                    file=self.adapter.path,
+                    key=f"{planned.sources[0]}.{suffix}",
+                    got=f"values up to {value.abs().max().item():.3g}",
+                    expected=f"at most {torch.finfo(dtype).max:.3g}, the largest {dtype_name(dtype)}",
+                    hint="Write it in bfloat16 or float32",
+                )
+        return layer.with_tensors(cast)
+
+    def configuration(self, made: Sequence[Made]) -> str | None:
+        """PEFT's configuration as JSON; None where the dialect has none.
+
+        Raises LayerError where none describes all of the layers.
+        """
+        layers = [(one.planned, one.encoded) for one in made]
+        try:
+            table = configuration(self.dialect, layers, self.targets)
+        except ConflictError as error:
+            planned = next(one.planned for one in made if one.planned.name == error.member.name)
+            raise self._not_held(planned, error) from error
+        return None if table is None else json.dumps(table, indent=2, sort_keys=True)
+
+    def _not_held(self, planned: Planned, error: LayerError, problem: str | None = None) -> LayerError:
+        able = [other for other in WRITTEN if other != self.dialect and self._holds(other, planned.sources)]
+        return LayerError(
+            problem or f"{self.dialect} {error.problem}",
+            file=self.adapter.path,
+            key=planned.sources[0],
+            got=error.got,
+            expected=error.expected,
+            hint=f"It can be written as {either(able)}" if able else "No dialect can hold it as it is",
+        )
+
+    def _holds(self, dialect: Written, layers: Collection[str]) -> bool:
+        """Whether another dialect can hold these layers, and those that they are one with there."""
+        try:
+            planned = plan_names(self.adapter.info, dialect, self.targets, self.adapter.path)
+            met = [other for other in planned if not set(layers).isdisjoint(other.sources)]
+            encoded = [(other, self._encoded(other, dialect)) for other in met]
+            configuration(dialect, encoded, self.targets)
+        except LycorisError:
+            return False
+        return True
+
+    def _encoded(self, planned: Planned, dialect: Written) -> Encoded:
+        options = self.adapter.info[planned.sources[0]].options
+        return encode(self._regrouper.make(planned), options, dialect, planned.name)

@@ -1,0 +1,62 @@
+"""Write a file in another tool's dialect or another dtype."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from ...adapters.load import load_adapter
+from ...adapters.save import save_adapter
+from ...errors import LycorisError
+from ...names.written import WRITTEN
+from ...report.saved import describe_saved
+from ..shared import (
+    add_dtype,
+    add_json,
+    add_model,
+    add_output,
+    dtype_of,
+    progress_bar,
+    shapes_of_model,
+    show,
+)
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", help="the adapter to read")
+    add_output(command, "the file to write; for peft a folder")
+    command.add_argument("--dialect", required=True, choices=WRITTEN, help="whose names and tensors to write")
+    add_dtype(command, "the factors")
+    add_model(command, "the model that it is for, where the names cannot be told without")
+    command.add_argument(
+        "--metadata",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="add metadata; KEY= takes it away",
+    )
+    command.add_argument("--drop-unread", action="store_true", help="leave out what of the file is not read")
+    add_json(command)
+
+
+def run(options: argparse.Namespace) -> int:
+    result = save_adapter(
+        load_adapter(options.file),
+        options.out,
+        options.dialect,
+        dtype_of(options),
+        dict(_metadata(text) for text in options.metadata),
+        model=shapes_of_model(options),
+        drop_unread=options.drop_unread,
+        overwrite=options.overwrite,
+        progress=progress_bar("layers made"),
+    )
+    show(options, dataclasses.asdict(result), describe_saved(result))
+    return 0
+
+
+def _metadata(text: str) -> tuple[str, str | None]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise LycorisError("metadata must be given as KEY=VALUE", got=text or "nothing")
+    return key, value or None
