@@ -23,11 +23,15 @@ from .files.cache import TensorCache
 from .files.dtypes import DTYPE_NAMES, WRITABLE, dtype_name
 from .files.quantised import Codec, Quantised
 from .files.tensor_file import PICKLES, SAFETENSORS, Fingerprint, TensorFile, TensorInfo
+from .files.writing import Progress
 from .layers.part import Part
+from .maths.shapes import Shape
+from .names.model_files import read_shapes
 from .names.written import WRITTEN
 from .patch import PatchPlan, patch_, patch_report
 from .report.applied import describe
-from .report.saved import describe_merged, describe_saved
+from .report.saved import describe_saved
+from .report.summary import in_words, matched, summary
 from .report.words import few
 from .stack.kept_plans import kept_plan
 from .stack.resolve import Match, Resolution, resolve
@@ -59,11 +63,13 @@ __all__ = [
     "Met",
     "Part",
     "PatchPlan",
+    "Progress",
     "Quantised",
     "Resolution",
     "RuleError",
     "Rules",
     "SaveResult",
+    "Shape",
     "Stack",
     "TensorCache",
     "TensorFile",
@@ -72,17 +78,20 @@ __all__ = [
     "adapter_stamp",
     "bypass_refusal",
     "describe",
-    "describe_merged",
     "describe_saved",
     "discover",
     "dtype_name",
     "few",
     "geometry_of",
+    "in_words",
     "kept_plan",
     "load_adapter",
+    "matched",
     "merge_checkpoint",
     "patch_",
     "patch_report",
+    "read_shapes",
     "resolve",
     "save_adapter",
+    "summary",
 ]

@@ -9,7 +9,7 @@ from ...lycoris_ops import (
     Fingerprint,
     LycorisError,
     Stack,
-    describe_merged,
+    describe,
     merge_checkpoint,
 )
 from ..codec import HostCodec
@@ -82,7 +82,7 @@ class LycorisSaveCheckpoint(io.ComfyNode):
             metadata=workflow_metadata(cls.hidden),
             progress=progress(1),
         )
-        return with_report(report=describe_merged(result))
+        return with_report(report=f"{describe(result.resolution)}\n\n{result}")
 
 
 def _base_names() -> list[str]:

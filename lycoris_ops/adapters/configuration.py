@@ -9,7 +9,7 @@ from typing import Any
 
 from ..names.dialects import split_prefix
 from ..names.targets import Targets
-from ..names.written import PEFT, Planned, Written, all_names
+from ..names.written import PEFT_PREFIX, Planned, Written, all_names
 from .encode import Encoded
 from .peft import ConflictError, Member, Module, config_for
 
@@ -29,7 +29,7 @@ def configuration(dialect: Written, layers: Layers, targets: Targets | None) -> 
         return None
     roots: dict[str, list[tuple[Planned, Encoded]]] = {}
     for planned, encoded in layers:
-        root = "" if planned.name.startswith(PEFT) else planned.name.partition(".")[0]
+        root = "" if planned.name.startswith(PEFT_PREFIX) else planned.name.partition(".")[0]
         roots.setdefault(root, []).append((planned, encoded))
     tables: dict[str, Any] = {}
     for root, own in roots.items():

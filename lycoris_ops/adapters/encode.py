@@ -18,13 +18,12 @@ from torch import Tensor
 
 from ..algorithms import Layer
 from ..algorithms.base import ALPHA, alpha_of, scale
-from ..algorithms.factored import DORA
+from ..algorithms.factored import DORA, Factored
 from ..algorithms.ia3 import Ia3
 from ..algorithms.lora import BIAS, DOWN, EMBEDDING_UP, UP, Lora
 from ..algorithms.oft import BLOCKS, Oft
 from ..errors import LayerError
 from ..layers.fuse import times
-from ..maths.dora import magnitude_axis
 from ..names.written import Written
 from .peft import Config, Wanted, kind_of
 from .peft.kinds import lora as peft_lora
@@ -82,7 +81,7 @@ def _own(layer: Layer, options: Mapping[str, Any], name: str, *, numbered: bool)
     alpha = alpha_of(layer)
     if alpha is not None:
         tensors[ALPHA] = torch.tensor(alpha, dtype=torch.float32)
-    if DORA in tensors:
+    if isinstance(layer, Factored) and DORA in tensors:
         tensors[DORA] = _shaped(layer, tensors[DORA])
     if numbered and isinstance(layer, Oft) and (match := re.fullmatch(r"(.+)\.(\d+)", name)):
         # kohya-ss numbers the parts of a fused layer in its suffix: see `grouping`.
@@ -98,12 +97,11 @@ def _is_told(layer: Layer, option: str) -> bool:
     )
 
 
-def _shaped(layer: Layer, magnitude: Tensor) -> Tensor:
+def _shaped(layer: Factored, magnitude: Tensor) -> Tensor:
     """A DoRA magnitude in as many dimensions as the weight, for readers that take one for inputs."""
-    shape = [size or 1 for size in layer.extent]
-    if magnitude.ndim > 1 or magnitude_axis(magnitude.shape, shape) != 0:
+    if magnitude.ndim > 1 or layer.magnitude_axis() != 0:
         return magnitude
-    return magnitude.reshape(-1, *(1 for _ in shape[1:]))
+    return magnitude.reshape(-1, *(1 for _ in layer.extent[1:]))
 
 
 def _diffusers(layer: Layer, name: str) -> Encoded:

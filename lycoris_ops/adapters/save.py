@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..algorithms.base import ALPHA, alpha_of
-from ..algorithms.ia3 import PEFT as IA3_FACTOR
+from ..algorithms.ia3 import IA3_L
 from ..algorithms.lora import UP
 from ..errors import LayerError, LycorisError, either
 from ..files.dtypes import DTYPE_NAMES, FLOATS
@@ -145,7 +145,7 @@ def _changes(
     folded = [layer for layer in made if dialect == "diffusers" and alpha_of(layer.layer) != layer.layer.rank]
     wide = PEFT_SUFFIXES[UP]
     wider = [m for m in folded if m.encoded.tensors[wide].dtype != m.layer.dump()[UP].dtype]
-    factors = [m for m in made if IA3_FACTOR in m.encoded.tensors and IA3_FACTOR not in m.layer.dump()]
+    factors = [m for m in made if IA3_L in m.encoded.tensors and IA3_L not in m.layer.dump()]
     given = [
         m for m in made if m.source_alpha is None and ALPHA in m.encoded.tensors and m.layer.scaled_by_alpha
     ]

@@ -58,6 +58,8 @@ class Layer(ABC):
     extras: ClassVar[frozenset[str]] = frozenset({ALPHA, DIFF_B})
     scaled_by_alpha: ClassVar[bool] = False
     """Whether the change is scaled by alpha / rank."""
+    constrained_by_alpha: ClassVar[bool] = False
+    """Whether alpha bounds the change instead, as that of a rotation."""
     bias_may_be_absent: ClassVar[bool] = False
     """Whether the change of the bias is one of whatever is there, rather than a tensor of its own."""
     dimensions: ClassVar[int | None] = None

@@ -95,9 +95,8 @@ class Factored(Layer):
         return self.dora_scale is not None
 
     def sides(self, weight: Tensor) -> Sides:
-        assert self.dora_scale is not None
         plain, _, factor = self._decomposed(weight)
-        if magnitude_axis(self.dora_scale.shape, weight.shape) == 0:
+        if self.magnitude_axis(weight.shape) == 0:
             return Sides(outputs=Diagonal(factor.flatten() - 1), inside=plain)
         return Sides(inputs=Diagonal(factor.flatten() - 1), inside=plain)
 
@@ -112,18 +111,36 @@ class Factored(Layer):
         plain = replace(self, dora_scale=None).additive()
         assert plain is not None
         direction = weight + add_up(plain, weight.dtype, weight.device).reshape(weight.shape)
-        outputs = magnitude_axis(self.dora_scale.shape, weight.shape) == 0
-        norm_of = weight if self.dora == "host" and outputs else direction
-        return plain, direction, dora_factor(self.dora_scale, norm_of)
+        axis = self.magnitude_axis(weight.shape)
+        norm_of = weight if self.dora == "host" and axis == 0 else direction
+        return plain, direction, dora_factor(self.dora_scale, norm_of, axis)
+
+    def magnitude_axis(self, shape: Sequence[int] | None = None) -> int:
+        """0 where the DoRA magnitude is for the outputs of a weight of a shape, 1 where it is for its inputs.
+
+        The shape is that of the change unless given.
+        """
+        assert self.dora_scale is not None
+        magnitude = tuple(self.dora_scale.shape)
+        met = [size or 1 for size in self.extent] if shape is None else shape
+        axis = magnitude_axis(magnitude, met)
+        if axis is None:
+            raise LayerError(
+                "a DoRA magnitude fits neither the outputs nor the inputs of its weight",
+                got=str(list(magnitude)),
+                expected=" or ".join(f"{size} values" for size in met[:2]),
+            )
+        return axis
 
     def row_axes(self) -> Mapping[str, int] | None:
         """None where a norm is over all outputs, as that of a DoRA magnitude of the inputs."""
         if self.dora_scale is None:
             return self.factor_axes()
-        extent = [size or 1 for size in self.extent]
-        if magnitude_axis(self.dora_scale.shape, extent) != 0:
+        if self.magnitude_axis() != 0:
             return None
-        return {**self.factor_axes(), "dora_scale": self.dora_scale.shape.index(extent[0])}
+        # The one size that is not 1, where any is.
+        sizes = tuple(self.dora_scale.shape)
+        return {**self.factor_axes(), "dora_scale": sizes.index(max(sizes))}
 
     def rows(self, *ranges: Rows) -> Layer:
         found = super().rows(*ranges)

@@ -20,7 +20,7 @@ from .base import ALPHA, Layer, dimensions
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-WEIGHT, ON_INPUT, PEFT = "weight", "on_input", "ia3_l"
+WEIGHT, ON_INPUT, IA3_L = "weight", "on_input", "ia3_l"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -39,7 +39,7 @@ class Ia3(Layer):
     algorithm: ClassVar[str] = "ia3"
     variants: ClassVar[tuple[frozenset[str], ...]] = (
         frozenset({WEIGHT, ON_INPUT}),
-        frozenset({PEFT}),
+        frozenset({IA3_L}),
     )
     extras: ClassVar[frozenset[str]] = frozenset({ALPHA})
     bias_may_be_absent: ClassVar[bool] = True
@@ -51,8 +51,8 @@ class Ia3(Layer):
 
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
-        if PEFT in shapes:
-            first, second, *kernel = dimensions(shapes, PEFT)
+        if IA3_L in shapes:
+            first, second, *kernel = dimensions(shapes, IA3_L)
             if not kernel:
                 return (first, None) if second == 1 else (None, second)
         elif math.prod(shapes[ON_INPUT]) != 1:
@@ -60,7 +60,7 @@ class Ia3(Layer):
                 "on_input is not a single number", got=str(list(shapes[ON_INPUT])), expected="[]"
             )
         # Of outputs or of inputs.
-        return (math.prod(dimensions(shapes, PEFT if PEFT in shapes else WEIGHT, 1)),)
+        return (math.prod(dimensions(shapes, IA3_L if IA3_L in shapes else WEIGHT, 1)),)
 
     @classmethod
     def suits(cls, shapes: Mapping[str, Shape], weight: Sequence[int]) -> bool:
@@ -84,9 +84,9 @@ class Ia3(Layer):
     def bias_shape(
         cls, shapes: Mapping[str, Shape], options: Mapping[str, Any] | None = None
     ) -> Shape | None:
-        if PEFT not in shapes:
+        if IA3_L not in shapes:
             return None
-        found = shapes[PEFT]
+        found = shapes[IA3_L]
         inputs = found[1] > 1 if len(found) == 2 else (options or {}).get("feedforward", True)
         return None if inputs else (math.prod(found),)
 
@@ -141,7 +141,7 @@ class Ia3(Layer):
                 "the file does not say whether an ia3 layer of a convolution is for inputs or outputs",
                 got=str(list(self.ia3_l.shape)),
                 expected="feedforward_modules in an adapter_config.json beside the file",
-                hint="Put the configuration that PEFT wrote beside the file",
+                hint="Put the configuration that IA3_L wrote beside the file",
             )
         return self.feedforward
 

@@ -38,6 +38,7 @@ class Oft(Layer):
     variants: ClassVar[tuple[frozenset[str], ...]] = (frozenset({BLOCKS}),)
     extras: ClassVar[frozenset[str]] = Layer.extras | {RESCALE}
     dimensions: ClassVar[int | None] = 3
+    constrained_by_alpha: ClassVar[bool] = True
 
     oft_blocks: Tensor
     rescale: Tensor | None = None

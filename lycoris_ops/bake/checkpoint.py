@@ -40,6 +40,13 @@ class MergeResult:
     """Tensors that were not."""
     resolution: Resolution
 
+    def __str__(self) -> str:
+        """In words, beside those of the resolution (see `describe`)."""
+        return (
+            f"{Path(self.path).name}: {self.merged} weights merged, {self.copied} tensors kept, "
+            f"{self.size / 1e6:.1f} MB\n{self.path}"
+        )
+
 
 def merge_checkpoint(
     base_path: str | os.PathLike[str],

@@ -11,8 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ..discovery import discover
-from ..errors import LycorisError
+from .. import LycorisError, discover
 from . import verbs
 
 BAD_INPUT = 2

@@ -9,10 +9,7 @@ from typing import Any
 
 import torch
 
-from ..files.dtypes import WRITABLE
-from ..files.writing import Progress
-from ..maths.shapes import Shape
-from ..names.model_files import read_shapes
+from .. import WRITABLE, Progress, Shape, read_shapes
 
 DTYPES = {name.replace("bfloat", "bf").replace("float", "fp"): dtype for name, dtype in WRITABLE.items()}
 """By their short names: fp32, bf16, fp16."""

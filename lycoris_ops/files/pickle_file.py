@@ -12,24 +12,15 @@ from torch import Tensor
 
 from ..errors import FileFormatError
 from .cache import TensorCache
-from .tensor_file import Fingerprint, TensorInfo
+from .tensor_file import DiskFile, Fingerprint, TensorInfo
 
 
 @dataclass(frozen=True)
-class PickleFile:
+class PickleFile(DiskFile):
     """A .pt, .pth, .ckpt or .bin file. Unlike safetensors it can only be read as a whole."""
 
-    fingerprint: Fingerprint
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
-
-    @property
-    def path(self) -> str:
-        return self.fingerprint.path
-
-    @property
-    def size(self) -> int:
-        return self.fingerprint.size
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], cache: TensorCache) -> PickleFile:
@@ -43,12 +34,7 @@ class PickleFile:
 
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
         """The named tensors. The whole file stays in the cache, since a part cannot be read alone."""
-        if Fingerprint.of(self.path) != self.fingerprint:
-            raise FileFormatError(
-                "the file changed after it was opened",
-                file=self.path,
-                hint="Run again to read the new file",
-            )
+        self.check_unchanged()
         loaded = cache.fetch(self.fingerprint, lambda: _load(self.path))
         return {name: loaded[name] for name in names}
 

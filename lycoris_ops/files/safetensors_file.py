@@ -24,7 +24,7 @@ from torch import Tensor
 from ..errors import FileFormatError
 from .cache import TensorCache
 from .dtypes import DTYPES, ITEM_BITS
-from .tensor_file import OFFSETS, Fingerprint, TensorInfo
+from .tensor_file import OFFSETS, DiskFile, Fingerprint, TensorInfo
 
 METADATA = "__metadata__"
 MAX_HEADER = 100_000_000
@@ -32,21 +32,12 @@ MAX_HEADER = 100_000_000
 
 
 @dataclass(frozen=True)
-class SafetensorsFile:
+class SafetensorsFile(DiskFile):
     """A safetensors file: its checked header, and its tensors on demand."""
 
-    fingerprint: Fingerprint
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
     data_start: int
-
-    @property
-    def path(self) -> str:
-        return self.fingerprint.path
-
-    @property
-    def size(self) -> int:
-        return self.fingerprint.size
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> SafetensorsFile:
@@ -73,12 +64,7 @@ class SafetensorsFile:
     @contextmanager
     def data(self) -> Generator[BinaryIO]:
         """The open file, positioned anywhere, after a check that it is still the one that was opened."""
-        if Fingerprint.of(self.path) != self.fingerprint:
-            raise FileFormatError(
-                "the file changed after its header was read",
-                file=self.path,
-                hint="Run again to read the new file",
-            )
+        self.check_unchanged()
         with open_file(self.path) as file:
             yield file
 

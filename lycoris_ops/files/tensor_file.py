@@ -103,3 +103,27 @@ class TensorFile(Protocol):
         `keep` is False.
         """
         ...
+
+
+@dataclass(frozen=True)
+class DiskFile:
+    """A file on a disk, as it was when it was opened."""
+
+    fingerprint: Fingerprint
+
+    @property
+    def path(self) -> str:
+        return self.fingerprint.path
+
+    @property
+    def size(self) -> int:
+        return self.fingerprint.size
+
+    def check_unchanged(self) -> None:
+        """Raise FileFormatError where the file is another by now."""
+        if Fingerprint.of(self.path) != self.fingerprint:
+            raise FileFormatError(
+                "the file changed after it was opened",
+                file=self.path,
+                hint="Run again to read the new file",
+            )

@@ -13,7 +13,6 @@ from ..algorithms import Layer
 from ..algorithms.base import ALPHA, scale
 from ..algorithms.ia3 import Ia3
 from ..algorithms.lora import Lora
-from ..algorithms.oft import Oft
 
 FACTORS, BIAS = ("lora_up", "lora_down"), "lora_b_bias"
 """Tensors of a LoRA layer one of which may hold its scale, and that of the bias, which then does too."""
@@ -45,8 +44,8 @@ def difference(wanted: Layer, found: Layer) -> str | None:
             if not _equal(ours, theirs, by):
                 return f"{field.name} has other values"
         elif field.name == ALPHA:
-            # A rotation's constraint; to all other kinds it means nothing, or is in the scale.
-            if isinstance(wanted, Oft) and not _close(ours, theirs):
+            # To all other kinds it means nothing, or is in the scale.
+            if wanted.constrained_by_alpha and not _close(ours, theirs):
                 return f"alpha {theirs}, not {ours}"
         elif field.name not in EITHER_WAY and ours != theirs:
             return f"{field.name} {theirs}, not {ours}"

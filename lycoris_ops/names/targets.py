@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, cast
 
+from ..errors import MatchError
 from ..maths.shapes import Shape, stacked
 from .architectures import ARCHITECTURES, FALLBACKS, Places, open_clip
-from .dialects import Part, Prefix, split_prefix
+from .dialects import Component, Prefix, split_prefix
 
 WEIGHT, BIAS = ".weight", ".bias"
 NORM, NORM_SCALE = "_norm", "_norm.scale"
@@ -61,7 +62,7 @@ class Target(NamedTuple):
     """Its name in the target's own list of keys."""
     path: str
     """Its path in the part it belongs to, without wrapper and without `.weight`."""
-    part: Part | None
+    part: Component | None
     """None where a file's keys do not say which part of a model they are."""
     encoder: str | None = None
     """The host's name of the text encoder."""
@@ -153,7 +154,7 @@ class Targets:
                 _enter(index, name, parts)
 
     @cached_property
-    def parts(self) -> frozenset[Part | None]:
+    def parts(self) -> frozenset[Component | None]:
         """The parts of a model that this target has."""
         return frozenset(target.part for target in self.all)
 
@@ -181,6 +182,20 @@ class Targets:
         _, prefix, path = split_prefix(layer)
         # A model's own path can begin like a prefix: Stable Audio's `transformer.layers`.
         return self._find(prefix, path) or self._find(Prefix(""), layer)
+
+    def find_one(self, layer: str, file: str) -> tuple[Target, ...]:
+        """The one candidate for a layer's name, or none. Raises MatchError where there are rivals."""
+        candidates = self.find(layer)
+        if len(candidates) > 1:
+            raise MatchError(
+                "a layer's name fits more than one weight of the model",
+                file=file,
+                key=layer,
+                got=" and ".join("+".join(target.key for target in targets) for targets in candidates),
+                expected="one weight",
+                hint="The file does not say which it means: give only the part of the model that it is for",
+            )
+        return candidates[0] if candidates else ()
 
     def _find(self, prefix: Prefix, path: str) -> tuple[tuple[Target, ...], ...]:
         for tier in ("_real", "_aliases", "_fallbacks"):
@@ -269,7 +284,7 @@ class _Bare:
     """What keys without a known wrapper are, which the file as a whole tells."""
 
     wrapper: str = ""
-    part: Part | None = None
+    part: Component | None = None
     encoder: str | None = None
 
 

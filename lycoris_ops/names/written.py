@@ -23,7 +23,7 @@ Written = Literal["kohya", "comfy", "peft", "diffusers", "lycoris"]
 WRITTEN: tuple[Written, ...] = get_args(Written)
 """The dialects that can be written."""
 
-UNET, PEFT = "unet", "base_model.model."
+UNET, PEFT_PREFIX = "unet", "base_model.model."
 LDM, LABELS = ("input_blocks.0.0", "middle_block.0.in_layers.2"), "label_emb.0.0"
 """Layers of every UNet of the SD family; and one of those with a vector beside the prompt (SDXL)."""
 CASCADE, MMDIT = "clf.1", "joint_blocks.0.x_block.attn.qkv"
@@ -32,10 +32,10 @@ CASCADE, MMDIT = "clf.1", "joint_blocks.0.x_block.attn.qkv"
 FLAT: tuple[Written, ...] = ("kohya", "lycoris")
 """Dialects whose names have underscores for dots."""
 SAME_PATH: dict[tuple[str, Written], str] = {
-    ("diffusers", "peft"): PEFT,
+    ("diffusers", "peft"): PEFT_PREFIX,
     ("diffusers", "lycoris"): "lycoris_",
     ("onetrainer", "lycoris"): "lycoris_",
-    ("peft", "peft"): PEFT,
+    ("peft", "peft"): PEFT_PREFIX,
     ("peft", "lycoris"): "lycoris_",
     ("comfy", "kohya"): "lora_unet_",
 }
@@ -101,8 +101,8 @@ def plan_names(
     through: dict[str, tuple[Target, ...]] = {}
     for name, layer in layers.items():
         kept = _as_it_is(name, dialect)
-        places = None if kept or targets is None else _only(targets.find(name), file, name)
-        if places is None:
+        places = () if kept or targets is None else targets.find_one(name, file)
+        if not places:
             written = kept or _by_prefix(name, dialect)
             if written is None:
                 raise _needs_model(file, name, dialect, targets)
@@ -119,7 +119,7 @@ def plan_names(
 def _as_it_is(name: str, dialect: Written) -> str | None:
     """The name itself, where it is one of the dialect already."""
     spoken, prefix, _ = split_prefix(name)
-    return name if spoken == dialect and (dialect != "peft" or prefix.text == PEFT) else None
+    return name if spoken == dialect and (dialect != "peft" or prefix.text == PEFT_PREFIX) else None
 
 
 def _by_prefix(name: str, dialect: Written) -> str | None:
@@ -144,19 +144,6 @@ def _part(name: str) -> str | None:
     if prefix.part != "te":
         return prefix.part
     return f"text encoder {path.partition('.')[0] if prefix.encoder is None else prefix.encoder}"
-
-
-def _only(candidates: Sequence[tuple[Target, ...]], file: str, name: str) -> tuple[Target, ...] | None:
-    if len(candidates) > 1:
-        raise MatchError(
-            "a layer's name fits more than one weight of the model",
-            file=file,
-            key=name,
-            got=" and ".join("+".join(place.name for place in places) for places in candidates),
-            expected="one weight",
-            hint="Give only the part of the model that the adapter is for",
-        )
-    return candidates[0] if candidates else None
 
 
 def _needs_model(file: str, name: str, dialect: Written, targets: Targets | None) -> MatchError:
@@ -269,7 +256,7 @@ class _Names:
 
     def _prefix(self, part: str, shapes: Mapping[str, Shape]) -> str:
         if self._dialect in ("peft", "lycoris"):
-            return PEFT if self._dialect == "peft" else "lycoris_"
+            return PEFT_PREFIX if self._dialect == "peft" else "lycoris_"
         if part == UNET:
             if self._dialect == "comfy":
                 return "diffusion_model."

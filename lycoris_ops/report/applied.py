@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..adapters.peft import CONFIG_NAME
-from ..algorithms.oft import Oft
 from ..names.dialects import split_prefix
 from ..stack.resolve import PART_NAMES, EntryResolution, Resolution
 from .words import counted, listed
@@ -99,7 +98,7 @@ def _odd_alphas(resolution: EntryResolution) -> list[str]:
     """
     adapter = resolution.entry.adapter
     scaled = {name for name, info in adapter.info.items() if info.algorithm.scaled_by_alpha and info.rank}
-    bound = {name for name, info in adapter.info.items() if issubclass(info.algorithm, Oft)}
+    bound = {name for name, info in adapter.info.items() if info.algorithm.constrained_by_alpha}
     alphas = {name: alpha for name, alpha in adapter.alphas().items() if alpha is not None}
     zero = sum(alphas.get(name) == 0 for name in scaled)
     negative = sum(-math.inf < alphas.get(name, 0.0) < 0 for name in scaled)

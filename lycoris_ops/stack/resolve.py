@@ -11,8 +11,7 @@ from ..algorithms.base import Parameter
 from ..errors import MatchError
 from ..layers.part import Part
 from ..maths.shapes import Rows, Shape, shown
-from ..names.dialects import Part as ModelPart
-from ..names.dialects import split_prefix
+from ..names.dialects import Component, split_prefix
 from ..names.targets import Target, Targets, known_shapes
 from .rules import Rule
 from .stack import Entry, Stack
@@ -72,7 +71,7 @@ class EntryResolution:
     matches: tuple[Match, ...]
     mismatches: tuple[Mismatch, ...]
     unmatched: tuple[Unmatched, ...]
-    absent: Mapping[ModelPart, tuple[str, ...]]
+    absent: Mapping[Component, tuple[str, ...]]
     """Layers of a part of the model that the target does not have at all."""
     absent_because: str
     """Why such a part is missing, in words for the report."""
@@ -143,12 +142,12 @@ def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> Entry
     matches: list[Match] = []
     mismatches: list[Mismatch] = []
     unmatched = [Unmatched(name, reason) for name, reason in entry.adapter.unreadable.items()]
-    absent: dict[ModelPart, list[str]] = {}
+    absent: dict[Component, list[str]] = {}
     used: set[Rule] = set()
     rules = entry.rules.all() if entry.rules else ()
     for name, info in entry.adapter.info.items():
-        candidates = targets.find(name)
-        if not candidates:
+        places = targets.find_one(name, entry.adapter.path)
+        if not places:
             part = split_prefix(name)[1].part
             if part is not None and not targets.has_part(name):
                 absent.setdefault(part, []).append(name)
@@ -156,7 +155,6 @@ def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> Entry
                 near = targets.nearest(name) if len(unmatched) < NAMED_AT_MOST else None
                 unmatched.append(Unmatched(name, "no layer of that name", near))
             continue
-        places = _only(candidates, name, entry)
         strength = entry.strength_of(split_prefix(name)[1].part or places[0].part)
         if entry.rules:
             names = places[0].names
@@ -193,19 +191,6 @@ def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> Entry
         absent_because=absent_because,
         idle_rules=tuple(rule for rule in rules if rule not in used),
     )
-
-
-def _only(candidates: Sequence[tuple[Target, ...]], name: str, entry: Entry) -> tuple[Target, ...]:
-    if len(candidates) > 1:
-        raise MatchError(
-            "a layer's name fits more than one weight",
-            file=entry.adapter.path,
-            key=name,
-            got=" and ".join("+".join(target.key for target in places) for places in candidates),
-            expected="one weight",
-            hint="The file does not say which it means, and a guess could be wrong",
-        )
-    return candidates[0]
 
 
 def _windows(places: Sequence[Target], targets: Targets) -> list[Rows | None]:
@@ -292,4 +277,4 @@ def _nothing_matches(resolution: EntryResolution) -> MatchError:
     )
 
 
-PART_NAMES: dict[ModelPart, str] = {"unet": "diffusion model", "te": "text encoder"}
+PART_NAMES: dict[Component, str] = {"unet": "diffusion model", "te": "text encoder"}

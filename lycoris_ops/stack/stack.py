@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ..adapters.adapter import Adapter
 from ..errors import LycorisError
-from ..names.dialects import Part
+from ..names.dialects import Component
 from .rules import Rules
 
 
@@ -32,7 +32,7 @@ class Entry:
                     "a strength must be a finite number", file=self.adapter.path, got=str(value)
                 )
 
-    def strength_of(self, part: Part | None) -> float:
+    def strength_of(self, part: Component | None) -> float:
         if part == "te" and self.strength_clip is not None:
             return self.strength_clip
         return self.strength

@@ -522,7 +522,7 @@ def test_where_memory_runs_out_the_model_is_as_it_was(
     before = {key: weight.clone() for key, weight in model.model.model_state_dict().items()}
     unpatched = latent(host, model)
     real, calls = host.ops.PatchPlan.apply_, []
-    buffers = importlib.import_module(f"{host.ops.__name__}.patch.scratch")
+    buffers = importlib.import_module(f"{host.ops.__name__}.maths.scratch")
 
     def apply(plan: Any, weight: Tensor, *rest: Any) -> Tensor:
         calls.append(tuple(weight.shape))

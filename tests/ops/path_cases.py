@@ -15,7 +15,7 @@ from torch import Tensor
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.patch.groups import hadamard
-from lycoris_ops.patch.paths import plain_torch as torch_tiles
+from lycoris_ops.patch.paths import plain_torch
 from lycoris_ops.patch.paths.numba import packing
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -65,8 +65,8 @@ def by_three_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def in_small_parts(monkeypatch: pytest.MonkeyPatch, rows: int = 5) -> None:
     """Let plain torch work on a few rows and columns at a time."""
-    monkeypatch.setattr(torch_tiles, "TILE", 64)
-    monkeypatch.setattr(torch_tiles, "ROWS", rows)
+    monkeypatch.setattr(plain_torch, "TILE", 64)
+    monkeypatch.setattr(plain_torch, "ROWS", rows)
     monkeypatch.setattr(hadamard, "ROWS", rows - 1)
     monkeypatch.setattr(hadamard, "COLUMNS", 7)
 

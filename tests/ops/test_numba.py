@@ -27,8 +27,7 @@ from torch import Tensor
 
 import lycoris_ops as lyc
 from lycoris_ops.patch import registry
-from lycoris_ops.patch.paths import bfloat16 as bfloat16_product
-from lycoris_ops.patch.paths import numba
+from lycoris_ops.patch.paths import bfloat16, numba
 from lycoris_ops.patch.paths.numba import packing
 
 HERE = Path(__file__).parent
@@ -314,7 +313,7 @@ def test_what_is_left_to_other_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not numba: no LoHa and no LoKr layers" in chosen(single, ("lora", "full", "oft"))
     assert "not numba: not for float64" in chosen(single.double(), ("loha",))
     for able, product in (((), False), (("avx512_bf16",), False), (("avx512_bf16", "amx_bf16"), True)):
-        monkeypatch.setattr(bfloat16_product, "able", lambda one, able=able: one in able)
+        monkeypatch.setattr(bfloat16, "able", lambda one, able=able: one in able)
         assert chosen(short, ("loha", "lora")).startswith("path numba")
         assert chosen(short, ("loha",), rank=9).startswith("path numba")
         assert chosen(short, ("loha", "lokr-full-low")).startswith("path numba")

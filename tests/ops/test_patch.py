@@ -15,8 +15,7 @@ from torch import Tensor
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.patch import registry
-from lycoris_ops.patch.paths import bfloat16 as bfloat16_product
-from lycoris_ops.patch.paths import plain_torch as torch_tiles
+from lycoris_ops.patch.paths import bfloat16, plain_torch
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +27,7 @@ def no_numba(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "PATHS", (torch_tiles.PATH,))
+    monkeypatch.setattr(registry, "PATHS", (plain_torch.PATH,))
 
 
 SPATIAL = [kind for kind, spec in KINDS.items() if not spec.flat]
@@ -149,7 +148,7 @@ def test_a_weight_of_integers_is_refused() -> None:
 @pytest.fixture
 def bfloat16_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any processor multiplies in bfloat16, some only slowly."""
-    monkeypatch.setattr(bfloat16_product, "able", lambda instructions: True)
+    monkeypatch.setattr(bfloat16, "able", lambda instructions: True)
 
 
 def chosen(base: Tensor, pairs: list[tuple[lyc.Layer | lyc.Part, float]]) -> str:

@@ -206,7 +206,7 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from lycoris_ops.patch.paths import triton as triton_fused
-from lycoris_ops.patch.paths.triton import Term, options_of, tabulate
+from lycoris_ops.patch.paths.triton import Term, launch_options, tabulate
 from lycoris_ops.patch.paths.triton.kernel import add_terms
 
 card, backend, arch, lanes, shared = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
@@ -225,7 +225,7 @@ for term, dtype, shape in (
     (both, torch.bfloat16, (1280, 9)),
 ):
     table = tabulate([(term, (0, 4))], torch.device("cpu"))
-    options = options_of(*shape, dtype, card, table)
+    options = launch_options(*shape, dtype, card, table)
     launch = {key: options.pop(key) for key in ("num_warps", "num_stages", "enable_fp_fusion")}
     constants = {"column_stride": 1, **options}
     kinds = {

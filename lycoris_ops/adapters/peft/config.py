@@ -188,7 +188,7 @@ def ranks_of(members: Sequence[Member[Any]], module: Module) -> dict[str, Any]:
     alphas = {member.path: float(member.wanted.alpha) for member in members}
     rank, alpha = (Counter(found.values()).most_common(1)[0][0] for found in (ranks, alphas))
     return {
-        "target_modules": patterns.listed(list(ranks), module.paths),
+        "target_modules": patterns.modules(list(ranks), module.paths),
         "r": rank,
         "alpha": alpha,
         "rank_pattern": {patterns.alone(path): found for path, found in ranks.items() if found != rank},

@@ -41,7 +41,7 @@ def one_of(paths: Sequence[str]) -> str:
     return "|".join(re.escape(path) for path in sorted(paths)) if paths else "^$"
 
 
-def listed(paths: Sequence[str], known: Collection[str]) -> list[str] | str:
+def modules(paths: Sequence[str], known: Collection[str]) -> list[str] | str:
     """The paths as a list, or as one expression where a list would mean more.
 
     PEFT takes what is listed for ends of paths: so some path of the module may end like that, and does

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ...maths.scratch import scratch
 from ...maths.shapes import Shape
-from ...patch.scratch import scratch
 
 Strengths = Sequence[float]
 

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ...adapters.load import load_adapter
-from ...bake.checkpoint import merge_checkpoint
-from ...errors import LycorisError
-from ...report.saved import describe_merged
-from ...report.summary import matched
-from ...stack.stack import Entry, Stack
+from ... import Entry, LycorisError, Stack, describe, load_adapter, matched, merge_checkpoint
 from ..shared import add_dtype, add_json, add_output, dtype_of, progress_bar, show
 
 
@@ -53,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
             {"file": entry.entry.adapter.path, **matched(entry)} for entry in result.resolution.entries
         ],
     }
-    show(options, found, describe_merged(result))
+    show(options, found, f"{describe(result.resolution)}\n\n{result}")
     return 0
 
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from ...adapters.load import load_adapter
-from ...adapters.save import save_adapter
-from ...errors import LycorisError
-from ...names.written import WRITTEN
-from ...report.saved import describe_saved
+from ... import WRITTEN, LycorisError, describe_saved, load_adapter, save_adapter
 from ..shared import (
     add_dtype,
     add_json,

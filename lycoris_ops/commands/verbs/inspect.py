@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ...adapters.load import load_adapter
-from ...report.applied import describe
-from ...report.summary import in_words, matched, summary
-from ...stack.resolve import resolve
-from ...stack.stack import Entry, Stack
+from ... import Entry, Stack, describe, in_words, load_adapter, matched, resolve, summary
 from ..shared import add_json, add_model, shapes_of_model, show
 
 

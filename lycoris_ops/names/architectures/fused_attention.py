@@ -40,7 +40,7 @@ FUSIONS = (
     (ADDED[1:], ADDED_KV),
     *((gates, GATE_UP) for gates in GATES),
 )
-"""Parts, in the order of their rows, and what they are called together."""
+"""Shares, in the order of their rows, and what they are called together."""
 
 
 def fallback(shapes: Mapping[str, Shape]) -> dict[str, Places]:

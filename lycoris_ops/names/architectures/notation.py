@@ -36,7 +36,7 @@ FUSED = {
 
 
 @dataclass(frozen=True)
-class Part:
+class Share:
     """Of a layer whose rows are `of` parts, those from `first` to before `end`; the whole by default.
 
     The parts are of equal size. With `like` each but the last has as many rows as that layer has; with
@@ -50,20 +50,20 @@ class Part:
     like: str | None = None
     output: str | None = None
 
-    def through(self, change: Callable[[str], str]) -> Part:
+    def through(self, change: Callable[[str], str]) -> Share:
         """With every path changed."""
         like, output = self.like and change(self.like), self.output and change(self.output)
         return replace(self, path=change(self.path), like=like, output=output)
 
-    def precedes(self, other: Part) -> bool:
+    def precedes(self, other: Share) -> bool:
         """Whether the other's rows are the next ones of the same layer."""
         return replace(self, first=self.end, end=other.end) == other
 
 
-Parts = tuple[Part, ...]
-Meaning = str | Parts
+Shares = tuple[Share, ...]
+Meaning = str | Shares
 Table = Mapping[str, Meaning]
-Rows = Table | Callable[[Mapping[str, Shape]], Table]
+Naming = Table | Callable[[Mapping[str, Shape]], Table]
 """A table, or what makes one for a model's layers: where their number decides names."""
 
 
@@ -81,17 +81,17 @@ def rows(
     path: str, first: int, end: int, of: int, like: str | None = None, output: str | None = None
 ) -> Meaning:
     """Some of the parts of a layer."""
-    return (Part(path, first, end, of, like, output),)
+    return (Share(path, first, end, of, like, output),)
 
 
 def swapped(path: str) -> Meaning:
     """A layer with its halves in the other order: scale and shift, where the model has shift and scale."""
-    return (Part(path, 1, 2, 2), Part(path, 0, 1, 2))
+    return (Share(path, 1, 2, 2), Share(path, 0, 1, 2))
 
 
 def fused(*paths: str) -> Meaning:
     """One layer, where the model has several."""
-    return tuple(Part(path) for path in paths)
+    return tuple(Share(path) for path in paths)
 
 
 def under(theirs: str, ours: str, table: Table) -> dict[str, Meaning]:
@@ -108,9 +108,9 @@ class Layout:
 
     marks: tuple[str, ...]
     """Paths, `*` for a number, that together no other architecture has."""
-    diffusers: Rows = field(default_factory=dict[str, Meaning])
+    diffusers: Naming = field(default_factory=dict[str, Meaning])
     """The layers of diffusers' own model; each of them once, and no rows of ours in two."""
-    others: Rows = field(default_factory=dict[str, Meaning])
+    others: Naming = field(default_factory=dict[str, Meaning])
     """Other names, whosever they are. Fused ones and numbered parts follow from diffusers' without a row."""
     spellings: Mapping[str, str] = field(default_factory=dict[str, str])
     """Other paths that files of the model itself can have, to those that the tables are written in."""
@@ -157,18 +157,18 @@ class _Model:
     """Paths that the model itself spells in another way."""
     forms: Mapping[str, list[str]]
 
-    def diffusers(self) -> dict[str, Parts]:
+    def diffusers(self) -> dict[str, Shares]:
         return self.expanded(self.layout.diffusers)
 
-    def spelled(self) -> dict[str, Parts]:
+    def spelled(self) -> dict[str, Shares]:
         """Every layer that has two spellings under both."""
-        ours = {path: (Part(path),) for path in self.real}
+        ours = {path: (Share(path),) for path in self.real}
         return {**self.expanded(self.layout.spellings), **ours}
 
-    def expanded(self, rows: Rows) -> dict[str, Parts]:
+    def expanded(self, rows: Naming) -> dict[str, Shares]:
         """The rows of a table that the model has all layers of, with numbers and paths for the stars."""
         table = rows(self.shapes) if callable(rows) else rows
-        found: dict[str, Parts] = {}
+        found: dict[str, Shares] = {}
         named: set[str] = set()
         for stars in ("", "*", "**"):
             exact = dict(found)
@@ -181,19 +181,19 @@ class _Model:
             named = {part.path for parts in found.values() for part in parts}
         return found
 
-    def _filled(self, name: str, parts: Parts) -> Iterator[tuple[str, Parts]]:
+    def _filled(self, name: str, parts: Shares) -> Iterator[tuple[str, Shares]]:
         if name.endswith("**"):
             root = _regex(parts[0].path.removesuffix("**"))
             for path in self.shapes:
                 if match := root.match(path):
                     rest = path[match.end() :]
-                    yield _fill(name.removesuffix("**"), match.groups()) + rest, (Part(path),)
+                    yield _fill(name.removesuffix("**"), match.groups()) + rest, (Share(path),)
             return
         for numbers in _matches(parts[0].path, self.forms):
             filled = tuple(part.through(lambda path, n=numbers: _fill(path, n)) for part in parts)
             yield _fill(name, numbers), filled
 
-    def placed(self, names: Mapping[str, Parts]) -> dict[str, Places]:
+    def placed(self, names: Mapping[str, Shares]) -> dict[str, Places]:
         """Names with the rows they mean, where the shapes tell them."""
         found: dict[str, Places] = {}
         for name, parts in names.items():
@@ -208,14 +208,14 @@ class _Model:
                 found[name] = known
         return found
 
-    def _place(self, part: Part) -> Place | None:
+    def _place(self, part: Share) -> Place | None:
         path = self.real.get(part.path, part.path)
         if (part.first, part.end) == (0, part.of):
             return Place(path)
         bounds = self._bounds(part)
         return Place(path, (bounds[part.first], bounds[part.end])) if bounds else None
 
-    def _bounds(self, part: Part) -> tuple[int, ...]:
+    def _bounds(self, part: Share) -> tuple[int, ...]:
         """Where the parts of a layer begin and the last one ends; nothing where the shapes do not tell."""
         shape = self.shapes[part.path]
         if part.output is not None:
@@ -254,15 +254,15 @@ def _respelled(layout: Layout, shapes: Mapping[str, Shape], forms: Mapping[str, 
     return _Model(layout, respelled, real, _forms(respelled))
 
 
-def _counted(names: Mapping[str, Parts]) -> dict[str, Parts]:
+def _counted(names: Mapping[str, Shares]) -> dict[str, Shares]:
     """OneTrainer's names of the parts of a layer, which are its path and a number."""
     split = [parts[0] for parts in names.values() if len(parts) == 1 and parts[0].of > 1]
     return {f"{part.path}.{part.first}": (part,) for part in split}
 
 
-def _following(names: Mapping[str, Parts]) -> dict[str, Parts]:
+def _following(names: Mapping[str, Shares]) -> dict[str, Shares]:
     """diffusers' fused projections, and `to_out` for `to_out.0`, whose list index some tools drop."""
-    found: dict[str, Parts] = {}
+    found: dict[str, Shares] = {}
     for name, parts in names.items():
         parent, _, last = name.rpartition(".")
         if name.endswith(".to_out.0"):
@@ -274,7 +274,7 @@ def _following(names: Mapping[str, Parts]) -> dict[str, Parts]:
     return found
 
 
-def _merged(parts: Iterator[Part]) -> Parts:
+def _merged(parts: Iterator[Share]) -> Shares:
     merged = [next(parts)]
     for part in parts:
         if merged[-1].precedes(part):
@@ -284,8 +284,8 @@ def _merged(parts: Iterator[Part]) -> Parts:
     return tuple(merged)
 
 
-def _parts(meaning: Meaning) -> Parts:
-    return (Part(meaning),) if isinstance(meaning, str) else meaning
+def _parts(meaning: Meaning) -> Shares:
+    return (Share(meaning),) if isinstance(meaning, str) else meaning
 
 
 def _stars(name: str) -> str:

@@ -7,9 +7,9 @@ from functools import lru_cache
 
 from ...algorithms import ALGORITHMS
 from ...discovery import discover
-from .base import Dialect, Part, Prefix
+from .base import Component, Dialect, Prefix
 
-__all__ = ["DIALECTS", "Dialect", "Part", "Prefix", "recognise", "split_key", "split_prefix"]
+__all__ = ["DIALECTS", "Component", "Dialect", "Prefix", "recognise", "split_key", "split_prefix"]
 
 
 def _discover() -> dict[str, Dialect]:

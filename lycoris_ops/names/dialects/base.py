@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Part = Literal["unet", "te"]
+Component = Literal["unet", "te"]
 """The diffusion model ("unet", also where it is a transformer) or a text encoder."""
 
 
@@ -15,7 +15,7 @@ class Prefix:
     """A prefix of layer names and the part of a model that it stands for."""
 
     text: str
-    part: Part | None = None
+    part: Component | None = None
     """None where the prefix leaves it open."""
     encoder: int | None = None
     """Which text encoder, counted from 1; 0 for the only one, None where the rest of the name says it."""

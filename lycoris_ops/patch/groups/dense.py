@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...changes.forms import Dense
-from ..scratch import scratch
+from ...maths.scratch import scratch
 from .group import Add, Factors
 
 FORM = Dense

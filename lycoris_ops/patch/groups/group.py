@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ...maths.scratch import scratch
 from ...maths.shapes import Rows, Shape, flat_shape
-from ..scratch import scratch
 
 ROWS = 640
 """Rows that are worked on at once on a CPU, or a multiple: matrix products share others out worse."""

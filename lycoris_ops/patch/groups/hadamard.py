@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...changes.forms import Hadamard
-from ..scratch import scratch
+from ...maths.scratch import scratch
 from .group import ROWS, Add, Factors
 
 FORM = Hadamard

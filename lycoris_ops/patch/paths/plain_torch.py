@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ...maths.scratch import scratch
 from ...maths.shapes import flat_shape
 from ...maths.tensors import compute_dtype
 from ..groups.group import ROWS, Add, Factors, Plan, joined, placed
 from ..registry import PatchPath
-from ..scratch import scratch
 
 SHALLOW = 64
 """Rank up to which a product is summed in registers before it is added: libraries cut larger ones into blocks

@@ -49,7 +49,7 @@ class BoftConfig(Config[WantedBoft]):
     @classmethod
     def of(cls, members: Sequence[Member[WantedBoft]], module: Module) -> Self:
         return cls(
-            target_modules=patterns.listed([member.path for member in members], module.paths),
+            target_modules=patterns.modules([member.path for member in members], module.paths),
             boft_block_size=common(members, "one size of block", lambda wanted: wanted.block),
             boft_n_butterfly_factor=common(members, "one number of stages", lambda wanted: wanted.stages),
         )

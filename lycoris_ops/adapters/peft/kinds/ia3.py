@@ -60,7 +60,7 @@ class Ia3Config(Config[WantedIa3]):
     def of(cls, members: Sequence[Member[WantedIa3]], module: Module) -> Self:
         paths = [member.path for member in members]
         fed = [member.path for member in members if member.wanted.feedforward]
-        targets, inputs = (patterns.listed(some, module.paths) for some in (paths, fed))
+        targets, inputs = (patterns.modules(some, module.paths) for some in (paths, fed))
         # PEFT compares the two only where both are lists, or both expressions.
         if isinstance(targets, str) or isinstance(inputs, str):
             targets, inputs = patterns.one_of(paths), patterns.one_of(fed)

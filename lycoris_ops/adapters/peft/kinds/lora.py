@@ -14,7 +14,6 @@ from ....algorithms.base import DIFF_B, alpha_of
 from ....algorithms.factored import DORA, SPARSE
 from ....algorithms.lora import BIAS, DOWN, EMBEDDING_UP, MID, RESHAPE, UP, Lora
 from ....errors import LayerError
-from ....maths.dora import magnitude_axis
 from ..config import Member, Module, RankedConfig, WantedRank, common, plain_tensors, ranks_of
 
 if TYPE_CHECKING:
@@ -83,12 +82,10 @@ def named_tensors(layer: Layer) -> dict[str, Tensor]:
         raise LayerError(f"holds no {layer.algorithm}", got=layer.algorithm)
     tensors = plain_tensors(layer, MID, DIFF_B, RESHAPE, *SPARSE)
     if DORA in tensors:
-        shape = [size or 1 for size in layer.extent]
         # That of an embedding is for its features, which a layer of words has as inputs.
-        axis = 1 if EMBEDDING_UP in tensors else 0
-        if magnitude_axis(tensors[DORA].shape, shape) != axis:
+        if layer.magnitude_axis() != (1 if EMBEDDING_UP in tensors else 0):
             raise LayerError("holds no DoRA magnitude of the inputs", got=str(list(tensors[DORA].shape)))
         # One dimension, but on a convolution as the outputs of a batch: (1, O, 1, ...).
-        ones = tuple(1 for _ in shape[2:])
+        ones = tuple(1 for _ in layer.extent[2:])
         tensors[DORA] = tensors[DORA].reshape(1, -1, *ones) if ones else tensors[DORA].flatten()
     return {SUFFIXES.get(suffix, suffix): tensor for suffix, tensor in tensors.items()}

@@ -94,7 +94,7 @@ class OftConfig(Config[WantedOft]):
         block = common(members, "one size of block", lambda wanted: wanted.block)
         terms, last, constraint = common(members, "one series in every layer", lambda wanted: wanted.rotation)
         return cls(
-            target_modules=patterns.listed([member.path for member in members], module.paths),
+            target_modules=patterns.modules([member.path for member in members], module.paths),
             oft_block_size=block,
             block_share=all(member.wanted.blocks == 1 for member in members),
             coft=constraint is not None,

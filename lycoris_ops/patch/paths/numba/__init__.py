@@ -16,14 +16,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ....maths.scratch import forget
 from ....maths.shapes import flat_shape
 from ...groups.group import Plan, summed
 from ...groups.hadamard import HadamardGroup
 from ...groups.kronecker import KroneckerGroup
 from ...groups.low_rank import LowRankGroup
 from ...registry import PatchPath, PathError, briefly
-from ...scratch import forget
-from .. import bfloat16 as bfloat16_product
+from .. import bfloat16
 from .packing import STORED, Packed, compiler, fresh, kernel_for, reused, strips_kernel
 
 OLDEST = (0, 61)
@@ -111,7 +111,7 @@ def _refuses(plan: Plan, weight: Tensor) -> str | None:
             return f"LoRA alone is one product in float32: from rank {DEEP} on it is for numba"
     if weight.dtype == torch.float32 and all(isinstance(group, KroneckerGroup) for group in groups):
         return "LoKr alone is faster by plain torch in float32"
-    if bfloat16_product.PATH.refusal(plan, weight) is None:
+    if bfloat16.PATH.refusal(plan, weight) is None:
         return "the processor multiplies LoRA alone faster in bfloat16"
     if weight.dtype == torch.float16 and not _halves():
         return "the processor does not convert float16"

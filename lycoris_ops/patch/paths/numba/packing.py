@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ....maths.scratch import scratch
 from ...groups.group import Factors, Group
 from ...groups.hadamard import HadamardGroup
 from ...groups.kronecker import KroneckerGroup, KroneckerTerm
 from ...groups.low_rank import LowRankGroup
-from ...scratch import scratch
 
 STORED = {torch.float32: "float32", torch.bfloat16: "uint16", torch.float16: "int16"}
 """What the kernel takes for a dtype of torch's: numba has no type for the short ones."""

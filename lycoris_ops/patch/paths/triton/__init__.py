@@ -123,7 +123,7 @@ def _dense(group: DenseGroup, tensors: Sequence[Tensor], strengths: Sequence[flo
     return [Term(strengths[slot], (tensors[group.first + n],)) for n, slot in enumerate(group.slots)]
 
 
-TERMS: Mapping[type[Any], Callable[[Any, Sequence[Tensor], Sequence[float]], list[Term]]] = {
+TERMS_OF: Mapping[type[Any], Callable[[Any, Sequence[Tensor], Sequence[float]], list[Term]]] = {
     LowRankGroup: _low_rank,
     HadamardGroup: _hadamard,
     KroneckerGroup: _kronecker,
@@ -144,7 +144,7 @@ def terms_of(
     others: list[Placed] = []
     for group, rows in plan.groups:
         place = rows or (0, plan.final[0])
-        own = TERMS.get(type(group))
+        own = TERMS_OF.get(type(group))
         if own:
             terms += [(term, place) for term in own(group, tensors, strengths)]
         else:
@@ -157,7 +157,7 @@ def terms_of(
 
 
 @dataclass(frozen=True)
-class Table:
+class TermTable:
     """The terms as the kernel reads them, and what it has to be compiled for."""
 
     numbers: Tensor
@@ -171,7 +171,7 @@ class Table:
     """The tensors whose addresses are among the numbers."""
 
 
-def tabulate(terms: Sequence[tuple[Term, Rows]], device: torch.device) -> Table:
+def tabulate(terms: Sequence[tuple[Term, Rows]], device: torch.device) -> TermTable:
     """The terms as one table on the device, in one transfer."""
     numbers: list[int] = []
     scales: list[float] = []
@@ -191,7 +191,7 @@ def tabulate(terms: Sequence[tuple[Term, Rows]], device: torch.device) -> Table:
     packed = [torch.tensor(numbers, dtype=torch.int64), torch.tensor(scales, dtype=torch.float32)]
     moved = torch.cat([part.view(torch.uint8) for part in packed]).to(device)
     end = packed[0].nbytes
-    return Table(
+    return TermTable(
         numbers=moved[:end].view(torch.int64),
         scales=moved[end:].view(torch.float32),
         pairs=pairs,
@@ -224,7 +224,9 @@ def card_of(device: torch.device) -> str:
     return "ampere" if torch.cuda.get_device_capability(device) >= (8, 0) else "volta"
 
 
-def options_of(rows: int, columns: int, dtype: torch.dtype, card: str, table: Table) -> dict[str, Any]:
+def launch_options(
+    rows: int, columns: int, dtype: torch.dtype, card: str, table: TermTable
+) -> dict[str, Any]:
     """What the kernel is compiled for, by names of its parameters."""
     shape = "wide" if rows <= THIN else "tall" if columns <= THIN else "square"
     tile = TILES[card, dtype.itemsize][shape]
@@ -261,7 +263,7 @@ def _apply(plan: Plan, weight: Tensor, tensors: Sequence[Tensor], strengths: Seq
     if not len(table.scales) or not weight.numel():
         return
     rows, columns = flat_shape(plan.final)
-    options = options_of(rows, columns, weight.dtype, card_of(weight.device), table)
+    options = launch_options(rows, columns, weight.dtype, card_of(weight.device), table)
     grid = math.ceil(rows / options["ROWS"]) * math.ceil(columns / options["COLUMNS"])
     here = torch.cuda.device(weight.device) if weight.is_cuda else contextlib.nullcontext()
     try:
