@@ -1,8 +1,8 @@
-"""The table of the README: which architectures are served, under whose names, and how much of each.
+"""`docs/coverage.md`: which architectures are served, under whose names, and how much of each.
 
     python3 tests/harness/environment.py -- python -m tests.harness.coverage [--write]
 
-prints it, or writes it into README.md between the two marks.
+prints it, or writes it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,14 @@ from .facts import ROOT, facts
 from .launch import base_directory, boot_in_process
 from .zoo import ENCODERS, SPECIES, supported
 
-BEGIN, END = "<!-- coverage: begin -->", "<!-- coverage: end -->"
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "coverage.md"
+HEAD = """# What is matched
+
+Names of layers are matched against the model's own list. Each row is a model of ComfyUI's own class, in which
+every layer that an adapter can change was looked for under names that other software made: so many were found,
+of so many. Several counts in a cell are of dialects that name different layers. Written by
+`python -m tests.harness.coverage --write` and compared by a test.
+"""
 GROUPS = {
     "ComfyUI's names": ("host", "lycoris"),
     "diffusers' names": ("diffusers", "anima"),
@@ -60,9 +66,9 @@ def _count(
     return found.count(), layers
 
 
-def table(models: Counts, encoders: Counts) -> str:
-    """The tables' text: diffusion models, what the columns stand for, text encoders."""
-    lines = [_row("architecture", *GROUPS), _row(*["---"] * (len(GROUPS) + 1))]
+def page(models: Counts, encoders: Counts) -> str:
+    """The whole text: diffusion models, what the columns stand for, text encoders."""
+    lines = [HEAD, _row("architecture", *GROUPS), _row(*["---"] * (len(GROUPS) + 1))]
     for architecture in SPECIES:
         cells = [_together(models, architecture, sources) for sources in GROUPS.values()]
         if any(cells):
@@ -77,7 +83,7 @@ def table(models: Counts, encoders: Counts) -> str:
             f"{tool}: {_text(counts)}" for (name, tool), counts in encoders.items() if name == architecture
         ]
         lines.append(_row(architecture, "; ".join(cells)))
-    return "\n".join(lines)
+    return "\n".join([*lines, ""])
 
 
 def _row(*cells: str) -> str:
@@ -109,29 +115,16 @@ def measured(
         return {case: known.get(case) or measure(ops, *case, Path(folder)) for case in which}
 
 
-def written(readme: str) -> str:
-    """What stands between the marks. Raises ValueError where they are not there."""
-    _, begin, rest = readme.partition(BEGIN)
-    text, end, _ = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"README.md has no {BEGIN} and {END}")
-    return text.strip()
-
-
 def main(arguments: Sequence[str]) -> None:
     boot_in_process(facts().comfyui, base_directory(ROOT / ".cache" / facts().host / "coverage", ROOT))
     import lycoris_ops as ops
 
     known = [case for case in cases() if supported(case[0])]
-    text = table(measured(ops, known, count, {}), measured(ops, encoder_cases(), count_encoders, {}))
+    text = page(measured(ops, known, count, {}), measured(ops, encoder_cases(), count_encoders, {}))
     if "--write" not in arguments:
         print(text)
         return
-    readme = README.read_text(encoding="utf-8")
-    written(readme)
-    before, _, rest = readme.partition(BEGIN)
-    after = rest.partition(END)[2]
-    README.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+    PAGE.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.host
 
 STRENGTH = 0.5
 COUNTED: dict[coverage.Case, tuple[int, int]] = {}
-"""What the tests of this file have found, so that the README's table is not counted twice."""
+"""What the tests of this file have found, so that the page of coverage is not counted twice."""
 
 
 def patcher(model: Any) -> Any:
@@ -231,10 +231,9 @@ def test_the_correspondence_has_every_layer_of_both_models(host: Host, architect
         assert (count == (0 if re.match(species.without, key) else 1)).all(), key
 
 
-def test_the_readmes_table_is_what_these_tests_find(host: Host) -> None:
+def test_the_page_of_coverage_is_what_these_tests_find(host: Host) -> None:
     if not all(zoo.supported(architecture) for architecture in zoo.SPECIES):
         pytest.skip("an older host has fewer architectures")
-    readme = coverage.README.read_text(encoding="utf-8")
     models = coverage.measured(host.ops, dialects.cases(), coverage.count, COUNTED)
     encoders = coverage.measured(host.ops, encoder_names.encoder_cases(), coverage.count_encoders, {})
-    assert coverage.written(readme) == coverage.table(models, encoders), coverage.__doc__
+    assert coverage.PAGE.read_text(encoding="utf-8") == coverage.page(models, encoders), coverage.__doc__

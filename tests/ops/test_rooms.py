@@ -1,0 +1,104 @@
+"""What CONTRIBUTING says of the structure holds: which room may use which, and how one adds an algorithm."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import lycoris_ops as lyc
+
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+PUBLIC = "__init__"
+
+
+def between(mark: str) -> str:
+    """The code block between two marks of CONTRIBUTING."""
+    text = GUIDE.partition(f"<!-- {mark}: begin -->")[2].partition(f"<!-- {mark}: end -->")[0]
+    return text.partition("\n```")[2].partition("\n")[2].rpartition("```")[0]
+
+
+ORDER = [line.split() for line in between("order").splitlines() if line.strip()]
+FLOORS = {room: -floor for floor, rooms in enumerate(ORDER) for room in rooms}
+"""Room to its floor; more is higher."""
+
+
+def room_of(parts: tuple[str, ...]) -> str:
+    """The room that a module path below the library is in."""
+    return parts[0] if parts else PUBLIC
+
+
+def imports(file: Path, package: Path) -> Iterator[tuple[str, ...]]:
+    """What a file imports of a package by relative imports, as paths below it."""
+    folder = file.parent.relative_to(package.parent).parts
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = (*folder[: len(folder) - node.level + 1], *(node.module or "").split("."))
+            path = tuple(part for part in base if part)
+            if path[:1] == (package.name,):
+                # `from .. import errors` names a module of the package, or what the package itself offers.
+                names = [path[1:]] if path[1:] else [(name.name,) for name in node.names]
+                yield from (name if is_module(package, name[0]) else () for name in names)
+
+
+def is_module(package: Path, name: str) -> bool:
+    return (package / name).is_dir() or (package / f"{name}.py").exists()
+
+
+def test_rooms_import_downwards_only() -> None:
+    package = ROOT / "lycoris_ops"
+    seen: set[str] = set()
+    for file in sorted(package.rglob("*.py")):
+        room = room_of(file.relative_to(package).with_suffix("").parts[:1])
+        if room == "__main__":
+            continue
+        seen.add(room)
+        for path in imports(file, package):
+            used = room_of(path[:1])
+            assert used == room or FLOORS[used] < FLOORS[room], f"{file.name} in {room} imports {used}"
+    assert seen == set(FLOORS)
+
+
+def test_the_nodes_use_the_public_surface_alone() -> None:
+    nodes = ROOT / "lycoris_nodes"
+    found = 0
+    for file in [ROOT / "__init__.py", *sorted(nodes.rglob("*.py"))]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and "lycoris_ops" in (node.module or ""):
+                found += 1
+                assert node.module == "lycoris_ops", f"{file.name} imports {node.module}"
+                assert {name.name for name in node.names} <= set(lyc.__all__), file.name
+            if isinstance(node, ast.Import):
+                assert not any("lycoris_ops" in name.name for name in node.names), file.name
+    assert found > 5
+
+
+def test_the_public_surface_is_what_it_says() -> None:
+    source = ast.parse((ROOT / "lycoris_ops" / "__init__.py").read_text(encoding="utf-8"))
+    imported = [name for node in source.body if isinstance(node, ast.ImportFrom) for name in node.names]
+    assert sorted(name.asname or name.name for name in imported) == sorted(lyc.__all__)
+
+
+@pytest.mark.parametrize("shape", [(12, 18), (12, 18, 3, 3)], ids=str)
+def test_the_algorithm_that_contributing_adds_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
+) -> None:
+    (tmp_path / "outer.py").write_text(between("example"), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("lycoris_ops.algorithms.outer", tmp_path / "outer.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    u, v = torch.randn(12), torch.randn(torch.Size(shape[1:]).numel())
+    layer = module.Outer.load({"outer_u": u, "outer_v": v})
+    wanted = torch.outer(u, v).reshape(shape)
+    torch.testing.assert_close(layer.delta(torch.zeros(shape)), wanted)
+    torch.testing.assert_close(lyc.patch_(torch.ones(shape), [(layer, 0.5)]), 1 + wanted / 2)
+    torch.testing.assert_close(layer.rows((2, 5)).delta(torch.zeros(3, *shape[1:])), wanted[2:5])
+    assert not module.Outer.init(shape, 4, 1.0, seed=0).delta(torch.zeros(shape)).any()
