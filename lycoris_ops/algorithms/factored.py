@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
@@ -168,8 +169,19 @@ class Factored(Layer):
         }
 
     def _sparse(self) -> Sparse | None:
-        indices, values, size = self.bias_indices, self.bias_values, self.bias_size
-        if indices is None or values is None or size is None:
+        if self.bias_values is None or self._places is None:
+            return None
+        row, column, shape = self._places
+        return Sparse(row, column, self.bias_values, shape)
+
+    @cached_property
+    def _places(self) -> tuple[Tensor, Tensor, tuple[int, int]] | None:
+        """Rows and columns of the sparse values, and the shape of the matrix that they are in.
+
+        Raises LayerError where a place is outside, or the matrix is not of the layer's size.
+        """
+        indices, size = self.bias_indices, self.bias_size
+        if indices is None or size is None:
             return None
         shape, places = _unwrapped(size), _unwrapped(indices)
         plain = flat_shape([size or 1 for size in self.extent])
@@ -189,7 +201,7 @@ class Factored(Layer):
         flat = torch.zeros_like(places[0])
         for axis, length in enumerate(lengths):
             flat = flat * length + places[axis]
-        return Sparse(flat // plain[1], flat % plain[1], values, plain)
+        return flat // plain[1], flat % plain[1], plain
 
 
 def _check_sparse(shapes: Mapping[str, Shape]) -> None:

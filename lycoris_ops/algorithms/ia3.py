@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -70,7 +71,7 @@ class Ia3(Layer):
     @property
     def extent(self) -> Extent:
         count = self._factor().numel()
-        return (None, count, None) if self._inputs() else (count, None)
+        return (None, count, None) if self.of_inputs else (count, None)
 
     def check_fit(self, shape: Sequence[int]) -> None:
         if not fits(self.extent, shape):
@@ -78,7 +79,7 @@ class Ia3(Layer):
 
     def check_values(self) -> None:
         if self.on_input is not None:
-            self._inputs()
+            _said(self.on_input)
 
     @classmethod
     def bias_shape(
@@ -99,18 +100,18 @@ class Ia3(Layer):
 
     def sides(self, weight: Tensor) -> Sides:
         factor = Diagonal(self._factor(weight.dtype).to(weight.device))
-        return Sides(inputs=factor) if self._inputs() else Sides(outputs=factor)
+        return Sides(inputs=factor) if self.of_inputs else Sides(outputs=factor)
 
     def bias_additive(self) -> tuple[Additive, ...] | None:
         """None where PEFT's factors are for outputs: they scale what the layer gives, its bias included."""
-        return () if self.ia3_l is None or self._inputs() else None
+        return () if self.ia3_l is None or self.of_inputs else None
 
     def by_factor(self) -> Ia3:
         """A layer of inputs by PEFT's factor, l = 1 + w; any other as it is.
 
         In the dtype of w where that holds the sum, else in float32: near 1 a narrow dtype has few values.
         """
-        if self.weight is None or self.on_input is None or not self.on_input.item():
+        if self.weight is None or not self.of_inputs:
             return self
         own = narrowed(1 + self.weight.double(), self.weight.dtype)
         return Ia3(ia3_l=own if own.ndim > 2 else own.reshape(1, -1), feedforward=True)
@@ -118,7 +119,7 @@ class Ia3(Layer):
     def row_axes(self) -> Mapping[str, int]:
         """The axis of the one size that is not 1."""
         factors = {name: tensor for name, tensor in self.tensors().items() if name in ("weight", "ia3_l")}
-        return {} if self._inputs() else {name: _axis(tensor) for name, tensor in factors.items()}
+        return {} if self.of_inputs else {name: _axis(tensor) for name, tensor in factors.items()}
 
     def _factor(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """w, flat: what is added to 1. The difference of a narrow l and 1 would round to that of 1."""
@@ -127,12 +128,11 @@ class Ia3(Layer):
         assert self.weight is not None
         return self.weight.flatten().to(dtype)
 
-    def _inputs(self) -> bool:
+    @cached_property
+    def of_inputs(self) -> bool:
+        """Whether the factors are for inputs. Raises LayerError where nothing says it."""
         if self.on_input is not None:
-            value = self.on_input.item()
-            if value not in (0, 1):
-                raise LayerError("on_input is neither 0 nor 1", got=str(value), expected="0 or 1")
-            return bool(value)
+            return _said(self.on_input)
         assert self.ia3_l is not None
         if self.ia3_l.ndim == 2:
             return self.ia3_l.shape[1] > 1
@@ -144,6 +144,14 @@ class Ia3(Layer):
                 hint="Put the configuration that IA3_L wrote beside the file",
             )
         return self.feedforward
+
+
+def _said(on_input: Tensor) -> bool:
+    """What `on_input` says. Raises LayerError where it is no flag."""
+    value = on_input.item()
+    if value not in (0, 1):
+        raise LayerError("on_input is neither 0 nor 1", got=str(value), expected="0 or 1")
+    return bool(value)
 
 
 def _axis(factors: Tensor) -> int:

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import LycorisError
 from ..maths.tensors import compute_dtype
+from .forwards.forward import outliving
 from .geometry import geometry_of
 from .plan import BypassPlan, Met
 from .stages import Bound
@@ -52,6 +53,9 @@ class Bypass:
     Tensors go to the device and dtype of the input with the first pass there. The weight is read by the
     layers that need its norm or its singular values, once: when `meet` is called, or with the first pass.
     `met`, what they learned from it, can be handed to another `Bypass` of the same plan and weight.
+
+    Where a tensor of a layer requires gradients, they flow to it, and nothing is kept from one pass to the
+    next: an optimiser may have changed it in between.
     """
 
     def __init__(
@@ -75,7 +79,8 @@ class Bypass:
         self._strengths = plan.strengths
         self._reader = reader or PlainReader()
         self._bound: Bound | None = None
-        self._inputs: list[Tensor] | None = None
+        self._pass: tuple[Bound, list[Tensor]] | None = None
+        """What is held between the two hooks of one pass."""
         self._handles: list[RemovableHandle] = []
 
     @property
@@ -122,33 +127,36 @@ class Bypass:
 
         `dtype` is float32 or float64. Raises LycorisError, with the name, for a layer that says too little.
         """
-        if self.met is None:
-            try:
-                # Not as inference tensors: they outlive this pass.
-                with torch.inference_mode(False):
-                    self.met = self.plan.at(self.strengths).meet(
-                        dtype,
-                        device,
-                        lambda: self._reader.weight(self.module, dtype, device),
-                        lambda: self._reader.bias(self.module, dtype, device),
-                    )
-            except LycorisError as error:
-                raise error.within(weight=self.name) from None
-        return self.met
+        if self.met is not None:
+            return self.met
+        try:
+            with outliving():
+                met = self.plan.at(self.strengths).meet(
+                    dtype,
+                    device,
+                    lambda: self._reader.weight(self.module, dtype, device),
+                    lambda: self._reader.bias(self.module, dtype, device),
+                )
+        except LycorisError as error:
+            raise error.within(weight=self.name) from None
+        if not self.plan.learns:
+            self.met = met
+        return met
 
     def remove(self) -> None:
         """Take the hooks away, if they are there, and let go of the tensors on the device."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self._bound, self._inputs = [], None, None
+        self._handles, self._bound, self._pass = [], None, None
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not any(strength != 0.0 for stage in self.strengths for strength in stage):
-            self._inputs = None
+            self._pass = None
             return None
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
         bound = self._bind(x)
-        inputs = self._inputs = bound.inputs(x, self.strengths)
+        inputs = bound.inputs(x, self.strengths)
+        self._pass = (bound, inputs)
         if inputs[0] is inputs[-1] or self._stands_beside_another(bound):
             return None
         given = inputs[0].view(x.shape).to(x.dtype)
@@ -159,10 +167,10 @@ class Bypass:
     def _after(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor | None
     ) -> Any:
-        inputs, self._inputs = self._inputs, None
-        bound = self._bound
-        if inputs is None or bound is None or y is None:
+        held, self._pass = self._pass, None
+        if held is None or y is None:
             return None
+        bound, inputs = held
         rest: Mapping[str, Any] = kwargs if args else {}
         # Not through the hooks: they are what asks.
         own = self._reader.forward(module)
@@ -182,8 +190,13 @@ class Bypass:
         return bound.turns and self._reader.forward(self.module) != self.module.forward
 
     def _bind(self, x: Tensor) -> Bound:
-        if self._bound is None or self._bound.key != (x.dtype, x.device):
+        learns = self.plan.learns
+        if self._bound is None or learns or self._bound.key != (x.dtype, x.device):
+            if learns:
+                self.met = None
             met = self.meet(compute_dtype(x.dtype), x.device)
-            with torch.inference_mode(False):
-                self._bound = Bound(self.plan.geometry, met, x)
+            with outliving():
+                bound = Bound(self.plan.geometry, met, x)
+            self._bound = None if learns else bound
+            return bound
         return self._bound

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ class MetStage:
 
 @dataclass(frozen=True)
 class Met:
-    """What a plan needs to know of its weight and bias, and nothing more of them: kept on the CPU."""
+    """What a plan needs to know of its weight and bias, and nothing more of them."""
 
     stages: tuple[MetStage, ...]
     bias: Tensor | None
@@ -134,7 +135,16 @@ class BypassPlan:
         """Whether it is the same before and after anything else that only adds."""
         return all(stage.additive for stage in self.stages)
 
-    @torch.no_grad()
+    @cached_property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        parts = [part for stage in self.stages for part, _ in (*stage.layers, *stage.biases)]
+        return tuple(tensor for part in parts for tensor in part.layer.tensors().values())
+
+    @property
+    def learns(self) -> bool:
+        """Whether a tensor of its layers requires gradients, and so may be another in the next pass."""
+        return any(tensor.requires_grad for tensor in self._tensors)
+
     def meet(
         self,
         dtype: torch.dtype,
@@ -144,14 +154,17 @@ class BypassPlan:
     ) -> Met:
         """Find out what the layers need to know of the weight and bias, which are read only if they do.
 
-        `dtype` is float32 or float64: what the readers give and what is computed in.
+        `dtype` is float32 or float64: what the readers give and what is computed in. The result is on the
+        CPU; that of a plan that learns stays on the device, and gradients flow through it to the layers.
         """
         effective = _Effective(self, dtype, device, weight, bias)
-        stages = tuple(
-            _meet(self.geometry, stage, number, effective) for number, stage in enumerate(self.stages)
-        )
-        kept = effective.bias(0) if any(met.bases for met in stages) else None
-        return moved(Met(stages, kept), torch.device("cpu"))
+        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
+            stages = tuple(
+                _meet(self.geometry, stage, number, effective) for number, stage in enumerate(self.stages)
+            )
+            kept = effective.bias(0) if any(met.bases for met in stages) else None
+            met = Met(stages, kept)
+            return met if self.learns else moved(met, torch.device("cpu"))
 
 
 def refusal(part: Part) -> str | None:

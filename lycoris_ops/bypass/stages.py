@@ -81,8 +81,10 @@ class BoundStage:
         if not changes and not live:
             return y
         total = y.contiguous()
-        if total is y and torch.is_grad_enabled() and y.requires_grad:
-            total = y.clone()
+        if total is y and torch.is_grad_enabled():
+            # What changed y may have kept it for its own gradient.
+            kept = y.requires_grad or any(change.requires_grad for change, _, _ in changes)
+            total = y.clone() if kept else y
         for change, rows, strength in changes:
             self.geometry.part(total, rows).add_(change, alpha=strength)
         if live and self.geometry.kernel:

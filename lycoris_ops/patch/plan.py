@@ -48,6 +48,7 @@ class PatchPlan:
     strengths: tuple[float, ...] = ()
 
     @classmethod
+    @torch.no_grad()
     def build(
         cls,
         shape: Sequence[int],
@@ -76,7 +77,7 @@ class PatchPlan:
         for (kind, rows), (forms, slots) in by_form.items():
             group, own = FUSE[kind](forms, slots, len(tensors))
             groups.append((group, rows))
-            tensors += [tensor.to(target).contiguous() for tensor in own]
+            tensors += [tensor.detach().to(target).contiguous() for tensor in own]
         strengths = tuple(float(strength) for _, strength in layers)
         return cls(tuple(shape), final, tuple(groups), tuple(tensors), strengths)
 

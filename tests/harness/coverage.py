@@ -22,9 +22,9 @@ from .zoo import ENCODERS, SPECIES, supported
 PAGE = ROOT / "docs" / "coverage.md"
 HEAD = """# What is matched
 
-Names of layers are matched against the model's own list. Each row is a model of ComfyUI's own class, in which
-every layer that an adapter can change was looked for under names that other software made: so many were found,
-of so many. Several counts in a cell are of dialects that name different layers. Written by
+Names of layers are matched against the model's own list. Each row is a model of ComfyUI's own class, in
+which every layer that an adapter can change was looked for under names that other software made: so many
+were found, of so many. Several counts in a cell are of dialects that name different layers. Written by
 `python -m tests.harness.coverage --write` and compared by a test.
 """
 GROUPS = {

@@ -382,10 +382,10 @@ def test_a_pass_that_is_interrupted_leaves_nothing_behind() -> None:
     wanted = module(x)
     with pytest.raises(RuntimeError):
         module(torch.randn(2, 18, dtype=torch.float32))  # another dtype than the weight's
-    assert hooks._inputs is None, "the input is held until the next pass"
+    assert hooks._pass is None, "the input is held until the next pass"
     torch.testing.assert_close(module(x), wanted, rtol=0, atol=0)
     hooks.remove()
-    assert hooks._inputs is None and hooks._bound is None
+    assert hooks._pass is None and hooks._bound is None
 
 
 @pytest.mark.parametrize("kind", ["lora", "full", "loha", "lora-dora-out"])

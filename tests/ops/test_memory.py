@@ -13,7 +13,8 @@ from torch import Tensor
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import Layer
-from lycoris_ops.patch import registry, scratch
+from lycoris_ops.maths import scratch
+from lycoris_ops.patch import registry
 from tests.harness.allocations import MemoryRunsOut
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...changes.forms import Dense, Sparse
 from ...maths.tensors import compute_dtype
 from ..geometry import Geometry
-from .forward import Item, Strengths, buffer
+from .forward import Item, Strengths, buffer, outliving, recorded
 
 FORMS = (Dense, Sparse)
 
@@ -44,7 +44,7 @@ class DenseForward:
         elif self.full:
             self._multiply(y, x, self._sum(strengths), 1.0)
         else:
-            self._multiply(y, x, self._place(buffer("sparse", self._shape(), x).zero_(), strengths), 1.0)
+            self._multiply(y, x, self._place(self._empty(x), strengths), 1.0)
 
     def _multiply(self, y: Tensor, x: Tensor, values: Tensor, strength: float) -> None:
         if self.geometry.kernel:
@@ -52,16 +52,19 @@ class DenseForward:
         else:
             y.addmm_(x, values.T, alpha=strength)
 
-    def _shape(self) -> tuple[int, int]:
-        return (self.rows, self.geometry.columns)
+    def _empty(self, x: Tensor) -> Tensor:
+        """Zeros of the matrix's shape, in a buffer that all layers use unless gradients are recorded."""
+        shape = (self.rows, self.geometry.columns)
+        if recorded(*(values for _, _, values, _ in self.sparse)):
+            return torch.zeros(shape, dtype=x.dtype, device=x.device)
+        return buffer("sparse", shape, x).zero_()
 
     def _sum(self, strengths: Strengths) -> Tensor:
         """The sum at these strengths, kept until they change."""
         key = tuple(strengths)
         if self._held is None or self._held[0] != key:
             first, _ = self.full[0]
-            # Not an inference tensor: it outlives this pass.
-            with torch.inference_mode(False):
+            with outliving():
                 total = torch.zeros(first.shape, dtype=compute_dtype(first.dtype), device=first.device)
                 for values, slot in self.full:
                     total.add_(values, alpha=strengths[slot])

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...changes.forms import Hadamard
 from ...maths.tensors import compute_dtype
 from ..geometry import Geometry
-from .forward import Item, Strengths, buffer
+from .forward import Item, Strengths, buffer, recorded
 
 FORMS = (Hadamard,)
 
@@ -35,16 +35,8 @@ class HadamardForward:
         wide = compute_dtype(dtype)
         self.geometry = geometry
         self.dtype = dtype
-        self.factors = [
-            (
-                *(part.to(device, wide) for part in (form.w1_a, form.w1_b, form.w2_a, form.w2_b)),
-                form.scale,
-                item.slot,
-            )
-            for item in items
-            for form in (item.form,)
-        ]
-        self.ranks = [len(w1_b) * len(w2_b) for _, w1_b, _, w2_b, _, _ in self.factors]
+        self.factors = [(_factors(item.form, device, wide), item.form.scale, item.slot) for item in items]
+        self.ranks = [len(w1_b) * len(w2_b) for (_, w1_b, _, w2_b), _, _ in self.factors]
 
     def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> None:
         rows = y.shape[1]
@@ -57,33 +49,44 @@ class HadamardForward:
     def _khatri_rao_is_cheaper(self, rows: int, positions: int) -> bool:
         """By multiplications and elements formed, for so many outputs and positions."""
         both, full = rows + self.geometry.columns, rows * self.geometry.columns
-        inner = sum(len(w1_b) + len(w2_b) for _, w1_b, _, w2_b, _, _ in self.factors)
+        inner = sum(len(w1_b) + len(w2_b) for (_, w1_b, _, w2_b), _, _ in self.factors)
         short = sum(self.ranks) * both * (positions + ELEMENT)
         long = full * (positions + inner + ELEMENT * len(self.factors))
         return short <= long
 
     def _khatri_rao(self, y: Tensor, x: Tensor, strengths: Strengths) -> None:
-        rank, rows = sum(self.ranks), y.shape[1]
-        left = buffer("left", (rows, rank), x)
-        right = buffer("right", (rank, self.geometry.columns), x)
-        first = 0
-        for (w1_a, w1_b, w2_a, w2_b, scale, slot), own in zip(self.factors, self.ranks, strict=True):
-            kept = slice(first, first + own)
-            scaled = w1_a * (scale * strengths[slot])
-            torch.mul(
-                scaled[:, :, None],
-                w2_a[:, None, :],
-                out=left[:, kept].view(rows, w1_a.shape[1], w2_a.shape[1]),
-            )
-            torch.mul(
-                w1_b[:, None, :], w2_b[None, :, :], out=right[kept].view(len(w1_b), len(w2_b), right.shape[1])
-            )
-            first += own
+        learns = recorded(*(part for factors, _, _ in self.factors for part in factors))
+        left, right = self._new(strengths) if learns else self._buffered(y.shape[1], x, strengths)
         hidden = self.geometry.product(x, right)
         if self.geometry.kernel:
             y.add_(self.geometry.mix(hidden, left))
         else:
             y.addmm_(hidden, left.T)
+
+    def _new(self, strengths: Strengths) -> tuple[Tensor, Tensor]:
+        """The Khatri-Rao factors in memory of their own, through which gradients flow."""
+        lefts: list[Tensor] = []
+        rights: list[Tensor] = []
+        for (w1_a, w1_b, w2_a, w2_b), scale, slot in self.factors:
+            scaled = w1_a * (scale * strengths[slot])
+            lefts.append((scaled[:, :, None] * w2_a[:, None, :]).flatten(1))
+            rights.append((w1_b[:, None, :] * w2_b[None, :, :]).flatten(0, 1))
+        return torch.cat(lefts, 1).to(self.dtype), torch.cat(rights).to(self.dtype)
+
+    def _buffered(self, rows: int, x: Tensor, strengths: Strengths) -> tuple[Tensor, Tensor]:
+        """The Khatri-Rao factors in the buffers that all layers use."""
+        rank = sum(self.ranks)
+        left = buffer("left", (rows, rank), x)
+        right = buffer("right", (rank, self.geometry.columns), x)
+        first = 0
+        for ((w1_a, w1_b, w2_a, w2_b), scale, slot), own in zip(self.factors, self.ranks, strict=True):
+            kept = slice(first, first + own)
+            one, two = left[:, kept], right[kept]
+            scaled = w1_a * (scale * strengths[slot])
+            torch.mul(scaled[:, :, None], w2_a[:, None, :], out=one.view(rows, w1_a.shape[1], -1))
+            torch.mul(w1_b[:, None, :], w2_b[None, :, :], out=two.view(len(w1_b), len(w2_b), -1))
+            first += own
+        return left, right
 
     def _tiled(self, y: Tensor, x: Tensor, strengths: Strengths) -> None:
         columns = self.geometry.columns
@@ -91,16 +94,26 @@ class HadamardForward:
         for start in range(0, y.shape[1], step):
             stop = min(y.shape[1], start + step)
             total: Tensor | None = None
-            for w1_a, w1_b, w2_a, w2_b, scale, slot in self.factors:
+            for (w1_a, w1_b, w2_a, w2_b), scale, slot in self.factors:
                 one = torch.mm(w1_a[start:stop], w1_b)
                 two = torch.mm(w2_a[start:stop] * (scale * strengths[slot]), w2_b)
-                total = one.mul_(two) if total is None else total.addcmul_(one, two)
+                if recorded(one, two):
+                    total = one * two if total is None else torch.addcmul(total, one, two)
+                else:
+                    total = one.mul_(two) if total is None else total.addcmul_(one, two)
             assert total is not None
             values = total.to(self.dtype)
             if self.geometry.kernel:
                 y[:, start:stop].add_(self.geometry.product(x, values))
             else:
                 y[:, start:stop].addmm_(x, values.T)
+
+
+def _factors(
+    form: Hadamard, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """w1_a, w1_b, w2_a, w2_b where they are multiplied."""
+    return tuple(part.to(device, dtype) for part in (form.w1_a, form.w1_b, form.w2_a, form.w2_b))  # type: ignore[return-value]
 
 
 FORWARD = HadamardForward

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...changes.forms import LowRank
 from ..geometry import Geometry
-from .forward import Item, Strengths
+from .forward import Item, Strengths, outliving
 
 FORMS = (LowRank,)
 
@@ -54,8 +54,7 @@ class LowRankForward:
                 for _ in range(rank)
             ]
             wide = torch.float64 if self.up.dtype == torch.float64 else torch.float32
-            # Not an inference tensor: it outlives this pass.
-            with torch.inference_mode(False):
+            with outliving():
                 self._held = (key, torch.tensor(values, dtype=wide, device=self.up.device))
         return self._held[1]
 

@@ -1,0 +1,196 @@
+"""Gradients through the bypass: those of the rebuilt weight, for every kind on every kind of module."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from layers import rand
+from test_bypass import FACTS, IDS, MODULES, Case, beside, chained, hook, layer
+from torch import Tensor, nn
+
+import lycoris_ops as lyc
+from lycoris_ops.algorithms import ALGORITHMS
+from lycoris_ops.bypass.forwards import hadamard
+
+STRENGTH, RATE, STEPS = 0.7, 0.05, 2
+Layers = Sequence[tuple[lyc.Layer | lyc.Part, float]]
+
+
+def learning(one: lyc.Layer) -> lyc.Layer:
+    """The same in float64, with its factors as parameters."""
+    floats = {name: tensor for name, tensor in one.tensors().items() if tensor.is_floating_point()}
+    return one.with_tensors({name: nn.Parameter(tensor.double()) for name, tensor in floats.items()})
+
+
+def parameters(layers: Layers) -> list[Tensor]:
+    """Every parameter of the layers once."""
+    whole = (one.layer if isinstance(one, lyc.Part) else one for one, _ in layers)
+    held = (tensor for one in whole for tensor in one.tensors().values() if tensor.requires_grad)
+    return list({id(tensor): tensor for tensor in held}.values())
+
+
+def rebuilt(module: nn.Module, layers: Layers, x: Tensor) -> Tensor:
+    """What the module gives with W + s * delta(W) and b + s * change(b), by torch's own products."""
+    weight, bias = module.weight, module.bias
+    for one, strength in layers:
+        part = one if isinstance(one, lyc.Part) else None
+        if part is not None and part.parameter == "bias":
+            change = part.layer.change(module.weight, module.bias).bias
+            bias = bias if change is None else bias + strength * change
+        elif part is not None and part.rows is not None:
+            start, stop = part.rows
+            changed = strength * part.layer.delta(module.weight[start:stop])
+            weight = weight + nn.functional.pad(changed.flatten(1), (0, 0, start, len(weight) - stop)).view(
+                weight.shape
+            )
+        else:
+            weight = weight + strength * (one if part is None else part.layer).delta(module.weight)
+    values: Mapping[str, Any] = {"weight": weight, **({} if bias is None else {"bias": bias})}
+    return torch.func.functional_call(module, dict(values), x)
+
+
+def check(case: Case, made: Layers, again: Layers) -> None:
+    """The same through the bypass and through the rebuilt weight, in every step of an optimiser."""
+    module, x = case.module(), case.input()
+    hooks = hook(module, chained(case, (made,)))
+    plain = case.module()
+    plain.load_state_dict(module.state_dict())
+    ours, theirs = parameters(made), parameters(again)
+    assert ours and len(ours) == len(theirs) and not {id(p) for p in ours} & {id(p) for p in theirs}
+    steps = [torch.optim.SGD(found, RATE, momentum=0.9) for found in (ours, theirs)]
+    target = torch.randn_like(plain(x))
+    before = [tensor.detach().clone() for tensor in ours]
+    for _ in range(STEPS):
+        inputs = [x.clone().requires_grad_() for _ in range(2)]
+        found, wanted = module(inputs[0]), rebuilt(plain, again, inputs[1])
+        same(found, wanted)
+        for output, optimiser in zip((found, wanted), steps, strict=True):
+            optimiser.zero_grad()
+            (output - target).square().mean().backward()
+        same(inputs[0].grad, inputs[1].grad)
+        for mine, other in zip(ours, theirs, strict=True):
+            assert (mine.grad is None) == (other.grad is None)
+            if mine.grad is not None and other.grad is not None:
+                same(mine.grad, other.grad)
+        for optimiser in steps:
+            optimiser.step()
+    assert all(
+        not torch.equal(now, then) for now, then in zip(ours, before, strict=True) if now.grad is not None
+    )
+    assert any(tensor.grad is not None and tensor.grad.any() for tensor in ours)
+    # Without gradients, too, what an optimiser has changed is seen.
+    with torch.no_grad():
+        same(module(x), rebuilt(plain, again, x))
+    with torch.inference_mode():
+        same(module(x), rebuilt(plain, again, x))
+    assert hooks.met is None and hooks._bound is None and hooks._pass is None
+    assert module.weight.grad is None and not module.weight.requires_grad
+
+
+def same(found: Tensor | None, wanted: Tensor | None) -> None:
+    assert found is not None and wanted is not None
+    assert (found - wanted).abs().max() <= 1e-10 * wanted.abs().max().clamp_min(1e-10)
+
+
+@pytest.mark.parametrize(("kind", "name"), FACTS, ids=IDS)
+def test_gradients_of_every_kind_on_every_module(kind: str, name: str) -> None:
+    case = MODULES[name]
+    one = layer(kind, case)
+    made, again = learning(one), learning(one)
+    check(case, [(made, STRENGTH)], [(again, STRENGTH)])
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d"])
+@pytest.mark.parametrize("kind", ["ia3-peft", "diff_b", "lora_B.bias"])
+def test_gradients_of_changes_of_the_bias(kind: str, name: str) -> None:
+    case = MODULES[name]
+    if kind == "ia3-peft":
+        one = layer(kind, case) if name == "linear" else ia3_of_outputs(case)
+    else:
+        one = layer("lora", case, **{kind: rand(case.shape[0])})
+    pairs = [[(found, 0.7), (beside(found), 0.7)] for found in (learning(one), learning(one))]
+    check(case, *pairs)
+
+
+def ia3_of_outputs(case: Case) -> lyc.Layer:
+    factors = {"ia3_l": 1 + rand(1, case.shape[0], 1, 1)}
+    return ALGORITHMS["ia3"].load(factors, {"feedforward": False})
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d", "conv2d-groups"])
+def test_gradients_of_several_kinds_at_once(name: str) -> None:
+    """All on one module, two of them on rows of it, with a frozen one among them."""
+    case = MODULES[name]
+    kinds = [kind for kind, at in FACTS if at == name and "dora" not in kind]
+    ones = [layer(kind, case) for kind in kinds]
+    half = Case((6, *case.shape[1:]), case.options)
+    rows = [lyc.Part(layer(kind, half), rows=at) for kind, at in (("lora", (0, 6)), ("loha", (6, 12)))]
+    frozen = layer("lokr-full-low", case)
+
+    def together() -> Layers:
+        own = [(learning(one), 0.2) for one in ones]
+        parts = [(lyc.Part(learning(part.layer), rows=part.rows), 0.3) for part in rows]
+        return [*own, *parts, (frozen, 0.4)]
+
+    check(case, together(), together())
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+@pytest.mark.parametrize("name", ["linear", "conv2d"])
+def test_gradients_of_both_ways_of_a_hadamard_product(
+    name: str, tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hadamard.HadamardForward, "_khatri_rao_is_cheaper", lambda *_: not tiles)
+    monkeypatch.setattr(hadamard, "TILE", 50)
+    case = MODULES[name]
+    ones = layer("loha", case), layer("loha", case, rank=2)
+    pairs = [[(learning(one), strength) for one, strength in zip(ones, (0.6, -0.9), strict=True)]]
+    pairs.append([(learning(one), strength) for one, strength in zip(ones, (0.6, -0.9), strict=True)])
+    check(case, *pairs)
+
+
+@pytest.mark.parametrize("kind", ["lora-dora-out", "oft", "tlora"])
+def test_gradients_flow_through_what_a_later_stage_meets(kind: str) -> None:
+    """A stage whose operators depend on what a learning one before it made of the weight."""
+    case = MODULES["linear"]
+    first, second = layer("lora", case), layer(kind, case)
+    module, x = case.module(), case.input()
+    made, again = ((learning(first), learning(second)) for _ in range(2))
+    hook(module, chained(case, ([(made[0], 0.5)],), ([(made[1], 0.8)],)))
+    found = module(x)
+    changed = module.weight + 0.5 * again[0].delta(module.weight)
+    weight = changed + 0.8 * again[1].delta(changed)
+    wanted = nn.functional.linear(x, weight, module.bias)
+    same(found, wanted)
+    for output in (found, wanted):
+        output.square().sum().backward()
+    for mine, other in itertools.zip_longest(
+        parameters([(one, 1.0) for one in made]), parameters([(one, 1.0) for one in again])
+    ):
+        same(mine.grad, other.grad)
+
+
+def test_a_plan_of_frozen_layers_is_kept_and_one_that_learns_is_not() -> None:
+    case = MODULES["linear"]
+    module, x = case.module(), case.input()
+    frozen = hook(module, chained(case, ([(layer("lora-dora-out", case), 1.0)],)))
+    module(x)
+    bound = frozen._bound
+    module(x)
+    assert bound is not None and frozen._bound is bound and frozen.met is not None
+    frozen.remove()
+    hooks = hook(module, chained(case, ([(learning(layer("lora-dora-out", case)), 1.0)],)))
+    module(x).sum().backward()
+    assert hooks.plan.learns and hooks._bound is None and hooks.met is None
+
+
+def test_a_patch_of_learning_layers_records_nothing() -> None:
+    weight = torch.randn(12, 18)
+    one = learning(layer("loha", MODULES["linear"]))
+    plan = lyc.PatchPlan.build(weight.shape, weight.dtype, "cpu", [(one, 1.0)])
+    assert not any(tensor.requires_grad for tensor in plan.tensors)
+    assert not plan.apply_(weight, plan.tensors, plan.strengths).requires_grad
