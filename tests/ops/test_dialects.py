@@ -279,32 +279,27 @@ def test_old_attention_processors_of_diffusers(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("args", "sig_type"),
-    [
-        ({"algo": "tlora"}, "principal"),
-        ({"algo": "tlora", "sig_type": "last"}, "last"),
-        ({"algo": "tlora", "use_data_init": "False"}, None),
-        ({}, None),
-    ],
-)
-def test_tloras_start_comes_from_the_networks_arguments(
-    tmp_path: Path, args: dict[str, Any], sig_type: str | None
-) -> None:
-    name = "lycoris_a"
-    tensors = {
-        f"{name}.q_layer.weight": rand(2, 8),
-        f"{name}.p_layer.weight": rand(6, 2),
-        f"{name}.lambda_layer": rand(1, 2),
-    }
-    layer = write(tmp_path, tensors, {"ss_network_args": json.dumps(args)}).layers[name]
+def tlora(folder: Path, args: dict[str, Any]) -> tuple[lyc.Layer, dict[str, Tensor]]:
+    """A layer of a file with these arguments of its network, and its tensors by suffix."""
+    tensors = {"q_layer.weight": rand(2, 8), "p_layer.weight": rand(6, 2), "lambda_layer": rand(1, 2)}
+    named = {f"lycoris_a.{suffix}": tensor for suffix, tensor in tensors.items()}
+    return write(folder, named, {"ss_network_args": json.dumps(args)}).layers["lycoris_a"], tensors
+
+
+@pytest.mark.parametrize("start", ["principal", "last"])
+def test_tloras_start_comes_from_the_networks_arguments(tmp_path: Path, start: str) -> None:
+    args = {"algo": "tlora"} if start == "principal" else {"algo": "tlora", "sig_type": start}
+    layer, tensors = tlora(tmp_path, args)
     weight = torch.randn(6, 8, dtype=torch.float64)
-    if sig_type is None:
-        with pytest.raises(lyc.LayerError, match="sig_type"):
-            layer.delta(weight)
-        return
     left, values, right = torch.linalg.svd(weight, full_matrices=False)
-    kept = slice(0, 2) if sig_type == "principal" else slice(4, 6)
+    kept = slice(0, 2) if start == "principal" else slice(4, 6)
     before = left[:, kept] @ torch.diag(values[kept]) @ right[kept]
-    up, down = tensors[f"{name}.p_layer.weight"].double(), tensors[f"{name}.q_layer.weight"].double()
-    close(layer.delta(weight), up @ torch.diag(tensors[f"{name}.lambda_layer"].double()[0]) @ down - before)
+    down, up, factors = (tensor.double() for tensor in tensors.values())
+    close(layer.delta(weight), up @ torch.diag(factors[0]) @ down - before)
+
+
+@pytest.mark.parametrize("args", [{"algo": "tlora", "use_data_init": "False"}, {}], ids=["random", "unsaid"])
+def test_a_tlora_of_an_unknown_start_is_an_error(tmp_path: Path, args: dict[str, Any]) -> None:
+    layer, _ = tlora(tmp_path, args)
+    with pytest.raises(lyc.LayerError, match="sig_type"):
+        layer.delta(torch.randn(6, 8, dtype=torch.float64))

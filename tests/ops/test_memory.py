@@ -19,10 +19,9 @@ from tests.harness.allocations import MemoryRunsOut
 
 
 @pytest.fixture(autouse=True)
-def small_parts_and_no_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "PATHS", tuple(path for path in registry.PATHS if path.name == "torch"))
     in_small_parts(monkeypatch)
-    monkeypatch.setattr(scratch, "_HELD", scratch._Held())
 
 
 def halved(layer: Layer) -> Layer:
@@ -64,7 +63,7 @@ def check(before: Tensor, layers: list[tuple[Any, float]], monkeypatch: pytest.M
     while not done:
         at += 1
         found = before.clone()
-        monkeypatch.setattr(scratch, "_HELD", scratch._Held())
+        scratch.forget()
         with MemoryRunsOut(at):
             try:
                 plan.apply_(found, plan.tensors, plan.strengths)
@@ -79,3 +78,14 @@ def test_a_weight_without_data_is_refused_by_its_device(kind: str) -> None:
     weight = torch.empty(WEIGHTS["linear"], device="meta")
     with pytest.raises(lyc.LayerError, match=r"no path can patch.*float32 on meta.*for cpu or cuda"):
         lyc.patch_(weight, [(load(kind, "linear"), 1.0)])
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_a_buffer_that_nobody_wrote_to_reads_as_nan(dtype: torch.dtype, again: bool) -> None:
+    """So that tests find what is read before it is written; the second time after a test that wrote to it."""
+    found = scratch.scratch("of this test", (3, 5), dtype, torch.device("cpu"))
+    assert found.isnan().all()
+    total = torch.zeros(3) + found.sum(1)
+    assert total.isnan().all()
+    found.zero_()
