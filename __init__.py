@@ -1,4 +1,4 @@
-"""What the host imports: the nodes and the folder of the browser extension."""
+"""What ComfyUI imports: the nodes, and the folder with the browser extension and the help pages."""
 
 from .lycoris_nodes import LycorisExtension
 

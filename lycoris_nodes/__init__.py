@@ -1,4 +1,4 @@
-"""The nodes and what they stand on: `nodes` has one a file, and a file dropped there is registered."""
+"""The nodes for ComfyUI. `nodes` holds one node a file, and a file that is put there is registered."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ __all__ = ["NODES", "LycorisExtension"]
 
 
 def _discover() -> list[type[io.ComfyNode]]:
+    # Only classes that a module defines itself: those that it imports are not its nodes.
     return [
         value
         for module in discover(nodes.__name__)

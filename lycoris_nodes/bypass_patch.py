@@ -1,4 +1,4 @@
-"""Layers that stand beside their weights: hooks on the modules of a loaded model."""
+"""Bypass in the host: hooks on the modules of a loaded model, which leave the weights as they are."""
 
 from __future__ import annotations
 
@@ -13,26 +13,33 @@ from .host import HostReader, PatcherInjection, add_injection, layer_of
 from .patch import memory_named
 
 NAME = "lycoris_bypass"
+"""The key under which the host keeps this injection on a patcher."""
 
 
 class BypassInjection(PatcherInjection):
-    """The plans of a model's layers, by module path, and what hangs on which model of them.
+    """The bypass plans of a model's layers, by module path, and the hooks that are attached for them.
 
-    Clones share it, and several models may carry it, as those of several cards do: each its own modules.
+    All clones of a patcher share one injection. One injection may also serve several models, such as the
+    copies of a model on several GPUs. Hooks are therefore kept for each model apart.
     """
 
     def __init__(self, plans: Mapping[str, BypassPlan]) -> None:
         self.plans = plans
         self._attached: WeakKeyDictionary[Any, dict[str, Bypass]] = WeakKeyDictionary()
+        """Model to its attached hooks, by module path."""
         self._met: WeakKeyDictionary[Any, tuple[Any, dict[str, Met]]] = WeakKeyDictionary()
-        """What the layers learned from the weights of a model, with the state of its patches then."""
+        """Model to (`patches_uuid`, what each layer learned from its weight under these patches)."""
 
     def inject(self, patcher: Any) -> None:
-        """Hang the layers on the modules of the model that the host has loaded.
+        """Attach the hooks to the modules of the model that the host has loaded.
 
-        Weights are read here, once, by the layers that depend on them; not again until the patches of
-        the model change. Raises LycorisError, and leaves no hook, where a layer cannot be worked out.
+        Layers whose change depends on the weight read it here. What they learn from it is kept until the
+        patches of the model change, so loading the model again reads no weight.
+
+        Raises LycorisError, and leaves no hook attached, if the model lacks a layer or a layer cannot be
+        computed; PatchMemoryError if there is no memory to read a weight.
         """
+        # Another clone has attached them already: clones share the model and this injection.
         if patcher.model in self._attached:
             return
         stamp, known = self._met.get(patcher.model, (None, {}))
@@ -43,41 +50,47 @@ class BypassInjection(PatcherInjection):
             for path, plan in self.plans.items():
                 module = layer_of(patcher, path)
                 if module is None:
-                    raise LycorisError("the loaded model has no such layer", key=path)
+                    raise LycorisError("the loaded model has no layer of this name to bypass", key=path)
                 hooks = Bypass(module, plan, reader=HostReader(), met=known.get(path), name=path)
                 dtype, device = torch.float32, patcher.load_device
-                purpose = "to read a weight that layers beside it depend on"
+                purpose = "to read a weight that bypassed layers depend on"
                 hint = "Unload other models"
                 with memory_named(purpose, path, plan.geometry.shape, dtype, device, hint):
                     known[path] = hooks.meet(dtype, device)
                 attached[path] = hooks.attach()
         except BaseException:
+            # Interrupts too: a hook that stayed would change every later run of the model.
             self.eject(patcher)
             raise
 
     def eject(self, patcher: Any) -> None:
-        """Take them away and let go of what they hold on the device."""
+        """Remove the hooks and release the tensors that they hold on the device."""
         for hooks in self._attached.pop(patcher.model, {}).values():
             hooks.remove()
 
 
 def plans_of(patcher: Any) -> Mapping[str, BypassPlan]:
-    """What stands beside the layers of a patcher's model already, by module path."""
+    """The bypass plans that a patcher carries already, by module path."""
     ours = _ours(patcher)
     return {} if ours is None else ours.plans
 
 
 def add_bypass(patcher: Any, plans: Mapping[str, BypassPlan]) -> None:
-    """Put plans beside the layers of a patcher's model, after those that are there already."""
+    """Add plans, by module path, to a patcher. They follow plans that it has for the same modules."""
     before = _ours(patcher)
     joined = dict(plans_of(patcher))
     for path, plan in plans.items():
         joined[path] = joined[path].then(plan) if path in joined else plan
+    # Setting the key replaces all of its injections, those of a second copy of the pack too.
     others = [found for found in patcher.get_injections(NAME) or () if found is not before]
     add_injection(patcher, NAME, [*others, BypassInjection(joined)])
 
 
 def _ours(patcher: Any) -> BypassInjection | None:
-    """A pack that is loaded twice, under two names, has two of these classes."""
+    """This pack's injection on a patcher, None where there is none.
+
+    A second copy of the pack, loaded under another name, has a BypassInjection class of its own. Its
+    injections are not touched.
+    """
     injections = patcher.get_injections(NAME) or ()
     return next((found for found in injections if isinstance(found, BypassInjection)), None)

@@ -1,4 +1,4 @@
-"""The host's quantised formats as a codec: which tensors of a file belong together, under its names."""
+"""A codec for the host's quantised formats: which tensors of a file form one weight, and their values."""
 
 from __future__ import annotations
 
@@ -14,53 +14,57 @@ from ..lycoris_ops import DTYPE_NAMES, LycorisError, Quantised, TensorCache, Ten
 from .host import QUANT_FORMATS, quantised_layer, rounding_seed
 
 MARK = "comfy_quant"
-"""Beside a quantised weight: JSON that says its format, as bytes."""
+"""Last part of the name of a tensor that describes the quantised weight beside it: JSON, as bytes."""
 
 TABLE = "_quantization_metadata"
-"""The same for all layers of a file at once, as JSON in its metadata."""
+"""Metadata key under which a file describes all of its quantised layers at once, as JSON."""
 
 OLD_MARK = "scaled_fp8"
-"""Behind the prefix of a part of a model in older files: those of its layers that have a scale are
-quantised, and the scale is not called as the host calls it now."""
+"""End of the name of a marker tensor in older files. What comes before it is the prefix of a part of the
+model: the layers of this part that have a `scale_weight` are quantised to float8."""
 
 SCALES: dict[str, tuple[str, ...]] = {
     "weight_scale": ("weight_scale", "scale_weight"),
     "weight_scale_2": ("weight_scale_2",),
 }
-"""What the host calls the scales of a weight, and their names in files."""
+"""The host's names for the scales of a weight, each with the names that files have for it."""
 
 SMOOTHING = "pre_quant_scale"
-"""By what the host multiplies a layer's input, so that the weight it stands for is the stored one times
-this, column by column. Source of the name: NVIDIA's ModelOpt."""
+"""The name of factors (I,) that the host multiplies a layer's input with. The weight that acts on the
+original input is the stored one times these factors, column by column. Source of the name: NVIDIA's
+ModelOpt."""
 
 PACKED = {"nvfp4": 2, "convrot_w4a4": 2}
-"""Formats that store several columns in one byte."""
+"""Formats that store several columns in one byte, with how many."""
 
 PREFIXES = {"model.diffusion_model.": "diffusion_model.", "diffusion_model.": "diffusion_model."}
-"""What the names of a diffusion model's weights begin with in a checkpoint, and once it is loaded."""
+"""Prefixes of a diffusion model's weights in a checkpoint, to those in the loaded model."""
 
 
 @dataclass(frozen=True)
 class HostCodec:
-    """Reads and writes quantised weights through the host's own layer for them.
+    """Reads and writes quantised weights through the host's own layer for them; see `Codec`.
 
-    So the host's rounding is used, seeded with the name that the weight has in the loaded model where
-    this is known: a file then holds what the host itself would have made of the patched weight.
+    The rounding is therefore the host's. Its seed is made of the name that the weight has in the loaded
+    model, as far as this name is known: a file then holds what the host itself would have made of the
+    patched weight.
     """
 
     prefix: str = ""
-    """What goes before the names of the file in the loaded model, for a model in a file of its own."""
+    """What the loaded model has before this file's names, where the file holds one part of a model alone."""
 
     def find(self, file: TensorFile) -> Mapping[str, Quantised]:
-        """The quantised layers of a file. What the host has no format for is left out.
+        """The quantised layers of a file, by the key of the weight.
 
-        Packed rows and columns are taken as they are stored, with what the format may have padded: the
-        file does not say how many of them are meant.
+        Layers in a format that the host does not know are left out. A shape includes rows and columns that
+        the format may have added as padding, because the file does not say how many are meant. Raises
+        LycorisError if what the file says of its quantised layers is not JSON.
         """
         found: dict[str, Quantised] = {}
         for layer, mark in _marked(file).items():
             key, name = f"{layer}.weight", mark.get("format")
             stored = file.tensors.get(key)
+            # Two dimensions: the layer of the host that unpacks a weight is a linear one.
             if stored is None or len(stored.shape) != 2 or name not in QUANT_FORMATS:
                 continue
             shape = (stored.shape[0], stored.shape[1] * PACKED.get(name, 1))
@@ -68,6 +72,10 @@ class HostCodec:
         return found
 
     def decode(self, weight: Quantised, stored: Mapping[str, Tensor]) -> Tensor:
+        """The float32 weight (O, I) that the stored tensors stand for, times its smoothing factors.
+
+        Raises LycorisError if the host cannot read them.
+        """
         with self._reading(weight):
             layer = self._layer(weight, stored)
             values = layer.convert_weight(layer.weight).contiguous()
@@ -75,6 +83,10 @@ class HostCodec:
         return values if smoothing is None else values.mul_(smoothing)
 
     def encode(self, weight: Quantised, values: Tensor, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The tensors to store for other values (O, I), which are overwritten; otherwise as `stored`.
+
+        Raises LycorisError if the host cannot read the stored tensors, or if a smoothing factor is 0.
+        """
         smoothing = _smoothing(weight, stored)
         if smoothing is not None:
             values.div_(smoothing)
@@ -98,18 +110,20 @@ class HostCodec:
 
     @contextmanager
     def _reading(self, weight: Quantised) -> Generator[None]:
-        """What the host says inside of a weight that a file holds in part, or wrongly, names the weight."""
+        """Raise the host's errors about an incomplete or damaged weight as a LycorisError that names it."""
         try:
             yield
+        # The host's layer checks little of what it loads, so a damaged weight fails in any of these ways.
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise LycorisError(
-                "the host cannot read a quantised weight",
+                "ComfyUI cannot read a quantised weight",
                 key=weight.key,
                 got=f"{weight.format}: {error}",
-                hint="Merge into the file it was quantised from",
+                hint="Merge into the original file, from which this one was quantised",
             ) from error
 
     def _live(self, key: str) -> str:
+        """The weight's name in the loaded model, from which the host makes the seed of its rounding."""
         for prefix, live in PREFIXES.items():
             if key.startswith(prefix):
                 return live + key.removeprefix(prefix)
@@ -117,15 +131,16 @@ class HostCodec:
 
 
 def _marked(file: TensorFile) -> dict[str, dict[str, Any]]:
-    """What a file says of its quantised layers, in the three ways in which the host reads it."""
+    """What a file says of its quantised layers, by layer, in the three places where the host looks."""
     try:
         layers = dict(json.loads(file.metadata.get(TABLE, "{}")).get("layers", {}))
+        # Read once for each merge, so none of it is cached.
         marks = [name for name in file.tensors if name.endswith(f".{MARK}")]
         for name, tensor in file.read(marks, TensorCache(0), keep=False).items():
             layers[name.removesuffix(f".{MARK}")] = json.loads(bytes(tensor.tolist()))
     except (ValueError, TypeError, AttributeError) as error:
         raise LycorisError(
-            "what the file says of its quantised weights cannot be read",
+            "the file's description of its quantised weights cannot be read",
             file=file.path,
             got=str(error),
             expected=f"JSON in {TABLE} or in tensors named {MARK}",
@@ -134,6 +149,7 @@ def _marked(file: TensorFile) -> dict[str, dict[str, Any]]:
         for name in file.tensors:
             layer = name.removesuffix(".scale_weight")
             if name != layer and name.startswith(mark.removesuffix(OLD_MARK)):
+                # The old marker does not name the format: the dtype of the weight tells which one it is.
                 stored = file.tensors.get(f"{layer}.weight")
                 narrow = stored is not None and stored.dtype == "F8_E5M2"
                 layers[layer] = {"format": "float8_e5m2" if narrow else "float8_e4m3fn"}
@@ -141,9 +157,9 @@ def _marked(file: TensorFile) -> dict[str, dict[str, Any]]:
 
 
 def _parts(layer: str, name: str, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
-    """The tensors of a layer that change with its weight, with the dtypes that the host writes them in.
+    """The tensors that are written anew when a layer's weight changes, with the dtypes to write them in.
 
-    A scale of 16 bits becomes one of 32: rounded, it would no longer be that of its weight.
+    A scale of 16 or 64 bits is written in float32: rounded to 16 bits, it would not fit its weight.
     """
     parts = {f"{layer}.weight": DTYPE_NAMES[QUANT_FORMATS[name]]}
     for other in (*(stored for names in SCALES.values() for stored in names), SMOOTHING):
@@ -155,29 +171,33 @@ def _parts(layer: str, name: str, tensors: Mapping[str, TensorInfo]) -> dict[str
 
 
 def _stored_name(key: str, name: str, stored: Mapping[str, Tensor]) -> str:
-    """The file's key for what the host calls `name`."""
+    """The file's key for what the host calls `name`: the weight or one of its scales."""
     layer = key.removesuffix(".weight")
     names = [f"{layer}.{other}" for other in SCALES.get(name, (name,))]
     return next((other for other in names if other in stored), names[0])
 
 
 def _smoothing(weight: Quantised, stored: Mapping[str, Tensor]) -> Tensor | None:
+    """The factors (I,) of the layer's input, None where it has none. Raises LycorisError if one is 0."""
     key = f"{weight.key.removesuffix('.weight')}.{SMOOTHING}"
     if key not in stored:
         return None
     factors = stored[key].float()
     if not (factors != 0).all():
         raise LycorisError(
-            "a quantised layer ignores some of its inputs, so no change of them can be stored",
+            "a quantised layer multiplies some inputs by 0, so no change of their weights can be stored",
             key=key,
             got="a factor of 0",
-            hint="Merge into the file it was quantised from",
+            hint="Merge into the original file, from which this one was quantised",
         )
     return factors
 
 
 def _like(tensor: Tensor, stored: Tensor) -> Tensor:
-    """In the shape it is stored in, and, where that is of 8 bits, as the dtype that it is kept as."""
+    """A tensor from the host in the form of the stored one.
+
+    That is its shape where the size is the same, and its integer dtype where both have 8 bits.
+    """
     if tensor.itemsize == 1 and stored.itemsize == 1 and not stored.is_floating_point():
         tensor = tensor.view(stored.dtype)
     return tensor.contiguous().reshape(stored.shape) if tensor.numel() == stored.numel() else tensor

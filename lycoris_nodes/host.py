@@ -1,4 +1,4 @@
-"""The one door to the host application: everything that the nodes use of ComfyUI passes here."""
+"""The one door to the host, ComfyUI: everything that the nodes use of it passes through this module."""
 
 from __future__ import annotations
 
@@ -54,28 +54,30 @@ __all__ = [
 
 
 def file_names(folder: str, endings: Sequence[str]) -> list[str]:
-    """The files of one of the host's model folders, as its own loaders list them."""
+    """The files with these endings in one of the host's model folders, as its own loaders list them."""
     return [name for name in folder_paths.get_filename_list(folder) if name.lower().endswith(tuple(endings))]
 
 
 def file_path(folder: str, name: str) -> str:
-    """The full path of a file in one of the host's model folders. Raises LycorisError if missing."""
+    """The full path of a file in one of the host's model folders. Raises LycorisError if it is not there."""
     path = folder_paths.get_full_path(folder, name)
     if path is None:
         raise LycorisError(
             "the file is not there any more",
             file=name,
             expected="a file in " + " or ".join(folder_paths.get_folder_paths(folder)),
-            hint="Put it back, or refresh the node list and choose another",
+            hint="Put it back, or press R to refresh the lists of files and choose another",
         )
     return path
 
 
 def output_path(prefix: str, ending: str) -> Path:
-    """The next free numbered name for a prefix in the output folder, as the host's savers count.
+    """The path for a file in the output folder: the prefix, the next free number, the ending.
 
-    Raises WriteError for a prefix that names no file or leaves the output folder.
+    The number is counted as by the host's own save nodes: `loras/adapter_00001_.safetensors`. Raises
+    WriteError for a prefix that names no file or leaves the output folder.
     """
+    # The host checks this too, but its error does not say what to do.
     root = Path(folder_paths.get_output_directory()).resolve()
     wanted = (root / prefix).resolve()
     if wanted == root or not wanted.is_relative_to(root) or prefix.endswith(("/", "\\")):
@@ -91,12 +93,12 @@ def output_path(prefix: str, ending: str) -> Path:
 
 
 def patcher_of(patchable: Any) -> Any:
-    """The patcher of a model, which is one, or of a text encoder, which has one."""
+    """The host's patcher of a model or text encoder: a MODEL is one, a CLIP has one."""
     return getattr(patchable, "patcher", patchable)
 
 
 def weight_shapes(patcher: Any) -> dict[str, tuple[int, ...]]:
-    """Every key of a loaded model with its shape."""
+    """Every key of a loaded model with its shape, that of a quantised weight as if it were unpacked."""
     shapes: dict[str, tuple[int, ...]] = {}
     for key, value in patcher.model_state_dict().items():
         # The parameter itself: the state dict of a quantised weight holds its packed data.
@@ -106,7 +108,7 @@ def weight_shapes(patcher: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _parameter(patcher: Any, key: str) -> Any:
-    """What the model holds under a key; None for what only its state dict has, as other packs add."""
+    """What the model holds under a key. None for a key that only its state dict has: other packs add some."""
     layer, _, name = key.rpartition(".")
     try:
         return getattr(comfy.utils.get_attr(patcher.model, layer), name)
@@ -115,31 +117,31 @@ def _parameter(patcher: Any, key: str) -> Any:
 
 
 def merge_obstacle(patcher: Any, key: str) -> str | None:
-    """Why the host would not add a change to this weight as it is meant; None where it does.
+    """Why the host cannot merge a change into this weight correctly, in words; None where it can.
 
-    ComfyUI-GGUF's own patcher is an exception: it unpacks a weight in every forward and calls the
-    patches then (city96/ComfyUI-GGUF, ops.py and nodes.py).
+    Packed weights are an obstacle, but not with ComfyUI-GGUF's own patcher: this unpacks a weight in every
+    forward pass and calls the patches then (city96/ComfyUI-GGUF, ops.py and nodes.py).
     """
     weight = _parameter(patcher, key)
     if weight is None:
         return None
     if not weight.is_floating_point() and type(patcher).__name__ != "GGUFModelPatcher":
-        return f"its data are packed as {weight.dtype} in a {type(weight).__name__}, which is not the host's"
+        return f"it is packed as {weight.dtype} in a {type(weight).__name__}, which ComfyUI cannot patch"
     if _parameter(patcher, f"{key.removesuffix('.weight')}.pre_quant_scale") is not None:
-        return "it is stored divided by the factors that its layer multiplies its input with"
+        return "it is stored divided by factors that its layer multiplies its input with (pre_quant_scale)"
     return None
 
 
 def plain(weight: Any) -> Any:
-    """A quantised weight as a float one. The host hands over what it is for layers that cannot unpack it."""
+    """A weight as floats. The host hands over a quantised one where its layer cannot unpack it itself."""
     return weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
 
 
 def add_patches(patched: Any, patches: Mapping[str, WeightAdapterBase]) -> None:
     """Hand one patch per weight to the host, which applies it when it loads the model.
 
-    Raises LycorisError where the host does not take one, which would be dropped in silence, or would
-    not add it as it is meant (see `merge_obstacle`).
+    Raises LycorisError where the host cannot merge correctly (see `merge_obstacle`), and where it refuses
+    a patch, which it would otherwise drop in silence.
     """
     for key in patches:
         reason = merge_obstacle(patcher_of(patched), key)
@@ -154,15 +156,15 @@ def add_patches(patched: Any, patches: Mapping[str, WeightAdapterBase]) -> None:
     refused = sorted(set(patches) - taken)
     if refused:
         raise LycorisError(
-            "the host did not take the patch of a weight",
+            "ComfyUI did not accept the change of a weight; please report this",
             key=refused[0],
-            got=f"{len(refused)} of {len(patches)} patches refused",
-            expected="every patch taken",
+            got=f"{len(refused)} of {len(patches)} changes refused",
+            expected="every change accepted",
         )
 
 
 def layer_of(patcher: Any, path: str) -> Any:
-    """The module under a path of the model, None where there is none."""
+    """The module at a path of the model, None where there is none."""
     try:
         found = comfy.utils.get_attr(patcher.model, path)
     except AttributeError:
@@ -171,13 +173,13 @@ def layer_of(patcher: Any, path: str) -> Any:
 
 
 def enlarged_by_patches(patcher: Any, key: str) -> bool:
-    """Whether patches that are on a weight already give it another shape."""
+    """Whether the patches that a weight already has give it another shape."""
     weight, patches = _parameter(patcher, key), patcher.patches.get(key, [])
     return bool(patches) and tuple(comfy.lora.calculate_shape(patches, weight, key)) != tuple(weight.shape)
 
 
 def merge_loss(patcher: Any, key: str) -> str | None:
-    """What a merge into this weight would lose, or cost in every pass; None for a plain float."""
+    """Why a merge into this weight loses precision or is repeated in every pass; None for plain floats."""
     weight = _parameter(patcher, key)
     if not isinstance(weight, torch.Tensor):
         return None
@@ -185,25 +187,27 @@ def merge_loss(patcher: Any, key: str) -> str | None:
     if kind is not None:  # ComfyUI-GGUF's tensors
         name = getattr(kind, "name", str(kind))
         plain_float = name in ("F32", "F16", "BF16")
-        return None if plain_float else f"kept as GGUF {name}, to which a merge is added in every pass"
+        return None if plain_float else f"kept as GGUF {name}, and a merge would be added again in every step"
     if isinstance(weight, QuantizedTensor):
         layer = layer_of(patcher, key.rpartition(".")[0])
         name = getattr(layer, "quant_format", None) or type(weight).__name__
+    # A float8 weight without scales is an ordinary tensor.
     elif weight.dtype.itemsize == 1:
         name = dtype_name(weight.dtype)
     else:
         return None
-    return f"kept as {name}, to which a merge rounds the sum"
+    return f"kept as {name}, and a merge would round the sum to that format"
 
 
 def merges_in_every_pass(patcher: Any) -> bool:
-    """Whether the host, short of memory, would merge each time that a weight is used.
+    """Whether the host is short of memory and would merge again each time that a weight is used.
 
-    It does not on a CPU, nor where it loads weights one by one as they are used ("dynamic VRAM").
+    It does not do so on a CPU, nor with "dynamic VRAM", where weights are loaded one by one as they are used.
     """
     dynamic = getattr(patcher, "is_dynamic", lambda: False)()
     if dynamic or comfy.model_management.is_device_cpu(patcher.load_device):
         return False
+    # The host sets `model_lowvram` on a model that it has loaded only in part.
     states = comfy.model_management.VRAMState
     return (
         comfy.model_management.vram_state in (states.LOW_VRAM, states.NO_VRAM)
@@ -215,26 +219,28 @@ def merges_in_every_pass(patcher: Any) -> bool:
 def used_uncalled(patcher: Any, path: str) -> bool:
     """Whether the model uses a layer's weight without calling the layer, so that no hook would run.
 
-    `linear_input_act` does with int8 weights: it multiplies them in a kernel of its own. The head of
-    a language model is multiplied with where the host generates text.
+    Two cases are known. The host's `linear_input_act` multiplies int8 weights in a kernel of its own. The
+    head of a language model (`lm_head`) is multiplied with directly when the host generates text.
     """
     parent, _, name = path.rpartition(".")
     if name == "lm_head":
         return True
     if getattr(layer_of(patcher, path), "layout_type", None) != "TensorWiseINT8Layout":
         return False
+    # Nothing but the parent's source says which of its layers it hands to that kernel.
     try:
         source = inspect.getsource(type(comfy.utils.get_attr(patcher.model, parent)))
     except (OSError, TypeError):
-        return True  # no source to tell by, and a merge is right either way
+        return True  # without the source this cannot be told, and a merge is right in both cases
     return re.search(rf"linear_input_act\(\s*self\.{re.escape(name)}\b", source) is not None
 
 
 def add_injection(patcher: Any, name: str, injections: list[PatcherInjection]) -> None:
-    """Hand over hooks: the host calls `inject` when it has loaded the model, `eject` before it unloads it.
+    """Set the injections that a patcher has under a name.
 
-    A clone starts as not injected. The host copies that flag too, so that a clone of a loaded model
-    would eject what it never injected when it is deleted, from the model that is in use.
+    The host calls `inject` when it has loaded the model and `eject` before it unloads it. Every clone is
+    marked as not injected. The host would copy the mark of a loaded model: when such a clone is deleted, it
+    would eject hooks that it never injected, from the model that is in use.
     """
     patcher.set_injections(name, injections)
     patcher.is_injected = False
@@ -247,17 +253,22 @@ def _not_injected(patcher: Any, clone: Any) -> None:
 
 
 class HostReader:
-    """Reads a layer's weight and bias as its forward pass sees them: unpacked, with the host's patches."""
+    """Reads a layer's weight and bias as its forward pass sees them: unpacked, with the host's patches.
+
+    It is the `Reader` of a `Bypass`.
+    """
 
     def forward(self, module: Any) -> Callable[..., torch.Tensor]:
-        """Without the host's own bypass, which stands in the place of `forward`."""
+        """The layer's own `forward`, below the host's own bypass, which replaces that method."""
         found: Any = module.forward
         while isinstance(hook := getattr(found, "__self__", None), BypassForwardHook):
             found = hook.original_forward
         return found
 
     def weight(self, module: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """The weight that acts on the layer's input, (O, I, *kernel), in a dtype and on a device."""
         weight = self._read(module, dtype, device)[0]
+        # The layer multiplies its input with these factors (I,), and its weight is stored divided by them.
         scale = getattr(module, "pre_quant_scale", None)
         return weight if scale is None else weight * scale.to(device, dtype)
 
@@ -273,7 +284,7 @@ class HostReader:
             weight, bias, stream = comfy.ops.cast_bias_weight(
                 module, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True
             )
-            # Off the CPU what is given may be a buffer that the next layer is cast into.
+            # On a GPU the host may return a buffer that it overwrites with the next layer.
             copy = not comfy.model_management.is_device_cpu(device)
             held, beside = weight, bias
             weight = plain(weight).to(dtype, copy=copy)
@@ -287,7 +298,7 @@ class HostReader:
 
 
 QUANT_FORMATS: dict[str, torch.dtype] = {name: algo["storage_t"] for name, algo in QUANT_ALGOS.items()}
-"""The host's formats of quantised weights, with the dtypes that their data are stored in."""
+"""The host's formats of quantised weights, with the dtypes that their data is stored in."""
 
 
 @cache
@@ -298,25 +309,29 @@ def _quantised_ops() -> Any:
 def quantised_layer(
     shape: Sequence[int], tensors: Mapping[str, torch.Tensor], mark: Mapping[str, Any]
 ) -> Any:
-    """The host's own layer for a quantised weight, from what a file holds and says of it.
+    """The host's own layer for a quantised weight (O, I), loaded from the tensors that a file holds of it.
 
-    It unpacks by `convert_weight(weight)` and packs by `set_weight(values, seed=, return_weight=True)`,
-    as the host does when it patches.
+    `mark` is what the file says of the format. The layer unpacks by `convert_weight(weight)` and packs by
+    `set_weight(values, seed=, return_weight=True)`, as the host does when it patches.
     """
     rows, columns = shape
     layer = _quantised_ops().Linear(columns, rows, bias=False, device="cpu", dtype=torch.float32)
+    # From this tensor the layer reads the format when it is loaded.
     said = torch.tensor(list(json.dumps(mark).encode()), dtype=torch.uint8)
     layer.load_state_dict({**tensors, "comfy_quant": said})
     return layer
 
 
 def rounding_seed(key: str) -> int:
-    """The seed that the host rounds the patched weight of that key with."""
+    """The seed with which the host rounds the patched weight of a key."""
     return comfy.utils.string_to_seed(key)
 
 
 def progress(total: int) -> Callable[[int, int], None]:
-    """A progress bar on the running node, which also ends the work when the user interrupts it."""
+    """A progress bar on the running node, as a function of what is done and what there is in all.
+
+    A call of it also ends the work, by the host's own exception, when the user has interrupted the run.
+    """
     bar = comfy.utils.ProgressBar(total)
 
     def update(done: int, of: int) -> None:
@@ -327,7 +342,7 @@ def progress(total: int) -> Callable[[int, int], None]:
 
 
 def workflow_metadata(hidden: Any) -> dict[str, str]:
-    """The workflow as the host's own savers put it into a file, or nothing if the user turned it off."""
+    """The workflow as the host's own save nodes write it, or nothing if the user turned metadata off."""
     if args.disable_metadata or hidden is None:
         return {}
     values = {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}

@@ -19,30 +19,33 @@ from .host import (
 
 Mode = Literal["auto", "merge", "bypass"]
 Pairs = Mapping[str, Sequence[tuple[Entry, Match]]]
+"""Key of a weight or bias to the adapter layers that change it."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What becomes of the layers that a stack changes."""
+    """Which of the layers that a stack changes are merged and which are bypassed."""
 
     merged: dict[str, Sequence[tuple[Entry, Match]]] = field(default_factory=dict)
-    """By key."""
+    """Key of a weight or bias to the adapter layers to merge into it."""
     bypassed: dict[str, BypassPlan] = field(default_factory=dict)
-    """By module path, which is the key of a weight or bias without that last part."""
+    """Module path, which is the key of a weight or bias without its last part, to the plan of the module."""
     why: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    """("merged" or "bypassed", the reason or "" where it was asked for) to module paths."""
+    """("merged" or "bypassed", the reason) to module paths; no reason, "", where the user chose the mode."""
 
 
 def choose(patcher: Any, shapes: Mapping[str, Sequence[int]], pairs: Pairs, mode: Mode) -> Choice:
-    """Merge or bypass, layer by layer: a layer's weight and bias go the same way.
+    """Choose to merge or to bypass, layer by layer. A layer's weight and bias always go the same way.
 
-    Raises LycorisError for a layer that can be neither merged nor bypassed.
+    `shapes` are those of the patcher's model; `pairs` of keys that are not among them are left out, because
+    they belong to another model. Raises LycorisError for a layer that can be neither merged nor bypassed.
     """
     choice = Choice()
     layers: dict[str, dict[str, Sequence[tuple[Entry, Match]]]] = {}
     for key in pairs:
         if key in shapes:
             path, _, name = key.rpartition(".")
+            # A parameter with another name belongs to no layer and stands alone.
             layers.setdefault(path if name in ("weight", "bias") else key, {})[key] = pairs[key]
     short = mode == "auto" and bool(layers) and merges_in_every_pass(patcher)
     before = plans_of(patcher) if layers else {}
@@ -58,7 +61,7 @@ def choose(patcher: Any, shapes: Mapping[str, Sequence[int]], pairs: Pairs, mode
 
 
 def describe_choice(mode: Mode, choices: Sequence[Choice]) -> str:
-    """For the report; nothing where everything is merged as asked."""
+    """The part of the report on modes, in words; "" where mode is merge and nothing is bypassed."""
     why: dict[tuple[str, str], list[str]] = {}
     for choice in choices:
         for way, paths in choice.why.items():
@@ -75,22 +78,23 @@ def describe_choice(mode: Mode, choices: Sequence[Choice]) -> str:
     if bypassed:
         lines.append(
             f"  ComfyUI's own nodes that save or merge models would leave the {bypassed} bypassed "
-            f"{layers} out, as they stand beside the weights. Save Merged Model writes the whole stack."
+            f"{layers} out, because their change is not in the weights. Save Merged Model writes the whole "
+            "stack."
         )
     return "\n".join(lines)
 
 
 def _wanted(patcher: Any, keys: Iterable[str], mode: Mode, short: bool) -> tuple[bool, str]:
-    """Whether a layer is to be bypassed, and why; "" where that was asked for."""
+    """Whether a layer should be bypassed, and the reason; no reason, "", where the user chose the mode."""
     if mode != "auto":
         return mode == "bypass", ""
     if short:
-        return True, "the host is short of memory and would merge in every pass"
+        return True, "ComfyUI is short of memory and would merge again in every step"
     for key in keys:
         reason = merge_loss(patcher, key) or merge_obstacle(patcher, key)
         if reason is not None:
             return True, reason
-    return False, "kept as plain floats, and merged once, when the model is loaded"
+    return False, "kept as plain floats, so merged only once, when the model is loaded"
 
 
 def _plan(
@@ -101,9 +105,10 @@ def _plan(
     wanted: tuple[bool, str],
     before: BypassPlan | None,
 ) -> tuple[BypassPlan | None, str]:
-    """The plan of a layer that is to be bypassed, None for one that is to be merged; and why.
+    """The plan of a layer to bypass, None for a layer to merge; and the reason.
 
-    `before` is what earlier nodes have put beside the weight already.
+    `wanted` is what `_wanted` gives, `before` the plan that earlier nodes have given the layer. Raises
+    LycorisError for a layer that can be neither merged nor bypassed.
     """
     bypassed, reason = wanted
     if not bypassed and before is None:
@@ -115,11 +120,11 @@ def _plan(
         assert before is not None
         if before.additive and plan.additive:
             return None, reason
-        # Merged, it would come before what is there already.
-        return plan, "an earlier node bypasses the layer, and the order of the two counts"
+        # A merge would take effect before the earlier node's bypass.
+        return plan, "an earlier node bypasses the layer, and the result depends on the order of the two"
     obstacle = next(filter(None, (merge_obstacle(patcher, key) for key in pairs)), None)
     if before is not None:
-        obstacle = "an earlier node bypasses it; merge there too"
+        obstacle = "an earlier node bypasses it; set the mode of that node to merge too"
     if obstacle is not None:
         raise LycorisError(
             "a layer can be neither bypassed nor merged",
@@ -131,7 +136,7 @@ def _plan(
 
 
 def _build(patcher: Any, path: str, shapes: Mapping[str, Sequence[int]], pairs: Pairs) -> BypassPlan | str:
-    """What is to stand beside a module, or why its layers can only be merged."""
+    """The bypass plan of a module, or why its layers can only be merged, in words."""
     module = layer_of(patcher, path)
     if module is None:
         return "a parameter of its own, not the weight of a layer"

@@ -1,4 +1,4 @@
-"""The patch object that carries a whole stack into one of the host's weights."""
+"""The patch object with which the host adds a whole stack to one of its weights."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from ..lycoris_ops import Entry, LycorisError, Match, PatchPlan, dtype_name, kep
 from .host import WeightAdapterBase, plain
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""How allocators say so that have no error of their own for it: those of CPUs, of MPS, of XPU."""
+"""What the errors of allocators say (CPU, MPS, XPU) that raise a plain RuntimeError when memory is out."""
 
 
 class PatchMemoryError(LycorisError, torch.cuda.OutOfMemoryError):
-    """There was no memory to patch a weight with. The host answers such an error by unloading its models."""
+    """There is no memory to patch or read a weight.
+
+    It is an OutOfMemoryError as well, because the host answers such an error by unloading its models.
+    """
 
 
 class LycorisPatch(WeightAdapterBase):
     """All layers of a stack that change one weight.
 
-    The host rebuilds a patch from `loaded_keys` and `weights` alone when it moves the tensors to
-    another device, so all state is in `weights`: the plan without tensors, the tensors, and the
-    strengths.
+    When the host moves the tensors to another device, it rebuilds a patch from `loaded_keys` and `weights`
+    alone. All state is therefore in `weights`: the plan without tensors, the tensors, the strengths.
     """
 
     name = "lycoris"
@@ -42,10 +44,11 @@ class LycorisPatch(WeightAdapterBase):
 
     @classmethod
     def of(cls, shape: Sequence[int], pairs: Sequence[tuple[Entry, Match]]) -> LycorisPatch:
-        """The patch of a weight of `shape`; reads the layers that it needs."""
+        """The patch of a weight of `shape` by these adapter layers, which are read from their files."""
         plan = kept_plan(shape, pairs)
         keys = {match.layer for _, match in pairs}
         strengths = tuple(float(match.strength) for _, match in pairs)
+        # Only tensors that stand in `weights` itself are found and moved by the host.
         return cls(keys, (replace(plan, tensors=(), strengths=()), plan.tensors, strengths))
 
     def calculate_shape(self, key: str) -> tuple[int, ...] | None:
@@ -66,8 +69,12 @@ class LycorisPatch(WeightAdapterBase):
     ) -> Tensor:
         """Patch the weight in place, in the dtype it has, and return it.
 
-        `strength` scales the whole stack: it is 1 unless another node merges patched models. Raises
-        PatchMemoryError, with the weight as it was, where there is no memory to patch it.
+        A weight that the stack enlarges, and one that is quantised, is not patched in place: another one is
+        returned. `strength` scales the whole stack: it is 1 unless another node merges patched models. What
+        follows it belongs to the host's signature and is not used.
+
+        Raises PatchMemoryError, with the weight as it was, where there is no memory to patch it, and
+        LycorisError where a layer does not fit it.
         """
         plan, tensors, strengths = self.weights
         values = tuple(value * strength for value in strengths)
@@ -83,7 +90,10 @@ class LycorisPatch(WeightAdapterBase):
 def memory_named(
     purpose: str, key: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device, hint: str
 ) -> Generator[None]:
-    """Turn the many errors of allocators into a PatchMemoryError that names the weight and its size."""
+    """Raise what an allocator raises inside as a PatchMemoryError that names the weight and its size.
+
+    `purpose` completes "there is no memory ", `hint` says what to do; the others describe the weight.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -107,5 +117,5 @@ def _is_out_of_memory(error: Exception) -> bool:
 def build_patches(
     shapes: Mapping[str, Sequence[int]], pairs: Mapping[str, Sequence[tuple[Entry, Match]]]
 ) -> dict[str, LycorisPatch]:
-    """One patch per weight that the stack changes and `shapes` names."""
+    """Key to patch, for each weight that the stack changes and that is among `shapes`."""
     return {key: LycorisPatch.of(shapes[key], found) for key, found in pairs.items() if key in shapes}

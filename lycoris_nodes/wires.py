@@ -1,4 +1,4 @@
-"""The wire types of the pack, and how a report leaves a node."""
+"""Inputs and outputs that several nodes share: the stack, the dtype of a file, the report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def stack_output(tooltip: str) -> Any:
 
 AS_IT_IS = "as in the file"
 DTYPES = {AS_IT_IS: None, **WRITABLE}
-"""What a file can be written in."""
+"""What users choose from as the dtype of a written file; None keeps the dtype of each tensor."""
 
 
 def dtype_input(tooltip: str) -> Any:
@@ -32,16 +32,16 @@ def dtype_input(tooltip: str) -> Any:
 
 
 def report_output() -> Any:
-    """The report; the browser extension shows it on every node that has an output of this name."""
+    """The report, which the browser extension shows on every node that has an output of this name."""
     return io.String.Output(
         "report",
         display_name="report",
-        tooltip="What was applied and what was not, and why, adapter by adapter.",
+        tooltip="What was applied or written and what was left out, with the reasons.",
     )
 
 
 def valid(check: Callable[[], object]) -> bool | str:
-    """What the host's `validate_inputs` wants of a check: True, or the error in words."""
+    """The result of a check as the host's `validate_inputs` returns it: True, or the error in words."""
     try:
         check()
     except LycorisError as error:
@@ -50,4 +50,5 @@ def valid(check: Callable[[], object]) -> bool | str:
 
 
 def with_report(*results: Any, report: str) -> io.NodeOutput:
+    """A node's results, then its report, which the front end gets as `text` too."""
     return io.NodeOutput(*results, report, ui={"text": (report,)})

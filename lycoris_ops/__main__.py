@@ -1,4 +1,4 @@
-"""`python -m lycoris_ops`: see `commands`."""
+"""Runs the command line for `python -m lycoris_ops`: see `commands`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Registration by existing: what a module defines is there once the module is dropped into its folder."""
+"""Registration by discovery: a module that is put into the right folder is registered; there are no lists."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from types import ModuleType
 
 
 def discover(package: str) -> list[ModuleType]:
-    """Every module and package that lies directly in a package, imported, in the order of their names."""
+    """Import all modules and packages that lie directly in `package`, and return them sorted by name."""
     folder = importlib.import_module(package).__path__
     return [importlib.import_module(f"{package}.{found.name}") for found in pkgutil.iter_modules(folder)]

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 class LycorisError(Exception):
     """What went wrong, where, what was found, what was expected, and what to do about it.
 
-    Every part is kept as an attribute, and the message is composed of those that are known, so that
-    a caller that knows more (the file, the layer) can add it with :meth:`within`. `key` is what is meant in
-    the file, mostly a layer; `weight` is what it was to be applied to.
+    Every part is kept as an attribute, and the message is composed of the parts that are known. A caller
+    that knows more (the file, the layer) adds it with :meth:`within`. `key` is a key of the file, mostly the
+    name of a layer; `weight` is the model's weight that the layer was to be applied to.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class LycorisError(Exception):
         super().__init__(problem)
 
     def within(self, *, file: str | None = None, key: str | None = None, weight: str | None = None) -> Self:
-        """The same error, with file, key or weight filled in where it was not known yet."""
+        """Fill in file, key and weight where they are not known yet, and return this error."""
         self.file = self.file or file
         self.key = self.key or key
         self.weight = self.weight or weight
@@ -59,7 +59,7 @@ class LycorisError(Exception):
 
 @contextmanager
 def located(*, file: str | None = None, key: str | None = None, weight: str | None = None) -> Generator[None]:
-    """What is raised inside names these places, where it does not name others itself."""
+    """Add these places to every LycorisError that is raised inside, where it does not name its own."""
     try:
         yield
     except LycorisError as error:
@@ -68,7 +68,7 @@ def located(*, file: str | None = None, key: str | None = None, weight: str | No
 
 
 def either(names: Sequence[str]) -> str:
-    """Names in words, of which one is to be taken: `a, b or c`."""
+    """Names as alternatives in words: `a, b or c`."""
     return " or ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
@@ -81,7 +81,7 @@ class LayerError(LycorisError):
 
 
 class MatchError(LycorisError):
-    """An adapter and the model it was given to do not fit."""
+    """An adapter does not fit the model that it is to be applied to."""
 
 
 class RuleError(LycorisError):

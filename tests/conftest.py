@@ -1,4 +1,4 @@
-"""What every test gets: a fixed seed, and buffers that start as NaN instead of by luck as zero."""
+"""Fixtures for every test: a fixed random seed, and NaN in memory that the library allocates unset."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ def seed() -> None:
 
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.empty called from lycoris_ops gives bytes of 0xFF, which are NaN in every float type.
+    """Fill tensors that lycoris_ops makes by torch.empty with 0xFF bytes, which are NaN in every float type.
 
-    So an element that is read and was never written shows; buffers of earlier tests are let go, as they
-    hold finite numbers.
+    Fresh memory is often zero by luck. With NaN in it, a value that is read before it is written shows in
+    the result.
     """
     for name, module in list(sys.modules.items()):
-        if name.endswith("lycoris_ops.maths.scratch"):  # the host has a copy of its own
+        # Buffers that are kept from earlier tests hold finite numbers. The host loads the pack under another
+        # name, so this module may be there twice.
+        if name.endswith("lycoris_ops.maths.scratch"):
             module.forget()
     real = torch.empty
 
     def empty(*args: Any, **kwargs: Any) -> torch.Tensor:
         tensor = real(*args, **kwargs)
+        # By the caller: torch and other packages get their memory as ever. No bool has a byte of 0xFF.
         if "lycoris_ops" in sys._getframe(1).f_globals.get("__name__", "") and tensor.dtype != torch.bool:
             tensor.reshape(-1).view(torch.uint8).fill_(0xFF)
         return tensor

@@ -1,1 +1,1 @@
-"""The nodes, one a file. A module that defines a node class registers it."""
+"""The nodes, one in each file. A module that defines a node class registers it."""

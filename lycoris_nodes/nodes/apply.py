@@ -1,4 +1,4 @@
-"""Apply LyCORIS Stack."""
+"""The node Apply LyCORIS Stack."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class LycorisApplyStack(io.ComfyNode):
             node_id="LycorisApplyStack",
             display_name="Apply LyCORIS Stack",
             category=CATEGORY,
-            description="Applies every LoRA / LyCORIS of a stack to a model and its text encoder in one "
-            "pass per weight, and reports what matched and what did not.",
+            description="Applies every LoRA / LyCORIS of a stack to a model and its text encoder, and "
+            "reports which of their layers matched and which did not.",
             search_aliases=["apply lora", "apply lycoris", "lora stack", "lora report", "load lora"],
             inputs=[
                 io.Model.Input(
@@ -39,15 +39,14 @@ class LycorisApplyStack(io.ComfyNode):
                     options=["merge", "bypass", "auto"],
                     default="merge",
                     tooltip="merge: the change is added to the weights when the model is loaded, and "
-                    "sampling costs nothing more. bypass: the weights stay as they are, and each step "
-                    "computes the change beside them. auto: bypass for quantised weights and on low VRAM, "
-                    "merge elsewhere.",
+                    "sampling takes no longer. bypass: the weights stay as they are, and each step computes "
+                    "the change beside them. auto: bypass for quantised weights and on low VRAM, else merge.",
                 ),
                 io.Boolean.Input(
                     "strict",
                     default=False,
-                    tooltip="Off: layers that meet nothing are reported and the rest is applied. "
-                    "On: any such layer is an error.",
+                    tooltip="Off: adapter layers that cannot be matched with the model are reported, and the "
+                    "rest is applied. On: any such layer is an error.",
                 ),
             ],
             outputs=[
@@ -55,7 +54,7 @@ class LycorisApplyStack(io.ComfyNode):
                 io.Clip.Output(
                     "CLIP",
                     display_name="clip",
-                    tooltip="The text encoder with the stack applied; empty where none is connected.",
+                    tooltip="The text encoder with the stack applied; empty if none is connected.",
                 ),
                 report_output(),
             ],
@@ -76,7 +75,7 @@ class LycorisApplyStack(io.ComfyNode):
 
 
 def _patched(patchable: Any, shapes: Mapping[str, Sequence[int]], choice: Choice) -> Any:
-    """A clone with the stack's patches and hooks, or the very same object where nothing changes it."""
+    """A clone with the stack's patches and bypass; the very same object where the stack changes nothing."""
     patches = build_patches(shapes, choice.merged)
     if not patches and not choice.bypassed:
         return patchable
@@ -84,6 +83,6 @@ def _patched(patchable: Any, shapes: Mapping[str, Sequence[int]], choice: Choice
     if patches:
         add_patches(clone, patches)
     if choice.bypassed:
-        # After the patches: to add those to a clone of a loaded model the host injects what it carries.
+        # After the patches: `add_patches` on a clone of a loaded model makes the host inject what it carries.
         add_bypass(patcher_of(clone), choice.bypassed)
     return clone

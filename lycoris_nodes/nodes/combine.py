@@ -1,4 +1,4 @@
-"""Combine LyCORIS Stacks."""
+"""The node Combine LyCORIS Stacks."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from ..host import io
 from ..wires import CATEGORY, stack_input, stack_output
 
 MOST = 50
+"""Inputs that the node can grow to; the host allows up to 100."""
 
 
 class LycorisCombineStacks(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         template = io.Autogrow.TemplatePrefix(
-            stack_input(tooltip="A stack; a new input appears when this one is connected."),
+            stack_input(tooltip="A stack to join. A new input appears when the last one is connected."),
             prefix="stack",
             min=2,
             max=MOST,
@@ -24,13 +25,13 @@ class LycorisCombineStacks(io.ComfyNode):
             node_id="LycorisCombineStacks",
             display_name="Combine LyCORIS Stacks",
             category=CATEGORY,
-            description="Joins any number of stacks into one. Their effects add; the order has no "
-            "influence on the result.",
+            description="Joins several stacks into one. Their effects add up, and the order does not change "
+            "the result.",
             search_aliases=["merge lora stacks", "join stacks", "lora stack combine", "append stack"],
             inputs=[
-                io.Autogrow.Input("stacks", template=template, tooltip="The stacks to join, in order."),
+                io.Autogrow.Input("stacks", template=template, tooltip="The stacks to join."),
             ],
-            outputs=[stack_output("All adapters of all stacks.")],
+            outputs=[stack_output("One stack with the LoRA / LyCORIS files of all of them.")],
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Load LoRA / LyCORIS."""
+"""The node Load LoRA / LyCORIS."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class LycorisLoadAdapter(io.ComfyNode):
             display_name="Load LoRA / LyCORIS",
             category=CATEGORY,
             description="Adds a LoRA or LyCORIS file of any kind to a stack. Nothing is applied until "
-            "Apply LyCORIS Stack; the file is read once, however many nodes use it.",
+            "Apply LyCORIS Stack. The file is read once, however many nodes use it.",
             search_aliases=[
                 *("load lora", "lora loader", "lycoris", "loha", "lokr", "locon", "dora", "oft", "ia3"),
                 *("glora", "lora stack"),
@@ -50,8 +50,8 @@ class LycorisLoadAdapter(io.ComfyNode):
                     default="paper",
                     optional=True,
                     advanced=True,
-                    tooltip="Only for DoRA files. paper: as trained. host: as ComfyUI's own loader computes "
-                    "DoRA on the output axis, to reproduce results made with it.",
+                    tooltip="Only for DoRA files. paper: as trained. host: as ComfyUI's own LoRA loader "
+                    "computes them, to reproduce images made with it; only DoRA on the output axis differs.",
                 ),
                 io.Combo.Input(
                     "sig_type",
@@ -59,11 +59,11 @@ class LycorisLoadAdapter(io.ComfyNode):
                     default=AS_IT_IS,
                     optional=True,
                     advanced=True,
-                    tooltip="Only for T-LoRA files, which do not hold what they started from: the singular "
-                    "vectors they were trained on.",
+                    tooltip="Only for T-LoRA files that do not say it themselves: which singular vectors of "
+                    "the base model's weights the training started from.",
                 ),
             ],
-            outputs=[stack_output("The stack with this file at its end.")],
+            outputs=[stack_output("The stack with this file added at its end.")],
         )
 
     @classmethod
@@ -86,6 +86,7 @@ class LycorisLoadAdapter(io.ComfyNode):
         sig_type: str = AS_IT_IS,
     ) -> io.NodeOutput:
         options: dict[str, Any] = {"dora": dora}
+        # Only a choice of the user's is passed on: it would replace what the file says itself.
         if sig_type != AS_IT_IS:
             options["sig_type"] = sig_type
         adapter = load_adapter(file_path(FOLDER, file), **options)

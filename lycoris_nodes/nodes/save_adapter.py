@@ -1,4 +1,4 @@
-"""Save LoRA / LyCORIS."""
+"""The node Save LoRA / LyCORIS."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class LycorisSaveAdapter(io.ComfyNode):
             node_id="LycorisSaveAdapter",
             display_name="Save LoRA / LyCORIS",
             category=CATEGORY,
-            description="Writes the adapter of a stack of one to the output folder, in the names and the "
-            "dtype that another tool wants. The file is read back before it takes its name.",
+            description="Saves one LoRA / LyCORIS to the output folder, with the layer names and the dtype "
+            "that another tool expects. The new file is read back and compared before it gets its name.",
             search_aliases=[
                 "save lora",
                 "convert lora",
@@ -35,10 +35,11 @@ class LycorisSaveAdapter(io.ComfyNode):
                     "dialect",
                     options=list(WRITTEN),
                     default="kohya",
-                    tooltip="Whose names and tensors to write: kohya (sd-scripts, most web interfaces), "
-                    "comfy (ComfyUI's own paths), peft, diffusers, or lycoris (lycoris-lora, SimpleTuner).",
+                    tooltip="The tool whose layer names and tensors to write: kohya (sd-scripts, most web "
+                    "interfaces), comfy (ComfyUI's own names), peft, diffusers, or lycoris (lycoris-lora, "
+                    "SimpleTuner).",
                 ),
-                dtype_input("The dtype of the factors. 'as in the file' leaves each one its own."),
+                dtype_input("The dtype to save the tensors in. 'as in the file' keeps each tensor's own."),
                 io.String.Input(
                     "filename_prefix",
                     default="loras/adapter",
@@ -49,19 +50,20 @@ class LycorisSaveAdapter(io.ComfyNode):
                     "drop_unread",
                     default=False,
                     advanced=True,
-                    tooltip="Off: what of the file nothing reads is copied, or an error where the dialect "
-                    "changes. On: it is left out, and the report says how much.",
+                    tooltip="Off: keys of the file that this node cannot read are copied, or are an error "
+                    "if the dialect changes. On: they are left out, and the report says how many.",
                 ),
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The diffusion model that the adapter is for: without it most names cannot be "
-                    "translated from one dialect to another.",
+                    tooltip="The diffusion model that the adapter is for. Without it most layer names cannot "
+                    "be translated from one dialect to another.",
                 ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="The text encoder, if the adapter changes it: it tells the names of its layers.",
+                    tooltip="The text encoder, if the adapter changes it. Without it most names of its "
+                    "layers cannot be translated.",
                 ),
             ],
             outputs=[report_output()],
@@ -92,35 +94,39 @@ class LycorisSaveAdapter(io.ComfyNode):
             workflow_metadata(cls.hidden),
             model=shapes or None,
             drop_unread=drop_unread,
+            # The total comes with the first update.
             progress=progress(1),
         )
         return with_report(report=describe_saved(result))
 
 
 def _only(stack: Stack) -> Entry:
-    """The one entry, whose adapter is what its file says. Raises LycorisError for any other stack."""
+    """The only entry of a stack.
+
+    Raises LycorisError if the stack has none or several, or if strengths or rules change it.
+    """
     if len(stack) != 1:
         names = ", ".join(entry.adapter.name for entry in stack) or "none"
         raise LycorisError(
-            "a file is written of one adapter",
+            "an adapter file holds only one adapter",
             got=f"a stack of {len(stack)}: {names}",
             expected="a stack of one",
-            hint="Merge the stack into one adapter first",
+            hint="Save each adapter alone, or write the stack into a model with Save Merged Model",
         )
     (entry,) = stack
     strengths = (entry.strength, entry.strength_of("te"))
     if strengths != (1.0, 1.0) or entry.rules is not None:
         raise LycorisError(
-            "strengths and block rules are no part of an adapter's file",
+            "an adapter file cannot hold strengths or block rules",
             file=entry.adapter.name,
             got=f"strength {strengths[0]:g}, text encoder {strengths[1]:g}"
             + (f", rules {entry.rules}" if entry.rules is not None else ""),
             expected="strength 1 for both, and no rules",
-            hint="Set both strengths to 1 and take the rules off, or merge the stack, which makes them part",
+            hint="Set both strengths to 1 and remove Weight LyCORIS Blocks, or use Save Merged Model",
         )
     return entry
 
 
 def _path(prefix: str, dialect: str) -> Path:
-    """Where the file goes; PEFT's has a folder of its own, which carries the number."""
+    """The path to write to. PEFT reads a folder with two files, so for peft the folder gets the number."""
     return output_path(prefix, "" if dialect == "peft" else SAFETENSORS[0])

@@ -1,4 +1,4 @@
-"""Save Merged Model."""
+"""The node Save Merged Model."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ class LycorisSaveCheckpoint(io.ComfyNode):
             node_id="LycorisSaveCheckpoint",
             display_name="Save Merged Model",
             category=CATEGORY,
-            description="Merges a stack into a model file and writes the result to the output folder. "
-            "The file is streamed, so memory stays small whatever its size, and everything that the "
-            "stack does not change is kept byte by byte.",
+            description="Merges a stack into a model file and saves the result in the output folder. "
+            "The file is read and written piece by piece, so even a large one needs little memory. What "
+            "the stack does not change is copied as it is.",
             search_aliases=["save checkpoint", "bake lora", "merge lora into checkpoint", "export model"],
             is_output_node=True,
             inputs=[
                 io.Combo.Input(
                     "base",
                     options=_base_names(),
-                    tooltip="The file to merge into: a checkpoint, or a diffusion model or text encoder "
-                    "of its own. Only safetensors files can be streamed.",
+                    tooltip="The file to merge into: a checkpoint, or a file with only a diffusion model or "
+                    "a text encoder. Only safetensors files are listed: no others can be streamed.",
                 ),
-                stack_input(tooltip="What to merge in, with its strengths and rules."),
+                stack_input(tooltip="The stack to merge in, with its strengths and block rules."),
                 io.String.Input(
                     "filename_prefix",
                     default="checkpoints/merged",
                     tooltip="Name in the output folder; a number is added, and no file is overwritten.",
                 ),
                 dtype_input(
-                    "The dtype to write float tensors in. 'as in the file' leaves everything that is not "
-                    "merged untouched."
+                    "The dtype to save the whole model in; quantised weights keep their format. "
+                    "'as in the file' keeps the dtype of each tensor."
                 ),
                 io.Boolean.Input(
                     "strict",
                     default=False,
-                    tooltip="On: a layer of an adapter that meets nothing is an error. Layers of a part "
-                    "that the file does not hold do not count.",
+                    tooltip="Off: adapter layers that cannot be matched with the file are reported. On: any "
+                    "such layer is an error, except layers of a part that the file does not hold.",
                 ),
             ],
             outputs=[report_output()],
@@ -77,23 +77,27 @@ class LycorisSaveCheckpoint(io.ComfyNode):
             stack,
             output_path(filename_prefix, SAFETENSORS[0]),
             DTYPES[dtype],
+            # The loaded model adds this prefix to the names of a diffusion model's own file.
             codec=HostCodec("diffusion_model." if base.startswith("diffusion_models/") else ""),
             strict=strict,
             metadata=workflow_metadata(cls.hidden),
+            # The total comes with the first update.
             progress=progress(1),
         )
         return with_report(report=f"{describe(result.resolution)}\n\n{result}")
 
 
 def _base_names() -> list[str]:
+    """Every file that can be merged into, as `folder/name`."""
     return [f"{folder}/{name}" for folder in FOLDERS for name in file_names(folder, SAFETENSORS)]
 
 
 def _base_path(base: str) -> str:
+    """The full path of a file given as `folder/name`. Raises LycorisError for another folder or no file."""
     folder, _, name = base.partition("/")
     if folder not in FOLDERS:
         raise LycorisError(
-            "the base file must say which folder it is in",
+            "the name of the base must begin with the folder that it is in",
             file=base,
             expected=" or ".join(f"{known}/<file>" for known in FOLDERS),
         )

@@ -1,4 +1,4 @@
-"""Weight LyCORIS Blocks."""
+"""The node Weight LyCORIS Blocks."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class LycorisWeightBlocks(io.ComfyNode):
             node_id="LycorisWeightBlocks",
             display_name="Weight LyCORIS Blocks",
             category=CATEGORY,
-            description="Gives blocks or single layers of every LoRA / LyCORIS in a stack a weight of "
-            "their own, which multiplies its strength.",
+            description="Sets weights for blocks or single layers of every LoRA / LyCORIS in a stack. A "
+            "weight multiplies the strength there.",
             search_aliases=["lora block weight", "lbw", "lora layers", "block weights", "mbw"],
             inputs=[
                 stack_input(tooltip="The stack whose adapters get these weights."),
@@ -25,12 +25,12 @@ class LycorisWeightBlocks(io.ComfyNode):
                     "rules",
                     multiline=True,
                     default=EXAMPLE,
-                    tooltip="A rule a line: pattern = weight. Patterns are block names (in.4, mid, "
-                    "out.*, double.3, te) or layer names with * and ?; the last rule that matches a "
-                    "layer counts, and layers that none matches keep 1. # starts a comment.",
+                    tooltip="One rule per line: pattern = weight, with a block name (in.4, mid, out.*, "
+                    "double.3, te) or a layer name with * and ? as the pattern. The last rule that matches a "
+                    "layer counts; layers that no rule matches keep the weight 1. # starts a comment.",
                 ),
             ],
-            outputs=[stack_output("The stack under these rules.")],
+            outputs=[stack_output("The same stack with these weights.")],
         )
 
     @classmethod

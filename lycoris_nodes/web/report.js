@@ -1,4 +1,4 @@
-// Shows the report of a node on the node itself, in a read-only text below its other widgets.
+// Shows the report of a node on the node itself, as read-only text below its other widgets.
 
 import { app } from "../../scripts/app.js"
 
@@ -7,6 +7,7 @@ const CATEGORY = "lycoris"
 const MIN_WIDTH = 380
 const MIN_HEIGHT = 180
 
+// The types of nodes that have a report.
 const reporting = new Set()
 
 function addWidget(node) {
@@ -14,14 +15,15 @@ function addWidget(node) {
   element.className = "comfy-multiline-input"
   element.readOnly = true
   element.spellcheck = false
-  // The wheel scrolls the text where it is longer than the widget, and zooms the canvas elsewhere.
+  // The wheel scrolls a text that is longer than the widget. Otherwise it zooms the canvas, as elsewhere.
   element.addEventListener("wheel", (event) => {
     if (!event.ctrlKey && element.scrollHeight > element.clientHeight) event.stopPropagation()
   })
   let text = ""
-  // A type that the host does not know: it then shows this very element, on nodes of either renderer.
+  // ComfyUI's front end does not know this type of widget, so it shows the element itself, whether nodes
+  // are drawn on the canvas or by Vue.
   const widget = node.addDOMWidget(REPORT, "lycoris_report", element, {
-    // `serialize` of the options keeps it out of the prompt, that of the widget out of the workflow.
+    // `options.serialize` keeps the text out of the prompt, `widget.serialize` out of the saved workflow.
     serialize: false,
     getMinHeight: () => MIN_HEIGHT,
     getValue: () => text,
@@ -42,7 +44,7 @@ function show(node, output) {
   app.graph.setDirtyCanvas(true, true)
 }
 
-/** The node that a key of the host's outputs means: `5`, or `<subgraph>:5`. */
+/** The node that a key of the outputs names: `5`, or `<subgraph>:5` for a node in a subgraph. */
 function nodeOf(key) {
   const [id, subgraph] = String(key).split(":").reverse()
   const graph = subgraph ? app.rootGraph.subgraphs.get(subgraph) : app.rootGraph
@@ -62,7 +64,7 @@ app.registerExtension({
     }
   },
 
-  // Results that come back with a workflow: another tab, or a run opened from the history.
+  // Called when results come back together with a workflow: from another tab, or a run from the history.
   onNodeOutputsUpdated(outputs) {
     for (const [key, output] of Object.entries(outputs ?? {})) {
       const node = nodeOf(key)

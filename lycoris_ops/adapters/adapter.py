@@ -1,4 +1,4 @@
-"""An adapter: its layers, described at once and read when they are used."""
+"""An adapter: its layers are described when it is opened and read when they are used."""
 
 from __future__ import annotations
 
@@ -30,18 +30,21 @@ from .options import options_of
 from .peft import Config
 
 BUNDLED = "bundle_emb."
-"""What the keys of embeddings that a file brings along begin with; the embedding's name follows."""
+"""The start of the keys of embeddings (textual inversions) that a file brings along. The embedding's name
+follows."""
 NOT_FACTORS = (ALPHA, RESHAPE, ON_INPUT, SCALED, SPARSE[0], SPARSE[2])
-"""Suffixes of tensors that are numbers about the others."""
+"""Suffixes of tensors that hold numbers about the other tensors: scales, flags, shapes and indices. These are
+neither cast to another dtype nor checked for NaN with the factors."""
 CONFIGURED = (OftV2, Ia3)
-"""Kinds without an alpha of which PEFT's configuration says more than their tensors."""
+"""Kinds without an alpha for which PEFT's configuration says more than the tensors: the series of an OFTv2
+rotation, and whether an IA3 layer of a convolution scales the inputs."""
 OUTLINES = 4096
-"""How many combinations of shapes are remembered: a model's layers have a few dozen."""
+"""How many combinations of suffixes and shapes are remembered. The layers of a model have a few dozen."""
 
 
 @dataclass(frozen=True, eq=False)
 class Outline:
-    """What the shapes of a layer's tensors tell: one for all the layers that have the same."""
+    """What the suffixes and shapes of a layer's tensors tell. Layers with the same ones share one outline."""
 
     algorithm: type[Layer]
     shapes: Mapping[str, Shape]
@@ -49,6 +52,7 @@ class Outline:
     shape: Extent
     """The shape of the change of the weight, see `Layer.shape`; () where only the bias changes."""
     rank: int | None
+    """None where nothing is factored."""
 
     @lru_cache(maxsize=OUTLINES)  # noqa: B019 - outlines are kept anyway, and are few
     def suits(self, weight: Shape) -> bool:
@@ -57,20 +61,21 @@ class Outline:
 
 
 class LayerInfo(NamedTuple):
-    """What the header tells of a layer: enough to match and report it without reading a tensor."""
+    """What a file's header tells of a layer: enough to match and report it without reading a tensor."""
 
     name: str
+    """The layer's name as in the file: the start that its keys share."""
     keys: Mapping[str, str]
-    """Canonical suffix to the key in the file."""
+    """The algorithm's own suffix of each tensor, to the tensor's key in the file."""
     outline: Outline
     bias: Shape | None
-    """The shape of the change of the bias."""
+    """The shape (O,) of the change of the bias; None where there is none."""
     options: Mapping[str, Any]
-    """What the layer needs to know and no tensor of the file says."""
+    """Values of the algorithm's options, which no tensor of the file holds; see `options_of`."""
     enlarges: bool
-    """Whether the weight is enlarged to `shape` first."""
+    """Whether the layer enlarges its weight with zeros to `shape` before it changes it."""
     peft: Config[Any] | None = None
-    """The PEFT configuration that the layer follows: that of its file, or the one beside it."""
+    """The PEFT configuration that the layer follows, which is in its file or beside it; None without one."""
 
     @classmethod
     def of(
@@ -83,6 +88,7 @@ class LayerInfo(NamedTuple):
         enlarges: bool,
         peft: Config[Any] | None = None,
     ) -> LayerInfo:
+        """The description with the bias' shape worked out; the arguments are the fields of that name."""
         bias = outline.algorithm.bias_shape(outline.shapes, options)
         return cls(name, keys, outline, bias, options, enlarges, peft)
 
@@ -106,6 +112,7 @@ class LayerInfo(NamedTuple):
     def fits(self, weight: Shape) -> bool:
         """Whether the layer can be applied to a weight of this shape."""
         if self.enlarges:
+            # A weight may grow to the layer's shape, but never shrink.
             pairs = zip(weight, self.shape, strict=False)
             return len(weight) == len(self.shape) and all(new is None or old <= new for old, new in pairs)
         return self.outline.suits(weight)
@@ -113,25 +120,29 @@ class LayerInfo(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """An adapter in a file, whose header is known and whose tensors are read when a layer is used; or in
-    memory.
+    """An adapter in a file or in memory.
 
-    Two are equal where they are one: `load_adapter` gives the same for a file that did not change.
+    Of a file only the header is known at first: a layer's tensors are read when the layer is used. Adapters
+    are compared by identity, and `load_adapter` returns the same object for a file that did not change.
     """
 
     file: TensorFile
     name: str
-    """What reports call it: the file's name, with its folder where the tool that wrote it names all alike."""
+    """The name in reports: that of the file, with its folder where tools give all their files that name."""
     dialect: str
+    """The style of the layers' names, such as `kohya`, or several styles joined by `+`."""
     info: Mapping[str, LayerInfo]
     unreadable: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Layers that no algorithm reads, with the reason: they are reported, never dropped."""
+    """Names of the layers that no algorithm reads, with the reasons. They are reported, never dropped."""
     unused_keys: tuple[str, ...] = ()
+    """Keys of the file that nothing reads: those of `unreadable` layers, and those of neither a layer nor an
+    embedding."""
     embeddings: tuple[str, ...] = ()
     """Names of the embeddings (textual inversions) that the file brings along; they are not applied."""
     config: str | None = None
-    """The PEFT configuration that lies beside the file, whether or not a layer follows it."""
+    """Path of the PEFT configuration that lies beside the file, whether or not a layer follows it."""
     cache: TensorCache = field(default=DEFAULT_CACHE, repr=False)
+    """Where the tensors that are read are kept."""
 
     @classmethod
     def of(
@@ -142,25 +153,27 @@ class Adapter:
         dialect: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Adapter:
-        """An adapter of layers in memory, by their names; it can be all that one from a file can be.
+        """An adapter of layers in memory, by their names. It serves wherever an adapter from a file does.
 
         A layer's name is read as in a file: by its prefix (`lora_unet_`, `diffusion_model.`), else as a
-        path in the model itself. `name` is what reports and errors call the adapter, `dialect` what they
-        call the style of its names, which is told from their prefixes unless given. `metadata` goes with it
-        where it is saved, and is no part of how its layers are read.
+        path in the model itself. Reports and errors call the adapter `name`, and the style of its names
+        `dialect`, which is told from the prefixes of the names unless it is given. `metadata` is written with
+        the adapter when it is saved, and has no influence on its layers.
 
-        Raises LayerError for a layer that its tensors do not state (see `Layer.dump`), LycorisError where
-        there are no layers.
+        Raises LayerError for a layer that its tensors do not state in full (see `Layer.dump`), or that would
+        be read back as another kind, and LycorisError where there are no layers.
         """
         if not layers:
             raise LycorisError("an adapter has no layers", file=name, expected="one layer or more")
         tensors: dict[str, Tensor] = {}
         info: dict[str, LayerInfo] = {}
         for path, layer in layers.items():
+            # Detached, so that the adapter keeps no graph of a layer that is being trained.
             held = {suffix: tensor.detach() for suffix, tensor in layer.dump().items()}
             keys = {suffix: f"{path}.{suffix}" for suffix in held}
             tensors |= {keys[suffix]: tensor for suffix, tensor in held.items()}
             options = {option: getattr(layer, option) for option in options_of(type(layer))}
+            # Recognised by suffixes and shapes as in a file, so that both ways give the same layer.
             outline = outline_of(tuple((suffix, tuple(tensor.shape)) for suffix, tensor in held.items()))
             if outline is None or outline.algorithm is not type(layer):
                 raise LayerError(
@@ -171,13 +184,13 @@ class Adapter:
                     expected=layer.algorithm,
                 )
             info[path] = LayerInfo.of(path, keys, outline, options, enlarges=RESHAPE in held)
-        # What kohya's split_qkv says of alphas is no longer true: they are what they say.
+        # Without kohya's `split_qkv`, by which alphas would be corrected: those of layers are right already.
         said = {**(metadata or {}), **plain_args(metadata or {}, {})}
         return cls(MemoryFile.of(name, tensors, said), name, dialect or spoken_in(info), info)
 
     @property
     def path(self) -> str:
-        """Where errors say that it is: the full path of a file."""
+        """What errors name as the place: the full path of the file, or the name of an adapter in memory."""
         return self.file.path
 
     @property
@@ -186,17 +199,19 @@ class Adapter:
 
     @property
     def layers(self) -> Mapping[str, Layer]:
-        """Name as on disk, without suffix, to the layer, whose tensors are read on access."""
+        """All readable layers by name. Each access to a layer reads it, see `layer`."""
         return _Layers(self)
 
     def layer(self, name: str, *, keep: bool = True) -> Layer:
-        """Read one layer; with `keep` False it passes by the cache and leaves no trace in memory.
+        """Read one layer by its name. With `keep` False its tensors are not kept in the cache.
 
-        Raises LayerError for NaN, infinity, or tensors that contradict each other.
+        Raises LayerError where a factor holds NaN or infinity or is not of a floating-point dtype, and where
+        tensors contradict each other.
         """
         info = self.info[name]
         tensors = self.file.read(tuple(info.keys.values()), self.cache, keep=keep)
         for key, tensor in tensors.items():
+            # Scales and indices are checked by the algorithms that use them.
             if key not in (info.keys.get(suffix) for suffix in NOT_FACTORS):
                 _check_finite(key, tensor, self.path)
         named = {suffix: tensors[key] for suffix, key in info.keys.items()}
@@ -206,7 +221,10 @@ class Adapter:
             raise error.within(file=self.path, key=name) from None
 
     def alphas(self) -> dict[str, float | None]:
-        """Every layer's alpha, None where there is none; no other tensor is read for it."""
+        """The alpha of every layer by name: its tensor's, else its PEFT configuration's, else None.
+
+        Of the file only the tensors of alphas are read.
+        """
         keys = {name: info.keys[ALPHA] for name, info in self.info.items() if ALPHA in info.keys}
         tensors = self.file.read(tuple(keys.values()), self.cache)
         alphas: dict[str, float | None] = {}
@@ -219,7 +237,10 @@ class Adapter:
 
     @property
     def without_alpha(self) -> tuple[str, ...]:
-        """Layers whose scale, or series, nothing says: neither a tensor nor a configuration."""
+        """Names of the layers that lack an alpha, or for `CONFIGURED` kinds a configuration.
+
+        A layer without an alpha is applied at scale 1, which may not be what it was trained at.
+        """
         return tuple(
             name
             for name, info in self.info.items()
@@ -229,40 +250,46 @@ class Adapter:
         )
 
     def _peft_alpha(self, info: LayerInfo) -> float | None:
+        """The alpha that the layer's PEFT configuration gives; None where there is none."""
         if info.peft is None or info.rank is None or not info.algorithm.scaled_by_alpha:
             return None
         return info.peft.alpha_at(module_path(info.name), info.rank)
 
     def _read(self, info: LayerInfo, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors as the algorithm defines them, from what the dialect wrote."""
+        """The tensors by suffix as the algorithm defines them, given those of the file.
+
+        They differ where a dialect shapes a tensor in its own way, or states it elsewhere than in a tensor.
+        """
         read = dict(tensors)
         if DORA in read and not info.keys[DORA].endswith(DORA):
-            # PEFT's magnitude has a shape of its own, (1, O, 1, 1), and is always for outputs.
-            # That of an embedding is for its features, which a layer of words has as inputs.
+            # PEFT's magnitude is always for the outputs, but on a convolution it is (1, O, 1, 1), which means
+            # inputs where O = I. On an embedding (V, D) it is for the D features, which are the inputs here.
             read[DORA] = read[DORA].reshape((1, -1) if EMBEDDING_UP in read else (-1,))
         if info.enlarges and RESHAPE not in read:
+            # The dialect has no tensor that says that this weight is enlarged, but the algorithm reads one.
             read[RESHAPE] = torch.tensor([size for size in info.shape if size is not None])
         if ALPHA in read:
             shares = split_parts(self.metadata, info.name, info.rank)
             if shares and UP in read and is_block_diagonal(read[UP], shares):
+                # The alpha is for the rank of one part, and is divided by that of all parts together.
                 read[ALPHA] = read[ALPHA].double() * len(shares)
             return read
         alpha = self._peft_alpha(info)
         if alpha is not None:
             read[ALPHA] = torch.tensor(alpha, dtype=torch.float64)
         if info.peft is not None and W1 in read and W2 in read:
-            # PEFT scales even a LoKr layer without a low-rank factor.
+            # PEFT scales a LoKr layer of two full factors too, whose scale is 1 by LyCORIS and in `Lokr`.
             read[W1] = read[W1].float() * info.peft.scale_at(module_path(info.name))
         return read
 
 
 def module_path(layer: str) -> str:
-    """A layer's path in its module, as PEFT's patterns are written for it."""
+    """A layer's name without its prefix: the path in a module that PEFT's patterns are matched with."""
     return split_prefix(layer)[2]
 
 
 def spoken_in(layers: Iterable[str]) -> str:
-    """The dialects that the prefixes of names belong to, in words."""
+    """The dialects that the prefixes of layers' names belong to, joined by `+`; `bare` for no prefix."""
     return "+".join(sorted({split_prefix(name)[0] or "bare" for name in layers}))
 
 
@@ -282,7 +309,10 @@ class _Layers(Mapping[str, Layer]):
 
 @lru_cache(maxsize=OUTLINES)
 def outline_of(named: tuple[tuple[str, Shape], ...]) -> Outline | None:
-    """What tensors of these suffixes and shapes are; None where no algorithm reads them."""
+    """The outline of a layer, given the suffixes and shapes of its tensors; None where no algorithm reads it.
+
+    Raises LayerError where the shapes contradict each other, or alpha is not a single number.
+    """
     shapes = dict(named)
     algorithm = detect(shapes)
     if algorithm is None:
@@ -302,6 +332,7 @@ def _check_finite(key: str, tensor: Tensor, path: str) -> None:
             expected="float16, bfloat16 or float32",
         )
     if not is_finite(tensor):
+        # Counted for the message alone: `is_finite` costs less and does for all sound files.
         bad = int((~torch.isfinite(tensor.float())).sum())
         raise LayerError(
             "a factor holds NaN or infinity",

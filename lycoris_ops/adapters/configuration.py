@@ -1,4 +1,4 @@
-"""The configuration that layers need in the dialects of PEFT and of diffusers."""
+"""The PEFT configuration that layers need in the dialects of PEFT and of diffusers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from .encode import Encoded
 from .peft import ConflictError, Member, Module, config_for
 
 Layers = Sequence[tuple[Planned, Encoded]]
+"""Layers to write, each with its name and place in the model and with its tensors."""
 
 
 def configuration(dialect: Written, layers: Layers, targets: Targets | None) -> dict[str, Any] | None:
-    """PEFT's configuration as a table; None where the dialect has none.
+    """PEFT's configuration of the layers as a table for JSON; None for a dialect that has none.
 
-    diffusers has one for each part of a pipeline, all in one table with the part in front of each key.
+    For diffusers it is one configuration for each part of a pipeline, all in one table, with the part in
+    front of each key (`unet.r`). `targets` are the model's layers, if the model is known.
     Raises ConflictError where no configuration describes all of the layers.
     """
     if dialect == "peft":
@@ -29,12 +31,13 @@ def configuration(dialect: Written, layers: Layers, targets: Targets | None) -> 
         return None
     roots: dict[str, list[tuple[Planned, Encoded]]] = {}
     for planned, encoded in layers:
+        # A name with PEFT's prefix does not say which part of a pipeline it is in.
         root = "" if planned.name.startswith(PEFT_PREFIX) else planned.name.partition(".")[0]
         roots.setdefault(root, []).append((planned, encoded))
     tables: dict[str, Any] = {}
     for root, own in roots.items():
         table = _table(dialect, own, targets)
-        # Whoever loads it there decides whether it is trained on.
+        # In diffusers the caller that loads the file decides whether its layers are trained further.
         del table["inference_mode"]
         tables |= {f"{root}.{key}" if root else key: value for key, value in table.items()}
     return tables
@@ -47,23 +50,25 @@ def _table(dialect: Written, layers: Layers, targets: Targets | None) -> dict[st
 def _members(layers: Iterable[tuple[Planned, Encoded]]) -> list[Member[Any]]:
     members: list[Member[Any]] = []
     for planned, encoded in layers:
+        # `encode` states it in both dialects that come here.
         assert encoded.configured is not None
         members.append(Member(planned.name, split_prefix(planned.name)[2], *encoded.configured))
     return members
 
 
 def _check_one_part(layers: Layers) -> None:
+    """Raise ConflictError for layers of several parts of a model: PEFT's folder is for a single module."""
     parts = Counter(planned.part for planned, _ in layers if planned.part is not None)
     if len(parts) < 2:
         return
     first = parts.most_common(1)[0][0]
     others = [layer for layer in layers if layer[0].part not in (None, first)]
     counted = " and ".join(f"{count} layers of {part}" for part, count in parts.items())
-    raise ConflictError("writes a file for one part of a model alone", _members(others[:1])[0], counted)
+    raise ConflictError("writes a file for a single part of a model only", _members(others[:1])[0], counted)
 
 
 def _module(dialect: Written, part: str | None, targets: Targets | None) -> Module:
-    """All paths of a part of the model that is known, and the sizes of its kernels."""
+    """A part of a model with all its layers' paths and kernel sizes, as far as the model is known."""
     if targets is None or part is None:
         return Module()
     names = all_names(targets, dialect, part)

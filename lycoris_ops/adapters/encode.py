@@ -1,8 +1,8 @@
-"""What each dialect can hold of a layer, and the tensors that it is written as.
+"""The tensors that a layer is written as in a dialect, and which layers a dialect cannot hold.
 
-kohya, comfy and lycoris hold every kind, each tensor under the algorithms' own suffix. diffusers holds LoRA
-alone, its scale in a factor. PEFT holds the kinds that its classes can make again from a configuration,
-which also has the scale.
+kohya, comfy and lycoris hold every kind, each tensor under the algorithm's own suffix. diffusers holds only
+LoRA, with the scale multiplied into a factor. PEFT holds the kinds that its classes can build again from a
+configuration, and the configuration holds the scale.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .peft import Config, Wanted, kind_of
 from .peft.kinds import lora as peft_lora
 
 OPTIONAL = ("dora",)
-"""Options that only choose how to compute with the very same tensors."""
+"""Options that choose how to compute with the same tensors. They are the user's, and no part of a file."""
 
 
 @dataclass(frozen=True)
@@ -37,23 +37,25 @@ class Encoded:
     """A layer as a dialect writes it."""
 
     name: str
-    """What stands before the suffixes: the layer's name, but where several share one."""
+    """The start of the layer's keys. It is the layer's name, except that the parts of a fused OFT layer share
+    the name of the fused one in kohya's dialect."""
     tensors: Mapping[str, Tensor]
-    """By the suffix that is written."""
+    """The tensors by the suffixes that the dialect writes."""
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What the file's metadata must say of it."""
+    """Options of the layer that the file's metadata must state."""
     configured: tuple[type[Config[Any]], Wanted] | None = None
-    """The kind of PEFT's configuration that it needs, and what that must say of it."""
+    """The kind of PEFT configuration that the layer needs, and what that configuration must say for it."""
 
     def to(self, dtype: torch.dtype) -> Encoded:
-        """The same with all tensors in a dtype."""
+        """The same layer with all its tensors in `dtype`."""
         return replace(self, tensors={suffix: tensor.to(dtype) for suffix, tensor in self.tensors.items()})
 
 
 def encode(layer: Layer, options: Mapping[str, Any], dialect: Written, name: str) -> Encoded:
-    """The layer in a dialect. Raises LayerError, without the dialect's name, where that cannot hold it.
+    """The layer `name` as a dialect writes it; `options` are those of its `LayerInfo`.
 
-    `options` are those that no tensor tells, as in `LayerInfo`.
+    Raises LayerError where the dialect cannot hold the layer. Its message is the end of a sentence that
+    begins with the dialect's name: `holds no loha`.
     """
     if dialect == "diffusers":
         return _diffusers(layer, name)
@@ -67,12 +69,16 @@ def encode(layer: Layer, options: Mapping[str, Any], dialect: Written, name: str
 
 
 def _own(layer: Layer, options: Mapping[str, Any], name: str, *, numbered: bool) -> Encoded:
-    """Every kind, as the algorithm itself names its tensors."""
+    """A layer of any kind under the algorithm's own suffixes, with kohya's numbered parts if `numbered`.
+
+    Raises LayerError for an option that neither the tensors nor the metadata of a file can hold.
+    """
     said: dict[str, Any] = {}
     defaults = {field.name: field.default for field in dataclasses.fields(layer)}
     for option, value in options.items():
         if option in OPTIONAL or value == defaults[option] or _is_told(layer, option):
             continue
+        # LyCORIS reads this one from the metadata. The others are only read from PEFT's configuration.
         if option != "sig_type":
             raise LayerError(f"has no place for {option}", got=f"{option} = {value}")
         said[option] = value
@@ -80,35 +86,42 @@ def _own(layer: Layer, options: Mapping[str, Any], name: str, *, numbered: bool)
     tensors.pop(ALPHA, None)
     alpha = alpha_of(layer)
     if alpha is not None:
+        # Not in float64, in which `dump` keeps a value that float32 cannot hold exactly.
         tensors[ALPHA] = torch.tensor(alpha, dtype=torch.float32)
     if isinstance(layer, Factored) and DORA in tensors:
         tensors[DORA] = _shaped(layer, tensors[DORA])
     if numbered and isinstance(layer, Oft) and (match := re.fullmatch(r"(.+)\.(\d+)", name)):
-        # kohya-ss numbers the parts of a fused layer in its suffix: see `grouping`.
+        # kohya-ss numbers the parts of a fused layer in the suffix, not in the name: see `grouping`.
         name = match[1]
         tensors[f"{BLOCKS}.{match[2]}"] = tensors.pop(BLOCKS)
     return Encoded(name, tensors, said)
 
 
 def _is_told(layer: Layer, option: str) -> bool:
-    """Whether the shape of a tensor says it too: which side a two-dimensional ia3_l is for."""
+    """Whether the tensors tell an option as well. It is so for IA3's `feedforward`, except on a convolution.
+
+    There ia3_l is (1, n, 1, ...) for inputs and for outputs alike.
+    """
     return option == "feedforward" and (
         not isinstance(layer, Ia3) or layer.ia3_l is None or layer.ia3_l.ndim == 2
     )
 
 
 def _shaped(layer: Factored, magnitude: Tensor) -> Tensor:
-    """A DoRA magnitude in as many dimensions as the weight, for readers that take one for inputs."""
+    """A DoRA magnitude of the outputs, (O,), as (O, 1, ...) with one dimension for each of the weight's.
+
+    Some readers take a flat magnitude for one of the inputs. A magnitude of the inputs stays as it is.
+    """
     if magnitude.ndim > 1 or layer.magnitude_axis() != 0:
         return magnitude
     return magnitude.reshape(-1, *(1 for _ in layer.extent[1:]))
 
 
 def _diffusers(layer: Layer, name: str) -> Encoded:
-    """LoRA with its scale in a factor, for readers that know no alpha.
+    """A LoRA layer with its scale multiplied into a factor, for readers that know no alpha.
 
-    In `lora_B` where its dtype holds the product exactly, else in `lora_A` where that does, else in
-    `lora_B` in float32.
+    The factor is `lora_B` where its dtype holds the product exactly. Else it is `lora_A` where that factor's
+    dtype does. Else it is `lora_B` in float32. Raises LayerError for other kinds and for embeddings.
     """
     tensors = peft_lora.named_tensors(layer)
     if EMBEDDING_UP in tensors:
@@ -121,6 +134,7 @@ def _diffusers(layer: Layer, name: str) -> Encoded:
         up, down = layer.lora_up, scaled
     written = {**tensors, peft_lora.SUFFIXES[UP]: up, peft_lora.SUFFIXES[DOWN]: down}
     if BIAS in written:
+        # The bias is scaled like the product.
         written[BIAS] = times(written[BIAS], factor)
     wanted = peft_lora.wanted(written, rank, float(rank))
     return Encoded(name, written, configured=(peft_lora.LoraConfig, wanted))

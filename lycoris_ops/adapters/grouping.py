@@ -1,4 +1,4 @@
-"""The keys of an adapter file, layer by layer."""
+"""Sorts the keys of an adapter file into layers."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from ..files.tensor_file import TensorFile
 from ..names.dialects import Dialect, split_key
 
 Groups = dict[str, dict[str, str]]
-"""Layer name to its keys by canonical suffix."""
+"""Layer name, to the layer's keys in the file by the algorithms' own suffixes."""
 
 COMPANIONS: frozenset[str] = (
     frozenset[str]()
     .union(*(kind.extras for kind in ALGORITHMS.values()))
     .difference(*(variant for kind in ALGORITHMS.values() for variant in kind.variants))
 )
-"""Suffixes that make no layer of their own."""
+"""Suffixes of tensors that only accompany others, such as alpha: alone they make no layer."""
 NUMBERED = re.compile(rf"{BLOCKS}\.(\d+)$")
+"""The suffix of one part of kohya's OFT of a fused layer, with the part's number."""
 
 
 def group(file: TensorFile, dialect: Dialect | None) -> tuple[Groups, list[str]]:
-    """The keys of every layer, and those that belong to none. Raises LayerError for one given twice."""
+    """The keys of a file by layer, and the keys that belong to no layer.
+
+    Raises LayerError where two keys are the same tensor of one layer.
+    """
     grouped: Groups = {}
     strangers: list[str] = []
     for key in file.tensors:
@@ -51,11 +55,13 @@ def _put(grouped: Groups, name: str, suffix: str, key: str, file: TensorFile) ->
 
 
 def _adopt(key: str, grouped: Groups) -> bool:
-    """Give a key of unknown suffix to the layer it names.
+    """Give a key of unknown suffix to the layer that its start names; False where there is no such layer.
 
-    What it means is not known, so the layer without it would be wrong.
+    The key makes the layer unreadable. That is intended: what the tensor means is not known, so without it
+    the layer would be applied wrongly.
     """
     parts = key.split(".")
+    # The longest name first, which is the layer that is nearest to the tensor.
     for depth in range(len(parts) - 1, 0, -1):
         name = ".".join(parts[:depth])
         if name in grouped:
@@ -65,9 +71,9 @@ def _adopt(key: str, grouped: Groups) -> bool:
 
 
 def _join_companions(grouped: Groups, file: TensorFile) -> None:
-    """Give a magnitude or an alpha whose layer is written with other separators to that layer.
+    """Give a DoRA magnitude or an alpha to its layer, where the two write the layer's name differently.
 
-    Some converters turned the dots of a name into underscores in the factors' keys alone.
+    Some converters turned the dots of a layer's name into underscores, but only in the keys of the factors.
     """
     alone = dict.fromkeys(name for name, keys in grouped.items() if COMPANIONS.issuperset(keys))
     if not alone:
@@ -81,9 +87,12 @@ def _join_companions(grouped: Groups, file: TensorFile) -> None:
 
 
 def _by_part(grouped: Groups) -> Groups:
-    """kohya-ss' OFT of fused layers of Flux: `oft_blocks.0`, `.1`, ... rotate one part of the rows each.
+    """The layers, where each numbered part of kohya-ss' OFT of a fused layer is a layer of its own.
 
-    Source: networks/oft_flux.py of kohya-ss sd-scripts (Apache-2.0). The parts share alpha.
+    For a fused layer of Flux the file holds `oft_blocks.0`, `oft_blocks.1`, ..., each of which rotates one
+    part of the rows. All parts share the layer's alpha. The parts are named `<layer>.0`, `<layer>.1`, ...; a
+    part that is the only one keeps the layer's name.
+    Source: networks/oft_flux.py of kohya-ss sd-scripts (Apache-2.0).
     """
     parted: Groups = {}
     for name, keys in grouped.items():

@@ -1,4 +1,4 @@
-"""Opening an adapter file: what its header tells of each layer."""
+"""Opening an adapter file: its header is read, and tells the kind and shape of every layer."""
 
 from __future__ import annotations
 
@@ -25,19 +25,21 @@ from .peft import CONFIG_NAME, Config
 from .peft.followed import Configs
 
 GENERIC_NAMES = ("adapter_model", "pytorch_lora_weights")
-"""Names that some tools give to all of their files: the folder's tells more."""
+"""File names that some tools give to all of their adapters: only the folder's name tells them apart."""
 HEADERS = 64
-"""How many files' headers are remembered, about 1 MB each for a large adapter."""
+"""How many opened files are remembered. The header of a large adapter takes about 1 MB."""
 
 
 def load_adapter(
     path: str | os.PathLike[str], *, cache: TensorCache = DEFAULT_CACHE, **options: Any
 ) -> Adapter:
-    """Open an adapter: .safetensors, or a pickle of plain tensors (.pt, .pth, .ckpt, .bin).
+    """Open an adapter: .safetensors or .sft, or a pickle of plain tensors (.pt, .pth, .ckpt, .bin).
 
-    Only the header of a safetensors file is read, and that only once for as long as path, size and
-    time of change stay the same. `options` are what a file does not say: `dora` ("paper" or "host", see
-    `algorithms.factored`), `sig_type` of T-LoRA, `terms` and `constraint` of OFTv2.
+    Of a safetensors file only the header is read. A later call with the same options returns the same adapter
+    without reading again, as long as size and time of change of the file stay the same. `options` are what a
+    file does not say: `dora` ("paper" or "host", see `algorithms.factored`), `sig_type` of T-LoRA, `terms`,
+    `last` and `constraint` of OFTv2, `feedforward` of IA3. They take precedence over the file's metadata and
+    PEFT's configuration.
 
     Raises FileFormatError for a file that is damaged or holds no adapter, LayerError where the shapes of
     a layer contradict each other, LycorisError for an unknown option or value.
@@ -47,15 +49,20 @@ def load_adapter(
 
 
 def adapter_stamp(path: str | os.PathLike[str]) -> str:
-    """A short text that changes when an adapter would load differently: its file or its PEFT config."""
+    """A short text that changes when the adapter's file changes, or the PEFT configuration beside it.
+
+    Raises FileFormatError where there is no such file.
+    """
     return "+".join(found.stamp for found in _fingerprints(path) if found)
 
 
 def _fingerprints(path: str | os.PathLike[str]) -> tuple[Fingerprint, Fingerprint | None]:
+    """Fingerprints of an adapter's file, and of the PEFT configuration beside it, if there is one."""
     config = Path(path).with_name(CONFIG_NAME)
     return Fingerprint.of(path), Fingerprint.of(config) if config.is_file() else None
 
 
+# By fingerprints, so that a file that changed is read again.
 @lru_cache(maxsize=HEADERS)
 def _load(
     fingerprint: Fingerprint,
@@ -79,6 +86,7 @@ def _load(
                 info[name] = _describe(name, outline, keys, configs, given, enlarges)
                 continue
         except LayerError as error:
+            # Tensors of a known kind that contradict each other are an error; an unknown kind is reported.
             raise error.within(file=file.path, key=name) from None
         unreadable[name] = explain(keys)
         unused.extend(keys.values())
@@ -117,7 +125,7 @@ def _no_layer(file: TensorFile, keys: list[str]) -> FileFormatError:
 def _options(
     algorithm: type[Layer], name: str, config: Config[Any] | None, given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a layer needs to know and no tensor says: as given, else as the configuration says."""
+    """Values of the algorithm's options: those given, else those of the layer's PEFT configuration."""
     wanted = options_of(algorithm)
     if not wanted:
         return {}

@@ -1,4 +1,4 @@
-"""What the metadata of a written adapter say."""
+"""The metadata of a written adapter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .peft import METADATA_KEY, WantedRank
 from .writer import Made
 
 DIM, NETWORK_ALPHA, DYNAMIC = "ss_network_dim", "ss_network_alpha", "Dynamic"
-"""What kohya-ss' tools write instead of a number once layers differ."""
+"""kohya-ss' metadata keys of rank and alpha, and what its tools write there where layers differ."""
 
 
 def metadata_for(
@@ -29,10 +29,16 @@ def metadata_for(
     added: Mapping[str, str | None],
     configuration: str | None,
 ) -> dict[str, str]:
-    """The source's, where still true, with what is added, PEFT's configuration and our recipe."""
+    """The metadata to write: those of the source that are still true, and what the new file needs.
+
+    The latter are the options of layers, the PEFT `configuration` of a file for diffusers, the `added`
+    metadata, where None takes a key away, and the recipe. Hashes are left out, see `add_hashes`.
+    """
+    # PEFT's configuration of the source is for its names and factors, and not for the new ones.
     kept = {key: value for key, value in adapter.metadata.items() if key != METADATA_KEY}
     kept |= plain_args(kept, {key: str(v) for layer in made for key, v in layer.encoded.options.items()})
     ranks = {layer.layer.rank for layer in made} - {None}
+    # A joined layer has a rank of its own.
     if DIM in kept and kept[DIM] != DYNAMIC and ranks - {i.rank for i in adapter.info.values()}:
         kept |= {DIM: DYNAMIC, NETWORK_ALPHA: DYNAMIC}
     if NETWORK_ALPHA in kept and any(alpha_changed(layer) for layer in made):
@@ -48,7 +54,10 @@ def metadata_for(
 
 
 def alpha_changed(made: Made) -> bool:
-    """Whether the alpha that is written is not that of the source's file."""
+    """Whether a layer is written with another alpha than the layer that it is made of has in the source file.
+
+    False where the layer is made of several, or where alpha is no scale.
+    """
     if made.source_alpha is None or not made.layer.scaled_by_alpha:
         return False
     return not math.isclose(_written_alpha(made), made.source_alpha, rel_tol=1e-3)
@@ -67,7 +76,11 @@ def add_hashes(
     dialect: Written,
     given: Mapping[str, str | None],
 ) -> None:
-    """Add hashes of the data that the source's metadata had, or that kohya-ss' files have."""
+    """Add to the metadata `text` hashes of the tensors' data, except those that are `given`.
+
+    They are the hashes that the source's metadata `before` had, and in the dialect of kohya-ss those that its
+    own files have: always `sshs_model_hash`, and ModelSpec's where there are other metadata of ModelSpec.
+    """
     wanted = {
         DATA_HASH: DATA_HASH in before or dialect == "kohya",
         MODELSPEC_HASH: MODELSPEC_HASH in before or (dialect == "kohya" and _has_modelspec(text)),

@@ -1,6 +1,6 @@
-"""What the metadata of kohya-ss and LyCORIS tells of how a file's layers are to be read.
+"""What the metadata of kohya-ss and LyCORIS say about reading the layers of a file.
 
-`ss_network_args` is a JSON table of the options the network was made with, all values texts.
+`ss_network_args` is a JSON table of the options that the network was made with. All of its values are texts.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from torch import Tensor
 
 ARGS = "ss_network_args"
 SPLIT = {"qkv": (1, 1, 1), "linear1": (1, 1, 1, 4)}
-"""Ends of the names of Flux' fused layers, and how their rows are shared out."""
+"""Ends of the names of Flux' fused layers, with the relative heights of the parts of their rows: q, k and v,
+and in `linear1` the MLP."""
 
 
 def network_options(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Options of the algorithms that the network's arguments hold: T-LoRA's `sig_type`.
+    """Options of the algorithms that the metadata state, which is T-LoRA's `sig_type` alone.
 
-    LyCORIS trains T-LoRA on the principal singular vectors unless told otherwise, and on a random
-    matrix with `use_data_init` off: then nothing can rebuild it.
+    LyCORIS starts T-LoRA from the principal singular vectors of the base weight unless told otherwise. With
+    `use_data_init` off it starts from a random matrix, which nothing can rebuild, so the result is empty.
     """
     args = _args(metadata)
     if args.get("algo", "").lower() != "tlora" or args.get("use_data_init", "True").lower() == "false":
@@ -30,11 +31,12 @@ def network_options(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def split_parts(metadata: Mapping[str, str], layer: str, rank: int | None) -> tuple[int, ...]:
-    """The shares of a layer's rows that kohya's `split_qkv` trained apart; () for an ordinary layer.
+    """Relative heights of the parts of a layer that kohya's `split_qkv` trained apart, or () without it.
 
-    Its Flux network trains q, k, v (and the MLP of a single block) each with alpha / r, and writes them
-    as one layer of rank 3 r or 4 r with a block-diagonal up and alpha unchanged: alpha / rank is then 3
-    or 4 times too small. Source: networks/lora_flux.py of kohya-ss sd-scripts (Apache-2.0).
+    With it kohya-ss' network for Flux trains q, k, v (and the MLP of a single block) each at the scale
+    alpha / r. It writes them as one layer of rank 3 r or 4 r, with a block-diagonal up and with alpha
+    unchanged, so that alpha / rank of that layer is 3 or 4 times too small.
+    Source: networks/lora_flux.py of kohya-ss sd-scripts (Apache-2.0).
     """
     if _args(metadata).get("split_qkv", "").lower() != "true":
         return ()
@@ -43,9 +45,9 @@ def split_parts(metadata: Mapping[str, str], layer: str, rank: int | None) -> tu
 
 
 def is_block_diagonal(up: Tensor, shares: Sequence[int]) -> bool:
-    """Whether `up` (O, n r) joins n layers, each in its share of the rows and its own r columns.
+    """Whether `up` (O, n r) is zero outside of n blocks, each of its share of the rows and of r columns.
 
-    A file that was resized afterwards is not, and its alpha is what it says.
+    Once a tool has changed the rank of the file, `up` has no such blocks, and alpha is right as it is.
     """
     unit, rank = up.shape[0] // sum(shares), up.shape[1] // len(shares)
     rest, first = up.clone(), 0
@@ -56,13 +58,15 @@ def is_block_diagonal(up: Tensor, shares: Sequence[int]) -> bool:
 
 
 def plain_args(metadata: Mapping[str, str], options: Mapping[str, str]) -> dict[str, str]:
-    """The network's arguments for a file whose alphas are what they say, with options that it needs.
+    """The metadata entry of the network's arguments for a file in which no alpha needs a correction.
 
-    Empty where they are so already. A `sig_type` means nothing but for T-LoRA, so that is said too.
+    The arguments are those of `metadata` without `split_qkv`, and the `options` that layers need. The result
+    is empty where nothing changes.
     """
     args = _args(metadata)
     wanted = {key: value for key, value in args.items() if key != "split_qkv"} | dict(options)
     if "sig_type" in options:
+        # `network_options` reads it for this algorithm only.
         wanted["algo"] = "tlora"
     return {ARGS: json.dumps(wanted)} if wanted != args else {}
 
@@ -76,7 +80,7 @@ def _parsed(text: str) -> dict[str, str]:
     try:
         table: Any = json.loads(text)
     except (ValueError, RecursionError):
-        # Other tools write free text here; it holds nothing that is needed.
+        # Other tools write free text here, and nothing in it is needed.
         return {}
     if not isinstance(table, dict):
         return {}

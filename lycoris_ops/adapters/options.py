@@ -1,4 +1,4 @@
-"""Options of the algorithms that no tensor of a file holds, and the values that they may have."""
+"""The options of the algorithms, which no tensor of a file holds, and the values that they may have."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..algorithms.base import ALPHA, DERIVED, DIFF_B, field_of
 from ..errors import LycorisError
 
 Check = tuple[Callable[[Any], bool], str]
-"""Whether a value may be, and in words which may."""
+"""A test of an option's value, and a description in words of the values that pass it."""
 
 CHECKS: dict[str, Check] = {
     "terms": (lambda value: _is_whole(value) and value >= 0, "a whole number, 0 for the exact rotation"),
@@ -26,19 +26,21 @@ CHECKS: dict[str, Check] = {
     ),
     "feedforward": (lambda value: value is None or isinstance(value, bool), "True, False or None"),
 }
-"""Those of options that are no choice among words, which their algorithms declare."""
+"""The checks of options that are numbers or flags. An option that is a choice among words has none here: its
+algorithm declares the words as a `Literal`."""
 
 
 @cache
 def options_of(algorithm: type[Layer]) -> set[str]:
-    """The fields of a layer that no tensor of a file fills."""
+    """The options of an algorithm: the fields of its layers that no tensor of a file fills."""
     tensors = {field_of(suffix) for suffix in algorithm.suffixes()}
+    # Derived fields are set on layers that are made from others, and not by a user.
     fields = {field.name for field in dataclasses.fields(algorithm) if field.metadata != DERIVED}
     return fields - tensors - {ALPHA, DIFF_B}
 
 
 def check_options(options: Mapping[str, Any], path: str) -> None:
-    """Raise LycorisError for an option that no algorithm has, or for a value that it cannot have."""
+    """Raise LycorisError for an option that no algorithm has, or for a value that the option cannot have."""
     known = {name: kind for kind in ALGORITHMS.values() for name in options_of(kind)}
     if unknown := sorted(set(options) - set(known)):
         raise LycorisError(
@@ -53,8 +55,9 @@ def check_options(options: Mapping[str, Any], path: str) -> None:
 
 
 def _choice(algorithm: type[Layer], option: str) -> Check:
-    """The words that the algorithm declares as the option's values."""
+    """The check of an option whose type is a `Literal` of words, perhaps with None."""
     declared = get_type_hints(algorithm)[option]
+    # `Literal[...]` itself, or `Literal[...] | None`, whose parts are its arguments.
     parts = (declared, *get_args(declared))
     words = [word for part in parts if get_origin(part) is Literal for word in get_args(part)]
     optional = type(None) in parts
@@ -63,4 +66,5 @@ def _choice(algorithm: type[Layer], option: str) -> Check:
 
 
 def _is_whole(value: Any) -> bool:
+    # Python takes True and False for whole numbers.
     return isinstance(value, int) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""Where an adapter is written: a file, or for PEFT a folder of its own."""
+"""Where an adapter is written: to a file, or for PEFT to a folder of its own."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ PEFT_FILE = "adapter_model.safetensors"
 
 
 def place_of(path: Path, dialect: Written) -> Path:
-    """The file to write. Raises WriteError for a name that readers would not take."""
+    """The file to write for a path that a user gave; for peft that may be a folder.
+
+    Raises WriteError for a name that readers would not find or not accept.
+    """
     if dialect == "peft":
         with system_errors(path):
             return _peft_place(path)
     if path.suffix.lower() not in SAFETENSORS:
         raise WriteError(
-            "adapters are written as safetensors alone",
+            "adapters can only be written as safetensors files",
             file=str(path),
             got=path.suffix or "no ending",
             expected=either(SAFETENSORS),
@@ -32,6 +35,7 @@ def place_of(path: Path, dialect: Written) -> Path:
 
 
 def _peft_place(path: Path) -> Path:
+    # A folder that does not exist yet is known by a name without an ending.
     if not path.suffix and not path.is_file():
         path = path / PEFT_FILE
     if path.name != PEFT_FILE:
@@ -54,7 +58,11 @@ def _peft_place(path: Path) -> Path:
 
 @contextmanager
 def folder_of(path: Path, dialect: Written) -> Generator[None]:
-    """PEFT's file is a folder, which is made for it, and taken away if nothing came of it."""
+    """A context in which the folder of a PEFT adapter exists. Other dialects need none, and nothing is done.
+
+    The folder is made where it is missing, and removed again after an error.
+    """
+    # Only this one folder. Where its parent is missing too, writing fails as it does in every dialect.
     new = dialect == "peft" and not path.parent.exists() and path.parent.parent.is_dir()
     if new:
         with system_errors(path):

@@ -1,4 +1,8 @@
-"""An adapter's layers with the rows that another dialect has: parts of them, or several as one."""
+"""Layers for a dialect that divides the model's rows into layers differently from the adapter.
+
+One tool has a fused qkv layer where another has q, k and v. A layer to write is then cut out of one of the
+adapter's layers, or joined from several.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +21,12 @@ from ..names.written import Planned
 from .adapter import Adapter
 
 NEAR = 1e-5
-"""How far a layer of other rows may be from the layers it is made of, as a share of their change: some
-roundings of the scales that are multiplied into factors, and far below any wrong row."""
+"""The largest difference between a cut or joined layer and the layers that it is made of, relative to their
+largest change. It allows for some roundings of scales that are multiplied into factors, and is far below the
+difference that a wrong row makes."""
 HELD = 4
-"""Layers that are kept while what they are cut into is made: those of q, k and v follow each other."""
+"""How many of the adapter's layers are kept in memory while layers are made of them. The layers made of one,
+such as q, k and v, follow each other."""
 
 
 class Regrouper:
@@ -29,13 +35,15 @@ class Regrouper:
     def __init__(self, adapter: Adapter, targets: Targets | None) -> None:
         self._adapter = adapter
         self._shapes: Mapping[str, Shape] = {} if targets is None else _source_shapes(adapter, targets)
+        # Made here, not by a decorator, so that they end with this object.
         self._layer = lru_cache(maxsize=HELD)(self._read)
         self._change = lru_cache(maxsize=HELD)(self._change_of)
 
     def make(self, planned: Planned) -> Layer:
-        """The layer to write, changing a weight as those do that it is made of.
+        """The layer to write. If it is cut or joined, it is checked that it changes the model as before.
 
-        Raises LayerError where its rows cannot be taken alone, or not be made one.
+        Raises LayerError where rows of a layer cannot be taken alone, or layers cannot be joined; WriteError
+        where the check fails.
         """
         if planned.shape is None:
             return self._layer(planned.sources[0])
@@ -48,18 +56,22 @@ class Regrouper:
         return self._adapter.layer(name, keep=False)
 
     def _cut(self, planned: Planned, rows: int) -> Layer | None:
-        """Rows of one layer; None where there are several, or rows that no layer changes."""
+        """A layer made of some rows of one layer.
+
+        None where several layers are needed, or where no layer changes some of the rows: then see `_fused`.
+        """
         if len(planned.sources) != 1:
             return None
         ranges = [piece.rows for piece in planned.pieces if piece.rows is not None]
         if sum(stop - start for start, stop in ranges) != rows:
             return None
         made = self._layer(planned.sources[0]).rows(*ranges)
-        # Raises where no tensor of a file would tell these rows.
+        # Raises LayerError for rows that tensors cannot state: a LoKr layer cut inside a block.
         made.dump()
         return made
 
     def _fused(self, planned: Planned, rows: int) -> Layer:
+        """One layer with this number of rows, joined from several or with rows that it leaves unchanged."""
         pieces: list[tuple[Layer, Rows]] = []
         for piece in planned.pieces:
             source, whole = self._layer(piece.layer), (0, self._shapes[piece.layer][0])
@@ -69,7 +81,7 @@ class Regrouper:
         return fuse(pieces, rows)
 
     def _check(self, planned: Planned, made: Layer) -> None:
-        """Raise WriteError unless the layer changes a weight as those that it is made of."""
+        """Raise WriteError unless the layer changes weight and bias as the layers do that it is made of."""
         assert planned.shape is not None
         weight = torch.zeros(planned.shape)
         wanted = torch.zeros(planned.shape)
@@ -87,6 +99,7 @@ class Regrouper:
         own_bias = torch.zeros(planned.shape[0]) if change.bias is None else change.bias
         for ours, theirs in ((found, wanted), (own_bias, bias)):
             error = (ours - theirs).abs().max().item()
+            # In this form NaN fails too.
             if not error <= NEAR * theirs.abs().max().item():
                 raise WriteError(
                     "an internal check failed: the split or joined layer differs from its source",
@@ -98,8 +111,9 @@ class Regrouper:
                 )
 
     def _change_of(self, name: str) -> tuple[Tensor, Tensor, Tensor | None]:
-        """A weight for one of the adapter's layers, and its change of that and of the bias."""
+        """A weight to try a layer on, and the layer's change of that weight and of the bias."""
         layer, shape = self._layer(name), self._shapes[name]
+        # Where the change depends on the weight, zeros would hide it. Elsewhere zeros do, and need no memory.
         if layer.additive() is not None:
             weight = torch.zeros(1).expand(shape)
         else:
@@ -109,7 +123,10 @@ class Regrouper:
 
 
 def _source_shapes(adapter: Adapter, targets: Targets) -> Mapping[str, Shape]:
-    """The shape of the weight, or of the rows of weights, that each layer meets."""
+    """The shape of what each layer is applied to: a weight, rows of one, or several one below the other.
+
+    Layers without a place in the model, or whose weight's shape is not known, are left out.
+    """
     found = {name: targets.find(name)[:1] for name in adapter.info}
     shapes = {name: targets.shape_of(*places[0]) for name, places in found.items() if places}
     return {name: shape for name, shape in shapes.items() if shape}

@@ -29,7 +29,7 @@ from .verify import check_written
 from .writer import Made, Writer
 
 WITH_EMBEDDINGS: tuple[Written, ...] = ("kohya", "comfy", "lycoris")
-"""Dialects whose readers know embeddings that a file brings along."""
+"""Dialects whose readers know embeddings (textual inversions) inside an adapter file."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,12 @@ class SaveResult:
 
     path: str
     size: int
+    """Bytes of the file, without PEFT's configuration beside it."""
     dialect: str
     layers: int
+    """How many layers the file holds."""
     changes: tuple[str, ...]
-    """What differs from the source but the name of its tensors, in words."""
+    """What differs from the source besides the tensors' names, one line in words for each difference."""
 
 
 def save_adapter(
@@ -56,18 +58,21 @@ def save_adapter(
     overwrite: bool = True,
     progress: Progress | None = None,
 ) -> SaveResult:
-    """Write an adapter as kohya, comfy, peft, diffusers or lycoris would.
+    """Write an adapter in a dialect: with the names and tensors of kohya, comfy, peft, diffusers or lycoris.
 
-    `model` are the keys and shapes of the model it is for: without them a name is only written where it
-    keeps its path. With `dtype` None every factor keeps its dtype; alpha is float32 always. The source's
-    metadata is kept but for hashes, `metadata` is added to it, and a value of None takes a key away. For
-    peft, `path` is a folder or the adapter_model.safetensors in it, and adapter_config.json goes beside.
-    Keys that nothing reads are copied where the dialect stays, else an error, or with `drop_unread` left
-    out. The file is held in memory whole; it takes its name when it has been read back and found right, and
-    may replace another, its source too, unless `overwrite` is off.
+    `model` is the model that the adapter is for, as its keys and shapes. Without it a layer can only be
+    written where its path is the same in both dialects. With `dtype` None every factor keeps its dtype; alpha
+    is always float32. The source's metadata is kept, except for hashes, and `metadata` is added: a value of
+    None takes a key away. For peft, `path` is a folder or the adapter_model.safetensors in it, and
+    adapter_config.json is written beside that. Keys that nothing reads are copied if the dialect stays the
+    same. If it changes they are an error, or are left out with `drop_unread`.
 
-    Raises LayerError for a layer that the dialect cannot hold, MatchError for a name that it has not,
-    WriteError where the file cannot be written.
+    The whole file is built in memory. It takes its name only after it has been read back and compared. It may
+    replace an earlier file, even its own source, unless `overwrite` is off. `progress` is called with the
+    number of layers made.
+
+    Raises LayerError for a layer that the dialect cannot hold, MatchError for a layer without a name in it,
+    LycorisError for an unknown dialect or dtype, and WriteError where the file cannot be written.
     """
     if dialect not in WRITTEN:
         raise LycorisError("an unknown dialect", got=str(dialect), expected=", ".join(WRITTEN))
@@ -77,6 +82,7 @@ def save_adapter(
         )
     out = place_of(Path(path), dialect)
     if not overwrite:
+        # PEFT's configuration counts too: replaced, it would be wrong for the weights beside it.
         check_free(out, *([out.with_name(CONFIG_NAME)] if dialect == "peft" else []))
     writer = Writer(adapter, dialect, dtype, None if model is None else Targets(known_shapes(model)))
     loose = _loose(adapter, dialect, drop_unread)
@@ -86,6 +92,7 @@ def save_adapter(
         made.append(writer.make(layer))
         if progress:
             progress(len(made), len(planned))
+    # diffusers has keys of its own for UNets, which are more than a name and a suffix.
     spell = diffusers.spelled if dialect == "diffusers" else "{}.{}".format
     keyed = {spell(m.encoded.name, suffix): t for m in made for suffix, t in m.encoded.tensors.items()}
     tensors = in_file_order(keyed | dict(adapter.file.read(loose, adapter.cache, keep=False)))
@@ -107,7 +114,11 @@ def save_adapter(
 
 
 def _loose(adapter: Adapter, dialect: Written, drop: bool) -> list[str]:
-    """Keys that are copied as they are: embeddings, and what nothing reads where the dialect stays."""
+    """Keys of the source that are copied as they are: those of embeddings, and those that nothing reads.
+
+    Embeddings are copied to dialects that know them, and unread keys where the dialect stays the same. Raises
+    LayerError where some cannot be copied, unless `drop` is on: then they are left out.
+    """
     bundled = [key for key in adapter.file.tensors if key.startswith(BUNDLED)]
     kept: list[str] = []
     if dialect in WITH_EMBEDDINGS:
@@ -119,7 +130,7 @@ def _loose(adapter: Adapter, dialect: Written, drop: bool) -> list[str]:
             key=bundled[0],
             got=f"{len(bundled)} keys of the embeddings {', '.join(adapter.embeddings)}",
             expected=either(WITH_EMBEDDINGS),
-            hint="Write it as one of these, or leave out what is not read (drop_unread, --drop-unread)",
+            hint="Write it as one of these, or leave the embeddings out (drop_unread, --drop-unread)",
         )
     if adapter.unused_keys and adapter.dialect == dialect:
         kept += adapter.unused_keys
@@ -138,7 +149,8 @@ def _loose(adapter: Adapter, dialect: Written, drop: bool) -> list[str]:
 def _changes(
     adapter: Adapter, made: Sequence[Made], loose: Sequence[str], dtype: torch.dtype | None, dialect: Written
 ) -> tuple[str, ...]:
-    """What a user may want to know, most weighty first."""
+    """`SaveResult.changes`, the most important first."""
+    # A plan has a shape only where the layer is not one of the adapter's as it is.
     from_many = [layer for layer in made if len(layer.planned.sources) > 1]
     partial = [layer for layer in made if layer.planned.shape and len(layer.planned.sources) == 1]
     cut = {layer.planned.sources[0] for layer in partial}
@@ -153,14 +165,14 @@ def _changes(
     lines = [
         (adapter.dialect != dialect, f"dialect {adapter.dialect} to {dialect}"),
         (dtype is not None, f"factors in {str(dtype).removeprefix('torch.')}"),
-        (bool(partial), f"{len(cut)} layers of other rows written as {len(partial)}"),
+        (bool(partial), f"{len(cut)} layers split or padded to the dialect's layers, now {len(partial)}"),
         (
             bool(from_many),
-            f"{sum(len(m.planned.sources) for m in from_many)} layers joined to {len(from_many)}",
+            f"{sum(len(m.planned.sources) for m in from_many)} layers joined into {len(from_many)}",
         ),
         (bool(folded), f"alpha / rank multiplied into a factor of {len(folded)} layers"),
-        (bool(wider), f"{len(wider)} of these in float32, as their dtype does not hold the product"),
-        (bool(factors), f"1 + w written for the w of {len(factors)} ia3 layers of inputs"),
+        (bool(wider), f"{len(wider)} of these factors in float32, as their dtype does not hold the product"),
+        (bool(factors), f"1 + w written in place of w for {len(factors)} ia3 layers of inputs"),
         (bool(given), f"alpha written for {len(given)} layers that had none in the file"),
         (bool(corrected), f"alpha corrected for {len(corrected)} layers"),
         (bool(loose), f"{len(loose)} keys copied as they are (embeddings, or of no known kind)"),

@@ -1,4 +1,4 @@
-"""Whether the file that was written holds what was to be written."""
+"""Reads a written file back, and compares it with the layers that it should hold."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from ..layers.same import difference
 from .load import load_adapter
 
 NAMED = 3
-"""Layers that the error names, of those that are missing or strange."""
+"""How many of the layers that are missing, or that should not be there, the error names."""
 
 
 def check_written(path: Path, layers: Mapping[str, Layer], loose: Sequence[str], out: Path) -> None:
-    """Raise WriteError unless the adapter at `path` has these layers, and these other keys.
+    """Raise WriteError unless the file at `path` holds exactly these layers, and the `loose` keys too.
 
-    `out` is where it is to go, for the error.
+    `out` is the name that the file gets when it is right; the error names it.
     """
     try:
+        # A cache of its own that keeps nothing: the layers are each read once.
         found = load_adapter(path, cache=TensorCache(0))
         if set(found.info) != set(layers) or not set(loose) <= set(found.file.tensors):
             strange = sorted(set(found.info).symmetric_difference(layers))
             raise LayerError("it holds other layers", got=", ".join(strange[:NAMED]) or "other keys")
         for name, layer in layers.items():
             if wrong := difference(layer, found.layer(name, keep=False)):
-                raise LayerError("a layer is another", got=f"{name}: {wrong}")
+                raise LayerError("a layer differs from its source", got=f"{name}: {wrong}")
     except LycorisError as error:
         raise WriteError(
             f"the file that was written is not what it should be: {error.problem}; please report this",

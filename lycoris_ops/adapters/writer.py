@@ -1,4 +1,4 @@
-"""What an adapter's layers become in a dialect, and the configuration that they need there."""
+"""Makes the layers of an adapter ready to be written in a dialect, with the configuration that they need."""
 
 from __future__ import annotations
 
@@ -29,14 +29,19 @@ class Made:
 
     planned: Planned
     layer: Layer
-    """What the file is to hold, as it is to be read back."""
+    """The layer that a reader must find in the file."""
     encoded: Encoded
+    """The layer's name and tensors in the dialect."""
     source_alpha: float | None
-    """The alpha of the one layer that it is made of, as its file has it."""
+    """The alpha in the source file of the one layer that it is made of; None where there are several, or no
+    alpha."""
 
 
 class Writer:
-    """Makes one adapter's layers ready for one dialect."""
+    """Makes one adapter's layers ready for one dialect.
+
+    With `dtype` None factors keep their dtypes. `targets` are the model's layers, if the model is known.
+    """
 
     def __init__(
         self, adapter: Adapter, dialect: Written, dtype: torch.dtype | None, targets: Targets | None
@@ -48,15 +53,21 @@ class Writer:
         self._regrouper = Regrouper(adapter, targets)
 
     def plan(self) -> list[Planned]:
-        """The layers to write. Raises MatchError where one has no name in the dialect."""
+        """The names of the layers to write, and what they are made of.
+
+        Raises MatchError where a layer has no name in the dialect.
+        """
         return plan_names(self.adapter.info, self.dialect, self.targets, self.adapter.path)
 
     def make(self, planned: Planned) -> Made:
-        """The layer with its tensors. Raises LayerError where the dialect cannot hold it."""
+        """A planned layer with its tensors.
+
+        Raises LayerError where the dialect cannot hold it, WriteError where its values do not fit the dtype.
+        """
         try:
             layer = self._regrouper.make(planned)
         except LayerError as error:
-            problem = f"{self.dialect} has other rows, and {error.problem}"
+            problem = f"{self.dialect} fuses or splits layers differently, and {error.problem}"
             raise self._not_held(planned, error, problem) from error
         if self.dtype is not None:
             layer = self._cast(layer, planned, self.dtype)
@@ -66,7 +77,7 @@ class Writer:
         except LayerError as error:
             raise self._not_held(planned, error) from error
         if self.dialect == "diffusers" and self.dtype is not None:
-            # A factor may have taken a wider dtype for its scale, but one was asked for.
+            # The factor that holds the scale may be in a wider dtype, but this one was asked for.
             encoded = encoded.to(self.dtype)
         return Made(planned, layer, encoded, self._source_alpha(planned))
 
@@ -77,7 +88,7 @@ class Writer:
         return float(self.adapter.file.read((key,), self.adapter.cache)[key].flatten()[0])
 
     def _cast(self, layer: Layer, planned: Planned, dtype: torch.dtype) -> Layer:
-        """The layer with its factors in another dtype."""
+        """The layer with its factors in `dtype`. Raises WriteError where a value is too large for it."""
         cast: dict[str, Tensor] = {}
         held = layer.tensors()
         for suffix in layer.suffixes():
@@ -97,9 +108,9 @@ class Writer:
         return layer.with_tensors(cast)
 
     def configuration(self, made: Sequence[Made]) -> str | None:
-        """PEFT's configuration as JSON; None where the dialect has none.
+        """PEFT's configuration of the layers as JSON; None for a dialect that has none.
 
-        Raises LayerError where none describes all of the layers.
+        Raises LayerError where no configuration describes all of the layers.
         """
         layers = [(one.planned, one.encoded) for one in made]
         try:
@@ -110,6 +121,7 @@ class Writer:
         return None if table is None else json.dumps(table, indent=2, sort_keys=True)
 
     def _not_held(self, planned: Planned, error: LayerError, problem: str | None = None) -> LayerError:
+        """The error of a layer that the dialect cannot hold, with the dialects that can."""
         able = [other for other in WRITTEN if other != self.dialect and self._holds(other, planned.sources)]
         return LayerError(
             problem or f"{self.dialect} {error.problem}",
@@ -121,8 +133,9 @@ class Writer:
         )
 
     def _holds(self, dialect: Written, layers: Collection[str]) -> bool:
-        """Whether another dialect can hold these layers, and those that they are one with there."""
+        """Whether another dialect can hold these layers, and all others that are joined with them there."""
         try:
+            # Tried in full, since the names, the tensors or the configuration may be impossible.
             planned = plan_names(self.adapter.info, dialect, self.targets, self.adapter.path)
             met = [other for other in planned if not set(layers).isdisjoint(other.sources)]
             encoded = [(other, self._encoded(other, dialect)) for other in met]

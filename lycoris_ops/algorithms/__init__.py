@@ -29,18 +29,24 @@ def _discover() -> dict[str, type[Layer]]:
 
 
 ALGORITHMS: dict[str, type[Layer]] = _discover()
-"""Algorithm name to class."""
+"""The class of every algorithm, by the name in its `algorithm`."""
 
 
 def detect(tensors: Mapping[str, Tensor] | Mapping[str, Shape]) -> type[Layer] | None:
-    """The algorithm whose layer has exactly these suffix-named tensors, or None."""
+    """The class that reads exactly these tensors, or None.
+
+    The tensors, or their shapes, are given by key suffix, such as `lora_up.weight`.
+    """
     named = _named(frozenset(tensors))
     return next((algorithm for algorithm in named if algorithm.accepts(tensors)), None)
 
 
 @lru_cache(maxsize=1024)
 def _named(suffixes: frozenset[str]) -> tuple[type[Layer], ...]:
-    """The algorithms that have layers of these names: thousands of layers have the same few."""
+    """The algorithms that have a variant of exactly these suffixes.
+
+    Cached, because the thousands of layers of a file have the same few sets of suffixes.
+    """
     return tuple(kind for kind in ALGORITHMS.values() if kind.has_names(suffixes))
 
 
@@ -50,6 +56,7 @@ def explain(suffixes: Collection[str]) -> str:
     variants = [(kind, variant) for kind in ALGORITHMS.values() for variant in kind.variants]
     complete = {kind.algorithm: kind for kind, variant in variants if variant <= names}
     read = frozenset[str]().union(*(kind.suffixes() for kind in complete.values()))
+    # The tensors of a whole layer are there, and suffixes that its algorithm does not read.
     if unknown := sorted(names - read) if complete else []:
         other = sorted(
             {kind.algorithm for kind, variant in variants if variant & names.intersection(unknown)}
@@ -57,16 +64,19 @@ def explain(suffixes: Collection[str]) -> str:
         if other:
             return f"it holds two kinds at once, {' and '.join(sorted(complete))} and {other[0]}"
         return f"{a_layer(' or '.join(sorted(complete)))} with {', '.join(unknown)}, which is not known"
+    # An algorithm has these suffixes, so it is the number of dimensions that it refuses.
     if named := _named(names):
         known = " or ".join(f"the {kind.dimensions} of {a_layer(kind.algorithm)}" for kind in named)
-        return f"its {_listed(named[0].variants[0])} has other dimensions than {known}"
+        return f"its {_listed(named[0].variants[0])} has another number of dimensions than {known}"
     if len(complete) > 1:
         return f"it holds two kinds at once, {' and '.join(sorted(complete))}"
+    # One algorithm reads every suffix, but not together: they are of more than one of its variants.
     if complete:
         (kind,) = complete.values()
         first = max((variant - kind.extras for variant in kind.variants if variant <= names), key=len)
         rest = names - first - kind.extras
         return f"{a_layer(kind.algorithm)} with both {_listed(first)} and {_listed(rest)}"
+    # Nothing is whole: the variant of which the largest share is there is most likely what was meant.
     near = [(len(variant & names) / len(variant), kind, variant) for kind, variant in variants]
     share, kind, variant = max(near, key=lambda item: (item[0], -len(item[2])))
     if share > 0:

@@ -26,31 +26,35 @@ ALPHA = "alpha"
 DIFF_B = "diff_b"
 
 DERIVED: Mapping[str, bool] = {"derived": True}
-"""Metadata of a field that is neither a tensor of a file nor an option: a layer is made from another with
-it."""
+"""Metadata of a field that only the library sets, when it makes one layer from another (`Lokr.window`). Such
+a field is neither a tensor of a file nor an option that a user may give."""
 
 Parameter = Literal["weight", "bias"]
-"""What of a module a layer changes."""
+"""The parameter of a module that a layer changes."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """What a layer does at strength 1 to the weight it meets and to the bias beside it."""
+    """The change that a layer makes at strength 1, of a weight and of the bias beside it."""
 
     delta: Tensor | None
-    """Added to the weight; larger than it where the layer enlarges the weight with zeros first."""
+    """Added to the weight, in its shape; None where the layer changes no weight."""
     bias: Tensor | None = None
-    """Added to the bias."""
+    """Added to the bias (O,); None where the layer changes no bias."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Layer(ABC):
-    """The named tensors of one adapted layer.
+    """The named tensors of one adapted layer, and the change that they stand for.
 
-    A subclass declares one field per tensor, named after its key suffix with dots as underscores,
-    its `variants`, the sets of suffixes that occur together, and its `extras`, which may accompany
-    each of them. Fields of other types are options that a file does not hold. `alpha` is None where
-    the file holds none, which means a scale of 1.
+    A subclass declares:
+
+    - a field for each tensor, with the name that `field_of` makes of the key suffix;
+    - `variants`, the sets of suffixes that occur together in a file;
+    - `extras`, the suffixes that may accompany any of the variants.
+
+    Fields of other types are options, which a file does not hold. `alpha` is None where the file holds
+    none, which means a scale of 1.
     """
 
     algorithm: ClassVar[str]
@@ -59,11 +63,11 @@ class Layer(ABC):
     scaled_by_alpha: ClassVar[bool] = False
     """Whether the change is scaled by alpha / rank."""
     constrained_by_alpha: ClassVar[bool] = False
-    """Whether alpha bounds the change instead, as that of a rotation."""
+    """Whether alpha bounds the norm of a rotation instead (OFT and BOFT of LyCORIS)."""
     bias_may_be_absent: ClassVar[bool] = False
-    """Whether the change of the bias is one of whatever is there, rather than a tensor of its own."""
+    """Whether the layer only multiplies a bias that is there, so that nothing is missing without one."""
     dimensions: ClassVar[int | None] = None
-    """Dimensions of the first tensor, where they alone tell two algorithms apart."""
+    """Dimensions of the one tensor of the first variant, where only they tell two algorithms apart."""
 
     alpha: float | None = None
     diff_b: Tensor | None = None
@@ -72,7 +76,7 @@ class Layer(ABC):
 
     @classmethod
     def accepts(cls, tensors: Mapping[str, Tensor] | Mapping[str, Shape]) -> bool:
-        """Whether these are exactly one variant of this algorithm, with some of its extras."""
+        """Whether these tensors are exactly one variant of this algorithm, with any of its extras."""
         if cls.dimensions is None:
             return cls.has_names(frozenset(tensors))
         first = next(iter(cls.variants[0]))
@@ -80,7 +84,7 @@ class Layer(ABC):
 
     @classmethod
     def has_names(cls, names: frozenset[str]) -> bool:
-        """Whether these suffixes are one variant of this algorithm, with some of its extras."""
+        """Whether these suffixes are exactly one variant of this algorithm, with any of its extras."""
         return any(variant <= names and names - variant <= cls.extras for variant in cls.variants)
 
     @classmethod
@@ -112,12 +116,18 @@ class Layer(ABC):
     def bias_shape(
         cls, shapes: Mapping[str, Shape], options: Mapping[str, Any] | None = None
     ) -> Shape | None:
-        """The shape (O,) of the change of the bias, None where there is none."""
+        """The shape (O,) of the change of the bias, None where there is none.
+
+        `options` are the layer's options by field, where shapes alone do not tell (`feedforward` of IA3).
+        """
         return (math.prod(shapes[DIFF_B]),) if DIFF_B in shapes else None
 
     @classmethod
     def rank_of(cls, shapes: Mapping[str, Shape]) -> int | None:
-        """The rank, from the tensors' shapes alone; None where nothing is factored."""
+        """The rank, from the tensors' shapes alone; None where nothing is factored.
+
+        For a rotation it is the size of a block.
+        """
         return None
 
     # A layer's own tensors.
@@ -125,14 +135,14 @@ class Layer(ABC):
     @classmethod
     @abstractmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
-        """Fresh float32 factors for a weight of `shape`, with zero effect; the same for a seed."""
+        """Fresh float32 tensors for a weight of `shape`, whose change is zero; a seed gives the same ones."""
 
     @classmethod
     def load(cls, tensors: Mapping[str, Tensor], options: Mapping[str, Any] | None = None) -> Self:
         """The layer that these suffix-named tensors describe, with options that no tensor holds.
 
-        Raises LayerError where a suffix is unknown, one is missing, shapes disagree, or values that
-        say how the others are to be read cannot be right.
+        Raises LayerError where a suffix is unknown, one is missing, shapes disagree, or `check_values`
+        finds a wrong value.
         """
         shapes = shapes_of(tensors)
         if not cls.accepts(shapes):
@@ -141,6 +151,7 @@ class Layer(ABC):
                 got=", ".join(sorted(tensors)),
                 expected=" or ".join(", ".join(sorted(variant)) for variant in cls.variants),
             )
+        # For their errors, where sizes contradict each other.
         cls.shape(shapes)
         cls.bias_shape(shapes)
         fields: dict[str, Any] = {field_of(name): tensor for name, tensor in tensors.items()}
@@ -151,7 +162,10 @@ class Layer(ABC):
         return layer
 
     def check_values(self) -> None:
-        """Raise LayerError where values that say how the other tensors are to be read cannot be right."""
+        """Raise LayerError for an impossible value in a tensor that says how the others are to be read.
+
+        Such tensors are flags, places and sizes: `on_input`, `bias_indices`, `reshape_weight`.
+        """
         return
 
     def dump(self) -> dict[str, Tensor]:
@@ -161,6 +175,7 @@ class Layer(ABC):
         tensors = {suffix: held[field] for suffix, field in named.items() if field in held}
         if self.alpha is not None:
             alpha = torch.tensor(self.alpha, dtype=torch.float32)
+            # float64 only where float32 would round alpha: `load` must give back the very same.
             exact = alpha.item() == self.alpha
             tensors[ALPHA] = alpha if exact else torch.tensor(self.alpha, dtype=torch.float64)
         return tensors
@@ -190,7 +205,7 @@ class Layer(ABC):
 
     @property
     def extent(self) -> Extent:
-        """The shape of the change, as `shape` has it, or more closely where the values tell more."""
+        """The shape of the change: that of `shape`, or a closer one where the tensors' values tell more."""
         return self.shape(self.shapes)
 
     @property
@@ -204,7 +219,7 @@ class Layer(ABC):
             raise self.misfit(shape, self.made_for(self.shapes))
 
     def misfit(self, shape: Sequence[int], made_for: str) -> LayerError:
-        """The error of a layer that does not fit a weight of this shape."""
+        """The error for a weight of this shape, with `made_for` as what the layer fits."""
         return LayerError(
             f"{a_layer(self.algorithm)} does not fit the weight",
             got=made_for,
@@ -225,16 +240,17 @@ class Layer(ABC):
         return None
 
     def bias_additive(self) -> tuple[Additive, ...] | None:
-        """The same of the bias, as forms (O, 1); () where it is not changed.
+        """The change of the bias at strength 1 as a sum of forms (O, 1); () where it is not changed.
 
-        None where what the layer does to the weight, row by row, it does to the bias too.
+        None where the layer multiplies the bias as it multiplies the rows of the weight: then `sides` of
+        the bias gives its change.
         """
         return () if self.diff_b is None else (Dense(column(self.diff_b)),)
 
     def sides(self, weight: Tensor) -> Sides:
         """The change at strength 1 as operators on a float32 or float64 weight, where `additive` is None.
 
-        Unless `reads_weight`, shape, dtype and device of the weight are enough.
+        Where `reads_weight` is false, only shape, dtype and device of the weight are used.
         """
         raise NotImplementedError(f"{self.algorithm} states neither its forms nor its operators")
 
@@ -251,10 +267,10 @@ class Layer(ABC):
         """The shape to which the weight is enlarged with zeros first; None where it keeps its own."""
         return None
 
-    # What derives from it.
+    # What derives from the change.
 
     def forms(self, parameter: Parameter = "weight") -> tuple[Form, ...]:
-        """What the patch ops and the bypass apply: the factored forms, or the layer itself."""
+        """The factored forms of the change, or one `Dependent` where it depends on the weight or bias."""
         additive = self.additive() if parameter == "weight" else self.bias_additive()
         return (Dependent(self),) if additive is None else additive
 
@@ -267,7 +283,11 @@ class Layer(ABC):
         return change_of(self.forms(), weight)
 
     def change(self, weight: Tensor, bias: Tensor | None = None) -> Change:
-        """The change of a weight and of its bias; the latter may depend on `bias`, its value."""
+        """The change at strength 1 of a weight and of the bias beside it.
+
+        `bias` (O,) is the value of the bias, on which its change may depend; zeros unless given. Raises
+        LayerError where the layer does not fit the weight's shape.
+        """
         beside = self.forms("bias")
         met = weight.new_zeros(weight.shape[0]) if bias is None else bias
         return Change(
@@ -278,14 +298,15 @@ class Layer(ABC):
     def row_axes(self) -> Mapping[str, int] | None:
         """The fields that hold a value or a vector for each output, with the axis that counts the outputs.
 
-        None where outputs depend on each other. A field that is not among them serves every output.
+        A tensor that is not named serves every output. The result is None where outputs depend on each
+        other, so that no rows can be cut out.
         """
         return None
 
     def rows(self, *ranges: Rows) -> Layer:
-        """The layer of these outputs alone, range after range, of the weight and of the bias.
+        """The layer that has only these rows of the weight and of the bias, one range after the other.
 
-        Raises LayerError where they depend on others.
+        Raises LayerError where these rows depend on others.
         """
         axes = self.row_axes()
         if axes is None:
@@ -298,24 +319,24 @@ class Layer(ABC):
 
     @classmethod
     def biases(cls) -> tuple[str, ...]:
-        """The fields of a value for each output that are for the bias."""
+        """The fields that hold the change of the bias, a value for each output."""
         return (DIFF_B,)
 
     def inseparable(self, ranges: Sequence[Rows]) -> LayerError:
-        """The error of rows that cannot be taken alone."""
+        """The error for rows that cannot be cut out, because they depend on others."""
         return LayerError(
             f"{a_layer(self.algorithm)} of this kind cannot be applied to a part of its rows",
             got=" and ".join(f"rows {start} to {stop}" for start, stop in ranges),
-            expected="a model whose layer is not split where the adapter's is fused",
-            hint="The rows of such a layer depend on each other",
+            expected="the whole layer, not split into several",
+            hint="Its rows depend on each other: it needs a model that has the layer in one piece",
         )
 
 
 @dataclass(frozen=True)
 class Dependent:
-    """A change that depends on the weight it meets: only the layer itself can state it.
+    """A change that depends on the weight or bias it is added to: only the layer itself can compute it.
 
-    `file` and `key` say where it is from, since what is wrong with it may show only then.
+    `file` and `key` say where the layer is from, for errors that show only when the change is computed.
     """
 
     layer: Layer
@@ -327,11 +348,12 @@ Form = Additive | Dependent
 
 
 def change_of(forms: Sequence[Form], met: Tensor) -> Tensor:
-    """The sum of a layer's forms as the change of the weight or bias that they meet, in its shape.
+    """The sum of a layer's forms as the change of `met`, a weight or bias, in its shape.
 
-    In float32, or float64 for a float64 value.
+    In float32, or float64 where `met` is float64.
     """
     dtype = compute_dtype(met.dtype)
+    # `Layer.forms` gives a Dependent alone, never beside other forms.
     for form in forms:
         if isinstance(form, Dependent):
             return form.layer.dependent(met.to(dtype)).reshape(met.shape)
@@ -342,18 +364,18 @@ def change_of(forms: Sequence[Form], met: Tensor) -> Tensor:
 
 
 def column(values: Tensor) -> Tensor:
-    """A value for each output as a matrix (O, 1)."""
+    """A value for each output, in any shape, as a matrix (O, 1)."""
     return values.reshape(-1, 1)
 
 
 def cut(tensor: Tensor, axis: int, ranges: Sequence[Rows]) -> Tensor:
-    """The ranges of a tensor along an axis, one behind the other."""
+    """The ranges of a tensor along an axis, concatenated along it."""
     parts = [tensor.narrow(axis, start, stop - start) for start, stop in ranges]
     return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
 
 
 def in_blocks(ranges: Sequence[Rows], size: int) -> list[Rows] | None:
-    """Ranges of rows as ranges of blocks of that size; None where one does not fall between blocks."""
+    """Ranges of rows as ranges of blocks of `size` rows; None where a range cuts through a block."""
     if any(bound % size for rows in ranges for bound in rows):
         return None
     return [(start // size, stop // size) for start, stop in ranges]
@@ -369,9 +391,11 @@ def scale(alpha: float | None, rank: int) -> float:
 
 
 def alpha_of(layer: Layer) -> float | None:
-    """The finite alpha for which alpha / rank is the layer's scale; None where it has none to write.
+    """The alpha to write to a file; None to write none.
 
-    A LoKr layer of two full factors has the scale 1 whatever alpha says, but readers expect one.
+    Where alpha / rank scales the layer, the rank stands for a missing alpha, and NaN or infinity raises
+    LayerError. A LoKr layer of two full factors has the scale 1 whatever its alpha is, but readers expect an
+    alpha: it is the layer's own where that is finite, else 1.
     """
     if not layer.scaled_by_alpha:
         return layer.alpha
@@ -417,7 +441,7 @@ def shapes_of(tensors: Mapping[str, Tensor] | Mapping[str, Shape]) -> dict[str, 
 
 
 def field_of(suffix: str) -> str:
-    """The field of a layer that holds the tensor of that key suffix."""
+    """The field that holds the tensor of a key suffix: `lora_up` for `lora_up.weight`."""
     return suffix.removesuffix(".weight").replace(".", "_").lower()
 
 

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Boft(Oft):
-    """W' = rescale * (P_m^T R_m P_m) ... (P_0^T R_0 P_0) W, each R block-diagonal as in diag-OFT.
+    """W' = rescale * (P_{m-1}^T R_{m-1} P_{m-1}) ... (P_0^T R_0 P_0) W, each R block-diagonal as in diag-OFT.
 
-    oft_blocks (m, n, b, b) with O = n * b. The permutation of stage i interleaves the two halves of
-    every 2^i * b consecutive rows, so that a block of stage i mixes rows from that far apart.
+    oft_blocks (m, n, b, b) with O = n * b, and m the number of stages. P_i interleaves the two halves of
+    every 2^i * b consecutive rows, so that a block of stage i mixes rows that are 2^i * b / 2 apart.
 
     Source: Liu et al., "Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization"
     (2311.06243), eq. 4; layout by LyCORIS.
@@ -37,6 +37,7 @@ class Boft(Oft):
         outputs, inputs = super().shape(shapes)
         stages, count, size, _ = shapes[BLOCKS]
         mixed = 2 * _half(size, stages - 1)
+        # A block of one row has no halves to interleave.
         if not mixed or count * size % mixed:
             raise LayerError(
                 "the stages of a boft layer do not fit its blocks",
@@ -47,9 +48,10 @@ class Boft(Oft):
 
     @classmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
-        """One stage more than the binary ones of n - 1; the block is the largest even one up to `rank`.
+        """p + 1 stages of n = 2^p zero blocks; `alpha` is the constraint.
 
-        Raises LayerError where the outputs cannot be cut into 2^p blocks of an even size.
+        The blocks have the largest even size up to `rank` (at least 2). Raises LayerError where the outputs
+        cannot be cut into 2^p such blocks.
         """
         outputs = shape[0]
         sizes = [
@@ -80,5 +82,5 @@ class Boft(Oft):
 
 
 def _half(size: int, stage: int) -> int:
-    """Half of the consecutive rows that a stage interleaves."""
+    """Half the number of consecutive rows that a stage interleaves."""
     return size // 2 << stage

@@ -27,10 +27,12 @@ R, S = "boft_R", "boft_s"
 class BoftPeft(Layer):
     """W' = s * W B^T over the flattened inputs, B = (P_m R_m P_m^T) ... (P_1 R_1 P_1^T).
 
-    boft_R (m, n, b, b) with I * prod(kernel) = n * b; boft_s (O, 1). Each block of R is
-    (I - Q) (I + Q)^-1 with Q = (boft_R - boft_R^T) / 2: half the angle of LyCORIS' BOFT, and the other
-    sense. With one stage nothing is permuted; else stage i sorts, in each run of 2^i * b inputs, the
-    halves of blocks by even before odd.
+    boft_R (m, n, b, b) with I * prod(kernel) = n * b, and m the number of stages; boft_s (O, 1) holds s.
+    Each block of R is (I - Q) (I + Q)^-1 with Q = (boft_R - boft_R^T) / 2: half the angle of LyCORIS'
+    BOFT, in the opposite sense.
+
+    With one stage nothing is permuted. Otherwise P_i sorts the half blocks (b / 2 inputs) in each run of
+    2^(i - 1) * b inputs: those at even places before those at odd places.
 
     Source: Liu et al., "Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization"
     (2311.06243), eq. 4; layout by PEFT.
@@ -61,7 +63,10 @@ class BoftPeft(Layer):
 
     @classmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
-        """One stage of blocks of zeros, factors of one; alpha has no meaning."""
+        """One stage of zero blocks, and s = 1; alpha has no meaning.
+
+        The blocks have the largest size up to `rank` that divides the inputs.
+        """
         size, count = block_of_inputs(shape, rank)
         return cls(boft_r=torch.zeros(1, count, size, size), boft_s=torch.ones(shape[0], 1))
 
@@ -76,7 +81,7 @@ class BoftPeft(Layer):
             if stages > 1:
                 halves = inputs.view(count >> stage, -1, size // 2)
                 order = torch.cat([halves[:, 0::2], halves[:, 1::2]], 1).flatten()
-            # P^T moves input k to place order[k], and P moves it back.
+            # PEFT has P R P^T, and `Permuted` is P^T R P: hence the inverse of `order`.
             parts.append(Permuted(torch.argsort(order), Blocks.of(rotation)))
         factor = self.boft_s.to(weight.device, weight.dtype).flatten() - 1
         return Sides(outputs=Diagonal(factor), inputs=Chain(tuple(parts)).transposed())

@@ -22,18 +22,21 @@ from .base import Layer, agree
 DORA = "dora_scale"
 SPARSE = ("bias_indices", "bias_values", "bias_size")
 INT16 = 1 << 16
+"""The number of values of int16: a place is stored modulo this."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Factored(Layer):
-    """delta = product (+ sparse), or with a DoRA magnitude d: delta = d * V / norm(V) - W, V = W + product.
+    """delta = product (+ sparse), or with a DoRA magnitude d: delta = d * V / norm(V) - W.
 
-    `dora_scale` is (O, 1, ...), (O,) or (1, O, 1, ...) for a norm over each output, (1, I, 1, ...) for one
-    over each input (see `maths.dora.dora_factor`). The sparse remainder is `bias_values` at `bias_indices`
-    (dimensions, n), int16, of a tensor of shape `bias_size`; despite its name it belongs to the weight.
+    V = W + product (+ sparse). `dora_scale` holds d: (O, 1, ...), (O,) or (1, O, 1, ...) for a norm over
+    each output, (1, I, 1, ...) for one over each input (see `maths.dora.dora_factor`).
 
-    `dora` chooses the norm: "paper" that of V; "host" that of W on the output axis, as ComfyUI 0.30
-    computes it, for results that were made with it.
+    The sparse remainder is a tensor of shape `bias_size`. It holds `bias_values` (n,) at `bias_indices`
+    (dimensions, n), int16, and zero elsewhere. Despite its name it belongs to the weight.
+
+    `dora` chooses the norm: "paper" is that of V. "host" is that of W where d is for outputs, as ComfyUI
+    0.30 computes it, to reproduce results that were made with it.
 
     Source: Liu et al., "DoRA" (2402.09353), eq. 5; the sparse remainder by the extraction of LyCORIS.
     """
@@ -50,7 +53,7 @@ class Factored(Layer):
     @classmethod
     @abstractmethod
     def plain_shape(cls, shapes: Mapping[str, Shape]) -> Shape:
-        """The shape of the product alone."""
+        """The shape of the product as the factors alone tell it, without a DoRA magnitude."""
 
     @abstractmethod
     def product(self) -> Additive:
@@ -58,7 +61,7 @@ class Factored(Layer):
 
     @abstractmethod
     def factor_axes(self) -> Mapping[str, int]:
-        """The fields of the factors that have a vector for each output, as in `row_axes`."""
+        """The part of `row_axes` that is for the factors."""
 
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
@@ -68,10 +71,10 @@ class Factored(Layer):
         values = math.prod(shapes[DORA]) if DORA in shapes else outputs
         if values in (outputs, inputs):
             return plain
-        # The kernel may be folded into the columns: then the magnitude tells the inputs.
+        # Some files have the kernel folded into the columns: then only the magnitude tells I.
         if kernel or not values or inputs % values:
             raise LayerError(
-                "a DoRA magnitude has neither the outputs nor the inputs of its layer",
+                "a DoRA magnitude fits neither the outputs nor the inputs of its layer",
                 got=str(list(shapes[DORA])),
                 expected=f"{outputs} or {inputs} values for {shown(plain)}",
             )
@@ -102,12 +105,12 @@ class Factored(Layer):
         return Sides(inputs=Diagonal(factor.flatten() - 1), inside=plain)
 
     def dependent(self, weight: Tensor) -> Tensor:
-        # The same as by `sides`, which would form the full product once more.
+        # `sides(weight).change(weight)` is equal, but forms the full product a second time.
         _, direction, factor = self._decomposed(weight)
         return direction * factor - weight
 
     def _decomposed(self, weight: Tensor) -> tuple[tuple[Additive, ...], Tensor, Tensor]:
-        """The product, V, and d / norm of it."""
+        """The forms of product (+ sparse), V in the weight's shape, and d / norm, to be multiplied with V."""
         assert self.dora_scale is not None
         plain = replace(self, dora_scale=None).additive()
         assert plain is not None
@@ -117,9 +120,10 @@ class Factored(Layer):
         return plain, direction, dora_factor(self.dora_scale, norm_of, axis)
 
     def magnitude_axis(self, shape: Sequence[int] | None = None) -> int:
-        """0 where the DoRA magnitude is for the outputs of a weight of a shape, 1 where it is for its inputs.
+        """0 where the DoRA magnitude is for the outputs of the weight, 1 where it is for the inputs.
 
-        The shape is that of the change unless given.
+        `shape` is that of the weight; unless given, it is the shape of the change. Raises LayerError where
+        the magnitude fits neither.
         """
         assert self.dora_scale is not None
         magnitude = tuple(self.dora_scale.shape)
@@ -134,12 +138,12 @@ class Factored(Layer):
         return axis
 
     def row_axes(self) -> Mapping[str, int] | None:
-        """None where a norm is over all outputs, as that of a DoRA magnitude of the inputs."""
+        """None with a DoRA magnitude for inputs, whose norms are over all outputs; else as in `Layer`."""
         if self.dora_scale is None:
             return self.factor_axes()
         if self.magnitude_axis() != 0:
             return None
-        # The one size that is not 1, where any is.
+        # (O,), (O, 1, ...) or (1, O, 1, ...): the outputs are where the size is not 1.
         sizes = tuple(self.dora_scale.shape)
         return {**self.factor_axes(), "dora_scale": sizes.index(max(sizes))}
 
@@ -148,7 +152,7 @@ class Factored(Layer):
         return found if self.bias_size is None else found.with_tensors(self._sparse_rows(ranges))
 
     def _sparse_rows(self, ranges: Sequence[Rows]) -> dict[str, Tensor]:
-        """The sparse remainder of some rows."""
+        """The tensors of the sparse remainder for these rows alone, by field."""
         indices, values, size = self.bias_indices, self.bias_values, self.bias_size
         assert indices is not None and values is not None and size is not None
         places, first = _unwrapped(indices), 0
@@ -176,9 +180,10 @@ class Factored(Layer):
 
     @cached_property
     def _places(self) -> tuple[Tensor, Tensor, tuple[int, int]] | None:
-        """Rows and columns of the sparse values, and the shape of the matrix that they are in.
+        """Rows (n,) and columns (n,) of the sparse values, and the shape (O, K) of the matrix they are in.
 
-        Raises LayerError where a place is outside, or the matrix is not of the layer's size.
+        None where the layer has no sparse remainder. Raises LayerError where a place is outside the
+        matrix, or the matrix is not of the layer's size.
         """
         indices, size = self.bias_indices, self.bias_size
         if indices is None or size is None:
@@ -205,7 +210,7 @@ class Factored(Layer):
 
 
 def _check_sparse(shapes: Mapping[str, Shape]) -> None:
-    """Raise LayerError where the tensors of a sparse remainder are not all there, or of other sizes."""
+    """Raise LayerError where a tensor of a sparse remainder is missing, or their shapes disagree."""
     present = [name for name in SPARSE if name in shapes]
     if not present:
         return
@@ -225,12 +230,12 @@ def _check_sparse(shapes: Mapping[str, Shape]) -> None:
 
 
 def _unwrapped(numbers: Tensor) -> Tensor:
-    """A copy as int64; int16 wraps above 32767."""
+    """A copy as int64; places above 32767, which int16 has wrapped to negative numbers, are restored."""
     wide = numbers.to(torch.int64, copy=True)
     return wide % INT16 if numbers.dtype == torch.int16 else wide
 
 
 def _wrapped(numbers: Tensor, dtype: torch.dtype) -> Tensor:
-    """Int64 as `_unwrapped` found them."""
+    """The inverse of `_unwrapped`: int64 numbers in `dtype`, wrapped where that is int16."""
     half = INT16 // 2
     return ((numbers + half) % INT16 - half if dtype == torch.int16 else numbers).to(dtype)

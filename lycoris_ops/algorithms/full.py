@@ -23,10 +23,12 @@ DIFF, SET = "diff", "set_weight"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Full(Layer):
-    """delta = diff; or with set_weight, the weight's value afterwards, delta = set_weight - W.
+    """delta = diff, or with set_weight, delta = set_weight - W.
 
-    Both have the weight's shape, which may be (O,). `diff_b` (O,) is added to the bias. Alpha has no
-    meaning here. Source: the key names of LyCORIS ("full") and of ComfyUI's own saver.
+    set_weight holds the values that the weight has at strength 1. Both tensors have the weight's shape,
+    which may be (O,). `diff_b` (O,) is added to the bias. Alpha has no meaning here.
+
+    Source: the key names of LyCORIS ("full") and of ComfyUI's own saver.
     """
 
     algorithm: ClassVar[str] = "full"
@@ -59,6 +61,7 @@ class Full(Layer):
 
     def sides(self, weight: Tensor) -> Sides:
         assert self.set_weight is not None
+        # 1 + diag(-1) is zero: nothing of W is left.
         nothing = Diagonal(-torch.ones(weight.shape[0], dtype=weight.dtype, device=weight.device))
         return Sides(outputs=nothing, beside=(Dense(_matrix(self.set_weight)),))
 

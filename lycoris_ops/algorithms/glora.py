@@ -24,9 +24,10 @@ A1, A2, B1, B2, BM = (f"{name}.weight" for name in ("a1", "a2", "b1", "b2", "bm"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Glora(Layer):
-    """delta = alpha / r * (b1 @ b2 + W @ a1 @ a2); on a convolution the second product is over inputs.
+    """delta = alpha / r * (b1 @ b2 + W @ a1 @ a2).
 
-    a1 (I, r), a2 (r, I), b1 (O, r), b2 (r, I, *kernel); with bm (r, r, *kernel) b2 is (r, I, 1, ...).
+    On a convolution a1 @ a2 mixes the input channels, in the same way at each place of the kernel.
+    a1 (I, r), a2 (r, I), b1 (O, r), b2 (r, I, *kernel); Tucker: bm (r, r, *kernel) and b2 (r, I, 1, ...).
     The older layout has each pair the other way round: a1 (r, I), a2 (I, r), b1 (r, K), b2 (O, r).
 
     Source: Chavan et al., "One-for-All" (2306.07967), eq. 9; layouts by LyCORIS.
@@ -109,7 +110,10 @@ class Glora(Layer):
 
 
 def _is_new(a1: Shape, a2: Shape, b1: Shape, b2: Shape) -> bool:
-    """Whether each pair is (n, r), (r, n). Where both orders are consistent, r is the smaller side."""
+    """Whether the layout is the newer one, with a1 (I, r) and b1 (O, r).
+
+    Where the shapes agree with both layouts, r is taken to be the smaller side of a1.
+    """
     new = b2[0] == b1[1] == a1[1] == a2[0]
     old = b2[1] == b1[0] == a1[0] == a2[1]
     return new and not (old and a1[0] < a1[1])

@@ -28,10 +28,10 @@ WEIGHT, ON_INPUT, IA3_L = "weight", "on_input", "ia3_l"
 class Ia3(Layer):
     """delta = W * w along the inputs (on_input 1) or the outputs (on_input 0): W' = W * (1 + w).
 
-    weight (n,), on a convolution (1, n, 1, ...). PEFT's ia3_l holds the factor itself, W' = W * l:
-    (1, I) for inputs, (O, 1) for outputs; on a convolution both are (1, n, 1, ...), and `feedforward`,
-    from PEFT's configuration, tells that it is for inputs. On the outputs it scales the bias as well,
-    since there it scales what the layer gives.
+    weight (n,) holds w; on a convolution it is (1, n, 1, ...). PEFT's ia3_l holds the factor itself,
+    W' = W * l: (1, I) for inputs, (O, 1) for outputs. On a convolution both are (1, n, 1, ...), and only
+    `feedforward`, from PEFT's configuration, says whether l is for inputs. PEFT multiplies a layer's output
+    by an l for outputs, so that l scales the bias as well.
 
     Source: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning" (2205.05638), eq. 1; layouts by
     LyCORIS and by PEFT.
@@ -60,7 +60,7 @@ class Ia3(Layer):
             raise LayerError(
                 "on_input is not a single number", got=str(list(shapes[ON_INPUT])), expected="[]"
             )
-        # Of outputs or of inputs.
+        # The shapes do not say whether n counts outputs or inputs: `suits` accepts either.
         return (math.prod(dimensions(shapes, IA3_L if IA3_L in shapes else WEIGHT, 1)),)
 
     @classmethod
@@ -93,7 +93,7 @@ class Ia3(Layer):
 
     @classmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
-        """w zero on the outputs; rank, alpha and seed have no meaning here."""
+        """w = 0 for the outputs; rank, alpha and seed have no meaning here."""
         ones = tuple(1 for _ in shape[2:])
         weight = torch.zeros(1, shape[0], *ones) if ones else torch.zeros(shape[0])
         return cls(weight=weight, on_input=torch.tensor(0))
@@ -103,13 +103,14 @@ class Ia3(Layer):
         return Sides(inputs=factor) if self.of_inputs else Sides(outputs=factor)
 
     def bias_additive(self) -> tuple[Additive, ...] | None:
-        """None where PEFT's factors are for outputs: they scale what the layer gives, its bias included."""
+        """None where PEFT's factors are for outputs: they scale the layer's output, its bias included."""
         return () if self.ia3_l is None or self.of_inputs else None
 
     def by_factor(self) -> Ia3:
-        """A layer of inputs by PEFT's factor, l = 1 + w; any other as it is.
+        """For inputs, the same layer with PEFT's factor l = 1 + w in place of w; any other layer as it is.
 
-        In the dtype of w where that holds the sum, else in float32: near 1 a narrow dtype has few values.
+        l has the dtype of w where that holds every sum exactly, else float32: a narrow dtype has few values
+        near 1. For outputs PEFT's factor would change the bias as well, which w does not.
         """
         if self.weight is None or not self.of_inputs:
             return self
@@ -117,12 +118,15 @@ class Ia3(Layer):
         return Ia3(ia3_l=own if own.ndim > 2 else own.reshape(1, -1), feedforward=True)
 
     def row_axes(self) -> Mapping[str, int]:
-        """The axis of the one size that is not 1."""
+        """The axis whose size is not 1, for outputs; empty for inputs, which all outputs share."""
         factors = {name: tensor for name, tensor in self.tensors().items() if name in ("weight", "ia3_l")}
         return {} if self.of_inputs else {name: _axis(tensor) for name, tensor in factors.items()}
 
     def _factor(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """w, flat: what is added to 1. The difference of a narrow l and 1 would round to that of 1."""
+        """w (n,), which is l - 1 for PEFT's l.
+
+        l is converted before the subtraction, because a narrow dtype would round the difference.
+        """
         if self.ia3_l is not None:
             return self.ia3_l.flatten().to(dtype) - 1
         assert self.weight is not None
@@ -130,7 +134,7 @@ class Ia3(Layer):
 
     @cached_property
     def of_inputs(self) -> bool:
-        """Whether the factors are for inputs. Raises LayerError where nothing says it."""
+        """Whether the factors are for inputs. Raises LayerError where neither shape nor option says so."""
         if self.on_input is not None:
             return _said(self.on_input)
         assert self.ia3_l is not None
@@ -141,13 +145,13 @@ class Ia3(Layer):
                 "the file does not say whether an ia3 layer of a convolution is for inputs or outputs",
                 got=str(list(self.ia3_l.shape)),
                 expected="feedforward_modules in an adapter_config.json beside the file",
-                hint="Put the configuration that IA3_L wrote beside the file",
+                hint="Put the adapter_config.json that PEFT wrote beside the file",
             )
         return self.feedforward
 
 
 def _said(on_input: Tensor) -> bool:
-    """What `on_input` says. Raises LayerError where it is no flag."""
+    """`on_input` as a flag. Raises LayerError where it is neither 0 nor 1."""
     value = on_input.item()
     if value not in (0, 1):
         raise LayerError("on_input is neither 0 nor 1", got=str(value), expected="0 or 1")

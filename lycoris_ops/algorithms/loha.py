@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 W1_A, W1_B, W2_A, W2_B = "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"
 T1, T2 = "hada_t1", "hada_t2"
 PAIRS = ((W1_A, W1_B, T1), (W2_A, W2_B, T2))
+"""Left factor, right factor and Tucker core of each of the two matrices."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -93,7 +94,7 @@ class Loha(Factored):
 
 
 def _plain(left: Tensor, right: Tensor, core: Tensor | None) -> tuple[Tensor, Tensor]:
-    """One factor as (O, r) and (r, K): with a core, the left side is stored transposed."""
+    """One of the two matrices as (O, r) and (r, K): with a core, the left factor is stored transposed."""
     if core is None:
         return left, right.flatten(1)
     return left.T, fold_core(core, right).flatten(1)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 W1, W1_A, W1_B = "lokr_w1", "lokr_w1_a", "lokr_w1_b"
 W2, W2_A, W2_B, T2 = "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"
 OUTER = (W1, W1_A)
-"""The tensors that have a row for each block of the product."""
+"""The tensors of w1 that have a row for each block of k rows of the product."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -53,7 +53,7 @@ class Lokr(Factored):
     lokr_w2_b: Tensor | None = None
     lokr_t2: Tensor | None = None
     window: Rows | None = field(default=None, metadata=DERIVED)
-    """The rows of the product that are meant, None for all."""
+    """The rows of the product that the layer has; None for all."""
 
     @classmethod
     def plain_shape(cls, shapes: Mapping[str, Shape]) -> Shape:
@@ -126,10 +126,10 @@ class Lokr(Factored):
             raise self.misfit(shape, shown(self.extent))
 
     def dump(self) -> dict[str, Tensor]:
-        """Raises LayerError for a window, which no tensor of the file would tell."""
+        """As in `Layer`. Raises LayerError for a window, which no tensor of a file can hold."""
         if self.window is not None:
             raise LayerError(
-                "the rows of a lokr layer cannot be parted there",
+                "a lokr layer cut at these rows cannot be written to a file",
                 got=f"rows {self.window[0]} to {self.window[1]}",
                 expected=f"whole blocks of {self._block()} rows, those of the second Kronecker factor",
             )
@@ -140,14 +140,15 @@ class Lokr(Factored):
         return self.product().w2[0].shape[0]
 
     def factor_axes(self) -> Mapping[str, int]:
-        """None but by whole blocks of k rows: see `rows`."""
+        """Empty: no factor has a vector for each output. `rows` cuts w1 by whole blocks of k rows."""
         return {}
 
     def rows(self, *ranges: Rows) -> Layer:
-        """By its first factor where the ranges fall between blocks of k rows, else as a window.
+        """As in `Layer`: w1 is cut where all ranges are whole blocks of k rows, else `window` says the rows.
 
-        Raises LayerError for several ranges that do not fall between blocks.
+        Raises LayerError for several ranges where one cuts through a block or the layer is a window itself.
         """
+        # `whole` has everything but the factors cut: biases, a DoRA magnitude, a sparse remainder.
         blocks, whole = in_blocks(ranges, self._block()), super().rows(*ranges)
         if blocks is not None and self.window is None:
             outer = {name: tensor for name, tensor in self.tensors().items() if name in OUTER}

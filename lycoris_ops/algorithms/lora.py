@@ -33,9 +33,10 @@ class Lora(Factored):
     Linear: up (O, r), down (r, I). Convolution: up (O, r, 1, ...), down (r, I, *kernel).
     Tucker: up (O, r, 1, ...), down (r, I, 1, ...), mid (r, r, *kernel), where
     delta[p, q, ...] = alpha / r * sum_mn up[p, m] mid[m, n, ...] down[n, q].
-    Embedding (V, D) of PEFT: lora_embedding_B (D, r), lora_embedding_A (r, V), the product transposed.
-    `lora_B.bias` (O,) is added to the bias, scaled like the rest. `reshape_weight` holds the shape to
-    which the weight is enlarged with zeros before (control models with more input channels).
+    PEFT's embedding, of a weight (V, D): lora_embedding_B (D, r), lora_embedding_A (r, V), where delta is
+    the transposed product. `lora_B.bias` (O,) is added to the bias, scaled by alpha / r as well.
+    `reshape_weight` holds the shape to which the weight is enlarged with zeros before delta is added
+    (control models with more input channels).
 
     Source: Hu et al., "LoRA" (2106.09685), eq. 3; key names by kohya-ss; convolutions and Tucker by
     Yeh et al., "Navigating Text-To-Image Customization" (2309.14859).
@@ -137,6 +138,7 @@ class Lora(Factored):
         added = super().bias_additive() or ()
         if self.lora_b_bias is None:
             return added
+        # A low-rank form keeps alpha / r apart, so that it is not rounded to the dtype of the bias.
         one = torch.ones(1, 1, dtype=self.lora_b_bias.dtype, device=self.lora_b_bias.device)
         factor = scale(self.alpha, self.rank_of(self.shapes))
         return (LowRank(column(self.lora_b_bias), one, factor), *added)

@@ -21,7 +21,7 @@ WEIGHT, BIAS = "w_norm", "b_norm"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Norm(Layer):
-    """delta = w_norm (C,), and b_norm (C,) for the bias. Source: LyCORIS' `train_norm`."""
+    """delta = w_norm (C,); b_norm (C,) is added to the bias. Source: LyCORIS' `train_norm`."""
 
     algorithm: ClassVar[str] = "norm"
     variants: ClassVar[tuple[frozenset[str], ...]] = (

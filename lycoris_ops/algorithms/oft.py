@@ -28,7 +28,8 @@ class Oft(Layer):
     """W' = rescale * R^T W, R block-diagonal, each block (I + Q) (I - Q)^-1 with Q = B - B^T.
 
     oft_blocks B (n, b, b) with O = n * b; rescale (O, 1, ...), optional. alpha is the constraint: where
-    it is above 0 and the norm of all Q exceeds alpha * O, Q is scaled down to that norm.
+    it is above 0 and the Frobenius norm over all blocks Q exceeds alpha * O, all Q are scaled down
+    together, to that norm.
 
     Source: Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning" (2306.07280),
     eq. 3 and 5; layout and constraint by LyCORIS and by kohya-ss, whose files are the same.
@@ -45,6 +46,7 @@ class Oft(Layer):
 
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
+        # BOFT, a subclass, has its stages in front.
         *_, count, rows, columns = dimensions(shapes, BLOCKS, cls.dimensions or 0)
         agree("sides", (BLOCKS, rows), (BLOCKS, columns))
         if RESCALE in shapes:
@@ -58,7 +60,7 @@ class Oft(Layer):
 
     @classmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
-        """Blocks of zeros of at most `rank` rows; `alpha` is the constraint."""
+        """Zero blocks of at most `rank` rows; `alpha` is the constraint."""
         size, count = factorization(shape[0], rank)
         return cls(oft_blocks=torch.zeros(count, size, size), alpha=alpha)
 
@@ -69,24 +71,31 @@ class Oft(Layer):
         return Sides(outputs=Blocks.of(blocks))
 
     def row_axes(self) -> Mapping[str, int] | None:
-        """None for BOFT, whose later stages mix blocks, and under a constraint, which is for all blocks
-        together."""
+        """None where all rows depend on each other, else as in `Layer`.
+
+        They do in BOFT, whose later stages mix blocks, and under a constraint, whose norm is over all blocks.
+        """
         constrained = self.alpha is not None and self.alpha > 0
         return None if self.oft_blocks.ndim != 3 or constrained else {"rescale": 0}
 
     def rows(self, *ranges: Rows) -> Layer:
+        # Each block mixes all of its rows.
         blocks = in_blocks(ranges, self.oft_blocks.shape[-1])
         if blocks is None:
             raise self.inseparable(ranges)
         return super().rows(*ranges).with_tensors({"oft_blocks": cut(self.oft_blocks, 0, blocks)})
 
     def rotations(self, weight: Tensor) -> Tensor:
-        """The rotation of each block, in the dtype and on the device of the weight."""
+        """The rotation of each block, shaped as `oft_blocks`, in the weight's dtype and on its device.
+
+        Raises LayerError where alpha is NaN or infinite.
+        """
         blocks = self.oft_blocks.to(weight.device, weight.dtype)
         skew = blocks - blocks.transpose(-1, -2)
         if self.alpha is not None and not math.isfinite(self.alpha):
             raise LayerError("alpha is not a finite number", got=str(self.alpha), expected="a constraint")
         if self.alpha is not None and self.alpha > 0:
             bound = self.alpha * weight.shape[0]
+            # clamp_min makes the factor 1 where the norm is within the bound.
             skew = skew * (bound / norm(skew).clamp_min(bound))
         return cayley(skew)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 R, SCALED = "oft_R.weight", "oft_R.scaled_oft"
 TERMS = 5
+"""PEFT's default number of terms of the Cayley-Neumann series."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -29,12 +30,15 @@ class OftV2(Layer):
     """W' = W R^T, R block-diagonal over the flattened inputs (I * prod(kernel)).
 
     oft_R.weight (n, b * (b - 1) / 2) holds the upper triangles of the skew-symmetric blocks Q, row by
-    row; with n = 1 one block serves all. By `terms` of the Cayley-Neumann series,
-    R = I + 2 Q + 2 Q^2 + ... + `last` * Q^(terms - 1), 3 terms being the same as 4 in PEFT with `last` 1,
-    and `last` 2 what PEFT had before 0.18; with `terms` 0
-    exactly, R = (I - Q) (I + Q)^-1, of the opposite sense, as PEFT has it. oft_R.scaled_oft, which
-    OneTrainer writes, divides Q by 2 sqrt(b - 1). `constraint` (PEFT's coft) bounds the norm of each Q
-    by constraint / sqrt(n).
+    row. With n = 1 the one block is used for all runs of b inputs.
+
+    `terms` is the number of terms of the Cayley-Neumann series, R = I + 2 Q + 2 Q^2 + ... +
+    `last` * Q^(terms - 1). `last` is 1 from PEFT 0.18 on, and 2 before it. With `last` 1 PEFT computes the
+    same for 3 terms as for 4. `terms` 0 stands for the exact R = (I - Q) (I + Q)^-1, which PEFT has in the
+    opposite sense of the series.
+
+    Where oft_R.scaled_oft is there (OneTrainer writes it), Q is divided by 2 sqrt(b - 1). `constraint`
+    (PEFT's coft) bounds the norm of each Q by constraint / sqrt(n).
 
     Source: Qiu et al., "Orthogonal Finetuning Made Scalable" (2506.19847), eq. 5 and 8; layout and
     options by PEFT.
@@ -78,7 +82,7 @@ class OftV2(Layer):
 
     @classmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
-        """Blocks of zeros: the largest size up to `rank` that divides the inputs; alpha has no meaning."""
+        """Zero blocks of the largest size up to `rank` that divides the inputs; alpha has no meaning."""
         size, count = block_of_inputs(shape, rank)
         return cls(oft_r=torch.zeros(count, size * (size - 1) // 2))
 
@@ -90,10 +94,11 @@ class OftV2(Layer):
         return Sides(inputs=Blocks.of(rotation).transposed())
 
     def row_axes(self) -> Mapping[str, int]:
-        """None at all: every output sees the same rotated inputs."""
+        """Empty, because every output sees the same rotated inputs."""
         return {}
 
     def _skew(self, weight: Tensor) -> Tensor:
+        """Q (n, b, b), scaled and bounded."""
         values = self.oft_r.to(weight.device, weight.dtype)
         size = _block(values.shape[1])
         row, column = torch.triu_indices(size, size, 1, device=values.device)
@@ -104,6 +109,7 @@ class OftV2(Layer):
             skew = skew / (2 * math.sqrt(max(1, size - 1)))
         if self.constraint is not None:
             bound = self.constraint / math.sqrt(len(skew))
+            # clamp_min makes the factor 1 where the norm is within the bound.
             skew = skew * (bound / norm(skew, 1, 2).clamp_min(bound))
         return skew
 
@@ -114,6 +120,7 @@ class OftV2(Layer):
         total, power = one, one
         factors = [2] * (self.terms - 1)
         if self.last == 1 and self.terms > 2:
+            # PEFT adds the term of Q^3 to 3 terms as well.
             factors = [*[2] * (max(4, self.terms) - 2), 1]
         for factor in factors:
             power = power @ skew
@@ -122,9 +129,10 @@ class OftV2(Layer):
 
 
 def block_of_inputs(shape: Shape, largest: int) -> tuple[int, int]:
-    """Size and number of the largest blocks up to `largest` (at least 2) that the inputs are cut into.
+    """The size and number of blocks for the K inputs of a weight of `shape`.
 
-    Raises LayerError where no block of two or more divides them.
+    The size is the largest up to `largest` (at least 2) that divides K. Raises LayerError where none from
+    2 on does.
     """
     inputs = flat_shape(shape)[1]
     size = next(n for n in range(max(2, largest), 0, -1) if inputs % n == 0)
@@ -138,4 +146,5 @@ def block_of_inputs(shape: Shape, largest: int) -> tuple[int, int]:
 
 
 def _block(triangle: int) -> int:
+    """The largest b with b * (b - 1) / 2 <= triangle."""
     return (1 + math.isqrt(1 + 8 * triangle)) // 2

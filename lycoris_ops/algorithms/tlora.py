@@ -26,7 +26,8 @@ STARTS: dict[str, Callable[[int, int], int]] = {
     "last": lambda rank, known: known - rank,
     "middle": lambda rank, known: (known - rank) // 2,
 }
-"""The first of `rank` singular triples that an adapter starts from, of `known` in descending order."""
+"""For each `sig_type` a function of (rank, known): the index of the first of the `rank` singular triples that
+an adapter starts from, among `known` ones in descending order."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -34,9 +35,9 @@ class Tlora(Layer):
     """delta = alpha / r * (P diag(l) Q - P0 diag(l0) Q0), with P0, l0, Q0 from the SVD of W.
 
     p_layer (O, r), q_layer (r, I), lambda_layer (1, r) or (r,). The file does not hold P0, l0 and Q0:
-    they are the singular triples of the base weight that `sig_type` names, the r largest ("principal"),
-    the r smallest ("last") or the r in the middle, so the adapter is exact on the very model that it was
-    trained on. A convolution with a kernel above 1 is not defined by its source.
+    they are singular triples of the base weight. `sig_type` says which: the r largest ("principal"), the
+    r smallest ("last") or the r in the middle ("middle"). The change is exact only on the very model that
+    the adapter was trained on. The source does not define a convolution with a kernel above 1.
 
     Source: Soboleva et al., "T-LoRA" (2507.05964), section 3.3; layout by LyCORIS 4.
     """
@@ -76,6 +77,7 @@ class Tlora(Layer):
 
     def check_fit(self, shape: Sequence[int]) -> None:
         super().check_fit(shape)
+        # Raises before any weight is changed.
         self._start()
 
     def sides(self, weight: Tensor) -> Sides:
@@ -87,6 +89,7 @@ class Tlora(Layer):
         rank = len(down)
         flat = weight.reshape(weight.shape[0], -1)
         left, middle, right = singular(flat)
+        # A weight smaller than the rank has fewer triples.
         known = min(rank, len(middle))
         first = start(known, len(middle))
         kept = slice(first, first + known)
@@ -101,7 +104,7 @@ class Tlora(Layer):
                 "a tlora layer cannot be applied without the factors that it started from",
                 got=f"sig_type = {self.sig_type}" if self.sig_type else "no sig_type",
                 expected=f"sig_type = {' or '.join(STARTS)}",
-                hint="Give the sig_type that it was trained with, as an option or in ss_network_args; "
-                "a random start cannot be rebuilt",
+                hint="Give the sig_type that it was trained with, as an option when the adapter is loaded "
+                "or in the file's ss_network_args; a start from random factors cannot be rebuilt",
             )
         return STARTS[self.sig_type]

@@ -1,1 +1,1 @@
-"""A stack merged into a checkpoint file."""
+"""Writing a checkpoint file with a stack merged into it."""

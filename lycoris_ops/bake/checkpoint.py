@@ -26,6 +26,7 @@ from ..stack.resolve import Match, Resolution, resolve
 from ..stack.stack import Entry, Stack
 
 COPY_BYTES = 4 << 20
+"""The most bytes that are copied at once: the memory for copying, and the step of the progress."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,15 @@ class MergeResult:
 
     path: str
     size: int
+    """Bytes of the file."""
     merged: int
-    """Weights that were changed."""
+    """How many weights and biases the stack changed."""
     copied: int
-    """Tensors that were not."""
+    """How many tensors of the base it did not change. They may still be in another dtype."""
     resolution: Resolution
 
     def __str__(self) -> str:
-        """In words, beside those of the resolution (see `describe`)."""
+        """What was written, in words. The report of the adapters is `describe` of the resolution."""
         return (
             f"{Path(self.path).name}: {self.merged} weights merged, {self.copied} tensors kept, "
             f"{self.size / 1e6:.1f} MB\n{self.path}"
@@ -63,18 +65,20 @@ def merge_checkpoint(
     """Write the base checkpoint with the stack merged into it: W + sum of strength * delta.
 
     The base is streamed: at most one of its weights is in memory at a time, and adapter layers are
-    read as they are needed. With `dtype` None every tensor keeps its dtype, merged weights are one
-    rounding away from the exact sum, and all others are copied byte by byte; a float dtype converts
+    read as they are needed. With `dtype` None every tensor keeps its dtype: merged weights are one
+    rounding away from the exact sum, and all other tensors are copied byte by byte. A float dtype converts
     every float tensor of the file. The base's metadata is kept, `metadata` is added, and the recipe
-    is recorded. The file appears under its name only when it is complete; it may replace another unless
-    `overwrite` is off, but never the base.
+    is recorded. The file appears under its name only when it is complete. It may replace an earlier file
+    unless `overwrite` is off, but never the base. `progress` is called with bytes written.
 
     Weights in plain float8 are rounded at random, so that small changes are not lost (see
-    `round_to_float8`). Quantised ones are read and written by `codec` and keep their format, whatever
-    the `dtype`; what no codec knows cannot be merged into.
+    `round_to_float8`). Quantised weights are read and written by `codec` and keep their format, whatever
+    the `dtype`. A quantised weight that `codec` does not know cannot be merged into.
 
     Raises MatchError where the stack does not fit (see `Resolution.check`), FileFormatError for a
-    base that is damaged or quantised in an unknown way, WriteError where the file cannot be written.
+    base that is damaged or quantised in an unknown way, LayerError where an adapter would enlarge a
+    quantised weight, LycorisError for a dtype that weights cannot have, and WriteError where the file cannot
+    be written.
     """
     base = SafetensorsFile.open(_safetensors(base_path))
     check_other(Path(out_path), base.path)
@@ -85,7 +89,9 @@ def merge_checkpoint(
     shapes |= {key: weight.shape for key, weight in quantised.items()}
     resolution = resolve(stack, shapes, absent_because="the file does not hold it")
     merge = _Merge(base, resolution.pairs(), quantised, codec)
-    # Before anything else: packed data have another shape than the weight, so no layer fits them.
+    # Before the check of shapes: packed data have another shape than their weight, so no layer would fit, and
+    # the error would be about shapes.
+    # A layer at strength 0 changes nothing, so its weight may be in any form.
     misfits = (mismatch for entry in resolution.entries for mismatch in entry.mismatches if mismatch.strength)
     for key in (*merge.pairs, *(mismatch.target.key for mismatch in misfits)):
         merge.check_known(key)
@@ -106,6 +112,7 @@ def merge_checkpoint(
                         progress(done, size)
                 continue
             for name, tensor in merge.rewritten(data, run, tensors).items():
+                # The tensors of one quantised weight need not follow each other.
                 out.seek(len(header) + tensors[name].start)
                 out.write(raw_bytes(tensor))
                 done += tensor.nbytes
@@ -116,29 +123,34 @@ def merge_checkpoint(
 
 @dataclass(frozen=True)
 class _Copied:
-    """Tensors that follow each other and stay as they are: the first one, and their bytes in the base."""
+    """Tensors that follow each other in the base and are copied as they are."""
 
     first: str
+    """The name of the first one."""
     start: int
+    """Where their bytes begin in the base's data section."""
     end: int
 
 
 @dataclass(frozen=True)
 class _Merge:
-    """A base, what changes it, and how its weights are stored."""
+    """The merge of a stack into a base: which tensors change, and how each is read and written."""
 
     base: SafetensorsFile
     pairs: Mapping[str, list[tuple[Entry, Match]]]
+    """The layers that change each weight or bias, by its key."""
     quantised: Mapping[str, Quantised]
+    """All quantised weights of the base that the codec knows, by key."""
     codec: Codec | None
 
     @cached_property
     def plain(self) -> set[str]:
+        """Names of the float tensors that stand for their own values, see `plain_floats`."""
         return plain_floats(self.base.tensors, self.quantised)
 
     @cached_property
     def changed(self) -> dict[str, str]:
-        """Each tensor that the merge changes, with the weight whose change it is."""
+        """Each tensor that is written anew by the merge, to the weight that it stores or is a part of."""
         changed = {key: key for key in self.pairs}
         for key in self.pairs:
             if key in self.quantised:
@@ -146,7 +158,11 @@ class _Merge:
         return changed
 
     def outputs(self, dtype: torch.dtype | None) -> dict[str, TensorInfo]:
-        """The header of the file to write: the base's, with dtypes and offsets as they will be."""
+        """The tensors of the file to write, in the base's order, with their new dtypes, shapes and offsets.
+
+        Raises LycorisError for a `dtype` that weights cannot have, LayerError where a layer would enlarge a
+        quantised weight.
+        """
         if dtype is not None and DTYPE_NAMES.get(dtype) not in FLOATS:
             raise LycorisError(
                 "a checkpoint cannot be written in this dtype", got=str(dtype), expected=", ".join(FLOATS)
@@ -168,7 +184,7 @@ class _Merge:
         return outputs
 
     def check_known(self, key: str) -> None:
-        """Raise where a weight is stored in a form that nothing here can read."""
+        """Raise FileFormatError where a weight is stored in a form that neither torch nor the codec reads."""
         if key in self.plain or key in self.quantised:
             return
         with_host = "use the node Save Merged Model, which knows ComfyUI's formats, or "
@@ -194,14 +210,15 @@ class _Merge:
             )
 
     def runs(self, tensors: Mapping[str, TensorInfo]) -> Iterator[_Copied | str]:
-        """What to write, in the base's order: a weight to change or convert, or what stays as it is.
+        """What to write, in the base's order: keys of weights to change or convert, and tensors to copy.
 
-        A weight that is stored as several tensors comes once, where the first of them stands.
+        A weight that is stored as several tensors comes once, at the place of its first tensor.
         """
         copied: _Copied | None = None
         begun: set[str] = set()
         for name, info in self.base.tensors.items():
             if name not in self.changed and tensors[name].dtype == info.dtype:
+                # Neighbours are copied together, which needs fewer reads and writes.
                 copied = _Copied(
                     copied.first if copied else name, copied.start if copied else info.start, info.end
                 )
@@ -217,7 +234,11 @@ class _Merge:
             yield copied
 
     def rewritten(self, data: BinaryIO, key: str, tensors: Mapping[str, TensorInfo]) -> Mapping[str, Tensor]:
-        """The tensors that a changed or converted weight is written as."""
+        """The tensors that a changed or converted weight is written as, by name.
+
+        Raises WriteError where values do not fit their format, or where the codec returns tensors of other
+        dtypes or shapes than it announced.
+        """
         weight = self.quantised.get(key) if key in self.pairs else None
         if weight is None or self.codec is None:
             return {key: self._converted(data, key, DTYPES[tensors[key].dtype])}
@@ -226,6 +247,7 @@ class _Merge:
         if not is_finite(values):
             raise self._unfit(key, weight.format)
         parts = self.codec.encode(weight, values, stored)
+        # The header is written already, so other dtypes or shapes would damage the file.
         for name in weight.parts:
             dtype = DTYPE_NAMES.get(parts[name].dtype)
             if (dtype, tuple(parts[name].shape)) != (tensors[name].dtype, tensors[name].shape):
@@ -240,6 +262,7 @@ class _Merge:
         return {name: parts[name] for name in weight.parts}
 
     def _patched(self, key: str, weight: Tensor) -> Tensor:
+        """The weight with the stack's change, which may have been added in place."""
         pairs = self.pairs.get(key)
         if not pairs:
             return weight
@@ -249,13 +272,15 @@ class _Merge:
             )
 
     def _converted(self, data: BinaryIO, key: str, dtype: torch.dtype) -> Tensor:
+        """A plain weight of the base, changed where the stack changes it, in `dtype`."""
         weight = self.base.read_one(data, key)
+        # In float32 where the dtype changes, so that the sum is not rounded to the base's dtype in between.
         eight_bit = weight.itemsize == 1
         if eight_bit or (weight.dtype != dtype and weight.dtype != torch.float64):
             weight = weight.to(torch.float32)
         weight = self._patched(key, weight)
         merged = round_to_float8(weight, dtype, seed_of(key)) if dtype.itemsize == 1 else weight.to(dtype)
-        # What the base holds beside the merged weights is its own affair: some masks are infinite.
+        # A tensor that the stack does not change may hold infinity in the base: some masks do.
         if not is_finite(merged) and (key in self.pairs or is_finite(weight)):
             raise self._unfit(key, str(dtype))
         return merged
@@ -284,7 +309,7 @@ def _safetensors(path: str | os.PathLike[str]) -> Path:
 
 
 def _enlarged(shape: Shape, pairs: list[tuple[Entry, Match]]) -> Shape:
-    """The shape of a weight after the layers that enlarge it have met it."""
+    """The shape of a weight after the layers that enlarge it."""
     for entry, match in pairs:
         info = entry.adapter.info[match.layer]
         if info.enlarges and match.parameter == "weight":
@@ -293,7 +318,7 @@ def _enlarged(shape: Shape, pairs: list[tuple[Entry, Match]]) -> Shape:
 
 
 def _copy(data: BinaryIO, out: BinaryIO, base: SafetensorsFile, start: int, end: int) -> Iterator[int]:
-    """Copy bytes of the base's data, and tell after every part how many they were."""
+    """Copy the bytes from `start` to `end` of the base's data section, and yield the size of each part."""
     data.seek(base.data_start + start)
     buffer = memoryview(bytearray(min(COPY_BYTES, end - start)))
     left = end - start
@@ -306,6 +331,7 @@ def _copy(data: BinaryIO, out: BinaryIO, base: SafetensorsFile, start: int, end:
 
 
 def _recipe(base: SafetensorsFile, stack: Stack) -> dict[str, object]:
+    """What the file is made of: the names of base and adapters, with strengths and rules."""
     adapters = [
         {
             "file": entry.adapter.name,

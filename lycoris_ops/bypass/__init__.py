@@ -1,4 +1,4 @@
-"""Adapters beside a module instead of in its weight: factors applied to the input in every pass."""
+"""Adapters computed beside a module, in each of its passes, while its weight stays as it is."""
 
 from .geometry import Geometry, geometry_of
 from .hook import Bypass, Reader

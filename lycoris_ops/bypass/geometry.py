@@ -15,22 +15,25 @@ from ..changes.operators import Operator
 from ..maths.shapes import Rows, Shape
 
 CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+"""The number of dimensions of each convolution's kernel."""
 
 LINEAR_FORWARDS = frozenset(
     {"Linear", "CublasLinear", "Linear4bit", "Linear8bitLt", "LinearFP4", "LinearNF4"}
 )
-"""Classes whose `forward` multiplies by the weight and adds the bias, whatever the weight is kept in.
+"""Names of classes whose `forward` is W x + b, however they store W.
 
-PyTorch's own, ComfyUI's and those of quantisers that derive from it under the same name, bitsandbytes'.
-Another name may mean another product: of a scaled weight, or of a padded input."""
+`Linear` is PyTorch's own class, and also the name of subclasses in ComfyUI and in quantisers; CublasLinear is
+of cublas_ops, the others are of bitsandbytes. A class of another name may compute another product: of a
+scaled weight, or of a padded input."""
 
 
 @dataclass(frozen=True)
 class Geometry:
     """The shapes and options of a product y = W x + b.
 
-    `kernel` is () for a linear layer. `outputs` and `inputs` are channels, (O, I / groups, *kernel) is
-    the weight's shape. `pads` pads the input by `mode` before, where that is not by zeros.
+    `outputs` and `inputs` count channels, and W is (outputs, inputs / groups, *kernel); `kernel` is () for a
+    linear layer. A convolution whose padding is not by zeros pads its input first, by `pads` (in the order of
+    `torch.nn.functional.pad`) and in `mode`.
     """
 
     outputs: int
@@ -50,26 +53,32 @@ class Geometry:
 
     @property
     def columns(self) -> int:
+        """The columns of the weight as a matrix."""
         return math.prod(self.shape[1:])
 
     def padded(self, x: Tensor) -> Tensor:
-        """The input as the product takes it."""
+        """The input as `product` takes it: with the padding that is not by zeros."""
         return functional.pad(x, self.pads, mode=self.mode) if self.pads else x
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
-        """A weight (n, K) on an input that is already `padded`: n outputs.
+        """W x for a weight (n, K) and an input that is already `padded`: n output channels, no bias.
 
-        Without groups the input may have fewer channels, when K has as many fewer.
+        Without groups, x may have fewer channels than the module's input: K is then as much smaller.
         """
         if not self.kernel:
             return functional.linear(x, weight)
         shaped = weight.view(len(weight), -1, *self.kernel)
         run = (functional.conv1d, functional.conv2d, functional.conv3d)[len(self.kernel) - 1]
+        # With `pads` the input is padded already.
         padding: Any = 0 if self.pads else self.padding
         return run(x, shaped, None, self.stride, padding, self.dilation, self.groups)
 
     def mix(self, h: Tensor, matrix: Tensor) -> Tensor:
-        """A matrix (n, m) on the channels of h, at each place alike; (n, m) of each group with groups."""
+        """n channels from those of h, by a matrix (n, m) that is the same at each place.
+
+        Without groups h has m channels. With groups h has m channels in each group, and each group's outputs
+        see only these.
+        """
         if not self.kernel:
             return functional.linear(h, matrix)
         ones = (1,) * len(self.kernel)
@@ -77,19 +86,19 @@ class Geometry:
         return run(h, matrix.view(*matrix.shape, *ones), groups=self.groups)
 
     def last(self, values: Tensor) -> Tensor:
-        """With the channels last, as operators want them; a view."""
+        """The values with their channels last, as operators take them; a view."""
         return values.movedim(1, -1) if self.kernel else values
 
     def first(self, values: Tensor) -> Tensor:
-        """`last` taken back."""
+        """The inverse of `last`; a view."""
         return values.movedim(-1, 1) if self.kernel else values
 
     def per_channel(self, vector: Tensor) -> Tensor:
-        """A vector over channels, to be added to or multiplied with an output or input."""
+        """A vector over channels, shaped to be added to or multiplied with an output or input."""
         return vector.view(-1, *(1 for _ in self.kernel)) if self.kernel else vector
 
     def turned(self, operator: Operator, x: Tensor) -> Tensor:
-        """(M - 1) x for an operator on the input channels; on those of each group with groups."""
+        """(M - 1) x for an operator M on the input channels; with groups, on the channels of each group."""
         last = self.last(x)
         if self.groups == 1:
             return self.first(operator.change(last))
@@ -97,7 +106,7 @@ class Geometry:
         return self.first(operator.change(cut).flatten(-2))
 
     def part(self, y: Tensor, rows: Rows | None) -> Tensor:
-        """The outputs of some rows of the weight; a view."""
+        """The channels of y that come from some rows of the weight; a view."""
         return y if rows is None else y.narrow(1 if self.kernel else -1, rows[0], rows[1] - rows[0])
 
 
@@ -105,6 +114,7 @@ def geometry_of(module: nn.Module) -> Geometry | str:
     """The geometry of a module that is a plain linear layer or convolution, else why it is not."""
     name = type(module).__name__
     if type(module) is nn.modules.linear.NonDynamicallyQuantizableLinear:
+        # nn.MultiheadAttention hands the weight to a function: a hook on the layer would never run.
         return "its weight is used without the layer being called"
     found: Any = module
     by = _definer(module)
@@ -117,6 +127,7 @@ def geometry_of(module: nn.Module) -> Geometry | str:
             if by != kind.__name__:
                 return f"of class {name}, which multiplies in its own way"
             mode = str(found.padding_mode)
+            # torch holds the padding in the order of `functional.pad` under this private name.
             pads = () if mode == "zeros" else tuple(found._reversed_padding_repeated_twice)
             padding = found.padding if isinstance(found.padding, str) else tuple(found.padding)
             return Geometry(
@@ -134,21 +145,21 @@ def geometry_of(module: nn.Module) -> Geometry | str:
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that factors are multiplied in: that of the input.
+    """The dtype that factors are multiplied in: that of the input, but float32 for float16 on a CPU.
 
-    On a CPU float32 for float16, whose products are a hundred times slower there.
+    Products of float16 are a hundred times slower there.
     """
     return torch.float32 if x.dtype == torch.float16 and x.device.type == "cpu" else x.dtype
 
 
 def _looks_linear(module: Any) -> bool:
-    """Whether a module of another base class is a linear layer: quantised ones of the host are."""
+    """Whether a module that is no `nn.Linear` is a linear layer, as quantised ones of the host are."""
     sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
     return all(isinstance(size, int) for size in sizes) and type(module).__name__ in LINEAR_FORWARDS
 
 
 def _definer(module: nn.Module) -> str:
-    """The name of the class that defines what the module computes."""
+    """The name of the class whose `forward`, or `_conv_forward` of a convolution, the module runs."""
     for kind in type(module).__mro__:
         if "forward" in vars(kind) or "_conv_forward" in vars(kind):
             return kind.__name__

@@ -1,4 +1,4 @@
-"""Hooks that add a plan's changes to what a module gives."""
+"""Hooks that add a plan's changes to a module's output."""
 
 from __future__ import annotations
 
@@ -18,19 +18,26 @@ from .stages import Bound
 
 
 class Reader(Protocol):
-    """How the values of a module's weight and bias are read, whatever they are kept in."""
+    """How the values of a module's weight and bias are read, however they are stored."""
 
     def forward(self, module: nn.Module) -> Callable[..., Tensor]:
-        """What multiplies by the weight: the module's `forward`, without what others add in it."""
+        """The function that computes W x + b alone.
+
+        It is the module's `forward`, without the changes that others have wrapped around it.
+        """
         ...
 
-    def weight(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> Tensor: ...
+    def weight(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The weight's values in `dtype` on `device`."""
+        ...
 
-    def bias(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> Tensor | None: ...
+    def bias(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """The bias's values in `dtype` on `device`; None where the module has no bias."""
+        ...
 
 
 class PlainReader:
-    """Reads parameters that hold their values."""
+    """Reads parameters that hold their values as they are, not packed or quantised."""
 
     def forward(self, module: nn.Module) -> Callable[..., Tensor]:
         return module.forward
@@ -45,17 +52,18 @@ class PlainReader:
 
 
 class Bypass:
-    """The layers of a plan on one module, by hooks, so that its weight and its `forward` stay as they are.
+    """The layers of a plan on one module, by hooks: the module's weight and `forward` stay as they are.
 
     `attach` adds the hooks and `remove` takes them away. Raises LycorisError for a module of another
     geometry than the plan was made for.
 
-    Tensors go to the device and dtype of the input with the first pass there. The weight is read by the
-    layers that need its norm or its singular values, once: when `meet` is called, or with the first pass.
-    `met`, what they learned from it, can be handed to another `Bypass` of the same plan and weight.
+    The layers' tensors are moved to the device and dtype of the input, in the first pass with such an input.
+    The weight is read only for layers that need its norm or its singular values, and once: when `meet` is
+    called, or in the first pass. `met` holds what these layers learned from the weight, and can be handed to
+    another `Bypass` of the same plan and weight.
 
-    Where a tensor of a layer requires gradients, they flow to it, and nothing is kept from one pass to the
-    next: an optimiser may have changed it in between.
+    Where a tensor of a layer requires gradients, they flow to it. Nothing is then kept from one pass to the
+    next, because an optimiser may have changed the tensor in between.
     """
 
     def __init__(
@@ -80,14 +88,15 @@ class Bypass:
         self._reader = reader or PlainReader()
         self._bound: Bound | None = None
         self._pass: tuple[Bound, list[Tensor]] | None = None
-        """What is held between the two hooks of one pass."""
+        """Held from the first hook of a pass to the second: the bound plan and its stages' inputs."""
         self._handles: list[RemovableHandle] = []
 
     @property
     def strengths(self) -> tuple[tuple[float, ...], ...]:
-        """Those of each stage: layers of the weight, then layers of the bias. May be changed at any time.
+        """The strengths of each stage: of the layers of the weight, then of the layers of the bias.
 
-        Where a stage depends on what those before it make of the weight, it meets the weight anew then.
+        They may be changed at any time. A plan of several stages then meets the weight anew, because its
+        later stages may depend on what the earlier ones make of the weight.
         """
         return self._strengths
 
@@ -101,8 +110,8 @@ class Bypass:
     def attach(self) -> Bypass:
         """Add the hooks, if they are not there.
 
-        Raises LycorisError where another bypass is there and either depends on the weight: neither
-        would see what the other makes of it. `BypassPlan.then` joins the two.
+        Raises LycorisError where the module has another bypass and one of the two depends on the weight:
+        it would not see the change that the other makes. `BypassPlan.then` joins the two plans.
         """
         if self._handles:
             return self
@@ -117,15 +126,16 @@ class Bypass:
                 )
         self._handles = [
             self.module.register_forward_pre_hook(self._before, with_kwargs=True),
-            # Also where the pass fails, so that its input is let go.
+            # Called also where the pass fails, to let go of its input.
             self.module.register_forward_hook(self._after, with_kwargs=True, always_call=True),
         ]
         return self
 
     def meet(self, dtype: torch.dtype, device: torch.device) -> Met:
-        """Read what the layers need to know of the weight and bias, unless that is known already.
+        """Read what the layers need to know of the weight and bias, unless `met` has it already.
 
-        `dtype` is float32 or float64. Raises LycorisError, with the name, for a layer that says too little.
+        `dtype` is float32 or float64. Raises LycorisError, with the module's name, for a layer whose change
+        cannot be computed.
         """
         if self.met is not None:
             return self.met
@@ -144,19 +154,22 @@ class Bypass:
         return met
 
     def remove(self) -> None:
-        """Take the hooks away, if they are there, and let go of the tensors on the device."""
+        """Take the hooks away, if they are there, and let go of the tensors on the input's device."""
         for handle in self._handles:
             handle.remove()
         self._handles, self._bound, self._pass = [], None, None
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not any(strength != 0.0 for stage in self.strengths for strength in stage):
+            # The output keeps every bit.
             self._pass = None
             return None
+        # The input may be given by keyword.
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
         bound = self._bind(x)
         inputs = bound.inputs(x, self.strengths)
         self._pass = (bound, inputs)
+        # No stage changes the input, or it must not be changed for what others add in `forward`.
         if inputs[0] is inputs[-1] or self._stands_beside_another(bound):
             return None
         given = inputs[0].view(x.shape).to(x.dtype)
@@ -172,7 +185,7 @@ class Bypass:
             return None
         bound, inputs = held
         rest: Mapping[str, Any] = kwargs if args else {}
-        # Not through the hooks: they are what asks.
+        # `forward` and not a call of the module, which would run these hooks again.
         own = self._reader.forward(module)
 
         def run(x: Tensor) -> Tensor:
@@ -181,15 +194,21 @@ class Bypass:
         if not self._stands_beside_another(bound):
             return bound.finish(inputs, y, self.strengths, run)
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
+        # y holds what others add: only the difference that the plan makes to W x + b is added to it.
         met = run(inputs[0].view(x.shape).to(x.dtype))
+        # `finish` may write over `met`.
         base = met.clone() if inputs[0] is inputs[-1] else run(x)
         return y + (bound.finish(inputs, met, self.strengths, run) - base)
 
     def _stands_beside_another(self, bound: Bound) -> bool:
-        """Whether y is not the product alone, and it matters: what turns y or x would turn the other too."""
+        """Whether others add to W x + b in `forward`, and the plan has operators.
+
+        Operators on x or y would act on what the others add as well.
+        """
         return bound.turns and self._reader.forward(self.module) != self.module.forward
 
     def _bind(self, x: Tensor) -> Bound:
+        """The plan for the input's dtype and device; kept for later passes, unless the plan learns."""
         learns = self.plan.learns
         if self._bound is None or learns or self._bound.key != (x.dtype, x.device):
             if learns:

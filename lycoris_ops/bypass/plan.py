@@ -1,4 +1,4 @@
-"""What is added to a module's output in place of changing its weight."""
+"""The plan of a bypass: what is added to a module's output in place of changing its weight."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ Layers = tuple[tuple[Part, float], ...]
 
 @dataclass(frozen=True)
 class Base:
-    """strength * (outputs @ W @ inputs - W) on some rows of the weight."""
+    """strength * (outputs @ W @ inputs - W) on `rows` of the weight W, None for all.
+
+    An operator of None leaves its side as it is. `slot` is the index of the strength in its stage.
+    """
 
     inputs: Operator | None
     outputs: Operator | None
@@ -33,7 +36,12 @@ class Base:
 
 @dataclass(frozen=True)
 class MetStage:
-    """A stage that knows its weight: forms with the rows they are for, operators, changes of the bias."""
+    """What a stage adds, once its layers know the weight and bias that they meet.
+
+    `forms` are changes of the weight, each with its rows (None for all) and its slot, the index of its
+    strength in the stage. `bases` are operators on the weight. `biases` are changes (O,) of the bias, each
+    with its slot.
+    """
 
     forms: tuple[tuple[Additive, Rows | None, int], ...]
     bases: tuple[Base, ...]
@@ -42,7 +50,10 @@ class MetStage:
 
 @dataclass(frozen=True)
 class Met:
-    """What a plan needs to know of its weight and bias, and nothing more of them."""
+    """All that a plan needs to know of its weight and bias.
+
+    `bias` is the module's bias where operators need it, which turn W x but not b; else None.
+    """
 
     stages: tuple[MetStage, ...]
     bias: Tensor | None
@@ -60,13 +71,13 @@ class Stage:
         return tuple(strength for _, strength in (*self.layers, *self.biases))
 
     def at(self, strengths: Sequence[float]) -> Stage:
-        """The same layers at other strengths, those of the weight first."""
+        """The same layers at other strengths: of the layers of the weight, then of those of the bias."""
         moved = [(part, new) for (part, _), new in zip(self._all(), strengths, strict=True)]
         return Stage(tuple(moved[: len(self.layers)]), tuple(moved[len(self.layers) :]))
 
     @property
     def additive(self) -> bool:
-        """Whether nothing here depends on what it meets."""
+        """Whether no layer's change depends on the weight or the bias."""
         return not any(isinstance(form, Dependent) for part, _ in self._all() for form in part.forms())
 
     def _all(self) -> Layers:
@@ -75,10 +86,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class BypassPlan:
-    """y = W x + b + sum of strength * change(W) x + strength * change(b), W itself left as it is.
+    """y = W x + b + sum of strength * change(W) x + strength * change(b), where W itself stays as it is.
 
-    Stages follow each other as patches of one weight do: each sees what those before it have made of
-    the weight. Within a stage every layer sees the same weight.
+    Stages follow each other as patches of one weight do: each stage sees the weight as the stages before it
+    have changed it. Within a stage every layer sees the same weight.
     """
 
     geometry: Geometry
@@ -90,7 +101,7 @@ class BypassPlan:
         geometry: Geometry,
         layers: Sequence[tuple[Layer | Part, float]],
     ) -> BypassPlan:
-        """A plan of one stage, of layers that meet the weight and of parts that are for the bias.
+        """A plan of one stage, from layers for the weight and parts for the bias, with their strengths.
 
         Layers of strength 0 are left out. Raises LayerError where a layer does not fit, or cannot be
         bypassed (see `refusal`).
@@ -111,7 +122,10 @@ class BypassPlan:
         return cls(geometry, (stage,))
 
     def then(self, later: BypassPlan) -> BypassPlan:
-        """Both, one after the other. What depends on no weight joins the stage before it."""
+        """This plan and then `later`.
+
+        An additive stage of `later` joins the stage before it, because its changes depend on no weight.
+        """
         stages = list(self.stages)
         for stage in later.stages:
             if stages and stage.additive:
@@ -132,7 +146,10 @@ class BypassPlan:
 
     @property
     def additive(self) -> bool:
-        """Whether it is the same before and after anything else that only adds."""
+        """Whether no layer's change depends on the weight or the bias.
+
+        The order with other additive plans is then free.
+        """
         return all(stage.additive for stage in self.stages)
 
     @cached_property
@@ -142,7 +159,7 @@ class BypassPlan:
 
     @property
     def learns(self) -> bool:
-        """Whether a tensor of its layers requires gradients, and so may be another in the next pass."""
+        """Whether a tensor of a layer requires gradients, and so may have other values in the next pass."""
         return any(tensor.requires_grad for tensor in self._tensors)
 
     def meet(
@@ -152,10 +169,11 @@ class BypassPlan:
         weight: Callable[[], Tensor],
         bias: Callable[[], Tensor | None],
     ) -> Met:
-        """Find out what the layers need to know of the weight and bias, which are read only if they do.
+        """Find out what the layers need to know of the weight and bias.
 
-        `dtype` is float32 or float64: what the readers give and what is computed in. The result is on the
-        CPU; that of a plan that learns stays on the device, and gradients flow through it to the layers.
+        `weight` and `bias` read these, and are called only where a layer needs the values. They give `dtype`
+        (float32 or float64), which is also computed in. The result is on the CPU. For a plan that learns it
+        stays on `device`, and gradients flow through it to the layers.
         """
         effective = _Effective(self, dtype, device, weight, bias)
         with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
@@ -168,14 +186,14 @@ class BypassPlan:
 
 
 def refusal(part: Part) -> str | None:
-    """Why a layer can only be merged, None where it can be bypassed."""
+    """Why a layer can only be merged; None where it can be bypassed."""
     if part.enlarged() is not None:
         return "it enlarges its weight"
     return None
 
 
 class _Effective:
-    """The weight and bias as each stage meets them; the weight is read once, when the first asks."""
+    """The weight and bias as each stage meets them; the weight is read once, when it is first asked for."""
 
     def __init__(
         self,
@@ -196,6 +214,7 @@ class _Effective:
     def weight(self, stage: int) -> Tensor:
         if self._weight is None:
             self._weight = (0, self._read_weight().view(self.plan.geometry.shape))
+        # Stages ask in order, so that each goes on from what the one before it has met.
         self._weight = (stage, self._after(*self._weight, stage, lambda found: found.layers))
         return self._weight[1]
 
@@ -204,7 +223,7 @@ class _Effective:
         return None if value is None else self._after(0, value, stage, lambda found: found.biases)
 
     def _after(self, first: int, value: Tensor, stage: int, of: Callable[[Stage], Layers]) -> Tensor:
-        """The value that stage `first` meets, as `stage` meets it."""
+        """The value as `stage` meets it, from `value` as stage `first` meets it."""
         for done in self.plan.stages[first:stage]:
             changes = [strength * part.delta(value) for part, strength in of(done)]
             value = torch.stack(changes).sum(0).add(value) if changes else value
@@ -227,6 +246,7 @@ def _meet(geometry: Geometry, stage: Stage, number: int, effective: _Effective) 
     for slot, (part, _) in enumerate(stage.biases, start=len(stage.layers)):
         met = None if Stage(((part, 1.0),)).additive else effective.bias(number)
         if met is None:
+            # An additive change needs only the size, and a factor changes nothing of no bias.
             met = torch.zeros(geometry.outputs, dtype=effective.dtype, device=effective.device)
         biases.append((part.delta(met), slot))
     return MetStage(tuple(forms), tuple(bases), tuple(biases))
@@ -235,20 +255,22 @@ def _meet(geometry: Geometry, stage: Stage, number: int, effective: _Effective) 
 def _sides(
     geometry: Geometry, layer: Layer, rows: Rows | None, slot: int, number: int, effective: _Effective
 ) -> tuple[list[Additive], list[Base]]:
-    """The forms and the operators of a layer that depends on its weight."""
+    """The forms and the operators of a layer whose change depends on the weight of stage `number`."""
 
     def met() -> Tensor:
         weight = effective.weight(number)
         return weight if rows is None else weight[slice(*rows)]
 
+    # Most operators need only the weight's shape, dtype and device: then nothing is read.
     stand_in = effective.like() if rows is None else effective.like()[slice(*rows)]
     sides = layer.sides(met() if layer.reads_weight else stand_in)
     inputs, outputs = sides.inputs, sides.outputs
     kernel = inputs is not None and inputs.size != geometry.shape[1]
     groups = geometry.groups > 1 and not (outputs is None or isinstance(outputs, Diagonal))
     if kernel or groups:
-        # It mixes places of the kernel: nothing that could be done to the input of a convolution. Or it
-        # mixes rows of several groups: each would have to be applied to the inputs of the others.
+        # An operator on inputs of the size K mixes places of the kernel, which no change of a convolution's
+        # input can do. One on outputs that mixes rows of several groups would have to apply each row to the
+        # inputs of other groups. Both become a full matrix.
         return [Dense(layer.dependent(met()).flatten(1))], []
     forms = [*(_scaled(form, sides) for form in sides.inside), *sides.beside]
     bases = [Base(inputs, outputs, rows, slot)] if inputs or outputs else []
@@ -256,7 +278,7 @@ def _sides(
 
 
 def _scaled(form: Additive, sides: Sides) -> Additive:
-    """outputs @ form @ inputs, as a form: what stands around a form is diagonal."""
+    """outputs @ form @ inputs as a form. Operators around a form are those of DoRA, which are diagonal."""
     assert sides.outputs is None or isinstance(sides.outputs, Diagonal)
     assert sides.inputs is None or isinstance(sides.inputs, Diagonal)
     rows, columns = (None if side is None else side.extra + 1 for side in (sides.outputs, sides.inputs))

@@ -21,17 +21,17 @@ from .plan import Base, Met, MetStage
 
 MakeForward = Callable[[Geometry, Sequence[Item], torch.dtype, torch.device], Forward]
 Run = Callable[[Tensor], Tensor]
-"""What a module gives for an input, its bias included."""
+"""W x + b for an input x."""
 
 FORWARDS: dict[type[Any], MakeForward] = {
     form: module.FORWARD for module in discover(forwards.__name__) for form in getattr(module, "FORMS", ())
 }
-"""The forward pass of each form."""
+"""The class that computes the forward pass of each form."""
 
 
 @dataclass(frozen=True)
 class _Placed:
-    """A forward pass, with the rows of the weight and the layers that it is for."""
+    """A forward pass, with its rows of the weight (None for all) and the slots of its layers' strengths."""
 
     forward: Forward
     rows: Rows | None
@@ -41,9 +41,10 @@ class _Placed:
 class BoundStage:
     """One stage: y += sum of strength * change.
 
-    Changes of the input that all outputs see add up to one input, x + sum of strength * (M - 1) x.
-    Where nothing else needs W x, the module is given that input in the first place; any other changed
-    inputs go through the module together, once.
+    `shifts` are the operators M that change the input alike for all outputs. They add up to one changed
+    input, x + sum of strength * (M - 1) x. Where no other operator needs W x of the unchanged input, the
+    module is given the changed input in its own pass (`takes_shift`). All other changed inputs go through the
+    module together, in one more pass.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class BoundStage:
         self.shifts = [base for base in bases if base.outputs is None and base.rows is None]
         self.others = [base for base in bases if base.outputs is not None or base.rows is not None]
         self.takes_shift = bool(self.shifts) and all(base.outputs is None for base in self.others)
-        """Whether the module may be given the changed input in place of the other."""
+        """Whether the module is given the changed input in place of x."""
         items: dict[tuple[MakeForward, Rows | None], list[Item]] = {}
         for form, rows, slot in met.forms:
             if geometry.groups > 1:
@@ -68,13 +69,14 @@ class BoundStage:
         self.biases = [(change.to(device, compute_dtype(dtype)), slot) for change, slot in met.biases]
 
     def shift(self, x: Tensor, strengths: Strengths) -> Tensor | None:
-        """What is added to the input of the module; None where nothing is."""
+        """The sum over `shifts` of strength * (M - 1) x, to be added to x; None where nothing is."""
         return self._turned(self.shifts, x, strengths)
 
     def apply(self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, *, shifted: bool) -> Tensor:
-        """y with the changes. x is the stage's input; `run` is W x + b below this stage.
+        """y with the changes of this stage; y may be written over.
 
-        `shifted` says whether `shift` was already in what gave y.
+        x is the stage's input. `run` is W x + b as the stages before this one make it. `shifted` says whether
+        y is the output for x with `shift` added.
         """
         changes = self._by_operators(x, y, strengths, run, shifted=shifted)
         live = [placed for placed in self.forwards if any(strengths[slot] != 0.0 for slot in placed.slots)]
@@ -82,7 +84,7 @@ class BoundStage:
             return y
         total = y.contiguous()
         if total is y and torch.is_grad_enabled():
-            # What changed y may have kept it for its own gradient.
+            # Autograd may have kept y for a backward pass, as an operator on y does: then y must stay.
             kept = y.requires_grad or any(change.requires_grad for change, _, _ in changes)
             total = y.clone() if kept else y
         for change, rows, strength in changes:
@@ -99,6 +101,7 @@ class BoundStage:
         return total
 
     def bias_change(self, strengths: Strengths) -> Tensor | None:
+        """The change (O,) of the bias at these strengths, in float32 or float64; None for none."""
         total: Tensor | None = None
         for change, slot in self.biases:
             if strengths[slot] != 0.0:
@@ -108,7 +111,7 @@ class BoundStage:
         return total
 
     def _turned(self, bases: Sequence[Base], x: Tensor, strengths: Strengths) -> Tensor | None:
-        """The sum of strength * (M - 1) x."""
+        """The sum of strength * (M - 1) x over the operators M on inputs; None where nothing is added."""
         total: Tensor | None = None
         for base in bases:
             if strengths[base.slot] != 0.0 and base.inputs is not None:
@@ -119,11 +122,15 @@ class BoundStage:
     def _by_operators(
         self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, *, shifted: bool
     ) -> list[tuple[Tensor, Rows | None, float]]:
-        """Changes, the rows they are for, and their strengths."""
+        """The changes that operators make: (change, its rows of the weight, the strength to apply)."""
         others = [base for base in self.others if strengths[base.slot] != 0.0]
         inputs: list[Tensor] = []
         rest: list[tuple[Base | None, Rows | None]] = []
-        """What each of the inputs is for: a layer of its own, or rows for which strengths are in it."""
+        """What each of `inputs` is for: (base, rows) or (None, rows).
+
+        With a base, its operator on outputs and its strength are still to be applied. With None, the
+        strengths are already in the input.
+        """
         if not shifted and (change := self.shift(x, strengths)) is not None:
             inputs.append(change)
             rest.append((None, None))
@@ -134,6 +141,7 @@ class BoundStage:
             elif base.inputs is not None:
                 inputs.append(self.geometry.turned(base.inputs, x))
                 rest.append((base, base.rows))
+        # Operators on inputs alone, for the same rows, share one changed input.
         for rows, bases in by_rows.items():
             change = self._turned(bases, x, strengths)
             assert change is not None
@@ -145,8 +153,10 @@ class BoundStage:
             if base is None:
                 changes.append((part, rows, 1.0))
                 continue
+            # outputs @ W @ inputs - W = part + (outputs - 1) (W + part), with part = W (inputs - 1).
             met = self.geometry.part(self._unbiased(y), rows) + part
             changes.append((part + self._on_outputs(base, met), rows, strengths[base.slot]))
+        # Operators on outputs alone need no further W x: y holds it.
         for base in others:
             if base.inputs is None:
                 met = self.geometry.part(self._unbiased(y), base.rows)
@@ -154,9 +164,10 @@ class BoundStage:
         return changes
 
     def _products(self, inputs: Sequence[Tensor], run: Run) -> Sequence[Tensor]:
-        """W x of several inputs, by one pass through the module."""
+        """W x, without the bias, of several inputs, by one pass through the module."""
         if not inputs:
             return ()
+        # A convolution takes one batch dimension, a linear layer any number of leading ones.
         if self.geometry.kernel:
             return self._unbiased(run(torch.cat(list(inputs)))).chunk(len(inputs))
         return self._unbiased(run(torch.stack(list(inputs)))).unbind()
@@ -165,6 +176,7 @@ class BoundStage:
         return y if self.bias is None else y - self.bias
 
     def _on_outputs(self, base: Base, y: Tensor) -> Tensor:
+        """(M - 1) y for the operator M on outputs."""
         assert base.outputs is not None
         return self.geometry.first(base.outputs.change(self.geometry.last(y)))
 
@@ -178,12 +190,16 @@ class Bound:
         self.dtype = working_dtype(x)
         self.stages = [BoundStage(geometry, stage, met.bias, self.dtype, x.device) for stage in met.stages]
         self.turns = any(stage.shifts or stage.others for stage in self.stages)
-        """Whether anything multiplies the input or the output."""
+        """Whether there are operators on the input or the output."""
 
     def inputs(self, x: Tensor, strengths: Sequence[Strengths]) -> list[Tensor]:
-        """The input of each of the stages that strengths are given for, and before them the module's."""
+        """The module's input, then the input of each stage that has strengths; x is that of the last stage.
+
+        A stage that takes its shift changes the input of all stages before it.
+        """
         x = self._batched(x).to(self.dtype)
         found = [x]
+        # From the last stage back to the module.
         for stage, values in reversed([*zip(self.stages, strengths, strict=False)]):
             change = stage.shift(x, values) if stage.takes_shift else None
             x = x if change is None else x + change
@@ -191,8 +207,12 @@ class Bound:
         return found[::-1]
 
     def finish(self, inputs: Sequence[Tensor], y: Tensor, strengths: Sequence[Strengths], run: Run) -> Tensor:
-        """What the module gives with its layers, from y, what it gives by itself for `inputs[0]`."""
+        """The module's output with all layers, from y, its output without them for `inputs[0]`.
+
+        y may be written over.
+        """
         total = self._products(inputs, self._batched(y).to(self.dtype), strengths, run)
+        # The bias changes last: operators of later stages turn W x, but not what is added to the bias.
         for stage, values in zip(self.stages, strengths, strict=True):
             change = stage.bias_change(values)
             if change is not None:
@@ -203,11 +223,12 @@ class Bound:
         self, inputs: Sequence[Tensor], y: Tensor, strengths: Sequence[Strengths], run: Run
     ) -> Tensor:
         for number, (stage, values) in enumerate(zip(self.stages, strengths, strict=False)):
-            # Each stage's input stands behind that of what is below it.
+            # inputs[0] is the module's, so that of this stage is one further.
             x, below = inputs[number + 1], strengths[:number]
 
             def run_below(value: Tensor, until: Sequence[Strengths] = below) -> Tensor:
                 entering = self.inputs(value, until)
+                # The module takes the dtype of its own input, which may be narrower than the working dtype.
                 found = run(entering[0].to(self.key[0])).to(self.dtype)
                 return self._products(entering, found, until, run)
 
@@ -215,7 +236,7 @@ class Bound:
         return y
 
     def _batched(self, values: Tensor) -> Tensor:
-        """With a batch, which a convolution may be given without."""
+        """The values with a batch dimension, which a convolution may be given without."""
         kernel = len(self.geometry.kernel)
         return values[None] if kernel and values.ndim == kernel + 1 else values
 
@@ -223,6 +244,9 @@ class Bound:
 def _on_all_rows(
     form: Additive, rows: Rows | None, geometry: Geometry, dtype: torch.dtype, device: torch.device
 ) -> LowRank | Dense:
-    """The form for all rows of a weight: with groups, some rows alone would have groups of their own."""
+    """The form for all rows of a weight, zero outside `rows`.
+
+    With groups, a convolution of some rows alone would spread these rows over all groups.
+    """
     plain = form if isinstance(form, LowRank) else Dense(form.dense(dtype, device))
     return plain if rows is None else plain.embedded(rows, geometry.outputs)

@@ -1,1 +1,1 @@
-"""What a change of a weight is, as values: factored forms and operators, with their algebra."""
+"""Changes of a weight as values: factored forms and operators, with their algebra."""

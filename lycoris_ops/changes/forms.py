@@ -1,12 +1,16 @@
 """Factored forms of a change: what a layer hands to the patch ops and to the bypass instead of a full delta.
 
 Each form describes a matrix (O, K) with K = I * prod(kernel). Patching, bypass, merging and `delta` all
-derive from it, so each formula stands once. Factors keep the dtype of their file; `scale` is alpha / rank and
+derive from it, so each formula stands once. Factors keep the dtype of their file. `scale` is alpha / rank and
 never includes a strength.
 
-All forms have `dense`, the matrix itself; `scaled`, diag(rows) @ matrix @ diag(columns) with rows (O,) and a
-value of `columns` for each input channel (I,), None for ones; and `embedded`, the matrix as the rows from
-`rows[0]` to `rows[1]` of one of `count` rows, which is zero elsewhere.
+Every form has three methods:
+
+- `dense` returns the matrix itself.
+- `scaled` returns the form of diag(rows) @ matrix @ diag(columns). `rows` is (O,). `columns` is (I,): its
+  value for an input channel multiplies all positions of the kernel. None stands for ones.
+- `embedded` returns the form of a matrix of `count` rows: rows `rows[0]` to `rows[1]` are this matrix, and
+  all others are zero.
 """
 
 from __future__ import annotations
@@ -63,9 +67,10 @@ class Hadamard:
 class Kronecker:
     """scale * kron(w1, w2), with w1 (l, i), w2 (k, j * prod(kernel)), O = l * k and I = i * j.
 
-    Each factor is one matrix or the two (a, b) whose product it is. `window` is the range of rows
-    meant, None for all: it need not fall between the blocks of k rows. `rows`, for those of the window, and
-    `columns` are what `scaled` has put around the product, whose factors cannot take them up.
+    `w1` and `w2` each hold the factor itself, or two matrices (a, b) whose product it is. `window` is the
+    range of the product's rows that the form consists of, None for all. Its bounds need not fall between the
+    blocks of k rows. `rows`, one value for each row of the window, and `columns` (I,) are what `scaled` has
+    multiplied the product by: w1 and w2 cannot absorb them.
     """
 
     w1: tuple[Tensor, ...]
@@ -78,6 +83,7 @@ class Kronecker:
     def dense(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         w1, w2 = product(self.w1, dtype, device), product(self.w2, dtype, device)
         start, stop = self.window or (0, len(w1) * len(w2))
+        # Only the blocks of k rows that the window touches are formed.
         first = start // len(w2)
         blocks = torch.kron(w1[first : -(-stop // len(w2))], w2)
         matrix = self.scale * blocks[start - first * len(w2) : stop - first * len(w2)]
@@ -88,13 +94,13 @@ class Kronecker:
         return replace(self, rows=_times(self.rows, rows), columns=_times(self.columns, columns))
 
     def embedded(self, rows: Rows, count: int) -> Dense:
-        """As a full matrix: factors with empty rows are no Kronecker product."""
+        """The full matrix with rows of zeros around it, which is no Kronecker product."""
         return Dense(self.dense(torch.float32, self.w1[0].device)).embedded(rows, count)
 
 
 @dataclass(frozen=True)
 class Dense:
-    """A change that is not factored, as (O, K)."""
+    """A change that is not factored: `values` is the matrix (O, K) itself."""
 
     values: Tensor
 
@@ -110,7 +116,11 @@ class Dense:
 
 @dataclass(frozen=True)
 class Sparse:
-    """values[n] at row[n], column[n], and zero elsewhere; the last rows and columns may be empty."""
+    """A matrix of `shape` (O, K) with values[n] at row[n], column[n], and zeros elsewhere.
+
+    `row`, `column` and `values` are (n,). Values at one place add up. The indices do not tell the shape,
+    because the last rows and columns may hold no value.
+    """
 
     row: Tensor
     column: Tensor
@@ -136,17 +146,17 @@ class Sparse:
 
 
 Additive = LowRank | Hadamard | Kronecker | Dense | Sparse
-"""The forms, which are the same whatever weight they are added to."""
+"""A form of a change that does not depend on the weight it is added to."""
 
 
 def product(factors: tuple[Tensor, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The matrix that one or two factors stand for."""
+    """The matrix that the factors stand for: a of (a,), and a @ b of (a, b)."""
     matrix = factors[0].to(device, dtype)
     return matrix @ factors[1].to(device, dtype) if len(factors) == 2 else matrix
 
 
 def add_up(forms: Sequence[Additive], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The sum of one or more forms as one matrix (O, K)."""
+    """The sum of at least one form as one matrix (O, K)."""
     total = forms[0].dense(dtype, device)
     for form in forms[1:]:
         total = total + form.dense(dtype, device)
@@ -164,6 +174,7 @@ def _by_columns(matrix: Tensor, columns: Tensor | None) -> Tensor:
 
 
 def _times(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """The product value by value, where None stands for ones."""
     if one is None or other is None:
         return other if one is None else one
     return one.to(other) * other

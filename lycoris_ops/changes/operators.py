@@ -1,7 +1,7 @@
 """Changes that depend on the weight they meet, as operators on its outputs and on its inputs.
 
-A layer states its operators once; what it adds to a weight, and what it adds to a module's output
-where the weight is left alone, both derive from them.
+A layer states its operators once. Both its change of a weight (patch) and its change of a module's output
+beside an unchanged weight (bypass) derive from them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,20 @@ class Operator(Protocol):
     """A square matrix M that is never formed."""
 
     @property
-    def size(self) -> int: ...
-
-    def change(self, vectors: Tensor) -> Tensor:
-        """(M - 1) v for the vectors v in the last dimension: the change alone, without cancellation."""
+    def size(self) -> int:
+        """n, for M (n, n)."""
         ...
 
-    def transposed(self) -> Operator: ...
+    def change(self, vectors: Tensor) -> Tensor:
+        """(M - 1) v for each vector v of `vectors` (..., n).
+
+        The change is computed directly: M v - v would lose digits by cancellation.
+        """
+        ...
+
+    def transposed(self) -> Operator:
+        """The operator of M^T."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class Blocks:
 
     @classmethod
     def of(cls, blocks: Tensor) -> Blocks:
-        """M = blockdiag(blocks)."""
+        """The operator M = blockdiag(blocks), blocks (n, b, b)."""
         return cls(blocks - torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device))
 
     @property
@@ -94,7 +101,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Permuted:
-    """M = P^T inner P, where P moves component order[i] to place i."""
+    """M = P^T inner P, where P moves component order[i] of a vector to place i; order (n,)."""
 
     order: Tensor
     inner: Operator
@@ -126,6 +133,7 @@ class Chain:
 
     def change(self, vectors: Tensor) -> Tensor:
         total = self.parts[0].change(vectors)
+        # Each part meets the vectors as the parts before it have changed them.
         for part in self.parts[1:]:
             total = total + part.change(vectors + total)
         return total
@@ -138,8 +146,9 @@ class Chain:
 class Sides:
     """W' = outputs @ (W + inside) @ inputs + beside.
 
-    `outputs` is of the size of O. `inputs` is of the size of K, or of I: then it mixes the inputs of
-    a convolution at each place of its kernel alike.
+    W is (O, K). `outputs` has the size O. `inputs` has the size K, or the size I: then it acts on the input
+    channels alone, in the same way at every position of the kernel. None stands for the identity, an empty
+    `inside` or `beside` for zero.
     """
 
     outputs: Operator | None = None
@@ -148,7 +157,10 @@ class Sides:
     beside: tuple[Additive, ...] = ()
 
     def change(self, weight: Tensor) -> Tensor:
-        """W' - W in the weight's shape, for a float32 or float64 weight."""
+        """W' - W in the weight's shape, for a float32 or float64 weight.
+
+        The change of each step is added up: a subtraction of W at the end would lose digits.
+        """
         total = _dense(self.inside, weight)
         for apply, operator in ((on_inputs, self.inputs), (on_outputs, self.outputs)):
             if operator is not None:
@@ -163,12 +175,13 @@ class Sides:
 
 
 def on_outputs(operator: Operator, weight: Tensor) -> Tensor:
-    """M W - W, in the weight's shape."""
+    """M W - W in the weight's shape, for an operator of size O."""
     return operator.change(weight.reshape(weight.shape[0], -1).T).T.reshape(weight.shape)
 
 
 def on_inputs(operator: Operator, weight: Tensor) -> Tensor:
-    """W M - W over the columns or, for an operator of the size of I, over the inputs alone."""
+    """W M - W in the weight's shape, for an operator of size K, or of size I on the input channels alone."""
+    # Operators act on vectors, and a row w of W becomes w M, which is M^T applied to w.
     turned = operator.transposed()
     flat = weight.reshape(weight.shape[0], -1)
     if operator.size == flat.shape[1]:
@@ -178,7 +191,10 @@ def on_inputs(operator: Operator, weight: Tensor) -> Tensor:
 
 
 def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T:
-    """Operators or forms with all their tensors on a device; floating-point ones in `dtype`, if given."""
+    """A copy of an operator, of a form or of a tuple of these, with all tensors on `device`.
+
+    Floating-point tensors are converted to `dtype`, if it is given; indices keep theirs.
+    """
     if isinstance(value, Tensor):
         narrow = dtype if value.is_floating_point() else None
         return value.to(device, narrow or value.dtype)  # type: ignore[return-value]
@@ -186,6 +202,7 @@ def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T
         return tuple(moved(item, device, dtype) for item in value)  # type: ignore[return-value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         known: Any = value
+        # A field that is not an argument, such as `Permuted.inverse`, is computed again from the others.
         fields = {
             entry.name: moved(getattr(known, entry.name), device, dtype)
             for entry in dataclasses.fields(known)

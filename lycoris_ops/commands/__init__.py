@@ -1,7 +1,7 @@
 """The command line: `python -m lycoris_ops inspect|convert|bake`.
 
-A module of `verbs` is a verb: its name is the verb's, its first sentence the help, and it defines
-`add_arguments(parser)` and `run(options)`, which returns the exit status.
+Each module in `verbs` is a verb of that name. The first sentence of its docstring is the verb's help. It
+defines `add_arguments(parser)`, and `run(options)`, which returns the exit status.
 """
 
 from __future__ import annotations
@@ -15,26 +15,29 @@ from .. import LycorisError, discover
 from . import verbs
 
 BAD_INPUT = 2
+"""The exit status for wrong arguments and for every LycorisError; `argparse` uses the same."""
 INTERRUPTED = 130
-"""What shells give a command that Ctrl-C ended."""
+"""The exit status that shells report for a command that Ctrl-C ended."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors on one line, as those of the library are shown."""
+    """A parser that shows its errors on one line, like those of the library."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"error: {message}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line, this process's own unless given; the exit status."""
+    """Run a command line and return the exit status. `arguments` are this process's own unless given."""
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
     except LycorisError as error:
+        # On one line, also where a file's own text in the message has line breaks.
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
+        # True of every verb: a file takes its name only when it is complete.
         print("error: interrupted, nothing was written", file=sys.stderr)
         return INTERRUPTED
 
@@ -42,11 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m lycoris_ops",
-        description="Look at LoRA and LyCORIS files, write them anew, merge them into models.",
+        description="Inspect LoRA and LyCORIS files, convert them, and merge them into models.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     for module in discover(verbs.__name__):
         name = module.__name__.rpartition(".")[2]
+        # In lower case and without the full stop, as argparse writes its own help.
         help_text = (module.__doc__ or "").partition(".")[0]
         command = commands.add_parser(name, help=f"{help_text[:1].lower()}{help_text[1:]}")
         module.add_arguments(command)

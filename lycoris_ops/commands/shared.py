@@ -1,4 +1,4 @@
-"""Arguments that several verbs have, and how they show their results."""
+"""What the verbs share: arguments, the progress bar, and how results are shown."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from .. import WRITABLE, Progress, Shape, read_shapes
 
 DTYPES = {name.replace("bfloat", "bf").replace("float", "fp"): dtype for name, dtype in WRITABLE.items()}
-"""By their short names: fp32, bf16, fp16."""
+"""The dtypes to choose from, by short names: fp32, bf16, fp16."""
 BAR = 40
-"""Characters of the progress bar."""
+"""The width of the progress bar in characters."""
 
 
 def add_model(command: argparse.ArgumentParser, what: str) -> None:
@@ -23,25 +23,30 @@ def add_model(command: argparse.ArgumentParser, what: str) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help=f"{what}: a .safetensors file, of which the header alone is read; again for each part",
+        help=f"{what}: a .safetensors file, of which only the header is read; "
+        "repeat the option for a model in several files",
     )
 
 
 def shapes_of_model(options: argparse.Namespace) -> dict[str, Shape] | None:
+    """The keys and shapes of the model given by --model; None without it."""
     return read_shapes(options.model) if options.model else None
 
 
 def add_dtype(command: argparse.ArgumentParser, what: str) -> None:
-    command.add_argument("--dtype", choices=DTYPES, help=f"the dtype of {what}, if not their own")
+    command.add_argument(
+        "--dtype", choices=DTYPES, help=f"write {what} in this dtype; by default each keeps its own"
+    )
 
 
 def dtype_of(options: argparse.Namespace) -> torch.dtype | None:
+    """The dtype given by --dtype; None without it."""
     return DTYPES[options.dtype] if options.dtype else None
 
 
 def add_output(command: argparse.ArgumentParser, what: str) -> None:
     command.add_argument("-o", "--out", required=True, help=what)
-    command.add_argument("--overwrite", action="store_true", help="replace a file of that name")
+    command.add_argument("--overwrite", action="store_true", help="replace an existing file of that name")
 
 
 def add_json(command: argparse.ArgumentParser) -> None:
@@ -49,14 +54,18 @@ def add_json(command: argparse.ArgumentParser) -> None:
 
 
 def show(options: argparse.Namespace, data: Any, words: str) -> None:
-    """Print a result in the form that was asked for."""
+    """Print a result: `data` as JSON where --json was given, else `words`."""
     print(json.dumps(data, indent=2) if options.json else words)
 
 
 def progress_bar(what: str) -> Progress:
-    """A bar where someone is looking, else nothing but the last line."""
+    """A progress bar on a terminal, or else only a last line with the total and `what` it counts.
+
+    It is printed to stderr, so that stdout holds nothing but the result.
+    """
 
     def update(done: int, total: int) -> None:
+        # A bar is drawn over itself, which in a log would be one line for each step.
         if sys.stderr.isatty():
             filled = BAR * done // total
             print(f"\r[{'#' * filled}{'.' * (BAR - filled)}] {done}/{total}", end="", file=sys.stderr)

@@ -1,1 +1,1 @@
-"""Adapter files and the names in them: what is on disk, and what in a model it means."""
+"""Containers of named tensors: safetensors files, pickles, tensors in memory, and how files are written."""

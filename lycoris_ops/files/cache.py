@@ -1,4 +1,4 @@
-"""A cache of tensors, and of what holds tensors, that is bounded in bytes."""
+"""A cache, bounded in bytes, of tensors and of values that hold tensors."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ def size_of(group: Tensors) -> int:
 
 
 class TensorCache:
-    """Groups of tensors and other values by key, least recently used dropped first, never above `max_bytes`.
+    """Groups of tensors and other values by key, in at most `max_bytes` bytes.
 
-    It holds tensors in memory of their own and no file open. Safe to use from several threads.
+    Above that bound the least recently used entries are dropped first. The cache keeps no file open: what it
+    holds is in memory of its own. It is safe to use from several threads.
+
+    Raises ValueError for a negative `max_bytes`. With 0 nothing is kept.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -35,29 +38,39 @@ class TensorCache:
 
     @property
     def nbytes(self) -> int:
+        """Bytes held at the moment."""
         return self._bytes
 
     def fetch(self, key: Hashable, read: Callable[[], Tensors], *, keep: bool = True) -> Tensors:
-        """The group of that key, read if it is not held; kept afterwards unless `keep` is False."""
+        """The group of tensors under a key, from the cache or else by a call of `read`.
+
+        A group that was read is kept, unless `keep` is False.
+        """
         return self.fetch_any(key, read, size_of, keep=keep)
 
     def fetch_any(
         self, key: Hashable, make: Callable[[], T], size: Callable[[T], int], *, keep: bool = True
     ) -> T:
-        """The same for any value whose size in bytes can be told."""
+        """The value under a key, from the cache or else by a call of `make`; see `fetch` for `keep`.
+
+        `size` gives the bytes that the value counts for.
+        """
         with self._lock:
             if key in self._held:
                 self._held.move_to_end(key)
                 return self._held[key][0]
+        # Outside the lock, so that a slow file holds up no other thread. Two threads may then make one value.
         value = make()
         if keep:
             self._put(key, value, size(value))
         return value
 
     def _put(self, key: Hashable, value: object, size: int) -> None:
+        # It would drop every other entry, and then itself.
         if size > self.max_bytes:
             return
         with self._lock:
+            # Another thread may have made the same value meanwhile.
             if key in self._held:
                 self._bytes -= self._held.pop(key)[1]
             self._held[key] = (value, size)
@@ -67,20 +80,24 @@ class TensorCache:
                 self._bytes -= dropped
 
     def clear(self) -> None:
+        """Drop everything that is held."""
         with self._lock:
             self._held.clear()
             self._bytes = 0
 
 
 BOUND = "LYCORIS_CACHE_MB"
+"""The environment variable that sets the bound of `DEFAULT_CACHE`, in units of 2^20 bytes."""
 
 
 def _bound() -> int:
     text = os.environ.get(BOUND, "4096")
     if not text.isdecimal():
-        raise ValueError(f"the environment variable {BOUND} must be a number of megabytes, not {text!r}")
+        raise ValueError(
+            f"the environment variable {BOUND} must be a whole number of megabytes, not {text!r}"
+        )
     return int(text) << 20
 
 
 DEFAULT_CACHE = TensorCache(_bound())
-"""What adapters use unless they are given another; LYCORIS_CACHE_MB sets its bound."""
+"""The cache of adapters that are given none. Its bound is read from LYCORIS_CACHE_MB, once, at import."""

@@ -19,9 +19,10 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""Those that are read into tensors."""
+"""Names of the dtypes that can be read into tensors, to torch's dtypes."""
 
 DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+"""The reverse of `DTYPES`."""
 
 ITEM_BITS: dict[str, int] = {
     **{name: 8 * dtype.itemsize for name, dtype in DTYPES.items()},
@@ -29,6 +30,7 @@ ITEM_BITS: dict[str, int] = {
     "U32": 32,
     "U16": 16,
     "C64": 64,
+    # Again, since `DTYPES` has it only with a torch that knows it.
     "F8_E8M0": 8,
     "F8_E4M3FNUZ": 8,
     "F8_E5M2FNUZ": 8,
@@ -36,22 +38,24 @@ ITEM_BITS: dict[str, int] = {
     "F6_E3M2": 6,
     "F4": 4,
 }
-"""Bits per element of every dtype that can be copied, whether or not it can be computed with."""
+"""Bits per element of every dtype that a file may hold: those without an entry in `DTYPES` can be copied as
+bytes, but not read into tensors."""
 
 FLOATS = ("F64", "F32", "F16", "BF16")
-"""What weights and factors can be written in; quantised ones mean nothing without their scales."""
+"""The dtypes that weights and factors can be written in. Quantised values are not among them: they mean
+nothing without their scales."""
 
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
-"""The 8-bit floats that stand for their own values where nothing beside them scales them."""
+"""The 8-bit floats. Their values are plain numbers unless a scale lies beside them in the file."""
 
 WRITABLE: dict[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-"""What users choose from to write factors or weights in."""
+"""The dtypes that users can choose for the factors or weights of a written file, by torch's names."""
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """A dtype in words: bfloat16."""
+    """A dtype's name without the package, such as `bfloat16`."""
     return str(dtype).removeprefix("torch.")

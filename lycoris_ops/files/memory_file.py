@@ -1,4 +1,4 @@
-"""Named tensors that are in memory and in no file."""
+"""Named tensors in memory, with the interface of a file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from .tensor_file import TensorInfo
 
 @dataclass(frozen=True, eq=False)
 class MemoryFile:
-    """Tensors by name, as a file would hold them."""
+    """Tensors in memory, offered as a `TensorFile`."""
 
     path: str
-    """What they are called in messages and reports."""
+    """The name that messages and reports use in place of a file's path."""
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
     held: Mapping[str, Tensor] = field(repr=False)
+    """The tensors themselves, by name."""
 
     @classmethod
     def of(cls, path: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> MemoryFile:
@@ -31,5 +32,5 @@ class MemoryFile:
         return size_of(self.held)
 
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
-        """The tensors themselves: there is nothing that a cache could spare."""
+        """The named tensors themselves. The cache is not used: holding them once more would save nothing."""
         return {name: self.held[name] for name in names}

@@ -1,4 +1,4 @@
-"""Weights that a file holds in fewer bits than a 16-bit float: what is stored where, read and written."""
+"""Weights that a file stores in fewer bits than 16-bit floats have: how they are found, read and written."""
 
 from __future__ import annotations
 
@@ -23,36 +23,42 @@ class Quantised:
     key: str
     format: str
     shape: Shape
-    """The shape of the weight it stands for, which is not that of packed data."""
+    """The shape of the weight that the stored data stand for. Packed data have another shape."""
     parts: Mapping[str, str]
-    """The tensors that are written anew when the weight changes, itself among them, each with the
-    safetensors dtype it is written in; their shapes stay."""
+    """Names of the tensors to write anew when the weight changes, each with the safetensors dtype to write it
+    in. The weight's own key is among them. The shapes of these tensors stay the same."""
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What else its codec has to know of it."""
+    """Whatever else the codec that found the weight needs, to decode and encode it."""
 
 
 class Codec(Protocol):
-    """How quantised weights are read and written: the formats are a host's, and so is its code for them."""
+    """Reads and writes the quantised weights of a file.
+
+    The quantised formats belong to a host application, which provides the codec. This library has none.
+    """
 
     def find(self, file: TensorFile) -> Mapping[str, Quantised]:
-        """The quantised weights of a file by key, told from its header and its small tensors."""
+        """The quantised weights of a file by key, found from its header and its small tensors alone."""
         ...
 
     def decode(self, weight: Quantised, stored: Mapping[str, Tensor]) -> Tensor:
-        """The float32 weight of `weight.shape` that the stored parts stand for, in memory of its own."""
+        """The weight in float32, of `weight.shape`, in new memory; `stored` are the tensors of its parts."""
         ...
 
     def encode(self, weight: Quantised, values: Tensor, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The parts that stand for other values, of the stored ones' shapes; `values` may be overwritten."""
+        """The parts that store `values` in the weight's format, with the shapes of the `stored` ones.
+
+        `values` may be overwritten.
+        """
         ...
 
 
 def plain_floats(tensors: Mapping[str, TensorInfo], quantised: Collection[str] = ()) -> set[str]:
-    """Names of the float tensors that stand for their own values and for nothing else.
+    """Names of the float tensors whose values can be read as they are, without any scale.
 
-    Those are all but quantised weights and what lies beside them, such as scales. A float8 tensor is
-    one where nothing lies beside it but a bias, in whatever format; a file in which any other float8
-    tensor is quantised may hold more of them as marks, so none of them is taken for a weight there.
+    These are all float tensors except quantised weights (the `quantised` ones, and those of 8 bits or fewer
+    that have companions, see `_beside`) and the companions themselves, such as scales. In a file with a
+    quantised float8 tensor, no other float8 tensor counts either: it may be a mere mark of the format.
     """
     beside = _beside(tensors)
     scaled = {
@@ -66,14 +72,16 @@ def plain_floats(tensors: Mapping[str, TensorInfo], quantised: Collection[str] =
 
 
 def _packed(dtype: str) -> bool:
+    # Booleans take 8 bits too, but are masks and no weights.
     return ITEM_BITS[dtype] <= 8 and dtype != "BOOL"
 
 
 def _beside(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
-    """For each name the tensors that only mean something together with it.
+    """The companions of each tensor: tensors that mean something only together with it, such as its scale.
 
-    They are named after it (`w_scale`, `weight.absmax`), or, beside a layer's `weight`, in any way
-    (`scale_weight`, `comfy_quant`) other than `bias`.
+    A companion's name is the tensor's, then a dot or an underscore, then more (`w_scale`, `weight.absmax`).
+    The companions of a layer's `weight` are also all other tensors of that layer, whatever their names
+    (`scale_weight`, `comfy_quant`), except its `bias`.
     """
     found: dict[str, list[str]] = {}
     for name in tensors:
@@ -87,32 +95,38 @@ def _beside(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
 
 
 def seed_of(key: str) -> int:
-    """The seed of a weight's rounding: the same file comes out of the same merge on any machine."""
+    """The seed for the rounding of a weight, told from its key alone.
+
+    The same merge therefore writes the same file every time and on any machine.
+    """
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
 
 
 def round_to_float8(values: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
-    """Round each value up or down at random, so that its mean over the seeds is the value itself.
+    """The values in `dtype` (float8_e4m3fn or float8_e5m2), rounded up or down at random.
 
-    What float8 can hold stays as it is, and what is beyond its largest value becomes NaN. Rounding to
-    nearest would lose the change: it is mostly smaller than half a step of an 8-bit float.
+    The chance of each direction is such that the mean over all seeds is the value itself. A value that float8
+    holds exactly stays as it is. A value beyond the largest of `dtype` becomes NaN. Rounding to nearest
+    would lose most of an adapter's change, which is mostly smaller than half a step of an 8-bit float.
     Source of the layouts: Micikevicius et al., "FP8 Formats for Deep Learning" (arXiv 2209.05433).
     """
     info = torch.finfo(dtype)
     mantissa = {torch.float8_e4m3fn: 3, torch.float8_e5m2: 2}[dtype]
+    # The exponent of a step among subnormal values, which is the smallest step there is.
     lowest = round(torch.tensor(info.smallest_normal).log2().item()) - mantissa
     generator = torch.Generator().manual_seed(seed)
     flat = values.reshape(-1)
     rounded = torch.empty(flat.shape, dtype=dtype)
     for start in range(0, flat.numel(), PIECE):
         piece = flat[start : start + PIECE].float().contiguous()
-        # The exponent of each value's step: a float32 has 8 bits of exponent above 23 of mantissa.
+        # The exponent of each value's step, from the value's bits: 8 of exponent above 23 of mantissa.
         exponent = (piece.view(torch.int32) >> 23 & 0xFF).sub_(127 + mantissa).clamp_(min=lowest)
+        # A float32 of this exponent and no mantissa is 2 ** exponent.
         step = exponent.add_(127).bitwise_left_shift_(23).view(torch.float32)
         steps = piece / step
         low = steps.floor()
         up = torch.rand(piece.shape, generator=generator) < steps.sub_(low)
-        # The sign is that of the value: no rounding crosses zero, and a zero has one too.
+        # Rounding never crosses zero, so the sign stays the value's. Copying it keeps that of a zero too.
         piece = low.add_(up).mul_(step).copysign_(piece)
         rounded[start : start + PIECE] = piece.masked_fill_(~(piece.abs() <= info.max), torch.nan).to(dtype)
     return rounded.reshape(values.shape)

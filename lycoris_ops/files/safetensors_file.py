@@ -1,8 +1,9 @@
 """Reading and writing the safetensors container tensor by tensor.
 
-The `safetensors` package maps the whole file and writes a whole dictionary at once. Here the header
-is read first and tensors later into memory of their own (a mapping kept open locks the file on
-Windows and turns a truncated file into a crash), and a checkpoint is written as a stream.
+The `safetensors` package maps the whole file into memory and writes a whole dictionary at once. Here the
+header is read first, each tensor is read later into memory of its own, and a checkpoint is written as a
+stream. No mapping is used, because one that is kept open locks the file on Windows and turns a truncated file
+into a crash.
 Source of the layout: the format description of the safetensors project (8 bytes little-endian
 header length, JSON header, tensor data).
 """
@@ -27,21 +28,27 @@ from .dtypes import DTYPES, ITEM_BITS
 from .tensor_file import OFFSETS, DiskFile, Fingerprint, TensorInfo
 
 METADATA = "__metadata__"
+"""The header's key of the metadata; every other key is a tensor's name."""
 MAX_HEADER = 100_000_000
-"""The format's own bound on the header, in bytes."""
+"""The largest header that the format allows, in bytes."""
 
 
 @dataclass(frozen=True)
 class SafetensorsFile(DiskFile):
-    """A safetensors file: its checked header, and its tensors on demand."""
+    """A safetensors file: its header is read and checked when it is opened, a tensor when it is asked for."""
 
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
     data_start: int
+    """Position in the file of the first byte of tensor data, which the offsets of `tensors` count from."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> SafetensorsFile:
-        """Read and check the header. Raises FileFormatError naming the file, the key and the fault."""
+        """Read and check the header of a file.
+
+        Raises FileFormatError, with the file, the key and the fault, where the header does not describe a
+        valid file.
+        """
         fingerprint = Fingerprint.of(path)
         with open_file(fingerprint.path) as file:
             size, header = _read_header(file, fingerprint)
@@ -49,6 +56,7 @@ class SafetensorsFile(DiskFile):
         if not isinstance(metadata, dict):
             raise _damaged(fingerprint, "its metadata is not a table", METADATA)
         texts = {str(key): str(value) for key, value in cast("dict[Any, Any]", metadata).items()}
+        # The length that stands before the header takes 8 bytes.
         data_start = 8 + size
         tensors = _tensors(header, fingerprint, fingerprint.size - data_start)
         return cls(fingerprint, tensors, texts, data_start)
@@ -63,12 +71,19 @@ class SafetensorsFile(DiskFile):
 
     @contextmanager
     def data(self) -> Generator[BinaryIO]:
-        """The open file, positioned anywhere, after a check that it is still the one that was opened."""
+        """The file, open for reading at no particular position.
+
+        Raises FileFormatError where it changed since its header was read.
+        """
         self.check_unchanged()
         with open_file(self.path) as file:
             yield file
 
     def read_one(self, file: BinaryIO, name: str) -> Tensor:
+        """One tensor, read from the open file (see `data`) into new memory.
+
+        Raises FileFormatError where torch has no such dtype, or where the file ends too early.
+        """
         info = self.tensors[name]
         dtype = DTYPES.get(info.dtype)
         if dtype is None:
@@ -88,13 +103,17 @@ class SafetensorsFile(DiskFile):
 def open_file(path: str) -> BinaryIO:
     """Open for reading. Raises FileFormatError where the system refuses."""
     try:
+        # Unbuffered, since each tensor is read in one piece, straight into its own memory.
         return cast("BinaryIO", Path(path).open("rb", buffering=0))
     except OSError as error:
         raise FileFormatError("the file cannot be read", file=path, got=str(error.strerror)) from error
 
 
 def encode_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bytes:
-    """The header with its length, padded so that the data that follows is aligned to 8 bytes."""
+    """The first bytes of a file: the header's length and the header.
+
+    The header is padded with spaces, so that the tensor data after it begin at a multiple of 8 bytes.
+    """
     table: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
     for name, info in tensors.items():
         table[name] = {
@@ -108,13 +127,15 @@ def encode_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous tensor, shared with it."""
+    """The bytes of a contiguous tensor, as a view of its memory."""
+    # As uint8, since numpy has neither bfloat16 nor float8.
     return memoryview(cast("Any", tensor.reshape(-1).view(torch.uint8).numpy()))
 
 
 def read_exactly(file: BinaryIO, view: memoryview, path: str) -> None:
-    """Fill `view` from the file, or raise FileFormatError where the file ends before."""
+    """Fill `view` from the file. Raises FileFormatError where the file ends before `view` is full."""
     done = 0
+    # An unbuffered file may give fewer bytes than asked for.
     while done < len(view):
         try:
             count = cast("Any", file).readinto(view[done:])
@@ -136,6 +157,7 @@ def _read_header(file: BinaryIO, fingerprint: Fingerprint) -> tuple[int, dict[st
     if len(prefix) < 8:
         raise _damaged(fingerprint, "it is too short to be a safetensors file", got=f"{len(prefix)} bytes")
     size = int.from_bytes(prefix, "little")
+    # Before it is read: the length in a damaged file can ask for any amount of memory.
     if size > min(MAX_HEADER, fingerprint.size - 8):
         raise _damaged(
             fingerprint,
@@ -145,7 +167,7 @@ def _read_header(file: BinaryIO, fingerprint: Fingerprint) -> tuple[int, dict[st
         )
     try:
         header: Any = json.loads(file.read(size), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # the latter for brackets in brackets without end
         raise _damaged(fingerprint, "its header is not valid JSON", got=str(error)) from error
     except KeyError as error:
         raise _damaged(fingerprint, "its header names a tensor twice", key=str(error.args[0])) from error
@@ -155,9 +177,11 @@ def _read_header(file: BinaryIO, fingerprint: Fingerprint) -> tuple[int, dict[st
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dictionary. Raises KeyError for a key given twice, which `json` would allow."""
     table = dict(pairs)
     if len(table) == len(pairs):
         return table
+    # A slower loop, to name the key: only damaged headers come here.
     table.clear()
     for key, value in pairs:
         if key in table:
@@ -167,6 +191,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _tensors(header: dict[str, Any], fingerprint: Fingerprint, available: int) -> dict[str, TensorInfo]:
+    """The tensors in the order of their data, which must fill `available` bytes without gap or overlap."""
     tensors = {name: _info(name, entry, fingerprint) for name, entry in header.items()}
     ordered = sorted(tensors.items(), key=lambda item: item[1][OFFSETS])
     position = 0
@@ -180,6 +205,7 @@ def _tensors(header: dict[str, Any], fingerprint: Fingerprint, available: int) -
                 expected=f"data from byte {position}",
             )
         position = info.end
+    # A file that was cut off has less, and bytes that belong to no tensor make it more.
     if position != available:
         last = ordered[-1][0] if ordered else None
         raise _damaged(
@@ -197,12 +223,13 @@ def _info(name: str, entry: Any, fingerprint: Fingerprint) -> TensorInfo:
         dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
         raise _damaged(fingerprint, "a header entry lacks dtype, shape or offsets", key=name) from error
+    # By type, since isinstance takes JSON's true and false for integers.
     wrong = type(start) is not int or type(end) is not int or not isinstance(dtype, str)
     for number in shape:
         if type(number) is not int or number < 0:
             wrong = True
     if wrong or start < 0:
-        raise _damaged(fingerprint, "a header entry is not of the right types", key=name)
+        raise _damaged(fingerprint, "a header entry holds values of the wrong types", key=name)
     if dtype not in ITEM_BITS:
         raise _damaged(
             fingerprint, "a tensor has an unknown dtype", key=name, got=dtype, expected=", ".join(ITEM_BITS)

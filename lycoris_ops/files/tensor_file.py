@@ -1,4 +1,4 @@
-"""What a file of named tensors offers, whichever container it is in."""
+"""The interface of a file of named tensors, which every container provides."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from .cache import TensorCache
 from .dtypes import DTYPE_NAMES
 
 SAFETENSORS = (".safetensors", ".sft")
+"""The endings of safetensors files, in lower case."""
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
+"""The endings of files that torch saved as pickles, in lower case."""
 TICK = 20_000_000
-"""Nanoseconds in which two changes of a file can have the same time: systems count in up to 10 ms."""
+"""Nanoseconds within which two changes of a file can get the same time stamp: systems count time in steps of
+up to 10 ms."""
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What identifies a file's content without reading it."""
+    """Path, size and time of the last change: what identifies a file's content without reading it."""
 
     path: str
     size: int
@@ -33,18 +36,24 @@ class Fingerprint:
 
     @classmethod
     def of(cls, path: str | os.PathLike[str]) -> Fingerprint:
-        """Raises FileFormatError where there is no such file, or the system does not tell of it."""
-        # Links are kept: a download cache links readable names to files named after their hash.
+        """The fingerprint of a file as it is at the moment.
+
+        Raises FileFormatError where there is no such file, where the system refuses to describe it, or where
+        it is a folder or a device. May sleep up to 20 ms, see `TICK`.
+        """
+        # Links are not resolved: a download cache links readable names to files that are named by their hash.
         full = Path(path).absolute()
         hint = "Check the name, or refresh the list of files"
         try:
             found = full.stat()
             age = time.time_ns() - found.st_mtime_ns
             if 0 <= age < TICK:
-                # A change within the same tick of the system's clock would leave the same time.
+                # A second change within the same tick of the system's clock would leave the same time stamp,
+                # so the tick must be over before the time stamp can stand for the content.
                 time.sleep((TICK - age) / 1e9)
                 found = full.stat()
         except (FileNotFoundError, NotADirectoryError, ValueError):
+            # ValueError comes of a null character in the name.
             raise FileFormatError("there is no such file", file=str(path), hint=hint) from None
         except OSError as error:
             why = str(error.strerror)
@@ -55,39 +64,43 @@ class Fingerprint:
 
     @property
     def stamp(self) -> str:
-        """A short text that changes with the content and tells nothing of where the file is."""
+        """A short text that changes when the content does. The file's path is not part of it."""
         return f"{self.size}-{self.mtime_ns}"
 
 
 class TensorInfo(NamedTuple):
-    """A tensor as the header describes it; `start` and `end` are byte offsets in the data section."""
+    """A tensor as a file's header describes it; `start` and `end` are byte offsets in the data section."""
 
     dtype: str
+    """The safetensors name of the dtype, such as `BF16`."""
     shape: Shape
     start: int = 0
     end: int = 0
 
     @classmethod
     def of(cls, tensor: Tensor) -> TensorInfo:
-        """Of a tensor that has no place in a file."""
+        """The description of a tensor in memory; both offsets are 0."""
         return cls(DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
 
 
 OFFSETS = slice(2, 4)
-"""Both offsets of a `TensorInfo`: to sort by."""
+"""The slice of a `TensorInfo` that holds both offsets, to sort tensors by the place of their data."""
 
 
 class TensorFile(Protocol):
-    """Named tensors in a file or in memory: what they are is known, and each is read on demand."""
+    """Named tensors in a file or in memory.
+
+    Their names, dtypes and shapes are known; the tensors themselves are read when they are asked for.
+    """
 
     @property
     def path(self) -> str:
-        """The full path of the file; what is in memory has a name in its place."""
+        """The full path of the file, or the name of tensors in memory."""
         ...
 
     @property
     def size(self) -> int:
-        """Bytes of the file, or of the tensors where they are in memory."""
+        """Size of the file in bytes, or of the tensors where they are in memory."""
         ...
 
     @property
@@ -97,17 +110,17 @@ class TensorFile(Protocol):
     def metadata(self) -> Mapping[str, str]: ...
 
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
-        """The named tensors, which are not to be written to: no mapping of a file stays open.
+        """The named tensors. Callers must not write to them, since the cache may hold the same ones.
 
-        What is read from a disk comes from the cache where it is held there, and goes into it unless
-        `keep` is False.
+        A file on a disk is read through `cache`: tensors that it holds are taken from it, and tensors that
+        are read go into it unless `keep` is False. No file and no mapping of it stays open.
         """
         ...
 
 
 @dataclass(frozen=True)
 class DiskFile:
-    """A file on a disk, as it was when it was opened."""
+    """A file on a disk, identified by its fingerprint at the time when it was opened."""
 
     fingerprint: Fingerprint
 
@@ -120,7 +133,7 @@ class DiskFile:
         return self.fingerprint.size
 
     def check_unchanged(self) -> None:
-        """Raise FileFormatError where the file is another by now."""
+        """Raise FileFormatError where the file changed since it was opened."""
         if Fingerprint.of(self.path) != self.fingerprint:
             raise FileFormatError(
                 "the file changed after it was opened",

@@ -1,4 +1,4 @@
-"""Several layers as one, for the rows of a weight that is one where theirs are several: q, k and v fused."""
+"""Several layers joined into one: separate layers of q, k and v become the layer of a fused qkv weight."""
 
 from __future__ import annotations
 
@@ -17,27 +17,29 @@ from ..maths.tensors import narrowed
 
 
 def fuse(pieces: Sequence[tuple[Layer, Rows]], rows: int) -> Layer:
-    """One layer of so many rows, given each layer with the rows that it is for; others do not change.
+    """One layer for a weight of `rows` rows, from layers that each change some of these rows.
 
-    LoRA: down is one below the other and up block-diagonal, of the rank of all together; layers with
-    one and the same down share it. Full differences: one below the other.
+    `pieces` has each layer with its range of rows. Rows in no range do not change. LoRA: the down factors
+    stand one below the other and up is block-diagonal, so that the rank is the sum of the ranks; layers
+    with equal down factors share one. Full differences stand one below the other.
 
-    Raises LayerError for other kinds.
+    Raises LayerError for other kinds and for layers that cannot be joined: LoRA with a Tucker core, a sparse
+    remainder, `reshape_weight`, other inputs than the rest or DoRA in some rows only, and `set_weight`.
     """
     layers = [layer for layer, _ in pieces]
     if all(isinstance(layer, Full) for layer in layers):
         return _fuse_full([(layer, at) for layer, at in pieces if isinstance(layer, Full)], rows)
     for layer in layers:
         if not isinstance(layer, Lora) or layer.lora_up is None or layer.lora_mid is not None:
-            raise _cannot_fuse(layer, "LoRA or full differences")
+            raise _cannot_fuse(layer, "LoRA without a Tucker core, or full differences")
         if layer.bias_size is not None or layer.reshape_weight is not None:
-            raise _cannot_fuse(layer, "LoRA without a sparse remainder or a new shape")
+            raise _cannot_fuse(layer, "LoRA without a sparse remainder (bias_indices) or a reshape_weight")
     return _fuse_lora([(layer, at) for layer, at in pieces if isinstance(layer, Lora)], rows)
 
 
 def _cannot_fuse(layer: Layer, expected: str) -> LayerError:
     return LayerError(
-        "layers of this kind cannot be made one layer",
+        "layers of this kind cannot be joined into one layer",
         got=layer.algorithm + (" with DoRA" if getattr(layer, "dora_scale", None) is not None else ""),
         expected=expected,
     )
@@ -45,7 +47,9 @@ def _cannot_fuse(layer: Layer, expected: str) -> LayerError:
 
 def _fuse_full(pieces: Sequence[tuple[Full, Rows]], rows: int) -> Full:
     if any(layer.set_weight is not None for layer, _ in pieces):
-        raise LayerError("values of a weight cannot be made one with others' rows", got="set_weight")
+        raise LayerError(
+            "layers that set a weight's values cannot be joined into one layer", got="set_weight"
+        )
     diffs = [(layer.diff, at) for layer, at in pieces if layer.diff is not None]
     return Full(diff=_stacked(diffs, rows), diff_b=_biases(pieces, rows))
 
@@ -56,7 +60,7 @@ def _biases(pieces: Sequence[tuple[Layer, Rows]], rows: int) -> Tensor | None:
 
 
 def _stacked(parts: Sequence[tuple[Tensor, Rows]], rows: int) -> Tensor | None:
-    """Tensors in their rows of a larger one, which is zero elsewhere; None where there is none."""
+    """One tensor of `rows` rows with each part at its range, zero elsewhere; None where there is no part."""
     if not parts:
         return None
     dtype = _widest([part for part, _ in parts])
@@ -69,13 +73,17 @@ def _stacked(parts: Sequence[tuple[Tensor, Rows]], rows: int) -> Tensor | None:
 def _fuse_lora(pieces: Sequence[tuple[Lora, Rows]], rows: int) -> Lora:
     scales = [scale(layer.alpha, _down(layer).shape[0]) for layer, _ in pieces]
     if len({tuple(_down(layer).shape[1:]) for layer, _ in pieces}) > 1:
-        raise LayerError("layers that are to be one have different inputs", got="down factors that differ")
-    # One scale for all stays beside the factors, where nothing rounds it.
+        raise LayerError(
+            "layers of different inputs cannot be joined into one layer",
+            got="down factors of different shapes",
+        )
+    # A scale that all layers have in common stays in alpha: multiplied into up, it could round.
     folded = len(set(scales)) > 1
     downs: list[Tensor] = []
     columns: list[int] = []
     for layer, _ in pieces:
         down = _down(layer)
+        # Layers that were cut from one have equal down factors: joined again, they get its rank.
         known = next((n for n, other in enumerate(downs) if torch.equal(other, down)), None)
         columns.append(len(downs) if known is None else known)
         if known is None:
@@ -89,6 +97,7 @@ def _fuse_lora(pieces: Sequence[tuple[Lora, Rows]], rows: int) -> Lora:
     up = ups[0].new_zeros(rows, rank, *ups[0].shape[2:], dtype=_widest(ups))
     for (_, at), part, column in zip(pieces, ups, columns, strict=True):
         up[at[0] : at[1], starts[column] : starts[column] + part.shape[1]] = part
+    # Where the scales are in up already, alpha = rank gives the scale 1.
     alpha = float(rank) if folded else scales[0] * rank
     return Lora(
         lora_up=up,
@@ -112,14 +121,19 @@ def _lora_biases(
 
 
 def _magnitudes(pieces: Sequence[tuple[Lora, Rows]], rows: int) -> Tensor | None:
-    """The magnitudes of outputs; every row needs one, for a row without is not a row at its norm."""
+    """The DoRA magnitudes (rows,) of all layers; None where no layer has one.
+
+    Raises LayerError unless every row has one. No magnitude stands for a row without DoRA: it would have to
+    be the norm of W + delta, and W is not known.
+    """
     found = [(layer.dora_scale, at) for layer, at in pieces if layer.dora_scale is not None]
     if not found:
         return None
     covered = sum(stop - start for _, (start, stop) in found)
+    # A magnitude (1, I, ...) is for inputs, whatever its size.
     of_inputs = any(part.numel() != at[1] - at[0] or tuple(part.shape[:1]) == (1,) for part, at in found)
     if covered != rows or of_inputs:
-        raise _cannot_fuse(pieces[0][0], "a DoRA magnitude of the outputs for each of them, or none")
+        raise _cannot_fuse(pieces[0][0], "a DoRA magnitude for the outputs of each of the layers, or of none")
     return _stacked([(part.flatten(), at) for part, at in found], rows)
 
 
@@ -141,5 +155,5 @@ def _widest(tensors: Sequence[Tensor]) -> torch.dtype:
 
 
 def times(tensor: Tensor, factor: float) -> Tensor:
-    """The tensor times a number, in its own dtype where that holds the product, else in float32."""
+    """The tensor times a number, in its own dtype where that holds every product exactly, else in float32."""
     return narrowed(tensor.double() * factor, tensor.dtype)

@@ -17,10 +17,12 @@ from ..maths.shapes import Rows, Shape, shown
 
 @dataclass(frozen=True)
 class Part:
-    """A layer, or `window` of its rows, for `rows` of a weight or of the bias beside it; None means all.
+    """A layer, or the rows `window` of it, that changes `rows` of a weight or of the bias beside it.
 
-    An adapter's q, k and v meet rows of a fused qkv weight; an adapter's qkv meets, row range by row
-    range, the weights of q, k and v. `file` and `key` say where the layer is from, for errors.
+    None means all rows. An adapter's separate q, k and v each change some `rows` of a fused qkv weight. An
+    adapter's fused qkv changes the separate weights of q, k and v by one `window` each. `parameter` says
+    whether the layer's change of the weight is meant or its change of the bias. `file` and `key` say where
+    the layer is from, for errors.
     """
 
     layer: Layer
@@ -31,11 +33,11 @@ class Part:
     parameter: Parameter = "weight"
 
     def named(self) -> AbstractContextManager[None]:
-        """Errors raised inside say whose they are."""
+        """A context in which errors get the file and key of the layer."""
         return located(file=self.file, key=self.key)
 
     def shape_met(self, shape: Sequence[int]) -> Shape:
-        """The shape of what the layer meets of a weight of `shape`, before any enlargement."""
+        """The shape of the rows that the layer changes of a weight of `shape`, before any enlargement."""
         return (self.rows[1] - self.rows[0], *shape[1:]) if self.rows else tuple(shape)
 
     def enlarged(self) -> Shape | None:
@@ -43,7 +45,7 @@ class Part:
         return self.layer.enlarged() if self.parameter == "weight" else None
 
     def check_fit(self, shape: Sequence[int]) -> None:
-        """Raise LayerError, with the places, unless the change can be added to a weight of this shape."""
+        """Raise LayerError, with file and key, unless the change can be added to a weight of this shape."""
         with self.named():
             self._check_fit(self.shape_met(shape))
 
@@ -66,6 +68,7 @@ class Part:
                     got=f"rows {self.window[0]} to {self.window[1]} of {shown(stored or ())}",
                     expected=str(list(met)),
                 )
+            # The layer is checked uncut, by all of its own rows.
             total = total if known is None else known
         if self.parameter == "weight":
             self.layer.check_fit((total, *met[1:]))
@@ -75,12 +78,18 @@ class Part:
             raise self.layer.misfit((total,), shown(stored))
 
     def met_layer(self) -> Layer:
-        """The layer of the rows meant. Raises LayerError, with the places, where they depend on others."""
+        """The layer cut to `window`.
+
+        Raises LayerError, with file and key, where these rows depend on others.
+        """
         with self.named():
             return self.layer if self.window is None else self.layer.rows(self.window)
 
     def forms(self) -> tuple[Form, ...]:
-        """The forms of the rows meant. Raises LayerError, with the places, where there are none."""
+        """The forms of the layer cut to `window`, with file and key in those that depend on the weight.
+
+        Raises LayerError, with file and key, where they cannot be formed.
+        """
         layer = self.met_layer()
         with self.named():
             forms = layer.forms(self.parameter)
@@ -90,7 +99,7 @@ class Part:
         )
 
     def delta(self, value: Tensor) -> Tensor:
-        """The change at strength 1 of a weight or bias, in its shape; zero beside the rows meant.
+        """The change at strength 1 of a whole weight or bias, in its shape; zero outside `rows`.
 
         In float32, or float64 for a float64 value. Out of place, so that gradients pass through.
         """

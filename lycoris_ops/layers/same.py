@@ -1,4 +1,4 @@
-"""Whether two layers change any weight alike, told from their factors."""
+"""Whether two layers make the same change of every weight, found by comparing their tensors."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ from ..algorithms.ia3 import Ia3
 from ..algorithms.lora import Lora
 
 FACTORS, BIAS = ("lora_up", "lora_down"), "lora_b_bias"
-"""Tensors of a LoRA layer one of which may hold its scale, and that of the bias, which then does too."""
+"""The factors of a LoRA layer, and its change of the bias. A file without alpha has the scale multiplied into
+one of the factors and into the change of the bias."""
 EITHER_WAY = ("dora", "feedforward")
-"""Options that choose how to compute, or that a tensor's shape tells as well."""
+"""Options that may differ: `dora` only chooses how to compute, and where a tensor's shape tells the side of
+IA3, `feedforward` may be unset."""
 
 
 def difference(wanted: Layer, found: Layer) -> str | None:
-    """What differs between two layers, in words; None where they change any weight alike."""
+    """What differs between two layers, in words; None where they make the same change of every weight.
+
+    `wanted` is the layer that was to be written to a file, `found` the one that was read back.
+    """
+    # PEFT's IA3 file holds l = 1 + w in place of w.
     if isinstance(wanted, Ia3) and isinstance(found, Ia3) and found.ia3_l is not None:
         wanted = wanted.by_factor()
     if type(wanted) is not type(found):
@@ -29,11 +35,14 @@ def difference(wanted: Layer, found: Layer) -> str | None:
     scales = [1.0, 1.0]
     if wanted.scaled_by_alpha and wanted.rank is not None:
         scales = [scale(layer.alpha, layer.rank or 1) for layer in (wanted, found)]
+    # Only in a LoRA may a saver have multiplied the scale into a tensor.
     folded = isinstance(found, Lora) and found.lora_up is not None and scales[0] != scales[1]
+    # A file holds alpha in float32.
     if not folded and not math.isclose(*scales, rel_tol=1e-6):
         return f"scale {scales[1]:g}, not {scales[0]:g}"
     scaled = ()
     if folded:
+        # The factor that was scaled is the one that differs.
         scaled = (next((name for name in FACTORS if not _alike(wanted, found, name)), FACTORS[0]), BIAS)
     for field in dataclasses.fields(wanted):
         ours, theirs = getattr(wanted, field.name), getattr(found, field.name)
@@ -44,7 +53,7 @@ def difference(wanted: Layer, found: Layer) -> str | None:
             if not _equal(ours, theirs, by):
                 return f"{field.name} has other values"
         elif field.name == ALPHA:
-            # To all other kinds it means nothing, or is in the scale.
+            # To all other kinds alpha means nothing, or it is part of the scale compared above.
             if wanted.constrained_by_alpha and not _close(ours, theirs):
                 return f"alpha {theirs}, not {ours}"
         elif field.name not in EITHER_WAY and ours != theirs:
@@ -63,11 +72,15 @@ def _close(ours: float | None, theirs: float | None) -> bool:
 
 
 def _equal(ours: Tensor, theirs: Tensor, by: Sequence[float]) -> bool:
-    """Whether two tensors hold the same values, those of the second rounded once if scaled."""
+    """Whether two tensors, each times its factor in `by`, hold the same values in the same order.
+
+    Where the factors differ, the values of the second may have been rounded once to its dtype.
+    """
     if ours.numel() != theirs.numel():
         return False
     one, other = ours.flatten().double() * by[0], theirs.flatten().double() * by[1]
     if by[0] == by[1]:
         return torch.equal(one, other)
+    # atol is the smallest subnormal number, the step to which tiny products round.
     info = torch.finfo(theirs.dtype)
     return bool(torch.allclose(one, other, rtol=info.eps, atol=info.smallest_normal * info.eps))

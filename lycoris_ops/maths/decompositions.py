@@ -7,16 +7,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-# torch ships no types for it.
+# torch ships no types for its `linalg` functions.
 _linalg = cast("Any", torch.linalg)
 
 
 def singular(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """U (m, k), S (k,) descending and V^T (k, n) of a matrix, k the smaller side."""
+    """The singular value decomposition of a matrix (m, n), with k = min(m, n).
+
+    Returns U (m, k), S (k,) in descending order and V^T (k, n).
+    """
     return tuple(_linalg.svd(matrix, full_matrices=False))
 
 
 def cayley(skew: Tensor) -> Tensor:
-    """(I + Q) (I - Q)^-1 of skew-symmetric matrices Q (..., b, b): a rotation each."""
+    """The Cayley transform (I + Q) (I - Q)^-1 of each skew-symmetric matrix Q (..., b, b): a rotation."""
     one = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
     return _linalg.solve(one - skew, one + skew, left=False)

@@ -1,4 +1,4 @@
-"""DoRA: a magnitude of its own for each output or input of a weight."""
+"""DoRA: each output or each input of a weight has a magnitude of its own."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ from .tensors import norm
 
 
 def dora_factor(magnitude: Tensor, norm_of: Tensor, axis: int) -> Tensor:
-    """magnitude / norm, to be multiplied with a direction: the norm of each output or input of `norm_of`.
+    """magnitude / norm, the factor by which DoRA multiplies each output or input of a direction.
 
-    `axis` is that of the magnitude, see `magnitude_axis`: the norm of an output (axis 0) is over all other
-    dimensions, that of an input (axis 1) over outputs and kernel. What has no direction, an output or input
-    of zeros, keeps none: its factor is 0.
+    The norm is that of each output or input of `norm_of` (O, I, *kernel). `axis` is the one that
+    `magnitude_axis` returns: the norm of an output (axis 0) is taken over all other dimensions, the norm of
+    an input (axis 1) over outputs and kernel. The result broadcasts against `norm_of`. An output or input of
+    zeros has no direction: its factor is 0.
     Source: Liu et al., "DoRA" (2402.09353), eq. 5; the input axis by LyCORIS before 3.2.
     """
     shape = [1] * norm_of.ndim
     shape[axis] = -1
     length = norm(norm_of.transpose(0, axis).flatten(1), 1).reshape(shape)
     factor = magnitude.to(norm_of.device, norm_of.dtype).reshape(shape) / length
+    # `tiny` is the smallest normal number: a division by less can overflow.
     return factor.masked_fill(length < torch.finfo(length.dtype).tiny, 0)
 
 
 def magnitude_axis(magnitude: Sequence[int], weight: Sequence[int]) -> int | None:
-    """0 where a DoRA magnitude of that shape is for a weight's outputs, 1 for its inputs, None for neither.
+    """The axis of a weight that a DoRA magnitude is for: 0 for outputs, 1 for inputs, None for neither.
 
-    (O,), (O, 1, ...) and (1, O, 1, ...) are for outputs, (1, I, 1, ...) is for inputs. Where both axes are
-    of one size, (n,) and (n, 1, ...) mean outputs, (1, n, ...) means inputs.
+    Both arguments are shapes. (O,), (O, 1, ...) and (1, O, 1, ...) are for outputs, (1, I, 1, ...) is for
+    inputs. Where both axes of the weight have the same size n, (n,) and (n, 1, ...) mean outputs and
+    (1, n, ...) means inputs.
     """
     size = math.prod(magnitude)
     inputs_first = len(magnitude) > 1 and magnitude[0] == 1

@@ -1,4 +1,4 @@
-"""Buffers that are used again from layer to layer: fresh memory costs more than what is done in it."""
+"""Buffers that are reused from layer to layer: getting fresh memory costs more than computing in it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 KEPT = 16 << 20
-"""Bytes up to which a buffer is kept for the next layer."""
+"""Largest buffer in bytes that is kept for the next layer."""
 
 
+# By thread: a buffer that is handed out again must not be in use by another thread.
 class _Held(threading.local):
     def __init__(self) -> None:
         self.buffers: dict[tuple[str, torch.device], Tensor] = {}
@@ -22,10 +23,11 @@ _HELD = _Held()
 
 
 def scratch(use: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An uninitialised tensor, valid until the next call with the same `use` in this thread."""
+    """An uninitialised tensor, valid until this thread calls again with the same `use` and device."""
     size = math.prod(shape) * dtype.itemsize
     held = _HELD.buffers.get((use, device))
     if held is None or held.numel() < size:
+        # As bytes: one buffer serves every dtype.
         held = torch.empty(size, dtype=torch.uint8, device=device)
         if size <= KEPT:
             _HELD.buffers[use, device] = held
@@ -33,5 +35,5 @@ def scratch(use: str, shape: Sequence[int], dtype: torch.dtype, device: torch.de
 
 
 def forget() -> None:
-    """Let go of this thread's buffers: what else has them keeps them."""
+    """Drop this thread's buffers. The memory of one that is still in use elsewhere stays valid there."""
     _HELD.buffers.clear()

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 Shape = tuple[int, ...]
 
 Extent = tuple[int | None, ...]
-"""The shape that a layer is made for; None where it fits any size."""
+"""The shape of weight that a layer is made for; a size of None fits any size."""
 
 Rows = tuple[int, int]
-"""The first row of some and the end."""
+"""A range of rows: the first one, and the one after the last."""
 
 
 def flat_shape(shape: Sequence[int]) -> tuple[int, int]:
@@ -22,12 +22,12 @@ def flat_shape(shape: Sequence[int]) -> tuple[int, int]:
 def factorization(dimension: int, factor: int = -1, *, ordered: bool = True) -> tuple[int, int]:
     """Split `dimension` into (m, n) with m * n == dimension.
 
-    With `factor` > 0 dividing the dimension, that split: (factor, n), or where `ordered` the smaller part
-    first. Otherwise the most balanced split with m <= n whose smaller part is at most `factor` (no bound
-    for -1). 128, -1 gives (8, 16); 128, 4 gives (4, 32); 127 gives (1, 127); 128, 32 gives (4, 32), or
-    (32, 4) where not `ordered`.
+    Where a positive `factor` divides the dimension, the split is (factor, dimension / factor); if `ordered`,
+    the smaller part comes first. Otherwise it is the most balanced split with m <= n and m at most `factor`
+    (no bound for -1). 128, -1 gives (8, 16); 128, 4 gives (4, 32); 127 gives (1, 127); 128, 32 gives (4, 32),
+    or (32, 4) if not `ordered`. Raises ValueError unless both are positive or `factor` is -1.
 
-    Source: the LoKr layout of LyCORIS; not `ordered`, that of PEFT (`factorization` in
+    Source: the LoKr layout of LyCORIS. If not `ordered`, that of PEFT (`factorization` in
     tuners/lokr/layer.py of peft 0.21, Apache-2.0).
     """
     if dimension < 1 or factor == 0 or factor < -1:
@@ -43,11 +43,12 @@ def factorization(dimension: int, factor: int = -1, *, ordered: bool = True) -> 
 def fits(stored: Extent, weight: Sequence[int]) -> bool:
     """Whether a change of extent `stored` can be added to a weight of shape `weight`.
 
-    The matrices (O, K) must agree, and so must the kernels where both sides have one: a 1x1
-    convolution and a linear layer hold the same matrix, a 3x3 kernel and a 9-tap one do not.
-    A size of None fits any. Two sizes, (O, None) or (None, K), are compared with the matrix (O, K); three
-    or more, such as (None, I, None), with O and I, and any kernel fits. The extent () stands for no change
-    of the weight, which fits every weight.
+    The matrices (O, K) must be of the same size. Where both shapes have a kernel, the kernels must agree
+    too: a 1x1 convolution and a linear layer hold the same matrix, a 3x3 kernel and a 9-tap one do not.
+
+    In an extent with a size of None, which fits any size, two sizes, (O, None) or (None, K), are compared
+    with the matrix (O, K). Three or more, such as (None, I, None), are compared with O and I, and any kernel
+    fits. The extent () means that the layer does not change the weight, and fits every weight.
     """
     if not stored:
         return True
@@ -63,7 +64,10 @@ def fits(stored: Extent, weight: Sequence[int]) -> bool:
 
 
 def _kernel(shape: Sequence[int | None]) -> Shape:
-    """The kernel without trailing ones: PEFT writes that of a one-dimensional Tucker core as (k, 1)."""
+    """The kernel sizes of a shape without trailing ones.
+
+    PEFT writes the kernel of a Tucker core for a 1-D convolution as (k, 1).
+    """
     kernel = [size for size in shape[2:] if size is not None]
     while kernel and kernel[-1] == 1:
         kernel.pop()
@@ -71,12 +75,15 @@ def _kernel(shape: Sequence[int | None]) -> Shape:
 
 
 def shown(extent: Extent) -> str:
-    """A shape in words for messages; a size that the layer leaves open is a star."""
+    """A shape as text for messages: `[320, *]`. A star is a size that the layer leaves open."""
     return "[" + ", ".join("*" if size is None else str(size) for size in extent) + "]"
 
 
 def stacked(shapes: Sequence[Shape]) -> Shape:
-    """The shape of weights one below the other; () where one of them is not known."""
+    """The shape of weights that are stacked along their outputs; () if one of the shapes is ().
+
+    () stands for a shape that is not known.
+    """
     if len(shapes) == 1 or not all(shapes):
         return shapes[0] if len(shapes) == 1 else ()
     return (sum(shape[0] for shape in shapes), *shapes[0][1:])

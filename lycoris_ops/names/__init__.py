@@ -1,1 +1,1 @@
-"""What a layer's name in an adapter file means in a model."""
+"""What a key of an adapter file means: which tool wrote it, and which layer of a model it names."""

@@ -14,10 +14,12 @@ from .targets import Targets
 
 
 def read_shapes(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Shape]:
-    """All keys of these safetensors files, of which only the headers are read.
+    """The keys and shapes of a model in one or several safetensors files, of which only the headers are read.
 
-    In a file of its own a part of a model has bare keys; beside others they get the host's prefix, which
-    says which part they are. Raises MatchError where two files hold the same layer.
+    The file of one part of a model often has keys without a prefix. Among several files, such keys get the
+    host's prefix, which says to which part they belong.
+
+    Raises MatchError where two files hold the same layer, FileFormatError for a file of another kind.
     """
     if len(paths) == 1:
         return _read(paths[0])
@@ -28,7 +30,9 @@ def read_shapes(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Shape]:
         for key, shape in shapes.items():
             name = key if key.startswith(prefix) else f"{prefix}{key}"
             if name in together:
-                raise MatchError("two files of the model hold the same layer", file=str(path), key=key)
+                raise MatchError(
+                    "two files of the model hold the same layer: give each part once", file=str(path), key=key
+                )
             together[name] = shape
     return together
 
@@ -36,7 +40,7 @@ def read_shapes(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Shape]:
 def _read(path: str | os.PathLike[str]) -> dict[str, Shape]:
     if Path(path).suffix.lower() not in SAFETENSORS:
         raise FileFormatError(
-            "only the header of a safetensors file tells a model's layers",
+            "a model's layers can be read from a safetensors file only",
             file=str(path),
             got=Path(path).suffix or "no ending",
             expected=" or ".join(SAFETENSORS),
@@ -45,7 +49,7 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Shape]:
 
 
 def _prefix(targets: Targets) -> str:
-    """What to put before the keys of a file that do not say what part of a model they are."""
+    """The host's prefix for the part of a model that a file holds; "" for several parts or an unknown one."""
     if len(targets.parts) > 1:
         return ""
     if None in targets.parts:

@@ -1,4 +1,8 @@
-"""The layers of a model or checkpoint, findable under every name that adapter files give them."""
+"""The weights of a model or checkpoint, found under every name that adapter files have for them.
+
+`Targets` takes the keys and shapes of a model, or of a checkpoint file. It finds a weight under the model's
+own path, under other tools' names for the layer, and under the usual names of fused and split layers.
+"""
 
 from __future__ import annotations
 
@@ -16,66 +20,89 @@ from .dialects import Component, Prefix, split_prefix
 
 WEIGHT, BIAS = ".weight", ".bias"
 NORM, NORM_SCALE = "_norm", "_norm.scale"
-"""The weight of a norm in the original files of Flux."""
+"""The original files of Flux call a norm's weight `<path>_norm.scale`; its path here is `<path>_norm`."""
 
 UNET_WRAPPERS = ("model.diffusion_model.", "diffusion_model.")
+"""Prefixes of a diffusion model's keys, in checkpoint files and in the host."""
 BARE_WRAPPERS = ("model.model.", "net.")
-"""Wrappers of diffusion models' own files (AuraFlow, Cosmos), where most keys have them."""
+"""Prefixes of the keys in files that hold a diffusion model alone (Stable Audio, Cosmos).
+
+A prefix counts where more than half of a file's keys have it. The host has the same two in
+`comfy.model_detection.unet_prefix_from_state_dict`.
+"""
 ENCODER_WRAPPERS = {
     "cond_stage_model.transformer.": "clip_l",
     "conditioner.embedders.0.transformer.": "clip_l",
 }
-"""Wrappers of checkpoint files (CompVis and Stability AI layouts) to the host's encoder names."""
+"""The prefix of a text encoder's keys in a checkpoint file, to the host's name of the encoder.
+
+The layouts are those of CompVis and Stability AI.
+"""
 OPEN_CLIP_WRAPPERS = {
     "conditioner.embedders.1.model.": "clip_g",
+    # The SDXL refiner has CLIP-G alone.
     "conditioner.embedders.0.model.": "clip_g",
     "cond_stage_model.model.": "clip_h",
 }
-"""The same, where the encoder is in OpenCLIP's own layout."""
+"""The same for text encoders in OpenCLIP's own layout, whose paths `open_clip.places` translates."""
 _OPEN_CLIP = tuple(OPEN_CLIP_WRAPPERS)
 HOST_ENCODER = re.compile(r"(?:text_encoders\.)?(\w+)\.transformer\.(.+)$")
+"""The host's keys of text encoders; a checkpoint that it saves has `text_encoders.` before them.
+
+Groups: the host's name of the encoder, and the path in it.
+"""
 BARE_ENCODER = re.compile(r"(text_model\.|encoder\.block\.|model\.layers\.\d+\.self_attn\.)")
-"""Keys that only a text encoder's own file has (CLIP, T5, language models)."""
+"""Beginnings of keys that only a file of one text encoder has (CLIP, T5, language models)."""
 CLIP_WIDTHS = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
+"""Width of a CLIP text model to the host's name. All of them have the same keys."""
 ENCODERS = {
     1: ("clip_l", "clip_h", "hydit_clip", "llama", "t5xxl"),
     2: ("clip_g", "t5xxl", "mt5xl", "clip_l"),
     3: ("t5xxl",),
     4: ("llama",),
 }
-"""What the n-th text encoder of an adapter file can be, by the host's names; the first that has the
-layer counts. HunyuanVideo counts Llama before CLIP; in PixArt, T5 is the only one."""
+"""The number of a text encoder in an adapter file, from 1, to the host's encoders that it can stand for.
+
+Of the encoders that have the layer, the first in the list is meant. Architectures count differently:
+HunyuanVideo counts Llama before CLIP; in PixArt, T5 is the only encoder.
+"""
 KNOWN_ENCODERS = frozenset(name for names in ENCODERS.values() for name in names)
 FIRST_OF_ALL = ("clip_l", "clip_h", "clip_g")
-"""What a file that does not count its encoders means where there are several."""
+"""The order in which encoders are meant by a file that does not number them; all others come after these."""
 ENCODER_ROOTS = ("text_model.", "model.", "bert.")
-"""What some classes of a text encoder have before their paths, and others (transformers 5) not."""
+"""Beginnings of a text encoder's paths that an adapter file may lack.
+
+Some classes of transformers have them and others have not: a CLIP text model of transformers 5 has no
+`text_model`.
+"""
 
 BLOCKS = {"input_blocks": "in", "middle_block": "mid", "output_blocks": "out"}
+"""The three ways of a UNet, to their names in block rules."""
 NUMBERED = re.compile(r"(?:^|\.)([a-z_]*?)_?(?:blocks?|layers|resblocks)\.(\d+)\.")
+"""A numbered block in a path. Groups: the kind, as `double` in `double_blocks.3.`, and the number."""
 
 
 class Target(NamedTuple):
     """One weight that an adapter layer can be added to."""
 
     key: str
-    """Its name in the target's own list of keys."""
+    """Its key in the model or checkpoint."""
     path: str
-    """Its path in the part it belongs to, without wrapper and without `.weight`."""
+    """Its path in its part of the model, without the part's prefix and without `.weight`."""
     part: Component | None
-    """None where a file's keys do not say which part of a model they are."""
+    """The diffusion model or a text encoder; None where the keys of a file do not say which."""
     encoder: str | None = None
-    """The host's name of the text encoder."""
+    """The host's name of the text encoder, as `clip_l`; None outside one, or where it is not known."""
     rows: tuple[int, int] | None = None
-    """First row and end, where it is but a part of the weight."""
+    """First row and end, where the target is a part of the weight's rows; None for all rows."""
     bias: str | None = None
-    """The key of the bias beside it."""
+    """The key of the bias beside the weight; None where there is none."""
 
     @property
     def name(self) -> str:
         """The host's name of the layer, the same for a loaded model and for a checkpoint file.
 
-        It is the path alone where a file does not say which part of a model it is.
+        Where the keys of a file do not say which part of a model they belong to, it is the path alone.
         """
         if self.part == "unet":
             return f"diffusion_model.{self.path}"
@@ -97,7 +124,10 @@ class Target(NamedTuple):
 
 
 class Targets:
-    """The weights of one target, by every name an adapter can have for them."""
+    """The weights of one model or checkpoint, by every name that an adapter can have for them.
+
+    shapes: its keys with their shapes; () stands for a shape that is not known.
+    """
 
     def __init__(self, shapes: Mapping[str, Shape]) -> None:
         self.shapes = shapes
@@ -113,7 +143,7 @@ class Targets:
 
     @cached_property
     def _aliases(self) -> _Index:
-        """Names of other tools: made when the model's own do not do."""
+        """Other tools' names. Made on the first look-up of a name that is not the model's own."""
         index: _Index = {}
         for target in self.all:
             if target.encoder:
@@ -128,14 +158,14 @@ class Targets:
 
     @cached_property
     def _fallbacks(self) -> _Index:
-        """What the usual names of fused and split layers suggest, made when no tool's names do."""
+        """Usual names of fused and split layers. Made on the first look-up of a name that no tool has."""
         index: _Index = {}
         for members in self._parts().values():
             self._alias(members, FALLBACKS, index)
         return index
 
     def _parts(self) -> dict[tuple[str | None, str | None], dict[str, Target]]:
-        """The whole targets of each part of the model, by path."""
+        """(part, encoder) to the targets of that part of the model, by path."""
         parts: dict[tuple[str | None, str | None], dict[str, Target]] = {}
         for target in self.all:
             parts.setdefault((target.part, target.encoder), {})[target.path] = target
@@ -147,6 +177,7 @@ class Targets:
         tables: Iterable[Callable[[Mapping[str, Shape]], Mapping[str, Places]]],
         index: _Index,
     ) -> None:
+        """Enter the names that tables have for the targets of one part of the model."""
         shapes = {path: self.shape_of(target) for path, target in members.items()}
         for table in tables:
             for name, places in table(shapes).items():
@@ -155,15 +186,16 @@ class Targets:
 
     @cached_property
     def parts(self) -> frozenset[Component | None]:
-        """The parts of a model that this target has."""
+        """The parts of a model that are here; None is among them where keys do not say their part."""
         return frozenset(target.part for target in self.all)
 
     @cached_property
     def encoders(self) -> frozenset[str]:
+        """The host's names of the text encoders that are here."""
         return frozenset(target.encoder for target in self.all if target.encoder)
 
     def has_part(self, layer: str) -> bool:
-        """Whether the part of a model that a layer names is here, as far as its name says it."""
+        """Whether the part of a model that a layer's name states is here; True where it states none."""
         prefix = split_prefix(layer)[1]
         if prefix.part is None:
             return True
@@ -173,18 +205,21 @@ class Targets:
         return prefix.part in self.parts or (prefix.part == "unet" and None in self.parts)
 
     def find(self, layer: str) -> tuple[tuple[Target, ...], ...]:
-        """What a layer's name in an adapter file means: one candidate, none, or rivals.
+        """What a layer's name in an adapter file means: one candidate, none, or several rivals.
 
-        A candidate is one target, or several whose rows together are the layer's output. The model's
-        own names come first, then those of other tools, then what the usual names of fused and split
-        layers suggest.
+        A candidate is one target, or several whose rows, one below the other, are the rows of the layer.
+        The name is looked for among the model's own paths, then among other tools' names, then among the
+        usual names of fused and split layers. The first of these that has it decides.
         """
         _, prefix, path = split_prefix(layer)
         # A model's own path can begin like a prefix: Stable Audio's `transformer.layers`.
         return self._find(prefix, path) or self._find(Prefix(""), layer)
 
     def find_one(self, layer: str, file: str) -> tuple[Target, ...]:
-        """The one candidate for a layer's name, or none. Raises MatchError where there are rivals."""
+        """The one candidate for a layer's name, () where there is none. Raises MatchError for rivals.
+
+        file: the adapter's file, for the error.
+        """
         candidates = self.find(layer)
         if len(candidates) > 1:
             raise MatchError(
@@ -193,11 +228,13 @@ class Targets:
                 key=layer,
                 got=" and ".join("+".join(target.key for target in targets) for targets in candidates),
                 expected="one weight",
-                hint="The file does not say which it means: give only the part of the model that it is for",
+                hint="The file does not say which one it means. Apply it only to the part of the model that "
+                "it is for: the diffusion model or one text encoder",
             )
         return candidates[0] if candidates else ()
 
     def _find(self, prefix: Prefix, path: str) -> tuple[tuple[Target, ...], ...]:
+        # By attribute names, because a later index is made only where the earlier ones have nothing.
         for tier in ("_real", "_aliases", "_fallbacks"):
             index: _Index = getattr(self, tier)
             found = [
@@ -212,21 +249,23 @@ class Targets:
         return ()
 
     def _first(self, number: int, candidates: list[tuple[Target, ...]]) -> list[tuple[Target, ...]]:
-        """Those of the encoder that a number means, among several that have a layer of the name."""
+        """The candidates in the text encoder that a number stands for, among all that have the layer."""
         ranks = [self._rank(number, targets[0].encoder) for targets in candidates]
         best = min((rank for rank in ranks if rank is not None), default=-1)
         return [targets for targets, rank in zip(candidates, ranks, strict=True) if rank == best]
 
     def _rank(self, number: int, encoder: str | None) -> int | None:
-        """The place of an encoder among those that a number can mean; None where it cannot.
+        """How early an encoder comes among those that a number can stand for, from 0; None where it cannot.
 
-        A single encoder of a kind of its own, a language model say, is the first by any count; so is
-        one that the file does not name.
+        number: as in `Prefix.encoder`. encoder: the host's name. An encoder that the model's keys do not
+        name comes first for every number. A model's only encoder is number 1 if `ENCODERS` does not list
+        its kind, as for most language models.
         """
         if encoder is None:
             return 0
         if number == 0:
             return FIRST_OF_ALL.index(encoder) if encoder in FIRST_OF_ALL else len(FIRST_OF_ALL)
+        # Only HunyuanVideo, which has Llama first, has CLIP-L as its second encoder.
         if (number, encoder) == (2, "clip_l") and "llama" not in self.encoders:
             return None
         if encoder in ENCODERS.get(number, ()):
@@ -234,8 +273,9 @@ class Targets:
         return 0 if number == 1 and len(self.encoders) == 1 and encoder not in KNOWN_ENCODERS else None
 
     def nearest(self, layer: str) -> str | None:
-        """The most similar layer name here, to help with a name that was not found."""
+        """The layer here whose name is most similar to one that was not found; None where none is similar."""
         _, prefix, path = split_prefix(layer)
+        # The model's own names come last: they replace equal names of other tools.
         known = {
             name: candidates[0][0]
             for index in (self._aliases, self._real)
@@ -246,14 +286,14 @@ class Targets:
         return known[close[0]].name if close else None
 
     def shape_of(self, *targets: Target) -> Shape:
-        """The shape of a target, which may be some rows of a weight, or of several one below the other.
+        """The shape of one target, or of several one below the other: (O, I, *kernel).
 
-        Empty where it is not known.
+        O counts the rows of the targets alone, not of their whole weights. () where a shape is not known.
         """
         return stacked([_shape_of_rows(self.shapes[target.key], target.rows) for target in targets])
 
     def bias_of(self, *targets: Target) -> Shape:
-        """The same of the biases beside targets; empty too where one has none."""
+        """The shape (O,) of the biases beside targets; () where one has none or its shape is not known."""
         biases = [_shape_of_rows(self.shapes[t.bias], t.rows) if t.bias else () for t in targets]
         return stacked(biases)
 
@@ -266,13 +306,14 @@ _Index = dict[str, list[tuple[Target, ...]]]
 
 
 def _enter(index: _Index, name: str, targets: tuple[Target, ...]) -> None:
+    """Add one meaning of a name; several tables can give the same one."""
     known = index.setdefault(_normal(name), [])
     if targets not in known:
         known.append(targets)
 
 
 def _within(target: Target, rows: tuple[int, int] | None) -> Target:
-    """Some rows of a target, which may itself be rows of a weight."""
+    """Some rows of a target, counted in the target, which may itself be rows of a weight."""
     if rows is None:
         return target
     offset = target.rows[0] if target.rows else 0
@@ -281,7 +322,7 @@ def _within(target: Target, rows: tuple[int, int] | None) -> Target:
 
 @dataclass(frozen=True)
 class _Bare:
-    """What keys without a known wrapper are, which the file as a whole tells."""
+    """What the keys without a known wrapper are. Only all keys of a file together tell this."""
 
     wrapper: str = ""
     part: Component | None = None
@@ -289,6 +330,7 @@ class _Bare:
 
 
 def _bare(shapes: Mapping[str, Shape]) -> _Bare:
+    """What the keys without a known wrapper are, from all keys of a file."""
     for wrapper in BARE_WRAPPERS:
         if 2 * sum(key.startswith(wrapper) for key in shapes) > len(shapes):
             return _Bare(wrapper)
@@ -297,11 +339,17 @@ def _bare(shapes: Mapping[str, Shape]) -> _Bare:
         return _Bare()
     if any(key.startswith("encoder.block.") for key in marks):
         return _Bare(part="te", encoder="t5xxl")
+    # The input of a feed-forward is as wide as the model.
     widths = (shapes[key][-1] for key in marks if key.endswith("mlp.fc1.weight") and shapes[key])
     return _Bare(part="te", encoder=CLIP_WIDTHS.get(next(widths, 0)))
 
 
 def _targets(key: str, shapes: Mapping[str, Shape], shape: Shape, bare: _Bare) -> list[Target]:
+    """The targets in the weight of a key: mostly one.
+
+    A fused weight of OpenCLIP holds three. A bias holds none, nor does a key of OpenCLIP that
+    `open_clip.places` does not know.
+    """
     if key.startswith(_OPEN_CLIP):
         wrapper = next(wrapper for wrapper in _OPEN_CLIP if key.startswith(wrapper))
         places = open_clip.places(key.removeprefix(wrapper), shape)
@@ -331,14 +379,16 @@ def _bias_of(key: str, shapes: Mapping[str, Shape]) -> str | None:
 
 
 def _normal(path: str) -> str:
-    """Dots and underscores are one: kohya's dialect writes the second for the first.
+    """A name in the form in which names are compared.
 
-    Some Flux files have one more underscore at the end of a layer's name.
+    Dots become underscores, because kohya's dialect writes them so. Underscores at the end go, because Flux
+    files of TheLastBen's trainer have one more there (ComfyUI issue 4347).
     """
     return path.replace(".", "_").rstrip("_")
 
 
 def _blocks(path: str) -> tuple[str, ...]:
+    """The blocks that a path lies in, from broad to narrow, by their names in block rules."""
     first, _, rest = path.partition(".")
     if first in BLOCKS:
         number = rest.partition(".")[0]
@@ -351,7 +401,7 @@ def _blocks(path: str) -> tuple[str, ...]:
 
 
 def known_shapes(keys: Collection[str] | Mapping[str, Shape]) -> dict[str, Shape]:
-    """Keys with shapes as they are; names alone get an empty shape, which fits every layer."""
+    """Keys with their shapes. Keys given without shapes get (), which every layer fits."""
     if isinstance(keys, Mapping):
         shapes = cast("Mapping[str, Shape]", keys)
         return {name: tuple(shape) for name, shape in shapes.items()}

@@ -1,8 +1,10 @@
-"""What an adapter's layers are called in another dialect, and which rows of them that name means.
+"""The names that an adapter's layers get in another dialect, and the rows that go under each name.
 
-A layer's path is either in the model's own layout or in that of diffusers. Where both sides use the same
-and the path keeps its dots, a name changes by its prefix; all else needs the model's keys, which give every
-name of the dialect as rows of the model's layers, in the same terms as `Targets` gives an adapter's.
+A layer's path is either in the model's own layout or in that of diffusers. Where both dialects use the same
+layout, and no underscores of a name have to become dots again, only the prefix of the name changes. All other
+names need the model's keys. From these, `_Names` lists every name of the dialect to write, with the rows of
+the model's layers that it means. `Targets` tells which rows the adapter's own layers mean. Each written layer
+is made of the pieces of the adapter's layers that mean its rows.
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ WRITTEN: tuple[Written, ...] = get_args(Written)
 
 UNET, PEFT_PREFIX = "unet", "base_model.model."
 LDM, LABELS = ("input_blocks.0.0", "middle_block.0.in_layers.2"), "label_emb.0.0"
-"""Layers of every UNet of the SD family; and one of those with a vector beside the prompt (SDXL)."""
+"""Layers of every UNet of the SD family; a layer of UNets with a vector beside the prompt (SDXL)."""
 CASCADE, MMDIT = "clf.1", "joint_blocks.0.x_block.attn.qkv"
 """A layer that only Stable Cascade has, and one that only SD3 has."""
 
 FLAT: tuple[Written, ...] = ("kohya", "lycoris")
-"""Dialects whose names have underscores for dots."""
+"""Dialects that write underscores for the dots of a path."""
 SAME_PATH: dict[tuple[str, Written], str] = {
     ("diffusers", "peft"): PEFT_PREFIX,
     ("diffusers", "lycoris"): "lycoris_",
@@ -39,18 +41,21 @@ SAME_PATH: dict[tuple[str, Written], str] = {
     ("peft", "lycoris"): "lycoris_",
     ("comfy", "kohya"): "lora_unet_",
 }
-"""Pairs of dialects with one layout between them, and the prefix that is written. PEFT and LyCORIS both
-write a layer's path in whatever module they were given, which for image models is that of diffusers."""
+"""(dialect of the name, dialect to write) to the prefix to write, for pairs that have the same layout.
+
+PEFT and LyCORIS write the paths of whatever module they were given: for image models, diffusers' model.
+"""
 
 KOHYA_ENCODERS = {"clip_l": 1, "clip_h": 1, "clip_g": 2, "t5xxl": 3}
-"""kohya-ss counts by kind: T5 is the third in Flux too, where there is no second."""
+"""kohya-ss numbers encoders by their kind: T5 is the third in Flux too, which has no second."""
 ENCODER_ORDER = ("clip_l", "clip_h", "hydit_clip", "clip_g", "t5xxl", "mt5xl", "llama")
-"""The order of a pipeline's text encoders in diffusers; HunyuanVideo has Llama first."""
+"""The order of text encoders in diffusers' pipelines. HunyuanVideo alone has Llama first."""
 SD3_ENCODERS = {"clip_l": 1, "clip_g": 2, "t5xxl": 3}
+"""The numbers in diffusers' pipeline of SD3. They stay the same where some of the three are absent."""
 
 
 class Sized(Protocol):
-    """What of an adapter's layer is told without reading it: see `adapters.adapter.LayerInfo`."""
+    """What is known of an adapter's layer before its tensors are read: `adapters.adapter.LayerInfo`."""
 
     @property
     def shape(self) -> Extent: ...
@@ -63,38 +68,44 @@ class Sized(Protocol):
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of an adapter's layer that are rows of a written one."""
+    """Rows of one of the adapter's layers that become rows of a layer to write."""
 
     layer: str
+    """The adapter's layer."""
     rows: Rows | None = None
-    """None for all."""
+    """First row and end in the adapter's layer; None for all rows."""
     at: int = 0
-    """The first of the written layer's rows that they are."""
+    """The row of the layer to write at which they begin."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A layer to write: its name, and what of the adapter's layers it is made of, in order of rows."""
+    """A layer to write: its name, and the pieces that it is made of, in the order of its rows."""
 
     name: str
     pieces: tuple[Piece, ...]
     part: str | None
-    """The part of a model it is in: `unet`, a text encoder; None where no one says."""
+    """The part of the model: `unet` or a text encoder; None where neither the name nor a model says it."""
     shape: Shape | None = None
-    """Its shape in the model; None where it is one of the adapter's layers as it is."""
+    """Its weight's shape in the model; None where it is one of the adapter's layers unchanged."""
 
     @property
     def sources(self) -> tuple[str, ...]:
+        """The adapter's layers that it is made of, each once."""
         return tuple(dict.fromkeys(piece.layer for piece in self.pieces))
 
 
 def plan_names(
     layers: Mapping[str, Sized], dialect: Written, targets: Targets | None, file: str
 ) -> list[Planned]:
-    """The layers to write for all that an adapter has; `file` is where it is from, for errors.
+    """The layers to write for all layers of an adapter.
 
-    Raises MatchError where a name cannot be told without a model, is not found in it, or has no
-    counterpart.
+    layers: the adapter's layers by name. targets: the model that the adapter is for, None where it is not
+    given. file: the adapter's file, for errors.
+
+    Raises MatchError where a name cannot be translated without a model; where the model has no layer of that
+    name, several of them, or one of another shape; where the dialect has no name for the layer; and where two
+    layers would get one name or change the same rows.
     """
     names = None if targets is None else _Names(targets, dialect)
     planned: list[Planned] = []
@@ -117,19 +128,21 @@ def plan_names(
 
 
 def _as_it_is(name: str, dialect: Written) -> str | None:
-    """The name itself, where it is one of the dialect already."""
+    """The name itself where the dialect would write it just so, else None."""
     spoken, prefix, _ = split_prefix(name)
+    # Of the prefixes that are read as PEFT's, only one is written.
     return name if spoken == dialect and (dialect != "peft" or prefix.text == PEFT_PREFIX) else None
 
 
 def _by_prefix(name: str, dialect: Written) -> str | None:
-    """The name with another prefix; None where that is not all that differs."""
+    """The name with the dialect's prefix; None where more than the prefix differs."""
     spoken, prefix, path = split_prefix(name)
     written = SAME_PATH.get((spoken or "", dialect))
     if written is None:
         return None
     if dialect == "kohya" and (prefix.part != UNET or _is_ldm_path(path)):
-        # Text encoders are numbered, and kohya-ss has names of its own for the UNet of SD1.5.
+        # The numbers of text encoders depend on the model, and so does a UNet's layout: kohya-ss has that of
+        # diffusers for SD1.5 and the original one for SDXL.
         return None
     return written + (path.replace(".", "_") if dialect in FLAT else path)
 
@@ -139,7 +152,7 @@ def _is_ldm_path(path: str) -> bool:
 
 
 def _part(name: str) -> str | None:
-    """The part of a model as far as the name says it."""
+    """The part of a model, as a name says it without a model; None where it does not."""
     _, prefix, path = split_prefix(name)
     if prefix.part != "te":
         return prefix.part
@@ -154,7 +167,7 @@ def _needs_model(file: str, name: str, dialect: Written, targets: Targets | None
             key=name,
             got="no model",
             expected="the names of the model's layers",
-            hint="Give the model: connect it in the host, name its file with --model on the command line",
+            hint="Give the model: connect it to the node, or name its file with --model on the command line",
         )
     near = targets.nearest(name)
     return MatchError(
@@ -171,7 +184,7 @@ def _check_fit(file: str, name: str, layer: Sized, places: Sequence[Target], tar
     shape = targets.shape_of(*places)
     if shape and layer.shape and not layer.fits(shape):
         raise MatchError(
-            "a layer does not fit the model that gives its name",
+            "the layer does not fit the model's layer of that name",
             file=file,
             key=name,
             got=layer.made_for,
@@ -200,8 +213,9 @@ class _Segment:
     """Rows of one of the model's layers."""
 
     base: tuple[str, str]
-    """Part or text encoder, and path."""
+    """The layer: its part (`unet` or a text encoder), and its path in that part."""
     rows: Rows
+    """First row and end in that layer."""
 
     @property
     def size(self) -> int:
@@ -210,17 +224,22 @@ class _Segment:
 
 Segments = tuple[_Segment, ...]
 _Name = tuple[str, str]
-"""Part or text encoder, and the whole name that is written: without its part it may be two layers'."""
+"""The part (`unet` or a text encoder) and the written name with its prefix.
+
+The part is needed because PEFT and LyCORIS do not write it: two parts can have a layer of one written name.
+"""
 
 
 class _Names:
-    """All names that a dialect has for a model's layers, and the rows that each one means."""
+    """All names that a dialect has for a model's layers, and the rows of the layers that each name means."""
 
     def __init__(self, targets: Targets, dialect: Written) -> None:
         self._targets = targets
         self._dialect = dialect
         self._bases: dict[tuple[str, str], Target] = {}
         self._means: dict[_Name, Segments] = {}
+        # The reverse: a layer of the model to the names that mean rows of it, each with the first row under
+        # that name and the segment that begins there.
         self._known_by: dict[tuple[str, str], list[tuple[_Name, int, _Segment]]] = {}
         parts: dict[str, dict[str, Target]] = {}
         for target in targets.all:
@@ -232,6 +251,7 @@ class _Names:
             self._enter_part(part, members)
 
     def _enter_part(self, part: str, members: Mapping[str, Target]) -> None:
+        """Enter the dialect's names for the layers of one part of the model."""
         shapes = {path: self._targets.shape_of(target) for path, target in members.items()}
         prefix = self._prefix(part, shapes)
         for path, places in self._layout(part, shapes).items():
@@ -244,17 +264,20 @@ class _Names:
                 first += segment.size
 
     def _layout(self, part: str, shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
-        """The layers' paths as the dialect has them, and what they mean in the model."""
+        """The paths that the dialect has in a part of the model, and the places that each one means."""
         own = {path: (Place(path),) for path in shapes}
-        # The host has the text encoders of transformers, whose paths all tools write.
+        # The host's text encoders have the paths of transformers, which all tools write.
         if part != UNET or self._dialect == "comfy":
             return own
+        # kohya-ss has diffusers' names for UNets without LABELS, and the original ones for all other models.
         if self._dialect == "kohya":
             return _in_diffusers(shapes) if _is_ldm(shapes) and LABELS not in shapes else own
+        # A model that diffusers does not have keeps its own paths, unless the file is for diffusers itself.
         found = _in_diffusers(shapes)
         return found if found or self._dialect == "diffusers" else own
 
     def _prefix(self, part: str, shapes: Mapping[str, Shape]) -> str:
+        """The prefix that the dialect writes before the paths of a part of the model."""
         if self._dialect in ("peft", "lycoris"):
             return PEFT_PREFIX if self._dialect == "peft" else "lycoris_"
         if part == UNET:
@@ -270,12 +293,13 @@ class _Names:
         number = self._number(part)
         if self._dialect == "kohya":
             encoders = self.parts - {UNET}
+            # kohya-ss does not number a model's only text encoder.
             count = "" if len(encoders) == 1 else str(KOHYA_ENCODERS.get(part, number))
             return f"lora_prior_te{count}_" if (UNET, CASCADE) in self._bases else f"lora_te{count}_"
         return "text_encoder." if number == 1 else f"text_encoder_{number}."
 
     def _number(self, encoder: str) -> int:
-        """Which text encoder of a pipeline in diffusers it is, counted from 1."""
+        """The number of a text encoder in diffusers' pipeline for this model, counted from 1."""
         if (UNET, MMDIT) in self._bases:
             return SD3_ENCODERS.get(encoder, 1)
         encoders = set(self.parts) - {UNET}
@@ -285,7 +309,10 @@ class _Names:
         return order.index(encoder) + 1 if encoder in order else 1
 
     def of(self, layers: Mapping[str, tuple[Target, ...]], file: str) -> list[Planned]:
-        """The layers to write for the adapter's, given the places of each in the model."""
+        """The layers to write for the layers of an adapter, given the places of each in the model.
+
+        file: the adapter's file, for errors. Raises MatchError as `plan_names` does.
+        """
         pieces: dict[_Name, list[tuple[Piece, int]]] = {}
         totals: dict[str, int] = {}
         for name, places in layers.items():
@@ -302,15 +329,21 @@ class _Names:
         return [self._planned(written, found, totals, file) for written, found in pieces.items()]
 
     def _segment(self, place: Target) -> _Segment:
+        """A place in the model as rows of a layer of the model."""
         part = place.encoder or ("te" if place.part == "te" else UNET)
         base = self._bases[part, place.path]
+        # A layer of an OpenCLIP text encoder can itself be rows of a fused weight: count from its first row.
         first = base.rows[0] if base.rows else 0
         if place.rows is None or place.rows == base.rows:
             return _Segment((part, place.path), (0, _size(self._targets.shape_of(base))))
         return _Segment((part, place.path), (place.rows[0] - first, place.rows[1] - first))
 
     def _overlaps(self, segment: _Segment, first: int, layer: str) -> list[tuple[_Name, Piece, int]]:
-        """Written names with the rows of the layer that are theirs, and how many these are."""
+        """The written names that mean rows of a segment, each with the piece that goes there and its size.
+
+        layer: the adapter's layer that the segment belongs to. first: the row of that layer at which the
+        segment begins. The size is a number of rows.
+        """
         found: list[tuple[_Name, Piece, int]] = []
         for name, offset, known in self._known_by.get(segment.base, ()):
             start, stop = max(segment.rows[0], known.rows[0]), min(segment.rows[1], known.rows[1])
@@ -327,11 +360,16 @@ class _Names:
         totals: Mapping[str, int],
         file: str,
     ) -> Planned:
+        """The layer to write under a name, made of the pieces that were found for it.
+
+        totals: the number of rows of each of the adapter's layers.
+        """
         ordered = [piece for piece, _ in sorted(found, key=lambda item: item[0].at)]
         (part, name), means = written, self._means[written]
         total = sum(segment.size for segment in means)
         self._check_found_again(name, means, file, ordered[0].layer)
         joined = _joined(ordered)
+        # All rows of one layer, in its own order: it is written unchanged, whatever its kind.
         if len(joined) == 1 and joined[0].rows == (0, total) and totals[joined[0].layer] == total:
             return Planned(name, (Piece(joined[0].layer),), part)
         unknown = [s.base[1] for s in means if not self._targets.shape_of(self._bases[s.base])]
@@ -346,23 +384,23 @@ class _Names:
                 )
         if unknown:
             raise MatchError(
-                "which rows of a layer are meant cannot be told without the model's shapes",
+                "the layer has to be cut or joined, which needs the shapes of the model's weights",
                 file=file,
                 key=joined[0].layer,
                 got=f"no shape of {unknown[0]}",
-                expected="the model's keys with their shapes",
+                expected="the model's keys with their shapes, as `read_shapes` gives them",
             )
         first = self._targets.shape_of(self._bases[means[0].base])
         return Planned(name, tuple(joined), part, (total, *first[1:]))
 
     def _check_found_again(self, name: str, means: Segments, file: str, layer: str) -> None:
-        """The name must mean in the model what it was written for."""
+        """Raise MatchError unless a reader finds the same rows of the model under the written name."""
         candidates = [tuple(self._segment(place) for place in places) for places in self._targets.find(name)]
-        # A file for a module of its own does not say which part of a model that is.
+        # A file of PEFT or LyCORIS is for one part of a model and does not say which: there may be rivals.
         alone = self._dialect in ("peft", "lycoris")
         if means not in candidates or (len(candidates) > 1 and not alone):
             raise MatchError(
-                f"the name that the layer has in {self._dialect} would not be found in the model",
+                f"the name that the layer has in {self._dialect} would not lead back to it in the model",
                 file=file,
                 key=layer,
                 got=name,
@@ -381,7 +419,7 @@ class _Names:
         )
 
     def shapes(self, part: str) -> dict[str, Shape]:
-        """Every name that the dialect has in a part of the model, with the shape of its weight."""
+        """Every name that the dialect has in a part of the model, with the shape of its rows together."""
         found: dict[str, Shape] = {}
         for (of, name), segments in self._means.items():
             if of == part:
@@ -391,7 +429,7 @@ class _Names:
 
 
 def all_names(targets: Targets, dialect: Written, part: str) -> dict[str, Shape]:
-    """Every name that a dialect has for the layers of a part of a model, with their weights' shapes."""
+    """Every name that a dialect has in a part of a model, with the shape of its rows together."""
     return _Names(targets, dialect).shapes(part)
 
 
@@ -400,12 +438,12 @@ def _rows(place: Place, shapes: Mapping[str, Shape]) -> Rows:
 
 
 def _size(shape: Shape) -> int:
-    """A layer's rows; 1 where its shape is not known, or empty."""
+    """The number of a weight's rows; 1 for (), which stands for a shape that is not known."""
     return shape[0] if shape else 1
 
 
 def _joined(pieces: Iterable[Piece]) -> list[Piece]:
-    """Pieces with those made one that follow one another in both layers."""
+    """The pieces; neighbours that follow one another in their layer and in the written one are merged."""
     joined: list[Piece] = []
     for piece in pieces:
         last = joined[-1] if joined else None
@@ -426,9 +464,10 @@ def _in_diffusers(
     shapes: Mapping[str, Shape],
     tables: Iterable[Callable[[Mapping[str, Shape]], Mapping[str, Places]]] = DIFFUSERS,
 ) -> dict[str, Places]:
-    """diffusers' names of the layers, each row in but one: the smallest parts that it has names for.
+    """diffusers' names of the layers, chosen so that every row is under one name only.
 
-    Of names with the same meaning the first of the table counts.
+    Where names overlap, the one with fewer rows counts: split projections before fused ones. Of names with
+    the same rows, the first in the table counts.
     """
     named = [(name, places) for table in tables for name, places in table(shapes).items()]
     sized = sorted(named, key=lambda item: sum(_span(place, shapes) for place in item[1]))

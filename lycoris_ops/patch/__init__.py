@@ -1,4 +1,4 @@
-"""The patch ops: what is fused with what, and the paths that do it."""
+"""The patch ops: which layers are fused with which, and the ways of adding them to a weight."""
 
 from .plan import PatchPlan, patch_, patch_report
 

@@ -1,4 +1,4 @@
-"""The plan of a patch: every layer that changes one weight, fused, applied in one pass."""
+"""The plan of a patch: all layers that change one weight, fused and applied in one pass."""
 
 from __future__ import annotations
 
@@ -27,23 +27,27 @@ Fuse = Callable[[Sequence[Any], Sequence[int], int], tuple[Group, tuple[Tensor, 
 FUSE: dict[type[Form], Fuse] = {
     module.FORM: module.fuse for module in discover(groups.__name__) if hasattr(module, "FORM")
 }
-"""What makes a group of the layers of each form."""
+"""For each form, the function that makes one group of all its layers.
+
+Its arguments are the forms, the place of each one's layer in the plan's strengths, and the number of tensors
+that the plan holds already. It returns the group and the group's own tensors.
+"""
 
 
 @dataclass(frozen=True)
 class PatchPlan:
     """W += sum over the layers of strength * delta, in one pass with one rounding.
 
-    A plan holds for a weight's shape and a set of layers; strengths may change from one application
-    to the next, in the order of the layers it was built from. Every layer sees the weight as it was
-    before, so that their order has no part in the result.
+    A plan is made for one shape of weight and one list of layers. The strengths, one for each layer in the
+    order of that list, may differ from one application to the next. Every layer sees the weight as it was
+    before the patch, so the order of the layers does not change the result.
     """
 
     shape: Shape
     final: Shape
     """The weight's shape afterwards: larger than before where a layer enlarges it with zeros."""
     groups: tuple[tuple[Group, Rows | None], ...]
-    """Each with the rows of the weight that it is for, None for all."""
+    """Each group with the rows of the weight that it changes, None for all."""
     tensors: tuple[Tensor, ...] = ()
     strengths: tuple[float, ...] = ()
 
@@ -56,15 +60,18 @@ class PatchPlan:
         device: torch.device | str,
         layers: Sequence[tuple[Layer | Part, float]],
     ) -> PatchPlan:
-        """Decide what is fused with what. `dtype` and `device` are those of the weight to come.
+        """Decide which layers are fused, and move their tensors to `device`.
 
-        Raises LayerError where a layer does not fit the shape.
+        `shape`, `dtype` and `device` are those of the weight to be patched. Raises LayerError where a layer
+        does not fit the shape.
         """
         target = torch.device(device)
         parts = [part_of(layer) for layer, _ in layers]
         final = _enlarged(tuple(shape), parts)
         by_form: dict[tuple[type[Form], Rows | None], tuple[list[Form], list[int]]] = {}
         for slot, part in enumerate(parts):
+            # A layer that fits only the shape before the enlargement changes that part of the larger weight.
+            # One that fits both meets the larger weight.
             beside = final != tuple(shape) and part.fits(shape) and not part.fits(final)
             if not beside:
                 part.check_fit(final)
@@ -83,7 +90,7 @@ class PatchPlan:
 
     @property
     def report(self) -> str:
-        """What is fused and how, a line a group."""
+        """What is fused and how, one line for each group."""
         return "\n".join(
             group.summary + (f", rows {rows[0]} to {rows[1]}" if rows else "") for group, rows in self.groups
         )
@@ -93,8 +100,10 @@ class PatchPlan:
         """Patch `weight` in place and return it, whatever its strides and floating-point dtype.
 
         The sum is formed in float32 (float64 for a float64 weight) and rounded once to the weight's
-        dtype. `tensors` are the plan's, moved to the weight's device here where they are not there.
-        A weight that a layer enlarges cannot be patched in place: a larger one is returned.
+        dtype. `tensors` are the plan's, on any device: they are moved to the weight's here. `strengths` has
+        one value for each layer. A weight that a layer enlarges cannot be patched in place: a larger one is
+        returned. Raises LayerError for a weight of another shape than the plan's, of integers, or of a kind
+        that no path can patch.
         """
         if not weight.is_floating_point():
             raise LayerError(
@@ -111,6 +120,7 @@ class PatchPlan:
         if tuple(weight.shape) != self.final:
             weight = padded(weight, self.final)
         device = weight.device
+        # A copy to the CPU must be complete before it is read, so it blocks.
         moved = [
             tensor if tensor.device == device else tensor.to(device, non_blocking=device.type != "cpu")
             for tensor in tensors
@@ -119,9 +129,11 @@ class PatchPlan:
         return weight
 
     def apply_within(self, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> Tensor:
-        """`apply_` for a weight that may have been enlarged since the plan was made: to the part it had.
+        """`apply_` for a weight that another patch may have enlarged since the plan was made.
 
-        It is enlarged further where the plan does. Shapes that do not hold the plan's are errors, as there.
+        The plan changes the part of the weight that has the plan's shape: the first rows, columns and so on.
+        The weight is enlarged further where the plan enlarges it. Raises LayerError as `apply_` does, and
+        where the weight is smaller than the plan's shape.
         """
         found = tuple(weight.shape)
         if found == self.shape or not _holds(found, self.shape):
@@ -136,23 +148,28 @@ def patch_(weight: Tensor, layers: Sequence[tuple[Layer | Part, float]]) -> Tens
     """weight += sum of strength * delta over the (layer, strength) pairs, in place and fused.
 
     Returns the weight, or a larger one where a layer enlarges it. Raises LayerError where a layer does
-    not fit it.
+    not fit the weight.
     """
     plan = PatchPlan.build(weight.shape, weight.dtype, weight.device, layers)
     return plan.apply_(weight, plan.tensors, plan.strengths)
 
 
 def patch_report(weight: Tensor, layers: Sequence[tuple[Layer | Part, float]]) -> str:
-    """What `patch_` would fuse for this weight, by which path, and why not by those before it."""
+    """What `patch_` would fuse for this weight, which path would add it, and why no better path would."""
     plan = PatchPlan.build(weight.shape, weight.dtype, weight.device, layers)
     return f"{plan.report}\n{path_report(plan, weight)}"
 
 
 def _holds(shape: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether `shape` is at least as large as `other` in every dimension."""
     return len(shape) == len(other) and all(one >= two for one, two in zip(shape, other, strict=True))
 
 
 def _enlarged(shape: Shape, parts: Sequence[Part]) -> Shape:
+    """The weight's shape after all layers have enlarged it.
+
+    Raises LayerError where a layer's shape has another number of dimensions, or one that is too small.
+    """
     final = shape
     for part in parts:
         larger = part.enlarged()
@@ -160,7 +177,7 @@ def _enlarged(shape: Shape, parts: Sequence[Part]) -> Shape:
             continue
         if len(larger) != len(shape) or any(new < old for new, old in zip(larger, shape, strict=True)):
             raise LayerError(
-                "a layer enlarges its weight to a shape that does not hold it",
+                "the layer enlarges its weight to a shape that is too small for the weight",
                 file=part.file,
                 key=part.key,
                 got=str(list(larger)),
@@ -171,9 +188,10 @@ def _enlarged(shape: Shape, parts: Sequence[Part]) -> Shape:
 
 
 def _on_larger(part: Part, shape: Sequence[int], final: Shape) -> tuple[Form, ...]:
-    """The change of a weight, for the same weight enlarged by another layer: nothing in what is new.
+    """The change of a layer for the weight of `shape`, as a form for the enlarged weight of shape `final`.
 
-    It is formed as it is added: weights that are enlarged are small.
+    It is zero in the part that the enlargement adds. It is formed in full, because weights that layers
+    enlarge are small. Raises LayerError where the change depends on the weight.
     """
     forms = part.forms()
     met, larger = part.shape_met(shape), part.shape_met(final)
@@ -185,7 +203,7 @@ def _on_larger(part: Part, shape: Sequence[int], final: Shape) -> tuple[Form, ..
             key=part.key,
             got=str(list(met)),
             expected=str(list(larger)),
-            hint="Apply the one that enlarges it by a node of its own, after this one",
+            hint="Apply the adapter that enlarges the weight by an apply node of its own, after this one",
         )
     with part.named():
         change = add_up(additive, torch.float64, torch.device("cpu")).reshape(met)

@@ -1,7 +1,8 @@
-"""The ways of applying a plan, best first, and which of them can take a given weight.
+"""The ways of applying a plan (paths), best first, and which of them can patch a given weight.
 
-A module of `paths` that defines PATH registers it. What a path needs is data, checked for every
-application; the first path that fits is taken, and the reasons why the others were not can be read.
+A module of `paths` registers a path by defining PATH. What a path can patch is stated as data and checked at
+every application. The first path that can patch the weight is taken; the reasons against the paths before it
+can be read in `path_report`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from . import paths
 from .groups.group import Plan
 
 Apply = Callable[[Plan, Tensor, Sequence[Tensor], Sequence[float]], None]
-"""Patches a weight of the plan's final shape in place, with tensors on its device."""
+"""A function (plan, weight, tensors, strengths) that patches the weight in place.
+
+The weight has the plan's final shape, and the tensors are on its device.
+"""
 
 
 class PathError(Exception):
-    """A path cannot do its work after all, and has not touched the weight."""
+    """A path turned out not to work here, before it changed the weight: another path can still patch it."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +36,19 @@ class PatchPath:
 
     name: str
     rank: int
-    """Paths are tried in this order, lowest first."""
+    """Paths are tried in the order of their ranks, lowest first."""
     devices: tuple[str, ...]
+    """The device types of the weights that the path can patch."""
     dtypes: tuple[torch.dtype, ...]
+    """The dtypes of the weights that the path can patch."""
     apply: Apply
     needs: Callable[[], str | None]
-    """Why the path cannot run here at all, None where it can."""
+    """Why the path cannot run on this machine at all, None where it can."""
     refuses: Callable[[Plan, Tensor], str | None] = lambda plan, weight: None
-    """Why it does not take this plan and weight, beyond device and dtype."""
+    """Why the path does not take this plan and weight, whose device and dtype fit; None where it does."""
 
     def refusal(self, plan: Plan, weight: Tensor) -> str | None:
-        """Why this path is not taken, None where it fits."""
+        """Why this path does not take the plan and weight, None where it does."""
         if self.name in _FAILED:
             return _FAILED[self.name]
         if weight.device.type not in self.devices:
@@ -52,6 +58,7 @@ class PatchPath:
         try:
             return self.needs() or self.refuses(plan, weight)
         except (MemoryError, torch.cuda.OutOfMemoryError):
+            # A lack of memory passes: it says nothing about the path.
             raise
         except Exception as error:  # noqa: BLE001 - what a path needs can be broken in any way
             _FAILED[self.name] = f"it cannot be told whether it works here: {briefly(error)}"
@@ -59,7 +66,10 @@ class PatchPath:
 
 
 def briefly(error: Exception) -> str:
-    """A compiler's message begins with the source; what is wrong stands last."""
+    """An error in one line of at most about 200 characters: its type, and the last line of its message.
+
+    A compiler's message begins with the source code and ends with what is wrong.
+    """
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[-1].strip()[:200]}" if lines else type(error).__name__
 
@@ -70,13 +80,14 @@ def _discover() -> tuple[PatchPath, ...]:
 
 
 _FAILED: dict[str, str] = {}
-"""Paths that failed in this process, with the reason: they are not tried again."""
+"""The names of paths that failed in this process, with the reason. They are not tried again."""
 
 
 def apply_plan(plan: Plan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> str:
-    """Patch the weight by the first path that takes it; the path's name.
+    """Patch the weight by the first path that can, and return the path's name.
 
-    Raises LayerError where none does.
+    A path that raises PathError is left out for the rest of the process, with a warning, and the next one is
+    tried. Raises LayerError, with the reason of each path, where none can patch the weight.
     """
     refused: list[str] = []
     for path in PATHS:
@@ -88,7 +99,10 @@ def apply_plan(plan: Plan, weight: Tensor, tensors: Sequence[Tensor], strengths:
             except PathError as error:
                 reason = f"it failed: {error}"
                 _FAILED[path.name] = reason
-                warnings.warn(f"The patch path {path.name!r} is left out: {reason}", stacklevel=2)
+                warnings.warn(
+                    f"Weights are patched by another path, because {path.name!r} is left out: {reason}",
+                    stacklevel=2,
+                )
         refused.append(f"{path.name}: {reason}")
     raise LayerError(
         "no path can patch this weight",
@@ -98,7 +112,7 @@ def apply_plan(plan: Plan, weight: Tensor, tensors: Sequence[Tensor], strengths:
 
 
 def path_report(plan: Plan, weight: Tensor) -> str:
-    """Which path would patch this weight, and why those before it would not."""
+    """Which path would patch this weight, and why the paths before it would not, in one line."""
     lines: list[str] = []
     for path in PATHS:
         reason = path.refusal(plan, weight)

@@ -1,1 +1,1 @@
-"""What was read, applied and written, in words."""
+"""Reports in words: what a file holds, what was applied, and what was written."""

@@ -14,7 +14,7 @@ from .words import counted, listed
 
 
 def describe(resolution: Resolution) -> str:
-    """The report of a stack on one target, an adapter a paragraph."""
+    """The report of a stack on one target, with a paragraph for each adapter."""
     if not resolution.entries:
         return "The stack is empty: nothing was changed."
     return "\n\n".join(_describe_entry(entry) for entry in resolution.entries)
@@ -45,16 +45,17 @@ def _describe_entry(resolution: EntryResolution) -> str:
         ],
     )
     lines += listed(
-        "layers meet nothing",
+        "layers cannot be matched",
         [
             f"{left.layer}: {left.reason}" + (f"; nearest: {left.nearest}" if left.nearest else "")
             for left in resolution.unmatched
         ],
     )
+    # The keys of unreadable layers are among the unused ones, but these layers are listed with their reasons.
     stray = [key for key in adapter.unused_keys if not _of_unreadable(key, adapter.unreadable)]
     lines += listed("keys of the file are of no known kind", sorted(stray))
     lines += listed(
-        "embeddings come with the file and are not applied (they belong into the embeddings folder)",
+        "embeddings come with the file and are not applied (they belong in the embeddings folder)",
         list(adapter.embeddings),
     )
     lines += listed("rules match none of its layers", [str(rule) for rule in resolution.idle_rules])
@@ -62,7 +63,7 @@ def _describe_entry(resolution: EntryResolution) -> str:
 
 
 def _configured(resolution: EntryResolution) -> list[str]:
-    """Which configuration of PEFT's is followed, and which layers have no alpha from anywhere."""
+    """Lines on the PEFT configuration that is followed, and on layers that have no alpha from anywhere."""
     adapter = resolution.entry.adapter
     files = sorted({Path(info.peft.path).name for info in adapter.info.values() if info.peft})
     lines = [f"alpha from {', '.join(files)}"] if files else []
@@ -70,14 +71,17 @@ def _configured(resolution: EntryResolution) -> list[str]:
     if left and adapter.config:
         lines.append(
             f"{len(left)} layers without an alpha do not follow the {CONFIG_NAME} beside the file: "
-            "their rank is another, their names are not PEFT's, or the file holds a configuration itself"
+            "their rank is not the one it says, their names are not PEFT's, or the file itself holds a "
+            "configuration"
         )
+    # Only for PEFT's names: in other dialects a layer without an alpha is meant to be at scale 1.
     elif any(split_prefix(name)[0] == "peft" for name in left):
         lines.append(f"no {CONFIG_NAME} beside the file: {len(left)} layers at scale 1")
     return lines
 
 
 def _kinds(resolution: EntryResolution) -> str:
+    """The kinds of an adapter's layers with their numbers, ranks and alphas, the most frequent kind first."""
     adapter = resolution.entry.adapter
     alphas = adapter.alphas()
     counts = Counter(info.algorithm.algorithm for info in adapter.info.values())
@@ -92,11 +96,13 @@ def _kinds(resolution: EntryResolution) -> str:
 
 
 def _odd_alphas(resolution: EntryResolution) -> list[str]:
-    """What a user would not expect of alpha: 0 makes a layer do nothing, below 0 turns it around.
+    """Lines about alphas that a user would not expect.
 
-    To a rotation it is a bound, which must be a number too.
+    An alpha of 0 makes a layer do nothing, and one below 0 reverses its change. One that is not finite cannot
+    be used, neither for a scale nor for the bound of a rotation.
     """
     adapter = resolution.entry.adapter
+    # Without a rank, as with LoKr's two full factors, alpha has no effect.
     scaled = {name for name, info in adapter.info.items() if info.algorithm.scaled_by_alpha and info.rank}
     bound = {name for name, info in adapter.info.items() if info.algorithm.constrained_by_alpha}
     alphas = {name: alpha for name, alpha in adapter.alphas().items() if alpha is not None}
@@ -114,4 +120,5 @@ def _odd_alphas(resolution: EntryResolution) -> list[str]:
 
 
 def _of_unreadable(key: str, unreadable: Iterable[str]) -> bool:
+    """Whether a key belongs to one of the unreadable layers."""
     return any(key.startswith(f"{name}.") for name in unreadable)

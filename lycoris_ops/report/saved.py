@@ -10,7 +10,8 @@ from ..adapters.save import SaveResult
 def describe_saved(result: SaveResult) -> str:
     """The report of an adapter that was written."""
     name = Path(result.path)
+    # All of PEFT's files have one name: the folder's tells more.
     shown = f"{name.parent.name}/{name.name}" if result.dialect == "peft" else name.name
     lines = [f"{shown}: {result.layers} layers in the dialect {result.dialect}, {result.size / 1e6:.2f} MB"]
     lines += [f"  {change}" for change in result.changes]
-    return "\n".join([*lines, "  read back: every layer is what was to be written", result.path])
+    return "\n".join([*lines, "  read back: every layer is in the file as it should be", result.path])

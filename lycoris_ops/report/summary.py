@@ -12,13 +12,18 @@ from ..stack.resolve import PART_NAMES, EntryResolution
 from .words import counted, listed, short
 
 SHOWN = 12
-"""Metadata and keys that are written out: who inspects a file has a terminal, not a node."""
+"""How many metadata and keys are written out. It is more than `words.ITEMS`, because a file is inspected in a
+terminal and not on a node."""
 FIRST = ("ss_", "modelspec.", "format", "lycoris_")
-"""Metadata that say the most about an adapter, by how they begin."""
+"""Starts of the metadata keys that say the most about an adapter. These are shown first."""
 
 
 def summary(adapter: Adapter) -> dict[str, Any]:
-    """Kinds, ranks, alphas, dtypes, parts, metadata and what is not read."""
+    """What an adapter's file holds, as data for JSON.
+
+    That is: file, size in bytes, dialect, number of layers, kinds with ranks and alphas, parts of the model,
+    dtypes, metadata, unreadable layers with reasons, unused keys and embeddings.
+    """
     alphas = adapter.alphas()
     kinds: dict[str, dict[str, Any]] = {}
     for name, info in adapter.info.items():
@@ -26,6 +31,7 @@ def summary(adapter: Adapter) -> dict[str, Any]:
             info.algorithm.algorithm, {"layers": 0, "ranks": Counter(), "alphas": Counter()}
         )
         kind["layers"] += 1
+        # Ranks and alphas as texts, because JSON has no other keys.
         kind["ranks"]["none" if info.rank is None else str(info.rank)] += 1
         kind["alphas"]["none" if alphas[name] is None else f"{alphas[name]:g}"] += 1
     dtypes = Counter(info.dtype for info in adapter.file.tensors.values())
@@ -45,7 +51,7 @@ def summary(adapter: Adapter) -> dict[str, Any]:
 
 
 def matched(entry: EntryResolution) -> dict[str, Any]:
-    """What of an adapter meets a model, as data."""
+    """Which layers of an adapter were applied and which were not, as data for JSON."""
     return {
         "applied": entry.count(),
         "mismatches": {bad.layer: [bad.made_for, list(bad.expected)] for bad in entry.mismatches},
@@ -55,7 +61,7 @@ def matched(entry: EntryResolution) -> dict[str, Any]:
 
 
 def in_words(found: Mapping[str, Any]) -> str:
-    """A summary for people."""
+    """The `summary` of an adapter as lines of text."""
     lines = [f"{found['file']}", f"  dialect {found['dialect']}, {found['size'] / 1e6:.2f} MB"]
     for name, kind in found["kinds"].items():
         ranks, alphas = counted(kind["ranks"]), counted(kind["alphas"])

@@ -1,4 +1,4 @@
-"""Phrases that reports share: counts, lists that end in time, long texts on one line."""
+"""Phrases that reports share: counts, lists of limited length, and long texts shortened to one line."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 VALUES = 4
-"""Different values that are written out; a line holds about so many."""
+"""How many different values are written out. A line holds about as many."""
 ITEMS = 8
-"""Lines of one kind that are written out; a node shows about so many without scrolling."""
+"""How many items of a list are written out. A node shows about as many lines without scrolling."""
 NAMES = 3
-"""Names within a sentence."""
+"""How many names are written out within a sentence."""
 LONG = 60
-"""Characters of a value that is written out."""
+"""The most characters of a value that are written out."""
 
 
 def counted(values: Iterable[str] | Mapping[str, int], *, always: bool = False) -> str:
-    """Values with how often they occur, the most frequent first: `16 x8, 32 x2`.
+    """Values with their frequencies, the most frequent first: `16 x8, 32 x2`.
 
-    A single one stands alone unless `always`.
+    If all values are the same, the result is this value without its frequency, unless `always`.
     """
     ordered = Counter(values).most_common()
     if len(ordered) == 1 and not always:
@@ -28,7 +28,7 @@ def counted(values: Iterable[str] | Mapping[str, int], *, always: bool = False) 
 
 
 def listed(what: str, items: Sequence[str], most: int = ITEMS) -> list[str]:
-    """Lines that say how many there are of what, then which of them; none where there is nothing."""
+    """Lines with the number of items and `what` they are, then the first `most` items. None for no items."""
     if not items:
         return []
     lines = [f"  {len(items)} {what}:", *(f"    {item}" for item in items[:most])]
@@ -36,12 +36,12 @@ def listed(what: str, items: Sequence[str], most: int = ITEMS) -> list[str]:
 
 
 def few(names: Sequence[str]) -> str:
-    """The first of some names within a sentence: `a, b, c and 2 more`."""
+    """The first names of several, for a sentence: `a, b, c and 2 more`."""
     more = len(names) - NAMES
     return ", ".join(names[:NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def short(text: str) -> str:
-    """A text on one line, cut where it is long."""
+    """A text on one line, cut off with `...` where it is longer than `LONG`."""
     line = " ".join(text.split())
     return line if len(line) <= LONG else f"{line[: LONG - 3]}..."

@@ -1,1 +1,1 @@
-"""Adapters with their strengths and rules, and what becomes of each on a model."""
+"""Adapters with strengths and block rules, and which of their layers meet which weights of a model."""

@@ -1,4 +1,4 @@
-"""Plans that are kept from one application of a stack to the next."""
+"""Patch plans that are kept in the cache from one application of a stack to the next."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from .stack import Entry
 def kept_plan(
     shape: Sequence[int], pairs: Sequence[tuple[Entry, Match]], *, cache: TensorCache = DEFAULT_CACHE
 ) -> PatchPlan:
-    """The plan of the layers that meet a weight, made anew only where one of them is another.
+    """The plan that applies these layers to a weight of this shape, from the cache if it was made before.
 
-    A plan kept does for every strength: its own `strengths` are those of the first time. What is kept
-    counts against the cache's bound.
+    A new plan is made where layers or rows differ, but not where only strengths do. The `strengths` of a kept
+    plan are those of its first use, so callers must give their own to `apply_`. The tensors of a kept plan
+    count against the cache's bound.
     """
-    # By weak references: what is kept must not keep an adapter in memory, which the bound does not count.
+    # Weak references, since a kept plan must not keep an adapter in memory: the bound does not count it.
     met = tuple(
         (ref(entry.adapter), match.layer, match.parameter, match.target.rows, match.window)
         for entry, match in pairs

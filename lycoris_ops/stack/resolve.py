@@ -1,4 +1,4 @@
-"""Which layer of which adapter meets which weight, and what is left over and why."""
+"""Finds the weights of a model that the layers of a stack meet, and why some layers meet none."""
 
 from __future__ import annotations
 
@@ -17,26 +17,29 @@ from .rules import Rule
 from .stack import Entry, Stack
 
 NAMED_AT_MOST = 4
-"""How many unmatched layers get a nearest name: each costs a search, and nobody reads more."""
+"""How many unmatched layers of an adapter get a nearest name. Each costs a search, and nobody reads more."""
 
 
 class Match(NamedTuple):
-    """A layer that meets a weight, with the strength it is applied at, rules included."""
+    """A layer that meets a weight."""
 
     layer: str
     target: Target
+    """The weight, or the rows of it, that the layer is applied to."""
     strength: float
+    """The strength of the adapter for this part of the model, times the weight of the block rules."""
     parameter: Parameter = "weight"
+    """Whether the weight is changed or the bias beside it."""
     window: Rows | None = None
-    """The rows of the layer that are meant, where its others meet other weights."""
+    """The rows of the layer that are for this weight; None for all of them."""
 
     @property
     def key(self) -> str:
-        """The key of what is changed: the weight, or the bias beside it."""
+        """The target's key of the weight that is changed, or of the bias."""
         return self.target.key if self.parameter == "weight" else self.target.bias or ""
 
     def read(self, adapter: Adapter, *, keep: bool = True) -> Part:
-        """The layer, or what of it is meant, read from the file; see `Adapter.layer` for `keep`."""
+        """The layer, or the part of it that is meant, read from its file; `keep` is as in `Adapter.layer`."""
         layer = adapter.layer(self.layer, keep=keep)
         rows = self.target.rows
         return Part(layer, rows, self.window, adapter.path, self.layer, parameter=self.parameter)
@@ -44,37 +47,39 @@ class Match(NamedTuple):
 
 @dataclass(frozen=True)
 class Mismatch:
-    """A layer whose name is found and whose shape does not fit."""
+    """A layer whose name is found in the model, but whose shape does not fit the weight there."""
 
     layer: str
     target: Target
     made_for: str
     """The weights that the layer could be applied to, in words."""
     expected: Shape
+    """The shape of the weight, or of the bias where that is what does not fit."""
     strength: float
 
 
 @dataclass(frozen=True)
 class Unmatched:
-    """A layer that meets nothing."""
+    """A layer for which the model has no place, or that no algorithm reads."""
 
     layer: str
     reason: str
     nearest: str | None = None
+    """The most similar name of a layer of the model."""
 
 
 @dataclass(frozen=True)
 class EntryResolution:
-    """What became of each layer of one adapter."""
+    """What became of each layer of one adapter of a stack."""
 
     entry: Entry
     matches: tuple[Match, ...]
     mismatches: tuple[Mismatch, ...]
     unmatched: tuple[Unmatched, ...]
     absent: Mapping[Component, tuple[str, ...]]
-    """Layers of a part of the model that the target does not have at all."""
+    """Names of layers for a part of the model that the target does not have at all, by that part."""
     absent_because: str
-    """Why such a part is missing, in words for the report."""
+    """Why a part of the model may be missing, in words for the report."""
     idle_rules: tuple[Rule, ...]
     """Rules that matched none of the adapter's layers."""
 
@@ -84,21 +89,22 @@ class EntryResolution:
         return len(self.entry.adapter.info) + len(self.entry.adapter.unreadable)
 
     def count(self, *, silent: bool = False) -> int:
-        """How many layers meet something at a strength other than 0, or with `silent` at 0 only."""
+        """How many layers meet a weight at a strength other than 0, or with `silent` only at strength 0."""
         live = {match.layer for match in self.matches if match.strength != 0.0}
         return len({match.layer for match in self.matches} - live) if silent else len(live)
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """The load report of a stack on one target, as data."""
+    """What became of every layer of a stack on one target: the load report, as data."""
 
     entries: tuple[EntryResolution, ...]
 
     def pairs(self) -> dict[str, list[tuple[Entry, Match]]]:
-        """Target key to the layers that change it, in an order that the stack's order has no part in.
+        """The layers that change each key of the target.
 
-        Layers of strength 0 are left out, so that they cost nothing and change no bit.
+        The order of these layers does not depend on that of the stack, so a stack in another order gives the
+        same bits. Layers of strength 0 are left out, so that they cost nothing and change no bit.
         """
         found: dict[str, list[tuple[Entry, Match]]] = {}
         for resolution in self.entries:
@@ -110,13 +116,14 @@ class Resolution:
         return found
 
     def check(self, *, strict: bool = False) -> None:
-        """Raise MatchError for what must not pass in silence.
+        """Raise MatchError for a layer that does not fit its weight, and for an adapter that does not match.
 
-        That is a shape mismatch, an adapter of which nothing matches and, with `strict`, any layer
-        that meets nothing. Layers of a part that the target does not have do not count.
+        An adapter does not match if none of its layers meets a weight. With `strict` every layer that meets
+        none is an error. Layers of a part that the target does not have do not count: an adapter that has no
+        others is an error only if nothing in the stack matches.
         """
         live = [resolution for resolution in self.entries if not resolution.entry.off]
-        # Where the stack as a whole has work here, an adapter made for the other part is left out.
+        # An adapter for the text encoder alone is no error where other adapters change the diffusion model.
         any_match = any(resolution.matches for resolution in live)
         for resolution in live:
             _check_entry(resolution, strict, may_be_absent=any_match)
@@ -130,9 +137,10 @@ def resolve(
 ) -> Resolution:
     """Match every layer of a stack with the weights of a target.
 
-    `keys` are the target's keys, with their shapes where these are to be checked; `absent_because`
-    says why a whole part of the model may be missing. Raises MatchError where a name has two
-    candidates, or two layers of one adapter mean the same weight.
+    `keys` are the target's keys. If they come with shapes, each layer's shape is checked. `absent_because`
+    says why a whole part of the model may be missing. A layer that does not match or fit is recorded; only
+    `Resolution.check` makes an error of it. Raises MatchError where a name fits more than one weight, or two
+    layers of one adapter mean the same rows of one weight.
     """
     targets = Targets(known_shapes(keys))
     return Resolution(tuple(_resolve_entry(entry, targets, absent_because) for entry in stack))
@@ -155,15 +163,18 @@ def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> Entry
                 near = targets.nearest(name) if len(unmatched) < NAMED_AT_MOST else None
                 unmatched.append(Unmatched(name, "no layer of that name", near))
             continue
+        # The name's own part first: bare keys of a model do not say which part they are.
         strength = entry.strength_of(split_prefix(name)[1].part or places[0].part)
         if entry.rules:
             names = places[0].names
             used.update(rule for rule in rules if rule.matches(names))
             strength *= entry.rules.weight(names)
         expected = targets.shape_of(*places)
+        # An empty shape stands for one that is not known, and fits every layer.
         if expected and info.shape and not info.fits(expected):
             mismatches.append(Mismatch(name, places[0], info.made_for, expected, strength))
             continue
+        # () where the model's layer has no bias, which is no misfit, or where the shape is not known.
         beside = targets.bias_of(*places) if info.bias else ()
         if info.bias and beside not in ((), info.bias):
             mismatches.append(Mismatch(name, places[0], shown(info.bias), beside, strength))
@@ -194,7 +205,7 @@ def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> Entry
 
 
 def _windows(places: Sequence[Target], targets: Targets) -> list[Rows | None]:
-    """Which rows of a layer each place gets; None for the one place that gets all."""
+    """The rows of a layer for each of its places, from the first row on; None for a single place."""
     if len(places) == 1:
         return [None]
     windows: list[Rows | None] = []
@@ -213,6 +224,7 @@ def _check_distinct(matches: Sequence[Match], entry: Entry) -> None:
         rows = match.target.rows
         for other in by_key.setdefault(match.key, []):
             theirs = other.target.rows
+            # None stands for all rows, and so meets any.
             if rows is None or theirs is None or (rows[0] < theirs[1] and theirs[0] < rows[1]):
                 raise MatchError(
                     "two layers of one adapter mean the same weight",
@@ -226,6 +238,7 @@ def _check_distinct(matches: Sequence[Match], entry: Entry) -> None:
 
 def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bool) -> None:
     file = resolution.entry.adapter.path
+    # A rule of weight 0 is how a user leaves out a layer that does not fit.
     live = [mismatch for mismatch in resolution.mismatches if mismatch.strength != 0.0]
     if live:
         first = live[0]
@@ -244,7 +257,7 @@ def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bo
     if strict and resolution.unmatched:
         first = resolution.unmatched[0]
         raise MatchError(
-            f"{len(resolution.unmatched)} of {resolution.layers} layers meet nothing, and strict is on",
+            f"{len(resolution.unmatched)} of {resolution.layers} layers cannot be matched, and strict is on",
             file=file,
             key=first.layer,
             got=first.reason,
@@ -273,8 +286,9 @@ def _nothing_matches(resolution: EntryResolution) -> MatchError:
         key=first.layer if first else None,
         got=f"{resolution.layers} layers" + (f"; {first.reason}" if first else ""),
         expected=f"names such as {first.nearest}" if first and first.nearest else "a matching layer",
-        hint="It was made for another kind of model, or is of a kind that is not read",
+        hint="The adapter was made for another kind of model, or it is of a kind that cannot be read",
     )
 
 
 PART_NAMES: dict[Component, str] = {"unet": "diffusion model", "te": "text encoder"}
+"""The parts of a model, in words for messages and reports."""

@@ -1,4 +1,4 @@
-"""Block rules: which weight each block or layer of an adapter gets."""
+"""Block rules: factors for the strength of an adapter in the blocks or layers that patterns match."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from ..errors import RuleError
 
 @dataclass(frozen=True)
 class Rule:
-    """One line: layers that `pattern` matches get `weight`."""
+    """One block rule: in layers that `pattern` matches, the strength is multiplied by `weight`."""
 
     pattern: str
     weight: float
 
     def matches(self, names: Collection[str]) -> bool:
+        """Whether the pattern matches any of a layer's names, see `Target.names`."""
+        # Not fnmatch, which on Windows takes / for \ and ignores case.
         return any(fnmatchcase(name, self.pattern) for name in names)
 
     def __str__(self) -> str:
@@ -26,20 +28,20 @@ class Rule:
 
 @dataclass(frozen=True)
 class Rules:
-    """Stages of rules. In a stage the last matching rule counts; the stages' weights multiply.
+    """Block rules in stages. Within a stage the last rule that matches a layer counts.
 
-    A layer that no rule matches keeps the weight 1.
+    The weights of the stages are multiplied. A layer that no rule matches has the weight 1.
     """
 
     stages: tuple[tuple[Rule, ...], ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Rules:
-        """Read `pattern = weight` lines; blank lines and what follows a # are passed over.
+        """Rules of one stage from lines `pattern = weight`. Blank lines, and all after a #, are ignored.
 
         A pattern is a glob (*, ?, [abc]) on the host's layer names
         (`diffusion_model.input_blocks.4.1.*attn2*`) and on block names (`in.4`, `mid`, `out.*`, `te`).
-        Raises RuleError naming the line.
+        Raises RuleError, with the line's number, for a line that is not of this form or has no finite weight.
         """
         rules: list[Rule] = []
         for number, line in enumerate(text.splitlines(), start=1):
@@ -49,11 +51,11 @@ class Rules:
         return cls((tuple(rules),)) if rules else cls()
 
     def then(self, other: Rules | None) -> Rules:
-        """Both, one after the other: their weights multiply."""
+        """The stages of both, so that their weights are multiplied."""
         return Rules(self.stages + other.stages) if other else self
 
     def weight(self, names: Collection[str]) -> float:
-        """The weight of a layer with these names."""
+        """The weight of a layer with these names, see `Target.names`."""
         total = 1.0
         for stage in self.stages:
             for rule in reversed(stage):
@@ -63,7 +65,7 @@ class Rules:
         return total
 
     def all(self) -> tuple[Rule, ...]:
-        """Every rule, in order."""
+        """All rules of all stages, in order."""
         return tuple(rule for stage in self.stages for rule in stage)
 
     def __str__(self) -> str:
@@ -75,6 +77,7 @@ def _parse_line(content: str, number: int) -> Rule:
     try:
         weight = float(value)
     except ValueError:
+        # Refused below, like `nan` and `inf` in the text.
         weight = math.nan
     if not equals or not pattern or not math.isfinite(weight):
         raise RuleError(

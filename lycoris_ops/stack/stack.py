@@ -16,8 +16,9 @@ from .rules import Rules
 class Entry:
     """One adapter of a stack.
 
-    `strength` multiplies its change of the diffusion model (0 is a no-op, negative subtracts),
-    `strength_clip` its change of the text encoders and is `strength` where it is None.
+    `strength` multiplies its change of the diffusion model: 0 changes nothing, and a negative one subtracts.
+    `strength_clip` does the same for the text encoders; None means `strength`. `rules` multiply both in each
+    layer. Raises LycorisError for a strength that is not finite.
     """
 
     adapter: Adapter
@@ -33,6 +34,7 @@ class Entry:
                 )
 
     def strength_of(self, part: Component | None) -> float:
+        """The strength for a part of the model; a part that is not known gets that of the diffusion model."""
         if part == "te" and self.strength_clip is not None:
             return self.strength_clip
         return self.strength
@@ -45,11 +47,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Stack:
-    """Adapters that are applied together. Every one sees the base weight, so order does not matter."""
+    """Adapters that are applied together. Each one sees the base weight, so their order does not matter."""
 
     entries: tuple[Entry, ...] = ()
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        # Written by hand to take any iterable. A frozen dataclass cannot assign to its fields.
         object.__setattr__(self, "entries", tuple(entries))
 
     def __add__(self, other: Stack) -> Stack:
@@ -62,7 +65,7 @@ class Stack:
         return len(self.entries)
 
     def with_rules(self, rules: Rules) -> Stack:
-        """Every adapter of the stack under these rules too; rules already there are kept."""
+        """The same stack with these rules for every adapter, in addition to rules that it has already."""
         return Stack(
             replace(entry, rules=entry.rules.then(rules) if entry.rules else rules) for entry in self
         )

@@ -1,9 +1,10 @@
-"""Bypassing a linear layer, side by side with the host's own bypass in one process.
+"""Bypass of a linear layer: this pack's ("ours") and ComfyUI's own ("host"), side by side in one process.
 
 `python -m tests.bench.bypass [--device cuda] [--rounds N]` prints a table. Each round runs the layer alone,
-with ours and with the host's, in turn, on the same input. "beside" is a round's time less that of the layer
-alone in the same round; "ratio" is the median of ours over the host's, of whole passes: 1.00 is equal, above
-it we are slower. The errors are those of the change, with the rounding of the output in them.
+with our bypass and with the host's, in turn, on the same input. All times are medians over the rounds, in ms.
+"ratio" is the time of a whole pass with ours over that with the host's: above 1, ours is slower. "beside" is
+the time of a pass less that of the layer alone in the same round. An error is the norm of what the output is
+off by, over the norm of the exact change; the rounding of the output is in it.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from tests.bench.cases import DTYPES, EFFECT, Factors, balanced, loha, lokr, lor
 from tests.harness.facts import facts
 
 SIZES = ((1280, 4096), (3072, 1024))
-"""Width of the layer and tokens, as in SDXL and in Flux."""
+"""(Inputs and outputs of the layer, tokens), as in SDXL and in Flux."""
 
 
 def lokr_full(shape: tuple[int, int], generator: torch.Generator) -> Factors:
+    """LoKr of two full factors, without a rank and alpha."""
     (outer, k), (i, j) = balanced(shape[0]), balanced(shape[1])
     scale = EFFECT / shape[1] ** 0.5
     return {
@@ -35,6 +37,7 @@ def lokr_full(shape: tuple[int, int], generator: torch.Generator) -> Factors:
 
 
 def cases(size: int) -> dict[str, tuple[str, Factors]]:
+    """(algorithm, tensors) of each measured adapter by its title, for a weight (size, size)."""
     shape, generator = (size, size), torch.Generator().manual_seed(size)
     return {
         "LoRA r16": ("lora", {**lora(shape, 16, generator), "alpha": torch.tensor(16.0)}),
@@ -45,6 +48,7 @@ def cases(size: int) -> dict[str, tuple[str, Factors]]:
 
 
 def ours(module: nn.Module, kind: str, tensors: Factors) -> Any:
+    """This pack's bypass of an adapter at strength 0.8 on a module, not yet attached."""
     geometry = lyc.geometry_of(module)
     assert not isinstance(geometry, str)
     plan = lyc.BypassPlan.build(geometry, [(lyc.ALGORITHMS[kind].load(tensors), 0.8)])
@@ -52,6 +56,7 @@ def ours(module: nn.Module, kind: str, tensors: Factors) -> Any:
 
 
 def theirs(module: nn.Module, kind: str, tensors: Factors) -> Any:
+    """The host's own bypass of the same adapter, not yet injected."""
     from comfy.weight_adapter import adapters
     from comfy.weight_adapter.bypass import BypassForwardHook
 
@@ -63,18 +68,21 @@ def theirs(module: nn.Module, kind: str, tensors: Factors) -> Any:
 
 
 def clock(device: str) -> float:
+    # A call on a GPU returns before the work is done.
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def layer(weight: Tensor) -> nn.Linear:
+    # On the meta device, so that no weight is made and initialised only to be replaced.
     module = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     module.weight = nn.Parameter(weight, requires_grad=False)
     return module
 
 
 def measure(size: int, tokens: int, dtype: torch.dtype, device: str, rounds: int) -> None:
+    """Measure every case on a weight (size, size) and print a row of the table for each."""
     generator = torch.Generator().manual_seed(0)
     weight = (torch.randn(size, size, generator=generator) / size**0.5).to(device, dtype)
     x = torch.randn(1, tokens, size, generator=generator).to(device, dtype)
@@ -88,6 +96,7 @@ def measure(size: int, tokens: int, dtype: torch.dtype, device: str, rounds: int
         theirs(modules["host"], kind, tensors).inject()
         times: dict[str, list[float]] = {who: [] for who in modules}
         errors: dict[str, float] = {}
+        # The first two rounds warm up: they give the errors, and their times do not count.
         for number in range(rounds + 2):
             for who, module in modules.items():
                 start = clock(device)
@@ -110,7 +119,7 @@ def measure(size: int, tokens: int, dtype: torch.dtype, device: str, rounds: int
 
 
 def boot(device: str) -> None:
-    """Make the host importable, without its command line."""
+    """Make the host importable, without its reading this program's command line."""
     sys.path.insert(0, str(facts().comfyui))
     import comfy.options
 

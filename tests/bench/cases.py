@@ -1,4 +1,4 @@
-"""What is measured: stacks of random adapters on a layer set like SDXL's, and on one of other shapes."""
+"""What is measured: stacks of random adapters on layers like SDXL's, and on layers of other shapes."""
 
 from __future__ import annotations
 
@@ -43,14 +43,15 @@ STRENGTHS = (1.0, 0.8, -0.5, 0.6, 0.7, 0.35, 1.2, 0.9)
 
 
 EFFECT = 0.02
-"""The norm of one adapter's change at strength 1 against that of its weight: what trained files have."""
+"""The norm of one adapter's change at strength 1, over that of its weight: as in trained files."""
 
 
 Split = Callable[[int], tuple[int, int]]
-"""How LoKr cuts a size in two."""
+"""How LoKr cuts a size in two: the part of w1 and the part of w2, whose product is the size."""
 
 
 def balanced(size: int) -> tuple[int, int]:
+    """The two factors of a size that are nearest to each other, the smaller one first."""
     small = next(n for n in range(math.isqrt(size), 0, -1) if size % n == 0)
     return small, size // small
 
@@ -61,7 +62,7 @@ def by_eight(size: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class LayerSet:
-    """Layers that a stack is for, and how LoKr cuts their sizes."""
+    """The shapes of the weights that a stack is for, and how LoKr cuts their sizes."""
 
     layers: tuple[Shape, ...]
     split: Split = balanced
@@ -75,6 +76,7 @@ def rand(*shape: int, generator: torch.Generator) -> Tensor:
 
 
 def lora(shape: Shape, rank: int, generator: torch.Generator) -> Factors:
+    """Random tensors of a LoRA layer by suffix, whose change has the norm EFFECT when alpha is the rank."""
     out, *rest = shape
     up = rand(out, rank, *(1 for _ in shape[2:]), generator=generator)
     down = rand(rank, *rest, generator=generator)
@@ -82,6 +84,7 @@ def lora(shape: Shape, rank: int, generator: torch.Generator) -> Factors:
 
 
 def loha(shape: Shape, rank: int, generator: torch.Generator) -> Factors:
+    """Random tensors of a LoHa layer by suffix, scaled as those of `lora`."""
     out, columns = shape[0], math.prod(shape[1:])
     size = EFFECT / (rank * math.sqrt(columns))
     return {
@@ -93,6 +96,7 @@ def loha(shape: Shape, rank: int, generator: torch.Generator) -> Factors:
 
 
 def lokr(shape: Shape, rank: int, generator: torch.Generator, split: Split = balanced) -> Factors:
+    """Random tensors of a LoKr layer with a full w1 and a low-rank w2, scaled as those of `lora`."""
     (outer, k), (i, j), kernel = split(shape[0]), split(shape[1]), math.prod(shape[2:])
     size = EFFECT / math.sqrt(rank * shape[1] * kernel)
     return {
@@ -141,5 +145,6 @@ CASES = (
 
 
 def base(number: int, shape: Shape, dtype: torch.dtype) -> Tensor:
+    """The random weight of layer `number`, the same in every run."""
     generator = torch.Generator().manual_seed(7 + number)
     return (torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))).to(dtype)

@@ -1,8 +1,9 @@
-"""Opening an adapter and matching its names, against the host's reading and matching.
+"""Opening an adapter file and matching its names with a model, by this pack and by ComfyUI ("host").
 
 `python -m tests.bench.load [ROUNDS]` writes a LoRA of about 350 MB for every linear layer and convolution of
-SDXL's UNet, and measures by turns, in one process with the file in the page cache, `load_adapter` plus
-`resolve` and the host's `load_torch_file` plus `load_lora`, whose key map is made outside the timing.
+SDXL's UNet. It then measures two things in turn, in one process, with the file in the page cache: our
+`load_adapter` and `resolve`, and the host's `load_torch_file` and `load_lora`. The host's map of names is
+made outside the timing.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tests.harness.facts import ROOT, facts
 from tests.harness.listings import target
 
 RANK = 56
+"""The rank with which the file has about 350 MB."""
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
@@ -32,7 +34,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def host_map() -> dict[str, str]:
-    """The host's own map of names for SDXL's UNet, by a model without memory."""
+    """The host's own map of names for SDXL's UNet, from a model whose weights take no memory."""
     import comfy.lora
     import comfy.model_detection
 
@@ -44,6 +46,7 @@ def host_map() -> dict[str, str]:
 
 
 def write(path: Path, keys: dict[str, tuple[int, ...]]) -> int:
+    """Write the adapter and return its number of tensors. They are zeros: only names and sizes count here."""
     tensors: dict[str, torch.Tensor] = {}
     for key, shape in keys.items():
         if key.endswith(".weight") and len(shape) > 1:
@@ -59,6 +62,7 @@ def write(path: Path, keys: dict[str, tuple[int, ...]]) -> int:
 
 
 def main(rounds: int) -> None:
+    # At the end of the path: the host has a package `tests` too.
     sys.path.append(str(facts().comfyui))
     import comfy.options
 
@@ -78,6 +82,7 @@ def main(rounds: int) -> None:
         count = write(path, keys)
         size = path.stat().st_size / 1e6
         for _ in range(rounds + 1):
+            # Headers are remembered, so a second load would read nothing.
             _load.cache_clear()
             start = time.perf_counter()
             resolution = lyc.resolve(lyc.Stack([lyc.Entry(lyc.load_adapter(path))]), keys)
@@ -87,6 +92,7 @@ def main(rounds: int) -> None:
             theirs.append(time.perf_counter() - start)
     matched = resolution.entries[0].count()
     assert matched == len(loaded), (matched, len(loaded))
+    # The first round warms up.
     one, other = (1e3 * statistics.median(values[1:]) for values in (ours, theirs))
     print(f"{size:.0f} MB, {count} tensors, {matched} layers")
     print(

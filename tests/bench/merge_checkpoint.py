@@ -1,8 +1,8 @@
-"""How long a streamed merge takes against copying the file and patching its weights in memory.
+"""The time of a merge into a file, against that of copying the file and patching its weights in memory.
 
-`python -m tests.bench.merge_checkpoint [ROUNDS]` writes a checkpoint of SD1.5's full size, merges three
-adapters into it, and prints for each round the seconds of a copy, of the patches alone, of the merge, and
-the ratio merge / (copy + patches), all in one process.
+`python -m tests.bench.merge_checkpoint [ROUNDS]` writes a small checkpoint in SD1.5's layout and merges three
+adapters into it, all in one process. For each round it prints the seconds of a copy of the file, of the
+patches alone, of the merge, and the ratio merge / (copy + patches).
 """
 
 from __future__ import annotations

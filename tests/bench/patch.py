@@ -1,12 +1,13 @@
-"""Patching weights, side by side with ComfyUI, lycoris-lora and PEFT in one process per setting.
+"""Patching weights by this pack ("ours"), ComfyUI, lycoris-lora and PEFT, side by side.
 
 `python -m tests.bench.patch [--device cuda] [--rounds N] [--cases TEXT] [--layers SET] [--plain]` prints a
 table and writes `.cache/bench/patch-<device>-<set>.csv` and `.png`. One round patches all layers of a set of
-`cases.SETS` by each peer in turn; the weights are reset outside the timing. With `--plain` ours is as without
-numba, which is what most people have on a CPU. "in place" patches a copy that is there already;
-"with copy" clones the weight first, as the host does. Memory is what the process grows by while it
-patches, beyond the weights. The error is that of the result against float64, over the error of
-rounding the exact result once.
+`cases.SETS` by each peer in turn; the weights are reset outside the timing. With `--plain`, ours runs as if
+numba were not installed, which is the usual case on a CPU.
+
+Mode "in place" patches a copy that is there already, mode "with copy" clones the weight first, as ComfyUI
+does. Memory is what the process grows by while it patches, beyond the weights. The error is that of the
+result against a computation in float64, over the error of rounding the exact result once.
 """
 
 from __future__ import annotations
@@ -42,9 +43,14 @@ TUNED = {
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
 SETTINGS: dict[str, dict[str, str]] = {"default": {}, "tuned": TUNED}
-"""How the C library hands out memory: page faults of fresh temporaries are much of the peers' time."""
+"""Environments that tell the C library how to hand out memory.
+
+With "tuned" it keeps freed memory. With "default" it gives large blocks back, so new ones cause page faults,
+which are much of the peers' time.
+"""
 OUT = ROOT / ".cache" / "bench"
 COPYING = ("ours", "ComfyUI")
+"""Peers that are measured with a copy of the weight too: both patch within ComfyUI, which makes one."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +72,13 @@ class Row:
     error_over_floor: float
     extra_mb: float
     bandwidth_share: float | None
-    """Of the card's memory bandwidth, reading and writing each weight once."""
+    """The share of the card's memory bandwidth, for one reading and writing of each weight; None on a CPU."""
     device: str
     versions: str
 
 
 def by_path(name: str) -> Callable[[Stack, Tensor], Patch] | None:
-    """Ours by one path alone, None where it cannot run here."""
+    """This pack restricted to one of its patch paths; None where that cannot run on this machine."""
     path = next(path for path in PATHS if path.name == name)
 
     def prepare(stack: Stack, weight: Tensor) -> Patch:
@@ -90,6 +96,7 @@ def by_path(name: str) -> Callable[[Stack, Tensor], Patch] | None:
 
 
 def peers(device: str) -> dict[str, Callable[[Stack, Tensor], Patch]]:
+    """All that is measured on a device: the peers, and each of our paths alone as `ours: <path>`."""
     found = dict(PEERS)
     for path in PATHS:
         prepare = by_path(path.name) if device in path.devices else None
@@ -99,23 +106,24 @@ def peers(device: str) -> dict[str, Callable[[Stack, Tensor], Patch]]:
 
 
 def chosen_paths(stacks: list[Stack], weights: list[Tensor]) -> str:
-    """The paths of all layers, that of the first one first."""
+    """The names of the paths by which ours patches these weights, in the order of their first use."""
     found = (chosen_path(stack, weight) for stack, weight in zip(stacks, weights, strict=True))
     return " + ".join(dict.fromkeys(found))
 
 
 def chosen_path(stack: Stack, weight: Tensor) -> str:
+    """The name of the path by which ours patches a weight."""
     layers = [(lyc.ALGORITHMS[kind].load(tensors), strength) for kind, tensors, strength in stack]
     plan = lyc.PatchPlan.build(weight.shape, weight.dtype, weight.device, layers)
     return path_report(plan, weight).partition(";")[0].removeprefix("path ")
 
 
 LINEAR_ALONE = ("lycoris-lora", "PEFT")
-"""Peers that are called for linear layers only."""
+"""Peers that `peers.py` calls for linear layers only."""
 
 
 def takes(peer: str, stacks: list[Stack], weights: list[Tensor]) -> bool:
-    """Whether a peer, or one of our paths, takes these stacks."""
+    """Whether a peer, or one of our paths, can patch these weights; for a path the first weight decides."""
     if peer in LINEAR_ALONE:
         return all(weight.ndim == 2 for weight in weights)
     name = peer.removeprefix("ours: ")
@@ -128,18 +136,20 @@ def takes(peer: str, stacks: list[Stack], weights: list[Tensor]) -> bool:
 
 
 def clock(device: str) -> float:
+    # A call on a GPU returns before the work is done.
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def status_kb(field: str) -> int:
+    """A field of the kernel's account of this process's memory, in kB."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def extra_memory(work: Callable[[], object], device: str) -> float:
-    """Megabytes by which the process, or the card's allocator, grows at its peak."""
+    """Megabytes by which the process, or the card's allocator, grows at its peak; NaN where unknown."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -147,6 +157,7 @@ def extra_memory(work: Callable[[], object], device: str) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     if not Path("/proc/self/clear_refs").exists():
         return float("nan")
+    # 5 resets the peak of the resident memory (VmHWM) to what is resident.
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = status_kb("VmRSS")
     work()
@@ -154,6 +165,7 @@ def extra_memory(work: Callable[[], object], device: str) -> float:
 
 
 def error_over_floor(patch: Patch, stack: Stack, weight: Tensor) -> float:
+    """The norm of the result's error, over that of the error of rounding the exact result once."""
     exact = weight.double()
     for kind, tensors, strength in stack:
         exact = exact + strength * lyc.ALGORITHMS[kind].load(tensors).delta(weight.double())
@@ -162,6 +174,7 @@ def error_over_floor(patch: Patch, stack: Stack, weight: Tensor) -> float:
 
 
 def measure(case: Case, dtype: str, malloc: str, device: str, rounds: int, layers: str) -> list[Row]:
+    """Measure one case by every peer; `malloc` only names the setting that this process was started with."""
     made = SETS[layers]
     weights = [base(n, shape, DTYPES[dtype]).to(device) for n, shape in enumerate(made.layers)]
     stacks = [case.factors(n, shape, DTYPES[dtype], made.split) for n, shape in enumerate(made.layers)]
@@ -185,6 +198,7 @@ def measure(case: Case, dtype: str, malloc: str, device: str, rounds: int, layer
                 for target, weight in zip(work, weights, strict=True):
                     target.copy_(weight)
                 if number == 0:
+                    # Caches and compiled kernels are not the memory of a patch, so they are made first.
                     run(peer)
                     extra[peer] = extra_memory(lambda peer=peer: run(peer), device)
                     continue
@@ -228,6 +242,7 @@ def measure(case: Case, dtype: str, malloc: str, device: str, rounds: int, layer
 
 
 def quantiles(values: list[float]) -> tuple[float, float, float]:
+    """The 20 %, 50 % and 80 % quantiles."""
     if len(values) < 2:
         return values[0], values[0], values[0]
     low, _, _, high = statistics.quantiles(values, n=5, method="inclusive")
@@ -235,6 +250,7 @@ def quantiles(values: list[float]) -> tuple[float, float, float]:
 
 
 def share(moved: int, seconds: float) -> float | None:
+    """The share of the card's memory bandwidth that moving so many bytes in a time takes; None if unknown."""
     card: Any = torch.cuda.get_device_properties(0)
     clock_rate, width = getattr(card, "memory_clock_rate", 0), getattr(card, "memory_bus_width", 0)
     peak = 2 * clock_rate * 1e3 * width / 8
@@ -271,7 +287,7 @@ def versions() -> str:
 
 def child(malloc: str, device: str, rounds: int, case: str, dtype: str, layers: str) -> None:
     """Measure one case in this process and print the rows as JSON, a line each."""
-    # Behind the project's own folders: the host has a package `tests` too.
+    # At the end of the path: the host has a package `tests` too.
     sys.path.append(str(facts().comfyui))
     import comfy.options
 
@@ -317,7 +333,7 @@ def plot(rows: list[Row], path: Path) -> None:
         axis.axhline(1.0, color="black", linewidth=0.8)
         axis.set_xticks(range(len(labels)), labels, fontsize=7)
         axis.set_ylabel("time over ours")
-        axis.set_title(f"malloc {setting}: above 1 we are faster")
+        axis.set_title(f"malloc {setting}: above 1 this pack is faster")
         axis.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -335,7 +351,7 @@ def main() -> None:
     parser.add_argument("--child", nargs=3, metavar=("MALLOC", "CASE", "DTYPE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.plain:
-        # As where it is not installed: what an import looks for is not found.
+        # An import of numba then fails, as if it were not installed.
         sys.modules["numba"] = None  # type: ignore[assignment]
     if options.child:
         malloc, case, dtype = options.child
@@ -343,10 +359,11 @@ def main() -> None:
         return
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("No CUDA device: run `make bench` for the CPU")
+    # On CUDA the weights are not in memory that the C library hands out.
     settings = SETTINGS if options.device == "cpu" else {"default": {}}
     dtypes = ("fp32", "bf16") if options.device == "cpu" else ("fp32", "bf16", "fp16")
     rows: list[Row] = []
-    # What one case leaves in the allocator speeds up the next: each has a process of its own.
+    # Each case has a process of its own: what one leaves in the allocator would speed up the next.
     for case, dtype, malloc in product(
         [one.name for one in CASES if options.cases in one.name], dtypes, settings
     ):
@@ -359,6 +376,7 @@ def main() -> None:
         )
         if done.returncode:
             sys.exit(done.returncode)
+        # Other lines are what the host and the peers print.
         found = [Row(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")]
         rows += found
         print("\n".join(table(found).splitlines()[2:]), flush=True)

@@ -1,4 +1,7 @@
-"""Ours and the peers behind one form: prepare a stack for a layer, then patch a weight in place."""
+"""This pack ("ours") and its peers behind one interface: prepare a stack for a weight, then patch the weight.
+
+Each function takes a stack and a weight to prepare for, and returns a `Patch`. Preparing is not timed.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,13 @@ import lycoris_ops as lyc
 
 from .cases import Factors
 
+# lycoris-lora picks a kernel by what is installed. What is measured here is its torch code.
 os.environ["LYCORIS_KERNEL_BACKEND"] = "torch"
 
 Stack = list[tuple[str, Factors, float]]
+"""(algorithm, tensors by suffix, strength) of each adapter."""
 Patch = Callable[[Tensor], Tensor]
-"""Changes the weight and returns it, as a rule in place."""
+"""Patches a weight, in place where the peer can, and returns it."""
 
 
 def ours(stack: Stack, weight: Tensor) -> Patch:
@@ -56,6 +61,7 @@ def lycoris(stack: Stack, weight: Tensor) -> Patch:
             calls.append((lambda p=parts, g=gamma: loha.diff_weight(*p, None, None, gamma=g), strength))
         else:
             factors = (t["lokr_w1"], None, None, None, t["lokr_w2_a"], t["lokr_w2_b"], None)
+            # Here lycoris-lora divides gamma by the rank itself.
             calls.append((lambda f=factors, a=alpha: lokr.diff_weight(*f, gamma=a), strength))
 
     def patch(target: Tensor) -> Tensor:
@@ -67,7 +73,7 @@ def lycoris(stack: Stack, weight: Tensor) -> Patch:
 
 
 def peft(stack: Stack, weight: Tensor) -> Patch:
-    """PEFT's own delta of each adapter, added to the weight as its `merge` does."""
+    """PEFT's own delta of each adapter, added to the weight as PEFT's `merge` does."""
     from peft import LoHaConfig, LoKrConfig, LoraConfig
     from peft.tuners.loha.layer import Linear as Loha
     from peft.tuners.lokr.layer import Linear as Lokr

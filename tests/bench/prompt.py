@@ -1,10 +1,11 @@
-"""A strength change in the real host, from queueing the prompt to its result, against eight LoraLoaders.
+"""A change of strength in the real ComfyUI, from queueing the prompt to its result.
 
 `python -m tests.bench.prompt [ROUNDS]` makes a random checkpoint of SD1.5's full size and eight adapters on
-its UNet and CLIP (3 LoRA, 3 LoHa, 2 LoKr), starts ComfyUI once, and lets one sampler step at 64x64 run:
-unpatched, with a LycorisApplyStack, and with eight chained LoraLoaders, each first once and then ROUNDS times
-with new strengths, as someone does who tries them out. It prints the seconds of these, their ratio, the
-server's peak memory of each, and how far the latents differ, as a share of what the adapters change.
+its UNet and CLIP (3 LoRA, 3 LoHa, 2 LoKr), starts ComfyUI once, and runs one sampler step at 64x64 pixels. It
+does so unpatched ("plain"), with a LycorisApplyStack ("ours") and with eight chained LoraLoaders ("theirs"):
+first once, then ROUNDS times with new strengths, as a user does who tries them out. It prints the median
+seconds of these rounds, the ratio of theirs to ours, the server's peak memory, and how far the latents of
+both differ, as a share of what the adapters change.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ from tests.harness.facts import ROOT, facts
 from tests.harness.launch import Server, base_directory
 
 MULT, BLOCKS = (1, 2, 4, 4), 2
+"""Channel multipliers and residual blocks of SD1.5's UNet."""
 KINDS = ("lora", "loha", "lokr", "lora", "loha", "lokr", "lora", "loha")
 STRENGTHS = (0.8, 0.5, -0.4, 0.7, 0.3, 0.6, -0.2, 0.9)
 CHECKPOINT = "full_size.safetensors"
 
 
 def factors(kind: str, shape: tuple[int, ...], generator: torch.Generator) -> dict[str, Tensor]:
+    """Random tensors of an adapter layer by suffix, without an alpha; EFFECT is the norm of their change."""
+
     def rand(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator)
 
@@ -55,9 +59,11 @@ def factors(kind: str, shape: tuple[int, ...], generator: torch.Generator) -> di
 
 
 def write_adapters(folder: Path) -> list[str]:
+    """Write an adapter of each of KINDS for all layers of the UNet and of CLIP; the names of the files."""
     layout = checkpoint_layout(channel_mult=MULT, num_res_blocks=BLOCKS, vae=False)
     layers: dict[str, tuple[int, ...]] = {}
     for name, init in layout.items():
+        # Linear layers and convolutions only: norms have one dimension.
         if not name.endswith(".weight") or len(init.shape) < 2 or "embedding" in name:
             continue
         path = name.removesuffix(".weight")
@@ -82,6 +88,7 @@ Prompt = dict[str, Any]
 
 
 def sampled(model: list[Any], clip: list[Any], prefix: str) -> Prompt:
+    """A prompt of one sampler step; `model` and `clip` are the outputs to sample with."""
     return {
         "p": {"class_type": "CLIPTextEncode", "inputs": {"clip": clip, "text": "a cat on a mat"}},
         "n": {"class_type": "CLIPTextEncode", "inputs": {"clip": clip, "text": ""}},
@@ -107,6 +114,7 @@ def sampled(model: list[Any], clip: list[Any], prefix: str) -> Prompt:
 
 
 def ours(names: list[str], factor: float) -> Prompt:
+    """With all adapters in one stack, every strength times a factor."""
     prompt = sampled(["a", 0], ["a", 1], "ours")
     for number, (name, strength) in enumerate(zip(names, STRENGTHS, strict=True)):
         inputs: Prompt = {
@@ -123,6 +131,7 @@ def ours(names: list[str], factor: float) -> Prompt:
 
 
 def theirs(names: list[str], factor: float) -> Prompt:
+    """With a LoraLoader for each adapter, every strength times a factor."""
     prompt = sampled([f"l{len(names) - 1}", 0], [f"l{len(names) - 1}", 1], "theirs")
     for number, (name, strength) in enumerate(zip(names, STRENGTHS, strict=True)):
         before = f"l{number - 1}" if number else "c"
@@ -133,7 +142,7 @@ def theirs(names: list[str], factor: float) -> Prompt:
 
 
 def plain(number: int) -> Prompt:
-    """Unpatched, each time by another guidance: nothing of the sampling is cached."""
+    """Unpatched, each time with another guidance, so that the host takes no result from its cache."""
     prompt = sampled(["c", 0], ["c", 1], "plain")
     prompt["k"]["inputs"]["cfg"] = 4.0 + 0.01 * number
     return prompt
@@ -146,11 +155,12 @@ def peak(server: Server) -> float:
 
 
 def forget(server: Server) -> None:
+    """Reset the server's peak of resident memory."""
     Path(f"/proc/{server.pid}/clear_refs").write_text("5", encoding="ascii")
 
 
 def latent(base: Path, prefix: str) -> Tensor:
-    """The first that was saved: unpatched, or at the strengths as they stand."""
+    """The first latent saved under a prefix: unpatched, or at the strengths of STRENGTHS."""
     return load_file(min((base / "output").glob(f"{prefix}_*.latent")))["latent_tensor"]
 
 
@@ -175,6 +185,7 @@ def main(rounds: int) -> None:
                 ("theirs", lambda number: theirs(names, 1.0 - 0.01 * number)),
             ):
                 for number in range(rounds + 1):
+                    # The first round loads files and compiles kernels: its time and memory do not count.
                     if number == 1:
                         forget(server)
                     start = time.perf_counter()

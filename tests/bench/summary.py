@@ -1,7 +1,7 @@
-"""The tables of `tests/bench/README.md`, from a CSV that `tests.bench.patch` wrote.
+"""The table of patching in `tests/bench/README.md`, from a CSV that `tests.bench.patch` wrote.
 
-`python -m tests.bench.summary [NAME]`, `cpu-sdxl` unless told otherwise. Times and ratios are medians in
-place, default malloc / tuned malloc.
+`python -m tests.bench.summary [NAME]` reads `.cache/bench/patch-<NAME>.csv`; NAME is `cpu-sdxl` unless given.
+Times and ratios are medians of mode "in place", with the default malloc / with the tuned malloc.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import sys
 from tests.bench.patch import OUT, SETTINGS
 
 Found = dict[str, dict[str, dict[str, str]]]
-"""The rows of a case and dtype, by peer and malloc."""
+"""The rows of the CSV for one case and dtype, by peer and malloc."""
 
 COLUMNS = "stack", "dtype", "path", "ours ms", "ComfyUI", "lycoris-lora", "PEFT", "torch path"
 
 
 def both(found: Found, peer: str, field: str, digits: int) -> str:
+    """A field of a peer's row with the default malloc / with the tuned one; "-" where it was not measured."""
     by_malloc = found.get(peer)
     if by_malloc is None:
         return "-"
@@ -25,6 +26,7 @@ def both(found: Found, peer: str, field: str, digits: int) -> str:
 
 
 def line(case: str, dtype: str, found: Found) -> str:
+    """A row of the table. Error and memory are the larger of the two mallocs."""
     ours = found["ours"]
     ratios = [both(found, peer, "ratio", 1) for peer in ("ComfyUI", "lycoris-lora", "PEFT", "ours: torch")]
     worst = [

@@ -82,6 +82,7 @@ class Ui:
         )
 
     def load(self, workflow: dict[str, Any]) -> None:
+        """Open a workflow."""
         self.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
 
     def serialized(self) -> dict[str, Any]:
@@ -94,7 +95,10 @@ class Ui:
         return json.loads(prompt)
 
     def click(self, x: float, y: float) -> None:
-        """Click on the canvas once nothing covers it, and it is drawn: nodes are where they were drawn."""
+        """Click on the canvas once nothing covers it and it has been drawn.
+
+        To the front end, nodes are where they were last drawn.
+        """
         self.page.wait_for_function(
             "([x, y]) => document.elementFromPoint(x, y)?.id === 'graph-canvas'", arg=[x, y]
         )
@@ -123,7 +127,10 @@ class Ui:
         self.page.get_by_test_id("queue-button").click()
 
     def run(self) -> dict[str, Any]:
-        """Press Run and wait for the end; the last event, and the ids of the nodes not run again."""
+        """Press Run, and wait for the end.
+
+        Returns the last event, with the ids of the nodes that were not run again under `cached`.
+        """
         self.page.evaluate("heard.length = 0")
         self.press_run()
         self.page.wait_for_function(
@@ -173,14 +180,14 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def server(browser: Browser, base: Path) -> Iterator[Server]:
-    """After the browser, so that nothing starts where there is none."""
+    """A server that starts after the browser, so that it is not started where there is no browser."""
     with Server(facts().comfyui, base) as running:
         yield running
 
 
 @pytest.fixture
 def ui(browser: Browser, server: Server, base: Path) -> Iterator[Ui]:
-    """A page that knows nothing of earlier ones."""
+    """A page that knows nothing of the pages before it."""
     settings = base / "user" / "default" / "comfy.settings.json"
     settings.parent.mkdir(exist_ok=True)
     settings.write_text(json.dumps(SETTINGS), encoding="utf-8")

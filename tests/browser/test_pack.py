@@ -1,4 +1,4 @@
-"""What a user does with the pack in the front end: find nodes, read help, open and run the example."""
+"""What a user does with the pack in the front end: finds nodes, reads help, opens and runs the example."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ WORKFLOW = ROOT / "workflows" / "blend_and_export.json"
 
 
 def workflow() -> dict[str, Any]:
+    """The example, as the front end saves it."""
     return json.loads(WORKFLOW.read_text(encoding="utf-8"))
 
 
@@ -47,7 +48,7 @@ def test_a_node_is_found_by_name_and_by_alias(ui: Ui, server: Server, node: str)
         search.fill(query)
         ui.page.get_by_test_id("result-item").filter(has_text=definition["display_name"]).first.click()
         search.wait_for(state="hidden")
-        # The node follows the pointer until it is put down.
+        # A new node follows the pointer until a click puts it down.
         ui.page.wait_for_function("app.graph.nodes.length === 1")
         ui.click(600, 300)
         ui.page.wait_for_function("!app.graph.nodes[0].flags.ghost")
@@ -98,6 +99,10 @@ def test_the_prompt_of_a_workflow_is_the_front_ends(ui: Ui, server: Server) -> N
 
 
 def test_the_template_is_opened_and_run(ui: Ui, base: Path, screenshot: Callable[[str], None]) -> None:
+    """The example runs, runs again without any node doing work, and runs with another strength.
+
+    Only the nodes that depend on the strength then run again.
+    """
     page = ui.page
     _open_template(page)
     page.wait_for_function("app.graph.nodes.length === 15")
@@ -118,6 +123,7 @@ def test_the_template_is_opened_and_run(ui: Ui, base: Path, screenshot: Callable
     page.wait_for_timeout(6000)
     screenshot("blend_and_export")
 
+    # The report is no part of the workflow or of the prompt, or each run would differ from the last.
     assert "of 191 layers" not in json.dumps([ui.serialized(), ui.prompt()])
     everything = {node for node, content in ui.prompt().items() if content["class_type"] != "Note"}
     assert set(_succeeded(ui.run())) == everything
@@ -135,6 +141,10 @@ def test_the_template_is_opened_and_run(ui: Ui, base: Path, screenshot: Callable
 
 @pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
 def test_the_report_survives_a_reload(ui: Ui, vue_nodes: bool) -> None:
+    """A reloaded workflow sends the same prompt, and shows the same report after the next run.
+
+    No node has changed its size.
+    """
     page = ui.page
     page.evaluate("on => app.ui.settings.setSettingValueAsync('Comfy.VueNodes.Enabled', on)", vue_nodes)
     ui.load(_without(workflow(), "SaveImage"))
@@ -171,14 +181,15 @@ def _open_template(page: Page) -> None:
 
 
 def _succeeded(end: dict[str, Any]) -> list[str]:
-    """The ids of the nodes that a run did not execute again."""
+    """The ids of the nodes that a run did not execute again. The run must have succeeded."""
     assert end["name"] == "execution_success", end
     return end["cached"]
 
 
 def _without(graph: dict[str, Any], *types: str) -> dict[str, Any]:
-    """Mute the nodes of some types."""
+    """The workflow with the nodes of some types muted."""
     for node in graph["nodes"]:
         if node["type"] in types:
+            # The front end's number for a muted node.
             node["mode"] = 2
     return graph

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from .base import CLIP, UNET, checkpoint_layout
 
-# The fused kernels round to the precision of a GPU; read once, when lycoris is imported.
+# LyCORIS's fused kernels round to the precision of a GPU. It reads the variable once, when it is imported.
 os.environ["LYCORIS_KERNEL_BACKEND"] = "torch"
 
 Component = Literal["unet", "te"]
@@ -117,6 +117,7 @@ SIZE = 0.125
 """Norm of each change relative to the weight it changes: visible, and far from blowing up."""
 
 PROBES = 32
+"""Random inputs from which the norm of a change is estimated."""
 
 
 class Adapted(NamedTuple):
@@ -169,7 +170,7 @@ def _text_model() -> nn.Module:
 def zero_tree(component: Component) -> nn.Module:
     """A module tree whose weights are float64 views of one zero, so that it takes no memory.
 
-    Convolutions step by their kernel, without padding: neither enters a weight's change, and
+    Convolutions have their kernel as stride and no padding. Neither is a part of a weight's change, and
     `measure` needs inputs that do not overlap.
     """
     with torch.device("meta"):
@@ -245,8 +246,8 @@ def _peft_layers(model: nn.Module, component: Component) -> Layers:
 def randomise(layers: Layers, seed: int) -> None:
     """Fill every factor with seeded noise, scaled so that ||delta|| is `SIZE` of a fan-in-scaled weight.
 
-    A weight of variance 1 / fan_in has norm sqrt(O); E ||delta x||^2 over normal x is ||delta||^2;
-    and a change is linear in each factor, so that the n factors share the correction as its n-th root.
+    A weight of variance 1 / fan_in has norm sqrt(O). E ||delta x||^2 over normal x is ||delta||^2. A change
+    is linear in each of its n factors, so that each factor takes the n-th root of the correction.
     """
     generator = torch.Generator().manual_seed(seed)
     for forward, shape, factors in layers.values():
@@ -318,15 +319,16 @@ def _read_peft(recipe: Recipe, path: Path) -> Layers:
     return _peft_layers(model, component)
 
 
+# The Jacobian needs gradients, also where the caller has turned them off.
 @torch.inference_mode(False)
 @torch.enable_grad()
 def measure(layer: Adapted) -> Tensor:
     """The float64 change of a layer's weight, in the weight's shape, from `forward` alone.
 
-    The Jacobian, row by row: of O copies of the input, copy o is differentiated through output o.
-    Copies are a batch (O, I) for a linear layer, and tiles of a strip (1, I, kh, O * kw) for a
-    convolution, whose stride steps from tile to tile: one matrix product instead of O of them.
-    A linear layer with more outputs than inputs is cheaper by columns, its response to unit vectors.
+    It is the Jacobian, row by row: of O copies of the input, copy o is differentiated through output o.
+    The copies are a batch (O, I) for a linear layer. For a convolution they are tiles of a strip
+    (1, I, kh, O * kw), and its stride steps from tile to tile: one matrix product instead of O of them.
+    A linear layer with more outputs than inputs is cheaper by columns: its response to unit vectors.
     """
     outputs, inputs, *kernel = layer.shape
     if not kernel and inputs < outputs:
@@ -360,7 +362,7 @@ class Deltas(Mapping[LayerName, Tensor]):
 
 @torch.inference_mode(False)
 def deltas(recipe: Recipe, path: Path, names: Iterable[tuple[str, str]] | None = None) -> Deltas:
-    """What the recipe's software makes of the file at `path`, for all layers or for `names`."""
+    """What the recipe's software computes from the file at `path`, for all layers or for `names`."""
     layers = {"lycoris": _read_lycoris, "peft": _read_peft}[recipe.software](recipe, path)
     if names is None:
         return Deltas(layers)
@@ -368,7 +370,7 @@ def deltas(recipe: Recipe, path: Path, names: Iterable[tuple[str, str]] | None =
 
 
 def host_keys() -> dict[LayerName, str]:
-    """The host's own names of the default model's weights, by its own map; needs `comfy`."""
+    """The host's key of each layer of the default model, by the host's own map. Needs `comfy`."""
     import comfy.model_detection
     import comfy.utils
 

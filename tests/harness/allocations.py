@@ -1,4 +1,4 @@
-"""A device on which memory runs out at a chosen allocation."""
+"""Simulates a device whose memory runs out at a chosen allocation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class MemoryRunsOut(TorchDispatchMode):
-    """Raises torch's own error at the n-th operation that makes a tensor of its own, counted from 1."""
+    """Raises torch's own error at operation number `at`, from 1, of those that allocate a tensor."""
 
     def __init__(self, at: int) -> None:
         super().__init__()
@@ -17,7 +17,7 @@ class MemoryRunsOut(TorchDispatchMode):
         self.made = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # A result that aliases an argument is a view of it, or the argument itself, changed in place.
+        # A result that aliases an argument is a view of it, or the argument changed in place: no allocation.
         if any(result.alias_info is None for result in func._schema.returns):
             self.made += 1
             if self.made == self.at:

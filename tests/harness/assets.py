@@ -30,8 +30,8 @@ def adapter_file(recipe: Recipe) -> str:
 def assets() -> Path:
     """A folder with `checkpoints/base.safetensors` and `loras/` of every recipe.
 
-    Its name follows the code that makes it, so that a change of that code makes it anew. It takes
-    its name when it is complete.
+    Its name contains a hash of the code that makes it, so that a change of that code makes a new folder. It
+    gets the name only when it is complete.
     """
     sources = b"".join(Path(str(module.__file__)).read_bytes() for module in (base, adapters))
     folder = ROOT / ".cache" / f"assets-{hashlib.sha256(sources).hexdigest()[:12]}"
@@ -50,7 +50,7 @@ def assets() -> Path:
         try:
             making.rename(folder)
         except OSError:
-            # Another run made them meanwhile.
+            # Another run has made the folder in the meantime.
             if not folder.is_dir():
                 raise
     finally:
@@ -59,7 +59,7 @@ def assets() -> Path:
 
 
 def install(base_folder: Path) -> Path:
-    """Put the assets into the models folders of a host's base directory, as links; the directory."""
+    """Link the assets into the models folders of a host's base directory, and return that directory."""
     for source in assets().rglob("*"):
         if source.is_file():
             target = base_folder / "models" / source.relative_to(assets())

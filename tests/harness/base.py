@@ -138,6 +138,7 @@ def unet_layout(channel_mult: Sequence[int] = (1, 2), num_res_blocks: int = 1) -
     layout |= transformer("middle_block.1", channels)
     layout |= res_block("middle_block.2", channels, channels)
 
+    # Each level has one block more on the way up than on the way down.
     for index in range(len(skips)):
         level = last - index // (num_res_blocks + 1)
         outputs = channel_mult[level] * CHANNELS
@@ -204,6 +205,7 @@ def vae_layout() -> Layout:
         if level < len(widths) - 1:
             layout |= conv(f"encoder.down.{level}.downsample.conv", channels, channels)
     layout |= vae_middle("encoder.mid", channels)
+    # Mean and log-variance of the four latent channels.
     layout |= norm("encoder.norm_out", channels) | conv("encoder.conv_out", channels, 8)
     layout |= conv("quant_conv", 8, 8, kernel=1) | conv("post_quant_conv", 4, 4, kernel=1)
 
@@ -229,6 +231,7 @@ def checkpoint_layout(
 
 def generate(init: Init, generator: torch.Generator) -> Iterator[Tensor]:
     """The flat values of one tensor, in chunks of at most `CHUNK` elements."""
+    # transformers gives CLIP's embeddings this standard deviation.
     std = 0.02 if init.fill == "embedding" else math.prod(init.shape[1:]) ** -0.5
     total = math.prod(init.shape)
     for start in range(0, total, CHUNK):

@@ -1,8 +1,8 @@
-"""`docs/coverage.md`: which architectures are served, under whose names, and how much of each.
+"""The page `docs/coverage.md`: how many layers of each architecture are found, under whose names.
 
     python3 tests/harness/environment.py -- python -m tests.harness.coverage [--write]
 
-prints it, or writes it.
+prints the page; with --write it writes the file instead.
 """
 
 from __future__ import annotations
@@ -33,15 +33,19 @@ GROUPS = {
     "diffusers' fused attention": ("fused",),
     "the checkpoint's names": ("published",),
 }
-"""Whose names they are, by the sources of dialects."""
+"""The columns of the page, each with the sources (`Dialect.source`) of the names that it counts."""
 
 Case = tuple[str, str]
+"""An architecture and a dialect; for text encoders, an architecture and a tool."""
 Counts = Mapping[Case, tuple[int, int]]
-"""For an architecture in a dialect: how many layers matched, of how many."""
+"""For each case: how many layers matched, and how many there are."""
 
 
 def count(ops: ModuleType, architecture: str, dialect: str, folder: Path) -> tuple[int, int]:
-    """How many layers of an adapter for all of a model's match."""
+    """How many layers of a model are found under a dialect's names, and how many there are.
+
+    ops: the library. folder: where the adapter for all layers is written.
+    """
     named = names(architecture, dialect)
     return _count(
         ops, adapter(named, DIALECTS[dialect].tensors)[0], shapes_of(architecture), folder, len(named)
@@ -49,7 +53,7 @@ def count(ops: ModuleType, architecture: str, dialect: str, folder: Path) -> tup
 
 
 def count_encoders(ops: ModuleType, architecture: str, tool: str, folder: Path) -> tuple[int, int]:
-    """The same for text encoders."""
+    """The same two numbers for the text encoders of an architecture, under a tool's names."""
     named, tensors = encoder_names(architecture, tool)
     shapes = {key: tuple(value.shape) for key, value in encoders_of(architecture).state_dict().items()}
     return _count(ops, adapter(named, tensors)[0], shapes, folder, len(named))
@@ -67,7 +71,7 @@ def _count(
 
 
 def page(models: Counts, encoders: Counts) -> str:
-    """The whole text: diffusion models, what the columns stand for, text encoders."""
+    """The whole text: a table of diffusion models, the tools of each column, and a table of text encoders."""
     lines = [HEAD, _row("architecture", *GROUPS), _row(*["---"] * (len(GROUPS) + 1))]
     for architecture in SPECIES:
         cells = [_together(models, architecture, sources) for sources in GROUPS.values()]
@@ -95,7 +99,7 @@ def _text(counts: tuple[int, int]) -> str:
 
 
 def _together(counts: Counts, architecture: str, sources: Sequence[str]) -> str:
-    """The counts of the dialects of some sources, each number once."""
+    """One cell: an architecture's counts in the dialects of some sources, equal counts once."""
     mine = (
         _text(found)
         for (name, dialect), found in counts.items()
@@ -110,7 +114,7 @@ def measured(
     measure: Callable[[ModuleType, str, str, Path], tuple[int, int]],
     known: Counts,
 ) -> dict[Case, tuple[int, int]]:
-    """The counts of all cases, those that are known already as they are."""
+    """The counts of all cases. Those in `known` are not measured again."""
     with TemporaryDirectory() as folder:
         return {case: known.get(case) or measure(ops, *case, Path(folder)) for case in which}
 

@@ -1,7 +1,7 @@
-"""What each architecture's layers are called in the adapter files of its community, and what they mean.
+"""The names of each architecture's layers in the adapter files that its users make, and what the names mean.
 
-Names come from the model's own tree, from lycoris-lora run on it, or from diffusers' model; the prefix
-and the suffixes are those of the tool that a dialect is of.
+The path in a name comes from the host's model, from lycoris-lora run on it, from diffusers' model or from a
+published checkpoint. The prefix and the suffixes are those of the tool that writes the dialect.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .in_diffusers import DIFFUSERS, HUNYUAN, PREFIX, renamed
 from .zoo import SPECIES, adaptable, make
 
 Names = dict[str, Located]
-"""Name on disk, without suffix, to where it lies in the host's model."""
+"""The name of a layer in a file, without suffix, to the rows of the host's model that it means."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 KOHYA = ("{}.lora_down.weight", "{}.lora_up.weight", "{}.alpha")
@@ -35,11 +35,18 @@ class Dialect:
     """How a tool writes the names of layers and their tensors."""
 
     name: Callable[[str], str | None]
-    """From the layer's path to its name; None for a layer that the tool does not adapt."""
+    """From a layer's path to its name in a file; None for a layer that the tool does not adapt."""
     tensors: tuple[str, ...]
+    """The keys of a layer's tensors, with {} for its name."""
     source: str = "host"
-    """Whose path: the host's model, diffusers', the published checkpoint, or lycoris-lora's name."""
+    """Whose paths `name` is given, see `places`.
+
+    "host" (the host's model), "diffusers" (diffusers' model), "fused" (that model with its attention fused),
+    "published" (published checkpoints), "lycoris" (lycoris-lora's names) or "anima" (diffusers' names of
+    Anima).
+    """
     only: Callable[[str], bool] = lambda architecture: True
+    """Whether an architecture has files in this dialect."""
 
 
 def _flat(prefix: str) -> Callable[[str], str]:
@@ -59,7 +66,7 @@ def _starting(*words: str) -> Callable[[str], bool]:
 
 
 def _processor(path: str) -> str | None:
-    """diffusers before PEFT: only attention, and `to_out` for `to_out.0`."""
+    """diffusers' names before it used PEFT: attention alone, with `to_out` for `to_out.0`."""
     attention, dot, projection = path.partition(".to_")
     return f"unet.{attention}.processor.to_{projection.removesuffix('.0')}" if dot else None
 
@@ -111,7 +118,7 @@ DIALECTS: dict[str, Dialect] = {
 """Every dialect by the name of the tool, or of what writes it."""
 
 PUBLISHED = {name: HUNYUAN for name in SPECIES if name.startswith(("HunyuanVideo", "HunyuanImage"))}
-"""Where published checkpoints, and so trainers, have other names than the host's model."""
+"""Architectures whose published checkpoints, and so trainers, have other names than the host's model."""
 
 
 def cases() -> list[tuple[str, str]]:
@@ -148,7 +155,7 @@ def shapes_of(architecture: str) -> dict[str, tuple[int, ...]]:
 
 @cache
 def places(architecture: str, source: str) -> dict[str, Located]:
-    """Each layer by the path that a source has for it, with the keys of the host's state dict."""
+    """The layers of an architecture by a source's paths, each with its rows in the host's state dict."""
     model = model_of(architecture)
     if source in ("diffusers", "fused"):
         found = in_diffusers.located if source == "diffusers" else in_diffusers.fused
@@ -171,6 +178,7 @@ def places(architecture: str, source: str) -> dict[str, Located]:
 
 
 def _keyed(where: Located) -> Located:
+    """The same rows under the keys of the host's state dict, which have a prefix."""
     return Located(where.shape, tuple(PREFIX + key for key in where.keys), where.key_of, where.row_of)
 
 
@@ -186,7 +194,7 @@ def names(architecture: str, dialect: str) -> Names:
 
 
 def lycoris_names(model: nn.Module) -> dict[str, str]:
-    """What lycoris-lora calls the layers of a module, by their paths in it."""
+    """lycoris-lora's names of the layers of a module, to their paths in it."""
     from lycoris import create_lycoris
 
     logging.getLogger("LyCORIS").setLevel(logging.ERROR)
@@ -204,6 +212,7 @@ def anima_name(path: str) -> str:
     return key.removesuffix(".lora_A.weight")
 
 
+# Alpha differs from the rank, so that a scale that is lost or applied twice shows.
 RANK, ALPHA = 2, 0.5
 
 
@@ -213,6 +222,7 @@ def _small(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def _lora(shape: tuple[int, ...], tensors: tuple[str, ...], random: torch.Generator) -> _Written:
+    """alpha / r of the product of two factors of rank r; a scale of 1 where a dialect has no alpha."""
     rows, *columns = shape
     down, up = _small(random, RANK, *columns), _small(random, rows, RANK, *[1] * (len(columns) - 1))
     scale = ALPHA / RANK if len(tensors) == 3 else 1.0
@@ -233,6 +243,7 @@ def _loha(shape: tuple[int, ...], tensors: tuple[str, ...], random: torch.Genera
 def _lokr(shape: tuple[int, ...], tensors: tuple[str, ...], random: torch.Generator) -> _Written:
     """alpha / r of the Kronecker product of a small matrix and one of rank r."""
     rows, columns = shape
+    # The small matrix has two rows where the number of rows is even, else one; so for its columns.
     left, right = (2 - size % 2 for size in shape)
     w1, a2, b2 = (
         _small(random, left, right).abs() + 1,
@@ -245,6 +256,7 @@ def _lokr(shape: tuple[int, ...], tensors: tuple[str, ...], random: torch.Genera
 
 
 _Written = tuple[dict[str, Tensor], Tensor]
+"""A layer's tensors by key, with {} for its name, and its change (O, K) at strength 1, in float64."""
 KINDS = {"lora": _lora, "loha": _loha, "lokr": _lokr}
 
 
@@ -263,7 +275,7 @@ def adapter(
 
 
 def summed(named: Names, changes: Mapping[str, Tensor], shapes: Shapes) -> dict[str, Tensor]:
-    """The change of each of the host's weights."""
+    """The change of each weight of the host, summed over the layers that have rows of it."""
     total: dict[str, Tensor] = {}
     for name, where in named.items():
         for key, change in where.scatter(changes[name], shapes).items():
@@ -287,16 +299,17 @@ HOST_FAULTS = {
         "one map serves it and Z-Image: names of Z-Image, and thirds where queries have more rows than keys",
     ),
 }
-"""Names that the host's own map should not have: a pattern of them, and why."""
+"""Architecture to a pattern of names that the host's own map has by mistake, and why they are wrong."""
 
 
 def host_names(architecture: str) -> Names:
-    """The host's own map of an architecture, as far as it is of weights with rows and columns."""
+    """The names of layers in the host's own map of an architecture, without those of `HOST_FAULTS`."""
     from comfy.lora import model_lora_keys_unet
 
     model = model_of(architecture)
     state = model.state_dict()
     numbered = Numbered(state)
+    # `$^` fits no name.
     wrong = HOST_FAULTS.get(architecture, ("$^", ""))[0]
     found: Names = {}
     for name, meaning in model_lora_keys_unet(model, {}).items():
@@ -308,13 +321,16 @@ def host_names(architecture: str) -> Names:
 
 
 def _cut(weight: Tensor, offset: Any = None, function: Any = None) -> Tensor:
-    """What the host's map makes of a weight: some rows of it, and those rearranged."""
+    """The rows that an entry of the host's map means: some rows of a weight, then rearranged.
+
+    offset: (axis, first, count), as for `Tensor.narrow`.
+    """
     weight = weight.narrow(*offset) if offset is not None else weight
     return function(weight) if function is not None else weight
 
 
 def proven(architecture: str) -> Names:
-    """All names of an architecture's dialects."""
+    """An architecture's names in all dialects; the tests prove what they mean."""
     return {
         name: where
         for case, dialect in cases()
@@ -324,7 +340,7 @@ def proven(architecture: str) -> Names:
 
 
 def apart(named: Names) -> list[Names]:
-    """The names in as many groups as it takes for each to mean any row but once."""
+    """The names in as many groups as needed, so that no two names of a group mean the same row."""
     groups: list[tuple[Names, set[tuple[str, int]]]] = []
     for name, where in named.items():
         rows = {(where.keys[key], row) for key, row in where.rows()}

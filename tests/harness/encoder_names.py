@@ -1,6 +1,7 @@
-"""What the layers of text encoders are called in adapter files: transformers' paths, with a prefix.
+"""The names of text encoders' layers in adapter files: paths of transformers, after a prefix.
 
-Which encoder a number means differs between tools and architectures, so it is written down for each.
+The prefix often has a number. Which encoder a number means differs between tools and architectures, so it is
+written down for each.
 """
 
 from __future__ import annotations
@@ -55,11 +56,11 @@ TRANSFORMERS: dict[str, tuple[str, str, Mapping[str, Any]]] = {
     "qwen3_06b": ("Qwen3Model", "Qwen3Config", LLAMA),
     "gemma2_2b": ("Gemma2Model", "Gemma2Config", LLAMA),
 }
-"""transformers' class of each of the host's encoders, its configuration class, and a small one."""
+"""The host's encoders to transformers' class, its configuration class, and settings of a small model."""
 ROOTS = ("", "text_model.", "model.", "bert.")
-"""What the host may have before a path of transformers' class."""
+"""Beginnings that the host may have before a path in transformers' class."""
 NOT_OURS = ("pooler.dense",)
-"""A layer of BERT's that the host does without."""
+"""Layers of transformers' classes that the host does not have: BERT's pooler."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,18 @@ class Numbering:
     """Which prefix stands for which of the host's encoders."""
 
     prefixes: Mapping[str, str]
+    """The host's name of an encoder to the prefix of its layers."""
     text_model: bool = True
     """Whether CLIP's paths begin with `text_model`, as in every version of transformers before 5."""
 
 
 def _kohya(**prefixes: str) -> Numbering:
+    """kohya-ss and OneTrainer: an encoder to what stands between `lora_` and the path."""
     return Numbering({encoder: f"lora_{prefix}_" for encoder, prefix in prefixes.items()})
 
 
 def _diffusers(*encoders: str, text_model: bool = True) -> Numbering:
+    """diffusers: the encoders in the order of the pipeline. The first has no number."""
     numbers = ("", *(f"_{number}" for number in range(2, 6)))
     prefixes = {encoder: f"text_encoder{number}." for encoder, number in zip(encoders, numbers, strict=False)}
     return Numbering(prefixes, text_model)
@@ -93,6 +97,7 @@ NUMBERINGS: dict[tuple[str, str], Numbering] = {
     ("SDXL", "diffusers, transformers 5"): _diffusers("clip_l", "clip_g", text_model=False),
     ("SDXL refiner", "kohya"): _kohya(clip_g="te"),
     ("SDXL refiner", "kohya, counted"): _kohya(clip_g="te2"),
+    # The refiner's pipeline has no first encoder.
     ("SDXL refiner", "diffusers"): Numbering({"clip_g": "text_encoder_2."}),
     ("Stable Cascade", "OneTrainer"): _kohya(clip_g="prior_te"),
     ("SD3", "kohya"): _kohya(clip_l="te1", clip_g="te2", t5xxl="te3"),
@@ -114,18 +119,19 @@ NUMBERINGS: dict[tuple[str, str], Numbering] = {
     ("HiDream", "OneTrainer"): _kohya(clip_l="te1", clip_g="te2", t5xxl="te3", llama="te4"),
     ("HiDream", "diffusers"): _diffusers("clip_l", "clip_g", "t5xxl", "llama"),
 }
-"""For an architecture and a tool."""
+"""An architecture and a tool, to the numbering in the files that this tool makes for it."""
 
 
 CLIP_G_ALONE = ("SDXL refiner", "Stable Cascade")
 HOST_FAULTS = {
-    True: (r"text_encoder\.", "in adapters it is CLIP-L, also where only a file of CLIP-G is there"),
-    False: ("lora_prior_te_text_projection$", "it is Cascade's, and given to every CLIP-G"),
+    True: (r"text_encoder\.", "in adapters it is CLIP-L, also for a model that has CLIP-G alone"),
+    False: ("lora_prior_te_text_projection$", "it is Stable Cascade's, and the map gives it to every CLIP-G"),
 }
-"""Names that the host's own map should not have where CLIP-G is alone and where not, and why."""
+"""Whether CLIP-G is alone, to a pattern of names that the host's map then has by mistake, and the reason."""
 
 
 def encoder_cases() -> list[tuple[str, str]]:
+    """Every architecture with each tool whose names of its text encoders are known."""
     return [*NUMBERINGS, *((architecture, "ComfyUI") for architecture in ENCODERS)]
 
 
@@ -136,9 +142,10 @@ def encoders_of(architecture: str) -> Any:
 
 @cache
 def transformers_paths(encoder: str) -> tuple[str, ...]:
-    """The layers of transformers' class."""
+    """The paths of the layers in transformers' class of an encoder."""
     library = importlib.import_module("transformers")
     kind, config, values = TRANSFORMERS[encoder]
+    # Only the paths are needed, no values.
     with torch.device("meta"):
         model = getattr(library, kind)(getattr(library, config)(**values))
     layers = (path for path, layer in model.named_modules() if isinstance(layer, ADAPTABLE))
@@ -172,11 +179,13 @@ def encoder_names(architecture: str, tool: str) -> tuple[Names, tuple[str, ...]]
 
 
 def _numbered(architecture: str, numbering: Numbering) -> dict[str, str]:
+    """The names of the layers of an architecture's text encoders, to the host's paths."""
     found: dict[str, str] = {}
     for encoder, prefix in numbering.prefixes.items():
         for path, ours in encoder_layers(architecture, encoder).items():
             if numbering.text_model and ".text_model." in ours and not path.startswith("text_model."):
                 path = f"text_model.{path}"
+            # In transformers 5 only CLIP's class without a projection has lost `text_model`.
             elif not numbering.text_model and TRANSFORMERS[encoder][0] == "CLIPTextModel":
                 path = path.removeprefix("text_model.")
             found[prefix + (path if prefix.endswith(".") else path.replace(".", "_"))] = ours

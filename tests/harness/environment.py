@@ -2,8 +2,9 @@
 
     python3 tests/harness/environment.py [--host VERSION | --comfyui DIR] [--browser] [-- COMMAND]
 
-Needs Python 3.11 or newer and a package index; what is already there is not done again. The facts
-go to `.cache/<host>/environment.json`, which the command finds through LYCORIS_ENVIRONMENT.
+Needs Python 3.11 or newer and a package index; what is already there is not done again. The paths of the
+interpreter, the host and the browser go to `.cache/<host>/environment.json`. The command finds this file
+through LYCORIS_ENVIRONMENT.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
+# `tomllib` is in the standard library since 3.11.
 if sys.version_info < (3, 11):
     sys.exit(
         f"The set-up needs Python 3.11 or newer and runs on {sys.version.split()[0]}: "
@@ -32,8 +34,8 @@ import tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache"
-# torchaudio: a build that does not match torch breaks the host's start; nothing here uses audio.
-# comfy-angle: serves only the GLSL nodes and needs a graphics driver.
+# torchaudio: a build that does not match torch stops the host's start, and no test uses audio.
+# comfy-angle: only the GLSL nodes use it, and it needs a graphics driver.
 LEFT_OUT = ("torchaudio", "comfy-angle")
 STARTED = time.monotonic()
 
@@ -87,8 +89,9 @@ def apt_install(package: str) -> str | None:
 
 
 def make_venv(folder: Path) -> Path:
-    """A virtual environment of the running interpreter; its python."""
+    """Make a virtual environment of the running interpreter; returns its python."""
     python = folder / "bin" / "python"
+    # The Python that made the environment: for another one it is made anew.
     marker = folder / "made-by"
     if python.exists() and marker.exists() and marker.read_text(encoding="utf-8") == sys.version:
         return python
@@ -126,6 +129,7 @@ def unpack(archive: Path, target: Path) -> None:
 
 def fetch_host(python: Path, package: str, pin: dict[str, str], target: Path) -> None:
     """Download one pinned source distribution and put its ComfyUI at `target`."""
+    # Beside the target, so that it can be renamed into place once it is complete.
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         requirement = f"{package}=={pin['package_version']}"
         say(f"downloading the source distribution of {requirement}")
@@ -169,6 +173,7 @@ def install(python: Path, wanted: list[str], stamp: Path) -> None:
 
 
 def version_of(comfyui: Path) -> str:
+    """The version of a ComfyUI folder, as it states it itself."""
     file = comfyui / "comfyui_version.py"
     if not (comfyui / "main.py").is_file() or not file.is_file():
         fail(f"{comfyui} lacks main.py or comfyui_version.py: COMFYUI= must name a ComfyUI folder")
@@ -179,7 +184,7 @@ def version_of(comfyui: Path) -> str:
 
 
 def set_up_host(version: str | None, folder: str | None) -> tuple[Host, Path]:
-    """The host and the python of its environment, made where they are missing."""
+    """The host and the python of its environment. What is missing is made first."""
     if folder:
         comfyui = Path(folder).expanduser().resolve()
         found = version_of(comfyui)
@@ -242,8 +247,10 @@ def find_chromium(python: Path, known: Path | None, may_install: bool) -> tuple[
 
 
 def write_facts(host: Host, python: Path, may_install: bool) -> Path:
+    """Write `environment.json`, which `facts.facts` reads, and return its path."""
     file = host.home / "environment.json"
     before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    # An earlier set-up may have installed playwright's Chromium, which is not on the PATH.
     known = Path(before["chromium"]) if before.get("chromium") else None
     chromium, reason = find_chromium(python, known, may_install)
     facts = {
@@ -258,7 +265,7 @@ def write_facts(host: Host, python: Path, may_install: bool) -> Path:
 
 
 def link_for_linters(comfyui: Path) -> None:
-    """Point `.cache/host` at the host, under the one name that the type checker's settings know."""
+    """Link `.cache/host` to the host: the type checker's settings can name only one fixed path."""
     link = CACHE / "host"
     if link.is_symlink() and link.resolve() == comfyui:
         return
@@ -283,6 +290,7 @@ def main() -> None:
         os.environ["LYCORIS_ENVIRONMENT"] = str(file)
         os.environ["PATH"] = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
         os.chdir(ROOT)
+        # In place of this process, so that the exit status is the command's own.
         os.execvp(options.command[0], options.command)
 
 

@@ -21,7 +21,7 @@ NODES = (
 
 @dataclass(frozen=True)
 class Facts:
-    """`chromium` is None where no browser could be had; `no_chromium` then says why."""
+    """What the set-up found. `chromium` is None where there is none, and `no_chromium` then says why."""
 
     python: Path
     comfyui: Path
@@ -52,12 +52,12 @@ def facts() -> Facts:
 
 
 def browser_verdict(required: bool) -> int:
-    """Print, as the last line of a test run, whether browser tests could run; the exit status."""
+    """Print, as the last line of a test run, whether browser tests could run; returns the exit status."""
     found = facts()
     if found.chromium:
         print(f"Browser tests used {found.chromium}.")
         return 0
-    print(f"THE BROWSER TESTS DID NOT RUN: no Chromium could be had ({found.no_chromium}).")
+    print(f"THE BROWSER TESTS DID NOT RUN: no Chromium was found or installed ({found.no_chromium}).")
     return 1 if required else 0
 
 

@@ -1,7 +1,7 @@
-"""Where the layers of other software's models lie in the host's models, found by number.
+"""Finds out which rows of the host's model a layer of other software's model is, by numbering all values.
 
 Every value of a host model's weights gets a number of its own, the other software's conversion runs on
-them, and each row that comes out is looked up. Nothing here knows a name of this pack.
+them, and each row that comes out is looked up. The pack's own tables of names have no part in it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class Located:
 
     shape: tuple[int, ...]
     keys: tuple[str, ...]
-    """The host's keys that it takes rows from."""
+    """The keys of the host's weights that it takes rows from."""
     key_of: Tensor
-    """For each row, which of these keys."""
+    """(O,): for each row, the index in `keys` of the weight that it comes from."""
     row_of: Tensor
-    """For each row, which row of that key."""
+    """(O,): for each row, its number in that weight."""
 
     def rows(self) -> list[tuple[int, int]]:
-        """Which key and which row of it, for each row."""
+        """For each row, the index in `keys` of its weight, and its number in that weight."""
         return list(zip(self.key_of.tolist(), self.row_of.tolist(), strict=True))
 
     def same(self, other: Located) -> bool:
@@ -39,7 +39,10 @@ class Located:
         return mine == theirs and self.shape == other.shape
 
     def through(self, parts: Mapping[str, Located]) -> Located:
-        """The same where its keys are layers that are themselves located, by their paths."""
+        """The layer in terms of other weights, where its own keys are layers that are located in those.
+
+        parts: the located layers by path.
+        """
         rows = [parts[self.keys[key].removesuffix(".weight")].row(row) for key, row in self.rows()]
         keys = tuple(dict.fromkeys(key for key, _ in rows))
         key_of = torch.tensor([keys.index(key) for key, _ in rows])
@@ -51,11 +54,14 @@ class Located:
 
     @classmethod
     def whole(cls, key: str, shape: Sequence[int]) -> Located:
-        """A layer that the host has just so."""
+        """A layer that is one weight of the host, row for row."""
         return cls(tuple(shape), (key,), torch.zeros(shape[0], dtype=torch.long), torch.arange(shape[0]))
 
     def scatter(self, delta: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-        """What a change of this layer changes in the host's weights."""
+        """The changes of the host's weights, by key, that a change of this layer stands for.
+
+        delta: in the layer's shape. shapes: those of the host's weights. All other rows of these get zeros.
+        """
         changes: dict[str, Tensor] = {}
         for number, key in enumerate(self.keys):
             mine = self.key_of == number
@@ -65,7 +71,7 @@ class Located:
         return changes
 
     def covers(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-        """Which rows of which of the host's weights it is, as masks."""
+        """For each of the host's weights that it has rows of, a mask of these rows."""
         masks: dict[str, Tensor] = {}
         for number, key in enumerate(self.keys):
             masks[key] = torch.zeros(shapes[key][0], dtype=torch.bool)
@@ -74,7 +80,7 @@ class Located:
 
 
 class Numbered:
-    """A state dict in which no two values are the same."""
+    """A state dict of the same keys and shapes in which every value is a different whole number."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self.keys = tuple(key for key, value in state.items() if value.ndim)
@@ -99,6 +105,7 @@ class Numbered:
         keys = tuple(self.keys[number] for number in numbers.tolist())
         width = rows.shape[1]
         row_of = (first - self.starts[found]) // width
+        # A row that was moved as a whole still counts up from its first number.
         again = first[:, None] + torch.arange(width)
         whole = all(torch.empty(self.shapes[key], device="meta").flatten(1).shape[1] == width for key in keys)
         if not whole or not torch.equal(rows, again) or ((first - self.starts[found]) % width).any():
@@ -107,7 +114,11 @@ class Numbered:
 
 
 def with_constants(function: Callable[..., Any], constants: Mapping[Any, Any]) -> Callable[..., Any]:
-    """A function whose literals are others: converters hold the widths of one published model."""
+    """A copy of a function with other numbers in its code, also in the functions inside it.
+
+    constants: a number in the code, to the number that replaces it. diffusers' conversions are written with
+    the widths of one published model, and the tests' models are narrower.
+    """
 
     def changed(code: types.CodeType) -> types.CodeType:
         values = tuple(

@@ -1,8 +1,8 @@
-"""The layers of diffusers' models, and where they lie in the host's models.
+"""The layers of diffusers' models, and the rows of the host's models that they are.
 
-The correspondence is diffusers' own conversion of published checkpoints; its result must have exactly
-the layers of diffusers' own class. Where diffusers has no conversion, the renames that its class shows
-to be right are listed here.
+The correspondence is diffusers' own conversion of published checkpoints. A test checks that its result has
+exactly the layers of diffusers' class. Where diffusers has no conversion, renames are listed here, and the
+same test checks them.
 """
 
 from __future__ import annotations
@@ -30,35 +30,40 @@ class Diffusers:
     model: str
     """diffusers' class."""
     config: Mapping[str, Any]
-    """Its arguments for a model of the zoo's size."""
+    """Its arguments for a model of the size that the zoo's model has."""
     convert: str = ""
     """The name of diffusers' conversion; "" where there is none."""
     constants: Mapping[Any, Any] = field(default_factory=dict[Any, Any])
-    """What that conversion takes for granted, and the zoo's value of it."""
+    """Numbers in the code of the conversion, to the zoo's values of them (see `with_constants`)."""
     published: Callable[[State], State] = dict
-    """From the host's layout to that of published checkpoints."""
+    """From the host's state dict to that of published checkpoints, which the conversion takes."""
     insists_on: tuple[str, ...] = ()
     """Keys that the conversion wants although this architecture has no such weights."""
     renames: Renames = ()
-    """After the conversion, or without one: patterns of names, and diffusers' names for them."""
+    """Patterns of names, and what replaces them: after the conversion, or alone where there is none."""
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-    """Without a conversion: the end of a renamed fused weight, and what its equal parts are called."""
+    """Without a conversion: the end of a fused weight's renamed path, to the names of its equal parts."""
     swapped: tuple[str, ...] = ()
-    """Without a conversion: layers whose halves are in the other order, as scale before shift."""
+    """Without a conversion: renamed layers whose halves are exchanged in diffusers (scale before shift)."""
+    # The pattern `$^` fits no name.
     without: str = "$^"
-    """Layers of the host's model that diffusers' has not, as a pattern."""
+    """A pattern of the host's layers that diffusers' model does not have."""
     sizes: str = "$^"
-    """Layers that have another size at the zoo's scale or were cut down, as a pattern."""
+    """A pattern of diffusers' layers whose shape in the zoo's model is not that in diffusers' class.
+
+    Either their sizes come out differently at the zoo's scale, or the zoo has cut the weight down.
+    """
 
 
 def located(name: str, model: nn.Module) -> dict[str, Located]:
-    """Every layer of diffusers' model by its path, with the host's rows that it is."""
+    """Every layer of diffusers' model by its path, with the rows of the host's weights that it is."""
     species = DIFFUSERS[name]
     state = {key.removeprefix(PREFIX): value for key, value in model.state_dict().items()}
     numbered = Numbered(state)
     layers = {path.removeprefix(PREFIX) for path in adaptable(model)}
     found: dict[str, Located] = {}
     for key, weight in _converted(species, dict(numbered.state)).items():
+        # Only layers are looked up. AuraFlow's conversion gives None for a weight that is absent.
         if not key.endswith(".weight") or weight is None or weight.ndim < 2:
             continue
         where = numbered.locate(weight)
@@ -82,6 +87,7 @@ def layers(name: str) -> dict[str, tuple[int, ...]]:
 
 
 def _converted(species: Diffusers, state: State) -> State:
+    """The host's state dict under diffusers' names, by the conversion or by what stands for it."""
     state = species.published(state)
     if species.convert:
         module = importlib.import_module("diffusers.loaders.single_file_utils")
@@ -104,7 +110,7 @@ def _converted(species: Diffusers, state: State) -> State:
 
 
 def _scale(state: State) -> State:
-    """Norms are called `scale` in Black Forest Labs' files."""
+    """Black Forest Labs' files call the weight of a norm `scale`."""
     return {re.sub(r"(_norm|norms\.\d+)\.weight$", r"\1.scale", key): value for key, value in state.items()}
 
 
@@ -125,7 +131,7 @@ HUNYUAN = (
     (r"((?:double_blocks|refiner\.blocks)\.\d+\.(?:\w+_)?mlp)\.0\.", r"\1.fc1."),
     (r"((?:double_blocks|refiner\.blocks)\.\d+\.(?:\w+_)?mlp)\.2\.", r"\1.fc2."),
 )
-"""The host's names to those of Tencent's files; the host's own loader does the reverse."""
+"""From the host's names to those of Tencent's files. The host's own loader does the reverse."""
 
 
 def _hunyuan(state: State) -> State:
@@ -143,7 +149,7 @@ def renamed(key: str, renames: Renames) -> str:
 
 
 class _Kept(dict[str, Tensor]):
-    """Keys stay when they are taken: the conversion of Cosmos looks for one that it has taken out."""
+    """A state dict whose `pop` removes nothing: Cosmos' conversion looks for a key that it has popped."""
 
     def pop(self, key: str, *default: Any) -> Tensor:
         return self[key]
@@ -170,7 +176,7 @@ def _cascade(state: State) -> State:
 
 
 def _unet(*depth: int, **changed: Any) -> dict[str, Any]:
-    """A UNet with so many transformer blocks on each level."""
+    """The arguments of a UNet. depth: the number of transformer blocks on each level, 0 for none."""
     down = ["CrossAttnDownBlock2D" if blocks else "DownBlock2D" for blocks in depth]
     up = ["CrossAttnUpBlock2D" if blocks else "UpBlock2D" for blocks in depth]
     return {
@@ -757,10 +763,14 @@ DIFFUSERS: dict[str, Diffusers] = {
 
 
 WRAPPED = ("model.diffusion_model.", "net.")
+"""Prefixes that `Diffusers.published` gives to names."""
 
 
 def published(name: str, state: State, wrapper: str = "") -> State:
-    """The weights of the host's model as a published file has them, with or without a wrapper's name."""
+    """The weights of the host's model under the names of a published file.
+
+    state: with the host's prefix. wrapper: a prefix for names that have none of `WRAPPED`.
+    """
     bare = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
     return {
         key if key.startswith(WRAPPED) else wrapper + key: value.contiguous()
@@ -793,13 +803,14 @@ FUSES = (
         "Ideogram 4",
     ),
 )
-"""Where diffusers can fuse attention."""
+"""Architectures in which diffusers can fuse the attention (`fuse_qkv_projections`)."""
 
 
 def fused(name: str, model: nn.Module) -> dict[str, Located]:
-    """The layers that diffusers makes of queries, keys and values when it fuses them."""
+    """The layers that diffusers makes when it fuses queries, keys and values, with the host's rows."""
     species = DIFFUSERS[name]
     kind = getattr(importlib.import_module("diffusers"), species.model)
+    # float64 holds the numbers of `Numbered` exactly.
     theirs = kind(**species.config).double()
     state = theirs.state_dict()
     numbered = Numbered({key: value for key, value in state.items() if value.ndim > 1})

@@ -2,8 +2,8 @@
 
     python tests/harness/launch.py COMFYUI_FOLDER [arguments of its main.py ...]
 
-The host's own folder is never written to: models, outputs, the database and the link to the pack
-live in a base directory of the caller's.
+The host's own folder is never written to: models, outputs, the database and the link to the pack are in a
+base directory that the caller names.
 """
 
 import asyncio
@@ -36,7 +36,8 @@ Progress = Callable[[str, int, int], None]
 class PlaceholderTorchaudio(MetaPathFinder, Loader):
     """Finds and loads `torchaudio`, and any submodule of it, as an empty module.
 
-    The host's audio modules import it at the top; what they take from it fails when it is called.
+    The host's audio modules import it at the top and could not be imported without it. What they take from it
+    raises when it is called.
     """
 
     def find_spec(
@@ -80,6 +81,7 @@ def ensure_torchaudio() -> None:
 
 def run_main(comfyui: Path, arguments: Sequence[str]) -> None:
     """Run the host's main.py in this process, as `python main.py ARGUMENTS` would."""
+    # Bytecode would be written into the host's folder.
     sys.dont_write_bytecode = True
     sys.path[0] = str(comfyui)
     main = comfyui / "main.py"
@@ -231,6 +233,7 @@ class Server:
         try:
             return _request(f"{self.url}/prompt", body)["prompt_id"]
         except urllib.error.HTTPError as error:
+            # The host answers 400 where its validation refuses a prompt.
             if error.code != 400:
                 raise
             raise PromptRejected(json.loads(error.read())) from None
@@ -277,6 +280,7 @@ class Server:
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(0.1)
                 continue
+            # The host starts even where a pack fails: only its log says so.
             if "(IMPORT FAILED)" in self.log.read_text(encoding="utf-8", errors="replace"):
                 raise RuntimeError(f"The host could not import the pack; its log:\n{self.tail(200)}")
             return
@@ -333,6 +337,7 @@ class _ProgressListener(threading.Thread):
             self._ready.set()
             while True:
                 try:
+                    # Short, because `finish` is noticed only between two messages.
                     message = await socket_.receive(timeout=0.2)
                 except (TimeoutError, asyncio.TimeoutError):
                     if self._done.is_set():
@@ -370,6 +375,7 @@ def boot_in_process(comfyui: Path, base: Path) -> types.ModuleType:
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(comfyui.resolve()))
     ensure_torchaudio()
+    # The arguments of this process are not the host's.
     options = importlib.import_module("comfy.options")
     options.enable_args_parsing(False)
     args = importlib.import_module("comfy.cli_args").args
@@ -399,6 +405,7 @@ def loaded_pack(base: Path, name: str = "lycoris-nodes") -> types.ModuleType:
 
 
 def _load_pack(nodes: types.ModuleType, pack: Path, loop: asyncio.AbstractEventLoop) -> None:
+    # The host only returns False for a pack that fails, and logs the reason.
     heard: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: heard.append(record.getMessage())
@@ -429,6 +436,7 @@ def _finished(prompt_id: str, entry: dict[str, Any]) -> Run:
 
 
 def _free_port() -> int:
+    # Port 0: the system picks a free one. It is free again once the probe is closed.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -40,7 +40,7 @@ RANKED = {
     "lokr_w2_b": 0,
     "lokr_w1_b": 0,
 }
-"""The tensor of a layer, and its axis, that tells the rank."""
+"""Tensors whose shape tells a layer's rank, and the axis that is as long as the rank."""
 BLOCK = re.compile(r"(?<!input_)(?<!output_)(?<!down_)(?<!up_)(?:blocks?|layers)[._](\d+)(?=[._])")
 """A block's number within a stack of equal blocks; the levels of a UNet are no such stack."""
 
@@ -92,7 +92,7 @@ def target(architecture: str) -> Mapping[str, Shape]:
 
 
 def thin(listing: Listing, *, first: int = 2, last: int = 1) -> Listing:
-    """The first and last blocks of each stack alone, with all their keys and their ranks."""
+    """The listing without the blocks in the middle of each stack; all other keys and all shapes stay."""
     stacks: dict[str, set[int]] = defaultdict(set)
     for key in listing.keys:
         if match := BLOCK.search(key):
@@ -109,7 +109,7 @@ def thin(listing: Listing, *, first: int = 2, last: int = 1) -> Listing:
 
 
 def write_hollow(listing: Listing, path: Path) -> Path:
-    """A file of all keys at full size whose values are zeros that take no room on the disk."""
+    """Write a file of all keys at full size. Its values are zeros that take no room on the disk."""
     header: dict[str, object] = {"__metadata__": dict(listing.metadata)} if listing.metadata else {}
     end = 0
     for key, shape in listing.keys.items():
@@ -119,6 +119,7 @@ def write_hollow(listing: Listing, path: Path) -> Path:
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
+        # Makes the file longer without writing anything.
         file.truncate(8 + len(text) + end)
     return path
 
@@ -126,9 +127,10 @@ def write_hollow(listing: Listing, path: Path) -> Path:
 def write_random(
     listing: Listing, path: Path, *, scale: float = 0.01, dtype: torch.dtype = torch.bfloat16, seed: int = 0
 ) -> Path:
-    """A file of normal values of that scale; alpha and other scalars as known, else the rank, else 1.
+    """Write a file of normal values with standard deviation `scale`.
 
-    The shapes are the real ones: `thin` a large listing first.
+    Alpha and other scalars have the value that is known, else the layer's rank, else 1. The shapes are the
+    real ones: `thin` a large listing first.
     """
     generator = torch.Generator().manual_seed(seed)
     ranks = {

@@ -15,6 +15,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         _OPENED.append(arguments[0])
 
 
+# Python has no way to remove a hook, so there is one for the whole process.
 sys.addaudithook(_audit)
 
 
@@ -24,8 +25,9 @@ def opened(path: Path) -> int:
 
 
 def held(path: Path) -> bool:
-    """Whether a file is open or mapped now."""
+    """Whether this process has a file open or mapped into memory. Works on Linux only."""
     name = str(path.resolve())
     descriptors = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
     links = [os.readlink(link) for link in descriptors if os.path.lexists(link)]
+    # A file can stay mapped after its descriptor is closed.
     return name in links or name in Path("/proc/self/maps").read_text()

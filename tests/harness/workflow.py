@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 ACTIVE = 0
+"""The `mode` of a node that is neither muted nor bypassed."""
 NOTES = ("Note", "MarkdownNote")
+"""Types of nodes that the front end alone knows."""
 
 
 def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
@@ -36,13 +38,18 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str
 
 
 def _links(node: dict[str, Any], sources: dict[int, list[Any]]) -> Iterator[tuple[str, list[Any]]]:
+    """The name of each linked input, and the node and output that it is linked to."""
     for slot in node["inputs"]:
         if slot["link"] in sources:
             yield slot["name"], sources[slot["link"]]
 
 
 def _values(node: dict[str, Any], definition: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """A value for each input with a widget; the control of a seed follows it and is passed over."""
+    """The name and value of each input with a widget.
+
+    The front end saves the values in the order of the inputs. After a seed's value it saves what happens to
+    the seed after a run (`control_after_generate`). That is no input and is passed over.
+    """
     specs = {name: spec for group in definition["input"].values() for name, spec in group.items()}
     values = iter(node.get("widgets_values") or ())
     for slot in node["inputs"]:

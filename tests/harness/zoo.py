@@ -1,7 +1,7 @@
 """Tiny random models of the host's own classes, one of every architecture.
 
-Each has the layers of the real one, by name and by kind, with few and narrow blocks. The host must be
-imported before a model is made.
+Each has the layers of the real model, by name and by kind, with few and narrow blocks. The host must be
+loaded (`launch.boot_in_process`) before a model is made.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """The layers that trainers adapt."""
 LARGE, CUT = 200_000, 60
-"""A weight of more values than the first keeps at most the second of them on each axis."""
+"""A weight of more than LARGE values is cut to at most CUT values along each axis."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Species:
     config: str
     unet: Mapping[str, Any] = field(default_factory=dict[str, Any])
     device: str = "meta"
-    """"cpu" where the class computes with its weights while it is made."""
+    """Where the model is made; "cpu" where the class computes with its weights while it is made."""
     newer: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-    """A class of the host, by its module, to settings that it does not have in older hosts."""
+    """The dotted path of a class of the host, to settings that the class does not have in older hosts."""
 
     def settings(self) -> dict[str, Any]:
-        """The configuration, without what the host that is loaded does not know."""
+        """The configuration, without the settings that the loaded host does not know."""
         unknown: set[str] = set()
         for path, names in self.newer.items():
             module, _, kind = path.rpartition(".")
@@ -43,7 +43,7 @@ class Species:
 
 
 def _unet(**changed: Any) -> dict[str, Any]:
-    """Three levels of two blocks; transformers in the first two, as in SD1.5."""
+    """A UNet with three levels of two blocks; all levels but the last have transformers, as in SD1.5."""
     return {
         "image_size": 32,
         "in_channels": 4,
@@ -64,7 +64,11 @@ def _unet(**changed: Any) -> dict[str, Any]:
 
 
 def _sdxl(depth: list[int], middle: int) -> dict[str, Any]:
-    """A depth for each level; the first has no transformer."""
+    """A UNet of the SDXL family.
+
+    depth: the number of transformer blocks on each of the three levels. middle: their number in the middle;
+    -1 for a middle without a transformer, -2 for no middle at all.
+    """
     return _unet(
         num_classes="sequential",
         adm_in_channels=20,
@@ -214,7 +218,7 @@ def _z_image(**changed: Any) -> dict[str, Any]:
 
 
 def _sd3(**changed: Any) -> dict[str, Any]:
-    """Width is 64 times the depth, and the host's own map takes that for granted."""
+    """The width is 64 times the depth in every SD3, and the host's own map of names relies on it."""
     return {
         "input_size": None,
         "in_channels": 4,
@@ -481,7 +485,7 @@ SPECIES: dict[str, Species] = {
             "hidden_size_y": 24,
             "depth": 2,
             "num_heads": 2,
-            # The class insists on 12288 before the factor 2/3.
+            # The class asserts that width times ratio is 12288.
             "mlp_ratio_x": 384.0,
             "mlp_ratio_y": 4.0,
             "learn_sigma": False,
@@ -853,9 +857,9 @@ SAME_LAYERS = {
     "CogVideoX_I2V": "CogVideoX",
     "CogVideoX_Inpaint": "CogVideoX",
 }
-"""Classes of comfy.supported_models whose networks differ from one above in size or number only."""
+"""Classes of comfy.supported_models, to the species above that differs from them in size or number only."""
 NOT_GENERATORS = ("RT_DETR_v4", "SAM3", "SAM31", "DepthAnything3")
-"""Classes of it that detect, segment or measure: nobody makes adapters for them."""
+"""Classes of comfy.supported_models that detect, segment or measure: nobody makes adapters for them."""
 
 
 CLIP = {
@@ -877,7 +881,7 @@ LLAMA = {
 
 @dataclass(frozen=True)
 class Encoders:
-    """A class of text encoders of the host, and a small configuration for each by its name there."""
+    """A class of the host that holds text encoders, and a small configuration for each of them by name."""
 
     module: str
     kind: str
@@ -917,7 +921,7 @@ ENCODERS: dict[str, Encoders] = {
 
 
 def make_encoders(name: str, seed: int = 0) -> Any:
-    """The host's text encoders of an architecture, as they stand in a CLIP's patcher."""
+    """The host's text encoders of an architecture in one module, as a CLIP's patcher holds them."""
     species = ENCODERS[name]
     kind = getattr(importlib.import_module(species.module), species.kind)
     options = {f"{encoder}_model_config": dict(config) for encoder, config in species.configs.items()}
@@ -934,15 +938,16 @@ def supported(name: str) -> bool:
 
 
 def make(name: str, seed: int = 0) -> Any:
-    """The host's model of an architecture, float32, its weights random by the seed.
+    """The host's model of an architecture, in float32, with random weights from the seed.
 
-    It is made without storage first: parts whose size no configuration reaches are cut down then.
+    It is first made without storage, so that parts whose size no setting changes can be cut down before they
+    take memory.
     """
     species = SPECIES[name]
     kind = getattr(importlib.import_module("comfy.supported_models"), species.config)
     settings = species.settings()
     config = kind({**kind.unet_config, **settings})
-    # What the class fixes for the real model has overwritten some of it.
+    # The class has replaced some settings by those of the real model.
     config.unet_config.update(settings)
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model(_conditioners(species), "", device=torch.device(species.device))
@@ -953,7 +958,7 @@ def make(name: str, seed: int = 0) -> Any:
 
 
 def _conditioners(species: Species) -> dict[str, torch.Tensor]:
-    """Weights beside the network that the host's class asks for."""
+    """Weights outside the network that the host's class takes from a checkpoint: those of Stable Audio."""
     if not species.config.startswith("StableAudio"):
         return {}
     kind = importlib.import_module("comfy.ldm.audio.embedders").NumberConditioner
@@ -967,6 +972,7 @@ def _conditioners(species: Species) -> dict[str, torch.Tensor]:
 
 
 def _cut(model: nn.Module) -> None:
+    """Cut large weights down, see `LARGE`."""
     for layer in model.modules():
         for name, parameter in list(layer.named_parameters(recurse=False)):
             if parameter.numel() > LARGE:
@@ -976,7 +982,7 @@ def _cut(model: nn.Module) -> None:
 
 
 def randomise(model: nn.Module, seed: int) -> None:
-    """The host leaves weights uninitialised that a file is to fill."""
+    """Give all weights values: the host leaves those uninitialised that a file is to fill."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

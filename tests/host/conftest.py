@@ -23,12 +23,13 @@ def host() -> Host:
 
 @pytest.fixture(scope="session")
 def plain(host: Host) -> Patched:
-    """The base checkpoint, unpatched; the host never changes it in place for good."""
+    """The base checkpoint, unpatched. The host never changes it in place for good."""
     return host.checkpoint()
 
 
 @pytest.fixture(scope="session")
 def unpatched(host: Host, plain: Patched) -> torch.Tensor:
+    """The latent that the base checkpoint gives."""
     return host.latent(plain)
 
 
@@ -47,7 +48,7 @@ def distance(unpatched: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], 
 
 @pytest.fixture
 def lora_file(host: Host) -> Iterator[Callable[[str, Any], str]]:
-    """Writes a file into the host's loras folder for one test; its name in the loader's list."""
+    """Write a file into the host's loras folder for one test, and return its name in the loader's list."""
     written: list[Path] = []
 
     def write(name: str, content: Any) -> str:

@@ -1,4 +1,4 @@
-"""The real host in this process, and short forms of what the tests do with it."""
+"""The real host in this process, and short forms of what tests do with it."""
 
 from __future__ import annotations
 
@@ -27,26 +27,29 @@ class Patched:
     report: str = ""
 
     def patcher_of(self, key: str) -> Any:
+        """The patcher that has a key: that of the diffusion model or that of the text encoder."""
         return self.model if key.startswith("diffusion_model.") else self.clip.patcher
 
     @property
     def patches(self) -> dict[str, Any]:
+        """All patches of the model and of the text encoder, by key."""
         return {**self.model.patches, **(self.clip.patcher.patches if self.clip is not None else {})}
 
 
 @dataclass(frozen=True)
 class Host:
-    """The host's node registry, and short forms of what the tests do with it."""
+    """The host's node registry, and short forms of what tests do with it."""
 
     base: Path
     nodes: types.ModuleType
 
     def run(self, node: str, *args: Any, **kwargs: Any) -> Any:
-        """Execute a V3 node; its outputs."""
+        """Execute a V3 node, and return its outputs."""
         return self.nodes.NODE_CLASS_MAPPINGS[node].execute(*args, **kwargs).args
 
     @cached_property
     def pack(self) -> types.ModuleType:
+        """The pack, as the host has loaded it."""
         return loaded_pack(self.base)
 
     @cached_property
@@ -59,12 +62,12 @@ class Host:
         return Patched(model, clip)
 
     def file(self, recipe: Recipe | str) -> str:
-        """An adapter's name in the loader's list."""
+        """The name of a recipe's adapter in the loader's list."""
         known = RECIPES[recipe] if isinstance(recipe, str) else recipe
         return adapter_file(known)
 
     def stack(self, *entries: tuple[str, float, float]) -> Any:
-        """Load (recipe or file, model strength, text-encoder strength) entries, chained."""
+        """A stack of (recipe or file, model strength, text-encoder strength), loaded one after the other."""
         stack = self.ops.Stack()
         for name, strength, strength_clip in entries:
             file = self.file(name) if name in RECIPES else name
@@ -74,6 +77,10 @@ class Host:
     def apply(
         self, on: Patched, stack: Any, *, mode: str = "merge", strict: bool = True, clip: bool = True
     ) -> Patched:
+        """Run Apply LyCORIS Stack on a model and a text encoder.
+
+        With `clip` off the node gets no CLIP.
+        """
         return Patched(
             *self.run(
                 "LycorisApplyStack",
@@ -86,7 +93,7 @@ class Host:
         )
 
     def latent(self, patched: Patched) -> torch.Tensor:
-        """What KSampler makes of a fixed prompt and seed."""
+        """The latent that KSampler makes from a fixed prompt and seed."""
         encode = self.nodes.CLIPTextEncode().encode
         (positive,), (negative,) = encode(patched.clip, "a cat on a mat"), encode(patched.clip, "")
         (empty,) = self.nodes.EmptyLatentImage().generate(8 * SIZE, 8 * SIZE)

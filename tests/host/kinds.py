@@ -1,4 +1,4 @@
-"""A layer of every kind for a weight of a given shape, of random factors."""
+"""A layer of every kind for a weight of a given shape, with random factors."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ Tensors = dict[str, Tensor]
 
 
 def rand(*shape: int) -> Tensor:
+    """Normal random values, divided by the square root of the last size so that products stay small."""
     return torch.randn(*shape) / math.sqrt(shape[-1])
 
 
@@ -32,6 +33,7 @@ def lokr(shape: tuple[int, ...]) -> Tensors:
 
 
 def kinds(shape: tuple[int, ...]) -> dict[str, Tensors]:
+    """The tensors of a layer of every kind, by key suffix."""
     out, inputs, *kernel = shape
     ones = [1 for _ in kernel]
     return {
@@ -60,3 +62,4 @@ def kinds(shape: tuple[int, ...]) -> dict[str, Tensors]:
 
 
 KINDS = tuple(kinds((8, 8)))
+"""The names of the kinds."""

@@ -1,4 +1,8 @@
-"""Every architecture of the host, under every name that its community's adapters have for its layers."""
+"""Every architecture of the host, under every name that its community's adapters use for its layers.
+
+The names come from other software that is run on tiny models. The changes are sums and products of small
+whole numbers, so that the exact weight is known.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +23,24 @@ pytestmark = pytest.mark.host
 
 STRENGTH = 0.5
 COUNTED: dict[coverage.Case, tuple[int, int]] = {}
-"""What the tests of this file have found, so that the page of coverage is not counted twice."""
+"""Layers that the tests of this file have found. The page of coverage need not count them again."""
 
 
 def patcher(model: Any) -> Any:
+    """The host's patcher on a model."""
     from comfy.model_patcher import ModelPatcher
 
     return ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
 
 
 def needs(architecture: str) -> None:
+    """Skip the test where the host has no such architecture."""
     if not zoo.supported(architecture):
         pytest.skip(f"this host has no {architecture}")
 
 
 def applied(host: Host, on: Patched, path: Path, layers: int) -> Patched:
-    """The adapter applied by the node, which names no layer that it left out."""
+    """Apply the adapter by the node. The report must say that every layer was applied."""
     adapter = host.ops.load_adapter(path)
     stack = host.ops.Stack([host.ops.Entry(adapter, strength=STRENGTH, strength_clip=STRENGTH)])
     patched = host.apply(on, stack, strict=True, clip=on.clip is not None)
@@ -43,7 +49,10 @@ def applied(host: Host, on: Patched, path: Path, layers: int) -> Patched:
 
 
 def assert_exact(patched: Patched, changes: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """The host's own call of each patch against the sum in float64; no other weight is patched."""
+    """Assert that these weights are patched by these changes, and that no other weight is patched.
+
+    The result of the host's own call of a patch is compared with the sum in float64.
+    """
     import comfy.lora
 
     assert set(patched.patches) == set(changes)
@@ -65,6 +74,7 @@ def check(
     folder: Path,
     kind: str = "lora",
 ) -> None:
+    """Assert that an adapter with these names changes the host's model as its layers say."""
     model = dialects.model_of(architecture)
     file, changes = dialects.adapter(named, tensors, kind)
     save_file(file, folder / "adapter.safetensors")
@@ -103,7 +113,10 @@ def test_every_layer_is_found_and_patched_exactly(
 def test_every_layer_is_merged_exactly_into_a_published_file(
     host: Host, tmp_path: Path, architecture: str, dialect: str, wrapper: str
 ) -> None:
-    """Without the host between: names, and some weights, are others in published checkpoints."""
+    """The library merges an adapter into a file without the host.
+
+    In published checkpoints the names, and some of the weights, differ from those of a loaded model.
+    """
     needs(architecture)
     named = dialects.names(architecture, dialect)
     file, changes = dialects.adapter(named, DIALECTS[dialect].tensors)
@@ -132,7 +145,7 @@ IN_PARTS = {
     "SDXL": "diffusers UNet, fused",
     "AuraFlow": "OneTrainer, fused",
 }
-"""Layers that are rows of a weight, or several weights, or both."""
+"""Architectures, each with a dialect in which layers are rows of a weight, or several weights, or both."""
 
 
 @pytest.mark.parametrize("kind", ["loha", "lokr"])
@@ -149,9 +162,13 @@ def test_other_kinds_on_rows_and_on_several_weights(
 
 @pytest.mark.parametrize("architecture", zoo.SPECIES)
 def test_the_names_of_the_hosts_own_map_are_found(host: Host, tmp_path: Path, architecture: str) -> None:
-    """Those that a dialect has too must mean the same there; the others are tried out."""
+    """A name of the host's own map that a dialect also has must mean the same there.
+
+    An adapter with the remaining names must be applied exactly.
+    """
     needs(architecture)
     named, proven = dialects.host_names(architecture), dialects.proven(architecture)
+    # With fewer names the map was not read right.
     assert len(named) >= 20
     for name in set(named) & set(proven):
         assert named[name].same(proven[name]), name
@@ -166,7 +183,7 @@ def test_the_names_of_the_hosts_own_map_are_found(host: Host, tmp_path: Path, ar
 
 
 def clip_of(model: Any) -> Any:
-    """The host's CLIP around text encoders."""
+    """The host's CLIP around text encoders, without a tokenizer."""
     from comfy.sd import CLIP
 
     clip = CLIP(no_init=True)
@@ -179,6 +196,7 @@ def clip_of(model: Any) -> Any:
 def check_encoders(
     host: Host, architecture: str, named: Names, tensors: tuple[str, ...], folder: Path
 ) -> None:
+    """Assert that an adapter with these names changes the host's text encoders as its layers say."""
     model = encoder_names.encoders_of(architecture)
     file, changes = dialects.adapter(named, tensors)
     save_file(file, folder / "adapter.safetensors")
@@ -210,7 +228,10 @@ def test_the_names_of_the_hosts_own_map_of_text_encoders_are_found(
 
 @pytest.mark.parametrize("architecture", in_diffusers.DIFFUSERS)
 def test_the_correspondence_has_every_layer_of_both_models(host: Host, architecture: str) -> None:
-    """What the tests above take for right: all of diffusers' layers, and each row of the host's once."""
+    """The tests above rely on a correspondence of diffusers' layers and the host's.
+
+    It must have every layer of diffusers' model, and every row of the host's layers once.
+    """
     import re
 
     needs(architecture)

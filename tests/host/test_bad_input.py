@@ -1,4 +1,4 @@
-"""Bad input over the host's HTTP interface: an error on the node, nothing lost, the host stays up."""
+"""Bad input over the host's HTTP interface: an error on the node, nothing lost, and the host stays up."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def stays_up(server: Server) -> Iterator[None]:
-    """Whatever a test did, the host answers afterwards and nothing half-written is there."""
+    """After every test the host must answer, and no half-written file may be left."""
     yield
     assert server.running() and "LycorisApplyStack" in server.object_info()
     assert not list((server.base / "output").rglob("*.part"))
@@ -41,6 +41,7 @@ def stays_up(server: Server) -> Iterator[None]:
 
 @pytest.fixture
 def loras(server: Server) -> Iterator[Path]:
+    """The host's loras folder. Files that a test adds to it are removed."""
     folder = server.base / "models" / "loras"
     before = set(folder.iterdir())
     yield folder
@@ -56,6 +57,7 @@ def load_node(file: str, strength: float = 1.0) -> dict[str, Any]:
 
 
 def apply_prompt(file: str, rules: str = "", **inputs: Any) -> dict[str, Any]:
+    """A graph that loads an adapter, weights its blocks, applies it and shows the report."""
     return {
         "base": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "base.safetensors"}},
         "load": load_node(file),
@@ -78,6 +80,7 @@ def apply_prompt(file: str, rules: str = "", **inputs: Any) -> dict[str, Any]:
 def save_prompt(
     file: str = LORA, prefix: str = "checkpoints/merged", strength: float = 1.0
 ) -> dict[str, Any]:
+    """A graph that merges an adapter into the base checkpoint."""
     return {
         "load": load_node(file, strength),
         "save": {
@@ -104,10 +107,13 @@ def refused(server: Server, prompt: dict[str, Any]) -> str:
 
 
 def edited(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
+    """Write the LoRA of the tests with its tensors changed."""
     return lambda path: save_file(change(load_file(assets() / "loras" / LORA)), path)
 
 
 def cut(share: float) -> Callable[[Path], None]:
+    """Write only the first share of a LoRA's file."""
+
     def write(path: Path) -> None:
         data = (assets() / "loras" / LORA).read_bytes()
         path.write_bytes(data[: int(len(data) * share)])
@@ -116,6 +122,7 @@ def cut(share: float) -> Callable[[Path], None]:
 
 
 def lying_header(path: Path) -> None:
+    """Write a file whose header places one tensor four bytes too far."""
     data = (assets() / "loras" / LORA).read_bytes()
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
@@ -126,6 +133,8 @@ def lying_header(path: Path) -> None:
 
 
 class Payload:
+    """An object that makes a folder when it is unpickled. The folder shows that a pickle has run code."""
+
     def __init__(self, marker: Path) -> None:
         self.marker = marker
 
@@ -142,6 +151,8 @@ def wrong_shape(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def poisoned(value: float) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    """Put this value into one factor."""
+
     def change(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         tensors["lora_unet_conv_in.lora_up.weight"][3, 1] = value
         return tensors
@@ -150,6 +161,7 @@ def poisoned(value: float) -> Callable[[dict[str, torch.Tensor]], dict[str, torc
 
 
 def flux(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors for layers that only Flux has."""
     return {
         f"lora_unet_double_blocks_{n}_img_attn_qkv.{side}.weight": torch.zeros(8, 8)
         for n in range(19)
@@ -180,6 +192,7 @@ FILES: dict[str, tuple[str, Callable[[Path], Any], tuple[str, ...]]] = {
     "nan": ("nan.safetensors", edited(poisoned(float("nan"))), ("conv_in.lora_up.weight", "NaN", "finite")),
     "inf": ("inf.safetensors", edited(poisoned(float("inf"))), ("conv_in.lora_up.weight", "infinity")),
 }
+"""Bad files: the name, what writes the file, and words of the error."""
 
 
 @pytest.mark.parametrize("case", FILES)
@@ -265,11 +278,12 @@ def test_an_interrupt_in_the_middle_of_an_export_leaves_nothing(server: Server) 
 
 
 def test_a_full_disk_in_the_middle_of_an_export(tmp_path: Path) -> None:
-    """The host with a bound on file sizes: what a full disk looks like to a writer."""
+    """The host has a limit on file sizes, which for a writer is like a full disk."""
     base = install(base_directory(ROOT / ".cache" / facts().host / "full-disk", ROOT))
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # 200 MB are less than a merged checkpoint has.
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000_000, hard))
     try:
         with Server(facts().comfyui, base) as server:
@@ -283,7 +297,7 @@ def test_a_full_disk_in_the_middle_of_an_export(tmp_path: Path) -> None:
 
 
 def test_no_test_waits_for_nothing(server: Server) -> None:
-    """A prompt that is fine still runs after all the bad ones."""
+    """After all the bad prompts a good one must still run, and within a minute."""
     start = time.monotonic()
     assert server.queue(apply_prompt(LORA, strict=True)).error is None
     assert time.monotonic() - start < 60

@@ -1,4 +1,8 @@
-"""Bypass mode in the real host: equal to merge mode, in any order with it, and gone without a trace."""
+"""Bypass mode in the real host. The reference is merge mode.
+
+Both modes must sample the same latents, and nodes of both modes must work in any order. When the model is
+unloaded, nothing of a bypass may be left.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ from tests.harness.base import unet_layout
 pytestmark = pytest.mark.host
 
 NEAR = 1e-3
-"""Of the effect: the bound of the comparison with merge mode. Measured on the CPU: up to 3e-5."""
+"""The largest error against merge mode, as a share of the effect. On the CPU up to 3e-5 was measured."""
 
 BLOCK = "input_blocks.1.1.transformer_blocks.0"
 CHANGED = (
@@ -35,7 +39,7 @@ CHANGED = (
     "input_blocks.1.1.proj_in",
     "output_blocks.0.0.skip_connection",
 )
-"""Linear layers and convolutions of the smallest UNet, 3x3 and 1x1."""
+"""The layers of the smallest UNet that the tests change: linear layers, and 3x3 and 1x1 convolutions."""
 SHAPES = {name: init.shape for name, init in unet_layout((1,), 1).items()}
 NORM = "input_blocks.1.0.out_layers.0"
 
@@ -43,6 +47,7 @@ Write = Callable[..., Any]
 
 
 def unload() -> None:
+    """Let the host unload all models, which removes all patches and hooks."""
     import comfy.model_management
 
     comfy.model_management.unload_all_models()
@@ -59,6 +64,7 @@ def small(host: Host) -> Iterator[Patched]:
 
 @pytest.fixture(scope="module")
 def base(host: Host, small: Patched) -> Tensor:
+    """The latent of the unpatched model."""
     return sampled(host, small.model)
 
 
@@ -72,7 +78,7 @@ def before(small: Patched) -> dict[str, Tensor]:
 
 @pytest.fixture(autouse=True)
 def nothing_left(small: Patched, before: dict[str, Tensor]) -> Iterator[None]:
-    """Whatever a test did, unloading leaves no hook, and every weight as it was."""
+    """After every test unloading must remove all hooks, and every weight must be as before."""
     unload()
     yield
     unload()
@@ -83,7 +89,7 @@ def nothing_left(small: Patched, before: dict[str, Tensor]) -> Iterator[None]:
 
 @pytest.fixture
 def stack_of(host: Host) -> Iterator[Write]:
-    """A stack of one file that holds these layers, named without `diffusion_model.`."""
+    """Write a file with these layers, named without `diffusion_model.`, and return a stack with it."""
     written: list[Path] = []
 
     def write(layers: dict[str, dict[str, Tensor]], strength: float = 1.0) -> Any:
@@ -99,6 +105,7 @@ def stack_of(host: Host) -> Iterator[Write]:
 
 
 def of_kind(kind: str, layers: tuple[str, ...] = CHANGED) -> dict[str, dict[str, Tensor]]:
+    """A layer of this kind for each of these layers of the UNet."""
     made = {layer: kinds(SHAPES[f"{layer}.weight"])[kind] for layer in layers}
     for layer, tensors in made.items():
         if f"{layer}.bias" not in SHAPES:
@@ -108,7 +115,10 @@ def of_kind(kind: str, layers: tuple[str, ...] = CHANGED) -> dict[str, dict[str,
 
 
 def hooks(model: torch.nn.Module) -> list[str]:
-    """The modules that anything hangs on. The host's own bypass puts the method back on the instance."""
+    """The modules that have hooks, or a `forward` of their own.
+
+    When the host's own bypass ends, it sets the class's `forward` on the module, which does not count.
+    """
     found: list[str] = []
     for name, module in model.named_modules():
         own: Any = vars(module).get("forward")
@@ -128,7 +138,7 @@ def sampled(host: Host, model: Any) -> Tensor:
 
 
 def apart(found: Tensor, wanted: Tensor, base: Tensor) -> float:
-    """As a share of how far the wanted is from the base."""
+    """The distance between `found` and `wanted`, as a share of the distance between `wanted` and `base`."""
     effect = (wanted - base).norm()
     assert torch.isfinite(found).all() and torch.isfinite(wanted).all()
     assert effect > 0.02 * base.norm(), "nothing changes, so nothing is compared"
@@ -136,18 +146,18 @@ def apart(found: Tensor, wanted: Tensor, base: Tensor) -> float:
 
 
 def chain(host: Host, on: Patched, *steps: tuple[Any, str]) -> Patched:
-    """Apply nodes one after the other."""
+    """Apply stacks one after the other, each in its mode."""
     for stack, mode in steps:
         on = host.apply(on, stack, mode=mode)
     return on
 
 
-# Equal to merge mode.
+# The same samples as in merge mode.
 
 
 @pytest.fixture(scope="module")
 def exact(host: Host) -> Patched:
-    """The checkpoint with its text encoder in float32, so that merging does not round to float16."""
+    """The checkpoint with its text encoder in float32, in which merging does not round to float16."""
     import comfy.sd
 
     path = str(host.base / "models" / "checkpoints" / "base.safetensors")
@@ -158,11 +168,15 @@ def exact(host: Host) -> Patched:
 
 
 def encoded(host: Host, clip: Any) -> Tensor:
+    """What the text encoder makes of a prompt."""
     return host.nodes.CLIPTextEncode().encode(clip, "a cat")[0][0][0].clone()
 
 
 def test_every_recipe_gives_the_latent_and_the_embedding_of_a_merge(host: Host, exact: Patched) -> None:
-    """All in one stack, which takes one merge: a fault of any is 1/13 of the effect, far above the bound."""
+    """All recipes are in one stack, so that one merge is enough.
+
+    A fault in any of the 13 would be about 1/13 of the effect, far above the bound.
+    """
     stack = host.stack(*((recipe, 0.2, 0.2) for recipe in RECIPES))
     base = (sampled(host, exact.model), encoded(host, exact.clip))
     merged = host.apply(exact, stack)
@@ -173,6 +187,7 @@ def test_every_recipe_gives_the_latent_and_the_embedding_of_a_merge(host: Host, 
     embedding = apart(encoded(host, bypassed.clip), wanted[1], base[1])
     print(f"latent {latent:.1e}, embedding {embedding:.1e} of the effect")
     assert max(latent, embedding) < NEAR
+    # The model that was sampled last is still loaded.
     assert hooks(exact.model.model) and hooks(exact.clip.cond_stage_model)
     unload()
     assert hooks(exact.model.model) == hooks(exact.clip.cond_stage_model) == []
@@ -197,7 +212,7 @@ def test_strength_zero_is_bitwise_the_base(host: Host, small: Patched, base: Ten
     assert torch.equal(sampled(host, patched.model), base)
 
 
-# Nodes after each other.
+# Several Apply nodes, one after the other.
 
 
 @pytest.mark.parametrize(
@@ -223,6 +238,7 @@ def test_nodes_in_a_row_are_one_after_the_other_in_any_modes(
 def test_what_only_adds_is_merged_as_asked_after_a_bypass(
     host: Host, small: Patched, base: Tensor, stack_of: Write
 ) -> None:
+    """Neither stack depends on the weight, so the second can be merged although the first is bypassed."""
     first, second = (stack_of(of_kind(kind), 0.5) for kind in ("lora-bias", "full"))
     wanted = sampled(host, chain(host, small, (first, "merge"), (second, "merge")).model)
     patched = chain(host, small, (first, "bypass"), (second, "merge"))
@@ -234,12 +250,12 @@ def test_what_only_adds_is_merged_as_asked_after_a_bypass(
 def test_changed_stacks_and_clones_share_a_loaded_model(
     host: Host, small: Patched, base: Tensor, stack_of: Write
 ) -> None:
-    """Each samples as if it were alone, whichever is loaded and whichever is deleted meanwhile."""
+    """Every model must sample as if it were alone, whichever other model is loaded or deleted meanwhile."""
     one, other = stack_of(of_kind("lora-dora-out"), 0.5), stack_of(of_kind("oft"), 0.5)
     first = host.apply(small, one, mode="bypass")
     latents = sampled(host, first.model)
     changed = host.apply(small, other, mode="bypass")
-    # Applied while the first is loaded, and merged meanwhile by a third.
+    # `changed` was applied while the first was loaded, and a third merges the same stack meanwhile.
     assert not torch.equal(sampled(host, changed.model), latents)
     assert apart(sampled(host, changed.model), sampled(host, host.apply(small, other).model), base) < NEAR
     assert torch.equal(sampled(host, first.model), latents)
@@ -247,6 +263,7 @@ def test_changed_stacks_and_clones_share_a_loaded_model(
     assert torch.equal(sampled(host, first.model), latents)
     again = host.apply(first, other, mode="bypass")
     assert len(hooks(small.model.model)) == len(CHANGED)
+    # Neither was loaded, so the hooks of the loaded model must stay.
     del clone, again
     gc.collect()
     assert len(hooks(small.model.model)) == len(CHANGED), "the loaded model lost its hooks with a clone"
@@ -257,6 +274,7 @@ def test_changed_stacks_and_clones_share_a_loaded_model(
     assert torch.equal(sampled(host, clone), latents)
     assert torch.equal(sampled(host, small.model), base)
     assert torch.equal(sampled(host, clone), latents)
+    # With the last of its models the bypass must go.
     del clone, first
     gc.collect()
     assert hooks(small.model.model) == []
@@ -286,13 +304,16 @@ def test_weights_are_read_once_and_only_by_what_depends_on_them(
     sampled(host, host.apply(small, stack_of(of_kind("lora-bias")), mode="bypass").model)
     assert reads == []
     patched = host.apply(small, stack_of(of_kind("lora-dora-out"), 0.5), mode="bypass")
+    # Applying a stack reads no weight: the model is not loaded yet.
     assert reads == []
     for _ in range(2):
         sampled(host, patched.model)
         patched.model.model_state_dict()
         host.apply(patched, stack_of(of_kind("lora-bias")))
         unload()
+    # Unloading, another stack and another pass need no second reading.
     assert len(reads) == len(CHANGED)
+    # Any new patch makes the host patch the model anew.
     merged = host.apply(patched, stack_of({NORM: {"w_norm": torch.ones(320)}}))
     sampled(host, merged.model)
     assert len(reads) == 2 * len(CHANGED), "its patches are others: the weights may be, too"
@@ -302,7 +323,10 @@ def test_weights_are_read_once_and_only_by_what_depends_on_them(
 def test_the_hosts_own_bypass_on_the_same_layers(
     host: Host, small: Patched, base: Tensor, stack_of: Write, ours_first: bool
 ) -> None:
-    """It adds to what ours makes of the weight, as it does where ours is merged, whichever comes first."""
+    """The host's own bypass adds to what the pack makes of the weight, whichever of the two comes first.
+
+    The reference is the host's bypass on a model into which the pack's stack is merged.
+    """
     import comfy.sd
     import comfy.utils
 
@@ -325,6 +349,7 @@ def test_the_hosts_own_bypass_on_the_same_layers(
         assert error < NEAR
     loaded = theirs(small.model)
     sampled(host, loaded)
+    # A clone with hooks of the pack is made and thrown away while the host's are attached.
     unused = host.apply(Patched(loaded, None), ours, mode="bypass")
     del unused, both
     gc.collect()
@@ -336,8 +361,13 @@ def test_the_hosts_own_bypass_on_the_same_layers(
 def test_in_low_vram_beside_what_the_host_merges_in_every_pass(
     host: Host, small: Patched, stack_of: Write
 ) -> None:
+    """The host merges one stack in every pass, and another stack is bypassed.
+
+    The output of each layer is compared with that of the exact weight, in float64.
+    """
     first, second = stack_of(of_kind("full"), 0.5), stack_of(of_kind("lora-dora-out"), 0.5)
     patched = chain(host, small, (first, "merge"), (second, "bypass"))
+    # One byte of memory: every weight is patched only when its layer is called.
     patched.model.patch_model(torch.device("cpu"), lowvram_model_memory=1)
     try:
         for layer in CHANGED:
@@ -360,7 +390,7 @@ def test_in_low_vram_beside_what_the_host_merges_in_every_pass(
         patched.model.unpatch_model()
 
 
-# What cannot be bypassed, and what `auto` picks.
+# What cannot be bypassed, and what mode `auto` picks.
 
 
 def test_what_cannot_be_bypassed_is_merged_and_reported(
@@ -429,7 +459,7 @@ def test_where_there_is_no_memory_to_read_a_weight_the_error_names_it(
 
 
 def patcher(device: str = "cpu", **layers: Any) -> Any:
-    """The host's patcher, for a device, on a model of these layers under `diffusion_model`."""
+    """The host's patcher for a device, on a model of these layers under `diffusion_model`."""
     from comfy.model_patcher import ModelPatcher
 
     model = torch.nn.Module()
@@ -440,6 +470,11 @@ def patcher(device: str = "cpu", **layers: Any) -> Any:
 
 
 def test_parameters_of_their_own_and_embeddings_are_merged(host: Host, stack_of: Write) -> None:
+    """Bypass needs a layer that multiplies by its weight when it is called.
+
+    A bare parameter is no layer, an embedding does not multiply, and the head of a language model is not
+    called.
+    """
     import comfy.ops
 
     model = patcher(
@@ -460,7 +495,7 @@ def test_parameters_of_their_own_and_embeddings_are_merged(host: Host, stack_of:
 
 @pytest.fixture(scope="module")
 def packed(host: Host) -> Iterator[Patched]:
-    """A model with a layer in each quantised format."""
+    """A model with one layer in each quantised format."""
     path = host.base / "models" / "diffusion_models" / "packed.safetensors"
     tensors = float_unet()
     for name, layer in LAYERS.items():
@@ -471,7 +506,10 @@ def packed(host: Host) -> Iterator[Patched]:
 
 
 def with_exact_changes(host: Host, patched: Patched, stack: Any) -> Tensor:
-    """A latent with the change of each unpacked weight multiplied out beside its layer."""
+    """The latent of the model with each layer's exact change added beside the layer.
+
+    The change is computed from the unpacked weight, in float32.
+    """
     handles: list[Any] = []
     (entry,) = stack
     for name, layer in entry.adapter.layers.items():
@@ -496,14 +534,19 @@ def with_exact_changes(host: Host, patched: Patched, stack: Any) -> Tensor:
 def test_on_quantised_layers_auto_adds_the_exact_change(
     host: Host, packed: Patched, stack_of: Write, kind: str, bound: float
 ) -> None:
-    """DoRA scales the outputs of the layer, of which some formats have rounded the inputs."""
+    """A merge must be further from the exact change than bypass, because it rounds the sum to the format.
+
+    DoRA also scales the outputs of a layer, and some formats have rounded its inputs. Its bound is wider.
+    """
     layers = (*LAYERS.values(), *PLAIN)
     made = {n: lora(SHAPES[f"{n}.weight"]) for n in layers} if kind == "lora" else of_kind(kind, layers)
     stack = stack_of(made)
     patched = host.apply(packed, stack, mode="auto")
     assert set(patched.patches) == {f"diffusion_model.{layer}.weight" for layer in PLAIN}
     assert f"Mode auto: {len(LAYERS)} layers bypassed, {len(PLAIN)} merged" in patched.report
-    nvfp4 = f"kept as nvfp4, to which a merge rounds the sum (diffusion_model.{LAYERS['nvfp4']})"
+    nvfp4 = (
+        f"kept as nvfp4, and a merge would round the sum to that format (diffusion_model.{LAYERS['nvfp4']})"
+    )
     assert f"1 bypassed: {nvfp4}" in patched.report
     assert f"{len(PLAIN)} merged: kept as plain floats" in patched.report
     base = sampled(host, packed.model)
@@ -527,13 +570,14 @@ def test_auto_merges_plain_floats(host: Host, small: Patched, stack_of: Write) -
 def test_auto_bypasses_where_the_host_would_merge_in_every_pass(
     host: Host, stack_of: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model for a card that is not here: nothing is loaded, only chosen."""
+    """The card need not be there: the mode is chosen, and nothing is loaded."""
     import comfy.model_management as management
     import comfy.ops
 
     stack = stack_of({"x": lora((24, 16))})
 
     def report(device: str, total: int, state: Any) -> str:
+        # Too little memory, or the user's setting of low VRAM.
         monkeypatch.setattr(management, "get_total_memory", lambda *_: total)
         monkeypatch.setattr(management, "vram_state", state)
         model = patcher(device, x=comfy.ops.manual_cast.Linear(16, 24))
@@ -541,13 +585,16 @@ def test_auto_bypasses_where_the_host_would_merge_in_every_pass(
 
     states = management.VRAMState
     for found in (report("cuda", 1 << 30, states.LOW_VRAM), report("cuda", 1000, states.NORMAL_VRAM)):
-        assert "1 layer bypassed, 0 merged" in found and "would merge in every pass" in found
+        assert "1 layer bypassed, 0 merged" in found and "would merge again in every step" in found
     for found in (report("cuda", 1 << 30, states.NORMAL_VRAM), report("cpu", 1000, states.LOW_VRAM)):
         assert "0 layers bypassed, 1 merged" in found and "kept as plain floats" in found
 
 
 def test_a_weight_that_its_model_uses_without_the_layer_is_merged(host: Host, stack_of: Write) -> None:
-    """By the host's int8 kernel that takes an activation function along; MiniMax's models call it."""
+    """MiniMax's models call a kernel of the host with an int8 weight and an activation function.
+
+    The layer itself is not called, so hooks on it would not run.
+    """
     import comfy.ops
 
     class MLP(torch.nn.Module):
@@ -572,7 +619,7 @@ def test_a_weight_that_its_model_uses_without_the_layer_is_merged(host: Host, st
 
 
 class GgufLikeTensor(torch.Tensor):
-    """Packed data with another shape than they say, and a type with a name, as ComfyUI-GGUF's have."""
+    """Packed data that claim another shape and have a type with a name, as ComfyUI-GGUF's tensors do."""
 
     tensor_type = SimpleNamespace(name="Q4_K")
 
@@ -582,9 +629,10 @@ class GgufLikeTensor(torch.Tensor):
 
 
 def gguf_like(rows: Tensor) -> Any:
-    """A stand-in of ComfyUI-GGUF's layer, which is not here: what it shares with our code, and no more.
+    """A stand-in for ComfyUI-GGUF's layer, because ComfyUI-GGUF is not installed for tests.
 
-    The host's `Linear`, with a `cast_bias_weight` of its own that unpacks in every pass.
+    The layer is the host's `Linear` with a `cast_bias_weight` of its own that unpacks in every pass. It has
+    what the pack uses of ComfyUI-GGUF's layer, and nothing else.
     """
     import comfy.ops
 
@@ -593,6 +641,7 @@ def gguf_like(rows: Tensor) -> Any:
             self, x: Any = None, dtype: Any = None, device: Any = None, bias_dtype: Any = None
         ) -> tuple[Tensor, Tensor]:
             packed = self.weight.as_subclass(Tensor)
+            # The first byte of a row is there only so that the data have another shape than the weight.
             weight = (packed[:, 1:].float() - 128) / 256
             dtype = dtype or x.dtype
             return weight.to(dtype), self.bias.to(dtype)
@@ -609,6 +658,7 @@ def gguf_like(rows: Tensor) -> Any:
 @pytest.mark.parametrize("kind", ["lora-bias", "lora-dora-out", "oft", "boft"])
 @pytest.mark.parametrize("mode", ["bypass", "auto"])
 def test_a_layer_of_the_kind_of_ggufs_is_bypassed(host: Host, stack_of: Write, kind: str, mode: str) -> None:
+    """The output is compared with that of the unpacked weight plus the change. To merge must be an error."""
     boft = {"oft_blocks": torch.randn(2, 6, 4, 4) / 4}
     tensors = boft if kind == "boft" else kinds((24, 16))[kind]
     rows = torch.randint(0, 256, (24, 17), dtype=torch.uint8)
@@ -616,7 +666,7 @@ def test_a_layer_of_the_kind_of_ggufs_is_bypassed(host: Host, stack_of: Write, k
     stack = stack_of({"x": tensors}, 0.5)
     patched = host.apply(Patched(patcher(x=layer), None), stack, mode=mode)
     assert not patched.patches and "1 layer bypassed, 0 merged" in patched.report
-    assert ("kept as GGUF Q4_K, to which a merge is added in every pass" in patched.report) is (
+    assert ("kept as GGUF Q4_K, and a merge would be added again in every step" in patched.report) is (
         mode == "auto"
     )
     (entry,) = stack
@@ -643,6 +693,7 @@ def test_a_layer_of_the_kind_of_ggufs_is_bypassed(host: Host, stack_of: Write, k
 def test_where_a_layer_fails_while_it_is_loaded_no_hook_stays(
     host: Host, small: Patched, base: Tensor, stack_of: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Loading is interrupted at the third layer."""
     patched = host.apply(small, stack_of(of_kind("ia3")), mode="bypass")
     real, calls = host.ops.Bypass.meet, []
 

@@ -1,4 +1,7 @@
-"""diffusers' names of the host's layers against diffusers itself, for every architecture of the host."""
+"""diffusers' names for the host's layers, on every architecture of the host.
+
+The reference is diffusers itself: the layers of its classes, and its conversions of checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +32,14 @@ def shapes_of(architecture: str) -> Shapes:
 
 
 def names_of(shapes: Shapes) -> dict[str, Places]:
-    """What the one module says that knows the architecture."""
+    """diffusers' names from the module that knows the architecture, or none if no module does."""
     found = [names for table in DIFFUSERS if (names := table(shapes))]
     assert len(found) <= 1
     return dict(found[0]) if found else {}
 
 
 def rows_of(places: Places, shapes: Shapes) -> Rows:
+    """The (path, row) of every row that a name means."""
     return [
         (place.path, row) for place in places for row in range(*(place.rows or (0, *shapes[place.path][:1])))
     ]

@@ -1,4 +1,4 @@
-"""Exported files: loaded by the host's own loaders they give what was seen live."""
+"""Exported files: the host's own loaders load them, and they give the latent that was seen live."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from tests.harness.base import write_base
 Distance = Callable[[torch.Tensor, torch.Tensor], float]
 pytestmark = pytest.mark.host
 NEAR = 1e-3
+"""The largest error of a latent, as a share of the effect of the adapters."""
 BLEND = (("lora", 0.8, 0.7), ("loha", -0.5, 0.6), ("lokr", 1.2, -0.9))
+"""(recipe, model strength, text-encoder strength) of a stack."""
 
 
 @pytest.fixture
 def exported(host: Host) -> Iterator[Callable[..., Path]]:
-    """Runs the save node; the file it wrote, which is removed after the test."""
+    """Run Save Merged Model, and return the file that it wrote. The file is removed after the test."""
     written: list[Path] = []
 
     def save(base: str, stack: object, dtype: str = "as in the file") -> Path:
@@ -37,10 +39,11 @@ def exported(host: Host) -> Iterator[Callable[..., Path]]:
 
 
 def load(host: Host, exported: Path) -> Patched:
-    """Through the host's own checkpoint loader, which lists its output folder."""
+    """Load a file by the host's own checkpoint loader, which then lists the folder of the file."""
     import folder_paths
 
     folder_paths.add_model_folder_path("checkpoints", str(exported.parent))
+    # The host keeps its lists of files.
     folder_paths.filename_list_cache.clear()
     return host.checkpoint(exported.name)
 
@@ -93,6 +96,10 @@ def test_a_float32_checkpoint_gives_the_live_latent(
 def test_everything_else_is_byte_equal_and_merged_weights_one_rounding_away(
     host: Host, plain: Patched, exported: Callable[..., Path]
 ) -> None:
+    """In float32, a merged weight is what the host's own call of the live patch gives.
+
+    In float16, it is this value rounded once.
+    """
     import comfy.lora
 
     stack = host.stack(*BLEND)
@@ -128,7 +135,10 @@ def test_everything_else_is_byte_equal_and_merged_weights_one_rounding_away(
 def test_a_part_in_a_file_of_its_own(
     host: Host, plain: Patched, exported: Callable[..., Path], folder: str, prefix: str, part: str
 ) -> None:
-    """As users of Flux, Wan and Qwen have their models: bare keys, and an adapter for both parts."""
+    """The keys of the file have no prefix, and the adapter is for two parts of a model.
+
+    This is how users of Flux, Wan and Qwen have their models.
+    """
     import comfy.lora
 
     base = load_file(assets() / "checkpoints" / "base.safetensors")

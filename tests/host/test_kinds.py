@@ -1,4 +1,7 @@
-"""Every kind of layer through the real host: weights, biases, norms, low VRAM, and the host's own DoRA."""
+"""Every kind of layer in the real host: weights, biases, norms, and low VRAM.
+
+DoRA as the host's own loader computes it is tested here, too.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ FILE = "kinds_under_test.safetensors"
 
 @pytest.fixture(autouse=True)
 def nothing_loaded(host: Host) -> None:
+    """Unload all models. Clones share their weights, which an earlier test may have patched."""
     import comfy.model_management
 
     comfy.model_management.unload_all_models()
@@ -40,19 +44,24 @@ def shape_of(plain: Patched, path: str) -> tuple[int, ...]:
 def applied(
     host: Host, plain: Patched, layers: dict[str, Tensors], strength: float, **options: str
 ) -> Patched:
+    """Load one file with these layers and apply it, both by the nodes."""
     write(host, layers)
     (stack,) = host.run("LycorisLoadAdapter", FILE, strength, strength, None, **options)
     return host.apply(plain, stack)
 
 
 def calculated(patched: Patched, key: str, weight: Tensor) -> Tensor:
+    """Call the pack's patch as the host does, on a copy of the weight."""
     import comfy.lora
 
     return comfy.lora.calculate_weight(patched.patches[key], weight.clone(), key)
 
 
 def expected(host: Host, key: str, weight: Tensor, tensors: Tensors, strength: float) -> Tensor:
-    """In float64, from the layer alone; what a layer computes is held to others in the library's tests."""
+    """The exact weight or bias, in float64, from the library's layer alone.
+
+    The tests of the library compare what a layer computes with other implementations.
+    """
     layer = host.ops.algorithms.detect(tensors).load(tensors)
     parameter = "bias" if key.endswith(".bias") else "weight"
     return weight.double() + strength * host.ops.Part(layer, parameter=parameter).delta(weight.double())
@@ -62,6 +71,10 @@ def expected(host: Host, key: str, weight: Tensor, tensors: Tensors, strength: f
 @pytest.mark.parametrize("path", [LINEAR, CONV], ids=["linear", "conv2d"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_on_every_path_of_the_host(host: Host, plain: Patched, kind: str, path: str) -> None:
+    """The host patches a weight in float32 when it loads a model, and in 16 bits when it is short of memory.
+
+    The patched weight must be exact in float32, and one rounding from the exact one in 16 bits.
+    """
     from comfy.model_patcher import LowVramPatch
 
     tensors = kinds(shape_of(plain, path))[kind]
@@ -78,6 +91,7 @@ def test_every_kind_on_every_path_of_the_host(host: Host, plain: Patched, kind: 
         assert (found.double() - exact).abs().max() < 16 * torch.finfo(torch.float32).eps * exact.abs().max()
         assert (exact - weight).norm() > 1e-3 * weight.norm()
         for dtype in (torch.bfloat16, torch.float16):
+            # What the host calls in a forward pass where it is short of memory.
             low = LowVramPatch(key, patched.model.patches)
             if hasattr(low, "memory_required"):
                 low.prepare(torch.empty(low.memory_required(), dtype=torch.uint8), None)
@@ -108,7 +122,7 @@ def test_a_norms_weight_and_bias_are_changed_and_given_back(host: Host, plain: P
 
 @pytest.mark.host
 def test_a_weight_is_enlarged_in_the_loaded_model_and_comes_back(host: Host, plain: Patched) -> None:
-    """What control models with more input channels need."""
+    """Control models with more input channels need larger weights."""
     import comfy.model_management
 
     path = "diffusion_model.input_blocks.0.0"
@@ -128,6 +142,7 @@ def test_a_weight_is_enlarged_in_the_loaded_model_and_comes_back(host: Host, pla
 
 
 def by_the_host(plain: Patched, path: Path, strength: float) -> Any:
+    """The model to which the host's own loader has applied the file."""
     import comfy.sd
     import comfy.utils
 
@@ -142,6 +157,10 @@ def by_the_host(plain: Patched, path: Path, strength: float) -> Any:
 def test_dora_as_the_host_computes_it_can_be_had(
     host: Host, plain: Patched, make: Any, path: str, strength: float
 ) -> None:
+    """The reference is the host's own loader. It differs from the paper for magnitudes of the outputs.
+
+    For magnitudes of the inputs the host and the paper agree.
+    """
     shape = shape_of(plain, path)
     key = f"{path}.weight"
     weight = plain.model.model_state_dict()[key].float()

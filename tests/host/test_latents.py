@@ -1,4 +1,4 @@
-"""What the sampler makes of a stack: the same as the host's own loader, and nothing out of nothing."""
+"""The latents that a stack gives. The references are the host's own loader and the unpatched model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hosting import Host, Patched
 Distance = Callable[[torch.Tensor, torch.Tensor], float]
 pytestmark = pytest.mark.host
 NEAR = 1e-3
+"""The largest error of a latent, as a share of the effect of the adapters."""
 
 
 def test_a_lora_gives_the_latent_of_the_hosts_own_loader(
@@ -79,6 +80,10 @@ def test_a_stack_survives_clone_unload_and_reload(
 
 
 def test_block_rules_reach_the_blocks_they_name(host: Host, plain: Patched) -> None:
+    """Patches must have strength 1 in the block `in.1` and strength 0.5 in `te.3`.
+
+    Other weights must have no patch.
+    """
     stack = host.stack(("lora", 1.0, 1.0))
     (ruled,) = host.run("LycorisWeightBlocks", stack, "* = 0\nin.1 = 1\nte.3 = 0.5")
     patched = host.apply(plain, ruled)
@@ -92,6 +97,7 @@ def test_block_rules_reach_the_blocks_they_name(host: Host, plain: Patched) -> N
 def test_chained_applies_are_sequential_like_chained_loaders(
     host: Host, plain: Patched, distance: Distance
 ) -> None:
+    """LoRA and LoKr do not depend on the weight, so two nodes in a row must give what one node gives."""
     once = host.apply(plain, host.stack(("lora", 0.5, 0.5), ("lokr", 0.5, 0.5)))
     twice = host.apply(host.apply(plain, host.stack(("lora", 0.5, 0.5))), host.stack(("lokr", 0.5, 0.5)))
     assert distance(host.latent(twice), host.latent(once)) <= NEAR

@@ -1,4 +1,4 @@
-"""What the nodes promise beyond the weights: reports, strictness, help, and no wasted reading."""
+"""What the nodes promise besides exact weights: reports, strictness, help, and no needless reading."""
 
 from __future__ import annotations
 
@@ -63,6 +63,7 @@ def test_without_a_clip_text_encoder_layers_are_reported_and_strict_does_not_min
 
 
 def partial(path: Path) -> None:
+    """Write an adapter in which one layer has a name that no layer of the model has."""
     tensors = load_file(assets() / "loras" / "lora.safetensors")
     renamed = {
         key.replace("attn1_to_q", "attn1_to_x") if "mid_block" in key else key: tensor
@@ -77,7 +78,7 @@ def test_a_partial_match_runs_and_says_so_and_strict_refuses_it(
     stack = host.stack((lora_file("partial.safetensors", partial), 1.0, 1.0))
     report = host.apply(plain, stack, strict=False).report
     assert "applied 190 of 191 layers" in report
-    assert "1 layers meet nothing" in report and "attn1_to_x: no layer of that name" in report
+    assert "1 layers cannot be matched" in report and "attn1_to_x: no layer of that name" in report
     assert "nearest: diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_" in report
     with pytest.raises(Exception, match=r"partial\.safetensors.*attn1_to_x.*strict"):
         host.apply(plain, stack, strict=True)
@@ -92,6 +93,7 @@ def test_a_file_is_read_once_for_all_nodes_and_strengths(host: Host, plain: Patc
     for strength in (0.5, -1.0):
         host.apply(plain, host.stack((source.name, strength, strength), (source.name, 0.1, 0.1)))
     host.apply(plain, host.run("LycorisWeightBlocks", host.stack((source.name, 1.0, 1.0)), "in = 0.5")[0])
+    # Other strengths, a second entry and block rules need no second reading.
     assert opened(source) == first
     source.unlink()
 
@@ -111,6 +113,7 @@ def test_a_changed_file_is_noticed(host: Host, plain: Patched) -> None:
     tensors = load_file(source)
     source.unlink()
     save_file({k: t * 2 if k.endswith("lora_up.weight") else t for k, t in tensors.items()}, source)
+    # Set a time of change that certainly differs.
     os.utime(source, ns=(1, 1))
     assert node.fingerprint_inputs(file=source.name) != print_before
     torch.testing.assert_close(change(), 2 * before)
@@ -130,6 +133,7 @@ def test_a_second_copy_of_the_pack_in_one_process_does_no_harm(host: Host, plain
     if not link.exists():
         link.symlink_to(ROOT, target_is_directory=True)
     loaded = asyncio.new_event_loop().run_until_complete(
+        # Nodes of these names are registered already.
         host.nodes.load_custom_node(str(link), module_parent="custom_nodes", ignore=set(NODES))
     )
     assert loaded
@@ -143,6 +147,7 @@ def test_a_second_copy_of_the_pack_in_one_process_does_no_harm(host: Host, plain
 def test_a_new_strength_reads_no_layer_and_makes_no_plan(
     host: Host, plain: Patched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The groups of every plan must be the same objects as in the first run."""
     plans = importlib.import_module(f"{host.pack.__name__}.lycoris_ops.patch.plan")
     adapters = importlib.import_module(f"{host.pack.__name__}.lycoris_ops.adapters.adapter")
     made: list[str] = []
@@ -164,5 +169,6 @@ def test_a_new_strength_reads_no_layer_and_makes_no_plan(
         assert entry[1].weights[0].groups is old.weights[0].groups
         factor = 2.0 if key.startswith("diffusion_model.") else 1.0
         assert entry[1].weights[2] == tuple(factor * value for value in old.weights[2])
+    # Another stack needs plans of its own.
     host.apply(plain, host.stack(*entries[:2]))
     assert len(made) > counted

@@ -1,4 +1,4 @@
-"""Models in the host's quantised formats: patched live, in low VRAM and in files, through its own layers."""
+"""Models in the host's quantised formats: patched live, in low VRAM, and in files."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tests.harness.base import UNET, generate, unet_layout
 
 pytestmark = pytest.mark.host
 NEAR = 1e-3
+"""The largest error of a latent, as a share of the effect of the adapter."""
 
 FORMATS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "fp8": ("float8_e4m3fn", {}, {}),
@@ -35,7 +36,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
     "int4 rotated": ("convrot_w4a4", {}, {}),
 }
-"""Format and options that the host quantises with, and what a file has to say of them."""
+"""By name: the format, the options with which the host quantises to it, and what a file must say of it."""
 
 BLOCK = "input_blocks.1.1.transformer_blocks.0"
 LAYERS = {
@@ -51,7 +52,7 @@ LAYERS = {
 """One linear layer of the model for every format."""
 
 PLAIN = "input_blocks.1.0.in_layers.2", f"{BLOCK}.attn2.to_v"
-"""A convolution and a linear layer that are not quantised, and changed too."""
+"""A convolution and a linear layer that stay plain floats. The adapter changes them as well."""
 
 
 def float_unet() -> dict[str, Tensor]:
@@ -65,7 +66,7 @@ def float_unet() -> dict[str, Tensor]:
 
 
 def quantised(host: Host, name: str, weight: Tensor, key: str) -> dict[str, Tensor]:
-    """A weight as the host's own code stores it."""
+    """The tensors in which the host's own code stores the weight."""
     from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 
     kind, options, said = FORMATS[name]
@@ -82,7 +83,7 @@ def quantised(host: Host, name: str, weight: Tensor, key: str) -> dict[str, Tens
 
 @pytest.fixture(scope="module")
 def stored(host: Host) -> dict[str, Tensor]:
-    """The tensors of a model with a layer in every format."""
+    """The tensors of a model that has a layer in every format."""
     tensors = float_unet()
     for name, layer in LAYERS.items():
         tensors |= quantised(host, name, tensors.pop(f"{layer}.weight"), f"{layer}.weight")
@@ -91,6 +92,7 @@ def stored(host: Host) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def source(host: Host, stored: dict[str, Tensor]) -> Iterator[str]:
+    """The name of a file with these tensors in the host."""
     path = host.base / "models" / "diffusion_models" / "quantised.safetensors"
     save_file(stored, path)
     yield path.name
@@ -99,8 +101,9 @@ def source(host: Host, stored: dict[str, Tensor]) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def adapter(host: Host) -> Iterator[str]:
-    """A LoRA and a LoKr on every one of the layers."""
+    """The name of a file in the host with a LoRA for every layer in LAYERS and PLAIN."""
     path = host.base / "models" / "loras" / "for_quantised.safetensors"
+    # A fixture of a module is made before the seed of a test is set.
     torch.manual_seed(1)
     tensors: dict[str, Tensor] = {}
     layout = unet_layout((1,), 1)
@@ -115,6 +118,7 @@ def adapter(host: Host) -> Iterator[str]:
 
 @pytest.fixture
 def model(host: Host, source: str) -> Iterator[Patched]:
+    """The model that the host loads from the file."""
     import comfy.model_management
 
     yield Patched(host.nodes.UNETLoader().load_unet(source, "default")[0], None)
@@ -122,7 +126,7 @@ def model(host: Host, source: str) -> Iterator[Patched]:
 
 
 def door(host: Host) -> Any:
-    """The pack's one door to the host."""
+    """The one module of the pack that imports the host."""
     return importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.host")
 
 
@@ -135,10 +139,12 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 def packed(weight: Any) -> dict[str, Tensor]:
+    """Copies of the tensors of which a quantised weight consists."""
     return {key: tensor.clone() for key, tensor in weight.state_dict("weight").items()}
 
 
 def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Assert that two sets of tensors are equal byte by byte."""
     assert found.keys() == wanted.keys()
     for key, tensor in wanted.items():
         assert found[key].dtype == tensor.dtype and found[key].shape == tensor.shape
@@ -146,6 +152,7 @@ def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 
 
 def dequantised(patched: Patched, layer: str) -> Tensor:
+    """The values of a layer's quantised weight, in float32."""
     return module(patched, layer).weight.to(torch.float32).dequantize().clone()
 
 
@@ -157,6 +164,7 @@ def wanted_values(host: Host, patched: Patched, stack: Any, layer: str) -> Tenso
 
 
 def latent(host: Host, patched: Patched) -> Tensor:
+    """The latent that KSampler makes from a random conditioning."""
     generator = torch.Generator().manual_seed(3)
     condition = [[torch.randn(1, 77, 768, generator=generator), {}]]
     (empty,) = host.nodes.EmptyLatentImage().generate(128, 128)
@@ -167,10 +175,12 @@ def latent(host: Host, patched: Patched) -> Tensor:
 
 
 def test_shapes_are_those_of_the_weights_and_not_of_their_data(host: Host, model: Patched) -> None:
+    """NVFP4 stores two values in a byte, so its data have another shape than the weight."""
     shapes = door(host).weight_shapes(model.model)
     layout = unet_layout((1,), 1)
     for layer in LAYERS.values():
         assert shapes[f"diffusion_model.{layer}.weight"] == layout[f"{layer}.weight"].shape
+    # The data must have another shape, or the test would show nothing.
     stored = module(model, LAYERS["nvfp4"]).weight.state_dict("weight")["weight"].shape
     assert tuple(stored) != layout[f"{LAYERS['nvfp4']}.weight"].shape
 
@@ -178,6 +188,10 @@ def test_shapes_are_those_of_the_weights_and_not_of_their_data(host: Host, model
 def test_a_loaded_weight_is_what_the_host_makes_of_the_exact_sum(
     host: Host, model: Patched, adapter: str
 ) -> None:
+    """A patched weight must equal the host's own quantisation of the exact sum, byte by byte.
+
+    The host's seed for the key of the weight is used for both.
+    """
     import comfy.model_management
     import comfy.utils
 
@@ -227,6 +241,7 @@ def test_in_low_vram_the_layer_multiplies_with_the_exact_sum(
 
 @pytest.fixture
 def exported(host: Host) -> Iterator[Callable[..., Path]]:
+    """Run Save Merged Model, and return the file that it wrote. The file is removed after the test."""
     written: list[Path] = []
 
     def save(base: str, stack: object, dtype: str = "as in the file") -> Path:
@@ -263,6 +278,10 @@ def test_a_file_holds_what_the_live_model_does(
     place: str,
     said_in: str,
 ) -> None:
+    """The tensors of an exported file must equal those of the patched model, byte by byte.
+
+    A file may say in tensors or in its metadata how its weights are quantised.
+    """
     import comfy.model_management
 
     stack = host.stack((adapter, 0.8, 0.0))
@@ -299,6 +318,7 @@ def test_the_exported_file_gives_the_live_latent(
     stack = host.stack((adapter, 0.8, 0.0))
     path = exported(f"diffusion_models/{source}", stack, "float32")
     again = host.base / "models" / "diffusion_models" / "again.safetensors"
+    # Where the host's loader finds it; the fixture removes a file of the old name.
     path.replace(again)
     path.touch()
     live = latent(host, host.apply(model, stack))
@@ -313,7 +333,10 @@ def test_the_exported_file_gives_the_live_latent(
 
 
 def test_older_files_keep_their_names(host: Host, adapter: str, exported: Callable[..., Path]) -> None:
-    """Marked once for the whole model, with the scale under another name and in 16 bits."""
+    """An older file has one mark for the whole model, and other names for the scales.
+
+    Most scales are in 16 bits here. New scales must be written in float32.
+    """
     import comfy.model_management
 
     names = {f"{layer}.weight" for layer in LAYERS.values()}
@@ -347,11 +370,12 @@ def test_older_files_keep_their_names(host: Host, adapter: str, exported: Callab
 
 
 SMOOTHED = LAYERS["nvfp4"]
+"""A layer whose input the host multiplies by factors, in a model of the fixture below."""
 
 
 @pytest.fixture
 def smoothed(host: Host, stored: dict[str, Tensor]) -> Iterator[tuple[Path, Tensor]]:
-    """A model in which the host multiplies the input of a layer with factors first, and these."""
+    """A file with factors for the input of the layer SMOOTHED, and these factors."""
     torch.manual_seed(2)
     factors = 0.5 + torch.rand(unet_layout((1,), 1)[f"{SMOOTHED}.weight"].shape[1])
     path = host.base / "models" / "diffusion_models" / "smoothed.safetensors"
@@ -363,7 +387,10 @@ def smoothed(host: Host, stored: dict[str, Tensor]) -> Iterator[tuple[Path, Tens
 def test_a_change_of_a_layer_with_a_scaled_input_is_exported_as_it_is_meant(
     host: Host, adapter: str, exported: Callable[..., Path], smoothed: tuple[Path, Tensor]
 ) -> None:
-    """By a change that is larger than the rounding of its weight."""
+    """The weight that is meant is the stored weight times the factors.
+
+    The strength is so large that the change is larger than the rounding of the weight.
+    """
     path, factors = smoothed
     strength = 30.0
     stack = host.stack((adapter, strength, 0.0))
@@ -380,6 +407,7 @@ def test_a_change_of_a_layer_with_a_scaled_input_is_exported_as_it_is_meant(
     error = (after * factors - exact).norm() / exact.norm()
     naive = (host.ops.patch_(before.clone(), [(layer, strength)]) * factors - exact).norm() / exact.norm()
     print(f"{error:.3f} by rounding; {naive:.3f} if the factors were ignored")
+    # Without the factors the result would be far off.
     assert error < 0.2 < naive
     again.unlink()
 
@@ -415,7 +443,8 @@ def test_plain_float8_weights_are_patched_in_float32_and_rounded_by_the_host(
         wanted[name] = comfy.float.stochastic_rounding(
             exact, weight.dtype, seed=comfy.utils.string_to_seed(f"{name}.weight")
         )
-    with torch.inference_mode():  # as the host runs every node
+    # The host runs every node in inference mode.
+    with torch.inference_mode():
         comfy.model_management.load_models_gpu([patched.model])
     for name, weight in wanted.items():
         found = module(patched, name.removeprefix("diffusion_model.")).weight
@@ -435,6 +464,7 @@ def small_patcher(layer: torch.nn.Module) -> Any:
 
 
 def small_stack(host: Host, shape: tuple[int, int]) -> Iterator[Any]:
+    """Write a LoRA for the layer `diffusion_model.x`, and yield a stack with it."""
     path = host.base / "models" / "loras" / "small.safetensors"
     factors = {
         "diffusion_model.x.lora_up.weight": torch.randn(shape[0], 2),
@@ -452,7 +482,7 @@ def small(host: Host) -> Iterator[Any]:
 
 
 def test_a_quantised_embedding_is_patched_too(host: Host, small: Any) -> None:
-    """The host has no way to unpack it and hands the quantised weight to the patch."""
+    """The host cannot unpack an embedding, so it gives the quantised weight to the patch."""
     import comfy.ops
 
     weight = torch.randn(24, 16)
@@ -476,7 +506,7 @@ def test_a_quantised_embedding_is_patched_too(host: Host, small: Any) -> None:
 
 
 class PackedTensor(torch.Tensor):
-    """Packed data that call themselves by the weight's shape, as ComfyUI-GGUF's tensors do."""
+    """Packed data that claim the shape of the weight, as ComfyUI-GGUF's tensors do."""
 
     tensor_shape = torch.Size((24, 16))
 
@@ -497,7 +527,7 @@ def test_weights_that_another_pack_packs_are_refused_by_name(host: Host, small: 
 
 
 def test_a_state_dict_may_name_what_the_model_does_not_hold(host: Host) -> None:
-    """ComfyUI-GGUF counts a temporary weight in for the largest layer."""
+    """ComfyUI-GGUF adds a temporary weight to the state dict, which counts for the largest layer."""
 
     class Layer(torch.nn.Linear):
         def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -526,6 +556,7 @@ def test_where_memory_runs_out_the_model_is_as_it_was(
 
     def apply(plan: Any, weight: Tensor, *rest: Any) -> Tensor:
         calls.append(tuple(weight.shape))
+        # A buffer that is kept from an earlier weight would need no allocation.
         monkeypatch.setattr(buffers, "_HELD", buffers._Held())
         with MemoryRunsOut(at) if len(calls) == patch else nullcontext():
             return real(plan, weight, *rest)
@@ -548,6 +579,7 @@ def test_where_memory_runs_out_the_model_is_as_it_was(
 def test_what_a_cpu_says_of_its_memory_is_understood_and_other_errors_pass(
     host: Host, small: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """torch has several errors for a lack of memory, and some are known only by their text."""
     patched = host.apply(Patched(small_patcher(torch.nn.Linear(16, 24)), None), small)
     ((_, patch, *_),) = patched.model.patches["diffusion_model.x.weight"]
 

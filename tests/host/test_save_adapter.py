@@ -1,4 +1,4 @@
-"""Written adapters in the hands of those they are for: the host's own loader, PEFT, and diffusers."""
+"""Written adapters, read by the host's own loader, by PEFT and by diffusers."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ pytestmark = pytest.mark.host
 
 Shapes = Mapping[str, tuple[int, ...]]
 UNETS = ("SD1.5", "SD2")
-"""What kohya-ss writes under diffusers' names; all others have those of the model itself."""
+"""Architectures for which kohya-ss writes diffusers' names. For all others it writes the model's own
+names."""
 
 
 def needs(architecture: str) -> None:
+    """Skip the test where the host has no such architecture."""
     if not zoo.supported(architecture):
         pytest.skip(f"this host has no {architecture}")
 
@@ -48,7 +50,10 @@ def effect(host: Host, adapter: Any, shapes: Shapes) -> dict[str, Tensor]:
 
 
 def assert_changes(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Factors are small whole numbers: only a scale that is multiplied in can round."""
+    """Assert that the changes of weights are the wanted ones.
+
+    Factors are small whole numbers, so that only a scale multiplied into a factor can have been rounded.
+    """
     assert set(found) == set(wanted)
     for key, change in wanted.items():
         torch.testing.assert_close(found[key], change.double(), rtol=1e-6, atol=1e-6)
@@ -57,12 +62,14 @@ def assert_changes(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) ->
 def source_of(
     host: Host, named: dialects.Names, tensors: tuple[str, ...], folder: Path
 ) -> tuple[Any, dict[str, Tensor]]:
+    """An adapter from a file with these layers, and the exact change of each layer."""
     file, changes = dialects.adapter(named, tensors)
     save_file(file, folder / "source.safetensors")
     return host.ops.load_adapter(folder / "source.safetensors"), changes
 
 
 def saved(host: Host, adapter: Any, path: Path, dialect: str, shapes: Shapes | None = None) -> Any:
+    """The adapter after it has been written in a dialect and read back."""
     return host.ops.load_adapter(host.ops.save_adapter(adapter, path, dialect, model=shapes).path)
 
 
@@ -102,6 +109,7 @@ def test_the_models_own_layers_go_to_kohya_s_names_and_back(
     kohya = saved(host, source, tmp_path / "kohya.safetensors", "kohya", shapes)
     theirs = "kohya on diffusers" if architecture in UNETS else "kohya"
     expected = set(dialects.names(architecture, theirs))
+    # kohya's prefix for the prior of Stable Cascade is another.
     if architecture.startswith("Stable Cascade"):
         expected = {name.replace("lora_unet_", "lora_prior_unet_") for name in expected}
     assert set(kohya.info) == expected
@@ -115,7 +123,10 @@ def test_the_models_own_layers_go_to_kohya_s_names_and_back(
 @pytest.mark.parametrize("told", [True, False], ids=["metadata", "tensors alone"])
 @pytest.mark.parametrize("architecture", in_diffusers.DIFFUSERS)
 def test_diffusers_own_model_loads_it(host: Host, tmp_path: Path, architecture: str, told: bool) -> None:
-    """From the file with its metadata, and from the tensors alone as readers without them do."""
+    """diffusers loads a written file with its metadata, or only the tensors of it.
+
+    The change is computed from the factors and the scale in diffusers' own layers.
+    """
     import diffusers
 
     needs(architecture)
@@ -129,6 +140,7 @@ def test_diffusers_own_model_loads_it(host: Host, tmp_path: Path, architecture: 
         for name, where in dialects.names(architecture, "PEFT on diffusers").items()
         if layers.get(name.removeprefix("base_model.model.")) == where.shape
     }
+    # With fewer layers the names were not matched right.
     assert len(named) > 5
     source, changes = source_of(
         host,
@@ -168,12 +180,14 @@ def hosts_own(host: Host, plain: Patched, path: Path) -> dict[str, Any]:
 
 
 def random(shape: tuple[int, ...]) -> Tensor:
+    """A random weight of this shape, the same at every call."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
 def changed(
     patches: Mapping[str, Any], plain: Patched, key: str, on: Callable[..., Tensor] = random
 ) -> Tensor:
+    """The change that patches make to a weight: a random one, or the one that `on` makes of the shape."""
     import comfy.lora
 
     weight = on(plain.patcher_of(key).model_state_dict()[key].shape)
@@ -181,7 +195,7 @@ def changed(
 
 
 def full_file(path: Path) -> None:
-    """Differences of a few layers, of weights and of a bias."""
+    """Write full differences of three weights and of one bias."""
     generator = torch.Generator().manual_seed(0)
     names = {
         "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q": (640, 640),
@@ -203,6 +217,10 @@ def full_file(path: Path) -> None:
 def test_the_hosts_own_loader_reads_all_of_it(
     host: Host, plain: Patched, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, dialect: str
 ) -> None:
+    """The host's own loader must read every key of a written file.
+
+    It must change every weight as it does for the source file.
+    """
     source = assets() / "loras" / f"{kind}.safetensors"
     if kind == "full":
         source = tmp_path / "full.safetensors"
@@ -216,6 +234,7 @@ def test_the_hosts_own_loader_reads_all_of_it(
     host.ops.save_adapter(host.ops.load_adapter(source), path, dialect, model=shapes)
     with caplog.at_level(logging.WARNING):
         before, after = hosts_own(host, plain, source), hosts_own(host, plain, path)
+    # The host logs keys that it does not know.
     assert "lora key not loaded" not in caplog.text and "ERROR" not in caplog.text
     assert set(before) == set(after) and before
     for key in before:
@@ -253,7 +272,10 @@ def others(shape: tuple[int, ...]) -> dict[str, Tensors]:
 def test_the_hosts_own_loader_reads_the_rarer_kinds(
     host: Host, plain: Patched, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, dialect: str
 ) -> None:
-    """At strength 1, where the host is right about rotations too."""
+    """The host's own loader must make the exact change that the library computes.
+
+    The strength is 1, at which the host also applies rotations correctly.
+    """
     shapes = model_shapes(host, plain)
     layers: dict[str, Tensors] = {}
     for path in (NORM,) if kind == "norm" else (LINEAR, WIDENING, CONV):
@@ -284,6 +306,7 @@ def test_the_hosts_own_loader_reads_the_rarer_kinds(
 def test_the_hosts_own_loader_reads_transformers(
     host: Host, tmp_path: Path, caplog: pytest.LogCaptureFixture, architecture: str, dialect: str
 ) -> None:
+    """Only layers that are in the host's own map of names are tested."""
     import comfy.lora
 
     needs(architecture)
@@ -323,6 +346,10 @@ def model_shapes(host: Host, plain: Patched) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize("recipe", ["lora", "loha", "loha_tucker", "lokr", "lokr_full", "lokr_tucker"])
 def test_peft_computes_what_lycoris_did(host: Host, plain: Patched, tmp_path: Path, recipe: str) -> None:
+    """A file that lycoris-lora wrote is written again as a folder for PEFT.
+
+    PEFT's forward pass must compute from the folder what lycoris-lora's computes from the file.
+    """
     from peft import PeftModel
 
     from tests.harness.adapters import _peft_layers, measure
@@ -351,6 +378,7 @@ SOME = {
     "mid_block.attentions.0.transformer_blocks.0.attn2.to_k",
     "up_blocks.0.resnets.0.conv_shortcut",
 }
+"""The layers whose change is measured."""
 
 
 # The node.
@@ -358,6 +386,8 @@ SOME = {
 
 @pytest.fixture
 def node(host: Host) -> Callable[..., tuple[str, Path]]:
+    """Run Save LoRA / LyCORIS, and return its report and the file that it wrote."""
+
     def run(
         stack: Any, dialect: str = "kohya", dtype: str = "as in the file", **options: Any
     ) -> tuple[str, Path]:

@@ -1,6 +1,6 @@
-"""Patched weights in the real host against base + sum of strength * delta.
+"""Patched weights in the real host. The reference is base + the sum of strength * delta, in float64.
 
-The deltas are what the software that wrote the files computes in its own forward pass.
+A delta is what the software that wrote the file computes in its own forward pass.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ SAMPLED = (
 """One layer of every kind that the recipes adapt."""
 
 BLEND = (("lora", 0.8, 0.7), ("loha", -0.5, 0.6), ("lokr", 1.2, -0.9))
+"""(recipe, model strength, text-encoder strength) of a stack."""
 
 
 @pytest.fixture(autouse=True)
 def nothing_loaded(host: Host) -> None:
-    """Clones share their weights: what an earlier test loaded would still be patched."""
+    """Unload all models. Clones share their weights, which an earlier test may have patched."""
     import comfy.model_management
 
     comfy.model_management.unload_all_models()
@@ -52,16 +53,18 @@ def recipe_deltas(recipe: str) -> Deltas:
 
 @pytest.fixture(scope="module")
 def keys(host: Host) -> dict[LayerName, str]:
+    """The host's key of each layer."""
     return host_keys()
 
 
 @cache
 def sampled_delta(recipe: str, name: LayerName) -> torch.Tensor:
-    """One of the few deltas that several tests need, measured once."""
+    """One of the few deltas that several tests need. It is measured once."""
     return recipe_deltas(recipe)[name]
 
 
 def wanted(weight: torch.Tensor, name: LayerName, entries: tuple[tuple[str, float, float], ...]) -> Any:
+    """The exact weight, in float64, after these recipes at these strengths."""
     total = weight.double()
     for recipe, strength, strength_clip in entries:
         if name in recipe_deltas(recipe):
@@ -72,13 +75,14 @@ def wanted(weight: torch.Tensor, name: LayerName, entries: tuple[tuple[str, floa
 
 
 def calculated(patched: Patched, key: str, weight: torch.Tensor) -> torch.Tensor:
-    """The host's own call of our patch, on a copy."""
+    """Call the pack's patch as the host does, on a copy of the weight."""
     import comfy.lora
 
     return comfy.lora.calculate_weight(patched.patches[key], weight.clone(), key)
 
 
 def assert_float32_exact(found: torch.Tensor, exact: torch.Tensor) -> None:
+    """Assert that a weight differs from the exact one only by a few roundings in float32."""
     assert found.dtype == torch.float32
     error = (found.double() - exact).abs().max() / exact.abs().max()
     assert error < 4 * torch.finfo(torch.float32).eps, error
@@ -93,16 +97,19 @@ def test_every_kind_patches_its_layers_exactly(
     patched = host.apply(plain, host.stack(*entries))
     assert set(patched.patches) == {keys[name] for name in recipe_deltas(recipe)}
     chosen = [name for name in recipe_deltas(recipe) if name.path in SAMPLED]
+    # A text encoder has few of the sampled layers.
     assert len(chosen) >= (1 if recipe == "peft_te_lora" else 8)
     for name in chosen:
         weight = plain.patcher_of(keys[name]).model_state_dict()[keys[name]].float()
         exact = wanted(weight, name, entries)
         assert_float32_exact(calculated(patched, keys[name], weight), exact)
+        # An adapter with hardly any effect would show nothing.
         assert (exact - weight).norm() > 0.02 * weight.norm()
 
 
 @pytest.mark.host
 def test_every_weight_of_a_blend_is_exact(host: Host, plain: Patched, keys: dict[LayerName, str]) -> None:
+    """Three adapters change the same weights. Every weight is compared with the exact sum."""
     patched = host.apply(plain, host.stack(*BLEND))
     everything = {keys[name]: name for name in recipe_deltas("lora")}
     assert set(patched.patches) == set(everything)
@@ -115,7 +122,10 @@ def test_every_weight_of_a_blend_is_exact(host: Host, plain: Patched, keys: dict
 def test_the_loaded_model_holds_the_exact_weights_and_gives_them_back(
     host: Host, plain: Patched, keys: dict[LayerName, str]
 ) -> None:
-    """The path of a full load: the weights that the sampler multiplies with."""
+    """A full load patches the weights with which the sampler multiplies.
+
+    Unloading must bring every weight back, bit by bit.
+    """
     import comfy.model_management
 
     patched = host.apply(plain, host.stack(*BLEND))
@@ -141,15 +151,17 @@ def test_the_loaded_model_holds_the_exact_weights_and_gives_them_back(
 def test_the_low_vram_path_is_one_rounding_away(
     host: Host, plain: Patched, keys: dict[LayerName, str], dtype: torch.dtype
 ) -> None:
-    """The host sizes the patch, moves its tensors to another buffer, and calls it in a forward."""
+    """The host asks for the size of a patch, moves its tensors elsewhere, and calls it in a forward pass."""
     from comfy.model_patcher import LowVramPatch
 
     patched = host.apply(plain, host.stack(*BLEND))
     for key, name in ((keys[n], n) for n in recipe_deltas("lora") if n.path in SAMPLED):
         low = LowVramPatch(key, patched.patcher_of(key).patches)
+        # Newer hosts move a patch's tensors to a buffer first.
         if hasattr(low, "memory_required"):
             size = low.memory_required()
             held = sum(tensor.nbytes for tensor in patched.patches[key][0][1].weights[1])
+            # The host aligns each tensor in its buffer.
             assert held <= size <= held + 2048 * len(patched.patches[key][0][1].weights[1])
             low.prepare(torch.empty(size, dtype=torch.uint8), None)
         weight = plain.patcher_of(key).model_state_dict()[key].to(dtype)
@@ -164,6 +176,7 @@ def test_the_low_vram_path_is_one_rounding_away(
 
 @pytest.mark.host
 def test_a_patch_is_one_object_in_the_form_the_host_can_rebuild(host: Host, plain: Patched) -> None:
+    """The host copies a patch by its keys and its nested tuples of tensors, and must get the same patch."""
     patched = host.apply(plain, host.stack(*BLEND, *BLEND))
     for key, patches in patched.patches.items():
         (entry,) = patches
@@ -183,7 +196,7 @@ def test_a_patch_is_one_object_in_the_form_the_host_can_rebuild(host: Host, plai
 def test_another_node_can_scale_the_whole_patch(
     host: Host, plain: Patched, keys: dict[LayerName, str]
 ) -> None:
-    """Model merging hands our patches on with a strength of its own."""
+    """Model merging passes on the pack's patches with a strength of its own."""
     (name,) = (n for n in recipe_deltas("lora") if n.path == "down_blocks.0.resnets.0.conv1")
     patched = host.apply(plain, host.stack(*BLEND))
     weight = plain.model.model_state_dict()[keys[name]].float()

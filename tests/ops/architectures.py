@@ -1,4 +1,9 @@
-"""What the tests of the architectures' names share: tiny models, and how a name is held against a weight."""
+"""Helpers for the tests of other tools' names for layers: tiny models, and checks of what a name means.
+
+A name means rows of one or more weights of the model. For a test, all numbers in the model are different.
+The rows that a name means must then equal the tensor that diffusers' own conversion of the model has under
+that name.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +23,8 @@ Shapes = dict[str, Shape]
 Tensors = dict[str, Tensor]
 Names = Mapping[str, Places]
 Others = Mapping[str, str | tuple[str, ...]]
-"""Names of other tools than diffusers, with diffusers' layers that they stand for, `*` for a number."""
+"""Names that other tools than diffusers use. Each has diffusers' layer or layers that it stands for; `*`
+is any number."""
 
 FOLLOWING = {
     "to_qkv": ("to_q", "to_k", "to_v"),
@@ -27,14 +33,16 @@ FOLLOWING = {
     "to_added_kv": ("add_k_proj", "add_v_proj"),
     "to_out": ("to_out.0",),
 }
-"""Last words of names that any attention has in other tools, and the layers that they stand for."""
+"""Last words of names that other tools use in any attention. Each has the last words of diffusers' layers
+that it stands for, in the order of their rows."""
 
 
 def numbered(shapes: Mapping[str, Shape]) -> Tensors:
-    """A tensor for every path, with no number twice."""
+    """A float64 tensor of the given shape for every path. No number occurs twice in the model."""
     sizes = [torch.Size(shape).numel() for shape in shapes.values()]
     return {
         path: torch.arange(first, first + size).double().reshape(shape)
+        # Not strict: `accumulate` also yields the total at the end.
         for (path, shape), size, first in zip(
             shapes.items(), sizes, accumulate(sizes, initial=0), strict=False
         )
@@ -42,17 +50,18 @@ def numbered(shapes: Mapping[str, Shape]) -> Tensors:
 
 
 def read(tensors: Mapping[str, Tensor], places: Places) -> Tensor:
-    """What a name means: the rows of its places, one after the other."""
+    """The rows that a name means: those of its places, one after the other."""
     parts = [(tensors[place.path], place.rows) for place in places]
     return torch.cat([tensor[slice(*rows)] if rows else tensor for tensor, rows in parts])
 
 
 def every(module: ModuleType, shapes: Mapping[str, Shape]) -> Names:
+    """All names that an architecture module gives to a model's layers: other tools' and diffusers'."""
     return {**module.aliases(shapes), **module.diffusers(shapes)}
 
 
 def knowing(shapes: Mapping[str, Shape]) -> list[ModuleType]:
-    """The modules that take a model for theirs."""
+    """The architecture modules that recognise a model, which means that they give names to its layers."""
     return [
         module
         for module in vars(architectures).values()
@@ -61,7 +70,11 @@ def knowing(shapes: Mapping[str, Shape]) -> list[ModuleType]:
 
 
 def check_converted(names: Names, shapes: Shapes, theirs: Tensors) -> None:
-    """diffusers' names are those of its conversion of the numbered model, and mean what is there."""
+    """Assert that diffusers' names are those of its conversion, and mean the same rows.
+
+    `names` is what the library says, and `theirs` what diffusers' conversion makes of the numbered model.
+    No row may have two names.
+    """
     ours = numbered(shapes)
     assert names.keys() == theirs.keys()
     for name, value in theirs.items():
@@ -70,7 +83,11 @@ def check_converted(names: Names, shapes: Shapes, theirs: Tensors) -> None:
 
 
 def check_sizes(names: Names, shapes: Shapes, theirs: Tensors) -> None:
-    """diffusers' names are those of its model, at its sizes, and together every row of ours once."""
+    """Assert that diffusers' names are the layers of its model `theirs`, with the same sizes.
+
+    Together the names must contain every row of the host's model exactly once. This check is for models
+    that diffusers has a class for, but no conversion, so that there are no values to compare.
+    """
     assert names.keys() == theirs.keys()
     rows = {path: torch.zeros(shape[0]) for path, shape in shapes.items()}
     for name, value in theirs.items():
@@ -80,7 +97,7 @@ def check_sizes(names: Names, shapes: Shapes, theirs: Tensors) -> None:
 
 
 def times(names: Names, shapes: Mapping[str, Shape]) -> Tensor:
-    """In how many names each row of a model is."""
+    """The number of names that contain a row, for every row of every layer, one layer after the other."""
     rows = {path: torch.zeros(shape[0]) for path, shape in shapes.items()}
     for places in names.values():
         for place in places:
@@ -89,9 +106,11 @@ def times(names: Names, shapes: Mapping[str, Shape]) -> Tensor:
 
 
 def check_others(names: Names, shapes: Shapes, theirs: Mapping[str, Tensor], others: Others) -> None:
-    """Every other name is explained, by `others` or as one that follows from diffusers', and right.
+    """Assert that every name of another tool means the right rows.
 
-    OneTrainer's numbered parts of a layer are parts of it in order, as diffusers' names are.
+    `others` explains a name by diffusers' layers, and FOLLOWING explains it by its last word. A name that
+    neither explains must be one of OneTrainer's: OneTrainer numbers the parts of a fused layer in the order
+    of their rows, and these parts are layers of diffusers'.
     """
     ours = numbered(shapes)
     known = dict(theirs)
@@ -113,7 +132,7 @@ def check_others(names: Names, shapes: Shapes, theirs: Mapping[str, Tensor], oth
 
 
 def _part(path: str, number: int, ours: Tensors, theirs: Mapping[str, Tensor]) -> Tensor:
-    """Of diffusers' layers that are rows of one of ours, the one of that number."""
+    """The diffusers layer of this number, counting those that are rows of the host's layer `path`."""
     whole = next(value for key, value in ours.items() if _flat(key) == _flat(path))
     starts = {row[0].item(): index for index, row in enumerate(whole.flatten(1))}
     parts = {
@@ -125,7 +144,11 @@ def _part(path: str, number: int, ours: Tensors, theirs: Mapping[str, Tensor]) -
 
 
 def check_one_meaning(shapes: Shapes, rivalry: Iterable[str] = ()) -> None:
-    """One module knows the model, and no name of it has two meanings, dots and underscores being one."""
+    """Assert that exactly one module recognises the model, and that no name has two meanings.
+
+    Dots and underscores count as the same character, because kohya writes underscores for dots. `rivalry`
+    are names that do have two meanings.
+    """
     (module,) = knowing(shapes)
     meanings: dict[str, set[Places]] = {}
     for name, places in [*every(module, shapes).items(), *((path, (Place(path),)) for path in shapes)]:
@@ -135,7 +158,10 @@ def check_one_meaning(shapes: Shapes, rivalry: Iterable[str] = ()) -> None:
 
 
 def check_without_shapes(module: ModuleType, shapes: Shapes) -> None:
-    """Where shapes are not known, names that need them are left out, and no others."""
+    """Assert which names are left out where the shapes of the model's layers are not known.
+
+    They are the names that need shapes, for some rows of a layer or for several layers, and no others.
+    """
     known, unknown = every(module, shapes), every(module, dict.fromkeys(shapes, ()))
     assert unknown.items() <= known.items()
     assert known.keys() - unknown.keys() == {
@@ -144,6 +170,7 @@ def check_without_shapes(module: ModuleType, shapes: Shapes) -> None:
 
 
 def filled(pattern: str, numbers: Iterable[str]) -> str:
+    """A pattern with its `*` replaced by these numbers, in order."""
     for number in numbers:
         pattern = pattern.replace("*", number, 1)
     return pattern

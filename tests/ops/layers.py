@@ -13,6 +13,7 @@ from lycoris_ops.algorithms import ALGORITHMS, Layer
 
 WEIGHTS: dict[str, tuple[int, ...]] = {
     "linear": (12, 18),
+    # No size is a multiple of 2, so blocks and tiles do not end where the weight does.
     "linear-odd": (35, 21),
     "conv1d": (12, 18, 3),
     "conv2d": (12, 18, 3, 3),
@@ -20,12 +21,13 @@ WEIGHTS: dict[str, tuple[int, ...]] = {
     "conv2d-wide": (10, 6, 1, 5),
     "conv3d": (12, 18, 3, 1, 2),
 }
-"""One weight of each kind of layer that adapters exist for."""
+"""The shape (O, I, *kernel) of one weight of each kind of layer that adapters exist for."""
 
 Factors = dict[str, Tensor]
 
 
 def rand(*shape: int) -> Tensor:
+    """Normal random values, divided by the square root of the last size so that products stay small."""
     return torch.randn(*shape) / math.sqrt(shape[-1])
 
 
@@ -68,6 +70,7 @@ def loha_tucker(shape: tuple[int, ...], rank: int) -> Factors:
 
 
 def split(size: int) -> tuple[int, int]:
+    """The two whole factors of a size that are closest to each other. The smaller one comes first."""
     small = next(n for n in range(math.isqrt(size), 0, -1) if size % n == 0)
     return small, size // small
 
@@ -150,15 +153,21 @@ def tlora(shape: tuple[int, ...], rank: int) -> Factors:
 
 @dataclass(frozen=True)
 class Kind:
+    """One set of tensors that an algorithm accepts: how to make it, and properties of its change."""
+
     algorithm: str
     make: Callable[[tuple[int, ...], int], Factors]
+    """Makes random tensors by key suffix, without alpha, from the shape of a weight and a rank."""
     needs_kernel: bool = False
+    """Whether the kind exists only for weights of more than two dimensions."""
     flat: bool = False
-    """Whether the layer is for weights of one dimension."""
+    """Whether the kind is for weights of one dimension."""
     options: dict[str, str] = field(default_factory=dict)
+    """Options that the layer needs, and that a file does not hold."""
     scaled: bool = True
     """Whether alpha / rank scales the change."""
     additive: bool = True
+    """Whether the change does not depend on the weight."""
 
 
 def _lokr(first: str, second: str) -> Callable[[tuple[int, ...], int], Factors]:
@@ -166,6 +175,8 @@ def _lokr(first: str, second: str) -> Callable[[tuple[int, ...], int], Factors]:
 
 
 def _dora(make: Callable[[tuple[int, ...], int], Factors], axis: int) -> Callable[..., Factors]:
+    """Add a DoRA magnitude to a kind: one for each output (axis 0) or for each input (axis 1)."""
+
     def made(shape: tuple[int, ...], rank: int) -> Factors:
         size = [1] * len(shape)
         size[axis] = shape[axis]
@@ -175,6 +186,7 @@ def _dora(make: Callable[[tuple[int, ...], int], Factors], axis: int) -> Callabl
 
 
 def _sparse(shape: tuple[int, ...], rank: int) -> Factors:
+    """A LoRA with a sparse remainder of five values, in the layout of LyCORIS's extraction."""
     places = torch.stack([torch.randint(0, size, (5,)) for size in shape])
     return {
         **lora(shape, rank),
@@ -215,7 +227,7 @@ KINDS: dict[str, Kind] = {
     "full-set": Kind("full", lambda shape, rank: {"set_weight": rand(*shape)}, scaled=False, additive=False),
     "norm": Kind("norm", lambda shape, rank: {"w_norm": rand(*shape)}, flat=True, scaled=False),
 }
-"""Every key set that an algorithm accepts for a weight, by a readable name."""
+"""Every set of tensors that an algorithm accepts for a weight, by a readable name."""
 
 WEIGHTS["norm"] = (12,)
 WITHOUT_RANK = ("norm",)
@@ -223,31 +235,34 @@ WITHOUT_RANK = ("norm",)
 
 def _fit(spec: Kind, weight: str) -> bool:
     if spec.algorithm == "boft" and WEIGHTS[weight][0] % 2:
-        return False  # every block has two halves
+        # Every block of a BOFT has two halves.
+        return False
     if spec.flat or weight in WITHOUT_RANK:
         return spec.flat and weight in WITHOUT_RANK
     return not spec.needs_kernel or len(WEIGHTS[weight]) > 2
 
 
 CASES = [(kind, weight) for kind, spec in KINDS.items() for weight in WEIGHTS if _fit(spec, weight)]
-"""(kind, weight) names of every combination that exists."""
+"""(kind, weight) of every combination that exists, by their names in KINDS and WEIGHTS."""
 
 
 def home(kind: str) -> str:
-    """A weight that every kind of that form fits."""
+    """The name of a weight that the kind fits."""
     return "norm" if KINDS[kind].flat else "conv2d"
 
 
 def base(weight: str, dtype: torch.dtype = torch.float64) -> Tensor:
-    """A weight that a layer can meet: zero would hide what depends on it."""
+    """A random weight, the same at every call. A zero weight would hide changes that depend on it."""
     return torch.randn(WEIGHTS[weight], generator=torch.Generator().manual_seed(5)).to(dtype)
 
 
 def factors(kind: str, weight: str, rank: int = 3, alpha: float | None = 2.0) -> Factors:
+    """Random tensors of a kind for a weight, by key suffix. They include alpha unless it is None."""
     made = KINDS[kind].make(WEIGHTS[weight], rank)
     return made if alpha is None else {**made, "alpha": torch.tensor(alpha)}
 
 
 def load(kind: str, weight: str, **options: object) -> Layer:
+    """A random layer of a kind for a weight. The options are the arguments of `factors`."""
     algorithm = ALGORITHMS[KINDS[kind].algorithm]
     return algorithm.load(factors(kind, weight, **options), KINDS[kind].options)  # type: ignore[arg-type]

@@ -1,4 +1,7 @@
-"""What every path that adds a whole plan itself has to do, against the sum of deltas in float64."""
+"""Tests that every patch path must pass. The reference is the sum of deltas in float64.
+
+A plan is all layers that change one weight, and a path is one way of computing a plan.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from lycoris_ops.patch.paths.numba import packing
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ADDITIVE = [kind for kind, spec in KINDS.items() if spec.additive and not spec.flat]
+"""Kinds whose change does not depend on the weight. Kinds for one-dimensional weights are left out."""
 
 ROW_BY_ROW = {
     "lora-dora-out",
@@ -33,9 +37,11 @@ ROW_BY_ROW = {
     "boft-peft",
     "full-set",
 }
-"""Kinds that depend on the weight, but each row on its own alone."""
+"""Kinds whose change depends on the weight, but each row of the change only on the same row of the weight.
+These kinds can be cut into rows, as additive kinds can."""
 
 FORMS = {
+    # More ranks than a matrix library sums at once.
     "low-rank": [("lora", 512)],
     "low-rank x 8": [("lora", 64)] * 8,
     "hadamard": [("loha", 8)] * 8,
@@ -46,10 +52,14 @@ FORMS = {
     "dependent": [("lora-dora-out", 3), ("lora-dora-in", 3), ("oftv2", 3), ("full-set", 3)],
 }
 FORMS["all"] = [case for cases in FORMS.values() for case in cases]
-"""Layers of each form, by kind and rank."""
+"""Stacks of layers by the form of their changes: (kind, rank) of each layer. `all` has every form."""
 
 
 def check(base: Tensor, pairs: list[tuple[lyc.Layer, float]]) -> Tensor:
+    """Patch a copy of the weight, and return it.
+
+    Asserts that it has changed, and that it is one rounding from the exact sum.
+    """
     patched = base.clone()
     assert lyc.patch_(patched, pairs) is patched
     assert not torch.equal(patched, base)
@@ -58,7 +68,7 @@ def check(base: Tensor, pairs: list[tuple[lyc.Layer, float]]) -> Tensor:
 
 
 def by_three_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let three threads share every weight by numba, however small it is."""
+    """Let the numba path share every weight among three threads, however small it is."""
     monkeypatch.setattr(packing, "SHARE", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
 
@@ -72,33 +82,39 @@ def in_small_parts(monkeypatch: pytest.MonkeyPatch, rows: int = 5) -> None:
 
 
 def loaded(algorithm: str, **tensors: Tensor) -> lyc.Layer:
+    """A layer of an algorithm, from its tensors by key suffix."""
     return ALGORITHMS[algorithm].load(tensors)
 
 
 class PathCases:
-    """A test module's class derives from it; its module leaves the registry only the path it is about.
+    """The tests of one path. A test module derives a class from this one.
 
-    The module's fixture `tile` makes the path work on everything at once, or on very little at a time.
+    The module must leave only its own path in the registry. It must also define a fixture `tile`, which
+    lets the path work on the whole weight at once, or on a small part of it at a time.
     """
 
     DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-    """Of the weights that the path takes."""
+    """Dtypes of the weights that the path takes."""
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Run a test that has a `dtype` argument with every dtype of the path."""
         given = any("dtype" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
         if "dtype" in metafunc.fixturenames and not given:
             metafunc.parametrize("dtype", self.DTYPES, ids=str)
 
     @pytest.mark.parametrize(("kind", "weight"), CASES, ids=[f"{k}-{w}" for k, w in CASES])
     def test_one_layer(self, kind: str, weight: str, dtype: torch.dtype) -> None:
+        """Each kind of layer alone on each weight is one rounding from the exact sum."""
         check(torch.randn(WEIGHTS[weight]).to(dtype), [(layer(kind, weight), -0.7)])
 
     @pytest.mark.parametrize("weight", WEIGHTS)
     @pytest.mark.usefixtures("tile")
     def test_every_kind_at_once(self, weight: str, dtype: torch.dtype) -> None:
+        """All kinds that fit a weight, in one plan, are one rounding from the exact sum."""
         kinds = [kind for kind, name in CASES if name == weight]
         pairs = [
             (layer(kind, weight, rank=rank), strength)
+            # Not strict: `cycle` never ends.
             for (kind, rank), strength in zip(
                 itertools.product(kinds, (1, 3)), itertools.cycle((1.0, -0.5, 0.25)), strict=False
             )
@@ -120,16 +136,21 @@ class PathCases:
     def test_a_change_that_is_small_beside_the_weight(
         self, kinds: list[tuple[str, int]], dtype: torch.dtype
     ) -> None:
-        """What rounds to the weight more than once shows here: in larger changes it hides."""
+        """Changes of 1e-4 of the weight are added with the error of one rounding.
+
+        A second rounding would show at this size. It hides in larger changes.
+        """
         base = torch.randn(WEIGHTS["linear-odd"]).to(dtype)
         pairs = []
         for kind, rank in kinds:
             one = layer(kind, "linear-odd", rank=rank)
             pairs.append((one, float(1e-4 * base.double().norm() / one.delta(base.double()).norm())))
+        # 1 is the error of rounding the exact sum once.
         assert error_over_floor(lyc.patch_(base.clone(), pairs), base, pairs) < 1.1
 
     @pytest.mark.parametrize("shape", [(1, 1), (1, 130), (131, 1), (17, 260), (130, 33), (65, 129)], ids=str)
     def test_odd_sizes(self, shape: tuple[int, int], dtype: torch.dtype) -> None:
+        """Weights with a side of 1, or with a side just above a power of two, are patched as exactly."""
         rows, columns = shape
         pairs = [
             (loaded("lora", **{"lora_up.weight": rand(rows, 5), "lora_down.weight": rand(5, columns)}), 0.5),
@@ -155,7 +176,7 @@ class PathCases:
 
     @pytest.mark.parametrize("stored", [*DTYPES, torch.float64], ids=str)
     def test_factors_of_any_dtype(self, stored: torch.dtype, dtype: torch.dtype) -> None:
-        """Alone, and in one launch with factors of another dtype."""
+        """Factors may be stored in any dtype, alone or in one plan with float32 factors."""
         pairs = []
         for kind in ("lora", "loha", "lokr-low-low", "full"):
             tensors = factors(kind, "linear-odd")
@@ -168,7 +189,11 @@ class PathCases:
     @pytest.mark.parametrize(("kind", "weight"), CASES, ids=[f"{k}-{w}" for k, w in CASES])
     @pytest.mark.usefixtures("tile")
     def test_rows_of_a_layer_on_rows_of_a_larger_weight(self, kind: str, weight: str) -> None:
-        """A window of the layer meets rows of a fused weight, and nothing else is touched."""
+        """A layer for some rows of a larger weight changes these rows and no others.
+
+        Two windows of the layer's rows, placed side by side, must do the same. Kinds whose rows depend on
+        each other cannot be cut, and must raise an error.
+        """
         one, shape = layer(kind, weight), WEIGHTS[weight]
         rows = shape[0]
         large = torch.randn(2 * rows + 1, *shape[1:]).bfloat16()
@@ -191,6 +216,10 @@ class PathCases:
     def test_windows_that_cut_the_blocks_of_a_kronecker_product(
         self, window: tuple[int, int], dtype: torch.dtype
     ) -> None:
+        """A window may begin or end inside a block of LoKr.
+
+        The reference is those rows of the whole layer's delta.
+        """
         start, stop = window
         base = torch.randn(40, 21).to(dtype)
         for kind in ("lokr-full-full", "lokr-full-low", "lokr-low-low"):
@@ -205,7 +234,10 @@ class PathCases:
 
     @pytest.mark.usefixtures("tile")
     def test_a_fused_weight_of_three(self, dtype: torch.dtype) -> None:
-        """Every third has layers of its own, one is for all rows, and the thirds end inside tiles."""
+        """Each third of the rows has its own layers, and one more layer is for all rows.
+
+        The thirds end inside tiles. Each third is compared with the exact sum of the layers that change it.
+        """
         base = torch.randn(36, 18).to(dtype)
         layers = [
             [(layer(kind, "linear"), strength) for kind, strength in row]
@@ -228,6 +260,7 @@ class PathCases:
             assert_one_rounding(patched[rows], base[rows], [*third, (own, 0.1)])
 
     def test_rows_beside_a_layer_that_is_not_finite(self) -> None:
+        """Infinite factors for some rows must not change a bit of the other rows."""
         base = torch.randn(12, 18)
         broken = loaded(
             "lora", **{"lora_up.weight": rand(5, 2), "lora_down.weight": torch.full((2, 18), math.inf)}
@@ -238,6 +271,10 @@ class PathCases:
 
     @pytest.mark.usefixtures("tile")
     def test_strides(self, dtype: torch.dtype) -> None:
+        """A weight need not be contiguous: it may be every second row, some of the columns, or transposed.
+
+        The memory between the values of the weight must stay as it is.
+        """
         pairs = [(layer(kind, "conv2d"), 0.5) for kind in ADDITIVE]
         pairs += [(layer("oft", "conv2d"), 0.5)]
         base = torch.randn(WEIGHTS["conv2d"]).to(dtype)
@@ -247,6 +284,7 @@ class PathCases:
             view.copy_(base)
             assert not view.is_contiguous()
             assert_one_rounding(lyc.patch_(view, pairs), base, pairs)
+            # With the view set to zero, the rest of the memory must be zero as well.
             view.zero_()
             assert torch.equal(whole, torch.zeros_like(whole))
         pairs = [(layer(kind, "linear"), 0.5) for kind in ("lora", "loha", "lokr-full-low")]
@@ -256,6 +294,10 @@ class PathCases:
         assert_one_rounding(lyc.patch_(transposed, pairs), base, pairs)
 
     def test_strength_zero_changes_no_bit(self, dtype: torch.dtype) -> None:
+        """Layers of strength 0, and an empty stack, leave every bit of a weight as it is.
+
+        A weight without rows is returned as it is.
+        """
         for weight in WEIGHTS:
             base = torch.randn(WEIGHTS[weight]).to(dtype)
             pairs = [(layer(kind, name), 0.0) for kind, name in CASES if name == weight]
@@ -265,6 +307,7 @@ class PathCases:
         assert lyc.patch_(nothing, []) is nothing
 
     def test_a_new_strength_needs_no_new_plan(self) -> None:
+        """One plan is exact at any strengths, and applying it does not change its tensors."""
         layers = [layer(kind, "conv2d") for kind in KINDS if not KINDS[kind].flat]
         base = torch.randn(WEIGHTS["conv2d"])
         plan = lyc.PatchPlan.build(base.shape, base.dtype, base.device, [(one, 1.0) for one in layers])
@@ -277,12 +320,17 @@ class PathCases:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
     @pytest.mark.parametrize("kind", ["full", "lokr"])
     def test_rounding_is_to_the_nearest_and_to_even(self, kind: str, dtype: torch.dtype) -> None:
-        """Values between two of the dtype, ties, overflow, NaN and both infinities, as torch rounds them."""
+        """The path rounds as torch does.
+
+        The values are between two of the dtype, ties, overflow, NaN and both infinities.
+        """
         step = torch.finfo(dtype).eps
         ones = torch.tensor([1.0, 1 + step, -1.0, 1 + 3 * step])
         parts = torch.tensor([0.0, 0.25, 0.5, 0.5 + 2**-10, 0.75, -0.25, -0.5]) * step
         values = (ones[:, None] + parts).reshape(-1)
         edge = torch.tensor([math.inf, -math.inf, math.nan, torch.finfo(dtype).max * 1.01, 0.0, 1e-7, -3e-8])
+        # NaNs that careless rounding of the bits to bfloat16 would lose: the first carries over to -0, and
+        # the second is an infinity without its lower half.
         nan = torch.tensor([0x7FFFFFFF, 0x7F800001], dtype=torch.int32).view(torch.float32)
         values = torch.cat([values, edge, nan])[None]
         tensors = {"diff": values} if kind == "full" else {"lokr_w1": torch.ones(1, 1), "lokr_w2": values}
@@ -291,6 +339,7 @@ class PathCases:
         torch.testing.assert_close(patched, values.to(dtype), rtol=0, atol=0, equal_nan=True)
 
     def test_a_weight_is_enlarged_with_zeros_first(self) -> None:
+        """A layer with `reshape_weight` is added to the weight enlarged with zeros."""
         tensors = {**factors("lora", "linear"), "reshape_weight": torch.tensor([12, 18])}
         one = ALGORITHMS["lora"].load(tensors)
         base = torch.randn(12, 10)
@@ -298,6 +347,7 @@ class PathCases:
         assert_one_rounding(lyc.patch_(base, [(one, 0.5)]), larger, [(one, 0.5)])
 
     def test_gradients_of_the_weight_are_left_alone(self) -> None:
+        """A parameter that is patched in place stays a leaf that requires gradients."""
         weight = torch.nn.Parameter(torch.randn(WEIGHTS["linear"]))
         lyc.patch_(weight, [(layer("lora", "linear"), 1.0)])
         assert weight.requires_grad and weight.is_leaf

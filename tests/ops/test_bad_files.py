@@ -1,4 +1,7 @@
-"""Files whose words contradict what is in them, and words that nothing can be done with."""
+"""Files whose metadata or configuration contradict their tensors, or make no sense.
+
+Options with impossible values, and files that are not what their name says, are tested here too.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,12 @@ KEY, NAME = "diffusion_model.a.c.weight", "lora_unet_a_c"
 
 
 def written(folder: Path, layer: dict[str, Tensor], name: str = NAME) -> Path:
+    """A file of one layer."""
     save_file({f"{name}.{key}": tensor for key, tensor in layer.items()}, folder / "bad.safetensors")
     return folder / "bad.safetensors"
 
 
-# A configuration of PEFT's beside the file.
+# PEFT's adapter_config.json beside the file.
 
 SHAPES = {f"diffusion_model.x.{name}.weight": (12, 18) for name in "qkv"}
 
@@ -32,10 +36,12 @@ SHAPES = {f"diffusion_model.x.{name}.weight": (12, 18) for name in "qkv"}
 def pair(
     name: str, up: str = "lora_B.weight", down: str = "lora_A.weight", rank: int = 4
 ) -> dict[str, Tensor]:
+    """The factors of a LoRA layer, with these suffixes."""
     return {f"{name}.{up}": torch.randn(12, rank), f"{name}.{down}": torch.randn(rank, 18)}
 
 
 def beside(folder: Path, tensors: dict[str, Tensor], config: Any = None, text: str = "") -> lyc.Adapter:
+    """An adapter from a file beside which lies a configuration, given as a table or as text."""
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 64} if config is None else config
     (folder / "adapter_config.json").write_text(text or json.dumps(config), encoding="utf-8")
     save_file(tensors, folder / "adapter_model.safetensors")
@@ -65,6 +71,11 @@ def report(adapter: lyc.Adapter) -> str:
 def test_a_configuration_beside_the_file_is_for_each_layer_that_is_pefts(
     tmp_path: Path, tensors: dict[str, Tensor]
 ) -> None:
+    """Every layer that PEFT may have written takes its alpha from adapter_config.json.
+
+    A layer with PEFT's prefix always does. A layer with another name must have the rank of the
+    configuration.
+    """
     adapter = beside(tmp_path, tensors)
     assert adapter.alphas() == dict.fromkeys(adapter.info, 64.0)
     assert {layer.alpha for layer in adapter.layers.values()} == {64.0}
@@ -73,13 +84,16 @@ def test_a_configuration_beside_the_file_is_for_each_layer_that_is_pefts(
 
 
 def test_a_configuration_of_another_file_changes_nothing_and_is_mentioned(tmp_path: Path) -> None:
-    """As in a folder of many files, into which someone put PEFT's."""
+    """A configuration is not applied to layers that it does not describe.
+
+    Someone may have put PEFT's configuration into a folder of many adapters.
+    """
     kohya = pair("lora_unet_x_q", "lora_up.weight", "lora_down.weight")
     kohya["lora_unet_x_q.alpha"] = torch.tensor(2.0)
     adapter = beside(tmp_path, kohya)
     assert adapter.alphas() == {"lora_unet_x_q": 2.0}
     assert "adapter_config.json" not in report(adapter)
-    # A damaged one is not even read for it.
+    # A damaged configuration is not even read for such a file.
     assert beside(tmp_path, kohya, text="{").alphas() == {"lora_unet_x_q": 2.0}
     own = {**pair("diffusion_model.x.q"), "diffusion_model.x.q.alpha": torch.tensor(2.0)}
     assert beside(tmp_path, own).alphas() == {"diffusion_model.x.q": 2.0}
@@ -100,6 +114,10 @@ def test_pefts_layers_without_any_configuration_are_counted(tmp_path: Path) -> N
 
 
 def test_an_ia3_of_a_convolution_follows_the_configuration_whatever_its_prefix(tmp_path: Path) -> None:
+    """Only the configuration says that the factors are for inputs.
+
+    A factor of 2 for every input doubles the weight, so the delta is the weight itself.
+    """
     config = {"peft_type": "IA3", "feedforward_modules": ["q"]}
     adapter = beside(tmp_path, {"diffusion_model.x.q.ia3_l": torch.full((1, 4, 1, 1), 2.0)}, config)
     weight = torch.randn(3, 4, 1, 1)
@@ -125,6 +143,7 @@ def test_a_configuration_of_impossible_numbers_is_refused(tmp_path: Path, config
 
 
 def test_a_mark_of_the_byte_order_before_a_configuration_is_skipped(tmp_path: Path) -> None:
+    """UTF-8 text may begin with the character U+FEFF."""
     text = "\ufeff" + json.dumps({"r": 4, "lora_alpha": 8})
     assert beside(tmp_path, pair("base_model.model.x.q"), text=text).alphas() == {"base_model.model.x.q": 8.0}
 
@@ -141,7 +160,9 @@ def test_texts_nested_without_end_are_errors_or_nothing(tmp_path: Path) -> None:
 
 
 def test_a_name_too_long_for_the_disk_is_an_error_of_the_family(tmp_path: Path) -> None:
+    """The system's own error does not reach the caller."""
     adapter = lyc.load_adapter(written(tmp_path, factors("lora", "linear")))
+    # Names may have 255 bytes: 240 leave no room for what an unfinished file is called.
     for long in ("x" * 300, "x" * 240):
         with pytest.raises(
             lyc.FileFormatError, match="cannot be read" if len(long) > 255 else "no such file"
@@ -157,7 +178,7 @@ def test_a_name_too_long_for_the_disk_is_an_error_of_the_family(tmp_path: Path) 
         lyc.save_adapter(adapter, tmp_path / ("x" * 300), "peft")
 
 
-# Options and files that mean nothing.
+# Options with impossible values, and files that are not what their name says.
 
 
 @pytest.mark.parametrize(
@@ -213,10 +234,11 @@ def test_a_safetensors_file_under_a_pickles_name_says_so(tmp_path: Path) -> None
     assert "weights_only" not in str(caught.value)
 
 
-# PEFT files of an adapter with a name of its own.
+# PEFT files whose keys hold the name of the adapter.
 
 
 def named(name: str) -> dict[str, Tensor]:
+    """The tensors of three layers as PEFT saves them with the name of the adapter in their keys."""
     root = "base_model.model.x"
     return {
         f"{root}.q.lora_A.{name}.weight": torch.randn(4, 18),
@@ -230,6 +252,7 @@ def named(name: str) -> dict[str, Tensor]:
 
 
 def test_the_one_adapter_of_a_file_may_have_any_name(tmp_path: Path) -> None:
+    """A file with adapter `style` is read like the same file with PEFT's usual `default`."""
     for name in ("style", "default"):
         (tmp_path / name).mkdir()
     adapter, plain = (beside(tmp_path / name, named(name)) for name in ("style", "default"))
@@ -247,6 +270,7 @@ def test_a_file_of_several_adapters_names_them(tmp_path: Path) -> None:
 
 
 def test_what_only_looks_like_a_name_is_none(tmp_path: Path) -> None:
+    """In `lokr_w1.scale`, beside `lokr_w1`, `scale` is not the name of an adapter."""
     layer = factors("lokr-full-full", "linear")
     path = written(tmp_path, {**layer, "lokr_w1.scale": torch.ones(1)})
     assert "lokr_w1.scale" in lyc.load_adapter(path).unreadable[NAME]

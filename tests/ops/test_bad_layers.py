@@ -1,4 +1,4 @@
-"""Layers and files that are wrong: each has its error, or its line in the report."""
+"""Faulty layers and files: each raises an error that names the fault, or has its line in the report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GOOD, NAME = "lora_unet_a_b", "lora_unet_a_c"
 
 
 def written(path: Path, layer: dict[str, Tensor], name: str = NAME) -> Path:
-    """A file of one good layer and the one in question."""
+    """A file of one good layer, and of the layer that is tested."""
     tensors = {f"{GOOD}.{key}": tensor for key, tensor in lora((12, 18), 2).items()}
     tensors |= {f"{name}.{key}": tensor for key, tensor in layer.items()}
     save_file(tensors, path / "x.safetensors")
@@ -29,6 +29,7 @@ def written(path: Path, layer: dict[str, Tensor], name: str = NAME) -> Path:
 
 
 def report(path: Path) -> str:
+    """The report of the file on a model of two weights, one for each of its layers."""
     stack = lyc.Stack([lyc.Entry(lyc.load_adapter(path))])
     resolution = lyc.resolve(stack, KEYS)
     resolution.check()
@@ -116,6 +117,7 @@ def test_tensors_that_contradict_each_other_name_file_layer_and_sizes(
     if kind == "conv-dora":
         layer = factors("lora-dora-out", "conv2d")
     elif kind == "glora-old":
+        # In the older layout of GLoRA the two factors of each pair have each other's names.
         turned = str.maketrans("12", "21")
         layer = {name.translate(turned): part for name, part in factors("glora", "linear").items()}
     else:
@@ -135,6 +137,7 @@ SPARSE = {
     "bias_values": torch.tensor([7.0, 8.0]),
     "bias_size": torch.tensor([12, 18], dtype=torch.int16),
 }
+"""A LoRA with two values beside the product, at [0, 3] and [11, 17] of a weight of 12 x 18."""
 
 
 @pytest.mark.parametrize(
@@ -168,6 +171,10 @@ def test_a_reshape_weight_of_no_size_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_sparse_remainder_with_a_size_that_int16_does_not_hold(tmp_path: Path) -> None:
+    """LyCORIS stores places and sizes as int16, in which 39999 and 40000 wrap around.
+
+    They must be read as they were meant.
+    """
     layer = {
         "lora_up.weight": torch.zeros(2, 1),
         "lora_down.weight": torch.zeros(1, 40000),
@@ -192,6 +199,7 @@ def test_a_sparse_remainder_with_a_size_that_int16_does_not_hold(tmp_path: Path)
 def test_a_count_that_meets_neither_outputs_nor_inputs_does_not_fit(
     tmp_path: Path, layer: dict[str, Tensor], found: list[int]
 ) -> None:
+    """(IA)^3 has one factor, and DoRA one magnitude, for each output or for each input of the weight."""
     path = written(tmp_path, layer)
     with pytest.raises(lyc.MatchError) as caught:
         report(path)
@@ -201,6 +209,7 @@ def test_a_count_that_meets_neither_outputs_nor_inputs_does_not_fit(
 
 
 def test_a_shared_block_that_does_not_divide_the_inputs_does_not_fit(tmp_path: Path) -> None:
+    # Ten values above the diagonal make a block of 5 x 5, and 18 inputs are no multiple of 5.
     path = written(tmp_path, {"oft_R.weight": torch.zeros(1, 10)})
     with pytest.raises(lyc.MatchError) as caught:
         report(path)
@@ -212,6 +221,10 @@ def test_a_shared_block_that_does_not_divide_the_inputs_does_not_fit(tmp_path: P
 def test_a_magnitude_of_the_inputs_may_have_its_kernel_folded_into_the_columns(
     tmp_path: Path, kind: str
 ) -> None:
+    """The factors are flat, and dora_scale (1, I, 1, 1) tells how many inputs there are.
+
+    By DoRA's definition the norm of each input of the changed weight is then its magnitude, here 1.
+    """
     layer = {
         key: tensor.flatten(1) if tensor.ndim > 1 else tensor
         for key, tensor in factors(kind, "conv2d").items()
@@ -233,6 +246,7 @@ def test_a_magnitude_of_the_inputs_may_have_its_kernel_folded_into_the_columns(
 def test_a_strange_alpha_is_applied_as_it_stands_and_reported(
     tmp_path: Path, alpha: float, line: str
 ) -> None:
+    """The reference is the same layer, of rank 3, without alpha: its scale is 1."""
     path = written(tmp_path, factors("lora", "linear", alpha=alpha))
     assert line in report(path)
     layer = lyc.load_adapter(path).layers[NAME]
@@ -242,6 +256,7 @@ def test_a_strange_alpha_is_applied_as_it_stands_and_reported(
 
 
 def test_an_alpha_that_has_no_part_is_not_reported(tmp_path: Path) -> None:
+    """LoKr of two full factors has no scale, so its alpha does not matter."""
     assert "alpha is" not in report(written(tmp_path, factors("lokr-full-full", "linear", alpha=0.0)))
 
 
@@ -291,7 +306,7 @@ def test_a_thousand_unknown_keys_leave_the_report_readable(tmp_path: Path) -> No
     save_file({**tensors, **strange, **missing}, tmp_path / "x.safetensors")
     text = report(tmp_path / "x.safetensors")
     assert "1000 keys of the file are of no known kind" in text and "and 992 more" in text
-    assert "1000 layers meet nothing" in text
+    assert "1000 layers cannot be matched" in text
     assert len(text.splitlines()) < 40 and max(len(line) for line in text.splitlines()) < 200
     save_file(strange, tmp_path / "y.safetensors")
     with pytest.raises(lyc.FileFormatError, match="1000 other keys") as caught:
@@ -362,10 +377,11 @@ def test_a_hundred_thousand_layers_are_opened_and_reported_in_few_words(tmp_path
             position = end
     text = json.dumps(header, separators=(",", ":")).encode()
     path = tmp_path / "x.safetensors"
+    # The values are zeros; only names and shapes count.
     path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(position))
     keys = {f"diffusion_model.b.{number}.weight": (2, 2) for number in (0, 77)}
     resolution = lyc.resolve(lyc.Stack([lyc.Entry(lyc.load_adapter(path))]), keys)
     assert resolution.entries[0].count() == 2
     report = lyc.describe(resolution)
-    assert "applied 2 of 100000 layers" in report and "99998 layers meet nothing" in report
+    assert "applied 2 of 100000 layers" in report and "99998 layers cannot be matched" in report
     assert len(report.splitlines()) < 40

@@ -1,4 +1,4 @@
-"""What is wrong with a layer or a file and shows only when it is used: who is told, and of what."""
+"""Faults of a layer or a file that show only when it is used: the error names file, layer and weight."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ SAYS = {
     "one of a rotation": (factors("oft", "linear", alpha=math.nan), "alpha is not a finite number"),
     "one of DoRA": (factors("lora-dora-out", "linear", alpha=math.inf), "alpha is not a finite number"),
 }
+"""Layers whose fault shows when they meet a weight, and what the error says of it."""
 BEFORE = {
     "factors for the other side": (
         {"weight": torch.ones(18), "on_input": torch.tensor(0)},
@@ -33,7 +34,7 @@ BEFORE = {
     ),
     "a T-LoRA without its start": (factors("tlora", "linear"), "no sig_type.*principal or last or middle"),
 }
-"""What the header does not tell, and is known before a weight is there."""
+"""Layers whose fault the header of a file does not show, but which is known before a weight is there."""
 
 
 def written(folder: Path, layer: dict[str, Tensor], name: str = NAME) -> Path:
@@ -45,6 +46,7 @@ def written(folder: Path, layer: dict[str, Tensor], name: str = NAME) -> Path:
 def test_an_error_at_use_names_file_layer_and_weight(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], case: str
 ) -> None:
+    """The fault is met by a patch, by a kept plan, by a bypass, and by `bake` on the command line."""
     layer, says = SAYS[case]
     path = written(tmp_path, layer)
     save_file({KEY: torch.randn(12, 18)}, tmp_path / "base.safetensors")
@@ -101,5 +103,5 @@ def test_a_layer_that_enlarges_another_weight_is_named() -> None:
         }
     )
     part = lyc.Part(layer, file="x.safetensors", key=NAME)
-    with pytest.raises(lyc.LayerError, match=rf"^x\.safetensors: {NAME}: .*does not hold it"):
+    with pytest.raises(lyc.LayerError, match=rf"^x\.safetensors: {NAME}: .*too small for the weight"):
         lyc.patch_(torch.zeros(12, 18), [(part, 1.0)])

@@ -1,4 +1,7 @@
-"""Bypass against the patched weight: a module's output with hooks equals that of the changed weight."""
+"""Bypass against patching, in float64.
+
+A module with hooks must give the output of the same module with its weight and bias patched.
+"""
 
 from __future__ import annotations
 
@@ -48,12 +51,14 @@ class Case:
         return made.requires_grad_(False)
 
     def input(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        # The sizes differ, so that exchanged axes show.
         places = (7, 6, 5)[: len(self.shape) - 2]
         return torch.randn(*self.leading, self.shape[1] * self.groups, *places).to(dtype)
 
 
 MODULES = {
     "linear": Case((12, 18), leading=(2, 5)),
+    # An input without a batch.
     "linear-flat": Case((12, 18), bias=False, leading=()),
     "linear-odd": Case((35, 21), leading=(3,)),
     "conv1d": Case((12, 18, 3), {"stride": 2, "padding": 1}),
@@ -63,6 +68,7 @@ MODULES = {
     "conv2d-1x1": Case((12, 18, 1, 1), leading=()),
     "conv2d-wide": Case((10, 6, 1, 5), {"padding": (0, 2), "padding_mode": "reflect"}),
     "conv2d-groups": Case((12, 6, 3, 3), {"groups": 3, "padding": 1}),
+    # Here blocks of a rotation of the outputs cross the groups.
     "conv2d-groups-crossed": Case((12, 9, 3, 3), {"groups": 2, "padding": 1}),
     "conv2d-depthwise": Case((12, 1, 3, 3), {"groups": 12, "padding": 1}),
     "conv3d": Case((12, 18, 3, 1, 2), {"padding": (1, 0, 1)}),
@@ -72,27 +78,31 @@ FACTS = [
     for (kind, spec), (name, case) in itertools.product(KINDS.items(), MODULES.items())
     if not spec.flat
     and (len(case.shape) > 2 or not spec.needs_kernel)
+    # Every block of a BOFT has two halves.
     and (spec.algorithm != "boft" or case.shape[0] % 2 == 0)
 ]
+"""(kind, module) of every combination that exists."""
 IDS = [f"{kind}-{name}" for kind, name in FACTS]
 
 BOUNDS = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.06, torch.float16: 0.01}
-"""Largest difference from the float64 result, of its largest value: what the dtype's rounding explains."""
+"""The largest error that the rounding of a dtype explains, as a share of the largest value of the float64
+result."""
 
 
 def layer(kind: str, case: Case, rank: int = 3, **extra: Tensor) -> lyc.Layer:
+    """A random layer of a kind for a module, with further tensors by key suffix."""
     spec = KINDS[kind]
     tensors: Factors = {**spec.make(case.shape, rank), "alpha": torch.tensor(2.0), **extra}
     return ALGORITHMS[spec.algorithm].load(tensors, spec.options)
 
 
 def beside(layer: lyc.Layer) -> lyc.Part:
-    """The layer's change of the bias."""
+    """The part of a layer that changes the bias."""
     return lyc.Part(layer, parameter="bias")
 
 
 def chained(case: Case, *stages: Any) -> Any:
-    """A plan of stages, each of (layers of the weight) or (layers of the weight, parts for the bias)."""
+    """A plan of stages. Each is (layers of the weight,) or (layers of the weight, parts for the bias)."""
     geometry = bypass.geometry_of(case.module())
     plans = [bypass.BypassPlan.build(geometry, list(itertools.chain(*stage))) for stage in stages]
     plan = plans[0]
@@ -102,11 +112,15 @@ def chained(case: Case, *stages: Any) -> Any:
 
 
 def hook(module: nn.Module, plan: bypass.BypassPlan, **options: Any) -> bypass.Bypass:
+    """A bypass on the module; the options are those of `Bypass`."""
     return bypass.Bypass(module, plan, **options).attach()
 
 
 def patched(module: nn.Module, x: Tensor, *stages: Any) -> Tensor:
-    """In float64, with weight and bias changed stage by stage."""
+    """The module's output in float64, with its weight and bias patched stage by stage.
+
+    The module itself is changed.
+    """
     wide = module.double()
     for layers, *biases in stages:
         lyc.patch_(wide.weight, list(layers))
@@ -116,6 +130,10 @@ def patched(module: nn.Module, x: Tensor, *stages: Any) -> Tensor:
 
 
 def compare(case: Case, *stages: Any, dtype: torch.dtype = torch.float64) -> float:
+    """The largest error of the bypass, as a share of the largest output of the patched module.
+
+    Asserts as well that the module gives its own output again once the hooks are gone.
+    """
     module, x = case.module(dtype), case.input(dtype)
     base = module(x)
     hooks = hook(module, chained(case, *stages))
@@ -132,6 +150,7 @@ def compare(case: Case, *stages: Any, dtype: torch.dtype = torch.float64) -> flo
 @pytest.mark.parametrize(("kind", "name"), FACTS, ids=IDS)
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 def test_every_kind_on_every_module(kind: str, name: str, dtype: torch.dtype) -> None:
+    """One layer beside a module, against the patched module in float64."""
     case = MODULES[name]
     assert compare(case, ([(layer(kind, case), -0.7)],), dtype=dtype) < BOUNDS[dtype]
 
@@ -139,6 +158,7 @@ def test_every_kind_on_every_module(kind: str, name: str, dtype: torch.dtype) ->
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 def test_all_kinds_at_once_and_stage_after_stage(name: str, dtype: torch.dtype) -> None:
+    """All kinds in one stage, and each kind in a stage of its own."""
     case = MODULES[name]
     kinds = [kind for kind, module in FACTS if module == name]
     pairs = [(layer(kind, case), 0.1) for kind in kinds]
@@ -147,17 +167,18 @@ def test_all_kinds_at_once_and_stage_after_stage(name: str, dtype: torch.dtype) 
 
 
 def fused(name: str) -> Case:
-    """The module with three times the rows."""
+    """The case of a module with 36 outputs, as where q, k and v are one weight."""
     part = MODULES[name]
     return Case((36, *part.shape[1:]), part.options, leading=part.leading)
 
 
 OF_12_ROWS = [(kind, name) for kind, name in FACTS if MODULES[name].shape[0] == 12]
+"""(kind, module) of the modules with 12 outputs, which `fused` turns into 36."""
 
 
 @pytest.mark.parametrize(("kind", "name"), OF_12_ROWS)
 def test_rows_of_a_fused_weight(kind: str, name: str) -> None:
-    """A layer for the middle third of a fused weight, beside another for the first."""
+    """One layer is for the middle third of a fused weight, and another for the first."""
     case, one, other = fused(name), layer(kind, MODULES[name]), layer("lora", MODULES[name])
     pairs = [(lyc.Part(one, rows=(12, 24)), 0.8), (lyc.Part(other, rows=(0, 12)), 0.5)]
     assert compare(case, (pairs,)) < BOUNDS[torch.float64]
@@ -166,9 +187,10 @@ def test_rows_of_a_fused_weight(kind: str, name: str) -> None:
 
 @pytest.mark.parametrize(("kind", "name"), OF_12_ROWS)
 def test_halves_of_a_layer_on_rows_of_a_fused_weight(kind: str, name: str) -> None:
+    """Kinds whose rows depend on each other cannot be cut, and raise an error."""
     case, one = fused(name), layer(kind, MODULES[name])
     cut = [(lyc.Part(one, (18, 24), (6, 12)), 0.8), (lyc.Part(one, (0, 6), (0, 6)), 0.8)]
-    # The halves cut through one of the blocks of oft.
+    # The cut goes through a block of oft.
     if one.row_axes() is not None and kind != "oft":
         assert compare(case, (cut,)) < BOUNDS[torch.float64]
     else:
@@ -182,6 +204,7 @@ def test_halves_of_a_layer_on_rows_of_a_fused_weight(kind: str, name: str) -> No
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr-full-full", "lokr-low-low", "full"])
 @pytest.mark.parametrize("name", ["linear", "conv2d"])
 def test_windows_that_fall_between_blocks(window: tuple[int, int], kind: str, name: str) -> None:
+    """Windows of a layer may begin and end inside a block of LoKr."""
     case = MODULES[name]
     part = lyc.Part(layer(kind, case), (2, 2 + window[1] - window[0]), window)
     assert compare(case, ([(part, 0.8)],)) < BOUNDS[torch.float64]
@@ -192,6 +215,10 @@ def test_windows_that_fall_between_blocks(window: tuple[int, int], kind: str, na
     [(kind, name) for kind, name in FACTS if name in ("linear", "conv2d") and not KINDS[kind].additive],
 )
 def test_what_depends_on_the_weight_sees_what_earlier_stages_made_of_it(kind: str, name: str) -> None:
+    """A kind that depends on the weight stands between two other stages.
+
+    The reference patches the weight and the bias stage by stage.
+    """
     case = MODULES[name]
     bias = [(beside(ALGORITHMS["full"].load({"diff_b": rand(case.shape[0])})), 0.5)]
     first = ([(layer("loha", case), 0.9), (layer("ia3", case), 0.4)], bias)
@@ -202,7 +229,7 @@ def test_what_depends_on_the_weight_sees_what_earlier_stages_made_of_it(kind: st
 @pytest.mark.parametrize("name", ["linear", "conv2d"])
 @pytest.mark.parametrize("kind", ["lora", "oft", "oftv2", "boft-peft", "lora-dora-in"])
 def test_changes_of_the_bias(name: str, kind: str) -> None:
-    """An added one, and PEFT's IA3, which scales the bias that it meets."""
+    """One layer adds to the bias, and PEFT's IA3 of outputs scales the bias that it meets."""
     case = MODULES[name]
     added = ALGORITHMS["lora"].load({**KINDS["lora"].make(case.shape, 3), "lora_B.bias": rand(case.shape[0])})
     scaling = ALGORITHMS["ia3"].load({"ia3_l": 1 + rand(case.shape[0], 1)})
@@ -219,6 +246,7 @@ def test_changes_of_the_bias(name: str, kind: str) -> None:
 def test_both_ways_of_a_hadamard_product(
     rank: int, name: str, tiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Both ways of computing LoHa are forced: Khatri-Rao factors, and tiles of the full matrix."""
     monkeypatch.setattr(hadamard.HadamardForward, "_khatri_rao_is_cheaper", lambda *_: not tiles)
     monkeypatch.setattr(hadamard, "TILE", 50)
     case = MODULES[name]
@@ -233,6 +261,7 @@ def test_both_ways_of_a_hadamard_product(
 def test_a_hadamard_product_goes_the_cheaper_way(
     size: int, rank: int, positions: int, khatri_rao: bool
 ) -> None:
+    # Only the sizes count: expanded tensors take no memory.
     left, right = torch.zeros(1, 1).expand(size, rank), torch.zeros(1, 1).expand(rank, size)
     form = Hadamard(left, right, left, right, 1.0)
     term = hadamard.HadamardForward(
@@ -266,10 +295,13 @@ def test_the_weight_is_read_once_and_only_where_it_is_needed() -> None:
         found, reads[:] = list(reads), []
         return found
 
+    # What does not depend on the weight reads nothing.
     for kind in ("lora", "loha", "lokr-full-low", "full", "lora-sparse"):
         assert attached(([(layer(kind, case), 1.0)],)) == []
+    # Operators apply to the module's own product, from which the bias is taken off first.
     for kind in ("oft", "boft", "ia3", "oftv2", "glora", "full-set"):
         assert set(attached(([(layer(kind, case), 1.0)],))) == {"bias"}
+    # These need norms or singular values of the weight.
     for kind in ("tlora", "lora-dora-out", "loha-dora-in"):
         stage = ([(layer(kind, case), 1.0)],)
         assert attached(stage, stage, stage).count("weight") == 1
@@ -277,7 +309,11 @@ def test_the_weight_is_read_once_and_only_where_it_is_needed() -> None:
 
 @pytest.mark.parametrize("kind", ["ia3-inputs", "oftv2", "glora", "lora-dora-in"])
 def test_changes_of_the_input_cost_no_second_product(kind: str) -> None:
-    """Unless something on the outputs needs the product of the unchanged input as well."""
+    """The module's own product is given the changed input.
+
+    A second product is needed only where a change of the outputs needs the product of the unchanged input
+    too.
+    """
     case = MODULES["linear"]
     made = (
         ALGORITHMS["ia3"].load({"weight": rand(18), "on_input": torch.tensor(1)})
@@ -349,6 +385,7 @@ def test_two_on_one_module_only_where_both_add() -> None:
 
 
 def test_an_input_whose_channels_come_last() -> None:
+    """The memory format `channels_last` is another order of the same values."""
     case = MODULES["conv2d"]
     module, x = case.module(), case.input().to(memory_format=torch.channels_last)
     factors = {"lokr_w1": rand(2, 1).double(), "lokr_w2": rand(6, 18, 3, 3).double()}
@@ -372,6 +409,10 @@ def test_strength_zero_changes_no_bit(dtype: torch.dtype) -> None:
 
 
 def test_hooks_go_twice_and_leave_the_module_as_it_was() -> None:
+    """Attaching twice adds one hook, and removing twice is no error.
+
+    After that the module has the attributes that it had before.
+    """
     case = MODULES["linear"]
     module = case.module()
     before = dict(vars(module))
@@ -398,6 +439,7 @@ def test_a_pass_that_is_interrupted_leaves_nothing_behind() -> None:
 
 @pytest.mark.parametrize("kind", ["lora", "full", "loha", "lora-dora-out"])
 def test_gradients_pass_through_after_a_pass_without(kind: str) -> None:
+    """A pass that records gradients must not use tensors that a pass in inference mode has kept."""
     case = MODULES["linear"]
     module, x = case.module(), case.input()
     hook(module, chained(case, ([(layer(kind, case), 1.0), (layer(kind, case), 0.5)],)))
@@ -410,12 +452,15 @@ def test_gradients_pass_through_after_a_pass_without(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr-full-low", "oft", "oftv2", "boft-peft", "glora"])
 def test_gradients_pass_through(kind: str) -> None:
-    """Guidance by gradients differentiates through the model's input."""
+    """Gradients reach the input of the module, as guidance by gradients needs them.
+
+    The reference is a central difference of the output.
+    """
     for name in ("linear", "conv2d"):
         case = MODULES[name]
         module, x = case.module(), case.input().requires_grad_()
         hook(module, chained(case, ([(layer(kind, case), 0.7)],)))
-        # Twice, so that a buffer used by both passes would show.
+        # Several passes before the gradients are taken: a buffer that they shared would show.
         module(module.weight.new_tensor(0) + x.detach())
         other = torch.randn_like(module(x))
         (found,) = torch.autograd.grad((module(x) * other).sum() + (module(2 * x) * 0).sum(), x)
@@ -438,11 +483,15 @@ def test_an_input_by_keyword_and_another_device_dtype() -> None:
 
 
 class Padded(nn.Conv2d):
+    """A convolution that pads its input itself, so that its weight alone does not tell its output."""
+
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(nn.functional.pad(x, (2, 0, 2, 0)))
 
 
 class Scaled(nn.Linear):
+    """A linear layer that does not multiply by the weight that it holds."""
+
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, 2 * self.weight, self.bias)
 

@@ -24,7 +24,7 @@ BLOCK = "model.diffusion_model.blocks"
 
 
 def write(path: Path, dtype: torch.dtype) -> tuple[Path, lyc.Stack]:
-    """A base with a weight for every case and tensors that nothing touches, and a stack on it."""
+    """A base with a weight and a bias for every case and tensors that nothing changes, and a stack on it."""
     base: dict[str, Tensor] = {"first_stage_model.conv.weight": torch.randn(3, 3).to(dtype)}
     adapter: dict[str, Tensor] = {}
     for number, (kind, weight) in enumerate(CASES):
@@ -33,6 +33,7 @@ def write(path: Path, dtype: torch.dtype) -> tuple[Path, lyc.Stack]:
         for key, tensor in factors(kind, weight).items():
             adapter[f"lora_unet_blocks_{number}_x.{key}"] = tensor
     base |= {
+        # Tensors that no layer is for, among them an empty one and one in float8.
         "ids": torch.arange(7),
         "empty": torch.zeros(0, 3),
         "fp8": torch.zeros(4).to(torch.float8_e4m3fn),
@@ -44,6 +45,7 @@ def write(path: Path, dtype: torch.dtype) -> tuple[Path, lyc.Stack]:
 
 
 def exact(base: dict[str, Tensor], stack: lyc.Stack) -> dict[str, Tensor]:
+    """The changed weights and biases by key, in float64."""
     (entry,) = stack
     wanted: dict[str, Tensor] = {}
     for name, layer in entry.adapter.layers.items():
@@ -61,6 +63,10 @@ def exact(base: dict[str, Tensor], stack: lyc.Stack) -> dict[str, Tensor]:
 def test_merged_weights_are_one_rounding_from_the_exact_sum(
     tmp_path: Path, source: torch.dtype, written: torch.dtype | None
 ) -> None:
+    """The exact sum is in float64; each kind of layer is merged into a weight of its own.
+
+    Tensors that nothing changes are copied bit by bit, or converted where another dtype is asked for.
+    """
     path, stack = write(tmp_path, source)
     result = lyc.merge_checkpoint(path, stack, tmp_path / "out.safetensors", written)
     base, out = load_file(path), load_file(tmp_path / "out.safetensors")
@@ -70,7 +76,8 @@ def test_merged_weights_are_one_rounding_from_the_exact_sum(
         assert tensor.dtype == (written if written and base[key].is_floating_point() else base[key].dtype)
         if key in wanted:
             error = (tensor.double() - wanted[key]).abs()
-            accumulation = 48 * torch.finfo(torch.float32).eps * wanted[key].abs().max()  # an SVD among them
+            # In float32, the singular value decomposition of T-LoRA included.
+            accumulation = 48 * torch.finfo(torch.float32).eps * wanted[key].abs().max()
             half_ulp = torch.finfo(tensor.dtype).eps / 2 * wanted[key].abs()
             assert (error <= half_ulp + accumulation + 1e-7).all()
             assert not torch.equal(tensor.to(source), base[key])
@@ -103,6 +110,7 @@ def test_metadata_is_kept_and_the_recipe_recorded(tmp_path: Path) -> None:
 
 
 def test_a_second_merge_keeps_the_first_recipe_and_drops_false_hashes(tmp_path: Path) -> None:
+    """The hashes of a file are false once a weight has changed."""
     path, stack = write(tmp_path, torch.float16)
     save_file(load_file(path), path, metadata={"modelspec.hash_sha256": "0x00", "sshs_model_hash": "00"})
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
@@ -117,6 +125,7 @@ def test_a_second_merge_keeps_the_first_recipe_and_drops_false_hashes(tmp_path: 
 
 
 def test_query_key_and_value_of_a_fused_weight_are_merged_into_their_rows(tmp_path: Path) -> None:
+    """The reference is 0.5 * up @ down in float64, in the rows of each part."""
     key = "conditioner.embedders.1.model.transformer.resblocks.3.attn.in_proj_weight"
     base = torch.randn(30, 10).half()
     save_file({key: base}, tmp_path / "base.safetensors")
@@ -132,6 +141,7 @@ def test_query_key_and_value_of_a_fused_weight_are_merged_into_their_rows(tmp_pa
     result = lyc.merge_checkpoint(tmp_path / "base.safetensors", stack, tmp_path / "out.safetensors")
     assert result.merged == 1
     merged = load_file(tmp_path / "out.safetensors")[key]
+    # Half a unit in the last place of float16 is 2^-11 of the value.
     assert ((merged.double() - wanted).abs() <= 2**-11 * wanted.abs() + 1e-5).all()
 
 
@@ -147,6 +157,7 @@ def test_a_long_copy_reports_on_its_way(tmp_path: Path) -> None:
 
 def test_a_merged_weight_that_overflows_is_an_error_naming_it(tmp_path: Path) -> None:
     key = "model.diffusion_model.x.weight"
+    # 60000 + 99 * 99 is above 65504, the largest float16.
     save_file({key: torch.full((8, 8), 60000.0).half()}, tmp_path / "base.safetensors")
     layer = "lora_unet_x"
     adapter = {
@@ -173,7 +184,7 @@ def test_an_empty_stack_copies_every_byte(tmp_path: Path) -> None:
 
 
 def test_another_file_can_be_replaced_and_the_base_never(tmp_path: Path) -> None:
-    """A merge cannot be taken back, so a slip of the name would lose the base."""
+    """A merge cannot be undone, so a slip of the name would lose the base."""
     path, stack = write(tmp_path, torch.float32)
     before, out, link = path.read_bytes(), tmp_path / "out.safetensors", tmp_path / "link.safetensors"
     link.symlink_to(path)
@@ -202,7 +213,7 @@ def test_progress_reaches_the_end(tmp_path: Path) -> None:
 
 
 class Interrupt(BaseException):
-    """As the host's own: not an Exception."""
+    """An interrupt that is no Exception, as the host's own is not."""
 
 
 def test_an_interrupt_leaves_nothing_and_the_earlier_file(tmp_path: Path) -> None:
@@ -227,6 +238,7 @@ def test_a_full_disk_leaves_nothing_and_the_earlier_file(tmp_path: Path) -> None
     out.write_bytes(b"earlier")
     before = sorted(tmp_path.iterdir())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # For a writer, a limit on the size of files is like a full disk.
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size // 2, hard))
     try:
         with pytest.raises(lyc.WriteError, match=r"out\.safetensors: the disk is full.*untouched"):
@@ -242,6 +254,7 @@ def test_too_little_room_is_known_before_a_byte_is_written(
 ) -> None:
     path, stack = write(tmp_path, torch.float16)
 
+    # In place of the result of shutil.disk_usage.
     class Usage:
         free = 10
 
@@ -312,10 +325,12 @@ MEASURE = textwrap.dedent(
     print(json.dumps({"idle": idle, "peak": peak}))
     """
 )
+"""A program that merges. It prints the anonymous memory before the merge and at its peak; the pages of
+mapped files do not count as such."""
 
 
 def peak_memory(base: Path, adapter: Path, out: Path) -> int:
-    """Bytes of anonymous memory that a merge takes at its peak beyond those of an idle import."""
+    """Bytes of anonymous memory at the peak of a merge, beyond those after the import."""
     root = Path(__file__).parents[2]
     run = subprocess.run(
         [sys.executable, "-c", MEASURE, str(base), str(adapter), str(out)],
@@ -330,7 +345,7 @@ def peak_memory(base: Path, adapter: Path, out: Path) -> int:
 
 
 def test_memory_stays_small_whatever_the_size_of_the_file(tmp_path: Path) -> None:
-    """A file of 2 GB with every weight changed by an adapter of 100 MB."""
+    """The base has 2 GB, and an adapter of 50 MB changes each of its weights."""
     side, count, rank = 4096, 64, 48
     largest = side * side * 2
     names = [f"blocks.{number}.x.weight" for number in range(count)]
@@ -357,11 +372,16 @@ def test_memory_stays_small_whatever_the_size_of_the_file(tmp_path: Path) -> Non
     assert out.stat().st_size > 2_000_000_000
     print(f"peak {peak / 1e6:.0f} MB, bound {(4 * largest + 100e6) / 1e6:.0f} MB")
     assert peak < 4 * largest + 100_000_000
+    # pytest keeps the folders of the last runs, and these files are large.
     for path in tmp_path.glob("*.safetensors"):
         path.unlink()
 
 
 def test_an_enlarged_weight_and_a_bias_are_written_in_their_new_shapes(tmp_path: Path) -> None:
+    """The weight is enlarged with columns of zeros, and then changed.
+
+    The reference is computed here from the factors of the file.
+    """
     base = {f"{BLOCK}.0.img_in.weight": torch.randn(6, 4), f"{BLOCK}.0.img_in.bias": torch.randn(6)}
     base[f"{BLOCK}.0.last.weight"] = torch.randn(3, 3)
     save_file(base, tmp_path / "base.safetensors")

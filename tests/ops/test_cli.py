@@ -17,6 +17,7 @@ import lycoris_ops as lyc
 from lycoris_ops.commands import main
 from tests.harness.facts import ROOT
 
+# The layers by which the UNet of SD1.5 is known, and one that adapters change.
 MODEL = {
     "model.diffusion_model.input_blocks.0.0.weight": (4, 4, 3, 3),
     "model.diffusion_model.input_blocks.1.0.in_layers.2.weight": (4, 4, 3, 3),
@@ -28,6 +29,7 @@ NAME = "lora_unet_down_blocks_0_attentions_0_proj_in"
 
 
 def run(*arguments: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command line with these arguments in a new process."""
     return subprocess.run(
         [sys.executable, "-m", "lycoris_ops", *map(str, arguments)],
         cwd=folder or ROOT,
@@ -40,15 +42,18 @@ def run(*arguments: str | Path, folder: Path | None = None) -> subprocess.Comple
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
+    """A file of one LoRA layer, a key that nothing reads, and a long value in its metadata."""
     path = tmp_path / "source.safetensors"
     tensors = {f"{NAME}.{key}": tensor for key, tensor in lora((6, 6), 2).items()}
     tensors |= {f"{NAME}.alpha": torch.tensor(1.0), "lora_te_x.strange": torch.ones(2)}
+    # Too long to be shown as a whole.
     save_file(tensors, path, {"ss_network_dim": "2", "ss_tag_frequency": "x" * 500})
     return path
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
+    """A checkpoint with SD1.5's UNet, whose weights are zero."""
     path = tmp_path / "model.safetensors"
     save_file({key: torch.zeros(shape) for key, shape in MODEL.items()}, path)
     return path
@@ -117,13 +122,14 @@ def test_convert_to_peft_writes_a_folder(file: Path, model: Path, tmp_path: Path
     done = run("convert", file, "-o", tmp_path / "p", "--dialect", "peft", "--model", model, "--drop-unread")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "p" / "adapter_config.json").read_text())["lora_alpha"] == 1
+    # The configuration alone is enough to refuse the folder.
     (tmp_path / "p" / "adapter_model.safetensors").unlink()
     done = run("convert", file, "-o", tmp_path / "p", "--dialect", "peft", "--model", model, "--drop-unread")
     assert done.returncode == 2 and "adapter_config.json: there is a file of that name" in done.stderr
 
 
 def test_a_model_in_several_files(file: Path, tmp_path: Path) -> None:
-    """A diffusion model and a text encoder of their own have bare keys."""
+    """The diffusion model and the text encoder are files of their own, whose keys have no prefix."""
     block = "text_model.encoder.layers.0.mlp.fc1"
     unet = {key.removeprefix("model.diffusion_model."): shape for key, shape in MODEL.items()}
     save_file({key: torch.zeros(shape) for key, shape in unet.items()}, tmp_path / "unet.safetensors")
@@ -146,10 +152,15 @@ def test_a_model_in_several_files(file: Path, tmp_path: Path) -> None:
 
 
 def test_bake_writes_a_merged_model_and_reports(tmp_path: Path, model: Path) -> None:
+    """The base is zero, so a merged weight must be strength * up @ down, which is computed here in float64.
+
+    The strengths of two adapters add up.
+    """
     layer = lora((6, 6), 2)
     save_file({f"{NAME}.{key}": tensor for key, tensor in layer.items()}, tmp_path / "a.safetensors")
     key, out = "model.diffusion_model.input_blocks.1.1.proj_in.weight", tmp_path / "out.safetensors"
     arguments = ("bake", model, "--adapter", tmp_path / "a.safetensors", "-0.5", "-o", out)
+    # Together with `arguments`, the same adapter twice: -0.5 + 2 = 1.5.
     again = ("--adapter", tmp_path / "a.safetensors", "2", "0", "--json", "--overwrite")
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
@@ -165,6 +176,7 @@ def test_bake_writes_a_merged_model_and_reports(tmp_path: Path, model: Path) -> 
 
 
 def test_bake_never_replaces_its_base(tmp_path: Path, model: Path) -> None:
+    """The base may be named by a symbolic link, and a hard link to it is the same file."""
     save_file(
         {f"{NAME}.{key}": tensor for key, tensor in lora((6, 6), 2).items()}, tmp_path / "a.safetensors"
     )
@@ -179,7 +191,10 @@ def test_bake_never_replaces_its_base(tmp_path: Path, model: Path) -> None:
 
 
 def test_bake_refuses_a_quantised_model_by_name(tmp_path: Path, model: Path) -> None:
-    """Its formats are the host's, which the command line does not have."""
+    """The quantised formats are the host's, and the command line knows none of them.
+
+    The error names the node that does.
+    """
     save_file(
         {f"{NAME}.{key}": tensor for key, tensor in lora((6, 6), 2).items()}, tmp_path / "a.safetensors"
     )
@@ -198,12 +213,12 @@ def test_bake_refuses_a_quantised_model_by_name(tmp_path: Path, model: Path) -> 
     ("arguments", "message"),
     [
         (("inspect", "missing.safetensors"), "missing.safetensors: there is no such file"),
-        (("inspect", "{file}", "--model", "model.ckpt"), "only the header of a safetensors file"),
+        (("inspect", "{file}", "--model", "model.ckpt"), "can be read from a safetensors file only"),
         (
             ("convert", "{file}", "-o", "x.safetensors", "--dialect", "comfy", "--drop-unread"),
             "without the model",
         ),
-        (("convert", "{file}", "-o", "x.ckpt", "--dialect", "kohya"), "safetensors alone"),
+        (("convert", "{file}", "-o", "x.ckpt", "--dialect", "kohya"), "only be written as safetensors"),
         (
             ("convert", "{file}", "-o", "x.safetensors", "--dialect", "lycoris"),
             "a part of the file is not read",
@@ -227,6 +242,7 @@ def test_bad_input_is_one_line_and_status_2(
     before = sorted(tmp_path.iterdir())
     try:
         status = main([argument.format(file=file) for argument in arguments])
+    # argparse ends the process itself where it cannot parse the arguments.
     except SystemExit as ended:
         status = ended.code
     out, err = capfd.readouterr()
@@ -242,6 +258,8 @@ def test_an_interrupt_is_one_line_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
+    """Ctrl-C during `bake` ends the command with 130, the status that shells give for it."""
+
     def interrupt(what: str) -> Callable[[int, int], None]:
         def progress(done: int, total: int) -> None:
             raise KeyboardInterrupt
@@ -272,7 +290,7 @@ def test_each_command_has_help() -> None:
 
 
 def test_the_library_alone_is_enough(file: Path, tmp_path: Path) -> None:
-    """Without the host, without the nodes, from another folder."""
+    """The command line runs in a folder that only has a link to `lycoris_ops`: no host and no nodes."""
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "lycoris_ops").symlink_to(ROOT / "lycoris_ops", target_is_directory=True)
     done = run("inspect", file, folder=tmp_path / "elsewhere")

@@ -1,4 +1,8 @@
-"""Weights in 8 bits: what is rounded, what is taken for a plain float, and codecs of a host's."""
+"""Merging into weights of 8 bits or fewer.
+
+Tested are the rounding to float8, which float8 weights are plain floats, and how codecs for quantised
+formats are used.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +32,7 @@ def every_value(dtype: torch.dtype) -> Tensor:
 
 @pytest.mark.parametrize("dtype", FLOAT8, ids=str)
 def test_what_float8_can_hold_stays_as_it_is(dtype: torch.dtype) -> None:
+    """Rounding is random, but a value that float8 can hold has no neighbours to choose from."""
     values = every_value(dtype)
     for seed in range(20):
         found = round_to_float8(values, dtype, seed)
@@ -36,6 +41,7 @@ def test_what_float8_can_hold_stays_as_it_is(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", FLOAT8, ids=str)
 def test_every_value_goes_to_one_of_its_neighbours_and_is_kept_on_average(dtype: torch.dtype) -> None:
+    """A value is rounded to the neighbour below or above, and the mean of many roundings is the value."""
     grid = every_value(dtype).unique().double()
     low, high = grid[:-1], grid[1:]
     share = torch.rand(len(low), dtype=torch.float64)
@@ -44,13 +50,16 @@ def test_every_value_goes_to_one_of_its_neighbours_and_is_kept_on_average(dtype:
     found = round_to_float8(values.repeat(times, 1), dtype, 3).double()
     assert ((found == low) | (found == high)).all()
     mean = (found.mean(0) - values.double()) / (high - low)
-    # The mean of n draws of 0 or 1 is off by at most 0.5 / sqrt(n), five times that once in millions.
+    # The mean of n draws of 0 or 1 has a standard deviation of at most 0.5 / sqrt(n). Five times that is
+    # exceeded less than once in a million draws.
     assert mean.abs().max() < 2.5 / times**0.5
     assert mean.mean().abs() < 2.5 / (times * len(low)) ** 0.5
 
 
 def test_a_change_too_small_for_rounding_to_nearest_is_not_lost() -> None:
+    """The sum of all changes is kept to 2 %, where rounding to nearest loses every one."""
     weight = torch.randn(512, 512).to(torch.float8_e4m3fn).float()
+    # float8_e4m3fn holds 4 bits of a value: rounding to nearest loses any change below 1/32 of it.
     change = 0.01 * weight.abs()
     nearest = (weight + change).to(torch.float8_e4m3fn).float() - weight
     found = round_to_float8(weight + change, torch.float8_e4m3fn, 1).float() - weight
@@ -72,10 +81,12 @@ def test_the_rounding_is_the_same_for_the_same_weight_only() -> None:
         round_to_float8(values, torch.float8_e4m3fn, seed_of(key)).view(torch.uint8) for key in "aab"
     )
     assert torch.equal(first, again) and not torch.equal(first, other)
+    # The same on every machine.
     assert seed_of("diffusion_model.x.weight") == 7844468422483479463
 
 
 def plain_of(tmp_path: Path, tensors: dict[str, Tensor]) -> set[str]:
+    """The keys that are plain floats in a file of these tensors."""
     # The safetensors package refuses tensors that share memory.
     save_file({key: tensor.clone() for key, tensor in tensors.items()}, tmp_path / "file.safetensors")
     return plain_floats(SafetensorsFile.open(tmp_path / "file.safetensors").tensors)
@@ -85,18 +96,21 @@ def test_floats_that_something_scales_and_scales_are_not_plain(tmp_path: Path) -
     half, eight = torch.zeros(2, dtype=torch.float16), torch.zeros(2).to(torch.float8_e4m3fn)
     plain = {"a.weight": eight, "a.bias": eight, "b.in_proj_weight": eight, "norm.scale": half, "d": eight}
     assert plain_of(tmp_path, {**plain, "ids": torch.zeros(2, dtype=torch.int64)}) == set(plain)
+    # The marks of several quantised formats.
     for beside in ("c.scale_weight", "c.weight_scale", "c.weight.absmax", "c.comfy_quant"):
         scaled = {"c.weight": eight, beside: torch.ones(1), "c.bias": half}
         # The others may be marks of the same format: they are neither converted nor merged into.
         assert plain_of(tmp_path, {**plain, **scaled}) == {"norm.scale", "c.bias"}
+    # The scale of an int8 weight says nothing about the float8 weights.
     packed = {"c.weight": torch.zeros(2, dtype=torch.int8), "c.weight_scale": torch.ones(1), "c.bias": half}
     assert plain_of(tmp_path, {**plain, **packed}) == {*plain, "c.bias"}
+    # A weight of 16 bits is plain, whatever lies beside it.
     normal = {"c.weight": half, "c.scale": half}
     assert plain_of(tmp_path, {**plain, **normal}) == {*plain, *normal}
 
 
 def lora(tmp_path: Path, rows: int, columns: int, strength: float = 0.7) -> lyc.Stack:
-    """A LoRA on the layer `blocks.0.x`."""
+    """A stack of one LoRA for the layer `blocks.0.x`."""
     factors = {
         "lora_unet_blocks_0_x.lora_up.weight": torch.randn(rows, 3),
         "lora_unet_blocks_0_x.lora_down.weight": torch.randn(3, columns) / 8,
@@ -109,11 +123,16 @@ KEY = "model.diffusion_model.blocks.0.x.weight"
 
 
 def bits(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor. Compared by bytes, a NaN equals itself."""
     return tensor.reshape(-1).view(torch.uint8)
 
 
 @pytest.mark.parametrize("dtype", FLOAT8, ids=str)
 def test_a_plain_float8_file_stays_one(tmp_path: Path, dtype: torch.dtype) -> None:
+    """A merged value lies within one step of the exact value, and merging again gives the same file.
+
+    The exact value is the base plus strength * delta, in float32.
+    """
     other = KEY.replace("0", "1")
     base = {KEY: torch.randn(40, 30).to(dtype), other: torch.randn(40, 30).to(dtype), "b": torch.ones(3)}
     save_file(base, tmp_path / "base.safetensors")
@@ -126,6 +145,7 @@ def test_a_plain_float8_file_stays_one(tmp_path: Path, dtype: torch.dtype) -> No
     (layer,) = entry.adapter.layers.values()
     exact = base[KEY].float() + 0.7 * layer.delta(base[KEY].float())
     assert merged[KEY].dtype == dtype
+    # The distance between neighbours, at most; it does not shrink below the smallest normal number.
     step = (exact.abs() * torch.finfo(dtype).eps).clamp_min(torch.finfo(dtype).smallest_normal / 4)
     error = (merged[KEY].float() - exact) / step
     assert error.abs().max() <= 1.0 and error.abs().mean() > 0.1 and abs(error.mean()) < 0.05
@@ -156,7 +176,10 @@ def test_a_change_beyond_float8_is_an_error(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Rows:
-    """A codec for a test: int8 rows, packed two to one in width, with a float32 scale a row."""
+    """A codec for tests: a value in two int8 columns, and a float32 scale for each row.
+
+    The first column is the value over the scale, rounded; the second is the rest, in units of 1/256.
+    """
 
     scale_dtype: str = "F32"
 
@@ -189,12 +212,16 @@ class Rows:
 
 
 def packed(values: Tensor, key: str = KEY) -> dict[str, Tensor]:
+    """A weight as the tensors in which the codec stores it."""
     weight = lyc.Quantised(key, "rows", tuple(values.shape), {})
     return Rows().encode(weight, values, {})
 
 
 def quantised_base(tmp_path: Path, scale: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """In a file that the safetensors package writes, all the scales stand before all the weights."""
+    """Write a base with two quantised weights, and return its tensors.
+
+    The safetensors package writes all scales before all weights.
+    """
     base = packed(torch.randn(40, 30)) | packed(torch.randn(40, 30), KEY.replace("0", "1"))
     base = {key: tensor.to(scale) if tensor.is_floating_point() else tensor for key, tensor in base.items()}
     base |= {"model.diffusion_model.blocks.0.x.input_scale": torch.tensor(0.3), "b": torch.randn(3)}
@@ -203,6 +230,7 @@ def quantised_base(tmp_path: Path, scale: torch.dtype = torch.float32) -> dict[s
 
 
 def exact_of(base: Mapping[str, Tensor], stack: lyc.Stack) -> Tensor:
+    """The weight KEY of a base, decoded and patched."""
     weight = Rows().decode(lyc.Quantised(KEY, "rows", (40, 30), {}), base)
     return lyc.patch_(
         weight.clone(),
@@ -214,6 +242,10 @@ def exact_of(base: Mapping[str, Tensor], stack: lyc.Stack) -> Tensor:
 def test_a_quantised_weight_is_decoded_merged_and_encoded(
     tmp_path: Path, written: torch.dtype | None
 ) -> None:
+    """The file must hold what the codec makes of the patched weight.
+
+    All other tensors must stay as they are.
+    """
     base = quantised_base(tmp_path)
     stack = lora(tmp_path, 40, 30)
     steps: list[tuple[int, int]] = []
@@ -286,6 +318,7 @@ def test_values_that_are_not_finite_are_not_encoded(tmp_path: Path) -> None:
     with pytest.raises(lyc.WriteError, match=r"blocks\.0.*does not fit.*rows"):
         lyc.merge_checkpoint(
             tmp_path / "base.safetensors",
+            # The sum of these changes is beyond the largest float32.
             lyc.Stack([replace(entry, strength=1e38), replace(entry, strength=3e38)]),
             tmp_path / "out.safetensors",
             codec=Rows(),

@@ -1,8 +1,8 @@
-"""Every kind on every kind of layer against the forward pass of the lycoris-lora package.
+"""Every kind on every kind of layer, against the forward pass of the lycoris-lora package.
 
-Not against its merge: `merge_to` and `get_diff_weight` of 4.1.3 apply alpha / rank twice for LoHa and
-LoKr. Where the package is at fault itself, a test states the fault, so that a version without it is
-noticed, and a closed form in float64 says what the file means.
+The package's merge is not used: `merge_to` and `get_diff_weight` of 4.1.3 apply alpha / rank twice for LoHa
+and LoKr. Where the package itself is wrong, a test states the fault, so that a version without it is
+noticed. A closed form in float64 then says what the file means.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from torch import Tensor, nn
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import detect
 
-# Its fused kernels round to the precision of a GPU; read once, when it is imported.
+# The package's fused kernels round to the precision of a GPU. It reads this once, when it is imported.
 os.environ["LYCORIS_KERNEL_BACKEND"] = "torch"
 
+# alpha / rank is not 1, so that a scale that is lost or applied twice shows.
 RANK, ALPHA = 2, 3.0
-# In evaluation no dropout may have an effect.
+# No dropout may have an effect outside of training.
 DROPOUT = {"rank_dropout": 0.5, "module_dropout": 0.5}
 FILES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -38,25 +39,30 @@ POINT = ("linear", "linear-square", "conv2d-1x1")
 
 @dataclass(frozen=True)
 class Kind:
-    """A class of lycoris-lora with options, and the keys that it saves."""
+    """A class of lycoris-lora with its options, and the keys that it saves."""
 
     algorithm: str
     module: str
+    """The path of the class below `lycoris.modules`."""
     keys: frozenset[str]
+    """The suffixes of the tensors that the class saves."""
     options: dict[str, Any] = field(default_factory=dict)
     layers: tuple[str, ...] = tuple(SHAPES)
+    """The names in SHAPES of the weights that the class can adapt."""
     dora: bool = False
+    """Whether the kind is also tested with DoRA."""
     eps: float = EPS64
+    """A delta may be wrong by 16 times this, relative to the largest changed value."""
     rank: int = RANK
     alpha: float = ALPHA
     out: int | None = None
-    """The number of outputs, where the kind does not take the usual one."""
+    """The number of outputs, if the kind does not fit the usual number."""
     told: dict[str, Any] = field(default_factory=dict)
-    """What the file does not say."""
+    """Options for loading that the file does not hold."""
 
     @property
     def compute(self) -> torch.dtype:
-        # Its rotations fail in float64: they mix with the float32 of `.float().inverse()`.
+        # The package's rotations fail in float64, which meets the float32 of its `.float().inverse()`.
         return torch.float32 if "oft" in self.algorithm else torch.float64
 
 
@@ -72,6 +78,7 @@ def lora(**options: Any) -> Kind:
         dora=len(options) < 2,
         # A Tucker core is folded in float32 unless the file holds float64.
         eps=EPS32 if tucker else EPS64,
+        # alpha is saved times sqrt(rank), which is a whole number here and rounds nothing.
         rank=4 if "rs_lora" in options else RANK,
     )
 
@@ -111,7 +118,7 @@ def lokr(*keys: str, rank: int = RANK, **options: Any) -> Kind:
 
 def rotation(algorithm: str, module: str, **options: Any) -> Kind:
     keys = {"oft_blocks", "alpha", *(["rescale"] if options.get("rescaled") else [])}
-    # A butterfly exists where the outputs are an even number times a power of two.
+    # A butterfly exists only where the outputs are an even number times a power of two.
     out = 32 if algorithm == "boft" else None
     return Kind(algorithm, module, frozenset(keys), options, eps=EPS32, rank=4, out=out)
 
@@ -119,7 +126,7 @@ def rotation(algorithm: str, module: str, **options: Any) -> Kind:
 def tlora(start: str) -> Kind:
     keys = frozenset({"q_layer.weight", "p_layer.weight", "lambda_layer", "alpha"})
     told = {"sig_type": start}
-    # It starts from a singular value decomposition in float32.
+    # The package starts from a singular value decomposition in float32.
     return Kind("tlora", "tlora.TLoraModule", keys, told, POINT, eps=4 * EPS32, told=told)
 
 
@@ -152,6 +159,7 @@ KINDS: dict[str, Kind] = {
     "glora-scalar": Kind("glora", "glora.GLoRAModule", GLORA, {"use_scalar": True}),
     "ia3-out": Kind("ia3", "ia3.IA3Module", IA3, {"train_on_input": False}),
     "ia3-in": Kind("ia3", "ia3.IA3Module", IA3, {"train_on_input": True}),
+    # A constraint of 1 is above the norm of these rotations, and one of 0.0625 is below it.
     "oft": rotation(*OFT),
     "oft-slack": rotation(*OFT, constraint=1.0),
     "oft-constrained": rotation(*OFT, constraint=0.0625),
@@ -176,13 +184,17 @@ CASES = [
 
 @pytest.fixture(scope="module", autouse=True)
 def small_collections() -> Iterator[None]:
-    """T-LoRA collects garbage whenever it is made: spare it what the imports have left behind."""
+    """Keep garbage collections short. The package starts one whenever a T-LoRA is made.
+
+    Objects that the imports have left behind are frozen, so that collections pass over them.
+    """
     gc.freeze()
     yield
     gc.unfreeze()
 
 
 def module_class(path: str) -> Any:
+    """A class of the package, by its path below `lycoris.modules`."""
     import lycoris.modules as modules
 
     name, _, cls = path.partition(".")
@@ -190,7 +202,7 @@ def module_class(path: str) -> Any:
 
 
 def adapted(kind: str, weight: str, file: torch.dtype, axis: str | None = None) -> tuple[Any, Tensor]:
-    """A module of lycoris-lora with random values that the file's dtype holds, and its base's weight."""
+    """A module of the package with random values that the file's dtype holds, and its base's weight."""
     spec = KINDS[kind]
     out, *rest = SHAPES[weight]
     base = layer((spec.out or out, *rest), dtype=spec.compute)
@@ -200,7 +212,7 @@ def adapted(kind: str, weight: str, file: torch.dtype, axis: str | None = None) 
     made = made.to(spec.compute).eval().requires_grad_(False)
     fill(made.parameters(), file)
     if spec.options.get("use_scalar"):
-        # It is multiplied into a factor when that is saved: a power of two rounds nothing.
+        # The scalar is multiplied into a factor when that is saved; with a power of two nothing is rounded.
         made.scalar.fill_(2.0)
     return made, base.weight.double()  # type: ignore[operator]
 
@@ -208,6 +220,7 @@ def adapted(kind: str, weight: str, file: torch.dtype, axis: str | None = None) 
 @pytest.mark.parametrize("file", FILES, ids=str)
 @pytest.mark.parametrize(("kind", "weight", "axis"), CASES)
 def test_delta_is_what_lycoris_computes(kind: str, weight: str, axis: str | None, file: torch.dtype) -> None:
+    """The delta of a loaded layer is the change of the weight that the package's forward pass shows."""
     spec = KINDS[kind]
     theirs, base = adapted(kind, weight, file, axis)
     changed, bias = affine(theirs.forward, tuple(base.shape), spec.compute)
@@ -218,6 +231,7 @@ def test_delta_is_what_lycoris_computes(kind: str, weight: str, axis: str | None
     delta = algorithm.load(tensors, spec.told).delta(base)
     assert delta.dtype == torch.float64
     assert error(delta, changed - base, base) <= 16 * spec.eps
+    # The base has no bias, and none may appear.
     assert not bias.any()
 
 
@@ -227,6 +241,7 @@ GEOMETRY = {"stride": 2, "padding": 2, "dilation": 2}
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("kind", ["lora", "lora-tucker", "loha", "loha-tucker", "lokr", "lokr-full"])
 def test_delta_holds_for_strided_padded_dilated_and_grouped_convolutions(kind: str, groups: int) -> None:
+    """The package's output equals that of a convolution with the weight W + delta(W)."""
     spec = KINDS[kind]
     base = layer((36, 20, 3, 3), groups=groups, **GEOMETRY)
     theirs = module_class(spec.module)("layer", base, 1.0, RANK, ALPHA, **spec.options).double().eval()
@@ -253,7 +268,7 @@ def test_full_changes_weight_and_bias(weight: str, bias: bool, file: torch.dtype
     fill(theirs.parameters(), file)
     tensors = stored(theirs.state_dict(), file)
     assert tensors.keys() == ({"diff", "diff_b"} if bias else {"diff"})
-    # Back from the file: after `apply_to` it holds the sum of the base and the change.
+    # After `apply_to` the module holds the sum of the base and the change: here it is set from the file.
     theirs.weight.copy_(values[0] + tensors["diff"])
     if bias:
         theirs.bias.copy_(values[1] + tensors["diff_b"])
@@ -319,7 +334,10 @@ FILE_ALGOS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("file", [None, *FILES], ids=str)
 @pytest.mark.parametrize("algo", FILE_ALGOS)
 def test_a_file_of_lycoris_is_read_whole(algo: str, file: torch.dtype | None, tmp_path: Path) -> None:
-    """What `save_weights` writes: names, and alpha and on_input in the file's dtype or as integers."""
+    """A file that the package writes by `save_weights` is read without any key left over.
+
+    Its alphas and on_input flags may have the file's dtype or be whole numbers.
+    """
     from lycoris import create_lycoris
 
     model = Model(bias=algo == "full").requires_grad_(False)
@@ -343,7 +361,7 @@ def test_a_file_of_lycoris_is_read_whole(algo: str, file: torch.dtype | None, tm
             assert torch.equal(change.bias.double(), theirs.b_norm.double())
             continue
         changed, bias = affine(theirs.forward, tuple(base.shape), torch.float32)
-        # A full difference is rounded when it is saved, not when it is filled in here.
+        # A full difference is rounded only when it is saved; the module goes on with the unrounded values.
         slack = torch.finfo(file).eps if algo == "full" and file else 32 * EPS32
         assert error(change.delta, changed - base, base) <= slack
         if algo == "full":
@@ -364,7 +382,7 @@ def cayley(blocks: Tensor, limit: float) -> Tensor:
 
 
 def oft_closed(weight: Tensor, blocks: Tensor, alpha: float) -> Tensor:
-    """Qiu et al. (2306.07280), eq. 4: blocks of outputs rotated, here by the transposed Cayley map."""
+    """Qiu et al. (2306.07280), eq. 4: blocks of outputs are rotated, here by the transposed Cayley map."""
     rotations = cayley(blocks, alpha * weight.shape[0])
     return (torch.block_diag(*rotations).T @ weight.flatten(1)).reshape(weight.shape)
 
@@ -393,6 +411,10 @@ def boft_closed(weight: Tensor, blocks: Tensor, alpha: float) -> Tensor:
 @pytest.mark.parametrize("weight", SHAPES)
 @pytest.mark.parametrize("kind", [kind for kind, spec in KINDS.items() if "oft" in spec.algorithm])
 def test_rotations_are_the_closed_form(kind: str, weight: str) -> None:
+    """The delta of OFT and BOFT is that of the closed forms above, in float64.
+
+    The package itself computes rotations in float32 only.
+    """
     theirs, base = adapted(kind, weight, torch.float32)
     tensors = stored(theirs.state_dict(), torch.float64)
     closed = boft_closed if KINDS[kind].algorithm == "boft" else oft_closed
@@ -402,12 +424,13 @@ def test_rotations_are_the_closed_form(kind: str, weight: str) -> None:
     algorithm = detect(tensors)
     assert algorithm is not None
     delta = algorithm.load(tensors).delta(base)
-    # The package adds 1e-8 to the norm that it divides by, to no visible effect.
+    # The package adds 1e-8 to the norm that it divides by, which stays below this bound.
     eps = 1e-9 if "constrained" in kind else 64 * EPS64
     assert error(delta, wanted - base, base) <= eps
 
 
 def glora_factors(shape: tuple[int, ...], rank: int, layout: str, core: bool) -> dict[str, Tensor]:
+    """Random tensors of a GLoRA, in the layout of the package (new) or in the one before it (old)."""
     out, inputs, *kernel = shape
     ones = [1] * len(kernel)
     down, up = (rank, inputs, *ones), (inputs, rank, *ones)
@@ -421,7 +444,10 @@ def glora_factors(shape: tuple[int, ...], rank: int, layout: str, core: bool) ->
 
 
 def glora_closed(weight: Tensor, tensors: dict[str, Tensor], rank: int, layout: str) -> Tensor:
-    """Chavan et al. (2306.07967): s * (B + W A), A = a1 a2 and B = b1 b2, the other way round before."""
+    """Chavan et al. (2306.07967): s * (B + W A), with A = a1 a2 and B = b1 b2.
+
+    In the older layout A is a2 a1, and B is b2 b1.
+    """
     names = ("a1", "a2", "b1", "b2") if layout == "new" else ("a2", "a1", "b2", "b1")
     a_up, a_down, b_up, b_down = (tensors[f"{name}.weight"].double() for name in names)
     prompt = torch.einsum("oi...,ij->oj...", weight, a_up.flatten(1) @ a_down.flatten(1))
@@ -454,7 +480,10 @@ def test_glora_is_the_closed_form(layout: str, core: bool, weight: str) -> None:
 @pytest.mark.parametrize("weight", POINT)
 @pytest.mark.parametrize("start", ["principal", "middle", "last"])
 def test_tlora_is_the_closed_form(start: str, weight: str) -> None:
-    """s * (P diag(l) Q - P0 diag(l0) Q0), the latter some of the singular triples of the base."""
+    """s * (P diag(l) Q - P0 diag(l0) Q0).
+
+    P0, l0 and Q0 are those singular triples of the base that the layer started from.
+    """
     theirs, base = adapted(f"tlora-{start}", weight, torch.float32)
     tensors = stored(theirs.state_dict(), torch.float32)
     p, q, values = (
@@ -472,7 +501,7 @@ def test_tlora_is_the_closed_form(start: str, weight: str) -> None:
 @pytest.mark.parametrize("weight", SHAPES)
 @pytest.mark.parametrize("block", [1, 2])
 def test_an_export_of_dylora_is_a_lora(weight: str, block: int) -> None:
-    """Its factors are those of a LoRA; on a convolution the upper one is a matrix."""
+    """The factors that DyLoRA exports are those of a LoRA. On a convolution its up factor is a matrix."""
     theirs, base = dylora(weight, block)
     tensors = stored(theirs.state_dict(), torch.float32)
     assert tensors.keys() == KINDS["lora"].keys
@@ -485,6 +514,7 @@ def test_an_export_of_dylora_is_a_lora(weight: str, block: int) -> None:
 
 
 def dylora(weight: str, block: int) -> tuple[Any, Tensor]:
+    """A DyLoRA module of rank 4 of the package, and the weight of its base."""
     base = layer(SHAPES[weight])
     made = module_class("dylora.DyLoraModule")("layer", base, 1.0, 4, ALPHA, block_size=block)
     made = made.double().eval().requires_grad_(False)
@@ -505,7 +535,10 @@ def test_lycoris_scales_twice_when_it_merges(kind: str) -> None:
 
 @pytest.mark.parametrize("block", [1, 2, 4])
 def test_lycoris_exports_dylora_weaker_than_it_trained(block: int) -> None:
-    """At full rank it computes with alpha / (rank / block), and exports for alpha / rank."""
+    """At full rank DyLoRA computes with a scale of alpha / (rank / block).
+
+    The export is made for a scale of alpha / rank.
+    """
     theirs, _ = dylora("linear", block)
     tensors = theirs.state_dict()
     trained, _ = theirs.get_diff_weight(1.0, rank=4 - block)
@@ -523,6 +556,7 @@ def test_lycoris_cannot_load_its_export_of_dylora_on_a_convolution() -> None:
 
 
 def test_lycoris_saves_a_rank_stabilised_glora_without_its_scale() -> None:
+    """The layer was trained with sqrt(rank) times the scale that its file says."""
     base = layer(SHAPES["linear"])
     made = module_class("glora.GLoRAModule")("layer", base, 1.0, 4, ALPHA, rs_lora=True).double().eval()
     fill(made.requires_grad_(False).parameters(), torch.float32)
@@ -534,7 +568,10 @@ def test_lycoris_saves_a_rank_stabilised_glora_without_its_scale() -> None:
 
 @torch.no_grad()
 def test_lycoris_saves_a_rank_stabilised_full_lokr_without_its_scale() -> None:
-    """Trained at sqrt(rank), which nothing in the file shows; its own reload computes with 1, as we do."""
+    """The layer was trained with a scale of sqrt(rank), which nothing in the file shows.
+
+    The package computes with a scale of 1 when it loads the file, and so does the library.
+    """
     cls, base = module_class("lokr.LokrModule"), layer(SHAPES["linear"])
     made = cls("layer", base, 1.0, 4, ALPHA, full_matrix=True, rs_lora=True).double().eval()
     fill(made.requires_grad_(False).parameters(), torch.float32)
@@ -551,14 +588,17 @@ def test_lycoris_saves_a_rank_stabilised_full_lokr_without_its_scale() -> None:
 
 
 def test_lycoris_has_no_tucker_glora() -> None:
-    """It asks for a kernel of ones and for one of more than that at once, so bm is never made."""
+    """The package asks for a kernel of ones and for a larger kernel at once, so it never makes `bm`."""
     for name in CONV:
         made = module_class("glora.GLoRAModule")("layer", layer(SHAPES[name]), use_tucker=True)
         assert "bm.weight" not in made.state_dict()
 
 
 def test_lycoris_takes_a_tlora_for_one_on_principal_components() -> None:
-    """The file does not say which singular vectors it started from, so a reload is another layer."""
+    """The file does not say which singular triples the layer started from.
+
+    The package therefore loads another layer than was saved.
+    """
     base = layer(SHAPES["linear"])
     cls = module_class("tlora.TLoraModule")
     changed = {}
@@ -575,7 +615,7 @@ def test_lycoris_takes_a_tlora_for_one_on_principal_components() -> None:
 
 
 def test_lycoris_applies_tlora_to_a_convolution_as_a_point() -> None:
-    """Its factors have no kernel, so what it adds has another size than what the layer gives."""
+    """The factors of T-LoRA have no kernel, so its output has another size than that of the convolution."""
     base = layer(SHAPES["conv2d"], padding=1)
     made = module_class("tlora.TLoraModule")("layer", base, 1.0, RANK, ALPHA).double().eval()
     assert made.state_dict()["q_layer.weight"].shape == (RANK, 20, 1, 1)
@@ -611,6 +651,7 @@ def test_lycoris_cannot_compute_rotations_in_float64() -> None:
 
 
 def test_lycoris_takes_a_full_difference_for_a_weight_before_it_is_applied() -> None:
+    """Before `apply_to`, the module saves minus the weight as its difference."""
     base = layer(SHAPES["linear"])
     made = module_class("full.FullModule")("layer", base, 1.0).double()
     assert torch.equal(made.state_dict()["diff"], -base.weight)  # type: ignore[operator]
@@ -625,6 +666,7 @@ def test_lycoris_cannot_adapt_a_norm_without_bias() -> None:
 
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
 def test_lycoris_does_not_switch_dora_off_at_strength_zero(kind: str) -> None:
+    """At strength 0 a DoRA layer gives what the same layer gives at strength 1 without DoRA."""
     theirs, base = adapted(kind, "linear", torch.float32, "out")
     theirs.multiplier = 0.0
     changed, _ = affine(theirs.forward, tuple(base.shape))

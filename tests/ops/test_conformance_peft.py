@@ -1,4 +1,4 @@
-"""Files that PEFT's `save_pretrained` writes against the forward pass of PEFT itself.
+"""Files that PEFT's `save_pretrained` writes, against the forward pass of PEFT itself.
 
 The configuration beside the weights is part of such a file: it alone holds alpha, patterns, the kind of
 Cayley map, and on which side of a square convolution an (IA)^3 vector acts.
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 import lycoris_ops as lyc
 
 FILES = (torch.float32, torch.bfloat16, torch.float16)
+# alpha / rank is not 1, so that a scale that is lost or applied twice shows.
 RANK, ALPHA = 4, 6.0
+# The shape of the square one does not tell its rows from its columns.
 EMBEDDINGS = {"embedding": (18, 12), "embedding_square": (12, 12)}
 
 
@@ -41,7 +43,7 @@ CONV2D = ("conv2d", "conv2d_1x1", "conv2d_square", "conv2d_wide")
 FLAT = (*LINEAR, "conv1d", *CONV2D)
 DENSE = (*FLAT, "conv3d")
 ALL = (*DENSE, *EMBEDDINGS)
-# Rotations of convolutions take the kernel for a square.
+# PEFT's rotations of convolutions take the kernel for a square.
 SQUARE = (*LINEAR, "conv2d", "conv2d_1x1", "conv2d_square")
 SCALED = (*LINEAR, *CONV2D, "conv3d")
 
@@ -52,9 +54,13 @@ class Kind:
 
     algorithm: str
     config: str
+    """The name of PEFT's configuration class."""
     options: dict[str, Any]
+    """The arguments of the configuration, except the layers."""
     layers: tuple[str, ...]
+    """The names of the layers of `Model` that are adapted."""
     eps: float = EPS64
+    """A delta may be wrong by 16 times this, relative to the largest changed value."""
     bias: bool = False
     """Whether the adapted layers have a bias."""
 
@@ -109,6 +115,7 @@ KINDS: dict[str, Kind] = {
     "lokr-both": lokr(decompose_both=True),
     "lokr-factor": lokr(decompose_factor=2),
     "lokr-tucker": lokr(use_effective_conv2d=True),
+    # PEFT makes a factor full where the rank is at least half of its larger size.
     "lokr-full": lokr((*LINEAR, *CONV2D), r=16, alpha=16.0),
     # The scale of one without a low-rank factor goes into a factor, in float32.
     "lokr-full-scaled": lokr((*LINEAR, *CONV2D), r=16, alpha=24.0, eps=EPS32),
@@ -119,6 +126,7 @@ KINDS: dict[str, Kind] = {
     **{f"oft-neumann-{n}": oft(num_cayley_neumann_terms=n) for n in (2, 3, 4, 8)},
     "coft": oft(coft=True, eps=0.5, use_cayley_neumann=False),
     "coft-shared": oft(coft=True, eps=0.5, block_share=True),
+    # A bound that no rotation reaches.
     "coft-slack": oft(coft=True, eps=1000.0),
     "ia3": ia3(),
     "ia3-feedforward": ia3(*LINEAR, *CONV2D),
@@ -128,7 +136,7 @@ KINDS: dict[str, Kind] = {
 
 
 def saved(kind: Kind, file: torch.dtype, folder: Path) -> tuple[Any, dict[str, nn.Module]]:
-    """An adapter file of PEFT with random values, and the adapted layers that wrote it, by name."""
+    """A file that PEFT wrote with random values, and, by name, the layers in float64 that it wrote."""
     import peft
 
     model = Model(kind.bias)
@@ -137,6 +145,7 @@ def saved(kind: Kind, file: torch.dtype, folder: Path) -> tuple[Any, dict[str, n
     for name, parameter in adapted.named_parameters():
         if "default" in name:
             fill([parameter], file)
+            # PEFT saves parameters in their own dtype.
             parameter.data = parameter.data.to(file)
     adapted.save_pretrained(str(folder))
     adapted.double()
@@ -145,7 +154,7 @@ def saved(kind: Kind, file: torch.dtype, folder: Path) -> tuple[Any, dict[str, n
 
 
 def computed(layer: Any) -> tuple[Tensor, Tensor | None]:
-    """(weight, bias) of what an adapted layer computes."""
+    """The weight and the bias with which an adapted layer of PEFT computes."""
     base = layer.base_layer
     if isinstance(base, nn.Embedding):
         with torch.no_grad():
@@ -158,7 +167,7 @@ CASES = [(kind, weight) for kind, spec in KINDS.items() for weight in spec.layer
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, torch.dtype], Any]:
-    """Each kind's file once per dtype: writing one costs more than all that is read from it."""
+    """The file of each kind in each dtype, made once: to write a file takes longer than all tests of it."""
     torch.manual_seed(0)
     return {
         (kind, file): saved(spec, file, tmp_path_factory.mktemp(kind))
@@ -179,6 +188,7 @@ def test_every_key_of_the_file_is_read(files: Any, kind: str, file: torch.dtype)
 @pytest.mark.parametrize("file", FILES, ids=str)
 @pytest.mark.parametrize(("kind", "weight"), CASES)
 def test_delta_is_what_peft_computes(files: Any, kind: str, weight: str, file: torch.dtype) -> None:
+    """The change of a loaded layer is the change of weight and bias that PEFT's forward pass shows."""
     spec = KINDS[kind]
     adapter, layers = files[kind, file]
     theirs: Any = layers[weight]
@@ -199,7 +209,7 @@ def test_delta_is_what_peft_computes(files: Any, kind: str, weight: str, file: t
 
 
 def written(folder: Path, config: Any, model: nn.Module) -> tuple[Path, Any]:
-    """A file with random values, and the adapted model in float64."""
+    """A file that PEFT wrote with random values, and the adapted model in float64."""
     import peft
 
     adapted = peft.get_peft_model(model.requires_grad_(False), config).eval().requires_grad_(False)
@@ -209,9 +219,9 @@ def written(folder: Path, config: Any, model: nn.Module) -> tuple[Path, Any]:
 
 
 def test_peft_takes_the_wrong_axes_for_a_full_lokr_of_a_conv1d(tmp_path: Path) -> None:
-    """It aligns the two dimensions of w1 with the last two of w2, inputs and kernel.
+    """PEFT aligns the two dimensions of w1 with the last two of w2, which are inputs and kernel.
 
-    Its own low-rank LoKr of the same layer, and every other implementation, aligns outputs and inputs.
+    PEFT's own low-rank LoKr of the same layer, and every other implementation, aligns outputs and inputs.
     """
     from peft import LoKrConfig
 
@@ -224,11 +234,15 @@ def test_peft_takes_the_wrong_axes_for_a_full_lokr_of_a_conv1d(tmp_path: Path) -
     assert error(torch.kron(w1[None], w2).reshape(base.shape), changed - base, base) <= 16 * EPS64
     meant = torch.kron(w1[..., None], w2)
     assert error(read.delta(base), meant, base) <= 16 * EPS64
+    # PEFT still has this fault.
     assert error(meant, changed - base, base) > 0.1
 
 
 def test_peft_rotates_each_window_of_a_convolution_and_adds_where_they_overlap(tmp_path: Path) -> None:
-    """So its forward pass is no convolution at all; its merge, like ours, rotates the weight."""
+    """PEFT rotates every window of the input on its own, so its forward pass is no convolution at all.
+
+    Its merge rotates the weight instead, and the library does the same.
+    """
     from peft import OFTConfig
 
     config = OFTConfig(r=0, oft_block_size=4, target_modules=["layer"])
@@ -241,11 +255,15 @@ def test_peft_rotates_each_window_of_a_convolution_and_adds_where_they_overlap(t
         theirs.merge()
         merged = theirs.forward(x)
     assert error(delta, theirs.base_layer.weight - base, base) <= 16 * EPS64
+    # PEFT still has this fault.
     assert (seen - merged).abs().max() > 0.1 * merged.abs().max()
 
 
 def test_peft_gives_a_grouped_convolution_more_than_its_weight_can_hold(tmp_path: Path) -> None:
-    """Its first factor sees the inputs of all groups; it cannot merge that, and we refuse it."""
+    """PEFT's down factor sees the inputs of all groups, which the weight of a grouped convolution does not.
+
+    PEFT cannot merge such a layer, and the library refuses it.
+    """
     from peft import LoraConfig
 
     config = LoraConfig(r=4, target_modules=["layer"])
@@ -257,15 +275,16 @@ def test_peft_gives_a_grouped_convolution_more_than_its_weight_can_hold(tmp_path
 
 
 def test_a_file_of_peft_before_0_18_takes_its_last_neumann_term_twice(tmp_path: Path) -> None:
-    """Its series was I + 2 Q + 2 Q^2 + ..., to the last term; its configuration names no version.
+    """PEFT's series was I + 2 Q + 2 Q^2 + ..., to the last term. Its configuration then named no version.
 
-    Since then the last term counts once, and PEFT reads the older files by the newer series.
+    From 0.18 on the last term counts once, and PEFT itself reads older files with the newer series.
     """
     from peft import OFTConfig
 
     config = OFTConfig(r=0, oft_block_size=4, num_cayley_neumann_terms=5, target_modules=["layer"])
     path, model = written(tmp_path, config, nn.ModuleDict({"layer": layer((6, 8))}))
     said = json.loads((tmp_path / "adapter_config.json").read_text())
+    # An older file, made from a newer one: it has no version.
     assert said.pop("peft_version")
     (tmp_path / "adapter_config.json").write_text(json.dumps(said))
     base = model["layer"].base_layer.weight
@@ -280,7 +299,7 @@ def test_a_file_of_peft_before_0_18_takes_its_last_neumann_term_twice(tmp_path: 
 
 
 class BlockDiagonal:
-    """What PEFT has a CUDA extension for."""
+    """Does what PEFT's CUDA extension does: it makes block-diagonal matrices."""
 
     @staticmethod
     def apply(blocks: Tensor) -> Tensor:
@@ -290,9 +309,10 @@ class BlockDiagonal:
 def boft_closed(weight: Tensor, tensors: dict[str, Tensor]) -> Tensor:
     """W' = s * W R^T over the flattened inputs, R = (P_m R_m P_m^T) ... (P_1 R_1 P_1^T).
 
-    Q = (B - B^T) / 2 and each block of R is (I - Q) (I + Q)^-1: half the angle and the other sense of
-    the BOFT of LyCORIS, which acts on the outputs. With one stage nothing is permuted; otherwise stage
-    i sorts, in each run of 2^i * b inputs, the chunks of b / 2 by even before odd.
+    Q = (B - B^T) / 2, and each block of R is (I - Q) (I + Q)^-1. This is half the angle of the BOFT of
+    LyCORIS, in the opposite direction, and on the inputs instead of the outputs. With one stage nothing is
+    permuted. Otherwise stage i divides each run of 2^i * b inputs into chunks of b / 2, and puts the chunks
+    of even number before those of odd number.
     """
     blocks, scale = (tensors[f"base_model.model.layer.boft_{name}"].double() for name in ("R", "s"))
     stages, count, size, _ = blocks.shape
@@ -312,7 +332,10 @@ def boft_closed(weight: Tensor, tensors: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("stages", [1, 2, 3])
 @pytest.mark.parametrize("weight", ["linear", "conv2d", "conv2d-1x1"])
 def test_a_boft_is_read(weight: str, stages: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several stages need PEFT's CUDA extension, which `BlockDiagonal` stands for."""
+    """The delta is that of PEFT's forward pass, and of the closed form above.
+
+    BOFT of several stages needs PEFT's CUDA extension, in whose place `BlockDiagonal` stands.
+    """
     from peft import BOFTConfig
     from peft.tuners.boft import layer as boft
 

@@ -21,7 +21,7 @@ OTHER_VARIANTS = {
     frozenset({"b_norm"}),
     frozenset({"w_norm", "b_norm"}),
 }
-"""Variants that are not for a weight of the usual kind: tests of their own are below."""
+"""Variants for embeddings, biases and norms. They are not in `KINDS`, and have tests of their own."""
 
 
 def test_every_variant_of_every_algorithm_is_tested() -> None:
@@ -45,11 +45,13 @@ def test_an_unknown_or_a_missing_key_is_detected_by_none(kind: str) -> None:
     needed = min((v for v in detect(tensors).variants if v <= tensors.keys()), key=len)  # type: ignore[union-attr]
     for key in needed:
         rest = {name: tensor for name, tensor in tensors.items() if name != key}
+        # A LoKr that loses its core is still a LoKr.
         assert detect(rest) is None or key == "lokr_t2"
 
 
 def test_two_kinds_in_one_layer_are_detected_by_none() -> None:
     for one, other in itertools.permutations(KINDS, 2):
+        # OFT and BOFT have the same keys, and differ in the dimensions of the tensor.
         same = KINDS[one].algorithm == KINDS[other].algorithm or {one, other} == {"oft", "boft"}
         if not same and KINDS[one].flat == KINDS[other].flat:
             assert detect({**factors(one, home(one)), **factors(other, home(other))}) is None
@@ -79,6 +81,7 @@ def test_alpha_survives_exactly(alpha: float | None) -> None:
 @pytest.mark.parametrize(("kind", "weight"), CASES, ids=CASE_IDS)
 def test_delta_has_the_weights_shape_and_the_compute_dtype(kind: str, weight: str) -> None:
     layer = load(kind, weight)
+    # Changes are computed in float32, or in float64 for a float64 weight.
     for dtype, expected in (
         (torch.float16, torch.float32),
         (torch.bfloat16, torch.float32),
@@ -91,7 +94,7 @@ def test_delta_has_the_weights_shape_and_the_compute_dtype(kind: str, weight: st
         assert delta.abs().max() > 0
 
 
-# A sparse remainder is beside the scale, and a DoRA magnitude around it.
+# The scale does not apply to a sparse remainder, and a DoRA magnitude is applied after it.
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "sparse" not in kind and "dora" not in kind])
 def test_a_scale_of_alpha_over_rank_is_applied_once(kind: str) -> None:
     weight = home(kind)
@@ -99,7 +102,7 @@ def test_a_scale_of_alpha_over_rank_is_applied_once(kind: str) -> None:
     plain = factors(kind, weight, rank=4, alpha=None)
     algorithm = ALGORITHMS[spec.algorithm]
     whole = algorithm.load(plain, spec.options).delta(base(weight))
-    # Far above any norm where alpha is a constraint.
+    # Where alpha bounds a rotation, it is far above any norm, so that it bounds nothing.
     alpha = 1.0 if spec.scaled else 1e6
     scaled = algorithm.load({**plain, "alpha": torch.tensor(alpha)}, spec.options)
     torch.testing.assert_close(scaled.delta(base(weight)), whole / 4 if spec.scaled else whole)
@@ -109,19 +112,22 @@ STARTS = [
     (name, weight)
     for name in sorted(set(ALGORITHMS) - {"tlora"})
     for weight, shape in WEIGHTS.items()
+    # Every block of a BOFT has two halves.
     if (name == "norm") == (len(shape) == 1) and not (name == "boft" and shape[0] % 2)
 ]
-"""What can be made from a shape alone; T-LoRA starts from the weight."""
+"""(algorithm, weight) of all layers that can be made from a shape alone. T-LoRA starts from the weight."""
 
 
 @pytest.mark.parametrize(("name", "weight"), STARTS)
 def test_init_starts_without_effect_and_by_seed(name: str, weight: str) -> None:
     shape = WEIGHTS[weight]
+    # For these the rank says how large a block is, and blocks have to divide the outputs or inputs.
     rank = {"boft": 12, "oftv2": 3, "boft_peft": 3}.get(name, 2)
     one, same, other = (ALGORITHMS[name].init(shape, rank, 1.0, seed=seed) for seed in (7, 7, 8))
     torch.testing.assert_close(one.delta(base(weight)), torch.zeros(shape, dtype=torch.float64))
     assert one.dump().keys() == same.dump().keys()
     assert all(torch.equal(tensor, same.dump()[key]) for key, tensor in one.dump().items())
+    # The others start from zeros or ones, whatever the seed.
     if name in ("lora", "loha", "lokr", "glora"):
         assert any(not torch.equal(tensor, other.dump()[key]) for key, tensor in one.dump().items())
         assert ALGORITHMS[name].load(one.dump()).alpha == 1.0
@@ -137,7 +143,7 @@ def test_init_of_a_kind_that_cannot_start_there_is_an_error() -> None:
 
 
 APART = [(kind, weight) for kind, weight in CASES if load(kind, weight, alpha=None).row_axes() is not None]
-"""Layers whose rows do not depend on each other."""
+"""(kind, weight) of all layers whose rows do not depend on each other."""
 
 
 @pytest.mark.parametrize("kind", sorted({kind for kind, _ in CASES} - {kind for kind, _ in APART}))
@@ -148,14 +154,19 @@ def test_rows_that_depend_on_each_other_are_an_error(kind: str) -> None:
 
 @pytest.mark.parametrize(("kind", "weight"), APART, ids=[f"{kind}-{weight}" for kind, weight in APART])
 def test_rows_of_a_layer_change_what_it_changes_there(kind: str, weight: str) -> None:
-    """Its halves exchanged, of the weight and of the bias, as a layer of the same kind."""
+    """The halves of a layer are exchanged, which gives a layer of the same kind.
+
+    It must make the changes of the whole layer, to weight and bias, with their halves exchanged.
+    """
     one, met = load(kind, weight, alpha=None), base(weight)
     count, values = WEIGHTS[weight][0], torch.randn(WEIGHTS[weight][0], dtype=torch.float64)
     if "diff_b" in one.suffixes():
         one = dataclasses.replace(one, diff_b=torch.randn(count))
     half = next(n for n in range(count // 2, 0, -1) if count % n == 0)
+    # A rotation can be cut only between its blocks, and its rank is their size.
     half = {"oft": one.rank or 1}.get(kind, half)
     order = [*range(half, count), *range(half)]
+    # LoKr takes several ranges only where each is of whole blocks: it is cut in one place instead.
     rows = one.rows((half, count), (0, half)) if "lokr" not in kind else one.rows((1, count))
     order = order if "lokr" not in kind else [*range(1, count)]
     assert type(rows) is type(one)
@@ -167,14 +178,14 @@ def test_rows_of_a_layer_change_what_it_changes_there(kind: str, weight: str) ->
 
 
 def test_rows_of_a_kronecker_product() -> None:
-    """Whole blocks are a layer of a file again; other rows are only for a weight."""
+    """Rows that are whole blocks make a layer that a file can hold. Other rows can only be applied."""
     one, met = load("lokr-full-low", "linear", alpha=None), base("linear")
     blocks = one.rows((8, 12), (0, 4))
     torch.testing.assert_close(blocks.delta(met[:8]), one.delta(met)[[*range(8, 12), *range(4)]])
     assert type(one).load(blocks.dump()).lokr_w1.shape == (2, 3)
     window = one.rows((1, 10)).rows((2, 5))
     torch.testing.assert_close(window.delta(met[:3]), one.delta(met)[3:6])
-    with pytest.raises(lyc.LayerError, match=r"cannot be parted there.*rows 3 to 6.*blocks of 4 rows"):
+    with pytest.raises(lyc.LayerError, match=r"cannot be written to a file.*rows 3 to 6.*blocks of 4 rows"):
         window.dump()
     with pytest.raises(lyc.LayerError, match=r"\[3, 18\].*\[4, 18\]"):
         window.delta(met[:4])
@@ -184,6 +195,7 @@ def test_rows_of_a_kronecker_product() -> None:
 
 @pytest.mark.parametrize(("kind", "weight"), CASES, ids=CASE_IDS)
 def test_a_wrong_shape_is_an_error_that_shows_both(kind: str, weight: str) -> None:
+    """The weight has one output too many, or, for rotations of the inputs, one input too many."""
     layer = load(kind, weight)
     wrong = torch.zeros(WEIGHTS[weight][0] + 1, *WEIGHTS[weight][1:])
     if kind in ("oftv2", "boft-peft"):
@@ -215,6 +227,10 @@ def test_what_changes_a_bias_alone_changes_no_weight(kind: tuple[str, str]) -> N
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_dora_leaves_what_has_no_direction_at_zero(axis: int, dtype: torch.dtype) -> None:
+    """An output or an input that is zero in the weight and in the product has no norm to divide by.
+
+    DoRA must leave it zero instead of making it NaN.
+    """
     tensors = factors("lora-dora-out" if axis == 0 else "lora-dora-in", "linear")
     name = "lora_down.weight" if axis else "lora_up.weight"
     weight = base("linear", dtype)
@@ -239,6 +255,7 @@ def test_factors_of_the_other_side_do_not_fit(on_input: int) -> None:
 
 @pytest.mark.parametrize("on_input", [0, 1])
 def test_factors_of_a_fused_layer_are_cut_where_they_are_of_outputs(on_input: int) -> None:
+    """Factors of the inputs are for all rows, so they are not cut."""
     count = 8 if on_input else 12
     factor = torch.arange(1.0, count + 1)
     layer = ALGORITHMS["ia3"].load({"weight": factor, "on_input": torch.tensor(on_input)})
@@ -261,6 +278,10 @@ def test_factors_of_a_fused_layer_are_cut_where_they_are_of_outputs(on_input: in
     ids=["above the inputs", "older", "older, above the inputs"],
 )
 def test_the_rank_of_glora_is_that_of_its_scale(shapes: tuple[tuple[int, int], ...], rank: int) -> None:
+    """The rank is known even if it is larger than the number of inputs, and also in the older layout.
+
+    In the older layout each pair of factors is the other way round.
+    """
     parts = {
         f"{name}.weight": torch.randn(shape)
         for name, shape in zip(("a1", "a2", "b1", "b2"), shapes, strict=True)
@@ -276,6 +297,7 @@ def test_the_rank_of_glora_is_that_of_its_scale(shapes: tuple[tuple[int, int], .
 def test_an_alpha_that_is_not_finite_is_an_error_where_it_counts(bad: float) -> None:
     with pytest.raises(lyc.LayerError, match="alpha"):
         load("lora", "linear", alpha=bad).delta(torch.zeros(WEIGHTS["linear"]))
+    # LoKr of two full factors has no scale.
     full = load("lokr-full-full", "linear", alpha=bad)
     assert torch.isfinite(full.delta(torch.zeros(WEIGHTS["linear"]))).all()
 

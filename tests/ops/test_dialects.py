@@ -1,4 +1,7 @@
-"""What single tools write around the tensors, and what it means."""
+"""Peculiarities of the files of single tools, and what they mean.
+
+The reference is a closed form, in float64, of what the tool trained.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from torch import Tensor
 
 import lycoris_ops as lyc
 
+# A tiny Flux of width 24. linear1 has the rows of q, k and v, and then those of the MLP.
 FLUX = {
     "diffusion_model.img_in.weight": (24, 6),
     "diffusion_model.img_in.bias": (24,),
@@ -32,6 +36,7 @@ FLUX = {
 
 
 def pair(out: int, inputs: int, rank: int, up: str, down: str) -> dict[str, Tensor]:
+    """The factors of a LoRA under these two keys."""
     return {up: rand(out, rank), down: rand(rank, inputs)}
 
 
@@ -41,7 +46,7 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | Non
 
 
 def changes(adapter: lyc.Adapter, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """What a strict application adds to each weight, by patching random float64 weights."""
+    """The change of each weight, from patching random float64 weights. Every layer must be applied."""
     resolution = lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), shapes)
     resolution.check(strict=True)
     found: dict[str, Tensor] = {}
@@ -58,6 +63,7 @@ def changes(adapter: lyc.Adapter, shapes: dict[str, tuple[int, ...]]) -> dict[st
 
 
 def close(found: Tensor, wanted: Tensor) -> None:
+    """Assert that a change is the wanted one, up to the rounding of float32 factors."""
     torch.testing.assert_close(found, wanted.double(), rtol=1e-6, atol=1e-6)
 
 
@@ -68,6 +74,11 @@ def close(found: Tensor, wanted: Tensor) -> None:
 def test_kohyas_split_qkv_is_as_strong_as_it_was_trained(
     tmp_path: Path, name: str, shares: tuple[int, ...]
 ) -> None:
+    """kohya can train the parts of a fused layer on their own. It saves them as one layer.
+
+    That layer has the ranks of all parts together, and the alpha of one part. Without a correction it would
+    be weaker by the number of parts. The metadata say that the layer was split.
+    """
     rank, alpha = 2, 1.0
     ups, downs = [rand(24 * share, rank) for share in shares], [rand(rank, 24) for _ in shares]
     trained = torch.cat([alpha / rank * up @ down for up, down in zip(ups, downs, strict=True)])
@@ -81,7 +92,8 @@ def test_kohyas_split_qkv_is_as_strong_as_it_was_trained(
     close(delta, trained)
     (weaker,) = changes(write(tmp_path, tensors), FLUX).values()
     close(weaker, trained / len(shares))
-    # Resized afterwards it is an ordinary layer, whatever its metadata still says.
+    # An up factor that is not block-diagonal, as after resizing, makes an ordinary layer in spite of the
+    # metadata.
     mixed = {**tensors, f"lora_unet_{name}.lora_up.weight": torch.block_diag(*ups) + 0.1}
     (ordinary,) = changes(write(tmp_path, mixed, metadata), FLUX).values()
     product = mixed[f"lora_unet_{name}.lora_up.weight"] @ torch.cat(downs)
@@ -89,10 +101,15 @@ def test_kohyas_split_qkv_is_as_strong_as_it_was_trained(
 
 
 def test_kohyas_oft_of_flux_rotates_each_part_of_the_rows(tmp_path: Path) -> None:
+    """Each part of a fused weight has rotations of its own, and one alpha bounds the rotations of each part.
+
+    The reference is the Cayley map of the blocks, scaled down to the bound.
+    """
     blocks = [rand(4, 6, 6) for _ in range(3)] + [rand(4, 24, 24)]
     name = "oft_unet_single_blocks_0_linear1"
     tensors = {f"{name}.oft_blocks.{n}": part for n, part in enumerate(blocks)}
     tensors |= {
+        # The bound is so small that the rotations of every part reach it.
         f"{name}.alpha": torch.tensor(1e-3),
         "oft_unet_double_blocks_0_img_attn_proj.oft_blocks.0": rand(4, 6, 6),
     }
@@ -117,6 +134,7 @@ def test_kohyas_oft_of_flux_rotates_each_part_of_the_rows(tmp_path: Path) -> Non
 
 
 def test_bfl_control_widens_the_input_sets_norms_and_changes_biases(tmp_path: Path) -> None:
+    """Black Forest Labs' control files have a LoRA with a bias, for more inputs, and new values for norms."""
     shapes = {key: shape for key, shape in FLUX.items() if "txt" not in key and "modulation" not in key}
     tensors = {
         **pair(24, 12, 2, "img_in.lora_B.weight", "img_in.lora_A.weight"),
@@ -142,6 +160,10 @@ def test_bfl_control_widens_the_input_sets_norms_and_changes_biases(tmp_path: Pa
 
 
 def test_xlabs_and_uso_processors(tmp_path: Path) -> None:
+    """Each processor is up @ down, on the rows of a layer.
+
+    The processor `qkv` of a single block is for the first rows of linear1, and the others stay as they are.
+    """
     names = {
         "double_blocks.0.processor.qkv_lora1": ("double_blocks.0.img_attn.qkv", (0, 72), 24),
         "double_blocks.0.processor.qkv_lora2": ("double_blocks.0.txt_attn.qkv", (0, 72), 24),
@@ -180,7 +202,9 @@ def test_xlabs_and_uso_processors(tmp_path: Path) -> None:
     ],
 )
 def test_one_layer_under_every_tools_name(tmp_path: Path, prefix: str, suffix: str) -> None:
+    """Every name must change the same weight, by up @ down."""
     up, down = ("B", "A") if prefix.startswith(("transformer.", "base_model")) else ("up", "down")
+    # diffusers' older files have kohya's words for the factors.
     if suffix == "lora.{}.weight":
         up, down = "up", "down"
     tensors = pair(24, 24, 2, f"{prefix}.{suffix.format(up)}", f"{prefix}.{suffix.format(down)}")
@@ -208,6 +232,10 @@ def test_the_change_of_a_modulation_parameter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["lora_magnitude_vector", "lora_magnitude_vector.weight", "magnitude"])
 def test_pefts_magnitude_is_for_outputs_whatever_its_shape(tmp_path: Path, suffix: str) -> None:
+    """A magnitude of the shape (1, n, 1, 1) is for inputs in other tools' files, and for outputs in PEFT's.
+
+    The reference is DoRA's definition: m * V / norm(V) with V = W + B A.
+    """
     shapes = {"diffusion_model.a.weight": (6, 6, 1, 1)}
     tensors = pair(6, 6, 2, "diffusion_model.a.lora_B.weight", "diffusion_model.a.lora_A.weight")
     tensors[f"diffusion_model.a.{suffix}"] = magnitude = 1 + torch.rand(1, 6, 1, 1)
@@ -222,6 +250,7 @@ def test_pefts_magnitude_is_for_outputs_whatever_its_shape(tmp_path: Path, suffi
 
 
 def test_a_magnitude_whose_name_was_half_converted_is_joined_to_its_layer(tmp_path: Path) -> None:
+    """The magnitude's key has a dot where the other keys of the layer have kohya's underscore."""
     tensors = pair(6, 6, 2, "lora_unet_a_to_q.lora_up.weight", "lora_unet_a_to_q.lora_down.weight")
     tensors["lora_unet_a.to_q.lora_magnitude_vector"] = torch.ones(6)
     adapter = write(tmp_path, tensors)
@@ -230,7 +259,10 @@ def test_a_magnitude_whose_name_was_half_converted_is_joined_to_its_layer(tmp_pa
 
 
 def test_onetrainers_scaled_oft(tmp_path: Path) -> None:
-    """The series by its closed form: I + 2 Q + 2 Q^2 + 2 Q^3 + Q^4, with Q divided by 2 sqrt(b - 1)."""
+    """OneTrainer divides Q by 2 sqrt(b - 1), b being the size of a block.
+
+    The reference is the closed form of its series: I + 2 Q + 2 Q^2 + 2 Q^3 + Q^4.
+    """
     values = rand(3, 6)
     tensors = {"transformer.a.oft_R.weight": values, "transformer.a.oft_R.scaled_oft": torch.tensor(True)}
     adapter = write(tmp_path, tensors)
@@ -262,6 +294,7 @@ def test_bundled_embeddings_are_named_in_the_report_and_not_applied(tmp_path: Pa
 
 
 def test_old_attention_processors_of_diffusers(tmp_path: Path) -> None:
+    """A processor's `to_out` stands for the layer `to_out.0`."""
     root = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1"
     shapes = {
         f"{root.removeprefix('unet.')}.{name}.weight": (8, 8) for name in ("to_q", "to_k", "to_v", "to_out.0")
@@ -280,7 +313,7 @@ def test_old_attention_processors_of_diffusers(tmp_path: Path) -> None:
 
 
 def tlora(folder: Path, args: dict[str, Any]) -> tuple[lyc.Layer, dict[str, Tensor]]:
-    """A layer of a file with these arguments of its network, and its tensors by suffix."""
+    """A layer from a file whose metadata hold these network arguments, and its tensors by suffix."""
     tensors = {"q_layer.weight": rand(2, 8), "p_layer.weight": rand(6, 2), "lambda_layer": rand(1, 2)}
     named = {f"lycoris_a.{suffix}": tensor for suffix, tensor in tensors.items()}
     return write(folder, named, {"ss_network_args": json.dumps(args)}).layers["lycoris_a"], tensors
@@ -288,6 +321,10 @@ def tlora(folder: Path, args: dict[str, Any]) -> tuple[lyc.Layer, dict[str, Tens
 
 @pytest.mark.parametrize("start", ["principal", "last"])
 def test_tloras_start_comes_from_the_networks_arguments(tmp_path: Path, start: str) -> None:
+    """The delta is P diag(l) Q minus the singular triples of the weight that the layer started from.
+
+    The triples are the largest ones unless the arguments say otherwise.
+    """
     args = {"algo": "tlora"} if start == "principal" else {"algo": "tlora", "sig_type": start}
     layer, tensors = tlora(tmp_path, args)
     weight = torch.randn(6, 8, dtype=torch.float64)

@@ -1,4 +1,7 @@
-"""Reading files: lazily, once, and never a damaged one in silence."""
+"""Reading files.
+
+Tensors are read only when they are needed, and only once. A damaged file is always an error.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +26,24 @@ LAYER = "lora_unet_mid_block_attentions_0_proj_in"
 
 
 def named(tensors: dict[str, torch.Tensor], layer: str = LAYER) -> dict[str, torch.Tensor]:
+    """The tensors of a layer under the keys of a file."""
     return {f"{layer}.{key}": tensor for key, tensor in tensors.items()}
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor] | None = None) -> Path:
+    """Write these tensors, or those of one LoRA layer, and return the path."""
     save_file(named(factors("lora", "linear")) if tensors is None else tensors, path)
     return path
 
 
 def header_of(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file, which is JSON after eight bytes with its length."""
     data = path.read_bytes()
     return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
 
 
 def rewrite(path: Path, header: dict[str, Any] | bytes) -> None:
+    """Replace the header of a safetensors file, and keep its data."""
     data = path.read_bytes()
     body = data[8 + int.from_bytes(data[:8], "little") :]
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
@@ -61,6 +68,10 @@ def test_tensors_are_read_bit_by_bit(tmp_path: Path, dtype: torch.dtype) -> None
 
 
 def test_the_written_header_is_the_formats(tmp_path: Path) -> None:
+    """The safetensors package must read a file with a header of the library's.
+
+    The length of the header is a multiple of 8, so that the data are aligned.
+    """
     data = torch.arange(6, dtype=torch.float32)
     header = encode_header({"x": TensorInfo("F32", (2, 3), 0, 24)}, {"äöü": "✓"})
     (tmp_path / "x.safetensors").write_bytes(header + data.numpy().tobytes())
@@ -78,6 +89,7 @@ def test_opening_reads_no_tensor_and_using_reads_each_once(tmp_path: Path) -> No
     start = opened(path)
     adapter = lyc.load_adapter(path, cache=cache)
     assert len(adapter.layers) == 1 and opened(path) - start == 1 and cache.nbytes == 0
+    # Up to here only the header was read.
     first = adapter.layers[LAYER]
     assert opened(path) - start == 2
     again = lyc.load_adapter(path, cache=cache)
@@ -98,7 +110,10 @@ def test_a_file_whose_disk_fails_is_named_with_what_the_system_says() -> None:
 
 
 def test_files_of_one_size_written_in_quick_succession_are_told_apart(tmp_path: Path) -> None:
-    """The system's clock moves every few milliseconds: until then they have one time of change."""
+    """The system's clock moves only every few milliseconds.
+
+    Two files that are written within one tick have the same time of change, and here also the same size.
+    """
     path = tmp_path / "x.safetensors"
     for _ in range(10):
         for name in ("lora_unet_a", "lora_unet_b"):
@@ -111,9 +126,11 @@ def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
     old = lyc.load_adapter(path)
     before = old.layers[LAYER]
     write(path, named(factors("lora", "linear", alpha=1.0)))
+    # Set a time of change that certainly differs.
     os.utime(path, ns=(1, 1))
     assert lyc.load_adapter(path).layers[LAYER].alpha == 1.0
     assert before.alpha == 2.0
+    # A cache that keeps nothing has to read the file when the layer is used.
     fresh = lyc.TensorCache(0)
     stale = lyc.load_adapter(path, cache=fresh)
     os.utime(path, ns=(2, 2))
@@ -135,7 +152,9 @@ def test_the_cache_stays_within_its_bound() -> None:
     for number in (0, 1, 0, 2, 0, 1):
         cache.fetch(number, read(number))
         assert cache.nbytes <= 100
+    # Two of them have room; 1 went when 2 came, as 0 had been used since.
     assert reads == [0, 1, 2, 1]
+    # A tensor that is larger than the cache is never kept.
     cache.fetch(3, lambda: {"x": torch.zeros(101, dtype=torch.uint8)})
     cache.fetch(4, read(4), keep=False)
     assert cache.nbytes == 80
@@ -151,7 +170,7 @@ def test_no_file_stays_open_or_mapped(tmp_path: Path) -> None:
 
 
 def test_a_linked_file_keeps_its_readable_name_and_what_lies_beside_it(tmp_path: Path) -> None:
-    """As in the cache of Hugging Face's downloads: names link to files named after their hash."""
+    """Hugging Face's cache has readable names that link to files named after their hash."""
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
     blobs.mkdir()
     snapshot.mkdir()
@@ -212,14 +231,15 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "deep-json": (lambda path: rewrite(path, b"[" * 99999), "not valid JSON"),
     "a-list": (lambda path: rewrite(path, b"[]"), "not a table"),
     "twice": (lambda path: rewrite(path, b'{"a":{},"a":{}}'), "twice"),
+    # The first eight bytes are the length of the header.
     "huge-header": (lambda path: path.write_bytes(b"\xff" * 7 + b"\x7f" + b"x" * 50), "does not fit"),
     "no-offsets": (_edit(lambda header: _entry(header).pop("data_offsets")), "lacks"),
     "an-entry-is-a-number": (_edit(lambda header: header.update(x=7)), "lacks"),
     "metadata-is-a-number": (_edit(lambda header: header.update(__metadata__=7)), "not a table"),
     "wrong-shape": (_edit(lambda header: _entry(header).update(shape=[3, 19])), "do not match"),
     "huge-number": (lambda path: rewrite(path, b'{"a":{"shape":[' + b"9" * 5000 + b"]}}"), "not valid JSON"),
-    "negative-shape": (_edit(lambda header: _entry(header).update(shape=[-3, -18])), "right types"),
-    "bool-shape": (_edit(lambda header: _entry(header).update(shape=[True, 18])), "right types"),
+    "negative-shape": (_edit(lambda header: _entry(header).update(shape=[-3, -18])), "wrong types"),
+    "bool-shape": (_edit(lambda header: _entry(header).update(shape=[True, 18])), "wrong types"),
     "wrong-dtype": (_edit(lambda header: _entry(header).update(dtype="F32X")), "unknown dtype"),
     "far-offsets": (
         _edit(lambda header: _entry(header).update(data_offsets=[10**9, 10**9 + 216])),
@@ -227,6 +247,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "overlap": (_edit(lambda header: _entry(header).update(data_offsets=[0, 216])), "overlap or leave"),
 }
+"""Ways of damaging a file, each with words of the error."""
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -246,6 +267,7 @@ def test_garbage_under_a_pickles_name_is_an_error_of_the_family(tmp_path: Path) 
     for seed in range(60):
         generator = torch.Generator().manual_seed(seed)
         data = bytes(torch.randint(0, 256, (40,), generator=generator).tolist())
+        # Every second file begins as a real one does.
         (tmp_path / "x.pt").write_bytes(data if seed % 2 else whole[: 37 * seed] + data)
         with pytest.raises(lyc.FileFormatError, match=r"x\.pt"):
             lyc.load_adapter(tmp_path / "x.pt")
@@ -268,6 +290,7 @@ def test_a_factor_that_is_not_finite_is_named(tmp_path: Path, value: float, dtyp
 
 
 def test_large_finite_factors_are_fine(tmp_path: Path) -> None:
+    # Near the largest float32: its square is infinite.
     tensors = named({key: tensor * 0 + 3e38 for key, tensor in factors("lora", "linear").items()})
     tensors[f"{LAYER}.alpha"] = torch.tensor(1.0)
     path = write(tmp_path / "x.safetensors", tensors)
@@ -297,6 +320,8 @@ def test_a_pickle_of_plain_tensors_is_read(tmp_path: Path, wrapped: bool) -> Non
 
 
 class Payload:
+    """An object that makes a folder when it is unpickled. The folder shows that a pickle has run code."""
+
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (os.environ["LYCORIS_PAYLOAD"],)
 
@@ -334,12 +359,14 @@ PEFT = "base_model.model.mid_block.attentions.0.proj_in"
         ({"r": 8, "lora_alpha": 6, "alpha_pattern": {"roj_in": 1.5}}, 2.0),
         ({"r": 8, "lora_alpha": 6, "alpha_pattern": {r"mid.*\.proj_in": 3}}, 1.0),
         ({"r": 8, "lora_alpha": 6, "alpha_pattern": {r"^mid_block.attentions.0.proj_in": 3}}, 1.0),
+        # Without a configuration the scale is 1.
         (None, 1.0),
     ],
 )
 def test_peft_keeps_alpha_beside_the_file(
     tmp_path: Path, config: dict[str, Any] | None, scale: float
 ) -> None:
+    """The reference is scale * up @ down, with the scale that PEFT computes from the configuration."""
     lora = factors("lora", "linear", alpha=None)
     tensors = {
         f"{PEFT}.lora_A.weight": lora["lora_down.weight"],

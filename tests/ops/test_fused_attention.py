@@ -1,4 +1,7 @@
-"""Names of fused and split layers that no table has, which the shapes of a model's layers decide."""
+"""Names that no table has: for parts of a fused weight, and for several weights as one.
+
+What such a name means follows from the usual names in an attention and from the shapes of its layers.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,7 @@ def test_parts_of_a_fused_weight(fused: str, parts: str) -> None:
 
 @pytest.mark.parametrize("output", ["out", "proj", "o_proj", "out_proj", "to_out.0", "wo"])
 def test_the_projection_after_the_attention_tells_the_rows_of_the_query(output: str) -> None:
+    """The projection has a column for every row of the query. Keys and values share the remaining rows."""
     shapes = {"attn.qkv": (20, 7), f"attn.{output}": (7, 12)}
     names = fused_attention.fallback(shapes)
     assert names["attn.q"] == (Place("attn.qkv", (0, 12)),)
@@ -54,7 +58,7 @@ def test_what_shapes_do_not_decide_has_no_name(shapes: dict[str, Shape]) -> None
 
 
 def test_fused_names_of_split_weights() -> None:
-    """A text encoder with grouped queries, as language models have them."""
+    """The model is a text encoder whose keys and values have fewer rows than its queries."""
     shapes = {
         "model.layers.0.self_attn.q_proj": (8, 4),
         "model.layers.0.self_attn.k_proj": (2, 4),
@@ -77,6 +81,7 @@ def test_fused_names_of_split_weights() -> None:
 
 
 def test_keys_of_something_else_than_the_queries_fuse_with_values_only() -> None:
+    """In a cross-attention queries have other inputs than keys and values."""
     shapes = {"attn2.to_q": (8, 8), "attn2.to_k": (8, 6), "attn2.to_v": (8, 6)}
     names = fused_attention.fallback(shapes)
     assert names["attn2.to_kv"] == (Place("attn2.to_k"), Place("attn2.to_v"))
@@ -100,6 +105,7 @@ def test_added_projections_of_a_second_stream_have_their_own_fusion() -> None:
 
 
 def test_the_list_index_of_an_output_may_be_missing() -> None:
+    """In diffusers `to_out` is a list of the projection and a dropout. Some tools leave the index out."""
     names = fused_attention.fallback({"attn.to_out.0": (4, 4), "attn1.to_out": (4, 4)})
     assert names["attn.to_out"] == (Place("attn.to_out.0"),)
     assert names["attn1.to_out.0"] == (Place("attn1.to_out"),)

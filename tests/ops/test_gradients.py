@@ -1,4 +1,7 @@
-"""Gradients through the bypass: those of the rebuilt weight, for every kind on every kind of module."""
+"""Gradients through the bypass, for every kind on every kind of module.
+
+The reference is torch's gradient through the rebuilt weight, W + strength * delta(W).
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,13 @@ import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.bypass.forwards import hadamard
 
+# Two steps, so that what the first step changed must be seen in the second.
 STRENGTH, RATE, STEPS = 0.7, 0.05, 2
 Layers = Sequence[tuple[lyc.Layer | lyc.Part, float]]
 
 
 def learning(one: lyc.Layer) -> lyc.Layer:
-    """The same in float64, with its factors as parameters."""
+    """The layer in float64, with its factors as parameters."""
     floats = {name: tensor for name, tensor in one.tensors().items() if tensor.is_floating_point()}
     return one.with_tensors({name: nn.Parameter(tensor.double()) for name, tensor in floats.items()})
 
@@ -54,7 +58,11 @@ def rebuilt(module: nn.Module, layers: Layers, x: Tensor) -> Tensor:
 
 
 def check(case: Case, made: Layers, again: Layers) -> None:
-    """The same through the bypass and through the rebuilt weight, in every step of an optimiser."""
+    """Assert that the bypass and the rebuilt weight give equal outputs, gradients and optimiser steps.
+
+    `made` are the layers beside the module. `again` are equal layers with parameters of their own, which go
+    into the rebuilt weight.
+    """
     module, x = case.module(), case.input()
     hooks = hook(module, chained(case, (made,)))
     plain = case.module()
@@ -82,7 +90,7 @@ def check(case: Case, made: Layers, again: Layers) -> None:
         not torch.equal(now, then) for now, then in zip(ours, before, strict=True) if now.grad is not None
     )
     assert any(tensor.grad is not None and tensor.grad.any() for tensor in ours)
-    # Without gradients, too, what an optimiser has changed is seen.
+    # A pass without gradients sees what the optimiser has changed, too.
     with torch.no_grad():
         same(module(x), rebuilt(plain, again, x))
     with torch.inference_mode():
@@ -92,6 +100,7 @@ def check(case: Case, made: Layers, again: Layers) -> None:
 
 
 def same(found: Tensor | None, wanted: Tensor | None) -> None:
+    """Assert that two tensors are equal up to rounding in float64."""
     assert found is not None and wanted is not None
     assert (found - wanted).abs().max() <= 1e-10 * wanted.abs().max().clamp_min(1e-10)
 
@@ -117,13 +126,14 @@ def test_gradients_of_changes_of_the_bias(kind: str, name: str) -> None:
 
 
 def ia3_of_outputs(case: Case) -> lyc.Layer:
+    """PEFT's IA3 of a convolution. Only PEFT's configuration tells that it is for outputs."""
     factors = {"ia3_l": 1 + rand(1, case.shape[0], 1, 1)}
     return ALGORITHMS["ia3"].load(factors, {"feedforward": False})
 
 
 @pytest.mark.parametrize("name", ["linear", "conv2d", "conv2d-groups"])
 def test_gradients_of_several_kinds_at_once(name: str) -> None:
-    """All on one module, two of them on rows of it, with a frozen one among them."""
+    """All kinds are on one module, with two more layers on some of its rows and a frozen layer."""
     case = MODULES[name]
     kinds = [kind for kind, at in FACTS if at == name and "dora" not in kind]
     ones = [layer(kind, case) for kind in kinds]
@@ -155,7 +165,7 @@ def test_gradients_of_both_ways_of_a_hadamard_product(
 
 @pytest.mark.parametrize("kind", ["lora-dora-out", "oft", "tlora"])
 def test_gradients_flow_through_what_a_later_stage_meets(kind: str) -> None:
-    """A stage whose operators depend on what a learning one before it made of the weight."""
+    """The second stage depends on the weight as a learning layer of the first stage has changed it."""
     case = MODULES["linear"]
     first, second = layer("lora", case), layer(kind, case)
     module, x = case.module(), case.input()

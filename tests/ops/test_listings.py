@@ -1,4 +1,7 @@
-"""Real adapter files, by their listings: every key is used or reported, every layer finds its weight."""
+"""Listings of real adapter files: every key is used or reported, and every layer finds its weight.
+
+A listing has the keys and the shapes of a file, but no values.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ from lycoris_ops.stack.resolve import EntryResolution
 from tests.harness.listings import Listing, listings, target, thin, write_hollow, write_random
 
 NAMELESS = "cascade_stability_positional"
-"""A file that numbers its layers and does not say which of the model's they are."""
+"""A file that numbers its layers and does not say which layers of the model they are."""
 LISTINGS = {name: listing for name, listing in listings().items() if name != NAMELESS}
 BUNDLED = "bundle_emb."
-"""How the keys of an embedding begin that a file brings along; the name follows."""
+"""The beginning of the keys of an embedding that comes with an adapter. The embedding's name follows."""
 STRAY = {"sdxl_onetrainer_bundle": r"_aux\.", "wan21_i2v_lightx2v": r".*\.blocks\.\d+\.diff_m$"}
 """Keys of no layer, which are reported: a slider tool's notes, and the change of `blocks.N.modulation`,
 a parameter that no other file changes and the host leaves out too."""
@@ -113,14 +116,17 @@ EXPECTED: dict[str, dict[str, tuple[str, Rows]]] = {
         ),
     },
 }
-"""Where some of the layers belong: path in the model and rows, by diffusers' conversions (Apache-2.0)."""
+"""Where some layers belong, by diffusers' conversions (Apache-2.0): the path in the model and the rows,
+with None for all rows."""
 
 
 def opened(listing: Listing, folder: Path) -> lyc.Adapter:
+    """The adapter from a file with all keys of the listing and zeros for values."""
     return lyc.load_adapter(write_hollow(listing, folder / f"{listing.name}.safetensors"))
 
 
 def resolved(listing: Listing, folder: Path) -> EntryResolution:
+    """The adapter of a listing, resolved against the model that it is for."""
     stack = lyc.Stack([lyc.Entry(opened(listing, folder))])
     return lyc.resolve(stack, target(listing.architecture)).entries[0]
 
@@ -128,7 +134,7 @@ def resolved(listing: Listing, folder: Path) -> EntryResolution:
 @pytest.mark.parametrize("name", LISTINGS)
 def test_every_key_is_of_a_layer_or_reported(name: str, tmp_path: Path) -> None:
     adapter = opened(LISTINGS[name], tmp_path)
-    # kohya's OFT of a fused layer has one alpha for all its parts.
+    # A set: kohya's OFT of a fused layer has one alpha for all its parts.
     used = {key for info in adapter.info.values() for key in info.keys.values()}
     bundled = [key for key in LISTINGS[name].keys if key.startswith(BUNDLED)]
     assert sorted([*used, *adapter.unused_keys, *bundled]) == sorted(LISTINGS[name].keys)
@@ -175,7 +181,10 @@ def test_layers_that_are_only_numbered_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["flux_onetrainer_dora", "sdxl_slider", "sd15_loha_tucker"])
 def test_thinned_files_are_read_whole(name: str, tmp_path: Path) -> None:
-    """Two blocks and the last one of each stack: the layers load, and alpha is the rank."""
+    """The files hold random values for the first two blocks and the last one of each stack.
+
+    Alpha is the rank in each of them.
+    """
     listing = thin(LISTINGS[name])
     adapter = lyc.load_adapter(write_random(listing, tmp_path / "x.safetensors"))
     assert adapter.info

@@ -1,4 +1,4 @@
-"""Weights that cannot be patched after all, for want of memory or of a device, are as they were before."""
+"""A weight that cannot be patched, for lack of memory or because of its device, stays as it was."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from tests.harness.allocations import MemoryRunsOut
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let plain torch patch in small parts, so that memory can run out in the middle of a weight."""
     monkeypatch.setattr(registry, "PATHS", tuple(path for path in registry.PATHS if path.name == "torch"))
     in_small_parts(monkeypatch)
 
 
 def halved(layer: Layer) -> Layer:
-    """The layer as files mostly hold it: with factors in 16 bits."""
+    """The layer with factors in 16 bits, as most files hold them."""
     values = {field.name: getattr(layer, field.name) for field in dataclasses.fields(layer)}
     return dataclasses.replace(
         layer,
@@ -57,12 +58,17 @@ def test_rows_of_a_weight_are_patched_together_or_not_at_all(
 
 
 def check(before: Tensor, layers: list[tuple[Any, float]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let memory run out at the first allocation of a plan's application, at the second, and so on."""
+    """Let memory run out at the first allocation while a plan is applied, then at the second, and so on.
+
+    After each failure the weight must be unchanged, bit by bit. The last attempt has enough memory, and
+    succeeds.
+    """
     plan = lyc.PatchPlan.build(before.shape, before.dtype, "cpu", layers)
     done, at = False, 0
     while not done:
         at += 1
         found = before.clone()
+        # A buffer that is kept from the last attempt would need no allocation.
         scratch.forget()
         with MemoryRunsOut(at):
             try:
@@ -83,7 +89,10 @@ def test_a_weight_without_data_is_refused_by_its_device(kind: str) -> None:
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_a_buffer_that_nobody_wrote_to_reads_as_nan(dtype: torch.dtype, again: bool) -> None:
-    """So that tests find what is read before it is written; the second time after a test that wrote to it."""
+    """The fixture `poisoned` fills new buffers with NaN, so that reading an unwritten value shows.
+
+    Each case runs twice: the second run (`again`) comes after one that has left zeros in the same buffer.
+    """
     found = scratch.scratch("of this test", (3, 5), dtype, torch.device("cpu"))
     assert found.isnan().all()
     total = torch.zeros(3) + found.sum(1)

@@ -1,4 +1,4 @@
-"""An adapter that is in memory alone does all that one from a file does."""
+"""An adapter that is made in memory can do everything that one from a file can do."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ from lycoris_ops.report.summary import in_words
 NAME = "lora_unet_input_blocks_1_1_proj_in"
 KEY = "diffusion_model.input_blocks.1.1.proj_in.weight"
 UNDER = [kind for kind, spec in KINDS.items() if not spec.flat and not spec.needs_kernel]
+"""The kinds that fit a linear layer."""
 
 
 def pair(folder: Path, layer: lyc.Layer, metadata: dict[str, str] | None = None) -> list[lyc.Adapter]:
-    """The layer in memory, and in a file."""
+    """An adapter with this layer that is made in memory, and one from a file with the same tensors."""
+    # A file does not hold the start of a T-LoRA.
     options = {option: value for option in ("sig_type",) if (value := getattr(layer, option, None))}
     save_file({f"{NAME}.{key}": tensor for key, tensor in layer.dump().items()}, folder / "x.safetensors")
     made = lyc.Adapter.of({NAME: layer}, name="merged", metadata=metadata)
@@ -40,11 +42,16 @@ def test_its_layers_are_those_it_was_made_of(kind: str, weight: str) -> None:
     info = adapter.info["a.b"]
     assert info.algorithm is type(layer) and info.rank == layer.rank and info.fits(WEIGHTS[weight])
     assert (adapter.name, adapter.path, adapter.dialect) == ("made", "made", "bare")
+    # `load` gives every layer an alpha of 2.
     assert adapter.alphas() == {"a.b": 2.0} and not adapter.unreadable and not adapter.unused_keys
 
 
 @pytest.mark.parametrize("kind", UNDER)
 def test_it_is_resolved_patched_bypassed_and_reported_as_a_file_is(tmp_path: Path, kind: str) -> None:
+    """The adapter in memory and the adapter from a file give equal bits and equal reports.
+
+    Compared are patched weights, weights of a kept plan, and the outputs of a bypass.
+    """
     results: list[list[torch.Tensor]] = []
     words: list[str] = []
     module = torch.nn.Linear(18, 12, bias=False)
@@ -64,6 +71,7 @@ def test_it_is_resolved_patched_bypassed_and_reported_as_a_file_is(tmp_path: Pat
         hooks = lyc.Bypass(module, lyc.BypassPlan.build(geometry, parts)).attach()
         results.append([patched, kept, module(x).detach()])
         hooks.remove()
+        # The lines before these hold the names and sizes of the files.
         words += [lyc.describe(resolution).partition("\n")[2], in_words(lyc.summary(adapter)).split("\n")[2]]
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
@@ -72,6 +80,7 @@ def test_it_is_resolved_patched_bypassed_and_reported_as_a_file_is(tmp_path: Pat
 
 @pytest.mark.parametrize("dialect", lyc.WRITTEN)
 def test_it_is_saved_in_every_dialect(tmp_path: Path, dialect: str) -> None:
+    """The written tensors are those that an adapter from a file gives."""
     for number, adapter in enumerate(
         pair(tmp_path, load("lora", "linear"), {"ss_training_comment": "by hand"})
     ):
@@ -100,7 +109,10 @@ def test_it_is_baked_and_the_recipe_names_it(tmp_path: Path) -> None:
 
 
 def test_what_its_metadata_says_of_alphas_is_not_applied_again() -> None:
-    """kohya's `split_qkv` means an alpha of a third: a layer that was read has the right one."""
+    """With kohya's `split_qkv`, the alpha of a fused layer in a file is a third of the right one.
+
+    A layer in memory has the right alpha already, so `split_qkv` is taken out of its metadata.
+    """
     up = torch.block_diag(rand(4, 2), rand(4, 2), rand(4, 2))
     layer = lyc.ALGORITHMS["lora"].load(
         {"lora_up.weight": up, "lora_down.weight": rand(6, 5), "alpha": torch.tensor(6.0)}
@@ -112,6 +124,7 @@ def test_what_its_metadata_says_of_alphas_is_not_applied_again() -> None:
 
 
 def test_it_learns_nothing_of_later_steps_and_keeps_no_graph() -> None:
+    """The tensors of a layer that learns are kept without gradients."""
     layer = load("lora", "linear")
     learning = layer.with_tensors({name: torch.nn.Parameter(t) for name, t in layer.tensors().items()})
     adapter = lyc.Adapter.of({NAME: learning}, name="made", dialect="trained")
@@ -120,6 +133,7 @@ def test_it_learns_nothing_of_later_steps_and_keeps_no_graph() -> None:
 
 
 def test_a_kept_plan_does_not_keep_its_adapter() -> None:
+    """The cache may hold the plan after the adapter is gone."""
     cache = lyc.TensorCache(1 << 20)
     adapter = lyc.Adapter.of({NAME: load("lora", "linear")}, name="made")
     pairs = lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), {KEY: (12, 18)}).pairs()[KEY]
@@ -142,7 +156,7 @@ def test_what_cannot_be_an_adapter_is_refused() -> None:
     with pytest.raises(lyc.LycorisError, match="nothing: an adapter has no layers"):
         lyc.Adapter.of({}, name="nothing")
     window = load("lokr-full-low", "linear").rows((1, 3))
-    with pytest.raises(lyc.LayerError, match="cannot be parted"):
+    with pytest.raises(lyc.LayerError, match="cannot be written to a file"):
         lyc.Adapter.of({"x": window}, name="cut")
     mixed = dataclasses.replace(
         load("lora", "linear"), lora_mid=torch.ones(3, 3, 1), lora_embedding_a=rand(3, 4)

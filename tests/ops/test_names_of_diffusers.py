@@ -1,7 +1,8 @@
-"""Names of layers that only diffusers has: Wan, LTX, Lumina, Mochi, Cosmos, Krea and others.
+"""Layers that only diffusers names differently: Wan, LTX, Lumina, Mochi, Cosmos, Krea and others.
 
-Each model is tiny, in ComfyUI's layout, and no two of its numbers are equal. What diffusers' conversion of
-checkpoints, or of adapters, makes of it must be, name by name, the rows that the tables say.
+Each model is tiny, in ComfyUI's layout, and no two of its numbers are equal. diffusers' own conversion of
+checkpoints or of adapters is run on it. Each tensor of the result must be the rows that the library's table
+has for its name.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from lycoris_ops.names.architectures import (
 from lycoris_ops.names.architectures.base import Place
 from lycoris_ops.names.targets import Targets
 
+# Each layout below is read by `layout`: a path and a shape a line.
 WAN = """
 patch_embedding 8 3 1 2 2
 text_embedding.0 8 6
@@ -85,7 +87,7 @@ face_adapter.fuser_blocks.#.[q_norm k_norm] 4
 face_encoder.[conv1_local conv2 conv3].conv 4 4 3
 face_encoder.out_proj 8 4
 """
-"""Image to video, VACE and Animate in one: their layers do not meet."""
+"""One model with the layers of image to video, of VACE and of Animate, which are different layers."""
 
 LTX = """
 scale_shift_table = 2 8
@@ -181,7 +183,8 @@ final_layer.linear 5 8
 pos_frequencies = 3 2 4
 """
 MOCHI_BLOCKS = 48
-"""As many as diffusers' conversion wants; the last one has no text stream after its attention."""
+"""The number of blocks that diffusers' conversion expects. The last one has no text stream after its
+attention."""
 
 COSMOS_1 = """
 x_embedder.proj.1 8 5
@@ -350,21 +353,26 @@ final_layer2.linear 5 8
 
 @dataclass(frozen=True)
 class Layout:
-    """A model: the shapes of its layers, and which of them are parameters not called `weight`."""
+    """A model: the shapes of its layers, and which layers are parameters not called `weight`."""
 
     shapes: Shapes
     parameters: frozenset[str]
 
     def weights(self) -> Tensors:
-        """Every number once, under the names of a file."""
+        """The numbered tensors under the keys of a checkpoint."""
         return {self.key(path): value for path, value in numbered(self.shapes).items()}
 
     def key(self, path: str) -> str:
+        """The key of a layer's weight in a checkpoint."""
         return path if path in self.parameters else f"{path}.weight"
 
 
 def layout(text: str, count: int = 2) -> Layout:
-    """Lines of path and shape: [a b] is each of them, # each block, = a parameter not called weight."""
+    """Read a model from lines that each have a path and a shape.
+
+    [a b] in a path stands for a and for b, and # for the number of each block. An = before the shape marks
+    a parameter that is not called weight.
+    """
     shapes: Shapes = {}
     parameters: set[str] = set()
     for line in filter(None, text.splitlines()):
@@ -386,7 +394,7 @@ def _expanded(pattern: str, count: int) -> Iterator[str]:
 
 
 def renames(*replacements: tuple[str, str]) -> Callable[[Tensors], Tensors]:
-    """A published conversion that is but a list of replacements, one after the other."""
+    """A published conversion that consists of replacements, applied one after the other."""
 
     def convert(weights: Tensors) -> Tensors:
         converted: Tensors = {}
@@ -400,7 +408,10 @@ def renames(*replacements: tuple[str, str]) -> Callable[[Tensors], Tensors]:
 
 
 def as_adapter(function: str, prefix: str = "diffusion_model.") -> Callable[[Tensors], Tensors]:
-    """diffusers' conversion of adapters, on the weights themselves in the place of lora_B."""
+    """diffusers' conversion of adapters, used to convert weights.
+
+    Each weight is passed as the lora_B of its layer.
+    """
 
     def convert(weights: Tensors) -> Tensors:
         adapter: Tensors = {}
@@ -424,23 +435,24 @@ def from_file(function: str, **options: Any) -> Callable[[Tensors], Tensors]:
 
 
 class Kept(Tensors):
-    """A checkpoint that does not lose what is taken from it."""
+    """A checkpoint that keeps the tensors that are popped from it."""
 
     def pop(self, key: str, *_: object) -> Tensor:
         return self[key]
 
 
 def under_net(weights: Tensors) -> Tensors:
-    """Cosmos' files have all layers below `net`; diffusers tells its versions apart by that.
+    """diffusers' conversion of Cosmos. Cosmos' files have all layers below `net`.
 
-    It looks for version 1 after it has emptied the checkpoint, which hides it unless something stays.
+    diffusers tells the versions of Cosmos apart by a key, for which it looks after it has popped every
+    tensor. It finds the key in a `Kept` checkpoint.
     """
     checkpoint = Kept({f"net.{key}": tensor for key, tensor in weights.items()})
     return single_file_utils.convert_cosmos_transformer_checkpoint_to_diffusers(checkpoint)
 
 
 def with_biases(weights: Tensors) -> Tensors:
-    """Mochi's conversion asks for every bias."""
+    """diffusers' conversion of Mochi, which needs every bias. The biases are removed from the result."""
     biases = {
         f"{key.removesuffix('weight')}bias": tensor.flatten(1)[:, 0]
         for key, tensor in weights.items()
@@ -451,7 +463,7 @@ def with_biases(weights: Tensors) -> Tensors:
 
 
 def without(pattern: str, convert: Callable[[Tensors], Tensors]) -> Callable[[Tensors], Tensors]:
-    """A conversion that does not know some layers."""
+    """A conversion that is not given the layers whose keys match the pattern."""
     return lambda weights: convert({key: t for key, t in weights.items() if not re.search(pattern, key)})
 
 
@@ -465,6 +477,7 @@ def chained(*conversions: Callable[[Tensors], Tensors]) -> Callable[[Tensors], T
 
 
 def _mochi() -> Layout:
+    """Mochi, whose last block has no text stream after its attention."""
     model = layout(MOCHI, MOCHI_BLOCKS)
     gone = [f"blocks.{MOCHI_BLOCKS - 1}.{name}" for name in ("attn.proj_y", "mlp_y.w1", "mlp_y.w2")]
     return Layout({path: s for path, s in model.shapes.items() if path not in gone}, model.parameters)
@@ -477,7 +490,7 @@ ACE_STEP_RENAMES = renames(
     (r"\.o_proj\.", ".to_out.0."),
     (r"\.([qk])_norm\.", r".norm_\1."),
 )
-"""`scripts/convert_ace_step_to_diffusers.py`"""
+"""The conversion of diffusers' `scripts/convert_ace_step_to_diffusers.py`."""
 ACE_STEP_OFFICIAL = {
     "proj_in.1": "proj_in_conv",
     "proj_out.1": "proj_out_conv",
@@ -500,7 +513,7 @@ CONNECTOR_RENAMES = renames(
     ("transformer_1d_blocks", "transformer_blocks"),
     (r"([qk])_norm", r"norm_\1"),
 )
-"""`scripts/convert_ltx2_to_diffusers.py`"""
+"""The conversion of diffusers' `scripts/convert_ltx2_to_diffusers.py`."""
 
 
 @dataclass(frozen=True)
@@ -511,15 +524,18 @@ class Case:
     model: Layout
     convert: Callable[[Tensors], Tensors]
     cls: str | None = None
+    """The module and the class in diffusers.models.transformers, or None to compare only with the
+    conversion."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments that make the class as small as the model."""
     absent: str = "$^"
     """Names that ComfyUI's model has no layer for, or that the tiny model leaves out."""
     others: Others = field(default_factory=dict)
-    """Names of other tools; diffusers' layers that they stand for."""
+    """Names that other tools use, each with diffusers' layers that it stands for."""
 
     @property
     def converted(self) -> Tensors:
-        """By names of layers."""
+        """The result of the conversion of the numbered model, by names of layers."""
         return {
             key.removesuffix(".weight"): value for key, value in self.convert(self.model.weights()).items()
         }
@@ -633,7 +649,10 @@ cases = pytest.mark.parametrize("case", CASES)
 
 @pytest.fixture(scope="module")
 def class_names() -> Mapping[str, set[str]]:
-    """The layers of diffusers' classes. Made once, before a test has another `torch.empty`."""
+    """The layers of diffusers' classes, by case.
+
+    They are made once, before the fixture `poisoned` of the first test replaces torch.empty.
+    """
     return {name: set(_class_names(case)) for name, case in CASES.items()}
 
 
@@ -652,6 +671,7 @@ def _class_names(case: Case) -> Iterator[str]:
 
 @cases
 def test_every_weight_that_diffusers_makes_is_where_the_table_says(case: str) -> None:
+    """The rows that the table has for a name equal the tensor that the conversion has for it."""
     model, names = CASES[case].model, every(CASES[case].tables, CASES[case].model.shapes)
     weights = numbered(model.shapes)
     for name, tensor in CASES[case].converted.items():
@@ -664,7 +684,7 @@ def test_every_weight_that_diffusers_makes_is_where_the_table_says(case: str) ->
 @cases
 def test_the_names_are_those_of_the_class(case: str, class_names: Mapping[str, set[str]]) -> None:
     names = CASES[case].tables.diffusers(CASES[case].model.shapes).keys()
-    # Some tiny models have the layers of two classes, and a conversion of adapters leaves norms out.
+    # Some of the tiny models have the layers of two classes. A conversion of adapters leaves norms out.
     assert names <= CASES[case].converted.keys() | class_names[case]
     missing = class_names[case] - names
     assert {name for name in missing if not re.fullmatch(CASES[case].absent, name)} == set()
@@ -699,7 +719,10 @@ def test_nothing_is_of_no_architecture() -> None:
 
 
 def test_cogvideox_has_the_layers_of_the_class() -> None:
-    """No conversion is published: ComfyUI's layout is that of the class, but for the names."""
+    """diffusers publishes no conversion for CogVideoX. ComfyUI has the layout of its class under other names.
+
+    The names and the shapes are compared with the class.
+    """
     model = layout(COGVIDEOX)
     names = cogvideox.diffusers(model.shapes)
     theirs = CogVideoXTransformer3DModel(
@@ -724,7 +747,10 @@ def test_cogvideox_has_the_layers_of_the_class() -> None:
 
 
 def test_hidream_o1_is_below_model_in_training() -> None:
-    """`lora_unet_model_language_model_layers_0_self_attn_q_proj` in files of musubi-tuner."""
+    """Paths begin with `model` in the files of musubi-tuner.
+
+    An example is `lora_unet_model_language_model_layers_0_self_attn_q_proj`.
+    """
     model = layout(HIDREAM_O1)
     names = hidream_o1.aliases(model.shapes)
     assert names["model.language_model.layers.0.self_attn.q_proj"] == (
@@ -734,6 +760,7 @@ def test_hidream_o1_is_below_model_in_training() -> None:
 
 
 def test_grouped_query_attention_is_read_from_the_shapes() -> None:
+    """The output projection has a column for every row of the query."""
     model = layout(NEXT_DIT.format(qkv=12, query=6, modulation=1))
     names = {**lumina2.diffusers(model.shapes), **lumina2.aliases(model.shapes)}
     fused = "layers.1.attention.qkv"
@@ -745,6 +772,7 @@ def test_grouped_query_attention_is_read_from_the_shapes() -> None:
 
 
 def test_the_last_text_stream_of_mochi_has_its_own_name() -> None:
+    """diffusers calls the linear layer of its norm `linear_1` instead of `linear`."""
     names = mochi.diffusers(_mochi().shapes)
     last = MOCHI_BLOCKS - 1
     assert names[f"transformer_blocks.{last}.norm1_context.linear_1"] == (Place(f"blocks.{last}.mod_y"),)
@@ -753,7 +781,7 @@ def test_the_last_text_stream_of_mochi_has_its_own_name() -> None:
 
 
 def test_ideogram_4_has_a_name_of_its_own_for_the_model() -> None:
-    """The prefix is one that diffusers takes off, as it does the host's."""
+    """diffusers accepts the prefix `conditional_transformer.` beside `transformer.` and the host's own."""
     targets = Targets({f"diffusion_model.{path}.weight": s for path, s in layout(IDEOGRAM_4).shapes.items()})
     for prefix in ("conditional_transformer.", "diffusion_model.", "transformer."):
         ((target,),) = targets.find(f"{prefix}layers.1.attention.to_k")

@@ -1,8 +1,8 @@
-"""Names of layers that several tools have: Flux, SD3, AuraFlow, Hunyuan, PixArt, Cascade.
+"""Layers that several tools name differently: Flux, SD3, AuraFlow, Hunyuan, PixArt, Cascade.
 
-A tiny model in the host's layout, every number once, goes through diffusers' conversion: every tensor that
-comes out must be what its name says. Where diffusers only has a script, the names and shapes of its model
-class take the conversion's place.
+A tiny model in the host's layout, in which no number occurs twice, goes through diffusers' conversion. Each
+tensor of the result must be the rows that the library's table has for its name. Where diffusers only has a
+script, the names and the shapes are compared with its model class instead.
 """
 
 from __future__ import annotations
@@ -50,18 +50,19 @@ PARAMETERS = re.compile(
 
 
 def blocks(root: str, count: int, shapes: Shapes) -> Shapes:
+    """The layers of `count` equal blocks below `root`."""
     return {f"{root}.{n}.{path}": shape for n in range(count) for path, shape in shapes.items()}
 
 
 def checkpoint(tensors: Tensors) -> Tensors:
-    """As a file: a bias, which takes after the rows of its weight, for every weight."""
+    """The tensors under the keys of a file, with a bias for every matrix: the first value of each row."""
     file = {path if PARAMETERS.match(path) else f"{path}.weight": value for path, value in tensors.items()}
     biases = {f"{path}.bias": value.flatten(1)[:, 0] for path, value in tensors.items() if value.ndim > 1}
     return {**file, **biases}
 
 
 def written(shapes: Shapes, places: Places, value: Tensor) -> Tensors:
-    """What an adapter's change of the named layer does to the model."""
+    """The change of each of the model's weights when an adapter changes these places by `value`."""
     change = {path: torch.zeros(shape[0], *value.shape[1:]) for path, shape in shapes.items()}
     start = 0
     for place in places:
@@ -73,7 +74,7 @@ def written(shapes: Shapes, places: Places, value: Tensor) -> Tensors:
 
 
 def weights(converted: Mapping[str, Tensor]) -> Tensors:
-    """By names of layers, without biases."""
+    """The weights of a file by names of layers. Biases are left out."""
     return {
         key.removesuffix(".weight"): value
         for key, value in converted.items()
@@ -84,9 +85,11 @@ def weights(converted: Mapping[str, Tensor]) -> Tensors:
 def check(
     module: ModuleType, shapes: Shapes, theirs: Tensors, others: Others, more: Mapping[str, Tensor] = {}
 ) -> None:
-    """Every name of the module is right, and diffusers' ones are those of its conversion.
+    """Assert that every name of a module means the right rows.
 
-    `others` are other names for layers of theirs, `more` names of what they have no name for.
+    `theirs` is the result of diffusers' conversion, whose names must be the module's. `others` are names
+    that other tools use for layers of diffusers'. `more` has tensors for names of parts that diffusers does
+    not name.
     """
     check_converted(module.diffusers(shapes), shapes, theirs)
     check_others(module.aliases(shapes), shapes, {**theirs, **more}, others)
@@ -100,7 +103,10 @@ def model(kind: type[nn.Module], **sizes: object) -> Tensors:
 
 
 def check_names(module: ModuleType, shapes: Shapes, theirs: Tensors, rivalry: Iterable[str] = ()) -> Names:
-    """diffusers' names are those of its model, and no name has two meanings. All names."""
+    """Assert that diffusers' names are the layers of its model, and that no name has two meanings.
+
+    `rivalry` are names that do have two meanings. The result is all names of the model's layers.
+    """
     check_sizes(module.diffusers(shapes), shapes, theirs)
     check_one_meaning(shapes, rivalry)
     check_without_shapes(module, shapes)
@@ -108,15 +114,16 @@ def check_names(module: ModuleType, shapes: Shapes, theirs: Tensors, rivalry: It
 
 
 def rows(found: Mapping[str, Places], name: str) -> list[tuple[str, tuple[int, int] | None]]:
+    """The places of a name, each as (path, rows)."""
     return [(place.path, place.rows) for place in found[name]]
 
 
 def halves(path: str, half: int) -> list[tuple[str, tuple[int, int] | None]]:
-    """Scale before shift, where the host has the shift first."""
+    """The places of a layer whose halves change places: diffusers has scale first, the host shift."""
     return [(path, (half, 2 * half)), (path, (0, half))]
 
 
-# SD3.5: the first block has a second attention, the last one has no text behind it.
+# SD3.5: the first block has a second attention, the last one has no text stream after its attention.
 H = 4
 SD3_X = {
     "adaLN_modulation.1": (9 * H, H),
@@ -163,7 +170,7 @@ def test_sd3() -> None:
     check(sd3, SD3, theirs, {})
 
 
-# Flux: the conversions have the width of a single block's parts, 3072, written in.
+# Flux: diffusers' conversions take for granted that a single block is 3072 wide.
 W = 3072
 LINEAR = ("img_mod.lin", "txt_mod.lin", "img_attn.proj", "txt_attn.proj", "img_mlp.2", "txt_mlp.2")
 FLUX_DOUBLE: Shapes = {
@@ -220,6 +227,7 @@ PROCESSORS = {
     "double_blocks.*.processor.proj_lora1": f"{BLOCK}.attn.to_out.0",
     "double_blocks.*.processor.proj_lora2": f"{BLOCK}.attn.to_add_out",
 }
+"""Names that XLabs uses for layers of the double blocks."""
 FLUX_OTHERS: Others = {
     "img_in.proj": "x_embedder",
     f"{BLOCK}.attn.add_qkv_proj": ADDED_QKV,
@@ -236,12 +244,14 @@ FLUX_OTHERS: Others = {
     "single_blocks.*.norm.query_norm": f"{SINGLE}.attn.norm_q",
     "single_blocks.*.norm.key_norm": f"{SINGLE}.attn.norm_k",
 }
+"""Names that other tools use for layers of Flux."""
 FLUX_SINGLE_OTHERS: Others = {
     "single_blocks.*.processor.qkv_lora": SINGLE_QKV,
     "single_blocks.*.processor.proj_lora": f"{SINGLE}.proj_out",
     "single_blocks.*.linear1_qkv": SINGLE_QKV,
     "single_blocks.*.linear1_mlp": f"{SINGLE}.proj_mlp",
 }
+"""Names that other tools use for parts of a single block."""
 
 
 def test_flux() -> None:
@@ -253,7 +263,7 @@ def test_chroma() -> None:
     theirs = weights(
         checkpoints.convert_chroma_transformer_checkpoint_to_diffusers(checkpoint(numbered(CHROMA)))
     )
-    # The name of the norm is in diffusers as it is in the host; only files have it with `scale`.
+    # diffusers calls the norm as the host does; only in files the path ends in `scale`.
     assert flux.diffusers(CHROMA)["distilled_guidance_layer.norms.0"][0].path.endswith(".scale")
     check(flux, CHROMA, theirs, FLUX_OTHERS | FLUX_SINGLE_OTHERS)
 
@@ -263,12 +273,13 @@ def test_flux_2() -> None:
         checkpoints.convert_flux2_transformer_checkpoint_to_diffusers(checkpoint(numbered(FLUX_2)))
     )
     cut = {
+        # Some exports cut the word short.
         name.replace("transformer_blocks.", "sformer_blocks."): name
         for name in theirs
         if name.startswith("transformer_blocks.0")
     }
     short = {name.replace(".0.", ".*.", 1): meaning.replace(".0.", ".*.", 1) for name, meaning in cut.items()}
-    # Parts that Flux 2 has no other name for.
+    # Parts that diffusers has no names for: in its Flux 2 the whole layer is one.
     linear1 = {n: numbered(FLUX_2)[f"single_blocks.{n}.linear1"] for n in (0, 1)}
     parts = {f"single_blocks.{n}.linear1_qkv": value[: 3 * W] for n, value in linear1.items()}
     parts |= {f"single_blocks.{n}.linear1_mlp": value[3 * W :] for n, value in linear1.items()}
@@ -278,7 +289,7 @@ def test_flux_2() -> None:
 
 
 def test_flux_as_the_host_has_it() -> None:
-    """A loaded model calls the weight of a norm weight; files, and the adapters of BFL, call it scale."""
+    """A loaded model calls the parameter of a norm `weight`. Files, and BFL's adapters, call it `scale`."""
     for file in (FLUX, CHROMA, FLUX_2):
         shapes = {path.removesuffix(".scale"): shape for path, shape in file.items()}
         in_file, in_host = every(flux, file), every(flux, shapes)
@@ -289,7 +300,7 @@ def test_flux_as_the_host_has_it() -> None:
 
 
 def test_xlabs_adapters() -> None:
-    """Converted by diffusers, or directly by our names: the model changes in the same way."""
+    """diffusers' conversion of an XLabs adapter must change the model as the library's names do."""
     found = every(flux, FLUX)
     names = [name for name in found if ".processor." in name]
     assert len(names) == 2 * (4 + 2)
@@ -312,6 +323,7 @@ def test_xlabs_adapters() -> None:
 
 
 def test_radiance_has_the_blocks_of_flux() -> None:
+    """Chroma Radiance has Flux's blocks, with other layers before and after them."""
     shapes = {path: shape for path, shape in CHROMA.items() if path not in {"img_in", *FINAL}}
     shapes |= {"img_in_patch": (2, 3, 4, 4), "nerf_blocks.0.norm.scale": (2,)}
     found = every(flux, shapes)
@@ -328,6 +340,7 @@ def test_unknown_shapes_leave_slices_out() -> None:
 
 
 def test_hunyuan_3d_is_no_flux() -> None:
+    """Hunyuan 3D has Flux's blocks, but no layer for text."""
     shapes = {path: shape for path, shape in FLUX.items() if path not in {"img_in", "txt_in"}}
     assert not every(flux, {**shapes, "latent_in": (2, 3), "cond_in": (2, 3)})
 
@@ -440,6 +453,7 @@ def host_name(path: str) -> str:
 
 
 def in_host(shapes: Shapes) -> Shapes:
+    """The layers of Tencent's files under the names of the host."""
     return {host_name(path): shape for path, shape in shapes.items()}
 
 
@@ -465,7 +479,7 @@ def test_hunyuan_video(shapes: Shapes) -> None:
     theirs = weights(
         checkpoints.convert_hunyuan_video_transformer_to_diffusers(checkpoint(numbered(TENCENT)))
     )
-    # The same layers in the layout that the model does not have.
+    # Names of the other layout are known too: the host's for a file, and the file's for the host.
     other = {path: name for path, name in zip(in_host(TENCENT), TENCENT, strict=True) if path != name}
     if shapes is not TENCENT:
         other = {name: path for path, name in other.items()}
@@ -534,7 +548,7 @@ def test_hunyuan_image(refiner: bool) -> None:
 
 
 def hunyuan_blocks(width: int, conv: tuple[int, ...], singles: int = 0) -> Shapes:
-    """What the later models of the family share, in the host's layout."""
+    """The layers that the later models of the family share, in the host's layout."""
     refiner: Shapes = {
         "norm1": (width,),
         "norm2": (width,),
@@ -559,6 +573,7 @@ def hunyuan_blocks(width: int, conv: tuple[int, ...], singles: int = 0) -> Shape
 
 
 def flux_blocks(width: int, head: int, singles: int, *, gated: bool = False) -> Shapes:
+    """Two double blocks and some single blocks of Flux. Their MLPs may be gated."""
     mlp: Shapes = {"0": (4 * width, width), "2": (width, 4 * width)}
     if gated:
         wide = (4 * width, width)
@@ -583,11 +598,13 @@ def flux_blocks(width: int, head: int, singles: int, *, gated: bool = False) -> 
 
 
 def times(width: int, *embedders: str) -> Shapes:
+    """The layers that embed a time or a guidance."""
     layers = {"in_layer": (width, 256), "out_layer": (width, width)}
     return {f"{name}.{layer}": shape for name in embedders for layer, shape in layers.items()}
 
 
 def byt5(width: int) -> Shapes:
+    """The layers that take the output of a ByT5 encoder."""
     return {
         "byt5_in.layernorm": (3,),
         "byt5_in.fc1": (2048, 3),
@@ -597,6 +614,7 @@ def byt5(width: int) -> Shapes:
 
 
 def longcat(gated: bool) -> Shapes:
+    """LongCat-Image, and, with gated MLPs, the layers that it shares with Ovis-Image."""
     return {
         "img_in": (8, 4),
         "txt_in": (8, 5),
@@ -732,7 +750,7 @@ def test_hunyuan_dit() -> None:
         "final_layer.linear": (32, 16),
         "final_layer.adaLN_modulation.1": (32, 16),
     }
-    # diffusers has the second and third norm in the order of use, and the same names for them.
+    # In diffusers the second and the third norm have each other's names, so both names have two meanings.
     rivalry = [f"blocks_{n}_norm{m}" for n in range(4) for m in (2, 3)]
     found = check_names(hunyuan_dit, shapes, theirs, rivalry)
     assert rows(found, "blocks.1.attn1.to_v") == [("blocks.1.attn1.Wqkv", (32, 48))]
@@ -746,7 +764,7 @@ CASCADE_ATTENTION = {"attn.in_proj_weight": (6, 2), "attn.out_proj": (2, 2)}
 
 @pytest.mark.parametrize("stage", "cb")
 def test_stable_cascade(stage: str) -> None:
-    """Files hold the original layout; the host splits query, key and value."""
+    """Query, key and value are one weight in files, and three weights in the host."""
     mapper = "clip_mapper" if stage == "b" else "clip_txt_pooled_mapper"
     shapes: Shapes = {
         **({} if stage == "b" else {"clip_txt_mapper": (2, 3), "clip_img_mapper": (8, 3)}),

@@ -1,4 +1,7 @@
-"""The numba path: its kernel against the sum of deltas in float64, and what happens where it cannot run."""
+"""The numba path, against the sum of deltas in float64.
+
+It must also be left out, with a reason in the report, where it cannot run.
+"""
 
 from __future__ import annotations
 
@@ -40,14 +43,18 @@ needs_numba = pytest.mark.skipif(
 
 @pytest.fixture
 def no_other_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the path cannot do must show, not go another way; and it does what it would leave to others."""
+    """Leave numba as the only path, and let it take every weight.
+
+    What the kernel cannot do must raise an error. Layers that numba would leave to faster paths are tested,
+    too.
+    """
     path = dataclasses.replace(numba.PATH, refuses=lambda plan, weight: None)
     monkeypatch.setattr(registry, "PATHS", (path,))
 
 
 @pytest.fixture(params=[False, True], ids=["whole", "small"])
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All at once, or a few rows at a time on three threads."""
+    """Patch a weight as a whole, or a few rows at a time on three threads."""
     if request.param:
         by_three_threads(monkeypatch)
 
@@ -55,13 +62,13 @@ def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 @needs_numba
 @pytest.mark.usefixtures("no_other_path")
 class TestKernel(PathCases):
-    """Compiled for the processor that is here."""
+    """The tests of every path and some of its own, for the kernel compiled for this processor."""
 
     @pytest.mark.parametrize("shape", [(16, 512), (17, 513), (33, 1100), (5, 1024)], ids=str)
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.usefixtures("tile")
     def test_more_than_a_block(self, shape: tuple[int, int], dtype: torch.dtype) -> None:
-        """Kronecker blocks that end inside blocks of the kernel, and the other way round."""
+        """The blocks of a Kronecker product end inside blocks of the kernel, or the other way round."""
         rows, columns = shape
         ones = {"lokr_w1": rand(rows, 1), "lokr_w2": rand(1, columns)}
         thin = {"lokr_w1": rand(1, columns), "lokr_w2": rand(rows, 1)}
@@ -78,7 +85,7 @@ class TestKernel(PathCases):
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.usefixtures("tile")
     def test_layers_for_rows_that_overlap(self, dtype: torch.dtype) -> None:
-        """Rows that two layers are for are rounded once."""
+        """Rows that several layers change are rounded once, as all others."""
         base = torch.randn(36, 18).to(dtype)
         kinds = ("loha", "lokr-full-full", "lora")
         layers = [(load(kind, "linear"), 0.3 + n) for n, kind in enumerate(kinds)]
@@ -103,7 +110,7 @@ class TestKernel(PathCases):
 
     @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
     def test_every_value_of_a_short_dtype_stays_as_it_is(self, dtype: torch.dtype) -> None:
-        """A NaN stays one, whatever its bits."""
+        """A change of zero changes no value, and a NaN stays NaN whatever its bits are."""
         every = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(dtype)[None]
         nothing = loaded("lokr", lokr_w1=torch.zeros(1, 1), lokr_w2=torch.zeros(1, 1 << 16))
         patched = lyc.patch_(every.clone(), [(nothing, 1.0)])
@@ -111,7 +118,10 @@ class TestKernel(PathCases):
 
     @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
     def test_values_of_any_size_are_rounded_as_torch_rounds(self, dtype: torch.dtype) -> None:
-        """Random bits: subnormal numbers, and those beyond the largest of the dtype."""
+        """The values are random bits.
+
+        Some of the values are subnormal in the dtype, and some are beyond its largest number.
+        """
         values = torch.randint(-(1 << 31), 1 << 31, (1, 1 << 16)).to(torch.int32).view(torch.float32)
         values = values.where(values.abs() >= torch.finfo(torch.float32).smallest_normal, 0.0)
         one = loaded("lokr", lokr_w1=torch.ones(1, 1), lokr_w2=values)
@@ -154,7 +164,7 @@ class TestKernel(PathCases):
             assert torch.equal(lyc.patch_(base.clone(), pairs), wanted)
 
     def test_after_an_interrupt_the_next_weights_are_right(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Even where the user is impatient, and interrupts the wait for the other threads too."""
+        """The user may even interrupt a second time, during the wait for the other threads."""
         by_three_threads(monkeypatch)
         pairs = [(load("loha", "linear-odd", rank=16), 0.3)]
         base = torch.randn(WEIGHTS["linear-odd"])
@@ -162,12 +172,14 @@ class TestKernel(PathCases):
         kernel, go_on = packing.kernel_for(torch.float32), threading.Event()
         real = packing._pool(os.getpid())
 
+        # The first interrupt ends this thread's share; the others are held up until later weights are done.
         def interrupted(*arguments: Any) -> None:
             if threading.current_thread() is threading.main_thread():
                 raise KeyboardInterrupt
             go_on.wait()
             kernel(*arguments)
 
+        # The second interrupt ends the wait for another thread.
         class Impatient(Future):  # type: ignore[type-arg]
             def result(self, timeout: float | None = None) -> NoReturn:
                 raise KeyboardInterrupt
@@ -183,6 +195,7 @@ class TestKernel(PathCases):
             broken.setattr(packing, "_pool", lambda process: Pool())
             with pytest.raises(KeyboardInterrupt):
                 lyc.patch_(base.clone(), pairs)
+        # Before the other threads go on with the first weight, and after.
         found = [lyc.patch_(base.clone(), pairs) for _ in range(5)]
         go_on.set()
         found += [lyc.patch_(base.clone(), pairs) for _ in range(5)]
@@ -203,8 +216,10 @@ class TestKernel(PathCases):
         with warnings.catch_warnings():
             # Newer Pythons warn of every fork beside threads.
             warnings.simplefilter("ignore", DeprecationWarning)
+            # The child has a copy of the pool, but none of its threads.
             child = os.fork()
         if not child:
+            # Not by an exception or sys.exit: the tests would go on in the child.
             os._exit(0 if torch.equal(lyc.patch_(base.clone(), pairs), wanted) else 1)
         assert os.waitpid(child, 0)[1] == 0
 
@@ -246,6 +261,7 @@ assert_one_rounding(lyc.patch_(base.clone(), pairs), base, pairs)
 print(lyc.patch_report(base, pairs).splitlines()[-1])
 print("numba" in sys.modules)
 """
+"""A program that patches, and prints the path and whether numba was imported."""
 
 
 @needs_numba
@@ -260,12 +276,13 @@ def half(one):
 pairs = [(half(one), 0.5) for one, _ in pairs]
 assert_one_rounding(lyc.patch_(base.clone(), pairs), base, pairs)
 print(lyc"""
+"""Code that takes the place of the first `print(lyc` in PATCHED: it patches with factors in float16 first."""
 
 
 @needs_numba
 @pytest.mark.slow
 def test_a_processor_without_float16_reads_factors_that_are(tmp_path: Path) -> None:
-    """LLVM ends the process where code calls for a conversion that nobody provides."""
+    """LLVM ends the process if code needs a conversion that neither the processor nor a library has."""
     halves = PATCHED.replace("print(lyc", HALVES, 1)
     line, _ = python(halves, NUMBA_CPU_NAME="generic", NUMBA_CACHE_DIR=str(tmp_path))
     assert line.startswith("path numba")
@@ -278,6 +295,7 @@ def test_a_numba_that_is_told_not_to_compile_is_left_out() -> None:
 
 
 def test_without_numba_the_next_path_runs_and_the_report_says_why() -> None:
+    # With None in sys.modules an import fails as if the package were not installed.
     line, _ = python(f"import sys\nsys.modules['numba'] = None\n{PATCHED}")
     assert line.startswith("path torch") and "not numba: numba is not installed" in line
 
@@ -302,6 +320,7 @@ def test_what_is_installed(
 
 
 def chosen(base: Tensor, kinds: tuple[str, ...], rank: int = 3) -> str:
+    """The line of the report that names the path for a stack of these kinds."""
     report = lyc.patch_report(base, [(load(kind, "linear", rank=rank), 1.0) for kind in kinds])
     return report.splitlines()[-1]
 
@@ -312,6 +331,7 @@ def test_what_is_left_to_other_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numba, "_halves", lambda: True)
     assert "not numba: no LoHa and no LoKr layers" in chosen(single, ("lora", "full", "oft"))
     assert "not numba: not for float64" in chosen(single.double(), ("loha",))
+    # Without bfloat16 products, with slow ones, and with fast ones (AMX).
     for able, product in (((), False), (("avx512_bf16",), False), (("avx512_bf16", "amx_bf16"), True)):
         monkeypatch.setattr(bfloat16, "able", lambda one, able=able: one in able)
         assert chosen(short, ("loha", "lora")).startswith("path numba")
@@ -322,6 +342,7 @@ def test_what_is_left_to_other_paths(monkeypatch: pytest.MonkeyPatch) -> None:
         assert chosen(short, ("lora",)).startswith("path bfloat16 product" if product else "path numba")
         assert chosen(single.half(), ("lora",)).startswith("path numba")
         assert "not numba: LoRA alone is one product in float32" in chosen(single, ("lora",))
+        # For LoRA alone on float32 the kernel is faster from rank 32 on.
         assert chosen(single, ("lora",), rank=32).startswith("path numba")
         assert not chosen(single, ("lora",), rank=31).startswith("path numba")
         assert chosen(short.T.contiguous().T, ("lora",)).startswith("path numba")
@@ -331,13 +352,14 @@ def test_what_is_left_to_other_paths(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_numba
 def test_a_weight_that_is_not_aligned_is_refused() -> None:
+    # The weight begins two bytes behind a multiple of four.
     raw = torch.zeros(12 * 18 * 4 + 2, dtype=torch.uint8).numpy()[2:]
     weight = torch.frombuffer(raw, dtype=torch.float32).view(12, 18)
     assert "not numba: the weight is not aligned" in chosen(weight, ("loha",))
 
 
 class Elsewhere(Tensor):
-    """A weight whose values are not where a pointer could find them."""
+    """A tensor of a class of its own that has no memory to which a pointer could point."""
 
     @staticmethod
     def __new__(cls, dtype: torch.dtype) -> Elsewhere:
@@ -355,7 +377,7 @@ def test_a_weight_without_memory_is_refused() -> None:
 
 @needs_numba
 def test_other_tensors_than_the_last_time() -> None:
-    """What is kept with a plan is for the tensors that it was made of."""
+    """A plan keeps data that were made from its tensors. It must not use them for other tensors."""
     base, pairs = torch.randn(12, 18), [(load("loha", "linear"), 0.5), (load("lora", "linear"), 1.0)]
     plan = lyc.PatchPlan.build(base.shape, base.dtype, "cpu", pairs)
     bare = dataclasses.replace(plan, tensors=(), strengths=())
@@ -370,7 +392,7 @@ def test_other_tensors_than_the_last_time() -> None:
 
 
 class TypingError(Exception):
-    """As numba's own."""
+    """An error like numba's own, whose last line says what is wrong."""
 
     def __str__(self) -> str:
         return "Failed in nopython mode pipeline (step: nopython frontend)\nInvalid use of Function(<x>)"
@@ -414,7 +436,7 @@ def test_compiling_without_memory_is_no_reason_to_leave_the_path_out(monkeypatch
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """Let the compiler raise this."""
+    """Let the numba path run, and let its compiler raise this error."""
 
     def compiled(dtype: torch.dtype) -> NoReturn:
         raise error
@@ -432,12 +454,16 @@ sys.path.insert(0, {parent!r})
 kernel = importlib.import_module({module!r}).compiled("float32")
 print(sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.values()))
 """
+"""A program that prints how many kernels it found on disk, and how many it compiled."""
 
 
 @needs_numba
 @pytest.mark.slow
 def test_what_is_compiled_is_kept_on_disk(tmp_path: Path) -> None:
-    """For each name that the package has: the host loads it under its folder's. A broken file is no error."""
+    """A compiled kernel is kept for every name under which the package is imported.
+
+    The host imports the package under the name of its folder. A broken file on disk is no error.
+    """
     package = tmp_path / "pack" / "ops"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
@@ -447,6 +473,7 @@ def test_what_is_compiled_is_kept_on_disk(tmp_path: Path) -> None:
         {"parent": str(tmp_path / "pack"), "module": "ops.kernel"},
         {"parent": str(tmp_path), "module": "pack.ops.kernel"},
     ]
+    # Nothing may be found that another run has kept.
     environment = {"NUMBA_CACHE_DIR": "", "XDG_CACHE_HOME": str(tmp_path / "user")}
     for name in names:
         assert python(KEPT.format(**name), **environment) == ["0 1"]
@@ -463,6 +490,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyP
     kernel: Any = packing.compiler("kernel")
     from numba.core import caching
 
+    # numba then finds no folder that it could write to.
     monkeypatch.setattr(caching.FunctionCache, "_locator_classes", (), raising=False)
     monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
     assert len(kernel.compiled("float32").signatures) == 1

@@ -1,4 +1,7 @@
-"""The patch ops against the sum of deltas in float64, at the floor of one rounding."""
+"""Patching by plain torch and by products in bfloat16.
+
+The reference is the sum of deltas in float64. A patched weight is at most one rounding away from it.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,14 @@ from lycoris_ops.patch.paths import bfloat16, plain_torch
 
 @pytest.fixture(autouse=True)
 def no_numba(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would take every LoHa and LoKr layer and more, and has tests of its own."""
+    """Leave numba out: it would take every LoHa and LoKr layer and more, and has tests of its own."""
     others = tuple(path for path in registry.PATHS if path.name != "numba")
     monkeypatch.setattr(registry, "PATHS", others)
 
 
 @pytest.fixture
 def torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave plain torch as the only path."""
     monkeypatch.setattr(registry, "PATHS", (plain_torch.PATH,))
 
 
@@ -36,19 +40,20 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 @pytest.fixture(params=[None, 5, 2], ids=["one-part", "parts", "few-rows"])
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patch a weight as a whole, in parts of five rows, or in parts of two."""
     if request.param:
         in_small_parts(monkeypatch, request.param)
 
 
 @pytest.mark.usefixtures("torch_alone")
 class TestTorch(PathCases):
-    """Plain torch, which takes every weight."""
+    """The tests of every path, for plain torch, which takes every weight."""
 
     DTYPES = (torch.float64, *PathCases.DTYPES)
 
 
 def test_every_layer_sees_the_weight_as_it_was() -> None:
-    """DoRA beside LoRA: the sum of both changes of the base, in either order."""
+    """Some of these layers depend on the weight. Each must see the base, in whatever order they come."""
     base = torch.randn(WEIGHTS["linear"], dtype=torch.float64)
     pairs = [(layer(kind, "linear"), 1.0) for kind in ("lora", "oft", "lora-dora-out", "ia3", "full-set")]
     one = lyc.patch_(base.clone(), pairs)
@@ -58,6 +63,7 @@ def test_every_layer_sees_the_weight_as_it_was() -> None:
 
 
 def test_rows_of_kinds_whose_blocks_must_be_kept_whole() -> None:
+    """A rotation in blocks of four rows can be cut between the blocks, but not inside one."""
     base = torch.randn(12, 18, dtype=torch.float64)
     one = layer("oft", "linear", alpha=None)
     whole = lyc.patch_(base.clone(), [(one, 1.0)])
@@ -68,7 +74,7 @@ def test_rows_of_kinds_whose_blocks_must_be_kept_whole() -> None:
 
 
 def test_swapped_halves_of_one_weight() -> None:
-    """Some tools exchange the shift and the scale of a modulation layer."""
+    """Some tools have the shift and the scale of a modulation layer in the other order."""
     base, one = torch.randn(12, 18, dtype=torch.float64), layer("loha", "linear")
     parts = [(lyc.Part(one, (6, 12), (0, 6)), 1.0), (lyc.Part(one, (0, 6), (6, 12)), 1.0)]
     delta = one.delta(base)
@@ -90,6 +96,7 @@ def test_a_weight_is_enlarged_with_zeros_first() -> None:
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr-full-low", "full"])
 @pytest.mark.parametrize("weight", ["linear", "conv2d"])
 def test_a_layer_for_the_weight_as_it_was_beside_one_that_enlarges_it(kind: str, weight: str) -> None:
+    """The smaller layer changes the part that was the weight before, in either order of the two layers."""
     out, inputs, *kernel = WEIGHTS[weight]
     larger = (out + 2, inputs + 5, *kernel)
     ones = [1 for _ in kernel]
@@ -109,6 +116,10 @@ def test_a_layer_for_the_weight_as_it_was_beside_one_that_enlarges_it(kind: str,
 
 
 def test_a_layer_of_open_sizes_meets_the_enlarged_weight() -> None:
+    """This rotation is one block for all inputs, so it fits any number of inputs.
+
+    It must rotate the inputs of the enlarged weight.
+    """
     tensors = {"lora_up.weight": torch.randn(12, 3), "lora_down.weight": torch.randn(3, 24)}
     wide = ALGORITHMS["lora"].load({**tensors, "reshape_weight": torch.tensor([12, 24])})
     turned = ALGORITHMS["oftv2"].load({"oft_R.weight": torch.randn(1, 3) / 4})
@@ -120,9 +131,13 @@ def test_a_layer_of_open_sizes_meets_the_enlarged_weight() -> None:
 
 
 def test_a_path_that_cannot_tell_whether_it_works_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a path needs can be broken in ways that nobody thought of."""
+    """What a path needs can be broken in ways that nobody thought of.
+
+    Whatever error shows this, another path patches the weight, and the report has the error.
+    """
 
     def broken() -> str:
+        # What Triton says where there is no driver.
         raise AssertionError("libcuda.so cannot found!")
 
     first = dataclasses.replace(registry.PATHS[-1], name="broken", rank=0, needs=broken)
@@ -147,12 +162,12 @@ def test_a_weight_of_integers_is_refused() -> None:
 
 @pytest.fixture
 def bfloat16_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any processor multiplies in bfloat16, some only slowly."""
+    """Let the bfloat16 path run here: every processor has products in bfloat16, if slow ones."""
     monkeypatch.setattr(bfloat16, "able", lambda instructions: True)
 
 
 def chosen(base: Tensor, pairs: list[tuple[lyc.Layer | lyc.Part, float]]) -> str:
-    """The path that the registry takes."""
+    """The name of the path that the registry takes."""
     report = lyc.patch_report(base, pairs).splitlines()[-1]
     return report.partition(";")[0].removeprefix("path ")
 
@@ -183,4 +198,4 @@ def test_a_bfloat16_product_takes_rows_apart_and_refuses_what_overlaps() -> None
     report = lyc.patch_report(base, overlapping)
     assert "not bfloat16 product: layers for a part of the rows overlap" in report
     for kind in ("lokr-full-low", "loha"):
-        assert "not bfloat16 product: not for" in lyc.patch_report(base[:12], [(layer(kind, "linear"), 1.0)])
+        assert "not bfloat16 product: only for" in lyc.patch_report(base[:12], [(layer(kind, "linear"), 1.0)])

@@ -1,4 +1,4 @@
-"""Which layer meets which weight, what is left over, and what must not pass in silence."""
+"""Resolving: which layer changes which weight, what is left over, and what must be an error."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 import lycoris_ops as lyc
 from lycoris_ops.stack.resolve import EntryResolution
 
+# The weights of a model of SD1.5, as it is loaded.
 HOST = {
     "diffusion_model.input_blocks.0.0.weight": (8, 4, 3, 3),
     "diffusion_model.input_blocks.1.0.in_layers.2.weight": (8, 8, 3, 3),
@@ -22,6 +23,7 @@ HOST = {
     "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight": (8, 8),
     "diffusion_model.input_blocks.1.1.norm.weight": (8,),
 }
+# kohya's names for all but the last of them, in the same order.
 LAYERS = {
     "lora_unet_conv_in": (8, 4, 3, 3),
     "lora_unet_down_blocks_0_resnets_0_conv1": (8, 8, 3, 3),
@@ -34,6 +36,7 @@ LAYERS = {
 
 
 def adapter(path: Path, layers: dict[str, tuple[int, ...]], name: str = "x") -> lyc.Adapter:
+    """An adapter from a file, with a LoRA for each of these layers."""
     tensors = {
         f"{layer}.{key}": tensor for layer, shape in layers.items() for key, tensor in lora(shape, 2).items()
     }
@@ -44,6 +47,7 @@ def adapter(path: Path, layers: dict[str, tuple[int, ...]], name: str = "x") -> 
 def resolved(
     path: Path, layers: dict[str, tuple[int, ...]], keys: dict[str, tuple[int, ...]], **entry: object
 ) -> EntryResolution:
+    """An adapter with these layers, resolved against a model with these keys."""
     stack = lyc.Stack([lyc.Entry(adapter(path, layers), **entry)])  # type: ignore[arg-type]
     return lyc.resolve(stack, keys).entries[0]
 
@@ -59,6 +63,7 @@ CHECKPOINT = {
     key.replace("diffusion_model.", "model.diffusion_model.").replace("clip_l.", "cond_stage_model."): shape
     for key, shape in HOST.items()
 }
+"""The weights of HOST under the names of a checkpoint file."""
 
 
 INNER = "transformer_blocks.0.attn1.to_q"
@@ -69,6 +74,7 @@ SAME_LAYER = {
     "diffusers": f"unet.down_blocks.0.attentions.0.{INNER}",
     "comfy": f"diffusion_model.input_blocks.1.1.{INNER}",
 }
+"""The names of one layer of HOST in several dialects."""
 
 
 @pytest.mark.parametrize("dialect", SAME_LAYER)
@@ -133,6 +139,7 @@ def test_an_adapter_of_another_architecture_is_an_error(tmp_path: Path) -> None:
         match=r"flux\.safetensors.*nothing in the adapter matches.*9 layers; no layer of that name",
     ):
         resolution.check()
+    # An adapter that is switched off need not match anything.
     off = lyc.Stack([lyc.Entry(stack.entries[0].adapter, strength=0.0, strength_clip=0.0)])
     lyc.resolve(off, HOST).check(strict=True)
 
@@ -145,6 +152,7 @@ def test_one_wrong_shape_is_an_error_that_a_rule_can_silence(tmp_path: Path) -> 
     message = str(caught.value)
     for part in ("x.safetensors", "lora_unet_conv_in", "[8, 9, 3, 3]", "[8, 4, 3, 3]"):
         assert part in message
+    # The message shows, between backticks, the rule that leaves the layer out.
     rule = message.split("`")[1]
     resolution = lyc.resolve(stack.with_rules(lyc.Rules.parse(rule)), HOST)
     resolution.check(strict=True)
@@ -159,6 +167,7 @@ OPEN_CLIP = {
     "transformer.resblocks.0.mlp.c_fc.weight": (40, 10),
     "transformer.resblocks.0.mlp.c_proj.weight": (10, 40),
 }
+"""A layer of a text encoder in OpenCLIP's layout, where query, key and value are one weight."""
 TEXT_LAYERS = {
     "self_attn_q_proj": (10, 10),
     "self_attn_k_proj": (10, 10),
@@ -167,6 +176,7 @@ TEXT_LAYERS = {
     "mlp_fc1": (40, 10),
     "mlp_fc2": (10, 40),
 }
+"""The names of these layers in adapters, where query, key and value are layers of their own."""
 
 
 @pytest.mark.parametrize(
@@ -207,6 +217,7 @@ def test_a_checkpoints_fused_text_encoder_takes_split_layers(
 def test_a_text_encoders_own_file_takes_its_own_layers(
     tmp_path: Path, keys: dict[str, tuple[int, ...]], mine: str, others: str
 ) -> None:
+    """Only the width of the weights tells which text encoder a file is."""
     (shape,) = keys.values()
     name = "text_model_encoder_layers_0_mlp_fc1"
     found = resolved(tmp_path, {f"{mine}{name}": shape, f"{others}{name}": (8, 8)}, keys)
@@ -285,7 +296,7 @@ def test_the_report_tells_kinds_ranks_alphas_and_stays_short(tmp_path: Path) -> 
         "1 lora (rank 2; alpha none)",
         "strength 0.7",
         "applied 1 of 501 layers",
-        "500 layers meet nothing",
+        "500 layers cannot be matched",
         "and 492 more",
         "odd.key",
     ):

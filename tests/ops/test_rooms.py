@@ -1,4 +1,7 @@
-"""What CONTRIBUTING says of the structure holds: which room may use which, and how one adds an algorithm."""
+"""The structure that CONTRIBUTING.md describes: which room imports which, and how to add an algorithm.
+
+A room is a folder or a module directly in `lycoris_ops`.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +19,30 @@ import lycoris_ops as lyc
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PUBLIC = "__init__"
+"""The name that CONTRIBUTING.md has for `lycoris_ops/__init__.py`."""
 
 
 def between(mark: str) -> str:
-    """The code block between two marks of CONTRIBUTING."""
+    """The code block between the comments that begin and end a part of CONTRIBUTING.md."""
     text = GUIDE.partition(f"<!-- {mark}: begin -->")[2].partition(f"<!-- {mark}: end -->")[0]
     return text.partition("\n```")[2].partition("\n")[2].rpartition("```")[0]
 
 
 ORDER = [line.split() for line in between("order").splitlines() if line.strip()]
 FLOORS = {room: -floor for floor, rooms in enumerate(ORDER) for room in rooms}
-"""Room to its floor; more is higher."""
+"""The floor of each room. The first line of the list is the highest, and rooms import lower ones only."""
 
 
 def room_of(parts: tuple[str, ...]) -> str:
-    """The room that a module path below the library is in."""
+    """The room of a module, given the parts of its path below `lycoris_ops`."""
     return parts[0] if parts else PUBLIC
 
 
 def imports(file: Path, package: Path) -> Iterator[tuple[str, ...]]:
-    """What a file imports of a package by relative imports, as paths below it."""
+    """The modules of a package that a file imports by relative imports, as paths below the package.
+
+    The path () stands for a name that the package itself offers.
+    """
     folder = file.parent.relative_to(package.parent).parts
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
@@ -48,6 +55,7 @@ def imports(file: Path, package: Path) -> Iterator[tuple[str, ...]]:
 
 
 def is_module(package: Path, name: str) -> bool:
+    """Whether a package has a module or a folder of this name."""
     return (package / name).is_dir() or (package / f"{name}.py").exists()
 
 
@@ -56,6 +64,7 @@ def test_rooms_import_downwards_only() -> None:
     seen: set[str] = set()
     for file in sorted(package.rglob("*.py")):
         room = room_of(file.relative_to(package).with_suffix("").parts[:1])
+        # `__main__` only starts `commands`, and must be where Python looks for it.
         if room == "__main__":
             continue
         seen.add(room)
@@ -89,6 +98,7 @@ def test_the_public_surface_is_what_it_says() -> None:
 def test_the_algorithm_that_contributing_adds_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
 ) -> None:
+    """The example in CONTRIBUTING.md computes what torch.outer does."""
     (tmp_path / "outer.py").write_text(between("example"), encoding="utf-8")
     spec = importlib.util.spec_from_file_location("lycoris_ops.algorithms.outer", tmp_path / "outer.py")
     assert spec is not None and spec.loader is not None

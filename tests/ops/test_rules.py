@@ -1,4 +1,4 @@
-"""Block rules: the language, and what it means for a strength."""
+"""Block rules: their language, and what they do to the strength of a layer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 import lycoris_ops as lyc
 from lycoris_ops.names.targets import Targets
 
+# One layer of every kind of block that rules know, and one layer beside the blocks.
 SHAPES = {
     "diffusion_model.input_blocks.0.0.weight": (4, 4, 3, 3),
     "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": (4, 4),
@@ -65,6 +66,7 @@ def test_every_layer_has_its_block_names(path: str, blocks: set[str]) -> None:
     ],
 )
 def test_the_last_rule_that_matches_counts(text: str, weights: dict[str, float]) -> None:
+    """`weights` has the expected weight for the beginning of a path. Every other path must have weight 1."""
     rules = lyc.Rules.parse(text)
     for path, names in NAMES.items():
         expected = next((w for start, w in weights.items() if path.startswith(start)), 1.0)

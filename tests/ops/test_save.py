@@ -1,4 +1,8 @@
-"""Written adapters: every kind in every dialect, what they say of themselves, and what is refused."""
+"""Written adapters: every kind in every dialect, their metadata, and what is refused.
+
+The reference is the source. A layer that is read back must have the same delta, and also the same tensors
+if the dialect can hold every kind.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +39,7 @@ MARKS = (
 )
 """Layers by which the UNet of SD1.5 is known, and the end of its first level."""
 TLORA = {"ss_network_args": json.dumps({"algo": "tlora", "sig_type": "principal"})}
+"""Metadata that say where a T-LoRA started, because its tensors do not."""
 
 ONLY_LORA = {"lora", "lora-dora-out"}
 IN_PEFT = ONLY_LORA | {
@@ -46,11 +51,12 @@ IN_PEFT = ONLY_LORA | {
     "oftv2",
     "boft-peft",
 }
-"""What the two can hold; the other three hold every kind."""
+"""The kinds that diffusers (ONLY_LORA) and PEFT (IN_PEFT) can hold. The other three dialects can hold
+every kind."""
 
 
 def model(shape: tuple[int, ...] = (12, 18)) -> dict[str, tuple[int, ...]]:
-    """A UNet of SD1.5 with one layer to adapt, as a checkpoint has it."""
+    """The keys and shapes of a checkpoint with SD1.5's UNet, of which adapters change one layer."""
     shapes = {**dict.fromkeys(MARKS, (4, 4, 3, 3)), "input_blocks.1.1.proj_in": shape}
     return {f"model.diffusion_model.{path}.weight": found for path, found in shapes.items()}
 
@@ -61,7 +67,9 @@ def written(
     name: str = NAMES["kohya"],
     metadata: dict[str, str] | None = None,
 ) -> lyc.Adapter:
+    """An adapter from a file with one layer, given by its tensors."""
     path = folder / "source.safetensors"
+    # The safetensors package writes contiguous tensors only.
     keyed = {f"{name}.{suffix}": t.contiguous() for suffix, t in tensors.items()}
     save_file(keyed, path, metadata)
     return lyc.load_adapter(path)
@@ -72,15 +80,16 @@ def out(folder: Path, dialect: str) -> Path:
 
 
 def saved(adapter: lyc.Adapter, folder: Path, dialect: str, **options: Any) -> lyc.Adapter:
-    """The adapter as it reads once it is written."""
+    """The adapter after it has been written in a dialect and read back."""
     return lyc.load_adapter(lyc.save_adapter(adapter, out(folder, dialect), dialect, **options).path)  # type: ignore[arg-type]
 
 
 def held(kind: str, weight: str, dialect: str) -> bool:
+    """Whether a dialect can hold this kind of layer for this weight."""
     if dialect == "diffusers":
         return kind in ONLY_LORA
     if dialect == "peft":
-        # PEFT knows no three-dimensional core, and writes all it knows of three dimensions flat.
+        # PEFT has no core of three dimensions: what it has for such kernels is in flat factors.
         return kind in IN_PEFT and not (kind == "loha-tucker" and weight == "conv3d")
     return True
 
@@ -103,6 +112,10 @@ def test_the_error_of_what_a_dialect_cannot_hold_names_who_can(
 
 @pytest.mark.parametrize(("kind", "weight", "dialect"), HELD)
 def test_a_written_layer_is_the_layer(tmp_path: Path, kind: str, weight: str, dialect: str) -> None:
+    """The delta of the layer is that of the source.
+
+    Dialects that hold every kind must also keep its tensors bit by bit.
+    """
     adapter = written(tmp_path, factors(kind, weight), metadata=TLORA)
     options: dict[str, Any] = {"model": model(WEIGHTS[weight])}
     found = saved(adapter, tmp_path, dialect, **options)
@@ -133,10 +146,11 @@ def test_from_each_dialect_into_each_and_back_nothing_is_lost(
 
 
 def test_every_scaled_layer_gets_the_alpha_that_its_scale_is(tmp_path: Path) -> None:
-    """Without alpha in the file the scale is 1, so alpha is the rank."""
+    """A file without alpha means a scale of 1, so the alpha to write is the rank."""
     path = saved(written(tmp_path, factors("loha", "linear", alpha=None)), tmp_path, "kohya").path
     alpha = load_file(path)[f"{NAMES['kohya']}.alpha"]
     assert alpha.dtype == torch.float32 and alpha.shape == () and alpha.item() == 3.0
+    # LoKr of two full factors has no scale, whatever alpha the file holds.
     both_full = {**lokr((12, 18), 3, first="full", second="full"), "alpha": torch.tensor(float("inf"))}
     path = saved(written(tmp_path, both_full), tmp_path, "comfy", model=model()).path
     assert load_file(path)[f"{NAMES['comfy']}.alpha"].item() == 1.0
@@ -157,14 +171,16 @@ def test_peft_s_alpha_and_magnitude_become_tensors(tmp_path: Path) -> None:
     path = saved(
         lyc.load_adapter(folder / "adapter_model.safetensors"), tmp_path, "kohya", model=model()
     ).path
+    # rsLoRA scales by alpha / sqrt(rank); in kohya's dialect the scale is alpha / rank.
     assert load_file(path)[f"{NAMES['kohya']}.alpha"].item() == pytest.approx(6 * 3**0.5)
 
 
-# Scale in a factor.
+# Dialects without alpha: the scale goes into a factor.
 
 
 def test_diffusers_has_the_scale_in_a_factor_exactly_or_in_float32(tmp_path: Path) -> None:
     half = {key: tensor.half() for key, tensor in lora((12, 18), 3).items()}
+    # Half of small whole numbers is exact in float16; 1.1 / 3 of random ones is not.
     exact = torch.randint(1, 5, (12, 3)).half()
     for up, alpha, dtype in ((exact, 1.5, torch.float16), (half["lora_up.weight"], 1.1, torch.float32)):
         source = {**half, "lora_up.weight": up, "alpha": torch.tensor(alpha)}
@@ -184,6 +200,10 @@ def test_diffusers_has_the_scale_in_a_factor_exactly_or_in_float32(tmp_path: Pat
 
 
 def test_diffusers_unets_are_spelled_as_all_its_generations_and_the_host_read_them(tmp_path: Path) -> None:
+    """Attention in a UNet is spelled as a processor, and other layers with `.lora.`.
+
+    Layers of a transformer, and magnitudes of DoRA, have PEFT's spelling.
+    """
     block = "unet.mid_block.attentions.0.transformer_blocks.0"
     names = [f"{block}.attn1.to_q", f"{block}.attn2.to_out.0", f"{block}.ff.net.2", "transformer.x.attn.to_q"]
     tensors = {f"{name}.{key}": tensor for name in names for key, tensor in lora((6, 6), 2).items()}
@@ -204,7 +224,10 @@ def test_diffusers_unets_are_spelled_as_all_its_generations_and_the_host_read_th
 
 
 def test_what_does_not_round_in_the_down_factor_is_folded_there(tmp_path: Path) -> None:
-    """The smallest float16 numbers have no half."""
+    """Half of the smallest float16 number is no float16 number.
+
+    The scale of one half therefore goes into the down factor, which holds it exactly.
+    """
     up = torch.full((12, 2), 2.0**-24).half()
     down = torch.ones(2, 18).half()
     source = {"lora_up.weight": up, "lora_down.weight": down, "alpha": torch.tensor(1.0)}
@@ -226,10 +249,14 @@ def test_diffusers_metadata_say_ranks_and_scales_part_by_part(tmp_path: Path) ->
     assert config["unet.rank_pattern"] == config["unet.alpha_pattern"] == {r"^c\.a": 5}
     assert config["text_encoder.r"] == 4 and config["text_encoder.rank_pattern"] == {}
     assert adapter.metadata["format"] == "pt"
-    assert config["unet.target_modules"] == r"a|b|c\.a", "a list would mean the end of any path"
+    assert config["unet.target_modules"] == r"a|b|c\.a", "an entry of a list would match the end of any path"
 
 
 def test_modules_are_listed_where_the_model_has_no_other_of_such_an_end(tmp_path: Path) -> None:
+    """PEFT compares an entry of a list with the end of a path, and a string with the whole path.
+
+    In the second model `x` is also the end of `block.x`, which is not adapted.
+    """
     adapter = written(tmp_path, factors("lora", "linear"))
     lyc.save_adapter(adapter, tmp_path / "peft", "peft", model=model())
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
@@ -242,10 +269,11 @@ def test_modules_are_listed_where_the_model_has_no_other_of_such_an_end(tmp_path
     assert config["target_modules"] == "x"
 
 
-# PEFT's configuration.
+# The configuration beside a PEFT file.
 
 
 def peft_config(tmp_path: Path, layers: Mapping[str, Mapping[str, Tensor]], **options: Any) -> dict[str, Any]:
+    """The configuration that is written beside an adapter with these layers."""
     tensors = {f"unet.{path}.{k}": t.contiguous() for path, found in layers.items() for k, t in found.items()}
     save_file(tensors, tmp_path / "many.safetensors")
     lyc.save_adapter(lyc.load_adapter(tmp_path / "many.safetensors"), tmp_path / "peft", "peft", **options)
@@ -268,7 +296,7 @@ def test_peft_needs_one_kind_and_one_choice_for_a_file(tmp_path: Path) -> None:
     for odd, why in ((factors("loha", "linear"), "one kind"), (dora, "DoRA in every layer")):
         with pytest.raises(lyc.LayerError, match=rf"unet\.x\.c: peft needs {why}.*lycoris"):
             peft_config(tmp_path, {"x.a": lora((6, 6), 2), "x.b": lora((6, 6), 2), "x.c": odd})
-    with pytest.raises(lyc.LayerError, match="one part of a model alone"):
+    with pytest.raises(lyc.LayerError, match="single part of a model only"):
         save_file(
             {
                 f"{p}.{p}_x.{k.replace('up', 'B').replace('down', 'A')}": t
@@ -282,8 +310,13 @@ def test_peft_needs_one_kind_and_one_choice_for_a_file(tmp_path: Path) -> None:
 
 
 def test_peft_s_folder_is_its_own(tmp_path: Path) -> None:
+    """PEFT finds a file by its fixed name, and a configuration beside it.
+
+    Each adapter therefore needs a folder of its own.
+    """
     adapter = written(tmp_path, factors("lora", "linear"))
     for path in (tmp_path / "style.safetensors", tmp_path / "adapter_model.safetensors"):
+        # The second name is right, but the folder holds the source.
         with pytest.raises(lyc.WriteError, match=r"one name|other adapters"):
             lyc.save_adapter(adapter, path, "peft", model=model())
     result = lyc.save_adapter(adapter, tmp_path / "new" / "adapter_model.safetensors", "peft", model=model())
@@ -296,6 +329,7 @@ def test_peft_s_folder_is_its_own(tmp_path: Path) -> None:
 
 
 def test_options_that_only_a_configuration_tells_stay_in_peft(tmp_path: Path) -> None:
+    """Other dialects have no place for these options, and the error names PEFT."""
     folder = tmp_path / "oft"
     folder.mkdir()
     save_file({f"{NAMES['peft']}.oft_R.weight": torch.randn(6, 3)}, folder / "adapter_model.safetensors")
@@ -322,7 +356,7 @@ def test_tlora_s_start_is_in_the_metadata(tmp_path: Path) -> None:
     assert found.layers[NAMES["kohya"]].sig_type == "last"  # type: ignore[attr-defined]
 
 
-# dtype.
+# The dtype of what is written.
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
@@ -339,6 +373,7 @@ def test_a_dtype_is_that_of_every_factor_and_never_of_alpha(
 
 
 def test_counts_and_places_keep_their_dtype(tmp_path: Path) -> None:
+    """Tensors of whole numbers are not converted to the dtype of the factors."""
     for kind, kept in (("lora-sparse", "bias_indices"), ("ia3", "on_input")):
         source = factors(kind, "linear")
         path = saved(written(tmp_path, source), tmp_path, "kohya", dtype=torch.bfloat16).path
@@ -358,6 +393,7 @@ def test_what_does_not_fit_a_dtype_is_an_error(tmp_path: Path) -> None:
 
 
 def data_of(path: str | Path) -> bytes:
+    """The bytes of a safetensors file after its header. kohya's hashes are of these bytes."""
     content = Path(path).read_bytes()
     return content[8 + int.from_bytes(content[:8], "little") :]
 
@@ -414,10 +450,12 @@ def test_numbers_of_the_network_stay_true(tmp_path: Path) -> None:
     kept = saved(adapter, tmp_path, "comfy", model=model()).metadata
     assert (kept["ss_network_dim"], kept["ss_network_alpha"]) == ("3", "2")
     folded = saved(adapter, tmp_path, "diffusers", model=model()).metadata
+    # kohya's word for an alpha that is not one number.
     assert (folded["ss_network_dim"], folded["ss_network_alpha"]) == ("3", "Dynamic")
 
 
 def test_the_file_is_in_the_order_of_the_safetensors_package(tmp_path: Path) -> None:
+    """The data of the file equal those that the safetensors package writes, byte by byte."""
     source = {key: tensor.half() for key, tensor in lora((7, 5), 3).items()} | {"alpha": torch.tensor(1.0)}
     path = saved(written(tmp_path, source), tmp_path, "kohya").path
     with safe_open(path, "pt") as file:
@@ -430,6 +468,7 @@ def test_the_file_is_in_the_order_of_the_safetensors_package(tmp_path: Path) -> 
 
 
 def odd(tmp_path: Path) -> lyc.Adapter:
+    """An adapter with an embedding, and with two keys that nothing reads."""
     tensors = {f"{NAMES['kohya']}.{k}": t for k, t in lora((12, 18), 3).items()}
     extra = {"lora_unet_x.strange.weight": torch.ones(3), "_aux.note": torch.ones(2)}
     bundle = {"bundle_emb.word.string_to_param.*": torch.ones(1, 8)}
@@ -471,9 +510,11 @@ def test_a_file_that_does_not_read_back_right_is_not_left(
     before = sorted(tmp_path.iterdir())
     honest = saving.raw_bytes
 
+    # Changes every factor, and leaves alpha.
     def flipped(tensor: Tensor) -> memoryview:
         return honest(tensor.flip(0) if tensor.ndim else tensor)
 
+    # Changes alpha, which is the one tensor without dimensions.
     def halved(tensor: Tensor) -> memoryview:
         return honest(tensor if tensor.ndim else tensor / 2)
 
@@ -521,7 +562,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "folder.safetensors").mkdir()
     for path, message in (
         (tmp_path / "nowhere" / "x.safetensors", "no such folder"),
-        (tmp_path / "x.ckpt", r"safetensors alone.*\.ckpt"),
+        (tmp_path / "x.ckpt", r"only be written as safetensors.*\.ckpt"),
         (tmp_path / "x", "no ending"),
         (tmp_path / "folder.safetensors", "a folder of that name"),
     ):
@@ -534,6 +575,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(lyc.LycorisError, match=r"dtype.*int8.*BF16"):
         lyc.save_adapter(adapter, tmp_path / "x.safetensors", dtype=torch.int8)
 
+    # In place of the result of shutil.disk_usage.
     class Usage:
         free = 10
 
@@ -544,4 +586,5 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_kinds_are_covered() -> None:
+    """Every kind is in CASES."""
     assert {kind for kind, _ in CASES} == set(KINDS)

@@ -1,4 +1,8 @@
-"""The names of a written adapter, and its layers where other names mean other rows."""
+"""The names of written adapters, and layers that a dialect splits or joins.
+
+The reference is the source's effect: an adapter that is read back must change every weight of a model as
+the source does.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ Layers = Mapping[str, Mapping[str, Tensor]]
 
 
 def adapter(folder: Path, layers: Layers) -> lyc.Adapter:
+    """An adapter from a file with these layers, given by name and tensors."""
     path = folder / "source.safetensors"
     tensors = {f"{name}.{k}": t.contiguous() for name, found in layers.items() for k, t in found.items()}
     save_file(tensors, path)
@@ -25,15 +30,20 @@ def adapter(folder: Path, layers: Layers) -> lyc.Adapter:
 
 
 def saved(source: lyc.Adapter, dialect: str, model: Shapes | None = None, name: str = "out") -> lyc.Adapter:
+    """The adapter after it has been written in a dialect and read back."""
     path = Path(source.path).with_name(name if dialect == "peft" else f"{name}.safetensors")
     return lyc.load_adapter(lyc.save_adapter(source, path, dialect, model=model).path)  # type: ignore[arg-type]
 
 
 def effect(found: lyc.Adapter, model: Shapes) -> dict[str, Tensor]:
-    """The change of every weight of a model, and of every bias."""
+    """The change that an adapter makes to each weight and bias of a model.
+
+    Every layer of the adapter must be applied.
+    """
     resolution = lyc.resolve(lyc.Stack([lyc.Entry(found)]), model)
     resolution.check(strict=True)
     weights = {
+        # The seed is fixed, so that both adapters of a comparison meet the same weights.
         key: torch.randn(shape, generator=torch.Generator().manual_seed(len(key)))
         for key, shape in model.items()
     }
@@ -47,6 +57,7 @@ def effect(found: lyc.Adapter, model: Shapes) -> dict[str, Tensor]:
 
 
 def assert_same(before: lyc.Adapter, after: lyc.Adapter, model: Shapes) -> None:
+    """Assert that two adapters make the same change to every weight and bias of a model."""
     ours, theirs = effect(before, model), effect(after, model)
     changed = {key for key, change in theirs.items() if change.any()}
     assert changed == {key for key, change in ours.items() if change.any()}
@@ -56,6 +67,7 @@ def assert_same(before: lyc.Adapter, after: lyc.Adapter, model: Shapes) -> None:
 
 CLIP = "text_model.encoder.layers.0.mlp.fc1"
 T5 = "encoder.block.0.layer.0.SelfAttention.q"
+# Tiny models with the layers by which their architectures are recognised.
 SD15: Shapes = {
     "model.diffusion_model.input_blocks.0.0.weight": (6, 4, 3, 3),
     "model.diffusion_model.input_blocks.1.0.in_layers.2.weight": (6, 6, 3, 3),
@@ -130,7 +142,10 @@ def flat(path: str) -> str:
 def test_names_are_those_of_the_tool_for_that_model(
     tmp_path: Path, model: Shapes, dialect: str, names: set[str]
 ) -> None:
-    """Written from the host's names, and back to them."""
+    """An adapter is written with a tool's names, and then with the host's names again.
+
+    It must have the same effect both times.
+    """
     own = {key: f"text_encoders.{key}" for key in model if key.startswith(("clip_", "t5xxl"))}
     paths = [f"diffusion_model.{UNET if model is not FLUX else 'double_blocks.0.img_attn.proj'}"]
     paths += [name.removesuffix(".weight") for name in own.values()]
@@ -174,6 +189,7 @@ def test_two_encoders_need_a_dialect_that_tells_them_apart(tmp_path: Path) -> No
 def test_names_that_keep_their_path_need_no_model(
     tmp_path: Path, before: str, dialect: str, after: str
 ) -> None:
+    """Only the prefix changes, and dots may become underscores."""
     assert list(saved(adapter(tmp_path, {before: lora((6, 6), 2)}), dialect).info) == [after]
 
 
@@ -215,7 +231,7 @@ def test_a_layer_that_the_model_has_not_is_an_error(tmp_path: Path) -> None:
         saved(adapter(tmp_path, {f"lora_te_{flat(CLIP)}": lora((7, 6), 2)}), "comfy", SD15)
 
 
-# Other rows.
+# Dialects in which one layer of the source is several, or several are one.
 
 QKV = "diffusion_model.double_blocks.0.img_attn.qkv"
 LINEAR1 = "diffusion_model.single_blocks.0.linear1"
@@ -224,6 +240,7 @@ SPLIT = {f"transformer.transformer_blocks.0.attn.to_{x}" for x in "qkv"}
 
 
 def dora(made: Factors, outputs: int) -> Factors:
+    """Add a DoRA magnitude for each output to the tensors of a layer."""
     return {**made, "dora_scale": 1 + torch.rand(outputs, 1)}
 
 
@@ -247,6 +264,10 @@ def test_a_fused_layer_is_cut_and_joined_again_bit_by_bit(tmp_path: Path) -> Non
 
 
 def test_layers_that_are_apart_become_one_of_their_ranks_together(tmp_path: Path) -> None:
+    """LoRAs of q, k and v become one LoRA of the fused weight.
+
+    Its rank is the sum of the three ranks, and its up factor is block-diagonal.
+    """
     ranks = {"q": 2, "k": 3, "v": 2}
     layers = {
         f"transformer.transformer_blocks.0.attn.to_{x}": {
@@ -257,15 +278,20 @@ def test_layers_that_are_apart_become_one_of_their_ranks_together(tmp_path: Path
     }
     source = adapter(tmp_path, layers)
     result = lyc.save_adapter(source, tmp_path / "out.safetensors", "kohya", model=FLUX)
-    assert "3 layers joined to 1" in lyc.describe_saved(result)
+    assert "3 layers joined into 1" in lyc.describe_saved(result)
     there = lyc.load_adapter(result.path)
     layer = there.layers["lora_unet_double_blocks_0_img_attn_qkv"]
+    # The three scales differ, so each is multiplied into its factor: alpha is then the rank.
     assert layer.rank == 7 and layer.alpha == 7
     assert not layer.dump()["lora_up.weight"][:8, 2:].any(), "block-diagonal"
     assert_same(source, there, FLUX)
 
 
 def test_one_scale_for_all_is_not_folded_and_one_alone_leaves_the_others_be(tmp_path: Path) -> None:
+    """A LoRA of k alone becomes a LoRA of the fused weight that does not change the rows of q and v.
+
+    Its scale stays in alpha, so that the up factor of k is kept bit by bit.
+    """
     half = {k: t.half() for k, t in lora((8, 8), 2).items()}
     source = adapter(
         tmp_path, {"transformer.transformer_blocks.0.attn.to_k": {**half, "alpha": torch.tensor(0.3)}}
@@ -279,6 +305,7 @@ def test_one_scale_for_all_is_not_folded_and_one_alone_leaves_the_others_be(tmp_
 
 
 def test_halves_that_diffusers_exchanges_are_exchanged(tmp_path: Path) -> None:
+    """In this layer diffusers has the scale before the shift, and the host has the shift before the scale."""
     bias = {"lora_B.bias": rand(16)}
     for made in (lora((16, 8), 2), dora(lora((16, 8), 2), 16), {**lora((16, 8), 2), **bias}):
         source = adapter(tmp_path, {FINAL: made})
@@ -314,6 +341,7 @@ def test_halves_that_diffusers_exchanges_are_exchanged(tmp_path: Path) -> None:
     ids=lambda made: "-".join(sorted(made))[:40],
 )
 def test_kinds_that_can_be_cut_are(tmp_path: Path, made: Factors) -> None:
+    """Each kind is split into layers of q, k and v with the same effect."""
     source = adapter(tmp_path, {QKV: made})
     there = saved(source, "lycoris", FLUX)
     assert set(there.info) == {f"lycoris_transformer_blocks_0_attn_to_{x}" for x in "qkv"}
@@ -333,18 +361,20 @@ def test_kinds_that_can_be_cut_are(tmp_path: Path, made: Factors) -> None:
 def test_kinds_that_cannot_be_cut_say_who_holds_them_whole(tmp_path: Path, made: Factors, why: str) -> None:
     source = adapter(tmp_path, {QKV: made})
     with pytest.raises(
-        lyc.LayerError, match=rf"img_attn\.qkv: lycoris has other rows.*{why}.*kohya or comfy"
+        lyc.LayerError, match=rf"img_attn\.qkv: lycoris fuses or splits.*{why}.*kohya or comfy"
     ):
         saved(source, "lycoris", FLUX)
 
 
 def test_kinds_that_cannot_be_joined_say_who_holds_them_apart(tmp_path: Path) -> None:
     layers = {f"lycoris_transformer_blocks_0_attn_to_{x}": loha((8, 8), 2) for x in "qkv"}
-    with pytest.raises(lyc.LayerError, match=r"to_q: kohya has other rows.*loha.*LoRA or full.*as peft"):
+    with pytest.raises(
+        lyc.LayerError, match=r"to_q: kohya fuses or splits.*loha.*LoRA without.*or full.*as peft"
+    ):
         saved(adapter(tmp_path, layers), "kohya", FLUX)
     mixed = {f"transformer.transformer_blocks.0.attn.to_{x}": lora((8, 8), 2) for x in "qk"}
     mixed["transformer.transformer_blocks.0.attn.to_v"] = dora(lora((8, 8), 2), 8)
-    with pytest.raises(lyc.LayerError, match=r"kohya has other rows.*DoRA magnitude.*as lycoris"):
+    with pytest.raises(lyc.LayerError, match=r"kohya fuses or splits.*DoRA magnitude.*as lycoris"):
         saved(adapter(tmp_path, mixed), "kohya", FLUX)
 
 
@@ -352,6 +382,7 @@ def test_full_differences_and_magnitudes_are_joined(tmp_path: Path) -> None:
     names = {x: f"transformer.transformer_blocks.0.attn.to_{x}" for x in "qkv"}
     for layers in (
         {names[x]: dora(lora((8, 8), 2), 8) for x in "qkv"},
+        # Of q, k and v one is missing: its rows are not changed.
         {names[x]: {"diff": rand(8, 8), "diff_b": rand(8)} for x in "qv"},
         {names[x]: {**lora((8, 8), 2), "lora_B.bias": rand(8)} for x in "qk"},
     ):
@@ -362,6 +393,7 @@ def test_full_differences_and_magnitudes_are_joined(tmp_path: Path) -> None:
 
 
 def test_without_shapes_only_whole_layers_have_a_name(tmp_path: Path) -> None:
+    """The names of a model's layers alone do not tell which rows of a fused weight are q, k and v."""
     names = list(FLUX)
     whole = adapter(tmp_path, {"lora_unet_double_blocks_0_img_attn_proj": lora((8, 8), 2)})
     path = tmp_path / "out.safetensors"
@@ -379,7 +411,9 @@ def test_without_shapes_only_whole_layers_have_a_name(tmp_path: Path) -> None:
 def test_a_layer_of_other_rows_is_checked_against_its_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The written file is read back and compared, which finds a fault in splitting layers."""
     kind = lyc.ALGORITHMS["lora"]
+    # With this fault a layer gives its second part in place of the first.
     honest = kind.rows
     monkeypatch.setattr(
         kind, "rows", lambda layer, *ranges: honest(layer, *[(a, b) if a else (b, 2 * b) for a, b in ranges])
@@ -400,11 +434,15 @@ def test_parts_that_kohya_numbers_keep_their_suffix(tmp_path: Path) -> None:
 
 
 def test_lokr_is_cut_as_peft_cuts_it_or_an_error(tmp_path: Path) -> None:
+    """In PEFT one option decides, for all layers of a file, into which factors their sizes are split.
+
+    No value of the option makes both layers of `odd`.
+    """
     fits = {"unet.a": lokr((12, 18), 1, first="full", second="low")}
     odd = {
         "unet.b": {"lokr_w1": rand(4, 3), "lokr_w2": rand(3, 6)},
         "unet.c": {"lokr_w1": rand(2, 2), "lokr_w2": rand(6, 9)},
     }
     assert list(saved(adapter(tmp_path, fits), "peft").info) == ["base_model.model.a"]
-    with pytest.raises(lyc.LayerError, match=r"peft has no option that cuts every layer.*lycoris"):
+    with pytest.raises(lyc.LayerError, match=r"peft has no options \(decompose_factor.*lycoris"):
         saved(adapter(tmp_path, odd), "peft")

@@ -1,4 +1,7 @@
-"""PEFT itself reads the folders that are written for it, and computes what it was to compute."""
+"""PEFT itself reads the folders that are written for it.
+
+PEFT's forward pass must compute what the source of the adapter means.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ import lycoris_ops as lyc
 
 
 def read(folder: Path, model: nn.Module) -> nn.Module:
-    """The adapted model, after PEFT found every tensor that its configuration asks for."""
+    """The model with the adapter, as PEFT loads it from a folder.
+
+    Asserts that the file has exactly the tensors that PEFT asks for.
+    """
     import peft
     from safetensors.torch import load_file
 
@@ -27,6 +33,7 @@ def read(folder: Path, model: nn.Module) -> nn.Module:
 
 
 def assert_same(theirs: dict[str, nn.Module], again: nn.Module, eps: float) -> None:
+    """Assert that PEFT computes the same weight and bias with both adapters, on the same base."""
     for name, layer in theirs.items():
         mine: Any = again.get_submodule(name)
         mine.base_layer.load_state_dict(layer.base_layer.state_dict())  # type: ignore[union-attr]
@@ -38,19 +45,25 @@ def assert_same(theirs: dict[str, nn.Module], again: nn.Module, eps: float) -> N
 @pytest.mark.parametrize("file", FILES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_peft_reads_its_own_file_written_again(tmp_path: Path, kind: str, file: torch.dtype) -> None:
-    """Its configuration is made anew from the factors alone, with PEFT's own as the measure."""
+    """A file that PEFT wrote is read, and written again with a configuration made from its factors.
+
+    PEFT must compute the same from both.
+    """
     torch.manual_seed(0)
     spec = KINDS[kind]
     (tmp_path / "first").mkdir()
     adapter, layers = saved(spec, file, tmp_path / "first")
     lyc.save_adapter(adapter, tmp_path / "again", "peft")
-    # The scale of a LoKr of two full factors is in a factor, in float32.
+    # The scale of a LoKr of two full factors is multiplied into one of them, in float32.
     assert_same(layers, read(tmp_path / "again", Model(spec.bias)), max(spec.eps, EPS32))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_peft_reads_the_ia3_of_inputs_of_lycoris(tmp_path: Path, dtype: torch.dtype) -> None:
-    """Its factor is l = 1 + w, on the inputs of layers that its configuration calls feedforward."""
+    """PEFT's factor is l = 1 + w for a w of LyCORIS.
+
+    The layers whose inputs PEFT scales are listed as feedforward in its configuration.
+    """
     from safetensors.torch import load_file, save_file
 
     class Net(nn.Module):
@@ -58,13 +71,14 @@ def test_peft_reads_the_ia3_of_inputs_of_lycoris(tmp_path: Path, dtype: torch.dt
             super().__init__()
             self.linear, self.conv = nn.Linear(6, 4), nn.Conv2d(6, 4, 3)
 
+    # Small values: 1 + w has more digits than a dtype of 16 bits holds, so it is written in float32.
     values = {"linear": torch.randn(6) / 50, "conv": torch.randn(1, 6, 1, 1) / 50}
     tensors = {f"unet.{name}.weight": value.to(dtype) for name, value in values.items()}
     tensors |= {f"unet.{name}.on_input": torch.tensor(1) for name in values}
     save_file(tensors, tmp_path / "source.safetensors")
     source = lyc.load_adapter(tmp_path / "source.safetensors")
     result = lyc.save_adapter(source, tmp_path / "folder", "peft")
-    assert "1 + w written for the w of 2 ia3 layers of inputs" in result.changes
+    assert "1 + w written in place of w for 2 ia3 layers of inputs" in result.changes
     saved = load_file(tmp_path / "folder" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
     model = read(tmp_path / "folder", Net())
@@ -89,7 +103,10 @@ def test_the_ia3_of_outputs_of_lycoris_is_refused_since_peft_scales_the_bias(tmp
 
 
 def test_peft_reads_what_was_another_tool_s(tmp_path: Path) -> None:
-    """Two ranks and scales, one path that is the end of another, and a layer that is not adapted."""
+    """The adapter has two ranks and scales, and a path that is the end of another path.
+
+    A layer that it does not adapt must stay a plain layer.
+    """
     from safetensors.torch import save_file
 
     class Net(nn.Module):

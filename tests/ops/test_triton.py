@@ -1,4 +1,7 @@
-"""The Triton path: its kernel in a process of its own, and what happens where it cannot run."""
+"""The Triton path: its kernel by Triton's interpreter, and what happens where the path cannot run.
+
+Tests that need Triton imported in a certain way start a process of their own.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,10 @@ needs_triton = pytest.mark.skipif(
 
 
 def python(*arguments: str, interpret: bool) -> str:
-    """What a new interpreter prints; the variable must be set before Triton is imported."""
+    """Run a new Python interpreter, and return what it prints.
+
+    TRITON_INTERPRET must be set before Triton is imported.
+    """
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}", "OMP_NUM_THREADS": "1"}
     if interpret:
@@ -63,6 +69,7 @@ with warnings.catch_warnings(record=True) as caught:
 print(*(warning.message for warning in caught), sep="\\n")
 print(lyc.patch_report(base, pairs))
 """
+"""A program that patches twice, and prints the warnings and the report of paths."""
 
 
 def test_importing_and_patching_on_the_cpu_load_no_triton() -> None:
@@ -76,6 +83,7 @@ def test_importing_and_patching_on_the_cpu_load_no_triton() -> None:
 
 
 def test_without_triton_the_next_path_runs_and_the_report_says_why() -> None:
+    # With None in sys.modules an import fails as if the package were not installed.
     printed = python("-c", f"import sys\nsys.modules['triton'] = None\n{PATCHED}", interpret=True)
     assert "not triton: triton is not installed" in printed
     assert "left out" not in printed
@@ -91,7 +99,10 @@ def test_a_triton_that_is_too_old_is_refused() -> None:
 @needs_triton
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU driver")
 def test_without_a_driver_triton_says_so() -> None:
-    """Asked beforehand; and where it only shows at the launch, the next path runs."""
+    """The path says so when it is asked for what it needs.
+
+    If the lack shows only at the launch, another path patches the weight.
+    """
     asked = "from lycoris_ops.patch.paths.triton import PATH\nprint(PATH.needs())"
     assert "0 active drivers" in python("-c", asked, interpret=False)
     launched = (
@@ -103,14 +114,15 @@ def test_without_a_driver_triton_says_so() -> None:
     )
     printed = python("-c", launched + PATCHED, interpret=False).splitlines()
     assert printed[0].startswith(
-        "The patch path 'triton' is left out: it failed: RuntimeError: 0 active drivers"
+        "Weights are patched by another path, because 'triton' is left out: it failed: "
+        "RuntimeError: 0 active drivers"
     )
     assert sum("left out" in line for line in printed) == 1
     assert "not triton: it failed: RuntimeError: 0 active drivers" in printed[-1]
 
 
 class CompilationError(Exception):
-    """As Triton's own: the source first, then what is wrong."""
+    """An error like Triton's own: the source comes first, then what is wrong."""
 
     def __str__(self) -> str:
         return "at 3:4:\n    value = tl.dot(a, b)\n            ^\nfirst input shape must be at least 16"
@@ -122,7 +134,7 @@ class OutOfResources(Exception):  # noqa: N818 - Triton's name
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """Let the launch raise this, on the CPU."""
+    """Let the Triton path take weights on the CPU, and let its launch raise this error."""
 
     def launch(*arguments: Any, **options: Any) -> NoReturn:
         raise error
@@ -140,6 +152,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
 
 
 def mixed() -> tuple[Tensor, list[tuple[lyc.Layer, float]]]:
+    """A weight and layers of three forms."""
     return torch.randn(WEIGHTS["conv2d"]).bfloat16(), [
         (load(k, "conv2d"), 0.5) for k in ("lora", "loha", "oft")
     ]
@@ -192,6 +205,7 @@ def test_a_device_without_memory_is_no_reason_to_leave_the_path_out(
 
 
 def test_a_card_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A stand-in for a weight on a GPU, because this machine may have none.
     weight = types.SimpleNamespace(shape=(2, 2), stride=lambda: (2, 1), is_cuda=True, device="cuda:0")
     plan: Any = None
     for found, reason in (((6, 1), "7.0 and newer, the card has 6.1"), ((7, 0), None), ((12, 0), None)):
@@ -238,6 +252,8 @@ for term, dtype, shape in (
     assert compiled.metadata.shared <= shared, (dtype, shape, compiled.metadata.shared)
     print(dtype, shape, compiled.metadata.shared)
 """
+"""A program that compiles the kernel for a card, for several weights and dtypes, and asserts that it gets
+by with the card's shared memory. Its arguments are those of the test below."""
 
 
 @needs_triton
@@ -245,7 +261,7 @@ for term, dtype, shape in (
 @pytest.mark.parametrize(
     ("card", "backend", "arch", "lanes", "shared"),
     [
-        # The shared memory of a program that every card of the family has.
+        # `shared` is what a program has on every card of the family, in bytes.
         ("volta", "cuda", "75", 32, 64 << 10),
         ("ampere", "cuda", "86", 32, 99 << 10),
         ("ampere", "cuda", "90", 32, 99 << 10),
@@ -262,7 +278,11 @@ def test_the_kernel_compiles_for_cards_that_are_not_here(
     lanes: int,
     shared: int,
 ) -> None:
-    """Down to machine code, which needs no GPU; what it computes there needs one."""
+    """The kernel is compiled down to machine code, which needs no GPU.
+
+    Whether the code computes the right values can only be tested on such a GPU.
+    """
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     printed = python("-c", COMPILED, card, backend, arch, str(lanes), str(shared), interpret=False)
+    # One line for every weight and dtype that was compiled.
     assert len(printed.splitlines()) == 5

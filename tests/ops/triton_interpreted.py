@@ -1,6 +1,6 @@
-"""The Triton kernel against the sum of deltas in float64, run by Triton's interpreter.
+"""The Triton kernel against the sum of deltas in float64, run by Triton's interpreter on the CPU.
 
-`test_triton.py` runs this file in a process with TRITON_INTERPRET=1: Triton reads it when imported.
+`test_triton.py` runs this file in a process with TRITON_INTERPRET=1, which Triton reads when it is imported.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from lycoris_ops.patch.paths.triton import Tile
 
 @pytest.fixture(autouse=True)
 def no_other_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the kernel cannot do must show, not go another way."""
+    """Leave Triton as the only path, so that what the kernel cannot do raises an error."""
     assert triton_fused.INTERPRETED
     monkeypatch.setattr(registry, "PATHS", (triton_fused.PATH,))
 
 
 @pytest.fixture(params=[None, Tile(16, 16, 4)], ids=["table", "small"])
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a test with the tiles of the kernel's own table, and with tiles so small that a weight has many."""
     if request.param:
         small = {key: dict.fromkeys(tiles, request.param) for key, tiles in triton_fused.TILES.items()}
         monkeypatch.setattr(triton_fused, "TILES", small)
 
 
 class TestKernel(PathCases):
-    """By Triton's interpreter."""
+    """The tests of every path, for the Triton kernel."""
 
 
 def test_strides_that_are_refused() -> None:
@@ -54,7 +55,10 @@ def test_double_precision_is_refused() -> None:
 
 
 def test_nothing_is_copied_and_nothing_compiled_anew() -> None:
-    """The factors are read where they are; the number of adapters and their ranks are only data."""
+    """The kernel's table points to the plan's own tensors, and other layers need no other compiled kernel.
+
+    The number of layers and their ranks are only data to the kernel.
+    """
     weight = torch.randn(WEIGHTS["linear-odd"])
     compiled = set()
     for count, kind in itertools.product((1, 2, 7), ("lora", "full")):

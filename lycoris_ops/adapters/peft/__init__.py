@@ -1,4 +1,4 @@
-"""The configuration that PEFT writes beside its weights, or diffusers into them; it alone holds alpha."""
+"""PEFT's configuration, which lies beside its weights or in diffusers' metadata, and alone holds alpha."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ __all__ = [
 ]
 
 CONFIG_NAME = "adapter_config.json"
+"""The name of the configuration beside PEFT's weights."""
 METADATA_KEY = "lora_adapter_metadata"
+"""The metadata key under which diffusers writes its configurations."""
 
 
 def kind_of(layer: type[Layer]) -> type[Config[Any]] | None:
@@ -40,7 +42,11 @@ def kind_of(layer: type[Layer]) -> type[Config[Any]] | None:
 
 
 def config_for(members: Sequence[Member[Any]], module: Module) -> Config[Any]:
-    """The configuration for these layers. Raises ConflictError where none makes these very layers."""
+    """The configuration from which PEFT builds these layers of a module.
+
+    Raises ConflictError where no configuration gives these very layers.
+    """
+    # The kind of most layers, so that the error names one of the few others.
     kind = Counter(member.kind for member in members).most_common(1)[0][0]
     for member in members:
         if member.kind is not kind:
@@ -50,9 +56,9 @@ def config_for(members: Sequence[Member[Any]], module: Module) -> Config[Any]:
 
 
 def read_peft_config(path: str) -> Config[Any]:
-    """Read an adapter_config.json. Raises FileFormatError where it is damaged or of another kind."""
+    """Read an adapter_config.json. Raises FileFormatError where it cannot be read or followed."""
     try:
-        # Some editors put a mark of the byte order in front.
+        # Some editors put a byte order mark in front, which utf-8-sig takes away.
         text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         raise FileFormatError("the file cannot be read", file=path, got=str(error.strerror)) from error
@@ -60,15 +66,17 @@ def read_peft_config(path: str) -> Config[Any]:
 
 
 def read_lora_metadata(text: str, path: str) -> dict[str, Config[Any]]:
-    """The configurations that diffusers writes into a file's metadata, by part: `unet`, `text_encoder`.
+    """The configurations in diffusers' metadata, by the part of the pipeline: `unet`, `text_encoder`.
 
-    One flat JSON table holds them, each key with its part in front: `unet.lora_alpha`.
-    Raises FileFormatError as `read_peft_config` does.
+    `text` is the value of `METADATA_KEY`, and `path` the file for errors. It is one flat JSON table, in which
+    each key has its part in front: `unet.lora_alpha`. Without a part in front the result's key is "".
+    Raises FileFormatError where the table cannot be followed.
     """
     return _parse(text, f"{path} ({METADATA_KEY})", _parts)
 
 
 def _parts(table: dict[str, Any]) -> set[str]:
+    """The parts in front of the keys, told from those of the rank, which every configuration has."""
     found = {key.rpartition(".")[0] for key in table if key.rpartition(".")[2] == "r"}
     if not found:
         raise KeyError("r")
@@ -80,6 +88,7 @@ def _parse(text: str, path: str, parts: Callable[[dict[str, Any]], set[str]]) ->
         table = cast("dict[str, Any]", json.loads(text))
         return {part: _config(table, f"{part}." if part else "", path) for part in parts(table)}
     except (
+        # What may come of JSON in any form, such as a list for a table or an infinite rank.
         ValueError,
         KeyError,
         TypeError,
@@ -101,5 +110,5 @@ def _config(table: Mapping[str, Any], prefix: str, path: str) -> Config[Any]:
     own = {key.removeprefix(prefix): value for key, value in table.items() if key.startswith(prefix)}
     if own.get("fan_in_fan_out"):
         raise ValueError("fan_in_fan_out: its factors are for transposed weights")
-    # A file that does not say its kind, or one that is not known, is read as the most usual one.
+    # Where the kind is missing or not known, LoRA is the most usual.
     return KINDS.get(str(own.get("peft_type")), LoraConfig).read(own, path)

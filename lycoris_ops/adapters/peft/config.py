@@ -1,7 +1,8 @@
-"""What a configuration of PEFT says, kind by kind, in both directions.
+"""The configurations of PEFT, read from files and made for layers that are written.
 
-A kind is one dataclass, whose fields are named as PEFT names them: read from a file, it says what no
-tensor of a layer tells; made of layers, it is what PEFT needs to build them again.
+Each kind of configuration (for LoRA, LoHa, OFT, ...) is a dataclass with PEFT's own names of the fields. A
+configuration that is read says what no tensor of a layer tells, such as alpha. One that is made of layers
+holds what PEFT needs to build these layers again.
 Source: the configuration classes of peft 0.21.
 """
 
@@ -28,23 +29,24 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 W = TypeVar("W", bound="Wanted")
 UNSCALED = (DIFF_B, DORA, *SPARSE)
-"""Tensors that only a LoRA layer can have beside it in PEFT, or none."""
+"""Suffixes that PEFT's other kinds have no place for: the DoRA magnitude is LoRA's alone, and the rest has no
+place in PEFT at all."""
 INFERENCE = {"inference_mode": True}
-"""Written for every kind: PEFT then freezes what it loads."""
+"""Written in every configuration. By it PEFT freezes the layers that it loads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What the configuration must say for one layer; each kind adds its own."""
+    """What the configuration must say for one layer. Each kind of configuration has its own subclass."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WantedRank(Wanted):
-    """The same of a kind that has ranks."""
+    """What the configuration must say for one layer of a kind that has ranks."""
 
     r: int
     alpha: float
-    """For which alpha / r is the layer's scale."""
+    """The number for which alpha / r is the layer's scale."""
 
 
 @dataclass(frozen=True)
@@ -52,24 +54,25 @@ class Member(Generic[W]):
     """A layer that a configuration is made for."""
 
     name: str
-    """In the file."""
+    """The layer's name in the file."""
     path: str
-    """In its module."""
+    """The layer's path in its module: the name without the prefix."""
     kind: type[Config[W]]
     wanted: W
 
 
 @dataclass(frozen=True)
 class Module:
-    """The module that a configuration is made for, as far as it is known."""
+    """The module that a configuration is made for. It is empty where the model is not known."""
 
     paths: Collection[str] = ()
+    """The paths of all layers of the module, also of those that the adapter does not change."""
     kernels: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Number of values of each layer's kernel, by its path."""
+    """The number of values of each layer's kernel, by path: 9 for a 3x3 convolution, 1 for a linear layer."""
 
 
 class ConflictError(LayerError):
-    """Layers that no one configuration can describe; `member` is the one that differs."""
+    """Layers that no single configuration can describe; `member` is the one that differs from most."""
 
     def __init__(self, why: str, member: Member[Any], got: str) -> None:
         super().__init__(why, got=got)
@@ -86,16 +89,17 @@ class Config(ABC, Generic[W]):
     path: str = ""
     """The file that it was read from."""
     target_modules: Sequence[str] | str = ()
-    """The layers that PEFT adapts, as it is written; a file's own layers tell that when it is read."""
+    """The layers that PEFT adapts, see `patterns.modules`. This is only written, never read: the keys of a
+    file tell which layers there are."""
 
-    # What it says of a layer that is read.
+    # What a configuration that was read says of a layer.
 
     @classmethod
     @abstractmethod
     def read(cls, table: Mapping[str, Any], path: str) -> Self:
-        """From the table of a file.
+        """A configuration from a JSON table; `path` is the file that holds it.
 
-        Raises KeyError, TypeError, ValueError, AttributeError, OverflowError or re.error where it
+        Raises KeyError, TypeError, ValueError, AttributeError, OverflowError or re.error where the table
         cannot be followed.
         """
 
@@ -104,43 +108,51 @@ class Config(ABC, Generic[W]):
         return None
 
     def alpha_at(self, path: str, rank: int) -> float:
-        """The alpha for which alpha / rank is PEFT's scale of that layer."""
+        """The alpha for which alpha / rank is PEFT's scale of the layer at a path.
+
+        For kinds without an alpha it is the rank itself, which means a scale of 1.
+        """
         return float(rank)
 
     def scale_at(self, path: str) -> float:
-        """PEFT's scale of a layer whose rank its tensors do not show."""
+        """PEFT's scale of the layer at a path, for a layer whose tensors do not show its rank."""
         return 1.0
 
     def options(self, algorithm: type[Layer], path: str) -> dict[str, Any]:
-        """What a layer of an algorithm needs to know and no tensor tells."""
+        """Values of the algorithm's options for the layer at a path, see `adapters.options`."""
         return {}
 
-    # What it must say of layers that are written.
+    # What a configuration must say for layers that are written.
 
     @classmethod
     @abstractmethod
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], W]:
-        """The tensors by PEFT's suffixes, and what the configuration must say.
+        """The tensors of a layer by PEFT's suffixes, and what the configuration must say for the layer.
 
-        Raises LayerError where PEFT has no place for some of the layer.
+        Raises LayerError where PEFT has no place for some part of the layer.
         """
 
     @classmethod
     @abstractmethod
     def of(cls, members: Sequence[Member[W]], module: Module) -> Self:
-        """The configuration for these layers. Raises ConflictError where none makes these very layers."""
+        """The configuration from which PEFT builds these layers of a module.
+
+        Raises ConflictError where no configuration of this kind gives these very layers.
+        """
 
     def table(self) -> dict[str, Any]:
-        """As PEFT writes it."""
+        """The configuration as the JSON table that PEFT writes."""
+        # `path` is where it was read from, and no field of PEFT's.
         fields = {one.name: getattr(self, one.name) for one in dataclasses.fields(self) if one.name != "path"}
         return {"peft_type": self.peft_type, **INFERENCE, **fields}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankedConfig(Config[W]):
-    """scale = alpha / r, where both may differ from layer to layer.
+    """A configuration of a kind with ranks: scale = alpha / r, where both may differ from layer to layer.
 
-    The keys of `rank_pattern` and `alpha_pattern` are expressions, see `patterns`.
+    `r` and `alpha` hold for every layer whose path matches no key of `rank_pattern` and `alpha_pattern`. The
+    keys of these are regular expressions, see `patterns`.
     """
 
     r: int
@@ -149,11 +161,11 @@ class RankedConfig(Config[W]):
     alpha_pattern: Mapping[str, float] = field(default_factory=dict[str, float])
 
     alpha_name: ClassVar[str] = "alpha"
-    """What the kind calls alpha."""
+    """PEFT's name for alpha in this kind of configuration."""
 
     @classmethod
     def read(cls, table: Mapping[str, Any], path: str) -> Self:
-        # Files that do not say their kind have either name.
+        # A configuration without a kind is read as LoRA's, but may have the other kinds' name for alpha.
         alpha = table["lora_alpha"] if "lora_alpha" in table else table["alpha"]
         return cls(
             path=path,
@@ -183,7 +195,10 @@ class RankedConfig(Config[W]):
 
 
 def ranks_of(members: Sequence[Member[Any]], module: Module) -> dict[str, Any]:
-    """The fields of `RankedConfig` for layers that want a `WantedRank`: what most have, then the others."""
+    """The fields of a `RankedConfig` for these layers.
+
+    The rank and the alpha of most layers hold for all. The others get patterns of their own.
+    """
     ranks = {member.path: int(member.wanted.r) for member in members}
     alphas = {member.path: float(member.wanted.alpha) for member in members}
     rank, alpha = (Counter(found.values()).most_common(1)[0][0] for found in (ranks, alphas))
@@ -199,7 +214,8 @@ def ranks_of(members: Sequence[Member[Any]], module: Module) -> dict[str, Any]:
 def common(members: Sequence[Member[W]], needed: str, value_of: Callable[[W], T]) -> T:
     """The value that all layers want.
 
-    Raises ConflictError where they differ, naming the first that is not as most are.
+    Raises ConflictError where layers want different ones, naming the first that differs from most. `needed`
+    says in the error what PEFT needs: `one size of block`.
     """
     value = Counter(value_of(member.wanted) for member in members).most_common(1)[0][0]
     for member in members:
@@ -210,7 +226,7 @@ def common(members: Sequence[Member[W]], needed: str, value_of: Callable[[W], T]
 
 
 def plain_tensors(layer: Layer, *refused: str) -> dict[str, Tensor]:
-    """The tensors by suffix, alpha left out. Raises LayerError for one that has no place in PEFT."""
+    """The tensors of a layer by suffix, without alpha. Raises LayerError for a suffix among the `refused`."""
     tensors = layer.dump()
     tensors.pop(ALPHA, None)
     if found := next((suffix for suffix in refused if suffix in tensors), None):
@@ -229,4 +245,5 @@ def _rank(value: Any) -> int:
 
 
 def _number(value: float) -> int | float:
+    # A whole number without a fraction, like PEFT's own r and lora_alpha.
     return int(value) if value.is_integer() else value

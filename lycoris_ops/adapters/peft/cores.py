@@ -1,4 +1,4 @@
-"""Tucker cores as PEFT has them: for every kernel above 1, or for none."""
+"""Tucker cores in PEFT, where every layer with a kernel above 1 has one, or none has."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class WantedCore(WantedRank):
 
     @property
     def needs_core(self) -> bool:
-        """Whether PEFT would give a layer of a kernel above 1 a core, where it gives any."""
+        """Whether PEFT with `use_effective_conv2d` gives this layer a core, if its kernel is above 1."""
         return True
 
 
@@ -28,7 +28,11 @@ C = TypeVar("C", bound=WantedCore)
 
 
 def with_core(layer: Layer, core: Tensor | None) -> dict[str, Tensor]:
-    """The tensors as PEFT has them: the core of a one-dimensional kernel is one of (k, 1) there."""
+    """The tensors of a layer with a Tucker core, if any, as PEFT has them.
+
+    PEFT treats a one-dimensional kernel (k,) as (k, 1), so its core gets one more dimension.
+    Raises LayerError for a core of a three-dimensional kernel, and for tensors that PEFT has no place for.
+    """
     tensors = plain_tensors(layer, *UNSCALED)
     if core is None or core.ndim == 4:
         return tensors
@@ -39,7 +43,10 @@ def with_core(layer: Layer, core: Tensor | None) -> dict[str, Tensor]:
 
 
 def common_core(members: Sequence[Member[C]], module: Module) -> bool:
-    """`use_effective_conv2d`. Raises ConflictError where some kernels have a core and some have none."""
+    """The value of `use_effective_conv2d` for these layers.
+
+    Raises ConflictError where some layers with a kernel above 1 have a Tucker core and others have none.
+    """
     tucker = any(member.wanted.tucker for member in members)
     for member in members:
         without = member.wanted.needs_core and not member.wanted.tucker

@@ -1,4 +1,4 @@
-"""Which of PEFT's configurations, in a file and beside it, a layer of the file follows."""
+"""Which PEFT configuration, in a file or beside it, a layer of the file follows."""
 
 from __future__ import annotations
 
@@ -19,18 +19,22 @@ from .config import Config
 class Configs:
     """The PEFT configurations that a file's layers may follow.
 
-    Those in a file are for its parts of a model. The one beside it is for every layer with PEFT's
-    prefix; in a folder of many files it may be that of another, so a layer that only has PEFT's suffixes
-    must have the rank that it says, and one with an alpha of its own never follows it.
+    Configurations in the file are each for one part of a model. The one beside the file counts only if the
+    file holds none. Every layer with PEFT's prefix follows it. In a folder of many files it may belong to
+    another file, so a layer that only has PEFT's suffixes must also have the rank that the configuration
+    gives. A layer with an alpha of its own follows no configuration.
     """
 
     own: Mapping[str, Config[Any]]
-    """By the part of the model they are for; "" is for all."""
+    """The configurations in the file, by the part of the model that each is for; "" is for all parts."""
     beside: str | None
+    """The path of the configuration beside the file."""
     all_peft: bool
+    """Whether the file as a whole was recognised as PEFT's, so that no layer needs its prefix."""
 
     @classmethod
     def of(cls, file: TensorFile, config: Fingerprint | None, *, all_peft: bool) -> Configs:
+        # What the file itself says is certainly about it, unlike a configuration beside it.
         if METADATA_KEY in file.metadata:
             own = read_lora_metadata(file.metadata[METADATA_KEY], file.path)
             return cls(own, None, all_peft)
@@ -39,7 +43,11 @@ class Configs:
     def of_layer(
         self, name: str, algorithm: type[Layer], keys: Mapping[str, str], rank: int | None
     ) -> Config[Any] | None:
-        """The configuration that a layer follows."""
+        """The configuration that a layer follows, or None.
+
+        `keys` are the keys of the layer's tensors by suffix.
+        Raises FileFormatError for a configuration beside the file that cannot be followed.
+        """
         if ALPHA in keys and algorithm.scaled_by_alpha:
             return None
         if self.beside is None:
@@ -55,6 +63,9 @@ class Configs:
 
     @cached_property
     def _read(self) -> Config[Any]:
-        """Read only where a layer may follow it: a damaged one is no concern of other files."""
+        """The configuration beside the file.
+
+        It is only read where a layer may follow it: to other files a damaged one does not matter.
+        """
         assert self.beside is not None
         return read_peft_config(self.beside)

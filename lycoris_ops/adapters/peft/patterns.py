@@ -1,4 +1,4 @@
-"""How PEFT's configurations name layers: expressions over the paths of a module."""
+"""How PEFT's configurations name layers: by regular expressions or ends of the paths in a module."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ Number = TypeVar("Number", int, float)
 
 
 def check(pattern: str) -> str:
-    """The pattern itself. Raises re.error where it is no expression."""
+    """The pattern, unchanged. Raises re.error where it is not a regular expression."""
     re.compile(_at_the_end(pattern))
     return pattern
 
 
 def override(patterns: Mapping[str, Number], path: str, default: Number) -> Number:
-    """The value of the first pattern that a path matches.
+    """The value of the first pattern that matches a path, or `default`.
 
-    PEFT's rule: the expression must match the end of the path, from the start of a name on.
+    By PEFT's rule a pattern must match the whole path, or the end of it after a dot.
     """
     matching = (value for pattern, value in patterns.items() if re.match(_at_the_end(pattern), path))
     return next(matching, default)
 
 
 def ends(names: str | Sequence[str], path: str) -> bool:
-    """Whether a path is among `names`: one expression for the whole path, or ends of paths in a list."""
+    """Whether `names` covers a path: as one expression for the whole path, or as a list of ends of paths."""
     if isinstance(names, str):
         return re.match(rf"^({names})$", path) is not None
     return path.endswith(tuple(names))
 
 
 def alone(path: str) -> str:
-    """A pattern for this path alone, where PEFT would take the path for the end of any other as well."""
+    """A pattern that matches this path alone. Without the ^, PEFT would match longer paths that end in it."""
     return f"^{re.escape(path)}"
 
 
 def one_of(paths: Sequence[str]) -> str:
-    """One expression for these paths and no others."""
+    """One expression that matches these paths and no others, as PEFT matches it with the whole path."""
     return "|".join(re.escape(path) for path in sorted(paths)) if paths else "^$"
 
 
 def modules(paths: Sequence[str], known: Collection[str]) -> list[str] | str:
-    """The paths as a list, or as one expression where a list would mean more.
+    """The value of `target_modules` that names these paths and no others: a list, or else one expression.
 
-    PEFT takes what is listed for ends of paths: so some path of the module may end like that, and does
-    perhaps where the module's paths are not known.
+    PEFT takes the entries of a list as ends of paths. A list would therefore name too much where another path
+    of the module, out of `known`, ends like one of `paths`. Without known paths an expression is used, too.
     """
     others = {path[match.end() :] for path in known for match in re.finditer(r"\.", path)}
     return sorted(paths) if known and not others.intersection(paths) else one_of(paths)

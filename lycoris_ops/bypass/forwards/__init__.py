@@ -1,1 +1,1 @@
-"""What runs in each pass: a module for each form of a change, which defines FORMS and FORWARD."""
+"""What runs in each pass. Each module defines FORMS, the forms it is for, and FORWARD, their forward pass."""

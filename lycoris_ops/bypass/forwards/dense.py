@@ -1,4 +1,4 @@
-"""Dense and sparse changes: multiplied as they are."""
+"""Dense and sparse changes: the sum of their matrices, multiplied with the input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORMS = (Dense, Sparse)
 
 
 class DenseForward:
-    """y += (sum of strength * values) x; sparse values are put into the sum at their places."""
+    """y += (sum of strength * values) x, with sparse values added to the sum at their places."""
 
     def __init__(
         self, geometry: Geometry, items: Sequence[Item], dtype: torch.dtype, device: torch.device
@@ -60,11 +60,12 @@ class DenseForward:
         return buffer("sparse", shape, x).zero_()
 
     def _sum(self, strengths: Strengths) -> Tensor:
-        """The sum at these strengths, kept until they change."""
+        """The sum of all values at these strengths, kept until the strengths change."""
         key = tuple(strengths)
         if self._held is None or self._held[0] != key:
             first, _ = self.full[0]
             with outliving():
+                # Added up in float32 or float64, so that the sum is rounded once.
                 total = torch.zeros(first.shape, dtype=compute_dtype(first.dtype), device=first.device)
                 for values, slot in self.full:
                     total.add_(values, alpha=strengths[slot])

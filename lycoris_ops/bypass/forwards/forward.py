@@ -18,7 +18,7 @@ Strengths = Sequence[float]
 
 @dataclass(frozen=True)
 class Item:
-    """One form of one layer: added at `strengths[slot]`."""
+    """One form of one layer, added at strength `strengths[slot]`."""
 
     form: Any
     slot: int
@@ -28,31 +28,37 @@ class Forward(Protocol):
     """All forms of one kind that change the same outputs of a module."""
 
     def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> None:
-        """Add the change to those outputs, in place.
+        """Add the change to y, these outputs, in place.
 
-        Without a kernel both are matrices, a row a token; x is padded where padding is not by zeros.
+        For a linear layer x is (tokens, inputs) and y (tokens, outputs). For a convolution both have the
+        channels second, and x is padded already where padding is not by zeros.
         """
         ...
 
 
 @contextmanager
 def outliving() -> Generator[None]:
-    """What is made inside is no inference tensor: it may be used after this pass, by one with gradients.
+    """A context in which tensors are no inference tensors, so that later passes with gradients may use them.
 
-    Leaving inference mode alone would turn gradients on as well.
+    Gradients are recorded inside as they are outside.
     """
+    # Leaving inference mode turns gradients on, so that they have to be set again.
     recording = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.set_grad_enabled(recording):
         yield
 
 
 def recorded(*tensors: Tensor) -> bool:
-    """Whether gradients are recorded through any of these: then nothing may be written over."""
+    """Whether gradients are recorded through any of these; then no result of them may be written over."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def buffer(use: str, shape: Shape, like: Tensor) -> Tensor:
-    """An uninitialised tensor for one product; one that is kept, unless x is recorded, which keeps it too."""
+    """An uninitialised tensor for one product, in the dtype and on the device of `like`.
+
+    It is a buffer that all layers use in turn. Where gradients are recorded through `like` it is fresh
+    memory, because autograd keeps it for the backward pass.
+    """
     if recorded(like):
         return torch.empty(shape, dtype=like.dtype, device=like.device)
     return scratch(f"bypass {use}", shape, like.dtype, like.device)

@@ -18,15 +18,16 @@ TILE = 1 << 20
 """Elements of the full matrix that are formed at once."""
 
 ELEMENT = 32
-"""Multiplications that are done in the time in which one element is formed and stored."""
+"""What it costs to form and store one element of a matrix, in multiplications of a matrix product."""
 
 
 class HadamardForward:
     """y += scale * strength * ((w1_a @ w1_b) * (w2_a @ w2_b)) x.
 
     With Khatri-Rao factors P[o, mn] = w1_a[o, m] w2_a[o, n], Q[mn, c] = w1_b[m, c] w2_b[n, c] it is
-    P (Q x). They are formed anew in each pass, in a buffer that every layer uses: kept, they would need
-    r times the memory of the layer's own factors.
+    P (Q x). P and Q are formed anew in each pass, in a buffer that every layer uses: kept, they would need
+    r times the memory of the layer's own factors. Where this costs more than the full matrix, the full
+    matrix is used, formed in tiles of rows.
     """
 
     def __init__(
@@ -47,7 +48,10 @@ class HadamardForward:
             self._tiled(y, x, strengths)
 
     def _khatri_rao_is_cheaper(self, rows: int, positions: int) -> bool:
-        """By multiplications and elements formed, for so many outputs and positions."""
+        """Whether P (Q x) costs less than the full matrix, for `rows` outputs at `positions` places.
+
+        Counted are multiplications, and ELEMENT of them for each element that is formed.
+        """
         both, full = rows + self.geometry.columns, rows * self.geometry.columns
         inner = sum(len(w1_b) + len(w2_b) for (_, w1_b, _, w2_b), _, _ in self.factors)
         short = sum(self.ranks) * both * (positions + ELEMENT)
@@ -64,7 +68,7 @@ class HadamardForward:
             y.addmm_(hidden, left.T)
 
     def _new(self, strengths: Strengths) -> tuple[Tensor, Tensor]:
-        """The Khatri-Rao factors in memory of their own, through which gradients flow."""
+        """P and Q at these strengths, in fresh memory, so that gradients flow to the layer's factors."""
         lefts: list[Tensor] = []
         rights: list[Tensor] = []
         for (w1_a, w1_b, w2_a, w2_b), scale, slot in self.factors:
@@ -74,7 +78,7 @@ class HadamardForward:
         return torch.cat(lefts, 1).to(self.dtype), torch.cat(rights).to(self.dtype)
 
     def _buffered(self, rows: int, x: Tensor, strengths: Strengths) -> tuple[Tensor, Tensor]:
-        """The Khatri-Rao factors in the buffers that all layers use."""
+        """P and Q at these strengths, in the buffers that all layers use."""
         rank = sum(self.ranks)
         left = buffer("left", (rows, rank), x)
         right = buffer("right", (rank, self.geometry.columns), x)
@@ -97,6 +101,7 @@ class HadamardForward:
             for (w1_a, w1_b, w2_a, w2_b), scale, slot in self.factors:
                 one = torch.mm(w1_a[start:stop], w1_b)
                 two = torch.mm(w2_a[start:stop] * (scale * strengths[slot]), w2_b)
+                # Autograd keeps both products, so that neither may be written over.
                 if recorded(one, two):
                     total = one * two if total is None else torch.addcmul(total, one, two)
                 else:
@@ -112,7 +117,7 @@ class HadamardForward:
 def _factors(
     form: Hadamard, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """w1_a, w1_b, w2_a, w2_b where they are multiplied."""
+    """w1_a, w1_b, w2_a, w2_b on the device and in the dtype that they are multiplied in."""
     return tuple(part.to(device, dtype) for part in (form.w1_a, form.w1_b, form.w2_a, form.w2_b))  # type: ignore[return-value]
 
 

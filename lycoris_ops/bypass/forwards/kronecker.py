@@ -1,7 +1,7 @@
-"""LoKr: the two factors one after the other, the product of their sizes is never formed.
+"""LoKr: multiplied by its two factors, one after the other, so that their Kronecker product is never formed.
 
-The cost is that of the smaller dimensions: i + k products for an output and token where the full
-matrix takes i * j, so that no size asks for another way.
+For a square weight (l = i, k = j) each output of a token takes i + k multiplications, where the full matrix
+takes i * j. So there is no size for which the full matrix would be better.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ FORMS = (Kronecker,)
 
 @dataclass(frozen=True)
 class _Factors:
-    """w1 (l, i) in float32; w2 (k, j * prod(kernel)), or left @ right of it; which rows are meant."""
+    """One layer: w1 (l, i) in float32 or float64, w2 (k, j * prod(kernel)) as `right` or as left @ right.
+
+    w1 has only the rows that the layer's window needs. `rows` and `columns` are factors of the rows
+    and input channels around the product, None for ones.
+    """
 
     w1: Tensor
     left: Tensor | None
@@ -30,7 +34,7 @@ class _Factors:
     scale: float
     slot: int
     skipped: int
-    """Rows of the product before the first that is meant."""
+    """Rows of the product before the first row of the layer's window."""
     rows: Tensor | None
     columns: Tensor | None
 
@@ -38,8 +42,9 @@ class _Factors:
 class KroneckerForward:
     """y.view(l, k) += scale * strength * w1 @ x.view(i, j) @ w2^T for each token.
 
-    A low-rank w2 = left @ right stays so: right, w1, left, in the order of the smallest results. On a
-    convolution w2 has the kernel, and w1 mixes what it gives for each of the i parts of the channels.
+    A low-rank w2 = left @ right is not multiplied out: x goes through right, w1 and left, so that w1 works on
+    the smallest result. On a convolution w2 is convolved with each of the i parts of the channels, and w1
+    mixes what that gives.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class KroneckerForward:
             if self.geometry.kernel:
                 self._add(y, self._convolved(met, w1, one), one)
             elif one.rows is None and not one.skipped and y.is_contiguous() and y.shape[1] == _size(one):
+                # y is all rows of the product, so that the last matrix product can add to it directly.
                 _multiply_into(y, met, w1, one)
             else:
                 change = torch.zeros(len(y), _size(one), dtype=y.dtype, device=y.device)
@@ -64,6 +70,7 @@ class KroneckerForward:
 
     def _convolved(self, x: Tensor, w1: Tensor, one: _Factors) -> Tensor:
         batch, parts = len(x), w1.shape[1]
+        # Each part of the channels is convolved as one more item of the batch.
         inner = self.geometry.product(x.reshape(batch * parts, -1, *x.shape[2:]), one.right)
         places = inner.shape[2:]
         mixed = torch.matmul(w1, inner.reshape(batch, parts, -1))
@@ -73,7 +80,7 @@ class KroneckerForward:
         return full.view(batch, -1, *places)
 
     def _add(self, y: Tensor, change: Tensor, one: _Factors) -> None:
-        """Add the rows that are meant."""
+        """Add the rows of the window."""
         kept = change[:, one.skipped : one.skipped + y.shape[1]]
         y.add_(kept if one.rows is None else kept * self.geometry.per_channel(one.rows))
 
@@ -85,6 +92,7 @@ def _factors(item: Item, dtype: torch.dtype, device: torch.device) -> _Factors:
     k = len(form.w2[0])
     start, stop = form.window or (0, len(w1) * k)
     w1 = w1[start // k : -(-stop // k)]
+    # With a rank of k or more, two factors take more multiplications than their product.
     split = len(form.w2) == 2 and len(form.w2[1]) < k
     right = form.w2[1].to(device, dtype) if split else product(form.w2, wide, device).to(dtype)
     return _Factors(
@@ -100,12 +108,16 @@ def _factors(item: Item, dtype: torch.dtype, device: torch.device) -> _Factors:
 
 
 def _size(one: _Factors) -> int:
-    """Rows of the product."""
+    """The number of rows of the product."""
     return len(one.w1) * len(one.right if one.left is None else one.left)
 
 
 def _multiply_into(y: Tensor, x: Tensor, w1: Tensor, one: _Factors) -> None:
-    """Add w1 @ x.view(i, j) @ w2^T for each token to contiguous y."""
+    """Add w1 @ x.view(i, j) @ w2^T for each token to y, which must be contiguous.
+
+    A full w2 is multiplied before or after w1, whichever takes fewer multiplications: l (i + k) j with w1
+    first, i (j + l) k with w2 first.
+    """
     tokens, (outer, parts) = len(x), w1.shape
     k, j = one.right.shape
     if one.left is not None:

@@ -1,4 +1,4 @@
-"""All LoRA of a layer in one pair of products: up(diag(strengths) down(x))."""
+"""All LoRA layers of a module in one pair of products: up @ diag(factors) @ down @ x."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FORMS = (LowRank,)
 
 
 class LowRankForward:
-    """y += up @ diag(scale * strength) @ (down x), the factors of all layers side by side."""
+    """y += up @ diag(scale * strength) @ (down x), with the factors of all layers joined into one pair."""
 
     def __init__(
         self, geometry: Geometry, items: Sequence[Item], dtype: torch.dtype, device: torch.device
@@ -23,7 +23,7 @@ class LowRankForward:
         forms: list[LowRank] = [item.form for item in items]
         down = torch.cat([form.down.to(device, dtype) for form in forms])
         self.geometry = geometry
-        # Each group has channels of its own and the same factors.
+        # Each group has channels of its own, and down is the same for all groups.
         self.down = down.repeat(geometry.groups, 1) if geometry.groups > 1 else down
         self.up = torch.cat([form.up.to(device, dtype) for form in forms], 1).contiguous()
         self.factors = [
@@ -38,13 +38,15 @@ class LowRankForward:
             hidden = (hidden * self.geometry.per_channel(self._diagonal(factors))).to(hidden.dtype)
             y.add_(self.geometry.mix(hidden, self.up))
         elif len(set(factors)) == 1:
+            # A factor that all ranks share is given to the product itself, where it costs nothing.
             y.addmm_(hidden, self.up.T, alpha=factors[0])
         else:
-            # In float32: a factor rounded to the dtype of the input would be off by the same share
-            # for every value, and not at random.
+            # In float32: rounded to the dtype of the input, a factor would shift all values by the same
+            # share, an error that does not average out as random ones do.
             y.addmm_((hidden * self._diagonal(factors)).to(hidden.dtype), self.up.T)
 
     def _diagonal(self, factors: Sequence[float]) -> Tensor:
+        """A factor for each row of `down`, kept until the strengths change."""
         key = tuple(factors)
         if self._held is None or self._held[0] != key:
             ranks = [rank for _, _, rank in self.factors] * self.geometry.groups

@@ -18,13 +18,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar=("FILE", "STRENGTH"),
-        help="an adapter, its strength (1 unless given), and one for the text encoders (the same unless "
-        "given); again for each adapter",
+        help="an adapter, its strength (1 by default), and its strength on the text encoders (the same by "
+        "default); repeat the option for each adapter",
     )
     add_output(command, "the .safetensors file to write")
     add_dtype(command, "all float tensors")
     command.add_argument(
-        "--strict", action="store_true", help="fail where a layer of an adapter meets nothing"
+        "--strict", action="store_true", help="fail if a layer of an adapter cannot be matched"
     )
     add_json(command)
 
@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _entry(file: str, *strengths: str) -> Entry:
+    """An adapter with up to two strengths, given as texts. Raises LycorisError for any others."""
     try:
         values = [float(text) for text in strengths]
     except ValueError:

@@ -1,4 +1,4 @@
-"""Write a file in another tool's dialect or another dtype."""
+"""Write an adapter in the dialect of another tool, or in another dtype."""
 
 from __future__ import annotations
 
@@ -20,18 +20,24 @@ from ..shared import (
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("file", help="the adapter to read")
-    add_output(command, "the file to write; for peft a folder")
-    command.add_argument("--dialect", required=True, choices=WRITTEN, help="whose names and tensors to write")
+    add_output(command, "the .safetensors file to write, or for peft a folder")
+    command.add_argument(
+        "--dialect", required=True, choices=WRITTEN, help="the tool whose names and tensors to write"
+    )
     add_dtype(command, "the factors")
-    add_model(command, "the model that it is for, where the names cannot be told without")
+    add_model(command, "the model that the adapter is for, needed where names are translated")
     command.add_argument(
         "--metadata",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="add metadata; KEY= takes it away",
+        help="add an entry to the metadata; KEY= removes one",
     )
-    command.add_argument("--drop-unread", action="store_true", help="leave out what of the file is not read")
+    command.add_argument(
+        "--drop-unread",
+        action="store_true",
+        help="leave out keys that nothing reads, and embeddings that the dialect cannot hold",
+    )
     add_json(command)
 
 
@@ -52,6 +58,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _metadata(text: str) -> tuple[str, str | None]:
+    """The key and value of KEY=VALUE. The value is None for KEY=, which takes the key away."""
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise LycorisError("metadata must be given as KEY=VALUE", got=text or "nothing")

@@ -1,4 +1,4 @@
-"""Say what a file holds, and what of a model it meets."""
+"""Show what an adapter file holds, and which layers of a model it matches."""
 
 from __future__ import annotations
 

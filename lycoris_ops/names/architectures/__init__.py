@@ -1,9 +1,14 @@
 """Other names of a model's layers, one module per architecture.
 
-A module in this folder registers `diffusers`, the names that the layers have in that library's model, with
-every row of a weight in one of them at most, and `aliases`, all other names (see `base.Aliases`, and
-`notation` for the tables that they come from). One that defines `fallback`, of the same form, is asked for
-names that nothing else explains. `open_clip` is a text encoder's layout that only checkpoint files have.
+A module in this folder registers the functions that it defines, which all have the form `base.Aliases`:
+
+- `diffusers`: the names of the layers in diffusers' model. Each row of a weight is under one of these names
+  at most, so that files can be written in them.
+- `aliases`: all other names.
+- `fallback`: names that are tried only where nothing else explains a name.
+
+The first two mostly come from tables, in the notation of `notation`. `open_clip` defines none of the three:
+it is a text encoder's layout that only checkpoint files have.
 """
 
 from __future__ import annotations

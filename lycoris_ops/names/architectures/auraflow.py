@@ -45,6 +45,7 @@ DIFFUSERS = {
     "time_step_proj.linear_2": "t_embedder.mlp.2",
     **under("joint_transformer_blocks.*", "double_layers.*", JOINT),
     **under("single_transformer_blocks.*", "single_layers.*", SINGLE),
+    # Shift before scale in the original code, scale before shift in diffusers.
     "norm_out.linear": swapped("modF.1"),
     "proj_out": "final_linear",
 }

@@ -1,4 +1,4 @@
-"""What an architecture module tells: other names of a model's layers, and what they mean there."""
+"""The form in which architecture modules give other names of a model's layers, and what the names mean."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from ...maths.shapes import Shape
 
 @dataclass(frozen=True)
 class Place:
-    """A layer of the model by its path, or some rows of it: first and end."""
+    """A layer of the model by its path, or some of its rows."""
 
     path: str
     rows: tuple[int, int] | None = None
+    """First row and end; None for all rows."""
 
 
 Places = tuple[Place, ...]
-"""One place, or several whose rows, one after the other, are the output of the named layer."""
+"""What a name means: one place, or several whose rows, one below the other, are those of the named layer."""
 
 Aliases = Callable[[Mapping[str, Shape]], Mapping[str, Places]]
-"""From the paths of a model's layers, with their weights' shapes, to what other names of layers mean.
+"""A function from the paths of a model's layers, with their weights' shapes, to other names and their places.
 
-A shape is () where it is not known; names that need it (slices) are left out then. The result is
-empty where the layers are of another architecture.
+A shape is () where it is not known; names that depend on it (parts of a layer's rows) are left out then. The
+result is empty for a model of another architecture.
 """

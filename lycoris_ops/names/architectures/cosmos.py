@@ -1,7 +1,7 @@
 """Cosmos 1, Cosmos-Predict2 and Anima: the original layouts beside the names of diffusers.
 
 Source of the correspondence: diffusers (Apache-2.0), `convert_cosmos_transformer_checkpoint_to_diffusers`
-in `loaders/single_file_utils.py`, and for Anima's text conditioner, a model of its own there,
+in `loaders/single_file_utils.py`. Anima's text conditioner, a model of its own in diffusers, is renamed in
 `_convert_non_diffusers_anima_lora_to_diffusers` in `loaders/lora_conversion_utils.py`.
 """
 
@@ -36,6 +36,7 @@ COMMON = {
 }
 COSMOS_1 = {
     **COMMON,
+    # Spelled so in the original code.
     "time_embed.norm": "affline_norm",
     "learnable_pos_embed.**": "extra_pos_embedder.**",
     **under("norm_out", "final_layer.adaLN_modulation", MODULATION),
@@ -74,6 +75,7 @@ diffusers, aliases = names_of(
     Layout(
         marks=("x_embedder.proj.1", "blocks.*.mlp.layer1"),
         diffusers=COSMOS_2,
+        # Anima alone has it.
         others={"text_conditioner.**": "llm_adapter.**"},
     ),
 )

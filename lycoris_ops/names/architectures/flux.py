@@ -31,6 +31,7 @@ MLP = {
     "ff_context.net.0.proj": "txt_mlp.0",
     "ff_context.net.2": "txt_mlp.2",
 }
+# The gate and the value are one layer in diffusers, with the value first.
 GATED_MLP = {
     "ff.net.0.proj": fused("img_mlp.up_proj", "img_mlp.gate_proj"),
     "ff.net.2": "img_mlp.down_proj",
@@ -44,6 +45,8 @@ FLUX_2_MLP = {
     "ff_context.linear_out": "txt_mlp.2",
 }
 SINGLE_NORM = {"attn.norm_q": "norm.query_norm", "attn.norm_k": "norm.key_norm"}
+# `linear1` is query, key, value and the feed-forward's input. Each of the first three has the model's width,
+# which is also the number of rows of `linear2`; the fourth has the rest.
 SINGLE = {
     **SINGLE_NORM,
     "norm.linear": "modulation.lin",
@@ -61,6 +64,7 @@ COMMON = {
     "x_embedder": "img_in",
     "context_embedder": "txt_in",
     **under("transformer_blocks.*", "double_blocks.*", DOUBLE),
+    # Shift before scale in the original code, scale before shift in diffusers.
     "norm_out.linear": swapped("final_layer.adaLN_modulation.1"),
     "proj_out": "final_layer.linear",
 }
@@ -112,6 +116,7 @@ FLUX_2 = {
     **under("single_transformer_blocks.*", "single_blocks.*", FLUX_2_SINGLE),
 }
 
+# 1 is the stream of the image, 2 that of the text.
 XLABS_DOUBLE = {
     "processor.qkv_lora1": "img_attn.qkv",
     "processor.qkv_lora2": "txt_attn.qkv",
@@ -131,7 +136,7 @@ OTHERS = {
     **under("single_blocks.*", "single_blocks.*", XLABS_SINGLE),
 }
 OVIS_OTHERS = {**OTHERS, "semantic_txt_norm": "txt_norm", "semantic_txt_in": "txt_in"}
-# Some exports cut the word short.
+# Some exports cut `transformer_blocks` short.
 FLUX_2_OTHERS = {**OTHERS, **under("sformer_blocks.*", "double_blocks.*", {**DOUBLE, **FLUX_2_MLP})}
 
 NORMS = (
@@ -148,10 +153,11 @@ NORMS = (
     "txt_norm",
 )
 SPELLINGS = {f"{norm}.scale": norm for norm in NORMS}
-"""The files call the weight of a norm its scale."""
+"""The original files call the weight of a norm its scale, where the host calls it its weight."""
 
 QKV = "double_blocks.*.img_attn.qkv"
 
+# The first layout whose marks a model has counts. LongCat-Image's fit most others too: it must be last.
 diffusers, aliases = names_of(
     Layout(("img_in", QKV, "double_stream_modulation_img.lin"), FLUX_2, FLUX_2_OTHERS, SPELLINGS),
     Layout(("img_in", QKV, "distilled_guidance_layer.in_proj"), CHROMA, OTHERS, SPELLINGS),
@@ -159,6 +165,6 @@ diffusers, aliases = names_of(
     Layout(("img_in_patch", QKV, "distilled_guidance_layer.in_proj"), CHROMA, OTHERS, SPELLINGS),
     Layout(("img_in", QKV, "double_blocks.*.img_mlp.gate_proj"), OVIS, OVIS_OTHERS, SPELLINGS),
     Layout(("img_in", QKV, "vector_in.in_layer"), FLUX_1, OTHERS, SPELLINGS),
-    # A Flux without CLIP's pooled text.
+    # LongCat-Image: a Flux without CLIP's pooled text.
     Layout(("img_in", QKV), LONGCAT, {**OTHERS, **TIME_TEXT}, SPELLINGS),
 )

@@ -1,8 +1,9 @@
-"""Names that need no table: parts of a fused projection, and fused names of split projections.
+"""Names that need no table: the parts of a fused projection, and the fusions of split projections.
 
-They hold for any model whose layers have the usual names, text encoders included, where the shapes decide
-which rows a name means. For a name that neither a path nor a table has. Names are those of the attention
-modules of diffusers and transformers (both Apache-2.0) and of the models' original code.
+They are tried where a name is neither a path of the model nor in a table. They apply to every model whose
+layers have the usual names, text encoders included. The shapes decide which rows a name means; where they do
+not, it means nothing. The names are those of the attention modules of diffusers and transformers (both
+Apache-2.0) and of the models' original code.
 """
 
 from __future__ import annotations
@@ -23,13 +24,17 @@ FAMILIES = (
 )
 """Names of query, key and value in one attention."""
 QKV = ("qkv", "to_qkv", "qkv_proj", "in_proj", "in_proj_weight", "Wqkv", "wqkv")
+"""Names of query, key and value in one layer.
+
+`query_key_value` is left out: in some models its rows are ordered head by head.
+"""
 KV = ("kv", "to_kv", "kv_proj", "Wkv", "wkv")
-"""Names of their fusions. `query_key_value` is not one: some models mix its rows head by head."""
+"""Names of key and value in one layer."""
 ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
 ADDED_QKV = ("to_added_qkv",)
 ADDED_KV = ("to_added_kv",)
 OUTPUTS = ("to_out.0", "to_out", "out_proj", "o_proj", "out", "o", "proj", "wo", "out_layer")
-"""Names of the projection after an attention, which has a column for every row of the query."""
+"""Names of the projection after an attention. It has as many inputs as the query has outputs."""
 GATES = (("gate_proj", "up_proj"), ("gate", "up"))
 GATE_UP = ("gate_up_proj", "gate_up")
 
@@ -40,11 +45,14 @@ FUSIONS = (
     (ADDED[1:], ADDED_KV),
     *((gates, GATE_UP) for gates in GATES),
 )
-"""Shares, in the order of their rows, and what they are called together."""
+"""The names of parts in the order of their rows, and the names that the layer of all these parts can have."""
 
 
 def fallback(shapes: Mapping[str, Shape]) -> dict[str, Places]:
-    """Names beside the real paths; a name that could mean two things is left out."""
+    """The usual names of a model's fused and split layers, with their places.
+
+    Paths that the model has itself are left out, and so are names with two meanings.
+    """
     found: dict[str, set[Places]] = {}
     for parent, children in _families(shapes).items():
         for parts, fusions in FUSIONS:
@@ -53,7 +61,8 @@ def fallback(shapes: Mapping[str, Shape]) -> dict[str, Places]:
             elif children.isdisjoint(parts):
                 _split(shapes, parent, parts, [name for name in fusions if name in children], found)
         if ("to_out" in children) != (f"{parent}to_out.0" in shapes):
-            # One layer: diffusers' list of it and a dropout, whose index some tools leave out.
+            # Both names mean one layer. diffusers has it in a list with a dropout, whose index some tools
+            # leave out.
             written, other = ("to_out", "to_out.0") if "to_out" in children else ("to_out.0", "to_out")
             found.setdefault(f"{parent}{other}", set()).add((Place(f"{parent}{written}"),))
     return {
@@ -64,7 +73,10 @@ def fallback(shapes: Mapping[str, Shape]) -> dict[str, Places]:
 
 
 def _families(shapes: Mapping[str, Shape]) -> dict[str, set[str]]:
-    """The names of the layers directly below each path, and `to_out.0` by its parent."""
+    """The path of a parent, with its dot, to the names of the layers directly below it.
+
+    The parent of a `to_out.0` is entered too, even where no layer is directly below it.
+    """
     children: dict[str, set[str]] = {}
     for path in shapes:
         parent, dot, name = path.rpartition(".")
@@ -81,8 +93,9 @@ def _join(
     fusions: tuple[str, ...],
     found: dict[str, set[Places]],
 ) -> None:
+    """Enter the names that layers which the model has apart have as one layer."""
     places = tuple(Place(f"{parent}{part}") for part in parts)
-    # Keys and values of something else than the queries have other columns: nobody can fuse those.
+    # In cross-attention keys and values can have other inputs than queries. Such layers cannot be one.
     columns = {shapes[place.path][1:] for place in places}
     if len(columns) > 1 or () in columns:
         return
@@ -97,6 +110,8 @@ def _split(
     fused: list[str],
     found: dict[str, set[Places]],
 ) -> None:
+    """Enter the names of the parts of the one fused layer that the model has below a parent."""
+    # With two fused layers it is open of which one a part is meant.
     if len(fused) != 1:
         return
     path = f"{parent}{fused[0]}"
@@ -106,15 +121,17 @@ def _split(
 
 
 def _ends(shapes: Mapping[str, Shape], parent: str, path: str, parts: int) -> tuple[int, ...]:
-    """Where the rows of the parts end; nothing where the shapes do not tell."""
+    """The end of each part's rows in a fused layer; () where the shapes do not tell."""
     shape = shapes[path]
     if len(shape) < 2:
         return ()
     if parts == 2:
         return (shape[0] // 2, shape[0]) if shape[0] % 2 == 0 else ()
     outputs = [shapes[f"{parent}{name}"] for name in OUTPUTS if f"{parent}{name}" in shapes]
+    # With two candidates it is open which one follows the attention.
     if len(outputs) > 1:
         return ()
     if outputs:
         return qkv_ends(shape, outputs[0])
+    # Without one, the parts are taken for equal only where each has as many outputs as inputs.
     return (shape[1], 2 * shape[1], 3 * shape[1]) if shape[0] == 3 * shape[1] else ()

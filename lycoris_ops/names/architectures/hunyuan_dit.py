@@ -1,7 +1,7 @@
 """HunyuanDiT under the names of diffusers.
 
-The second and third norm of a block have each other's names there. A file that uses one of them does not
-say whose name it is: it is taken for the model's own.
+In diffusers the second and the third norm of a block have each other's names. A file with one of these names
+does not say whose it is: it is taken for the model's own.
 
 Source of the correspondence: diffusers (Apache-2.0), `scripts/convert_hunyuandit_to_diffusers.py`.
 """
@@ -37,6 +37,7 @@ DIFFUSERS = {
     "time_extra_emb.timestep_embedder.linear_2": "t_embedder.mlp.2",
     "time_extra_emb.extra_embedder.linear_1": "extra_embedder.0",
     "time_extra_emb.extra_embedder.linear_2": "extra_embedder.2",
+    # Only version 1.0 has it.
     "time_extra_emb.style_embedder": "style_embedder",
     "time_extra_emb.pooler.positional_embedding": "pooler.positional_embedding",
     "time_extra_emb.pooler.k_proj": "pooler.k_proj",
@@ -44,6 +45,7 @@ DIFFUSERS = {
     "time_extra_emb.pooler.v_proj": "pooler.v_proj",
     "time_extra_emb.pooler.c_proj": "pooler.c_proj",
     **under("blocks.*", "blocks.*", BLOCK),
+    # Shift before scale in the original code, scale before shift in diffusers.
     "norm_out.linear": swapped("final_layer.adaLN_modulation.1"),
     "proj_out": "final_layer.linear",
 }

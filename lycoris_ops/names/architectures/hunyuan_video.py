@@ -1,8 +1,8 @@
 """HunyuanVideo, HunyuanVideo 1.5 and HunyuanImage 2.1 with its refiner.
 
-Names are those of diffusers and of Tencent's own code (`img_attn_qkv`, `mlp.fc1`,
-`modulation.linear`; of the later models `img_attn_q` and `linear1_mlp`), in which files of
-the first model can be, too.
+Names are those of diffusers and of Tencent's own code: `img_attn_qkv`, `mlp.fc1` and `modulation.linear`, and
+for the later models `img_attn_q` and `linear1_mlp`. Checkpoint files of the first model can have Tencent's
+names as well.
 
 Source of the correspondence: diffusers (Apache-2.0), `diffusers/loaders/single_file_utils.py`,
 `scripts/convert_hunyuan_video1_5_to_diffusers.py` and `scripts/convert_hunyuan_image_to_diffusers.py`.
@@ -43,12 +43,14 @@ COMMON = {
     "cond_type_embed": "cond_type_embedding",
     **under("transformer_blocks.*", "double_blocks.*", {**DOUBLE, **MLP}),
     **under("single_transformer_blocks.*", "single_blocks.*", SINGLE),
+    # Shift before scale in the original code, scale before shift in diffusers.
     "norm_out.linear": swapped("final_layer.adaLN_modulation.1"),
     "proj_out": "final_layer.linear",
 }
 
 
 def _embedders(theirs: str) -> dict[str, Meaning]:
+    """The embedders of one model. diffusers' classes have them in modules of different names."""
     return {
         f"{theirs}.timestep_embedder.linear_1": "time_in.in_layer",
         f"{theirs}.timestep_embedder.linear_2": "time_in.out_layer",
@@ -77,7 +79,7 @@ TENCENT_PARTS = {
     **under("double_blocks.*", "double_blocks.*", TENCENT_DOUBLE),
     **under("single_blocks.*", "single_blocks.*", TENCENT_SINGLE),
 }
-"""Layers that the code of the later models has in parts."""
+"""The parts of layers that the code of the later models has apart and the host has as one."""
 
 
 def _stream(name: str) -> dict[str, str]:
@@ -122,11 +124,12 @@ ONE_TRAINER = {
     "double_blocks.*.img_mlp.fc0": "double_blocks.*.img_mlp.0",
     "double_blocks.*.txt_mlp.fc0": "double_blocks.*.txt_mlp.0",
 }
-"""Where its original layout is not Tencent's."""
+"""Names in OneTrainer's original layout that are not Tencent's."""
 
 MARK = "txt_in.individual_token_refiner.blocks.*.norm1"
 OTHERS = {**TENCENT_PARTS, **ONE_TRAINER}
 
+# The first layout whose marks a model has counts. MARK alone fits the whole family: it must be last.
 diffusers, aliases = names_of(
     Layout((MARK, "vector_in.in_layer"), HUNYUAN_VIDEO, OTHERS, TENCENT),
     Layout((MARK, "single_blocks.*.linear1"), HUNYUAN_IMAGE, OTHERS, TENCENT),

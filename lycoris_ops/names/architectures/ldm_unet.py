@@ -25,12 +25,12 @@ ADDED = {
     "add_embedding.linear_1": "label_emb.0.0",
     "add_embedding.linear_2": "label_emb.0.2",
 }
-"""The vector beside the prompt in SDXL."""
+"""The embedding of the vector beside the prompt in SDXL."""
 CLASSES = {
     "class_embedding.linear_1": "label_emb.0.0",
     "class_embedding.linear_2": "label_emb.0.2",
 }
-"""What is called a class in SD 2.1 unCLIP."""
+"""The same layers in SD 2.1 unCLIP, where diffusers calls the vector a class."""
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -50,7 +50,11 @@ MIDDLE = {
 
 
 def table(shapes: Mapping[str, Shape]) -> Table:
-    """With each of our numbered blocks as a resnet, transformer or resampler of a level of theirs."""
+    """The table for one UNet.
+
+    Each layer in a numbered block of the model is a resnet, a transformer or a resampler in a level of
+    diffusers' model. Which one it is shows in the names of the layers below it.
+    """
     layers: dict[str, dict[int, dict[int, set[str]]]] = {"input_blocks": {}, "output_blocks": {}}
     for path in shapes:
         if match := PLACE.match(path):
@@ -58,7 +62,7 @@ def table(shapes: Mapping[str, Shape]) -> Table:
             layers[side].setdefault(int(block), {}).setdefault(int(layer), set()).add(child)
     return {
         **ENDS,
-        # SDXL and its relatives have no transformers in the first level.
+        # SDXL and its relatives have no transformers in the first level; SD 2.1 unCLIP has.
         **(CLASSES if "input_blocks.1.1.proj_in" in shapes else ADDED),
         **MIDDLE,
         **_side(layers["input_blocks"], "input_blocks", "down_blocks", "op", "downsamplers.0.conv"),
@@ -69,7 +73,11 @@ def table(shapes: Mapping[str, Shape]) -> Table:
 def _side(
     blocks: Mapping[int, Mapping[int, set[str]]], ours: str, theirs: str, resampler: str, resampled: str
 ) -> Table:
-    """The way down or up. A resampler is the last layer of its level."""
+    """The names on the way down or up. A resampler is the last layer of its level.
+
+    ours, theirs: the list of blocks in the model and in diffusers. resampler, resampled: the layer of a
+    resampler in the model and in diffusers.
+    """
     found: dict[str, Meaning] = {}
     level, number = 0, 0
     for block, layers in sorted(blocks.items()):
@@ -88,8 +96,8 @@ def _side(
 
 
 diffusers, aliases = names_of(
-    # SVD's UNet has other names in diffusers, whose layers for time stand beside those for space. The host
-    # gives it these.
+    # In diffusers SVD has other names: its class has the layers for time beside those for space. The host's
+    # own map gives SVD the names of the other UNets, so they are entered as other names.
     Layout(
         ("input_blocks.0.0", "input_blocks.1.0.time_stack.in_layers.2"),
         others=lambda shapes: {**table(shapes), **ADDED},

@@ -2,7 +2,7 @@
 
 Source of the correspondence: diffusers (Apache-2.0), `convert_ltx_transformer_checkpoint_to_diffusers`
 in `loaders/single_file_utils.py`, `_convert_non_diffusers_ltx2_lora_to_diffusers` in
-`loaders/lora_conversion_utils.py` and, for the connectors that are a model of their own there,
+`loaders/lora_conversion_utils.py` and, for the connectors, which are a model of their own in diffusers,
 `scripts/convert_ltx2_to_diffusers.py`.
 """
 

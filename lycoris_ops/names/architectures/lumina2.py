@@ -1,7 +1,8 @@
 """Lumina 2 and NewBie: the original layout beside the names of diffusers.
 
 Source of the correspondence: diffusers (Apache-2.0), `convert_lumina2_to_diffusers` in
-`loaders/single_file_utils.py`; it knows one size only, here the rows are read from the shapes.
+`loaders/single_file_utils.py`. That conversion knows one size of the model; here the rows of query, key and
+value come from the shapes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ BLOCK = {
     **same("ffn_norm1", "ffn_norm2"),
 }
 MODULATED = {**BLOCK, "norm1.norm": "attention_norm1", "norm1.linear": "adaLN_modulation.1"}
+# The context refiner has no modulation.
 PLAIN = {**BLOCK, "norm1": "attention_norm1"}
 DIFFUSERS = {
     **same("x_embedder"),

@@ -1,9 +1,11 @@
 """MiniMax-H3: ComfyUI's layout beside the names of diffusers.
 
 Source of the correspondence: diffusers (Apache-2.0), `convert_minimax_h3_transformer_checkpoint_to_diffusers`
-in `loaders/single_file_utils.py`: gate and value of the feed-forward change places. Query, key and value
-follow one another as in every published single file; in the original shards, and in adapters that
-DiffSynth-Studio trains on them, each head has its own three, which names and shapes do not tell.
+in `loaders/single_file_utils.py`. It exchanges gate and value of the feed-forward.
+
+The rows of `qkv_proj` are taken to be all of the query, then the key, then the value, as in every published
+single file. In the original shards, and in adapters that DiffSynth-Studio trains on them, they are ordered
+head by head, each with its query, key and value. Names and shapes do not tell which order a file has.
 """
 
 from __future__ import annotations

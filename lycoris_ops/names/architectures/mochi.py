@@ -1,9 +1,9 @@
 """Mochi 1: the original layout beside the names of diffusers.
 
 Source of the correspondence: diffusers (Apache-2.0), `convert_mochi_transformer_checkpoint_to_diffusers`
-in `loaders/single_file_utils.py`: gate and value of the feed-forward, and shift and scale of the last
-modulation, change places. The last block's text stream ends before its output, and its modulation,
-which has no gate, has another name.
+in `loaders/single_file_utils.py`. It exchanges gate and value of the feed-forward, and shift and scale of the
+last modulation. The text stream of the last block ends before its output: its modulation has no gate, and
+another name in diffusers.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ DIFFUSERS = {
 
 
 def table(shapes: Mapping[str, Shape]) -> Table:
-    """With the last block's own name for the modulation of its text."""
+    """The table for one model, with the other name that the modulation of the text has in the last block."""
     last = max(int(path.split(".")[1]) for path in shapes if path.startswith("blocks."))
     return {**DIFFUSERS, f"transformer_blocks.{last}.norm1_context.linear_1": f"blocks.{last}.mod_y"}
 

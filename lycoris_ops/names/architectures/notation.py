@@ -4,16 +4,17 @@ A table has names on the left and their meaning on the right, which is a layer's
 
     "proj_out": "final_layer.linear"                   one layer
     "blocks.*.norm1": "layers.*.norm"                  `*` is a number, the same on both sides
-    "text_fusion.**": "txtfusion.**"                   `**` is every path below that no other row has
+    "text_fusion.**": "txtfusion.**"                   `**` is every path below that no other entry has
     **same("context_embedder")                         a layer with one name on both sides
     **split("attn.qkv", "to_q", "to_k", "to_v")        parts of a layer's rows, in order
-    "attn.linear1_qkv": rows("linear1", 0, 3, of=4)    several such parts
+    "attn.linear1_qkv": rows("linear1", 0, 3, of=4)    several such parts as one
     "norm_out.linear": swapped("modulation")           halves in the other order
-    "ff.proj": fused("up", "gate")                     layers one after the other
+    "ff.proj": fused("up", "gate")                     layers one below the other
     **under("blocks.*", "layers.*", BLOCK)             a table for what is below a path
 
-Rows that a model does not have, or that its shapes do not allow, are left out. Where rows of a table name
-the same thing, the more exact one counts: one without `*` before one with it, and that before `**`.
+An entry is left out where the model does not have its layers, or where their shapes do not allow its parts.
+Where two entries give one name, or name one layer, the more exact one counts: an entry without stars before
+one with `*`, and that before one with `**`.
 """
 
 from __future__ import annotations
@@ -37,10 +38,14 @@ FUSED = {
 
 @dataclass(frozen=True)
 class Share:
-    """Of a layer whose rows are `of` parts, those from `first` to before `end`; the whole by default.
+    """Some of the parts of a layer's rows: of `of` parts, those from `first` to before `end`.
 
-    The parts are of equal size. With `like` each but the last has as many rows as that layer has; with
-    `output` they are query, key and value of an attention whose output is that layer.
+    The default is the whole layer. The parts have equal numbers of rows, unless one of these is given:
+
+    - `like` is the path of another layer. Each part but the last has as many rows as that layer has, and the
+      last has the rest.
+    - `output` is the path of the projection after an attention. The parts are the attention's query, key and
+      value, of which key and value can have fewer rows (see `qkv_ends`).
     """
 
     path: str
@@ -51,20 +56,22 @@ class Share:
     output: str | None = None
 
     def through(self, change: Callable[[str], str]) -> Share:
-        """With every path changed."""
+        """The same share with every path in it changed."""
         like, output = self.like and change(self.like), self.output and change(self.output)
         return replace(self, path=change(self.path), like=like, output=output)
 
     def precedes(self, other: Share) -> bool:
-        """Whether the other's rows are the next ones of the same layer."""
+        """Whether the rows of `other` are the next rows of the same layer."""
         return replace(self, first=self.end, end=other.end) == other
 
 
 Shares = tuple[Share, ...]
+"""Rows of layers, one below the other."""
 Meaning = str | Shares
+"""What an entry of a table means: the path of a layer, or shares."""
 Table = Mapping[str, Meaning]
 Naming = Table | Callable[[Mapping[str, Shape]], Table]
-"""A table, or what makes one for a model's layers: where their number decides names."""
+"""A table, or a function that makes one where the names depend on which layers a model has."""
 
 
 def same(*paths: str) -> dict[str, Meaning]:
@@ -73,29 +80,29 @@ def same(*paths: str) -> dict[str, Meaning]:
 
 
 def split(path: str, *names: str, like: str | None = None, output: str | None = None) -> dict[str, Meaning]:
-    """Names of the parts of a layer, in order."""
+    """A name for each of the parts of a layer, in the order of their rows. like, output: see `Share`."""
     return {name: rows(path, n, n + 1, len(names), like, output) for n, name in enumerate(names)}
 
 
 def rows(
     path: str, first: int, end: int, of: int, like: str | None = None, output: str | None = None
 ) -> Meaning:
-    """Some of the parts of a layer."""
+    """Some of the parts of a layer, see `Share`."""
     return (Share(path, first, end, of, like, output),)
 
 
 def swapped(path: str) -> Meaning:
-    """A layer with its halves in the other order: scale and shift, where the model has shift and scale."""
+    """A layer with its two halves exchanged: scale and shift, where the model has shift and scale."""
     return (Share(path, 1, 2, 2), Share(path, 0, 1, 2))
 
 
 def fused(*paths: str) -> Meaning:
-    """One layer, where the model has several."""
+    """One layer, where the model has several with these paths."""
     return tuple(Share(path) for path in paths)
 
 
 def under(theirs: str, ours: str, table: Table) -> dict[str, Meaning]:
-    """A table for what is below one path of ours, which is another one for them."""
+    """A table with its names below the path `theirs`, and its meanings below the model's path `ours`."""
     return {
         f"{theirs}.{name}": tuple(part.through(lambda path: f"{ours}.{path}") for part in _parts(meaning))
         for name, meaning in table.items()
@@ -107,17 +114,17 @@ class Layout:
     """The layers of one architecture: how to know it, and what other tools call them."""
 
     marks: tuple[str, ...]
-    """Paths, `*` for a number, that together no other architecture has."""
+    """Paths, with `*` for a number. A model that has all of them is of this architecture."""
     diffusers: Naming = field(default_factory=dict[str, Meaning])
-    """The layers of diffusers' own model; each of them once, and no rows of ours in two."""
+    """The layers of diffusers' model, each under one name. No row of the model is under two of them."""
     others: Naming = field(default_factory=dict[str, Meaning])
-    """Other names, whosever they are. Fused ones and numbered parts follow from diffusers' without a row."""
+    """Other tools' names. Those of fused layers and of numbered parts are made from diffusers' names."""
     spellings: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Other paths that files of the model itself can have, to those that the tables are written in."""
+    """Other paths that the model's own layers can have in files, to the paths that the tables use."""
 
 
 def names_of(*layouts: Layout) -> tuple[Aliases, Aliases]:
-    """`diffusers` and `aliases` of a module, both by the first layout that a model is of."""
+    """The functions `diffusers` and `aliases` of a module, by the first layout whose marks a model has."""
 
     def diffusers(shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
         model = _recognised(layouts, shapes)
@@ -136,9 +143,10 @@ def names_of(*layouts: Layout) -> tuple[Aliases, Aliases]:
 
 
 def qkv_ends(fused: Shape, output: Shape) -> tuple[int, ...]:
-    """Where the rows of query, key and value end; nothing where the shapes do not tell.
+    """The ends of the rows of query, key and value in a fused weight; () where the shapes do not tell.
 
-    Fused (q + 2 kv, I, ...), output (O, q, ...): fewer key than query rows is grouped attention.
+    fused (q + 2 kv, I, ...), output (O, q, ...): the query has q rows, key and value have kv rows each. In
+    grouped attention kv is smaller than q.
     """
     if len(fused) < 2 or len(output) < 2:
         return ()
@@ -149,27 +157,29 @@ def qkv_ends(fused: Shape, output: Shape) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Model:
-    """A model's layers, by the paths that a layout's tables have for them."""
+    """A model's layers, under the paths that the tables of its layout use."""
 
     layout: Layout
     shapes: Mapping[str, Shape]
     real: Mapping[str, str]
-    """Paths that the model itself spells in another way."""
+    """A path in the tables to the model's own path, where the two are spelled differently."""
     forms: Mapping[str, list[str]]
+    """The paths of `shapes` by their form, see `_forms`."""
 
     def diffusers(self) -> dict[str, Shares]:
         return self.expanded(self.layout.diffusers)
 
     def spelled(self) -> dict[str, Shares]:
-        """Every layer that has two spellings under both."""
+        """Both spellings of every layer that has two."""
         ours = {path: (Share(path),) for path in self.real}
         return {**self.expanded(self.layout.spellings), **ours}
 
     def expanded(self, rows: Naming) -> dict[str, Shares]:
-        """The rows of a table that the model has all layers of, with numbers and paths for the stars."""
+        """The entries of a table whose layers the model has, with numbers and paths in place of the stars."""
         table = rows(self.shapes) if callable(rows) else rows
         found: dict[str, Shares] = {}
         named: set[str] = set()
+        # From exact to general: names and layers that a more exact entry has are passed over.
         for stars in ("", "*", "**"):
             exact = dict(found)
             for name, meaning in table.items():
@@ -182,6 +192,7 @@ class _Model:
         return found
 
     def _filled(self, name: str, parts: Shares) -> Iterator[tuple[str, Shares]]:
+        """An entry, once for each layer of the model that its stars can stand for."""
         if name.endswith("**"):
             root = _regex(parts[0].path.removesuffix("**"))
             for path in self.shapes:
@@ -194,11 +205,11 @@ class _Model:
             yield _fill(name, numbers), filled
 
     def placed(self, names: Mapping[str, Shares]) -> dict[str, Places]:
-        """Names with the rows they mean, where the shapes tell them."""
+        """Names with the places that they mean. Names whose rows the shapes do not tell are left out."""
         found: dict[str, Places] = {}
         for name, parts in names.items():
-            # Layers are one only where they have the same columns: keys of something else than the queries
-            # have others.
+            # Only layers with the same inputs can be one: in cross-attention those of keys can differ from
+            # those of queries.
             columns = {self.shapes[part.path][1:] if self.shapes[part.path] else None for part in parts}
             if len(parts) > 1 and (len(columns) > 1 or None in columns):
                 continue
@@ -216,7 +227,7 @@ class _Model:
         return Place(path, (bounds[part.first], bounds[part.end])) if bounds else None
 
     def _bounds(self, part: Share) -> tuple[int, ...]:
-        """Where the parts of a layer begin and the last one ends; nothing where the shapes do not tell."""
+        """The first row of each part of a layer, and the end of the last; () where the shapes do not tell."""
         shape = self.shapes[part.path]
         if part.output is not None:
             ends = qkv_ends(shape, self.shapes.get(part.output, ()))
@@ -226,12 +237,14 @@ class _Model:
             return ()
         unit = like[0] if part.like else shape[0] // part.of
         bounds = (*(n * unit for n in range(part.of)), shape[0])
+        # With `like`, the other parts may leave no rows for the last one.
         return bounds if bounds[-2] < bounds[-1] else ()
 
 
 def _recognised(layouts: tuple[Layout, ...], shapes: Mapping[str, Shape]) -> _Model | None:
-    """The model by its layout; None where it is of another architecture."""
+    """The model in the first layout whose marks it has; None where it has those of none."""
     for layout in layouts:
+        # Marks without stars first: a look-up of them rules out most models.
         exact = [mark for mark in layout.marks if "*" not in mark]
         if shapes.keys() >= set(exact):
             forms = _forms(shapes)
@@ -241,6 +254,7 @@ def _recognised(layouts: tuple[Layout, ...], shapes: Mapping[str, Shape]) -> _Mo
 
 
 def _respelled(layout: Layout, shapes: Mapping[str, Shape], forms: Mapping[str, list[str]]) -> _Model:
+    """The model with its layers under the paths that the tables use."""
     real: dict[str, str] = {}
     for theirs, ours in layout.spellings.items():
         for numbers in _matches(theirs, forms):
@@ -255,13 +269,13 @@ def _respelled(layout: Layout, shapes: Mapping[str, Shape], forms: Mapping[str, 
 
 
 def _counted(names: Mapping[str, Shares]) -> dict[str, Shares]:
-    """OneTrainer's names of the parts of a layer, which are its path and a number."""
+    """OneTrainer's names of the parts of a layer: the layer's path and the number of the part, from 0."""
     split = [parts[0] for parts in names.values() if len(parts) == 1 and parts[0].of > 1]
     return {f"{part.path}.{part.first}": (part,) for part in split}
 
 
 def _following(names: Mapping[str, Shares]) -> dict[str, Shares]:
-    """diffusers' fused projections, and `to_out` for `to_out.0`, whose list index some tools drop."""
+    """diffusers' names of fused projections, and `to_out` for `to_out.0`: some tools leave out the index."""
     found: dict[str, Shares] = {}
     for name, parts in names.items():
         parent, _, last = name.rpartition(".")
@@ -275,6 +289,7 @@ def _following(names: Mapping[str, Shares]) -> dict[str, Shares]:
 
 
 def _merged(parts: Iterator[Share]) -> Shares:
+    """Shares with neighbours in one layer made one."""
     merged = [next(parts)]
     for part in parts:
         if merged[-1].precedes(part):
@@ -289,11 +304,12 @@ def _parts(meaning: Meaning) -> Shares:
 
 
 def _stars(name: str) -> str:
+    """The kind of stars in a name: none, `*` or `**`."""
     return "**" if name.endswith("**") else "*" if "*" in name else ""
 
 
 def _forms(paths: Mapping[str, object]) -> dict[str, list[str]]:
-    """Paths by what they are apart from their numbers."""
+    """Paths by their form. A pattern can fit paths of its own form only, so that only these are tried."""
     forms: dict[str, list[str]] = {}
     for path in paths:
         forms.setdefault(_form(path), []).append(path)
@@ -302,11 +318,12 @@ def _forms(paths: Mapping[str, object]) -> dict[str, list[str]]:
 
 @lru_cache(maxsize=10_000)
 def _form(path: str) -> str:
+    """A path or a pattern with `#` for every number and star."""
     return re.sub(r"\d+|\*", "#", path)
 
 
 def _matches(pattern: str, forms: Mapping[str, list[str]]) -> Iterator[tuple[str, ...]]:
-    """The numbers for the stars of a pattern that make it a path."""
+    """For each path that a pattern fits, the numbers that its stars stand for."""
     regex = _regex(pattern)
     for path in forms.get(_form(pattern), ()):
         if match := regex.fullmatch(path):
@@ -319,6 +336,7 @@ def _regex(pattern: str) -> re.Pattern[str]:
 
 
 def _fill(pattern: str, numbers: tuple[str, ...]) -> str:
+    """A pattern with numbers in place of its stars."""
     for number in numbers:
         pattern = pattern.replace("*", number, 1)
     return pattern

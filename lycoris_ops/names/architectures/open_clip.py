@@ -1,7 +1,7 @@
 """OpenCLIP's text model, as the checkpoints of SD2 and SDXL hold it, under transformers' names.
 
 Source of the correspondence: the conversion of original checkpoints in diffusers (Apache-2.0),
-`diffusers/loaders/single_file_utils.py`. Query, key and value are thirds of one matrix there.
+`diffusers/loaders/single_file_utils.py`. In OpenCLIP query, key and value are thirds of one matrix.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ EMBEDDING = {"token_embedding.weight": "text_model.embeddings.token_embedding"}
 
 
 def places(key: str, shape: Shape) -> list[tuple[str, tuple[int, int] | None]]:
-    """The transformers paths of a key without wrapper, each with its rows where it is but a part."""
+    """The paths in transformers' text model that a key of OpenCLIP holds, each with its rows (None: all).
+
+    key: without the prefix that a checkpoint has. Empty where the key is no layer's weight, or the shape of a
+    fused weight is not known.
+    """
     if key in EMBEDDING:
         return [(EMBEDDING[key], None)]
     match = LAYER.match(key)

@@ -24,6 +24,7 @@ DIFFUSERS = {
     "caption_projection.linear_2": "y_embedder.y_proj.fc2",
     "adaln_single.emb.timestep_embedder.linear_1": "t_embedder.mlp.0",
     "adaln_single.emb.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    # Only Alpha has embedders of resolution and aspect ratio.
     "adaln_single.emb.resolution_embedder.linear_1": "csize_embedder.mlp.0",
     "adaln_single.emb.resolution_embedder.linear_2": "csize_embedder.mlp.2",
     "adaln_single.emb.aspect_ratio_embedder.linear_1": "ar_embedder.mlp.0",

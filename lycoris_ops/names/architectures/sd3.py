@@ -16,6 +16,7 @@ BLOCK = {
     "norm1_context.linear": "context_block.adaLN_modulation.1",
     **split("x_block.attn.qkv", "attn.to_q", "attn.to_k", "attn.to_v"),
     **split("context_block.attn.qkv", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    # Some blocks of SD3.5 have a second attention on the image alone.
     **split("x_block.attn2.qkv", "attn2.to_q", "attn2.to_k", "attn2.to_v"),
     "attn.norm_q": "x_block.attn.ln_q",
     "attn.norm_k": "x_block.attn.ln_k",
@@ -40,6 +41,7 @@ DIFFUSERS = {
     "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
     **same("context_embedder"),
     **under("transformer_blocks.*", "joint_blocks.*", BLOCK),
+    # Shift before scale in the original code, scale before shift in diffusers.
     "norm_out.linear": swapped("final_layer.adaLN_modulation.1"),
     "proj_out": "final_layer.linear",
 }
@@ -47,7 +49,11 @@ MODULATION, OUTPUT = ".context_block.adaLN_modulation.1", ".context_block.attn.p
 
 
 def table(shapes: Mapping[str, Shape]) -> Table:
-    """With the last block, whose text ends there: its modulation has but shift and scale, exchanged."""
+    """The table for one model, in which the block where the text stream ends is an exception.
+
+    That block has no output for the text, and its modulation of the text has only shift and scale, which are
+    exchanged in diffusers.
+    """
     last = {
         path.replace("joint_blocks", "transformer_blocks").replace(
             MODULATION, ".norm1_context.linear"

@@ -1,7 +1,7 @@
 """Stable Cascade, stages C and B, under the names of diffusers and of the original code.
 
 The original code and its files have query, key and value in one parameter, `in_proj_weight`;
-OneTrainer's original layout counts its thirds.
+OneTrainer's original layout numbers its thirds (`in_proj.0`). The host has the three apart.
 
 Source of the correspondence: the conversion of original checkpoints in diffusers (Apache-2.0),
 `diffusers/loaders/single_file_utils.py`.
@@ -14,11 +14,13 @@ from .notation import Layout, Table, fused, names_of, same, split, under
 QUERY_KEY_VALUE = ("attn.to_q", "attn.to_k", "attn.to_v")
 THIRDS = ("attn.in_proj.0", "attn.in_proj.1", "attn.in_proj.2")
 OUTPUT = {"to_out.0": "attn.out_proj"}
+# In the host.
 IN_PARTS = {"to_q": "attn.to_q", "to_k": "attn.to_k", "to_v": "attn.to_v", **OUTPUT}
 IN_PARTS_OTHERS = {
     **dict(zip(THIRDS, QUERY_KEY_VALUE, strict=True)),
     "attn.in_proj_weight": fused(*QUERY_KEY_VALUE),
 }
+# In files.
 IN_ONE = {**split("attn.in_proj_weight", "to_q", "to_k", "to_v"), **OUTPUT}
 IN_ONE_OTHERS = {
     **split("attn.in_proj_weight", *QUERY_KEY_VALUE),
@@ -34,10 +36,12 @@ def _attentions(table: Table) -> Table:
     }
 
 
-# The same table has stage B, whose text embedding has another name, and all that is alike in both.
+# One table for both stages. In diffusers stage B's text embedding is named as in stage C; all other layers
+# have one name.
 COMMON = {"clip_txt_pooled_mapper": "clip_mapper", **same("**")}
 MARKS = ("clf.1", "embedding.1")
 
+# Files first, then the host: MARKS alone fit both.
 diffusers, aliases = names_of(
     Layout(
         marks=(*MARKS, "up_blocks.*.*.attention.attn.in_proj_weight"),

@@ -25,7 +25,7 @@ BLOCK = {
     **under("attn2", "cross_attn", ATTENTION),
     "ffn.net.0.proj": "ffn.0",
     "ffn.net.2": "ffn.2",
-    # The norm before the cross-attention, which diffusers counts in the order of use.
+    # The norm before the cross-attention: diffusers numbers norms in the order of use.
     "norm2": "norm3",
     "scale_shift_table": "modulation",
     "proj_in": "before_proj",

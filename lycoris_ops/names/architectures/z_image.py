@@ -20,7 +20,7 @@ BLOCK = {
 DIFFUSERS = {
     **same("t_embedder.mlp.0", "t_embedder.mlp.2", "cap_embedder.0", "cap_embedder.1"),
     **same("x_pad_token", "cap_pad_token"),
-    # Named by the size of a patch in space and in time: the one size that there is.
+    # diffusers names these layers by the size of a patch in space and in time. There is only the size 2-1.
     "all_x_embedder.2-1": "x_embedder",
     **under("noise_refiner.*", "noise_refiner.*", BLOCK),
     **under("context_refiner.*", "context_refiner.*", BLOCK),

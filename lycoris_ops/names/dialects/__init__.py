@@ -1,4 +1,7 @@
-"""The dialects of adapter files. A module in this folder that defines DIALECT registers it."""
+"""The dialects of adapter files: what each tool writes before and after a layer's path.
+
+A module in this folder that defines DIALECT registers it.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +28,17 @@ def _discover() -> dict[str, Dialect]:
 
 
 DIALECTS: dict[str, Dialect] = _discover()
-"""Dialect name to dialect."""
+"""Every dialect by its name."""
 
 TOO_COMMON = ("weight",)
-"""Suffixes that mean something only beside others of their layer (IA3's beside on_input)."""
+"""Suffixes that are never split off, because every checkpoint has keys that end so.
+
+IA3 alone has one: its `weight` means something only beside the `on_input` of the same layer.
+"""
 
 
 def _suffixes() -> dict[str, str]:
+    """Every suffix that a tool writes, to the algorithms' own name of it."""
     merged = {suffix: suffix for kind in ALGORITHMS.values() for suffix in kind.suffixes()}
     for dialect in DIALECTS.values():
         for written, canonical in dialect.suffixes.items():
@@ -44,7 +51,10 @@ _SUFFIXES = _suffixes()
 
 
 def _by_end() -> dict[str, list[tuple[str, str]]]:
-    """Written and canonical suffixes by their last two words, or one; the longest first, which is meant."""
+    """(written, canonical) suffixes by the last two words of the written one, or by its only word.
+
+    The longest come first: where several fit a key, the longest is meant.
+    """
     found: dict[str, list[tuple[str, str]]] = {}
     for suffix in sorted(_SUFFIXES, key=len, reverse=True):
         end = ".".join(("", *suffix.split(".")[-2:]))
@@ -53,6 +63,7 @@ def _by_end() -> dict[str, list[tuple[str, str]]]:
 
 
 _BY_END = _by_end()
+# The longest come first: `unet.base_model.model.` of PEFT begins like `unet.` of diffusers.
 _PREFIXES = sorted(
     ((prefix, dialect.name) for dialect in DIALECTS.values() for prefix in dialect.prefixes),
     key=lambda item: -len(item[0].text),
@@ -60,7 +71,7 @@ _PREFIXES = sorted(
 
 
 def recognise(keys: Mapping[str, object]) -> Dialect | None:
-    """The dialect whose own marks the keys of a file have, None where prefixes tell it key by key."""
+    """The dialect that all keys of a file together show; None where the prefix of each key has to tell it."""
     marked = (dialect for dialect in DIALECTS.values() if dialect.recognises)
     return next((dialect for dialect in marked if dialect.recognises and dialect.recognises(keys)), None)
 
@@ -75,9 +86,10 @@ def split_key(key: str) -> tuple[str, str] | None:
     return None
 
 
+# Remembered, because matching, block rules and reports all split the same names.
 @lru_cache(maxsize=1 << 16)
 def split_prefix(layer: str) -> tuple[str | None, Prefix, str]:
-    """A layer's name as (dialect, prefix, path); a name without a known prefix keeps all of it."""
+    """A layer's name as (dialect, prefix, path). Without a known prefix: (None, an empty one, the name)."""
     for prefix, dialect in _PREFIXES:
         if layer.startswith(prefix.text):
             return dialect, prefix, layer[len(prefix.text) :]

@@ -16,23 +16,28 @@ class Prefix:
 
     text: str
     part: Component | None = None
-    """None where the prefix leaves it open."""
+    """None where the prefix does not say the part."""
     encoder: int | None = None
-    """Which text encoder, counted from 1; 0 for the only one, None where the rest of the name says it."""
+    """The number of the text encoder, counted from 1; 0 where the tool does not number it.
+
+    None where the rest of the name says which it is, and for a diffusion model.
+    """
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """One tool's way of writing names; `suffixes` maps what it writes to the algorithms' own names.
-
-    `rename`, where given, turns a whole key of a file into one that prefixes and suffixes explain, and
-    `recognises` tells from all keys of a file whether it is of this dialect, so that this is wanted.
-    """
+    """One tool's way of writing the names of layers and of their tensors."""
 
     name: str
     prefixes: tuple[Prefix, ...]
     suffixes: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What the tool writes, to the algorithms' own suffix, where the two differ."""
     recognises: Callable[[Mapping[str, object]], bool] | None = None
+    """Whether a file with these keys is of this dialect; None where the prefix of each key tells it."""
     rename: Callable[[str], str] | None = None
+    """From a key of a recognised file to one that consists of a prefix, a path and a known suffix."""
     enlarged: tuple[str, ...] = ()
-    """Layers that enlarge their weight with zeros to their own shape, without a tensor that says so."""
+    """Layers that enlarge their weight with zeros to their own shape, without a tensor that says so.
+
+    These count in a recognised file only.
+    """

@@ -1,8 +1,9 @@
 """Hugging Face diffusers: one file for a pipeline's UNet or transformer and text encoders.
 
-Three generations of suffixes: PEFT's, `.lora.down.weight`, and attention processors
-(`attn1.processor.to_q_lora.down.weight`, where `to_out` stands for `to_out.0`). Written are PEFT's, but
-the older two for UNets: diffusers reads them as well, and ComfyUI knows the attention of UNets by no other.
+There are three generations of suffixes: PEFT's, `.lora.down.weight`, and those of attention processors
+(`attn1.processor.to_q_lora.down.weight`, where `to_out` stands for `to_out.0`). PEFT's are written, except
+for UNets, which get the older two: diffusers reads these as well, and ComfyUI knows the attention of UNets
+under no other names.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from .base import Dialect, Prefix
 
 UNET = "unet."
 FACTORS = {"lora_A.weight": "lora.down.weight", "lora_B.weight": "lora.up.weight"}
+"""PEFT's suffixes, to those that are written for a UNet."""
 ATTENTION = re.compile(r"\.(to_q|to_k|to_v|to_out)(?:\.0)?\.lora\.(down|up)\.weight$")
 PROCESSOR = re.compile(r"\.processor\.(to_q|to_k|to_v|to_out)_lora\.(down|up)\.weight$")
 
@@ -27,7 +29,7 @@ def _rename(key: str) -> str:
 
 
 def spelled(layer: str, suffix: str) -> str:
-    """The key that a tensor is written under, from its layer's name and PEFT's suffix."""
+    """The key under which a tensor is written. suffix: PEFT's name of the tensor."""
     if not layer.startswith(UNET) or suffix not in FACTORS:
         return f"{layer}.{suffix}"
     return ATTENTION.sub(r".processor.\1_lora.\2.weight", f"{layer}.{FACTORS[suffix]}")
@@ -45,6 +47,7 @@ DIALECT = Dialect(
         # Ideogram 4 has a second transformer, for the negative side of the guidance. diffusers reads this
         # prefix in `_convert_non_diffusers_ideogram4_lora_to_diffusers` (Apache-2.0).
         Prefix("conditional_transformer.", "unet"),
+        # Stable Cascade.
         Prefix("prior.", "unet"),
         Prefix("text_encoder.", "te", 1),
         Prefix("text_encoder_2.", "te", 2),

@@ -14,8 +14,10 @@ DIALECT = Dialect(
         Prefix("lora_te1_", "te", 1),
         Prefix("lora_te2_", "te", 2),
         Prefix("lora_te3_", "te", 3),
+        # Stable Cascade.
         Prefix("lora_prior_unet_", "unet"),
         Prefix("lora_prior_te_", "te", 0),
+        # OFT networks have prefixes of their own.
         Prefix("oft_unet_", "unet"),
         Prefix("oft_te_", "te", 0),
         Prefix("oft_te1_", "te", 1),

@@ -16,6 +16,7 @@ PAIR = {
     "lora_A": "lora_down.weight",
     "lora_B": "lora_up.weight",
 }
+"""The names of LoRA's two factors."""
 MAGNITUDE = (
     "lora_magnitude_vector",
     "lora_magnitude_vector.weight",
@@ -29,20 +30,24 @@ NAMED = (
     *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
     *("lora_embedding_A", "lora_embedding_B", "ia3_l", "boft_R", "boft_s"),
 )
-"""Bare parameters, which a file of a live model holds with the adapter's name behind them."""
+"""Parameters of PEFT's layers that have no `.weight` after them.
+
+In a file made from the state dict of a live model, the adapter's name follows them (`hada_w1_a.default`);
+`save_pretrained` leaves it out.
+"""
 
 OWN = tuple(f".{suffix}" for suffix in (*PAIR, "lora_embedding_A", "lora_embedding_B", "ia3_l"))
-"""Ends of keys that tell a layer in PEFT's form, whatever its prefix."""
+"""Ends of keys that show a layer in PEFT's form, whatever its prefix."""
 
 WITH_NAME = re.compile(
     rf"(\.(?:lora_A|lora_B|lora_magnitude_vector|oft_R|{'|'.join(NAMED)}))"
     r"\.(?!weight$|bias$)([^.]+)(\.weight|\.bias)?$"
 )
-"""A key of a live model's file: what of the layer, the adapter's name, and the parameter's."""
+"""A key of a live model's state dict. Groups: the tensor, the adapter's name, and `.weight` or `.bias`."""
 
 
 def adapter_names(keys: Iterable[str]) -> set[str]:
-    """The names of the adapters whose layers are in a file of a live model."""
+    """The adapters' names in the keys of a live model's state dict; none in a file of `save_pretrained`."""
     return {found[2] for found in map(WITH_NAME.search, keys) if found}
 
 
@@ -51,11 +56,12 @@ def _rename(key: str) -> str:
 
 
 def _recognises(keys: Mapping[str, object]) -> bool:
-    """By one name of an adapter that is not the one that PEFT itself gives."""
+    """Whether all keys with an adapter's name have the same one, which is not PEFT's own `default`."""
     names = adapter_names(keys)
+    # `suffixes` reads keys with `default`; of several adapters none is meant more than another.
     if len(names) != 1 or "default" in names:
         return False
-    # Else it is a part of a tensor that is there without.
+    # Where the key without the word is there too, the word is no adapter's name: it names one more tensor.
     return not any(_rename(key) in keys for key in keys if WITH_NAME.search(key))
 
 
@@ -63,6 +69,7 @@ DIALECT = Dialect(
     name="peft",
     prefixes=(
         Prefix("base_model.model."),
+        # Some scripts, such as PixArt's, put the part of the pipeline first.
         Prefix("unet.base_model.model.", "unet"),
         Prefix("transformer.base_model.model.", "unet"),
         Prefix("text_encoder.base_model.model.", "te", 1),

@@ -1,1 +1,1 @@
-"""What is fused with what: a module for each form of a change, which defines FORM and `fuse`."""
+"""How the layers of one form are fused: one module for each form, which defines FORM and `fuse`."""

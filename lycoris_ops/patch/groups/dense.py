@@ -1,4 +1,4 @@
-"""Changes that are not factored, and sparse ones: added as they are."""
+"""Changes that are not factored: the full matrices are added as they are."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ FORM = Dense
 
 @dataclass(frozen=True)
 class DenseGroup:
-    """W += strength * values."""
+    """W += the sum of strength_n * values_n."""
 
     first: int
+    """Index of the first layer's values in the plan's tensors; those of the other layers follow."""
     slots: tuple[int, ...]
+    """The place of each layer in the plan's strengths."""
 
     @property
     def summary(self) -> str:

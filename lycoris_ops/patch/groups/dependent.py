@@ -1,4 +1,4 @@
-"""Changes that depend on the weight they meet (DoRA, OFT, IA3 ...): stated by the layers themselves."""
+"""Changes that depend on the weight they meet (DoRA, OFT, IA3 ...): the layers compute them themselves."""
 
 from __future__ import annotations
 
@@ -18,25 +18,31 @@ FORM = Dependent
 
 @dataclass(frozen=True)
 class DependentTerm:
-    """A layer without its tensors: the names of those, in the plan's order, and everything else."""
+    """A layer whose tensors are among the plan's."""
 
     bare: Layer
+    """The layer with None for each of its tensors."""
     names: tuple[str, ...]
+    """The fields of its tensors, in the order in which these stand in the plan."""
     first: int
+    """Index of the first of them in the plan's tensors."""
     slot: int
+    """The place of the layer in the plan's strengths."""
     file: str | None = None
     key: str | None = None
 
     def layer(self, tensors: Sequence[Tensor]) -> Layer:
+        """The layer, put together from the plan's tensors."""
         own = tensors[self.first : self.first + len(self.names)]
         return self.bare.with_tensors(dict(zip(self.names, own, strict=True)))
 
 
 @dataclass(frozen=True)
 class DependentGroup:
-    """W += strength * delta(W), every delta of the weight as it was before any of them.
+    """W += the sum of strength_n * delta_n(W), each delta computed from the weight before the patch.
 
-    Their sum is formed before the first addition, since the additions change the weight.
+    The sum is formed before anything is added to the weight, because an addition would change what the next
+    delta is computed from.
     """
 
     terms: tuple[DependentTerm, ...]

@@ -13,18 +13,19 @@ from ...maths.scratch import scratch
 from ...maths.shapes import Rows, Shape, flat_shape
 
 ROWS = 640
-"""Rows that are worked on at once on a CPU, or a multiple: matrix products share others out worse."""
+"""On a CPU this many rows are worked on at once, or a multiple of them: matrix libraries divide the rows of a
+product less evenly for other numbers."""
 
 OnRows = Callable[[Tensor, int], object]
-"""Does something to rows (n, K) of a weight as a matrix, given with the number of the first one."""
+"""A function (rows, first) that changes `rows` (n, K), which are a weight's rows from `first` on."""
 
 
 class Add:
     """A group's change, ready to be added to rows of a weight.
 
-    `write` is the change itself in place of what the rows hold. `once` says whether `add` adds the finished
-    sum, once to each value: only then may the rows be the weight's own, for each step of another would round
-    to values that are much larger than the change.
+    `add` adds the change to the rows, `write` overwrites the rows with it. `once` says whether `add` adds to
+    each value once, the finished sum. Only then may it be given the weight's own rows: each of several
+    additions would be rounded to the precision of the weight, whose values are much larger than the change.
     """
 
     def __init__(self, add: OnRows, write: OnRows | None = None, *, once: bool = True) -> None:
@@ -34,7 +35,7 @@ class Add:
 
     @classmethod
     def of(cls, change: Tensor) -> Add:
-        """That of a change that is there in full, as (O, K) in the dtype of the sum."""
+        """The `Add` of a change that is formed in full, as (O, K) in the dtype of the sum."""
         return cls(
             add=lambda rows, first: rows.add_(change[first : first + len(rows)]),
             write=lambda rows, first: rows.copy_(change[first : first + len(rows)]),
@@ -45,7 +46,7 @@ class Add:
 
     @property
     def clears(self) -> bool:
-        """Whether `write` makes room by zeros first."""
+        """Whether `write` sets the rows to zero and then adds: a pass over them that other groups save."""
         return self.write == self._to_zeros
 
 
@@ -57,7 +58,7 @@ class Factors:
     right: Tensor
     scale: float
     slot: int | None
-    """Which of the strengths is meant, None for 1."""
+    """The place of the layer in the plan's strengths; None stands for strength 1."""
 
     def factor(self, strengths: Sequence[float]) -> float:
         return self.scale if self.slot is None else self.scale * strengths[self.slot]
@@ -68,7 +69,10 @@ class Factors:
 
 
 class Group(Protocol):
-    """Layers of one form on the same rows of one weight. It holds decisions, never a tensor."""
+    """Layers of one form that change the same rows of one weight.
+
+    A group holds no tensors, only their places among the plan's: callers move the tensors between devices.
+    """
 
     @property
     def summary(self) -> str:
@@ -76,37 +80,45 @@ class Group(Protocol):
         ...
 
     def products(self, tensors: Sequence[Tensor]) -> list[Factors]:
-        """The layers that are best added as one matrix product with all others."""
+        """The factors of layers that are best added together with those of other groups, as one product.
+
+        Empty for a group that adds all of its change itself.
+        """
         ...
 
     def bind(
         self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
     ) -> Add | None:
-        """What `products` leaves, with tensors and strengths fixed for one application; None for nothing.
+        """The change that is not in `products`, for these tensors and strengths; None where there is none.
 
-        `weight` is what the group meets, before any layer has changed it.
+        `dtype` is that of the rows that the change will be added to. `weight` has the rows of the weight that
+        the group is for, as they are before the patch.
         """
         ...
 
 
 class Plan(Protocol):
-    """What a path has to know of a plan."""
+    """What a path reads of a plan."""
 
     @property
     def final(self) -> Shape:
-        """The shape of the weight, enlarged where a layer enlarges it."""
+        """The shape of the weight that is patched, after the enlargement where a layer enlarges it."""
         ...
 
     @property
     def groups(self) -> tuple[tuple[Group, Rows | None], ...]:
-        """Each with the rows of the weight that it is for, None for all."""
+        """Each group with the rows of the weight that it changes, None for all."""
         ...
 
 
 def joined(
     products: Sequence[Factors], strengths: Sequence[float], dtype: torch.dtype, use: str
 ) -> tuple[Tensor, Tensor]:
-    """All left factors side by side, and all right ones one below the other, with scales and strengths."""
+    """Products joined into one: left (O, R) and right (R, K), where R is the sum of the ranks.
+
+    The left factors stand side by side. The right ones stand one below the other, multiplied by scales and
+    strengths. Both results are buffers, valid until the next call with the same `use` in this thread.
+    """
     rank, device = sum(product.rank for product in products), products[0].left.device
     left = scratch(f"{use} left", (len(products[0].left), rank), dtype, device)
     right = scratch(f"{use} right", (rank, products[0].right.shape[1]), dtype, device)
@@ -123,7 +135,7 @@ def joined(
 
 
 def placed(add: Add, start: int, stop: int) -> Add:
-    """An `Add` made for rows `start` to `stop` of a weight, for rows of the whole weight."""
+    """Turn an `Add` for rows `start` to `stop` of a weight into one that takes any rows of the weight."""
 
     def within(rows: Tensor, first: int) -> None:
         low, high = max(first, start), min(first + len(rows), stop)
@@ -134,16 +146,16 @@ def placed(add: Add, start: int, stop: int) -> Add:
 
 
 Placed = tuple[Group, tuple[int, int]]
-"""A group, and the rows of the weight that it is for."""
+"""A group, and the rows of the weight that it changes."""
 
 
 def summed(
     groups: Sequence[Placed], tensors: Sequence[Tensor], strengths: Sequence[float], weight: Tensor
 ) -> tuple[Tensor, int] | None:
-    """The sum of groups as one float32 matrix, and the row of the weight that its first one is for.
+    """The sum of the groups as one float32 matrix (n, K), and the row of the weight where it begins.
 
-    For paths that add some groups themselves: what they leave, such as sparse changes and those that depend
-    on the weight, is one more change to them.
+    None where there are no groups. It serves paths that add only groups of some forms themselves: they add
+    the sum of all others, such as sparse changes and those that depend on the weight, as one full matrix.
     """
     if not groups:
         return None

@@ -1,4 +1,4 @@
-"""LoHa layers: both products, multiplied value by value."""
+"""LoHa layers: both products of a layer are formed block by block and multiplied value by value."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ from .group import ROWS, Add, Factors
 FORM = Hadamard
 
 COLUMNS = 320
-"""Columns that are worked on at once on a CPU: the products of ROWS rows stay in the second cache, in two
-thirds of the time that whole rows take (measured on two cores)."""
+"""Number of columns that are worked on at once on a CPU. The products of ROWS rows and these columns stay in
+the second-level cache, which takes two thirds of the time of whole rows (measured on two cores)."""
 
 
 @dataclass(frozen=True)
 class HadamardGroup:
-    """W += scale * strength * (w1_a @ w1_b) * (w2_a @ w2_b).
+    """W += the sum of scale_n * strength_n * (w1_a_n @ w1_b_n) * (w2_a_n @ w2_b_n).
 
-    The Khatri-Rao form of it, one product of rank r^2, takes r / 2 times as many multiplications: it is
-    slower from r = 8 on (measured on two cores).
+    A term could also be one matrix product of rank r^2, of its Khatri-Rao factors. That takes r / 2 times as
+    many multiplications and is slower from r = 8 on (measured on two cores).
     """
 
     first: int
     """Index of the first layer's w1_a in the plan's tensors; its w1_b, w2_a and w2_b follow."""
     scales: tuple[float, ...]
     slots: tuple[int, ...]
+    """The place of each layer in the plan's strengths."""
 
     @property
     def summary(self) -> str:
         return f"{len(self.slots)} Hadamard, value by value"
 
     def pairs(self, tensors: Sequence[Tensor]) -> list[tuple[Factors, Factors]]:
-        """Both products of every layer; the first has the scale and the strength."""
+        """Both products of every layer. The scale and the strength are in the first one."""
         found: list[tuple[Factors, Factors]] = []
         for n, (scale, slot) in enumerate(zip(self.scales, self.slots, strict=True)):
             w1_a, w1_b, w2_a, w2_b = tensors[self.first + 4 * n : self.first + 4 * n + 4]
@@ -62,6 +63,7 @@ class HadamardGroup:
         def add(rows: Tensor, first: int) -> None:
             height, width = (ROWS, COLUMNS) if rows.device.type == "cpu" else rows.shape
             room = min(height, len(rows)) * min(width, rows.shape[1])
+            # Allocated before the first addition: a lack of memory must not leave the weight half patched.
             held = [scratch(f"hadamard {n}", (room,), dtype, rows.device) for n in range(3)]
             for top, left in product(range(0, len(rows), height), range(0, rows.shape[1], width)):
                 here = rows[top : top + height, left : left + width]

@@ -1,4 +1,4 @@
-"""LoKr layers: outer products added through a 4-D view of the weight, never as a full matrix."""
+"""LoKr layers: outer products that are added through a 4-D view of the weight, never as a full matrix."""
 
 from __future__ import annotations
 
@@ -18,18 +18,25 @@ FORM = Kronecker
 
 @dataclass(frozen=True)
 class KroneckerTerm:
-    """Where one layer's factors stand in the plan's tensors, and how many each factor has."""
+    """One layer: where its factors stand in the plan's tensors, and what multiplies them.
+
+    w1 and w2 are each one tensor, or two whose product it is.
+    """
 
     first: int
+    """Index of the first tensor of w1 in the plan's tensors; those of w2 follow."""
     w1_count: int
+    """The number of tensors of w1: 1 or 2."""
     w2_count: int
+    """The number of tensors of w2: 1 or 2."""
     scale: float
     slot: int
+    """The place of the layer in the plan's strengths."""
     offset: int
-    """The row of the product that is the first one meant."""
+    """The row of kron(w1, w2) that is added to the first row of the weight, or of the group's rows of it."""
 
     def parts(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Those of w1, then those of w2."""
+        """The tensors of w1, then those of w2."""
         return tensors[self.first : self.first + self.w1_count + self.w2_count]
 
     def factor(self, strengths: Sequence[float]) -> float:
@@ -40,7 +47,8 @@ class KroneckerTerm:
 class KroneckerGroup:
     """W.view(l, k, i, j)[a, b, c, d] += sum_n scale_n * strength_n * w1_n[a, c] * w2_n[b, d].
 
-    Layers of one factorisation share one product over n, (l i, N) @ (N, k j), some rows at a time.
+    j counts the inputs of w2 times the kernel. N layers of one factorisation are added by one matrix product
+    over n, (l i, N) @ (N, k j), some rows at a time.
     """
 
     terms: tuple[KroneckerTerm, ...]
@@ -64,7 +72,7 @@ class KroneckerGroup:
         return Add(add, once=len(sets) == 1)
 
     def sets(self, tensors: Sequence[Tensor]) -> list[list[KroneckerTerm]]:
-        """The layers by their factorisation, and by how their factors are stored."""
+        """The layers in lists of those whose factors have the same shapes, dtypes and offset."""
         alike: dict[tuple[Any, ...], list[KroneckerTerm]] = {}
         for term in self.terms:
             parts = [(part.shape, part.dtype) for part in term.parts(tensors)]
@@ -75,8 +83,11 @@ class KroneckerGroup:
 def _joined(
     terms: Sequence[KroneckerTerm], tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, int]:
-    """w1 (N, l, i) with scales and strengths, w2 (N, k, j * prod(kernel)), and the offset of layers alike."""
-    # Many small tensors are one large one, for the cost of a few calls.
+    """N layers of one list of `sets` joined: w1 (N, l, i), w2 (N, k, j * prod(kernel)), and their offset.
+
+    w1 is multiplied by scales and strengths.
+    """
+    # Stacked first, the small tensors of all layers are converted and multiplied by a few calls.
     parts = [
         torch.stack(part).to(dtype) for part in zip(*(term.parts(tensors) for term in terms), strict=True)
     ]
@@ -93,7 +104,8 @@ def fuse(
     terms: list[KroneckerTerm] = []
     tensors: list[Tensor] = []
     for form, slot in zip(forms, slots, strict=True):
-        assert form.rows is None and form.columns is None, "what a layer gives has nothing around it"
+        # Only the bypass scales forms.
+        assert form.rows is None and form.columns is None, "the form of a layer is not scaled"
         position = first + len(tensors)
         offset = form.window[0] if form.window else 0
         terms.append(KroneckerTerm(position, len(form.w1), len(form.w2), form.scale, slot, offset))
@@ -102,13 +114,14 @@ def fuse(
 
 
 def _add(rows: Tensor, first: int, w1: Tensor, w2: Tensor) -> None:
-    """Add rows `first` and following of sum_n kron(w1[n], w2[n]), with w1 (N, l, i) and w2 (N, k, j)."""
+    """Add sum_n kron(w1[n], w2[n]), from its row `first` on, to `rows`; w1 (N, l, i) and w2 (N, k, j)."""
     count, k, j = w2.shape
     for start, stop in _spans(first, first + len(rows), k):
         outer = w1[:, start // k : -(-stop // k)]
         inner = w2[:, start % k : start % k + stop - start] if outer.shape[1] == 1 else w2
         blocks, columns, height = outer.shape[1], outer.shape[2], inner.shape[1]
         view = rows[start - first : stop - first].view(blocks, height, columns, j)
+        # One layer is added without a buffer for its change.
         if count == 1:
             view.addcmul_(outer[0, :, None, :, None], inner[0, None, :, None, :])
             continue
@@ -118,7 +131,10 @@ def _add(rows: Tensor, first: int, w1: Tensor, w2: Tensor) -> None:
 
 
 def _spans(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
-    """Cut rows into at most three ranges: part of one block of so many, whole blocks, part of one."""
+    """Cut rows `start` to `stop` where blocks of `size` rows begin, into at most three ranges.
+
+    They are the end of one block, whole blocks, and the beginning of one block.
+    """
     head = min(stop, -(-start // size) * size)
     tail = max(head, stop // size * size)
     for first, last in ((start, head), (head, tail), (tail, stop)):

@@ -1,4 +1,4 @@
-"""LoRA layers: part of the one matrix product of a weight."""
+"""LoRA layers: all of a weight are added as one matrix product."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ FORM = LowRank
 
 @dataclass(frozen=True)
 class LowRankGroup:
-    """W += scale * strength * up @ down."""
+    """W += the sum of scale_n * strength_n * up_n @ down_n."""
 
     first: int
-    """Index of the first up in the plan's tensors; its down follows, then the next pair."""
+    """Index of the first layer's up in the plan's tensors; its down follows, then the next layer's pair."""
     ranks: tuple[int, ...]
     scales: tuple[float, ...]
     slots: tuple[int, ...]
+    """The place of each layer in the plan's strengths."""
 
     @property
     def summary(self) -> str:

@@ -17,11 +17,13 @@ FORM = Sparse
 
 @dataclass(frozen=True)
 class SparseGroup:
-    """W[row, column] += strength * value."""
+    """W[row, column] += strength * value, for each value of each layer."""
 
     first: int
-    """Index of the first layer's rows in the plan's tensors; its columns and values follow."""
+    """Index of the first layer's rows in the plan's tensors; its columns and values follow, then the next
+    layer's."""
     slots: tuple[int, ...]
+    """The place of each layer in the plan's strengths."""
 
     @property
     def summary(self) -> str:

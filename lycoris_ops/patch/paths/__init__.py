@@ -1,1 +1,1 @@
-"""The ways of applying a plan, one module each, which defines PATH."""
+"""The ways of applying a plan: one module for each, which defines PATH."""

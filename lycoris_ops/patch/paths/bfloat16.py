@@ -1,9 +1,12 @@
-"""LoRA on bfloat16 weights, on CPUs that multiply in bfloat16: one product with float32 sums, and no tile.
+"""LoRA on bfloat16 weights, on CPUs that multiply bfloat16 matrices: one product, summed in float32.
 
-A float32 factor is the sum of three bfloat16 parts, the nearest value to what is left of it each time, which
-hold all of its 24 bits. So L R = sum of L_i R_j, where those with i + j > 2 are below what float32 holds. All
-of them are one product of a larger rank. A factor that is exact in fewer parts, such as the right one of a
-bfloat16 file, needs no more.
+The product is added to the weight directly, without a float32 copy of the weight between.
+
+A float32 factor is split into three bfloat16 parts, each of them the nearest bfloat16 value to what the
+parts before it leave. Together they hold all 24 bits of the factor. So L R is the sum of L_i R_j with i and j
+from 0 to 2. Products with i + j > 2 are too small to show in float32 and are left out. The others are joined
+into one product of a larger rank. A factor that fewer parts hold exactly, such as the left one of a bfloat16
+file, is split into fewer.
 """
 
 from __future__ import annotations
@@ -22,18 +25,19 @@ from ..groups.low_rank import LowRankGroup
 from ..registry import PatchPath
 
 PARTS = 3
-"""bfloat16 holds 8 bits of a value, float32 holds 24."""
+"""Number of bfloat16 parts that hold a float32 value: 8 bits each, of 24."""
 
 
 @cache
 def able(instructions: str) -> bool:
-    """Whether the processor has these instructions, as far as this torch can tell."""
+    """Whether torch reports that the processor has these instructions; False for a torch that cannot tell."""
     found = getattr(torch.cpu, "get_capabilities", None)
     return bool(found and cast("dict[str, Any]", found()).get(instructions, False))
 
 
 def _needs() -> str | None:
-    # Three times the rank: AMX is worth it, AVX512-BF16 is not, which is at most twice as fast as float32.
+    # The split multiplies the rank, by three for a bfloat16 file. AMX is fast enough for that. AVX512-BF16 is
+    # not: it is at most twice as fast as float32.
     return None if able("amx_bf16") else "the processor has no products of bfloat16 matrices (AMX)"
 
 
@@ -42,10 +46,11 @@ def _refuses(plan: Plan, weight: Tensor) -> str | None:
         return "the weight is not contiguous"
     for group, _ in plan.groups:
         if not isinstance(group, LowRankGroup):
-            return f"not for {group.summary}"
+            return f"only for LoRA layers, not for {group.summary}"
+    # Each span of rows is added by a product of its own: rows in two spans would be rounded twice.
     spans = sorted({rows or (0, plan.final[0]) for _, rows in plan.groups})
     if any(one[1] > other[0] for one, other in itertools.pairwise(spans)):
-        return "layers for a part of the rows overlap others"
+        return "layers for a part of the rows overlap layers for other rows"
     return None
 
 
@@ -54,20 +59,21 @@ def _apply(plan: Plan, weight: Tensor, tensors: Sequence[Tensor], strengths: Seq
     for group, rows in plan.groups:
         products.setdefault(rows or (0, plan.final[0]), []).extend(group.products(tensors))
     flat = weight.view(flat_shape(plan.final))
+    # All memory is allocated before the first addition: a lack of it must not leave the weight half patched.
     made = [(rows, *_parts(found, strengths)) for rows, found in products.items()]
     for rows, left, right in made:
         flat[slice(*rows)].addmm_(left, right)
 
 
 def _parts(products: Sequence[Factors], strengths: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """The two sides of the product of all parts."""
+    """The bfloat16 factors (O, r) and (r, K) of the one product of all parts; r counts pairs of parts."""
     lefts, rights = (_split(side) for side in joined(products, strengths, torch.float32, "bfloat16"))
     pairs = [(i, j) for i in range(len(lefts)) for j in range(len(rights)) if i + j < PARTS]
     return torch.cat([lefts[i] for i, _ in pairs], 1), torch.cat([rights[j] for _, j in pairs])
 
 
 def _split(wide: Tensor) -> list[Tensor]:
-    """The bfloat16 parts of a float32 tensor, which is overwritten; as few as hold it."""
+    """Split a float32 tensor into as few bfloat16 parts as hold it, at most PARTS. Overwrites the tensor."""
     parts: list[Tensor] = []
     while len(parts) < PARTS and (not parts or bool(wide.any())):
         parts.append(wide.bfloat16())

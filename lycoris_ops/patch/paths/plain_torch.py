@@ -1,5 +1,4 @@
-"""Plain torch on any device: parts of the weight that stay in the cache, and the sum of all changes of
-each."""
+"""Plain torch on any device: a weight is patched in parts that are small enough to stay in the cache."""
 
 from __future__ import annotations
 
@@ -15,16 +14,21 @@ from ..groups.group import ROWS, Add, Factors, Plan, joined, placed
 from ..registry import PatchPath
 
 SHALLOW = 64
-"""Rank up to which a product is summed in registers before it is added: libraries cut larger ones into blocks
-(OpenBLAS from 256 on), and add each block by itself."""
+"""Largest rank of a product that may be added to a weight directly, because it is rounded once. Matrix
+libraries sum over a small rank in registers before they add. They cut a larger one into blocks (OpenBLAS from
+256 on) and add the product of each block separately."""
 
 TILE = 1 << 20
-"""Values of a part, in whole rows: 4 MB in float32 stay in the cache, and smaller parts lose more to the cost
-of calls than they win (measured on two cores: 1 to 2 M is best)."""
+"""Number of values of a part, which consists of whole rows. 4 MB in float32 stay in the cache. Smaller parts
+lose more to the cost of calls than they gain (measured on two cores: 1 to 2 M values are best)."""
 
 
 def parts(rows: int, columns: int) -> Iterator[slice]:
-    """The rows of the parts of a weight, the largest first."""
+    """The rows of each part of a weight.
+
+    The largest comes first: the buffers that later parts reuse are allocated for it, before anything is added
+    to the weight.
+    """
     step = max(ROWS, TILE // columns // ROWS * ROWS)
     for row in range(0, rows, step):
         yield slice(row, min(rows, row + step))
@@ -45,7 +49,7 @@ def _apply(plan: Plan, weight: Tensor, tensors: Sequence[Tensor], strengths: Seq
         if found:
             add = _one_product(found, strengths, dtype, f"product {number}")
             adds.append(add if rows is None else placed(add, *rows))
-    # The first one is written, and not every group does that without zeros to add to.
+    # The first change is written rather than added, which some can do only after setting zeros: they go last.
     adds.sort(key=lambda one: one.clears)
     if adds and weight.is_contiguous():
         _add_to(weight.view(flat_shape(plan.final)), adds, dtype)
@@ -61,8 +65,8 @@ def _add_to(flat: Tensor, adds: Sequence[Add], dtype: torch.dtype) -> None:
     for rows in parts(*flat.shape):
         here, row = flat[rows], rows.start
         if flat.dtype != dtype:
-            # What is rounded is the narrow result: beside it float32 has room for the weight and the sum in
-            # one.
+            # Float32 is precise enough to add the changes to the weight one by one: what counts is the
+            # rounding of the result to the weight's dtype.
             total = scratch("sum", here.shape, dtype, flat.device).copy_(here)
             for add in adds:
                 add.add(total, row)
@@ -70,7 +74,8 @@ def _add_to(flat: Tensor, adds: Sequence[Add], dtype: torch.dtype) -> None:
         elif alone:
             first.add(here, row)
         else:
-            # The changes are small beside the weight: summed apart, they are rounded to it once.
+            # The changes are small beside the weight. Added one by one, each would be rounded to the weight's
+            # precision: they are summed first.
             total = scratch("sum", here.shape, dtype, flat.device)
             first.write(total, row)
             for add in others:
@@ -81,7 +86,7 @@ def _add_to(flat: Tensor, adds: Sequence[Add], dtype: torch.dtype) -> None:
 def _one_product(
     products: Sequence[Factors], strengths: Sequence[float], dtype: torch.dtype, use: str
 ) -> Add:
-    """All products as one: [left_1 ... left_n] @ [right_1; ...; right_n]."""
+    """All products as one matrix product: [left_1 ... left_n] @ [right_1; ...; right_n]."""
     left, right = joined(products, strengths, dtype, use)
 
     def here(part: Tensor, row: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The kinds of PEFT's configurations, one a file. A module that defines a `Config` registers it."""
+"""The kinds of PEFT configurations, one in each file. A module that defines a `Config` registers it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def _discover() -> dict[str, type[Config[Any]]]:
     found: dict[str, type[Config[Any]]] = {}
     for module in discover(__name__):
         for value in vars(module).values():
-            # Not RankedConfig, which several kinds share.
+            # A module's own classes only: `RankedConfig`, which it may import, is no kind.
             if isinstance(value, type) and issubclass(value, Config) and value.__module__ == module.__name__:
                 found[value.peft_type] = value
     return found
 
 
 KINDS = _discover()
-"""By `peft_type`, as configurations say it."""
+"""The kinds by `peft_type`, the name of the kind in a configuration."""

@@ -22,11 +22,12 @@ class WantedBoft(Wanted):
     block: int
     """The size of a block."""
     stages: int
+    """The number of butterfly factors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BoftConfig(Config[WantedBoft]):
-    """Written by the size of a block and the number of stages, which PEFT calls butterfly factors."""
+    """A configuration of BOFT layers. It states the size of a block and the number of butterfly factors."""
 
     peft_type: ClassVar[str] = "BOFT"
     algorithm: ClassVar[type[Layer]] = BoftPeft
@@ -38,6 +39,7 @@ class BoftConfig(Config[WantedBoft]):
 
     @classmethod
     def read(cls, table: Mapping[str, Any], path: str) -> Self:
+        # The tensors tell both numbers.
         return cls(path=path)
 
     @classmethod

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class WantedIa3(Wanted):
     feedforward: bool
-    """Whether the factors are for inputs."""
+    """Whether the factors are for the inputs of the layer, not for its outputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ia3Config(Config[WantedIa3]):
-    """`feedforward_modules` are the layers whose factors are for inputs, as `target_modules` are given."""
+    """`feedforward_modules` are the layers whose factors are for inputs, in the form of `target_modules`."""
 
     peft_type: ClassVar[str] = "IA3"
     algorithm: ClassVar[type[Layer]] = Ia3
@@ -53,6 +53,7 @@ class Ia3Config(Config[WantedIa3]):
             raise LayerError(
                 "scales the bias with the outputs, and LyCORIS' IA3 does not", got="on_input = 0"
             )
+        # (1, I) is for inputs and (O, 1) for outputs; on a convolution only the option tells.
         inputs = found.ia3_l.shape[0] == 1 if found.ia3_l.ndim == 2 else bool(found.feedforward)
         return plain_tensors(found, *UNSCALED), WantedIa3(feedforward=inputs)
 
@@ -61,7 +62,7 @@ class Ia3Config(Config[WantedIa3]):
         paths = [member.path for member in members]
         fed = [member.path for member in members if member.wanted.feedforward]
         targets, inputs = (patterns.modules(some, module.paths) for some in (paths, fed))
-        # PEFT compares the two only where both are lists, or both expressions.
+        # One form for both fields: PEFT compares them only where both are lists, or both expressions.
         if isinstance(targets, str) or isinstance(inputs, str):
             targets, inputs = patterns.one_of(paths), patterns.one_of(fed)
         return cls(target_modules=targets, feedforward_modules=inputs)

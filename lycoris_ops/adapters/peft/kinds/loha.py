@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LohaConfig(RankedConfig[WantedCore]):
-    """With `use_effective_conv2d` every kernel above 1 has a Tucker core."""
+    """With `use_effective_conv2d` every layer with a kernel above 1 has Tucker cores."""
 
     peft_type: ClassVar[str] = "LOHA"
     algorithm: ClassVar[type[Layer]] = Loha

@@ -22,24 +22,26 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class WantedLokr(WantedCore):
     outer: tuple[int, int]
-    """The sizes of w1."""
+    """The shape (l, i) of w1."""
     inner: tuple[int, int]
-    """The sizes of w2 without the kernel."""
+    """The shape (k, j) of w2 without the kernel."""
     full: tuple[bool, bool]
-    """Whether w1 and w2 are full rather than low-rank."""
+    """Whether w1, and whether w2, is full rather than low-rank."""
     folded: bool
-    """Whether the columns of w2 are its inputs and its kernel in one, whose sizes nothing tells apart."""
+    """Whether j counts inputs times kernel in one, so that no shape tells the number of inputs."""
 
     @property
     def needs_core(self) -> bool:
+        # PEFT makes a core for low-rank factors alone.
         return not all(self.full)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LokrConfig(RankedConfig[WantedLokr]):
-    """`decompose_factor` says how sizes are cut in two, as in `maths.shapes.factorization`.
+    """`decompose_factor` splits the numbers of outputs and of inputs, see `maths.shapes.factorization`.
 
-    w2 is low-rank where r is below half of its larger size, w1 the same with `decompose_both`.
+    w2 is low-rank where r is below half of its larger size, else full. With `decompose_both` the same holds
+    for w1, which is always full without it.
     """
 
     peft_type: ClassVar[str] = "LOKR"
@@ -58,7 +60,8 @@ class LokrConfig(RankedConfig[WantedLokr]):
         outputs, inputs, *kernel = layer.plain_shape(shapes)
         inner = (outputs // w1[0], inputs // w1[1])
         rank = layer.rank
-        # PEFT makes a factor full where the rank is at least half of its larger size.
+        # Two full factors have no rank. PEFT makes a factor full where the rank is at least half of its
+        # larger size, so with the largest size as the rank it makes both full.
         full = max(w1[0], w1[1], *inner)
         return tensors, WantedLokr(
             r=full if rank is None else rank,
@@ -82,9 +85,13 @@ class LokrConfig(RankedConfig[WantedLokr]):
 
 
 def _cut(members: Sequence[Member[WantedLokr]]) -> tuple[bool, int]:
-    """`decompose_both` and `decompose_factor` by which PEFT cuts every layer as these are cut."""
+    """The `decompose_both` and `decompose_factor` with which PEFT gives every layer the factors that it has.
+
+    Raises ConflictError where there are none.
+    """
     sizes = {size for member in members for size in (*member.wanted.outer, *member.wanted.inner)}
     best: Member[WantedLokr] | None = None
+    # PEFT's defaults first, then the smaller factors.
     for both in (False, True):
         for factor in (-1, *sorted(sizes)):
             wrong = next((member for member in members if not _makes(member.wanted, factor, both)), None)
@@ -93,17 +100,20 @@ def _cut(members: Sequence[Member[WantedLokr]]) -> tuple[bool, int]:
             best = best or wrong
     assert best is not None
     shapes = f"factors of {list(best.wanted.outer)} and {list(best.wanted.inner)}"
-    raise ConflictError("has no option that cuts every layer as these are cut", best, shapes)
+    raise ConflictError(
+        "has no options (decompose_factor, decompose_both) that fit every layer", best, shapes
+    )
 
 
 def _makes(wanted: WantedLokr, factor: int, both: bool) -> bool:
-    """Whether PEFT would make a layer of these sizes with the options."""
+    """Whether PEFT with these options gives a layer its factors in the wanted shapes, full or low-rank."""
     (rows, columns), (k, j) = wanted.outer, wanted.inner
     if factorization(rows * k, factor, ordered=False) != (rows, k):
         return False
-    # With the kernel in the columns any share of these may be the inputs.
+    # Where the columns are inputs times kernel, any divisor of their number may be that of the inputs.
     inputs = [size for size in range(1, j + 1) if j % size == 0] if wanted.folded else [j]
     if not any(factorization(columns * size, factor, ordered=False) == (columns, size) for size in inputs):
         return False
+    # Where j counts inputs times kernel, whether PEFT makes w2 full depends on a size that is not known.
     full = (not (both and wanted.r < max(rows, columns) / 2), wanted.r >= max(k, j) / 2)
     return full == wanted.full or (wanted.folded and full[0] == wanted.full[0])

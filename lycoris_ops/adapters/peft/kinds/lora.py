@@ -24,7 +24,7 @@ SUFFIXES = {
     UP: "lora_B.weight",
     DORA: "lora_magnitude_vector",
 }
-"""What PEFT and diffusers call the tensors of a LoRA layer."""
+"""The algorithm's suffixes of a LoRA layer's tensors, to those of PEFT and diffusers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class WantedLora(WantedRank):
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig(RankedConfig[WantedLora]):
-    """With `use_rslora` the scale is alpha / sqrt(r)."""
+    """With `use_rslora` the scale is alpha / sqrt(r) instead of alpha / r."""
 
     peft_type: ClassVar[str] = "LORA"
     algorithm: ClassVar[type[Layer]] = Lora
@@ -52,6 +52,7 @@ class LoraConfig(RankedConfig[WantedLora]):
 
     def alpha_at(self, path: str, rank: int) -> float:
         alpha = super().alpha_at(path, rank)
+        # Callers divide this by the rank, which gives alpha / sqrt(rank).
         return alpha * math.sqrt(rank) if self.use_rslora else alpha
 
     @classmethod
@@ -72,20 +73,23 @@ class LoraConfig(RankedConfig[WantedLora]):
 
 
 def wanted(tensors: Mapping[str, Tensor], r: int, alpha: float) -> WantedLora:
-    """What a layer of these tensors, by PEFT's suffixes, wants of its configuration."""
+    """What the configuration must say for a layer with these tensors by PEFT's suffixes."""
     return WantedLora(r=r, alpha=alpha, use_dora=SUFFIXES[DORA] in tensors, lora_bias=BIAS in tensors)
 
 
 def named_tensors(layer: Layer) -> dict[str, Tensor]:
-    """A LoRA layer's tensors by PEFT's suffixes, not scaled. Raises LayerError for any other."""
+    """The tensors of a LoRA layer by PEFT's suffixes, without alpha.
+
+    Raises LayerError for a layer of another kind, and for tensors that PEFT has no place for.
+    """
     if not isinstance(layer, Lora):
         raise LayerError(f"holds no {layer.algorithm}", got=layer.algorithm)
     tensors = plain_tensors(layer, MID, DIFF_B, RESHAPE, *SPARSE)
     if DORA in tensors:
-        # That of an embedding is for its features, which a layer of words has as inputs.
+        # PEFT's magnitude is for outputs. On an embedding (V, D) it is for the D features, here the inputs.
         if layer.magnitude_axis() != (1 if EMBEDDING_UP in tensors else 0):
             raise LayerError("holds no DoRA magnitude of the inputs", got=str(list(tensors[DORA].shape)))
-        # One dimension, but on a convolution as the outputs of a batch: (1, O, 1, ...).
+        # PEFT's magnitude is (O,), or on a convolution (1, O, 1, ...), like the outputs of a batch.
         ones = tuple(1 for _ in layer.extent[2:])
         tensors[DORA] = tensors[DORA].reshape(1, -1, *ones) if ones else tensors[DORA].flatten()
     return {SUFFIXES.get(suffix, suffix): tensor for suffix, tensor in tensors.items()}

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 EPS = 6e-5
-"""PEFT's default of `eps`, which counts only with `coft`."""
+"""PEFT's default of `eps`, which has an effect only with `coft`."""
 ONCE = (0, 18)
-"""The release from which on PEFT's OFT counts the last term of its series once, not twice."""
+"""The first release of PEFT that counts the last term of OFT's series once. Those before count it twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +29,16 @@ class WantedOft(Wanted):
     block: int
     """The size of a block."""
     blocks: int
+    """The number of blocks in the file; 1 where one block serves all inputs."""
     rotation: tuple[int, int, float | None]
     """`terms`, `last` and `constraint` of the layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OftConfig(Config[WantedOft]):
-    """`coft` bounds each block by `eps`; without `use_cayley_neumann` the rotation is exact.
+    """`coft` bounds each block by `eps`, see `OftV2`. Without `use_cayley_neumann` the rotation is exact.
 
-    Files of releases before 0.18 name no `peft_version`.
+    `peft_version` tells which series is meant, see `ONCE`. Releases before 0.18 do not write it.
     """
 
     peft_type: ClassVar[str] = "OFT"
@@ -59,6 +60,7 @@ class OftConfig(Config[WantedOft]):
         config = cls(
             path=path,
             coft=bool(table.get("coft", False)),
+            # Without `coft` it has no effect, so whatever is there is no error.
             eps=float(table["eps"]) if table.get("coft") else EPS,
             use_cayley_neumann=bool(table.get("use_cayley_neumann", True)),
             num_cayley_neumann_terms=int(table.get("num_cayley_neumann_terms", TERMS)),
@@ -73,6 +75,7 @@ class OftConfig(Config[WantedOft]):
     def options(self, algorithm: type[Layer], path: str) -> dict[str, Any]:
         if algorithm is not self.algorithm:
             return {}
+        # Without a version the release is (), which is before every other.
         release = tuple(int(part) for part in re.findall(r"\d+", self.peft_version)[:2])
         return {
             "terms": self.num_cayley_neumann_terms if self.use_cayley_neumann else 0,
@@ -101,6 +104,7 @@ class OftConfig(Config[WantedOft]):
             eps=EPS if constraint is None else constraint,
             use_cayley_neumann=terms > 0,
             num_cayley_neumann_terms=terms or TERMS,
+            # Left out for the older series, as by the releases that compute it. Newer ones warn without it.
             peft_version=".".join(map(str, (*ONCE, 0))) if last == 1 else "",
         )
 

@@ -1,7 +1,7 @@
-"""numba on the CPU: LoHa, LoKr and LoRA layers, each value of a weight read and written once.
+"""numba on the CPU: a kernel adds LoHa, LoKr and LoRA layers, each value of a weight read and written once.
 
-The kernel is compiled when the first weight of a dtype comes, in 1 to 2 seconds, and kept on disk. numba is
-imported then, not before.
+The kernel is compiled when the first weight of a dtype is patched, which takes 1 to 2 seconds, and kept on
+disk. numba is imported at that moment, not before.
 """
 
 from __future__ import annotations
@@ -27,23 +27,25 @@ from .. import bfloat16
 from .packing import STORED, Packed, compiler, fresh, kernel_for, reused, strips_kernel
 
 OLDEST = (0, 61)
-"""The oldest numba that the kernel was tried with."""
+"""The oldest version of numba that the kernel was tried with."""
 
 DEEP = 32
-"""Rank from which on LoRA alone is added to a float32 weight faster than by a matrix product, which has less
-to prepare."""
+"""Sum of the ranks from which on this path adds LoRA alone to a float32 weight faster than a matrix product
+does. A matrix product has less to prepare."""
 
 OWN = (HadamardGroup, KroneckerGroup, LowRankGroup)
-"""The groups that the kernel adds."""
+"""The types of groups that the kernel adds. All others are summed by torch first."""
 
 
 def _apply(plan: Plan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> None:
     if not weight.numel():
         return
     try:
+        # Compiled before anything else: where that fails, another path still finds the weight unchanged.
         kernel_for(weight.dtype)
         strips_kernel()
     except MemoryError:
+        # A lack of memory passes: it says nothing about the path.
         raise
     except Exception as error:
         raise PathError(briefly(error)) from error
@@ -51,7 +53,7 @@ def _apply(plan: Plan, weight: Tensor, tensors: Sequence[Tensor], strengths: Seq
     try:
         _add(plan, contiguous.view(flat_shape(plan.final)), tensors, strengths, weight)
     except BaseException:
-        # After an interrupt other threads may still work in these buffers: the next weight gets others.
+        # After an interrupt other threads may still use these buffers: the next weight must get new ones.
         forget()
         raise
     if contiguous is not weight:
@@ -61,7 +63,11 @@ def _apply(plan: Plan, weight: Tensor, tensors: Sequence[Tensor], strengths: Seq
 def _add(
     plan: Plan, flat: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float], weight: Tensor
 ) -> None:
-    """Rows between two bounds have the same layers, whose sum is rounded once."""
+    """Add all groups to `flat` (O, K), which is `weight` in contiguous memory.
+
+    The weight is cut where the rows of a group begin or end. Between two cuts all rows have the same layers,
+    which one call of the kernel adds, so that each value is rounded once.
+    """
     placed = [(group, rows or (0, len(flat))) for group, rows in plan.groups]
     others = summed([one for one in placed if not isinstance(one[0], OWN)], tensors, strengths, weight)
     bounds = {bound for _, rows in placed for bound in rows}
@@ -72,6 +78,7 @@ def _add(
             beside = (
                 None if others is None else others[0][max(0, start - others[1]) : max(0, stop - others[1])]
             )
+            # All layers are laid out before the weight changes: only the first can have the reused buffers.
             room = fresh if found else reused
             packed = Packed(here, (stop - start, flat.shape[1]), tensors, strengths, beside, room)
             found.append((packed, flat[start:stop]))
@@ -81,7 +88,10 @@ def _add(
 
 @cache
 def needs() -> str | None:
-    """By what is installed: numba is not imported for weights that are for other paths."""
+    """Why this path cannot run here, None where it can, judged by what is installed.
+
+    numba is not imported for that, because other paths may take all weights.
+    """
     if importlib.util.find_spec("numba") is None:
         return "numba is not installed"
     version = importlib.metadata.version("numba")
@@ -94,7 +104,10 @@ def needs() -> str | None:
 
 @cache
 def _halves() -> bool:
-    """Whether the kernel converts float16 here; where it cannot be imported, that is said when it is run."""
+    """Whether the kernel can convert float16 on this processor.
+
+    True where numba cannot be imported: the path then fails, and tells why, when it is run.
+    """
     try:
         return compiler("vectors").HALF
     except (ImportError, OSError, RuntimeError, ValueError):
@@ -108,13 +121,14 @@ def _refuses(plan: Plan, weight: Tensor) -> str | None:
             return "no LoHa and no LoKr layers"
         ranks = sum(sum(group.ranks) for group in groups if isinstance(group, LowRankGroup))
         if weight.dtype == torch.float32 and ranks < DEEP:
-            return f"LoRA alone is one product in float32: from rank {DEEP} on it is for numba"
+            return f"LoRA alone is one product in float32, which below rank {DEEP} is faster than numba"
     if weight.dtype == torch.float32 and all(isinstance(group, KroneckerGroup) for group in groups):
         return "LoKr alone is faster by plain torch in float32"
     if bfloat16.PATH.refusal(plan, weight) is None:
         return "the processor multiplies LoRA alone faster in bfloat16"
     if weight.dtype == torch.float16 and not _halves():
         return "the processor does not convert float16"
+    # The kernel reads and writes by address. A subclass of Tensor may hold its values elsewhere.
     if not weight.data_ptr():
         return "the weight has no memory of its own"
     if weight.data_ptr() % weight.itemsize:

@@ -1,14 +1,15 @@
 # pyright: basic, reportMissingImports=false, reportMissingModuleSource=false
 # pyright: reportCallIssue=false, reportAttributeAccessIssue=false, reportArgumentType=false
-"""The kernel that adds all LoHa, LoKr and LoRA layers of a weight, each value read once and written once.
+"""The kernel that adds all LoHa, LoKr and LoRA layers of a weight, and reads and writes each value once.
 
-It works on blocks of the weight that stay in the cache. The sum of all layers is formed in float32 in a block
-of its own: what else is to be added, the Hadamard terms sum_n (a1_n @ b1_n) * (a2_n @ b2_n), all LoRA layers
-as one product, the Kronecker products. Last the block is added to the weight, which is rounded once.
+It works on blocks of the weight that are small enough for the cache. For each block, the sum of all layers is
+formed in float32 in a buffer of the block's size, in this order: the full matrix of all other changes, the
+Hadamard terms sum_n (a1_n @ b1_n) * (a2_n @ b2_n), all LoRA layers as one product, the Kronecker products.
+At last the buffer is added to the weight, which rounds each value once.
 
 `outer`, `product`, `combine` and `add_row` are generated as LLVM code on vectors, whose sums stay in
-registers over all ranks: numba's own loops take 2.8 times as long, since LLVM makes them into vectors of half
-the width and their sums pass through memory.
+registers over all ranks. Loops in numba take 2.8 times as long: LLVM turns them into vectors of half the
+width, and their sums pass through memory.
 """
 
 from __future__ import annotations
@@ -39,25 +40,28 @@ from .vectors import (
 )
 
 TERM_ROWS = ROWS // 3
-"""Rows of the tile of `outer`, which holds three: the sum, and both factors of a term."""
+"""Rows of a tile in `outer`, which holds three in registers: the sum, and the two products of a term."""
 
 BLOCK_COLUMNS = 512
-"""Columns of a block: (ROWS, BLOCK_COLUMNS) values are 24 KB at most, and stay in the first cache."""
+"""Columns of a block. ROWS x BLOCK_COLUMNS values are 24 KB at most and stay in the first-level cache."""
 
 FIELDS = 7
-"""Integers of a set, N Kronecker layers of one factorisation: what is added to a row of the weight to get a
-row of the product, N, i, k, j, and where among the factors w1 (l, i, N) and w2 (N, k, j) start."""
+"""Number of integers that describe a set of N Kronecker layers with the same factorisation. They are, in this
+order: what is added to a row of the weight to get the row of the product; N; i; k; j; the index in `factors`
+where w1 (l, i, N) starts; the index where w2 (N, k, j) starts."""
 
 
 def _tile(builder, out, rows):
-    """Where the vectors of a tile stand in a block, of which `out` is the tile's first value."""
+    """Pointers to the vectors of a tile of `rows` rows in a block; `out` points to the tile's first value."""
     places = [n * BLOCK_COLUMNS + m * LANES for n in range(rows) for m in range(VECTORS)]
     return [builder.gep(out, [NUMBER(place)]) for place in places]
 
 
 def _ranks(builder, rows, right, rank, sums):
-    """`sums`, the vectors of a tile, plus left @ right (rank, COLUMNS), of the left's rows given as
-    pointers."""
+    """Add left @ right to `sums`, the vectors of a tile, and return the new vectors.
+
+    `rows` points to each row of the left factor (rows, rank), `right` to the right factor (rank, COLUMNS).
+    """
     vector, fused = fma(builder, LANES)
 
     def step(n, sums):
@@ -74,8 +78,12 @@ def _ranks(builder, rows, right, rank, sums):
 
 
 def _factors(builder, lefts, right, row, last, rows):
-    """How to go through factors: for number n, with the first of its ranks, rows of the left, right, and
-    rank."""
+    """Make a function that finds the factors of product n in the table `lefts` and the strip `right`.
+
+    Its arguments are n and the sum of the ranks before it. It returns the sum with this rank, and a tuple of
+    pointers to `rows` rows of the left factor from row `row` on, a pointer to the right factor, and the rank.
+    Rows beyond row + last do not exist; row + last is used for them.
+    """
     lefts = at(builder, lefts, NUMBER)
     offsets = []
     for m in range(rows):
@@ -97,8 +105,13 @@ def _factors(builder, lefts, right, row, last, rows):
 def outer(typing, out, lefts, right, row, last, count):
     """A tile (TERM_ROWS, COLUMNS) of a block += the sum of `count` >= 1 Hadamard terms.
 
-    out and right (T, COLUMNS) are addresses, and `lefts` that of the table, of which two lines are a term. Of
-    the left factors, `row` and the rows behind it are meant; of those behind row + last, that one again.
+    The other arguments are integers:
+
+    - out: the address of the tile's first value.
+    - lefts: the address of the first term in the table of left factors; each term takes two lines.
+    - right: the address of the right factors (T, COLUMNS), one below the other, T the sum of their ranks.
+    - row: the row of the left factors that is the tile's first one.
+    - last: the tile's last row that exists. It stands in for the rows after it, whose results are not used.
     """
 
     def generate(context, builder, signature, arguments):
@@ -127,8 +140,10 @@ def outer(typing, out, lefts, right, row, last, count):
 
 @intrinsic
 def product(typing, out, lefts, right, row, last, count):
-    """A tile (ROWS, COLUMNS) of a block += the sum of `count` >= 1 products; the arguments are as for
-    `outer`."""
+    """A tile (ROWS, COLUMNS) of a block += the sum of `count` >= 1 products left @ right.
+
+    The arguments are those of `outer`; each product takes one line of the table.
+    """
 
     def generate(context, builder, signature, arguments):
         out, lefts, right, row, last, count = arguments
@@ -152,7 +167,7 @@ def product(typing, out, lefts, right, row, last, count):
 def combine(typing, out, length, scalars, rows, stride, count):
     """out[q] += sum_n scalars[n] * rows[n * stride + q] for q < length and n < count, both at least 1.
 
-    Addresses, and the stride in values.
+    out, scalars and rows are addresses of float32 values, and the stride is a number of values.
     """
 
     def generate(context, builder, signature, arguments):
@@ -181,9 +196,10 @@ def combine(typing, out, length, scalars, rows, stride, count):
 
 @intrinsic
 def add_row(typing, out, stored, values, length):
-    """out[n] += values[n] for n < length, at least 1, in float32 and rounded once.
+    """out[n] += values[n] for n < length, which is at least 1; added in float32 and rounded once.
 
-    Addresses of what is stored and of float32 values; of `stored`, a value, only the type counts.
+    out and values are addresses. The values are float32. `stored` is any value of the type that `out` holds:
+    only its type counts.
     """
 
     def generate(context, builder, signature, arguments):
@@ -206,7 +222,7 @@ def add_row(typing, out, stored, values, length):
 
 @intrinsic
 def fetch(typing, address, length):
-    """Start to bring so many bytes, at least 1, into the cache: they will be written."""
+    """Start to bring `length` >= 1 bytes at an address into the cache, to be written later."""
 
     def generate(context, builder, signature, arguments):
         prefetch(builder, *arguments)
@@ -216,13 +232,17 @@ def fetch(typing, address, length):
 
 
 def add_terms(weight, start, stop, lefts, terms, right, sets, factors, dense, block):
-    """weight[start:stop] += all terms.
+    """weight[start:stop] += the sum of all layers.
 
-    A line of `lefts` (n, 2) is a left factor (rows, rank), float32 and a row after the other: its address and
-    its rank. The first 2 * terms are those of Hadamard terms, the others of LoRA. right (strips, T, COLUMNS)
-    has the right factors in the same order. A line of `sets` is FIELDS integers, which point into `factors`.
-    dense, of the weight's shape if it is not empty, is added too. block (ROWS, BLOCK_COLUMNS) is room to work
-    in.
+    - weight (rows, columns): as `compiled` describes it.
+    - lefts (n, 2): the address and the rank of each left factor (rows, rank), a contiguous float32 matrix.
+      The first 2 * terms lines are the Hadamard terms, two for each. The others are LoRA layers.
+    - right (strips, T, COLUMNS): the right factors in the order of `lefts`, T the sum of the ranks, cut into
+      strips of COLUMNS columns and filled up with zeros.
+    - sets (sets, FIELDS): the Kronecker layers, see FIELDS.
+    - factors: the values of their w1 and w2, one after the other.
+    - dense (rows, columns): a further change; empty where there is none.
+    - block (ROWS, BLOCK_COLUMNS): a buffer, for this thread alone.
     """
     columns, depth, size = weight.shape[1], right.shape[1], weight.itemsize
     paired = lefts[: 2 * terms, 1].sum()
@@ -237,8 +257,9 @@ def add_terms(weight, start, stop, lefts, terms, right, sets, factors, dense, bl
                 block[:height, :width] = dense[row : row + height, column : column + width]
             else:
                 block[:height, :width] = 0
-            # What is made beyond the height and the width is not used.
+            # Tiles may reach beyond the height and the width of the block. Those values are not used.
             for n in range(0, width, COLUMNS):
+                # The weight comes into the cache while its change is computed.
                 for m in range(height):
                     fetch(base + (m * columns + n) * size, min(COLUMNS, width - n) * size)
                 strip = right.ctypes.data + (column + n) * depth * 4
@@ -266,7 +287,10 @@ def add_terms(weight, start, stop, lefts, terms, right, sets, factors, dense, bl
 
 
 def lay_strips(strips, place, factor, scale):
-    """Lay out a right factor (r, columns) times a number in strips (n, T, COLUMNS), from row `place` on."""
+    """Write scale * factor (r, columns) into `strips` (n, T, COLUMNS), from row `place` of each strip on.
+
+    The last strip is filled up with zeros.
+    """
     rank, columns = factor.shape
     for row in range(rank):
         for strip in range(len(strips)):
@@ -281,10 +305,11 @@ def lay_strips(strips, place, factor, scale):
 
 
 def _digest():
-    """Of this folder's code and name.
+    """A short hash of the code in this folder and of the package's name, for the names of the kernels.
 
-    A kernel on disk is found by its function's name and file. It is another one after a change in any file
-    here, and where the package has another name, as under the host: numba imports the module by it.
+    numba finds a kernel on disk by its function's name and file. The hash makes it another kernel after a
+    change in any file here, and where the package has another name, as in ComfyUI: numba imports the module
+    of a stored kernel by the package's name.
     """
     digest = hashlib.sha256(__name__.encode())
     for file in sorted(Path(__file__).parent.glob("*.py")):
@@ -300,10 +325,10 @@ TABLE = types.Array(types.int64, 2, "C")
 
 
 def compiled(stored: str):
-    """`add_terms` for weights stored as "float32", or as the bits in "uint16" and "int16", as CONVERTED has.
+    """`add_terms`, compiled for weights stored as "float32", "uint16" or "int16", see CONVERTED.
 
-    It is kept on disk: beside this file, or in the user's cache where this folder is read-only. Raises
-    RuntimeError where numba is told not to compile.
+    The compiled kernel is kept on disk: beside this file, or in the user's cache where this folder is
+    read-only. Raises RuntimeError where numba is told not to compile.
     """
     weight, number = types.Array(getattr(types, stored), 2, "C"), types.intp
     arguments = (weight, number, number, TABLE, number, SINGLES[3], TABLE, SINGLES[1], SINGLES[2], SINGLES[2])
@@ -311,14 +336,17 @@ def compiled(stored: str):
 
 
 def compiled_strips():
-    """`lay_strips`, likewise."""
+    """`lay_strips`, compiled and kept on disk likewise."""
     return _on_disk(types.void(SINGLES[3], types.intp, SINGLES[2], types.float32), lay_strips)
 
 
 def _on_disk(signature, function):
+    # `njit` would return the plain function, and intrinsics cannot run in Python.
     if config.DISABLE_JIT:
         raise RuntimeError("numba's compiler is switched off (NUMBA_DISABLE_JIT)")
     with contextlib.suppress(Exception):
-        # Fails without a folder that can be written, on a full disk, and on a broken file there.
+        # Fails where no folder can be written to, on a full disk, and on a broken file there. Each process
+        # then compiles the kernel anew.
+        # Without the interpreter's lock, since several threads run the kernel at once.
         return njit(signature, nogil=True, cache=True)(function)
     return njit(signature, nogil=True)(function)

@@ -1,4 +1,4 @@
-"""Triton on a GPU: one launch for each weight, whatever is on it."""
+"""Triton on a GPU: one kernel launch for each weight, whatever layers change it."""
 
 from __future__ import annotations
 
@@ -25,24 +25,25 @@ from ...groups.low_rank import LowRankGroup
 from ...registry import PatchPath, PathError, briefly
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether Triton runs kernels in Python, on the CPU too. It reads the variable when it is imported."""
+"""Whether Triton interprets kernels in Python, which works on the CPU too. Triton reads the variable when it
+is imported."""
 
 OLDEST = (3, 0)
-"""The first Triton whose products take `input_precision`."""
+"""The first version of Triton whose `dot` takes `input_precision`."""
 
 OLDEST_CARD = (7, 0)
-"""The first compute capability of NVIDIA that Triton compiles for."""
+"""The lowest NVIDIA compute capability that Triton compiles for."""
 
 STORED = (torch.float32, torch.float16, torch.bfloat16)
-"""What the kernel reads factors in; those stored otherwise are converted before."""
+"""The dtypes of factors that the kernel reads; factors of other dtypes are converted first."""
 
 ONCE = 1 << 30
-"""A period that no row or column reaches."""
+"""A period beyond every row and column: the second factor does not repeat."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program works on: rows and columns of the weight, by so many warps."""
+    """The rows and columns of the weight that one program works on, and its number of warps."""
 
     rows: int
     columns: int
@@ -50,8 +51,9 @@ class Tile:
 
 
 TILES: dict[tuple[str, int], dict[str, Tile]] = {
-    # (kind of card, bytes of an element): a program holds up to three tiles in float32, at most 32
-    # registers of a thread each, and a row of a tile is at least a cache line but where it is tall.
+    # The keys are the kind of card and the bytes of a weight's element. A program holds up to three tiles in
+    # float32, and each takes at most 32 registers of a thread. A row of a tile is at least a cache line,
+    # except in tall tiles.
     ("ampere", 2): {"square": Tile(64, 128, 8), "wide": Tile(16, 256, 4), "tall": Tile(128, 16, 4)},
     ("ampere", 4): {"square": Tile(64, 64, 8), "wide": Tile(16, 128, 4), "tall": Tile(128, 16, 4)},
     ("volta", 2): {"square": Tile(32, 128, 8), "wide": Tile(16, 128, 4), "tall": Tile(64, 16, 4)},
@@ -61,40 +63,46 @@ TILES: dict[tuple[str, int], dict[str, Tile]] = {
 }
 
 THIN = 16
-"""Rows up to which a weight is wide, and columns up to which it is tall."""
+"""A weight of at most this many rows takes the wide tile, one of at most this many columns the tall one."""
 
 RANK = 16
-"""How much of a rank is multiplied at once: the least that the products of GPUs take."""
+"""The part of a rank that is multiplied at once: the least that the matrix units of GPUs take."""
 
 STAGES = 2
-"""How far loads run ahead within a rank; most are through after one step, and each costs shared memory."""
+"""Pipeline stages of the loop over a rank (Triton's `num_stages`). Most ranks take one step of the loop, and
+each stage costs shared memory."""
 
 PRECISION: dict[tuple[str, bool, int], str] = {
-    # (kind of card, whether what is multiplied is stored in two bytes, bytes of an element): tf32 holds
-    # float16 and bfloat16 exactly, and so their products in float32 are exact. Three products of tf32
-    # parts come within 2^-21 of float32, far below the rounding to two bytes. Else all of float32.
+    # The keys are the kind of card, whether all multiplied factors are float16 or bfloat16, and the bytes of
+    # a weight's element. tf32 holds float16 and bfloat16 exactly, so that their products in float32 are
+    # exact. tf32x3, three products of tf32 parts, comes within 2^-21 of float32, far below the rounding of a
+    # weight to two bytes. All other cases take "ieee", full float32.
     ("ampere", True, 2): "tf32",
     ("ampere", True, 4): "tf32",
     ("ampere", False, 2): "tf32x3",
 }
 
 Factor = tuple[Tensor, ...]
-"""A matrix, or the two whose product it is."""
+"""A matrix, or two matrices whose product it is; () for a factor of ones."""
 
 
 @dataclass(frozen=True)
 class Term:
-    """scale * first * second; the kernel's table says what each number means."""
+    """scale * first * second, multiplied value by value: one change of some rows of the weight.
+
+    Row r, column c of the term is scale * first[r // block[0], c // block[1]] *
+    second[r % period[0], c % period[1]].
+    """
 
     scale: float
     first: Factor
     second: Factor = ()
     offset: int = 0
-    """The row of the term that is the first one meant."""
+    """The row of the term that is added to the first of its rows of the weight."""
     block: tuple[int, int] = (1, 1)
-    """Rows and columns for which the first factor stays the same."""
+    """The number of rows and of columns that share one value of the first factor."""
     period: tuple[int, int] = (ONCE, ONCE)
-    """Rows and columns after which the second factor repeats."""
+    """The number of rows and of columns after which the second factor repeats."""
 
 
 def _low_rank(group: LowRankGroup, tensors: Sequence[Tensor], strengths: Sequence[float]) -> list[Term]:
@@ -129,16 +137,16 @@ TERMS_OF: Mapping[type[Any], Callable[[Any, Sequence[Tensor], Sequence[float]], 
     KroneckerGroup: _kronecker,
     DenseGroup: _dense,
 }
-"""The groups that the kernel adds itself, as terms."""
+"""For each type of group that the kernel adds itself, the function that makes its terms."""
 
 
 def terms_of(
     plan: Plan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]
 ) -> list[tuple[Term, Rows]]:
-    """Every change of the weight as terms for rows of it.
+    """All changes of the weight as terms, each with the rows of the weight that it is added to.
 
-    Groups without terms of their own (sparse ones, those that depend on the weight) are summed by
-    torch first, and their sum is one more term: the weight is still rounded once.
+    Groups that are not in TERMS_OF (sparse changes, changes that depend on the weight) are summed by torch
+    first. Their sum is one more term, so that the weight is still rounded once.
     """
     terms: list[tuple[Term, Rows]] = []
     others: list[Placed] = []
@@ -158,21 +166,24 @@ def terms_of(
 
 @dataclass(frozen=True)
 class TermTable:
-    """The terms as the kernel reads them, and what it has to be compiled for."""
+    """The terms as the kernel reads them, and what decides which variant of the kernel is compiled."""
 
     numbers: Tensor
+    """FIELDS integers for each term, as `kernel.py` describes them, int64."""
     scales: Tensor
+    """The scale of each term, float32."""
     pairs: bool
     """Whether any term has a second factor."""
     stored: frozenset[torch.dtype]
+    """The dtypes of all tensors."""
     multiplied: frozenset[torch.dtype]
-    """The dtypes of all tensors, and of those in products."""
+    """The dtypes of the tensors that are multiplied as matrices."""
     kept: tuple[Tensor, ...]
-    """The tensors whose addresses are among the numbers."""
+    """The tensors whose addresses are among the numbers: they must live until the kernel has run."""
 
 
 def tabulate(terms: Sequence[tuple[Term, Rows]], device: torch.device) -> TermTable:
-    """The terms as one table on the device, in one transfer."""
+    """Put the terms into a table on the device, by one transfer. Terms with an empty factor are left out."""
     numbers: list[int] = []
     scales: list[float] = []
     kept: list[Tensor] = []
@@ -202,10 +213,12 @@ def tabulate(terms: Sequence[tuple[Term, Rows]], device: torch.device) -> TermTa
 
 
 def _readable(factor: Factor) -> Factor:
+    """The factor as the kernel reads it: contiguous, in one of the dtypes STORED."""
     return tuple((part if part.dtype in STORED else part.float()).contiguous() for part in factor)
 
 
 def _described(factor: Factor) -> list[int]:
+    """The six integers of a factor in the kernel's table; rank -1 for a factor of ones."""
     if not factor:
         return [0, 0, 0, 0, -1, 0]
     left, right = factor[0], factor[-1]
@@ -216,7 +229,7 @@ def _described(factor: Factor) -> list[int]:
 
 @cache
 def card_of(device: torch.device) -> str:
-    """The kind of card in TILES; the interpreter works as the newest."""
+    """The kind of card, as in TILES; the interpreter on a CPU counts as the newest."""
     if device.type == "cpu":
         return "ampere"
     if torch.version.hip:
@@ -227,7 +240,7 @@ def card_of(device: torch.device) -> str:
 def launch_options(
     rows: int, columns: int, dtype: torch.dtype, card: str, table: TermTable
 ) -> dict[str, Any]:
-    """What the kernel is compiled for, by names of its parameters."""
+    """The arguments that the kernel is compiled for, for a weight (rows, columns) of `dtype`."""
     shape = "wide" if rows <= THIN else "tall" if columns <= THIN else "square"
     tile = TILES[card, dtype.itemsize][shape]
     halves = table.multiplied <= {torch.float16, torch.bfloat16}
@@ -245,9 +258,13 @@ def launch_options(
 
 
 def column_stride(weight: Tensor) -> int | None:
-    """The stride of the columns of the weight as a matrix (O, K), None where they have none."""
+    """The distance in elements from one column to the next of the weight as a matrix (O, K).
+
+    None where the columns do not lie at equal distances.
+    """
     found, extent = None, 0
     for size, stride in zip(weight.shape[:0:-1], weight.stride()[:0:-1], strict=True):
+        # The stride of a dimension of size 1 says nothing.
         if size == 1:
             continue
         if found is None:
@@ -280,16 +297,19 @@ def _apply(plan: Plan, weight: Tensor, tensors: Sequence[Tensor], strengths: Seq
                 **options,
             )
     except Exception as error:
-        # Triton compiles, loads and launches in one call, and the launch comes last: whatever is raised
-        # here is raised before the first store, but by the interpreter.
+        # Triton compiles, loads and launches the kernel in one call, and the launch comes last. So an error
+        # comes before anything is stored, and another path can take the weight. Only the interpreter can
+        # fail midway.
         if INTERPRETED or isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
             raise
+        # Triton's own error for a lack of memory is a RuntimeError.
         if "out of memory" in str(error):
             raise torch.cuda.OutOfMemoryError(str(error)) from error
         raise PathError(briefly(error)) from error
 
 
 def _kernel() -> Any:
+    # Triton is imported with the kernel, when the first weight on a GPU is patched.
     return importlib.import_module(".kernel", __package__).add_terms
 
 
@@ -302,6 +322,7 @@ def _needs() -> str | None:
         version = tuple(int(part) for part in triton.__version__.split(".")[:2])
         if version < OLDEST:
             return f"triton {triton.__version__} is too old, {'.'.join(map(str, OLDEST))} is needed"
+        # Raises RuntimeError where there is no driver of a GPU.
         if not INTERPRETED:
             triton.runtime.driver.active.get_current_target()
     except (ImportError, OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:

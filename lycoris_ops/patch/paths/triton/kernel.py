@@ -1,24 +1,35 @@
 # pyright: basic, reportMissingImports=false, reportArgumentType=false
 # ruff: noqa: SIM102, SIM300
-# An `if` over constants alone is decided when the kernel is compiled: nothing else may stand in it.
-"""The kernel that patches a weight: a tile is read once, every term is added, it is written once.
+# An `if` over `constexpr` values alone is decided when the kernel is compiled. Conditions at run time stand
+# in an `if` of their own inside it.
+"""The kernel that patches a weight: each tile is read once, all terms are added to it, it is written once.
 
-A term is `scale * first * second` on some rows of the weight: a LowRank or Full change has no second
-factor, a Hadamard one has two of the weight's size, a Kronecker one reads them at row // k and row % k.
-A factor is a matrix, or the product of two, of which only the tile meant is ever formed.
+A term is `scale * first * second`, value by value, on some rows of the weight. A LowRank or Dense change has
+no second factor. A Hadamard change has two factors of the weight's size. A Kronecker change with w2 (k, j)
+has w1 as the first factor, read at row // k and column // j, and w2 as the second, read at row % k and
+column % j. A factor is a matrix, or a product of two matrices of which only the current tile is formed.
 
-The terms are a table of 64-bit integers on the device, and their scales one of float32, so that their
-number, kinds and ranks compile nothing anew. Every term is FIELDS integers:
+The terms are a table of 64-bit integers on the device, with their scales in a float32 array beside it. So
+other numbers of terms, kinds and ranks compile nothing anew. The FIELDS integers of a term:
 
-     0  the first row of the weight that it is for, and 1, the end of these rows
-     2  what is added to a row of the weight to get one of the term
-     3  rows and 4 columns by which the first factor's row and column are divided
-     5  rows and 6 columns after which the second factor repeats
-     7  the first factor, 13 the second, six integers each:
-        0  address of `left`, the matrix itself or (rows, rank), and 1, of `right` (rank, columns)
-        2  how `left` and 3, how `right` is stored: 0 float32, 1 float16, 2 bfloat16
-        4  the rank: 0 where the factor is a matrix, -1 where there is none
-        5  its columns
+     0  the first row of the weight that the term is added to
+     1  the row after the last one
+     2  what is added to a row of the weight to get the row of the term
+     3  the divisor of the term's row that gives the row of the first factor
+     4  the divisor of the column that gives the column of the first factor
+     5  the number of rows after which the second factor repeats
+     6  the number of columns after which the second factor repeats
+     7  the first factor, six integers
+    13  the second factor, six integers
+
+The integers of a factor:
+
+     0  address of `left`: the matrix itself, or (rows, rank) where the factor is a product
+     1  address of `right`: (rank, columns); the matrix again where the factor is one matrix
+     2  dtype of `left`: 0 float32, 1 float16, 2 bfloat16
+     3  dtype of `right`, likewise
+     4  the rank: 0 where the factor is one matrix, -1 where there is no factor
+     5  the number of columns
 """
 
 from __future__ import annotations
@@ -33,7 +44,11 @@ SECOND = tl.constexpr(13)
 
 @triton.jit
 def _read(address, stored, index, mask, UNIFORM: tl.constexpr):
-    """Values at an address, as float32. UNIFORM is how all of them are stored, -1 where that differs."""
+    """The values at an address, as float32.
+
+    `stored` is the number of their dtype as in the table. UNIFORM is the number that all factors have in
+    common, which spares the look-up while the kernel runs, or -1.
+    """
     if UNIFORM == 0:
         value = tl.load(address.to(tl.pointer_type(tl.float32)) + index, mask=mask, other=0.0)
     elif UNIFORM == 1:
@@ -63,7 +78,10 @@ def _factor(
     COLUMNS: tl.constexpr,
     RANK: tl.constexpr,
 ):
-    """The values of a factor at some rows and columns, by the fields of it that start at `factor`."""
+    """The values (ROWS, COLUMNS) of a factor at `row` (ROWS,) and `column` (COLUMNS,).
+
+    `factor` points to its six integers in the table.
+    """
     left = tl.load(factor)
     right = tl.load(factor + 1)
     left_stored = tl.load(factor + 2)
@@ -90,12 +108,12 @@ def _factor(
 def _stored(value, DTYPE: tl.constexpr):
     """Float32 values in the weight's dtype, rounded to nearest, ties to even.
 
-    bfloat16 is rounded on the bits: the interpreter's own conversion cuts them off.
+    bfloat16 is rounded by integer arithmetic on the bits: Triton's interpreter would truncate instead.
     """
     if DTYPE == tl.bfloat16:
         bits = value.to(tl.uint32, bitcast=True)
         nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        # Rounding could carry a NaN over to infinity.
+        # Rounding could carry the bits of a NaN over to infinity: they are cut off, and 0x40 keeps it a NaN.
         nearest = tl.where(value == value, nearest, (bits >> 16) | 0x40)
         result = nearest.to(tl.uint16).to(tl.bfloat16, bitcast=True)
     else:
@@ -103,6 +121,7 @@ def _stored(value, DTYPE: tl.constexpr):
     return result
 
 
+# Unless told not to, Triton compiles variants for arguments that are 1 or a multiple of 16.
 @triton.jit(do_not_specialize=["rows", "terms"])
 def add_terms(
     weight,
@@ -120,10 +139,11 @@ def add_terms(
     COLUMNS: tl.constexpr,
     RANK: tl.constexpr,
 ):
-    """weight (rows, columns) += the sum of `terms` terms, a tile of ROWS x COLUMNS for each program.
+    """weight (rows, columns) += the sum of `terms` terms; each program patches one tile (ROWS, COLUMNS).
 
-    PAIRS says whether any term has a second factor. The sum is formed first and then added to the
-    weight, so that a float32 weight too is rounded once.
+    `table` and `scales` are the terms' integers and scales. PAIRS says whether any term has a second factor,
+    UNIFORM and PRECISION are as in `_read` and `tl.dot`, RANK is the part of a rank multiplied at once.
+    The sum is formed first and then added to the weight, so that a float32 weight too is rounded once.
     """
     across = tl.cdiv(columns, COLUMNS)
     first_row = (tl.program_id(0) // across) * ROWS
@@ -164,7 +184,7 @@ def add_terms(
                         COLUMNS,
                         RANK,
                     )
-            # Rows beside the term's own stay as they are even where a factor is not finite.
+            # Other rows of the tile stay as they are even where a factor holds NaN or infinity.
             total += tl.where(row_mask[:, None], value, 0.0)
     place = weight + row.to(tl.int64)[:, None] * row_stride + column.to(tl.int64)[None, :] * column_stride
     mask = (row < rows)[:, None] & column_mask[None, :]
