@@ -80,9 +80,10 @@ def output_path(prefix: str, ending: str) -> Path:
     # The host checks this too, but its error does not say what to do.
     root = Path(folder_paths.get_output_directory()).resolve()
     wanted = (root / prefix).resolve()
-    if wanted == root or not wanted.is_relative_to(root) or prefix.endswith(("/", "\\")):
+    outside = not wanted.is_relative_to(root)
+    if outside or wanted == root or prefix.endswith(("/", "\\")):
         raise WriteError(
-            "the file name leaves the output folder" if wanted != root else "the file name is empty",
+            "the file name leaves the output folder" if outside else "the file name is empty",
             file=prefix,
             got=str(wanted),
             expected=f"a name below {root}",

@@ -246,6 +246,8 @@ class Adapter:
             for name, info in self.info.items()
             if info.peft is None
             and ALPHA not in info.keys
+            # LyCORIS' IA3 says its side itself.
+            and ON_INPUT not in info.keys
             and (info.algorithm.scaled_by_alpha or info.algorithm in CONFIGURED)
         )
 

@@ -325,7 +325,7 @@ class Layer(ABC):
     def inseparable(self, ranges: Sequence[Rows]) -> LayerError:
         """The error for rows that cannot be cut out, because they depend on others."""
         return LayerError(
-            f"{a_layer(self.algorithm)} of this kind cannot be applied to a part of its rows",
+            f"{a_layer(self.algorithm)} of this kind cannot be cut to a part of its rows",
             got=" and ".join(f"rows {start} to {stop}" for start, stop in ranges),
             expected="the whole layer, not split into several",
             hint="Its rows depend on each other: it needs a model that has the layer in one piece",

@@ -88,8 +88,9 @@ class Ia3(Layer):
         if IA3_L not in shapes:
             return None
         found = shapes[IA3_L]
-        inputs = found[1] > 1 if len(found) == 2 else (options or {}).get("feedforward", True)
-        return None if inputs else (math.prod(found),)
+        # Without a word on it the layer is an error when it is used; see `of_inputs`.
+        outputs = found[1] == 1 if len(found) == 2 else (options or {}).get("feedforward") is False
+        return (math.prod(found),) if outputs else None
 
     @classmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:

@@ -17,9 +17,9 @@ from ..algorithms.lora import Lora
 FACTORS, BIAS = ("lora_up", "lora_down"), "lora_b_bias"
 """The factors of a LoRA layer, and its change of the bias. A file without alpha has the scale multiplied into
 one of the factors and into the change of the bias."""
-EITHER_WAY = ("dora", "feedforward")
-"""Options that may differ: `dora` only chooses how to compute, and where a tensor's shape tells the side of
-IA3, `feedforward` may be unset."""
+IGNORED = ("dora", "feedforward")
+"""Options that may differ: `dora` only chooses how to compute. `feedforward` of IA3 may be unset where a
+tensor's shape tells the side; which side it is, is compared by itself."""
 
 
 def difference(wanted: Layer, found: Layer) -> str | None:
@@ -32,6 +32,8 @@ def difference(wanted: Layer, found: Layer) -> str | None:
         wanted = wanted.by_factor()
     if type(wanted) is not type(found):
         return f"{found.algorithm}, not {wanted.algorithm}"
+    if isinstance(wanted, Ia3) and isinstance(found, Ia3) and wanted.of_inputs != found.of_inputs:
+        return f"for {'inputs' if found.of_inputs else 'outputs'}, not the other side"
     scales = [1.0, 1.0]
     if wanted.scaled_by_alpha and wanted.rank is not None:
         scales = [scale(layer.alpha, layer.rank or 1) for layer in (wanted, found)]
@@ -56,7 +58,7 @@ def difference(wanted: Layer, found: Layer) -> str | None:
             # To all other kinds alpha means nothing, or it is part of the scale compared above.
             if wanted.constrained_by_alpha and not _close(ours, theirs):
                 return f"alpha {theirs}, not {ours}"
-        elif field.name not in EITHER_WAY and ours != theirs:
+        elif field.name not in IGNORED and ours != theirs:
             return f"{field.name} {theirs}, not {ours}"
     return None
 

@@ -58,9 +58,7 @@ def fits(stored: Extent, weight: Sequence[int]) -> bool:
         return len(met) == 2 and all(size in (None, found) for size, found in zip(stored, met, strict=False))
     if not weight or flat_shape(sizes) != flat_shape(weight):
         return False
-    if len(stored) <= 2 or len(weight) <= 2:
-        return len(weight) == 1 or len(stored) > 1 or math.prod(weight[1:]) == 1
-    return _kernel(stored) == _kernel(weight)
+    return len(stored) <= 2 or len(weight) <= 2 or _kernel(stored) == _kernel(weight)
 
 
 def _kernel(shape: Sequence[int | None]) -> Shape:

@@ -415,7 +415,7 @@ class _Names:
             key=layer,
             got=f"rows {segment.rows[0]} to {segment.rows[1]} of {segment.base[1]}",
             expected="a layer that diffusers' model has",
-            hint="Write it as kohya or comfy, which have the model's own names",
+            hint="Write it as comfy, which has the model's own names",
         )
 
     def shapes(self, part: str) -> dict[str, Shape]:

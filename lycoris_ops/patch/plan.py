@@ -79,14 +79,14 @@ class PatchPlan:
                 forms, slots = by_form.setdefault((type(form), part.rows), ([], []))
                 forms.append(form)
                 slots.append(slot)
-        groups: list[tuple[Group, Rows | None]] = []
+        fused: list[tuple[Group, Rows | None]] = []
         tensors: list[Tensor] = []
         for (kind, rows), (forms, slots) in by_form.items():
             group, own = FUSE[kind](forms, slots, len(tensors))
-            groups.append((group, rows))
+            fused.append((group, rows))
             tensors += [tensor.detach().to(target).contiguous() for tensor in own]
         strengths = tuple(float(strength) for _, strength in layers)
-        return cls(tuple(shape), final, tuple(groups), tuple(tensors), strengths)
+        return cls(tuple(shape), final, tuple(fused), tuple(tensors), strengths)
 
     @property
     def report(self) -> str:

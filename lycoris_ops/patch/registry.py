@@ -35,7 +35,7 @@ class PatchPath:
     """One way of applying a plan."""
 
     name: str
-    rank: int
+    priority: int
     """Paths are tried in the order of their ranks, lowest first."""
     devices: tuple[str, ...]
     """The device types of the weights that the path can patch."""
@@ -76,7 +76,7 @@ def briefly(error: Exception) -> str:
 
 def _discover() -> tuple[PatchPath, ...]:
     found = [module.PATH for module in discover(paths.__name__) if hasattr(module, "PATH")]
-    return tuple(sorted(found, key=lambda path: path.rank))
+    return tuple(sorted(found, key=lambda path: path.priority))
 
 
 _FAILED: dict[str, str] = {}
@@ -107,7 +107,8 @@ def apply_plan(plan: Plan, weight: Tensor, tensors: Sequence[Tensor], strengths:
     raise LayerError(
         "no path can patch this weight",
         got=f"{weight.dtype} on {weight.device}",
-        expected="; ".join(refused),
+        expected="a dtype and device that one of the paths takes",
+        hint=f"Not taken by {'; '.join(refused)}",
     )
 
 

@@ -22,10 +22,10 @@ from .zoo import ENCODERS, SPECIES, supported
 PAGE = ROOT / "docs" / "coverage.md"
 HEAD = """# What is matched
 
-Names of layers are matched against the model's own list. Each row is a model of ComfyUI's own class, in
-which every layer that an adapter can change was looked for under names that other software made: so many
-were found, of so many. Several counts in a cell are of dialects that name different layers. Written by
-`python -m tests.harness.coverage --write` and compared by a test.
+Names of layers are matched against the model's own list. Each row is a model of ComfyUI's own class. In it,
+every layer that an adapter can change was looked for under the names that other software gives it; a cell
+says how many of these layers were found. A cell has several counts where dialects name different layers. The
+page is written by `python -m tests.harness.coverage --write`, and a test compares it.
 """
 GROUPS = {
     "ComfyUI's names": ("host", "lycoris"),

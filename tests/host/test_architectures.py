@@ -130,6 +130,7 @@ def test_every_layer_is_merged_exactly_into_a_published_file(
         tmp_path / "base.safetensors", stack, tmp_path / "merged.safetensors", strict=True
     )
     found = load_file(tmp_path / "merged.safetensors")
+    assert total and found
     for key, exact in in_diffusers.published(architecture, merged, wrapper).items():
         bound = 2 * torch.finfo(torch.float32).eps * exact.abs().max()
         assert (found[key].double() - exact).abs().max() <= bound, key

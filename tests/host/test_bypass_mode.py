@@ -73,7 +73,9 @@ def before(small: Patched) -> dict[str, Tensor]:
     """The weights and biases that the tests change."""
     state = small.model.model.state_dict()
     keys = [f"diffusion_model.{layer}.{name}" for layer in (*CHANGED, NORM) for name in ("weight", "bias")]
-    return {key: state[key].clone() for key in keys if key in state}
+    found = {key: state[key].clone() for key in keys if key in state}
+    assert found
+    return found
 
 
 @pytest.fixture(autouse=True)

@@ -127,7 +127,6 @@ def test_no_mapping_and_no_file_is_held_between_runs(host: Host, plain: Patched)
 
 def test_a_second_copy_of_the_pack_in_one_process_does_no_harm(host: Host, plain: Patched) -> None:
     import asyncio
-    import importlib
 
     link = host.base / "second-copy"
     if not link.exists():
@@ -143,7 +142,6 @@ def test_a_second_copy_of_the_pack_in_one_process_does_no_harm(host: Host, plain
     link.unlink()
 
 
-@pytest.mark.host
 def test_a_new_strength_reads_no_layer_and_makes_no_plan(
     host: Host, plain: Patched, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -443,6 +443,7 @@ def test_plain_float8_weights_are_patched_in_float32_and_rounded_by_the_host(
         wanted[name] = comfy.float.stochastic_rounding(
             exact, weight.dtype, seed=comfy.utils.string_to_seed(f"{name}.weight")
         )
+    assert wanted
     # The host runs every node in inference mode.
     with torch.inference_mode():
         comfy.model_management.load_models_gpu([patched.model])

@@ -132,6 +132,7 @@ def test_the_loaded_model_holds_the_exact_weights_and_gives_them_back(
     chosen = {keys[name]: name for name in recipe_deltas("lora") if name.path in SAMPLED}
     state = {**plain.model.model_state_dict(), **plain.clip.patcher.model_state_dict()}
     before = {key: state[key].clone() for key in chosen}
+    assert len(chosen) == len(SAMPLED)
     comfy.model_management.load_models_gpu([patched.model, patched.clip.patcher])
     live = {**patched.model.model_state_dict(), **patched.clip.patcher.model_state_dict()}
     for key, name in chosen.items():
@@ -155,7 +156,9 @@ def test_the_low_vram_path_is_one_rounding_away(
     from comfy.model_patcher import LowVramPatch
 
     patched = host.apply(plain, host.stack(*BLEND))
-    for key, name in ((keys[n], n) for n in recipe_deltas("lora") if n.path in SAMPLED):
+    sampled = [name for name in recipe_deltas("lora") if name.path in SAMPLED]
+    assert len(sampled) == len(SAMPLED)
+    for key, name in ((keys[name], name) for name in sampled):
         low = LowVramPatch(key, patched.patcher_of(key).patches)
         # Newer hosts move a patch's tensors to a buffer first.
         if hasattr(low, "memory_required"):
@@ -178,6 +181,7 @@ def test_the_low_vram_path_is_one_rounding_away(
 def test_a_patch_is_one_object_in_the_form_the_host_can_rebuild(host: Host, plain: Patched) -> None:
     """The host copies a patch by its keys and its nested tuples of tensors, and must get the same patch."""
     patched = host.apply(plain, host.stack(*BLEND, *BLEND))
+    assert patched.patches
     for key, patches in patched.patches.items():
         (entry,) = patches
         strength, patch, strength_model, offset, function = entry

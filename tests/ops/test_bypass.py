@@ -371,7 +371,7 @@ def test_a_stage_meets_the_weight_at_the_strengths_that_those_before_it_have_now
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-11)
 
 
-def test_two_on_one_module_only_where_both_add() -> None:
+def test_two_bypasses_of_one_module_only_where_both_add() -> None:
     case = MODULES["linear"]
     module, x = case.module(), case.input()
     lora, loha = layer("lora", case), layer("loha", case)
@@ -408,7 +408,7 @@ def test_strength_zero_changes_no_bit(dtype: torch.dtype) -> None:
         assert hooks.plan.stages[0].layers == ()
 
 
-def test_hooks_go_twice_and_leave_the_module_as_it_was() -> None:
+def test_attaching_and_removing_twice_leaves_the_module_as_it_was() -> None:
     """Attaching twice adds one hook, and removing twice is no error.
 
     After that the module has the attributes that it had before.
@@ -438,7 +438,7 @@ def test_a_pass_that_is_interrupted_leaves_nothing_behind() -> None:
 
 
 @pytest.mark.parametrize("kind", ["lora", "full", "loha", "lora-dora-out"])
-def test_gradients_pass_through_after_a_pass_without(kind: str) -> None:
+def test_gradients_pass_through_after_a_pass_without_gradients(kind: str) -> None:
     """A pass that records gradients must not use tensors that a pass in inference mode has kept."""
     case = MODULES["linear"]
     module, x = case.module(), case.input()
@@ -471,13 +471,11 @@ def test_gradients_pass_through(kind: str) -> None:
         torch.testing.assert_close((found * basis).sum(), numeric)
 
 
-def test_an_input_by_keyword_and_another_device_dtype() -> None:
+def test_an_input_by_keyword_and_of_another_dtype() -> None:
     case = MODULES["linear"]
     module, x = case.module(), case.input()
     hook(module, chained(case, ([(layer("oftv2", case), 1.0), (layer("lora", case), 1.0)],)))
     torch.testing.assert_close(module(input=x), module(x), rtol=0, atol=0)
-    narrow = case.module(torch.float32)
-    narrow.load_state_dict(module.state_dict())
     module.float()
     torch.testing.assert_close(module(x.float()).double(), module.double()(x), rtol=1e-4, atol=1e-4)
 
@@ -523,8 +521,6 @@ def test_layers_that_cannot_be_bypassed_or_do_not_fit_are_errors() -> None:
         chained(case, ([], [(beside(ALGORITHMS["full"].load({"diff_b": rand(11)})), 1.0)]))
     with pytest.raises(lyc.LycorisError, match="another module"):
         hook(MODULES["linear-odd"].module(), chained(case, ([(layer("lora", case), 1.0)],)))
-    hooked = case.module()
-    hook(hooked, chained(case, ([(layer("oftv2", MODULES["linear"]), 1.0)],)), name="here")
     bad = layer("oft", case, alpha=torch.tensor(math.nan))
     other = case.module()
     hook(other, chained(case, ([(bad, 1.0)],)), name="blocks.3")

@@ -258,7 +258,7 @@ def test_a_quantised_weight_is_decoded_merged_and_encoded(
         progress=lambda done, total: steps.append((done, total)),
     )
     merged = load_file(tmp_path / "out.safetensors")
-    assert list(merged) == list(base) or set(merged) == set(base)
+    assert set(merged) == set(base)
     assert (result.merged, result.copied) == (1, len(base) - 2)
     wanted = packed(exact_of(base, stack))
     assert all(torch.equal(bits(merged[key]), bits(tensor)) for key, tensor in wanted.items())

@@ -5,7 +5,6 @@ The reference is torch's gradient through the rebuilt weight, W + strength * del
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -178,9 +177,9 @@ def test_gradients_flow_through_what_a_later_stage_meets(kind: str) -> None:
     same(found, wanted)
     for output in (found, wanted):
         output.square().sum().backward()
-    for mine, other in itertools.zip_longest(
-        parameters([(one, 1.0) for one in made]), parameters([(one, 1.0) for one in again])
-    ):
+    ours, theirs = (parameters([(one, 1.0) for one in pair]) for pair in (made, again))
+    assert len(ours) >= 3
+    for mine, other in zip(ours, theirs, strict=True):
         same(mine.grad, other.grad)
 
 

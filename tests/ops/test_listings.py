@@ -160,6 +160,7 @@ def test_no_two_layers_meet_the_same_rows(name: str, tmp_path: Path) -> None:
     for match in resolved(LISTINGS[name], tmp_path).matches:
         whole = (0, shapes[match.key][0])
         met[match.key, match.parameter].append(match.target.rows or whole)
+    assert met
     for ranges in met.values():
         ranges.sort()
         assert all(before[1] <= after[0] for before, after in pairwise(ranges))

@@ -123,7 +123,7 @@ def test_what_its_metadata_says_of_alphas_is_not_applied_again() -> None:
     assert json.loads(adapter.metadata["ss_network_args"]) == {"conv_dim": "4"}
 
 
-def test_it_learns_nothing_of_later_steps_and_keeps_no_graph() -> None:
+def test_its_tensors_require_no_gradients() -> None:
     """The tensors of a layer that learns are kept without gradients."""
     layer = load("lora", "linear")
     learning = layer.with_tensors({name: torch.nn.Parameter(t) for name, t in layer.tensors().items()})

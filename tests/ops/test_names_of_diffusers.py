@@ -674,6 +674,7 @@ def test_every_weight_that_diffusers_makes_is_where_the_table_says(case: str) ->
     """The rows that the table has for a name equal the tensor that the conversion has for it."""
     model, names = CASES[case].model, every(CASES[case].tables, CASES[case].model.shapes)
     weights = numbered(model.shapes)
+    assert names and CASES[case].converted
     for name, tensor in CASES[case].converted.items():
         if re.fullmatch(CASES[case].absent, name):
             assert name not in names

@@ -479,7 +479,9 @@ def test_what_is_compiled_is_kept_on_disk(tmp_path: Path) -> None:
         assert python(KEPT.format(**name), **environment) == ["0 1"]
     for name in names:
         assert python(KEPT.format(**name), **environment) == ["1 0"]
-    for file in package.glob("__pycache__/*.nbc"):
+    stored = list(package.glob("__pycache__/*.nbc"))
+    assert stored
+    for file in stored:
         file.write_bytes(b"not what numba wrote")
     for name in names:
         assert len(python(KEPT.format(**name), **environment)) == 1

@@ -34,10 +34,6 @@ def torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "PATHS", (plain_torch.PATH,))
 
 
-SPATIAL = [kind for kind, spec in KINDS.items() if not spec.flat]
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-
-
 @pytest.fixture(params=[None, 5, 2], ids=["one-part", "parts", "few-rows"])
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Patch a weight as a whole, in parts of five rows, or in parts of two."""

@@ -60,7 +60,7 @@ def assert_same(before: lyc.Adapter, after: lyc.Adapter, model: Shapes) -> None:
     """Assert that two adapters make the same change to every weight and bias of a model."""
     ours, theirs = effect(before, model), effect(after, model)
     changed = {key for key, change in theirs.items() if change.any()}
-    assert changed == {key for key, change in ours.items() if change.any()}
+    assert changed and changed == {key for key, change in ours.items() if change.any()}
     for key in changed:
         torch.testing.assert_close(theirs[key], ours[key], rtol=1e-6, atol=1e-8)
 

@@ -37,7 +37,9 @@ def assert_same(theirs: dict[str, nn.Module], again: nn.Module, eps: float) -> N
     for name, layer in theirs.items():
         mine: Any = again.get_submodule(name)
         mine.base_layer.load_state_dict(layer.base_layer.state_dict())  # type: ignore[union-attr]
+        assert computed(layer)[0] is not None
         for before, after in zip(computed(layer), computed(mine), strict=True):
+            assert (before is None) == (after is None)
             if before is not None and after is not None:
                 assert (after - before).abs().max() <= 16 * eps * before.abs().max(), name
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 W = TypeVar("W", bound="Wanted")
-UNSCALED = (DIFF_B, DORA, *SPARSE)
+LORA_ONLY = (DIFF_B, DORA, *SPARSE)
 """Suffixes that PEFT's other kinds have no place for: the DoRA magnitude is LoRA's alone, and the rest has no
 place in PEFT at all."""
 INFERENCE = {"inference_mode": True}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...algorithms import Layer
 from ...errors import LayerError
-from .config import UNSCALED, ConflictError, Member, Module, WantedRank, plain_tensors
+from .config import LORA_ONLY, ConflictError, Member, Module, WantedRank, plain_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ def with_core(layer: Layer, core: Tensor | None) -> dict[str, Tensor]:
     PEFT treats a one-dimensional kernel (k,) as (k, 1), so its core gets one more dimension.
     Raises LayerError for a core of a three-dimensional kernel, and for tensors that PEFT has no place for.
     """
-    tensors = plain_tensors(layer, *UNSCALED)
+    tensors = plain_tensors(layer, *LORA_ONLY)
     if core is None or core.ndim == 4:
         return tensors
     if core.ndim > 4:

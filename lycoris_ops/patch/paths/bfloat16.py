@@ -83,7 +83,7 @@ def _split(wide: Tensor) -> list[Tensor]:
 
 PATH = PatchPath(
     name="bfloat16 product",
-    rank=40,
+    priority=40,
     devices=("cpu",),
     dtypes=(torch.bfloat16,),
     apply=_apply,

@@ -24,11 +24,7 @@ lose more to the cost of calls than they gain (measured on two cores: 1 to 2 M v
 
 
 def parts(rows: int, columns: int) -> Iterator[slice]:
-    """The rows of each part of a weight.
-
-    The largest comes first: the buffers that later parts reuse are allocated for it, before anything is added
-    to the weight.
-    """
+    """The rows of each part of a weight, the largest first."""
     step = max(ROWS, TILE // columns // ROWS * ROWS)
     for row in range(0, rows, step):
         yield slice(row, min(rows, row + step))
@@ -61,22 +57,26 @@ def _apply(plan: Plan, weight: Tensor, tensors: Sequence[Tensor], strengths: Seq
 
 def _add_to(flat: Tensor, adds: Sequence[Add], dtype: torch.dtype) -> None:
     first, *others = adds
-    alone = not others and first.once
+    alone = not others and first.once and flat.dtype == dtype
+    largest = next(parts(*flat.shape))
+    # Allocated before the first addition: a lack of memory must not leave the weight half patched.
+    buffer = None if alone else scratch("sum", flat[largest].shape, dtype, flat.device)
     for rows in parts(*flat.shape):
         here, row = flat[rows], rows.start
+        if buffer is None:
+            first.add(here, row)
+            continue
+        total = buffer[: len(here)]
         if flat.dtype != dtype:
             # Float32 is precise enough to add the changes to the weight one by one: what counts is the
             # rounding of the result to the weight's dtype.
-            total = scratch("sum", here.shape, dtype, flat.device).copy_(here)
+            total.copy_(here)
             for add in adds:
                 add.add(total, row)
             here.copy_(total)
-        elif alone:
-            first.add(here, row)
         else:
             # The changes are small beside the weight. Added one by one, each would be rounded to the weight's
             # precision: they are summed first.
-            total = scratch("sum", here.shape, dtype, flat.device)
             first.write(total, row)
             for add in others:
                 add.add(total, row)
@@ -101,7 +101,7 @@ def _one_product(
 
 PATH = PatchPath(
     name="torch",
-    rank=100,
+    priority=100,
     devices=("cpu", "cuda", "mps", "xpu", "npu", "mlu", "privateuseone"),
     dtypes=(torch.float64, torch.float32, torch.bfloat16, torch.float16),
     apply=_apply,

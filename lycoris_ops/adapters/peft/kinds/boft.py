@@ -11,7 +11,7 @@ from torch import Tensor
 from ....algorithms import Layer
 from ....algorithms.boft_peft import BoftPeft
 from .. import patterns
-from ..config import UNSCALED, Config, Member, Module, Wanted, common, plain_tensors
+from ..config import LORA_ONLY, Config, Member, Module, Wanted, common, plain_tensors
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -46,7 +46,7 @@ class BoftConfig(Config[WantedBoft]):
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedBoft]:
         assert isinstance(layer, BoftPeft)
         block, stages = layer.rank_of(layer.shapes), layer.boft_r.shape[0]
-        return plain_tensors(layer, *UNSCALED), WantedBoft(block=block, stages=stages)
+        return plain_tensors(layer, *LORA_ONLY), WantedBoft(block=block, stages=stages)
 
     @classmethod
     def of(cls, members: Sequence[Member[WantedBoft]], module: Module) -> Self:

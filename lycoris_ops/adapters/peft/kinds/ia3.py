@@ -12,7 +12,7 @@ from ....algorithms import Layer
 from ....algorithms.ia3 import Ia3
 from ....errors import LayerError
 from .. import patterns
-from ..config import UNSCALED, Config, Member, Module, Wanted, plain_tensors
+from ..config import LORA_ONLY, Config, Member, Module, Wanted, plain_tensors
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -55,14 +55,14 @@ class Ia3Config(Config[WantedIa3]):
             )
         # (1, I) is for inputs and (O, 1) for outputs; on a convolution only the option tells.
         inputs = found.ia3_l.shape[0] == 1 if found.ia3_l.ndim == 2 else bool(found.feedforward)
-        return plain_tensors(found, *UNSCALED), WantedIa3(feedforward=inputs)
+        return plain_tensors(found, *LORA_ONLY), WantedIa3(feedforward=inputs)
 
     @classmethod
     def of(cls, members: Sequence[Member[WantedIa3]], module: Module) -> Self:
         paths = [member.path for member in members]
         fed = [member.path for member in members if member.wanted.feedforward]
         targets, inputs = (patterns.modules(some, module.paths) for some in (paths, fed))
-        # One form for both fields: PEFT compares them only where both are lists, or both expressions.
+        # One form for both fields: PEFT checks that the one contains the other where both are lists.
         if isinstance(targets, str) or isinstance(inputs, str):
             targets, inputs = patterns.one_of(paths), patterns.one_of(fed)
         return cls(target_modules=targets, feedforward_modules=inputs)

@@ -32,8 +32,8 @@ class WantedLokr(WantedCore):
 
     @property
     def needs_core(self) -> bool:
-        # PEFT makes a core for low-rank factors alone.
-        return not all(self.full)
+        # PEFT makes a core only where w2 is low-rank.
+        return not self.full[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class LokrConfig(RankedConfig[WantedLokr]):
         tensors = with_core(layer, layer.lokr_t2)
         shapes = layer.shapes
         w1 = shapes.get("lokr_w1") or (shapes["lokr_w1_a"][0], shapes["lokr_w1_b"][1])
-        outputs, inputs, *kernel = layer.plain_shape(shapes)
+        outputs, inputs, *_ = layer.plain_shape(shapes)
         inner = (outputs // w1[0], inputs // w1[1])
         rank = layer.rank
         # Two full factors have no rank. PEFT makes a factor full where the rank is at least half of its
@@ -70,7 +70,7 @@ class LokrConfig(RankedConfig[WantedLokr]):
             outer=(w1[0], w1[1]),
             inner=inner,
             full=(layer.lokr_w1 is not None, layer.lokr_w2 is not None),
-            folded=("lokr_w2_b" in shapes and layer.lokr_t2 is None) or kernel == [0],
+            folded="lokr_w2_b" in shapes and layer.lokr_t2 is None,
         )
 
     @classmethod

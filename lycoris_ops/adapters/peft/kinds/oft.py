@@ -13,7 +13,7 @@ from ....algorithms import Layer
 from ....algorithms.oftv2 import SCALED, TERMS, OftV2
 from ....errors import LayerError
 from .. import patterns
-from ..config import UNSCALED, Config, Member, Module, Wanted, common, plain_tensors
+from ..config import LORA_ONLY, Config, Member, Module, Wanted, common, plain_tensors
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -90,7 +90,7 @@ class OftConfig(Config[WantedOft]):
             raise LayerError("holds no scaled OFT", got=SCALED)
         rotation = (layer.terms, layer.last, layer.constraint)
         block, blocks = layer.rank_of(layer.shapes), layer.oft_r.shape[0]
-        return plain_tensors(layer, *UNSCALED), WantedOft(block=block, blocks=blocks, rotation=rotation)
+        return plain_tensors(layer, *LORA_ONLY), WantedOft(block=block, blocks=blocks, rotation=rotation)
 
     @classmethod
     def of(cls, members: Sequence[Member[WantedOft]], module: Module) -> Self:

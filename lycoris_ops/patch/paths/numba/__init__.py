@@ -138,7 +138,7 @@ def _refuses(plan: Plan, weight: Tensor) -> str | None:
 
 PATH = PatchPath(
     name="numba",
-    rank=30,
+    priority=30,
     devices=("cpu",),
     dtypes=tuple(STORED),
     apply=_apply,

@@ -343,7 +343,7 @@ def _refuses(plan: Plan, weight: Tensor) -> str | None:
 
 PATH = PatchPath(
     name="triton",
-    rank=10,
+    priority=10,
     devices=("cuda", "cpu") if INTERPRETED else ("cuda",),
     dtypes=(torch.float32, torch.bfloat16, torch.float16),
     apply=_apply,
