@@ -40,7 +40,8 @@ test-hosts: ## the host tests on every ComfyUI version of tests/harness/hosts.to
 GATE = python -m pytest -q tests/ops/test_contract.py tests/ops/test_patch.py tests/ops/test_numba.py tests/ops/test_bypass.py
 
 bench: ## side by side with ComfyUI, lycoris-lora and PEFT, on the CPU
-	@$(IN) -- sh -c '$(GATE) && python -m tests.bench.patch && python -m tests.bench.load \
+	@$(IN) -- sh -c '$(GATE) && python -m tests.bench.patch \
+		&& python -m tests.bench.patch --layers other --plain && python -m tests.bench.load \
 		&& python -m tests.bench.bypass && python -m tests.bench.prompt'
 
 bench-gpu: ## patching on CUDA

@@ -13,11 +13,11 @@ from ..names.written import PEFT_PREFIX, Planned, Written, all_names
 from .encode import Encoded
 from .peft import ConflictError, Member, Module, config_for
 
-Layers = Sequence[tuple[Planned, Encoded]]
+Encodings = Sequence[tuple[Planned, Encoded]]
 """Layers to write, each with its name and place in the model and with its tensors."""
 
 
-def configuration(dialect: Written, layers: Layers, targets: Targets | None) -> dict[str, Any] | None:
+def configuration(dialect: Written, layers: Encodings, targets: Targets | None) -> dict[str, Any] | None:
     """PEFT's configuration of the layers as a table for JSON; None for a dialect that has none.
 
     For diffusers it is one configuration for each part of a pipeline, all in one table, with the part in
@@ -43,7 +43,7 @@ def configuration(dialect: Written, layers: Layers, targets: Targets | None) -> 
     return tables
 
 
-def _table(dialect: Written, layers: Layers, targets: Targets | None) -> dict[str, Any]:
+def _table(dialect: Written, layers: Encodings, targets: Targets | None) -> dict[str, Any]:
     return config_for(_members(layers), _module(dialect, layers[0][0].part, targets)).table()
 
 
@@ -56,7 +56,7 @@ def _members(layers: Iterable[tuple[Planned, Encoded]]) -> list[Member[Any]]:
     return members
 
 
-def _check_one_part(layers: Layers) -> None:
+def _check_one_part(layers: Encodings) -> None:
     """Raise ConflictError for layers of several parts of a model: PEFT's folder is for a single module."""
     parts = Counter(planned.part for planned, _ in layers if planned.part is not None)
     if len(parts) < 2:
