@@ -14,9 +14,11 @@ _linalg = cast("Any", torch.linalg)
 def singular(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The singular value decomposition of a matrix (m, n), with k = min(m, n).
 
-    Returns U (m, k), S (k,) in descending order and V^T (k, n).
+    Returns U (m, k), S (k,) in descending order and V^T (k, n), in the dtype of the matrix.
     """
-    return tuple(_linalg.svd(matrix, full_matrices=False))
+    # In float64: where two singular values are close, a decomposition in float32 mixes their vectors, and
+    # how much depends on the processor.
+    return tuple(part.to(matrix.dtype) for part in _linalg.svd(matrix.double(), full_matrices=False))
 
 
 def cayley(skew: Tensor) -> Tensor:

@@ -461,7 +461,7 @@ def test_the_node_refuses_what_a_file_cannot_say(
 
 
 def test_the_node_says_to_connect_a_model(host: Host, node: Callable[..., tuple[str, Path]]) -> None:
-    with pytest.raises(Exception, match=r"without the model.*connect it in the host"):
+    with pytest.raises(Exception, match=r"without the model.*connect it to the node"):
         node(host.stack(("lora", 1.0, 1.0)), "diffusers")
     with pytest.raises(Exception, match="leaves the output folder"):
         node(host.stack(("lora", 1.0, 1.0)), filename_prefix="../x")

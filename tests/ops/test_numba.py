@@ -443,7 +443,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
 
     path = dataclasses.replace(numba.PATH, needs=lambda: None)
     others = tuple(one for one in registry.PATHS if one.name != "numba")
-    monkeypatch.setattr(registry, "PATHS", tuple(sorted((path, *others), key=lambda one: one.rank)))
+    monkeypatch.setattr(registry, "PATHS", tuple(sorted((path, *others), key=lambda one: one.priority)))
     monkeypatch.setattr(registry, "_FAILED", {})
     monkeypatch.setattr(numba, "kernel_for", compiled)
 

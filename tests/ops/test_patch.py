@@ -136,7 +136,7 @@ def test_a_path_that_cannot_tell_whether_it_works_is_left_out(monkeypatch: pytes
         # What Triton says where there is no driver.
         raise AssertionError("libcuda.so cannot found!")
 
-    first = dataclasses.replace(registry.PATHS[-1], name="broken", rank=0, needs=broken)
+    first = dataclasses.replace(registry.PATHS[-1], name="broken", priority=0, needs=broken)
     monkeypatch.setattr(registry, "PATHS", (first, *registry.PATHS))
     monkeypatch.setattr(registry, "_FAILED", {})
     base, pairs = torch.randn(12, 18), [(layer("lora", "linear"), 1.0)]
