@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -23,7 +24,7 @@ from comfy.weight_adapter import WeightAdapterBase
 from comfy.weight_adapter.bypass import BypassForwardHook
 from comfy_api.latest import ComfyExtension, io
 
-from ..lycoris_ops import LycorisError, WriteError, dtype_name
+from ..lycoris_ops import LycorisError, WriteError, check_name, dtype_name
 
 __all__ = [
     "QUANT_FORMATS",
@@ -33,6 +34,7 @@ __all__ = [
     "WeightAdapterBase",
     "add_injection",
     "add_patches",
+    "as_name",
     "enlarged_by_patches",
     "file_names",
     "file_path",
@@ -58,8 +60,16 @@ def file_names(folder: str, endings: Sequence[str]) -> list[str]:
     return [name for name in folder_paths.get_filename_list(folder) if name.lower().endswith(tuple(endings))]
 
 
+def as_name(value: Any) -> str:
+    """The name that an input holds. Raises LycorisError for anything else that a prompt over HTTP may hold."""
+    if not isinstance(value, str):
+        raise LycorisError("the name of a file is no text", got=repr(value)[:80], expected="a text")
+    return value
+
+
 def file_path(folder: str, name: str) -> str:
     """The full path of a file in one of the host's model folders. Raises LycorisError if it is not there."""
+    name = as_name(name)
     path = folder_paths.get_full_path(folder, name)
     if path is None:
         raise LycorisError(
@@ -77,9 +87,11 @@ def output_path(prefix: str, ending: str) -> Path:
     The number is counted as by the host's own save nodes: `loras/adapter_00001_.safetensors`. Raises
     WriteError for a prefix that names no file or leaves the output folder.
     """
+    check_name(as_name(prefix))
     # The host checks this too, but its error does not say what to do.
-    root = Path(folder_paths.get_output_directory()).resolve()
-    wanted = (root / prefix).resolve()
+    root = Path(os.path.realpath(folder_paths.get_output_directory()))
+    # Path.resolve would raise an error of its own for a link to itself.
+    wanted = Path(os.path.realpath(root / prefix))
     outside = not wanted.is_relative_to(root)
     if outside or wanted == root or prefix.endswith(("/", "\\")):
         raise WriteError(
@@ -89,7 +101,15 @@ def output_path(prefix: str, ending: str) -> Path:
             expected=f"a name below {root}",
             hint="Use a relative name such as checkpoints/merged",
         )
-    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
+    try:
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
+    except OSError as error:
+        raise WriteError(
+            "there is no folder for the file, and none can be made",
+            file=prefix,
+            got=str(error.strerror),
+            hint="Use a relative name such as checkpoints/merged",
+        ) from error
     return Path(folder) / f"{name}_{counter:05}_{ending}"
 
 

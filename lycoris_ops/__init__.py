@@ -23,7 +23,7 @@ from .files.cache import TensorCache
 from .files.dtypes import DTYPE_NAMES, WRITABLE, dtype_name
 from .files.quantised import Codec, Quantised
 from .files.tensor_file import PICKLES, SAFETENSORS, Fingerprint, TensorFile, TensorInfo
-from .files.writing import Progress
+from .files.writing import Progress, check_name
 from .layers.part import Part
 from .maths.shapes import Shape
 from .names.model_files import read_shapes
@@ -77,6 +77,7 @@ __all__ = [
     "WriteError",
     "adapter_stamp",
     "bypass_refusal",
+    "check_name",
     "describe",
     "describe_saved",
     "discover",

@@ -94,6 +94,8 @@ class LycorisSaveAdapter(io.ComfyNode):
             workflow_metadata(cls.hidden),
             model=shapes or None,
             drop_unread=drop_unread,
+            # The number was free, but another program may take it meanwhile.
+            overwrite=False,
             # The total comes with the first update.
             progress=progress(1),
         )

@@ -13,7 +13,7 @@ from ...lycoris_ops import (
     merge_checkpoint,
 )
 from ..codec import HostCodec
-from ..host import file_names, file_path, io, output_path, progress, workflow_metadata
+from ..host import as_name, file_names, file_path, io, output_path, progress, workflow_metadata
 from ..wires import CATEGORY, DTYPES, dtype_input, report_output, stack_input, valid, with_report
 
 FOLDERS = ("checkpoints", "diffusion_models", "text_encoders")
@@ -80,6 +80,8 @@ class LycorisSaveCheckpoint(io.ComfyNode):
             # The loaded model adds this prefix to the names of a diffusion model's own file.
             codec=HostCodec("diffusion_model." if base.startswith("diffusion_models/") else ""),
             strict=strict,
+            # The number was free, but another program may take it meanwhile.
+            overwrite=False,
             metadata=workflow_metadata(cls.hidden),
             # The total comes with the first update.
             progress=progress(1),
@@ -94,7 +96,7 @@ def _base_names() -> list[str]:
 
 def _base_path(base: str) -> str:
     """The full path of a file given as `folder/name`. Raises LycorisError for another folder or no file."""
-    folder, _, name = base.partition("/")
+    folder, _, name = as_name(base).partition("/")
     if folder not in FOLDERS:
         raise LycorisError(
             "the name of the base must begin with the folder that it is in",

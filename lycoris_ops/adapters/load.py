@@ -70,11 +70,15 @@ def _load(
     cache: TensorCache,
     options: tuple[tuple[str, Any], ...],
 ) -> Adapter:
-    file = _open(fingerprint.path, cache)
+    return read_adapter(_open(fingerprint.path, cache), config, cache, **dict(options))
+
+
+def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCache, **options: Any) -> Adapter:
+    """The adapter in an open file; `config` is the PEFT configuration beside it. See `load_adapter`."""
     dialect = recognise(file.tensors)
     grouped, unused = group(file, dialect)
     configs = Configs.of(file, config, all_peft=dialect is peft_names.DIALECT)
-    given = {**network_options(file.metadata), **dict(options)}
+    given = {**network_options(file.metadata), **options}
     info: dict[str, LayerInfo] = {}
     unreadable: dict[str, str] = {}
     for name, keys in grouped.items():

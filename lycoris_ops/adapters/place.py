@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
+import os
 from pathlib import Path
 
-from ..errors import WriteError, either
-from ..files.tensor_file import SAFETENSORS
-from ..files.writing import system_errors
+from ..errors import WriteError
+from ..files.tensor_file import PICKLES, SAFETENSORS
+from ..files.writing import check_name, safetensors_path, system_errors
 from ..names.written import Written
 from .peft import CONFIG_NAME
 
@@ -16,27 +15,21 @@ PEFT_FILE = "adapter_model.safetensors"
 """The only name under which PEFT looks for an adapter in its folder."""
 
 
-def place_of(path: Path, dialect: Written) -> Path:
+def place_of(path: str | os.PathLike[str], dialect: Written) -> Path:
     """The file to write for a path that a user gave; for peft that may be a folder.
 
     Raises WriteError for a name that readers would not find or not accept.
     """
-    if dialect == "peft":
-        with system_errors(path):
-            return _peft_place(path)
-    if path.suffix.lower() not in SAFETENSORS:
-        raise WriteError(
-            "adapters can only be written as safetensors files",
-            file=str(path),
-            got=path.suffix or "no ending",
-            expected=either(SAFETENSORS),
-        )
-    return path
+    if dialect != "peft":
+        return safetensors_path(path)
+    found = check_name(path)
+    with system_errors(found):
+        return _peft_place(found)
 
 
 def _peft_place(path: Path) -> Path:
-    # A folder that does not exist yet is known by a name without an ending.
-    if not path.suffix and not path.is_file():
+    # A folder that does not exist yet is known by a name without a file's ending. `style-v1.5` has none.
+    if path.suffix.lower() not in SAFETENSORS + PICKLES and not path.is_file():
         path = path / PEFT_FILE
     if path.name != PEFT_FILE:
         raise WriteError(
@@ -54,22 +47,3 @@ def _peft_place(path: Path) -> Path:
             expected="a folder of its own",
         )
     return path
-
-
-@contextmanager
-def folder_of(path: Path, dialect: Written) -> Generator[None]:
-    """A context in which the folder of a PEFT adapter exists. Other dialects need none, and nothing is done.
-
-    The folder is made where it is missing, and removed again after an error.
-    """
-    # Only this one folder. Where its parent is missing too, writing fails as it does in every dialect.
-    new = dialect == "peft" and not path.parent.exists() and path.parent.parent.is_dir()
-    if new:
-        with system_errors(path):
-            path.parent.mkdir()
-    try:
-        yield
-    except BaseException:
-        if new:
-            path.parent.rmdir()
-        raise

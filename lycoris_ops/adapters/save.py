@@ -15,7 +15,7 @@ from ..algorithms.lora import UP
 from ..errors import LayerError, LycorisError, either
 from ..files.dtypes import DTYPE_NAMES, FLOATS
 from ..files.safetensors_file import raw_bytes
-from ..files.writing import Progress, check_free, header_of, in_file_order, staged
+from ..files.writing import Progress, check_free, header_of, in_file_order, written
 from ..maths.shapes import Shape
 from ..names.dialects import diffusers
 from ..names.targets import Targets, known_shapes
@@ -24,7 +24,7 @@ from .adapter import BUNDLED, Adapter
 from .metadata import add_hashes, alpha_changed, metadata_for
 from .peft import CONFIG_NAME
 from .peft.kinds.lora import SUFFIXES as PEFT_SUFFIXES
-from .place import folder_of, place_of
+from .place import place_of
 from .verify import check_written
 from .writer import Made, Writer
 
@@ -80,10 +80,11 @@ def save_adapter(
         raise LycorisError(
             "an adapter cannot be written in this dtype", got=str(dtype), expected=", ".join(FLOATS)
         )
-    out = place_of(Path(path), dialect)
+    out = place_of(path, dialect)
+    # PEFT's configuration counts as much: replaced alone, it would be wrong for the weights beside it.
+    outs = [out, out.with_name(CONFIG_NAME)] if dialect == "peft" else [out]
     if not overwrite:
-        # PEFT's configuration counts too: replaced, it would be wrong for the weights beside it.
-        check_free(out, *([out.with_name(CONFIG_NAME)] if dialect == "peft" else []))
+        check_free(*outs)
     writer = Writer(adapter, dialect, dtype, None if model is None else Targets(known_shapes(model)))
     loose = _loose(adapter, dialect, drop_unread)
     planned = writer.plan()
@@ -98,18 +99,25 @@ def save_adapter(
     tensors = in_file_order(keyed | dict(adapter.file.read(loose, adapter.cache, keep=False)))
     configuration = writer.configuration(made)
     beside, within = (configuration, None) if dialect == "peft" else (None, configuration)
+    contents = [] if beside is None else [beside.encode()]
     text = metadata_for(adapter, dialect, dtype, made, metadata or {}, within)
     add_hashes(text, tensors, adapter.metadata, dialect, metadata or {})
     header = header_of(tensors, text)
     size = len(header) + sum(tensor.nbytes for tensor in tensors.values())
-    with folder_of(out, dialect), staged(out, size + len(beside or "")) as folder:
-        with (folder / out.name).open("xb") as file:
-            file.write(header)
-            for tensor in tensors.values():
-                file.write(raw_bytes(tensor))
-        if beside:
-            (folder / CONFIG_NAME).write_text(beside, encoding="utf-8")
-        check_written(folder / out.name, {m.planned.name: m.layer for m in made}, loose, out)
+    room = size + sum(map(len, contents))
+    with written(outs, room, overwrite=overwrite, make_folder=dialect == "peft") as files:
+        files[0].write(header)
+        for tensor in tensors.values():
+            files[0].write(raw_bytes(tensor))
+        for file, content in zip(files[1:], contents, strict=True):
+            file.write(content)
+        for file in files:
+            file.flush()
+        check_written(
+            [Path(file.name) for file in files], {m.planned.name: m.layer for m in made}, loose, out
+        )
+        # What was read before a change of the source does not belong to what was read after it.
+        adapter.file.check_unchanged()
     return SaveResult(str(out), size, dialect, len(made), _changes(adapter, made, loose, dtype, dialect))
 
 

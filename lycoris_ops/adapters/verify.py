@@ -8,21 +8,27 @@ from pathlib import Path
 from ..algorithms import Layer
 from ..errors import LayerError, LycorisError, WriteError
 from ..files.cache import TensorCache
+from ..files.safetensors_file import SafetensorsFile
+from ..files.tensor_file import Fingerprint
 from ..layers.same import difference
-from .load import load_adapter
+from .load import read_adapter
 
 NAMED = 3
 """How many of the layers that are missing, or that should not be there, the error names."""
 
 
-def check_written(path: Path, layers: Mapping[str, Layer], loose: Sequence[str], out: Path) -> None:
-    """Raise WriteError unless the file at `path` holds exactly these layers, and the `loose` keys too.
+def check_written(
+    paths: Sequence[Path], layers: Mapping[str, Layer], loose: Sequence[str], out: Path
+) -> None:
+    """Raise WriteError unless the file written holds exactly these layers, and the `loose` keys too.
 
+    `paths` has the file and the PEFT configuration that belongs to it, if there is one. They may have any names.
     `out` is the name that the file gets when it is right; the error names it.
     """
     try:
+        file, config = paths[0], next(map(Fingerprint.of, paths[1:]), None)
         # A cache of its own that keeps nothing: the layers are each read once.
-        found = load_adapter(path, cache=TensorCache(0))
+        found = read_adapter(SafetensorsFile.open(file), config, TensorCache(0))
         if set(found.info) != set(layers) or not set(loose) <= set(found.file.tensors):
             strange = sorted(set(found.info).symmetric_difference(layers))
             raise LayerError("it holds other layers", got=", ".join(strange[:NAMED]) or "other keys")

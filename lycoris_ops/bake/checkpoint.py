@@ -18,7 +18,14 @@ from ..files.dtypes import DTYPE_NAMES, DTYPES, FLOAT8, FLOATS, ITEM_BITS
 from ..files.quantised import Codec, Quantised, plain_floats, round_to_float8, seed_of
 from ..files.safetensors_file import SafetensorsFile, encode_header, raw_bytes, read_exactly
 from ..files.tensor_file import SAFETENSORS, TensorInfo
-from ..files.writing import Progress, check_free, check_other, metadata_of, written
+from ..files.writing import (
+    Progress,
+    check_free,
+    check_other,
+    metadata_of,
+    safetensors_path,
+    written,
+)
 from ..maths.shapes import Shape
 from ..maths.tensors import is_finite
 from ..patch import patch_
@@ -81,9 +88,10 @@ def merge_checkpoint(
     be written.
     """
     base = SafetensorsFile.open(_safetensors(base_path))
-    check_other(Path(out_path), base.path)
+    out = safetensors_path(out_path)
+    check_other(out, base.path)
     if not overwrite:
-        check_free(Path(out_path))
+        check_free(out)
     quantised: Mapping[str, Quantised] = codec.find(base) if codec else {}
     shapes = {key: info.shape for key, info in base.tensors.items()}
     shapes |= {key: weight.shape for key, weight in quantised.items()}
@@ -101,24 +109,27 @@ def merge_checkpoint(
     header = encode_header(tensors, added)
     size = done = len(header)
     size += sum(info.end - info.start for info in tensors.values())
-    with written(Path(out_path), size) as out, base.data() as data:
-        out.write(header)
+    with written([out], size, overwrite=overwrite) as (file,), base.data() as data:
+        file.write(header)
         for run in merge.runs(tensors):
             if isinstance(run, _Copied):
-                out.seek(len(header) + tensors[run.first].start)
-                for count in _copy(data, out, base, run.start, run.end):
+                file.seek(len(header) + tensors[run.first].start)
+                for count in _copy(data, file, base, run.start, run.end):
                     done += count
                     if progress:
                         progress(done, size)
                 continue
             for name, tensor in merge.rewritten(data, run, tensors).items():
                 # The tensors of one quantised weight need not follow each other.
-                out.seek(len(header) + tensors[name].start)
-                out.write(raw_bytes(tensor))
+                file.seek(len(header) + tensors[name].start)
+                file.write(raw_bytes(tensor))
                 done += tensor.nbytes
             if progress:
                 progress(done, size)
-    return MergeResult(str(out_path), size, len(merge.pairs), len(tensors) - len(merge.changed), resolution)
+        # What was read before a change of a source does not belong to what was read after it.
+        for source in (base, *(entry.adapter.file for entry in stack)):
+            source.check_unchanged()
+    return MergeResult(str(out), size, len(merge.pairs), len(tensors) - len(merge.changed), resolution)
 
 
 @dataclass(frozen=True)

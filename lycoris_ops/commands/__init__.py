@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from .. import LycorisError, discover
 from . import verbs
+from .shared import output_state
 
 BAD_INPUT = 2
 """The exit status for wrong arguments and for every LycorisError; `argparse` uses the same."""
@@ -30,6 +31,7 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return the exit status. `arguments` are this process's own unless given."""
     options = _parser().parse_args(arguments)
+    before = output_state(options)
     try:
         return int(options.run(options))
     except LycorisError as error:
@@ -37,8 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        # True of every verb: a file takes its name only when it is complete.
-        print("error: interrupted, nothing was written", file=sys.stderr)
+        # By what is there: the interrupt may have come when the file had just taken its name, which it does only
+        # when it is complete.
+        unchanged = output_state(options) == before
+        outcome = "nothing was written" if unchanged else f"but {options.out} is written and complete"
+        print(f"error: interrupted, {outcome}", file=sys.stderr)
         return INTERRUPTED
 
 

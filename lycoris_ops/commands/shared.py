@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,6 +49,23 @@ def dtype_of(options: argparse.Namespace) -> torch.dtype | None:
 def add_output(command: argparse.ArgumentParser, what: str) -> None:
     command.add_argument("-o", "--out", required=True, help=what)
     command.add_argument("--overwrite", action="store_true", help="replace an existing file of that name")
+
+
+def output_state(options: argparse.Namespace) -> list[tuple[str, int, int, int]]:
+    """What tells the files at the output from any others, without reading them; nothing for other verbs.
+
+    It is different once a file has been written there.
+    """
+    if not hasattr(options, "out"):
+        return []
+    out = Path(options.out)
+    try:
+        # For PEFT it is a folder.
+        files = sorted(out.glob("*")) if out.is_dir() else [out]
+        found = [(file.name, file.lstat()) for file in files if os.path.lexists(file)]
+    except (OSError, ValueError):
+        return []
+    return [(name, at.st_ino, at.st_size, at.st_mtime_ns) for name, at in found]
 
 
 def add_json(command: argparse.ArgumentParser) -> None:

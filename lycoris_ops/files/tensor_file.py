@@ -109,6 +109,10 @@ class TensorFile(Protocol):
     @property
     def metadata(self) -> Mapping[str, str]: ...
 
+    def check_unchanged(self) -> None:
+        """Raise FileFormatError where a file on a disk changed since it was opened."""
+        ...
+
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
         """The named tensors. Callers must not write to them, since the cache may hold the same ones.
 

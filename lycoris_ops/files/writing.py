@@ -6,19 +6,21 @@ import errno
 import hashlib
 import json
 import os
-import secrets
 import shutil
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from ..errors import WriteError
+from ..errors import WriteError, either
 from .dtypes import DTYPE_NAMES, ITEM_BITS
+from .placing import place
 from .safetensors_file import encode_header, raw_bytes
-from .tensor_file import TensorInfo
+from .tensor_file import SAFETENSORS, TensorInfo
+from .unfinished import sweep, unfinished
 
 RECIPE = "lycoris_recipe"
 """The metadata key of a file's recipe: what the file was made from, and how, as JSON."""
@@ -92,56 +94,86 @@ def _layout(tensors: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
 
 
 @contextmanager
-def written(path: Path, size: int) -> Generator[BinaryIO]:
-    """A new file beside `path`, open for writing, which is renamed to `path` if the block ends without error.
+def written(
+    paths: Sequence[Path], size: int, *, overwrite: bool = True, make_folder: bool = False
+) -> Generator[list[BinaryIO]]:
+    """New files, open for writing, which take the names `paths` together if the block ends without error.
 
-    After an error it is removed, and an earlier file at `path` is untouched. `size` is the number of bytes to
-    be written. Raises WriteError where there is no room for them, or where the system refuses.
+    All paths are in one folder; `make_folder` makes it where it is missing. `size` is the number of bytes to be
+    written. Until the end each file has a name that ends in `.part` (see `unfinished`), which no program takes
+    for a model, and it can be read there once it is flushed. Then the files are written through to the disk
+    and take their names; with `overwrite` off only where no file has them. After an error they are removed, and
+    earlier files of these names are untouched.
+
+    A link is replaced and not followed: the file that it points to stays as it is.
+
+    Raises WriteError where a name is taken, where there is no room, or where the system refuses.
     """
-    # Beside it, because a file can only be renamed in one step within a file system.
-    part = path.with_name(_part_name(path))
+    path, folder = paths[0], paths[0].parent
     with system_errors(path, size):
-        _check_place(path, size)
+        home = folder if folder.is_dir() or not make_folder else folder.parent
+        for each in paths:
+            _check_place(each, home)
+        sweep(home)
+        _check_room(path, home, size)
+        files: list[BinaryIO] = []
         try:
-            with part.open("xb") as file:
-                yield file
-            os.replace(part, path)
+            for each in paths:
+                files.append(unfinished(home, each.name))
+            yield files
+            for file in files:
+                file.flush()
+                # A name must never come to a file whose bytes a power cut can still take.
+                os.fsync(file.fileno())
+                if sys.platform == "win32":
+                    # Windows renames no open file. Elsewhere it stays open, and so locked, until it is renamed.
+                    file.close()
+            place(
+                {each: Path(file.name) for each, file in zip(paths, files, strict=True)}, overwrite=overwrite
+            )
         finally:
-            # After a success the file has its new name, and nothing is missing here.
-            part.unlink(missing_ok=True)
-
-
-@contextmanager
-def staged(path: Path, size: int) -> Generator[Path]:
-    """A new folder beside `path`, whose files move into the folder of `path` if the block ends without error.
-
-    Its files already have their final names, so readers can be tried on them before anything takes effect.
-    After an error the folder is removed. `size` is the number of bytes to be written. Raises WriteError where
-    there is no room for them, or where the system refuses.
-    """
-    folder = path.with_name(_part_name(path))
-    with system_errors(path, size):
-        _check_place(path, size)
-        try:
-            folder.mkdir()
-            yield folder
-            for file in sorted(folder.iterdir()):
-                os.replace(file, path.parent / file.name)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            for file in files:
+                # On a full disk the last bytes fail to be written once more, now that the file is closed.
+                with suppress(OSError):
+                    file.close()
+                # After a success the file has its new name, and nothing is missing here.
+                with suppress(OSError):
+                    os.unlink(file.name)
 
 
 def check_free(*paths: Path) -> None:
-    """Raise WriteError where one of these files exists already."""
+    """Raise WriteError where one of these names is taken, be it by a link to nowhere."""
     for path in paths:
-        with system_errors(path):
-            taken = path.exists()
-        if taken:
-            raise WriteError(
-                "there is a file of that name already",
-                file=str(path),
-                hint="Choose another name, or allow it to be replaced (overwrite, --overwrite)",
-            )
+        if os.path.lexists(path):
+            raise _taken(path)
+
+
+def check_name(path: str | os.PathLike[str]) -> Path:
+    """The path of a file or folder to write. Raises WriteError for a text that is no name on every system."""
+    text = os.fspath(path)
+    # A lone surrogate is half of a character. Linux would write it as a byte that is no text in any encoding.
+    wrong = next((mark for mark in text if mark == "\0" or "\ud800" <= mark <= "\udfff"), None)
+    if wrong is not None:
+        raise WriteError(
+            "a name cannot have this character",
+            file=ascii(text)[1:-1],
+            got=ascii(wrong)[1:-1],
+            expected="a name that can be written as text",
+        )
+    return Path(path)
+
+
+def safetensors_path(path: str | os.PathLike[str]) -> Path:
+    """The path of a safetensors file to write. Raises WriteError for another ending, which no reader expects."""
+    found = check_name(path)
+    if found.suffix.lower() not in SAFETENSORS:
+        raise WriteError(
+            "a file can only be written as safetensors",
+            file=str(found),
+            got=found.suffix or "no ending",
+            expected=either(SAFETENSORS),
+        )
+    return found
 
 
 def check_other(path: Path, source: str) -> None:
@@ -161,17 +193,18 @@ def check_other(path: Path, source: str) -> None:
         )
 
 
-def _part_name(path: Path) -> str:
-    # A random part, so that two runs that write the same file do not meet.
-    return f".{path.name}.{secrets.token_hex(4)}.part"
-
-
-def _check_place(path: Path, size: int) -> None:
-    if not path.parent.is_dir():
+def _check_place(path: Path, home: Path) -> None:
+    """Raise WriteError unless a file can be at `path`, which is in the folder `home` or in a new one there."""
+    if not home.is_dir():
         raise WriteError("there is no such folder", file=str(path), expected="an existing folder")
     if path.is_dir():
         raise WriteError("there is a folder of that name", file=str(path), expected="a file's name")
-    free = shutil.disk_usage(path.parent).free
+    if path.exists() and not path.is_file():
+        raise WriteError("that is a device and not a file", file=str(path), expected="a file's name")
+
+
+def _check_room(path: Path, home: Path, size: int) -> None:
+    free = shutil.disk_usage(home).free
     if size > free:
         raise WriteError(
             "there is no room for the file",
@@ -190,6 +223,8 @@ def system_errors(path: Path, size: int = 0) -> Generator[None]:
     """
     try:
         yield
+    except FileExistsError as error:
+        raise _taken(path) from error
     except OSError as error:
         # EFBIG: the file system has room, but not for a file of this size.
         full = error.errno in (errno.ENOSPC, errno.EFBIG)
@@ -201,3 +236,11 @@ def system_errors(path: Path, size: int = 0) -> Generator[None]:
             expected=f"room for {size} bytes" if full else None,
             hint="Nothing was left behind, and an earlier file of that name is untouched",
         ) from error
+
+
+def _taken(path: Path) -> WriteError:
+    return WriteError(
+        "there is a file of that name already",
+        file=str(path),
+        hint="Choose another name, or allow it to be replaced (overwrite, --overwrite)",
+    )
