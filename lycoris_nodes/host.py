@@ -61,7 +61,7 @@ def file_names(folder: str, endings: Sequence[str]) -> list[str]:
 
 
 def as_name(value: Any) -> str:
-    """The name that an input holds. Raises LycorisError for anything else that a prompt over HTTP may hold."""
+    """The name that an input holds. Raises LycorisError for anything else that a prompt may hold."""
     if not isinstance(value, str):
         raise LycorisError("the name of a file is no text", got=repr(value)[:80], expected="a text")
     return value

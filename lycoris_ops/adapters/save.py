@@ -113,9 +113,8 @@ def save_adapter(
             file.write(content)
         for file in files:
             file.flush()
-        check_written(
-            [Path(file.name) for file in files], {m.planned.name: m.layer for m in made}, loose, out
-        )
+        wanted = {one.planned.name: one.layer for one in made}
+        check_written([Path(file.name) for file in files], wanted, loose, out)
         # What was read before a change of the source does not belong to what was read after it.
         adapter.file.check_unchanged()
     return SaveResult(str(out), size, dialect, len(made), _changes(adapter, made, loose, dtype, dialect))

@@ -22,8 +22,8 @@ def check_written(
 ) -> None:
     """Raise WriteError unless the file written holds exactly these layers, and the `loose` keys too.
 
-    `paths` has the file and the PEFT configuration that belongs to it, if there is one. They may have any names.
-    `out` is the name that the file gets when it is right; the error names it.
+    `paths` has the file and the PEFT configuration that belongs to it, if there is one. They may have any
+    names. `out` is the name that the file gets when it is right; the error names it.
     """
     try:
         file, config = paths[0], next(map(Fingerprint.of, paths[1:]), None)

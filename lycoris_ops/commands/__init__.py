@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        # By what is there: the interrupt may have come when the file had just taken its name, which it does only
-        # when it is complete.
+        # Told by what is there: the interrupt may have come when the file had just taken its name, which it
+        # does only when it is complete.
         unchanged = output_state(options) == before
         outcome = "nothing was written" if unchanged else f"but {options.out} is written and complete"
         print(f"error: interrupted, {outcome}", file=sys.stderr)

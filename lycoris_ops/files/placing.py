@@ -9,9 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import WriteError
-
-if sys.platform != "win32":
-    import fcntl
+from .locks import lock
 
 EARLIER = ".earlier"
 """The ending that is added to a file's name while files that belong together are replaced."""
@@ -25,10 +23,10 @@ def place(parts: Mapping[Path, Path], *, overwrite: bool) -> None:
 
     `parts` has the file as it is called now, by the name that it gets. The first of several is the one that
     readers look for, and the others are read along with it. The folder is made where it is missing. With
-    `overwrite` earlier files are replaced, or else a name that is taken raises FileExistsError. After an error
-    of any kind everything is as it was before.
+    `overwrite` earlier files are replaced. Without it a name that is taken raises FileExistsError. After an
+    error of any kind several files are as they were before; a single one may have its name already.
 
-    Raises OSError where the system refuses, WriteError where besides it does not let earlier files be put back.
+    Raises OSError where the system refuses, and WriteError where it also refuses to put earlier files back.
     """
     folder = next(iter(parts)).parent
     new = not folder.is_dir()
@@ -72,7 +70,7 @@ def _claim_all(parts: Mapping[Path, Path]) -> None:
     marks = {path: _mark(part) for path, part in parts.items()}
     try:
         # The first one last: without it no reader looks at the others.
-        for path in reversed(parts):
+        for path in reversed(list(parts)):
             _claim(parts[path], path)
     except BaseException:
         # A single file has its name or has it not. If it has, it is complete, and may stay.
@@ -107,9 +105,9 @@ def _claim(part: Path, path: Path) -> None:
 def _exchange(parts: Mapping[Path, Path]) -> None:
     """Replace files that belong together, so that no reader ever finds an earlier one beside a new one.
 
-    The first one is moved aside before any other changes, and the new first one comes last. In between readers
-    find none. Of a process that is killed there the earlier files stay, with `EARLIER` at the end of their
-    names, until the next exchange puts them back.
+    The first one is moved aside before any other changes, and the new first one comes last. In between
+    readers find none. If the process is killed there, the earlier files stay, with `EARLIER` at the end of
+    their names, until the next exchange puts them back.
     """
     paths = list(parts)
     marks = {path: _mark(part) for path, part in parts.items()}
@@ -146,14 +144,13 @@ def _exchange(parts: Mapping[Path, Path]) -> None:
 
 @contextmanager
 def _alone_in(folder: Path) -> Generator[None]:
-    """A context in which no other process exchanges files in a folder, where the system has locks for that."""
+    """A context in which no other process exchanges files in a folder, as far as the system has locks."""
     if sys.platform == "win32":
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        lock(handle, wait=True)
         yield
     finally:
         os.close(handle)

@@ -1,11 +1,12 @@
 """Unfinished files: how they are named, how their writer holds them, and how those of dead writers go away.
 
 A writer that is killed cannot clean up, so the next one in the same folder does. It must not touch the file
-of a writer that is still at work. A lock on the file tells: the system drops it with the process, however that
-ends. A process id would not tell, since ids are used again, and mean nothing in another container or on another
-machine. A lock is believed only if the file was begun on this machine and since it was started, because some
-network drives keep the locks of each machine to themselves. All other files must be a day old. Windows has no
-such locks: there a file must be a day old too, and the system refuses to remove one that is open.
+of a writer that is still at work. A lock on the file tells them apart: the system drops it with the process,
+however that ends. A process id would not do, since ids are used again, and mean nothing in another container
+or on another machine. A lock is believed only if the file was begun on this machine since it was started,
+because some network drives keep the locks of each machine to themselves. Any other file must not have changed
+for a day. Windows has no such locks: there too a file must not have changed for a day, and moreover the
+system refuses to remove one that is open.
 """
 
 from __future__ import annotations
@@ -22,14 +23,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
-if sys.platform != "win32":
-    import fcntl
+from .locks import lock
 
 ENDING = ".part"
 """The ending of unfinished files. No program takes it for a model's."""
 STALE = 24 * 60 * 60
-"""Seconds without a change after which a file that no lock tells about is taken for a dead writer's. No writer
-needs as long for one tensor, and no clocks of two machines differ by as much."""
+"""Seconds without a change after which a file that no lock tells about is taken for a dead writer's. No
+writer needs as long for one tensor, and no clocks of two machines differ by as much."""
 NAME = re.compile(rf"\..+\.([0-9a-f]{{8}})?[0-9a-f]{{8}}{re.escape(ENDING)}", re.DOTALL)
 """The names of unfinished files. Those of earlier versions have only the second group of digits."""
 
@@ -57,7 +57,7 @@ def unfinished(folder: Path, name: str) -> BinaryIO:
         path = folder / f".{name}.{MACHINE}{secrets.token_hex(4)}{ENDING}"
         file = cast("BinaryIO", path.open("xb"))
         try:
-            _lock(file)
+            lock(file.fileno(), wait=False)
             if path.exists():
                 return file
         except BlockingIOError:
@@ -97,21 +97,5 @@ def _remove_if_dead(path: Path, *, here: bool) -> None:
         return
     with path.open("r+b") as file:
         # Removed while it is locked, so that its writer cannot begin in between.
-        if (_lock(file) and here) or stale:
+        if (lock(file.fileno(), wait=False) and here) or stale:
             path.unlink()
-
-
-def _lock(file: BinaryIO) -> bool:
-    """Lock a file until it is closed. Returns whether there are locks where it is.
-
-    Raises BlockingIOError where another process or thread holds it.
-    """
-    if sys.platform == "win32":
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:
-        return False
-    return True

@@ -99,11 +99,11 @@ def written(
 ) -> Generator[list[BinaryIO]]:
     """New files, open for writing, which take the names `paths` together if the block ends without error.
 
-    All paths are in one folder; `make_folder` makes it where it is missing. `size` is the number of bytes to be
-    written. Until the end each file has a name that ends in `.part` (see `unfinished`), which no program takes
-    for a model, and it can be read there once it is flushed. Then the files are written through to the disk
-    and take their names; with `overwrite` off only where no file has them. After an error they are removed, and
-    earlier files of these names are untouched.
+    All paths are in one folder; `make_folder` makes it where it is missing. `size` is the number of bytes to
+    be written. Until the end each file has a name that ends in `.part` (see `unfinished`), which no program
+    takes for a model. It can be read there once it is flushed. Then the files are written through to the disk
+    and take their names; with `overwrite` off only where no file has them. After an error they are removed,
+    and earlier files of these names are untouched.
 
     A link is replaced and not followed: the file that it points to stays as it is.
 
@@ -126,11 +126,10 @@ def written(
                 # A name must never come to a file whose bytes a power cut can still take.
                 os.fsync(file.fileno())
                 if sys.platform == "win32":
-                    # Windows renames no open file. Elsewhere it stays open, and so locked, until it is renamed.
+                    # Windows renames no open file. Elsewhere it stays open, and so locked, until the end.
                     file.close()
-            place(
-                {each: Path(file.name) for each, file in zip(paths, files, strict=True)}, overwrite=overwrite
-            )
+            parts = {each: Path(file.name) for each, file in zip(paths, files, strict=True)}
+            place(parts, overwrite=overwrite)
         finally:
             for file in files:
                 # On a full disk the last bytes fail to be written once more, now that the file is closed.
@@ -164,7 +163,7 @@ def check_name(path: str | os.PathLike[str]) -> Path:
 
 
 def safetensors_path(path: str | os.PathLike[str]) -> Path:
-    """The path of a safetensors file to write. Raises WriteError for another ending, which no reader expects."""
+    """The path of a safetensors file to write. Raises WriteError for a name that no reader would accept."""
     found = check_name(path)
     if found.suffix.lower() not in SAFETENSORS:
         raise WriteError(
@@ -194,7 +193,7 @@ def check_other(path: Path, source: str) -> None:
 
 
 def _check_place(path: Path, home: Path) -> None:
-    """Raise WriteError unless a file can be at `path`, which is in the folder `home` or in a new one there."""
+    """Raise WriteError unless `path` can be a file in the folder `home`, or in a new folder there."""
     if not home.is_dir():
         raise WriteError("there is no such folder", file=str(path), expected="an existing folder")
     if path.is_dir():
