@@ -114,7 +114,8 @@ def written(
         home = folder if folder.is_dir() or not make_folder else folder.parent
         for each in paths:
             _check_place(each, home)
-        sweep(home)
+        for near in (folder, folder.parent) if make_folder else (folder,):
+            sweep(near)
         _check_room(path, home, size)
         files: list[BinaryIO] = []
         try:
