@@ -1,0 +1,456 @@
+"""Files that are written: whole or not there, under a name that was free, and never in place of a lost one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from layers import lora
+from safetensors.torch import load_file, save_file
+
+import lycoris_ops as lyc
+from lycoris_ops.commands import main
+from lycoris_ops.files.unfinished import MACHINE, unfinished
+from tests.harness.facts import ROOT
+
+ENDINGS = lyc.SAFETENSORS + lyc.PICKLES
+PAIR = ("adapter_config.json", "adapter_model.safetensors")
+WRITERS = ("bake", "kohya", "peft")
+Files = dict[str, bytes]
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A folder with a base and an adapter for it."""
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    layer = {f"base_model.model.x.{key}": tensor for key, tensor in lora((12, 18), 4).items()}
+    renamed = {k.replace("lora_up", "lora_B").replace("lora_down", "lora_A"): t for k, t in layer.items()}
+    save_file(renamed, folder / "peft.safetensors")
+    save_file(
+        {f"lora_unet_x.{key}": tensor for key, tensor in lora((12, 18), 4).items()},
+        folder / "kohya.safetensors",
+    )
+    save_file({"model.diffusion_model.x.weight": torch.randn(12, 18)}, folder / "base.safetensors")
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """An empty folder to write to."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+def write(writer: str, sources: Path, path: Path | str, **options: Any) -> str:
+    """Write with one of WRITERS, and return the path of the file that was written."""
+    if writer == "bake":
+        stack = lyc.Stack([lyc.Entry(lyc.load_adapter(sources / "kohya.safetensors"))])
+        return lyc.merge_checkpoint(sources / "base.safetensors", stack, path, **options).path
+    adapter = lyc.load_adapter(sources / f"{writer}.safetensors")
+    return lyc.save_adapter(adapter, path, writer, **options).path  # type: ignore[arg-type]
+
+
+def name_of(writer: str) -> str:
+    return PAIR[1] if writer == "peft" else "x.safetensors"
+
+
+def files_in(folder: Path) -> Files:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# Unfinished files.
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_an_unfinished_file_ends_like_no_model(
+    sources: Path, out: Path, monkeypatch: pytest.MonkeyPatch, writer: str
+) -> None:
+    """Hosts list a folder with all folders in it, hidden ones too."""
+    seen: list[str] = []
+    fsync = os.fsync
+
+    def look(handle: int) -> None:
+        seen.extend(path.name for path in out.rglob("*"))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", look)
+    # Nothing but the sync that comes before a file takes its name is looked at.
+    monkeypatch.setattr("lycoris_ops.files.placing.sync", lambda folder: None)
+    write(writer, sources, out / name_of(writer))
+    assert seen and all(name.endswith(".part") for name in seen)
+
+
+def test_the_next_writer_sweeps_what_dead_ones_left(sources: Path, out: Path) -> None:
+    """The file of a living writer stays, and so does one of which nothing is known before it is a day old."""
+    living = unfinished(out, "x.safetensors")
+    dead = unfinished(out, "x.safetensors")
+    dead.close()
+    other = out / Path(dead.name).name.replace(MACHINE, "0" * 8)
+    other.touch()
+    earlier = out / ".x.safetensors.01234567.part"
+    earlier.mkdir()
+    (earlier / "x.safetensors").touch()
+    own = [out / ".x.part", out / "x.safetensors.0123456789abcdef.part"]
+    for path in own:
+        path.touch()
+        os.utime(path, (0, 0))
+    write("kohya", sources, out / "y.safetensors")
+    assert not Path(dead.name).exists()
+    assert Path(living.name).exists() and other.exists() and earlier.exists()
+    for path in (other, earlier, Path(living.name)):
+        os.utime(path, (time.time() - 90_000, time.time() - 90_000))
+    write("bake", sources, out / "y.safetensors")
+    assert not other.exists() and not earlier.exists()
+    assert Path(living.name).exists() and all(path.exists() for path in own)
+    living.close()
+    write("kohya", sources, out / "y.safetensors")
+    assert {path.name for path in out.iterdir()} == {"y.safetensors", *(path.name for path in own)}
+
+
+def test_what_is_left_beside_a_new_folder_is_swept(sources: Path, out: Path) -> None:
+    unfinished(out, PAIR[1]).close()
+    for _ in range(2):
+        write("peft", sources, out / "style")
+        assert sorted(files_in(out)) == [f"style/{name}" for name in PAIR]
+        unfinished(out / "style", PAIR[0]).close()
+        unfinished(out, PAIR[1]).close()
+
+
+def test_kills_at_random_moments() -> None:
+    """A sample of the campaign in `tests/soak/faults.py`."""
+    given = ("--seed", "7", "--kills", "6", "--races", "0")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.soak.faults", *given],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0 and "6 as they must be, 0 violations" in done.stdout, (
+        done.stdout + done.stderr
+    )
+
+
+# Sources that change.
+
+
+def overwritten(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        file.write(b"\x01" * 8)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 8)
+
+
+def replaced(path: Path) -> None:
+    path.with_suffix(".new").write_bytes(path.read_bytes()[::-1])
+    path.with_suffix(".new").replace(path)
+
+
+@pytest.mark.parametrize("change", [overwritten, cut, replaced, Path.unlink])
+@pytest.mark.parametrize(("writer", "source"), [("bake", "base"), ("bake", "kohya"), ("kohya", "kohya")])
+def test_a_source_that_changes_while_it_is_read_is_an_error(
+    sources: Path, out: Path, writer: str, source: str, change: Callable[[Path], None]
+) -> None:
+    """The last step of the progress comes when all is read, and shortly before the file takes its name."""
+    path = sources / f"{source}.safetensors"
+    (out / "x.safetensors").write_bytes(b"earlier")
+    left = [change]
+
+    def update(done: int, total: int) -> None:
+        if done == total and left:
+            left.pop()(path)
+
+    with pytest.raises(lyc.FileFormatError, match=rf"{source}\.safetensors"):
+        write(writer, sources, out / "x.safetensors", progress=update)
+    assert not left and files_in(out) == {"x.safetensors": b"earlier"}
+
+
+# Names that are taken.
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["", "no hard links"])
+@pytest.mark.parametrize(("writer", "name"), [*((w, name_of(w)) for w in WRITERS), ("peft", PAIR[0])])
+def test_a_file_that_appears_meanwhile_is_not_replaced(
+    sources: Path, out: Path, monkeypatch: pytest.MonkeyPatch, writer: str, name: str, links: bool
+) -> None:
+    """exFAT and some network drives have no hard links."""
+    if not links:
+
+        def refuse(*given: object) -> None:
+            raise PermissionError(errno.EPERM, "no links here")
+
+        monkeypatch.setattr(os, "link", refuse)
+
+    def update(done: int, total: int) -> None:
+        (out / name).write_bytes(b"another's")
+
+    with pytest.raises(lyc.WriteError, match="of that name already"):
+        write(writer, sources, out / name_of(writer), overwrite=False, progress=update)
+    assert files_in(out) == {name: b"another's"}
+    (out / name).unlink()
+    path = Path(write(writer, sources, out / name_of(writer), overwrite=False))
+    assert load_file(path) and set(files_in(out)) == {path.name, *(PAIR if writer == "peft" else ())}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_link_is_a_name_that_is_taken_and_is_replaced_itself(sources: Path, out: Path, writer: str) -> None:
+    """A link to nowhere counts too. Of a link that is replaced, the file that it leads to stays as it is."""
+    link, target = out / name_of(writer), out.parent / "target.safetensors"
+    for leads_to in (target, link, None):
+        link.unlink(missing_ok=True)
+        if leads_to is None:
+            target.write_bytes(b"another's")
+        link.symlink_to(leads_to or target)
+        with pytest.raises(lyc.WriteError, match="of that name already"):
+            write(writer, sources, link, overwrite=False)
+        assert link.is_symlink() and (leads_to is None or not link.exists())
+        for path in out.iterdir():
+            assert path == link
+        write(writer, sources, link)
+        assert not link.is_symlink() and load_file(link)
+        for path in out.iterdir():
+            path.unlink()
+    assert target.read_bytes() == b"another's"
+
+
+def test_a_linked_folder_is_written_into(sources: Path, out: Path) -> None:
+    (out.parent / "link").symlink_to(out)
+    write("kohya", sources, out.parent / "link" / "x.safetensors")
+    write("peft", sources, out.parent / "link" / "style")
+    assert sorted(files_in(out)) == [*(f"style/{name}" for name in PAIR), "x.safetensors"]
+
+
+# Two files that belong together.
+
+
+@pytest.fixture
+def pair(sources: Path, out: Path) -> Files:
+    """An earlier adapter of PEFT's, of another rank, in the folder to write to."""
+    layer = {"lora_A.weight": torch.randn(2, 18), "lora_B.weight": torch.randn(12, 2)}
+    save_file(
+        {f"base_model.model.x.{key}": tensor for key, tensor in layer.items()}, sources / "old.safetensors"
+    )
+    lyc.save_adapter(lyc.load_adapter(sources / "old.safetensors"), out, "peft")
+    found = files_in(out)
+    assert tuple(sorted(found)) == PAIR and json.loads(found[PAIR[0]])["r"] == 2
+    return found
+
+
+class Interrupt(BaseException):
+    """An interrupt that is no Exception, as the host's own is not."""
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, steps: range, error: BaseException, *, done: bool) -> None:
+    """Let these renames fail, numbered from 1; with `done` after they have taken place."""
+    replace, count = os.replace, [0]
+
+    def rename(*given: Any) -> None:
+        count[0] += 1
+        if done or count[0] not in steps:
+            replace(*given)
+        if count[0] in steps:
+            raise error
+
+    monkeypatch.setattr(os, "replace", rename)
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), Interrupt()], ids=["error", "interrupt"])
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_weights_and_configuration_are_replaced_together_or_not_at_all(
+    sources: Path,
+    out: Path,
+    pair: Files,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    error: BaseException,
+    done: bool,
+) -> None:
+    """Both earlier files are moved aside, then both new ones take their names: four renames."""
+    with monkeypatch.context() as patched:
+        failing(patched, range(step, step + 1), error, done=done)
+        with pytest.raises((lyc.WriteError, Interrupt)) as caught:
+            write("peft", sources, out)
+    if isinstance(error, OSError):
+        assert "an earlier file of that name is untouched" in str(caught.value)
+    assert files_in(out) == pair
+    write("peft", sources, out)
+    assert json.loads((out / PAIR[0]).read_bytes())["r"] == 4 and tuple(sorted(files_in(out))) == PAIR
+
+
+def test_what_cannot_be_put_back_is_named_and_put_back_by_the_next_writer(
+    sources: Path, out: Path, pair: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed process leaves the same: no weights, and the earlier files under other names."""
+    with monkeypatch.context() as patched:
+        failing(patched, range(4, 99), OSError(errno.EIO, "broken"), done=False)
+        with pytest.raises(lyc.WriteError, match=r"cannot be put back.*by hand.*\.earlier") as caught:
+            write("peft", sources, out)
+    assert "untouched" not in str(caught.value)
+    assert files_in(out) == {f"{name}.earlier": content for name, content in pair.items()}
+    with monkeypatch.context() as patched:
+        # Two renames put the files back.
+        failing(patched, range(5, 6), OSError(errno.EIO, "broken"), done=False)
+        with pytest.raises(lyc.WriteError, match="untouched"):
+            write("peft", sources, out)
+    assert files_in(out) == pair
+
+
+# What an interrupt says.
+
+
+@pytest.mark.parametrize("writer", ["bake", "kohya", "peft"])
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+def test_an_interrupt_says_what_is_there(
+    sources: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    writer: str,
+    done: bool,
+) -> None:
+    """Ctrl-C may come just before or just after the rename by which a file takes its name."""
+    target = out / "style" if writer == "peft" else out / "x.safetensors"
+    write(writer, sources, target)
+    before = files_in(out)
+    adapter = str(sources / f"{'kohya' if writer == 'bake' else writer}.safetensors")
+    given = (
+        ["bake", str(sources / "base.safetensors"), "--adapter", adapter, "0.5"]
+        if writer == "bake"
+        else ["convert", adapter, "--dialect", writer, "--metadata", "note=new"]
+    )
+    if writer == "peft" and done:
+        # In the report, when all is done; an exchange that is interrupted is taken back.
+        monkeypatch.setattr("lycoris_ops.commands.verbs.convert.show", interrupt)
+    else:
+        failing(monkeypatch, range(1, 2), KeyboardInterrupt(), done=done)
+    assert main([*given, "-o", str(target), "--overwrite"]) == 130
+    said = capsys.readouterr().err
+    assert ("is written and complete" in said) is done and ("nothing was written" in said) is not done
+    assert (files_in(out) != before) is done and set(files_in(out)) == set(before)
+
+
+def interrupt(*given: object) -> None:
+    raise KeyboardInterrupt
+
+
+# Names and places.
+
+
+def loop(folder: Path) -> Path:
+    (folder / "loop").symlink_to("loop")
+    return folder / "loop" / "x.safetensors"
+
+
+def pipe(folder: Path) -> Path:
+    os.mkfifo(folder / "adapter_model.safetensors")
+    return folder / "adapter_model.safetensors"
+
+
+PLACES: dict[str, Callable[[Path], Path | str]] = {
+    "NUL": lambda folder: f"{folder}/a\0b.safetensors",
+    "NUL in the folder": lambda folder: f"{folder}/a\0b/adapter_model.safetensors",
+    "half a character": lambda folder: f"{folder}/\ud83d.safetensors",
+    "a byte that is no text": lambda folder: f"{folder}/\udc80.safetensors",
+    "a folder of that byte": lambda folder: f"{folder}/\udc80/adapter_model.safetensors",
+    "a loop": loop,
+    "a long folder": lambda folder: folder / ("x" * 300) / "adapter_model.safetensors",
+    "a missing folder": lambda folder: folder / "a" / "b" / "adapter_model.safetensors",
+    "a file as the folder": lambda folder: folder.parent / "sources" / "base.safetensors" / "x.safetensors",
+    "a pipe": pipe,
+    "no name": lambda folder: "",
+    "a dot": lambda folder: ".",
+    "the root": lambda folder: "/",
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_place_that_cannot_be_written_is_an_error_of_the_family(
+    sources: Path, out: Path, writer: str, place: str
+) -> None:
+    path = PLACES[place](out)
+    if writer == "peft" and str(path) in ("", ".", "/"):
+        pytest.skip("these are folders, which PEFT's files may be in")
+    before = {*out.rglob("*")}
+    with pytest.raises(lyc.WriteError) as caught:
+        write(writer, sources, path)
+    # It can be printed.
+    assert str(caught.value).encode()
+    assert {*out.rglob("*")} == before
+
+
+@pytest.mark.parametrize("name", ["style-v1.5", "style.v2", "a.b.c", "style"])
+def test_a_folder_of_peft_s_may_have_a_dot_in_its_name(sources: Path, out: Path, name: str) -> None:
+    """Only the endings of files that are read count as endings."""
+    assert write("peft", sources, out / name) == str(out / name / PAIR[1])
+    assert sorted(files_in(out)) == [f"{name}/{file}" for file in PAIR]
+    for ending in ENDINGS:
+        with pytest.raises(lyc.WriteError, match="only under one name"):
+            write("peft", sources, out / f"{name}{ending}")
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_disk_that_gets_full_leaves_the_earlier_file(
+    sources: Path, out: Path, pair: Files, writer: str
+) -> None:
+    write(writer, sources, out / name_of(writer))
+    before = files_in(out)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # For a writer, a limit on the size of files is like a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
+    try:
+        with pytest.raises(lyc.WriteError, match=r"the disk is full.*untouched"):
+            write(writer, sources, out / name_of(writer))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert files_in(out) == before
+
+
+# A power cut.
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_bytes_are_on_the_disk_before_the_name_and_the_name_before_the_end(
+    sources: Path, out: Path, monkeypatch: pytest.MonkeyPatch, writer: str, overwrite: bool
+) -> None:
+    """A name must not come to a file whose bytes a power cut can take, nor be lost itself."""
+    steps: list[int] = []
+    renames = {name: getattr(os, name) for name in ("replace", "link")}
+    fsync = os.fsync
+
+    def synced(handle: int) -> None:
+        steps.append(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    def named(name: str) -> Callable[..., None]:
+        def step(*given: Any) -> None:
+            renames[name](*given)
+            steps.append(-os.stat(given[1]).st_ino)
+
+        return step
+
+    monkeypatch.setattr(os, "fsync", synced)
+    for name in renames:
+        monkeypatch.setattr(os, name, named(name))
+    path = Path(write(writer, sources, out / name_of(writer), overwrite=overwrite))
+    for file in [path, *([path.with_name(PAIR[0])] if writer == "peft" else [])]:
+        assert steps.index(file.stat().st_ino) < steps.index(-file.stat().st_ino)
+    assert steps[-1] == out.stat().st_ino
