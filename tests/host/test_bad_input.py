@@ -240,6 +240,34 @@ def test_a_name_that_leaves_the_output_folder(server: Server, prefix: str) -> No
     assert not list(server.base.parent.glob("outside*")) and not list(Path("/tmp").glob("outside*"))
 
 
+@pytest.mark.parametrize(
+    ("prefix", "words"),
+    [
+        ("checkpoints/a\0b", "cannot have this character"),
+        ("checkpoints/\ud83d", "cannot have this character"),
+        ("\udc80/merged", "cannot have this character"),
+        ("x" * 300 + "/merged", "folder"),
+        ("x" * 300, "too long"),
+    ],
+)
+def test_a_name_that_no_file_can_have(server: Server, prefix: str, words: str) -> None:
+    before = {*(server.base / "output").rglob("*")}
+    message = refused(server, save_prompt(prefix=prefix))
+    assert words in message and "Traceback" not in message
+    assert {*(server.base / "output").rglob("*")} == before
+
+
+@pytest.mark.parametrize("value", [5, {"__value__": [1, 2]}, [1, 2, 3], True, {"a": 1}])
+def test_a_name_that_is_no_text(server: Server, value: object) -> None:
+    """The host makes texts of numbers and tables where a text belongs, which then are names."""
+    for node, name in (("load", "file"), ("save", "base")):
+        prompt = save_prompt()
+        prompt[node]["inputs"][name] = value
+        message = refused(server, prompt)
+        assert "no text" in message or "list" in message or "link" in message, message
+        assert "object has no attribute" not in message and "NoneType" not in message
+
+
 def test_a_base_that_is_missing_or_named_without_its_folder(server: Server) -> None:
     for base in ("base.safetensors", "checkpoints/nowhere.safetensors", "loras/lora.safetensors"):
         prompt = save_prompt()

@@ -38,6 +38,21 @@ def exported(host: Host) -> Iterator[Callable[..., Path]]:
         path.unlink()
 
 
+def test_a_number_that_another_program_takes_meanwhile_is_not_written_over(
+    host: Host, exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host counts files, and the number that it gives is free at that time only."""
+    import folder_paths
+
+    path = exported("checkpoints/base.safetensors", host.stack(*BLEND))
+    before = path.stat().st_ino
+    found = (str(path.parent), "exported", 1, "", "exported")
+    monkeypatch.setattr(folder_paths, "get_save_image_path", lambda prefix, output: found)
+    with pytest.raises(Exception, match="of that name already"):
+        exported("checkpoints/base.safetensors", host.stack(*BLEND))
+    assert path.stat().st_ino == before
+
+
 def load(host: Host, exported: Path) -> Patched:
     """Load a file by the host's own checkpoint loader, which then lists the folder of the file."""
     import folder_paths

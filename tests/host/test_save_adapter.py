@@ -419,6 +419,42 @@ def test_the_node_writes_numbered_files_and_says_what_it_did(
         second.unlink()
 
 
+@pytest.mark.parametrize("dialect", ["kohya", "peft"])
+def test_a_number_that_another_program_takes_meanwhile_is_not_written_over(
+    host: Host, node: Callable[..., tuple[str, Path]], monkeypatch: pytest.MonkeyPatch, dialect: str
+) -> None:
+    """The host counts files, and the number that it gives is free at that time only."""
+    import folder_paths
+
+    counted = folder_paths.get_save_image_path
+    taken: list[Path] = []
+
+    def count(prefix: str, output: str) -> tuple[str, str, int, str, str]:
+        found = counted(prefix, output)
+        path = Path(found[0]) / f"{found[1]}_{found[2]:05}_"
+        taken.append(
+            path / "adapter_model.safetensors" if dialect == "peft" else path.with_suffix(".safetensors")
+        )
+        taken[-1].parent.mkdir(exist_ok=True)
+        taken[-1].write_bytes(b"another's")
+        return found
+
+    monkeypatch.setattr(folder_paths, "get_save_image_path", count)
+    stack = host.stack(("peft_unet_patterns" if dialect == "peft" else "lora", 1.0, 1.0))
+    prefix = "loras/style-v1.5"
+    with pytest.raises(Exception, match="of that name already"):
+        node(stack, dialect, filename_prefix=prefix)
+    assert taken[0].read_bytes() == b"another's"
+    monkeypatch.undo()
+    _, path = node(stack, dialect, filename_prefix=prefix)
+    assert "style-v1.5_00002_" in str(path) and path.exists()
+    for file in (*taken, *(path.parent.iterdir() if dialect == "peft" else [path])):
+        file.unlink()
+    if dialect == "peft":
+        taken[0].parent.rmdir()
+        path.parent.rmdir()
+
+
 def test_the_node_writes_a_folder_for_peft(
     host: Host, plain: Patched, node: Callable[..., tuple[str, Path]]
 ) -> None:

@@ -1,4 +1,4 @@
-"""Files that are written: whole or not there, under a name that was free, and never in place of a lost one."""
+"""Files that are written: whole or not there, and no other file is lost."""
 
 from __future__ import annotations
 
@@ -380,14 +380,15 @@ PLACES: dict[str, Callable[[Path], Path | str]] = {
 }
 
 
-@pytest.mark.parametrize("writer", WRITERS)
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("writer", "place"),
+    # For PEFT's files the last ones are folders that they may be in.
+    [(w, place) for w in WRITERS for place in PLACES if w != "peft" or place not in [*PLACES][-3:]],
+)
 def test_a_place_that_cannot_be_written_is_an_error_of_the_family(
     sources: Path, out: Path, writer: str, place: str
 ) -> None:
     path = PLACES[place](out)
-    if writer == "peft" and str(path) in ("", ".", "/"):
-        pytest.skip("these are folders, which PEFT's files may be in")
     before = {*out.rglob("*")}
     with pytest.raises(lyc.WriteError) as caught:
         write(writer, sources, path)
