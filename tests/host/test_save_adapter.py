@@ -431,10 +431,8 @@ def test_a_number_that_another_program_takes_meanwhile_is_not_written_over(
 
     def count(prefix: str, output: str) -> tuple[str, str, int, str, str]:
         found = counted(prefix, output)
-        path = Path(found[0]) / f"{found[1]}_{found[2]:05}_"
-        taken.append(
-            path / "adapter_model.safetensors" if dialect == "peft" else path.with_suffix(".safetensors")
-        )
+        ending = "/adapter_model.safetensors" if dialect == "peft" else ".safetensors"
+        taken.append(Path(f"{found[0]}/{found[1]}_{found[2]:05}_{ending}"))
         taken[-1].parent.mkdir(exist_ok=True)
         taken[-1].write_bytes(b"another's")
         return found
