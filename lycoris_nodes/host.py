@@ -34,7 +34,6 @@ __all__ = [
     "WeightAdapterBase",
     "add_injection",
     "add_patches",
-    "as_name",
     "enlarged_by_patches",
     "file_names",
     "file_path",
@@ -60,20 +59,12 @@ def file_names(folder: str, endings: Sequence[str]) -> list[str]:
     return [name for name in folder_paths.get_filename_list(folder) if name.lower().endswith(tuple(endings))]
 
 
-def as_name(value: Any) -> str:
-    """The name that an input holds. Raises LycorisError for anything else that a prompt may hold."""
-    if not isinstance(value, str):
-        raise LycorisError("the name of a file is no text", got=repr(value)[:80], expected="a text")
-    return value
-
-
 def file_path(folder: str, name: str) -> str:
     """The full path of a file in one of the host's model folders. Raises LycorisError if it is not there."""
-    name = as_name(name)
     path = folder_paths.get_full_path(folder, name)
     if path is None:
         raise LycorisError(
-            "the file is not there any more",
+            "the file is not there any more" if name else "no file is chosen",
             file=name,
             expected="a file in " + " or ".join(folder_paths.get_folder_paths(folder)),
             hint="Put it back, or press R to refresh the lists of files and choose another",
@@ -85,9 +76,9 @@ def output_path(prefix: str, ending: str) -> Path:
     """The path for a file in the output folder: the prefix, the next free number, the ending.
 
     The number is counted as by the host's own save nodes: `loras/adapter_00001_.safetensors`. Raises
-    WriteError for a prefix that names no file or leaves the output folder.
+    WriteError for a prefix that names no file, leaves the output folder or cannot be a name on the disk.
     """
-    check_name(as_name(prefix))
+    check_name(prefix)
     # The host checks this too, but its error does not say what to do.
     root = Path(os.path.realpath(folder_paths.get_output_directory()))
     # Path.resolve would raise an error of its own for a link to itself.

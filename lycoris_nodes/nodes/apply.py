@@ -8,6 +8,7 @@ from typing import Any
 from ...lycoris_ops import Stack, describe, resolve
 from ..bypass_patch import add_bypass
 from ..host import add_patches, io, patcher_of, weight_shapes
+from ..inputs import checked
 from ..modes import Choice, Mode, choose, describe_choice
 from ..patch import build_patches
 from ..wires import CATEGORY, report_output, stack_input, with_report
@@ -61,6 +62,7 @@ class LycorisApplyStack(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model: Any, stack: Stack, mode: Mode, strict: bool, clip: Any = None) -> io.NodeOutput:
         changed = [(one, weight_shapes(patcher_of(one))) for one in (model, clip) if one is not None]
         shapes = {key: shape for _, own in changed for key, shape in own.items()}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from ...lycoris_ops import Stack
 from ..host import io
+from ..inputs import checked
 from ..wires import CATEGORY, stack_input, stack_output
 
 MOST = 50
@@ -35,5 +36,6 @@ class LycorisCombineStacks(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, stacks: Mapping[str, Stack | None]) -> io.NodeOutput:
         return io.NodeOutput(sum((stack for stack in stacks.values() if stack), Stack()))

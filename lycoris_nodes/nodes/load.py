@@ -6,6 +6,7 @@ from typing import Any
 
 from ...lycoris_ops import PICKLES, SAFETENSORS, Entry, Stack, adapter_stamp, load_adapter
 from ..host import file_names, file_path, io
+from ..inputs import check, checked
 from ..wires import AS_IT_IS, CATEGORY, stack_input, stack_output, valid
 
 FOLDER = "loras"
@@ -73,9 +74,13 @@ class LycorisLoadAdapter(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file: str | None = None, **_: Any) -> str:
         # None where another node gives the name: nothing is known of it before that node has run.
-        return adapter_stamp(file_path(FOLDER, file)) if file is not None else ""
+        if file is None:
+            return ""
+        check("file", "COMBO", file)
+        return adapter_stamp(file_path(FOLDER, file))
 
     @classmethod
+    @checked
     def execute(
         cls,
         file: str,

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...lycoris_ops import SAFETENSORS, WRITTEN, Entry, LycorisError, Stack, describe_saved, save_adapter
 from ..host import io, output_path, progress, weight_shapes, workflow_metadata
+from ..inputs import checked
 from ..wires import CATEGORY, DTYPES, dtype_input, report_output, stack_input, with_report
 
 
@@ -71,6 +72,7 @@ class LycorisSaveAdapter(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         stack: Stack,

@@ -13,7 +13,8 @@ from ...lycoris_ops import (
     merge_checkpoint,
 )
 from ..codec import HostCodec
-from ..host import as_name, file_names, file_path, io, output_path, progress, workflow_metadata
+from ..host import file_names, file_path, io, output_path, progress, workflow_metadata
+from ..inputs import check, checked
 from ..wires import CATEGORY, DTYPES, dtype_input, report_output, stack_input, valid, with_report
 
 FOLDERS = ("checkpoints", "diffusion_models", "text_encoders")
@@ -66,9 +67,13 @@ class LycorisSaveCheckpoint(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, base: str | None = None, **_: Any) -> str:
         # None where another node gives the name: nothing is known of it before that node has run.
-        return Fingerprint.of(_base_path(base)).stamp if base is not None else ""
+        if base is None:
+            return ""
+        check("base", "COMBO", base)
+        return Fingerprint.of(_base_path(base)).stamp
 
     @classmethod
+    @checked
     def execute(
         cls, base: str, stack: Stack, filename_prefix: str, dtype: str, strict: bool
     ) -> io.NodeOutput:
@@ -96,7 +101,7 @@ def _base_names() -> list[str]:
 
 def _base_path(base: str) -> str:
     """The full path of a file given as `folder/name`. Raises LycorisError for another folder or no file."""
-    folder, _, name = as_name(base).partition("/")
+    folder, _, name = base.partition("/")
     if folder not in FOLDERS:
         raise LycorisError(
             "the name of the base must begin with the folder that it is in",

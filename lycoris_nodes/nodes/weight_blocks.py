@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...lycoris_ops import Rules, Stack
 from ..host import io
+from ..inputs import checked
 from ..wires import CATEGORY, stack_input, stack_output, valid
 
 EXAMPLE = "in.* = 1\nmid = 0.5\nout.* = 1\nte = 1"
@@ -38,5 +39,6 @@ class LycorisWeightBlocks(io.ComfyNode):
         return valid(lambda: Rules.parse(rules or ""))
 
     @classmethod
+    @checked
     def execute(cls, stack: Stack, rules: str) -> io.NodeOutput:
         return io.NodeOutput(stack.with_rules(Rules.parse(rules)))

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+import unicodedata
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -151,8 +152,9 @@ def check_free(*paths: Path) -> None:
 def check_name(path: str | os.PathLike[str]) -> Path:
     """The path of a file or folder to write. Raises WriteError for a text that is no name on every system."""
     text = os.fspath(path)
-    # A lone surrogate is half of a character. Linux would write it as a byte that is no text in any encoding.
-    wrong = next((mark for mark in text if mark == "\0" or "\ud800" <= mark <= "\udfff"), None)
+    # Half of a surrogate pair (Cs) is no character: Linux would write it as a byte that is no text in any
+    # encoding. Control characters (Cc) are refused by Windows, and NUL by every system.
+    wrong = next((mark for mark in text if unicodedata.category(mark) in ("Cc", "Cs")), None)
     if wrong is not None:
         raise WriteError(
             "a name cannot have this character",

@@ -1,0 +1,92 @@
+"""What a prompt gives a node, checked against the node's schema before the node runs.
+
+The host itself checks only some of it. A link can bring a value of any type, a number in place of a model or
+of a stack passes, and so does NaN in place of a number.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
+from numbers import Real
+from typing import Any
+
+from ..lycoris_ops import LycorisError
+from .host import io
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "STRING": (_is_text, "a text"),
+    "COMBO": (_is_text, "a text"),
+    "FLOAT": (_is_number, "a finite number"),
+    "BOOLEAN": (lambda value: isinstance(value, bool), "true or false"),
+    "MODEL": (lambda value: hasattr(value, "model_state_dict"), "a link to a loaded model"),
+    "CLIP": (lambda value: hasattr(value, "patcher"), "a link to a loaded text encoder"),
+    # Not by its class: a second copy of the pack, loaded under another name, has a class of its own.
+    "LYCORIS_STACK": (lambda value: hasattr(value, "entries"), "a link to a node with a LyCORIS stack"),
+}
+"""The host's name of an input's type, to whether a value is of it, and what is expected in words."""
+
+
+def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
+    """A node's `execute` that raises LycorisError for an input that is not what the node's schema says.
+
+    A choice is also looked up in the schema's list, unless the node judges it in its own `validate_inputs`.
+    The host does the same with a literal.
+    """
+    signature = inspect.signature(execute)
+
+    @wraps(execute)
+    def run(cls: type[io.ComfyNode], *args: Any, **inputs: Any) -> io.NodeOutput:
+        bound = signature.bind(cls, *args, **inputs)
+        judged = inspect.signature(cls.validate_inputs).parameters
+        for one in cls.define_schema().inputs:
+            value = bound.arguments.get(one.id)
+            if value is None and signature.parameters[one.id].default is not inspect.Parameter.empty:
+                continue
+            for name, kind, each in _values(one, value):
+                check(name, kind, each)
+            options = getattr(one, "options", None)
+            if options and one.id not in judged and value not in options:
+                problem = f"the input `{one.id}` is none of its choices"
+                raise LycorisError(problem, got=_shown(value), expected=", ".join(options))
+        return execute(*bound.args, **bound.kwargs)
+
+    return run
+
+
+def check(name: str, kind: str, value: object) -> None:
+    """Raise LycorisError for a value of the input `name` that is not of the host's type `kind`."""
+    fits, expected = KINDS[kind]
+    if not fits(value):
+        raise LycorisError(f"the input `{name}` cannot be used", got=_shown(value), expected=expected)
+
+
+def _values(one: Any, value: Any) -> Iterator[tuple[str, str, Any]]:
+    """The name, the host's type and the value of an input, or of each member of one that grows."""
+    template = getattr(one, "template", None)
+    if template is None:
+        yield one.id, one.get_io_type(), value
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            # None stands for a member that nothing is linked to.
+            if each is not None:
+                yield name, template.input.get_io_type(), each
+
+
+def _shown(value: object) -> str:
+    """A value, or its type where the value may be long or nested."""
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return reprlib.repr(value)
+    return f"a {type(value).__name__}"
