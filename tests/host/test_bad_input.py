@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import shutil
@@ -97,13 +98,20 @@ def save_prompt(
 
 
 def refused(server: Server, prompt: dict[str, Any]) -> str:
-    """The message with which the graph refuses this prompt, before or while it runs."""
+    """The message with which the graph refuses this prompt, before or while it runs.
+
+    While it runs, the message must be one line, of an error of the library.
+    """
     try:
         run = server.queue(prompt)
     except PromptRejected as error:
+        assert "Exception when validating" not in str(error), str(error)
         return str(error)
     assert run.error is not None, "the prompt ran without an error"
-    return run.error.exception_message
+    message, kind = run.error.exception_message, run.error.exception_type
+    assert ".lycoris_ops.errors." in kind, f"{kind}: {message}"
+    assert "\n" not in message and "Traceback" not in message, message
+    return message
 
 
 def edited(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
@@ -233,9 +241,96 @@ def test_a_rule_that_is_not_understood(server: Server, line: str) -> None:
     assert "line 2" in message and line in message and "pattern = weight" in message
 
 
-@pytest.mark.parametrize("prefix", ["../outside", "/tmp/outside", "a/../../outside", "", ".", "checkpoints/"])
-def test_a_name_that_leaves_the_output_folder(server: Server, prefix: str) -> None:
+NOT_TEXTS: tuple[Any, ...] = (3, 0.5, True, None, {"a": 1}, {"__value__": []}, {"__value__": [["a"], "b", 3]})
+"""What a client can post in place of a text. ComfyUI takes the value out of `__value__`, and a bare list of
+two for a link."""
+
+NAMES = (
+    ".",
+    "..",
+    "/",
+    "../" * 9 + "etc/passwd",
+    "",
+    "a\0b",
+    "\ud800",
+    "x\udc80",
+    "\n",
+    "a" * 300,
+    "a/" * 200,
+)
+"""Names that no file in the loras folder has, or can have."""
+
+
+@pytest.mark.parametrize("value", [*NOT_TEXTS, *NAMES], ids=ascii)
+def test_what_is_no_name_of_a_file(server: Server, value: Any) -> None:
+    """Both nodes that take one refuse it, in one sentence that names the input or the file."""
+    named = ("input `{}` cannot be used", "not there any more", "no file is chosen")
+    message = refused(server, apply_prompt(value))
+    assert any(part.format("file") in message for part in named), message
+    prompt = save_prompt()
+    prompt["save"]["inputs"]["base"] = f"checkpoints/{value}" if isinstance(value, str) else value
+    message = refused(server, prompt)
+    assert any(part.format("base") in message for part in named), message
+
+
+@pytest.mark.parametrize("value", [*NOT_TEXTS, "\ud800 = 1e999", "= " * 500, "[" * 500 + " = x"], ids=ascii)
+def test_rules_that_are_no_rules(server: Server, value: Any) -> None:
+    message = refused(server, apply_prompt(LORA, rules=value))
+    assert "line 1" in message and "pattern = weight" in message
+
+
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, -math.inf, 1e300, "x", None, {"__value__": [1]}], ids=repr
+)
+def test_a_strength_that_is_no_number(server: Server, value: Any) -> None:
+    assert "strength" in refused(server, apply_prompt(LORA) | {"load": load_node(LORA, value)})
+
+
+@pytest.mark.parametrize("value", [3, "x", None, True, {"__value__": ["a"]}], ids=repr)
+def test_a_literal_in_place_of_a_link(server: Server, value: Any) -> None:
+    for node, name in (("apply", "model"), ("apply", "clip"), ("apply", "stack"), ("rules", "stack")):
+        # A text encoder may be missing.
+        if value is not None or name != "clip":
+            prompt = apply_prompt(LORA)
+            prompt[node]["inputs"][name] = value
+            message = refused(server, prompt)
+            assert f"input `{name}`" in message and "expected a link to a" in message
+
+
+def test_broken_files_break_nothing_but_themselves(server: Server, loras: Path) -> None:
+    """The list has them all, each is refused in one sentence, and the others load."""
+    (loras / "garbage.safetensors").write_bytes(os.urandom(4096))
+    (loras / "dangling.safetensors").symlink_to(loras / "nowhere")
+    (loras / "circle.safetensors").symlink_to(loras / "circle.safetensors")
+    (loras / "folder.safetensors").mkdir()
+    os.mkfifo(loras / "pipe.safetensors")
+    # A byte that is no UTF-8: Python shows it as a lone surrogate.
+    odd = "odd\udcff.safetensors"
+    shutil.copy(assets() / "loras" / LORA, loras / odd)
+    kind, options = server.object_info()["LycorisLoadAdapter"]["input"]["required"]["file"]
+    listed = options["options"] if kind == "COMBO" else kind
+    broken = {f"{name}.safetensors" for name in ("garbage", "dangling", "circle", "pipe")}
+    assert {LORA, odd, *broken} <= set(listed) and "folder.safetensors" not in listed
+    for name in (*sorted(broken), "folder.safetensors"):
+        assert name in refused(server, apply_prompt(name))
+    for name in (LORA, odd):
+        assert server.queue(apply_prompt(name, strict=True)).error is None
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("../outside", "/tmp/outside", "a/../../outside", "", ".", "checkpoints/"),
+        *("a\0b", "a\ud800", "a\udc80", "a\x1b[2J", "circle/x", "b" * 300 + "/x"),
+    ],
+    ids=ascii,
+)
+def test_a_name_that_is_none_or_leaves_the_output_folder(server: Server, prefix: str) -> None:
+    circle = server.base / "output" / "circle"
+    circle.unlink(missing_ok=True)
+    circle.symlink_to(circle)
     message = refused(server, save_prompt(prefix=prefix))
+    circle.unlink()
     assert "file name" in message and "checkpoints/merged" in message
     assert not list(server.base.parent.glob("outside*")) and not list(Path("/tmp").glob("outside*"))
 
