@@ -37,8 +37,17 @@ ModelOpt."""
 PACKED = {"nvfp4": 2, "convrot_w4a4": 2}
 """Formats that store several columns in one byte, with how many."""
 
-PREFIXES = {"model.diffusion_model.": "diffusion_model.", "diffusion_model.": "diffusion_model."}
-"""Prefixes of a diffusion model's weights in a checkpoint, to those in the loaded model."""
+PREFIXES = {
+    "model.diffusion_model.": "diffusion_model.",
+    "diffusion_model.": "diffusion_model.",
+    "cond_stage_model.transformer.": "clip_l.transformer.",
+    "conditioner.embedders.0.transformer.": "clip_l.transformer.",
+    "text_encoders.": "",
+}
+"""Prefixes of weights in a checkpoint, to those in the loaded model.
+
+Text encoders in OpenCLIP's layout are not among them, because the host changes more than the prefix of their
+names. Source: `comfy.supported_models`."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from .host import (
     merge_loss,
     merge_obstacle,
     merges_in_every_pass,
-    used_uncalled,
 )
+from .uncalled import used_uncalled
 
 Mode = Literal["auto", "merge", "bypass"]
 Pairs = Mapping[str, Sequence[tuple[Entry, Match]]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -70,6 +71,49 @@ def partial(path: Path) -> None:
         for key, tensor in tensors.items()
     }
     save_file(renamed, path)
+
+
+@pytest.mark.parametrize(
+    ("node", "inputs", "words"),
+    [
+        ("LycorisApplyStack", {"mode": 2}, ("`mode`", "found 2", "a text")),
+        ("LycorisApplyStack", {"mode": "mix"}, ("`mode`", "'mix'", "merge, bypass, auto")),
+        ("LycorisApplyStack", {"strict": "no"}, ("`strict`", "true or false")),
+        ("LycorisApplyStack", {"model": None}, ("`model`", "found None")),
+        ("LycorisLoadAdapter", {"strength_clip": math.nan}, ("`strength_clip`", "found nan", "finite")),
+        ("LycorisLoadAdapter", {"file": ["lora.safetensors"]}, ("`file`", "found a list", "a text")),
+        ("LycorisWeightBlocks", {"rules": 1.0}, ("`rules`", "found 1.0", "a text")),
+        ("LycorisCombineStacks", {"stacks": {"stack0": None, "stack1": 5}}, ("`stack1`", "LyCORIS stack")),
+        ("LycorisSaveAdapter", {"dialect": "a1111"}, ("`dialect`", "'a1111'", "kohya")),
+        ("LycorisSaveCheckpoint", {"dtype": "fp4"}, ("`dtype`", "'fp4'", "as in the file")),
+    ],
+    ids=str,
+)
+def test_an_input_of_another_type_is_named(
+    host: Host, plain: Patched, node: str, inputs: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    """A link can bring what ComfyUI would refuse as a literal."""
+    right = {
+        "LycorisApplyStack": {
+            "model": plain.model,
+            "stack": host.ops.Stack(),
+            "mode": "merge",
+            "strict": True,
+        },
+        "LycorisLoadAdapter": {"file": "lora.safetensors", "strength_model": 1, "strength_clip": 1},
+        "LycorisWeightBlocks": {"stack": empty, "rules": ""},
+        "LycorisCombineStacks": {},
+        "LycorisSaveAdapter": {"stack": empty, "dtype": "as in the file", "filename_prefix": "x"},
+        "LycorisSaveCheckpoint": {
+            "base": "checkpoints/base.safetensors",
+            "stack": empty,
+            "filename_prefix": "x",
+            "strict": False,
+        },
+    }
+    with pytest.raises(host.ops.LycorisError) as raised:
+        host.run(node, **{**right[node], **inputs})
+    assert all(word in str(raised.value) for word in words), str(raised.value)
 
 
 def test_a_partial_match_runs_and_says_so_and_strict_refuses_it(

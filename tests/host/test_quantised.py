@@ -332,6 +332,40 @@ def test_the_exported_file_gives_the_live_latent(
     again.unlink()
 
 
+@pytest.mark.parametrize(
+    ("architecture", "layer"),
+    [
+        ("SD15", "cond_stage_model.transformer.text_model.encoder.layers.3.mlp.fc1"),
+        ("SDXL", "conditioner.embedders.0.transformer.text_model.encoder.layers.3.mlp.fc1"),
+        ("SD3", "text_encoders.clip_g.transformer.text_model.encoder.layers.3.mlp.fc1"),
+        ("Flux", "text_encoders.t5xxl.transformer.encoder.block.3.layer.0.SelfAttention.q"),
+    ],
+)
+def test_a_text_encoder_in_a_checkpoint_is_rounded_as_live(host: Host, architecture: str, layer: str) -> None:
+    """The seed comes of the name that the host itself gives the weight when it loads the checkpoint."""
+    import comfy.supported_models
+    import comfy.utils
+
+    key = f"{layer}.weight"
+    config = getattr(comfy.supported_models, architecture)
+    (live,) = config.process_clip_state_dict(config.__new__(config), {key: torch.zeros(1)})
+    assert live != key
+    stored, values = quantised(host, "fp8", torch.randn(32, 16), key), torch.randn(32, 16)
+    weight = host.ops.Quantised(key, "float8_e4m3fn", (32, 16), {}, {"format": "float8_e4m3fn"})
+    codec = importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.codec").HostCodec()
+    found = codec.encode(weight, values.clone(), stored)[key]
+
+    def rounded(name: str) -> Tensor:
+        own = {part.removeprefix(f"{layer}."): tensor for part, tensor in stored.items()}
+        unpacked = door(host).quantised_layer((32, 16), own, weight.options)
+        seed = comfy.utils.string_to_seed(name)
+        made = unpacked.set_weight(values.clone(), seed=seed, return_weight=True)
+        return made.state_dict("weight")["weight"]
+
+    assert torch.equal(bits(found), bits(rounded(live)))
+    assert not torch.equal(bits(found), bits(rounded(key))), "every seed gives the same"
+
+
 def test_older_files_keep_their_names(host: Host, adapter: str, exported: Callable[..., Path]) -> None:
     """An older file has one mark for the whole model, and other names for the scales.
 

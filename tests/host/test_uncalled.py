@@ -13,7 +13,7 @@ import pytest
 import torch
 from hosting import Host, Patched
 from safetensors.torch import save_file
-from test_quantised import door, quantised, small_patcher
+from test_quantised import quantised, small_patcher
 from torch import Tensor
 
 pytestmark = pytest.mark.host
@@ -166,4 +166,5 @@ def test_what_the_classes_of_the_host_use_without_calling_it(
     parent = kind.__new__(kind)
     torch.nn.Module.__init__(parent)
     setattr(parent, layer, torch.nn.Linear(4, 4))
-    assert door(host).used_uncalled(small_patcher(parent), f"diffusion_model.x.{layer}") is uncalled
+    rule = importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.uncalled").used_uncalled
+    assert rule(small_patcher(parent), f"diffusion_model.x.{layer}") is uncalled
