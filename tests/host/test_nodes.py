@@ -93,10 +93,11 @@ def test_an_input_of_another_type_is_named(
     host: Host, plain: Patched, node: str, inputs: dict[str, Any], words: tuple[str, ...]
 ) -> None:
     """A link can bring what ComfyUI would refuse as a literal."""
+    empty = host.ops.Stack()
     right = {
         "LycorisApplyStack": {
             "model": plain.model,
-            "stack": host.ops.Stack(),
+            "stack": empty,
             "mode": "merge",
             "strict": True,
         },
