@@ -22,7 +22,7 @@ from ..errors import LayerError, LycorisError
 from ..files.cache import DEFAULT_CACHE, TensorCache
 from ..files.memory_file import MemoryFile
 from ..files.tensor_file import TensorFile
-from ..maths.shapes import Extent, Shape
+from ..maths.shapes import Extent, Rows, Shape
 from ..maths.tensors import is_finite
 from ..names.dialects import split_prefix
 from .network_args import is_block_diagonal, plain_args, split_parts
@@ -76,6 +76,9 @@ class LayerInfo(NamedTuple):
     """Whether the layer enlarges its weight with zeros to `shape` before it changes it."""
     peft: Config[Any] | None = None
     """The PEFT configuration that the layer follows, which is in its file or beside it; None without one."""
+    order: tuple[Rows, ...] = ()
+    """Ranges of the layer's rows in the file, in the order that they have in the model; () where it is the
+    same order."""
 
     @classmethod
     def of(
@@ -87,10 +90,11 @@ class LayerInfo(NamedTuple):
         *,
         enlarges: bool,
         peft: Config[Any] | None = None,
+        order: tuple[Rows, ...] = (),
     ) -> LayerInfo:
         """The description with the bias' shape worked out; the arguments are the fields of that name."""
         bias = outline.algorithm.bias_shape(outline.shapes, options)
-        return cls(name, keys, outline, bias, options, enlarges, peft)
+        return cls(name, keys, outline, bias, options, enlarges, peft, order)
 
     @property
     def algorithm(self) -> type[Layer]:
@@ -216,7 +220,8 @@ class Adapter:
                 _check_finite(key, tensor, self.path)
         named = {suffix: tensors[key] for suffix, key in info.keys.items()}
         try:
-            return info.algorithm.load(self._read(info, named), info.options)
+            layer = info.algorithm.load(self._read(info, named), info.options)
+            return layer.rows(*info.order) if info.order else layer
         except LayerError as error:
             raise error.within(file=self.path, key=name) from None
 

@@ -19,8 +19,11 @@ COMPANIONS: frozenset[str] = (
     .difference(*(variant for kind in ALGORITHMS.values() for variant in kind.variants))
 )
 """Suffixes of tensors that only accompany others, such as alpha: alone they make no layer."""
-NUMBERED = re.compile(rf"{BLOCKS}\.(\d+)$")
+NUMBERED = re.compile(rf"{BLOCKS}\.([0-9]+)")
 """The suffix of one part of kohya's OFT of a fused layer, with the part's number."""
+WORDS = 8
+"""The most words of a key that can be a suffix that is not known. No tool writes more than four, and a key
+that is nothing but dots has hundreds."""
 
 
 def group(file: TensorFile, dialect: Dialect | None) -> tuple[Groups, list[str]]:
@@ -31,7 +34,7 @@ def group(file: TensorFile, dialect: Dialect | None) -> tuple[Groups, list[str]]
     grouped: Groups = {}
     strangers: list[str] = []
     for key in file.tensors:
-        split = split_key(dialect.rename(key) if dialect and dialect.rename else key)
+        split = _split(dialect.rename(key) if dialect and dialect.rename else key)
         if split is None:
             strangers.append(key)
         else:
@@ -39,6 +42,14 @@ def group(file: TensorFile, dialect: Dialect | None) -> tuple[Groups, list[str]]
     rest = [key for key in strangers if not _adopt(key, grouped)]
     _join_companions(grouped, file)
     return _by_part(grouped), rest
+
+
+def _split(key: str) -> tuple[str, str] | None:
+    """As `split_key`, with the numbered parts of an OFT layer among the known suffixes."""
+    head, _, number = key.rpartition(".")
+    if head.endswith(f".{BLOCKS}") and NUMBERED.fullmatch(f"{BLOCKS}.{number}"):
+        return head[: -len(BLOCKS) - 1], f"{BLOCKS}.{number}"
+    return split_key(key)
 
 
 def _put(grouped: Groups, name: str, suffix: str, key: str, file: TensorFile) -> None:
@@ -60,12 +71,15 @@ def _adopt(key: str, grouped: Groups) -> bool:
     The key makes the layer unreadable. That is intended: what the tensor means is not known, so without it
     the layer would be applied wrongly.
     """
-    parts = key.split(".")
+    end = len(key)
     # The longest name first, which is the layer that is nearest to the tensor.
-    for depth in range(len(parts) - 1, 0, -1):
-        name = ".".join(parts[:depth])
-        if name in grouped:
-            grouped[name][".".join(parts[depth:])] = key
+    for _ in range(WORDS):
+        end = key.rfind(".", 0, end)
+        if end < 0:
+            return False
+        suffix, known = key[end + 1 :], grouped.get(key[:end])
+        if known is not None and suffix not in known:
+            known[suffix] = key
             return True
     return False
 
@@ -91,19 +105,19 @@ def _by_part(grouped: Groups) -> Groups:
 
     For a fused layer of Flux the file holds `oft_blocks.0`, `oft_blocks.1`, ..., each of which rotates one
     part of the rows. All parts share the layer's alpha. The parts are named `<layer>.0`, `<layer>.1`, ...; a
-    part that is the only one keeps the layer's name.
+    part that is the only one keeps the layer's name. A layer stays as it is, which no algorithm reads, where
+    it has blocks without a number too, or where another layer has the name of one of its parts.
     Source: networks/oft_flux.py of kohya-ss sd-scripts (Apache-2.0).
     """
     parted: Groups = {}
     for name, keys in grouped.items():
-        parts = [suffix for suffix in keys if suffix.startswith(BLOCKS)]
-        numbers = {suffix: match[1] for suffix in parts if (match := NUMBERED.match(suffix))}
-        if not numbers:
+        numbers = {suffix: match[1] for suffix in keys if (match := NUMBERED.fullmatch(suffix))}
+        parts = {suffix: f"{name}.{n}" if len(numbers) > 1 else name for suffix, n in numbers.items()}
+        shared = {suffix: key for suffix, key in keys.items() if suffix not in numbers}
+        if not numbers or BLOCKS in shared or any(part in grouped for part in {*parts.values()} - {name}):
             parted[name] = keys
             continue
-        shared = {suffix: key for suffix, key in keys.items() if suffix not in numbers}
-        for suffix, number in numbers.items():
-            part = f"{name}.{number}" if len(numbers) > 1 else name
+        for suffix, part in parts.items():
             parted[part] = {**shared, BLOCKS: keys[suffix]}
     return parted
 

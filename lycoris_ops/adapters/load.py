@@ -15,8 +15,9 @@ from ..files.cache import DEFAULT_CACHE, TensorCache
 from ..files.pickle_file import PickleFile
 from ..files.safetensors_file import SafetensorsFile
 from ..files.tensor_file import PICKLES, SAFETENSORS, Fingerprint, TensorFile
+from ..maths.shapes import Rows
+from ..names.dialects import Dialect, recognise
 from ..names.dialects import peft as peft_names
-from ..names.dialects import recognise
 from .adapter import BUNDLED, Adapter, LayerInfo, Outline, module_path, outline_of, spoken_in
 from .grouping import group
 from .network_args import network_options
@@ -87,7 +88,8 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
         try:
             outline = outline_of(shapes)
             if outline is not None:
-                info[name] = _describe(name, outline, keys, configs, given, enlarges)
+                order = _order(name, outline, dialect)
+                info[name] = _describe(name, outline, keys, configs, given, enlarges, order)
                 continue
         except LayerError as error:
             # Tensors of a known kind that contradict each other are an error; an unknown kind is reported.
@@ -102,7 +104,8 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
         dialect.name if dialect else spoken_in(grouped),
         info,
         unreadable,
-        tuple(key for key in unused if not key.startswith(BUNDLED)),
+        # Once each: the parts of a fused layer share keys.
+        tuple(key for key in dict.fromkeys(unused) if not key.startswith(BUNDLED)),
         tuple(sorted({key.split(".")[1] for key in unused if key.startswith(BUNDLED)})),
         config.path if config else None,
         cache,
@@ -158,11 +161,18 @@ def _describe(
     configs: Configs,
     given: Mapping[str, Any],
     enlarges: bool,
+    order: tuple[Rows, ...],
 ) -> LayerInfo:
     algorithm = outline.algorithm
     config = configs.of_layer(name, algorithm, keys, outline.rank)
     options = _options(algorithm, name, config, given)
-    return LayerInfo.of(name, keys, outline, options, enlarges=enlarges, peft=config)
+    return LayerInfo.of(name, keys, outline, options, enlarges=enlarges, peft=config, order=order)
+
+
+def _order(name: str, outline: Outline, dialect: Dialect | None) -> tuple[Rows, ...]:
+    """`LayerInfo.order`, as the dialect of the whole file has it."""
+    rows = outline.shape[0] if outline.shape else None
+    return dialect.order(name, rows) if dialect and dialect.order and rows else ()
 
 
 def _sample(keys: list[str], count: int = 3) -> str:

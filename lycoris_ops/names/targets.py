@@ -7,16 +7,19 @@ own path, under other tools' names for the layer, and under the usual names of f
 from __future__ import annotations
 
 import difflib
+import heapq
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, islice
 from typing import NamedTuple, cast
 
 from ..errors import MatchError
-from ..maths.shapes import Shape, stacked
-from .architectures import ARCHITECTURES, FALLBACKS, Places, open_clip
+from ..maths.shapes import Rows, Shape, stacked
+from .architectures import ARCHITECTURES, DIFFUSERS, FALLBACKS, Places, open_clip
 from .dialects import Component, Prefix, split_prefix
+from .fronts import is_of_encoder, shared_fronts
 
 WEIGHT, BIAS = ".weight", ".bias"
 NORM, NORM_SCALE = "_norm", "_norm.scale"
@@ -40,17 +43,19 @@ The layouts are those of CompVis and Stability AI.
 """
 OPEN_CLIP_WRAPPERS = {
     "conditioner.embedders.1.model.": "clip_g",
-    # The SDXL refiner has CLIP-G alone.
+    # The SDXL refiner has CLIP-G alone. In the same layout SD2 has CLIP-H there, which its width tells.
     "conditioner.embedders.0.model.": "clip_g",
     "cond_stage_model.model.": "clip_h",
 }
-"""The same for text encoders in OpenCLIP's own layout, whose paths `open_clip.places` translates."""
-_OPEN_CLIP = tuple(OPEN_CLIP_WRAPPERS)
-HOST_ENCODER = re.compile(r"(?:text_encoders\.)?(\w+)\.transformer\.(.+)$")
-"""The host's keys of text encoders; a checkpoint that it saves has `text_encoders.` before them.
+"""The same for text encoders in OpenCLIP's own layout, whose paths `open_clip.places` translates.
 
-Groups: the host's name of the encoder, and the path in it.
+The name counts where the width of the encoder is none of `CLIP_WIDTHS`.
 """
+_OPEN_CLIP = tuple(OPEN_CLIP_WRAPPERS)
+_ENCODERS = (*_OPEN_CLIP, *ENCODER_WRAPPERS)
+HOST_ENCODERS, HOST_ENCODER = "text_encoders.", "transformer."
+"""The host's keys of text encoders are `<name>.transformer.<path>`; a checkpoint that it saves has
+`text_encoders.` before them."""
 BARE_ENCODER = re.compile(r"(text_model\.|encoder\.block\.|model\.layers\.\d+\.self_attn\.)")
 """Beginnings of keys that only a file of one text encoder has (CLIP, T5, language models)."""
 CLIP_WIDTHS = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
@@ -66,6 +71,18 @@ ENCODERS = {
 Of the encoders that have the layer, the first in the list is meant. Architectures count differently:
 HunyuanVideo counts Llama before CLIP; in PixArt, T5 is the only encoder.
 """
+RIVALS = 32
+"""How many meanings of one name are kept. Two make an error already, except where they are in different parts
+of the model, and no model has this many parts."""
+SHORTLIST = 64
+"""How many names are compared letter by letter with one that was not found: those with the most words in
+common with it."""
+COMPARED = 160
+"""Characters of the longest name that is compared letter by letter. The longest real one has about 100."""
+SEARCHED = 20_000
+"""How many names are searched for a similar one. Models have a few thousand, those of other tools included."""
+NAMED = 3
+"""How many of several rivals an error names."""
 KNOWN_ENCODERS = frozenset(name for names in ENCODERS.values() for name in names)
 FIRST_OF_ALL = ("clip_l", "clip_h", "clip_g")
 """The order in which encoders are meant by a file that does not number them; all others come after these."""
@@ -123,6 +140,16 @@ class Target(NamedTuple):
         return (self.name, self.path, *roots, *(f"{root}.{number}" for root in roots for number in numbers))
 
 
+class Found(NamedTuple):
+    """What the names of a file's layers mean in a model."""
+
+    front: str
+    """What stands in front of names and is no part of them; "" for nothing."""
+    places: Mapping[str, tuple[Target, ...]]
+    """Name of a layer, to the one target that it means, or to several whose rows, one below the other, are
+    those of the layer; () where the model has none."""
+
+
 class Targets:
     """The weights of one model or checkpoint, by every name that an adapter can have for them.
 
@@ -131,9 +158,9 @@ class Targets:
 
     def __init__(self, shapes: Mapping[str, Shape]) -> None:
         self.shapes = shapes
-        bare = _bare(shapes)
+        bare, clips = _bare(shapes), _open_clips(shapes)
         self.all = tuple(
-            target for key, shape in shapes.items() for target in _targets(key, shapes, shape, bare)
+            target for key, shape in shapes.items() for target in _targets(key, shapes, shape, bare, clips)
         )
         self._real: _Index = {}
         for target in self.all:
@@ -215,23 +242,85 @@ class Targets:
         # A model's own path can begin like a prefix: Stable Audio's `transformer.layers`.
         return self._find(prefix, path) or self._find(Prefix(""), layer)
 
-    def find_one(self, layer: str, file: str) -> tuple[Target, ...]:
-        """The one candidate for a layer's name, () where there is none. Raises MatchError for rivals.
+    def find_each(self, layers: Collection[str], file: str) -> Found:
+        """The one candidate for each layer of a file, () where there is none. Raises MatchError for rivals.
 
-        file: the adapter's file, for the error.
+        layers: the names of the layers. file: the adapter's file, for the error. A name that the model does
+        not have counts without the front that the names of the file share, see `_front`.
         """
-        candidates = self.find(layer)
-        if len(candidates) > 1:
-            raise MatchError(
-                "a layer's name fits more than one weight of the model",
-                file=file,
-                key=layer,
-                got=" and ".join("+".join(target.key for target in targets) for targets in candidates),
-                expected="one weight",
-                hint="The file does not say which one it means. Apply it only to the part of the model that "
-                "it is for: the diffusion model or one text encoder",
-            )
-        return candidates[0] if candidates else ()
+        front, candidates = self.candidates(layers)
+        for layer, rivals in candidates.items():
+            if len(rivals) > 1:
+                named = ["+".join(target.key for target in targets) for targets in rivals[:NAMED]]
+                raise MatchError(
+                    "a layer's name fits more than one weight of the model",
+                    file=file,
+                    key=layer,
+                    got=" and ".join(named) + (" and more" if len(rivals) > NAMED else ""),
+                    expected="one weight",
+                    hint="The file does not say which one it means. Apply it only to the part of the model "
+                    "that it is for: the diffusion model or one text encoder",
+                )
+        return Found(front, {layer: found[0] if found else () for layer, found in candidates.items()})
+
+    def candidates(self, layers: Collection[str]) -> tuple[str, dict[str, tuple[tuple[Target, ...], ...]]]:
+        """The front that the names of a file's layers share, see `_front`, and what each name means.
+
+        The meanings are as in `find`, of the whole name or else of the name without the front.
+        """
+        found = {layer: self.find(layer) for layer in layers}
+        front = self._front(found)
+        return front, {layer: places or self._behind(front, layer) for layer, places in found.items()}
+
+    def _front(self, found: Mapping[str, tuple[tuple[Target, ...], ...]]) -> str:
+        """What stands in front of the names of a file's layers and is no part of them; "" for nothing.
+
+        found: what each name means as it is, see `find`.
+
+        Tools put what they like in front of a path: `pipe.dit.`, `model.`, `module.`, `_orig_mod.`,
+        `Hunyuan_video_I2V_lora_`. It is the beginning of whole words without which more than half of all
+        layers of the file have exactly one meaning in the model, while fewer than half have one as they are.
+        Where two such beginnings give a layer two meanings, neither counts. What a name says of its part of
+        the model still holds: a text encoder's layer never means a layer of a diffusion model.
+
+        Layers of a part of the model that is not here do not count.
+        """
+        here = [layer for layer in found if found[layer] or self.has_part(layer)]
+        missing = [layer for layer in here if not found[layer]]
+        if 2 * len(missing) <= len(here):
+            return ""
+        best, meanings = "", dict[str, tuple[Target, ...]]()
+        for front in shared_fronts(here):
+            behind = self._all_behind(front, missing, len(here) // 2)
+            if any(meanings.get(layer, places) != places for layer, places in behind.items()):
+                return ""
+            if behind and not best:
+                best, meanings = front, behind
+        return best
+
+    def _all_behind(self, front: str, layers: Sequence[str], more_than: int) -> dict[str, tuple[Target, ...]]:
+        """What layers' names mean without a front, for each that has one meaning.
+
+        Empty unless these are more than `more_than`.
+        """
+        found: dict[str, tuple[Target, ...]] = {}
+        for left, layer in zip(range(len(layers), 0, -1), layers, strict=True):
+            # Too few are left: without this a file of which nothing matches would cost as many searches as
+            # it has layers, for each front.
+            if len(found) + left <= more_than:
+                return {}
+            candidates = self._behind(front, layer)
+            if len(candidates) == 1:
+                found[layer] = candidates[0]
+        return found if len(found) > more_than else {}
+
+    def _behind(self, front: str, layer: str) -> tuple[tuple[Target, ...], ...]:
+        """What a layer's name means without a front, as in `find`; () where it does not begin with it."""
+        if not front or not layer.startswith(front):
+            return ()
+        part: Component | None = "te" if is_of_encoder(front) else split_prefix(layer)[1].part
+        candidates = self.find(layer[len(front) :])
+        return tuple(targets for targets in candidates if part in (None, targets[0].part))
 
     def _find(self, prefix: Prefix, path: str) -> tuple[tuple[Target, ...], ...]:
         # By attribute names, because a later index is made only where the earlier ones have nothing.
@@ -275,15 +364,39 @@ class Targets:
     def nearest(self, layer: str) -> str | None:
         """The layer here whose name is most similar to one that was not found; None where none is similar."""
         _, prefix, path = split_prefix(layer)
+        name = _normal(path)
+        if len(name) > COMPARED:
+            return None
+        words = set(name.split("_"))
+        near = [
+            known
+            for known, (of_name, candidates) in self._words.items()
+            if not words.isdisjoint(of_name)
+            and (prefix.part is None or any(targets[0].part in (prefix.part, None) for targets in candidates))
+        ]
+        # Most words in common first, and of these the name that has fewest others.
+        near = heapq.nsmallest(SHORTLIST, near, key=lambda known: len(words ^ self._words[known][0]))
+        close = difflib.get_close_matches(name, near, n=1, cutoff=0.6)
+        return self._words[close[0]][1][0][0].name if close else None
+
+    @cached_property
+    def _words(self) -> dict[str, tuple[frozenset[str], list[tuple[Target, ...]]]]:
+        """Every name but very long ones, with its words and its meanings."""
         # The model's own names come last: they replace equal names of other tools.
-        known = {
-            name: candidates[0][0]
-            for index in (self._aliases, self._real)
-            for name, candidates in index.items()
-            if prefix.part is None or any(targets[0].part in (prefix.part, None) for targets in candidates)
+        known = {**dict(islice(self._aliases.items(), SEARCHED)), **dict(islice(self._real.items(), SEARCHED))}
+        return {
+            name: (frozenset(name.split("_")), candidates)
+            for name, candidates in known.items()
+            if len(name) <= COMPARED
         }
-        close = difflib.get_close_matches(_normal(path), known, n=1, cutoff=0.6)
-        return known[close[0]].name if close else None
+
+    def windows(self, places: Sequence[Target]) -> list[Rows | None]:
+        """The rows of a layer for each of its places, from the first row on; None for a single place."""
+        if len(places) == 1:
+            return [None]
+        sizes = [(self.shape_of(place) or (0,))[0] for place in places]
+        ends = list(accumulate(sizes))
+        return [(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
     def shape_of(self, *targets: Target) -> Shape:
         """The shape of one target, or of several one below the other: (O, I, *kernel).
@@ -308,7 +421,7 @@ _Index = dict[str, list[tuple[Target, ...]]]
 def _enter(index: _Index, name: str, targets: tuple[Target, ...]) -> None:
     """Add one meaning of a name; several tables can give the same one."""
     known = index.setdefault(_normal(name), [])
-    if targets not in known:
+    if len(known) < RIVALS and targets not in known:
         known.append(targets)
 
 
@@ -336,7 +449,7 @@ def _bare(shapes: Mapping[str, Shape]) -> _Bare:
             return _Bare(wrapper)
     marks = [key for key in shapes if BARE_ENCODER.match(key)]
     if not marks:
-        return _Bare()
+        return _Bare(_wrapper(shapes))
     if any(key.startswith("encoder.block.") for key in marks):
         return _Bare(part="te", encoder="t5xxl")
     # The input of a feed-forward is as wide as the model.
@@ -344,16 +457,55 @@ def _bare(shapes: Mapping[str, Shape]) -> _Bare:
     return _Bare(part="te", encoder=CLIP_WIDTHS.get(next(widths, 0)))
 
 
-def _targets(key: str, shapes: Mapping[str, Shape], shape: Shape, bare: _Bare) -> list[Target]:
+def _wrapper(shapes: Mapping[str, Shape]) -> str:
+    """What stands in front of the paths of a model of a known architecture: `model.` in files of AuraFlow.
+
+    It is the first of the beginnings that most keys share without which the architecture is known. "" where
+    it is known as it is, or not known either way.
+    """
+    if any(key.startswith((*UNET_WRAPPERS, *_ENCODERS)) for key in shapes):
+        return ""
+    fronts = shared_fronts(shapes)
+    # The beginning of a list of blocks is the model's own.
+    fronts = [front for front in fronts if not any(_numbered_after(front, key) for key in shapes)]
+    if not fronts:
+        return ""
+    for front in ("", *fronts):
+        paths = {
+            key.removeprefix(front).removesuffix(WEIGHT): shape
+            for key, shape in shapes.items()
+            if key.startswith(front) and not key.endswith(BIAS)
+        }
+        if any(table(paths) for table in DIFFUSERS):
+            return front
+    return ""
+
+
+def _numbered_after(front: str, key: str) -> bool:
+    return key.startswith(front) and key[len(front) : len(front) + 1].isdigit()
+
+
+def _open_clips(shapes: Mapping[str, Shape]) -> dict[str, str]:
+    """The text encoders in OpenCLIP's layout: the prefix of their keys, to the host's name."""
+    found = dict(OPEN_CLIP_WRAPPERS)
+    for wrapper, encoder in found.items():
+        shape = shapes.get(f"{wrapper}{open_clip.WIDE}", ())
+        found[wrapper] = CLIP_WIDTHS.get(shape[-1], encoder) if shape else encoder
+    return found
+
+
+def _targets(
+    key: str, shapes: Mapping[str, Shape], shape: Shape, bare: _Bare, clips: Mapping[str, str]
+) -> list[Target]:
     """The targets in the weight of a key: mostly one.
 
     A fused weight of OpenCLIP holds three. A bias holds none, nor does a key of OpenCLIP that
-    `open_clip.places` does not know.
+    `open_clip.places` does not know. `clips` is as `_open_clips` gives it.
     """
     if key.startswith(_OPEN_CLIP):
         wrapper = next(wrapper for wrapper in _OPEN_CLIP if key.startswith(wrapper))
         places = open_clip.places(key.removeprefix(wrapper), shape)
-        bias, encoder = _bias_of(key, shapes), OPEN_CLIP_WRAPPERS[wrapper]
+        bias, encoder = _bias_of(key, shapes), clips[wrapper]
         return [Target(key, path, "te", encoder, rows, bias) for path, rows in places]
     if key.endswith(BIAS):
         return []
@@ -365,8 +517,9 @@ def _targets(key: str, shapes: Mapping[str, Shape], shape: Shape, bare: _Bare) -
     for wrapper, encoder in ENCODER_WRAPPERS.items():
         if path.startswith(wrapper):
             return [Target(key, path.removeprefix(wrapper), "te", encoder, bias=bias)]
-    if match := HOST_ENCODER.match(path):
-        return [Target(key, match[2], "te", match[1], bias=bias)]
+    encoder, _, inner = path.removeprefix(HOST_ENCODERS).partition(".")
+    if inner.startswith(HOST_ENCODER) and encoder.replace("_", "a").isalnum():
+        return [Target(key, inner.removeprefix(HOST_ENCODER), "te", encoder, bias=bias)]
     return [Target(key, path.removeprefix(bare.wrapper), bare.part, bare.encoder, bias=bias)]
 
 

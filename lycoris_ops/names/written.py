@@ -110,9 +110,11 @@ def plan_names(
     names = None if targets is None else _Names(targets, dialect)
     planned: list[Planned] = []
     through: dict[str, tuple[Target, ...]] = {}
+    same = {name: _as_it_is(name, dialect) for name in layers}
+    others = [name for name, kept in same.items() if not kept]
+    found = {} if targets is None else targets.find_each(others, file).places
     for name, layer in layers.items():
-        kept = _as_it_is(name, dialect)
-        places = () if kept or targets is None else targets.find_one(name, file)
+        kept, places = same[name], found.get(name, ())
         if not places:
             written = kept or _by_prefix(name, dialect)
             if written is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -153,8 +153,9 @@ def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> Entry
     absent: dict[Component, list[str]] = {}
     used: set[Rule] = set()
     rules = entry.rules.all() if entry.rules else ()
+    found = targets.find_each(entry.adapter.info, entry.adapter.path)
     for name, info in entry.adapter.info.items():
-        places = targets.find_one(name, entry.adapter.path)
+        places = found.places[name]
         if not places:
             part = split_prefix(name)[1].part
             if part is not None and not targets.has_part(name):
@@ -179,7 +180,7 @@ def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> Entry
         if info.bias and beside not in ((), info.bias):
             mismatches.append(Mismatch(name, places[0], shown(info.bias), beside, strength))
             continue
-        windows = _windows(places, targets)
+        windows = targets.windows(places)
         if info.shape:
             for place, window in zip(places, windows, strict=True):
                 matches.append(Match(name, place, strength, "weight", window))
@@ -202,19 +203,6 @@ def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> Entry
         absent_because=absent_because,
         idle_rules=tuple(rule for rule in rules if rule not in used),
     )
-
-
-def _windows(places: Sequence[Target], targets: Targets) -> list[Rows | None]:
-    """The rows of a layer for each of its places, from the first row on; None for a single place."""
-    if len(places) == 1:
-        return [None]
-    windows: list[Rows | None] = []
-    first = 0
-    for place in places:
-        rows = (targets.shape_of(place) or (0,))[0]
-        windows.append((first, first + rows))
-        first += rows
-    return windows
 
 
 def _check_distinct(matches: Sequence[Match], entry: Entry) -> None:

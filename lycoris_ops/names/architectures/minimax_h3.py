@@ -3,9 +3,9 @@
 Source of the correspondence: diffusers (Apache-2.0), `convert_minimax_h3_transformer_checkpoint_to_diffusers`
 in `loaders/single_file_utils.py`. It exchanges gate and value of the feed-forward.
 
-The rows of `qkv_proj` are taken to be all of the query, then the key, then the value, as in every published
-single file. In the original shards, and in adapters that DiffSynth-Studio trains on them, they are ordered
-head by head, each with its query, key and value. Names and shapes do not tell which order a file has.
+The rows of `qkv_proj` are all of the query, then the key, then the value, as in every published single file.
+In the original shards they are ordered head by head, each with its query, key and value, and so they are in
+the adapters that DiffSynth-Studio trains on them: see `dialects/diffsynth.py`.
 """
 
 from __future__ import annotations

@@ -30,6 +30,8 @@ def _discover() -> dict[str, Dialect]:
 DIALECTS: dict[str, Dialect] = _discover()
 """Every dialect by its name."""
 
+DEFAULT = "default"
+"""The name that PEFT gives to an adapter where the user gives none."""
 TOO_COMMON = ("weight",)
 """Suffixes that are never split off, because every checkpoint has keys that end so.
 
@@ -44,7 +46,17 @@ def _suffixes() -> dict[str, str]:
         for written, canonical in dialect.suffixes.items():
             if merged.setdefault(written, canonical) != canonical:
                 raise TypeError(f"dialects disagree on the suffix {written!r}")
-    return {written: suffix for written, suffix in merged.items() if written not in TOO_COMMON}
+    known = {written: suffix for written, suffix in merged.items() if written not in TOO_COMMON}
+    return {**{_named(written): suffix for written, suffix in known.items()}, **known}
+
+
+def _named(suffix: str) -> str:
+    """A suffix with the name that PEFT gives to an adapter without one, `default`, after the tensor's own.
+
+    It is in files made from the state dict of a live model, whichever words the tool has for the tensors.
+    """
+    tensor, dot, last = suffix.rpartition(".")
+    return f"{tensor}.{DEFAULT}.{last}" if dot and last in ("weight", "bias") else f"{suffix}.{DEFAULT}"
 
 
 _SUFFIXES = _suffixes()
@@ -86,8 +98,12 @@ def split_key(key: str) -> tuple[str, str] | None:
     return None
 
 
+SPLIT = 1 << 14
+"""How many names are remembered with their parts: those of a dozen large adapters. A name is 1 KB at most."""
+
+
 # Remembered, because matching, block rules and reports all split the same names.
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=SPLIT)
 def split_prefix(layer: str) -> tuple[str | None, Prefix, str]:
     """A layer's name as (dialect, prefix, path). Without a known prefix: (None, an empty one, the name)."""
     for prefix, dialect in _PREFIXES:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ...maths.shapes import Rows
+
 Component = Literal["unet", "te"]
 """The diffusion model ("unet", also where it is a transformer) or a text encoder."""
 
@@ -40,4 +42,10 @@ class Dialect:
     """Layers that enlarge their weight with zeros to their own shape, without a tensor that says so.
 
     These count in a recognised file only.
+    """
+    order: Callable[[str, int], tuple[Rows, ...]] | None = None
+    """The rows of a layer in the model's order, as ranges of the rows in the file; () where that is the same.
+
+    The arguments are the layer's name and its number of rows. It counts in a recognised file only. It raises
+    LayerError for a number of rows that it cannot order.
     """

@@ -57,6 +57,10 @@ DIALECT = Dialect(
     suffixes={
         "lora.down.weight": "lora_down.weight",
         "lora.up.weight": "lora_up.weight",
+        "lora.A.weight": "lora_down.weight",
+        "lora.B.weight": "lora_up.weight",
+        "lora.A": "lora_down.weight",
+        "lora.B": "lora_up.weight",
         "lora_linear_layer.down.weight": "lora_down.weight",
         "lora_linear_layer.up.weight": "lora_up.weight",
     },

@@ -20,8 +20,6 @@ PAIR = {
 MAGNITUDE = (
     "lora_magnitude_vector",
     "lora_magnitude_vector.weight",
-    "lora_magnitude_vector.default",
-    "lora_magnitude_vector.default.weight",
     # ai-toolkit's name for the same.
     "magnitude",
 )
@@ -77,9 +75,6 @@ DIALECT = Dialect(
     suffixes={
         **PAIR,
         **dict.fromkeys(MAGNITUDE, "dora_scale"),
-        **{f"{name}.default": name for name in NAMED},
-        "lora_B.default.bias": "lora_B.bias",
-        "oft_R.default.weight": "oft_R.weight",
     },
     recognises=_recognises,
     rename=_rename,

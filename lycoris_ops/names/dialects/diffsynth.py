@@ -1,0 +1,52 @@
+"""DiffSynth-Studio's adapters for MiniMax-H3, which have the rows of query, key and value head by head.
+
+DiffSynth-Studio trains the original weights, in which the rows of `attn.qkv_proj` are ordered
+[head 0: q k v, head 1: q k v, ...]. All other tools, and the host, have [all of q; all of k; all of v]. The
+shapes are the same. What tells such a file is PEFT's word `default` in its keys, beside names of this model:
+no other tool for MiniMax-H3 writes it.
+
+Source: diffusers (Apache-2.0), `_convert_non_diffusers_minimax_h3_lora_to_diffusers` in
+`loaders/lora_conversion_utils.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from ...errors import LayerError
+from ...maths.shapes import Rows
+from .base import Dialect
+
+ENDS = (".lora_A.default.weight", ".lora_B.default.weight")
+BLOCK = r"(?:.*\.)?(?:token_refiner\.)?blocks\.\d+\."
+QKV = re.compile(rf"{BLOCK}attn\.qkv_proj$")
+LAYER = re.compile(
+    rf"{BLOCK}(?:attn\.(?:qkv|out)_proj|mlp\.fc[12]|adaln_proj\.linear)$"
+    r"|(?:.*\.)?(?:(?:video|audio)_patch_proj|condition_proj|time_embedder\.proj_(?:in|out))$"
+    r"|(?:.*\.)?final_layer\.(?:adaln_proj\.linear|(?:video|audio)_out)$"
+)
+"""The linear layers of MiniMax-H3, by their original names. There may be more in front."""
+HEAD = 128
+"""Rows of one head in each of query, key and value, in every published size of the model."""
+
+
+def _recognises(keys: Mapping[str, object]) -> bool:
+    layers = {key[: -len(ENDS[0])] for key in keys if key.endswith(ENDS)}
+    return any(map(QKV.match, layers)) and all(map(LAYER.match, layers))
+
+
+def _order(layer: str, rows: int) -> tuple[Rows, ...]:
+    if not QKV.match(layer):
+        return ()
+    if rows % (3 * HEAD):
+        raise LayerError(
+            "the rows of query, key and value are ordered head by head, and do not make whole heads",
+            got=f"{rows} rows",
+            expected=f"a multiple of 3 * {HEAD}, as MiniMax-H3 has",
+        )
+    starts = (head * 3 * HEAD + part * HEAD for part in range(3) for head in range(rows // (3 * HEAD)))
+    return tuple((start, start + HEAD) for start in starts)
+
+
+DIALECT = Dialect(name="diffsynth", prefixes=(), recognises=_recognises, order=_order)
