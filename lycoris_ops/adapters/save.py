@@ -117,7 +117,10 @@ def save_adapter(
         check_written([Path(file.name) for file in files], wanted, loose, out)
         # What was read before a change of the source does not belong to what was read after it.
         adapter.file.check_unchanged()
-    return SaveResult(str(out), size, dialect, len(made), _changes(adapter, made, loose, dtype, dialect))
+    changes = _changes(adapter, made, loose, dtype, dialect)
+    if writer.copies:
+        changes += (f"{len(writer.copies)} layers left out that repeat others",)
+    return SaveResult(str(out), size, dialect, len(made), changes)
 
 
 def _loose(adapter: Adapter, dialect: Written, drop: bool) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from ..names.targets import Targets
 from ..names.written import WRITTEN, Planned, Written, plan_names
 from .adapter import NOT_FACTORS, Adapter
 from .configuration import configuration
+from .copies import Use, find_copies, uses_of
 from .encode import Encoded, encode
 from .peft import ConflictError
 from .regroup import Regrouper
@@ -52,12 +54,30 @@ class Writer:
         self.targets = targets
         self._regrouper = Regrouper(adapter, targets)
 
+    @cached_property
+    def copies(self) -> dict[str, str]:
+        """The layers that only repeat others, see `find_copies`. They are not written."""
+        if self.targets is None:
+            return {}
+        _, found = self.targets.candidates(self.adapter.info)
+        uses: list[Use] = []
+        for name, candidates in found.items():
+            info = self.adapter.info[name]
+            # Names that fit several weights, and shapes that do not fit, are left to `plan_names`.
+            if len(candidates) == 1 and info.fits(self.targets.shape_of(*candidates[0])):
+                uses += uses_of(info, candidates[0], self.targets)
+        return find_copies(self.adapter, uses)
+
     def plan(self) -> list[Planned]:
         """The names of the layers to write, and what they are made of.
 
         Raises MatchError where a layer has no name in the dialect.
         """
-        return plan_names(self.adapter.info, self.dialect, self.targets, self.adapter.path)
+        return self._plan(self.dialect)
+
+    def _plan(self, dialect: Written) -> list[Planned]:
+        layers = {name: info for name, info in self.adapter.info.items() if name not in self.copies}
+        return plan_names(layers, dialect, self.targets, self.adapter.path)
 
     def make(self, planned: Planned) -> Made:
         """A planned layer with its tensors.
@@ -136,7 +156,7 @@ class Writer:
         """Whether another dialect can hold these layers, and all others that are joined with them there."""
         try:
             # Tried in full, since the names, the tensors or the configuration may be impossible.
-            planned = plan_names(self.adapter.info, dialect, self.targets, self.adapter.path)
+            planned = self._plan(dialect)
             met = [other for other in planned if not set(layers).isdisjoint(other.sources)]
             encoded = [(other, self._encoded(other, dialect)) for other in met]
             configuration(dialect, encoded, self.targets)

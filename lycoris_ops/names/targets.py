@@ -80,7 +80,7 @@ common with it."""
 COMPARED = 160
 """Characters of the longest name that is compared letter by letter. The longest real one has about 100."""
 SEARCHED = 20_000
-"""How many names are searched for a similar one. Models have a few thousand, those of other tools included."""
+"""How many names are searched for a similar one. Models have a few thousand, with those of other tools."""
 NAMED = 3
 """How many of several rivals an error names."""
 KNOWN_ENCODERS = frozenset(name for names in ENCODERS.values() for name in names)
@@ -383,10 +383,13 @@ class Targets:
     def _words(self) -> dict[str, tuple[frozenset[str], list[tuple[Target, ...]]]]:
         """Every name but very long ones, with its words and its meanings."""
         # The model's own names come last: they replace equal names of other tools.
-        known = {**dict(islice(self._aliases.items(), SEARCHED)), **dict(islice(self._real.items(), SEARCHED))}
+        known = {
+            **dict(islice(self._aliases.items(), SEARCHED)),
+            **dict(islice(self._real.items(), SEARCHED)),
+        }
         return {
             name: (frozenset(name.split("_")), candidates)
-            for name, candidates in known.items()
+            for name, candidates in islice(known.items(), SEARCHED)
             if len(name) <= COMPARED
         }
 

@@ -112,7 +112,9 @@ def plan_names(
     through: dict[str, tuple[Target, ...]] = {}
     same = {name: _as_it_is(name, dialect) for name in layers}
     others = [name for name, kept in same.items() if not kept]
-    found = {} if targets is None else targets.find_each(others, file).places
+    found: Mapping[str, tuple[Target, ...]] = {}
+    if targets is not None:
+        found = targets.find_each(others, file).places
     for name, layer in layers.items():
         kept, places = same[name], found.get(name, ())
         if not places:

@@ -32,6 +32,10 @@ def _describe_entry(resolution: EntryResolution) -> str:
     lines.append(f"  applied {resolution.count()} of {resolution.layers} layers")
     if silenced := resolution.count(silent=True):
         lines.append(f"  {silenced} matched at strength 0")
+    if resolution.front:
+        lines.append(f"  names read without the {resolution.front} in front of them")
+    if resolution.copies:
+        lines.append(f"  {len(resolution.copies)} layers repeat others of the file and are applied once")
     lines += [f"  {line}" for line in _configured(resolution)]
     lines += [f"  {line}" for line in _odd_alphas(resolution)]
     for part, names in resolution.absent.items():

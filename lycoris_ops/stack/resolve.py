@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..adapters.adapter import Adapter
+from ..adapters.copies import Use, find_copies, uses_of
 from ..algorithms.base import Parameter
 from ..errors import MatchError
 from ..layers.part import Part
@@ -82,6 +83,11 @@ class EntryResolution:
     """Why a part of the model may be missing, in words for the report."""
     idle_rules: tuple[Rule, ...]
     """Rules that matched none of the adapter's layers."""
+    copies: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Names of layers that only repeat the change of others, each with one that it repeats. They are not
+    applied."""
+    front: str = ""
+    """What stands in front of the layers' names in the file and is no part of them; "" for nothing."""
 
     @property
     def layers(self) -> int:
@@ -140,7 +146,7 @@ def resolve(
     `keys` are the target's keys. If they come with shapes, each layer's shape is checked. `absent_because`
     says why a whole part of the model may be missing. A layer that does not match or fit is recorded; only
     `Resolution.check` makes an error of it. Raises MatchError where a name fits more than one weight, or two
-    layers of one adapter mean the same rows of one weight.
+    layers of one adapter change the same rows of one weight differently.
     """
     targets = Targets(known_shapes(keys))
     return Resolution(tuple(_resolve_entry(entry, targets, absent_because) for entry in stack))
@@ -148,6 +154,7 @@ def resolve(
 
 def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> EntryResolution:
     matches: list[Match] = []
+    uses: list[Use] = []
     mismatches: list[Mismatch] = []
     unmatched = [Unmatched(name, reason) for name, reason in entry.adapter.unreadable.items()]
     absent: dict[Component, list[str]] = {}
@@ -180,48 +187,24 @@ def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> Entry
         if info.bias and beside not in ((), info.bias):
             mismatches.append(Mismatch(name, places[0], shown(info.bias), beside, strength))
             continue
-        windows = targets.windows(places)
-        if info.shape:
-            for place, window in zip(places, windows, strict=True):
-                matches.append(Match(name, place, strength, "weight", window))
-        if info.bias is not None:
-            with_bias = [
-                Match(name, place, strength, "bias", window)
-                for place, window in zip(places, windows, strict=True)
-                if place.bias is not None
-            ]
-            matches += with_bias
-            if not with_bias and not info.algorithm.bias_may_be_absent:
-                unmatched.append(Unmatched(name, "it changes a bias, and the model's layer has none"))
-    _check_distinct(matches, entry)
+        own = uses_of(info, places, targets)
+        uses += own
+        matches += [Match(name, use.target, strength, use.parameter, use.window) for use in own]
+        no_bias = info.bias is not None and not any(use.parameter == "bias" for use in own)
+        if no_bias and not info.algorithm.bias_may_be_absent:
+            unmatched.append(Unmatched(name, "it changes a bias, and the model's layer has none"))
+    copies = find_copies(entry.adapter, uses)
     return EntryResolution(
         entry=entry,
-        matches=tuple(matches),
+        matches=tuple(match for match in matches if match.layer not in copies),
         mismatches=tuple(mismatches),
         unmatched=tuple(unmatched),
         absent={part: tuple(names) for part, names in absent.items()},
         absent_because=absent_because,
         idle_rules=tuple(rule for rule in rules if rule not in used),
+        copies=copies,
+        front=found.front,
     )
-
-
-def _check_distinct(matches: Sequence[Match], entry: Entry) -> None:
-    """Raise MatchError where two layers of one adapter mean the same rows of the same parameter."""
-    by_key: dict[str, list[Match]] = {}
-    for match in matches:
-        rows = match.target.rows
-        for other in by_key.setdefault(match.key, []):
-            theirs = other.target.rows
-            # None stands for all rows, and so meets any.
-            if rows is None or theirs is None or (rows[0] < theirs[1] and theirs[0] < rows[1]):
-                raise MatchError(
-                    "two layers of one adapter mean the same weight",
-                    file=entry.adapter.path,
-                    key=match.key,
-                    got=f"{other.layer} and {match.layer}",
-                    expected="one layer",
-                )
-        by_key[match.key].append(match)
 
 
 def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bool) -> None:
