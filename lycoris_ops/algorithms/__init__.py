@@ -52,7 +52,11 @@ def _named(suffixes: frozenset[str]) -> tuple[type[Layer], ...]:
 
 def explain(suffixes: Collection[str]) -> str:
     """Why no algorithm reads a layer with these suffixes, in words for the report."""
-    names = frozenset(suffixes)
+    return _explained(frozenset(suffixes))
+
+
+@lru_cache(maxsize=1024)
+def _explained(names: frozenset[str]) -> str:
     variants = [(kind, variant) for kind in ALGORITHMS.values() for variant in kind.variants]
     complete = {kind.algorithm: kind for kind, variant in variants if variant <= names}
     read = frozenset[str]().union(*(kind.suffixes() for kind in complete.values()))

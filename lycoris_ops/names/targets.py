@@ -12,12 +12,12 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, islice
+from itertools import accumulate, islice, takewhile
 from typing import NamedTuple, cast
 
 from ..errors import MatchError
 from ..maths.shapes import Rows, Shape, stacked
-from .architectures import ARCHITECTURES, DIFFUSERS, FALLBACKS, Places, open_clip
+from .architectures import ARCHITECTURES, DIFFUSERS, FALLBACKS, Paths, Places, open_clip
 from .dialects import Component, Prefix, split_prefix
 from .fronts import is_of_encoder, shared_fronts
 
@@ -71,9 +71,14 @@ ENCODERS = {
 Of the encoders that have the layer, the first in the list is meant. Architectures count differently:
 HunyuanVideo counts Llama before CLIP; in PixArt, T5 is the only encoder.
 """
+WRAPPED = 3
+"""The most words in front of the paths in a file of a model. The known ones have two: `model.model.`."""
 RIVALS = 32
 """How many meanings of one name are kept. Two make an error already, except where they are in different parts
 of the model, and no model has this many parts."""
+LONG = 256
+"""Characters of the longest name that may be another tool's. They have about 100. Longer ones are found among
+the model's own paths only."""
 SHORTLIST = 64
 """How many names are compared letter by letter with one that was not found: those with the most words in
 common with it."""
@@ -205,7 +210,7 @@ class Targets:
         index: _Index,
     ) -> None:
         """Enter the names that tables have for the targets of one part of the model."""
-        shapes = {path: self.shape_of(target) for path, target in members.items()}
+        shapes = Paths({path: self.shape_of(target) for path, target in members.items() if len(path) <= LONG})
         for table in tables:
             for name, places in table(shapes).items():
                 parts = tuple(_within(members[place.path], place.rows) for place in places)
@@ -239,8 +244,9 @@ class Targets:
         usual names of fused and split layers. The first of these that has it decides.
         """
         _, prefix, path = split_prefix(layer)
+        found = self._find(prefix, _normal(path))
         # A model's own path can begin like a prefix: Stable Audio's `transformer.layers`.
-        return self._find(prefix, path) or self._find(Prefix(""), layer)
+        return found if found or not prefix.text else self._find(Prefix(""), _normal(layer))
 
     def find_each(self, layers: Collection[str], file: str) -> Found:
         """The one candidate for each layer of a file, () where there is none. Raises MatchError for rivals.
@@ -285,7 +291,7 @@ class Targets:
 
         Layers of a part of the model that is not here do not count.
         """
-        here = [layer for layer in found if found[layer] or self.has_part(layer)]
+        here = [layer for layer in found if found[layer] or (len(layer) <= LONG and self.has_part(layer))]
         missing = [layer for layer in here if not found[layer]]
         if 2 * len(missing) <= len(here):
             return ""
@@ -322,13 +328,16 @@ class Targets:
         candidates = self.find(layer[len(front) :])
         return tuple(targets for targets in candidates if part in (None, targets[0].part))
 
-    def _find(self, prefix: Prefix, path: str) -> tuple[tuple[Target, ...], ...]:
+    def _find(self, prefix: Prefix, name: str) -> tuple[tuple[Target, ...], ...]:
         # By attribute names, because a later index is made only where the earlier ones have nothing.
-        for tier in ("_real", "_aliases", "_fallbacks"):
+        for tier in ("_real", "_aliases", "_fallbacks") if len(name) <= LONG else ("_real",):
             index: _Index = getattr(self, tier)
+            candidates = index.get(name)
+            if candidates is None:
+                continue
             found = [
                 targets
-                for targets in index.get(_normal(path), ())
+                for targets in candidates
                 if prefix.part is None or targets[0].part in (prefix.part, None)
             ]
             if prefix.encoder is not None:
@@ -468,19 +477,24 @@ def _wrapper(shapes: Mapping[str, Shape]) -> str:
     """
     if any(key.startswith((*UNET_WRAPPERS, *_ENCODERS)) for key in shapes):
         return ""
-    fronts = shared_fronts(shapes)
-    # The beginning of a list of blocks is the model's own.
-    fronts = [front for front in fronts if not any(_numbered_after(front, key) for key in shapes)]
-    if not fronts:
+    weights = {key.removesuffix(WEIGHT): shape for key, shape in shapes.items() if not key.endswith(BIAS)}
+    fronts = takewhile(
+        # The beginning of a list of blocks is the model's own.
+        lambda front: not any(_numbered_after(front, path) for path in weights),
+        shared_fronts(weights)[:WRAPPED],
+    )
+    if not (wrappers := list(fronts)):
         return ""
-    for front in ("", *fronts):
-        paths = {
-            key.removeprefix(front).removesuffix(WEIGHT): shape
-            for key, shape in shapes.items()
-            if key.startswith(front) and not key.endswith(BIAS)
-        }
+    for wrapper in ("", *wrappers):
+        paths = Paths(
+            {
+                path.removeprefix(wrapper): shape
+                for path, shape in weights.items()
+                if len(path) <= LONG and path.startswith(wrapper)
+            }
+        )
         if any(table(paths) for table in DIFFUSERS):
-            return front
+            return wrapper
     return ""
 
 
@@ -545,6 +559,7 @@ def _normal(path: str) -> str:
 
 def _blocks(path: str) -> tuple[str, ...]:
     """The blocks that a path lies in, from broad to narrow, by their names in block rules."""
+    path = path[:LONG]
     first, _, rest = path.partition(".")
     if first in BLOCKS:
         number = rest.partition(".")[0]

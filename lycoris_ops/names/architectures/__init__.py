@@ -14,9 +14,9 @@ it is a text encoder's layout that only checkpoint files have.
 from __future__ import annotations
 
 from ...discovery import discover
-from .base import Aliases, Place, Places
+from .base import Aliases, Paths, Place, Places
 
-__all__ = ["ARCHITECTURES", "DIFFUSERS", "FALLBACKS", "Place", "Places"]
+__all__ = ["ARCHITECTURES", "DIFFUSERS", "FALLBACKS", "Paths", "Place", "Places"]
 
 _MODULES = discover(__name__)
 DIFFUSERS: tuple[Aliases, ...] = tuple(

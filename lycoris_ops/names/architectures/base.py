@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 from ...maths.shapes import Shape
 
@@ -26,3 +28,24 @@ Aliases = Callable[[Mapping[str, Shape]], Mapping[str, Places]]
 A shape is () where it is not known; names that depend on it (parts of a layer's rows) are left out then. The
 result is empty for a model of another architecture.
 """
+
+
+class Paths(dict[str, Shape]):
+    """The paths of a model's layers with their weights' shapes. They are not changed once they are there."""
+
+    @cached_property
+    def forms(self) -> Mapping[str, list[str]]:
+        """The paths by their form, see `form_of`. A pattern can fit paths of its own form only.
+
+        It is kept, because every table asks for it.
+        """
+        forms: dict[str, list[str]] = {}
+        for path in self:
+            forms.setdefault(form_of(path), []).append(path)
+        return forms
+
+
+@lru_cache(maxsize=10_000)
+def form_of(path: str) -> str:
+    """A path or a pattern with `#` for every number and star."""
+    return re.sub(r"\d+|\*", "#", path)

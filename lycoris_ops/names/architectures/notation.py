@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from ...maths.shapes import Shape
-from .base import Aliases, Place, Places
+from .base import Aliases, Paths, Place, Places, form_of
 
 FUSED = {
     "to_qkv": ("to_q", "to_k", "to_v"),
@@ -164,7 +164,7 @@ class _Model:
     real: Mapping[str, str]
     """A path in the tables to the model's own path, where the two are spelled differently."""
     forms: Mapping[str, list[str]]
-    """The paths of `shapes` by their form, see `_forms`."""
+    """The paths of `shapes` by their form, see `Paths.forms`."""
 
     def diffusers(self) -> dict[str, Shares]:
         return self.expanded(self.layout.diffusers)
@@ -247,7 +247,7 @@ def _recognised(layouts: tuple[Layout, ...], shapes: Mapping[str, Shape]) -> _Mo
         # Marks without stars first: a look-up of them rules out most models.
         exact = [mark for mark in layout.marks if "*" not in mark]
         if shapes.keys() >= set(exact):
-            forms = _forms(shapes)
+            forms = _paths(shapes).forms
             if all(next(_matches(mark, forms), None) is not None for mark in layout.marks):
                 return _respelled(layout, shapes, forms)
     return None
@@ -265,7 +265,11 @@ def _respelled(layout: Layout, shapes: Mapping[str, Shape], forms: Mapping[str, 
         return _Model(layout, shapes, real, forms)
     ours = {path: ours for ours, path in real.items()}
     respelled = {ours.get(path, path): shape for path, shape in shapes.items()}
-    return _Model(layout, respelled, real, _forms(respelled))
+    return _Model(layout, respelled, real, Paths(respelled).forms)
+
+
+def _paths(shapes: Mapping[str, Shape]) -> Paths:
+    return shapes if isinstance(shapes, Paths) else Paths(shapes)
 
 
 def _counted(names: Mapping[str, Shares]) -> dict[str, Shares]:
@@ -308,24 +312,10 @@ def _stars(name: str) -> str:
     return "**" if name.endswith("**") else "*" if "*" in name else ""
 
 
-def _forms(paths: Mapping[str, object]) -> dict[str, list[str]]:
-    """Paths by their form. A pattern can fit paths of its own form only, so that only these are tried."""
-    forms: dict[str, list[str]] = {}
-    for path in paths:
-        forms.setdefault(_form(path), []).append(path)
-    return forms
-
-
-@lru_cache(maxsize=10_000)
-def _form(path: str) -> str:
-    """A path or a pattern with `#` for every number and star."""
-    return re.sub(r"\d+|\*", "#", path)
-
-
 def _matches(pattern: str, forms: Mapping[str, list[str]]) -> Iterator[tuple[str, ...]]:
     """For each path that a pattern fits, the numbers that its stars stand for."""
     regex = _regex(pattern)
-    for path in forms.get(_form(pattern), ()):
+    for path in forms.get(form_of(pattern), ()):
         if match := regex.fullmatch(path):
             yield match.groups()
 
