@@ -15,15 +15,15 @@ OF_ENCODER = re.compile(r"(?:^|[._])(?:te[0-9]*(?=[._])|text|clip|u?mt5|t5|bert|
 """A word of a front that only names of text encoders' layers have."""
 
 
-def shared_fronts(names: Collection[str]) -> list[str]:
-    """The beginnings of one to `WORDS` words that more than half of the names share, the shortest first.
+def shared_fronts(names: Collection[str], words: int = WORDS) -> list[str]:
+    """The beginnings of one to `words` words that more than half of the names share, the shortest first.
 
     Words end with a dot, or in a name without dots with an underscore; a front includes its last separator.
     Each front begins with the one before it, because two different ones cannot both have more than half.
     """
     fronts: list[str] = []
     sharing = list(names)
-    while len(fronts) < WORDS:
+    while len(fronts) < words:
         known = fronts[-1] if fronts else ""
         longer = Counter(filter(None, (_longer(name, len(known)) for name in sharing)))
         front, count = longer.most_common(1)[0] if longer else ("", 0)

@@ -481,7 +481,7 @@ def _wrapper(shapes: Mapping[str, Shape]) -> str:
     fronts = takewhile(
         # The beginning of a list of blocks is the model's own.
         lambda front: not any(_numbered_after(front, path) for path in weights),
-        shared_fronts(weights)[:WRAPPED],
+        shared_fronts(weights, WRAPPED),
     )
     if not (wrappers := list(fronts)):
         return ""

@@ -46,6 +46,11 @@ FUSIONS = (
     *((gates, GATE_UP) for gates in GATES),
 )
 """The names of parts in the order of their rows, and the names that the layer of all these parts can have."""
+_WITH: dict[str, set[int]] = {}
+"""The name of a part or of a fusion, to the numbers of the fusions that have it."""
+for _number, (_parts, _fusions) in enumerate(FUSIONS):
+    for _name in (*_parts, *_fusions):
+        _WITH.setdefault(_name, set()).add(_number)
 
 
 def fallback(shapes: Mapping[str, Shape]) -> dict[str, Places]:
@@ -55,7 +60,8 @@ def fallback(shapes: Mapping[str, Shape]) -> dict[str, Places]:
     """
     found: dict[str, set[Places]] = {}
     for parent, children in _families(shapes).items():
-        for parts, fusions in FUSIONS:
+        for number in sorted(set[int]().union(*(_WITH.get(child, ()) for child in children))):
+            parts, fusions = FUSIONS[number]
             if children.issuperset(parts):
                 _join(shapes, parent, parts, fusions, found)
             elif children.isdisjoint(parts):

@@ -44,13 +44,23 @@ WITH_NAME = re.compile(
 """A key of a live model's state dict. Groups: the tensor, the adapter's name, and `.weight` or `.bias`."""
 
 
+def _with_name(key: str) -> re.Match[str] | None:
+    """The tensor, the adapter's name and the ending in a key, as in `WITH_NAME`."""
+    start = len(key)
+    # These are the last three words. Only they are searched: a key may have hundreds.
+    for _ in range(3):
+        start = max(key.rfind(".", 0, start), 0)
+    return WITH_NAME.search(key, start)
+
+
 def adapter_names(keys: Iterable[str]) -> set[str]:
     """The adapters' names in the keys of a live model's state dict; none in a file of `save_pretrained`."""
-    return {found[2] for found in map(WITH_NAME.search, keys) if found}
+    return {found[2] for found in map(_with_name, keys) if found}
 
 
 def _rename(key: str) -> str:
-    return WITH_NAME.sub(r"\1\3", key)
+    found = _with_name(key)
+    return f"{key[: found.start()]}{found[1]}{found[3] or ''}" if found else key
 
 
 def _recognises(keys: Mapping[str, object]) -> bool:
@@ -60,7 +70,7 @@ def _recognises(keys: Mapping[str, object]) -> bool:
     if len(names) != 1 or "default" in names:
         return False
     # Where the key without the word is there too, the word is no adapter's name: it names one more tensor.
-    return not any(_rename(key) in keys for key in keys if WITH_NAME.search(key))
+    return not any(_rename(key) in keys for key in keys if _with_name(key))
 
 
 DIALECT = Dialect(
