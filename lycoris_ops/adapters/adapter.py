@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -12,18 +11,17 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Layer, detect
-from ..algorithms.base import ALPHA
-from ..algorithms.factored import DORA, SPARSE
+from ..algorithms.base import ALPHA, number
+from ..algorithms.factored import DORA
 from ..algorithms.ia3 import ON_INPUT, Ia3
 from ..algorithms.lokr import W1, W2
 from ..algorithms.lora import EMBEDDING_UP, RESHAPE, UP
-from ..algorithms.oftv2 import SCALED, OftV2
-from ..errors import LayerError, LycorisError
+from ..algorithms.oftv2 import OftV2
+from ..errors import LayerError, LycorisError, located
 from ..files.cache import DEFAULT_CACHE, TensorCache
 from ..files.memory_file import MemoryFile
 from ..files.tensor_file import TensorFile
 from ..maths.shapes import Extent, Rows, Shape
-from ..maths.tensors import is_finite
 from ..names.dialects import split_prefix
 from .network_args import is_block_diagonal, plain_args, split_parts
 from .options import options_of
@@ -32,9 +30,6 @@ from .peft import Config
 BUNDLED = "bundle_emb."
 """The start of the keys of embeddings (textual inversions) that a file brings along. The embedding's name
 follows."""
-NOT_FACTORS = (ALPHA, RESHAPE, ON_INPUT, SCALED, SPARSE[0], SPARSE[2])
-"""Suffixes of tensors that hold numbers about the other tensors: scales, flags, shapes and indices. These are
-neither cast to another dtype nor checked for NaN with the factors."""
 CONFIGURED = (OftV2, Ia3)
 """Kinds without an alpha for which PEFT's configuration says more than the tensors: the series of an OFTv2
 rotation, and whether an IA3 layer of a convolution scales the inputs."""
@@ -214,16 +209,14 @@ class Adapter:
         """
         info = self.info[name]
         tensors = self.file.read(tuple(info.keys.values()), self.cache, keep=keep)
-        for key, tensor in tensors.items():
-            # Scales and indices are checked by the algorithms that use them.
-            if key not in (info.keys.get(suffix) for suffix in NOT_FACTORS):
-                _check_finite(key, tensor, self.path)
         named = {suffix: tensors[key] for suffix, key in info.keys.items()}
         try:
             layer = info.algorithm.load(self._read(info, named), info.options)
             return layer.rows(*info.order) if info.order else layer
         except LayerError as error:
-            raise error.within(file=self.path, key=name) from None
+            # The algorithm knows a tensor by its suffix.
+            error.key = info.keys.get(error.key or "", name)
+            raise error.within(file=self.path) from None
 
     def alphas(self) -> dict[str, float | None]:
         """The alpha of every layer by name: its tensor's, else its PEFT configuration's, else None.
@@ -235,7 +228,8 @@ class Adapter:
         alphas: dict[str, float | None] = {}
         for name, info in self.info.items():
             if name in keys:
-                alphas[name] = float(tensors[keys[name]].flatten()[0])
+                with located(file=self.path, key=keys[name]):
+                    alphas[name] = number(ALPHA, tensors[keys[name]])
             else:
                 alphas[name] = self._peft_alpha(info)
         return alphas
@@ -318,34 +312,11 @@ class _Layers(Mapping[str, Layer]):
 def outline_of(named: tuple[tuple[str, Shape], ...]) -> Outline | None:
     """The outline of a layer, given the suffixes and shapes of its tensors; None where no algorithm reads it.
 
-    Raises LayerError where the shapes contradict each other, or alpha is not a single number.
+    Raises LayerError where the shapes contradict each other, see `Layer.check_shapes`.
     """
     shapes = dict(named)
     algorithm = detect(shapes)
     if algorithm is None:
         return None
-    if math.prod(shapes.get(ALPHA, ())) != 1:
-        raise LayerError("alpha is not a single number", got=str(list(shapes[ALPHA])), expected="[]")
+    algorithm.check_shapes(shapes)
     return Outline(algorithm, shapes, algorithm.shape(shapes), algorithm.rank_of(shapes))
-
-
-def _check_finite(key: str, tensor: Tensor, path: str) -> None:
-    if not tensor.is_floating_point():
-        raise LayerError(
-            "a factor is not of a floating-point dtype",
-            file=path,
-            key=key,
-            got=str(tensor.dtype),
-            expected="float16, bfloat16 or float32",
-        )
-    if not is_finite(tensor):
-        # Counted for the message alone: `is_finite` costs less and does for all sound files.
-        bad = int((~torch.isfinite(tensor.float())).sum())
-        raise LayerError(
-            "a factor holds NaN or infinity",
-            file=path,
-            key=key,
-            got=f"{bad} of {tensor.numel()} values",
-            expected="finite numbers",
-            hint="The training that wrote it diverged, or it was saved in a dtype too narrow for it",
-        )

@@ -10,13 +10,17 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..algorithms import ALGORITHMS, Layer
 from ..algorithms.base import ALPHA, DERIVED, DIFF_B, field_of
+from ..algorithms.oftv2 import MOST_TERMS
 from ..errors import LycorisError
 
 Check = tuple[Callable[[Any], bool], str]
 """A test of an option's value, and a description in words of the values that pass it."""
 
 CHECKS: dict[str, Check] = {
-    "terms": (lambda value: _is_whole(value) and value >= 0, "a whole number, 0 for the exact rotation"),
+    "terms": (
+        lambda value: _is_whole(value) and 0 <= value <= MOST_TERMS,
+        f"a whole number up to {MOST_TERMS}, 0 for the exact rotation",
+    ),
     "last": (lambda value: _is_whole(value) and value in (1, 2), "1 or 2"),
     "constraint": (
         lambda value: (

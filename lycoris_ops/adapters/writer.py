@@ -17,7 +17,7 @@ from ..files.dtypes import dtype_name
 from ..maths.tensors import is_finite
 from ..names.targets import Targets
 from ..names.written import WRITTEN, Planned, Written, plan_names
-from .adapter import NOT_FACTORS, Adapter
+from .adapter import Adapter
 from .configuration import configuration
 from .copies import Use, find_copies, uses_of
 from .encode import Encoded, encode
@@ -113,7 +113,7 @@ class Writer:
         held = layer.tensors()
         for suffix in layer.suffixes():
             value = held.get(field_of(suffix))
-            if suffix in NOT_FACTORS or value is None or not value.is_floating_point():
+            if suffix in layer.numbers or value is None or not value.is_floating_point():
                 continue
             factor = cast[field_of(suffix)] = value.to(dtype)
             if not is_finite(factor):

@@ -17,7 +17,7 @@ from ..changes.forms import Additive, Dense, add_up
 from ..changes.operators import Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Rows, Shape, fits, shown
-from ..maths.tensors import compute_dtype
+from ..maths.tensors import compute_dtype, is_finite
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -28,6 +28,32 @@ DIFF_B = "diff_b"
 DERIVED: Mapping[str, bool] = {"derived": True}
 """Metadata of a field that only the library sets, when it makes one layer from another (`Lokr.window`). Such
 a field is neither a tensor of a file nor an option that a user may give."""
+
+FACTORS = (
+    torch.float64,
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+    torch.float8_e4m3fn,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2,
+    torch.float8_e5m2fnuz,
+)
+"""The dtypes that factors may have. Float8 is taken as plain numbers: the adapters that exist in it hold no
+scales."""
+MOST_DIMENSIONS = 8
+"""The most dimensions of a tensor. The weight of a 3-D convolution has 5, and models have no larger ones."""
+WORK = 16
+"""How many values may be computed on the way to a change, for each value of the weight and of the file.
+
+A Tucker core and its input factor are multiplied first, into (r, I, *kernel). In sound files r is not many
+times the number of outputs, so that this is smaller than the weight itself. A crafted core of a few kilobytes
+could ask for gigabytes."""
+SMALL = 1 << 20
+"""A number of values (4 MB in float32) that may be computed whatever the sizes of the weight and of the file:
+an output layer of 3 channels may have any rank."""
+MOST_SCALE = torch.finfo(torch.float32).max
+"""The largest alpha / rank: changes are computed in float32, which holds no larger number."""
 
 Parameter = Literal["weight", "bias"]
 """The parameter of a module that a layer changes."""
@@ -68,6 +94,10 @@ class Layer(ABC):
     """Whether the layer only multiplies a bias that is there, so that nothing is missing without one."""
     dimensions: ClassVar[int | None] = None
     """Dimensions of the one tensor of the first variant, where only they tell two algorithms apart."""
+    may_be_empty: ClassVar[frozenset[str]] = frozenset()
+    """Suffixes of tensors that may hold no value."""
+    numbers: ClassVar[frozenset[str]] = frozenset({ALPHA})
+    """Suffixes of tensors that say how others are read: scales, flags, shapes and places, not factors."""
 
     alpha: float | None = None
     diff_b: Tensor | None = None
@@ -99,7 +129,7 @@ class Layer(ABC):
 
         None stands for a size that the layer leaves open; () means that the weight is not changed. IA3
         cannot tell outputs from inputs by shape: it returns (n,), and `suits` accepts either.
-        Raises LayerError where the tensors contradict each other.
+        Raises LayerError where the tensors contradict each other. The shapes have passed `check_shapes`.
         """
 
     @classmethod
@@ -120,7 +150,7 @@ class Layer(ABC):
 
         `options` are the layer's options by field, where shapes alone do not tell (`feedforward` of IA3).
         """
-        return (math.prod(shapes[DIFF_B]),) if DIFF_B in shapes else None
+        return (vector(shapes, DIFF_B),) if DIFF_B in shapes else None
 
     @classmethod
     def rank_of(cls, shapes: Mapping[str, Shape]) -> int | None:
@@ -129,6 +159,39 @@ class Layer(ABC):
         For a rotation it is the size of a block.
         """
         return None
+
+    @classmethod
+    def work(cls, shapes: Mapping[str, Shape]) -> int:
+        """The most values that are computed on the way to the change, beside the change itself.
+
+        0 where the factors are used as they are, or where products of them are no larger than they are.
+        """
+        return 0
+
+    @classmethod
+    def check_shapes(cls, shapes: Mapping[str, Shape]) -> None:
+        """Raise LayerError where tensors of these shapes cannot be a layer of this kind.
+
+        Every layer passes here before anything else is asked of its shapes or tensors: each tensor must have
+        from 1 to MOST_DIMENSIONS dimensions, none of them empty, and numbers may have none; `shape` and
+        `bias_shape` must find no contradiction; and `work` must be in proportion, see WORK.
+        """
+        for name, found in shapes.items():
+            least = 0 if name in cls.numbers else 1
+            if not least <= len(found) <= MOST_DIMENSIONS:
+                raise LayerError(
+                    f"{name} has an unusable shape",
+                    got=f"{len(found)} dimensions" if found else "[]",
+                    expected=f"from {least} to {MOST_DIMENSIONS} dimensions",
+                )
+            if name not in cls.may_be_empty and 0 in found:
+                raise LayerError(f"{name} is empty", got=str(list(found)), expected="no size of 0")
+        if math.prod(shapes.get(ALPHA, ())) != 1:
+            raise LayerError("alpha is not a single number", got=str(list(shapes[ALPHA])), expected="[]")
+        extent = cls.shape(shapes)
+        cls.bias_shape(shapes)
+        held = sum(math.prod(found) for found in shapes.values())
+        check_work(cls.algorithm, cls.work(shapes), math.prod(size or 1 for size in extent), held)
 
     # A layer's own tensors.
 
@@ -141,8 +204,9 @@ class Layer(ABC):
     def load(cls, tensors: Mapping[str, Tensor], options: Mapping[str, Any] | None = None) -> Self:
         """The layer that these suffix-named tensors describe, with options that no tensor holds.
 
-        Raises LayerError where a suffix is unknown, one is missing, shapes disagree, or `check_values`
-        finds a wrong value.
+        Raises LayerError where a suffix is unknown, one is missing, shapes disagree, a factor is not of one
+        of the dtypes in FACTORS or holds NaN or infinity, or `check_values` finds a wrong value. The `key` of
+        an error about one tensor is its suffix.
         """
         shapes = shapes_of(tensors)
         if not cls.accepts(shapes):
@@ -151,20 +215,21 @@ class Layer(ABC):
                 got=", ".join(sorted(tensors)),
                 expected=" or ".join(", ".join(sorted(variant)) for variant in cls.variants),
             )
-        # For their errors, where sizes contradict each other.
-        cls.shape(shapes)
-        cls.bias_shape(shapes)
+        cls.check_shapes(shapes)
+        for name, tensor in tensors.items():
+            (_check_number if name in cls.numbers else _check_factor)(name, tensor)
         fields: dict[str, Any] = {field_of(name): tensor for name, tensor in tensors.items()}
         if ALPHA in fields:
-            fields[ALPHA] = _scalar(tensors[ALPHA])
+            fields[ALPHA] = number(ALPHA, tensors[ALPHA])
         layer = cls(**fields, **(options or {}))
         layer.check_values()
         return layer
 
     def check_values(self) -> None:
-        """Raise LayerError for an impossible value in a tensor that says how the others are to be read.
+        """Raise LayerError for an impossible value in a tensor or option that says how others are read.
 
-        Such tensors are flags, places and sizes: `on_input`, `bias_indices`, `reshape_weight`.
+        Such tensors are flags, places and sizes: `on_input`, `bias_indices`, `reshape_weight`. Such options
+        are the series of OFTv2. Alpha is checked where it is used, see `scale`.
         """
         return
 
@@ -277,7 +342,7 @@ class Layer(ABC):
     def delta(self, weight: Tensor) -> Tensor:
         """The change of `weight` at strength 1, in its shape, float32 (float64 for a float64 weight).
 
-        Raises LayerError where the layer does not fit the weight's shape.
+        Raises LayerError where the layer does not fit the weight's shape, or the change overflows.
         """
         self.check_fit(weight.shape)
         return change_of(self.forms(), weight)
@@ -286,7 +351,7 @@ class Layer(ABC):
         """The change at strength 1 of a weight and of the bias beside it.
 
         `bias` (O,) is the value of the bias, on which its change may depend; zeros unless given. Raises
-        LayerError where the layer does not fit the weight's shape.
+        LayerError as `delta` does.
         """
         beside = self.forms("bias")
         met = weight.new_zeros(weight.shape[0]) if bias is None else bias
@@ -350,17 +415,39 @@ Form = Additive | Dependent
 def change_of(forms: Sequence[Form], met: Tensor) -> Tensor:
     """The sum of a layer's forms as the change of `met`, a weight or bias, in its shape.
 
-    In float32, or float64 where `met` is float64.
+    In float32, or float64 where `met` is float64. Raises LayerError where it overflows.
     """
     dtype = compute_dtype(met.dtype)
     # `Layer.forms` gives a Dependent alone, never beside other forms.
     for form in forms:
         if isinstance(form, Dependent):
-            return form.layer.dependent(met.to(dtype)).reshape(met.shape)
+            return checked(form.layer.dependent(met.to(dtype)).reshape(met.shape), met)
     additive = [form for form in forms if not isinstance(form, Dependent)]
     if not additive:
         return torch.zeros(met.shape, dtype=dtype, device=met.device)
-    return add_up(additive, dtype, met.device).reshape(met.shape)
+    return checked(add_up(additive, dtype, met.device).reshape(met.shape), met)
+
+
+def checked(change: Tensor, met: Tensor) -> Tensor:
+    """The change of `met` itself, where it is finite.
+
+    Raises LayerError where it holds NaN or infinity and `met` does not. A change that requires gradients is
+    not checked: whoever trains it judges the loss.
+    """
+    if not change.requires_grad and not is_finite(change) and is_finite(met):
+        raise overflow(change.dtype)
+    return change
+
+
+def overflow(dtype: torch.dtype) -> LayerError:
+    """The error for a change, or a changed weight, that is too large for a dtype."""
+    name = str(dtype).removeprefix("torch.")
+    return LayerError(
+        "the change of a layer overflows",
+        got="NaN or infinity from finite factors",
+        expected=f"at most {torch.finfo(dtype).max:.3g}, the largest {name}",
+        hint="The training that wrote it diverged, or its alpha is wrong; lower the strength or leave it out",
+    )
 
 
 def column(values: Tensor) -> Tensor:
@@ -382,11 +469,20 @@ def in_blocks(ranges: Sequence[Rows], size: int) -> list[Rows] | None:
 
 
 def scale(alpha: float | None, rank: int) -> float:
-    """alpha / rank, or 1 where the file holds no alpha. Raises LayerError for NaN and infinity."""
+    """alpha / rank, or 1 where the file holds no alpha.
+
+    Raises LayerError for NaN and infinity, and where the quotient is above MOST_SCALE.
+    """
     if alpha is None:
         return 1.0
     if not math.isfinite(alpha):
         raise LayerError("alpha is not a finite number", got=str(alpha), expected="a finite number")
+    if abs(alpha / rank) > MOST_SCALE:
+        raise LayerError(
+            "alpha is too large",
+            got=f"{alpha:g}",
+            expected=f"alpha / rank of at most {MOST_SCALE:.3g}, the largest float32",
+        )
     return alpha / rank
 
 
@@ -427,6 +523,66 @@ def dimensions(shapes: Mapping[str, Shape], name: str, least: int = 2) -> Shape:
     return found
 
 
+def exactly(shapes: Mapping[str, Shape], name: str, count: int) -> Shape:
+    """The shape of a tensor that must have `count` dimensions, none of them empty."""
+    found = dimensions(shapes, name, count)
+    if len(found) > count:
+        raise LayerError(
+            f"{name} has an unusable shape", got=str(list(found)), expected=f"{count} dimensions"
+        )
+    return found
+
+
+def matrix(shapes: Mapping[str, Shape], name: str) -> tuple[int, int]:
+    """The two sizes of a tensor that holds a matrix. Further dimensions must have the size 1.
+
+    Raises LayerError for other shapes.
+    """
+    rows, columns, *ones = dimensions(shapes, name)
+    agree("kernel sizes", (name, math.prod(ones)), ("a matrix", 1))
+    return rows, columns
+
+
+def vector(shapes: Mapping[str, Shape], name: str) -> int:
+    """The number of values of a tensor that holds a vector. All dimensions but one must have the size 1.
+
+    Raises LayerError for other shapes, even if their number of values would fit.
+    """
+    found = dimensions(shapes, name, 1)
+    if max(found) != math.prod(found):
+        raise LayerError(
+            f"{name} is not a vector", got=str(list(found)), expected="one size that is not 1, at most"
+        )
+    return max(found)
+
+
+def folded(shapes: Mapping[str, Shape], core: str, factor: str) -> int:
+    """The number of values of a Tucker core that is folded into its input factor; 0 without a core.
+
+    The core is (r, r, *kernel) and the factor (r, I): see `maths.tensors.fold_core`.
+    """
+    if core not in shapes:
+        return 0
+    rank, _, *kernel = shapes[core]
+    return rank * shapes[factor][1] * math.prod(kernel)
+
+
+def check_work(kind: str, work: int, values: int, held: int) -> None:
+    """Raise LayerError where a layer asks for too much, see WORK.
+
+    `work` is the number of values to be computed on the way to a change of `values` values, by a layer whose
+    tensors hold `held`.
+    """
+    bound = max(SMALL, WORK * (values + held))
+    if work > bound:
+        raise LayerError(
+            f"{a_layer(kind)} asks for products that are far larger than its weight and its file",
+            got=f"{work} values on the way to a change of {values} from {held} in the file",
+            expected=f"at most {bound}",
+            hint="No training makes such a file: it is damaged, or made to use up memory",
+        )
+
+
 def a_layer(kind: str) -> str:
     """A layer of that kind in words, with its article."""
     return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind} layer"
@@ -450,7 +606,41 @@ def _fields(kind: type[Layer]) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(kind))
 
 
-def _scalar(tensor: Tensor) -> float:
-    if tensor.numel() != 1:
-        raise LayerError("alpha is not a single number", got=str(list(tensor.shape)), expected="[]")
+def number(name: str, tensor: Tensor) -> float:
+    """The single number that a tensor holds. Raises LayerError where it holds another count or no numbers."""
+    _check_number(name, tensor)
+    if tensor.numel() != 1 or tensor.dtype == torch.bool:
+        raise LayerError(
+            f"{name} is not a single number", got=f"{tensor.dtype} {list(tensor.shape)}", expected="[]"
+        )
     return float(tensor.item())
+
+
+def _check_factor(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in FACTORS:
+        raise LayerError(
+            "a factor is not of a floating-point dtype",
+            key=name,
+            got=str(tensor.dtype),
+            expected="float16, bfloat16 or float32",
+        )
+    if not is_finite(tensor.detach()):
+        # Counted for the message alone: `is_finite` costs less and does for all sound files.
+        bad = int((~torch.isfinite(tensor.detach().float())).sum())
+        raise LayerError(
+            "a factor holds NaN or infinity",
+            key=name,
+            got=f"{bad} of {tensor.numel()} values" if bad else f"values above {MOST_SCALE:.3g}",
+            expected="finite numbers",
+            hint="The training that wrote it diverged, or it was saved in a dtype too narrow for it",
+        )
+
+
+def _check_number(name: str, tensor: Tensor) -> None:
+    if tensor.is_complex() or tensor.is_quantized:
+        raise LayerError(
+            f"{name} is not of a dtype of numbers",
+            key=name,
+            got=str(tensor.dtype),
+            expected="integers or floating-point numbers",
+        )

@@ -36,14 +36,7 @@ class Boft(Oft):
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
         outputs, inputs = super().shape(shapes)
         stages, count, size, _ = shapes[BLOCKS]
-        mixed = 2 * _half(size, stages - 1)
-        # A block of one row has no halves to interleave.
-        if not mixed or count * size % mixed:
-            raise LayerError(
-                "the stages of a boft layer do not fit its blocks",
-                got=f"{stages} stages of {count} blocks of {size} rows",
-                expected=f"blocks of an even size, a multiple of {1 << stages - 1} of them",
-            )
+        check_stages(cls.algorithm, stages, count, size, "rows")
         return (outputs, inputs)
 
     @classmethod
@@ -72,7 +65,8 @@ class Boft(Oft):
     def sides(self, weight: Tensor) -> Sides:
         parts: list[Operator] = []
         for stage, rotation in enumerate(self.rotations(weight)):
-            half = _half(rotation.shape[1], stage)
+            # Half the number of consecutive rows that this stage interleaves.
+            half = rotation.shape[1] // 2 << stage
             order = torch.arange(weight.shape[0], device=weight.device)
             order = order.view(-1, 2, half).transpose(1, 2).flatten()
             parts.append(Permuted(order, Blocks.of(rotation)))
@@ -81,6 +75,16 @@ class Boft(Oft):
         return Sides(outputs=Chain(tuple(parts)))
 
 
-def _half(size: int, stage: int) -> int:
-    """Half the number of consecutive rows that a stage interleaves."""
-    return size // 2 << stage
+def check_stages(algorithm: str, stages: int, count: int, size: int, of: str) -> None:
+    """Raise LayerError unless `stages` butterflies fit `count` blocks of `size` rows, or whatever `of` says.
+
+    Stage i interleaves two halves of 2^i blocks, so that the number of blocks bounds that of the stages.
+    """
+    # The stages are compared first: 2 to the power of what a file says may have thousands of digits.
+    if size % 2 or stages > count.bit_length() or count % (1 << stages - 1):
+        wanted = f"a multiple of {1 << stages - 1} of them" if stages < 64 else "fewer stages"
+        raise LayerError(
+            f"the stages of a {algorithm} layer do not fit its blocks",
+            got=f"{stages} stages of {count} blocks of {size} {of}",
+            expected=f"blocks of an even size, {wanted}",
+        )

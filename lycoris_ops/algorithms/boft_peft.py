@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -11,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..changes.operators import Blocks, Chain, Diagonal, Operator, Permuted, Sides
-from ..errors import LayerError
-from ..maths.decompositions import cayley
 from ..maths.shapes import Extent, Shape
-from .base import Layer, agree, dimensions
+from .base import Layer, agree, exactly, vector
+from .boft import check_stages
+from .oft import rotation
 from .oftv2 import block_of_inputs
 
 if TYPE_CHECKING:
@@ -46,15 +45,12 @@ class BoftPeft(Layer):
 
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
-        stages, count, rows, columns = dimensions(shapes, R, 4)
+        stages, count, rows, columns = exactly(shapes, R, 4)
         agree("sides", (R, rows), (R, columns))
-        if stages > 1 and (rows % 2 or count % (1 << stages - 1)):
-            raise LayerError(
-                "the stages of a boft_peft layer do not fit its blocks",
-                got=f"{stages} stages of {count} blocks of {rows} inputs",
-                expected=f"blocks of an even size, a multiple of {1 << stages - 1} of them",
-            )
-        return (math.prod(shapes[S]), count * rows)
+        # A single stage permutes nothing.
+        if stages > 1:
+            check_stages(cls.algorithm, stages, count, rows, "inputs")
+        return (vector(shapes, S), count * rows)
 
     @classmethod
     def rank_of(cls, shapes: Mapping[str, Shape]) -> int:
@@ -72,17 +68,17 @@ class BoftPeft(Layer):
 
     def sides(self, weight: Tensor) -> Sides:
         blocks = self.boft_r.to(weight.device, weight.dtype)
-        rotations = cayley((blocks.transpose(-1, -2) - blocks) / 2)
+        rotations = rotation((blocks.transpose(-1, -2) - blocks) / 2)
         stages, count, size, _ = rotations.shape
         inputs = torch.arange(count * size, device=weight.device)
         parts: list[Operator] = []
-        for stage, rotation in enumerate(rotations):
+        for stage, turn in enumerate(rotations):
             order = inputs
             if stages > 1:
                 halves = inputs.view(count >> stage, -1, size // 2)
                 order = torch.cat([halves[:, 0::2], halves[:, 1::2]], 1).flatten()
             # PEFT has P R P^T, and `Permuted` is P^T R P: hence the inverse of `order`.
-            parts.append(Permuted(torch.argsort(order), Blocks.of(rotation)))
+            parts.append(Permuted(torch.argsort(order), Blocks.of(turn)))
         factor = self.boft_s.to(weight.device, weight.dtype).flatten() - 1
         return Sides(outputs=Diagonal(factor), inputs=Chain(tuple(parts)).transposed())
 

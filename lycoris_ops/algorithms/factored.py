@@ -17,7 +17,7 @@ from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
 from ..maths.dora import dora_factor, magnitude_axis
 from ..maths.shapes import Extent, Rows, Shape, fits, flat_shape, shown
-from .base import Layer, agree
+from .base import Layer, agree, vector
 
 DORA = "dora_scale"
 SPARSE = ("bias_indices", "bias_values", "bias_size")
@@ -42,6 +42,8 @@ class Factored(Layer):
     """
 
     extras: ClassVar[frozenset[str]] = Layer.extras | {DORA, *SPARSE}
+    may_be_empty: ClassVar[frozenset[str]] = frozenset(SPARSE[:2])
+    numbers: ClassVar[frozenset[str]] = Layer.numbers | {SPARSE[0], SPARSE[2]}
     scaled_by_alpha: ClassVar[bool] = True
 
     dora_scale: Tensor | None = None
@@ -68,7 +70,7 @@ class Factored(Layer):
         plain = cls.plain_shape(shapes)
         _check_sparse(shapes)
         outputs, inputs, *kernel = plain
-        values = math.prod(shapes[DORA]) if DORA in shapes else outputs
+        values = vector(shapes, DORA) if DORA in shapes else outputs
         if values in (outputs, inputs):
             return plain
         # Some files have the kernel folded into the columns: then only the magnitude tells I.
@@ -82,7 +84,8 @@ class Factored(Layer):
 
     @classmethod
     def suits(cls, shapes: Mapping[str, Shape], weight: Sequence[int]) -> bool:
-        magnitude = DORA not in shapes or math.prod(shapes[DORA]) in weight[:2]
+        # One dimension alone has no norms to be scaled.
+        magnitude = DORA not in shapes or (len(weight) > 1 and math.prod(shapes[DORA]) in weight[:2])
         return magnitude and fits(cls.plain_shape(shapes), weight)
 
     def check_values(self) -> None:

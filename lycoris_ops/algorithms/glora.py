@@ -14,7 +14,7 @@ from ..changes.operators import Product, Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Shape, flat_shape
 from ..maths.tensors import fold_core
-from .base import Layer, agree, dimensions, scale
+from .base import Layer, agree, dimensions, folded, matrix, scale
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -49,6 +49,10 @@ class Glora(Layer):
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
         a1, a2, b1, b2 = (dimensions(shapes, name) for name in (A1, A2, B1, B2))
+        # b2 has the kernel, or b1 in the older layout; all others are matrices.
+        for name in (A1, A2, B1, B2):
+            if BM in shapes or name != (B2 if _is_new(a1, a2, b1, b2) else B1):
+                matrix(shapes, name)
         if BM in shapes:
             core = dimensions(shapes, BM, 3)
             agree("ranks", (BM, core[0]), (B1, b1[1]))
@@ -70,6 +74,10 @@ class Glora(Layer):
         agree("input sizes", (A2, a2[0]), (A1, flat_shape(a1)[1]))
         agree("input sizes", (A2, a2[0]), (B1, b1[1]))
         return (b2[0], *b1[1:])
+
+    @classmethod
+    def work(cls, shapes: Mapping[str, Shape]) -> int:
+        return folded(shapes, BM, B2)
 
     @classmethod
     def rank_of(cls, shapes: Mapping[str, Shape]) -> int:

@@ -16,7 +16,7 @@ from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Shape, fits, shown
 from ..maths.tensors import narrowed
-from .base import ALPHA, Layer, dimensions
+from .base import ALPHA, Layer, dimensions, vector
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -43,6 +43,7 @@ class Ia3(Layer):
         frozenset({IA3_L}),
     )
     extras: ClassVar[frozenset[str]] = frozenset({ALPHA})
+    numbers: ClassVar[frozenset[str]] = Layer.numbers | {ON_INPUT}
     bias_may_be_absent: ClassVar[bool] = True
 
     weight: Tensor | None = None
@@ -54,6 +55,7 @@ class Ia3(Layer):
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
         if IA3_L in shapes:
             first, second, *kernel = dimensions(shapes, IA3_L)
+            vector(shapes, IA3_L)
             if not kernel:
                 return (first, None) if second == 1 else (None, second)
         elif math.prod(shapes[ON_INPUT]) != 1:
@@ -61,7 +63,7 @@ class Ia3(Layer):
                 "on_input is not a single number", got=str(list(shapes[ON_INPUT])), expected="[]"
             )
         # The shapes do not say whether n counts outputs or inputs: `suits` accepts either.
-        return (math.prod(dimensions(shapes, IA3_L if IA3_L in shapes else WEIGHT, 1)),)
+        return (vector(shapes, IA3_L if IA3_L in shapes else WEIGHT),)
 
     @classmethod
     def suits(cls, shapes: Mapping[str, Shape], weight: Sequence[int]) -> bool:
@@ -80,6 +82,10 @@ class Ia3(Layer):
     def check_values(self) -> None:
         if self.on_input is not None:
             _said(self.on_input)
+        if self.feedforward not in (None, True, False):
+            raise LayerError(
+                "feedforward is no flag", got=repr(self.feedforward), expected="True, False or None"
+            )
 
     @classmethod
     def bias_shape(

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..changes.forms import Hadamard
-from ..maths.shapes import Shape, flat_shape
+from ..errors import LayerError
+from ..maths.shapes import Shape, flat_shape, shown
 from ..maths.tensors import fold_core
-from .base import agree, dimensions, scale
+from .base import agree, dimensions, folded, matrix, scale
 from .factored import Factored
 
 if TYPE_CHECKING:
@@ -51,8 +52,9 @@ class Loha(Factored):
     def plain_shape(cls, shapes: Mapping[str, Shape]) -> Shape:
         found: list[Shape] = []
         for left, right, core in PAIRS:
-            a, b = dimensions(shapes, left), dimensions(shapes, right)
+            a, b = matrix(shapes, left), dimensions(shapes, right)
             if core in shapes:
+                b = matrix(shapes, right)
                 t = dimensions(shapes, core, 3)
                 agree("ranks", (core, t[0]), (left, a[0]))
                 agree("ranks", (core, t[1]), (right, b[0]))
@@ -63,7 +65,18 @@ class Loha(Factored):
         first, second = found
         agree("output sizes", (W1_A, first[0]), (W2_A, second[0]))
         agree("input sizes", (W1_B, flat_shape(first)[1]), (W2_B, flat_shape(second)[1]))
-        return first
+        if len(first) > 2 and len(second) > 2 and first != second:
+            raise LayerError(
+                f"the kernels of {W1_B} and {W2_B} disagree",
+                got=f"{shown(first)} and {shown(second)}",
+                expected="one shape",
+            )
+        # Either of the two may have its kernel folded into the columns.
+        return max(first, second, key=len)
+
+    @classmethod
+    def work(cls, shapes: Mapping[str, Shape]) -> int:
+        return max(folded(shapes, core, right) for _, right, core in PAIRS)
 
     @classmethod
     def rank_of(cls, shapes: Mapping[str, Shape]) -> int:
@@ -96,5 +109,5 @@ class Loha(Factored):
 def _plain(left: Tensor, right: Tensor, core: Tensor | None) -> tuple[Tensor, Tensor]:
     """One of the two matrices as (O, r) and (r, K): with a core, the left factor is stored transposed."""
     if core is None:
-        return left, right.flatten(1)
-    return left.T, fold_core(core, right).flatten(1)
+        return left.flatten(1), right.flatten(1)
+    return left.flatten(1).T, fold_core(core, right).flatten(1)

@@ -14,7 +14,7 @@ from ..changes.forms import Kronecker
 from ..errors import LayerError
 from ..maths.shapes import Extent, Rows, Shape, factorization, fits, shown
 from ..maths.tensors import fold_core
-from .base import DERIVED, Layer, agree, cut, dimensions, in_blocks, scale
+from .base import DERIVED, Layer, agree, cut, dimensions, folded, in_blocks, matrix, scale
 from .factored import Factored
 
 if TYPE_CHECKING:
@@ -58,17 +58,17 @@ class Lokr(Factored):
     @classmethod
     def plain_shape(cls, shapes: Mapping[str, Shape]) -> Shape:
         if W1 in shapes:
-            rows, columns, *ones = dimensions(shapes, W1)
-            agree("kernel sizes", (W1, math.prod(ones)), ("an outer factor", 1))
+            rows, columns = matrix(shapes, W1)
         else:
-            a, b = dimensions(shapes, W1_A), dimensions(shapes, W1_B)
+            a, b = matrix(shapes, W1_A), matrix(shapes, W1_B)
             agree("ranks", (W1_A, a[1]), (W1_B, b[0]))
             rows, columns = a[0], b[1]
         if W2 in shapes:
             second = dimensions(shapes, W2)
         else:
-            a, b = dimensions(shapes, W2_A), dimensions(shapes, W2_B)
+            a, b = matrix(shapes, W2_A), dimensions(shapes, W2_B)
             if T2 in shapes:
+                b = matrix(shapes, W2_B)
                 core = dimensions(shapes, T2, 3)
                 agree("ranks", (T2, core[0]), (W2_A, a[0]))
                 agree("ranks", (T2, core[1]), (W2_B, b[0]))
@@ -77,6 +77,10 @@ class Lokr(Factored):
                 agree("ranks", (W2_A, a[1]), (W2_B, b[0]))
                 second = (a[0], *b[1:])
         return (rows * second[0], columns * second[1], *second[2:])
+
+    @classmethod
+    def work(cls, shapes: Mapping[str, Shape]) -> int:
+        return folded(shapes, T2, W2_B)
 
     @classmethod
     def rank_of(cls, shapes: Mapping[str, Shape]) -> int | None:
@@ -168,8 +172,8 @@ def _matrix(
         return (full.flatten(1),)
     assert left is not None and right is not None
     if core is None:
-        return (left, right.flatten(1))
-    return (left.T, fold_core(core, right).flatten(1))
+        return (left.flatten(1), right.flatten(1))
+    return (left.flatten(1).T, fold_core(core, right).flatten(1))
 
 
 def _uniform(shape: tuple[int, int], generator: torch.Generator) -> Tensor:

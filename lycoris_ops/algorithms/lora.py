@@ -14,7 +14,7 @@ from ..changes.forms import Additive, LowRank
 from ..errors import LayerError
 from ..maths.shapes import Extent, Shape, flat_shape, shown
 from ..maths.tensors import fold_core
-from .base import agree, column, dimensions, scale
+from .base import agree, column, dimensions, folded, matrix, scale, vector
 from .factored import Factored
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ UP, DOWN, MID = "lora_up.weight", "lora_down.weight", "lora_mid.weight"
 EMBEDDING_UP, EMBEDDING_DOWN = "lora_embedding_B", "lora_embedding_A"
 BIAS = "lora_B.bias"
 RESHAPE = "reshape_weight"
+ENLARGED = 1 << 26
+"""The most values of a weight that a layer enlarges (256 MB in float32). The layers that control models
+enlarge are their first, whose weights have less than a million."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -49,6 +52,7 @@ class Lora(Factored):
         frozenset({EMBEDDING_UP, EMBEDDING_DOWN}),
     )
     extras: ClassVar[frozenset[str]] = Factored.extras | {BIAS, RESHAPE}
+    numbers: ClassVar[frozenset[str]] = Factored.numbers | {RESHAPE}
 
     lora_up: Tensor | None = None
     lora_down: Tensor | None = None
@@ -61,7 +65,7 @@ class Lora(Factored):
     @classmethod
     def plain_shape(cls, shapes: Mapping[str, Shape]) -> Shape:
         if EMBEDDING_UP in shapes:
-            up, down = dimensions(shapes, EMBEDDING_UP), dimensions(shapes, EMBEDDING_DOWN)
+            up, down = matrix(shapes, EMBEDDING_UP), matrix(shapes, EMBEDDING_DOWN)
             agree("ranks", (EMBEDDING_UP, up[1]), (EMBEDDING_DOWN, down[0]))
             return (down[1], up[0])
         up, down = dimensions(shapes, UP), dimensions(shapes, DOWN)
@@ -81,10 +85,20 @@ class Lora(Factored):
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
         if RESHAPE in shapes and len(found := dimensions(shapes, RESHAPE, 1)) > 1:
             raise LayerError(f"{RESHAPE} is not a shape", got=str(list(found)), expected="one dimension")
-        return super().shape(shapes)
+        extent = super().shape(shapes)
+        if RESHAPE in shapes:
+            check_enlargement(extent)
+        return extent
+
+    @classmethod
+    def work(cls, shapes: Mapping[str, Shape]) -> int:
+        return folded(shapes, MID, DOWN)
 
     def check_values(self) -> None:
         super().check_values()
+        if self.reshape_weight is None:
+            return
+        check_enlargement(self.extent)
         larger = self.enlarged()
         if larger is not None and not self.suits(self.shapes, larger):
             raise LayerError(
@@ -98,7 +112,7 @@ class Lora(Factored):
         added = super().bias_shape(shapes, options)
         if BIAS not in shapes:
             return added
-        own = (math.prod(shapes[BIAS]),)
+        own = (vector(shapes, BIAS),)
         if added is not None:
             agree("sizes", (BIAS, own[0]), ("diff_b", added[0]))
         return own
@@ -119,7 +133,7 @@ class Lora(Factored):
 
     def product(self) -> LowRank:
         if self.lora_embedding_a is not None and self.lora_embedding_b is not None:
-            up, down = self.lora_embedding_a.T, self.lora_embedding_b.T
+            up, down = self.lora_embedding_a.flatten(1).T, self.lora_embedding_b.flatten(1).T
         else:
             assert self.lora_up is not None and self.lora_down is not None
             up, down = self.lora_up.flatten(1), self.lora_down
@@ -147,3 +161,14 @@ class Lora(Factored):
         if self.reshape_weight is None:
             return None
         return tuple(int(n) for n in self.reshape_weight.to(torch.int64))
+
+
+def check_enlargement(extent: Extent) -> None:
+    """Raise LayerError for a weight that would be enlarged to more than ENLARGED values."""
+    values = math.prod(size or 1 for size in extent)
+    if values > ENLARGED:
+        raise LayerError(
+            f"{RESHAPE} enlarges a weight too far",
+            got=f"{values} values, {shown(extent)}",
+            expected=f"at most {ENLARGED}",
+        )

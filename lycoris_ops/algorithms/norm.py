@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..changes.forms import Dense
 from ..maths.shapes import Shape
-from .base import ALPHA, Layer, column
+from .base import ALPHA, Layer, column, vector
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -36,13 +36,13 @@ class Norm(Layer):
 
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Shape:
-        return shapes.get(WEIGHT, ())
+        return (vector(shapes, WEIGHT),) if WEIGHT in shapes else ()
 
     @classmethod
     def bias_shape(
         cls, shapes: Mapping[str, Shape], options: Mapping[str, Any] | None = None
     ) -> Shape | None:
-        return shapes.get(BIAS)
+        return (vector(shapes, BIAS),) if BIAS in shapes else None
 
     @classmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:

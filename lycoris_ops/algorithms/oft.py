@@ -14,8 +14,8 @@ from ..changes.operators import Blocks, Sides
 from ..errors import LayerError
 from ..maths.decompositions import cayley
 from ..maths.shapes import Extent, Rows, Shape, factorization
-from ..maths.tensors import norm
-from .base import Layer, agree, cut, dimensions, in_blocks
+from ..maths.tensors import largest, norm
+from .base import MOST_SCALE, Layer, agree, cut, dimensions, in_blocks, vector
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -50,7 +50,7 @@ class Oft(Layer):
         *_, count, rows, columns = dimensions(shapes, BLOCKS, cls.dimensions or 0)
         agree("sides", (BLOCKS, rows), (BLOCKS, columns))
         if RESCALE in shapes:
-            agree("output sizes", (BLOCKS, count * rows), (RESCALE, math.prod(shapes[RESCALE])))
+            agree("output sizes", (BLOCKS, count * rows), (RESCALE, vector(shapes, RESCALE)))
         return (count * rows, None)
 
     @classmethod
@@ -94,8 +94,24 @@ class Oft(Layer):
         skew = blocks - blocks.transpose(-1, -2)
         if self.alpha is not None and not math.isfinite(self.alpha):
             raise LayerError("alpha is not a finite number", got=str(self.alpha), expected="a constraint")
-        if self.alpha is not None and self.alpha > 0:
-            bound = self.alpha * weight.shape[0]
+        bound = (self.alpha or 0) * weight.shape[0]
+        # A bound that float32 does not hold bounds nothing.
+        if 0 < bound <= MOST_SCALE:
             # clamp_min makes the factor 1 where the norm is within the bound.
             skew = skew * (bound / norm(skew).clamp_min(bound))
+        return rotation(skew)
+
+
+def rotation(skew: Tensor) -> Tensor:
+    """The Cayley transform of skew-symmetric blocks (..., b, b).
+
+    Raises LayerError where values are so large that 1 + Q has no inverse in their dtype.
+    """
+    try:
         return cayley(skew)
+    except torch.linalg.LinAlgError:
+        raise LayerError(
+            "the blocks of a rotation are too large to be turned into one",
+            got=f"values up to {largest(skew):.3g}",
+            expected="a matrix 1 + Q that has an inverse",
+        ) from None

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..changes.operators import Blocks, Sides
 from ..errors import LayerError
-from ..maths.decompositions import cayley
 from ..maths.shapes import Extent, Shape, flat_shape
 from ..maths.tensors import norm
-from .base import Layer, dimensions
+from .base import MOST_SCALE, Layer, check_work, exactly
+from .oft import rotation
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 R, SCALED = "oft_R.weight", "oft_R.scaled_oft"
 TERMS = 5
 """PEFT's default number of terms of the Cayley-Neumann series."""
+MOST_TERMS = 100
+"""The most terms of the series. Where it converges fast enough to be of use, its terms are below the last
+digit of float32 long before: with blocks of norm 0.8, after 75."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -47,6 +50,7 @@ class OftV2(Layer):
     algorithm: ClassVar[str] = "oftv2"
     variants: ClassVar[tuple[frozenset[str], ...]] = (frozenset({R}),)
     extras: ClassVar[frozenset[str]] = Layer.extras | {SCALED}
+    numbers: ClassVar[frozenset[str]] = Layer.numbers | {SCALED}
 
     oft_r: Tensor
     oft_r_scaled_oft: Tensor | None = None
@@ -56,7 +60,7 @@ class OftV2(Layer):
 
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
-        count, triangle = dimensions(shapes, R)
+        count, triangle = exactly(shapes, R, 2)
         size = _block(triangle)
         if size * (size - 1) != 2 * triangle:
             raise LayerError(
@@ -69,6 +73,17 @@ class OftV2(Layer):
     @classmethod
     def suits(cls, shapes: Mapping[str, Shape], weight: Sequence[int]) -> bool:
         return super().suits(shapes, weight) and flat_shape(weight)[1] % cls.rank_of(shapes) == 0
+
+    def check_fit(self, shape: Sequence[int]) -> None:
+        super().check_fit(shape)
+        # A block that all runs of inputs share is repeated for each: how often, only the weight tells.
+        size = self.rank_of(self.shapes)
+        check_work(self.algorithm, flat_shape(shape)[1] * size, math.prod(shape), self.oft_r.numel())
+
+    def check_values(self) -> None:
+        wrong = _wrong(self.terms, self.last, self.constraint)
+        if wrong is not None:
+            raise LayerError(f"an unusable value of the option {wrong[0]}", got=wrong[1], expected=wrong[2])
 
     @classmethod
     def made_for(cls, shapes: Mapping[str, Shape]) -> str:
@@ -115,7 +130,7 @@ class OftV2(Layer):
 
     def _rotation(self, skew: Tensor) -> Tensor:
         if self.terms == 0:
-            return cayley(-skew)
+            return rotation(-skew)
         one = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device).expand_as(skew)
         total, power = one, one
         factors = [2] * (self.terms - 1)
@@ -148,3 +163,24 @@ def block_of_inputs(shape: Shape, largest: int) -> tuple[int, int]:
 def _block(triangle: int) -> int:
     """The largest b with b * (b - 1) / 2 <= triangle."""
     return (1 + math.isqrt(1 + 8 * triangle)) // 2
+
+
+def _wrong(terms: Any, last: Any, constraint: Any) -> tuple[str, str, str] | None:
+    """The first option that has no usable value: its name, its value, and what was expected; None for none.
+
+    The types are checked too, because the values may be those of a file.
+    """
+    if type(terms) is not int or not 0 <= terms <= MOST_TERMS:
+        return "terms", _brief(terms), f"a whole number from 0 to {MOST_TERMS}"
+    if last not in (1, 2):
+        return "last", _brief(last), "1 or 2"
+    if constraint is not None and not (isinstance(constraint, int | float) and 0 < constraint <= MOST_SCALE):
+        return "constraint", _brief(constraint), "a number above 0, or None"
+    return None
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, int) and value.bit_length() > 64:
+        # Python refuses to print numbers of thousands of digits.
+        return f"a number of {value.bit_length()} bits"
+    return repr(value)[:80]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -14,7 +13,8 @@ from ..changes.operators import Sides
 from ..errors import LayerError
 from ..maths.decompositions import singular
 from ..maths.shapes import Shape
-from .base import Layer, agree, dimensions, scale
+from ..maths.tensors import is_finite
+from .base import Layer, agree, dimensions, matrix, scale, vector
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -53,9 +53,9 @@ class Tlora(Layer):
 
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Shape:
-        down, up = dimensions(shapes, Q), dimensions(shapes, P)
+        down, up = dimensions(shapes, Q), matrix(shapes, P)
         agree("ranks", (P, up[1]), (Q, down[0]))
-        agree("ranks", (LAMBDA, math.prod(shapes[LAMBDA])), (Q, down[0]))
+        agree("ranks", (LAMBDA, vector(shapes, LAMBDA)), (Q, down[0]))
         return (up[0], *down[1:])
 
     @classmethod
@@ -88,6 +88,12 @@ class Tlora(Layer):
         )
         rank = len(down)
         flat = weight.reshape(weight.shape[0], -1)
+        if not is_finite(flat):
+            raise LayerError(
+                "the factors that a tlora layer started from cannot be found in a weight of such values",
+                got="NaN or infinity",
+                expected="finite numbers",
+            )
         left, middle, right = singular(flat)
         # A weight smaller than the rank has fewer triples.
         known = min(rank, len(middle))

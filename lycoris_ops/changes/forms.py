@@ -4,17 +4,19 @@ Each form describes a matrix (O, K) with K = I * prod(kernel). Patching, bypass,
 derive from it, so each formula stands once. Factors keep the dtype of their file. `scale` is alpha / rank and
 never includes a strength.
 
-Every form has three methods:
+Every form has four methods:
 
 - `dense` returns the matrix itself.
 - `scaled` returns the form of diag(rows) @ matrix @ diag(columns). `rows` is (O,). `columns` is (I,): its
   value for an input channel multiplies all positions of the kernel. None stands for ones.
 - `embedded` returns the form of a matrix of `count` rows: rows `rows[0]` to `rows[1]` are this matrix, and
   all others are zero.
+- `reach` returns what bounds the values of the matrix. It costs one pass over the factors.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -22,6 +24,26 @@ import torch
 from torch import Tensor
 
 from ..maths.shapes import Rows
+from ..maths.tensors import largest
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How large the values of a matrix may be that is a product: `parts` bound the values of its parts.
+
+    The matrix is nowhere larger than the product of the parts (`most`). What is computed on the way to it,
+    in whatever order, is nowhere larger than the product of those above 1 (`within`).
+    """
+
+    parts: tuple[float, ...]
+
+    @property
+    def most(self) -> float:
+        return math.prod(self.parts)
+
+    @property
+    def within(self) -> float:
+        return math.prod(part for part in self.parts if not part <= 1)
 
 
 @dataclass(frozen=True)
@@ -40,6 +62,9 @@ class LowRank:
 
     def embedded(self, rows: Rows, count: int) -> LowRank:
         return replace(self, up=_embedded(self.up, rows, count))
+
+    def reach(self) -> Reach:
+        return Reach((abs(self.scale), *_reach_of((self.up, self.down))))
 
 
 @dataclass(frozen=True)
@@ -61,6 +86,10 @@ class Hadamard:
 
     def embedded(self, rows: Rows, count: int) -> Hadamard:
         return replace(self, w1_a=_embedded(self.w1_a, rows, count), w2_a=_embedded(self.w2_a, rows, count))
+
+    def reach(self) -> Reach:
+        pairs = ((self.w1_a, self.w1_b), (self.w2_a, self.w2_b))
+        return Reach((abs(self.scale), *(part for pair in pairs for part in _reach_of(pair))))
 
 
 @dataclass(frozen=True)
@@ -97,6 +126,10 @@ class Kronecker:
         """The full matrix with rows of zeros around it, which is no Kronecker product."""
         return Dense(self.dense(torch.float32, self.w1[0].device)).embedded(rows, count)
 
+    def reach(self) -> Reach:
+        around = (largest(one) for one in (self.rows, self.columns) if one is not None)
+        return Reach((abs(self.scale), *_reach_of(self.w1), *_reach_of(self.w2), *around))
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -112,6 +145,9 @@ class Dense:
 
     def embedded(self, rows: Rows, count: int) -> Dense:
         return Dense(_embedded(self.values, rows, count))
+
+    def reach(self) -> Reach:
+        return Reach((largest(self.values),))
 
 
 @dataclass(frozen=True)
@@ -144,6 +180,10 @@ class Sparse:
     def embedded(self, rows: Rows, count: int) -> Sparse:
         return replace(self, row=self.row + rows[0], shape=(count, self.shape[1]))
 
+    def reach(self) -> Reach:
+        # All values may be at one place.
+        return Reach((float(self.values.detach().abs().sum(dtype=torch.float64)),))
+
 
 Additive = LowRank | Hadamard | Kronecker | Dense | Sparse
 """A form of a change that does not depend on the weight it is added to."""
@@ -161,6 +201,12 @@ def add_up(forms: Sequence[Additive], dtype: torch.dtype, device: torch.device) 
     for form in forms[1:]:
         total = total + form.dense(dtype, device)
     return total
+
+
+def _reach_of(factors: Sequence[Tensor]) -> tuple[float, ...]:
+    """The parts of a `Reach` that a factor makes, or the product of two."""
+    rank = (float(factors[1].shape[0]),) if len(factors) == 2 else ()
+    return (*rank, *(largest(factor) for factor in factors))
 
 
 def _by_rows(matrix: Tensor, rows: Tensor | None) -> Tensor:

@@ -52,11 +52,13 @@ def fits(stored: Extent, weight: Sequence[int]) -> bool:
     """
     if not stored:
         return True
+    if not weight:
+        return False
     sizes = [size for size in stored if size is not None]
     if len(sizes) < len(stored):
         met = flat_shape(weight) if len(stored) == 2 else weight[:2]
         return len(met) == 2 and all(size in (None, found) for size, found in zip(stored, met, strict=False))
-    if not weight or flat_shape(sizes) != flat_shape(weight):
+    if flat_shape(sizes) != flat_shape(weight):
         return False
     return len(stored) <= 2 or len(weight) <= 2 or _kernel(stored) == _kernel(weight)
 

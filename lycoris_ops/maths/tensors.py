@@ -5,6 +5,7 @@ Axes: O outputs, I inputs, r rank, K inputs and kernel flattened (I * prod(kerne
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from torch import Tensor
 _linalg = cast("Any", torch.linalg)
 
 PIECE = 1 << 20
-"""Number of elements that `is_finite` checks at a time: a check of all at once would need a large copy."""
+"""Number of elements that `largest` takes at a time where it needs a wider copy of them."""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -29,22 +30,24 @@ def narrowed(exact: Tensor, dtype: torch.dtype) -> Tensor:
     return own if torch.equal(own.double(), exact) else exact.to(torch.promote_types(dtype, torch.float32))
 
 
-def is_finite(tensor: Tensor) -> bool:
-    """Whether every value is finite.
+def largest(tensor: Tensor) -> float:
+    """The largest absolute value; NaN where there is one, 0 for no values.
 
-    A sum costs a tenth of `isfinite().all()`, and is not finite if one of its values is not. Only where a
-    sum is not finite are the values themselves checked, since finite ones may overflow. The tensor is summed
-    in pieces, because torch makes a wide copy of narrow values that it sums.
+    One pass without a copy: it costs about as much as a sum, a tenth of `isfinite().all()`.
     """
-    flat = tensor.reshape(-1)
-    for start in range(0, flat.numel(), PIECE):
-        piece = flat[start : start + PIECE]
-        # torch sums no float8.
-        wide = piece.float() if piece.itemsize == 1 else piece
-        total = wide.sum(dtype=compute_dtype(wide.dtype))
-        if not torch.isfinite(total) and not torch.isfinite(wide).all():
-            return False
-    return True
+    flat = tensor.detach().reshape(-1)
+    if not flat.numel():
+        return 0.0
+    # torch compares no float8.
+    pieces = (piece.float() for piece in flat.split(PIECE)) if flat.itemsize == 1 else (flat,)
+    found = [float(bound) for piece in pieces for bound in piece.aminmax()]
+    # The comparisons of `max` with NaN depend on the order.
+    return math.nan if any(math.isnan(bound) for bound in found) else max(map(abs, found))
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether every value is finite."""
+    return math.isfinite(largest(tensor))
 
 
 def fold_core(core: Tensor, factor: Tensor) -> Tensor:

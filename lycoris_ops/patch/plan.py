@@ -19,6 +19,7 @@ from ..maths.shapes import Rows, Shape
 from ..maths.tensors import padded
 from . import groups
 from .groups.group import Group
+from .overflow import Bound, patch_checked
 from .registry import apply_plan, path_report
 
 Fuse = Callable[[Sequence[Any], Sequence[int], int], tuple[Group, tuple[Tensor, ...]]]
@@ -50,6 +51,8 @@ class PatchPlan:
     """Each group with the rows of the weight that it changes, None for all."""
     tensors: tuple[Tensor, ...] = ()
     strengths: tuple[float, ...] = ()
+    bounds: tuple[Bound, ...] = ()
+    """What bounds the changes that do not depend on the weight."""
 
     @classmethod
     @torch.no_grad()
@@ -68,6 +71,7 @@ class PatchPlan:
         target = torch.device(device)
         parts = [part_of(layer) for layer, _ in layers]
         final = _enlarged(tuple(shape), parts)
+        bounds: list[Bound] = []
         by_form: dict[tuple[type[Form], Rows | None], tuple[list[Form], list[int]]] = {}
         for slot, part in enumerate(parts):
             # A layer that fits only the shape before the enlargement changes that part of the larger weight.
@@ -79,6 +83,8 @@ class PatchPlan:
                 forms, slots = by_form.setdefault((type(form), part.rows), ([], []))
                 forms.append(form)
                 slots.append(slot)
+                if not isinstance(form, Dependent):
+                    bounds.append(Bound.of(form, slot, part))
         fused: list[tuple[Group, Rows | None]] = []
         tensors: list[Tensor] = []
         for (kind, rows), (forms, slots) in by_form.items():
@@ -86,7 +92,7 @@ class PatchPlan:
             fused.append((group, rows))
             tensors += [tensor.detach().to(target).contiguous() for tensor in own]
         strengths = tuple(float(strength) for _, strength in layers)
-        return cls(tuple(shape), final, tuple(fused), tuple(tensors), strengths)
+        return cls(tuple(shape), final, tuple(fused), tuple(tensors), strengths, tuple(bounds))
 
     @property
     def report(self) -> str:
@@ -103,7 +109,7 @@ class PatchPlan:
         dtype. `tensors` are the plan's, on any device: they are moved to the weight's here. `strengths` has
         one value for each layer. A weight that a layer enlarges cannot be patched in place: a larger one is
         returned. Raises LayerError for a weight of another shape than the plan's, of integers, or of a kind
-        that no path can patch.
+        that no path can patch, and where a change overflows, with the weight as it was.
         """
         if not weight.is_floating_point():
             raise LayerError(
@@ -125,7 +131,9 @@ class PatchPlan:
             tensor if tensor.device == device else tensor.to(device, non_blocking=device.type != "cpu")
             for tensor in tensors
         ]
-        apply_plan(self, weight, moved, strengths)
+        patch_checked(
+            weight, self.bounds, strengths, lambda target: apply_plan(self, target, moved, strengths)
+        )
         return weight
 
     def apply_within(self, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> Tensor:
@@ -148,7 +156,7 @@ def patch_(weight: Tensor, layers: Sequence[tuple[Layer | Part, float]]) -> Tens
     """weight += sum of strength * delta over the (layer, strength) pairs, in place and fused.
 
     Returns the weight, or a larger one where a layer enlarges it. Raises LayerError where a layer does
-    not fit the weight.
+    not fit the weight, or a change overflows.
     """
     plan = PatchPlan.build(weight.shape, weight.dtype, weight.device, layers)
     return plan.apply_(weight, plan.tensors, plan.strengths)

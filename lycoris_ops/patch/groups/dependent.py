@@ -11,6 +11,7 @@ from torch import Tensor
 from ...algorithms import Layer
 from ...algorithms.base import Dependent
 from ...errors import located
+from ..overflow import check_sum
 from .group import Add, Factors
 
 FORM = Dependent
@@ -42,7 +43,7 @@ class DependentGroup:
     """W += the sum of strength_n * delta_n(W), each delta computed from the weight before the patch.
 
     The sum is formed before anything is added to the weight, because an addition would change what the next
-    delta is computed from.
+    delta is computed from. It is checked for overflow after each term, before the weight is changed.
     """
 
     terms: tuple[DependentTerm, ...]
@@ -63,7 +64,8 @@ class DependentGroup:
         for term in self.terms:
             with located(file=term.file, key=term.key):
                 change = term.layer(tensors).dependent(met).reshape(total.shape)
-            total.add_(change, alpha=strengths[term.slot])
+                total.add_(change, alpha=strengths[term.slot])
+                check_sum(total, weight)
 
         return Add.of(total)
 

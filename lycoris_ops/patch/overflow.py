@@ -1,0 +1,94 @@
+"""Changes that do not fit the dtype they are computed in, or that of the weight, are an error.
+
+Whether a change overflows shows in its values, but to read a patched weight again would take a tenth of the
+time of patching it. So the values of the factors are read once, when a plan is made, and bound the change.
+Only where the bound does not exclude an overflow is the weight patched on a copy, and its values are checked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..algorithms.base import overflow
+from ..changes.forms import Additive
+from ..errors import LayerError
+from ..layers.part import Part
+from ..maths.tensors import compute_dtype, is_finite, largest
+
+SHARE = 0.25
+"""The share of a dtype's largest number that the bound of all changes may have without a check of the values.
+The weight itself has as much room as three such changes: weights of models are below 1000, and the largest
+float16 is 65504."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What bounds the change of one layer at strength 1. `file` and `key` say where the layer is from."""
+
+    slot: int
+    """The place of the layer in the plan's strengths."""
+    most: float
+    """No value of the change is larger."""
+    within: float
+    """Nothing that is computed on the way to the change is larger."""
+    file: str | None = None
+    key: str | None = None
+
+    @classmethod
+    def of(cls, form: Additive, slot: int, part: Part) -> Bound:
+        reach = form.reach()
+        return cls(slot, reach.most, reach.within, part.file, part.key)
+
+
+def patch_checked(
+    weight: Tensor,
+    bounds: Sequence[Bound],
+    strengths: Sequence[float],
+    patch: Callable[[Tensor], object],
+) -> None:
+    """Call `patch`, which adds the changes of layers to a weight in place, unless one of them overflows.
+
+    Raises LayerError, with the weight as it was, for a strength that the dtype of the sum does not hold, and
+    with file and key of the layer where finite factors and a finite weight give NaN or infinity.
+    """
+    wide = torch.finfo(compute_dtype(weight.dtype)).max
+    for strength in strengths:
+        if not abs(strength) <= wide:
+            raise LayerError(
+                "the strength of a layer is no usable number", got=f"{strength:g}", expected="a finite number"
+            )
+    most = within = 0.0
+    for bound in bounds:
+        most += abs(strengths[bound.slot]) * bound.most
+        within += max(1.0, abs(strengths[bound.slot])) * bound.within
+    # Written so that NaN is not taken for small.
+    if most <= SHARE * torch.finfo(weight.dtype).max and within <= SHARE * wide:
+        patch(weight)
+        return
+    worst = max(bounds, key=lambda bound: abs(strengths[bound.slot]) * bound.within)
+    error = overflow(weight.dtype).within(file=worst.file, key=worst.key)
+    copy = weight.clone()
+    patch(copy)
+    if not is_finite(copy) and is_finite(weight):
+        raise error
+    weight.copy_(copy)
+
+
+def check_sum(total: Tensor, weight: Tensor) -> None:
+    """Raise LayerError where the sum of changes of a weight, or the weight with it, overflows.
+
+    `total` (O, K) is the sum in float32 or float64. A weight that is not finite itself is not checked.
+    """
+    found = largest(total)
+    if found <= SHARE * torch.finfo(weight.dtype).max:
+        return
+    if is_finite(weight):
+        if not math.isfinite(found):
+            raise overflow(total.dtype)
+        if not is_finite((weight.to(total.dtype).reshape(total.shape) + total).to(weight.dtype)):
+            raise overflow(weight.dtype)
