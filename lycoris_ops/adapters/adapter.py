@@ -15,7 +15,7 @@ from ..algorithms.base import ALPHA, number
 from ..algorithms.factored import DORA
 from ..algorithms.ia3 import ON_INPUT, Ia3
 from ..algorithms.lokr import W1, W2
-from ..algorithms.lora import EMBEDDING_UP, RESHAPE, UP
+from ..algorithms.lora import EMBEDDING_UP, RESHAPE, UP, check_enlargement
 from ..algorithms.oftv2 import OftV2
 from ..errors import LayerError, LycorisError, located
 from ..files.cache import DEFAULT_CACHE, TensorCache
@@ -88,6 +88,8 @@ class LayerInfo(NamedTuple):
         order: tuple[Rows, ...] = (),
     ) -> LayerInfo:
         """The description with the bias' shape worked out; the arguments are the fields of that name."""
+        if enlarges:
+            check_enlargement(outline.shape)
         bias = outline.algorithm.bias_shape(outline.shapes, options)
         return cls(name, keys, outline, bias, options, enlarges, peft, order)
 

@@ -354,6 +354,8 @@ class Layer(ABC):
         LayerError as `delta` does.
         """
         beside = self.forms("bias")
+        if beside and self.bias_extent not in (None, weight.shape[:1]):
+            raise self.misfit(weight.shape[:1], shown(self.bias_extent or ()))
         met = weight.new_zeros(weight.shape[0]) if bias is None else bias
         return Change(
             delta=self.delta(weight) if self.extent else None,
@@ -453,6 +455,11 @@ def overflow(dtype: torch.dtype) -> LayerError:
 def column(values: Tensor) -> Tensor:
     """A value for each output, in any shape, as a matrix (O, 1)."""
     return values.reshape(-1, 1)
+
+
+def axis_of(vector: Tensor) -> int:
+    """The axis along which the values of a vector lie that has further dimensions of size 1."""
+    return next((axis for axis, size in enumerate(vector.shape) if size > 1), 0)
 
 
 def cut(tensor: Tensor, axis: int, ranges: Sequence[Rows]) -> Tensor:

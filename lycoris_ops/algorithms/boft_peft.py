@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..changes.operators import Blocks, Chain, Diagonal, Operator, Permuted, Sides
 from ..maths.shapes import Extent, Shape
-from .base import Layer, agree, exactly, vector
+from .base import Layer, agree, axis_of, exactly, vector
 from .boft import check_stages
 from .oft import rotation
 from .oftv2 import block_of_inputs
@@ -83,4 +83,4 @@ class BoftPeft(Layer):
         return Sides(outputs=Diagonal(factor), inputs=Chain(tuple(parts)).transposed())
 
     def row_axes(self) -> Mapping[str, int]:
-        return {"boft_s": 0}
+        return {"boft_s": axis_of(self.boft_s)}

@@ -17,7 +17,7 @@ from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
 from ..maths.dora import dora_factor, magnitude_axis
 from ..maths.shapes import Extent, Rows, Shape, fits, flat_shape, shown
-from .base import Layer, agree, vector
+from .base import Layer, agree, axis_of, vector
 
 DORA = "dora_scale"
 SPARSE = ("bias_indices", "bias_values", "bias_size")
@@ -146,9 +146,7 @@ class Factored(Layer):
             return self.factor_axes()
         if self.magnitude_axis() != 0:
             return None
-        # (O,), (O, 1, ...) or (1, O, 1, ...): the outputs are where the size is not 1.
-        sizes = tuple(self.dora_scale.shape)
-        return {**self.factor_axes(), "dora_scale": sizes.index(max(sizes))}
+        return {**self.factor_axes(), "dora_scale": axis_of(self.dora_scale)}
 
     def rows(self, *ranges: Rows) -> Layer:
         found = super().rows(*ranges)

@@ -16,7 +16,7 @@ from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Shape, fits, shown
 from ..maths.tensors import narrowed
-from .base import ALPHA, Layer, dimensions, vector
+from .base import ALPHA, Layer, axis_of, dimensions, vector
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -127,7 +127,7 @@ class Ia3(Layer):
     def row_axes(self) -> Mapping[str, int]:
         """The axis whose size is not 1, for outputs; empty for inputs, which all outputs share."""
         factors = {name: tensor for name, tensor in self.tensors().items() if name in ("weight", "ia3_l")}
-        return {} if self.of_inputs else {name: _axis(tensor) for name, tensor in factors.items()}
+        return {} if self.of_inputs else {name: axis_of(tensor) for name, tensor in factors.items()}
 
     def _factor(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """w (n,), which is l - 1 for PEFT's l.
@@ -163,7 +163,3 @@ def _said(on_input: Tensor) -> bool:
     if value not in (0, 1):
         raise LayerError("on_input is neither 0 nor 1", got=str(value), expected="0 or 1")
     return bool(value)
-
-
-def _axis(factors: Tensor) -> int:
-    return next((axis for axis, size in enumerate(factors.shape) if size > 1), 0)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..changes.forms import Dense
 from ..maths.shapes import Shape
-from .base import ALPHA, Layer, column, vector
+from .base import ALPHA, Layer, axis_of, column, vector
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -56,4 +56,9 @@ class Norm(Layer):
         return () if self.b_norm is None else (Dense(column(self.b_norm)),)
 
     def row_axes(self) -> Mapping[str, int]:
-        return {"w_norm": 0, "b_norm": 0}
+        # A bias is cut as in `Layer.rows`.
+        return {} if self.w_norm is None else {"w_norm": axis_of(self.w_norm)}
+
+    @classmethod
+    def biases(cls) -> tuple[str, ...]:
+        return ("b_norm",)

@@ -15,7 +15,7 @@ from ..errors import LayerError
 from ..maths.decompositions import cayley
 from ..maths.shapes import Extent, Rows, Shape, factorization
 from ..maths.tensors import largest, norm
-from .base import MOST_SCALE, Layer, agree, cut, dimensions, in_blocks, vector
+from .base import MOST_SCALE, Layer, agree, axis_of, cut, dimensions, in_blocks, vector
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -76,7 +76,9 @@ class Oft(Layer):
         They do in BOFT, whose later stages mix blocks, and under a constraint, whose norm is over all blocks.
         """
         constrained = self.alpha is not None and self.alpha > 0
-        return None if self.oft_blocks.ndim != 3 or constrained else {"rescale": 0}
+        if self.oft_blocks.ndim != 3 or constrained:
+            return None
+        return {} if self.rescale is None else {"rescale": axis_of(self.rescale)}
 
     def rows(self, *ranges: Rows) -> Layer:
         # Each block mixes all of its rows.

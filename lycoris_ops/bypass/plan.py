@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Layer
-from ..algorithms.base import Dependent, Parameter
+from ..algorithms.base import Dependent, Parameter, checked, overflow
 from ..changes.forms import Additive, Dense
-from ..changes.operators import Diagonal, Operator, Sides, moved
+from ..changes.operators import Diagonal, Operator, Sides, finite, moved
 from ..errors import LayerError
 from ..layers.part import Part, part_of
 from ..maths.shapes import Rows
+from ..maths.tensors import is_finite
 from .geometry import Geometry
 
 Layers = tuple[tuple[Part, float], ...]
@@ -241,6 +242,8 @@ def _meet(geometry: Geometry, stage: Stage, number: int, effective: _Effective) 
                 forms += [(one, part.rows, slot) for one in found]
                 bases += base
             else:
+                if not effective.plan.learns:
+                    _check_reach(form, part, geometry)
                 forms.append((form, part.rows, slot))
     biases: list[tuple[Tensor, int]] = []
     for slot, (part, _) in enumerate(stage.biases, start=len(stage.layers)):
@@ -264,6 +267,9 @@ def _sides(
     # Most operators need only the weight's shape, dtype and device: then nothing is read.
     stand_in = effective.like() if rows is None else effective.like()[slice(*rows)]
     sides = layer.sides(met() if layer.reads_weight else stand_in)
+    # As in a merge: a weight that is not finite itself may make operators that are not.
+    if not effective.plan.learns and not finite(sides) and is_finite(met()):
+        raise overflow(effective.dtype)
     inputs, outputs = sides.inputs, sides.outputs
     kernel = inputs is not None and inputs.size != geometry.shape[1]
     groups = geometry.groups > 1 and not (outputs is None or isinstance(outputs, Diagonal))
@@ -271,10 +277,16 @@ def _sides(
         # An operator on inputs of the size K mixes places of the kernel, which no change of a convolution's
         # input can do. One on outputs that mixes rows of several groups would have to apply each row to the
         # inputs of other groups. Both become a full matrix.
-        return [Dense(layer.dependent(met()).flatten(1))], []
+        return [Dense(checked(layer.dependent(met()), met()).flatten(1))], []
     forms = [*(_scaled(form, sides) for form in sides.inside), *sides.beside]
     bases = [Base(inputs, outputs, rows, slot)] if inputs or outputs else []
     return forms, bases
+
+
+def _check_reach(form: Additive, part: Part, geometry: Geometry) -> None:
+    """Raise LayerError, with file and key, where the change overflows float32, as it would in a merge."""
+    if not form.reach().within <= torch.finfo(torch.float32).max:
+        part.delta(torch.zeros(geometry.shape))
 
 
 def _scaled(form: Additive, sides: Sides) -> Additive:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from ..maths.tensors import is_finite
 from .forms import Additive, add_up
 
 T = TypeVar("T")
@@ -210,6 +211,17 @@ def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T
         }
         return replace(known, **fields)
     return value
+
+
+def finite(value: object) -> bool:
+    """Whether all floating-point tensors of an operator, of `Sides` or of a tuple of these are finite."""
+    if isinstance(value, Tensor):
+        return not value.is_floating_point() or is_finite(value)
+    if isinstance(value, tuple):
+        return all(finite(item) for item in cast("tuple[object, ...]", value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return all(finite(getattr(value, entry.name)) for entry in dataclasses.fields(value))
+    return True
 
 
 def _dense(forms: Sequence[Additive], weight: Tensor) -> Tensor | None:

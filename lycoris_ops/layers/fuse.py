@@ -13,7 +13,7 @@ from ..algorithms.full import Full
 from ..algorithms.lora import Lora
 from ..errors import LayerError
 from ..maths.shapes import Rows
-from ..maths.tensors import narrowed
+from ..maths.tensors import narrowed, promoted
 
 
 def fuse(pieces: Sequence[tuple[Layer, Rows]], rows: int) -> Layer:
@@ -150,7 +150,7 @@ def _down(layer: Lora) -> Tensor:
 def _widest(tensors: Sequence[Tensor]) -> torch.dtype:
     dtype = tensors[0].dtype
     for tensor in tensors[1:]:
-        dtype = torch.promote_types(dtype, tensor.dtype)
+        dtype = promoted(dtype, tensor.dtype)
     return dtype
 
 

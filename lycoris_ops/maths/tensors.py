@@ -24,10 +24,17 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def promoted(one: torch.dtype, other: torch.dtype) -> torch.dtype:
+    """The dtype that holds all values of both. torch has no answer for float8, which float16 holds."""
+    if one != other:
+        one, other = (torch.float16 if dtype.itemsize == 1 else dtype for dtype in (one, other))
+    return torch.promote_types(one, other)
+
+
 def narrowed(exact: Tensor, dtype: torch.dtype) -> Tensor:
     """Float64 values in `dtype` if that holds all of them exactly, else in the wider of it and float32."""
     own = exact.to(dtype)
-    return own if torch.equal(own.double(), exact) else exact.to(torch.promote_types(dtype, torch.float32))
+    return own if torch.equal(own.double(), exact) else exact.to(promoted(dtype, torch.float32))
 
 
 def largest(tensor: Tensor) -> float:
@@ -36,13 +43,16 @@ def largest(tensor: Tensor) -> float:
     One pass without a copy: it costs about as much as a sum, a tenth of `isfinite().all()`.
     """
     flat = tensor.detach().reshape(-1)
-    if not flat.numel():
-        return 0.0
     # torch compares no float8.
-    pieces = (piece.float() for piece in flat.split(PIECE)) if flat.itemsize == 1 else (flat,)
-    found = [float(bound) for piece in pieces for bound in piece.aminmax()]
-    # The comparisons of `max` with NaN depend on the order.
-    return math.nan if any(math.isnan(bound) for bound in found) else max(map(abs, found))
+    narrow = flat.itemsize == 1
+    most = 0.0
+    for start in range(0, flat.numel(), PIECE if narrow else max(1, flat.numel())):
+        piece = flat[start : start + PIECE].float() if narrow else flat
+        for bound in piece.aminmax():
+            found = abs(float(bound))
+            # Comparisons with NaN are false.
+            most = most if found <= most or math.isnan(most) else found
+    return most
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -57,7 +67,7 @@ def fold_core(core: Tensor, factor: Tensor) -> Tensor:
     ordinary convolution factor, so that Tucker layers need no path of their own.
     Source: Yeh et al., "Navigating Text-To-Image Customization" (LyCORIS), appendix on Tucker.
     """
-    dtype = torch.promote_types(torch.float32, torch.promote_types(core.dtype, factor.dtype))
+    dtype = promoted(torch.float32, promoted(core.dtype, factor.dtype))
     flat = factor.reshape(factor.shape[0], -1)
     return torch.einsum("mn...,nj->mj...", core.to(dtype), flat.to(dtype))
 

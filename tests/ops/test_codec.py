@@ -315,11 +315,16 @@ def test_a_quantised_weight_cannot_be_enlarged(tmp_path: Path) -> None:
 def test_values_that_are_not_finite_are_not_encoded(tmp_path: Path) -> None:
     quantised_base(tmp_path)
     (entry,) = lora(tmp_path, 40, 30)
+    out = tmp_path / "out.safetensors"
+    # The sum of these changes is beyond the largest float32.
+    stack = lyc.Stack([replace(entry, strength=1e38), replace(entry, strength=3e38)])
+    with pytest.raises(lyc.LayerError, match=r"lora.safetensors.*blocks\.0.*overflows"):
+        lyc.merge_checkpoint(tmp_path / "base.safetensors", stack, out, codec=Rows())
+
+    class Endless(Rows):
+        def decode(self, weight: lyc.Quantised, stored: Mapping[str, Tensor]) -> Tensor:
+            return super().decode(weight, stored) / 0
+
     with pytest.raises(lyc.WriteError, match=r"blocks\.0.*does not fit.*rows"):
-        lyc.merge_checkpoint(
-            tmp_path / "base.safetensors",
-            # The sum of these changes is beyond the largest float32.
-            lyc.Stack([replace(entry, strength=1e38), replace(entry, strength=3e38)]),
-            tmp_path / "out.safetensors",
-            codec=Rows(),
-        )
+        lyc.merge_checkpoint(tmp_path / "base.safetensors", lyc.Stack([entry]), out, codec=Endless())
+    assert not out.exists()
