@@ -448,7 +448,8 @@ def overflow(dtype: torch.dtype) -> LayerError:
         "the change of a layer overflows",
         got="NaN or infinity from finite factors",
         expected=f"at most {torch.finfo(dtype).max:.3g}, the largest {name}",
-        hint="The training that wrote it diverged, or its alpha is wrong; lower the strength or leave it out",
+        hint="The training that wrote it diverged, or its alpha is wrong: lower its strength or leave it out"
+        + (", or load the model in bfloat16" if dtype == torch.float16 else ""),
     )
 
 

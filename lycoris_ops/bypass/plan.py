@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Layer
-from ..algorithms.base import Dependent, Parameter, checked, overflow
+from ..algorithms.base import Dependent, Parameter, checked
 from ..changes.forms import Additive, Dense
 from ..changes.operators import Diagonal, Operator, Sides, finite, moved
 from ..errors import LayerError
 from ..layers.part import Part, part_of
 from ..maths.shapes import Rows
-from ..maths.tensors import is_finite
 from .geometry import Geometry
 
 Layers = tuple[tuple[Part, float], ...]
@@ -175,6 +174,8 @@ class BypassPlan:
         `weight` and `bias` read these, and are called only where a layer needs the values. They give `dtype`
         (float32 or float64), which is also computed in. The result is on the CPU. For a plan that learns it
         stays on `device`, and gradients flow through it to the layers.
+
+        Raises LayerError, with file and key, where the change of a layer overflows.
         """
         effective = _Effective(self, dtype, device, weight, bias)
         with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
@@ -242,8 +243,9 @@ def _meet(geometry: Geometry, stage: Stage, number: int, effective: _Effective) 
                 forms += [(one, part.rows, slot) for one in found]
                 bases += base
             else:
-                if not effective.plan.learns:
-                    _check_reach(form, part, geometry)
+                if not (effective.plan.learns or _within(form)):
+                    # Raises where the change overflows.
+                    part.delta(effective.like())
                 forms.append((form, part.rows, slot))
     biases: list[tuple[Tensor, int]] = []
     for slot, (part, _) in enumerate(stage.biases, start=len(stage.layers)):
@@ -267,9 +269,10 @@ def _sides(
     # Most operators need only the weight's shape, dtype and device: then nothing is read.
     stand_in = effective.like() if rows is None else effective.like()[slice(*rows)]
     sides = layer.sides(met() if layer.reads_weight else stand_in)
-    # As in a merge: a weight that is not finite itself may make operators that are not.
-    if not effective.plan.learns and not finite(sides) and is_finite(met()):
-        raise overflow(effective.dtype)
+    if not effective.plan.learns and not (
+        finite(sides) and all(_within(form) for form in (*sides.inside, *sides.beside))
+    ):
+        checked(layer.dependent(met()), met())
     inputs, outputs = sides.inputs, sides.outputs
     kernel = inputs is not None and inputs.size != geometry.shape[1]
     groups = geometry.groups > 1 and not (outputs is None or isinstance(outputs, Diagonal))
@@ -283,10 +286,9 @@ def _sides(
     return forms, bases
 
 
-def _check_reach(form: Additive, part: Part, geometry: Geometry) -> None:
-    """Raise LayerError, with file and key, where the change overflows float32, as it would in a merge."""
-    if not form.reach().within <= torch.finfo(torch.float32).max:
-        part.delta(torch.zeros(geometry.shape))
+def _within(form: Additive) -> bool:
+    """Whether no value of a form, nor any on the way to it, can be beyond float32."""
+    return form.reach().within <= torch.finfo(torch.float32).max
 
 
 def _scaled(form: Additive, sides: Sides) -> Additive:

@@ -62,21 +62,31 @@ def patch_checked(
             raise LayerError(
                 "the strength of a layer is no usable number", got=f"{strength:g}", expected="a finite number"
             )
-    most = within = 0.0
-    for bound in bounds:
-        most += abs(strengths[bound.slot]) * bound.most
-        within += max(1.0, abs(strengths[bound.slot])) * bound.within
+    narrow = torch.finfo(weight.dtype).max
+    # Shares of the two largest numbers.
+    shares = [
+        (
+            abs(strengths[bound.slot]) * bound.most / narrow,
+            max(1.0, abs(strengths[bound.slot])) * bound.within / wide,
+        )
+        for bound in bounds
+    ]
     # Written so that NaN is not taken for small.
-    if most <= SHARE * torch.finfo(weight.dtype).max and within <= SHARE * wide:
+    if sum(most for most, _ in shares) <= SHARE and sum(within for _, within in shares) <= SHARE:
         patch(weight)
         return
-    worst = max(bounds, key=lambda bound: abs(strengths[bound.slot]) * bound.within)
+    worst = bounds[max(range(len(bounds)), key=lambda n: max(_size(share) for share in shares[n]))]
     error = overflow(weight.dtype).within(file=worst.file, key=worst.key)
     copy = weight.clone()
     patch(copy)
     if not is_finite(copy) and is_finite(weight):
         raise error
     weight.copy_(copy)
+
+
+def _size(share: float) -> float:
+    # NaN is infinity times zero.
+    return math.inf if math.isnan(share) else share
 
 
 def check_sum(total: Tensor, weight: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -21,6 +22,21 @@ SAYS = {
     "an alpha that is no number": (factors("lora", "linear", alpha=math.nan), "alpha is not a finite number"),
     "one of a rotation": (factors("oft", "linear", alpha=math.nan), "alpha is not a finite number"),
     "one of DoRA": (factors("lora-dora-out", "linear", alpha=math.inf), "alpha is not a finite number"),
+    "one that float32 does not hold": (
+        {**factors("lora", "linear", alpha=None), "alpha": torch.tensor(1e300, dtype=torch.float64)},
+        r"alpha is too large.*1e\+300.*3.4e\+38",
+    ),
+    **{
+        f"a product that overflows, {kind}": (
+            {key: torch.full_like(part, 1e30) for key, part in factors(kind, "linear", alpha=None).items()},
+            r"the change of a layer overflows.*3.4e\+38, the largest float32",
+        )
+        for kind in ("lora", "loha", "lokr-low-low", "glora")
+    },
+    "a value that float32 does not hold": (
+        {"diff": torch.full((12, 18), 1e300, dtype=torch.float64)},
+        "the change of a layer overflows",
+    ),
 }
 """Layers whose fault shows when they meet a weight, and what the error says of it."""
 BEFORE = {
@@ -105,3 +121,75 @@ def test_a_layer_that_enlarges_another_weight_is_named() -> None:
     part = lyc.Part(layer, file="x.safetensors", key=NAME)
     with pytest.raises(lyc.LayerError, match=rf"^x\.safetensors: {NAME}: .*too small for the weight"):
         lyc.patch_(torch.zeros(12, 18), [(part, 1.0)])
+
+
+OVERFLOWING = {
+    "additive": {
+        "lora_up.weight": torch.full((12, 1), 300.0),
+        "lora_down.weight": torch.full((1, 18), 600.0),
+    },
+    "dependent": {"set_weight": torch.full((12, 18), 1.8e5)},
+}
+"""Changes of 1.8e5, which float32 and bfloat16 hold and float16 does not."""
+
+
+@pytest.mark.parametrize("case", OVERFLOWING)
+def test_a_change_beyond_float16_is_an_error_on_float16_alone(case: str) -> None:
+    kind = "lora" if case == "additive" else "full"
+    layer = lyc.ALGORITHMS[kind].load(OVERFLOWING[case])
+    part = lyc.Part(layer, file="x.safetensors", key=NAME)
+    weight = torch.randn(12, 18).half()
+    kept = weight.clone()
+    with pytest.raises(lyc.LayerError, match=rf"^x\.safetensors: {NAME}: .*6.55e\+04, the largest float16"):
+        lyc.patch_(weight, [(part, 1.0)])
+    assert torch.equal(weight, kept)
+    # At these strengths, and in these dtypes, it fits.
+    for strength, dtype in ((0.1, torch.float16), (1.0, torch.bfloat16), (1.0, torch.float32)):
+        patched = lyc.patch_(kept.to(dtype, copy=True), [(part, strength)])
+        wanted = kept.double() + strength * (1.8e5 - (kept.double() if kind == "full" else 0))
+        torch.testing.assert_close(patched.double(), wanted, rtol=5e-3, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr-full-low", "lora-dora-out", "glora", "oft", "tlora"])
+def test_values_of_a_weight_that_are_not_finite_stay_the_users_own(kind: str) -> None:
+    """What the layer does to the other rows is as without the infinity, where rows do not depend on it."""
+    weight = torch.randn(12, 18)
+    broken = weight.clone()
+    broken[11, 0] = math.inf
+    layer = lyc.ALGORITHMS[kind.partition("-")[0]].load(factors(kind, "linear", alpha=None))
+    if kind == "tlora":
+        # It needs the singular vectors of the weight.
+        with pytest.raises(lyc.LayerError, match="NaN or infinity"):
+            dataclasses.replace(layer, sig_type="last").delta(broken)
+        return
+    patched, whole = lyc.patch_(broken, [(layer, 1.0)]), lyc.patch_(weight.clone(), [(layer, 1.0)])
+    assert not torch.isfinite(patched[11, 0])
+    torch.testing.assert_close(patched[:8], whole[:8])
+
+
+def test_one_layer_of_a_stack_that_overflows_is_the_one_that_is_named() -> None:
+    good = lyc.Part(lyc.ALGORITHMS["lora"].load(factors("lora", "linear")), file="good.safetensors", key="a")
+    loud = {key: part * 1e25 for key, part in factors("loha", "linear", alpha=None).items()}
+    bad = lyc.Part(lyc.ALGORITHMS["loha"].load(loud), file="bad.safetensors", key="b")
+    weight = torch.randn(12, 18)
+    kept = weight.clone()
+    with pytest.raises(lyc.LayerError, match=r"^bad\.safetensors: b: .*overflows"):
+        lyc.patch_(weight, [(good, 1.0), (bad, -0.5), (good, 2.0)])
+    assert torch.equal(weight, kept)
+
+
+def test_a_step_that_overflows_is_an_error_even_if_the_change_would_not() -> None:
+    """The scale is multiplied into one of the factors, before the other makes the product small."""
+    tensors = {"lora_up.weight": torch.full((12, 1), 1e-30), "lora_down.weight": torch.full((1, 18), 1e30)}
+    layer = lyc.ALGORITHMS["lora"].load({**tensors, "alpha": torch.tensor(1e20)})
+    with pytest.raises(lyc.LayerError, match="overflows"):
+        lyc.patch_(torch.zeros(12, 18), [(layer, 1.0)])
+    assert layer.delta(torch.zeros(12, 18)).isfinite().all()
+
+
+@pytest.mark.parametrize("strength", [math.nan, math.inf, 1e300])
+def test_a_strength_that_is_no_usable_number_is_an_error(strength: float) -> None:
+    weight = torch.zeros(12, 18)
+    with pytest.raises(lyc.LayerError, match="strength of a layer is no usable number"):
+        lyc.patch_(weight, [(lyc.ALGORITHMS["full"](diff=torch.ones(12, 18)), strength)])
+    assert not weight.any()
