@@ -80,6 +80,10 @@ class LayerError(LycorisError):
     """The tensors of one adapter layer contradict each other or hold unusable values."""
 
 
+class UnsupportedError(LayerError):
+    """One layer that is sound, but whose change the library cannot make; the other layers can be applied."""
+
+
 class MatchError(LycorisError):
     """An adapter does not fit the model that it is to be applied to."""
 

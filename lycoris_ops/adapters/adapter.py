@@ -206,9 +206,11 @@ class Adapter:
     def layer(self, name: str, *, keep: bool = True) -> Layer:
         """Read one layer by its name. With `keep` False its tensors are not kept in the cache.
 
-        Raises LayerError where a factor holds NaN or infinity or is not of a floating-point dtype, and where
-        tensors contradict each other.
+        Raises LayerError for an unreadable layer, where a factor holds NaN or infinity or is not of a
+        floating-point dtype, and where tensors contradict each other.
         """
+        if name in self.unreadable:
+            raise LayerError("a layer is not read", file=self.path, key=name, got=self.unreadable[name])
         info = self.info[name]
         tensors = self.file.read(tuple(info.keys.values()), self.cache, keep=keep)
         named = {suffix: tensors[key] for suffix, key in info.keys.items()}
@@ -302,6 +304,9 @@ class _Layers(Mapping[str, Layer]):
 
     def __getitem__(self, name: str) -> Layer:
         return self._adapter.layer(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._adapter.info
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._adapter.info)

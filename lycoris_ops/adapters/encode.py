@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Layer
-from ..algorithms.base import ALPHA, alpha_of, scale
+from ..algorithms.base import ALPHA, SET_BIAS, alpha_of, scale
 from ..algorithms.factored import DORA, Factored
 from ..algorithms.ia3 import Ia3
 from ..algorithms.lora import BIAS, DOWN, EMBEDDING_UP, UP, Lora
@@ -26,6 +26,7 @@ from ..errors import LayerError
 from ..layers.fuse import times
 from ..names.written import Written
 from .peft import Config, Wanted, kind_of
+from .peft.config import BASE_BIAS
 from .peft.kinds import lora as peft_lora
 
 OPTIONAL = ("dora",)
@@ -83,6 +84,8 @@ def _own(layer: Layer, options: Mapping[str, Any], name: str, *, numbered: bool)
             raise LayerError(f"has no place for {option}", got=f"{option} = {value}")
         said[option] = value
     tensors = layer.dump()
+    if SET_BIAS in tensors:
+        raise LayerError("has no place for the values of a bias, only for their change", got=SET_BIAS)
     tensors.pop(ALPHA, None)
     alpha = alpha_of(layer)
     if alpha is not None:
@@ -126,9 +129,14 @@ def _diffusers(layer: Layer, name: str) -> Encoded:
     tensors = peft_lora.named_tensors(layer)
     if EMBEDDING_UP in tensors:
         raise LayerError("holds no LoRA of an embedding", got=EMBEDDING_UP)
+    if BASE_BIAS in tensors:
+        raise LayerError("has no place for the values of a bias", got=BASE_BIAS)
     assert isinstance(layer, Lora) and layer.lora_up is not None and layer.lora_down is not None
     rank = int(layer.lora_up.shape[1])
     factor = scale(layer.alpha, rank)
+    if layer.start == "olora" and factor != 1.0:
+        # What PEFT takes out of the base is scaled as well, and there the scale would be 1.
+        raise LayerError("holds no OLoRA of another scale than 1", got=f"alpha / rank = {factor:g}")
     up, down = times(layer.lora_up, factor), layer.lora_down
     if up.dtype != layer.lora_up.dtype and (scaled := times(down, factor)).dtype == down.dtype:
         up, down = layer.lora_up, scaled
@@ -136,5 +144,5 @@ def _diffusers(layer: Layer, name: str) -> Encoded:
     if BIAS in written:
         # The bias is scaled like the product.
         written[BIAS] = times(written[BIAS], factor)
-    wanted = peft_lora.wanted(written, rank, float(rank))
+    wanted = peft_lora.wanted(written, rank, float(rank), layer.start)
     return Encoded(name, written, configured=(peft_lora.LoraConfig, wanted))

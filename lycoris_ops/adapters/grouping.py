@@ -8,7 +8,7 @@ from ..algorithms import ALGORITHMS
 from ..algorithms.oft import BLOCKS
 from ..errors import LayerError
 from ..files.tensor_file import TensorFile
-from ..names.dialects import Dialect, split_key
+from ..names.dialects import Dialect, peft, split_key
 
 Groups = dict[str, dict[str, str]]
 """Layer name, to the layer's keys in the file by the algorithms' own suffixes."""
@@ -71,6 +71,8 @@ def _adopt(key: str, grouped: Groups) -> bool:
     The key makes the layer unreadable. That is intended: what the tensor means is not known, so without it
     the layer would be applied wrongly.
     """
+    if peft.TRAINING_ONLY.search(key):
+        return False
     end = len(key)
     # The longest name first, which is the layer that is nearest to the tensor.
     for _ in range(WORDS):

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..algorithms import Layer, explain
-from ..algorithms.lora import RESHAPE
-from ..errors import FileFormatError, LayerError
+from ..algorithms.base import SET_BIAS
+from ..algorithms.lora import DIAGONAL, RESHAPE
+from ..errors import FileFormatError, LayerError, UnsupportedError
 from ..files.cache import DEFAULT_CACHE, TensorCache
 from ..files.pickle_file import PickleFile
 from ..files.safetensors_file import SafetensorsFile
@@ -19,14 +20,16 @@ from ..maths.shapes import Rows
 from ..names.dialects import Dialect, recognise
 from ..names.dialects import peft as peft_names
 from .adapter import BUNDLED, Adapter, LayerInfo, Outline, module_path, outline_of, spoken_in
-from .grouping import group
+from .grouping import Groups, group
 from .network_args import network_options
 from .options import check_options, options_of
-from .peft import CONFIG_NAME, Config
+from .peft import CONFIG_NAME, Config, peft_type_of
 from .peft.followed import Configs
+from .peft.unread import UNREAD, not_read, told_by
 
 GENERIC_NAMES = ("adapter_model", "pytorch_lora_weights")
 """File names that some tools give to all of their adapters: only the folder's name tells them apart."""
+BIAS_KEY = ".bias"
 HEADERS = 64
 """How many opened files are remembered. The header of a large adapter takes about 1 MB."""
 
@@ -79,11 +82,15 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
     dialect = recognise(file.tensors)
     grouped, unused = group(file, dialect)
     configs = Configs.of(file, config, all_peft=dialect is peft_names.DIALECT)
+    unused = _take_biases(grouped, unused, configs, file)
     given = {**network_options(file.metadata), **options}
     info: dict[str, LayerInfo] = {}
     unreadable: dict[str, str] = {}
     for name, keys in grouped.items():
         shapes = tuple([(suffix, file.tensors[key].shape) for suffix, key in keys.items()])
+        if 0 in dict(shapes).get(DIAGONAL, ()):
+            # AdaLoRA has left no singular value to this layer, so it changes nothing.
+            continue
         enlarges = RESHAPE in keys or (dialect is not None and name in dialect.enlarged)
         try:
             outline = outline_of(shapes)
@@ -91,13 +98,18 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
                 order = _order(name, outline, dialect)
                 info[name] = _describe(name, outline, keys, configs, given, enlarges, order)
                 continue
+        except UnsupportedError as error:
+            unreadable[name] = error.problem
+            unused.extend(keys.values())
+            continue
         except LayerError as error:
             # Tensors of a known kind that contradict each other are an error; an unknown kind is reported.
             raise error.within(file=file.path, key=name) from None
-        unreadable[name] = explain(keys)
+        kind = told_by(keys)
+        unreadable[name] = not_read(kind) if kind else explain(keys)
         unused.extend(keys.values())
     if not grouped:
-        raise _no_layer(file, unused)
+        raise _no_layer(file, unused, config.path if config else None)
     return Adapter(
         file,
         _name(Path(file.path)),
@@ -112,11 +124,36 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
     )
 
 
+def _take_biases(grouped: Groups, unused: list[str], configs: Configs, file: TensorFile) -> list[str]:
+    """Make layers of the biases that PEFT trained in layers that it did not adapt, and return the other keys.
+
+    With `bias` "all" the file holds the values of every bias of the model, as `<layer>.bias`. Beside a weight
+    such a key belongs to a module that is saved whole.
+    """
+    taken: set[str] = set()
+    for key in unused:
+        name = key.removesuffix(BIAS_KEY)
+        if name != key and f"{name}.weight" not in file.tensors and configs.sets_bias(name):
+            grouped.setdefault(name, {})[SET_BIAS] = key
+            taken.add(key)
+    return [key for key in unused if key not in taken]
+
+
 def _name(path: Path) -> str:
     return f"{path.parent.name}/{path.name}" if path.stem in GENERIC_NAMES else path.name
 
 
-def _no_layer(file: TensorFile, keys: list[str]) -> FileFormatError:
+def _no_layer(file: TensorFile, keys: list[str], config: str | None) -> FileFormatError:
+    kind = told_by(keys)
+    if kind is None and config is not None:
+        kind = UNREAD.get(peft_type_of(config) or "")
+    if kind is not None:
+        return FileFormatError(
+            f"the file holds {not_read(kind)}",
+            file=file.path,
+            got=_sample(keys),
+            expected="one of the kinds of adapters that `inspect` and the documentation name",
+        )
     several = sorted(peft_names.adapter_names(keys))
     return FileFormatError(
         "the file holds no adapter layer",

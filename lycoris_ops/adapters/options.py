@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..algorithms import ALGORITHMS, Layer
-from ..algorithms.base import ALPHA, DERIVED, DIFF_B, field_of
+from ..algorithms.base import ALPHA, DERIVED, DIFF_B, SET_BIAS, field_of
 from ..algorithms.oftv2 import MOST_TERMS
 from ..errors import LycorisError
 
@@ -40,7 +40,7 @@ def options_of(algorithm: type[Layer]) -> set[str]:
     tensors = {field_of(suffix) for suffix in algorithm.suffixes()}
     # Derived fields are set on layers that are made from others, and not by a user.
     fields = {field.name for field in dataclasses.fields(algorithm) if field.metadata != DERIVED}
-    return fields - tensors - {ALPHA, DIFF_B}
+    return fields - tensors - {ALPHA, DIFF_B, SET_BIAS}
 
 
 def check_options(options: Mapping[str, Any], path: str) -> None:

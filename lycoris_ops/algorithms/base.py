@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ALPHA = "alpha"
 DIFF_B = "diff_b"
+SET_BIAS = "set_bias"
 
 DERIVED: Mapping[str, bool] = {"derived": True}
 """Metadata of a field that only the library sets, when it makes one layer from another (`Lokr.window`). Such
@@ -85,7 +86,7 @@ class Layer(ABC):
 
     algorithm: ClassVar[str]
     variants: ClassVar[tuple[frozenset[str], ...]]
-    extras: ClassVar[frozenset[str]] = frozenset({ALPHA, DIFF_B})
+    extras: ClassVar[frozenset[str]] = frozenset({ALPHA, DIFF_B, SET_BIAS})
     scaled_by_alpha: ClassVar[bool] = False
     """Whether the change is scaled by alpha / rank."""
     constrained_by_alpha: ClassVar[bool] = False
@@ -101,6 +102,8 @@ class Layer(ABC):
 
     alpha: float | None = None
     diff_b: Tensor | None = None
+    set_bias: Tensor | None = None
+    """The values (O,) that the bias has at strength 1, before `bias_additive` is added to it."""
 
     # What suffixes and shapes tell.
 
@@ -150,7 +153,10 @@ class Layer(ABC):
 
         `options` are the layer's options by field, where shapes alone do not tell (`feedforward` of IA3).
         """
-        return (vector(shapes, DIFF_B),) if DIFF_B in shapes else None
+        sizes = [(name, vector(shapes, name)) for name in (DIFF_B, SET_BIAS) if name in shapes]
+        if len(sizes) == 2:
+            agree("sizes", *sizes)
+        return (sizes[0][1],) if sizes else None
 
     @classmethod
     def rank_of(cls, shapes: Mapping[str, Shape]) -> int | None:
@@ -328,6 +334,14 @@ class Layer(ABC):
         """The change at strength 1 of a float32 or float64 weight, where `additive` is None."""
         return self.sides(weight).change(weight)
 
+    def dependent_bias(self, bias: Tensor) -> Tensor:
+        """The change at strength 1 of a float32 or float64 bias, where it depends on the bias."""
+        if self.set_bias is None:
+            return self.dependent(bias)
+        change = self.set_bias.flatten().to(bias) - bias
+        added = self.bias_additive() or ()
+        return change + add_up(added, bias.dtype, bias.device).flatten() if added else change
+
     def enlarged(self) -> Shape | None:
         """The shape to which the weight is enlarged with zeros first; None where it keeps its own."""
         return None
@@ -336,8 +350,10 @@ class Layer(ABC):
 
     def forms(self, parameter: Parameter = "weight") -> tuple[Form, ...]:
         """The factored forms of the change, or one `Dependent` where it depends on the weight or bias."""
+        if parameter == "bias" and self.set_bias is not None:
+            return (Dependent(self, parameter),)
         additive = self.additive() if parameter == "weight" else self.bias_additive()
-        return (Dependent(self),) if additive is None else additive
+        return (Dependent(self, parameter),) if additive is None else additive
 
     def delta(self, weight: Tensor) -> Tensor:
         """The change of `weight` at strength 1, in its shape, float32 (float64 for a float64 weight).
@@ -387,7 +403,7 @@ class Layer(ABC):
     @classmethod
     def biases(cls) -> tuple[str, ...]:
         """The fields that hold the change of the bias, a value for each output."""
-        return (DIFF_B,)
+        return (DIFF_B, SET_BIAS)
 
     def inseparable(self, ranges: Sequence[Rows]) -> LayerError:
         """The error for rows that cannot be cut out, because they depend on others."""
@@ -407,8 +423,13 @@ class Dependent:
     """
 
     layer: Layer
+    parameter: Parameter = "weight"
     file: str | None = None
     key: str | None = None
+
+    def change(self, met: Tensor) -> Tensor:
+        """The change at strength 1 of a float32 or float64 weight or bias."""
+        return self.layer.dependent(met) if self.parameter == "weight" else self.layer.dependent_bias(met)
 
 
 Form = Additive | Dependent
@@ -423,7 +444,7 @@ def change_of(forms: Sequence[Form], met: Tensor) -> Tensor:
     # `Layer.forms` gives a Dependent alone, never beside other forms.
     for form in forms:
         if isinstance(form, Dependent):
-            return checked(form.layer.dependent(met.to(dtype)).reshape(met.shape), met)
+            return checked(form.change(met.to(dtype)).reshape(met.shape), met)
     additive = [form for form in forms if not isinstance(form, Dependent)]
     if not additive:
         return torch.zeros(met.shape, dtype=dtype, device=met.device)

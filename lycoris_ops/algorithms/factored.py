@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -92,8 +92,13 @@ class Factored(Layer):
         self._sparse()
 
     def additive(self) -> tuple[Additive, ...] | None:
-        if self.dora_scale is not None:
-            return None
+        return None if self.reads_weight else self._beside()
+
+    def undecomposed(self, weight: Tensor) -> tuple[Additive, ...]:
+        """The forms of the change without DoRA."""
+        return self._beside()
+
+    def _beside(self) -> tuple[Additive, ...]:
         sparse = self._sparse()
         return (self.product(),) if sparse is None else (self.product(), sparse)
 
@@ -102,12 +107,16 @@ class Factored(Layer):
         return self.dora_scale is not None
 
     def sides(self, weight: Tensor) -> Sides:
+        if self.dora_scale is None:
+            return Sides(beside=self.undecomposed(weight))
         plain, _, factor = self._decomposed(weight)
         if self.magnitude_axis(weight.shape) == 0:
             return Sides(outputs=Diagonal(factor.flatten() - 1), inside=plain)
         return Sides(inputs=Diagonal(factor.flatten() - 1), inside=plain)
 
     def dependent(self, weight: Tensor) -> Tensor:
+        if self.dora_scale is None:
+            return super().dependent(weight)
         # `sides(weight).change(weight)` is equal, but forms the full product a second time.
         _, direction, factor = self._decomposed(weight)
         return direction * factor - weight
@@ -115,8 +124,7 @@ class Factored(Layer):
     def _decomposed(self, weight: Tensor) -> tuple[tuple[Additive, ...], Tensor, Tensor]:
         """The forms of product (+ sparse), V in the weight's shape, and d / norm, to be multiplied with V."""
         assert self.dora_scale is not None
-        plain = replace(self, dora_scale=None).additive()
-        assert plain is not None
+        plain = self.undecomposed(weight)
         direction = weight + add_up(plain, weight.dtype, weight.device).reshape(weight.shape)
         axis = self.magnitude_axis(weight.shape)
         norm_of = weight if self.dora == "host" and axis == 0 else direction

@@ -13,7 +13,7 @@ from ..changes.forms import Dense
 from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
 from ..maths.shapes import Shape
-from .base import ALPHA, DIFF_B, Layer, column
+from .base import DIFF_B, SET_BIAS, Layer, column
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -26,7 +26,8 @@ class Full(Layer):
     """delta = diff, or with set_weight, delta = set_weight - W.
 
     set_weight holds the values that the weight has at strength 1. Both tensors have the weight's shape,
-    which may be (O,). `diff_b` (O,) is added to the bias. Alpha has no meaning here.
+    which may be (O,). `diff_b` (O,) is added to the bias; `set_bias` (O,) holds the values that the bias has
+    at strength 1. Alpha has no meaning here.
 
     Source: the key names of LyCORIS ("full") and of ComfyUI's own saver.
     """
@@ -36,8 +37,8 @@ class Full(Layer):
         frozenset({DIFF}),
         frozenset({SET}),
         frozenset({DIFF_B}),
+        frozenset({SET_BIAS}),
     )
-    extras: ClassVar[frozenset[str]] = frozenset({ALPHA, DIFF_B})
 
     diff: Tensor | None = None
     set_weight: Tensor | None = None
@@ -45,7 +46,7 @@ class Full(Layer):
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Shape:
         found = shapes.get(DIFF) or shapes.get(SET) or ()
-        if 0 in found or (not found and DIFF_B not in shapes):
+        if 0 in found or (not found and not {DIFF_B, SET_BIAS} & shapes.keys()):
             raise LayerError("a full difference is empty", got=str(list(found)), expected="a weight's shape")
         return found
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ..changes.forms import Kronecker
+from ..changes.forms import Dense, Kronecker, product
 from ..errors import LayerError
 from ..maths.shapes import Extent, Rows, Shape, factorization, fits, shown
-from ..maths.tensors import fold_core
+from ..maths.tensors import compute_dtype, fold_core
 from .base import DERIVED, Layer, agree, cut, dimensions, folded, in_blocks, matrix, scale
 from .factored import Factored
 
@@ -35,6 +35,11 @@ class Lokr(Factored):
     w2, or of w1 where only w1 is factored; with both factors full it is 1, whatever alpha says
     (such files store alpha for their trainer's book-keeping, up to 1e12).
 
+    With `product_of` "peft" and w2 (k, j, K), the product is the one that PEFT trains on a Conv1d whose w2 is
+    full: kron(w1, w2) with w1 aligned with the last two dimensions of w2, so of shape (k, l * j, i * K), and
+    read as (O, I, K). It is another change than that of the same factors elsewhere, and no Kronecker product
+    of matrices (O, I * K). PEFT's low-rank w2 of a Conv1d is as above.
+
     Source: Edalati et al., "KronA" (2212.10650), eq. 4; layout and key names by LyCORIS (2309.14859).
     """
 
@@ -52,6 +57,7 @@ class Lokr(Factored):
     lokr_w2_a: Tensor | None = None
     lokr_w2_b: Tensor | None = None
     lokr_t2: Tensor | None = None
+    product_of: Literal["lycoris", "peft"] = "lycoris"
     window: Rows | None = field(default=None, metadata=DERIVED)
     """The rows of the product that the layer has; None for all."""
 
@@ -108,7 +114,25 @@ class Lokr(Factored):
             )
         return cls(lokr_w1=w1, lokr_w2=torch.zeros(inner_rows, inner_columns, *kernel), alpha=alpha)
 
-    def product(self) -> Kronecker:
+    def product(self) -> Kronecker | Dense:
+        return self._peft_product() if self.of_peft else self._kronecker()
+
+    @property
+    def of_peft(self) -> bool:
+        """Whether the product is PEFT's own of a Conv1d."""
+        return self.product_of == "peft" and self.lokr_w2 is not None and self.lokr_w2.ndim == 3
+
+    def _peft_product(self) -> Dense:
+        assert self.lokr_w2 is not None
+        w1 = _matrix(self.lokr_w1, self.lokr_w1_a, self.lokr_w1_b, None)
+        dtype = compute_dtype(self.lokr_w2.dtype)
+        outer = product(w1, dtype, self.lokr_w2.device)
+        rank = self.rank
+        factor = 1.0 if rank is None else scale(self.alpha, rank)
+        aligned = torch.kron(outer, self.lokr_w2.to(dtype)) * factor
+        return Dense(aligned.reshape(self.plain_shape(self.shapes)).flatten(1))
+
+    def _kronecker(self) -> Kronecker:
         rank = self.rank
         return Kronecker(
             w1=_matrix(self.lokr_w1, self.lokr_w1_a, self.lokr_w1_b, None),
@@ -141,7 +165,7 @@ class Lokr(Factored):
 
     def _block(self) -> int:
         """k, the rows of the second factor."""
-        return self.product().w2[0].shape[0]
+        return self._kronecker().w2[0].shape[0]
 
     def factor_axes(self) -> Mapping[str, int]:
         """Empty: no factor has a vector for each output. `rows` cuts w1 by whole blocks of k rows."""
@@ -152,6 +176,9 @@ class Lokr(Factored):
 
         Raises LayerError for several ranges where one cuts through a block or the layer is a window itself.
         """
+        if self.of_peft:
+            # Each row of the product holds values of several rows of the factors.
+            raise self.inseparable(ranges)
         # `whole` has everything but the factors cut: biases, a DoRA magnitude, a sparse remainder.
         blocks, whole = in_blocks(ranges, self._block()), super().rows(*ranges)
         if blocks is not None and self.window is None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..changes.forms import Additive, LowRank
-from ..errors import LayerError
+from ..errors import LayerError, UnsupportedError
+from ..maths.decompositions import leading, singular
 from ..maths.shapes import Extent, Shape, flat_shape, shown
-from ..maths.tensors import fold_core
+from ..maths.tensors import compute_dtype, fold_core
 from .base import agree, column, dimensions, folded, matrix, scale, vector
 from .factored import Factored
 
@@ -27,6 +28,25 @@ RESHAPE = "reshape_weight"
 ENLARGED = 1 << 26
 """The most values of a weight that a layer enlarges (256 MB in float32). The layers that control models
 enlarge are their first, whose weights have less than a million."""
+DIAGONAL = "lora_E"
+
+Start = Literal["pissa", "olora"]
+"""A part of the base weight that training starts from, and that is taken out of the base."""
+
+
+def _pissa(weight: Tensor, rank: int, factor: float) -> LowRank:
+    left, values, right = singular(weight)
+    return LowRank(left[:, :rank] * values[:rank], right[:rank], 1.0)
+
+
+def _olora(weight: Tensor, rank: int, factor: float) -> LowRank:
+    # The first r rows of R in W = Q R are Q_r^T W, and Q_r is that of the first r columns of W.
+    first = leading(weight[:, :rank])
+    return LowRank(first, first.T @ weight, factor)
+
+
+STARTS: dict[str, Callable[[Tensor, int, float], LowRank]] = {"pissa": _pissa, "olora": _olora}
+"""For each start a function of (weight (O, I), rank, scale): the part of the weight that is taken out."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -40,9 +60,17 @@ class Lora(Factored):
     the transposed product. `lora_B.bias` (O,) is added to the bias, scaled by alpha / r as well.
     `reshape_weight` holds the shape to which the weight is enlarged with zeros before delta is added
     (control models with more input channels).
+    AdaLoRA of PEFT: up @ diag(lora_E) @ down, with lora_E (r, 1) and on a convolution down (r, K).
+
+    `start` is for a linear layer that PEFT started from a part S of the base weight. PEFT takes S out of the
+    base, so that delta is alpha / r * up @ down - S. The file does not hold S: it is computed from the base
+    weight, and the change is exact only on the very model that the adapter was trained on. "pissa": the r
+    largest singular triples of W. "olora": alpha / r * Q_r R_r, the first r columns of Q and rows of R in
+    W = Q R. PEFT starts embeddings in another way, which shifts nothing.
 
     Source: Hu et al., "LoRA" (2106.09685), eq. 3; key names by kohya-ss; convolutions and Tucker by
-    Yeh et al., "Navigating Text-To-Image Customization" (2309.14859).
+    Yeh et al., "Navigating Text-To-Image Customization" (2309.14859); Zhang et al., "AdaLoRA" (2303.10512),
+    eq. 3; Meng et al., "PiSSA" (2404.02948), eq. 2 to 4; Büyükakyüz, "OLoRA" (2406.01775).
     """
 
     algorithm: ClassVar[str] = "lora"
@@ -50,6 +78,7 @@ class Lora(Factored):
         frozenset({UP, DOWN}),
         frozenset({UP, DOWN, MID}),
         frozenset({EMBEDDING_UP, EMBEDDING_DOWN}),
+        frozenset({UP, DOWN, DIAGONAL}),
     )
     extras: ClassVar[frozenset[str]] = Factored.extras | {BIAS, RESHAPE}
     numbers: ClassVar[frozenset[str]] = Factored.numbers | {RESHAPE}
@@ -61,6 +90,8 @@ class Lora(Factored):
     lora_embedding_a: Tensor | None = None
     lora_b_bias: Tensor | None = None
     reshape_weight: Tensor | None = None
+    lora_e: Tensor | None = None
+    start: Start | None = None
 
     @classmethod
     def plain_shape(cls, shapes: Mapping[str, Shape]) -> Shape:
@@ -70,6 +101,14 @@ class Lora(Factored):
             return (down[1], up[0])
         up, down = dimensions(shapes, UP), dimensions(shapes, DOWN)
         kernel = down[2:]
+        if MID not in shapes and kernel and up[1] != down[0] and down[0] % up[1] == 0:
+            raise UnsupportedError(
+                "a lora layer of a grouped convolution, whose down factor sees the inputs of all groups: no "
+                "change of the weight does the same",
+                got=f"down {list(down)}, up {list(up)}",
+            )
+        if DIAGONAL in shapes:
+            agree("ranks", (DIAGONAL, math.prod(shapes[DIAGONAL])), (DOWN, down[0]))
         if MID in shapes:
             mid = dimensions(shapes, MID, 3)
             agree("ranks", (UP, up[1]), (MID, mid[0]))
@@ -96,6 +135,12 @@ class Lora(Factored):
 
     def check_values(self) -> None:
         super().check_values()
+        if self.start is not None and len(self.extent) > 2:
+            raise LayerError(
+                f"the start {self.start} is not defined for a convolution",
+                got=shown(self.extent),
+                expected="a linear layer",
+            )
         if self.reshape_weight is None:
             return
         check_enlargement(self.extent)
@@ -114,7 +159,7 @@ class Lora(Factored):
             return added
         own = (vector(shapes, BIAS),)
         if added is not None:
-            agree("sizes", (BIAS, own[0]), ("diff_b", added[0]))
+            agree("sizes", (BIAS, own[0]), ("the bias", added[0]))
         return own
 
     @classmethod
@@ -139,7 +184,36 @@ class Lora(Factored):
             up, down = self.lora_up.flatten(1), self.lora_down
             if self.lora_mid is not None:
                 down = fold_core(self.lora_mid, down)
+            if self.lora_e is not None:
+                dtype = compute_dtype(down.dtype)
+                down = down.to(dtype) * self.lora_e.flatten().to(down.device, dtype)[:, None]
         return LowRank(up=up, down=down.flatten(1), scale=scale(self.alpha, down.shape[0]))
+
+    def undiagonal(self) -> Lora:
+        """The same layer with `lora_E` multiplied into down, as only PEFT's AdaLoRA has it apart."""
+        if self.lora_e is None:
+            return self
+        return replace(self, lora_down=self.product().down, lora_e=None)
+
+    @property
+    def _shifts(self) -> bool:
+        return self.start is not None and self.lora_embedding_a is None
+
+    @property
+    def reads_weight(self) -> bool:
+        return super().reads_weight or self._shifts
+
+    def undecomposed(self, weight: Tensor) -> tuple[Additive, ...]:
+        forms = super().undecomposed(weight)
+        if self.start is None or not self._shifts:
+            return forms
+        rank = self.rank_of(self.shapes)
+        taken = STARTS[self.start](weight.flatten(1), rank, scale(self.alpha, rank))
+        return (*forms, replace(taken, scale=-taken.scale))
+
+    def row_axes(self) -> Mapping[str, int] | None:
+        """None with a start, which is computed from all rows; else as in `Factored`."""
+        return None if self._shifts else super().row_axes()
 
     def factor_axes(self) -> Mapping[str, int]:
         return {"lora_up": 0, "lora_embedding_a": 1}

@@ -27,6 +27,11 @@ def fuse(pieces: Sequence[tuple[Layer, Rows]], rows: int) -> Layer:
     remainder, `reshape_weight`, other inputs than the rest or DoRA in some rows only, and `set_weight`.
     """
     layers = [layer for layer, _ in pieces]
+    for layer in layers:
+        if layer.set_bias is not None:
+            raise _cannot_fuse(layer, "layers that change the bias, and do not set its values")
+        if isinstance(layer, Lora) and layer.start is not None:
+            raise _cannot_fuse(layer, f"LoRA without a start ({layer.start}) in the base weight")
     if all(isinstance(layer, Full) for layer in layers):
         return _fuse_full([(layer, at) for layer, at in pieces if isinstance(layer, Full)], rows)
     for layer in layers:

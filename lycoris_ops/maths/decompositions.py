@@ -21,6 +21,11 @@ def singular(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(part.to(matrix.dtype) for part in _linalg.svd(matrix.double(), full_matrices=False))
 
 
+def leading(matrix: Tensor) -> Tensor:
+    """Q (m, k) of the decomposition Q R of a matrix (m, n), with k = min(m, n)."""
+    return _linalg.qr(matrix)[0]
+
+
 def cayley(skew: Tensor) -> Tensor:
     """The Cayley transform (I + Q) (I - Q)^-1 of each skew-symmetric matrix Q (..., b, b): a rotation."""
     one = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)

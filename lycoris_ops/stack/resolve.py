@@ -12,7 +12,7 @@ from ..algorithms.base import Parameter
 from ..errors import MatchError
 from ..layers.part import Part
 from ..maths.shapes import Rows, Shape, shown
-from ..names.dialects import Component, split_prefix
+from ..names.dialects import Component, peft, split_prefix
 from ..names.targets import Target, Targets, known_shapes
 from .rules import Rule
 from .stack import Entry, Stack
@@ -125,8 +125,9 @@ class Resolution:
         """Raise MatchError for a layer that does not fit its weight, and for an adapter that does not match.
 
         An adapter does not match if none of its layers meets a weight. With `strict` every layer that meets
-        none is an error. Layers of a part that the target does not have do not count: an adapter that has no
-        others is an error only if nothing in the stack matches.
+        none is an error, and so is a tensor of the file that nothing reads. Layers of a part that the target
+        does not have do not count: an adapter that has no others is an error only if nothing in the stack
+        matches.
         """
         live = [resolution for resolution in self.entries if not resolution.entry.off]
         # An adapter for the text encoder alone is no error where other adapters change the diffusion model.
@@ -235,6 +236,20 @@ def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bo
             expected=f"a layer such as {first.nearest}" if first.nearest else "every layer to match",
             hint="Turn strict off to apply the rest",
         )
+    if strict and (left := _left_out(resolution.entry.adapter)):
+        raise MatchError(
+            f"{len(left)} tensors of the file are of no layer that is read, and strict is on",
+            file=file,
+            key=left[0],
+            got="a module that was saved whole, trained tokens, or what no tool is known to write",
+            expected="tensors of layers only",
+            hint="Turn strict off to apply the rest",
+        )
+
+
+def _left_out(adapter: Adapter) -> list[str]:
+    """Keys of the file that nothing reads, without those that only training needs."""
+    return [key for key in adapter.unused_keys if not peft.TRAINING_ONLY.search(key)]
 
 
 def _all_absent(resolution: EntryResolution) -> bool:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ...algorithms import Layer
 from ...errors import FileFormatError
 from .config import Config, ConflictError, Member, Module, Wanted, WantedRank
+from .fields import MOST_BYTES, MOST_PARTS, Fields, parsed, unreadable
 from .kinds import KINDS
 from .kinds.lora import LoraConfig
+from .unread import UNREAD, not_read
 
 __all__ = [
     "CONFIG_NAME",
@@ -26,6 +25,7 @@ __all__ = [
     "WantedRank",
     "config_for",
     "kind_of",
+    "peft_type_of",
     "read_lora_metadata",
     "read_peft_config",
 ]
@@ -38,7 +38,7 @@ METADATA_KEY = "lora_adapter_metadata"
 
 def kind_of(layer: type[Layer]) -> type[Config[Any]] | None:
     """The kind of configuration that describes layers of an algorithm; None where PEFT has none."""
-    return next((kind for kind in KINDS.values() if kind.algorithm is layer), None)
+    return next((kind for kind in KINDS.values() if kind.algorithm is layer and not kind.read_only), None)
 
 
 def config_for(members: Sequence[Member[Any]], module: Module) -> Config[Any]:
@@ -57,12 +57,16 @@ def config_for(members: Sequence[Member[Any]], module: Module) -> Config[Any]:
 
 def read_peft_config(path: str) -> Config[Any]:
     """Read an adapter_config.json. Raises FileFormatError where it cannot be read or followed."""
-    try:
-        # Some editors put a byte order mark in front, which utf-8-sig takes away.
-        text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
-    except OSError as error:
-        raise FileFormatError("the file cannot be read", file=path, got=str(error.strerror)) from error
-    return _parse(text, path, lambda table: {""})[""]
+    return _config(_beside(path), path)
+
+
+def peft_type_of(path: str) -> str | None:
+    """The kind that an adapter_config.json names, even one that is not read; None where it names none.
+
+    Raises FileFormatError where the file cannot be read.
+    """
+    found = _beside(path).get("peft_type")
+    return found if isinstance(found, str) else None
 
 
 def read_lora_metadata(text: str, path: str) -> dict[str, Config[Any]]:
@@ -72,43 +76,41 @@ def read_lora_metadata(text: str, path: str) -> dict[str, Config[Any]]:
     each key has its part in front: `unet.lora_alpha`. Without a part in front the result's key is "".
     Raises FileFormatError where the table cannot be followed.
     """
-    return _parse(text, f"{path} ({METADATA_KEY})", _parts)
+    file = f"{path} ({METADATA_KEY})"
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in parsed(text, file).items():
+        part, _, name = key.rpartition(".")
+        parts.setdefault(part, {})[name] = value
+    # A part is told by the rank, which every configuration of diffusers has.
+    told = {part: table for part, table in parts.items() if "r" in table}
+    if not told or len(told) > MOST_PARTS:
+        raise unreadable(
+            "it does not say for which parts of a model it is",
+            file,
+            got=f"{len(told)} parts with a rank",
+            expected=f"r and lora_alpha of 1 to {MOST_PARTS} parts",
+        )
+    return {part: _config(table, file, f"{part}." if part else "") for part, table in told.items()}
 
 
-def _parts(table: dict[str, Any]) -> set[str]:
-    """The parts in front of the keys, told from those of the rank, which every configuration has."""
-    found = {key.rpartition(".")[0] for key in table if key.rpartition(".")[2] == "r"}
-    if not found:
-        raise KeyError("r")
-    return found
-
-
-def _parse(text: str, path: str, parts: Callable[[dict[str, Any]], set[str]]) -> dict[str, Config[Any]]:
+def _beside(path: str) -> dict[str, Any]:
     try:
-        table = cast("dict[str, Any]", json.loads(text))
-        return {part: _config(table, f"{part}." if part else "", path) for part in parts(table)}
-    except (
-        # What may come of JSON in any form, such as a list for a table or an infinite rank.
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-        re.error,
-    ) as error:
-        raise FileFormatError(
-            "this is no PEFT configuration that can be followed",
-            file=path,
-            got=f"{type(error).__name__}: {error}",
-            expected="a table with r and lora_alpha (or alpha)",
-            hint="Restore it, or remove it to apply the adapter at scale 1",
-        ) from error
+        with open(path, "rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise FileFormatError("the file cannot be read", file=path, got=str(error.strerror)) from error
+    # Some editors put a byte order mark in front, which utf-8-sig takes away.
+    return parsed(data.decode("utf-8-sig", errors="replace"), path)
 
 
-def _config(table: Mapping[str, Any], prefix: str, path: str) -> Config[Any]:
-    own = {key.removeprefix(prefix): value for key, value in table.items() if key.startswith(prefix)}
-    if own.get("fan_in_fan_out"):
-        raise ValueError("fan_in_fan_out: its factors are for transposed weights")
-    # Where the kind is missing or not known, LoRA is the most usual.
-    return KINDS.get(str(own.get("peft_type")), LoraConfig).read(own, path)
+def _config(table: Mapping[str, Any], path: str, prefix: str = "") -> Config[Any]:
+    fields = Fields(table, path, prefix)
+    name = fields.text("peft_type", "")
+    if name in UNREAD:
+        raise fields.error("peft_type", f"it is {not_read(UNREAD[name])}", name, ", ".join(KINDS))
+    # Where the kind is missing, LoRA is the most usual.
+    kind = KINDS.get(name) if name else LoraConfig
+    if kind is None:
+        raise fields.error("peft_type", "it is a kind that is not known", name, ", ".join(KINDS))
+    kind.check(fields)
+    return kind.read(fields)

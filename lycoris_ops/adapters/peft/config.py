@@ -9,25 +9,30 @@ Source: the configuration classes of peft 0.21.
 from __future__ import annotations
 
 import dataclasses
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from torch import Tensor
 
 from ...algorithms import Layer
-from ...algorithms.base import ALPHA, DIFF_B
+from ...algorithms.base import ALPHA, DIFF_B, SET_BIAS
 from ...algorithms.factored import DORA, SPARSE
 from ...errors import LayerError
 from . import patterns
+from .fields import Fields
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 T = TypeVar("T")
 W = TypeVar("W", bound="Wanted")
+BASE_BIAS = "base_layer.bias"
+"""PEFT's suffix of a bias that was trained with an adapted layer: its values, not their change."""
 LORA_ONLY = (DIFF_B, DORA, *SPARSE)
 """Suffixes that PEFT's other kinds have no place for: the DoRA magnitude is LoRA's alone, and the rest has no
 place in PEFT at all."""
@@ -38,6 +43,9 @@ INFERENCE = {"inference_mode": True}
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
     """What the configuration must say for one layer. Each kind of configuration has its own subclass."""
+
+    set_bias: bool = False
+    """Whether the layer sets the values of the bias."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +87,57 @@ class ConflictError(LayerError):
         self.member = member
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Why a field of PEFT's, at some of its values, makes the tensors mean what is not computed here."""
+
+    why: str
+    """The end of a sentence that begins with the field's name and value: `acts only after these tokens`."""
+    matters: Callable[[Any], bool] = bool
+    """Whether a value that is not null is one of those. Most such fields are switches."""
+    hint: str = "Use it in PEFT itself"
+
+
+NAMED_BY_KEYS = frozenset(
+    {
+        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+        *("modules_to_save", "trainable_token_indices", "ensure_weight_tying"),
+    }
+)
+"""Fields that say which layers PEFT adapts, or saves whole. The keys of the file tell as much."""
+NOTES = frozenset(
+    {
+        *("peft_type", "task_type", "auto_mapping", "peft_version", "inference_mode"),
+        *("base_model_name_or_path", "revision"),
+    }
+)
+"""Fields that say for what, and by what, an adapter was made."""
+TRANSPOSED = Refusal("its factors are for transposed weights", hint="Convert it with PEFT")
+"""For `fan_in_fan_out`: GPT-2's layers keep their weights as (I, O)."""
+MOST_RANK = 1 << 20
+"""The largest rank that a configuration may give: more than any weight of a model has rows."""
+KNOWN_RELEASE = (0, 21)
+"""The newest release of PEFT all of whose fields are known here."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config(ABC, Generic[W]):
-    """A configuration of one kind. A module in `kinds` that defines a subclass registers it."""
+    """A configuration of one kind. A module in `kinds` that defines a subclass registers it.
+
+    Each field of PEFT's is in one of `followed`, `without_effect` and `refused`. A field that is in none is
+    either another tool's, and then PEFT does not follow it either, or one of a newer release. See `check`.
+    """
 
     peft_type: ClassVar[str]
     algorithm: ClassVar[type[Layer]]
+    read_only: ClassVar[bool] = False
+    """Whether layers of the algorithm are written with another kind of configuration."""
+    followed: ClassVar[frozenset[str]] = frozenset()
+    """PEFT's fields that say how the tensors of the file are read."""
+    without_effect: ClassVar[frozenset[str]] = NAMED_BY_KEYS | NOTES
+    """PEFT's fields that change nothing for a trained adapter, or nothing that the tensors do not tell."""
+    refused: ClassVar[Mapping[str, Refusal]] = {}
+    """PEFT's fields that are refused at some of their values."""
 
     path: str = ""
     """The file that it was read from."""
@@ -96,12 +149,32 @@ class Config(ABC, Generic[W]):
 
     @classmethod
     @abstractmethod
-    def read(cls, table: Mapping[str, Any], path: str) -> Self:
-        """A configuration from a JSON table; `path` is the file that holds it.
+    def read(cls, fields: Fields) -> Self:
+        """A configuration from a JSON table. Raises FileFormatError where a field cannot be followed."""
 
-        Raises KeyError, TypeError, ValueError, AttributeError, OverflowError or re.error where the table
-        cannot be followed.
+    @classmethod
+    def check(cls, fields: Fields) -> None:
+        """Raise FileFormatError for a field that changes what the tensors mean in a way not computed here.
+
+        A field that is not known is ignored, as PEFT ignores it, unless a newer release of PEFT wrote the
+        file. Then one that switches something on is refused: true, or a table or list that is not empty.
+        Numbers and texts are ignored even there, because PEFT writes them for what is switched off, too.
         """
+        known = cls.followed | cls.without_effect
+        newer = release(fields) > KNOWN_RELEASE
+        for name, value in fields.given.items():
+            if name in cls.refused:
+                refusal = cls.refused[name]
+                if refusal.matters(value):
+                    raise fields.error(name, refusal.why, value, "a file without it", refusal.hint)
+            elif newer and name not in known and _switches_on(value):
+                raise fields.error(
+                    name,
+                    "it is not known what this field of a newer release of PEFT means",
+                    value,
+                    f"fields of PEFT {'.'.join(map(str, KNOWN_RELEASE))} or before",
+                    "Take the field out of the file if it has no effect on the trained adapter",
+                )
 
     def rank_at(self, path: str) -> int | None:
         """The rank of the layer at a path of the module; None for the kinds that have none."""
@@ -117,6 +190,14 @@ class Config(ABC, Generic[W]):
     def scale_at(self, path: str) -> float:
         """PEFT's scale of the layer at a path, for a layer whose tensors do not show its rank."""
         return 1.0
+
+    @property
+    def sets_biases(self) -> bool:
+        """Whether PEFT trained the biases of layers that it did not adapt, too.
+
+        The file then holds their values, under the names that they have in the model.
+        """
+        return False
 
     def options(self, algorithm: type[Layer], path: str) -> dict[str, Any]:
         """Values of the algorithm's options for the layer at a path, see `adapters.options`."""
@@ -155,6 +236,8 @@ class RankedConfig(Config[W]):
     keys of these are regular expressions, see `patterns`.
     """
 
+    followed: ClassVar[frozenset[str]] = frozenset({"r", "alpha", "rank_pattern", "alpha_pattern"})
+
     r: int
     alpha: float
     rank_pattern: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -164,24 +247,33 @@ class RankedConfig(Config[W]):
     """PEFT's name for alpha in this kind of configuration."""
 
     @classmethod
-    def read(cls, table: Mapping[str, Any], path: str) -> Self:
+    def read(cls, fields: Fields) -> Self:
         # A configuration without a kind is read as LoRA's, but may have the other kinds' name for alpha.
-        alpha = table["lora_alpha"] if "lora_alpha" in table else table["alpha"]
-        return cls(
-            path=path,
-            r=_rank(table["r"]),
-            alpha=float(alpha),
-            rank_pattern={
-                patterns.check(key): _rank(value) for key, value in _entries(table, "rank_pattern")
-            },
-            alpha_pattern={patterns.check(key): float(v) for key, v in _entries(table, "alpha_pattern")},
+        other = cls.alpha_name not in fields and "alpha" in fields
+        config = cls(
+            path=fields.file,
+            r=fields.whole("r", low=1, high=MOST_RANK),
+            alpha=fields.number("alpha" if other else cls.alpha_name),
+            rank_pattern=fields.wholes("rank_pattern", low=1, high=MOST_RANK),
+            alpha_pattern=fields.numbers("alpha_pattern"),
         )
+        # For their errors, where a pattern cannot be read.
+        _ = config._ranks, config._alphas
+        return config
+
+    @cached_property
+    def _ranks(self) -> patterns.Patterns[int]:
+        return patterns.Patterns(self.rank_pattern, self.path, "rank_pattern")
+
+    @cached_property
+    def _alphas(self) -> patterns.Patterns[float]:
+        return patterns.Patterns(self.alpha_pattern, self.path, "alpha_pattern")
 
     def rank_at(self, path: str) -> int:
-        return patterns.override(self.rank_pattern, path, self.r)
+        return self._ranks.at(path, self.r)
 
     def alpha_at(self, path: str, rank: int) -> float:
-        return patterns.override(self.alpha_pattern, path, self.alpha)
+        return self._alphas.at(path, self.alpha)
 
     def scale_at(self, path: str) -> float:
         rank = self.rank_at(path)
@@ -226,22 +318,31 @@ def common(members: Sequence[Member[W]], needed: str, value_of: Callable[[W], T]
 
 
 def plain_tensors(layer: Layer, *refused: str) -> dict[str, Tensor]:
-    """The tensors of a layer by suffix, without alpha. Raises LayerError for a suffix among the `refused`."""
+    """The tensors of a layer by suffix, without alpha and with PEFT's suffix of a bias that is set.
+
+    Raises LayerError for a suffix among the `refused`.
+    """
     tensors = layer.dump()
     tensors.pop(ALPHA, None)
     if found := next((suffix for suffix in refused if suffix in tensors), None):
         raise LayerError(f"has no place for {found}", got=found)
-    return tensors
+    return {BASE_BIAS if suffix == SET_BIAS else suffix: tensor for suffix, tensor in tensors.items()}
 
 
-def _entries(table: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
-    return [(str(key), value) for key, value in cast("dict[Any, Any]", table.get(name) or {}).items()]
+def trained_biases(members: Sequence[Member[Any]], some: str) -> str:
+    """The value of `bias`: `some`, such as "lora_only", where a layer sets its bias, else "none"."""
+    return some if any(member.wanted.set_bias for member in members) else "none"
 
 
-def _rank(value: Any) -> int:
-    if int(value) < 1:
-        raise ValueError(f"a rank of {value}")
-    return int(value)
+def _switches_on(value: Any) -> bool:
+    return value is True or (isinstance(value, dict | list) and bool(cast("list[Any]", value)))
+
+
+def release(fields: Fields) -> tuple[int, ...]:
+    """The first two numbers of the release of PEFT that wrote a configuration; () where it names none."""
+    # Cut off, because the text is a file's, and a release has a few characters.
+    text = fields.text("peft_version", "")[:32]
+    return tuple(int(part) for part in re.findall(r"[0-9]+", text)[:2])
 
 
 def _number(value: float) -> int | float:

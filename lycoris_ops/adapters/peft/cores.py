@@ -9,6 +9,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from ...algorithms import Layer
+from ...algorithms.base import SET_BIAS
 from ...errors import LayerError
 from .config import LORA_ONLY, ConflictError, Member, Module, WantedRank, plain_tensors
 
@@ -33,7 +34,7 @@ def with_core(layer: Layer, core: Tensor | None) -> dict[str, Tensor]:
     PEFT treats a one-dimensional kernel (k,) as (k, 1), so its core gets one more dimension.
     Raises LayerError for a core of a three-dimensional kernel, and for tensors that PEFT has no place for.
     """
-    tensors = plain_tensors(layer, *LORA_ONLY)
+    tensors = plain_tensors(layer, *LORA_ONLY, SET_BIAS)
     if core is None or core.ndim == 4:
         return tensors
     if core.ndim > 4:

@@ -61,6 +61,15 @@ class Configs:
             return self._read
         return None
 
+    def sets_bias(self, name: str) -> bool:
+        """Whether the key `<name>.bias` holds the trained values of a bias, by a layer's configuration.
+
+        Raises FileFormatError as `of_layer` does.
+        """
+        if self.beside is None or not (self.all_peft or split_prefix(name)[0] == peft.DIALECT.name):
+            return False
+        return self._read.sets_biases
+
     @cached_property
     def _read(self) -> Config[Any]:
         """The configuration beside the file.

@@ -3,32 +3,77 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Generic, TypeVar
 
-Number = TypeVar("Number", int, float)
+from .expressions import MOST_TEXT, ExpressionError, Expressions
+from .fields import unreadable
 
-
-def check(pattern: str) -> str:
-    """The pattern, unchanged. Raises re.error where it is not a regular expression."""
-    re.compile(_at_the_end(pattern))
-    return pattern
+T = TypeVar("T")
 
 
-def override(patterns: Mapping[str, Number], path: str, default: Number) -> Number:
-    """The value of the first pattern that matches a path, or `default`.
+class Patterns(Generic[T]):
+    """Values of the layers of a module, by patterns: `rank_pattern`, `alpha_pattern`.
 
-    By PEFT's rule a pattern must match the whole path, or the end of it after a dot.
+    Raises FileFormatError, with the file and the field, where a pattern cannot be read or takes too long; see
+    `expressions`.
     """
-    matching = (value for pattern, value in patterns.items() if re.match(_at_the_end(pattern), path))
-    return next(matching, default)
+
+    def __init__(self, patterns: Mapping[str, T], file: str, field: str, *, whole: bool = False) -> None:
+        self._values = tuple(patterns.values())
+        self._place = (file, field)
+        with self._named():
+            self._expressions = Expressions(tuple(patterns), whole=whole)
+
+    def at(self, path: str, default: T) -> T:
+        """The value of the first pattern that matches a path, or `default`.
+
+        By PEFT's rule a pattern must match the whole path, or the end of it after a dot; with `whole` all of
+        it.
+        """
+        with self._named():
+            number = self._expressions.first(path)
+        return default if number is None else self._values[number]
+
+    @contextmanager
+    def _named(self) -> Generator[None]:
+        try:
+            yield
+        except ExpressionError as error:
+            file, field = self._place
+            raise unreadable(
+                "its patterns cannot be matched",
+                file,
+                key=field,
+                got=str(error),
+                expected="paths of layers, or regular expressions of a usual form",
+                hint="Write the paths of the layers in full",
+            ) from None
 
 
-def ends(names: str | Sequence[str], path: str) -> bool:
-    """Whether `names` covers a path: as one expression for the whole path, or as a list of ends of paths."""
-    if isinstance(names, str):
-        return re.match(rf"^({names})$", path) is not None
-    return path.endswith(tuple(names))
+class Names:
+    """Names of layers, as one expression for whole paths or as a list of ends of paths.
+
+    Raises FileFormatError, with the file and the field, as `Patterns` does.
+    """
+
+    def __init__(self, names: str | Sequence[str], file: str, field: str) -> None:
+        self._ends = () if isinstance(names, str) else tuple(names)
+        length = sum(map(len, self._ends))
+        if length > MOST_TEXT:
+            raise unreadable(
+                "its names are too long",
+                file,
+                key=field,
+                got=f"{length} characters",
+                expected=f"at most {MOST_TEXT}",
+            )
+        expressions = {names: True} if isinstance(names, str) else {}
+        self._patterns = Patterns(expressions, file, field, whole=True)
+
+    def __contains__(self, path: str) -> bool:
+        return path.endswith(self._ends) or self._patterns.at(path, False)
 
 
 def alone(path: str) -> str:
@@ -49,7 +94,3 @@ def modules(paths: Sequence[str], known: Collection[str]) -> list[str] | str:
     """
     others = {path[match.end() :] for path in known for match in re.finditer(r"\.", path)}
     return sorted(paths) if known and not others.intersection(paths) else one_of(paths)
-
-
-def _at_the_end(pattern: str) -> str:
-    return rf"(.*\.)?({pattern})$"

@@ -26,7 +26,7 @@ MAGNITUDE = (
 NAMED = (
     *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
     *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
-    *("lora_embedding_A", "lora_embedding_B", "ia3_l", "boft_R", "boft_s"),
+    *("lora_embedding_A", "lora_embedding_B", "lora_E", "ia3_l", "boft_R", "boft_s"),
 )
 """Parameters of PEFT's layers that have no `.weight` after them.
 
@@ -34,11 +34,16 @@ In a file made from the state dict of a live model, the adapter's name follows t
 `save_pretrained` leaves it out.
 """
 
+TRAINING_ONLY = re.compile(r"\.lora_(?:velora_embed|monteclora_sampler)(?:\.|$)")
+"""Keys of tensors that VeLoRA and MonteCLoRA use in training alone."""
+WRAPPED = re.compile(r"\.base_layer\.(?=(?!lora_|base_layer\.)[^.]+\.(?:lora_|base_layer\.))")
+"""The name of PEFT's own module around torch's attention, inside of which the output layer is adapted."""
+
 OWN = tuple(f".{suffix}" for suffix in (*PAIR, "lora_embedding_A", "lora_embedding_B", "ia3_l"))
 """Ends of keys that show a layer in PEFT's form, whatever its prefix."""
 
 WITH_NAME = re.compile(
-    rf"(\.(?:lora_A|lora_B|lora_magnitude_vector|oft_R|{'|'.join(NAMED)}))"
+    rf"(\.(?:lora_A|lora_B|lora_magnitude_vector|oft_R|ln_tuning_layers|{'|'.join(NAMED)}))"
     r"\.(?!weight$|bias$)([^.]+)(\.weight|\.bias)?$"
 )
 """A key of a live model's state dict. Groups: the tensor, the adapter's name, and `.weight` or `.bias`."""
@@ -60,14 +65,19 @@ def adapter_names(keys: Iterable[str]) -> set[str]:
 
 def _rename(key: str) -> str:
     found = _with_name(key)
-    return f"{key[: found.start()]}{found[1]}{found[3] or ''}" if found else key
+    bare = f"{key[: found.start()]}{found[1]}{found[3] or ''}" if found else key
+    return WRAPPED.sub(".", bare)
 
 
 def _recognises(keys: Mapping[str, object]) -> bool:
-    """Whether all keys with an adapter's name have the same one, which is not PEFT's own `default`."""
+    """Whether all keys with an adapter's name have the same one, which is not PEFT's own `default`.
+
+    A key that goes through a module of PEFT's shows it as well.
+    """
     names = adapter_names(keys)
+    wrapped = any(map(WRAPPED.search, keys))
     # `suffixes` reads keys with `default`; of several adapters none is meant more than another.
-    if len(names) != 1 or "default" in names:
+    if len(names) > 1 or (not wrapped and (not names or "default" in names)):
         return False
     # Where the key without the word is there too, the word is no adapter's name: it names one more tensor.
     return not any(_rename(key) in keys for key in keys if _with_name(key))
@@ -85,6 +95,10 @@ DIALECT = Dialect(
     suffixes={
         **PAIR,
         **dict.fromkeys(MAGNITUDE, "dora_scale"),
+        "base_layer.bias": "set_bias",
+        # The values of whole norms.
+        "ln_tuning_layers.weight": "set_weight",
+        "ln_tuning_layers.bias": "set_bias",
     },
     recognises=_recognises,
     rename=_rename,

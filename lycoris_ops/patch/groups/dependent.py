@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...algorithms import Layer
-from ...algorithms.base import Dependent
+from ...algorithms.base import Dependent, Parameter
 from ...errors import located
 from ..overflow import check_sum
 from .group import Add, Factors
@@ -29,13 +29,15 @@ class DependentTerm:
     """Index of the first of them in the plan's tensors."""
     slot: int
     """The place of the layer in the plan's strengths."""
+    parameter: Parameter = "weight"
     file: str | None = None
     key: str | None = None
 
-    def layer(self, tensors: Sequence[Tensor]) -> Layer:
-        """The layer, put together from the plan's tensors."""
+    def form(self, tensors: Sequence[Tensor]) -> Dependent:
+        """The layer's change, with the layer put together from the plan's tensors."""
         own = tensors[self.first : self.first + len(self.names)]
-        return self.bare.with_tensors(dict(zip(self.names, own, strict=True)))
+        layer = self.bare.with_tensors(dict(zip(self.names, own, strict=True)))
+        return Dependent(layer, self.parameter, self.file, self.key)
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class DependentGroup:
         total = torch.zeros(len(weight), met.numel() // len(weight), dtype=dtype, device=weight.device)
         for term in self.terms:
             with located(file=term.file, key=term.key):
-                change = term.layer(tensors).dependent(met).reshape(total.shape)
+                change = term.form(tensors).change(met).reshape(total.shape)
                 total.add_(change, alpha=strengths[term.slot])
                 check_sum(total, weight)
 
@@ -79,6 +81,7 @@ def fuse(
     for form, slot in zip(forms, slots, strict=True):
         own = form.layer.tensors()
         bare = form.layer.with_tensors(dict.fromkeys(own))
-        terms.append(DependentTerm(bare, tuple(own), first + len(tensors), slot, form.file, form.key))
+        place = first + len(tensors)
+        terms.append(DependentTerm(bare, tuple(own), place, slot, form.parameter, form.file, form.key))
         tensors += own.values()
     return DependentGroup(tuple(terms)), tuple(tensors)

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
 from ....algorithms import Layer
 from ....algorithms.boft_peft import BoftPeft
 from .. import patterns
-from ..config import LORA_ONLY, Config, Member, Module, Wanted, common, plain_tensors
+from ..config import (
+    LORA_ONLY,
+    TRANSPOSED,
+    Config,
+    Member,
+    Module,
+    Refusal,
+    Wanted,
+    common,
+    plain_tensors,
+    trained_biases,
+)
+from ..fields import Fields
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -31,27 +43,42 @@ class BoftConfig(Config[WantedBoft]):
 
     peft_type: ClassVar[str] = "BOFT"
     algorithm: ClassVar[type[Layer]] = BoftPeft
+    followed: ClassVar[frozenset[str]] = frozenset({"bias"})
+    without_effect: ClassVar[frozenset[str]] = Config.without_effect | {
+        *("boft_dropout", "init_weights"),
+        # The tensors tell.
+        *("boft_block_size", "boft_block_num", "boft_n_butterfly_factor"),
+    }
+    refused: ClassVar[Mapping[str, Refusal]] = {"fan_in_fan_out": TRANSPOSED}
 
     boft_block_size: int = 0
     boft_block_num: int = 0
     """The number of blocks, 0 where their size is given instead."""
     boft_n_butterfly_factor: int = 1
+    bias: str = "none"
 
     @classmethod
-    def read(cls, table: Mapping[str, Any], path: str) -> Self:
+    def read(cls, fields: Fields) -> Self:
         # The tensors tell both numbers.
-        return cls(path=path)
+        return cls(path=fields.file, bias=fields.text("bias", "none"))
+
+    @property
+    def sets_biases(self) -> bool:
+        return self.bias == "all"
 
     @classmethod
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedBoft]:
         assert isinstance(layer, BoftPeft)
         block, stages = layer.rank_of(layer.shapes), layer.boft_r.shape[0]
-        return plain_tensors(layer, *LORA_ONLY), WantedBoft(block=block, stages=stages)
+        return plain_tensors(layer, *LORA_ONLY), WantedBoft(
+            block=block, stages=stages, set_bias=layer.set_bias is not None
+        )
 
     @classmethod
     def of(cls, members: Sequence[Member[WantedBoft]], module: Module) -> Self:
         return cls(
             target_modules=patterns.modules([member.path for member in members], module.paths),
+            bias=trained_biases(members, "boft_only"),
             boft_block_size=common(members, "one size of block", lambda wanted: wanted.block),
             boft_n_butterfly_factor=common(members, "one number of stages", lambda wanted: wanted.stages),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
@@ -12,7 +13,8 @@ from ....algorithms import Layer
 from ....algorithms.ia3 import Ia3
 from ....errors import LayerError
 from .. import patterns
-from ..config import LORA_ONLY, Config, Member, Module, Wanted, plain_tensors
+from ..config import LORA_ONLY, TRANSPOSED, Config, Member, Module, Refusal, Wanted, plain_tensors
+from ..fields import Fields
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -30,20 +32,27 @@ class Ia3Config(Config[WantedIa3]):
 
     peft_type: ClassVar[str] = "IA3"
     algorithm: ClassVar[type[Layer]] = Ia3
+    followed: ClassVar[frozenset[str]] = frozenset({"feedforward_modules"})
+    without_effect: ClassVar[frozenset[str]] = Config.without_effect | {"init_ia3_weights"}
+    refused: ClassVar[Mapping[str, Refusal]] = {"fan_in_fan_out": TRANSPOSED}
 
     feedforward_modules: Sequence[str] | str = ()
 
     @classmethod
-    def read(cls, table: Mapping[str, Any], path: str) -> Self:
-        names = table.get("feedforward_modules") or ()
-        if isinstance(names, str):
-            return cls(path=path, feedforward_modules=patterns.check(names))
-        return cls(path=path, feedforward_modules=tuple(str(name) for name in names))
+    def read(cls, fields: Fields) -> Self:
+        config = cls(path=fields.file, feedforward_modules=fields.texts("feedforward_modules"))
+        # For its error, where an expression cannot be read.
+        _ = config._fed
+        return config
+
+    @cached_property
+    def _fed(self) -> patterns.Names:
+        return patterns.Names(self.feedforward_modules, self.path, "feedforward_modules")
 
     def options(self, algorithm: type[Layer], path: str) -> dict[str, Any]:
         if algorithm is not self.algorithm:
             return {}
-        return {"feedforward": patterns.ends(self.feedforward_modules, path)}
+        return {"feedforward": path in self._fed}
 
     @classmethod
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedIa3]:

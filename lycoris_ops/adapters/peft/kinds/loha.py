@@ -24,6 +24,11 @@ class LohaConfig(RankedConfig[WantedCore]):
 
     peft_type: ClassVar[str] = "LOHA"
     algorithm: ClassVar[type[Layer]] = Loha
+    without_effect: ClassVar[frozenset[str]] = RankedConfig.without_effect | {
+        *("rank_dropout", "module_dropout", "init_weights"),
+        # The tensors tell.
+        "use_effective_conv2d",
+    }
 
     use_effective_conv2d: bool = False
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
 from ....algorithms import Layer
 from ....algorithms.base import alpha_of
 from ....algorithms.lokr import Lokr
+from ....errors import LayerError
 from ....maths.shapes import factorization
 from ..config import ConflictError, Member, Module, RankedConfig, ranks_of
 from ..cores import WantedCore, common_core, with_core
@@ -46,14 +47,26 @@ class LokrConfig(RankedConfig[WantedLokr]):
 
     peft_type: ClassVar[str] = "LOKR"
     algorithm: ClassVar[type[Layer]] = Lokr
+    without_effect: ClassVar[frozenset[str]] = RankedConfig.without_effect | {
+        *("rank_dropout", "rank_dropout_scale", "module_dropout", "init_weights"),
+        # The tensors tell.
+        *("use_effective_conv2d", "decompose_both", "decompose_factor"),
+    }
 
     use_effective_conv2d: bool = False
     decompose_both: bool = False
     decompose_factor: int = -1
 
+    def options(self, algorithm: type[Layer], path: str) -> dict[str, Any]:
+        return {"product_of": "peft"} if algorithm is self.algorithm else {}
+
     @classmethod
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedLokr]:
         assert isinstance(layer, Lokr)
+        if layer.lokr_w2 is not None and layer.lokr_w2.ndim == 3 and not layer.of_peft:
+            raise LayerError(
+                "aligns other dimensions of the factors of a Conv1d", got=str(list(layer.lokr_w2.shape))
+            )
         tensors = with_core(layer, layer.lokr_t2)
         shapes = layer.shapes
         w1 = shapes.get("lokr_w1") or (shapes["lokr_w1_a"][0], shapes["lokr_w1_b"][1])

@@ -5,16 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import Tensor
 
 from ....algorithms import Layer
 from ....algorithms.base import DIFF_B, alpha_of
 from ....algorithms.factored import DORA, SPARSE
-from ....algorithms.lora import BIAS, DOWN, EMBEDDING_UP, MID, RESHAPE, UP, Lora
+from ....algorithms.lora import BIAS, DOWN, EMBEDDING_UP, MID, RESHAPE, STARTS, UP, Lora, Start
 from ....errors import LayerError
-from ..config import Member, Module, RankedConfig, WantedRank, common, plain_tensors, ranks_of
+from ..config import (
+    BASE_BIAS,
+    TRANSPOSED,
+    Member,
+    Module,
+    RankedConfig,
+    Refusal,
+    WantedRank,
+    common,
+    plain_tensors,
+    ranks_of,
+    trained_biases,
+)
+from ..fields import Fields
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -27,39 +40,110 @@ SUFFIXES = {
 """The algorithm's suffixes of a LoRA layer's tensors, to those of PEFT and diffusers."""
 
 
+PLAIN = ("gaussian", "eva", "orthogonal", "mica")
+"""Values of `init_lora_weights`, beside true and false, that say only how the first factors are drawn. The
+base weight stays as it is."""
+SHIFTED: Mapping[str, str] = {
+    "corda": "the start comes from the training data",
+    "lora_ga": "the start comes from a gradient",
+    "loftq": "the start comes with a quantised base",
+    "pissa_niter_": "the start comes from a random projection, and differs each time it is computed",
+}
+"""Beginnings of values with which PEFT takes the product of the first factors out of the base weight, and why
+these cannot be found again."""
+
+
+def _is_given(value: Any) -> bool:
+    """Whether a table of settings is there, which may be empty: then all of them have their defaults."""
+    return value is not False
+
+
+CONVERT = (
+    "Save it in PEFT with path_initial_model_for_weight_conversion, which makes a LoRA of the unchanged base"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class WantedLora(WantedRank):
     use_dora: bool
     lora_bias: bool
+    start: Start | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig(RankedConfig[WantedLora]):
-    """With `use_rslora` the scale is alpha / sqrt(r) instead of alpha / r."""
+    """With `use_rslora` the scale is alpha / sqrt(r) instead of alpha / r.
+
+    With `init_lora_weights` "pissa" or "olora" PEFT starts from a part of the base weight, which it takes out
+    of the base. The factors belong to the rest; see `Lora.start`. A file that was converted when it was saved
+    says true there, and is like any other.
+    """
 
     peft_type: ClassVar[str] = "LORA"
     algorithm: ClassVar[type[Layer]] = Lora
     alpha_name: ClassVar[str] = "lora_alpha"
+    followed: ClassVar[frozenset[str]] = RankedConfig.followed | {
+        *("lora_alpha", "use_rslora", "init_lora_weights", "bias"),
+    }
+    without_effect: ClassVar[frozenset[str]] = RankedConfig.without_effect | {
+        # The tensors tell.
+        *("use_dora", "lora_bias"),
+        # For the computation in training alone; the tensors are those of any LoRA.
+        *("lora_dropout", "megatron_config", "megatron_core", "runtime_config", "velora_config"),
+        *("monteclora_config", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
+        # Without `use_qalora` it has no meaning.
+        "qalora_group_size",
+    }
+    refused: ClassVar[Mapping[str, Refusal]] = {
+        "fan_in_fan_out": TRANSPOSED,
+        "alora_invocation_tokens": Refusal("the adapter acts only after these tokens of a text"),
+        "layer_replication": Refusal("its layers are numbered in a model with repeated layers"),
+        "use_qalora": Refusal("its factors are for means of groups of inputs"),
+        "use_bdlora": Refusal("its factors hold the blocks of block-diagonal matrices", _is_given),
+        "arrow_config": Refusal("it chooses among several adapters for each token", _is_given),
+        "kasa_config": Refusal("it takes the smallest singular values out of the base", _is_given),
+        "target_parameters": Refusal("the keys do not say which parameter of a layer is changed"),
+    }
 
+    init_lora_weights: bool | str = True
     use_rslora: bool = False
     use_dora: bool = False
     lora_bias: bool = False
     bias: str = "none"
 
     @classmethod
-    def read(cls, table: Mapping[str, Any], path: str) -> Self:
-        return replace(super().read(table, path), use_rslora=bool(table.get("use_rslora", False)))
+    def read(cls, fields: Fields) -> Self:
+        return replace(
+            super().read(fields),
+            use_rslora=fields.flag("use_rslora", False),
+            init_lora_weights=_start(fields),
+            bias=fields.text("bias", "none"),
+        )
+
+    @property
+    def start(self) -> Start | None:
+        return cast("Start", self.init_lora_weights) if self.init_lora_weights in STARTS else None
+
+    @property
+    def sets_biases(self) -> bool:
+        return self.bias == "all"
 
     def alpha_at(self, path: str, rank: int) -> float:
         alpha = super().alpha_at(path, rank)
+        if self.start is not None and rank < (asked := self.rank_at(path)):
+            # A weight of fewer rows or columns than r has a start of that rank, which PEFT scales by r.
+            return alpha * rank / (math.sqrt(asked) if self.use_rslora else asked)
         # Callers divide this by the rank, which gives alpha / sqrt(rank).
         return alpha * math.sqrt(rank) if self.use_rslora else alpha
+
+    def options(self, algorithm: type[Layer], path: str) -> dict[str, Any]:
+        return {"start": self.start} if algorithm is self.algorithm and self.start else {}
 
     @classmethod
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedLora]:
         tensors = named_tensors(layer)
         assert isinstance(layer, Lora)
-        return tensors, wanted(tensors, layer.rank_of(layer.shapes), alpha_of(layer) or 0.0)
+        return tensors, wanted(tensors, layer.rank_of(layer.shapes), alpha_of(layer) or 0.0, layer.start)
 
     @classmethod
     def of(cls, members: Sequence[Member[WantedLora]], module: Module) -> Self:
@@ -69,12 +153,55 @@ class LoraConfig(RankedConfig[WantedLora]):
                 members, "lora_B.bias in every layer, or in none", lambda wanted: wanted.lora_bias
             ),
             use_dora=common(members, "DoRA in every layer, or in none", lambda wanted: wanted.use_dora),
+            init_lora_weights=common(members, "one start for all layers", lambda wanted: wanted.start)
+            or True,
+            bias=trained_biases(members, "lora_only"),
         )
 
+    def table(self) -> dict[str, Any]:
+        table = super().table()
+        if self.init_lora_weights is True:
+            # PEFT's default, which only training needs.
+            del table["init_lora_weights"]
+        return table
 
-def wanted(tensors: Mapping[str, Tensor], r: int, alpha: float) -> WantedLora:
+
+def _start(fields: Fields) -> bool | str:
+    """The value of `init_lora_weights`: true for every start that the base weight does not know of.
+
+    Raises FileFormatError for a start that shifts the base weight and cannot be found again, and for a value
+    that is not known.
+    """
+    value = fields.given.get("init_lora_weights", True)
+    if isinstance(value, bool):
+        return True
+    name = value.lower() if isinstance(value, str) else ""
+    if name in STARTS:
+        return name
+    if name in PLAIN:
+        return True
+    why = next((why for begin, why in SHIFTED.items() if name.startswith(begin)), None)
+    raise fields.error(
+        "init_lora_weights",
+        f"the factors belong to a base weight that was changed at the start, and {why}"
+        if why
+        else "it is not known whether such a start changes the base weight",
+        value,
+        ", ".join(["true", "false", *PLAIN, *STARTS]),
+        CONVERT,
+    )
+
+
+def wanted(tensors: Mapping[str, Tensor], r: int, alpha: float, start: Start | None) -> WantedLora:
     """What the configuration must say for a layer with these tensors by PEFT's suffixes."""
-    return WantedLora(r=r, alpha=alpha, use_dora=SUFFIXES[DORA] in tensors, lora_bias=BIAS in tensors)
+    return WantedLora(
+        r=r,
+        alpha=alpha,
+        use_dora=SUFFIXES[DORA] in tensors,
+        lora_bias=BIAS in tensors,
+        start=start,
+        set_bias=BASE_BIAS in tensors,
+    )
 
 
 def named_tensors(layer: Layer) -> dict[str, Tensor]:

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ....algorithms import Layer
-from ....algorithms.oftv2 import SCALED, TERMS, OftV2
+from ....algorithms.oftv2 import MOST_TERMS, SCALED, TERMS, OftV2
 from ....errors import LayerError
 from .. import patterns
-from ..config import LORA_ONLY, Config, Member, Module, Wanted, common, plain_tensors
+from ..config import (
+    LORA_ONLY,
+    TRANSPOSED,
+    Config,
+    Member,
+    Module,
+    Refusal,
+    Wanted,
+    common,
+    plain_tensors,
+    release,
+    trained_biases,
+)
+from ..fields import Fields
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 EPS = 6e-5
 """PEFT's default of `eps`, which has an effect only with `coft`."""
+SMALLEST = torch.finfo(torch.float32).tiny
+"""The smallest bound of a rotation: it must be above 0."""
 ONCE = (0, 18)
 """The first release of PEFT that counts the last term of OFT's series once. Those before count it twice."""
 
@@ -43,6 +58,15 @@ class OftConfig(Config[WantedOft]):
 
     peft_type: ClassVar[str] = "OFT"
     algorithm: ClassVar[type[Layer]] = OftV2
+    followed: ClassVar[frozenset[str]] = frozenset(
+        {"coft", "eps", "use_cayley_neumann", "num_cayley_neumann_terms", "peft_version", "bias"}
+    )
+    without_effect: ClassVar[frozenset[str]] = Config.without_effect - {"peft_version"} | {
+        *("module_dropout", "init_weights"),
+        # The tensors tell.
+        *("r", "oft_block_size", "block_share"),
+    }
+    refused: ClassVar[Mapping[str, Refusal]] = {"fan_in_fan_out": TRANSPOSED}
 
     r: int = 0
     """The number of blocks, 0 where their size is given instead."""
@@ -56,30 +80,36 @@ class OftConfig(Config[WantedOft]):
     peft_version: str = ""
 
     @classmethod
-    def read(cls, table: Mapping[str, Any], path: str) -> Self:
-        config = cls(
-            path=path,
-            coft=bool(table.get("coft", False)),
+    def read(cls, fields: Fields) -> Self:
+        coft, series = fields.flag("coft", False), fields.flag("use_cayley_neumann", True)
+        return cls(
+            path=fields.file,
+            coft=coft,
             # Without `coft` it has no effect, so whatever is there is no error.
-            eps=float(table["eps"]) if table.get("coft") else EPS,
-            use_cayley_neumann=bool(table.get("use_cayley_neumann", True)),
-            num_cayley_neumann_terms=int(table.get("num_cayley_neumann_terms", TERMS)),
-            peft_version=str(table.get("peft_version", "")),
+            eps=fields.number("eps", EPS, low=SMALLEST) if coft else EPS,
+            use_cayley_neumann=series,
+            # PEFT takes 0 terms for 1.
+            num_cayley_neumann_terms=max(
+                1, fields.whole("num_cayley_neumann_terms", TERMS, low=0, high=MOST_TERMS)
+            )
+            if series
+            else TERMS,
+            peft_version=".".join(map(str, release(fields))),
+            bias=fields.text("bias", "none"),
         )
-        if config.coft and not config.eps > 0:
-            raise ValueError(f"coft with an eps of {config.eps}")
-        if config.use_cayley_neumann and config.num_cayley_neumann_terms < 0:
-            raise ValueError(f"num_cayley_neumann_terms of {config.num_cayley_neumann_terms}")
-        return config
+
+    @property
+    def sets_biases(self) -> bool:
+        return self.bias == "all"
 
     def options(self, algorithm: type[Layer], path: str) -> dict[str, Any]:
         if algorithm is not self.algorithm:
             return {}
         # Without a version the release is (), which is before every other.
-        release = tuple(int(part) for part in re.findall(r"\d+", self.peft_version)[:2])
+        number = tuple(int(part) for part in self.peft_version.split(".") if part)
         return {
             "terms": self.num_cayley_neumann_terms if self.use_cayley_neumann else 0,
-            "last": 1 if release >= ONCE else 2,
+            "last": 1 if number >= ONCE else 2,
             "constraint": self.eps if self.coft else None,
         }
 
@@ -90,7 +120,9 @@ class OftConfig(Config[WantedOft]):
             raise LayerError("holds no scaled OFT", got=SCALED)
         rotation = (layer.terms, layer.last, layer.constraint)
         block, blocks = layer.rank_of(layer.shapes), layer.oft_r.shape[0]
-        return plain_tensors(layer, *LORA_ONLY), WantedOft(block=block, blocks=blocks, rotation=rotation)
+        return plain_tensors(layer, *LORA_ONLY), WantedOft(
+            block=block, blocks=blocks, rotation=rotation, set_bias=layer.set_bias is not None
+        )
 
     @classmethod
     def of(cls, members: Sequence[Member[WantedOft]], module: Module) -> Self:
@@ -99,6 +131,7 @@ class OftConfig(Config[WantedOft]):
         return cls(
             target_modules=patterns.modules([member.path for member in members], module.paths),
             oft_block_size=block,
+            bias=trained_biases(members, "oft_only"),
             block_share=all(member.wanted.blocks == 1 for member in members),
             coft=constraint is not None,
             eps=EPS if constraint is None else constraint,

@@ -1,0 +1,174 @@
+"""The fields of a PEFT configuration, read from JSON with their types and bounds checked."""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from collections.abc import Mapping
+from typing import Any, cast
+
+from ...errors import FileFormatError
+
+MOST_BYTES = 16 << 20
+"""The most bytes of a configuration. With a rank and an alpha for each of 10,000 layers it has about 2 MB."""
+MOST_PARTS = 64
+"""The most parts of a pipeline that one metadata entry may describe. Pipelines have up to five."""
+SHOWN = 80
+"""The most characters of a value from a file that an error shows."""
+SHORT = reprlib.Repr()
+"""Writes values on one line, without control characters, and cut off where they are long or nested deep."""
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = SHOWN
+HINT = "Restore it, or remove it to apply the adapter at scale 1"
+
+
+def parsed(text: str, file: str) -> dict[str, Any]:
+    """The table that a JSON text holds. Raises FileFormatError where it holds none."""
+    if len(text) > MOST_BYTES:
+        raise unreadable("it is too large", file, got=f"{len(text)} characters", expected=f"{MOST_BYTES}")
+    try:
+        table: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        # RecursionError for lists within lists without end; its text would not help.
+        found = str(error) if isinstance(error, ValueError) else "nested too deep"
+        raise unreadable("it is no JSON", file, got=found[:SHOWN], expected="a JSON table") from error
+    if not isinstance(table, dict):
+        raise unreadable("it is no table", file, got=_shown(table), expected="a JSON table")
+    return cast("dict[str, Any]", table)
+
+
+def unreadable(
+    why: str,
+    file: str,
+    *,
+    key: str | None = None,
+    got: str | None = None,
+    expected: str | None = None,
+    hint: str = HINT,
+) -> FileFormatError:
+    """The error for a configuration that cannot be followed."""
+    return FileFormatError(
+        f"this is no PEFT configuration that can be followed: {why}",
+        file=file,
+        key=key,
+        got=got,
+        expected=expected,
+        hint=hint,
+    )
+
+
+class Fields:
+    """The fields of one configuration by name.
+
+    Each method returns one field's value and raises FileFormatError, with file and field, for a value of
+    another type or outside of its bounds. A field that is missing or null has the value `default`; where that
+    is None, the field must be there.
+    """
+
+    def __init__(self, table: Mapping[str, Any], file: str, prefix: str = "") -> None:
+        self.file = file
+        self._table, self._prefix = table, prefix
+        """`prefix` is what stands before each name in the file, for errors."""
+
+    def __contains__(self, name: str) -> bool:
+        return self._table.get(name) is not None
+
+    @property
+    def given(self) -> Mapping[str, Any]:
+        """All fields with their values as they are, those that are null left out."""
+        return {name: value for name, value in self._table.items() if value is not None}
+
+    def number(
+        self, name: str, default: float | None = None, *, low: float = -math.inf, high: float = math.inf
+    ) -> float:
+        """A finite number from `low` to `high`."""
+        return self._number(name, self._value(name, default), low, high)
+
+    def whole(self, name: str, default: int | None = None, *, low: int, high: int) -> int:
+        """A whole number from `low` to `high`, perhaps written as 8.0."""
+        return self._whole(name, self._value(name, default), low, high)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self._value(name, default)
+        if not isinstance(value, bool):
+            raise self.error(name, "it is not a flag", value, "true or false")
+        return value
+
+    def text(self, name: str, default: str) -> str:
+        value = self._value(name, default)
+        if not isinstance(value, str):
+            raise self.error(name, "it is not a text", value, "a text")
+        return value
+
+    def texts(self, name: str) -> tuple[str, ...] | str:
+        """A text or a list of texts; () where it is missing."""
+        value: Any = self._value(name, ())
+        if isinstance(value, str):
+            return value
+        if not isinstance(value, list | tuple) or not all(
+            isinstance(one, str) for one in cast("list[Any]", value)
+        ):
+            raise self.error(name, "it is not a list of texts", value, "a list of texts, or one text")
+        return tuple(cast("list[str]", value))
+
+    def numbers(self, name: str, *, low: float = -math.inf, high: float = math.inf) -> dict[str, float]:
+        """A table of finite numbers; {} where it is missing."""
+        return {key: self._number(name, value, low, high, key) for key, value in self._entries(name)}
+
+    def wholes(self, name: str, *, low: int, high: int) -> dict[str, int]:
+        """A table of whole numbers; {} where it is missing."""
+        return {key: self._whole(name, value, low, high, key) for key, value in self._entries(name)}
+
+    def error(self, name: str, why: str, got: Any, expected: str, hint: str = HINT) -> FileFormatError:
+        """The error for a field whose value `got` cannot be followed."""
+        return unreadable(
+            why, self.file, key=f"{self._prefix}{name}", got=_shown(got), expected=expected, hint=hint
+        )
+
+    def _value(self, name: str, default: Any) -> Any:
+        value = self._table.get(name)
+        if value is not None:
+            return value
+        if default is None:
+            raise self.error(name, "it is missing", "no such field", f"{name} in the configuration")
+        return default
+
+    def _entries(self, name: str) -> list[tuple[str, Any]]:
+        value = self._value(name, {})
+        if not isinstance(value, dict):
+            raise self.error(name, "it is not a table", value, "a table of patterns and numbers")
+        return list(cast("dict[str, Any]", value).items())
+
+    def _number(self, name: str, value: Any, low: float, high: float, entry: str = "") -> float:
+        # Python takes True for 1. Numbers of thousands of digits are compared before they are converted.
+        sound = isinstance(value, int | float) and not isinstance(value, bool)
+        if not sound or not low <= value <= high or not -LARGEST <= value <= LARGEST:
+            raise self._out_of_bounds(name, value, "number", (low, high), entry)
+        return float(value)
+
+    def _whole(self, name: str, value: Any, low: int, high: int, entry: str = "") -> int:
+        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        if not whole or isinstance(value, bool) or not low <= value <= high:
+            raise self._out_of_bounds(name, value, "whole number", (low, high), entry)
+        return int(value)
+
+    def _out_of_bounds(
+        self, name: str, value: Any, kind: str, bounds: tuple[float, float], entry: str
+    ) -> FileFormatError:
+        low, high = bounds
+        range_ = f"a {kind} from {low:g} to {high:g}" if math.isfinite(low + high) else f"a finite {kind}"
+        place = f" in the entry {_shown(entry)}" if entry else ""
+        return self.error(name, f"it holds no usable number{place}", value, range_)
+
+
+LARGEST = 1e30
+"""The largest number that a field may hold. Ranks, scales and bounds are far smaller, and a product with such
+a number would overflow float32."""
+
+
+def _shown(value: Any) -> str:
+    """A value from a file for an error: on one line, without control characters, and not too long."""
+    if isinstance(value, int) and abs(value) > LARGEST:
+        # Python refuses to write numbers of thousands of digits.
+        return f"a whole number of {value.bit_length()} bits"
+    return SHORT.repr(value)

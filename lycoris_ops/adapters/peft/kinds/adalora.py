@@ -1,0 +1,58 @@
+"""PEFT's AdaLoraConfig."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ..config import MOST_RANK
+from ..fields import Fields
+from .lora import LoraConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from typing_extensions import Self
+
+    from ..config import Refusal
+
+INIT_RANK = 12
+"""PEFT's default of `init_r`."""
+EPS = 1e-5
+"""What PEFT adds to the rank that it divides by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaLoraConfig(LoraConfig):
+    """The scale is lora_alpha / (init_r + 1e-5), whatever rank training has left to a layer.
+
+    An alpha of 0 or below stands for init_r itself. The file holds only the singular values that are left.
+    """
+
+    peft_type: ClassVar[str] = "ADALORA"
+    read_only: ClassVar[bool] = True
+    followed: ClassVar[frozenset[str]] = frozenset({"init_r", "lora_alpha", "bias"})
+    without_effect: ClassVar[frozenset[str]] = LoraConfig.without_effect | {
+        *("target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step"),
+        # Which singular values are left. The file does not hold the others.
+        "rank_pattern",
+        # LoRA's fields that AdaLoRA does not read.
+        *("r", "alpha_pattern", "use_rslora", "init_lora_weights", "use_qalora", "use_bdlora"),
+        *("alora_invocation_tokens", "arrow_config", "kasa_config", "target_parameters"),
+    }
+    refused: ClassVar[Mapping[str, Refusal]] = {
+        name: LoraConfig.refused[name] for name in ("fan_in_fan_out", "layer_replication")
+    }
+
+    @classmethod
+    def read(cls, fields: Fields) -> Self:
+        return cls(
+            path=fields.file,
+            r=fields.whole("init_r", INIT_RANK, low=1, high=MOST_RANK),
+            alpha=fields.number("lora_alpha"),
+            bias=fields.text("bias", "none"),
+        )
+
+    def alpha_at(self, path: str, rank: int) -> float:
+        # Callers divide this by the rank that is left.
+        return (self.alpha if self.alpha > 0 else self.r) / (self.r + EPS) * rank

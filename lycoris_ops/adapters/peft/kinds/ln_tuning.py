@@ -1,0 +1,46 @@
+"""PEFT's LNTuningConfig."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from ....algorithms import Layer
+from ....algorithms.base import SET_BIAS
+from ....algorithms.full import SET, Full
+from ....errors import LayerError
+from .. import patterns
+from ..config import Config, Member, Module, Wanted
+from ..fields import Fields
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+SUFFIXES = {SET: "ln_tuning_layers.weight", SET_BIAS: "ln_tuning_layers.bias"}
+"""The algorithm's suffixes of a norm whose values are set, to those of PEFT."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LnTuningConfig(Config[Wanted]):
+    """The tensors are the values of whole norms, so there is nothing to say but which norms."""
+
+    peft_type: ClassVar[str] = "LN_TUNING"
+    algorithm: ClassVar[type[Layer]] = Full
+
+    @classmethod
+    def read(cls, fields: Fields) -> Self:
+        return cls(path=fields.file)
+
+    @classmethod
+    def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], Wanted]:
+        tensors = layer.dump()
+        if not tensors.keys() <= SUFFIXES.keys() or SET not in tensors:
+            raise LayerError(f"holds no {layer.algorithm}", got=layer.algorithm)
+        return {SUFFIXES[suffix]: tensor for suffix, tensor in tensors.items()}, Wanted()
+
+    @classmethod
+    def of(cls, members: Sequence[Member[Wanted]], module: Module) -> Self:
+        return cls(target_modules=patterns.modules([member.path for member in members], module.paths))
