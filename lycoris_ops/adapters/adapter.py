@@ -22,6 +22,7 @@ from ..files.cache import DEFAULT_CACHE, TensorCache
 from ..files.memory_file import MemoryFile
 from ..files.tensor_file import TensorFile
 from ..maths.shapes import Extent, Rows, Shape
+from ..names.dialects import peft as peft_names
 from ..names.dialects import split_prefix
 from .network_args import is_block_diagonal, plain_args, split_parts
 from .options import options_of
@@ -255,10 +256,17 @@ class Adapter:
         )
 
     def _peft_alpha(self, info: LayerInfo) -> float | None:
-        """The alpha that the layer's PEFT configuration gives; None where there is none."""
-        if info.peft is None or info.rank is None or not info.algorithm.scaled_by_alpha:
+        """The alpha that the layer's PEFT configuration gives; None where there is none.
+
+        The output layer of torch's attention has twice that of PEFT's configuration, and twice its rank
+        without one: PEFT adds the change of this layer twice, in training as well.
+        """
+        if info.rank is None or not info.algorithm.scaled_by_alpha:
             return None
-        return info.peft.alpha_at(module_path(info.name), info.rank)
+        alpha = None if info.peft is None else info.peft.alpha_at(module_path(info.name), info.rank)
+        if any(map(peft_names.WRAPPED.search, info.keys.values())):
+            return 2 * (info.rank if alpha is None else alpha)
+        return alpha
 
     def _read(self, info: LayerInfo, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors by suffix as the algorithm defines them, given those of the file.

@@ -40,12 +40,14 @@ def difference(wanted: Layer, found: Layer) -> str | None:
     # Only in a LoRA may a saver have multiplied the scale into a tensor.
     folded = isinstance(found, Lora) and found.lora_up is not None and scales[0] != scales[1]
     # A file holds alpha in float32.
-    if not folded and not math.isclose(*scales, rel_tol=1e-6):
+    close = math.isclose(*scales, rel_tol=1e-6)
+    if not folded and not close:
         return f"scale {scales[1]:g}, not {scales[0]:g}"
     scaled = ()
     if folded:
-        # The factor that was scaled is the one that differs.
-        scaled = (next((name for name in FACTORS if not _alike(wanted, found, name)), FACTORS[0]), BIAS)
+        # The factor that was scaled is the one that differs. Where none does, alpha was only rounded.
+        other = next((name for name in FACTORS if not _alike(wanted, found, name)), None)
+        scaled = () if close and other is None else (other or FACTORS[0], BIAS)
     for field in dataclasses.fields(wanted):
         ours, theirs = getattr(wanted, field.name), getattr(found, field.name)
         if isinstance(ours, Tensor) != isinstance(theirs, Tensor):

@@ -22,6 +22,8 @@ from .dialects import Component, Prefix, split_prefix
 from .fronts import is_of_encoder, shared_fronts
 
 WEIGHT, BIAS = ".weight", ".bias"
+IN_PROJ = ".in_proj_weight"
+"""The end of the key of the fused input weight in torch's attention."""
 NORM, NORM_SCALE = "_norm", "_norm.scale"
 """The original files of Flux call a norm's weight `<path>_norm.scale`; its path here is `<path>_norm`."""
 
@@ -180,6 +182,9 @@ class Targets:
         for target in self.all:
             if target.encoder:
                 _enter(index, f"transformer.{target.path}", (target,))
+            if target.path.endswith(IN_PROJ):
+                # PEFT adapts it under the name of the attention.
+                _enter(index, target.path.removesuffix(IN_PROJ), (target,))
             for root in ENCODER_ROOTS:
                 if target.part == "te" and target.path.startswith(root):
                     _enter(index, target.path.removeprefix(root), (target,))

@@ -207,7 +207,9 @@ def test_a_value_that_an_option_cannot_have_is_refused(
 def test_every_option_has_values_that_are_known(tmp_path: Path) -> None:
     path = written(tmp_path, factors("lora", "linear"))
     known = {option for kind in lyc.ALGORITHMS.values() for option in options_of(kind)}
-    assert known == {"dora", "sig_type", "terms", "last", "constraint", "feedforward"}
+    assert known == {
+        *("dora", "sig_type", "terms", "last", "constraint", "feedforward", "start", "product_of"),
+    }
     for option in known:
         with pytest.raises(lyc.LycorisError, match=option):
             lyc.load_adapter(path, **{option: "no such value"})

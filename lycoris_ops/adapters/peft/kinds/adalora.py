@@ -26,7 +26,7 @@ EPS = 1e-5
 class AdaLoraConfig(LoraConfig):
     """The scale is lora_alpha / (init_r + 1e-5), whatever rank training has left to a layer.
 
-    An alpha of 0 or below stands for init_r itself. The file holds only the singular values that are left.
+    An alpha of 0 or below stands for the rank that is left. The file holds the singular values that are left.
     """
 
     peft_type: ClassVar[str] = "ADALORA"
@@ -55,4 +55,4 @@ class AdaLoraConfig(LoraConfig):
 
     def alpha_at(self, path: str, rank: int) -> float:
         # Callers divide this by the rank that is left.
-        return (self.alpha if self.alpha > 0 else self.r) / (self.r + EPS) * rank
+        return (self.alpha if self.alpha > 0 else rank) / (self.r + EPS) * rank
