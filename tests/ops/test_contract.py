@@ -17,7 +17,9 @@ CASE_IDS = [f"{kind}-{weight}" for kind, weight in CASES]
 
 OTHER_VARIANTS = {
     frozenset({"lora_embedding_A", "lora_embedding_B"}),
+    frozenset({"lora_up.weight", "lora_down.weight", "lora_E"}),
     frozenset({"diff_b"}),
+    frozenset({"set_bias"}),
     frozenset({"b_norm"}),
     frozenset({"w_norm", "b_norm"}),
 }

@@ -383,22 +383,23 @@ def test_peft_keeps_alpha_beside_the_file(
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("config", "field"),
     [
-        '{"r": 4}',
-        '{"unet.r": 4, "unet.lora_alpha": 2}',
-        '{"lora_alpha": 4}',
-        "[]",
-        "not json",
-        '{"r": 4, "lora_alpha": 2, "fan_in_fan_out": true}',
-        '{"r": 4, "lora_alpha": 2, "alpha_pattern": {"(": 3}}',
+        ('{"r": 4}', "lora_alpha"),
+        ('{"unet.r": 4, "unet.lora_alpha": 2}', "r"),
+        ('{"lora_alpha": 4}', "r"),
+        ("[]", ""),
+        ("not json", ""),
+        ('{"r": 4, "lora_alpha": 2, "fan_in_fan_out": true}', "fan_in_fan_out"),
+        ('{"r": 4, "lora_alpha": 2, "alpha_pattern": {"(": 3}}', "alpha_pattern"),
     ],
 )
-def test_a_peft_config_that_cannot_be_followed_is_named(tmp_path: Path, config: str) -> None:
+def test_a_peft_config_that_cannot_be_followed_is_named(tmp_path: Path, config: str, field: str) -> None:
     factors = {f"{PEFT}.lora_A.weight": torch.zeros(3, 18), f"{PEFT}.lora_B.weight": torch.zeros(12, 3)}
     path = write(tmp_path / "x.safetensors", factors)
     (tmp_path / "adapter_config.json").write_text(config)
-    with pytest.raises(lyc.FileFormatError, match=r"adapter_config\.json.*lora_alpha"):
+    named = rf"adapter_config\.json: {field}: " if field else r"adapter_config\.json: "
+    with pytest.raises(lyc.FileFormatError, match=f"{named}.*can be followed.*expected"):
         lyc.load_adapter(path)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 MOST_TEXT = 1 << 20
@@ -23,9 +24,9 @@ MOST_STATES = 10_000
 expression, and repeated ones (`a{9}`) count as often as they repeat. An honest file has a few dozen."""
 MOST_DEPTH = 50
 """The most groups that may be nested. Each takes a few calls on Python's stack."""
-MOST_WORK = 8_000_000
+MOST_WORK = 4_000_000
 """The most steps that all look-ups in one field may take together, which is about a second. 10,000 layers
-with an expression each take about 2,000,000."""
+with an expression each take about 1,000,000."""
 COLD = 4
 """The steps that one state counts for while a transition is made, which is later only looked up."""
 
@@ -254,14 +255,24 @@ ACCEPTED = 0
 """The number of the state in which all of an expression is matched."""
 
 
-@dataclass
+@dataclass(eq=False)
+class _Place:
+    """A set of states that a text leads to, with what is known of the texts that go on from there."""
+
+    states: frozenset[int]
+    steps: dict[str, _Place] = field(default_factory=dict[str, "_Place"])
+    """The place after one more character."""
+    final: bool | None = None
+    """Whether the text may end here; None where nobody has asked."""
+
+
+@dataclass(eq=False)
 class _Automaton:
     """An expression as states; the sets of states that texts lead to are made once and kept."""
 
     states: list[_State] = field(default_factory=lambda: [(None, ())])
     start: int = ACCEPTED
-    _steps: dict[frozenset[int], dict[str, frozenset[int]]] = field(default_factory=dict[Any, Any])
-    _final: dict[frozenset[int], bool] = field(default_factory=dict[Any, Any])
+    _places: dict[frozenset[int], _Place] = field(default_factory=dict[frozenset[int], _Place])
 
     @classmethod
     def of(cls, items: Sequence[Item], room: int) -> _Automaton:
@@ -272,27 +283,38 @@ class _Automaton:
 
     def matches(self, text: str, spend: Callable[[int], None]) -> bool:
         """Whether the expression matches the whole text. `spend` is told of each step."""
-        current = self._closed((self.start,), begin=True, end=False)
+        place = self._first
         spend(len(text))
         for char in text:
-            known = self._steps.setdefault(current, {})
-            following = known.get(char)
-            if following is None:
-                spend(COLD * (1 + len(current)))
-                moved = [
-                    after[0]
-                    for test, after in (self.states[number] for number in current)
-                    if callable(test) and test(char)
-                ]
-                following = known[char] = self._closed(moved, begin=False, end=False)
-            current = following
-            if not current:
+            after = place.steps.get(char)
+            if after is None:
+                spend(COLD * (1 + len(place.states)))
+                after = place.steps[char] = self._after(place, char)
+            place = after
+            if not place.states:
                 return False
-        if current not in self._final:
-            spend(COLD * len(current))
-            whole = self._closed(tuple(current), begin=not text, end=True)
-            self._final[current] = ACCEPTED in whole
-        return self._final[current]
+        if place.final is None:
+            spend(COLD * len(place.states))
+            whole = self._closed(tuple(place.states), begin=not text, end=True)
+            if not text:
+                return ACCEPTED in whole
+            place.final = ACCEPTED in whole
+        return place.final
+
+    @cached_property
+    def _first(self) -> _Place:
+        return self._place(self._closed((self.start,), begin=True, end=False))
+
+    def _after(self, place: _Place, char: str) -> _Place:
+        moved = [
+            after[0]
+            for test, after in (self.states[number] for number in place.states)
+            if callable(test) and test(char)
+        ]
+        return self._place(self._closed(moved, begin=False, end=False))
+
+    def _place(self, states: frozenset[int]) -> _Place:
+        return self._places.setdefault(states, _Place(states))
 
     def _closed(self, numbers: Sequence[int], *, begin: bool, end: bool) -> frozenset[int]:
         """The states that these stand for, at the begin or the end of the text."""

@@ -130,7 +130,13 @@ class Fields:
         if value is not None:
             return value
         if default is None:
-            raise self.error(name, "it is missing", "no such field", f"{name} in the configuration")
+            raise unreadable(
+                "it is missing",
+                self.file,
+                key=f"{self._prefix}{name}",
+                got="no such field",
+                expected="r and lora_alpha (or alpha)",
+            )
         return default
 
     def _entries(self, name: str) -> list[tuple[str, Any]]:

@@ -1,0 +1,198 @@
+"""Regular expressions out of files: the matches of Python's `re` under PEFT's rule, and no hang."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import lycoris_ops as lyc
+from lycoris_ops.adapters.peft.expressions import MOST_STATES, MOST_TEXT, ExpressionError, Expressions
+from lycoris_ops.adapters.peft.patterns import alone, one_of
+
+PATHS = [
+    "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q",
+    "down_blocks.10.attentions.1.transformer_blocks.0.attn1.to_out.0",
+    "single_transformer_blocks.7.proj_mlp",
+    "blocks.12.self_attn.q",
+    "blocks.1.ffn.2",
+    "q",
+    "to_q",
+    "a.to_q.lora",
+    "x_blocks.1.ffn.2",
+]
+HONEST = [
+    *(alone(path) for path in PATHS),
+    *PATHS,
+    "to_q",
+    r"to_(q|k|v)",
+    r".*attn1.*",
+    r"^down_blocks\.\d+\..*to_q$",
+    r"blocks\.(?:0|1|12)\.ffn\.[02]",
+    r"(^|.*\.)to_out\.0",
+    r"blocks\.\d{1,2}\.self_attn\.[a-z]+",
+    r"[^.]+\.\d+?\.proj_(mlp|out)",
+    r"(down|up)_blocks\.[0-9]+\.attentions\.\w*\.transformer_blocks.*",
+    one_of(PATHS[:4]),
+    r"blocks.{3}ffn.2",
+    r"[]q]",
+    r"a\-b|q{,2}|\S+_q",
+    "",
+]
+
+
+def by_re(expressions: Sequence[str], path: str, *, whole: bool = False) -> int | None:
+    """The first expression that matches, by the rule of `peft.utils.other.get_pattern_key`."""
+    form = "^({})$" if whole else r"(.*\.)?({})$"
+    return next((n for n, one in enumerate(expressions) if re.match(form.format(one), path)), None)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_honest_expressions_match_as_in_pefts(whole: bool) -> None:
+    for expression in HONEST:
+        matcher = Expressions([expression], whole=whole)
+        for path in PATHS:
+            assert matcher.first(path) == by_re([expression], path, whole=whole), (expression, path)
+
+
+def test_pefts_own_function_gives_the_first() -> None:
+    from peft.utils.other import get_pattern_key
+
+    matcher = Expressions(HONEST)
+    for path in PATHS:
+        number = matcher.first(path)
+        assert get_pattern_key(HONEST, path) == (path if number is None else HONEST[number])
+    shuffled = random.Random(0).sample(HONEST, len(HONEST))
+    assert [Expressions(shuffled).first(path) for path in PATHS] == [by_re(shuffled, path) for path in PATHS]
+
+
+def made(random_: random.Random, depth: int = 0) -> str:
+    """A random expression over a, b and dots."""
+    kinds = ["a", "b", ".", r"\.", "[ab]", "[^a]", r"\w"] + ["group", "repeat", "anchor"] * (depth < 3)
+    parts: list[str] = []
+    for _ in range(random_.randint(0, 4)):
+        kind = random_.choice(kinds)
+        if kind == "group":
+            opened = random_.choice(("(", "(?:"))
+            parts.append(f"{opened}{made(random_, depth + 1)}|{made(random_, depth + 1)})")
+        elif kind == "repeat":
+            sign = random_.choice(("*", "+", "?", "{2}", "{1,2}", "{,2}", "{1,}", "*?"))
+            parts.append(f"({made(random_, depth + 1)}){sign}")
+        elif kind == "anchor":
+            parts.append(random_.choice("^$"))
+        else:
+            parts.append(kind)
+    return "".join(parts)
+
+
+def test_random_expressions_match_as_in_re() -> None:
+    random_ = random.Random(7)
+    texts = ["".join(random_.choices("ab.", k=n)) for n in range(8) for _ in range(4)]
+    matched = 0
+    for _ in range(1500):
+        expressions = [made(random_) for _ in range(2)]
+        matcher, whole = Expressions(expressions), Expressions(expressions, whole=True)
+        for text in texts:
+            assert matcher.first(text) == by_re(expressions, text), (expressions, text)
+            assert whole.first(text) == by_re(expressions, text, whole=True), (expressions, text)
+            matched += matcher.first(text) is not None
+    assert matched > 1000
+
+
+@pytest.mark.parametrize(
+    ("expression", "why"),
+    [
+        ("(", "without its )"),
+        ("a)", "without its ("),
+        ("[a", "ends too early"),
+        ("a\\", "ends too early"),
+        ("*a", "nothing before"),
+        ("a**", "right after another"),
+        ("a*+", "right after another"),
+        ("a{2}{2}", "right after another"),
+        ("a{3,2}", "ends before it begins"),
+        ("[b-a]", "ends before it begins"),
+        ("(?=a)", "except"),
+        ("(?<!a)b", "except"),
+        ("(?i)a", "except"),
+        (r"(a)\1", "is not read"),
+        (r"a\b", "is not read"),
+        ("(" * 60 + ")" * 60, "in each other"),
+        ("(a{100}){200}", "states"),
+        ("a{99999999}", "times"),
+        ("a" * (MOST_TEXT + 1), "characters"),
+    ],
+)
+def test_an_expression_that_is_not_read_says_why(expression: str, why: str) -> None:
+    with pytest.raises(ExpressionError, match=re.escape(why)) as caught:
+        Expressions(["to_q", expression])
+    assert len(str(caught.value)) < 400
+
+
+HOSTILE = [
+    {r"(a+)+!": 1},
+    {r"(a|a)*!": 1},
+    {r"(a*)*(a*)*!": 1},
+    {r"(.*a){20}!": 1},
+    {"a?" * 30 + "a" * 30 + "!": 1},
+    {r"(\w+\w+)+!": 1},
+    {r".*.*.*.*.*!": 1},
+    {f".*{'a?' * n}!": 1 for n in range(60)},
+    # Sets of states that differ after each character.
+    {f"(a|b)*a(a|b){{{n}}}!": 1 for n in range(1, 60)},
+    {f"(.*a){{{n}}}.*!": 1 for n in range(1, 60)},
+    # As many places at once as there are patterns.
+    {"".join(".a"[n >> bit & 1] for bit in range(12)): 1 for n in range(4096)},
+]
+
+LOAD = """
+import resource, sys
+import lycoris_ops as lyc
+spent = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+resource.setrlimit(resource.RLIMIT_CPU, (int(spent) + 40, int(spent) + 40))
+for path in sys.argv[1:]:
+    try:
+        print(len(set(lyc.load_adapter(path).alphas().values())))
+    except lyc.FileFormatError as error:
+        assert "adapter_config.json" in str(error) and "pattern" in str(error), error
+        print(str(error)[:200].replace(chr(10), " "))
+"""
+
+
+def test_no_pattern_of_a_file_hangs(tmp_path: Path) -> None:
+    """Each file either gives its alphas or an error with its field, all within the time of the child."""
+    pytest.importorskip("resource")
+    paths: list[str] = []
+    random_ = random.Random(0)
+    names = ["a" * 60, *("".join(random_.choices("ab", k=60)) for _ in range(300))]
+    tensors: dict[str, Any] = {}
+    for name in names:
+        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.zeros(1, 2)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.zeros(2, 1)
+    for number, patterns in enumerate(HOSTILE):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        said = {"r": 1, "lora_alpha": 8, "rank_pattern": patterns, "alpha_pattern": patterns}
+        (folder / "adapter_config.json").write_text(json.dumps(said))
+        save_file(tensors, folder / "adapter_model.safetensors")
+        paths.append(str(folder / "adapter_model.safetensors"))
+    root = Path(lyc.__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, *paths], capture_output=True, text=True, cwd=root, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == len(HOSTILE)
+
+
+def test_too_many_states_are_counted_over_all_expressions() -> None:
+    with pytest.raises(ExpressionError, match=f"more than {MOST_STATES} states"):
+        Expressions([f"(a{n}){{1000}}" for n in range(10)])
