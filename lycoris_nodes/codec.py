@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
-from ..lycoris_ops import DTYPE_NAMES, LycorisError, Quantised, TensorCache, TensorFile, TensorInfo
+from ..lycoris_ops import (
+    DTYPE_NAMES,
+    FileFormatError,
+    LycorisError,
+    Quantised,
+    TensorCache,
+    TensorFile,
+    TensorInfo,
+    beginning_with,
+    parse_json,
+)
 from .host import QUANT_FORMATS, quantised_layer, rounding_seed
 
 MARK = "comfy_quant"
@@ -22,6 +31,14 @@ TABLE = "_quantization_metadata"
 OLD_MARK = "scaled_fp8"
 """End of the name of a marker tensor in older files. What comes before it is the prefix of a part of the
 model: the layers of this part that have a `scale_weight` are quantised to float8."""
+
+MAX_MARK = 1 << 14
+"""Bytes of a tensor that describes a quantised weight. ComfyUI writes less than 100."""
+
+GROUP = "convrot_groupsize"
+MAX_GROUP = 4096
+"""The largest group of columns that may be rotated together, for which the host makes a matrix of that size
+squared. Its own default is 256."""
 
 SCALES: dict[str, tuple[str, ...]] = {
     "weight_scale": ("weight_scale", "scale_weight"),
@@ -67,7 +84,8 @@ class HostCodec:
 
         Layers in a format that the host does not know are left out. A shape includes rows and columns that
         the format may have added as padding, because the file does not say how many are meant. Raises
-        LycorisError if what the file says of its quantised layers is not JSON.
+        FileFormatError, with the key, if what the file says of a quantised layer is no table in JSON that
+        names a format.
         """
         found: dict[str, Quantised] = {}
         for layer, mark in _marked(file).items():
@@ -101,8 +119,8 @@ class HostCodec:
             values.div_(smoothing)
         with self._reading(weight):
             layer = self._layer(weight, stored)
-        seed = rounding_seed(self._live(weight.key))
-        made = layer.set_weight(values, seed=seed, return_weight=True).state_dict("weight")
+            seed = rounding_seed(self._live(weight.key))
+            made = layer.set_weight(values, seed=seed, return_weight=True).state_dict("weight")
         parts = dict(stored)
         for name, tensor in made.items():
             key = _stored_name(weight.key, name, stored)
@@ -122,8 +140,11 @@ class HostCodec:
         """Raise the host's errors about an incomplete or damaged weight as a LycorisError that names it."""
         try:
             yield
-        # The host's layer checks little of what it loads, so a damaged weight fails in any of these ways.
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        except MemoryError:
+            # This says nothing about the weight.
+            raise
+        # The host's layer checks little of what it loads, so a damaged weight fails in any way.
+        except Exception as error:
             raise LycorisError(
                 "ComfyUI cannot read a quantised weight",
                 key=weight.key,
@@ -140,29 +161,79 @@ class HostCodec:
 
 
 def _marked(file: TensorFile) -> dict[str, dict[str, Any]]:
-    """What a file says of its quantised layers, by layer, in the three places where the host looks."""
-    try:
-        layers = dict(json.loads(file.metadata.get(TABLE, "{}")).get("layers", {}))
-        # Read once for each merge, so none of it is cached.
-        marks = [name for name in file.tensors if name.endswith(f".{MARK}")]
-        for name, tensor in file.read(marks, TensorCache(0), keep=False).items():
-            layers[name.removesuffix(f".{MARK}")] = json.loads(bytes(tensor.tolist()))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise LycorisError(
-            "the file's description of its quantised weights cannot be read",
-            file=file.path,
-            got=str(error),
-            expected=f"JSON in {TABLE} or in tensors named {MARK}",
-        ) from error
-    for mark in (name for name in file.tensors if name.endswith(OLD_MARK)):
-        for name in file.tensors:
-            layer = name.removesuffix(".scale_weight")
-            if name != layer and name.startswith(mark.removesuffix(OLD_MARK)):
-                # The old marker does not name the format: the dtype of the weight tells which one it is.
-                stored = file.tensors.get(f"{layer}.weight")
-                narrow = stored is not None and stored.dtype == "F8_E5M2"
-                layers[layer] = {"format": "float8_e5m2" if narrow else "float8_e4m3fn"}
+    """What a file says of its quantised layers, by layer, in the three places where the host looks.
+
+    Raises FileFormatError, with the key, for what is no table that names a format.
+    """
+    table = file.metadata.get(TABLE)
+    said = _table_of(file, TABLE, table).get("layers", {}) if table is not None else {}
+    if not isinstance(said, dict):
+        raise _unreadable(file, TABLE, f"layers that are {_kind(said)}")
+    layers = {layer: _checked(file, f"{TABLE}: {layer}", mark) for layer, mark in said.items()}
+    marks = [name for name in file.tensors if name.endswith(f".{MARK}")]
+    for name in marks:
+        info = file.tensors[name]
+        # I8 has the same bytes for the characters that ComfyUI writes.
+        if info.dtype not in ("U8", "I8") or info.end - info.start > MAX_MARK:
+            raise _unreadable(file, name, f"{info.end - info.start} bytes of {info.dtype} {list(info.shape)}")
+    # Read once for each merge, so none of it is cached.
+    for name, tensor in file.read(marks, TensorCache(0), keep=False).items():
+        text = bytes(value & 0xFF for value in tensor.flatten().tolist())
+        layers[name.removesuffix(f".{MARK}")] = _checked(file, name, _table_of(file, name, text))
+    old = [name.removesuffix(OLD_MARK) for name in file.tensors if name.endswith(OLD_MARK)]
+    in_part = beginning_with(file.tensors, old)
+    for name in file.tensors:
+        layer = name.removesuffix(".scale_weight")
+        if name != layer and name in in_part:
+            # The old marker does not name the format: the dtype of the weight tells which one it is.
+            stored = file.tensors.get(f"{layer}.weight")
+            narrow = stored is not None and stored.dtype == "F8_E5M2"
+            layers[layer] = {"format": "float8_e5m2" if narrow else "float8_e4m3fn"}
     return layers
+
+
+def _table_of(file: TensorFile, key: str, text: str | bytes) -> dict[str, Any]:
+    """A table in JSON. Raises FileFormatError where the text is none."""
+    try:
+        found = parse_json(text)
+    except ValueError as error:
+        raise _unreadable(file, key, str(error)) from error
+    if not isinstance(found, dict):
+        raise _unreadable(file, key, _kind(found))
+    return found
+
+
+def _checked(file: TensorFile, key: str, mark: Any) -> dict[str, Any]:
+    """What a file says of one layer. Raises FileFormatError where it is no table, or names no format."""
+    if not isinstance(mark, dict):
+        raise _unreadable(file, key, _kind(mark))
+    if not isinstance(mark.get("format"), str):
+        raise _unreadable(file, key, f"a format that is {_kind(mark.get('format'))}")
+    options = mark.get("params")
+    for table in (mark, options if isinstance(options, dict) else {}):
+        size = table.get(GROUP, 1)
+        if type(size) is not int or not 0 < size <= MAX_GROUP:
+            raise _unreadable(file, key, f"a {GROUP} of {size}", f"a whole number from 1 to {MAX_GROUP}")
+    return mark
+
+
+def _kind(value: Any) -> str:
+    """What a value in JSON is, in words."""
+    names = {dict: "a table", list: "a list", str: "a text", bool: "a truth value", type(None): "nothing"}
+    return names.get(type(value), "a number")
+
+
+def _unreadable(
+    file: TensorFile, key: str, got: str, expected: str = "a table in JSON that names its format"
+) -> FileFormatError:
+    return FileFormatError(
+        "what the file says of its quantised weights cannot be read",
+        file=file.path,
+        key=key,
+        got=got,
+        expected=expected,
+        hint="Merge into the original file, from which this one was quantised",
+    )
 
 
 def _parts(layer: str, name: str, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:

@@ -6,7 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..lycoris_ops import BypassPlan, Entry, LycorisError, Match, bypass_refusal, few, geometry_of
+from ..lycoris_ops import (
+    BypassPlan,
+    Entry,
+    LycorisError,
+    Match,
+    bypass_refusal,
+    few,
+    geometry_of,
+    paragraph,
+)
 from .bypass_patch import plans_of
 from .host import (
     enlarged_by_patches,
@@ -81,7 +90,7 @@ def describe_choice(mode: Mode, choices: Sequence[Choice]) -> str:
             f"{layers} out, because their change is not in the weights. Save Merged Model writes the whole "
             "stack."
         )
-    return "\n".join(lines)
+    return paragraph(lines)
 
 
 def _wanted(patcher: Any, keys: Iterable[str], mode: Mode, short: bool) -> tuple[bool, str]:

@@ -21,7 +21,8 @@ from .errors import (
 )
 from .files.cache import TensorCache
 from .files.dtypes import DTYPE_NAMES, WRITABLE, dtype_name
-from .files.quantised import Codec, Quantised
+from .files.json_text import parse_json
+from .files.quantised import Codec, Quantised, beginning_with
 from .files.tensor_file import PICKLES, SAFETENSORS, Fingerprint, TensorFile, TensorInfo
 from .files.writing import Progress, check_name
 from .layers.part import Part
@@ -32,7 +33,7 @@ from .patch import PatchPlan, patch_, patch_report
 from .report.applied import describe
 from .report.saved import describe_saved
 from .report.summary import in_words, matched, summary
-from .report.words import few
+from .report.words import few, paragraph
 from .stack.kept_plans import kept_plan
 from .stack.resolve import Match, Resolution, resolve
 from .stack.rules import Rules
@@ -76,6 +77,7 @@ __all__ = [
     "TensorInfo",
     "WriteError",
     "adapter_stamp",
+    "beginning_with",
     "bypass_refusal",
     "check_name",
     "describe",
@@ -89,6 +91,8 @@ __all__ = [
     "load_adapter",
     "matched",
     "merge_checkpoint",
+    "paragraph",
+    "parse_json",
     "patch_",
     "patch_report",
     "read_shapes",

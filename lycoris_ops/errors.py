@@ -1,7 +1,8 @@
-"""The one family of errors that bad input raises."""
+"""The one family of errors that bad input raises, and how texts out of files are shown in them."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -10,10 +11,34 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+LONGEST = 500
+"""The most characters of each part of a message that are shown."""
+
+
+def printable(text: str, most: int = LONGEST) -> str:
+    """A text that may be out of a file, as it can be shown on one line.
+
+    Line breaks and tabs become spaces. All other characters that control a terminal, turn the direction of a
+    text around, show nothing or are no text become codes such as `\\x1b`. Letters of any language stay. The
+    middle of a text of more than `most` characters is left out.
+    """
+    if len(text) > most:
+        text = f"{text[: most // 2]}...{text[-(most // 2) :]}"
+    return text if text.isprintable() else "".join(_shown(character) for character in text)
+
+
+def _shown(character: str) -> str:
+    # Spaces of other widths count as not printable, but are harmless.
+    if character.isprintable() or unicodedata.category(character) == "Zs":
+        return character
+    return " " if character.isspace() else character.encode("unicode_escape").decode()
+
+
 class LycorisError(Exception):
     """What went wrong, where, what was found, what was expected, and what to do about it.
 
-    Every part is kept as an attribute, and the message is composed of the parts that are known. A caller
+    Every part is kept as an attribute as it is, and the message is composed of the parts that are known, each
+    as `printable`: what a file says can neither begin a line of its own nor control a terminal. A caller
     that knows more (the file, the layer) adds it with :meth:`within`. `key` is a key of the file, mostly the
     name of a layer; `weight` is the model's weight that the layer was to be applied to.
     """
@@ -46,15 +71,17 @@ class LycorisError(Exception):
         return self
 
     def __str__(self) -> str:
-        place = " on ".join(part for part in (self.key, self.weight) if part)
-        where = ": ".join(part for part in (self.file, place) if part)
+        parts = (self.file, self.key, self.weight, self.got, self.expected, self.problem, self.hint)
+        file, key, weight, got, expected, problem, hint = (printable(part or "") for part in parts)
+        place = " on ".join(part for part in (key, weight) if part)
+        where = ": ".join(part for part in (file, place) if part)
         found = "; ".join(
-            f"{label} {part}" for label, part in (("found", self.got), ("expected", self.expected)) if part
+            f"{label} {part}" for label, part in (("found", got), ("expected", expected)) if part
         )
-        text = f"{where}: {self.problem}" if where else self.problem
+        text = f"{where}: {problem}" if where else problem
         if found:
             text += f" ({found})"
-        return f"{text}. {self.hint}" if self.hint else text
+        return f"{text}. {hint}" if hint else text
 
 
 @contextmanager

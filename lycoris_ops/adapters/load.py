@@ -62,8 +62,10 @@ def adapter_stamp(path: str | os.PathLike[str]) -> str:
 
 def _fingerprints(path: str | os.PathLike[str]) -> tuple[Fingerprint, Fingerprint | None]:
     """Fingerprints of an adapter's file, and of the PEFT configuration beside it, if there is one."""
+    # The file first: a path that is no file's may not have a name to replace.
+    own = Fingerprint.of(path)
     config = Path(path).with_name(CONFIG_NAME)
-    return Fingerprint.of(path), Fingerprint.of(config) if config.is_file() else None
+    return own, Fingerprint.of(config) if config.is_file() else None
 
 
 # By fingerprints, so that a file that changed is read again.
@@ -74,7 +76,7 @@ def _load(
     cache: TensorCache,
     options: tuple[tuple[str, Any], ...],
 ) -> Adapter:
-    return read_adapter(_open(fingerprint.path, cache), config, cache, **dict(options))
+    return read_adapter(_open(fingerprint.path), config, cache, **dict(options))
 
 
 def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCache, **options: Any) -> Adapter:
@@ -177,12 +179,12 @@ def _options(
     return {option: value for option, value in found.items() if option in wanted}
 
 
-def _open(path: str, cache: TensorCache) -> TensorFile:
+def _open(path: str) -> TensorFile:
     suffix = Path(path).suffix.lower()
     if suffix in SAFETENSORS:
         return SafetensorsFile.open(path)
     if suffix in PICKLES:
-        return PickleFile.open(path, cache)
+        return PickleFile.open(path)
     raise FileFormatError(
         "an unknown kind of file",
         file=path,

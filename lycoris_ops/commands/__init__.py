@@ -7,9 +7,10 @@ defines `add_arguments(parser)`, and `run(options)`, which returns the exit stat
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from .. import LycorisError, discover
 from . import verbs
@@ -32,6 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return the exit status. `arguments` are this process's own unless given."""
     options = _parser().parse_args(arguments)
     before = output_state(options)
+    stdout: object = sys.stdout
+    if isinstance(stdout, io.TextIOWrapper):
+        # A letter that the terminal's encoding lacks is printed as its code, as Python does on stderr.
+        cast("io.TextIOWrapper", stdout).reconfigure(errors="backslashreplace")
     try:
         return int(options.run(options))
     except LycorisError as error:

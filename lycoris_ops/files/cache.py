@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
+from functools import cached_property
 from threading import RLock
 from typing import Any, TypeVar
 
 from torch import Tensor
+
+from ..errors import LycorisError
 
 T = TypeVar("T")
 Tensors = Mapping[str, Tensor]
@@ -25,16 +28,22 @@ class TensorCache:
     Above that bound the least recently used entries are dropped first. The cache keeps no file open: what it
     holds is in memory of its own. It is safe to use from several threads.
 
-    Raises ValueError for a negative `max_bytes`. With 0 nothing is kept.
+    `max_bytes` may be a function that gives the bound; it is called when the cache is first used. With 0
+    nothing is kept. Raises ValueError for a negative bound.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        if max_bytes < 0:
+    def __init__(self, max_bytes: int | Callable[[], int]) -> None:
+        self._bound = max_bytes
+        if not callable(max_bytes) and max_bytes < 0:
             raise ValueError(f"max_bytes must not be negative, got {max_bytes}")
-        self.max_bytes = max_bytes
         self._held: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self._bytes = 0
         self._lock = RLock()
+
+    @cached_property
+    def max_bytes(self) -> int:
+        """The bound in bytes."""
+        return self._bound() if callable(self._bound) else self._bound
 
     @property
     def nbytes(self) -> int:
@@ -55,20 +64,20 @@ class TensorCache:
 
         `size` gives the bytes that the value counts for.
         """
+        # Before anything is read, where the bound cannot be told.
+        most = self.max_bytes
         with self._lock:
             if key in self._held:
                 self._held.move_to_end(key)
                 return self._held[key][0]
         # Outside the lock, so that a slow file holds up no other thread. Two threads may then make one value.
         value = make()
-        if keep:
-            self._put(key, value, size(value))
+        # A larger one would drop every other entry, and then itself.
+        if keep and (counted := size(value)) <= most:
+            self._put(key, value, counted)
         return value
 
     def _put(self, key: Hashable, value: object, size: int) -> None:
-        # It would drop every other entry, and then itself.
-        if size > self.max_bytes:
-            return
         with self._lock:
             # Another thread may have made the same value meanwhile.
             if key in self._held:
@@ -90,14 +99,24 @@ BOUND = "LYCORIS_CACHE_MB"
 """The environment variable that sets the bound of `DEFAULT_CACHE`, in units of 2^20 bytes."""
 
 
-def _bound() -> int:
-    text = os.environ.get(BOUND, "4096")
-    if not text.isdecimal():
-        raise ValueError(
-            f"the environment variable {BOUND} must be a whole number of megabytes, not {text!r}"
+DEFAULT_MB = 4096
+"""The bound where the variable is not set."""
+DIGITS = 9
+"""The most digits of the variable's value; a machine has far less memory than that."""
+
+
+def _from_environment() -> int:
+    text = os.environ.get(BOUND, str(DEFAULT_MB))
+    if not text.isdecimal() or len(text) > DIGITS:
+        raise LycorisError(
+            f"the environment variable {BOUND}, the memory to keep adapters in, is no number of megabytes",
+            got=repr(text),
+            expected=f"a whole number without a unit, such as {DEFAULT_MB} for 4 GB",
+            hint="Set it to such a number where the program is started, or take it away, and start again",
         )
     return int(text) << 20
 
 
-DEFAULT_CACHE = TensorCache(_bound())
-"""The cache of adapters that are given none. Its bound is read from LYCORIS_CACHE_MB, once, at import."""
+DEFAULT_CACHE = TensorCache(_from_environment)
+"""The cache of adapters that are given none. Its bound is read from LYCORIS_CACHE_MB when it is first used,
+so that a wrong value is an error where an adapter is read, and not when the library is imported."""

@@ -13,24 +13,31 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Collection, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
 
-from ..errors import FileFormatError
-from .cache import TensorCache
+from ..errors import FileFormatError, WriteError
+from .bounds import MAX_JSON, MAX_METADATA
 from .dtypes import DTYPES, ITEM_BITS
-from .tensor_file import OFFSETS, DiskFile, Fingerprint, TensorInfo
+from .json_text import parse_json
+from .tensor_file import (
+    OFFSETS,
+    DiskFile,
+    Fingerprint,
+    TensorInfo,
+    check_names,
+    is_text,
+    open_file,
+    read_exactly,
+    stated_shape,
+)
 
 METADATA = "__metadata__"
 """The header's key of the metadata; every other key is a tensor's name."""
-MAX_HEADER = 100_000_000
-"""The largest header that the format allows, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -52,38 +59,14 @@ class SafetensorsFile(DiskFile):
         fingerprint = Fingerprint.of(path)
         with open_file(fingerprint.path) as file:
             size, header = _read_header(file, fingerprint)
-        metadata = header.pop(METADATA, {})
-        if not isinstance(metadata, dict):
-            raise _damaged(fingerprint, "its metadata is not a table", METADATA)
-        texts = {str(key): str(value) for key, value in cast("dict[Any, Any]", metadata).items()}
+        texts = _metadata(header.pop(METADATA, {}), fingerprint)
+        check_names(header.keys(), fingerprint.path)
         # The length that stands before the header takes 8 bytes.
         data_start = 8 + size
         tensors = _tensors(header, fingerprint, fingerprint.size - data_start)
         return cls(fingerprint, tensors, texts, data_start)
 
-    def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
-        """The named tensors. Raises FileFormatError where the file changed since it was opened."""
-        return cache.fetch((self.fingerprint, tuple(names)), lambda: self._read(names), keep=keep)
-
-    def _read(self, names: Collection[str]) -> dict[str, Tensor]:
-        with self.data() as file:
-            return {name: self.read_one(file, name) for name in names}
-
-    @contextmanager
-    def data(self) -> Generator[BinaryIO]:
-        """The file, open for reading at no particular position.
-
-        Raises FileFormatError where it changed since its header was read.
-        """
-        self.check_unchanged()
-        with open_file(self.path) as file:
-            yield file
-
     def read_one(self, file: BinaryIO, name: str) -> Tensor:
-        """One tensor, read from the open file (see `data`) into new memory.
-
-        Raises FileFormatError where torch has no such dtype, or where the file ends too early.
-        """
         info = self.tensors[name]
         dtype = DTYPES.get(info.dtype)
         if dtype is None:
@@ -100,19 +83,11 @@ class SafetensorsFile(DiskFile):
         return raw.view(dtype).reshape(info.shape)
 
 
-def open_file(path: str) -> BinaryIO:
-    """Open for reading. Raises FileFormatError where the system refuses."""
-    try:
-        # Unbuffered, since each tensor is read in one piece, straight into its own memory.
-        return cast("BinaryIO", Path(path).open("rb", buffering=0))
-    except OSError as error:
-        raise FileFormatError("the file cannot be read", file=path, got=str(error.strerror)) from error
-
-
 def encode_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bytes:
     """The first bytes of a file: the header's length and the header.
 
-    The header is padded with spaces, so that the tensor data after it begin at a multiple of 8 bytes.
+    The header is padded with spaces, so that the tensor data after it begin at a multiple of 8 bytes. Raises
+    WriteError for a name or metadata that UTF-8 has no bytes for.
     """
     table: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
     for name, info in tensors.items():
@@ -121,7 +96,14 @@ def encode_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]
             "shape": list(info.shape),
             "data_offsets": [info.start, info.end],
         }
-    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    try:
+        text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise WriteError(
+            "a name or an entry of the metadata is no text that a file can hold",
+            got=error.object[max(0, error.start - 20) : error.end + 20],
+            expected="characters that UTF-8 has",
+        ) from None
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
@@ -132,62 +114,58 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     return memoryview(cast("Any", tensor.reshape(-1).view(torch.uint8).numpy()))
 
 
-def read_exactly(file: BinaryIO, view: memoryview, path: str) -> None:
-    """Fill `view` from the file. Raises FileFormatError where the file ends before `view` is full."""
-    done = 0
-    # An unbuffered file may give fewer bytes than asked for.
-    while done < len(view):
-        try:
-            count = cast("Any", file).readinto(view[done:])
-        except OSError as error:
-            raise FileFormatError("the file cannot be read", file=path, got=str(error.strerror)) from error
-        if not count:
-            raise FileFormatError(
-                "the file ends in the middle of a tensor",
-                file=path,
-                got=f"{done} bytes",
-                expected=f"{len(view)} bytes",
-                hint="The file is incomplete: download or save it again",
-            )
-        done += count
-
-
 def _read_header(file: BinaryIO, fingerprint: Fingerprint) -> tuple[int, dict[str, Any]]:
     prefix = file.read(8)
     if len(prefix) < 8:
         raise _damaged(fingerprint, "it is too short to be a safetensors file", got=f"{len(prefix)} bytes")
     size = int.from_bytes(prefix, "little")
     # Before it is read: the length in a damaged file can ask for any amount of memory.
-    if size > min(MAX_HEADER, fingerprint.size - 8):
+    most = min(MAX_JSON, fingerprint.size - 8)
+    if size > most:
         raise _damaged(
             fingerprint,
-            "its header does not fit into the file",
+            "its header does not fit into the file" if most < MAX_JSON else "its header is too long",
             got=f"a header of {size} bytes in a file of {fingerprint.size}",
-            expected=f"at most {min(MAX_HEADER, fingerprint.size - 8)} bytes",
+            expected=f"at most {most} bytes",
         )
     try:
-        header: Any = json.loads(file.read(size), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:  # the latter for brackets in brackets without end
+        header: Any = parse_json(file.read(size), unique=True)
+    except ValueError as error:
         raise _damaged(fingerprint, "its header is not valid JSON", got=str(error)) from error
-    except KeyError as error:
-        raise _damaged(fingerprint, "its header names a tensor twice", key=str(error.args[0])) from error
     if not isinstance(header, dict):
         raise _damaged(fingerprint, "its header is not a table of tensors")
     return size, cast("dict[str, Any]", header)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object as a dictionary. Raises KeyError for a key given twice, which `json` would allow."""
-    table = dict(pairs)
-    if len(table) == len(pairs):
-        return table
-    # A slower loop, to name the key: only damaged headers come here.
-    table.clear()
-    for key, value in pairs:
-        if key in table:
-            raise KeyError(key)
-        table[key] = value
-    return table
+def _metadata(table: Any, fingerprint: Fingerprint) -> dict[str, str]:
+    """The metadata of a header. The format wants texts; numbers and the like are taken for their texts."""
+    if not isinstance(table, dict):
+        raise _damaged(fingerprint, "its metadata is not a table", METADATA)
+    entries = cast("dict[str, Any]", table)
+    if len(entries) > MAX_METADATA:
+        raise _damaged(
+            fingerprint,
+            "its metadata has too many entries",
+            METADATA,
+            got=str(len(entries)),
+            expected=f"at most {MAX_METADATA}",
+        )
+    texts: dict[str, str] = {}
+    for key, value in entries.items():
+        try:
+            text = value if isinstance(value, str) else str(value)
+        except RecursionError:
+            raise _damaged(fingerprint, "its metadata is nested too deeply", key) from None
+        if not is_text(key) or not is_text(text):
+            raise _damaged(
+                fingerprint,
+                "its metadata holds what is no text",
+                key,
+                got="half of a pair of surrogates",
+                expected="characters that UTF-8 has",
+            )
+        texts[key] = text
+    return texts
 
 
 def _tensors(header: dict[str, Any], fingerprint: Fingerprint, available: int) -> dict[str, TensorInfo]:
@@ -220,16 +198,14 @@ def _tensors(header: dict[str, Any], fingerprint: Fingerprint, available: int) -
 
 def _info(name: str, entry: Any, fingerprint: Fingerprint) -> TensorInfo:
     try:
-        dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        dtype, sizes, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        shape = stated_shape(sizes)
     except (TypeError, KeyError, ValueError) as error:
         raise _damaged(fingerprint, "a header entry lacks dtype, shape or offsets", key=name) from error
     # By type, since isinstance takes JSON's true and false for integers.
-    wrong = type(start) is not int or type(end) is not int or not isinstance(dtype, str)
-    for number in shape:
-        if type(number) is not int or number < 0:
-            wrong = True
-    if wrong or start < 0:
-        raise _damaged(fingerprint, "a header entry holds values of the wrong types", key=name)
+    wrong = type(start) is not int or type(end) is not int or type(dtype) is not str
+    if wrong or shape is None or start < 0:
+        raise _damaged(fingerprint, "a header entry holds values of the wrong types or sizes", key=name)
     if dtype not in ITEM_BITS:
         raise _damaged(
             fingerprint, "a tensor has an unknown dtype", key=name, got=dtype, expected=", ".join(ITEM_BITS)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import time
-from collections.abc import Collection, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
 from torch import Tensor
 
 from ..errors import FileFormatError
 from ..maths.shapes import Shape
+from .bounds import MAX_DIMENSIONS, MAX_DOTS, MAX_ELEMENTS, MAX_KEY, MAX_TENSORS
 from .cache import TensorCache
 from .dtypes import DTYPE_NAMES
 
@@ -42,9 +46,9 @@ class Fingerprint:
         it is a folder or a device. May sleep up to 20 ms, see `TICK`.
         """
         # Links are not resolved: a download cache links readable names to files that are named by their hash.
-        full = Path(path).absolute()
         hint = "Check the name, or refresh the list of files"
         try:
+            full = Path(path).absolute()
             found = full.stat()
             age = time.time_ns() - found.st_mtime_ns
             if 0 <= age < TICK:
@@ -53,7 +57,7 @@ class Fingerprint:
                 time.sleep((TICK - age) / 1e9)
                 found = full.stat()
         except (FileNotFoundError, NotADirectoryError, ValueError):
-            # ValueError comes of a null character in the name.
+            # ValueError comes of a null character in the name, or of one that no name on a disk can have.
             raise FileFormatError("there is no such file", file=str(path), hint=hint) from None
         except OSError as error:
             why = str(error.strerror)
@@ -123,7 +127,7 @@ class TensorFile(Protocol):
 
 
 @dataclass(frozen=True)
-class DiskFile:
+class DiskFile(ABC):
     """A file on a disk, identified by its fingerprint at the time when it was opened."""
 
     fingerprint: Fingerprint
@@ -144,3 +148,107 @@ class DiskFile:
                 file=self.path,
                 hint="Run again to read the new file",
             )
+
+    def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
+        """The named tensors. Raises FileFormatError where the file changed since it was opened."""
+        return cache.fetch((self.fingerprint, tuple(names)), lambda: self._read(names), keep=keep)
+
+    def _read(self, names: Collection[str]) -> dict[str, Tensor]:
+        with self.data() as file:
+            return {name: self.read_one(file, name) for name in names}
+
+    @contextmanager
+    def data(self) -> Generator[BinaryIO]:
+        """The file, open for reading at no particular position.
+
+        Raises FileFormatError where it changed since its header was read.
+        """
+        self.check_unchanged()
+        with open_file(self.path) as file:
+            yield file
+
+    @abstractmethod
+    def read_one(self, file: BinaryIO, name: str) -> Tensor:
+        """One tensor, read from the open file (see `data`) into new memory.
+
+        Raises FileFormatError where torch has no such dtype, or where the file ends too early.
+        """
+
+
+def open_file(path: str) -> BinaryIO:
+    """Open for reading. Raises FileFormatError where the system refuses."""
+    try:
+        # Unbuffered, since each tensor is read in one piece, straight into its own memory.
+        return cast("BinaryIO", Path(path).open("rb", buffering=0))
+    except OSError as error:
+        raise FileFormatError("the file cannot be read", file=path, got=str(error.strerror)) from error
+
+
+def read_exactly(file: BinaryIO, view: memoryview, path: str) -> None:
+    """Fill `view` from the file. Raises FileFormatError where the file ends before `view` is full."""
+    done = 0
+    # An unbuffered file may give fewer bytes than asked for.
+    while done < len(view):
+        try:
+            count = cast("Any", file).readinto(view[done:])
+        except OSError as error:
+            raise FileFormatError("the file cannot be read", file=path, got=str(error.strerror)) from error
+        if not count:
+            raise FileFormatError(
+                "the file ends in the middle of a tensor",
+                file=path,
+                got=f"{done} bytes",
+                expected=f"{len(view)} bytes",
+                hint="The file is incomplete: download or save it again",
+            )
+        done += count
+
+
+def check_names(names: Collection[str], path: str) -> None:
+    """Raise FileFormatError where a file has too many tensors, or a name that no tensor can have.
+
+    Such names are longer than `MAX_KEY`, have more than `MAX_DOTS` dots, or hold half of a pair of
+    surrogates, which is no character and cannot be written to a file or a terminal.
+    """
+    if len(names) > MAX_TENSORS:
+        raise FileFormatError(
+            "the file has too many tensors", file=path, got=str(len(names)), expected=f"at most {MAX_TENSORS}"
+        )
+    for name in names:
+        dots = name.count(".")
+        if len(name) > MAX_KEY or dots > MAX_DOTS or not is_text(name):
+            raise FileFormatError(
+                "a tensor has a name that no layer of a model has",
+                file=path,
+                key=name,
+                got=f"{len(name)} characters, {dots} of them dots",
+                expected=f"text of at most {MAX_KEY} characters and {MAX_DOTS} dots",
+                hint="The file was damaged, or made to do harm",
+            )
+
+
+def is_text(text: str) -> bool:
+    """Whether a text can be written as UTF-8, which half of a pair of surrogates cannot."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def stated_shape(sizes: Sequence[Any]) -> Shape | None:
+    """Sizes that a file states as a shape; None where a tensor cannot have them.
+
+    They must be whole numbers from 0, at most `MAX_DIMENSIONS`, whose product is at most `MAX_ELEMENTS` even
+    without those that are 0.
+    """
+    if len(sizes) > MAX_DIMENSIONS:
+        return None
+    for size in sizes:
+        # By type, since isinstance takes True and False for whole numbers.
+        if type(size) is not int or not 0 <= size <= MAX_ELEMENTS:
+            return None
+    shape: Shape = tuple(sizes)
+    return shape if math.prod(filter(None, shape)) <= MAX_ELEMENTS else None

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..adapters.peft import CONFIG_NAME
 from ..names.dialects import split_prefix
 from ..stack.resolve import PART_NAMES, EntryResolution, Resolution
-from .words import counted, listed
+from .words import counted, listed, paragraph
 
 
 def describe(resolution: Resolution) -> str:
@@ -28,7 +28,7 @@ def _describe_entry(resolution: EntryResolution) -> str:
         strengths += f", text encoder {entry.strength_clip:g}"
     lines.append(strengths + (f"; rules: {entry.rules}" if entry.rules else ""))
     if entry.off:
-        return "\n".join([*lines, "  off: both strengths are 0, nothing was applied"])
+        return paragraph([*lines, "  off: both strengths are 0, nothing was applied"])
     lines.append(f"  applied {resolution.count()} of {resolution.layers} layers")
     if silenced := resolution.count(silent=True):
         lines.append(f"  {silenced} matched at strength 0")
@@ -63,7 +63,7 @@ def _describe_entry(resolution: EntryResolution) -> str:
         list(adapter.embeddings),
     )
     lines += listed("rules match none of its layers", [str(rule) for rule in resolution.idle_rules])
-    return "\n".join(lines)
+    return paragraph(lines)
 
 
 def _configured(resolution: EntryResolution) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..adapters.save import SaveResult
+from .words import paragraph
 
 
 def describe_saved(result: SaveResult) -> str:
@@ -14,4 +15,4 @@ def describe_saved(result: SaveResult) -> str:
     shown = f"{name.parent.name}/{name.name}" if result.dialect == "peft" else name.name
     lines = [f"{shown}: {result.layers} layers in the dialect {result.dialect}, {result.size / 1e6:.2f} MB"]
     lines += [f"  {change}" for change in result.changes]
-    return "\n".join([*lines, "  read back: every layer is in the file as it should be", result.path])
+    return paragraph([*lines, "  read back: every layer is in the file as it should be", result.path])

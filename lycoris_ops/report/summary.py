@@ -9,7 +9,7 @@ from typing import Any
 from ..adapters.adapter import Adapter
 from ..names.dialects import split_prefix
 from ..stack.resolve import PART_NAMES, EntryResolution
-from .words import counted, listed, short
+from .words import counted, listed, paragraph, short
 
 SHOWN = 12
 """How many metadata and keys are written out. It is more than `words.ITEMS`, because a file is inspected in a
@@ -76,7 +76,7 @@ def in_words(found: Mapping[str, Any]) -> str:
     lines += listed("layers that are not read", [f"{key}: {unreadable[key]}" for key in unreadable], SHOWN)
     lines += listed("keys of no layer", found["unused_keys"], SHOWN)
     lines += listed("embeddings, which are not applied", found["embeddings"], SHOWN)
-    return "\n".join(lines)
+    return paragraph(lines)
 
 
 def _part_of(name: str) -> str:

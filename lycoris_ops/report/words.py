@@ -1,9 +1,11 @@
-"""Phrases that reports share: counts, lists of limited length, and long texts shortened to one line."""
+"""What reports share: counts, lists of limited length, long texts shortened, and lines that stay lines."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+
+from ..errors import printable
 
 VALUES = 4
 """How many different values are written out. A line holds about as many."""
@@ -13,6 +15,13 @@ NAMES = 3
 """How many names are written out within a sentence."""
 LONG = 60
 """The most characters of a value that are written out."""
+LINE = 2000
+"""The most characters of a line. Block rules can make a line long."""
+
+
+def paragraph(lines: Iterable[str]) -> str:
+    """The lines of a report as one text. Each is `printable`: nothing in it can begin a line of its own."""
+    return "\n".join(printable(line, LINE) for line in lines)
 
 
 def counted(values: Iterable[str] | Mapping[str, int], *, always: bool = False) -> str:
@@ -43,5 +52,6 @@ def few(names: Sequence[str]) -> str:
 
 def short(text: str) -> str:
     """A text on one line, cut off with `...` where it is longer than `LONG`."""
-    line = " ".join(text.split())
+    # Cut off before it is split too: a text out of a file can be long.
+    line = " ".join(text[: LONG * LONG].split())
     return line if len(line) <= LONG else f"{line[: LONG - 3]}..."

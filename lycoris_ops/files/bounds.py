@@ -1,0 +1,49 @@
+"""Bounds on what a file may hold. They are far above any real file, and nothing beyond them is worked on.
+
+A file comes from a stranger. It is held against these bounds when it is opened, before anything is made of
+what it says, so that opening a file that was made to do harm takes at most 2 s and 1 GB of memory.
+"""
+
+from __future__ import annotations
+
+MAX_TENSORS = 1 << 17
+"""Tensors of one file: 131,072. An adapter for the experts of a large language model has about 100,000, a
+checkpoint of a diffusion model a few thousand."""
+
+MAX_JSON = 32 << 20
+"""Bytes of a text in JSON, such as the header of a safetensors file. An entry of the header takes about 150
+bytes, and what training tools write about their data sets takes several MB. The format allows 100 MB."""
+
+MAX_BRACKETS = 8 * MAX_TENSORS
+"""Opening brackets and braces in a text in JSON. A tensor's entry in a header has three. Each becomes a list
+or a table of its own, which takes 20 times the memory of the text and much of the time."""
+
+MAX_QUOTES = 24 * MAX_TENSORS
+"""Quotation marks in a text in JSON, without those inside of its texts. A tensor's entry in a header has ten.
+Each pair becomes a text of its own, which takes about 10 times the memory of a short one in the file."""
+
+MAX_METADATA = 10_000
+"""Entries of the metadata. Training tools write about 100."""
+
+MAX_KEY = 1000
+"""Characters of a tensor's name. The longest of real files have about 200."""
+
+MAX_DOTS = 64
+"""Dots in a tensor's name, which stand between the modules on its path. Real names have up to about 20."""
+
+MAX_DIMENSIONS = 16
+"""Dimensions of a tensor. A kernel of a 3D convolution has five, and no layer of a model more than eight."""
+
+MAX_ELEMENTS = 1 << 40
+"""Elements of a tensor, where dimensions of 0 count as 1. The data of a tensor bound its size except where
+one of its dimensions is 0, and torch fails where the product of the others does not fit into 63 bits."""
+
+MAX_PICKLE = 16 << 20
+"""Bytes of the pickle that says which tensors a file has, without their data. A tensor takes about 200."""
+
+MAX_STEPS = 3_000_000
+"""Instructions of such a pickle. A tensor takes about 30. Each may make an object of about 60 bytes."""
+
+MAX_SHARING = 16
+"""How many times the bytes of a pickle's tensors may add up to the size of the file. Tensors that are tied,
+or that are parts of a larger one, lie in the file once, but each is read into memory of its own."""

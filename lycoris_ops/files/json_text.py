@@ -1,0 +1,45 @@
+"""Reading JSON out of files from strangers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from .bounds import MAX_BRACKETS, MAX_JSON, MAX_QUOTES
+
+
+def parse_json(data: bytes | str, *, unique: bool = False) -> Any:
+    """What a text in JSON says. Bytes are UTF-8 without a mark of the byte order.
+
+    Raises ValueError, with the reason, for what is not JSON or is nested too deeply, for a text beyond
+    `MAX_JSON`, `MAX_BRACKETS` or `MAX_QUOTES`, and with `unique` where a table gives a key twice. Without it
+    the last one counts.
+    """
+    text = data if isinstance(data, str) else data.decode("utf-8")
+    # Counted before the text is parsed, since that makes an object of each. A quotation mark inside of a text
+    # has a backslash before it, and the one that opens a text has none, so no text goes uncounted.
+    for what, count, most in (
+        ("characters", len(text), MAX_JSON),
+        ("brackets", text.count("[") + text.count("{"), MAX_BRACKETS),
+        ("quotation marks", text.count('"') - text.count('\\"'), MAX_QUOTES),
+    ):
+        if count > most:
+            raise ValueError(f"{count} {what}, where at most {most} are read")
+    try:
+        return json.loads(text, object_pairs_hook=_unique if unique else None)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dictionary. Raises ValueError for a key given twice, which `json` would allow."""
+    table = dict(pairs)
+    if len(table) == len(pairs):
+        return table
+    # A slower loop, to name the key: only damaged texts come here.
+    table.clear()
+    for key, value in pairs:
+        if key in table:
+            raise ValueError(f"the key {key!r} is given twice")
+        table[key] = value
+    return table
