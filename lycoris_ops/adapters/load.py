@@ -107,8 +107,7 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
         except LayerError as error:
             # Tensors of a known kind that contradict each other are an error; an unknown kind is reported.
             raise error.within(file=file.path, key=name) from None
-        kind = told_by(keys)
-        unreadable[name] = not_read(kind) if kind else explain(keys)
+        unreadable[name] = _why_not(frozenset(keys))
         unused.extend(keys.values())
     if not grouped:
         raise _no_layer(file, unused, config.path if config else None)
@@ -124,6 +123,14 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
         config.path if config else None,
         cache,
     )
+
+
+# Remembered, because thousands of layers of a file can have the same suffixes.
+@lru_cache(maxsize=HEADERS)
+def _why_not(suffixes: frozenset[str]) -> str:
+    """Why tensors of these suffixes make no layer that can be read."""
+    kind = told_by(suffixes)
+    return not_read(kind) if kind else explain(suffixes)
 
 
 def _take_biases(grouped: Groups, unused: list[str], configs: Configs, file: TensorFile) -> list[str]:

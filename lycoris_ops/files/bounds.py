@@ -18,9 +18,13 @@ MAX_BRACKETS = 8 * MAX_TENSORS
 """Opening brackets and braces in a text in JSON. A tensor's entry in a header has three. Each becomes a list
 or a table of its own, which takes 20 times the memory of the text and much of the time."""
 
-MAX_QUOTES = 24 * MAX_TENSORS
+MAX_QUOTES = 12 * MAX_TENSORS
 """Quotation marks in a text in JSON, without those inside of its texts. A tensor's entry in a header has ten.
 Each pair becomes a text of its own, which takes about 10 times the memory of a short one in the file."""
+
+MAX_COMMAS = 24 * MAX_TENSORS
+"""Commas in a text in JSON, also inside of its texts. A tensor's entry in a header has about six. Each stands
+before a value, which takes 40 bytes or less unless it is a table, a list or a text."""
 
 MAX_METADATA = 10_000
 """Entries of the metadata. Training tools write about 100."""
@@ -38,10 +42,10 @@ MAX_ELEMENTS = 1 << 40
 """Elements of a tensor, where dimensions of 0 count as 1. The data of a tensor bound its size except where
 one of its dimensions is 0, and torch fails where the product of the others does not fit into 63 bits."""
 
-MAX_PICKLE = 16 << 20
+MAX_PICKLE = 8 << 20
 """Bytes of the pickle that says which tensors a file has, without their data. A tensor takes about 200."""
 
-MAX_STEPS = 3_000_000
+MAX_STEPS = 1_000_000
 """Instructions of such a pickle. A tensor takes about 30. Each may make an object of about 60 bytes."""
 
 MAX_SHARING = 16

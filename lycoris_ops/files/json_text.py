@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
-from .bounds import MAX_BRACKETS, MAX_JSON, MAX_QUOTES
+from .bounds import MAX_BRACKETS, MAX_COMMAS, MAX_JSON, MAX_QUOTES
+
+
+@contextmanager
+def collector_paused() -> Generator[None]:
+    """A time without Python's search for objects that refer to each other in circles.
+
+    It walks over all objects again whenever many new ones are there, and so takes most of the time in which
+    the many of a large file are made.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def parse_json(data: bytes | str, *, unique: bool = False) -> Any:
     """What a text in JSON says. Bytes are UTF-8 without a mark of the byte order.
 
     Raises ValueError, with the reason, for what is not JSON or is nested too deeply, for a text beyond
-    `MAX_JSON`, `MAX_BRACKETS` or `MAX_QUOTES`, and with `unique` where a table gives a key twice. Without it
-    the last one counts.
+    the bounds, and with `unique` where a table gives a key twice. Without it the last one counts.
     """
     text = data if isinstance(data, str) else data.decode("utf-8")
     # Counted before the text is parsed, since that makes an object of each. A quotation mark inside of a text
@@ -21,12 +39,14 @@ def parse_json(data: bytes | str, *, unique: bool = False) -> Any:
     for what, count, most in (
         ("characters", len(text), MAX_JSON),
         ("brackets", text.count("[") + text.count("{"), MAX_BRACKETS),
+        ("commas", text.count(","), MAX_COMMAS),
         ("quotation marks", text.count('"') - text.count('\\"'), MAX_QUOTES),
     ):
         if count > most:
             raise ValueError(f"{count} {what}, where at most {most} are read")
     try:
-        return json.loads(text, object_pairs_hook=_unique if unique else None)
+        with collector_paused():
+            return json.loads(text, object_pairs_hook=_unique if unique else None)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

@@ -26,6 +26,7 @@ from ..errors import FileFormatError
 from ..maths.shapes import Shape
 from .bounds import MAX_PICKLE, MAX_SHARING, MAX_TENSORS
 from .dtypes import DTYPE_NAMES, DTYPES, ITEM_BITS, dtype_name
+from .json_text import collector_paused
 from .tensor_file import DiskFile, Fingerprint, TensorInfo, check_names, open_file, read_exactly, stated_shape
 from .unpickle import Other, PickleError, Stated, Table, unpickle
 
@@ -74,6 +75,7 @@ class PickleFile(DiskFile):
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @classmethod
+    @collector_paused()
     def open(cls, path: str | os.PathLike[str]) -> PickleFile:
         """Read and check what a file says of its tensors.
 
@@ -85,11 +87,12 @@ class PickleFile(DiskFile):
             try:
                 layout = _archive if _bytes(file, len(ZIP), 0) == ZIP else _old
                 value, storages = layout(file, fingerprint)
+                entries = _table(value, fingerprint.path)
             except (PickleError, struct.error) as error:
                 raise _refused(fingerprint, file, str(error)) from error
         tensors: dict[str, TensorInfo] = {}
         places: dict[str, Place] = {}
-        for name, entry in _table(value, fingerprint.path).items():
+        for name, entry in entries.items():
             try:
                 tensors[name], places[name] = _placed(entry, storages)
             except PickleError as error:
@@ -220,7 +223,7 @@ def _old(file: BinaryIO, fingerprint: Fingerprint) -> tuple[Any, dict[str, Span]
     read = unpickle(data, system.end)
     keys = unpickle(data, read.end)
     if type(system.value) is not Table or type(keys.value) is not list:
-        raise PickleError("it is damaged")
+        raise PickleError("damaged data")
     if not any(key == "little_endian" and value is True for key, value in system.value.all()):
         raise PickleError("numbers whose bytes are in another order than little-endian")
     # The storages lie one after the other, each with the number of its elements before it, in 8 bytes.
@@ -229,7 +232,7 @@ def _old(file: BinaryIO, fingerprint: Fingerprint) -> tuple[Any, dict[str, Span]
     for key in cast("list[Any]", keys.value):
         storage = read.storages.get(key) if type(key) is str else None
         if storage is None or key in storages:
-            raise PickleError("it is damaged")
+            raise PickleError("damaged data")
         size = int.from_bytes(_bytes(file, 8, at), "little") * _item_size(storage.dtype)
         at += 8
         if at + size > fingerprint.size:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -79,7 +79,7 @@ def plain_floats(tensors: Mapping[str, TensorInfo], quantised: Collection[str] =
         name
         for name, info in tensors.items()
         if name in quantised
-        or (_packed(info.dtype) and (name in weights or any(_span(ordered, name + mark) for mark in "._")))
+        or (_packed(info.dtype) and (name in weights or any(_begins(ordered, name + mark) for mark in "._")))
     }
     scales = beginning_with(ordered, (name + mark for name in scaled for mark in "._"))
     scales |= {name for name, weight in weight_of.items() if weight in scaled}
@@ -91,18 +91,20 @@ def beginning_with(names: Iterable[str], heads: Iterable[str]) -> set[str]:
     """The names that begin with one of the heads, in a time that does not grow with names times heads."""
     ordered = sorted(names)
     found: set[str] = set()
-    done = 0
-    # The names of one head follow each other. Those of another are apart from them, or among them.
-    for span in sorted((_span(ordered, head) for head in heads), key=lambda span: (span.start, -span.stop)):
-        found.update(ordered[max(span.start, done) : span.stop])
-        done = max(done, span.stop)
+    at = 0
+    # In this order the names of a head follow each other, and among them those of heads that begin like it.
+    for head in sorted(heads):
+        at = max(at, bisect_left(ordered, head))
+        while at < len(ordered) and ordered[at].startswith(head):
+            found.add(ordered[at])
+            at += 1
     return found
 
 
-def _span(ordered: list[str], head: str) -> range:
-    """The places of the names that begin with `head` in a sorted list."""
-    first = bisect_left(ordered, head)
-    return range(first, bisect_right(ordered, head, first, key=lambda name: name[: len(head)]))
+def _begins(ordered: list[str], head: str) -> bool:
+    """Whether any name of a sorted list begins with `head`."""
+    at = bisect_left(ordered, head)
+    return at < len(ordered) and ordered[at].startswith(head)
 
 
 def _packed(dtype: str) -> bool:

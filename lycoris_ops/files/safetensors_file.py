@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import FileFormatError, WriteError
 from .bounds import MAX_JSON, MAX_METADATA
 from .dtypes import DTYPES, ITEM_BITS
-from .json_text import parse_json
+from .json_text import collector_paused, parse_json
 from .tensor_file import (
     OFFSETS,
     DiskFile,
@@ -50,6 +50,7 @@ class SafetensorsFile(DiskFile):
     """Position in the file of the first byte of tensor data, which the offsets of `tensors` count from."""
 
     @classmethod
+    @collector_paused()
     def open(cls, path: str | os.PathLike[str]) -> SafetensorsFile:
         """Read and check the header of a file.
 

@@ -11,7 +11,7 @@ arguments: `torch.save` and `torch._utils` of torch 2.13.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -61,7 +61,7 @@ class Named(NamedTuple):
     name: str
 
 
-@dataclass
+@dataclass(slots=True)
 class Table:
     """A dictionary as its keys and values one after the other.
 
@@ -69,13 +69,13 @@ class Table:
     """
 
     items: list[Any] = field(default_factory=list[Any])
-    pairs: list[Any] = field(default_factory=list[Any])
+    pairs: Sequence[Any] = ()
     """Keys and values in pairs that come before these: so Python 2 wrote ordered dictionaries."""
 
     def all(self) -> list[tuple[Any, Any]]:
         """The keys with their values. Raises PickleError where a pair is none."""
         if not all(type(pair) in (list, tuple) and len(pair) == 2 for pair in self.pairs):
-            raise PickleError("it is damaged")
+            raise PickleError("damaged data")
         return [*(tuple(pair) for pair in self.pairs), *zip(self.items[::2], self.items[1::2], strict=True)]
 
 
@@ -155,7 +155,7 @@ def unpickle(data: bytes, start: int = 0) -> Read:
         value = machine.run()
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         # An instruction for values that are not there or are of another type.
-        raise PickleError("it is damaged") from None
+        raise PickleError("damaged data") from None
     return Read(value, machine.at, machine.storages)
 
 
@@ -356,7 +356,7 @@ def _made(function: Any, arguments: Any) -> Any:
             return Other(f"a tensor of the class {_name(given[1])}")
         name, given = _name(given[0]), _tuple(given[2])
     if name == ORDERED:
-        return Table(pairs=_list(given[0]) if given else [])
+        return Table(pairs=_list(given[0]) if given else ())
     what = name.removeprefix("torch._utils.")
     if what in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"):
         storage, rest = given[0], list(given[4:8])
