@@ -19,7 +19,9 @@ from layers import lora
 from safetensors.torch import load_file, save_file
 
 import lycoris_ops as lyc
+from lycoris_ops.adapters import save as saving
 from lycoris_ops.commands import main
+from lycoris_ops.files import unfinished as unfinishing
 from lycoris_ops.files.unfinished import MACHINE, unfinished
 from tests.harness.facts import ROOT
 
@@ -119,6 +121,24 @@ def test_the_next_writer_sweeps_what_dead_ones_left(sources: Path, out: Path) ->
     assert {path.name for path in out.iterdir()} == {"y.safetensors", *(path.name for path in own)}
 
 
+def test_a_file_that_is_swept_before_it_is_locked_is_begun_anew(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another writer may come between the two steps."""
+    lock, swept = unfinishing.lock, [1, 2]
+
+    def late(handle: int, *, wait: bool) -> bool:
+        (path,) = out.iterdir()
+        found = lock(handle, wait=wait)
+        if swept.pop() == 2:
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(unfinishing, "lock", late)
+    with unfinished(out, "x.safetensors") as file:
+        assert Path(file.name).exists() and not swept
+
+
 def test_what_is_left_beside_a_new_folder_is_swept(sources: Path, out: Path) -> None:
     unfinished(out, PAIR[1]).close()
     for _ in range(2):
@@ -181,6 +201,22 @@ def test_a_source_that_changes_while_it_is_read_is_an_error(
     assert not left and files_in(out) == {"x.safetensors": b"earlier"}
 
 
+@pytest.mark.parametrize("change", [overwritten, cut, replaced, Path.unlink])
+def test_a_source_that_changes_while_the_file_is_read_back_is_an_error(
+    sources: Path, out: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
+) -> None:
+    honest = saving.check_written
+
+    def check(*given: Any) -> None:
+        change(sources / "kohya.safetensors")
+        honest(*given)
+
+    monkeypatch.setattr(saving, "check_written", check)
+    with pytest.raises(lyc.FileFormatError, match=r"kohya\.safetensors"):
+        write("kohya", sources, out / "x.safetensors")
+    assert not files_in(out)
+
+
 # Names that are taken.
 
 
@@ -217,8 +253,9 @@ def test_a_link_is_a_name_that_is_taken_and_is_replaced_itself(sources: Path, ou
         if leads_to is None:
             target.write_bytes(b"another's")
         link.symlink_to(leads_to or target)
+        # It is known before anything is made.
         with pytest.raises(lyc.WriteError, match="of that name already"):
-            write(writer, sources, link, overwrite=False)
+            write(writer, sources, link, overwrite=False, progress=never)
         assert link.is_symlink() and (leads_to is None or not link.exists())
         for path in out.iterdir():
             assert path == link
@@ -227,6 +264,10 @@ def test_a_link_is_a_name_that_is_taken_and_is_replaced_itself(sources: Path, ou
         for path in out.iterdir():
             path.unlink()
     assert target.read_bytes() == b"another's"
+
+
+def never(done: int, total: int) -> None:
+    raise AssertionError("something was made")
 
 
 def test_a_linked_folder_is_written_into(sources: Path, out: Path) -> None:
@@ -292,6 +333,18 @@ def test_weights_and_configuration_are_replaced_together_or_not_at_all(
     assert files_in(out) == pair
     write("peft", sources, out)
     assert json.loads((out / PAIR[0]).read_bytes())["r"] == 4 and tuple(sorted(files_in(out))) == PAIR
+
+
+@pytest.mark.parametrize("step", [3, 4])
+def test_where_there_were_no_files_none_is_left(
+    sources: Path, out: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    for folder in (out, out / "new"):
+        with monkeypatch.context() as patched:
+            failing(patched, range(step, step + 1), Interrupt(), done=True)
+            with pytest.raises(Interrupt):
+                write("peft", sources, folder)
+        assert not list(out.iterdir())
 
 
 def test_what_cannot_be_put_back_is_named_and_put_back_by_the_next_writer(
