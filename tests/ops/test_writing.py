@@ -335,10 +335,11 @@ def test_weights_and_configuration_are_replaced_together_or_not_at_all(
     assert json.loads((out / PAIR[0]).read_bytes())["r"] == 4 and tuple(sorted(files_in(out))) == PAIR
 
 
-@pytest.mark.parametrize("step", [3, 4])
+@pytest.mark.parametrize("step", [5, 6])
 def test_where_there_were_no_files_none_is_left(
     sources: Path, out: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
+    """The first four renames find no file to put back or to move aside."""
     for folder in (out, out / "new"):
         with monkeypatch.context() as patched:
             failing(patched, range(step, step + 1), Interrupt(), done=True)
