@@ -30,7 +30,8 @@ class Loha(Factored):
     """delta = alpha / r * (w1_a @ w1_b) * (w2_a @ w2_b), element by element.
 
     w?_a (O, r), w?_b (r, K). Tucker: w?_a (r, O), w?_b (r, I), t? (r, r, *kernel), where each
-    factor is E[p, q, ...] = sum_ij t[i, j, ...] w_a[i, p] w_b[j, q].
+    factor is E[p, q, ...] = sum_ij t[i, j, ...] w_a[i, p] w_b[j, q]. For convolutions OneTrainer writes
+    w?_a (O, r, 1, 1) and w?_b (r, I, *kernel), which are the same numbers.
 
     Source: Hyeon-Woo et al., "FedPara" (2108.06098), eq. 2 and 3; key names by LyCORIS (2309.14859).
     """

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ..algorithms import Layer
 from ..algorithms.base import scale
+from ..algorithms.factored import Factored
 from ..algorithms.full import Full
+from ..algorithms.loha import Loha
 from ..algorithms.lora import Lora
 from ..errors import LayerError
 from ..maths.shapes import Rows
@@ -21,10 +23,13 @@ def fuse(pieces: Sequence[tuple[Layer, Rows]], rows: int) -> Layer:
 
     `pieces` has each layer with its range of rows. Rows in no range do not change. LoRA: the down factors
     stand one below the other and up is block-diagonal, so that the rank is the sum of the ranks; layers
-    with equal down factors share one. Full differences stand one below the other.
+    with equal down factors share one. LoHa: the same for each of its two products, w?_b as down and w?_a as
+    up; since both w?_a have zeros at the same places, the product of the two is that of the layers. Full
+    differences stand one below the other.
 
-    Raises LayerError for other kinds and for layers that cannot be joined: LoRA with a Tucker core, a sparse
-    remainder, `reshape_weight`, other inputs than the rest or DoRA in some rows only, and `set_weight`.
+    Raises LayerError for other kinds and for layers that cannot be joined: LoRA and LoHa with a Tucker core,
+    a sparse remainder, `reshape_weight`, other inputs than the rest or DoRA in some rows only, and
+    `set_weight`.
     """
     layers = [layer for layer, _ in pieces]
     for layer in layers:
@@ -34,9 +39,11 @@ def fuse(pieces: Sequence[tuple[Layer, Rows]], rows: int) -> Layer:
             raise _cannot_fuse(layer, f"LoRA without a start ({layer.start}) in the base weight")
     if all(isinstance(layer, Full) for layer in layers):
         return _fuse_full([(layer, at) for layer, at in pieces if isinstance(layer, Full)], rows)
+    if all(isinstance(layer, Loha) for layer in layers):
+        return _fuse_loha([(layer, at) for layer, at in pieces if isinstance(layer, Loha)], rows)
     for layer in layers:
         if not isinstance(layer, Lora) or layer.lora_up is None or layer.lora_mid is not None:
-            raise _cannot_fuse(layer, "LoRA without a Tucker core, or full differences")
+            raise _cannot_fuse(layer, "LoRA or LoHa without a Tucker core, or full differences")
         if layer.bias_size is not None or layer.reshape_weight is not None:
             raise _cannot_fuse(layer, "LoRA without a sparse remainder (bias_indices) or a reshape_weight")
     return _fuse_lora([(layer, at) for layer, at in pieces if isinstance(layer, Lora)], rows)
@@ -84,34 +91,91 @@ def _fuse_lora(pieces: Sequence[tuple[Lora, Rows]], rows: int) -> Lora:
         )
     # A scale that all layers have in common stays in alpha: multiplied into up, it could round.
     folded = len(set(scales)) > 1
-    downs: list[Tensor] = []
-    columns: list[int] = []
-    for layer, _ in pieces:
-        down = _down(layer)
-        # Layers that were cut from one have equal down factors: joined again, they get its rank.
-        known = next((n for n, other in enumerate(downs) if torch.equal(other, down)), None)
-        columns.append(len(downs) if known is None else known)
-        if known is None:
-            downs.append(down)
-    starts = [sum(down.shape[0] for down in downs[:n]) for n in range(len(downs))]
-    rank = sum(down.shape[0] for down in downs)
     ups = [
         times(_up(layer), factor) if folded else _up(layer)
         for (layer, _), factor in zip(pieces, scales, strict=True)
     ]
-    up = ups[0].new_zeros(rows, rank, *ups[0].shape[2:], dtype=_widest(ups))
-    for (_, at), part, column in zip(pieces, ups, columns, strict=True):
-        up[at[0] : at[1], starts[column] : starts[column] + part.shape[1]] = part
+    downs = [_down(layer) for layer, _ in pieces]
+    up, down = _joined(ups, downs, _groups([(down,) for down in downs]), [at for _, at in pieces], rows)
+    rank = down.shape[0]
     # Where the scales are in up already, alpha = rank gives the scale 1.
     alpha = float(rank) if folded else scales[0] * rank
     return Lora(
         lora_up=up,
-        lora_down=torch.cat([down.to(_widest(downs)) for down in downs]),
+        lora_down=down,
         lora_b_bias=_lora_biases(pieces, scales, rows, folded),
         diff_b=_biases(pieces, rows),
         dora_scale=_magnitudes(pieces, rows),
         alpha=alpha,
     )
+
+
+def _fuse_loha(pieces: Sequence[tuple[Loha, Rows]], rows: int) -> Loha:
+    for layer, _ in pieces:
+        if layer.hada_t1 is not None:
+            raise _cannot_fuse(layer, "LoHa without a Tucker core")
+        if layer.bias_size is not None:
+            raise _cannot_fuse(layer, "LoHa without a sparse remainder (bias_indices)")
+    if len({tuple(layer.hada_w1_b.shape[1:]) for layer, _ in pieces}) > 1:
+        raise LayerError(
+            "layers of different inputs cannot be joined into one layer",
+            got="hada_w1_b of different shapes",
+        )
+    scales = [scale(layer.alpha, layer.hada_w1_b.shape[0]) for layer, _ in pieces]
+    folded = len(set(scales)) > 1
+    # A change is scaled once, so the scale goes into one of the two products.
+    left = [
+        (times(layer.hada_w1_a, factor) if folded else layer.hada_w1_a).flatten(1)
+        for (layer, _), factor in zip(pieces, scales, strict=True)
+    ]
+    first = [layer.hada_w1_b for layer, _ in pieces]
+    second = [layer.hada_w2_b.flatten(1) for layer, _ in pieces]
+    groups, ranges = _groups(list(zip(first, second, strict=True))), [at for _, at in pieces]
+    w1_a, w1_b = _joined(left, first, groups, ranges, rows)
+    w2_a, w2_b = _joined([layer.hada_w2_a.flatten(1) for layer, _ in pieces], second, groups, ranges, rows)
+    rank = w1_b.shape[0]
+    return Loha(
+        hada_w1_a=w1_a,
+        hada_w1_b=w1_b,
+        hada_w2_a=w2_a,
+        hada_w2_b=w2_b,
+        diff_b=_biases(pieces, rows),
+        dora_scale=_magnitudes(pieces, rows),
+        alpha=float(rank) if folded else scales[0] * rank,
+    )
+
+
+def _groups(downs: Sequence[tuple[Tensor, ...]]) -> list[int]:
+    """A number from 0 for each layer, the same for layers with equal factors.
+
+    Layers that were cut from one have equal factors: joined again, they get its rank.
+    """
+    kept: list[tuple[Tensor, ...]] = []
+    groups: list[int] = []
+    for factors in downs:
+        known = (n for n, other in enumerate(kept) if all(map(torch.equal, other, factors)))
+        group = next(known, len(kept))
+        groups.append(group)
+        if group == len(kept):
+            kept.append(factors)
+    return groups
+
+
+def _joined(
+    ups: Sequence[Tensor], downs: Sequence[Tensor], groups: Sequence[int], ranges: Sequence[Rows], rows: int
+) -> tuple[Tensor, Tensor]:
+    """The factors of one product of `rows` rows, from those of products that each have a range of them.
+
+    ups: (O_n, r_n, ...) each, which become the blocks of the first factor. downs: (r_n, ...) each, one below
+    the other in the second, once for each of the `groups`.
+    """
+    kept = [downs[groups.index(group)] for group in sorted(set(groups))]
+    starts = [sum(down.shape[0] for down in kept[:n]) for n in range(len(kept))]
+    rank = sum(down.shape[0] for down in kept)
+    up = ups[0].new_zeros(rows, rank, *ups[0].shape[2:], dtype=_widest(ups))
+    for at, part, group in zip(ranges, ups, groups, strict=True):
+        up[at[0] : at[1], starts[group] : starts[group] + part.shape[1]] = part
+    return up, torch.cat([down.to(_widest(kept)) for down in kept])
 
 
 def _lora_biases(
@@ -125,7 +189,7 @@ def _lora_biases(
     return _stacked(found, rows)
 
 
-def _magnitudes(pieces: Sequence[tuple[Lora, Rows]], rows: int) -> Tensor | None:
+def _magnitudes(pieces: Sequence[tuple[Factored, Rows]], rows: int) -> Tensor | None:
     """The DoRA magnitudes (rows,) of all layers; None where no layer has one.
 
     Raises LayerError unless every row has one. No magnitude stands for a row without DoRA: it would have to

@@ -367,9 +367,12 @@ def test_kinds_that_cannot_be_cut_say_who_holds_them_whole(tmp_path: Path, made:
 
 
 def test_kinds_that_cannot_be_joined_say_who_holds_them_apart(tmp_path: Path) -> None:
-    layers = {f"lycoris_transformer_blocks_0_attn_to_{x}": loha((8, 8), 2) for x in "qkv"}
+    layers = {
+        f"lycoris_transformer_blocks_0_attn_to_{x}": lokr((8, 8), 1, first="full", second="low")
+        for x in "qkv"
+    }
     with pytest.raises(
-        lyc.LayerError, match=r"to_q: kohya fuses or splits.*loha.*LoRA without.*or full.*as peft"
+        lyc.LayerError, match=r"to_q: kohya fuses or splits.*lokr.*LoRA or LoHa without.*or full.*as peft"
     ):
         saved(adapter(tmp_path, layers), "kohya", FLUX)
     mixed = {f"transformer.transformer_blocks.0.attn.to_{x}": lora((8, 8), 2) for x in "qk"}
@@ -390,6 +393,40 @@ def test_full_differences_and_magnitudes_are_joined(tmp_path: Path) -> None:
         there = saved(source, "comfy", FLUX)
         assert list(there.info) == [QKV]
         assert_same(source, there, FLUX)
+
+
+@pytest.mark.parametrize("alphas", [(2.0, 2.0, 3.0), (1.0, 2.0, 3.7)], ids=["one-scale", "three-scales"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_split_loha_layers_are_joined_without_loss(
+    tmp_path: Path, alphas: tuple[float, ...], dtype: torch.dtype
+) -> None:
+    """The joined layer's formula, in float64, gives the changes of the three layers one below the other."""
+    made = [{k: t.to(dtype) for k, t in loha((8, 8), rank).items()} for rank in (2, 2, 3)]
+    # Query and key share their right factors, as layers do that were cut from one.
+    made[1] |= {key: made[0][key].clone() for key in ("hada_w1_b", "hada_w2_b")}
+    layers = {
+        f"lycoris_transformer_blocks_0_attn_to_{x}": {**part, "alpha": torch.tensor(alpha)}
+        for x, part, alpha in zip("qkv", made, alphas, strict=True)
+    }
+
+    def change(factors: Mapping[str, Tensor], alpha: float) -> Tensor:
+        first = factors["hada_w1_a"].double() @ factors["hada_w1_b"].double()
+        second = factors["hada_w2_a"].double() @ factors["hada_w2_b"].double()
+        return alpha / factors["hada_w1_b"].shape[0] * first * second
+
+    source = adapter(tmp_path, layers)
+    there = saved(source, "comfy", FLUX)
+    assert list(there.info) == [QKV]
+    layer = there.layers[QKV].dump()
+    wanted = torch.cat([change(part, float(torch.tensor(a))) for part, a in zip(made, alphas, strict=True)])
+    # Scales that differ are multiplied into a factor, which is then in float32 at least.
+    tolerance = 1e-12 if alphas == (2.0, 2.0, 3.0) else 1e-6
+    found = change(layer, float(layer["alpha"]))
+    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+    assert there.info[QKV].rank == 5
+    assert_same(source, there, FLUX)
+    # Cut again, each part has the change that it had.
+    assert_same(source, saved(there, "lycoris", FLUX, "again"), FLUX)
 
 
 def test_without_shapes_only_whole_layers_have_a_name(tmp_path: Path) -> None:
