@@ -130,6 +130,124 @@ def test_tensors_that_contradict_each_other_name_file_layer_and_sizes(
     assert str(path) in text and NAME in text and says in text
 
 
+@pytest.mark.parametrize(
+    ("layer", "says"),
+    [
+        ({"w_norm": torch.zeros(())}, r"w_norm has an unusable shape.*found \[\]; expected from 1 to 8"),
+        ({"w_norm": torch.zeros(3, 4)}, "w_norm is not a vector"),
+        ({"b_norm": torch.zeros(0)}, "b_norm is empty"),
+        ({"diff": torch.zeros(())}, "diff has an unusable shape"),
+        (
+            {"diff": torch.zeros((12, 18, *[1] * 18))},
+            "diff has an unusable shape.*20 dimensions.*from 1 to 8",
+        ),
+        ({"diff": torch.zeros(12, 18), "diff_b": torch.zeros(3, 4)}, "diff_b is not a vector"),
+        ({"oft_R.weight": torch.zeros(15)}, r"oft_R.weight has an unusable shape.*\[15\]"),
+        ({"oft_R.weight": torch.zeros(3, 15, 1)}, "oft_R.weight has an unusable shape.*2 dimensions"),
+        ({"boft_R": torch.zeros(1, 3, 6, 6, 1), "boft_s": torch.ones(12)}, "boft_R has an unusable shape"),
+        ({"boft_R": torch.zeros(1, 3, 6, 6), "boft_s": torch.ones(3, 4)}, "boft_s is not a vector"),
+        ({"oft_blocks": torch.zeros(3, 4, 4), "rescale": torch.ones(3, 4)}, "rescale is not a vector"),
+        ({"ia3_l": torch.ones(3, 4)}, "ia3_l is not a vector"),
+        ({**factors("lora", "linear"), "dora_scale": torch.ones(3, 4)}, "dora_scale is not a vector"),
+        ({**factors("tlora", "linear"), "p_layer.weight": torch.ones(12, 3, 2)}, "kernel sizes of p_layer"),
+        ({**factors("loha", "linear"), "hada_w1_a": torch.ones(12, 3, 2)}, "kernel sizes of hada_w1_a"),
+        (
+            {
+                **factors("loha", "linear"),
+                "hada_w1_b": torch.ones(3, 6, 3),
+                "hada_w2_b": torch.ones(3, 3, 6),
+            },
+            "kernels of hada_w1_b and hada_w2_b disagree",
+        ),
+        ({**factors("glora", "linear"), "a2.weight": torch.ones(3, 18, 2)}, "kernel sizes of a2.weight"),
+        ({"oft_blocks": torch.zeros(15_000, 2, 2, 2)}, "15000 stages of 2 blocks.*fewer stages"),
+        ({"boft_R": torch.zeros(15_000, 2, 2, 2), "boft_s": torch.ones(12)}, "15000 stages of 2 blocks"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_shape_that_no_layer_has_is_refused_when_the_file_is_opened(
+    tmp_path: Path, layer: dict[str, Tensor], says: str
+) -> None:
+    path = written(tmp_path, layer)
+    with pytest.raises(lyc.LayerError, match=rf"^{path}: {NAME}: .*{says}"):
+        lyc.load_adapter(path)
+
+
+def tucker(kind: str, rank: int, size: int) -> dict[str, Tensor]:
+    """A layer whose core has the ranks (rank, 1), for a weight of 1 or 4 outputs and `size` inputs."""
+    core, inputs = torch.ones(rank, 1, 1, 1), torch.ones(1, size)
+    if kind == "lora":
+        wide = torch.ones(1, rank, 1, 1)
+        return {"lora_up.weight": wide, "lora_mid.weight": core, "lora_down.weight": inputs[..., None, None]}
+    if kind == "loha":
+        pairs = {f"hada_w{n}_a": torch.ones(rank, 1) for n in (1, 2)}
+        pairs |= {f"hada_w{n}_b": inputs.clone() for n in (1, 2)}
+        return {**pairs, **{f"hada_t{n}": core.clone() for n in (1, 2)}}
+    if kind == "lokr":
+        return {
+            "lokr_w1": torch.ones(1, 1),
+            "lokr_t2": core,
+            "lokr_w2_a": torch.ones(rank, 1),
+            "lokr_w2_b": inputs,
+        }
+    sides = {"a1.weight": torch.ones(size, 1), "a2.weight": torch.ones(1, size)}
+    return {**sides, "b1.weight": torch.ones(1, rank), "b2.weight": inputs, "bm.weight": core}
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr", "glora"])
+def test_a_core_that_asks_for_far_more_than_its_file_and_weight_hold_is_refused(
+    tmp_path: Path, kind: str
+) -> None:
+    """A file of 200 kB whose core makes 268 million values on the way to a change of 16 thousand."""
+    size = 1 << 14
+    path = written(tmp_path, tucker(kind, size, size))
+    with pytest.raises(
+        lyc.LayerError, match=rf"^{path}: {NAME}: .*far larger than its weight.*{size * size} "
+    ):
+        lyc.load_adapter(path)
+    # A rank far above the number of outputs is strange, but does no harm.
+    sound = lyc.load_adapter(written(tmp_path, tucker(kind, 512, 320))).layers[NAME]
+    assert sound.delta(torch.zeros(1, 320, 1, 1)).isfinite().all()
+
+
+def test_a_block_for_all_inputs_that_is_repeated_too_often_does_not_fit() -> None:
+    """One block of 1024 x 1024, for a weight of a million inputs and one output: 4 GB in float32."""
+    layer = lyc.ALGORITHMS["oftv2"].load({"oft_R.weight": torch.zeros(1, 1024 * 1023 // 2)})
+    layer.check_fit((256, 1 << 20))
+    with pytest.raises(lyc.LayerError, match=r"oftv2 layer asks for products.*1073741824 values"):
+        layer.check_fit((1, 1 << 20))
+
+
+def test_a_weight_is_not_enlarged_without_bounds(tmp_path: Path) -> None:
+    size = 1 << 14
+    layer = {"lora_up.weight": torch.zeros(size, 1), "lora_down.weight": torch.zeros(1, size)}
+    path = written(tmp_path, {**layer, "reshape_weight": torch.tensor([size, size])})
+    with pytest.raises(
+        lyc.LayerError, match=rf"^{path}: {NAME}: .*enlarges a weight too far.*at most 67108864"
+    ):
+        lyc.load_adapter(path)
+    # As BFL's layers of control models, which have no such tensor.
+    bfl = {"lora_A.weight": layer["lora_down.weight"], "lora_B.weight": layer["lora_up.weight"]}
+    bfl["lora_B.bias"] = torch.zeros(size)
+    save_file(
+        {
+            f"{name}.{key}": part.clone()
+            for name in ("img_in", "double_blocks.0.img_attn.proj")
+            for key, part in bfl.items()
+        }
+        | {"double_blocks.0.img_attn.norm.query_norm.scale": torch.ones(128)},
+        tmp_path / "control.safetensors",
+    )
+    with pytest.raises(lyc.LayerError, match=r"img_in: .*enlarges a weight too far"):
+        lyc.load_adapter(tmp_path / "control.safetensors")
+
+
+def test_a_weight_without_dimensions_is_met_by_no_layer() -> None:
+    for kind in ("lora", "oft", "oftv2", "glora", "ia3", "full"):
+        with pytest.raises(lyc.LayerError, match=r"does not fit the weight.*expected \[\]"):
+            lyc.ALGORITHMS[kind].load(factors(kind, "linear")).delta(torch.tensor(1.0))
+
+
 SPARSE = {
     "lora_up.weight": torch.zeros(12, 2),
     "lora_down.weight": torch.zeros(2, 18),
@@ -153,14 +271,42 @@ SPARSE = {
         (factors("lora", "linear"), "reshape_weight", [12, 20], r"reshape_weight.*\[12, 20\].*\[12, 18\]"),
         (factors("lora", "linear"), "reshape_weight", [6, 9], "reshape_weight is not the shape of the layer"),
         (factors("lora", "linear"), "reshape_weight", [math.nan, 18], "reshape_weight is not the shape"),
+        (factors("lora", "linear"), "alpha", True, "alpha is not a single number.*bool"),
+        (
+            factors("lora", "linear"),
+            "dora_scale",
+            [[1]] * 12,
+            "factor is not of a floating.*found torch.int64",
+        ),
+        (factors("loha", "linear"), "diff_b", [True] * 12, "factor is not of a floating.*found torch.bool"),
+        (
+            factors("loha", "linear"),
+            "diff_b",
+            [math.nan] * 12,
+            "factor holds NaN or infinity.*12 of 12 values",
+        ),
     ],
 )
 def test_values_that_cannot_be_right_are_an_error_when_the_layer_is_read(
     tmp_path: Path, layer: dict[str, Tensor], key: str, value: Any, says: str
 ) -> None:
     adapter = lyc.load_adapter(written(tmp_path, {**layer, key: torch.tensor(value)}))
-    with pytest.raises(lyc.LayerError, match=f"{adapter.path}: {NAME}: .*{says}"):
+    # An error about one tensor has its key.
+    with pytest.raises(lyc.LayerError, match=rf"{adapter.path}: {NAME}(\.{key})?: .*{says}"):
         adapter.layer(NAME)
+    if key == "alpha":
+        with pytest.raises(lyc.LayerError, match=rf"{adapter.path}: {NAME}\.alpha: .*{says}"):
+            adapter.alphas()
+
+
+@pytest.mark.parametrize("key", ["alpha", "reshape_weight", "lora_up.weight", "diff_b"])
+def test_complex_tensors_are_no_numbers_and_no_factors(key: str) -> None:
+    """A pickle or a layer in memory may hold them; safetensors files do not."""
+    made = {"reshape_weight": torch.tensor([12, 18]), "diff_b": torch.zeros(12)}
+    tensors = {**factors("lora", "linear"), **made}
+    says = "of a floating-point dtype" if key in ("lora_up.weight", "diff_b") else "of a dtype of numbers"
+    with pytest.raises(lyc.LayerError, match=rf"^{key}: .*{says}.*complex64"):
+        lyc.ALGORITHMS["lora"].load({**tensors, key: tensors[key].to(torch.complex64)})
 
 
 def test_a_reshape_weight_of_no_size_is_an_error(tmp_path: Path) -> None:
@@ -335,6 +481,39 @@ def test_names_that_differ_only_in_case_are_two_names(tmp_path: Path) -> None:
         "diffusion_model.a.b.weight",
         "diffusion_model.A.c.weight",
     }
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("terms", 3_000_000, "found 3000000; expected a whole number.* 100"),
+        ("terms", 10**30, "expected a whole number.* 100"),
+        ("terms", 1e30, r"found 1e\+30"),
+        ("last", 3, "found 3; expected 1 or 2"),
+        ("constraint", math.inf, "found inf; expected a number above 0"),
+        ("constraint", 10**400, "a number of 1329 bits; expected a number above 0"),
+    ],
+)
+def test_an_option_of_a_rotation_that_cannot_be_right_is_an_error(
+    tmp_path: Path, option: str, value: Any, says: str
+) -> None:
+    """Wherever it is from: the options of `load_adapter` are checked, and so is a layer that has others."""
+    layer = {"oft_R.weight": torch.zeros(9, 1)}
+    with pytest.raises(lyc.LayerError, match=f"value of the option {option}.*{says}"):
+        lyc.ALGORITHMS["oftv2"].load(layer, {option: value})
+    if value != 10**400:
+        with pytest.raises(lyc.LycorisError, match=option):
+            lyc.load_adapter(written(tmp_path, layer), **{option: value})
+
+
+def test_the_longest_series_is_the_exact_rotation() -> None:
+    """With small blocks the series converges to the rotation, whose angle is twice atan(q), in float64."""
+    q, weight = 0.5, torch.eye(2, dtype=torch.float64)
+    layer = lyc.ALGORITHMS["oftv2"].load({"oft_R.weight": torch.tensor([[q]])}, {"terms": 100})
+    angle = 2 * math.atan(q)
+    found = weight + layer.delta(weight)
+    assert found[0, 0].item() == pytest.approx(math.cos(angle))
+    assert abs(found[0, 1].item()) == pytest.approx(math.sin(angle))
 
 
 def test_an_unknown_option_is_an_error_naming_the_known_ones(tmp_path: Path) -> None:
