@@ -1,0 +1,63 @@
+"""A file that the campaign tries, and what is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from .seeds import CONFIG, Seed
+
+CANARY = "applied 999 of 999 layers"
+"""A line of a report that some mutations put into the texts of a file. No line of output may begin with it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A file, or several that belong together."""
+
+    name: str
+    """The mutation, and the seed that it was applied to."""
+    files: Mapping[str, bytes]
+    """The bytes of each file by its name. Names may have one folder in front."""
+    adapter: str
+    """The name of the adapter among the files."""
+    model: str = "plain"
+    """The name in `MODELS` of the model that it is resolved against."""
+    base: str | None = None
+    """The name of the checkpoint to merge into, where that is the mutated file; else a valid one is used."""
+    seed: Seed | None = None
+    same: float | None = None
+    """Where the mutation is without effect on the change, or multiplies it: what it is multiplied by.
+
+    Such a file must be read.
+    """
+    closed: bool = True
+    """Whether all that says how tensors are read is the seed's, so that a closed form knows the change."""
+    refused: bool = False
+    """Whether the file must be refused, because nothing that it could mean is right."""
+    options: Mapping[str, object] = field(default_factory=dict[str, object])
+    """Options for `load_adapter`."""
+
+
+def of(
+    name: str,
+    seed: Seed,
+    blob: bytes,
+    *,
+    same: float | None = None,
+    closed: bool = True,
+    config: bytes | None = None,
+    ending: str | None = None,
+) -> Case:
+    """The case of a seed with other bytes, or with another configuration beside it."""
+    import json
+
+    adapter = f"adapter_model{ending or seed.ending}"
+    files = {adapter: blob}
+    if config is not None:
+        files[CONFIG] = config
+    elif seed.config is not None:
+        files[CONFIG] = json.dumps(dict(seed.config)).encode()
+    return Case(
+        f"{name} of {seed.name}", files, adapter, seed.model, seed=seed, same=same, closed=closed
+    )

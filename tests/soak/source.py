@@ -1,0 +1,42 @@
+"""The files of a campaign: which they are follows from its seed and their numbers alone."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+from . import case
+from .case import Case
+from .mutators import families, suits
+from .seeds import Seed, make
+
+TRIES = 50
+"""How often a mutation is drawn until one has a place in its seed."""
+
+
+class Source:
+    """Makes the files of campaigns. `seeds` are the valid files, in the order of `seeds.make`."""
+
+    def __init__(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            self.seeds: list[Seed] = make(Path(folder))
+        self.families: Mapping[str, ModuleType] = families()
+
+    def pristine(self) -> list[Case]:
+        """Every valid file as it is."""
+        return [case.of("nothing", seed, seed.blob, same=1.0) for seed in self.seeds]
+
+    def mutated(self, campaign: int, number: int) -> Case:
+        """One file of a campaign."""
+        rng = random.Random(f"{campaign}/{number}")
+        for _ in range(TRIES):
+            module = self.families[rng.choice(sorted(self.families))]
+            seed = rng.choice(self.seeds)
+            if suits(module, seed):
+                found = rng.choice(module.MUTATIONS)(rng, seed)
+                if found is not None:
+                    return found
+        raise AssertionError(f"no mutation found for file {number} of campaign {campaign}")

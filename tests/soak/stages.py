@@ -1,0 +1,581 @@
+"""Takes one file through all that a user can do with it, and says what went otherwise than it may."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import traceback
+import unicodedata
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+import lycoris_ops as lyc
+from lycoris_ops.commands import main
+
+from . import containers, truth
+from .case import CANARY, Case
+from .limits import BYTES, SECONDS, Limits, OutOfTimeError
+from .seeds import CONFIG, MODELS, Seed, base_of
+
+T = TypeVar("T")
+NEAR = 2e-5
+"""The largest error, relative to the largest term of the sums: the rounding of float32 sums of some dozen
+terms."""
+LAYERS = 40
+"""How many layers of one file are computed. Files with more are about names and headers."""
+LARGE = 1 << 20
+"""The largest weight, in values, that a change is computed of."""
+BUNDLED = "bundle_emb."
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a file did and may not do."""
+
+    what: str
+    """`exception`, `time`, `memory`, `died`, `wrong`, `not finite`, `lost`, `text`, `rest` or `refused`."""
+    stage: str
+    kind: str
+    """The type of the exception, or in a word what is wrong."""
+    where: str
+    """The place in the library that raised it."""
+    message: str
+
+    @property
+    def group(self) -> tuple[str, str, str]:
+        """What findings of one cause share. The stage is none of it: several stages do the same."""
+        return (self.what, self.kind, "" if self.what == "text" else self.where or self.stage)
+
+    def table(self) -> dict[str, str]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a file."""
+
+    findings: tuple[Finding, ...]
+    refused: str | None
+    """The first stage that refused the file, None where none did."""
+    message: str
+    """The error with which it was refused."""
+    compared: int
+    """How many results were compared with an independent computation."""
+    took: float
+    """CPU seconds of the library."""
+
+
+class _RefusedError(Exception):
+    """The file was refused as it may be."""
+
+
+def text_fault(text: str, *, one_line: bool) -> str | None:
+    """What is wrong with a text that is shown, None where nothing is."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return "a lone surrogate"
+    for character in text:
+        if unicodedata.category(character) == "Cc" and (one_line or character != "\n"):
+            return "a control character"
+    if any(line.strip().startswith(CANARY) for line in text.splitlines()):
+        return "a line that the file made up"
+    return None
+
+
+class Taker:
+    """Takes files through the stages, in a folder of its own."""
+
+    def __init__(self, folder: Path, limits: Limits) -> None:
+        self.folder = folder
+        self.limits = limits
+        self.bases = {name: base_of(name) for name in MODELS}
+        self.base_files: dict[str, Path] = {}
+        for name, tensors in self.bases.items():
+            self.base_files[name] = folder / f"{name}.safetensors"
+            self.base_files[name].write_bytes(containers.packed(tensors, {"format": "pt"}))
+        self._pristine: dict[Seed, dict[tuple[str, str], truth.Changed]] = {}
+        self._number = 0
+
+    def take(self, case: Case) -> Outcome:
+        """Take one file through all stages."""
+        self._number += 1
+        room = self.folder / f"case{self._number}"
+        for name, blob in case.files.items():
+            path = room / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(blob)
+            # Long past, because the library waits until a file's time stamp can tell it from a later one.
+            os.utime(path, (1, 1))
+        if case.same is not None and case.seed is not None and case.seed not in self._pristine:
+            self._pristine[case.seed] = self._changes_of(case.seed)
+        took = _Take(self, case, room)
+        self.limits.begin()
+        try:
+            took.run()
+        except _RefusedError:
+            pass
+        grown = self.limits.end()
+        if grown > BYTES:
+            took.find("memory", f"{grown >> 20} MB", "", "more memory than a file may take")
+        took.check_rest()
+        shutil.rmtree(room, ignore_errors=True)
+        return Outcome(tuple(took.findings), took.refused, took.message, took.compared, self.limits.used)
+
+    def _changes_of(self, seed: Seed) -> dict[tuple[str, str], truth.Changed]:
+        """The closed form's change of each key and parameter by a valid file."""
+        room = self.folder / f"seed{len(self._pristine)}"
+        room.mkdir()
+        path = room / f"adapter_model{seed.ending}"
+        path.write_bytes(seed.blob)
+        if seed.config is not None:
+            (room / CONFIG).write_text(json.dumps(dict(seed.config)))
+        adapter = lyc.load_adapter(path, cache=lyc.TensorCache(0))
+        resolution = lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), MODELS[seed.model])
+        changes: dict[tuple[str, str], truth.Changed] = {}
+        for match in resolution.entries[0].matches:
+            with contextlib.suppress(truth.UnknownError):
+                changes[match.key, match.layer] = closed_form(
+                    adapter, match, seed.tensors, seed.config, seed.metadata, self.bases[seed.model]
+                )
+        return changes
+
+
+def closed_form(
+    adapter: lyc.Adapter,
+    match: lyc.Match,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any] | None,
+    metadata: Mapping[str, str],
+    base: Mapping[str, Tensor],
+) -> truth.Changed:
+    """The closed form's change of a weight by the layer that meets it.
+
+    Which key is which tensor of which layer is the library's word; all values are read and computed apart
+    from it. Raises UnknownError where there is no closed form.
+    """
+    info = adapter.info[match.layer]
+    if match.window is not None:
+        raise truth.UnknownError("a part of a layer")
+    held = {suffix: tensors[key] for suffix, key in info.keys.items()}
+    options: dict[str, Any] = {}
+    path = next(
+        match.layer.removeprefix(prefix)
+        for prefix in ("base_model.model.", "transformer.", "unet.", "diffusion_model.", "")
+        if match.layer.startswith(prefix)
+    )
+    said = dict(config or {})
+    if "lora_adapter_metadata" in metadata:
+        table = json.loads(metadata["lora_adapter_metadata"])
+        said = {key.partition(".")[2]: value for key, value in table.items()}
+    if said and not ("alpha" in held and info.algorithm.scaled_by_alpha):
+        options = truth.configured(said, path, info.rank)
+        if "alpha" in options and info.rank is not None:
+            held["alpha"] = torch.tensor(options.pop("alpha"), dtype=torch.float64)
+    args = json.loads(metadata.get("ss_network_args", "{}"))
+    if args.get("split_qkv") == "True":
+        held["alpha"] = held["alpha"].double() * 3
+    if args.get("algo") == "tlora":
+        options["sig_type"] = args.get("sig_type", "principal")
+    if "dora_scale" in held and not info.keys["dora_scale"].endswith("dora_scale"):
+        options["magnitude_of"] = 1 if "lora_embedding_B" in held else 0
+    if info.enlarges and "reshape_weight" not in held:
+        held["reshape_weight"] = torch.tensor(info.shape)
+    weight = base[match.target.key].double()
+    bias = base.get(match.target.bias or "")
+    rows = match.target.rows
+    met = weight if rows is None else weight[rows[0] : rows[1]]
+    found = truth.change(held, met, None if bias is None else bias.double(), options)
+    if rows is None or found.delta is None:
+        return found
+    whole = np.zeros(weight.shape)
+    whole[rows[0] : rows[1]] = found.delta
+    return truth.Changed(whole, found.bias, found.size)
+
+
+def _where(error: BaseException) -> str:
+    """The innermost line of the library in an error's stack."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "lycoris_ops" in Path(frame.filename).parts]
+    if not own:
+        return ""
+    last = own[-1]
+    parts = Path(last.filename).parts
+    file = "/".join(parts[parts.index("lycoris_ops") + 1 :])
+    return f"{file}:{last.lineno} {last.name}"
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) < 200 else f"{text[:200]}...")[1:-1]
+
+
+class _Take:
+    """One file on its way through the stages."""
+
+    def __init__(self, taker: Taker, case: Case, room: Path) -> None:
+        self.taker, self.case, self.room = taker, case, room
+        self.findings: list[Finding] = []
+        self.refused: str | None = None
+        self.message = ""
+        self.compared = 0
+        self.stage = "load"
+        self.kept = {str(path.relative_to(room)) for path in room.rglob("*")}
+
+    def find(self, what: str, kind: str, where: str, message: str) -> None:
+        self.findings.append(Finding(what, self.stage, kind, where, _short(message)))
+
+    def call(self, stage: str, action: Callable[[], T]) -> T | None:
+        """The result of one action within the limits; None where the library refuses."""
+        self.stage = stage
+        try:
+            with self.taker.limits.spending():
+                return action()
+        except lyc.LycorisError as error:
+            if self.refused is None:
+                self.refused, self.message = stage, str(error)
+            if fault := text_fault(str(error), one_line=True):
+                self.find("text", fault, _where(error), str(error))
+            return None
+        except OutOfTimeError as error:
+            self.find("time", f"over {SECONDS:g} s", _where(error), "")
+            raise _RefusedError from None
+        except BaseException as error:  # noqa: BLE001 - any of them is a finding
+            self.find("exception", type(error).__name__, _where(error), str(error))
+            return None
+
+    def show(self, text: str) -> None:
+        if fault := text_fault(text, one_line=False):
+            self.find("text", fault, "", text)
+
+    def run(self) -> None:
+        case = self.case
+        path = self.room / case.adapter
+        cache = lyc.TensorCache(64 << 20)
+        adapter = self.call("load", lambda: lyc.load_adapter(path, cache=cache, **case.options))
+        if adapter is not None:
+            self._info(adapter)
+            self._layers(adapter)
+            self._resolved(adapter)
+        # The verb opens the file by itself, also where it cannot be read.
+        self._inspect(path)
+        if adapter is not None:
+            self._save(adapter)
+            self._merge(adapter)
+        if case.same is not None and self.refused is not None:
+            self.stage = self.refused
+            self.find("refused", "an honest file", "", self.message)
+        if case.refused and self.refused is None:
+            self.stage = "all"
+            self.find("wrong", "nothing was refused", "", "a file without a right reading was read")
+
+    @property
+    def base_file(self) -> Path:
+        name = self.case.base
+        return self.room / name if name else self.taker.base_files[self.case.model]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return MODELS[self.case.model]
+
+    def _info(self, adapter: lyc.Adapter) -> None:
+        found = self.call("info", lambda: lyc.summary(adapter))
+        if found is None:
+            return
+        if (words := self.call("info", lambda: lyc.in_words(found))) is not None:
+            self.show(words)
+        self.call("info", lambda: json.dumps(found))
+        self.call("info", lambda: lyc.adapter_stamp(self.room / self.case.adapter))
+        used = {key for info in adapter.info.values() for key in info.keys.values()}
+        used |= set(adapter.unused_keys)
+        if lost := [key for key in adapter.file.tensors if key not in used and not key.startswith(BUNDLED)]:
+            self.find("lost", "a key", "", f"neither used nor reported: {lost[0]}")
+
+    def _layers(self, adapter: lyc.Adapter) -> None:
+        """Each layer on a weight of its own shape."""
+        for name in list(adapter.info)[:LAYERS]:
+            layer = self.call("layer", lambda name=name: adapter.layer(name))
+            if layer is None:
+                continue
+            extent = self.call("layer", lambda layer=layer: layer.extent)
+            if not extent:
+                continue
+            shape = tuple(12 if size is None else size for size in extent)
+            if np.prod([float(size) for size in shape]) > LARGE:
+                continue
+            for dtype in (torch.float64, torch.float32):
+                weight = torch.linspace(-1, 1, int(np.prod(shape)), dtype=dtype).reshape(shape)
+                change = self.call("change", lambda w=weight, layer=layer: layer.change(w))
+                if change is None:
+                    continue
+                for part in (change.delta, change.bias):
+                    if part is not None and not torch.isfinite(part).all():
+                        self.find("not finite", "of finite factors", type(layer).__name__, name)
+                if change.delta is not None and change.delta.shape != weight.shape and not layer.enlarged():
+                    self.find("wrong", "another shape", type(layer).__name__, f"{name}: {change.delta.shape}")
+
+    def _resolved(self, adapter: lyc.Adapter) -> None:
+        stack = lyc.Stack([lyc.Entry(adapter, 0.5)])
+        self.call("resolve", lambda: lyc.resolve(stack, list(self.shapes)))
+        shapes = self.shapes
+        if self.case.base is not None:
+            found = self.call("model", lambda: lyc.read_shapes([self.base_file]))
+            if found is None:
+                return
+            shapes = found
+        resolution = self.call("resolve", lambda: lyc.resolve(stack, shapes))
+        if resolution is None:
+            return
+        # What does not fit is an error here, and a line of the report below.
+        self.call("resolve", resolution.check)
+        if (report := self.call("describe", lambda: lyc.describe(resolution))) is not None:
+            self.show(report)
+        if self.case.base is None:
+            self._patched(adapter, resolution)
+
+    def _patched(self, adapter: lyc.Adapter, resolution: lyc.Resolution) -> None:
+        """Each weight of the model with its change, compared with closed forms."""
+        base = self.taker.bases[self.case.model]
+        wanted = self._wanted(adapter, resolution)
+        found: set[tuple[str, str]] = set()
+        for key, pairs in list(resolution.pairs().items())[:LAYERS]:
+            parts = [(match, self.call("layer", lambda m=match: m.read(adapter))) for _, match in pairs]
+            total: np.ndarray | None = np.zeros(())
+            size = 0.0
+            for match, part in parts:
+                if part is None:
+                    total = None
+                    continue
+                weight = base[key].double()
+                delta = self.call("delta", lambda p=part, w=weight: self._delta(p, w))
+                change = wanted.get((key, match.layer))
+                if change is not None and change.impossible and delta is not None:
+                    self.find("wrong", "shapes that do not go together", "", change.impossible)
+                mine = None if change is None else self._of(match, change)
+                if delta is None or mine is None or change is None:
+                    total = None
+                    continue
+                found.add((key, match.layer))
+                self.compare(delta, mine, change.size, f"{match.layer} on {key}")
+                total = None if total is None else total + match.strength * mine
+                size = max(size, change.size)
+            if all(part is not None for _, part in parts):
+                self._patch(key, base[key], [(part, match.strength) for match, part in parts], total, size)
+        if self.case.same is not None:
+            self.stage = "resolve"
+            for key in set(wanted) - found:
+                self.find("lost", "a layer", "", f"{key[1]} no longer changes {key[0]}")
+
+    @staticmethod
+    def _delta(part: Any, weight: Tensor) -> Tensor:
+        larger = part.enlarged()
+        if larger is not None:
+            whole = torch.zeros(larger, dtype=weight.dtype)
+            whole[tuple(slice(size) for size in weight.shape)] = weight
+            weight = whole
+        part.check_fit(weight.shape)
+        return part.delta(weight)
+
+    def _patch(
+        self, key: str, weight: Tensor, pairs: list[Any], total: np.ndarray | None, size: float
+    ) -> None:
+        patched = self.call("patch", lambda: lyc.patch_(weight.clone(), pairs))
+        if patched is None:
+            return
+        if not torch.isfinite(patched).all():
+            self.find("not finite", "a patched weight", "", key)
+        elif total is not None:
+            before = np.zeros(patched.shape)
+            before[tuple(slice(size) for size in weight.shape)] = truth.plain(weight)
+            self.compare(patched, before + total, size + float(weight.abs().max()), f"patched {key}")
+
+    @staticmethod
+    def _of(match: lyc.Match, change: truth.Changed) -> np.ndarray | None:
+        return change.delta if match.parameter == "weight" else change.bias
+
+    def _wanted(
+        self, adapter: lyc.Adapter, resolution: lyc.Resolution
+    ) -> Mapping[tuple[str, str], truth.Changed]:
+        """The change of each key by each layer that closed forms tell."""
+        case = self.case
+        if case.same is not None and case.seed is not None:
+            by = case.same
+            return {
+                place: truth.Changed(
+                    None if one.delta is None else by * one.delta,
+                    None if one.bias is None else by * one.bias,
+                    max(1.0, by) * one.size,
+                )
+                for place, one in self.taker._pristine[case.seed].items()
+            }
+        if not case.closed or case.seed is None or "split_qkv" in str(case.seed.metadata):
+            return {}
+        blob = case.files[case.adapter]
+        try:
+            tensors = containers.read(blob, Path(case.adapter).suffix)
+        except Exception as error:  # noqa: BLE001 - whatever a stranger's file makes the plain reader raise
+            self.stage = "load"
+            self.find("wrong", "a file that cannot be read was read", type(error).__name__, str(error))
+            return {}
+        wanted: dict[tuple[str, str], truth.Changed] = {}
+        for match in resolution.entries[0].matches[: 2 * LAYERS]:
+            try:
+                wanted[match.key, match.layer] = closed_form(
+                    adapter, match, tensors, case.seed.config, case.seed.metadata, self.taker.bases[case.model]
+                )
+            except truth.UnknownError:
+                continue
+            except Exception as error:  # noqa: BLE001 - whatever numpy raises where shapes disagree
+                # Only a fault where the library computes it all the same, which the comparison tells.
+                shown = f"{match.layer}: {type(error).__name__}: {error}"
+                wanted[match.key, match.layer] = truth.Changed(None, None, 0.0, impossible=shown)
+        return wanted
+
+    def compare(self, found: Tensor, wanted: np.ndarray, size: float, what: str) -> None:
+        self.compared += 1
+        if found.shape != wanted.shape:
+            self.find("wrong", "shape", "", f"{what}: {list(found.shape)}, not {list(wanted.shape)}")
+            return
+        if not torch.isfinite(found).all():
+            self.find("not finite", "a change", "", what)
+            return
+        error = float(np.abs(truth.plain(found) - wanted).max()) if wanted.size else 0.0
+        if not error <= NEAR * max(size, 1e-30):
+            self.find("wrong", "values", "", f"{what}: off by {error:.3g} of {size:.3g}")
+
+    def _inspect(self, path: Path) -> None:
+        for more in (["--model", str(self.base_file)], ["--json"]):
+            out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", newline="") for _ in "12")
+
+            def shown(more: list[str] = more, out: Any = out, err: Any = err) -> int:
+                with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                    status = main(["inspect", str(path), *more])
+                    out.flush()
+                    err.flush()
+                return status
+
+            status = self.call("inspect", shown)
+            if status is None:
+                continue
+            said, wrong = (stream.buffer.getvalue().decode() for stream in (out, err))
+            if status == 0 and "--json" in more:
+                self.call("inspect", lambda said=said: json.loads(said))
+            self.show(said)
+            if status not in (0, 2) or (status == 2) != wrong.startswith("error: "):
+                self.find("wrong", f"status {status}", "", wrong)
+            if fault := text_fault(wrong.removesuffix("\n"), one_line=True):
+                self.find("text", fault, "", wrong)
+
+    def _save(self, adapter: lyc.Adapter) -> None:
+        case = self.case
+        dialect = lyc.WRITTEN[zlib.crc32(case.name.encode("utf-8", "replace")) % len(lyc.WRITTEN)]
+        folder = self.room / "saved"
+        folder.mkdir()
+        out = folder / "adapter_model.safetensors"
+        saved = self.call(
+            "save", lambda: lyc.save_adapter(adapter, out, dialect, model=self.shapes, drop_unread=True)
+        )
+        self.kept |= {"saved"}
+        if saved is None:
+            # Whatever other dialects cannot hold is no fault of the file.
+            if case.same is not None and self.refused == "save":
+                self.refused = None
+            return
+        self.kept |= {"saved/adapter_model.safetensors", f"saved/{CONFIG}"}
+        self._open_plainly(out)
+        again = self.call("save", lambda: lyc.load_adapter(out, cache=lyc.TensorCache(0)))
+        if again is None:
+            self.find("wrong", "what was saved is refused", "", dialect)
+            return
+        before, after = (self._all_changes(one) for one in (adapter, again))
+        if before is None or after is None:
+            return
+        for key, change in before.items():
+            if key not in after:
+                self.find("lost", "a change in the saved file", dialect, key)
+                continue
+            size = max(float(change.abs().max()), float(self.taker.bases[case.model][key].abs().max()), 1e-3)
+            self.compare(after[key], truth.plain(change), size, f"{key} saved as {dialect}")
+
+    def _all_changes(self, adapter: lyc.Adapter) -> dict[str, Tensor] | None:
+        """The library's change of each weight of the model; None where it refuses one."""
+        resolution = self.call("save", lambda: lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), self.shapes))
+        if resolution is None:
+            return None
+        changes: dict[str, Tensor] = {}
+        for key, pairs in list(resolution.pairs().items())[:LAYERS]:
+            weight = self.taker.bases[self.case.model][key].double()
+
+            def patched(pairs: list[Any] = pairs, weight: Tensor = weight) -> Tensor:
+                return lyc.patch_(weight.clone(), [(match.read(adapter), 1.0) for _, match in pairs])
+
+            found = self.call("save", patched)
+            if found is None:
+                return None
+            if found.shape == weight.shape:
+                changes[key] = found - weight
+        return changes
+
+    def _merge(self, adapter: lyc.Adapter) -> None:
+        out = self.room / "merged.safetensors"
+        stack = lyc.Stack([lyc.Entry(adapter, 0.5)])
+        merged = self.call("merge", lambda: lyc.merge_checkpoint(self.base_file, stack, out))
+        if merged is None:
+            return
+        self.kept |= {"merged.safetensors"}
+        written = self._open_plainly(out)
+        if written is None:
+            return
+        try:
+            before = containers.read(self.base_file.read_bytes(), ".safetensors")
+        except Exception as error:  # noqa: BLE001 - whatever a stranger's file makes the plain reader raise
+            self.find("wrong", "a file that cannot be read was read", type(error).__name__, str(error))
+            return
+        changed = merged.resolution.pairs()
+        wanted = self._wanted(adapter, merged.resolution) if self.case.base is None else {}
+        for key, tensor in written.items():
+            if key not in changed:
+                # Those of dtypes that torch lacks are not read.
+                if key in before and containers.raw(tensor) != containers.raw(before[key]):
+                    self.find("wrong", "a tensor that nothing changes", "", key)
+                continue
+            if not torch.isfinite(tensor.float()).all():
+                self.find("not finite", "a merged weight", "", key)
+            changes = [(match, wanted.get((key, match.layer))) for _, match in changed[key]]
+            if all(change is not None and self._of(match, change) is not None for match, change in changes):
+                larger = np.zeros(tensor.shape)
+                larger[tuple(slice(size) for size in before[key].shape)] = truth.plain(before[key])
+                size = float(before[key].abs().max())
+                for match, change in changes:
+                    larger = larger + match.strength * self._of(match, change)
+                    size = max(size, change.size)
+                self.compare(tensor, larger, 2 * size, f"merged {key}")
+
+    def _open_plainly(self, path: Path) -> dict[str, Tensor] | None:
+        """The tensors of a written file, as the safetensors package reads them."""
+        try:
+            with safe_open(path, "pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+        except Exception as error:  # noqa: BLE001 - whatever that package raises
+            # It lacks a few dtypes that are copied as bytes.
+            if not re.search("dtype|not supported", str(error), re.IGNORECASE):
+                self.find("wrong", "a written file that safetensors refuses", type(error).__name__, str(error))
+            return None
+
+    def check_rest(self) -> None:
+        """Find what the library left behind."""
+        self.stage = "all"
+        there = {str(path.relative_to(self.room)) for path in self.room.rglob("*")}
+        for name in sorted(there - self.kept):
+            self.find("rest", "a file", "", name)

@@ -1,0 +1,83 @@
+"""The process that takes files through the stages: `python -m tests.soak.worker FOLDER TRACES`.
+
+Each line of standard input is a job, a JSON table: {"seed": S, "number": N} is a file of a campaign,
+{"pristine": N} a valid file, and {"crafted": NAME} one made by hand. Each is answered on standard output by
+a line of JSON.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lycoris_ops import commands
+from lycoris_ops.adapters import load
+from lycoris_ops.files import tensor_file
+
+from .case import Case
+from .crafted import CRAFTED
+from .limits import Limits
+from .source import Source
+from .stages import Taker
+
+WARM = ("lora/kohya", "loha/kohya", "lokr-full-low/kohya", "lora/peft", "tlora/kohya")
+"""Seeds whose first use imports or compiles something, which is no fault of a file."""
+
+
+def _case(source: Source, job: dict[str, Any]) -> Case:
+    if "crafted" in job:
+        return CRAFTED[job["crafted"]]()
+    if "pristine" in job:
+        return source.pristine()[job["pristine"]]
+    return source.mutated(job["seed"], job["number"])
+
+
+def main() -> None:
+    folder, traces = Path(sys.argv[1]), Path(sys.argv[2])
+    # What the library prints, if anything, must not mix with the answers.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    # For speed alone: waiting for the clock, and a parser made anew for every command.
+    tensor_file.TICK = 0
+    commands._parser = functools.cache(commands._parser)
+    source = Source()
+    with traces.open("a") as stacks:
+        taker = Taker(folder, Limits(stacks))
+        with taker.limits.lifted():
+            for case in source.pristine():
+                if case.seed is not None and case.seed.name.startswith(WARM):
+                    taker.take(case)
+        print("ready", file=answers, flush=True)
+        for line in sys.stdin:
+            job = json.loads(line)
+            case = _case(source, job)
+            outcome = taker.take(case)
+            # Adapters that the library remembers would count as the next files' memory.
+            load._load.cache_clear()
+            answer = {
+                "name": case.name,
+                "findings": [finding.table() for finding in outcome.findings],
+                "refused": outcome.refused,
+                "message": outcome.message[:300],
+                "compared": outcome.compared,
+                "took": round(outcome.took, 3),
+            }
+            print(json.dumps(answer), file=answers, flush=True)
+            # After a file that was stopped in the middle, or that took much memory, the process may be in
+            # any state.
+            if any(finding.what in ("time", "memory") for finding in outcome.findings):
+                break
+
+
+if __name__ == "__main__":
+    main()
