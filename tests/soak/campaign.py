@@ -8,9 +8,13 @@ The file of each is kept, with how to take it again. The exit status is 1 where 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
+import os
 import queue
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,7 +22,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,88 +51,70 @@ class Result:
     took: float = 0.0
 
 
-@dataclass
 class Worker:
-    """A process that takes files, started again where it ended."""
+    """A process that takes files, each in a child with limits."""
 
-    folder: Path
-    process: subprocess.Popen[str] | None = None
-    started: int = field(default=0)
-
-    @property
-    def traces(self) -> Path:
-        return self.folder / "traces.txt"
-
-    def start(self) -> None:
-        self.started += 1
-        room = self.folder / f"room{self.started}"
+    def __init__(self, folder: Path) -> None:
+        self.traces = folder / "traces.txt"
+        errors = folder / "errors.txt"
+        room = folder / "room"
         room.mkdir(parents=True)
         self.traces.write_text("")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.soak.worker", str(room), str(self.traces)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(self.folder / "errors.txt").open("a"),
-            text=True,
-        )
-        if self._line() != "ready\n":
-            raise RuntimeError(f"a worker does not start: see {self.folder / 'errors.txt'}")
+        with errors.open("w") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.soak.worker", str(room), str(self.traces)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                start_new_session=True,
+            )
+        if self._line(math.inf) != "ready\n":
+            self.stop()
+            raise RuntimeError(f"a worker does not start: {errors.read_text()}")
 
-    def _line(self) -> str:
-        """The next line of the process; "" where it ended or was ended."""
-        assert self.process is not None and self.process.stdout is not None
-        timer = threading.Timer(WAIT, self.process.kill)
+    def _line(self, seconds: float = WAIT) -> str:
+        """The next line of the process; "" where it ended, or was ended after these seconds."""
+        assert self.process.stdout is not None
+        if math.isinf(seconds):
+            return self.process.stdout.readline()
+        timer = threading.Timer(seconds, lambda: os.killpg(self.process.pid, signal.SIGKILL))
         timer.start()
         try:
             return self.process.stdout.readline()
         finally:
             timer.cancel()
 
-    def take(self, job: Job) -> Result:
-        """Let the process take one file."""
-        if self.process is None:
-            self.start()
-        assert self.process is not None and self.process.stdin is not None
-        try:
-            self.process.stdin.write(json.dumps(job) + "\n")
-            self.process.stdin.flush()
-            line = self._line()
-        except BrokenPipeError:
-            # It ended after the file before, as it does after one that was stopped.
-            self.stop()
-            return self.take(job)
+    def take(self, job: Job) -> Result | None:
+        """What became of a file; None where nothing came back in time, after which the worker is gone."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        line = self._line()
         if not line:
-            status = self.process.wait()
-            if status == 0:
-                self.stop()
-                return self.take(job)
-            finding = Finding("died", "?", f"status {status}", self._place(), "")
-            self.stop()
-            return Result(job, json.dumps(job), (finding,))
+            return None
         answer = json.loads(line)
+        if "died" in answer:
+            finding = Finding("died", "?", f"status {answer['died']}", self._place(), "")
+            return Result(job, json.dumps(job), (finding,))
         findings = tuple(Finding(**one) for one in answer.pop("findings"))
-        if any(one.what in ("time", "memory") for one in findings):
-            self.process.wait()
-            self.stop()
         return Result(job, findings=findings, **answer)
 
     def _place(self) -> str:
         """The innermost line of the library in the stack that a dying process wrote."""
-        for line in self.traces.read_text(errors="replace").splitlines():
-            if "lycoris_ops" in line and "File" in line:
-                return line.strip().rpartition("lycoris_ops/")[2]
+        stacks = self.traces.read_text(errors="replace").splitlines()
+        self.traces.write_text("")
+        for line in stacks:
+            if "/lycoris_ops/" in line and "File" in line:
+                return line.strip().rpartition("/lycoris_ops/")[2].replace('"', "")
         return ""
 
     def stop(self) -> None:
-        if self.process is not None:
-            for stream in (self.process.stdin, self.process.stdout):
-                if stream is not None:
-                    try:
-                        stream.close()
-                    except BrokenPipeError:
-                        pass
-            self.process.wait()
-        self.process = None
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+        self.process.wait()
 
 
 def run(jobs: Iterable[Job], folder: Path, *, workers: int = 2, quiet: bool = True) -> list[Result]:
@@ -143,21 +129,32 @@ def run(jobs: Iterable[Job], folder: Path, *, workers: int = 2, quiet: bool = Tr
     started = time.monotonic()
 
     def work(number: int) -> None:
-        worker = Worker(folder / f"worker{number}")
+        started_ones = 0
+        worker: Worker | None = None
         try:
             while not failed:
                 try:
                     job = waiting.get_nowait()
                 except queue.Empty:
                     return
-                results.append(worker.take(job))
+                if worker is None:
+                    started_ones += 1
+                    worker = Worker(folder / f"worker{number}-{started_ones}")
+                result = worker.take(job)
+                if result is None:
+                    worker.stop()
+                    worker = None
+                    waits = Finding("time", "?", f"no answer in {WAIT:g} s", "", "")
+                    result = Result(job, json.dumps(job), (waits,))
+                results.append(result)
                 if not quiet and len(results) % 500 == 0:
                     rate = len(results) / (time.monotonic() - started)
                     print(f"{len(results)} of {total} files, {rate:.0f} a second", file=sys.stderr)
         except BaseException as error:  # noqa: BLE001 - raised again below, in the thread that waits
             failed.append(error)
         finally:
-            worker.stop()
+            if worker is not None:
+                worker.stop()
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(min(workers, max(1, total)))]
     for thread in threads:
@@ -216,6 +213,8 @@ def _case(source: Source, job: Job) -> dict[str, bytes]:
 
 
 def _jobs(options: argparse.Namespace) -> list[Job]:
+    if options.crafted == ["all"]:
+        return [{"crafted": name} for name in CRAFTED]
     if options.crafted:
         return [{"crafted": name} for name in options.crafted]
     if options.pristine is not None:
@@ -239,7 +238,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", type=int, metavar="NUMBER", help="one file of the campaign alone")
     parser.add_argument("--pristine", type=int, metavar="NUMBER", help="one valid file alone")
-    parser.add_argument("--crafted", action="append", choices=CRAFTED, metavar="NAME", help="a file made by hand")
+    parser.add_argument("--crafted", action="append", choices=("all", *CRAFTED), metavar="NAME", help="a file made by hand")
     parser.add_argument("--keep", type=Path, help="the folder for the files of findings")
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)

@@ -112,7 +112,8 @@ class Taker:
     def take(self, case: Case) -> Outcome:
         """Take one file through all stages."""
         self._number += 1
-        room = self.folder / f"case{self._number}"
+        # By process, because one that was killed leaves its folder behind.
+        room = self.folder / f"case{os.getpid()}-{self._number}"
         for name, blob in case.files.items():
             path = room / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +137,7 @@ class Taker:
 
     def _changes_of(self, seed: Seed) -> dict[tuple[str, str], truth.Changed]:
         """The closed form's change of each key and parameter by a valid file."""
-        room = self.folder / f"seed{len(self._pristine)}"
+        room = self.folder / f"seed{os.getpid()}-{len(self._pristine)}"
         room.mkdir()
         path = room / f"adapter_model{seed.ending}"
         path.write_bytes(seed.blob)

@@ -11,9 +11,10 @@ import functools
 import json
 import os
 import sys
+import traceback
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -29,6 +30,8 @@ from .stages import Taker
 
 WARM = ("lora/kohya", "loha/kohya", "lokr-full-low/kohya", "lora/peft", "tlora/kohya")
 """Seeds whose first use imports or compiles something, which is no fault of a file."""
+AGAIN = 75
+"""The status of a process that has answered, and is to be followed by a fresh one."""
 
 
 def _case(source: Source, job: dict[str, Any]) -> Case:
@@ -39,6 +42,28 @@ def _case(source: Source, job: dict[str, Any]) -> Case:
     return source.mutated(job["seed"], job["number"])
 
 
+def _serve(source: Source, taker: Taker, answers: TextIO) -> None:
+    """Answer jobs until there are no more, or until a file was stopped in the middle."""
+    for line in sys.stdin:
+        job = json.loads(line)
+        case = _case(source, job)
+        outcome = taker.take(case)
+        # Adapters that the library remembers would count as the next files' memory.
+        load._load.cache_clear()
+        answer = {
+            "name": case.name,
+            "findings": [finding.table() for finding in outcome.findings],
+            "refused": outcome.refused,
+            "message": outcome.message[:300],
+            "compared": outcome.compared,
+            "took": round(outcome.took, 3),
+        }
+        print(json.dumps(answer), file=answers, flush=True)
+        # After a file that was stopped, or that took much memory, the process may be in any state.
+        if any(finding.what in ("time", "memory") for finding in outcome.findings):
+            os._exit(AGAIN)
+
+
 def main() -> None:
     folder, traces = Path(sys.argv[1]), Path(sys.argv[2])
     # What the library prints, if anything, must not mix with the answers.
@@ -46,6 +71,7 @@ def main() -> None:
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
     warnings.simplefilter("ignore")
+    # One thread also because processes are forked below.
     torch.set_num_threads(1)
     # For speed alone: waiting for the clock, and a parser made anew for every command.
     tensor_file.TICK = 0
@@ -58,25 +84,23 @@ def main() -> None:
                 if case.seed is not None and case.seed.name.startswith(WARM):
                     taker.take(case)
         print("ready", file=answers, flush=True)
-        for line in sys.stdin:
-            job = json.loads(line)
-            case = _case(source, job)
-            outcome = taker.take(case)
-            # Adapters that the library remembers would count as the next files' memory.
-            load._load.cache_clear()
-            answer = {
-                "name": case.name,
-                "findings": [finding.table() for finding in outcome.findings],
-                "refused": outcome.refused,
-                "message": outcome.message[:300],
-                "compared": outcome.compared,
-                "took": round(outcome.took, 3),
-            }
-            print(json.dumps(answer), file=answers, flush=True)
-            # After a file that was stopped in the middle, or that took much memory, the process may be in
-            # any state.
-            if any(finding.what in ("time", "memory") for finding in outcome.findings):
-                break
+        while True:
+            # A child costs milliseconds, and a new process seconds.
+            child = os.fork()
+            if not child:
+                status = 1
+                try:
+                    _serve(source, taker, answers)
+                    status = 0
+                except BaseException:  # noqa: BLE001 - shown by the process that started this one
+                    traceback.print_exc()
+                finally:
+                    os._exit(status)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            if status == 0:
+                return
+            if status != AGAIN:
+                print(json.dumps({"died": status}), file=answers, flush=True)
 
 
 if __name__ == "__main__":
