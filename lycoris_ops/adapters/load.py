@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..algorithms import Layer, explain
+from ..algorithms import explain
 from ..algorithms.base import SET_BIAS
 from ..algorithms.lora import DIAGONAL, RESHAPE
 from ..errors import FileFormatError, LayerError, UnsupportedError
@@ -176,13 +176,14 @@ def _no_layer(file: TensorFile, keys: list[str], config: str | None) -> FileForm
 
 
 def _options(
-    algorithm: type[Layer], name: str, config: Config[Any] | None, given: Mapping[str, Any]
+    outline: Outline, name: str, config: Config[Any] | None, given: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Values of the algorithm's options: those given, else those of the layer's PEFT configuration."""
-    wanted = options_of(algorithm)
+    wanted = options_of(outline.algorithm)
     if not wanted:
         return {}
-    found = {**(config.options(algorithm, module_path(name)) if config else {}), **given}
+    said = config.options(outline.algorithm, module_path(name), outline.shapes) if config else {}
+    found = {**said, **given}
     return {option: value for option, value in found.items() if option in wanted}
 
 
@@ -211,7 +212,7 @@ def _describe(
 ) -> LayerInfo:
     algorithm = outline.algorithm
     config = configs.of_layer(name, algorithm, keys, outline.rank)
-    options = _options(algorithm, name, config, given)
+    options = _options(outline, name, config, given)
     return LayerInfo.of(name, keys, outline, options, enlarges=enlarges, peft=config, order=order)
 
 

@@ -81,6 +81,16 @@ def _configured(resolution: EntryResolution) -> list[str]:
     # Only for PEFT's names: in other dialects a layer without an alpha is meant to be at scale 1.
     elif any(split_prefix(name)[0] == "peft" for name in left):
         lines.append(f"no {CONFIG_NAME} beside the file: {len(left)} layers at scale 1")
+    starts = Counter(
+        str(info.options["start"]) for info in adapter.info.values() if info.options.get("start")
+    )
+    lines += [
+        f"{count} layers belong to a base without its {start} start, which is computed from the model's weight"
+        for start, count in starts.items()
+    ]
+    aligned = sum(info.options.get("product_of") == "peft" for info in adapter.info.values())
+    if aligned:
+        lines.append(f"{aligned} lokr layers of a Conv1d with the product that PEFT computes there")
     return lines
 
 

@@ -23,6 +23,7 @@ from ...algorithms import Layer
 from ...algorithms.base import ALPHA, DIFF_B, SET_BIAS
 from ...algorithms.factored import DORA, SPARSE
 from ...errors import LayerError
+from ...maths.shapes import Shape
 from . import patterns
 from .fields import Fields
 
@@ -199,8 +200,11 @@ class Config(ABC, Generic[W]):
         """
         return False
 
-    def options(self, algorithm: type[Layer], path: str) -> dict[str, Any]:
-        """Values of the algorithm's options for the layer at a path, see `adapters.options`."""
+    def options(self, algorithm: type[Layer], path: str, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+        """Values of the algorithm's options for the layer at a path, see `adapters.options`.
+
+        `shapes` are those of the layer's tensors by the algorithm's suffixes.
+        """
         return {}
 
     # What a configuration must say for layers that are written.

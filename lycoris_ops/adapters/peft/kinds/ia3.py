@@ -12,6 +12,7 @@ from torch import Tensor
 from ....algorithms import Layer
 from ....algorithms.ia3 import Ia3
 from ....errors import LayerError
+from ....maths.shapes import Shape
 from .. import patterns
 from ..config import LORA_ONLY, TRANSPOSED, Config, Member, Module, Refusal, Wanted, plain_tensors
 from ..fields import Fields
@@ -49,7 +50,7 @@ class Ia3Config(Config[WantedIa3]):
     def _fed(self) -> patterns.Names:
         return patterns.Names(self.feedforward_modules, self.path, "feedforward_modules")
 
-    def options(self, algorithm: type[Layer], path: str) -> dict[str, Any]:
+    def options(self, algorithm: type[Layer], path: str, shapes: Mapping[str, Shape]) -> dict[str, Any]:
         if algorithm is not self.algorithm:
             return {}
         return {"feedforward": path in self._fed}

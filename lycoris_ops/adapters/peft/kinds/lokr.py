@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ....algorithms import Layer
 from ....algorithms.base import alpha_of
-from ....algorithms.lokr import Lokr
+from ....algorithms.lokr import W2, Lokr
 from ....errors import LayerError
-from ....maths.shapes import factorization
+from ....maths.shapes import Shape, factorization
 from ..config import ConflictError, Member, Module, RankedConfig, ranks_of
 from ..cores import WantedCore, common_core, with_core
 
@@ -57,8 +57,9 @@ class LokrConfig(RankedConfig[WantedLokr]):
     decompose_both: bool = False
     decompose_factor: int = -1
 
-    def options(self, algorithm: type[Layer], path: str) -> dict[str, Any]:
-        return {"product_of": "peft"} if algorithm is self.algorithm else {}
+    def options(self, algorithm: type[Layer], path: str, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+        conv1d = algorithm is self.algorithm and len(shapes.get(W2, ())) == 3
+        return {"product_of": "peft"} if conv1d else {}
 
     @classmethod
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedLokr]:

@@ -14,6 +14,7 @@ from ....algorithms.base import DIFF_B, alpha_of
 from ....algorithms.factored import DORA, SPARSE
 from ....algorithms.lora import BIAS, DOWN, EMBEDDING_UP, MID, RESHAPE, STARTS, UP, Lora, Start
 from ....errors import LayerError
+from ....maths.shapes import Shape
 from ..config import (
     BASE_BIAS,
     TRANSPOSED,
@@ -136,8 +137,10 @@ class LoraConfig(RankedConfig[WantedLora]):
         # Callers divide this by the rank, which gives alpha / sqrt(rank).
         return alpha * math.sqrt(rank) if self.use_rslora else alpha
 
-    def options(self, algorithm: type[Layer], path: str) -> dict[str, Any]:
-        return {"start": self.start} if algorithm is self.algorithm and self.start else {}
+    def options(self, algorithm: type[Layer], path: str, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+        # PEFT starts embeddings in its usual way.
+        shifted = algorithm is self.algorithm and EMBEDDING_UP not in shapes and self.start
+        return {"start": self.start} if shifted else {}
 
     @classmethod
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedLora]:

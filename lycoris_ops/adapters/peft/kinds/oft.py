@@ -12,6 +12,7 @@ from torch import Tensor
 from ....algorithms import Layer
 from ....algorithms.oftv2 import MOST_TERMS, SCALED, TERMS, OftV2
 from ....errors import LayerError
+from ....maths.shapes import Shape
 from .. import patterns
 from ..config import (
     LORA_ONLY,
@@ -102,7 +103,7 @@ class OftConfig(Config[WantedOft]):
     def sets_biases(self) -> bool:
         return self.bias == "all"
 
-    def options(self, algorithm: type[Layer], path: str) -> dict[str, Any]:
+    def options(self, algorithm: type[Layer], path: str, shapes: Mapping[str, Shape]) -> dict[str, Any]:
         if algorithm is not self.algorithm:
             return {}
         # Without a version the release is (), which is before every other.
