@@ -81,12 +81,11 @@ def _configured(resolution: EntryResolution) -> list[str]:
     # Only for PEFT's names: in other dialects a layer without an alpha is meant to be at scale 1.
     elif any(split_prefix(name)[0] == "peft" for name in left):
         lines.append(f"no {CONFIG_NAME} beside the file: {len(left)} layers at scale 1")
-    starts = Counter(
-        str(info.options["start"]) for info in adapter.info.values() if info.options.get("start")
-    )
+    starts = Counter(info.options.get("start") for info in adapter.info.values())
     lines += [
-        f"{count} layers belong to a base without its {start} start, which is computed from the model's weight"
+        f"{count} layers are for a base without its {start} start, which is computed from the model's weight"
         for start, count in starts.items()
+        if start is not None
     ]
     aligned = sum(info.options.get("product_of") == "peft" for info in adapter.info.values())
     if aligned:
