@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..changes.operators import Blocks, Sides
 from ..errors import LayerError
-from ..maths.decompositions import cayley
+from ..maths.decompositions import NoInverseError, cayley
 from ..maths.shapes import Extent, Rows, Shape, factorization
 from ..maths.tensors import largest, norm
 from .base import MOST_SCALE, Layer, agree, axis_of, cut, dimensions, in_blocks, vector
@@ -111,7 +111,7 @@ def rotation(skew: Tensor) -> Tensor:
     """
     try:
         return cayley(skew)
-    except torch.linalg.LinAlgError:
+    except NoInverseError:
         raise LayerError(
             "the blocks of a rotation are too large to be turned into one",
             got=f"values up to {largest(skew):.3g}",

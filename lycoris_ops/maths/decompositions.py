@@ -10,6 +10,9 @@ from torch import Tensor
 # torch ships no types for its `linalg` functions.
 _linalg = cast("Any", torch.linalg)
 
+NoInverseError: type[RuntimeError] = _linalg.LinAlgError
+"""What torch raises for a matrix that it cannot decompose or invert."""
+
 
 def singular(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The singular value decomposition of a matrix (m, n), with k = min(m, n).
