@@ -14,8 +14,8 @@ from ..changes.operators import Blocks, Sides
 from ..errors import LayerError
 from ..maths.decompositions import NoInverseError, cayley
 from ..maths.shapes import Extent, Rows, Shape, factorization
-from ..maths.tensors import largest, norm
-from .base import MOST_SCALE, Layer, agree, axis_of, cut, dimensions, in_blocks, vector
+from ..maths.tensors import is_finite, largest, norm
+from .base import MOST_SCALE, Layer, agree, axis_of, cut, dimensions, in_blocks, overflow, vector
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -99,9 +99,20 @@ class Oft(Layer):
         bound = (self.alpha or 0) * weight.shape[0]
         # A bound that float32 does not hold bounds nothing.
         if 0 < bound <= MOST_SCALE:
-            # clamp_min makes the factor 1 where the norm is within the bound.
-            skew = skew * (bound / norm(skew).clamp_min(bound))
+            skew = bounded(skew, bound)
         return rotation(skew)
+
+
+def bounded(skew: Tensor, bound: float, *dims: int) -> Tensor:
+    """Blocks scaled down to a norm of `bound`, where it is above that; the norm is over `dims`, or over all.
+
+    Raises LayerError where the norm overflows: the blocks would be scaled to zero.
+    """
+    length = norm(skew, *dims)
+    if not is_finite(length):
+        raise overflow(skew.dtype)
+    # clamp_min makes the factor 1 where the norm is within the bound.
+    return skew * (bound / length.clamp_min(bound))
 
 
 def rotation(skew: Tensor) -> Tensor:

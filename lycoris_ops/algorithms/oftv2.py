@@ -13,9 +13,8 @@ from torch import Tensor
 from ..changes.operators import Blocks, Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Shape, flat_shape
-from ..maths.tensors import norm
 from .base import MOST_SCALE, Layer, check_work, exactly
-from .oft import rotation
+from .oft import bounded, rotation
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -123,9 +122,7 @@ class OftV2(Layer):
         if self.oft_r_scaled_oft is not None:
             skew = skew / (2 * math.sqrt(max(1, size - 1)))
         if self.constraint is not None:
-            bound = self.constraint / math.sqrt(len(skew))
-            # clamp_min makes the factor 1 where the norm is within the bound.
-            skew = skew * (bound / norm(skew, 1, 2).clamp_min(bound))
+            skew = bounded(skew, self.constraint / math.sqrt(len(skew)), 1, 2)
         return skew
 
     def _rotation(self, skew: Tensor) -> Tensor:
