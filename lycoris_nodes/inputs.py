@@ -7,12 +7,12 @@ of a stack passes, and so does NaN in place of a number.
 from __future__ import annotations
 
 import inspect
-import math
 import reprlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 from ..lycoris_ops import LycorisError
 from .host import io
@@ -23,7 +23,8 @@ def _is_text(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
+    # NaN compares as false, and `math.isfinite` would fail for an integer that is too large for a float.
+    return isinstance(value, Real) and abs(cast("float", value)) <= sys.float_info.max
 
 
 KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {

@@ -81,6 +81,7 @@ def partial(path: Path) -> None:
         ("LycorisApplyStack", {"strict": "no"}, ("`strict`", "true or false")),
         ("LycorisApplyStack", {"model": None}, ("`model`", "found None")),
         ("LycorisLoadAdapter", {"strength_clip": math.nan}, ("`strength_clip`", "found nan", "finite")),
+        ("LycorisLoadAdapter", {"strength_model": 10**400}, ("`strength_model`", "finite")),
         ("LycorisLoadAdapter", {"file": ["lora.safetensors"]}, ("`file`", "found a list", "a text")),
         ("LycorisWeightBlocks", {"rules": 1.0}, ("`rules`", "found 1.0", "a text")),
         ("LycorisCombineStacks", {"stacks": {"stack0": None, "stack1": 5}}, ("`stack1`", "LyCORIS stack")),
