@@ -109,7 +109,7 @@ def test_a_mark_of_another_format_is_merged_or_an_error_of_the_family(
     """The weight is int8, so what the mark says of it is wrong. The host's layer checks little of that."""
     beside = {f"{LAYER}.comfy_quant": mark({"format": format_})}
     if scale is not None:
-        beside |= {f"{LAYER}.weight_scale": scale, f"{LAYER}.weight_scale_2": scale}
+        beside |= {f"{LAYER}.weight_scale": scale, f"{LAYER}.weight_scale_2": scale.clone()}
     try:
         merged(host, tmp_path, beside, {})
     except host.ops.LycorisError as error:
