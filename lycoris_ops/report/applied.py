@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container
 from pathlib import Path
 
+from ..adapters.grouping import WORDS
 from ..adapters.peft import CONFIG_NAME
 from ..names.dialects import split_prefix
 from ..stack.resolve import PART_NAMES, EntryResolution, Resolution
@@ -132,6 +133,14 @@ def _odd_alphas(resolution: EntryResolution) -> list[str]:
     return lines
 
 
-def _of_unreadable(key: str, unreadable: Iterable[str]) -> bool:
+def _of_unreadable(key: str, unreadable: Container[str]) -> bool:
     """Whether a key belongs to one of the unreadable layers."""
-    return any(key.startswith(f"{name}.") for name in unreadable)
+    end = len(key)
+    # Looked up by the key's beginnings: a file may have as many unreadable layers as keys.
+    for _ in range(WORDS):
+        end = key.rfind(".", 0, end)
+        if end < 0:
+            return False
+        if key[:end] in unreadable:
+            return True
+    return False

@@ -5,6 +5,10 @@ The reference is the file without the peculiarity, diffusers' own conversion of 
 
 from __future__ import annotations
 
+import math
+import random
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -320,3 +324,268 @@ def test_different_changes_of_the_same_rows_show_both_keys(tmp_path: Path) -> No
     message = str(caught.value)
     assert f"{LAYER}.qkv.lora.down.weight" in message and f"{LAYER}.to.q.lora.down.weight" in message
     assert "differently" in message and "attention.qkv.weight" in message
+
+
+# Files of OneTrainer and ai-toolkit, after their modules' own definitions: `modules/module/LoRAModule.py` of
+# OneTrainer and `toolkit/models/lokr.py` of ai-toolkit.
+TRAINED: Shapes = {
+    "diffusion_model.a.weight": (8, 12),
+    "diffusion_model.c.weight": (8, 12, 3, 3),
+    CLIP: (8, 12),
+}
+ENCODER = CLIP.removeprefix("clip_l.transformer.").removesuffix(".weight")
+
+
+def onetrainers_loha(shape: tuple[int, ...], rank: int, alpha: float) -> tuple[Tensors, Tensor]:
+    """The factors are the weights of layers like LoRA's, so those of a convolution have four dimensions."""
+    ones = tuple(1 for _ in shape[2:])
+    tensors = {f"hada_w{n}_a": rand(shape[0], rank, *ones) for n in (1, 2)}
+    tensors |= {f"hada_w{n}_b": rand(rank, *shape[1:]) for n in (1, 2)}
+    one, other = (
+        tensors[f"hada_w{n}_a"].double().flatten(1) @ tensors[f"hada_w{n}_b"].double().flatten(1)
+        for n in (1, 2)
+    )
+    return {**tensors, "alpha": torch.tensor(alpha)}, (alpha / rank * one * other).view(shape)
+
+
+def trained_lokr(
+    shape: tuple[int, ...], rank: int, alpha: float, *, outer: tuple[int, int], form: str
+) -> tuple[Tensors, Tensor]:
+    """`outer` is the shape of w1, and `form` says what is low-rank: none, w2, both, or w2 with a core."""
+    (rows, columns), (k, j), kernel = outer, (shape[0] // outer[0], shape[1] // outer[1]), shape[2:]
+    tensors: Tensors = {"alpha": torch.tensor(alpha)}
+    if form == "both":
+        tensors |= {"lokr_w1_a": rand(rows, rank), "lokr_w1_b": rand(rank, columns)}
+        first = tensors["lokr_w1_a"].double() @ tensors["lokr_w1_b"].double()
+    else:
+        tensors["lokr_w1"] = rand(rows, columns)
+        first = tensors["lokr_w1"].double()
+    if form == "none":
+        tensors["lokr_w2"] = rand(k, j, *kernel)
+        second = tensors["lokr_w2"].double()
+    elif form == "core":
+        tensors |= {
+            "lokr_t2": rand(rank, rank, *kernel),
+            "lokr_w2_a": rand(rank, k),
+            "lokr_w2_b": rand(rank, j),
+        }
+        t, a, b = (tensors[f"lokr_{x}"].double() for x in ("t2", "w2_a", "w2_b"))
+        second = torch.einsum("i j k l, i p, j r -> p r k l", t, a, b)
+    else:
+        tensors |= {"lokr_w2_a": rand(k, rank), "lokr_w2_b": rand(rank, j * math.prod(kernel))}
+        second = (tensors["lokr_w2_a"].double() @ tensors["lokr_w2_b"].double()).view(k, j, *kernel)
+    scale = 1.0 if form == "none" else alpha / rank
+    first = first.view(rows, columns, *(1 for _ in kernel))
+    return tensors, scale * torch.kron(first, second.contiguous())
+
+
+@pytest.mark.parametrize(
+    ("linear", "convolution", "encoder"),
+    [
+        # OneTrainer's kohya, diffusers and comfy formats.
+        ("lora_unet_a", "lora_unet_c", f"lora_te1_{ENCODER.replace('.', '_')}"),
+        ("transformer.a", "transformer.c", f"text_encoder.{ENCODER}"),
+        ("diffusion_model.a", "diffusion_model.c", f"text_encoders.clip_l.transformer.{ENCODER}"),
+        # ai-toolkit's earlier format of LoKr, which is LyCORIS' own.
+        ("lycoris_a", "lycoris_c", f"lycoris_{ENCODER.replace('.', '_')}"),
+    ],
+    ids=["kohya", "diffusers", "comfy", "lycoris"],
+)
+def test_loha_and_lokr_as_trainers_write_them(
+    tmp_path: Path, linear: str, convolution: str, encoder: str
+) -> None:
+    keys = dict(zip((linear, convolution, encoder), TRAINED, strict=True))
+    flat, conv = TRAINED["diffusion_model.a.weight"], TRAINED["diffusion_model.c.weight"]
+    # ai-toolkit does not put the smaller factor first: w1 may have more rows than w2.
+    files = [
+        [onetrainers_loha(TRAINED[key], 3, 1.5) for key in keys.values()],
+        [
+            trained_lokr(flat, 2, 1.0, outer=(4, 2), form="w2"),
+            trained_lokr(conv, 2, 3.0, outer=(2, 3), form="core"),
+            # Full factors: their alpha is the trainer's full rank, which has no place in float16.
+            trained_lokr(flat, 2, math.inf, outer=(2, 3), form="none"),
+        ],
+        [
+            trained_lokr(flat, 2, 1.0, outer=(2, 3), form="both"),
+            trained_lokr(conv, 2, 3.0, outer=(2, 3), form="w2"),
+            trained_lokr(flat, 2, 1.0, outer=(8, 1), form="w2"),
+        ],
+        [
+            trained_lokr(flat, 2, 1.0, outer=(2, 3), form="none"),
+            trained_lokr(conv, 2, 1e10, outer=(2, 3), form="none"),
+            trained_lokr(flat, 2, 1.0, outer=(1, 12), form="none"),
+        ],
+    ]
+    for number, file in enumerate(files):
+        named = dict(zip(keys, file, strict=True))
+        tensors = {f"{name}.{k}": t for name, (own, _) in named.items() for k, t in own.items()}
+        found = changes(write(tmp_path, tensors, f"x{number}"), TRAINED)
+        close(found, {keys[name]: wanted for name, (_, wanted) in named.items()})
+
+
+@pytest.mark.parametrize("suffix", ["dora_scale", "lora_magnitude_vector.weight"])
+def test_onetrainers_lokr_with_a_magnitude_of_the_outputs(tmp_path: Path, suffix: str) -> None:
+    """DoRA's definition. Its diffusers format has PEFT's name and shape for the magnitude of the outputs."""
+    shape = TRAINED["diffusion_model.a.weight"]
+    tensors, delta = trained_lokr(shape, 2, 1.0, outer=(2, 3), form="w2")
+    magnitude = 1 + torch.rand(8)
+    tensors[suffix] = magnitude if suffix.startswith("lora") else magnitude[:, None]
+    adapter = write(tmp_path, {f"transformer.a.{k}": t for k, t in tensors.items()})
+    weight = torch.randn(shape, dtype=torch.float64)
+    moved = weight + delta
+    wanted = magnitude.double()[:, None] * moved / moved.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(
+        weight + adapter.layers["transformer.a"].delta(weight), wanted, rtol=1e-6, atol=1e-6
+    )
+
+
+# Keys of a file, each of which is used or reported.
+WHOLE = {
+    "lora_unet_x": [*lora((8, 8), 2), "alpha", "dora_scale", "diff_b"],
+    "lora_unet_y": [*loha((8, 8), 2), "alpha"],
+    "transformer.z": ["lora_A.default.weight", "lora_B.default.weight"],
+    "oft_unet_w": ["alpha", *(f"oft_blocks.{n}" for n in range(3))],
+    "oft_unet_w.1": ["alpha", "oft_blocks"],
+    "oft_unet_v": ["oft_blocks", "rescale"],
+    "bundle_emb.word": ["clip_l"],
+}
+MUTATIONS = (
+    lambda key, _: key + ".0",
+    lambda key, _: key + "\n",
+    lambda key, _: "." + key,
+    lambda key, _: key.replace(".", "..", 1),
+    lambda key, _: key.rpartition(".")[0] or key,
+    lambda key, _: key.replace(".alpha", ".oft_blocks"),
+    lambda key, _: key.replace(".0", ".00"),
+    lambda key, _: key.replace(".lora_", ".lora_A.style.lora_"),
+    lambda key, other: f"{key.rpartition('.')[0]}.{other.rpartition('.')[2]}",
+    lambda key, other: f"{other.rpartition('.')[0]}.{key.rpartition('.')[2]}",
+)
+
+
+def test_each_key_of_a_file_is_used_or_reported(tmp_path: Path) -> None:
+    """Whatever is renamed. Only an error may come instead; alpha is shared by the parts of a fused layer."""
+    generator = random.Random(0)
+    whole = [f"{name}.{suffix}" for name, suffixes in WHOLE.items() for suffix in suffixes]
+    read = 0
+    for number in range(200):
+        keys = dict.fromkeys(whole)
+        for _ in range(generator.randint(1, 3)):
+            old, other = generator.sample(sorted(keys), 2)
+            del keys[old]
+            keys[generator.choice(MUTATIONS)(old, other)] = None
+        path = tmp_path / f"{number}.safetensors"
+        save_file({key: torch.ones(shape_of(key)) for key in keys}, path)
+        try:
+            adapter = lyc.load_adapter(path)
+        except lyc.LycorisError:
+            continue
+        read += 1
+        used = [key for info in adapter.info.values() for key in info.keys.values()]
+        bundled = [key for key in keys if key.startswith("bundle_emb.")]
+        assert {*used, *adapter.unused_keys, *bundled} == keys.keys(), keys.keys()
+        shared = [key for key in used if key.endswith(("alpha", "rescale"))]
+        assert len(set(used)) == len(used) - len(shared) + len(set(shared))
+        assert not {*adapter.unused_keys} & {*used} - {*shared}
+    assert read > 100
+
+
+def shape_of(key: str) -> tuple[int, ...]:
+    """A shape that fits the tensor that a key of `WHOLE` names, or what has become of the key."""
+    if "oft_blocks" in key:
+        return (2, 4, 4)
+    if "alpha" in key:
+        return ()
+    if "_down" in key or "_A" in key or (key.endswith("_b") and "hada" in key):
+        return (2, 8)
+    return (8, 2) if "_up" in key or "_B" in key or key.endswith("_a") else (8,)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"": (), ".weight": (8, 8), ".": (8,), "..weight": (), "weight": (3,)},
+        {"text_model.encoder.layers.0.mlp.fc1.weight": ()},
+        {"conditioner.embedders.0.model.transformer.resblocks.0.attn.in_proj_weight": (2,)},
+        {"conditioner.embedders.0.model.transformer.resblocks.0.attn.out_proj.weight": (0,)},
+        {"a.qkv.weight": (7,), "b.qkv.weight": (), "c.qkv.weight": (0, 0), "c.out.weight": ()},
+        {"a.to_q.weight": (), "a.to_k.weight": (4,), "a.to_v.weight": (4, 0)},
+        {
+            "double_blocks.0.img_attn.qkv.weight": (),
+            "img_in.weight": (0,),
+            "vector_in.in_layer.weight": (1,) * 9,
+        },
+        {
+            "single_blocks.0.linear1.weight": (1, 0),
+            "single_blocks.0.linear2.weight": (2,),
+            "img_in.weight": (),
+        },
+    ],
+)
+def test_a_model_of_unusual_keys_and_shapes_is_read(keys: Shapes) -> None:
+    """Every layer is found under its own path, and other look-ups find nothing or one of them."""
+    targets = Targets(keys)
+    for target in targets.all:
+        assert target.key in {places[0].key for places in targets.find(target.path)}
+        assert target.names
+    others = [
+        "",
+        "lora_unet_",
+        "a.to_q",
+        "a.qkv",
+        "b.to_k",
+        "transformer.single_transformer_blocks.0.attn.to_q",
+    ]
+    for candidates in targets.candidates(others)[1].values():
+        for places in candidates:
+            rows = targets.shape_of(*places)
+            assert not rows or rows[0] <= sum(keys[place.key][0] for place in places)
+        targets.nearest("a.to_x")
+
+
+LONG_NAMES = """
+import resource, sys
+import lycoris_ops as lyc
+from lycoris_ops.names.targets import Targets
+import torch
+from safetensors.torch import save_file
+
+# Importing torch counts too.
+used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+resource.setrlimit(resource.RLIMIT_CPU, (int(used) + 10, int(used) + 10))
+COUNT, SIZE = 2_000, 950
+
+
+def key(fill, number, end):
+    return (fill * SIZE)[: SIZE - len(str(number)) - len(end)] + str(number) + end
+
+
+ENDS = {".": "", "_": ".alpha", ".a": ".odd", ".lora_A": ".lora_A.x.weight", "a_": ".diff"}
+for fill, end in ENDS.items():
+    names = [key(fill, number, end) for number in range(COUNT)]
+    tensors = {name: torch.zeros(1) for name in names} | {"lora_unet_x.diff": torch.zeros(1)}
+    save_file(tensors, sys.argv[1])
+    adapter = lyc.load_adapter(sys.argv[1])
+    model = {f"diffusion_model.{name}": (1,) for name in names} | {"x.weight": (1,)}
+    for keys in (model, {"x.weight": (1,)}, {name: (1,) for name in names}):
+        lyc.describe(lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), keys))
+        Targets(keys).candidates(names)
+        Targets(keys).nearest(names[0])
+# Names that all mean the same weight.
+variants = ["".join("._"[number >> bit & 1] + "ab" for bit in range(13)) for number in range(COUNT)]
+targets = Targets({name: (1,) for name in variants})
+assert len(targets.find(variants[0])) > 1
+try:
+    targets.find_each(variants, "x")
+except lyc.MatchError as error:
+    assert len(str(error)) < 1000
+else:
+    raise AssertionError("rivals are an error")
+"""
+
+
+def test_many_long_names_take_little_time(tmp_path: Path) -> None:
+    """The kernel ends the child after ten seconds of CPU, which is much for the ten megabytes of names."""
+    command = [sys.executable, "-c", LONG_NAMES, str(tmp_path / "x.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
