@@ -89,8 +89,10 @@ def held(kind: str, weight: str, dialect: str) -> bool:
     if dialect == "diffusers":
         return kind in ONLY_LORA
     if dialect == "peft":
-        # PEFT has no core of three dimensions: what it has for such kernels is in flat factors.
-        return kind in IN_PEFT and not (kind == "loha-tucker" and weight == "conv3d")
+        # PEFT has no core of three dimensions: what it has for such kernels is in flat factors. Of a full
+        # factor of a Conv1d it makes another product.
+        other = {("loha-tucker", "conv3d"), ("lokr-full-full", "conv1d"), ("lokr-low-full", "conv1d")}
+        return kind in IN_PEFT and (kind, weight) not in other
     return True
 
 
