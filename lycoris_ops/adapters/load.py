@@ -41,9 +41,9 @@ def load_adapter(
 
     Of a safetensors file only the header is read. A later call with the same options returns the same adapter
     without reading again, as long as size and time of change of the file stay the same. `options` are what a
-    file does not say: `dora` ("paper" or "host", see `algorithms.factored`), `sig_type` of T-LoRA, `start` of PEFT's LoRA, `terms`,
-    `last` and `constraint` of OFTv2, `feedforward` of IA3. They take precedence over the file's metadata and
-    PEFT's configuration.
+    file does not say: `dora` ("paper" or "host", see `algorithms.factored`), `sig_type` of T-LoRA, `start` of
+    PEFT's LoRA, `product_of` of LoKr, `terms`, `last` and `constraint` of OFTv2, `feedforward` of IA3. They
+    take precedence over the file's metadata and PEFT's configuration.
 
     Raises FileFormatError for a file that is damaged or holds no adapter, LayerError where the shapes of
     a layer contradict each other, LycorisError for an unknown option or value.

@@ -137,6 +137,13 @@ def test_a_start_is_kept_where_it_can_be_written_and_refused_elsewhere(tmp_path:
         lyc.save_adapter(adapter, tmp_path / "no.safetensors", "kohya", model=known)
     with pytest.raises(lyc.LayerError, match="no OLoRA of another scale"):
         encode(adapter.layer(f"{ROOT}tall"), {}, "diffusers", "unet.tall")
+    save_file({name: one.float() for name, one in before.items()}, tmp_path / "base.safetensors")
+    stack = lyc.Stack([lyc.Entry(adapter)])
+    lyc.merge_checkpoint(tmp_path / "base.safetensors", stack, tmp_path / "merged.safetensors")
+    merged = {name: one.double() for name, one in load_file(tmp_path / "merged.safetensors").items()}
+    assert_same(merged, after, 64 * EPS32)
+    report = lyc.describe(lyc.resolve(stack, {"tall.weight": (36, 20)}))
+    assert "1 layers are for a base without its olora start" in report
     # Beside the weight the same change comes of the weight that the module has.
     module = nn.Linear(20, 36, bias=False).double().requires_grad_(False)
     module.weight.copy_(before["tall.weight"])
