@@ -51,8 +51,8 @@ SHIFTED: Mapping[str, str] = {
     "pissa_niter_": "the start comes from a random projection, and differs each time it is computed",
 }
 """Beginnings of values with which PEFT takes the product of the first factors out of the base weight, and why
-these cannot be found again. With `pissa_niter_16` and rank 16 the starts of two runs on a random weight of 640
-inputs and outputs differ by 70 percent."""
+these cannot be found again. With `pissa_niter_16` and rank 16 the starts of two runs on a random weight of
+640 inputs and outputs differ by 70 percent."""
 
 
 def _is_given(value: Any) -> bool:
