@@ -12,6 +12,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from ..files.json_text import parse_json
+
 ARGS = "ss_network_args"
 SPLIT = {"qkv": (1, 1, 1), "linear1": (1, 1, 1, 4)}
 """Ends of the names of Flux' fused layers, with the relative heights of the parts of their rows: q, k and v,
@@ -78,8 +80,8 @@ def _args(metadata: Mapping[str, str]) -> Mapping[str, str]:
 @lru_cache(maxsize=64)
 def _parsed(text: str) -> dict[str, str]:
     try:
-        table: Any = json.loads(text)
-    except (ValueError, RecursionError):
+        table: Any = parse_json(text)
+    except ValueError:
         # Other tools write free text here, and nothing in it is needed.
         return {}
     if not isinstance(table, dict):

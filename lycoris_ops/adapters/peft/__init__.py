@@ -8,8 +8,9 @@ from typing import Any
 
 from ...algorithms import Layer
 from ...errors import FileFormatError
+from ...files.bounds import MAX_JSON
 from .config import Config, ConflictError, Member, Module, Wanted, WantedRank
-from .fields import MOST_BYTES, MOST_PARTS, Fields, parsed, unreadable
+from .fields import MOST_PARTS, Fields, parsed, unreadable
 from .kinds import KINDS
 from .kinds.lora import LoraConfig
 from .unread import UNREAD, not_read
@@ -96,7 +97,7 @@ def read_lora_metadata(text: str, path: str) -> dict[str, Config[Any]]:
 def _beside(path: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
-            data = file.read(MOST_BYTES + 1)
+            data = file.read(MAX_JSON + 1)
     except OSError as error:
         raise FileFormatError("the file cannot be read", file=path, got=str(error.strerror)) from error
     # Some editors put a byte order mark in front, which utf-8-sig takes away.

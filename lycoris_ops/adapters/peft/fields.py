@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import reprlib
 from collections.abc import Mapping
 from typing import Any, cast
 
 from ...errors import FileFormatError
+from ...files.json_text import parse_json
 
-MOST_BYTES = 16 << 20
-"""The most bytes of a configuration. With a rank and an alpha for each of 10,000 layers it has about 2 MB."""
 MOST_PARTS = 64
 """The most parts of a pipeline that one metadata entry may describe. Pipelines have up to five."""
 SHOWN = 80
@@ -24,14 +22,10 @@ HINT = "Restore it, or remove it to apply the adapter at scale 1"
 
 def parsed(text: str, file: str) -> dict[str, Any]:
     """The table that a JSON text holds. Raises FileFormatError where it holds none."""
-    if len(text) > MOST_BYTES:
-        raise unreadable("it is too large", file, got=f"{len(text)} characters", expected=f"{MOST_BYTES}")
     try:
-        table: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        # RecursionError for lists within lists without end; its text would not help.
-        found = str(error) if isinstance(error, ValueError) else "nested too deep"
-        raise unreadable("it is no JSON", file, got=found[:SHOWN], expected="a JSON table") from error
+        table: Any = parse_json(text)
+    except ValueError as error:
+        raise unreadable("it is no JSON", file, got=str(error)[:SHOWN], expected="a JSON table") from error
     if not isinstance(table, dict):
         raise unreadable("it is no table", file, got=_shown(table), expected="a JSON table")
     return cast("dict[str, Any]", table)
