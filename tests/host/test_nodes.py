@@ -73,6 +73,13 @@ def partial(path: Path) -> None:
     save_file(renamed, path)
 
 
+def test_every_node_checks_its_inputs(host: Host) -> None:
+    """`inputs.checked` is on each of them, and the cases below try it."""
+    nodes = [kind for name, kind in host.nodes.NODE_CLASS_MAPPINGS.items() if name.startswith("Lycoris")]
+    assert nodes
+    assert [kind.__name__ for kind in nodes if not hasattr(kind.execute, "__wrapped__")] == []
+
+
 @pytest.mark.parametrize(
     ("node", "inputs", "words"),
     [
