@@ -8,7 +8,7 @@ HOST ?=
 IN = $(PYTHON) tests/harness/environment.py $(if $(HOST),--host $(HOST)) $(if $(COMFYUI),--comfyui "$(COMFYUI)")
 SWEEP = lycoris_ops lycoris_nodes tests
 
-.PHONY: help demo test test-ops test-host test-browser test-hosts bench bench-gpu ui lint clean
+.PHONY: help demo test test-ops test-host test-browser test-hosts soak bench bench-gpu ui lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -35,6 +35,13 @@ test-hosts: ## the host tests on every ComfyUI version of tests/harness/hosts.to
 			|| { status=1; failed="$$failed $$version"; }; \
 	done; \
 	if [ $$status != 0 ]; then echo "Host tests failed on ComfyUI$$failed"; fi; exit $$status
+
+soak: ## mutated files, faults while writing, the host under load
+	@status=0; for part in campaign "campaign --seed random" faults host; do \
+		echo "tests.soak.$$part"; \
+		$(IN) -- python -m tests.soak.$$part || { status=1; failed="$$failed, $$part"; }; \
+	done; \
+	if [ $$status != 0 ]; then echo "Failed: $${failed#, }"; fi; exit $$status
 
 # A benchmark of ops that are wrong says nothing: their tests come first.
 GATE = python -m pytest -q tests/ops/test_contract.py tests/ops/test_patch.py tests/ops/test_numba.py tests/ops/test_bypass.py

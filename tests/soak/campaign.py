@@ -227,7 +227,9 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Take mutated files through all that a user can do with them.")
+    parser = argparse.ArgumentParser(
+        description="Take mutated files through all that a user can do with them."
+    )
     parser.add_argument("--files", type=int, default=FILES, help=f"how many, {FILES} by default")
     parser.add_argument(
         "--seed",
@@ -238,7 +240,9 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", type=int, metavar="NUMBER", help="one file of the campaign alone")
     parser.add_argument("--pristine", type=int, metavar="NUMBER", help="one valid file alone")
-    parser.add_argument("--crafted", action="append", choices=("all", *CRAFTED), metavar="NAME", help="a file made by hand")
+    parser.add_argument(
+        "--crafted", action="append", choices=("all", *CRAFTED), metavar="NAME", help="a file made by hand"
+    )
     parser.add_argument("--keep", type=Path, help="the folder for the files of findings")
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .seeds import CONFIG, Seed
 
 CANARY = "applied 999 of 999 layers"
-"""A line of a report that some mutations put into the texts of a file. No line of output may begin with it."""
+"""A line of a report that some mutations put into the texts of a file. No line of output may begin so."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,9 @@ class Case:
     closed: bool = True
     """Whether all that says how tensors are read is the seed's, so that a closed form knows the change."""
     refused: bool = False
-    """Whether the file must be refused, because nothing that it could mean is right."""
+    """Whether the file must be refused, or a part of it reported, because no reading of it is right."""
+    dialect: str | None = None
+    """The dialect to save it in; None for one that follows from the name."""
     options: Mapping[str, object] = field(default_factory=dict[str, object])
     """Options for `load_adapter`."""
 
@@ -50,14 +53,10 @@ def of(
     ending: str | None = None,
 ) -> Case:
     """The case of a seed with other bytes, or with another configuration beside it."""
-    import json
-
     adapter = f"adapter_model{ending or seed.ending}"
     files = {adapter: blob}
     if config is not None:
         files[CONFIG] = config
     elif seed.config is not None:
         files[CONFIG] = json.dumps(dict(seed.config)).encode()
-    return Case(
-        f"{name} of {seed.name}", files, adapter, seed.model, seed=seed, same=same, closed=closed
-    )
+    return Case(f"{name} of {seed.name}", files, adapter, seed.model, seed=seed, same=same, closed=closed)

@@ -12,18 +12,20 @@ import pickle
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import lycoris_ops as lyc
 from tests.ops.layers import KINDS, WEIGHTS, factors, rand
 
 from .case import CANARY, Case
 from .containers import described, joined, packed, pickled
 from .mutators.pickles import Call, program, rewritten
-from .seeds import CONFIG, MODEL, PATHS, Seed, base_of
+from .seeds import CONFIG, PATHS, Seed, base_of
 
 NAME = "lora_unet_blocks_0_x"
 """A layer of the model, of `LINEAR` outputs and inputs."""
@@ -68,7 +70,9 @@ def _case(
     adapter = f"adapter_model{ending}"
     files = {adapter: blob} | ({CONFIG: config} if config is not None else {})
     seed = Seed(f"crafted/{name}/safetensors", tensors, model=model) if tensors is not None else None
-    return Case(name, files, adapter, model, seed=seed, same=same, closed=tensors is not None, refused=refused)
+    return Case(
+        name, files, adapter, model, seed=seed, same=same, closed=tensors is not None, refused=refused
+    )
 
 
 def _add(name: str, make: Callable[[], bytes], ending: str = ".safetensors", **options: Any) -> None:
@@ -102,7 +106,9 @@ for _name, _make in _sorts().items():
     _add(f"pickle: {_name} tensor", partial(_with_sort, _make), ".pt", refused=_name != "imaginary part")
 _add(
     "pickle: negated tensor",
-    lambda: pickled({key: -torch._neg_view(tensor) if tensor.ndim else tensor for key, tensor in lora().items()}),
+    lambda: pickled(
+        {key: -torch._neg_view(tensor) if tensor.ndim else tensor for key, tensor in lora().items()}
+    ),
     ".pt",
 )
 _add(
@@ -134,13 +140,47 @@ def _transposed() -> Case:
 CRAFTED["pickle: transposed and strided tensors"] = _transposed
 
 
+def _strided(kind: str) -> Case:
+    """The tensors of a kind with gaps between their values."""
+    tensors = _of_kind(kind)
+    wide = {key: torch.stack([tensor, tensor], -1)[..., 0] for key, tensor in tensors.items()}
+    name = f"pickle: strided tensors of {kind}"
+    return _case(name, pickled(wide), ".pt", tensors=tensors, same=1.0)
+
+
+for _kind in ("loha", "lokr-full-low", "lokr-low-low", "oft", "glora"):
+    CRAFTED[f"pickle: strided tensors of {_kind}"] = partial(_strided, _kind)
+for _length in (1, 500, 1000, -1, -22, -98):
+    _add(
+        f"pickle: archive cut at {_length}",
+        lambda n=_length: pickled(_of_kind("loha"))[:n],
+        ".pt",
+        refused=True,
+    )
+_add(
+    "pickle: a core in float8",
+    lambda: pickled(
+        {
+            key: tensor.to(torch.float8_e4m3fn) if key.endswith("lora_mid.weight") else tensor
+            for key, tensor in _of_kind("lora-tucker", "conv2d").items()
+        }
+    ),
+    ".pt",
+)
+
+
 def _cut(size: Callable[[bytes], bytes]) -> bytes:
     return rewritten(
         pickled(lora()), lambda name, content: (name, size(content) if name.endswith("data/0") else content)
     )
 
 
-_add("pickle: storage cut in half", lambda: _cut(lambda content: content[: len(content) // 2]), ".pt", refused=True)
+_add(
+    "pickle: storage cut in half",
+    lambda: _cut(lambda content: content[: len(content) // 2]),
+    ".pt",
+    refused=True,
+)
 _add("pickle: storage empty", lambda: _cut(lambda content: b""), ".pt", refused=True)
 _add("pickle: storage missing", lambda: rewritten(pickled(lora()), _without), ".pt", refused=True)
 
@@ -192,7 +232,10 @@ def _inflating(blob: bytes, member: str, start: bytes, piece: bytes, times: int,
 
 def _bomb(size: int) -> bytes:
     """An archive whose first storage expands to `size` bytes, as its program says."""
-    tensors: dict[str, Any] = {f"{NAME}.lora_up.weight": torch.zeros(1), f"{NAME}.lora_down.weight": torch.zeros(1)}
+    tensors: dict[str, Any] = {
+        f"{NAME}.lora_up.weight": torch.zeros(1),
+        f"{NAME}.lora_down.weight": torch.zeros(1),
+    }
 
     def change(content: bytes) -> bytes:
         # Count and shape of the first tensor.
@@ -229,8 +272,17 @@ _add(
     lambda: pickled({0: torch.ones(2), None: torch.ones(2), **lora()}),
     ".pt",
 )
-_add("pickle: keys that are the same text", lambda: pickled({1: torch.ones(2), "1": torch.ones(3), **lora()}), ".pt")
-_add("pickle: a parameter that learns", lambda: pickled({k: torch.nn.Parameter(t) for k, t in lora().items()}), ".pt")
+_add(
+    "pickle: keys that are the same text",
+    lambda: pickled({1: torch.ones(2), "1": torch.ones(3), **lora()}),
+    ".pt",
+    refused=True,
+)
+_add(
+    "pickle: a parameter that learns",
+    lambda: pickled({k: torch.nn.Parameter(t) for k, t in lora().items()}),
+    ".pt",
+)
 
 
 def _loop() -> dict[str, Any]:
@@ -249,14 +301,23 @@ def _memo(count: int) -> bytes:
 
 
 _add("pickle: tables that hold each other forty times", lambda: _memo(40), ".pt", refused=True)
-for _function, _arguments in ((exec, ("raise SystemExit(3)",)), (torch.zeros, (1 << 34,)), (bytearray, (1 << 34,))):
+for _function, _arguments in (
+    (exec, ("raise SystemExit(3)",)),
+    (torch.zeros, (1 << 34,)),
+    (bytearray, (1 << 34,)),
+):
     _add(
         f"pickle: a call of {_function.__name__}",
         lambda function=_function, arguments=_arguments: pickled({**lora(), "x": Call(function, *arguments)}),
         ".pt",
         refused=True,
     )
-_add("pickle: a number of a gigabyte", lambda: b"\x80\x02\x8b\xff\xff\xff\x3f" + bytes(1000), ".pt", refused=True)
+_add(
+    "pickle: a number of a gigabyte",
+    lambda: b"\x80\x02\x8b\xff\xff\xff\x3f" + bytes(1000),
+    ".pt",
+    refused=True,
+)
 _add("pickle: a frame of exabytes", lambda: b"\x80\x04\x95" + b"\xff" * 7 + b"\x7f.", ".bin", refused=True)
 _add(
     "pickle: legacy storage of terabytes",
@@ -291,31 +352,38 @@ for _name, _change in {
     "a number of a million digits": _replaced("[12, 3]", f"[{'9' * 1_000_000}, 3]"),
     "a shape whose product overflows": _set("shape", [1 << 32, 1 << 32, 9]),
     "a shape of 100,000 large sizes": _set("shape", [(1 << 62) - 1] * 100_000),
-    "a shape of 200,000 sizes of one": _set("shape", [12, 3] + [1] * 200_000),
     "no values in a size of 2^63": _set("shape", [0, 1 << 63]),
     "a size of 1e400": _replaced("[12, 3]", "[1e400, 3]"),
     "a size that is true": _replaced("[12, 3]", "[12, 3, true]"),
     "a negative size": _set("shape", [-12, -3]),
     "an unknown dtype with escapes": _set("dtype", f"\x1b[2J\n{CANARY}"),
     "a dtype of 100,000 letters": _set("dtype", "F" * 100_000),
-    "a byte order mark": lambda header: "\ufeff" + json.dumps(header),
-    "the same key twice": lambda header: json.dumps(header)[:-1]
-    + f', "{NAME}.alpha": {json.dumps(header[f"{NAME}.alpha"])}}}',
+    "the same key twice": lambda header: (
+        json.dumps(header)[:-1] + f', "{NAME}.alpha": {json.dumps(header[f"{NAME}.alpha"])}}}'
+    ),
     "brackets 100,000 deep": lambda header: "[" * 100_000 + "]" * 100_000,
-    "text in UTF-16": lambda header: json.dumps(header).encode("utf-16"),
     "metadata that are a list": lambda header: {**header, "__metadata__": [1, 2]},
 }.items():
     _add(f"header: {_name}", partial(_header, _change), refused=True)
 
 
-def _empty_value(count: int) -> bytes:
-    """`x` sizes of 0 x 2^63, which hold no byte."""
+for _name, _change in {
+    "a shape of 200,000 sizes of one": _set("shape", [12, 3] + [1] * 200_000),
+    "a byte order mark": lambda header: "\ufeff" + json.dumps(header),
+    "text in UTF-16": lambda header: json.dumps(header).encode("utf-16"),
+}.items():
+    # Whatever is read of them is right.
+    _add(f"header: {_name}", partial(_header, _change), tensors=lora())
+
+
+def _empty_value() -> bytes:
+    """A tensor of 0 x 2^63, which holds no byte."""
     header, data = described(lora())
     header["x"] = {"dtype": "F32", "shape": [0, 1 << 63], "data_offsets": [0, 0]}
     return joined(header, data)
 
 
-_add("header: a tensor of 0 x 2^63", lambda: _empty_value(1))
+_add("header: a tensor of 0 x 2^63", _empty_value)
 _add("header: 100 MB of empty lists", lambda: joined("[" + "[]," * 33_000_000 + "[]]", b""), refused=True)
 _add(
     "header: 90 MB of empty lists in a field",
@@ -325,18 +393,21 @@ _add(
 _add(
     "header: 200,000 empty tensors",
     lambda: _header(
-        lambda header: header
-        | {f"x{n}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(200_000)}
+        lambda header: (
+            header | {f"x{n}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(200_000)}
+        )
     ),
 )
 _add(
     "header: 200,000 layers of no values",
     lambda: _header(
-        lambda header: header
-        | {
-            f"lora_unet_blocks_{n}_y.diff": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-            for n in range(200_000)
-        }
+        lambda header: (
+            header
+            | {
+                f"lora_unet_blocks_{n}_y.diff": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+                for n in range(200_000)
+            }
+        )
     ),
 )
 _add(
@@ -344,7 +415,10 @@ _add(
     lambda: packed(lora(), {f"ss_{n}": "x" * 1000 for n in range(40_000)}),
 )
 _add("header: one metadata text of 40 MB", lambda: packed(lora(), {"ss_tag_frequency": "x\n" * 20_000_000}))
-_add("header: network arguments of 40 MB", lambda: packed(lora(), {"ss_network_args": "[" + "[]," * 13_000_000 + "1]"}))
+_add(
+    "header: network arguments of 40 MB",
+    lambda: packed(lora(), {"ss_network_args": "[" + "[]," * 13_000_000 + "1]"}),
+)
 for _name, _key in {
     "60,000 dots": "." * 60_000,
     "60,000 underscores": "_" * 60_000,
@@ -354,7 +428,9 @@ for _name, _key in {
 }.items():
     _add(
         f"key: {_name}",
-        lambda key=_key: packed({**lora(), f"{key}.lora_up.weight": rand(2, 2), f"{key}.alpha": torch.ones(())}),
+        lambda key=_key: packed(
+            {**lora(), f"{key}.lora_up.weight": rand(2, 2), f"{key}.alpha": torch.ones(())}
+        ),
     )
     _add(f"key: {_name} after a known prefix", lambda key=_key: packed(lora(f"lora_unet_{key}")))
 _add("key: 2,000 of 5,000 dots", lambda: packed({f"{'.' * 5000}{n}": torch.ones(1) for n in range(2000)}))
@@ -364,14 +440,21 @@ _add("key: an escape sequence", lambda: packed({**lora(), "\x1b[2Jx": torch.ones
 _add("key: a line of the report", lambda: packed({**lora(), f"x\n  {CANARY}": torch.ones(2)}))
 _add("key: a line of the report in a layer", lambda: packed({**lora(), **lora(f"lora_unet_y\n  {CANARY}\n")}))
 _add("key: empty", lambda: packed({**lora(), "": torch.ones(2)}))
-_add("key: a suffix alone", lambda: packed({**lora(), "lora_up.weight": rand(2, 2), ".alpha": torch.ones(())}))
+_add(
+    "key: a suffix alone", lambda: packed({**lora(), "lora_up.weight": rand(2, 2), ".alpha": torch.ones(())})
+)
 _add("metadata: a lone surrogate", lambda: packed(lora(), {"ss_title": "\ud800", "\udfff": "x"}))
-_add("metadata: escape sequences and lines", lambda: packed(lora(), {"ss_title": f"\x1b[31m\n  {CANARY}\r\x85{CANARY}"}))
+_add(
+    "metadata: escape sequences and lines",
+    lambda: packed(lora(), {"ss_title": f"\x1b[31m\n  {CANARY}\r\x85{CANARY}"}),
+)
 
 # Models.
 
 
-def _base(change: Callable[[dict[str, Tensor]], dict[str, Tensor]], metadata: Mapping[str, str] | None = None) -> bytes:
+def _base(
+    change: Callable[[dict[str, Tensor]], dict[str, Tensor]], metadata: Mapping[str, str] | None = None
+) -> bytes:
     return packed(change(dict(base_of("plain"))), metadata)
 
 
@@ -408,8 +491,14 @@ _under(
         b"",
     ),
 )
-_under("model: NaN in a weight", lambda: _base(lambda t: {key: x * math.nan if x.is_floating_point() else x for key, x in t.items()}))
-_under("model: large weights in half precision", lambda: _base(lambda t: {key: torch.full(x.shape, 65504.0).half() for key, x in t.items()}))
+_under(
+    "model: NaN in a weight",
+    lambda: _base(lambda t: {key: x * math.nan if x.is_floating_point() else x for key, x in t.items()}),
+)
+_under(
+    "model: large weights in half precision",
+    lambda: _base(lambda t: {key: torch.full(x.shape, 65504.0).half() for key, x in t.items()}),
+)
 for _name, _mark in {
     "a list": b"[1, 2]",
     "null": b"null",
@@ -434,7 +523,9 @@ for _name, _mark in {
 # Regular expressions and numbers of a PEFT configuration.
 
 
-def _configured(name: str, table: Any, tensors: Mapping[str, Tensor] | None = None, *, refused: bool = False) -> None:
+def _configured(
+    name: str, table: Any, tensors: Mapping[str, Tensor] | None = None, *, refused: bool = False
+) -> None:
     """A PEFT file of `tensors` (a LoRA unless given) with a configuration, given as a table or as text."""
     rows, columns = LINEAR
 
@@ -493,10 +584,16 @@ CRAFTED["pattern: nested repeats in metadata"] = lambda: _case(
     ),
 )
 _configured(
-    "pattern: 800 of nested repeats", {**SETTINGS, "alpha_pattern": {f"(a+)+{n}!": 3 for n in range(800)}}, _long("x")
+    "pattern: 800 of nested repeats",
+    {**SETTINGS, "alpha_pattern": {f"(a+)+{n}!": 3 for n in range(800)}},
+    _long("x"),
 )
 _configured("pattern: one that does not compile", {**SETTINGS, "alpha_pattern": {"(": 3}})
-_configured("pattern: one that does not compile for feedforward_modules", {"peft_type": "IA3", "feedforward_modules": "("}, {f"{PEFT}.ia3_l": torch.ones(1, LINEAR[1])})
+_configured(
+    "pattern: one that does not compile for feedforward_modules",
+    {"peft_type": "IA3", "feedforward_modules": "("},
+    {f"{PEFT}.ia3_l": torch.ones(1, LINEAR[1])},
+)
 _configured("pattern: a megabyte", {**SETTINGS, "alpha_pattern": {"a?" * 500_000: 3}})
 _configured("pattern: 5,000 groups", {**SETTINGS, "alpha_pattern": {"(" * 5000 + ")" * 5000: 3}})
 _configured("pattern: a repeat of 10^9", {**SETTINGS, "alpha_pattern": {"(a{1000}){1000}{1000}": 3}})
@@ -576,15 +673,26 @@ for _name, _alpha in {
 }.items():
     _layer(f"value: alpha {_name}", {**lora(), f"{NAME}.alpha": _alpha})
 CRAFTED["value: alpha that is complex"] = lambda: _case(
-    "value: alpha that is complex", pickled({**lora(), f"{NAME}.alpha": torch.tensor(1 + 2j)}), ".pt", refused=True
+    "value: alpha that is complex",
+    pickled({**lora(), f"{NAME}.alpha": torch.tensor(1 + 2j)}),
+    ".pt",
+    refused=True,
 )
 CRAFTED["value: alpha in a dtype that torch lacks"] = lambda: _case(
     "value: alpha in a dtype that torch lacks",
     _header(lambda header: header[f"{NAME}.alpha"].update({"dtype": "F6_E2M3", "shape": [5]})),
     refused=True,
 )
-_layer("value: factors that are integers", {key: tensor.mul(9).to(torch.int64) for key, tensor in lora().items()}, refused=True)
-_layer("value: factors whose product overflows", {key: tensor * 1e30 if tensor.ndim else tensor for key, tensor in lora().items()}, refused=True)
+_layer(
+    "value: factors that are integers",
+    {key: tensor.mul(9).to(torch.int64) for key, tensor in lora().items()},
+    refused=True,
+)
+_layer(
+    "value: factors whose product overflows",
+    {key: tensor * 1e30 if tensor.ndim else tensor for key, tensor in lora().items()},
+    refused=True,
+)
 _layer(
     "value: a LoHa whose product overflows",
     {key: tensor * 1e15 if tensor.ndim else tensor for key, tensor in _of_kind("loha").items()},
@@ -611,7 +719,10 @@ _layer(
     "value: a Tucker core of gigabytes of work",
     {
         f"{NAME}.lora_up.weight": torch.ones(1, 1500, 1, 1),
-        f"{NAME}.lora_mid.weight": torch.ones(1500, 1, 300, 300).half()[:, :, :1, :1].expand(1500, 1, 1, 1).contiguous(),
+        f"{NAME}.lora_mid.weight": torch.ones(1500, 1, 300, 300)
+        .half()[:, :, :1, :1]
+        .expand(1500, 1, 1, 1)
+        .contiguous(),
         f"{NAME}.lora_down.weight": torch.ones(1, 200_000, 1, 1).half(),
     },
 )
@@ -631,24 +742,54 @@ _layer(
     {**lora(), f"{NAME}.reshape_weight": torch.tensor([1 << 62, 18])},
     refused=True,
 )
-_layer("value: reshape_weight NaN", {**lora(), f"{NAME}.reshape_weight": torch.tensor([math.nan, 18.0])}, refused=True)
-_layer("value: bias_size NaN", {**_of_kind("lora-sparse"), f"{NAME}.bias_size": torch.tensor([math.nan, 18.0])}, refused=True)
-_layer("value: bias_indices of a float", {**_of_kind("lora-sparse"), f"{NAME}.bias_indices": torch.full((2, 5), 1e30)}, refused=True)
+_layer(
+    "value: reshape_weight NaN",
+    {**lora(), f"{NAME}.reshape_weight": torch.tensor([math.nan, 18.0])},
+    refused=True,
+)
+_layer(
+    "value: bias_size NaN",
+    {**_of_kind("lora-sparse"), f"{NAME}.bias_size": torch.tensor([math.nan, 18.0])},
+    refused=True,
+)
+_layer(
+    "value: bias_indices of a float",
+    {**_of_kind("lora-sparse"), f"{NAME}.bias_indices": torch.full((2, 5), 1e30)},
+    refused=True,
+)
 
 # Shapes.
 
-_layer("shape: a norm without dimensions", {**lora(), "lora_unet_blocks_7_x.w_norm": torch.ones(())}, refused=True)
-_layer("shape: a norm's bias without dimensions", {**lora(), "lora_unet_blocks_7_x.b_norm": torch.ones(())}, refused=True)
-_layer("shape: OFT blocks without dimensions", {**lora(), f"lora_unet_blocks_1_x.oft_blocks": torch.ones(())})
-_layer("shape: OFT blocks of one dimension", {**lora(), f"lora_unet_blocks_1_x.oft_blocks": torch.ones(4)})
+_layer(
+    "shape: a norm without dimensions",
+    {**lora(), "lora_unet_blocks_7_x.w_norm": torch.ones(())},
+    refused=True,
+)
+_layer(
+    "shape: a norm's bias without dimensions",
+    {**lora(), "lora_unet_blocks_7_x.b_norm": torch.ones(())},
+    refused=True,
+)
+_layer("shape: OFT blocks without dimensions", {**lora(), "lora_unet_blocks_1_x.oft_blocks": torch.ones(())})
+_layer("shape: OFT blocks of one dimension", {**lora(), "lora_unet_blocks_1_x.oft_blocks": torch.ones(4)})
 _layer("shape: OFTv2 weight without dimensions", {f"{NAME}.oft_R.weight": torch.ones(())}, refused=True)
 _layer("shape: OFTv2 weight of one dimension", {f"{NAME}.oft_R.weight": torch.ones(9)}, refused=True)
 _layer("shape: OFTv2 weight of three dimensions", {f"{NAME}.oft_R.weight": torch.ones(9, 1, 1)}, refused=True)
-_layer("shape: a magnitude without dimensions", {**lora(), f"{NAME}.dora_scale": torch.ones(())}, refused=True)
+_layer(
+    "shape: a magnitude without dimensions", {**lora(), f"{NAME}.dora_scale": torch.ones(())}, refused=True
+)
 _layer("shape: PEFT's factors without dimensions", {f"{NAME}.ia3_l": torch.ones(())}, refused=True)
-_layer("shape: PEFT's BOFT scale without dimensions", {f"{NAME}.boft_R": torch.zeros(1, 9, 2, 2), f"{NAME}.boft_s": torch.ones(())}, refused=True)
-_layer("shape: a difference of 20 dimensions", {f"{NAME}.diff": torch.ones([1] * 18 + [12, 18])}, refused=True)
-_layer("shape: a difference of 70 dimensions", {f"{NAME}.diff": torch.ones([1] * 62 + [12, 18])}, refused=True)
+_layer(
+    "shape: PEFT's BOFT scale without dimensions",
+    {f"{NAME}.boft_R": torch.zeros(1, 9, 2, 2), f"{NAME}.boft_s": torch.ones(())},
+    refused=True,
+)
+_layer(
+    "shape: a difference of 20 dimensions", {f"{NAME}.diff": torch.ones([1] * 18 + [12, 18])}, refused=True
+)
+_layer(
+    "shape: a difference of 70 dimensions", {f"{NAME}.diff": torch.ones([1] * 62 + [12, 18])}, refused=True
+)
 _layer("shape: a flattened difference", {f"{NAME}.diff": torch.ones(12 * 18)}, refused=True)
 _layer("shape: a transposed difference", {f"{NAME}.diff": torch.ones(18, 12)}, refused=True)
 _layer(
@@ -660,17 +801,80 @@ _layer(
         f"{NAME}.hada_w2_b": torch.ones(2, 2, 9),
     },
 )
-_layer("shape: a flattened down factor", {f"{NAME}.lora_up.weight": torch.ones(12, 3), f"{NAME}.lora_down.weight": torch.ones(3 * 18)}, refused=True)
-_layer("shape: LoKr factors of three dimensions", {f"{NAME}.lokr_w1": torch.ones(3, 2, 1), f"{NAME}.lokr_w2_a": torch.ones(4, 2, 3), f"{NAME}.lokr_w2_b": torch.ones(2, 9)}, refused=True)
-_layer("shape: T-LoRA's factors without dimensions", {f"{NAME}.q_layer.weight": torch.ones(1, 18), f"{NAME}.p_layer.weight": torch.ones(12, 1), f"{NAME}.lambda_layer": torch.ones(())})
-_layer("shape: oft_blocks under a number that is no number", {**lora(), "oft_unet_blocks_1_x.oft_blocks.x": torch.ones(5, 7, 7)})
+_layer(
+    "shape: a flattened down factor",
+    {f"{NAME}.lora_up.weight": torch.ones(12, 3), f"{NAME}.lora_down.weight": torch.ones(3 * 18)},
+    refused=True,
+)
+_layer(
+    "shape: LoKr factors of three dimensions",
+    {
+        f"{NAME}.lokr_w1": torch.ones(3, 2, 1),
+        f"{NAME}.lokr_w2_a": torch.ones(4, 2, 3),
+        f"{NAME}.lokr_w2_b": torch.ones(2, 9),
+    },
+    refused=True,
+)
+_layer(
+    "shape: T-LoRA's factors without dimensions",
+    {
+        f"{NAME}.q_layer.weight": torch.ones(1, 18),
+        f"{NAME}.p_layer.weight": torch.ones(12, 1),
+        f"{NAME}.lambda_layer": torch.ones(()),
+    },
+)
+_layer(
+    "shape: oft_blocks under a number that is no number",
+    {**lora(), "oft_unet_blocks_1_x.oft_blocks.x": torch.ones(5, 7, 7)},
+)
 _layer(
     "shape: oft_blocks under a number and without",
-    {"lora_unet_blocks_1_x.oft_blocks": torch.ones(5, 7, 7), "lora_unet_blocks_1_x.oft_blocks.0": torch.ones(5, 7, 7)},
+    {
+        "lora_unet_blocks_1_x.oft_blocks": torch.ones(5, 7, 7),
+        "lora_unet_blocks_1_x.oft_blocks.0": torch.ones(5, 7, 7),
+    },
 )
 for _kind in KINDS:
     if not KINDS[_kind].flat and not KINDS[_kind].needs_kernel and KINDS[_kind].algorithm != "tlora":
-        _layer(f"shape: {_kind} of empty tensors", {key: torch.ones(0) if t.ndim else t for key, t in _of_kind(_kind).items()}, refused=True)
+        _layer(
+            f"shape: {_kind} of empty tensors",
+            {key: torch.ones(0) if t.ndim else t for key, t in _of_kind(_kind).items()},
+            refused=True,
+        )
+_layer(
+    "shape: a LoKr core's factor of three dimensions",
+    {
+        f"{NAME}.lokr_t2": torch.ones(3, 3, 1),
+        f"{NAME}.lokr_w1": torch.ones(3, 3),
+        f"{NAME}.lokr_w2_a": torch.ones(3, 3, 4),
+        f"{NAME}.lokr_w2_b": torch.ones(3, 6),
+    },
+)
+_layer(
+    "shape: GLoRA's inner factor with a kernel",
+    {
+        f"{NAME}.a1.weight": torch.ones(18, 3),
+        f"{NAME}.a2.weight": torch.ones(3, 18, 3, 3),
+        f"{NAME}.b1.weight": torch.ones(12, 3),
+        f"{NAME}.b2.weight": torch.ones(3, 18),
+    },
+)
+_layer(
+    "shape: PEFT's BOFT blocks of five dimensions",
+    {f"{NAME}.boft_R": torch.ones(1, 9, 2, 2, 3), f"{NAME}.boft_s": torch.ones(12, 1)},
+)
+_layer(
+    "value: PEFT's BOFT with factors near the largest number",
+    {f"{NAME}.boft_R": torch.zeros(1, 9, 2, 2), f"{NAME}.boft_s": torch.full((12, 1), 3e38)},
+)
+_layer(
+    "value: a GLoRA whose product overflows",
+    {key: tensor * 1e15 if tensor.ndim else tensor for key, tensor in _of_kind("glora").items()},
+    refused=True,
+)
+for _dialect in lyc.WRITTEN:
+    CRAFTED[f"shape: nothing that can be read, saved as {_dialect}"] = lambda dialect=_dialect: replace(
+        _case("shape: nothing that can be read", packed({f"{NAME}.hada_w2_b": torch.ones(2, 2)})),
+        dialect=dialect,
+    )
 _layer("shape: a layer that is there under two names", {**lora(), **lora("lora_unet__blocks_0_x")})
-
-assert all(path in MODEL for path in (f"diffusion_model.{PATHS['linear']}.weight",))

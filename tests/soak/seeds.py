@@ -99,7 +99,7 @@ def weights_of(kind: str) -> list[str]:
 
 
 def _named(kind: str, form: Callable[[str], str]) -> dict[str, Tensor]:
-    """The tensors of a layer of a kind for each weight that it fits; `form` makes a layer's name of a path."""
+    """The tensors of a kind's layers, one for each of its weights; `form` makes a layer's name of a path."""
     return {
         f"{form(PATHS[weight])}.{suffix}": tensor.contiguous()
         for weight in weights_of(kind)

@@ -26,6 +26,7 @@ from lycoris_ops.commands import main
 
 from . import containers, truth
 from .case import CANARY, Case
+from .case import of as case_of
 from .limits import BYTES, SECONDS, Limits, OutOfTimeError
 from .seeds import CONFIG, MODELS, Seed, base_of
 
@@ -38,6 +39,10 @@ LAYERS = 40
 LARGE = 1 << 20
 """The largest weight, in values, that a change is computed of."""
 BUNDLED = "bundle_emb."
+WARM = tuple(
+    f"{kind}/safetensors" for kind in ("lora/kohya", "loha/kohya", "lokr-full-low/peft", "tlora/kohya")
+)
+"""The seeds that are used once before the first file."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,20 @@ class Taker:
         self._pristine: dict[Seed, dict[tuple[str, str], truth.Changed]] = {}
         self._number = 0
 
+    def warm(self, seeds: list[Seed]) -> None:
+        """Use once what is imported or compiled at its first use, which is no fault of a file."""
+        with self.limits.lifted():
+            for seed in seeds:
+                if seed.name not in WARM:
+                    continue
+                self.take(case_of("nothing", seed, seed.blob, same=1.0))
+                adapter = lyc.load_adapter(self._written(seed), cache=lyc.TensorCache(0))
+                resolution = lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), MODELS[seed.model])
+                for key, pairs in resolution.pairs().items():
+                    for dtype in (torch.bfloat16, torch.float16):
+                        weight = self.bases[seed.model][key].to(dtype)
+                        lyc.patch_(weight, [(match.read(adapter), 0.1) for _, match in pairs])
+
     def take(self, case: Case) -> Outcome:
         """Take one file through all stages."""
         self._number += 1
@@ -124,10 +143,8 @@ class Taker:
             self._pristine[case.seed] = self._changes_of(case.seed)
         took = _Take(self, case, room)
         self.limits.begin()
-        try:
+        with contextlib.suppress(_RefusedError):
             took.run()
-        except _RefusedError:
-            pass
         grown = self.limits.end()
         if grown > BYTES:
             took.find("memory", f"{grown >> 20} MB", "", "more memory than a file may take")
@@ -137,13 +154,7 @@ class Taker:
 
     def _changes_of(self, seed: Seed) -> dict[tuple[str, str], truth.Changed]:
         """The closed form's change of each key and parameter by a valid file."""
-        room = self.folder / f"seed{os.getpid()}-{len(self._pristine)}"
-        room.mkdir()
-        path = room / f"adapter_model{seed.ending}"
-        path.write_bytes(seed.blob)
-        if seed.config is not None:
-            (room / CONFIG).write_text(json.dumps(dict(seed.config)))
-        adapter = lyc.load_adapter(path, cache=lyc.TensorCache(0))
+        adapter = lyc.load_adapter(self._written(seed), cache=lyc.TensorCache(0))
         resolution = lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), MODELS[seed.model])
         changes: dict[tuple[str, str], truth.Changed] = {}
         for match in resolution.entries[0].matches:
@@ -152,6 +163,17 @@ class Taker:
                     adapter, match, seed.tensors, seed.config, seed.metadata, self.bases[seed.model]
                 )
         return changes
+
+    def _written(self, seed: Seed) -> Path:
+        """A file of a seed, with its configuration beside it."""
+        self._number += 1
+        room = self.folder / f"seed{os.getpid()}-{self._number}"
+        room.mkdir()
+        path = room / f"adapter_model{seed.ending}"
+        path.write_bytes(seed.blob)
+        if seed.config is not None:
+            (room / CONFIG).write_text(json.dumps(dict(seed.config)))
+        return path
 
 
 def closed_form(
@@ -230,6 +252,7 @@ class _Take:
         self.findings: list[Finding] = []
         self.refused: str | None = None
         self.message = ""
+        self.reported = False
         self.compared = 0
         self.stage = "load"
         self.kept = {str(path.relative_to(room)) for path in room.rglob("*")}
@@ -277,7 +300,7 @@ class _Take:
         if case.same is not None and self.refused is not None:
             self.stage = self.refused
             self.find("refused", "an honest file", "", self.message)
-        if case.refused and self.refused is None:
+        if case.refused and self.refused is None and not self.reported:
             self.stage = "all"
             self.find("wrong", "nothing was refused", "", "a file without a right reading was read")
 
@@ -298,6 +321,7 @@ class _Take:
             self.show(words)
         self.call("info", lambda: json.dumps(found))
         self.call("info", lambda: lyc.adapter_stamp(self.room / self.case.adapter))
+        self.reported = bool(adapter.unused_keys)
         used = {key for info in adapter.info.values() for key in info.keys.values()}
         used |= set(adapter.unused_keys)
         if lost := [key for key in adapter.file.tensors if key not in used and not key.startswith(BUNDLED)]:
@@ -338,6 +362,8 @@ class _Take:
         resolution = self.call("resolve", lambda: lyc.resolve(stack, shapes))
         if resolution is None:
             return
+        (entry,) = resolution.entries
+        self.reported = self.reported or bool(entry.mismatches or entry.unmatched)
         # What does not fit is an error here, and a line of the report below.
         self.call("resolve", resolution.check)
         if (report := self.call("describe", lambda: lyc.describe(resolution))) is not None:
@@ -423,6 +449,10 @@ class _Take:
         if not case.closed or case.seed is None or "split_qkv" in str(case.seed.metadata):
             return {}
         blob = case.files[case.adapter]
+        said = case.seed.config or "lora_adapter_metadata" in case.seed.metadata
+        if said and set(adapter.file.tensors) != set(case.seed.tensors):
+            # Which layers a configuration is for goes by their names.
+            return {}
         try:
             tensors = containers.read(blob, Path(case.adapter).suffix)
         except Exception as error:  # noqa: BLE001 - whatever a stranger's file makes the plain reader raise
@@ -433,7 +463,12 @@ class _Take:
         for match in resolution.entries[0].matches[: 2 * LAYERS]:
             try:
                 wanted[match.key, match.layer] = closed_form(
-                    adapter, match, tensors, case.seed.config, case.seed.metadata, self.taker.bases[case.model]
+                    adapter,
+                    match,
+                    tensors,
+                    case.seed.config,
+                    case.seed.metadata,
+                    self.taker.bases[case.model],
                 )
             except truth.UnknownError:
                 continue
@@ -480,7 +515,9 @@ class _Take:
 
     def _save(self, adapter: lyc.Adapter) -> None:
         case = self.case
-        dialect = lyc.WRITTEN[zlib.crc32(case.name.encode("utf-8", "replace")) % len(lyc.WRITTEN)]
+        dialect = (
+            case.dialect or lyc.WRITTEN[zlib.crc32(case.name.encode("utf-8", "replace")) % len(lyc.WRITTEN)]
+        )
         folder = self.room / "saved"
         folder.mkdir()
         out = folder / "adapter_model.safetensors"
@@ -571,7 +608,9 @@ class _Take:
         except Exception as error:  # noqa: BLE001 - whatever that package raises
             # It lacks a few dtypes that are copied as bytes.
             if not re.search("dtype|not supported", str(error), re.IGNORECASE):
-                self.find("wrong", "a written file that safetensors refuses", type(error).__name__, str(error))
+                self.find(
+                    "wrong", "a written file that safetensors refuses", type(error).__name__, str(error)
+                )
             return None
 
     def check_rest(self) -> None:

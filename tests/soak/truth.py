@@ -93,7 +93,7 @@ def _lora(t: Tensors, weight: Array, bias: Array | None, options: Mapping[str, A
     else:
         down = t["lora_down.weight"]
         scale = _scale(t, down.shape[0])
-        up, down = _flat(t["lora_up.weight"]), down
+        up = _flat(t["lora_up.weight"])
         if "lora_mid.weight" in t:
             down = np.einsum("mn...,nq->mq...", t["lora_mid.weight"], _flat(down))
         down = _flat(down)
@@ -253,7 +253,8 @@ def _oftv2(t: Tensors, weight: Array, bias: Array | None, options: Mapping[str, 
     values = t["oft_R.weight"]
     size = round((1 + math.sqrt(1 + 8 * values.shape[1])) / 2)
     skew = np.zeros((len(values), size, size))
-    skew[:, *np.triu_indices(size, 1)] = values
+    row, column = np.triu_indices(size, 1)
+    skew[:, row, column] = values
     skew -= np.swapaxes(skew, 1, 2)
     if "oft_R.scaled_oft" in t:
         skew = skew / (2 * math.sqrt(size - 1))

@@ -28,8 +28,6 @@ from .limits import Limits
 from .source import Source
 from .stages import Taker
 
-WARM = ("lora/kohya", "loha/kohya", "lokr-full-low/kohya", "lora/peft", "tlora/kohya")
-"""Seeds whose first use imports or compiles something, which is no fault of a file."""
 AGAIN = 75
 """The status of a process that has answered, and is to be followed by a fresh one."""
 
@@ -79,10 +77,7 @@ def main() -> None:
     source = Source()
     with traces.open("a") as stacks:
         taker = Taker(folder, Limits(stacks))
-        with taker.limits.lifted():
-            for case in source.pristine():
-                if case.seed is not None and case.seed.name.startswith(WARM):
-                    taker.take(case)
+        taker.warm(source.seeds)
         print("ready", file=answers, flush=True)
         while True:
             # A child costs milliseconds, and a new process seconds.

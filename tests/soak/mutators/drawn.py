@@ -1,4 +1,4 @@
-"""Files that hypothesis draws: tables, names, shapes and objects of any form, within the bounds of a format."""
+"""Files that hypothesis draws: tables, names, shapes and objects of any form."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ JSON = st.recursive(
 )
 SIZE = st.sampled_from([1, 2, 3, 4, 12, 18]) | st.integers(0, 6)
 SHAPE = st.lists(SIZE, max_size=5)
-PATH = st.sampled_from(sorted(PATHS.values())) | st.text(
-    st.sampled_from("abx.0_ "), min_size=1, max_size=20
-)
+PATH = st.sampled_from(sorted(PATHS.values())) | st.text(st.sampled_from("abx.0_ "), min_size=1, max_size=20)
 KEY = (
     st.tuples(st.sampled_from(PREFIXES), PATH, st.sampled_from(SUFFIXES)).map(
         lambda parts: f"{parts[0]}{parts[1]}.{parts[2]}"
@@ -109,7 +107,9 @@ def _config(rng: random.Random, seed: Seed) -> Case | None:
 
 
 def _config_text(rng: random.Random, seed: Seed) -> Case | None:
-    return case.of("drawn_config_text", seed, seed.blob, closed=False, config=draw(st.binary(max_size=60), rng))
+    return case.of(
+        "drawn_config_text", seed, seed.blob, closed=False, config=draw(st.binary(max_size=60), rng)
+    )
 
 
 def _names(rng: random.Random, seed: Seed) -> Case | None:
@@ -131,14 +131,16 @@ def _suffixes(rng: random.Random, seed: Seed) -> Case | None:
     """A layer of any few tensors."""
     path = rng.choice(sorted(PATHS.values()))
     wanted = draw(st.dictionaries(st.sampled_from(SUFFIXES), SHAPE, min_size=1, max_size=5), rng)
-    tensors = {f"lora_unet_{path.replace('.', '_')}.{name}": _tensor(rng, shape) for name, shape in wanted.items()}
+    tensors = {
+        f"lora_unet_{path.replace('.', '_')}.{name}": _tensor(rng, shape) for name, shape in wanted.items()
+    }
     return case.of("drawn_suffixes", seed, packed(tensors), closed=False, ending=".safetensors")
 
 
 def _object(rng: random.Random, seed: Seed) -> Case | None:
     if seed.container == "safetensors":
         return None
-    leaves = PLAIN | st.binary(max_size=5) | SHAPE.map(lambda shape: torch.ones(shape))
+    leaves = PLAIN | st.binary(max_size=5) | SHAPE.map(torch.ones)
     names = KEY | st.integers() | st.sampled_from(["state_dict", *seed.tensors])
     content: Any = draw(
         st.recursive(

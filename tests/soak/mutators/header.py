@@ -95,8 +95,18 @@ def _offsets(rng: random.Random, header: dict[str, Any]) -> None:
     entry, other = (header[rng.choice(_entries(header))] for _ in range(2))
     start, stop = entry["data_offsets"]
     entry["data_offsets"] = rng.choice(
-        ([stop, start], [start], [], [start, stop, stop], None, 5, [start + 1, stop + 1], {}, "01")
-        + (other["data_offsets"],)
+        (
+            [stop, start],
+            [start],
+            [],
+            [start, stop, stop],
+            None,
+            5,
+            [start + 1, stop + 1],
+            {},
+            "01",
+            other["data_offsets"],
+        )
     )
 
 
@@ -126,7 +136,15 @@ def _drop_entry(rng: random.Random, header: dict[str, Any]) -> None:
 
 def _empty_tensor(rng: random.Random, header: dict[str, Any]) -> None:
     """A further tensor without data, under a name that may make a layer of it."""
-    names = ("x", "blocks.0.x.alpha", "lora_unet_blocks_0_x.alpha", "lora_unet_blocks_9_x.diff", "", ".", "a..b")
+    names = (
+        "x",
+        "blocks.0.x.alpha",
+        "lora_unet_blocks_0_x.alpha",
+        "lora_unet_blocks_9_x.diff",
+        "",
+        ".",
+        "a..b",
+    )
     header[rng.choice(names)] = {
         "dtype": rng.choice(("F32", "I64", "BOOL", "F4")),
         "shape": rng.choice(([0], [0, 5], [3, 0, 1 << 40], [0] * 30, [1 << 62, 0])),
@@ -140,8 +158,23 @@ def _no_table(rng: random.Random, header: dict[str, Any]) -> Any:
 
 def _metadata(rng: random.Random, header: dict[str, Any]) -> None:
     header[METADATA] = rng.choice(
-        ([], "text", 1, None, {"a": 1}, {"a": None}, {"a": {"b": []}}, {"": ""}, {"a": "\ud800"}, {"a": 10**400})
-        + ({"a": "\x1b[2J\n"}, {"a": 1e999}, {"\ud800": "a"}, {"a": True}, [["a", "b"]])
+        (
+            [],
+            "text",
+            1,
+            None,
+            {"a": 1},
+            {"a": None},
+            {"a": {"b": []}},
+            {"": ""},
+            {"a": "\ud800"},
+            {"a": 10**400},
+            {"a": "\x1b[2J\n"},
+            {"a": 1e309},
+            {"\ud800": "a"},
+            {"a": True},
+            [["a", "b"]],
+        )
     )
 
 

@@ -16,10 +16,20 @@ from ..containers import packed, pickled
 from ..seeds import CONTAINERS, Seed
 
 OF = "any"
-SUFFIXES = tuple(
-    sorted({suffix for kind in ALGORITHMS.values() for suffix in kind.suffixes()})
-    + ["lora_A.weight", "lora_B.weight", "lora_A.default.weight", "lora_magnitude_vector", "lora.up.weight"]
-    + ["lora_E", "bias", "diff_m", "oft_blocks.0", "oft_blocks.x", "lora_A.other.weight", "norm.scale"]
+SUFFIXES = (
+    *sorted({suffix for kind in ALGORITHMS.values() for suffix in kind.suffixes()}),
+    "lora_A.weight",
+    "lora_B.weight",
+    "lora_A.default.weight",
+    "lora_magnitude_vector",
+    "lora.up.weight",
+    "lora_E",
+    "bias",
+    "diff_m",
+    "oft_blocks.0",
+    "oft_blocks.x",
+    "lora_A.other.weight",
+    "norm.scale",
 )
 PREFIXES = (
     *("", "lora_unet_", "lora_te_", "lora_te1_", "lora_unet__", "oft_unet_", "lycoris_", "diffusion_model."),
@@ -27,10 +37,45 @@ PREFIXES = (
     *("base_model.model.", "unet.base_model.model.", "lora_transformer_", "bundle_emb.", "."),
 )
 ODD = (
-    *("", ".", "..", "_", " ", "\0", "\n", "\t", "\x1b[2J", f"\n{CANARY}", f"\u2028{CANARY}", f"\x85{CANARY}"),
-    *("\ud800", "\U0001f600", "\u202e", "\ufeff", "é", "e\u0301", "%s", "{}", "{0.__class__}", "../..", "/", "\\"),
+    *(
+        "",
+        ".",
+        "..",
+        "_",
+        " ",
+        "\0",
+        "\n",
+        "\t",
+        "\x1b[2J",
+        f"\n{CANARY}",
+        f"\u2028{CANARY}",
+        f"\x85{CANARY}",
+    ),
+    *(
+        "\ud800",
+        "\U0001f600",
+        "\u202e",
+        "\ufeff",
+        "é",
+        "e\u0301",
+        "%s",
+        "{}",
+        "{0.__class__}",
+        "../..",
+        "/",
+        "\\",
+    ),
     *("weight", "alpha", "__metadata__", "." * 300, "_" * 300, "a." * 300, "a_" * 150, "0." * 40, "x" * 5000),
-    *("1", "999999999999", "-1", "1e5", "blocks.0", "blocks.99999999999999999999", ".weight", "lora_up.weight"),
+    *(
+        "1",
+        "999999999999",
+        "-1",
+        "1e5",
+        "blocks.0",
+        "blocks.99999999999999999999",
+        ".weight",
+        "lora_up.weight",
+    ),
 )
 """Texts to put into a key, or in its place."""
 
@@ -83,7 +128,9 @@ def _letter(rng: random.Random, key: str) -> str:
 
 
 def _suffix(rng: random.Random, key: str) -> str:
-    return f"{key.rpartition('.')[0].removesuffix('.lora_up').removesuffix('.lora_down')}.{rng.choice(SUFFIXES)}"
+    return (
+        f"{key.rpartition('.')[0].removesuffix('.lora_up').removesuffix('.lora_down')}.{rng.choice(SUFFIXES)}"
+    )
 
 
 def _prefix(rng: random.Random, key: str) -> str:

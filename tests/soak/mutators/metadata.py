@@ -16,21 +16,80 @@ from .header import NUMBERS
 OF = "safetensors"
 TEXTS = (
     *("", " ", "\0", "\n", "\x1b[2J\x1b[31m", f"x\n{CANARY}", f"x\r  {CANARY}", f"x\u2028{CANARY}", "\u202e"),
-    *("\ud800", "\udfff\ud800", "ä" * 3000, "a" * 200_000, "None", "null", "[]", "{}", '"', "NaN", "1e400", "-1"),
-    *("[" * 5000, '{"a":' * 5000, '{"algo": "tlora", "sig_type": "x"}', '{"algo": 7}', '{"split_qkv": "True"}'),
+    *(
+        "\ud800",
+        "\udfff\ud800",
+        "ä" * 3000,
+        "a" * 200_000,
+        "None",
+        "null",
+        "[]",
+        "{}",
+        '"',
+        "NaN",
+        "1e400",
+        "-1",
+    ),
+    *(
+        "[" * 5000,
+        '{"a":' * 5000,
+        '{"algo": "tlora", "sig_type": "x"}',
+        '{"algo": 7}',
+        '{"split_qkv": "True"}',
+    ),
     *('{"split_qkv": true, "algo": null}', "{'algo': 'lora'}", '{"r": 1e999}', "\ufeff{}", "9" * 5000),
 )
 """Values in the place of a text."""
 KNOWN = (
-    *("ss_network_args", "ss_network_dim", "ss_network_alpha", "ss_network_module", "format", "lycoris_recipe"),
-    *("sshs_model_hash", "modelspec.title", "modelspec.hash_sha256", "lora_adapter_metadata", "ss_tag_frequency"),
+    *(
+        "ss_network_args",
+        "ss_network_dim",
+        "ss_network_alpha",
+        "ss_network_module",
+        "format",
+        "lycoris_recipe",
+    ),
+    *(
+        "sshs_model_hash",
+        "modelspec.title",
+        "modelspec.hash_sha256",
+        "lora_adapter_metadata",
+        "ss_tag_frequency",
+    ),
     *("_quantization_metadata", "__metadata__", ""),
 )
 """Keys of metadata that some reader knows."""
 PATTERNS = (
     *("(a+)+$", "(a|a)*b", "(.*a){25}", "(x+x+)+y", r"(\w|\d)*!", "([a-z]+)*$", "(.*)*", "(?:a?){40}a{40}"),
-    *("(", ")", "[", "*", "+", "\\", "(?P<", "(?i", "a{99999999}", "(?P<x>a)(?P<x>b)", "\ud800", "\0", "x{2,1}"),
-    *(r"(.*)\1", "(?=x)", "(?<=.*)x", ".*", "", "^", "$", "x|", "|", "blocks", r"blocks\.0\.x", r"^blocks\.\d+\.x"),
+    *(
+        "(",
+        ")",
+        "[",
+        "*",
+        "+",
+        "\\",
+        "(?P<",
+        "(?i",
+        "a{99999999}",
+        "(?P<x>a)(?P<x>b)",
+        "\ud800",
+        "\0",
+        "x{2,1}",
+    ),
+    *(
+        r"(.*)\1",
+        "(?=x)",
+        "(?<=.*)x",
+        ".*",
+        "",
+        "^",
+        "$",
+        "x|",
+        "|",
+        "blocks",
+        r"blocks\.0\.x",
+        r"^blocks\.\d+\.x",
+    ),
     *("x" * 30_000, "(" * 3000 + ")" * 3000, "." * 5000, "[a-z]*" * 300, "a?" * 200),
 )
 """Regular expressions: such as hang or break an engine, and plain ones."""
@@ -45,7 +104,17 @@ FIELDS = (
 VALUES: tuple[Any, ...] = (
     *NUMBERS,
     *(16, 1e30, -3.5, "LORA", "LOHA", "VERA", "pissa", "all", "lora_only", "\x1b[1m", "x" * 9000, False),
-    *({"x": 4}, {"x": 0}, {"x": None}, {"": 1}, {"x": [1]}, {"x": 10**400}, ["x"], ["x", 5], [[0, 1], [1, 2]]),
+    *(
+        {"x": 4},
+        {"x": 0},
+        {"x": None},
+        {"": 1},
+        {"x": [1]},
+        {"x": 10**400},
+        ["x"],
+        ["x", 5],
+        [[0, 1], [1, 2]],
+    ),
     *([None], {"a": {"b": {"c": 1}}}),
 )
 """Values in the place of a field."""
@@ -175,7 +244,7 @@ def _without_effect(rng: random.Random, seed: Seed) -> Case | None:
 
 
 def _stronger(rng: random.Random, seed: Seed) -> Case | None:
-    """alpha times a factor, or rank-stabilised scaling, in the configuration of kinds whose change it scales."""
+    """alpha times a factor, or rank-stabilised scaling, in the configuration of kinds that these scale."""
     kind = seed.name.partition("/")[0]
     table, root = _table_of(seed)
     name = next((key for key in ("lora_alpha", "alpha") if f"{root}{key}" in table), None)

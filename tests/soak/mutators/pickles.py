@@ -82,7 +82,9 @@ def _sizes(rng: random.Random, blob: bytes) -> bytes:
             return content
         _, at = rng.choice(numbers)
         assert at is not None
-        value = rng.choice((0, 3, 255, 1 << 20, (1 << 31) - 1, -1, 1 << 40, (1 << 63) - 1, -(1 << 63), 1 << 100))
+        value = rng.choice(
+            (0, 3, 255, 1 << 20, (1 << 31) - 1, -1, 1 << 40, (1 << 63) - 1, -(1 << 63), 1 << 100)
+        )
         number = pickle.dumps(value, protocol=2)[2:-1]
         return content[:at] + number + content[at + 2 :]
 
@@ -141,7 +143,9 @@ def _directory(rng: random.Random, blob: bytes) -> bytes:
     """Damage at the end of the archive, where its members are listed."""
     changed = bytearray(blob)
     for _ in range(rng.choice((1, 1, 4))):
-        changed[-rng.randrange(1, min(len(changed), 800))] = rng.choice((0, 1, 0x7F, 0xFF, rng.randrange(256)))
+        changed[-rng.randrange(1, min(len(changed), 800))] = rng.choice(
+            (0, 1, 0x7F, 0xFF, rng.randrange(256))
+        )
     return bytes(changed)
 
 
@@ -156,9 +160,9 @@ def exotic(rng: random.Random, tensor: Tensor) -> Tensor:
         lambda: torch.complex(flat, flat),
         lambda: torch.complex(flat, flat).conj(),
         lambda: torch.complex(flat, flat).imag,
-        lambda: flat.to_sparse(),
-        lambda: matrix.to_sparse_csr(),
-        lambda: matrix.to_sparse_csc(),
+        flat.to_sparse,
+        matrix.to_sparse_csr,
+        matrix.to_sparse_csc,
         lambda: torch.nested.nested_tensor([flat.reshape(-1), flat.reshape(-1)[:1]]),
         lambda: flat.to("meta"),
         lambda: torch.zeros(1).expand(1 << 12, 1 << 12),
@@ -173,10 +177,10 @@ def exotic(rng: random.Random, tensor: Tensor) -> Tensor:
         lambda: torch.nn.Parameter(flat),
         lambda: torch.nn.Parameter(flat, requires_grad=False),
         lambda: torch.nn.Buffer(flat),
-        lambda: flat.requires_grad_(),
+        flat.requires_grad_,
         lambda: torch._neg_view(flat),
         lambda: flat.reshape(-1)[:0],
-        lambda: flat.to_mkldnn(),
+        flat.to_mkldnn,
     ]
     return rng.choice(made)()
 

@@ -19,10 +19,33 @@ OTHERS = (
     *(torch.float8_e4m3fn, torch.float8_e5m2),
 )
 SPECIAL = (
-    *(float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 3e38, -3e38, 1e30, 1e-45, 1e-30, 65504.0, 1e9, -1.0),
+    *(
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        0.0,
+        -0.0,
+        3e38,
+        -3e38,
+        1e30,
+        1e-45,
+        1e-30,
+        65504.0,
+        1e9,
+        -1.0,
+    ),
     *(0.5, 3e6, 1e15, 1e300),
 )
-NAMED = ("alpha", "on_input", "bias_indices", "bias_size", "reshape_weight", "rescale", "scaled_oft", "lambda")
+NAMED = (
+    "alpha",
+    "on_input",
+    "bias_indices",
+    "bias_size",
+    "reshape_weight",
+    "rescale",
+    "scaled_oft",
+    "lambda",
+)
 """Parts of the names of tensors that say how others are read."""
 
 
@@ -108,7 +131,9 @@ def _resized(rng: random.Random, tensor: Tensor) -> Tensor:
         sizes.insert(rng.randrange(len(sizes) + 1), rng.choice((0, 1, 2, 3)))
     else:
         sizes = rng.choice(([], [1], [0], [0, 0], [1, 1], [3, 3], [2] * 12))
-    made = torch.linspace(-0.5, 0.5, max(1, int(torch.tensor(sizes, dtype=torch.int64).prod()) if sizes else 1))
+    made = torch.linspace(
+        -0.5, 0.5, max(1, int(torch.tensor(sizes, dtype=torch.int64).prod()) if sizes else 1)
+    )
     count = 1
     for size in sizes:
         count *= size
