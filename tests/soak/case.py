@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from .seeds import CONFIG, Seed
 
 CANARY = "applied 999 of 999 layers"
@@ -32,6 +34,8 @@ class Case:
 
     Such a file must be read.
     """
+    tensors: Mapping[str, Tensor] | None = None
+    """The tensors of the adapter; None where a plain reader has to tell them."""
     closed: bool = True
     """Whether all that says how tensors are read is the seed's, so that a closed form knows the change."""
     refused: bool = False
@@ -49,6 +53,7 @@ def of(
     *,
     same: float | None = None,
     closed: bool = True,
+    tensors: Mapping[str, Tensor] | None = None,
     config: bytes | None = None,
     ending: str | None = None,
 ) -> Case:
@@ -59,4 +64,13 @@ def of(
         files[CONFIG] = config
     elif seed.config is not None:
         files[CONFIG] = json.dumps(dict(seed.config)).encode()
-    return Case(f"{name} of {seed.name}", files, adapter, seed.model, seed=seed, same=same, closed=closed)
+    return Case(
+        f"{name} of {seed.name}",
+        files,
+        adapter,
+        seed.model,
+        seed=seed,
+        same=same,
+        tensors=tensors,
+        closed=closed,
+    )

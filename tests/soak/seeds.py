@@ -216,6 +216,14 @@ def _peculiar() -> Iterator[Seed]:
         "bundle_emb.word.string_to_param.*": rand(2, 4),
     }
     yield Seed("mixed/kohya/safetensors", tensors)
+    for kind, more, settings in (
+        ("adalora", {"lora_E": rand(3, 1)}, {"peft_type": "ADALORA", "init_r": 12, "lora_alpha": 2, "r": 8}),
+        ("pissa", {}, {"peft_type": "LORA", "r": 3, "lora_alpha": 2, "init_lora_weights": "pissa"}),
+    ):
+        suffixes = ("lora_A", "lora_B") if more else ("lora_A.weight", "lora_B.weight")
+        pair = dict(zip(suffixes, (rand(3, columns), rand(rows, 3)), strict=True))
+        tensors = {f"base_model.model.{linear}.{suffix}": tensor for suffix, tensor in (pair | more).items()}
+        yield Seed(f"{kind}/peft/safetensors", tensors, config=settings)
     own = {"r": 3, "lora_alpha": 2, "rank_pattern": {"x": 3}, "alpha_pattern": {}, "peft_type": "LORA"}
     tensors = {
         f"transformer.{linear}.lora_A.weight": rand(3, columns),

@@ -324,7 +324,9 @@ class _Take:
         self.reported = bool(adapter.unused_keys)
         used = {key for info in adapter.info.values() for key in info.keys.values()}
         used |= set(adapter.unused_keys)
-        if lost := [key for key in adapter.file.tensors if key not in used and not key.startswith(BUNDLED)]:
+        # A tensor without values holds nothing that could be lost.
+        held = [key for key, tensor in adapter.file.tensors.items() if 0 not in tensor.shape]
+        if lost := [key for key in held if key not in used and not key.startswith(BUNDLED)]:
             self.find("lost", "a key", "", f"neither used nor reported: {lost[0]}")
 
     def _layers(self, adapter: lyc.Adapter) -> None:
@@ -448,17 +450,19 @@ class _Take:
             }
         if not case.closed or case.seed is None or "split_qkv" in str(case.seed.metadata):
             return {}
-        blob = case.files[case.adapter]
         said = case.seed.config or "lora_adapter_metadata" in case.seed.metadata
         if said and set(adapter.file.tensors) != set(case.seed.tensors):
             # Which layers a configuration is for goes by their names.
             return {}
-        try:
-            tensors = containers.read(blob, Path(case.adapter).suffix)
-        except Exception as error:  # noqa: BLE001 - whatever a stranger's file makes the plain reader raise
-            self.stage = "load"
-            self.find("wrong", "a file that cannot be read was read", type(error).__name__, str(error))
-            return {}
+        tensors = case.tensors
+        if tensors is None:
+            try:
+                tensors = containers.read(case.files[case.adapter], Path(case.adapter).suffix)
+            except Exception as error:  # noqa: BLE001 - whatever a stranger's file makes the plain reader raise
+                self.stage = "load"
+                kind = type(error).__name__
+                self.find("wrong", "a file that cannot be read was read", kind, str(error))
+                return {}
         wanted: dict[tuple[str, str], truth.Changed] = {}
         for match in resolution.entries[0].matches[: 2 * LAYERS]:
             try:

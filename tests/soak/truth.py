@@ -51,9 +51,9 @@ def change(
 ) -> Changed:
     """The change of a weight and its bias by a layer's tensors, which are named by their suffixes.
 
-    `options` are what no tensor says: `sig_type` of T-LoRA, `terms`, `last` and `constraint` of OFTv2,
-    `feedforward` of IA3, `scale` of PEFT's LoKr, and `magnitude_of` where a magnitude's place is fixed by the
-    tool that wrote it. Raises UnknownError where nothing can be compared, and whatever numpy raises where the
+    `options` are what no tensor says: `sig_type` of T-LoRA, `start` of PiSSA, `terms`, `last` and
+    `constraint` of OFTv2, `feedforward` of IA3, `scale` of PEFT's LoKr, and `magnitude_of` where a
+    magnitude's place is fixed by the tool that wrote it. Raises UnknownError where nothing can be compared, and whatever numpy raises where the
     shapes do not go together.
     """
     held = {suffix: plain(tensor) for suffix, tensor in tensors.items()}
@@ -97,11 +97,21 @@ def _lora(t: Tensors, weight: Array, bias: Array | None, options: Mapping[str, A
         if "lora_mid.weight" in t:
             down = np.einsum("mn...,nq->mq...", t["lora_mid.weight"], _flat(down))
         down = _flat(down)
+        if "lora_E" in t:
+            down = np.diag(t["lora_E"].reshape(-1)) @ down
     own = t.get("lora_B.bias")
-    return _around(
-        t, scale * (up @ down), abs(scale) * _largest(abs(up) @ abs(down)), weight, options,
-        None if own is None else scale * own.reshape(-1),
-    )  # fmt: skip
+    size = abs(scale) * _largest(abs(up) @ abs(down))
+    found = _around(
+        t, scale * (up @ down), size, weight, options, None if own is None else scale * own.reshape(-1)
+    )
+    if options.get("start") != "pissa":
+        return found
+    # The factors started from the largest singular triples of the base, which PEFT took out of it.
+    u, s, v = np.linalg.svd(_flat(weight), full_matrices=False)
+    rank = len(down)
+    taken = (u[:, :rank] @ np.diag(s[:rank]) @ v[:rank]).reshape(weight.shape)
+    assert found.delta is not None
+    return Changed(found.delta - taken, found.bias, found.size + _largest(s))
 
 
 def _loha(t: Tensors, weight: Array, bias: Array | None, options: Mapping[str, Any]) -> Changed:
@@ -111,21 +121,22 @@ def _loha(t: Tensors, weight: Array, bias: Array | None, options: Mapping[str, A
         a, b = t[f"hada_w{n}_a"], t[f"hada_w{n}_b"]
         if f"hada_t{n}" in t:
             a, b = a.T, _flat(np.einsum("ij...,jq->iq...", t[f"hada_t{n}"], b))
-        product = product * (a @ _flat(b))
-        size *= _largest(abs(a) @ abs(_flat(b)))
+        a, b = _flat(a), _flat(b)
+        product = product * (a @ b)
+        size *= _largest(abs(a) @ abs(b))
     return _around(t, scale * product, size, weight, options)
 
 
 def _lokr(t: Tensors, weight: Array, bias: Array | None, options: Mapping[str, Any]) -> Changed:
     ranks = [t[name].shape[0] for name in ("lokr_w2_b", "lokr_w1_b") if name in t]
     scale = _scale(t, ranks[0]) if ranks else options.get("scale", 1.0)
-    first = t["lokr_w1"] if "lokr_w1" in t else t["lokr_w1_a"] @ t["lokr_w1_b"]
+    first = t["lokr_w1"] if "lokr_w1" in t else _flat(t["lokr_w1_a"]) @ _flat(t["lokr_w1_b"])
     if "lokr_w2" in t:
         second = t["lokr_w2"]
     elif "lokr_t2" in t:
         second = np.einsum("ij...,ip,jq->pq...", t["lokr_t2"], t["lokr_w2_a"], t["lokr_w2_b"])
     else:
-        second = t["lokr_w2_a"] @ _flat(t["lokr_w2_b"])
+        second = _flat(t["lokr_w2_a"]) @ _flat(t["lokr_w2_b"])
     (rows, columns), second = first.reshape(first.shape[0], -1).shape, _flat(second)
     first = first.reshape(rows, columns)
     # Entry (p, q) of the outer factor times the whole inner factor is block (p, q) of the product.
@@ -390,6 +401,8 @@ def configured(table: Mapping[str, Any], path: str, rank: int | None) -> dict[st
             "last": 1 if release >= (0, 18) else 2,
             "constraint": table["eps"] if table.get("coft") else None,
         }
+    if kind == "ADALORA":
+        return {"alpha": table["lora_alpha"] / (table["init_r"] + 1e-5) * (rank or 1)}
     if kind == "IA3":
         named = table.get("feedforward_modules") or []
         fed = re.fullmatch(named, path) if isinstance(named, str) else path.endswith(tuple(named))
@@ -406,4 +419,5 @@ def configured(table: Mapping[str, Any], path: str, rank: int | None) -> dict[st
 
     alpha, r = found("alpha_pattern", table[alpha_name]), found("rank_pattern", table["r"])
     by = math.sqrt(rank) if table.get("use_rslora") and rank else 1.0
-    return {"alpha": float(alpha) * by, "scale": float(alpha) / r}
+    start = table.get("init_lora_weights")
+    return {"alpha": float(alpha) * by, "scale": float(alpha) / r, "start": start}

@@ -86,7 +86,7 @@ def write(name: str, seed: Seed, tensors: Mapping[str, Tensor], *, same: float |
         blob = packed(tensors, seed.metadata)
     else:
         blob = CONTAINERS[seed.container][1](tensors)
-    return case.of(name, seed, blob, same=same)
+    return case.of(name, seed, blob, same=same, tensors=tensors)
 
 
 def _renamed(
