@@ -53,8 +53,8 @@ def change(
 
     `options` are what no tensor says: `sig_type` of T-LoRA, `start` of PiSSA, `terms`, `last` and
     `constraint` of OFTv2, `feedforward` of IA3, `scale` of PEFT's LoKr, and `magnitude_of` where a
-    magnitude's place is fixed by the tool that wrote it. Raises UnknownError where nothing can be compared, and whatever numpy raises where the
-    shapes do not go together.
+    magnitude's place is fixed by the tool that wrote it. Raises UnknownError where nothing can be compared,
+    and whatever numpy raises where the shapes do not go together.
     """
     held = {suffix: plain(tensor) for suffix, tensor in tensors.items()}
     met = plain(weight)
