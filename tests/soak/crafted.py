@@ -150,6 +150,14 @@ def _strided(kind: str) -> Case:
 
 for _kind in ("loha", "lokr-full-low", "lokr-low-low", "oft", "glora"):
     CRAFTED[f"pickle: strided tensors of {_kind}"] = partial(_strided, _kind)
+_add(
+    "pickle: one value with strides of 0",
+    lambda: pickled(
+        {key: tensor if tensor.ndim else torch.ones(()).expand(1, 1) for key, tensor in lora(rank=1).items()}
+        | {"lora_unet_blocks_3_x.oft_R.weight": torch.ones(()).expand(1, 1)}
+    ),
+    ".pt",
+)
 for _length in (1, 500, 1000, -1, -22, -98):
     _add(
         f"pickle: archive cut at {_length}",
@@ -439,6 +447,7 @@ _add("key: a lone surrogate in a layer", lambda: packed(lora("lora_unet_\udcff_x
 _add("key: an escape sequence", lambda: packed({**lora(), "\x1b[2Jx": torch.ones(2)}))
 _add("key: a line of the report", lambda: packed({**lora(), f"x\n  {CANARY}": torch.ones(2)}))
 _add("key: a line of the report in a layer", lambda: packed({**lora(), **lora(f"lora_unet_y\n  {CANARY}\n")}))
+_add("key: a line of the report after U+2028", lambda: packed({**lora(), f"x\u2028{CANARY}": torch.ones(2)}))
 _add("key: empty", lambda: packed({**lora(), "": torch.ones(2)}))
 _add(
     "key: a suffix alone", lambda: packed({**lora(), "lora_up.weight": rand(2, 2), ".alpha": torch.ones(())})
@@ -858,6 +867,24 @@ _layer(
         f"{NAME}.b1.weight": torch.ones(12, 3),
         f"{NAME}.b2.weight": torch.ones(3, 18),
     },
+)
+_layer(
+    "shape: AdaLoRA without singular values beside factors",
+    {
+        f"{PEFT}.lora_A": torch.ones(3, 18),
+        f"{PEFT}.lora_B": torch.ones(12, 3),
+        f"{PEFT}.lora_E": torch.ones(0, 1),
+    },
+    refused=True,
+)
+_layer(
+    "shape: PEFT's magnitude of the size of the inputs",
+    {
+        f"{PEFT}.lora_A.weight": torch.ones(3, 18),
+        f"{PEFT}.lora_B.weight": torch.ones(12, 3),
+        f"{PEFT}.lora_magnitude_vector": torch.ones(18),
+    },
+    refused=True,
 )
 _layer(
     "shape: PEFT's BOFT blocks of five dimensions",

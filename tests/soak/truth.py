@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,7 @@ def change(
         found = kind(held, met, beside, options)
     if not all(np.isfinite(part).all() for part in (found.delta, found.bias) if part is not None):
         raise UnknownError("a result that is not finite")
-    return found
+    return found if found.bias is None else replace(found, size=max(found.size, _largest(found.bias)))
 
 
 def _scale(t: Tensors, rank: int) -> float:
