@@ -878,6 +878,14 @@ _layer(
     refused=True,
 )
 _layer(
+    "shape: AdaLoRA with a factor of three dimensions",
+    {
+        f"{PEFT}.lora_A": torch.ones(3, 1, 18),
+        f"{PEFT}.lora_B": torch.ones(12, 3),
+        f"{PEFT}.lora_E": torch.ones(3, 1),
+    },
+)
+_layer(
     "shape: PEFT's magnitude of the size of the inputs",
     {
         f"{PEFT}.lora_A.weight": torch.ones(3, 18),

@@ -64,8 +64,12 @@ def change(
     kind = next((form for names, form in FORMS if names <= set(held)), None)
     if kind is None:
         raise UnknownError(f"no closed form for {sorted(held)}")
+    # A layer that has values of the bias changes these, and not those of the model.
+    own = held["set_bias"].reshape(-1) if "set_bias" in held else None
     with np.errstate(all="ignore"):
-        found = kind(held, met, beside, options)
+        found = kind(held, met, beside if own is None else own, options)
+        if own is not None and beside is not None:
+            found = replace(found, bias=own - beside + (0 if found.bias is None else found.bias))
     if not all(np.isfinite(part).all() for part in (found.delta, found.bias) if part is not None):
         raise UnknownError("a result that is not finite")
     return found if found.bias is None else replace(found, size=max(found.size, _largest(found.bias)))
@@ -384,6 +388,7 @@ FORMS: list[tuple[frozenset[str], Form]] = [
     (frozenset({"w_norm"}), _norm),
     (frozenset({"b_norm"}), _norm),
     (frozenset({"diff_b"}), _full),
+    (frozenset({"set_bias"}), _full),
 ]
 """The closed form of a layer that has these tensors."""
 

@@ -47,9 +47,9 @@ ODD = (
         "\n",
         "\t",
         "\x1b[2J",
-        f"\n{CANARY}",
-        f"\u2028{CANARY}",
-        f"\x85{CANARY}",
+        f"x\n{CANARY}",
+        f"x\u2028{CANARY}",
+        f"x\x85{CANARY}",
     ),
     *(
         "\ud800",
