@@ -316,9 +316,9 @@ def _boft_peft(t: Tensors, weight: Array, bias: Array | None, options: Mapping[s
             matrix = permutation @ matrix @ permutation.T
         whole = matrix @ whole
     turned = factors * (_flat(weight) @ whole.T)
-    beside = None if bias is None else (factors.reshape(-1) - 1) * bias
+    # PEFT scales the rotated weight, and adds the bias after that.
     size_of = (1 + _largest(factors)) * _largest(weight) * inputs * _steepness(blocks)
-    return Changed(turned.reshape(weight.shape) - weight, beside, size_of)
+    return Changed(turned.reshape(weight.shape) - weight, _diff_b(t), size_of)
 
 
 def _steepness(skew: Array) -> float:
