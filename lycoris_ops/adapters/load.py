@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from functools import lru_cache
@@ -10,13 +11,14 @@ from typing import Any
 
 from ..algorithms import explain
 from ..algorithms.base import SET_BIAS
-from ..algorithms.lora import DIAGONAL, RESHAPE
+from ..algorithms.factored import DORA
+from ..algorithms.lora import DIAGONAL, DOWN, EMBEDDING_UP, RESHAPE, UP, Lora
 from ..errors import FileFormatError, LayerError, UnsupportedError
 from ..files.cache import DEFAULT_CACHE, TensorCache
 from ..files.pickle_file import PickleFile
 from ..files.safetensors_file import SafetensorsFile
 from ..files.tensor_file import PICKLES, SAFETENSORS, Fingerprint, TensorFile
-from ..maths.shapes import Rows
+from ..maths.shapes import Rows, Shape
 from ..names.dialects import Dialect, recognise
 from ..names.dialects import peft as peft_names
 from .adapter import BUNDLED, Adapter, LayerInfo, Outline, module_path, outline_of, spoken_in
@@ -90,8 +92,7 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
     unreadable: dict[str, str] = {}
     for name, keys in grouped.items():
         shapes = tuple([(suffix, file.tensors[key].shape) for suffix, key in keys.items()])
-        if 0 in dict(shapes).get(DIAGONAL, ()):
-            # AdaLoRA has left no singular value to this layer, so it changes nothing.
+        if _is_pruned(dict(shapes)):
             continue
         enlarges = RESHAPE in keys or (dialect is not None and name in dialect.enlarged)
         try:
@@ -146,6 +147,15 @@ def _take_biases(grouped: Groups, unused: list[str], configs: Configs, file: Ten
             grouped.setdefault(name, {})[SET_BIAS] = key
             taken.add(key)
     return [key for key in unused if key not in taken]
+
+
+def _is_pruned(shapes: Mapping[str, Shape]) -> bool:
+    """Whether AdaLoRA has left a layer no singular value: it then changes nothing."""
+    return (
+        DIAGONAL in shapes
+        and Lora.accepts(shapes)
+        and all(0 in shapes[name] for name in (UP, DOWN, DIAGONAL))
+    )
 
 
 def _name(path: Path) -> str:
@@ -210,10 +220,29 @@ def _describe(
     enlarges: bool,
     order: tuple[Rows, ...],
 ) -> LayerInfo:
+    _check_magnitude(outline, keys)
     algorithm = outline.algorithm
     config = configs.of_layer(name, algorithm, keys, outline.rank)
     options = _options(outline, name, config, given)
     return LayerInfo.of(name, keys, outline, options, enlarges=enlarges, peft=config, order=order)
+
+
+def _check_magnitude(outline: Outline, keys: Mapping[str, str]) -> None:
+    """Raise LayerError for a DoRA magnitude of PEFT's that is not for the outputs, as all of PEFT's are.
+
+    The outputs of an embedding (V, D) are its D features.
+    """
+    # Other tools have magnitudes for inputs too, under names of their own.
+    if peft_names.MAGNITUDE[0] not in keys.get(DORA, ""):
+        return
+    expected = outline.shape[1 if EMBEDDING_UP in keys else 0]
+    found = outline.shapes[DORA]
+    if expected is not None and math.prod(found) != expected:
+        raise LayerError(
+            "a DoRA magnitude of PEFT's is not for the outputs",
+            got=str(list(found)),
+            expected=f"{expected} values",
+        )
 
 
 def _order(name: str, outline: Outline, dialect: Dialect | None) -> tuple[Rows, ...]:

@@ -88,6 +88,14 @@ def save_adapter(
     writer = Writer(adapter, dialect, dtype, None if model is None else Targets(known_shapes(model)))
     loose = _loose(adapter, dialect, drop_unread)
     planned = writer.plan()
+    if not planned:
+        raise LayerError(
+            "the adapter has no layer that can be written",
+            file=adapter.path,
+            got=f"{len(adapter.unreadable)} layers that cannot be read",
+            expected="at least one layer",
+            hint="`inspect` on the command line says why",
+        )
     made: list[Made] = []
     for layer in planned:
         made.append(writer.make(layer))

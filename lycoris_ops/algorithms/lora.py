@@ -186,7 +186,7 @@ class Lora(Factored):
                 down = fold_core(self.lora_mid, down)
             if self.lora_e is not None:
                 dtype = compute_dtype(down.dtype)
-                down = down.to(dtype) * self.lora_e.flatten().to(down.device, dtype)[:, None]
+                down = down.flatten(1).to(dtype) * self.lora_e.flatten().to(down.device, dtype)[:, None]
         return LowRank(up=up, down=down.flatten(1), scale=scale(self.alpha, down.shape[0]))
 
     def undiagonal(self) -> Lora:

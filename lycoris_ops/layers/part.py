@@ -59,6 +59,8 @@ class Part:
 
     def _check_fit(self, met: Shape) -> None:
         stored = self.layer.extent if self.parameter == "weight" else self.layer.bias_extent
+        if not met:
+            raise self.layer.misfit(met, shown(stored or ()))
         total = met[0]
         if self.window is not None:
             known = stored[0] if stored else None

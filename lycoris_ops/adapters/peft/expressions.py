@@ -19,6 +19,9 @@ from typing import Any
 MOST_TEXT = 1 << 20
 """The most characters that the expressions of one field may have together. 800 layers of SDXL, each with an
 expression of its own, have about 60,000."""
+MOST_PARSED = 1 << 17
+"""The most characters of those expressions that have more than characters and dots. Parsing these takes half
+a second. Where each makes a state, they are 13 times as many as there may be states."""
 MOST_STATES = 10_000
 """The most states that the automata of one field may have together: about one for each character of an
 expression, and repeated ones (`a{9}`) count as often as they repeat. An honest file has a few dozen."""
@@ -188,8 +191,11 @@ class _Parser:
         for sign, bounds in (("*", (0, None)), ("+", (1, None)), ("?", (0, 1))):
             if self._take(sign):
                 return bounds
+        # Before the search for its end, which would take the rest of the text for every item.
+        if self.text[self.at : self.at + 1] != "{":
+            return None
         stop = self.text.find("}", self.at)
-        if self.text[self.at : self.at + 1] != "{" or stop < 0:
+        if stop < 0:
             return None
         least, comma, most = self.text[self.at + 1 : stop].partition(",")
         # As in `re`, a brace around anything but numbers stands for itself.
@@ -399,6 +405,7 @@ class Expressions:
         self._found: dict[str, int | None] = {}
         self._left = MOST_WORK
         room = MOST_STATES
+        parsed = 0
         for number, text in enumerate(texts):
             # Not parsed, which takes several times as long.
             simple = [SIMPLE.fullmatch(path) for path in text.split("|")]
@@ -407,7 +414,12 @@ class Expressions:
                     keys = [DOT if key == "." else key[-1] for key in CHARACTER.findall(match[2])]
                     self._enter(keys, number, whole=bool(match[1]))
                 continue
+            parsed += len(text)
             try:
+                if parsed > MOST_PARSED:
+                    raise ExpressionError(
+                        f"more than {MOST_PARSED} characters in expressions with repetitions"
+                    )
                 alternatives = _Parser(text).parse().alternatives
                 rest = tuple(items for items in alternatives if not self._enter_items(items, number))
                 if rest:
