@@ -1,8 +1,8 @@
 """The tensors that a layer is written as in a dialect, and which layers a dialect cannot hold.
 
-kohya, comfy and lycoris hold every kind, each tensor under the algorithm's own suffix. diffusers holds only
-LoRA, with the scale multiplied into a factor. PEFT holds the kinds that its classes can build again from a
-configuration, and the configuration holds the scale.
+kohya, comfy and lycoris hold every kind, each tensor under the algorithm's own suffix. diffusers holds LoRA,
+and for some models LoKr, with the scale multiplied into a factor. PEFT holds the kinds that its classes can
+build again from a configuration, and the configuration holds the scale.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ..algorithms import Layer
 from ..algorithms.base import ALPHA, SET_BIAS, alpha_of, scale
 from ..algorithms.factored import DORA, Factored
 from ..algorithms.ia3 import Ia3
+from ..algorithms.lokr import W1, W1_A, Lokr
 from ..algorithms.lora import BIAS, DOWN, EMBEDDING_UP, UP, Lora
 from ..algorithms.oft import BLOCKS, Oft
 from ..errors import LayerError
@@ -28,6 +29,7 @@ from ..names.written import Written
 from .peft import Config, Wanted, kind_of
 from .peft.config import BASE_BIAS
 from .peft.kinds import lora as peft_lora
+from .peft.kinds.lokr import LokrConfig
 
 OPTIONAL = ("dora",)
 """Options that choose how to compute with the same tensors. They are the user's, and no part of a file."""
@@ -52,12 +54,18 @@ class Encoded:
         return replace(self, tensors={suffix: tensor.to(dtype) for suffix, tensor in self.tensors.items()})
 
 
-def encode(layer: Layer, options: Mapping[str, Any], dialect: Written, name: str) -> Encoded:
+def encode(
+    layer: Layer, options: Mapping[str, Any], dialect: Written, name: str, *, takes_lokr: bool = False
+) -> Encoded:
     """The layer `name` as a dialect writes it; `options` are those of its `LayerInfo`.
+
+    takes_lokr: see `Planned`.
 
     Raises LayerError where the dialect cannot hold the layer. Its message is the end of a sentence that
     begins with the dialect's name: `holds no loha`.
     """
+    if dialect == "diffusers" and isinstance(layer, Lokr):
+        return _diffusers_lokr(layer, name, takes_lokr)
     if dialect == "diffusers":
         return _diffusers(layer, name)
     if dialect == "peft":
@@ -146,3 +154,28 @@ def _diffusers(layer: Layer, name: str) -> Encoded:
         written[BIAS] = times(written[BIAS], factor)
     wanted = peft_lora.wanted(written, rank, float(rank), layer.start)
     return Encoded(name, written, configured=(peft_lora.LoraConfig, wanted))
+
+
+def _diffusers_lokr(layer: Lokr, name: str, taken: bool) -> Encoded:
+    """A LoKr layer of a linear layer, with its scale multiplied into w1.
+
+    diffusers has no key for alpha here, and where it is given only the tensors it infers a configuration with
+    a scale of 1 (`_create_lokr_config` in its `utils/peft_utils.py`). w1 is in float32 where its own dtype
+    does not hold the product exactly.
+    Raises LayerError unless it is `taken` there, and for a layer of a convolution.
+    """
+    if not taken:
+        raise LayerError(
+            "reads lokr for the transformers of some models only",
+            got="another model or a text encoder, or no model was given",
+            expected="Flux 2 or Z-Image, given as the model",
+        )
+    tensors, wanted = LokrConfig.encoded(layer)
+    if kernel := next((s for s, t in tensors.items() if t.ndim > 2), None):
+        raise LayerError("holds no lokr of a convolution", got=f"{kernel} {list(tensors[kernel].shape)}")
+    first = W1 if W1 in tensors else W1_A
+    if layer.rank is not None:
+        tensors[first] = times(tensors[first], scale(layer.alpha, layer.rank))
+    # The number of inputs is that of w2's columns, since there is no kernel.
+    told = replace(wanted, alpha=float(wanted.r), folded=False)
+    return Encoded(name, tensors, configured=(LokrConfig, told))

@@ -11,7 +11,6 @@ import torch
 
 from ..algorithms.base import ALPHA, alpha_of
 from ..algorithms.ia3 import IA3_L
-from ..algorithms.lora import UP
 from ..errors import LayerError, LycorisError, either
 from ..files.dtypes import DTYPE_NAMES, FLOATS
 from ..files.safetensors_file import raw_bytes
@@ -172,9 +171,10 @@ def _changes(
     from_many = [layer for layer in made if len(layer.planned.sources) > 1]
     partial = [layer for layer in made if layer.planned.shape and len(layer.planned.sources) == 1]
     cut = {layer.planned.sources[0] for layer in partial}
-    folded = [layer for layer in made if dialect == "diffusers" and alpha_of(layer.layer) != layer.layer.rank]
-    wide = PEFT_SUFFIXES[UP]
-    wider = [m for m in folded if m.encoded.tensors[wide].dtype != m.layer.dump()[UP].dtype]
+    # Without a rank, as for a LoKr of two full factors, there is no scale.
+    scaled = [m for m in made if dialect == "diffusers" and m.layer.rank is not None]
+    folded = [m for m in scaled if alpha_of(m.layer) != m.layer.rank]
+    wider = [m for m in folded if _is_wider(m)]
     factors = [m for m in made if IA3_L in m.encoded.tensors and IA3_L not in m.layer.dump()]
     given = [
         m for m in made if m.source_alpha is None and ALPHA in m.encoded.tensors and m.layer.scaled_by_alpha
@@ -197,6 +197,12 @@ def _changes(
         (_dropped(adapter, loose) > 0, f"{_dropped(adapter, loose)} keys that nothing reads left out"),
     ]
     return tuple(text for holds, text in lines if holds)
+
+
+def _is_wider(made: Made) -> bool:
+    """Whether a tensor is written in another dtype than that of the layer, for a scale multiplied into it."""
+    ours, theirs = made.layer.dump(), made.encoded.tensors
+    return any(theirs[PEFT_SUFFIXES.get(s, s)].dtype != ours[s].dtype for s in ours if s != ALPHA)
 
 
 def _dropped(adapter: Adapter, loose: Sequence[str]) -> int:

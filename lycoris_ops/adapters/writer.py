@@ -91,9 +91,8 @@ class Writer:
             raise self._not_held(planned, error, problem) from error
         if self.dtype is not None:
             layer = self._cast(layer, planned, self.dtype)
-        options = self.adapter.info[planned.sources[0]].options
         try:
-            encoded = encode(layer, options, self.dialect, planned.name)
+            encoded = self._encode(planned, layer, self.dialect)
         except LayerError as error:
             raise self._not_held(planned, error) from error
         if self.dialect == "diffusers" and self.dtype is not None:
@@ -165,5 +164,8 @@ class Writer:
         return True
 
     def _encoded(self, planned: Planned, dialect: Written) -> Encoded:
+        return self._encode(planned, self._regrouper.make(planned), dialect)
+
+    def _encode(self, planned: Planned, layer: Layer, dialect: Written) -> Encoded:
         options = self.adapter.info[planned.sources[0]].options
-        return encode(self._regrouper.make(planned), options, dialect, planned.name)
+        return encode(layer, options, dialect, planned.name, takes_lokr=planned.takes_lokr)

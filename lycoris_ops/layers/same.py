@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,11 +12,16 @@ from torch import Tensor
 from ..algorithms import Layer
 from ..algorithms.base import ALPHA, scale
 from ..algorithms.ia3 import Ia3
+from ..algorithms.lokr import Lokr
 from ..algorithms.lora import Lora
 
-FACTORS, BIAS = ("lora_up", "lora_down"), "lora_b_bias"
-"""The factors of a LoRA layer, and its change of the bias. A file without alpha has the scale multiplied into
-one of the factors and into the change of the bias."""
+FACTORS: Mapping[type[Layer], tuple[str, ...]] = {
+    Lora: ("lora_up", "lora_down"),
+    Lokr: ("lokr_w1", "lokr_w1_a"),
+}
+"""The factors into one of which a file without alpha has the scale multiplied."""
+BIAS = "lora_b_bias"
+"""A LoRA layer's change of the bias, into which such a file has the scale multiplied too."""
 IGNORED = ("dora", "feedforward")
 """Options that may differ: `dora` only chooses how to compute. `feedforward` of IA3 may be unset where a
 tensor's shape tells the side; which side it is, is compared by itself."""
@@ -37,8 +42,14 @@ def difference(wanted: Layer, found: Layer) -> str | None:
     scales = [1.0, 1.0]
     if wanted.scaled_by_alpha and wanted.rank is not None:
         scales = [scale(layer.alpha, layer.rank or 1) for layer in (wanted, found)]
-    # Only in a LoRA may a saver have multiplied the scale into a tensor.
-    folded = isinstance(found, Lora) and found.lora_up is not None and scales[0] != scales[1]
+    both = (wanted, found)
+    factors = [
+        name
+        for name in FACTORS.get(type(found), ())
+        if all(isinstance(getattr(layer, name), Tensor) for layer in both)
+    ]
+    # In other kinds no saver may have multiplied the scale into a tensor.
+    folded = bool(factors) and scales[0] != scales[1]
     # A file holds alpha in float32.
     close = math.isclose(*scales, rel_tol=1e-6)
     if not folded and not close:
@@ -46,8 +57,8 @@ def difference(wanted: Layer, found: Layer) -> str | None:
     scaled = ()
     if folded:
         # The factor that was scaled is the one that differs. Where none does, alpha was only rounded.
-        other = next((name for name in FACTORS if not _alike(wanted, found, name)), None)
-        scaled = () if close and other is None else (other or FACTORS[0], BIAS)
+        other = next((name for name in factors if not _alike(wanted, found, name)), None)
+        scaled = () if close and other is None else (other or factors[0], BIAS)
     for field in dataclasses.fields(wanted):
         ours, theirs = getattr(wanted, field.name), getattr(found, field.name)
         if isinstance(ours, Tensor) != isinstance(theirs, Tensor):

@@ -5,19 +5,24 @@ layout, and no underscores of a name have to become dots again, only the prefix 
 names need the model's keys. From these, `_Names` lists every name of the dialect to write, with the rows of
 the model's layers that it means. `Targets` tells which rows the adapter's own layers mean. Each written layer
 is made of the pieces of the adapter's layers that mean its rows.
+
+diffusers reads LoKr for a few models only. There it may have fused layers, which it does not have for LoRA.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, Protocol, get_args
 
+from ..algorithms import Layer
+from ..algorithms.lokr import Lokr
 from ..errors import MatchError
 from ..maths.shapes import Extent, Rows, Shape
-from .architectures import DIFFUSERS, Place, Places
+from .architectures import DIFFUSERS, DIFFUSERS_LOKR, Place, Places
+from .architectures.base import Aliases
 from .dialects import split_prefix
 from .targets import Target, Targets
 
@@ -58,6 +63,9 @@ class Sized(Protocol):
     """What is known of an adapter's layer before its tensors are read: `adapters.adapter.LayerInfo`."""
 
     @property
+    def algorithm(self) -> type[Layer]: ...
+
+    @property
     def shape(self) -> Extent: ...
 
     @property
@@ -88,6 +96,8 @@ class Planned:
     """The part of the model: `unet` or a text encoder; None where neither the name nor a model says it."""
     shape: Shape | None = None
     """Its weight's shape in the model; None where it is one of the adapter's layers unchanged."""
+    takes_lokr: bool = False
+    """Whether diffusers is known to read LoKr under this name."""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -108,9 +118,12 @@ def plan_names(
     layers would get one name or change the same rows.
     """
     names = None if targets is None else _Names(targets, dialect)
+    apart = _lokr_names(targets) if targets is not None and dialect == "diffusers" else ()
     planned: list[Planned] = []
     through: dict[str, tuple[Target, ...]] = {}
-    same = {name: _as_it_is(name, dialect) for name in layers}
+    lokr = {name for name, layer in layers.items() if apart and layer.algorithm is Lokr}
+    # Under which names diffusers reads LoKr depends on the whole file, even where it is diffusers' already.
+    same = {name: None if name in lokr else _as_it_is(name, dialect) for name in layers}
     others = [name for name, kept in same.items() if not kept]
     found: Mapping[str, tuple[Target, ...]] = {}
     if targets is not None:
@@ -126,9 +139,20 @@ def plan_names(
             _check_fit(file, name, layer, places, targets)
             through[name] = places
     if names is not None:
-        planned += names.of(through, file)
+        planned += names.of({name: at for name, at in through.items() if name not in lokr}, file)
+    if apart:
+        found = {name: at for name, at in through.items() if name in lokr}
+        # All layers in one of the layouts, because diffusers' model has one of them at a time.
+        best = max(apart, key=lambda names: sum(map(names.has, found.values())))
+        planned += [replace(one, takes_lokr=one.part == UNET) for one in best.of(found, file)]
     _check_distinct(planned, file, dialect)
     return planned
+
+
+def _lokr_names(targets: Targets) -> tuple[_Names, ...]:
+    """The layouts in which diffusers reads LoKr for a model; () where it reads none."""
+    fused = _Names(targets, "diffusers", DIFFUSERS_LOKR)
+    return (_Names(targets, "diffusers"), fused) if fused.shapes(UNET) else ()
 
 
 def _as_it_is(name: str, dialect: Written) -> str | None:
@@ -235,11 +259,15 @@ The part is needed because PEFT and LyCORIS do not write it: two parts can have 
 
 
 class _Names:
-    """All names that a dialect has for a model's layers, and the rows of the layers that each name means."""
+    """All names that a dialect has for a model's layers, and the rows of the layers that each name means.
 
-    def __init__(self, targets: Targets, dialect: Written) -> None:
+    `tables` give the names of diffusers' models.
+    """
+
+    def __init__(self, targets: Targets, dialect: Written, tables: Sequence[Aliases] = DIFFUSERS) -> None:
         self._targets = targets
         self._dialect = dialect
+        self._tables = tables
         self._bases: dict[tuple[str, str], Target] = {}
         self._means: dict[_Name, Segments] = {}
         # The reverse: a layer of the model to the names that mean rows of it, each with the first row under
@@ -275,9 +303,9 @@ class _Names:
             return own
         # kohya-ss has diffusers' names for UNets without LABELS, and the original ones for all other models.
         if self._dialect == "kohya":
-            return _in_diffusers(shapes) if _is_ldm(shapes) and LABELS not in shapes else own
+            return _in_diffusers(shapes, self._tables) if _is_ldm(shapes) and LABELS not in shapes else own
         # A model that diffusers does not have keeps its own paths, unless the file is for diffusers itself.
-        found = _in_diffusers(shapes)
+        found = _in_diffusers(shapes, self._tables)
         return found if found or self._dialect == "diffusers" else own
 
     def _prefix(self, part: str, shapes: Mapping[str, Shape]) -> str:
@@ -331,6 +359,10 @@ class _Names:
                     pieces.setdefault(written, []).append((piece, size))
                 first += segment.size
         return [self._planned(written, found, totals, file) for written, found in pieces.items()]
+
+    def has(self, places: Iterable[Target]) -> bool:
+        """Whether the dialect has a name for just these places."""
+        return tuple(map(self._segment, places)) in self._means.values()
 
     def _segment(self, place: Target) -> _Segment:
         """A place in the model as rows of a layer of the model."""
@@ -464,10 +496,7 @@ def _is_ldm(shapes: Mapping[str, Shape]) -> bool:
     return all(path in shapes for path in LDM)
 
 
-def _in_diffusers(
-    shapes: Mapping[str, Shape],
-    tables: Iterable[Callable[[Mapping[str, Shape]], Mapping[str, Places]]] = DIFFUSERS,
-) -> dict[str, Places]:
+def _in_diffusers(shapes: Mapping[str, Shape], tables: Iterable[Aliases]) -> dict[str, Places]:
     """diffusers' names of the layers, chosen so that every row is under one name only.
 
     Where names overlap, the one with fewer rows counts: split projections before fused ones. Of names with

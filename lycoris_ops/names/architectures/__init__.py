@@ -4,10 +4,12 @@ A module in this folder registers the functions that it defines, which all have 
 
 - `diffusers`: the names of the layers in diffusers' model. Each row of a weight is under one of these names
   at most, so that files can be written in them.
+- `diffusers_lokr`: the same for diffusers' model with all projections fused that it can fuse for LoKr. Only
+  models for which diffusers reads LoKr have it.
 - `aliases`: all other names.
 - `fallback`: names that are tried only where nothing else explains a name.
 
-The first two mostly come from tables, in the notation of `notation`. `open_clip` defines none of the three:
+All but the last mostly come from tables, in the notation of `notation`. `open_clip` defines none of them:
 it is a text encoder's layout that only checkpoint files have.
 """
 
@@ -16,11 +18,14 @@ from __future__ import annotations
 from ...discovery import discover
 from .base import Aliases, Paths, Place, Places
 
-__all__ = ["ARCHITECTURES", "DIFFUSERS", "FALLBACKS", "Paths", "Place", "Places"]
+__all__ = ["ARCHITECTURES", "DIFFUSERS", "DIFFUSERS_LOKR", "FALLBACKS", "Paths", "Place", "Places"]
 
 _MODULES = discover(__name__)
 DIFFUSERS: tuple[Aliases, ...] = tuple(
     module.diffusers for module in _MODULES if hasattr(module, "diffusers")
+)
+DIFFUSERS_LOKR: tuple[Aliases, ...] = tuple(
+    module.diffusers_lokr for module in _MODULES if hasattr(module, "diffusers_lokr")
 )
 ARCHITECTURES: tuple[Aliases, ...] = (
     *DIFFUSERS,

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 from .notation import Layout, fused, names_of, rows, same, split, swapped, under
 
+IMAGE = ("attn.to_q", "attn.to_k", "attn.to_v")
+TEXT = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
+PROJECTIONS = (*IMAGE, *TEXT)
 DOUBLE = {
     "norm1.linear": "img_mod.lin",
     "norm1_context.linear": "txt_mod.lin",
-    **split("img_attn.qkv", "attn.to_q", "attn.to_k", "attn.to_v"),
-    **split("txt_attn.qkv", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    **split("img_attn.qkv", *IMAGE),
+    **split("txt_attn.qkv", *TEXT),
     "attn.norm_q": "img_attn.norm.query_norm",
     "attn.norm_k": "img_attn.norm.key_norm",
     "attn.norm_added_q": "txt_attn.norm.query_norm",
@@ -115,6 +118,17 @@ FLUX_2 = {
     **under("transformer_blocks.*", "double_blocks.*", FLUX_2_MLP),
     **under("single_transformer_blocks.*", "single_blocks.*", FLUX_2_SINGLE),
 }
+# Where a file has LoKr under a name of fused projections, diffusers fuses those of the whole model
+# (`_maybe_fuse_qkv_projections_for_lokr` in `utils/peft_utils.py`), because the parts of a Kronecker product
+# are not always such products themselves.
+FLUX_2_FUSED = {
+    "attn.to_qkv": "img_attn.qkv",
+    "attn.to_added_qkv": "txt_attn.qkv",
+}
+FLUX_2_LOKR = {
+    **{name: meaning for name, meaning in FLUX_2.items() if not name.endswith(PROJECTIONS)},
+    **under("transformer_blocks.*", "double_blocks.*", FLUX_2_FUSED),
+}
 
 # 1 is the stream of the image, 2 that of the text.
 XLABS_DOUBLE = {
@@ -156,10 +170,11 @@ SPELLINGS = {f"{norm}.scale": norm for norm in NORMS}
 """The original files call the weight of a norm its scale, where the host calls it its weight."""
 
 QKV = "double_blocks.*.img_attn.qkv"
+FLUX_2_MARKS = ("img_in", QKV, "double_stream_modulation_img.lin")
 
 # The first layout whose marks a model has counts. LongCat-Image's fit most others too: it must be last.
 diffusers, aliases = names_of(
-    Layout(("img_in", QKV, "double_stream_modulation_img.lin"), FLUX_2, FLUX_2_OTHERS, SPELLINGS),
+    Layout(FLUX_2_MARKS, FLUX_2, FLUX_2_OTHERS, SPELLINGS),
     Layout(("img_in", QKV, "distilled_guidance_layer.in_proj"), CHROMA, OTHERS, SPELLINGS),
     # Radiance, which has no class in diffusers.
     Layout(("img_in_patch", QKV, "distilled_guidance_layer.in_proj"), CHROMA, OTHERS, SPELLINGS),
@@ -168,3 +183,4 @@ diffusers, aliases = names_of(
     # LongCat-Image: a Flux without CLIP's pooled text.
     Layout(("img_in", QKV), LONGCAT, {**OTHERS, **TIME_TEXT}, SPELLINGS),
 )
+diffusers_lokr, _ = names_of(Layout(FLUX_2_MARKS, FLUX_2_LOKR, spellings=SPELLINGS))

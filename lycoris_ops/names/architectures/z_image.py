@@ -35,3 +35,5 @@ diffusers, aliases = names_of(
         diffusers=DIFFUSERS,
     )
 )
+# diffusers cannot fuse this model's attention, so that it has LoKr under the same names as LoRA.
+diffusers_lokr = diffusers

@@ -1,0 +1,405 @@
+"""LoKr of diffusers, which it reads for Flux 2 and Z-Image alone.
+
+diffusers itself loads the files that are written, and its own files are read. The references are the products
+that it computes from its loaded layers, and Kronecker products in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.loaders.lora_pipeline import Flux2LoraLoaderMixin, ZImageLoraLoaderMixin
+from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
+from diffusers.models.transformers.transformer_z_image import ZImageTransformer2DModel
+from peft import LoKrConfig, get_peft_model_state_dict
+from peft.tuners.lokr.layer import LoKrLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import lycoris_ops as lyc
+
+W = 32
+"""The width of both models."""
+Rows = tuple[int, int]
+Tensors = dict[str, Tensor]
+Shapes = Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A small model, in ComfyUI's layout and as diffusers' class."""
+
+    shapes: Shapes
+    """ComfyUI's layers."""
+    names: Mapping[str, tuple[str, tuple[Rows, ...]]]
+    """diffusers' names, each with ComfyUI's layer and the rows of it, in their order."""
+    loader: Any
+    """The class of diffusers that loads files for the pipelines of the model."""
+    cls: Any
+    options: Mapping[str, Any]
+
+    @property
+    def keys(self) -> dict[str, tuple[int, ...]]:
+        return {f"diffusion_model.{path}.weight": shape for path, shape in self.shapes.items()}
+
+    def made(self) -> nn.Module:
+        torch.manual_seed(0)
+        return self.cls(**self.options)
+
+
+FLUX_2 = Model(
+    {
+        "img_in": (W, 4),
+        "txt_in": (W, 20),
+        "time_in.in_layer": (W, 256),
+        "double_stream_modulation_img.lin": (6 * W, W),
+        "double_blocks.0.img_attn.qkv": (3 * W, W),
+        "double_blocks.0.img_attn.proj": (W, W),
+        "double_blocks.0.txt_attn.qkv": (3 * W, W),
+        "double_blocks.0.img_mlp.0": (6 * W, W),
+        "double_blocks.0.img_mlp.2": (W, 3 * W),
+        "single_blocks.0.linear1": (9 * W, W),
+        "single_blocks.0.linear2": (W, 4 * W),
+        "final_layer.adaLN_modulation.1": (2 * W, W),
+    },
+    {
+        "x_embedder": ("img_in", ((0, W),)),
+        "context_embedder": ("txt_in", ((0, W),)),
+        "double_stream_modulation_img.linear": ("double_stream_modulation_img.lin", ((0, 6 * W),)),
+        "transformer_blocks.0.attn.to_q": ("double_blocks.0.img_attn.qkv", ((0, W),)),
+        "transformer_blocks.0.attn.to_k": ("double_blocks.0.img_attn.qkv", ((W, 2 * W),)),
+        "transformer_blocks.0.attn.to_qkv": ("double_blocks.0.img_attn.qkv", ((0, 3 * W),)),
+        "transformer_blocks.0.attn.add_v_proj": ("double_blocks.0.txt_attn.qkv", ((2 * W, 3 * W),)),
+        "transformer_blocks.0.attn.to_added_qkv": ("double_blocks.0.txt_attn.qkv", ((0, 3 * W),)),
+        "transformer_blocks.0.attn.to_out.0": ("double_blocks.0.img_attn.proj", ((0, W),)),
+        "transformer_blocks.0.ff.linear_in": ("double_blocks.0.img_mlp.0", ((0, 6 * W),)),
+        "single_transformer_blocks.0.attn.to_qkv_mlp_proj": ("single_blocks.0.linear1", ((0, 9 * W),)),
+        "single_transformer_blocks.0.attn.to_out": ("single_blocks.0.linear2", ((0, W),)),
+        # Scale before shift.
+        "norm_out.linear": ("final_layer.adaLN_modulation.1", ((W, 2 * W), (0, W))),
+    },
+    Flux2LoraLoaderMixin,
+    Flux2Transformer2DModel,
+    {
+        "in_channels": 4,
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 20,
+        "axes_dims_rope": (4, 4, 4, 4),
+    },
+)
+Z_IMAGE = Model(
+    {
+        "x_embedder": (W, 16),
+        "cap_embedder.1": (W, 20),
+        "layers.0.attention.qkv": (3 * W, W),
+        "layers.0.attention.out": (W, W),
+        "layers.0.feed_forward.w1": (W * 8 // 3, W),
+        "layers.0.adaLN_modulation.0": (4 * W, W),
+        "context_refiner.0.attention.out": (W, W),
+    },
+    {
+        "all_x_embedder.2-1": ("x_embedder", ((0, W),)),
+        "cap_embedder.1": ("cap_embedder.1", ((0, W),)),
+        "layers.0.attention.to_q": ("layers.0.attention.qkv", ((0, W),)),
+        "layers.0.attention.to_k": ("layers.0.attention.qkv", ((W, 2 * W),)),
+        "layers.0.attention.to_v": ("layers.0.attention.qkv", ((2 * W, 3 * W),)),
+        "layers.0.attention.to_out.0": ("layers.0.attention.out", ((0, W),)),
+        "layers.0.feed_forward.w1": ("layers.0.feed_forward.w1", ((0, W * 8 // 3),)),
+        "layers.0.adaLN_modulation.0": ("layers.0.adaLN_modulation.0", ((0, 4 * W),)),
+    },
+    ZImageLoraLoaderMixin,
+    ZImageTransformer2DModel,
+    {
+        "in_channels": 4,
+        "dim": W,
+        "n_layers": 1,
+        "n_refiner_layers": 1,
+        "n_heads": 2,
+        "n_kv_heads": 2,
+        "cap_feat_dim": 20,
+        "axes_dims": [4, 6, 6],
+        "axes_lens": [30, 32, 32],
+    },
+)
+
+
+def factors(shape: tuple[int, int], form: str) -> Tensors:
+    """Random factors of a LoKr as PEFT makes them with `decompose_factor` 4, and an alpha where it counts."""
+    # The one size here that 4 does not divide is odd, and has no other divisor below 4.
+    rows, i = (4 if size % 4 == 0 else 1 for size in shape)
+    k, j = shape[0] // rows, shape[1] // i
+    # PEFT makes a factor low-rank where the rank is below half of its larger size.
+    rank = 2 if form == "low" else 1
+    low = {"lokr_w2_a": torch.randn(k, rank), "lokr_w2_b": torch.randn(rank, j), "alpha": torch.tensor(3.0)}
+    first = {"lokr_w1": torch.randn(rows, i)}
+    if form == "full":
+        return {**first, "lokr_w2": torch.randn(k, j)}
+    if form == "low":
+        return {**first, **low}
+    return {"lokr_w1_a": torch.randn(rows, rank), "lokr_w1_b": torch.randn(rank, i), **low}
+
+
+def product(tensors: Tensors) -> Tensor:
+    """LyCORIS' product in float64. The scale is alpha / r with the rank of w2, and 1 where w2 is full."""
+    held = {suffix: tensor.double() for suffix, tensor in tensors.items()}
+    w1 = held["lokr_w1"] if "lokr_w1" in held else held["lokr_w1_a"] @ held["lokr_w1_b"]
+    w2 = held["lokr_w2"] if "lokr_w2" in held else held["lokr_w2_a"] @ held["lokr_w2_b"]
+    scale = held["alpha"].item() / len(held["lokr_w2_b"]) if "lokr_w2_b" in held else 1.0
+    return scale * torch.kron(w1, w2)
+
+
+def source(folder: Path, layers: Mapping[str, Tensors]) -> lyc.Adapter:
+    path = folder / "source.safetensors"
+    save_file({f"{name}.{suffix}": t for name, ts in layers.items() for suffix, t in ts.items()}, path)
+    return lyc.load_adapter(path)
+
+
+def random_adapter(
+    folder: Path, model: Model, names: tuple[str, ...], form: str
+) -> tuple[lyc.Adapter, dict[str, Tensor]]:
+    """An adapter with a LoKr for each of diffusers' layers, and the changes of ComfyUI's weights.
+
+    Layers that ComfyUI has, too, are under ComfyUI's names.
+    """
+    layers: dict[str, Tensors] = {}
+    own: dict[str, Tensor] = {}
+    parts: dict[str, Tensor] = {}
+    for name in names:
+        path, ranges = model.names[name]
+        rows = sum(stop - start for start, stop in ranges)
+        tensors = factors((rows, model.shapes[path][1]), form)
+        if rows == model.shapes[path][0]:
+            layers[f"diffusion_model.{path}"], own[path] = tensors, product(tensors)
+        else:
+            layers[f"transformer.{name}"], parts[name] = tensors, product(tensors)
+    return source(folder, layers), {**own, **on_the_host(model, parts)}
+
+
+def written(adapter: lyc.Adapter, model: Model, folder: Path, **options: Any) -> lyc.Adapter:
+    path = folder / "out" / "diffusers.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    return lyc.load_adapter(lyc.save_adapter(adapter, path, "diffusers", model=model.keys, **options).path)
+
+
+def loaded(model: Model, file: str | Tensors) -> dict[str, Tensor]:
+    """The change of each layer of diffusers' model, after diffusers has loaded a file or tensors."""
+    transformer = model.made()
+    folder, name = (str(Path(file).parent), Path(file).name) if isinstance(file, str) else (file, None)
+    state, metadata = model.loader.lora_state_dict(folder, weight_name=name, return_lora_metadata=True)
+    assert all("lora" in key or "lokr" in key for key in state), "its pipelines refuse other keys"
+    model.loader.load_lora_into_transformer(state, transformer, adapter_name="default", metadata=metadata)
+    return changes(transformer)
+
+
+def changes(transformer: nn.Module) -> dict[str, Tensor]:
+    """What diffusers' model computes from its LoKr layers, each with tensors of its own."""
+    transformer.double()
+    adapted = {name: layer for name, layer in transformer.named_modules() if isinstance(layer, LoKrLayer)}
+    return {name: layer.get_delta_weight("default").detach() for name, layer in adapted.items()}
+
+
+def on_the_host(model: Model, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Changes by diffusers' names as changes of ComfyUI's weights."""
+    total: dict[str, Tensor] = {}
+    for name, change in found.items():
+        path, ranges = model.names[name]
+        weight = total.setdefault(path, torch.zeros(model.shapes[path], dtype=torch.float64))
+        parts = change.split([stop - start for start, stop in ranges])
+        for (start, stop), part in zip(ranges, parts, strict=True):
+            weight[start:stop] += part
+    return total
+
+
+def applied(adapter: lyc.Adapter, model: Model) -> dict[str, Tensor]:
+    """The changes of ComfyUI's weights that this library computes."""
+    resolution = lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), model.keys)
+    resolution.check(strict=True)
+    found: dict[str, Tensor] = {}
+    for key, pairs in resolution.pairs().items():
+        layers = [(match.read(entry.adapter), match.strength) for entry, match in pairs]
+        path = key.removeprefix("diffusion_model.").removesuffix(".weight")
+        found[path] = lyc.patch_(torch.zeros(model.keys[key], dtype=torch.float64), layers)
+    return found
+
+
+def assert_same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, change in wanted.items():
+        torch.testing.assert_close(found[name], change, rtol=1e-6, atol=1e-6)
+
+
+FUSED = (
+    *("transformer_blocks.0.attn.to_qkv", "transformer_blocks.0.attn.to_added_qkv"),
+    *("x_embedder", "norm_out.linear", "single_transformer_blocks.0.attn.to_qkv_mlp_proj"),
+)
+SPLIT = (
+    *("transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.add_v_proj"),
+    *("transformer_blocks.0.ff.linear_in", "single_transformer_blocks.0.attn.to_out"),
+)
+IN_Z_IMAGE = tuple(Z_IMAGE.names)
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["metadata", "tensors alone"])
+@pytest.mark.parametrize("form", ["full", "low", "both low"])
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [(FLUX_2, FUSED), (FLUX_2, SPLIT), (Z_IMAGE, IN_Z_IMAGE)],
+    ids=["Flux 2, fused", "Flux 2, split", "Z-Image"],
+)
+def test_diffusers_loads_what_is_written(
+    tmp_path: Path, model: Model, names: tuple[str, ...], form: str, told: bool
+) -> None:
+    """diffusers is given the file, with the configuration in its metadata, or only the tensors of it."""
+    torch.manual_seed(0)
+    adapter, wanted = random_adapter(tmp_path, model, names, form)
+    file = written(adapter, model, tmp_path)
+    found = loaded(model, file.path if told else load_file(file.path))
+    assert found.keys() == set(names)
+    assert_same(on_the_host(model, found), wanted)
+    assert_same(applied(file, model), wanted)
+
+
+def test_diffusers_reads_the_source_and_what_is_written_from_it_alike(tmp_path: Path) -> None:
+    """diffusers' conversion of ai-toolkit's names, which are ComfyUI's, and of the file that is written from them.
+
+    Left out is the last modulation, whose halves this conversion does not exchange.
+    """
+    torch.manual_seed(0)
+    adapter, _ = random_adapter(tmp_path, FLUX_2, tuple(set(FUSED) - {"norm_out.linear"}), "low")
+    theirs = loaded(FLUX_2, adapter.path)
+    assert_same(loaded(FLUX_2, written(adapter, FLUX_2, tmp_path).path), theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_scale_is_multiplied_into_w1_which_may_become_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    """alpha / r is 1.5 in one layer, which needs a digit more than the dtype has, and 0.5 in the other."""
+    torch.manual_seed(0)
+    made = {name: factors((W, W), "low") for name in ("layers.0.attention.to_q", "layers.0.attention.to_k")}
+    made["layers.0.attention.to_k"]["alpha"] = torch.tensor(1.0)
+    made = {n: {s: t if s == "alpha" else t.to(dtype) for s, t in ts.items()} for n, ts in made.items()}
+    adapter = source(tmp_path, {f"transformer.{name}": tensors for name, tensors in made.items()})
+    result = lyc.save_adapter(adapter, tmp_path / "out.safetensors", "diffusers", model=Z_IMAGE.keys)
+    assert "alpha / rank multiplied into a factor of 2 layers" in result.changes
+    assert "1 of these factors in float32, as their dtype does not hold the product" in result.changes
+    tensors = load_file(result.path)
+    assert not any(key.endswith("alpha") for key in tensors)
+    wide = {key for key, tensor in tensors.items() if tensor.dtype != dtype}
+    assert wide == {"transformer.layers.0.attention.to_q.lokr_w1"}
+    assert_same(loaded(Z_IMAGE, result.path), {name: product(tensors) for name, tensors in made.items()})
+    narrow = written(adapter, Z_IMAGE, tmp_path, dtype=dtype)
+    assert {tensor.dtype for tensor in load_file(narrow.path).values()} == {dtype}
+
+
+def test_a_fused_layer_of_z_image_is_split_where_its_parts_are_products(tmp_path: Path) -> None:
+    """diffusers cannot fuse this model's attention. Here w1 has whole rows for each of q, k and v."""
+    torch.manual_seed(0)
+    tensors = {"lokr_w1": torch.randn(12, 4), "lokr_w2": torch.randn(8, 8)}
+    file = written(source(tmp_path, {"diffusion_model.layers.0.attention.qkv": tensors}), Z_IMAGE, tmp_path)
+    found = loaded(Z_IMAGE, file.path)
+    assert found.keys() == {f"layers.0.attention.to_{part}" for part in "qkv"}
+    assert_same(on_the_host(Z_IMAGE, found), {"layers.0.attention.qkv": product(tensors)})
+
+
+LOW = factors((W, W), "low")
+WHOLE = {"lokr_w1": torch.ones(4, 4), "lokr_w2": torch.ones(24, 8)}
+DORA = {**LOW, "dora_scale": torch.ones(W, 1)}
+LORA = {"lora_up.weight": torch.ones(W, 2), "lora_down.weight": torch.ones(2, W)}
+UNET = {"input_blocks.0.0": (4, 4, 3, 3), "middle_block.0.in_layers.2": (4, 4, 3, 3), "out.2": (W, W)}
+OTHER = replace(Z_IMAGE, shapes=UNET)
+
+
+@pytest.mark.parametrize(
+    ("model", "layers", "message"),
+    [
+        (Z_IMAGE, {"layers.0.attention.qkv": WHOLE}, r"qkv: diffusers fuses or splits.*cut at these rows"),
+        (
+            FLUX_2,
+            {"double_blocks.0.img_attn.qkv": WHOLE, "transformer_blocks.0.attn.add_v_proj": LOW},
+            r"diffusers fuses or splits.*lokr",
+        ),
+        (Z_IMAGE, {"layers.0.attention.out": DORA}, "diffusers has no place for dora_scale"),
+        (
+            Z_IMAGE,
+            {"layers.0.attention.out": LOW, "context_refiner.0.attention.out": LORA},
+            "diffusers needs one kind in a file",
+        ),
+        (
+            Z_IMAGE,
+            {
+                "layers.0.attention.out": {"lokr_w1": torch.ones(2, 8), "lokr_w2": torch.ones(16, 4)},
+                "context_refiner.0.attention.out": {"lokr_w1": torch.ones(4, 8), "lokr_w2": torch.ones(8, 4)},
+            },
+            "diffusers has no options",
+        ),
+        (OTHER, {"out.2": LOW}, r"diffusers reads lokr for .* some models only .*Flux 2 or Z-Image"),
+    ],
+    ids=["cut in a block", "fused and split", "DoRA", "LoRA beside it", "two factorizations", "SD1.5"],
+)
+def test_what_diffusers_cannot_hold_is_refused_by_name(
+    tmp_path: Path, model: Model, layers: Mapping[str, Tensors], message: str
+) -> None:
+    adapter = source(tmp_path, {f"diffusion_model.{name}": tensors for name, tensors in layers.items()})
+    with pytest.raises(lyc.LayerError, match=message) as caught:
+        written(adapter, model, tmp_path)
+    assert "comfy" in str(caught.value) and not (tmp_path / "out" / "diffusers.safetensors").exists()
+
+
+def test_without_a_model_or_for_a_text_encoder_it_is_refused(tmp_path: Path) -> None:
+    name = "layers.0.attention.to_k"
+    with pytest.raises(lyc.LayerError, match=r"reads lokr for .*no model was given"):
+        lyc.save_adapter(
+            source(tmp_path, {f"transformer.{name}": LOW}), tmp_path / "no.safetensors", "diffusers"
+        )
+    path = "model.layers.0.self_attn.o_proj"
+    keys = {**Z_IMAGE.keys, f"text_encoders.qwen3_4b.transformer.{path}.weight": (W, W)}
+    adapter = source(tmp_path, {f"text_encoders.qwen3_4b.transformer.{path}": LOW})
+    with pytest.raises(lyc.LayerError, match=r"reads lokr for .*a text encoder"):
+        lyc.save_adapter(adapter, tmp_path / "no.safetensors", "diffusers", model=keys)
+
+
+# Files of diffusers.
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "low-rank": {"r": 2, "alpha": 3, "decompose_factor": 4},
+    "both low-rank": {"r": 1, "alpha": 3, "decompose_factor": 4, "decompose_both": True},
+    "full": {"r": 64, "alpha": 16, "decompose_factor": 4},
+    "patterns": {"r": 2, "alpha": 3, "rank_pattern": {"to_out.0": 1}, "alpha_pattern": {"to_out.0": 5}},
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [(FLUX_2, FUSED), (FLUX_2, SPLIT), (Z_IMAGE, IN_Z_IMAGE)],
+    ids=["Flux 2, fused", "Flux 2, split", "Z-Image"],
+)
+def test_what_diffusers_saves_is_read(
+    tmp_path: Path, model: Model, names: tuple[str, ...], config: str
+) -> None:
+    """The file of a model, whose names have no prefix, and that of a pipeline."""
+    transformer: Any = model.made()
+    if FUSED[0] in names:
+        transformer.fuse_qkv_projections()
+    transformer.add_adapter(
+        LoKrConfig(target_modules=list(names), init_weights=False, **CONFIGS[config]), "default"
+    )
+    transformer.save_lora_adapter(tmp_path / "model")
+    model.loader.save_lora_weights(
+        tmp_path / "pipeline",
+        transformer_lora_layers=get_peft_model_state_dict(transformer, adapter_name="default"),
+        transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
+    )
+    found = changes(transformer)
+    assert found.keys() == set(names)
+    for folder in ("model", "pipeline"):
+        adapter = lyc.load_adapter(tmp_path / folder / "pytorch_lora_weights.safetensors")
+        assert not adapter.unused_keys
+        assert_same(applied(adapter, model), on_the_host(model, found))
