@@ -118,10 +118,13 @@ def plan_names(
     layers would get one name or change the same rows.
     """
     names = None if targets is None else _Names(targets, dialect)
-    apart = _lokr_names(targets) if targets is not None and dialect == "diffusers" else ()
+    lokr = {name for name, layer in layers.items() if layer.algorithm is Lokr}
+    apart = _lokr_names(targets) if targets is not None and lokr and dialect == "diffusers" else ()
+    if not apart:
+        # LoKr layers are named like all others.
+        lokr.clear()
     planned: list[Planned] = []
     through: dict[str, tuple[Target, ...]] = {}
-    lokr = {name for name, layer in layers.items() if apart and layer.algorithm is Lokr}
     # Under which names diffusers reads LoKr depends on the whole file, even where it is diffusers' already.
     same = {name: None if name in lokr else _as_it_is(name, dialect) for name in layers}
     others = [name for name, kept in same.items() if not kept]

@@ -239,10 +239,12 @@ def assert_same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> No
 FUSED = (
     *("transformer_blocks.0.attn.to_qkv", "transformer_blocks.0.attn.to_added_qkv"),
     *("x_embedder", "norm_out.linear", "single_transformer_blocks.0.attn.to_qkv_mlp_proj"),
+    "transformer_blocks.0.attn.to_out.0",
 )
 SPLIT = (
     *("transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.add_v_proj"),
     *("transformer_blocks.0.ff.linear_in", "single_transformer_blocks.0.attn.to_out"),
+    "transformer_blocks.0.attn.to_out.0",
 )
 IN_Z_IMAGE = tuple(Z_IMAGE.names)
 
@@ -268,7 +270,7 @@ def test_diffusers_loads_what_is_written(
 
 
 def test_diffusers_reads_the_source_and_what_is_written_from_it_alike(tmp_path: Path) -> None:
-    """diffusers' conversion of ai-toolkit's names, which are ComfyUI's, and of the file that is written from them.
+    """The source has ai-toolkit's names, which are ComfyUI's, and which diffusers converts.
 
     Left out is the last modulation, whose halves this conversion does not exchange.
     """
@@ -312,8 +314,14 @@ LOW = factors((W, W), "low")
 WHOLE = {"lokr_w1": torch.ones(4, 4), "lokr_w2": torch.ones(24, 8)}
 DORA = {**LOW, "dora_scale": torch.ones(W, 1)}
 LORA = {"lora_up.weight": torch.ones(W, 2), "lora_down.weight": torch.ones(2, W)}
-UNET = {"input_blocks.0.0": (4, 4, 3, 3), "middle_block.0.in_layers.2": (4, 4, 3, 3), "out.2": (W, W)}
-OTHER = replace(Z_IMAGE, shapes=UNET)
+OTHER = replace(
+    FLUX_2,
+    shapes={
+        **dict.fromkeys(("img_in", "vector_in.in_layer", "double_blocks.0.img_attn.proj"), (W, W)),
+        "double_blocks.0.img_attn.qkv": (3 * W, W),
+    },
+)
+"""A Flux 1, by the layers that show it."""
 
 
 @pytest.mark.parametrize(
@@ -339,9 +347,13 @@ OTHER = replace(Z_IMAGE, shapes=UNET)
             },
             "diffusers has no options",
         ),
-        (OTHER, {"out.2": LOW}, r"diffusers reads lokr for .* some models only .*Flux 2 or Z-Image"),
+        (
+            OTHER,
+            {"double_blocks.0.img_attn.proj": LOW},
+            r"diffusers reads lokr for .* some models only .*Flux 2 or Z-Image",
+        ),
     ],
-    ids=["cut in a block", "fused and split", "DoRA", "LoRA beside it", "two factorizations", "SD1.5"],
+    ids=["cut in a block", "fused and split", "DoRA", "LoRA beside it", "two factorizations", "Flux 1"],
 )
 def test_what_diffusers_cannot_hold_is_refused_by_name(
     tmp_path: Path, model: Model, layers: Mapping[str, Tensors], message: str

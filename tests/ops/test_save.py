@@ -51,8 +51,8 @@ IN_PEFT = ONLY_LORA | {
     "oftv2",
     "boft-peft",
 }
-"""The kinds that diffusers (ONLY_LORA) and PEFT (IN_PEFT) can hold. The other three dialects can hold
-every kind."""
+"""The kinds that diffusers (ONLY_LORA) and PEFT (IN_PEFT) can hold for a UNet. The other three dialects can
+hold every kind."""
 
 
 def model(shape: tuple[int, ...] = (12, 18)) -> dict[str, tuple[int, ...]]:
