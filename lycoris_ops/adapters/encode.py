@@ -167,8 +167,8 @@ def _diffusers_lokr(layer: Lokr, name: str, taken: bool) -> Encoded:
     if not taken:
         raise LayerError(
             "reads lokr for the transformers of some models only",
-            got="another model or a text encoder, or no model was given",
-            expected="Flux 2 or Z-Image, given as the model",
+            got="a layer that is not known to be in one of them",
+            expected="Flux 2 or Z-Image, given as the model that the adapter is for",
         )
     tensors, wanted = LokrConfig.encoded(layer)
     if kernel := next((s for s, t in tensors.items() if t.ndim > 2), None):
