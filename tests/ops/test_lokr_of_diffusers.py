@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lycoris_ops as lyc
+from lycoris_ops.names.architectures import DIFFUSERS_LOKR
 
 W = 32
 """The width of both models."""
@@ -267,6 +268,25 @@ def test_diffusers_loads_what_is_written(
     assert found.keys() == set(names)
     assert_same(on_the_host(model, found), wanted)
     assert_same(applied(file, model), wanted)
+
+
+@pytest.mark.parametrize("model", [FLUX_2, Z_IMAGE], ids=["Flux 2", "Z-Image"])
+def test_every_name_of_lokr_is_a_layer_of_the_class(model: Model) -> None:
+    """diffusers fuses the projections of Flux 2 itself, and cannot fuse those of Z-Image."""
+    transformer: Any = model.made()
+    if hasattr(transformer, "fuse_qkv_projections"):
+        transformer.fuse_qkv_projections()
+    layers = dict(transformer.named_modules())
+    (names,) = [names for table in DIFFUSERS_LOKR if (names := table(model.shapes))]
+    ranges = [
+        (place.path, place.rows or (0, model.shapes[place.path][0])) for ps in names.values() for place in ps
+    ]
+    rows = [(path, row) for path, (start, stop) in ranges for row in range(start, stop)]
+    assert len(rows) == len(set(rows)) == sum(shape[0] for shape in model.shapes.values())
+    for name, places in names.items():
+        shape = layers[name].weight.shape
+        assert {model.shapes[place.path][1] for place in places} == {shape[1]}
+        assert sum(stop - start for p in places for start, stop in [p.rows or (0, shape[0])]) == shape[0]
 
 
 def test_diffusers_reads_the_source_and_what_is_written_from_it_alike(tmp_path: Path) -> None:
