@@ -138,8 +138,8 @@ def test_tensors_that_contradict_each_other_name_file_layer_and_sizes(
         ({"b_norm": torch.zeros(0)}, "b_norm is empty"),
         ({"diff": torch.zeros(())}, "diff has an unusable shape"),
         (
-            {"diff": torch.zeros((12, 18, *[1] * 18))},
-            "diff has an unusable shape.*20 dimensions.*from 1 to 8",
+            {"diff": torch.zeros((12, 18, *[1] * 10))},
+            "diff has an unusable shape.*12 dimensions.*from 1 to 8",
         ),
         ({"diff": torch.zeros(12, 18), "diff_b": torch.zeros(3, 4)}, "diff_b is not a vector"),
         ({"oft_R.weight": torch.zeros(15)}, r"oft_R.weight has an unusable shape.*\[15\]"),
@@ -465,7 +465,7 @@ def test_a_header_of_a_million_entries_is_refused_in_few_words(tmp_path: Path) -
     header = json.dumps({f"k{number}": entry for number in range(1_000_000)}, separators=(",", ":")).encode()
     path = tmp_path / "x.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(lyc.FileFormatError, match="1000000 other keys") as caught:
+    with pytest.raises(lyc.FileFormatError, match="its header is too long") as caught:
         lyc.load_adapter(path)
     assert len(str(caught.value)) < 600
 
@@ -545,10 +545,10 @@ def test_a_tlora_that_started_from_no_known_triples_is_an_error_naming_those(tmp
     assert torch.equal(one.delta(base), same.delta(base))
 
 
-def test_a_hundred_thousand_layers_are_opened_and_reported_in_few_words(tmp_path: Path) -> None:
+def test_forty_thousand_layers_are_opened_and_reported_in_few_words(tmp_path: Path) -> None:
     header: dict[str, Any] = {}
     position = 0
-    for number in range(100_000):
+    for number in range(40_000):
         for suffix, shape in (("lora_up.weight", [2, 1]), ("lora_down.weight", [1, 2]), ("alpha", [])):
             end = position + 2 * math.prod(shape)
             entry = {"dtype": "F16", "shape": shape, "data_offsets": [position, end]}
@@ -562,5 +562,5 @@ def test_a_hundred_thousand_layers_are_opened_and_reported_in_few_words(tmp_path
     resolution = lyc.resolve(lyc.Stack([lyc.Entry(lyc.load_adapter(path))]), keys)
     assert resolution.entries[0].count() == 2
     report = lyc.describe(resolution)
-    assert "applied 2 of 100000 layers" in report and "99998 layers cannot be matched" in report
+    assert "applied 2 of 40000 layers" in report and "39998 layers cannot be matched" in report
     assert len(report.splitlines()) < 40

@@ -335,6 +335,7 @@ STORED = (torch.float16, torch.float64, torch.float8_e4m3fn, torch.int64, torch.
 BESIDE: dict[str, tuple[int, ...]] = {
     "alpha": (),
     "diff_b": (12,),
+    "set_bias": (12,),
     "dora_scale": (12, 1),
     "lora_B.bias": (12,),
     "reshape_weight": (2,),

@@ -560,7 +560,9 @@ def key(fill, number, end):
     return (fill * SIZE)[: SIZE - len(str(number)) - len(end)] + str(number) + end
 
 
-ENDS = {".": "", "_": ".alpha", ".a": ".odd", ".lora_A": ".lora_A.x.weight", "a_": ".diff"}
+# With up to 60 dots, of the 64 that a name may have.
+DOTTED, NAMED = "." + 15 * "a", ".lora_A" + 13 * "a"
+ENDS = {DOTTED: ".odd", "_": ".alpha", NAMED: ".lora_A.x.weight", "a_": ".diff", "a": ""}
 for fill, end in ENDS.items():
     names = [key(fill, number, end) for number in range(COUNT)]
     tensors = {name: torch.zeros(1) for name in names} | {"lora_unet_x.diff": torch.zeros(1)}

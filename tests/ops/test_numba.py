@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import pytest
 import torch
 from layers import WEIGHTS, load, rand
-from path_cases import DTYPES, PathCases, by_three_threads, check, loaded
+from path_cases import DTYPES, PathCases, applied, by_three_threads, check, loaded
 from rounding import assert_one_rounding
 from test_memory import check as check_memory
 from test_memory import halved
@@ -125,7 +125,7 @@ class TestKernel(PathCases):
         values = torch.randint(-(1 << 31), 1 << 31, (1, 1 << 16)).to(torch.int32).view(torch.float32)
         values = values.where(values.abs() >= torch.finfo(torch.float32).smallest_normal, 0.0)
         one = loaded("lokr", lokr_w1=torch.ones(1, 1), lokr_w2=values)
-        patched = lyc.patch_(torch.zeros(1, 1 << 16, dtype=dtype), [(one, 1.0)])
+        patched = applied(torch.zeros(1, 1 << 16, dtype=dtype), [(one, 1.0)])
         torch.testing.assert_close(patched, values.to(dtype), rtol=0, atol=0, equal_nan=True)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
