@@ -6,6 +6,8 @@ HOST ?=
 
 # Sets up what is missing, then runs what follows `--` with the environment's own `python` first.
 IN = $(PYTHON) tests/harness/environment.py $(if $(HOST),--host $(HOST)) $(if $(COMFYUI),--comfyui "$(COMFYUI)")
+# In two processes: the tests are many and small. Those of the host share one server.
+OPS = python -m pytest -n 2 tests/ops
 SWEEP = lycoris_ops lycoris_nodes tests
 
 .PHONY: help demo test test-ops test-host test-browser test-hosts soak bench bench-gpu ui lint clean
@@ -17,10 +19,11 @@ demo: ## run the demo in the real ComfyUI
 	@$(IN) -- python -m tests.harness.demo
 
 test: ## all tests: library, host, browser
-	@$(IN) --browser -- sh -c 'python -m pytest tests/ops tests/host tests/browser; status=$$?; python tests/harness/facts.py || status=1; exit $$status'
+	@$(IN) --browser -- sh -c 'status=0; $(OPS) || status=1; python -m pytest tests/host tests/browser || status=1; \
+		python tests/harness/facts.py || status=1; exit $$status'
 
 test-ops: ## the library alone
-	@$(IN) -- python -m pytest tests/ops
+	@$(IN) -- $(OPS)
 
 test-host: ## the nodes in the real ComfyUI
 	@$(IN) -- python -m pytest tests/host
