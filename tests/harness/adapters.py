@@ -353,6 +353,10 @@ class Deltas(Mapping[LayerName, Tensor]):
     def __getitem__(self, name: tuple[str, str]) -> Tensor:
         return measure(self._layers[LayerName(*name)])
 
+    def __contains__(self, name: object) -> bool:
+        # The inherited one would measure the change.
+        return name in self._layers
+
     def __iter__(self) -> Iterator[LayerName]:
         return iter(self._layers)
 

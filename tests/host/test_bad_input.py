@@ -318,19 +318,10 @@ def test_broken_files_break_nothing_but_themselves(server: Server, loras: Path) 
 
 
 @pytest.mark.parametrize(
-    "prefix",
-    [
-        *("../outside", "/tmp/outside", "a/../../outside", "", ".", "checkpoints/"),
-        *("a\0b", "a\ud800", "a\udc80", "a\x1b[2J", "circle/x", "b" * 300 + "/x"),
-    ],
-    ids=ascii,
+    "prefix", ["../outside", "/tmp/outside", "a/../../outside", "", ".", "checkpoints/"], ids=ascii
 )
 def test_a_name_that_is_none_or_leaves_the_output_folder(server: Server, prefix: str) -> None:
-    circle = server.base / "output" / "circle"
-    circle.unlink(missing_ok=True)
-    circle.symlink_to(circle)
     message = refused(server, save_prompt(prefix=prefix))
-    circle.unlink()
     assert "file name" in message and "checkpoints/merged" in message
     assert not list(server.base.parent.glob("outside*")) and not list(Path("/tmp").glob("outside*"))
 
@@ -341,11 +332,17 @@ def test_a_name_that_is_none_or_leaves_the_output_folder(server: Server, prefix:
         ("checkpoints/a\0b", "cannot have this character"),
         ("checkpoints/\ud83d", "cannot have this character"),
         ("\udc80/merged", "cannot have this character"),
+        ("a\x1b[2J", "cannot have this character"),
+        ("circle/merged", "folder"),
         ("x" * 300 + "/merged", "folder"),
         ("x" * 300, "too long"),
     ],
+    ids=ascii,
 )
 def test_a_name_that_no_file_can_have(server: Server, prefix: str, words: str) -> None:
+    circle = server.base / "output" / "circle"
+    circle.unlink(missing_ok=True)
+    circle.symlink_to(circle)
     before = {*(server.base / "output").rglob("*")}
     message = refused(server, save_prompt(prefix=prefix))
     assert words in message and "Traceback" not in message
@@ -359,7 +356,7 @@ def test_a_name_that_is_no_text(server: Server, value: object) -> None:
         prompt = save_prompt()
         prompt[node]["inputs"][name] = value
         message = refused(server, prompt)
-        assert "no text" in message or "list" in message or "link" in message, message
+        assert "a text" in message or "list" in message or "link" in message, message
         assert "object has no attribute" not in message and "NoneType" not in message
 
 
