@@ -64,8 +64,8 @@ class LayerInfo(NamedTuple):
     keys: Mapping[str, str]
     """The algorithm's own suffix of each tensor, to the tensor's key in the file."""
     outline: Outline
-    bias: Shape | None
-    """The shape (O,) of the change of the bias; None where there is none."""
+    bias: Extent | None
+    """The shape (O,) of the change of the bias, see `Layer.bias_shape`; None where there is none."""
     options: Mapping[str, Any]
     """Values of the algorithm's options, which no tensor of the file holds; see `options_of`."""
     enlarges: bool

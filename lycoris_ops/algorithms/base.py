@@ -148,8 +148,8 @@ class Layer(ABC):
     @classmethod
     def bias_shape(
         cls, shapes: Mapping[str, Shape], options: Mapping[str, Any] | None = None
-    ) -> Shape | None:
-        """The shape (O,) of the change of the bias, None where there is none.
+    ) -> Extent | None:
+        """The shape (O,) of the change of the bias, None where there is none. (None,) fits every bias.
 
         `options` are the layer's options by field, where shapes alone do not tell (`feedforward` of IA3).
         """
@@ -280,7 +280,7 @@ class Layer(ABC):
         return self.shape(self.shapes)
 
     @property
-    def bias_extent(self) -> Shape | None:
+    def bias_extent(self) -> Extent | None:
         """The shape of the change of the bias, None where there is none."""
         return self.bias_shape(self.shapes, vars(self))
 
@@ -370,7 +370,7 @@ class Layer(ABC):
         LayerError as `delta` does.
         """
         beside = self.forms("bias")
-        if beside and self.bias_extent not in (None, weight.shape[:1]):
+        if beside and not fits(self.bias_extent or (), weight.shape[:1]):
             raise self.misfit(weight.shape[:1], shown(self.bias_extent or ()))
         met = weight.new_zeros(weight.shape[0]) if bias is None else bias
         return Change(
@@ -530,7 +530,7 @@ def alpha_of(layer: Layer) -> float | None:
     return scale(layer.alpha, rank) * rank
 
 
-def agree(what: str, first: tuple[str, int], second: tuple[str, int]) -> None:
+def agree(what: str, first: tuple[str, int], second: tuple[str, int | None]) -> None:
     """Raise LayerError unless two sizes, each given with the name of its tensor, are equal."""
     if first[1] != second[1]:
         raise LayerError(

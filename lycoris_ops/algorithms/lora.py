@@ -153,7 +153,7 @@ class Lora(Factored):
     @classmethod
     def bias_shape(
         cls, shapes: Mapping[str, Shape], options: Mapping[str, Any] | None = None
-    ) -> Shape | None:
+    ) -> Extent | None:
         added = super().bias_shape(shapes, options)
         if BIAS not in shapes:
             return added

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..algorithms import Layer
 from ..algorithms.base import Dependent, Form, Parameter, a_layer, change_of
 from ..errors import LayerError, located
-from ..maths.shapes import Rows, Shape, shown
+from ..maths.shapes import Rows, Shape, fits, shown
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Part:
             self.layer.check_fit((total, *met[1:]))
         elif stored is None:
             raise LayerError("the layer changes no bias")
-        elif stored != (total,):
+        elif not fits(stored, (total,)):
             raise self.layer.misfit((total,), shown(stored))
 
     def met_layer(self) -> Layer:

@@ -48,7 +48,9 @@ def fits(stored: Extent, weight: Sequence[int]) -> bool:
 
     In an extent with a size of None, which fits any size, two sizes, (O, None) or (None, K), are compared
     with the matrix (O, K). Three or more, such as (None, I, None), are compared with O and I, and any kernel
-    fits. The extent () means that the layer does not change the weight, and fits every weight.
+    fits. (None,) fits every bias.
+
+    The extent () means that the layer does not change the weight, and fits every weight.
     """
     if not stored:
         return True
@@ -57,7 +59,8 @@ def fits(stored: Extent, weight: Sequence[int]) -> bool:
     sizes = [size for size in stored if size is not None]
     if len(sizes) < len(stored):
         met = flat_shape(weight) if len(stored) == 2 else weight[:2]
-        return len(met) == 2 and all(size in (None, found) for size, found in zip(stored, met, strict=False))
+        same = all(size in (None, found) for size, found in zip(stored, met, strict=False))
+        return same and len(met) == min(len(stored), 2)
     if flat_shape(sizes) != flat_shape(weight):
         return False
     return len(stored) <= 2 or len(weight) <= 2 or _kernel(stored) == _kernel(weight)

@@ -11,7 +11,7 @@ from ..adapters.copies import Use, find_copies, uses_of
 from ..algorithms.base import Parameter
 from ..errors import MatchError
 from ..layers.part import Part
-from ..maths.shapes import Rows, Shape, shown
+from ..maths.shapes import Rows, Shape, fits, shown
 from ..names.dialects import Component, peft, split_prefix
 from ..names.targets import Target, Targets, known_shapes
 from .rules import Rule
@@ -185,7 +185,7 @@ def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> Entry
             continue
         # () where the model's layer has no bias, which is no misfit, or where the shape is not known.
         beside = targets.bias_of(*places) if info.bias else ()
-        if info.bias and beside not in ((), info.bias):
+        if info.bias and beside and not fits(info.bias, beside):
             mismatches.append(Mismatch(name, places[0], shown(info.bias), beside, strength))
             continue
         own = uses_of(info, places, targets)

@@ -471,6 +471,129 @@ def test_strict_fails_on_trained_tensors_that_are_left_out(tmp_path: Path, optio
     assert left in lyc.describe(resolution)
 
 
+# GLoRA.
+
+GLORAS = [
+    # A and B, C, D and E, and the biases that are trained whole.
+    ("lora", "lora", "vector", "none"),
+    ("lora", "none", "constant", "glora_only"),
+    ("lora", "vector", "none", "all"),
+    ("vector", "vector", "vector", "all"),
+    ("vector", "lora", "constant", "none"),
+    ("vector", "none", "none", "glora_only"),
+    ("constant", "none", "vector", "glora_only"),
+    ("constant", "vector", "constant", "none"),
+    ("constant", "lora", "none", "all"),
+    ("none", "lora", "vector", "none"),
+    ("none", "vector", "constant", "glora_only"),
+    ("none", "none", "none", "none"),
+]
+
+
+def gloras() -> nn.ModuleDict:
+    parts = {
+        "q": layer((36, 20), bias=True),
+        "k": layer((20, 36)),
+        # Its one value of D may be a vector or a constant.
+        "one": layer((1, 20), bias=True),
+        "other": layer((6, 8), bias=True),
+    }
+    return nn.ModuleDict(parts)
+
+
+@torch.no_grad()
+def glora(model: nn.Module, forms: tuple[str, ...], *, coupled: bool = False) -> Any:
+    """The model in PEFT with a random GLoRA. C is zero unless `coupled`."""
+    import peft
+
+    names = ("config_A_B", "config_C", "config_D_E", "bias")
+    options: dict[str, Any] = dict(zip(names, forms, strict=True))
+    config = peft.GloraConfig(r=3, target_modules=["q", "k", "one"], **options)
+    adapted = peft.get_peft_model(model, config).eval()
+    fill((one for one in adapted.parameters() if one.requires_grad), torch.float32)
+    for name, parameter in adapted.named_parameters():
+        # Xu stays: C is its product with Xd.
+        if not coupled and ".glora_C." in name and not name.endswith(".Xu"):
+            parameter.zero_()
+    return adapted
+
+
+@pytest.mark.parametrize("forms", GLORAS, ids="-".join)
+def test_glora_is_what_peft_merges(tmp_path: Path, forms: tuple[str, ...]) -> None:
+    """In a patch, beside the module, and in a file that the library writes and PEFT reads."""
+    import peft
+
+    torch.manual_seed(0)
+    model = gloras()
+    before = weights(model)
+    adapted = glora(model, forms)
+    adapted.save_pretrained(str(tmp_path / "source"))
+    x = torch.randn(5, 20, dtype=torch.float64)
+    with torch.no_grad():
+        seen = adapted.double().base_model.model["q"](x)
+    after = weights(adapted.merge_and_unload())
+    adapter = lyc.load_adapter(tmp_path / "source" / "adapter_model.safetensors")
+    assert (dict(adapter.unreadable), adapter.unused_keys) == ({}, ())
+    assert_same(applied(adapter, before), after, 64 * EPS64)
+
+    module: Any = gloras()
+    module.load_state_dict(before)
+    shapes = {name: tuple(one.shape) for name, one in before.items()}
+    pairs = lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), shapes).pairs()
+    parts = [(match.read(entry.adapter), match.strength) for name in pairs for entry, match in pairs[name]]
+    own = [(part, strength) for part, strength in parts if str(part.key).endswith(".q")]
+    module["q"].requires_grad_(False)
+    lyc.Bypass(module["q"], lyc.BypassPlan.build(lyc.geometry_of(module["q"]), own)).attach()
+    torch.testing.assert_close(module["q"](x), seen)
+
+    if forms[-1] != "all":
+        written = lyc.save_adapter(adapter, tmp_path / "again", "peft")
+        assert_same(applied(lyc.load_adapter(written.path), before), after, 64 * EPS64)
+        base = gloras()
+        base.load_state_dict(before)
+        again = peft.PeftModel.from_pretrained(base, str(tmp_path / "again"))
+        assert_same(weights(again.double().merge_and_unload()), after, 64 * EPS64)
+
+
+@pytest.mark.parametrize("form", ["lora", "vector"])
+def test_a_glora_that_adds_the_weight_to_the_bias_is_refused_by_layer(tmp_path: Path, form: str) -> None:
+    """Layers without a bias have no C, and are read."""
+    torch.manual_seed(0)
+    model = gloras()
+    before = weights(model)
+    adapted = glora(model, ("lora", form, "vector", "none"), coupled=True)
+    adapted.save_pretrained(str(tmp_path))
+    after = weights(adapted.double().merge_and_unload())
+    adapter = lyc.load_adapter(tmp_path / "adapter_model.safetensors")
+    with pytest.raises(lyc.LayerError, match=r"model\.(q|one): .*the weight times C to the bias.*by a rule"):
+        applied(adapter, before)
+    rules = lyc.Rules.parse("q = 0\none = 0")
+    resolution = lyc.resolve(
+        lyc.Stack([lyc.Entry(adapter, rules=rules)]),
+        {name: tuple(one.shape) for name, one in before.items()},
+    )
+    ((key, ((entry, match),)),) = resolution.pairs().items()
+    assert key == "k.weight"
+    found = lyc.patch_(before[key].clone(), [(match.read(entry.adapter), match.strength)])
+    assert_same({key: found}, {key: after[key]}, 64 * EPS64)
+
+
+@pytest.mark.parametrize("name", ["default", "second"])
+def test_the_state_dict_of_a_live_glora_is_read(tmp_path: Path, name: str) -> None:
+    """The adapter's name is between a path and its tensor."""
+    torch.manual_seed(0)
+    model = gloras()
+    before = weights(model)
+    adapted = glora(model, ("lora", "none", "constant", "none"))
+    state = {key: one.contiguous() for key, one in adapted.state_dict().items() if ".glora_" in key}
+    assert any(key.endswith("glora_A.default.Xd") for key in state)
+    state = {key.replace(".default.", f".{name}."): one for key, one in state.items()}
+    save_file(state, tmp_path / "x.safetensors")
+    adapter = lyc.load_adapter(tmp_path / "x.safetensors")
+    assert (dict(adapter.unreadable), adapter.unused_keys) == ({}, ())
+    assert_same(applied(adapter, before), weights(adapted.double().merge_and_unload()), 64 * EPS64)
+
+
 # Kinds that are not read.
 
 UNREAD_CONFIGS: dict[str, dict[str, Any]] = {

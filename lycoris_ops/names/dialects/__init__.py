@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from ...algorithms import ALGORITHMS
 from ...discovery import discover
-from .base import Component, Dialect, Prefix
+from .base import MEMBERS, Component, Dialect, Prefix
 
 __all__ = ["DIALECTS", "Component", "Dialect", "Prefix", "recognise", "split_key", "split_prefix"]
 
@@ -56,7 +56,7 @@ def _named(suffix: str) -> str:
     It is in files made from the state dict of a live model, whichever words the tool has for the tensors.
     """
     tensor, dot, last = suffix.rpartition(".")
-    return f"{tensor}.{DEFAULT}.{last}" if dot and last in ("weight", "bias") else f"{suffix}.{DEFAULT}"
+    return f"{tensor}.{DEFAULT}.{last}" if dot and last in MEMBERS else f"{suffix}.{DEFAULT}"
 
 
 _SUFFIXES = _suffixes()

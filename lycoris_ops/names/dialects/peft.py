@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from .base import Dialect, Prefix
+from .base import MEMBERS, Dialect, Prefix
 
 PAIR = {
     "lora_A.weight": "lora_down.weight",
@@ -43,10 +43,12 @@ OWN = tuple(f".{suffix}" for suffix in (*PAIR, "lora_embedding_A", "lora_embeddi
 """Ends of keys that show a layer in PEFT's form, whatever its prefix."""
 
 WITH_NAME = re.compile(
-    rf"(\.(?:lora_A|lora_B|lora_magnitude_vector|oft_R|ln_tuning_layers|{'|'.join(NAMED)}))"
-    r"\.(?!weight$|bias$)([^.]+)(\.weight|\.bias)?$"
+    rf"(\.(?:lora_A|lora_B|lora_magnitude_vector|oft_R|ln_tuning_layers|{'|'.join(NAMED)}"
+    # A path of GLoRA is a module, whose tensors have names of their own.
+    r"|glora_[A-E](?=\.[^.]+\.[^.]+$)))"
+    rf"\.(?!weight$|bias$)([^.]+)(\.(?:{'|'.join(MEMBERS)}))?$"
 )
-"""A key of a live model's state dict. Groups: the tensor, the adapter's name, and `.weight` or `.bias`."""
+"""A key of a live model's state dict. Groups: the tensor, the adapter's name, and what follows it."""
 
 
 def _with_name(key: str) -> re.Match[str] | None:
