@@ -7,7 +7,7 @@ HOST ?=
 # Sets up what is missing, then runs what follows `--` with the environment's own `python` first.
 IN = $(PYTHON) tests/harness/environment.py $(if $(HOST),--host $(HOST)) $(if $(COMFYUI),--comfyui "$(COMFYUI)")
 # In two processes: the tests are many and small. Those of the host share one server.
-OPS = python -m pytest -n 2 tests/ops
+OPS = python -m pytest -n 2 --dist loadgroup tests/ops
 SWEEP = lycoris_ops lycoris_nodes tests
 
 .PHONY: help demo test test-ops test-host test-browser test-hosts soak bench bench-gpu ui lint clean

@@ -32,6 +32,9 @@ from lycoris_ops.files.bounds import MAX_BRACKETS, MAX_TENSORS
 from lycoris_ops.files.pickle_file import PickleFile
 from lycoris_ops.files.quantised import beginning_with
 
+# All in one process, since they share what is made once.
+pytestmark = pytest.mark.xdist_group("hostile")
+
 ROOT = Path(__file__).parents[2]
 UP, DOWN = "lora_unet_a.lora_up.weight", "lora_unet_a.lora_down.weight"
 LORA = {UP: torch.ones(4, 1), DOWN: torch.ones(1, 4)}

@@ -17,6 +17,9 @@ if sys.platform != "linux":
 from tests.soak.campaign import SEED, Result, grouped, line, run
 from tests.soak.crafted import CRAFTED
 
+# All in one process, since they share what is made once.
+pytestmark = pytest.mark.xdist_group("soak")
+
 FILES = 300
 
 
