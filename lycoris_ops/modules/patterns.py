@@ -1,0 +1,61 @@
+"""Patterns that choose modules by their paths."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from ..errors import RuleError
+
+GLOB = re.compile(r"[*?\[]")
+"""What makes a pattern a glob."""
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A pattern as the user wrote it, and the test that it stands for.
+
+    - `encoder.layer.0` is the module of that path and everything inside it.
+    - `*.attention.*` is a glob over the whole path: `*` is any text, dots included, `?` one character.
+    - `/query|value$/` is a regular expression that is searched for in the path.
+    """
+
+    text: str
+    matches: Callable[[str], bool]
+
+    @classmethod
+    def of(cls, text: str) -> Pattern:
+        """The pattern that a text means. Raises RuleError where it is empty or no regular expression."""
+        if len(text) > 1 and text[0] == text[-1] == "/":
+            try:
+                found = re.compile(text[1:-1])
+            except re.error as error:
+                raise RuleError(
+                    "a pattern is not a regular expression", got=text, expected=f"no {error.msg}"
+                ) from None
+            return cls(text, lambda path: found.search(path) is not None)
+        if not text.strip():
+            raise RuleError("a pattern is empty", expected="a path, a glob or /a regular expression/")
+        if GLOB.search(text):
+            return cls(text, lambda path: fnmatch.fnmatchcase(path, text))
+        return cls(text, lambda path: path == text or path.startswith(f"{text}."))
+
+    def check_used(self, paths: Iterable[str], what: str) -> None:
+        """Raise RuleError unless the pattern matches one of these paths. `what` names them in the message."""
+        known = list(paths)
+        if any(map(self.matches, known)):
+            return
+        near = difflib.get_close_matches(self.text.strip("/*"), known, n=3, cutoff=0.3) or known[:3]
+        raise RuleError(
+            f"a pattern matches none of the {what}",
+            got=self.text,
+            expected=f"one that matches, such as {' or '.join(near)}",
+        )
+
+
+def patterns(texts: str | Iterable[str]) -> tuple[Pattern, ...]:
+    """The patterns of these texts, or of the one text."""
+    return tuple(map(Pattern.of, [texts] if isinstance(texts, str) else texts))
