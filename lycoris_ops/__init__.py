@@ -38,6 +38,8 @@ from .stack.kept_plans import kept_plan
 from .stack.resolve import Match, Resolution, resolve
 from .stack.rules import Rules
 from .stack.stack import Entry, Stack
+from .train.create import create_lycoris
+from .train.network import LycorisNetwork
 
 __version__ = "0.2.0"
 
@@ -58,6 +60,7 @@ __all__ = [
     "Layer",
     "LayerError",
     "LycorisError",
+    "LycorisNetwork",
     "Match",
     "MatchError",
     "MergeResult",
@@ -80,6 +83,7 @@ __all__ = [
     "beginning_with",
     "bypass_refusal",
     "check_name",
+    "create_lycoris",
     "describe",
     "describe_saved",
     "discover",

@@ -99,6 +99,10 @@ class Layer(ABC):
     """Suffixes of tensors that may hold no value."""
     numbers: ClassVar[frozenset[str]] = frozenset({ALPHA})
     """Suffixes of tensors that say how others are read: scales, flags, shapes and places, not factors."""
+    starts_from_shape: ClassVar[bool] = True
+    """Whether `init` can make a layer from the shape of a weight alone."""
+    downs: ClassVar[tuple[str, ...]] = ()
+    """Fields of the factors on the side of the inputs, whose first axis counts the rank."""
 
     alpha: float | None = None
     diff_b: Tensor | None = None
@@ -250,6 +254,30 @@ class Layer(ABC):
             exact = alpha.item() == self.alpha
             tensors[ALPHA] = alpha if exact else torch.tensor(self.alpha, dtype=torch.float64)
         return tensors
+
+    @classmethod
+    def factors(cls) -> frozenset[str]:
+        """The fields of tensors that training changes: all but those of `numbers`."""
+        return frozenset(map(field_of, cls.suffixes() - cls.numbers))
+
+    def exponents(self) -> Mapping[str, float]:
+        """The power of c by which each field is multiplied, where the change is to be multiplied by c.
+
+        Where the change is a product of n factors, each of them gets c^(1/n), so that they stay balanced.
+        For a rotation it is the angles that are multiplied.
+        """
+        raise NotImplementedError(f"{self.algorithm} does not say how its change is scaled")
+
+    def shrunk(self, ratio: float, weight: Tensor) -> Self:
+        """The layer whose change of this float32 or float64 weight is smaller by `ratio`, from 0 to 1.
+
+        Exact where the change is a product of factors, and to first order for rotations.
+        """
+        held = self.tensors()
+        powers = {**self.exponents(), **dict.fromkeys(self.biases(), 1.0)}
+        return self.with_tensors(
+            {name: held[name] * ratio**power for name, power in powers.items() if name in held}
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the layer, by its field."""
@@ -482,6 +510,27 @@ def column(values: Tensor) -> Tensor:
 def axis_of(vector: Tensor) -> int:
     """The axis along which the values of a vector lie that has further dimensions of size 1."""
     return next((axis for axis, size in enumerate(vector.shape) if size > 1), 0)
+
+
+def kaiming(shape: Shape, generator: torch.Generator) -> Tensor:
+    """A factor (n, fan in, *kernel), uniform in +-1 / sqrt(fan in * prod(kernel)).
+
+    Source: He et al., "Delving Deep into Rectifiers" (1502.01852), with a = sqrt(5) as in torch's layers.
+    """
+    bound = 1.0 / math.sqrt(math.prod(shape[1:]))
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+def shared(layer: Layer, *names: str) -> dict[str, float]:
+    """`Layer.exponents` of a change that is the product of those of these fields that the layer has."""
+    held = layer.tensors()
+    present = [name for name in names if name in held]
+    return dict.fromkeys(present, 1 / len(present)) if present else {}
+
+
+def towards_one(tensors: Mapping[str, Tensor | None], ratio: float) -> dict[str, Tensor | None]:
+    """Factors whose distance from 1, which changes nothing, is multiplied by `ratio`; None stays None."""
+    return {name: None if value is None else 1 + ratio * (value - 1) for name, value in tensors.items()}
 
 
 def cut(tensor: Tensor, axis: int, ranges: Sequence[Rows]) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..changes.operators import Blocks, Chain, Diagonal, Operator, Permuted, Sides
 from ..maths.shapes import Extent, Shape
-from .base import Layer, agree, axis_of, exactly, vector
+from .base import Layer, agree, axis_of, exactly, towards_one, vector
 from .boft import check_stages
 from .oft import rotation
 from .oftv2 import block_of_inputs
@@ -65,6 +65,12 @@ class BoftPeft(Layer):
         """
         size, count = block_of_inputs(shape, rank)
         return cls(boft_r=torch.zeros(1, count, size, size), boft_s=torch.ones(shape[0], 1))
+
+    def exponents(self) -> Mapping[str, float]:
+        return {"boft_r": 1.0}
+
+    def shrunk(self, ratio: float, weight: Tensor) -> Self:
+        return super().shrunk(ratio, weight).with_tensors(towards_one({"boft_s": self.boft_s}, ratio))
 
     def sides(self, weight: Tensor) -> Sides:
         blocks = self.boft_r.to(weight.device, weight.dtype)

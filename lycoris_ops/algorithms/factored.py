@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,9 +15,12 @@ from torch import Tensor
 from ..changes.forms import Additive, Sparse, add_up
 from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
-from ..maths.dora import dora_factor, magnitude_axis
+from ..maths.dora import dora_factor, lengths, magnitude_axis
 from ..maths.shapes import Extent, Rows, Shape, fits, flat_shape, shown
 from .base import Layer, agree, axis_of, vector
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 DORA = "dora_scale"
 SPARSE = ("bias_indices", "bias_values", "bias_size")
@@ -147,6 +150,22 @@ class Factored(Layer):
                 expected=" or ".join(f"{size} values" for size in met[:2]),
             )
         return axis
+
+    def decomposed(self, weight: Tensor, axis: int) -> Self:
+        """The layer with a DoRA magnitude that leaves the change at zero, where the product is zero.
+
+        The magnitude is the norm of each output (axis 0) or each input (axis 1) of the float32 or float64
+        weight that the layer is for.
+        """
+        return replace(self, dora_scale=lengths(weight, axis))
+
+    def shrunk(self, ratio: float, weight: Tensor) -> Self:
+        """As in `Layer`. With DoRA also the magnitude's distance from the norm of the weight is shrunk."""
+        layer = super().shrunk(ratio, weight)
+        if self.dora_scale is None:
+            return layer
+        start = lengths(weight, self.magnitude_axis(weight.shape)).reshape(self.dora_scale.shape)
+        return replace(layer, dora_scale=start + ratio * (self.dora_scale - start))
 
     def row_axes(self) -> Mapping[str, int] | None:
         """None with a DoRA magnitude for inputs, whose norms are over all outputs; else as in `Layer`."""

@@ -66,6 +66,9 @@ class Full(Layer):
         nothing = Diagonal(-torch.ones(weight.shape[0], dtype=weight.dtype, device=weight.device))
         return Sides(outputs=nothing, beside=(Dense(_matrix(self.set_weight)),))
 
+    def exponents(self) -> Mapping[str, float]:
+        return {"diff": 1.0}
+
     def row_axes(self) -> Mapping[str, int]:
         return {"diff": 0, "set_weight": 0}
 

@@ -103,6 +103,9 @@ class Glora(Layer):
         factor = scale(self.alpha, a1.shape[1])
         return Sides(inputs=Product(a1, a2, factor), beside=(LowRank(up, down, factor),))
 
+    def exponents(self) -> Mapping[str, float]:
+        return dict.fromkeys(("a1", "a2", "b1", "b2"), 0.5)
+
     def row_axes(self) -> Mapping[str, int]:
         new = self.bm is not None or _is_new(*(self.shapes[name] for name in (A1, A2, B1, B2)))
         return {"b1" if new else "b2": 0}

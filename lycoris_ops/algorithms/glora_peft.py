@@ -13,7 +13,7 @@ from ..changes.forms import Additive, Dense, LowRank
 from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Shape, flat_shape
-from .base import ALPHA, SET_BIAS, Layer, agree, exactly, field_of, vector
+from .base import ALPHA, SET_BIAS, Layer, agree, exactly, field_of, shared, vector
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -145,6 +145,10 @@ class GloraPeft(Layer):
     @property
     def reads_weight(self) -> bool:
         return self.glora_a_xd is not None
+
+    def exponents(self) -> Mapping[str, float]:
+        pairs = (("glora_a_xd", "glora_a_xu"), ("glora_b_xd", "glora_b_xu"))
+        return {name: power for pair in pairs for name, power in shared(self, *pair).items()}
 
     def sides(self, weight: Tensor) -> Sides:
         rows, columns = flat_shape(weight.shape)

@@ -16,7 +16,7 @@ from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Shape, fits, shown
 from ..maths.tensors import narrowed
-from .base import ALPHA, Layer, axis_of, dimensions, vector
+from .base import ALPHA, Layer, axis_of, dimensions, towards_one, vector
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -104,6 +104,12 @@ class Ia3(Layer):
         ones = tuple(1 for _ in shape[2:])
         weight = torch.zeros(1, shape[0], *ones) if ones else torch.zeros(shape[0])
         return cls(weight=weight, on_input=torch.tensor(0))
+
+    def exponents(self) -> Mapping[str, float]:
+        return {"weight": 1.0}
+
+    def shrunk(self, ratio: float, weight: Tensor) -> Self:
+        return super().shrunk(ratio, weight).with_tensors(towards_one({"ia3_l": self.ia3_l}, ratio))
 
     def sides(self, weight: Tensor) -> Sides:
         factor = Diagonal(self._factor(weight.dtype).to(weight.device))

@@ -13,7 +13,7 @@ from ..changes.forms import Hadamard
 from ..errors import LayerError
 from ..maths.shapes import Shape, flat_shape, shown
 from ..maths.tensors import fold_core
-from .base import agree, dimensions, folded, matrix, scale
+from .base import agree, dimensions, folded, matrix, scale, shared
 from .factored import Factored
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Loha(Factored):
     """
 
     algorithm: ClassVar[str] = "loha"
+    downs: ClassVar[tuple[str, ...]] = ("hada_w1_b", "hada_w2_b")
     variants: ClassVar[tuple[frozenset[str], ...]] = (
         frozenset({W1_A, W1_B, W2_A, W2_B}),
         frozenset({W1_A, W1_B, W2_A, W2_B, T1, T2}),
@@ -84,17 +85,38 @@ class Loha(Factored):
         return shapes[W1_B][0]
 
     @classmethod
-    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
-        """w1_a normal(0, 0.1), w1_b and w2_b normal(0, 1), w2_a zero, as in FedPara's code."""
+    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int, tucker: bool = False) -> Self:
+        """w1_a normal(0, 0.1), w1_b and w2_b normal(0, 1), w2_a zero, as in FedPara's code.
+
+        `tucker` factors the kernel of a convolution into t1 and t2, normal(0, 0.1) as in LyCORIS. Without a
+        kernel it has no effect.
+        """
         generator = torch.Generator().manual_seed(seed)
+
+        def normal(std: float, *sizes: int) -> Tensor:
+            return torch.empty(sizes).normal_(mean=0.0, std=std, generator=generator)
+
         out, flat = flat_shape(shape)
+        if tucker and shape[2:]:
+            return cls(
+                hada_w1_a=normal(0.1, rank, out),
+                hada_w1_b=normal(1.0, rank, shape[1]),
+                hada_t1=normal(0.1, rank, rank, *shape[2:]),
+                hada_w2_a=torch.zeros(rank, out),
+                hada_w2_b=normal(1.0, rank, shape[1]),
+                hada_t2=normal(0.1, rank, rank, *shape[2:]),
+                alpha=alpha,
+            )
         return cls(
-            hada_w1_a=torch.empty(out, rank).normal_(mean=0.0, std=0.1, generator=generator),
-            hada_w1_b=torch.empty(rank, flat).normal_(mean=0.0, std=1.0, generator=generator),
+            hada_w1_a=normal(0.1, out, rank),
+            hada_w1_b=normal(1.0, rank, flat),
             hada_w2_a=torch.zeros(out, rank),
-            hada_w2_b=torch.empty(rank, flat).normal_(mean=0.0, std=1.0, generator=generator),
+            hada_w2_b=normal(1.0, rank, flat),
             alpha=alpha,
         )
+
+    def exponents(self) -> Mapping[str, float]:
+        return shared(self, *(name for pair in PAIRS for name in pair))
 
     def product(self) -> Hadamard:
         w1_a, w1_b = _plain(self.hada_w1_a, self.hada_w1_b, self.hada_t1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -14,7 +14,7 @@ from ..changes.forms import Dense, Kronecker, product
 from ..errors import LayerError
 from ..maths.shapes import Extent, Rows, Shape, factorization, fits, shown
 from ..maths.tensors import compute_dtype, fold_core
-from .base import DERIVED, Layer, agree, cut, dimensions, folded, in_blocks, matrix, scale
+from .base import DERIVED, Layer, agree, cut, dimensions, folded, in_blocks, kaiming, matrix, scale, shared
 from .factored import Factored
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Lokr(Factored):
     """
 
     algorithm: ClassVar[str] = "lokr"
+    downs: ClassVar[tuple[str, ...]] = ("lokr_w1_b", "lokr_w2_b")
     variants: ClassVar[tuple[frozenset[str], ...]] = tuple(
         frozenset({*first, *second})
         for first in ((W1,), (W1_A, W1_B))
@@ -94,25 +95,46 @@ class Lokr(Factored):
         return shapes[factored][0] if factored else None
 
     @classmethod
-    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int, factor: int = -1) -> Self:
-        """w1 and w2_a uniform (Kaiming, a = sqrt(5)), w2_b or a full w2 zero.
+    def init(
+        cls,
+        shape: Shape,
+        rank: int,
+        alpha: float,
+        *,
+        seed: int,
+        factor: int = -1,
+        tucker: bool = False,
+        decompose_both: bool = False,
+    ) -> Self:
+        """w1, w2_a and t2 uniform (Kaiming, a = sqrt(5)), w2_b or a full w2 zero.
 
         `factor` splits both sizes as in `maths.shapes.factorization`; w2 is factored where that saves
-        parameters, that is where rank < max(k, j) / 2.
+        parameters, that is where rank < max(k, j) / 2. `decompose_both` factors w1 alike, where
+        rank < max(l, i) / 2. `tucker` factors the kernel of a convolution into t2 where w2 is factored.
         """
         generator = torch.Generator().manual_seed(seed)
         outer_rows, inner_rows = factorization(shape[0], factor)
         outer_columns, inner_columns = factorization(shape[1], factor)
         kernel = shape[2:]
-        w1 = _uniform((outer_rows, outer_columns), generator)
-        if rank < max(inner_rows, inner_columns) / 2:
-            return cls(
-                lokr_w1=w1,
-                lokr_w2_a=_uniform((inner_rows, rank), generator),
-                lokr_w2_b=torch.zeros(rank, inner_columns * math.prod(kernel)),
-                alpha=alpha,
-            )
-        return cls(lokr_w1=w1, lokr_w2=torch.zeros(inner_rows, inner_columns, *kernel), alpha=alpha)
+        tensors: dict[str, Tensor] = {}
+        if decompose_both and rank < max(outer_rows, outer_columns) / 2:
+            tensors["lokr_w1_a"] = kaiming((outer_rows, rank), generator)
+            tensors["lokr_w1_b"] = kaiming((rank, outer_columns), generator)
+        else:
+            tensors["lokr_w1"] = kaiming((outer_rows, outer_columns), generator)
+        if rank >= max(inner_rows, inner_columns) / 2:
+            tensors["lokr_w2"] = torch.zeros(inner_rows, inner_columns, *kernel)
+        elif tucker and kernel:
+            tensors["lokr_t2"] = kaiming((rank, rank, *kernel), generator)
+            tensors["lokr_w2_a"] = kaiming((rank, inner_rows), generator)
+            tensors["lokr_w2_b"] = torch.zeros(rank, inner_columns)
+        else:
+            tensors["lokr_w2_a"] = kaiming((inner_rows, rank), generator)
+            tensors["lokr_w2_b"] = torch.zeros(rank, inner_columns * math.prod(kernel))
+        return replace(cls(alpha=alpha), **tensors)
+
+    def exponents(self) -> Mapping[str, float]:
+        return shared(self, *(one.name for one in fields(self) if one.name.startswith("lokr_")))
 
     def product(self) -> Kronecker | Dense:
         return self._peft_product() if self.of_peft else self._kronecker()
@@ -201,8 +223,3 @@ def _matrix(
     if core is None:
         return (left.flatten(1), right.flatten(1))
     return (left.flatten(1).T, fold_core(core, right).flatten(1))
-
-
-def _uniform(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    bound = 1.0 / math.sqrt(shape[1])
-    return torch.empty(shape).uniform_(-bound, bound, generator=generator)

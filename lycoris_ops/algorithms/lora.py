@@ -13,9 +13,9 @@ from torch import Tensor
 from ..changes.forms import Additive, LowRank
 from ..errors import LayerError, UnsupportedError
 from ..maths.decompositions import leading, singular
-from ..maths.shapes import Extent, Shape, flat_shape, shown
+from ..maths.shapes import Extent, Shape, shown
 from ..maths.tensors import compute_dtype, fold_core
-from .base import agree, column, dimensions, folded, matrix, scale, vector
+from .base import agree, column, dimensions, folded, kaiming, matrix, scale, shared, vector
 from .factored import Factored
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class Lora(Factored):
     """
 
     algorithm: ClassVar[str] = "lora"
+    downs: ClassVar[tuple[str, ...]] = ("lora_down",)
     variants: ClassVar[tuple[frozenset[str], ...]] = (
         frozenset({UP, DOWN}),
         frozenset({UP, DOWN, MID}),
@@ -167,14 +168,20 @@ class Lora(Factored):
         return shapes[DOWN if DOWN in shapes else EMBEDDING_DOWN][0]
 
     @classmethod
-    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
-        """down uniform in +-1 / sqrt(K) (Kaiming, a = sqrt(5)), up zero."""
+    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int, tucker: bool = False) -> Self:
+        """down (and mid with `tucker`) uniform in +-1 / sqrt(fan in) (Kaiming, a = sqrt(5)), up zero.
+
+        `tucker` factors the kernel of a convolution into mid; without a kernel it has no effect.
+        """
         generator = torch.Generator().manual_seed(seed)
-        down = torch.empty(rank, *shape[1:])
-        bound = 1.0 / math.sqrt(flat_shape(shape)[1])
-        down.uniform_(-bound, bound, generator=generator)
-        up = torch.zeros(shape[0], rank, *(1 for _ in shape[2:]))
-        return cls(lora_up=up, lora_down=down, alpha=alpha)
+        kernel, ones = shape[2:], tuple(1 for _ in shape[2:])
+        up = torch.zeros(shape[0], rank, *ones)
+        if tucker and kernel:
+            mid = kaiming((rank, rank, *kernel), generator)
+            return cls(
+                lora_up=up, lora_down=kaiming((rank, shape[1], *ones), generator), lora_mid=mid, alpha=alpha
+            )
+        return cls(lora_up=up, lora_down=kaiming((rank, *shape[1:]), generator), alpha=alpha)
 
     def product(self) -> LowRank:
         if self.lora_embedding_a is not None and self.lora_embedding_b is not None:
@@ -214,6 +221,9 @@ class Lora(Factored):
     def row_axes(self) -> Mapping[str, int] | None:
         """None with a start, which is computed from all rows; else as in `Factored`."""
         return None if self._shifts else super().row_axes()
+
+    def exponents(self) -> Mapping[str, float]:
+        return shared(self, "lora_up", "lora_down", "lora_mid", "lora_embedding_a", "lora_embedding_b")
 
     def factor_axes(self) -> Mapping[str, int]:
         return {"lora_up": 0, "lora_embedding_a": 1}

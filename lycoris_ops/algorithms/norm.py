@@ -55,6 +55,9 @@ class Norm(Layer):
     def bias_additive(self) -> tuple[Dense, ...]:
         return () if self.b_norm is None else (Dense(column(self.b_norm)),)
 
+    def exponents(self) -> Mapping[str, float]:
+        return {"w_norm": 1.0}
+
     def row_axes(self) -> Mapping[str, int]:
         # A bias is cut as in `Layer.rows`.
         return {} if self.w_norm is None else {"w_norm": axis_of(self.w_norm)}

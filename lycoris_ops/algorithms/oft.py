@@ -15,7 +15,7 @@ from ..errors import LayerError
 from ..maths.decompositions import NoInverseError, cayley
 from ..maths.shapes import Extent, Rows, Shape, factorization
 from ..maths.tensors import is_finite, largest, norm
-from .base import MOST_SCALE, Layer, agree, axis_of, cut, dimensions, in_blocks, overflow, vector
+from .base import MOST_SCALE, Layer, agree, axis_of, cut, dimensions, in_blocks, overflow, towards_one, vector
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -63,6 +63,12 @@ class Oft(Layer):
         """Zero blocks of at most `rank` rows; `alpha` is the constraint."""
         size, count = factorization(shape[0], rank)
         return cls(oft_blocks=torch.zeros(count, size, size), alpha=alpha)
+
+    def exponents(self) -> Mapping[str, float]:
+        return {"oft_blocks": 1.0}
+
+    def shrunk(self, ratio: float, weight: Tensor) -> Self:
+        return super().shrunk(ratio, weight).with_tensors(towards_one({"rescale": self.rescale}, ratio))
 
     def sides(self, weight: Tensor) -> Sides:
         blocks = self.rotations(weight).transpose(1, 2)

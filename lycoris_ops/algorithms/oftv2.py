@@ -100,6 +100,9 @@ class OftV2(Layer):
         size, count = block_of_inputs(shape, rank)
         return cls(oft_r=torch.zeros(count, size * (size - 1) // 2))
 
+    def exponents(self) -> Mapping[str, float]:
+        return {"oft_r": 1.0}
+
     def sides(self, weight: Tensor) -> Sides:
         skew = self._skew(weight)
         size = skew.shape[-1]

@@ -3,5 +3,6 @@
 from .geometry import Geometry, geometry_of
 from .hook import Bypass, Reader
 from .plan import BypassPlan, Met, refusal
+from .rebuilt import Rebuilt
 
-__all__ = ["Bypass", "BypassPlan", "Geometry", "Met", "Reader", "geometry_of", "refusal"]
+__all__ = ["Bypass", "BypassPlan", "Geometry", "Met", "Reader", "Rebuilt", "geometry_of", "refusal"]

@@ -43,12 +43,28 @@ class PlainReader:
         return module.forward
 
     def weight(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> Tensor:
-        weight: Any = module.weight
-        return weight.detach().to(device, dtype)
+        return values_of(module, "weight").detach().to(device, dtype)
 
     def bias(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        bias: Any = module.bias
-        return None if bias is None else bias.detach().to(device, dtype)
+        bias = getattr(module, "bias", None)
+        return None if bias is None else values_of(module, "bias").detach().to(device, dtype)
+
+
+def values_of(module: nn.Module, name: str, path: str | None = None) -> Tensor:
+    """The weight or bias of a module, as it is in the module.
+
+    Raises LycorisError where it is packed, as quantisers store weights.
+    """
+    value: Tensor = getattr(module, name)
+    if not value.is_floating_point():
+        raise LycorisError(
+            "the values of a weight are packed, and cannot be read here",
+            weight=path,
+            got=str(value.dtype),
+            expected="a floating-point dtype",
+            hint="Choose an algorithm whose change does not depend on the weight, such as lora, loha or lokr",
+        )
+    return value
 
 
 class Bypass:
@@ -63,7 +79,8 @@ class Bypass:
     another `Bypass` of the same plan and weight.
 
     Where a tensor of a layer requires gradients, they flow to it. Nothing is then kept from one pass to the
-    next, because an optimiser may have changed the tensor in between.
+    next, because an optimiser may have changed the tensor in between. `before_pass` and `dropout` are for
+    such plans alone.
     """
 
     def __init__(
@@ -84,6 +101,10 @@ class Bypass:
         self.plan = plan
         self.met = met
         self.name = name
+        self.before_pass: Callable[[], None] | None = None
+        """Called at the start of each pass; it may set `plan` and `strengths` for the pass."""
+        self.dropout = 0.0
+        """The share of the input's values that additive layers see as zero, at random."""
         self._strengths = plan.strengths
         self._reader = reader or PlainReader()
         self._bound: Bound | None = None
@@ -160,6 +181,8 @@ class Bypass:
         self._handles, self._bound, self._pass = [], None, None
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.before_pass is not None:
+            self.before_pass()
         if not any(strength != 0.0 for stage in self.strengths for strength in stage):
             # The output keeps every bit.
             self._pass = None
@@ -215,7 +238,7 @@ class Bypass:
                 self.met = None
             met = self.meet(compute_dtype(x.dtype), x.device)
             with outliving():
-                bound = Bound(self.plan.geometry, met, x)
+                bound = Bound(self.plan.geometry, met, x, self.dropout)
             self._bound = None if learns else bound
             return bound
         return self._bound

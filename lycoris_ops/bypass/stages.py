@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..changes.forms import Additive, Dense, LowRank
 from ..changes.operators import moved
@@ -48,9 +49,16 @@ class BoundStage:
     """
 
     def __init__(
-        self, geometry: Geometry, met: MetStage, bias: Tensor | None, dtype: torch.dtype, device: torch.device
+        self,
+        geometry: Geometry,
+        met: MetStage,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        device: torch.device,
+        dropout: float,
     ) -> None:
         self.geometry = geometry
+        self.dropout = dropout
         self.bias = None if bias is None else geometry.per_channel(bias.to(device, dtype))
         bases = moved(met.bases, device, dtype)
         self.shifts = [base for base in bases if base.outputs is None and base.rows is None]
@@ -89,6 +97,8 @@ class BoundStage:
             total = y.clone() if kept else y
         for change, rows, strength in changes:
             self.geometry.part(total, rows).add_(change, alpha=strength)
+        if live and self.dropout:
+            x = functional.dropout(x, self.dropout)
         if live and self.geometry.kernel:
             met = self.geometry.padded(x)
             for placed in live:
@@ -184,11 +194,13 @@ class BoundStage:
 class Bound:
     """All stages of a plan, bound to a device and to the dtype that inputs are worked on in."""
 
-    def __init__(self, geometry: Geometry, met: Met, x: Tensor) -> None:
+    def __init__(self, geometry: Geometry, met: Met, x: Tensor, dropout: float = 0.0) -> None:
         self.geometry = geometry
         self.key = (x.dtype, x.device)
         self.dtype = working_dtype(x)
-        self.stages = [BoundStage(geometry, stage, met.bias, self.dtype, x.device) for stage in met.stages]
+        self.stages = [
+            BoundStage(geometry, stage, met.bias, self.dtype, x.device, dropout) for stage in met.stages
+        ]
         self.turns = any(stage.shifts or stage.others for stage in self.stages)
         """Whether there are operators on the input or the output."""
 

@@ -4,13 +4,14 @@ Each form describes a matrix (O, K) with K = I * prod(kernel). Patching, bypass,
 derive from it, so each formula stands once. Factors keep the dtype of their file. `scale` is alpha / rank and
 never includes a strength.
 
-Every form has four methods:
+Every form has five methods:
 
 - `dense` returns the matrix itself.
 - `scaled` returns the form of diag(rows) @ matrix @ diag(columns). `rows` is (O,). `columns` is (I,): its
   value for an input channel multiplies all positions of the kernel. None stands for ones.
 - `embedded` returns the form of a matrix of `count` rows: rows `rows[0]` to `rows[1]` are this matrix, and
   all others are zero.
+- `work` returns the multiplications that the product of the matrix with one input takes by its factors.
 - `reach` returns what bounds the values of the matrix. It costs one pass over the factors.
 """
 
@@ -63,6 +64,9 @@ class LowRank:
     def embedded(self, rows: Rows, count: int) -> LowRank:
         return replace(self, up=_embedded(self.up, rows, count))
 
+    def work(self) -> int:
+        return self.up.numel() + self.down.numel()
+
     def reach(self) -> Reach:
         return Reach((abs(self.scale), *_reach_of((self.up, self.down))))
 
@@ -86,6 +90,11 @@ class Hadamard:
 
     def embedded(self, rows: Rows, count: int) -> Hadamard:
         return replace(self, w1_a=_embedded(self.w1_a, rows, count), w2_a=_embedded(self.w2_a, rows, count))
+
+    def work(self) -> int:
+        # By Khatri-Rao factors, of rank r1 * r2.
+        rows, columns = len(self.w1_a), self.w1_b.shape[1]
+        return len(self.w1_b) * len(self.w2_b) * (rows + columns)
 
     def reach(self) -> Reach:
         pairs = ((self.w1_a, self.w1_b), (self.w2_a, self.w2_b))
@@ -126,6 +135,11 @@ class Kronecker:
         """The full matrix with rows of zeros around it, which is no Kronecker product."""
         return Dense(self.dense(torch.float32, self.w1[0].device)).embedded(rows, count)
 
+    def work(self) -> int:
+        parts, k = self.w1[-1].shape[1], len(self.w2[0])
+        inner = sum(factor.numel() for factor in self.w2)
+        return parts * inner + len(self.w1[0]) * parts * k
+
     def reach(self) -> Reach:
         around = (largest(one) for one in (self.rows, self.columns) if one is not None)
         return Reach((abs(self.scale), *_reach_of(self.w1), *_reach_of(self.w2), *around))
@@ -145,6 +159,9 @@ class Dense:
 
     def embedded(self, rows: Rows, count: int) -> Dense:
         return Dense(_embedded(self.values, rows, count))
+
+    def work(self) -> int:
+        return self.values.numel()
 
     def reach(self) -> Reach:
         return Reach((largest(self.values),))
@@ -179,6 +196,9 @@ class Sparse:
 
     def embedded(self, rows: Rows, count: int) -> Sparse:
         return replace(self, row=self.row + rows[0], shape=(count, self.shape[1]))
+
+    def work(self) -> int:
+        return self.values.numel()
 
     def reach(self) -> Reach:
         # All values may be at one place.

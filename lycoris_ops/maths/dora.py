@@ -20,12 +20,17 @@ def dora_factor(magnitude: Tensor, norm_of: Tensor, axis: int) -> Tensor:
     zeros has no direction: its factor is 0.
     Source: Liu et al., "DoRA" (2402.09353), eq. 5; the input axis by LyCORIS before 3.2.
     """
-    shape = [1] * norm_of.ndim
-    shape[axis] = -1
-    length = norm(norm_of.transpose(0, axis).flatten(1), 1).reshape(shape)
-    factor = magnitude.to(norm_of.device, norm_of.dtype).reshape(shape) / length
+    length = lengths(norm_of, axis)
+    factor = magnitude.to(norm_of.device, norm_of.dtype).reshape(length.shape) / length
     # `tiny` is the smallest normal number: a division by less can overflow.
     return factor.masked_fill(length < torch.finfo(length.dtype).tiny, 0)
+
+
+def lengths(weight: Tensor, axis: int) -> Tensor:
+    """The norm of each output (axis 0) or input (axis 1) of a weight, as (O, 1, ...) or (1, I, 1, ...)."""
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    return norm(weight.transpose(0, axis).flatten(1), 1).reshape(shape)
 
 
 def magnitude_axis(magnitude: Sequence[int], weight: Sequence[int]) -> int | None:

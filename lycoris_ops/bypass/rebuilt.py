@@ -1,0 +1,87 @@
+"""A layer in a module's passes by the changed weight, formed anew for each pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..algorithms import Layer
+from ..errors import located
+from ..maths.tensors import compute_dtype
+from .hook import values_of
+
+
+class Rebuilt:
+    """A module's pass with W + strength * delta(W) in place of W, and likewise for the bias.
+
+    For modules that no `Geometry` describes, such as norms and embeddings, and for layers whose bypass would
+    take more work than forming the weight. Gradients flow to the layer's tensors. Between passes the module
+    has its own parameters: during a pass an attribute of the instance hides them.
+
+    The sum is rounded to the dtype of the weight. In a narrow dtype a small change may be lost in it, where a
+    bypass would add it to the output.
+    """
+
+    def __init__(self, module: nn.Module, layer: Layer, strength: float, *, name: str | None = None) -> None:
+        self.module = module
+        self.layer = layer
+        self.strength = strength
+        self.name = name
+        self.before_pass: Callable[[], None] | None = None
+        """Called at the start of each pass; it may set `layer` and `strength` for the pass."""
+        self._hidden: list[dict[str, Any]] = []
+        """For each pass that runs, what its module had as attributes of the instance before."""
+        self._handles: list[RemovableHandle] = []
+
+    def attach(self) -> Rebuilt:
+        """Add the hooks, if they are not there."""
+        if not self._handles:
+            self._handles = [
+                self.module.register_forward_pre_hook(self._before),
+                # The last one to hide a weight is the first to show it again, also where a pass fails.
+                self.module.register_forward_hook(self._after, always_call=True, prepend=True),
+            ]
+        return self
+
+    def remove(self) -> None:
+        """Take the hooks away, if they are there."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self.before_pass is not None:
+            self.before_pass()
+        self._hidden.append({})
+        if self.strength == 0.0:
+            return
+        weight, bias = values_of(module, "weight", self.name), None
+        if getattr(module, "bias", None) is not None:
+            bias = values_of(module, "bias", self.name)
+        with located(weight=self.name):
+            change = self.layer.change(weight.to(compute_dtype(weight.dtype)), bias)
+        self._hide("weight", weight, change.delta)
+        if bias is not None:
+            self._hide("bias", bias, change.bias)
+
+    def _hide(self, name: str, value: Tensor, change: Tensor | None) -> None:
+        if change is None:
+            return
+        own = vars(self.module)
+        self._hidden[-1][name] = own.get(name)
+        own[name] = torch.add(value, change, alpha=self.strength).to(value.dtype)
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], y: Any) -> None:
+        if not self._hidden:
+            # A hook before ours has failed, so that nothing was hidden.
+            return
+        own = vars(module)
+        for name, before in self._hidden.pop().items():
+            if before is None:
+                del own[name]
+            else:
+                own[name] = before

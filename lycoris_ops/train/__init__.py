@@ -1,0 +1,1 @@
+"""Training: a network of adapter layers beside a frozen model, and the loop that trains it."""

@@ -1,0 +1,280 @@
+"""One adapted module of a network: a layer whose tensors are parameters, and how it acts on the module."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..algorithms import ALGORITHMS, Layer
+from ..algorithms.base import DIFF_B, Dependent, a_layer, field_of
+from ..algorithms.factored import Factored
+from ..bypass import Bypass, BypassPlan, Rebuilt
+from ..bypass.hook import values_of
+from ..errors import LayerError, LycorisError, located
+from ..layers.part import Part
+from ..maths.shapes import Shape, flat_shape
+from ..maths.tensors import compute_dtype
+from ..modules import Site
+from .settings import Settings, init_options
+
+LEAST_GAIN = 3
+"""How many times the work of a bypass counts against that of a rebuilt weight.
+
+The bypass computes its products forward and twice backward. A rebuilt weight costs one product of the size of
+the module's own, which gives the gradient of the weight."""
+
+
+class Member(nn.Module):
+    """The layer of one module: its tensors are this module's parameters, under the names of the layer's fields.
+
+    `layer` is made of these parameters and can be used like any other layer. The member acts on its module
+    from `attach` to `detach`, by a `Bypass` or by a `Rebuilt` weight. Dropouts act in training mode.
+    """
+
+    def __init__(self, site: Site, layer: Layer, settings: Settings) -> None:
+        super().__init__()
+        self.site = site
+        self.settings = settings
+        self._multiplier = 1.0
+        self._attached = False
+        self.replace(layer)
+
+    def replace(self, layer: Layer) -> None:
+        """Train another layer in place of this one, from its values. Its parameters are new ones.
+
+        Raises LycorisError where the layer does not fit the module, or a dropout cannot act on it.
+        """
+        with located(weight=self.site.path):
+            layer.check_fit(self.site.shape)
+            self._check_dropouts(layer)
+        attached = self._attached
+        self.detach()
+        for name in [*self._parameters, *self._buffers]:
+            delattr(self, name)
+        trained = layer.factors()
+        held: dict[str, Tensor] = {}
+        for name, tensor in layer.tensors().items():
+            # A copy: the layer may be that of a file, which others use.
+            value = tensor.detach().clone()
+            if name in trained:
+                self.register_parameter(name, nn.Parameter(value.to(compute_dtype(value.dtype))))
+            else:
+                self.register_buffer(name, value)
+        held = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        self._layer = layer.with_tensors(held)
+        self.form = chosen_form(self.site, self._layer, self.settings)
+        if attached:
+            self.attach()
+
+    @property
+    def layer(self) -> Layer:
+        """The layer, whose tensors are this member's parameters."""
+        current: dict[str, Tensor] = {**self._own(self._parameters), **self._own(self._buffers)}
+        # `to` and others may put new tensors in the place of the old ones.
+        if any(value is not current[name] for name, value in self._layer.tensors().items()):
+            self._layer = self._layer.with_tensors(current)
+        return self._layer
+
+    @property
+    def multiplier(self) -> float:
+        """The strength of the layer."""
+        return self._multiplier
+
+    @multiplier.setter
+    def multiplier(self, value: float) -> None:
+        self._multiplier = value
+
+    def attach(self) -> None:
+        """Let the layer act on its module."""
+        if self._attached:
+            return
+        layer, site = self.layer, self.site
+        if self.form == "bypass":
+            assert site.geometry is not None
+            self._hook: Bypass | Rebuilt = Bypass(site.module, self._plan(layer), name=site.path)
+        else:
+            self._hook = Rebuilt(site.module, layer, self._multiplier, name=site.path)
+        self._hook.before_pass = self._before_pass
+        self._hook.attach()
+        self._attached = True
+
+    def detach(self) -> None:
+        """Take the layer away from its module."""
+        if self._attached:
+            self._hook.remove()
+            self._attached = False
+
+    def read_weight(self) -> Tensor:
+        """The module's weight in float32, or float64 where it is that."""
+        return read_weight(self.site)
+
+    @property
+    def zeroed(self) -> frozenset[str]:
+        """The parameters that are zero at the start, which is why the layer changes nothing then."""
+        layer = self.layer
+        return zeroed(layer.algorithm, len(self.site.shape)) & layer.tensors().keys()
+
+    def _before_pass(self) -> None:
+        """Set the hook for one pass: the layer's present tensors, the strength and the dropouts."""
+        layer, settings = self.layer, self.settings
+        strength = self._multiplier
+        hook = self._hook
+        if self.training:
+            if settings.module_dropout and float(torch.rand(())) < settings.module_dropout:
+                strength = 0.0
+            if settings.rank_dropout:
+                layer = _without_ranks(layer, settings.rank_dropout)
+        if isinstance(hook, Rebuilt):
+            hook.layer, hook.strength = layer, strength
+            return
+        if layer is not self._planned:
+            hook.plan = self._plan(layer)
+        hook.strengths = tuple((strength,) * len(stage.strengths) for stage in hook.plan.stages)
+        hook.dropout = settings.input_dropout if self.training else 0.0
+
+    def _plan(self, layer: Layer) -> BypassPlan:
+        assert self.site.geometry is not None
+        self._planned = layer
+        parts = [Part(layer)] if layer.extent else []
+        beside = [Part(layer, parameter="bias")] if layer.forms("bias") and self.site.has_bias else []
+        with located(weight=self.site.path):
+            return BypassPlan.build(self.site.geometry, [(part, 1.0) for part in (*parts, *beside)])
+
+    def _check_dropouts(self, layer: Layer) -> None:
+        settings, path = self.settings, self.site.path
+        if settings.rank_dropout and not layer.downs:
+            raise LycorisError(
+                f"{a_layer(layer.algorithm)} has no rank to drop", key=path, got="rank_dropout", expected="0"
+            )
+        by_weight = self.site.geometry is None or settings.form == "rebuilt"
+        if settings.input_dropout and (
+            by_weight or (layer.additive() is None and not isinstance(layer, Factored))
+        ):
+            raise LycorisError(
+                f"{a_layer(layer.algorithm)} on this module has no input of its own to drop",
+                key=path,
+                got="input_dropout",
+                expected="0",
+                hint="module_dropout leaves the layer out as a whole",
+            )
+
+    @staticmethod
+    def _own(values: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def read_weight(site: Site) -> Tensor:
+    """A module's weight in float32, or float64 where it is that. Raises LycorisError where it is packed."""
+    weight = values_of(site.module, "weight", site.path).detach()
+    return weight.to(compute_dtype(weight.dtype))
+
+
+def make_layer(site: Site, settings: Settings, seed: int) -> tuple[Layer, str | None]:
+    """A fresh layer for a site that changes nothing yet, and in words what differs from the settings, or None.
+
+    A rank above that of the weight itself is lowered to it, and the scale of the change stays. The weight is
+    read for DoRA alone.
+
+    Raises LycorisError for an algorithm or an option that has no meaning for the site.
+    """
+    kind = settings.kind
+    if site.kind == "norm":
+        # A factored change of a vector would have more numbers than the vector.
+        norm = ALGORITHMS["norm"].init(site.shape, 1, 1.0, seed=seed)
+        return norm.with_tensors({"b_norm": torch.zeros(site.shape)} if site.has_bias else {}), None
+    if kind is ALGORITHMS["norm"]:
+        raise LayerError("the algorithm norm is for norms", key=site.path, got=site.kind, expected="norm")
+    kernel = math.prod(site.shape[2:]) > 1
+    asked, alpha = settings.size(kernel=kernel)
+    rank = min(asked, min(flat_shape(site.shape))) if kind.scaled_by_alpha or kind.downs else asked
+    if kind.scaled_by_alpha:
+        alpha = settings.scale(kernel=kernel) * rank
+    elif kind.constrained_by_alpha:
+        alpha = settings.constraint or 0.0
+    with located(key=site.path):
+        layer: Layer = kind.init(
+            site.shape, rank, alpha, seed=layer_seed(seed, site.path), **_options(settings)
+        )
+        if settings.dora is not None:
+            if not isinstance(layer, Factored):
+                raise LayerError(
+                    f"{a_layer(settings.algorithm)} has no DoRA magnitude", expected="lora, loha or lokr"
+                )
+            layer = layer.decomposed(read_weight(site), 0 if settings.dora == "output" else 1)
+    if settings.bias and site.has_bias:
+        layer = layer.with_tensors({field_of(DIFF_B): torch.zeros(site.shape[0])})
+    if rank == asked or layer.rank is None:
+        return layer, None
+    return layer, f"{site.path}: rank {rank} in place of {asked}, the most that {list(site.shape)} can use"
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    """The options of the algorithm's `init`. Raises LycorisError for one that the algorithm does not have."""
+    known = init_options(settings.kind)
+    given = {name: getattr(settings, name) for name in ("factor", "tucker", "decompose_both")}
+    given = {name: value for name, value in given.items() if value}
+    for name, value in given.items():
+        if name not in known:
+            raise LycorisError(
+                f"{a_layer(settings.algorithm)} has no {name}",
+                got=f"{name}={value}",
+                expected=", ".join(sorted(known)) or "no options",
+            )
+    return given
+
+
+def layer_seed(seed: int, path: str) -> int:
+    """The seed of one layer, which depends on its path alone and not on which other layers there are."""
+    return (seed * 0x9E3779B1 + zlib.crc32(path.encode())) % (1 << 63)
+
+
+def chosen_form(site: Site, layer: Layer, settings: Settings) -> str:
+    """`bypass` or `rebuilt`: as the settings say, or what costs less for a layer of these sizes.
+
+    Norms and embeddings can only be rebuilt. Counted are the multiplications for each input; a change that
+    depends on the weight is always by bypass, because it is made of operators on inputs or outputs.
+    """
+    if site.geometry is None:
+        if settings.form == "bypass":
+            raise LycorisError(
+                f"{'an' if site.kind[0] in 'aeiou' else 'a'} {site.kind} cannot be bypassed",
+                key=site.path,
+                expected="form auto or rebuilt",
+            )
+        return "rebuilt"
+    if settings.form != "auto":
+        return settings.form
+    if settings.input_dropout or any(isinstance(form, Dependent) for form in layer.forms()):
+        return "bypass"
+    work = sum(form.work() for form in layer.forms() if not isinstance(form, Dependent))
+    rows, columns = flat_shape(site.shape)
+    return "bypass" if LEAST_GAIN * work < rows * columns else "rebuilt"
+
+
+@cache
+def zeroed(algorithm: str, dimensions: int) -> frozenset[str]:
+    """The fields that an algorithm's `init` makes zero, for weights of so many dimensions."""
+    kind = ALGORITHMS[algorithm]
+    shape: Shape = (8, 8, *(3,) * (dimensions - 2)) if dimensions > 1 else (8,)
+    made = [kind.init(shape, rank, float(rank), seed=0) for rank in (1, 8)] if kind.starts_from_shape else []
+    tensors = [(name, tensor) for layer in made for name, tensor in layer.tensors().items()]
+    return frozenset(name for name, tensor in tensors if name in kind.factors() and not tensor.any())
+
+
+def _without_ranks(layer: Layer, share: float) -> Layer:
+    """The layer without a random share of its components, and the others larger by as much."""
+    held = layer.tensors()
+    dropped: dict[str, Tensor] = {}
+    for name in layer.downs:
+        if name in held:
+            down = held[name]
+            kept = (torch.rand(len(down), device=down.device) >= share).to(down.dtype) / (1 - share)
+            dropped[name] = down * kept.view(-1, *(1 for _ in down.shape[1:]))
+    return replace(layer, **dropped)

@@ -1,0 +1,74 @@
+"""The names of a network's layers in adapter files."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import nn
+
+from ..adapters.adapter import Adapter
+from ..algorithms import Layer
+from ..errors import MatchError
+from ..maths.shapes import Shape
+from ..modules.sites import Site, site_of
+from ..stack.resolve import resolve
+from ..stack.stack import Entry, Stack
+
+PLAIN = "base_model.model."
+"""PEFT's prefix, for models of which no other is known."""
+
+
+def named(prefix: str, path: str) -> str:
+    """A module's name in a file, with the model's prefix, or PEFT's where it has none."""
+    return f"{prefix or PLAIN}{path}"
+
+
+def model_shapes(module: nn.Module, prefix: str) -> dict[str, Shape]:
+    """The keys and shapes of a model's weights and biases as they are unpacked, with the prefix."""
+    shapes: dict[str, Shape] = {}
+    for path, inner in cast("Any", module).named_modules():
+        site = site_of(path, inner)
+        if isinstance(site, Site):
+            shapes[f"{prefix}{path}.weight"] = site.shape
+            if site.has_bias:
+                shapes[f"{prefix}{path}.bias"] = site.shape[:1]
+    return shapes
+
+
+def layers_for(adapter: Adapter, shapes: dict[str, Shape], prefix: str) -> dict[str, Layer]:
+    """The layers of an adapter by the paths of the modules that they are for.
+
+    Raises MatchError for a layer that has no module or does not fit it, or is for a part of a module alone:
+    training goes on with whole layers.
+    """
+    (entry,) = resolve(Stack([Entry(adapter)]), shapes).entries
+    for unmatched in entry.unmatched:
+        raise MatchError(
+            "the model has no module for a layer",
+            file=adapter.path,
+            key=unmatched.layer,
+            got=unmatched.reason,
+            expected=unmatched.nearest or "a module of the model",
+        )
+    for mismatch in entry.mismatches:
+        raise MatchError(
+            "a layer does not fit its module",
+            file=adapter.path,
+            key=mismatch.layer,
+            got=mismatch.made_for,
+            expected=str(list(mismatch.expected)),
+        )
+    found: dict[str, Layer] = {}
+    for match in entry.matches:
+        if match.target.rows is not None or match.window is not None:
+            raise MatchError(
+                "a layer is for a part of a module, or for several",
+                file=adapter.path,
+                key=match.layer,
+                got=match.key,
+                expected="one whole module",
+                hint="Write the file for this model first: python -m lycoris_ops convert --model",
+            )
+        path = match.key.removeprefix(prefix).rpartition(".")[0]
+        found[path] = adapter.layer(match.layer)
+    return found

@@ -1,0 +1,300 @@
+"""A network of adapter layers beside a frozen model."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters.adapter import Adapter
+from ..adapters.load import load_adapter
+from ..adapters.save import SaveResult, save_adapter
+from ..algorithms import Layer
+from ..bypass.hook import values_of
+from ..errors import LycorisError, MatchError, located
+from ..layers.part import Part
+from ..maths.shapes import Shape
+from ..maths.tensors import norm
+from ..modules.sites import left_alone
+from ..names.written import Written
+from ..patch import patch_
+from .member import Member
+from .naming import layers_for, model_shapes, named
+
+NAME = "network"
+"""What errors and reports call an adapter that is made of a network."""
+LINES = 8
+"""The most lines of one kind in a report."""
+
+
+class LycorisNetwork(nn.Module):
+    """Adapter layers beside the modules of a frozen model; `parameters()` are those of the layers alone.
+
+    `apply_to` lets the layers act, and `restore` leaves the model as it was. A member's layer is of the same
+    class that files are read into, with parameters for tensors. In training mode the dropouts act.
+
+    `create_lycoris` makes networks.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        members: Mapping[str, Member],
+        *,
+        seed: int = 0,
+        prefix: str = "",
+        notes: Iterable[str] = (),
+    ) -> None:
+        super().__init__()
+        # Past the registration of nn.Module: the model is no part of the network, nor are its parameters.
+        object.__setattr__(self, "module", module)
+        # A name of a submodule may hold no dots.
+        self._held = nn.ModuleDict({path.replace(".", "/"): member for path, member in members.items()})
+        self.seed = seed
+        self.prefix = prefix
+        """What stands before the paths of the model's modules in files: `diffusion_model.`, or ""."""
+        self.notes = tuple(notes)
+        self._multiplier = 1.0
+        self._flags: dict[nn.Parameter, bool] | None = None
+        """`requires_grad` of the model's parameters before `apply_to`; None while nothing is applied."""
+
+    module: nn.Module
+
+    @property
+    def members(self) -> Mapping[str, Member]:
+        """The members by the paths of their modules."""
+        return {member.site.path: member for member in cast("Iterator[Member]", self._held.values())}
+
+    @property
+    def applied(self) -> bool:
+        """Whether the layers act on the model."""
+        return self._flags is not None
+
+    # Acting on the model.
+
+    def apply_to(self) -> LycorisNetwork:
+        """Let the layers act on the model, and freeze the model's own parameters. Returns the network."""
+        if self._flags is None:
+            self._flags = {parameter: parameter.requires_grad for parameter in self.module.parameters()}
+            for parameter in self._flags:
+                parameter.requires_grad_(False)
+            for member in self.members.values():
+                member.attach()
+        return self
+
+    def restore(self) -> None:
+        """Take the layers away. The model is as before `apply_to`: weights, hooks and `requires_grad`."""
+        for member in self.members.values():
+            member.detach()
+        for parameter, flag in (self._flags or {}).items():
+            parameter.requires_grad_(flag)
+        self._flags = None
+
+    def set_multiplier(self, multiplier: float) -> None:
+        """Set the strength of all layers."""
+        self._multiplier = float(multiplier)
+        for member in self.members.values():
+            member.multiplier = self._multiplier
+
+    @property
+    def multiplier(self) -> float:
+        """The strength of all layers."""
+        return self._multiplier
+
+    @contextmanager
+    def off(self) -> Generator[None]:
+        """A context in which the model computes as if there were no network."""
+        before = self._multiplier
+        self.set_multiplier(0.0)
+        try:
+            yield
+        finally:
+            self.set_multiplier(before)
+
+    def merge_to(self) -> None:
+        """Add the changes to the model's weights for good, and take the layers away.
+
+        Each sum is rounded once. Raises LycorisError where a weight is packed, or where a bias would change
+        that the module does not have; nothing is changed then.
+        """
+        self.restore()
+        work: list[tuple[Tensor, Part]] = []
+        for path, member in self.members.items():
+            layer, site = member.layer, member.site
+            if layer.extent:
+                work.append((values_of(site.module, "weight", path), Part(layer, key=path)))
+            if layer.forms("bias"):
+                if not site.has_bias:
+                    raise LycorisError("a layer changes a bias that its module lacks", weight=path)
+                work.append((values_of(site.module, "bias", path), Part(layer, key=path, parameter="bias")))
+        with torch.no_grad():
+            for value, part in work:
+                with located(weight=part.key):
+                    patch_(value, [(part, self._multiplier)])
+
+    # Training.
+
+    def parameter_groups(
+        self, lr: float = 1e-4, *, lora_plus: float | None = None, weight_decay: float = 0.0
+    ) -> list[dict[str, Any]]:
+        """Groups for an optimiser of torch, each with `name`, `params`, `lr` and `weight_decay`.
+
+        A layer's learning rate is `lr` times the `lr` of its settings. With `lora_plus` the parameters that
+        start at zero (up of LoRA) get that many times as much (Hayou et al., "LoRA+", 2402.12354). Vectors,
+        such as DoRA's magnitudes and norms, are not decayed.
+        """
+        groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
+        for member in self.members.values():
+            for name, parameter in member.named_parameters():
+                raised = lora_plus is not None and name in member.zeroed
+                vector = max(parameter.shape) == parameter.numel()
+                groups.setdefault((member.settings.lr, raised, vector), []).append(parameter)
+        return [
+            {
+                "name": " ".join(
+                    filter(
+                        None,
+                        (
+                            f"lr x {share:g}",
+                            "zero at the start" if raised else "",
+                            "vectors" if vector else "",
+                        ),
+                    )
+                ),
+                "params": parameters,
+                "lr": lr * share * (lora_plus or 1.0 if raised else 1.0),
+                "weight_decay": 0.0 if vector else weight_decay,
+            }
+            for (share, raised, vector), parameters in groups.items()
+        ]
+
+    @torch.no_grad()
+    def clip_weight_norm(self, limit: float) -> int:
+        """Shrink each layer whose change has a Frobenius norm above `limit`, and return how many there were.
+
+        The norm is that of strength * delta(W), so that it does not depend on how factors are balanced.
+        Source: the max-norm regularisation of kohya-ss and LyCORIS.
+        """
+        clipped = 0
+        for member in self.members.values():
+            weight = member.read_weight() if member.layer.additive() is None else None
+            layer, first = member.layer, True
+            # More than one turn only where the change is not exactly proportional, as of a rotation.
+            for _ in range(LINES):
+                met = torch.zeros(member.site.shape, device=_device(layer)) if weight is None else weight
+                found = abs(self._multiplier) * float(norm(layer.delta(met))) if layer.extent else 0.0
+                if found <= limit * (1 + 1e-6):
+                    break
+                clipped, first = clipped + first, False
+                layer = layer.shrunk(limit / found, met)
+            if not first:
+                for name, parameter in member.named_parameters():
+                    parameter.copy_(getattr(layer, name))
+        return clipped
+
+    # Files.
+
+    def to_adapter(self, name: str = NAME) -> Adapter:
+        """The layers as an adapter in memory, copied as they are now."""
+        layers = {named(self.prefix, path): _copied(member.layer) for path, member in self.members.items()}
+        return Adapter.of(layers, name=name)
+
+    def save_weights(
+        self,
+        path: str | os.PathLike[str],
+        dialect: Written = "lycoris",
+        dtype: torch.dtype | None = None,
+        metadata: Mapping[str, str | None] | None = None,
+        *,
+        overwrite: bool = True,
+    ) -> SaveResult:
+        """Write the layers as they are now: see `save_adapter`, which says what is raised."""
+        adapter = self.to_adapter(os.path.basename(path))
+        return save_adapter(adapter, path, dialect, dtype, metadata, model=self.shapes(), overwrite=overwrite)
+
+    def load_weights(self, path: str | os.PathLike[str] | Adapter) -> None:
+        """Go on from an adapter file in any dialect, or from an adapter in memory.
+
+        Every member takes over its layer of the file, with the file's algorithm, rank and alpha. Raises
+        MatchError where the file has a layer that no member is for, or none for a member; nothing is changed
+        then.
+        """
+        adapter = path if isinstance(path, Adapter) else load_adapter(path)
+        found = layers_for(adapter, self.shapes(), self.prefix)
+        missing = sorted(self.members.keys() - found.keys())
+        if missing or found.keys() - self.members.keys():
+            extra = sorted(found.keys() - self.members.keys())
+            raise MatchError(
+                "the file and the network have not the same layers",
+                file=adapter.path,
+                key=(extra or missing)[0],
+                got=f"{len(found)} layers, {len(extra)} of them not in the network",
+                expected=f"{len(self.members)} layers, {len(missing)} of them not in the file",
+                hint="Make the network from the file: create_lycoris(module, weights=...)",
+            )
+        for name, layer in found.items():
+            with located(file=adapter.path):
+                self.members[name].replace(layer)
+
+    def replace_layer(self, path: str, layer: Layer) -> None:
+        """Train another layer on a module in place of the present one; its parameters are new ones."""
+        self.members[path].replace(layer)
+
+    def shapes(self) -> dict[str, Shape]:
+        """The keys and shapes of the model's weights, as files name them."""
+        return model_shapes(self.module, self.prefix)
+
+    # In words.
+
+    @property
+    def report(self) -> str:
+        """What is trained and how, in words."""
+        members = self.members
+        count = sum(parameter.numel() for parameter in self.parameters())
+        lines = [f"{len(members)} modules adapted, {count:,} parameters"]
+        kinds = Counter(
+            (_in_words(member.layer), member.site.kind, member.form) for member in members.values()
+        )
+        lines += [
+            f"{number} {kind}: {layer}, {form}" for (layer, kind, form), number in kinds.most_common(LINES)
+        ]
+        lines += list(self.notes[:LINES])
+        alone = left_alone(self.module)
+        lines += [
+            f"{path or 'the model itself'} is left alone: {why}" for path, why in list(alone.items())[:LINES]
+        ]
+        return "\n".join(lines)
+
+    def recipe(self) -> dict[str, Any]:
+        """What the network is, as plain data for JSON: its seed, and each layer with its settings."""
+        return {
+            "seed": self.seed,
+            "layers": {
+                path: {
+                    "algorithm": member.layer.algorithm,
+                    "rank": member.layer.rank,
+                    "alpha": member.layer.alpha,
+                    "shapes": {name: list(tensor.shape) for name, tensor in member.layer.tensors().items()},
+                }
+                for path, member in self.members.items()
+            },
+        }
+
+
+def _copied(layer: Layer) -> Layer:
+    """The layer with tensors of its own, which training does not change any more."""
+    return layer.with_tensors({name: value.detach().clone() for name, value in layer.tensors().items()})
+
+
+def _in_words(layer: Layer) -> str:
+    rank = layer.rank
+    return layer.algorithm if rank is None else f"{layer.algorithm} {rank}"
+
+
+def _device(layer: Layer) -> torch.device:
+    return next(iter(layer.tensors().values())).device

@@ -1,0 +1,176 @@
+"""How a layer is trained: its algorithm, sizes and dropouts, as the user gives them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal, get_args, get_type_hints
+
+from ..algorithms import ALGORITHMS, Layer
+from ..errors import LycorisError, either
+
+Form = Literal["auto", "bypass", "rebuilt"]
+Axis = Literal["output", "input"]
+
+OURS: Mapping[str, str] = {
+    "algo": "algorithm",
+    "linear_dim": "rank",
+    "network_dim": "rank",
+    "dim": "rank",
+    "block_size": "rank",
+    "linear_alpha": "alpha",
+    "network_alpha": "alpha",
+    "conv_dim": "conv_rank",
+    "dropout": "input_dropout",
+    "use_tucker": "tucker",
+    "use_cp": "tucker",
+    "use_conv_cp": "tucker",
+    "disable_conv_cp": "tucker",
+    "dora_wd": "dora",
+    "weight_decompose": "dora",
+    "wd_on_output": "dora",
+    "rs_lora": "rslora",
+    "use_rslora": "rslora",
+    "bypass_mode": "form",
+    "train_norm": "include",
+    "target_modules": "include",
+    "exclude_name": "exclude",
+    "module_algo_map": "overrides",
+    "name_algo_map": "overrides",
+}
+"""Keywords of LyCORIS and PEFT, with those that mean the same here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How one layer is trained.
+
+    The change is scaled by alpha / rank. With alpha None it is the rank, so that the scale is 1. With
+    `rslora` the scale is alpha / sqrt(rank) (Kalajdzievski, 2312.03732), and the file holds the alpha that
+    gives it. `rank` is the size of a block for oft and boft, and has no meaning for full, norm and ia3.
+    """
+
+    algorithm: str = "lora"
+    rank: int = 16
+    alpha: float | None = None
+    conv_rank: int | None = None
+    """The rank of convolutions whose kernel is larger than 1; None for `rank`."""
+    conv_alpha: float | None = None
+    """Their alpha; None for the scale of all other layers."""
+    factor: int | None = None
+    """LoKr: the size of the first factor, see `maths.shapes.factorization`; None for the most balanced."""
+    decompose_both: bool = False
+    """LoKr: both factors are low-rank where that saves parameters."""
+    tucker: bool = False
+    """LoRA, LoHa, LoKr: the kernel of a convolution is factored too."""
+    dora: Axis | None = None
+    """LoRA, LoHa, LoKr: a DoRA magnitude for each output or each input."""
+    rslora: bool = False
+    constraint: float | None = None
+    """OFT and BOFT: the bound of the rotation's norm; None for no bound."""
+    bias: bool = False
+    """Whether the bias of the module is trained as well, where it has one."""
+    input_dropout: float = 0.0
+    """The share of the input's values that the layer sees as zero."""
+    rank_dropout: float = 0.0
+    """The share of the components of the rank that are left out in a pass."""
+    module_dropout: float = 0.0
+    """The share of the passes that leave the layer out."""
+    lr: float = 1.0
+    """The layer's learning rate, in multiples of that of the optimiser."""
+    form: Form = "auto"
+    """By the module's output (bypass) or by its weight (rebuilt); auto is by what costs less."""
+
+    def with_options(self, options: Mapping[str, Any], place: str) -> Settings:
+        """These settings with some replaced. Raises LycorisError for an unknown name or an impossible value.
+
+        `place` says in messages where the options are from.
+        """
+        check_names(options, {field.name for field in dataclasses.fields(self)}, place)
+        changed = replace(self, **options)
+        changed.check(place)
+        return changed
+
+    def check(self, place: str) -> None:
+        """Raise LycorisError for an impossible value."""
+        if self.algorithm not in trainable():
+            raise LycorisError(
+                "an unknown algorithm", key=place, got=str(self.algorithm), expected=either(trainable())
+            )
+        kinds = get_type_hints(type(self))
+        for name, choices in (("form", get_args(Form)), ("dora", (*get_args(Axis), None))):
+            if getattr(self, name) not in choices:
+                raise _wrong(name, getattr(self, name), " or ".join(map(repr, choices)), place)
+        for name in ("rank", "conv_rank", "factor"):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not (value is None and name != "rank") and not (
+                whole and (value > 0 or (name, value) == ("factor", -1))
+            ):
+                raise _wrong(name, value, "a whole number above 0", place)
+        for name in ("alpha", "conv_alpha", "constraint", "lr"):
+            value = getattr(self, name)
+            if value is not None and not (
+                isinstance(value, int | float) and math.isfinite(value) and value >= 0
+            ):
+                raise _wrong(name, value, "a finite number, 0 or more", place)
+        for name in ("input_dropout", "rank_dropout", "module_dropout"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and 0 <= value < 1):
+                raise _wrong(name, value, "a number from 0 to below 1", place)
+        for name in (name for name, kind in kinds.items() if kind is bool):
+            if not isinstance(getattr(self, name), bool):
+                raise _wrong(name, getattr(self, name), "True or False", place)
+
+    @property
+    def kind(self) -> type[Layer]:
+        return ALGORITHMS[self.algorithm]
+
+    def scale(self, *, kernel: bool) -> float:
+        """The scale of the change for a layer of this rank; `kernel` says that it has a kernel larger than 1."""
+        rank, alpha = self.size(kernel=kernel)
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+    def size(self, *, kernel: bool) -> tuple[int, float]:
+        """The rank and the alpha as they were asked for."""
+        alpha = self.rank if self.alpha is None else self.alpha
+        if not kernel or (self.conv_rank is None and self.conv_alpha is None):
+            return self.rank, alpha
+        rank = self.conv_rank or self.rank
+        return rank, alpha / self.rank * rank if self.conv_alpha is None else self.conv_alpha
+
+
+@cache
+def trainable() -> tuple[str, ...]:
+    """The algorithms that can start from a shape alone."""
+    return tuple(sorted(name for name, kind in ALGORITHMS.items() if kind.starts_from_shape))
+
+
+@cache
+def init_options(kind: type[Layer]) -> frozenset[str]:
+    """The names of the options that an algorithm's `init` takes beside sizes and seed."""
+    return frozenset(inspect.signature(kind.init).parameters) - {"shape", "rank", "alpha", "seed"}
+
+
+def check_names(options: Mapping[str, Any], known: set[str], place: str) -> None:
+    """Raise LycorisError for the first option whose name is not known, with the name that was likely meant."""
+    for name in options:
+        if name in known:
+            continue
+        near = OURS.get(name) or next(iter(difflib.get_close_matches(name, known, n=1)), None)
+        raise LycorisError(
+            "an unknown option",
+            key=place,
+            got=name,
+            expected=", ".join(sorted(known)),
+            hint=f"Here it is called {near}" if name in OURS else f"Is {near} meant?" if near else None,
+        )
+
+
+def _wrong(name: str, value: object, expected: str, place: str) -> LycorisError:
+    return LycorisError(f"an impossible value of {name}", key=place, got=repr(value), expected=expected)
