@@ -33,11 +33,7 @@ class Model:
         # torch types no `named_modules`.
         named: dict[str, nn.Module] = dict(cast("Any", module).named_modules())
         self.classes = {path: type(inner).__name__ for path, inner in named.items()}
-        self.lists = {
-            path
-            for path, inner in module.named_modules()
-            if isinstance(inner, (nn.ModuleList, nn.Sequential))
-        }
+        self.lists = frozenset(path for path in named if _is_list(named[path]))
 
     def around(self, path: str) -> list[str]:
         """The classes of the modules that hold this one, from the outermost."""
@@ -79,6 +75,10 @@ class Model:
         return bool(
             ATTENTION.search(path.rpartition(".")[2]) or (ATTENTION.search(kind) and not BLOCK.search(kind))
         )
+
+
+def _is_list(module: nn.Module) -> bool:
+    return isinstance(module, nn.ModuleList | nn.Sequential)
 
 
 def _full(model: Model, path: str, kind: str) -> bool:

@@ -32,7 +32,7 @@ the module's own, which gives the gradient of the weight."""
 
 
 class Member(nn.Module):
-    """The layer of one module: its tensors are this module's parameters, under the names of the layer's fields.
+    """The layer of one module: its tensors are this member's parameters, named as the layer's fields are.
 
     `layer` is made of these parameters and can be used like any other layer. The member acts on its module
     from `attach` to `detach`, by a `Bypass` or by a `Rebuilt` weight. Dropouts act in training mode.
@@ -154,9 +154,8 @@ class Member(nn.Module):
                 f"{a_layer(layer.algorithm)} has no rank to drop", key=path, got="rank_dropout", expected="0"
             )
         by_weight = self.site.geometry is None or settings.form == "rebuilt"
-        if settings.input_dropout and (
-            by_weight or (layer.additive() is None and not isinstance(layer, Factored))
-        ):
+        rotates = layer.additive() is None and not isinstance(layer, Factored)
+        if settings.input_dropout and (by_weight or rotates):
             raise LycorisError(
                 f"{a_layer(layer.algorithm)} on this module has no input of its own to drop",
                 key=path,
@@ -177,7 +176,7 @@ def read_weight(site: Site) -> Tensor:
 
 
 def make_layer(site: Site, settings: Settings, seed: int) -> tuple[Layer, str | None]:
-    """A fresh layer for a site that changes nothing yet, and in words what differs from the settings, or None.
+    """A fresh layer that changes nothing yet, and in words what differs from the settings, or None.
 
     A rank above that of the weight itself is lowered to it, and the scale of the change stays. The weight is
     read for DoRA alone.
@@ -193,7 +192,7 @@ def make_layer(site: Site, settings: Settings, seed: int) -> tuple[Layer, str | 
         raise LayerError("the algorithm norm is for norms", key=site.path, got=site.kind, expected="norm")
     kernel = math.prod(site.shape[2:]) > 1
     asked, alpha = settings.size(kernel=kernel)
-    rank = min(asked, min(flat_shape(site.shape))) if kind.scaled_by_alpha or kind.downs else asked
+    rank = min(asked, *flat_shape(site.shape)) if kind.scaled_by_alpha or kind.downs else asked
     if kind.scaled_by_alpha:
         alpha = settings.scale(kernel=kernel) * rank
     elif kind.constrained_by_alpha:

@@ -154,24 +154,19 @@ class LycorisNetwork(nn.Module):
                 raised = lora_plus is not None and name in member.zeroed
                 vector = max(parameter.shape) == parameter.numel()
                 groups.setdefault((member.settings.lr, raised, vector), []).append(parameter)
-        return [
-            {
-                "name": " ".join(
-                    filter(
-                        None,
-                        (
-                            f"lr x {share:g}",
-                            "zero at the start" if raised else "",
-                            "vectors" if vector else "",
-                        ),
-                    )
-                ),
-                "params": parameters,
-                "lr": lr * share * (lora_plus or 1.0 if raised else 1.0),
-                "weight_decay": 0.0 if vector else weight_decay,
-            }
-            for (share, raised, vector), parameters in groups.items()
-        ]
+        made: list[dict[str, Any]] = []
+        for (share, raised, vector), parameters in groups.items():
+            words = (f"lr x {share:g}", "zero at the start" * raised, "vectors" * vector)
+            times = share * (lora_plus if raised and lora_plus is not None else 1.0)
+            made.append(
+                {
+                    "name": " ".join(filter(None, words)),
+                    "params": parameters,
+                    "lr": lr * times,
+                    "weight_decay": 0.0 if vector else weight_decay,
+                }
+            )
+        return made
 
     @torch.no_grad()
     def clip_weight_norm(self, limit: float) -> int:
@@ -257,17 +252,12 @@ class LycorisNetwork(nn.Module):
         members = self.members
         count = sum(parameter.numel() for parameter in self.parameters())
         lines = [f"{len(members)} modules adapted, {count:,} parameters"]
-        kinds = Counter(
-            (_in_words(member.layer), member.site.kind, member.form) for member in members.values()
-        )
-        lines += [
-            f"{number} {kind}: {layer}, {form}" for (layer, kind, form), number in kinds.most_common(LINES)
-        ]
-        lines += list(self.notes[:LINES])
-        alone = left_alone(self.module)
-        lines += [
-            f"{path or 'the model itself'} is left alone: {why}" for path, why in list(alone.items())[:LINES]
-        ]
+        kinds = Counter((_in_words(one.layer), one.site.kind, one.form) for one in members.values())
+        for (layer, kind, form), number in kinds.most_common(LINES):
+            lines.append(f"{number} {kind}: {layer}, {form}")
+        lines += self.notes[:LINES]
+        for path, why in list(left_alone(self.module).items())[:LINES]:
+            lines.append(f"{path or 'the model itself'} is left alone: {why}")
         return "\n".join(lines)
 
     def recipe(self) -> dict[str, Any]:

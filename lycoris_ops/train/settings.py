@@ -106,22 +106,17 @@ class Settings:
         for name, choices in (("form", get_args(Form)), ("dora", (*get_args(Axis), None))):
             if getattr(self, name) not in choices:
                 raise _wrong(name, getattr(self, name), " or ".join(map(repr, choices)), place)
-        for name in ("rank", "conv_rank", "factor"):
+        for name, others in (("rank", ()), ("conv_rank", (None,)), ("factor", (None, -1))):
             value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if not (value is None and name != "rank") and not (
-                whole and (value > 0 or (name, value) == ("factor", -1))
-            ):
+            if value not in others and not (type(value) is int and value > 0):
                 raise _wrong(name, value, "a whole number above 0", place)
         for name in ("alpha", "conv_alpha", "constraint", "lr"):
             value = getattr(self, name)
-            if value is not None and not (
-                isinstance(value, int | float) and math.isfinite(value) and value >= 0
-            ):
+            if value is not None and not _between(value, 0, math.inf):
                 raise _wrong(name, value, "a finite number, 0 or more", place)
         for name in ("input_dropout", "rank_dropout", "module_dropout"):
             value = getattr(self, name)
-            if not (isinstance(value, int | float) and 0 <= value < 1):
+            if not _between(value, 0, 1):
                 raise _wrong(name, value, "a number from 0 to below 1", place)
         for name in (name for name, kind in kinds.items() if kind is bool):
             if not isinstance(getattr(self, name), bool):
@@ -132,7 +127,7 @@ class Settings:
         return ALGORITHMS[self.algorithm]
 
     def scale(self, *, kernel: bool) -> float:
-        """The scale of the change for a layer of this rank; `kernel` says that it has a kernel larger than 1."""
+        """The scale of the change; `kernel` says that the layer has a kernel larger than 1."""
         rank, alpha = self.size(kernel=kernel)
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
@@ -168,9 +163,14 @@ def check_names(options: Mapping[str, Any], known: set[str], place: str) -> None
             key=place,
             got=name,
             expected=", ".join(sorted(known)),
-            hint=f"Here it is called {near}" if name in OURS else f"Is {near} meant?" if near else None,
+            hint=near and (f"Here it is called {near}" if name in OURS else f"Is it {near}?"),
         )
 
 
+def _between(value: object, least: float, below: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value < below
+
+
 def _wrong(name: str, value: object, expected: str, place: str) -> LycorisError:
-    return LycorisError(f"an impossible value of {name}", key=place, got=repr(value), expected=expected)
+    problem = f"an impossible value of {name}"
+    return LycorisError(problem, key=place, got=repr(value), expected=expected)
