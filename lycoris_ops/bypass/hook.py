@@ -51,20 +51,28 @@ class PlainReader:
 
 
 def values_of(module: nn.Module, name: str, path: str | None = None) -> Tensor:
-    """The weight or bias of a module, as it is in the module.
+    """The values of a module's weight or bias: the parameter itself, or a copy where it can be unpacked.
 
-    Raises LycorisError where it is packed, as quantisers store weights.
+    Raises LycorisError where only the module knows how it is packed, as with bitsandbytes.
     """
-    value: Tensor = getattr(module, name)
-    if not value.is_floating_point():
-        raise LycorisError(
-            "the values of a weight are packed, and cannot be read here",
-            weight=path,
-            got=str(value.dtype),
-            expected="a floating-point dtype",
-            hint="Choose an algorithm whose change does not depend on the weight, such as lora, loha or lokr",
-        )
-    return value
+    value: Any = getattr(module, name)
+    if is_plain(value):
+        return value
+    if hasattr(value, "dequantize") and value.is_floating_point():
+        # The tensor classes of torchao and of ComfyUI, which pass for tensors of their unpacked dtype.
+        return value.dequantize()
+    raise LycorisError(
+        "the values of a weight are packed, and cannot be read here",
+        weight=path,
+        got=f"{type(value).__name__} of {value.dtype}",
+        expected="a floating-point dtype",
+        hint="Choose an algorithm whose change does not depend on the weight, such as lora, loha or lokr",
+    )
+
+
+def is_plain(value: Tensor) -> bool:
+    """Whether a tensor holds its values as they are, in a floating-point dtype."""
+    return type(value) in (Tensor, nn.Parameter) and value.is_floating_point()
 
 
 class Bypass:

@@ -72,8 +72,9 @@ class Rebuilt:
         if change is None:
             return
         own = vars(self.module)
+        changed = torch.add(value, change, alpha=self.strength).to(value.dtype)
         self._hidden[-1][name] = own.get(name)
-        own[name] = torch.add(value, change, alpha=self.strength).to(value.dtype)
+        own[name] = changed
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], y: Any) -> None:
         if not self._hidden:

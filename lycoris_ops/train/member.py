@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from ..algorithms import ALGORITHMS, Layer
 from ..algorithms.base import DIFF_B, Dependent, a_layer, field_of
 from ..algorithms.factored import Factored
 from ..bypass import Bypass, BypassPlan, Rebuilt
-from ..bypass.hook import values_of
+from ..bypass.hook import is_plain, values_of
 from ..errors import LayerError, LycorisError, located
 from ..layers.part import Part
 from ..maths.shapes import Shape, flat_shape
@@ -237,8 +237,9 @@ def layer_seed(seed: int, path: str) -> int:
 def chosen_form(site: Site, layer: Layer, settings: Settings) -> str:
     """`bypass` or `rebuilt`: as the settings say, or what costs less for a layer of these sizes.
 
-    Norms and embeddings can only be rebuilt. Counted are the multiplications for each input; a change that
-    depends on the weight is always by bypass, because it is made of operators on inputs or outputs.
+    Norms and embeddings can only be rebuilt. Counted are the multiplications for each input. By bypass is
+    always a change that depends on the weight, because it is made of operators on inputs or outputs, and one
+    of a weight in a narrow dtype, in which a small change would be lost.
     """
     if site.geometry is None:
         if settings.form == "bypass":
@@ -251,6 +252,9 @@ def chosen_form(site: Site, layer: Layer, settings: Settings) -> str:
     if settings.form != "auto":
         return settings.form
     if settings.input_dropout or any(isinstance(form, Dependent) for form in layer.forms()):
+        return "bypass"
+    weight = cast("Tensor", site.module.weight)
+    if not is_plain(weight) or weight.dtype not in (torch.float32, torch.float64):
         return "bypass"
     work = sum(form.work() for form in layer.forms() if not isinstance(form, Dependent))
     rows, columns = flat_shape(site.shape)

@@ -15,12 +15,12 @@ from ..adapters.adapter import Adapter
 from ..adapters.load import load_adapter
 from ..adapters.save import SaveResult, save_adapter
 from ..algorithms import Layer
-from ..bypass.hook import values_of
+from ..bypass.hook import is_plain
 from ..errors import LycorisError, MatchError, located
 from ..layers.part import Part
 from ..maths.shapes import Shape
 from ..maths.tensors import norm
-from ..modules.sites import left_alone
+from ..modules.sites import Site, left_alone
 from ..names.written import Written
 from ..patch import patch_
 from .member import Member
@@ -54,7 +54,9 @@ class LycorisNetwork(nn.Module):
         # Past the registration of nn.Module: the model is no part of the network, nor are its parameters.
         object.__setattr__(self, "module", module)
         # A name of a submodule may hold no dots.
-        self._held = nn.ModuleDict({path.replace(".", "/"): member for path, member in members.items()})
+        self._held = nn.ModuleDict(
+            {path.replace(".", "/") or "/": member for path, member in members.items()}
+        )
         self.seed = seed
         self.prefix = prefix
         """What stands before the paths of the model's modules in files: `diffusion_model.`, or ""."""
@@ -127,11 +129,11 @@ class LycorisNetwork(nn.Module):
         for path, member in self.members.items():
             layer, site = member.layer, member.site
             if layer.extent:
-                work.append((values_of(site.module, "weight", path), Part(layer, key=path)))
+                work.append((plain_values(site, "weight"), Part(layer, key=path)))
             if layer.forms("bias"):
                 if not site.has_bias:
                     raise LycorisError("a layer changes a bias that its module lacks", weight=path)
-                work.append((values_of(site.module, "bias", path), Part(layer, key=path, parameter="bias")))
+                work.append((plain_values(site, "bias"), Part(layer, key=path, parameter="bias")))
         with torch.no_grad():
             for value, part in work:
                 with located(weight=part.key):
@@ -195,7 +197,17 @@ class LycorisNetwork(nn.Module):
     # Files.
 
     def to_adapter(self, name: str = NAME) -> Adapter:
-        """The layers as an adapter in memory, copied as they are now."""
+        """The layers as an adapter in memory, copied as they are now.
+
+        Raises LycorisError where the model is a single layer, which has no name in a file.
+        """
+        if "" in self.members:
+            raise LycorisError(
+                "the model is a single layer, which has no name in a file",
+                got=type(self.module).__name__,
+                expected="a model with the layer inside",
+                hint="Make the network for the model that holds it",
+            )
         layers = {named(self.prefix, path): _copied(member.layer) for path, member in self.members.items()}
         return Adapter.of(layers, name=name)
 
@@ -274,6 +286,20 @@ class LycorisNetwork(nn.Module):
                 for path, member in self.members.items()
             },
         }
+
+
+def plain_values(site: Site, name: str) -> Tensor:
+    """The parameter of a module, to be changed in place. Raises LycorisError where it is packed."""
+    value: Tensor = getattr(site.module, name)
+    if not is_plain(value):
+        raise LycorisError(
+            "a packed weight cannot be changed in place",
+            weight=site.path,
+            got=f"{type(value).__name__} of {value.dtype}",
+            expected="a floating-point dtype",
+            hint="Save the network, and apply the file to the model when it is loaded",
+        )
+    return value
 
 
 def _copied(layer: Layer) -> Layer:

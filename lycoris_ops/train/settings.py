@@ -153,7 +153,7 @@ def init_options(kind: type[Layer]) -> frozenset[str]:
 
 
 def check_names(options: Mapping[str, Any], known: set[str], place: str) -> None:
-    """Raise LycorisError for the first option whose name is not known, with the name that was likely meant."""
+    """Raise LycorisError for the first option that is not known, with the name that was likely meant."""
     for name in options:
         if name in known:
             continue
