@@ -149,6 +149,9 @@ class Member(nn.Module):
 
     def _check_dropouts(self, layer: Layer) -> None:
         settings, path = self.settings, self.site.path
+        if self.site.kind == "norm":
+            # It has neither a rank nor an input of its own, and is left out of both dropouts.
+            return
         if settings.rank_dropout and not layer.downs:
             raise LycorisError(
                 f"{a_layer(layer.algorithm)} has no rank to drop", key=path, got="rank_dropout", expected="0"

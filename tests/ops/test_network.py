@@ -1,0 +1,600 @@
+"""Networks beside a frozen model: what they compute and learn, how they come off again, and their files.
+
+The reference for values and gradients is the network that lycoris-lora builds from the same file, in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import lycoris_ops as lyc
+from lycoris_ops.algorithms import ALGORITHMS
+from lycoris_ops.modules.presets import PRESETS
+from lycoris_ops.train.settings import trainable
+
+RANK = 4
+CONVOLUTIONS = {"conv1d": (nn.Conv1d, 12), "conv2d": (nn.Conv2d, 6), "conv3d": (nn.Conv3d, 5)}
+
+
+class Model(nn.Module):
+    """An embedding, a convolution, a norm and linear layers, one of them twice in a pass."""
+
+    def __init__(self, convolution: str = "conv1d") -> None:
+        super().__init__()
+        kind, self.places = CONVOLUTIONS[convolution]
+        self.dimensions = int(convolution[4])
+        self.words = nn.Embedding(16, 16)
+        self.conv = kind(16, 24, 3, padding=1, stride=2)
+        self.norm = nn.LayerNorm(24)
+        self.blocks = nn.ModuleList(nn.Linear(24, 24) for _ in range(2))
+        self.head = nn.Linear(24, 8, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.words(ids).movedim(-1, 1)
+        x = self.norm(self.conv(x).flatten(2).transpose(1, 2))
+        for block in (*self.blocks, self.blocks[0]):
+            x = x + functional.gelu(block(x))
+        return self.head(x)
+
+    def ids(self) -> Tensor:
+        drawn = torch.Generator().manual_seed(5)
+        return torch.randint(0, 16, (2, *(self.places,) * self.dimensions), generator=drawn)
+
+
+ALL = ("words", "conv", "norm", "blocks", "head")
+CASES: dict[str, dict[str, Any]] = {
+    **{name: {"algorithm": name} for name in trainable() if name not in ("norm", "boft_peft", "glora_peft")},
+    "dora-output": {"dora": "output"},
+    "dora-input": {"algorithm": "loha", "dora": "input"},
+    "tucker": {"tucker": True},
+    "loha-tucker": {"algorithm": "loha", "tucker": True, "form": "rebuilt"},
+    "lokr-tucker": {"algorithm": "lokr", "tucker": True, "rank": 1, "factor": 2},
+    "lokr-both": {"algorithm": "lokr", "decompose_both": True, "rank": 1},
+    "rslora-bias": {"rslora": True, "bias": True, "alpha": 3.0},
+}
+BY_LYCORIS = ("lora", "loha", "lokr", "full", "dora-output", "tucker", "loha-tucker")
+"""The cases whose files lycoris-lora can load and train with the same formula."""
+
+
+def made(model: nn.Module, *, moved: bool = True, **options: Any) -> lyc.LycorisNetwork:
+    """A network of rank 4, moved away from its start where wanted."""
+    options = {"rank": RANK, "seed": 1, **options}
+    network = lyc.create_lycoris(model, **options)
+    if moved:
+        drawn = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=drawn))
+    return network.apply_to()
+
+
+def loss(output: Tensor) -> Tensor:
+    return (output - 1).square().mean()
+
+
+def state(model: nn.Module) -> tuple[dict[str, Tensor], list[Any]]:
+    """Everything of a model that a network could leave behind."""
+    hooks = [
+        (len(inner._forward_hooks), len(inner._forward_pre_hooks), sorted(vars(inner)))
+        for inner in model.modules()
+    ]
+    return {k: v.clone() for k, v in model.state_dict().items()}, [
+        hooks,
+        [parameter.requires_grad for parameter in model.parameters()],
+    ]
+
+
+@pytest.fixture
+def model() -> Model:
+    torch.manual_seed(0)
+    return Model()
+
+
+@pytest.mark.parametrize("convolution", CONVOLUTIONS)
+@pytest.mark.parametrize("case", CASES)
+def test_a_network_starts_at_nothing_learns_and_comes_off(case: str, convolution: str) -> None:
+    torch.manual_seed(0)
+    model = Model(convolution)
+    model.head.requires_grad_(False)
+    ids, plain, before = model.ids(), model(model.ids()), state(model)
+    options = {"include": ALL, **CASES[case]}
+    if options.get("algorithm") == "boft":
+        options["rank"] = 6
+    network = made(model, moved=False, **options)
+    again = lyc.create_lycoris(copy.deepcopy(Model(convolution)), **{"rank": RANK, "seed": 1, **options})
+    for (name, one), other in zip(network.named_parameters(), again.parameters(), strict=True):
+        # A DoRA magnitude is read off the weight, which is another one in the second model.
+        assert "dora" in name or torch.equal(one, other), name
+    assert torch.equal(model(ids), plain)
+    network.set_multiplier(0.7)
+    optimiser = torch.optim.Adam(network.parameter_groups(lr=0.02))
+    losses: list[float] = []
+    for _ in range(3):
+        optimiser.zero_grad()
+        found = loss(model(ids))
+        found.backward()
+        losses.append(found.item())
+        optimiser.step()
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0]
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    with network.off():
+        assert torch.equal(model(ids), plain)
+    trained = model(ids).detach()
+    network.restore()
+    assert torch.equal(model(ids), plain)
+    (values, rest), (values_before, rest_before) = state(model), before
+    assert rest == rest_before
+    assert all(torch.equal(value, values_before[key]) for key, value in values.items())
+    network.merge_to()
+    assert (model(ids) - trained).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("convolution", CONVOLUTIONS)
+@pytest.mark.parametrize("case", BY_LYCORIS)
+def test_values_and_gradients_are_those_of_lycoris(case: str, convolution: str, tmp_path: Path) -> None:
+    import lycoris
+
+    torch.manual_seed(0)
+    model = Model(convolution)
+    file = tmp_path / "network.safetensors"
+    network = made(model, exclude="head", **CASES[case])
+    network.save_weights(file)
+    theirs = Model(convolution)
+    theirs.load_state_dict(model.state_dict())
+    model.double(), theirs.double(), network.double()
+    other, _ = lycoris.create_lycoris_from_weights(1.0, str(file), theirs)
+    other.apply_to()
+    other.double()
+    ids = model.ids()
+    ours, wanted = model(ids), theirs(ids)
+    assert (ours - wanted).abs().max() < 1e-12 * wanted.abs().max()
+    loss(ours).backward()
+    loss(wanted).backward()
+    reference = {f"{one.lora_name}.{name}": p for one in other.loras for name, p in one.named_parameters()}
+    compared = 0
+    for path, member in network.members.items():
+        for suffix in member.layer.shapes.keys() - {"alpha"}:
+            mine = getattr(member.layer, suffix.removesuffix(".weight").replace(".", "_").lower())
+            key = f"lycoris_{path.replace('.', '_')}.{suffix}"
+            key = next(
+                name for name in (key, f"{key}.weight", f"{key[: -len('.diff')]}.weight") if name in reference
+            )
+            grad = reference[key].grad
+            assert mine.grad is not None and grad is not None, key
+            assert (mine.grad - grad.view_as(mine)).abs().max() <= 1e-10 * grad.abs().max(), key
+            compared += 1
+    assert compared == len(list(network.parameters()))
+    other.restore()
+
+
+@pytest.mark.parametrize("form", ["bypass", "rebuilt"])
+@pytest.mark.parametrize("case", ["lora", "loha", "lokr", "dora-output", "oft", "ia3", "tucker"])
+def test_bypass_and_rebuilt_weights_agree(case: str, form: str) -> None:
+    torch.manual_seed(0)
+    model = Model("conv2d").double()
+    network = made(model, **CASES[case], form=form).double()
+    found = model(model.ids())
+    loss(found).backward()
+    grads = [parameter.grad for parameter in network.parameters()]
+    assert {member.form for member in network.members.values()} == {form}
+    network.restore()
+    # By torch's own products of the changed weights.
+    changed = {
+        f"{path}.weight": member.site.module.weight + member.layer.delta(member.site.module.weight)
+        for path, member in network.members.items()
+    }
+    wanted = torch.func.functional_call(model, changed, (model.ids(),))
+    assert (found - wanted).abs().max() < 1e-12
+    for mine, grad in zip(grads, torch.autograd.grad(loss(wanted), list(network.parameters())), strict=True):
+        assert mine is not None and (mine - grad).abs().max() < 1e-12
+
+
+def mixed(model: nn.Module, **options: Any) -> lyc.LycorisNetwork:
+    overrides = {
+        "conv": {"algorithm": "loha", "rank": 2},
+        "/norm/": {},
+        "blocks.0": {"algorithm": "lokr", "factor": 4, "alpha": 2},
+        "*1": {"dora": "output", "rank": 3, "alpha": 6.0},
+    }
+    return made(model, include=ALL, overrides=overrides, **options)
+
+
+def test_algorithms_and_ranks_are_mixed(model: Model) -> None:
+    network = mixed(model)
+    found = {path: (one.layer.algorithm, one.layer.rank) for path, one in network.members.items()}
+    assert found == {
+        "words": ("lora", 4),
+        "conv": ("loha", 2),
+        "norm": ("norm", None),
+        "blocks.0": ("lokr", None),
+        "blocks.1": ("lora", 3),
+        "head": ("lora", 4),
+    }
+    assert network.members["blocks.1"].layer.alpha == 6.0
+    assert "1 linear: lokr, " in network.report and "6 modules adapted" in network.report
+
+
+@pytest.mark.parametrize("dialect", ["lycoris", "kohya", "comfy"])
+def test_files_go_on_where_the_network_was(dialect: Any, model: Model, tmp_path: Path) -> None:
+    network = mixed(model)
+    ids, file = model.ids(), tmp_path / "network.safetensors"
+    trained = model(ids).detach()
+    network.save_weights(file, dialect)
+    network.restore()
+    again = lyc.create_lycoris(model, weights=file).apply_to()
+    assert torch.equal(model(ids), trained)
+    for path, member in network.members.items():
+        assert again.members[path].layer.alpha == member.layer.alpha
+        assert again.members[path].layer.algorithm == member.layer.algorithm
+    again.restore()
+    fresh = mixed(model, moved=False)
+    fresh.load_weights(file)
+    assert torch.equal(model(ids), trained)
+    fresh.restore()
+    # The file patched into the base, as at inference.
+    adapter = lyc.load_adapter(file)
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    for key, pairs in lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), shapes).pairs().items():
+        lyc.patch_(model.state_dict()[key], [(match.read(adapter), 1.0) for _, match in pairs])
+    assert (model(ids) - trained).abs().max() < 1e-5
+
+
+def test_going_on_from_what_lycoris_trained(model: Model, tmp_path: Path) -> None:
+    import lycoris
+
+    theirs = lycoris.create_lycoris(model, 1.0, linear_dim=3, linear_alpha=2.0, algo="loha")
+    theirs.apply_to()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1)
+    wanted = model(model.ids()).detach()
+    theirs.save_weights(str(tmp_path / "theirs.safetensors"), None, {})
+    theirs.restore()
+    network = lyc.create_lycoris(model, weights=tmp_path / "theirs.safetensors").apply_to()
+    assert (model(model.ids()) - wanted).abs().max() < 1e-5
+    assert len(list(network.parameters())) == len(list(theirs.parameters()))
+
+
+def test_the_part_that_peft_has_loads_in_peft(tmp_path: Path) -> None:
+    import peft
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    bert = BertModel(BertConfig(**sizes, vocab_size=30)).eval()
+    ids = torch.arange(14).view(2, 7)
+    network = made(bert, preset="attn-mlp", overrides={"*.query": {"rank": 2, "rslora": True}}).eval()
+    assert len(network.members) == 12
+    trained = bert(ids).last_hidden_state.detach()
+    network.save_weights(tmp_path / "peft", "peft")
+    network.restore()
+    found = peft.PeftModel.from_pretrained(bert, tmp_path / "peft").eval()(ids).last_hidden_state
+    assert (found - trained).abs().max() < 1e-5
+
+
+def test_several_networks_on_one_model(model: Model) -> None:
+    ids, plain = model.ids(), model(model.ids())
+    first = made(model, include=ALL)
+    alone = model(ids).detach()
+    second = made(model, include=ALL, algorithm="loha", seed=3)
+    both = model(ids).detach()
+    assert not torch.allclose(alone, both)
+    first.restore()
+    second.restore()
+    first.merge_to()
+    second.apply_to()
+    assert (model(ids) - both).abs().max() < 1e-5
+    second.restore()
+    assert not torch.equal(model(ids), plain)
+
+
+def test_an_error_in_a_pass_shows_the_weights_again(model: Model) -> None:
+    network = made(model, include=["norm", "words"])
+    before = state(model)[1][0]
+
+    class StopError(Exception):
+        pass
+
+    def stop(*_: Any) -> None:
+        raise StopError
+
+    handle = model.norm.register_forward_hook(stop)
+    with pytest.raises(StopError):
+        model(model.ids())
+    handle.remove()
+    assert state(model)[1][0] == before
+    network.restore()
+
+
+@pytest.mark.parametrize("case", ["lora", "loha", "lokr", "oft", "dora-output"])
+def test_under_autocast_and_checkpointing(case: str) -> None:
+    torch.manual_seed(0)
+    model = Model("conv2d")
+    network = made(model, include=ALL, **CASES[case], **({"rank_dropout": 0.3} if case == "lora" else {}))
+    ids = model.ids()
+
+    def run(compute: Any) -> list[Tensor]:
+        network.zero_grad()
+        torch.manual_seed(3)
+        output = compute()
+        loss(output.float()).backward()
+        return [output.detach(), *(parameter.grad.clone() for parameter in network.parameters())]  # type: ignore[union-attr]
+
+    plain = run(lambda: model(ids))
+    again = run(lambda: torch.utils.checkpoint.checkpoint(model, ids, use_reentrant=False))
+    assert all(torch.equal(one, two) for one, two in zip(plain, again, strict=True))
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = run(lambda: model(ids))
+    assert narrow[0].dtype == torch.bfloat16
+    assert all((a - b).norm() <= 0.03 * b.norm() for a, b in zip(narrow, plain, strict=True))
+
+
+@pytest.mark.parametrize("case", ["lora", "dora-output"])
+def test_under_compile(case: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
+    network = made(model, include="*", **CASES[case])
+    x = torch.randn(3, 8)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    optimiser = torch.optim.SGD(network.parameters(), 0.1)
+    for _ in range(2):
+        outputs, grads = [], []
+        for run in (model, compiled):
+            network.zero_grad()
+            outputs.append(run(x))
+            loss(outputs[-1]).backward()
+            grads.append([parameter.grad.clone() for parameter in network.parameters()])
+        assert (outputs[0] - outputs[1]).abs().max() < 1e-6
+        assert all((one - two).abs().max() < 1e-6 for one, two in zip(*grads, strict=True))
+        optimiser.step()
+
+
+class Packed(nn.Linear):
+    """A linear layer in float8, as ComfyUI's: the weight is widened in each pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
+Packed.__name__ = "Linear"
+
+
+@pytest.mark.parametrize("algorithm", ["lora", "loha", "lokr"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16])
+def test_bases_in_narrow_dtypes_are_bypassed(dtype: torch.dtype, algorithm: str) -> None:
+    torch.manual_seed(0)
+    base = Packed(32, 32)
+    base.weight.data = base.weight.data.to(dtype)
+    x = torch.randn(5, 32)
+    plain = base(x)
+    network = made(base, algorithm=algorithm)
+    (member,) = network.members.values()
+    wanted = plain + x @ member.layer.delta(torch.zeros(32, 32)).T
+    assert member.form == "bypass"
+    # The change keeps float32, however narrow the weight is.
+    assert (base(x) - wanted).abs().max() < 1e-5
+
+
+def test_dropouts_act_in_training_alone(model: Model) -> None:
+    ids = model.ids()
+    for name in ("input_dropout", "rank_dropout", "module_dropout"):
+        network = made(model, preset="full", **{name: 0.5})
+        drawn = {float(model(ids).sum().detach()) for _ in range(8)}
+        assert len(drawn) > 1, name
+        network.eval()
+        assert torch.equal(model(ids), model(ids))
+        network.restore()
+    # On average the change is that without dropout.
+    linear = nn.Linear(16, 16)
+    x = torch.randn(3, 16)
+    for name in ("input_dropout", "rank_dropout"):
+        network = made(linear, rank=16, **{name: 0.2})
+        with torch.no_grad():
+            mean = torch.stack([linear(x) for _ in range(3000)]).mean(0)
+            network.eval()
+            wanted = linear(x)
+            with network.off():
+                change = (wanted - linear(x)).norm()
+        assert (mean - wanted).norm() < 0.05 * change, name
+        network.restore()
+
+
+def test_learning_rates_decay_and_alpha(model: Model) -> None:
+    network = made(model, include=ALL, overrides={"conv": {"algorithm": "lokr", "lr": 10.0}})
+    groups = network.parameter_groups(lr=1e-3, lora_plus=4, weight_decay=0.1)
+    rate = {
+        id(parameter): (group["lr"], group["weight_decay"])
+        for group in groups
+        for parameter in group["params"]
+    }
+    layers = {path: member.layer for path, member in network.members.items()}
+    assert rate[id(layers["head"].lora_up)] == (4e-3, 0.1)
+    assert rate[id(layers["head"].lora_down)] == (1e-3, 0.1)
+    assert rate[id(layers["norm"].w_norm)] == (4e-3, 0.0)
+    assert rate[id(layers["conv"].lokr_w1)] == (1e-2, 0.1)
+    assert rate[id(layers["conv"].lokr_w2)] == (4e-2, 0.1)
+    assert len(rate) == len(list(network.parameters()))
+    alphas = {path: layer.alpha for path, layer in layers.items()}
+    optimiser = torch.optim.SGD(groups)
+    loss(model(model.ids())).backward()
+    optimiser.step()
+    assert {path: member.layer.alpha for path, member in network.members.items()} == alphas
+
+
+@pytest.mark.parametrize("case", [*CASES, "norm"])
+def test_norms_of_changes_are_limited(case: str) -> None:
+    torch.manual_seed(0)
+    model = Model("conv2d")
+    options = dict(CASES.get(case, {"include": "norm"}))
+    network = made(model, **{**options, "rank": 6 if case == "boft" else options.get("rank", RANK)})
+    network.set_multiplier(0.5)
+
+    def norms() -> list[float]:
+        changes = (one.layer.delta(one.site.module.weight.detach()) for one in network.members.values())
+        return [0.5 * float(change.detach().norm()) for change in changes]
+
+    before = norms()
+    limit = sorted(before)[len(before) // 2] * 0.7
+    clipped = network.clip_weight_norm(limit)
+    assert clipped == sum(norm > limit * (1 + 1e-6) for norm in before)
+    for found, earlier in zip(norms(), before, strict=True):
+        assert found <= limit * 1.001
+        # What was within the limit stays as it is, and what was above comes to it.
+        assert found == earlier if earlier <= limit else found > 0.9 * limit
+
+
+def test_presets_choose_what_their_names_say() -> None:
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=8,
+    )
+    counts: dict[str, int] = {}
+    for preset in PRESETS:
+        chosen = lyc.create_lycoris(unet, preset=preset, rank=1, seed=0).members
+        counts[preset] = len(chosen)
+        attends = [path for path in chosen if ".attn" in path]
+        if preset == "attn-only":
+            assert len(attends) == len(chosen)
+        if preset == "unet-convblock-only":
+            assert not attends and any("resnets" in path for path in chosen)
+    # Counted by hand: 4 transformers, each with 8 linear layers of attention, 2 of feed-forward and 2 others.
+    assert counts == {
+        "full": 83,
+        "full-lin": 50,
+        "attn-mlp": 40,
+        "attn-only": 32,
+        "unet-transformer-only": 48,
+        "unet-convblock-only": 31,
+        "ia3": 20,
+    }
+
+
+def in_one_process(rank: int, world: int, port: int, out: str) -> None:
+    from torch import distributed
+    from torch.distributed.fsdp import fully_shard
+
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    distributed.init_process_group("gloo", rank=rank, world_size=world)
+    values = sharded(fully_shard)
+    if rank == 0:
+        torch.save(values, out)
+    distributed.destroy_process_group()
+
+
+def sharded(shard: Any) -> list[Tensor]:
+    """Output and gradients of a network on a base whose blocks are sharded by a function."""
+    torch.manual_seed(0)
+    base = nn.Sequential(*(nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16), nn.GELU()) for _ in range(2)))
+    base.requires_grad_(False)
+    network = made(
+        base,
+        include="*",
+        algorithm="loha",
+        overrides={"0.0": {"algorithm": "lora", "dora": "output"}},
+    )
+    for block in base:
+        shard(block)
+    shard(base)
+    output = base(torch.linspace(-1, 1, 64).view(4, 16))
+    loss(output).backward()
+    return [output.detach(), *(parameter.grad for parameter in network.parameters())]  # type: ignore[list-item]
+
+
+def test_a_base_sharded_over_two_processes(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(in_one_process, (2, port, str(tmp_path / "out.pt")), 2)
+    found = torch.load(tmp_path / "out.pt")
+    for one, two in zip(found, sharded(lambda block: block), strict=True):
+        assert (one - two).abs().max() < 1e-6
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "nothing": ({"exclude": "*"}, "nothing to adapt in Model"),
+    "pattern": ({"include": "attn*"}, "matches none of the modules"),
+    "override": ({"overrides": {"attn": {}}}, "matches none of the chosen modules"),
+    "regex": ({"include": "/(/"}, "not a regular expression"),
+    "preset": ({"preset": "attention"}, "an unknown preset"),
+    "algorithm": ({"algorithm": "locon"}, "an unknown algorithm"),
+    "tlora": ({"algorithm": "tlora"}, "an unknown algorithm"),
+    "lycoris": ({"linear_dim": 4}, "Here it is called rank"),
+    "algo": ({"algo": "loha"}, "Here it is called algorithm"),
+    "in override": ({"overrides": {"head": {"dim": 4}}}, "Here it is called rank"),
+    "typo": ({"conv_rnk": 4}, "Is it conv_rank?"),
+    "rank": ({"rank": 0}, "a whole number above 0"),
+    "rank above": ({"overrides": {"head": {"rank": 9}}}, "at most 8"),
+    "dropout": ({"rank_dropout": 1.0}, "from 0 to below 1"),
+    "dora": ({"algorithm": "oft", "dora": "output"}, "no DoRA magnitude"),
+    "axis": ({"dora": True}, "'output' or 'input'"),
+    "tucker": ({"algorithm": "oft", "tucker": True}, "has no tucker"),
+    "rank of oft": ({"algorithm": "oft", "rank_dropout": 0.1}, "no rank to drop"),
+    "input of oft": ({"algorithm": "oft", "input_dropout": 0.1}, "no input of its own"),
+    "input of words": ({"include": "words", "input_dropout": 0.1}, "no input of its own"),
+    "norm": ({"algorithm": "norm"}, "for norms"),
+    "bypassed norm": ({"include": "norm", "form": "bypass"}, "cannot be bypassed"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case: str, model: Model) -> None:
+    before = state(model)[1]
+    options, message = BAD[case]
+    with pytest.raises(lyc.LycorisError) as raised:
+        lyc.create_lycoris(model, **options)
+    assert message in str(raised.value)
+    assert state(model)[1] == before
+
+
+def test_a_weight_under_two_names(model: Model) -> None:
+    model.blocks[1].weight = model.blocks[0].weight
+    with pytest.raises(lyc.LycorisError, match=r"blocks\.1: one weight is chosen under two names"):
+        lyc.create_lycoris(model)
+    assert "blocks.1" not in lyc.create_lycoris(model, exclude="blocks.1").members
+
+
+def test_a_file_of_other_layers_changes_nothing(model: Model, tmp_path: Path) -> None:
+    made(model).save_weights(tmp_path / "all.safetensors")
+    network = lyc.create_lycoris(model, include="head")
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(lyc.MatchError, match="not the same layers"):
+        network.load_weights(tmp_path / "all.safetensors")
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    other = nn.Sequential(nn.Linear(3, 3))
+    with pytest.raises(lyc.MatchError, match="no module for a layer"):
+        lyc.create_lycoris(other, weights=tmp_path / "all.safetensors")
+
+
+def test_every_kind_says_what_training_needs() -> None:
+    shape = (8, 8)
+    for name in trainable():
+        kind = ALGORITHMS[name]
+        layer = kind.init(shape, 4, 4.0, seed=0)
+        assert layer.exponents().keys() <= kind.factors()
+        assert set(kind.downs) <= kind.factors()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    torch.manual_seed(0)
+    yield
