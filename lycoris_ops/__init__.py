@@ -16,6 +16,7 @@ from .errors import (
     LayerError,
     LycorisError,
     MatchError,
+    PlanError,
     RuleError,
     WriteError,
 )
@@ -30,6 +31,10 @@ from .maths.shapes import Shape
 from .names.model_files import read_shapes
 from .names.written import WRITTEN
 from .patch import PatchPlan, patch_, patch_report
+from .ranks.choice import plan_ranks
+from .ranks.plan import Plan, Row
+from .ranks.probe import Probe, probe
+from .ranks.sizes import Budget, Energy, Rank, Ratio
 from .report.applied import describe
 from .report.saved import describe_saved
 from .report.summary import in_words, matched, summary
@@ -51,9 +56,11 @@ __all__ = [
     "WRITABLE",
     "WRITTEN",
     "Adapter",
+    "Budget",
     "Bypass",
     "BypassPlan",
     "Codec",
+    "Energy",
     "Entry",
     "FileFormatError",
     "Fingerprint",
@@ -67,9 +74,15 @@ __all__ = [
     "Met",
     "Part",
     "PatchPlan",
+    "Plan",
+    "PlanError",
+    "Probe",
     "Progress",
     "Quantised",
+    "Rank",
+    "Ratio",
     "Resolution",
+    "Row",
     "RuleError",
     "Rules",
     "SaveResult",
@@ -99,6 +112,8 @@ __all__ = [
     "parse_json",
     "patch_",
     "patch_report",
+    "plan_ranks",
+    "probe",
     "read_shapes",
     "resolve",
     "save_adapter",

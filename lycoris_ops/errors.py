@@ -119,5 +119,9 @@ class RuleError(LycorisError):
     """A line of block rules that cannot be understood."""
 
 
+class PlanError(LycorisError):
+    """A probe or a plan that cannot be made, or that is not for the model."""
+
+
 class WriteError(LycorisError):
     """A file could not be written; what was there before is untouched."""

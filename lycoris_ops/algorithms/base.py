@@ -18,6 +18,7 @@ from ..changes.operators import Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Rows, Shape, fits, shown
 from ..maths.tensors import compute_dtype, is_finite
+from .offers import Gradient, Offer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -103,6 +104,8 @@ class Layer(ABC):
     """Whether `init` can make a layer from the shape of a weight alone."""
     downs: ClassVar[tuple[str, ...]] = ()
     """Fields of the factors on the side of the inputs, whose first axis counts the rank."""
+    rate: ClassVar[float] = 1.0
+    """The learning rate that suits layers of this kind, as a multiple of that for LoRA."""
 
     alpha: float | None = None
     diff_b: Tensor | None = None
@@ -209,6 +212,32 @@ class Layer(ABC):
     @abstractmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
         """Fresh float32 tensors for a weight of `shape`, whose change is zero; a seed gives the same ones."""
+
+    @classmethod
+    def offers(cls, gradient: Gradient) -> tuple[Offer, ...]:
+        """What layers of this kind can gain from a gradient, at the start where they gain most.
+
+        See `offers` for what gain means. () where the kind does not suit the weight, or has no such start.
+        """
+        return ()
+
+    @classmethod
+    def started(
+        cls,
+        start: Mapping[str, Tensor],
+        shape: Shape,
+        rank: int | None,
+        scale: float,
+        *,
+        seed: int,
+        factor: int | None = None,
+    ) -> Self:
+        """The layer of one rank (and `factor`, for LoKr) at the start of an offer, whose change is zero.
+
+        Without a start it is one that needs no gradient, as in `init`. alpha is `scale` * rank. `seed` is for
+        what the start leaves open.
+        """
+        return cls.init(shape, rank or 1, scale * (rank or 1), seed=seed)
 
     @classmethod
     def load(cls, tensors: Mapping[str, Tensor], options: Mapping[str, Any] | None = None) -> Self:

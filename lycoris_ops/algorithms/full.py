@@ -14,6 +14,7 @@ from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
 from ..maths.shapes import Shape
 from .base import DIFF_B, SET_BIAS, Layer, column
+from .offers import Gradient, Offer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -54,6 +55,18 @@ class Full(Layer):
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
         """diff zero; rank, alpha and seed have no meaning here."""
         return cls(diff=torch.zeros(shape))
+
+    @classmethod
+    def offers(cls, gradient: Gradient) -> tuple[Offer, ...]:
+        """diff: the whole energy of the gradient, at the size of the weight."""
+        return (
+            Offer(
+                algorithm=cls.algorithm,
+                ranks=(None,),
+                gains=(gradient.energy,),
+                parameters=(gradient.values.numel(),),
+            ),
+        )
 
     def additive(self) -> tuple[Dense, ...] | None:
         if self.set_weight is not None:

@@ -17,6 +17,7 @@ from ..errors import LayerError
 from ..maths.shapes import Extent, Shape, fits, shown
 from ..maths.tensors import narrowed
 from .base import ALPHA, Layer, axis_of, dimensions, towards_one, vector
+from .offers import Gradient, Offer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,6 +46,8 @@ class Ia3(Layer):
     extras: ClassVar[frozenset[str]] = frozenset({ALPHA})
     numbers: ClassVar[frozenset[str]] = Layer.numbers | {ON_INPUT}
     bias_may_be_absent: ClassVar[bool] = True
+    # As LoKr's.
+    rate: ClassVar[float] = 10.0
 
     weight: Tensor | None = None
     on_input: Tensor | None = None
@@ -110,6 +113,21 @@ class Ia3(Layer):
 
     def shrunk(self, ratio: float, weight: Tensor) -> Self:
         return super().shrunk(ratio, weight).with_tensors(towards_one({"ia3_l": self.ia3_l}, ratio))
+
+    @classmethod
+    def offers(cls, gradient: Gradient) -> tuple[Offer, ...]:
+        """w (O,) for the outputs: gain sum_o (G_o . W_o)^2 / ||W_o||^2 over the rows of G and W (O, K).
+
+        dL/dw_o = G_o . W_o, and the changes that w reaches are multiples of the rows of W.
+        """
+        if gradient.weight is None or len(gradient.shape) < 2:
+            return ()
+        rows, weight = gradient.values.flatten(1), gradient.weight.flatten(1).to(gradient.values)
+        along, length = (rows * weight).sum(1), weight.square().sum(1)
+        gain = float((along.square() / length)[length > 0].double().sum())
+        return (
+            Offer(algorithm=cls.algorithm, ranks=(None,), gains=(gain,), parameters=(gradient.shape[0],)),
+        )
 
     def sides(self, weight: Tensor) -> Sides:
         factor = Diagonal(self._factor(weight.dtype).to(weight.device))

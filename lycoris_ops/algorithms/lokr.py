@@ -12,16 +12,20 @@ from torch import Tensor
 
 from ..changes.forms import Dense, Kronecker, product
 from ..errors import LayerError
+from ..maths.decompositions import leading_triples
 from ..maths.shapes import Extent, Rows, Shape, factorization, fits, shown
 from ..maths.tensors import compute_dtype, fold_core
 from .base import DERIVED, Layer, agree, cut, dimensions, folded, in_blocks, kaiming, matrix, scale, shared
 from .factored import Factored
+from .offers import Gradient, Offer, cumulative, first
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 W1, W1_A, W1_B = "lokr_w1", "lokr_w1_a", "lokr_w1_b"
 W2, W2_A, W2_B, T2 = "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"
+FACTORS = (2, 4, 8, 16, 32, 64, -1)
+"""The factors of which a gradient is asked what they gain."""
 OUTER = (W1, W1_A)
 """The tensors of w1 that have a row for each block of k rows of the product."""
 
@@ -50,6 +54,8 @@ class Lokr(Factored):
         for first in ((W1,), (W1_A, W1_B))
         for second in ((W2,), (W2_A, W2_B), (T2, W2_A, W2_B))
     )
+    # PEFT's comparison of methods on FLUX.2 klein has LoKr at 1e-3 where LoRA has 1e-4.
+    rate: ClassVar[float] = 10.0
 
     lokr_w1: Tensor | None = None
     lokr_w1_a: Tensor | None = None
@@ -135,6 +141,79 @@ class Lokr(Factored):
 
     def exponents(self) -> Mapping[str, float]:
         return shared(self, *(one.name for one in fields(self) if one.name.startswith("lokr_")))
+
+    @classmethod
+    def offers(cls, gradient: Gradient) -> tuple[Offer, ...]:
+        """w1 of norm 1, the leading left singular vector of the rearranged gradient R(G), and w2 zero.
+
+        For each factor in FACTORS. dL/dw2 = M = R(G)^T w1 has the energy sigma_1(R(G))^2, the gain of a full
+        w2. A low-rank w2 has w2_a = the leading left singular vectors of M (k, j * prod(kernel)) and w2_b
+        zero, and gains the sum of the first r squared singular values of M. See `Gradient.outer`.
+        """
+        shape = gradient.shape
+        if len(shape) < 2:
+            return ()
+        found: dict[tuple[int, int], tuple[Offer, ...]] = {}
+        for factor in FACTORS:
+            outer = factorization(shape[0], factor)[0], factorization(shape[1], factor)[0]
+            if math.prod(outer) > 1 and outer not in found:
+                found[outer] = cls._offers_of(gradient, factor, *outer)
+        return tuple(offer for pair in found.values() for offer in pair)
+
+    @classmethod
+    def _offers_of(cls, gradient: Gradient, factor: int, rows: int, columns: int) -> tuple[Offer, ...]:
+        w1, inner = gradient.outer(rows, columns)
+        flat = inner.flatten(1)
+        size, start = w1.numel() + inner.numel(), {"lokr_w1": w1}
+        gain = float(inner.double().square().sum())
+        full = Offer(
+            algorithm=cls.algorithm,
+            ranks=(None,),
+            gains=(gain,),
+            parameters=(size,),
+            factor=factor,
+            start=start,
+        )
+        # A higher rank takes more than the full factor.
+        most = min(gradient.largest, (flat.numel() - 1) // sum(flat.shape))
+        if most < 1:
+            return (full,)
+        left, values, _ = leading_triples(flat, most, seed=gradient.seed)
+        ranks = tuple(range(1, len(values) + 1))
+        low = Offer(
+            algorithm=cls.algorithm,
+            ranks=ranks,
+            gains=cumulative(values),
+            parameters=tuple(w1.numel() + rank * sum(flat.shape) for rank in ranks),
+            factor=factor,
+            start={**start, "lokr_w2_a": left.T},
+        )
+        return full, low
+
+    @classmethod
+    def started(
+        cls,
+        start: Mapping[str, Tensor],
+        shape: Shape,
+        rank: int | None,
+        scale: float,
+        *,
+        seed: int,
+        factor: int | None = None,
+    ) -> Self:
+        """As in `Layer`. A rank of None is for a full w2, whose scale is 1 always: w1 holds `scale`."""
+        generator = torch.Generator().manual_seed(seed)
+        (rows, k), (columns, j) = (factorization(size, factor or -1) for size in shape[:2])
+        w1 = start["lokr_w1"].clone() if "lokr_w1" in start else kaiming((rows, columns), generator)
+        if rank is None:
+            return cls(lokr_w1=w1 * scale, lokr_w2=torch.zeros(k, j, *shape[2:]), alpha=1.0)
+        left = start["lokr_w2_a"] if "lokr_w2_a" in start else kaiming((k, rank), generator).T
+        return cls(
+            lokr_w1=w1,
+            lokr_w2_a=first(left, rank, (k,), seed=seed).T.contiguous(),
+            lokr_w2_b=torch.zeros(rank, j * math.prod(shape[2:])),
+            alpha=scale * rank,
+        )
 
     def product(self) -> Kronecker | Dense:
         return self._peft_product() if self.of_peft else self._kronecker()

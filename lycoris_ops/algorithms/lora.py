@@ -17,6 +17,7 @@ from ..maths.shapes import Extent, Shape, shown
 from ..maths.tensors import compute_dtype, fold_core
 from .base import agree, column, dimensions, folded, kaiming, matrix, scale, shared, vector
 from .factored import Factored
+from .offers import Gradient, Offer, cumulative, first
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -182,6 +183,37 @@ class Lora(Factored):
                 lora_up=up, lora_down=kaiming((rank, shape[1], *ones), generator), lora_mid=mid, alpha=alpha
             )
         return cls(lora_up=up, lora_down=kaiming((rank, *shape[1:]), generator), alpha=alpha)
+
+    @classmethod
+    def offers(cls, gradient: Gradient) -> tuple[Offer, ...]:
+        """down = V_r^T, the leading right singular vectors of G (O, K), and up zero: gain sum_{j<=r} S_j^2.
+
+        dL/dup = G down^T, and no other down of orthonormal rows gives it more energy.
+        """
+        if len(gradient.shape) < 2:
+            return ()
+        gains = cumulative(gradient.spectrum)
+        ranks = tuple(range(1, len(gains) + 1))
+        sizes = tuple(rank * sum(flat_shape(gradient.shape)) for rank in ranks)
+        start = {"lora_down": gradient.right}
+        return (Offer(algorithm=cls.algorithm, ranks=ranks, gains=gains, parameters=sizes, start=start),)
+
+    @classmethod
+    def started(
+        cls,
+        start: Mapping[str, Tensor],
+        shape: Shape,
+        rank: int | None,
+        scale: float,
+        *,
+        seed: int,
+        factor: int | None = None,
+    ) -> Self:
+        assert rank is not None
+        usual = cls.init(shape, rank, scale * rank, seed=seed)
+        if "lora_down" not in start:
+            return usual
+        return replace(usual, lora_down=first(start["lora_down"], rank, shape[1:], seed=seed))
 
     def product(self) -> LowRank:
         if self.lora_embedding_a is not None and self.lora_embedding_b is not None:

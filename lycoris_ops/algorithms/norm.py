@@ -12,6 +12,7 @@ from torch import Tensor
 from ..changes.forms import Dense
 from ..maths.shapes import Shape
 from .base import ALPHA, Layer, axis_of, column, vector
+from .offers import Gradient, Offer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -48,6 +49,20 @@ class Norm(Layer):
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
         """Zeros; rank, alpha and seed have no meaning here."""
         return cls(w_norm=torch.zeros(shape[:1]))
+
+    @classmethod
+    def offers(cls, gradient: Gradient) -> tuple[Offer, ...]:
+        """w_norm (C,): the whole energy of the gradient of a norm's weight."""
+        if len(gradient.shape) != 1:
+            return ()
+        return (
+            Offer(
+                algorithm=cls.algorithm,
+                ranks=(None,),
+                gains=(gradient.energy,),
+                parameters=(gradient.values.numel(),),
+            ),
+        )
 
     def additive(self) -> tuple[Dense, ...]:
         return () if self.w_norm is None else (Dense(column(self.w_norm)),)

@@ -1,0 +1,113 @@
+"""What a layer of some kind can gain from the gradient of a weight, and from where it starts.
+
+The **gain** of a layer is the energy of the gradient that its first step can follow. At its start a layer
+changes nothing, and some of its tensors, the trained ones, reach changes of the weight in a linear space T,
+the tangent space. With G = dL/dW,
+
+    gain = || projection of G on T ||^2.
+
+A short step along the projection lowers the loss L by the length of the step times the square root of the
+gain. A full difference gains ||G||^2, more than any other layer. Every kind starts where its gain is largest.
+The frozen factors of LoRA, LoHa and LoKr are orthonormal there, so that the gradient of the trained tensors,
+at a scale of 1, has just this energy, and gains of different kinds can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..maths.decompositions import leading_triples, rearranged
+from ..maths.shapes import Shape, flat_shape
+from ..maths.tensors import norm
+
+
+class Gradient:
+    """The gradient of a weight in the weight's shape, and the decompositions that several kinds ask for.
+
+    `weight` holds the weight's own values, for kinds that multiply them; None where they are not known.
+    `largest` is the highest rank that is looked at, and `seed` that of the random bases.
+    """
+
+    def __init__(
+        self, values: Tensor, *, largest: int = 128, weight: Tensor | None = None, seed: int = 0
+    ) -> None:
+        self.values = values
+        self.weight = weight
+        self.largest = largest
+        self.seed = seed
+
+    @property
+    def shape(self) -> Shape:
+        return tuple(self.values.shape)
+
+    @cached_property
+    def energy(self) -> float:
+        """||G||^2, the sum of all squares."""
+        return float(self.values.double().square().sum())
+
+    @cached_property
+    def spectrum(self) -> Tensor:
+        """The leading singular values of the matrix (O, K), in descending order."""
+        return self._triples[1]
+
+    @cached_property
+    def right(self) -> Tensor:
+        """V^T (r, K), the leading right singular vectors of the matrix (O, K), r at most `largest`."""
+        return self._triples[2]
+
+    @cached_property
+    def _triples(self) -> tuple[Tensor, Tensor, Tensor]:
+        return leading_triples(self.values.reshape(flat_shape(self.shape)), self.largest, seed=self.seed)
+
+    def outer(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """w1 (rows, columns) of norm 1, and dL/dw2 (k, j, *kernel), of kron(w1, w2) at its best start.
+
+        dL/dw2 is the sum of the blocks of G, weighted by w1. Its norm is largest for the leading left
+        singular vector of the rearranged gradient, see `maths.decompositions.rearranged`.
+        """
+        blocks = rearranged(self.values, rows, columns)
+        left = leading_triples(blocks, 1, seed=self.seed)[0][:, 0]
+        inner = (self.shape[0] // rows, self.shape[1] // columns, *self.shape[2:])
+        return left.reshape(rows, columns), (left @ blocks).reshape(inner)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Offer:
+    """The layers of one kind that a weight may get: for each rank the gain and the number of parameters.
+
+    A rank of None stands for a layer that has no rank: a LoKr with a full second factor, an IA3.
+    """
+
+    algorithm: str
+    ranks: tuple[int | None, ...]
+    gains: tuple[float, ...]
+    parameters: tuple[int, ...]
+    factor: int | None = None
+    """The factor of LoKr, as `Lokr.init` takes it; None for kinds without one."""
+    start: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """What `Layer.started` needs: the factors that are not zero at the start, for the highest rank."""
+
+
+def cumulative(spectrum: Tensor) -> tuple[float, ...]:
+    """The sums of the first 1, 2, ... squares: the gain of each rank from singular values."""
+    # torch types no `tolist`.
+    return tuple(cast("list[float]", cast("Any", spectrum.double().square().cumsum(0)).tolist()))
+
+
+def first(vectors: Tensor, rank: int, shape: Sequence[int], *, seed: int) -> Tensor:
+    """The first `rank` of these vectors (r, n) as a new tensor (rank, *shape).
+
+    Random vectors of norm 1 make up for vectors that are not there.
+    """
+    held = vectors[:rank]
+    if rank > len(held):
+        generator = torch.Generator().manual_seed(seed)
+        extra = torch.randn(rank - len(held), held.shape[1], generator=generator)
+        held = torch.cat([held, (extra / norm(extra, 1)).to(held)])
+    return held.reshape(rank, *shape).clone()

@@ -1,0 +1,1 @@
+"""How large each adapted layer is and of which kind: probes, sizes and plans."""

@@ -1,0 +1,104 @@
+"""The division of a budget among layers: a knapsack from which each layer takes one candidate.
+
+Where the gains of a layer have diminishing returns, as those of LoRA always have, it is best to take steps in
+the order of gain for each parameter. Candidates that are no such steps lie below the upper concave hull of
+gain over cost, and are left out first. What results is the best division at its own cost, and falls short of
+the best at a given budget by at most the gain of one step (Sinha and Zoltners, "The Multiple-Choice Knapsack
+Problem", 1979).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Candidate(NamedTuple):
+    """One choice for a layer: parameters, gain, and what the caller means by it."""
+
+    cost: int
+    gain: float
+    meant: Any = None
+
+
+NOTHING = Candidate(0, 0.0)
+"""The layer is left out."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What has been chosen so far, at the time when a step is judged."""
+
+    cost: int
+    gain: float
+    step_cost: int
+    """Parameters of the step."""
+    step_gain: float
+
+
+def hull(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The candidates on the upper concave hull of gain over cost, by cost: each step has a lower slope.
+
+    The cheapest candidate is always the first. Candidates that gain no more than a cheaper one are not on it.
+    """
+    found: list[Candidate] = []
+    for one in sorted(candidates, key=lambda candidate: (candidate.cost, -candidate.gain)):
+        if found and one.gain <= found[-1].gain:
+            continue
+        while len(found) > 1 and _slope(found[-1], one) >= _slope(found[-2], found[-1]):
+            found.pop()
+        found.append(one)
+    return found
+
+
+def allocate(
+    candidates: Mapping[str, Sequence[Candidate]], accept: Callable[[State], bool]
+) -> dict[str, Candidate]:
+    """One candidate for each layer, by steps along the hulls in the order of gain for each parameter.
+
+    Each layer starts from its cheapest candidate: pass NOTHING among those of a layer that may be left out.
+    `accept` says whether a step is taken. Where it refuses one, the layer takes no further step, and the
+    steps of other layers are still tried.
+    """
+    hulls = {path: hull(each) for path, each in candidates.items()}
+    chosen = {path: each[0] for path, each in hulls.items()}
+    cost, gain = sum(one.cost for one in chosen.values()), sum(one.gain for one in chosen.values())
+    # The place in the order of the layers makes the result the same where slopes are.
+    order = [
+        (-_slope(*each[:2]), place, path, 1) for place, (path, each) in enumerate(hulls.items()) if each[1:]
+    ]
+    heapq.heapify(order)
+    while order:
+        _, place, path, index = heapq.heappop(order)
+        each = hulls[path]
+        step = State(
+            cost, gain, each[index].cost - each[index - 1].cost, each[index].gain - each[index - 1].gain
+        )
+        if not accept(step):
+            continue
+        chosen[path] = each[index]
+        cost, gain = cost + step.step_cost, gain + step.step_gain
+        if index + 1 < len(each):
+            heapq.heappush(order, (-_slope(each[index], each[index + 1]), place, path, index + 1))
+    return chosen
+
+
+def within(most: int) -> Callable[[State], bool]:
+    """Accepts what keeps the total cost within `most`."""
+    return lambda state: state.cost + state.step_cost <= most
+
+
+def until(gain: float) -> Callable[[State], bool]:
+    """Accepts steps until the total gain is reached, within the rounding of its sums."""
+    return lambda state: state.gain < gain * (1 - 1e-9)
+
+
+def above(slope: float) -> Callable[[State], bool]:
+    """Accepts steps that gain more than `slope` for each parameter."""
+    return lambda state: state.step_gain > slope * state.step_cost
+
+
+def _slope(one: Candidate, other: Candidate) -> float:
+    return (other.gain - one.gain) / (other.cost - one.cost)

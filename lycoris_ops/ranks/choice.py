@@ -1,0 +1,159 @@
+"""The choice of ranks and kinds: from a probe and a size to a plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+
+from ..algorithms import ALGORITHMS
+from ..algorithms.offers import Offer
+from ..errors import PlanError
+from .allocate import NOTHING, Candidate, above, allocate, until, within
+from .plan import Plan, Row
+from .probe import Probe, Probed, chosen_algorithms
+from .sizes import Budget, Energy, Rank, Ratio, Size, check_size
+
+AUTO: tuple[str, ...] = ("lora",)
+"""The kinds that "auto" chooses from."""
+
+Criterion = Callable[[Offer, int], float]
+"""What an offer is worth at one of its sizes, given by index: the larger the better, and 0 for nothing."""
+
+
+def captured_energy(offer: Offer, index: int) -> float:
+    """The gain itself: the energy of the gradient in the tangent space of the layer at its best start."""
+    return offer.gains[index]
+
+
+def plan_ranks(
+    probe: Probe,
+    *,
+    size: Size = "auto",
+    algorithms: str | Sequence[str] = "auto",
+    scale: float = 1.0,
+    r_min: int = 0,
+    r_max: int | None = None,
+    criterion: Criterion = captured_energy,
+) -> Plan:
+    """Divide a size among the layers of a probe so that they gain most together.
+
+    Each layer takes one rank of one of the `algorithms` ("auto", "all" of the probe's, a name or several), or
+    is left out where `r_min` is 0. Ranks are from `r_min` to `r_max`; kinds without ranks are exempt. Layers
+    without any gradient are always left out. With a `Rank`, every layer takes the algorithm that gains most
+    at this rank. alpha is `scale` times the rank, so that the scale of all layers is equal whatever their
+    ranks. `criterion` judges what an offer is worth; the plan tells gains in any case.
+
+    Raises PlanError for a size that is none, for a budget below the smallest plan, for a share of the energy
+    that no plan reaches, and where nothing is on offer.
+    """
+    size = check_size(size)
+    if not math.isfinite(scale) or scale == 0:
+        raise PlanError("a scale is a finite number other than 0", got=str(scale))
+    if type(r_min) is not int or r_min < 0 or (r_max is not None and r_max < max(1, r_min)):
+        raise PlanError(
+            "no rank is in these bounds", got=f"r_min {r_min}, r_max {r_max}", expected="0 <= r_min <= r_max"
+        )
+    known = probe.algorithms
+    if not known:
+        raise PlanError("no layer of the probe has a gradient")
+    kinds = chosen_algorithms(
+        tuple(k for k in AUTO if k in known) if algorithms == "auto" else algorithms, known
+    )
+    exact = size.rank if isinstance(size, Rank) else None
+    bounds = (exact, exact) if exact is not None else (max(1, r_min), r_max)
+    offered = {
+        path: found
+        for path, layer in probe.layers.items()
+        if (found := list(_candidates(layer, kinds, bounds, criterion)))
+    }
+    if not offered:
+        raise PlanError("no layer has an offer of these algorithms and ranks", got=", ".join(kinds))
+    chosen = _by_rank(offered) if exact is not None else _by_size(probe, offered, size, r_min, criterion)
+    rows = [
+        _row(path, probe, offer, index, scale)
+        for path, candidate in chosen.items()
+        if candidate.meant is not None
+        for offer, index in (candidate.meant,)
+    ]
+    taken = {row.path for row in rows}
+    return Plan(
+        rows=tuple(rows),
+        left_out=tuple(path for path in probe.layers if path not in taken),
+        full=_full(probe, probe.layers),
+        energy=probe.energy,
+        dtype=size.dtype if isinstance(size, Budget) else torch.bfloat16,
+        probe=probe,
+    )
+
+
+def _candidates(
+    layer: Probed, kinds: Sequence[str], bounds: tuple[int, int | None], criterion: Criterion
+) -> Iterable[Candidate]:
+    """The sizes of the offers of a layer. Where all ranks are below the bounds, the highest stands in."""
+    for offer in layer.offers:
+        if offer.algorithm not in kinds:
+            continue
+        least, most = bounds
+        ranked = [rank for rank in offer.ranks if rank is not None]
+        least = min(least, max(ranked)) if ranked else least
+        for index, rank in enumerate(offer.ranks):
+            if rank is None or least <= rank <= (most or rank) or rank == least:
+                yield Candidate(offer.parameters[index], criterion(offer, index), (offer, index))
+
+
+def _by_rank(offered: Mapping[str, Sequence[Candidate]]) -> dict[str, Candidate]:
+    return {path: max(each, key=lambda one: (one.gain, -one.cost)) for path, each in offered.items()}
+
+
+def _by_size(
+    probe: Probe, offered: Mapping[str, list[Candidate]], size: Size, r_min: int, criterion: Criterion
+) -> dict[str, Candidate]:
+    cheapest = {path: min(one.cost for one in each) for path, each in offered.items()}
+    smallest = sum(cheapest.values()) if r_min else min(cheapest.values())
+    candidates = offered if r_min else {path: [NOTHING, *each] for path, each in offered.items()}
+    full, energy = _full(probe, probe.layers), probe.energy
+    if isinstance(size, (Budget, Ratio)):
+        most = size.most if isinstance(size, Budget) else int(full / size.ratio)
+        if most < smallest:
+            raise PlanError(
+                "the budget is below the smallest plan",
+                got=f"{most:,} parameters",
+                expected=f"at least {smallest:,}",
+                hint="Lower r_min, leave layers out, or allow kinds that take less (lokr, ia3)",
+            )
+        return allocate(candidates, within(most))
+    if isinstance(size, Energy):
+        chosen = allocate(candidates, until(size.share * energy))
+        gained = sum(one.gain for one in chosen.values())
+        if criterion is captured_energy and gained < size.share * energy * (1 - 1e-6):
+            raise PlanError(
+                "no plan gains so much",
+                got=f"at most {gained / energy:.1%}",
+                expected=f"{size.share:.1%}",
+                hint="Probe higher ranks (probe(largest=...)), or ask for less",
+            )
+        return chosen
+    return allocate(candidates, above(energy / full))
+
+
+def _row(path: str, probe: Probe, offer: Offer, index: int, scale: float) -> Row:
+    rank = offer.ranks[index]
+    kind = ALGORITHMS[offer.algorithm]
+    return Row(
+        path=path,
+        algorithm=offer.algorithm,
+        shape=probe.layers[path].shape,
+        rank=rank,
+        alpha=scale * (rank or 1),
+        parameters=offer.parameters[index],
+        gain=offer.gains[index] / probe.energy,
+        factor=offer.factor,
+        lr=kind.rate,
+    )
+
+
+def _full(probe: Probe, paths: Iterable[str]) -> int:
+    """The number of values of the full weights of these layers."""
+    return sum(math.prod(probe.layers[path].shape) for path in paths)

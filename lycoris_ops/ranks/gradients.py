@@ -1,0 +1,251 @@
+"""The gradients of a model's weights, summed over batches beside the model, which stays as it is.
+
+They are formed from the inputs of a layer and the gradients of its outputs, so that neither the weight needs
+a gradient nor its storage matters: frozen and quantised weights have the same gradient as others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PlanError
+from ..modules import Site
+
+Loss = Callable[[Any, Any], Tensor]
+"""Called with the model and a batch: the loss of the batch, a scalar with a graph."""
+
+Add = Callable[[Tensor, Tensor], None]
+"""Called with the input and the gradient of the output of a layer, for each of its passes."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What one pass over the batches gives; all tensors are float32."""
+
+    gradients: dict[str, Tensor]
+    """The mean gradient (O, I, *kernel) of each weight by path; zeros where no batch reaches the layer."""
+    inputs: dict[str, Tensor]
+    """The mean square (I,) of each input channel, for linear layers and convolutions without groups."""
+    loss: float
+    """The mean loss."""
+    batches: int
+    reached: bool
+    """Whether some loss depends on some of the layers."""
+
+
+def summed(
+    module: nn.Module, sites: Sequence[Site], batches: Iterable[Any], loss: Loss, *, seed: int
+) -> Sums:
+    """One pass over the batches for some sites.
+
+    Raises PlanError for a loss that is no scalar or is not finite, and where there is no batch.
+    """
+    sums = {site.path: _Sum(site) for site in sites}
+    total, count, reached = 0.0, 0, False
+    with torch.inference_mode(mode=False), torch.enable_grad(), _tapped(module, sums), _seeded(module, seed):
+        for batch in batches:
+            states = _generators(module)
+            value = _scalar(loss(module, batch))
+            if not torch.isfinite(value.detach()).all():
+                raise PlanError(
+                    "the loss is not finite",
+                    key=_first_bad(module, loss, batch, states),
+                    got=str(float(value.detach())),
+                    expected="a finite number",
+                    hint="The layer that is named is the first whose output is not finite",
+                )
+            if value.requires_grad:
+                # torch types no `backward`.
+                cast("Any", value).backward()
+            total, count, reached = total + float(value.detach()), count + 1, reached or value.requires_grad
+    if not count:
+        raise PlanError("there are no batches", expected="at least one")
+    return Sums(
+        gradients={path: each.gradient / count for path, each in sums.items()},
+        inputs={
+            path: each.squares / max(1, each.seen) for path, each in sums.items() if each.squares is not None
+        },
+        loss=total / count,
+        batches=count,
+        reached=reached,
+    )
+
+
+class _Sum:
+    """The sums of one site."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        weight = cast("Tensor", site.module.weight)
+        self.gradient = torch.zeros(site.shape, dtype=torch.float32, device=weight.device)
+        product = site.geometry
+        channels = product.shape[1] if product and product.groups == 1 else None
+        self.squares = None if channels is None else torch.zeros(channels, device=weight.device)
+        self.seen = 0
+
+    def add(self, given: Tensor, gradient: Tensor) -> None:
+        with torch.autocast(gradient.device.type, enabled=False):
+            self._of_kind(given, gradient.float())
+            if self.squares is not None:
+                channels = given.float() if self.site.kind == "linear" else given.float().movedim(1, -1)
+                flat = channels.reshape(-1, channels.shape[-1])
+                self.squares += flat.square().sum(0)
+                self.seen += len(flat)
+
+    def _of_kind(self, given: Tensor, gradient: Tensor) -> None:
+        site, rows = self.site, gradient.reshape(-1, gradient.shape[-1])
+        if site.kind == "linear":
+            self.gradient.addmm_(rows.T, given.reshape(-1, given.shape[-1]).float())
+        elif site.kind == "embedding":
+            # The padding word never gets a gradient.
+            words, padding = given.reshape(-1), getattr(site.module, "padding_idx", None)
+            rows = rows if padding is None else rows.masked_fill((words == padding)[:, None], 0)
+            self.gradient.index_add_(0, words, rows)
+        else:
+            product = site.geometry
+            assert product is not None
+            with torch.enable_grad():
+                weight = self.gradient.flatten(1).clone().requires_grad_()
+                made = product.product(product.padded(given.detach().float()), weight)
+                (found,) = torch.autograd.grad(made, weight, gradient)
+            self.gradient += found.view_as(self.gradient)
+
+
+class _Tap(torch.autograd.Function):
+    """The output of a layer unchanged, which hands the layer's input and the output's gradient to a sum.
+
+    The input is saved as autograd saves it: it is checked for changes in place, and recomputed under gradient
+    checkpointing. `token` requires a gradient, so that the output does where nothing before it does.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, given: Tensor, token: Tensor, add: Add) -> Tensor:
+        ctx.save_for_backward(given)
+        ctx.add = add
+        # A copy: what a function returns as a view may not be changed in place by the model.
+        return output.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        ctx.add(ctx.saved_tensors[0], gradients[0])
+        return gradients[0], None, None, None
+
+
+@contextmanager
+def _tapped(module: nn.Module, sums: Mapping[str, _Sum]) -> Generator[None]:
+    """A context in which the passes of a model add to the sums. Afterwards the model is as it was."""
+    token = torch.zeros((), requires_grad=True)
+
+    def tap(add: Add) -> Callable[..., Tensor]:
+        def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
+            if not torch.is_grad_enabled():
+                return output
+            given = args[0] if args else next(iter(named.values()))
+            # torch types no `apply`.
+            return cast("Any", _Tap).apply(output, given, token, add)
+
+        return hook
+
+    with ExitStack() as stack:
+        _frozen(module, stack)
+        for each in sums.values():
+            inner = each.site.module
+            if each.site.kind == "norm":
+                # Norms are of many forms, but all have a parameter.
+                _by_parameter(cast("nn.Parameter", inner.weight), each.gradient, stack)
+            else:
+                handle = inner.register_forward_hook(tap(each.add), with_kwargs=True)
+                stack.callback(handle.remove)
+        yield
+
+
+def _frozen(module: nn.Module, stack: ExitStack) -> None:
+    """Take the gradient from all parameters until the stack unwinds, and keep statistics as they are."""
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            stack.callback(parameter.requires_grad_, True)
+            parameter.requires_grad_(False)
+    for inner in module.modules():
+        # Norms with running statistics add to them in training.
+        if getattr(inner, "track_running_stats", False) and inner.training:
+            for buffer in inner.buffers():
+                stack.callback(buffer.copy_, buffer.clone())
+
+
+def _by_parameter(parameter: nn.Parameter, total: Tensor, stack: ExitStack) -> None:
+    stack.callback(setattr, parameter, "grad", parameter.grad)
+    stack.callback(parameter.requires_grad_, False)
+    parameter.grad = None
+    parameter.requires_grad_(True)
+
+    def add(gradient: Tensor) -> None:
+        total.add_(gradient.float())
+
+    # torch types no `register_hook`.
+    stack.callback(cast("Any", parameter).register_hook(add).remove)
+
+
+def _scalar(value: object) -> Tensor:
+    """The value itself. Raises PlanError unless it is a tensor of one value."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value
+    got = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    raise PlanError("the loss is not a scalar", got=got, expected="a tensor of one value, such as a mean")
+
+
+def _first_bad(module: nn.Module, loss: Loss, batch: Any, states: Sequence[Tensor]) -> str | None:
+    """The path of the first module whose output is not finite, with the same random numbers as before."""
+    found: list[str] = []
+
+    def watch(path: str) -> Callable[..., None]:
+        def hook(inner: nn.Module, args: Any, output: Any) -> None:
+            floats = isinstance(output, Tensor) and output.is_floating_point()
+            if not found and floats and not torch.isfinite(output.detach()).all():
+                found.append(path)
+
+        return hook
+
+    named: Iterable[tuple[str, nn.Module]] = cast("Any", module).named_modules()
+    handles = [inner.register_forward_hook(watch(path)) for path, inner in named if path]
+    try:
+        _set_generators(module, states)
+        with torch.no_grad():
+            loss(module, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
+
+
+@contextmanager
+def _seeded(module: nn.Module, seed: int) -> Generator[None]:
+    """A context with random numbers of its own, the same for each pass."""
+    states = _generators(module)
+    try:
+        # torch types no `manual_seed`. It is that of all devices.
+        cast("Any", torch).manual_seed(seed)
+        yield
+    finally:
+        _set_generators(module, states)
+
+
+def _generators(module: nn.Module) -> list[Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(index) for index in _devices(module))]
+
+
+def _set_generators(module: nn.Module, states: Sequence[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for index, state in zip(_devices(module), states[1:], strict=True):
+        torch.cuda.set_rng_state(state, index)
+
+
+def _devices(module: nn.Module) -> list[int]:
+    """The CUDA devices that the model is on."""
+    devices = {parameter.device for parameter in module.parameters()}
+    return sorted(device.index or 0 for device in devices if device.type == "cuda")

@@ -1,0 +1,258 @@
+"""Plans: for each layer its algorithm, rank and alpha, as data that can be read, edited and kept."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..algorithms import ALGORITHMS, Layer
+from ..errors import PlanError, either
+from ..files.dtypes import WRITABLE, dtype_name
+from ..files.json_text import parse_json
+from ..maths.shapes import Shape
+from ..modules import Site
+from .probe import Probe, Probed, check_layers
+
+FORM = 1
+"""The version of the JSON."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one layer of a model gets."""
+
+    path: str
+    algorithm: str
+    shape: Shape
+    """The shape of the weight."""
+    rank: int | None
+    """None for a layer without a rank: a LoKr with a full second factor, IA3, a norm, a full difference."""
+    alpha: float | None
+    """The scale times the rank, or the scale itself where there is no rank."""
+    parameters: int
+    gain: float | None = None
+    """The gain expected of it, as a share of ||G||^2 of all layers of the probe (see `algorithms.offers`);
+    None where it is not known."""
+    factor: int | None = None
+    """The factor of LoKr; None for kinds without one."""
+    lr: float = 1.0
+    """The learning rate, as a multiple of that of the training."""
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank."""
+        return 1.0 if self.alpha is None else self.alpha / (self.rank or 1)
+
+    def start(self, probe: Probe | None = None, *, seed: int = 0) -> Layer:
+        """The layer of this row, whose change is zero: started from the probe's gradient where it has one.
+
+        Its tensors are float32. Raises PlanError where the probe does not know this layer.
+        """
+        start: Mapping[str, Tensor] = {}
+        if probe is not None:
+            start = probe.start_of(self.path, self.algorithm, self.factor, self.rank)
+        kind = ALGORITHMS[self.algorithm]
+        return kind.started(start, self.shape, self.rank, self.scale, seed=seed, factor=self.factor)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What each layer of a model gets, layer by layer; immutable.
+
+    `energy` is ||G||^2 of the layers that were probed. `left_out` names the layers that get nothing, and
+    `full` counts the parameters of the full weights of all layers. `dtype` is that of the file, in which
+    sizes are told. `probe` is in memory only: with it the layers start from the gradient.
+    """
+
+    rows: tuple[Row, ...]
+    left_out: tuple[str, ...] = ()
+    full: int = 0
+    energy: float = 0.0
+    dtype: torch.dtype = torch.bfloat16
+    probe: Probe | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for row in self.rows:
+            if row.path in seen:
+                raise PlanError("a plan has two rows for one layer", key=row.path)
+            seen.add(row.path)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, path: str) -> Row:
+        found = next((row for row in self.rows if row.path == path), None)
+        if found is None:
+            raise PlanError("the plan has no such layer", key=path, expected=f"one of {len(self)} layers")
+        return found
+
+    @property
+    def parameters(self) -> int:
+        return sum(row.parameters for row in self.rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors in a file of `dtype`."""
+        return self.parameters * self.dtype.itemsize
+
+    @property
+    def gain(self) -> float:
+        """The gain of all layers together, as a share of ||G||^2."""
+        return sum(row.gain or 0.0 for row in self.rows)
+
+    def with_row(self, path: str, **changes: Any) -> Plan:
+        """The plan with other values in one row: `algorithm`, `rank`, `factor`, `alpha` or `lr`.
+
+        alpha follows the rank, so that the scale stays, unless it is given too. Parameters and gain are
+        counted anew; without a probe the gain is not known. A layer that was left out gets a row by its path,
+        if the plan has its probe. Raises PlanError for what cannot be.
+        """
+        wrong = sorted(changes.keys() - {"algorithm", "rank", "factor", "alpha", "lr"})
+        if wrong:
+            raise PlanError(
+                "a row has no such value to change",
+                key=path,
+                got=", ".join(wrong),
+                expected="algorithm, rank, factor, alpha or lr",
+            )
+        old = next((row for row in self.rows if row.path == path), None) or self._blank(path)
+        new = replace(old, **changes)
+        _check_row(new)
+        if "alpha" not in changes:
+            new = replace(new, alpha=old.scale * (new.rank or 1))
+        if "algorithm" in changes and "lr" not in changes:
+            new = replace(new, lr=ALGORITHMS[new.algorithm].rate)
+        known = None if self.probe is None else self.probe.gain_of(path, new.algorithm, new.factor, new.rank)
+        gain = None if known is None or not self.energy else known / self.energy
+        new = replace(new, parameters=count(new.start()), gain=gain)
+        rows = [row for row in self.rows if row.path != path]
+        order = {each.path: place for place, each in enumerate(self.rows)}
+        rows.insert(order.get(path, len(rows)), new)
+        return replace(self, rows=tuple(rows), left_out=tuple(p for p in self.left_out if p != path))
+
+    def _blank(self, path: str) -> Row:
+        """A row for a layer that has none."""
+        if self.probe is None or path not in self.probe.layers:
+            raise PlanError("the plan has no such layer", key=path, expected=f"one of its {len(self)} layers")
+        shape = self.probe.layers[path].shape
+        scale = self.rows[0].scale if self.rows else 1.0
+        return Row(path=path, algorithm="lora", shape=shape, rank=1, alpha=scale, parameters=0)
+
+    def without(self, *paths: str) -> Plan:
+        """The plan in which these layers get nothing."""
+        for path in paths:
+            _ = self[path]
+        rows = tuple(row for row in self.rows if row.path not in paths)
+        return replace(self, rows=rows, left_out=(*self.left_out, *paths))
+
+    def check_model(self, found: Mapping[str, Site] | Mapping[str, Probed]) -> None:
+        """Raise PlanError unless the sites of a model hold the plan's layers, in the same shapes."""
+        check_layers({row.path: row.shape for row in self.rows}, found, "plan")
+
+    def json(self) -> str:
+        """The plan as JSON, without the probe; `of_json` gives the plan back."""
+        table: dict[str, Any] = {
+            "form": FORM,
+            "dtype": dtype_name(self.dtype),
+            "full": self.full,
+            "energy": self.energy,
+            "left_out": list(self.left_out),
+            "rows": [{**asdict(row), "shape": list(row.shape)} for row in self.rows],
+        }
+        return json.dumps(table, indent=1)
+
+    @classmethod
+    def of_json(cls, text: str, *, probe: Probe | None = None) -> Plan:
+        """The plan of a text that `json` made. Raises PlanError for another text.
+
+        With `probe` its layers start from the gradient again.
+        """
+        try:
+            table: Any = parse_json(text)
+            rows = tuple(_row(row) for row in table["rows"])
+            plan = cls(
+                rows=rows,
+                left_out=tuple(map(str, table["left_out"])),
+                full=int(table["full"]),
+                energy=float(table["energy"]),
+                dtype=WRITABLE[table["dtype"]],
+                probe=probe,
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PlanError("not a plan in JSON, or one of another version", got=str(error)) from error
+        if probe is not None:
+            plan.check_model(probe.layers)
+        return plan
+
+    def __str__(self) -> str:
+        """A table with a line for each layer, and what all of them take and gain."""
+        head = ("layer", "kind", "rank", "alpha", "parameters", "gain", "lr")
+        table = [head, *(_cells(row) for row in self.rows)]
+        widths = [max(len(line[column]) for line in table) for column in range(len(head))]
+        lines = ["  ".join(_aligned(line, widths)).rstrip() for line in table]
+        return "\n".join([*lines, "", *self._totals()])
+
+    def _totals(self) -> list[str]:
+        share = f", 1 / {self.full / self.parameters:.3g} of the full weights" if self.parameters else ""
+        lines = [
+            f"{len(self)} layers, {self.parameters:,} parameters{share}, "
+            f"{self.nbytes / 1e6:.3g} MB in {dtype_name(self.dtype)}"
+        ]
+        if self.gain:
+            lines.append(f"{self.gain:.1%} of the energy of the gradient")
+        if self.left_out:
+            lines.append(f"{len(self.left_out)} layers left out: {', '.join(self.left_out)}")
+        return lines
+
+
+def count(layer: Layer) -> int:
+    """The number of values of a layer that are trained."""
+    return sum(tensor.numel() for suffix, tensor in layer.dump().items() if suffix not in layer.numbers)
+
+
+def _check_row(row: Row) -> None:
+    if row.algorithm not in ALGORITHMS:
+        raise PlanError(
+            "no such algorithm", key=row.path, got=row.algorithm, expected=either(list(ALGORITHMS))
+        )
+    if row.rank is not None and (type(row.rank) is not int or row.rank < 1):
+        raise PlanError("a rank is a whole number from 1", key=row.path, got=repr(row.rank))
+    for name, value in (("alpha", row.alpha), ("lr", row.lr)):
+        if value is not None and not math.isfinite(value):
+            raise PlanError(f"{name} is not a finite number", key=row.path, got=str(value))
+
+
+def _row(table: Any) -> Row:
+    values: dict[str, Any] = {**table, "shape": tuple(map(int, table["shape"]))}
+    row = Row(**values)
+    _check_row(row)
+    return row
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    kind = row.algorithm if row.factor is None else f"{row.algorithm} {row.factor}"
+    return (
+        row.path,
+        kind,
+        "-" if row.rank is None else str(row.rank),
+        "-" if row.alpha is None else f"{row.alpha:g}",
+        f"{row.parameters:,}",
+        "-" if row.gain is None else f"{row.gain:.2%}",
+        f"{row.lr:g}",
+    )
+
+
+def _aligned(line: tuple[str, ...], widths: list[int]) -> Iterator[str]:
+    """The cells of a line: texts to the left, numbers to the right."""
+    for column, (cell, width) in enumerate(zip(line, widths, strict=True)):
+        yield cell.ljust(width) if column < 2 else cell.rjust(width)

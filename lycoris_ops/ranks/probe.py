@@ -1,0 +1,334 @@
+"""A probe: what each layer of a model could gain from some batches, and from where it would start."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..algorithms import ALGORITHMS
+from ..algorithms.offers import Gradient, Offer
+from ..errors import PlanError, either
+from ..files.cache import TensorCache
+from ..files.json_text import parse_json
+from ..files.safetensors_file import SafetensorsFile, raw_bytes
+from ..files.writing import Progress, header_of, in_file_order, safetensors_path, written
+from ..maths.shapes import Shape
+from ..maths.tensors import is_finite
+from ..modules import Site, select
+from .gradients import Loss, summed
+from .sizes import bytes_of
+
+PROBE = "lycoris_probe"
+"""The metadata key of a probe's description, as JSON."""
+
+
+@dataclass(frozen=True, eq=False)
+class Probed:
+    """What a probe knows of one layer."""
+
+    shape: Shape
+    kind: str
+    energy: float
+    """||G||^2 of the mean gradient over the batches."""
+    spectrum: Tensor
+    """The leading singular values of G as a matrix (O, K), in descending order."""
+    offers: tuple[Offer, ...]
+    inputs: Tensor | None = None
+    """The mean square (I,) of each input channel; None for norms, embeddings and grouped convolutions."""
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """What each layer could gain, by path and in the model's order.
+
+    `loss` is the mean over the `batches` that were seen.
+    """
+
+    layers: Mapping[str, Probed]
+    loss: float
+    batches: int
+
+    @cached_property
+    def energy(self) -> float:
+        """||G||^2 of all layers together."""
+        return sum(layer.energy for layer in self.layers.values())
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """The kinds that some layer has an offer of."""
+        found = dict.fromkeys(offer.algorithm for layer in self.layers.values() for offer in layer.offers)
+        return tuple(found)
+
+    def check_model(self, sites: Mapping[str, Site]) -> None:
+        """Raise PlanError unless these sites of a model hold the probe's layers, in the same shapes."""
+        check_layers({path: layer.shape for path, layer in self.layers.items()}, sites, "probe")
+
+    def start_of(
+        self, path: str, algorithm: str, factor: int | None, rank: int | None
+    ) -> Mapping[str, Tensor]:
+        """The factors that a layer starts from; empty where the kind starts from none.
+
+        Raises PlanError for a layer that was not probed.
+        """
+        found = self._offer(path, algorithm, factor, rank)
+        return {} if found is None else found.start
+
+    def gain_of(self, path: str, algorithm: str, factor: int | None, rank: int | None) -> float | None:
+        """The gain of a layer, None where it is not known. Raises PlanError for a layer not probed."""
+        found = self._offer(path, algorithm, factor, rank)
+        if found is None:
+            return None
+        # A rank above the highest gains no less than that.
+        return max(g for r, g in zip(found.ranks, found.gains, strict=True) if r is None or r <= (rank or r))
+
+    def _offer(self, path: str, algorithm: str, factor: int | None, rank: int | None) -> Offer | None:
+        if path not in self.layers:
+            raise PlanError(
+                "the probe does not know this layer", key=path, expected=f"one of {len(self.layers)} layers"
+            )
+        for offer in self.layers[path].offers:
+            full = offer.ranks == (None,)
+            if offer.algorithm == algorithm and offer.factor == factor and full == (rank is None):
+                return offer
+        return None
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
+        """Write the probe to a safetensors file, whole or not at all. Raises WriteError where it cannot."""
+        place = safetensors_path(path)
+        tensors: dict[str, Tensor] = {}
+        # With the tensors themselves, so that none is given the number of one that is gone.
+        names: dict[int, tuple[str, Tensor]] = {}
+
+        def keep(tensor: Tensor) -> str:
+            # Kinds that start from the same vectors hold the same tensor.
+            name, _ = names.setdefault(id(tensor), (str(len(names)), tensor))
+            tensors[name] = tensor.contiguous()
+            return name
+
+        layers = {name: _described(layer, keep) for name, layer in self.layers.items()}
+        text = json.dumps({"form": 1, "loss": self.loss, "batches": self.batches, "layers": layers})
+        ordered = in_file_order(tensors)
+        header = header_of(ordered, {"format": "pt", PROBE: text})
+        size = len(header) + sum(tensor.nbytes for tensor in ordered.values())
+        with written([place], size, overwrite=overwrite) as (file,):
+            file.write(header)
+            for tensor in ordered.values():
+                file.write(raw_bytes(tensor))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Probe:
+        """Read a probe that `save` wrote.
+
+        Raises FileFormatError for a damaged file and PlanError for one that is no probe.
+        """
+        file = SafetensorsFile.open(path)
+        if PROBE not in file.metadata:
+            raise PlanError("the file is not a probe", file=file.path, expected=f"{PROBE} in its metadata")
+        read = file.read(list(file.tensors), TensorCache(0), keep=False)
+        try:
+            table: Any = parse_json(file.metadata[PROBE])
+            layers = {name: _undescribed(entry, read) for name, entry in table["layers"].items()}
+            return cls(layers, float(table["loss"]), int(table["batches"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PlanError(
+                "the probe in the file is damaged, or of another version", file=file.path, got=str(error)
+            ) from error
+
+
+def probe(
+    module: nn.Module,
+    batches: Iterable[Any],
+    loss: Loss,
+    *,
+    preset: str | None = None,
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
+    algorithms: str | Sequence[str] = "all",
+    largest: int = 128,
+    memory: int | str = "2GB",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Probe:
+    """Find what each layer of a model could gain from some batches.
+
+    `loss(module, batch)` gives the loss of a batch, a scalar. The gradients of the weights that `preset`,
+    `include` and `exclude` choose (see `modules.select`) are averaged over the batches in float32, each as a
+    whole, and only their spectra and leading singular vectors are kept. `algorithms` names the kinds that are
+    to make an offer, "all" or some of them, and `largest` the highest rank that is looked at.
+
+    Gradients of at most `memory` bytes, a number or a text such as "2GB", are held at a time: where those of
+    all layers take more, the batches are gone through again for the next layers, in the same order, so that
+    they must be a list or the like. A single layer larger than that has a pass of its own. Each pass begins
+    with the same `seed` of torch's generators, which are afterwards as they were. So are the model's weights,
+    gradients, flags, hooks and running statistics, also after an error. Parameters of the loss that are not
+    the model's get gradients as by any `backward`.
+
+    The model runs as it is: in the mode, the dtype and on the device that it has. `progress` is called with
+    the number of layers that are done.
+
+    Raises PlanError for a loss that is no scalar, has no graph or is not finite, for a gradient that is not
+    finite, and for batches that end; LycorisError where nothing is chosen.
+    """
+    kinds = chosen_algorithms(algorithms, tuple(ALGORITHMS))
+    if type(largest) is not int or largest < 1:
+        raise PlanError("the highest rank is a whole number from 1", got=repr(largest))
+    sites = select(module, preset=preset, include=include, exclude=exclude)
+    groups = list(_groups(sites, bytes_of(memory)))
+    if len(groups) > 1 and iter(batches) is batches:
+        raise PlanError(
+            "the batches can be gone through only once, and the gradients do not fit into memory at a time",
+            got=f"{len(groups)} passes",
+            expected="a list of batches or the like, or more memory",
+        )
+    found: dict[str, Probed] = {}
+    mean, seen, reached = 0.0, 0, False
+    for group in groups:
+        sums = summed(module, group, batches, loss, seed=seed)
+        if seen and sums.batches != seen:
+            raise PlanError(
+                "the batches changed between two passes", got=str(sums.batches), expected=str(seen)
+            )
+        mean, seen, reached = sums.loss, sums.batches, reached or sums.reached
+        for site in group:
+            values = sums.gradients.pop(site.path)
+            if not is_finite(values):
+                raise PlanError("the gradient of a layer is not finite", key=site.path, got="NaN or infinity")
+            found[site.path] = _probed(site, values, sums.inputs.get(site.path), kinds, largest, seed)
+            if progress:
+                progress(len(found), len(sites))
+    if not reached:
+        raise PlanError(
+            "the loss has no graph to any of the layers",
+            expected="a loss of the model's outputs, not detached and not under no_grad",
+        )
+    return Probe(found, mean, seen)
+
+
+def chosen_algorithms(names: str | Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """The algorithms of these names, or all with "all". Raises PlanError for one that is not among them."""
+    given = tuple(known) if names == "all" else (names,) if isinstance(names, str) else tuple(names)
+    unknown = [name for name in given if name not in known]
+    if unknown or not given:
+        raise PlanError("no such algorithm", got=", ".join(unknown) or "none", expected=either(sorted(known)))
+    return given
+
+
+def check_layers(
+    shapes: Mapping[str, Shape], sites: Mapping[str, Site] | Mapping[str, Probed], what: str
+) -> None:
+    """Raise PlanError unless the sites hold layers of these shapes. `what` says whose they are."""
+    missing = [path for path in shapes if path not in sites]
+    if missing:
+        raise PlanError(
+            f"the {what} is for another model",
+            key=missing[0],
+            got=f"{len(missing)} of {len(shapes)} layers that the model does not have",
+        )
+    for path, shape in shapes.items():
+        if sites[path].shape != shape:
+            raise PlanError(
+                f"the {what} is for another model",
+                key=path,
+                got=f"a weight {list(sites[path].shape)}",
+                expected=str(list(shape)),
+            )
+
+
+def _groups(sites: Mapping[str, Site], memory: int) -> Generator[list[Site]]:
+    """The sites in order, in groups whose gradients fit into memory."""
+    group: list[Site] = []
+    held = 0
+    for site in sites.values():
+        size = 4 * torch.Size(site.shape).numel()
+        if group and held + size > memory:
+            yield group
+            group, held = [], 0
+        group.append(site)
+        held += size
+    yield group
+
+
+def _probed(
+    site: Site, values: Tensor, inputs: Tensor | None, kinds: Sequence[str], largest: int, seed: int
+) -> Probed:
+    weight: Any = site.module.weight
+    plain = weight.is_floating_point() and tuple(weight.shape) == site.shape
+    gradient = Gradient(values, largest=largest, weight=weight.detach() if plain else None, seed=seed)
+    offers = tuple(offer for kind in kinds for offer in ALGORITHMS[kind].offers(gradient))
+    spectrum = gradient.spectrum if values.ndim > 1 else values.new_tensor([math.sqrt(gradient.energy)])
+    moved: dict[int, Tensor] = {}
+    return Probed(
+        shape=site.shape,
+        kind=site.kind,
+        energy=gradient.energy,
+        spectrum=spectrum.cpu(),
+        offers=tuple(_on_cpu(offer, moved) for offer in offers) if gradient.energy else (),
+        inputs=None if inputs is None else inputs.cpu(),
+    )
+
+
+def _on_cpu(offer: Offer, moved: dict[int, Tensor]) -> Offer:
+    """The offer with its start on the CPU; a start that several offers have is moved once."""
+    for tensor in offer.start.values():
+        # As a tensor of its own: a view would keep the decomposition that it was cut from.
+        moved.setdefault(id(tensor), tensor.to("cpu", copy=True).contiguous())
+    return replace(offer, start={name: moved[id(tensor)] for name, tensor in offer.start.items()})
+
+
+def _described(layer: Probed, keep: Callable[[Tensor], str]) -> dict[str, Any]:
+    """A layer as JSON, where `keep` gives each tensor a name in the file."""
+    return {
+        "shape": list(layer.shape),
+        "kind": layer.kind,
+        "energy": layer.energy,
+        "spectrum": keep(layer.spectrum),
+        "inputs": None if layer.inputs is None else keep(layer.inputs),
+        "offers": [
+            {
+                "algorithm": offer.algorithm,
+                "factor": offer.factor,
+                "sizes": keep(_sizes(offer)),
+                "start": {name: keep(tensor) for name, tensor in offer.start.items()},
+            }
+            for offer in layer.offers
+        ],
+    }
+
+
+def _sizes(offer: Offer) -> Tensor:
+    """Ranks, gains and parameters as float64 (3, n), which holds them exactly; 0 is for no rank."""
+    ranks = [rank or 0 for rank in offer.ranks]
+    return torch.tensor([ranks, offer.gains, offer.parameters], dtype=torch.float64)
+
+
+def _undescribed(entry: Any, tensors: Mapping[str, Tensor]) -> Probed:
+    offers: list[Offer] = []
+    for one in entry["offers"]:
+        # torch types no `tolist`.
+        ranks, gains, parameters = cast("list[list[float]]", cast("Any", tensors[one["sizes"]]).tolist())
+        offers.append(
+            Offer(
+                algorithm=one["algorithm"],
+                ranks=tuple(int(rank) or None for rank in ranks),
+                gains=tuple(gains),
+                parameters=tuple(map(int, parameters)),
+                factor=one["factor"],
+                start={name: tensors[key] for name, key in one["start"].items()},
+            )
+        )
+    return Probed(
+        shape=tuple(map(int, entry["shape"])),
+        kind=str(entry["kind"]),
+        energy=float(entry["energy"]),
+        spectrum=tensors[entry["spectrum"]],
+        offers=tuple(offers),
+        inputs=None if entry["inputs"] is None else tensors[entry["inputs"]],
+    )

@@ -1,0 +1,120 @@
+"""How large an adapter is to be, as values: what planning, resizing and extraction are asked for."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+import torch
+
+from ..errors import PlanError
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+"""Bytes of each unit of a budget. MB is a million bytes, as disks count, and MiB is 2^20."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Every layer has this rank, or its highest where that is lower."""
+
+    rank: int
+
+    def __post_init__(self) -> None:
+        if type(self.rank) is not int or self.rank < 1:
+            raise PlanError("a rank is a whole number from 1", got=repr(self.rank), expected="Rank(16)")
+
+
+@dataclass(frozen=True)
+class Energy:
+    """The smallest adapter that gains this share of what the whole weights would, to within one rank.
+
+    The share is of all layers together: layers that gain much get more of it than others.
+    """
+
+    share: float
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.share) or not 0 < self.share <= 1:
+            raise PlanError("a share is above 0 and at most 1", got=repr(self.share), expected="Energy(0.9)")
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """As many parameters as the full weights of the layers have, divided by this."""
+
+    ratio: float
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.ratio) or not 1 <= self.ratio < math.inf:
+            raise PlanError("a ratio is a number from 1", got=repr(self.ratio), expected="Ratio(100)")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """At most so many bytes, as a number or a text ("50MB", "48 MiB"), or at most so many parameters.
+
+    `dtype` is that of the file, in which bytes are counted: bfloat16 unless given.
+    """
+
+    size: int | str | None = None
+    parameters: int | None = field(default=None, kw_only=True)
+    dtype: torch.dtype = field(default=torch.bfloat16, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if (self.size is None) == (self.parameters is None):
+            raise PlanError(
+                "a budget is in bytes or in parameters",
+                got="both" if self.size is not None else "neither",
+                expected='Budget("50MB") or Budget(parameters=20_000)',
+            )
+        if not self.dtype.is_floating_point:
+            raise PlanError("a budget is for values of a floating-point dtype", got=str(self.dtype))
+        if self.most < 1:
+            raise PlanError("a budget holds no parameter", got=repr(self.size or self.parameters))
+
+    @property
+    def most(self) -> int:
+        """The largest number of parameters."""
+        if self.parameters is not None:
+            return _whole(self.parameters)
+        return bytes_of(cast("int | str", self.size)) // self.dtype.itemsize
+
+
+Size = Rank | Energy | Ratio | Budget | Literal["auto"]
+"""What a caller may ask for. "auto" stops at the knee of the gain: where the next parameters would gain less
+each than the parameters of the full weights gain on the average."""
+
+
+def check_size(size: object) -> Size:
+    """The size itself. Raises PlanError for anything else, and names what a bare number could have meant."""
+    if isinstance(size, (Rank, Energy, Ratio, Budget)) or size == "auto":
+        return cast("Size", size)
+    raise PlanError(
+        "not a size",
+        got=repr(size),
+        expected='Rank(16), Energy(0.9), Ratio(100), Budget("50MB"), Budget(parameters=20_000) or "auto"',
+        hint=f"For that rank everywhere: Rank({size})" if type(size) is int else None,
+    )
+
+
+def bytes_of(size: int | str) -> int:
+    """A number of bytes, given as a number or as a text such as "50MB". Raises PlanError for others."""
+    if not isinstance(size, str):
+        return _whole(size)
+    found = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", size)
+    unit = UNITS.get((found[2] or "B").upper()) if found else None
+    if not found or unit is None:
+        raise PlanError("not a number of bytes", got=repr(size), expected='a text such as "50MB" or "48 MiB"')
+    return int(float(found[1].replace("_", "")) * unit)
+
+
+def _whole(number: object) -> int:
+    if type(number) is not int:
+        raise PlanError("a budget is a whole number", got=repr(number), expected="20_000 or a text: 50MB")
+    return number
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,208 @@
+"""Plans: the division of a size among layers, and what can be done with the result."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lycoris_ops as lyc
+from lycoris_ops.ranks.allocate import NOTHING, Candidate, allocate, hull, within
+from lycoris_ops.ranks.sizes import bytes_of
+
+
+def random_candidates(random: np.random.Generator, *, ranked: bool) -> dict[str, list[Candidate]]:
+    found: dict[str, list[Candidate]] = {}
+    for layer in range(4):
+        if ranked:
+            each, gains = int(random.integers(2, 9)), np.cumsum(np.sort(random.exponential(size=4))[::-1])
+            choices = [Candidate(each * (rank + 1), float(gain)) for rank, gain in enumerate(gains)]
+        else:
+            choices = [Candidate(int(random.integers(1, 30)), float(random.exponential())) for _ in range(5)]
+        found[str(layer)] = [NOTHING, *choices]
+    return found
+
+
+@pytest.mark.parametrize("ranked", [True, False], ids=["ranks of lora", "any sizes"])
+def test_allocation_is_near_the_best_of_all(ranked: bool) -> None:
+    """Against every combination, and within one step of the bound that the linear relaxation gives."""
+    random = np.random.default_rng(0)
+    ratios: list[float] = []
+    for _ in range(60):
+        candidates, most = random_candidates(random, ranked=ranked), int(random.integers(10, 60))
+        chosen = allocate(candidates, within(most))
+        assert sum(one.cost for one in chosen.values()) <= most
+        gain = sum(one.gain for one in chosen.values())
+        best = max(
+            sum(one.gain for one in each)
+            for each in itertools.product(*candidates.values())
+            if sum(one.cost for one in each) <= most
+        )
+        steps = [
+            (b.gain - a.gain, b.cost - a.cost)
+            for each in candidates.values()
+            for a, b in itertools.pairwise(hull(each))
+        ]
+        left, bound = most, 0.0
+        for step, cost in sorted(steps, key=lambda step: -step[0] / step[1]):
+            bound += step * min(1.0, left / cost)
+            left = max(0, left - cost)
+        assert gain <= best + 1e-9 and best <= bound + 1e-9
+        assert bound - gain <= max(step for step, _ in steps)
+        ratios.append(gain / best)
+    assert np.mean(ratios) > 0.95
+
+
+def test_a_hull_has_falling_slopes() -> None:
+    random = np.random.default_rng(1)
+    found = hull(random_candidates(random, ranked=False)["0"])
+    slopes = [(b.gain - a.gain) / (b.cost - a.cost) for a, b in itertools.pairwise(found)]
+    assert found[0] == NOTHING and len(found) > 1
+    assert slopes == sorted(slopes, reverse=True) and min(slopes) > 0
+
+
+def model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 24), nn.Tanh(), nn.Linear(24, 4))
+
+
+def loss(module: Any, batch: Tensor) -> Tensor:
+    return module(batch).square().mean()
+
+
+@pytest.fixture(scope="module")
+def probe() -> lyc.Probe:
+    return lyc.probe(model(), torch.randn(2, 40, 16, generator=torch.Generator().manual_seed(1)), loss)
+
+
+SIZES: dict[str, Any] = {
+    "rank": lyc.Rank(3),
+    "energy": lyc.Energy(0.8),
+    "ratio": lyc.Ratio(4),
+    "budget": lyc.Budget(parameters=400),
+    "bytes": lyc.Budget("1KB", dtype=torch.float32),
+    "auto": "auto",
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("algorithms", ["auto", "all", ("lora", "lokr")], ids=str)
+def test_plans_keep_to_their_size_and_start_from_the_base(
+    probe: lyc.Probe, size: str, algorithms: Any
+) -> None:
+    plan = lyc.plan_ranks(probe, size=SIZES[size], algorithms=algorithms, scale=0.5)
+    full = 16 * 32 + 32 * 24 + 24 * 4
+    assert plan.full == full and 0 < len(plan) <= 3
+    assert {row.path for row in plan} | set(plan.left_out) == {"0", "2", "4"}
+    most = {"ratio": full / 4, "budget": 400, "bytes": 250}.get(size, math.inf)
+    assert plan.parameters <= most
+    if size == "energy":
+        assert plan.gain >= 0.8 * (1 - 1e-6)
+    sites = dict(model().named_modules())
+    for row in plan:
+        layer = row.start(probe)
+        trained = [t for s, t in layer.dump().items() if s not in layer.numbers]
+        assert sum(tensor.numel() for tensor in trained) == row.parameters
+        assert not layer.delta(sites[row.path].weight.detach()).any()
+        if row.algorithm == "lora":
+            assert row.alpha == 0.5 * (row.rank or 0) == layer.alpha
+            assert size != "rank" or row.rank == 3
+        assert row.lr == (10 if row.algorithm in ("lokr", "ia3") else 1)
+
+
+def test_energy_takes_the_fewest_parameters(probe: lyc.Probe) -> None:
+    """With one rank less of the widest layer, no plan gains the share."""
+    plan = lyc.plan_ranks(probe, size=lyc.Energy(0.8))
+    less = lyc.plan_ranks(probe, size=lyc.Budget(parameters=plan.parameters - (32 + 24)))
+    assert less.gain < 0.8 <= plan.gain
+
+
+def test_auto_stops_where_parameters_gain_less_than_those_of_the_weights(probe: lyc.Probe) -> None:
+    plan = lyc.plan_ranks(probe)
+    spectra = {path: layer.spectrum.double().square() for path, layer in probe.layers.items()}
+    for path, layer in probe.layers.items():
+        slope = probe.energy / plan.full * sum(layer.shape)
+        kept = int((spectra[path] > slope).sum())
+        assert kept == next((row.rank for row in plan if row.path == path), 0)
+
+
+def test_bounds_of_ranks(probe: lyc.Probe) -> None:
+    plan = lyc.plan_ranks(probe, size=lyc.Energy(0.5), r_min=2, r_max=3)
+    assert len(plan) == 3 and {row.rank for row in plan} <= {2, 3}
+
+
+def test_a_plan_is_edited_and_kept(probe: lyc.Probe) -> None:
+    plan = lyc.plan_ranks(probe, size=lyc.Rank(2))
+    wider = plan.with_row("2", rank=5)
+    assert wider["2"].parameters == 5 * (32 + 24) and wider["2"].alpha == 5 and plan["2"].rank == 2
+    assert (wider["2"].gain or 0) > (plan["2"].gain or 0)
+    assert [row.path for row in wider] == ["0", "2", "4"]
+    other = wider.with_row("0", algorithm="lokr", rank=None, factor=4)
+    assert other["0"].parameters == 16 + 32 and other["0"].lr == 10
+    fewer = other.without("4")
+    assert fewer.left_out == ("4",) and fewer.with_row("4", rank=1)["4"].parameters == 28
+    read = lyc.Plan.of_json(fewer.json(), probe=probe)
+    assert read == fewer and read.probe is probe
+    text = str(fewer)
+    assert "lokr 4" in text and "2 layers, 328 parameters" in text and "1 layers left out: 4" in text
+    unknown = lyc.Plan.of_json(plan.json()).with_row("0", rank=1)
+    assert unknown["0"].gain is None and unknown["0"].parameters == 48
+
+
+WRONG: dict[str, tuple[str, Callable[[lyc.Probe], Any]]] = {
+    "rank 0": ("whole number from 1", lambda probe: lyc.Rank(0)),
+    "a share": ("above 0 and at most 1", lambda probe: lyc.Energy(90)),
+    "a ratio": ("number from 1", lambda probe: lyc.Ratio(0.5)),
+    "two budgets": ("in bytes or in parameters", lambda probe: lyc.Budget("1MB", parameters=3)),
+    "a unit": ("number of bytes", lambda probe: lyc.Budget("1 furlong")),
+    "nothing": ("holds no parameter", lambda probe: lyc.Budget("1B")),
+    "a number": (r"Rank\(16\)$", lambda probe: lyc.plan_ranks(probe, size=16)),  # type: ignore[arg-type]
+    "too little": (
+        "below the smallest plan.*expected at least 28",
+        lambda probe: lyc.plan_ranks(probe, size=lyc.Budget(parameters=27)),
+    ),
+    "too little for all": (
+        "expected at least 132",
+        lambda probe: lyc.plan_ranks(probe, size=lyc.Budget(parameters=131), r_min=1),
+    ),
+    "too much": (
+        "no plan gains so much",
+        lambda probe: lyc.plan_ranks(probe, size=lyc.Energy(1.0), r_max=1),
+    ),
+    "an algorithm": ("no such algorithm", lambda probe: lyc.plan_ranks(probe, algorithms=["lora", "oft"])),
+    "bounds": ("in these bounds", lambda probe: lyc.plan_ranks(probe, r_min=3, r_max=2)),
+    "a layer": ("no such layer", lambda probe: lyc.plan_ranks(probe).without("9")),
+    "a value": ("no such value", lambda probe: lyc.plan_ranks(probe).with_row("0", dim=4)),
+    "json": ("not a plan", lambda probe: lyc.Plan.of_json('{"rows": [{"path": 1}]}')),
+    "no json": ("not a plan", lambda probe: lyc.Plan.of_json("rank 4")),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_use_is_an_error(probe: lyc.Probe, case: str) -> None:
+    message, use = WRONG[case]
+    with pytest.raises(lyc.PlanError, match=message):
+        use(probe)
+
+
+def test_a_plan_is_for_one_model(probe: lyc.Probe) -> None:
+    from lycoris_ops.modules import select
+
+    plan = lyc.plan_ranks(probe)
+    plan.check_model(select(model()))
+    probe.check_model(select(model()))
+    with pytest.raises(lyc.PlanError, match="for another model"):
+        plan.check_model(select(nn.Sequential(nn.Linear(16, 31))))
+    with pytest.raises(lyc.PlanError, match="2 of 3 layers that the model does not have"):
+        probe.check_model(select(nn.Sequential(nn.Linear(16, 32))))
+
+
+@pytest.mark.parametrize(("text", "size"), [("50MB", 50e6), ("48 MiB", 48 * 2**20), ("1_000", 1000), (7, 7)])
+def test_bytes_of_texts(text: Any, size: float) -> None:
+    assert bytes_of(text) == size

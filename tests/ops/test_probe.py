@@ -1,0 +1,231 @@
+"""The probe: gradients of a model's weights, and what each kind of layer can gain from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import lycoris_ops as lyc
+from lycoris_ops.algorithms import ALGORITHMS
+from lycoris_ops.algorithms.offers import Gradient
+from lycoris_ops.maths.decompositions import leading_triples, rearranged
+
+
+class Net(nn.Module):
+    """Every kind of layer, one of them called twice, with a change in place behind one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(11, 6, padding_idx=3)
+        self.norm = nn.LayerNorm(6)
+        self.twice = nn.Linear(6, 6)
+        self.one = nn.Conv1d(6, 8, 3, stride=2, padding=1, bias=False)
+        self.two = nn.Conv2d(8, 8, (3, 2), padding="same", groups=2, padding_mode="circular")
+        self.three = nn.Conv3d(4, 6, (1, 2, 3), dilation=(1, 1, 2), padding=(0, 1, 2))
+        self.head = nn.Linear(6, 5)
+        self.idle = nn.Linear(6, 5)
+
+    def forward(self, words: Tensor) -> Tensor:
+        x = self.norm(self.words(words))
+        x = self.twice(functional.silu(self.twice(x)))
+        x += 1
+        x = self.one(x.transpose(1, 2))
+        x = self.two(x.unflatten(2, (2, -1)))
+        x = self.three(functional.silu(x).unflatten(1, (4, 2)))
+        return self.head(x.flatten(2).mean(2))
+
+
+def loss(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return functional.cross_entropy(module(batch[0]), batch[1])
+
+
+def batches(count: int = 3) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(5)
+    return [
+        (torch.randint(0, 11, (4, 8), generator=generator), torch.randint(0, 5, (4,), generator=generator))
+        for _ in range(count)
+    ]
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net()
+
+
+EVERYTHING: Any = ("words", "norm", "twice", "one", "two", "three", "head", "idle")
+
+
+def full_gradients(net: Net) -> dict[str, Tensor]:
+    """The mean gradients of all weights by autograd, in float64."""
+    twin = Net().double()
+    twin.load_state_dict(net.state_dict())
+    sum(loss(twin, batch) for batch in batches()).div(3).backward()
+    found = dict(twin.named_modules())
+    return {path: found[path].weight.grad for path in EVERYTHING if path != "idle"}
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
+def test_gradients_are_those_of_autograd_and_the_model_stays_as_it_was(net: Net, frozen: bool) -> None:
+    net.requires_grad_(not frozen)
+    net.norm.weight.grad = torch.ones(6)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    wanted = full_gradients(net)
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    # Every gradient in a pass of its own, and all in one, are the same.
+    found = lyc.probe(net, batches(), loss, include=EVERYTHING, memory=1)
+    again = lyc.probe(net, batches(), loss, include=EVERYTHING)
+    for path, gradient in wanted.items():
+        energy = float(gradient.square().sum())
+        assert found.layers[path].energy == pytest.approx(energy, rel=1e-5), path
+        assert again.layers[path].energy == pytest.approx(energy, rel=1e-5), path
+        if gradient.ndim > 1:
+            spectrum = torch.linalg.svdvals(gradient.flatten(1))
+            torch.testing.assert_close(
+                found.layers[path].spectrum.double(), spectrum, atol=1e-6 * spectrum[0].item(), rtol=1e-4
+            )
+    assert found.layers["idle"].energy == 0 and not found.layers["idle"].offers
+    assert found.loss == pytest.approx(sum(float(loss(net, batch)) for batch in batches()) / 3, rel=1e-5)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(parameter.requires_grad is not frozen for parameter in net.parameters())
+    assert torch.equal(net.norm.weight.grad, torch.ones(6))
+    assert [p for p in net.parameters() if p.grad is not None] == [net.norm.weight]
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_inputs_are_measured(net: Net) -> None:
+    seen: list[Tensor] = []
+    net.head.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
+    found = lyc.probe(net, batches(), loss, include="head")
+    torch.testing.assert_close(found.layers["head"].inputs, torch.cat(seen).square().mean(0))
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (12, 8, 3), (12, 8, 3, 2), (500, 700)], ids=str)
+def test_singular_triples_are_those_of_torch(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows, columns = shape[0], math.prod(shape[1:])
+    base = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    left, _, right = torch.linalg.svd(base, full_matrices=False)
+    values = 0.8 ** torch.arange(min(rows, columns), dtype=torch.float64)
+    matrix = left * values @ right
+    found = leading_triples(matrix.float(), 8)
+    torch.testing.assert_close(found[1].double(), values[:8], rtol=1e-4, atol=1e-6)
+    nearest = (left[:, :8] * values[:8]) @ right[:8]
+    torch.testing.assert_close((found[0] * found[1] @ found[2]).double(), nearest, rtol=0, atol=1e-4)
+
+
+def test_a_kronecker_product_is_one_triple() -> None:
+    w1, w2 = torch.randn(3, 2), torch.randn(4, 5, 3)
+    whole = torch.einsum("ab,cdk->acbdk", w1, w2).reshape(12, 10, 3)
+    torch.testing.assert_close(rearranged(whole, 3, 2), torch.outer(w1.flatten(), w2.flatten()))
+
+
+SHAPES = [(24, 36), (24, 12, 3), (12, 8, 3, 3), (12, 8, 1, 2, 3)]
+
+
+@pytest.mark.parametrize("algorithm", ["lora", "loha", "lokr", "ia3", "full"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_start_changes_nothing_and_gains_what_was_offered(algorithm: str, shape: tuple[int, ...]) -> None:
+    """The gain is the energy of the gradient of the trained tensors, by autograd through `delta`."""
+    torch.manual_seed(3)
+    values, weight = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
+    if algorithm == "ia3":
+        weight = functional.normalize(weight.flatten(1)).reshape(shape)
+    offers = ALGORITHMS[algorithm].offers(Gradient(values, weight=weight, largest=5))
+    assert offers and all(offer.algorithm == algorithm for offer in offers)
+    for offer in offers:
+        for rank, gain, size in zip(offer.ranks, offer.gains, offer.parameters, strict=True):
+            layer = ALGORITHMS[algorithm].started(offer.start, shape, rank, 1.0, seed=0, factor=offer.factor)
+            trained = {n: t for n, t in layer.tensors().items() if t.is_floating_point()}
+            assert sum(tensor.numel() for tensor in trained.values()) == size
+            leaves = {name: tensor.double().requires_grad_() for name, tensor in trained.items()}
+            delta = layer.with_tensors(dict(leaves)).delta(weight)
+            assert not delta.any()
+            found = torch.autograd.grad((delta * values).sum(), list(leaves.values()), allow_unused=True)
+            energy = sum(float(each.square().sum()) for each in found if each is not None)
+            assert energy == pytest.approx(gain, rel=1e-4), (rank, offer.factor)
+
+
+def test_the_start_of_lokr_is_the_best_first_factor() -> None:
+    """No first factor of norm 1 gives the second one a larger gradient."""
+    values = torch.randn(12, 18)
+    offer = next(
+        o for o in ALGORITHMS["lokr"].offers(Gradient(values)) if o.factor == 2 and o.ranks == (None,)
+    )
+    for _ in range(200):
+        w1 = functional.normalize(offer.start["lokr_w1"] + torch.randn(2, 2) / 3, dim=None)  # type: ignore[arg-type]
+        w1 = w1 / w1.norm()
+        w2 = torch.zeros(6, 9, requires_grad=True)
+        (torch.kron(w1, w2) * values).sum().backward()
+        assert w2.grad is not None and float(w2.grad.square().sum()) <= offer.gains[0] * (1 + 1e-5)
+
+
+def test_a_probe_is_kept_in_a_file(net: Net, tmp_path: Path) -> None:
+    found = lyc.probe(net, batches(), loss, include=EVERYTHING)
+    found.save(tmp_path / "probe.safetensors")
+    read = lyc.Probe.load(tmp_path / "probe.safetensors")
+    assert (read.loss, read.batches, read.energy) == (found.loss, found.batches, found.energy)
+    assert list(read.layers) == list(found.layers) and read.algorithms == found.algorithms
+    one, two = lyc.plan_ranks(found), lyc.plan_ranks(read)
+    assert one == two and one.rows
+    for row in one:
+        first, second = row.start(found), row.start(read)
+        for name, tensor in first.tensors().items():
+            assert torch.equal(tensor, second.tensors()[name])
+    # LoRA and LoHa start from the same vectors, which are there once.
+    offers = {offer.algorithm: offer for offer in read.layers["head"].offers}
+    assert offers["lora"].start["lora_down"] is offers["loha"].start["hada_w2_b"]
+
+
+def test_a_file_that_is_no_probe(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = str(tmp_path / "other.safetensors")
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(lyc.PlanError, match="not a probe"):
+        lyc.Probe.load(path)
+    save_file({"a": torch.zeros(1)}, path, {"lycoris_probe": '{"layers": 3}'})
+    with pytest.raises(lyc.PlanError, match="damaged"):
+        lyc.Probe.load(path)
+
+
+def once() -> Iterator[tuple[Tensor, Tensor]]:
+    yield from batches()
+
+
+def broken(module: Net, batch: tuple[Tensor, Tensor]) -> Tensor:
+    module.two.weight.data[0] = math.nan
+    return loss(module, batch)
+
+
+WRONG: dict[str, tuple[str, dict[str, Any]]] = {
+    "no scalar": ("not a scalar", {"loss": lambda module, batch: module(batch[0])}),
+    "no tensor": ("not a scalar", {"loss": lambda module, batch: loss(module, batch).item()}),
+    "no graph": ("no graph", {"loss": lambda module, batch: loss(module, batch).detach()}),
+    "nan": ("^two: the loss is not finite", {"loss": broken}),
+    "batches that end": ("only once", {"batches": once(), "memory": 1}),
+    "no batches": ("no batches", {"batches": []}),
+    "an algorithm": ("no such algorithm", {"algorithms": "dora"}),
+    "a rank": ("highest rank", {"largest": 0}),
+    "memory": ("number of bytes", {"memory": "much"}),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_use_is_an_error_and_the_model_stays_as_it_was(net: Net, case: str) -> None:
+    message, given = WRONG[case]
+    arguments: dict[str, Any] = {"batches": batches(), "loss": loss, "include": EVERYTHING, **given}
+    run: Callable[..., Any] = lyc.probe
+    with pytest.raises(lyc.PlanError, match=message):
+        run(net, **arguments)
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in net.parameters())
+    assert not any(module._forward_hooks for module in net.modules())
