@@ -93,7 +93,7 @@ def test_gradients_are_those_of_autograd_and_the_model_stays_as_it_was(net: Net,
                 found.layers[path].spectrum.double(), spectrum, atol=1e-6 * spectrum[0].item(), rtol=1e-4
             )
     assert found.layers["idle"].energy == 0 and not found.layers["idle"].offers
-    assert found.loss == pytest.approx(sum(float(loss(net, batch)) for batch in batches()) / 3, rel=1e-5)
+    assert found.loss == pytest.approx(sum(loss(net, batch).item() for batch in batches()) / 3, rel=1e-5)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert all(parameter.requires_grad is not frozen for parameter in net.parameters())
