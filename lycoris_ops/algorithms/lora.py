@@ -13,7 +13,7 @@ from torch import Tensor
 from ..changes.forms import Additive, LowRank
 from ..errors import LayerError, UnsupportedError
 from ..maths.decompositions import leading, singular
-from ..maths.shapes import Extent, Shape, shown
+from ..maths.shapes import Extent, Shape, flat_shape, shown
 from ..maths.tensors import compute_dtype, fold_core
 from .base import agree, column, dimensions, folded, kaiming, matrix, scale, shared, vector
 from .factored import Factored
