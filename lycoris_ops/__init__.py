@@ -32,6 +32,7 @@ from .names.model_files import read_shapes
 from .names.written import WRITTEN
 from .patch import PatchPlan, patch_, patch_report
 from .ranks.choice import plan_ranks
+from .ranks.picture import draw_plan
 from .ranks.plan import Plan, Row
 from .ranks.probe import Probe, probe
 from .ranks.sizes import Budget, Energy, Rank, Ratio
@@ -100,6 +101,7 @@ __all__ = [
     "describe",
     "describe_saved",
     "discover",
+    "draw_plan",
     "dtype_name",
     "few",
     "geometry_of",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from torch import nn
@@ -15,7 +15,8 @@ from ..adapters.load import load_adapter
 from ..errors import LycorisError
 from ..modules import Pattern, Site, select
 from ..modules.sites import site_of
-from .member import Member, make_layer
+from ..ranks.plan import Plan
+from .member import Member, completed, layer_seed, make_layer
 from .naming import layers_for, model_shapes
 from .network import LycorisNetwork
 from .settings import Settings
@@ -35,6 +36,7 @@ def create_lycoris(
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
     overrides: Overrides | None = None,
+    plan: Plan | None = None,
     weights: str | os.PathLike[str] | Adapter | None = None,
     prefix: str = "",
     seed: int | None = None,
@@ -51,6 +53,10 @@ def create_lycoris(
     those of its layers, and training goes on from them. Else every layer starts at a change of zero, from
     `seed`; without a seed a random one is drawn, which is `network.seed`.
 
+    With `plan` the modules, algorithms, ranks, alphas and learning rates are those of its rows, and the
+    layers start from the gradient where the plan has its probe. `options` and `overrides` add what a plan
+    does not say, such as dropouts and DoRA.
+
     `prefix` is what stands before the model's paths in files, for a model that is a part of a larger one:
     `diffusion_model.`.
 
@@ -60,15 +66,19 @@ def create_lycoris(
     given = {"algorithm": algorithm, "rank": rank, "alpha": alpha, **options}
     base = Settings().with_options(given, "create_lycoris")
     drawn = random.getrandbits(31) if seed is None else seed
-    if weights is None:
+    if (plan is not None or weights is not None) and (preset or include or exclude):
+        raise LycorisError(
+            "a file or a plan says itself which modules are adapted",
+            got="preset, include or exclude beside it",
+            expected="weights or plan alone",
+        )
+    if plan is not None and weights is not None:
+        raise LycorisError("layers are either planned or from a file", got="plan and weights")
+    if plan is not None:
+        members, notes = _planned(module, plan, base, overrides or {}, drawn), []
+    elif weights is None:
         sites = select(module, preset=preset, include=include, exclude=exclude)
         members, notes = _fresh(_overridden(sites, base, overrides or {}), drawn)
-    elif preset or include or exclude:
-        raise LycorisError(
-            "a file says itself which modules are adapted",
-            got="weights with preset, include or exclude",
-            expected="weights alone",
-        )
     else:
         members, notes = _from_file(module, weights, prefix, base, overrides or {}), []
     network = LycorisNetwork(module, members, seed=drawn, prefix=prefix, notes=notes)
@@ -124,11 +134,36 @@ def _from_file(
 ) -> dict[str, Member]:
     adapter = weights if isinstance(weights, Adapter) else load_adapter(weights)
     layers = layers_for(adapter, model_shapes(module, prefix), prefix)
-    # With duplicates, as the names of a file may be any of them.
-    named: Iterable[tuple[str, nn.Module]] = cast("Any", module).named_modules(remove_duplicate=False)
-    sites = {path: site for path, inner in named if isinstance(site := site_of(path, inner), Site)}
+    sites = _sites(module)
     chosen = {path: sites[path] for path in layers}
     return {
         one.site.path: Member(one.site, layers[one.site.path], one.settings)
         for one in _overridden(chosen, base, overrides)
     }
+
+
+def _planned(
+    module: nn.Module, plan: Plan, base: Settings, overrides: Overrides, seed: int
+) -> dict[str, Member]:
+    sites = _sites(module)
+    plan.check_model(sites)
+    members: dict[str, Member] = {}
+    for one in _overridden({row.path: sites[row.path] for row in plan}, base, overrides):
+        row, path = plan[one.site.path], one.site.path
+        settings = replace(
+            one.settings,
+            algorithm=row.algorithm,
+            rank=row.rank or one.settings.rank,
+            alpha=row.alpha,
+            factor=row.factor,
+            lr=row.lr * one.settings.lr,
+        )
+        layer = row.start(plan.probe, seed=layer_seed(seed, path))
+        members[path] = Member(one.site, completed(layer, one.site, settings), settings)
+    return members
+
+
+def _sites(module: nn.Module) -> dict[str, Site]:
+    """All sites of a model by path, under each of the names of a module."""
+    named: Iterable[tuple[str, nn.Module]] = cast("Any", module).named_modules(remove_duplicate=False)
+    return {path: site for path, inner in named if isinstance(site := site_of(path, inner), Site)}

@@ -204,6 +204,18 @@ def make_layer(site: Site, settings: Settings, seed: int) -> tuple[Layer, str | 
         layer: Layer = kind.init(
             site.shape, rank, alpha, seed=layer_seed(seed, site.path), **_options(settings)
         )
+    layer = completed(layer, site, settings)
+    if rank == asked or layer.rank is None:
+        return layer, None
+    return layer, f"{site.path}: rank {rank} in place of {asked}, the most that {list(site.shape)} can use"
+
+
+def completed(layer: Layer, site: Site, settings: Settings) -> Layer:
+    """A fresh layer with what the settings add to every kind: DoRA's magnitude and a change of the bias.
+
+    The weight is read for DoRA alone. Raises LayerError where the algorithm has no magnitude.
+    """
+    with located(key=site.path):
         if settings.dora is not None:
             if not isinstance(layer, Factored):
                 raise LayerError(
@@ -212,9 +224,7 @@ def make_layer(site: Site, settings: Settings, seed: int) -> tuple[Layer, str | 
             layer = layer.decomposed(read_weight(site), 0 if settings.dora == "output" else 1)
     if settings.bias and site.has_bias:
         layer = layer.with_tensors({field_of(DIFF_B): torch.zeros(site.shape[0])})
-    if rank == asked or layer.rank is None:
-        return layer, None
-    return layer, f"{site.path}: rank {rank} in place of {asked}, the most that {list(site.shape)} can use"
+    return layer
 
 
 def _options(settings: Settings) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,11 @@ def test_a_plan_is_edited_and_kept(probe: lyc.Probe) -> None:
     assert unknown["0"].gain is None and unknown["0"].parameters == 48
 
 
+def test_a_plan_is_drawn(probe: lyc.Probe, tmp_path: Path) -> None:
+    lyc.draw_plan(lyc.plan_ranks(probe, size=lyc.Rank(2), algorithms="all"), tmp_path / "plan.png")
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
 WRONG: dict[str, tuple[str, Callable[[lyc.Probe], Any]]] = {
     "rank 0": ("whole number from 1", lambda probe: lyc.Rank(0)),
     "a share": ("above 0 and at most 1", lambda probe: lyc.Energy(90)),
@@ -206,3 +212,32 @@ def test_a_plan_is_for_one_model(probe: lyc.Probe) -> None:
 @pytest.mark.parametrize(("text", "size"), [("50MB", 50e6), ("48 MiB", 48 * 2**20), ("1_000", 1000), (7, 7)])
 def test_bytes_of_texts(text: Any, size: float) -> None:
     assert bytes_of(text) == size
+
+
+@pytest.mark.parametrize("options", [{}, {"dora": "output"}], ids=["plain", "dora"])
+def test_a_network_follows_a_plan_and_starts_from_the_gradient(probe: lyc.Probe, options: Any) -> None:
+    kinds = ("lora", "lokr", "loha")
+    plan = lyc.plan_ranks(probe, size=lyc.Rank(2), algorithms=kinds, scale=0.5).with_row(
+        "2", algorithm="loha"
+    )
+    plan = plan.with_row("4", algorithm="lokr", rank=None, factor=2)
+    net, x = model(), torch.randn(5, 16)
+    before = net(x)
+    network = lyc.create_lycoris(net, plan=plan, seed=1, **options)
+    network.apply_to()
+    # DoRA divides by norms that it multiplies by again.
+    torch.testing.assert_close(net(x), before, rtol=0, atol=1e-6 if options else 0)
+    assert {path: one.layer.algorithm for path, one in network.members.items()} == {
+        "0": "lora",
+        "2": "loha",
+        "4": "lokr",
+    }
+    groups = network.parameter_groups(1e-3)
+    assert sorted(group["lr"] for group in groups)[-1] == pytest.approx(1e-2)
+    down = network.members["0"].layer.tensors()["lora_down"]
+    torch.testing.assert_close(down.abs(), probe.start_of("0", "lora", None, 2)["lora_down"][:2].abs())
+    network.restore()
+    with pytest.raises(lyc.PlanError, match="for another model"):
+        lyc.create_lycoris(nn.Sequential(nn.Linear(16, 16)), plan=plan)
+    with pytest.raises(lyc.LycorisError, match="which modules are adapted"):
+        lyc.create_lycoris(net, plan=plan, include="0")
