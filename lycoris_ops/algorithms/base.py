@@ -18,7 +18,7 @@ from ..changes.operators import Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Rows, Shape, fits, shown
 from ..maths.tensors import compute_dtype, is_finite
-from .offers import Gradient, Offer
+from .offers import Gradient, Growth, Offer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -238,6 +238,56 @@ class Layer(ABC):
         what the start leaves open.
         """
         return cls.init(shape, rank or 1, scale * (rank or 1), seed=seed)
+
+    # Components of the rank.
+
+    def rank_axes(self) -> Mapping[str, int]:
+        """The fields that hold a slice for each component of the rank, with the axis that counts them.
+
+        Empty where there is no rank, or its components cannot be taken apart.
+        """
+        return {}
+
+    def with_components(self, kept: Sequence[int]) -> Self:
+        """The layer with only these components of its rank, at the same scale."""
+        held, axes = self.tensors(), self.rank_axes()
+        cut = {
+            name: held[name].index_select(axis, torch.tensor(kept, device=held[name].device))
+            for name, axis in axes.items()
+        }
+        return self._of_rank(cut, len(kept))
+
+    def grown(self, components: Mapping[str, Tensor]) -> Self:
+        """The layer with further components of its rank, at the same scale; see `growth`."""
+        held, axes = self.tensors(), self.rank_axes()
+        grown = {
+            name: torch.cat([held[name], components[name].to(held[name])], axis)
+            for name, axis in axes.items()
+        }
+        name, axis = next(iter(axes.items()))
+        return self._of_rank(grown, grown[name].shape[axis])
+
+    def _of_rank(self, tensors: Mapping[str, Tensor], rank: int) -> Self:
+        """The layer with these tensors, which have another rank, at the same scale."""
+        old = self.rank
+        alpha = self.alpha if self.alpha is None or old is None else self.alpha / old * rank
+        return replace(self, **tensors, alpha=alpha)
+
+    def growth(self, gradient: Tensor, most: int, *, seed: int = 0) -> Growth | None:
+        """Components that would gain most beside those that the layer has, and change nothing at first.
+
+        `gradient` (O, I, *kernel) is that of the weight as the layer has changed it. There are at most
+        `most` of them. None where the kind has no components.
+        """
+        return None
+
+    def normal(self) -> tuple[Self, Mapping[str, Tensor]]:
+        """The same change, with components that are as independent as they can be.
+
+        Beside it, for each field in `rank_axes`, the matrix (r, r) that made its slices: slice j of the
+        result is the sum of the old slices i times the matrix at (i, j). Empty where nothing was done.
+        """
+        return self, {}
 
     @classmethod
     def load(cls, tensors: Mapping[str, Tensor], options: Mapping[str, Any] | None = None) -> Self:

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ..changes.forms import Hadamard
 from ..errors import LayerError
+from ..maths.decompositions import leading, leading_triples
 from ..maths.shapes import Shape, flat_shape, shown
 from ..maths.tensors import fold_core
 from .base import agree, dimensions, folded, matrix, scale, shared
 from .factored import Factored
-from .offers import Gradient, Offer, cumulative, first
+from .offers import Gradient, Growth, Offer, cumulative, first
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -154,6 +155,33 @@ class Loha(Factored):
         usual.hada_w1_b[0] = 1
         columns = usual.hada_w2_b.shape[1:]
         return replace(usual, hada_w2_b=first(start["hada_w2_b"], rank, columns, seed=seed))
+
+    def rank_axes(self) -> Mapping[str, int]:
+        """Empty with Tucker cores, whose ranks are mixed."""
+        if self.hada_t1 is not None:
+            return {}
+        return {"hada_w1_a": 1, "hada_w1_b": 0, "hada_w2_a": 1, "hada_w2_b": 0}
+
+    def growth(self, gradient: Tensor, most: int, *, seed: int = 0) -> Growth | None:
+        """w?_b: the leading right singular vectors of (G * the other matrix) (1 - P); w1_a and w2_a zero.
+
+        P is on the rows that w?_b has. The gains of both matrices add up.
+        """
+        if self.hada_t1 is not None:
+            return None
+        held = {name: tensor.detach().flatten(1).to(gradient) for name, tensor in self.tensors().items()}
+        made = {left: held[left] @ held[right] for left, right, _ in PAIRS}
+        grown: dict[str, Tensor] = {}
+        spectra: list[Tensor] = []
+        for (left, right, _), (other, _, _) in zip(PAIRS, PAIRS[::-1], strict=True):
+            rows, flat = leading(held[right].T), gradient.flatten(1) * made[other]
+            _, values, vectors = leading_triples(flat - (flat @ rows) @ rows.T, most, seed=seed)
+            spectra.append(values)
+            tensors = self.tensors()
+            grown[right] = vectors.reshape(len(values), *tensors[right].shape[1:])
+            grown[left] = vectors.new_zeros(len(flat), len(values), *tensors[left].shape[2:])
+        gains = torch.stack(spectra).square().sum(0).sqrt()
+        return Growth(cumulative(gains), grown)
 
     def product(self) -> Hadamard:
         w1_a, w1_b = _plain(self.hada_w1_a, self.hada_w1_b, self.hada_t1)

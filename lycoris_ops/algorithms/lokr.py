@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ..changes.forms import Dense, Kronecker, product
 from ..errors import LayerError
-from ..maths.decompositions import leading_triples
+from ..maths.decompositions import leading, leading_triples, rearranged
 from ..maths.shapes import Extent, Rows, Shape, factorization, fits, shown
 from ..maths.tensors import compute_dtype, fold_core
 from .base import DERIVED, Layer, agree, cut, dimensions, folded, in_blocks, kaiming, matrix, scale, shared
 from .factored import Factored
-from .offers import Gradient, Offer, cumulative, first
+from .offers import Gradient, Growth, Offer, cumulative, first
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -213,6 +213,35 @@ class Lokr(Factored):
             lokr_w2_a=first(left, rank, (k,), seed=seed).T.contiguous(),
             lokr_w2_b=torch.zeros(rank, j * math.prod(shape[2:])),
             alpha=scale * rank,
+        )
+
+    def rank_axes(self) -> Mapping[str, int]:
+        """Those of a low-rank w2; empty where it is full or has a Tucker core."""
+        plain = self.lokr_w2_a is not None and self.lokr_t2 is None
+        return {"lokr_w2_a": 1, "lokr_w2_b": 0} if plain else {}
+
+    def growth(self, gradient: Tensor, most: int, *, seed: int = 0) -> Growth | None:
+        """w2_a: the leading left singular vectors of (1 - P) dL/dw2, with P on the columns that it has.
+
+        w2_b is zero. dL/dw2 is the sum of the blocks of the gradient, weighted by w1.
+        """
+        if not self.rank_axes() or self.of_peft or self.window is not None:
+            return None
+        assert self.lokr_w2_a is not None and self.lokr_w2_b is not None
+        w1 = product(
+            _matrix(self.lokr_w1, self.lokr_w1_a, self.lokr_w1_b, None), gradient.dtype, gradient.device
+        )
+        blocks = rearranged(gradient, *w1.shape)
+        inner = (w1.detach().flatten() @ blocks).reshape(len(self.lokr_w2_a), -1)
+        columns = leading(self.lokr_w2_a.detach().flatten(1).to(inner))
+        left, values, _ = leading_triples(inner - columns @ (columns.T @ inner), most, seed=seed)
+        count = len(values)
+        return Growth(
+            cumulative(values),
+            {
+                "lokr_w2_a": left.reshape(len(left), count, *self.lokr_w2_a.shape[2:]),
+                "lokr_w2_b": left.new_zeros(count, *self.lokr_w2_b.shape[1:]),
+            },
         )
 
     def product(self) -> Kronecker | Dense:

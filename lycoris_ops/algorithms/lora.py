@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ..changes.forms import Additive, LowRank
 from ..errors import LayerError, UnsupportedError
-from ..maths.decompositions import leading, singular
+from ..maths.decompositions import leading, leading_triples, pseudo_inverse, singular
 from ..maths.shapes import Extent, Shape, flat_shape, shown
 from ..maths.tensors import compute_dtype, fold_core
 from .base import agree, column, dimensions, folded, kaiming, matrix, scale, shared, vector
 from .factored import Factored
-from .offers import Gradient, Offer, cumulative, first
+from .offers import Gradient, Growth, Offer, cumulative, first
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -214,6 +214,50 @@ class Lora(Factored):
         if "lora_down" not in start:
             return usual
         return replace(usual, lora_down=first(start["lora_down"], rank, shape[1:], seed=seed))
+
+    def rank_axes(self) -> Mapping[str, int]:
+        """Empty with a Tucker core, whose two ranks are mixed."""
+        if self.lora_mid is not None:
+            return {}
+        axes = {"lora_up": 1, "lora_down": 0, "lora_embedding_b": 1, "lora_embedding_a": 0, "lora_e": 0}
+        return {name: axes[name] for name in axes.keys() & self.tensors().keys()}
+
+    def growth(self, gradient: Tensor, most: int, *, seed: int = 0) -> Growth | None:
+        """down: the leading right singular vectors of G (1 - P), with P on the rows of down; up zero."""
+        if self.lora_up is None or self.lora_down is None or self.lora_mid is not None:
+            return None
+        rows = leading(self.lora_down.detach().flatten(1).to(gradient).T)
+        flat = gradient.flatten(1)
+        _, values, right = leading_triples(flat - (flat @ rows) @ rows.T, most, seed=seed)
+        count, ones = len(values), self.lora_up.shape[2:]
+        grown = {
+            "lora_down": right.reshape(count, *self.lora_down.shape[1:]),
+            "lora_up": right.new_zeros(len(flat), count, *ones),
+            "lora_e": right.new_ones(count, 1),
+        }
+        axes = self.rank_axes()
+        return Growth(cumulative(values), {name: grown[name] for name in axes})
+
+    def normal(self) -> tuple[Self, Mapping[str, Tensor]]:
+        """up = U S and down = V^T, the singular value decomposition of up @ down.
+
+        With down = L Q by QR and up L = U S W^T, down becomes W^T Q, which is orthonormal also where
+        singular values are zero, so that components that have not been trained yet stay what they are.
+        """
+        if self.lora_up is None or self.lora_down is None or not self.rank_axes() or self.lora_e is not None:
+            return self, {}
+        up, down = (each.detach().flatten(1).double() for each in (self.lora_up, self.lora_down))
+        if down.shape[0] > min(down.shape[1], up.shape[0]):
+            return self, {}
+        across = leading(down.T)
+        inner = down @ across
+        left, values, turn = singular(up @ inner)
+        by_up, by_down = inner @ turn.T, pseudo_inverse(inner).T @ turn.T
+        new = {
+            "lora_up": (left * values).reshape(self.lora_up.shape).to(self.lora_up.dtype),
+            "lora_down": (turn @ across.T).reshape(self.lora_down.shape).to(self.lora_down.dtype),
+        }
+        return self.with_tensors(new), {"lora_up": by_up, "lora_down": by_down}
 
     def product(self) -> LowRank:
         if self.lora_embedding_a is not None and self.lora_embedding_b is not None:

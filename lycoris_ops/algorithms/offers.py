@@ -94,6 +94,20 @@ class Offer:
     """What `Layer.started` needs: the factors that are not zero at the start, for the highest rank."""
 
 
+@dataclass(frozen=True, eq=False)
+class Growth:
+    """Components that a layer may get, the best first."""
+
+    gains: tuple[float, ...]
+    """The gain of the first 1, 2, ... of them."""
+    components: Mapping[str, Tensor]
+    """For each field in `Layer.rank_axes` the slices of all of them, along its axis."""
+
+    def first(self, count: int, axes: Mapping[str, int]) -> dict[str, Tensor]:
+        """The slices of the first `count` of them."""
+        return {name: tensor.narrow(axes[name], 0, count) for name, tensor in self.components.items()}
+
+
 def cumulative(spectrum: Tensor) -> tuple[float, ...]:
     """The sums of the first 1, 2, ... squares: the gain of each rank from singular values."""
     # torch types no `tolist`.

@@ -37,6 +37,11 @@ def leading(matrix: Tensor) -> Tensor:
     return _linalg.qr(matrix)[0]
 
 
+def pseudo_inverse(matrix: Tensor) -> Tensor:
+    """The pseudo-inverse (n, m) of a matrix (m, n)."""
+    return _linalg.pinv(matrix)
+
+
 def cayley(skew: Tensor) -> Tensor:
     """The Cayley transform (I + Q) (I - Q)^-1 of each skew-symmetric matrix Q (..., b, b): a rotation."""
     one = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
