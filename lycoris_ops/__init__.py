@@ -46,6 +46,8 @@ from .stack.rules import Rules
 from .stack.stack import Entry, Stack
 from .train.create import create_lycoris
 from .train.network import LycorisNetwork
+from .train.reallocation import Moved, Reallocation, Reallocator
+from .train.trials import Trial, Trials, try_plans
 
 __version__ = "0.2.0"
 
@@ -73,6 +75,7 @@ __all__ = [
     "MatchError",
     "MergeResult",
     "Met",
+    "Moved",
     "Part",
     "PatchPlan",
     "Plan",
@@ -82,6 +85,8 @@ __all__ = [
     "Quantised",
     "Rank",
     "Ratio",
+    "Reallocation",
+    "Reallocator",
     "Resolution",
     "Row",
     "RuleError",
@@ -92,6 +97,8 @@ __all__ = [
     "TensorCache",
     "TensorFile",
     "TensorInfo",
+    "Trial",
+    "Trials",
     "WriteError",
     "adapter_stamp",
     "beginning_with",
@@ -120,4 +127,5 @@ __all__ = [
     "resolve",
     "save_adapter",
     "summary",
+    "try_plans",
 ]

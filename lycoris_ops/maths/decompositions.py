@@ -16,6 +16,8 @@ NoInverseError: type[RuntimeError] = _linalg.LinAlgError
 """What torch raises for a matrix that it cannot decompose or invert."""
 EXACT = 128
 """A matrix with at most this many rows or columns is decomposed exactly by `leading_triples`."""
+LONG = 3
+"""The ratio of the sizes of a matrix from which a QR decomposition is made first."""
 OVERSAMPLED = 10
 """The least number of vectors that a random basis has beyond those that are asked for."""
 POWERS = 4
@@ -63,7 +65,7 @@ def leading_triples(matrix: Tensor, count: int, *, seed: int = 0) -> tuple[Tenso
     dtype = compute_dtype(matrix.dtype)
     matrix = matrix.to(dtype)
     if min(matrix.shape) <= max(EXACT, 3 * found):
-        left, values, right = singular(matrix)
+        left, values, right = _of_long(matrix)
         return left[:, :found], values[:found], right[:found]
     generator = torch.Generator().manual_seed(seed)
     width = min(found + max(OVERSAMPLED, found // 4), *matrix.shape)
@@ -71,8 +73,21 @@ def leading_triples(matrix: Tensor, count: int, *, seed: int = 0) -> tuple[Tenso
     for _ in range(POWERS):
         basis = leading(matrix.T @ leading(matrix @ basis))
     basis = leading(matrix @ basis)
-    left, values, right = singular(basis.T @ matrix)
+    left, values, right = _of_long(basis.T @ matrix)
     return (basis @ left)[:, :found], values[:found], right[:found]
+
+
+def _of_long(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `singular`, with a QR decomposition first, which costs less for long matrices."""
+    rows, columns = matrix.shape
+    if rows > columns:
+        right, values, left = _of_long(matrix.T)
+        return left.T, values, right.T
+    if columns < LONG * rows:
+        return singular(matrix)
+    basis, triangle = _linalg.qr(matrix.T)
+    left, values, right = singular(triangle.T)
+    return left, values, right @ basis.T
 
 
 def rearranged(values: Tensor, rows: int, columns: int) -> Tensor:

@@ -49,8 +49,8 @@ def plan_ranks(
     that no plan reaches, and where nothing is on offer.
     """
     size = check_size(size)
-    if not math.isfinite(scale) or scale == 0:
-        raise PlanError("a scale is a finite number other than 0", got=str(scale))
+    if not 0 < scale < math.inf:
+        raise PlanError("a scale is a finite number above 0", got=str(scale))
     if type(r_min) is not int or r_min < 0 or (r_max is not None and r_max < max(1, r_min)):
         raise PlanError(
             "no rank is in these bounds", got=f"r_min {r_min}, r_max {r_max}", expected="0 <= r_min <= r_max"

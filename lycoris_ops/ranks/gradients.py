@@ -48,7 +48,7 @@ def summed(
     """
     sums = {site.path: _Sum(site) for site in sites}
     total, count, reached = 0.0, 0, False
-    with torch.inference_mode(mode=False), torch.enable_grad(), _tapped(module, sums), _seeded(module, seed):
+    with torch.inference_mode(mode=False), torch.enable_grad(), _tapped(module, sums), seeded(module, seed):
         for batch in batches:
             states = _generators(module)
             value = _scalar(loss(module, batch))
@@ -224,7 +224,7 @@ def _first_bad(module: nn.Module, loss: Loss, batch: Any, states: Sequence[Tenso
 
 
 @contextmanager
-def _seeded(module: nn.Module, seed: int) -> Generator[None]:
+def seeded(module: nn.Module, seed: int) -> Generator[None]:
     """A context with random numbers of its own, the same for each pass."""
     states = _generators(module)
     try:

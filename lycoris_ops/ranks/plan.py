@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -161,7 +161,7 @@ class Plan:
 
     def json(self) -> str:
         """The plan as JSON, without the probe; `of_json` gives the plan back."""
-        table: dict[str, Any] = {
+        content: dict[str, Any] = {
             "form": FORM,
             "dtype": dtype_name(self.dtype),
             "full": self.full,
@@ -169,7 +169,7 @@ class Plan:
             "left_out": list(self.left_out),
             "rows": [{**asdict(row), "shape": list(row.shape)} for row in self.rows],
         }
-        return json.dumps(table, indent=1)
+        return json.dumps(content, indent=1)
 
     @classmethod
     def of_json(cls, text: str, *, probe: Probe | None = None) -> Plan:
@@ -178,14 +178,14 @@ class Plan:
         With `probe` its layers start from the gradient again.
         """
         try:
-            table: Any = parse_json(text)
-            rows = tuple(_row(row) for row in table["rows"])
+            read: Any = parse_json(text)
+            rows = tuple(_row(row) for row in read["rows"])
             plan = cls(
                 rows=rows,
-                left_out=tuple(map(str, table["left_out"])),
-                full=int(table["full"]),
-                energy=float(table["energy"]),
-                dtype=WRITABLE[table["dtype"]],
+                left_out=tuple(map(str, read["left_out"])),
+                full=int(read["full"]),
+                energy=float(read["energy"]),
+                dtype=WRITABLE[read["dtype"]],
                 probe=probe,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -197,9 +197,7 @@ class Plan:
     def __str__(self) -> str:
         """A table with a line for each layer, and what all of them take and gain."""
         head = ("layer", "kind", "rank", "alpha", "parameters", "gain", "lr")
-        table = [head, *(_cells(row) for row in self.rows)]
-        widths = [max(len(line[column]) for line in table) for column in range(len(head))]
-        lines = ["  ".join(_aligned(line, widths)).rstrip() for line in table]
+        lines = table((head, *(_cells(row) for row in self.rows)), texts=2)
         return "\n".join([*lines, "", *self._totals()])
 
     def _totals(self) -> list[str]:
@@ -232,8 +230,8 @@ def _check_row(row: Row) -> None:
             raise PlanError(f"{name} is not a finite number", key=row.path, got=str(value))
 
 
-def _row(table: Any) -> Row:
-    values: dict[str, Any] = {**table, "shape": tuple(map(int, table["shape"]))}
+def _row(read: Any) -> Row:
+    values: dict[str, Any] = {**read, "shape": tuple(map(int, read["shape"]))}
     row = Row(**values)
     _check_row(row)
     return row
@@ -252,7 +250,13 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _aligned(line: tuple[str, ...], widths: list[int]) -> Iterator[str]:
-    """The cells of a line: texts to the left, numbers to the right."""
-    for column, (cell, width) in enumerate(zip(line, widths, strict=True)):
-        yield cell.ljust(width) if column < 2 else cell.rjust(width)
+def table(rows: Sequence[Sequence[str]], *, texts: int) -> list[str]:
+    """The lines of a table. The first `texts` columns are texts, to the left, and the others numbers."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < texts else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

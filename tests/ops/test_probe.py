@@ -229,3 +229,44 @@ def test_bad_use_is_an_error_and_the_model_stays_as_it_was(net: Net, case: str) 
         run(net, **arguments)
     assert all(parameter.requires_grad and parameter.grad is None for parameter in net.parameters())
     assert not any(module._forward_hooks for module in net.modules())
+
+
+class Linear4bit(nn.Module):
+    """A linear layer that holds its weight packed, as quantisers do."""
+
+    in_features, out_features = 6, 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randint(0, 255, (15, 1), dtype=torch.uint8), requires_grad=False)
+        self.bias = None
+
+    def values(self) -> Tensor:
+        packed = self.weight.flatten()
+        return (torch.stack([packed & 15, packed >> 4], 1).reshape(5, 6).float() - 7.5) / 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.values().to(x.dtype))
+
+
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "recomputed"])
+def test_packed_weights_under_autocast_and_checkpointing(checkpointed: bool) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), Linear4bit()), torch.randn(7, 4)
+    weight = net[2].values().requires_grad_()
+
+    def by_hand(module: Any, batch: Tensor) -> Tensor:
+        return functional.linear(module[:2](batch), weight).square().mean()
+
+    def packed(module: Any, batch: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = checkpoint(module, batch, use_reentrant=False) if checkpointed else module(batch)
+        return y.float().square().mean()
+
+    by_hand(net, x).backward()
+    found = lyc.probe(net, [x], packed, include="2").layers["2"]
+    assert weight.grad is not None
+    torch.testing.assert_close(found.spectrum, torch.linalg.svdvals(weight.grad), rtol=0.02, atol=1e-3)
+    assert {offer.algorithm for offer in found.offers} == {"full", "loha", "lokr", "lora"}

@@ -1,0 +1,186 @@
+"""Short trials of several plans, so that what is chosen is what has trained best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from ..errors import PlanError
+from ..ranks.gradients import Loss, seeded
+from ..ranks.plan import Plan, table
+from .create import create_lycoris
+from .network import LycorisNetwork
+
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+"""The learning rates that are tried for each plan, before the rates of its rows multiply them."""
+KEPT = 0.5
+"""The share of the candidates that goes on after a round."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One plan at one learning rate: the held-out loss after so many steps."""
+
+    name: str
+    lr: float
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Trials:
+    """All trials, the best first: those that went furthest, and among them the lowest losses."""
+
+    trials: tuple[Trial, ...]
+    plans: Mapping[str, Plan]
+    start: float
+    """The held-out loss of the model alone."""
+
+    @property
+    def best(self) -> Trial:
+        return self.trials[0]
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the best trial."""
+        return self.plans[self.best.name]
+
+    @property
+    def steps(self) -> int:
+        """The steps of all trials together, which is what the choice has cost."""
+        return sum(trial.steps for trial in self.trials)
+
+    def __str__(self) -> str:
+        head = ("plan", "parameters", "rate", "steps", "held-out loss")
+        lines = [
+            (
+                one.name,
+                f"{self.plans[one.name].parameters:,}",
+                f"{one.lr:g}",
+                str(one.steps),
+                f"{one.loss:.4f}",
+            )
+            for one in self.trials
+        ]
+        total = f"{self.start:.4f} without an adapter; {self.steps} steps in all"
+        return "\n".join([*table((head, *lines), texts=1), "", total])
+
+
+@dataclass(eq=False)
+class _Candidate:
+    name: str
+    lr: float
+    network: LycorisNetwork
+    optimizer: Optimizer
+    steps: int = 0
+    loss: float = math.inf
+
+
+def try_plans(
+    module: nn.Module,
+    plans: Mapping[str, Plan],
+    batches: Sequence[Any],
+    held_out: Sequence[Any],
+    loss: Loss,
+    *,
+    rates: Sequence[float] = RATES,
+    steps: int = 40,
+    rounds: int = 3,
+    optimizer: Callable[[list[dict[str, Any]]], Optimizer] = AdamW,
+    seed: int = 0,
+) -> Trials:
+    """Train each plan a little at each rate, and the better half of them further, for so many rounds.
+
+    The first round is `steps` steps. After each the better half, by the loss on `held_out`, goes on where it
+    stopped, for twice as many. Every candidate meets the `batches` in the same order with the same random
+    numbers, and so does every measurement. Each plan is judged at its own best of the `rates`, because
+    methods want different ones. A candidate whose loss is not finite goes no further. The model is afterwards
+    as it was.
+
+    Source: Jamieson and Talwalkar, "Non-stochastic Best Arm Identification" (1502.07943), successive halving.
+
+    Raises PlanError where nothing is given to try, or no candidate has a finite loss.
+    """
+    if not plans or not rates or not batches or not held_out or steps < 1 or rounds < 1:
+        raise PlanError(
+            "nothing to try",
+            got=f"{len(plans)} plans, {len(rates)} rates, {len(batches)} batches, {len(held_out)} held out",
+            expected="at least one of each, and steps and rounds from 1",
+        )
+    start = _measured(module, held_out, loss, seed)
+    going = [
+        _candidate(module, name, plan, rate, optimizer, seed)
+        for name, plan in plans.items()
+        for rate in rates
+    ]
+    every = list(going)
+    for turn in range(rounds):
+        for one in going:
+            with _acting(one.network):
+                _train(module, one, batches, loss, steps << turn, seed)
+                one.loss = _measured(module, held_out, loss, seed)
+        going = sorted((one for one in going if math.isfinite(one.loss)), key=lambda one: one.loss)
+        going = going[: max(1, math.ceil(len(going) * KEPT))]
+    if not going:
+        raise PlanError("no trial has a finite loss", expected=f"lower rates than {min(rates):g}")
+    every.sort(key=lambda one: (-one.steps, one.loss))
+    trials = tuple(Trial(one.name, one.lr, one.steps, one.loss) for one in every)
+    first = next(place for place, trial in enumerate(trials) if math.isfinite(trial.loss))
+    return Trials((*trials[first:], *trials[:first]), dict(plans), start)
+
+
+def _candidate(
+    module: nn.Module,
+    name: str,
+    plan: Plan,
+    rate: float,
+    optimizer: Callable[[list[dict[str, Any]]], Optimizer],
+    seed: int,
+) -> _Candidate:
+    network = create_lycoris(module, plan=plan, seed=seed)
+    return _Candidate(name, rate, network, optimizer(network.parameter_groups(rate)))
+
+
+@contextmanager
+def _acting(network: LycorisNetwork) -> Generator[None]:
+    network.apply_to()
+    try:
+        yield
+    finally:
+        network.restore()
+
+
+def _train(
+    module: nn.Module, one: _Candidate, batches: Sequence[Any], loss: Loss, steps: int, seed: int
+) -> None:
+    with seeded(module, seed + one.steps):
+        for _ in range(steps):
+            one.optimizer.zero_grad()
+            value = loss(module, batches[one.steps % len(batches)])
+            if not math.isfinite(value.item()):
+                return
+            # torch types no `backward`.
+            cast("Any", value).backward()
+            cast("Any", one.optimizer).step()
+            one.steps += 1
+
+
+@torch.no_grad()
+def _measured(module: nn.Module, batches: Iterable[Any], loss: Loss, seed: int) -> float:
+    """The mean loss, with the model as it is in use, and the same random numbers each time."""
+    modes = {inner: inner.training for inner in module.modules()}
+    module.eval()
+    try:
+        with seeded(module, seed):
+            values: list[Tensor] = [loss(module, batch).detach() for batch in batches]
+    finally:
+        for inner, mode in modes.items():
+            inner.training = mode
+    return float(torch.stack(values).mean())
