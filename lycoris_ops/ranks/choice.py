@@ -43,7 +43,8 @@ def plan_ranks(
     is left out where `r_min` is 0. Ranks are from `r_min` to `r_max`; kinds without ranks are exempt. Layers
     without any gradient are always left out. With a `Rank`, every layer takes the algorithm that gains most
     at this rank. alpha is `scale` times the rank, so that the scale of all layers is equal whatever their
-    ranks. `criterion` judges what an offer is worth; the plan tells gains in any case.
+    ranks. `criterion` judges what an offer is worth, for a budget, a ratio or a rank; the plan tells gains in
+    any case.
 
     Raises PlanError for a size that is none, for a budget below the smallest plan, for a share of the energy
     that no plan reaches, and where nothing is on offer.
@@ -54,6 +55,12 @@ def plan_ranks(
     if type(r_min) is not int or r_min < 0 or (r_max is not None and r_max < max(1, r_min)):
         raise PlanError(
             "no rank is in these bounds", got=f"r_min {r_min}, r_max {r_max}", expected="0 <= r_min <= r_max"
+        )
+    if criterion is not captured_energy and (isinstance(size, Energy) or size == "auto"):
+        raise PlanError(
+            "a share of the energy is judged by the energy",
+            got="another criterion",
+            expected="a Budget, a Ratio or a Rank",
         )
     known = probe.algorithms
     if not known:
@@ -70,7 +77,7 @@ def plan_ranks(
     }
     if not offered:
         raise PlanError("no layer has an offer of these algorithms and ranks", got=", ".join(kinds))
-    chosen = _by_rank(offered) if exact is not None else _by_size(probe, offered, size, r_min, criterion)
+    chosen = _by_rank(offered) if exact is not None else _by_size(probe, offered, size, r_min)
     rows = [
         _row(path, probe, offer, index, scale)
         for path, candidate in chosen.items()
@@ -108,7 +115,7 @@ def _by_rank(offered: Mapping[str, Sequence[Candidate]]) -> dict[str, Candidate]
 
 
 def _by_size(
-    probe: Probe, offered: Mapping[str, list[Candidate]], size: Size, r_min: int, criterion: Criterion
+    probe: Probe, offered: Mapping[str, list[Candidate]], size: Size, r_min: int
 ) -> dict[str, Candidate]:
     cheapest = {path: min(one.cost for one in each) for path, each in offered.items()}
     smallest = sum(cheapest.values()) if r_min else min(cheapest.values())
@@ -127,7 +134,7 @@ def _by_size(
     if isinstance(size, Energy):
         chosen = allocate(candidates, until(size.share * energy))
         gained = sum(one.gain for one in chosen.values())
-        if criterion is captured_energy and gained < size.share * energy * (1 - 1e-6):
+        if gained < size.share * energy * (1 - 1e-6):
             raise PlanError(
                 "no plan gains so much",
                 got=f"at most {gained / energy:.1%}",

@@ -181,6 +181,10 @@ WRONG: dict[str, tuple[str, Callable[[lyc.Probe], Any]]] = {
         "no plan gains so much",
         lambda probe: lyc.plan_ranks(probe, size=lyc.Energy(1.0), r_max=1),
     ),
+    "a criterion": (
+        "judged by the energy",
+        lambda probe: lyc.plan_ranks(probe, criterion=lambda offer, index: 1.0),
+    ),
     "an algorithm": ("no such algorithm", lambda probe: lyc.plan_ranks(probe, algorithms=["lora", "oft"])),
     "bounds": ("in these bounds", lambda probe: lyc.plan_ranks(probe, r_min=3, r_max=2)),
     "a layer": ("no such layer", lambda probe: lyc.plan_ranks(probe).without("9")),
