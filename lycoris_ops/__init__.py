@@ -12,12 +12,14 @@ from .bypass import Bypass, BypassPlan, Met, geometry_of
 from .bypass import refusal as bypass_refusal
 from .discovery import discover
 from .errors import (
+    DivergedError,
     FileFormatError,
     LayerError,
     LycorisError,
     MatchError,
     PlanError,
     RuleError,
+    TrainError,
     WriteError,
 )
 from .files.cache import TensorCache
@@ -32,6 +34,7 @@ from .names.model_files import read_shapes
 from .names.written import WRITTEN
 from .patch import PatchPlan, patch_, patch_report
 from .ranks.choice import plan_ranks
+from .ranks.gradients import Loss
 from .ranks.picture import draw_plan
 from .ranks.plan import Plan, Row
 from .ranks.probe import Probe, probe
@@ -45,8 +48,13 @@ from .stack.resolve import Match, Resolution, resolve
 from .stack.rules import Rules
 from .stack.stack import Entry, Stack
 from .train.create import create_lycoris
+from .train.feed import Batches
+from .train.history import History, StepReport
+from .train.loop import TrainResult, train_network
 from .train.network import LycorisNetwork
+from .train.options import TrainOptions
 from .train.reallocation import Moved, Reallocation, Reallocator
+from .train.trainer import Trainer
 from .train.trials import Trial, Trials, try_plans
 
 __version__ = "0.2.0"
@@ -59,16 +67,20 @@ __all__ = [
     "WRITABLE",
     "WRITTEN",
     "Adapter",
+    "Batches",
     "Budget",
     "Bypass",
     "BypassPlan",
     "Codec",
+    "DivergedError",
     "Energy",
     "Entry",
     "FileFormatError",
     "Fingerprint",
+    "History",
     "Layer",
     "LayerError",
+    "Loss",
     "LycorisError",
     "LycorisNetwork",
     "Match",
@@ -94,9 +106,14 @@ __all__ = [
     "SaveResult",
     "Shape",
     "Stack",
+    "StepReport",
     "TensorCache",
     "TensorFile",
     "TensorInfo",
+    "TrainError",
+    "TrainOptions",
+    "TrainResult",
+    "Trainer",
     "Trial",
     "Trials",
     "WriteError",
@@ -127,5 +144,6 @@ __all__ = [
     "resolve",
     "save_adapter",
     "summary",
+    "train_network",
     "try_plans",
 ]

@@ -125,3 +125,11 @@ class PlanError(LycorisError):
 
 class WriteError(LycorisError):
     """A file could not be written; what was there before is untouched."""
+
+
+class TrainError(LycorisError):
+    """A training that cannot begin or cannot go on; what was trained before is whole."""
+
+
+class DivergedError(TrainError):
+    """A loss or a gradient that is not finite. The network has the last weights whose loss was finite."""

@@ -61,8 +61,9 @@ class Member(nn.Module):
         trained = layer.factors()
         held: dict[str, Tensor] = {}
         for name, tensor in layer.tensors().items():
-            # A copy: the layer may be that of a file, which others use.
-            value = tensor.detach().clone()
+            # A copy: the layer may be that of a file, which others use. In the layout that it has after it is
+            # saved and read, on which the rounding of products depends.
+            value = tensor.detach().clone(memory_format=torch.contiguous_format)
             if name in trained:
                 self.register_parameter(name, nn.Parameter(value.to(compute_dtype(value.dtype))))
             else:

@@ -1,0 +1,128 @@
+"""The batches of a training, one after another, at a place that a later run can go on from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..errors import TrainError
+from .chance import Chance
+
+Batches = Iterable[Any] | Callable[[int], Iterable[Any]]
+"""What is gone through in each epoch: an iterable, or a function of the epoch's number that gives one."""
+
+Place = tuple[int, int]
+"""A place in the data: the epoch, and how many of its batches were used."""
+
+
+def batches_of(batches: Batches, epoch: int) -> Iterable[Any]:
+    """The batches of an epoch."""
+    return batches(epoch) if callable(batches) else batches
+
+
+class Feed:
+    """Gives the batches of all epochs in groups.
+
+    An iterable is iterated anew in each epoch, with chance of its own (see `Chance`), so that a loader that
+    shuffles does so in the same way in a resumed run. To reach a place, the batches before it are read again.
+    """
+
+    def __init__(self, batches: Batches, seed: int, place: Place = (0, 0)) -> None:
+        self._batches = batches
+        self._seed = seed
+        self._once = isinstance(batches, Iterator)
+        self._begin(place[0])
+        for _ in range(place[1]):
+            self._next()
+
+    @property
+    def place(self) -> Place:
+        return self._epoch, self._used
+
+    def take(self, most: int) -> list[Any]:
+        """The next batches, at least one and at most so many. A group never holds two epochs' batches.
+
+        Raises TrainError where an epoch has no batch.
+        """
+        group = self._some(most)
+        if not group:
+            self._end()
+            self._begin(self._epoch + 1)
+            group = self._some(most)
+        if not group:
+            self._end()
+        return group
+
+    def _begin(self, epoch: int) -> None:
+        self._epoch, self._used = epoch, 0
+        self._chance = Chance(self._seed, "data", epoch)
+        with self._chance.drawn():
+            self._rest: Iterator[Any] = iter(batches_of(self._batches, epoch))
+
+    def _some(self, most: int) -> list[Any]:
+        found: list[Any] = []
+        while len(found) < most:
+            batch = self._next()
+            if batch is _NONE:
+                break
+            found.append(batch)
+        return found
+
+    def _next(self) -> Any:
+        with self._chance.drawn():
+            batch = next(self._rest, _NONE)
+        self._used += batch is not _NONE
+        return batch
+
+    def _end(self) -> None:
+        """Raise TrainError where an epoch that is over means that no further one can come."""
+        if self._used == 0:
+            raise TrainError(
+                "there are no batches",
+                got=f"none in epoch {self._epoch + 1}",
+                expected="at least one",
+                hint="The data set may be smaller than a batch, or the iterator used up",
+            )
+        if self._once:
+            raise TrainError(
+                "the batches ended before the steps",
+                got=f"{self._used} batches from an iterator, which gives each only once",
+                expected="something that can be iterated anew in each epoch",
+                hint="Give a list, a loader, or a function of the epoch that returns an iterable",
+            )
+
+
+_NONE = object()
+
+
+def steps_of(batches: Batches, epochs: int, batches_per_step: int) -> int:
+    """How many steps so many epochs have. Raises TrainError where the batches have no length."""
+    try:
+        count = len(cast("Any", batches_of(batches, 0)))
+    except TypeError:
+        raise TrainError(
+            "the steps of an epoch cannot be counted",
+            key="epochs",
+            got="batches without a length",
+            expected="batches that know their length, or `steps` in place of `epochs`",
+        ) from None
+    return epochs * -(-count // batches_per_step)
+
+
+def moved(batch: Any, device: torch.device | str | None) -> Any:
+    """A batch with its tensors on a device, in lists, tuples and mappings too."""
+    if device is None:
+        return batch
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        table = cast("Mapping[Any, Any]", batch)
+        return {key: moved(value, device) for key, value in table.items()}
+    if isinstance(batch, (list, tuple)):
+        values = [moved(value, device) for value in cast("list[Any]", batch)]
+        # A named tuple takes its values one by one.
+        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)  # pyright: ignore
+    return batch

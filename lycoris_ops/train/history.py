@@ -1,0 +1,73 @@
+"""What a training did, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+
+from .reallocation import Moved
+
+Row = tuple[int, float]
+"""A step's number, from 1, and a loss."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did."""
+
+    step: int
+    """Its number, from 1."""
+    loss: float
+    """The mean loss of its batches, before the step."""
+    norm: float
+    """The norm of all gradients together, before it is clipped."""
+    lr: float
+    """The rate of the first group of parameters."""
+    skipped: bool = False
+    """Whether nothing was changed, because the scaled gradients of fp16 were too large for it. The scale is
+    halved then, which is usual in the first steps."""
+    moved: Moved | None = None
+    """What became of the ranks, in steps in which they moved."""
+
+
+@dataclass
+class History:
+    """The losses of a training from its first step on, those before a resume included."""
+
+    losses: list[Row] = field(default_factory=list[Row])
+    """The loss of each step."""
+    validation: list[Row] = field(default_factory=list[Row])
+    """The held-out loss after some steps, beginning with step 0."""
+    skipped: int = 0
+    """How many steps were skipped, see `StepReport`."""
+
+    @property
+    def best(self) -> Row | None:
+        """The step with the lowest held-out loss, and that loss."""
+        return min(self.validation, key=lambda row: row[1], default=None)
+
+    @property
+    def waited(self) -> int:
+        """How many validations came after the best one."""
+        losses = [loss for _, loss in self.validation]
+        return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history as plain values and tensors."""
+        return {
+            "losses": torch.tensor(self.losses, dtype=torch.float64).reshape(-1, 2),
+            "validation": torch.tensor(self.validation, dtype=torch.float64).reshape(-1, 2),
+            "skipped": self.skipped,
+        }
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> History:
+        """The history that a state was made of."""
+        return cls(_rows(state["losses"]), _rows(state["validation"]), state["skipped"])
+
+
+def _rows(table: Any) -> list[Row]:
+    return [(int(step), loss) for step, loss in cast("Sequence[Sequence[float]]", table.tolist())]

@@ -1,0 +1,65 @@
+"""What tells whether a state is for this network on this model."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..algorithms import Layer
+from ..algorithms.base import alpha_of
+from ..errors import MatchError
+from ..files.safetensors_file import raw_bytes
+from .network import LycorisNetwork
+
+SAMPLE = 16
+"""How many values at the beginning and at the end of a weight stand for all of it."""
+
+
+def identity_of(net: LycorisNetwork) -> dict[str, Any]:
+    """The model's frozen weights, each by its shape and a hash of some values, and the network's layers."""
+    frozen = ((name, weight) for name, weight in net.module.named_parameters() if not weight.requires_grad)
+    weights = {name: _mark(weight) for name, weight in frozen}
+    layers = {path: _described(member.layer) for path, member in net.members.items()}
+    return {"model": type(net.module).__name__, "weights": weights, "layers": layers}
+
+
+def check_same(found: dict[str, Any], own: dict[str, Any], file: str | None) -> None:
+    """Raise MatchError, with the first difference, where a state is not for this network."""
+    for table, problem in (
+        ("weights", "the state is for another model"),
+        ("layers", "the state is for another network"),
+    ):
+        theirs, ours = found[table], own[table]
+        for name in (*ours, *(name for name in theirs if name not in ours)):
+            if theirs.get(name) != ours.get(name):
+                raise MatchError(
+                    problem,
+                    file=file,
+                    key=name,
+                    got=theirs.get(name) or "nothing of that name",
+                    expected=ours.get(name) or "nothing of that name",
+                    hint="Go on with the model and the network that the training began with",
+                )
+
+
+def _described(layer: Layer) -> str:
+    sizes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in layer.tensors().items())
+    return f"{layer.algorithm}, {sizes}, alpha {alpha_of(layer)}"
+
+
+def _mark(weight: Tensor) -> str:
+    text = f"{str(weight.dtype).removeprefix('torch.')} {list(weight.shape)}"
+    values = _sample(weight)
+    return text if values is None else f"{text} {hashlib.sha256(raw_bytes(values)).hexdigest()[:12]}"
+
+
+def _sample(weight: Tensor) -> Tensor | None:
+    """Some values; None where the weight is no plain tensor with values of its own."""
+    if type(weight.data) is not Tensor or weight.is_meta or weight.layout != torch.strided:
+        return None
+    flat = weight.detach().reshape(-1) if weight.is_contiguous() else weight.detach().flatten()
+    ends = (flat[:SAMPLE].cpu(), flat[-SAMPLE:].cpu())
+    return torch.cat([end.contiguous().view(torch.uint8) for end in ends])

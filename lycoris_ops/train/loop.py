@@ -1,0 +1,189 @@
+"""The loop: batches, steps, validations and checkpoints, from the first step or from where a run ended."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..adapters.place import place_of
+from ..errors import DivergedError
+from ..files.writing import check_free
+from ..ranks.gradients import Loss
+from . import processes
+from .checkpoints import Checkpoints
+from .curves import draw_curves
+from .extras import has
+from .feed import Batches, Feed, steps_of
+from .history import History, StepReport
+from .network import LycorisNetwork
+from .options import TrainOptions
+from .progress import View, views
+from .trainer import Trainer
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came of a training."""
+
+    steps: int
+    """How many steps are done, those before a resume included."""
+    epochs: int
+    """The epoch of the last step, from 1."""
+    stopped_early: bool
+    """Whether the training ended because validations no longer got better."""
+    seconds: float
+    """How long this run took, without what was done before a resume."""
+    history: History
+    output: str | None
+    """The adapter's file."""
+    state: str | None
+    """The state that a longer training can go on from."""
+    picture: str | None
+    """The picture of the curves."""
+    idle: tuple[str, ...]
+    """The trained tensors that no gradient ever reached: modules that the loss does not use."""
+
+    def __str__(self) -> str:
+        losses, best = self.history.losses, self.history.best
+        lines = [
+            f"{self.steps} steps in {self.epochs} epochs, {self.seconds:.1f} s in this run"
+            + (", stopped early" if self.stopped_early else "")
+        ]
+        if losses:
+            lines.append(f"loss {losses[0][1]:.4g} in the first step, {losses[-1][1]:.4g} in the last")
+        if best:
+            step, before = self.history.validation[0]
+            lines.append(f"held-out loss {before:.4g} in step {step}, best {best[1]:.4g} in step {best[0]}")
+        if self.history.skipped:
+            lines.append(f"{self.history.skipped} steps skipped, whose gradients were too large for fp16")
+        if self.idle:
+            lines.append(f"{len(self.idle)} tensors without any gradient, such as {self.idle[0]}")
+        for what, path in (("adapter", self.output), ("state", self.state), ("curves", self.picture)):
+            lines += [f"{what}: {path}"] if path else []
+        return "\n".join(lines)
+
+
+@torch.inference_mode(mode=False)
+def train_network(
+    net: LycorisNetwork,
+    batches: Batches,
+    loss: Loss,
+    options: TrainOptions,
+    *,
+    validation: Batches | None = None,
+    growth: Iterable[Any] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    progress: Callable[[StepReport], None] | None = None,
+) -> TrainResult:
+    """Train a network, which stays applied to its model.
+
+    `batches` are gone through anew in each epoch: an iterable, or a function of the epoch's number that gives
+    one. `loss(module, batch)` is a scalar, made by the model with the network on it. `validation` are batches
+    that are held out, and `growth` are some by whose gradients ranks regrow, see `Reallocation`. `resume` is
+    a state that an earlier run wrote: the run goes on from there, and ends as one without a break would have.
+    `progress` is called after each step; an exception that it raises ends the training.
+
+    In several processes (`torchrun`) all call this with the same arguments. A step takes `accumulation`
+    batches for each process, and its gradient is the mean over all of them.
+
+    After any exception, an interrupt too, the checkpoint `last` holds the whole state after the last step.
+    After a DivergedError it does not, but `last-good` holds the last weights whose loss was finite.
+
+    Raises TrainError for settings, batches or a loss that cannot be trained with, DivergedError for values
+    that are not finite, MatchError for a state of another model or network, FileFormatError for a file that
+    is no state, and WriteError where a file cannot be written.
+    """
+    began = time.monotonic()
+    group = options.accumulation * processes.count()
+    steps = options.steps or steps_of(batches, options.epochs or 0, group)
+    first = processes.rank() == 0
+    # Before the work: it must not turn out at the end that the file cannot be written.
+    out = None if options.output is None else place_of(options.output, options.dialect)
+    if out and first and resume is None and not options.overwrite:
+        check_free(out)
+    trainer = Trainer(net, loss, options, steps=steps, validation=validation, growth=growth)
+    if resume is not None:
+        trainer.load_state(resume)
+    kept = None
+    if options.folder is not None and first:
+        kept = Checkpoints(options.folder, options.keep)
+        kept.begin(fresh=resume is None and not options.overwrite)
+    shown = views(options.bar, options.log, trainer.done, steps)
+    try:
+        stopped = _run(trainer, Feed(batches, options.seed, trainer.place), group, kept, shown, progress)
+    except DivergedError as error:
+        if kept:
+            error.file = str(kept.write_good(trainer))
+        raise
+    except BaseException:
+        if kept and trainer.whole:
+            kept.write(trainer, "last")
+        raise
+    finally:
+        for view in shown:
+            view.close()
+    picture = None
+    if kept:
+        kept.write(trainer, "last")
+    if out and first:
+        trainer.save(options.output or out)
+        if options.picture and has("matplotlib"):
+            picture = out.with_suffix(".png")
+            draw_curves(trainer.history, picture)
+    return TrainResult(
+        steps=trainer.done,
+        epochs=trainer.place[0] + 1,
+        stopped_early=stopped,
+        seconds=time.monotonic() - began,
+        history=trainer.history,
+        output=str(out) if out else None,
+        state=str(options.last_state) if options.folder else None,
+        picture=str(picture) if picture else None,
+        idle=tuple(name for name in trainer.names if name in trainer.idle),
+    )
+
+
+def _run(
+    trainer: Trainer,
+    feed: Feed,
+    group: int,
+    kept: Checkpoints | None,
+    shown: list[View],
+    progress: Callable[[StepReport], None] | None,
+) -> bool:
+    """Train to the end. Returns whether that came early."""
+    options, history, total = trainer.options, trainer.history, trainer.total
+    while True:
+        # What is due after a step comes before the next one, so that a run that ended in between makes up
+        # for it.
+        done = trainer.done
+        if trainer.validation is not None and _due(options.validate_every, done, total):
+            if not history.validation or history.validation[-1][0] != done:
+                found = trainer.validate()
+                for view in shown:
+                    view.validated(done, found)
+            if kept and history.waited == 0 and done:
+                kept.write(trainer, "best")
+            if options.patience is not None and history.waited >= options.patience:
+                return True
+        if kept and done and options.checkpoint_every and done % options.checkpoint_every == 0:
+            kept.write_numbered(trainer)
+        if done >= total:
+            return False
+        batches = feed.take(group)
+        own = batches[processes.rank() :: processes.count()]
+        report = trainer.step(*own, of=len(batches), place=feed.place)
+        for view in shown:
+            view.stepped(report)
+        if progress:
+            progress(report)
+
+
+def _due(every: int | None, done: int, total: int) -> bool:
+    """Whether a validation is due: before the first step, every so many, and at the end."""
+    return done in (0, total) or (every is not None and done % every == 0)

@@ -1,0 +1,79 @@
+"""What the file of a trained adapter says about its training, under kohya's and ModelSpec's keys.
+
+The keys are those of kohya-ss/sd-scripts (networks and library/train_util.py, Apache-2.0) and of the
+specification https://github.com/Stability-AI/ModelSpec. No date is written, so that the same training makes
+the same file.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..adapters.metadata import DYNAMIC
+from ..algorithms.base import alpha_of
+from .options import TrainOptions
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+ELSEWHERE = (
+    *("device", "validate_every", "patience", "checkpoint_every", "keep", "output", "dialect", "dtype"),
+    *("metadata", "checkpoints", "overwrite", "bar", "log", "picture"),
+)
+"""The options that do not change what is learned."""
+TRAINING = "lycoris_training"
+"""The key of the options of the training, as JSON."""
+
+
+def metadata_of_training(trainer: Trainer) -> dict[str, str | None]:
+    """The entries, from the trainer's present state."""
+    options, net = trainer.options, trainer.net
+    layers = [member.layer for member in net.members.values()]
+    kinds = sorted({layer.algorithm for layer in layers})
+    title = Path(options.output).stem if options.output is not None else None
+    first = trainer.optimiser.param_groups[0]
+    entries: dict[str, Any] = {
+        "ss_output_name": title,
+        "ss_network_module": "networks.lora" if kinds == ["lora"] else "lycoris.kohya",
+        "ss_network_args": json.dumps({"algo": ",".join(kinds)}),
+        "ss_network_dim": _one_of([layer.rank for layer in layers]),
+        "ss_network_alpha": _one_of([alpha_of(layer) for layer in layers]),
+        "ss_v2": False,
+        # What the model is called is not known here, and readers expect the key.
+        "ss_base_model_version": "unknown",
+        "ss_steps": trainer.done,
+        "ss_max_train_steps": trainer.total,
+        "ss_epoch": trainer.place[0] + 1,
+        "ss_learning_rate": first["initial_lr"],
+        "ss_optimizer": options.optimiser,
+        "ss_lr_scheduler": options.schedule,
+        "ss_lr_warmup_steps": options.warmup,
+        "ss_gradient_accumulation_steps": options.accumulation,
+        "ss_max_grad_norm": options.clip_norm,
+        "ss_scale_weight_norms": options.max_weight_norm,
+        "ss_mixed_precision": options.autocast or "no",
+        "ss_seed": options.seed,
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.title": title,
+        "modelspec.implementation": "lycoris_ops",
+        TRAINING: json.dumps({"options": _plain(options), "network": net.recipe()}),
+    }
+    return {key: str(value) for key, value in entries.items() if value is not None}
+
+
+def _one_of(values: list[float | None]) -> float | str | None:
+    """The value that all layers have; kohya's word for several."""
+    found = set(values) - {None}
+    return DYNAMIC if len(found) > 1 else next(iter(found), None)
+
+
+def _plain(options: TrainOptions) -> dict[str, Any]:
+    """What of the options decides the weights, without what is written where."""
+    given = {field.name: getattr(options, field.name) for field in fields(options)}
+    plain = {name: value for name, value in given.items() if name not in ELSEWHERE}
+    if options.reallocation is not None:
+        plain["reallocation"] = asdict(options.reallocation)
+    return plain | {"optimiser_options": {key: repr(v) for key, v in options.optimiser_options.items()}}

@@ -1,0 +1,118 @@
+"""The optimisers, one family a file. A file that is dropped in is registered.
+
+Each file has a `FAMILY`. A name with a colon, `module:Class`, is any class that is built like torch's.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ...discovery import discover
+from ...errors import TrainError
+from ..extras import required
+
+Group = dict[str, Any]
+"""A group of parameters as torch's optimisers take it: `params`, `lr`, `weight_decay` and a `name`."""
+
+
+class Optimiser(Protocol):
+    """What the training uses of a torch optimiser."""
+
+    param_groups: list[Group]
+
+    def step(self) -> Any: ...
+    def zero_grad(self, set_to_none: bool = True) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Family:
+    """How an optimiser is made, and what it asks of a training."""
+
+    name: str
+    make: Callable[[Sequence[Group], Mapping[str, Any]], Optimiser]
+    """From groups and the user's options. Raises TrainError where its package is not installed."""
+    lr: float | None
+    """The usual rate; None where there is none, and the user gives one."""
+    one_rate: bool = False
+    """Whether it finds the rate itself, so that all groups have a rate of 1."""
+    follows: bool = True
+    """Whether its states are laid out like the parameters, so that they can follow ranks that move."""
+    averages: bool = False
+    """Whether it averages the weights itself, has `train()` and `eval()`, and wants a constant rate."""
+
+
+@cache
+def families() -> dict[str, Family]:
+    """All families by name."""
+    found: list[Family] = [module.FAMILY for module in discover(__name__)]
+    return {family.name: family for family in found}
+
+
+def family_of(name: str) -> Family:
+    """The family of this name. Raises TrainError for an unknown one."""
+    if name in families():
+        return families()[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        near = get_close_matches(name, families(), 1)
+        raise TrainError(
+            "an unknown optimiser",
+            got=name,
+            expected=", ".join([*families(), "module:Class"]),
+            hint=f"Did you mean {near[0]}?" if near else None,
+        )
+    found = getattr(required(module, module.partition(".")[0], f"the optimiser {name}"), attribute, None)
+    if not callable(found):
+        raise TrainError("an unknown optimiser", got=name, expected=f"a class in {module}")
+    return Family(name, lambda groups, options: built(found, groups, options), lr=None)
+
+
+def built(make: Callable[..., Any], groups: Sequence[Group], options: Mapping[str, Any]) -> Any:
+    """An optimiser of a class. Raises TrainError for options that the class does not take."""
+    known = inspect.signature(make).parameters
+    if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in known.values()):
+        for option in options:
+            if option not in known:
+                near = get_close_matches(option, known, 3)
+                raise TrainError(
+                    "the optimiser has no such option",
+                    key=option,
+                    expected=", ".join(near or [name for name in known if name != "params"]),
+                )
+    try:
+        return make([dict(group) for group in groups], **options)
+    except (TypeError, ValueError) as error:
+        raise TrainError("the optimiser refuses its options", got=str(error)) from error
+
+
+def tensors_of(groups: Sequence[Group]) -> list[Tensor]:
+    """All parameters of some groups."""
+    return [tensor for group in groups for tensor in group["params"]]
+
+
+def make_optimiser(family: Family, groups: Sequence[Group], options: Mapping[str, Any]) -> Optimiser:
+    """An optimiser for groups that have rates of their own.
+
+    Raises TrainError where it is not installed, or where the groups or options do not suit it.
+    """
+    rates = {group["lr"] for group in groups}
+    if family.one_rate and rates != {1.0}:
+        raise TrainError(
+            f"{family.name} finds the learning rate itself",
+            got=f"rates of {', '.join(f'{rate:g}' for rate in sorted(rates))}",
+            expected="1 for all layers",
+            hint="Leave out lr, lora_plus and the rates of layers",
+        )
+    optimiser = family.make(groups, options)
+    for group in optimiser.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimiser

@@ -1,0 +1,20 @@
+"""AdamW (arXiv 1711.05101), torch's. On CUDA its fused form is used unless `fused` or `foreach` is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from . import Family, Group, Optimiser, built, tensors_of
+
+
+def _make(groups: Sequence[Group], options: Mapping[str, Any]) -> Optimiser:
+    free = not {"fused", "foreach", "differentiable"} & set(options)
+    if free and all(tensor.is_cuda for tensor in tensors_of(groups)):
+        options = {**options, "fused": True}
+    return built(torch.optim.AdamW, groups, options)
+
+
+FAMILY = Family("adamw", _make, lr=1e-4)

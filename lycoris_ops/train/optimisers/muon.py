@@ -1,0 +1,63 @@
+"""Muon (https://kellerjordan.github.io/posts/muon), torch's, since 2.9: for matrices; AdamW for the rest.
+
+A step of Muon is scaled to the size that AdamW's would have (`adjust_lr_fn="match_rms_adamw"`, arXiv
+2502.16982), so both take the same rate. The options are those of Muon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ...errors import TrainError
+from . import Family, Group, Optimiser, built
+
+
+class Several:
+    """Optimisers of different parameters, used as one."""
+
+    def __init__(self, parts: Sequence[Optimiser]) -> None:
+        self.parts = parts
+        # The groups themselves, so that a rate that is set here is set there.
+        self.param_groups = [group for part in parts for group in part.param_groups]
+
+    def step(self) -> Any:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups[:] = [group for part in self.parts for group in part.param_groups]
+
+
+def _make(groups: Sequence[Group], options: Mapping[str, Any]) -> Optimiser:
+    found = getattr(torch.optim, "Muon", None)
+    if found is None:
+        raise TrainError("this torch has no Muon", got=torch.__version__, expected="torch 2.9 or newer")
+    matrices = _only(groups, matrix=True)
+    rest = _only(groups, matrix=False)
+    parts: list[Optimiser] = []
+    if matrices:
+        parts.append(built(found, matrices, {"adjust_lr_fn": "match_rms_adamw", **options}))
+    if rest:
+        parts.append(built(torch.optim.AdamW, rest, {}))
+    return Several(parts)
+
+
+def _only(groups: Sequence[Group], *, matrix: bool) -> list[Group]:
+    """The groups with only their matrices, or with only the rest; none that would be empty."""
+    found = [{**g, "params": [p for p in g["params"] if (p.ndim == 2) is matrix]} for g in groups]
+    return [group for group in found if group["params"]]
+
+
+FAMILY = Family("muon", _make, lr=1e-4, follows=False)

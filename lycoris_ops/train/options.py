@@ -1,0 +1,149 @@
+"""Everything that a training is told: how long, with which optimiser, what is written and where."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import TrainError
+from ..names.written import Written
+from .reallocation import Reallocation
+
+AUTOCAST = {
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+}
+"""The dtypes that a model can compute in while it is trained, by name."""
+
+
+STATE = ".state.safetensors"
+"""The ending of the files that a training can be resumed from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """The settings of a training. A step is one update of the weights, whatever the accumulation.
+
+    Raises TrainError for a value out of its range.
+    """
+
+    steps: int | None = None
+    """How many steps. Either this or `epochs` is given."""
+    epochs: int | None = None
+    """How often the batches are gone through, which then need a length."""
+
+    optimiser: str = "adamw"
+    """A name out of `train.optimisers`, or `module:Class` of any installed package."""
+    optimiser_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Further arguments of the optimiser, such as `betas`."""
+    lr: float | None = None
+    """The learning rate; None is the optimiser's usual one."""
+    lora_plus: float | None = None
+    """How many times higher the rate of `up` is than that of `down` (LoRA+, arXiv 2402.12354)."""
+    weight_decay: float = 0.0
+    reallocation: Reallocation | None = None
+    """How ranks move between the layers during the training; None leaves them as they are."""
+    schedule: str = "constant"
+    """A name out of `train.schedules`: how the rate goes from its full value to zero."""
+    warmup: float = 0
+    """Steps in which the rate rises to its full value; below 1 it is a share of all steps."""
+
+    accumulation: int = 1
+    """Batches of one step. Their gradients are averaged."""
+    clip_norm: float | None = 1.0
+    """The largest norm of all gradients together; larger ones are scaled down to it."""
+    max_weight_norm: float | None = None
+    """The largest norm of each layer's change, see `LycorisNetwork.clip_weight_norm`."""
+    ema: float | None = None
+    """The decay of an average of the weights, such as 0.999, which is then validated and saved in place of
+    the weights. In step n the decay is min(ema, (1 + n) / (10 + n)), so that the start is soon forgotten."""
+    autocast: str | None = None
+    """The dtype that the model computes in: bf16, fp16 (with scaled gradients) or None. The trained tensors
+    stay float32."""
+    seed: int = 0
+    """What all chance is derived from: that of step n is the same however the steps before were run."""
+    device: str | torch.device | None = None
+    """Where the model is moved, and each batch of tensors. None moves nothing."""
+
+    validate_every: int | None = None
+    """Steps between two validations. The first one is before step 1, the last one at the end."""
+    patience: int | None = None
+    """How many validations in a row may be no better than the best before the training stops."""
+    checkpoint_every: int | None = None
+    """Steps between two checkpoints. The last and the best are always written where there is a folder."""
+    keep: int = 3
+    """How many of the checkpoints of every so many steps are kept."""
+
+    output: str | os.PathLike[str] | None = None
+    """The file of the finished adapter."""
+    dialect: Written = "lycoris"
+    dtype: torch.dtype | None = None
+    """The dtype of the written adapter; None is that of the trained tensors."""
+    metadata: Mapping[str, str | None] = field(default_factory=dict[str, "str | None"])
+    """Entries of the file's metadata, which win over those that the training writes. None takes one away."""
+    checkpoints: str | os.PathLike[str] | None = None
+    """The folder of the checkpoints; None is one beside `output`, or none at all where that is None too."""
+    overwrite: bool = False
+    """Whether the files of an earlier training may be replaced. A resumed one always goes on with its own."""
+
+    bar: bool = True
+    """Whether progress is shown on stderr."""
+    log: str | os.PathLike[str] | None = None
+    """A folder for TensorBoard."""
+    picture: bool = True
+    """Whether the curves are drawn beside `output`, where matplotlib is installed."""
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise TrainError(
+                "a training has a number of steps or of epochs",
+                got="neither" if self.steps is None else "both",
+                expected="one of steps and epochs",
+            )
+        for name in ("steps", "epochs", "accumulation", "validate_every", "patience", "checkpoint_every"):
+            self._check(name, lambda v: isinstance(v, int) and v >= 1, "a whole number of at least 1")
+        self._check("keep", lambda v: isinstance(v, int) and v >= 0, "a whole number of at least 0")
+        self._check("seed", lambda v: isinstance(v, int), "a whole number")
+        for name in ("lr", "lora_plus", "clip_norm", "max_weight_norm"):
+            self._check(name, lambda v: 0 < v < math.inf, "a number above 0")
+        for name in ("weight_decay", "warmup"):
+            self._check(name, lambda v: 0 <= v < math.inf, "a number of at least 0")
+        self._check("warmup", lambda v: v < 1 or v == int(v), "a share below 1, or a whole number of steps")
+        self._check("ema", lambda v: 0 < v < 1, "a number between 0 and 1")
+        self._check("autocast", lambda v: v in AUTOCAST, ", ".join([*AUTOCAST, "None"]))
+        if self.patience is not None and self.validate_every is None:
+            raise TrainError(
+                "an early stop needs validations", key="patience", expected="validate_every beside it"
+            )
+
+    def _check(self, name: str, holds: Callable[[Any], bool], expected: str) -> None:
+        value = getattr(self, name)
+        try:
+            fine = value is None or holds(value)
+        except TypeError:
+            fine = False
+        if not fine or isinstance(value, bool):
+            raise TrainError("a setting is out of its range", key=name, got=repr(value), expected=expected)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the checkpoints, if there is one."""
+        if self.checkpoints is not None:
+            return Path(self.checkpoints)
+        if self.output is None:
+            return None
+        out = Path(self.output)
+        return out.with_name(f"{out.stem}-checkpoints")
+
+    @property
+    def last_state(self) -> Path | None:
+        """The file that a broken run can be resumed from, if there is a folder."""
+        return None if self.folder is None else self.folder / f"last{STATE}"

@@ -1,0 +1,467 @@
+"""One step of a training at a time: what `train_network` drives, and what a loop of your own can drive."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import DivergedError, FileFormatError, MatchError, TrainError
+from ..ranks.gradients import Loss
+from . import processes
+from .average import Average
+from .chance import Chance
+from .feed import Batches, Place, batches_of, moved
+from .history import History, StepReport
+from .identity import check_same, identity_of
+from .interrupts import uninterrupted
+from .metadata import metadata_of_training
+from .network import LycorisNetwork
+from .optimisers import family_of, make_optimiser
+from .options import AUTOCAST, TrainOptions
+from .reallocation import Change, Reallocator
+from .schedules import schedule
+from .state_file import read_state, write_state
+from .tensors import by_name, copies, copy_into, in_order, norm_of, scale
+
+
+class Trainer:
+    """The state of a training: the network with its optimiser, schedule, scaler, average and history.
+
+    `loss(module, batch)` is a scalar. It is called with `net.module`, to which the network is applied. The
+    chance in step n is that of `Chance(seed, "step", n)`, whatever was drawn before. The modules of the model
+    stay in the modes that they have, except that running statistics (BatchNorm) never change.
+
+    `validation` are the batches of `validate`. `growth` are batches whose gradients say where ranks regrow,
+    if they do (`Reallocation.regrow`).
+
+    Raises TrainError where the options do not suit the network.
+    """
+
+    # Here and below: a host may call from within inference mode, whose tensors cannot be trained.
+    @torch.inference_mode(mode=False)
+    def __init__(
+        self,
+        net: LycorisNetwork,
+        loss: Loss,
+        options: TrainOptions,
+        *,
+        steps: int | None = None,
+        validation: Batches | None = None,
+        growth: Iterable[Any] | None = None,
+    ) -> None:
+        total = steps or options.steps
+        if total is None:
+            raise TrainError("without batches to count, a trainer is given its steps", key="steps")
+        self.net = net
+        self.loss = loss
+        self.options = options
+        self.total = total
+        self.validation = validation
+        self.growth = growth
+        if options.device is not None:
+            net.module.to(options.device)
+            net.to(options.device)
+        net.apply_to()
+        self.identity = identity_of(net)
+        self._rate = schedule(options.schedule, options.warmup, total)
+        self._statistics = [module for module in net.module.modules() if has_statistics(module)]
+        self.done = 0
+        """How many steps are done."""
+        self.place: Place = (0, 0)
+        """The place in the data after them."""
+        self.history = History()
+        processes.share(list(net.parameters()))
+        self.renew()
+        self.idle = set(self.names)
+        """The parameters that no gradient has reached yet."""
+
+    def renew(self) -> None:
+        """Make optimiser, average and scaler for the network's present parameters.
+
+        To be called where layers were replaced while there was a trainer.
+        """
+        options = self.options
+        self.names, self.parameters = _parameters_of(self.net)
+        self.family = family_of(options.optimiser)
+        lr = options.lr or self.family.lr
+        if lr is None:
+            raise TrainError("this optimiser has no usual rate", key="lr", got="None", expected="a number")
+        if self.family.averages and (options.ema is not None or options.schedule != "constant"):
+            raise TrainError(
+                f"{options.optimiser} averages the weights in place of a schedule",
+                got=f"schedule {options.schedule}, ema {options.ema}",
+                expected="schedule constant, and ema None",
+            )
+        groups = self.net.parameter_groups(lr, lora_plus=options.lora_plus, weight_decay=options.weight_decay)
+        self.optimiser = make_optimiser(self.family, groups, options.optimiser_options)
+        self._averaging(False)
+        self.optimiser.zero_grad(set_to_none=True)
+        self.average = None if options.ema is None else Average(self.parameters, options.ema)
+        self.mover = self._new_mover()
+        self.scaler = self._new_scaler()
+        # The weights before the latest update: those of the latest loss that was finite.
+        self._proven = copies(self.parameters)
+        self._whole = True
+
+    @property
+    def device(self) -> torch.device:
+        return self.parameters[0].device
+
+    @property
+    def whole(self) -> bool:
+        """Whether weights and optimiser are those after the same step: not after an error amid an update."""
+        return self._whole
+
+    def step(self, *batches: Any, of: int | None = None, place: Place | None = None) -> StepReport:
+        """Make one step by the mean loss of some batches.
+
+        `of` is their number in all processes together, `place` is the place in the data after them.
+
+        Raises TrainError for a loss that is not a scalar or has no graph, and DivergedError where loss or
+        gradients are not finite. After any error or interrupt before the update, nothing is changed.
+        """
+        number = self.done + 1
+        count = of or len(batches)
+        if not count:
+            raise TrainError("a step needs at least one batch")
+        self.net.train()
+        try:
+            with torch.inference_mode(mode=False), torch.enable_grad(), self._fixed():
+                total = torch.zeros((), device=self.device)
+                with Chance(self.options.seed, "step", number, processes.rank()).drawn():
+                    for batch in batches:
+                        loss = self._loss_of(batch)
+                        scaled: Any = self.scaler.scale(loss / count)
+                        scaled.backward()
+                        total += loss.detach().to(total.device, total.dtype) / count
+                report = self._gathered(total, number)
+                with uninterrupted():
+                    report = self._update(report, place)
+        except BaseException:
+            # It would go on from the middle of the step.
+            self.scaler = self._new_scaler(self.scaler.state_dict())
+            raise
+        finally:
+            self.optimiser.zero_grad(set_to_none=True)
+        return report
+
+    def validate(self) -> float:
+        """The mean loss of the validation batches, as `evaluated`, always with the same chance."""
+        if self.validation is None:
+            raise TrainError("there are no batches to validate with")
+        total, count = 0.0, 0
+        with self.evaluated(), torch.no_grad():
+            feed = Chance(self.options.seed, "validation")
+            with feed.drawn():
+                batches = iter(batches_of(self.validation, 0))
+            while True:
+                with feed.drawn():
+                    batch = next(batches, self)
+                if batch is self:
+                    break
+                with Chance(self.options.seed, "validation", count).drawn():
+                    total += float(self._loss_of(batch))
+                count += 1
+        if not count:
+            raise TrainError("there are no batches to validate with", got="an empty iterable, or one used up")
+        found = processes.shared(total / count, self.device)
+        if not math.isfinite(found):
+            copy_into(self.parameters, self._proven)
+            raise self._diverged(f"the validation loss is {found} after step {self.done}")
+        self.history.validation.append((self.done, found))
+        return found
+
+    @contextmanager
+    def evaluated(self) -> Generator[None]:
+        """A time in which the network is as it is saved: averaged weights, all modules in `eval` mode.
+
+        Afterwards all is bitwise as before.
+        """
+        modes = [module for module in chain(self.net.modules(), self.net.module.modules()) if module.training]
+        before = copies(self.parameters)
+        self._whole = False
+        try:
+            self.net.eval()
+            self.net.module.eval()
+            if self.family.averages:
+                self._averaging(True)
+            elif self.average is not None:
+                copy_into(self.parameters, self.average.tensors)
+            yield
+        finally:
+            with uninterrupted():
+                self._averaging(False)
+                # An optimiser's own way back from its average rounds.
+                copy_into(self.parameters, before)
+                for module in modes:
+                    module.training = True
+                self._whole = True
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the adapter as `evaluated`, in the dialect of the options, with the training's metadata."""
+        options = self.options
+        with self.evaluated():
+            text = {**metadata_of_training(self), **options.metadata}
+            self.net.save_weights(path, dialect=options.dialect, dtype=options.dtype, metadata=text)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a later run goes on from, as plain values and tensors, which are those in use."""
+        return {
+            "identity": self.identity,
+            "seed": self.options.seed,
+            "optimiser": {"name": self.options.optimiser, "state": self.optimiser.state_dict()},
+            "weights": by_name(self.names, self.parameters),
+            "alphas": {path: member.layer.alpha for path, member in self.net.members.items()},
+            "average": None if self.average is None else by_name(self.names, self.average.tensors),
+            "scaler": self.scaler.state_dict(),
+            "mover": None if self.mover is None else self.mover.state_dict(),
+            "step": self.done,
+            "place": self.place,
+            "history": self.history.state_dict(),
+            "idle": sorted(self.idle),
+        }
+
+    @torch.inference_mode(mode=False)
+    def load_state_dict(self, state: dict[str, Any], file: str | None = None) -> None:
+        """Go on from a state. Rates and weight decay are those of the options, all else is the state's.
+
+        Raises MatchError where the state is for another model or network, and TrainError for another
+        optimiser or seed, or where one of both has an average.
+        """
+        check_same(state["identity"], self.identity, file)
+        for key, theirs, ours in (
+            ("optimiser", state["optimiser"]["name"], self.options.optimiser),
+            ("seed", state["seed"], self.options.seed),
+            ("ema", state["average"] is not None, self.average is not None),
+            ("reallocation", state["mover"] is not None, self.mover is not None),
+        ):
+            if theirs != ours:
+                raise TrainError(
+                    "the state is of a training with other settings",
+                    file=file,
+                    key=key,
+                    got=str(theirs),
+                    expected=str(ours),
+                )
+        self._resize(state["weights"], state["alphas"])
+        copy_into(self.parameters, in_order(self.names, state["weights"]))
+        rates = [(group["initial_lr"], group["weight_decay"]) for group in self.optimiser.param_groups]
+        try:
+            self.optimiser.load_state_dict(state["optimiser"]["state"])
+        except ValueError as error:
+            raise MatchError(
+                "the optimiser's state does not fit the network", file=file, got=str(error)
+            ) from error
+        for group, (lr, decay) in zip(self.optimiser.param_groups, rates, strict=True):
+            group["initial_lr"], group["weight_decay"] = lr, decay
+        if self.average is not None:
+            copy_into(self.average.tensors, in_order(self.names, state["average"]))
+        if self.mover is not None:
+            self.mover.load_state_dict(state["mover"])
+        self.scaler = self._new_scaler(state["scaler"])
+        copy_into(self._proven, self.parameters)
+        self.done, self.place = state["step"], tuple(state["place"])
+        self.history = History.of(state["history"])
+        self.idle = set(state["idle"])
+
+    def save_state(self, path: str | os.PathLike[str]) -> None:
+        """Write the state as one file. Raises WriteError; an earlier file of that name is whole then."""
+        write_state(Path(path), self.state_dict())
+
+    def load_state(self, path: str | os.PathLike[str]) -> None:
+        """Go on from a file of `save_state`. Raises FileFormatError, and what `load_state_dict` raises."""
+        state = read_state(Path(path))
+        try:
+            self.load_state_dict(state, str(path))
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise FileFormatError(
+                "the state of the training is damaged", file=str(path), got=f"{type(error).__name__}: {error}"
+            ) from error
+
+    def _resize(self, weights: Mapping[str, Tensor], alphas: Mapping[str, float | None]) -> None:
+        """Give layers the ranks that they have in a state, where these moved during the training.
+
+        The parameters stay in the groups of the optimiser that they began in, though they may look like those
+        of another group now.
+        """
+        for path, member in self.net.members.items():
+            old = dict(member.named_parameters())
+            held = {name: weights[f"{path}.{name}"] for name in old}
+            if all(held[name].shape == old[name].shape for name in old):
+                continue
+            self.net.replace_layer(path, replace(member.layer, **held, alpha=alphas[path]))
+            for name, new in member.named_parameters():
+                for group in self.optimiser.param_groups:
+                    group["params"] = [new if each is old[name] else each for each in group["params"]]
+                self._follow(old[name], new, Change.of(lambda _, new=new: new.detach().clone()))
+        self._proven = copies(self.parameters)
+
+    @contextmanager
+    def _fixed(self) -> Generator[None]:
+        """A time in which the model's running statistics stay as they are: no adapter holds them."""
+        training = [module for module in self._statistics if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+    def _loss_of(self, batch: Any) -> Tensor:
+        dtype = AUTOCAST.get(self.options.autocast or "")
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            loss: Any = self.loss(self.net.module, moved(batch, self.options.device))
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+            got = f"{loss.dtype} {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise TrainError("the loss is not a scalar", got=got, expected="one floating-point value")
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            raise TrainError(
+                "the loss does not depend on the network",
+                got="a tensor without a graph",
+                hint="Compute it by the module that is passed in, without no_grad, detach or item",
+            )
+        return loss.reshape(())
+
+    def _gathered(self, total: Tensor, number: int) -> StepReport:
+        """Add up loss and gradients over all processes, and report. Raises DivergedError."""
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            if parameter.grad is not None:
+                self.idle.discard(name)
+            elif processes.count() > 1:
+                parameter.grad = torch.zeros_like(parameter)
+        processes.add_up([total, *(p.grad for p in self.parameters if p.grad is not None)])
+        rate = self._rate(self.done)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["initial_lr"] * rate
+        self.scaler.unscale_(self.optimiser)  # pyright: ignore[reportArgumentType]
+        norm = norm_of([p.grad for p in self.parameters if p.grad is not None], total)
+        # One transfer for both: each waits for the accelerator.
+        both: Any = torch.stack([total, norm])
+        loss, size = cast("list[float]", both.tolist())
+        overflow = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        if not math.isfinite(loss):
+            error = self._diverged(f"the loss is {loss} in step {number}")
+            copy_into(self.parameters, self._proven)
+            raise error
+        if not (math.isfinite(size) or overflow):
+            raise self._diverged(f"the norm of the gradients is {size} in step {number}")
+        return StepReport(number, loss, size, self.optimiser.param_groups[0]["lr"], not math.isfinite(size))
+
+    def _new_scaler(self, state: dict[str, Any] | None = None) -> torch.amp.GradScaler:
+        half = AUTOCAST.get(self.options.autocast or "") == torch.float16
+        scaler = torch.amp.GradScaler(self.device.type, enabled=half)
+        if half and state:
+            scaler.load_state_dict(state)
+        return scaler
+
+    def _update(self, report: StepReport, place: Place | None) -> StepReport:
+        self._whole = False
+        limit = self.options.clip_norm
+        if not report.skipped:
+            copy_into(self._proven, self.parameters)
+            if self.mover is not None:
+                self.mover.observe()
+            if limit is not None and report.norm > limit:
+                scale([p.grad for p in self.parameters if p.grad is not None], limit / report.norm)
+        self.scaler.step(self.optimiser)  # pyright: ignore[reportArgumentType]
+        self.scaler.update()
+        if self.options.max_weight_norm is not None:
+            self.net.clip_weight_norm(self.options.max_weight_norm)
+        if self.average is not None:
+            self.average.update(self.parameters, report.step)
+        if self.mover is not None:
+            with Chance(self.options.seed, "ranks", report.step).drawn():
+                report = replace(report, moved=self.mover.step(report.step))
+            if report.moved:
+                self._proven = copies(self.parameters)
+        self.history.losses.append((report.step, report.loss))
+        self.history.skipped += report.skipped
+        self.done = report.step
+        self.place = self.place if place is None else place
+        self._whole = True
+        return report
+
+    def _new_mover(self) -> Reallocator | None:
+        """What moves ranks during the training, if the options ask for it."""
+        if self.options.reallocation is None:
+            return None
+        if not self.family.follows:
+            raise TrainError(
+                f"the states of {self.family.name} cannot follow ranks that move", key="reallocation"
+            )
+        optimiser: Any = self.optimiser
+        mover = Reallocator(
+            self.net,
+            optimiser,
+            self.options.reallocation,
+            batches=self.growth,
+            loss=lambda _, batch: self._loss_of(batch),
+            seed=self.options.seed,
+        )
+        mover.followers.append(self._follow)
+        return mover
+
+    def _follow(self, old: nn.Parameter, new: nn.Parameter, change: Change) -> None:
+        """Put a parameter, and its average, in the place of another."""
+        index = next(index for index, parameter in enumerate(self.parameters) if parameter is old)
+        self.parameters[index] = new
+        if self.average is not None:
+            self.average.tensors[index] = change.values(self.average.tensors[index])
+
+    def _diverged(self, problem: str) -> DivergedError:
+        """The error for values that are not finite, with the first tensor whose gradient is not."""
+        bad = [
+            name
+            for name, parameter in zip(self.names, self.parameters, strict=True)
+            if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
+        ]
+        self._whole = False
+        return DivergedError(
+            problem,
+            key=bad[0] if bad else None,
+            got=f"gradients that are not finite in {len(bad)} of {len(self.names)} tensors" if bad else None,
+            hint="The network has the last weights whose loss was finite. Try a lower lr, a warm-up or bf16",
+        )
+
+    def _averaging(self, on: bool) -> None:
+        """Let an optimiser that averages the weights put the average in their place, or take it out."""
+        if self.family.averages:
+            optimiser: Any = self.optimiser
+            optimiser.eval() if on else optimiser.train()
+
+
+def _parameters_of(net: LycorisNetwork) -> tuple[list[str], list[nn.Parameter]]:
+    """The trained parameters and their names. Raises TrainError where they cannot be trained."""
+    found = {
+        f"{path}.{name}": parameter
+        for path, member in net.members.items()
+        for name, parameter in member.named_parameters()
+        if parameter.requires_grad
+    }
+    if not found:
+        raise TrainError("the network has nothing to train")
+    for name, parameter in found.items():
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise TrainError(
+                "small steps are lost in tensors of this dtype",
+                key=name,
+                got=str(parameter.dtype),
+                expected="float32",
+                hint="Keep the network in float32 and set `autocast` to compute in less",
+            )
+    return list(found), list(found.values())
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """Whether a module changes statistics of its own in each pass in training mode, as BatchNorm does."""
+    return isinstance(getattr(module, "running_mean", None), Tensor)

@@ -1,0 +1,642 @@
+"""The loop: exact resume, interrupts, bad input, and steps against a loop written by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import importlib.util
+import math
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lycoris_ops as lyc
+
+OPTIMISERS = {
+    "adamw": None,
+    "sgd": None,
+    "adafactor": None,
+    "muon": None,
+    "prodigy": "prodigyopt",
+    "schedulefree": "schedulefree",
+    "adamw8bit": "bitsandbytes",
+    "torch.optim:NAdam": None,
+}
+"""Every optimiser offered and one by its class, with the package that it needs."""
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.inner = nn.Linear(8, 12)
+        self.norm = nn.LayerNorm(12)
+        self.outer = nn.Linear(12, 4)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) / 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(torch.tanh(self.norm(self.inner(x))))
+
+
+def network(algorithm: str = "lora", **options: Any) -> lyc.LycorisNetwork:
+    return lyc.create_lycoris(Model(), algorithm=algorithm, rank=2, seed=3, **options)
+
+
+def batches(count: int = 5, seed: int = 5) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    return [(draw(6, 8), draw(6, 4)) for _ in range(count)]
+
+
+def plain(module: nn.Module, batch: Any) -> Tensor:
+    return (module(batch[0]) - batch[1]).square().mean()
+
+
+def noisy(module: nn.Module, batch: Any) -> Tensor:
+    """A loss with chance out of each of the generators."""
+    x, y = batch
+    x = x + 0.1 * torch.randn_like(x) + 0.1 * random.random() + 0.1 * float(np.random.rand())  # noqa: NPY002
+    return plain(module, (x, y))
+
+
+class Shuffled(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    """Items with chance in them, drawn while they are read."""
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(index)
+        return torch.randn(8, generator=generator) + 0.1 * torch.randn(8), torch.full((4,), float(index % 3))
+
+
+def loader() -> Any:
+    return torch.utils.data.DataLoader(Shuffled(), batch_size=4, shuffle=True)
+
+
+def options(folder: Path, **given: Any) -> lyc.TrainOptions:
+    default: dict[str, Any] = {
+        "steps": 7,
+        "output": folder / "out.safetensors",
+        "bar": False,
+        "picture": False,
+        "lr": 0.01,
+    }
+    return lyc.TrainOptions(**(default | given))
+
+
+def stopping(step: int, error: BaseException) -> Callable[[lyc.StepReport], None]:
+    def progress(report: lyc.StepReport) -> None:
+        if report.step == step:
+            raise error
+
+    return progress
+
+
+def full_options(folder: Path, optimiser: str) -> lyc.TrainOptions:
+    averages = optimiser == "schedulefree"
+    return options(
+        folder,
+        optimiser=optimiser,
+        # Its states of small tensors would be of 32 bits.
+        optimiser_options={"min_8bit_size": 1} if optimiser == "adamw8bit" else {},
+        lr=None if optimiser == "prodigy" else 0.01,
+        schedule="constant" if averages else "cosine",
+        warmup=2,
+        accumulation=2,
+        weight_decay=0.01,
+        ema=None if averages else 0.9,
+        max_weight_norm=2.0,
+        validate_every=3,
+        checkpoint_every=2,
+        keep=1,
+    )
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_a_run_that_is_resumed_ends_as_an_unbroken_one(tmp_path: Path, optimiser: str) -> None:
+    package = OPTIMISERS[optimiser]
+    if package and importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} has no build for this system")
+    dropouts = {"rank_dropout": 0.3, "module_dropout": 0.2}
+    held_out = batches(2, seed=9)
+    whole = full_options(tmp_path / "a", optimiser)
+    broken = full_options(tmp_path / "b", optimiser)
+    tmp_path.joinpath("a").mkdir()
+    tmp_path.joinpath("b").mkdir()
+    adapt = lambda: network(exclude="norm", **dropouts)  # noqa: E731
+    result = lyc.train_network(adapt(), loader(), noisy, whole, validation=held_out)
+    for step in (3, 4):
+        torch.randn(step)
+        with pytest.raises(RuntimeError, match="halt"):
+            lyc.train_network(
+                adapt(),
+                loader(),
+                noisy,
+                broken,
+                validation=held_out,
+                resume=broken.last_state if step > 3 else None,
+                progress=stopping(step, RuntimeError("halt")),
+            )
+    again = lyc.train_network(adapt(), loader(), noisy, broken, validation=held_out, resume=broken.last_state)
+    for name in ("out.safetensors", "out-checkpoints/last.state.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    assert again.history == result.history
+    assert len(result.history.losses) == 7 and [step for step, _ in result.history.validation] == [0, 3, 6, 7]
+    kept = sorted(file.name for file in (tmp_path / "b" / "out-checkpoints").glob("*.state.safetensors"))
+    assert "step-000006.state.safetensors" in kept and "step-000004.state.safetensors" not in kept
+
+
+def test_the_same_seed_makes_the_same_file_and_another_one_does_not(tmp_path: Path) -> None:
+    files: list[bytes] = []
+    for number, seed in enumerate((1, 1, 2)):
+        out = tmp_path / str(number)
+        out.mkdir()
+        torch.manual_seed(number)
+        lyc.train_network(network(), loader(), noisy, options(out, seed=seed))
+        files.append((out / "out.safetensors").read_bytes())
+    assert files[0] == files[1] != files[2]
+
+
+def test_steps_are_those_of_a_loop_by_hand() -> None:
+    """AdamW with a warm-up, cosine, accumulation, clipping, LoRA+ and an average, with torch's own parts."""
+    settings = lyc.TrainOptions(
+        steps=6, lr=0.02, schedule="cosine", warmup=2, accumulation=2, clip_norm=0.05, ema=0.5,
+        lora_plus=4.0, weight_decay=0.1, bar=False,
+    )  # fmt: skip
+    data = batches(4)
+    net = network(exclude="norm")
+    trainer = lyc.Trainer(net, plain, settings)
+    reports = [trainer.step(data[2 * i % 4], data[2 * i % 4 + 1]) for i in range(6)]
+
+    twin = network(exclude="norm").apply_to()
+    groups = twin.parameter_groups(0.02, lora_plus=4.0, weight_decay=0.1)
+    optimiser = torch.optim.AdamW(groups)
+    schedule = torch.optim.lr_scheduler.SequentialLR(
+        optimiser,
+        [
+            torch.optim.lr_scheduler.LinearLR(optimiser, 0.5, 1.0, 1),
+            torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 4),
+        ],
+        milestones=[2],
+    )
+    average = [p.detach().double() for p in twin.parameters()]
+    for step in range(6):
+        optimiser.zero_grad()
+        losses = [plain(twin.module, data[(2 * step + i) % 4]) for i in range(2)]
+        torch.stack(losses).mean().backward()
+        norm = nn.utils.clip_grad_norm_(list(twin.parameters()), 0.05)
+        assert reports[step].norm == pytest.approx(float(norm), rel=1e-5)
+        assert reports[step].loss == pytest.approx(float(torch.stack(losses).detach().mean()), rel=1e-5)
+        assert reports[step].lr == pytest.approx(optimiser.param_groups[0]["lr"], rel=1e-6)
+        optimiser.step()
+        schedule.step()
+        decay = min(0.5, (2 + step) / (11 + step))
+        average = [
+            decay * a + (1 - decay) * p.detach() for a, p in zip(average, twin.parameters(), strict=True)
+        ]
+    for ours, theirs in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with trainer.evaluated():
+        for ours, mean in zip(net.parameters(), average, strict=True):
+            torch.testing.assert_close(ours.double(), mean, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("constant", lambda x: 1.0),
+        ("linear", lambda x: 1 - x),
+        ("cosine", lambda x: math.cos(math.pi * x / 2) ** 2),
+        ("rex", lambda x: 2 * (1 - x) / (2 - x)),
+    ],
+)
+def test_schedules(name: str, formula: Callable[[float], float]) -> None:
+    trainer = lyc.Trainer(network(), plain, lyc.TrainOptions(steps=10, lr=1.0, schedule=name, warmup=0.2))
+    rates = [trainer.step(batch).lr for batch in batches(10)]
+    assert rates[:2] == [0.5, 1.0]
+    assert rates[2:] == pytest.approx([formula(step / 8) for step in range(8)])
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "schedulefree"])
+def test_a_validation_changes_nothing_and_its_chance_is_the_same(tmp_path: Path, optimiser: str) -> None:
+    weights: list[list[Tensor]] = []
+    for every in (None, 1):
+        net = network("lokr", module_dropout=0.2)
+        trainer = lyc.Trainer(
+            net, noisy, options(tmp_path, optimiser=optimiser), validation=batches(3, seed=8)
+        )
+        for batch in batches(4):
+            trainer.step(batch)
+            if every:
+                state = torch.get_rng_state()
+                assert trainer.validate() == trainer.validate()
+                assert torch.equal(state, torch.get_rng_state())
+                assert net.training
+        weights.append([parameter.detach().clone() for parameter in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+@pytest.mark.parametrize("call", range(1, 15, 3))
+def test_an_interrupt_at_any_time_leaves_a_whole_checkpoint(tmp_path: Path, call: int) -> None:
+    """The interrupt comes inside of the loss, in training or in validation."""
+    calls = 0
+
+    def interrupted(module: nn.Module, batch: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGINT)
+        return noisy(module, batch)
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    given: dict[str, Any] = {"steps": 5, "accumulation": 2, "validate_every": 2, "ema": 0.9}
+    held_out = batches(1, seed=7)
+    whole, broken = options(tmp_path / "a", **given), options(tmp_path / "b", **given)
+    lyc.train_network(network(), loader(), noisy, whole, validation=held_out)
+    with pytest.raises(KeyboardInterrupt):
+        lyc.train_network(network(), loader(), interrupted, broken, validation=held_out)
+    lyc.train_network(network(), loader(), noisy, broken, validation=held_out, resume=broken.last_state)
+    assert (tmp_path / "a/out.safetensors").read_bytes() == (tmp_path / "b/out.safetensors").read_bytes()
+
+
+def test_an_interrupt_waits_for_the_end_of_an_update() -> None:
+    trainer = lyc.Trainer(network(), plain, lyc.TrainOptions(steps=3))
+    update = trainer.optimiser.step
+
+    def slow() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        update()
+
+    trainer.optimiser.step = slow  # pyright: ignore[reportAttributeAccessIssue]
+    before = [parameter.detach().clone() for parameter in trainer.parameters]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.step(batches(1)[0])
+    assert trainer.whole and trainer.done == 1
+    assert not all(torch.equal(a, b) for a, b in zip(before, trainer.parameters, strict=True))
+
+
+def test_the_saved_adapter_is_the_trained_network_and_says_how_it_was_trained(tmp_path: Path) -> None:
+    net = network("loha")
+    settings = options(tmp_path, metadata={"ss_base_model_version": "tiny", "modelspec.author": "me"})
+    result = lyc.train_network(net, batches(), plain, settings)
+    assert result.output is not None and result.history.losses[-1][1] < result.history.losses[0][1]
+    x = batches(1, seed=11)[0][0]
+    with torch.no_grad():
+        wanted = net.module(x)
+    adapter = lyc.load_adapter(result.output)
+    fresh = Model()
+    for name, layer in adapter.layers.items():
+        target = {"inner": fresh.inner, "norm": fresh.norm, "outer": fresh.outer}[name.rpartition("_")[2]]
+        lyc.patch_(target.weight.data, [(layer, 1.0)])
+        if isinstance(target, nn.LayerNorm):
+            target.bias.data += layer.tensors()["b_norm"]
+    torch.testing.assert_close(fresh(x), wanted, rtol=1e-4, atol=1e-5)
+    text = adapter.metadata
+    assert text["ss_network_module"] == "lycoris.kohya" and text["ss_network_dim"] == "2"
+    assert text["ss_steps"] == "7" and text["ss_optimizer"] == "adamw" and text["ss_output_name"] == "out"
+    assert text["ss_base_model_version"] == "tiny" and text["modelspec.title"] == "out"
+    assert {"ss_v2", "ss_network_alpha", "ss_network_args"} <= text.keys()
+    recipe = lyc.parse_json(text["lycoris_training"])
+    assert recipe["options"]["steps"] == 7 and recipe["network"]["layers"]["inner"]["algorithm"] == "loha"
+
+
+def test_early_stop_best_checkpoint_curves_and_log(tmp_path: Path) -> None:
+    settings = options(
+        tmp_path, steps=40, lr=0.3, validate_every=1, patience=3, log=tmp_path / "log", picture=True
+    )
+    result = lyc.train_network(network(), batches(2), plain, settings, validation=batches(1, seed=6))
+    losses = [loss for _, loss in result.history.validation]
+    assert result.stopped_early and losses.index(min(losses)) == len(losses) - 4
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    assert any((tmp_path / "log").iterdir())
+    best = result.history.best
+    if best and best[0]:
+        adapter = lyc.load_adapter(tmp_path / "out-checkpoints/best.safetensors")
+        assert adapter.metadata["ss_steps"] == str(best[0])
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+@pytest.mark.parametrize(("autocast", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_the_model_computes_in_less_and_the_weights_stay_float32(
+    autocast: str, dtype: torch.dtype, optimiser: str
+) -> None:
+    seen: set[torch.dtype] = set()
+
+    def loss(module: nn.Module, batch: Any) -> Tensor:
+        found = module(batch[0])
+        seen.add(found.dtype)
+        return (found.float() - batch[1]).square().mean()
+
+    net = network(exclude="norm")
+    trainer = lyc.Trainer(
+        net, loss, lyc.TrainOptions(steps=8, autocast=autocast, lr=0.01, optimiser=optimiser)
+    )
+    reports = [trainer.step(batch) for batch in batches(1) * 8]
+    assert seen == {dtype} and {p.dtype for p in net.parameters()} == {torch.float32}
+    assert reports[-1].loss < reports[0].loss
+
+
+def test_scaled_gradients_that_are_too_large_skip_the_step_and_say_so() -> None:
+    def large(module: nn.Module, batch: Any) -> Tensor:
+        return module(batch[0]).float().sum() * 100
+
+    trainer = lyc.Trainer(network(), large, lyc.TrainOptions(steps=20, autocast="fp16"))
+    before = [parameter.detach().clone() for parameter in trainer.parameters]
+    assert trainer.step(batches(1)[0]).skipped
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.parameters, strict=True))
+    assert any(not trainer.step(batches(1)[0]).skipped for _ in range(19))
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_weights(tmp_path: Path) -> None:
+    data = batches(4)
+    seen: list[list[Tensor]] = []
+
+    def loss(module: nn.Module, batch: Any) -> Tensor:
+        seen.append([parameter.detach().clone() for parameter in net.parameters()])
+        found = plain(module, batch)
+        return found * (math.nan if len(seen) == 4 else 1.0)
+
+    net = network("lokr")
+    with pytest.raises(lyc.DivergedError, match=r"the loss is nan in step 4.*") as caught:
+        lyc.train_network(net, data, loss, options(tmp_path))
+    assert caught.value.key == "inner.lokr_w1"
+    assert all(torch.equal(a, b) for a, b in zip(seen[2], net.parameters(), strict=True))
+    assert caught.value.file is not None and len(lyc.load_adapter(caught.value.file).layers) == len(
+        net.members
+    )
+
+
+def test_a_gradient_that_is_not_finite_names_its_layer(tmp_path: Path) -> None:
+    net = network(exclude="norm")
+
+    def loss(module: nn.Module, batch: Any) -> Tensor:
+        # The derivative of the root is infinite at 0, where `up` of the last layer starts.
+        member = net.members["outer"]
+        return plain(module, batch) + member.layer.tensors()["lora_up"].abs().sqrt().sum()
+
+    with pytest.raises(lyc.DivergedError, match=r"the norm of the gradients is .* in step 1") as caught:
+        lyc.train_network(net, batches(), loss, options(tmp_path))
+    assert caught.value.key == "outer.lora_up"
+
+
+def test_a_full_disk_at_a_checkpoint_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = options(tmp_path, checkpoint_every=1)
+    sync = os.fsync
+    calls = 0
+
+    def full(handle: int) -> None:
+        nonlocal calls
+        calls += 1
+        # Two files of the first checkpoint, then no room for any more, for `last` neither.
+        if calls > 4:
+            raise OSError(errno.ENOSPC, "full")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(lyc.WriteError, match="the disk is full"):
+        lyc.train_network(network(), batches(), plain, settings)
+    monkeypatch.undo()
+    found = sorted(file.name for file in (tmp_path / "out-checkpoints").iterdir())
+    assert found == ["step-000001.safetensors", "step-000001.state.safetensors"]
+    (tmp_path / "b").mkdir()
+    lyc.train_network(
+        network(),
+        batches(),
+        plain,
+        settings,
+        resume=tmp_path / "out-checkpoints/step-000001.state.safetensors",
+    )
+    lyc.train_network(network(), batches(), plain, options(tmp_path / "b"))
+    assert (tmp_path / "out.safetensors").read_bytes() == (tmp_path / "b/out.safetensors").read_bytes()
+
+
+def test_batches_may_be_a_function_of_the_epoch_or_an_iterator(tmp_path: Path) -> None:
+    epochs: list[int] = []
+
+    def of(epoch: int) -> list[Any]:
+        epochs.append(epoch)
+        return batches(2, seed=epoch)
+
+    lyc.train_network(network(), of, plain, options(tmp_path, output=None, steps=5))
+    assert epochs == [0, 1, 2]
+    result = lyc.train_network(network(), of, plain, options(tmp_path, output=None, steps=None, epochs=2))
+    assert (result.steps, result.epochs) == (4, 2)
+    result = lyc.train_network(network(), iter(batches(3)), plain, options(tmp_path, output=None, steps=3))
+    assert result.steps == 3
+
+
+def test_a_training_may_be_called_from_inference_mode(tmp_path: Path) -> None:
+    data = batches()
+    net, twin = network(), network()
+    with torch.inference_mode():
+        lyc.train_network(net, data, plain, options(tmp_path, output=None), validation=data[:1])
+    lyc.train_network(twin, data, plain, options(tmp_path, output=None), validation=data[:1])
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), twin.parameters(), strict=True))
+
+
+def test_modules_that_the_loss_does_not_use_are_named(tmp_path: Path) -> None:
+    def part(module: Any, batch: Any) -> Tensor:
+        return module.inner(batch[0]).square().mean()
+
+    result = lyc.train_network(network(exclude="norm"), batches(), part, options(tmp_path, output=None))
+    assert set(result.idle) == {"outer.lora_up", "outer.lora_down"} and "outer.lora_up" in str(result)
+
+
+def test_running_statistics_and_modes_of_the_model_stay(tmp_path: Path) -> None:
+    base = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 4))
+    base[2].eval()
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    seen: set[bool] = set()
+
+    def loss(module: Any, batch: Any) -> Tensor:
+        seen.add(module[1].training)
+        return plain(module, batch)
+
+    net = lyc.create_lycoris(base, rank=2, seed=0)
+    settings = options(tmp_path, validate_every=2)
+    lyc.train_network(net, batches(), loss, settings, validation=batches(1))
+    assert seen == {False} and base[1].training and not base[2].training and base[3].training
+    net.restore()
+    assert all(torch.equal(before[name], value) for name, value in base.state_dict().items())
+
+
+def test_a_layer_that_was_given_another_rank_is_taken_over(tmp_path: Path) -> None:
+    """A state whose layers have other ranks than the network began with, as after moves of ranks."""
+
+    settings = lyc.TrainOptions(steps=9, lr=0.01, ema=0.9)
+    trainer = lyc.Trainer(network(exclude="norm"), plain, settings)
+    layer = trainer.net.members["inner"].layer
+    held = {name: tensor.detach() for name, tensor in layer.tensors().items()}
+    larger = {
+        "lora_up": torch.cat([held["lora_up"], torch.zeros(12, 1)], 1),
+        "lora_down": torch.cat([held["lora_down"], torch.ones(1, 8)]),
+    }
+    trainer.net.replace_layer("inner", dataclasses.replace(layer, alpha=3.0, **larger))
+    trainer.renew()
+    for batch in batches(3):
+        trainer.step(batch)
+    trainer.save_state(tmp_path / "a.state.safetensors")
+    other = lyc.Trainer(network(exclude="norm"), plain, settings)
+    other.load_state(tmp_path / "a.state.safetensors")
+    assert other.net.members["inner"].layer.rank == 3
+    for batch in batches(3, seed=2):
+        assert trainer.step(batch) == other.step(batch)
+    assert all(torch.equal(a, b) for a, b in zip(trainer.parameters, other.parameters, strict=True))
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "schedulefree", "prodigy", "adafactor", "sgd"])
+def test_ranks_that_move_are_resumed_too(tmp_path: Path, optimiser: str) -> None:
+    package = OPTIMISERS[optimiser]
+    if package and importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} has no build for this system")
+    adapt = lambda: lyc.create_lycoris(Model(), rank=4, seed=3, exclude="norm")  # noqa: E731
+    target = 120
+    moves = lyc.Reallocation(target=target, begin=2, end=6, every=2, regrow=0.3, r_max=6)
+    given: dict[str, Any] = {
+        "steps": 9,
+        "optimiser": optimiser,
+        "lr": None if optimiser == "prodigy" else 0.01,
+        "ema": None if optimiser == "schedulefree" else 0.9,
+        "reallocation": moves,
+        "validate_every": 3,
+    }
+    arguments: dict[str, Any] = {"validation": batches(2, seed=9), "growth": batches(2, seed=7)}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    net = adapt()
+    moved: list[int] = []
+
+    def note(report: lyc.StepReport) -> None:
+        if report.moved:
+            moved.append(report.moved.parameters)
+
+    lyc.train_network(net, loader(), noisy, options(tmp_path / "a", **given), progress=note, **arguments)
+    broken = options(tmp_path / "b", **given)
+    for step in (3, 5):
+        with pytest.raises(RuntimeError, match="halt"):
+            halt = stopping(step, RuntimeError("halt"))
+            resume = broken.last_state if step > 3 else None
+            lyc.train_network(adapt(), loader(), noisy, broken, resume=resume, progress=halt, **arguments)
+    lyc.train_network(adapt(), loader(), noisy, broken, resume=broken.last_state, **arguments)
+    for name in ("out.safetensors", "out-checkpoints/last.state.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    assert len(moved) == 3 and moved[-1] <= target < sum(p.numel() for p in adapt().parameters())
+    assert sum(parameter.numel() for parameter in net.parameters()) == moved[-1]
+
+
+def test_checkpoints_of_a_longer_run_are_replaced_one_by_one(tmp_path: Path) -> None:
+    lyc.train_network(network(), batches(), plain, options(tmp_path, steps=6, checkpoint_every=3))
+    again = options(tmp_path, steps=4, checkpoint_every=2, keep=1, overwrite=True)
+    lyc.train_network(network(), batches(), plain, again)
+    found = sorted(file.name for file in (tmp_path / "out-checkpoints").glob("step*.state.safetensors"))
+    assert [name[:11] for name in found] == ["step-000004", "step-000006"]
+
+
+def vector(module: nn.Module, batch: Any) -> Tensor:
+    return (module(batch[0]) - batch[1]).square().mean(0)
+
+
+def number(module: nn.Module, batch: Any) -> Any:
+    return float(plain(module, batch))
+
+
+def detached(module: nn.Module, batch: Any) -> Tensor:
+    return plain(module, batch).detach()
+
+
+def empty() -> Iterator[Any]:
+    return iter(())
+
+
+@pytest.mark.parametrize(
+    ("data", "loss", "given", "message"),
+    [
+        (batches(), vector, {}, r"the loss is not a scalar \(found torch.float32 \[4\]"),
+        (batches(), number, {}, r"the loss is not a scalar \(found float"),
+        (batches(), detached, {}, "the loss does not depend on the network"),
+        ([], plain, {}, "there are no batches"),
+        (iter(batches(3)), plain, {}, r"the batches ended before the steps \(found 3 batches"),
+        (batches(1), plain, {"optimiser": "adamv"}, "an unknown optimiser.*Did you mean adamw"),
+        (batches(1), plain, {"optimiser": "nowhere:Adam"}, "pip install nowhere"),
+        (batches(1), plain, {"optimiser": "torch.optim:Adan"}, "an unknown optimiser"),
+        (batches(1), plain, {"optimiser_options": {"betes": 1}}, "betes: the optimiser has no .*betas"),
+        (batches(1), plain, {"optimiser_options": {"betas": (2, 2)}}, "refuses its options"),
+        (batches(1), plain, {"optimiser": "prodigy", "lr": 0.1}, "finds the learning rate itself"),
+        (batches(1), plain, {"optimiser": "prodigy", "lr": None, "lora_plus": 4.0}, "rates of 1, 4"),
+        (batches(1), plain, {"optimiser": "schedulefree", "ema": 0.9}, "in place of a schedule"),
+        (batches(1), plain, {"schedule": "cosinus"}, "an unknown schedule.*Did you mean cosine"),
+        (iter(batches(3)), plain, {"steps": None, "epochs": 1}, "cannot be counted"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_with(
+    tmp_path: Path, data: Any, loss: Any, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(lyc.TrainError, match=message):
+        lyc.train_network(network(), data, loss, options(tmp_path, **given))
+
+
+def test_an_optimiser_that_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "prodigyopt", None)
+    with pytest.raises(lyc.TrainError, match="pip install prodigyopt"):
+        lyc.Trainer(network(), plain, lyc.TrainOptions(steps=1, optimiser="prodigy"))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"steps": 1, "epochs": 1}, {"steps": 0}, {"steps": 1, "lr": -1.0}, {"steps": 1, "ema": 1.0},
+     {"steps": 1, "autocast": "fp8"}, {"steps": 1, "warmup": 1.5}, {"steps": 1, "patience": 2},
+     {"steps": True}, {"steps": 1, "clip_norm": math.nan}, {"steps": 1, "lr": "high"}],
+    ids=str,
+)  # fmt: skip
+def test_settings_out_of_range(given: dict[str, Any]) -> None:
+    with pytest.raises(lyc.TrainError):
+        lyc.TrainOptions(**given)
+
+
+def test_small_dtypes_are_refused() -> None:
+    with pytest.raises(lyc.TrainError, match="small steps are lost"):
+        lyc.Trainer(network().to(torch.bfloat16), plain, lyc.TrainOptions(steps=1))
+
+
+def test_a_state_is_for_one_model_one_network_and_one_optimiser(tmp_path: Path) -> None:
+    settings = options(tmp_path, steps=2)
+    lyc.train_network(network(), batches(), plain, settings)
+    state = settings.last_state
+    assert state is not None
+
+    def resumed(net: lyc.LycorisNetwork, **given: Any) -> None:
+        lyc.train_network(net, batches(), plain, options(tmp_path, **given), resume=state)
+
+    with pytest.raises(lyc.MatchError, match=r"outer: the state is for another network.*lora.*loha"):
+        resumed(network(overrides={"outer": {"algorithm": "loha"}}))
+    with pytest.raises(lyc.MatchError, match=r"the state is for another network.*alpha 2.*alpha 1"):
+        resumed(network(alpha=1))
+    other = network()
+    other.module.outer.weight.data[0, 0] += 1  # pyright: ignore
+    with pytest.raises(lyc.MatchError, match=r"outer.weight: the state is for another model"):
+        resumed(other)
+    with pytest.raises(lyc.TrainError, match=r"optimiser: the state .* \(found adamw; expected sgd\)"):
+        resumed(network(), optimiser="sgd")
+    with pytest.raises(lyc.FileFormatError, match="not the state of a training"):
+        lyc.train_network(network(), batches(), plain, settings, resume=tmp_path / "out.safetensors")
+    with pytest.raises(lyc.WriteError, match="already"):
+        lyc.train_network(network(), batches(), plain, settings)
+    with pytest.raises(lyc.WriteError, match="checkpoints of another training"):
+        lyc.train_network(
+            network(), batches(), plain, options(tmp_path, output=None, checkpoints=state.parent)
+        )

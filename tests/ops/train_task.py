@@ -1,0 +1,77 @@
+"""A task for `python -m lycoris_ops train` and for several processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import lycoris_ops as lyc
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 4))
+
+
+def batches(count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(6, 8, generator=generator), torch.randn(6, 4, generator=generator)) for _ in range(count)
+    ]
+
+
+def loss(module: nn.Module, batch: Any) -> Tensor:
+    return (module(batch[0]) - batch[1]).square().mean()
+
+
+def task(count: int = 5, wait: bool = False) -> tuple[Any, ...]:
+    def slow(module: nn.Module, batch: Any) -> Tensor:
+        if wait and module.training:
+            print("a step", flush=True)
+            torch.rand(()).item()
+            __import__("time").sleep(0.2)
+        return loss(module, batch)
+
+    return model(), batches(count, 1), slow, batches(2, 2)
+
+
+def options(folder: Path, accumulation: int, steps: int) -> lyc.TrainOptions:
+    return lyc.TrainOptions(
+        steps=steps, lr=0.01, accumulation=accumulation, output=folder / "out.safetensors", validate_every=2,
+        bar=False, picture=False, ema=0.9,
+    )  # fmt: skip
+
+
+def process(rank: int, count: int, folder: str) -> None:
+    """One of several processes: train, be broken off, and go on."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count
+    )
+    settings = options(Path(folder), 1, 6)
+
+    def halt(report: lyc.StepReport) -> None:
+        if report.step == 4:
+            raise RuntimeError("halt")
+
+    data, held_out = batches(5, 1), batches(2, 2)
+    # Other starts in the processes: those of the first one count.
+    net = lyc.create_lycoris(model(), rank=2, seed=rank)
+    try:
+        lyc.train_network(net, data, loss, settings, validation=held_out, progress=halt)
+    except RuntimeError as error:
+        assert str(error) == "halt"
+    torch.distributed.barrier()
+    net = lyc.create_lycoris(model(), rank=2, seed=rank)
+    lyc.train_network(net, data, loss, settings, validation=held_out, resume=settings.last_state)
+    torch.save(list(net.parameters()), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    process(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
