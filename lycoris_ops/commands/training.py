@@ -1,0 +1,194 @@
+"""The settings of a training as a TOML file: its tables, turned into what the library takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Collection, Mapping
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+from .. import (
+    Budget,
+    Energy,
+    LycorisError,
+    Plan,
+    Rank,
+    Ratio,
+    Reallocation,
+    TrainOptions,
+    plan_ranks,
+    probe,
+)
+from .shared import DTYPES
+
+TABLES = ("entry", "arguments", "network", "plan", "train")
+"""What a file has: the function that makes the task, its arguments, and those of `create_lycoris`, of `probe`
+and `plan_ranks`, and of `TrainOptions`."""
+SIZES: Mapping[str, Callable[[Any], Any]] = {
+    "rank": Rank,
+    "energy": Energy,
+    "ratio": Ratio,
+    "budget": Budget,
+    "parameters": lambda count: Budget(parameters=count),
+}
+"""The sizes of a plan, each written as a table with one entry: `size = {parameters = 20000}`."""
+PROBED = 8
+"""How many batches a plan is made from unless [plan] says it."""
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The tables of a file. Raises LycorisError where it cannot be read or has an unknown key."""
+    # In the standard library since 3.11; before, the same code is a package.
+    name = "tomllib" if sys.version_info >= (3, 11) else "tomli"
+    try:
+        toml: Any = importlib.import_module(name)
+    except ImportError as error:
+        raise LycorisError("no reader of TOML", expected=name, hint=f"pip install {name}") from error
+    try:
+        settings: dict[str, Any] = toml.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        got = os.strerror(error.errno) if error.errno else str(error)
+        raise LycorisError("the file cannot be read", file=str(path), got=got) from error
+    except ValueError as error:
+        raise LycorisError("the file is not TOML", file=str(path), got=str(error)) from error
+    _check(settings, TABLES, "the file")
+    return settings
+
+
+def table(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A table of the settings, empty where there is none."""
+    found = settings.get(name, {})
+    if not isinstance(found, dict):
+        raise LycorisError("this is a table", key=name, got=repr(found), expected=f"[{name}]")
+    return dict(cast("dict[str, Any]", found))
+
+
+def options_of(settings: Mapping[str, Any], *, overwrite: bool) -> TrainOptions:
+    """[train] as options. Raises LycorisError for an unknown key or a value out of its range."""
+    given = table(settings, "train")
+    _check(given, _fields(TrainOptions), "[train]")
+    if "dtype" in given:
+        if given["dtype"] not in DTYPES:
+            raise LycorisError(
+                "an unknown dtype", key="[train] dtype", got=str(given["dtype"]), expected=", ".join(DTYPES)
+            )
+        given["dtype"] = DTYPES[given["dtype"]]
+    if "reallocation" in given:
+        moves = table(given, "reallocation")
+        _check(moves, _fields(Reallocation), "[train.reallocation]")
+        given["reallocation"] = _called(Reallocation, moves, "[train.reallocation]")
+    if overwrite:
+        given["overwrite"] = True
+    return TrainOptions(**given)
+
+
+def task_of(settings: Mapping[str, Any], file: Path) -> tuple[Any, ...]:
+    """What the task's function returns: the model, the batches, the loss and maybe batches for validation."""
+    entry = settings.get("entry")
+    if not isinstance(entry, str):
+        raise LycorisError("the file names no task", file=str(file), key="entry", expected="module:function")
+    made = _called(_function(entry, file.parent), table(settings, "arguments"), "[arguments]")
+    if not isinstance(made, tuple) or len(cast("tuple[Any, ...]", made)) not in (3, 4):
+        raise LycorisError(
+            "the task's function returns something else",
+            key=entry,
+            got=type(cast("object", made)).__name__,
+            expected="a tuple of the model, the batches, the loss and maybe batches for validation",
+        )
+    return cast("tuple[Any, ...]", made)
+
+
+def plan_of(settings: Mapping[str, Any], task: tuple[Any, ...]) -> Plan | None:
+    """The plan that [plan] asks for, from the task's first batches; None without such a table."""
+    if "plan" not in settings:
+        return None
+    given = table(settings, "plan")
+    probing = _names(probe) - {"module", "batches", "loss", "progress"}
+    planning = _names(plan_ranks) - {"probe", "criterion"}
+    _check(given, [*sorted(probing | planning), "batches"], "[plan]")
+    module, batches, loss, *_ = task
+    epoch: Any = batches(0) if callable(batches) else batches
+    found = probe(
+        module,
+        list(islice(epoch, given.get("batches", PROBED))),
+        loss,
+        **{name: value for name, value in given.items() if name in probing and value != "auto"},
+    )
+    wanted = {name: value for name, value in given.items() if name in planning}
+    return plan_ranks(found, **{**wanted, "size": _size(given.get("size", "auto"))})
+
+
+def _size(given: Any) -> Any:
+    """A size of a plan: "auto", or a table with one entry."""
+    if not isinstance(given, dict):
+        return given
+    entries = cast("dict[str, Any]", given)
+    _check(entries, tuple(SIZES), "[plan] size")
+    if len(entries) != 1:
+        raise LycorisError(
+            "a size has one entry", key="[plan] size", got=str(len(entries)), expected=", ".join(SIZES)
+        )
+    ((kind, value),) = entries.items()
+    return SIZES[kind](value)
+
+
+def _function(entry: str, folder: Path) -> Callable[..., Any]:
+    """The function that makes the task: `module:function`, or `file.py:function` beside the settings."""
+    source, _, name = entry.rpartition(":")
+    if source.endswith(".py"):
+        file = folder / source
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        if not file.is_file() or spec is None or spec.loader is None:
+            raise LycorisError("there is no such file", key=entry, got=str(file))
+        module = importlib.util.module_from_spec(spec)
+        # As for an import, so that worker processes find what the file defines.
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+    else:
+        try:
+            module = importlib.import_module(source)
+        except (ImportError, ValueError) as error:
+            raise LycorisError("the task's module cannot be imported", key=entry, got=str(error)) from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise LycorisError("the task's module has no such function", key=entry, got=name)
+    return found
+
+
+def _called(function: Callable[..., Any], arguments: Mapping[str, Any], place: str) -> Any:
+    """A function's result. Raises LycorisError for arguments that it does not take."""
+    try:
+        # Bound before it is called: a TypeError from inside of it is its own.
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise LycorisError("these are not the arguments", key=place, got=str(error)) from error
+    return function(**arguments)
+
+
+def _check(given: Mapping[str, Any], known: Collection[str], place: str) -> None:
+    """Raise LycorisError for the first key that is not known, with those that are near."""
+    for key in given:
+        if key not in known:
+            near = get_close_matches(key, known, 3)
+            raise LycorisError(
+                "an unknown key",
+                key=place,
+                got=key,
+                expected=", ".join(near or known),
+                hint=f"Is {near[0]} meant?" if near else None,
+            )
+
+
+def _fields(kind: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def _names(function: Callable[..., Any]) -> set[str]:
+    return set(inspect.signature(function).parameters)

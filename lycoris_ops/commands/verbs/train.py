@@ -1,0 +1,122 @@
+"""Train an adapter as a TOML file says."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ... import LycorisError, Plan, TrainOptions, TrainResult, create_lycoris, train_network
+from .. import INTERRUPTED
+from ..shared import add_json, show
+from ..training import options_of, plan_of, read_settings, table, task_of
+
+PLAN = "plan.json"
+"""The file of the plan among the checkpoints, by which a resumed run has the same layers."""
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "settings",
+        help="a .toml file: `entry`, the `module:function` or `file.py:function` that returns the model, the "
+        "batches, the loss and maybe batches for validation; and the tables [arguments], [network], [plan] "
+        "and [train]",
+    )
+    command.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        metavar="STATE",
+        help="go on with an earlier run: from a .state.safetensors file, or else from its last state",
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace the files of an earlier run")
+    add_json(command)
+
+
+def run(options: argparse.Namespace) -> int:
+    file = Path(options.settings)
+    settings = read_settings(file)
+    training = options_of(settings, overwrite=options.overwrite)
+    resume = _resumed(options.resume, training)
+    _join_processes()
+    task = task_of(settings, file)
+    module, batches, loss, *held_out = task
+    sizes = table(settings, "network")
+    if found := sizes.keys() & {"module", "plan"}:
+        raise LycorisError("[network] has no such key", got=min(found), expected="`entry` and [plan] for it")
+    plan = _plan(settings, task, resume, training)
+    network = create_lycoris(module, plan=plan, **sizes)
+    if _first():
+        print(network.report if plan is None else plan, file=sys.stderr)
+    try:
+        result = train_network(
+            network,
+            batches,
+            loss,
+            training,
+            validation=held_out[0] if held_out else None,
+            resume=resume,
+        )
+    except KeyboardInterrupt:
+        state = training.last_state
+        outcome = f"go on with --resume {state}" if state and state.exists() else "nothing was written"
+        print(f"error: interrupted, {outcome}", file=sys.stderr)
+        return INTERRUPTED
+    if _first():
+        show(options, _plain(result), str(result))
+    return 0
+
+
+def _resumed(given: str | bool | None, training: TrainOptions) -> str | None:
+    """The state to go on from, if there is to be one."""
+    if given is not True:
+        return given or None
+    if training.last_state is None:
+        raise LycorisError(
+            "there is no last state to go on from",
+            key="[train]",
+            expected="output or checkpoints, or --resume with a file",
+        )
+    return str(training.last_state)
+
+
+def _join_processes() -> None:
+    """Train together with the other processes, where torchrun started several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.distributed.init_process_group()
+
+
+def _first() -> bool:
+    """Whether this is the only process, or the first of several."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _plan(
+    settings: Mapping[str, Any], task: tuple[Any, ...], resume: str | None, training: TrainOptions
+) -> Plan | None:
+    """The plan of the settings, if they want one; that of the earlier run where it is resumed."""
+    kept = None if resume is None else Path(resume).with_name(PLAN)
+    if kept is not None and kept.is_file():
+        return Plan.of_json(kept.read_text(encoding="utf-8"))
+    plan, folder = plan_of(settings, task), training.folder
+    if plan is not None and folder is not None and _first():
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f"{PLAN}.part"
+        part.write_text(plan.json(), encoding="utf-8")
+        part.replace(folder / PLAN)
+    return plan
+
+
+def _plain(result: TrainResult) -> dict[str, Any]:
+    """The result for JSON."""
+    best = result.history.best
+    found = {"step": best[0], "loss": best[1]} if best else None
+    return {**dataclasses.asdict(result), "best": found}

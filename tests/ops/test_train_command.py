@@ -1,0 +1,143 @@
+"""`python -m lycoris_ops train`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import train_task
+
+import lycoris_ops as lyc
+from lycoris_ops.commands import main
+
+ROOT = Path(__file__).parents[2]
+TASK = Path(train_task.__file__)
+
+
+def settings(folder: Path, text: str = "", train: str = "") -> str:
+    """A file of settings whose training is short, with lines before the tables and lines in [train]."""
+    file = folder / "settings.toml"
+    file.write_text(
+        f"entry = 'task.py:task'\n{text}\n[network]\nalgorithm = 'loha'\nrank = 2\nseed = 1\n[train]\n"
+        f"steps = 4\nlr = 0.01\nbar = false\npicture = false\n"
+        f"output = '{folder.as_posix()}/out.safetensors'\n"
+        f"{train}\n",
+        encoding="utf-8",
+    )
+    (folder / "task.py").write_text(TASK.read_text(encoding="utf-8"), encoding="utf-8")
+    return str(file)
+
+
+def test_it_trains_as_the_function_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = settings(tmp_path, "arguments = {count = 3}", "dtype = 'bf16'\nvalidate_every = 2")
+    assert main(["train", file, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    module, data, loss, held_out = train_task.task(3)
+    net = lyc.create_lycoris(module, algorithm="loha", rank=2, seed=1)
+    result = lyc.train_network(
+        net, data, loss, lyc.TrainOptions(steps=4, lr=0.01, bar=False, validate_every=2), validation=held_out
+    )
+    assert shown["history"]["losses"] == [list(entry) for entry in result.history.losses]
+    assert shown["history"]["validation"] == [list(entry) for entry in result.history.validation]
+    assert shown["steps"] == 4 and shown["best"]["step"] == 4
+    assert {info.rank for info in lyc.load_adapter(shown["output"]).info.values()} == {2}
+
+
+@pytest.mark.parametrize(
+    ("text", "train", "message"),
+    [
+        ("networks = 1", "", r"the file: an unknown key \(found networks; expected network\)"),
+        ("", "learning_rate = 1", r"\[train\]: an unknown key \(found learning_rate"),
+        ("", "warm_up = 3", "Is warmup meant"),
+        ("", "warmup = -1", "warmup: a setting is out of its range"),
+        ("", "epochs = 1", "steps or of epochs"),
+        ("", "dtype = 'int8'", "an unknown dtype"),
+        ("", "lr = ", "the file is not TOML"),
+        ("", "reallocation = {targets = 3}", "Is target meant"),
+        ("", "reallocation = {target = 3}", "these are not the arguments"),
+        ("plan = {size = {ranks = 3}}", "", "Is rank meant"),
+        ("plan = {size = {rank = 3, energy = 1}}", "", "a size has one entry"),
+        ("plan = {rmax = 3}", "", "Is r_max meant"),
+        ("plan = {preset = 'everything'}", "", "everything"),
+        ("arguments = {number = 3}", "", "arguments"),
+        ("arguments = 3", "", "this is a table"),
+    ],
+)
+def test_bad_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, train: str, message: str
+) -> None:
+    import re
+
+    assert main(["train", settings(tmp_path, text, train)]) == 2
+    shown = capsys.readouterr().err
+    assert re.search(message, shown) and shown.startswith("error: ") and shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("task.py:task", "task.py:tusk", "no such function"),
+        ("task.py:task", "tusk.py:task", "no such file"),
+        ("task.py:task", "nowhere:task", "cannot be imported"),
+        ("task.py:task", "task.py:model", "returns something else"),
+        ("entry = 'task.py:task'", "", "names no task"),
+        ("rank = 2", "dim = 2", "called rank"),
+        ("rank = 2", "plan = 2", "no such key"),
+        ("'loha'", "'loha2'", "an unknown algorithm"),
+    ],
+)
+def test_bad_tasks_and_networks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], before: str, after: str, message: str
+) -> None:
+    file = Path(settings(tmp_path))
+    file.write_text(file.read_text(encoding="utf-8").replace(before, after), encoding="utf-8")
+    assert main(["train", str(file)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_plan_is_made_and_kept_for_a_resumed_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path(settings(tmp_path, "plan = {size = {parameters = 60}, batches = 2, algorithms = 'lora'}"))
+    text = file.read_text(encoding="utf-8").replace("algorithm = 'loha'\nrank = 2\n", "")
+    moves = "reallocation = {target = 50, begin = 2, end = 3}"
+    file.write_text(f"{text}\n{moves}\n", encoding="utf-8")
+    assert main(["train", str(file)]) == 0
+    plan = lyc.Plan.of_json((tmp_path / "out-checkpoints/plan.json").read_text(encoding="utf-8"))
+    adapter = lyc.load_adapter(tmp_path / "out.safetensors")
+    assert 50 < plan.parameters <= 60 and f"{plan.parameters} parameters" in capsys.readouterr().err
+    assert sum(t.numel() for layer in adapter.layers.values() for t in layer.tensors().values()) <= 50
+    # Another plan would come of these batches.
+    file.write_text(file.read_text(encoding="utf-8").replace("batches = 2", "batches = 1"), encoding="utf-8")
+    assert main(["train", str(file), "--resume"]) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no Ctrl-C to one process alone")
+def test_ctrl_c_leaves_a_state_to_resume_from(tmp_path: Path) -> None:
+    file = settings(tmp_path, "arguments = {wait = true}")
+    running = subprocess.Popen(
+        [sys.executable, "-m", "lycoris_ops", "train", file],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stdout is not None
+    for _ in range(2):
+        assert running.stdout.readline() == "a step\n"
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    state = tmp_path / "out-checkpoints" / "last.state.safetensors"
+    assert running.returncode == 130 and errors.splitlines()[-1].endswith(f"go on with --resume {state}")
+    assert not (tmp_path / "out.safetensors").exists()
+    assert main(["train", file, "--resume"]) == 0
+    (tmp_path / "whole").mkdir()
+    assert main(["train", settings(tmp_path / "whole")]) == 0
+    ours, wanted = ((tmp_path / name / "out.safetensors").read_bytes() for name in (".", "whole"))
+    assert ours == wanted
