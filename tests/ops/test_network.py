@@ -386,6 +386,57 @@ def test_bases_in_narrow_dtypes_are_bypassed(dtype: torch.dtype, algorithm: str)
     assert (base(x) - wanted).abs().max() < 1e-5
 
 
+def packed_base(package: str) -> nn.Module:
+    """A model of one linear layer, whose weight a package has packed."""
+    base = nn.Sequential(nn.Linear(32, 32))
+    if package == "torchao":
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        quantize_(base, Int8WeightOnlyConfig())
+        return base
+    import bitsandbytes
+
+    kinds = {
+        "nf4": lambda: bitsandbytes.nn.LinearNF4(32, 32, compute_dtype=torch.float32),
+        "int8": lambda: bitsandbytes.nn.Linear8bitLt(32, 32, has_fp16_weights=False),
+    }
+    packed = nn.Sequential(kinds[package]())
+    packed.load_state_dict(base.state_dict())
+    return packed.to("cpu")
+
+
+@pytest.mark.parametrize("algorithm", ["lora", "loha", "lokr"])
+@pytest.mark.parametrize("package", ["nf4", "int8", "torchao"])
+def test_packed_bases_are_bypassed(package: str, algorithm: str, tmp_path: Path) -> None:
+    base, x = packed_base(package), torch.randn(5, 32)
+    plain = base(x).detach()
+    network = made(base, algorithm=algorithm)
+    (member,) = network.members.values()
+    output = base(x)
+    wanted = plain + x @ member.layer.delta(torch.zeros(32, 32)).T
+    assert (output - wanted).abs().max() < 1e-5
+    loss(output).backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
+    network.save_weights(tmp_path / "packed.safetensors")
+    again = lyc.create_lycoris(base, weights=tmp_path / "packed.safetensors").apply_to()
+    network.restore()
+    assert torch.equal(base(x), output)
+    again.restore()
+    assert torch.equal(base(x), plain)
+    with pytest.raises(lyc.LycorisError, match="cannot be changed in place"):
+        network.merge_to()
+
+
+def test_a_magnitude_of_a_packed_weight() -> None:
+    with pytest.raises(lyc.LycorisError, match="packed"):
+        made(packed_base("nf4"), dora="output")
+    # torchao's tensors can be unpacked.
+    base, x = packed_base("torchao"), torch.randn(5, 32)
+    plain = base(x).detach()
+    made(base, dora="output", moved=False)
+    assert (base(x) - plain).abs().max() < 1e-6
+
+
 def test_dropouts_act_in_training_alone(model: Model) -> None:
     ids = model.ids()
     for name in ("input_dropout", "rank_dropout", "module_dropout"):
