@@ -6,17 +6,16 @@ import os
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
 from ..adapters.adapter import Adapter
 from ..adapters.load import load_adapter
 from ..errors import LycorisError
-from ..modules import Pattern, Site, select
-from ..modules.sites import site_of
+from ..modules import Pattern, Site, all_sites, select
 from .member import Member, make_layer
-from .naming import layers_for, model_shapes
+from .naming import layers_for
 from .network import LycorisNetwork
 from .settings import Settings
 
@@ -123,10 +122,8 @@ def _from_file(
     overrides: Overrides,
 ) -> dict[str, Member]:
     adapter = weights if isinstance(weights, Adapter) else load_adapter(weights)
-    layers = layers_for(adapter, model_shapes(module, prefix), prefix)
-    # With duplicates, as the names of a file may be any of them.
-    named: Iterable[tuple[str, nn.Module]] = cast("Any", module).named_modules(remove_duplicate=False)
-    sites = {path: site for path, inner in named if isinstance(site := site_of(path, inner), Site)}
+    layers = layers_for(adapter, module, prefix)
+    sites = all_sites(module)
     chosen = {path: sites[path] for path in layers}
     return {
         one.site.path: Member(one.site, layers[one.site.path], one.settings)

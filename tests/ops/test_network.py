@@ -283,6 +283,33 @@ def test_the_part_that_peft_has_loads_in_peft(tmp_path: Path) -> None:
     assert (found - trained).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("dialect", ["lycoris", "comfy", "peft"])
+def test_attention_that_hands_its_weights_to_a_function(dialect: Any, tmp_path: Path) -> None:
+    """torch's own attention calls none of its projections."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"attn": nn.MultiheadAttention(16, 2, batch_first=True)})
+    attend = model["attn"]
+    x = torch.randn(2, 5, 16)
+    plain = attend(x, x, x)[0]
+    network = made(model, preset="attn-only", bias=dialect != "peft")
+    assert list(network.members) == ["attn.in_proj_weight", "attn.out_proj"]
+    output = attend(x, x, x)[0]
+    loss(output).backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
+    with torch.no_grad():
+        # Without gradients torch takes another way through it.
+        assert (attend.eval()(x, x, x)[0] - output).abs().max() < 1e-6
+    network.save_weights(tmp_path / ("attention" + ".safetensors" * (dialect != "peft")), dialect)
+    network.restore()
+    assert torch.equal(attend.train()(x, x, x)[0], plain)
+    written = next(tmp_path.rglob("*.safetensors"))
+    again = lyc.create_lycoris(model, weights=written).apply_to()
+    assert (attend(x, x, x)[0] - output).abs().max() < 1e-6
+    again.restore()
+    network.merge_to()
+    assert (attend(x, x, x)[0] - output).abs().max() < 1e-6
+
+
 def test_several_networks_on_one_model(model: Model) -> None:
     ids, plain = model.ids(), model(model.ids())
     first = made(model, include=ALL)
