@@ -24,10 +24,25 @@ class Rebuilt:
 
     The sum is rounded to the dtype of the weight. In a narrow dtype a small change may be lost in it, where a
     bypass would add it to the output.
+
+    `weight` and `bias` are the names of the two in the module. `caller` is the module in whose pass they are
+    used, where that is another one.
     """
 
-    def __init__(self, module: nn.Module, layer: Layer, strength: float, *, name: str | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        layer: Layer,
+        strength: float,
+        *,
+        name: str | None = None,
+        weight: str = "weight",
+        bias: str = "bias",
+        caller: nn.Module | None = None,
+    ) -> None:
         self.module = module
+        self.caller = caller or module
+        self.weight, self.bias = weight, bias
         self.layer = layer
         self.strength = strength
         self.name = name
@@ -41,9 +56,9 @@ class Rebuilt:
         """Add the hooks, if they are not there."""
         if not self._handles:
             self._handles = [
-                self.module.register_forward_pre_hook(self._before),
+                self.caller.register_forward_pre_hook(self._before),
                 # The last one to hide a weight is the first to show it again, also where a pass fails.
-                self.module.register_forward_hook(self._after, always_call=True, prepend=True),
+                self.caller.register_forward_hook(self._after, always_call=True, prepend=True),
             ]
         return self
 
@@ -59,14 +74,14 @@ class Rebuilt:
         self._hidden.append({})
         if self.strength == 0.0:
             return
-        weight, bias = values_of(module, "weight", self.name), None
-        if getattr(module, "bias", None) is not None:
-            bias = values_of(module, "bias", self.name)
+        weight, bias = values_of(self.module, self.weight, self.name), None
+        if getattr(self.module, self.bias, None) is not None:
+            bias = values_of(self.module, self.bias, self.name)
         with located(weight=self.name):
             change = self.layer.change(weight.to(compute_dtype(weight.dtype)), bias)
-        self._hide("weight", weight, change.delta)
+        self._hide(self.weight, weight, change.delta)
         if bias is not None:
-            self._hide("bias", bias, change.bias)
+            self._hide(self.bias, bias, change.bias)
 
     def _hide(self, name: str, value: Tensor, change: Tensor | None) -> None:
         if change is None:
@@ -80,7 +95,7 @@ class Rebuilt:
         if not self._hidden:
             # A hook before ours has failed, so that nothing was hidden.
             return
-        own = vars(module)
+        own = vars(self.module)
         for name, before in self._hidden.pop().items():
             if before is None:
                 del own[name]

@@ -1,6 +1,6 @@
 """Which parts of a model can be adapted, and how they are chosen by name."""
 
 from .patterns import Pattern, patterns
-from .sites import Kind, Site, select
+from .sites import Kind, Site, all_sites, left_alone, select
 
-__all__ = ["Kind", "Pattern", "Site", "patterns", "select"]
+__all__ = ["Kind", "Pattern", "Site", "all_sites", "left_alone", "patterns", "select"]

@@ -71,7 +71,8 @@ class Model:
         return found
 
     def _attends(self, path: str) -> bool:
-        kind = self.classes[path]
+        # A projection of torch's attention is a weight, and no module of its own.
+        kind = self.classes.get(path, "")
         return bool(
             ATTENTION.search(path.rpartition(".")[2]) or (ATTENTION.search(kind) and not BLOCK.search(kind))
         )

@@ -20,39 +20,84 @@ Kind = Literal["linear", "conv", "norm", "embedding"]
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A module that can be adapted, and its path in the model.
+    """A weight of a model that can be adapted, and its path in the model.
 
-    `geometry` says how a linear layer or a convolution multiplies; it is None for norms and embeddings.
+    `geometry` says how a linear layer or a convolution multiplies; it is None where only the weight can be
+    changed: for norms, embeddings, and the projections of `nn.MultiheadAttention`.
     """
 
     path: str
     module: nn.Module
+    """The module that holds the weight."""
     kind: Kind
     shape: Shape
     """The shape of the weight: (O, I, *kernel), (C,) for a norm, (words, features) for an embedding."""
     geometry: Geometry | None = None
+    weight: str = "weight"
+    """The name of the weight in its module."""
+    bias: str = "bias"
+    caller: nn.Module | None = None
+    """The module in whose pass the weight is used, where that is not `module` itself."""
+
+    @property
+    def used_by(self) -> nn.Module:
+        """The module in whose pass the weight is used."""
+        return self.caller or self.module
 
     @property
     def has_bias(self) -> bool:
-        return getattr(self.module, "bias", None) is not None
+        return getattr(self.module, self.bias, None) is not None
+
+    @property
+    def key(self) -> str:
+        """The key of the weight in the model's state dict."""
+        return f"{self._start}{self.weight}"
+
+    @property
+    def bias_key(self) -> str:
+        """The key of the bias in the model's state dict."""
+        return f"{self._start}{self.bias}"
+
+    @property
+    def _start(self) -> str:
+        holder = self.path.rpartition(".")[0] if self.weight != "weight" else self.path
+        return f"{holder}." if holder else ""
 
 
-def site_of(path: str, module: nn.Module) -> Site | str | None:
-    """The site of a module, or why it is none although it has values; None where it has none itself."""
+def sites_of(path: str, module: nn.Module) -> list[Site] | str:
+    """The sites of a module itself, without those inside it; or why it has none although it has values."""
+    if isinstance(module, nn.MultiheadAttention):
+        return _projections(path, module)
     weight = getattr(module, "weight", None)
     if weight is None and next(module.parameters(recurse=False), None) is None:
-        return None
+        return []
     found = geometry_of(module)
     if weight is None:
-        return found if isinstance(found, str) else None
+        return found if isinstance(found, str) else []
     if isinstance(found, Geometry):
-        return Site(path, module, "conv" if found.kernel else "linear", found.shape, found)
+        return [Site(path, module, "conv" if found.kernel else "linear", found.shape, found)]
     shape = tuple(weight.shape)
     if isinstance(module, nn.Embedding):
-        return Site(path, module, "embedding", shape)
+        return [Site(path, module, "embedding", shape)]
     if len(shape) == 1 and "norm" in type(module).__name__.lower():
-        return Site(path, module, "norm", shape)
+        return [Site(path, module, "norm", shape)]
     return found
+
+
+def _projections(path: str, module: nn.MultiheadAttention) -> list[Site] | str:
+    """The projections of torch's attention, which hands its weights to a function.
+
+    The path of the input projection is its key, by which adapter files call it as well.
+    """
+    if getattr(module, "in_proj_weight", None) is None:
+        return "its queries, keys and values are of different sizes"
+    start = f"{path}." if path else ""
+    out, size = module.out_proj, module.embed_dim
+    name, bias = "in_proj_weight", "in_proj_bias"
+    return [
+        Site(f"{start}{name}", module, "linear", (3 * size, size), weight=name, bias=bias),
+        Site(f"{start}out_proj", out, "linear", (size, size), caller=module),
+    ]
 
 
 def select(
@@ -103,18 +148,24 @@ def left_alone(module: nn.Module) -> dict[str, str]:
     return _sites(module)[1]
 
 
+def all_sites(module: nn.Module) -> dict[str, Site]:
+    """Every weight of a model that can be adapted, by path. One under two names is there twice."""
+    return _sites(module)[0]
+
+
 def _sites(module: nn.Module) -> tuple[dict[str, Site], dict[str, str]]:
     found: dict[str, Site] = {}
     others: dict[str, str] = {}
     # With duplicates: a module under two names may be meant by either.
     named: Iterable[tuple[str, nn.Module]] = cast("Any", module).named_modules(remove_duplicate=False)
     for path, inner in named:
-        site = site_of(path, inner)
-        if isinstance(site, Site):
-            found[path] = site
-        elif site is not None:
-            others[path] = site
-    return found, others
+        sites = sites_of(path, inner)
+        if isinstance(sites, str):
+            others[path] = sites
+        else:
+            found.update((site.path, site) for site in sites)
+    # The output layer of torch's attention is no site itself, but one of the attention.
+    return found, {path: why for path, why in others.items() if path not in found}
 
 
 def _any(chosen: Iterable[Pattern], path: str) -> bool:
@@ -124,7 +175,7 @@ def _any(chosen: Iterable[Pattern], path: str) -> bool:
 def _check_distinct(chosen: Mapping[str, Site]) -> None:
     seen: dict[int, str] = {}
     for path, site in chosen.items():
-        first = seen.setdefault(id(site.module.weight), path)
+        first = seen.setdefault(id(getattr(site.module, site.weight)), path)
         if first != path:
             raise LycorisError(
                 "one weight is chosen under two names",

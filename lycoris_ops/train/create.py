@@ -6,18 +6,17 @@ import os
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
 from ..adapters.adapter import Adapter
 from ..adapters.load import load_adapter
 from ..errors import LycorisError
-from ..modules import Pattern, Site, select
-from ..modules.sites import site_of
+from ..modules import Pattern, Site, all_sites, select
 from ..ranks.plan import Plan
 from .member import Member, completed, layer_seed, make_layer
-from .naming import layers_for, model_shapes
+from .naming import layers_for
 from .network import LycorisNetwork
 from .settings import Settings
 
@@ -133,8 +132,8 @@ def _from_file(
     overrides: Overrides,
 ) -> dict[str, Member]:
     adapter = weights if isinstance(weights, Adapter) else load_adapter(weights)
-    layers = layers_for(adapter, model_shapes(module, prefix), prefix)
-    sites = _sites(module)
+    layers = layers_for(adapter, module, prefix)
+    sites = all_sites(module)
     chosen = {path: sites[path] for path in layers}
     return {
         one.site.path: Member(one.site, layers[one.site.path], one.settings)
@@ -145,7 +144,7 @@ def _from_file(
 def _planned(
     module: nn.Module, plan: Plan, base: Settings, overrides: Overrides, seed: int
 ) -> dict[str, Member]:
-    sites = _sites(module)
+    sites = all_sites(module)
     plan.check_model(sites)
     members: dict[str, Member] = {}
     for one in _overridden({row.path: sites[row.path] for row in plan}, base, overrides):
@@ -161,9 +160,3 @@ def _planned(
         layer = row.start(plan.probe, seed=layer_seed(seed, path))
         members[path] = Member(one.site, completed(layer, one.site, settings), settings)
     return members
-
-
-def _sites(module: nn.Module) -> dict[str, Site]:
-    """All sites of a model by path, under each of the names of a module."""
-    named: Iterable[tuple[str, nn.Module]] = cast("Any", module).named_modules(remove_duplicate=False)
-    return {path: site for path, inner in named if isinstance(site := site_of(path, inner), Site)}

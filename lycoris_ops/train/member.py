@@ -101,7 +101,15 @@ class Member(nn.Module):
             assert site.geometry is not None
             self._hook: Bypass | Rebuilt = Bypass(site.module, self._plan(layer), name=site.path)
         else:
-            self._hook = Rebuilt(site.module, layer, self._multiplier, name=site.path)
+            self._hook = Rebuilt(
+                site.module,
+                layer,
+                self._multiplier,
+                name=site.path,
+                weight=site.weight,
+                bias=site.bias,
+                caller=site.caller,
+            )
         self._hook.before_pass = self._before_pass
         self._hook.attach()
         self._attached = True
@@ -175,7 +183,7 @@ class Member(nn.Module):
 
 def read_weight(site: Site) -> Tensor:
     """A module's weight in float32, or float64 where it is that. Raises LycorisError where it is packed."""
-    weight = values_of(site.module, "weight", site.path).detach()
+    weight = values_of(site.module, site.weight, site.path).detach()
     return weight.to(compute_dtype(weight.dtype))
 
 
@@ -258,7 +266,7 @@ def chosen_form(site: Site, layer: Layer, settings: Settings) -> str:
     if site.geometry is None:
         if settings.form == "bypass":
             raise LycorisError(
-                f"{'an' if site.kind[0] in 'aeiou' else 'a'} {site.kind} cannot be bypassed",
+                f"a {site.kind} of class {type(site.used_by).__name__} cannot be bypassed",
                 key=site.path,
                 expected="form auto or rebuilt",
             )
@@ -267,7 +275,7 @@ def chosen_form(site: Site, layer: Layer, settings: Settings) -> str:
         return settings.form
     if settings.input_dropout or any(isinstance(form, Dependent) for form in layer.forms()):
         return "bypass"
-    weight = cast("Tensor", site.module.weight)
+    weight = cast("Tensor", getattr(site.module, site.weight))
     if not is_plain(weight) or weight.dtype not in (torch.float32, torch.float64):
         return "bypass"
     work = sum(form.work() for form in layer.forms() if not isinstance(form, Dependent))

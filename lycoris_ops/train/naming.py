@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 from torch import nn
 
 from ..adapters.adapter import Adapter
 from ..algorithms import Layer
 from ..errors import MatchError
 from ..maths.shapes import Shape
-from ..modules.sites import Site, site_of
+from ..modules import all_sites
 from ..stack.resolve import resolve
 from ..stack.stack import Entry, Stack
 
@@ -26,22 +24,20 @@ def named(prefix: str, path: str) -> str:
 def model_shapes(module: nn.Module, prefix: str) -> dict[str, Shape]:
     """The keys and shapes of a model's weights and biases as they are unpacked, with the prefix."""
     shapes: dict[str, Shape] = {}
-    for path, inner in cast("Any", module).named_modules():
-        site = site_of(path, inner)
-        if isinstance(site, Site):
-            shapes[f"{prefix}{path}.weight"] = site.shape
-            if site.has_bias:
-                shapes[f"{prefix}{path}.bias"] = site.shape[:1]
+    for site in all_sites(module).values():
+        shapes[f"{prefix}{site.key}"] = site.shape
+        if site.has_bias:
+            shapes[f"{prefix}{site.bias_key}"] = site.shape[:1]
     return shapes
 
 
-def layers_for(adapter: Adapter, shapes: dict[str, Shape], prefix: str) -> dict[str, Layer]:
-    """The layers of an adapter by the paths of the modules that they are for.
+def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> dict[str, Layer]:
+    """The layers of an adapter by the paths of the sites of a model that they are for.
 
     Raises MatchError for a layer that has no module or does not fit it, or is for a part of a module alone:
     training goes on with whole layers.
     """
-    (entry,) = resolve(Stack([Entry(adapter)]), shapes).entries
+    (entry,) = resolve(Stack([Entry(adapter)]), model_shapes(module, prefix)).entries
     for unmatched in entry.unmatched:
         raise MatchError(
             "the model has no module for a layer",
@@ -58,6 +54,8 @@ def layers_for(adapter: Adapter, shapes: dict[str, Shape], prefix: str) -> dict[
             got=mismatch.made_for,
             expected=str(list(mismatch.expected)),
         )
+    sites = all_sites(module).values()
+    paths = {f"{prefix}{key}": site.path for site in sites for key in (site.key, site.bias_key)}
     found: dict[str, Layer] = {}
     for match in entry.matches:
         if match.target.rows is not None or match.window is not None:
@@ -69,6 +67,5 @@ def layers_for(adapter: Adapter, shapes: dict[str, Shape], prefix: str) -> dict[
                 expected="one whole module",
                 hint="Write the file for this model first: python -m lycoris_ops convert --model",
             )
-        path = match.key.removeprefix(prefix).rpartition(".")[0]
-        found[path] = adapter.layer(match.layer)
+        found[paths[match.key]] = adapter.layer(match.layer)
     return found

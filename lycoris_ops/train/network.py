@@ -20,7 +20,7 @@ from ..errors import LycorisError, MatchError, located
 from ..layers.part import Part
 from ..maths.shapes import Shape
 from ..maths.tensors import norm
-from ..modules.sites import Site, left_alone
+from ..modules import Site, left_alone
 from ..names.written import Written
 from ..patch import patch_
 from .member import Member
@@ -129,11 +129,11 @@ class LycorisNetwork(nn.Module):
         for path, member in self.members.items():
             layer, site = member.layer, member.site
             if layer.extent:
-                work.append((plain_values(site, "weight"), Part(layer, key=path)))
+                work.append((plain_values(site, site.weight), Part(layer, key=path)))
             if layer.forms("bias"):
                 if not site.has_bias:
                     raise LycorisError("a layer changes a bias that its module lacks", weight=path)
-                work.append((plain_values(site, "bias"), Part(layer, key=path, parameter="bias")))
+                work.append((plain_values(site, site.bias), Part(layer, key=path, parameter="bias")))
         with torch.no_grad():
             for value, part in work:
                 with located(weight=part.key):
@@ -232,7 +232,7 @@ class LycorisNetwork(nn.Module):
         then.
         """
         adapter = path if isinstance(path, Adapter) else load_adapter(path)
-        found = layers_for(adapter, self.shapes(), self.prefix)
+        found = layers_for(adapter, self.module, self.prefix)
         missing = sorted(self.members.keys() - found.keys())
         if missing or found.keys() - self.members.keys():
             extra = sorted(found.keys() - self.members.keys())

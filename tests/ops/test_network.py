@@ -283,6 +283,33 @@ def test_the_part_that_peft_has_loads_in_peft(tmp_path: Path) -> None:
     assert (found - trained).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("dialect", ["lycoris", "comfy", "peft"])
+def test_attention_that_hands_its_weights_to_a_function(dialect: Any, tmp_path: Path) -> None:
+    """torch's own attention calls none of its projections."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"attn": nn.MultiheadAttention(16, 2, batch_first=True)})
+    attend = model["attn"]
+    x = torch.randn(2, 5, 16)
+    plain = attend(x, x, x)[0]
+    network = made(model, preset="attn-only", bias=dialect != "peft")
+    assert list(network.members) == ["attn.in_proj_weight", "attn.out_proj"]
+    output = attend(x, x, x)[0]
+    loss(output).backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
+    with torch.no_grad():
+        # Without gradients torch takes another way through it.
+        assert (attend.eval()(x, x, x)[0] - output).abs().max() < 1e-6
+    network.save_weights(tmp_path / ("attention" + ".safetensors" * (dialect != "peft")), dialect)
+    network.restore()
+    assert torch.equal(attend.train()(x, x, x)[0], plain)
+    written = next(tmp_path.rglob("*.safetensors"))
+    again = lyc.create_lycoris(model, weights=written).apply_to()
+    assert (attend(x, x, x)[0] - output).abs().max() < 1e-6
+    again.restore()
+    network.merge_to()
+    assert (attend(x, x, x)[0] - output).abs().max() < 1e-6
+
+
 def test_several_networks_on_one_model(model: Model) -> None:
     ids, plain = model.ids(), model(model.ids())
     first = made(model, include=ALL)
@@ -384,6 +411,57 @@ def test_bases_in_narrow_dtypes_are_bypassed(dtype: torch.dtype, algorithm: str)
     assert member.form == "bypass"
     # The change keeps float32, however narrow the weight is.
     assert (base(x) - wanted).abs().max() < 1e-5
+
+
+def packed_base(package: str) -> nn.Module:
+    """A model of one linear layer, whose weight a package has packed."""
+    base = nn.Sequential(nn.Linear(32, 32))
+    if package == "torchao":
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        quantize_(base, Int8WeightOnlyConfig())
+        return base
+    import bitsandbytes
+
+    kinds = {
+        "nf4": lambda: bitsandbytes.nn.LinearNF4(32, 32, compute_dtype=torch.float32),
+        "int8": lambda: bitsandbytes.nn.Linear8bitLt(32, 32, has_fp16_weights=False),
+    }
+    packed = nn.Sequential(kinds[package]())
+    packed.load_state_dict(base.state_dict())
+    return packed.to("cpu")
+
+
+@pytest.mark.parametrize("algorithm", ["lora", "loha", "lokr"])
+@pytest.mark.parametrize("package", ["nf4", "int8", "torchao"])
+def test_packed_bases_are_bypassed(package: str, algorithm: str, tmp_path: Path) -> None:
+    base, x = packed_base(package), torch.randn(5, 32)
+    plain = base(x).detach()
+    network = made(base, algorithm=algorithm)
+    (member,) = network.members.values()
+    output = base(x)
+    wanted = plain + x @ member.layer.delta(torch.zeros(32, 32)).T
+    assert (output - wanted).abs().max() < 1e-5
+    loss(output).backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
+    network.save_weights(tmp_path / "packed.safetensors")
+    again = lyc.create_lycoris(base, weights=tmp_path / "packed.safetensors").apply_to()
+    network.restore()
+    assert torch.equal(base(x), output)
+    again.restore()
+    assert torch.equal(base(x), plain)
+    with pytest.raises(lyc.LycorisError, match="cannot be changed in place"):
+        network.merge_to()
+
+
+def test_a_magnitude_of_a_packed_weight() -> None:
+    with pytest.raises(lyc.LycorisError, match="packed"):
+        made(packed_base("nf4"), dora="output")
+    # torchao's tensors can be unpacked.
+    base, x = packed_base("torchao"), torch.randn(5, 32)
+    plain = base(x).detach()
+    made(base, dora="output", moved=False)
+    assert (base(x) - plain).abs().max() < 1e-6
 
 
 def test_dropouts_act_in_training_alone(model: Model) -> None:
