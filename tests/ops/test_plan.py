@@ -133,6 +133,21 @@ def test_auto_stops_where_parameters_gain_less_than_those_of_the_weights(probe: 
         assert kept == next((row.rank for row in plan if row.path == path), 0)
 
 
+def test_by_norms_the_ranks_are_those_with_the_largest_singular_values(probe: lyc.Probe) -> None:
+    plan = lyc.plan_ranks(probe, size=lyc.Budget(parameters=500), criterion=lyc.captured_norm)
+    kept = {path: next((row.rank or 0 for row in plan if row.path == path), 0) for path in probe.layers}
+    steps = [
+        (float(value) / sum(layer.shape), path, place < kept[path])
+        for path, layer in probe.layers.items()
+        for place, value in enumerate(layer.spectrum)
+    ]
+    # None that was left out gains more for each parameter than one that was taken, but for want of room.
+    taken = [step for step, _, inside in steps if inside]
+    better = [path for step, path, inside in steps if not inside and step > min(taken)]
+    room = 500 - plan.parameters
+    assert all(sum(probe.layers[path].shape) > room for path in better) and sum(kept.values()) == len(taken)
+
+
 def test_bounds_of_ranks(probe: lyc.Probe) -> None:
     plan = lyc.plan_ranks(probe, size=lyc.Energy(0.5), r_min=2, r_max=3)
     assert len(plan) == 3 and {row.rank for row in plan} <= {2, 3}
