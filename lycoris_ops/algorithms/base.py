@@ -105,7 +105,7 @@ class Layer(ABC):
     downs: ClassVar[tuple[str, ...]] = ()
     """Fields of the factors on the side of the inputs, whose first axis counts the rank."""
     rate: ClassVar[float] = 1.0
-    """The learning rate that suits layers of this kind, as a multiple of that for LoRA."""
+    """The learning rate that suits layers of this kind at the start of an offer, as a multiple of LoRA's."""
 
     alpha: float | None = None
     diff_b: Tensor | None = None
