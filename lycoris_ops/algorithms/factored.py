@@ -114,8 +114,12 @@ class Factored(Layer):
         if self.dora_scale is None:
             return Sides(beside=self.undecomposed(weight))
         plain = self.undecomposed(weight)
+
+        def factor_of(met: Tensor) -> Tensor:
+            return self._factor(self._direction(met, plain), met)
+
         # V is as large as the weight, and only its norm is needed here.
-        factor = recomputed(lambda met: self._factor(self._direction(met, plain), met), weight)
+        factor = recomputed(factor_of, weight)
         if self.magnitude_axis(weight.shape) == 0:
             return Sides(outputs=Diagonal(factor.flatten() - 1), inside=plain)
         return Sides(inputs=Diagonal(factor.flatten() - 1), inside=plain)
