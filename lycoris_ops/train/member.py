@@ -35,8 +35,8 @@ the module's own, which gives the gradient of the weight."""
 MANY_SMALL = 6
 """How much more a multiplication of a Kronecker product costs, which is one of many small matrices.
 
-Measured on a CPU: at 1280 x 1280 both ways take the same time, and a rebuilt weight keeps less for the backward
-pass. Above that size the bypass is faster."""
+Measured on a CPU: at 1280 x 1280 both ways take the same time, and a rebuilt weight keeps less for the
+backward pass. Above that size the bypass is faster."""
 
 
 class Member(nn.Module):
