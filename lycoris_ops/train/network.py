@@ -230,7 +230,7 @@ class LycorisNetwork(nn.Module):
         include: str | Iterable[str] = "*",
         overwrite: bool = True,
     ) -> SaveResult:
-        """Write the layers as they are now: see `to_adapter`, and `save_adapter`, which says what is raised."""
+        """Write the layers as they are now, see `to_adapter`. `save_adapter` says what is raised."""
         adapter = self.to_adapter(os.path.basename(path), include=include)
         return save_adapter(adapter, path, dialect, dtype, metadata, model=self.shapes(), overwrite=overwrite)
 
