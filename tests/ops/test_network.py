@@ -388,13 +388,14 @@ def test_under_autocast_and_checkpointing(case: str) -> None:
     assert all((a - b).norm() <= 0.03 * b.norm() for a, b in zip(narrow, plain, strict=True))
 
 
-@pytest.mark.parametrize("case", ["lora", "dora-output"])
-def test_under_compile(case: str) -> None:
+@pytest.mark.parametrize("case", ["lora", "loha", "lokr", "oft", "dora-output"])
+def test_compiles_without_a_break(case: str) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
-    network = made(model, include="*", **CASES[case])
+    # The linear layer beside its output, and the norm by its weight.
+    network = made(model, include="*", **CASES[case], overrides={"0": {**CASES[case], "form": "bypass"}})
     x = torch.randn(3, 8)
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="aot_eager")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     optimiser = torch.optim.SGD(network.parameters(), 0.1)
     for _ in range(2):
         outputs, grads = [], []
