@@ -50,10 +50,10 @@ Bases and data come from packages and are checked by hash. Adapters are on all l
 of the base; alpha = rank. AdamW without weight decay, batches of 8 to 12, a warm-up over 5 % of the steps and
 a cosine to 0; the same batches for every method. Short trainings have {short} steps, long ones {long}.
 The learning rate of each method **at each size** was found on a split of its own, in steps of half a decade
-(then of a quarter, where that stage was run) until the best lay between two others; "edge" marks where it does
-not. Figures are means over seeds (0, 1, 2) on a third split, which chose nothing. "numbers" is what the file
-holds; "x 1" is a budget of as many numbers as a LoRA of rank 1 on every layer has. Methods that look ahead do
-so on {probe} batches of the training split.
+(then of a quarter, where that stage was run) until the best lay between two others; "edge" marks where it
+does not. Figures are means over seeds (0, 1, 2) on a third split, which chose nothing. "numbers" is what the
+file holds; "x 1" is a budget of as many numbers as a LoRA of rank 1 on every layer has. Methods that look
+ahead do so on {probe} batches of the training split.
 """
 
 

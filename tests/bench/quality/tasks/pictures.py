@@ -30,20 +30,19 @@ from ..packages import FOLDER, Package
 from ..task import Split, frozen
 
 PICTURES = {
-        "astronaut.png": "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5",
-        "brick.png": "7966caf324f6ba843118d98f7a07746d22f6a343430add0233eca5f6eaaa8fcf",
-        "camera.png": "b0793d2adda0fa6ae899c03989482bff9a42d3d5690fc7e3648f2795d730c23a",
-        "chelsea.png": "596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb",
-        "coffee.png": "cc02f8ca188b167c775a7101b5d767d1e71792cf762c33d6fa15a4599b5a8de7",
-        "grass.png": "b6b6022426b38936c43a4ac09635cd78af074e90f42ffa8227ac8b7452d39f89",
-        "ihc.png": "f8dd1aa387ddd1f49d8ad13b50921b237df8e9b262606d258770687b0ef93cef",
-        "motorcycle_left.png": "db18e9c4157617403c3537a6ba355dfeafe9a7eabb6b9b94cb33f6525dd49179",
-        "rocket.jpg": "c2dd0de7c538df8d111e479619b129464d0269d0ae5fd18ca91d33a7fdfea95c",
-    },
-)
-PHOTOGRAPHS = (
-    "astronaut.png brick.png camera.png chelsea.png coffee.png grass.png motorcycle_left.png rocket.jpg"
-)
+    "astronaut.png": "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5",
+    "brick.png": "7966caf324f6ba843118d98f7a07746d22f6a343430add0233eca5f6eaaa8fcf",
+    "camera.png": "b0793d2adda0fa6ae899c03989482bff9a42d3d5690fc7e3648f2795d730c23a",
+    "chelsea.png": "596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb",
+    "coffee.png": "cc02f8ca188b167c775a7101b5d767d1e71792cf762c33d6fa15a4599b5a8de7",
+    "grass.png": "b6b6022426b38936c43a4ac09635cd78af074e90f42ffa8227ac8b7452d39f89",
+    "ihc.png": "f8dd1aa387ddd1f49d8ad13b50921b237df8e9b262606d258770687b0ef93cef",
+    "motorcycle_left.png": "db18e9c4157617403c3537a6ba355dfeafe9a7eabb6b9b94cb33f6525dd49179",
+    "rocket.jpg": "c2dd0de7c538df8d111e479619b129464d0269d0ae5fd18ca91d33a7fdfea95c",
+}
+DATA = Package("scikit-image", "0.26.0", {f"skimage/data/{name}": sha for name, sha in PICTURES.items()})
+TISSUE = "ihc.png"
+PHOTOGRAPHS = tuple(name for name in PICTURES if name != TISSUE)
 STRIPS = {"train": (0, 320), "tune": (320, 416), "test": (416, 512)}
 """The columns of the picture of tissue that a split has."""
 
@@ -121,7 +120,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         rates = torch.exp(torch.linspace(0, math.log(1000), self.frequencies, device=t.device))
         angles = t[:, None] * rates
-        time = functional.silu(self.time2(functional.silu(self.time1(torch.cat([angles.sin(), angles.cos()], 1)))))
+        waves = torch.cat([angles.sin(), angles.cos()], 1)
+        time = functional.silu(self.time2(functional.silu(self.time1(waves))))
         x = self.first(x)
         kept: list[Tensor] = []
         for level, (residual, attention) in enumerate(self.down):

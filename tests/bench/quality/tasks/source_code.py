@@ -85,7 +85,7 @@ class Classifier(nn.Module):
 class SourceCode:
     name: str = "source code"
     steps: Mapping[str, int] = field(default_factory=lambda: {"short": 150, "long": 600}, hash=False)
-    held_out_batches: Mapping[str, int] = field(default_factory=lambda: {"tune": 24, "test": 48}, hash=False)
+    held_out_batches: Mapping[str, int] = field(default_factory=lambda: {"tune": 20, "test": 28}, hash=False)
     preset: str = "full-lin"
     # BERT's pooler is beside the way to the classifier.
     exclude: tuple[str, ...] = ("head", "encoder.pooler")

@@ -53,7 +53,7 @@ CLASS = {character: number for number, character in enumerate(CHARACTERS, start=
 class TextLines:
     name: str = "text lines"
     steps: Mapping[str, int] = field(default_factory=lambda: {"short": 120, "long": 480}, hash=False)
-    held_out_batches: Mapping[str, int] = field(default_factory=lambda: {"tune": 8, "test": 16}, hash=False)
+    held_out_batches: Mapping[str, int] = field(default_factory=lambda: {"tune": 8, "test": 12}, hash=False)
     preset: str = "full"
     exclude: tuple[str, ...] = ()
     batch: int = 8
