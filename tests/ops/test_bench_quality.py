@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from tests.bench.quality.curves import entries, loss_at, reached
 from tests.bench.quality.method import Method, rank_one
-from tests.bench.quality.methods import in_peft, whole
+from tests.bench.quality.methods import in_peft, ours, whole
 from tests.bench.quality.results import Result, Results, Run
 from tests.bench.quality.run import Bench, OutOfTimeError, stage
 from tests.bench.quality.search import best
@@ -60,7 +60,7 @@ class Tiny:
 TASK = Tiny()
 METHODS = tuple(
     Method(method.name, method.sizes[:1], method.start, method.adapt)
-    for method in (*whole.METHODS, *in_peft.METHODS)
+    for method in (*ours.METHODS, *whole.METHODS, *in_peft.METHODS)
     if method.tasks is None
 )
 
@@ -94,7 +94,11 @@ def test_numbers_are_those_of_the_file(file: Path) -> None:
     assert found["fine-tuning"].numbers == 6 * 18 + 12 * 24 + 5 * 12
     one = (6 + 18) + (12 + 24) + (5 + 12)
     assert rank_one(sites(TASK, TASK.base())) == one
-    assert found["PEFT LoRA"].numbers == found["PEFT LoRA"].size * one
+    assert found["LoRA"].numbers == found["PEFT LoRA"].numbers == one
+    assert found["LoHa"].numbers == 2 * one
+    assert found["DoRA"].numbers == one + 6 + 12 + 5
+    # The smallest there is: kron of (2, 1) and (3, 2, 3, 3), of (3, 4) and (4, 6), of (1, 3) and (5, 4).
+    assert found["LoKr"].numbers == (2 + 54) + (12 + 24) + (3 + 20)
     # AdaLoRA ends with a third of its ranks masked, and has a number more for each of them.
     assert found["PEFT AdaLoRA"].numbers <= 2 * (one + 3 * 14)
 
