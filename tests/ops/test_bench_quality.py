@@ -82,7 +82,7 @@ def test_every_method_has_three_seeds_at_a_rate_between_two_others(file: Path) -
     for entry in found:
         assert entry.seeds == 3, entry
         assert not entry.edge, entry
-        assert len(entry.curve) == 8
+        assert len(entry.curve) == 6
         assert entry.curve[-1] == (16, pytest.approx(entry.loss))
         assert entry.loss < start, entry
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .task import Task, held_out
 
-POINTS = 8
+POINTS = 6
 """How many times the held-out loss is measured on the way, the last time at the end."""
 WARM_UP = 0.05
 """The share of the steps over which the learning rate rises. It falls as a cosine to 0 after that."""

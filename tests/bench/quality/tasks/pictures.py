@@ -141,14 +141,14 @@ class UNet(nn.Module):
 class Pictures:
     name: str = "pictures"
     steps: Mapping[str, int] = field(default_factory=lambda: {"short": 120, "long": 480}, hash=False)
-    held_out_batches: Mapping[str, int] = field(default_factory=lambda: {"tune": 12, "test": 24}, hash=False)
+    held_out_batches: Mapping[str, int] = field(default_factory=lambda: {"tune": 16, "test": 24}, hash=False)
     preset: str = "full"
     exclude: tuple[str, ...] = ()
-    batch: int = 12
+    batch: int = 8
     size: int = 24
-    widths: tuple[int, ...] = (40, 80, 160)
-    base_steps: int = 3000
-    base_batch: int = 24
+    widths: tuple[int, ...] = (32, 64, 128)
+    base_steps: int = 2400
+    base_batch: int = 16
     base_lr: float = 1e-3
 
     def base(self) -> nn.Module:
@@ -269,7 +269,7 @@ def _train(task: Pictures) -> dict[str, Tensor]:
         loss.backward()
         optimiser.step()
         schedule.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         with torch.no_grad():
             keep = min(0.995, step / (step + 10))
             for kept, new in zip(mean.parameters(), model.parameters(), strict=True):

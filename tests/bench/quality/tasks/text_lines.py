@@ -56,9 +56,9 @@ class TextLines:
     held_out_batches: Mapping[str, int] = field(default_factory=lambda: {"tune": 8, "test": 12}, hash=False)
     preset: str = "full"
     exclude: tuple[str, ...] = ()
-    batch: int = 8
-    width: int = 176
-    letters: tuple[int, int] = (3, 6)
+    batch: int = 6
+    width: int = 144
+    letters: tuple[int, int] = (3, 5)
     slant: float = 0.3
     """The largest shear in x, in pixels per pixel of height."""
 
