@@ -1,9 +1,9 @@
 """A text encoder (all-MiniLM-L6-v2: a BERT of 6 layers) adapted to say which package a piece of code is from.
 
 The texts are pieces, of two or so lines, of the source of Python's standard library. The classifier on the
-mean of the last layer is random and stays fixed, so that all that is learned is learned by the adapter. Above a
-classifier that is fitted to the base first, an adapter of any rank gains little in a short training; above a
-random one the loss falls from about log 16 over a wide range.
+mean of the last layer is random and stays fixed, so that all that is learned is learned by the adapter. Above
+a classifier that is fitted to the base first, an adapter gains little in a short training; above a random one
+the loss falls from about log 16 over a wide range.
 """
 
 from __future__ import annotations
