@@ -43,8 +43,8 @@ against the numbers that an adapter holds. It wrote this page: tables, plots and
 - **source code**: all-MiniLM-L6-v2 (a BERT of 6 layers, 22.7 M) with a random classifier, which stays as it
   is, says which of 16 packages of Python's standard library a line or two of source is from. Cross entropy.
 - **pictures**: a flow-matching UNet of convolutions and attention (1.9 M), trained by the benchmark on
-  photographs, textures and coloured shapes at 24 x 24, on pictures of stained tissue. Mean square error of
-  the velocity.
+  photographs, textures and coloured shapes at 24 x 24, on pictures of stained tissue as a sensor with a Bayer
+  filter sees them. Mean square error of the velocity.
 
 Bases and data come from packages and are checked by hash. Adapters are on all linear layers and convolutions
 of the base; alpha = rank. AdamW without weight decay, batches of 8 to 12, a warm-up over 5 % of the steps and
