@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from .method import Method, Setting
-from .methods import in_peft, ours, whole
+from .methods import in_peft, ours, planned, whole
 from .results import Result, Results, Run
 from .search import best
 from .task import Task, digest
@@ -38,7 +38,7 @@ from .training import train
 ROOT = Path(__file__).resolve().parents[3]
 OUT = ROOT / ".cache" / "bench" / "quality"
 TASKS: tuple[Task, ...] = (TextLines(), SourceCode(), Pictures())
-METHODS: tuple[Method, ...] = (*ours.METHODS, *whole.METHODS, *in_peft.METHODS)
+METHODS: tuple[Method, ...] = (*ours.METHODS, *planned.METHODS, *whole.METHODS, *in_peft.METHODS)
 SEEDS = (0, 1, 2)
 COARSE, FINE = 2, 1
 STAGES = ("coarse", "seeds", "fine", "long")

@@ -3,8 +3,8 @@
 No diffusion model is in a package, so the benchmark trains one, once, and keeps it in `.cache/bench/quality`
 under a hash of its recipe. It learns pieces of photographs and of textures from scikit-image's wheel, and
 coloured shapes. The new domain is stained tissue under a microscope, as a sensor with a Bayer filter sees it:
-each pixel has one colour alone. The picture is cut: the left part is for training, two strips on the right are
-held out.
+each pixel has one colour alone. The picture is cut: the left part is for training, two strips on the right
+are held out.
 """
 
 from __future__ import annotations
