@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from tests.bench.quality.curves import entries, loss_at, reached
 from tests.bench.quality.method import Method, rank_one
-from tests.bench.quality.methods import in_peft, ours, whole
+from tests.bench.quality.methods import in_peft, ours, planned, whole
 from tests.bench.quality.results import Result, Results, Run
 from tests.bench.quality.run import Bench, OutOfTimeError, stage
 from tests.bench.quality.search import best
@@ -58,16 +58,18 @@ class Tiny:
 
 
 TASK = Tiny()
-METHODS = tuple(
-    Method(method.name, method.sizes[:1], method.start, method.adapt)
-    for method in (*ours.METHODS, *whole.METHODS, *in_peft.METHODS)
+ALL = {
+    method.name: Method(method.name, method.sizes[-1:], method.start, method.adapt)
+    for method in (*ours.METHODS, *planned.METHODS, *whole.METHODS, *in_peft.METHODS)
     if method.tasks is None
-)
+}
+METHODS = tuple(ALL[name] for name in ("LoRA", "planned, gradient", "fine-tuning", "PEFT AdaLoRA"))
+"""Methods whose learning rates are searched for."""
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of every method on the task, at its best rate and three seeds."""
+    """The results of some methods on the task, at their best rates and three seeds."""
     file = tmp_path_factory.mktemp("quality") / "results.jsonl"
     bench = Bench(Results(file), commit="none")
     for name in ("coarse", "seeds"):
@@ -87,20 +89,34 @@ def test_every_method_has_three_seeds_at_a_rate_between_two_others(file: Path) -
         assert entry.loss < start, entry
 
 
-def test_numbers_are_those_of_the_file(file: Path) -> None:
-    found = {entry.method: entry for entry in entries(Results(file), [digest(TASK)])}
+def test_numbers_are_those_of_the_file(tmp_path: Path) -> None:
+    """Every method, at its largest size."""
     shapes = [site.shape for site in sites(TASK, TASK.base()).values()]
     assert shapes == [(6, 2, 3, 3), (12, 24), (5, 12)]
-    assert found["fine-tuning"].numbers == 6 * 18 + 12 * 24 + 5 * 12
     one = (6 + 18) + (12 + 24) + (5 + 12)
     assert rank_one(sites(TASK, TASK.base())) == one
-    assert found["LoRA"].numbers == found["PEFT LoRA"].numbers == one
-    assert found["LoHa"].numbers == 2 * one
-    assert found["DoRA"].numbers == one + 6 + 12 + 5
-    # The smallest there is: kron of (2, 1) and (3, 2, 3, 3), of (3, 4) and (4, 6), of (1, 3) and (5, 4).
-    assert found["LoKr"].numbers == (2 + 54) + (12 + 24) + (3 + 20)
-    # AdaLoRA ends with a third of its ranks masked, and has a number more for each of them.
-    assert found["PEFT AdaLoRA"].numbers <= 2 * (one + 3 * 14)
+    bench = Bench(Results(tmp_path / "results.jsonl"))
+    found = {
+        name: bench.result(TASK, method, "short", method.sizes[0], -8, 0).numbers
+        for name, method in ALL.items()
+    }
+    # No rank is above what a layer can use: 6, 12 and 5.
+    expected = {
+        "LoRA": 6 * (6 + 18) + 12 * (12 + 24) + 5 * (5 + 12),
+        "DoRA": 6 * (6 + 18) + 8 * (12 + 24) + 5 * (5 + 12) + 6 + 12 + 5,
+        "LoHa": 2 * 4 * one,
+        "LoRA, gradient": 6 * (6 + 18) + 8 * (12 + 24) + 5 * (5 + 12),
+        "fine-tuning": 6 * 18 + 12 * 24 + 5 * 12,
+        "PEFT LoRA": 4 * one,
+    }
+    assert {name: found[name] for name in expected} == expected
+    # kron of (2, 1) and (3, 2, 3, 3), of (3, 4) and (4, 6), of (1, 3) and (5, 4).
+    assert ours.lokr_numbers(shapes, 4) == (2 + 54) + (12 + 24) + (3 + 20)
+    assert bench.result(TASK, ALL["LoKr"], "short", 1, -8, 0).numbers == ours.lokr_numbers(shapes, 4)
+    for name, method in ALL.items():
+        if name not in expected and name != "LoKr":
+            # AdaLoRA has a number more for each of its ranks.
+            assert 0.8 * method.sizes[0] * one <= found[name] <= method.sizes[0] * (one + 3), name
 
 
 def test_what_was_trained_is_not_trained_again(file: Path) -> None:
