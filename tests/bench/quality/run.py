@@ -1,7 +1,7 @@
 """The measured comparison of adapters on trained models, `make bench-quality`.
 
-`python -m tests.bench.quality.run [--minutes N] [--tasks T ...] [--methods M ...] [--stages S ...]` trains
-what is not trained yet and appends each result to `.cache/bench/quality/results.jsonl`: a run that ended for
+`python -m tests.bench.quality.run [--minutes N] [--tasks T ...] [--methods M ...] [--sizes N ...] [--stages S ...]`
+trains what is not trained yet and appends each result to `.cache/bench/quality/results.jsonl`: a run that ended for
 any reason is gone on with. `python -m tests.bench.quality.summary` writes tables and plots from the file.
 
 Each method, at each size, has its own learning rate, found on the split "tune" with seed 0. Figures are of
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -135,6 +136,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many minutes")
     parser.add_argument("--tasks", nargs="+", choices=[task.name for task in TASKS])
     parser.add_argument("--methods", nargs="+", choices=[method.name for method in METHODS])
+    parser.add_argument("--sizes", nargs="+", type=float, help="only these of the sizes of a method")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     options = parser.parse_args()
     commit = subprocess.run(
@@ -143,7 +145,11 @@ def main() -> None:
     results = Results(OUT / "results.jsonl")
     bench = Bench(results, time.monotonic() + 60 * options.minutes, commit)
     tasks = [task for task in TASKS if not options.tasks or task.name in options.tasks]
-    methods = [method for method in METHODS if not options.methods or method.name in options.methods]
+    methods = [
+        replace(method, sizes=tuple(n for n in method.sizes if not options.sizes or n in options.sizes))
+        for method in METHODS
+        if not options.methods or method.name in options.methods
+    ]
     print(f"{len(results)} results in {results.file}; {torch.get_num_threads()} threads", flush=True)
     try:
         for name in options.stages:
