@@ -2,8 +2,8 @@
 
 `python -m tests.bench.quality.run` trains what is not trained yet and appends each result to
 `.cache/bench/quality/results.jsonl`: a run that ended for any reason is gone on with. Its options take a part
-of the tasks, methods, sizes and stages, or stop it after some minutes. `python -m tests.bench.quality.summary`
-writes tables and plots from the file.
+of the tasks, methods, sizes and stages, or stop it after some minutes. From the file, `python -m
+tests.bench.quality.summary` writes tables and plots.
 
 Each method, at each size, has its own learning rate, found on the split "tune" with seed 0. Figures are of
 the split "test" at that rate, for three seeds. The stages go through all methods one after the other, so that
