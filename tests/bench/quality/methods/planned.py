@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +9,6 @@ from typing import Any
 import torch
 
 import lycoris_ops as lyc
-from lycoris_ops.algorithms.offers import Offer
 
 from ..method import Method, Setting
 from ..training import Adapted
@@ -85,16 +82,6 @@ def pruned(setting: Setting, *, regrow: float = 0.0) -> Adapted:
     )
 
 
-def norms(offer: Offer, index: int) -> float:
-    """The sum of the norms of the gradients of the components, instead of that of their squares.
-
-    By it a few large components count for less, so that more layers get ranks. Steps of Adam are of one
-    length in every component, whatever its gradient, and lower the loss in this proportion.
-    """
-    gains = (0.0, *offer.gains[: index + 1])
-    return sum(math.sqrt(max(0.0, above - below)) for below, above in itertools.pairwise(gains))
-
-
 METHODS = (
     Method("LoRA, gradient", (1, 2, 4, 8), -8, uniform),
     Method("planned", (0.5, 1, 2, 4), -10, lambda setting: planned(setting, "lora", start=False)),
@@ -103,7 +90,7 @@ METHODS = (
         "planned by norm, gradient",
         BUDGETS,
         -8,
-        lambda setting: planned(setting, "lora", criterion=norms),
+        lambda setting: planned(setting, "lora", criterion=lyc.captured_norm),
     ),
     Method("planned LoKr, gradient", (0.25, 0.5, 1, 2), -8, lambda setting: planned(setting, "lokr")),
     Method("planned of all kinds", (0.25, 0.5, 1, 2), -8, lambda setting: planned(setting, KINDS)),
