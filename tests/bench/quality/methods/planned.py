@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import lycoris_ops as lyc
+from lycoris_ops.ranks import choice
 
 from ..method import Method, Setting
 from ..training import Adapted
@@ -16,6 +17,9 @@ from .ours import adapted
 
 KINDS = ("lora", "loha", "lokr")
 BUDGETS = (0.25, 0.5, 1, 2, 4)
+LORA = "planned, gradient"
+AUTO = LORA if choice.AUTO == ("lora",) else "auto"
+"""The method that plans whatever "auto" chooses; as long as that is LoRA alone, it is not measured twice."""
 
 
 def probed(setting: Setting, algorithms: str | Sequence[str]) -> lyc.Probe:
@@ -85,7 +89,7 @@ def pruned(setting: Setting, *, regrow: float = 0.0) -> Adapted:
 METHODS = (
     Method("LoRA, gradient", (1, 2, 4, 8), -8, uniform),
     Method("planned", (0.5, 1, 2, 4), -10, lambda setting: planned(setting, "lora", start=False)),
-    Method("planned, gradient", BUDGETS, -8, lambda setting: planned(setting, "lora")),
+    Method(LORA, BUDGETS, -8, lambda setting: planned(setting, "lora")),
     Method(
         "planned by norm, gradient",
         BUDGETS,
@@ -94,7 +98,8 @@ METHODS = (
     ),
     Method("planned LoKr, gradient", (0.25, 0.5, 1, 2), -8, lambda setting: planned(setting, "lokr")),
     Method("planned of all kinds", (0.25, 0.5, 1, 2), -8, lambda setting: planned(setting, KINDS)),
-    Method("auto", BUDGETS, -8, lambda setting: planned(setting, "auto")),
     Method("pruned", (1, 2, 4), -10, pruned),
     Method("pruned and regrown", (1, 2, 4), -10, lambda setting: pruned(setting, regrow=0.1)),
 )
+if AUTO != LORA:
+    METHODS = (*METHODS, Method(AUTO, BUDGETS, -8, lambda setting: planned(setting, "auto")))
