@@ -23,6 +23,9 @@ from tests.bench.quality.search import best
 from tests.bench.quality.task import Split, digest, frozen, held_out, sites
 from tests.bench.quality.training import rate
 
+# All in one process, since they share what is trained once.
+pytestmark = pytest.mark.xdist_group("bench quality")
+
 
 @dataclass(frozen=True)
 class Tiny:
