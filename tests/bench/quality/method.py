@@ -54,6 +54,9 @@ class Method:
     tasks: tuple[str, ...] | None = None
     """The tasks on which it runs; None for all."""
 
+    def runs_on(self, task: Task) -> bool:
+        return self.tasks is None or task.name in self.tasks
+
 
 def rank_one(found: dict[str, Site]) -> int:
     """The numbers of a LoRA of rank 1 on these sites."""

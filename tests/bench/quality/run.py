@@ -126,7 +126,7 @@ def stage(bench: Bench, name: str, tasks: Sequence[Task], methods: Sequence[Meth
 def pairs(tasks: Sequence[Task], methods: Sequence[Method]) -> Iterator[tuple[Method, Task]]:
     for method in methods:
         for task in tasks:
-            if method.tasks is None or task.name in method.tasks:
+            if method.runs_on(task):
                 yield method, task
 
 

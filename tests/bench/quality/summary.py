@@ -18,14 +18,14 @@ from .curves import Entry, entries, loss_at, reached
 from .method import PROBE_BATCHES
 from .methods.planned import AUTO
 from .results import Results
-from .run import METHODS, OUT, ROOT, TASKS
+from .run import METHODS, OUT, ROOT, SEEDS, TASKS
 from .task import digest
 
 UNIFORM, GRADIENT, DEFAULT = "LoRA", "LoRA, gradient", AUTO
 """The methods that the targets are about."""
 SINGLE = ("LoRA", "LoRA, gradient", "DoRA", "LoHa", "LoKr", "planned LoKr, gradient")
 """Methods of one algorithm, which "auto" must not be worse than."""
-NOT_REACHED = "the loss is not reached"
+BOUND = {"": "", "<": "at most ", ">": "over "}
 DOCS = ROOT / "docs"
 
 ABOUT = """\
@@ -48,13 +48,14 @@ against the numbers that an adapter holds. It wrote this page: tables, plots and
   filter sees them. Mean square error of the velocity.
 
 Bases and data come from packages and are checked by hash. Adapters are on all linear layers and convolutions
-of the base; alpha = rank. AdamW without weight decay, batches of 8 to 12, a warm-up over 5 % of the steps and
+of the base; alpha = rank. AdamW without weight decay, batches of 6 to 12, a warm-up over 5 % of the steps and
 a cosine to 0; the same batches for every method. Short trainings have {short} steps, long ones {long}.
 The learning rate of each method **at each size** was found on a split of its own, in steps of half a decade
 (then of a quarter, where that stage was run) until the best lay between two others; "edge" marks where it
-does not. Figures are means over seeds (0, 1, 2) on a third split, which chose nothing. "numbers" is what the
-file holds; "x 1" is a budget of as many numbers as a LoRA of rank 1 on every layer has. Methods that look
-ahead do so on {probe} batches of the training split. {auto}
+does not. Figures are means over as many of the seeds 0, 1, 2 as "seeds" says, on a third split, which chose
+nothing; differences between figures of one seed may be chance. "numbers" is what the file holds; "x 1" is a
+budget of as many numbers as a LoRA of rank 1 on every layer has. Methods that look ahead do so on {probe}
+batches of the training split. {auto}
 """
 
 
@@ -99,10 +100,9 @@ def losses(methods: Mapping[str, list[Entry]]) -> str:
 
 
 def share(found: tuple[str, float], whole: float) -> str:
+    """Numbers as a share of others. Where no size came down to the loss, it is above the largest's share."""
     bound, numbers = found
-    if bound == ">":
-        return "not reached"
-    return f"{'at most ' if bound == '<' else ''}{numbers / whole:.2f}"
+    return f"{BOUND[bound]}{numbers / whole:.2f}"
 
 
 def needed(methods: Mapping[str, list[Entry]], against: str) -> str:
@@ -147,10 +147,10 @@ def fewest(group: Sequence[Entry], target: Entry) -> str:
     return f"{'at most ' if bound == '<' else ''}{found:.0f}"
 
 
-def targets(found: Mapping[tuple[str, str], Mapping[str, list[Entry]]]) -> str:
+def targets(groups: Mapping[tuple[str, str], Mapping[str, list[Entry]]]) -> str:
     """Which of the targets each task and length reaches."""
     rows: list[list[str]] = []
-    for (task, length), methods in found.items():
+    for (task, length), methods in groups.items():
         if UNIFORM not in methods or DEFAULT not in methods:
             continue
         plan = points(methods[DEFAULT])
@@ -160,17 +160,17 @@ def targets(found: Mapping[tuple[str, str], Mapping[str, list[Entry]]]) -> str:
                 cells.append("not measured")
                 continue
             best = min(methods[against], key=lambda entry: entry.loss)
-            bound, numbers = reached(plan, best.loss, logarithmic=True)
-            met = bound != ">" and numbers <= limit * best.numbers
-            cells.append(verdict(share((bound, numbers), best.numbers), met) if bound != ">" else NOT_REACHED)
+            found = reached(plan, best.loss, logarithmic=True)
+            cells.append(verdict(found, best.numbers, limit))
         best = min(methods[UNIFORM], key=lambda entry: entry.loss)
         tries = [steps_needed(entry, best) for entry in methods[DEFAULT] if entry.numbers <= best.numbers]
         there = [number for bound, number in tries if bound != ">"]
         total = best.curve[-1][0]
         if there:
-            cells.append(verdict(f"{min(there):.0f} of {total}", min(there) < total))
+            met = "reached" if min(there) < total else "not reached"
+            cells.append(f"{min(there):.0f} of {total}: {met}")
         else:
-            cells.append(NOT_REACHED)
+            cells.append("not reached by any that holds as many numbers or fewer")
         cells.append(auto(methods))
         rows.append(cells)
     titles = (
@@ -183,8 +183,14 @@ def targets(found: Mapping[tuple[str, str], Mapping[str, list[Entry]]]) -> str:
     return table(titles, rows)
 
 
-def verdict(found: str, met: bool) -> str:
-    return f"{found}: target {'reached' if met else 'not reached'}"
+def verdict(found: tuple[str, float], whole: float, limit: float) -> str:
+    """A share of numbers, and what it says of the target of at most `limit`."""
+    bound, numbers = found
+    if bound == ">":
+        word = "not reached" if numbers > limit * whole else "open, no larger one was measured"
+    else:
+        word = "reached" if numbers <= limit * whole else "not reached"
+    return f"{share(found, whole)}: {word}"
 
 
 def auto(methods: Mapping[str, list[Entry]]) -> str:
@@ -257,11 +263,14 @@ def main() -> None:
         for result in kept
     )
     found = entries(kept, recipes)
+    wanted = 2 * sum(len(method.sizes) for task in TASKS for method in METHODS if method.runs_on(task))
+    complete = sum(entry.seeds == len(SEEDS) and not entry.edge for entry in found)
     commits = sorted({result.commit for result in kept})
     state = (
         f"{len(kept)} trainings, {seconds / 3600:.1f} hours of CPU time without the measuring of losses, on "
         f"{machine()}, torch {torch.__version__}, Python {platform.python_version()}. "
-        f"Commits: {', '.join(commits)}."
+        f"Commits: {', '.join(commits)}. Of {wanted} rows (a task, a length, a method, a size) {len(found)} are "
+        f"here, {complete} of them with all seeds."
     )
     lengths = {
         name: " / ".join(f"{task.steps[name]} ({task.name})" for task in TASKS) for name in ("short", "long")
