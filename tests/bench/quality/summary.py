@@ -269,8 +269,8 @@ def main() -> None:
     state = (
         f"{len(kept)} trainings, {seconds / 3600:.1f} hours of CPU time without the measuring of losses, on "
         f"{machine()}, torch {torch.__version__}, Python {platform.python_version()}. "
-        f"Commits: {', '.join(commits)}. Of {wanted} rows (a task, a length, a method, a size) {len(found)} are "
-        f"here, {complete} of them with all seeds."
+        f"Commits: {', '.join(commits)}. Of {wanted} rows (a task, a length, a method, a size) {len(found)} "
+        f"are here, {complete} of them with all seeds."
     )
     lengths = {
         name: " / ".join(f"{task.steps[name]} ({task.name})" for task in TASKS) for name in ("short", "long")
