@@ -17,7 +17,7 @@ from .ours import adapted
 
 KINDS = ("lora", "loha", "lokr")
 BUDGETS = (0.25, 0.5, 1, 2, 4)
-LORA = "planned, gradient"
+LORA = "planned by norm, gradient"
 AUTO = LORA if choice.AUTO == ("lora",) else "auto"
 """The method that plans whatever "auto" chooses; as long as that is LoRA alone, it is not measured twice."""
 
@@ -89,13 +89,13 @@ def pruned(setting: Setting, *, regrow: float = 0.0) -> Adapted:
 METHODS = (
     Method("LoRA, gradient", (1, 2, 4, 8), -8, uniform),
     Method("planned", (0.5, 1, 2, 4), -10, lambda setting: planned(setting, "lora", start=False)),
-    Method(LORA, BUDGETS, -8, lambda setting: planned(setting, "lora")),
     Method(
-        "planned by norm, gradient",
+        "planned, gradient",
         BUDGETS,
         -8,
-        lambda setting: planned(setting, "lora", criterion=lyc.captured_norm),
+        lambda setting: planned(setting, "lora", criterion=lyc.captured_energy),
     ),
+    Method(LORA, BUDGETS, -8, lambda setting: planned(setting, "lora", criterion=lyc.captured_norm)),
     Method("planned LoKr, gradient", (0.25, 0.5, 1, 2), -8, lambda setting: planned(setting, "lokr")),
     Method("planned of all kinds", (0.25, 0.5, 1, 2), -8, lambda setting: planned(setting, KINDS)),
     Method("pruned", (1, 2, 4), -10, pruned),
