@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import comfy.conds
 import comfy.model_management
 import comfy.model_sampling as sampling
 import comfy.ops
@@ -28,11 +28,13 @@ __all__ = [
     "attention",
     "encoded",
     "fetched",
+    "fresh_id",
     "fused_functions",
     "joined",
     "loaded",
     "mark_training",
     "packed",
+    "ratios_of",
     "running",
     "time_to_sigma",
     "tokens_of",
@@ -137,7 +139,8 @@ def time_to_sigma(model_sampling: Any, time: Tensor) -> Tensor:
     if isinstance(model_sampling, sampling.ModelSamplingContinuousV):
         return model_sampling.sigma(time).clamp(low, high)
     if isinstance(model_sampling, sampling.ModelSamplingDiscrete):
-        return model_sampling.sigma(time * (len(model_sampling.sigmas) - 1)).to(time)
+        steps = model_sampling.sigmas
+        return steps[(time * len(steps)).long().clamp(max=len(steps) - 1).to(steps.device)].to(time)
     return low * (high / low) ** time
 
 
@@ -145,44 +148,35 @@ def time_to_sigma(model_sampling: Any, time: Tensor) -> Tensor:
 
 
 def encoded(
-    model: Any,
-    text: Any,
-    settings: Mapping[str, Any],
-    noise: Tensor,
-    shapes: Sequence[torch.Size],
-    seed: int,
+    model: Any, text: Any, settings: Mapping[str, Any], noise: Tensor, shapes: Sequence[torch.Size], seed: int
 ) -> dict[str, Any]:
     """A conditioning as the model takes it: the host's own objects by name, one row each.
 
-    `noise` has the shape of the latent. No latent of a picture is given: a model that sees one beside its
-    input would be shown what it is to predict.
+    `noise` has the shape of the latent, and `shapes` are those of its parts. No latent of a picture is given:
+    a model that sees one beside its input would be shown what it is to predict.
     """
-    (entry,) = comfy.sampler_helpers.convert_cond([[text, dict(settings)]])
-    more = {"latent_shapes": list(shapes)} if len(shapes) > 1 else {}
     (entry,) = comfy.samplers.encode_model_conds(
         model.extra_conds,
-        [entry],
+        comfy.sampler_helpers.convert_cond([[text, dict(settings)]]),
         noise,
         noise.device,
         "positive",
         latent_image=torch.zeros_like(noise),
         denoise_mask=None,
         seed=seed,
-        **more,
+        latent_shapes=list(shapes),
     )
-    if more and "latent_shapes" not in entry["model_conds"]:
-        entry["model_conds"]["latent_shapes"] = comfy.conds.CONDConstant(list(shapes))
-    # A row each: some of these objects hold one row for all.
-    return {
-        name: value.process_cond(batch_size=1, area=None) for name, value in entry["model_conds"].items()
-    }
+    # Some of these objects hold one row for all rows.
+    return {name: value.process_cond(batch_size=1, area=None) for name, value in entry["model_conds"].items()}
 
 
 def alike(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     """Whether two encoded conditionings can be rows of one batch."""
     if first.keys() != second.keys():
         return False
-    return all(type(value) is type(second[name]) and value.can_concat(second[name]) for name, value in first.items())
+    return all(
+        type(value) is type(second[name]) and value.can_concat(second[name]) for name, value in first.items()
+    )
 
 
 def joined(conditionings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -194,11 +188,15 @@ def tokens_of(model: Any, shape: Sequence[int]) -> int:
     """How many tokens a transformer makes of a latent (B, C, ..., H, W), as far as its patches are known."""
     network = model.diffusion_model
     patch: Any = getattr(network, "patch_size", None) or getattr(network, "patch_spatial", None) or 2
-    sides = tuple(patch) if isinstance(patch, (list, tuple)) else (patch, patch)
-    count = 1
-    for size, side in zip(reversed(shape[2:]), [*reversed(sides), 1, 1], strict=False):
-        count *= -(-size // int(side))
-    return count
+    sides = [1, 1, 1, *(patch if isinstance(patch, tuple | list) else (patch, patch))]
+    sizes = shape[2:]
+    return math.prod(-(-size // int(side)) for size, side in zip(sizes, sides[-len(sizes) :], strict=True))
+
+
+def ratios_of(model: Any) -> tuple[int, int, int]:
+    """Of a model's latents: their channels, how many dimensions they have, and pixels a value and side."""
+    kind = model.latent_format
+    return kind.latent_channels, kind.latent_dimensions, getattr(kind, "spacial_downscale_ratio", 8)
 
 
 def packed(parts: Sequence[Tensor]) -> tuple[Tensor, list[torch.Size]]:
@@ -207,8 +205,10 @@ def packed(parts: Sequence[Tensor]) -> tuple[Tensor, list[torch.Size]]:
 
 
 def unpacked(latent: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """The parts of a latent that was packed, (B, ...) each."""
     return comfy.utils.unpack_latents(latent, list(shapes))
 
 
 def fresh_id() -> uuid.UUID:
+    """What tells the conditioning of one pass from others, for packs that keep something for each."""
     return uuid.uuid4()
