@@ -26,7 +26,7 @@ FOR_SAMPLERS = {
 
 @dataclass(frozen=True)
 class PictureSize:
-    """The sizes in pixels that SDXL and its like are told: of the picture, of its crop and where that began."""
+    """What SDXL and its like are told, in pixels: the size of the picture, and how it was cropped."""
 
     width: int
     height: int

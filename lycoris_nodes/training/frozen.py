@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import grad
 
 from .host import QuantizedTensor, fetched
 from .recompute import put_back
@@ -114,8 +115,8 @@ def _of_convolution(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 _BACK = {
-    3: _of_convolution(torch.nn.grad.conv1d_input),
-    4: _of_convolution(torch.nn.grad.conv2d_input),
-    5: _of_convolution(torch.nn.grad.conv3d_input),
+    3: _of_convolution(grad.conv1d_input),
+    4: _of_convolution(grad.conv2d_input),
+    5: _of_convolution(grad.conv3d_input),
 }
 """By the number of dimensions of a batch of inputs."""

@@ -47,7 +47,7 @@ __all__ = [
 
 def loaded(patcher: Any, memory: float) -> None:
     """Load a model with its patches and injections, and leave `memory` bytes free for what training keeps."""
-    comfy.model_management.load_models_gpu([patcher], memory_required=memory)
+    comfy.model_management.load_models_gpu([patcher], memory_required=int(memory))
 
 
 @contextmanager
@@ -131,15 +131,16 @@ def time_to_sigma(model_sampling: Any, time: Tensor) -> Tensor:
     """
     if isinstance(model_sampling, sampling.CONST):
         return time
+    # The host's class has this of another class than the one that is asked for here.
+    steps: Tensor = model_sampling.sigmas
+    low, high = float(steps[0]), float(steps[-1])
     if isinstance(model_sampling, sampling.COSMOS_RFLOW):
-        return (time / (1 - time)).clamp(max=float(model_sampling.sigma_max))
-    low, high = float(model_sampling.sigma_min), float(model_sampling.sigma_max)
+        return (time / (1 - time)).clamp(max=high)
     if isinstance(model_sampling, sampling.StableCascadeSampling):
         return model_sampling.sigma(time.cpu()).to(time).clamp(low, high)
     if isinstance(model_sampling, sampling.ModelSamplingContinuousV):
         return model_sampling.sigma(time).clamp(low, high)
     if isinstance(model_sampling, sampling.ModelSamplingDiscrete):
-        steps = model_sampling.sigmas
         return steps[(time * len(steps)).long().clamp(max=len(steps) - 1).to(steps.device)].to(time)
     return low * (high / low) ** time
 

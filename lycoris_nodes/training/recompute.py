@@ -108,10 +108,11 @@ def filled(value: Any, tensors: Iterator[Tensor]) -> Any:
 
 
 def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
-    kind = type(value)
+    """A copy of what may hold tensors, with its parts changed; other values as they are."""
+    kind: Any = type(value)
     if kind in (tuple, list):
         return kind(change(inner) for inner in value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
+    if hasattr(value, "_fields"):
         return kind(*(change(inner) for inner in value))
     if kind is dict:
         return {name: change(inner) for name, inner in value.items()}

@@ -49,7 +49,7 @@ class Session:
         return self.patcher.load_device
 
     def adapted(self, **options: Any) -> LycorisNetwork:
-        """A network of adapters for the model, see `create_lycoris`, which the end of the session takes away."""
+        """A network of adapters, see `create_lycoris`, which the end of the session takes away again."""
         if self.fetching:
             # A rebuilt weight would need the weight that is not at hand.
             options.setdefault("form", "bypass")
