@@ -18,9 +18,9 @@ class _Hole:
 def emptied(value: Any, tensors: list[Tensor], family: str) -> Any:
     """A value without the tensors in it, which are appended to a list.
 
-    Looked into are tuples, lists, dicts and dataclasses, and objects of classes of the package `family`: those
-    that the code of the block itself defines, such as a cache that its blocks share. All of them are copied,
-    so that what is changed in them reaches neither the caller nor a second run.
+    Looked into are tuples, lists, dicts and dataclasses, and objects of classes of the package `family`: what
+    the code of the block itself defines, such as a cache that its blocks share. All of them are copied, so
+    that what is changed in them reaches neither the caller nor a second run.
     """
     if isinstance(value, Tensor):
         tensors.append(value)
