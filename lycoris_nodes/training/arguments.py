@@ -47,7 +47,7 @@ def _changed(value: Any, change: Callable[[Any], Any], family: str) -> Any:
         return kind(change(inner) for inner in value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return kind(*(change(inner) for inner in value))
-    if kind is dict:
+    if isinstance(value, dict) and kind is dict:
         return {name: change(inner) for name, inner in value.items()}
     if isinstance(value, nn.Module | type) or not (is_dataclass(value) or package_of(kind) == family):
         return value

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hosting import Host, Patched
 from safetensors.torch import save_file
+from test_bypass_mode import gguf_like
 from test_quantised import FORMATS, LAYERS, float_unet, quantised
 from trainable import CPU, distance, fill, gradients, module, patcher, tiny, unchanged
 
@@ -150,6 +151,34 @@ def test_quantised_weights_are_trained_beside(host: Host, name: str) -> None:
     print(f"{name}: {error:.1e}")
     # The last format also rounds what the layer is given to four bits.
     assert error < (0.1 if name == "int4 rotated" else 0.01)
+
+
+def test_packed_layers_of_other_packs_are_trained_beside(host: Host) -> None:
+    """The layer unpacks its weight itself, and its packed data have another shape, as in ComfyUI-GGUF."""
+    session = module(host, "session")
+    with torch.inference_mode():
+        rows = torch.randint(0, 256, (24, 17), dtype=torch.uint8)
+        packed = gguf_like(rows)
+        plain = torch.nn.Linear(16, 24)
+        plain.weight.copy_((rows[:, 1:].float() - 128) / 256)
+        plain.bias.copy_(packed.bias)
+        models = []
+        for layer in (packed, plain):
+            model = torch.nn.Module()
+            model.diffusion_model = torch.nn.Sequential(torch.nn.Linear(5, 16), layer, torch.nn.Linear(24, 2))
+            for place in (0, 2):
+                torch.manual_seed(place)
+                model.diffusion_model[place].reset_parameters()
+            models.append(model.requires_grad_(False))
+        found = []
+        for model in models:
+            with unchanged(model), session.opened(patcher(model)) as opened:
+                net = opened.adapted(rank=2, preset="full", seed=0).apply_to()
+                assert opened.fetching == (model is models[0]) and len(net.members) == 3
+                fill(net)
+                opened.network(torch.ones(4, 5)).square().mean().backward()
+                found.append(gradients(net))
+    assert distance(*found) < 1e-5
 
 
 def test_low_vram_gives_the_gradients_of_a_full_load(
