@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -105,7 +103,7 @@ class Layer(ABC):
     downs: ClassVar[tuple[str, ...]] = ()
     """Fields of the factors on the side of the inputs, whose first axis counts the rank."""
     rate: ClassVar[float] = 1.0
-    """The learning rate that suits layers of this kind, as a multiple of that for LoRA."""
+    """The learning rate that suits layers of this kind at the start of an offer, as a multiple of LoRA's."""
 
     alpha: float | None = None
     diff_b: Tensor | None = None
@@ -360,21 +358,23 @@ class Layer(ABC):
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the layer, by its field."""
-        values = vars(self)
-        names = _fields(type(self))
-        return {name: values[name] for name in names if isinstance(values[name], Tensor)}
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def with_tensors(self, tensors: Mapping[str, Tensor | None]) -> Self:
         """The same layer with these tensors in place of its own, by field."""
         return replace(self, **tensors)
 
-    @cached_property
+    @property
     def shapes(self) -> dict[str, Shape]:
         """The shapes of the tensors, by suffix."""
-        held = self.tensors()
-        named = {suffix: field_of(suffix) for suffix in self.suffixes()}
-        found = {suffix: tuple(held[field].shape) for suffix, field in named.items() if field in held}
-        return found if self.alpha is None else {**found, ALPHA: ()}
+        # Kept by hand: `cached_property` takes a lock on Python 3.11, which torch.compile cannot pass.
+        kept = vars(self)
+        if "_shapes" not in kept:
+            held = self.tensors()
+            named = {suffix: field_of(suffix) for suffix in self.suffixes()}
+            found = {suffix: tuple(held[field].shape) for suffix, field in named.items() if field in held}
+            kept["_shapes"] = found if self.alpha is None else {**found, ALPHA: ()}
+        return kept["_shapes"]
 
     @property
     def rank(self) -> int | None:
@@ -756,11 +756,6 @@ def shapes_of(tensors: Mapping[str, Tensor] | Mapping[str, Shape]) -> dict[str, 
 def field_of(suffix: str) -> str:
     """The field that holds the tensor of a key suffix: `lora_up` for `lora_up.weight`."""
     return suffix.removesuffix(".weight").replace(".", "_").lower()
-
-
-@cache
-def _fields(kind: type[Layer]) -> tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(kind))
 
 
 def number(name: str, tensor: Tensor) -> float:

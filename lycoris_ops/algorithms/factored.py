@@ -16,6 +16,7 @@ from ..changes.forms import Additive, Sparse, add_up
 from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
 from ..maths.dora import dora_factor, lengths, magnitude_axis
+from ..maths.recompute import recomputed
 from ..maths.shapes import Extent, Rows, Shape, fits, flat_shape, shown
 from .base import Layer, agree, axis_of, vector
 
@@ -112,7 +113,13 @@ class Factored(Layer):
     def sides(self, weight: Tensor) -> Sides:
         if self.dora_scale is None:
             return Sides(beside=self.undecomposed(weight))
-        plain, _, factor = self._decomposed(weight)
+        plain = self.undecomposed(weight)
+
+        def factor_of(met: Tensor) -> Tensor:
+            return self._factor(self._direction(met, plain), met)
+
+        # V is as large as the weight, and only its norm is needed here.
+        factor = recomputed(factor_of, weight)
         if self.magnitude_axis(weight.shape) == 0:
             return Sides(outputs=Diagonal(factor.flatten() - 1), inside=plain)
         return Sides(inputs=Diagonal(factor.flatten() - 1), inside=plain)
@@ -121,17 +128,18 @@ class Factored(Layer):
         if self.dora_scale is None:
             return super().dependent(weight)
         # `sides(weight).change(weight)` is equal, but forms the full product a second time.
-        _, direction, factor = self._decomposed(weight)
-        return direction * factor - weight
+        direction = self._direction(weight, self.undecomposed(weight))
+        return direction * self._factor(direction, weight) - weight
 
-    def _decomposed(self, weight: Tensor) -> tuple[tuple[Additive, ...], Tensor, Tensor]:
-        """The forms of product (+ sparse), V in the weight's shape, and d / norm, to be multiplied with V."""
+    def _direction(self, weight: Tensor, plain: Sequence[Additive]) -> Tensor:
+        """V in the weight's shape, given the forms of product (+ sparse)."""
+        return weight + add_up(plain, weight.dtype, weight.device).reshape(weight.shape)
+
+    def _factor(self, direction: Tensor, weight: Tensor) -> Tensor:
+        """d / norm, to be multiplied with V."""
         assert self.dora_scale is not None
-        plain = self.undecomposed(weight)
-        direction = weight + add_up(plain, weight.dtype, weight.device).reshape(weight.shape)
         axis = self.magnitude_axis(weight.shape)
-        norm_of = weight if self.dora == "host" and axis == 0 else direction
-        return plain, direction, dora_factor(self.dora_scale, norm_of, axis)
+        return dora_factor(self.dora_scale, weight if self.dora == "host" and axis == 0 else direction, axis)
 
     def magnitude_axis(self, shape: Sequence[int] | None = None) -> int:
         """0 where the DoRA magnitude is for the outputs of the weight, 1 where it is for the inputs.

@@ -46,7 +46,7 @@ class Ia3(Layer):
     extras: ClassVar[frozenset[str]] = frozenset({ALPHA})
     numbers: ClassVar[frozenset[str]] = Layer.numbers | {ON_INPUT}
     bias_may_be_absent: ClassVar[bool] = True
-    # As LoKr's.
+    # Its values are relative to those of the weight.
     rate: ClassVar[float] = 10.0
 
     weight: Tensor | None = None

@@ -54,8 +54,6 @@ class Lokr(Factored):
         for first in ((W1,), (W1_A, W1_B))
         for second in ((W2,), (W2_A, W2_B), (T2, W2_A, W2_B))
     )
-    # PEFT's comparison of methods on FLUX.2 klein has LoKr at 1e-3 where LoRA has 1e-4.
-    rate: ClassVar[float] = 10.0
 
     lokr_w1: Tensor | None = None
     lokr_w1_a: Tensor | None = None
@@ -149,6 +147,8 @@ class Lokr(Factored):
         For each factor in FACTORS. dL/dw2 = M = R(G)^T w1 has the energy sigma_1(R(G))^2, the gain of a full
         w2. A low-rank w2 has w2_a = the leading left singular vectors of M (k, j * prod(kernel)) and w2_b
         zero, and gains the sum of the first r squared singular values of M. See `Gradient.outer`.
+
+        With such a w1 LoKr wants the learning rate of LoRA, not ten times as much as from its usual start.
         """
         shape = gradient.shape
         if len(shape) < 2:

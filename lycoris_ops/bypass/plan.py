@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -94,6 +93,13 @@ class BypassPlan:
 
     geometry: Geometry
     stages: tuple[Stage, ...]
+    _tensors: tuple[Tensor, ...] = field(init=False, repr=False, compare=False)
+    """All tensors of the layers."""
+
+    def __post_init__(self) -> None:
+        parts = [part for stage in self.stages for part, _ in (*stage.layers, *stage.biases)]
+        found = tuple(tensor for part in parts for tensor in part.layer.tensors().values())
+        object.__setattr__(self, "_tensors", found)
 
     @classmethod
     def build(
@@ -151,11 +157,6 @@ class BypassPlan:
         The order with other additive plans is then free.
         """
         return all(stage.additive for stage in self.stages)
-
-    @cached_property
-    def _tensors(self) -> tuple[Tensor, ...]:
-        parts = [part for stage in self.stages for part, _ in (*stage.layers, *stage.biases)]
-        return tuple(tensor for part in parts for tensor in part.layer.tensors().values())
 
     @property
     def learns(self) -> bool:

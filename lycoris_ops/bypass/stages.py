@@ -91,8 +91,9 @@ class BoundStage:
         if not changes and not live:
             return y
         total = y.contiguous()
-        if total is y and torch.is_grad_enabled():
-            # Autograd may have kept y for a backward pass, as an operator on y does: then y must stay.
+        if total is y and changes and torch.is_grad_enabled():
+            # Autograd may have kept y for the backward pass of an operator on y: then y must stay. The
+            # module itself needs only its input and its weight.
             kept = y.requires_grad or any(change.requires_grad for change, _, _ in changes)
             total = y.clone() if kept else y
         for change, rows, strength in changes:

@@ -82,7 +82,7 @@ class _Sum:
 
     def __init__(self, site: Site) -> None:
         self.site = site
-        weight = cast("Tensor", site.module.weight)
+        weight = cast("Tensor", getattr(site.module, site.weight))
         self.gradient = torch.zeros(site.shape, dtype=torch.float32, device=weight.device)
         product = site.geometry
         channels = product.shape[1] if product and product.groups == 1 else None
@@ -156,9 +156,9 @@ def _tapped(module: nn.Module, sums: Mapping[str, _Sum]) -> Generator[None]:
         _frozen(module, stack)
         for each in sums.values():
             inner = each.site.module
-            if each.site.kind == "norm":
-                # Norms are of many forms, but all have a parameter.
-                _by_parameter(cast("nn.Parameter", inner.weight), each.gradient, stack)
+            if each.site.geometry is None and each.site.kind != "embedding":
+                # Norms are of many forms, and torch's attention calls none of its projections.
+                _by_parameter(cast("nn.Parameter", getattr(inner, each.site.weight)), each.gradient, stack)
             else:
                 handle = inner.register_forward_hook(tap(each.add), with_kwargs=True)
                 stack.callback(handle.remove)

@@ -259,7 +259,7 @@ def _groups(sites: Mapping[str, Site], memory: int) -> Generator[list[Site]]:
 def _probed(
     site: Site, values: Tensor, inputs: Tensor | None, kinds: Sequence[str], largest: int, seed: int
 ) -> Probed:
-    weight: Any = site.module.weight
+    weight: Any = getattr(site.module, site.weight)
     plain = weight.is_floating_point() and tuple(weight.shape) == site.shape
     gradient = Gradient(values, largest=largest, weight=weight.detach() if plain else None, seed=seed)
     offers = tuple(offer for kind in kinds for offer in ALGORITHMS[kind].offers(gradient))

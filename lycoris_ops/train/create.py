@@ -16,7 +16,7 @@ from ..errors import LycorisError
 from ..modules import Pattern, Site, all_sites, select
 from ..ranks.plan import Plan
 from .member import Member, completed, layer_seed, make_layer
-from .naming import layers_for
+from .naming import layers_for, usual_prefix
 from .network import LycorisNetwork
 from .settings import Settings
 
@@ -37,7 +37,7 @@ def create_lycoris(
     overrides: Overrides | None = None,
     plan: Plan | None = None,
     weights: str | os.PathLike[str] | Adapter | None = None,
-    prefix: str = "",
+    prefix: str | None = None,
     seed: int | None = None,
     **options: Any,
 ) -> LycorisNetwork:
@@ -57,7 +57,7 @@ def create_lycoris(
     does not say, such as dropouts and DoRA.
 
     `prefix` is what stands before the model's paths in files, for a model that is a part of a larger one:
-    `diffusion_model.`.
+    `diffusion_model.`. None is `unet.` or `transformer.` for a model of diffusers, and nothing for any other.
 
     Raises LycorisError where nothing is chosen, a pattern matches nothing, an option is unknown or has no
     meaning for its algorithm, or a rank of `overrides` is above what its module can use.
@@ -65,6 +65,7 @@ def create_lycoris(
     given = {"algorithm": algorithm, "rank": rank, "alpha": alpha, **options}
     base = Settings().with_options(given, "create_lycoris")
     drawn = random.getrandbits(31) if seed is None else seed
+    start = usual_prefix(module) if prefix is None else prefix
     if (plan is not None or weights is not None) and (preset or include or exclude):
         raise LycorisError(
             "a file or a plan says itself which modules are adapted",
@@ -79,8 +80,8 @@ def create_lycoris(
         sites = select(module, preset=preset, include=include, exclude=exclude)
         members, notes = _fresh(_overridden(sites, base, overrides or {}), drawn)
     else:
-        members, notes = _from_file(module, weights, prefix, base, overrides or {}), []
-    network = LycorisNetwork(module, members, seed=drawn, prefix=prefix, notes=notes)
+        members, notes = _from_file(module, weights, start, base, overrides or {}), []
+    network = LycorisNetwork(module, members, seed=drawn, prefix=start, notes=notes)
     network.set_multiplier(multiplier)
     return network
 

@@ -16,6 +16,14 @@ PLAIN = "base_model.model."
 """PEFT's prefix, for models of which no other is known."""
 
 
+def usual_prefix(module: nn.Module) -> str:
+    """What stands before the paths of a model in files: that of diffusers for its models, else nothing."""
+    kind = type(module)
+    if not kind.__module__.startswith("diffusers."):
+        return ""
+    return "unet." if "UNet" in kind.__name__ else "transformer." if "Transformer" in kind.__name__ else ""
+
+
 def named(prefix: str, path: str) -> str:
     """A module's name in a file, with the model's prefix, or PEFT's where it has none."""
     return f"{prefix or PLAIN}{path}"

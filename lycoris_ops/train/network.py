@@ -20,7 +20,7 @@ from ..errors import LycorisError, MatchError, located
 from ..layers.part import Part
 from ..maths.shapes import Shape
 from ..maths.tensors import norm
-from ..modules import Site, left_alone
+from ..modules import Site, left_alone, patterns
 from ..names.written import Written
 from ..patch import patch_
 from .member import Member
@@ -196,10 +196,12 @@ class LycorisNetwork(nn.Module):
 
     # Files.
 
-    def to_adapter(self, name: str = NAME) -> Adapter:
+    def to_adapter(self, name: str = NAME, *, include: str | Iterable[str] = "*") -> Adapter:
         """The layers as an adapter in memory, copied as they are now.
 
-        Raises LycorisError where the model is a single layer, which has no name in a file.
+        `include` chooses some of the modules, by the patterns of `create_lycoris`: so a mixed network can be
+        written in parts that each are of a kind that a dialect holds. Raises LycorisError where the model is
+        a single layer, which has no name in a file, and for a pattern that matches no module.
         """
         if "" in self.members:
             raise LycorisError(
@@ -208,7 +210,14 @@ class LycorisNetwork(nn.Module):
                 expected="a model with the layer inside",
                 hint="Make the network for the model that holds it",
             )
-        layers = {named(self.prefix, path): _copied(member.layer) for path, member in self.members.items()}
+        chosen = patterns(include)
+        for pattern in chosen:
+            pattern.check_used(self.members, "adapted modules")
+        layers = {
+            named(self.prefix, path): _copied(member.layer)
+            for path, member in self.members.items()
+            if any(pattern.matches(path) for pattern in chosen)
+        }
         return Adapter.of(layers, name=name)
 
     def save_weights(
@@ -218,10 +227,11 @@ class LycorisNetwork(nn.Module):
         dtype: torch.dtype | None = None,
         metadata: Mapping[str, str | None] | None = None,
         *,
+        include: str | Iterable[str] = "*",
         overwrite: bool = True,
     ) -> SaveResult:
-        """Write the layers as they are now: see `save_adapter`, which says what is raised."""
-        adapter = self.to_adapter(os.path.basename(path))
+        """Write the layers as they are now, see `to_adapter`. `save_adapter` says what is raised."""
+        adapter = self.to_adapter(os.path.basename(path), include=include)
         return save_adapter(adapter, path, dialect, dtype, metadata, model=self.shapes(), overwrite=overwrite)
 
     def load_weights(self, path: str | os.PathLike[str] | Adapter) -> None:

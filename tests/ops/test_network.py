@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -270,17 +271,37 @@ def test_the_part_that_peft_has_loads_in_peft(tmp_path: Path) -> None:
     import peft
     from transformers import BertConfig, BertModel
 
-    torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     bert = BertModel(BertConfig(**sizes, vocab_size=30)).eval()
     ids = torch.arange(14).view(2, 7)
-    network = made(bert, preset="attn-mlp", overrides={"*.query": {"rank": 2, "rslora": True}}).eval()
+    network = made(
+        bert, preset="attn-mlp", overrides={"*attention*": {"algorithm": "lokr"}, "*.1.*": {"rslora": True}}
+    ).eval()
     assert len(network.members) == 12
-    trained = bert(ids).last_hidden_state.detach()
-    network.save_weights(tmp_path / "peft", "peft")
+    with pytest.raises(lyc.LycorisError, match="peft"):
+        # One PEFT file has one kind.
+        network.save_weights(tmp_path / "both", "peft")
+    parts = ["*.intermediate.*", "/layer.[01].output/"]
+    network.save_weights(tmp_path / "mlp", "peft", include=parts)
     network.restore()
-    found = peft.PeftModel.from_pretrained(bert, tmp_path / "peft").eval()(ids).last_hidden_state
+    part = lyc.create_lycoris(bert, weights=network.to_adapter(include=parts)).apply_to().eval()
+    assert len(part.members) == 4
+    trained = bert(ids).last_hidden_state.detach()
+    part.restore()
+    found = peft.PeftModel.from_pretrained(bert, tmp_path / "mlp").eval()(ids).last_hidden_state
     assert (found - trained).abs().max() < 1e-5
+
+
+def test_diffusers_loads_what_was_trained_on_its_unet(tmp_path: Path) -> None:
+    unet = small_unet().eval()
+    inputs = (torch.randn(1, 4, 8, 8), torch.tensor([3]), torch.randn(1, 5, 16))
+    network = made(unet, preset="attn-mlp", alpha=8)
+    trained = unet(*inputs).sample.detach()
+    file = tmp_path / "unet.safetensors"
+    network.save_weights(file, "diffusers")
+    network.restore()
+    unet.load_lora_adapter(safetensors.torch.load_file(file), prefix="unet")
+    assert (unet(*inputs).sample - trained).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("dialect", ["lycoris", "comfy", "peft"])
@@ -367,13 +388,14 @@ def test_under_autocast_and_checkpointing(case: str) -> None:
     assert all((a - b).norm() <= 0.03 * b.norm() for a, b in zip(narrow, plain, strict=True))
 
 
-@pytest.mark.parametrize("case", ["lora", "dora-output"])
-def test_under_compile(case: str) -> None:
+@pytest.mark.parametrize("case", ["lora", "loha", "lokr", "oft", "dora-output"])
+def test_compiles_without_a_break(case: str) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
-    network = made(model, include="*", **CASES[case])
+    # The linear layer beside its output, and the norm by its weight.
+    network = made(model, include="*", **CASES[case], overrides={"0": {**CASES[case], "form": "bypass"}})
     x = torch.randn(3, 8)
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="aot_eager")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     optimiser = torch.optim.SGD(network.parameters(), 0.1)
     for _ in range(2):
         outputs, grads = [], []
@@ -532,10 +554,10 @@ def test_norms_of_changes_are_limited(case: str) -> None:
         assert found == earlier if earlier <= limit else found > 0.9 * limit
 
 
-def test_presets_choose_what_their_names_say() -> None:
+def small_unet() -> nn.Module:
     from diffusers import UNet2DConditionModel
 
-    unet = UNet2DConditionModel(
+    return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(32, 64),
         layers_per_block=1,
@@ -544,6 +566,10 @@ def test_presets_choose_what_their_names_say() -> None:
         cross_attention_dim=16,
         attention_head_dim=8,
     )
+
+
+def test_presets_choose_what_their_names_say() -> None:
+    unet = small_unet()
     counts: dict[str, int] = {}
     for preset in PRESETS:
         chosen = lyc.create_lycoris(unet, preset=preset, rank=1, seed=0).members

@@ -114,7 +114,7 @@ def test_plans_keep_to_their_size_and_start_from_the_base(
         if row.algorithm == "lora":
             assert row.alpha == 0.5 * (row.rank or 0) == layer.alpha
             assert size != "rank" or row.rank == 3
-        assert row.lr == (10 if row.algorithm in ("lokr", "ia3") else 1)
+        assert row.lr == (10 if row.algorithm == "ia3" else 1)
 
 
 def test_energy_takes_the_fewest_parameters(probe: lyc.Probe) -> None:
@@ -133,6 +133,21 @@ def test_auto_stops_where_parameters_gain_less_than_those_of_the_weights(probe: 
         assert kept == next((row.rank for row in plan if row.path == path), 0)
 
 
+def test_by_norms_the_ranks_are_those_with_the_largest_singular_values(probe: lyc.Probe) -> None:
+    plan = lyc.plan_ranks(probe, size=lyc.Budget(parameters=500), criterion=lyc.captured_norm)
+    kept = {path: next((row.rank or 0 for row in plan if row.path == path), 0) for path in probe.layers}
+    steps = [
+        (float(value) / sum(layer.shape), path, place < kept[path])
+        for path, layer in probe.layers.items()
+        for place, value in enumerate(layer.spectrum)
+    ]
+    # None that was left out gains more for each parameter than one that was taken, but for want of room.
+    taken = [step for step, _, inside in steps if inside]
+    better = [path for step, path, inside in steps if not inside and step > min(taken)]
+    room = 500 - plan.parameters
+    assert all(sum(probe.layers[path].shape) > room for path in better) and sum(kept.values()) == len(taken)
+
+
 def test_bounds_of_ranks(probe: lyc.Probe) -> None:
     plan = lyc.plan_ranks(probe, size=lyc.Energy(0.5), r_min=2, r_max=3)
     assert len(plan) == 3 and {row.rank for row in plan} <= {2, 3}
@@ -145,7 +160,7 @@ def test_a_plan_is_edited_and_kept(probe: lyc.Probe) -> None:
     assert (wider["2"].gain or 0) > (plan["2"].gain or 0)
     assert [row.path for row in wider] == ["0", "2", "4"]
     other = wider.with_row("0", algorithm="lokr", rank=None, factor=4)
-    assert other["0"].parameters == 16 + 32 and other["0"].lr == 10
+    assert other["0"].parameters == 16 + 32 and other["0"].lr == 1
     fewer = other.without("4")
     assert fewer.left_out == ("4",) and fewer.with_row("4", rank=1)["4"].parameters == 28
     read = lyc.Plan.of_json(fewer.json(), probe=probe)
@@ -224,7 +239,7 @@ def test_a_network_follows_a_plan_and_starts_from_the_gradient(probe: lyc.Probe,
     plan = lyc.plan_ranks(probe, size=lyc.Rank(2), algorithms=kinds, scale=0.5).with_row(
         "2", algorithm="loha"
     )
-    plan = plan.with_row("4", algorithm="lokr", rank=None, factor=2)
+    plan = plan.with_row("4", algorithm="lokr", rank=None, factor=2, lr=10.0)
     net, x = model(), torch.randn(5, 16)
     before = net(x)
     network = lyc.create_lycoris(net, plan=plan, seed=1, **options)

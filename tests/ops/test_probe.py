@@ -270,3 +270,25 @@ def test_packed_weights_under_autocast_and_checkpointing(checkpointed: bool) -> 
     assert weight.grad is not None
     torch.testing.assert_close(found.spectrum, torch.linalg.svdvals(weight.grad), rtol=0.02, atol=1e-3)
     assert {offer.algorithm for offer in found.offers} == {"full", "loha", "lokr", "lora"}
+
+
+def test_torchs_own_attention() -> None:
+    """It hands the weights of its projections to a function, so that no pass of theirs is seen."""
+    torch.manual_seed(0)
+    net, x = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), torch.randn(3, 5, 8)
+
+    def spread(module: Any, batch: Tensor) -> Tensor:
+        return module(batch)[:, 0].square().sum()
+
+    spread(net, x).backward()
+    wanted = {name: p.grad.square().sum().item() for name, p in net.named_parameters() if p.grad is not None}
+    found = lyc.probe(net, [x], spread, include=("self_attn", "linear1"))
+    assert found.layers["self_attn.in_proj_weight"].energy == pytest.approx(
+        wanted["self_attn.in_proj_weight"]
+    )
+    assert found.layers["self_attn.out_proj"].energy == pytest.approx(wanted["self_attn.out_proj.weight"])
+    plan = lyc.plan_ranks(found, size=lyc.Rank(2))
+    before = net(x)
+    lyc.create_lycoris(net, plan=plan).apply_to()
+    assert len(plan) == 3
+    torch.testing.assert_close(net(x), before, rtol=0, atol=0)

@@ -53,6 +53,11 @@ def recorded(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
+def joined(tensors: Sequence[Tensor], axis: int) -> Tensor:
+    """Several tensors as one along an axis; a single one as it is, without a copy."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), axis)
+
+
 def buffer(use: str, shape: Shape, like: Tensor) -> Tensor:
     """An uninitialised tensor for one product, in the dtype and on the device of `like`.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...changes.forms import Hadamard
 from ...maths.tensors import compute_dtype
 from ..geometry import Geometry
-from .forward import Item, Strengths, buffer, recorded
+from .forward import Item, Strengths, buffer, joined, recorded
 
 FORMS = (Hadamard,)
 
@@ -75,7 +75,7 @@ class HadamardForward:
             scaled = w1_a * (scale * strengths[slot])
             lefts.append((scaled[:, :, None] * w2_a[:, None, :]).flatten(1))
             rights.append((w1_b[:, None, :] * w2_b[None, :, :]).flatten(0, 1))
-        return torch.cat(lefts, 1).to(self.dtype), torch.cat(rights).to(self.dtype)
+        return joined(lefts, 1).to(self.dtype), joined(rights, 0).to(self.dtype)
 
     def _buffered(self, rows: int, x: Tensor, strengths: Strengths) -> tuple[Tensor, Tensor]:
         """P and Q at these strengths, in the buffers that all layers use."""

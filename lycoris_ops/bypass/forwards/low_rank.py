@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...changes.forms import LowRank
 from ..geometry import Geometry
-from .forward import Item, Strengths, outliving
+from .forward import Item, Strengths, joined, outliving
 
 FORMS = (LowRank,)
 
@@ -21,11 +21,11 @@ class LowRankForward:
         self, geometry: Geometry, items: Sequence[Item], dtype: torch.dtype, device: torch.device
     ) -> None:
         forms: list[LowRank] = [item.form for item in items]
-        down = torch.cat([form.down.to(device, dtype) for form in forms])
+        down = joined([form.down.to(device, dtype) for form in forms], 0)
         self.geometry = geometry
         # Each group has channels of its own, and down is the same for all groups.
         self.down = down.repeat(geometry.groups, 1) if geometry.groups > 1 else down
-        self.up = torch.cat([form.up.to(device, dtype) for form in forms], 1).contiguous()
+        self.up = joined([form.up.to(device, dtype) for form in forms], 1).contiguous()
         self.factors = [
             (form.scale, item.slot, len(form.down)) for form, item in zip(forms, items, strict=True)
         ]
