@@ -34,22 +34,30 @@ def parse_json(data: bytes | str, *, unique: bool = False) -> Any:
     the bounds, and with `unique` where a table gives a key twice. Without it the last one counts.
     """
     text = data if isinstance(data, str) else data.decode("utf-8")
-    # Counted before the text is parsed, since that makes an object of each. A quotation mark inside of a text
-    # has a backslash before it, and the one that opens a text has none, so no text goes uncounted.
-    for what, most, counted in (
-        ("characters", MAX_JSON, len),
-        ("brackets", MAX_BRACKETS, lambda text: text.count("[") + text.count("{")),
-        ("commas", MAX_COMMAS, lambda text: text.count(",")),
-        ("quotation marks", MAX_QUOTES, lambda text: text.count('"') - text.count('\\"')),
-    ):
-        # There are at most as many as characters, so short texts need no count.
-        if len(text) > most and (count := counted(text)) > most:
-            raise ValueError(f"{count} {what}, where at most {most} are read")
+    # No text has more of anything than characters, so that most texts need no count.
+    if len(text) > min(MAX_JSON, MAX_BRACKETS, MAX_COMMAS, MAX_QUOTES):
+        _check_counts(text)
     try:
         with collector_paused():
             return json.loads(text, object_pairs_hook=_unique if unique else None)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _check_counts(text: str) -> None:
+    """Raise ValueError where a text is beyond the bounds.
+
+    This is done before the text is parsed, since that makes an object of each. A quotation mark inside of a
+    text has a backslash before it, and the one that opens a text has none, so no text goes uncounted.
+    """
+    for what, count, most in (
+        ("characters", len(text), MAX_JSON),
+        ("brackets", text.count("[") + text.count("{"), MAX_BRACKETS),
+        ("commas", text.count(","), MAX_COMMAS),
+        ("quotation marks", text.count('"') - text.count('\\"'), MAX_QUOTES),
+    ):
+        if count > most:
+            raise ValueError(f"{count} {what}, where at most {most} are read")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
