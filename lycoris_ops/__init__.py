@@ -33,7 +33,7 @@ from .maths.shapes import Shape
 from .names.model_files import read_shapes
 from .names.written import WRITTEN
 from .patch import PatchPlan, patch_, patch_report
-from .ranks.choice import captured_energy, captured_norm, plan_ranks
+from .ranks.choice import captured_energy, captured_norm, captured_roots, plan_ranks
 from .ranks.gradients import Loss
 from .ranks.picture import draw_plan
 from .ranks.plan import Plan, Row
@@ -122,6 +122,7 @@ __all__ = [
     "bypass_refusal",
     "captured_energy",
     "captured_norm",
+    "captured_roots",
     "check_name",
     "create_lycoris",
     "describe",

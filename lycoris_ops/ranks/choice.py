@@ -34,8 +34,24 @@ def captured_norm(offer: Offer, index: int) -> float:
     By it a few large components count for less than by the energy, so that ranks are spread over more layers.
     A step of one length in every component, as of Adam, lowers the loss in this proportion.
     """
+    return sum(_norms(offer, index))
+
+
+def captured_roots(offer: Offer, index: int) -> float:
+    """The sum of the square roots of these norms: sum_{j<=r} sqrt(S_j) for LoRA.
+
+    The first gradient says less about later steps the further a training goes from its start. So large
+    components count for less still, and layers of few parameters get more of a budget. No theory stands
+    behind the root: of the powers 2, 1, 1/2 and 1/4 it is the one that trained well on all tasks of
+    docs/quality.md.
+    """
+    return sum(map(math.sqrt, _norms(offer, index)))
+
+
+def _norms(offer: Offer, index: int) -> Iterable[float]:
+    """The norms of the gradients of the components of an offer at one of its sizes."""
     gains = (0.0, *offer.gains[: index + 1])
-    return sum(math.sqrt(max(0.0, after - before)) for before, after in itertools.pairwise(gains))
+    return (math.sqrt(max(0.0, after - before)) for before, after in itertools.pairwise(gains))
 
 
 def plan_ranks(
@@ -56,9 +72,9 @@ def plan_ranks(
     at this rank. alpha is `scale` times the rank, so that the scale of all layers is equal whatever their
     ranks. The plan tells gains in any case.
 
-    `criterion` judges what an offer is worth: `captured_norm`, `captured_energy` or a function of your own.
-    None is the norm for a budget, a ratio or a rank, by which plans have trained best (docs/quality.md). A
-    share of the energy and "auto" are judged by the energy, and take no other.
+    `criterion` judges what an offer is worth: `captured_roots`, `captured_norm`, `captured_energy` or a
+    function of your own. None is the first of these for a budget, a ratio or a rank. A share of the energy
+    and "auto" are judged by the energy, and take no other.
 
     Raises PlanError for a size that is none, for a budget below the smallest plan, for a share of the energy
     that no plan reaches, and where nothing is on offer.
@@ -71,7 +87,7 @@ def plan_ranks(
             "no rank is in these bounds", got=f"r_min {r_min}, r_max {r_max}", expected="0 <= r_min <= r_max"
         )
     of_energy = isinstance(size, Energy) or size == "auto"
-    judge = criterion or (captured_energy if of_energy else captured_norm)
+    judge = criterion or (captured_energy if of_energy else captured_roots)
     if of_energy and judge is not captured_energy:
         raise PlanError(
             "a share of the energy is judged by the energy",

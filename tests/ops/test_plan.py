@@ -133,11 +133,15 @@ def test_auto_stops_where_parameters_gain_less_than_those_of_the_weights(probe: 
         assert kept == next((row.rank for row in plan if row.path == path), 0)
 
 
-def test_by_norms_the_ranks_are_those_with_the_largest_singular_values(probe: lyc.Probe) -> None:
-    plan = lyc.plan_ranks(probe, size=lyc.Budget(parameters=500), criterion=lyc.captured_norm)
+@pytest.mark.parametrize(("criterion", "power"), [(lyc.captured_norm, 1), (None, 0.5)])
+def test_the_ranks_are_those_with_the_largest_singular_values(
+    criterion: Any, power: float, probe: lyc.Probe
+) -> None:
+    """The order in which components are taken is that of their norms, to a power, for each parameter."""
+    plan = lyc.plan_ranks(probe, size=lyc.Budget(parameters=500), criterion=criterion)
     kept = {path: next((row.rank or 0 for row in plan if row.path == path), 0) for path in probe.layers}
     steps = [
-        (float(value) / sum(layer.shape), path, place < kept[path])
+        (float(value) ** power / sum(layer.shape), path, place < kept[path])
         for path, layer in probe.layers.items()
         for place, value in enumerate(layer.spectrum)
     ]

@@ -17,7 +17,7 @@ from .ours import adapted
 
 KINDS = ("lora", "loha", "lokr")
 BUDGETS = (0.25, 0.5, 1, 2, 4)
-LORA = "planned by norm, gradient"
+LORA = "planned by roots, gradient"
 AUTO = LORA if choice.AUTO == ("lora",) else "auto"
 """The method that plans whatever "auto" chooses; as long as that is LoRA alone, it is not measured twice."""
 
@@ -95,7 +95,13 @@ METHODS = (
         -8,
         lambda setting: planned(setting, "lora", criterion=lyc.captured_energy),
     ),
-    Method(LORA, BUDGETS, -8, lambda setting: planned(setting, "lora", criterion=lyc.captured_norm)),
+    Method(
+        "planned by norm, gradient",
+        BUDGETS,
+        -8,
+        lambda setting: planned(setting, "lora", criterion=lyc.captured_norm),
+    ),
+    Method(LORA, BUDGETS, -8, lambda setting: planned(setting, "lora", criterion=lyc.captured_roots)),
     Method("planned LoKr, gradient", (0.25, 0.5, 1, 2), -8, lambda setting: planned(setting, "lokr")),
     Method("planned of all kinds", (0.25, 0.5, 1, 2), -8, lambda setting: planned(setting, KINDS)),
     Method("pruned", (1, 2, 4), -10, pruned),
