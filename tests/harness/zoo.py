@@ -937,21 +937,22 @@ def supported(name: str) -> bool:
     return hasattr(importlib.import_module("comfy.supported_models"), SPECIES[name].config)
 
 
-def make(name: str, seed: int = 0) -> Any:
+def make(name: str, seed: int = 0, *, changed: Mapping[str, Any] | None = None, cut: bool = True) -> Any:
     """The host's model of an architecture, in float32, with random weights from the seed.
 
     It is first made without storage, so that parts whose size no setting changes can be cut down before they
-    take memory.
+    take memory. A model that is cut cannot always run. `changed` are further settings.
     """
     species = SPECIES[name]
     kind = getattr(importlib.import_module("comfy.supported_models"), species.config)
-    settings = species.settings()
+    settings = {**species.settings(), **(changed or {})}
     config = kind({**kind.unet_config, **settings})
     # The class has replaced some settings by those of the real model.
     config.unet_config.update(settings)
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model(_conditioners(species), "", device=torch.device(species.device))
-    _cut(model)
+    if cut:
+        _cut(model)
     model.to_empty(device="cpu")
     randomise(model, seed)
     return model

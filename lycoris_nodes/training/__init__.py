@@ -1,0 +1,32 @@
+"""Training beside the host's models: the model opened, its inputs, and the loss for the library's trainer."""
+
+from .captions import Caption, PictureSize, caption_of
+from .families import FAMILIES, Family, family_of
+from .latents import Latent, latent_of, mask_of
+from .loss import DiffusionLoss, Sample, batches_of
+from .session import Session, opened, prediction
+from .targets import WEIGHTINGS, Weighting
+from .times import DISTRIBUTIONS, ByTokens, Times
+
+__all__ = [
+    "DISTRIBUTIONS",
+    "FAMILIES",
+    "WEIGHTINGS",
+    "ByTokens",
+    "Caption",
+    "DiffusionLoss",
+    "Family",
+    "Latent",
+    "PictureSize",
+    "Sample",
+    "Session",
+    "Times",
+    "Weighting",
+    "batches_of",
+    "caption_of",
+    "family_of",
+    "latent_of",
+    "mask_of",
+    "opened",
+    "prediction",
+]

@@ -1,0 +1,128 @@
+"""Conditionings as a model is trained with them: encoded once, and joined to batches where they can be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...lycoris_ops import TrainError
+from . import host
+from .families import family_of
+from .latents import Latent
+
+FOR_SAMPLERS = {
+    "area": "an area",
+    "mask": "a mask",
+    "control": "a ControlNet",
+    "gligen": "GLIGEN boxes",
+    "hooks": "hooks",
+}
+"""What a sampler makes of a conditioning, by its name there. In a training it has no meaning."""
+
+
+@dataclass(frozen=True)
+class PictureSize:
+    """What SDXL and its like are told, in pixels: the size of the picture, and how it was cropped."""
+
+    width: int
+    height: int
+    crop_x: int = 0
+    crop_y: int = 0
+    target_width: int | None = None
+    target_height: int | None = None
+
+    def settings(self) -> dict[str, int]:
+        return {
+            "width": self.width,
+            "height": self.height,
+            "crop_w": self.crop_x,
+            "crop_h": self.crop_y,
+            "target_width": self.width if self.target_width is None else self.target_width,
+            "target_height": self.height if self.target_height is None else self.target_height,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Caption:
+    """What a model is given beside one latent, by name, in the host's own objects."""
+
+    conds: Mapping[str, Any]
+
+    def goes_with(self, other: Caption) -> bool:
+        """Whether both can be rows of one batch, each with its own values."""
+        return host.alike(self.conds, other.conds)
+
+
+def joined(captions: Sequence[Caption]) -> dict[str, Any]:
+    """Captions that go with each other as the rows of one batch: the model's arguments by name."""
+    return host.joined([caption.conds for caption in captions])
+
+
+def caption_of(
+    model: Any,
+    conditioning: Sequence[Any],
+    latent: Latent,
+    *,
+    size: PictureSize | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+) -> Caption:
+    """A conditioning of the host, encoded for one latent.
+
+    `size` is what SDXL is told, and `guidance` what a guidance embedding gets. Without them it is what the
+    conditioning says, and without that the size of the latent, and the guidance of the model's family. Models
+    that mix noise into what they are given draw it from `seed`.
+
+    To be called while the model is open for training. Raises TrainError for a conditioning of several parts,
+    and for one that only a sampler can follow.
+    """
+    if len(conditioning) != 1:
+        raise TrainError(
+            "a caption is one conditioning",
+            got=f"{len(conditioning)} of them in one",
+            expected="1",
+            hint="Combined conditionings are for samplers. Give one for each picture, as a list",
+        )
+    text, settings = conditioning[0]
+    for name, words in FOR_SAMPLERS.items():
+        if settings.get(name) is not None:
+            raise TrainError(
+                f"a caption has {words}, which only a sampler can follow",
+                key=name,
+                hint="Give the conditioning as CLIP Text Encode makes it",
+            )
+    start, end = settings.get("start_percent", 0.0), settings.get("end_percent", 1.0)
+    if (start, end) != (0.0, 1.0):
+        raise TrainError(
+            "a caption is for a part of the sampling only", key="start_percent", got=f"{start} to {end}"
+        )
+    device = latent.values.device
+    defaults: dict[str, Any] = {}
+    if latent.values.ndim >= 4:
+        ratio = host.ratios_of(model)[2]
+        height, width = latent.values.shape[-2:]
+        defaults = PictureSize(width * ratio, height * ratio).settings()
+    if (usual := family_of(model).guidance) is not None:
+        defaults["guidance"] = usual
+    given: dict[str, Any] = {} if size is None else size.settings()
+    if guidance is not None:
+        given["guidance"] = guidance
+    told = {**defaults, **_copied(dict(settings), device), **given}
+    noise = torch.zeros_like(latent.values)
+    conds = host.encoded(model, _copied(text, device), told, noise, latent.shapes, seed)
+    return Caption({name: cond._copy_with(_copied(cond.cond, device)) for name, cond in conds.items()})
+
+
+def _copied(value: Any, device: torch.device) -> Any:
+    """A value whose tensors are on the device, have no graph, and were not made in inference mode."""
+    if isinstance(value, Tensor):
+        return value.detach().to(device, copy=True)
+    if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
+        return type(value)(_copied(inner, device) for inner in value)
+    if type(value) is dict:
+        return {name: _copied(inner, device) for name, inner in value.items()}
+    return value

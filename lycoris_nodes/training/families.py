@@ -1,0 +1,84 @@
+"""How the models of each family are trained by default, as their trainers do it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .targets import parametrisation_of
+from .times import ByTokens, Times
+
+
+@dataclass(frozen=True)
+class Family:
+    """The defaults for one family of models. The learning rate is for a scale (alpha / rank) of 1."""
+
+    name: str
+    times: Times
+    source: str
+    """Whose defaults these are."""
+    guidance: float | None = None
+    """What is fed to a guidance embedding; None for the host's own value, or a model without one."""
+    rank: int = 16
+    lr: float = 1e-4
+    preset: str = "attn-mlp"
+
+
+UNIFORM = Times()
+LOGIT_NORMAL = Times("logit-normal")
+SIGMOID = Times("sigmoid")
+
+
+def _shifted(shift: float | ByTokens, distribution: str = "sigmoid") -> Times:
+    return Times(distribution, shift=shift)
+
+
+FAMILIES: dict[str, Family] = {
+    "BaseModel": Family("Stable Diffusion", UNIFORM, "kohya-ss/sd-scripts, OneTrainer"),
+    "SDXL": Family("SDXL", UNIFORM, "kohya-ss/sd-scripts", rank=32),
+    "SDXLRefiner": Family("SDXL refiner", UNIFORM, "kohya-ss/sd-scripts", rank=32),
+    "SD3": Family("Stable Diffusion 3", LOGIT_NORMAL, "huggingface/diffusers, OneTrainer"),
+    "Flux": Family("Flux", _shifted(ByTokens()), "kohya-ss/sd-scripts, diffusion-pipe", 1.0),
+    "Flux2": Family("Flux 2", _shifted(ByTokens()), "kohya-ss/musubi-tuner", 1.0, rank=32),
+    "LongCatImage": Family("LongCat-Image", _shifted(ByTokens()), "as Flux"),
+    "Chroma": Family("Chroma", SIGMOID, "kohya-ss/sd-scripts, ai-toolkit", 0.0),
+    "QwenImage": Family(
+        "Qwen-Image", _shifted(ByTokens(0.5, 0.9, 256, 8192)), "kohya-ss/musubi-tuner", lr=5e-5
+    ),
+    "Lumina2": Family("Lumina 2", _shifted(6.0), "kohya-ss/sd-scripts", rank=8),
+    "ZImage": Family("Z-Image", _shifted(2.0), "kohya-ss/musubi-tuner", rank=32),
+    "WAN21": Family("Wan", _shifted(3.0), "kohya-ss/musubi-tuner", rank=32, lr=2e-4),
+    "HunyuanVideo": Family(
+        "HunyuanVideo", _shifted(7.0), "kohya-ss/musubi-tuner, diffusion-pipe", 1.0, rank=32, lr=2e-4
+    ),
+    "HunyuanVideo15": Family("HunyuanVideo 1.5", _shifted(2.0), "kohya-ss/musubi-tuner", rank=32, lr=2e-4),
+    "HunyuanImage21": Family("HunyuanImage 2.1", _shifted(5.0, "uniform"), "kohya-ss/sd-scripts"),
+    "LTXV": Family("LTX-Video", LOGIT_NORMAL, "diffusion-pipe", rank=32),
+    "LTXAV": Family("LTX-2", LOGIT_NORMAL, "diffusion-pipe", rank=32),
+    "HiDream": Family("HiDream", LOGIT_NORMAL, "OneTrainer, ai-toolkit", rank=32, lr=2e-4),
+    "Anima": Family("Anima", SIGMOID, "kohya-ss/sd-scripts", rank=8),
+    "CosmosPredict2": Family("Cosmos-Predict2", SIGMOID, "kohya-ss/sd-scripts", rank=8),
+    "Krea2": Family("Krea 2", _shifted(2.5), "kohya-ss/musubi-tuner", rank=32),
+    "ACEStep": Family("ACE-Step", _shifted(3.0, "logit-normal"), "SimpleTuner"),
+    "ACEStep15": Family("ACE-Step 1.5", Times("sigmoid", mean=-0.4), "SimpleTuner"),
+}
+"""By the name of the host's class of the model, or of its configuration where that says more.
+
+The sources are the defaults and examples of these trainers in 2026. Their learning rates are for scales of
+1/16 to 1, so that they are a start and no more.
+"""
+
+OTHER_FLOW = Family("other flow models", SIGMOID, "what most trainers do")
+OTHER = Family("other models", UNIFORM, "what most trainers do")
+
+
+def family_of(model: Any) -> Family:
+    """The family of a model of the host: that of the most special class that has one."""
+    kinds = [*type(getattr(model, "model_config", None)).__mro__, *type(model).__mro__]
+    named = [kind.__name__ for kind in kinds]
+    flow = "flow" in parametrisation_of(model.model_sampling).name
+    for name in named:
+        # Nearly every model is one of these; only those that predict noise are like it.
+        if name in FAMILIES and not (name == "BaseModel" and (flow or type(model).__name__ != "BaseModel")):
+            return FAMILIES[name]
+    return OTHER_FLOW if flow else OTHER

@@ -1,0 +1,208 @@
+"""Gradient checkpointing: blocks that keep their inputs alone and run again in the backward pass."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Within = Callable[[], AbstractContextManager[Any]]
+
+LEAST = 2
+"""A module with fewer layers with weights than this is no block: it would run twice and save nothing."""
+
+
+def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The outermost blocks of a model, by path: the members of its lists that have layers inside.
+
+    A list in a list is looked into, because the model calls its members (the `input_blocks` of a UNet).
+    """
+    yield from _below(model, "", in_list=False)
+
+
+def _below(module: nn.Module, path: str, *, in_list: bool) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        place = f"{path}.{name}" if path else name
+        if isinstance(child, nn.ModuleList | nn.Sequential | nn.ModuleDict):
+            yield from _below(child, place, in_list=True)
+        elif in_list and _layers(child) >= LEAST:
+            yield place, child
+        else:
+            yield from _below(child, place, in_list=False)
+
+
+def _layers(module: nn.Module) -> int:
+    return sum(1 for inner in module.modules() if next(inner.parameters(recurse=False), None) is not None)
+
+
+@contextmanager
+def recomputed(model: nn.Module, within: Within = nullcontext) -> Generator[int]:
+    """A time in which the blocks of a model are checkpointed. Yields how many there are.
+
+    `within` makes the context that a block runs in again: torch leaves some of the modes that are on while a
+    backward pass runs.
+
+    The gradients are those without it, exactly: a block gets copies of its inputs, so that it may write over
+    them, and in the backward pass it draws the same random numbers again and computes in the same autocast.
+    All tensors that a block needs gradients for must come by its arguments.
+    """
+    with ExitStack() as stack:
+        count = 0
+        for _, block in blocks(model):
+            own = vars(block)
+            before = own.get("forward")
+            own["forward"] = _checkpointed(block.forward, within)
+            stack.callback(put_back, own, before)
+            count += 1
+        yield count
+
+
+def put_back(own: dict[str, Any], before: Any) -> None:
+    """Give a module its `forward` back, given the module's attributes and what was there, if anything."""
+    if before is None:
+        own.pop("forward", None)
+    else:
+        own["forward"] = before
+
+
+def _checkpointed(forward: Callable[..., Any], within: Within) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        call = _Call(forward, (args, kwargs), within)
+        # Without an input that requires a gradient, torch would not ask the block for any.
+        token = torch.zeros((), requires_grad=True)
+        made = _Recompute.apply(call, token, *call.tensors)
+        return filled(call.made, iter(made))
+
+    return run
+
+
+@dataclass(frozen=True)
+class _Hole:
+    """The place of a tensor in a value whose tensors are held elsewhere."""
+
+
+def emptied(value: Any, tensors: list[Tensor]) -> Any:
+    """A value without the tensors in it, which are appended to a list.
+
+    Looked into are tuples, lists, dicts and dataclasses. All of them are copied, so that what a block or its
+    caller changes in them does not reach the other, nor a second run.
+    """
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return _Hole()
+    return _changed(value, lambda inner: emptied(inner, tensors))
+
+
+def filled(value: Any, tensors: Iterator[Tensor]) -> Any:
+    """The value again, with other tensors in the places of its own."""
+    if isinstance(value, _Hole):
+        return next(tensors)
+    return _changed(value, lambda inner: filled(inner, tensors))
+
+
+def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A copy of what may hold tensors, with its parts changed; other values as they are."""
+    kind: Any = type(value)
+    if kind in (tuple, list):
+        return kind(change(inner) for inner in value)
+    if hasattr(value, "_fields"):
+        return kind(*(change(inner) for inner in value))
+    if kind is dict:
+        return {name: change(inner) for name, inner in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        other = copy.copy(value)
+        for each in fields(value):
+            object.__setattr__(other, each.name, change(getattr(value, each.name)))
+        return other
+    return value
+
+
+class _Call:
+    """One call of a block: its function, its arguments without their tensors, and its chance."""
+
+    def __init__(self, forward: Callable[..., Any], given: Any, within: Within) -> None:
+        self.forward = forward
+        self.within = within
+        self.tensors: list[Tensor] = []
+        self.given = emptied(given, self.tensors)
+        self.wanted = [tensor.requires_grad for tensor in self.tensors]
+        self.devices = sorted({t.device.index or 0 for t in self.tensors if t.device.type == "cuda"})
+        kinds = {"cpu"} | {tensor.device.type for tensor in self.tensors}
+        self.casts = [
+            (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in sorted(kinds)
+        ]
+        self.chance = self._states()
+        self.made: Any = None
+        """What the block returns, without the tensors."""
+
+    def run(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The tensors that the block returns for these."""
+        args, kwargs = filled(self.given, iter(tensors))
+        made: list[Tensor] = []
+        self.made = emptied(self.forward(*args, **kwargs), made)
+        return made
+
+    def again(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Run with the chance and in the autocast of the first time."""
+        now = self._states()
+        with ExitStack() as stack:
+            stack.callback(self._set, now)
+            self._set(self.chance)
+            for kind, dtype, on in self.casts:
+                stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=on))
+            return self.run(tensors)
+
+    def _states(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(index) for index in self.devices)]
+
+    def _set(self, states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for index, state in zip(self.devices, states[1:], strict=True):
+            torch.cuda.set_rng_state(state, index)
+
+
+class _Recompute(torch.autograd.Function):
+    """A block without a graph of its own, until its gradients are asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, token: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        # Copies: a block may write over its inputs.
+        made = call.run([tensor.detach().clone() for tensor in tensors])
+        call.tensors = []
+        ctx.call = call
+        ctx.save_for_backward(*tensors)
+        ctx.mark_non_differentiable(*(value for value in made if not value.is_floating_point()))
+        # A view, and a tensor that is there twice, could not be written over later.
+        seen: set[int] = set()
+        return tuple(_own(value, seen) for value in made)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        call: _Call = ctx.call
+        with torch.enable_grad(), call.within():
+            leaves = [
+                tensor.detach().requires_grad_() if wanted else tensor.detach()
+                for tensor, wanted in zip(ctx.saved_tensors, call.wanted, strict=True)
+            ]
+            outputs = call.again([leaf.clone() for leaf in leaves])
+            pairs = [
+                (output, gradient)
+                for output, gradient in zip(outputs, gradients, strict=True)
+                if gradient is not None and output.requires_grad
+            ]
+            if pairs:
+                torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
+        return None, None, *(leaf.grad for leaf in leaves)
+
+
+def _own(value: Tensor, seen: set[int]) -> Tensor:
+    again = id(value) in seen
+    seen.add(id(value))
+    return value.clone() if again or value._is_view() else value

@@ -1,0 +1,135 @@
+"""A model of the host that is open for training, and that is as it was found afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...lycoris_ops import LycorisNetwork, create_lycoris
+from . import host
+from .aliases import aliased
+from .cures import cured
+from .frozen import weights_fetched_again
+from .mutation import forget_finished
+from .recompute import recomputed
+
+
+class Session:
+    """A model that is open for training, see `opened`."""
+
+    def __init__(self, patcher: Any) -> None:
+        self.patcher = patcher
+        self.networks: list[LycorisNetwork] = []
+        self.fetching = 0
+        """How many layers fetch their weights again in the backward pass."""
+        self.blocks = 0
+        """How many blocks are checkpointed."""
+
+    @property
+    def model(self) -> Any:
+        """The host's model."""
+        return self.patcher.model
+
+    @property
+    def network(self) -> nn.Module:
+        """What adapters are trained beside: the diffusion model, or the text encoders as a whole."""
+        return getattr(self.model, "diffusion_model", self.model)
+
+    @property
+    def prefix(self) -> str:
+        """What stands before the paths of `network` in adapter files."""
+        return "diffusion_model." if hasattr(self.model, "diffusion_model") else ""
+
+    @property
+    def device(self) -> torch.device:
+        return self.patcher.load_device
+
+    def adapted(self, **options: Any) -> LycorisNetwork:
+        """A network of adapters, see `create_lycoris`, which the end of the session takes away again."""
+        if self.fetching:
+            # A rebuilt weight would need the weight that is not at hand.
+            options.setdefault("form", "bypass")
+        net = create_lycoris(self.network, prefix=self.prefix, **options)
+        net.to(self.device)
+        self.networks.append(net)
+        return net
+
+    def prediction(self, x: Tensor, sigma: Tensor, conds: Mapping[str, Any]) -> Tensor:
+        """What the model takes for the picture: see `prediction`."""
+        forget_finished()
+        return prediction(self.model, x, sigma, conds, self.patcher.model_options["transformer_options"])
+
+
+@contextmanager
+def opened(patcher: Any, *, checkpointing: bool = False, memory: float = 0.0) -> Generator[Session]:
+    """A time in which a model, or the patcher of text encoders, can be trained beside.
+
+    The model is loaded by the host, with its patches, and `memory` bytes are left free beside it. Its weights
+    are those that other nodes hold too: no copy is made, and afterwards every weight, flag, hook and method
+    is as before, also after an error or an interrupt. All that is trained is made and used in this time.
+
+    With `checkpointing` the blocks of the model run again in the backward pass and keep their inputs alone.
+    """
+    session = Session(patcher)
+    # In the mode of the caller: a weight that the host has made in inference mode is moved in it.
+    host.loaded(patcher, memory)
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_modes_kept(patcher.model))
+        stack.enter_context(aliased(patcher.model))
+        stack.enter_context(host.running(patcher))
+        stack.enter_context(host.mark_training())
+        dtype = _dtype(patcher.model)
+        session.fetching = stack.enter_context(weights_fetched_again(session.network, dtype, session.device))
+        if checkpointing:
+            session.blocks = stack.enter_context(recomputed(session.network, lambda: cured(session.network)))
+        stack.enter_context(cured(session.network))
+        try:
+            yield session
+        finally:
+            for net in reversed(session.networks):
+                net.restore()
+
+
+def prediction(
+    model: Any, x: Tensor, sigma: Tensor, conds: Mapping[str, Any], options: Mapping[str, Any] | None = None
+) -> Tensor:
+    """The denoised latent (B, ...) that a model of the host makes of x (B, ...) at sigma (B,).
+
+    It is what a sampler gets for one prompt, by the same function of the model, without its loop: each row
+    has its own conditioning, where a sampler would compute every row with every prompt and average. `conds`
+    are the model's arguments by name (see `Caption`), and `options` the model's transformer options.
+    """
+    told: dict[str, Any] = {
+        **(options or {}),
+        "sigmas": sigma,
+        "sample_sigmas": sigma,
+        "cond_or_uncond": [0],
+        "uuids": [host.fresh_id()],
+        "optimized_attention_override": host.attention,
+    }
+    return model.apply_model(x, sigma, transformer_options=told, **conds)
+
+
+def _dtype(model: Any) -> torch.dtype:
+    """The dtype that a model computes in."""
+    asked = getattr(model, "get_dtype_inference", None)
+    return asked() if asked else next(model.parameters()).dtype
+
+
+@contextmanager
+def _modes_kept(model: nn.Module) -> Generator[None]:
+    """A time in which the modules are in `eval` mode, and afterwards in the modes that they were in."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True

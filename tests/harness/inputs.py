@@ -1,0 +1,121 @@
+"""Inputs for the tiny models of the zoo: a latent, and what the model is given beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WORDS = 5
+"""How many tokens a text has."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The shapes of one row: of the latent, the text and further tensors by the model's own names."""
+
+    latent: Shape
+    text: Shape | None = None
+    more: Mapping[str, Shape] = field(default_factory=dict[str, Shape])
+    constant: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What is the same for all rows."""
+    whole: Mapping[str, Callable[[int], Tensor]] = field(default_factory=dict[str, Callable[[int], Tensor]])
+    """Tensors that are not of random floats, for a number of rows."""
+    changed: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Settings of the model, where that of the zoo has layers that fit each other in name only."""
+    cut: bool = True
+
+    def make(self, rows: int = 2, seed: int = 1) -> tuple[Tensor, dict[str, Any]]:
+        """A latent (rows, ...), and the arguments that the host's `apply_model` takes beside it."""
+        draw = torch.Generator().manual_seed(seed)
+        latent = torch.randn((rows, *self.latent), generator=draw)
+        conds: dict[str, Any] = dict(self.constant)
+        if self.text is not None:
+            conds["c_crossattn"] = torch.randn((rows, *self.text), generator=draw)
+        for name, shape in self.more.items():
+            conds[name] = torch.randn((rows, *shape), generator=draw)
+        for name, tensor in self.whole.items():
+            conds[name] = tensor(rows)
+        return latent, conds
+
+
+IMAGE, VIDEO = (4, 8, 8), (4, 2, 8, 8)
+
+
+def _guidance(rows: int) -> Tensor:
+    return torch.full((rows,), 1.0)
+
+
+def _ids(rows: int) -> Tensor:
+    return torch.arange(4).repeat(rows, 1)
+
+
+INPUTS: dict[str, Inputs] = {
+    "SD1.5": Inputs(IMAGE, (WORDS, 24)),
+    "SD2": Inputs(IMAGE, (WORDS, 24)),
+    "SDXL": Inputs(IMAGE, (WORDS, 24), {"y": (20,)}),
+    "SVD": Inputs(IMAGE, (1, 24), {"y": (20,), "c_concat": IMAGE}, {"num_video_frames": 2}),
+    "Stable Cascade C": Inputs(
+        (16, 8, 8), None, {"clip_text": (WORDS, 12), "clip_text_pooled": (1, 12), "clip_img": (1, 8)}
+    ),
+    "Stable Cascade B": Inputs((4, 32, 32), None, {"clip": (1, 12), "effnet": (4, 2, 2)}),
+    "SD3": Inputs(IMAGE, (WORDS, 20), {"y": (12,)}),
+    "SD3.5": Inputs(IMAGE, (WORDS, 20), {"y": (12,)}),
+    "AuraFlow": Inputs(IMAGE, (WORDS, 20)),
+    "Mochi": Inputs(
+        VIDEO, (4, 16), {}, {"num_tokens": 4}, {"attention_mask": lambda rows: torch.ones(rows, 4)}, cut=False
+    ),
+    "Cosmos": Inputs((16, 2, 8, 8), (WORDS, 20)),
+    "Lumina 2": Inputs(IMAGE, (WORDS, 20), {}, {"num_tokens": WORDS}),
+    "Z-Image": Inputs(
+        IMAGE,
+        (WORDS, 20),
+        {},
+        {"num_tokens": WORDS},
+        changed={"dim": 256, "n_heads": 32, "n_kv_heads": 32},
+        cut=False,
+    ),
+    "Wan 2.1 t2v": Inputs(VIDEO, (WORDS, 20)),
+    "Wan 2.2 5B": Inputs((48, 2, 8, 8), (WORDS, 20)),
+    "HiDream": Inputs(IMAGE, (WORDS, 12), {"y": (12,), "encoder_hidden_states_llama3": (2, WORDS, 20)}),
+    "Omnigen2": Inputs(IMAGE, (WORDS, 20), {}, {"num_tokens": WORDS}),
+    "Qwen-Image": Inputs((4, 1, 8, 8), (WORDS, 20)),
+    "Mage-Flow": Inputs((16, 8, 8), (WORDS, 20)),
+    "Krea 2": Inputs((4, 1, 8, 8), (WORDS, 72), changed={"features": 64}),
+    "Kandinsky 5": Inputs((4, 1, 8, 8), (WORDS, 20), {"y": (12,), "c_concat": (5, 1, 8, 8)}),
+    "CogVideoX": Inputs(VIDEO, (WORDS, 20)),
+    "Ideogram 4": Inputs((8, 8, 8), (WORDS, 20)),
+    "ACE-Step": Inputs(
+        (8, 16, 8),
+        (WORDS, 12),
+        {"speaker_embeds": (12,)},
+        {"lyrics_strength": 1.0},
+        {"lyric_token_idx": _ids},
+        changed={"lyric_hidden_size": 1024},
+        cut=False,
+    ),
+    "ACE-Step 1.5": Inputs(
+        (8, 16), (WORDS, 12), {"lyric_embed": (WORDS, 12), "refer_audio": (8, 16)}, {"is_covers": False}
+    ),
+    "Flux 1": Inputs(IMAGE, (WORDS, 20), {"y": (12,)}, {}, {"guidance": _guidance}),
+    "Flux 2": Inputs(IMAGE, (WORDS, 20), {}, {}, {"guidance": _guidance}),
+    "LongCat-Image": Inputs(IMAGE, (WORDS, 3584)),
+    "Chroma": Inputs(IMAGE, (WORDS, 20), {}, {}, {"guidance": torch.zeros}, {"in_dim": 64}),
+    "Chroma Radiance": Inputs((3, 16, 16), (WORDS, 20), {}, {}, {"guidance": torch.zeros}, {"in_dim": 64}),
+    "HunyuanVideo": Inputs(VIDEO, (WORDS, 20), {"y": (12,)}, {}, {"guidance": _guidance}),
+    "HunyuanImage 2.1": Inputs(
+        IMAGE, (WORDS, 20), {"txt_byt5": (3, 1472)}, {}, {"guidance": _guidance}, cut=False
+    ),
+    "Hunyuan3D 2": Inputs((4, 16), (WORDS, 12)),
+    "LTX-Video": Inputs((8, 2, 4, 4), (WORDS, 20), {}, {"frame_rate": 25, "attention_mask": None}),
+    "Cosmos-Predict2": Inputs((16, 1, 8, 8), (WORDS, 20)),
+    "Anima": Inputs((16, 1, 8, 8), (WORDS, 1024)),
+    "ERNIE-Image": Inputs((8, 8, 8), (WORDS, 20)),
+    "JoyImage": Inputs((4, 1, 8, 8), (WORDS, 20), changed={"hidden_size": 256}, cut=False),
+}
+"""The architectures whose tiny models run, by the name in `zoo.SPECIES`."""

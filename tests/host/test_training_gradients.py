@@ -1,0 +1,171 @@
+"""The gradients of trained models of the host: exact under every cure, and the model as it was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from hosting import Host
+from torch import Tensor
+from trainable import distance, fill, gradients, module, patcher, tiny, unchanged
+
+from tests.harness import zoo
+from tests.harness.inputs import INPUTS
+
+pytestmark = pytest.mark.host
+
+CURED = ("SD1.5", "Flux 1", "ERNIE-Image", "Anima")
+"""A model that needs no cure, one that writes over its activations, and two with fused kernels."""
+
+
+def in_double(architecture: str) -> Any:
+    """A tiny model that computes in float64, as far as its own code lets it."""
+    model = tiny(architecture).double()
+    model.diffusion_model.dtype = torch.float64
+    model.manual_cast_dtype = torch.float64
+    return model
+
+
+@contextmanager
+def raw_output(model: Any) -> Iterator[list[Tensor]]:
+    """The outputs of the network itself: the host makes float32 of them."""
+    kept: list[Tensor] = []
+    handle = model.diffusion_model.register_forward_hook(lambda *given: kept.append(given[-1]))
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("architecture", CURED)
+def test_gradients_are_those_of_central_differences_in_float64(
+    host: Host, architecture: str, checkpointing: bool
+) -> None:
+    if not zoo.supported(architecture):
+        pytest.skip("an older host does not have it")
+    session = module(host, "session")
+    model = in_double(architecture)
+    x, conds = INPUTS[architecture].make()
+    x, sigma = x.double(), torch.tensor([0.4, 0.7], dtype=torch.float64)
+    with session.opened(patcher(model), checkpointing=checkpointing) as opened, raw_output(model) as kept:
+        net = opened.adapted(rank=2, preset="full", seed=0).double().apply_to()
+        fill(net)
+
+        def loss() -> Tensor:
+            opened.prediction(x, sigma, conds)
+            return kept.pop().square().mean()
+
+        loss().backward()
+        own = gradients(net)
+        draw = torch.Generator().manual_seed(5)
+        ways = [torch.randn(p.shape, generator=draw, dtype=p.dtype) for p in net.parameters()]
+        step, values = 1e-4, []
+        with torch.no_grad():
+            for sign in (1, -2):
+                for parameter, way in zip(net.parameters(), ways, strict=True):
+                    parameter.add_(sign * step * way)
+                values.append(float(loss()))
+    found = sum(float((one * way).sum()) for one, way in zip(own, ways, strict=True))
+    # Some models compute their rotary embeddings in float32.
+    assert found == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-4)
+
+
+def test_a_checkpointed_block_draws_the_same_dropouts_again(host: Host) -> None:
+    session = module(host, "session")
+    model = tiny("Flux 1")
+    x, conds = INPUTS["Flux 1"].make()
+    found = []
+    for checkpointing in (False, True):
+        with session.opened(patcher(model), checkpointing=checkpointing) as opened:
+            net = opened.adapted(rank=4, preset="attn-mlp", seed=0, rank_dropout=0.5, module_dropout=0.2)
+            net.apply_to().train()
+            fill(net)
+            torch.manual_seed(1)
+            opened.prediction(x, torch.tensor([0.4, 0.7]), conds).square().mean().backward()
+            found.append((gradients(net), torch.rand(())))
+    assert distance(found[1][0], found[0][0]) < 1e-6
+    # What is drawn afterwards is the same too.
+    assert torch.equal(found[0][1], found[1][1])
+    with session.opened(patcher(model), checkpointing=True) as opened:
+        net = opened.adapted(rank=4, preset="attn-mlp", seed=0).apply_to()
+        fill(net)
+        opened.prediction(x, torch.tensor([0.4, 0.7]), conds).square().mean().backward()
+        assert distance(gradients(net), found[0][0]) > 0.1
+
+
+def test_a_model_that_is_loaded_in_inference_mode_is_trained_without_a_copy(host: Host) -> None:
+    session = module(host, "session")
+    with torch.inference_mode():
+        model = tiny("Wan 2.1 t2v")
+        weight = model.diffusion_model.blocks[0].self_attn.q.weight
+        assert weight.is_inference()
+        with unchanged(model), session.opened(patcher(model)) as opened:
+            there = model.diffusion_model.blocks[0].self_attn.q.weight
+            assert there.data_ptr() == weight.data_ptr() and not there.is_inference()
+            net = opened.adapted(rank=2, preset="attn-mlp", seed=0).apply_to()
+            fill(net)
+            x, conds = INPUTS["Wan 2.1 t2v"].make()
+            opened.prediction(x, torch.tensor([0.4, 0.7]), conds).square().mean().backward()
+            assert all(float(gradient.norm()) > 0 for gradient in gradients(net))
+
+
+class Stop(BaseException):
+    """As the host's own interrupt, it is no Exception."""
+
+
+@pytest.mark.parametrize("when", ["forward", "backward", "outside"])
+def test_the_model_is_as_it_was_after_an_interrupt(host: Host, when: str) -> None:
+    """Also for another node that holds the same module, with hooks of its own."""
+    session = module(host, "session")
+    model = tiny("Flux 1")
+    block = model.diffusion_model.single_blocks[1]
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if (when, calls) in (("forward", 1), ("backward", 2)):
+            raise Stop
+
+    handle = block.linear1.register_forward_pre_hook(count)
+    x, conds = INPUTS["Flux 1"].make()
+    model.diffusion_model.double_blocks[0].train()
+    model.diffusion_model.img_in.weight.requires_grad_(True)
+    with unchanged(model), pytest.raises(Stop), session.opened(patcher(model), checkpointing=True) as opened:
+        net = opened.adapted(rank=2, preset="attn-mlp", seed=0).apply_to()
+        fill(net)
+        opened.prediction(x, torch.tensor([0.4, 0.7]), conds).square().mean().backward()
+        raise Stop
+    assert calls == {"forward": 1, "backward": 2, "outside": 2}[when]
+    handle.remove()
+
+
+def test_text_encoders_are_trained_in_the_same_way(host: Host) -> None:
+    session = module(host, "session")
+    model = zoo.make_encoders("SD1.5")
+    with torch.inference_mode(), unchanged(model), session.opened(patcher(model)) as opened:
+        net = opened.adapted(rank=2, preset="attn-mlp", seed=0).apply_to()
+        fill(net)
+        # The tiny encoder knows few words.
+        found = model.encode_token_weights({"l": [[(word % 7, 1.0) for word in range(77)]]})[0]
+        found.square().mean().backward()
+        reached = [float(gradient.norm()) > 0 for gradient in gradients(net)]
+        assert sum(reached) > len(reached) // 2
+
+
+def test_the_notes_of_the_mutation_context_do_not_grow(host: Host) -> None:
+    session, mutation = module(host, "session"), module(host, "mutation")
+    x, conds = INPUTS["Flux 1"].make(1)
+    with session.opened(patcher(tiny("Flux 1"))) as opened:
+        net = opened.adapted(rank=2, preset="attn-mlp", seed=0).apply_to()
+        sizes = []
+        for _ in range(4):
+            opened.prediction(x, torch.tensor([0.4]), conds).square().mean().backward()
+            mutation.forget_finished()
+            sizes.append(sum(map(len, mutation._open[0].sid_to_tid.values())))
+            gradients(net)
+        assert sizes[-1] <= sizes[0]
