@@ -55,5 +55,9 @@ def test_every_layer_gets_its_gradient_with_and_without_checkpointing(host: Host
 def test_the_cures_are_listed_for_the_networks_that_need_fewer(host: Host) -> None:
     """The list of networks that write over nothing has no name that the test above does not try."""
     cures = module(host, "cures")
-    tried = {type(tiny(architecture).diffusion_model).__name__ for architecture in INPUTS if zoo.supported(architecture)}
+    tried = {
+        type(tiny(architecture).diffusion_model).__name__
+        for architecture in INPUTS
+        if zoo.supported(architecture)
+    }
     assert tried >= cures.WRITES_NOTHING

@@ -29,10 +29,14 @@ def patcher(model: Any) -> Any:
     return ModelPatcher(model, load_device=CPU, offload_device=CPU)
 
 
-def tiny(architecture: str, seed: int = 3) -> Any:
+def tiny(architecture: str, seed: int = 3, **changed: Any) -> Any:
     """A tiny model that runs. Its weights are small, so that its activations are of a usual size."""
+    from comfy.model_base import model_sampling
+
     inputs = INPUTS[architecture]
-    model = zoo.make(architecture, seed, changed=inputs.changed, cut=inputs.cut)
+    model = zoo.make(architecture, seed, changed={**inputs.changed, **changed}, cut=inputs.cut)
+    # The zoo has overwritten the noise levels with the other buffers.
+    model.model_sampling = model_sampling(model.model_config, model.model_type)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0.5)

@@ -1,0 +1,252 @@
+"""Latents, captions and masks as a model is trained on them, and the loss of a batch of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hosting import Host
+from trainable import CPU, fill, module, patcher, tiny
+
+pytestmark = pytest.mark.host
+
+
+def text(words: int, features: int, seed: int = 0, **settings: Any) -> list[Any]:
+    """A conditioning as CLIP Text Encode makes it."""
+    draw = torch.Generator().manual_seed(seed)
+    pooled = torch.randn(1, 12, generator=draw)
+    return [[10 * torch.randn(1, words, features, generator=draw), {"pooled_output": pooled, **settings}]]
+
+
+def sdxl() -> Any:
+    """A tiny SDXL that takes the sizes of the picture."""
+    return tiny("SDXL", adm_in_channels=12 + 6 * 256)
+
+
+def raw(training: Any, values: torch.Tensor) -> Any:
+    """A latent in the scale of the model already: the tiny models have fewer channels than the real ones."""
+    return training.Latent(values, (values.shape,))
+
+
+def test_latents_get_the_scale_of_the_model(host: Host) -> None:
+    training = module(host, "")
+    with torch.inference_mode():
+        latent = torch.randn(1, 4, 8, 8)
+    made = training.latent_of(tiny("SD1.5"), latent, CPU)
+    torch.testing.assert_close(made.values, 0.18215 * latent.clone())
+    assert not made.values.is_inference() and made.shapes == (latent.shape,)
+    # A picture is a video of one frame for a model of videos, and its channels have scales of their own.
+    wan = tiny("Wan 2.1 t2v")
+    latent = torch.randn(1, 16, 8, 8)
+    made = training.latent_of(wan, latent, CPU).values
+    mean, spread = wan.latent_format.latents_mean, wan.latent_format.latents_std
+    torch.testing.assert_close(made, (latent[:, :, None] - mean) / spread)
+
+
+@pytest.mark.parametrize(
+    ("latent", "problem"),
+    [
+        (torch.zeros(1, 4, 8, 8), "all zeros"),
+        (torch.full((1, 4, 8, 8), torch.nan), "not finite"),
+        (torch.ones(1, 16, 8, 8), "not of this model"),
+        (torch.ones(1, 4, 2, 8, 8), "not of this model"),
+        (torch.ones(2, 4, 8, 8), "one latent"),
+    ],
+)
+def test_latents_that_cannot_be_trained_on_are_refused(
+    host: Host, latent: torch.Tensor, problem: str
+) -> None:
+    with pytest.raises(host.ops.TrainError, match=problem):
+        module(host, "").latent_of(tiny("SD1.5"), latent, CPU)
+
+
+def test_nested_latents_count_each_part_by_itself(host: Host) -> None:
+    latents = module(host, "latents")
+    from comfy.nested_tensor import NestedTensor
+
+    video, sound = torch.randn(1, 128, 2, 4, 4), torch.randn(1, 8, 3, 16)
+    made = latents.latent_of(tiny("LTX-Video"), NestedTensor([video, sound]), CPU)
+    assert made.values.shape == (1, 1, video.numel() + sound.numel())
+    assert [tuple(shape) for shape in made.shapes] == [tuple(video.shape), tuple(sound.shape)]
+    found = latents.mean_squares(made.values, made.shapes, None, (1.0, 0.25))
+    torch.testing.assert_close(found[0], video.square().mean() + 0.25 * sound.square().mean())
+
+
+def test_a_mask_is_averaged_over_what_a_latent_value_stands_for(host: Host) -> None:
+    training, latents = module(host, ""), module(host, "latents")
+    model = tiny("SD1.5")
+    latent = training.latent_of(model, torch.ones(1, 4, 2, 3), CPU)
+    pixels = torch.zeros(16, 24)
+    pixels[:8, :8], pixels[8:, 8:12] = 1.0, 1.0
+    mask = training.mask_of(model, pixels, latent)
+    assert torch.equal(mask, torch.tensor([[1.0, 0, 0], [0, 0.5, 0]]).view(1, 1, 2, 3))
+    difference = torch.arange(24.0).view(1, 4, 2, 3)
+    wanted = (difference[:, :, 0, 0] ** 2 + 0.5 * difference[:, :, 1, 1] ** 2).sum() / (4 * 1.5)
+    assert float(latents.mean_squares(difference, latent.shapes, mask)) == pytest.approx(float(wanted))
+    # A VAE drops what does not fill a value.
+    training.mask_of(model, torch.ones(1, 19, 31), latent)
+    for bad, problem in ((torch.ones(32, 24), "size"), (torch.zeros(16, 24), "nothing")):
+        with pytest.raises(host.ops.TrainError, match=problem):
+            training.mask_of(model, bad, latent)
+
+
+def test_sdxl_is_told_the_real_sizes(host: Host) -> None:
+    training = module(host, "")
+    model = sdxl()
+    latent = training.latent_of(model, torch.randn(1, 4, 8, 16), CPU)
+
+    def told(*values: int) -> torch.Tensor:
+        return torch.cat([model.embedder(torch.tensor([float(value)])) for value in values], dim=1)
+
+    def sizes(caption: Any) -> torch.Tensor:
+        return caption.conds["y"].cond[:, 12:]
+
+    words = text(5, 24)
+    torch.testing.assert_close(sizes(training.caption_of(model, words, latent)), told(64, 128, 0, 0, 64, 128))
+    size = training.PictureSize(800, 600, 30, 20, 128, 64)
+    made = training.caption_of(model, words, latent, size=size)
+    torch.testing.assert_close(sizes(made), told(600, 800, 20, 30, 64, 128))
+    # As CLIPTextEncodeSDXL says it.
+    own = text(5, 24, width=512, height=256)
+    torch.testing.assert_close(sizes(training.caption_of(model, own, latent)), told(256, 512, 0, 0, 64, 128))
+
+
+def test_guidance_is_that_of_the_family_unless_another_is_said(host: Host) -> None:
+    training = module(host, "")
+    flux, chroma = tiny("Flux 1"), tiny("Chroma")
+    latent = raw(training, torch.randn(1, 4, 8, 8))
+
+    def of(model: Any, words: list[Any], **more: Any) -> float:
+        return float(training.caption_of(model, words, latent, **more).conds["guidance"].cond)
+
+    assert of(flux, text(5, 20)) == 1.0 and of(chroma, text(5, 20)) == 0.0
+    assert of(flux, text(5, 20, guidance=2.5)) == 2.5
+    assert of(flux, text(5, 20, guidance=2.5), guidance=4.0) == 4.0
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (text(5, 24) + text(5, 24), "one conditioning"),
+        (text(5, 24, control=object()), "ControlNet"),
+        (text(5, 24, area=(1, 1, 0, 0)), "an area"),
+        (text(5, 24, start_percent=0.2), "part of the sampling"),
+    ],
+)
+def test_what_only_a_sampler_can_follow_is_refused(host: Host, words: list[Any], problem: str) -> None:
+    training = module(host, "")
+    model = tiny("SD1.5")
+    with pytest.raises(host.ops.TrainError, match=problem):
+        training.caption_of(model, words, raw(training, torch.randn(1, 4, 8, 8)))
+
+
+BATCHES = {
+    # A text of 10 tokens beside one of 5: the host repeats the shorter, which changes no attention.
+    "SD1.5": (24, 5, 10, 1),
+    "SDXL": (24, 5, 5, 1),
+    "Flux 1": (20, 5, 5, 1),
+    # Texts of different length are a pass each.
+    "Qwen-Image": (20, 5, 7, 2),
+    "Lumina 2": (20, 5, 7, 2),
+}
+"""The width of the texts, how many tokens two of them have, and how many passes the two are."""
+
+
+def assert_each_row_has_its_own(opened: Any, samples: list[Any]) -> None:
+    """Assert that the predictions of a batch are those of each sample alone.
+
+    The errors are shares of what another caption changes.
+    """
+    sigma = torch.tensor([0.5, 0.5])
+    latent = samples[0].latent.values.repeat(2, 1, 1, 1)
+    captions = [sample.caption.conds for sample in samples]
+    with torch.no_grad():
+        both = opened.prediction(latent, sigma, joined(captions))
+        alone = [opened.prediction(latent[:1], sigma[:1], joined([caption])) for caption in captions]
+    effect = (alone[0] - alone[1]).norm()
+    assert effect > 1e-5 * alone[0].norm()
+    for row, one in zip(both, alone, strict=True):
+        assert (row - one[0]).norm() < 0.02 * effect
+
+
+def joined(conds: list[Any]) -> dict[str, Any]:
+    """What the host itself makes of conditionings of one batch."""
+    from comfy.samplers import cond_cat
+
+    return cond_cat(conds)
+
+
+@pytest.mark.parametrize("architecture", BATCHES)
+def test_a_batch_of_two_captions_is_the_two_single_ones(host: Host, architecture: str) -> None:
+    training = module(host, "")
+    width, first, second, passes = BATCHES[architecture]
+    model = sdxl() if architecture == "SDXL" else tiny(architecture)
+    frames = (1,) if architecture == "Qwen-Image" else ()
+    with training.opened(patcher(model)) as opened:
+        fill(opened.adapted(rank=2, preset="attn-mlp", seed=0).apply_to())
+        samples = []
+        for seed, words in enumerate((first, second)):
+            latent = raw(training, torch.randn(1, 4, *frames, 8, 8))
+            samples.append(
+                training.Sample(latent, training.caption_of(model, text(words, width, seed), latent))
+            )
+        loss = training.DiffusionLoss(session=opened, times=training.family_of(model).times)
+        calls = []
+        model.diffusion_model.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+        torch.manual_seed(0)
+        both = loss(opened.network, samples)
+        assert len(calls) == passes and sum(calls) == 2
+        torch.manual_seed(0)
+        singles = [loss(opened.network, [sample]) for sample in samples]
+        torch.testing.assert_close(both, sum(singles) / 2, rtol=1e-5, atol=0)
+        if passes == 1:
+            assert_each_row_has_its_own(opened, samples)
+    assert [len(batch) for batch in training.batches_of(samples, 2)] == [2 // passes] * passes
+
+
+def test_the_loss_of_a_model_is_that_of_its_raw_target(host: Host) -> None:
+    """The loss that is handed over, against the network's own output and target, for noise and velocity."""
+    training = module(host, "")
+    for architecture, width, is_flow in (("SD1.5", 24, False), ("Flux 1", 20, True)):
+        model = tiny(architecture)
+        with training.opened(patcher(model)) as opened, torch.no_grad():
+            latent = raw(training, torch.randn(1, 4, 8, 8))
+            sample = training.Sample(latent, training.caption_of(model, text(5, width), latent))
+            outputs: list[torch.Tensor] = []
+            model.diffusion_model.register_forward_hook(lambda *given: outputs.append(given[-1]))  # noqa: B023
+            loss = training.DiffusionLoss(session=opened, times=training.Times(low=0.2, high=0.9))
+            torch.manual_seed(4)
+            found = loss(opened.network, [sample])
+            torch.manual_seed(4)
+            torch.rand(1)
+            noise = torch.randn(latent.values.shape)
+            target = noise - latent.values if is_flow else noise
+            torch.testing.assert_close(found, (outputs[0] - target).square().mean(), rtol=1e-4, atol=0)
+
+
+def test_dropped_captions_weights_and_offsets(host: Host) -> None:
+    training = module(host, "")
+    model = tiny("SD1.5")
+    with training.opened(patcher(model)) as opened, torch.no_grad():
+        latent = raw(training, torch.randn(1, 4, 8, 8))
+        said, empty = (training.caption_of(model, text(5, 24, seed), latent) for seed in (1, 2))
+        times = training.Times()
+
+        def loss(sample: Any, **more: Any) -> torch.Tensor:
+            torch.manual_seed(0)
+            made = training.DiffusionLoss(session=opened, times=times, **more)
+            return made(opened.network, [sample])
+
+        plain = loss(training.Sample(latent, said))
+        assert loss(training.Sample(latent, said, without=empty), caption_dropout=1.0) == loss(
+            training.Sample(latent, empty)
+        )
+        assert loss(training.Sample(latent, said), caption_dropout=1.0) == plain
+        torch.testing.assert_close(loss(training.Sample(latent, said, weight=0.5)), plain / 2)
+        assert loss(training.Sample(latent, said), noise_offset=0.1) != plain
+    with (
+        training.opened(patcher(tiny("Flux 1"))) as opened,
+        pytest.raises(host.ops.TrainError, match="offset"),
+    ):
+        training.DiffusionLoss(session=opened, times=times, noise_offset=0.1)

@@ -1,0 +1,200 @@
+"""What models of the host are trained on: the targets of their losses, and the times and their noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hosting import Host
+from torch import Tensor
+from trainable import module, tiny
+
+from tests.harness import zoo
+from tests.harness.inputs import INPUTS
+
+pytestmark = pytest.mark.host
+
+Target = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
+
+
+def _velocity(x0: Tensor, e: Tensor, x: Tensor, s: Tensor, d: float) -> Tensor:
+    """v = alpha e - sigma x0 of the variance-preserving process (Salimans and Ho, 2202.00512)."""
+    alpha = 1 / (1 + s**2).sqrt()
+    return alpha * e - s * alpha * x0
+
+
+def _preconditioned(x0: Tensor, e: Tensor, x: Tensor, s: Tensor, d: float) -> Tensor:
+    """(x0 - c_skip x) / c_out (Karras et al., 2206.00364, equation 8)."""
+    return (x0 - d**2 / (s**2 + d**2) * x) / (s * d / (s**2 + d**2).sqrt())
+
+
+KINDS: dict[str, tuple[str, Target, float]] = {
+    "EPS": ("ModelSamplingDiscrete", lambda x0, e, x, s, d: e, 1.0),
+    "V_PREDICTION": ("ModelSamplingDiscrete", _velocity, 1.0),
+    "EDM": ("ModelSamplingContinuousEDM", _preconditioned, 0.5),
+    "CONST": ("ModelSamplingDiscreteFlow", lambda x0, e, x, s, d: e - x0, 1.0),
+    "COSMOS_RFLOW": ("ModelSamplingCosmosRFlow", lambda x0, e, x, s, d: e - x0, 1.0),
+    "V_PREDICTION_DDPM": ("ModelSamplingDiscrete", _velocity, 1.0),
+    "X0": ("ModelSamplingDiscrete", lambda x0, e, x, s, d: x0, 1.0),
+}
+"""The host's classes of what is predicted: with a class of its noise, the paper's target, and sigma_data."""
+
+
+def sampling(kind: str, data: float = 1.0) -> Any:
+    """The host's object that says how a model is noised and what it predicts."""
+    import comfy.model_sampling as host
+
+    made = type("Sampling", (getattr(host, KINDS[kind][0]), getattr(host, kind)), {})()
+    if data != 1.0:
+        made.sigma_data = data
+    return made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_weight_of_the_denoised_loss_gives_the_loss_of_the_raw_target(host: Host, kind: str) -> None:
+    targets = module(host, "targets")
+    _, target, data = KINDS[kind]
+    model = sampling(kind, data)
+    torch.manual_seed(0)
+    sigma = torch.tensor([0.03, 0.4, 0.9])
+    latent, noise, output = (torch.randn(3, 4, 8, 8) for _ in range(3))
+    s = sigma.view(-1, 1, 1, 1)
+    x = targets.noised(model, sigma, noise, latent)
+    denoised = model.calculate_denoised(sigma, output, x)
+    raw = (output - target(latent, noise, x, s, data)).square().flatten(1).mean(1)
+    weight = targets.Weighting().on_denoised(model, sigma)
+    found = weight * (denoised - latent).square().flatten(1).mean(1)
+    # 1e-5: a sigma of 0.03 is the difference of D and x0 in float32.
+    torch.testing.assert_close(found, raw, rtol=1e-5, atol=0)
+
+
+def test_the_scale_of_the_noise_is_part_of_a_flows_target(host: Host) -> None:
+    targets = module(host, "targets")
+    model = sampling("CONST")
+    model.set_noise_scale(8.0)
+    sigma = torch.tensor([0.3])
+    latent, noise, output = (torch.randn(1, 4, 8, 8) for _ in range(3))
+    x = targets.noised(model, sigma, noise, latent)
+    weight = targets.Weighting().on_denoised(model, sigma)
+    found = weight * (model.calculate_denoised(sigma, output, x) - latent).square().mean()
+    torch.testing.assert_close(found[0], (output - (8 * noise - latent)).square().mean())
+
+
+@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION"])
+def test_weightings_are_those_of_the_papers_on_the_raw_loss(host: Host, kind: str) -> None:
+    targets = module(host, "targets")
+    sigma = torch.tensor([0.05, 0.5, 1.0, 8.0])
+    snr = sigma**-2
+    raw = targets.Weighting().on_denoised(sampling(kind), sigma)
+    minimum = targets.Weighting("min-snr", gamma=5.0).on_denoised(sampling(kind), sigma) / raw
+    clamped = torch.tensor([min(float(value), 5.0) for value in snr])
+    torch.testing.assert_close(minimum, clamped / (snr if kind == "EPS" else snr + 1))
+    debiased = targets.Weighting("debiased").on_denoised(sampling(kind), sigma) / raw
+    torch.testing.assert_close(debiased, (snr if kind == "EPS" else snr + 1) ** -0.5)
+
+
+def test_models_that_add_no_noise_are_refused(host: Host) -> None:
+    targets = module(host, "targets")
+    import comfy.model_sampling as classes
+
+    with pytest.raises(host.ops.TrainError, match="adding noise"):
+        targets.parametrisation_of(type("M", (classes.ModelSamplingDiscrete, classes.IMG_TO_IMG), {})())
+    with pytest.raises(host.ops.TrainError, match="unknown weighting"):
+        targets.Weighting("most")
+
+
+def test_times_have_the_distribution_that_is_asked_for(host: Host) -> None:
+    times = module(host, "times")
+    shares = (torch.arange(2000) + 0.5) / 2000
+    torch.manual_seed(0)
+    for made, reference in (
+        (times.Times(), torch.rand),
+        (times.Times("logit-normal", 0.3, 1.2), lambda n: torch.sigmoid(0.3 + 1.2 * torch.randn(n))),
+        (times.Times("sigmoid", shift=3.0), lambda n: shifted(torch.sigmoid(torch.randn(n)), 3.0)),
+        (times.Times(shift=times.ByTokens()), lambda n: shifted(torch.rand(n), math.exp(0.5))),
+        (times.Times("sigmoid", shift=2.0, low=0.3, high=0.8), cut),
+    ):
+        drawn = reference(200_000).sort().values
+        found = made.at(shares, 256)
+        wanted = drawn[(shares * len(drawn)).long()]
+        assert (found - wanted).abs().max() < 0.02, made
+        torch.manual_seed(3)
+        one = made.draw(5, 256)
+        torch.manual_seed(3)
+        assert torch.equal(one, made.draw(5, 256)) and ((one > 0) & (one < 1)).all()
+
+
+def shifted(time: Tensor, shift: float) -> Tensor:
+    return shift * time / (1 + (shift - 1) * time)
+
+
+def cut(count: int) -> Tensor:
+    """Times of a shifted sigmoid that are drawn until they are in a range."""
+    drawn = shifted(torch.sigmoid(torch.randn(4 * count)), 2.0)
+    return drawn[(drawn >= 0.3) & (drawn <= 0.8)][:count]
+
+
+def test_the_shift_by_the_size_of_a_picture_is_that_of_flux(host: Host) -> None:
+    times, found = module(host, "times"), module(host, "host")
+    shift = times.ByTokens().shift
+    assert math.log(shift(256)) == pytest.approx(0.5) and math.log(shift(4096)) == pytest.approx(1.15)
+    # 1024 pixels are 128 values of the latent, which are 64 patches a side.
+    assert found.tokens_of(tiny("Flux 1"), (1, 16, 128, 128)) == 4096
+    assert found.tokens_of(tiny("Wan 2.1 t2v"), (1, 16, 3, 64, 32)) == 3 * 32 * 16
+
+
+def test_a_time_is_in_the_models_own_clock_without_the_shift_of_its_sampler(host: Host) -> None:
+    times = module(host, "times")
+    time = torch.tensor([0.0, 0.25, 0.5, 0.9])
+    flux = tiny("Flux 1").model_sampling
+    assert flux.shift != 0
+    assert torch.equal(times.sigma_at(flux, time), time.clamp(min=1e-3))
+    wan = tiny("Wan 2.1 t2v").model_sampling
+    assert wan.shift == 8.0 and torch.equal(times.sigma_at(wan, time), time.clamp(min=1e-3))
+    discrete = tiny("SD1.5").model_sampling
+    assert torch.equal(times.sigma_at(discrete, time), discrete.sigmas[[0, 250, 500, 900]])
+    assert torch.equal(discrete.timestep(times.sigma_at(discrete, time)), torch.tensor([0, 250, 500, 900]))
+    cosmos = sampling("COSMOS_RFLOW")
+    torch.testing.assert_close(cosmos.timestep(times.sigma_at(cosmos, time[1:])), time[1:])
+    assert times.sigma_at(cosmos, torch.ones(1)) == cosmos.sigma_max
+
+
+@pytest.mark.parametrize("architecture", INPUTS)
+def test_every_model_has_a_family_whose_times_it_can_be_noised_at(host: Host, architecture: str) -> None:
+    if not zoo.supported(architecture):
+        pytest.skip("an older host does not have it")
+    families, times, targets = module(host, "families"), module(host, "times"), module(host, "targets")
+    model = tiny(architecture)
+    family = families.family_of(model)
+    time = family.times.at(torch.tensor([0.0, 1e-4, 0.5, 1.0]), 256)
+    sigma = times.sigma_at(model.model_sampling, time)
+    assert (sigma > 0).all() and sigma.isfinite().all() and (sigma.diff() >= 0).all()
+    weight = targets.Weighting().on_denoised(model.model_sampling, sigma)
+    assert weight.isfinite().all() and (weight > 0).all()
+    if architecture in NAMED:
+        assert family.name == NAMED[architecture]
+
+
+NAMED = {
+    "SD1.5": "Stable Diffusion",
+    "SDXL": "SDXL",
+    "SD3.5": "Stable Diffusion 3",
+    "Flux 1": "Flux",
+    "Flux 2": "Flux 2",
+    "Chroma Radiance": "Chroma",
+    "Qwen-Image": "Qwen-Image",
+    "Lumina 2": "Lumina 2",
+    "Z-Image": "Z-Image",
+    "Wan 2.2 5B": "Wan",
+    "HunyuanVideo": "HunyuanVideo",
+    "HunyuanImage 2.1": "HunyuanImage 2.1",
+    "LTX-Video": "LTX-Video",
+    "Cosmos-Predict2": "Cosmos-Predict2",
+    "Anima": "Anima",
+    "ACE-Step 1.5": "ACE-Step 1.5",
+    "Stable Cascade C": "other models",
+    "AuraFlow": "other flow models",
+}
