@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import comfy.lora
 import comfy.model_management
@@ -20,7 +20,8 @@ from comfy.patcher_extension import CallbacksMP, PatcherInjection
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from comfy.weight_adapter import WeightAdapterBase
 from comfy.weight_adapter.bypass import BypassForwardHook
-from comfy_api.latest import ComfyExtension, io
+from comfy_api.latest import ComfyExtension, io, ui
+from PIL.Image import Image
 
 from ..lycoris_ops import LycorisError, WriteError, check_name, dtype_name
 
@@ -29,12 +30,15 @@ __all__ = [
     "ComfyExtension",
     "HostReader",
     "PatcherInjection",
+    "Progress",
     "WeightAdapterBase",
     "add_injection",
     "add_patches",
     "enlarged_by_patches",
     "file_names",
     "file_path",
+    "file_tensors",
+    "inference_memory",
     "io",
     "layer_of",
     "merge_loss",
@@ -46,6 +50,7 @@ __all__ = [
     "progress",
     "quantised_layer",
     "rounding_seed",
+    "shown_pictures",
     "weight_shapes",
     "workflow_metadata",
 ]
@@ -317,18 +322,39 @@ def rounding_seed(key: str) -> int:
     return comfy.utils.string_to_seed(key)
 
 
-def progress(total: int) -> Callable[[int, int], None]:
-    """A progress bar on the running node, as a function of what is done and what there is in all.
+class Progress(Protocol):
+    """Shows what is done of what there is in all, with a picture if there is one."""
+
+    def __call__(self, done: int, of: int, picture: Image | None = None, /) -> None: ...
+
+
+def progress(total: int) -> Progress:
+    """A progress bar on the running node.
 
     A call of it also ends the work, by the host's own exception, when the user has interrupted the run.
     """
     bar = comfy.utils.ProgressBar(total)
 
-    def update(done: int, of: int) -> None:
+    def update(done: int, of: int, picture: Image | None = None, /) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        bar.update_absolute(done, of)
+        bar.update_absolute(done, of, None if picture is None else ("JPEG", picture, max(picture.size)))
 
     return update
+
+
+def shown_pictures(pictures: torch.Tensor, node: type[io.ComfyNode]) -> dict[str, Any]:
+    """What makes the front end show pictures (B, H, W, 3) on a node after it has run."""
+    return ui.PreviewImage(pictures, cls=node).as_dict()
+
+
+def file_tensors(path: str) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, as the host's own nodes hand them on."""
+    return comfy.utils.load_torch_file(path, safe_load=True)
+
+
+def inference_memory(patcher: Any, shape: Sequence[int]) -> float:
+    """The host's estimate of the bytes that a pass of a model takes for latents (B, C, ...)."""
+    return float(patcher.model.memory_required(list(shape)))
 
 
 def workflow_metadata(hidden: Any) -> dict[str, str]:
