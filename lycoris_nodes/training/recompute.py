@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .arguments import emptied, filled, package_of
 
 Within = Callable[[], AbstractContextManager[Any]]
 
@@ -56,7 +56,7 @@ def recomputed(model: nn.Module, within: Within = nullcontext) -> Generator[int]
         for _, block in blocks(model):
             own = vars(block)
             before = own.get("forward")
-            own["forward"] = _checkpointed(block.forward, within)
+            own["forward"] = _checkpointed(block.forward, package_of(type(block)), within)
             stack.callback(put_back, own, before)
             count += 1
         yield count
@@ -70,68 +70,26 @@ def put_back(own: dict[str, Any], before: Any) -> None:
         own["forward"] = before
 
 
-def _checkpointed(forward: Callable[..., Any], within: Within) -> Callable[..., Any]:
+def _checkpointed(forward: Callable[..., Any], family: str, within: Within) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        call = _Call(forward, (args, kwargs), within)
+        call = _Call(forward, (args, kwargs), family, within)
         # Without an input that requires a gradient, torch would not ask the block for any.
         token = torch.zeros((), requires_grad=True)
         made = _Recompute.apply(call, token, *call.tensors)
-        return filled(call.made, iter(made))
+        return filled(call.made, iter(made), family)
 
     return run
-
-
-@dataclass(frozen=True)
-class _Hole:
-    """The place of a tensor in a value whose tensors are held elsewhere."""
-
-
-def emptied(value: Any, tensors: list[Tensor]) -> Any:
-    """A value without the tensors in it, which are appended to a list.
-
-    Looked into are tuples, lists, dicts and dataclasses. All of them are copied, so that what a block or its
-    caller changes in them does not reach the other, nor a second run.
-    """
-    if isinstance(value, Tensor):
-        tensors.append(value)
-        return _Hole()
-    return _changed(value, lambda inner: emptied(inner, tensors))
-
-
-def filled(value: Any, tensors: Iterator[Tensor]) -> Any:
-    """The value again, with other tensors in the places of its own."""
-    if isinstance(value, _Hole):
-        return next(tensors)
-    return _changed(value, lambda inner: filled(inner, tensors))
-
-
-def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
-    """A copy of what may hold tensors, with its parts changed; other values as they are."""
-    kind: Any = type(value)
-    if kind in (tuple, list):
-        return kind(change(inner) for inner in value)
-    if hasattr(value, "_fields"):
-        return kind(*(change(inner) for inner in value))
-    if kind is dict:
-        return {name: change(inner) for name, inner in value.items()}
-    if is_dataclass(value) and not isinstance(value, type):
-        other = copy.copy(value)
-        for each in fields(value):
-            object.__setattr__(other, each.name, change(getattr(value, each.name)))
-        return other
-    return value
 
 
 class _Call:
     """One call of a block: its function, its arguments without their tensors, and its chance."""
 
-    def __init__(self, forward: Callable[..., Any], given: Any, within: Within) -> None:
-        self.forward = forward
-        self.within = within
+    def __init__(self, forward: Callable[..., Any], given: Any, family: str, within: Within) -> None:
+        self.forward, self.family, self.within = forward, family, within
         self.tensors: list[Tensor] = []
-        self.given = emptied(given, self.tensors)
+        self.given = emptied(given, self.tensors, family)
         self.wanted = [tensor.requires_grad for tensor in self.tensors]
         self.devices = sorted({t.device.index or 0 for t in self.tensors if t.device.type == "cuda"})
         kinds = {"cpu"} | {tensor.device.type for tensor in self.tensors}
@@ -144,9 +102,9 @@ class _Call:
 
     def run(self, tensors: list[Tensor]) -> list[Tensor]:
         """The tensors that the block returns for these."""
-        args, kwargs = filled(self.given, iter(tensors))
+        args, kwargs = filled(self.given, iter(tensors), self.family)
         made: list[Tensor] = []
-        self.made = emptied(self.forward(*args, **kwargs), made)
+        self.made = emptied(self.forward(*args, **kwargs), made, self.family)
         return made
 
     def again(self, tensors: list[Tensor]) -> list[Tensor]:

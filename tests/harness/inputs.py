@@ -29,10 +29,12 @@ class Inputs:
     changed: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Settings of the model, where that of the zoo has layers that fit each other in name only."""
     cut: bool = True
+    most: int = 2
+    """How many rows the model takes at most."""
 
     def make(self, rows: int = 2, seed: int = 1) -> tuple[Tensor, dict[str, Any]]:
         """A latent (rows, ...), and the arguments that the host's `apply_model` takes beside it."""
-        draw = torch.Generator().manual_seed(seed)
+        draw, rows = torch.Generator().manual_seed(seed), min(rows, self.most)
         latent = torch.randn((rows, *self.latent), generator=draw)
         conds: dict[str, Any] = dict(self.constant)
         if self.text is not None:
@@ -119,3 +121,82 @@ INPUTS: dict[str, Inputs] = {
     "JoyImage": Inputs((4, 1, 8, 8), (WORDS, 20), changed={"hidden_size": 256}, cut=False),
 }
 """The architectures whose tiny models run, by the name in `zoo.SPECIES`."""
+
+_SDXL = Inputs(IMAGE, (WORDS, 24), {"y": (20,)})
+_WIDE = (16, 2, 8, 8)
+_CONTROLLED = Inputs(_WIDE, (WORDS, 20), {"c_concat": (20, 2, 8, 8)}, changed={"out_dim": 16})
+_PIXART = {"c_size": (2,), "c_ar": (1,)}
+_HUNYUAN_DIT = Inputs(
+    IMAGE,
+    (4, 12),
+    {"encoder_hidden_states_t5": (4, 24)},
+    {},
+    {
+        "text_embedding_mask": lambda rows: torch.ones(rows, 4),
+        "text_embedding_mask_t5": lambda rows: torch.ones(rows, 4),
+        "image_meta_size": lambda rows: torch.full((rows, 6), 64.0),
+    },
+    changed={"text_states_dim_t5": 24},
+    cut=False,
+)
+_AUDIO = {"embed_dim": 64, "cond_token_dim": 32}
+
+FURTHER: dict[str, Inputs] = {
+    "SDXL refiner": _SDXL,
+    "SD2.1 unCLIP": _SDXL,
+    "SSD-1B": _SDXL,
+    "KOALA 700M": _SDXL,
+    "Stable Audio": Inputs((8, 16), (WORDS, 32), {"global_embed": (16,)}, changed=_AUDIO),
+    "Stable Audio 3": Inputs(
+        (8, 16), (WORDS, 32), {"global_embed": (16,), "local_add_cond": (6, 16)}, changed=_AUDIO
+    ),
+    "PixArt alpha": Inputs((4, 40, 40), (4, 20), _PIXART),
+    "PixArt sigma": Inputs((4, 40, 40), (4, 20)),
+    "HunyuanDiT": _HUNYUAN_DIT,
+    "HunyuanDiT 1.0": _HUNYUAN_DIT,
+    "Lens": Inputs((16, 8, 8), (WORDS, 24)),
+    "HunyuanVideo 1.5": Inputs(VIDEO, (WORDS, 20), {"txt_byt5": (3, 1472)}, cut=False),
+    "HunyuanImage 2.1 refiner": Inputs(VIDEO, (WORDS, 20), {}, {}, {"guidance": _guidance}),
+    "Z-Image pixel space": Inputs(
+        (3, 16, 16),
+        (WORDS, 20),
+        {},
+        {"num_tokens": WORDS},
+        changed={"dim": 256, "n_heads": 32, "n_kv_heads": 32},
+        cut=False,
+    ),
+    "PixelDiT": Inputs((3, 16, 16), (8, 12)),
+    "PiD": Inputs((3, 16, 16), (8, 12), {"lq_latent": (4, 2, 2), "degrade_sigma": ()}),
+    "Wan 2.1 i2v": _CONTROLLED,
+    "Wan VACE": Inputs(VIDEO, (WORDS, 20), {"vace_context": (1, 12, 2, 8, 8)}, {"vace_strength": [1.0]}),
+    "Wan camera": Inputs(_WIDE, (WORDS, 20), {"c_concat": _WIDE}, changed={"out_dim": 16}),
+    "Wan HuMo": _CONTROLLED,
+    "Wan S2V": Inputs(VIDEO, (WORDS, 20)),
+    "Wan Animate": Inputs(VIDEO, (WORDS, 20), {"c_concat": (8, 2, 8, 8)}),
+    "Wan SCAIL": Inputs(VIDEO, (WORDS, 20)),
+    "Wan SCAIL 2": Inputs(VIDEO, (WORDS, 20)),
+    "Wan causal": Inputs(VIDEO, (WORDS, 20)),
+    "Hunyuan3D 2.1": Inputs((4, 16), (WORDS, 12)),
+    "Boogu": Inputs(IMAGE, (WORDS, 20), {}, {"num_tokens": WORDS}),
+    "SeedVR2": Inputs(
+        _WIDE, None, {"condition": (17, 2, 8, 8)}, changed={"txt_in_dim": 5120}, cut=False, most=1
+    ),
+    "TripoSplat": Inputs((1, 69), (WORDS, 12), {}, {"latent_shapes": [(1, 16, 4), (1, 1, 5)]}),
+    "LTX-2": Inputs(
+        (1, 640),
+        (WORDS, 40),
+        {},
+        {"frame_rate": 25, "attention_mask": None, "latent_shapes": [(1, 8, 2, 4, 4), (1, 8, 3, 16)]},
+        changed={"audio_in_channels": 128},
+    ),
+    "MiniMax-H3": Inputs(
+        (1, 176), (WORDS, 20), {}, {"latent_shapes": [(1, 4, 2, 4, 4), (1, 4, 2, 6)]}, most=1
+    ),
+}
+"""More of them: variants, and architectures that few train."""
+
+NOT_RUN = {
+    "WanDancer": "music",
+    "HiDream-O1": "the ids of tokens and their places",
+}
+"""Architectures without inputs here, and what these would have to hold."""

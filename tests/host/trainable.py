@@ -12,7 +12,7 @@ from hosting import Host
 from torch import Tensor
 
 from tests.harness import zoo
-from tests.harness.inputs import INPUTS
+from tests.harness.inputs import FURTHER, INPUTS
 
 CPU = torch.device("cpu")
 
@@ -33,7 +33,7 @@ def tiny(architecture: str, seed: int = 3, **changed: Any) -> Any:
     """A tiny model that runs. Its weights are small, so that its activations are of a usual size."""
     from comfy.model_base import model_sampling
 
-    inputs = INPUTS[architecture]
+    inputs = {**INPUTS, **FURTHER}[architecture]
     model = zoo.make(architecture, seed, changed={**inputs.changed, **changed}, cut=inputs.cut)
     # The zoo has overwritten the noise levels with the other buffers.
     model.model_sampling = model_sampling(model.model_config, model.model_type)

@@ -1,0 +1,63 @@
+"""The tensors inside of the arguments of a block, wherever they are held."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class _Hole:
+    """The place of a tensor in a value whose tensors are held elsewhere."""
+
+
+def emptied(value: Any, tensors: list[Tensor], family: str) -> Any:
+    """A value without the tensors in it, which are appended to a list.
+
+    Looked into are tuples, lists, dicts and dataclasses, and objects of classes of the package `family`: those
+    that the code of the block itself defines, such as a cache that its blocks share. All of them are copied,
+    so that what is changed in them reaches neither the caller nor a second run.
+    """
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return _Hole()
+    return _changed(value, lambda inner: emptied(inner, tensors, family), family)
+
+
+def filled(value: Any, tensors: Iterator[Tensor], family: str) -> Any:
+    """A copy of the value again, with these tensors in the places of its own."""
+    if isinstance(value, _Hole):
+        return next(tensors)
+    return _changed(value, lambda inner: filled(inner, tensors, family), family)
+
+
+def package_of(kind: type) -> str:
+    """The package that a class is of."""
+    return kind.__module__.rpartition(".")[0]
+
+
+def _changed(value: Any, change: Callable[[Any], Any], family: str) -> Any:
+    """A copy of what may hold tensors, with its parts changed; other values as they are."""
+    kind: Any = type(value)
+    if kind in (tuple, list):
+        return kind(change(inner) for inner in value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return kind(*(change(inner) for inner in value))
+    if kind is dict:
+        return {name: change(inner) for name, inner in value.items()}
+    if isinstance(value, nn.Module | type) or not (is_dataclass(value) or package_of(kind) == family):
+        return value
+    other = copy.copy(value)
+    for name in _parts(value):
+        object.__setattr__(other, name, change(getattr(value, name)))
+    return other
+
+
+def _parts(value: Any) -> list[str]:
+    """The names of an object's attributes."""
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    return [name for name in (*slots, *getattr(value, "__dict__", ())) if hasattr(value, name)]

@@ -1,0 +1,173 @@
+"""Training beside models as nodes load them: in inference mode, in half precision, quantised, in low VRAM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hosting import Host, Patched
+from safetensors.torch import save_file
+from test_quantised import FORMATS, LAYERS, float_unet, quantised
+from trainable import CPU, distance, fill, gradients, module, unchanged
+
+pytestmark = pytest.mark.host
+
+
+def words(features: int = 768, seed: int = 3) -> list[Any]:
+    draw = torch.Generator().manual_seed(seed)
+    return [[torch.randn(1, 8, features, generator=draw), {}]]
+
+
+def samples(training: Any, model: Any, count: int = 2, side: int = 8) -> list[Any]:
+    draw = torch.Generator().manual_seed(5)
+    made = []
+    for number in range(count):
+        # Pictures of one colour each, which are soon learned.
+        colour = 5 * torch.randn(1, 4, 1, 1, generator=draw)
+        latent = training.latent_of(model, colour.expand(1, 4, side, side), CPU)
+        made.append(training.Sample(latent, training.caption_of(model, words(seed=number), latent)))
+    return made
+
+
+def gradients_of(training: Any, patcher: Any, *, include: Any = (), **more: Any) -> tuple[Any, int]:
+    """The gradients of LoRAs on some layers, and how many layers fetch their weights again."""
+    with training.opened(patcher, **more) as opened:
+        options = {"include": include} if include else {"preset": "attn-mlp"}
+        net = opened.adapted(rank=4, seed=0, **options).apply_to()
+        fill(net, scale=0.02)
+        loss = training.DiffusionLoss(session=opened, times=training.Times())
+        torch.manual_seed(2)
+        loss(opened.network, samples(training, opened.model)).backward()
+        return gradients(net), opened.fetching
+
+
+@contextmanager
+def loaded(host: Host, tensors: dict[str, torch.Tensor], dtype: str = "default") -> Iterator[Any]:
+    """The patcher of a diffusion model of these tensors, loaded by the node of the host."""
+    import comfy.model_management
+
+    path = host.base / "models" / "diffusion_models" / "to_train_beside.safetensors"
+    save_file(tensors, path)
+    try:
+        patcher = host.nodes.UNETLoader().load_unet(path.name, dtype)[0]
+        # The host may put other tensors in the place of those that it has read.
+        comfy.model_management.load_models_gpu([patcher])
+        yield patcher
+    finally:
+        comfy.model_management.unload_all_models()
+        path.unlink()
+
+
+def test_a_checkpoint_is_trained_in_a_node_and_the_file_gives_what_was_trained(
+    host: Host, plain: Patched, unpatched: torch.Tensor, tmp_path: Path
+) -> None:
+    """The whole way with the library's loop, in inference mode as every node is."""
+    training, ops = module(host, ""), host.ops
+    with torch.inference_mode(), unchanged(plain.model.model):
+        with training.opened(plain.model) as opened:
+            net = opened.adapted(rank=4, preset="attn-mlp", seed=0)
+            data = samples(training, opened.model)
+            loss = training.DiffusionLoss(session=opened, times=training.family_of(opened.model).times)
+            options = ops.TrainOptions(
+                steps=6,
+                lr=5e-3,
+                validate_every=6,
+                bar=False,
+                picture=False,
+                output=tmp_path / "trained.safetensors",
+            )
+            result = ops.train_network(net, [data], loss, options, validation=[data])
+            before, after = (value for _, value in result.history.validation)
+            assert after < 0.9 * before, result
+            x, sigma = data[0].latent.values, torch.tensor([2.0])
+            conds = module(host, "captions").joined([data[0].caption])
+            with torch.no_grad():
+                trained = opened.prediction(x, sigma, conds)
+                with net.off():
+                    base = opened.prediction(x, sigma, conds)
+        # Applied by the pack's own node, in the same session of the host.
+        stack = ops.Stack([ops.Entry(ops.load_adapter(tmp_path / "trained.safetensors"))])
+        patched = host.apply(plain, stack, mode="bypass", clip=False)
+        with training.opened(patched.model) as opened, torch.no_grad():
+            found = opened.prediction(x, sigma, conds)
+        assert (found - trained).norm() < 1e-3 * (trained - base).norm()
+        assert torch.equal(host.latent(plain), unpatched)
+
+
+def test_a_weight_that_is_cast_in_each_pass_is_not_kept_for_the_backward_pass(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With weights in float8 the host makes float32 of every weight in each pass on a CPU."""
+    training, session = module(host, ""), module(host, "session")
+
+    def measured(patcher: Any) -> tuple[Any, int, int]:
+        total: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            total[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            return (*gradients_of(training, patcher), sum(total.values()))
+
+    with torch.inference_mode(), loaded(host, float_unet(), "fp8_e4m3fn") as patcher:
+        with unchanged(patcher.model):
+            found, layers, bytes_found = measured(patcher)
+        monkeypatch.setattr(session, "weights_fetched_again", lambda *_: nullcontext(0))
+        wanted, none, bytes_wanted = measured(patcher)
+    assert layers > 20 and none == 0 and distance(found, wanted) < 1e-5
+    assert bytes_found < bytes_wanted / 3
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_quantised_weights_are_trained_beside(host: Host, name: str) -> None:
+    """The gradients are those of the unpacked weight, but for what the host rounds in its own product."""
+    training = module(host, "")
+    layer = LAYERS[name]
+    tensors = float_unet()
+    packed = quantised(host, name, tensors[f"{layer}.weight"], f"{layer}.weight")
+    beside = [layer, "input_blocks.1.1.transformer_blocks.0.ff.net.0.proj", "input_blocks.1.1.proj_in"]
+    rest = {key: value for key, value in tensors.items() if key != f"{layer}.weight"}
+    with torch.inference_mode(), loaded(host, {**rest, **packed}) as patcher:
+        from comfy.quant_ops import QuantizedTensor
+
+        held = patcher.get_model_object(f"diffusion_model.{layer}").weight
+        assert isinstance(held, QuantizedTensor)
+        values = held.dequantize().clone()
+        with unchanged(patcher.model):
+            found, fetching = gradients_of(training, patcher, include=beside)
+        assert fetching >= 1
+    with torch.inference_mode(), loaded(host, {**rest, f"{layer}.weight": values.half()}) as patcher:
+        wanted, _ = gradients_of(training, patcher, include=beside)
+    error = distance(found, wanted)
+    print(f"{name}: {error:.1e}")
+    # The last format also rounds what the layer is given to four bits.
+    assert error < (0.1 if name == "int4 rotated" else 0.01)
+
+
+def test_low_vram_gives_the_gradients_of_a_full_load(
+    host: Host, plain: Patched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There the host applies patches of the base anew in every pass."""
+    training, door = module(host, ""), module(host, "host")
+    patched = host.apply(plain, host.stack(("lora", 1.0, 0.0)), clip=False)
+    assert patched.model.patches
+    wanted, before = gradients_of(training, patched.model)
+    unpatched, _ = gradients_of(training, plain.model)
+    assert distance(unpatched, wanted) > 1e-3
+    patched.model.detach()
+
+    def low(patcher: Any, memory: float) -> None:
+        patcher.load(CPU, lowvram_model_memory=1)
+
+    monkeypatch.setattr(door, "loaded", low)
+    try:
+        found, layers = gradients_of(training, patched.model)
+        assert any(getattr(inner, "weight_function", ()) for inner in patched.model.model.modules())
+        assert layers >= before and distance(found, wanted) < 1e-3
+    finally:
+        patched.model.unpatch_model()
