@@ -349,7 +349,8 @@ def shown_pictures(pictures: torch.Tensor, node: type[io.ComfyNode]) -> dict[str
 
 def file_tensors(path: str) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors file, as the host's own nodes hand them on."""
-    return comfy.utils.load_torch_file(path, safe_load=True)
+    found: Any = comfy.utils.load_torch_file(path, safe_load=True)
+    return found
 
 
 def inference_memory(patcher: Any, shape: Sequence[int]) -> float:

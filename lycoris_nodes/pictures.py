@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 800, 450
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 34, 30
 BLUE, ORANGE, GREY, BLACK = (31, 119, 180), (255, 127, 14), (225, 225, 225), (40, 40, 40)
 KINDS = (BLUE, ORANGE, (44, 160, 44), (214, 39, 40), (148, 103, 189), (140, 86, 75), (227, 119, 194))
-BINS = 100
+BINS = 50
 """The most points of the curve of the training's losses: each is the mean of the steps between two."""
 SHOWN = 60
 """The most layers of a plan that are drawn: those with the most parameters."""

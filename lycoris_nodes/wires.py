@@ -116,5 +116,11 @@ def mask_input() -> Any:
 
 def seed_input(tooltip: str) -> Any:
     return io.Int.Input(
-        "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip
+        "seed",
+        default=0,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        # Else the front end draws another one after each run, and no training could be resumed.
+        control_after_generate=False,
+        tooltip=tooltip,
     )

@@ -235,7 +235,11 @@ class LycorisTrain(io.ComfyNode):
         return with_report(
             Stack([Entry(load_adapter(path))]),
             file_tensors(path),
-            {"loss": [value for _, value in result.history.losses]},
+            {
+                "loss": [value for _, value in result.history.losses],
+                # ComfyUI's nodes pass over it.
+                "validation": list(result.history.validation),
+            },
             picture,
             result.steps,
             path,
