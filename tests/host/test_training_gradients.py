@@ -97,6 +97,41 @@ def test_a_checkpointed_block_draws_the_same_dropouts_again(host: Host) -> None:
         assert distance(gradients(net), found[0][0]) > 0.1
 
 
+def test_a_checkpointed_block_computes_in_the_same_dtype_again(host: Host) -> None:
+    """The loss is computed in autocast, and its backward pass is not."""
+    session = module(host, "session")
+    model = tiny("SD3")
+    x, conds = INPUTS["SD3"].make()
+    found = []
+    for checkpointing in (False, True):
+        with session.opened(patcher(model), checkpointing=checkpointing) as opened:
+            net = opened.adapted(rank=4, preset="attn-mlp", seed=0).apply_to()
+            fill(net)
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = opened.prediction(x, torch.tensor([0.4, 0.7]), conds).square().mean()
+            loss.backward()
+            found.append(gradients(net))
+    assert distance(found[1], found[0]) < 1e-5
+    with session.opened(patcher(model)) as opened:
+        net = opened.adapted(rank=4, preset="attn-mlp", seed=0).apply_to()
+        fill(net)
+        opened.prediction(x, torch.tensor([0.4, 0.7]), conds).square().mean().backward()
+        assert distance(gradients(net), found[0]) > 1e-3
+
+
+def test_a_weight_that_the_host_has_moved_meanwhile_stays_moved(host: Host) -> None:
+    session = module(host, "session")
+    with torch.inference_mode():
+        model = tiny("SD3")
+        before = dict(model.named_parameters())
+        with session.opened(patcher(model)):
+            name, moved = next(iter(model.named_parameters()))
+            moved.data = moved.data.clone()
+        after = dict(model.named_parameters())
+    assert after[name] is moved and torch.equal(moved, before[name])
+    assert all(after[other] is before[other] for other in before if other != name)
+
+
 def test_a_model_that_is_loaded_in_inference_mode_is_trained_without_a_copy(host: Host) -> None:
     session = module(host, "session")
     with torch.inference_mode():
