@@ -11,7 +11,7 @@ OPS = python -m pytest -n 2 --dist loadgroup tests/ops
 BY_FILE = python -m pytest -n 2 --dist loadfile
 SWEEP = lycoris_ops lycoris_nodes tests
 
-.PHONY: help demo test test-ops test-host test-browser test-hosts soak bench bench-gpu ui lint clean
+.PHONY: help demo test test-ops test-host test-browser test-hosts soak bench bench-gpu bench-quality ui lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -58,6 +58,13 @@ bench: ## side by side with ComfyUI, lycoris-lora and PEFT, on the CPU
 
 bench-gpu: ## patching on CUDA
 	@$(IN) -- sh -c '$(GATE) && python -m tests.bench.patch --device cuda'
+
+# What is passed on, such as QUALITY="--minutes 60 --stages coarse". It goes on from where it was stopped.
+QUALITY ?=
+
+bench-quality: ## what adapters need for a loss, on trained models: many hours, in parts if need be
+	@$(IN) -- sh -c 'python -m pytest -q tests/ops/test_bench_quality.py \
+		&& python -m tests.bench.quality.run $(QUALITY) && python -m tests.bench.quality.summary'
 
 ui: ## serve ComfyUI with the demo's models and print its address
 	@$(IN) -- python -m tests.harness.ui
