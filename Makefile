@@ -6,11 +6,12 @@ HOST ?=
 
 # Sets up what is missing, then runs what follows `--` with the environment's own `python` first.
 IN = $(PYTHON) tests/harness/environment.py $(if $(HOST),--host $(HOST)) $(if $(COMFYUI),--comfyui "$(COMFYUI)")
-# In two processes: the tests are many and small. Those of the host share one server.
+# In two processes. The library's tests are many and small; those of a file of the others share what it makes.
 OPS = python -m pytest -n 2 --dist loadgroup tests/ops
+BY_FILE = python -m pytest -n 2 --dist loadfile
 SWEEP = lycoris_ops lycoris_nodes tests
 
-.PHONY: help demo test test-ops test-host test-browser test-hosts soak bench bench-gpu ui lint clean
+.PHONY: help demo test test-ops test-host test-browser test-hosts soak bench bench-gpu bench-quality ui lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -19,14 +20,14 @@ demo: ## run the demo in the real ComfyUI
 	@$(IN) -- python -m tests.harness.demo
 
 test: ## all tests: library, host, browser
-	@$(IN) --browser -- sh -c 'status=0; $(OPS) || status=1; python -m pytest tests/host tests/browser || status=1; \
+	@$(IN) --browser -- sh -c 'status=0; $(OPS) || status=1; $(BY_FILE) tests/host tests/browser || status=1; \
 		python tests/harness/facts.py || status=1; exit $$status'
 
 test-ops: ## the library alone
 	@$(IN) -- $(OPS)
 
 test-host: ## the nodes in the real ComfyUI
-	@$(IN) -- python -m pytest tests/host
+	@$(IN) -- $(BY_FILE) tests/host
 
 test-browser: ## the nodes in the real front end
 	@$(IN) --browser -- sh -c 'python tests/harness/facts.py --required && python -m pytest tests/browser'
@@ -34,7 +35,7 @@ test-browser: ## the nodes in the real front end
 test-hosts: ## the host tests on every ComfyUI version of tests/harness/hosts.toml
 	@status=0; for version in 0.18.2 0.24.0 0.30.0; do \
 		echo "ComfyUI $$version"; \
-		$(PYTHON) tests/harness/environment.py --host $$version -- python -m pytest tests/host \
+		$(PYTHON) tests/harness/environment.py --host $$version -- $(BY_FILE) tests/host \
 			|| { status=1; failed="$$failed $$version"; }; \
 	done; \
 	if [ $$status != 0 ]; then echo "Host tests failed on ComfyUI$$failed"; fi; exit $$status
@@ -57,6 +58,13 @@ bench: ## side by side with ComfyUI, lycoris-lora and PEFT, on the CPU
 
 bench-gpu: ## patching on CUDA
 	@$(IN) -- sh -c '$(GATE) && python -m tests.bench.patch --device cuda'
+
+# What is passed on, such as QUALITY="--minutes 60 --stages coarse". It goes on from where it was stopped.
+QUALITY ?=
+
+bench-quality: ## what adapters need for a loss, on trained models: many hours, in parts if need be
+	@$(IN) -- sh -c 'python -m pytest -q tests/ops/test_bench_quality.py \
+		&& python -m tests.bench.quality.run $(QUALITY) && python -m tests.bench.quality.summary'
 
 ui: ## serve ComfyUI with the demo's models and print its address
 	@$(IN) -- python -m tests.harness.ui

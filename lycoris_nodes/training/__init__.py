@@ -1,4 +1,16 @@
-"""Training beside the host's models: the model opened, its inputs, and the loss for the library's trainer."""
+"""Training beside the host's models: the model opened, its inputs, and the loss for the library's trainer.
+
+    with opened(model) as session:
+        family = family_of(session.model)
+        latent = latent_of(session.model, encoded_picture, session.device)
+        sample = Sample(latent, caption_of(session.model, conditioning, latent))
+        net = session.adapted(rank=family.rank, preset=family.preset)
+        loss = DiffusionLoss(session=session, times=family.times)
+        train_network(net, [[sample]], loss, TrainOptions(steps=100, lr=family.lr))
+        net.save_weights("mine.safetensors")
+
+`opened` goes for the patcher of text encoders too.
+"""
 
 from .captions import Caption, PictureSize, caption_of
 from .families import FAMILIES, Family, family_of

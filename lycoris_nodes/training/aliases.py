@@ -18,15 +18,22 @@ from .host import QuantizedTensor
 
 
 def alias(tensor: Tensor) -> Tensor:
-    """A tensor on the same memory that is no inference tensor; packed data of the host's formats too.
+    """A tensor on the same memory that is no inference tensor, of the same class and with its attributes.
 
     To be called outside of inference mode.
     """
     if isinstance(tensor, QuantizedTensor):
         packed: Any = tensor
         return QuantizedTensor(alias(packed._qdata), packed._layout_cls, _aliased(packed._params))
-    made = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return made.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+    kind = type(tensor)
+    with torch._C.DisableTorchFunctionSubclass():
+        made = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        # Not `shape`: the packed tensors of other packs may claim another.
+        made.set_(tensor.untyped_storage(), tensor.storage_offset(), Tensor.size(tensor), tensor.stride())
+    if kind not in (Tensor, nn.Parameter):
+        made = made.as_subclass(kind)
+        vars(made).update(vars(tensor))
+    return made
 
 
 def _aliased(params: Any) -> Any:
@@ -61,8 +68,10 @@ def aliased(model: nn.Module) -> Generator[None]:
                             value.requires_grad_(False)
                         continue
                     if id(value) not in made:
-                        other = alias(value.detach() if not isinstance(value, QuantizedTensor) else value)
-                        made[id(value)] = nn.Parameter(other, requires_grad=False) if is_parameter else other
+                        other = alias(value)
+                        if is_parameter and not isinstance(other, nn.Parameter):
+                            other = nn.Parameter(other, requires_grad=False)
+                        made[id(value)] = other
                     held.append((table, name, value, made[id(value)], flag))
                     table[name] = made[id(value)]
         yield

@@ -18,9 +18,9 @@ class _Hole:
 def emptied(value: Any, tensors: list[Tensor], family: str) -> Any:
     """A value without the tensors in it, which are appended to a list.
 
-    Looked into are tuples, lists, dicts and dataclasses, and objects of classes of the package `family`: those
-    that the code of the block itself defines, such as a cache that its blocks share. All of them are copied,
-    so that what is changed in them reaches neither the caller nor a second run.
+    Looked into are tuples, lists, dicts and dataclasses, and objects of classes of the package `family`: what
+    the code of the block itself defines, such as a cache that its blocks share. All of them are copied, so
+    that what is changed in them reaches neither the caller nor a second run.
     """
     if isinstance(value, Tensor):
         tensors.append(value)
@@ -47,7 +47,7 @@ def _changed(value: Any, change: Callable[[Any], Any], family: str) -> Any:
         return kind(change(inner) for inner in value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return kind(*(change(inner) for inner in value))
-    if kind is dict:
+    if isinstance(value, dict) and kind is dict:
         return {name: change(inner) for name, inner in value.items()}
     if isinstance(value, nn.Module | type) or not (is_dataclass(value) or package_of(kind) == family):
         return value

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...lycoris_ops import TrainError
 from . import host
+from .cures import ONE_ROW
 from .families import family_of
 from .latents import Latent
 
@@ -51,10 +52,12 @@ class Caption:
     """What a model is given beside one latent, by name, in the host's own objects."""
 
     conds: Mapping[str, Any]
+    alone: bool = False
+    """Whether the model takes one sample at a time."""
 
     def goes_with(self, other: Caption) -> bool:
         """Whether both can be rows of one batch, each with its own values."""
-        return host.alike(self.conds, other.conds)
+        return not self.alone and not other.alone and host.alike(self.conds, other.conds)
 
 
 def joined(captions: Sequence[Caption]) -> dict[str, Any]:
@@ -114,7 +117,8 @@ def caption_of(
     told = {**defaults, **_copied(dict(settings), device), **given}
     noise = torch.zeros_like(latent.values)
     conds = host.encoded(model, _copied(text, device), told, noise, latent.shapes, seed)
-    return Caption({name: cond._copy_with(_copied(cond.cond, device)) for name, cond in conds.items()})
+    copies = {name: cond._copy_with(_copied(cond.cond, device)) for name, cond in conds.items()}
+    return Caption(copies, type(model.diffusion_model).__name__ in ONE_ROW)
 
 
 def _copied(value: Any, device: torch.device) -> Any:

@@ -42,8 +42,13 @@ WRITES_NOTHING = frozenset(
 """Networks that write over no activation that a backward pass needs. Tested by a step of each without the
 cure, in tests/host."""
 
-FUSED = frozenset({"MiniTrainDIT", "Anima", "ErnieImageModel", "JoyImageTransformer3DModel", "MiniMaxH3"})
+FUSED = frozenset(
+    {"MiniTrainDIT", "Anima", "ErnieImageModel", "JoyImageTransformer3DModel", "MiniMaxH3Model"}
+)
 """Networks that use fused kernels even where the host says that it trains."""
+
+ONE_ROW = frozenset({"MiniMaxH3Model"})
+"""Networks that take one sample at a time."""
 
 
 @contextmanager

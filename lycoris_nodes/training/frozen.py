@@ -75,7 +75,9 @@ class _Fetching(torch.autograd.Function):
             ctx.back = _of_linear
         # The gradients of these layers do not depend on the input.
         ctx.save_for_backward(*(() if ctx.back else (x,)))
-        return forward(x.detach())
+        made = forward(x.detach())
+        # The output may be added to in place, which torch forbids for views that are made here.
+        return torch.ops.aten._unsafe_view(made, made.shape) if made._is_view() else made
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:

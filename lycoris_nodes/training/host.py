@@ -32,7 +32,7 @@ __all__ = [
     "fused_functions",
     "joined",
     "loaded",
-    "mark_training",
+    "marked_training",
     "packed",
     "ratios_of",
     "running",
@@ -67,11 +67,11 @@ def running(patcher: Any) -> Generator[None]:
 
 
 @contextmanager
-def mark_training() -> Generator[None]:
+def marked_training(on: bool = True) -> Generator[None]:
     """A time in which the host uses code that has a derivative, where it knows that its kernels have none."""
     manager: Any = comfy.model_management
     before = manager.in_training
-    manager.in_training = True
+    manager.in_training = on
     try:
         yield
     finally:
@@ -109,17 +109,23 @@ def fetched(module: nn.Module, dtype: torch.dtype, device: torch.device) -> Tens
 
 # How a model is trained by its sampling.
 
-PARAMETRISATIONS: Sequence[tuple[type, str | None]] = (
+_NAMED = {
     # The more special classes come first.
-    (sampling.IMG_TO_IMG, None),
-    (sampling.IMG_TO_IMG_FLOW, None),
-    (sampling.X0, "x0"),
-    (sampling.EDM, "edm"),
-    (sampling.V_PREDICTION, "v"),
-    (sampling.V_PREDICTION_DDPM, "v of a preserved variance"),
-    (sampling.EPS, "eps"),
-    (sampling.CONST, "flow"),
-    (sampling.COSMOS_RFLOW, "flow of an exploding variance"),
+    "IMG_TO_IMG": None,
+    "IMG_TO_IMG_FLOW": None,
+    "X0": "x0",
+    "EDM": "edm",
+    "V_PREDICTION": "v",
+    "V_PREDICTION_DDPM": "v of a preserved variance",
+    "EPS": "eps",
+    "CONST": "flow",
+    "COSMOS_RFLOW": "flow of an exploding variance",
+}
+PARAMETRISATIONS: Sequence[tuple[type, str | None]] = tuple(
+    # Older hosts do not have all of them.
+    (getattr(sampling, kind), name)
+    for kind, name in _NAMED.items()
+    if hasattr(sampling, kind)
 )
 """The host's classes of what a model predicts, with our names; None for those that add no noise."""
 

@@ -121,8 +121,11 @@ class _Drawn:
     noise: Tensor
 
     def goes_with(self, other: _Drawn) -> bool:
-        same = self.sample.latent.shapes == other.sample.latent.shapes
-        return same and self.caption.goes_with(other.caption)
+        return self.latent.shapes == other.latent.shapes and self.caption.goes_with(other.caption)
+
+    @property
+    def latent(self) -> Latent:
+        return self.sample.latent
 
 
 def _groups(drawn: Sequence[_Drawn]) -> list[list[_Drawn]]:

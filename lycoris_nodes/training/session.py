@@ -58,6 +58,18 @@ class Session:
         self.networks.append(net)
         return net
 
+    @contextmanager
+    def sampling(self) -> Generator[None]:
+        """A time in which the host's samplers run the model as ever, with the adapters as they are now."""
+        model = self.model
+        before = getattr(model, "current_patcher", None)
+        with torch.no_grad(), host.marked_training(False):
+            try:
+                yield
+            finally:
+                if hasattr(model, "current_patcher"):
+                    model.current_patcher = before
+
     def prediction(self, x: Tensor, sigma: Tensor, conds: Mapping[str, Any]) -> Tensor:
         """What the model takes for the picture: see `prediction`."""
         forget_finished()
@@ -83,7 +95,7 @@ def opened(patcher: Any, *, checkpointing: bool = False, memory: float = 0.0) ->
         stack.enter_context(_modes_kept(patcher.model))
         stack.enter_context(aliased(patcher.model))
         stack.enter_context(host.running(patcher))
-        stack.enter_context(host.mark_training())
+        stack.enter_context(host.marked_training())
         dtype = _dtype(patcher.model)
         session.fetching = stack.enter_context(weights_fetched_again(session.network, dtype, session.device))
         if checkpointing:

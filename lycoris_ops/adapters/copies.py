@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -68,7 +68,7 @@ def uses_of(info: LayerInfo, places: Sequence[Target], targets: Targets) -> list
     return uses
 
 
-def find_copies(adapter: Adapter, uses: Iterable[Use]) -> dict[str, str]:
+def find_copies(adapter: Adapter, uses: Sequence[Use]) -> dict[str, str]:
     """The layers of an adapter that only repeat others, each with one that it repeats.
 
     uses: what the layers change in a model. Of two layers for the same rows the larger one counts, and of two
@@ -77,6 +77,9 @@ def find_copies(adapter: Adapter, uses: Iterable[Use]) -> dict[str, str]:
     Raises MatchError where two layers change the same rows differently, or only some of the rows of one are
     those of others.
     """
+    if len({use.place for use in uses}) == len(uses):
+        # As in nearly every file, each parameter is changed by one layer.
+        return {}
     by_key: defaultdict[tuple[str, Parameter], list[Use]] = defaultdict(list)
     by_layer: defaultdict[str, list[Use]] = defaultdict(list)
     for use in uses:

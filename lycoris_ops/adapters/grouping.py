@@ -19,6 +19,7 @@ COMPANIONS: frozenset[str] = (
     .difference(*(variant for kind in ALGORITHMS.values() for variant in kind.variants))
 )
 """Suffixes of tensors that only accompany others, such as alpha: alone they make no layer."""
+PART_OF_BLOCKS = f"{BLOCKS}."
 NUMBERED = re.compile(rf"{BLOCKS}\.([0-9]+)")
 """The suffix of one part of kohya's OFT of a fused layer, with the part's number."""
 WORDS = 8
@@ -33,15 +34,21 @@ def group(file: TensorFile, dialect: Dialect | None) -> tuple[Groups, list[str]]
     """
     grouped: Groups = {}
     strangers: list[str] = []
+    rename, numbered = dialect.rename if dialect else None, False
     for key in file.tensors:
-        split = _split(dialect.rename(key) if dialect and dialect.rename else key)
+        name = rename(key) if rename else key
+        if PART_OF_BLOCKS in name:
+            numbered = True
+            split = _split(name)
+        else:
+            split = split_key(name)
         if split is None:
             strangers.append(key)
         else:
             _put(grouped, *split, key, file)
     rest = [key for key in strangers if not _adopt(key, grouped)]
     _join_companions(grouped, file)
-    return _by_part(grouped), rest
+    return _by_part(grouped) if numbered else grouped, rest
 
 
 def _split(key: str) -> tuple[str, str] | None:

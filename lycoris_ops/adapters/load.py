@@ -92,13 +92,13 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
     unreadable: dict[str, str] = {}
     for name, keys in grouped.items():
         shapes = tuple([(suffix, file.tensors[key].shape) for suffix, key in keys.items()])
-        if _is_pruned(dict(shapes)):
+        if DIAGONAL in keys and _is_pruned(dict(shapes)):
             continue
         enlarges = RESHAPE in keys or (dialect is not None and name in dialect.enlarged)
         try:
             outline = outline_of(shapes)
             if outline is not None:
-                order = _order(name, outline, dialect)
+                order = _order(name, outline, dialect) if dialect else ()
                 info[name] = _describe(name, outline, keys, configs, given, enlarges, order)
                 continue
         except UnsupportedError as error:
@@ -151,11 +151,7 @@ def _take_biases(grouped: Groups, unused: list[str], configs: Configs, file: Ten
 
 def _is_pruned(shapes: Mapping[str, Shape]) -> bool:
     """Whether AdaLoRA has left a layer no singular value: it then changes nothing."""
-    return (
-        DIAGONAL in shapes
-        and Lora.accepts(shapes)
-        and all(0 in shapes[name] for name in (UP, DOWN, DIAGONAL))
-    )
+    return Lora.accepts(shapes) and all(0 in shapes[name] for name in (UP, DOWN, DIAGONAL))
 
 
 def _name(path: Path) -> str:
@@ -189,9 +185,9 @@ def _options(
     outline: Outline, name: str, config: Config[Any] | None, given: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Values of the algorithm's options: those given, else those of the layer's PEFT configuration."""
-    wanted = options_of(outline.algorithm)
-    if not wanted:
+    if config is None and not given:
         return {}
+    wanted = options_of(outline.algorithm)
     said = config.options(outline.algorithm, module_path(name), outline.shapes) if config else {}
     found = {**said, **given}
     return {option: value for option, value in found.items() if option in wanted}
@@ -245,10 +241,10 @@ def _check_magnitude(outline: Outline, keys: Mapping[str, str]) -> None:
         )
 
 
-def _order(name: str, outline: Outline, dialect: Dialect | None) -> tuple[Rows, ...]:
+def _order(name: str, outline: Outline, dialect: Dialect) -> tuple[Rows, ...]:
     """`LayerInfo.order`, as the dialect of the whole file has it."""
     rows = outline.shape[0] if outline.shape else None
-    return dialect.order(name, rows) if dialect and dialect.order and rows else ()
+    return dialect.order(name, rows) if dialect.order and rows else ()
 
 
 def _sample(keys: list[str], count: int = 3) -> str:

@@ -34,21 +34,24 @@ def parse_json(data: bytes | str, *, unique: bool = False) -> Any:
     the bounds, and with `unique` where a table gives a key twice. Without it the last one counts.
     """
     text = data if isinstance(data, str) else data.decode("utf-8")
-    # Counted before the text is parsed, since that makes an object of each. A quotation mark inside of a text
-    # has a backslash before it, and the one that opens a text has none, so no text goes uncounted.
-    for what, count, most in (
-        ("characters", len(text), MAX_JSON),
-        ("brackets", text.count("[") + text.count("{"), MAX_BRACKETS),
-        ("commas", text.count(","), MAX_COMMAS),
-        ("quotation marks", text.count('"') - text.count('\\"'), MAX_QUOTES),
-    ):
-        if count > most:
-            raise ValueError(f"{count} {what}, where at most {most} are read")
+    _check(len(text), "characters", MAX_JSON)
+    # There are at most as many marks as characters, so short texts need no count.
+    if len(text) > min(MAX_BRACKETS, MAX_COMMAS, MAX_QUOTES):
+        # Counted before the text is parsed, since that makes an object of each. A quotation mark inside of a
+        # text has a backslash before it, and the one that opens a text has none, so no text goes uncounted.
+        _check(text.count("[") + text.count("{"), "brackets", MAX_BRACKETS)
+        _check(text.count(","), "commas", MAX_COMMAS)
+        _check(text.count('"') - text.count('\\"'), "quotation marks", MAX_QUOTES)
     try:
         with collector_paused():
             return json.loads(text, object_pairs_hook=_unique if unique else None)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _check(count: int, what: str, most: int) -> None:
+    if count > most:
+        raise ValueError(f"{count} {what}, where at most {most} are read")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -251,4 +251,6 @@ def stated_shape(sizes: Sequence[Any]) -> Shape | None:
         if type(size) is not int or not 0 <= size <= MAX_ELEMENTS:
             return None
     shape: Shape = tuple(sizes)
-    return shape if math.prod(filter(None, shape)) <= MAX_ELEMENTS else None
+    # Most have no size of 0, and leaving those out takes time.
+    count = math.prod(filter(None, shape)) if 0 in shape else math.prod(shape)
+    return shape if count <= MAX_ELEMENTS else None

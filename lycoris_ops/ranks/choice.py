@@ -46,7 +46,7 @@ def plan_ranks(
     scale: float = 1.0,
     r_min: int = 0,
     r_max: int | None = None,
-    criterion: Criterion = captured_energy,
+    criterion: Criterion | None = None,
 ) -> Plan:
     """Divide a size among the layers of a probe so that they gain most together.
 
@@ -54,8 +54,11 @@ def plan_ranks(
     is left out where `r_min` is 0. Ranks are from `r_min` to `r_max`; kinds without ranks are exempt. Layers
     without any gradient are always left out. With a `Rank`, every layer takes the algorithm that gains most
     at this rank. alpha is `scale` times the rank, so that the scale of all layers is equal whatever their
-    ranks. `criterion` judges what an offer is worth, for a budget, a ratio or a rank: `captured_energy`,
-    `captured_norm` or a function of your own. The plan tells gains in any case.
+    ranks. The plan tells gains in any case.
+
+    `criterion` judges what an offer is worth: `captured_norm`, `captured_energy` or a function of your own.
+    None is the norm for a budget, a ratio or a rank, by which plans have trained best (docs/quality.md). A
+    share of the energy and "auto" are judged by the energy, and take no other.
 
     Raises PlanError for a size that is none, for a budget below the smallest plan, for a share of the energy
     that no plan reaches, and where nothing is on offer.
@@ -67,7 +70,9 @@ def plan_ranks(
         raise PlanError(
             "no rank is in these bounds", got=f"r_min {r_min}, r_max {r_max}", expected="0 <= r_min <= r_max"
         )
-    if criterion is not captured_energy and (isinstance(size, Energy) or size == "auto"):
+    of_energy = isinstance(size, Energy) or size == "auto"
+    judge = criterion or (captured_energy if of_energy else captured_norm)
+    if of_energy and judge is not captured_energy:
         raise PlanError(
             "a share of the energy is judged by the energy",
             got="another criterion",
@@ -84,7 +89,7 @@ def plan_ranks(
     offered = {
         path: found
         for path, layer in probe.layers.items()
-        if (found := list(_candidates(layer, kinds, bounds, criterion)))
+        if (found := list(_candidates(layer, kinds, bounds, judge)))
     }
     if not offered:
         raise PlanError("no layer has an offer of these algorithms and ranks", got=", ".join(kinds))

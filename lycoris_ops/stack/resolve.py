@@ -191,13 +191,15 @@ def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> Entry
         own = uses_of(info, places, targets)
         uses += own
         matches += [Match(name, use.target, strength, use.parameter, use.window) for use in own]
-        no_bias = info.bias is not None and not any(use.parameter == "bias" for use in own)
-        if no_bias and not info.algorithm.bias_may_be_absent:
+        needs_bias = info.bias is not None and not info.algorithm.bias_may_be_absent
+        if needs_bias and not any(use.parameter == "bias" for use in own):
             unmatched.append(Unmatched(name, "it changes a bias, and the model's layer has none"))
     copies = find_copies(entry.adapter, uses)
+    if copies:
+        matches = [match for match in matches if match.layer not in copies]
     return EntryResolution(
         entry=entry,
-        matches=tuple(match for match in matches if match.layer not in copies),
+        matches=tuple(matches),
         mismatches=tuple(mismatches),
         unmatched=tuple(unmatched),
         absent={part: tuple(names) for part, names in absent.items()},

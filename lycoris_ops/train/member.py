@@ -212,7 +212,9 @@ def make_layer(site: Site, settings: Settings, seed: int) -> tuple[Layer, str | 
         raise LayerError("the algorithm norm is for norms", key=site.path, got=site.kind, expected="norm")
     kernel = math.prod(site.shape[2:]) > 1
     asked, alpha = settings.size(kernel=kernel)
-    rank = min(asked, *flat_shape(site.shape)) if kind.scaled_by_alpha or kind.downs else asked
+    # LoKr's factors bound its rank themselves: a second factor that would not get smaller stays whole.
+    bounded = (kind.scaled_by_alpha or kind.downs) and "factor" not in init_options(kind)
+    rank = min(asked, *flat_shape(site.shape)) if bounded else asked
     if kind.scaled_by_alpha:
         alpha = settings.scale(kernel=kernel) * rank
     elif kind.constrained_by_alpha:

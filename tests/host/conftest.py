@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from tests.harness.launch import base_directory, boot_in_process
 
 @pytest.fixture(scope="session")
 def host() -> Host:
-    base = install(base_directory(ROOT / ".cache" / facts().host / "host-tests", ROOT))
+    # Each process has a folder of its own, since tests write models and outputs there.
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+    base = install(base_directory(ROOT / ".cache" / facts().host / f"host-tests-{worker}", ROOT))
     return Host(base, boot_in_process(facts().comfyui, base))
 
 

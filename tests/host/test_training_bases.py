@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -11,8 +12,11 @@ import pytest
 import torch
 from hosting import Host, Patched
 from safetensors.torch import save_file
+from test_bypass_mode import gguf_like
 from test_quantised import FORMATS, LAYERS, float_unet, quantised
-from trainable import CPU, distance, fill, gradients, module, unchanged
+from trainable import CPU, distance, fill, gradients, module, patcher, tiny, unchanged
+
+from tests.harness.inputs import INPUTS
 
 pytestmark = pytest.mark.host
 
@@ -33,9 +37,9 @@ def samples(training: Any, model: Any, count: int = 2, side: int = 8) -> list[An
     return made
 
 
-def gradients_of(training: Any, patcher: Any, *, include: Any = (), **more: Any) -> tuple[Any, int]:
+def gradients_of(training: Any, on: Any, *, include: Any = (), **more: Any) -> tuple[Any, int]:
     """The gradients of LoRAs on some layers, and how many layers fetch their weights again."""
-    with training.opened(patcher, **more) as opened:
+    with training.opened(on, **more) as opened:
         options = {"include": include} if include else {"preset": "attn-mlp"}
         net = opened.adapted(rank=4, seed=0, **options).apply_to()
         fill(net, scale=0.02)
@@ -149,6 +153,34 @@ def test_quantised_weights_are_trained_beside(host: Host, name: str) -> None:
     assert error < (0.1 if name == "int4 rotated" else 0.01)
 
 
+def test_packed_layers_of_other_packs_are_trained_beside(host: Host) -> None:
+    """The layer unpacks its weight itself, and its packed data have another shape, as in ComfyUI-GGUF."""
+    session = module(host, "session")
+    with torch.inference_mode():
+        rows = torch.randint(0, 256, (24, 17), dtype=torch.uint8)
+        packed = gguf_like(rows)
+        plain = torch.nn.Linear(16, 24)
+        plain.weight.copy_((rows[:, 1:].float() - 128) / 256)
+        plain.bias.copy_(packed.bias)
+        models = []
+        for layer in (packed, plain):
+            model = torch.nn.Module()
+            model.diffusion_model = torch.nn.Sequential(torch.nn.Linear(5, 16), layer, torch.nn.Linear(24, 2))
+            for place in (0, 2):
+                torch.manual_seed(place)
+                model.diffusion_model[place].reset_parameters()
+            models.append(model.requires_grad_(False))
+        found = []
+        for model in models:
+            with unchanged(model), session.opened(patcher(model)) as opened:
+                net = opened.adapted(rank=2, preset="full", seed=0).apply_to()
+                assert opened.fetching == (model is models[0]) and len(net.members) == 3
+                fill(net)
+                opened.network(torch.ones(4, 5)).square().mean().backward()
+                found.append(gradients(net))
+    assert distance(*found) < 1e-5
+
+
 def test_low_vram_gives_the_gradients_of_a_full_load(
     host: Host, plain: Patched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,3 +203,90 @@ def test_low_vram_gives_the_gradients_of_a_full_load(
         assert layers >= before and distance(found, wanted) < 1e-3
     finally:
         patched.model.unpatch_model()
+
+
+def every_layer(model: torch.nn.Module, *_: Any) -> Iterator[tuple[str, torch.nn.Module]]:
+    """All layers that the host can offload."""
+    for path, inner in model.named_modules():
+        if hasattr(inner, "comfy_cast_weights") and getattr(inner, "weight", None) is not None:
+            yield path, inner
+
+
+@pytest.mark.parametrize(
+    ("architecture", "checkpointing"), [("SD1.5", False), ("Wan 2.1 t2v", True), ("Flux 1", True)]
+)
+def test_offloaded_layers_fetch_their_weights_again(
+    host: Host, monkeypatch: pytest.MonkeyPatch, architecture: str, checkpointing: bool
+) -> None:
+    """As on a GPU that is short of memory: all weights pass through one buffer, one after another."""
+    import comfy.ops
+
+    session, frozen = module(host, "session"), module(host, "frozen")
+    model = tiny(architecture)
+    x, conds = INPUTS[architecture].make()
+
+    def found() -> Any:
+        with session.opened(patcher(model), checkpointing=checkpointing) as opened:
+            net = opened.adapted(rank=2, preset="full", seed=0, form="bypass").apply_to()
+            fill(net)
+            opened.prediction(x, torch.tensor([0.4, 0.7]), conds).square().mean().backward()
+            return gradients(net), opened.fetching
+
+    wanted, none = found()
+    assert none == 0
+    buffer = torch.empty(1 << 20)
+
+    def through_the_buffer(layer: Any, *given: Any, **options: Any) -> Any:
+        weight, bias, *rest = cast_bias_weight(layer, *given, **options)
+        lent = buffer[: weight.numel()].view(weight.shape)
+        # Outside of the version counter of autograd, as a copy from another stream is.
+        lent.data.copy_(weight)
+        return lent, bias, *rest
+
+    cast_bias_weight = comfy.ops.cast_bias_weight
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", through_the_buffer)
+    for _, layer in every_layer(model):
+        layer.comfy_cast_weights = True
+    # What autograd keeps is another weight by then, or one of another shape.
+    with contextlib.suppress(RuntimeError):
+        spoilt, _ = found()
+        assert distance(spoilt, wanted) > 0.01, "the buffer spoils nothing, so nothing is tested"
+    monkeypatch.setattr(frozen, "lent", every_layer)
+    right, layers = found()
+    assert layers > 20 and distance(right, wanted) < 1e-5
+
+
+def test_a_plan_is_made_from_the_losses_of_an_open_model(host: Host) -> None:
+    training, ops = module(host, ""), host.ops
+    model = tiny("SD1.5")
+    on = patcher(model)
+    with torch.inference_mode(), unchanged(model), training.opened(on, checkpointing=True) as opened:
+        latent = training.Latent(torch.ones(1, 4, 8, 8), (torch.Size((1, 4, 8, 8)),))
+        data = [training.Sample(latent, training.caption_of(model, words(24), latent))]
+        loss = training.DiffusionLoss(session=opened, times=training.Times())
+        probed = ops.probe(
+            opened.network, [data, data], loss, preset="attn-mlp", algorithms="lora", largest=8
+        )
+        plan = ops.plan_ranks(probed, size=ops.Rank(4))
+        net = opened.adapted(plan=plan, seed=0).apply_to()
+        torch.manual_seed(0)
+        before = loss(opened.network, data)
+        before.backward()
+        assert any(float(gradient.norm()) > 0 for gradient in gradients(net))
+        assert set(net.members) <= set(probed.layers)
+
+
+def test_a_picture_is_sampled_while_a_model_is_open(
+    host: Host, plain: Patched, unpatched: torch.Tensor
+) -> None:
+    training = module(host, "")
+    on = plain.model
+    with torch.inference_mode(), unchanged(on.model), training.opened(on, checkpointing=True) as opened:
+        net = opened.adapted(rank=2, preset="attn-mlp", seed=0).apply_to()
+        with opened.sampling():
+            assert torch.equal(host.latent(plain), unpatched)
+        fill(net, scale=0.05)
+        data = samples(training, opened.model, 1)
+        loss = training.DiffusionLoss(session=opened, times=training.Times())
+        loss(opened.network, data).backward()
+        assert all(float(gradient.norm()) > 0 for gradient in gradients(net)[::7])

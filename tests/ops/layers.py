@@ -268,6 +268,11 @@ def home(kind: str) -> str:
     return "norm" if KINDS[kind].flat else "conv2d"
 
 
+FEW = [(kind, weight) for kind, weight in CASES if weight in ("linear-odd", home(kind))]
+"""(kind, weight) with every kind on one linear layer and one convolution, for what does not depend on the
+kernel: the dtype, the dialect, or how a weight is cut."""
+
+
 def base(weight: str, dtype: torch.dtype = torch.float64) -> Tensor:
     """A random weight, the same at every call. A zero weight would hide changes that depend on it."""
     return torch.randn(WEIGHTS[weight], generator=torch.Generator().manual_seed(5)).to(dtype)

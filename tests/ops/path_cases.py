@@ -10,7 +10,7 @@ import math
 
 import pytest
 import torch
-from layers import CASES, KINDS, WEIGHTS, factors, rand
+from layers import CASES, FEW, KINDS, WEIGHTS, factors, rand
 from layers import load as layer
 from rounding import assert_one_rounding, error_over_floor
 from torch import Tensor
@@ -107,17 +107,28 @@ class PathCases:
     """Dtypes of the weights that the path takes."""
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Run a test that has a `dtype` argument with every dtype of the path."""
+        """Run a test that has a `dtype` argument with every dtype of the path.
+
+        One that has `weight` too, or `kind` and `weight`, runs on all weights in float32, and on few in the
+        other dtypes.
+        """
+        if {"weight", "dtype"} <= set(metafunc.fixturenames):
+            names = [name for name in ("kind", "weight") if name in metafunc.fixturenames]
+            some = {dtype: CASES if dtype == torch.float32 else FEW for dtype in self.DTYPES}
+            cases = [
+                dict.fromkeys((*case[-len(names) :], dtype) for case in found)
+                for dtype, found in some.items()
+            ]
+            metafunc.parametrize((*names, "dtype"), [case for found in cases for case in found])
+            return
         given = any("dtype" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
         if "dtype" in metafunc.fixturenames and not given:
             metafunc.parametrize("dtype", self.DTYPES, ids=str)
 
-    @pytest.mark.parametrize(("kind", "weight"), CASES, ids=[f"{k}-{w}" for k, w in CASES])
     def test_one_layer(self, kind: str, weight: str, dtype: torch.dtype) -> None:
         """Each kind of layer alone on each weight is one rounding from the exact sum."""
         check(torch.randn(WEIGHTS[weight]).to(dtype), [(layer(kind, weight), -0.7)])
 
-    @pytest.mark.parametrize("weight", WEIGHTS)
     @pytest.mark.usefixtures("tile")
     def test_every_kind_at_once(self, weight: str, dtype: torch.dtype) -> None:
         """All kinds that fit a weight, in one plan, are one rounding from the exact sum."""
@@ -196,14 +207,21 @@ class PathCases:
         check(base, pairs)
         check(base, [*pairs, (layer("lora", "linear-odd"), 1.0)])
 
-    @pytest.mark.parametrize(("kind", "weight"), CASES, ids=[f"{k}-{w}" for k, w in CASES])
-    @pytest.mark.usefixtures("tile")
+    @pytest.mark.parametrize(("kind", "weight"), [case for case in CASES if case not in FEW])
     def test_rows_of_a_layer_on_rows_of_a_larger_weight(self, kind: str, weight: str) -> None:
         """A layer for some rows of a larger weight changes these rows and no others.
 
         Two windows of the layer's rows, placed side by side, must do the same. Kinds whose rows depend on
         each other cannot be cut, and must raise an error.
         """
+        self._check_rows(kind, weight)
+
+    @pytest.mark.parametrize(("kind", "weight"), FEW)
+    @pytest.mark.usefixtures("tile")
+    def test_rows_of_a_layer_that_are_worked_on_in_parts(self, kind: str, weight: str) -> None:
+        self._check_rows(kind, weight)
+
+    def _check_rows(self, kind: str, weight: str) -> None:
         one, shape = layer(kind, weight), WEIGHTS[weight]
         rows = shape[0]
         large = torch.randn(2 * rows + 1, *shape[1:]).bfloat16()

@@ -82,7 +82,8 @@ FACTS = [
     and (spec.algorithm != "boft" or case.shape[0] % 2 == 0)
 ]
 """(kind, module) of every combination that exists."""
-IDS = [f"{kind}-{name}" for kind, name in FACTS]
+LAYERS = ("linear", "conv1d", "conv2d", "conv2d-groups-crossed", "conv3d")
+"""One module of each kind of layer. The others differ in their geometry, which is not a kind's affair."""
 
 BOUNDS = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.06, torch.float16: 0.01}
 """The largest error that the rounding of a dtype explains, as a share of the largest value of the float64
@@ -147,10 +148,20 @@ def compare(case: Case, *stages: Any, dtype: torch.dtype = torch.float64) -> flo
     return ((found - wanted).abs().max() / wanted.abs().max()).item()
 
 
-@pytest.mark.parametrize(("kind", "name"), FACTS, ids=IDS)
-@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize(
+    ("kind", "name", "dtype"),
+    [
+        pytest.param(kind, name, dtype, id=f"{kind}-{name}-{dtype}")
+        for kind, name in FACTS
+        for dtype in BOUNDS
+        if dtype == torch.float64 or name in ("linear", "conv2d")
+    ],
+)
 def test_every_kind_on_every_module(kind: str, name: str, dtype: torch.dtype) -> None:
-    """One layer beside a module, against the patched module in float64."""
+    """One layer beside a module, against the patched module in float64.
+
+    Every module meets every dtype in the test of all kinds at once.
+    """
     case = MODULES[name]
     assert compare(case, ([(layer(kind, case), -0.7)],), dtype=dtype) < BOUNDS[dtype]
 
@@ -172,8 +183,8 @@ def fused(name: str) -> Case:
     return Case((36, *part.shape[1:]), part.options, leading=part.leading)
 
 
-OF_12_ROWS = [(kind, name) for kind, name in FACTS if MODULES[name].shape[0] == 12]
-"""(kind, module) of the modules with 12 outputs, which `fused` turns into 36."""
+OF_12_ROWS = [(kind, name) for kind, name in FACTS if name in LAYERS]
+"""(kind, module) of modules with 12 outputs, which `fused` turns into 36."""
 
 
 @pytest.mark.parametrize(("kind", "name"), OF_12_ROWS)

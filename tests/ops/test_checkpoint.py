@@ -345,8 +345,9 @@ def peak_memory(base: Path, adapter: Path, out: Path) -> int:
 
 
 def test_memory_stays_small_whatever_the_size_of_the_file(tmp_path: Path) -> None:
-    """The base has 2 GB, and an adapter of 50 MB changes each of its weights."""
+    """The base has 2 GB, and an adapter changes every fourth of its weights, the last among them."""
     side, count, rank = 4096, 64, 48
+    changed = range(3, count, 4)
     largest = side * side * 2
     names = [f"blocks.{number}.x.weight" for number in range(count)]
     from lycoris_ops.files.safetensors_file import encode_header, raw_bytes
@@ -362,8 +363,8 @@ def test_memory_stays_small_whatever_the_size_of_the_file(tmp_path: Path) -> Non
             file.write(weight)
     up, down = torch.randn(side, rank).half(), torch.randn(rank, side).half()
     save_file(
-        {f"diffusion_model.blocks.{n}.x.lora_up.weight": up.clone() for n in range(count)}
-        | {f"diffusion_model.blocks.{n}.x.lora_down.weight": down.clone() for n in range(count)},
+        {f"diffusion_model.blocks.{n}.x.lora_up.weight": up.clone() for n in changed}
+        | {f"diffusion_model.blocks.{n}.x.lora_down.weight": down.clone() for n in changed},
         tmp_path / "adapter.safetensors",
     )
     out = tmp_path / "out.safetensors"

@@ -1,11 +1,14 @@
-"""The command line, as a user starts it."""
+"""The command line: the commands in this process, and a few as a user starts them."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -28,7 +31,28 @@ MODEL = {
 NAME = "lora_unet_down_blocks_0_attentions_0_proj_in"
 
 
-def run(*arguments: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+@dataclass
+class Done:
+    """What a command ended with."""
+
+    returncode: object
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: str | Path) -> Done:
+    """Run the command line with these arguments in this process, which takes no time to start."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status: object = main([str(argument) for argument in arguments])
+        # argparse ends the process itself after it has shown help or an error.
+        except SystemExit as ended:
+            status = ended.code
+    return Done(status, out.getvalue(), err.getvalue())
+
+
+def start(*arguments: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command line with these arguments in a new process."""
     return subprocess.run(
         [sys.executable, "-m", "lycoris_ops", *map(str, arguments)],
@@ -154,7 +178,7 @@ def test_a_model_in_several_files(file: Path, tmp_path: Path) -> None:
 def test_bake_writes_a_merged_model_and_reports(tmp_path: Path, model: Path) -> None:
     """The base is zero, so a merged weight must be strength * up @ down, which is computed here in float64.
 
-    The strengths of two adapters add up.
+    The strengths of two adapters add up. The first merge is in a process of its own, as a user starts it.
     """
     layer = lora((6, 6), 2)
     save_file({f"{NAME}.{key}": tensor for key, tensor in layer.items()}, tmp_path / "a.safetensors")
@@ -162,7 +186,7 @@ def test_bake_writes_a_merged_model_and_reports(tmp_path: Path, model: Path) -> 
     arguments = ("bake", model, "--adapter", tmp_path / "a.safetensors", "-0.5", "-o", out)
     # Together with `arguments`, the same adapter twice: -0.5 + 2 = 1.5.
     again = ("--adapter", tmp_path / "a.safetensors", "2", "0", "--json", "--overwrite")
-    done = run(*arguments)
+    done = start(*arguments)
     assert done.returncode == 0, done.stderr
     assert "applied 1 of 1 layers" in done.stdout and "1 weights merged, 4 tensors kept" in done.stdout
     assert done.stderr == f"{out.stat().st_size} bytes written\n"
@@ -237,17 +261,12 @@ def test_bake_refuses_a_quantised_model_by_name(tmp_path: Path, model: Path) -> 
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
-    file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+    file: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     before = sorted(tmp_path.iterdir())
-    try:
-        status = main([argument.format(file=file) for argument in arguments])
-    # argparse ends the process itself where it cannot parse the arguments.
-    except SystemExit as ended:
-        status = ended.code
-    out, err = capfd.readouterr()
-    assert status == 2 and not out
-    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+    done = run(*(argument.format(file=file) for argument in arguments))
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -275,7 +294,7 @@ def test_an_interrupt_is_one_line_and_leaves_nothing(
 
 
 def test_bad_input_ends_the_process_with_2(tmp_path: Path) -> None:
-    done = run("inspect", tmp_path / "missing.safetensors")
+    done = start("inspect", tmp_path / "missing.safetensors")
     assert done.returncode == 2 and not done.stdout
     assert done.stderr == (
         f"error: {tmp_path}/missing.safetensors: there is no such file. Check the name, or refresh the list "
@@ -293,5 +312,5 @@ def test_the_library_alone_is_enough(file: Path, tmp_path: Path) -> None:
     """The command line runs in a folder that only has a link to `lycoris_ops`: no host and no nodes."""
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "lycoris_ops").symlink_to(ROOT / "lycoris_ops", target_is_directory=True)
-    done = run("inspect", file, folder=tmp_path / "elsewhere")
+    done = start("inspect", file, folder=tmp_path / "elsewhere")
     assert done.returncode == 0 and "1 lora" in done.stdout

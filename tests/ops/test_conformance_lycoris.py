@@ -217,8 +217,16 @@ def adapted(kind: str, weight: str, file: torch.dtype, axis: str | None = None) 
     return made, base.weight.double()  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("file", FILES, ids=str)
-@pytest.mark.parametrize(("kind", "weight", "axis"), CASES)
+@pytest.mark.parametrize(
+    ("kind", "weight", "axis", "file"),
+    [
+        (*case, file)
+        for case in CASES
+        for file in FILES
+        # What a file's dtype does to a factor does not depend on the kernel.
+        if file == torch.float32 or case[1] in ("linear", "conv2d")
+    ],
+)
 def test_delta_is_what_lycoris_computes(kind: str, weight: str, axis: str | None, file: torch.dtype) -> None:
     """The delta of a loaded layer is the change of the weight that the package's forward pass shows."""
     spec = KINDS[kind]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from layers import CASES, WEIGHTS, base, home, load
+from layers import CASES, FEW, WEIGHTS, base, home, load
 from path_cases import in_small_parts
 from torch import Tensor
 
@@ -38,8 +38,10 @@ def halved(layer: Layer) -> Layer:
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("kind", "weight"), CASES)
+@pytest.mark.parametrize(
+    ("kind", "weight", "dtype"),
+    [(*case, torch.bfloat16) for case in CASES] + [(*case, torch.float32) for case in FEW],
+)
 def test_a_weight_is_patched_wholly_or_not_at_all(
     kind: str, weight: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:

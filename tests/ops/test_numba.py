@@ -483,8 +483,8 @@ def test_what_is_compiled_is_kept_on_disk(tmp_path: Path) -> None:
     assert stored
     for file in stored:
         file.write_bytes(b"not what numba wrote")
-    for name in names:
-        assert len(python(KEPT.format(**name), **environment)) == 1
+    # By one name, since each compiles the kernel again, which takes seconds.
+    assert len(python(KEPT.format(**names[0]), **environment)) == 1
 
 
 @needs_numba

@@ -49,11 +49,13 @@ def python(*arguments: str, interpret: bool) -> str:
     return done.stdout
 
 
+# In two parts, which can run at the same time: the interpreter is slow.
 @needs_triton
 @pytest.mark.slow
-def test_the_kernel_in_the_interpreter() -> None:
-    file = str(HERE / "triton_interpreted.py")
-    assert " passed" in python("-m", "pytest", "-q", "-p", "no:cacheprovider", file, interpret=True)
+@pytest.mark.parametrize("chosen", ["rows", "not rows"])
+def test_the_kernel_in_the_interpreter(chosen: str) -> None:
+    arguments = ("-q", "-p", "no:cacheprovider", str(HERE / "triton_interpreted.py"), "-k", chosen)
+    assert " passed" in python("-m", "pytest", *arguments, interpret=True)
 
 
 PATCHED = """

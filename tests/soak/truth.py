@@ -122,10 +122,10 @@ def _loha(t: Tensors, weight: Array, bias: Array | None, options: Mapping[str, A
     scale = _scale(t, t["hada_w1_b"].shape[0])
     product, size = np.ones(()), abs(scale)
     for n in ("1", "2"):
-        a, b = t[f"hada_w{n}_a"], t[f"hada_w{n}_b"]
+        # Sizes of 1 may follow those of a matrix.
+        a, b = _flat(t[f"hada_w{n}_a"]), _flat(t[f"hada_w{n}_b"])
         if f"hada_t{n}" in t:
             a, b = a.T, _flat(np.einsum("ij...,jq->iq...", t[f"hada_t{n}"], b))
-        a, b = _flat(a), _flat(b)
         product = product * (a @ b)
         size *= _largest(abs(a) @ abs(b))
     return _around(t, scale * product, size, weight, options)
@@ -138,7 +138,9 @@ def _lokr(t: Tensors, weight: Array, bias: Array | None, options: Mapping[str, A
     if "lokr_w2" in t:
         second = t["lokr_w2"]
     elif "lokr_t2" in t:
-        second = np.einsum("ij...,ip,jq->pq...", t["lokr_t2"], t["lokr_w2_a"], t["lokr_w2_b"])
+        # Sizes of 1 may follow those of a matrix.
+        pair = _flat(t["lokr_w2_a"]), _flat(t["lokr_w2_b"])
+        second = np.einsum("ij...,ip,jq->pq...", t["lokr_t2"], *pair)
     else:
         second = _flat(t["lokr_w2_a"]) @ _flat(t["lokr_w2_b"])
     (rows, columns), second = first.reshape(first.shape[0], -1).shape, _flat(second)

@@ -233,6 +233,29 @@ class Config(ABC, Generic[W]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BiasedConfig(Config[W]):
+    """A configuration of a kind with which PEFT can also train biases.
+
+    `bias` says which: "none", "all" for every bias of the model, or those of the adapted layers alone, by a
+    name such as "lora_only".
+    """
+
+    followed: ClassVar[frozenset[str]] = frozenset({"bias"})
+
+    bias: str = "none"
+
+    @property
+    def sets_biases(self) -> bool:
+        return self.bias == "all"
+
+    @classmethod
+    def bias_of(cls, members: Sequence[Member[Any]]) -> str:
+        """The value of `bias` for these layers: "none" where none of them sets its bias."""
+        some = any(member.wanted.set_bias for member in members)
+        return f"{cls.peft_type.lower()}_only" if some else "none"
+
+
+@dataclass(frozen=True, kw_only=True)
 class RankedConfig(Config[W]):
     """A configuration of a kind with ranks: scale = alpha / r, where both may differ from layer to layer.
 
@@ -331,11 +354,6 @@ def plain_tensors(layer: Layer, *refused: str) -> dict[str, Tensor]:
     if found := next((suffix for suffix in refused if suffix in tensors), None):
         raise LayerError(f"has no place for {found}", got=found)
     return {BASE_BIAS if suffix == SET_BIAS else suffix: tensor for suffix, tensor in tensors.items()}
-
-
-def trained_biases(members: Sequence[Member[Any]], some: str) -> str:
-    """The value of `bias`: `some`, such as "lora_only", where a layer sets its bias, else "none"."""
-    return some if any(member.wanted.set_bias for member in members) else "none"
 
 
 def _switches_on(value: Any) -> bool:

@@ -36,14 +36,23 @@ In a file made from the state dict of a live model, the adapter's name follows t
 
 TRAINING_ONLY = re.compile(r"\.lora_(?:velora_embed|monteclora_sampler)(?:\.|$)")
 """Keys of tensors that VeLoRA and MonteCLoRA use in training alone."""
+BASE_LAYER = ".base_layer."
+"""In keys of what lies inside of a module that PEFT put around one of the model's."""
 WRAPPED = re.compile(r"\.base_layer\.(?=(?!lora_|base_layer\.)[^.]+\.(?:lora_|base_layer\.))")
 """The name of PEFT's own module around torch's attention, inside of which the output layer is adapted."""
 
 OWN = tuple(f".{suffix}" for suffix in (*PAIR, "lora_embedding_A", "lora_embedding_B", "ia3_l"))
 """Ends of keys that show a layer in PEFT's form, whatever its prefix."""
 
+MODULES = ("lora_A", "lora_B", "lora_magnitude_vector", "oft_R", "ln_tuning_layers")
+"""Modules of PEFT's layers, whose tensors have names of their own after the adapter's."""
+PATHS = tuple(f"glora_{path}" for path in "ABCDE")
+"""The same of GLoRA, one for each of its paths."""
+NAMEABLE = frozenset({*MODULES, *NAMED, *PATHS})
+"""Every word that an adapter's name can follow in a key."""
+
 WITH_NAME = re.compile(
-    rf"(\.(?:lora_A|lora_B|lora_magnitude_vector|oft_R|ln_tuning_layers|{'|'.join(NAMED)}"
+    rf"(\.(?:{'|'.join((*MODULES, *NAMED))}"
     # A path of GLoRA is a module, whose tensors have names of their own.
     r"|glora_[A-E](?=\.[^.]+\.[^.]+$)))"
     rf"\.(?!weight$|bias$)([^.]+)(\.(?:{'|'.join(MEMBERS)}))?$"
@@ -53,16 +62,15 @@ WITH_NAME = re.compile(
 
 def _with_name(key: str) -> re.Match[str] | None:
     """The tensor, the adapter's name and the ending in a key, as in `WITH_NAME`."""
-    start = len(key)
     # These are the last three words. Only they are searched: a key may have hundreds.
-    for _ in range(3):
-        start = max(key.rfind(".", 0, start), 0)
-    return WITH_NAME.search(key, start)
+    return WITH_NAME.search(key, len(key.rsplit(".", 3)[0]))
 
 
 def adapter_names(keys: Iterable[str]) -> set[str]:
     """The adapters' names in the keys of a live model's state dict; none in a file of `save_pretrained`."""
-    return {found[2] for found in map(_with_name, keys) if found}
+    # Most files have none of these words, and a look for them takes less time than a search.
+    likely = [key for key in keys if not NAMEABLE.isdisjoint(key.rsplit(".", 3))]
+    return {found[2] for found in map(_with_name, likely) if found}
 
 
 def _rename(key: str) -> str:
@@ -77,7 +85,7 @@ def _recognises(keys: Mapping[str, object]) -> bool:
     A key that goes through a module of PEFT's shows it as well.
     """
     names = adapter_names(keys)
-    wrapped = any(map(WRAPPED.search, keys))
+    wrapped = any(WRAPPED.search(key) for key in keys if BASE_LAYER in key)
     # `suffixes` reads keys with `default`; of several adapters none is meant more than another.
     if len(names) > 1 or (not wrapped and (not names or "default" in names)):
         return False

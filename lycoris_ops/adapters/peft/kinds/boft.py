@@ -14,14 +14,13 @@ from .. import patterns
 from ..config import (
     LORA_ONLY,
     TRANSPOSED,
-    Config,
+    BiasedConfig,
     Member,
     Module,
     Refusal,
     Wanted,
     common,
     plain_tensors,
-    trained_biases,
 )
 from ..fields import Fields
 
@@ -38,13 +37,12 @@ class WantedBoft(Wanted):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoftConfig(Config[WantedBoft]):
+class BoftConfig(BiasedConfig[WantedBoft]):
     """A configuration of BOFT layers. It states the size of a block and the number of butterfly factors."""
 
     peft_type: ClassVar[str] = "BOFT"
     algorithm: ClassVar[type[Layer]] = BoftPeft
-    followed: ClassVar[frozenset[str]] = frozenset({"bias"})
-    without_effect: ClassVar[frozenset[str]] = Config.without_effect | {
+    without_effect: ClassVar[frozenset[str]] = BiasedConfig.without_effect | {
         *("boft_dropout", "init_weights"),
         # The tensors tell.
         *("boft_block_size", "boft_block_num", "boft_n_butterfly_factor"),
@@ -55,16 +53,11 @@ class BoftConfig(Config[WantedBoft]):
     boft_block_num: int = 0
     """The number of blocks, 0 where their size is given instead."""
     boft_n_butterfly_factor: int = 1
-    bias: str = "none"
 
     @classmethod
     def read(cls, fields: Fields) -> Self:
         # The tensors tell both numbers.
         return cls(path=fields.file, bias=fields.text("bias", "none"))
-
-    @property
-    def sets_biases(self) -> bool:
-        return self.bias == "all"
 
     @classmethod
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedBoft]:
@@ -78,7 +71,7 @@ class BoftConfig(Config[WantedBoft]):
     def of(cls, members: Sequence[Member[WantedBoft]], module: Module) -> Self:
         return cls(
             target_modules=patterns.modules([member.path for member in members], module.paths),
-            bias=trained_biases(members, "boft_only"),
+            bias=cls.bias_of(members),
             boft_block_size=common(members, "one size of block", lambda wanted: wanted.block),
             boft_n_butterfly_factor=common(members, "one number of stages", lambda wanted: wanted.stages),
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from ....algorithms import Layer
 from ....algorithms.glora_peft import GloraPeft
 from .. import patterns
-from ..config import Config, Member, Module, Wanted, common, plain_tensors, trained_biases
+from ..config import BiasedConfig, Member, Module, Wanted, common, plain_tensors
 from ..fields import Fields
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class WantedGlora(Wanted):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GloraConfig(Config[WantedGlora]):
+class GloraConfig(BiasedConfig[WantedGlora]):
     """A configuration of GLoRA layers. It says which form each of the paths A to E has.
 
     A layer whose path is switched off may stand beside others: there PEFT starts the path at zero.
@@ -40,8 +40,7 @@ class GloraConfig(Config[WantedGlora]):
 
     peft_type: ClassVar[str] = "GLORA"
     algorithm: ClassVar[type[Layer]] = GloraPeft
-    followed: ClassVar[frozenset[str]] = frozenset({"bias"})
-    without_effect: ClassVar[frozenset[str]] = Config.without_effect | {
+    without_effect: ClassVar[frozenset[str]] = BiasedConfig.without_effect | {
         "init_weights",
         # The tensors tell.
         *("r", "config_A_B", "config_C", "config_D_E"),
@@ -51,16 +50,11 @@ class GloraConfig(Config[WantedGlora]):
     config_A_B: str = "none"  # noqa: N815
     config_C: str = "none"  # noqa: N815
     config_D_E: str = "none"  # noqa: N815
-    bias: str = "none"
 
     @classmethod
     def read(cls, fields: Fields) -> Self:
         # The tensors tell the rest.
         return cls(path=fields.file, bias=fields.text("bias", "none"))
-
-    @property
-    def sets_biases(self) -> bool:
-        return self.bias == "all"
 
     @classmethod
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedGlora]:
@@ -86,7 +80,7 @@ class GloraConfig(Config[WantedGlora]):
             config_A_B=form("A and B", 0),
             config_C=form("C", 1),
             config_D_E=form("D and E", 2),
-            bias=trained_biases(members, "glora_only"),
+            bias=cls.bias_of(members),
         )
 
 

@@ -18,6 +18,7 @@ from ....maths.shapes import Shape
 from ..config import (
     BASE_BIAS,
     TRANSPOSED,
+    BiasedConfig,
     Member,
     Module,
     RankedConfig,
@@ -26,7 +27,6 @@ from ..config import (
     common,
     plain_tensors,
     ranks_of,
-    trained_biases,
 )
 from ..fields import Fields
 
@@ -73,7 +73,7 @@ class WantedLora(WantedRank):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraConfig(RankedConfig[WantedLora]):
+class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
     """With `use_rslora` the scale is alpha / sqrt(r) instead of alpha / r.
 
     With `init_lora_weights` "pissa" or "olora" PEFT starts from a part of the base weight, which it takes out
@@ -84,9 +84,9 @@ class LoraConfig(RankedConfig[WantedLora]):
     peft_type: ClassVar[str] = "LORA"
     algorithm: ClassVar[type[Layer]] = Lora
     alpha_name: ClassVar[str] = "lora_alpha"
-    followed: ClassVar[frozenset[str]] = RankedConfig.followed | {
-        *("lora_alpha", "use_rslora", "init_lora_weights", "bias"),
-    }
+    followed: ClassVar[frozenset[str]] = frozenset(
+        {*RankedConfig.followed, *BiasedConfig.followed, "lora_alpha", "use_rslora", "init_lora_weights"}
+    )
     without_effect: ClassVar[frozenset[str]] = RankedConfig.without_effect | {
         # The tensors tell.
         *("use_dora", "lora_bias"),
@@ -111,7 +111,6 @@ class LoraConfig(RankedConfig[WantedLora]):
     use_rslora: bool = False
     use_dora: bool = False
     lora_bias: bool = False
-    bias: str = "none"
 
     @classmethod
     def read(cls, fields: Fields) -> Self:
@@ -125,10 +124,6 @@ class LoraConfig(RankedConfig[WantedLora]):
     @property
     def start(self) -> Start | None:
         return cast("Start", self.init_lora_weights) if self.init_lora_weights in STARTS else None
-
-    @property
-    def sets_biases(self) -> bool:
-        return self.bias == "all"
 
     def alpha_at(self, path: str, rank: int) -> float:
         alpha = super().alpha_at(path, rank)
@@ -159,7 +154,7 @@ class LoraConfig(RankedConfig[WantedLora]):
             use_dora=common(members, "DoRA in every layer, or in none", lambda wanted: wanted.use_dora),
             init_lora_weights=common(members, "one start for all layers", lambda wanted: wanted.start)
             or True,
-            bias=trained_biases(members, "lora_only"),
+            bias=cls.bias_of(members),
         )
 
     def table(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from .. import patterns
 from ..config import (
     LORA_ONLY,
     TRANSPOSED,
-    Config,
+    BiasedConfig,
     Member,
     Module,
     Refusal,
@@ -25,7 +25,6 @@ from ..config import (
     common,
     plain_tensors,
     release,
-    trained_biases,
 )
 from ..fields import Fields
 
@@ -51,7 +50,7 @@ class WantedOft(Wanted):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OftConfig(Config[WantedOft]):
+class OftConfig(BiasedConfig[WantedOft]):
     """`coft` bounds each block by `eps`, see `OftV2`. Without `use_cayley_neumann` the rotation is exact.
 
     `peft_version` tells which series is meant, see `ONCE`. Releases before 0.18 do not write it.
@@ -59,10 +58,10 @@ class OftConfig(Config[WantedOft]):
 
     peft_type: ClassVar[str] = "OFT"
     algorithm: ClassVar[type[Layer]] = OftV2
-    followed: ClassVar[frozenset[str]] = frozenset(
-        {"coft", "eps", "use_cayley_neumann", "num_cayley_neumann_terms", "peft_version", "bias"}
-    )
-    without_effect: ClassVar[frozenset[str]] = Config.without_effect - {"peft_version"} | {
+    followed: ClassVar[frozenset[str]] = BiasedConfig.followed | {
+        *("coft", "eps", "use_cayley_neumann", "num_cayley_neumann_terms", "peft_version"),
+    }
+    without_effect: ClassVar[frozenset[str]] = BiasedConfig.without_effect - {"peft_version"} | {
         *("module_dropout", "init_weights"),
         # The tensors tell.
         *("r", "oft_block_size", "block_share"),
@@ -77,7 +76,6 @@ class OftConfig(Config[WantedOft]):
     eps: float = EPS
     use_cayley_neumann: bool = True
     num_cayley_neumann_terms: int = TERMS
-    bias: str = "none"
     peft_version: str = ""
 
     @classmethod
@@ -98,10 +96,6 @@ class OftConfig(Config[WantedOft]):
             peft_version=".".join(map(str, release(fields))),
             bias=fields.text("bias", "none"),
         )
-
-    @property
-    def sets_biases(self) -> bool:
-        return self.bias == "all"
 
     def options(self, algorithm: type[Layer], path: str, shapes: Mapping[str, Shape]) -> dict[str, Any]:
         if algorithm is not self.algorithm:
@@ -132,7 +126,7 @@ class OftConfig(Config[WantedOft]):
         return cls(
             target_modules=patterns.modules([member.path for member in members], module.paths),
             oft_block_size=block,
-            bias=trained_biases(members, "oft_only"),
+            bias=cls.bias_of(members),
             block_share=all(member.wanted.blocks == 1 for member in members),
             coft=constraint is not None,
             eps=EPS if constraint is None else constraint,

@@ -1,0 +1,74 @@
+"""What a method of the benchmark is, and the parts that methods share."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from lycoris_ops.modules import Site
+
+from .task import Batch, Task, sites
+from .training import Adapted
+
+PROBE_BATCHES = 8
+"""How many batches of training a method may look at before it begins, where it does that."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method is given: a new copy of the base, and what is to be trained."""
+
+    task: Task
+    module: nn.Module
+    size: float
+    """The rank of the LoRA that holds as many numbers, see `results.Run`."""
+    seed: int
+    steps: int
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        return sites(self.task, self.module)
+
+    @property
+    def budget(self) -> int:
+        """The numbers of a LoRA of rank `size` on all sites."""
+        return round(self.size * rank_one(self.sites))
+
+    def probe_batches(self) -> Iterator[Batch]:
+        """Batches for a look ahead, other ones than those of the training."""
+        return itertools.islice(self.task.batches(500_000 + self.seed, "train"), PROBE_BATCHES)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the comparison."""
+
+    name: str
+    sizes: tuple[float, ...]
+    start: int
+    """The learning rate at which the search starts, 10 ** (start / 4)."""
+    adapt: Callable[[Setting], Adapted]
+    tasks: tuple[str, ...] | None = None
+    """The tasks on which it runs; None for all."""
+
+    def runs_on(self, task: Task) -> bool:
+        return self.tasks is None or task.name in self.tasks
+
+
+def rank_one(found: dict[str, Site]) -> int:
+    """The numbers of a LoRA of rank 1 on these sites."""
+    total = 0
+    for site in found.values():
+        count = 1
+        for extent in site.shape[1:]:
+            count *= extent
+        total += site.shape[0] + count
+    return total
+
+
+def trained(module: nn.Module) -> int:
+    """The values of a module that are trained."""
+    return sum(value.numel() for value in module.parameters() if value.requires_grad)

@@ -1,0 +1,65 @@
+"""This project's own methods: networks of one algorithm, and planned ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import lycoris_ops as lyc
+from lycoris_ops.maths.shapes import Shape, factorization
+
+from ..method import Method, Setting
+from ..training import Adapted
+
+
+def adapted(setting: Setting, **options: Any) -> Adapted:
+    """A network for the task's sites, at work. `options` are those of `create_lycoris`."""
+    if "plan" not in options:
+        options |= {"preset": setting.task.preset, "exclude": setting.task.exclude}
+    network = lyc.create_lycoris(setting.module, seed=setting.seed, **options).apply_to().eval()
+    return Adapted(
+        module=setting.module,
+        groups=lambda lr: network.parameter_groups(lr=lr),
+        numbers=lambda: sum(value.numel() for value in network.parameters()),
+    )
+
+
+def lora(setting: Setting) -> Adapted:
+    return adapted(setting, rank=int(setting.size))
+
+
+def dora(setting: Setting) -> Adapted:
+    return adapted(setting, rank=int(setting.size), dora="output")
+
+
+def loha(setting: Setting) -> Adapted:
+    """LoHa of a rank holds twice as many numbers as LoRA."""
+    return adapted(setting, algorithm="loha", rank=int(setting.size / 2))
+
+
+def lokr(setting: Setting) -> Adapted:
+    """LoKr of two full factors, with the factor whose numbers are nearest to the budget."""
+    shapes = [site.shape for site in setting.sites.values()]
+    factor = min(
+        range(2, 33), key=lambda factor: abs(math.log(lokr_numbers(shapes, factor) / setting.budget))
+    )
+    # A rank that no layer falls short of: the second factor is full then.
+    return adapted(setting, algorithm="lokr", rank=2**20, factor=factor)
+
+
+def lokr_numbers(shapes: Sequence[Shape], factor: int) -> int:
+    """The numbers of LoKr of two full factors on weights of these shapes."""
+    total = 0
+    for shape in shapes:
+        rows, columns = factorization(shape[0], factor), factorization(shape[1], factor)
+        total += rows[0] * columns[0] + rows[1] * columns[1] * math.prod(shape[2:])
+    return total
+
+
+METHODS = (
+    Method("LoRA", (1, 2, 4, 8, 16), -10, lora),
+    Method("DoRA", (1, 2, 4, 8), -10, dora),
+    Method("LoHa", (2, 4, 8), -8, loha),
+    Method("LoKr", (1, 2, 4, 16), -8, lokr),
+)

@@ -1,0 +1,105 @@
+"""This project's planned networks: a probe on some batches first, then ranks, kinds and starts from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+import lycoris_ops as lyc
+from lycoris_ops.ranks import choice
+
+from ..method import Method, Setting
+from ..training import Adapted
+from .ours import adapted
+
+KINDS = ("lora", "loha", "lokr")
+BUDGETS = (0.25, 0.5, 1, 2, 4)
+LORA = "planned by norm, gradient"
+AUTO = LORA if choice.AUTO == ("lora",) else "auto"
+"""The method that plans whatever "auto" chooses; as long as that is LoRA alone, it is not measured twice."""
+
+
+def probed(setting: Setting, algorithms: str | Sequence[str]) -> lyc.Probe:
+    return lyc.probe(
+        setting.module,
+        list(setting.probe_batches()),
+        setting.task.loss,
+        preset=setting.task.preset,
+        exclude=setting.task.exclude,
+        algorithms=algorithms,
+        seed=setting.seed,
+    )
+
+
+def planned(
+    setting: Setting, algorithms: str | Sequence[str], *, start: bool = True, **options: Any
+) -> Adapted:
+    """A plan within the budget; with `start` its layers begin at the gradient."""
+    found = probed(setting, KINDS if algorithms == "auto" else algorithms)
+    size = lyc.Budget(parameters=setting.budget)
+    plan = lyc.plan_ranks(found, size=size, algorithms=algorithms, **options)
+    return adapted(setting, plan=plan if start else replace(plan, probe=None))
+
+
+def uniform(setting: Setting) -> Adapted:
+    """LoRA of one rank everywhere that begins at the gradient."""
+    plan = lyc.plan_ranks(probed(setting, "lora"), size=lyc.Rank(int(setting.size)), algorithms="lora")
+    return adapted(setting, plan=plan)
+
+
+def pruned(setting: Setting, *, regrow: float = 0.0) -> Adapted:
+    """LoRA of twice the rank that loses half of its numbers on the way, where they matter least."""
+    network = lyc.create_lycoris(
+        setting.module,
+        rank=2 * int(setting.size),
+        preset=setting.task.preset,
+        exclude=setting.task.exclude,
+        seed=setting.seed,
+    )
+    network.apply_to().eval()
+    schedule = lyc.Reallocation(
+        target=setting.budget,
+        begin=setting.steps // 10,
+        end=setting.steps // 2,
+        every=max(1, setting.steps // 20),
+        regrow=regrow,
+    )
+    made: list[lyc.Reallocator] = []
+
+    def after_step(optimiser: torch.optim.Optimizer, step: int) -> None:
+        if not made:
+            batches = list(setting.probe_batches()) if regrow else None
+            made.append(
+                lyc.Reallocator(network, optimiser, schedule, batches, setting.task.loss, setting.seed)
+            )
+        made[0].observe()
+        made[0].step(step)
+
+    return Adapted(
+        module=setting.module,
+        groups=lambda lr: network.parameter_groups(lr=lr),
+        numbers=lambda: sum(value.numel() for value in network.parameters()),
+        after_step=after_step,
+    )
+
+
+METHODS = (
+    Method("LoRA, gradient", (1, 2, 4, 8), -8, uniform),
+    Method("planned", (0.5, 1, 2, 4), -10, lambda setting: planned(setting, "lora", start=False)),
+    Method(
+        "planned, gradient",
+        BUDGETS,
+        -8,
+        lambda setting: planned(setting, "lora", criterion=lyc.captured_energy),
+    ),
+    Method(LORA, BUDGETS, -8, lambda setting: planned(setting, "lora", criterion=lyc.captured_norm)),
+    Method("planned LoKr, gradient", (0.25, 0.5, 1, 2), -8, lambda setting: planned(setting, "lokr")),
+    Method("planned of all kinds", (0.25, 0.5, 1, 2), -8, lambda setting: planned(setting, KINDS)),
+    Method("pruned", (1, 2, 4), -10, pruned),
+    Method("pruned and regrown", (1, 2, 4), -10, lambda setting: pruned(setting, regrow=0.1)),
+)
+if AUTO != LORA:
+    METHODS = (*METHODS, Method(AUTO, BUDGETS, -8, lambda setting: planned(setting, "auto")))

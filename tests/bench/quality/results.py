@@ -1,0 +1,99 @@
+"""The results of all trainings so far: a file with a line of JSON for each, appended as they come."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, order=True)
+class Run:
+    """What is trained. Two runs that are equal give the same figures."""
+
+    task: str
+    recipe: str
+    """`task.digest` of the task."""
+    length: str
+    method: str
+    size: float
+    """How much the adapter may hold: its parameters are about those of a LoRA of this rank."""
+    step: int
+    """The learning rate, in quarters of a decade: 10 ** (step / 4)."""
+    seed: int
+
+    @property
+    def lr(self) -> float:
+        return 10 ** (self.step / 4)
+
+
+@dataclass(frozen=True)
+class Result:
+    run: Run
+    numbers: int
+    """How many numbers the file of the adapter holds."""
+    tune: float
+    test: float
+    curve: list[tuple[int, float]]
+    step_seconds: float
+    start_seconds: float
+    """CPU time of making the adapter: the probe, where there is one."""
+    commit: str
+
+
+class Results:
+    """A file of results; a line that a killed run left unfinished is dropped."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._found: dict[Run, Result] = {}
+        if file.exists():
+            whole, newline, rest = file.read_text(encoding="utf-8").rpartition("\n")
+            if rest:
+                file.write_text(whole + newline, encoding="utf-8")
+            for line in whole.splitlines():
+                result = _read(json.loads(line))
+                self._found[result.run] = result
+
+    def __iter__(self) -> Iterator[Result]:
+        return iter(self._found.values())
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def get(self, run: Run) -> Result | None:
+        return self._found.get(run)
+
+    def add(self, result: Result) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_written(result)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._found[result.run] = result
+
+
+def _written(result: Result) -> dict[str, Any]:
+    """The result as JSON has it: infinity is null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        return [plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+    return plain(asdict(result))
+
+
+def _read(line: dict[str, Any]) -> Result:
+    def loss(value: float | None) -> float:
+        return math.inf if value is None else value
+
+    curve = [(step, loss(value)) for step, value in line.pop("curve")]
+    run = Run(**line.pop("run"))
+    return Result(run, curve=curve, tune=loss(line.pop("tune")), test=loss(line.pop("test")), **line)

@@ -1,0 +1,163 @@
+"""The measured comparison of adapters on trained models, `make bench-quality`.
+
+`python -m tests.bench.quality.run` trains what is not trained yet and appends each result to
+`.cache/bench/quality/results.jsonl`: a run that ended for any reason is gone on with. Its options take a part
+of the tasks, methods, sizes and stages, or stop it after some minutes. From the file, `python -m
+tests.bench.quality.summary` writes tables and plots.
+
+Each method, at each size, has its own learning rate, found on the split "tune" with seed 0. Figures are of
+the split "test" at that rate, for three seeds. The stages go through all methods one after the other, so that
+what there is at any time can be compared:
+
+- coarse: short trainings, rates half a decade apart, one seed;
+- seeds: the two other seeds;
+- fine: rates a quarter of a decade apart, and the seeds at the new best;
+- long: long trainings, rates half a decade apart from the short trainings' best, and the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from .method import Method, Setting
+from .methods import in_peft, ours, planned, whole
+from .results import Result, Results, Run
+from .search import best
+from .task import Task, digest
+from .tasks.pictures import Pictures
+from .tasks.source_code import SourceCode
+from .tasks.text_lines import TextLines
+from .training import train
+
+ROOT = Path(__file__).resolve().parents[3]
+OUT = ROOT / ".cache" / "bench" / "quality"
+TASKS: tuple[Task, ...] = (TextLines(), SourceCode(), Pictures())
+METHODS: tuple[Method, ...] = (*ours.METHODS, *planned.METHODS, *whole.METHODS, *in_peft.METHODS)
+SEEDS = (0, 1, 2)
+COARSE, FINE = 2, 1
+STAGES = ("coarse", "seeds", "fine", "long")
+
+
+class OutOfTimeError(Exception):
+    """The minutes that a run was given are over."""
+
+
+class Bench:
+    """Trains what is asked for, unless the results have it."""
+
+    def __init__(self, results: Results, until: float = float("inf"), commit: str = "") -> None:
+        self.results = results
+        self.until = until
+        self.commit = commit
+
+    def result(self, task: Task, method: Method, length: str, size: float, step: int, seed: int) -> Result:
+        run = Run(task.name, digest(task), length, method.name, size, step, seed)
+        found = self.results.get(run)
+        if found is None:
+            if time.monotonic() > self.until:
+                raise OutOfTimeError
+            found = self._train(task, method, run)
+            self.results.add(found)
+            print(
+                f"{task.name:12} {length:5} {method.name:24} {size:5g} lr {run.lr:.1e} seed {seed} "
+                f"{found.numbers:8} numbers  tune {found.tune:.4f} test {found.test:.4f}  "
+                f"{1e3 * found.step_seconds:.0f} ms a step",
+                flush=True,
+            )
+        return found
+
+    def rate(self, task: Task, method: Method, length: str, size: float, start: int, width: int) -> int:
+        """The best learning rate, as `search.best` counts it."""
+        return best(lambda step: self.result(task, method, length, size, step, SEEDS[0]).tune, start, width)
+
+    def _train(self, task: Task, method: Method, run: Run) -> Result:
+        steps = task.steps[run.length]
+        module = task.base()
+        began = time.process_time()
+        adapted = method.adapt(Setting(task, module, run.size, run.seed, steps))
+        started = time.process_time() - began
+        outcome = train(task, adapted, lr=run.lr, seed=run.seed, steps=steps)
+        return Result(
+            run=run,
+            numbers=adapted.numbers(),
+            tune=outcome.tune,
+            test=outcome.curve[-1][1],
+            curve=outcome.curve,
+            step_seconds=outcome.step_seconds,
+            start_seconds=started,
+            commit=self.commit,
+        )
+
+
+def near(rates: dict[float, int], size: float, default: int) -> int:
+    """The rate that was found for the nearest size."""
+    return rates[min(rates, key=lambda other: (abs(other - size), other))] if rates else default
+
+
+def stage(bench: Bench, name: str, tasks: Sequence[Task], methods: Sequence[Method]) -> None:
+    """Do a stage, see this module's text. What earlier stages found is looked up, or trained first."""
+    for method, task in pairs(tasks, methods):
+        coarse: dict[float, int] = {}
+        fine: dict[float, int] = {}
+        long: dict[float, int] = {}
+        for size in method.sizes:
+            step = coarse[size] = bench.rate(
+                task, method, "short", size, near(coarse, size, method.start), COARSE
+            )
+            length = "short"
+            if name == "fine":
+                step = fine[size] = bench.rate(task, method, "short", size, near(fine, size, step), FINE)
+            if name == "long":
+                length = "long"
+                step = long[size] = bench.rate(task, method, "long", size, near(long, size, step), COARSE)
+            if name != "coarse":
+                for seed in SEEDS:
+                    bench.result(task, method, length, size, step, seed)
+
+
+def pairs(tasks: Sequence[Task], methods: Sequence[Method]) -> Iterator[tuple[Method, Task]]:
+    for method in methods:
+        for task in tasks:
+            if method.runs_on(task):
+                yield method, task
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many minutes")
+    parser.add_argument("--tasks", nargs="+", choices=[task.name for task in TASKS])
+    parser.add_argument("--methods", nargs="+", choices=[method.name for method in METHODS])
+    parser.add_argument("--sizes", nargs="+", type=float, help="only these of the sizes of a method")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    options = parser.parse_args()
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    results = Results(OUT / "results.jsonl")
+    bench = Bench(results, time.monotonic() + 60 * options.minutes, commit)
+    tasks = [task for task in TASKS if not options.tasks or task.name in options.tasks]
+    methods = [
+        replace(method, sizes=tuple(n for n in method.sizes if not options.sizes or n in options.sizes))
+        for method in METHODS
+        if not options.methods or method.name in options.methods
+    ]
+    print(f"{len(results)} results in {results.file}; {torch.get_num_threads()} threads", flush=True)
+    try:
+        for name in options.stages:
+            stage(bench, name, tasks, methods)
+    except OutOfTimeError:
+        print(f"stopped after {options.minutes:g} minutes; the same command goes on", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

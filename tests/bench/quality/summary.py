@@ -1,0 +1,312 @@
+"""`docs/quality.md` and its plots, from the results so far.
+
+`python -m tests.bench.quality.summary` reads `.cache/bench/quality/results.jsonl`, and only what is of the
+tasks as they are now.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from .curves import Entry, entries, loss_at, reached
+from .method import PROBE_BATCHES
+from .methods.planned import AUTO
+from .results import Results
+from .run import METHODS, OUT, ROOT, SEEDS, TASKS
+from .task import digest
+
+UNIFORM, GRADIENT, DEFAULT = "LoRA", "LoRA, gradient", AUTO
+"""The methods that the targets are about."""
+SINGLE = ("LoRA", "LoRA, gradient", "DoRA", "LoHa", "LoKr", "planned LoKr, gradient")
+"""Methods of one algorithm, which "auto" must not be worse than."""
+BOUND = {"": "", "<": "at most ", ">": "over "}
+DOCS = ROOT / "docs"
+
+ABOUT = """\
+# What adapters need
+
+`make bench-quality` trains adapters of every method on really trained models and measures the held-out loss
+against the numbers that an adapter holds. It wrote this page: tables, plots and which targets were reached.
+
+{state}
+
+## How it was measured
+
+- **text lines**: easyocr's reader of text lines (CRNN: convolutions, two LSTMs, linear layers; 3.8 M) on
+  random letters and digits that are rendered upside down and slanted. CTC loss per character. The LSTMs stay
+  as they are.
+- **source code**: all-MiniLM-L6-v2 (a BERT of 6 layers, 22.7 M) with a random classifier, which stays as it
+  is, says which of 16 packages of Python's standard library a line or two of source is from. Cross entropy.
+- **pictures**: a flow-matching UNet of convolutions and attention (1.9 M), trained by the benchmark on
+  photographs, textures and coloured shapes at 24 x 24, on pictures of stained tissue as a sensor with a Bayer
+  filter sees them. Mean square error of the velocity.
+
+Bases and data come from packages and are checked by hash. Adapters are on all linear layers and convolutions
+of the base; alpha = rank. AdamW without weight decay, batches of 6 to 12, a warm-up over 5 % of the steps and
+a cosine to 0; the same batches for every method. Short trainings have {short} steps, long ones {long}.
+The learning rate of each method **at each size** was found on a split of its own, in steps of half a decade
+(then of a quarter, where that stage was run) until the best lay between two others; "edge" marks where it
+does not. Figures are means over as many of the seeds 0, 1, 2 as "seeds" says, on a third split, which chose
+nothing; differences between figures of one seed may be chance. "numbers" is what the file holds; "x 1" is a
+budget of as many numbers as a LoRA of rank 1 on every layer has. Methods that look ahead do so on {probe}
+batches of the training split. {auto}
+"""
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def count(numbers: float) -> str:
+    return f"{numbers / 1000:.1f} k" if numbers < 1e5 else f"{numbers / 1000:.0f} k"
+
+
+def by_method(found: Iterable[Entry]) -> dict[str, list[Entry]]:
+    """The entries of each method by size, methods in the order of METHODS."""
+    known: dict[str, list[Entry]] = {method.name: [] for method in METHODS}
+    for entry in found:
+        known[entry.method].append(entry)
+    return {name: sorted(group, key=lambda entry: entry.numbers) for name, group in known.items() if group}
+
+
+def points(group: Iterable[Entry]) -> list[tuple[float, float]]:
+    return [(entry.numbers, entry.loss) for entry in group]
+
+
+def losses(methods: Mapping[str, list[Entry]]) -> str:
+    rows = [
+        [
+            name if number == 0 else "",
+            "–" if entry.size == 0 else f"x {entry.size:g}",
+            count(entry.numbers),
+            f"{entry.loss:.4f}" + (f" ± {entry.spread:.4f}" if entry.seeds > 1 else ""),
+            str(entry.seeds),
+            f"{entry.lr:.1e}" + (" (edge)" if entry.edge else ""),
+            f"{1e3 * entry.step_seconds:.0f} ms",
+            f"{entry.start_seconds:.1f} s",
+        ]
+        for name, group in methods.items()
+        for number, entry in enumerate(group)
+    ]
+    titles = "method", "budget", "numbers", "held-out loss", "seeds", "rate", "a step", "the start"
+    return table(titles, rows)
+
+
+def share(found: tuple[str, float], whole: float) -> str:
+    """Numbers as a share of others. Where no size came down to the loss, it is above the largest's share."""
+    bound, numbers = found
+    return f"{BOUND[bound]}{numbers / whole:.2f}"
+
+
+def needed(methods: Mapping[str, list[Entry]], against: str) -> str:
+    """The share of numbers that each method needs for the loss of a uniform LoRA, by that LoRA's rank."""
+    targets = methods[against]
+    rows = [
+        [name, *(share(reached(points(group), t.loss, logarithmic=True), t.numbers) for t in targets)]
+        for name, group in methods.items()
+        if name != against and group[0].size > 0
+    ]
+    return table(["method", *(f"r {target.size:g}: {target.loss:.4f}" for target in targets)], rows)
+
+
+def steps(methods: Mapping[str, list[Entry]]) -> str:
+    """Steps to the final loss of uniform LoRA, by its rank, at as many numbers or fewer."""
+    targets = methods[UNIFORM]
+    rows: list[list[str]] = []
+    for name, group in methods.items():
+        if name == UNIFORM or group[0].size == 0:
+            continue
+        rows.append([name, *(fewest(group, target) for target in targets)])
+    total = targets[0].curve[-1][0]
+    return table(["method", *(f"r {t.size:g}: {t.loss:.4f} after {total}" for t in targets)], rows)
+
+
+def steps_needed(entry: Entry, target: Entry) -> tuple[str, float]:
+    """Steps until the target's final loss, with the start counted as steps of the target's."""
+    bound, found = reached(entry.curve, target.loss, logarithmic=False)
+    # Each step of the method may take longer as well: that is counted in.
+    return bound, (found * entry.step_seconds + entry.start_seconds) / target.step_seconds
+
+
+def fewest(group: Sequence[Entry], target: Entry) -> str:
+    allowed = [entry for entry in group if entry.numbers <= 1.02 * target.numbers]
+    if not allowed:
+        return "–"
+    tries = [steps_needed(entry, target) for entry in allowed]
+    there = [(bound, found) for bound, found in tries if bound != ">"]
+    if not there:
+        return "not reached"
+    bound, found = min(there, key=lambda item: item[1])
+    return f"{'at most ' if bound == '<' else ''}{found:.0f}"
+
+
+def targets(groups: Mapping[tuple[str, str], Mapping[str, list[Entry]]]) -> str:
+    """Which of the targets each task and length reaches."""
+    rows: list[list[str]] = []
+    for (task, length), methods in groups.items():
+        if UNIFORM not in methods or DEFAULT not in methods:
+            continue
+        plan = points(methods[DEFAULT])
+        cells = [f"{task}, {length}"]
+        for against, limit in ((UNIFORM, 0.4), (GRADIENT, 0.7)):
+            if against not in methods:
+                cells.append("not measured")
+                continue
+            best = min(methods[against], key=lambda entry: entry.loss)
+            found = reached(plan, best.loss, logarithmic=True)
+            cells.append(verdict(found, best.numbers, limit))
+        best = min(methods[UNIFORM], key=lambda entry: entry.loss)
+        tries = [steps_needed(entry, best) for entry in methods[DEFAULT] if entry.numbers <= best.numbers]
+        there = [number for bound, number in tries if bound != ">"]
+        total = best.curve[-1][0]
+        if there:
+            met = "reached" if min(there) < total else "not reached"
+            cells.append(f"{min(there):.0f} of {total}: {met}")
+        else:
+            cells.append("not reached by any that holds as many numbers or fewer")
+        cells.append(auto(methods))
+        rows.append(cells)
+    titles = (
+        "task",
+        "numbers for the best uniform LoRA's loss (target 0.40)",
+        "for the best gradient-initialised uniform LoRA's (0.70)",
+        "steps to the best uniform LoRA's loss, start counted in",
+        "loss of `auto` less that of the best single algorithm at as many numbers",
+    )
+    return table(titles, rows)
+
+
+def verdict(found: tuple[str, float], whole: float, limit: float) -> str:
+    """A share of numbers, and what it says of the target of at most `limit`."""
+    bound, numbers = found
+    if bound == ">":
+        word = "not reached" if numbers > limit * whole else "open, no larger one was measured"
+    else:
+        word = "reached" if numbers <= limit * whole else "not reached"
+    return f"{share(found, whole)}: {word}"
+
+
+def auto(methods: Mapping[str, list[Entry]]) -> str:
+    """`auto` at each of its sizes against the best of SINGLE at as many numbers."""
+    if AUTO not in methods:
+        return "not measured"
+    words: list[str] = []
+    for entry in methods[AUTO]:
+        others = {
+            name: loss
+            for name in SINGLE
+            if name in methods and (loss := loss_at(points(methods[name]), entry.numbers)) is not None
+        }
+        if others:
+            name = min(others, key=lambda name: others[name])
+            words.append(f"x {entry.size:g}: {entry.loss - others[name]:+.4f} ({name})")
+    return "; ".join(words) or "nothing to compare at equal numbers"
+
+
+def plot(task: str, length: str, methods: Mapping[str, list[Entry]], file: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5))
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    markers = "osD^v<>Phx*"
+    for number, (name, group) in enumerate(methods.items()):
+        finite = [entry for entry in group if math.isfinite(entry.loss)]
+        if not finite:
+            continue
+        if finite[0].size == 0:
+            axes.axhline(finite[0].loss, color="grey", linestyle=":", label=name)
+            continue
+        axes.errorbar(
+            [entry.numbers for entry in finite],
+            [entry.loss for entry in finite],
+            yerr=[entry.spread for entry in finite],
+            marker=markers[number % len(markers)],
+            linestyle="--" if name.startswith("PEFT") else "-",
+            linewidth=2.0 if name in (UNIFORM, GRADIENT, DEFAULT, AUTO) else 1.0,
+            capsize=2,
+            label=name,
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("numbers in the adapter")
+    axes.set_ylabel("held-out loss")
+    axes.set_title(f"{task}, {length} training")
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, dpi=90)
+
+
+def machine() -> str:
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        if line.startswith("model name")
+    ]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, one of them used"
+
+
+def main() -> None:
+    results = Results(OUT / "results.jsonl")
+    recipes = {digest(task): task for task in TASKS}
+    kept = [result for result in results if result.run.recipe in recipes]
+    seconds = sum(
+        result.step_seconds * recipes[result.run.recipe].steps[result.run.length] + result.start_seconds
+        for result in kept
+    )
+    found = entries(kept, recipes)
+    wanted = 2 * sum(len(method.sizes) for task in TASKS for method in METHODS if method.runs_on(task))
+    complete = sum(entry.seeds == len(SEEDS) and not entry.edge for entry in found)
+    commits = sorted({result.commit for result in kept})
+    state = (
+        f"{len(kept)} trainings, {seconds / 3600:.1f} hours of CPU time without the measuring of losses, on "
+        f"{machine()}, torch {torch.__version__}, Python {platform.python_version()}. "
+        f"Commits: {', '.join(commits)}. Of {wanted} rows (a task, a length, a method, a size) {len(found)} "
+        f"are here, {complete} of them with all seeds."
+    )
+    lengths = {
+        name: " / ".join(f"{task.steps[name]} ({task.name})" for task in TASKS) for name in ("short", "long")
+    }
+    groups = {
+        (task.name, length): by_method(e for e in found if e.task == task.name and e.length == length)
+        for task in TASKS
+        for length in ("short", "long")
+    }
+    groups = {key: methods for key, methods in groups.items() if methods}
+    same = f'What `plan_ranks` plans with algorithms="auto" is the method "{AUTO}".'
+    parts = [
+        ABOUT.format(state=state, probe=PROBE_BATCHES, auto=same, **lengths),
+        "## Targets\n",
+        targets(groups),
+    ]
+    for (task, length), methods in groups.items():
+        name = f"quality-{task.replace(' ', '-')}-{length}.png"
+        plot(task, length, methods, DOCS / name)
+        parts.append(f"## {task[0].upper()}{task[1:]}, {length} training\n\n![]({name})\n")
+        parts.append(losses(methods))
+        for against in (UNIFORM, GRADIENT):
+            if against in methods:
+                parts.append(
+                    f"Share of the numbers of {against} at a rank that a method needs for the same loss:\n"
+                )
+                parts.append(needed(methods, against))
+        if UNIFORM in methods:
+            parts.append(
+                "Steps to the final loss of uniform LoRA at a rank, with at most as many numbers. The start, "
+                "and what a step takes more than one of uniform LoRA, are counted in as steps of that:\n"
+            )
+            parts.append(steps(methods))
+    (DOCS / "quality.md").write_text("\n".join(parts), encoding="utf-8")
+    print(f"{DOCS / 'quality.md'}: {len(kept)} trainings")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""One training of an adapter, the same for every method."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .task import Task, held_out
+
+POINTS = 6
+"""How many times the held-out loss is measured on the way, the last time at the end."""
+WARM_UP = 0.05
+"""The share of the steps over which the learning rate rises. It falls as a cosine to 0 after that."""
+
+
+def _nothing(optimiser: torch.optim.Optimizer, step: int) -> None:
+    return
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapted:
+    """What a method makes of the base: a module to train, and what is its own in training it."""
+
+    module: nn.Module
+    groups: Callable[[float], list[dict[str, Any]]]
+    """The parameters for the optimiser at a learning rate."""
+    numbers: Callable[[], int]
+    """How many numbers the file of the adapter would hold, at that moment."""
+    after_step: Callable[[torch.optim.Optimizer, int], None] = _nothing
+    """Called after the optimiser's step, the gradients still there, with the number of the step from 1."""
+    penalty: Callable[[], Tensor] | None = None
+    """What a method adds to the loss."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    curve: list[tuple[int, float]]
+    """The held-out loss (of "test") after so many steps."""
+    tune: float
+    """The held-out loss on "tune" at the end."""
+    step_seconds: float
+    """CPU time of a step."""
+
+
+def train(task: Task, adapted: Adapted, *, lr: float, seed: int, steps: int) -> Outcome:
+    """Train with AdamW, without weight decay, on the batches of the seed.
+
+    A loss that is not finite ends the training: the held-out losses from there on are infinite.
+    """
+    optimiser = torch.optim.AdamW(adapted.groups(lr), weight_decay=0.0)
+    curve: list[tuple[int, float]] = []
+    points = {round(steps * number / POINTS) for number in range(1, POINTS + 1)}
+    spent, finite = 0.0, True
+    for step, batch in enumerate(itertools.islice(task.batches(seed, "train"), steps), start=1):
+        began = time.process_time()
+        _set_rates(optimiser, rate(step, steps))
+        loss = task.loss(adapted.module, batch)
+        finite = bool(torch.isfinite(loss))
+        if not finite:
+            break
+        (loss if adapted.penalty is None else loss + adapted.penalty()).backward()
+        optimiser.step()
+        adapted.after_step(optimiser, step)
+        optimiser.zero_grad(set_to_none=True)
+        spent += time.process_time() - began
+        if step in points:
+            curve.append((step, held_out(task, adapted.module, "test")))
+    curve += [(step, math.inf) for step in sorted(points) if not curve or step > curve[-1][0]]
+    tune = held_out(task, adapted.module, "tune") if finite else math.inf
+    return Outcome(curve, tune, spent / steps)
+
+
+def rate(step: int, steps: int) -> float:
+    """The learning rate's factor in a step from 1 to `steps`."""
+    warm = max(1, round(WARM_UP * steps))
+    if step <= warm:
+        return step / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm + 1)))
+
+
+def _set_rates(optimiser: torch.optim.Optimizer, factor: float) -> None:
+    for group in optimiser.param_groups:
+        # A method may add groups on the way: the first rate that is seen is the group's own.
+        group["lr"] = group.setdefault("own_lr", group["lr"]) * factor

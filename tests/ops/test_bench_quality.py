@@ -1,0 +1,216 @@
+"""The harness of `make bench-quality` on a task of a moment: its bookkeeping, not the quality of anything."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tests.bench.quality.curves import entries, loss_at, reached
+from tests.bench.quality.method import Method, rank_one
+from tests.bench.quality.methods import in_peft, ours, planned, whole
+from tests.bench.quality.results import Result, Results, Run
+from tests.bench.quality.run import Bench, OutOfTimeError, stage
+from tests.bench.quality.search import best
+from tests.bench.quality.task import Split, digest, frozen, held_out, sites
+from tests.bench.quality.training import rate
+
+# All in one process, since they share what is trained once.
+pytestmark = pytest.mark.xdist_group("bench quality")
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A network of a convolution and two linear layers is to answer as one with other weights does."""
+
+    name: str = "tiny"
+    steps: Mapping[str, int] = field(default_factory=lambda: {"short": 16, "long": 32}, hash=False)
+    held_out_batches: Mapping[str, int] = field(default_factory=lambda: {"tune": 1, "test": 2}, hash=False)
+    preset: str = "full"
+    exclude: tuple[str, ...] = ()
+
+    def network(self, seed: int) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return frozen(
+                nn.Sequential(
+                    nn.Conv2d(2, 6, 3), nn.Flatten(), nn.Linear(24, 12), nn.SiLU(), nn.Linear(12, 5)
+                )
+            )
+
+    def base(self) -> nn.Module:
+        return self.network(0)
+
+    def batches(self, seed: int, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(seed)
+        wanted = self.network(1)
+        while True:
+            x = torch.randn(8, 2, 4, 4, generator=generator)
+            yield x, wanted(x)
+
+    def loss(self, module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return functional.mse_loss(module(batch[0]), batch[1])
+
+
+TASK = Tiny()
+ALL = {
+    method.name: Method(method.name, method.sizes[-1:], method.start, method.adapt)
+    for method in (*ours.METHODS, *planned.METHODS, *whole.METHODS, *in_peft.METHODS)
+    if method.tasks is None
+}
+METHODS = tuple(ALL[name] for name in ("LoRA", "planned, gradient", "fine-tuning", "PEFT AdaLoRA"))
+"""Methods whose learning rates are searched for."""
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of some methods on the task, at their best rates and three seeds."""
+    file = tmp_path_factory.mktemp("quality") / "results.jsonl"
+    bench = Bench(Results(file), commit="none")
+    for name in ("coarse", "seeds"):
+        stage(bench, name, (TASK,), METHODS)
+    return file
+
+
+def test_every_method_has_three_seeds_at_a_rate_between_two_others(file: Path) -> None:
+    found = entries(Results(file), [digest(TASK)])
+    assert [entry.method for entry in found] == [method.name for method in METHODS]
+    start = held_out(TASK, TASK.base(), "test")
+    for entry in found:
+        assert entry.seeds == 3, entry
+        assert not entry.edge, entry
+        assert len(entry.curve) == 6
+        assert entry.curve[-1] == (16, pytest.approx(entry.loss))
+        assert entry.loss < start, entry
+
+
+def test_numbers_are_those_of_the_file(tmp_path: Path) -> None:
+    """Every method, at its largest size."""
+    shapes = [site.shape for site in sites(TASK, TASK.base()).values()]
+    assert shapes == [(6, 2, 3, 3), (12, 24), (5, 12)]
+    one = (6 + 18) + (12 + 24) + (5 + 12)
+    assert rank_one(sites(TASK, TASK.base())) == one
+    bench = Bench(Results(tmp_path / "results.jsonl"))
+    found = {
+        name: bench.result(TASK, method, "short", method.sizes[0], -8, 0).numbers
+        for name, method in ALL.items()
+    }
+    # No rank is above what a layer can use: 6, 12 and 5.
+    expected = {
+        "LoRA": 6 * (6 + 18) + 12 * (12 + 24) + 5 * (5 + 12),
+        "DoRA": 6 * (6 + 18) + 8 * (12 + 24) + 5 * (5 + 12) + 6 + 12 + 5,
+        "LoHa": 2 * 4 * one,
+        "LoRA, gradient": 6 * (6 + 18) + 8 * (12 + 24) + 5 * (5 + 12),
+        "fine-tuning": 6 * 18 + 12 * 24 + 5 * 12,
+        "PEFT LoRA": 4 * one,
+    }
+    assert {name: found[name] for name in expected} == expected
+    # kron of (2, 1) and (3, 2, 3, 3), of (3, 4) and (4, 6), of (1, 3) and (5, 4).
+    assert ours.lokr_numbers(shapes, 4) == (2 + 54) + (12 + 24) + (3 + 20)
+    assert bench.result(TASK, ALL["LoKr"], "short", 1, -8, 0).numbers == ours.lokr_numbers(shapes, 4)
+    # AdaLoRA keeps so many ranks of all layers, each with a number more.
+    assert 3 * 8 * (5 + 12 + 1) <= found["PEFT AdaLoRA"] <= 3 * 8 * (12 + 24 + 1)
+    for name in ALL.keys() - expected.keys() - {"LoKr", "PEFT AdaLoRA"}:
+        assert 0.8 * ALL[name].sizes[0] * one <= found[name] <= ALL[name].sizes[0] * one, name
+
+
+def test_what_was_trained_is_not_trained_again(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    stage(Bench(Results(file), until=-math.inf), "seeds", (TASK,), METHODS)
+    assert file.read_text(encoding="utf-8") == text
+    with pytest.raises(OutOfTimeError):
+        stage(Bench(Results(file), until=-math.inf), "long", (TASK,), METHODS)
+
+
+def test_a_killed_run_goes_on_and_gives_the_same_figures(file: Path, tmp_path: Path) -> None:
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    copy = tmp_path / "results.jsonl"
+    copy.write_text("".join(lines[:-1]) + lines[-1][:40], encoding="utf-8")
+    results = Results(copy)
+    assert len(results) == len(lines) - 1
+    stage(Bench(results, commit="none"), "seeds", (TASK,), METHODS)
+    again = copy.read_text(encoding="utf-8").splitlines(keepends=True)
+    assert again[:-1] == lines[:-1]
+    timed = "step_seconds", "start_seconds"
+    first, second = (
+        {key: value for key, value in json.loads(line).items() if key not in timed}
+        for line in (lines[-1], again[-1])
+    )
+    assert first == second
+
+
+def test_a_diverged_training_is_kept_as_one(tmp_path: Path) -> None:
+    bench = Bench(Results(tmp_path / "results.jsonl"))
+    found = bench.result(TASK, whole.METHODS[0], "short", 0, 80, 0)
+    assert found.test == found.tune == math.inf
+    assert Results(tmp_path / "results.jsonl").get(found.run) == found
+
+
+def test_the_batches_of_a_seed_are_the_same_for_all() -> None:
+    first, second = (list(itertools.islice(TASK.batches(3, "train"), 2)) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert all(map(torch.equal, a, b))
+
+
+@pytest.mark.parametrize("start", [-8, 0, 3])
+@pytest.mark.parametrize("width", [1, 2])
+def test_the_search_ends_between_two_worse_rates(start: int, width: int) -> None:
+    tried: list[int] = []
+
+    def measure(step: int) -> float:
+        assert step not in tried, "measured twice"
+        tried.append(step)
+        return math.inf if step > 2 else abs(step + 3.2)
+
+    found = best(measure, start, width)
+    assert abs(found + 3.2) <= width / 2 + 0.2 + (width == 2)
+    assert {found - width, found + width} <= set(tried)
+
+
+def test_numbers_for_a_loss_are_interpolated_in_their_logarithm() -> None:
+    points = [(100.0, 0.5), (1000.0, 0.4), (2000.0, 0.45), (10000.0, 0.2)]
+    assert reached(points, 0.45, logarithmic=True) == ("", pytest.approx(100 * 10**0.5))
+    assert reached(points, 0.3, logarithmic=True) == ("", pytest.approx(1000 * 10**0.5))
+    assert reached(points, 0.3, logarithmic=False) == ("", pytest.approx(5500))
+    assert reached(points, 0.6, logarithmic=True) == ("<", 100)
+    assert reached(points, 0.5, logarithmic=True) == ("", 100)
+    assert reached(points, 0.1, logarithmic=True) == (">", 10000)
+    assert reached([(10.0, math.inf), (20.0, 1.0)], 1.5, logarithmic=True) == ("", pytest.approx(20))
+
+
+def test_a_loss_at_so_many_numbers_is_asked_for_between_points_alone() -> None:
+    points = [(100.0, 0.5), (10000.0, 0.3)]
+    assert loss_at(points, 1000) == pytest.approx(0.4)
+    assert loss_at(points, 10000) == 0.3
+    assert loss_at(points, 99) is None
+
+
+def test_the_best_rate_is_chosen_on_the_split_for_it() -> None:
+    def result(step: int, seed: int, tune: float, test: float) -> Result:
+        run = Run("t", "r", "short", "m", 1, step, seed)
+        return Result(run, 10, tune, test, [(4, 2 * test), (8, test)], 0.1, 0.0, "none")
+
+    found = entries(
+        [result(-4, 0, 0.3, 0.1), result(-2, 0, 0.2, 0.6), result(-2, 1, 0.9, 0.4), result(0, 0, 0.4, 0.2)],
+        ["r"],
+    )
+    assert len(found) == 1
+    assert (found[0].lr, found[0].seeds, found[0].edge) == (pytest.approx(10**-0.5), 2, False)
+    assert found[0].loss == pytest.approx(0.5)
+    assert found[0].spread == pytest.approx(0.02**0.5)
+    assert found[0].curve == ((4, pytest.approx(1.0)), (8, pytest.approx(0.5)))
+
+
+def test_the_learning_rate_rises_and_falls_to_nothing() -> None:
+    factors = [rate(step, 100) for step in range(1, 101)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[4:] == sorted(factors[4:], reverse=True)
+    assert 0 < factors[-1] < 1e-3
