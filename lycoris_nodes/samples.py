@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -146,11 +146,3 @@ def _numbered(name: str, number: int, count: int) -> Generator[None]:
         where = f"{name}, number {number} of {count}"
         error.key = f"{where}: {error.key}" if error.key else where
         raise
-
-
-def largest(latents: Iterable[Mapping[str, Any]]) -> tuple[int, ...]:
-    """The shape of the largest latent (1, C, ...), () where there is none of an ordinary form."""
-    shapes = [
-        tuple(one["samples"].shape) for one in latents if not getattr(one["samples"], "is_nested", False)
-    ]
-    return max(((1, *shape[1:]) for shape in shapes), key=lambda s: torch.Size(s).numel(), default=())

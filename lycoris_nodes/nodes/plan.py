@@ -19,6 +19,7 @@ from ...lycoris_ops import (
 from ..host import io, progress, shown_pictures
 from ..inputs import checked
 from ..pictures import picture_tensor, plan_picture
+from ..room import checkpointing_input, is_checkpointed, memory_for
 from ..samples import samples_of
 from ..training import DiffusionLoss, family_of, opened
 from ..wires import (
@@ -84,6 +85,7 @@ class LycorisPlan(io.ComfyNode):
                     advanced=True,
                     tooltip="The highest rank that a layer may get.",
                 ),
+                checkpointing_input(),
                 io.String.Input(
                     "edited",
                     default="",
@@ -125,11 +127,14 @@ class LycorisPlan(io.ComfyNode):
         exclude: str,
         largest_rank: int,
         edited: str,
+        checkpointing: str,
         masks: Sequence[Any] = (),
     ) -> io.NodeOutput:
         wanted = size_of(size)
         kinds: Any = algorithms if algorithms in ("auto", "all") else algorithms.replace(",", " ").split()
-        with opened(model) as session:
+        recompute = is_checkpointed(model, checkpointing)
+        memory = memory_for(model, latents, 1, checkpointed=recompute)
+        with opened(model, checkpointing=recompute, memory=memory) as session:
             family = family_of(session.model)
             loss = DiffusionLoss(session=session, times=family.times)
             samples = samples_of(session, latents, positive, masks=masks, seed=seed)

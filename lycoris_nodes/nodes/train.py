@@ -28,12 +28,13 @@ from ...lycoris_ops import (
     train_network,
     trainable,
 )
-from ..host import file_tensors, inference_memory, io, progress, shown_pictures, workflow_metadata
+from ..host import file_tensors, io, progress, shown_pictures, workflow_metadata
 from ..inputs import checked
 from ..overrides import EXAMPLE, overrides_of
 from ..pictures import curves, picture_tensor
+from ..room import checkpointing_input, is_checkpointed, memory_for
 from ..runs import adapter_path, check_room, resumed_path
-from ..samples import batches_in_order, described, epochs_of, largest, samples_of
+from ..samples import batches_in_order, described, epochs_of, samples_of
 from ..training import (
     DISTRIBUTIONS,
     WEIGHTINGS,
@@ -62,11 +63,6 @@ from ..wires import (
 
 FAMILY_RATED = ("adamw", "adamw8bit", "muon")
 """The optimisers whose usual rates are those of the families of models. Others have rates of their own."""
-LARGE = 1_000_000_000
-"""Parameters of a model above which `auto` checkpoints its blocks."""
-KEPT, RECOMPUTED = 8.0, 2.0
-"""How many times the memory of a pass without a training is left free, with and without all activations kept.
-These are guesses on the safe side: the host frees no more than it has."""
 DRAWS = 4
 """How many noises and times each held-out latent is judged at."""
 KEEP = 3
@@ -161,8 +157,8 @@ class LycorisTrain(io.ComfyNode):
     ) -> io.NodeOutput:
         start, settings = _start_of(stack), overrides_of(overrides)
         output = (resumed_path if resume else adapter_path)(filename_prefix, dialect)
-        recompute = _checkpointed(model, checkpointing)
-        memory = _memory(model, latents, batch_size, recompute)
+        recompute = is_checkpointed(model, checkpointing)
+        memory = memory_for(model, latents, batch_size, checkpointed=recompute)
         with opened(model, checkpointing=recompute, memory=memory) as session:
             family = family_of(session.model)
             loss = DiffusionLoss(
@@ -464,15 +460,7 @@ def _advanced_inputs() -> list[Any]:
             tooltip="The decay of an average of the weights that is saved in their place, such as 0.99. 0: "
             "none.",
         ),
-        io.Combo.Input(
-            "checkpointing",
-            options=[AS_FAMILY, "on", "off"],
-            default=AS_FAMILY,
-            optional=True,
-            advanced=True,
-            tooltip="on: activations are computed again when they are needed, which takes much less memory "
-            "and a third more time, with the same result. auto: on for large models.",
-        ),
+        checkpointing_input(),
         io.Int.Input(
             "validate_every",
             default=0,
@@ -568,20 +556,6 @@ def _times(family: Family, distribution: str, shift: float) -> Times:
     if distribution == AS_FAMILY:
         return replace(family.times, shift=shift) if shift else family.times
     return Times(distribution, shift=shift or 1.0)
-
-
-def _checkpointed(model: Any, choice: str) -> bool:
-    if choice != AS_FAMILY:
-        return choice == "on"
-    return sum(parameter.numel() for parameter in model.model.parameters()) > LARGE
-
-
-def _memory(model: Any, latents: Sequence[Mapping[str, Any]], batch_size: int, recompute: bool) -> float:
-    """The bytes to leave free beside the model."""
-    shape = largest(latents)
-    if not shape:
-        return 0.0
-    return (RECOMPUTED if recompute else KEPT) * inference_memory(model, (batch_size, *shape[1:]))
 
 
 class _Live:

@@ -14,6 +14,8 @@ app.registerExtension({
     if (!advanced.length) return
     // The front end tells Vue of it by the options alone.
     for (const widget of advanced) widget.advanced = true
+    // Its own method leaves room for those that are folded, above what is shown after a run.
+    node.getLayoutWidgets = () => node.widgets?.filter((widget) => node.isWidgetVisible(widget)) ?? []
     node.setSize(node.computeSize())
   },
 })

@@ -212,6 +212,9 @@ def test_a_plan_is_followed_edited_and_kept_as_text(
     found = made["plan"]
     assert 0 < found.parameters <= 4000 and found.probe is not None
     assert "parameters" in made["report"] and made["picture"].shape[0] == 1
+    # Blocks that run again give the same plan.
+    again = plan(checkpointing="on")["plan"]
+    assert {row.path: row.rank for row in again} == {row.path: row.rank for row in found}
     table = json.loads(made["text"])
     table["rows"] = table["rows"][:3]
     edited = plan(edited=json.dumps(table))["plan"]
