@@ -12,8 +12,10 @@ from typing import Any, Protocol
 import comfy.lora
 import comfy.model_management
 import comfy.ops
+import comfy.sample
 import comfy.utils
 import folder_paths
+import latent_preview
 import torch
 from comfy.cli_args import args
 from comfy.patcher_extension import CallbacksMP, PatcherInjection
@@ -49,7 +51,9 @@ __all__ = [
     "plain",
     "progress",
     "quantised_layer",
+    "rough_picture",
     "rounding_seed",
+    "sampled",
     "shown_pictures",
     "weight_shapes",
     "workflow_metadata",
@@ -356,6 +360,42 @@ def file_tensors(path: str) -> dict[str, torch.Tensor]:
 def inference_memory(patcher: Any, shape: Sequence[int]) -> float:
     """The host's estimate of the bytes that a pass of a model takes for latents (B, C, ...)."""
     return float(patcher.model.memory_required(list(shape)))
+
+
+def sampled(
+    patcher: Any, latent: torch.Tensor, positive: Any, negative: Any, *, cfg: float, steps: int, seed: int
+) -> torch.Tensor:
+    """What the host's sampler (euler, simple) makes of noise in the shape of a latent (1, C, ...)."""
+    noise = comfy.sample.prepare_noise(latent, seed)
+    return comfy.sample.sample(
+        patcher,
+        noise,
+        steps,
+        cfg,
+        "euler",
+        "simple",
+        positive,
+        negative,
+        torch.zeros_like(latent),
+        disable_pbar=True,
+        seed=seed,
+    )
+
+
+def rough_picture(patcher: Any, latent: torch.Tensor) -> Image | None:
+    """A rough picture of a latent, by the host's own way of previews if one is on, else by its colours.
+
+    None where the host knows no colours for these latents.
+    """
+    kind = patcher.model.latent_format
+    previewer = latent_preview.get_previewer(patcher.load_device, kind)
+    if previewer is None and kind.latent_rgb_factors is not None:
+        factors = (kind.latent_rgb_factors, kind.latent_rgb_factors_bias, kind.latent_rgb_factors_reshape)
+        previewer = latent_preview.Latent2RGBPreviewer(*factors)
+    if previewer is None:
+        return None
+    shown = patcher.model.process_latent_in(latent.to(patcher.load_device))
+    return previewer.decode_latent_to_preview_image("JPEG", shown)[1]
 
 
 def workflow_metadata(hidden: Any) -> dict[str, str]:

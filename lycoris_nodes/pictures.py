@@ -64,6 +64,15 @@ def curves(history: History, steps: int, title: str) -> Image.Image:
     return picture
 
 
+def beside(first: Image.Image, second: Image.Image) -> Image.Image:
+    """Two pictures beside each other, the second in the height of the first."""
+    width = round(second.width * first.height / second.height)
+    both = Image.new("RGB", (first.width + width, first.height), "white")
+    both.paste(first, (0, 0))
+    both.paste(second.resize((width, first.height)), (first.width, 0))
+    return both
+
+
 def plan_picture(plan: Plan) -> Image.Image:
     """The parameters of each layer as a bar, coloured by algorithm, with its rank and its gain."""
     rows = plan.rows

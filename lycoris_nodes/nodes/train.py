@@ -6,7 +6,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
+
+from PIL.Image import Image
 
 from ...lycoris_ops import (
     ALGORITHMS,
@@ -31,7 +34,8 @@ from ...lycoris_ops import (
 from ..host import file_tensors, io, progress, shown_pictures, workflow_metadata
 from ..inputs import checked
 from ..overrides import EXAMPLE, overrides_of
-from ..pictures import curves, picture_tensor
+from ..pictures import beside, curves, picture_tensor
+from ..previews import Previews
 from ..room import checkpointing_input, is_checkpointed, memory_for
 from ..runs import adapter_path, check_room, resumed_path
 from ..samples import batches_in_order, described, epochs_of, samples_of
@@ -146,6 +150,7 @@ class LycorisTrain(io.ComfyNode):
         checkpointing: str,
         validate_every: int,
         checkpoint_every: int,
+        sample_every: int,
         dialect: Any,
         dtype: str,
         plan: Plan | None = None,
@@ -202,7 +207,17 @@ class LycorisTrain(io.ComfyNode):
                 bar=False,
                 picture=False,
             )
-            live = _Live(steps)
+            previews = Previews(
+                session=session,
+                network=network,
+                every=sample_every,
+                folder=Path(str(options.folder)),
+                latents=latents,
+                captions=positive,
+                empty=empty_caption,
+                seed=seed,
+            )
+            live = _Live(steps, previews)
             result = train_network(
                 network,
                 epochs_of(samples, batch_size),
@@ -480,6 +495,16 @@ def _advanced_inputs() -> list[Any]:
             tooltip=f"Steps between two checkpoints, of which the latest {KEEP} are kept. 0: only the last "
             "and the best.",
         ),
+        io.Int.Input(
+            "sample_every",
+            default=0,
+            min=0,
+            max=1_000_000,
+            optional=True,
+            advanced=True,
+            tooltip="Steps between two pictures that are sampled with the first caption, always from one "
+            "noise. They are rough, shown on the node and kept beside the checkpoints. 0: none.",
+        ),
         io.Combo.Input(
             "dialect",
             options=list(WRITTEN),
@@ -559,10 +584,12 @@ def _times(family: Family, distribution: str, shift: float) -> Times:
 
 
 class _Live:
-    """What the node shows while it trains: how far it is, and the curves."""
+    """What the node shows while it trains: how far it is, the curves, and the latest sample."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, previews: Previews) -> None:
         self.steps = steps
+        self.previews = previews
+        self.sample: Image | None = None
         self.history = History()
         self._update = progress(steps)
         self._first: int | None = None
@@ -574,9 +601,13 @@ class _Live:
             self._first, self._began = report.step, now
         self.history.losses.append((report.step, report.loss))
         picture = None
-        if now - self._drawn >= PREVIEW:
+        due = self.previews.due(report.step)
+        if due:
+            self.sample = self.previews.make(report.step)
+        if due or now - self._drawn >= PREVIEW:
             self._drawn = now
             picture = curves(self.history, self.steps, self._title(report.step, now))
+            picture = picture if self.sample is None else beside(picture, self.sample)
         self._update(report.step, self.steps, picture)
 
     def validated(self, step: int, loss: float) -> None:

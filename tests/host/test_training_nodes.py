@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hosting import Host, Patched
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from trainable import module, patcher, tiny, unchanged
@@ -180,6 +182,18 @@ def stop_after() -> Iterator[Callable[[int], None]]:
     yield at
     comfy.utils.set_progress_bar_global_hook(before)
     comfy.model_management.interrupt_current_processing(False)
+
+
+def test_samples_on_the_way_change_nothing(train: Callable[..., Any], model: Any, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"preset": "full", "steps": 2, "warmup": 0, "learning_rate": 0.1}
+    settings["empty_caption"] = [caption(9)]
+    plain = train(**settings)
+    with unchanged(model.model):
+        sampled = train(sample_every=1, **settings)
+    assert all(torch.equal(sampled["lora"][key], plain["lora"][key]) for key in plain["lora"])
+    folder = tmp_path / "loras" / "style_00002_-checkpoints"
+    pictures = [np.asarray(Image.open(folder / f"sample-00000{step}.png")) for step in (1, 2)]
+    assert pictures[0].shape == (8, 8, 3) and (pictures[0] != pictures[1]).any()
 
 
 def test_it_goes_on_from_a_stack_and_keeps_its_kinds(host: Host, train: Callable[..., Any]) -> None:
