@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL.Image import Image
 
 from ..lycoris_ops import LycorisNetwork
 from .host import rough_picture, sampled
-from .training import Session, family_of
+from .training import Latent, Session, family_of
 
 STEPS = 20
 CFG = 5.0
@@ -29,19 +30,19 @@ class Previews:
     network: LycorisNetwork
     every: int
     folder: Path
-    latents: Sequence[Mapping[str, Any]]
+    like: Latent
+    """The latent whose size the pictures have."""
     captions: Sequence[Any]
     empty: Sequence[Any]
     seed: int
 
     def due(self, step: int) -> bool:
-        nested = getattr(self.latents[0]["samples"], "is_nested", False)
-        return self.every > 0 and step % self.every == 0 and not nested
+        # Of several parts, such as video and sound, none is a picture.
+        return self.every > 0 and step % self.every == 0 and len(self.like.shapes) == 1
 
     def make(self, step: int) -> Image | None:
         """The picture after a step, which is kept as a file too; None where latents cannot be shown."""
         patcher = self.session.patcher
-        latent = self.latents[0]["samples"][:1]
         # Of several captions in one conditioning, the first.
         positive = self.captions[0][:1]
         built_in = bool(family_of(self.session.model).guidance)
@@ -50,7 +51,7 @@ class Previews:
         with self.session.sampling():
             made = sampled(
                 patcher,
-                latent,
+                torch.zeros(self.like.values.shape),
                 positive,
                 negative,
                 cfg=CFG if self.empty and not built_in else 1.0,

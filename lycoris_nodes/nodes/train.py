@@ -212,7 +212,7 @@ class LycorisTrain(io.ComfyNode):
                 network=network,
                 every=sample_every,
                 folder=Path(str(options.folder)),
-                latents=latents,
+                like=samples[0].latent,
                 captions=positive,
                 empty=empty_caption,
                 seed=seed,

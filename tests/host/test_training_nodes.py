@@ -19,6 +19,7 @@ from torch import Tensor
 from trainable import module, patcher, tiny, unchanged
 
 from tests.harness.facts import ROOT
+from tests.harness.inputs import INPUTS
 
 pytestmark = pytest.mark.host
 
@@ -182,6 +183,39 @@ def stop_after() -> Iterator[Callable[[int], None]]:
     yield at
     comfy.utils.set_progress_bar_global_hook(before)
     comfy.model_management.interrupt_current_processing(False)
+
+
+CHANNELS_OF: dict[str, dict[str, int]] = {
+    "SDXL": {"adm_in_channels": 12 + 6 * 256},
+    "Flux 1": {"in_channels": 16, "out_channels": 16},
+    "Wan 2.1 t2v": {"in_dim": 16, "out_dim": 16},
+    "Qwen-Image": {"in_channels": 64, "out_channels": 16},
+}
+"""Tiny models of other architectures, with as many channels as their latents have."""
+
+
+@pytest.mark.parametrize("architecture", CHANNELS_OF)
+def test_other_models_are_trained_by_their_own_defaults(
+    host: Host, train: Callable[..., Any], architecture: str
+) -> None:
+    trained = patcher(tiny(architecture, **CHANNELS_OF[architecture]))
+    draw = torch.Generator().manual_seed(1)
+    channels, words = trained.model.latent_format.latent_channels, INPUTS[architecture].text
+    assert words is not None
+    text = {"pooled_output": torch.randn((1, 12), generator=draw)}
+    given: dict[str, Any] = {
+        "model": trained,
+        "latents": [{"samples": torch.randn((2, channels, 8, 8), generator=draw)}],
+        "positive": [[[torch.randn((1, *words), generator=draw), text]] for _ in range(2)],
+    }
+    with unchanged(trained.model):
+        made = train(**given, rank=0, learning_rate=0.0, steps=2, batch_size=2, sample_every=2)
+    family = module(host, "").family_of(trained.model)
+    assert f"model: {family.name}; defaults of {family.source}" in made["report"]
+    assert f"rate: {family.lr:g}" in made["report"] and "batches in an epoch: 1" in made["report"]
+    layers = made["stack"].entries[0].adapter.layers.values()
+    assert max(layer.rank for layer in layers) == family.rank
+    assert host.apply(Patched(trained, None), made["stack"]).model is not trained
 
 
 def test_samples_on_the_way_change_nothing(train: Callable[..., Any], model: Any, tmp_path: Path) -> None:
