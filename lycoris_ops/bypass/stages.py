@@ -16,7 +16,7 @@ from ..discovery import discover
 from ..maths.shapes import Rows
 from ..maths.tensors import compute_dtype
 from . import forwards
-from .forwards.forward import Forward, Item, Strengths
+from .forwards.forward import Forward, Item, Strengths, in_own_dtypes
 from .geometry import Geometry, working_dtype
 from .plan import Base, Met, MetStage
 
@@ -100,13 +100,14 @@ class BoundStage:
             self.geometry.part(total, rows).add_(change, alpha=strength)
         if live and self.dropout:
             x = functional.dropout(x, self.dropout)
-        if live and self.geometry.kernel:
-            met = self.geometry.padded(x)
-            for placed in live:
-                placed.forward.add(self.geometry.part(total, placed.rows), met, strengths)
-        elif live:
+        if not live:
+            return total
+        if self.geometry.kernel:
+            flat, met = total, self.geometry.padded(x)
+        else:
             flat = total.view(-1, self.geometry.outputs)
             met = x.reshape(-1, self.geometry.inputs).contiguous()
+        with in_own_dtypes(x.device):
             for placed in live:
                 placed.forward.add(self.geometry.part(flat, placed.rows), met, strengths)
         return total

@@ -388,6 +388,25 @@ def test_under_autocast_and_checkpointing(case: str) -> None:
     assert all((a - b).norm() <= 0.03 * b.norm() for a, b in zip(narrow, plain, strict=True))
 
 
+@pytest.mark.parametrize("recording", [True, False])
+@pytest.mark.parametrize("algorithm", ["lora", "loha", "lokr", "glora", "full", "oft"])
+@pytest.mark.parametrize("kernel", [(), (3, 3)], ids=["linear", "conv"])
+def test_beside_the_output_under_autocast(kernel: tuple[int, ...], algorithm: str, recording: bool) -> None:
+    """The input is in float32, as after a norm, and the output of the layer itself is narrower."""
+    layer = nn.Conv2d(64, 64, 3, padding=1) if kernel else nn.Linear(64, 64)
+    x = torch.randn(5, 64, *(6 for _ in kernel))
+    network = made(nn.Sequential(layer), algorithm=algorithm, form="bypass")
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(std=0.4)
+    wanted, bare = network.module(x), layer.forward(x)
+    with torch.set_grad_enabled(recording), torch.autocast("cpu", torch.bfloat16):
+        found = network.module(x)
+    assert found.dtype == torch.bfloat16
+    assert (found - wanted).norm() <= 0.01 * wanted.norm()
+    assert (wanted - bare).norm() > 0.1 * wanted.norm()
+
+
 @pytest.mark.parametrize("case", ["lora", "loha", "lokr", "oft", "dora-output"])
 def test_compiles_without_a_break(case: str) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))

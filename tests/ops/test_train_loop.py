@@ -248,6 +248,15 @@ def test_a_validation_changes_nothing_and_its_chance_is_the_same(tmp_path: Path,
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also where a shell runs the tests in the background and ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("call", range(1, 15, 3))
 def test_an_interrupt_at_any_time_leaves_a_whole_checkpoint(tmp_path: Path, call: int) -> None:
     """The interrupt comes inside of the loss, in training or in validation."""
@@ -272,6 +281,7 @@ def test_an_interrupt_at_any_time_leaves_a_whole_checkpoint(tmp_path: Path, call
     assert (tmp_path / "a/out.safetensors").read_bytes() == (tmp_path / "b/out.safetensors").read_bytes()
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupt_waits_for_the_end_of_an_update() -> None:
     trainer = lyc.Trainer(network(), plain, lyc.TrainOptions(steps=3))
     update = trainer.optimiser.step

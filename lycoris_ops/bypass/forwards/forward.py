@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,6 +46,15 @@ def outliving() -> Generator[None]:
     recording = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.set_grad_enabled(recording):
         yield
+
+
+def in_own_dtypes(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which products are of the dtype of their factors.
+
+    Autocast would narrow some results, which could not be added in place to what is not narrowed.
+    """
+    kind = device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def recorded(*tensors: Tensor) -> bool:
