@@ -7,20 +7,23 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import comfy.lora
 import comfy.model_management
 import comfy.ops
+import comfy.sample
 import comfy.utils
 import folder_paths
+import latent_preview
 import torch
 from comfy.cli_args import args
 from comfy.patcher_extension import CallbacksMP, PatcherInjection
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from comfy.weight_adapter import WeightAdapterBase
 from comfy.weight_adapter.bypass import BypassForwardHook
-from comfy_api.latest import ComfyExtension, io
+from comfy_api.latest import ComfyExtension, io, ui
+from PIL.Image import Image
 
 from ..lycoris_ops import LycorisError, WriteError, check_name, dtype_name
 
@@ -29,12 +32,15 @@ __all__ = [
     "ComfyExtension",
     "HostReader",
     "PatcherInjection",
+    "Progress",
     "WeightAdapterBase",
     "add_injection",
     "add_patches",
     "enlarged_by_patches",
     "file_names",
     "file_path",
+    "file_tensors",
+    "inference_memory",
     "io",
     "layer_of",
     "merge_loss",
@@ -45,7 +51,10 @@ __all__ = [
     "plain",
     "progress",
     "quantised_layer",
+    "rough_picture",
     "rounding_seed",
+    "sampled",
+    "shown_pictures",
     "weight_shapes",
     "workflow_metadata",
 ]
@@ -317,18 +326,76 @@ def rounding_seed(key: str) -> int:
     return comfy.utils.string_to_seed(key)
 
 
-def progress(total: int) -> Callable[[int, int], None]:
-    """A progress bar on the running node, as a function of what is done and what there is in all.
+class Progress(Protocol):
+    """Shows what is done of what there is in all, with a picture if there is one."""
+
+    def __call__(self, done: int, of: int, picture: Image | None = None, /) -> None: ...
+
+
+def progress(total: int) -> Progress:
+    """A progress bar on the running node.
 
     A call of it also ends the work, by the host's own exception, when the user has interrupted the run.
     """
     bar = comfy.utils.ProgressBar(total)
 
-    def update(done: int, of: int) -> None:
+    def update(done: int, of: int, picture: Image | None = None, /) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        bar.update_absolute(done, of)
+        bar.update_absolute(done, of, None if picture is None else ("JPEG", picture, max(picture.size)))
 
     return update
+
+
+def shown_pictures(pictures: torch.Tensor, node: type[io.ComfyNode]) -> dict[str, Any]:
+    """What makes the front end show pictures (B, H, W, 3) on a node after it has run."""
+    return ui.PreviewImage(pictures, cls=node).as_dict()
+
+
+def file_tensors(path: str) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, as the host's own nodes hand them on."""
+    found: Any = comfy.utils.load_torch_file(path, safe_load=True)
+    return found
+
+
+def inference_memory(patcher: Any, shape: Sequence[int]) -> float:
+    """The host's estimate of the bytes that a pass of a model takes for latents (B, C, ...)."""
+    return float(patcher.model.memory_required(list(shape)))
+
+
+def sampled(
+    patcher: Any, latent: torch.Tensor, positive: Any, negative: Any, *, cfg: float, steps: int, seed: int
+) -> torch.Tensor:
+    """What the host's sampler (euler, simple) makes of noise in the shape of a latent (1, C, ...)."""
+    noise = comfy.sample.prepare_noise(latent, seed)
+    return comfy.sample.sample(
+        patcher,
+        noise,
+        steps,
+        cfg,
+        "euler",
+        "simple",
+        positive,
+        negative,
+        torch.zeros_like(latent),
+        disable_pbar=True,
+        seed=seed,
+    )
+
+
+def rough_picture(patcher: Any, latent: torch.Tensor) -> Image | None:
+    """A rough picture of a latent, by the host's own way of previews if one is on, else by its colours.
+
+    None where the host knows no colours for these latents.
+    """
+    kind = patcher.model.latent_format
+    previewer = latent_preview.get_previewer(patcher.load_device, kind)
+    if previewer is None and kind.latent_rgb_factors is not None:
+        factors = (kind.latent_rgb_factors, kind.latent_rgb_factors_bias, kind.latent_rgb_factors_reshape)
+        previewer = latent_preview.Latent2RGBPreviewer(*factors)
+    if previewer is None:
+        return None
+    shown = patcher.model.process_latent_in(latent.to(patcher.load_device))
+    return previewer.decode_latent_to_preview_image("JPEG", shown)[1]
 
 
 def workflow_metadata(hidden: Any) -> dict[str, str]:

@@ -30,6 +30,7 @@ from .files.tensor_file import PICKLES, SAFETENSORS, Fingerprint, TensorFile, Te
 from .files.writing import Progress, check_name
 from .layers.part import Part
 from .maths.shapes import Shape
+from .modules.presets import PRESETS
 from .names.model_files import read_shapes
 from .names.written import WRITTEN
 from .patch import PatchPlan, patch_, patch_report
@@ -52,8 +53,11 @@ from .train.feed import Batches
 from .train.history import History, StepReport
 from .train.loop import TrainResult, train_network
 from .train.network import LycorisNetwork
+from .train.optimisers import families as optimisers
 from .train.options import TrainOptions
 from .train.reallocation import Moved, Reallocation, Reallocator
+from .train.schedules import schedules
+from .train.settings import trainable
 from .train.trainer import Trainer
 from .train.trials import Trial, Trials, try_plans
 
@@ -63,6 +67,7 @@ __all__ = [
     "ALGORITHMS",
     "DTYPE_NAMES",
     "PICKLES",
+    "PRESETS",
     "SAFETENSORS",
     "WRITABLE",
     "WRITTEN",
@@ -137,6 +142,7 @@ __all__ = [
     "load_adapter",
     "matched",
     "merge_checkpoint",
+    "optimisers",
     "paragraph",
     "parse_json",
     "patch_",
@@ -146,7 +152,9 @@ __all__ = [
     "read_shapes",
     "resolve",
     "save_adapter",
+    "schedules",
     "summary",
     "train_network",
+    "trainable",
     "try_plans",
 ]

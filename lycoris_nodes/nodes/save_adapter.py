@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from ...lycoris_ops import SAFETENSORS, WRITTEN, Entry, LycorisError, Stack, describe_saved, save_adapter
-from ..host import io, output_path, progress, weight_shapes, workflow_metadata
+from ...lycoris_ops import WRITTEN, Entry, LycorisError, Stack, describe_saved, save_adapter
+from ..host import io, progress, weight_shapes, workflow_metadata
 from ..inputs import checked
+from ..runs import adapter_path
 from ..wires import CATEGORY, DTYPES, dtype_input, report_output, stack_input, with_report
 
 
@@ -90,7 +90,7 @@ class LycorisSaveAdapter(io.ComfyNode):
         }
         result = save_adapter(
             entry.adapter,
-            _path(filename_prefix, dialect),
+            adapter_path(filename_prefix, dialect),
             dialect,
             DTYPES[dtype],
             workflow_metadata(cls.hidden),
@@ -129,8 +129,3 @@ def _only(stack: Stack) -> Entry:
             hint="Set both strengths to 1 and remove Weight LyCORIS Blocks, or use Save Merged Model",
         )
     return entry
-
-
-def _path(prefix: str, dialect: str) -> Path:
-    """The path to write to. PEFT reads a folder with two files, so for peft the folder gets the number."""
-    return output_path(prefix, "" if dialect == "peft" else SAFETENSORS[0])

@@ -79,6 +79,7 @@ def train_network(
     growth: Iterable[Any] | None = None,
     resume: str | os.PathLike[str] | None = None,
     progress: Callable[[StepReport], None] | None = None,
+    validated: Callable[[int, float], None] | None = None,
 ) -> TrainResult:
     """Train a network, which stays applied to its model.
 
@@ -86,7 +87,8 @@ def train_network(
     one. `loss(module, batch)` is a scalar, made by the model with the network on it. `validation` are batches
     that are held out, and `growth` are some by whose gradients ranks regrow, see `Reallocation`. `resume` is
     a state that an earlier run wrote: the run goes on from there, and ends as one without a break would have.
-    `progress` is called after each step; an exception that it raises ends the training.
+    `progress` is called after each step, and `validated` after each validation with the number of steps done
+    and the loss; an exception that they raise ends the training.
 
     In several processes (`torchrun`) all call this with the same arguments. A step takes `accumulation`
     batches for each process, and its gradient is the mean over all of them.
@@ -115,7 +117,9 @@ def train_network(
         kept.begin(fresh=resume is None and not options.overwrite)
     shown = views(options.bar, options.log, trainer.done, steps)
     try:
-        stopped = _run(trainer, Feed(batches, options.seed, trainer.place), group, kept, shown, progress)
+        stopped = _run(
+            trainer, Feed(batches, options.seed, trainer.place), group, kept, shown, progress, validated
+        )
     except DivergedError as error:
         if kept:
             error.file = str(kept.write_good(trainer))
@@ -155,6 +159,7 @@ def _run(
     kept: Checkpoints | None,
     shown: list[View],
     progress: Callable[[StepReport], None] | None,
+    validated: Callable[[int, float], None] | None,
 ) -> bool:
     """Train to the end. Returns whether that came early."""
     options, history, total = trainer.options, trainer.history, trainer.total
@@ -167,6 +172,8 @@ def _run(
                 found = trainer.validate()
                 for view in shown:
                     view.validated(done, found)
+                if validated:
+                    validated(done, found)
             if kept and history.waited == 0 and done:
                 kept.write(trainer, "best")
             if options.patience is not None and history.waited >= options.patience:

@@ -22,12 +22,11 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.browser
 
 PACK = "lycoris-nodes"
-WORKFLOW = ROOT / "workflows" / "blend_and_export.json"
 
 
-def workflow() -> dict[str, Any]:
-    """The example, as the front end saves it."""
-    return json.loads(WORKFLOW.read_text(encoding="utf-8"))
+def workflow(name: str = "blend_and_export") -> dict[str, Any]:
+    """A template, as the front end saves it."""
+    return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def test_the_page_loads_without_an_error(ui: Ui, server: Server) -> None:
@@ -90,12 +89,38 @@ def test_the_help_page_opens(ui: Ui, server: Server, node: str) -> None:
     assert ui.errors == []
 
 
-def test_the_prompt_of_a_workflow_is_the_front_ends(ui: Ui, server: Server) -> None:
-    ui.load(workflow())
+@pytest.mark.parametrize("name", ["blend_and_export", "train_a_style"])
+def test_the_prompt_of_a_workflow_is_the_front_ends(ui: Ui, server: Server, name: str) -> None:
+    graph = workflow(name)
+    ui.load(graph)
     expected = ui.prompt()
     for node in expected.values():
         node.pop("_meta")
-    assert to_prompt(workflow(), server.object_info()) == expected
+    assert to_prompt(graph, server.object_info()) == expected
+
+
+@pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
+def test_advanced_inputs_are_folded(ui: Ui, vue_nodes: bool, screenshot: Callable[[str], None]) -> None:
+    """Only the first settings of a training are on the node, until it is unfolded."""
+    page = ui.page
+    page.evaluate("on => app.ui.settings.setSettingValueAsync('Comfy.VueNodes.Enabled', on)", vue_nodes)
+    ui.load(workflow("train_a_style"))
+    ui.command("Comfy.Canvas.FitView")
+    node = "app.graph.nodes.find(node => node.type === 'LycorisTrain')"
+    shown = f"{node}.widgets.filter(widget => {node}.isWidgetVisible(widget)).map(widget => widget.name)"
+    first = ["steps", "learning_rate", "algorithm", "rank", "filename_prefix", "resume", "seed"]
+    assert page.evaluate(shown) == first
+    if vue_nodes:
+        button = page.get_by_test_id("advanced-inputs-button")
+        page.get_by_text("filename_prefix").first.wait_for()
+        assert page.get_by_text("max_weight_norm").count() == 0
+        button.filter(visible=True).last.click()
+        page.get_by_text("max_weight_norm").first.wait_for()
+    else:
+        page.evaluate(f"{node}.toggleAdvanced()")
+    assert "max_weight_norm" in page.evaluate(shown)
+    screenshot(f"advanced-{'vue' if vue_nodes else 'canvas'}")
+    assert ui.errors == []
 
 
 def test_the_template_is_opened_and_run(ui: Ui, base: Path, screenshot: Callable[[str], None]) -> None:

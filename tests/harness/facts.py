@@ -12,8 +12,10 @@ NODES = (
     "LycorisApplyStack",
     "LycorisCombineStacks",
     "LycorisLoadAdapter",
+    "LycorisPlan",
     "LycorisSaveAdapter",
     "LycorisSaveCheckpoint",
+    "LycorisTrain",
     "LycorisWeightBlocks",
 )
 """The nodes that the pack is to register, these and no others."""

@@ -1,0 +1,181 @@
+"""The node Plan LyCORIS Ranks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...lycoris_ops import (
+    Budget,
+    Energy,
+    Plan,
+    PlanError,
+    Rank,
+    Ratio,
+    plan_ranks,
+    probe,
+)
+from ..host import io, progress, shown_pictures
+from ..inputs import checked
+from ..pictures import picture_tensor, plan_picture
+from ..room import checkpointing_input, is_checkpointed, memory_for
+from ..samples import samples_of
+from ..training import DiffusionLoss, family_of, opened
+from ..wires import (
+    AS_FAMILY,
+    CATEGORY,
+    PLAN,
+    choice_inputs,
+    mask_input,
+    report_output,
+    seed_input,
+    training_inputs,
+    with_report,
+)
+
+SIZES = "auto, 50MB, 2000000, rank 16, 90% or 1/100"
+
+
+class LycorisPlan(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LycorisPlan",
+            display_name="Plan LyCORIS Ranks",
+            category=CATEGORY,
+            description="Measures on some latents what each layer of a model could learn, and divides a size "
+            "among the layers so that they learn most. Train LoRA / LyCORIS follows the plan and starts "
+            "where the measurement points.",
+            search_aliases=["lora rank", "rank allocation", "layer ranks", "adalora", "plan lora"],
+            is_output_node=True,
+            is_input_list=True,
+            inputs=[
+                *training_inputs("measure"),
+                io.String.Input(
+                    "size",
+                    default="auto",
+                    tooltip="How large the adapter may be. auto: as long as more pays. 50MB: the size of the "
+                    "file in bfloat16. 2000000: parameters. rank 16: this rank everywhere. 90%: as much as "
+                    "gains that share. 1/100: that share of the model's parameters.",
+                ),
+                io.String.Input(
+                    "algorithms",
+                    default="auto",
+                    tooltip="The kinds that a layer may get, such as `lora lokr`; auto is lora, all is every "
+                    "kind.",
+                ),
+                io.Int.Input(
+                    "batches",
+                    default=8,
+                    min=1,
+                    max=1000,
+                    tooltip="How many latents are measured, each at noise of its own; more is more exact. "
+                    "Few latents are gone through several times.",
+                ),
+                seed_input("What the noise of the measurement is made of."),
+                mask_input(),
+                *choice_inputs(),
+                io.Int.Input(
+                    "largest_rank",
+                    default=128,
+                    min=1,
+                    max=4096,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The highest rank that a layer may get.",
+                ),
+                checkpointing_input(),
+                io.String.Input(
+                    "edited",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="A plan as text, in the form of the output `text`, to be used in place of the "
+                    "one that would be made. Its layers still start where the measurement points.",
+                ),
+            ],
+            outputs=[
+                PLAN.Output("plan", display_name="plan", tooltip="The plan, for Train LoRA / LyCORIS."),
+                io.Image.Output(
+                    "picture", display_name="picture", tooltip="The size, rank and gain of each layer."
+                ),
+                io.String.Output(
+                    "text",
+                    display_name="text",
+                    tooltip="The plan as JSON, to be kept, edited and given back.",
+                ),
+                report_output(),
+            ],
+        )
+
+    @classmethod
+    @checked
+    def execute(
+        cls,
+        *,
+        model: Any,
+        latents: Sequence[Mapping[str, Any]],
+        positive: Sequence[Any],
+        size: str,
+        algorithms: str,
+        batches: int,
+        seed: int,
+        preset: str,
+        include: str,
+        exclude: str,
+        largest_rank: int,
+        edited: str,
+        checkpointing: str,
+        masks: Sequence[Any] = (),
+    ) -> io.NodeOutput:
+        wanted = size_of(size)
+        kinds: Any = algorithms if algorithms in ("auto", "all") else algorithms.replace(",", " ").split()
+        recompute = is_checkpointed(model, checkpointing)
+        memory = memory_for(model, latents, 1, checkpointed=recompute)
+        with opened(model, checkpointing=recompute, memory=memory) as session:
+            family = family_of(session.model)
+            loss = DiffusionLoss(session=session, times=family.times)
+            samples = samples_of(session, latents, positive, masks=masks, seed=seed)
+            each = [samples[index % len(samples)] for index in range(batches)]
+            found = probe(
+                session.network,
+                [[sample] for sample in each],
+                loss,
+                preset=family.preset if preset == AS_FAMILY else preset,
+                include=include.split(),
+                exclude=exclude.split(),
+                algorithms="lora" if kinds == "auto" else kinds,
+                largest=largest_rank,
+                seed=seed,
+                progress=progress(1),
+            )
+        if edited.strip():
+            plan = Plan.of_json(edited, probe=found)
+        else:
+            plan = plan_ranks(found, size=wanted, algorithms=kinds)
+        picture = picture_tensor(plan_picture(plan))
+        report = f"{plan}\n\nloss {found.loss:.4g} over {found.batches} latents"
+        return with_report(plan, picture, plan.json(), report=report, shown=shown_pictures(picture, cls))
+
+
+def size_of(text: str) -> Any:
+    """A size in words as the library takes it, such as `50MB`, `rank 16` or `1/100`.
+
+    Raises PlanError for a text of another form.
+    """
+    words = text.strip().lower()
+    if words == "auto":
+        return "auto"
+    if found := re.fullmatch(r"rank\s*(\d+)", words):
+        return Rank(int(found[1]))
+    if found := re.fullmatch(r"([\d.]+)\s*%", words):
+        return Energy(float(found[1]) / 100)
+    if found := re.fullmatch(r"1\s*/\s*([\d.]+)", words):
+        return Ratio(float(found[1]))
+    if found := re.fullmatch(r"([\d_]+)(\s*parameters)?", words):
+        return Budget(parameters=int(found[1]))
+    if re.fullmatch(r"[\d.]+\s*[a-z]+", words):
+        return Budget(words)
+    raise PlanError("the size cannot be understood", key="size", got=text, expected=SIZES)

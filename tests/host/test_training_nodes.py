@@ -1,0 +1,397 @@
+"""Train LoRA / LyCORIS and Plan LyCORIS Ranks in the real host, in this process, on a tiny model."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hosting import Host, Patched
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+from trainable import module, patcher, tiny, unchanged
+
+from tests.harness.facts import ROOT
+from tests.harness.inputs import INPUTS
+
+pytestmark = pytest.mark.host
+
+CHANNELS, SIDE, WORDS, WIDTH = 4, 8, 5, 24
+
+
+def latent(seed: int, side: int = SIDE) -> dict[str, Tensor]:
+    """A latent with something to learn: a gradient and a disc, a little different for each seed."""
+    y, x = torch.meshgrid(*[torch.linspace(-1, 1, n) for n in (SIDE, side)], indexing="ij")
+    draw = torch.Generator().manual_seed(seed)
+    planes = [x, y, (x**2 + y**2 < 0.5).float(), x * y]
+    noise = 0.1 * torch.randn((CHANNELS, SIDE, side), generator=draw)
+    return {"samples": (4 * torch.stack(planes) + noise)[None]}
+
+
+def caption(seed: int, words: int = WORDS, **more: Any) -> list[Any]:
+    draw = torch.Generator().manual_seed(100 + seed)
+    return [[torch.randn((1, words, WIDTH), generator=draw), dict(more)]]
+
+
+@pytest.fixture(scope="module")
+def model(host: Host) -> Any:
+    return patcher(tiny("SD1.5"))
+
+
+@pytest.fixture
+def train(host: Host, model: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Run the node on four small latents, with other inputs as given; its outputs by name."""
+    import folder_paths
+
+    before = folder_paths.get_output_directory()
+    folder_paths.set_output_directory(str(tmp_path))
+
+    def run(**inputs: Any) -> dict[str, Any]:
+        known: dict[str, Any] = {
+            "model": model,
+            "latents": [latent(seed) for seed in range(4)],
+            "positive": [caption(seed) for seed in range(4)],
+            "steps": 8,
+            "learning_rate": 3e-3,
+            "algorithm": "lora",
+            "rank": 4,
+            "filename_prefix": "loras/style",
+            "resume": False,
+            "seed": 5,
+        }
+        many = ("latents", "positive", "masks", "empty_caption", "validation_latents", "validation_positive")
+        given = {**known, **inputs}
+        # As the host calls a node that takes lists.
+        lists = {name: value if name in many else [value] for name, value in given.items()}
+        node = host.nodes.NODE_CLASS_MAPPINGS["LycorisTrain"]
+        with torch.inference_mode():
+            made = node.execute(**lists)
+        names = [output.id for output in node.GET_SCHEMA().outputs]
+        return dict(zip(names, made.args, strict=True)) | {"ui": made.ui}
+
+    yield run
+    folder_paths.set_output_directory(before)
+
+
+def held_out() -> dict[str, Any]:
+    return {
+        "validation_latents": [latent(10), latent(11)],
+        "validation_positive": [caption(0), caption(1)],
+    }
+
+
+def test_it_learns_and_the_file_gives_the_loss_that_training_had(
+    host: Host, train: Callable[..., Any], model: Any
+) -> None:
+    with unchanged(model.model):
+        made = train(
+            steps=24,
+            learning_rate=2e-2,
+            preset="full",
+            batch_size=2,
+            validate_every=12,
+            # One batch of four latents, as VAE Encode makes it of four pictures, and a list of captions.
+            latents=[{"samples": torch.cat([latent(seed)["samples"] for seed in range(4)])}],
+            **held_out(),
+        )
+    losses = dict(made["loss_map"]["validation"])
+    assert list(losses) == [0, 12, 24] and losses[24] < 0.9 * losses[0]
+    assert made["steps_done"] == len(made["loss_map"]["loss"]) == 24
+    path = Path(made["path"])
+    assert path.name == "style_00001_.safetensors" and set(made["lora"]) == set(load_file(path))
+    assert made["curves"].shape[0] == 1 and made["curves"].shape[-1] == 3
+    for words in (
+        "model: Stable Diffusion; defaults of kohya",
+        "4 latents (8 x 8 x4), batches in an epoch: 2",
+    ):
+        assert words in made["report"]
+    assert made["report"] in made["ui"]["text"] and made["ui"]["images"]
+
+    # With the file applied the model has the loss that the training ended with, and without it the first.
+    assert validation_loss(host, model) == pytest.approx(losses[0], rel=1e-6)
+    applied = host.apply(Patched(model, None), made["stack"]).model
+    assert validation_loss(host, applied) == pytest.approx(losses[24], rel=1e-5)
+    # ComfyUI's own loader reads the file too.
+    (loaded,) = host.nodes.NODE_CLASS_MAPPINGS["LoraModelLoader"].execute(model, made["lora"], 1.0).args
+    assert validation_loss(host, loaded) == pytest.approx(losses[24], rel=1e-5)
+
+
+def validation_loss(host: Host, patched: Any) -> float:
+    """The mean loss of the held-out latents as the node validates, of a model with what is applied to it."""
+    pack = host.pack.__name__
+    training, samples = module(host, ""), importlib.import_module(f"{pack}.lycoris_nodes.samples")
+    chance = importlib.import_module(f"{pack}.lycoris_ops.train.chance").Chance
+    given, losses = held_out(), []
+    with training.opened(patched) as session, torch.no_grad():
+        held = samples.samples_of(session, given["validation_latents"], given["validation_positive"])
+        loss = training.DiffusionLoss(session=session, times=training.Times())
+        for number, batch in enumerate(samples.batches_in_order(held, 2) * 4):
+            with chance(5, "validation", number).drawn():
+                losses.append(float(loss(session.network, batch)))
+    return sum(losses) / len(losses)
+
+
+def test_an_interrupt_keeps_what_was_learned_and_a_resumed_training_ends_as_an_unbroken_one(
+    host: Host, train: Callable[..., Any], tmp_path: Path, stop_after: Callable[[int], None]
+) -> None:
+    import comfy.model_management
+
+    settings: dict[str, Any] = {"preset": "attn-only", "steps": 5, "warmup": 2, "schedule": "cosine"}
+    settings |= {"empty_caption": [caption(9)], "caption_dropout": 0.5, **held_out()}
+    stop_after(2)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        train(**settings)
+    folder = tmp_path / "loras" / "style_00001_-checkpoints"
+    kept = host.ops.load_adapter(folder / "last.safetensors")
+    assert kept.layers and not (tmp_path / "loras" / "style_00001_.safetensors").exists()
+    assert load_file(folder / "last.state.safetensors")
+    stop_after(100)
+    resumed = train(resume=True, **settings)
+    whole = train(**settings)
+    assert Path(resumed["path"]).name == "style_00001_.safetensors"
+    assert Path(whole["path"]).name == "style_00002_.safetensors"
+    assert resumed["steps_done"] == 5
+    assert resumed["loss_map"] == whole["loss_map"]
+    assert all(torch.equal(resumed["lora"][key], whole["lora"][key]) for key in whole["lora"])
+    # A finished one goes on for more steps, named with its number too.
+    further = train(resume=True, filename_prefix="loras/style_00002_", **{**settings, "steps": 6})
+    assert further["steps_done"] == 6 and further["path"] == whole["path"]
+
+
+@pytest.fixture
+def stop_after() -> Iterator[Callable[[int], None]]:
+    """Press Stop when a node reports that so many steps are done."""
+    import comfy.model_management
+    import comfy.utils
+
+    before = comfy.utils.PROGRESS_BAR_HOOK
+
+    def at(step: int) -> None:
+        def hook(value: int, total: int, preview: Any, **_: Any) -> None:
+            if value >= step:
+                comfy.model_management.interrupt_current_processing()
+
+        comfy.utils.set_progress_bar_global_hook(hook)
+
+    yield at
+    comfy.utils.set_progress_bar_global_hook(before)
+    comfy.model_management.interrupt_current_processing(False)
+
+
+CHANNELS_OF: dict[str, dict[str, int]] = {
+    "SDXL": {"adm_in_channels": 12 + 6 * 256},
+    "Flux 1": {"in_channels": 16, "out_channels": 16},
+    "Wan 2.1 t2v": {"in_dim": 16, "out_dim": 16},
+    "Qwen-Image": {"in_channels": 64, "out_channels": 16},
+}
+"""Tiny models of other architectures, with as many channels as their latents have."""
+
+
+@pytest.mark.parametrize("architecture", CHANNELS_OF)
+def test_other_models_are_trained_by_their_own_defaults(
+    host: Host, train: Callable[..., Any], architecture: str
+) -> None:
+    trained = patcher(tiny(architecture, **CHANNELS_OF[architecture]))
+    draw = torch.Generator().manual_seed(1)
+    channels, words = trained.model.latent_format.latent_channels, INPUTS[architecture].text
+    assert words is not None
+    text = {"pooled_output": torch.randn((1, 12), generator=draw)}
+    given: dict[str, Any] = {
+        "model": trained,
+        "latents": [{"samples": torch.randn((2, channels, 8, 8), generator=draw)}],
+        "positive": [[[torch.randn((1, *words), generator=draw), text]] for _ in range(2)],
+    }
+    with unchanged(trained.model):
+        made = train(**given, rank=0, learning_rate=0.0, steps=2, batch_size=2, sample_every=2)
+    family = module(host, "").family_of(trained.model)
+    assert f"model: {family.name}; defaults of {family.source}" in made["report"]
+    assert f"rate: {family.lr:g}" in made["report"] and "batches in an epoch: 1" in made["report"]
+    layers = made["stack"].entries[0].adapter.layers.values()
+    assert max(layer.rank for layer in layers) == family.rank
+    assert host.apply(Patched(trained, None), made["stack"]).model is not trained
+
+
+def test_samples_on_the_way_change_nothing(train: Callable[..., Any], model: Any, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"preset": "full", "steps": 2, "warmup": 0, "learning_rate": 0.1}
+    settings["empty_caption"] = [caption(9)]
+    plain = train(**settings)
+    with unchanged(model.model):
+        sampled = train(sample_every=1, **settings)
+    assert all(torch.equal(sampled["lora"][key], plain["lora"][key]) for key in plain["lora"])
+    folder = tmp_path / "loras" / "style_00002_-checkpoints"
+    pictures = [np.asarray(Image.open(folder / f"sample-00000{step}.png")) for step in (1, 2)]
+    assert pictures[0].shape == (8, 8, 3) and (pictures[0] != pictures[1]).any()
+
+
+def test_it_goes_on_from_a_stack_and_keeps_its_kinds(host: Host, train: Callable[..., Any]) -> None:
+    settings: dict[str, Any] = {"preset": "attn-only", "steps": 2}
+    overrides = "# comments are fine\n*attn2*: algorithm lokr, factor 4\n/to_q$/: rank 2"
+    first = train(overrides=overrides, dialect="kohya", **settings)
+    kinds = {layer.algorithm for layer in first["stack"].entries[0].adapter.layers.values()}
+    assert kinds == {"lora", "lokr"} and "style_00001_" in first["path"]
+    second = train(stack=first["stack"], filename_prefix="loras/more", steps=1)
+    assert len(second["lora"]) == len(first["lora"])
+    assert {layer.algorithm for layer in second["stack"].entries[0].adapter.layers.values()} == kinds
+    with pytest.raises(host.ops.LycorisError, match=r"from one adapter.*a stack of 2"):
+        train(stack=first["stack"] + second["stack"])
+
+
+def test_a_plan_is_followed_edited_and_kept_as_text(
+    host: Host, train: Callable[..., Any], model: Any
+) -> None:
+    def plan(**inputs: Any) -> dict[str, Any]:
+        node = host.nodes.NODE_CLASS_MAPPINGS["LycorisPlan"]
+        known = {"model": [model], "latents": [latent(0), latent(1)], "positive": [caption(0)]}
+        known |= {"size": ["4000"], "algorithms": ["lora"], "batches": [3], "seed": [0]}
+        known |= {"preset": ["attn-only"], **{name: [value] for name, value in inputs.items()}}
+        with torch.inference_mode():
+            made = node.execute(**known)
+        return dict(zip([output.id for output in node.GET_SCHEMA().outputs], made.args, strict=True))
+
+    with unchanged(model.model):
+        made = plan()
+    found = made["plan"]
+    assert 0 < found.parameters <= 4000 and found.probe is not None
+    assert "parameters" in made["report"] and made["picture"].shape[0] == 1
+    # Blocks that run again give the same plan.
+    again = plan(checkpointing="on")["plan"]
+    assert {row.path: row.rank for row in again} == {row.path: row.rank for row in found}
+    table = json.loads(made["text"])
+    table["rows"] = table["rows"][:3]
+    edited = plan(edited=json.dumps(table))["plan"]
+    assert len(edited) == 3 and edited.probe is not None
+    trained = train(plan=edited, steps=1)
+    layers = trained["stack"].entries[0].adapter.layers
+    assert {name.removeprefix("diffusion_model.") for name in layers} == {row.path for row in edited}
+    assert sorted(layer.rank for layer in layers.values()) == sorted(row.rank for row in edited)
+    for inputs, words in (
+        ({"size": "5"}, "budget is below the smallest plan"),
+        ({"size": "large"}, "size cannot be understood.*'?large"),
+        ({"algorithms": "lora banana"}, "no such algorithm.*banana"),
+        ({"edited": "{"}, "not a plan in JSON"),
+    ):
+        with pytest.raises(host.ops.LycorisError, match=words):
+            plan(**inputs)
+
+
+def broken(value: float) -> dict[str, Tensor]:
+    made = latent(2)
+    made["samples"][0, 1, 2, 3] = value
+    return made
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"latents": []}, r"latents: there are no latents"),
+        (
+            {"positive": [caption(0), caption(1)]},
+            r"not as many captions as latents.*2 captions and 4 latents",
+        ),
+        (
+            {"latents": [latent(0), broken(math.nan)], "positive": [caption(0)]},
+            r"latents, number 2 of 2.*finite",
+        ),
+        (
+            {"latents": [{"samples": torch.zeros(1, 4, 8, 8)}], "positive": [caption(0)]},
+            r"number 1.*all zeros",
+        ),
+        (
+            {"latents": [{"samples": torch.ones(1, 16, 8, 8)}], "positive": [caption(0)]},
+            r"not of this model.*16",
+        ),
+        ({"latents": ["x"]}, r"`latents, number 1` cannot be used.*'x'"),
+        ({"masks": [torch.ones(1, 32, 32)]}, r"masks, number 1 of 4.*size of its picture.*32 x 32.*64 x 64"),
+        ({"masks": [torch.ones(3, 64, 64)]}, r"not as many masks as latents.*3 masks"),
+        ({"positive": [caption(0, control=object())]}, r"captions, number 1 of 4.*ControlNet"),
+        ({"positive": [caption(0, area=(1, 1, 0, 0))]}, r"captions, number 1 of 4.*an area"),
+        ({"positive": [caption(0, hooks=object())]}, r"captions, number 1 of 4.*hooks"),
+        ({"empty_caption": [caption(0), caption(1)]}, r"one caption of no text"),
+        ({"validation_positive": [caption(0)]}, r"held-out captions without latents"),
+        ({"overrides": "*attn2* rank 8"}, r"line 1.*cannot be understood.*attn2"),
+        ({"overrides": "*nothing*: rank 8"}, r"nothing"),
+        ({"include": "*nothing*"}, r"nothing"),
+        ({"rank": 4.5}, r"`rank` cannot be used.*4\.5.*whole"),
+        ({"steps": 0}, r"steps.*out of its range"),
+        ({"optimiser": "lion"}, r"`optimiser`.*lion.*adamw"),
+        (
+            {"noise_offset": 2.0, "caption_dropout": 3.0, "empty_caption": [caption(0)]},
+            r"a share is from 0 to 1",
+        ),
+        ({"resume": True}, r"loras/style: there is no training of this name"),
+        ({"filename_prefix": "../style"}, r"leaves the output folder"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_named(
+    host: Host, train: Callable[..., Any], tmp_path: Path, inputs: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(host.ops.LycorisError, match=words):
+        train(preset="attn-only", **{"steps": 1, **inputs})
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_several_models_are_refused(host: Host, train: Callable[..., Any], model: Any) -> None:
+    node = host.nodes.NODE_CLASS_MAPPINGS["LycorisTrain"]
+    with pytest.raises(host.ops.LycorisError, match=r"`model` takes one value.*2 values"):
+        node.execute(model=[model, model], latents=[latent(0)], positive=[caption(0)])
+
+
+def test_a_rate_that_explodes_keeps_the_last_good_weights(
+    host: Host, train: Callable[..., Any], tmp_path: Path
+) -> None:
+    with pytest.raises(host.ops.DivergedError, match=r"last-good.*lower lr"):
+        train(preset="attn-only", learning_rate=1e30, steps=6, warmup=0, max_weight_norm=0.0)
+    assert host.ops.load_adapter(
+        tmp_path / "loras" / "style_00001_-checkpoints" / "last-good.safetensors"
+    ).layers
+
+
+def test_no_room_is_found_before_the_first_step(
+    host: Host, train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10_000))
+    with pytest.raises(host.ops.WriteError, match=r"no room for what the training would write.*0 MB free"):
+        train(preset="attn-only")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_state_of_another_training_is_refused(host: Host, train: Callable[..., Any]) -> None:
+    train(preset="attn-only", steps=1)
+    with pytest.raises(host.ops.MatchError, match=r"last\.state\.safetensors"):
+        train(preset="attn-only", steps=2, rank=3, resume=True)
+    with pytest.raises(host.ops.TrainError, match=r"seed: .*other settings"):
+        train(preset="attn-only", steps=2, seed=6, resume=True)
+
+
+def test_a_model_that_adds_no_noise_is_refused(host: Host, train: Callable[..., Any], model: Any) -> None:
+    import comfy.model_sampling
+
+    class Turned(comfy.model_sampling.IMG_TO_IMG, torch.nn.Module):
+        pass
+
+    clone = model.clone()
+    clone.add_object_patch("model_sampling", Turned())
+    with pytest.raises(host.ops.TrainError, match=r"not trained by adding noise"):
+        train(model=clone)
+
+
+def test_the_help_page_has_the_defaults_of_every_family(host: Host) -> None:
+    page = (ROOT / "lycoris_nodes" / "web" / "docs" / "LycorisTrain.md").read_text(encoding="utf-8")
+    training = module(host, "")
+    families = importlib.import_module(f"{training.__name__}.families")
+    for family in (*training.FAMILIES.values(), families.OTHER_FLOW, families.OTHER):
+        times, shift = family.times.distribution.replace("sigmoid", "logit-normal"), family.times.shift
+        words = f"shift {shift:g}" if isinstance(shift, int | float) else "shift by size"
+        row = (family.name, str(family.rank), f"{family.lr:g}", f"{times}, {words}", family.source)
+        assert f"| {' | '.join(row)} |" in page, row
