@@ -574,7 +574,7 @@ def _usual_rate(family: Family, optimiser: str, given: Mapping[str, Any]) -> flo
     if optimiser not in FAMILY_RATED:
         return None
     algorithm = given.get("algorithm")
-    return family.lr * (1.0 if algorithm is None else ALGORITHMS[algorithm].rate)
+    return family.lr * (1.0 if algorithm is None else ALGORITHMS[algorithm].fresh_rate)
 
 
 def _times(family: Family, distribution: str, shift: float) -> Times:

@@ -104,6 +104,8 @@ class Layer(ABC):
     """Fields of the factors on the side of the inputs, whose first axis counts the rank."""
     rate: ClassVar[float] = 1.0
     """The learning rate that suits layers of this kind at the start of an offer, as a multiple of LoRA's."""
+    fresh_rate: ClassVar[float] = 1.0
+    """The learning rate that suits them at the start that `init` makes, as a multiple of LoRA's."""
 
     alpha: float | None = None
     diff_b: Tensor | None = None

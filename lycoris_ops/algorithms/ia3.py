@@ -48,6 +48,7 @@ class Ia3(Layer):
     bias_may_be_absent: ClassVar[bool] = True
     # Its values are relative to those of the weight.
     rate: ClassVar[float] = 10.0
+    fresh_rate: ClassVar[float] = 10.0
 
     weight: Tensor | None = None
     on_input: Tensor | None = None
