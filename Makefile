@@ -11,7 +11,7 @@ OPS = python -m pytest -n 2 --dist loadgroup tests/ops
 BY_FILE = python -m pytest -n 2 --dist loadfile
 SWEEP = lycoris_ops lycoris_nodes tests
 
-.PHONY: help demo test test-ops test-host test-browser test-hosts soak bench bench-gpu bench-quality ui lint clean
+.PHONY: help demo test test-ops test-host test-browser test-hosts soak bench bench-gpu bench-train bench-quality ui lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -61,6 +61,9 @@ bench-gpu: ## patching on CUDA
 
 # What is passed on, such as QUALITY="--minutes 60 --stages coarse". It goes on from where it was stopped.
 QUALITY ?=
+
+bench-train: ## one step of training, side by side with lycoris-lora, PEFT and ComfyUI's trainer
+	@$(IN) -- python -m tests.bench.train_step
 
 bench-quality: ## what adapters need for a loss, on trained models: many hours, in parts if need be
 	@$(IN) -- sh -c 'python -m pytest -q tests/ops/test_bench_quality.py \
