@@ -59,11 +59,11 @@ bench: ## side by side with ComfyUI, lycoris-lora and PEFT, on the CPU
 bench-gpu: ## patching on CUDA
 	@$(IN) -- sh -c '$(GATE) && python -m tests.bench.patch --device cuda'
 
-# What is passed on, such as QUALITY="--minutes 60 --stages coarse". It goes on from where it was stopped.
-QUALITY ?=
-
 bench-train: ## one step of training, side by side with lycoris-lora, PEFT and ComfyUI's trainer
 	@$(IN) -- python -m tests.bench.train_step
+
+# What is passed on, such as QUALITY="--minutes 60 --stages coarse". It goes on from where it was stopped.
+QUALITY ?=
 
 bench-quality: ## what adapters need for a loss, on trained models: many hours, in parts if need be
 	@$(IN) -- sh -c 'python -m pytest -q tests/ops/test_bench_quality.py \
