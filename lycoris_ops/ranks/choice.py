@@ -19,39 +19,38 @@ from .sizes import Budget, Energy, Rank, Ratio, Size, check_size
 AUTO: tuple[str, ...] = ("lora",)
 """The kinds that "auto" chooses from."""
 
-Criterion = Callable[[Offer, int], float]
-"""What an offer is worth at one of its sizes, given by index: the larger the better, and 0 for nothing."""
+Criterion = Callable[[Offer], Sequence[float]]
+"""What an offer is worth at each of its sizes, in their order: the larger the better, and 0 for nothing."""
 
 
-def captured_energy(offer: Offer, index: int) -> float:
-    """The gain itself: the energy of the gradient in the tangent space of the layer at its best start."""
-    return offer.gains[index]
+def captured_energy(offer: Offer) -> Sequence[float]:
+    """The gains themselves: the energy of the gradient in the tangent space of the layer at its best start."""
+    return offer.gains
 
 
-def captured_norm(offer: Offer, index: int) -> float:
-    """The sum of the norms of the gradients of the components: sum_{j<=r} S_j for LoRA.
+def captured_norm(offer: Offer) -> Sequence[float]:
+    """The sums of the norms of the gradients of the components: sum_{j<=r} S_j for LoRA.
 
     By it a few large components count for less than by the energy, so that ranks are spread over more layers.
     A step of one length in every component, as of Adam, lowers the loss in this proportion.
     """
-    return sum(_norms(offer, index))
+    return list(itertools.accumulate(_norms(offer)))
 
 
-def captured_roots(offer: Offer, index: int) -> float:
-    """The sum of the square roots of these norms: sum_{j<=r} sqrt(S_j) for LoRA.
+def captured_roots(offer: Offer) -> Sequence[float]:
+    """The sums of the square roots of these norms: sum_{j<=r} sqrt(S_j) for LoRA.
 
     The first gradient says less about later steps the further a training goes from its start. So large
     components count for less still, and layers of few parameters get more of a budget. No theory stands
     behind the root: of the powers 2, 1, 1/2 and 1/4 it is the one that trained well on all tasks of
     docs/quality.md.
     """
-    return sum(map(math.sqrt, _norms(offer, index)))
+    return list(itertools.accumulate(map(math.sqrt, _norms(offer))))
 
 
-def _norms(offer: Offer, index: int) -> Iterable[float]:
-    """The norms of the gradients of the components of an offer at one of its sizes."""
-    gains = (0.0, *offer.gains[: index + 1])
-    return (math.sqrt(max(0.0, after - before)) for before, after in itertools.pairwise(gains))
+def _norms(offer: Offer) -> Iterable[float]:
+    """The norm of the gradient that each size of an offer adds to the one before it."""
+    return (math.sqrt(max(0.0, after - before)) for before, after in itertools.pairwise((0.0, *offer.gains)))
 
 
 def plan_ranks(
@@ -137,9 +136,9 @@ def _candidates(
         least, most = bounds
         ranked = [rank for rank in offer.ranks if rank is not None]
         least = min(least, max(ranked)) if ranked else least
-        for index, rank in enumerate(offer.ranks):
+        for index, (rank, worth) in enumerate(zip(offer.ranks, criterion(offer), strict=True)):
             if rank is None or least <= rank <= (most or rank) or rank == least:
-                yield Candidate(offer.parameters[index], criterion(offer, index), (offer, index))
+                yield Candidate(offer.parameters[index], worth, (offer, index))
 
 
 def _by_rank(offered: Mapping[str, Sequence[Candidate]]) -> dict[str, Candidate]:

@@ -202,7 +202,7 @@ WRONG: dict[str, tuple[str, Callable[[lyc.Probe], Any]]] = {
     ),
     "a criterion": (
         "judged by the energy",
-        lambda probe: lyc.plan_ranks(probe, criterion=lambda offer, index: 1.0),
+        lambda probe: lyc.plan_ranks(probe, criterion=lambda offer: offer.gains),
     ),
     "an algorithm": ("no such algorithm", lambda probe: lyc.plan_ranks(probe, algorithms=["lora", "oft"])),
     "bounds": ("in these bounds", lambda probe: lyc.plan_ranks(probe, r_min=3, r_max=2)),
