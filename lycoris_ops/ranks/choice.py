@@ -24,7 +24,7 @@ Criterion = Callable[[Offer], Sequence[float]]
 
 
 def captured_energy(offer: Offer) -> Sequence[float]:
-    """The gains themselves: the energy of the gradient in the tangent space of the layer at its best start."""
+    """The gains: the energy of the gradient in the tangent space of the layer at its best start."""
     return offer.gains
 
 

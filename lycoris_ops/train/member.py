@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any, cast
@@ -50,7 +49,8 @@ class Member(nn.Module):
         super().__init__()
         self.site = site
         self.settings = settings
-        self._multiplier = 1.0
+        self.multiplier = 1.0
+        """The strength of the layer."""
         self._attached = False
         self.replace(layer)
 
@@ -67,7 +67,6 @@ class Member(nn.Module):
         for name in [*self._parameters, *self._buffers]:
             delattr(self, name)
         trained = layer.factors()
-        held: dict[str, Tensor] = {}
         for name, tensor in layer.tensors().items():
             # A copy: the layer may be that of a file, which others use. In the layout that it has after it is
             # saved and read, on which the rounding of products depends.
@@ -76,8 +75,7 @@ class Member(nn.Module):
                 self.register_parameter(name, nn.Parameter(value.to(compute_dtype(value.dtype))))
             else:
                 self.register_buffer(name, value)
-        held = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        self._layer = layer.with_tensors(held)
+        self._layer = layer.with_tensors(self._own())
         self.form = chosen_form(self.site, self._layer, self.settings)
         if attached:
             self.attach()
@@ -85,20 +83,11 @@ class Member(nn.Module):
     @property
     def layer(self) -> Layer:
         """The layer, whose tensors are this member's parameters."""
-        current: dict[str, Tensor] = {**self._own(self._parameters), **self._own(self._buffers)}
+        current = self._own()
         # `to` and others may put new tensors in the place of the old ones.
         if any(value is not current[name] for name, value in self._layer.tensors().items()):
             self._layer = self._layer.with_tensors(current)
         return self._layer
-
-    @property
-    def multiplier(self) -> float:
-        """The strength of the layer."""
-        return self._multiplier
-
-    @multiplier.setter
-    def multiplier(self, value: float) -> None:
-        self._multiplier = value
 
     def attach(self) -> None:
         """Let the layer act on its module."""
@@ -112,7 +101,7 @@ class Member(nn.Module):
             self._hook = Rebuilt(
                 site.module,
                 layer,
-                self._multiplier,
+                self.multiplier,
                 name=site.path,
                 weight=site.weight,
                 bias=site.bias,
@@ -141,7 +130,7 @@ class Member(nn.Module):
     def _before_pass(self) -> None:
         """Set the hook for one pass: the layer's present tensors, the strength and the dropouts."""
         layer, settings = self.layer, self.settings
-        strength = self._multiplier
+        strength = self.multiplier
         hook = self._hook
         if self.training:
             if settings.module_dropout and float(torch.rand(())) < settings.module_dropout:
@@ -184,9 +173,10 @@ class Member(nn.Module):
                 hint="module_dropout leaves the layer out as a whole",
             )
 
-    @staticmethod
-    def _own(values: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-        return {name: value for name, value in values.items() if value is not None}
+    def _own(self) -> dict[str, Tensor]:
+        """The parameters and buffers by name."""
+        held = {**self._parameters, **self._buffers}
+        return {name: value for name, value in held.items() if value is not None}
 
 
 def read_weight(site: Site) -> Tensor:

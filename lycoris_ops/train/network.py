@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ NAME = "network"
 """What errors and reports call an adapter that is made of a network."""
 LINES = 8
 """The most lines of one kind in a report."""
+TURNS = 8
+"""How often a layer is shrunk at most, where its change is not proportional to what is shrunk."""
 
 
 class LycorisNetwork(nn.Module):
@@ -53,7 +55,9 @@ class LycorisNetwork(nn.Module):
         super().__init__()
         # Past the registration of nn.Module: the model is no part of the network, nor are its parameters.
         object.__setattr__(self, "module", module)
-        # A name of a submodule may hold no dots.
+        self.members = dict(members)
+        """The members by the paths of their modules."""
+        # Registered under other names: that of a submodule may hold no dots.
         self._held = nn.ModuleDict(
             {path.replace(".", "/") or "/": member for path, member in members.items()}
         )
@@ -66,11 +70,6 @@ class LycorisNetwork(nn.Module):
         """`requires_grad` of the model's parameters before `apply_to`; None while nothing is applied."""
 
     module: nn.Module
-
-    @property
-    def members(self) -> Mapping[str, Member]:
-        """The members by the paths of their modules."""
-        return {member.site.path: member for member in cast("Iterator[Member]", self._held.values())}
 
     @property
     def applied(self) -> bool:
@@ -181,8 +180,7 @@ class LycorisNetwork(nn.Module):
         for member in self.members.values():
             weight = member.read_weight() if member.layer.additive() is None else None
             layer, first = member.layer, True
-            # More than one turn only where the change is not exactly proportional, as of a rotation.
-            for _ in range(LINES):
+            for _ in range(TURNS):
                 met = torch.zeros(member.site.shape, device=_device(layer)) if weight is None else weight
                 found = abs(self._multiplier) * float(norm(layer.delta(met))) if layer.extent else 0.0
                 if found <= limit * (1 + 1e-6):
