@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PlanError
+from ..maths import chance
 from ..modules import Site
 
 Loss = Callable[[Any, Any], Tensor]
@@ -48,9 +49,9 @@ def summed(
     """
     sums = {site.path: _Sum(site) for site in sites}
     total, count, reached = 0.0, 0, False
-    with torch.inference_mode(mode=False), torch.enable_grad(), _tapped(module, sums), seeded(module, seed):
+    with torch.inference_mode(mode=False), torch.enable_grad(), _tapped(module, sums), seeded(seed):
         for batch in batches:
-            states = _generators(module)
+            states = chance.states()
             value = _scalar(loss(module, batch))
             if not torch.isfinite(value.detach()).all():
                 raise PlanError(
@@ -199,7 +200,7 @@ def _scalar(value: object) -> Tensor:
     raise PlanError("the loss is not a scalar", got=got, expected="a tensor of one value, such as a mean")
 
 
-def _first_bad(module: nn.Module, loss: Loss, batch: Any, states: Sequence[Tensor]) -> str | None:
+def _first_bad(module: nn.Module, loss: Loss, batch: Any, states: list[Any]) -> str | None:
     """The path of the first module whose output is not finite, with the same random numbers as before."""
     found: list[str] = []
 
@@ -214,7 +215,7 @@ def _first_bad(module: nn.Module, loss: Loss, batch: Any, states: Sequence[Tenso
     named: Iterable[tuple[str, nn.Module]] = cast("Any", module).named_modules()
     handles = [inner.register_forward_hook(watch(path)) for path, inner in named if path]
     try:
-        _set_generators(module, states)
+        chance.restore(states)
         with torch.no_grad():
             loss(module, batch)
     finally:
@@ -224,28 +225,12 @@ def _first_bad(module: nn.Module, loss: Loss, batch: Any, states: Sequence[Tenso
 
 
 @contextmanager
-def seeded(module: nn.Module, seed: int) -> Generator[None]:
+def seeded(seed: int) -> Generator[None]:
     """A context with random numbers of its own, the same for each pass."""
-    states = _generators(module)
+    before = chance.states()
     try:
         # torch types no `manual_seed`. It is that of all devices.
         cast("Any", torch).manual_seed(seed)
         yield
     finally:
-        _set_generators(module, states)
-
-
-def _generators(module: nn.Module) -> list[Tensor]:
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(index) for index in _devices(module))]
-
-
-def _set_generators(module: nn.Module, states: Sequence[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    for index, state in zip(_devices(module), states[1:], strict=True):
-        torch.cuda.set_rng_state(state, index)
-
-
-def _devices(module: nn.Module) -> list[int]:
-    """The CUDA devices that the model is on."""
-    devices = {parameter.device for parameter in module.parameters()}
-    return sorted(device.index or 0 for device in devices if device.type == "cuda")
+        chance.restore(before)

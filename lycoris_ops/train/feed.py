@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import TrainError
-from .chance import Chance
+from ..maths.chance import Chance
 
 Batches = Iterable[Any] | Callable[[int], Iterable[Any]]
 """What is gone through in each epoch: an iterable, or a function of the epoch's number that gives one."""

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DivergedError, FileFormatError, MatchError, TrainError
+from ..maths.chance import Chance
 from ..ranks.gradients import Loss
 from . import processes
 from .average import Average
-from .chance import Chance
 from .feed import Batches, Place, batches_of, moved
 from .history import History, StepReport
 from .identity import check_same, identity_of

@@ -162,7 +162,7 @@ def _acting(network: LycorisNetwork) -> Generator[None]:
 def _train(
     module: nn.Module, one: _Candidate, batches: Sequence[Any], loss: Loss, steps: int, seed: int
 ) -> None:
-    with seeded(module, seed + one.steps):
+    with seeded(seed + one.steps):
         for _ in range(steps):
             one.optimizer.zero_grad()
             value = loss(module, batches[one.steps % len(batches)])
@@ -180,7 +180,7 @@ def _measured(module: nn.Module, batches: Iterable[Any], loss: Loss, seed: int) 
     modes = {inner: inner.training for inner in module.modules()}
     module.eval()
     try:
-        with seeded(module, seed):
+        with seeded(seed):
             values: list[Tensor] = [loss(module, batch).detach() for batch in batches]
     finally:
         for inner, mode in modes.items():

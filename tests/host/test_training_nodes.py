@@ -127,7 +127,7 @@ def validation_loss(host: Host, patched: Any) -> float:
     """The mean loss of the held-out latents as the node validates, of a model with what is applied to it."""
     pack = host.pack.__name__
     training, samples = module(host, ""), importlib.import_module(f"{pack}.lycoris_nodes.samples")
-    chance = importlib.import_module(f"{pack}.lycoris_ops.train.chance").Chance
+    chance = importlib.import_module(f"{pack}.lycoris_ops.maths.chance").Chance
     given, losses = held_out(), []
     with training.opened(patched) as session, torch.no_grad():
         held = samples.samples_of(session, given["validation_latents"], given["validation_positive"])

@@ -32,7 +32,7 @@ class Chance:
     @contextmanager
     def drawn(self) -> Generator[None]:
         """A time in which the global generators draw from this stream; a later one goes on where it ended."""
-        outer = _states()
+        outer = states()
         try:
             if self._states is None:
                 random.seed(self._seed)
@@ -42,19 +42,21 @@ class Chance:
                 for module in _in_use():
                     module.manual_seed_all(self._seed)
             else:
-                _set(self._states)
+                restore(self._states)
             yield
         finally:
-            self._states = _states()
-            _set(outer)
+            self._states = states()
+            restore(outer)
 
 
-def _states() -> list[Any]:
+def states() -> list[Any]:
+    """The states of the global generators of Python, numpy, torch and of the accelerators in use."""
     states: list[Any] = [random.getstate(), np.random.get_state(), torch.get_rng_state()]  # noqa: NPY002
     return states + [module.get_rng_state_all() for module in _in_use()]
 
 
-def _set(states: list[Any]) -> None:
+def restore(states: list[Any]) -> None:
+    """Set the global generators to states that `states` has returned."""
     random.setstate(states[0])
     np.random.set_state(states[1])  # noqa: NPY002
     torch.set_rng_state(states[2])
