@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..errors import PlanError
+from ..errors import LycorisError, PlanError
 from ..maths import chance
 from ..modules import Site
 
@@ -52,7 +52,7 @@ def summed(
     with torch.inference_mode(mode=False), torch.enable_grad(), _tapped(module, sums), seeded(seed):
         for batch in batches:
             states = chance.states()
-            value = _scalar(loss(module, batch))
+            value = scalar(loss(module, batch))
             if not torch.isfinite(value.detach()).all():
                 raise PlanError(
                     "the loss is not finite",
@@ -192,12 +192,12 @@ def _by_parameter(parameter: nn.Parameter, total: Tensor, stack: ExitStack) -> N
     stack.callback(cast("Any", parameter).register_hook(add).remove)
 
 
-def _scalar(value: object) -> Tensor:
-    """The value itself. Raises PlanError unless it is a tensor of one value."""
-    if isinstance(value, Tensor) and value.numel() == 1:
-        return value
-    got = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    raise PlanError("the loss is not a scalar", got=got, expected="a tensor of one value, such as a mean")
+def scalar(value: object, error: type[LycorisError] = PlanError) -> Tensor:
+    """A loss as a tensor of no dimensions. Raises `error` unless it is one floating-point value."""
+    if isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point():
+        return value.reshape(())
+    got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    raise error("the loss is not a scalar", got=got, expected="one floating-point value, such as a mean")
 
 
 def _first_bad(module: nn.Module, loss: Loss, batch: Any, states: list[Any]) -> str | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import DivergedError, FileFormatError, MatchError, TrainError
 from ..maths.chance import Chance
-from ..ranks.gradients import Loss
+from ..ranks.gradients import Loss, scalar
 from . import processes
 from .average import Average
 from .feed import Batches, Place, batches_of, moved
@@ -320,17 +320,15 @@ class Trainer:
     def _loss_of(self, batch: Any) -> Tensor:
         dtype = AUTOCAST.get(self.options.autocast or "")
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            loss: Any = self.loss(self.net.module, moved(batch, self.options.device))
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
-            got = f"{loss.dtype} {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise TrainError("the loss is not a scalar", got=got, expected="one floating-point value")
+            value = self.loss(self.net.module, moved(batch, self.options.device))
+        loss = scalar(value, TrainError)
         if torch.is_grad_enabled() and not loss.requires_grad:
             raise TrainError(
                 "the loss does not depend on the network",
                 got="a tensor without a graph",
                 hint="Compute it by the module that is passed in, without no_grad, detach or item",
             )
-        return loss.reshape(())
+        return loss
 
     def _gathered(self, total: Tensor, number: int) -> StepReport:
         """Add up loss and gradients over all processes, and report. Raises DivergedError."""
