@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..errors import RuleError
+from ..expressions import search
 
 GLOB = re.compile(r"[*?\[]")
 """What makes a pattern a glob."""
@@ -30,13 +31,7 @@ class Pattern:
     def of(cls, text: str) -> Pattern:
         """The pattern that a text means. Raises RuleError where it is empty or no regular expression."""
         if len(text) > 1 and text[0] == text[-1] == "/":
-            try:
-                found = re.compile(text[1:-1])
-            except re.error as error:
-                raise RuleError(
-                    "a pattern is not a regular expression", got=text, expected=f"no {error.msg}"
-                ) from None
-            return cls(text, lambda path: found.search(path) is not None)
+            return cls(text, search(text[1:-1]))
         if not text.strip():
             raise RuleError("a pattern is empty", expected="a path, a glob or /a regular expression/")
         if GLOB.search(text):

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
-from ..errors import FileFormatError, MatchError
+from ..errors import MatchError
 from ..files.safetensors_file import SafetensorsFile
-from ..files.tensor_file import SAFETENSORS
 from ..maths.shapes import Shape
 from .targets import Targets
 
@@ -38,14 +36,7 @@ def read_shapes(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Shape]:
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Shape]:
-    if Path(path).suffix.lower() not in SAFETENSORS:
-        raise FileFormatError(
-            "a model's layers can be read from a safetensors file only",
-            file=str(path),
-            got=Path(path).suffix or "no ending",
-            expected=" or ".join(SAFETENSORS),
-        )
-    return {key: info.shape for key, info in SafetensorsFile.open(path).tensors.items()}
+    return {key: info.shape for key, info in SafetensorsFile.of_model(path).tensors.items()}
 
 
 def _prefix(targets: Targets) -> str:

@@ -86,6 +86,8 @@ SHORTLIST = 64
 common with it."""
 COMPARED = 160
 """Characters of the longest name that is compared letter by letter. The longest real one has about 100."""
+SIMILAR = 0.85
+"""How similar a name must be to be worth naming, as difflib counts it: most of its letters in their order."""
 SEARCHED = 20_000
 """How many names are searched for a similar one. Models have a few thousand, with those of other tools."""
 NAMED = 3
@@ -99,11 +101,6 @@ ENCODER_ROOTS = ("text_model.", "model.", "bert.")
 Some classes of transformers have them and others have not: a CLIP text model of transformers 5 has no
 `text_model`.
 """
-
-BLOCKS = {"input_blocks": "in", "middle_block": "mid", "output_blocks": "out"}
-"""The three ways of a UNet, to their names in block rules."""
-NUMBERED = re.compile(r"(?:^|\.)([a-z_]*?)_?(?:blocks?|layers|resblocks)\.(\d+)\.")
-"""A numbered block in a path. Groups: the kind, as `double` in `double_blocks.3.`, and the number."""
 
 
 class Target(NamedTuple):
@@ -131,20 +128,6 @@ class Target(NamedTuple):
         if self.part == "unet":
             return f"diffusion_model.{self.path}"
         return f"{self.encoder}.transformer.{self.path}" if self.encoder else self.path
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What a block rule can match: the layer's name, and its blocks from broad to narrow.
-
-        `in`, `in.4`, `mid`, `out.7` in a UNet; `double.3`, `blocks.3` or `layers.3` in a
-        transformer; `te`, `te.5` and `clip_l`, `clip_l.5` in a text encoder.
-        """
-        blocks = _blocks(self.path)
-        if self.part != "te":
-            return (f"diffusion_model.{self.path}", self.path, *blocks)
-        numbers = [block.rpartition(".")[2] for block in blocks if "." in block]
-        roots = ("te", self.encoder) if self.encoder else ("te",)
-        return (self.name, self.path, *roots, *(f"{root}.{number}" for root in roots for number in numbers))
 
 
 class Found(NamedTuple):
@@ -188,38 +171,38 @@ class Targets:
             for root in ENCODER_ROOTS:
                 if target.part == "te" and target.path.startswith(root):
                     _enter(index, target.path.removeprefix(root), (target,))
-        for members in self._parts().values():
+        for members, shapes in self._parts:
             if next(iter(members.values())).part != "te":
-                self._alias(members, ARCHITECTURES, index)
+                _alias(members, shapes, ARCHITECTURES, index)
         return index
 
     @cached_property
     def _fallbacks(self) -> _Index:
         """Usual names of fused and split layers. Made on the first look-up of a name that no tool has."""
         index: _Index = {}
-        for members in self._parts().values():
-            self._alias(members, FALLBACKS, index)
+        for members, shapes in self._parts:
+            _alias(members, shapes, FALLBACKS, index)
         return index
 
-    def _parts(self) -> dict[tuple[str | None, str | None], dict[str, Target]]:
-        """(part, encoder) to the targets of that part of the model, by path."""
+    @cached_property
+    def _parts(self) -> list[tuple[dict[str, Target], Paths]]:
+        """The targets of each part of the model by path, and the shapes of those with other names."""
         parts: dict[tuple[str | None, str | None], dict[str, Target]] = {}
         for target in self.all:
             parts.setdefault((target.part, target.encoder), {})[target.path] = target
-        return parts
-
-    def _alias(
-        self,
-        members: Mapping[str, Target],
-        tables: Iterable[Callable[[Mapping[str, Shape]], Mapping[str, Places]]],
-        index: _Index,
-    ) -> None:
-        """Enter the names that tables have for the targets of one part of the model."""
-        shapes = Paths({path: self.shape_of(target) for path, target in members.items() if len(path) <= LONG})
-        for table in tables:
-            for name, places in table(shapes).items():
-                parts = tuple(_within(members[place.path], place.rows) for place in places)
-                _enter(index, name, parts)
+        return [
+            (
+                members,
+                Paths(
+                    {
+                        path: _shape_of_rows(self.shapes[target.key], target.rows)
+                        for path, target in members.items()
+                        if len(path) <= LONG
+                    }
+                ),
+            )
+            for members in parts.values()
+        ]
 
     @cached_property
     def parts(self) -> frozenset[Component | None]:
@@ -375,6 +358,12 @@ class Targets:
             return ENCODERS[number].index(encoder)
         return 0 if number == 1 and len(self.encoders) == 1 and encoder not in KNOWN_ENCODERS else None
 
+    def encoder_of(self, number: int) -> str | None:
+        """The host's name of the text encoder that a number stands for, see `ENCODERS`; None for none."""
+        ranks = {encoder: self._rank(number, encoder) for encoder in self.encoders}
+        known = {encoder: rank for encoder, rank in ranks.items() if rank is not None}
+        return min(known, key=lambda encoder: known[encoder], default=None)
+
     def nearest(self, layer: str) -> str | None:
         """The layer here whose name is most similar to one that was not found; None where none is similar."""
         _, prefix, path = split_prefix(layer)
@@ -390,8 +379,9 @@ class Targets:
         ]
         # Most words in common first, and of these the name that has fewest others.
         near = heapq.nsmallest(SHORTLIST, near, key=lambda known: len(words ^ self._words[known][0]))
-        close = difflib.get_close_matches(name, near, n=1, cutoff=0.6)
-        return self._words[close[0]][1][0][0].name if close else None
+        same = {known.lower(): known for known in near}
+        close = difflib.get_close_matches(name.lower(), same, n=1, cutoff=SIMILAR)
+        return self._words[same[close[0]]][1][0][0].name if close else None
 
     @cached_property
     def _words(self) -> dict[str, tuple[frozenset[str], list[tuple[Target, ...]]]]:
@@ -440,6 +430,19 @@ def _enter(index: _Index, name: str, targets: tuple[Target, ...]) -> None:
     known = index.setdefault(_normal(name), [])
     if len(known) < RIVALS and targets not in known:
         known.append(targets)
+
+
+def _alias(
+    members: Mapping[str, Target],
+    shapes: Paths,
+    tables: Iterable[Callable[[Mapping[str, Shape]], Mapping[str, Places]]],
+    index: _Index,
+) -> None:
+    """Enter the names that tables have for the targets of one part of the model."""
+    for table in tables:
+        for name, places in table(shapes).items():
+            parts = tuple(_within(members[place.path], place.rows) for place in places)
+            _enter(index, name, parts)
 
 
 def _within(target: Target, rows: tuple[int, int] | None) -> Target:
@@ -560,20 +563,6 @@ def _normal(path: str) -> str:
     files of TheLastBen's trainer have one more there (ComfyUI issue 4347).
     """
     return path.replace(".", "_").rstrip("_")
-
-
-def _blocks(path: str) -> tuple[str, ...]:
-    """The blocks that a path lies in, from broad to narrow, by their names in block rules."""
-    path = path[:LONG]
-    first, _, rest = path.partition(".")
-    if first in BLOCKS:
-        number = rest.partition(".")[0]
-        block = BLOCKS[first]
-        return (block,) if block == "mid" else (block, f"{block}.{number}")
-    if match := NUMBERED.search(f"{path}."):
-        block = match[1] or match[0].strip(".").partition(".")[0]
-        return (block, f"{block}.{match[2]}")
-    return (first,)
 
 
 def known_shapes(keys: Collection[str] | Mapping[str, Shape]) -> dict[str, Shape]:

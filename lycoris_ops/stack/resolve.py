@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
+
+from torch import Tensor
 
 from ..adapters.adapter import Adapter
 from ..adapters.copies import Use, find_copies, uses_of
 from ..algorithms.base import Parameter
-from ..errors import MatchError
+from ..changes.timing import Timing, mean
+from ..errors import LayerError, MatchError, either, located
+from ..files.json_text import collector_paused
 from ..layers.part import Part
 from ..maths.shapes import Rows, Shape, fits, shown
+from ..maths.tensors import compute_dtype
+from ..names.blocks import Blocks
 from ..names.dialects import Component, peft, split_prefix
-from ..names.targets import Target, Targets, known_shapes
-from .rules import Rule
+from ..names.families import Families, families_of_layers
+from ..names.targets import Found, Target, Targets, known_shapes
+from ..rules.rules import Weights
+from ..rules.scene import Scene
+from ..rules.schedule import Timings
 from .stack import Entry, Stack
 
+OTHER_MODEL = "Choose an adapter for this model, or the model that the adapter is for"
+ReadWeight = Callable[[str], Tensor]
+"""Gives the weight or bias of a model that has this key."""
 NAMED_AT_MOST = 4
 """How many unmatched layers of an adapter get a nearest name. Each costs a search, and nobody reads more."""
 
@@ -33,17 +45,45 @@ class Match(NamedTuple):
     """Whether the weight is changed or the bias beside it."""
     window: Rows | None = None
     """The rows of the layer that are for this weight; None for all of them."""
+    timings: tuple[Timing, ...] = ()
+    """What multiplies the strength over the sampling; () for a constant strength."""
 
     @property
     def key(self) -> str:
         """The target's key of the weight that is changed, or of the bias."""
         return self.target.key if self.parameter == "weight" else self.target.bias or ""
 
-    def read(self, adapter: Adapter, *, keep: bool = True) -> Part:
-        """The layer, or the part of it that is meant, read from its file; `keep` is as in `Adapter.layer`."""
+    def constant(self) -> Match:
+        """The same match at the mean of its strength over the sampling."""
+        return self._replace(strength=self.strength * mean(self.timings), timings=())
+
+    def reads_weight_beside(self, adapter: Adapter) -> bool:
+        """Whether a bias is changed in a way that depends on the weight beside it."""
+        info = adapter.info[self.layer]
+        return self.parameter == "bias" and info.algorithm.bias_reads_weight(info.outline.shapes)
+
+    def read(self, adapter: Adapter, *, keep: bool = True, weights: ReadWeight | None = None) -> Part:
+        """The layer, or the part of it that is meant, read from its file; `keep` is as in `Adapter.layer`.
+
+        `weights` reads a weight of the target, for the change of a bias that depends on the weight beside it.
+        Raises LayerError where it is needed and None.
+        """
         layer = adapter.layer(self.layer, keep=keep)
         rows = self.target.rows
-        return Part(layer, rows, self.window, adapter.path, self.layer, parameter=self.parameter)
+        part = Part(layer, rows, self.window, adapter.path, self.layer, parameter=self.parameter)
+        if not self.reads_weight_beside(adapter):
+            return part
+        if weights is None:
+            raise LayerError(
+                "the change of a bias depends on the weight beside it",
+                file=adapter.path,
+                key=self.layer,
+                got="no weights of the model",
+                expected=self.target.key,
+                hint="Pass `weights`, which reads a weight of the model by its key",
+            )
+        weight = weights(self.target.key)
+        return part.beside(weight.to(compute_dtype(weight.dtype)))
 
 
 @dataclass(frozen=True)
@@ -81,13 +121,34 @@ class EntryResolution:
     """Names of layers for a part of the model that the target does not have at all, by that part."""
     absent_because: str
     """Why a part of the model may be missing, in words for the report."""
-    idle_rules: tuple[Rule, ...]
-    """Rules that matched none of the adapter's layers."""
+    idle_rules: tuple[str, ...]
+    """Patterns of rules that match nothing in the model, each with what is near."""
+    readings: tuple[str, ...] = ()
+    """How vectors of block weights were read, and which rules are for nothing in the file."""
     copies: Mapping[str, str] = field(default_factory=dict[str, str])
     """Names of layers that only repeat the change of others, each with one that it repeats. They are not
     applied."""
     front: str = ""
     """What stands in front of the layers' names in the file and is no part of them; "" for nothing."""
+    made_for: Families = ()
+    """The families of models that the adapter can be for, by its metadata or else its names; () where that is
+    not known, or where every layer meets a weight."""
+    target_is: Families = ()
+    """The families that the model can be of, likewise."""
+
+    @property
+    def elsewhere(self) -> str | None:
+        """That the adapter is for another family of models, in words; None where that is not known."""
+        if not self.made_for or not self.target_is or {*self.made_for} & {*self.target_is}:
+            return None
+        return f"made for {either(self.made_for)}; this model is {either(self.target_is)}"
+
+    @property
+    def left_out(self) -> int:
+        """How many layers were to be applied and are not, whatever the reason."""
+        missing = {left.layer for left in self.unmatched}
+        missing |= {bad.layer for bad in self.mismatches if bad.strength != 0.0}
+        return len(missing.union(*self.absent.values()))
 
     @property
     def layers(self) -> int:
@@ -136,6 +197,7 @@ class Resolution:
             _check_entry(resolution, strict, may_be_absent=any_match)
 
 
+@collector_paused()
 def resolve(
     stack: Stack,
     keys: Collection[str] | Mapping[str, Shape],
@@ -150,18 +212,18 @@ def resolve(
     layers of one adapter change the same rows of one weight differently.
     """
     targets = Targets(known_shapes(keys))
-    return Resolution(tuple(_resolve_entry(entry, targets, absent_because) for entry in stack))
+    blocks = Blocks(targets)
+    return Resolution(tuple(_resolve_entry(entry, targets, blocks, absent_because) for entry in stack))
 
 
-def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> EntryResolution:
+def _resolve_entry(entry: Entry, targets: Targets, blocks: Blocks, absent_because: str) -> EntryResolution:
     matches: list[Match] = []
     uses: list[Use] = []
     mismatches: list[Mismatch] = []
     unmatched = [Unmatched(name, reason) for name, reason in entry.adapter.unreadable.items()]
     absent: dict[Component, list[str]] = {}
-    used: set[Rule] = set()
-    rules = entry.rules.all() if entry.rules else ()
     found = targets.find_each(entry.adapter.info, entry.adapter.path)
+    weights, timings = _weights(entry, found, blocks)
     for name, info in entry.adapter.info.items():
         places = found.places[name]
         if not places:
@@ -173,11 +235,9 @@ def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> Entry
                 unmatched.append(Unmatched(name, "no layer of that name", near))
             continue
         # The name's own part first: bare keys of a model do not say which part they are.
-        strength = entry.strength_of(split_prefix(name)[1].part or places[0].part)
-        if entry.rules:
-            names = places[0].names
-            used.update(rule for rule in rules if rule.matches(names))
-            strength *= entry.rules.weight(names)
+        part = split_prefix(name)[1].part or places[0].part
+        strength = entry.strength_of(part)
+        strength *= weights.of.get(name, 1.0)
         expected = targets.shape_of(*places)
         # An empty shape stands for one that is not known, and fits every layer.
         if expected and info.shape and not info.fits(expected):
@@ -190,24 +250,56 @@ def _resolve_entry(entry: Entry, targets: Targets, absent_because: str) -> Entry
             continue
         own = uses_of(info, places, targets)
         uses += own
-        matches += [Match(name, use.target, strength, use.parameter, use.window) for use in own]
+        # Text encoders run once, before the sampling.
+        over = () if part == "te" else timings.of.get(name, ())
+        matches += [Match(name, use.target, strength, use.parameter, use.window, over) for use in own]
         needs_bias = info.bias is not None and not info.algorithm.bias_may_be_absent
         if needs_bias and not any(use.parameter == "bias" for use in own):
             unmatched.append(Unmatched(name, "it changes a bias, and the model's layer has none"))
+    made_for, target_is = families(entry.adapter, targets) if unmatched or mismatches else ((), ())
     copies = find_copies(entry.adapter, uses)
     if copies:
         matches = [match for match in matches if match.layer not in copies]
-    return EntryResolution(
+    resolution = EntryResolution(
         entry=entry,
         matches=tuple(matches),
         mismatches=tuple(mismatches),
         unmatched=tuple(unmatched),
         absent={part: tuple(names) for part, names in absent.items()},
         absent_because=absent_because,
-        idle_rules=tuple(rule for rule in rules if rule not in used),
+        idle_rules=(*weights.idle, *timings.idle),
+        readings=(*weights.notes, *timings.notes),
         copies=copies,
         front=found.front,
+        made_for=made_for,
+        target_is=target_is,
     )
+    if resolution.elsewhere:
+        # A name that is similar would only mislead.
+        return replace(resolution, unmatched=tuple(replace(left, nearest=None) for left in unmatched))
+    return resolution
+
+
+def _weights(entry: Entry, found: Found, blocks: Blocks) -> tuple[Weights, Timings]:
+    """What the block rules and the schedule of an adapter give its layers."""
+    if not entry.rules and not entry.schedule:
+        return Weights({}), Timings({})
+    layers = {name: blocks.of(places[0], name) for name, places in found.places.items() if places}
+    if not layers:
+        # That the adapter is for another model is what a user has to know.
+        return Weights({}), Timings({})
+    scene = Scene(blocks, layers)
+    with located(file=entry.adapter.path):
+        return (
+            entry.rules.on(scene) if entry.rules else Weights({}),
+            entry.schedule.on(scene) if entry.schedule else Timings({}),
+        )
+
+
+def families(adapter: Adapter, targets: Targets) -> tuple[Families, Families]:
+    """The families of models that an adapter can be for, and those that the target can be of."""
+    model = ((target.path, targets.shape_of(target)) for target in targets.all if target.part != "te")
+    return adapter.families, families_of_layers(model)
 
 
 def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bool) -> None:
@@ -216,6 +308,15 @@ def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bo
     live = [mismatch for mismatch in resolution.mismatches if mismatch.strength != 0.0]
     if live:
         first = live[0]
+        if resolution.elsewhere:
+            raise MatchError(
+                f"the adapter is {resolution.elsewhere}",
+                file=file,
+                key=first.layer,
+                got=first.made_for,
+                expected=f"{list(first.expected)} for {first.target.key}",
+                hint=OTHER_MODEL,
+            )
         more = f" (and {len(live) - 1} more layers)" if len(live) > 1 else ""
         raise MatchError(
             f"a layer does not fit its weight {first.target.key}{more}",
@@ -265,9 +366,17 @@ def _nothing_matches(resolution: EntryResolution) -> MatchError:
         return MatchError(
             f"all layers of the adapter belong to the {parts}, and {resolution.absent_because}",
             file=file,
-            hint="Provide it, or take the adapter out of the stack",
+            hint="Connect or provide it, or take the adapter out of the stack",
         )
     first = resolution.unmatched[0] if resolution.unmatched else None
+    if resolution.elsewhere:
+        return MatchError(
+            f"the adapter is {resolution.elsewhere}",
+            file=file,
+            key=first.layer if first else None,
+            got=f"{resolution.layers} layers, none of them in the model",
+            hint=OTHER_MODEL,
+        )
     return MatchError(
         "nothing in the adapter matches the model",
         file=file,

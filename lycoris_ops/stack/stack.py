@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from ..adapters.adapter import Adapter
 from ..errors import LycorisError
 from ..names.dialects import Component
-from .rules import Rules
+from ..rules.rules import Rules
+from ..rules.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -18,13 +19,21 @@ class Entry:
 
     `strength` multiplies its change of the diffusion model: 0 changes nothing, and a negative one subtracts.
     `strength_clip` does the same for the text encoders; None means `strength`. `rules` multiply both in each
-    layer. Raises LycorisError for a strength that is not finite.
+    layer. `schedule` multiplies the strength of the diffusion model over the sampling; text encoders run
+    before it, so that theirs stays. Raises LycorisError for a strength that is not finite.
     """
 
     adapter: Adapter
     strength: float = 1.0
     strength_clip: float | None = None
     rules: Rules | None = None
+    schedule: Schedule | None = None
+    label: str = ""
+    """What reports call it, such as the name with its folder; "" for the file's name."""
+
+    @property
+    def name(self) -> str:
+        return self.label or self.adapter.name
 
     def __post_init__(self) -> None:
         for value in (self.strength, self.strength_of("te")):
@@ -66,6 +75,27 @@ class Stack:
 
     def with_rules(self, rules: Rules) -> Stack:
         """The same stack with these rules for every adapter, in addition to rules that it has already."""
+        if not rules:
+            return self
         return Stack(
             replace(entry, rules=entry.rules.then(rules) if entry.rules else rules) for entry in self
         )
+
+    def with_schedule(self, schedule: Schedule) -> Stack:
+        """The same stack with this schedule for every adapter, in addition to one that it has already."""
+        return Stack(
+            replace(entry, schedule=entry.schedule.then(schedule) if entry.schedule else schedule)
+            for entry in self
+        )
+
+    def check_constant(self, purpose: str) -> None:
+        """Raise LycorisError where a strength follows a schedule, so that the stack cannot `purpose`."""
+        for entry in self:
+            if entry.schedule:
+                raise LycorisError(
+                    f"an adapter whose strength follows a schedule cannot {purpose}",
+                    file=entry.name,
+                    got=str(entry.schedule),
+                    expected="a constant strength",
+                    hint="Take this stack from before Schedule LyCORIS Strength",
+                )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 from ...maths.shapes import Shape
 
@@ -45,7 +44,12 @@ class Paths(dict[str, Shape]):
         return forms
 
 
-@lru_cache(maxsize=10_000)
+_NUMBERS = str.maketrans(dict.fromkeys("0123456789*", "#"))
+
+
 def form_of(path: str) -> str:
     """A path or a pattern with `#` for every number and star."""
-    return re.sub(r"\d+|\*", "#", path)
+    form = path.translate(_NUMBERS)
+    while "##" in form:
+        form = form.replace("##", "#")
+    return form

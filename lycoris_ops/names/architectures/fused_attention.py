@@ -46,6 +46,8 @@ FUSIONS = (
     *((gates, GATE_UP) for gates in GATES),
 )
 """The names of parts in the order of their rows, and the names that the layer of all these parts can have."""
+IN_LIST = "to_out.0"
+"""The output layer of attention where it is in a list with a dropout."""
 _WITH: dict[str, set[int]] = {}
 """The name of a part or of a fusion, to the numbers of the fusions that have it."""
 for _number, (_parts, _fusions) in enumerate(FUSIONS):
@@ -60,16 +62,16 @@ def fallback(shapes: Mapping[str, Shape]) -> dict[str, Places]:
     """
     found: dict[str, set[Places]] = {}
     for parent, children in _families(shapes).items():
-        for number in sorted(set[int]().union(*(_WITH.get(child, ()) for child in children))):
+        for number in sorted({number for child in children for number in _WITH.get(child, ())}):
             parts, fusions = FUSIONS[number]
             if children.issuperset(parts):
                 _join(shapes, parent, parts, fusions, found)
             elif children.isdisjoint(parts):
                 _split(shapes, parent, parts, [name for name in fusions if name in children], found)
-        if ("to_out" in children) != (f"{parent}to_out.0" in shapes):
+        if ("to_out" in children) != (IN_LIST in children):
             # Both names mean one layer. diffusers has it in a list with a dropout, whose index some tools
             # leave out.
-            written, other = ("to_out", "to_out.0") if "to_out" in children else ("to_out.0", "to_out")
+            written, other = ("to_out", IN_LIST) if "to_out" in children else (IN_LIST, "to_out")
             found.setdefault(f"{parent}{other}", set()).add((Place(f"{parent}{written}"),))
     return {
         name: next(iter(meanings))
@@ -81,14 +83,16 @@ def fallback(shapes: Mapping[str, Shape]) -> dict[str, Places]:
 def _families(shapes: Mapping[str, Shape]) -> dict[str, set[str]]:
     """The path of a parent, with its dot, to the names of the layers directly below it.
 
-    The parent of a `to_out.0` is entered too, even where no layer is directly below it.
+    A `to_out.0` counts as one of them.
     """
     children: dict[str, set[str]] = {}
     for path in shapes:
         parent, dot, name = path.rpartition(".")
         children.setdefault(parent + dot, set()).add(name)
-        if path.endswith(".to_out.0"):
-            children.setdefault(path.removesuffix("to_out.0"), set())
+        if name == "0" and parent.endswith("to_out"):
+            attention = parent.removesuffix("to_out")
+            if not attention or attention.endswith("."):
+                children.setdefault(attention, set()).add(IN_LIST)
     return children
 
 

@@ -1,10 +1,10 @@
-"""Regular expressions out of files, matched in linear time.
+"""Regular expressions out of files and workflows, matched in linear time.
 
-PEFT's configurations name layers by regular expressions. Python's `re` can take for ever on a crafted one,
-and keeps only a few hundred compiled ones. Here an expression that is a plain path is found in a trie, and
-any other one is simulated as an automaton, so that no expression costs more than its length times that of
-the text. Backreferences, lookaround and flags are refused: no automaton has them, and nobody needs them to
-name layers.
+PEFT's configurations and block rules name layers by regular expressions. Python's `re` can take for ever on
+a crafted one, and keeps only a few hundred compiled ones. Here an expression that is a plain path is found in
+a trie, and any other one is simulated as an automaton, so that no expression costs more than its length times
+that of the text. Backreferences, lookaround and flags are refused: no automaton has them, and nobody needs
+them to name layers.
 Source: Thompson, "Regular expression search algorithm" (1968); the syntax is that of Python's `re`.
 """
 
@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+
+from .errors import RuleError
 
 MOST_TEXT = 1 << 20
 """The most characters that the expressions of one field may have together. 800 layers of SDXL, each with an
@@ -35,6 +37,38 @@ COLD = 4
 
 Test = Callable[[str], bool]
 """Whether a character is one that an expression has at some place."""
+
+
+def search(text: str) -> Callable[[str], bool]:
+    """The test whether a user's regular expression matches somewhere in a name, as `re.search` has it.
+
+    Workflows come from strangers, as files do. Raises RuleError where the expression cannot be read; the test
+    raises it where all names together take too long.
+    """
+
+    def unread(error: ExpressionError) -> RuleError:
+        return RuleError(
+            "a pattern is not a regular expression that can be read",
+            got=f"/{text}/: {error}",
+            expected="characters, sets, groups, repeats, |, ^ and $",
+        )
+
+    try:
+        if len(text) > MOST_PARSED:
+            raise ExpressionError(f"more than {MOST_PARSED} characters")
+        # Alone first: with something around it, a ) too many would close the wrong group.
+        _Parser(text).parse()
+        found = Expressions([f".*(?:{text}).*"], whole=True)
+    except ExpressionError as error:
+        raise unread(error) from None
+
+    def matches(name: str) -> bool:
+        try:
+            return found.first(name) is not None
+        except ExpressionError as error:
+            raise unread(error) from None
+
+    return matches
 
 
 class ExpressionError(ValueError):

@@ -1,0 +1,345 @@
+"""The blocks of a model, inferred from the names of its layers, and the names that rules know them by.
+
+A family of blocks is the path before the outermost number in the path of a layer: `double_blocks` for
+`double_blocks.3.img_attn.qkv`. It is one if a layer has a name behind the number, which the members of a
+plain sequence (`time_embed.0`) have not. Families have short names (`double`) where these are unique in the
+model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import NamedTuple
+
+from ..maths.shapes import Shape
+from .targets import Target, Targets
+
+UNET = {"input_blocks": "in", "middle_block": "mid", "output_blocks": "out"}
+"""The three ways of a UNet, to their short names."""
+NUMBER = re.compile(r"(?:block|layer)?(\d+)")
+"""The number of a block, as a word of a path. Cosmos 1 has `blocks.block7`."""
+LIST = re.compile(r"(?:_stream)?_(?:blocks?|layers|resblocks)$")
+"""The end of a family's name that says no more than that it is one: `double_blocks`, `double_layers`."""
+GENERIC = frozenset({"block", "blocks", "layer", "layers", "resblocks", "encoders"})
+"""Names of families that say nothing: where they are within a module, its name stands for them."""
+WHOLE = {"unet": "unet", None: "unet", "te": "te"}
+"""A part of a model, to the name of everything in it."""
+
+BESIDE = re.compile(r"norm|adaln|modulation", re.IGNORECASE)
+"""A word of a layer beside an attention or feed-forward that has their names in its own."""
+ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+FEED_FORWARD = re.compile(r"(?:\w+_)?(?:mlp|ffn?|feed_?forward|densereludense)(?:_\w+)?\d*", re.IGNORECASE)
+PROJECTION = re.compile(r"(?:w\d*)?(q|k|v|qkv|kv|qk|o|out|query|key|value)")
+"""What one word of the name of an attention's layer says that it computes."""
+MEANT = {"query": "q", "key": "k", "value": "v", "o": "out"}
+QKV_END = re.compile(r"(?:^|[._])(?:to_|add_)?([qkv])(?:_proj|_linear)?$")
+"""The end of an adapter's name for a layer that is rows of a fused weight in the model."""
+
+
+class Named(NamedTuple):
+    """How rules can name a layer."""
+
+    block: str
+    """Its block, under a name that no other block of the model has."""
+    names: frozenset[str]
+    """Short names, in small letters: of its blocks, of its part of the model, of what it is in its block."""
+    paths: tuple[str, ...]
+    """Its name and path, in small letters. Their beginnings name it too."""
+
+
+class Block(NamedTuple):
+    """A block of a model."""
+
+    name: str
+    part: str
+    """`unet` or `te`."""
+    family: str
+    """The short name of the family; "" for what is in no numbered block."""
+    numbers: tuple[int, ...]
+
+
+class _Place(NamedTuple):
+    """Where a path is among the families of its part of the model."""
+
+    family: str
+    """The full path of the family; "" for none."""
+    numbers: tuple[int, ...]
+    rest: tuple[str, ...]
+    """The words of the path behind the numbers, or all of them where it is in no family."""
+
+
+class Blocks:
+    """The blocks of a model, and the names of its layers in rules."""
+
+    def __init__(self, targets: Targets) -> None:
+        self._targets = targets
+        self._parts: dict[tuple[str | None, str | None], _Part] = {}
+        for target in targets.all:
+            key = (target.part, target.encoder)
+            self._parts.setdefault(key, _Part()).paths.append(target.path)
+        self._numbers: dict[str, list[int]] = {}
+        for number in range(1, 5):
+            encoder = targets.encoder_of(number)
+            if encoder is not None:
+                self._numbers.setdefault(encoder, []).append(number)
+        self._named: dict[tuple[str, str], Named] = {}
+
+    def of(self, target: Target, layer: str = "") -> Named:
+        """How rules can name a target. `layer` is the adapter's own name for it, which can say more."""
+        key = (target.key, target.path)
+        if key not in self._named:
+            self._named[key] = self._name(target)
+        found = self._named[key]
+        end = QKV_END.search(layer.lower()) if target.rows is not None and "attn" in found.names else None
+        return found._replace(names=found.names | {f"attn.{end[1]}"}) if end else found
+
+    @cached_property
+    def all(self) -> Mapping[str, Block]:
+        """Every block by its name, in the order of the model: the diffusion model before text encoders.
+
+        Together they hold every layer, and each layer is in one.
+        """
+        found: dict[str, Block] = {}
+        for target in self._targets.all:
+            found.setdefault(self.of(target).block, self._block(target))
+        families = {key: place for place, key in enumerate(dict.fromkeys(_order(b) for b in found.values()))}
+        ordered = sorted(found.values(), key=lambda block: (families[_order(block)], block.numbers))
+        return {block.name: block for block in sorted(ordered, key=lambda block: block.part == "te")}
+
+    @cached_property
+    def layers(self) -> tuple[Named, ...]:
+        """All layers of the model."""
+        return tuple(self.of(target) for target in self._targets.all)
+
+    @cached_property
+    def members(self) -> Mapping[str, list[Named]]:
+        """The layers of each block."""
+        found: dict[str, list[Named]] = {name: [] for name in self.all}
+        for named in self.layers:
+            found[named.block].append(named)
+        return found
+
+    @cached_property
+    def vocabulary(self) -> tuple[str, ...]:
+        """Every short name that some layer has."""
+        return tuple(dict.fromkeys(name for named in self.layers for name in sorted(named.names)))
+
+    def numbers(self, family: str) -> tuple[int, ...]:
+        """The numbers that the blocks of a family have, from its short name; () where there is none."""
+        start = f"{family}."
+        ends = (name.removeprefix(start) for name in self.vocabulary if name.startswith(start))
+        return tuple(sorted(int(end) for end in ends if end.isdigit()))
+
+    def _block(self, target: Target) -> Block:
+        part = self._parts[target.part, target.encoder]
+        place = part.place(target.path)
+        kind = "te" if target.part == "te" else "unet"
+        family = part.short.get(place.family, "")
+        numbers = place.numbers[:1] if place.family in UNET else place.numbers
+        return Block(self.of(target).block, kind, family, () if family == "mid" else numbers)
+
+    def _name(self, target: Target) -> Named:
+        part = self._parts[target.part, target.encoder]
+        place = part.place(target.path)
+        names = {WHOLE[target.part]}
+        if target.part == "te":
+            roots = [target.encoder or "te", "te"]
+            roots += [f"te{number}" for number in self._numbers.get(target.encoder or "", ())]
+            names.update(roots)
+            block = self._in_encoder(part, place, roots, names)
+        else:
+            block = self._in_model(part, place, names)
+        if place.family:
+            names.update(_elements(place.rest))
+        names.update(_kinds(target, self._targets.shape_of(target)))
+        full = target.name if target.part == "te" else f"diffusion_model.{target.path}"
+        paths = (full, target.path) if part.is_clear(place) else (full,)
+        lower = (text.lower() for text in dict.fromkeys(paths))
+        return Named(block, frozenset(name.lower() for name in names), tuple(lower))
+
+    def _in_model(self, part: _Part, place: _Place, names: set[str]) -> str:
+        if not place.family:
+            alone = part.alone(place.rest)
+            if alone in self._targets.encoders:
+                # The host has single parameters beside its text encoders: `clip_l.logit_scale`.
+                return ".".join(place.rest)
+            return alone if part.is_clear(place) else f"diffusion_model.{alone}"
+        short = part.short[place.family]
+        for root in (short, place.family):
+            names.add(root)
+            names.update(_counted(root, place.numbers))
+        if short == "mid":
+            return short
+        numbers = place.numbers[:1] if place.family in UNET else place.numbers
+        return ".".join((short, *map(str, numbers)))
+
+    def _in_encoder(self, part: _Part, place: _Place, roots: list[str], names: set[str]) -> str:
+        if not place.family:
+            alone = part.alone(place.rest)
+            names.update(f"{root}.{alone}" for root in roots)
+            return f"{roots[0]}.{alone}"
+        if place.family == part.main:
+            for root in roots:
+                names.update(_counted(root, place.numbers))
+            return ".".join((roots[0], *map(str, place.numbers)))
+        for root in roots:
+            names.add(f"{root}.{part.short[place.family]}")
+            names.update(_counted(f"{root}.{part.short[place.family]}", place.numbers))
+        return ".".join((roots[0], part.short[place.family], *map(str, place.numbers)))
+
+
+class _Part:
+    """The families of blocks in one part of a model: in the diffusion model, or in one text encoder."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+
+    @cached_property
+    def families(self) -> Mapping[str, int]:
+        """The full path of each family, to how many blocks it has."""
+        numbers: dict[str, set[tuple[int, ...]]] = {}
+        named: set[str] = set()
+        for path in self.paths:
+            if found := _outermost(path):
+                numbers.setdefault(found.family, set()).add(found.numbers)
+                if found.rest:
+                    named.add(found.family)
+        return {family: len(numbers[family]) for family in numbers if family in named}
+
+    @cached_property
+    def main(self) -> str:
+        """The family of the text with the most blocks, which a text encoder's number stands for."""
+        of_text = [family for family in self.families if "vis" not in family]
+        return max(of_text, key=lambda family: self.families[family], default="")
+
+    @cached_property
+    def short(self) -> Mapping[str, str]:
+        """The full path of each family, to its short name. No two have the same."""
+        wanted = {family: list(_shorter(family)) for family in self.families}
+        found: dict[str, str] = {}
+        for family, names in wanted.items():
+            others = [each for other, each in wanted.items() if other != family]
+            first = {each[0] for each in others} | {each[-1] for each in others}
+            found[family] = next((name for name in names if name not in first), family)
+        return found
+
+    @cached_property
+    def _foreign(self) -> frozenset[str]:
+        """Short names of families that are not in a module of that name, as a UNet's `out`."""
+        return frozenset(
+            short
+            for family, short in self.short.items()
+            if family != short and not family.startswith(f"{short}.")
+        )
+
+    @cached_property
+    def _ancestors(self) -> frozenset[str]:
+        return frozenset(start for family in self.families for start in _starts(family.split(".")))
+
+    def place(self, path: str) -> _Place:
+        found = _outermost(path)
+        if found and found.family in self.families:
+            return found
+        return _Place("", (), tuple(path.split(".")))
+
+    def is_clear(self, place: _Place) -> bool:
+        """Whether a path cannot be taken for the short name of a family: a UNet's last layer is `out.2`."""
+        first = place.family.partition(".")[0] if place.family else place.rest[0]
+        return first not in self._foreign
+
+    def alone(self, words: tuple[str, ...]) -> str:
+        """The block of a path that is in no family: the shortest beginning that no family is in."""
+        return next((start for start in _starts(words) if start not in self._ancestors), ".".join(words))
+
+
+def _outermost(path: str) -> _Place | None:
+    """The words of a path before, in and behind its outermost numbers."""
+    words = path.split(".")
+    for first in range(1, len(words)):
+        if not NUMBER.fullmatch(words[first]):
+            continue
+        end = first + 1
+        while end < len(words) and words[end].isdigit():
+            end += 1
+        numbers = tuple(int(NUMBER.sub(r"\1", word)) for word in words[first:end])
+        return _Place(".".join(words[:first]), numbers, tuple(words[end:]))
+    return None
+
+
+def block_in_path(path: str) -> str | None:
+    """The block in the path of a layer, where no model tells its blocks: `double_blocks.3`; None for none.
+
+    In names of kohya's kind underscores stand for the dots: `double_blocks_3`.
+    """
+    mark = "." if "." in path else "_"
+    found = _outermost(path.replace(mark, "."))
+    if found is None or not found.rest:
+        return None
+    numbers = 1 if found.family.replace(".", mark) in UNET else len(found.numbers)
+    return mark.join(path.split(mark)[: found.family.count(".") + 1 + numbers])
+
+
+def _shorter(family: str) -> Iterator[str]:
+    """Names for a family, the shortest first; the last is its full path."""
+    *parents, last = family.split(".")
+    if family in UNET:
+        yield UNET[family]
+    elif last not in GENERIC:
+        yield LIST.sub("", last)
+    if parents and parents[-1] not in GENERIC:
+        yield LIST.sub("", parents[-1])
+    yield family
+
+
+def _starts(words: Iterable[str]) -> Iterator[str]:
+    start = ""
+    for word in words:
+        start = f"{start}.{word}" if start else word
+        yield start
+
+
+def _counted(root: str, numbers: tuple[int, ...]) -> Iterator[str]:
+    """The name of a block from broad to narrow: `down.0`, `down.0.3`."""
+    return (f"{root}.{start}" for start in _starts(map(str, numbers)))
+
+
+def _order(block: Block) -> tuple[str, str]:
+    """What blocks that belong together share."""
+    return block.part, (block.family or block.name) if block.part == "unet" else block.name.partition(".")[0]
+
+
+def _elements(rest: tuple[str, ...]) -> Iterator[str]:
+    """What a layer is in its block: `attn`, `attn.q`, `mlp`, and the model's own words for these."""
+    for place, word in enumerate(rest):
+        if BESIDE.search(word):
+            continue
+        if ATTENTION.search(word):
+            for name in ("attn", word):
+                yield name
+                yield from (f"{name}.{end}" for end in _projections(rest[place + 1 :]))
+            return
+        if FEED_FORWARD.fullmatch(word):
+            yield from ("mlp", word)
+            return
+
+
+def _projections(rest: tuple[str, ...]) -> Iterator[str]:
+    if any(BESIDE.search(part) for part in rest):
+        return
+    words = [word for part in rest for word in part.lower().split("_")]
+    found = [match[1] for word in words if (match := PROJECTION.fullmatch(word))]
+    if found:
+        yield MEANT.get(found[0], found[0])
+    elif words == ["proj"]:
+        yield "out"
+
+
+def _kinds(target: Target, shape: Shape) -> Iterator[str]:
+    """`conv` for a convolution and `norm` for a norm."""
+    if target.key.endswith(".weight") and len(shape) > 2:
+        yield "conv"
+    last = target.path.rpartition(".")[2].lower()
+    if (target.key.endswith(".weight") and len(shape) == 1) or ("norm" in last and len(shape) < 2):
+        yield "norm"

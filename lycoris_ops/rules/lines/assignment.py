@@ -1,0 +1,70 @@
+"""`in.1-4 = 0.5`: patterns, and the value of what any of them matches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ...errors import RuleError
+from ...names.blocks import Named
+from ..patterns import Pattern, assigned, unmet
+from ..scene import Outcome, Scene, Value
+from ..values import EXPECTED, Amount
+
+ORDER = 2
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The layers that any of the patterns matches have a value."""
+
+    text: str
+    patterns: tuple[Pattern, ...]
+    amount: Amount
+
+    def weigh(self, scene: Scene, _: int, /) -> Outcome:
+        met = {
+            layer: named
+            for layer, named in scene.layers.items()
+            if any(pattern.matches(scene, named) for pattern in self.patterns)
+        }
+        places = self._places(scene, met.values()) if self.amount.is_ramp else {}
+        values = {
+            layer: Value(self.amount.at(places.get(named.block, 0), len(places)), self.amount.scales)
+            for layer, named in met.items()
+        }
+        return Outcome(values, *unmet(self.patterns, scene))
+
+    def _places(self, scene: Scene, met: Iterable[Named]) -> dict[str, int]:
+        """The blocks that a ramp runs over, to their places in it.
+
+        They are those of the model, whether the adapter has them or not, and those of the adapter's own
+        layers: it can have `attn.q` where the model has only `attn.qkv`.
+        """
+        own = {named.block for named in met}
+        blocks = (
+            block
+            for block in scene.places
+            if block in own
+            or any(p.matches(scene, n) for n in scene.blocks.members[block] for p in self.patterns)
+        )
+        return {block: place for place, block in enumerate(blocks)}
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def read(text: str) -> Assignment | None:
+    found = assigned(text)
+    if found is None:
+        return None
+    patterns, left, right = found
+    if not patterns:
+        raise RuleError("a rule has no pattern", got=text.strip()).at(text.index("=") + 1)
+    try:
+        amount = Amount.of(right)
+    except RuleError as error:
+        # Under the first letter of the value, or behind the = where there is none.
+        place = len(left) + 2 + (len(right) - len(right.lstrip()) if right.strip() else 0)
+        raise RuleError(error.problem, got=right.strip() or "nothing", expected=EXPECTED).at(place) from None
+    return Assignment(f"{left.strip()} = {right.strip()}", patterns, amount)

@@ -1,0 +1,108 @@
+"""`IN05-OUT05:attn2 to_out:0.5`: what is in some blocks and has some word in its name.
+
+The form is that of sd-webui-lora-block-weight: blocks and words are separated by spaces, a `NOT` before them
+turns them around, and an empty part means all. The value takes the place of the block's. Several of these can
+be on one line, with commas between them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ...errors import RuleError
+from ...names.blocks import Named
+from ..patterns import Pattern, atoms
+from ..scene import Outcome, Scene, Value
+from ..values import number
+
+ORDER = 3
+ENTRY = re.compile(r"([^:]*):([^:]*):([^:,]*)(?:,|$)")
+"""Blocks, words and a value."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Layers in blocks, with words in their names, have a value."""
+
+    text: str
+    blocks: tuple[Pattern, ...]
+    other_blocks: bool
+    words: tuple[str, ...]
+    other_words: bool
+    value: float
+
+    def matches(self, scene: Scene, named: Named) -> bool:
+        in_block = any(pattern.matches(scene, named) for pattern in self.blocks)
+        # By the name without a prefix, which is the last one.
+        has_word = any(word in named.paths[-1] for word in self.words)
+        return (not self.blocks or in_block is not self.other_blocks) and (
+            not self.words or has_word is not self.other_words
+        )
+
+
+@dataclass(frozen=True)
+class Elements:
+    """Layers have the value of the last entry that they match."""
+
+    text: str
+    entries: tuple[Entry, ...]
+
+    def weigh(self, scene: Scene, _: int, /) -> Outcome:
+        values: dict[str, Value] = {}
+        notes: list[str] = []
+        idle: list[str] = []
+        for entry in self.entries:
+            met = [layer for layer, named in scene.layers.items() if entry.matches(scene, named)]
+            values |= dict.fromkeys(met, Value(entry.value))
+            if met:
+                continue
+            if any(entry.matches(scene, named) for named in scene.blocks.layers):
+                notes.append(f"{entry.text}: the file has no layer there")
+            else:
+                idle.append(f"{entry.text}: the model has nothing there")
+        return Outcome(values, tuple(notes), tuple(idle))
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def read(text: str) -> Elements | None:
+    found: list[Entry] = []
+    end = 0
+    while end < len(text):
+        match = ENTRY.match(text, end)
+        if not match:
+            return None
+        found.append(_entry(match))
+        end = match.end()
+    return Elements(text.strip(), tuple(found)) if found else None
+
+
+def _entry(match: re.Match[str]) -> Entry:
+    """One entry. Raises RuleError, with the column in the line."""
+    patterns: list[Pattern] = []
+    other_blocks, named = _inverted(match[1])
+    for place, atom in atoms(named):
+        try:
+            patterns.append(Pattern.of(atom))
+        except RuleError as error:
+            raise error.at(match.start(1) + match[1].index(named) + place + 1) from None
+    other_words, wanted = _inverted(match[2])
+    try:
+        amount = number(match[3].strip())
+    except RuleError as error:
+        raise error.at(match.start(3) + 1) from None
+    return Entry(
+        match[0].rstrip(",").strip(),
+        tuple(patterns),
+        other_blocks,
+        tuple(atom.lower() for _, atom in atoms(wanted)),
+        other_words,
+        amount,
+    )
+
+
+def _inverted(text: str) -> tuple[bool, str]:
+    first, _, rest = text.strip().partition(" ")
+    return (True, rest.strip()) if first.upper() == "NOT" else (False, text.strip())

@@ -1,0 +1,82 @@
+"""`%default=1,base=1,in1-4=0.5,mid=0`: values for blocks by their place among those that the file has.
+
+The form is that of ComfyUI-Inspire-Pack: places count from 1 in each family, `base` is for what is in no
+block, and `default` for whatever else is not named. Unlike there, values can be negative.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ...errors import RuleError
+from ..scene import Outcome, Scene, Value
+from ..values import number
+from .vector import in_family
+
+ORDER = 1
+FAMILIES = ("in", "mid", "out", "double", "single", "layers", "blocks")
+ITEM = re.compile(
+    rf"\s*(default|base|(?:{'|'.join(FAMILIES)})(?:([0-9]{{1,6}})(?:-([0-9]{{1,6}}))?)?)\s*=(.*)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Values for blocks by family, first and last place; the last item that fits counts."""
+
+    text: str
+    default: float
+    base: float
+    items: tuple[tuple[str, int, int, float], ...]
+
+    def weigh(self, scene: Scene, _: int, /) -> Outcome:
+        values: dict[str, Value] = {}
+        for family in FAMILIES:
+            for place, layers in enumerate(in_family(scene, family), start=1):
+                fitting = [v for name, low, high, v in self.items if name == family and low <= place <= high]
+                value = Value(fitting[-1] if fitting else self.default)
+                values.update(dict.fromkeys(layers, value))
+        idle = tuple(
+            f"{name}: the file has no such block"
+            for name, low, _, _ in self.items
+            if len(in_family(scene, name)) < low
+        )
+        for layer in scene.layers:
+            values.setdefault(layer, Value(self.base))
+        note = "% by place among the blocks that the file has, counted from 1, as Inspire Pack"
+        return Outcome(values, (note,), idle)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def read(text: str) -> Positions | None:
+    if not text.lstrip().startswith("%"):
+        return None
+    column = text.index("%") + 2
+    default, base, items = 1.0, None, list[tuple[str, int, int, float]]()
+    for part in text.lstrip()[1:].split(","):
+        match = ITEM.fullmatch(part)
+        if not match:
+            raise RuleError(
+                "a part of a % line is not understood",
+                got=part.strip() or "nothing between two commas",
+                expected="default=, base=, in1-4=, mid=, out=, double1=, single=, each with a number",
+            ).at(column)
+        try:
+            value = number(match[4].strip())
+        except RuleError as error:
+            raise error.at(column + match.start(4)) from None
+        name = re.sub(r"[\d-]+$", "", match[1].lower())
+        if name == "default":
+            default = value
+        elif name == "base":
+            base = value
+        else:
+            low = int(match[2] or 1)
+            items.append((name, low, int(match[3] or (match[2] or 2**31)), value))
+        column += len(part) + 1
+
+    return Positions(text.strip(), default, default if base is None else base, tuple(items))

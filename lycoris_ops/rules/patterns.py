@@ -1,0 +1,223 @@
+"""Patterns of block rules: which layers one means, and what is near to one that means none."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import translate
+from typing import NamedTuple
+
+from ..errors import RuleError
+from ..expressions import search
+from ..names.blocks import Blocks, Named
+from .scene import Scene
+
+GLOB = re.compile(r"[*?\[]")
+CAPITAL = re.compile(r"(\\.)|[A-Z]", re.DOTALL)
+KNOWN_AS = {
+    "base": "te",
+    "middle": "mid",
+    "input": "in",
+    "output": "out",
+    "clip": "clip_l",
+    "t5": "t5xxl",
+}
+"""Names that other tools have for blocks, in small letters, to ours."""
+GLUED = re.compile(r"(in|input|out|output|d|double|s|single|m|mid|middle)_?([0-9]{1,6})")
+"""A block's name with its number glued to it: `IN04`, `OUT11`, `D00`."""
+ENCODER = re.compile(r"te[1-4]?(?![a-z])|clip_|\w*t5|llama")
+"""The beginnings of names of text encoders."""
+NUMBER = re.compile(r"[0-9]{1,6}")
+EXPRESSION_LINE = re.compile(r"(\s*/.*/\s*)=(.*)")
+"""A line for a regular expression, which ends at the last / before a =."""
+MOST = 4096
+"""How many blocks of a range are looked for. Models have some dozens."""
+FAMILIES = {"input": "in", "output": "out", "d": "double", "s": "single"}
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A pattern of a rule, and the test that it stands for. Capital and small letters are the same.
+
+    - `in.4`, `mid`, `te1`, `attn.q`, `conv`: a block, a part of the model or what a layer is in its block;
+      also under other tools' names: `IN04`, `MID`, `BASE`;
+    - `in.1-4`, `IN05-OUT05`: the blocks from one to the other, in the order of the model;
+    - `diffusion_model.input_blocks.4` and `input_blocks.4`: a layer, or everything within a module;
+    - `*attn2*`: a glob on any of these names: `*` is any text, dots included, `?` one character;
+    - `/attn[12]/`: a regular expression that is searched for in the name of a layer;
+    - `*`: everything.
+    """
+
+    text: str
+    matches: Callable[[Scene, Named], bool]
+
+    @classmethod
+    def of(cls, text: str) -> Pattern:
+        """The pattern that a text means. Raises RuleError where it is empty or no regular expression."""
+        if not text:
+            raise RuleError(
+                "a pattern is empty", expected="a block, a layer, a glob or /a regular expression/"
+            )
+        if len(text) > 1 and text.startswith("/") and text.endswith("/"):
+            return cls(text, _expression(text[1:-1]))
+        if GLOB.search(text):
+            # Not `fnmatch`, which on Windows takes / for \.
+            glob = re.compile(translate(text.lower()))
+            return cls(text, lambda _, named: any(map(glob.match, (*named.names, *named.paths))))
+        first, dash, last = text.partition("-")
+        if dash:
+            return cls(text, _range(text, first, last))
+        name = _ours(text)
+        return cls(text, lambda _, named: _is(name, named))
+
+    @property
+    def is_of_encoder(self) -> bool:
+        """Whether it names text encoders or one of them."""
+        return ENCODER.match(_ours(self.text)) is not None
+
+    def near(self, blocks: Blocks) -> str | None:
+        """What a pattern that matches nothing in the model could mean instead, in words; None for nothing."""
+        name = _ours(re.sub(r"-.*|[*?\[\]/]", "", self.text))
+        family = name.rpartition(".")[0] or name
+        if numbers := blocks.numbers(family):
+            return f"the model has {spans(family, numbers)}"
+        words = (
+            blocks.vocabulary if name.count(".") < 2 else [path for n in blocks.layers for path in n.paths]
+        )
+        close = difflib.get_close_matches(name, words, n=3, cutoff=0.6)
+        return f"nearest: {', '.join(close)}" if close else None
+
+
+def unmet(patterns: Iterable[Pattern], scene: Scene) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The patterns that match none of the adapter's layers, in words: (notes, idle).
+
+    Notes say why it is no mistake: the model has what the pattern means. Idle ones match nothing in the model
+    either, and have what is near behind them.
+    """
+    named = scene.layers.values()
+    notes: list[str] = []
+    idle: list[str] = []
+    for pattern in patterns:
+        if any(pattern.matches(scene, each) for each in named):
+            continue
+        if why := _elsewhere(pattern, scene):
+            notes.append(f"{pattern.text}: {why}")
+        else:
+            idle.append(_idle(pattern, scene))
+    return tuple(notes), tuple(idle)
+
+
+def _elsewhere(pattern: Pattern, scene: Scene) -> str | None:
+    """Why a pattern that matches none of the adapter's layers is no mistake; None where it may be one."""
+    if any(pattern.matches(scene, named) for named in scene.blocks.layers):
+        return "the file has no layer there"
+    if pattern.is_of_encoder and not any("te" in named.names for named in scene.blocks.layers):
+        return "there is no text encoder here"
+    return None
+
+
+def _idle(pattern: Pattern, scene: Scene) -> str:
+    near = pattern.near(scene.blocks)
+    return f"{pattern.text}: the model has nothing of that name" + (f"; {near}" if near else "")
+
+
+def spans(family: str, numbers: Sequence[int]) -> str:
+    """The blocks of a family in words: `in.0-8`."""
+    low, high = min(numbers), max(numbers)
+    if len(numbers) > 1 and high - low + 1 == len(numbers):
+        return f"{family}.{low}-{high}"
+    return ", ".join(f"{family}.{number}" for number in numbers[:8])
+
+
+class Assigned(NamedTuple):
+    """A line `patterns = value`, of which the value is still a text."""
+
+    patterns: tuple[Pattern, ...]
+    left: str
+    """What is before the =."""
+    right: str
+    """What is behind it."""
+
+
+def assigned(line: str) -> Assigned | None:
+    """The patterns and the value of a line; None for a line without a =. There may be no patterns.
+
+    A = within a regular expression is a part of it. Raises RuleError, with the column, for a pattern that
+    cannot be read.
+    """
+    if expression := EXPRESSION_LINE.fullmatch(line):
+        left, right = expression.groups()
+    else:
+        left, equals, right = line.partition("=")
+        if not equals:
+            return None
+    found: list[Pattern] = []
+    offset = len(left) - len(left.lstrip())
+    for place, atom in atoms(left.strip()):
+        try:
+            found.append(Pattern.of(atom))
+        except RuleError as error:
+            raise error.at(offset + place + 1) from None
+    return Assigned(tuple(found), left, right)
+
+
+def atoms(text: str) -> Iterator[tuple[int, str]]:
+    """The patterns of a text, which spaces or commas separate, each with its place in it.
+
+    A regular expression is one pattern, whatever is in it.
+    """
+    if text.startswith("/"):
+        yield 0, text
+        return
+    for match in re.finditer(r"[^\s,]+", text):
+        yield match.start(), match[0]
+
+
+def _is(name: str, named: Named) -> bool:
+    if name in named.names:
+        return True
+    return any(path == name or path.startswith(f"{name}.") for path in named.paths)
+
+
+def _ours(text: str) -> str:
+    """A name in our own form."""
+    name = text.lower()
+    if found := GLUED.fullmatch(name):
+        if found[1].startswith("m"):
+            return "mid"
+        return f"{FAMILIES.get(found[1], found[1])}.{int(found[2])}"
+    first, dot, rest = name.partition(".")
+    return f"{KNOWN_AS.get(first, first)}{dot}{rest}"
+
+
+def _expression(text: str) -> Callable[[Scene, Named], bool]:
+    # Names are in small letters; a capital letter after a backslash stands for a class of characters.
+    small = CAPITAL.sub(lambda found: found[0] if found[1] else found[0].lower(), text)
+    matches = search(small)
+    # Without the names of blocks: in `/in/` nobody means these.
+    return lambda _, named: any(map(matches, named.paths))
+
+
+def _range(text: str, first: str, last: str) -> Callable[[Scene, Named], bool]:
+    start = _ours(first)
+    family, _, number = start.rpartition(".")
+    end = f"{family}.{last}" if NUMBER.fullmatch(last) else _ours(last)
+    to_family, _, to_number = end.rpartition(".")
+    if not first or not last:
+        raise RuleError("a range of blocks has no end", got=text, expected="such as in.1-4 or IN05-OUT05")
+    if family and family == to_family and NUMBER.fullmatch(number) and NUMBER.fullmatch(to_number):
+        low, high = int(number), int(to_number)
+        if low > high:
+            raise RuleError("a range of blocks ends before it begins", got=text)
+        names = frozenset(f"{family}.{each}" for each in range(low, min(high, low + MOST) + 1))
+        return lambda _, named: not names.isdisjoint(named.names)
+
+    def between(scene: Scene, named: Named) -> bool:
+        places = scene.places
+        if start not in places or end not in places:
+            return False
+        return places[start] <= places[named.block] <= places[end]
+
+    return between

@@ -1,0 +1,163 @@
+"""Block rules: factors for the strength of an adapter in the blocks or layers that lines of text name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..discovery import discover
+from ..errors import RuleError
+from . import lines
+from .lines import Line
+from .scene import Scene
+
+FORMS: list[Callable[[str], Line | None]] = [
+    form.read for form in sorted(discover(lines.__name__), key=lambda form: form.ORDER)
+]
+"""The forms that a line can have, in the order in which they are asked."""
+EXPECTED = "pattern = value such as in.4 = 0.5, a vector such as 1,0,0,..., or the name of a preset"
+NESTED = 8
+"""How deep presets may be made of presets."""
+EXPRESSION = re.compile(r"\s*(?:not\s+)?/", re.IGNORECASE)
+"""How a line with a regular expression begins."""
+EXPRESSION_END = re.compile(r"/\s*[=:]")
+"""What is behind a regular expression: a line goes on with its value, or with words in names of layers."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What rules give the layers of one adapter on one model."""
+
+    of: Mapping[str, float]
+    """The weight of each layer that meets the model."""
+    notes: tuple[str, ...] = ()
+    """How lines were read, and what of them is for nothing in the file."""
+    idle: tuple[str, ...] = ()
+    """Patterns that match nothing in the model, each with what is near."""
+
+
+class Stage(NamedTuple):
+    """Lines of which later ones win, and the seed of their random letters."""
+
+    lines: tuple[Line, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Block rules in stages, whose weights are multiplied.
+
+    Within a stage each line gives a value to the layers that it matches, or scales the one that they have;
+    later lines win. A layer that no line matches has the weight 1.
+    """
+
+    stages: tuple[Stage, ...] = ()
+
+    @classmethod
+    def parse(
+        cls,
+        text: str,
+        presets: Mapping[str, str] | None = None,
+        *,
+        broken: Mapping[str, str] | None = None,
+        seed: int = 0,
+    ) -> Rules:
+        """Rules of one stage from the lines of a text. Blank lines are ignored, and all after a # that is not
+        within a regular expression.
+
+        A line is one of
+
+        - `pattern = value`: patterns as in `Pattern`, with spaces or commas between several; the value is a
+          number, `off`, `*0.5` for a factor on what is in force, or `0.2..1.0` for a ramp over the blocks;
+        - `1,0,0,...` or `NAME:1,0,0,...`: a vector, read by its length, or as the tool that is named (`lbw`,
+          `supermerger`, `sd-scripts`, `inspire`, `donut`);
+        - `%default=1,in1-4=0.5`: values by the place of a block among those of the file;
+        - `BLOCKS:WORDS:value`: layers of some blocks with some word in their names;
+        - the name of one of the presets, whose lines take its place.
+
+        `broken` are presets that cannot be read, each with what is wrong with it.
+
+        Raises RuleError, with line and column, for a line that is none of these, and for the name of a broken
+        preset.
+        """
+        found = tuple(_lines(text, presets or {}, broken or {}, NESTED))
+        return cls((Stage(found, seed),) if found else ())
+
+    def then(self, other: Rules | None) -> Rules:
+        """The stages of both, so that their weights are multiplied."""
+        return Rules(self.stages + other.stages) if other else self
+
+    def under(self, other: Rules) -> Rules:
+        """The lines of both in one stage, so that those of `other` win. Both have one stage at most."""
+        stages = [*self.stages, *other.stages]
+        lines = tuple(line for stage in stages for line in stage.lines)
+        return Rules((Stage(lines, stages[-1].seed),)) if stages else self
+
+    def on(self, scene: Scene) -> Weights:
+        """The weight of each layer of an adapter, at its place in a model.
+
+        Raises RuleError for a vector that fits neither the model nor the file, or that has two readings.
+        """
+        total = dict.fromkeys(scene.layers, 1.0)
+        notes: list[str] = []
+        idle: list[str] = []
+        for stage in self.stages:
+            weights = dict.fromkeys(scene.layers, 1.0)
+            for line in stage.lines:
+                outcome = line.weigh(scene, stage.seed)
+                for layer, value in outcome.values.items():
+                    weights[layer] = value.after(weights[layer])
+                notes += outcome.notes
+                idle += outcome.idle
+            for layer, weight in weights.items():
+                total[layer] *= weight
+        return Weights(total, tuple(dict.fromkeys(notes)), tuple(dict.fromkeys(idle)))
+
+    def __bool__(self) -> bool:
+        return bool(self.stages)
+
+    def __str__(self) -> str:
+        return " | ".join("; ".join(map(str, stage.lines)) for stage in self.stages)
+
+
+def _lines(text: str, presets: Mapping[str, str], broken: Mapping[str, str], depth: int) -> list[Line]:
+    found: list[Line] = []
+    for number, raw in enumerate(text.splitlines(), start=1):
+        content = without_comment(raw).rstrip()
+        if not content.strip():
+            continue
+        # As it is written: the host makes "None" of a missing text, and NONE is a preset.
+        name = content.strip()
+        if name in broken:
+            raise RuleError(
+                f"line {number} of the block rules names a preset that cannot be read", got=broken[name]
+            )
+        if name in presets:
+            if not depth:
+                raise RuleError("presets name each other without end", got=name)
+            found += _lines(presets[name], presets, broken, depth - 1)
+            continue
+        try:
+            line = next(filter(None, (read(content) for read in FORMS)), None)
+            if line is None:
+                column = len(content) - len(content.lstrip()) + 1
+                raise RuleError("it is no rule", got=content.strip(), expected=EXPECTED).at(column)
+        except RuleError as error:
+            raise RuleError(
+                f"line {number}, column {error.column} of the block rules is not understood: {error.problem}",
+                got=content.strip(),
+                expected=error.expected,
+                hint=error.hint,
+            ).at(error.column) from None
+        found.append(line)
+    return found
+
+
+def without_comment(line: str) -> str:
+    """A line without its comment. A # within a regular expression begins none."""
+    begun = EXPRESSION.match(line)
+    ended = EXPRESSION_END.search(line, begun.end()) if begun else None
+    place = line.find("#", ended.end() if ended else 0)
+    return line if place < 0 else line[:place]

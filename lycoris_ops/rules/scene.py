@@ -1,0 +1,47 @@
+"""What rules are about: the blocks of a model, and the layers of one adapter that meet it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from ..names.blocks import Blocks, Named
+
+
+class Value(NamedTuple):
+    """What a line gives a layer."""
+
+    number: float
+    scales: bool = False
+    """Whether the number multiplies what is in force, and does not take its place."""
+
+    def after(self, before: float) -> float:
+        return before * self.number if self.scales else self.number
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a line."""
+
+    values: Mapping[str, Value]
+    """What it gives each of the adapter's layers that it matches."""
+    notes: tuple[str, ...] = ()
+    """How it was read, where it could be read in several ways, and what of it is for nothing in the file."""
+    idle: tuple[str, ...] = ()
+    """Each pattern that matches nothing in the model, with what is near."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The blocks of a model, and the layers of an adapter that meet it."""
+
+    blocks: Blocks
+    layers: Mapping[str, Named]
+    """The adapter's layers in the order of its file, each with its names in the model."""
+
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """Each block of the model, to its place in the model's order."""
+        return {name: place for place, name in enumerate(self.blocks.all)}

@@ -1,0 +1,102 @@
+"""Schedules: how the strength of an adapter, or of some of its blocks, changes over the sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..changes.timing import Clock, Curve, Timing
+from ..errors import LycorisError, ScheduleError
+from .patterns import Pattern, assigned, unmet
+from .rules import without_comment
+from .scene import Scene
+
+
+class Track(NamedTuple):
+    """The timing of the layers that any of the patterns matches; without patterns, of all layers."""
+
+    patterns: tuple[Pattern, ...]
+    timing: Timing
+
+
+@dataclass(frozen=True)
+class Timings:
+    """What a schedule gives the layers of one adapter on one model."""
+
+    of: Mapping[str, tuple[Timing, ...]]
+    """The timings of each layer, whose values at a moment are multiplied; () for a constant strength."""
+    notes: tuple[str, ...] = ()
+    """Patterns that the model has, and the adapter has no layer for."""
+    idle: tuple[str, ...] = ()
+    """Patterns that match nothing, each with what is near."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Curves over the sampling in stages, whose values are multiplied. Within a stage later tracks win."""
+
+    stages: tuple[tuple[Track, ...], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str, clock: Clock = "diffusion", curve: Curve | None = None) -> Schedule:
+        """A schedule of one stage from the lines of a text. Blank lines and comments are ignored.
+
+        Lines `pattern = curve` are for the blocks or layers that the patterns match, as in block rules. All
+        other lines together are one curve for the rest, see `Curve.parse`. `curve` takes its place. Raises
+        ScheduleError and RuleError; for a line with patterns, with its number.
+        """
+        plain: list[str] = []
+        tracks: list[Track] = []
+        for number, raw in enumerate(text.splitlines(), start=1):
+            code = without_comment(raw)
+            line = code.strip()
+            try:
+                found = assigned(line)
+                # Spaces for all else, so that the places of errors are those in the text.
+                plain.append((code if found is None else "").ljust(len(raw)))
+                if found is None:
+                    continue
+                if not found.patterns:
+                    raise ScheduleError(
+                        "a line has no pattern", got=line, expected="such as out.* = 0:0, 1:1"
+                    )
+                tracks.append(Track(found.patterns, Timing(Curve.parse(found.right), clock)))
+            except LycorisError as error:
+                error.problem = f"line {number} of the schedule is not understood: {error.problem}"
+                raise
+        rest = "\n".join(plain)
+        if curve is None and rest.strip():
+            curve = Curve.parse(rest)
+        if curve is not None:
+            tracks.insert(0, Track((), Timing(curve, clock)))
+        return cls((tuple(tracks),) if tracks else ())
+
+    def then(self, other: Schedule | None) -> Schedule:
+        """The stages of both, so that their values are multiplied."""
+        return Schedule(self.stages + other.stages) if other else self
+
+    def on(self, scene: Scene) -> Timings:
+        """The timings of each layer of an adapter, at its place in a model."""
+        found: dict[str, tuple[Timing, ...]] = dict.fromkeys(scene.layers, ())
+        for stage in self.stages:
+            own: dict[str, Timing] = {}
+            for patterns, timing in stage:
+                for layer, named in scene.layers.items():
+                    if not patterns or any(pattern.matches(scene, named) for pattern in patterns):
+                        own[layer] = timing
+            for layer, timing in own.items():
+                found[layer] += (timing,)
+        patterns = [p for stage in self.stages for track in stage for p in track.patterns]
+        return Timings(found, *unmet(dict.fromkeys(patterns), scene))
+
+    def __bool__(self) -> bool:
+        return bool(self.stages)
+
+    def __str__(self) -> str:
+        return " | ".join("; ".join(map(_shown, stage)) for stage in self.stages)
+
+
+def _shown(track: Track) -> str:
+    patterns = " ".join(pattern.text for pattern in track.patterns)
+    return f"{patterns} = {track.timing}" if patterns else str(track.timing)

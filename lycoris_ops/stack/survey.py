@@ -1,0 +1,105 @@
+"""The blocks of a model, and what adapters do in each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+from ..algorithms.base import Dependent
+from ..changes.size import norm_of
+from ..maths.shapes import Shape
+from ..maths.tensors import norm
+from ..names.blocks import Blocks
+from ..names.targets import Targets, known_shapes
+from .resolve import EntryResolution, Match, ReadWeight, resolve
+from .stack import Entry, Stack
+
+
+@dataclass
+class Effect:
+    """What one adapter does in one block."""
+
+    layers: set[str] = field(default_factory=set[str])
+    """Its layers there."""
+    strengths: list[float] = field(default_factory=list[float])
+    """The strengths of these layers, with block rules."""
+    square: float = 0.0
+    """The sum of the squared Frobenius norms of its changes there, at strength 1 and without block rules."""
+
+
+@dataclass(frozen=True)
+class AdapterSurvey:
+    """What one adapter does in each block of a model."""
+
+    entry: Entry
+    resolution: EntryResolution
+    effects: Mapping[str, Effect]
+    """By block; blocks in which it does nothing are not there."""
+    unmeasured: int
+    """How many of its changes depend on weights that could not be read, and are not in the sums."""
+
+    def share(self, block: str) -> float:
+        """The share, from 0 to 1, that a block has of the sum of the squared norms of the changes."""
+        total = sum(effect.square for effect in self.effects.values())
+        return self.effects[block].square / total if block in self.effects and total else 0.0
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The blocks of a model, and what adapters do in each of them."""
+
+    blocks: Mapping[str, int]
+    """The number of weights in each block, in the order of the model."""
+    adapters: tuple[AdapterSurvey, ...]
+
+
+def survey(
+    stack: Stack,
+    keys: Collection[str] | Mapping[str, Shape],
+    *,
+    read: ReadWeight | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Survey:
+    """Measure what each adapter of a stack does in each block of a model.
+
+    `keys` are those of the model, as in `resolve`. `read` reads weights for changes that depend on them
+    (DoRA, OFT, ...); without it these are counted and not measured. `progress` gets the number of layers that
+    are done and their number in all.
+    """
+    shapes = known_shapes(keys)
+    parts = Targets(shapes)
+    if parts.parts - {None}:
+        # What is beside the parts of a loaded model is no layer: tables of its sampling.
+        beside = {target.key for target in parts.all if target.part is None}
+        shapes = {key: shape for key, shape in shapes.items() if key not in beside}
+    blocks = Blocks(Targets(shapes))
+    resolution = resolve(stack, shapes)
+    total, done = sum(len(entry.matches) for entry in resolution.entries), 0
+    found: list[AdapterSurvey] = []
+    for each in resolution.entries:
+        effects: dict[str, Effect] = {}
+        unmeasured = 0
+        for match in each.matches:
+            effect = effects.setdefault(blocks.of(match.target).block, Effect())
+            effect.layers.add(match.layer)
+            effect.strengths.append(match.strength)
+            size = _size(each.entry, match, read)
+            unmeasured += size is None
+            effect.square += (size or 0.0) ** 2
+            done += 1
+            if progress:
+                progress(done, total)
+        found.append(AdapterSurvey(each.entry, each, effects, unmeasured))
+    return Survey({name: len(members) for name, members in blocks.members.items()}, tuple(found))
+
+
+def _size(entry: Entry, match: Match, read: ReadWeight | None) -> float | None:
+    """The norm of the change that a layer makes; None where it depends on a weight that is not to be had."""
+    if read is None and match.reads_weight_beside(entry.adapter):
+        return None
+    part = match.read(entry.adapter, keep=False, weights=read)
+    forms = part.forms()
+    plain = [form for form in forms if not isinstance(form, Dependent)]
+    if len(plain) == len(forms):
+        return norm_of(plain) if plain else 0.0
+    return None if read is None else float(norm(part.delta(read(match.key))))

@@ -1,0 +1,82 @@
+"""An entry of a stack as an ordinary adapter: its strengths and rules are multiplied into its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from ..adapters.adapter import Adapter
+from ..algorithms import Layer
+from ..errors import LycorisError, located
+from ..files.writing import metadata_of
+from ..maths.shapes import Shape
+from ..names.dialects import split_prefix
+from .resolve import resolve
+from .stack import Entry, Stack
+
+
+def weighted(entry: Entry, model: Mapping[str, Shape] | Collection[str] | None = None) -> Adapter:
+    """An adapter in memory that does at strength 1 what the entry does with its strengths and block rules.
+
+    The number is multiplied into one tensor of each product of a layer, in float32 where its own dtype does
+    not hold the result exactly. Layers at strength 0 are left out. An entry at strength 1 without rules is
+    its adapter itself. `model` is what the adapter is for, as keys and shapes: rules are told by its names,
+    and so is the part of a layer whose name does not say it, where the strengths differ.
+
+    Raises LycorisError where the model is needed and is not given, where a layer has no place in it, or
+    nothing is left; LayerError for a layer whose effect is no product of its tensors (DoRA, OFT, BOFT).
+    """
+    Stack([entry]).check_constant("be saved with it")
+    adapter = entry.adapter
+    if entry.strength == entry.strength_of("te") == 1.0 and entry.rules is None:
+        return adapter
+    strengths = _strengths(entry, model)
+    layers: dict[str, Layer] = {}
+    for name, strength in strengths.items():
+        if strength == 0.0:
+            continue
+        layer = adapter.layer(name, keep=False)
+        with located(file=adapter.path, key=name):
+            layers[name] = layer if strength == 1.0 else layer.multiplied(strength)
+    if not layers:
+        raise LycorisError(
+            "nothing of the adapter is left to save",
+            file=adapter.name,
+            got="strength 0 in every layer",
+            expected="a strength other than 0",
+        )
+    recipe = {
+        "weighted": adapter.name,
+        "strength": entry.strength,
+        "strength_clip": entry.strength_of("te"),
+        "rules": str(entry.rules) if entry.rules else "",
+    }
+    text = metadata_of(adapter.metadata, {}, recipe, "source_recipe")
+    return Adapter.of(layers, name=adapter.name, dialect=adapter.dialect, metadata=text)
+
+
+def _strengths(entry: Entry, model: Mapping[str, Shape] | Collection[str] | None) -> dict[str, float]:
+    """The strength of each layer, rules included."""
+    adapter = entry.adapter
+    found: dict[str, float] = {}
+    if model is not None:
+        (resolution,) = resolve(Stack([entry]), model).entries
+        found = {match.layer: match.strength for match in resolution.matches}
+        found |= dict.fromkeys(resolution.copies, 0.0)
+    same = entry.strength == entry.strength_of("te")
+    for name in adapter.info:
+        if name in found:
+            continue
+        part = split_prefix(name)[1].part
+        if entry.rules is not None or (part is None and not same):
+            raise LycorisError(
+                "the strength of a layer is told by its place in the model"
+                if model is None
+                else "a layer has no place in the model, so that its strength is not known",
+                file=adapter.path,
+                key=name,
+                got="no model" if model is None else "a model without this layer",
+                expected="the model that the adapter is for, with its text encoder",
+                hint="Connect `model` and `clip`",
+            )
+        found[name] = entry.strength_of(part)
+    return found
