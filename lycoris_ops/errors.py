@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -84,6 +85,9 @@ class LycorisError(Exception):
         return f"{text}. {hint}" if hint else text
 
 
+Problem = TypeVar("Problem", bound=LycorisError)
+
+
 @contextmanager
 def located(*, file: str | None = None, key: str | None = None, weight: str | None = None) -> Generator[None]:
     """Add these places to every LycorisError that is raised inside, where it does not name its own."""
@@ -97,6 +101,28 @@ def located(*, file: str | None = None, key: str | None = None, weight: str | No
 def either(names: Sequence[str]) -> str:
     """Names as alternatives in words: `a, b or c`."""
     return " or ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def unknown_name(
+    problem: str,
+    name: str,
+    known: Iterable[str],
+    *,
+    error: type[Problem] = LycorisError,
+    key: str | None = None,
+    meant: str | None = None,
+) -> Problem:
+    """The error for a name that is none of the known ones. `meant` is the one that it stands for, if that is
+    known; else the most similar one is asked about, if any is similar."""
+    names = list(known)
+    near = [meant] if meant else get_close_matches(name, names, 1)
+    return error(
+        problem,
+        key=key,
+        got=name,
+        expected=", ".join(names) or "none",
+        hint=f"{'Here it is called' if meant else 'Is it'} {near[0]}{'' if meant else '?'}" if near else None,
+    )
 
 
 class FileFormatError(LycorisError):
@@ -116,7 +142,19 @@ class MatchError(LycorisError):
 
 
 class RuleError(LycorisError):
-    """A line of block rules that cannot be understood."""
+    """A line of block rules that cannot be understood, or that is not for the model."""
+
+    column = 1
+    """Where in its line the fault is, from 1."""
+
+    def at(self, column: int) -> Self:
+        """Say where in its line the fault is, and return this error."""
+        self.column = column
+        return self
+
+
+class ScheduleError(LycorisError):
+    """A curve of strengths over time that cannot be understood, or that cannot be followed."""
 
 
 class PlanError(LycorisError):

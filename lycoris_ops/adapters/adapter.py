@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Layer, detect
-from ..algorithms.base import ALPHA, number
+from ..algorithms.base import ALPHA
+from ..algorithms.checks import number, of_rank
 from ..algorithms.factored import DORA
 from ..algorithms.ia3 import ON_INPUT, Ia3
 from ..algorithms.lokr import W1, W2
@@ -24,6 +25,8 @@ from ..files.tensor_file import TensorFile
 from ..maths.shapes import Extent, Rows, Shape
 from ..names.dialects import peft as peft_names
 from ..names.dialects import split_prefix
+from ..names.families import Families, families_of_layers, families_said
+from .fitted import FitReport
 from .network_args import is_block_diagonal, plain_args, split_parts
 from .options import options_of
 from .peft import Config
@@ -99,6 +102,11 @@ class LayerInfo(NamedTuple):
         return self.outline.algorithm
 
     @property
+    def words(self) -> str:
+        """Kind and rank in words: `lora 64`."""
+        return of_rank(self.algorithm.algorithm, self.rank)
+
+    @property
     def shape(self) -> Extent:
         return self.outline.shape
 
@@ -145,6 +153,8 @@ class Adapter:
     """Path of the PEFT configuration that lies beside the file, whether or not a layer follows it."""
     cache: TensorCache = field(default=DEFAULT_CACHE, repr=False)
     """Where the tensors that are read are kept."""
+    report: FitReport | None = field(default=None, repr=False)
+    """What was kept, where the adapter was made of changes that it holds only nearly (resized, extracted)."""
 
     @classmethod
     def of(
@@ -198,6 +208,16 @@ class Adapter:
     @property
     def metadata(self) -> Mapping[str, str]:
         return self.file.metadata
+
+    @property
+    def families(self) -> Families:
+        """The families of models that it can be for, by its metadata or by its layers; () for none known."""
+        named = (
+            (path, tuple(size or 0 for size in info.shape or ()))
+            for name, info in self.info.items()
+            if (cut := split_prefix(name))[1].part != "te" and (path := cut[2])
+        )
+        return families_said(self.metadata) or families_of_layers(named)
 
     @property
     def layers(self) -> Mapping[str, Layer]:

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Layer
-from ..algorithms.base import ALPHA, SET_BIAS, alpha_of, scale
+from ..algorithms.base import ALPHA, SET_BIAS, alpha_of
+from ..algorithms.checks import scale
 from ..algorithms.factored import DORA, Factored
 from ..algorithms.ia3 import Ia3
 from ..algorithms.lokr import W1, W1_A, Lokr
 from ..algorithms.lora import BIAS, DOWN, EMBEDDING_UP, UP, Lora
 from ..algorithms.oft import BLOCKS, Oft
 from ..errors import LayerError
-from ..layers.fuse import times
+from ..maths.tensors import times
 from ..names.written import Written
 from .peft import Config, Wanted, kind_of
 from .peft.config import BASE_BIAS

@@ -9,12 +9,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..algorithms import explain
 from ..algorithms.base import SET_BIAS
 from ..algorithms.factored import DORA
 from ..algorithms.lora import DIAGONAL, DOWN, EMBEDDING_UP, RESHAPE, UP, Lora
-from ..errors import FileFormatError, LayerError, UnsupportedError
+from ..errors import FileFormatError, LayerError, LycorisError, UnsupportedError
 from ..files.cache import DEFAULT_CACHE, TensorCache
+from ..files.memory_file import MemoryFile
 from ..files.pickle_file import PickleFile
 from ..files.safetensors_file import SafetensorsFile
 from ..files.tensor_file import PICKLES, SAFETENSORS, Fingerprint, TensorFile
@@ -52,6 +55,32 @@ def load_adapter(
     """
     check_options(options, str(path))
     return _load(*_fingerprints(path), cache, tuple(sorted(options.items())))
+
+
+def peek_adapter(path: str | os.PathLike[str]) -> Adapter:
+    """An adapter as `load_adapter` opens it, read anew and not remembered.
+
+    For a look at many files: it does not push adapters that are in use out of memory.
+    """
+    found, config = _fingerprints(path)
+    return read_adapter(_open(found.path), config, DEFAULT_CACHE)
+
+
+def adapter_of_tensors(
+    tensors: Mapping[str, Tensor], *, name: str, metadata: Mapping[str, str] | None = None
+) -> Adapter:
+    """The adapter that a file with these tensors and metadata would hold. Reports call it `name`.
+
+    Raises the same errors as `load_adapter`, and LycorisError for a value that is no tensor.
+    """
+    for key, value in tensors.items():
+        if not isinstance(value, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise LycorisError(
+                "an adapter holds nothing but tensors", file=name, key=str(key), got=type(value).__name__
+            )
+    # Detached, so that the adapter keeps no graph of a training.
+    held = {key: value.detach() for key, value in tensors.items()}
+    return read_adapter(MemoryFile.of(name, held, metadata or {}), None, DEFAULT_CACHE)
 
 
 def adapter_stamp(path: str | os.PathLike[str]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import WriteError
 from ..files.tensor_file import PICKLES, SAFETENSORS
-from ..files.writing import check_name, safetensors_path, system_errors
+from ..files.writing import check_files, check_name, safetensors_path, system_errors
 from ..names.written import Written
 from .peft import CONFIG_NAME
 
@@ -25,6 +25,19 @@ def place_of(path: str | os.PathLike[str], dialect: Written) -> Path:
     found = check_name(path)
     with system_errors(found):
         return _peft_place(found)
+
+
+def check_output(path: str | os.PathLike[str], dialect: Written, *, overwrite: bool = True) -> list[Path]:
+    """The files to write for a path that a user gave: the adapter's, and for peft also its configuration's.
+
+    Raises WriteError, before any work is done, for a name that readers would not find or not accept, for a
+    folder that is not there, and with `overwrite` off for a name that is taken.
+    """
+    out = place_of(path, dialect)
+    # PEFT's configuration counts as much: replaced alone, it would be wrong for the weights beside it.
+    found = [out, out.with_name(CONFIG_NAME)] if dialect == "peft" else [out]
+    check_files(found, overwrite=overwrite, make_folder=dialect == "peft")
+    return found
 
 
 def _peft_place(path: Path) -> Path:

@@ -8,22 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..algorithms.base import ALPHA, alpha_of
 from ..algorithms.ia3 import IA3_L
 from ..errors import LayerError, LycorisError, either
 from ..files.dtypes import DTYPE_NAMES, FLOATS
 from ..files.safetensors_file import raw_bytes
-from ..files.writing import Progress, check_free, header_of, in_file_order, written
+from ..files.writing import Progress, header_of, in_file_order, written
 from ..maths.shapes import Shape
 from ..names.dialects import diffusers
 from ..names.targets import Targets, known_shapes
 from ..names.written import WRITTEN, Written
 from .adapter import BUNDLED, Adapter
 from .metadata import add_hashes, alpha_changed, metadata_for
-from .peft import CONFIG_NAME
 from .peft.kinds.lora import SUFFIXES as PEFT_SUFFIXES
-from .place import place_of
+from .place import check_output
 from .verify import check_written
 from .writer import Made, Writer
 
@@ -43,6 +43,36 @@ class SaveResult:
     """How many layers the file holds."""
     changes: tuple[str, ...]
     """What differs from the source besides the tensors' names, one line in words for each difference."""
+
+
+def adapter_tensors(
+    adapter: Adapter,
+    dialect: Written = "comfy",
+    *,
+    model: Mapping[str, Shape] | Collection[str] | None = None,
+) -> dict[str, Tensor]:
+    """The tensors of an adapter by the keys of a dialect, for programs that take no metadata with them.
+
+    `dialect` is one whose tensors say everything: kohya, comfy or lycoris. `model` is as in `save_adapter`.
+    No two tensors share memory.
+
+    Raises LayerError for a layer that its tensors alone do not state, or for keys that nothing reads and that
+    the dialect has no place for, MatchError for a layer without a name in the dialect.
+    """
+    writer = Writer(adapter, dialect, None, None if model is None else Targets(known_shapes(model)))
+    made = [writer.make(planned) for planned in writer.plan()]
+    for one in made:
+        if one.encoded.options:
+            raise LayerError(
+                "the tensors of a layer do not say all that it needs",
+                file=adapter.path,
+                key=one.planned.sources[0],
+                got=", ".join(f"{name} {value}" for name, value in one.encoded.options.items()),
+                expected="a layer without options in its file's metadata",
+            )
+    keyed = {f"{m.encoded.name}.{suffix}": t for m in made for suffix, t in m.encoded.tensors.items()}
+    loose = adapter.file.read(_loose(adapter, dialect, drop=False), adapter.cache, keep=False)
+    return {key: tensor.clone().contiguous() for key, tensor in (keyed | dict(loose)).items()}
 
 
 def save_adapter(
@@ -79,11 +109,8 @@ def save_adapter(
         raise LycorisError(
             "an adapter cannot be written in this dtype", got=str(dtype), expected=", ".join(FLOATS)
         )
-    out = place_of(path, dialect)
-    # PEFT's configuration counts as much: replaced alone, it would be wrong for the weights beside it.
-    outs = [out, out.with_name(CONFIG_NAME)] if dialect == "peft" else [out]
-    if not overwrite:
-        check_free(*outs)
+    outs = check_output(path, dialect, overwrite=overwrite)
+    out = outs[0]
     writer = Writer(adapter, dialect, dtype, None if model is None else Targets(known_shapes(model)))
     loose = _loose(adapter, dialect, drop_unread)
     planned = writer.plan()
@@ -128,6 +155,12 @@ def save_adapter(
     if writer.copies:
         changes += (f"{len(writer.copies)} layers left out that repeat others",)
     return SaveResult(str(out), size, dialect, len(made), changes)
+
+
+def check_dialect(adapter: Adapter, dialect: Written, model: Mapping[str, Shape]) -> None:
+    """Raise LayerError or MatchError, as `save_adapter` would, for a layer that a dialect cannot hold."""
+    writer = Writer(adapter, dialect, None, Targets(known_shapes(model)))
+    writer.configuration([writer.make(planned) for planned in writer.plan()])
 
 
 def _loose(adapter: Adapter, dialect: Written, drop: bool) -> list[str]:

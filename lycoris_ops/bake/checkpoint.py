@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +17,7 @@ from ..errors import FileFormatError, LayerError, LycorisError, WriteError, loca
 from ..files.dtypes import DTYPE_NAMES, DTYPES, FLOAT8, FLOATS, ITEM_BITS
 from ..files.quantised import Codec, Quantised, plain_floats, round_to_float8, seed_of
 from ..files.safetensors_file import SafetensorsFile, encode_header, raw_bytes, read_exactly
-from ..files.tensor_file import SAFETENSORS, TensorInfo
+from ..files.tensor_file import TensorInfo
 from ..files.writing import (
     Progress,
     check_free,
@@ -87,7 +87,8 @@ def merge_checkpoint(
     quantised weight, LycorisError for a dtype that weights cannot have, and WriteError where the file cannot
     be written.
     """
-    base = SafetensorsFile.open(_safetensors(base_path))
+    stack.check_constant("be merged into a file")
+    base = SafetensorsFile.of_model(base_path)
     out = safetensors_path(out_path)
     check_other(out, base.path)
     if not overwrite:
@@ -253,8 +254,8 @@ class _Merge:
         weight = self.quantised.get(key) if key in self.pairs else None
         if weight is None or self.codec is None:
             return {key: self._converted(data, key, DTYPES[tensors[key].dtype])}
-        stored = {name: self.base.read_one(data, name) for name in weight.parts}
-        values = self._patched(key, self.codec.decode(weight, stored))
+        stored = self._stored(data, weight)
+        values = self._patched(data, key, self.codec.decode(weight, stored))
         if not is_finite(values):
             raise self._unfit(key, weight.format)
         parts = self.codec.encode(weight, values, stored)
@@ -272,15 +273,27 @@ class _Merge:
                 )
         return {name: parts[name] for name in weight.parts}
 
-    def _patched(self, key: str, weight: Tensor) -> Tensor:
+    def _weight(self, data: BinaryIO, key: str) -> Tensor:
+        """A weight of the base before any change."""
+        weight = self.quantised.get(key)
+        if weight is None or self.codec is None:
+            self.check_known(key)
+            return self.base.read_one(data, key)
+        return self.codec.decode(weight, self._stored(data, weight))
+
+    def _stored(self, data: BinaryIO, weight: Quantised) -> dict[str, Tensor]:
+        """The tensors that a quantised weight of the base is stored as, by name."""
+        return {name: self.base.read_one(data, name) for name in weight.parts}
+
+    def _patched(self, data: BinaryIO, key: str, weight: Tensor) -> Tensor:
         """The weight with the stack's change, which may have been added in place."""
         pairs = self.pairs.get(key)
         if not pairs:
             return weight
         with located(weight=key):
-            return patch_(
-                weight, [(match.read(entry.adapter, keep=False), match.strength) for entry, match in pairs]
-            )
+            read = partial(self._weight, data)
+            parts = [match.read(entry.adapter, keep=False, weights=read) for entry, match in pairs]
+            return patch_(weight, list(zip(parts, (match.strength for _, match in pairs), strict=True)))
 
     def _converted(self, data: BinaryIO, key: str, dtype: torch.dtype) -> Tensor:
         """A plain weight of the base, changed where the stack changes it, in `dtype`."""
@@ -289,7 +302,7 @@ class _Merge:
         eight_bit = weight.itemsize == 1
         if eight_bit or (weight.dtype != dtype and weight.dtype != torch.float64):
             weight = weight.to(torch.float32)
-        weight = self._patched(key, weight)
+        weight = self._patched(data, key, weight)
         merged = round_to_float8(weight, dtype, seed_of(key)) if dtype.itemsize == 1 else weight.to(dtype)
         # A tensor that the stack does not change may hold infinity in the base: some masks do.
         if not is_finite(merged) and (key in self.pairs or is_finite(weight)):
@@ -305,18 +318,6 @@ class _Merge:
             expected=f"finite values in {form}",
             hint="Write the file in bfloat16 or float32, or lower the strengths",
         )
-
-
-def _safetensors(path: str | os.PathLike[str]) -> Path:
-    if Path(path).suffix.lower() not in SAFETENSORS:
-        raise FileFormatError(
-            "only a safetensors checkpoint can be streamed",
-            file=str(path),
-            got=Path(path).suffix or "no ending",
-            expected=".safetensors",
-            hint="Load it and save it with the host's own checkpoint saver first",
-        )
-    return Path(path)
 
 
 def _enlarged(shape: Shape, pairs: list[tuple[Entry, Match]]) -> Shape:

@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
@@ -26,6 +27,7 @@ from .dtypes import DTYPES, ITEM_BITS
 from .json_text import collector_paused, parse_json
 from .tensor_file import (
     OFFSETS,
+    SAFETENSORS,
     DiskFile,
     Fingerprint,
     TensorInfo,
@@ -66,6 +68,20 @@ class SafetensorsFile(DiskFile):
         data_start = 8 + size
         tensors = _tensors(header, fingerprint, fingerprint.size - data_start)
         return cls(fingerprint, tensors, texts, data_start)
+
+    @classmethod
+    def of_model(cls, path: str | os.PathLike[str]) -> SafetensorsFile:
+        """The file of a model, which may be of another format. Raises FileFormatError where it is, too."""
+        ending = Path(path).suffix
+        if ending.lower() not in SAFETENSORS:
+            raise FileFormatError(
+                "only a safetensors checkpoint can be streamed",
+                file=str(path),
+                got=ending or "no ending",
+                expected=" or ".join(SAFETENSORS),
+                hint="Load it and save it with the host's own checkpoint saver first",
+            )
+        return cls.open(path)
 
     def read_one(self, file: BinaryIO, name: str) -> Tensor:
         info = self.tensors[name]

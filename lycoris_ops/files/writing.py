@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import unicodedata
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,10 +17,11 @@ from typing import Any, BinaryIO
 from torch import Tensor
 
 from ..errors import WriteError, either
+from .cache import TensorCache
 from .dtypes import DTYPE_NAMES, ITEM_BITS
 from .placing import place
 from .safetensors_file import encode_header, raw_bytes
-from .tensor_file import SAFETENSORS, TensorInfo
+from .tensor_file import SAFETENSORS, TensorFile, TensorInfo
 from .unfinished import sweep, unfinished
 
 RECIPE = "lycoris_recipe"
@@ -57,6 +58,11 @@ def metadata_of(
     return {key: value for key, value in table.items() if value is not None}
 
 
+def short_name(path: str) -> str:
+    """The name of a file without its folder, of either kind of path: what a recipe says of it."""
+    return path.replace("\\", "/").rpartition("/")[2]
+
+
 def in_file_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors in the order of the safetensors package: wide dtypes first, then by name.
 
@@ -72,8 +78,18 @@ def data_hash(tensors: Mapping[str, Tensor]) -> str:
     `precalculate_safetensors_hashes` in library/train_util.py of sd-scripts, Apache-2.0) and, with 0x in
     front, ModelSpec's `hash_sha256`.
     """
+    return _digest(tensors.values())
+
+
+def data_hash_of(file: TensorFile, cache: TensorCache) -> str:
+    """The `data_hash` of a file's tensors as they would be written, read one at a time."""
+    keys = sorted(file.tensors, key=lambda key: (-ITEM_BITS[file.tensors[key].dtype], key))
+    return _digest(file.read([key], cache, keep=False)[key] for key in keys)
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
     digest = hashlib.sha256()
-    for tensor in tensors.values():
+    for tensor in tensors:
         digest.update(raw_bytes(tensor))
     return digest.hexdigest()
 
@@ -112,12 +128,12 @@ def written(
     """
     path, folder = paths[0], paths[0].parent
     with system_errors(path, size):
-        home = folder if folder.is_dir() or not make_folder else folder.parent
+        home = _home(folder, make_folder=make_folder)
         for each in paths:
             _check_place(each, home)
         for near in (folder, folder.parent) if make_folder else (folder,):
             sweep(near)
-        _check_room(path, home, size)
+        check_room(path, size, home=home)
         files: list[BinaryIO] = []
         try:
             for each in paths:
@@ -195,6 +211,21 @@ def check_other(path: Path, source: str) -> None:
         )
 
 
+def check_files(paths: Sequence[Path], *, overwrite: bool = True, make_folder: bool = False) -> None:
+    """Raise WriteError, before any work is done, where `written` would find a name or folder in the way."""
+    if not overwrite:
+        check_free(*paths)
+    with system_errors(paths[0]):
+        home = _home(paths[0].parent, make_folder=make_folder)
+        for each in paths:
+            _check_place(each, home)
+
+
+def _home(folder: Path, *, make_folder: bool) -> Path:
+    """The folder that is there already: the one to write to, or that in which it is to be made."""
+    return folder if folder.is_dir() or not make_folder else folder.parent
+
+
 def _check_place(path: Path, home: Path) -> None:
     """Raise WriteError unless `path` can be a file in the folder `home`, or in a new folder there."""
     if not home.is_dir():
@@ -205,11 +236,15 @@ def _check_place(path: Path, home: Path) -> None:
         raise WriteError("that is a device and not a file", file=str(path), expected="a file's name")
 
 
-def _check_room(path: Path, home: Path, size: int) -> None:
-    free = shutil.disk_usage(home).free
+def check_room(path: Path, size: int, what: str = "the file", *, home: Path | None = None) -> None:
+    """Raise WriteError where the disk has no room for `size` bytes.
+
+    `home` is an existing folder on that disk, without it that of `path`; `what` says what the bytes are.
+    """
+    free = shutil.disk_usage(home or path.parent).free
     if size > free:
         raise WriteError(
-            "there is no room for the file",
+            f"there is no room for {what}",
             file=str(path),
             got=f"{free} bytes free",
             expected=f"{size} bytes",

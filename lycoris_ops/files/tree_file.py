@@ -1,0 +1,107 @@
+"""Nested values as one safetensors file: their tensors as tensors, all the rest as JSON in the metadata.
+
+No pickle, so a file from a stranger runs no code. The file takes its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor
+
+from ..errors import FileFormatError, WriteError
+from .cache import TensorCache
+from .dtypes import DTYPE_NAMES
+from .json_text import parse_json
+from .safetensors_file import SafetensorsFile, raw_bytes
+from .writing import header_of, in_file_order, written
+
+
+@dataclass(frozen=True)
+class TreeForm:
+    """One form of such files: how they are told from others, and what they are called in errors."""
+
+    key: str
+    """The metadata key of the JSON."""
+    version: int
+    what: str
+    """What such a file is, such as `the state of a training`."""
+    hint: str | None = None
+    """What to do where a file is none."""
+
+    def write(self, path: Path, value: Any) -> None:
+        """Write dictionaries, lists, tuples, numbers, texts and tensors. Raises WriteError."""
+        tensors: dict[str, Tensor] = {}
+        tree = self._packed(value, tensors, str(path))
+        tensors = in_file_order(tensors)
+        header = header_of(tensors, {self.key: json.dumps({"version": self.version, "state": tree})})
+        size = len(header) + sum(tensor.nbytes for tensor in tensors.values())
+        with written([path], size, make_folder=True) as (file,):
+            file.write(header)
+            for tensor in tensors.values():
+                file.write(raw_bytes(tensor))
+
+    def read(self, path: Path) -> Any:
+        """Read what `write` wrote. Raises FileFormatError for any other file."""
+        file = SafetensorsFile.open(path)
+        if self.key not in file.metadata:
+            raise FileFormatError(f"this is not {self.what}", file=str(path), hint=self.hint)
+        try:
+            table = parse_json(file.metadata[self.key])
+            version, tree = table["version"], table["state"]
+            if version != self.version:
+                raise FileFormatError(
+                    f"{self.what} is of another version",
+                    file=str(path),
+                    got=str(version),
+                    expected=str(self.version),
+                )
+            return _unpacked(tree, file.read(list(file.tensors), TensorCache(0), keep=False))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise FileFormatError(
+                f"{self.what} is damaged", file=str(path), got=f"{type(error).__name__}: {error}"
+            ) from error
+
+    def _packed(self, value: Any, tensors: dict[str, Tensor], path: str) -> Any:
+        """A value as JSON. What JSON does not have becomes a table with one key that says what it is."""
+        if isinstance(value, Tensor):
+            if value.dtype not in DTYPE_NAMES:
+                raise WriteError("no file can hold a tensor of this dtype", file=path, got=str(value.dtype))
+            name = f"t{len(tensors)}"
+            tensors[name] = value.detach().cpu().contiguous()
+            return {"tensor": name}
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        if isinstance(value, dict):
+            # As pairs, since the keys of optimisers' states are numbers.
+            pairs = cast("dict[Any, Any]", value).items()
+            packed = [
+                [self._packed(key, tensors, path), self._packed(item, tensors, path)] for key, item in pairs
+            ]
+            return {"dict": packed}
+        if isinstance(value, (list, tuple)):
+            kind = "list" if isinstance(value, list) else "tuple"
+            items = cast("Sequence[Any]", value)
+            return {kind: [self._packed(item, tensors, path) for item in items]}
+        raise WriteError(
+            f"{self.what} holds what no file can hold",
+            file=path,
+            got=type(value).__name__,
+            expected="tensors, numbers, texts, and lists and tables of these",
+        )
+
+
+def _unpacked(tree: Any, tensors: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    ((kind, content),) = cast("dict[str, Any]", tree).items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {_unpacked(key, tensors): _unpacked(item, tensors) for key, item in content}
+    items = [_unpacked(item, tensors) for item in content]
+    return tuple(items) if kind == "tuple" else items

@@ -1,0 +1,151 @@
+"""The weights of a model in a file or in memory, which are read one at a time and never held together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import FileFormatError
+from ..maths.shapes import Rows, Shape
+from ..maths.tensors import PIECE
+from .dtypes import DTYPES, FLOAT8, FLOATS
+from .quantised import Codec, Quantised, plain_floats
+from .safetensors_file import SafetensorsFile
+
+
+class Weights(Protocol):
+    """The weights of a model by key. A host may bring its own, for models that it has loaded."""
+
+    @property
+    def name(self) -> str:
+        """The full path of the file, or a name for errors and reports."""
+        ...
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """The shape of every tensor; that of a quantised weight as if it were unpacked."""
+        ...
+
+    def read(self, key: str) -> Tensor:
+        """A tensor of any float dtype. Callers must not write to it."""
+        ...
+
+    def reads(self, key: str) -> bool:
+        """Whether a tensor holds the values of a parameter, and no integers, scales or marks of others."""
+        ...
+
+    def grain(self, key: str) -> torch.dtype | None:
+        """The dtype that the values of a tensor were rounded to; None where it is not one of torch's."""
+        ...
+
+
+ModelSource = str | os.PathLike[str] | Mapping[str, Tensor] | Weights
+"""A safetensors file, a state dict, or weights that a host reads."""
+
+
+def weights_of(source: ModelSource, codec: Codec | None = None, *, name: str = "the model") -> Weights:
+    """The weights of a file or a state dict. `name` is that of a state dict, `codec` that of a file's
+    formats.
+
+    Raises FileFormatError for a file that is no safetensors file, or is damaged.
+    """
+    if isinstance(source, Mapping):
+        return MappedWeights(name, source)
+    if isinstance(source, (str, os.PathLike)):
+        return FileWeights(source, codec)
+    return source
+
+
+class MappedWeights:
+    """The weights of a state dict."""
+
+    def __init__(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        self.name = name
+        self._tensors = tensors
+        self.shapes: Mapping[str, Shape] = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+
+    def read(self, key: str) -> Tensor:
+        return self._tensors[key].detach()
+
+    def reads(self, key: str) -> bool:
+        return self._tensors[key].is_floating_point()
+
+    def grain(self, key: str) -> torch.dtype | None:
+        return self._tensors[key].dtype
+
+
+class FileWeights:
+    """The weights of a safetensors file, quantised ones by a codec."""
+
+    def __init__(self, path: str | os.PathLike[str], codec: Codec | None = None) -> None:
+        self.file = SafetensorsFile.of_model(path)
+        self._codec = codec
+        self._quantised: Mapping[str, Quantised] = codec.find(self.file) if codec else {}
+        shapes = {key: info.shape for key, info in self.file.tensors.items()}
+        self.shapes: Mapping[str, Shape] = shapes | {key: one.shape for key, one in self._quantised.items()}
+
+    @property
+    def name(self) -> str:
+        return self.file.path
+
+    @cached_property
+    def _plain(self) -> set[str]:
+        return plain_floats(self.file.tensors, self._quantised)
+
+    def read(self, key: str) -> Tensor:
+        """Raises FileFormatError where the file changed, or a weight is in a form that nothing here reads."""
+        weight = self._quantised.get(key)
+        if weight is None and key not in self._plain:
+            raise FileFormatError(
+                "a weight is quantised, so its values cannot be read",
+                file=self.name,
+                key=key,
+                got=self.file.tensors[key].dtype,
+                expected=", ".join((*FLOATS, *(f"{name} without scales" for name in FLOAT8))),
+                hint="Use the nodes, which know ComfyUI's formats, or take the file it was quantised from",
+            )
+        with self.file.data() as data:
+            if weight is None or self._codec is None:
+                return self.file.read_one(data, key)
+            stored = {name: self.file.read_one(data, name) for name in weight.parts}
+        return self._codec.decode(weight, stored)
+
+    def grain(self, key: str) -> torch.dtype | None:
+        if key in self._quantised:
+            return None
+        return DTYPES[self.file.tensors[key].dtype]
+
+    def reads(self, key: str) -> bool:
+        # A weight that is in no known form is an error when it is read, and must not be passed over.
+        return key in self._quantised or key in self._plain or key.endswith(".weight")
+
+
+def read_rows(source: Weights, places: Sequence[tuple[str, Rows | None]]) -> Tensor:
+    """Tensors, or rows of them, one below the other. Float8, with which torch cannot compute, as float32."""
+    parts: list[Tensor] = []
+    for key, rows in places:
+        whole = source.read(key)
+        part = whole if rows is None else whole[rows[0] : rows[1]]
+        parts.append(part.float() if part.itemsize == 1 else part)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def rounding_variance(values: Tensor, dtype: torch.dtype) -> float:
+    """The mean square of the error that values rounded to nearest in `dtype` have: ulp^2 / 12 each.
+
+    ulp is the distance of neighbouring numbers: 2^floor(log2 |x|) eps, among subnormal numbers that of the
+    smallest normal one.
+    """
+    info = torch.finfo(dtype)
+    flat = values.detach().reshape(-1)
+    # So many values tell the mean as well as all of them.
+    sample = flat[:: max(1, flat.numel() // PIECE)].float()
+    # |x| = f 2^e with f in [0.5, 1), and f = 0 for 0.
+    part, exponent = torch.frexp(sample)
+    step = torch.ldexp(0.5 * part.ne(0), exponent).clamp_(min=info.smallest_normal)
+    return float((step.double() * info.eps).square().mean()) / 12 if flat.numel() else 0.0
