@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..discovery import discover
 from ..maths.shapes import Shape
-from .base import Layer, a_layer
+from .base import Layer
+from .checks import a_layer
 
 __all__ = ["ALGORITHMS", "Layer", "detect", "explain"]
 

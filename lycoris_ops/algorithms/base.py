@@ -15,7 +15,19 @@ from ..changes.forms import Additive, Dense, add_up
 from ..changes.operators import Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Rows, Shape, fits, shown
-from ..maths.tensors import compute_dtype, is_finite
+from ..maths.tensors import compute_dtype, is_finite, times
+from .checks import (
+    MOST_DIMENSIONS,
+    a_layer,
+    agree,
+    check_factor,
+    check_number,
+    check_work,
+    number,
+    scale,
+    vector,
+)
+from .fitting import Delta, Fit
 from .offers import Gradient, Growth, Offer
 
 if TYPE_CHECKING:
@@ -28,32 +40,6 @@ SET_BIAS = "set_bias"
 DERIVED: Mapping[str, bool] = {"derived": True}
 """Metadata of a field that only the library sets, when it makes one layer from another (`Lokr.window`). Such
 a field is neither a tensor of a file nor an option that a user may give."""
-
-FACTORS = (
-    torch.float64,
-    torch.float32,
-    torch.bfloat16,
-    torch.float16,
-    torch.float8_e4m3fn,
-    torch.float8_e4m3fnuz,
-    torch.float8_e5m2,
-    torch.float8_e5m2fnuz,
-)
-"""The dtypes that factors may have. Float8 is taken as plain numbers: the adapters that exist in it hold no
-scales."""
-MOST_DIMENSIONS = 8
-"""The most dimensions of a tensor. The weight of a 3-D convolution has 5, and models have no larger ones."""
-WORK = 16
-"""How many values may be computed on the way to a change, for each value of the weight and of the file.
-
-A Tucker core and its input factor are multiplied first, into (r, I, *kernel). In sound files r is not many
-times the number of outputs, so that this is smaller than the weight itself. A crafted core of a few kilobytes
-could ask for gigabytes."""
-SMALL = 1 << 20
-"""A number of values (4 MB in float32) that may be computed whatever the sizes of the weight and of the file:
-an output layer of 3 channels may have any rank."""
-MOST_SCALE = torch.finfo(torch.float32).max
-"""The largest alpha / rank: changes are computed in float32, which holds no larger number."""
 
 Parameter = Literal["weight", "bias"]
 """The parameter of a module that a layer changes."""
@@ -166,6 +152,11 @@ class Layer(ABC):
         return (sizes[0][1],) if sizes else None
 
     @classmethod
+    def bias_reads_weight(cls, shapes: Mapping[str, Shape]) -> bool:
+        """Whether the change of the bias depends on the weight beside it; see `beside`."""
+        return False
+
+    @classmethod
     def rank_of(cls, shapes: Mapping[str, Shape]) -> int | None:
         """The rank, from the tensors' shapes alone; None where nothing is factored.
 
@@ -187,7 +178,7 @@ class Layer(ABC):
 
         Every layer passes here before anything else is asked of its shapes or tensors: each tensor must have
         from 1 to MOST_DIMENSIONS dimensions, none of them empty, and numbers may have none; `shape` and
-        `bias_shape` must find no contradiction; and `work` must be in proportion, see WORK.
+        `bias_shape` must find no contradiction; and `work` must be in proportion, see `checks.WORK`.
         """
         for name, found in shapes.items():
             least = 0 if name in cls.numbers else 1
@@ -238,6 +229,47 @@ class Layer(ABC):
         what the start leaves open.
         """
         return cls.init(shape, rank or 1, scale * (rank or 1), seed=seed)
+
+    # Layers nearest to a change.
+
+    @classmethod
+    def fit(cls, delta: Delta) -> tuple[Fit, ...]:
+        """The layers of this kind nearest to a change, one for each size; see `fitting`.
+
+        () where the kind does not suit the weight, or has no nearest layer that can be told.
+        """
+        return ()
+
+    def with_bias_change(self, change: Tensor) -> Self:
+        """The same layer, which also adds `change` (O,) to the bias."""
+        return replace(self, diff_b=change)
+
+    def multiplied(self, factor: float) -> Self:
+        """The layer whose change is `factor` times as large: one factor of each product is multiplied.
+
+        In float32 where the factor's own dtype does not hold the result exactly. Raises LayerError where the
+        layer has no such factor: its effect is not proportional to any of its tensors.
+        """
+        held = self.tensors()
+        fields = [name for name in self.multiplied_fields() if name in held]
+        if not fields or self.set_bias is not None:
+            raise LayerError(
+                f"{a_layer(self.algorithm)} of this kind cannot be multiplied by a number",
+                got=f"strength {factor:g}",
+                expected="a change that is a product or a sum of its tensors",
+                hint="Convert it with Resize / Convert LoRA (resize on the command line) and the base model, "
+                "or save it at strength 1",
+            )
+        return self.with_tensors({name: times(held[name], factor) for name in fields})
+
+    def multiplied_fields(self) -> tuple[str, ...]:
+        """The fields that `multiplied` multiplies: one of each product; () where none do."""
+        if self.additive() is None:
+            return ()
+        held = self.tensors()
+        first = [name for name in self.exponents() if name in held][:1]
+        # A sparse remainder is added to the product.
+        return (*first, "bias_values", *self.biases())
 
     # Components of the rank.
 
@@ -294,8 +326,8 @@ class Layer(ABC):
         """The layer that these suffix-named tensors describe, with options that no tensor holds.
 
         Raises LayerError where a suffix is unknown, one is missing, shapes disagree, a factor is not of one
-        of the dtypes in FACTORS or holds NaN or infinity, or `check_values` finds a wrong value. The `key` of
-        an error about one tensor is its suffix.
+        of the dtypes in `checks.FACTORS` or holds NaN or infinity, or `check_values` finds a wrong value. The
+        `key` of an error about one tensor is its suffix.
         """
         shapes = shapes_of(tensors)
         if not cls.accepts(shapes):
@@ -306,7 +338,7 @@ class Layer(ABC):
             )
         cls.check_shapes(shapes)
         for name, tensor in tensors.items():
-            (_check_number if name in cls.numbers else _check_factor)(name, tensor)
+            (check_number if name in cls.numbers else check_factor)(name, tensor)
         fields: dict[str, Any] = {field_of(name): tensor for name, tensor in tensors.items()}
         if ALPHA in fields:
             fields[ALPHA] = number(ALPHA, tensors[ALPHA])
@@ -443,8 +475,18 @@ class Layer(ABC):
         """The change at strength 1 of a float32 or float64 weight, where `additive` is None."""
         return self.sides(weight).change(weight)
 
+    def beside(self, weight: Tensor) -> Layer:
+        """The layer whose change of the bias is that beside this float32 or float64 weight.
+
+        The result does not need to see the weight for it any more. Out of place, so that gradients pass.
+        """
+        return self
+
     def dependent_bias(self, bias: Tensor) -> Tensor:
-        """The change at strength 1 of a float32 or float64 bias, where it depends on the bias."""
+        """The change at strength 1 of a float32 or float64 bias, where it depends on the bias.
+
+        Raises LayerError where it depends on the weight beside it too, see `beside`.
+        """
         if self.set_bias is None:
             return self.dependent(bias)
         change = self.set_bias.flatten().to(bias) - bias
@@ -478,7 +520,7 @@ class Layer(ABC):
         `bias` (O,) is the value of the bias, on which its change may depend; zeros unless given. Raises
         LayerError as `delta` does.
         """
-        beside = self.forms("bias")
+        beside = self.beside(weight).forms("bias")
         if beside and not fits(self.bias_extent or (), weight.shape[:1]):
             raise self.misfit(weight.shape[:1], shown(self.bias_extent or ()))
         met = weight.new_zeros(weight.shape[0]) if bias is None else bias
@@ -627,24 +669,6 @@ def in_blocks(ranges: Sequence[Rows], size: int) -> list[Rows] | None:
     return [(start // size, stop // size) for start, stop in ranges]
 
 
-def scale(alpha: float | None, rank: int) -> float:
-    """alpha / rank, or 1 where the file holds no alpha.
-
-    Raises LayerError for NaN and infinity, and where the quotient is above MOST_SCALE.
-    """
-    if alpha is None:
-        return 1.0
-    if not math.isfinite(alpha):
-        raise LayerError("alpha is not a finite number", got=str(alpha), expected="a finite number")
-    if abs(alpha / rank) > MOST_SCALE:
-        raise LayerError(
-            "alpha is too large",
-            got=f"{alpha:g}",
-            expected=f"alpha / rank of at most {MOST_SCALE:.3g}, the largest float32",
-        )
-    return alpha / rank
-
-
 def alpha_of(layer: Layer) -> float | None:
     """The alpha to write to a file; None to write none.
 
@@ -660,91 +684,37 @@ def alpha_of(layer: Layer) -> float | None:
     return scale(layer.alpha, rank) * rank
 
 
-def agree(what: str, first: tuple[str, int], second: tuple[str, int | None]) -> None:
-    """Raise LayerError unless two sizes, each given with the name of its tensor, are equal."""
-    if first[1] != second[1]:
-        raise LayerError(
-            f"the {what} of {first[0]} and {second[0]} disagree",
-            got=f"{first[1]} and {second[1]}",
-            expected="one size",
-        )
+GIVE_BASE = (
+    "Give the model that the adapters are for: base=..., --base FILE, or the input `model` of the node"
+)
+"""What to do where the model is needed."""
 
 
-def dimensions(shapes: Mapping[str, Shape], name: str, least: int = 2) -> Shape:
-    """The shape of a tensor that must have at least `least` dimensions, none of them empty."""
-    found = shapes[name]
-    if 0 in found:
-        raise LayerError(f"{name} is empty", got=str(list(found)), expected="no size of 0")
-    if len(found) < least:
-        raise LayerError(
-            f"{name} has an unusable shape", got=str(list(found)), expected=f"{least} or more dimensions"
-        )
-    return found
+def no_weight(
+    kind: str, parameter: Parameter, base: str | None, *, file: str | None = None, key: str | None = None
+) -> LayerError:
+    """The error for a layer whose change depends on a weight or bias that is not at hand.
 
-
-def exactly(shapes: Mapping[str, Shape], name: str, count: int) -> Shape:
-    """The shape of a tensor that must have `count` dimensions, none of them empty."""
-    found = dimensions(shapes, name, count)
-    if len(found) > count:
-        raise LayerError(
-            f"{name} has an unusable shape", got=str(list(found)), expected=f"{count} dimensions"
-        )
-    return found
-
-
-def matrix(shapes: Mapping[str, Shape], name: str) -> tuple[int, int]:
-    """The two sizes of a tensor that holds a matrix. Further dimensions must have the size 1.
-
-    Raises LayerError for other shapes.
+    `base` is the name of the model that has none, None where no model is given.
     """
-    rows, columns, *ones = dimensions(shapes, name)
-    agree("kernel sizes", (name, math.prod(ones)), ("a matrix", 1))
-    return rows, columns
-
-
-def vector(shapes: Mapping[str, Shape], name: str) -> int:
-    """The number of values of a tensor that holds a vector. All dimensions but one must have the size 1.
-
-    Raises LayerError for other shapes, even if their number of values would fit.
-    """
-    found = dimensions(shapes, name, 1)
-    if max(found) != math.prod(found):
-        raise LayerError(
-            f"{name} is not a vector", got=str(list(found)), expected="one size that is not 1, at most"
+    depends = f"the change of {a_layer(kind)} depends on the {parameter}"
+    if base is None:
+        return LayerError(
+            f"{depends}, so that it needs the base model",
+            file=file,
+            key=key,
+            got="no base model",
+            expected="the model that the adapter is for",
+            hint=GIVE_BASE,
         )
-    return max(found)
-
-
-def folded(shapes: Mapping[str, Shape], core: str, factor: str) -> int:
-    """The number of values of a Tucker core that is folded into its input factor; 0 without a core.
-
-    The core is (r, r, *kernel) and the factor (r, I): see `maths.tensors.fold_core`.
-    """
-    if core not in shapes:
-        return 0
-    rank, _, *kernel = shapes[core]
-    return rank * shapes[factor][1] * math.prod(kernel)
-
-
-def check_work(kind: str, work: int, values: int, held: int) -> None:
-    """Raise LayerError where a layer asks for too much, see WORK.
-
-    `work` is the number of values to be computed on the way to a change of `values` values, by a layer whose
-    tensors hold `held`.
-    """
-    bound = max(SMALL, WORK * (values + held))
-    if work > bound:
-        raise LayerError(
-            f"{a_layer(kind)} asks for products that are far larger than its weight and its file",
-            got=f"{work} values on the way to a change of {values} from {held} in the file",
-            expected=f"at most {bound}",
-            hint="No training makes such a file: it is damaged, or made to use up memory",
-        )
-
-
-def a_layer(kind: str) -> str:
-    """A layer of that kind in words, with its article."""
-    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind} layer"
+    return LayerError(
+        f"{depends}, which the base model does not have",
+        file=file,
+        key=key,
+        got=base,
+        expected="a model with this layer",
+        hint="Give the model that the adapter was made for, with its text encoders if it changes them",
+    )
 
 
 def shapes_of(tensors: Mapping[str, Tensor] | Mapping[str, Shape]) -> dict[str, Shape]:
@@ -758,43 +728,3 @@ def shapes_of(tensors: Mapping[str, Tensor] | Mapping[str, Shape]) -> dict[str, 
 def field_of(suffix: str) -> str:
     """The field that holds the tensor of a key suffix: `lora_up` for `lora_up.weight`."""
     return suffix.removesuffix(".weight").replace(".", "_").lower()
-
-
-def number(name: str, tensor: Tensor) -> float:
-    """The single number that a tensor holds. Raises LayerError where it holds another count or no numbers."""
-    _check_number(name, tensor)
-    if tensor.numel() != 1 or tensor.dtype == torch.bool:
-        raise LayerError(
-            f"{name} is not a single number", got=f"{tensor.dtype} {list(tensor.shape)}", expected="[]"
-        )
-    return float(tensor.item())
-
-
-def _check_factor(name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in FACTORS:
-        raise LayerError(
-            "a factor is not of a floating-point dtype",
-            key=name,
-            got=str(tensor.dtype),
-            expected="float16, bfloat16 or float32",
-        )
-    if not is_finite(tensor.detach()):
-        # Counted for the message alone: `is_finite` costs less and does for all sound files.
-        bad = int((~torch.isfinite(tensor.detach().float())).sum())
-        raise LayerError(
-            "a factor holds NaN or infinity",
-            key=name,
-            got=f"{bad} of {tensor.numel()} values" if bad else f"values above {MOST_SCALE:.3g}",
-            expected="finite numbers",
-            hint="The training that wrote it diverged, or it was saved in a dtype too narrow for it",
-        )
-
-
-def _check_number(name: str, tensor: Tensor) -> None:
-    if tensor.is_complex() or tensor.is_quantized:
-        raise LayerError(
-            f"{name} is not of a dtype of numbers",
-            key=name,
-            got=str(tensor.dtype),
-            expected="integers or floating-point numbers",
-        )

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..changes.operators import Blocks, Chain, Diagonal, Operator, Permuted, Sides
 from ..maths.shapes import Extent, Shape
-from .base import Layer, agree, axis_of, exactly, towards_one, vector
+from .base import Layer, axis_of, towards_one
 from .boft import check_stages
+from .checks import agree, exactly, vector
 from .oft import rotation
 from .oftv2 import block_of_inputs
 

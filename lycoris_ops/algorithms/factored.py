@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..changes.forms import Additive, Sparse, add_up
+from ..changes.forms import Additive, LowRank, Sparse, add_up
 from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
-from ..maths.dora import dora_factor, lengths, magnitude_axis
+from ..maths.dora import changed_lengths, dora_factor, lengths, magnitude_axis
 from ..maths.recompute import recomputed
 from ..maths.shapes import Extent, Rows, Shape, fits, flat_shape, shown
-from .base import Layer, agree, axis_of, vector
+from .base import Layer, axis_of
+from .checks import agree, vector
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -114,32 +115,45 @@ class Factored(Layer):
         if self.dora_scale is None:
             return Sides(beside=self.undecomposed(weight))
         plain = self.undecomposed(weight)
-
-        def factor_of(met: Tensor) -> Tensor:
-            return self._factor(self._direction(met, plain), met)
-
-        # V is as large as the weight, and only its norm is needed here.
-        factor = recomputed(factor_of, weight)
-        if self.magnitude_axis(weight.shape) == 0:
-            return Sides(outputs=Diagonal(factor.flatten() - 1), inside=plain)
-        return Sides(inputs=Diagonal(factor.flatten() - 1), inside=plain)
+        axis = self.magnitude_axis(weight.shape)
+        extra = self._factor(weight, self._length(weight, plain, axis), axis).flatten() - 1
+        if axis == 0:
+            return Sides(outputs=Diagonal(extra), inside=plain)
+        return Sides(inputs=Diagonal(extra), inside=plain)
 
     def dependent(self, weight: Tensor) -> Tensor:
         if self.dora_scale is None:
             return super().dependent(weight)
         # `sides(weight).change(weight)` is equal, but forms the full product a second time.
         direction = self._direction(weight, self.undecomposed(weight))
-        return direction * self._factor(direction, weight) - weight
+        axis = self.magnitude_axis(weight.shape)
+        return direction * self._factor(weight, lengths(direction, axis), axis) - weight
 
     def _direction(self, weight: Tensor, plain: Sequence[Additive]) -> Tensor:
         """V in the weight's shape, given the forms of product (+ sparse)."""
-        return weight + add_up(plain, weight.dtype, weight.device).reshape(weight.shape)
+        # In place, as it is as large as the weight: no form of a product is a tensor that is held elsewhere.
+        return add_up(plain, weight.dtype, weight.device).reshape(weight.shape).add_(weight)
 
-    def _factor(self, direction: Tensor, weight: Tensor) -> Tensor:
-        """d / norm, to be multiplied with V."""
+    def _length(self, weight: Tensor, plain: Sequence[Additive], axis: int) -> Tensor:
+        """norm(V). It is formed from V itself where that is done once, and not in each pass of a training."""
+        one = plain[0]
+        few = len(plain) == 1 and one.work() <= weight.numel()
+        if few and isinstance(one, LowRank) and (one.up.requires_grad or one.down.requires_grad):
+            up, down = (factor.to(weight) for factor in (one.up, one.down))
+            return changed_lengths(weight, up * one.scale, down, axis)
+
+        def formed(met: Tensor) -> Tensor:
+            return lengths(self._direction(met, plain), axis)
+
+        # V is as large as the weight, and only its norm is needed here.
+        return recomputed(formed, weight)
+
+    def _factor(self, weight: Tensor, length: Tensor, axis: int) -> Tensor:
+        """d / norm, to be multiplied with V; `length` is the norm of V."""
         assert self.dora_scale is not None
-        axis = self.magnitude_axis(weight.shape)
-        return dora_factor(self.dora_scale, weight if self.dora == "host" and axis == 0 else direction, axis)
+        return dora_factor(
+            self.dora_scale, lengths(weight, 0) if self.dora == "host" and axis == 0 else length
+        )
 
     def magnitude_axis(self, shape: Sequence[int] | None = None) -> int:
         """0 where the DoRA magnitude is for the outputs of the weight, 1 where it is for the inputs.

@@ -14,6 +14,7 @@ from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
 from ..maths.shapes import Shape
 from .base import DIFF_B, SET_BIAS, Layer, column
+from .fitting import Delta, Fit
 from .offers import Gradient, Offer
 
 if TYPE_CHECKING:
@@ -59,14 +60,12 @@ class Full(Layer):
     @classmethod
     def offers(cls, gradient: Gradient) -> tuple[Offer, ...]:
         """diff: the whole energy of the gradient, at the size of the weight."""
-        return (
-            Offer(
-                algorithm=cls.algorithm,
-                ranks=(None,),
-                gains=(gradient.energy,),
-                parameters=(gradient.values.numel(),),
-            ),
-        )
+        return (Offer.whole(cls.algorithm, gradient),)
+
+    @classmethod
+    def fit(cls, delta: Delta) -> tuple[Fit, ...]:
+        """diff: the change itself, at the size of the weight."""
+        return (Fit.whole(cls.algorithm, delta, lambda values: cls(diff=values)),)
 
     def additive(self) -> tuple[Dense, ...] | None:
         if self.set_weight is not None:

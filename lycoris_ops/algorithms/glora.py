@@ -14,7 +14,8 @@ from ..changes.operators import Product, Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Shape, flat_shape
 from ..maths.tensors import fold_core
-from .base import Layer, agree, dimensions, folded, matrix, scale
+from .base import Layer
+from .checks import agree, dimensions, folded, matrix, scale
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -105,6 +106,9 @@ class Glora(Layer):
 
     def exponents(self) -> Mapping[str, float]:
         return dict.fromkeys(("a1", "a2", "b1", "b2"), 0.5)
+
+    def multiplied_fields(self) -> tuple[str, ...]:
+        return ("a1", "b1", *self.biases())
 
     def row_axes(self) -> Mapping[str, int]:
         new = self.bm is not None or _is_new(*(self.shapes[name] for name in (A1, A2, B1, B2)))

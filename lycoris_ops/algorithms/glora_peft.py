@@ -13,7 +13,8 @@ from ..changes.forms import Additive, Dense, LowRank
 from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Shape, flat_shape
-from .base import ALPHA, SET_BIAS, Layer, agree, exactly, field_of, shared, vector
+from .base import ALPHA, SET_BIAS, Layer, field_of, shared
+from .checks import agree, exactly, vector
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -44,7 +45,7 @@ class GloraPeft(Layer):
     for A and B, (O,) for D and E. The layers of modules without a bias have it for C, D and E.
 
     C is Xd (K, r) @ Xu (r, 1), X (K, 1) or `zeros` (K, 1). It makes the change of the bias depend on the
-    weight. The change of a bias does not see the weight here, so only a C of zeros is read.
+    weight W before any change, see `beside`.
 
     Source: Chavan et al., "One-for-All" (2306.07967), eq. 9; formula and layout by PEFT
     (`tuners/glora/layer.py` of peft 0.21).
@@ -102,8 +103,12 @@ class GloraPeft(Layer):
     def bias_shape(
         cls, shapes: Mapping[str, Shape], options: Mapping[str, Any] | None = None
     ) -> Extent | None:
-        changes = SET_BIAS in shapes or named("D", X)[0] in shapes
+        changes = SET_BIAS in shapes or named("D", X)[0] in shapes or cls.bias_reads_weight(shapes)
         return (_sizes(shapes)[0],) if changes else None
+
+    @classmethod
+    def bias_reads_weight(cls, shapes: Mapping[str, Shape]) -> bool:
+        return cls.form(shapes, "C") != "none"
 
     @classmethod
     def rank_of(cls, shapes: Mapping[str, Shape]) -> int | None:
@@ -128,16 +133,6 @@ class GloraPeft(Layer):
                 raise LayerError(
                     "a path of GLoRA that is switched off holds values", key=name, expected="zeros"
                 )
-        coupled = None if self.glora_c_x is None else self.glora_c_x.double()
-        if self.glora_c_xd is not None and self.glora_c_xu is not None:
-            coupled = self.glora_c_xd.double() @ self.glora_c_xu.double()
-        if coupled is not None and coupled.any():
-            raise LayerError(
-                "this GLoRA layer of PEFT's adds the weight times C to the bias, which is not computed here",
-                got=f"values of C up to {coupled.abs().max().item():.3g}",
-                expected='a C of zeros, as for layers without a bias and with config_C = "none"',
-                hint="Merge it in PEFT itself, or leave the layer out by a rule of weight 0",
-            )
 
     def additive(self) -> tuple[Additive, ...] | None:
         return None if self.glora_a_zeros is None else ()
@@ -163,11 +158,35 @@ class GloraPeft(Layer):
         return Sides(outputs=Diagonal(factor), beside=(LowRank(added.reshape(-1, 1), ones, 1.0),))
 
     def bias_additive(self) -> tuple[Additive, ...] | None:
-        """None where D and E change the bias; `dependent_bias` has the formula."""
-        return () if self.glora_d_x is None else None
+        """None where C, or D and E, change the bias; `dependent_bias` has the formula."""
+        return () if self.glora_d_x is None and not self.bias_reads_weight(self.shapes) else None
+
+    def beside(self, weight: Tensor) -> GloraPeft:
+        """The same layer with E + W C in place of E, and without C."""
+        if not self.bias_reads_weight(self.shapes):
+            return self
+        flat = weight.flatten(1)
+        if self.glora_c_xd is not None and self.glora_c_xu is not None:
+            added = (flat @ self.glora_c_xd.to(flat)) @ self.glora_c_xu.to(flat)
+        else:
+            assert self.glora_c_x is not None
+            added = flat @ self.glora_c_x.to(flat)
+        added = added.flatten()
+        if self.glora_d_x is None or self.glora_e_x is None:
+            factor = torch.zeros_like(added)
+        else:
+            factor, added = self.glora_d_x.to(added).expand_as(added), added + self.glora_e_x.to(added)
+        dropped = ("glora_c_xd", "glora_c_xu", "glora_c_x", "glora_d_zeros", "glora_e_zeros")
+        return self.with_tensors({**dict.fromkeys(dropped), "glora_d_x": factor, "glora_e_x": added})
 
     def dependent_bias(self, bias: Tensor) -> Tensor:
         """b D + E for the bias b, or for the values that the layer sets it to first."""
+        if self.bias_reads_weight(self.shapes):
+            raise LayerError(
+                "the change of a bias depends on the weight beside it",
+                got="a GLoRA layer with C, and no weight",
+                hint="Give `Match.read` the weights of the base, or take `layer.beside(weight)`",
+            )
         met = bias if self.set_bias is None else self.set_bias.flatten().to(bias)
         total = met - bias
         if self.glora_d_x is not None and self.glora_e_x is not None:

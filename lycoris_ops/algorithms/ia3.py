@@ -16,7 +16,8 @@ from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Shape, fits, shown
 from ..maths.tensors import narrowed
-from .base import ALPHA, Layer, axis_of, dimensions, towards_one, vector
+from .base import ALPHA, Layer, axis_of, towards_one
+from .checks import dimensions, vector
 from .offers import Gradient, Offer
 
 if TYPE_CHECKING:
@@ -114,6 +115,14 @@ class Ia3(Layer):
 
     def shrunk(self, ratio: float, weight: Tensor) -> Self:
         return super().shrunk(ratio, weight).with_tensors(towards_one({"ia3_l": self.ia3_l}, ratio))
+
+    def multiplied(self, factor: float) -> Self:
+        if self.ia3_l is None:
+            return super().multiplied(factor)
+        return self.with_tensors(towards_one({"ia3_l": self.ia3_l.float()}, factor))
+
+    def multiplied_fields(self) -> tuple[str, ...]:
+        return ("weight",)
 
     @classmethod
     def offers(cls, gradient: Gradient) -> tuple[Offer, ...]:

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from ..changes.forms import Dense, Kronecker, product
 from ..errors import LayerError
-from ..maths.decompositions import leading, leading_triples, rearranged
+from ..maths.decompositions import balanced, leading, leading_triples, rearranged
 from ..maths.shapes import Extent, Rows, Shape, factorization, fits, shown
-from ..maths.tensors import compute_dtype, fold_core
-from .base import DERIVED, Layer, agree, cut, dimensions, folded, in_blocks, kaiming, matrix, scale, shared
+from ..maths.tensors import compute_dtype, energy_of, fold_core
+from .base import DERIVED, Layer, cut, in_blocks, kaiming, shared
+from .checks import agree, dimensions, folded, matrix, scale
 from .factored import Factored
+from .fitting import Delta, Fit
 from .offers import Gradient, Growth, Offer, cumulative, first
 
 if TYPE_CHECKING:
@@ -215,6 +217,71 @@ class Lokr(Factored):
             lokr_w2_a=first(left, rank, (k,), seed=seed).T.contiguous(),
             lokr_w2_b=torch.zeros(rank, j * math.prod(shape[2:])),
             alpha=scale * rank,
+        )
+
+    @classmethod
+    def fit(cls, delta: Delta) -> tuple[Fit, ...]:
+        """The nearest Kronecker product for each factor in FACTORS, with a full w2 and with low-rank ones.
+
+        w1 is the leading left singular vector of the rearranged change R(D) and w2 is R(D)^T w1, which keeps
+        sigma_1(R(D))^2. A low-rank w2 has the leading singular triples of that, and keeps the sum of their
+        squares: with w1 as it is, none is nearer.
+        """
+        shape = delta.shape
+        if len(shape) < 2:
+            return ()
+        splits: set[tuple[int, int]] = set()
+        if delta.factor is None and delta.split is not None:
+            splits.add(delta.split)
+        for factor in FACTORS if delta.factor is None else (delta.factor,):
+            splits.add((factorization(shape[0], factor)[0], factorization(shape[1], factor)[0]))
+        return tuple(
+            fit
+            for rows, columns in sorted(splits)
+            if rows * columns > 1 and shape[0] % rows == 0 and shape[1] % columns == 0
+            for fit in cls._fits_of(delta, rows, columns)
+        )
+
+    @classmethod
+    def _fits_of(cls, delta: Delta, rows: int, columns: int) -> tuple[Fit, ...]:
+        delta.pause()
+        w1, inner = delta.outer(rows, columns)
+        flat = inner.flatten(1)
+        energy = energy_of(inner)
+        # w1 has norm 1.
+        root = energy**0.25 or 1.0
+
+        def full(index: int) -> Lokr:
+            return cls(lokr_w1=w1 * root, lokr_w2=inner / root, alpha=1.0)
+
+        whole = Fit(
+            algorithm=cls.algorithm,
+            ranks=(None,),
+            kept=(energy,),
+            parameters=(w1.numel() + inner.numel(),),
+            make=full,
+            held=w1.nbytes + inner.nbytes,
+        )
+        most = min(delta.largest, (flat.numel() - 1) // sum(flat.shape))
+        if most < 1:
+            return (whole,)
+        left, values, right = leading_triples(flat, most, seed=delta.seed, pause=delta.pause)
+        ranks = tuple(range(1, len(values) + 1))
+        scale = delta.scale
+
+        def low(index: int) -> Lokr:
+            rank = index + 1
+            # The three factors have the product S / scale.
+            a, b = balanced(left[:, :rank], values[:rank] / (root * scale), right[:rank])
+            return cls(lokr_w1=w1 * root, lokr_w2_a=a, lokr_w2_b=b, alpha=scale * rank)
+
+        return whole, Fit(
+            algorithm=cls.algorithm,
+            ranks=ranks,
+            kept=cumulative(values),
+            parameters=tuple(w1.numel() + rank * sum(flat.shape) for rank in ranks),
+            make=low,
+            held=w1.nbytes + left.nbytes + right.nbytes,
         )
 
     def rank_axes(self) -> Mapping[str, int]:

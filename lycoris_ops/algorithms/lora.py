@@ -12,11 +12,13 @@ from torch import Tensor
 
 from ..changes.forms import Additive, LowRank
 from ..errors import LayerError, UnsupportedError
-from ..maths.decompositions import leading, leading_triples, pseudo_inverse, singular
+from ..maths.decompositions import balanced, leading, leading_triples, pseudo_inverse, singular, tucker
 from ..maths.shapes import Extent, Shape, flat_shape, shown
-from ..maths.tensors import compute_dtype, fold_core
-from .base import agree, column, dimensions, folded, kaiming, matrix, scale, shared, vector
+from ..maths.tensors import compute_dtype, energy_of, fold_core
+from .base import column, kaiming, shared
+from .checks import agree, dimensions, folded, matrix, scale, vector
 from .factored import Factored
+from .fitting import Delta, Fit
 from .offers import Gradient, Growth, Offer, cumulative, first
 
 if TYPE_CHECKING:
@@ -214,6 +216,73 @@ class Lora(Factored):
         if "lora_down" not in start:
             return usual
         return replace(usual, lora_down=first(start["lora_down"], rank, shape[1:], seed=seed))
+
+    @classmethod
+    def fit(cls, delta: Delta) -> tuple[Fit, ...]:
+        """The leading singular triples, sqrt(S) in each factor; or with `delta.tucker` those with a core.
+
+        No layer of the same rank is nearer (Eckart and Young, "The Approximation of One Matrix by Another of
+        Lower Rank", 1936). For the core see `maths.decompositions.tucker`.
+        """
+        if len(delta.shape) < 2 or not delta.significant:
+            return ()
+        if delta.tucker and math.prod(delta.shape[2:]) > 1:
+            return cls._fit_tucker(delta)
+        # Copies: these are the beginnings of more vectors, which would be kept with them.
+        left, values, right = (one.clone() for one in delta.triples)
+        shape, scale = delta.shape, delta.scale
+        ones = (1,) * len(shape[2:])
+
+        def made(index: int) -> Lora:
+            rank = index + 1
+            up, down = balanced(left[:, :rank], values[:rank] / scale, right[:rank])
+            return cls(
+                lora_up=up.reshape(len(up), rank, *ones).contiguous(),
+                lora_down=down.reshape(rank, *shape[1:]).contiguous(),
+                alpha=scale * rank,
+            )
+
+        ranks = tuple(range(1, len(values) + 1))
+        return (
+            Fit(
+                algorithm=cls.algorithm,
+                ranks=ranks,
+                kept=cumulative(values),
+                parameters=tuple(rank * sum(flat_shape(shape)) for rank in ranks),
+                make=made,
+                held=left.nbytes + right.nbytes,
+            ),
+        )
+
+    @classmethod
+    def _fit_tucker(cls, delta: Delta) -> tuple[Fit, ...]:
+        left, core, right = (one.clone() for one in tucker(*delta.triples, delta.shape))
+        outputs, inputs, *kernel = delta.shape
+        scale = delta.scale
+        ranks = tuple(range(1, len(core) + 1))
+
+        def made(index: int) -> Lora:
+            rank = index + 1
+            ones = (1,) * len(kernel)
+            # The core is shared among the three, so that all have about the same size.
+            root = float(core[:1, :1].abs().max()) ** (1 / 3) or 1.0
+            return cls(
+                lora_up=(left[:, :rank] * root).reshape(outputs, rank, *ones),
+                lora_mid=core[:rank, :rank] / (root * root * scale),
+                lora_down=(right[:rank] * root).reshape(rank, inputs, *ones),
+                alpha=scale * rank,
+            )
+
+        return (
+            Fit(
+                algorithm=cls.algorithm,
+                ranks=ranks,
+                kept=tuple(energy_of(core[:rank, :rank]) for rank in ranks),
+                parameters=tuple(rank * (outputs + inputs + rank * math.prod(kernel)) for rank in ranks),
+                make=made,
+                held=left.nbytes + core.nbytes + right.nbytes,
+            ),
+        )
 
     def rank_axes(self) -> Mapping[str, int]:
         """Empty with a Tucker core, whose two ranks are mixed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ..changes.forms import Dense
 from ..maths.shapes import Shape
-from .base import ALPHA, Layer, axis_of, column, vector
+from .base import ALPHA, Layer, axis_of, column
+from .checks import vector
+from .fitting import Delta, Fit
 from .offers import Gradient, Offer
 
 if TYPE_CHECKING:
@@ -55,14 +57,17 @@ class Norm(Layer):
         """w_norm (C,): the whole energy of the gradient of a norm's weight."""
         if len(gradient.shape) != 1:
             return ()
-        return (
-            Offer(
-                algorithm=cls.algorithm,
-                ranks=(None,),
-                gains=(gradient.energy,),
-                parameters=(gradient.values.numel(),),
-            ),
-        )
+        return (Offer.whole(cls.algorithm, gradient),)
+
+    @classmethod
+    def fit(cls, delta: Delta) -> tuple[Fit, ...]:
+        """w_norm (C,): the change itself of a norm's weight."""
+        if len(delta.shape) != 1:
+            return ()
+        return (Fit.whole(cls.algorithm, delta, lambda values: cls(w_norm=values)),)
+
+    def with_bias_change(self, change: Tensor) -> Self:
+        return replace(self, b_norm=change)
 
     def additive(self) -> tuple[Dense, ...]:
         return () if self.w_norm is None else (Dense(column(self.w_norm)),)

@@ -93,6 +93,16 @@ class Offer:
     start: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """What `Layer.started` needs: the factors that are not zero at the start, for the highest rank."""
 
+    @classmethod
+    def whole(cls, algorithm: str, gradient: Gradient) -> Offer:
+        """A layer that holds a value for each of the weight: the whole energy of the gradient."""
+        return cls(
+            algorithm=algorithm,
+            ranks=(None,),
+            gains=(gradient.energy,),
+            parameters=(gradient.values.numel(),),
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Growth:

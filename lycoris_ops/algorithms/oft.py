@@ -15,7 +15,8 @@ from ..errors import LayerError
 from ..maths.decompositions import NoInverseError, cayley
 from ..maths.shapes import Extent, Rows, Shape, factorization
 from ..maths.tensors import is_finite, largest, norm
-from .base import MOST_SCALE, Layer, agree, axis_of, cut, dimensions, in_blocks, overflow, towards_one, vector
+from .base import Layer, axis_of, cut, in_blocks, overflow, towards_one
+from .checks import MOST_SCALE, agree, dimensions, vector
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -13,7 +13,8 @@ from torch import Tensor
 from ..changes.operators import Blocks, Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Shape, flat_shape
-from .base import MOST_SCALE, Layer, check_work, exactly
+from .base import Layer
+from .checks import MOST_SCALE, check_work, exactly
 from .oft import bounded, rotation
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from ..errors import LayerError
 from ..maths.decompositions import singular
 from ..maths.shapes import Shape
 from ..maths.tensors import is_finite
-from .base import Layer, agree, dimensions, matrix, scale, vector
+from .base import Layer
+from .checks import agree, dimensions, matrix, scale, vector
 
 if TYPE_CHECKING:
     from typing_extensions import Self

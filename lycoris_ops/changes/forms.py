@@ -4,11 +4,12 @@ Each form describes a matrix (O, K) with K = I * prod(kernel). Patching, bypass,
 derive from it, so each formula stands once. Factors keep the dtype of their file. `scale` is alpha / rank and
 never includes a strength.
 
-Every form has five methods:
+Every form has six methods:
 
 - `dense` returns the matrix itself.
 - `scaled` returns the form of diag(rows) @ matrix @ diag(columns). `rows` is (O,). `columns` is (I,): its
   value for an input channel multiplies all positions of the kernel. None stands for ones.
+- `times` returns the form of a number times the matrix.
 - `embedded` returns the form of a matrix of `count` rows: rows `rows[0]` to `rows[1]` are this matrix, and
   all others are zero.
 - `work` returns the multiplications that the product of the matrix with one input takes by its factors.
@@ -24,8 +25,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..maths.recompute import recomputed
 from ..maths.shapes import Rows
-from ..maths.tensors import largest
+from ..maths.tensors import compute_dtype, kronecker, largest
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,13 @@ class LowRank:
     scale: float
 
     def dense(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return self.scale * (self.up.to(device, dtype) @ self.down.to(device, dtype))
+        return (self.scale * self.up.to(device, dtype)) @ self.down.to(device, dtype)
 
     def scaled(self, rows: Tensor | None, columns: Tensor | None) -> LowRank:
         return replace(self, up=_by_rows(self.up, rows), down=_by_columns(self.down, columns))
+
+    def times(self, factor: float) -> LowRank:
+        return replace(self, scale=self.scale * factor)
 
     def embedded(self, rows: Rows, count: int) -> LowRank:
         return replace(self, up=_embedded(self.up, rows, count))
@@ -82,11 +87,20 @@ class Hadamard:
     scale: float
 
     def dense(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        first = self.w1_a.to(device, dtype) @ self.w1_b.to(device, dtype)
-        return self.scale * first * (self.w2_a.to(device, dtype) @ self.w2_b.to(device, dtype))
+        def of(w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor) -> Tensor:
+            return ((self.scale * w1_a) @ w1_b) * (w2_a @ w2_b)
+
+        held = (self.w1_a, self.w1_b, self.w2_a, self.w2_b)
+        factors = [factor.to(device, dtype) for factor in held]
+        # Autograd would keep both matrices, which are as large as the weight.
+        learns = any(factor.requires_grad for factor in factors)
+        return recomputed(of, *factors) if learns else of(*factors)
 
     def scaled(self, rows: Tensor | None, columns: Tensor | None) -> Hadamard:
         return replace(self, w1_a=_by_rows(self.w1_a, rows), w1_b=_by_columns(self.w1_b, columns))
+
+    def times(self, factor: float) -> Hadamard:
+        return replace(self, scale=self.scale * factor)
 
     def embedded(self, rows: Rows, count: int) -> Hadamard:
         return replace(self, w1_a=_embedded(self.w1_a, rows, count), w2_a=_embedded(self.w2_a, rows, count))
@@ -123,13 +137,16 @@ class Kronecker:
         start, stop = self.window or (0, len(w1) * len(w2))
         # Only the blocks of k rows that the window touches are formed.
         first = start // len(w2)
-        blocks = torch.kron(w1[first : -(-stop // len(w2))], w2)
+        blocks = kronecker(w1[first : -(-stop // len(w2))], w2)
         matrix = self.scale * blocks[start - first * len(w2) : stop - first * len(w2)]
         around = (None if one is None else one.to(device, dtype) for one in (self.rows, self.columns))
         return Dense(matrix).scaled(*around).values
 
     def scaled(self, rows: Tensor | None, columns: Tensor | None) -> Kronecker:
         return replace(self, rows=_times(self.rows, rows), columns=_times(self.columns, columns))
+
+    def times(self, factor: float) -> Kronecker:
+        return replace(self, scale=self.scale * factor)
 
     def embedded(self, rows: Rows, count: int) -> Dense:
         """The full matrix with rows of zeros around it, which is no Kronecker product."""
@@ -156,6 +173,9 @@ class Dense:
 
     def scaled(self, rows: Tensor | None, columns: Tensor | None) -> Dense:
         return Dense(_by_columns(_by_rows(self.values, rows), columns))
+
+    def times(self, factor: float) -> Dense:
+        return Dense(_wide(self.values) * factor)
 
     def embedded(self, rows: Rows, count: int) -> Dense:
         return Dense(_embedded(self.values, rows, count))
@@ -193,6 +213,9 @@ class Sparse:
             wide = columns.repeat_interleave(self.shape[1] // len(columns))
             values = values.to(columns) * wide[self.column.to(columns.device)]
         return replace(self, values=values)
+
+    def times(self, factor: float) -> Sparse:
+        return replace(self, values=_wide(self.values) * factor)
 
     def embedded(self, rows: Rows, count: int) -> Sparse:
         return replace(self, row=self.row + rows[0], shape=(count, self.shape[1]))
@@ -244,6 +267,11 @@ def _times(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     if one is None or other is None:
         return other if one is None else one
     return one.to(other) * other
+
+
+def _wide(values: Tensor) -> Tensor:
+    """The values in a dtype that changes are computed in."""
+    return values.to(compute_dtype(values.dtype))
 
 
 def _embedded(matrix: Tensor, rows: Rows, count: int) -> Tensor:

@@ -194,11 +194,16 @@ def on_inputs(operator: Operator, weight: Tensor) -> Tensor:
 def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T:
     """A copy of an operator, of a form or of a tuple of these, with all tensors on `device`.
 
-    Floating-point tensors are converted to `dtype`, if it is given; indices keep theirs.
+    Floating-point tensors are converted to `dtype`, if it is given; indices keep theirs. Outside of inference
+    mode none of them is an inference tensor, except while torch.compile traces.
     """
     if isinstance(value, Tensor):
         narrow = dtype if value.is_floating_point() else None
-        return value.to(device, narrow or value.dtype)  # type: ignore[return-value]
+        there = value.to(device, narrow or value.dtype)
+        # torch.compile cannot trace these questions.
+        if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not there.is_inference():
+            return there  # type: ignore[return-value]
+        return there.clone()  # type: ignore[return-value]
     if isinstance(value, tuple):
         return tuple(moved(item, device, dtype) for item in value)  # type: ignore[return-value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Layer
-from ..algorithms.base import scale
+from ..algorithms.checks import scale
 from ..algorithms.factored import Factored
 from ..algorithms.full import Full
 from ..algorithms.loha import Loha
 from ..algorithms.lora import Lora
 from ..errors import LayerError
 from ..maths.shapes import Rows
-from ..maths.tensors import narrowed, promoted
+from ..maths.tensors import promoted, times
 
 
 def fuse(pieces: Sequence[tuple[Layer, Rows]], rows: int) -> Layer:
@@ -221,8 +221,3 @@ def _widest(tensors: Sequence[Tensor]) -> torch.dtype:
     for tensor in tensors[1:]:
         dtype = promoted(dtype, tensor.dtype)
     return dtype
-
-
-def times(tensor: Tensor, factor: float) -> Tensor:
-    """The tensor times a number, in its own dtype where that holds every product exactly, else in float32."""
-    return narrowed(tensor.double() * factor, tensor.dtype)

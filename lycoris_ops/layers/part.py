@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Layer
-from ..algorithms.base import Dependent, Form, Parameter, a_layer, change_of
+from ..algorithms.base import Dependent, Form, Parameter, change_of
+from ..algorithms.checks import a_layer
 from ..errors import LayerError, located
 from ..maths.shapes import Rows, Shape, fits, shown
 
@@ -86,6 +87,13 @@ class Part:
         """
         with self.named():
             return self.layer if self.window is None else self.layer.rows(self.window)
+
+    def beside(self, weight: Tensor) -> Part:
+        """The part whose change of the bias is that beside this whole weight; see `Layer.beside`."""
+        start, stop = self.rows or (0, len(weight))
+        layer = self.met_layer()
+        with self.named():
+            return replace(self, layer=layer.beside(weight[start:stop]), window=None)
 
     def forms(self) -> tuple[Form, ...]:
         """The forms of the layer cut to `window`, with file and key in those that depend on the weight.

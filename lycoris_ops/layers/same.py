@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Layer
-from ..algorithms.base import ALPHA, scale
+from ..algorithms.base import ALPHA
+from ..algorithms.checks import scale
 from ..algorithms.ia3 import Ia3
 from ..algorithms.lokr import Lokr
 from ..algorithms.lora import Lora

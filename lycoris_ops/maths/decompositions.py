@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from .tensors import compute_dtype
+from .shapes import Shape
+from .tensors import compute_dtype, energy_of
 
 # torch ships no types for its `linalg` functions.
 _linalg = cast("Any", torch.linalg)
@@ -22,6 +24,15 @@ OVERSAMPLED = 10
 """The least number of vectors that a random basis has beyond those that are asked for."""
 POWERS = 4
 """Power iterations of a random basis. Each makes small singular values smaller, relatively, by a square."""
+SETTLED = 1e-3
+"""A random basis is good enough where a power iteration gained less than this share of what it leaves out."""
+
+Pause = Callable[[], None]
+"""Called now and then in long computations. An exception that it raises ends them."""
+
+
+def no_pause() -> None:
+    """The `Pause` that does nothing."""
 
 
 def singular(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,19 +55,28 @@ def pseudo_inverse(matrix: Tensor) -> Tensor:
     return _linalg.pinv(matrix)
 
 
+def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The eigenvalues (n,), in ascending order, and the eigenvectors (n, n) of a symmetric matrix (n, n)."""
+    return _linalg.eigh(matrix)
+
+
 def cayley(skew: Tensor) -> Tensor:
     """The Cayley transform (I + Q) (I - Q)^-1 of each skew-symmetric matrix Q (..., b, b): a rotation."""
     one = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
     return _linalg.solve(one - skew, one + skew, left=False)
 
 
-def leading_triples(matrix: Tensor, count: int, *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def leading_triples(
+    matrix: Tensor, count: int, *, seed: int = 0, settled: float = 0.0, pause: Pause = no_pause
+) -> tuple[Tensor, Tensor, Tensor]:
     """The `count` leading singular triples of a matrix (m, n), or all where it has fewer.
 
-    Returns U (m, k), S (k,) in descending order and V^T (k, n), in float32 (float64 for float64), with
-    k = min(count, m, n). Small matrices, and those of which more than a third is asked for, are decomposed
+    Returns U (m, k), S (k,) in descending order and V^T (k, n), in float32 (float64 for float64), with k =
+    min(count, m, n). Small matrices, and those of which more than a third is asked for, are decomposed
     exactly. For others a random basis is refined by POWERS power iterations, with a QR decomposition after
-    each product: `seed` gives the same basis again.
+    each product: `seed` gives the same basis again. What the basis leaves out of the matrix A is known at
+    each time without another product, ||A||^2 - ||Q^T A||^2. The iterations end early where one has lowered
+    it by less than the share `settled`.
 
     Source: Halko, Martinsson and Tropp, "Finding Structure with Randomness" (0909.4061), algorithms 4.4
     and 5.1.
@@ -70,11 +90,56 @@ def leading_triples(matrix: Tensor, count: int, *, seed: int = 0) -> tuple[Tenso
     generator = torch.Generator().manual_seed(seed)
     width = min(found + max(OVERSAMPLED, found // 4), *matrix.shape)
     basis = torch.randn(matrix.shape[1], width, generator=generator, dtype=dtype).to(matrix.device)
+    total = energy_of(matrix) if settled else 0.0
+    left, across = _projected(matrix, basis, pause)
+    captured = energy_of(across) if settled else 0.0
     for _ in range(POWERS):
-        basis = leading(matrix.T @ leading(matrix @ basis))
-    basis = leading(matrix @ basis)
-    left, values, right = _of_long(basis.T @ matrix)
-    return (basis @ left)[:, :found], values[:found], right[:found]
+        left, across = _projected(matrix, leading(across), pause)
+        before, captured = captured, energy_of(across) if settled else 0.0
+        if settled and captured - before <= settled * (total - captured):
+            break
+    pause()
+    turn, values, right = _of_long(across.T)
+    return (left @ turn)[:, :found], values[:found], right[:found]
+
+
+def _projected(matrix: Tensor, basis: Tensor, pause: Pause) -> tuple[Tensor, Tensor]:
+    """Q (m, k), an orthonormal basis of matrix @ basis, and matrix^T Q (n, k)."""
+    pause()
+    product = matrix @ basis
+    pause()
+    left = leading(product)
+    pause()
+    return left, matrix.T @ left
+
+
+def product_triples(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The singular value decomposition of up @ down, (m, r) and (r, n), from QR decompositions of both.
+
+    The product itself, which is much larger, is never formed. Returns U (m, k), S (k,) in descending order
+    and V^T (k, n) with k = min(m, r, n), in float32 (float64 for float64).
+    """
+    dtype = compute_dtype(up.dtype)
+    left, inner = _linalg.qr(up.to(dtype))
+    right, outer = _linalg.qr(down.to(dtype).T)
+    turn, values, back = singular(inner @ outer.T)
+    return left @ turn, values, back @ right.T
+
+
+def kronecker_triples(w1: Tensor, w2: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The `count` leading singular triples of kron(w1, w2), from the decompositions of both factors.
+
+    The singular values are all products of one of w1, (l, i), and one of w2, (k, j), and the vectors are the
+    Kronecker products of theirs. Returns U (l * k, n), S (n,) in descending order and V^T (n, i * j).
+    Source: Van Loan, "The Ubiquitous Kronecker Product" (2000), section 2.
+    """
+    (left1, values1, right1), (left2, values2, right2) = singular(w1), singular(w2)
+    products = torch.outer(values1, values2).flatten()
+    order = products.argsort(descending=True)[:count]
+    one, two = order // len(values2), order % len(values2)
+    left = (left1[:, None, one] * left2[None, :, two]).flatten(0, 1)
+    right = (right1[one, :, None] * right2[two, None, :]).flatten(1)
+    return left, products[order], right
 
 
 def _of_long(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,3 +166,45 @@ def rearranged(values: Tensor, rows: int, columns: int) -> Tensor:
     outputs, inputs, *kernel = values.shape
     blocks = values.reshape(rows, outputs // rows, columns, inputs // columns, *kernel)
     return blocks.transpose(1, 2).reshape(rows * columns, -1)
+
+
+def nearest_kronecker(
+    values: Tensor, rows: int, columns: int, *, seed: int = 0, settled: float = 0.0, pause: Pause = no_pause
+) -> tuple[Tensor, Tensor]:
+    """w1 (rows, columns) of norm 1 and w2 (k, j, *kernel) for which kron(w1, w2) is nearest to (O, I,
+    *kernel).
+
+    It keeps ||w2||^2 of the energy. See `rearranged`.
+    """
+    blocks = rearranged(values, rows, columns)
+    pause()
+    if len(blocks) <= EXACT:
+        # The blocks are few and long: a decomposition of them would take much more than their products.
+        left = _linalg.eigh((blocks @ blocks.T).double())[1][:, -1].to(blocks.dtype)
+    else:
+        left = leading_triples(blocks, 1, seed=seed, settled=settled, pause=pause)[0][:, 0]
+    inner = (values.shape[0] // rows, values.shape[1] // columns, *values.shape[2:])
+    return left.reshape(rows, columns), (left @ blocks).reshape(inner)
+
+
+def tucker(left: Tensor, values: Tensor, right: Tensor, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
+    """up (O, r), core (r, r, *kernel) and down (r, I) of a convolution (O, I, *kernel).
+
+    Given the leading r singular triples of its matrix (O, K). up and down are orthonormal bases of outputs
+    and of inputs, the most important first, so that those of a lower rank are their beginnings, and what a
+    rank keeps is the energy of the beginning of the core. The singular values are in the core. With fewer
+    inputs than r, all ranks are I.
+
+    Source: De Lathauwer, De Moor and Vandewalle, "A Multilinear Singular Value Decomposition" (2000).
+    """
+    rank, inputs = min(len(values), shape[1]), shape[1]
+    inner = (values[:, None] * right).reshape(len(values), inputs, -1)
+    basis = _of_long(inner.transpose(0, 1).reshape(inputs, -1))[0][:, :rank]
+    core = torch.einsum("mik,in->mnk", inner, basis)[:rank]
+    return left[:, :rank], core.reshape(rank, rank, *shape[2:]), basis.T
+
+
+def balanced(left: Tensor, values: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """U sqrt(S) and sqrt(S) V^T, two factors of one norm whose product the triples are."""
+    root = values.sqrt()
+    return left * root, root[:, None] * right

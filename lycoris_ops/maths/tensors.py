@@ -37,6 +37,11 @@ def narrowed(exact: Tensor, dtype: torch.dtype) -> Tensor:
     return own if torch.equal(own.double(), exact) else exact.to(promoted(dtype, torch.float32))
 
 
+def times(tensor: Tensor, factor: float) -> Tensor:
+    """The tensor times a number, in its own dtype where that holds every product exactly, else in float32."""
+    return narrowed(tensor.double() * factor, tensor.dtype)
+
+
 def largest(tensor: Tensor) -> float:
     """The largest absolute value; NaN where there is one, 0 for no values.
 
@@ -70,6 +75,24 @@ def fold_core(core: Tensor, factor: Tensor) -> Tensor:
     dtype = promoted(torch.float32, promoted(core.dtype, factor.dtype))
     flat = factor.reshape(factor.shape[0], -1)
     return torch.einsum("mn...,nj->mj...", core.to(dtype), flat.to(dtype))
+
+
+def kronecker(one: Tensor, other: Tensor) -> Tensor:
+    """The Kronecker product (l * k, i * j) of two matrices (l, i) and (k, j).
+
+    `torch.kron` raises for some that are transposed and have one column.
+    """
+    blocks = one[:, None, :, None] * other[None, :, None, :]
+    return blocks.reshape(len(one) * len(other), one.shape[1] * other.shape[1])
+
+
+def energy_of(tensor: Tensor) -> float:
+    """The sum of all squares, in float64."""
+    flat = tensor.detach().reshape(-1)
+    # In pieces, so that no second copy of a large tensor is made.
+    return sum(
+        float(flat[start : start + PIECE].double().square().sum()) for start in range(0, flat.numel(), PIECE)
+    )
 
 
 def norm(tensor: Tensor, *dims: int) -> Tensor:

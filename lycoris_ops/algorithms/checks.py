@@ -1,0 +1,192 @@
+"""What the tensors of a layer must be: their shapes, dtypes and numbers.
+
+Each function raises LayerError, which names the tensor by its suffix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..errors import LayerError
+from ..maths.shapes import Shape
+from ..maths.tensors import is_finite
+
+FACTORS = (
+    torch.float64,
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+    torch.float8_e4m3fn,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2,
+    torch.float8_e5m2fnuz,
+)
+"""The dtypes that factors may have. Float8 is taken as plain numbers: the adapters that exist in it hold no
+scales."""
+MOST_DIMENSIONS = 8
+"""The most dimensions of a tensor. The weight of a 3-D convolution has 5, and models have no larger ones."""
+WORK = 16
+"""How many values may be computed on the way to a change, for each value of the weight and of the file.
+
+A Tucker core and its input factor are multiplied first, into (r, I, *kernel). In sound files r is not many
+times the number of outputs, so that this is smaller than the weight itself. A crafted core of a few kilobytes
+could ask for gigabytes."""
+SMALL = 1 << 20
+"""A number of values (4 MB in float32) that may be computed whatever the sizes of the weight and of the file:
+an output layer of 3 channels may have any rank."""
+MOST_SCALE = torch.finfo(torch.float32).max
+"""The largest alpha / rank: changes are computed in float32, which holds no larger number."""
+
+
+def scale(alpha: float | None, rank: int) -> float:
+    """alpha / rank, or 1 where the file holds no alpha.
+
+    Raises LayerError for NaN and infinity, and where the quotient is above MOST_SCALE.
+    """
+    if alpha is None:
+        return 1.0
+    if not math.isfinite(alpha):
+        raise LayerError("alpha is not a finite number", got=str(alpha), expected="a finite number")
+    if abs(alpha / rank) > MOST_SCALE:
+        raise LayerError(
+            "alpha is too large",
+            got=f"{alpha:g}",
+            expected=f"alpha / rank of at most {MOST_SCALE:.3g}, the largest float32",
+        )
+    return alpha / rank
+
+
+def agree(what: str, first: tuple[str, int], second: tuple[str, int | None]) -> None:
+    """Raise LayerError unless two sizes, each given with the name of its tensor, are equal."""
+    if first[1] != second[1]:
+        raise LayerError(
+            f"the {what} of {first[0]} and {second[0]} disagree",
+            got=f"{first[1]} and {second[1]}",
+            expected="one size",
+        )
+
+
+def dimensions(shapes: Mapping[str, Shape], name: str, least: int = 2) -> Shape:
+    """The shape of a tensor that must have at least `least` dimensions, none of them empty."""
+    found = shapes[name]
+    if 0 in found:
+        raise LayerError(f"{name} is empty", got=str(list(found)), expected="no size of 0")
+    if len(found) < least:
+        raise LayerError(
+            f"{name} has an unusable shape", got=str(list(found)), expected=f"{least} or more dimensions"
+        )
+    return found
+
+
+def exactly(shapes: Mapping[str, Shape], name: str, count: int) -> Shape:
+    """The shape of a tensor that must have `count` dimensions, none of them empty."""
+    found = dimensions(shapes, name, count)
+    if len(found) > count:
+        raise LayerError(
+            f"{name} has an unusable shape", got=str(list(found)), expected=f"{count} dimensions"
+        )
+    return found
+
+
+def matrix(shapes: Mapping[str, Shape], name: str) -> tuple[int, int]:
+    """The two sizes of a tensor that holds a matrix. Further dimensions must have the size 1.
+
+    Raises LayerError for other shapes.
+    """
+    rows, columns, *ones = dimensions(shapes, name)
+    agree("kernel sizes", (name, math.prod(ones)), ("a matrix", 1))
+    return rows, columns
+
+
+def vector(shapes: Mapping[str, Shape], name: str) -> int:
+    """The number of values of a tensor that holds a vector. All dimensions but one must have the size 1.
+
+    Raises LayerError for other shapes, even if their number of values would fit.
+    """
+    found = dimensions(shapes, name, 1)
+    if max(found) != math.prod(found):
+        raise LayerError(
+            f"{name} is not a vector", got=str(list(found)), expected="one size that is not 1, at most"
+        )
+    return max(found)
+
+
+def folded(shapes: Mapping[str, Shape], core: str, factor: str) -> int:
+    """The number of values of a Tucker core that is folded into its input factor; 0 without a core.
+
+    The core is (r, r, *kernel) and the factor (r, I): see `maths.tensors.fold_core`.
+    """
+    if core not in shapes:
+        return 0
+    rank, _, *kernel = shapes[core]
+    return rank * shapes[factor][1] * math.prod(kernel)
+
+
+def check_work(kind: str, work: int, values: int, held: int) -> None:
+    """Raise LayerError where a layer asks for too much, see WORK.
+
+    `work` is the number of values to be computed on the way to a change of `values` values, by a layer whose
+    tensors hold `held`.
+    """
+    bound = max(SMALL, WORK * (values + held))
+    if work > bound:
+        raise LayerError(
+            f"{a_layer(kind)} asks for products that are far larger than its weight and its file",
+            got=f"{work} values on the way to a change of {values} from {held} in the file",
+            expected=f"at most {bound}",
+            hint="No training makes such a file: it is damaged, or made to use up memory",
+        )
+
+
+def of_rank(kind: str, rank: int | None) -> str:
+    """A kind with its rank in words, `lora 64`; the kind alone where there is no rank."""
+    return f"{kind} {rank}" if rank else kind
+
+
+def a_layer(kind: str) -> str:
+    """A layer of that kind in words, with its article."""
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind} layer"
+
+
+def number(name: str, tensor: Tensor) -> float:
+    """The single number that a tensor holds. Raises LayerError where it holds another count or no numbers."""
+    check_number(name, tensor)
+    if tensor.numel() != 1 or tensor.dtype == torch.bool:
+        raise LayerError(
+            f"{name} is not a single number", got=f"{tensor.dtype} {list(tensor.shape)}", expected="[]"
+        )
+    return float(tensor.item())
+
+
+def check_factor(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in FACTORS:
+        raise LayerError(
+            "a factor is not of a floating-point dtype",
+            key=name,
+            got=str(tensor.dtype),
+            expected="float16, bfloat16 or float32",
+        )
+    if not is_finite(tensor.detach()):
+        # Counted for the message alone: `is_finite` costs less and does for all sound files.
+        bad = int((~torch.isfinite(tensor.detach().float())).sum())
+        raise LayerError(
+            "a factor holds NaN or infinity",
+            key=name,
+            got=f"{bad} of {tensor.numel()} values" if bad else f"values above {MOST_SCALE:.3g}",
+            expected="finite numbers",
+            hint="The training that wrote it diverged, or it was saved in a dtype too narrow for it",
+        )
+
+
+def check_number(name: str, tensor: Tensor) -> None:
+    if tensor.is_complex() or tensor.is_quantized:
+        raise LayerError(
+            f"{name} is not of a dtype of numbers",
+            key=name,
+            got=str(tensor.dtype),
+            expected="integers or floating-point numbers",
+        )

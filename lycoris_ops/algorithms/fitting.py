@@ -1,0 +1,244 @@
+"""The change that a layer is to make as nearly as it can, and the layers of one kind that are nearest to it.
+
+What a layer **keeps** of a change D is the energy ||D||^2 - ||D - D'||^2, with D' its own change. For a
+nearest layer D - D' is orthogonal to D', so that it is the energy of D' itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..changes.factors import joined
+from ..changes.forms import Additive, Kronecker, add_up, product
+from ..maths.decompositions import (
+    SETTLED,
+    Pause,
+    kronecker_triples,
+    leading_triples,
+    nearest_kronecker,
+    no_pause,
+    product_triples,
+)
+from ..maths.shapes import Shape, flat_shape
+from ..maths.tensors import energy_of
+
+if TYPE_CHECKING:
+    from .base import Layer
+
+ROUNDING = 1e-6
+"""Singular values below this share of the largest one are rounding of float32."""
+FACTORED = 0.5
+"""Changes are decomposed from their factors up to this share of the highest rank that a weight can have,
+where not all of their triples are wanted."""
+
+
+class Delta:
+    """A change of a weight of `shape`, as a sum of forms, with what several kinds ask of it.
+
+    - `largest` is the highest rank that is looked at.
+    - `scale` is the alpha / rank that a new layer gets.
+    - `rank` is the one that is wanted, None where any will do. It matters to kinds that start anew for each.
+    - `noise` is the root mean square of the rounding error of each value; None where it is to be estimated.
+    - `split` is the shape (l, i) of a first Kronecker factor that is worth trying, and `factor` the only
+      factor of LoKr that is wanted.
+    - `tucker` asks for a Tucker core on convolutions.
+    - `seed` is that of random bases, and everything is computed on `device`.
+    """
+
+    def __init__(
+        self,
+        forms: Sequence[Additive],
+        shape: Shape,
+        *,
+        largest: int = 128,
+        scale: float = 1.0,
+        rank: int | None = None,
+        noise: float | None = 0.0,
+        split: tuple[int, int] | None = None,
+        factor: int | None = None,
+        tucker: bool = False,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        pause: Pause = no_pause,
+    ) -> None:
+        self.forms = tuple(forms)
+        self.shape = shape
+        self.largest = largest
+        self.scale = scale
+        self.rank = rank
+        self.noise = noise
+        self.split = split
+        self.factor = factor
+        self.tucker = tucker
+        self.seed = seed
+        self.device = torch.device(device)
+        self.pause = pause
+
+    @cached_property
+    def values(self) -> Tensor:
+        """The change itself in the shape of the weight, float32."""
+        self.pause()
+        return add_up(self.forms, torch.float32, self.device).reshape(self.shape)
+
+    @cached_property
+    def energy(self) -> float:
+        """||D||^2, the sum of all squares."""
+        if self._kronecker is not None:
+            w1, w2 = self._kronecker
+            return energy_of(w1) * energy_of(w2)
+        return energy_of(self.values if self._factored is None else self._factored[1])
+
+    @property
+    def triples(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The leading singular triples U (O, r), S (r,), V^T (r, K) of the matrix, r at most `largest`.
+
+        Those that cannot be told from the rounding of the sources are not among them.
+        """
+        left, values, right = self._triples
+        count = self.significant
+        return left[:, :count], values[:count], right[:count]
+
+    @cached_property
+    def significant(self) -> int:
+        """How many of the leading singular values are above the noise."""
+        values = self._triples[1].double()
+        if not len(values) or float(values[0]) == 0.0:
+            return 0
+        edges = torch.full_like(values, ROUNDING * float(values[0]))
+        if self.noise != 0.0:
+            edges = edges.maximum(self._edges(values))
+        below = (values <= edges).nonzero()
+        return int(below[0]) if len(below) else len(values)
+
+    def _edges(self, values: Tensor) -> Tensor:
+        """For each singular value the edge above which it is no noise, if all from it on are noise.
+
+        The edge is lam(b) sqrt(n) sigma with n = max(O, K), b = min(O, K) / n and
+        lam^2 = 2 (b + 1) + 8 b / (b + 1 + sqrt(b^2 + 14 b + 1)). The variance sigma^2 of the noise is no
+        larger than the energy of the rest, divided by its number of degrees of freedom.
+
+        Source: Gavish and Donoho, "The Optimal Hard Threshold for Singular Values is 4 / sqrt(3)"
+        (1305.5870), eq. 11.
+        """
+        rows, columns = flat_shape(self.shape)
+        rest = (self.energy - values.square().cumsum(0) + values.square()).clamp(min=0)
+        left = torch.arange(len(values), dtype=torch.float64, device=values.device)
+        variance = rest / ((rows - left) * (columns - left))
+        if self.noise is not None:
+            variance = variance.clamp(max=self.noise**2)
+        longest = max(rows, columns)
+        ratio = min(rows, columns) / longest
+        square = 2 * (ratio + 1) + 8 * ratio / (ratio + 1 + math.sqrt(ratio**2 + 14 * ratio + 1))
+        return (variance * square * longest).sqrt()
+
+    @cached_property
+    def variance(self) -> float:
+        """The variance of the noise in each value; 0 where the sources are exact."""
+        if self.noise == 0.0 or len(self.shape) < 2:
+            return 0.0
+        values = self._triples[1].double()
+        rows, columns = flat_shape(self.shape)
+        count = self.significant
+        rest = max(0.0, self.energy - energy_of(values[:count]))
+        found = rest / max(1, (rows - count) * (columns - count))
+        return found if self.noise is None else min(found, self.noise**2)
+
+    @property
+    def signal(self) -> float:
+        """The energy of the change without that of the noise."""
+        return max(0.0, self.energy - self.variance * math.prod(self.shape))
+
+    @property
+    def complete(self) -> bool:
+        """Whether all components above the noise are among the `triples`."""
+        found = len(self._triples[1])
+        exists = min(flat_shape(self.shape))
+        if self._kronecker is not None:
+            exists = math.prod(min(one.shape) for one in self._kronecker)
+        elif self._factored is not None:
+            exists = len(self._factored[1])
+        return self.significant < found or found == exists
+
+    def outer(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """w1 (rows, columns) of norm 1 and w2 (k, j, *kernel) of the nearest Kronecker product."""
+        if self._kronecker is not None and self._kronecker[0].shape == (rows, columns):
+            w1, w2 = self._kronecker
+            size = math.sqrt(energy_of(w1))
+            inner = (self.shape[0] // rows, self.shape[1] // columns, *self.shape[2:])
+            return w1 / (size or 1.0), (w2 * size).reshape(inner)
+        return nearest_kronecker(
+            self.values, rows, columns, seed=self.seed, settled=SETTLED, pause=self.pause
+        )
+
+    @cached_property
+    def _kronecker(self) -> tuple[Tensor, Tensor] | None:
+        """w1 (l, i) and w2 (k, j * prod(kernel)) where the change is one whole Kronecker product."""
+        form = self.forms[0] if len(self.forms) == 1 else None
+        if (
+            not isinstance(form, Kronecker)
+            or form.window
+            or form.rows is not None
+            or form.columns is not None
+        ):
+            return None
+        w1, w2 = (product(one, torch.float32, self.device) for one in (form.w1, form.w2))
+        return w1 * form.scale, w2
+
+    @cached_property
+    def _factored(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """All singular triples, where the change has small factors; else None."""
+        self.pause()
+        highest = min(flat_shape(self.shape))
+        # The matrix itself takes less work only for some leading triples.
+        most = highest if self.largest >= highest else int(FACTORED * highest)
+        factors = joined(self.forms, most, self.device)
+        return None if factors is None else product_triples(*factors)
+
+    @cached_property
+    def _triples(self) -> tuple[Tensor, Tensor, Tensor]:
+        if self._kronecker is not None:
+            return kronecker_triples(*self._kronecker, self.largest)
+        if self._factored is not None:
+            left, values, right = self._factored
+            return left[:, : self.largest], values[: self.largest], right[: self.largest]
+        matrix = self.values.reshape(flat_shape(self.shape))
+        return leading_triples(matrix, self.largest, seed=self.seed, settled=SETTLED, pause=self.pause)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Fit:
+    """The layers of one kind that are nearest to a change, one for each size."""
+
+    algorithm: str
+    ranks: tuple[int | None, ...]
+    """None stands for a layer without a rank."""
+    kept: tuple[float, ...]
+    """The energy that each keeps, see above."""
+    parameters: tuple[int, ...]
+    make: Callable[[int], Layer]
+    """The layer at a place in `ranks`. Its factors are float32 and its scale is the one that was wanted.
+
+    It must not refer to the `Delta`, which would keep the whole change in memory."""
+    held: int = 0
+    """Bytes of the tensors that `make` needs."""
+
+    @classmethod
+    def whole(cls, algorithm: str, delta: Delta, make: Callable[[Tensor], Layer]) -> Fit:
+        """A layer that holds the change itself; `make` gets its values."""
+        values = delta.values
+        return cls(
+            algorithm=algorithm,
+            ranks=(None,),
+            kept=(delta.energy,),
+            parameters=(math.prod(delta.shape),),
+            # A copy, because training or a caller may write to it.
+            make=lambda index: make(values.clone()),
+            held=4 * math.prod(delta.shape),
+        )

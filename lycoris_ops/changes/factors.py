@@ -1,0 +1,67 @@
+"""Forms of a change as one product of two factors, where it has such factors and they are small."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..maths.tensors import kronecker
+from .forms import Additive, Hadamard, Kronecker, LowRank
+
+
+def low_rank(form: Additive, most: int) -> LowRank | None:
+    """The same change as a LowRank of a rank of at most `most`; None where it has none that is told exactly.
+
+    A Hadamard product of ranks r1 and r2 is one of rank r1 * r2, by the row-wise and the column-wise
+    Khatri-Rao product of the factors. kron(A B, C D) = kron(A, C) kron(B, D), where a factor that is not
+    factored is the product of itself and the identity.
+    """
+    if isinstance(form, LowRank):
+        return form if len(form.down) <= most else None
+    if isinstance(form, Hadamard):
+        if len(form.w1_b) * len(form.w2_b) > most:
+            return None
+        w1_a, w1_b, w2_a, w2_b = (one.float() for one in (form.w1_a, form.w1_b, form.w2_a, form.w2_b))
+        up = (w1_a[:, :, None] * w2_a[:, None, :]).flatten(1)
+        down = (w1_b[:, None] * w2_b[None]).flatten(0, 1)
+        return LowRank(up, down, form.scale)
+    if isinstance(form, Kronecker):
+        if _rank(form.w1) * _rank(form.w2) > most:
+            return None
+        (a, b), (c, d) = _pair(form.w1), _pair(form.w2)
+        up = kronecker(a, c)
+        if form.window is not None:
+            up = up[form.window[0] : form.window[1]]
+        return LowRank(up, kronecker(b, d), form.scale).scaled(form.rows, form.columns)
+    return None
+
+
+def joined(forms: Sequence[Additive], most: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """up (O, R) and down (R, K), in float32, whose product is the sum of the forms; None where R > `most`."""
+    ups: list[Tensor] = []
+    downs: list[Tensor] = []
+    for form in forms:
+        factors = low_rank(form, most)
+        if factors is None:
+            return None
+        most -= len(factors.down)
+        ups.append(factors.up.to(device, torch.float32) * factors.scale)
+        downs.append(factors.down.to(device, torch.float32))
+    return torch.cat(ups, 1), torch.cat(downs)
+
+
+def _rank(factors: tuple[Tensor, ...]) -> int:
+    return factors[0].shape[1] if len(factors) == 2 else min(factors[0].shape)
+
+
+def _pair(factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Two matrices whose product the factors stand for, in float32."""
+    if len(factors) == 2:
+        return factors[0].float(), factors[1].float()
+    matrix = factors[0].float()
+    rows, columns = matrix.shape
+    if rows <= columns:
+        return torch.eye(rows, device=matrix.device), matrix
+    return matrix, torch.eye(columns, device=matrix.device)

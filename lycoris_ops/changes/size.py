@@ -1,0 +1,23 @@
+"""How large a change is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..maths.tensors import norm
+from .forms import Additive, LowRank, add_up
+
+
+def norm_of(forms: Sequence[Additive]) -> float:
+    """The Frobenius norm of the sum of at least one form, at strength 1.
+
+    Of products U D it is tr((U^T U)(D D^T)), which never forms the matrix (O, K).
+    """
+    low = [form for form in forms if isinstance(form, LowRank)]
+    if len(low) < len(forms):
+        return float(norm(add_up(forms, torch.float32, torch.device("cpu")).double()))
+    up = torch.cat([form.scale * form.up.detach().double() for form in low], dim=1)
+    down = torch.cat([form.down.detach().double() for form in low])
+    return float(((up.T @ up) * (down @ down.T)).sum().clamp_min(0).sqrt())

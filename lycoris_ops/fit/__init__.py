@@ -1,0 +1,1 @@
+"""Changes of weights in any form become layers of a chosen kind and size."""

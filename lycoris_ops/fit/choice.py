@@ -1,0 +1,163 @@
+"""Which of the layers that changes can become are taken, so that they keep most at a size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..algorithms import Layer
+from ..algorithms.fitting import Fit
+from ..errors import PlanError
+from ..ranks.allocate import NOTHING, Candidate, above, allocate, until, within
+from ..ranks.sizes import Budget, Energy, Ratio, Size, bytes_of
+
+NEAR = 0.99
+"""Kinds that keep this share of what the best one keeps are as good as it, so that the smallest is taken."""
+EXACT = 1e-6
+"""Shares of the energy that differ by less are equal."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a candidate means: a place among the fits of a kind, or the source's own layer."""
+
+    kind: str
+    fit: int
+    index: int
+    kept: float
+    parameters: int
+    rank: int | None
+
+
+@dataclass
+class Measured:
+    """What the layers of one source could be."""
+
+    energy: float
+    signal: float
+    noise: float
+    complete: bool
+    """Whether higher ranks than those that were looked at would keep no more."""
+    candidates: list[Candidate]
+    sure: bool = False
+    """Whether all of the change that is no noise is known, so that "auto" takes just that."""
+    largest: int = 0
+    """The highest rank that was looked at."""
+    bias: Tensor | None = None
+    fits: dict[str, tuple[Fit, ...]] = field(default_factory=dict[str, "tuple[Fit, ...]"])
+    """The fits themselves by kind, where they are small enough to be kept."""
+    own: Layer | None = None
+    """The layer of the source, where each source is read once. Else it is read again: it may be as large as
+    the weight."""
+
+
+def in_bytes(size: Size) -> bool:
+    """Whether a size counts bytes. All others count parameters."""
+    return isinstance(size, Budget) and size.size is not None
+
+
+def by_rank(measured: Measured, rank: int, *, any_kind: bool) -> Candidate | None:
+    """The candidate of this rank that keeps most, or of the highest rank there is below it.
+
+    With `any_kind`, the one that keeps most among those that are no larger than a LoRA of this rank. None
+    where there is no candidate.
+    """
+    found = measured.candidates
+    if not found:
+        return None
+    if any_kind:
+        loras = [one for one in found if one.meant.kind == "lora" and (one.meant.rank or rank + 1) <= rank]
+        most = max((one.cost for one in loras), default=0)
+        found = [one for one in found if one.cost <= most] or found
+        best = max(one.gain for one in found) * (1 - EXACT)
+        return min((one for one in found if one.gain >= best), key=lambda one: one.cost)
+    ranked = [one for one in found if one.meant.rank is not None and one.meant.rank <= rank]
+    own = next((one for one in ranked if one.meant.fit < 0), None)
+    if own is not None or not ranked:
+        return own or max(found, key=lambda one: (one.gain, -one.cost))
+    # A full w2 of LoKr stands in where it takes less than a low-rank one of this rank.
+    most = max(one.cost for one in ranked)
+    ranked += [one for one in found if one.meant.rank is None and one.cost <= most]
+    return max(ranked, key=lambda one: (one.gain, -one.cost))
+
+
+def by_size(measured: Mapping[str, Measured], size: Size, full: int, beside: int) -> dict[str, Candidate]:
+    """The candidates that keep most together at a size; layers that are not named are left out.
+
+    `full` is the number of values of the weights, and `beside` what else a budget must hold.
+
+    Raises PlanError for a budget below the smallest adapter, and for a share of the energy that is not kept.
+    """
+    offered = {name: [NOTHING, *one.candidates] for name, one in measured.items() if one.candidates}
+    if not offered:
+        return {}
+    if isinstance(size, (Budget, Ratio)):
+        return _within(offered, size, full, beside)
+    signal = sum(one.signal for one in measured.values())
+    if isinstance(size, Energy):
+        if is_short(measured, size, full, beside):
+            raise PlanError(
+                "no layers of this kind keep so much",
+                got=f"at most {_most(measured) / signal:.2%}",
+                expected=f"{size.share:.2%} of the energy",
+                hint="Ask for less, for higher ranks, or for another kind (lora or full keep everything)",
+            )
+        return allocate(offered, until(size.share * signal))
+    for name, one in measured.items():
+        if one.sure and one.candidates:
+            offered[name] = [_all_of_it(one.candidates)]
+    return allocate(offered, above(signal / max(1, full)))
+
+
+def is_short(measured: Mapping[str, Measured], size: Size, full: int, beside: int) -> bool:
+    """Whether the largest candidates together are too small: higher ranks have to be looked at.
+
+    They are where they keep less than a share of the energy that is wanted, or do not fill a budget.
+    """
+    if isinstance(size, Energy):
+        wanted = size.share * sum(one.signal for one in measured.values())
+        return _most(measured) < wanted * (1 - EXACT)
+    if isinstance(size, (Budget, Ratio)):
+        return beside + sum(map(_largest, measured.values())) < _room(size, full)
+    return False
+
+
+def _largest(measured: Measured) -> int:
+    """The cost of the largest candidate; of those with a rank where higher ranks would keep more."""
+    found = [one for one in measured.candidates if measured.complete or one.meant.rank is not None]
+    return max((one.cost for one in found), default=0)
+
+
+def _most(measured: Mapping[str, Measured]) -> float:
+    return sum(max((one.gain for one in each.candidates), default=0.0) for each in measured.values())
+
+
+def _room(size: Budget | Ratio, full: int) -> int:
+    """The bytes or parameters of a size."""
+    if isinstance(size, Ratio):
+        return int(full / size.ratio)
+    return size.most if size.size is None else bytes_of(size.size)
+
+
+def _within(
+    offered: Mapping[str, Sequence[Candidate]], size: Budget | Ratio, full: int, beside: int
+) -> dict[str, Candidate]:
+    most, unit = _room(size, full), "bytes" if in_bytes(size) else "parameters"
+    smallest = beside + min(one.cost for each in offered.values() for one in each if one.meant is not None)
+    if most < smallest:
+        raise PlanError(
+            "the budget is below the smallest adapter",
+            got=f"{most:,} {unit}",
+            expected=f"at least {smallest:,} {unit} for one layer",
+            hint="Ask for more, or for a kind that takes less (lokr)",
+        )
+    return allocate(offered, within(most - beside))
+
+
+def _all_of_it(candidates: Sequence[Candidate]) -> Candidate:
+    """The largest layer of each kind; of these the smallest that keeps about as much as the best."""
+    largest = {(one.meant.kind, one.meant.fit): one for one in candidates}.values()
+    best = max(one.gain for one in largest)
+    return min((one for one in largest if one.gain >= NEAR * best), key=lambda one: one.cost)

@@ -1,0 +1,402 @@
+"""From changes of weights, read one at a time, to layers of one kind and size each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..adapters.fitted import UNCHANGED, FitReport, FitRow
+from ..algorithms import ALGORITHMS, Layer
+from ..algorithms.fitting import Delta, Fit
+from ..algorithms.full import Full
+from ..changes.forms import Additive
+from ..errors import LayerError, PlanError, located
+from ..files.dtypes import dtype_name
+from ..files.safetensors_file import encode_header
+from ..files.writing import Progress
+from ..maths.decompositions import Pause
+from ..maths.shapes import Shape, flat_shape
+from ..maths.tensors import is_finite
+from ..ranks.allocate import Candidate
+from .choice import Choice, Measured, by_rank, by_size, in_bytes, is_short
+from .settings import ANY, COMPARED, FITTED, SAME, Settings
+from .steps import Steps
+
+HELD = 256 << 20
+"""Bytes of factors that are kept from the measurement for the making of the layers. Others are found anew."""
+KEY = 104
+"""Bytes of a tensor's entry in a file's header, beside the name of its layer."""
+TENSORS = {"lora": 3, "loha": 5, "lokr": 4}
+"""How many tensors a new layer has in a file, its alpha included. One of another kind has one."""
+CORES = {"lora": 1, "loha": 2, "lokr": 1}
+"""How many Tucker cores are among them where these are asked for."""
+ALPHA = 4
+"""Bytes of an alpha in float32."""
+ROUNDING = 3e-7
+"""How exactly the share of the energy that is kept is known: squares of float32 numbers are summed."""
+OTHERS = 640
+"""Bytes for what else a file holds: the recipe of its saving, and the ends of its header."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of a weight, and of the bias beside it, as it is read from its source."""
+
+    forms: tuple[Additive, ...]
+    """The change of the weight; () where only the bias changes."""
+    bias: Tensor | None = None
+    """The change of the bias (O,), None where it has none."""
+    own: Layer | None = None
+    """The layer whose change it is exactly, where there is one."""
+    noise: float | None = 0.0
+    """See `Delta`."""
+    split: tuple[int, int] | None = None
+    """The shape of the first Kronecker factor, where the source has one."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A change that is to become a layer.
+
+    `read` is called once or twice, with what to call now and then meanwhile; nothing is kept in between.
+    """
+
+    name: str
+    """The name of the new layer."""
+    shape: Shape
+    """The weight's shape; () where only the bias changes."""
+    read: Callable[[Pause], Change]
+    before: str
+    """What it is, in words: `lora 64`, `difference`."""
+    dtype: torch.dtype
+    """The dtype of the new layer's tensors, where none is asked for."""
+    kind: str | None = None
+    """The kind of the source, None where it is of none."""
+    scale: float = 1.0
+    """alpha / rank of the new layer."""
+    norm: bool = False
+    """Whether a weight of one dimension is that of a norm, so that a file says so."""
+    whole: bool = False
+    """Whether it stays a full difference whatever is asked for: a bare parameter is no matrix."""
+
+
+def fit_layers(
+    sources: Sequence[Source],
+    settings: Settings,
+    *,
+    progress: Progress | None = None,
+    metadata: Mapping[str, str] | None = None,
+    kept: Mapping[str, Layer] | None = None,
+) -> tuple[dict[str, Layer], FitReport]:
+    """Layers of the kind and size in `settings` nearest to the changes, by name, and what they keep.
+
+    With a `Rank`, each source is read once. Other sizes are divided among the layers where they keep most:
+    then each is read twice, first to be measured. `metadata` and `kept`, layers that stay as they are, are
+    what else the file will hold, for a budget in bytes.
+
+    Raises PlanError for a size that cannot be met, LayerError, with the layer, for values that are not finite
+    or do not fit the dtype.
+    """
+    return _Engine(sources, settings, progress, metadata or {}, kept or {}).run()
+
+
+class _Engine:
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        settings: Settings,
+        progress: Progress | None,
+        metadata: Mapping[str, str],
+        kept: Mapping[str, Layer],
+    ) -> None:
+        self.sources = sources
+        self.settings = settings
+        self.metadata = metadata
+        self.kept = kept
+        self.largest = settings.most
+        self.rows: list[FitRow] = []
+        self.layers: dict[str, Layer] = {}
+        self.left_out: dict[str, str] = {}
+        self.lost = 0.0
+        self.held = 0
+        self.steps = Steps(progress, len(sources) * (1 if settings.rank is not None else 2))
+
+    def run(self) -> tuple[dict[str, Layer], FitReport]:
+        if self.settings.rank is not None:
+            for source in self.sources:
+                measured = self._measure(source)
+                some = by_rank(measured, self.settings.rank, any_kind=self.settings.algorithm == ANY)
+                self._make(source, measured, some)
+                self.steps.step()
+        else:
+            measured = {source.name: self._counted(source) for source in self.sources}
+            self._look_further(measured)
+            chosen = by_size(measured, self.settings.size, self._full(), self._beside(measured))
+            for source in self.sources:
+                self._make(source, measured.pop(source.name), chosen.get(source.name))
+                self.steps.step()
+        if not self.layers:
+            raise PlanError(
+                "nothing is left of the changes",
+                got=f"{len(self.sources)} changes of weights, all of them zero or only rounding",
+            )
+        report = FitReport(tuple(self.rows), self.left_out, self.lost, tuple(self._notes()))
+        return self.layers, report
+
+    # Measuring.
+
+    def _counted(self, source: Source) -> Measured:
+        found = self._measure(source)
+        self.steps.step()
+        return found
+
+    def _look_further(self, measured: dict[str, Measured]) -> None:
+        """Look at twice as many ranks, as long as the size asks for more than those that were looked at."""
+        if self.settings.largest is not None:
+            return
+        while is_short(measured, self.settings.size, self._full(), self._beside(measured)):
+            more = [
+                source
+                for source in self.sources
+                if not measured[source.name].complete and self.largest < min(flat_shape(source.shape))
+            ]
+            if not more:
+                return
+            self.largest *= 2
+            self.steps.total += len(more)
+            for source in more:
+                self.held -= _held(measured[source.name].fits)
+                measured[source.name] = self._counted(source)
+
+    def _measure(self, source: Source) -> Measured:
+        with located(key=source.name):
+            change = source.read(self.steps.pause)
+            check_finite(change)
+            if not change.forms:
+                return Measured(0.0, 0.0, 0.0, True, [], bias=change.bias)
+            delta = self._delta(source, change, self.largest)
+            kinds = self._kinds(source)
+            fits: dict[str, tuple[Fit, ...]] = {}
+            if delta.energy > 0 and (delta.noise == 0.0 or delta.significant):
+                for kind in kinds:
+                    self.steps.pause()
+                    fits[kind] = ALGORITHMS[kind].fit(delta)
+                if not any(fits.values()):
+                    # The kind has no layer for this weight.
+                    fits = {"full": Full.fit(delta)}
+            complete = "lora" not in fits or delta.complete
+            # Differences that are no matrices are small, and are all that they can be.
+            exact = len(source.shape) < 2 or source.whole
+            found = Measured(
+                energy=delta.energy,
+                signal=delta.signal,
+                noise=delta.variance * math.prod(source.shape),
+                complete=complete,
+                candidates=self._candidates(source, change, delta, fits) if delta.energy > 0 else [],
+                sure=exact or (change.noise != 0.0 and complete),
+                largest=delta.largest,
+                bias=change.bias,
+                own=change.own if self.settings.rank is not None else None,
+            )
+        if self.settings.rank is not None or self.held + _held(fits) <= HELD:
+            found.fits = fits
+            self.held += _held(fits)
+        return found
+
+    def _delta(self, source: Source, change: Change, largest: int) -> Delta:
+        # Full differences hold the noise too, and need no spectrum.
+        exact = set(self._kinds(source)) <= {"full", "norm"}
+        return Delta(
+            change.forms,
+            source.shape,
+            largest=min(largest, *flat_shape(source.shape)),
+            scale=source.scale,
+            rank=self.settings.rank,
+            noise=0.0 if exact else change.noise,
+            split=change.split,
+            factor=self.settings.factor,
+            tucker=self.settings.tucker,
+            seed=self.settings.seed,
+            device=self.settings.device,
+            pause=self.steps.pause,
+        )
+
+    def _kinds(self, source: Source) -> tuple[str, ...]:
+        if len(source.shape) < 2 or source.whole:
+            return ("norm",) if source.norm and len(source.shape) == 1 else ("full",)
+        if self.settings.algorithm == SAME:
+            return (source.kind,) if source.kind in FITTED else ("lora",)
+        if self.settings.algorithm == ANY:
+            return COMPARED
+        return (self.settings.algorithm,)
+
+    def _candidates(
+        self, source: Source, change: Change, delta: Delta, fits: Mapping[str, Sequence[Fit]]
+    ) -> list[Candidate]:
+        """Every layer that the change may become. What it gains is what it keeps without the noise in it."""
+        found: list[Candidate] = []
+        own = change.own
+        if own is not None and self._may_stay(own, fits):
+            beside = set(own.biases())
+            count = sum(t.numel() for name, t in own.tensors().items() if name in own.factors() - beside)
+            choice = Choice(own.algorithm, -1, 0, delta.energy, count, own.rank)
+            found.append(Candidate(self._cost(source, count, len(own.dump())), delta.energy, choice))
+        cores = self.settings.tucker and len(source.shape) > 2
+        for kind, each in fits.items():
+            tensors = TENSORS.get(kind, 1) + (CORES.get(kind, 0) if cores else 0)
+            for place, fit in enumerate(each):
+                for index, (rank, kept, count) in enumerate(
+                    zip(fit.ranks, fit.kept, fit.parameters, strict=True)
+                ):
+                    gain = max(0.0, kept - delta.variance * count)
+                    choice = Choice(kind, place, index, kept, count, rank)
+                    found.append(Candidate(self._cost(source, count, tensors), gain, choice))
+        return found
+
+    def _may_stay(self, own: Layer, fits: Mapping[str, Sequence[Fit]]) -> bool:
+        """Whether the source's own layer is one that is asked for."""
+        if self.settings.factor is not None or (self.settings.tucker and own.rank_axes()):
+            return False
+        highest = self.settings.rank or self.settings.largest
+        if highest is not None and (own.rank or 0) > highest:
+            return False
+        return own.algorithm in fits or self.settings.algorithm in (ANY, SAME)
+
+    def _cost(self, source: Source, parameters: int, tensors: int) -> int:
+        """What a layer takes of the size: parameters, or bytes with those of its entries in the header."""
+        if not in_bytes(self.settings.size):
+            return parameters
+        return parameters * self._dtype(source).itemsize + tensors * (len(source.name) + KEY) + ALPHA
+
+    def _full(self) -> int:
+        """The number of values of the weights that are changed."""
+        return sum(math.prod(source.shape) for source in self.sources if source.shape)
+
+    def _beside(self, measured: Mapping[str, Measured]) -> int:
+        """What is not in the candidates' costs: biases, and in bytes what else the file holds."""
+        biases = [
+            (source, one.bias.numel())
+            for source in self.sources
+            if (one := measured[source.name]).bias is not None
+        ]
+        if not in_bytes(self.settings.size):
+            return sum(count for _, count in biases)
+        kept = sum(
+            tensor.nbytes + len(name) + len(suffix) + KEY
+            for name, layer in self.kept.items()
+            for suffix, tensor in layer.dump().items()
+        )
+        added = sum(count * self._dtype(source).itemsize + len(source.name) + KEY for source, count in biases)
+        return OTHERS + len(encode_header({}, self.metadata)) + kept + added
+
+    def _dtype(self, source: Source) -> torch.dtype:
+        return self.settings.dtype or source.dtype
+
+    # Making.
+
+    def _make(self, source: Source, measured: Measured, chosen: Candidate | None) -> None:
+        choice: Choice | None = None if chosen is None else chosen.meant
+        if choice is None:
+            if measured.bias is not None:
+                self._add(source, Full(), measured, None)
+            elif not source.shape or measured.energy == 0.0:
+                self.left_out[source.name] = UNCHANGED
+            elif not measured.candidates:
+                self.left_out[source.name] = "because it is only rounding of the sources"
+            else:
+                self.left_out[source.name] = "because its energy is not worth its size"
+                self.lost += measured.energy
+            return
+        if choice.fit < 0:
+            with located(key=source.name):
+                own = measured.own or source.read(self.steps.pause).own
+            assert own is not None
+            self._add(source, own, measured, choice, own=True)
+            return
+        with located(key=source.name):
+            fits = measured.fits.get(choice.kind)
+            if fits is None:
+                change = source.read(self.steps.pause)
+                fits = ALGORITHMS[choice.kind].fit(self._delta(source, change, measured.largest))
+            layer = fits[choice.fit].make(choice.index)
+        self._add(source, layer, measured, choice)
+
+    def _add(
+        self, source: Source, layer: Layer, measured: Measured, choice: Choice | None, *, own: bool = False
+    ) -> None:
+        with located(key=source.name):
+            if not own:
+                if measured.bias is not None:
+                    layer = layer.with_bias_change(measured.bias)
+                layer = cast_layer(layer, self._dtype(source))
+            elif self.settings.dtype is not None:
+                layer = cast_layer(layer, self.settings.dtype)
+        self.layers[source.name] = layer
+        count = 0 if measured.bias is None else measured.bias.numel()
+        if choice is None:
+            self.lost += measured.energy
+            row = FitRow(source.name, source.before, layer.algorithm, None, count, 0.0, 0.0)
+        else:
+            lost = 0.0 if own else measured.energy - choice.kept
+            # What is less is the rounding of the two numbers themselves.
+            lost = lost if lost > ROUNDING * measured.energy else 0.0
+            row = FitRow(
+                source.name,
+                source.before,
+                choice.kind,
+                choice.rank,
+                choice.parameters + count,
+                measured.energy,
+                lost,
+                measured.noise,
+            )
+        self.rows.append(row)
+
+    def _notes(self) -> Iterable[str]:
+        rank = self.settings.rank
+        lower = [row for row in self.rows if rank and row.rank is not None and row.rank < rank]
+        if lower:
+            yield f"{len(lower)} layers have a lower rank than {rank}: the change of each has no higher one"
+
+
+def _held(fits: Mapping[str, Sequence[Fit]]) -> int:
+    """Bytes of the tensors that fits hold."""
+    return sum(fit.held for each in fits.values() for fit in each)
+
+
+def cast_layer(layer: Layer, dtype: torch.dtype) -> Layer:
+    """The layer with its factors in a dtype, in memory of their own on the CPU.
+
+    Raises LayerError where a value is too large for it.
+    """
+    made: dict[str, Tensor] = {}
+    for name, tensor in layer.tensors().items():
+        if name not in layer.factors() or not tensor.is_floating_point():
+            continue
+        made[name] = tensor.to("cpu", dtype).contiguous()
+        if not is_finite(made[name]):
+            raise LayerError(
+                "a factor does not fit the dtype that it is to have",
+                got=f"values up to {tensor.abs().max().item():.3g}",
+                expected=f"at most {torch.finfo(dtype).max:.3g}, the largest {dtype_name(dtype)}",
+                hint="Ask for bfloat16 or float32",
+            )
+    return layer.with_tensors(made)
+
+
+def check_finite(change: Change) -> None:
+    """Raise LayerError for a change that holds NaN or infinity."""
+    found = [math.isfinite(form.reach().most) for form in change.forms]
+    if change.bias is not None:
+        found.append(is_finite(change.bias))
+    if not all(found):
+        raise LayerError(
+            "a change holds NaN or infinity",
+            got="values that are not finite",
+            expected="finite numbers",
+            hint="Take the layer or the file out: nothing can be made of it",
+        )

@@ -1,0 +1,80 @@
+"""What is asked of a fit, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..algorithms import ALGORITHMS, Layer
+from ..errors import LycorisError, PlanError
+from ..files.dtypes import DTYPE_NAMES, FLOATS
+from ..ranks.sizes import Rank, Size, check_size
+
+ANY, SAME = "auto", "same"
+FITTED: tuple[str, ...] = tuple(
+    name
+    for name, kind in ALGORITHMS.items()
+    # A norm is no choice: weights of one dimension get it in any case.
+    if kind.fit.__func__ is not Layer.fit.__func__ and name != "norm"  # type: ignore[attr-defined]
+)
+"""The kinds that a change can become."""
+COMPARED: tuple[str, ...] = ("lora", "lokr", "full")
+"""The kinds among which "auto" chooses. A LoHa keeps less than a LoRA of its size, except of what was a
+LoHa."""
+LARGEST = 128
+"""The highest rank that is looked at in a dense change, unless a size asks for more."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What layers are to become.
+
+    - `size` and `algorithm`: "auto" is for each layer the kind that keeps most for its bytes, and "same" the
+      one that the layer has.
+    - `dtype` is that of the tensors; None is that of each source.
+    - `factor` is LoKr's; None tries several. `tucker` gives convolutions a Tucker core.
+    - `largest` is the highest rank of a layer. Without it, it is that of the size, or LARGEST.
+    - `device` is where it is computed, and `seed` that of random bases.
+    """
+
+    size: Size
+    algorithm: str = "lora"
+    dtype: torch.dtype | None = None
+    factor: int | None = None
+    tucker: bool = False
+    largest: int | None = None
+    seed: int = 0
+    device: torch.device | str = "cpu"
+
+    def __post_init__(self) -> None:
+        check_size(self.size)
+        if self.algorithm not in (*FITTED, ANY, SAME):
+            known = self.algorithm in ALGORITHMS
+            raise LycorisError(
+                "a change cannot be made into this kind" if known else "no such algorithm",
+                got=str(self.algorithm),
+                expected=", ".join((*FITTED, ANY, SAME)),
+                hint="A layer of this kind has no nearest one that can be computed: train it"
+                if known
+                else None,
+            )
+        if self.dtype is not None and DTYPE_NAMES.get(self.dtype) not in FLOATS:
+            raise LycorisError(
+                "an adapter cannot have this dtype", got=str(self.dtype), expected=", ".join(FLOATS)
+            )
+        for name, value, least in (("largest", self.largest, 1), ("factor", self.factor, -1)):
+            if value is not None and (type(value) is not int or value < least or value == 0):
+                raise PlanError(f"{name} is a whole number from 1", got=repr(value))
+
+    @property
+    def rank(self) -> int | None:
+        """The rank that every layer is to have, no higher than `largest`; None for another size."""
+        if not isinstance(self.size, Rank):
+            return None
+        return self.size.rank if self.largest is None else min(self.size.rank, self.largest)
+
+    @property
+    def most(self) -> int:
+        """The highest rank that is looked at first."""
+        return self.rank or self.largest or LARGEST
