@@ -1,4 +1,4 @@
-"""The command line: `python -m lycoris_ops inspect|convert|bake|train`.
+"""The command line: `python -m lycoris_ops inspect|convert|resize|extract|merge|bake|train`.
 
 Each module in `verbs` is a verb of that name. The first sentence of its docstring is the verb's help. It
 defines `add_arguments(parser)`, and `run(options)`, which returns the exit status.
@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m lycoris_ops",
-        description="Inspect LoRA and LyCORIS files, convert them, merge them into models, and train them.",
+        description="Inspect LoRA and LyCORIS files, convert and resize them, merge several as one, extract "
+        "them from models, merge them into models, and train them.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     for module in discover(verbs.__name__):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .. import WRITABLE, Progress, Shape, read_shapes
+from .. import WRITABLE, Entry, LycorisError, Progress, Shape, Stack, load_adapter, read_shapes
 
 DTYPES = {name.replace("bfloat", "bf").replace("float", "fp"): dtype for name, dtype in WRITABLE.items()}
 """The dtypes to choose from, by short names: fp32, bf16, fp16."""
@@ -44,6 +44,37 @@ def add_dtype(command: argparse.ArgumentParser, what: str) -> None:
 def dtype_of(options: argparse.Namespace) -> torch.dtype | None:
     """The dtype given by --dtype; None without it."""
     return DTYPES[options.dtype] if options.dtype else None
+
+
+def add_adapters(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--adapter",
+        action="append",
+        nargs="+",
+        required=True,
+        metavar=("FILE", "STRENGTH"),
+        help="an adapter, its strength (1 by default), and its strength on the text encoders (the same by "
+        "default); repeat the option for each adapter",
+    )
+
+
+def stack_of(options: argparse.Namespace) -> Stack:
+    """The adapters given by --adapter. Raises LycorisError for strengths that are none."""
+    return Stack(_entry(*values) for values in options.adapter)
+
+
+def _entry(file: str, *strengths: str) -> Entry:
+    """An adapter with up to two strengths, given as texts. Raises LycorisError for any others."""
+    try:
+        values = [float(text) for text in strengths]
+    except ValueError:
+        values = None
+    if values is None or len(values) > 2:
+        raise LycorisError(
+            "an adapter must be given as FILE [STRENGTH [CLIP]]", file=file, got=" ".join(strengths)
+        )
+    clip = values[1] if len(values) == 2 else None
+    return Entry(load_adapter(file), values[0] if values else 1.0, clip)
 
 
 def add_output(command: argparse.ArgumentParser, what: str) -> None:

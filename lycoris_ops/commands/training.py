@@ -9,36 +9,25 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping
-from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 from .. import (
-    Budget,
-    Energy,
     LycorisError,
     Plan,
-    Rank,
-    Ratio,
     Reallocation,
     TrainOptions,
+    parse_size,
     plan_ranks,
     probe,
+    unknown_name,
 )
 from .shared import DTYPES
 
 TABLES = ("entry", "arguments", "network", "plan", "train")
 """What a file has: the function that makes the task, its arguments, and those of `create_lycoris`, of `probe`
 and `plan_ranks`, and of `TrainOptions`."""
-SIZES: Mapping[str, Callable[[Any], Any]] = {
-    "rank": Rank,
-    "energy": Energy,
-    "ratio": Ratio,
-    "budget": Budget,
-    "parameters": lambda count: Budget(parameters=count),
-}
-"""The sizes of a plan, each written as a table with one entry: `size = {parameters = 20000}`."""
 PROBED = 8
 """How many batches a plan is made from unless [plan] says it."""
 
@@ -121,22 +110,9 @@ def plan_of(settings: Mapping[str, Any], task: tuple[Any, ...]) -> Plan | None:
         loss,
         **{name: value for name, value in given.items() if name in probing and value != "auto"},
     )
-    wanted = {name: value for name, value in given.items() if name in planning}
-    return plan_ranks(found, **{**wanted, "size": _size(given.get("size", "auto"))})
-
-
-def _size(given: Any) -> Any:
-    """A size of a plan: "auto", or a table with one entry."""
-    if not isinstance(given, dict):
-        return given
-    entries = cast("dict[str, Any]", given)
-    _check(entries, tuple(SIZES), "[plan] size")
-    if len(entries) != 1:
-        raise LycorisError(
-            "a size has one entry", key="[plan] size", got=str(len(entries)), expected=", ".join(SIZES)
-        )
-    ((kind, value),) = entries.items()
-    return SIZES[kind](value)
+    wanted: dict[str, Any] = {name: value for name, value in given.items() if name in planning}
+    wanted["size"] = parse_size(str(given.get("size", "auto")))
+    return plan_ranks(found, **wanted)
 
 
 def _function(entry: str, folder: Path) -> Callable[..., Any]:
@@ -176,14 +152,7 @@ def _check(given: Mapping[str, Any], known: Collection[str], place: str) -> None
     """Raise LycorisError for the first key that is not known, with those that are near."""
     for key in given:
         if key not in known:
-            near = get_close_matches(key, known, 3)
-            raise LycorisError(
-                "an unknown key",
-                key=place,
-                got=key,
-                expected=", ".join(near or known),
-                hint=f"Is {near[0]} meant?" if near else None,
-            )
+            raise unknown_name("an unknown key", key, known, key=place)
 
 
 def _fields(kind: Any) -> list[str]:

@@ -6,64 +6,137 @@ import math
 from collections import Counter
 from collections.abc import Container
 from pathlib import Path
+from typing import Literal
 
 from ..adapters.grouping import WORDS
 from ..adapters.peft import CONFIG_NAME
 from ..names.dialects import split_prefix
 from ..stack.resolve import PART_NAMES, EntryResolution, Resolution
-from .words import counted, listed, paragraph
+from .words import ITEMS, counted, listed, number_of, paragraph, ranks
+
+RULES = 200
+"""The most characters of block rules that are written out where not all is."""
+State = Literal["all", "partly", "nothing"]
+"""Whether all that was asked for was applied, some of it, or nothing."""
 
 
-def describe(resolution: Resolution) -> str:
-    """The report of a stack on one target, with a paragraph for each adapter."""
+def verdict(resolution: Resolution) -> tuple[State, str]:
+    """Whether all of a stack was applied, and a line that says so."""
+    live = [entry for entry in resolution.entries if not entry.entry.off]
     if not resolution.entries:
-        return "The stack is empty: nothing was changed."
-    return "\n\n".join(_describe_entry(entry) for entry in resolution.entries)
+        return "nothing", "Nothing was changed: the stack is empty."
+    if not live:
+        return "nothing", "Nothing was changed: all strengths are 0."
+    layers = sum(entry.layers for entry in live)
+    met = sum(entry.count() for entry in live)
+    files = number_of(len(live), "file", "files")
+    off = len(resolution.entries) - len(live)
+    rest = f"; {number_of(off, 'file is', 'files are')} off" if off else ""
+    left = sum(entry.left_out for entry in live)
+    idle = len({rule for entry in live for rule in entry.idle_rules})
+    stray = sum(bool(_stray(entry)) for entry in live)
+    if not (met or left or idle or stray):
+        return "nothing", f"Nothing was changed: no layer of {files} has a strength other than 0{rest}."
+    if not (left or idle or stray):
+        kept = sum(len({m.layer for m in e.matches}) + len(e.copies) for e in live) - met
+        beside = f", {kept} more at strength 0 or repeated" if kept else ""
+        return "all", f"All of it was applied: {met} of {layers} layers of {files}{beside}{rest}."
+    why = [number_of(left, "layer is", "layers are") + " left out"] if left else []
+    why += (
+        [number_of(idle, "pattern of the rules matches", "patterns of the rules match") + " nothing"]
+        if idle
+        else []
+    )
+    why += [number_of(stray, "file has", "files have") + " keys of no known kind"] if stray else []
+    return (
+        "partly",
+        f"Not all of it was applied: {met} of {layers} layers of {files}; {', '.join(why)}{rest}.",
+    )
 
 
-def _describe_entry(resolution: EntryResolution) -> str:
+def describe(resolution: Resolution, *, whole: bool = False) -> str:
+    """The report of a stack on one target: whether all was applied, then a paragraph for each adapter.
+
+    `whole` lists everything that was left out, and not only the first of each sort.
+    """
+    first = verdict(resolution)[1]
+    return "\n\n".join([first, *(_describe_entry(entry, whole) for entry in resolution.entries)])
+
+
+def _stray(resolution: EntryResolution) -> list[str]:
+    """Keys of the file that nothing reads; those of unreadable layers are listed with their reasons."""
+    adapter = resolution.entry.adapter
+    return [key for key in adapter.unused_keys if not _of_unreadable(key, adapter.unreadable)]
+
+
+def _describe_entry(resolution: EntryResolution, whole: bool) -> str:
     entry, adapter = resolution.entry, resolution.entry.adapter
-    lines = [adapter.name, f"  dialect {adapter.dialect}; {_kinds(resolution)}"]
+    most = None if whole else ITEMS
+    lines = [entry.name, f"  dialect {adapter.dialect}; {_kinds(resolution)}"]
     strengths = f"  strength {entry.strength:g}"
     if entry.strength_clip is not None:
         strengths += f", text encoder {entry.strength_clip:g}"
-    lines.append(strengths + (f"; rules: {entry.rules}" if entry.rules else ""))
+    rules = str(entry.rules or "")
+    if len(rules) > RULES and not whole:
+        rules = f"{rules[:RULES]}..."
+    lines.append(strengths + (f"; rules: {rules}" if rules else ""))
     if entry.off:
         return paragraph([*lines, "  off: both strengths are 0, nothing was applied"])
     lines.append(f"  applied {resolution.count()} of {resolution.layers} layers")
+    if resolution.elsewhere:
+        lines.append(f"  {resolution.elsewhere}")
     if silenced := resolution.count(silent=True):
         lines.append(f"  {silenced} matched at strength 0")
     if resolution.front:
         lines.append(f"  names read without the {resolution.front} in front of them")
     if resolution.copies:
-        lines.append(f"  {len(resolution.copies)} layers repeat others of the file and are applied once")
+        repeat = number_of(len(resolution.copies), "layer repeats", "layers repeat")
+        lines.append(f"  {repeat} others of the file and are applied once")
     lines += [f"  {line}" for line in _configured(resolution)]
     lines += [f"  {line}" for line in _odd_alphas(resolution)]
     for part, names in resolution.absent.items():
         why = f"the {PART_NAMES[part]}: {resolution.absent_because}"
-        lines.append(f"  {len(names)} layers left out, they belong to {why}")
+        left = number_of(len(names), "layer left out, it belongs", "layers left out, they belong")
+        lines.append(f"  {left} to {why}")
+        lines += [f"    {name}" for name in names] if whole else []
     lines += listed(
+        "layer whose shape does not fit",
         "layers whose shape does not fit",
         [
             f"{bad.layer}: {bad.made_for} on {bad.target.name} {list(bad.expected)}"
             for bad in resolution.mismatches
         ],
+        most,
     )
     lines += listed(
+        "layer cannot be matched",
         "layers cannot be matched",
         [
             f"{left.layer}: {left.reason}" + (f"; nearest: {left.nearest}" if left.nearest else "")
             for left in resolution.unmatched
         ],
+        most,
     )
-    # The keys of unreadable layers are among the unused ones, but these layers are listed with their reasons.
-    stray = [key for key in adapter.unused_keys if not _of_unreadable(key, adapter.unreadable)]
-    lines += listed("keys of the file are of no known kind", sorted(stray))
     lines += listed(
-        "embeddings come with the file and are not applied (they belong in the embeddings folder)",
-        list(adapter.embeddings),
+        "key of the file is of no known kind",
+        "keys of the file are of no known kind",
+        sorted(_stray(resolution)),
+        most,
     )
-    lines += listed("rules match none of its layers", [str(rule) for rule in resolution.idle_rules])
+    why = "with the file and {} not applied ({} in the embeddings folder)"
+    lines += listed(
+        "embedding comes " + why.format("is", "it belongs"),
+        "embeddings come " + why.format("are", "they belong"),
+        list(adapter.embeddings),
+        most,
+    )
+    lines += [f"  {reading}" for reading in resolution.readings]
+    lines += listed(
+        "pattern of the rules matches nothing",
+        "patterns of the rules match nothing",
+        list(resolution.idle_rules),
+        most,
+    )
     return paragraph(lines)
 
 
@@ -102,10 +175,9 @@ def _kinds(resolution: EntryResolution) -> str:
     parts: list[str] = []
     for kind, count in counts.most_common():
         infos = [info for info in adapter.info.values() if info.algorithm.algorithm == kind]
-        ranks = counted("full" if info.rank is None else str(info.rank) for info in infos)
         found = (alphas[info.name] for info in infos)
         values = counted("none" if alpha is None else f"{alpha:g}" for alpha in found)
-        parts.append(f"{count} {kind} (rank {ranks}; alpha {values})")
+        parts.append(f"{count} {kind} (rank {ranks(info.rank for info in infos)}; alpha {values})")
     return ", ".join(parts) if parts else "no layer that can be read"
 
 

@@ -71,11 +71,14 @@ def in_words(found: Mapping[str, Any]) -> str:
     metadata = found["metadata"]
     ordered = sorted(metadata, key=lambda key: (not key.startswith(FIRST), key))
     pairs = [f"{key} = {short(metadata[key])}" for key in ordered]
-    lines += listed("metadata", pairs, SHOWN) or ["  no metadata"]
+    lines += listed("entry of metadata", "entries of metadata", pairs, SHOWN) or ["  no metadata"]
     unreadable = found["unreadable"]
-    lines += listed("layers that are not read", [f"{key}: {unreadable[key]}" for key in unreadable], SHOWN)
-    lines += listed("keys of no layer", found["unused_keys"], SHOWN)
-    lines += listed("embeddings, which are not applied", found["embeddings"], SHOWN)
+    reasons = [f"{key}: {unreadable[key]}" for key in unreadable]
+    lines += listed("layer that is not read", "layers that are not read", reasons, SHOWN)
+    lines += listed("key of no layer", "keys of no layer", found["unused_keys"], SHOWN)
+    lines += listed(
+        "embedding, which is not applied", "embeddings, which are not applied", found["embeddings"], SHOWN
+    )
     return paragraph(lines)
 
 

@@ -36,12 +36,26 @@ def counted(values: Iterable[str] | Mapping[str, int], *, always: bool = False) 
     return f"{shown} and {len(ordered) - VALUES} others" if len(ordered) > VALUES else shown
 
 
-def listed(what: str, items: Sequence[str], most: int = ITEMS) -> list[str]:
-    """Lines with the number of items and `what` they are, then the first `most` items. None for no items."""
+def ranks(values: Iterable[int | None]) -> str:
+    """Ranks with their frequencies, as in `counted`; `full` for None, which is a layer without factors."""
+    return counted("full" if rank is None else str(rank) for rank in values)
+
+
+def number_of(count: int, one: str, many: str) -> str:
+    """A number with what it counts: `1 layer`, `2 layers`."""
+    return f"{count} {one if count == 1 else many}"
+
+
+def listed(one: str, many: str, items: Sequence[str], most: int | None = ITEMS) -> list[str]:
+    """Lines with the number of items and what they are, then the first `most` items, or all for None.
+
+    `one` is what a single item is, and `many` what several are. There are no lines for no items.
+    """
     if not items:
         return []
-    lines = [f"  {len(items)} {what}:", *(f"    {item}" for item in items[:most])]
-    return lines if len(items) <= most else [*lines, f"    and {len(items) - most} more"]
+    lines = [f"  {number_of(len(items), one, many)}:", *(f"    {item}" for item in items[:most])]
+    left = 0 if most is None else len(items) - most
+    return [*lines, f"    and {left} more"] if left > 0 else lines
 
 
 def few(names: Sequence[str]) -> str:

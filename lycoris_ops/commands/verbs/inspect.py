@@ -1,16 +1,48 @@
-"""Show what an adapter file holds, and which layers of a model it matches."""
+"""Show what an adapter file holds, which layers of a model it matches, and what it changes."""
 
 from __future__ import annotations
 
 import argparse
 
-from ... import Entry, Stack, describe, in_words, load_adapter, matched, resolve, summary
+from ... import (
+    Entry,
+    Stack,
+    describe,
+    describe_examination,
+    draw_examination,
+    examination_data,
+    examine,
+    in_words,
+    load_adapter,
+    matched,
+    resolve,
+    summary,
+)
 from ..shared import add_json, add_model, shapes_of_model, show
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("file", help="the adapter: .safetensors, or .pt, .ckpt, .bin of plain tensors")
     add_model(command, "a model to match it with")
+    command.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="another adapter to measure it against; repeat the option for several",
+    )
+    command.add_argument(
+        "--changes", action="store_true", help="measure what is changed, block by block and layer by layer"
+    )
+    command.add_argument(
+        "--plot", metavar="FILE", help="draw what is changed to a .png, .svg or .pdf file; needs matplotlib"
+    )
+    command.add_argument(
+        "--base",
+        metavar="FILE",
+        help="the .safetensors model: changes are measured too, in relation to its weights; needed for kinds "
+        "that depend on them",
+    )
     add_json(command)
 
 
@@ -24,5 +56,14 @@ def run(options: argparse.Namespace) -> int:
         (entry,) = resolution.entries
         found["match"] = matched(entry)
         words.append(describe(resolution))
+    if options.changes or options.plot or options.beside or options.base:
+        measured = examine(
+            [(one, 1.0) for one in (adapter, *map(load_adapter, options.beside))], base=options.base
+        )
+        found["changes"] = examination_data(measured)
+        words.append(describe_examination(measured))
+        if options.plot:
+            draw_examination(measured, options.plot)
+            words.append(f"drawn to {options.plot}")
     show(options, found, "\n\n".join(words))
     return 0

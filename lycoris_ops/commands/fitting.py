@@ -1,0 +1,97 @@
+"""What `resize`, `extract` and `merge` share: the kind and size of the layers, and showing the result."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from .. import (
+    FITTED,
+    WRITTEN,
+    Adapter,
+    SaveResult,
+    check_output,
+    describe_fit,
+    describe_saved,
+    read_shapes,
+    save_adapter,
+)
+from .shared import add_dtype, dtype_of, show
+
+
+def add_kind(command: argparse.ArgumentParser, *, same: bool, size: str = "auto", also: str = "") -> None:
+    """Arguments for the kind and size of layers.
+
+    `size` is the usual size, and `also` is said of sizes that this verb has beside those of all.
+    """
+    command.add_argument(
+        "--size",
+        default=size,
+        help='"rank 16", a budget ("50MB" or "2000000" parameters), "90%%" of the energy, "1/100" of the '
+        f"weights, or auto{also}",
+    )
+    command.add_argument(
+        "--algorithm",
+        default="lora",
+        choices=(*FITTED, "auto", *(["same"] if same else [])),
+        help="the kind of the layers; auto is for each the one that keeps most for its bytes"
+        + (", same is the one that it has" if same else ""),
+    )
+    command.add_argument("--factor", type=int, help="the factor of LoKr; several are tried by default")
+    command.add_argument("--tucker", action="store_true", help="give convolutions a Tucker core")
+    command.add_argument("--largest", type=int, metavar="RANK", help="the highest rank of a layer")
+    command.add_argument("--seed", type=int, default=0, help="the seed of random bases")
+    command.add_argument("--device", default="cpu", help="where to compute, such as cuda; cpu by default")
+
+
+def kind_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that `add_kind` and `add_result` add, as the library takes them."""
+    return {
+        "dtype": dtype_of(options),
+        "factor": options.factor,
+        "tucker": options.tucker,
+        "largest": options.largest,
+        "seed": options.seed,
+        "device": options.device,
+    }
+
+
+def add_result(command: argparse.ArgumentParser, dialect: str) -> None:
+    command.add_argument("--dialect", choices=WRITTEN, help=dialect)
+    add_dtype(command, "the factors")
+
+
+def add_base(command: argparse.ArgumentParser, why: str) -> None:
+    command.add_argument("--base", metavar="FILE", help=f"the .safetensors model: {why}")
+
+
+def check_place(options: argparse.Namespace, own: str | None) -> None:
+    """Raise WriteError where the output cannot be written, before the work is done and not after it.
+
+    `own` is the dialect of what is written, where the arguments name none.
+    """
+    check_output(options.out, _dialect(options, own), overwrite=options.overwrite)
+
+
+def _dialect(options: argparse.Namespace, own: str | None) -> Any:
+    return options.dialect or (own if own in WRITTEN else "kohya")
+
+
+def write(options: argparse.Namespace, made: Adapter) -> int:
+    """Save an adapter as the arguments ask, in its own dialect unless they name one, and show the report."""
+    result = save_adapter(
+        made,
+        options.out,
+        _dialect(options, made.dialect),
+        model=read_shapes([options.base]) if options.base else None,
+        overwrite=options.overwrite,
+    )
+    return shown(options, made, result, describe_fit(made))
+
+
+def shown(options: argparse.Namespace, made: Adapter, result: SaveResult, words: str) -> int:
+    assert made.report is not None
+    data = {**dataclasses.asdict(result), "fit": made.report.data()}
+    show(options, data, f"{words}\n\n{describe_saved(result)}")
+    return 0

@@ -1,0 +1,69 @@
+"""Write several adapters as one."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ... import LycorisError, merge_adapters, merge_methods, parse_size
+from ..fitting import add_base, add_kind, add_result, check_place, kind_of, write
+from ..shared import add_adapters, add_json, add_output, progress_bar, stack_of
+
+EXACT = "exact"
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    add_adapters(command)
+    add_output(command, "the .safetensors file to write, or for peft a folder")
+    command.add_argument(
+        "--method", default="sum", choices=merge_methods(), metavar="METHOD", help=", ".join(merge_methods())
+    )
+    command.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the method, such as density=0.3; may be given several times",
+    )
+    command.add_argument(
+        "--norm-limit", type=float, metavar="C", help="bound each change to C times the largest single one"
+    )
+    add_kind(command, same=False, size=EXACT, also="; exact loses nothing")
+    add_base(command, "needed where adapters name layers in different ways, and for kinds that depend on it")
+    add_result(command, "the dialect of the file")
+    add_json(command)
+
+
+def run(options: argparse.Namespace) -> int:
+    stack = stack_of(options)
+    # With a base the layers have the names of the model.
+    check_place(options, None if options.base else next((entry.adapter.dialect for entry in stack), None))
+    settings: dict[str, Any] = dict(_option(text) for text in options.option)
+    # Here, since `merge_adapters` would take a name such as `seed` for an argument of its own.
+    merge_methods()[options.method].checked(settings)
+    made = merge_adapters(
+        stack,
+        options.method,
+        None if options.size == EXACT else parse_size(options.size),
+        algorithm=options.algorithm,
+        base=options.base,
+        norm_limit=options.norm_limit,
+        **kind_of(options),
+        **settings,
+        progress=progress_bar("layers"),
+    )
+    return write(options, made)
+
+
+def _option(text: str) -> tuple[str, float | str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise LycorisError(
+            "an option of a merge method is not understood",
+            got=text,
+            expected="NAME=VALUE, such as density=0.3",
+        )
+    try:
+        return name, float(value)
+    except ValueError:
+        return name, value

@@ -1,0 +1,182 @@
+"""Extracting an adapter from a model and the one that it was tuned from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import PurePath
+
+import torch
+from torch import Tensor
+
+from ..adapters.adapter import Adapter
+from ..changes.forms import Dense
+from ..errors import LycorisError, MatchError, located
+from ..files.quantised import Codec
+from ..files.weights import ModelSource, Weights, read_rows, rounding_variance, weights_of
+from ..files.writing import Progress, metadata_of, short_name
+from ..fit.engine import Change, Source, fit_layers
+from ..fit.settings import SAME, Settings
+from ..maths.decompositions import Pause
+from ..maths.shapes import Rows
+from ..maths.tensors import is_finite
+from ..ranks.sizes import Size
+from .pairs import NAMED, Pair, Pairs, pairs_of, rows_of
+
+DTYPE = torch.float16
+"""The dtype of what is extracted, unless another one is asked for. Differences are small, and it has three
+bits more than bfloat16."""
+
+
+def extract_adapter(
+    base: ModelSource,
+    tuned: ModelSource,
+    algorithm: str = "lora",
+    size: Size = "auto",
+    *,
+    dtype: torch.dtype | None = None,
+    factor: int | None = None,
+    tucker: bool = False,
+    largest: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    codec: Codec | None = None,
+    strict: bool = False,
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> Adapter:
+    """An adapter in memory that makes of one model nearly the other: its layers are the nearest to tuned -
+    base.
+
+    The models are safetensors files, which are read weight by weight so that neither is ever in memory, or
+    state dicts; quantised weights of files are read by `codec`. Layers are matched by the names that adapters
+    have for them, so that prefixes and fused attentions may differ.
+
+    `algorithm` and `size` are as in `resize_adapter`. What is rounding of the two models is left out:
+    singular values that noise alone would have (see `Delta`). With "auto" these also give the ranks; where no
+    rounding is found, as between models in float32, the knee of the energy does. Nothing is clamped. Weights
+    of one dimension, biases and bare parameters become differences, which are exact. `dtype` is float16
+    unless given. The other arguments are as in `resize_adapter`.
+
+    `Adapter.report` says what was kept and what the models have not in common; with `strict` that is an
+    error.
+
+    Raises MatchError where the models have no layer in common, or `strict` and any difference in their
+    layers; FileFormatError for a damaged file or a weight that is quantised in an unknown way; LayerError,
+    with the weight, for NaN; PlanError for a size that cannot be met.
+    """
+    if algorithm == SAME:
+        raise LycorisError(
+            "a difference has no kind of its own", got=algorithm, expected="lora, lokr, full ..."
+        )
+    settings = Settings(size, algorithm, dtype or DTYPE, factor, tucker, largest, seed, device)
+    before, after = (
+        weights_of(base, codec, name="the base model"),
+        weights_of(tuned, codec, name="the tuned model"),
+    )
+    pairs = pairs_of(before, after)
+    if strict:
+        _check_same(pairs, after)
+    sources = [_source(pair, before, after, settings) for pair in pairs.pairs]
+    recipe = {
+        "extracted": short_name(after.name),
+        "base": short_name(before.name),
+        "size": str(size),
+        "algorithm": algorithm,
+        "seed": seed,
+    }
+    text = metadata_of({}, {}, recipe, "source_recipe")
+    layers, report = fit_layers(sources, settings, progress=progress, metadata=text)
+    made = Adapter.of(
+        layers, name=name or f"{PurePath(short_name(after.name)).stem}-extracted", metadata=text
+    )
+    return dataclasses.replace(made, report=replace(report, notes=(*_notes(pairs), *report.notes)))
+
+
+def _source(pair: Pair, before: Weights, after: Weights, settings: Settings) -> Source:
+    weight = pair.base[0].key.endswith("weight") or pair.tuned[0].key.endswith("weight")
+    return Source(
+        name=pair.name,
+        shape=pair.shape,
+        read=partial(_read, pair, before, after, str(settings.device)),
+        before="difference",
+        dtype=DTYPE,
+        norm=weight and len(pair.shape) == 1,
+        whole=not weight,
+    )
+
+
+def _read(pair: Pair, before: Weights, after: Weights, device: str, pause: Pause) -> Change:
+    with located(file=after.name, key=pair.tuned[0].key):
+        change, noise = _difference(rows_of(pair.base), rows_of(pair.tuned), before, after, device, pause)
+        pause()
+        forms = (Dense(change.reshape(len(change), -1)),) if bool(change.any()) else ()
+        return Change(forms, _bias(pair, before, after, pause), noise=noise if len(pair.shape) > 1 else 0.0)
+
+
+def _bias(pair: Pair, before: Weights, after: Weights, pause: Pause) -> Tensor | None:
+    """The change of the biases beside both sides; None where there is none."""
+    keys = [[(place.bias, place.rows) for place in side if place.bias] for side in (pair.base, pair.tuned)]
+    if not all(keys) or [len(one) for one in keys] != [len(pair.base), len(pair.tuned)]:
+        return None
+    change, _ = _difference(keys[0], keys[1], before, after, "cpu", pause)
+    return change if bool(change.any()) else None
+
+
+def _difference(
+    first: Sequence[tuple[str, Rows | None]],
+    second: Sequence[tuple[str, Rows | None]],
+    before: Weights,
+    after: Weights,
+    device: str,
+    pause: Pause,
+) -> tuple[Tensor, float | None]:
+    """tuned - base in float32, and the root mean square of the rounding of both, None if unknown."""
+    one = read_rows(before, first)
+    pause()
+    other = read_rows(after, second)
+    pause()
+    variances = [
+        _variance(values, keys, source)
+        for values, keys, source in ((one, first, before), (other, second, after))
+    ]
+    if torch.float64 in (one.dtype, other.dtype):
+        change = (other.double() - one.double()).to(device, torch.float32)
+    else:
+        change = other.to(device, torch.float32, copy=True).sub_(one.to(device))
+    if not is_finite(change):
+        # What is not finite on both sides alike has not changed. A host leaves weights that a checkpoint does
+        # not have as the memory was.
+        same = (one == other) | (one.isnan() & other.isnan())
+        change.masked_fill_(same.to(device), 0.0)
+    noise = None if None in variances else sum(v for v in variances if v is not None) ** 0.5
+    return change, noise
+
+
+def _variance(values: Tensor, places: Sequence[tuple[str, Rows | None]], source: Weights) -> float | None:
+    grain = source.grain(places[0][0])
+    return None if grain is None else rounding_variance(values, grain)
+
+
+def _check_same(pairs: Pairs, after: Weights) -> None:
+    found = pairs.differences()
+    if found:
+        raise MatchError(
+            "the two models have not the same layers",
+            file=after.name,
+            got="; ".join(f"{len(keys)} {what}: {', '.join(keys[:NAMED])}" for what, keys in found),
+            expected="the same layers in both",
+            hint="Without `strict` they are left out, and the report names them",
+        )
+
+
+def _notes(pairs: Pairs) -> list[str]:
+    lines: list[str] = []
+    for what, keys in pairs.differences():
+        more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
+        lines.append(f"{len(keys)} {what}: {', '.join(keys[:NAMED])}{more}")
+    if pairs.others:
+        lines.append(f"{pairs.others} tensors are of parts that adapters do not change, such as the VAE")
+    return lines

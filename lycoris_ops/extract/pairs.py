@@ -1,0 +1,148 @@
+"""Which weights of two models are the same layer, although their files may name or fuse them differently."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ..errors import MatchError
+from ..files.weights import Weights
+from ..maths.shapes import Rows, Shape
+from ..names.architectures import DIFFUSERS
+from ..names.architectures.base import Paths
+from ..names.targets import HOST_ENCODERS, Target, Targets
+
+COPIES = ("model_ema.",)
+"""Beginnings of the keys of second copies of a model, which nothing loads beside the first."""
+NAMED = 5
+"""How many differences an error names."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A layer of both models: rows of weights, one below the other, of each."""
+
+    name: str
+    """The name of the adapter's layer."""
+    base: tuple[Target, ...]
+    tuned: tuple[Target, ...]
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What two models have in common, and what they have not."""
+
+    pairs: tuple[Pair, ...]
+    only_base: tuple[str, ...]
+    """Keys that the tuned model does not have."""
+    only_tuned: tuple[str, ...]
+    reshaped: tuple[str, ...]
+    """Keys that have another shape in the tuned model, with both shapes."""
+    others: int
+    """How many tensors belong to parts that no adapter changes, such as the VAE."""
+
+    def differences(self) -> list[tuple[str, Sequence[str]]]:
+        """What the models have not in common, in words, each with the keys."""
+        found = [
+            ("weights that only the base model has", self.only_base),
+            ("weights that only the tuned model has", self.only_tuned),
+            ("weights of another shape in the tuned model", self.reshaped),
+        ]
+        return [(what, keys) for what, keys in found if keys]
+
+
+class _Side:
+    """One of the models, by its targets."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+        shapes = {key: shape for key, shape in weights.shapes.items() if not key.startswith(COPIES)}
+        self.targets = Targets(shapes)
+        parts = self.targets.parts
+        # A number without a dimension, such as the `logit_scale` of CLIP, is no layer.
+        here = [one for one in self.targets.all if shapes[one.key] and weights.reads(one.key)]
+        # Beside parts whose keys say what they are, all other keys are of none that an adapter changes.
+        self.all = [one for one in here if one.part is not None or not parts - {None}]
+        self.others = len(here) - len(self.all)
+        self._known = "unet" in parts or self._is_diffusion()
+
+    def _is_diffusion(self) -> bool:
+        paths = Paths({one.path: self.targets.shape_of(one) for one in self.targets.all})
+        return any(table(paths) for table in DIFFUSERS)
+
+    def name(self, target: Target) -> str:
+        """The name of the layer in an adapter: the host's own, and the path where the part is not known."""
+        if target.part == "te":
+            return f"{HOST_ENCODERS}{target.name}" if target.encoder else target.path
+        return f"diffusion_model.{target.path}" if self._known else target.path
+
+    def find(self, name: str) -> tuple[Target, ...]:
+        """The rows of this model that a name means; () for none. Raises MatchError for several."""
+        found = self.targets.find(name)
+        if len(found) > 1:
+            raise MatchError(
+                "a layer of one model fits more than one weight of the other",
+                file=self.weights.name,
+                key=name,
+                got=" and ".join("+".join(t.key for t in places) for places in found[:2]),
+                expected="one weight",
+                hint="Extract one part of the model at a time: the diffusion model or one text encoder",
+            )
+        places = found[0] if found else ()
+        return places if all(self.weights.reads(place.key) for place in places) else ()
+
+
+def pairs_of(base: Weights, tuned: Weights) -> Pairs:
+    """The layers that two models have in common, found as adapters' layers are found in a model.
+
+    Raises MatchError where a layer of one fits several of the other, or the models have no layer in common.
+    """
+    sides = _Side(base), _Side(tuned)
+    pairs: list[Pair] = []
+    reshaped: list[str] = []
+    used: tuple[set[str], set[str]] = (set(), set())
+    biases: tuple[list[str], list[str]] = ([], [])
+    # From the tuned model first, then from the base: of a fused and a split layer only one has a name for the
+    # other.
+    for first, second in ((1, 0), (0, 1)):
+        one, other = sides[first], sides[second]
+        for target in one.all:
+            if target.key in used[first] and target.rows is None:
+                continue
+            places = other.find(one.name(target))
+            if not places or (first == 0 and any(place.key in used[1] for place in places)):
+                continue
+            used[first].add(target.key)
+            used[second].update(place.key for place in places)
+            shape, met = one.targets.shape_of(target), other.targets.shape_of(*places)
+            if shape != met:
+                shapes = (met, shape) if first == 1 else (shape, met)
+                reshaped.append(f"{target.key}: {list(shapes[1])}, {list(shapes[0])} in the base")
+                continue
+            both = ((target,), places) if first == 0 else (places, (target,))
+            pairs.append(Pair(one.name(target), both[0], both[1], shape))
+            if all(bool(place.bias) != bool(target.bias) for place in places):
+                side = first if target.bias else second
+                biases[side].extend(place.bias for place in both[side] if place.bias)
+    only = [(*_left(side, met), *alone) for side, met, alone in zip(sides, used, biases, strict=True)]
+    others = max(side.others for side in sides)
+    found = Pairs(tuple(pairs), only[0], only[1], tuple(reshaped), others)
+    if not pairs:
+        raise MatchError(
+            "the two models have no layer in common",
+            file=tuned.name,
+            got="; ".join(f"{len(keys)} {what}, such as {keys[0]}" for what, keys in found.differences()),
+            expected=f"the layers of {base.name}",
+            hint="Give the model that this one was tuned from",
+        )
+    return found
+
+
+def _left(side: _Side, used: set[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one.key for one in side.all if one.key not in used))
+
+
+def rows_of(places: Iterable[Target]) -> list[tuple[str, Rows | None]]:
+    """The keys of weights, with the rows of each that are meant."""
+    return [(place.key, place.rows) for place in places]

@@ -1,0 +1,290 @@
+"""The changes of the adapters of a stack, measured layer by layer and against each other."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..adapters.adapter import Adapter
+from ..algorithms.fitting import Delta
+from ..errors import LycorisError, located
+from ..files.quantised import Codec
+from ..files.weights import ModelSource, Weights, weights_of
+from ..files.writing import Progress
+from ..fit.steps import Steps
+from ..maths.tensors import energy_of
+from ..merge.deltas import ROWS, Deltas
+from ..merge.matching import Place, by_name, by_weight
+from ..names.blocks import Blocks, block_in_path
+from ..names.dialects import split_prefix
+from ..names.targets import Targets
+from ..stack.stack import Entry, Stack
+
+SPECTRUM = 256
+"""The most singular values of a change that are looked at. Energies and norms are of all."""
+KINDS = ("attn", "mlp", "conv", "norm")
+"""What layers are called in their blocks. All others are `other`."""
+
+
+@dataclass(frozen=True)
+class LayerMeasure:
+    """What one adapter changes of one weight, at its strength."""
+
+    layer: str
+    """The layer's name in the file."""
+    block: str
+    kind: str
+    """What the layer is in its block: one of KINDS, or `other`."""
+    entry: int
+    """The place of its adapter in the stack."""
+    algorithm: str
+    rank: int | None
+    """The rank that the file has room for; None where nothing is factored."""
+    strength: float
+    norm: float
+    """||w D||, the Frobenius norm."""
+    largest: float
+    """The largest singular value of w D."""
+    spectrum: tuple[float, ...]
+    """The singular values of D as shares of the largest one, at most SPECTRUM."""
+    weight: float | None
+    """||W|| of the base weight; None without a base."""
+
+    @property
+    def relative(self) -> float | None:
+        """||w D|| / ||W||; None without a base."""
+        return self.norm / self.weight if self.weight else None
+
+    @property
+    def effective(self) -> float:
+        """The effective rank (sum of s^2)^2 / sum of s^4; 0 for no change."""
+        squares = [value * value for value in self.spectrum]
+        fourth = math.fsum(value * value for value in squares)
+        return math.fsum(squares) ** 2 / fourth if fourth else 0.0
+
+    def rank_of(self, share: float) -> int:
+        """The lowest rank that keeps this share of the energy."""
+        squares = [value * value for value in self.spectrum]
+        wanted, total = share * math.fsum(squares) * (1 - 1e-9), 0.0
+        for count, square in enumerate(squares, 1):
+            total += square
+            if total >= wanted:
+                return count
+        return len(squares)
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What the adapters of a stack do, alone and together."""
+
+    entries: tuple[Entry, ...]
+    layers: tuple[LayerMeasure, ...]
+    blocks: tuple[str, ...]
+    """The blocks that are changed, in the order of the model, or of the first adapter."""
+    products: Mapping[str, Tensor]
+    """For each block <w_i D_i, w_j D_j>, (T, T) in float64, summed over its weights."""
+    conflicts: Mapping[str, tuple[Tensor, Tensor]]
+    """For each block at how many places two adapters both change a value, and at how many of these in
+    opposite directions, both (T, T). Empty where that was not asked for."""
+    left_out: Mapping[str, str]
+    """Layers that have no place in the base, with the reasons."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(entry.name for entry in self.entries)
+
+    def total(self) -> Tensor:
+        """<w_i D_i, w_j D_j> over all blocks, (T, T)."""
+        count = len(self.entries)
+        return sum(self.products.values(), torch.zeros(count, count, dtype=torch.float64))
+
+    def cosines(self, block: str | None = None) -> Tensor:
+        """The cosines of all pairs of changes (T, T), in one block or over all; 0 where one changes nothing.
+
+        Over several weights the products are added up: it is the cosine of all of them as one long vector.
+        """
+        gram = self.total() if block is None else self.products[block]
+        norms = gram.diagonal().clamp(min=0).sqrt()
+        sizes = norms[:, None] * norms[None]
+        return torch.where(sizes > 0, gram / sizes.clamp(min=1e-300), 0.0)
+
+    def disagreement(self, block: str | None = None) -> Tensor:
+        """The share of the values that two adapters both change, in opposite directions, (T, T).
+
+        That of unrelated changes is one half, and arccos(cosine) / pi in general.
+        """
+        found = self.conflicts.values() if block is None else [self.conflicts[block]]
+        both = sum((one for one, _ in found), torch.zeros_like(self.total()))
+        opposite = sum((one for _, one in found), torch.zeros_like(self.total()))
+        return torch.where(both > 0, opposite / both.clamp(min=1), 0.0)
+
+    def norms(self, entry: int) -> dict[str, float]:
+        """||w D|| of one adapter in each block: the root of the sum of squares over its weights."""
+        return {
+            block: math.sqrt(max(float(gram[entry, entry]), 0.0)) for block, gram in self.products.items()
+        }
+
+    def keeping(self) -> float:
+        """The factor for all strengths with which the sum is as large as the strongest adapter alone.
+
+        max ||w_i D_i|| / ||sum of w_i D_i||, and 1 where the sum is nothing.
+        """
+        gram = self.total()
+        size = math.sqrt(max(float(gram.sum()), 0.0))
+        largest = math.sqrt(max(0.0, float(gram.diagonal().max()))) if len(gram) else 0.0
+        return largest / size if size > 0 else 1.0
+
+
+def examine(
+    adapters: Stack | Iterable[tuple[Adapter, float]],
+    *,
+    base: ModelSource | None = None,
+    signs: bool = True,
+    device: torch.device | str = "cpu",
+    codec: Codec | None = None,
+    progress: Progress | None = None,
+) -> Examination:
+    """Measure what the adapters of a stack change, each alone and all against each other.
+
+    Inner products are sums in float64 from the factors of the layers, so that they do not depend on how an
+    adapter shares the size of a change between its factors. `base` is the model, as in `merge_adapters`: with
+    it changes are related to the weights, blocks are the model's own, and kinds that depend on the weight are
+    measured. `signs` asks for the signs of single values too, for which changes are formed in full.
+    `progress` is called with weights done.
+
+    Raises as `merge_adapters` does.
+    """
+    given = adapters if isinstance(adapters, Stack) else Stack(Entry(*pair) for pair in adapters)
+    entries = [entry for entry in given if not entry.off]
+    if not entries:
+        raise LycorisError("there is nothing to inspect", got="no adapter at a strength other than 0")
+    weights = None if base is None else weights_of(base, codec)
+    left_out: dict[str, str] = {}
+    if weights is None:
+        places = by_name(entries)
+    else:
+        places, left_out = by_weight(entries, weights)
+    return _Examining(entries, places, weights, signs, device).run(progress, left_out)
+
+
+class _Examining:
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        places: Sequence[Place],
+        base: Weights | None,
+        signs: bool,
+        device: torch.device | str,
+    ) -> None:
+        self.entries = entries
+        self.places = places
+        self.base = base
+        self.signs = signs and len(entries) > 1
+        self.device = device
+        self.layers: list[LayerMeasure] = []
+        self.products: dict[str, Tensor] = {}
+        self.conflicts: dict[str, tuple[Tensor, Tensor]] = {}
+        self.blocks = None if base is None else Blocks(Targets(base.shapes))
+
+    def run(self, progress: Progress | None, left_out: Mapping[str, str]) -> Examination:
+        steps = Steps(progress, len(self.places))
+        for place in self.places:
+            with located(key=place.name):
+                deltas = place.deltas("weight", self.base, 0, self.device, steps.pause)
+                if deltas is not None:
+                    self._add(place, deltas)
+            steps.step()
+        order = list(self.products)
+        if self.blocks is not None:
+            model = {name: at for at, name in enumerate(self.blocks.all)}
+            order.sort(key=lambda name: model.get(name, len(model)))
+        return Examination(
+            tuple(self.entries),
+            tuple(self.layers),
+            tuple(order),
+            {block: self.products[block] for block in order},
+            {block: self.conflicts[block] for block in order if block in self.conflicts},
+            left_out,
+        )
+
+    def _add(self, place: Place, deltas: Deltas) -> None:
+        block, kind = self._named(place)
+        here = place.entries("weight")
+        index = torch.tensor(here)
+        strengths = torch.tensor(deltas.strengths, dtype=torch.float64)
+        count = len(self.entries)
+        gram = self.products.setdefault(block, torch.zeros(count, count, dtype=torch.float64))
+        own = deltas.gram.cpu() * strengths[:, None] * strengths[None]
+        gram[index[:, None], index[None]] += own
+        weight = self._weight(place)
+        for at, entry in enumerate(here):
+            most = min(SPECTRUM, *deltas.shape)
+            delta = Delta(
+                deltas.forms[at], deltas.shape, largest=most, device=self.device, pause=deltas.pause
+            )
+            values = [float(value) for value in delta.triples[1]]
+            largest = values[0] if values else 0.0
+            piece = next(one for one in place.pieces if one.entry == entry and one.parameter == "weight")
+            info = self.entries[entry].adapter.info[piece.layer]
+            self.layers.append(
+                LayerMeasure(
+                    piece.layer,
+                    block,
+                    kind,
+                    entry,
+                    info.algorithm.algorithm,
+                    info.rank,
+                    deltas.strengths[at],
+                    math.sqrt(max(float(own[at, at]), 0.0)),
+                    abs(deltas.strengths[at]) * largest,
+                    tuple(value / largest for value in values) if largest else (),
+                    weight,
+                )
+            )
+        if self.signs and len(here) > 1:
+            self._count_signs(block, index, deltas)
+
+    def _count_signs(self, block: str, index: Tensor, deltas: Deltas) -> None:
+        count = len(self.entries)
+        both, opposite = self.conflicts.setdefault(
+            block,
+            (torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, count, dtype=torch.float64)),
+        )
+        changes = [one.sign() for one in deltas.weighted()]
+        for start in range(0, deltas.shape[0], ROWS):
+            deltas.pause()
+            rows = torch.stack([one[start : start + ROWS].flatten() for one in changes]).double()
+            products = (rows @ rows.T).cpu()
+            changed = rows.abs()
+            places = (changed @ changed.T).cpu()
+            both[index[:, None], index[None]] += places
+            opposite[index[:, None], index[None]] += (places - products) / 2
+
+    def _weight(self, place: Place) -> float | None:
+        key = place.keys[0]
+        if self.base is None or key is None:
+            return None
+        return math.sqrt(energy_of(self.base.read(key)))
+
+    def _named(self, place: Place) -> tuple[str, str]:
+        """The block of a weight, and what it is there."""
+        if self.blocks is not None and place.target is not None:
+            named = self.blocks.of(place.target)
+            return named.block, next((kind for kind in KINDS if kind in named.names), "other")
+        _, prefix, path = split_prefix(place.name)
+        kind = next((name for name, said in _SAID.items() if said(path)), "other")
+        return block_in_path(path) or prefix.part or path, kind
+
+
+_SAID: dict[str, Callable[[str], object]] = {
+    "attn": re.compile(r"attn|attention", re.IGNORECASE).search,
+    "mlp": re.compile(r"(^|[._])(mlp|ffn?|feed_?forward)", re.IGNORECASE).search,
+    "norm": re.compile(r"norm", re.IGNORECASE).search,
+    "conv": re.compile(r"conv|in_layers|out_layers", re.IGNORECASE).search,
+}
+"""What the name of a layer says that it is, where no model tells."""

@@ -1,0 +1,130 @@
+"""An examination in words: tables of blocks, of layers and of pairs of adapters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from statistics import median
+from typing import Any
+
+from torch import Tensor
+
+from ..algorithms.checks import of_rank
+from ..report.words import number_of, paragraph
+from .measure import Examination, LayerMeasure
+
+STRONGEST = 5
+"""How many of the strongest layers are named."""
+
+
+def describe_examination(found: Examination) -> str:
+    """The examination as a report: each adapter with its blocks, then all pairs, then the sum."""
+    parts = [_adapter(found, entry) for entry in range(len(found.entries))]
+    if len(found.entries) > 1:
+        parts.append(_pairs(found))
+    if found.left_out:
+        left = number_of(len(found.left_out), "layer has", "layers have")
+        parts.append(f"{left} no place in the model, and are not measured")
+    return "\n\n".join(parts)
+
+
+def _adapter(found: Examination, entry: int) -> str:
+    own = [layer for layer in found.layers if layer.entry == entry]
+    norms = found.norms(entry)
+    total = sum(norm * norm for norm in norms.values()) ** 0.5
+    kinds = Counter(of_rank(layer.algorithm, layer.rank) for layer in own)
+    lines = [
+        f"{found.names[entry]}: {number_of(len(own), 'weight', 'weights')} changed, norm {total:.4g}",
+        "  " + ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common()),
+    ]
+    if ranked := [layer for layer in own if layer.spectrum]:
+        middle = median(layer.effective for layer in ranked)
+        ninety, most = (median(layer.rank_of(share) for layer in ranked) for share in (0.9, 0.99))
+        lines.append(
+            f"  medians: effective rank {middle:.1f}, 90 % of the energy at rank {ninety:.0f}, 99 % at "
+            f"{most:.0f}"
+        )
+    related = any(layer.weight for layer in own)
+    wide = max(map(len, found.blocks), default=0)
+    lines.append(f"  {'block':{wide}}  {'norm':>9}  {'share':>6}" + ("  of the weights" if related else ""))
+    for block in found.blocks:
+        norm = norms.get(block, 0.0)
+        if norm == 0.0:
+            continue
+        share = norm**2 / total**2 if total else 0.0
+        line = f"  {block:{wide}}  {norm:9.4g}  {share:6.1%}"
+        lines.append(line + (f"  {_relative(own, block):14.3%}" if related else ""))
+    strongest = sorted(own, key=_strength, reverse=True)[:STRONGEST]
+    lines.append("  strongest: " + ", ".join(f"{layer.layer} ({_shown(layer)})" for layer in strongest))
+    return paragraph(lines)
+
+
+def _relative(own: list[LayerMeasure], block: str) -> float:
+    """||w D|| / ||W|| of a block: roots of sums of squares over its weights."""
+    here = [layer for layer in own if layer.block == block and layer.weight]
+    weights = sum((layer.weight or 0.0) ** 2 for layer in here) ** 0.5
+    return sum(layer.norm**2 for layer in here) ** 0.5 / weights if weights else 0.0
+
+
+def _strength(layer: LayerMeasure) -> float:
+    return layer.norm if layer.relative is None else layer.relative
+
+
+def _shown(layer: LayerMeasure) -> str:
+    return f"{layer.norm:.3g}" if layer.relative is None else f"{layer.relative:.2%} of its weight"
+
+
+def _pairs(found: Examination) -> str:
+    cosines = found.cosines()
+    lines = ["Pairs of adapters"]
+    signs = found.disagreement() if found.conflicts else None
+    for one in range(len(found.entries)):
+        for other in range(one + 1, len(found.entries)):
+            line = f"  {found.names[one]} and {found.names[other]}: cosine {float(cosines[one, other]):.4f}"
+            if signs is not None:
+                line += f", {float(signs[one, other]):.1%} of the values in opposite directions"
+            near = _nearest(found, one, other)
+            lines.append(line + (f"; most in {near}" if near else ""))
+    lines.append(f"  times {found.keeping():.3g} the sum is as large as the strongest adapter alone")
+    return paragraph(lines)
+
+
+def _nearest(found: Examination, one: int, other: int) -> str:
+    """The block where two adapters are most alike, or most opposed."""
+    values = {block: float(found.cosines(block)[one, other]) for block in found.blocks}
+    block = max(values, key=lambda name: abs(values[name]), default=None)
+    return f"{block} ({values[block]:.3f})" if block and values[block] else ""
+
+
+def examination_data(found: Examination) -> dict[str, Any]:
+    """The examination as plain data for JSON."""
+    return {
+        "adapters": list(found.names),
+        "blocks": {
+            block: {name: found.norms(at)[block] for at, name in enumerate(found.names)}
+            for block in found.blocks
+        },
+        "cosines": _table(found.cosines()),
+        "opposite": _table(found.disagreement()) if found.conflicts else None,
+        "keeping": found.keeping(),
+        "layers": [
+            {
+                "layer": layer.layer,
+                "adapter": found.names[layer.entry],
+                "block": layer.block,
+                "algorithm": layer.algorithm,
+                "rank": layer.rank,
+                "strength": layer.strength,
+                "norm": layer.norm,
+                "relative": layer.relative,
+                "effective_rank": layer.effective,
+                "rank_90": layer.rank_of(0.9),
+                "rank_99": layer.rank_of(0.99),
+            }
+            for layer in found.layers
+        ],
+        "left_out": dict(found.left_out),
+    }
+
+
+def _table(matrix: Tensor) -> list[list[float]]:
+    return [[float(value) for value in row] for row in matrix]

@@ -1,0 +1,146 @@
+"""What a merge method is given of one layer: the changes that several adapters make of its weight."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..algorithms.fitting import FACTORED, Delta
+from ..changes.factors import joined
+from ..changes.forms import Additive, LowRank, add_up
+from ..maths.decompositions import Pause, no_pause, singular
+
+ROWS = 512
+"""How many rows of a matrix are taken to float64 at a time."""
+
+Triples = tuple[Tensor, Tensor, Tensor]
+"""U (O, r), S (r,) and V^T (r, K) of a matrix (O, K)."""
+
+
+class Deltas:
+    """The changes D_1 to D_T, (O, K), that T adapters make of one weight, with their strengths w_1 to w_T.
+
+    `shape` is (O, K), K = I * prod(kernel). `names` are those of the adapters, and `seed` is for methods that
+    draw: what they draw for an adapter depends on the seed, on `layer` and on the adapter's name alone, and
+    so not on order, device or the other adapters. Everything is float32 on `device`, inner products are
+    float64. `pause` is called now and then in long computations.
+    """
+
+    def __init__(
+        self,
+        forms: Sequence[Sequence[Additive]],
+        strengths: Sequence[float],
+        shape: tuple[int, int],
+        *,
+        layer: str = "",
+        names: Sequence[str] = (),
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        pause: Pause = no_pause,
+    ) -> None:
+        self.forms = tuple(tuple(one) for one in forms)
+        self.strengths = tuple(float(one) for one in strengths)
+        self.shape = shape
+        self.layer = layer
+        self.names = tuple(names) or tuple(str(number) for number in range(len(self.forms)))
+        self.seed = seed
+        self.device = torch.device(device)
+        self.pause = pause
+
+    @property
+    def count(self) -> int:
+        return len(self.forms)
+
+    @cached_property
+    def factors(self) -> tuple[tuple[Tensor, Tensor], ...] | None:
+        """up (O, r_i) and down (r_i, K) of each change.
+
+        None where a change has none, or where they are not small, all adapters together: beyond the share
+        FACTORED of the highest rank that the weight can have, the matrix itself takes less work.
+        """
+        most = int(FACTORED * min(self.shape))
+        found: list[tuple[Tensor, Tensor]] = []
+        for forms in self.forms:
+            factors = joined(forms, most, self.device)
+            if factors is None:
+                return None
+            most -= len(factors[1])
+            found.append(factors)
+        return tuple(found)
+
+    def dense(self, index: int) -> Tensor:
+        """D_i itself, without its strength. It is formed anew at each call."""
+        self.pause()
+        return add_up(self.forms[index], torch.float32, self.device).reshape(self.shape)
+
+    def weighted(self) -> list[Tensor]:
+        """All w_i D_i."""
+        return [self.strengths[index] * self.dense(index) for index in range(self.count)]
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """<D_i, D_j> (T, T) in float64.
+
+        In float32 the norm of the difference of two changes that are nearly the same would be wrong.
+        """
+        total = torch.zeros(self.count, self.count, dtype=torch.float64, device=self.device)
+        if self.factors is not None:
+            wide = [(up.double(), down.double()) for up, down in self.factors]
+            for i, (up, down) in enumerate(wide):
+                for j, (other_up, other_down) in enumerate(wide[: i + 1]):
+                    total[i, j] = total[j, i] = ((up.T @ other_up) * (down @ other_down.T)).sum()
+            return total
+        matrices = [self.dense(index) for index in range(self.count)]
+        for start in range(0, self.shape[0], ROWS):
+            self.pause()
+            rows = torch.stack([one[start : start + ROWS].flatten() for one in matrices]).double()
+            total += rows @ rows.T
+        return total
+
+    def combined(self, coefficients: Sequence[float]) -> list[Additive]:
+        """sum of c_i D_i, exactly: the forms as they are, each times its coefficient."""
+        return [
+            form if coefficient == 1.0 else form.times(coefficient)
+            for forms, coefficient in zip(self.forms, coefficients, strict=True)
+            if coefficient != 0.0
+            for form in forms
+        ]
+
+    @cached_property
+    def triples(self) -> tuple[Triples, ...]:
+        """The singular triples of each D_i, without those that are rounding."""
+        return tuple(self.triples_of(forms) for forms in self.forms)
+
+    def triples_of(self, forms: Sequence[Additive]) -> Triples:
+        """All singular triples of a sum of forms, without those that are rounding."""
+        return Delta(forms, self.shape, largest=min(self.shape), device=self.device, pause=self.pause).triples
+
+    def bases(self) -> tuple[Tensor, Tensor] | None:
+        """Q_U (O, R) and Q_V (K, R'), bases of all outputs and of all inputs of the changes.
+
+        They are made of balanced factors U sqrt(S) and sqrt(S) V^T, so that they do not depend on how an
+        adapter shares the size of its change between its two factors. None without factors.
+        """
+        if self.factors is None:
+            return None
+        balanced = [
+            (left * values.sqrt(), values.sqrt()[:, None] * right) for left, values, right in self.triples
+        ]
+        ups = torch.cat([up for up, _ in balanced], 1)
+        downs = torch.cat([down for _, down in balanced])
+        # Singular vectors, which do not depend on the order of the adapters.
+        return singular(ups)[0], singular(downs.T)[0]
+
+    def generator(self, index: int) -> torch.Generator:
+        """A generator on the CPU for what is drawn for an adapter."""
+        said = f"{self.seed}\0{self.layer}\0{self.names[index]}".encode()
+        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(said).digest()[:8], "little") >> 1)
+
+
+def of_triples(left: Tensor, values: Tensor, right: Tensor) -> LowRank:
+    """U S V^T as a form."""
+    return LowRank(left * values, right, 1.0)

@@ -1,0 +1,33 @@
+"""A bound for the spectral norm of a merged change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..algorithms.fitting import FACTORED
+from ..changes.factors import joined
+from ..changes.forms import Additive, add_up
+from ..maths.decompositions import leading_triples, product_triples
+from .deltas import Deltas
+
+
+def limited(merged: Sequence[Additive], deltas: Deltas, most: float) -> Sequence[Additive]:
+    """The merged change D times min(1, most * s / sigma_1(D)), with s the largest of all sigma_1(w_i D_i)."""
+    largest = max(
+        abs(strength) * _spectral(forms, deltas)
+        for forms, strength in zip(deltas.forms, deltas.strengths, strict=True)
+    )
+    size = _spectral(merged, deltas) if merged else 0.0
+    return merged if size <= most * largest else [form.times(most * largest / size) for form in merged]
+
+
+def _spectral(forms: Sequence[Additive], deltas: Deltas) -> float:
+    """The largest singular value of a sum of forms."""
+    factors = joined(forms, int(FACTORED * min(deltas.shape)), deltas.device)
+    if factors is not None:
+        values = product_triples(*factors)[1]
+    else:
+        values = leading_triples(add_up(forms, torch.float32, deltas.device), 1, pause=deltas.pause)[1]
+    return float(values[0]) if len(values) else 0.0

@@ -1,0 +1,297 @@
+"""Which layers of several adapters change the same weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..adapters.adapter import Adapter, LayerInfo
+from ..algorithms.base import GIVE_BASE, Dependent, Parameter, no_weight
+from ..changes.forms import Additive, Dense
+from ..errors import LayerError, LycorisError, MatchError
+from ..files.weights import Weights
+from ..layers.part import Part
+from ..maths.decompositions import Pause, no_pause
+from ..maths.shapes import Extent, Shape, fits, flat_shape
+from ..maths.tensors import compute_dtype
+from ..names.dialects import split_prefix
+from ..names.targets import Target
+from ..stack.resolve import Match, resolve
+from ..stack.stack import Entry, Stack
+from .deltas import Deltas
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a layer of one adapter changes of a weight, or of the bias beside it."""
+
+    entry: int
+    """The place of its adapter among the entries."""
+    layer: str
+    """The name of the layer in its file."""
+    adapter: str
+    """The name of its adapter."""
+    strength: float
+    read: Callable[[], Part]
+    """Reads its tensors, which are kept no longer than what is returned."""
+    parameter: Parameter
+    words: str
+    """Kind and rank of the layer in words."""
+
+    @property
+    def source(self) -> tuple[int, str, float]:
+        """The layer that it is of, at its strength. Its pieces for weight and bias have the same."""
+        return self.entry, self.layer, self.strength
+
+
+@dataclass(frozen=True)
+class Place:
+    """A weight with the bias beside it, and all that changes them."""
+
+    name: str
+    """The name of the merged layer."""
+    shape: Shape
+    """The weight's; () where only the bias changes."""
+    bias: Shape
+    """The shape (O,) of the bias; () where it does not change."""
+    pieces: tuple[Piece, ...]
+    keys: tuple[str | None, str | None] = (None, None)
+    """The keys of weight and bias in the base; None without one."""
+    target: Target | None = None
+    """The weight in the base."""
+
+    def entries(self, parameter: Parameter | None = None) -> list[int]:
+        """The adapters that change it, or its weight or bias alone, in the order of `deltas`."""
+        wanted = (piece for piece in self.pieces if parameter in (None, piece.parameter))
+        return list(dict.fromkeys(piece.entry for piece in wanted))
+
+    def deltas(
+        self,
+        parameter: Parameter,
+        base: Weights | None,
+        seed: int,
+        device: torch.device | str,
+        pause: Pause = no_pause,
+    ) -> Deltas | None:
+        """The changes of the weight, or of the bias as a matrix of one column; None where there are none.
+
+        Raises LayerError for a layer that cannot be read, and for one that depends on a weight that is not
+        there.
+        """
+        shape = self.shape if parameter == "weight" else self.bias
+        matrix = flat_shape(shape) if len(shape) > 1 else (*shape, 1)
+        entries = self.entries(parameter)
+        if not entries:
+            return None
+        own = [[one for one in self.pieces if (one.entry, one.parameter) == (e, parameter)] for e in entries]
+        # Block rules may weight an adapter's separate q, k and v on a fused weight differently.
+        strengths = [max((one.strength for one in pieces), key=abs) for pieces in own]
+        forms = [
+            [form for one in pieces for form in self._forms(one, base, one.strength / strength)]
+            for pieces, strength in zip(own, strengths, strict=True)
+        ]
+        return Deltas(
+            forms,
+            strengths,
+            (matrix[0], matrix[1]),
+            layer=self.name,
+            names=[pieces[0].adapter for pieces in own],
+            seed=seed,
+            device=device,
+            pause=pause,
+        )
+
+    def _forms(self, piece: Piece, base: Weights | None, factor: float) -> list[Additive]:
+        """The change of the whole weight or bias that a piece makes, times a factor."""
+        part = piece.read()
+        count = (self.shape if part.parameter == "weight" else self.bias)[0]
+        with part.named():
+            met = part.forms()
+            plain: list[Additive] = [form for form in met if not isinstance(form, Dependent)]
+            if len(plain) < len(met):
+                plain = [Dense(_columns(part.delta(self._met(part, base))))]
+            elif part.rows is not None:
+                plain = [form.embedded(part.rows, count) for form in plain]
+        return plain if factor == 1.0 else [form.times(factor) for form in plain]
+
+    def _met(self, part: Part, base: Weights | None) -> Tensor:
+        """The weight or bias that a layer depends on, in float32 or float64."""
+        key = self.keys[part.parameter == "bias"]
+        if base is None or key is None:
+            raise no_weight(part.layer.algorithm, part.parameter, None if base is None else base.name)
+        value = base.read(key)
+        return value.to(compute_dtype(value.dtype))
+
+
+def _columns(change: Tensor) -> Tensor:
+    return change.flatten(1) if change.ndim > 1 else change[:, None]
+
+
+def by_name(entries: Sequence[Entry]) -> list[Place]:
+    """The layers of several adapters, matched by their names.
+
+    Raises LycorisError where the adapters name layers in different ways or have block rules, and MatchError
+    where they have no layer in common.
+    """
+    dialects = {entry.adapter.dialect for entry in entries}
+    if len(dialects) > 1:
+        raise LycorisError(
+            "the adapters name layers in different ways, so that the model must tell which are the same",
+            got=", ".join(f"{entry.adapter.name} ({entry.adapter.dialect})" for entry in entries),
+            hint=GIVE_BASE,
+        )
+    found: dict[tuple[str | None, str], list[tuple[int, str, LayerInfo]]] = {}
+    parts: list[set[str | None]] = []
+    for number, entry in enumerate(entries):
+        if entry.rules is not None:
+            raise LycorisError(
+                "block rules are told by the blocks of the model", file=entry.adapter.name, hint=GIVE_BASE
+            )
+        own: set[str | None] = set()
+        for name, info in entry.adapter.info.items():
+            _, prefix, path = split_prefix(name)
+            own.add(prefix.part)
+            found.setdefault((prefix.part, path.replace(".", "_")), []).append((number, name, info))
+        parts.append(own)
+    shared = parts[0]
+    for own in parts[1:]:
+        shared = shared & own
+    if len(entries) > 1 and shared and all(len(same) == 1 for same in found.values()):
+        raise MatchError(
+            "the adapters have no layer in common",
+            got=", ".join(
+                f"{next(iter(entry.adapter.info), '')} ({entry.adapter.name})" for entry in entries
+            ),
+            expected="adapters for the same model",
+            hint=f"Where they are for the same model and name its layers differently: {GIVE_BASE}",
+        )
+    places = (_place_of(entries, same) for same in found.values())
+    return [place for place in places if place.pieces]
+
+
+def _place_of(entries: Sequence[Entry], same: Sequence[tuple[int, str, LayerInfo]]) -> Place:
+    """The place of layers of one name, one from each of some adapters."""
+    shape: Shape = ()
+    bias: Shape = ()
+    pieces: list[Piece] = []
+    for number, name, info in same:
+        entry = entries[number]
+        if info.enlarges:
+            raise _enlarges(entry.adapter, name)
+        strength = entry.strength_of(split_prefix(name)[1].part)
+        sizes: dict[Parameter, tuple[Shape, Extent]] = {
+            "weight": (shape, info.shape),
+            "bias": (bias, info.bias or ()),
+        }
+        read = partial(_whole, entry.adapter, name)
+        for parameter, (before, stored) in sizes.items():
+            if not stored or strength == 0.0:
+                continue
+            known = tuple(size for size in stored if size is not None)
+            if len(known) < len(stored) and not (before and fits(stored, before)):
+                raise LayerError(
+                    "the layer does not tell the shape of its weight",
+                    file=entry.adapter.path,
+                    key=name,
+                    got=info.made_for,
+                    hint=GIVE_BASE,
+                )
+            if before and not fits(stored, before) and not fits(before, known):
+                raise LayerError(
+                    "a layer has another shape than the layer of that name in another adapter",
+                    file=entry.adapter.path,
+                    key=name,
+                    got=info.made_for,
+                    expected=f"{list(before)} as in {entries[same[0][0]].adapter.name}",
+                    hint="The adapters are for different models",
+                )
+            # Some kinds hold a kernel flat; others tell it.
+            known = max(before, known, key=len)
+            if parameter == "weight":
+                shape = known
+            else:
+                bias = known
+            pieces.append(
+                Piece(
+                    number,
+                    name,
+                    entry.adapter.name,
+                    strength,
+                    partial(read, parameter),
+                    parameter,
+                    info.words,
+                )
+            )
+    return Place(same[0][1], shape, bias, tuple(pieces))
+
+
+def _whole(adapter: Adapter, name: str, parameter: Parameter) -> Part:
+    return Part(adapter.layer(name, keep=False), file=adapter.path, key=name, parameter=parameter)
+
+
+def by_weight(entries: Sequence[Entry], base: Weights) -> tuple[list[Place], dict[str, str]]:
+    """The layers of several adapters, matched by the weights of a model that they change.
+
+    The second is what has no place in the model, with the reasons. Raises MatchError where an adapter does
+    not fit the model.
+    """
+    resolution = resolve(
+        Stack(entries), base.shapes, absent_because="it is not part of the model that is given"
+    )
+    resolution.check()
+    found: dict[str, list[tuple[int, Match]]] = {}
+    left_out: dict[str, str] = {}
+    for number, one in enumerate(resolution.entries):
+        left_out |= {layer.layer: f"because {layer.reason}" for layer in one.unmatched}
+        left_out |= {
+            name: "because the model has no such part" for names in one.absent.values() for name in names
+        }
+        for match in one.matches:
+            if match.strength == 0.0:
+                # Left out by a rule, so that the layer has no part in averages and counts.
+                continue
+            found.setdefault(match.target.key, []).append((number, match))
+            if one.entry.adapter.info[match.layer].enlarges:
+                raise _enlarges(one.entry.adapter, match.layer)
+    return [_place_at(entries, base, key, matches) for key, matches in found.items()], left_out
+
+
+def _place_at(
+    entries: Sequence[Entry], base: Weights, key: str, matches: Sequence[tuple[int, Match]]
+) -> Place:
+    pieces = tuple(
+        Piece(
+            number,
+            match.layer,
+            entries[number].adapter.name,
+            match.strength,
+            partial(match.read, entries[number].adapter, keep=False, weights=base.read),
+            match.parameter,
+            entries[number].adapter.info[match.layer].words,
+        )
+        for number, match in matches
+    )
+    target = matches[0][1].target
+    changed = {piece.parameter for piece in pieces}
+    return Place(
+        target.name,
+        tuple(base.shapes[key]) if "weight" in changed else (),
+        tuple(base.shapes[target.bias]) if "bias" in changed and target.bias else (),
+        pieces,
+        (key, target.bias),
+        target,
+    )
+
+
+def _enlarges(adapter: Adapter, name: str) -> LayerError:
+    return LayerError(
+        "a layer that enlarges its weight cannot be merged with others",
+        file=adapter.path,
+        key=name,
+        got="reshape_weight",
+        hint="Apply it beside the merged adapter",
+    )

@@ -1,0 +1,362 @@
+"""Merging several adapters into one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import PurePath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adapters.adapter import Adapter
+from ..adapters.fitted import FitReport, FitRow
+from ..algorithms import Layer
+from ..algorithms.base import Parameter
+from ..algorithms.fitting import Delta
+from ..algorithms.full import Full
+from ..algorithms.lora import Lora
+from ..algorithms.norm import Norm
+from ..changes.factors import joined
+from ..changes.forms import Additive, Dense, LowRank, add_up
+from ..errors import LycorisError, PlanError, located
+from ..files.quantised import Codec
+from ..files.weights import ModelSource, weights_of
+from ..files.writing import DATA_HASH, Progress, data_hash_of, metadata_of, short_name
+from ..fit.engine import Change, Source, cast_layer, check_finite, fit_layers
+from ..fit.settings import SAME, Settings
+from ..fit.steps import Steps
+from ..maths.decompositions import Pause
+from ..maths.shapes import flat_shape
+from ..ranks.sizes import Size
+from ..stack.stack import Entry, Stack
+from .deltas import Deltas
+from .limit import limited
+from .matching import Place, by_name, by_weight
+from .registry import method_of
+
+Weighted = Stack | Iterable[tuple[Adapter, float]]
+PARAMETERS: tuple[Parameter, ...] = ("weight", "bias")
+
+
+def merge_adapters(
+    adapters: Weighted,
+    method: str = "sum",
+    size: Size | None = None,
+    *,
+    algorithm: str = "lora",
+    base: ModelSource | None = None,
+    norm_limit: float | None = None,
+    dtype: torch.dtype | None = None,
+    factor: int | None = None,
+    tucker: bool = False,
+    largest: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    codec: Codec | None = None,
+    progress: Progress | None = None,
+    **options: float | str,
+) -> Adapter:
+    """One adapter in memory that does what several do together, as a merge method combines them.
+
+    `adapters` are pairs of an adapter and its strength, or a stack, whose block rules and strengths of text
+    encoders count too. `method` is the name of one in `merge_methods()`, and `options` are its own. Each
+    layer is merged for itself, from the true changes of all kinds of layers, and read for that alone. Where
+    an adapter has no layer for a weight, averages and counts are over the others.
+
+    With `size` None nothing is lost: a layer becomes a LoRA of the rank that its merged change has, or a full
+    difference where that takes less. A layer that only one adapter has keeps its kind, times its strength,
+    where the method does nothing else to it (`MergeMethod.alone`). Other sizes, `algorithm`,
+    `dtype`, `factor`, `tucker` and `largest` are as in `resize_adapter`. `dtype` None is float32, since
+    narrower factors would round the result.
+
+    `base` is the model: a safetensors file, whose quantised weights `codec` reads, or a state dict. With it
+    the layers of all adapters are matched by the weights that they change, whatever they are called, and get
+    the model's own names. Without it they are matched by their names. It is needed for kinds whose change
+    depends on the weight (DoRA, OFT, BOFT, IA3, GLoRA, T-LoRA), for block rules, and for adapters that name
+    layers in different ways.
+
+    `norm_limit` bounds the spectral norm of each merged change to this many times the largest one among the
+    adapters' changes, strengths included; None for no bound. `seed` is for methods that draw, and for random
+    bases. `device` is where it is computed. `progress` is called with layers done.
+
+    Raises LycorisError for a method or option that does not exist, for too few or too many adapters, and
+    for adapters that nothing can be said of together (see `base`); MatchError where the adapters have no
+    layer in common or do not fit the base; LayerError for a layer that cannot be read or holds NaN, with file
+    and key; PlanError for a size that cannot be met.
+    """
+    merging = _Merging(
+        adapters, method, options, base, codec, norm_limit=norm_limit, seed=seed, device=device
+    )
+    settings = Settings(
+        size or "auto", algorithm, dtype or torch.float32, factor, tucker, largest, seed, device
+    )
+    if settings.algorithm == SAME:
+        raise LycorisError(
+            "what several adapters become has no kind of its own", got=SAME, expected="lora, lokr, full ..."
+        )
+    text = merging.metadata(size, algorithm)
+    if size is None:
+        layers, report = _exactly(merging.places, merging.merged, settings, progress)
+    else:
+        sources = [merging.source(place) for place in merging.places]
+        layers, report = fit_layers(sources, settings, progress=progress, metadata=text)
+    return merging.adapter(layers, report, text)
+
+
+def orthogonal_adapters(
+    adapters: Weighted,
+    method: str = "tsv",
+    *,
+    base: ModelSource | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    codec: Codec | None = None,
+    progress: Progress | None = None,
+    **options: float | str,
+) -> list[Adapter]:
+    """An adapter in memory for each one that is given: its part of the merged result, at strength 1.
+
+    Together, at the strengths that they are given, they make what `merge_adapters` makes with the same
+    method, and their strengths can be changed afterwards. Only methods whose result is the sum of such parts
+    can do so (TSV-M, whose parts are orthogonal to each other). The other arguments are as in
+    `merge_adapters`. Strengths do not matter here.
+    """
+    merging = _Merging(adapters, method, options, base, codec, device=device)
+    if merging.method.parts is None:
+        raise LycorisError(
+            "the result of this merge method is not a sum of one part for each adapter",
+            got=method,
+            expected="tsv",
+        )
+    settings = Settings("auto", "lora", dtype or torch.float32, device=device)
+    text = merging.metadata(None, "lora")
+    found: list[Adapter] = []
+    for index, entry in enumerate(merging.entries):
+        own = [place for place in merging.places if index in place.entries()]
+        layers, report = _exactly(own, partial(merging.part, index), settings, progress)
+        made = merging.adapter(layers, report, text)
+        found.append(dataclasses.replace(made, name=f"{entry.adapter.name} ({method})"))
+    return found
+
+
+class _Merging:
+    """Adapters that are to be merged, matched layer by layer."""
+
+    def __init__(
+        self,
+        adapters: Weighted,
+        method: str,
+        options: Mapping[str, float | str],
+        base: ModelSource | None,
+        codec: Codec | None,
+        *,
+        norm_limit: float | None = None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        given = adapters if isinstance(adapters, Stack) else Stack(Entry(*pair) for pair in adapters)
+        given.check_constant("be merged with others")
+        self.entries = [entry for entry in given if not entry.off]
+        self.method = method_of(method)
+        self.options = self.method.checked(options)
+        self.base = None if base is None else weights_of(base, codec)
+        self.norm_limit = norm_limit
+        self.seed = seed
+        self.device = device
+        self._check()
+        self.left_out: dict[str, str] = {}
+        if self.base is None:
+            self.places = by_name(self.entries)
+        else:
+            self.places, self.left_out = by_weight(self.entries, self.base)
+
+    def _check(self) -> None:
+        least, most = self.method.adapters
+        if not max(least, 1) <= len(self.entries) <= most:
+            wanted = f"{least} adapters" if least == most else f"at least {max(least, 1)}"
+            raise LycorisError(
+                f"the merge method {self.method.name} cannot take so many adapters",
+                got=f"{len(self.entries)} at a strength other than 0",
+                expected=wanted,
+            )
+        limit = self.norm_limit
+        if limit is not None and not 0 < limit < math.inf:
+            raise LycorisError(
+                "the norm limit is a number above 0, or None for no limit",
+                got=repr(limit),
+                expected="such as 1.0",
+            )
+
+    def merged(self, place: Place, pause: Pause) -> Change:
+        """What the method makes of all changes of a weight and of its bias."""
+        own = self._own(place)
+        if own is None:
+            return self._change(place, self._combined, pause)
+        return Change(own.additive() or (), self._bias(own.bias_additive() or ()), own)
+
+    def _own(self, place: Place) -> Layer | None:
+        """The only layer on a weight times a number, where that is all that the method makes of it."""
+        first = place.pieces[0]
+        if self.method.alone is None or any(piece.source != first.source for piece in place.pieces):
+            return None
+        factor = self.method.alone(first.strength, self.options)
+        if self.norm_limit is not None:
+            factor = math.copysign(min(abs(factor), self.norm_limit * abs(first.strength)), factor)
+        part = first.read()
+        layer = part.layer
+        # What it changes beside, such as a bias that the model does not have, is no part of the merge.
+        whole = bool(layer.extent) + bool(layer.bias_extent) == len(place.pieces)
+        sums = layer.additive() is not None and layer.bias_additive() is not None
+        plain = sums and layer.set_bias is None
+        if part.rows or part.window or not whole or not plain or factor == 0.0:
+            return None
+        return layer if factor == 1.0 else layer.multiplied(factor)
+
+    def part(self, entry: int, place: Place, pause: Pause) -> Change:
+        """The part of the result that one adapter has."""
+        found = self.method.parts
+        assert found is not None
+
+        def own(deltas: Deltas, parameter: Parameter) -> Sequence[Additive]:
+            entries = place.entries(parameter)
+            return found(deltas, self.options)[entries.index(entry)] if entry in entries else ()
+
+        return self._change(place, own, pause)
+
+    def _combined(self, deltas: Deltas, parameter: Parameter) -> Sequence[Additive]:
+        found = self.method.merge(deltas, self.options)
+        return found if self.norm_limit is None else limited(found, deltas, self.norm_limit)
+
+    def _change(
+        self, place: Place, of: Callable[[Deltas, Parameter], Sequence[Additive]], pause: Pause
+    ) -> Change:
+        found: list[Sequence[Additive]] = []
+        for parameter in PARAMETERS:
+            deltas = place.deltas(parameter, self.base, self.seed, self.device, pause)
+            found.append(() if deltas is None else of(deltas, parameter))
+        forms, bias = found
+        return Change(tuple(forms), self._bias(bias))
+
+    def _bias(self, forms: Sequence[Additive]) -> Tensor | None:
+        return add_up(forms, torch.float32, torch.device(self.device)).flatten() if forms else None
+
+    def source(self, place: Place) -> Source:
+        return Source(
+            name=place.name,
+            shape=place.shape,
+            read=partial(self.merged, place),
+            before=_before(place),
+            dtype=torch.float32,
+            norm=len(place.shape) == 1,
+        )
+
+    def metadata(self, size: Size | None, algorithm: str) -> dict[str, str]:
+        recipe = {
+            "merged": [_told(entry) for entry in self.entries],
+            "method": self.method.name,
+            "options": self.options,
+            "norm_limit": self.norm_limit,
+            "size": "exact" if size is None else str(size),
+            "algorithm": algorithm,
+            "seed": self.seed,
+            **({} if self.base is None else {"base": short_name(self.base.name)}),
+        }
+        return metadata_of({}, {}, recipe, "source_recipe")
+
+    def adapter(self, layers: Mapping[str, Layer], report: FitReport, metadata: Mapping[str, str]) -> Adapter:
+        name = " + ".join(PurePath(entry.adapter.name).stem for entry in self.entries)
+        dialect = self.entries[0].adapter.dialect if self.base is None else None
+        found = Adapter.of(layers, name=name, dialect=dialect, metadata=metadata)
+        report = replace(
+            report, left_out={**self.left_out, **report.left_out}, notes=(*self._notes(), *report.notes)
+        )
+        return dataclasses.replace(found, report=report)
+
+    def _notes(self) -> Iterator[str]:
+        yield f"merged by {self.method.name}: {self.method.source}"
+        alone = sum(len(place.entries()) < len(self.entries) for place in self.places)
+        if alone and len(self.entries) > 1:
+            yield (
+                f"{alone} of {len(self.places)} layers are not in every adapter; averages and counts there "
+                "are over those that have them"
+            )
+
+
+def _exactly(
+    places: Sequence[Place],
+    read: Callable[[Place, Pause], Change],
+    settings: Settings,
+    progress: Progress | None,
+) -> tuple[dict[str, Layer], FitReport]:
+    """Layers that make the changes to rounding: the adapter's own, LoRA of the true rank, or differences."""
+    layers: dict[str, Layer] = {}
+    rows: list[FitRow] = []
+    left_out: dict[str, str] = {}
+    steps = Steps(progress, len(places))
+    for place in places:
+        with located(key=place.name):
+            made = _exact(read(place, steps.pause), place, settings, steps.pause)
+            if made is None:
+                left_out[place.name] = "because it changes nothing"
+            else:
+                layers[place.name] = made
+                count = sum(tensor.numel() for tensor in made.tensors().values())
+                rows.append(FitRow(place.name, _before(place), made.algorithm, made.rank, count, 0.0, 0.0))
+        steps.step()
+    if not layers:
+        raise PlanError("nothing is left of the changes", got=f"{len(places)} changes, all of them zero")
+    return layers, FitReport(tuple(rows), left_out)
+
+
+def _exact(change: Change, place: Place, settings: Settings, pause: Pause) -> Layer | None:
+    """The layer that makes a change; None for no change."""
+    check_finite(change)
+    layer = change.own or (_nearest(change.forms, place, settings, pause) if change.forms else None)
+    biased = change.bias is not None and bool(change.bias.any())
+    if not biased and layer is not None and not any(form.reach().most for form in layer.additive() or ()):
+        return None
+    if change.own is None and change.bias is not None and biased:
+        layer = (layer or Full()).with_bias_change(change.bias)
+    return None if layer is None else cast_layer(layer, settings.dtype or torch.float32)
+
+
+def _nearest(forms: Sequence[Additive], place: Place, settings: Settings, pause: Pause) -> Layer | None:
+    """A norm or a difference, or a LoRA where that takes less; None for a matrix of zeros."""
+    shape, device = place.shape, torch.device(settings.device)
+    if len(shape) < 2:
+        kind = Norm if len(shape) == 1 else Full
+        return kind.fit(Delta([Dense(add_up(forms, torch.float32, device).flatten())], shape))[0].make(0)
+    outputs, inputs = flat_shape(shape)
+    # From this rank on two factors hold more numbers than the difference.
+    factors = joined(forms, outputs * inputs // (outputs + inputs), device)
+    if factors is None:
+        delta = Delta(forms, shape, device=device, pause=pause)
+        fits = Full.fit(delta) if delta.energy > 0 else ()
+    else:
+        largest = min(outputs, inputs)
+        delta = Delta([LowRank(*factors, 1.0)], shape, largest=largest, device=device, pause=pause)
+        fits = Lora.fit(delta)
+    return fits[0].make(len(fits[0].ranks) - 1) if fits else None
+
+
+def _before(place: Place) -> str:
+    """What is merged, in words."""
+    sources = {piece.source for piece in place.pieces}
+    return place.pieces[0].words if len(sources) == 1 else f"{len(sources)} changes"
+
+
+def _told(entry: Entry) -> dict[str, Any]:
+    """An adapter of a recipe: its file, the hash of its tensors, and its strengths."""
+    adapter = entry.adapter
+    return {
+        "name": short_name(adapter.name),
+        "hash": adapter.metadata.get(DATA_HASH) or data_hash_of(adapter.file, adapter.cache),
+        "strength": entry.strength,
+        "strength_clip": entry.strength_of("te"),
+        "rules": str(entry.rules) if entry.rules else "",
+    }

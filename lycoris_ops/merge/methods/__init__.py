@@ -1,0 +1,1 @@
+"""The merge methods, one a file. Each file has a METHOD."""

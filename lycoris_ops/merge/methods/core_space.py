@@ -1,0 +1,60 @@
+"""Core Space: any other method, in the small space of all inputs and outputs that the adapters have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...changes.forms import Additive, Dense, LowRank
+from ...maths.tensors import compute_dtype
+from ..deltas import Deltas
+from ..elements import DENSITY, SCALE
+from ..method import MergeMethod, Option, Options
+from . import dare, magnitude_prune, ties
+
+RULES = {module.METHOD.name: module.METHOD for module in (ties, magnitude_prune, dare)}
+"""What can be done in the core. Methods that work on factors give there what they give without it."""
+
+
+def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
+    """D = Q_U M Q_V^T, where M is what the rule makes of the cores Q_U^T D_i Q_V, (R, R).
+
+    Q_U and Q_V are bases of all outputs and inputs of the adapters, from balanced factors. So nothing of an
+    adapter is lost, and the rank of the result is at most the sum of all ranks. Without small factors the
+    rule is used as it is.
+    """
+    rule = RULES[options["rule"]]
+    inner = {name: options[name] for name in ("density", "scale")}
+    bases = deltas.bases()
+    if bases is None:
+        return rule.merge(deltas, rule.checked(inner))
+    left, right = bases
+    cores = [[Dense((left.T @ up) @ (down @ right))] for up, down in deltas.factors or ()]
+    shape = (left.shape[1], right.shape[1])
+    core = Deltas(
+        cores,
+        deltas.strengths,
+        shape,
+        layer=deltas.layer,
+        names=deltas.names,
+        seed=deltas.seed,
+        device=deltas.device,
+        pause=deltas.pause,
+    )
+    merged: list[Additive] = []
+    for form in rule.merge(core, rule.checked(inner)):
+        values = form.dense(compute_dtype(left.dtype), deltas.device)
+        merged.append(LowRank(left @ values, right.T, 1.0))
+    return merged
+
+
+METHOD = MergeMethod(
+    name="core_space",
+    merge=merge,
+    source="Panariello et al., Low-Rank Model Merging in Core Space (2509.17786), section 4",
+    factors=True,
+    options=(
+        Option("rule", "ties", "What is done in the core.", choices=tuple(RULES)),
+        DENSITY,
+        SCALE,
+    ),
+)

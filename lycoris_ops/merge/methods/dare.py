@@ -1,0 +1,47 @@
+"""DARE: values are dropped at random, and what is left is scaled up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...changes.forms import Additive, Dense
+from ...maths.decompositions import Pause
+from ..deltas import Deltas
+from ..elements import CONSENSUS, DENSITY, SCALE, by_tiles, reduced
+from ..method import MergeMethod, Options
+
+
+def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
+    """D = scale * sum of w_i m_i * D_i / density, with m_i of independent zeros and ones.
+
+    A value of m_i is 1 with the probability `density`. With `consensus` ties the values are averaged as
+    there, where their signs agree.
+    """
+    kept = [
+        strength * _dropped(deltas.dense(index), options["density"], deltas.generator(index), deltas.pause)
+        for index, strength in enumerate(deltas.strengths)
+    ]
+    return [Dense(reduced(kept, options["consensus"], options["scale"], deltas.pause))]
+
+
+def _dropped(values: Tensor, density: float, generator: torch.Generator, pause: Pause) -> Tensor:
+    if density == 0:
+        return torch.zeros_like(values)
+
+    def of(tile: list[Tensor]) -> Tensor:
+        drawn = torch.rand(tile[0].shape, generator=generator) < density
+        return tile[0] * drawn.to(values.device) / density
+
+    return by_tiles([values], of, pause)
+
+
+METHOD = MergeMethod(
+    name="dare",
+    merge=merge,
+    source="Yu et al., Language Models are Super Mario (2311.03099), eq. 1",
+    factors=False,
+    options=(DENSITY, CONSENSUS, SCALE),
+)

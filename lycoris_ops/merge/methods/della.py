@@ -1,0 +1,68 @@
+"""DELLA: values are dropped at random, small ones more often, and what is left is scaled up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...changes.forms import Additive, Dense
+from ...errors import LycorisError
+from ...maths.decompositions import Pause
+from ..deltas import Deltas
+from ..elements import CONSENSUS, DENSITY, SCALE, by_tiles, reduced
+from ..method import MergeMethod, Option, Options
+
+
+def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
+    """D = scale * sum of w_i m_i * D_i / p_i, with m_i of independent zeros and ones of the probabilities
+    p_i.
+
+    p goes evenly from density - epsilon for the smallest value of a row to density + epsilon for the largest.
+    Raises LycorisError where these are not between 0 and 1.
+    """
+    density, epsilon = options["density"], options["epsilon"]
+    if not 0 < density - epsilon <= density + epsilon <= 1:
+        raise LycorisError(
+            "DELLA's probabilities must be above 0 and at most 1",
+            got=f"{density - epsilon:g} to {density + epsilon:g}, by density -/+ epsilon",
+            hint="Choose a smaller epsilon, or 0 for DARE",
+        )
+    kept = [
+        strength * _dropped(deltas.dense(index), density, epsilon, deltas.generator(index), deltas.pause)
+        for index, strength in enumerate(deltas.strengths)
+    ]
+    return [Dense(reduced(kept, options["consensus"], options["scale"], deltas.pause))]
+
+
+def _dropped(
+    values: Tensor, density: float, epsilon: float, generator: torch.Generator, pause: Pause
+) -> Tensor:
+    columns = values.shape[1]
+    chances = density - epsilon + 2 * epsilon * torch.arange(columns) / max(columns - 1, 1)
+    chances = chances.to(values.device)
+
+    def of(tile: list[Tensor]) -> Tensor:
+        (rows,) = tile
+        chance = torch.empty_like(rows).scatter_(1, rows.abs().argsort(dim=1), chances.expand_as(rows))
+        drawn = torch.rand(rows.shape, generator=generator).to(values.device) < chance
+        return rows * drawn / chance
+
+    return by_tiles([values], of, pause)
+
+
+METHOD = MergeMethod(
+    name="della",
+    merge=merge,
+    source="Deep, Bhardwaj and Poria, DELLA-Merging (2406.11617), section 3",
+    factors=False,
+    options=(
+        DENSITY,
+        Option(
+            "epsilon", 0.15, "How much more often large values are kept than small ones. 0 is DARE.", 0, 0.5
+        ),
+        CONSENSUS,
+        SCALE,
+    ),
+)

@@ -1,0 +1,55 @@
+"""KnOTS: TIES in a basis that all adapters share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ...algorithms.fitting import ROUNDING
+from ...changes.forms import Additive, LowRank
+from ...maths.decompositions import eigen, leading
+from ..deltas import Deltas
+from ..elements import largest_kept, reduced
+from ..method import MergeMethod, Option, Options
+
+
+def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
+    """D = U M, where [D_1 ... D_T] = U [Y_1 ... Y_T] and M is what TIES makes of the Y_i.
+
+    U (O, R) has the left singular vectors of all changes side by side, and Y_i = U^T D_i = S V_i^T. The rank
+    of the result is at most the sum of all ranks. Without small factors the same is done on the matrices.
+    """
+    if deltas.factors is not None:
+        basis = leading(torch.cat([up for up, _ in deltas.factors], 1))
+        aligned = [(basis.T @ up) @ down for up, down in deltas.factors]
+    else:
+        basis = None
+        aligned = [deltas.dense(index) for index in range(deltas.count)]
+    square = sum(
+        (one.double() @ one.double().T for one in aligned), aligned[0].new_zeros((), dtype=torch.float64)
+    )
+    values, vectors = eigen(square)
+    live = values > ROUNDING**2 * values[-1:]
+    turn = vectors[:, live].float()
+    aligned = [turn.T @ one for one in aligned]
+    kept = [
+        strength * largest_kept(one, options["density"], deltas.pause)
+        for one, strength in zip(aligned, deltas.strengths, strict=True)
+    ]
+    merged = reduced(kept, "ties", options["scale"], deltas.pause)
+    return [LowRank(turn if basis is None else basis @ turn, merged, 1.0)]
+
+
+METHOD = MergeMethod(
+    name="knots",
+    merge=merge,
+    source="Stoica et al., Model Merging with SVD to Tie the Knots (2410.19735), section 4",
+    factors=True,
+    options=(
+        Option("density", 0.2, "The share of the values of each adapter that TIES keeps.", 0, 1),
+        Option(
+            "scale", 1.0, "Multiplies the whole result. The authors used 0.6 for a sum of eight.", -100, 100
+        ),
+    ),
+)

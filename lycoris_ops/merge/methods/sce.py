@@ -1,0 +1,72 @@
+"""SCE: where the adapters differ most, by the sizes of what they keep there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...changes.forms import Additive, Dense
+from ...maths.tensors import energy_of
+from ..deltas import Deltas
+from ..elements import SCALE, added, by_tiles, kept_places
+from ..method import MergeMethod, Option, Options
+
+
+def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
+    """D = scale * sum over A of c_i X_i / sum over A of c_i, for each value, with X_i = w_i D_i.
+
+    Select: all values but those of the places where the variance over the adapters is highest are set to 0,
+    the share `select` of the places where it is not 0 stays. Calculate: c_i is the mean of X_i^2 over the sum
+    of these means. Erase: A are the adapters with the sign of the sum of all X_i. One change alone, of which
+    there is no variance, is kept as a whole.
+    """
+    if deltas.count == 1:
+        return deltas.combined([options["scale"] * deltas.strengths[0]])
+    values = deltas.weighted()
+    if options["select"] < 1:
+        variance = by_tiles(values, _variance, deltas.pause)
+        chosen = kept_places(variance, int(options["select"] * int((variance > 0).sum())), deltas.pause)
+        values = [one * chosen for one in values]
+    sizes: list[float] = []
+    for one in values:
+        deltas.pause()
+        sizes.append(energy_of(one))
+    if sum(sizes) == 0.0:
+        return [Dense(values[0])]
+    weights = [size / sum(sizes) for size in sizes]
+
+    def merged(tile: list[Tensor]) -> Tensor:
+        signs = added(tile).sign()
+        signs[signs == 0] = 1.0
+        shares = [weight * (one.sign() == signs) for one, weight in zip(tile, weights, strict=True)]
+        total = added(shares)
+        found = added([one * share for one, share in zip(tile, shares, strict=True)])
+        return options["scale"] * found / torch.where(total < 1e-6, 1.0, total)
+
+    return [Dense(by_tiles(values, merged, deltas.pause))]
+
+
+def _variance(values: list[Tensor]) -> Tensor:
+    mean = added(values) / len(values)
+    return added([(one - mean).square() for one in values]) / len(values)
+
+
+METHOD = MergeMethod(
+    name="sce",
+    merge=merge,
+    source="Wan et al., FuseChat (2408.07990), section 3.3",
+    factors=False,
+    options=(
+        Option(
+            "select",
+            1.0,
+            "The share of the places, those where the adapters differ most, that is kept.",
+            0,
+            1,
+        ),
+        SCALE,
+    ),
+    alone=lambda strength, options: options["scale"] * strength,
+)

@@ -1,0 +1,60 @@
+"""TSV-M: the singular vectors of all adapters made orthogonal to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...changes.forms import Additive
+from ...maths.decompositions import singular
+from ..deltas import Deltas, of_triples
+from ..method import MergeMethod, Options
+
+SHARED = 1e-6
+"""Directions whose singular value is below this share of the largest are shared by adapters, and are one."""
+
+
+def parts(deltas: Deltas, options: Options) -> list[list[Additive]]:
+    """For each adapter its part U'_i S_i V'_i^T of the result at strength 1.
+
+    U = [U_1 ... U_T] and V likewise hold the k_i leading singular vectors of the D_i, with
+    k_i = min(rank of D_i, floor(min(O, K) / T)), and U', V' are the nearest matrices with orthonormal
+    columns, the polar factors. So the parts are orthogonal to each other, and each keeps the norm of its
+    change. Where adapters share a direction there is no such matrix, and the partial isometry takes its
+    place: of two equal adapters each has half of their change.
+    """
+    most = min(deltas.shape) // deltas.count
+    kept = [(left[:, :most], values[:most], right[:most]) for left, values, right in deltas.triples]
+    sizes = [len(values) for _, values, _ in kept]
+    lefts = torch.split(_polar(torch.cat([left for left, _, _ in kept], 1)), sizes, 1)
+    rights = torch.split(_polar(torch.cat([right.T for _, _, right in kept], 1)), sizes, 1)
+    return [
+        [of_triples(left, values, right.T)] if len(values) else []
+        for left, right, (_, values, _) in zip(lefts, rights, kept, strict=True)
+    ]
+
+
+def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
+    """D = sum of w_i times the `parts`."""
+    found = zip(parts(deltas, options), deltas.strengths, strict=True)
+    return [form.times(strength) for forms, strength in found for form in forms]
+
+
+def _polar(matrix: Tensor) -> Tensor:
+    """P Q^T of the matrix P S Q^T (m, n), without the directions that are rounding."""
+    if not matrix.shape[1]:
+        return matrix
+    left, values, right = singular(matrix)
+    live = values > SHARED * values[0]
+    return left[:, live] @ right[live]
+
+
+METHOD = MergeMethod(
+    name="tsv",
+    merge=merge,
+    source="Gargiulo et al., Task Singular Vectors (2412.00081), algorithm 1",
+    factors=True,
+    parts=parts,
+)

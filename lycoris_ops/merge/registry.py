@@ -1,0 +1,22 @@
+"""The merge methods by name."""
+
+from __future__ import annotations
+
+from ..discovery import discover
+from ..errors import LycorisError
+from . import methods
+from .method import MergeMethod
+
+METHODS: dict[str, MergeMethod] = {found.METHOD.name: found.METHOD for found in discover(methods.__name__)}
+
+
+def merge_methods() -> dict[str, MergeMethod]:
+    """All merge methods by name: what they are from, their options, and what they take."""
+    return dict(METHODS)
+
+
+def method_of(name: str) -> MergeMethod:
+    """Raises LycorisError for a name that no method has."""
+    if name not in METHODS:
+        raise LycorisError("no such merge method", got=str(name), expected=", ".join(METHODS))
+    return METHODS[name]

@@ -1,0 +1,144 @@
+"""What an adapter's file says of itself: trigger words, tags, the base model, dates and notes.
+
+The keys of the metadata are those of kohya-ss' sd-scripts (`ss_`, library/train_util.py and train_network.py)
+and of ModelSpec (`modelspec.`, https://github.com/Stability-AI/ModelSpec), which most tools write.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, cast
+
+from ..adapters.adapter import Adapter
+from ..errors import either
+from ..files.json_text import parse_json
+from .words import counted, ranks
+
+TAGS = 200
+"""The most tags that are kept."""
+WORDS = 12
+"""The most trigger words that are taken from the tags."""
+TRIGGERS = ("modelspec.trigger_phrase", "ss_trigger_words", "trigger_phrase", "trigger_words", "trigger_word")
+FREQUENCY, FOLDERS = "ss_tag_frequency", "ss_dataset_dirs"
+BASES = ("ss_sd_model_name", "ss_base_model_version", "modelspec.architecture", "base_model")
+DATES = ("modelspec.date", "ss_training_finished_at", "ss_training_started_at")
+NOTES = ("modelspec.description", "modelspec.usage_hint", "ss_training_comment")
+FACTS = {
+    "title": "modelspec.title",
+    "author": "modelspec.author",
+    "license": "modelspec.license",
+    "resolution": "modelspec.resolution",
+    "steps": "ss_steps",
+    "epochs": "ss_epoch",
+    "pictures": "ss_num_train_images",
+    "clip skip": "ss_clip_skip",
+    "network": "ss_network_module",
+}
+"""What else is shown, by the words for it, with the keys of the metadata."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What the header of an adapter's file says of it."""
+
+    kind: str
+    """The kinds of its layers, such as `lokr`, the most frequent first."""
+    rank: str
+    """Their ranks in words; `full` where nothing is factored."""
+    family: str
+    """The family of models that the metadata name, or that has such layers; "" for none known."""
+    base: str
+    """The base model as the metadata name it; "" for none."""
+    dialect: str
+    size: int
+    """Bytes of the file."""
+    triggers: tuple[str, ...]
+    """The trigger words that the metadata state; else the tags that are on every training picture."""
+    stated: bool
+    """Whether the metadata state the trigger words."""
+    tags: tuple[tuple[str, int], ...]
+    """Tags of the training pictures with the number of pictures, the most frequent first."""
+    date: str
+    notes: tuple[str, ...]
+    facts: tuple[tuple[str, str], ...]
+    """Other metadata worth showing, as pairs of words."""
+    problems: tuple[str, ...]
+    """Metadata that cannot be read, in words."""
+
+
+def about(adapter: Adapter) -> About:
+    """What an adapter's file says of itself. No tensor is read."""
+    text = adapter.metadata
+    problems: list[str] = []
+    counts = _tables(text, FREQUENCY, problems)
+    stated = [word for key in TRIGGERS for word in _split(text.get(key, ""))]
+    infos = list(adapter.info.values())
+    return About(
+        kind=counted(info.algorithm.algorithm for info in infos),
+        rank=ranks(info.rank for info in infos),
+        family=either(adapter.families),
+        base=next((text[key] for key in BASES if text.get(key)), ""),
+        dialect=adapter.dialect,
+        size=adapter.file.size,
+        triggers=tuple(dict.fromkeys(stated or _on_every_picture(counts, _tables(text, FOLDERS, problems)))),
+        stated=bool(stated),
+        tags=tuple(sum((Counter(tags) for tags in counts.values()), Counter[str]()).most_common(TAGS)),
+        date=next((_date(text[key]) for key in DATES if text.get(key)), ""),
+        notes=tuple(text[key] for key in NOTES if _says(text, key)),
+        facts=tuple((name, text[key]) for name, key in FACTS.items() if _says(text, key)),
+        problems=tuple(problems),
+    )
+
+
+def _says(text: Mapping[str, str], key: str) -> bool:
+    # kohya-ss writes None for what was not set.
+    return text.get(key, "None") not in ("", "None")
+
+
+def _split(words: str) -> list[str]:
+    return [word for word in (part.strip() for part in words.split(",")) if word]
+
+
+def _date(said: str) -> str:
+    """A date as it is written, or in the form of ISO 8601 where it is seconds since 1970."""
+    try:
+        return datetime.fromtimestamp(float(said), tz=timezone.utc).date().isoformat()
+    except (ValueError, OverflowError, OSError):
+        return said
+
+
+def _tables(text: Mapping[str, str], key: str, problems: list[str]) -> dict[str, dict[str, int]]:
+    """A JSON table of tables of whole numbers out of the metadata; values of other types are passed over."""
+    if key not in text:
+        return {}
+    try:
+        found = parse_json(text[key])
+        if not isinstance(found, dict):
+            raise ValueError("it is no table")
+    except ValueError as error:
+        problems.append(f"{key} cannot be read: {error}")
+        return {}
+    tables = cast("dict[str, Any]", found)
+    return {
+        name: {word: number for word, number in cast("dict[str, Any]", table).items() if type(number) is int}
+        for name, table in tables.items()
+        if isinstance(table, dict)
+    }
+
+
+def _on_every_picture(
+    counts: Mapping[str, Mapping[str, int]], folders: Mapping[str, Mapping[str, int]]
+) -> list[str]:
+    """The tags that every picture of a folder has, or the one tag that a folder has at all.
+
+    The order is that of the file, which is the order in which the captions have them.
+    """
+    found: list[str] = []
+    for name, tags in counts.items():
+        pictures = folders.get(name, {}).get("img_count", 0)
+        every = [tag.strip() for tag, count in tags.items() if pictures and count >= pictures]
+        found += list(tags) if len(tags) == 1 else every
+    return [tag for tag in found if tag][:WORDS]

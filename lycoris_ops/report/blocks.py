@@ -1,0 +1,45 @@
+"""The blocks of a model and what adapters do in them, in words."""
+
+from __future__ import annotations
+
+from ..stack.survey import AdapterSurvey, Effect, Survey
+from .words import number_of, paragraph
+
+
+def describe_blocks(survey: Survey) -> str:
+    """A table of the blocks of a model, with a line for each, and one of each adapter's."""
+    total = sum(survey.blocks.values())
+    wide = max(map(len, survey.blocks), default=0)
+    text = [f"{number_of(len(survey.blocks), 'block', 'blocks')}, {number_of(total, 'weight', 'weights')}"]
+    if not survey.adapters:
+        text += [
+            f"  {name:{wide}}  {number_of(count, 'weight', 'weights')}"
+            for name, count in survey.blocks.items()
+        ]
+    return "\n\n".join([paragraph(text), *(_table(survey, adapter, wide) for adapter in survey.adapters)])
+
+
+def _table(survey: Survey, adapter: AdapterSurvey, wide: int) -> str:
+    met = sum(len(effect.layers) for effect in adapter.effects.values())
+    layers = adapter.resolution.layers
+    lines = [
+        adapter.entry.name,
+        f"  {met} of {layers} layers meet the model; share is of the squared norm of its change",
+    ]
+    if adapter.unmeasured:
+        depend = number_of(adapter.unmeasured, "change depends", "changes depend")
+        lines.append(f"  not measured: {depend} on the weights of the model")
+    lines.append(f"  {'block':{wide}}  {'layers':>6}  {'strength':>10}  {'share':>6}")
+    for block in survey.blocks:
+        effect = adapter.effects.get(block)
+        if effect is None:
+            lines.append(f"  {block:{wide}}  {'-':>6}")
+        else:
+            share = f"{adapter.share(block):.1%}"
+            lines.append(f"  {block:{wide}}  {len(effect.layers):>6}  {_strengths(effect):>10}  {share:>6}")
+    return paragraph(lines)
+
+
+def _strengths(effect: Effect) -> str:
+    low, high = min(effect.strengths), max(effect.strengths)
+    return f"{low:.4g}" if low == high else f"{low:.3g}..{high:.3g}"

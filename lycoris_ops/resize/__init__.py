@@ -1,0 +1,1 @@
+"""An adapter becomes one of another kind or size."""

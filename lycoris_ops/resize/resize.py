@@ -1,0 +1,272 @@
+"""Resizing an adapter, and converting its layers to other kinds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..adapters.adapter import Adapter, LayerInfo
+from ..algorithms import Layer
+from ..algorithms.base import Dependent, Form, change_of, no_weight
+from ..algorithms.checks import scale
+from ..algorithms.full import Full
+from ..algorithms.norm import Norm
+from ..changes.forms import Additive, Dense, Kronecker, add_up
+from ..errors import LayerError, located
+from ..files.quantised import Codec
+from ..files.weights import ModelSource, Weights, read_rows, weights_of
+from ..files.writing import Progress, metadata_of, short_name
+from ..fit.engine import Change, Source, fit_layers
+from ..fit.settings import FITTED, SAME, Settings
+from ..maths.decompositions import Pause
+from ..maths.shapes import Rows, Shape
+from ..maths.tensors import compute_dtype
+from ..names.targets import Targets
+from ..ranks.sizes import Size
+
+DIM, NETWORK_ALPHA, DYNAMIC = "ss_network_dim", "ss_network_alpha", "Dynamic"
+"""kohya-ss' metadata keys of rank and alpha, and what its own resizing writes there."""
+
+
+def resize_adapter(
+    adapter: Adapter,
+    size: Size = "auto",
+    algorithm: str = "lora",
+    base: ModelSource | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    factor: int | None = None,
+    tucker: bool = False,
+    largest: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    codec: Codec | None = None,
+    progress: Progress | None = None,
+) -> Adapter:
+    """An adapter in memory whose layers are of another kind or size, each nearest to the one that it
+    replaces.
+
+    `size` is a Rank for every layer, or a Budget, Ratio or Energy that is divided among the layers where it
+    keeps most; "auto" stops where further parameters would keep less each than those of the full weights on
+    the average. A budget in bytes is that of a whole file, with its tensors in the dtype that they get here.
+    `algorithm` is a kind in FITTED, "auto" for the one that keeps most for its bytes, layer by layer, or
+    "same" for the kind that each layer has. What stays as it is, bit by bit: layers that are of the kind and
+    no larger, norms, biases, and layers that enlarge their weight. alpha follows the rank, so that the scale
+    of the factors stays.
+
+    `base` is the model: a safetensors file, whose quantised weights `codec` reads, or a state dict. It is
+    needed for kinds whose change depends on the weight (DoRA, OFT, BOFT, IA3, GLoRA, T-LoRA); then the result
+    is right for this model alone. It also tells the kernels of convolutions that some kinds hold flat.
+
+    `dtype`, `factor`, `tucker`, `largest`, `seed` and `device` are as in `fit.settings.Settings`. With
+    `dtype` None each layer keeps its own. `Adapter.report` of the result says what was kept; `progress` is
+    called with layers done.
+
+    Raises LayerError for a layer that cannot be read, holds NaN, or needs a base; MatchError where its name
+    fits several weights of the base; PlanError for a size that cannot be met.
+    """
+    settings = Settings(size, algorithm, dtype, factor, tucker, largest, seed, device)
+    made = _Resizing(adapter, settings, None if base is None else weights_of(base, codec))
+    text = made.metadata()
+    kept = {name: adapter.layer(name, keep=False) for name in made.staying}
+    layers, report = fit_layers(made.sources(), settings, progress=progress, metadata=text, kept=kept)
+    together = {name: kept.get(name) or layers.get(name) for name in adapter.info}
+    report = replace(
+        report, left_out={**made.left_out, **report.left_out}, notes=(*made.notes(), *report.notes)
+    )
+    found = Adapter.of(
+        {name: layer for name, layer in together.items() if layer is not None},
+        name=adapter.name,
+        dialect=adapter.dialect,
+        metadata=_told(text, layers),
+    )
+    return dataclasses.replace(found, report=report)
+
+
+@dataclass(frozen=True)
+class _Resizing:
+    """What becomes of an adapter's layers."""
+
+    adapter: Adapter
+    settings: Settings
+    base: Weights | None
+
+    @property
+    def staying(self) -> list[str]:
+        """Names of the layers that stay as they are, whatever is asked for."""
+        return [name for name, info in self.adapter.info.items() if self._stays(info)]
+
+    def _stays(self, info: LayerInfo) -> bool:
+        shape = info.shape
+        if info.enlarges or not shape or (info.algorithm in (Norm, Full) and len(shape) == 1):
+            return True
+        return self.settings.algorithm == SAME and info.algorithm.algorithm not in FITTED
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        return dict.fromkeys(self.adapter.unreadable, "because it cannot be read")
+
+    def notes(self) -> list[str]:
+        lines: list[str] = []
+        if self.staying:
+            lines.append(
+                f"{len(self.staying)} layers stay as they are: norms, biases, and others without a size"
+            )
+        if self.adapter.embeddings:
+            lines.append(f"the embeddings {', '.join(self.adapter.embeddings)} are left out")
+        if self.adapter.unused_keys:
+            lines.append(f"{len(self.adapter.unused_keys)} keys of the file that nothing reads are left out")
+        return lines
+
+    def metadata(self) -> dict[str, str]:
+        settings = self.settings
+        recipe = {
+            "resized": self.adapter.name,
+            "size": str(settings.size),
+            "algorithm": settings.algorithm,
+            "seed": settings.seed,
+            **({} if self.base is None else {"base": short_name(self.base.name)}),
+        }
+        return metadata_of(self.adapter.metadata, {}, recipe, "source_recipe")
+
+    def sources(self) -> list[Source]:
+        """Raises LayerError for a layer that needs a base, where there is none."""
+        staying = set(self.staying)
+        weights = _Places(self.adapter, self.base) if self.base is not None else None
+        found: list[Source] = []
+        alphas = self.adapter.alphas()
+        for name, info in self.adapter.info.items():
+            if name in staying:
+                continue
+            shape = self._shape(info, weights)
+            rank, alpha = info.rank, alphas[name]
+            with located(file=self.adapter.path, key=name):
+                factor = scale(alpha, rank) if rank and info.algorithm.scaled_by_alpha else 1.0
+            found.append(
+                Source(
+                    name=name,
+                    shape=shape,
+                    read=partial(self._read, name, shape, weights),
+                    before=info.words,
+                    dtype=_dtype(self.adapter, info),
+                    kind=info.algorithm.algorithm,
+                    scale=abs(factor) or 1.0,
+                )
+            )
+        return found
+
+    def _shape(self, info: LayerInfo, weights: _Places | None) -> Shape:
+        known = None if weights is None else weights.shape(info.name)
+        if known:
+            if not info.fits(known):
+                raise LayerError(
+                    "a layer does not fit its weight in the base model",
+                    file=self.adapter.path,
+                    key=info.name,
+                    got=info.made_for,
+                    expected=str(list(known)),
+                    hint="Give the model that the adapter was made for",
+                )
+            return known
+        shape = tuple(size for size in info.shape if size is not None)
+        if len(shape) < len(info.shape) or len(shape) < 2:
+            raise self._needs_base(info.name, info.algorithm.algorithm, weights)
+        return shape
+
+    def _read(self, name: str, shape: Shape, weights: _Places | None, pause: Pause) -> Change:
+        pause()
+        layer = self.adapter.layer(name, keep=False)
+        with located(file=self.adapter.path, key=name):
+            forms, beside = layer.forms(), layer.forms("bias")
+            weight = bias = None
+            if _depends(forms) or _depends(beside):
+                if weights is None or not weights.shape(name):
+                    raise self._needs_base(name, layer.algorithm, weights)
+                weight = weights.read(name) if _depends(forms) else None
+                bias = weights.bias(name) if _depends(beside) else None
+                if layer.bias_reads_weight(layer.shapes):
+                    beside = layer.beside(weights.read(name) if weight is None else weight).forms("bias")
+            if weight is not None:
+                forms = (Dense(layer.delta(weight).flatten(1)),)
+            added: Tensor | None = None
+            if beside and _depends(beside):
+                added = None if bias is None else change_of(beside, bias)
+            elif beside:
+                added = add_up(_plain(beside), torch.float32, torch.device("cpu")).flatten()
+        own = layer if weight is None and not _depends(beside) else None
+        return Change(_plain(forms), added, own, split=_split(forms, shape))
+
+    def _needs_base(self, name: str, kind: str, weights: _Places | None) -> LayerError:
+        base = None if weights is None else weights.weights.name
+        return no_weight(kind, "weight", base, file=self.adapter.path, key=name)
+
+
+class _Places:
+    """The weights of a base model that an adapter's layers are for."""
+
+    def __init__(self, adapter: Adapter, weights: Weights) -> None:
+        self.weights = weights
+        self._targets = Targets(weights.shapes)
+        self._found = self._targets.find_each(adapter.info, adapter.path).places
+
+    def shape(self, name: str) -> Shape:
+        places = self._found.get(name, ())
+        return self._targets.shape_of(*places) if places else ()
+
+    def read(self, name: str) -> Tensor:
+        """The weight of a layer, or rows of several weights one below the other, in float32 or float64."""
+        return self._wide([(place.key, place.rows) for place in self._found[name]])
+
+    def bias(self, name: str) -> Tensor | None:
+        found = [(place.bias, place.rows) for place in self._found[name] if place.bias]
+        return self._wide(found) if found and len(found) == len(self._found[name]) else None
+
+    def _wide(self, places: Sequence[tuple[str, Rows | None]]) -> Tensor:
+        values = read_rows(self.weights, places)
+        return values.to(compute_dtype(values.dtype))
+
+
+def _depends(forms: tuple[Form, ...]) -> bool:
+    return any(isinstance(form, Dependent) for form in forms)
+
+
+def _plain(forms: tuple[Form, ...]) -> tuple[Additive, ...]:
+    return tuple(form for form in forms if not isinstance(form, Dependent))
+
+
+def _split(forms: tuple[Form, ...], shape: Shape) -> tuple[int, int] | None:
+    """The shape of the first factor of a Kronecker product, where the kernel is in the second one."""
+    for form in forms:
+        if isinstance(form, Kronecker) and form.window is None:
+            rows, columns = form.w1[0].shape[0], form.w1[-1].shape[1]
+            if shape[0] % rows == 0 and shape[1] % columns == 0:
+                return rows, columns
+    return None
+
+
+def _dtype(adapter: Adapter, info: LayerInfo) -> torch.dtype:
+    """The widest dtype of a layer's factors in the file; bfloat16 for those of 8 bits."""
+    numbers = info.algorithm.numbers
+    held = [adapter.file.tensors[key].dtype for suffix, key in info.keys.items() if suffix not in numbers]
+    for name, dtype in (("F64", torch.float32), ("F32", torch.float32), ("BF16", torch.bfloat16)):
+        if name in held:
+            return dtype
+    return torch.float16 if "F16" in held else torch.bfloat16
+
+
+def _told(metadata: Mapping[str, str], layers: Mapping[str, Layer]) -> dict[str, str]:
+    """The metadata with the ranks and alphas of the new layers, where they tell those of the source."""
+    told = dict(metadata)
+    for key, values in (
+        (DIM, {layer.rank for layer in layers.values()}),
+        (NETWORK_ALPHA, {layer.alpha for layer in layers.values()}),
+    ):
+        if key in told:
+            (only,) = values if len(values) == 1 else (None,)
+            told[key] = DYNAMIC if only is None else f"{only:g}"
+    return told
