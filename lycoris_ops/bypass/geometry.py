@@ -56,6 +56,10 @@ class Geometry:
         """The columns of the weight as a matrix."""
         return math.prod(self.shape[1:])
 
+    def tokens(self, x: Tensor) -> int:
+        """How many vectors of an input are multiplied with the weight: about, for a convolution."""
+        return x.numel() // self.inputs // math.prod(self.stride)
+
     def padded(self, x: Tensor) -> Tensor:
         """The input as `product` takes it: with the padding that is not by zeros."""
         return functional.pad(x, self.pads, mode=self.mode) if self.pads else x

@@ -16,6 +16,9 @@ from .geometry import geometry_of
 from .plan import BypassPlan, Met
 from .stages import Bound
 
+BeforePass = Callable[[Tensor], None]
+"""What is called at the start of each pass, with the module's input."""
+
 
 class Reader(Protocol):
     """How the values of a module's weight and bias are read, however they are stored."""
@@ -109,8 +112,8 @@ class Bypass:
         self.plan = plan
         self.met = met
         self.name = name
-        self.before_pass: Callable[[], None] | None = None
-        """Called at the start of each pass; it may set `plan` and `strengths` for the pass."""
+        self.before_pass: BeforePass | None = None
+        """It may set `plan` and `strengths` for the pass."""
         self.dropout = 0.0
         """The share of the input's values that additive layers see as zero, at random."""
         self._strengths = plan.strengths
@@ -151,7 +154,8 @@ class Bypass:
                 raise LycorisError(
                     "another bypass is on this module already",
                     key=self.name,
-                    hint="Join the two plans by BypassPlan.then",
+                    hint="Join the two plans by BypassPlan.then, or make one of two networks with "
+                    'form="rebuilt"',
                 )
         self._handles = [
             self.module.register_forward_pre_hook(self._before, with_kwargs=True),
@@ -189,14 +193,14 @@ class Bypass:
         self._handles, self._bound, self._pass = [], None, None
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # The input may be given by keyword.
+        x: Tensor = args[0] if args else next(iter(kwargs.values()))
         if self.before_pass is not None:
-            self.before_pass()
+            self.before_pass(x)
         if not any(strength != 0.0 for stage in self.strengths for strength in stage):
             # The output keeps every bit.
             self._pass = None
             return None
-        # The input may be given by keyword.
-        x: Tensor = args[0] if args else next(iter(kwargs.values()))
         bound = self._bind(x)
         inputs = bound.inputs(x, self.strengths)
         self._pass = (bound, inputs)

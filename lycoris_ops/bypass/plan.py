@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,12 +13,28 @@ from ..algorithms import Layer
 from ..algorithms.base import Dependent, Parameter, checked
 from ..changes.forms import Additive, Dense
 from ..changes.operators import Diagonal, Operator, Sides, finite, moved
+from ..changes.timing import Moment, Timing, product
 from ..errors import LayerError
 from ..layers.part import Part, part_of
 from ..maths.shapes import Rows
 from .geometry import Geometry
 
-Layers = tuple[tuple[Part, float], ...]
+
+class Slot(NamedTuple):
+    """A layer of a stage with its strength, which `timings` multiply over the sampling."""
+
+    part: Part
+    strength: float
+    timings: tuple[Timing, ...] = ()
+
+    def at(self, moment: Moment) -> float:
+        """The strength at a moment of the sampling."""
+        return self.strength * product(self.timings, moment)
+
+
+Layers = tuple[Slot, ...]
+Given = tuple[Layer | Part, float] | tuple[Layer | Part, float, tuple[Timing, ...]]
+"""A layer with its strength, and with timings where the strength follows some."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +84,20 @@ class Stage:
 
     @property
     def strengths(self) -> tuple[float, ...]:
-        return tuple(strength for _, strength in (*self.layers, *self.biases))
+        return tuple(slot.strength for slot in self.slots())
 
     def at(self, strengths: Sequence[float]) -> Stage:
         """The same layers at other strengths: of the layers of the weight, then of those of the bias."""
-        moved = [(part, new) for (part, _), new in zip(self._all(), strengths, strict=True)]
+        moved = [slot._replace(strength=new) for slot, new in zip(self.slots(), strengths, strict=True)]
         return Stage(tuple(moved[: len(self.layers)]), tuple(moved[len(self.layers) :]))
 
     @property
     def additive(self) -> bool:
         """Whether no layer's change depends on the weight or the bias."""
-        return not any(isinstance(form, Dependent) for part, _ in self._all() for form in part.forms())
+        return not any(isinstance(form, Dependent) for slot in self.slots() for form in slot.part.forms())
 
-    def _all(self) -> Layers:
+    def slots(self) -> Layers:
+        """The layers of the weight, then those of the bias."""
         return (*self.layers, *self.biases)
 
 
@@ -97,23 +115,19 @@ class BypassPlan:
     """All tensors of the layers."""
 
     def __post_init__(self) -> None:
-        parts = [part for stage in self.stages for part, _ in (*stage.layers, *stage.biases)]
+        parts = [slot.part for stage in self.stages for slot in stage.slots()]
         found = tuple(tensor for part in parts for tensor in part.layer.tensors().values())
         object.__setattr__(self, "_tensors", found)
 
     @classmethod
-    def build(
-        cls,
-        geometry: Geometry,
-        layers: Sequence[tuple[Layer | Part, float]],
-    ) -> BypassPlan:
+    def build(cls, geometry: Geometry, layers: Sequence[Given]) -> BypassPlan:
         """A plan of one stage, from layers for the weight and parts for the bias, with their strengths.
 
-        Layers of strength 0 are left out. Raises LayerError where a layer does not fit, or cannot be
-        bypassed (see `refusal`).
+        Behind a strength may stand the timings that it follows. Layers of strength 0 are left out.
+        Raises LayerError where a layer does not fit, or cannot be bypassed (see `refusal`).
         """
         stage = Stage(_live(layers, "weight"), _live(layers, "bias"))
-        for part, _ in stage.layers:
+        for part, *_ in stage.layers:
             part.check_fit(geometry.shape)
             if reason := refusal(part):
                 raise LayerError(
@@ -123,7 +137,7 @@ class BypassPlan:
                     got=reason,
                     hint="Merge it into the weight",
                 )
-        for part, _ in stage.biases:
+        for part, *_ in stage.biases:
             part.check_fit((geometry.outputs,))
         return cls(geometry, (stage,))
 
@@ -149,6 +163,15 @@ class BypassPlan:
         return replace(
             self, stages=tuple(stage.at(values) for stage, values in zip(self.stages, strengths, strict=True))
         )
+
+    @property
+    def timed(self) -> bool:
+        """Whether a strength follows timings."""
+        return any(slot.timings for stage in self.stages for slot in stage.slots())
+
+    def strengths_at(self, moment: Moment) -> tuple[tuple[float, ...], ...]:
+        """The strengths at a moment of the sampling."""
+        return tuple(tuple(slot.at(moment) for slot in stage.slots()) for stage in self.stages)
 
     @property
     def additive(self) -> bool:
@@ -228,7 +251,7 @@ class _Effective:
     def _after(self, first: int, value: Tensor, stage: int, of: Callable[[Stage], Layers]) -> Tensor:
         """The value as `stage` meets it, from `value` as stage `first` meets it."""
         for done in self.plan.stages[first:stage]:
-            changes = [strength * part.delta(value) for part, strength in of(done)]
+            changes = [strength * part.delta(value) for part, strength, _ in of(done)]
             value = torch.stack(changes).sum(0).add(value) if changes else value
         return value
 
@@ -236,7 +259,7 @@ class _Effective:
 def _meet(geometry: Geometry, stage: Stage, number: int, effective: _Effective) -> MetStage:
     forms: list[tuple[Additive, Rows | None, int]] = []
     bases: list[Base] = []
-    for slot, (part, _) in enumerate(stage.layers):
+    for slot, (part, *_) in enumerate(stage.layers):
         for form in part.forms():
             if isinstance(form, Dependent):
                 with part.named():
@@ -249,8 +272,8 @@ def _meet(geometry: Geometry, stage: Stage, number: int, effective: _Effective) 
                     part.delta(effective.like())
                 forms.append((form, part.rows, slot))
     biases: list[tuple[Tensor, int]] = []
-    for slot, (part, _) in enumerate(stage.biases, start=len(stage.layers)):
-        met = None if Stage(((part, 1.0),)).additive else effective.bias(number)
+    for slot, (part, *_) in enumerate(stage.biases, start=len(stage.layers)):
+        met = None if Stage((Slot(part, 1.0),)).additive else effective.bias(number)
         if met is None:
             # An additive change needs only the size, and a factor changes nothing of no bias.
             met = torch.zeros(geometry.outputs, dtype=effective.dtype, device=effective.device)
@@ -300,6 +323,6 @@ def _scaled(form: Additive, sides: Sides) -> Additive:
     return form.scaled(rows, columns)
 
 
-def _live(layers: Sequence[tuple[Layer | Part, float]], parameter: Parameter) -> Layers:
-    parts = ((part_of(layer), float(strength)) for layer, strength in layers if strength != 0.0)
-    return tuple((part, strength) for part, strength in parts if part.parameter == parameter)
+def _live(layers: Sequence[Given], parameter: Parameter) -> Layers:
+    slots = (Slot(part_of(layer), float(strength), *timings) for layer, strength, *timings in layers)
+    return tuple(slot for slot in slots if slot.strength != 0.0 and slot.part.parameter == parameter)

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..changes.forms import Additive, Dense, LowRank
-from ..changes.operators import moved
+from ..changes.operators import Diagonal, moved
 from ..discovery import discover
 from ..maths.shapes import Rows
 from ..maths.tensors import compute_dtype
 from . import forwards
-from .forwards.forward import Forward, Item, Strengths, in_own_dtypes
+from .forwards.forward import Forward, Item, Strengths, in_own_dtypes, recorded
 from .geometry import Geometry, working_dtype
 from .plan import Base, Met, MetStage
 
@@ -59,22 +59,31 @@ class BoundStage:
     ) -> None:
         self.geometry = geometry
         self.dropout = dropout
-        self.bias = None if bias is None else geometry.per_channel(bias.to(device, dtype))
+        self.bias = None if bias is None else geometry.per_channel(moved(bias, device, dtype))
         bases = moved(met.bases, device, dtype)
         self.shifts = [base for base in bases if base.outputs is None and base.rows is None]
-        self.others = [base for base in bases if base.outputs is not None or base.rows is not None]
-        self.takes_shift = bool(self.shifts) and all(base.outputs is None for base in self.others)
+        others = [base for base in bases if base.outputs is not None or base.rows is not None]
+        self.takes_shift = bool(self.shifts) and all(base.outputs is None for base in others)
         """Whether the module is given the changed input in place of x."""
+        self.scales: list[tuple[Tensor, int]] = []
+        """M - 1 and slot of each operator M that scales all outputs and does nothing else, as DoRA's."""
+        self.others: list[Base] = []
+        for base in others:
+            extra = _diagonal(base)
+            if extra is None:
+                self.others.append(base)
+            else:
+                self.scales.append((extra, base.slot))
         items: dict[tuple[MakeForward, Rows | None], list[Item]] = {}
         for form, rows, slot in met.forms:
             if geometry.groups > 1:
                 form, rows = _on_all_rows(form, rows, geometry, compute_dtype(dtype), device), None
-            items.setdefault((FORWARDS[type(form)], rows), []).append(Item(form, slot))
+            items.setdefault((FORWARDS[type(form)], rows), []).append(Item(moved(form, device), slot))
         self.forwards = [
             _Placed(make(geometry, found, dtype, device), rows, tuple(item.slot for item in found))
             for (make, rows), found in items.items()
         ]
-        self.biases = [(change.to(device, compute_dtype(dtype)), slot) for change, slot in met.biases]
+        self.biases = [(moved(change, device, compute_dtype(dtype)), slot) for change, slot in met.biases]
 
     def shift(self, x: Tensor, strengths: Strengths) -> Tensor | None:
         """The sum over `shifts` of strength * (M - 1) x, to be added to x; None where nothing is."""
@@ -87,14 +96,18 @@ class BoundStage:
         y is the output for x with `shift` added.
         """
         changes = self._by_operators(x, y, strengths, run, shifted=shifted)
+        extra = self._on_all_outputs(strengths)
         live = [placed for placed in self.forwards if any(strengths[slot] != 0.0 for slot in placed.slots)]
-        if not changes and not live:
+        if not changes and not live and extra is None:
             return y
         total = y.contiguous()
-        if total is y and changes and torch.is_grad_enabled():
-            # Autograd may have kept y for the backward pass of an operator on y: then y must stay. The
-            # module itself needs only its input and its weight.
-            kept = y.requires_grad or any(change.requires_grad for change, _, _ in changes)
+        if extra is not None:
+            total = self._scaled(total, extra)
+        elif total is y and changes and torch.is_grad_enabled():
+            # Autograd may have kept y for the backward pass of an operator on y: then y must stay. With a
+            # bias it has kept y - b. The module itself needs only its input and its weight.
+            learns = y.requires_grad or any(change.requires_grad for change, _, _ in changes)
+            kept = learns and self.bias is None
             total = y.clone() if kept else y
         for change, rows, strength in changes:
             self.geometry.part(total, rows).add_(change, alpha=strength)
@@ -102,15 +115,41 @@ class BoundStage:
             x = functional.dropout(x, self.dropout)
         if not live:
             return total
+        shape = total.shape
         if self.geometry.kernel:
-            flat, met = total, self.geometry.padded(x)
+            met = self.geometry.padded(x)
         else:
-            flat = total.view(-1, self.geometry.outputs)
+            total = total.view(-1, self.geometry.outputs)
             met = x.reshape(-1, self.geometry.inputs).contiguous()
         with in_own_dtypes(x.device):
             for placed in live:
-                placed.forward.add(self.geometry.part(flat, placed.rows), met, strengths)
-        return total
+                part = self.geometry.part(total, placed.rows)
+                found = placed.forward.add(part, met, strengths)
+                if placed.rows is None:
+                    total = found
+                elif found is not part:
+                    part.copy_(found)
+        return total.view(shape)
+
+    def _on_all_outputs(self, strengths: Strengths) -> Tensor | None:
+        """The sum of strength * (M - 1) over `scales`, for each channel; None where nothing is scaled."""
+        total: Tensor | None = None
+        for extra, slot in self.scales:
+            if strengths[slot] != 0.0:
+                one = extra * strengths[slot]
+                total = one if total is None else total + one
+        return None if total is None else self.geometry.per_channel(total)
+
+    def _scaled(self, y: Tensor, extra: Tensor) -> Tensor:
+        """y + (y - bias) * extra, in as few passes over outputs as there can be; y may be written over."""
+        if not recorded(y, extra):
+            found = y.addcmul_(y, extra)
+        elif y.dtype == compute_dtype(y.dtype):
+            found = y * (1 + extra)
+        else:
+            # 1 + extra would have fewer digits than extra.
+            found = torch.addcmul(y, y, extra)
+        return found if self.bias is None else found.sub_(self.bias * extra)
 
     def bias_change(self, strengths: Strengths) -> Tensor | None:
         """The change (O,) of the bias at these strengths, in float32 or float64; None for none."""
@@ -134,7 +173,7 @@ class BoundStage:
     def _by_operators(
         self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, *, shifted: bool
     ) -> list[tuple[Tensor, Rows | None, float]]:
-        """The changes that operators make: (change, its rows of the weight, the strength to apply)."""
+        """The changes by `shifts` and `others`: (change, its rows of the weight, the strength to apply)."""
         others = [base for base in self.others if strengths[base.slot] != 0.0]
         inputs: list[Tensor] = []
         rest: list[tuple[Base | None, Rows | None]] = []
@@ -253,6 +292,13 @@ class Bound:
         """The values with a batch dimension, which a convolution may be given without."""
         kernel = len(self.geometry.kernel)
         return values[None] if kernel and values.ndim == kernel + 1 else values
+
+
+def _diagonal(base: Base) -> Tensor | None:
+    """M - 1 of an operator M that scales all outputs and does nothing else; None for others."""
+    if base.inputs is None and base.rows is None and isinstance(base.outputs, Diagonal):
+        return base.outputs.extra
+    return None
 
 
 def _on_all_rows(

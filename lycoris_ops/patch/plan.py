@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Layer
-from ..algorithms.base import Dependent, Form, a_layer
+from ..algorithms.base import Dependent, Form
+from ..algorithms.checks import a_layer
 from ..changes.forms import Dense, add_up
 from ..discovery import discover
 from ..errors import LayerError

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...changes.forms import Dense, Sparse
 from ...maths.tensors import compute_dtype
 from ..geometry import Geometry
-from .forward import Item, Strengths, buffer, outliving, recorded
+from .forward import Item, Strengths, buffer, outliving, plus_product, recorded
 
 FORMS = (Dense, Sparse)
 
@@ -37,20 +37,18 @@ class DenseForward:
         self.rows = len(self.full[0][0]) if self.full else int(sparse[0].form.shape[0])
         self._held: tuple[tuple[float, ...], Tensor] | None = None
 
-    def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> None:
+    def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
         if len(self.full) == 1 and not self.sparse:
             values, slot = self.full[0]
-            self._multiply(y, x, values, strengths[slot])
-        elif self.full:
-            self._multiply(y, x, self._sum(strengths), 1.0)
-        else:
-            self._multiply(y, x, self._place(self._empty(x), strengths), 1.0)
+            return self._multiply(y, x, values, strengths[slot])
+        if self.full:
+            return self._multiply(y, x, self._sum(strengths), 1.0)
+        return self._multiply(y, x, self._place(self._empty(x), strengths), 1.0)
 
-    def _multiply(self, y: Tensor, x: Tensor, values: Tensor, strength: float) -> None:
+    def _multiply(self, y: Tensor, x: Tensor, values: Tensor, strength: float) -> Tensor:
         if self.geometry.kernel:
-            y.add_(self.geometry.product(x, values), alpha=strength)
-        else:
-            y.addmm_(x, values.T, alpha=strength)
+            return y.add_(self.geometry.product(x, values), alpha=strength)
+        return plus_product(y, x, values.T, strength)
 
     def _empty(self, x: Tensor) -> Tensor:
         """Zeros of the matrix's shape, in a buffer that all layers use unless gradients are recorded."""

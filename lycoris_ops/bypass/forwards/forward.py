@@ -27,8 +27,8 @@ class Item:
 class Forward(Protocol):
     """All forms of one kind that change the same outputs of a module."""
 
-    def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> None:
-        """Add the change to y, these outputs, in place.
+    def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
+        """These outputs y with the change added; y may be written over, and be what is returned.
 
         For a linear layer x is (tokens, inputs) and y (tokens, outputs). For a convolution both have the
         channels second, and x is padded already where padding is not by zeros.
@@ -60,6 +60,20 @@ def in_own_dtypes(device: torch.device) -> AbstractContextManager[Any]:
 def recorded(*tensors: Tensor) -> bool:
     """Whether gradients are recorded through any of these; then no result of them may be written over."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def plus_product(y: Tensor, left: Tensor, right: Tensor, alpha: float = 1.0) -> Tensor:
+    """y + alpha * left @ right, for matrices or for one of each item of a batch.
+
+    It is written into y unless gradients are recorded. y is a view as a rule, and for each write into a view
+    the backward pass copies the whole gradient, fills another one with zeros and adds the two.
+    """
+    anew = recorded(y, left, right)
+    if y.ndim == 3:
+        run = torch.baddbmm if anew else Tensor.baddbmm_
+    else:
+        run = torch.addmm if anew else Tensor.addmm_
+    return run(y, left, right, alpha=alpha)
 
 
 def joined(tensors: Sequence[Tensor], axis: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...changes.forms import Hadamard
 from ...maths.tensors import compute_dtype
 from ..geometry import Geometry
-from .forward import Item, Strengths, buffer, joined, recorded
+from .forward import Item, Strengths, buffer, joined, plus_product, recorded
 
 FORMS = (Hadamard,)
 
@@ -39,13 +39,12 @@ class HadamardForward:
         self.factors = [(_factors(item.form, device, wide), item.form.scale, item.slot) for item in items]
         self.ranks = [len(w1_b) * len(w2_b) for (_, w1_b, _, w2_b), _, _ in self.factors]
 
-    def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> None:
+    def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
         rows = y.shape[1]
         positions = y.numel() // rows
         if self._khatri_rao_is_cheaper(rows, positions):
-            self._khatri_rao(y, x, strengths)
-        else:
-            self._tiled(y, x, strengths)
+            return self._khatri_rao(y, x, strengths)
+        return self._tiled(y, x, strengths)
 
     def _khatri_rao_is_cheaper(self, rows: int, positions: int) -> bool:
         """Whether P (Q x) costs less than the full matrix, for `rows` outputs at `positions` places.
@@ -58,14 +57,13 @@ class HadamardForward:
         long = full * (positions + inner + ELEMENT * len(self.factors))
         return short <= long
 
-    def _khatri_rao(self, y: Tensor, x: Tensor, strengths: Strengths) -> None:
+    def _khatri_rao(self, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
         learns = recorded(*(part for factors, _, _ in self.factors for part in factors))
         left, right = self._new(strengths) if learns else self._buffered(y.shape[1], x, strengths)
         hidden = self.geometry.product(x, right)
         if self.geometry.kernel:
-            y.add_(self.geometry.mix(hidden, left))
-        else:
-            y.addmm_(hidden, left.T)
+            return y.add_(self.geometry.mix(hidden, left))
+        return plus_product(y, hidden, left.T)
 
     def _new(self, strengths: Strengths) -> tuple[Tensor, Tensor]:
         """P and Q at these strengths, in fresh memory, so that gradients flow to the layer's factors."""
@@ -92,26 +90,31 @@ class HadamardForward:
             first += own
         return left, right
 
-    def _tiled(self, y: Tensor, x: Tensor, strengths: Strengths) -> None:
-        columns = self.geometry.columns
-        step = max(1, TILE // max(1, columns))
-        for start in range(0, y.shape[1], step):
-            stop = min(y.shape[1], start + step)
+    def _tiled(self, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
+        rows, columns = y.shape[1], self.geometry.columns
+        learns = recorded(*(part for factors, _, _ in self.factors for part in factors))
+        step = rows if learns else max(1, TILE // max(1, columns))
+        for start in range(0, rows, step):
+            stop = min(rows, start + step)
             total: Tensor | None = None
             for (w1_a, w1_b, w2_a, w2_b), scale, slot in self.factors:
+                strength = scale * strengths[slot]
+                if learns:
+                    one = Hadamard(w1_a, w1_b, w2_a, w2_b, strength).dense(w1_a.dtype, w1_a.device)
+                    total = one if total is None else total + one
+                    continue
                 one = torch.mm(w1_a[start:stop], w1_b)
-                two = torch.mm(w2_a[start:stop] * (scale * strengths[slot]), w2_b)
-                # Autograd keeps both products, so that neither may be written over.
-                if recorded(one, two):
-                    total = one * two if total is None else torch.addcmul(total, one, two)
-                else:
-                    total = one.mul_(two) if total is None else total.addcmul_(one, two)
+                two = torch.mm(w2_a[start:stop] * strength, w2_b)
+                total = one.mul_(two) if total is None else total.addcmul_(one, two)
             assert total is not None
             values = total.to(self.dtype)
             if self.geometry.kernel:
                 y[:, start:stop].add_(self.geometry.product(x, values))
+            elif learns:
+                return plus_product(y, x, values.T)
             else:
                 y[:, start:stop].addmm_(x, values.T)
+        return y
 
 
 def _factors(

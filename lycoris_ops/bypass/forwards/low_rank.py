@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...changes.forms import LowRank
 from ..geometry import Geometry
-from .forward import Item, Strengths, joined, outliving
+from .forward import Item, Strengths, joined, outliving, plus_product
 
 FORMS = (LowRank,)
 
@@ -31,19 +31,18 @@ class LowRankForward:
         ]
         self._held: tuple[tuple[float, ...], Tensor] | None = None
 
-    def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> None:
+    def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
         hidden = self.geometry.product(x, self.down)
         factors = [scale * strengths[slot] for scale, slot, _ in self.factors]
         if self.geometry.kernel:
             hidden = (hidden * self.geometry.per_channel(self._diagonal(factors))).to(hidden.dtype)
-            y.add_(self.geometry.mix(hidden, self.up))
-        elif len(set(factors)) == 1:
+            return y.add_(self.geometry.mix(hidden, self.up))
+        if len(set(factors)) == 1:
             # A factor that all ranks share is given to the product itself, where it costs nothing.
-            y.addmm_(hidden, self.up.T, alpha=factors[0])
-        else:
-            # In float32: rounded to the dtype of the input, a factor would shift all values by the same
-            # share, an error that does not average out as random ones do.
-            y.addmm_((hidden * self._diagonal(factors)).to(hidden.dtype), self.up.T)
+            return plus_product(y, hidden, self.up.T, factors[0])
+        # In float32: rounded to the dtype of the input, a factor would shift all values by the same share,
+        # an error that does not average out as random ones do.
+        return plus_product(y, (hidden * self._diagonal(factors)).to(hidden.dtype), self.up.T)
 
     def _diagonal(self, factors: Sequence[float]) -> Tensor:
         """A factor for each row of `down`, kept until the strengths change."""
