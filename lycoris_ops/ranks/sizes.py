@@ -87,6 +87,34 @@ Size = Rank | Energy | Ratio | Budget | Literal["auto"]
 each than the parameters of the full weights gain on the average."""
 
 
+TEXTS = "auto, 50MB, 2000000, rank 16, 90% or 1/100"
+"""What `parse_size` reads."""
+
+
+def parse_size(text: str) -> Size:
+    """A size in words, as a person writes it in a settings file or a node.
+
+    `auto`; `50MB` or `48 MiB`, a budget in bytes of bfloat16; `2000000` or `2_000_000 parameters`; `rank 16`;
+    `90%`, a share of the energy; `1/100`, a share of the full weights. Raises PlanError for other texts and
+    for values out of their range.
+    """
+    words = text.strip().lower()
+    number = r"(\d[\d_]*(?:\.\d+)?)"
+    if words == "auto":
+        return "auto"
+    if found := re.fullmatch(r"rank\s*(\d+)", words):
+        return Rank(int(found[1]))
+    if found := re.fullmatch(rf"{number}\s*%", words):
+        return Energy(float(found[1]) / 100)
+    if found := re.fullmatch(rf"1\s*/\s*{number}", words):
+        return Ratio(float(found[1]))
+    if found := re.fullmatch(r"(\d[\d_]*)(\s*parameters)?", words):
+        return Budget(parameters=int(found[1].replace("_", "")))
+    if re.fullmatch(rf"{number}\s*[a-z]+", words):
+        return Budget(words)
+    raise PlanError("the size cannot be understood", key="size", got=text, expected=TEXTS)
+
+
 def check_size(size: object) -> Size:
     """The size itself. Raises PlanError for anything else, and names what a bare number could have meant."""
     if isinstance(size, (Rank, Energy, Ratio, Budget)) or size == "auto":

@@ -36,11 +36,14 @@ class Checkpoints:
                     hint="Resume from it, choose another folder, or allow it to be replaced (overwrite)",
                 )
 
-    def write(self, trainer: Trainer, name: str) -> None:
-        """Write a checkpoint. Raises WriteError; an earlier one of that name is whole then."""
+    def write(self, trainer: Trainer, name: str) -> Path:
+        """Write a checkpoint, and return the place of its adapter. Raises WriteError; an earlier checkpoint
+        of that name is whole then."""
         # The adapter first: where there is a state, there is an adapter that is at least as new.
-        trainer.save(self._adapter(trainer, name))
+        path = self._adapter(trainer, name)
+        trainer.save(path)
         trainer.save_state(self.folder / f"{name}{STATE}")
+        return path
 
     def write_numbered(self, trainer: Trainer) -> None:
         """Write the checkpoint of this step, and remove those that are too many."""

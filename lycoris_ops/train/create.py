@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import nn
 
 from ..adapters.adapter import Adapter
 from ..adapters.load import load_adapter
-from ..errors import LycorisError
+from ..errors import LycorisError, either
 from ..modules import Pattern, Site, all_sites, select
 from ..ranks.plan import Plan
+from .changed import changed_layers, wish_of
 from .member import Member, completed, layer_seed, make_layer
 from .naming import layers_for, usual_prefix
 from .network import LycorisNetwork
@@ -22,6 +24,13 @@ from .settings import Settings
 
 Overrides = Mapping[str, Mapping[str, Any]]
 """Options of `Settings` by patterns of modules' paths."""
+
+
+_ALWAYS = frozenset({"input_dropout", "rank_dropout", "module_dropout", "lr", "form"})
+LEFT = {"file": _ALWAYS, "plan": _ALWAYS | {"dora", "bias"}}
+"""The settings that the layers of a file and the rows of a plan leave to others."""
+CHANGING = frozenset({"algorithm", "rank", "factor"})
+"""What a pattern may ask of the layers of a file, which are changed before the training then."""
 
 
 def create_lycoris(
@@ -49,8 +58,13 @@ def create_lycoris(
     So algorithms and ranks can be mixed. On norms the algorithm is always norm.
 
     With `weights`, an adapter file or an adapter in memory, the modules, algorithms, ranks and alphas are
-    those of its layers, and training goes on from them. Else every layer starts at a change of zero, from
-    `seed`; without a seed a random one is drawn, which is `network.seed`.
+    those of its layers, and training goes on from them; `options` and `overrides` say how, by the dropouts,
+    `lr` and `form`. Layers of a pattern whose `overrides` name an algorithm or a rank become the nearest ones
+    of these before (see `resize_adapter`), or get further components; the scale of their factors stays, and
+    the report says how much of their change is kept.
+
+    Without `weights` every layer starts at a change of zero, from `seed`; without a seed a random one is
+    drawn, which is `network.seed`.
 
     With `plan` the modules, algorithms, ranks, alphas and learning rates are those of its rows, and the
     layers start from the gradient where the plan has its probe. `options` and `overrides` add what a plan
@@ -59,8 +73,9 @@ def create_lycoris(
     `prefix` is what stands before the model's paths in files, for a model that is a part of a larger one:
     `diffusion_model.`. None is `unet.` or `transformer.` for a model of diffusers, and nothing for any other.
 
-    Raises LycorisError where nothing is chosen, a pattern matches nothing, an option is unknown or has no
-    meaning for its algorithm, or a rank of `overrides` is above what its module can use.
+    Raises LycorisError where nothing is chosen, a pattern matches nothing, an option is unknown, has no
+    meaning for its algorithm or is for a file or a plan to say, or a rank of `overrides` is above what its
+    module can use.
     """
     given = {"algorithm": algorithm, "rank": rank, "alpha": alpha, **options}
     base = Settings().with_options(given, "create_lycoris")
@@ -74,43 +89,67 @@ def create_lycoris(
         )
     if plan is not None and weights is not None:
         raise LycorisError("layers are either planned or from a file", got="plan and weights")
+    if plan is not None or weights is not None:
+        _check_left("plan" if weights is None else "file", options, overrides or {})
     if plan is not None:
         members, notes = _planned(module, plan, base, overrides or {}, drawn), []
     elif weights is None:
         sites = select(module, preset=preset, include=include, exclude=exclude)
         members, notes = _fresh(_overridden(sites, base, overrides or {}), drawn)
     else:
-        members, notes = _from_file(module, weights, start, base, overrides or {}), []
+        members, notes = _from_file(module, weights, start, base, overrides or {}, drawn)
     network = LycorisNetwork(module, members, seed=drawn, prefix=start, notes=notes)
     network.set_multiplier(multiplier)
     return network
 
 
+def _check_left(what: str, options: Mapping[str, Any], overrides: Overrides) -> None:
+    """Raise LycorisError for an option that the layers of a file or the rows of a plan say themselves."""
+    given = {"create_lycoris": options, **{f"overrides[{text!r}]": own for text, own in overrides.items()}}
+    known = {field.name for field in dataclasses.fields(Settings)}
+    for place, names in given.items():
+        for name in names:
+            changes = what == "file" and place != "create_lycoris" and name in CHANGING
+            if name in known and name not in LEFT[what] and not changes:
+                raise LycorisError(
+                    f"a {what} says itself of which kind and size its layers are",
+                    key=place,
+                    got=name,
+                    expected=either(sorted(LEFT[what])),
+                    hint="Edit the plan" if what == "plan" else "Resize or convert the adapter before",
+                )
+
+
 @dataclass(frozen=True)
 class _Planned:
-    """A site, how it is trained, and whether its settings were given for it and not for all."""
+    """A site, how it is trained, and whether its rank was given for it and not for all."""
 
     site: Site
     settings: Settings
     own: bool
+    given: Mapping[str, Any]
+    """The options of the pattern that matches it."""
 
 
 def _overridden(sites: Mapping[str, Site], base: Settings, overrides: Overrides) -> list[_Planned]:
-    found: list[tuple[Pattern, Settings]] = []
+    found: list[tuple[Pattern, Settings, Mapping[str, Any]]] = []
     for text, options in overrides.items():
         pattern = Pattern.of(text)
         pattern.check_used(sites, "chosen modules")
-        found.append((pattern, base.with_options(options, f"overrides[{text!r}]")))
+        found.append((pattern, base.with_options(options, f"overrides[{text!r}]"), options))
     planned: list[_Planned] = []
+    nothing: Mapping[str, Any] = {}
     for path, site in sites.items():
-        own = next((settings for pattern, settings in found if pattern.matches(path)), None)
-        planned.append(_Planned(site, own or base, own is not None))
+        matching = ((settings, given) for pattern, settings, given in found if pattern.matches(path))
+        settings, given = next(matching, (base, nothing))
+        asked = (settings.rank, settings.conv_rank) != (base.rank, base.conv_rank)
+        planned.append(_Planned(site, settings, asked, given))
     return planned
 
 
-def _fresh(planned: Iterable[_Planned], seed: int) -> tuple[dict[str, Member], list[str]]:
+def _fresh(planned: Sequence[_Planned], seed: int) -> tuple[dict[str, Member], list[str]]:
     members: dict[str, Member] = {}
-    notes: list[str] = []
+    notes = _undivided(planned)
     for one in planned:
         layer, note = make_layer(one.site, one.settings, seed)
         if note and one.own:
@@ -125,21 +164,51 @@ def _fresh(planned: Iterable[_Planned], seed: int) -> tuple[dict[str, Member], l
     return members, notes
 
 
+def _undivided(planned: Sequence[_Planned]) -> list[str]:
+    """In words, which weights a factor divides on neither side, so that LoKr splits them by another.
+
+    Raises LycorisError where it divides none of the weights that it was given for.
+    """
+    split = [one for one in planned if (one.settings.factor or 0) > 0 and len(one.site.shape) > 1]
+    left = [one for one in split if all(size % (one.settings.factor or 1) for size in one.site.shape[:2])]
+    undivided = {one.site.path for one in left}
+    # By identity: settings that were given apart are judged apart.
+    of_use = {id(one.settings) for one in split if one.site.path not in undivided}
+    for one in left:
+        if id(one.settings) not in of_use:
+            raise LycorisError(
+                "a factor divides nothing",
+                key=one.site.path,
+                got=f"factor {one.settings.factor} for {list(one.site.shape)}",
+                expected="a divisor of the outputs or the inputs, or -1 for the most even split",
+            )
+    return [
+        f"{one.site.path}: a smaller factor than {one.settings.factor}, which divides neither side of "
+        f"{list(one.site.shape)}"
+        for one in left
+    ]
+
+
 def _from_file(
     module: nn.Module,
     weights: str | os.PathLike[str] | Adapter,
     prefix: str,
     base: Settings,
     overrides: Overrides,
-) -> dict[str, Member]:
+    seed: int,
+) -> tuple[dict[str, Member], list[str]]:
     adapter = weights if isinstance(weights, Adapter) else load_adapter(weights)
     layers = layers_for(adapter, module, prefix)
     sites = all_sites(module)
-    chosen = {path: sites[path] for path in layers}
-    return {
-        one.site.path: Member(one.site, layers[one.site.path], one.settings)
-        for one in _overridden(chosen, base, overrides)
-    }
+    planned = _overridden({path: sites[path] for path in layers}, base, overrides)
+    wishes = [
+        wish_of(one.site, layers[one.site.path], one.settings, one.given)
+        for one in planned
+        if one.given.keys() & CHANGING
+    ]
+    changed, notes = changed_layers(wishes, adapter.name, seed)
+    layers |= changed
+    return {one.site.path: Member(one.site, layers[one.site.path], one.settings) for one in planned}, notes
 
 
 def _planned(

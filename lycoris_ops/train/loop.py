@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,15 +33,19 @@ class TrainResult:
 
     steps: int
     """How many steps are done, those before a resume included."""
+    of: int
+    """How many there were to be."""
     epochs: int
     """The epoch of the last step, from 1."""
     stopped_early: bool
     """Whether the training ended because validations no longer got better."""
+    stopped: bool
+    """Whether one of the exceptions `stops` of `train_network` ended the training."""
     seconds: float
     """How long this run took, without what was done before a resume."""
     history: History
     output: str | None
-    """The adapter's file."""
+    """The adapter's file; that of the checkpoint `last` where the training was stopped."""
     state: str | None
     """The state that a longer training can go on from."""
     picture: str | None
@@ -53,6 +58,7 @@ class TrainResult:
         lines = [
             f"{self.steps} steps in {self.epochs} epochs, {self.seconds:.1f} s in this run"
             + (", stopped early" if self.stopped_early else "")
+            + (f", stopped before {self.of} steps" if self.stopped else "")
         ]
         if losses:
             lines.append(f"loss {losses[0][1]:.4g} in the first step, {losses[-1][1]:.4g} in the last")
@@ -80,6 +86,8 @@ def train_network(
     resume: str | os.PathLike[str] | None = None,
     progress: Callable[[StepReport], None] | None = None,
     validated: Callable[[int, float], None] | None = None,
+    rescued: Callable[[Path, int], None] | None = None,
+    stops: tuple[type[BaseException], ...] = (),
 ) -> TrainResult:
     """Train a network, which stays applied to its model.
 
@@ -88,7 +96,9 @@ def train_network(
     that are held out, and `growth` are some by whose gradients ranks regrow, see `Reallocation`. `resume` is
     a state that an earlier run wrote: the run goes on from there, and ends as one without a break would have.
     `progress` is called after each step, and `validated` after each validation with the number of steps done
-    and the loss; an exception that they raise ends the training.
+    and the loss; an exception that they raise ends the training. `rescued` is called where an exception has
+    ended it, with the adapter of the checkpoint `last` and the number of steps done. `stops` are exceptions
+    that end it in good order once a step is done: there is a result, and its file is that of `last`.
 
     In several processes (`torchrun`) all call this with the same arguments. A step takes `accumulation`
     batches for each process, and its gradient is the mean over all of them.
@@ -98,7 +108,8 @@ def train_network(
 
     Raises TrainError for settings, batches or a loss that cannot be trained with, DivergedError for values
     that are not finite, MatchError for a state of another model or network, FileFormatError for a file that
-    is no state, and WriteError where a file cannot be written.
+    is no state, LayerError before the first step where the dialect cannot hold the layers, and WriteError
+    where a file cannot be written.
     """
     began = time.monotonic()
     group = options.accumulation * processes.count()
@@ -108,6 +119,8 @@ def train_network(
     out = None if options.output is None else place_of(options.output, options.dialect)
     if out and first and resume is None and not options.overwrite:
         check_free(out)
+    if options.folder is not None and first:
+        net.check_dialect(options.dialect)
     trainer = Trainer(net, loss, options, steps=steps, validation=validation, growth=growth)
     if resume is not None:
         trainer.load_state(resume)
@@ -116,33 +129,41 @@ def train_network(
         kept = Checkpoints(options.folder, options.keep)
         kept.begin(fresh=resume is None and not options.overwrite)
     shown = views(options.bar, options.log, trainer.done, steps)
+    early = stopped = False
     try:
-        stopped = _run(
+        early = _run(
             trainer, Feed(batches, options.seed, trainer.place), group, kept, shown, progress, validated
         )
     except DivergedError as error:
         if kept:
             error.file = str(kept.write_good(trainer))
         raise
-    except BaseException:
-        if kept and trainer.whole:
-            kept.write(trainer, "last")
-        raise
+    except BaseException as error:
+        stopped = isinstance(error, stops) and trainer.done > 0 and trainer.whole
+        if not stopped:
+            if kept and trainer.whole:
+                path = kept.write(trainer, "last")
+                if rescued:
+                    rescued(path, trainer.done)
+            raise
     finally:
         for view in shown:
             view.close()
     picture = None
-    if kept:
-        kept.write(trainer, "last")
-    if out and first:
+    last = kept.write(trainer, "last") if kept else None
+    if stopped:
+        out = last and place_of(last, options.dialect)
+    elif out and first:
         trainer.save(options.output or out)
         if options.picture and has("matplotlib"):
             picture = out.with_suffix(".png")
             draw_curves(trainer.history, picture)
     return TrainResult(
         steps=trainer.done,
+        of=steps,
         epochs=trainer.place[0] + 1,
-        stopped_early=stopped,
+        stopped_early=early,
+        stopped=stopped,
         seconds=time.monotonic() - began,
         history=trainer.history,
         output=str(out) if out else None,

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ..algorithms import ALGORITHMS, Layer
-from ..algorithms.base import DIFF_B, Dependent, a_layer, field_of
+from ..algorithms.base import DIFF_B, Dependent, field_of
+from ..algorithms.checks import a_layer
 from ..algorithms.factored import Factored
 from ..bypass import Bypass, BypassPlan, Rebuilt
 from ..bypass.hook import is_plain, values_of
-from ..changes.forms import Kronecker
+from ..changes.forms import Dense, Kronecker
 from ..errors import LayerError, LycorisError, located
 from ..layers.part import Part
 from ..maths.shapes import Shape, flat_shape
@@ -24,18 +25,20 @@ from ..maths.tensors import compute_dtype
 from ..modules import Site
 from .settings import Settings, init_options
 
-LEAST_GAIN = 3
-"""How many times the work of a bypass counts against that of a rebuilt weight.
+PASSES = 3
+"""How often a bypass computes its products: forward, and backward for the input and for the factors.
 
-The bypass computes its products forward and twice backward. A rebuilt weight costs one product of the size of
-the module's own, which gives the gradient of the weight."""
+A rebuilt weight costs one product of the size of the module's own, which gives the gradient of the weight."""
 
-
-MANY_SMALL = 6
+MANY_SMALL = 3
 """How much more a multiplication of a Kronecker product costs, which is one of many small matrices.
 
-Measured on a CPU: at 1280 x 1280 both ways take the same time, and a rebuilt weight keeps less for the
-backward pass. Above that size the bypass is faster."""
+Measured on a CPU, for layers of width 640 to 3072."""
+
+FORMED = 500
+"""What it costs to form one value of a factored weight, and its factors' gradients from that of the weight.
+
+In multiplications of a large matrix product, measured on a CPU: these steps wait for memory."""
 
 
 class Member(nn.Module):
@@ -76,7 +79,7 @@ class Member(nn.Module):
             else:
                 self.register_buffer(name, value)
         self._layer = layer.with_tensors(self._own())
-        self.form = chosen_form(self.site, self._layer, self.settings)
+        self.bypass_up_to = bypass_up_to(self.site, self._layer, self.settings)
         if attached:
             self.attach()
 
@@ -89,16 +92,28 @@ class Member(nn.Module):
             self._layer = self._layer.with_tensors(current)
         return self._layer
 
+    @property
+    def form(self) -> str:
+        """How the layer acts on its module, in words: `bypass`, `rebuilt`, or which for how many tokens."""
+        if self.bypass_up_to == math.inf:
+            return "bypass"
+        if self.bypass_up_to == 0:
+            return "rebuilt"
+        return f"bypass up to {self.bypass_up_to:.0f} tokens, else rebuilt"
+
     def attach(self) -> None:
         """Let the layer act on its module."""
         if self._attached:
             return
         layer, site = self.layer, self.site
-        if self.form == "bypass":
-            assert site.geometry is not None
-            self._hook: Bypass | Rebuilt = Bypass(site.module, self._plan(layer), name=site.path)
-        else:
-            self._hook = Rebuilt(
+        self._bypass: Bypass | None = None
+        self._rebuilt: Rebuilt | None = None
+        if self.bypass_up_to > 0:
+            self._bypass = Bypass(site.module, self._plan(layer), name=site.path)
+            self._bypass.before_pass = self._before_pass
+            self._bypass.attach()
+        if self.bypass_up_to < math.inf:
+            self._rebuilt = Rebuilt(
                 site.module,
                 layer,
                 self.multiplier,
@@ -107,14 +122,18 @@ class Member(nn.Module):
                 bias=site.bias,
                 caller=site.caller,
             )
-        self._hook.before_pass = self._before_pass
-        self._hook.attach()
+            if self._bypass is None:
+                self._rebuilt.before_pass = self._before_pass
+            # Behind the bypass, whose call at the start of a pass sets both.
+            self._rebuilt.attach()
         self._attached = True
 
     def detach(self) -> None:
         """Take the layer away from its module."""
         if self._attached:
-            self._hook.remove()
+            for hook in (self._bypass, self._rebuilt):
+                if hook is not None:
+                    hook.remove()
             self._attached = False
 
     def read_weight(self) -> Tensor:
@@ -127,23 +146,31 @@ class Member(nn.Module):
         layer = self.layer
         return zeroed(layer.algorithm, len(self.site.shape)) & layer.tensors().keys()
 
-    def _before_pass(self) -> None:
-        """Set the hook for one pass: the layer's present tensors, the strength and the dropouts."""
+    def _before_pass(self, x: Tensor | None = None) -> None:
+        """Set the hooks for one pass: the layer's present tensors, the strength and the dropouts."""
         layer, settings = self.layer, self.settings
         strength = self.multiplier
-        hook = self._hook
         if self.training:
             if settings.module_dropout and float(torch.rand(())) < settings.module_dropout:
                 strength = 0.0
             if settings.rank_dropout:
                 layer = _without_ranks(layer, settings.rank_dropout)
-        if isinstance(hook, Rebuilt):
-            hook.layer, hook.strength = layer, strength
-            return
-        if layer is not self._planned:
-            hook.plan = self._plan(layer)
-        hook.strengths = tuple((strength,) * len(stage.strengths) for stage in hook.plan.stages)
-        hook.dropout = settings.input_dropout if self.training else 0.0
+        beside = self._bypass is not None and self._bypassed(x)
+        if self._rebuilt is not None:
+            self._rebuilt.layer, self._rebuilt.strength = layer, 0.0 if beside else strength
+        if self._bypass is not None:
+            hook = self._bypass
+            if layer is not self._planned:
+                hook.plan = self._plan(layer)
+            used = strength if beside else 0.0
+            hook.strengths = tuple((used,) * len(stage.strengths) for stage in hook.plan.stages)
+            hook.dropout = settings.input_dropout if self.training else 0.0
+
+    def _bypassed(self, x: Tensor | None) -> bool:
+        """Whether the layer acts beside the module in a pass with this input."""
+        if self.bypass_up_to == math.inf or x is None or self.site.geometry is None:
+            return True
+        return self.site.geometry.tokens(x) <= self.bypass_up_to
 
     def _plan(self, layer: Layer) -> BypassPlan:
         assert self.site.geometry is not None
@@ -256,34 +283,42 @@ def layer_seed(seed: int, path: str) -> int:
     return (seed * 0x9E3779B1 + zlib.crc32(path.encode())) % (1 << 63)
 
 
-def chosen_form(site: Site, layer: Layer, settings: Settings) -> str:
-    """`bypass` or `rebuilt`: as the settings say, or what costs less for a layer of these sizes.
+def bypass_up_to(site: Site, layer: Layer, settings: Settings) -> float:
+    """The most tokens in a pass with which a layer acts beside its module; with more, by the rebuilt weight.
 
-    Norms and embeddings can only be rebuilt. Counted are the multiplications for each input. By bypass is
-    always a change that depends on the weight, because it is made of operators on inputs or outputs, and one
-    of a weight in a narrow dtype, in which a small change would be lost.
+    It is infinity for always and 0 for never: as the settings say, or where the two cost the same. For n
+    tokens a bypass takes PASSES * n times the multiplications of the layer's factors for one token. A rebuilt
+    weight of size s takes n * s, and FORMED * s for each form whose matrix has to be made of factors.
+
+    Norms and embeddings can only be rebuilt, and so can a bias that depends on the weight beside it. Always
+    by bypass is a change that depends on the weight, because it is made of operators on inputs or outputs,
+    and one of a weight in a narrow dtype, in which a small change would be lost.
     """
-    if site.geometry is None:
+    coupled = site.has_bias and layer.bias_reads_weight(layer.shapes)
+    if site.geometry is None or coupled:
         if settings.form == "bypass":
+            why = " where the change of the bias depends on the weight" if coupled else ""
             raise LycorisError(
-                f"a {site.kind} of class {type(site.used_by).__name__} cannot be bypassed",
+                f"a {site.kind} of class {type(site.used_by).__name__} cannot be bypassed{why}",
                 key=site.path,
                 expected="form auto or rebuilt",
             )
-        return "rebuilt"
+        return 0.0
     if settings.form != "auto":
-        return settings.form
+        return math.inf if settings.form == "bypass" else 0.0
     if settings.input_dropout or any(isinstance(form, Dependent) for form in layer.forms()):
-        return "bypass"
+        return math.inf
     weight = cast("Tensor", getattr(site.module, site.weight))
     if not is_plain(weight) or weight.dtype not in (torch.float32, torch.float64):
-        return "bypass"
-    work = 0
+        return math.inf
+    work, formed = 0, 0
     for form in layer.forms():
         assert not isinstance(form, Dependent)
         work += form.work() * (MANY_SMALL if isinstance(form, Kronecker) else 1)
-    rows, columns = flat_shape(site.shape)
-    return "bypass" if LEAST_GAIN * work < rows * columns else "rebuilt"
+        formed += not isinstance(form, Dense)
+    size = math.prod(site.shape)
+    more = PASSES * work - size
+    return math.inf if more <= 0 else float(FORMED * formed * size // more)
 
 
 @cache

@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 ELSEWHERE = (
-    *("device", "validate_every", "patience", "checkpoint_every", "keep", "output", "dialect", "dtype"),
+    *(
+        "device",
+        "data",
+        "validate_every",
+        "patience",
+        "checkpoint_every",
+        "keep",
+        "output",
+        "dialect",
+        "dtype",
+    ),
     *("metadata", "checkpoints", "overwrite", "bar", "log", "picture"),
 )
 """The options that do not change what is learned."""

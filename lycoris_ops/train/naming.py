@@ -9,6 +9,7 @@ from ..algorithms import Layer
 from ..errors import MatchError
 from ..maths.shapes import Shape
 from ..modules import all_sites
+from ..names.dialects import split_prefix
 from ..stack.resolve import resolve
 from ..stack.stack import Entry, Stack
 
@@ -25,7 +26,13 @@ def usual_prefix(module: nn.Module) -> str:
 
 
 def named(prefix: str, path: str) -> str:
-    """A module's name in a file, with the model's prefix, or PEFT's where it has none."""
+    """A module's name in a file, with the model's prefix, or PEFT's where it has none.
+
+    A path that says its part of a model as ComfyUI does (`diffusion_model.`, `text_encoders.`) is a name
+    already.
+    """
+    if not prefix and split_prefix(path)[0] == "comfy":
+        return path
     return f"{prefix or PLAIN}{path}"
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from ..adapters.adapter import Adapter
 from ..adapters.load import load_adapter
-from ..adapters.save import SaveResult, save_adapter
+from ..adapters.save import SaveResult, check_dialect, save_adapter
 from ..algorithms import Layer
+from ..algorithms.checks import of_rank
 from ..bypass.hook import is_plain
 from ..errors import LycorisError, MatchError, located
 from ..layers.part import Part
@@ -132,7 +133,11 @@ class LycorisNetwork(nn.Module):
             if layer.forms("bias"):
                 if not site.has_bias:
                     raise LycorisError("a layer changes a bias that its module lacks", weight=path)
-                work.append((plain_values(site, site.bias), Part(layer, key=path, parameter="bias")))
+                beside = Part(layer, key=path, parameter="bias")
+                if layer.bias_reads_weight(layer.shapes):
+                    # Here, before the weight changes.
+                    beside = beside.beside(member.read_weight())
+                work.append((plain_values(site, site.bias), beside))
         with torch.no_grad():
             for value, part in work:
                 with located(weight=part.key):
@@ -232,6 +237,10 @@ class LycorisNetwork(nn.Module):
         adapter = self.to_adapter(os.path.basename(path), include=include)
         return save_adapter(adapter, path, dialect, dtype, metadata, model=self.shapes(), overwrite=overwrite)
 
+    def check_dialect(self, dialect: Written) -> None:
+        """Raise LycorisError where a dialect cannot hold these layers."""
+        check_dialect(self.to_adapter(), dialect, self.shapes())
+
     def load_weights(self, path: str | os.PathLike[str] | Adapter) -> None:
         """Go on from an adapter file in any dialect, or from an adapter in memory.
 
@@ -272,7 +281,10 @@ class LycorisNetwork(nn.Module):
         members = self.members
         count = sum(parameter.numel() for parameter in self.parameters())
         lines = [f"{len(members)} modules adapted, {count:,} parameters"]
-        kinds = Counter((_in_words(one.layer), one.site.kind, one.form) for one in members.values())
+        kinds = Counter(
+            (of_rank(one.layer.algorithm, one.layer.rank), one.site.kind, one.form)
+            for one in members.values()
+        )
         for (layer, kind, form), number in kinds.most_common(LINES):
             lines.append(f"{number} {kind}: {layer}, {form}")
         lines += self.notes[:LINES]
@@ -313,11 +325,6 @@ def plain_values(site: Site, name: str) -> Tensor:
 def _copied(layer: Layer) -> Layer:
     """The layer with tensors of its own, which training does not change any more."""
     return layer.with_tensors({name: value.detach().clone() for name, value in layer.tensors().items()})
-
-
-def _in_words(layer: Layer) -> str:
-    rank = layer.rank
-    return layer.algorithm if rank is None else f"{layer.algorithm} {rank}"
 
 
 def _device(layer: Layer) -> torch.device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from ..errors import TrainError
 from ..names.written import Written
 from .reallocation import Reallocation
+from .sketches import Sketch
 
 AUTOCAST = {
     "bf16": torch.bfloat16,
@@ -68,6 +69,12 @@ class TrainOptions:
     autocast: str | None = None
     """The dtype that the model computes in: bf16, fp16 (with scaled gradients) or None. The trained tensors
     stay float32."""
+    scaled: bool | None = None
+    """Whether the loss is scaled, so that small gradients are not lost where the model computes in float16 by
+    itself. None: with `autocast` fp16 alone."""
+    data: Mapping[str, Sequence[Sketch]] = field(default_factory=dict[str, Sequence[Sketch]])
+    """Sketches of the data by name, see `sketches`. The state holds them, and a training is resumed only with
+    the same data."""
     seed: int = 0
     """What all chance is derived from: that of step n is the same however the steps before were run."""
     device: str | torch.device | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import math
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from functools import cache
 from typing import Any, Literal, get_args, get_type_hints
 
 from ..algorithms import ALGORITHMS, Layer
-from ..errors import LycorisError, either
+from ..errors import LycorisError, either, unknown_name
 
 Form = Literal["auto", "bypass", "rebuilt"]
 Axis = Literal["output", "input"]
@@ -155,16 +154,8 @@ def init_options(kind: type[Layer]) -> frozenset[str]:
 def check_names(options: Mapping[str, Any], known: set[str], place: str) -> None:
     """Raise LycorisError for the first option that is not known, with the name that was likely meant."""
     for name in options:
-        if name in known:
-            continue
-        near = OURS.get(name) or next(iter(difflib.get_close_matches(name, known, n=1)), None)
-        raise LycorisError(
-            "an unknown option",
-            key=place,
-            got=name,
-            expected=", ".join(sorted(known)),
-            hint=near and (f"Here it is called {near}" if name in OURS else f"Is it {near}?"),
-        )
+        if name not in known:
+            raise unknown_name("an unknown option", name, sorted(known), key=place, meant=OURS.get(name))
 
 
 def _between(value: object, least: float, below: float) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DivergedError, FileFormatError, MatchError, TrainError
+from ..files.tree_file import TreeForm
 from ..maths.chance import Chance
 from ..ranks.gradients import Loss, scalar
 from . import processes
@@ -29,8 +30,15 @@ from .optimisers import family_of, make_optimiser
 from .options import AUTOCAST, TrainOptions
 from .reallocation import Change, Reallocator
 from .schedules import schedule
-from .state_file import read_state, write_state
+from .sketches import check_data
 from .tensors import by_name, copies, copy_into, in_order, norm_of, scale
+
+STATE_FORM = TreeForm(
+    "lycoris_training_state",
+    1,
+    "the state of a training",
+    "It is a file that ends in .state.safetensors, in the folder of checkpoints",
+)
 
 
 class Trainer:
@@ -218,6 +226,7 @@ class Trainer:
         return {
             "identity": self.identity,
             "seed": self.options.seed,
+            "data": {name: list(rows) for name, rows in self.options.data.items()},
             "optimiser": {"name": self.options.optimiser, "state": self.optimiser.state_dict()},
             "weights": by_name(self.names, self.parameters),
             "alphas": {path: member.layer.alpha for path, member in self.net.members.items()},
@@ -235,9 +244,10 @@ class Trainer:
         """Go on from a state. Rates and weight decay are those of the options, all else is the state's.
 
         Raises MatchError where the state is for another model or network, and TrainError for another
-        optimiser or seed, or where one of both has an average.
+        optimiser or seed, for other data, or where one of both has an average.
         """
         check_same(state["identity"], self.identity, file)
+        check_data(state.get("data", {}), self.options.data, file)
         for key, theirs, ours in (
             ("optimiser", state["optimiser"]["name"], self.options.optimiser),
             ("seed", state["seed"], self.options.seed),
@@ -275,16 +285,16 @@ class Trainer:
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
         """Write the state as one file. Raises WriteError; an earlier file of that name is whole then."""
-        write_state(Path(path), self.state_dict())
+        STATE_FORM.write(Path(path), self.state_dict())
 
     def load_state(self, path: str | os.PathLike[str]) -> None:
         """Go on from a file of `save_state`. Raises FileFormatError, and what `load_state_dict` raises."""
-        state = read_state(Path(path))
+        state = STATE_FORM.read(Path(path))
         try:
             self.load_state_dict(state, str(path))
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise FileFormatError(
-                "the state of the training is damaged", file=str(path), got=f"{type(error).__name__}: {error}"
+                f"{STATE_FORM.what} is damaged", file=str(path), got=f"{type(error).__name__}: {error}"
             ) from error
 
     def _resize(self, weights: Mapping[str, Tensor], alphas: Mapping[str, float | None]) -> None:
@@ -357,6 +367,7 @@ class Trainer:
 
     def _new_scaler(self, state: dict[str, Any] | None = None) -> torch.amp.GradScaler:
         half = AUTOCAST.get(self.options.autocast or "") == torch.float16
+        half = half if self.options.scaled is None else self.options.scaled
         scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         if half and state:
             scaler.load_state_dict(state)

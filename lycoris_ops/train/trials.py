@@ -43,6 +43,12 @@ class Trials:
     start: float
     """The held-out loss of the model alone."""
 
+    @classmethod
+    def of(cls, trials: Iterable[Trial], plans: Mapping[str, Plan], start: float) -> Trials:
+        """Trials in order. Those whose loss is not finite come last."""
+        ordered = sorted(trials, key=lambda one: (not math.isfinite(one.loss), -one.steps, one.loss))
+        return cls(tuple(ordered), dict(plans), start)
+
     @property
     def best(self) -> Trial:
         return self.trials[0]
@@ -51,6 +57,10 @@ class Trials:
     def plan(self) -> Plan:
         """The plan of the best trial."""
         return self.plans[self.best.name]
+
+    def joined(self, other: Trials) -> Trials:
+        """These trials and others of the same model, in order."""
+        return Trials.of((*self.trials, *other.trials), {**self.plans, **other.plans}, self.start)
 
     @property
     def steps(self) -> int:
@@ -130,10 +140,7 @@ def try_plans(
         going = going[: max(1, math.ceil(len(going) * KEPT))]
     if not going:
         raise PlanError("no trial has a finite loss", expected=f"lower rates than {min(rates):g}")
-    every.sort(key=lambda one: (-one.steps, one.loss))
-    trials = tuple(Trial(one.name, one.lr, one.steps, one.loss) for one in every)
-    first = next(place for place, trial in enumerate(trials) if math.isfinite(trial.loss))
-    return Trials((*trials[first:], *trials[:first]), dict(plans), start)
+    return Trials.of((Trial(one.name, one.lr, one.steps, one.loss) for one in every), plans, start)
 
 
 def _candidate(

@@ -8,14 +8,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from ...discovery import discover
-from ...errors import TrainError
+from ...errors import TrainError, unknown_name
 from ..extras import required
 
 Group = dict[str, Any]
@@ -51,7 +50,7 @@ class Family:
 
 
 @cache
-def families() -> dict[str, Family]:
+def optimisers() -> dict[str, Family]:
     """All families by name."""
     found: list[Family] = [module.FAMILY for module in discover(__name__)]
     return {family.name: family for family in found}
@@ -59,17 +58,12 @@ def families() -> dict[str, Family]:
 
 def family_of(name: str) -> Family:
     """The family of this name. Raises TrainError for an unknown one."""
-    if name in families():
-        return families()[name]
+    if name in optimisers():
+        return optimisers()[name]
     module, colon, attribute = name.partition(":")
     if not colon:
-        near = get_close_matches(name, families(), 1)
-        raise TrainError(
-            "an unknown optimiser",
-            got=name,
-            expected=", ".join([*families(), "module:Class"]),
-            hint=f"Did you mean {near[0]}?" if near else None,
-        )
+        known = [*optimisers(), "module:Class"]
+        raise unknown_name("an unknown optimiser", name, known, error=TrainError)
     found = getattr(required(module, module.partition(".")[0], f"the optimiser {name}"), attribute, None)
     if not callable(found):
         raise TrainError("an unknown optimiser", got=name, expected=f"a class in {module}")
@@ -82,12 +76,8 @@ def built(make: Callable[..., Any], groups: Sequence[Group], options: Mapping[st
     if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in known.values()):
         for option in options:
             if option not in known:
-                near = get_close_matches(option, known, 3)
-                raise TrainError(
-                    "the optimiser has no such option",
-                    key=option,
-                    expected=", ".join(near or [name for name in known if name != "params"]),
-                )
+                names = [name for name in known if name != "params"]
+                raise unknown_name("the optimiser has no such option", option, names, error=TrainError)
     try:
         return make([dict(group) for group in groups], **options)
     except (TypeError, ValueError) as error:

@@ -7,11 +7,10 @@ after the warm-up is done. A schedule has no state, so it is the same after a re
 from __future__ import annotations
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from functools import cache
 
 from ...discovery import discover
-from ...errors import TrainError
+from ...errors import TrainError, unknown_name
 
 
 @cache
@@ -27,13 +26,7 @@ def schedule(name: str, warmup: float, steps: int) -> Callable[[int], float]:
     for an unknown name.
     """
     if name not in schedules():
-        near = get_close_matches(name, schedules(), 1)
-        raise TrainError(
-            "an unknown schedule",
-            got=name,
-            expected=", ".join(schedules()),
-            hint=f"Did you mean {near[0]}?" if near else None,
-        )
+        raise unknown_name("an unknown schedule", name, schedules(), error=TrainError)
     factor = schedules()[name]
     rising = round(warmup * steps) if warmup < 1 else int(warmup)
 

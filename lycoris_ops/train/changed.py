@@ -1,0 +1,145 @@
+"""Layers of a file that go on in another kind or at another rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..adapters.adapter import Adapter
+from ..algorithms import Layer
+from ..algorithms.checks import of_rank
+from ..errors import LayerError
+from ..maths.shapes import flat_shape
+from ..modules import Site
+from ..ranks.sizes import Rank
+from ..resize.resize import resize_adapter
+from .member import layer_seed, make_layer, read_weight
+from .settings import Settings
+
+GROWN = frozenset({"lora_up", "lora_down", "lora_e"})
+"""The fields of a layer that can get a higher rank."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a layer of a file is to become."""
+
+    site: Site
+    layer: Layer
+    settings: Settings
+    """The kind, rank and factor that it is to have."""
+
+    @property
+    def smaller(self) -> bool:
+        """Whether another kind, form or a lower rank is asked for: the nearest layer has to be found."""
+        settings, layer = self.settings, self.layer
+        other = settings.algorithm != layer.algorithm or settings.factor is not None
+        return other or settings.rank < (layer.rank or 0)
+
+    @property
+    def idle(self) -> bool:
+        """Whether the layer changes nothing, whatever the weight is."""
+        plain = self.layer.additive() is not None
+        return plain and not bool(self.layer.delta(torch.zeros(self.site.shape)).any())
+
+
+@torch.no_grad()
+def changed_layers(wishes: Sequence[Wish], name: str, seed: int) -> tuple[dict[str, Layer], list[str]]:
+    """The layers as they are asked for, by path, and in words what was changed and how much of it is kept.
+
+    A layer of another kind or a lower rank is the nearest one, as `resize_adapter` makes it. One of a higher
+    rank has further components that change nothing yet. The scale of the factors stays.
+
+    Raises LayerError for a layer that cannot become larger, and as `resize_adapter` does.
+    """
+    groups: dict[tuple[str, int, int | None], list[Wish]] = {}
+    for wish in wishes:
+        if wish.smaller and not wish.idle:
+            settings = wish.settings
+            groups.setdefault((settings.algorithm, settings.rank, settings.factor), []).append(wish)
+    # What changes nothing begins anew.
+    found = {
+        wish.site.path: make_layer(wish.site, wish.settings, seed)[0] if wish.idle else wish.layer
+        for wish in wishes
+    }
+    energy = lost = 0.0
+    for (algorithm, rank, factor), some in groups.items():
+        adapter = Adapter.of({wish.site.path: wish.layer for wish in some}, name=name)
+        # Changes that depend on the weight, such as DoRA's.
+        base = {wish.site.key: read_weight(wish.site) for wish in some if wish.layer.additive() is None}
+        resized = resize_adapter(adapter, Rank(rank), algorithm, base or None, factor=factor, seed=seed)
+        for wish in some:
+            found[wish.site.path] = resized.layer(wish.site.path)
+        if resized.report is not None:
+            energy += resized.report.energy
+            lost += sum(row.lost for row in resized.report.rows) + resized.report.lost
+    for wish in wishes:
+        found[wish.site.path] = _grown(found[wish.site.path], wish, seed)
+    touched = [wish for wish in wishes if _words(found[wish.site.path]) != _words(wish.layer)]
+    if not touched:
+        return found, []
+    share = 1 - lost / energy if energy > 0 else 1.0
+    return found, [
+        f"{len(touched)} layers go on in another kind or at another rank, such as {touched[0].site.path} "
+        f"({_words(touched[0].layer)} to {_words(found[touched[0].site.path])}); "
+        f"{share:.1%} of the energy of their change is kept"
+    ]
+
+
+def _grown(layer: Layer, wish: Wish, seed: int) -> Layer:
+    """The layer with as many components as are asked for and its weight can use."""
+    rank = min(wish.settings.rank, *flat_shape(wish.site.shape))
+    if layer.rank is None or layer.rank >= rank:
+        return layer
+    axes = layer.rank_axes()
+    if not axes or not axes.keys() <= GROWN:
+        if wish.smaller:
+            # The nearest layer of its kind needs no more.
+            return layer
+        raise LayerError(
+            "a layer of this kind cannot get a higher rank",
+            key=wish.site.path,
+            got=f"{_words(layer)}, and rank {wish.settings.rank}",
+            expected=f"at most {layer.rank}",
+            hint="Name another algorithm beside the rank, such as lora",
+        )
+    fresh = layer.init(wish.site.shape, rank - layer.rank, 1.0, seed=layer_seed(seed, wish.site.path))
+    parts, ones = fresh.tensors(), torch.ones(rank - layer.rank, 1)
+    held = layer.tensors()
+    components: dict[str, Tensor] = {}
+    for field, axis in axes.items():
+        # Files hold kernels flat or not.
+        shape = list(held[field].shape)
+        shape[axis] = rank - layer.rank
+        components[field] = parts.get(field, ones).reshape(shape)
+    return layer.grown(components)
+
+
+def _words(layer: Layer) -> str:
+    return of_rank(layer.algorithm, layer.rank)
+
+
+def wish_of(site: Site, layer: Layer, settings: Settings, given: Mapping[str, object]) -> Wish:
+    """What a layer is to become by the options of its pattern; what they do not name stays.
+
+    Raises LayerError for a rank or a factor of a kind that has none.
+    """
+    algorithm = settings.algorithm if "algorithm" in given else layer.algorithm
+    if settings.factor is not None and algorithm != "lokr":
+        raise LayerError(
+            "only lokr has a factor", key=site.path, got=f"{algorithm}, factor {settings.factor}"
+        )
+    if "rank" in given and algorithm == layer.algorithm and layer.rank is None:
+        raise LayerError(
+            "a layer without a rank cannot get another one",
+            key=site.path,
+            got=f"{_words(layer)}, and rank {settings.rank}",
+            expected="an algorithm beside the rank",
+        )
+    rank = settings.rank if "rank" in given or layer.rank is None else layer.rank
+    alpha = layer.alpha / layer.rank * rank if layer.alpha is not None and layer.rank else None
+    own = replace(settings, algorithm=algorithm, rank=rank, alpha=alpha, conv_rank=None, conv_alpha=None)
+    return Wish(site, layer, own)

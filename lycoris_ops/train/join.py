@@ -1,0 +1,44 @@
+"""One network of the networks of several models that are trained together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from ..errors import LycorisError
+from .network import LycorisNetwork
+
+
+def join_networks(networks: Mapping[str, LycorisNetwork]) -> LycorisNetwork:
+    """One network that trains the members of several, such as those of a model and its text encoders.
+
+    `networks` are by the names of their models. The joined network is for a module that holds these models by
+    these names, so that a member's path is its model's name and the path there. With the names
+    `diffusion_model` and `text_encoders` its files are those that ComfyUI reads. The members are the same
+    objects as before, and their own networks are not to be applied any more.
+
+    Raises LycorisError where there is none, and where the networks have different strengths.
+    """
+    if not networks:
+        raise LycorisError("there are no networks to join", expected="at least one")
+    strengths = {network.multiplier for network in networks.values()}
+    if len(strengths) > 1:
+        raise LycorisError(
+            "the networks to join have different strengths",
+            got=", ".join(f"{strength:g}" for strength in sorted(strengths)),
+            expected="one strength",
+        )
+    holder: Any = nn.Module()
+    for name, network in networks.items():
+        network.restore()
+        holder.add_module(name, network.module)
+    joined = LycorisNetwork(
+        holder,
+        {f"{name}.{path}": member for name, one in networks.items() for path, member in one.members.items()},
+        seed=next(iter(networks.values())).seed,
+        notes=[note for network in networks.values() for note in network.notes],
+    )
+    joined.set_multiplier(strengths.pop())
+    return joined
