@@ -1,15 +1,23 @@
 """LoRA-family adapters on any torch weights: read, match, weight, stack, patch and merge.
 
-Importing this package initialises no accelerator and needs no host application.
+Importing this package initialises no accelerator and needs no host application. What makes, plans
+and trains adapters is loaded when a name of it is first used.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .adapters.adapter import Adapter
-from .adapters.load import adapter_stamp, load_adapter
-from .adapters.save import SaveResult, save_adapter
+from .adapters.fitted import FitReport, FitRow
+from .adapters.load import adapter_of_tensors, adapter_stamp, load_adapter, peek_adapter
+from .adapters.place import check_output
+from .adapters.save import SaveResult, adapter_tensors, save_adapter
 from .algorithms import ALGORITHMS, Layer
 from .bake.checkpoint import MergeResult, merge_checkpoint
 from .bypass import Bypass, BypassPlan, Met, geometry_of
 from .bypass import refusal as bypass_refusal
+from .changes.timing import CLOCKS, Clock, Curve, Moment, Timing
+from .changes.timing import SHAPES as CURVES
 from .discovery import discover
 from .errors import (
     DivergedError,
@@ -19,69 +27,88 @@ from .errors import (
     MatchError,
     PlanError,
     RuleError,
+    ScheduleError,
     TrainError,
     WriteError,
+    located,
+    unknown_name,
 )
 from .files.cache import TensorCache
 from .files.dtypes import DTYPE_NAMES, WRITABLE, dtype_name
 from .files.json_text import parse_json
 from .files.quantised import Codec, Quantised, beginning_with
 from .files.tensor_file import PICKLES, SAFETENSORS, Fingerprint, TensorFile, TensorInfo
-from .files.writing import Progress, check_name
+from .files.tree_file import TreeForm
+from .files.weights import ModelSource, Weights
+from .files.writing import Progress, check_name, check_room
 from .layers.part import Part
+from .maths.chance import restore as restore_chance
+from .maths.chance import states as chance_states
 from .maths.shapes import Shape
-from .modules.presets import PRESETS
 from .names.model_files import read_shapes
 from .names.written import WRITTEN
 from .patch import PatchPlan, patch_, patch_report
-from .ranks.choice import captured_energy, captured_norm, captured_roots, plan_ranks
-from .ranks.gradients import Loss
-from .ranks.picture import draw_plan
-from .ranks.plan import Plan, Row
-from .ranks.probe import Probe, probe
-from .ranks.sizes import Budget, Energy, Rank, Ratio
-from .report.applied import describe
+from .report.about import About, about
+from .report.applied import describe, verdict
+from .report.blocks import describe_blocks
+from .report.fitted import describe_fit
 from .report.saved import describe_saved
 from .report.summary import in_words, matched, summary
 from .report.words import few, paragraph
+from .rules.presets import BLOCK_PRESETS, PresetFile, read_presets
+from .rules.rules import Rules, without_comment
+from .rules.schedule import Schedule
 from .stack.kept_plans import kept_plan
 from .stack.resolve import Match, Resolution, resolve
-from .stack.rules import Rules
 from .stack.stack import Entry, Stack
-from .train.create import create_lycoris
-from .train.feed import Batches
-from .train.history import History, StepReport
-from .train.loop import TrainResult, train_network
-from .train.network import LycorisNetwork
-from .train.optimisers import families as optimisers
-from .train.options import TrainOptions
-from .train.reallocation import Moved, Reallocation, Reallocator
-from .train.schedules import schedules
-from .train.settings import trainable
-from .train.trainer import Trainer
-from .train.trials import Trial, Trials, try_plans
+from .stack.survey import Survey, survey
+from .stack.weighted import weighted
+
+if TYPE_CHECKING:
+    from .train.surface import *
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value = getattr(import_module(".train.surface", __name__), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
 
 __version__ = "0.2.0"
 
 __all__ = [
     "ALGORITHMS",
+    "BLOCK_PRESETS",
+    "CLOCKS",
+    "CURVES",
     "DTYPE_NAMES",
+    "FITTED",
     "PICKLES",
     "PRESETS",
     "SAFETENSORS",
     "WRITABLE",
     "WRITTEN",
+    "About",
     "Adapter",
     "Batches",
     "Budget",
     "Bypass",
     "BypassPlan",
+    "Clock",
     "Codec",
+    "Curve",
     "DivergedError",
     "Energy",
     "Entry",
+    "Examination",
     "FileFormatError",
     "Fingerprint",
+    "FitReport",
+    "FitRow",
     "History",
     "Layer",
     "LayerError",
@@ -90,13 +117,17 @@ __all__ = [
     "LycorisNetwork",
     "Match",
     "MatchError",
+    "MergeMethod",
     "MergeResult",
     "Met",
+    "ModelSource",
+    "Moment",
     "Moved",
     "Part",
     "PatchPlan",
     "Plan",
     "PlanError",
+    "PresetFile",
     "Probe",
     "Progress",
     "Quantised",
@@ -109,52 +140,90 @@ __all__ = [
     "RuleError",
     "Rules",
     "SaveResult",
+    "Schedule",
+    "ScheduleError",
     "Shape",
+    "Sketch",
     "Stack",
     "StepReport",
+    "Survey",
     "TensorCache",
     "TensorFile",
     "TensorInfo",
+    "Timing",
     "TrainError",
     "TrainOptions",
     "TrainResult",
     "Trainer",
+    "TreeForm",
     "Trial",
     "Trials",
+    "Weights",
     "WriteError",
+    "about",
+    "adapter_of_tensors",
     "adapter_stamp",
+    "adapter_tensors",
     "beginning_with",
     "bypass_refusal",
     "captured_energy",
     "captured_norm",
     "captured_roots",
+    "chance_states",
     "check_name",
+    "check_output",
+    "check_room",
     "create_lycoris",
     "describe",
+    "describe_blocks",
+    "describe_examination",
+    "describe_fit",
     "describe_saved",
     "discover",
+    "draw_examination",
     "draw_plan",
     "dtype_name",
+    "examination_data",
+    "examination_picture",
+    "examine",
+    "extract_adapter",
     "few",
     "geometry_of",
     "in_words",
+    "join_networks",
     "kept_plan",
     "load_adapter",
+    "located",
     "matched",
+    "merge_adapters",
     "merge_checkpoint",
+    "merge_methods",
     "optimisers",
+    "orthogonal_adapters",
     "paragraph",
     "parse_json",
+    "parse_size",
     "patch_",
     "patch_report",
+    "peek_adapter",
     "plan_ranks",
     "probe",
+    "read_presets",
     "read_shapes",
+    "resize_adapter",
     "resolve",
+    "restore_chance",
     "save_adapter",
     "schedules",
+    "sketches",
     "summary",
+    "survey",
     "train_network",
     "trainable",
+    "try_algorithms",
     "try_plans",
+    "unknown_name",
+    "verdict",
+    "weighted",
+    "without_comment",
 ]
