@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..lycoris_ops import History, Plan
+from ..lycoris_ops import History, Plan, Survey
 
 WIDTH, HEIGHT = 800, 450
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 34, 30
@@ -21,6 +21,8 @@ BINS = 50
 SHOWN = 60
 """The most layers of a plan that are drawn: those with the most parameters."""
 ROW = 18
+OF_A_SET, GAP = 25, 4
+"""The most pictures of a set that are shown, and the pixels between them."""
 
 Point = tuple[float, float]
 
@@ -73,6 +75,24 @@ def beside(first: Image.Image, second: Image.Image) -> Image.Image:
     return both
 
 
+def sheet(pictures: Sequence[Tensor]) -> Image.Image:
+    """Small pictures (h, w, 3) in bytes in a square, the first few of many."""
+    shown = pictures[:OF_A_SET]
+    columns = math.ceil(math.sqrt(len(shown)))
+    side = max(max(one.shape[:2]) for one in shown) + GAP
+    rows = -(-len(shown) // columns)
+    picture = Image.new("RGB", (side * columns + GAP, side * rows + GAP), "white")
+    for number, one in enumerate(shown):
+        row, column = divmod(number, columns)
+        height, width = one.shape[:2]
+        left, top = (
+            GAP + column * side + (side - GAP - width) // 2,
+            GAP + row * side + (side - GAP - height) // 2,
+        )
+        picture.paste(Image.fromarray(one.numpy()), (left, top))
+    return picture
+
+
 def plan_picture(plan: Plan) -> Image.Image:
     """The parameters of each layer as a bar, coloured by algorithm, with its rank and its gain."""
     rows = plan.rows
@@ -102,6 +122,42 @@ def plan_picture(plan: Plan) -> Image.Image:
         words = "" if row.rank is None else f"rank {row.rank}"
         words += "" if row.gain is None else f"  {row.gain:.1%}"
         draw.text((end + 6, y + ROW / 2), words, BLACK, font, anchor="lm")
+    return picture
+
+
+def blocks_picture(found: Survey) -> Image.Image:
+    """Bars for the share that each block has of each adapter's change; without adapters, of the weights."""
+    font = ImageFont.load_default()
+    names, left, right, most = list(found.blocks), 250, 80, 6
+    adapters = found.adapters[:most]
+    row = max(ROW, 7 * len(adapters) + 5)
+    picture = Image.new("RGB", (WIDTH, TOP + 18 * len(adapters) + row * len(names) + 12), "white")
+    draw = ImageDraw.Draw(picture)
+    title = "share of the squared norm of the change, by block" if adapters else "weights by block"
+    draw.text((10, 10), title, BLACK, font)
+    for number, adapter in enumerate(adapters):
+        draw.text((10, TOP + 18 * number - 4), adapter.entry.name, KINDS[number % len(KINDS)], font)
+    top = TOP + 18 * len(adapters)
+    values = [[adapter.share(name) for adapter in adapters] or [found.blocks[name]] for name in names]
+    largest = max((value for each in values for value in each), default=0) or 1
+    for place, (name, each) in enumerate(zip(names, values, strict=True)):
+        y = top + row * place
+        draw.text(
+            (left - 8, y + row / 2), name if len(name) < 40 else f"...{name[-36:]}", BLACK, font, anchor="rm"
+        )
+        high = (row - 4) / len(each)
+        for number, value in enumerate(each):
+            end = left + (WIDTH - left - right) * value / largest
+            low = y + 2 + high * number
+            draw.rectangle([left, low, max(end, left + 1), low + high - 1], fill=KINDS[number % len(KINDS)])
+        words = ", ".join(f"{value:.1%}" for value in each[:2]) if adapters else f"{each[0]}"
+        draw.text(
+            (left + (WIDTH - left - right) * max(each) / largest + 6, y + row / 2),
+            words,
+            BLACK,
+            font,
+            anchor="lm",
+        )
     return picture
 
 

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...lycoris_ops import (
-    Budget,
-    Energy,
-    Plan,
-    PlanError,
-    Rank,
-    Ratio,
-    plan_ranks,
-    probe,
-)
+from ...lycoris_ops import Plan, parse_size, plan_ranks, probe
 from ..host import io, progress, shown_pictures
 from ..inputs import checked
 from ..pictures import picture_tensor, plan_picture
 from ..room import checkpointing_input, is_checkpointed, memory_for
-from ..samples import samples_of
+from ..samples import masks_in_words, samples_of
 from ..training import DiffusionLoss, family_of, opened
 from ..wires import (
     AS_FAMILY,
@@ -33,8 +23,6 @@ from ..wires import (
     training_inputs,
     with_report,
 )
-
-SIZES = "auto, 50MB, 2000000, rank 16, 90% or 1/100"
 
 
 class LycorisPlan(io.ComfyNode):
@@ -130,7 +118,7 @@ class LycorisPlan(io.ComfyNode):
         checkpointing: str,
         masks: Sequence[Any] = (),
     ) -> io.NodeOutput:
-        wanted = size_of(size)
+        wanted = parse_size(size)
         kinds: Any = algorithms if algorithms in ("auto", "all") else algorithms.replace(",", " ").split()
         recompute = is_checkpointed(model, checkpointing)
         memory = memory_for(model, latents, 1, checkpointed=recompute)
@@ -156,26 +144,6 @@ class LycorisPlan(io.ComfyNode):
         else:
             plan = plan_ranks(found, size=wanted, algorithms=kinds)
         picture = picture_tensor(plan_picture(plan))
-        report = f"{plan}\n\nloss {found.loss:.4g} over {found.batches} latents"
+        notes = [f"loss {found.loss:.4g} over {found.batches} latents"]
+        report = "\n".join([f"{plan}\n", *notes, *masks_in_words(latents, masks, "latents")])
         return with_report(plan, picture, plan.json(), report=report, shown=shown_pictures(picture, cls))
-
-
-def size_of(text: str) -> Any:
-    """A size in words as the library takes it, such as `50MB`, `rank 16` or `1/100`.
-
-    Raises PlanError for a text of another form.
-    """
-    words = text.strip().lower()
-    if words == "auto":
-        return "auto"
-    if found := re.fullmatch(r"rank\s*(\d+)", words):
-        return Rank(int(found[1]))
-    if found := re.fullmatch(r"([\d.]+)\s*%", words):
-        return Energy(float(found[1]) / 100)
-    if found := re.fullmatch(r"1\s*/\s*([\d.]+)", words):
-        return Ratio(float(found[1]))
-    if found := re.fullmatch(r"([\d_]+)(\s*parameters)?", words):
-        return Budget(parameters=int(found[1]))
-    if re.fullmatch(r"[\d.]+\s*[a-z]+", words):
-        return Budget(words)
-    raise PlanError("the size cannot be understood", key="size", got=text, expected=SIZES)

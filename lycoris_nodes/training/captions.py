@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,9 @@ FOR_SAMPLERS = {
     "hooks": "hooks",
 }
 """What a sampler makes of a conditioning, by its name there. In a training it has no meaning."""
+
+SIZED = ("SDXL", "SDXLRefiner", "HunyuanDiT")
+"""The host's classes of models that are told the size of a picture and how it was cropped."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,14 @@ class PictureSize:
         }
 
 
+@dataclass(frozen=True)
+class Text:
+    """A text, and what a conditioning says beside the encoded text, such as a guidance."""
+
+    words: str
+    settings: Mapping[str, Any]
+
+
 @dataclass(frozen=True, eq=False)
 class Caption:
     """What a model is given beside one latent, by name, in the host's own objects."""
@@ -54,10 +65,22 @@ class Caption:
     conds: Mapping[str, Any]
     alone: bool = False
     """Whether the model takes one sample at a time."""
+    text: Text | None = None
+    """What it is made of again in each pass, where text encoders are trained."""
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Caption:
+        """The caption with its tensors moved."""
+        conds = {name: cond._copy_with(mapped(cond.cond, move)) for name, cond in self.conds.items()}
+        return replace(self, conds=conds)
 
     def goes_with(self, other: Caption) -> bool:
         """Whether both can be rows of one batch, each with its own values."""
         return not self.alone and not other.alone and host.alike(self.conds, other.conds)
+
+
+def is_told_sizes(model: Any) -> bool:
+    """Whether a model is told the size of a picture and how it was cropped, see `PictureSize`."""
+    return any(kind.__name__ in SIZED for kind in type(model).__mro__)
 
 
 def joined(captions: Sequence[Caption]) -> dict[str, Any]:
@@ -73,15 +96,18 @@ def caption_of(
     size: PictureSize | None = None,
     guidance: float | None = None,
     seed: int = 0,
+    device: torch.device | None = None,
+    graph: bool = False,
 ) -> Caption:
     """A conditioning of the host, encoded for one latent.
 
     `size` is what SDXL is told, and `guidance` what a guidance embedding gets. Without them it is what the
     conditioning says, and without that the size of the latent, and the guidance of the model's family. Models
-    that mix noise into what they are given draw it from `seed`.
+    that mix noise into what they are given draw it from `seed`. `device` is where the model is, without it
+    where the latent is. With `graph` the tensors keep theirs: gradients reach the text encoders.
 
     To be called while the model is open for training. Raises TrainError for a conditioning of several parts,
-    and for one that only a sampler can follow.
+    for one that only a sampler can follow, and for a text with values that are not finite.
     """
     if len(conditioning) != 1:
         raise TrainError(
@@ -98,12 +124,33 @@ def caption_of(
                 key=name,
                 hint="Give the conditioning as CLIP Text Encode makes it",
             )
+    if (strength := settings.get("strength", 1.0)) != 1.0:
+        raise TrainError(
+            "a caption has a strength, which only a sampler can follow",
+            key="strength",
+            got=f"{strength:g}",
+            expected="1",
+        )
     start, end = settings.get("start_percent", 0.0), settings.get("end_percent", 1.0)
     if (start, end) != (0.0, 1.0):
         raise TrainError(
             "a caption is for a part of the sampling only", key="start_percent", got=f"{start} to {end}"
         )
-    device = latent.values.device
+    device = device or latent.values.device
+
+    def own(tensor: Tensor) -> Tensor:
+        # Without a graph it is a copy: what other nodes have made cannot be trained on.
+        return tensor.to(device) if graph else tensor.detach().to(device, copy=True)
+
+    def finite(tensor: Tensor) -> Tensor:
+        if not graph and not tensor.isfinite().all():
+            raise TrainError(
+                "a caption has values that are not finite",
+                got=f"of shape {list(tensor.shape)}",
+                hint="Load the text encoder in a dtype with a larger range, such as bfloat16 or float32",
+            )
+        return own(tensor)
+
     defaults: dict[str, Any] = {}
     if latent.values.ndim >= 4:
         ratio = host.ratios_of(model)[2]
@@ -114,19 +161,19 @@ def caption_of(
     given: dict[str, Any] = {} if size is None else size.settings()
     if guidance is not None:
         given["guidance"] = guidance
-    told = {**defaults, **_copied(dict(settings), device), **given}
-    noise = torch.zeros_like(latent.values)
-    conds = host.encoded(model, _copied(text, device), told, noise, latent.shapes, seed)
-    copies = {name: cond._copy_with(_copied(cond.cond, device)) for name, cond in conds.items()}
-    return Caption(copies, type(model.diffusion_model).__name__ in ONE_ROW)
+    told = {**defaults, **mapped(dict(settings), own), **given}
+    noise = torch.zeros(latent.values.shape, device=device)
+    conds = host.encoded(model, mapped(text, finite), told, noise, latent.shapes, seed)
+    made = Caption(conds, type(model.diffusion_model).__name__ in ONE_ROW)
+    return made.moved(own)
 
 
-def _copied(value: Any, device: torch.device) -> Any:
-    """A value whose tensors are on the device, have no graph, and were not made in inference mode."""
+def mapped(value: Any, move: Callable[[Tensor], Tensor]) -> Any:
+    """A value with its tensors changed, in lists, tuples and tables too."""
     if isinstance(value, Tensor):
-        return value.detach().to(device, copy=True)
+        return move(value)
     if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
-        return type(value)(_copied(inner, device) for inner in value)
+        return type(value)(mapped(inner, move) for inner in value)
     if type(value) is dict:
-        return {name: _copied(inner, device) for name, inner in value.items()}
+        return {name: mapped(inner, move) for name, inner in value.items()}
     return value

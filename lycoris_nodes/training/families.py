@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ...lycoris_ops import TrainError, located
 from .targets import parametrisation_of
 from .times import ByTokens, Times
 
@@ -22,6 +23,8 @@ class Family:
     rank: int = 16
     lr: float = 1e-4
     preset: str = "attn-mlp"
+    resolution: int = 1024
+    """The side in pixels of a square with as many as a picture is trained in."""
 
 
 UNIFORM = Times()
@@ -34,7 +37,7 @@ def _shifted(shift: float | ByTokens, distribution: str = "sigmoid") -> Times:
 
 
 FAMILIES: dict[str, Family] = {
-    "BaseModel": Family("Stable Diffusion", UNIFORM, "kohya-ss/sd-scripts, OneTrainer"),
+    "BaseModel": Family("Stable Diffusion", UNIFORM, "kohya-ss/sd-scripts, OneTrainer", resolution=512),
     "SDXL": Family("SDXL", UNIFORM, "kohya-ss/sd-scripts", rank=32),
     "SDXLRefiner": Family("SDXL refiner", UNIFORM, "kohya-ss/sd-scripts", rank=32),
     "SD3": Family("Stable Diffusion 3", LOGIT_NORMAL, "huggingface/diffusers, OneTrainer"),
@@ -47,14 +50,22 @@ FAMILIES: dict[str, Family] = {
     ),
     "Lumina2": Family("Lumina 2", _shifted(6.0), "kohya-ss/sd-scripts", rank=8),
     "ZImage": Family("Z-Image", _shifted(2.0), "kohya-ss/musubi-tuner", rank=32),
-    "WAN21": Family("Wan", _shifted(3.0), "kohya-ss/musubi-tuner", rank=32, lr=2e-4),
+    "WAN21": Family("Wan", _shifted(3.0), "kohya-ss/musubi-tuner", rank=32, lr=2e-4, resolution=512),
     "HunyuanVideo": Family(
-        "HunyuanVideo", _shifted(7.0), "kohya-ss/musubi-tuner, diffusion-pipe", 1.0, rank=32, lr=2e-4
+        "HunyuanVideo",
+        _shifted(7.0),
+        "kohya-ss/musubi-tuner, diffusion-pipe",
+        1.0,
+        rank=32,
+        lr=2e-4,
+        resolution=512,
     ),
-    "HunyuanVideo15": Family("HunyuanVideo 1.5", _shifted(2.0), "kohya-ss/musubi-tuner", rank=32, lr=2e-4),
+    "HunyuanVideo15": Family(
+        "HunyuanVideo 1.5", _shifted(2.0), "kohya-ss/musubi-tuner", rank=32, lr=2e-4, resolution=512
+    ),
     "HunyuanImage21": Family("HunyuanImage 2.1", _shifted(5.0, "uniform"), "kohya-ss/sd-scripts"),
-    "LTXV": Family("LTX-Video", LOGIT_NORMAL, "diffusion-pipe", rank=32),
-    "LTXAV": Family("LTX-2", LOGIT_NORMAL, "diffusion-pipe", rank=32),
+    "LTXV": Family("LTX-Video", LOGIT_NORMAL, "diffusion-pipe", rank=32, resolution=512),
+    "LTXAV": Family("LTX-2", LOGIT_NORMAL, "diffusion-pipe", rank=32, resolution=512),
     "HiDream": Family("HiDream", LOGIT_NORMAL, "OneTrainer, ai-toolkit", rank=32, lr=2e-4),
     "Anima": Family("Anima", SIGMOID, "kohya-ss/sd-scripts", rank=8),
     "CosmosPredict2": Family("Cosmos-Predict2", SIGMOID, "kohya-ss/sd-scripts", rank=8),
@@ -71,12 +82,28 @@ The sources are the defaults and examples of these trainers in 2026. Their learn
 OTHER_FLOW = Family("other flow models", SIGMOID, "what most trainers do")
 OTHER = Family("other models", UNIFORM, "what most trainers do")
 
+NOT_GENERATORS = ("RT_DETR_v4", "SAM3", "DepthAnything3")
+"""The host's classes of models that detect, segment or measure, though they are called flow models there."""
+
 
 def family_of(model: Any) -> Family:
-    """The family of a model of the host: that of the most special class that has one."""
+    """The family of a model of the host: that of the most special class that has one.
+
+    Raises TrainError for a model that does not denoise.
+    """
+    own = type(model).__name__
+    if own in NOT_GENERATORS:
+        raise TrainError(
+            "this model makes no pictures, and is not trained by adding noise to them",
+            key="model",
+            got=own,
+            expected="a model that denoises, such as Stable Diffusion, Flux or Wan",
+        )
+    with located(key=own):
+        predicted = parametrisation_of(model.model_sampling).name
     kinds = [*type(getattr(model, "model_config", None)).__mro__, *type(model).__mro__]
     named = [kind.__name__ for kind in kinds]
-    flow = "flow" in parametrisation_of(model.model_sampling).name
+    flow = "flow" in predicted
     for name in named:
         # Nearly every model is one of these; only those that predict noise are like it.
         if name in FAMILIES and not (name == "BaseModel" and (flow or type(model).__name__ != "BaseModel")):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 import math
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -19,23 +21,31 @@ from comfy.ldm.modules.attention import attention_pytorch
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
-from ..host import plain
+from ..host import end_if_interrupted, forget_passes, literal_tokens, plain
 
 __all__ = [
     "PARAMETRISATIONS",
     "QuantizedTensor",
     "alike",
     "attention",
+    "computing_in",
     "encoded",
+    "end_if_interrupted",
+    "ends_in_noise",
     "fetched",
+    "forget_passes",
     "fresh_id",
     "fused_functions",
+    "grid_of",
+    "held",
     "joined",
     "loaded",
     "marked_training",
     "packed",
     "ratios_of",
     "running",
+    "staying",
+    "text_encoded",
     "time_to_sigma",
     "tokens_of",
     "unpacked",
@@ -45,9 +55,38 @@ __all__ = [
 # The model, loaded and running.
 
 
-def loaded(patcher: Any, memory: float) -> None:
-    """Load a model with its patches and injections, and leave `memory` bytes free for what training keeps."""
-    comfy.model_management.load_models_gpu([patcher], memory_required=int(memory))
+def loaded(patchers: Sequence[Any], memory: float) -> None:
+    """Load models with their patches and injections, and leave `memory` bytes free for what training keeps.
+
+    They are loaded in one call: else the host could take one away to make room for another.
+    """
+    comfy.model_management.load_models_gpu(list(patchers), memory_required=int(memory))
+
+
+@contextmanager
+def computing_in(model: Any, dtype: torch.dtype | None) -> Generator[None]:
+    """A time in which a model computes in a dtype, whatever its weights are kept in; None changes nothing.
+
+    It is the way in which the host computes with weights in a dtype that a device cannot compute in.
+    """
+    if dtype is None:
+        yield
+        return
+    layers = [vars(inner) for inner in model.modules() if hasattr(inner, "comfy_cast_weights")]
+    own = [layer.get("comfy_cast_weights") for layer in layers]
+    before = model.manual_cast_dtype
+    try:
+        for layer in layers:
+            layer["comfy_cast_weights"] = True
+        model.manual_cast_dtype = dtype
+        yield
+    finally:
+        model.manual_cast_dtype = before
+        for layer, flag in zip(layers, own, strict=True):
+            if flag is None:
+                del layer["comfy_cast_weights"]
+            else:
+                layer["comfy_cast_weights"] = flag
 
 
 @contextmanager
@@ -85,12 +124,13 @@ def attention(function: Any, *args: Any, **kwargs: Any) -> Tensor:
 
 def fused_functions() -> dict[str, Callable[..., Any]]:
     """The host's fused kernels without a derivative, by name, as functions of plain torch that have one."""
-    try:
-        from comfy_kitchen.backends.eager import adaln, rope
-    except ImportError:
-        # Older hosts have no such kernels.
-        return {}
-    found = {name: value for module in (rope, adaln) for name, value in vars(module).items()}
+    found: dict[str, Any] = {}
+    for module in ("rope", "adaln"):
+        try:
+            found |= vars(importlib.import_module(f"comfy_kitchen.backends.eager.{module}"))
+        except ImportError:
+            # Older hosts do not have all of these kernels.
+            continue
     names = ("apply_rope", "rms_rope", "adaln", "rms_adaln")
     return {name: value for name, value in found.items() if callable(value) and name.startswith(names)}
 
@@ -151,7 +191,36 @@ def time_to_sigma(model_sampling: Any, time: Tensor) -> Tensor:
     return low * (high / low) ** time
 
 
+def ends_in_noise(model_sampling: Any) -> bool:
+    """Whether the last step of a model's schedule is noise alone: a signal-to-noise ratio of zero."""
+    return bool(getattr(model_sampling, "zsnr", False)) or float(model_sampling.sigma_max) > PURE
+
+
+PURE = 1000.0
+"""No signal is left from this sigma on. Schedules with a rest of it end at 15 to 500, others at 4518."""
+
+
 # Conditionings and latents.
+
+
+def staying(clip: Any) -> Any:
+    """The text encoders of a CLIP, which encode without being loaded again."""
+    other = copy.copy(clip)
+    # Loading could take away the model that is trained beside them.
+    other.load_model = lambda *args, **kwargs: other.patcher
+    return other
+
+
+def text_encoded(clip: Any, text: str) -> tuple[Tensor, dict[str, Any]]:
+    """A text as `encoded_text` encodes it, with the graph: the tokens, and what is beside."""
+    made = clip.encode_from_tokens(literal_tokens(clip, text), return_dict=True)
+    return made.pop("cond"), made
+
+
+def held(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the CPU, fit to be moved to a device quickly."""
+    here = tensor.cpu()
+    return here.pin_memory() if device.type == "cuda" else here
 
 
 def encoded(
@@ -193,11 +262,31 @@ def joined(conditionings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def tokens_of(model: Any, shape: Sequence[int]) -> int:
     """How many tokens a transformer makes of a latent (B, C, ..., H, W), as far as its patches are known."""
-    network = model.diffusion_model
-    patch: Any = getattr(network, "patch_size", None) or getattr(network, "patch_spatial", None) or 2
-    sides = [1, 1, 1, *(patch if isinstance(patch, tuple | list) else (patch, patch))]
+    sides = [1, 1, 1, *_patch_of(model)]
     sizes = shape[2:]
-    return math.prod(-(-size // int(side)) for size, side in zip(sizes, sides[-len(sizes) :], strict=True))
+    return math.prod(-(-size // side) for size, side in zip(sizes, sides[-len(sizes) :], strict=True))
+
+
+def grid_of(model: Any) -> int:
+    """The pixels of which the sides of a model's pictures are multiples: what its coarsest level sees as one.
+
+    It is what one value of a latent stands for, times the patch of a transformer or the steps down of a UNet.
+    """
+    levels = getattr(model.diffusion_model, "channel_mult", None)
+    patch = max(_patch_of(model)[-2:]) if levels is None else 2 ** (len(levels) - 1)
+    return ratios_of(model)[2] * patch
+
+
+def _patch_of(model: Any) -> Sequence[int]:
+    network = model.diffusion_model
+    # The last is that of LTX-Video.
+    holders = (
+        (network, "patch_size"),
+        (network, "patch_spatial"),
+        (getattr(network, "patchifier", None), "patch_size"),
+    )
+    patch: Any = next((found for holder, name in holders if (found := getattr(holder, name, None))), 2)
+    return [int(side) for side in (patch if isinstance(patch, tuple | list) else (patch, patch))]
 
 
 def ratios_of(model: Any) -> tuple[int, int, int]:

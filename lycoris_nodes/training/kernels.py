@@ -1,4 +1,5 @@
-"""Fused kernels of the host that have no derivative, answered by the same functions in plain torch."""
+"""Functions that networks call in training, answered by others: fused kernels that have no derivative by the
+same in plain torch, and norms of what is written over afterwards by norms of copies."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from .host import fused_functions
@@ -30,6 +32,17 @@ class Differentiable(TorchFunctionMode):
                 plain = self._functions.get(name)
                 if plain is not None:
                     return plain(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+class NormsCopied(TorchFunctionMode):
+    """A time in which RMS norms that are called as functions read copies."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is functional.rms_norm and torch.is_grad_enabled():
+            args = (args[0].clone(), *args[1:])
         return func(*args, **(kwargs or {}))
 
 

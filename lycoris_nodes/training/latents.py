@@ -16,7 +16,7 @@ from . import host
 
 @dataclass(frozen=True, eq=False)
 class Latent:
-    """A latent of one sample (1, C, ...) in the scale of the model, on the model's device, in float32.
+    """A latent of one sample (1, C, ...) in the scale of the model, in float32.
 
     Several parts, such as video and audio, are packed as (1, 1, N), and `shapes` are theirs.
     """
@@ -68,7 +68,8 @@ def mask_of(model: Any, mask: Tensor, latent: Latent) -> Tensor:
     """A mask (H, W) or (1, H, W) of a picture, from 0 to 1, as weights of its latent (1, 1, ..., h, w).
 
     Each value is the mean of the pixels that a value of the latent stands for. Raises TrainError for a mask
-    of another size than the picture, for one that is all zero, and for latents that are no pictures.
+    of another size than the picture, for one that is all zero or holds values that are no weights, and for
+    latents that are no pictures.
     """
     if len(latent.shapes) > 1 or latent.values.ndim < 4:
         raise TrainError("only latents of pictures and videos can have masks")
@@ -86,6 +87,9 @@ def mask_of(model: Any, mask: Tensor, latent: Latent) -> Tensor:
             got="{} x {}".format(*pixels.shape[-2:]),
             expected=f"{height * ratio} x {width * ratio}",
         )
+    bad = pixels[~(pixels.isfinite() & (pixels >= 0))]
+    if bad.numel():
+        raise TrainError("a mask has values that are no weights", got=f"{float(bad[0]):g}", expected="0 to 1")
     found = functional.interpolate(pixels, (height, width), mode="area")
     if not found.any():
         raise TrainError("a mask leaves nothing of its picture", expected="values above 0 somewhere")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from .captions import Caption, joined
 from .latents import Latent, mean_squares
 from .session import Session
 from .targets import Weighting, noised, parametrisation_of, rows
+from .texts import TextEncoder
 from .times import Times, sigma_at
 
 
@@ -30,6 +32,9 @@ class Sample:
     """How much the sample counts, such as below 1 for those that preserve what a model knows."""
     without: Caption | None = None
     """The caption that takes the place of the other one where captions are dropped: that of no text."""
+    share: float | None = None
+    """The share of all draws that are below the time at which the sample is judged, see `Times.at`; None
+    where the time is drawn."""
 
     def goes_with(self, other: Sample) -> bool:
         """Whether both can be rows of one batch."""
@@ -40,14 +45,19 @@ class Sample:
 class DiffusionLoss:
     """`loss(module, samples)`: the mean over some samples of the weighted loss of what the model predicts.
 
+    Samples are on the CPU, and what a batch needs is moved to the model. With `encoder` captions that have a
+    text are encoded in each pass, so that gradients reach the text encoders.
+
     All chance is drawn from torch's generator of the CPU: that of a step in training, and that of a
     validation, which is always the same (see `Trainer`). A batch is one pass of the model, or one for each
     group of samples that go with each other: a sample's prediction is that which it has alone.
 
     `noise_offset` adds to the noise a share of noise that is the same all over a channel, so that brightness
-    is learned; it is for models that predict noise or v (kohya-ss/sd-scripts).
+    is learned; it is for models that predict noise or v (kohya-ss/sd-scripts), and whose last step is not
+    noise alone.
 
-    Raises TrainError where it does not suit the model.
+    Raises TrainError where it does not suit the model. An interrupt by the user ends a call at its beginning,
+    by the host's own exception, in long validations too.
     """
 
     session: Session
@@ -56,16 +66,19 @@ class DiffusionLoss:
     caption_dropout: float = 0.0
     """The share of captions that are left out, of samples that have one to take their place."""
     noise_offset: float = 0.0
+    encoder: TextEncoder | None = None
     part_shares: Sequence[float] = ()
     """How much each part of a nested latent counts, such as video and audio; 1 without."""
 
     def __post_init__(self) -> None:
         kind = parametrisation_of(self._sampling)
-        if self.noise_offset and "flow" in kind.name:
+        ends_in_noise = host.ends_in_noise(self._sampling)
+        if self.noise_offset and ("flow" in kind.name or ends_in_noise):
             raise TrainError(
-                "an offset of the noise is for models that predict noise or v",
+                "an offset of the noise is for models that predict noise or v and never see noise alone",
                 key="noise_offset",
-                got=f"a model of {kind.name}",
+                got=f"a model of {kind.name}"
+                + (" that learns brightness from a last step of noise alone (zsnr)" if ends_in_noise else ""),
                 expected="0",
             )
         if not 0 <= self.caption_dropout <= 1 or self.noise_offset < 0:
@@ -80,35 +93,49 @@ class DiffusionLoss:
 
     def __call__(self, module: Any, samples: Sequence[Sample]) -> Tensor:
         """The loss, a scalar. `module` is what adapters are trained beside, and is not used."""
-        drawn = [self._draw(sample) for sample in samples]
+        host.end_if_interrupted()
         total = torch.zeros((), device=self.session.device)
-        for group in _groups(drawn):
-            total = total + self._of(group).sum()
+        with self.encoder.one_pass() if self.encoder else nullcontext():
+            drawn = [self._draw(sample) for sample in samples]
+            for group in _groups(drawn):
+                total = total + self._of(group).sum()
         return total / len(samples)
 
     def _draw(self, sample: Sample) -> _Drawn:
         latent = sample.latent.values
-        time = self.times.draw(1, host.tokens_of(self.session.model, latent.shape))
+        tokens = host.tokens_of(self.session.model, latent.shape)
+        if sample.share is None:
+            time = self.times.draw(1, tokens)
+        else:
+            time = self.times.at(torch.tensor([sample.share]), tokens)
         noise = torch.randn(latent.shape)
         if self.noise_offset:
             channels = torch.randn((*latent.shape[:2], *(1 for _ in latent.shape[2:])))
             noise = noise + self.noise_offset * channels
         dropped = bool(torch.rand(()) < self.caption_dropout) and sample.without is not None
         caption = sample.without if dropped and sample.without else sample.caption
-        return _Drawn(sample, caption, time.to(latent.device), noise.to(latent.device))
+        if self.encoder and caption.text:
+            caption = self.encoder.caption(caption.text, sample.latent)
+        return _Drawn(sample, caption, time, noise)
 
     def _of(self, group: Sequence[_Drawn]) -> Tensor:
         """The weighted losses (B,) of samples that go with each other."""
-        latent = torch.cat([one.sample.latent.values for one in group])
-        sigma = sigma_at(self._sampling, torch.cat([one.time for one in group]))
-        noise = torch.cat([one.noise for one in group])
+
+        def here(tensor: Tensor) -> Tensor:
+            return tensor.to(self.session.device, non_blocking=True)
+
+        latent = torch.cat([here(one.sample.latent.values) for one in group])
+        sigma = sigma_at(self._sampling, here(torch.cat([one.time for one in group])))
+        noise = here(torch.cat([one.noise for one in group]))
         x = noised(self._sampling, sigma, noise, latent)
-        found = self.session.prediction(x, sigma, joined([one.caption for one in group]))
+        found = self.session.prediction(x, sigma, joined([one.caption.moved(here) for one in group]))
         weight = self.weighting.on_denoised(self._sampling, sigma)
-        own = torch.tensor([one.sample.weight for one in group], device=latent.device)
+        own = here(torch.tensor([one.sample.weight for one in group]))
         # Before the square: at a small sigma both factors would be far from 1.
         difference = (found - latent) * rows(weight.sqrt(), latent)
-        return own * mean_squares(difference, group[0].sample.latent.shapes, _mask(group), self.part_shares)
+        mask = _mask(group)
+        shapes = group[0].sample.latent.shapes
+        return own * mean_squares(difference, shapes, mask if mask is None else here(mask), self.part_shares)
 
 
 @dataclass(frozen=True, eq=False)

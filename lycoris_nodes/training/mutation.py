@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet, WeakValueDictionary
 
-from torch.autograd.graph import allow_mutation_on_saved_tensors
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _open: list[Any] = []
-"""The state of torch's context while it is open; it cannot be opened within itself."""
+"""The watch that is open, if there is one: what is in it needs no other."""
 
 
 @contextmanager
@@ -18,24 +21,88 @@ def mutation_allowed() -> Generator[None]:
 
     What is needed is copied when it is about to be written over. Every operation takes longer for that, some
     0.2 s in a step of a small UNet.
+
+    torch's `allow_mutation_on_saved_tensors` does the same for tensors that begin at one address. Here it is
+    for all of a storage, because a model may write over a part of it. And torch's holds tensors with their
+    graphs, so that a branch of a network whose result is not used, as in PixelDiT's last block, is held by
+    itself for good.
     """
     if _open:
         yield
         return
-    with allow_mutation_on_saved_tensors() as state:
-        _open.append(state)
-        try:
+    kept: WeakValueDictionary[int, _Storage] = WeakValueDictionary()
+
+    def pack(tensor: Tensor) -> _Kept:
+        storage = _storage_of(tensor)
+        found = kept.get(storage)
+        if found is None:
+            found = kept[storage] = _Storage()
+        # Without its graph, or the graph would hold itself.
+        return _Kept(tensor.detach(), found)
+
+    _open.append(kept)
+    try:
+        with saved_tensors_hooks(pack, lambda one: one.tensor), _Watch(kept):
             yield
-        finally:
-            _open.clear()
+    finally:
+        _open.clear()
 
 
-def forget_finished() -> None:
-    """Let go of what the context has noted of graphs that are gone, of which it keeps a list otherwise."""
-    for state in _open:
-        for storage, noted in list(state.sid_to_tid.items()):
-            live = {tensor for tensor in noted if tensor in state.tid_to_weakhandle}
-            if live:
-                state.sid_to_tid[storage] = live
-            else:
-                del state.sid_to_tid[storage]
+class _Storage:
+    """What is kept of one storage, for as long as any of it is."""
+
+    def __init__(self) -> None:
+        self.members: WeakSet[_Kept] = WeakSet()
+
+
+class _Kept:
+    """A tensor that a backward pass needs, as it was."""
+
+    def __init__(self, tensor: Tensor, storage: _Storage) -> None:
+        self.tensor = tensor
+        self.storage: _Storage | None = storage
+        storage.members.add(self)
+
+
+class _Watch(TorchDispatchMode):
+    """A time in which what is kept of a storage is copied before an operation writes to it."""
+
+    def __init__(self, kept: WeakValueDictionary[int, _Storage]) -> None:
+        super().__init__()
+        self._kept = kept
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        for tensor in _written(func, args, given):
+            storage = self._kept.pop(_storage_of(tensor), None)
+            if storage is not None:
+                _copy(storage)
+        return func(*args, **given)
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """The tensors that a call of an operator writes to."""
+    for index, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[index] if index < len(args) else kwargs.get(argument.name)
+            for one in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(one, Tensor):
+                    yield one
+
+
+def _storage_of(tensor: Tensor) -> int:
+    """What tells a storage from any other that is alive."""
+    return tensor.untyped_storage()._cdata
+
+
+def _copy(storage: _Storage) -> None:
+    """Copy what is kept of a storage, each part of it once."""
+    copies: dict[Any, Tensor] = {}
+    for one in list(storage.members):
+        tensor = one.tensor
+        part = (tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
+        if part not in copies:
+            copies[part] = tensor.clone()
+        one.tensor, one.storage = copies[part], None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...lycoris_ops import chance_states, restore_chance
 from .arguments import emptied, filled, package_of
 
 Within = Callable[[], AbstractContextManager[Any]]
@@ -44,6 +45,7 @@ def _layers(module: nn.Module) -> int:
 def recomputed(model: nn.Module, within: Within = nullcontext) -> Generator[int]:
     """A time in which the blocks of a model are checkpointed. Yields how many there are.
 
+    The last one is left as it is: it is the first in the backward pass, and would run again at once.
     `within` makes the context that a block runs in again: torch leaves some of the modes that are on while a
     backward pass runs.
 
@@ -53,7 +55,7 @@ def recomputed(model: nn.Module, within: Within = nullcontext) -> Generator[int]
     """
     with ExitStack() as stack:
         count = 0
-        for _, block in blocks(model):
+        for _, block in list(blocks(model))[:-1]:
             own = vars(block)
             before = own.get("forward")
             own["forward"] = _checkpointed(block.forward, package_of(type(block)), within)
@@ -91,12 +93,11 @@ class _Call:
         self.tensors: list[Tensor] = []
         self.given = emptied(given, self.tensors, family)
         self.wanted = [tensor.requires_grad for tensor in self.tensors]
-        self.devices = sorted({t.device.index or 0 for t in self.tensors if t.device.type == "cuda"})
         kinds = {"cpu"} | {tensor.device.type for tensor in self.tensors}
         self.casts = [
             (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in sorted(kinds)
         ]
-        self.chance = self._states()
+        self.chance = chance_states()
         self.made: Any = None
         """What the block returns, without the tensors."""
 
@@ -109,21 +110,12 @@ class _Call:
 
     def again(self, tensors: list[Tensor]) -> list[Tensor]:
         """Run with the chance and in the autocast of the first time."""
-        now = self._states()
         with ExitStack() as stack:
-            stack.callback(self._set, now)
-            self._set(self.chance)
+            stack.callback(restore_chance, chance_states())
+            restore_chance(self.chance)
             for kind, dtype, on in self.casts:
                 stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=on))
             return self.run(tensors)
-
-    def _states(self) -> list[Tensor]:
-        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(index) for index in self.devices)]
-
-    def _set(self, states: list[Tensor]) -> None:
-        torch.set_rng_state(states[0])
-        for index, state in zip(self.devices, states[1:], strict=True):
-            torch.cuda.set_rng_state(state, index)
 
 
 class _Recompute(torch.autograd.Function):

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
-from ...lycoris_ops import LycorisNetwork, create_lycoris
+from ...lycoris_ops import LycorisNetwork, TrainError, create_lycoris, join_networks
 from . import host
 from .aliases import aliased
-from .cures import cured
+from .cures import cured, kinds_of, reads_copied
 from .frozen import weights_fetched_again
-from .mutation import forget_finished
 from .recompute import recomputed
+
+_open: WeakSet[nn.Module] = WeakSet()
+"""The models that are open for training."""
 
 
 class Session:
@@ -24,10 +27,14 @@ class Session:
     def __init__(self, patcher: Any) -> None:
         self.patcher = patcher
         self.networks: list[LycorisNetwork] = []
+        self.dtype = torch.float32
+        """What the model computes in."""
         self.fetching = 0
         """How many layers fetch their weights again in the backward pass."""
         self.blocks = 0
         """How many blocks are checkpointed."""
+        self.widths: set[frozenset[tuple[str, int]]] = set()
+        """The widths of captions that the model has taken, see `check_width`."""
 
     @property
     def model(self) -> Any:
@@ -58,26 +65,40 @@ class Session:
         self.networks.append(net)
         return net
 
+    def joined(self, networks: Mapping[str, LycorisNetwork]) -> LycorisNetwork:
+        """One network of those of several open models, see `join_networks`."""
+        net = join_networks(networks)
+        self.networks.append(net)
+        return net
+
     @contextmanager
     def sampling(self) -> Generator[None]:
         """A time in which the host's samplers run the model as ever, with the adapters as they are now."""
         model = self.model
         before = getattr(model, "current_patcher", None)
         with torch.no_grad(), host.marked_training(False):
+            host.forget_passes(model)
             try:
                 yield
             finally:
+                host.forget_passes(model)
                 if hasattr(model, "current_patcher"):
                     model.current_patcher = before
 
     def prediction(self, x: Tensor, sigma: Tensor, conds: Mapping[str, Any]) -> Tensor:
         """What the model takes for the picture: see `prediction`."""
-        forget_finished()
         return prediction(self.model, x, sigma, conds, self.patcher.model_options["transformer_options"])
 
 
 @contextmanager
-def opened(patcher: Any, *, checkpointing: bool = False, memory: float = 0.0) -> Generator[Session]:
+def opened(
+    patcher: Any,
+    *,
+    checkpointing: bool = False,
+    memory: float | None = 0.0,
+    dtype: torch.dtype | None = None,
+    beside: Sequence[Any] = (),
+) -> Generator[Session]:
     """A time in which a model, or the patcher of text encoders, can be trained beside.
 
     The model is loaded by the host, with its patches, and `memory` bytes are left free beside it. Its weights
@@ -85,22 +106,41 @@ def opened(patcher: Any, *, checkpointing: bool = False, memory: float = 0.0) ->
     is as before, also after an error or an interrupt. All that is trained is made and used in this time.
 
     With `checkpointing` the blocks of the model run again in the backward pass and keep their inputs alone.
+    `dtype` is what a diffusion model computes in; None is what the host has chosen. The patchers `beside` are
+    loaded at the same time, so that they can be opened within this time without taking the model's place;
+    with `memory` None the model is loaded already.
+
+    Raises TrainError for a model that is open already.
     """
     session = Session(patcher)
+    if patcher.model in _open:
+        raise TrainError(
+            "a training of this model is running already",
+            got=type(patcher.model).__name__,
+            hint="Wait for its end, or stop it",
+        )
     # In the mode of the caller: a weight that the host has made in inference mode is moved in it.
-    host.loaded(patcher, memory)
+    if memory is not None:
+        host.loaded([patcher, *beside], memory)
     with ExitStack() as stack:
+        _open.add(patcher.model)
+        stack.callback(_open.discard, patcher.model)
+        stack.enter_context(host.computing_in(patcher.model, dtype))
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_modes_kept(patcher.model))
         stack.enter_context(aliased(patcher.model))
         stack.enter_context(host.running(patcher))
         stack.enter_context(host.marked_training())
-        dtype = _dtype(patcher.model)
-        session.fetching = stack.enter_context(weights_fetched_again(session.network, dtype, session.device))
+        session.dtype = _dtype(patcher.model)
+        session.fetching = stack.enter_context(
+            weights_fetched_again(session.network, session.dtype, session.device)
+        )
+        kinds = kinds_of(session.network)
         if checkpointing:
-            session.blocks = stack.enter_context(recomputed(session.network, lambda: cured(session.network)))
-        stack.enter_context(cured(session.network))
+            session.blocks = stack.enter_context(recomputed(session.network, lambda: cured(kinds)))
+        stack.enter_context(reads_copied(session.network))
+        stack.enter_context(cured(kinds))
         try:
             yield session
         finally:
@@ -125,7 +165,11 @@ def prediction(
         "uuids": [host.fresh_id()],
         "optimized_attention_override": host.attention,
     }
-    return model.apply_model(x, sigma, transformer_options=told, **conds)
+    host.forget_passes(model)
+    try:
+        return model.apply_model(x, sigma, transformer_options=told, **conds)
+    finally:
+        host.forget_passes(model)
 
 
 def _dtype(model: Any) -> torch.dtype:

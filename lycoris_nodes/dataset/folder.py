@@ -1,0 +1,167 @@
+"""What a folder of training pictures holds: pictures, their captions and masks, and how often each counts."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...lycoris_ops import TrainError, few
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+CAPTIONS = (".txt", ".caption")
+"""The endings of captions, as core's data set nodes and kohya-ss/sd-scripts have them."""
+MASKS = ("-masklabel", "_mask", ".mask")
+"""What the name of a mask has after its picture's. The first is OneTrainer's."""
+MASK_FOLDERS = ("mask", "masks")
+"""The names of folders that hold the masks of the pictures beside them, under the pictures' own names."""
+REPEATED = re.compile(r"(\d+)_(.*)")
+"""The name of a folder whose pictures count so many times, as kohya-ss/sd-scripts has it."""
+MOST = 100_000
+"""The most samples of a folder, with their repeats."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A picture in the folder, with what belongs to it."""
+
+    path: Path
+    name: str
+    """The path below the folder, with `/` between its parts."""
+    caption: Path | None = None
+    mask: Path | None = None
+    repeats: int = 1
+    subject: str = ""
+    """What the folder's name says after the number of repeats."""
+
+
+@dataclass(frozen=True)
+class PictureFolder:
+    """The pictures of a folder and of those in it, in the order of their names."""
+
+    path: Path
+    pictures: tuple[Found, ...]
+    left_out: tuple[str, ...]
+    """The names of what is neither a picture nor belongs to one."""
+
+    @classmethod
+    def of(cls, path: Path) -> PictureFolder:
+        """Look through a folder. Raises TrainError where it has no picture, or where one counts too often."""
+        pictures: list[Found] = []
+        left_out: list[str] = []
+        for folder, folders, files in os.walk(path):
+            here = Path(folder)
+            links = [name for name in folders if (here / name).is_symlink()]
+            left_out += [_below(here / name, path) for name in links]
+            folders[:] = sorted(name for name in folders if not _is_hidden(name) and name not in links)
+            found, rest = _in_one_folder(here, [name for name in files if not _is_hidden(name)])
+            if found:
+                found, unused = _with_masks_beside(here, folders, found)
+                rest += unused
+            repeats, subject = _repeats_of(here.relative_to(path))
+            left_out += [_below(one, path) for one in rest]
+            if not repeats:
+                left_out += [_below(one.path, path) for one in found]
+                continue
+            pictures += [
+                replace(one, name=_below(one.path, path), repeats=repeats, subject=subject) for one in found
+            ]
+        if not pictures:
+            raise TrainError(
+                "there are no pictures in the folder",
+                file=str(path),
+                got=few(sorted(left_out)) or "nothing",
+                expected=f"files that end in {', '.join(PICTURES)}",
+            )
+        return cls(path, _in_proportion(pictures), tuple(sorted(left_out)))
+
+
+def _in_one_folder(folder: Path, names: list[str]) -> tuple[list[Found], list[Path]]:
+    """The pictures directly in a folder with their captions and masks, and the other files."""
+    # Windows wrote some names in capitals. Of two that differ in these alone, one is left out.
+    known = {name.lower(): folder / name for name in sorted(names)}
+    used: set[Path] = set()
+    pictures = {name: path for name, path in known.items() if name.endswith(PICTURES)}
+    stems = {name.rpartition(".")[0] for name in pictures}
+    masks: dict[str, Path] = {}
+    for name, path in pictures.items():
+        stem = name.rpartition(".")[0]
+        of = next((stem[: -len(mark)] for mark in MASKS if stem.endswith(mark)), None)
+        if of in stems:
+            masks[of] = path
+    of_others = set(masks.values())
+    found: list[Found] = []
+    for name, path in sorted(pictures.items()):
+        stem = name.rpartition(".")[0]
+        if path in of_others:
+            continue
+        caption = next((known[stem + end] for end in CAPTIONS if stem + end in known), None)
+        found.append(Found(path, path.name, caption, masks.get(stem)))
+        used |= {path, *(one for one in (caption, masks.get(stem)) if one)}
+    return found, [path for name in names if (path := folder / name) not in used]
+
+
+def _with_masks_beside(
+    folder: Path, folders: list[str], pictures: list[Found]
+) -> tuple[list[Found], list[Path]]:
+    """The pictures with the masks in a folder of masks beside them, which is taken out of `folders`.
+
+    Also the files there that are the mask of none.
+    """
+    files: list[Path] = []
+    for name in [name for name in folders if name.lower() in MASK_FOLDERS]:
+        folders.remove(name)
+        files += sorted(path for path in (folder / name).iterdir() if not _is_hidden(path.name))
+    masks = {path.stem.lower(): path for path in files if path.name.lower().endswith(PICTURES)}
+    found = [replace(one, mask=one.mask or masks.get(one.path.stem.lower())) for one in pictures]
+    used = {one.mask for one in found}
+    return found, [path for path in files if path not in used]
+
+
+def _repeats_of(folder: Path) -> tuple[int, str]:
+    """How often the pictures of a folder count, by the nearest folder around them that says it."""
+    for part in reversed(folder.parts):
+        if found := REPEATED.fullmatch(part):
+            return int(found[1]), found[2].replace("_", " ").strip()
+    return 1, ""
+
+
+def _in_proportion(pictures: list[Found]) -> tuple[Found, ...]:
+    """The pictures with the smallest repeats of the same proportions: only these matter to a training."""
+    common = math.gcd(*(one.repeats for one in pictures))
+    samples = sum(one.repeats for one in pictures) // common
+    if samples > MOST:
+        most = max(pictures, key=lambda one: one.repeats)
+        raise TrainError(
+            "the folders' names repeat pictures too often",
+            file=str(most.path.parent),
+            got=f"{samples} samples of {len(pictures)} pictures",
+            expected=f"at most {MOST}",
+            hint="A number and `_` at the start of a folder's name say how often its pictures count. Rename "
+            "the folder",
+        )
+    return tuple(replace(one, repeats=one.repeats // common) for one in pictures)
+
+
+def _below(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "__")) or name.lower() in ("thumbs.db", "desktop.ini")
+
+
+def stamps(folder: Path) -> Iterator[str]:
+    """What changes when anything in a folder does: each file's path, size and time."""
+    for here, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            path = Path(here, name)
+            try:
+                state = path.stat()
+            except OSError:
+                continue
+            yield f"{path} {state.st_size} {state.st_mtime_ns}"

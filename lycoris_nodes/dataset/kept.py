@@ -1,0 +1,107 @@
+"""What was encoded, kept on disk under a key of everything that it was made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ...lycoris_ops import FileFormatError, TreeForm, WriteError
+
+T = TypeVar("T")
+
+FORM = TreeForm("lycoris_encoded", 1, "an encoded picture or caption")
+MOST = 20 * 10**9
+"""The most bytes that are kept, of all folders of pictures together."""
+SAMPLED = 256
+"""How many values of a weight tell it from another. Two models differ in nearly all of most."""
+
+
+class Kept:
+    """A folder of encoded pictures and captions, each in a file that appears only when it is whole.
+
+    Above `most` bytes those go that were used the longest time ago, but none that was used through this
+    object. Any file may be deleted at any time.
+    """
+
+    def __init__(self, folder: Path | None, most: int = MOST) -> None:
+        """With no folder nothing is kept."""
+        self.folder = folder
+        self.most = most
+        self.made = 0
+        """How many values were made and not found."""
+        self._used: set[Path] = set()
+
+    def fetch(self, key: str | None, make: Callable[[], T]) -> T:
+        """The value under a key, from the disk, or made and kept. Without a key it is made.
+
+        Raises WriteError where it cannot be kept.
+        """
+        if self.folder is None or key is None:
+            self.made += 1
+            return make()
+        path = self.folder / f"{key}.safetensors"
+        if path.is_file():
+            # One that is damaged, or of another version, is made again.
+            with suppress(FileFormatError, FileNotFoundError):
+                value = FORM.read(path)
+                os.utime(path)
+                self._used.add(path)
+                return value
+        value = make()
+        self.made += 1
+        try:
+            # Only the last folder is made where it is missing.
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            FORM.write(path, value)
+        except (WriteError, OSError) as error:
+            raise WriteError(
+                "what was encoded cannot be kept on disk",
+                file=str(path),
+                got=getattr(error, "problem", str(error)),
+                hint="Free some space, or turn `keep` off",
+            ) from error
+        self._used.add(path)
+        return value
+
+    def sweep(self) -> int:
+        """Delete what is too much, and return the bytes that are left."""
+        found: list[tuple[float, int, Path]] = []
+        for path in self.folder.glob("*.safetensors") if self.folder else ():
+            with suppress(FileNotFoundError):
+                state = path.stat()
+                found.append((state.st_mtime, state.st_size, path))
+        size = sum(each for _, each, _ in found)
+        for _, each, path in sorted(found):
+            if size <= self.most:
+                break
+            if path not in self._used:
+                path.unlink(missing_ok=True)
+                size -= each
+        return size
+
+
+def key_of(*parts: Any) -> str:
+    """A key of texts, numbers and lists of these."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
+
+
+def identity_of(weights: Mapping[str, Tensor], *settings: str) -> str:
+    """What tells a model from others: the names, shapes and dtypes of its weights, and some of their values.
+
+    All weights of a text encoder would take longer to read than its captions to encode.
+    """
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for name, weight in sorted(weights.items()):
+        digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
+        flat = weight.detach().reshape(-1)
+        some = flat[:: max(1, flat.numel() // SAMPLED)].cpu().contiguous()
+        digest.update(some.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

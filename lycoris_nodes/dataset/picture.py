@@ -1,0 +1,135 @@
+"""Reading pictures and masks: turned as they are to be seen, without transparency, cut and resized."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ...lycoris_ops import TrainError
+from .sizes import Fit, Size
+
+ORIENTATION = 274
+"""EXIF's tag of how a picture is to be turned. With 5 to 8 width and height change places."""
+UNREADABLE = (
+    *(OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, OverflowError, ArithmeticError),
+    *(EOFError, NotImplementedError, struct.error, zlib.error, Image.DecompressionBombError),
+)
+"""What Pillow raises for files that are no pictures, or are damaged."""
+SMALL = 128
+"""The longest side of a small picture in pixels."""
+NEAR = 0.02
+"""How much the shape of a mask may differ from its picture's, by rounding."""
+
+
+def size_of(path: Path) -> Size:
+    """Width and height as a picture is to be seen, from its header. Raises TrainError where it has none."""
+    with _readable(path), Image.open(path) as picture:
+        width, height = picture.size
+        turned = picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        return (height, width) if turned else (width, height)
+
+
+def pixels_of(
+    path: Path, content: bytes, fitted: Fit, background: str | None
+) -> tuple[Image.Image, Tensor | None]:
+    """A picture as it is trained on, and the mask (1, H, W) of what is not transparent.
+
+    What is transparent shows the background, a colour's name. The mask is None where nothing is transparent,
+    or where there is a background. Without one it is white behind the mask. Raises TrainError.
+    """
+    with _readable(path):
+        picture, alpha = _decoded(path, content)
+        if alpha is not None:
+            plain = Image.new("RGB", picture.size, background or "white")
+            picture = Image.composite(picture, plain, alpha)
+        picture = picture.resize(fitted.size, Image.Resampling.LANCZOS, box=fitted.box)
+        if alpha is None or background is not None:
+            return picture, None
+        return picture, _weights(alpha, fitted)
+
+
+def mask_of(path: Path, content: bytes, fitted: Fit) -> Tensor:
+    """A mask (1, H, W) from 0 to 1, cut and resized as its picture.
+
+    Raises TrainError for one of another shape.
+    """
+    with _readable(path):
+        mask = _decoded(path, content)[0].convert("L")
+        (width, height), (wide, high) = mask.size, fitted.source
+        if abs(width * high - height * wide) > NEAR * width * high:
+            raise TrainError(
+                "the mask has another shape than its picture",
+                file=str(path),
+                got=f"{width} x {height}",
+                expected=f"{wide} x {high}, or the same shape in another size",
+            )
+        return _weights(mask.resize(fitted.source, Image.Resampling.BILINEAR), fitted)
+
+
+def tensor_of(picture: Image.Image) -> Tensor:
+    """A picture as the host's nodes hand it on: (1, H, W, 3) from 0 to 1."""
+    return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
+
+
+def small(picture: Image.Image, mask: Tensor | None) -> Tensor:
+    """A small picture (h, w, 3) of bytes that shows what is learned: what is masked is dark."""
+    if mask is not None:
+        dark = Image.eval(picture, lambda value: value // 4)
+        picture = Image.composite(picture, dark, Image.fromarray((mask[0] * 255).to(torch.uint8).numpy()))
+    else:
+        picture = picture.copy()
+    picture.thumbnail((SMALL, SMALL))
+    return torch.from_numpy(np.array(picture))
+
+
+def _decoded(path: Path, content: bytes) -> tuple[Image.Image, Image.Image | None]:
+    """The colours of a picture, turned, and what of it is not transparent, None where all of it is opaque."""
+    with Image.open(io.BytesIO(content)) as opened:
+        picture = ImageOps.exif_transpose(opened)
+        if picture.mode == "F":
+            raise TrainError(
+                "the picture has colours of no known range",
+                file=str(path),
+                got="floating-point numbers",
+                hint="Save it with 8 bits a colour",
+            )
+        if picture.mode == "I" or picture.mode.startswith("I;16"):
+            # Of 16 bits, which Pillow would cut off at 255.
+            values = np.asarray(picture).astype(np.float64) / 257
+            picture = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+        alpha = None
+        if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+            alpha = picture.getchannel("A")
+            if alpha.getextrema()[0] == 255:
+                alpha = None
+        return picture.convert("RGB"), alpha
+
+
+def _weights(mask: Image.Image, fitted: Fit) -> Tensor:
+    fit = mask.resize(fitted.size, Image.Resampling.BILINEAR, box=fitted.box)
+    return torch.from_numpy(np.asarray(fit, dtype=np.float32) / 255)[None]
+
+
+@contextmanager
+def _readable(path: Path) -> Generator[None]:
+    """Say which file it is where a picture cannot be read."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise TrainError(
+            "the picture cannot be read",
+            file=str(path),
+            # Pillow's own words name the object that it was given.
+            got="no picture" if isinstance(error, UnidentifiedImageError) else str(error),
+            hint="Save it again as PNG or JPEG, or take it out of the folder",
+        ) from error

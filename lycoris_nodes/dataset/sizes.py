@@ -1,0 +1,81 @@
+"""The sizes that pictures are trained in: few, on the model's grid, and near to each picture's shape."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+STEP = 64
+"""Pixels between two sizes of a side, where the model's grid is not coarser. As in most trainers."""
+LONGEST = 2
+"""The longest side, in resolutions."""
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a picture is made to fit: `box` is cut out of it and resized to `size`."""
+
+    source: Size
+    size: Size
+    box: tuple[float, float, float, float]
+    """Left, top, right and bottom, in pixels of the picture."""
+
+    @property
+    def scale(self) -> float:
+        """Pixels afterwards for a pixel of the picture."""
+        return self.size[0] / (self.box[2] - self.box[0])
+
+    @property
+    def corner(self) -> Size:
+        """Left and top of what is cut out, in the pixels of the resized picture, as SDXL is told."""
+        return round(self.box[0] * self.scale), round(self.box[1] * self.scale)
+
+    @property
+    def lost(self) -> float:
+        """The share of the picture that is cut off."""
+        left, top, right, bottom = self.box
+        return 1 - (right - left) * (bottom - top) / (self.source[0] * self.source[1])
+
+
+def step_of(grid: int) -> int:
+    """Pixels between two sizes of a side: the smallest multiple of the model's grid of at least 64."""
+    return grid * math.ceil(STEP / grid)
+
+
+@cache
+def sizes_of(resolution: int, step: int) -> list[Size]:
+    """Widths and heights in steps with no more than resolution^2 pixels, of all shapes up to 4 : 1.
+
+    With no room for a step there is the one size of a single step.
+    """
+    sides = range(step, max(step, LONGEST * resolution) + 1, step)
+    found = [(width, height) for width in sides for height in sides if width * height <= resolution**2]
+    return found or [(step, step)]
+
+
+def fit(source: Size, resolution: int, step: int, *, enlarge: bool) -> Fit:
+    """How a picture of this width and height is trained: the middle of it, in the size that keeps most of it.
+
+    That is the size with the largest product of its pixels and of the share of the picture that is not cut
+    off. Without `enlarge` a picture of fewer than resolution^2 pixels gets a size that it has the pixels for.
+    """
+    width, height = source
+    if not enlarge:
+        resolution = min(resolution, math.isqrt(width * height))
+    shape = width / height
+
+    def kept(size: Size) -> tuple[float, float]:
+        share = min(size[0] / size[1] / shape, shape * size[1] / size[0])
+        # Rounded, so that of two that keep as much the one that cuts less is taken.
+        return round(share * size[0] * size[1], 3), share
+
+    size = max(sizes_of(resolution, step), key=kept)
+    scale = max(size[0] / width, size[1] / height)
+    # Rounding must not push the box over the edge.
+    box = min(width, size[0] / scale), min(height, size[1] / scale)
+    left, top = (width - box[0]) / 2, (height - box[1]) / 2
+    return Fit(source, size, (left, top, left + box[0], top + box[1]))

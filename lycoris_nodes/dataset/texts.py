@@ -1,0 +1,88 @@
+"""Captions as texts: read from files, with a trigger word, with their tags in other orders."""
+
+from __future__ import annotations
+
+import codecs
+import random
+import re
+from pathlib import Path
+
+from ...lycoris_ops import TrainError
+
+# UTF-32's mark begins with that of UTF-16.
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+"""What files begin with that say their encoding."""
+LONGEST = 100_000
+"""The most bytes of a caption."""
+SIDED = re.compile(r"\b(left|right|text|letters?|writing|logo)\b", re.IGNORECASE)
+"""Words for what a mirrored picture would show wrong."""
+
+
+def caption_of_file(path: Path) -> str:
+    """The text of a caption's file on one line.
+
+    Raises TrainError for a file that is no text in UTF-8, or in UTF-16 or UTF-32 with a mark.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise TrainError("the caption cannot be read", file=str(path), got=error.strerror) from error
+    if len(raw) > LONGEST:
+        raise TrainError(
+            "the file is too long for a caption",
+            file=str(path),
+            got=f"{len(raw)} bytes",
+            expected=f"at most {LONGEST}",
+        )
+    encoding = next((name for mark, name in MARKS if raw.startswith(mark)), "utf-8")
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        text, where = "\0", f"byte {error.start} is not"
+    else:
+        where = "it has zero bytes"
+    if "\0" in text:
+        raise TrainError(
+            "the caption is not a text in UTF-8",
+            file=str(path),
+            got=where,
+            hint="Open it in an editor and save it as UTF-8",
+        )
+    return " ".join(text.split())
+
+
+def with_trigger(text: str, trigger: str) -> str:
+    """A caption that has the trigger: in the place of `[trigger]`, or in front where it is not there yet."""
+    if "[trigger]" in text:
+        return " ".join(text.replace("[trigger]", trigger).split())
+    if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", text, re.IGNORECASE):
+        return text
+    return f"{trigger}, {text}" if text else trigger
+
+
+def orders_of(text: str, count: int, kept: int) -> list[str]:
+    """A caption of tags in several orders, first as it is written. The first `kept` tags stay in front.
+
+    The orders are the same in each run. There are fewer where there are not so many.
+    """
+    tags = [tag.strip() for tag in text.split(",") if tag.strip()]
+    front, rest = tags[:kept], tags[kept:]
+    found = [text]
+    draw = random.Random(text)
+    # A few more draws than orders: some come twice.
+    for _ in range(4 * (count - 1)):
+        mixed = ", ".join([*front, *draw.sample(rest, len(rest))])
+        if len(found) < count and mixed not in found and mixed != ", ".join(tags):
+            found.append(mixed)
+    return found
+
+
+def may_be_mirrored(text: str) -> bool:
+    """Whether a caption stays true for the mirrored picture."""
+    return not SIDED.search(text)

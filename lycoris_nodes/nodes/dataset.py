@@ -1,0 +1,280 @@
+"""The node LyCORIS Training Pictures."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from typing import Any
+
+import torch
+
+from ...lycoris_ops import LycorisError, TrainError, paragraph
+from ..dataset import Encoder, Kept, PictureFolder, Sample, Settings, identity_of, prepared, stamps, step_of
+from ..host import (
+    encoded_picture,
+    encoded_text,
+    io,
+    kept_folder,
+    own_weights,
+    picture_folder,
+    picture_folders,
+    progress,
+    shown_pictures,
+)
+from ..inputs import checked
+from ..pictures import picture_tensor
+from ..training import family_of, grid_of, is_told_sizes, latent_of
+from ..wires import CATEGORY, report_output, with_report
+
+TRANSPARENT = {"not learned": None, "white": "white", "black": "black"}
+"""What users choose from for transparent parts, and the colour that these get."""
+
+
+class LycorisDataset(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LycorisDataset",
+            display_name="LyCORIS Training Pictures",
+            category=CATEGORY,
+            description="Makes latents and conditionings for Train LoRA / LyCORIS of a folder of pictures "
+            "with text files beside them. Pictures keep their shapes, in sizes that suit the model. What was "
+            "encoded is kept on disk, so that the next run starts at once.",
+            search_aliases=[
+                *("training dataset", "load dataset", "dataset from folder", "load images and captions"),
+                *("resolution buckets", "caption folder", "kohya dataset"),
+            ],
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input(
+                    "folder",
+                    options=picture_folders(),
+                    tooltip="A folder in ComfyUI's input folder, or a link there to one elsewhere. Beside "
+                    "each picture is a text file of the same name with its caption. Folders inside it count "
+                    "too: the pictures of one named 3_cat count three times.",
+                ),
+                io.Model.Input(
+                    "model", tooltip="The model that will be trained. It says which sizes suit it."
+                ),
+                io.Clip.Input("clip", tooltip="The text encoder of the model, for the captions."),
+                io.Vae.Input("vae", tooltip="The VAE of the model, for the pictures."),
+                io.String.Input(
+                    "trigger",
+                    default="",
+                    tooltip="A word of your own that is put in front of each caption, or in the place of "
+                    "[trigger] there. It will call up what was learned.",
+                ),
+                io.Int.Input(
+                    "resolution",
+                    default=0,
+                    min=0,
+                    max=8192,
+                    step=64,
+                    tooltip="Pictures get about as many pixels as a square of this side has. 0: as is usual "
+                    "for the model.",
+                ),
+                io.Int.Input(
+                    "held_out",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="How many pictures are not trained on but given out by `validation_latents`. "
+                    "They stay the same when others are added.",
+                ),
+                io.Boolean.Input(
+                    "mirror",
+                    default=False,
+                    tooltip="On: each picture is there mirrored too, except where its caption has words such "
+                    "as left, right or text. Not for faces and things that are not symmetrical.",
+                ),
+                io.Boolean.Input(
+                    "enlarge",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="On: small pictures are enlarged to the resolution. Off: they are trained in the "
+                    "size that they have.",
+                ),
+                io.Combo.Input(
+                    "transparent",
+                    options=list(TRANSPARENT),
+                    default="not learned",
+                    optional=True,
+                    advanced=True,
+                    tooltip="What becomes of transparent parts: not learned (they are masked), or learned as "
+                    "white or black.",
+                ),
+                io.Int.Input(
+                    "tag_orders",
+                    default=1,
+                    min=1,
+                    max=64,
+                    optional=True,
+                    advanced=True,
+                    tooltip="For captions that are tags with commas between them: in how many orders each is "
+                    "learned. 1: as it is written.",
+                ),
+                io.Int.Input(
+                    "kept_tags",
+                    default=1,
+                    min=0,
+                    max=64,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How many tags stay in front in all orders. The trigger is the first.",
+                ),
+                io.Boolean.Input(
+                    "keep",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="On: what was encoded is kept on disk for later runs.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(
+                    "latents",
+                    display_name="latents",
+                    is_output_list=True,
+                    tooltip="A latent for each picture.",
+                ),
+                io.Conditioning.Output(
+                    "positive",
+                    display_name="positive",
+                    is_output_list=True,
+                    tooltip="The encoded caption of each latent.",
+                ),
+                io.String.Output(
+                    "captions",
+                    display_name="captions",
+                    is_output_list=True,
+                    tooltip="The caption of each latent as a text.",
+                ),
+                io.Mask.Output(
+                    "masks",
+                    display_name="masks",
+                    is_output_list=True,
+                    tooltip="Where each picture is learned, by its mask or by what is not transparent. "
+                    "Nothing comes out where no picture has a mask.",
+                ),
+                io.Conditioning.Output(
+                    "empty_caption",
+                    display_name="empty_caption",
+                    tooltip="The encoded empty text. With it linked, captions are dropped now and "
+                    "then in the training.",
+                ),
+                io.Latent.Output(
+                    "validation_latents",
+                    display_name="validation_latents",
+                    is_output_list=True,
+                    tooltip="The pictures that are held out.",
+                ),
+                io.Conditioning.Output(
+                    "validation_positive",
+                    display_name="validation_positive",
+                    is_output_list=True,
+                    tooltip="Their captions, encoded.",
+                ),
+                io.String.Output(
+                    "validation_captions",
+                    display_name="validation_captions",
+                    is_output_list=True,
+                    tooltip="Their captions as texts.",
+                ),
+                report_output(),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str = "", **inputs: Any) -> str:
+        try:
+            path = picture_folder(folder)
+        except LycorisError as error:
+            return str(error)
+        return hashlib.sha256("\n".join(stamps(path)).encode(errors="surrogateescape")).hexdigest()
+
+    @classmethod
+    @checked
+    def execute(
+        cls,
+        *,
+        folder: str,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        trigger: str,
+        resolution: int,
+        held_out: int,
+        mirror: bool,
+        enlarge: bool,
+        transparent: str,
+        tag_orders: int,
+        kept_tags: int,
+        keep: bool,
+    ) -> io.NodeOutput:
+        network = model.model
+        step = step_of(grid_of(network))
+        settings = Settings(
+            resolution=resolution or family_of(network).resolution,
+            step=step,
+            enlarge=enlarge,
+            mirror=mirror,
+            background=TRANSPARENT[transparent],
+            trigger=" ".join(trigger.split()),
+            orders=tag_orders,
+            kept_tags=kept_tags,
+            held_out=held_out,
+            sized=is_told_sizes(network),
+        )
+        if settings.resolution < step:
+            raise TrainError(
+                "the resolution is too low for the model",
+                key="resolution",
+                got=str(settings.resolution),
+                expected=f"at least {step}",
+            )
+        cpu = torch.device("cpu")
+        found = prepared(
+            PictureFolder.of(picture_folder(folder)),
+            settings,
+            _picture_encoder(vae),
+            _text_encoder(clip),
+            Kept(kept_folder() if keep else None),
+            progress,
+            lambda latent: latent_of(network, latent, cpu),
+        )
+        return with_report(
+            _latents(found.training),
+            [sample.conditioning for sample in found.training],
+            [sample.text for sample in found.training],
+            found.masks,
+            found.empty,
+            _latents(found.held_out),
+            [sample.conditioning for sample in found.held_out],
+            [sample.text for sample in found.held_out],
+            report=paragraph(found.report),
+            shown=shown_pictures(picture_tensor(found.shown), cls),
+        )
+
+
+def _latents(samples: list[Sample]) -> list[dict[str, Any]]:
+    # The same object where a sample counts several times, so that it is there once.
+    made: dict[int, dict[str, Any]] = {}
+    return [made.setdefault(id(sample), {"samples": sample.latent}) for sample in samples]
+
+
+def _picture_encoder(vae: Any) -> Encoder:
+    # The dtype that it computes in, which another start of the host may choose otherwise.
+    named = (type(vae.first_stage_model).__name__, str(vae.vae_dtype))
+    return Encoder(partial(encoded_picture, vae), _identity(vae, *named))
+
+
+def _text_encoder(clip: Any) -> Encoder:
+    kinds = (type(clip.cond_stage_model).__name__, type(clip.tokenizer).__name__)
+    named = (*kinds, str(clip.layer_idx), repr(sorted(clip.tokenizer_options.items())))
+    return Encoder(partial(encoded_text, clip), _identity(clip, *named))
+
+
+def _identity(patchable: Any, *named: str) -> str | None:
+    own = own_weights(patchable)
+    return None if own is None else identity_of(own[0], *named, *own[1])

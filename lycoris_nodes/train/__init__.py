@@ -1,0 +1,1 @@
+"""What Train LoRA / LyCORIS does: its inputs, what they mean for the model at hand, and the training."""
