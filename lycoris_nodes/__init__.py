@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..lycoris_ops import discover
 from . import nodes
 from .host import ComfyExtension, io
+from .routes import add_routes
 
 __all__ = ["NODES", "LycorisExtension"]
 
@@ -20,6 +21,7 @@ def _discover() -> list[type[io.ComfyNode]]:
 
 
 NODES = _discover()
+add_routes()
 
 
 class LycorisExtension(ComfyExtension):

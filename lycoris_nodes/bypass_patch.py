@@ -9,7 +9,8 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ..lycoris_ops import Bypass, BypassPlan, LycorisError, Met
-from .host import HostReader, PatcherInjection, add_injection, layer_of
+from .host import HostReader, PatcherInjection, add_injection, forget_passes, layer_of, wrap_passes
+from .moments import moment_of
 from .patch import memory_named
 
 NAME = "lycoris_bypass"
@@ -25,10 +26,14 @@ class BypassInjection(PatcherInjection):
 
     def __init__(self, plans: Mapping[str, BypassPlan]) -> None:
         self.plans = plans
+        self.timed = [path for path, plan in plans.items() if plan.timed]
+        """The modules of which a strength follows timings."""
         self._attached: WeakKeyDictionary[Any, dict[str, Bypass]] = WeakKeyDictionary()
         """Model to its attached hooks, by module path."""
         self._met: WeakKeyDictionary[Any, tuple[Any, dict[str, Met]]] = WeakKeyDictionary()
         """Model to (`patches_uuid`, what each layer learned from its weight under these patches)."""
+        self._sigmas: tuple[Any, list[float]] = (None, [])
+        """The sigmas of the steps of a run, as the host has them and as numbers."""
 
     def inject(self, patcher: Any) -> None:
         """Attach the hooks to the modules of the model that the host has loaded.
@@ -63,6 +68,33 @@ class BypassInjection(PatcherInjection):
             self.eject(patcher)
             raise
 
+    def follow(self, run: Any, x: Any, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """A pass of a model, before which the strengths that follow timings are set for its sigma.
+
+        The host calls this in place of the model's `apply_model`, which is `run`.
+        """
+        model = run.class_obj
+        attached = self._attached.get(model, {})
+        if attached:
+            # In the order of `apply_model`: c_concat, c_crossattn, control, transformer_options.
+            options = kwargs.get("transformer_options") or (args[3] if len(args) > 3 else {})
+            now = moment_of(model.model_sampling, float(sigma.flatten()[0]), self._steps(options))
+            strengths = {path: attached[path].plan.strengths_at(now) for path in self.timed}
+            if any(attached[path].strengths != own for path, own in strengths.items()):
+                forget_passes(model)
+            for path, own in strengths.items():
+                attached[path].strengths = own
+        return run(x, sigma, *args, **kwargs)
+
+    def _steps(self, options: Mapping[str, Any]) -> list[float]:
+        """The sigmas of this run's steps; read once a run, because on a GPU this waits for it."""
+        found = options.get("sample_sigmas")
+        if found is None:
+            return []
+        if self._sigmas[0] is not found:
+            self._sigmas = (found, found.tolist())
+        return self._sigmas[1]
+
     def eject(self, patcher: Any) -> None:
         """Remove the hooks and release the tensors that they hold on the device."""
         for hooks in self._attached.pop(patcher.model, {}).values():
@@ -83,7 +115,10 @@ def add_bypass(patcher: Any, plans: Mapping[str, BypassPlan]) -> None:
         joined[path] = joined[path].then(plan) if path in joined else plan
     # Setting the key replaces all of its injections, those of a second copy of the pack too.
     others = [found for found in patcher.get_injections(NAME) or () if found is not before]
-    add_injection(patcher, NAME, [*others, BypassInjection(joined)])
+    ours = BypassInjection(joined)
+    add_injection(patcher, NAME, [*others, ours])
+    if ours.timed:
+        wrap_passes(patcher, NAME, ours.follow, in_place_of=None if before is None else before.follow)
 
 
 def _ours(patcher: Any) -> BypassInjection | None:

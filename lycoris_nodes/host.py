@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import comfy.lora
 import comfy.model_management
@@ -17,52 +19,92 @@ import comfy.utils
 import folder_paths
 import latent_preview
 import torch
+from aiohttp import web
 from comfy.cli_args import args
-from comfy.patcher_extension import CallbacksMP, PatcherInjection
+from comfy.patcher_extension import CallbacksMP, PatcherInjection, WrappersMP
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from comfy.weight_adapter import WeightAdapterBase
 from comfy.weight_adapter.bypass import BypassForwardHook
 from comfy_api.latest import ComfyExtension, io, ui
-from PIL.Image import Image
+from comfy_execution.graph_utils import ExecutionBlocker
+from PIL.Image import Image, fromarray
+from server import PromptServer
 
 from ..lycoris_ops import LycorisError, WriteError, check_name, dtype_name
 
 __all__ = [
     "QUANT_FORMATS",
+    "Answer",
     "ComfyExtension",
+    "ExecutionBlocker",
     "HostReader",
+    "Interrupted",
     "PatcherInjection",
     "Progress",
     "WeightAdapterBase",
     "add_injection",
     "add_patches",
+    "answer_get",
+    "compute_device",
+    "decoded_picture",
+    "encoded_picture",
+    "encoded_text",
+    "end_if_interrupted",
     "enlarged_by_patches",
     "file_names",
     "file_path",
     "file_tensors",
+    "folders_of",
+    "forget_between_samplings",
+    "forget_passes",
+    "has_room_to_decode",
     "inference_memory",
+    "interrupt_again",
     "io",
+    "is_file",
+    "kept_folder",
+    "key_patches",
     "layer_of",
+    "literal_tokens",
     "merge_loss",
     "merge_obstacle",
     "merges_in_every_pass",
     "output_path",
+    "own_weights",
+    "patched_weight",
     "patcher_of",
+    "picture_folder",
+    "picture_folders",
     "plain",
     "progress",
     "quantised_layer",
     "rough_picture",
     "rounding_seed",
     "sampled",
+    "shown_path",
     "shown_pictures",
+    "tell_page",
+    "user_text",
+    "weight_of",
     "weight_shapes",
     "workflow_metadata",
+    "wrap_passes",
 ]
 
 
 def file_names(folder: str, endings: Sequence[str]) -> list[str]:
     """The files with these endings in one of the host's model folders, as its own loaders list them."""
     return [name for name in folder_paths.get_filename_list(folder) if name.lower().endswith(tuple(endings))]
+
+
+def folders_of(folder: str) -> list[str]:
+    """The places on the disk that one of the host's model folders stands for."""
+    return folder_paths.get_folder_paths(folder)
+
+
+def is_file(folder: str, name: str) -> bool:
+    """Whether there is a file of this name in one of the host's model folders."""
+    return folder_paths.get_full_path(folder, name) is not None
 
 
 def file_path(folder: str, name: str) -> str:
@@ -76,6 +118,25 @@ def file_path(folder: str, name: str) -> str:
             hint="Put it back, or press R to refresh the lists of files and choose another",
         )
     return path
+
+
+def user_text(name: str) -> str | None:
+    """The text of a file in the host's user folder; None where there is none.
+
+    Raises LycorisError for a file that is no text.
+    """
+    path = Path(folder_paths.get_user_directory()) / name
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise LycorisError("the file cannot be read as text", file=str(path), got=str(error)) from error
+
+
+def weight_of(patcher: Any, key: str) -> torch.Tensor:
+    """A weight or bias of a loaded model as floats, without what patches will make of it."""
+    return plain(comfy.utils.get_attr(patcher.model, key)).detach().float().cpu()
 
 
 def output_path(prefix: str, ending: str) -> Path:
@@ -108,6 +169,103 @@ def output_path(prefix: str, ending: str) -> Path:
             hint="Use a relative name such as checkpoints/merged",
         ) from error
     return Path(folder) / f"{name}_{counter:05}_{ending}"
+
+
+def picture_folders() -> list[str]:
+    """The folders in the host's input folder, by their paths there.
+
+    Links that are in it are followed, which the host's own list does not do: they are how a user says that
+    a folder elsewhere may be read.
+    """
+    home = folder_paths.get_input_directory()
+    found: list[str] = []
+    # The real folders on the way to each one: a link to one of these would never end.
+    ways = {home: {os.path.realpath(home)}}
+    for here, folders, _ in os.walk(home, followlinks=True):
+        way = ways.pop(here)
+        for name in sorted(folders):
+            path = os.path.join(here, name)
+            real = os.path.realpath(path)
+            if name.startswith(".") or real in way:
+                folders.remove(name)
+            else:
+                ways[path] = {*way, real}
+                found.append(Path(path).relative_to(home).as_posix())
+    return sorted(found)
+
+
+def picture_folder(name: str) -> Path:
+    """The full path of one of `picture_folders`. Raises LycorisError for any other folder."""
+    home = Path(folder_paths.get_input_directory())
+    if name not in picture_folders():
+        raise LycorisError(
+            "there is no such folder of pictures" if name else "no folder is chosen",
+            file=name,
+            expected=f"a folder in {home}",
+            hint="Put the folder there, or a link to it, press R, and choose it",
+        )
+    return home / name
+
+
+def kept_folder() -> Path:
+    """Where what was encoded is kept. The host gives nothing out of folders that begin so."""
+    return Path(folder_paths.get_user_directory()) / "__lycoris" / "encoded"
+
+
+def shown_path(path: str | Path) -> str:
+    """A path in the host's output or user folder, from there on: `output/loras/mine.safetensors`.
+
+    The folders have the names that they have in the host's API, wherever they are. Any other path is shown in
+    full.
+    """
+    homes = {"output": folder_paths.get_output_directory(), "user": folder_paths.get_user_directory()}
+    for name, home in homes.items():
+        # As it is written first: links within a folder may lead out of it.
+        for place, root in ((path, home), (os.path.realpath(path), os.path.realpath(home))):
+            if Path(place).is_relative_to(root):
+                return (name / Path(place).relative_to(root)).as_posix()
+    return str(path)
+
+
+def tell_page(event: str, hidden: Any, **data: Any) -> None:
+    """Send an event about the running node to the page that has queued it, if it was a page."""
+    if hidden is not None and (client := PromptServer.instance.client_id) is not None:
+        PromptServer.instance.send_sync(event, {"node": hidden.unique_id, **data}, client)
+
+
+def encoded_picture(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """What a VAE makes of a picture (1, H, W, 3) from 0 to 1, as the host's VAE Encode gives it."""
+    return vae.encode(pixels)
+
+
+def encoded_text(clip: Any, text: str) -> list[Any]:
+    """The conditioning of a text, as the host's CLIP Text Encode gives it, with parentheses as they are."""
+    return clip.encode_from_tokens_scheduled(literal_tokens(clip, text))
+
+
+def literal_tokens(clip: Any, text: str) -> Any:
+    """The tokens of a text with parentheses as they are, which the host would take for weights of words."""
+    return clip.tokenize(re.sub(r"\\?([()])", r"\\\1", text))
+
+
+def own_weights(patchable: Any) -> tuple[dict[str, torch.Tensor], list[str]] | None:
+    """The weights of a VAE or text encoder, and how it computes, in words.
+
+    The weights are without what other users of the same module have patched into them. None where this one
+    has patches, hooks or injections of its own.
+    """
+    patcher = patcher_of(patchable)
+    own = ("patches", "injections", "hook_patches", "forced_hooks", "weight_wrapper_patches")
+    # The host sets the dtype that is computed in as if it patched the module.
+    settings = dict(patcher.object_patches)
+    if any(getattr(patcher, name, None) for name in own):
+        return None
+    if not all(isinstance(value, torch.dtype) for value in settings.values()):
+        return None
+    kept = patcher.backup
+    weights: dict[str, torch.Tensor] = patcher.model_state_dict()
+    whole = {key: kept[key].weight if key in kept else weight for key, weight in weights.items()}
+    return whole, [f"{name} {value}" for name, value in sorted(settings.items())]
 
 
 def patcher_of(patchable: Any) -> Any:
@@ -153,6 +311,25 @@ def merge_obstacle(patcher: Any, key: str) -> str | None:
 def plain(weight: Any) -> Any:
     """A weight as floats. The host hands over a quantised one where its layer cannot unpack it itself."""
     return weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+
+
+def key_patches(patcher: Any) -> dict[str, list[Any]]:
+    """Of each key the original weight with the host's function that unpacks it, then its patches."""
+    return patcher.get_key_patches()
+
+
+def patched_weight(parts: Sequence[Any], key: str) -> torch.Tensor:
+    """A weight in float32 on the CPU, unpacked and with its patches, from what `key_patches` gives of it."""
+    (weight, convert), *patches = parts
+    values = plain(convert(weight.detach(), inplace=False)).to("cpu", torch.float32, copy=True)
+    if patches:
+        values = comfy.lora.calculate_weight(patches, values, key, intermediate_dtype=torch.float32)
+    return values
+
+
+def compute_device() -> torch.device:
+    """The device that the host computes on."""
+    return comfy.model_management.get_torch_device()
 
 
 def add_patches(patched: Any, patches: Mapping[str, WeightAdapterBase]) -> None:
@@ -247,6 +424,42 @@ def add_injection(patcher: Any, name: str, injections: list[PatcherInjection]) -
         patcher.add_callback_with_key(CallbacksMP.ON_CLONE, name, _not_injected)
 
 
+def wrap_passes(
+    patcher: Any, name: str, wrapper: Callable[..., Any], *, in_place_of: Callable[..., Any] | None
+) -> None:
+    """Have a wrapper called around each pass of a patcher's model, (run, x, sigma, ...), under a name.
+
+    `in_place_of` is the wrapper under that name that it replaces.
+    """
+    kept = [found for found in patcher.get_wrappers(WrappersMP.APPLY_MODEL, name) if found != in_place_of]
+    patcher.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, name)
+    for found in (*kept, wrapper):
+        patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, name, found)
+
+
+def forget_passes(model: Any) -> None:
+    """Let a model forget what it keeps of a pass for the next one.
+
+    HiDream-O1 keeps the keys and values of a text, and does not notice that its weights are others.
+    """
+    forget = getattr(getattr(model, "diffusion_model", None), "clear_kv_cache", None)
+    if forget:
+        forget()
+
+
+def forget_between_samplings(patcher: Any) -> None:
+    """Have the model of a patcher forget its passes before and after each sampling with this patcher."""
+    if not hasattr(getattr(patcher.model, "diffusion_model", None), "clear_kv_cache"):
+        return
+    for time in (CallbacksMP.ON_PRE_RUN, CallbacksMP.ON_CLEANUP):
+        if not patcher.get_callbacks(time, "lycoris"):
+            patcher.add_callback_with_key(time, "lycoris", _forget)
+
+
+def _forget(patcher: Any) -> None:
+    forget_passes(patcher.model)
+
+
 def _not_injected(patcher: Any, clone: Any) -> None:
     clone.is_injected = False
 
@@ -332,6 +545,20 @@ class Progress(Protocol):
     def __call__(self, done: int, of: int, picture: Image | None = None, /) -> None: ...
 
 
+Interrupted: type[BaseException] = comfy.model_management.InterruptProcessingException
+"""The host's own exception for an interrupt by the user."""
+
+
+def interrupt_again() -> None:
+    """Have the host end the prompt before its next node, after an interrupt that was caught."""
+    comfy.model_management.interrupt_current_processing()
+
+
+def end_if_interrupted() -> None:
+    """End the work, by the host's own exception, when the user has interrupted the run."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
 def progress(total: int) -> Progress:
     """A progress bar on the running node.
 
@@ -340,7 +567,7 @@ def progress(total: int) -> Progress:
     bar = comfy.utils.ProgressBar(total)
 
     def update(done: int, of: int, picture: Image | None = None, /) -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        end_if_interrupted()
         bar.update_absolute(done, of, None if picture is None else ("JPEG", picture, max(picture.size)))
 
     return update
@@ -398,9 +625,49 @@ def rough_picture(patcher: Any, latent: torch.Tensor) -> Image | None:
     return previewer.decode_latent_to_preview_image("JPEG", shown)[1]
 
 
+def has_room_to_decode(vae: Any, shape: Sequence[int]) -> bool:
+    """Whether a VAE can be loaded and decode a latent (1, C, ...) while no other model leaves its device."""
+    manager: Any = comfy.model_management
+    device = vae.device
+    if manager.is_device_cpu(device):
+        return True
+    needed = vae.memory_used_decode(tuple(shape), vae.vae_dtype) + manager.extra_reserved_memory()
+    needed = max(needed, manager.minimum_inference_memory())
+    return needed + 1.1 * vae.patcher.model_size() <= manager.get_free_memory(device)
+
+
+def decoded_picture(vae: Any, latent: torch.Tensor) -> Image:
+    """The picture of a latent (1, C, ...), of a video its first frame."""
+    pixels = vae.decode(latent)
+    first = pixels.reshape(-1, *pixels.shape[-3:])[0].float().clamp(0, 1).cpu()
+    return fromarray((255 * first).round().to(torch.uint8).numpy())
+
+
 def workflow_metadata(hidden: Any) -> dict[str, str]:
     """The workflow as the host's own save nodes write it, or nothing if the user turned metadata off."""
     if args.disable_metadata or hidden is None:
         return {}
     values = {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
     return {key: json.dumps(value) for key, value in values.items() if value is not None}
+
+
+class Answer(NamedTuple):
+    """What a route answers: the status of HTTP, the type of the content, and the content."""
+
+    status: int
+    kind: str
+    content: bytes
+
+
+def answer_get(path: str, answer: Callable[[Mapping[str, str]], Answer]) -> None:
+    """Answer GET requests of a path, given their query. `answer` runs in a thread and may read files."""
+
+    async def handle(request: web.Request) -> web.Response:
+        status, kind, content = await asyncio.to_thread(answer, request.query)
+        headers = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
+        return web.Response(status=status, content_type=kind, body=content, headers=headers)
+
+    routes = PromptServer.instance.routes
+    # The pack may be loaded twice, and aiohttp refuses to start with a path that has two answers.
+    if not any(getattr(route, "path", None) == path for route in routes):
+        routes.get(path)(handle)

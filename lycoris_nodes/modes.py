@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from torch import Tensor
 
 from ..lycoris_ops import (
     BypassPlan,
@@ -25,6 +27,9 @@ from .host import (
     merges_in_every_pass,
 )
 from .uncalled import used_uncalled
+from .weights import weight_reader
+
+SCHEDULED = "its strength follows a schedule"
 
 Mode = Literal["auto", "merge", "bypass"]
 Pairs = Mapping[str, Sequence[tuple[Entry, Match]]]
@@ -43,8 +48,13 @@ class Choice:
     """("merged" or "bypassed", the reason) to module paths; no reason, "", where the user chose the mode."""
 
 
-def choose(patcher: Any, shapes: Mapping[str, Sequence[int]], pairs: Pairs, mode: Mode) -> Choice:
+def choose(
+    patcher: Any, shapes: Mapping[str, Sequence[int]], pairs: Pairs, mode: Mode, *, strict: bool = False
+) -> Choice:
     """Choose to merge or to bypass, layer by layer. A layer's weight and bias always go the same way.
+
+    A layer whose strength follows a schedule is bypassed in any mode. Where it can only be merged, it takes
+    the mean of its strength over the sampling; with `strict` that is an error.
 
     `shapes` are those of the patcher's model; `pairs` of keys that are not among them are left out, because
     they belong to another model. Raises LycorisError for a layer that can be neither merged nor bypassed.
@@ -58,11 +68,16 @@ def choose(patcher: Any, shapes: Mapping[str, Sequence[int]], pairs: Pairs, mode
             layers.setdefault(path if name in ("weight", "bias") else key, {})[key] = pairs[key]
     short = mode == "auto" and bool(layers) and merges_in_every_pass(patcher)
     before = plans_of(patcher) if layers else {}
+    weights = weight_reader(patcher)
     for path, met in layers.items():
-        wanted = _wanted(patcher, met, mode, short)
-        plan, reason = _plan(patcher, path, shapes, met, wanted, before.get(path))
+        timed = any(match.timings for found in met.values() for _, match in found)
+        wanted = (True, SCHEDULED) if timed else _wanted(patcher, met, mode, short)
+        plan, reason = _plan(patcher, path, shapes, met, weights, wanted, before.get(path))
+        if plan is None and timed:
+            reason = _mean_taken(path, reason, strict=strict)
         if plan is None:
-            choice.merged.update(met)
+            constant = {key: [(entry, match.constant()) for entry, match in met[key]] for key in met}
+            choice.merged.update(constant if timed else met)
         else:
             choice.bypassed[path] = plan
         choice.why.setdefault(("merged" if plan is None else "bypassed", reason), []).append(path)
@@ -93,6 +108,18 @@ def describe_choice(mode: Mode, choices: Sequence[Choice]) -> str:
     return paragraph(lines)
 
 
+def _mean_taken(path: str, reason: str, *, strict: bool) -> str:
+    """Why a layer takes the mean of its schedule. Raises LycorisError where that is not wanted."""
+    if strict:
+        raise LycorisError(
+            "a layer cannot follow a schedule, and strict is on",
+            key=path,
+            got=f"it can only be merged: {reason}",
+            hint="Turn strict off to give it the mean of its strength over the sampling",
+        )
+    return f"{reason}; its strength is the mean of its schedule"
+
+
 def _wanted(patcher: Any, keys: Iterable[str], mode: Mode, short: bool) -> tuple[bool, str]:
     """Whether a layer should be bypassed, and the reason; no reason, "", where the user chose the mode."""
     if mode != "auto":
@@ -111,18 +138,19 @@ def _plan(
     path: str,
     shapes: Mapping[str, Sequence[int]],
     pairs: Pairs,
+    weights: Callable[[str], Tensor],
     wanted: tuple[bool, str],
     before: BypassPlan | None,
 ) -> tuple[BypassPlan | None, str]:
     """The plan of a layer to bypass, None for a layer to merge; and the reason.
 
-    `wanted` is what `_wanted` gives, `before` the plan that earlier nodes have given the layer. Raises
-    LycorisError for a layer that can be neither merged nor bypassed.
+    `weights` is for `Match.read`, `wanted` is what `_wanted` gives, and `before` the plan that earlier nodes
+    have given the layer. Raises LycorisError for a layer that can be neither merged nor bypassed.
     """
     bypassed, reason = wanted
     if not bypassed and before is None:
         return None, reason
-    plan = _build(patcher, path, shapes, pairs)
+    plan = _build(patcher, path, shapes, pairs, weights)
     if isinstance(plan, BypassPlan):
         if bypassed:
             return plan, reason
@@ -144,7 +172,13 @@ def _plan(
     return None, plan
 
 
-def _build(patcher: Any, path: str, shapes: Mapping[str, Sequence[int]], pairs: Pairs) -> BypassPlan | str:
+def _build(
+    patcher: Any,
+    path: str,
+    shapes: Mapping[str, Sequence[int]],
+    pairs: Pairs,
+    weights: Callable[[str], Tensor],
+) -> BypassPlan | str:
     """The bypass plan of a module, or why its layers can only be merged, in words."""
     module = layer_of(patcher, path)
     if module is None:
@@ -160,11 +194,11 @@ def _build(patcher: Any, path: str, shapes: Mapping[str, Sequence[int]], pairs: 
     if enlarged_by_patches(patcher, key):
         return "an earlier node enlarges its weight"
     layers = [
-        (match.read(entry.adapter), match.strength)
+        (match.read(entry.adapter, weights=weights), match.strength, match.timings)
         for name in ("weight", "bias")
         for entry, match in pairs.get(f"{path}.{name}", ())
     ]
-    for part, _ in layers:
+    for part, *_ in layers:
         if reason := bypass_refusal(part):
             return reason
     try:

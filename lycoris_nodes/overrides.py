@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..lycoris_ops import RuleError
+from ..lycoris_ops import RuleError, without_comment
 
 WORDS: dict[str, Any] = {"true": True, "false": False, "none": None}
 EXAMPLE = "*attn2*: algorithm lokr, factor 8"
@@ -13,12 +13,12 @@ EXAMPLE = "*attn2*: algorithm lokr, factor 8"
 def overrides_of(text: str) -> dict[str, dict[str, Any]]:
     """Options by pattern, of lines such as `*attn2*: algorithm lokr, factor 8`.
 
-    What comes after `#` and empty lines are passed over. The names of options and the forms of patterns are
+    Comments after `#` and empty lines are passed over. The names of options and the forms of patterns are
     those of `create_lycoris`. Raises RuleError for a line of another form.
     """
     found: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(text.splitlines(), 1):
-        line = line.partition("#")[0].strip()
+        line = without_comment(line).strip()
         if not line:
             continue
         # From the right: a regular expression may hold a colon too.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..lycoris_ops import Entry, LycorisError, Match, PatchPlan, dtype_name, kept_plan
-from .host import WeightAdapterBase, plain
+from .host import WeightAdapterBase, end_if_interrupted, plain
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 """What the errors of allocators say (CPU, MPS, XPU) that raise a plain RuntimeError when memory is out."""
@@ -43,9 +43,17 @@ class LycorisPatch(WeightAdapterBase):
         self.weights: Any = weights
 
     @classmethod
-    def of(cls, shape: Sequence[int], pairs: Sequence[tuple[Entry, Match]]) -> LycorisPatch:
-        """The patch of a weight of `shape` by these adapter layers, which are read from their files."""
-        plan = kept_plan(shape, pairs)
+    def of(
+        cls,
+        shape: Sequence[int],
+        pairs: Sequence[tuple[Entry, Match]],
+        weights: Callable[[str], Tensor],
+    ) -> LycorisPatch:
+        """The patch of a weight of `shape` by these adapter layers, which are read from their files.
+
+        `weights` reads a weight of the model, see `Match.read`.
+        """
+        plan = kept_plan(shape, pairs, weights=weights)
         keys = {match.layer for _, match in pairs}
         strengths = tuple(float(match.strength) for _, match in pairs)
         # Only tensors that stand in `weights` itself are found and moved by the host.
@@ -115,7 +123,17 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def build_patches(
-    shapes: Mapping[str, Sequence[int]], pairs: Mapping[str, Sequence[tuple[Entry, Match]]]
+    shapes: Mapping[str, Sequence[int]],
+    pairs: Mapping[str, Sequence[tuple[Entry, Match]]],
+    weights: Callable[[str], Tensor],
 ) -> dict[str, LycorisPatch]:
-    """Key to patch, for each weight that the stack changes and that is among `shapes`."""
-    return {key: LycorisPatch.of(shapes[key], found) for key, found in pairs.items() if key in shapes}
+    """Key to patch, for each weight that the stack changes and that is among `shapes`.
+
+    An interrupt by the user ends it between two weights, by the host's own exception.
+    """
+    patches: dict[str, LycorisPatch] = {}
+    for key, found in pairs.items():
+        if key in shapes:
+            end_if_interrupted()
+            patches[key] = LycorisPatch.of(shapes[key], found, weights)
+    return patches

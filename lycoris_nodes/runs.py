@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
-from typing import Any
 
-from ..lycoris_ops import SAFETENSORS, LycorisNetwork, TrainError, TrainOptions, WriteError
+from ..lycoris_ops import SAFETENSORS, LycorisNetwork, TrainError, TrainOptions, check_room
 from .host import output_path
 
 STATES = 4
@@ -47,20 +45,10 @@ def resumed_path(prefix: str, dialect: str) -> Path:
     return max(runs)[1]
 
 
-def check_room(output: Path, net: LycorisNetwork, numbered: int) -> None:
+def check_room_for(output: Path, net: LycorisNetwork, numbered: int) -> None:
     """Raise WriteError unless there is room for what a training writes, with so many numbered checkpoints."""
-    home: Any = output.parent
     size = sum(4 * parameter.numel() for parameter in net.parameters())
-    needed = size * (1 + STATES * (AT_ONCE + numbered))
-    free = shutil.disk_usage(home).free
-    if needed > free:
-        raise WriteError(
-            "there is no room for what the training would write",
-            file=str(output),
-            got=f"{free / 1e6:,.0f} MB free",
-            expected=f"{needed / 1e6:,.0f} MB for the adapter and its checkpoints",
-            hint="Free some space, or train a smaller rank",
-        )
+    check_room(output, size * (1 + STATES * (AT_ONCE + numbered)), "what the training would write")
 
 
 def _ending(dialect: str) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...lycoris_ops import Stack, describe, resolve
+from ...lycoris_ops import Stack, describe, resolve, verdict
 from ..bypass_patch import add_bypass
-from ..host import add_patches, io, patcher_of, weight_shapes
+from ..host import add_patches, forget_between_samplings, io, patcher_of, weight_shapes
 from ..inputs import checked
 from ..modes import Choice, Mode, choose, describe_choice
 from ..patch import build_patches
-from ..wires import CATEGORY, report_output, stack_input, with_report
+from ..weights import weight_reader
+from ..wires import CATEGORY, NOTHING_CHANGED, report_output, stack_input, with_report
 
 
 class LycorisApplyStack(io.ComfyNode):
@@ -23,12 +24,19 @@ class LycorisApplyStack(io.ComfyNode):
             category=CATEGORY,
             description="Applies every LoRA / LyCORIS of a stack to a model and its text encoder, and "
             "reports which of their layers matched and which did not.",
-            search_aliases=["apply lora", "apply lycoris", "lora stack", "lora report", "load lora"],
+            search_aliases=[
+                "apply lora",
+                "apply lycoris",
+                "lora stack",
+                "lora report",
+                "merge lora",
+                "multi lora",
+            ],
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The diffusion model to change; the original stays as it is."
                 ),
-                stack_input(tooltip="What to apply; an empty stack changes nothing."),
+                stack_input(tooltip="What to apply; no stack, or an empty one, changes nothing."),
                 io.Clip.Input(
                     "clip",
                     optional=True,
@@ -63,22 +71,40 @@ class LycorisApplyStack(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, model: Any, stack: Stack, mode: Mode, strict: bool, clip: Any = None) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: Any,
+        stack: Stack | None = None,
+        mode: Mode = "merge",
+        strict: bool = False,
+        clip: Any = None,
+    ) -> io.NodeOutput:
+        connected, stack = stack is not None, stack or Stack()
         changed = [(one, weight_shapes(patcher_of(one))) for one in (model, clip) if one is not None]
         shapes = {key: shape for _, own in changed for key, shape in own.items()}
         resolution = resolve(stack, shapes, absent_because="no CLIP is connected")
         resolution.check(strict=strict)
         pairs = resolution.pairs()
-        choices = [choose(patcher_of(one), own, pairs, mode) for one, own in changed]
+        choices = [choose(patcher_of(one), own, pairs, mode, strict=strict) for one, own in changed]
         results = [_patched(one, own, choice) for (one, own), choice in zip(changed, choices, strict=True)]
-        reports = (describe(resolution), describe_choice(mode, choices))
-        report = "\n\n".join(report for report in reports if report)
-        return with_report(*results, *([None] if clip is None else []), report=report)
+        chosen = describe_choice(mode, choices)
+        whole, brief = (
+            "\n\n".join(filter(None, (describe(resolution, whole=whole), chosen))) for whole in (True, False)
+        )
+        if not connected:
+            whole = brief = NOTHING_CHANGED
+        return with_report(
+            *results,
+            *([None] if clip is None else []),
+            report=whole,
+            brief=brief,
+            state=verdict(resolution)[0],
+        )
 
 
 def _patched(patchable: Any, shapes: Mapping[str, Sequence[int]], choice: Choice) -> Any:
     """A clone with the stack's patches and bypass; the very same object where the stack changes nothing."""
-    patches = build_patches(shapes, choice.merged)
+    patches = build_patches(shapes, choice.merged, weight_reader(patchable))
     if not patches and not choice.bypassed:
         return patchable
     clone = patchable.clone()
@@ -87,4 +113,5 @@ def _patched(patchable: Any, shapes: Mapping[str, Sequence[int]], choice: Choice
     if choice.bypassed:
         # After the patches: `add_patches` on a clone of a loaded model makes the host inject what it carries.
         add_bypass(patcher_of(clone), choice.bypassed)
+    forget_between_samplings(patcher_of(clone))
     return clone

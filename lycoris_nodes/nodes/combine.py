@@ -19,7 +19,7 @@ class LycorisCombineStacks(io.ComfyNode):
         template = io.Autogrow.TemplatePrefix(
             stack_input(tooltip="A stack to join. A new input appears when the last one is connected."),
             prefix="stack",
-            min=2,
+            min=0,
             max=MOST,
         )
         return io.Schema(
@@ -27,8 +27,8 @@ class LycorisCombineStacks(io.ComfyNode):
             display_name="Combine LyCORIS Stacks",
             category=CATEGORY,
             description="Joins several stacks into one. Their effects add up, and the order does not change "
-            "the result.",
-            search_aliases=["merge lora stacks", "join stacks", "lora stack combine", "append stack"],
+            "the result. Inputs that bring nothing are left out.",
+            search_aliases=["merge lora stacks", "join stacks", "lora stack", "multi lora", "append stack"],
             inputs=[
                 io.Autogrow.Input("stacks", template=template, tooltip="The stacks to join."),
             ],
@@ -37,5 +37,6 @@ class LycorisCombineStacks(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, stacks: Mapping[str, Stack | None]) -> io.NodeOutput:
-        return io.NodeOutput(sum((stack for stack in stacks.values() if stack), Stack()))
+    def execute(cls, stacks: Mapping[str, Stack | None] | None = None) -> io.NodeOutput:
+        found = (stacks or {}).values()
+        return io.NodeOutput(sum((stack for stack in found if stack), Stack()))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...lycoris_ops import PICKLES, SAFETENSORS, Entry, Stack, adapter_stamp, load_adapter
-from ..host import file_names, file_path, io
+from ...lycoris_ops import Entry, Stack, adapter_stamp, load_adapter
+from ..host import io
 from ..inputs import check, checked
-from ..wires import AS_IT_IS, CATEGORY, stack_input, stack_output, valid
-
-FOLDER = "loras"
-
-
-def strength_input(name: str, tooltip: str) -> Any:
-    return io.Float.Input(name, default=1.0, min=-100.0, max=100.0, step=0.01, tooltip=tooltip)
+from ..loras import lora_names, lora_path
+from ..wires import (
+    AS_IT_IS,
+    CATEGORY,
+    check_strength,
+    stack_input,
+    stack_output,
+    strength_input,
+    valid,
+)
 
 
 class LycorisLoadAdapter(io.ComfyNode):
@@ -26,13 +29,24 @@ class LycorisLoadAdapter(io.ComfyNode):
             description="Adds a LoRA or LyCORIS file of any kind to a stack. Nothing is applied until "
             "Apply LyCORIS Stack. The file is read once, however many nodes use it.",
             search_aliases=[
-                *("load lora", "lora loader", "lycoris", "loha", "lokr", "locon", "dora", "oft", "ia3"),
-                *("glora", "lora stack"),
+                *(
+                    "load lora",
+                    "lora",
+                    "lora loader",
+                    "lycoris",
+                    "loha",
+                    "lokr",
+                    "locon",
+                    "dora",
+                    "oft",
+                    "ia3",
+                ),
+                *("glora", "lora stack", "multi lora", "power lora"),
             ],
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=file_names(FOLDER, SAFETENSORS + PICKLES),
+                    options=lora_names(),
                     tooltip="A LoRA / LyCORIS file from the loras folder.",
                 ),
                 strength_input(
@@ -44,7 +58,7 @@ class LycorisLoadAdapter(io.ComfyNode):
                     "strength_clip",
                     "How strongly the text encoder is changed: 1 as trained, 0 not at all.",
                 ),
-                stack_input(optional=True, tooltip="A stack to add this file to; empty starts a new one."),
+                stack_input(tooltip="A stack to add this file to; empty starts a new one."),
                 io.Combo.Input(
                     "dora",
                     options=["paper", "host"],
@@ -63,21 +77,39 @@ class LycorisLoadAdapter(io.ComfyNode):
                     tooltip="Only for T-LoRA files that do not say it themselves: which singular vectors of "
                     "the base model's weights the training started from.",
                 ),
+                io.Boolean.Input(
+                    "on",
+                    default=True,
+                    optional=True,
+                    label_on="on",
+                    label_off="off",
+                    tooltip="Off: the file is not read, and the stack passes as it is.",
+                ),
             ],
             outputs=[stack_output("The stack with this file added at its end.")],
         )
 
     @classmethod
-    def validate_inputs(cls, file: str | None = None) -> bool | str:
-        return valid(lambda: cls.fingerprint_inputs(file))
+    def validate_inputs(
+        cls,
+        file: str | None = None,
+        strength_model: float | None = None,
+        strength_clip: float | None = None,
+        on: bool | None = True,
+    ) -> bool | str:
+        return valid(
+            lambda: check_strength("strength_model", strength_model),
+            lambda: check_strength("strength_clip", strength_clip),
+            lambda: cls.fingerprint_inputs(file, on=on),
+        )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None = None, **_: Any) -> str:
+    def fingerprint_inputs(cls, file: str | None = None, on: bool | None = True, **_: Any) -> str:
         # None where another node gives the name: nothing is known of it before that node has run.
-        if file is None:
+        if file is None or on is False:
             return ""
         check("file", "COMBO", file)
-        return adapter_stamp(file_path(FOLDER, file))
+        return adapter_stamp(lora_path(file))
 
     @classmethod
     @checked
@@ -89,11 +121,14 @@ class LycorisLoadAdapter(io.ComfyNode):
         stack: Stack | None = None,
         dora: str = "paper",
         sig_type: str = AS_IT_IS,
+        on: bool = True,
     ) -> io.NodeOutput:
-        options: dict[str, Any] = {"dora": dora}
-        # Only a choice of the user's is passed on: it would replace what the file says itself.
-        if sig_type != AS_IT_IS:
-            options["sig_type"] = sig_type
-        adapter = load_adapter(file_path(FOLDER, file), **options)
-        entry = Entry(adapter, strength=strength_model, strength_clip=strength_clip)
+        if not on:
+            return io.NodeOutput(stack or Stack())
+        # Only a choice of the user's is passed on: it would replace what the file says itself, and the same
+        # file with other options is another adapter.
+        given = (("dora", dora, "paper"), ("sig_type", sig_type, AS_IT_IS))
+        options: dict[str, Any] = {name: value for name, value, usual in given if value != usual}
+        adapter = load_adapter(lora_path(file), **options)
+        entry = Entry(adapter, strength=strength_model, strength_clip=strength_clip, label=file)
         return io.NodeOutput((stack or Stack()) + Stack([entry]))

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from ...lycoris_ops import WRITTEN, Entry, LycorisError, Stack, describe_saved, save_adapter
-from ..host import io, progress, weight_shapes, workflow_metadata
+from ...lycoris_ops import WRITTEN, Stack, describe_saved, save_adapter
+from ..host import io, progress, shown_path, weight_shapes, workflow_metadata
 from ..inputs import checked
 from ..runs import adapter_path
-from ..wires import CATEGORY, DTYPES, dtype_input, report_output, stack_input, with_report
+from ..single import only_adapter
+from ..wires import (
+    AS_IT_IS,
+    CATEGORY,
+    DTYPES,
+    NOTHING_SAVED,
+    dtype_input,
+    report_output,
+    stack_input,
+    with_report,
+)
 
 
 class LycorisSaveAdapter(io.ComfyNode):
@@ -31,7 +42,10 @@ class LycorisSaveAdapter(io.ComfyNode):
             ],
             is_output_node=True,
             inputs=[
-                stack_input(tooltip="A stack of one adapter, at strength 1 and without block rules."),
+                stack_input(
+                    tooltip="A stack of one adapter. Its strengths and block rules are multiplied into its "
+                    "tensors, so that the file does at strength 1 what it does here."
+                ),
                 io.Combo.Input(
                     "dialect",
                     options=list(WRITTEN),
@@ -75,21 +89,23 @@ class LycorisSaveAdapter(io.ComfyNode):
     @checked
     def execute(
         cls,
-        stack: Stack,
-        dialect: Any,
-        dtype: str,
-        filename_prefix: str,
+        stack: Stack | None = None,
+        dialect: Any = "kohya",
+        dtype: str = AS_IT_IS,
+        filename_prefix: str = "",
         drop_unread: bool = False,
         model: Any = None,
         clip: Any = None,
     ) -> io.NodeOutput:
-        entry = _only(stack)
+        if stack is None:
+            return with_report(report=NOTHING_SAVED, state="nothing")
         shapes = {
             **(weight_shapes(model) if model is not None else {}),
             **(weight_shapes(clip.patcher) if clip is not None else {}),
         }
+        adapter = only_adapter(stack, "an adapter file", shapes or None)
         result = save_adapter(
-            entry.adapter,
+            adapter,
             adapter_path(filename_prefix, dialect),
             dialect,
             DTYPES[dtype],
@@ -101,31 +117,4 @@ class LycorisSaveAdapter(io.ComfyNode):
             # The total comes with the first update.
             progress=progress(1),
         )
-        return with_report(report=describe_saved(result))
-
-
-def _only(stack: Stack) -> Entry:
-    """The only entry of a stack.
-
-    Raises LycorisError if the stack has none or several, or if strengths or rules change it.
-    """
-    if len(stack) != 1:
-        names = ", ".join(entry.adapter.name for entry in stack) or "none"
-        raise LycorisError(
-            "an adapter file holds only one adapter",
-            got=f"a stack of {len(stack)}: {names}",
-            expected="a stack of one",
-            hint="Save each adapter alone, or write the stack into a model with Save Merged Model",
-        )
-    (entry,) = stack
-    strengths = (entry.strength, entry.strength_of("te"))
-    if strengths != (1.0, 1.0) or entry.rules is not None:
-        raise LycorisError(
-            "an adapter file cannot hold strengths or block rules",
-            file=entry.adapter.name,
-            got=f"strength {strengths[0]:g}, text encoder {strengths[1]:g}"
-            + (f", rules {entry.rules}" if entry.rules is not None else ""),
-            expected="strength 1 for both, and no rules",
-            hint="Set both strengths to 1 and remove Weight LyCORIS Blocks, or use Save Merged Model",
-        )
-    return entry
+        return with_report(report=describe_saved(replace(result, path=shown_path(result.path))))

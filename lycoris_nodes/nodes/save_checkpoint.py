@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ...lycoris_ops import (
     SAFETENSORS,
     Fingerprint,
-    LycorisError,
     Stack,
     describe,
     merge_checkpoint,
+    verdict,
 )
 from ..codec import HostCodec
-from ..host import file_names, file_path, io, output_path, progress, workflow_metadata
+from ..host import io, output_path, progress, shown_path, tell_page, workflow_metadata
 from ..inputs import check, checked
-from ..wires import CATEGORY, DTYPES, dtype_input, report_output, stack_input, valid, with_report
+from ..models import model_names, model_path
+from ..wires import (
+    AS_IT_IS,
+    CATEGORY,
+    DTYPES,
+    NOTHING_SAVED,
+    dtype_input,
+    report_output,
+    stack_input,
+    valid,
+    with_report,
+)
 
-FOLDERS = ("checkpoints", "diffusion_models", "text_encoders")
+WRITING = "lycoris.writing"
+"""The event that says how much is being written and where, which the node's box shows meanwhile."""
 
 
 class LycorisSaveCheckpoint(io.ComfyNode):
@@ -30,12 +43,18 @@ class LycorisSaveCheckpoint(io.ComfyNode):
             description="Merges a stack into a model file and saves the result in the output folder. "
             "The file is read and written piece by piece, so even a large one needs little memory. What "
             "the stack does not change is copied as it is.",
-            search_aliases=["save checkpoint", "bake lora", "merge lora into checkpoint", "export model"],
+            search_aliases=[
+                "save checkpoint",
+                "bake lora",
+                "merge lora",
+                "merge lora into checkpoint",
+                "export model",
+            ],
             is_output_node=True,
             inputs=[
                 io.Combo.Input(
                     "base",
-                    options=_base_names(),
+                    options=model_names(),
                     tooltip="The file to merge into: a checkpoint, or a file with only a diffusion model or "
                     "a text encoder. Only safetensors files are listed: no others can be streamed.",
                 ),
@@ -57,7 +76,7 @@ class LycorisSaveCheckpoint(io.ComfyNode):
                 ),
             ],
             outputs=[report_output()],
-            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
         )
 
     @classmethod
@@ -70,17 +89,36 @@ class LycorisSaveCheckpoint(io.ComfyNode):
         if base is None:
             return ""
         check("base", "COMBO", base)
-        return Fingerprint.of(_base_path(base)).stamp
+        return Fingerprint.of(model_path(base)).stamp
 
     @classmethod
     @checked
     def execute(
-        cls, base: str, stack: Stack, filename_prefix: str, dtype: str, strict: bool
+        cls,
+        base: str,
+        stack: Stack | None = None,
+        filename_prefix: str = "",
+        dtype: str = AS_IT_IS,
+        strict: bool = False,
     ) -> io.NodeOutput:
+        if stack is None:
+            return with_report(report=NOTHING_SAVED, state="nothing")
+        path = output_path(filename_prefix, SAFETENSORS[0])
+        # The total comes with the first update.
+        bar, told = progress(1), False
+
+        def written(done: int, size: int) -> None:
+            nonlocal told
+            if not told:
+                told = True
+                words = f"Writing {size / 1e6:.1f} MB to {shown_path(path)} ..."
+                tell_page(WRITING, cls.hidden, text=words)
+            bar(done, size)
+
         result = merge_checkpoint(
-            _base_path(base),
+            model_path(base),
             stack,
-            output_path(filename_prefix, SAFETENSORS[0]),
+            path,
             DTYPES[dtype],
             # The loaded model adds this prefix to the names of a diffusion model's own file.
             codec=HostCodec("diffusion_model." if base.startswith("diffusion_models/") else ""),
@@ -88,24 +126,11 @@ class LycorisSaveCheckpoint(io.ComfyNode):
             # The number was free, but another program may take it meanwhile.
             overwrite=False,
             metadata=workflow_metadata(cls.hidden),
-            # The total comes with the first update.
-            progress=progress(1),
+            progress=written,
         )
-        return with_report(report=f"{describe(result.resolution)}\n\n{result}")
-
-
-def _base_names() -> list[str]:
-    """Every file that can be merged into, as `folder/name`."""
-    return [f"{folder}/{name}" for folder in FOLDERS for name in file_names(folder, SAFETENSORS)]
-
-
-def _base_path(base: str) -> str:
-    """The full path of a file given as `folder/name`. Raises LycorisError for another folder or no file."""
-    folder, _, name = base.partition("/")
-    if folder not in FOLDERS:
-        raise LycorisError(
-            "the name of the base must begin with the folder that it is in",
-            file=base,
-            expected=" or ".join(f"{known}/<file>" for known in FOLDERS),
+        saved = replace(result, path=shown_path(result.path))
+        return with_report(
+            report=f"{describe(result.resolution, whole=True)}\n\n{saved}",
+            brief=f"{describe(result.resolution)}\n\n{saved}",
+            state=verdict(result.resolution)[0],
         )
-    return file_path(folder, name)

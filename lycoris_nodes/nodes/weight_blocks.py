@@ -2,43 +2,106 @@
 
 from __future__ import annotations
 
-from ...lycoris_ops import Rules, Stack
+from typing import Any
+
+from ...lycoris_ops import LycorisError, Rules, Stack
 from ..host import io
-from ..inputs import checked
+from ..inputs import check, checked
+from ..presets import FILE, known_presets, own_presets, parsed
 from ..wires import CATEGORY, stack_input, stack_output, valid
 
-EXAMPLE = "in.* = 1\nmid = 0.5\nout.* = 1\nte = 1"
+EXAMPLE = """# in.4 = 0.5
+# mid, out.3-5 = off
+# te = 0.8
+# double.0-18 = 0.2..1.0
+# attn.q = *0.5
+# 1,0,0,0,1,1,1,1,1,1,1,1,1,1,1,1,1"""
+NO_PRESET = "no preset"
 
 
 class LycorisWeightBlocks(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
+        own = own_presets()
         return io.Schema(
             node_id="LycorisWeightBlocks",
             display_name="Weight LyCORIS Blocks",
             category=CATEGORY,
             description="Sets weights for blocks or single layers of every LoRA / LyCORIS in a stack. A "
             "weight multiplies the strength there.",
-            search_aliases=["lora block weight", "lbw", "lora layers", "block weights", "mbw"],
+            search_aliases=[
+                "lora block weight",
+                "lbw",
+                "block weight",
+                "lora layers",
+                "block weights",
+                "mbw",
+            ],
             inputs=[
                 stack_input(tooltip="The stack whose adapters get these weights."),
                 io.String.Input(
                     "rules",
                     multiline=True,
                     default=EXAMPLE,
-                    tooltip="One rule per line: pattern = weight, with a block name (in.4, mid, out.*, "
-                    "double.3, te) or a layer name with * and ? as the pattern. The last rule that matches a "
-                    "layer counts; layers that no rule matches keep the weight 1. # starts a comment.",
+                    tooltip="One rule per line: pattern = value, with block names (in.4, mid, out.3-5, te, "
+                    "double.*, attn.q), layer names with * and ?, or /regular expressions/; the value is a "
+                    "number, off, *0.5 or 0.2..1.0. Or a vector of block weights, or a preset's name. Later "
+                    "lines win, and what no line matches keeps the weight 1. # starts a comment.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=[NO_PRESET, *known_presets(own), *own.faults],
+                    default=NO_PRESET,
+                    optional=True,
+                    tooltip="Rules by name, before those of the text. Your own are in "
+                    f"{FILE} in ComfyUI's user folder.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What the letters R and U in a vector are drawn with.",
                 ),
             ],
             outputs=[stack_output("The same stack with these weights.")],
         )
 
     @classmethod
-    def validate_inputs(cls, rules: str | None = None) -> bool | str:
-        return valid(lambda: Rules.parse(rules or ""))
+    def validate_inputs(cls, rules: str | None = None, preset: str | None = None) -> bool | str:
+        # None where another node gives the text.
+        return valid(lambda: _parsed(rules or "", preset or NO_PRESET))
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> str:
+        return repr(own_presets().presets)
 
     @classmethod
     @checked
-    def execute(cls, stack: Stack, rules: str) -> io.NodeOutput:
-        return io.NodeOutput(stack.with_rules(Rules.parse(rules)))
+    def execute(
+        cls, stack: Stack | None = None, rules: str = "", preset: str = NO_PRESET, seed: int = 0
+    ) -> io.NodeOutput:
+        return io.NodeOutput((stack or Stack()).with_rules(_parsed(rules, preset, seed)))
+
+
+def _parsed(rules: str, preset: str, seed: int = 0) -> Rules:
+    """The rules of a preset and of a text after it. Raises LycorisError for a preset that is not there."""
+    check("rules", "STRING", rules)
+    check("preset", "COMBO", preset)
+    own = own_presets()
+    if fault := own.broken.get(preset, preset if preset in own.faults else None):
+        raise LycorisError("a preset cannot be read", got=fault, hint=f"Correct {FILE} and press R")
+    text, known = parsed(rules, own, seed=seed), known_presets(own)
+    if preset == NO_PRESET:
+        return text
+    if preset not in known:
+        raise LycorisError(
+            "there is no preset of this name",
+            got=preset,
+            expected=f"one of the list, or of {FILE}",
+            hint=f"Correct {own.faults[0]}" if own.faults else None,
+        )
+    return parsed(known[preset], own, seed=seed).under(text)

@@ -1,0 +1,93 @@
+"""The node Load LoRA / LyCORIS (rows)."""
+
+from __future__ import annotations
+
+from ...lycoris_ops import Entry, PresetFile, Stack, about, adapter_stamp, load_adapter, located
+from ..host import io
+from ..inputs import check, checked
+from ..loras import lora_path
+from ..presets import own_presets, parsed
+from ..rows import EMPTY, Row, live, parse_rows
+from ..wires import CATEGORY, stack_input, stack_output, valid
+
+
+class LycorisAdapterRows(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LycorisAdapterRows",
+            display_name="Load LoRA / LyCORIS (rows)",
+            category=CATEGORY,
+            description="Adds any number of LoRA or LyCORIS files to a stack, one in each row, with a "
+            "switch, strengths and block rules of its own. A row that is off costs nothing and is not read.",
+            search_aliases=[
+                *("power lora loader", "multi lora", "lora stack", "lora loader stack", "load lora", "lora"),
+                *("lycoris", "trigger words", "lora rows", "loha", "lokr"),
+            ],
+            inputs=[
+                io.String.Input(
+                    "rows",
+                    default=EMPTY,
+                    multiline=True,
+                    tooltip="The rows as JSON, in their order. The node shows them as a list; this is the "
+                    "same as text, for the API and for other nodes.",
+                ),
+                stack_input(tooltip="A stack to add these rows to; empty starts a new one."),
+            ],
+            outputs=[
+                stack_output("The stack with the rows that are on added at its end."),
+                io.String.Output(
+                    "trigger_words",
+                    display_name="trigger words",
+                    tooltip="The trigger words of the rows that are on, with commas between them, as far as "
+                    "the files say them.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, rows: str | None = None) -> bool | str:
+        return valid(lambda: _check(rows))
+
+    @classmethod
+    def fingerprint_inputs(cls, rows: str | None = None, **_: object) -> str:
+        return "" if rows is None else _stamp(rows)
+
+    @classmethod
+    @checked
+    def execute(cls, rows: str, stack: Stack | None = None) -> io.NodeOutput:
+        own = own_presets()
+        added = [_entry(where, row, own) for where, row in live(parse_rows(rows))]
+        words = dict.fromkeys(word for entry in added for word in about(entry.adapter).triggers)
+        return io.NodeOutput((stack or Stack()) + Stack(added), ", ".join(words))
+
+
+def _check(rows: str | None) -> None:
+    # None where another node gives the rows: nothing is known of them before that node has run.
+    if rows is None:
+        return
+    check("rows", "STRING", rows)
+    own = own_presets()
+    for where, row in live(parse_rows(rows)):
+        with located(key=where):
+            adapter_stamp(lora_path(row.file))
+            parsed(row.rules, own)
+
+
+def _stamp(rows: str) -> str:
+    """A text that changes when the file of a row that is on changes, or presets that its rules may name."""
+    on = [row for _, row in live(parse_rows(rows))]
+    presets = repr(own_presets().presets) if any(row.rules.strip() for row in on) else ""
+    return ";".join([*(adapter_stamp(lora_path(row.file)) for row in on), presets])
+
+
+def _entry(where: str, row: Row, own: PresetFile) -> Entry:
+    with located(key=where):
+        rules = parsed(row.rules, own)
+        return Entry(
+            load_adapter(lora_path(row.file)),
+            strength=row.strength_model,
+            strength_clip=row.strength_clip,
+            rules=rules or None,
+            label=row.file,
+        )

@@ -1,0 +1,56 @@
+"""The node LyCORIS Blocks of a Model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...lycoris_ops import Stack, describe_blocks, survey
+from ..host import io, patcher_of, progress, shown_pictures, weight_of, weight_shapes
+from ..inputs import checked
+from ..pictures import blocks_picture, picture_tensor
+from ..wires import CATEGORY, report_output, stack_input
+
+
+class LycorisBlockInfo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LycorisBlockInfo",
+            display_name="LyCORIS Blocks of a Model",
+            category=CATEGORY,
+            description="Lists the blocks of a model by their names in block rules and, for each LoRA / "
+            "LyCORIS of a stack, how many of its layers are in each and what share of its change.",
+            search_aliases=["lora block info", "block weight", "lora layers", "block names", "lora analysis"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The diffusion model whose blocks are listed."),
+                io.Clip.Input("clip", optional=True, tooltip="The text encoder, to list its blocks too."),
+                stack_input(tooltip="The adapters to measure, with their strengths and block rules."),
+            ],
+            outputs=[
+                report_output(),
+                io.Image.Output(
+                    "picture", display_name="picture", tooltip="The share of each block as bars."
+                ),
+            ],
+        )
+
+    @classmethod
+    @checked
+    def execute(cls, model: Any, clip: Any = None, stack: Stack | None = None) -> io.NodeOutput:
+        patchers = [patcher_of(one) for one in (model, clip) if one is not None]
+        owners: dict[str, Any] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for patcher in patchers:
+            found = weight_shapes(patcher)
+            shapes |= found
+            owners |= dict.fromkeys(found, patcher)
+        surveyed = survey(
+            stack or Stack(),
+            shapes,
+            read=lambda key: weight_of(owners[key], key),
+            progress=progress(1),
+        )
+        picture = picture_tensor(blocks_picture(surveyed))
+        text = describe_blocks(surveyed)
+        return io.NodeOutput(text, picture, ui={"text": (text,), **shown_pictures(picture, cls)})

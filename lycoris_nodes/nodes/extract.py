@@ -1,0 +1,154 @@
+"""The node Extract LoRA / LyCORIS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...lycoris_ops import (
+    Entry,
+    Fingerprint,
+    LycorisError,
+    Stack,
+    describe_fit,
+    extract_adapter,
+    parse_size,
+)
+from ..codec import HostCodec
+from ..host import compute_device, io, progress
+from ..inputs import check, checked
+from ..models import LOADED, model_names, model_path
+from ..weights import LoadedWeights
+from ..wires import (
+    AS_IT_IS,
+    CATEGORY,
+    DTYPES,
+    algorithm_input,
+    fit_inputs,
+    report_output,
+    size_input,
+    stack_output,
+    valid,
+    with_report,
+)
+
+
+class LycorisExtractAdapter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LycorisExtractAdapter",
+            display_name="Extract LoRA / LyCORIS",
+            category=CATEGORY,
+            description="Makes an adapter of what a tuned model has learned: of its difference from the "
+            "model that it was tuned from. Files are read weight by weight, so even large ones need little "
+            "memory; rounding of the files is left out.",
+            search_aliases=[
+                "extract lora",
+                "lora from checkpoint",
+                "subtract models",
+                "model difference",
+                "extract lycoris",
+                "extract locon",
+            ],
+            inputs=[
+                _file("tuned_file", "The tuned model, as a file"),
+                _file("base_file", "The model that it was tuned from, as a file"),
+                size_input(),
+                algorithm_input(),
+                io.Boolean.Input(
+                    "strict",
+                    default=False,
+                    tooltip="Off: weights that only one of the models has are reported. On: they are an "
+                    "error.",
+                ),
+                io.Model.Input(
+                    "tuned_model",
+                    optional=True,
+                    tooltip="The tuned model, loaded, with all that is patched on it.",
+                ),
+                io.Model.Input(
+                    "base_model", optional=True, tooltip="The model that it was tuned from, loaded."
+                ),
+                io.Clip.Input("tuned_clip", optional=True, tooltip="The tuned text encoder, loaded."),
+                io.Clip.Input(
+                    "base_clip", optional=True, tooltip="The text encoder that it was tuned from, loaded."
+                ),
+                *fit_inputs(),
+            ],
+            outputs=[stack_output("A stack of the adapter, at strength 1."), report_output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, tuned_file: str | None = None, base_file: str | None = None) -> bool | str:
+        return valid(lambda: cls.fingerprint_inputs(tuned_file, base_file))
+
+    @classmethod
+    def fingerprint_inputs(cls, tuned_file: str | None = None, base_file: str | None = None, **_: Any) -> str:
+        stamps: list[str] = []
+        # None where another node gives the name: nothing is known of it before that node has run.
+        for name, file in (("tuned_file", tuned_file), ("base_file", base_file)):
+            if file is not None:
+                check(name, "COMBO", file)
+                stamps.append(LOADED if file == LOADED else Fingerprint.of(model_path(file)).stamp)
+        return " ".join(stamps)
+
+    @classmethod
+    @checked
+    def execute(
+        cls,
+        tuned_file: str,
+        base_file: str,
+        size: str,
+        algorithm: str,
+        strict: bool,
+        tuned_model: Any = None,
+        base_model: Any = None,
+        tuned_clip: Any = None,
+        base_clip: Any = None,
+        dtype: str = AS_IT_IS,
+        tucker: bool = False,
+        largest_rank: int = 0,
+        seed: int = 0,
+    ) -> io.NodeOutput:
+        made = extract_adapter(
+            _source("base", base_file, base_model, base_clip),
+            _source("tuned", tuned_file, tuned_model, tuned_clip),
+            algorithm,
+            parse_size(size),
+            dtype=DTYPES[dtype],
+            tucker=tucker,
+            largest=largest_rank or None,
+            seed=seed,
+            device=compute_device(),
+            codec=HostCodec(),
+            strict=strict,
+            name="extracted" if tuned_file == LOADED else None,
+            # The total comes with the first update.
+            progress=progress(1),
+        )
+        return with_report(Stack([Entry(made)]), report=describe_fit(made))
+
+
+def _file(name: str, what: str) -> Any:
+    return io.Combo.Input(
+        name,
+        options=[LOADED, *model_names()],
+        default=LOADED,
+        tooltip=f"{what}; or `{LOADED}` for the one that is connected to the inputs below.",
+    )
+
+
+def _source(side: str, file: str, model: Any, clip: Any) -> Any:
+    """The weights of one side: a file, or what is connected.
+
+    Raises LycorisError where both are given, or neither.
+    """
+    connected = model is not None or clip is not None
+    if (file != LOADED) == connected:
+        raise LycorisError(
+            f"the {side} model is to be either a file or connected",
+            got="both" if connected else "neither",
+            expected=f"a file in `{side}_file`, or `{LOADED}` there and a link to `{side}_model` or "
+            f"`{side}_clip`",
+        )
+    return LoadedWeights(f"the {side} model", model, clip) if connected else model_path(file)

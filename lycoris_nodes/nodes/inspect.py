@@ -1,0 +1,89 @@
+"""The node Inspect LyCORIS Stack."""
+
+from __future__ import annotations
+
+import io as bytes_io
+from typing import Any
+
+from PIL import Image
+
+from ...lycoris_ops import LycorisError, Stack, describe_examination, examination_picture, examine
+from ..host import compute_device, io, progress, shown_pictures
+from ..inputs import checked
+from ..pictures import picture_tensor
+from ..weights import connected_weights
+from ..wires import CATEGORY, report_output, stack_input
+
+BLANK = Image.new("RGB", (64, 64), "white")
+"""What the picture is where matplotlib is not installed: the report says so."""
+
+
+class LycorisInspect(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LycorisInspect",
+            display_name="Inspect LyCORIS Stack",
+            category=CATEGORY,
+            description="Measures what the adapters of a stack change: how much in each block and layer, "
+            "with what rank, and how far they agree with each other. The numbers are exact sums over the "
+            "layers' factors.",
+            search_aliases=[
+                "lora analysis",
+                "analyze lora",
+                "inspect lora",
+                "lora info",
+                "compare loras",
+                "lora similarity",
+                "lora spectrum",
+                "effective rank",
+            ],
+            is_output_node=True,
+            inputs=[
+                stack_input(tooltip="The adapters to measure, at their strengths."),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model that they are for. With it changes are related to its weights, "
+                    "blocks have its names, and kinds whose change depends on the weights (DoRA, OFT, "
+                    "IA3, ...) can be measured.",
+                ),
+                io.Clip.Input("clip", optional=True, tooltip="The text encoder, to measure its layers too."),
+                io.Boolean.Input(
+                    "signs",
+                    default=False,
+                    optional=True,
+                    tooltip="On: also count the values that two adapters change in opposite directions, "
+                    "for which changes are formed in full.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    "picture", display_name="picture", tooltip="Charts of blocks, layers, spectra and pairs."
+                ),
+                report_output(),
+            ],
+        )
+
+    @classmethod
+    @checked
+    def execute(
+        cls, stack: Stack | None = None, model: Any = None, clip: Any = None, signs: bool = False
+    ) -> io.NodeOutput:
+        if not stack:
+            raise LycorisError("there is nothing to inspect", got="no stack", expected="a stack of adapters")
+        # The total comes with the first update.
+        found = examine(
+            stack,
+            base=connected_weights(model, clip),
+            signs=signs,
+            device=compute_device(),
+            progress=progress(1),
+        )
+        text = describe_examination(found)
+        try:
+            picture = Image.open(bytes_io.BytesIO(examination_picture(found)))
+        except LycorisError as error:
+            text, picture = f"{text}\n\nNo picture: {error}", BLANK
+        shown = picture_tensor(picture)
+        return io.NodeOutput(shown, text, ui={"text": (text,), **shown_pictures(shown, cls)})

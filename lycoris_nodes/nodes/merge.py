@@ -1,0 +1,200 @@
+"""The node Merge LoRAs / LyCORIS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...lycoris_ops import (
+    Entry,
+    LycorisError,
+    MergeMethod,
+    Stack,
+    describe_fit,
+    merge_adapters,
+    merge_methods,
+    orthogonal_adapters,
+    parse_size,
+)
+from ..host import compute_device, io, progress
+from ..inputs import checked
+from ..weights import connected_weights
+from ..wires import (
+    AS_IT_IS,
+    CATEGORY,
+    DTYPES,
+    algorithm_input,
+    fit_inputs,
+    report_output,
+    stack_input,
+    stack_output,
+    with_report,
+)
+
+EXACT = "exact"
+SUM = "sum"
+TOGETHER, APART = "one adapter", "one adapter each"
+
+
+class LycorisMergeAdapters(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LycorisMergeAdapters",
+            display_name="Merge LoRAs / LyCORIS",
+            category=CATEGORY,
+            description="Makes one adapter of a stack of any mix of kinds, by the true changes that they "
+            "make. The sum is exact: the new adapter does at strength 1 what the stack does. Other "
+            "methods combine changes that disturb each other.",
+            search_aliases=[
+                "merge lora",
+                "combine loras",
+                "lora merger",
+                "ties",
+                "dare",
+                "slerp lora",
+                "merge lycoris",
+                "merge loras into one",
+            ],
+            inputs=[
+                stack_input(
+                    tooltip="The adapters, with their strengths and block rules, which go into the result."
+                ),
+                io.DynamicCombo.Input(
+                    "method",
+                    options=[
+                        io.DynamicCombo.Option(name, _inputs(method))
+                        for name, method in sorted(merge_methods().items(), key=_place)
+                    ],
+                    tooltip="How the changes are combined. sum: exactly what the stack does. average, "
+                    "slerp, karcher, model_stock: for variants of one thing. tsv, knots, regression, "
+                    "core_space, iso: for adapters of different things, by the directions that they use. "
+                    "ties, dare, della, breadcrumbs, sce, magnitude_prune, nearswap: value by value.",
+                ),
+                io.String.Input(
+                    "size",
+                    default=EXACT,
+                    tooltip="How large the result is to be. exact: nothing is lost, each layer has the "
+                    "rank that its merged change needs. Else as in Resize / Convert LoRA: rank 16, 50MB, "
+                    "90%, 1/100, auto.",
+                ),
+                algorithm_input(),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model that the adapters are for. Needed where they come from different "
+                    "tools, where block rules are set, and for kinds whose change depends on the weights "
+                    "(DoRA, OFT, BOFT, IA3, GLoRA, T-LoRA).",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The text encoder, if adapters change it and a model is given.",
+                ),
+                io.Float.Input(
+                    "norm_limit",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip="No layer of the result is stronger than this many times its strongest "
+                    "adapter. It keeps many adapters from burning the picture. 0 is no limit.",
+                ),
+                *fit_inputs(),
+            ],
+            outputs=[stack_output("A stack of the merged adapter, at strength 1."), report_output()],
+        )
+
+    @classmethod
+    @checked
+    def execute(
+        cls,
+        method: Any,
+        stack: Stack | None = None,
+        size: str = EXACT,
+        algorithm: str = "lora",
+        model: Any = None,
+        clip: Any = None,
+        norm_limit: float = 0.0,
+        dtype: str = AS_IT_IS,
+        tucker: bool = False,
+        largest_rank: int = 0,
+        seed: int = 0,
+    ) -> io.NodeOutput:
+        if not stack:
+            raise LycorisError("there is nothing to merge", got="no stack", expected="a stack of adapters")
+        name, options = _chosen(method)
+        # The total comes with the first update.
+        common: dict[str, Any] = {
+            "base": connected_weights(model, clip),
+            "dtype": DTYPES[dtype],
+            "device": compute_device(),
+            "progress": progress(1),
+        }
+        if options.pop("result", TOGETHER) == APART:
+            made = orthogonal_adapters(stack, name, **common, **options)
+            live = [entry for entry in stack if not entry.off]
+            entries = [
+                Entry(adapter, entry.strength, entry.strength_clip)
+                for adapter, entry in zip(made, live, strict=True)
+            ]
+            return with_report(Stack(entries), report="\n\n".join(map(describe_fit, made)))
+        merged = merge_adapters(
+            stack,
+            name,
+            None if size.strip().lower() == EXACT else parse_size(size),
+            algorithm=algorithm,
+            norm_limit=norm_limit or None,
+            tucker=tucker,
+            largest=largest_rank or None,
+            seed=seed,
+            **common,
+            **options,
+        )
+        return with_report(Stack([Entry(merged)]), report=describe_fit(merged))
+
+
+def _place(method: tuple[str, Any]) -> tuple[bool, str]:
+    """Where a method is in the list. The first one is what a new node has."""
+    return method[0] != SUM, method[0]
+
+
+def _inputs(method: MergeMethod) -> list[Any]:
+    """The settings of a method, which the node shows where it is chosen."""
+    found: list[Any] = []
+    for option in method.options:
+        if option.choices:
+            made = io.Combo.Input(
+                option.name, options=list(option.choices), default=str(option.default), tooltip=option.what
+            )
+        else:
+            made = io.Float.Input(
+                option.name,
+                default=float(option.default),
+                min=option.low,
+                max=option.high,
+                step=0.01 if option.high <= 100 else 0.1,
+                tooltip=option.what,
+            )
+        found.append(made)
+    if method.parts is not None:
+        found.append(
+            io.Combo.Input(
+                "result",
+                options=[TOGETHER, APART],
+                default=TOGETHER,
+                tooltip=f"{TOGETHER}: the sum. {APART}: a stack in which each adapter has its own part, "
+                "orthogonal to the others, so that strengths can still be changed.",
+            )
+        )
+    return found
+
+
+def _chosen(method: Any) -> tuple[str, dict[str, Any]]:
+    """The method and its options, as the host gives them: a group, or the name alone."""
+    if isinstance(method, Mapping):
+        options = {name: value for name, value in method.items() if name != "method" and value is not None}
+        return str(method.get("method", SUM)), options
+    return str(method), {}

@@ -1,0 +1,86 @@
+"""The node Schedule LyCORIS Strength."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...lycoris_ops import CLOCKS, CURVES, Schedule, ScheduleError, Stack
+from ..curves import wired
+from ..host import io
+from ..inputs import checked
+from ..wires import CATEGORY, stack_input, stack_output, valid
+
+EXAMPLE = """0:1, 1:1
+# out.* = ease in 0 1
+# mid = 0.2@0, 0.8@0.5"""
+
+
+class LycorisSchedule(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LycorisSchedule",
+            display_name="Schedule LyCORIS Strength",
+            category=CATEGORY,
+            description="Changes the strength of every LoRA / LyCORIS in a stack over the sampling, as a "
+            "whole or block by block. Its layers are computed beside the weights in each step, whatever the "
+            "mode of Apply is. Text encoders run before the sampling, so that their strength stays.",
+            search_aliases=[
+                "lora schedule",
+                "lora strength over time",
+                "lora step",
+                "lora curve",
+                "lora keyframes",
+                "loractl",
+                "scheduled lora",
+            ],
+            inputs=[
+                stack_input(tooltip="The stack whose strengths follow the curve."),
+                io.String.Input(
+                    "curve",
+                    multiline=True,
+                    default=EXAMPLE,
+                    tooltip="What multiplies the strength: points time:value such as 0:0.2, 0.5:0.8, 1:1, or "
+                    f"value@time; or a curve by its name: {', '.join(CURVES)}. A line pattern = curve is for "
+                    "some blocks alone, with patterns as in Weight LyCORIS Blocks. # starts a comment.",
+                ),
+                io.Combo.Input(
+                    "clock",
+                    options=list(CLOCKS),
+                    default="diffusion",
+                    tooltip="What the times count. diffusion: the share of the whole diffusion, as ComfyUI's "
+                    "percent; with a denoise of 0.5 a run begins at 0.5. steps: the share of the steps that "
+                    "this run takes.",
+                ),
+                io.Custom("CURVE").Input(
+                    "points",
+                    optional=True,
+                    tooltip="A curve from ComfyUI's Curve Editor, in place of the one in the text. Lines for "
+                    "single blocks stay in force.",
+                    # Else the front end puts an editor on the node, whose curve always replaces the text's.
+                    extra_dict={"forceInput": True},
+                ),
+            ],
+            outputs=[stack_output("The same stack, with strengths that follow the curve.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, curve: str | None = None) -> bool | str:
+        # None where another node gives the text.
+        return valid(lambda: Schedule.parse(curve or ""))
+
+    @classmethod
+    @checked
+    def execute(
+        cls, stack: Stack | None = None, curve: str = "", clock: Any = "diffusion", points: Any = None
+    ) -> io.NodeOutput:
+        schedule = Schedule.parse(curve, clock, None if points is None else wired(points))
+        if not schedule:
+            raise ScheduleError(
+                "there is no curve",
+                key="curve",
+                got="no line but comments" if curve.strip() else "an empty text",
+                expected="such as 0:0.2, 1:1",
+                hint="Write constant to leave the strengths as they are, or bypass the node",
+            )
+        return io.NodeOutput((stack or Stack()).with_schedule(schedule))

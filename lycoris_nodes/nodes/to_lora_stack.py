@@ -1,0 +1,87 @@
+"""The node LyCORIS Stack to LORA_STACK."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ...lycoris_ops import LycorisError, Stack, adapter_tensors, paragraph
+from ..host import ExecutionBlocker, io, patcher_of, weight_shapes
+from ..inputs import checked
+from ..lora_stack import to_lora_stack
+from ..single import only_adapter
+from ..wires import CATEGORY, LORA_MODEL, LORA_STACK, report_output, stack_input, with_report
+
+
+class LycorisToLoraStack(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LycorisToLoraStack",
+            display_name="LyCORIS Stack to LORA_STACK",
+            category=CATEGORY,
+            description="Hands a stack to nodes of other packs that take a LORA_STACK, or one adapter to "
+            "ComfyUI's own nodes that take a LORA_MODEL.",
+            search_aliases=["lora stack", "LORA_STACK", "LORA_MODEL", "convert lora stack", "lora model"],
+            inputs=[
+                stack_input(tooltip="The stack to hand on."),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="Only for lora_model: the diffusion model that the adapter is for. Without it "
+                    "most names of layers cannot be translated into ComfyUI's.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="Only for lora_model: the text encoder, if the adapter changes it.",
+                ),
+            ],
+            outputs=[
+                LORA_STACK.Output(
+                    "lora_stack",
+                    display_name="lora_stack",
+                    tooltip="The names of the files in the loras folders with both strengths. A stack that "
+                    "it cannot hold stops the nodes that are connected here.",
+                ),
+                LORA_MODEL.Output(
+                    "lora_model",
+                    display_name="lora_model",
+                    tooltip="The tensors of a stack of one adapter, with its strengths in them. Another "
+                    "stack stops the nodes that are connected here.",
+                ),
+                report_output(),
+            ],
+        )
+
+    @classmethod
+    @checked
+    def execute(cls, stack: Stack | None = None, model: Any = None, clip: Any = None) -> io.NodeOutput:
+        stack = stack or Stack()
+        shapes = {
+            key: shape
+            for one in (model, clip)
+            if one is not None
+            for key, shape in weight_shapes(patcher_of(one)).items()
+        }
+
+        def tensors() -> dict[str, Any]:
+            adapter = only_adapter(stack, "a LORA_MODEL", shapes or None)
+            dialect = "kohya" if adapter.dialect == "kohya" else "comfy"
+            return adapter_tensors(adapter, dialect, model=shapes or None)
+
+        rows, row_words = _held(lambda: to_lora_stack(stack), "lora_stack", "row")
+        held, held_words = _held(tensors, "lora_model", "tensor")
+        return with_report(rows, held, report=paragraph([row_words, held_words]))
+
+
+def _held(make: Callable[[], Any], name: str, unit: str) -> tuple[Any, str]:
+    """What an output holds and the line of the report on it.
+
+    Where it cannot be made, only nodes that are connected to this output stop, with the reason.
+    """
+    try:
+        made = make()
+    except LycorisError as error:
+        return ExecutionBlocker(f"{name}: {error}"), f"{name}: cannot be made: {error}"
+    return made, f"{name}: {len(made)} {unit}{'' if len(made) == 1 else 's'}"

@@ -1,0 +1,45 @@
+"""What the front end asks: about files in the loras folders, and what a text means. Nothing is changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from ..lycoris_ops import LycorisError, about, peek_adapter
+from .curves import drawn
+from .host import Answer, answer_get
+from .loras import lora_name, lora_names, lora_path
+from .thumbnails import thumbnail
+
+ROOT = "/lycoris/adapters"
+CURVE = "/lycoris/curve"
+
+
+def add_routes() -> None:
+    answer_get(ROOT, lambda query: _json(lora_names()))
+    answer_get(f"{ROOT}/about", _about)
+    answer_get(f"{ROOT}/preview", _preview)
+    answer_get(CURVE, lambda query: _json(drawn(query.get("text", ""))))
+
+
+# Neither answers with an error of HTTP, which a browser would log: files without a picture are common, and
+# the front end shows a file that is missing on its row.
+def _about(query: Mapping[str, str]) -> Answer:
+    try:
+        name = lora_name(query.get("file", ""))
+        return _json({"file": name, **asdict(about(peek_adapter(lora_path(name))))})
+    except LycorisError as error:
+        return _json({"error": str(error)})
+
+
+def _preview(query: Mapping[str, str]) -> Answer:
+    try:
+        return Answer(200, "image/jpeg", thumbnail(lora_path(lora_name(query.get("file", "")))))
+    except LycorisError:
+        return Answer(204, "image/jpeg", b"")
+
+
+def _json(value: Any) -> Answer:
+    return Answer(200, "application/json", json.dumps(value).encode())
