@@ -2,20 +2,23 @@
 // "Show Advanced" in the menu of a node unfolds them.
 
 import { app } from "../../scripts/app.js"
+import { isOurs } from "./ours.js"
 
-const CATEGORY = "lycoris"
+/** Fold the widgets of a node whose options say that they are advanced. */
+export function fold(node) {
+  const advanced = node.widgets?.filter((widget) => widget.options?.advanced) ?? []
+  if (!advanced.length) return
+  // The front end tells Vue of it by the options alone.
+  for (const widget of advanced) widget.advanced = true
+  // Its own method leaves room for those that are folded, above what is shown after a run.
+  node.getLayoutWidgets = () => node.widgets?.filter((widget) => node.isWidgetVisible(widget)) ?? []
+  node.setSize(node.computeSize())
+}
 
 app.registerExtension({
   name: "lycoris.advanced",
 
   nodeCreated(node) {
-    if (!node.constructor.nodeData?.category?.startsWith(CATEGORY)) return
-    const advanced = node.widgets?.filter((widget) => widget.options?.advanced) ?? []
-    if (!advanced.length) return
-    // The front end tells Vue of it by the options alone.
-    for (const widget of advanced) widget.advanced = true
-    // Its own method leaves room for those that are folded, above what is shown after a run.
-    node.getLayoutWidgets = () => node.widgets?.filter((widget) => node.isWidgetVisible(widget)) ?? []
-    node.setSize(node.computeSize())
+    if (isOurs(node.comfyClass)) fold(node)
   },
 })

@@ -1,66 +1,339 @@
-// Shows the report of a node on the node itself, as read-only text below its other widgets.
+// Shows the report of a node in a box on the node, below its other widgets.
+//
+// The box is there only while it has something to say. It takes no room that another node has, and is no part
+// of the workflow: the node is saved in the size that it has without the box.
 
 import { app } from "../../scripts/app.js"
+import { isOurs } from "./ours.js"
+import { canScroll, shareWheel } from "./wheel.js"
 
 const REPORT = "report"
-const CATEGORY = "lycoris"
-const MIN_WIDTH = 380
-const MIN_HEIGHT = 180
+const HIGHEST = 200
+const LOWEST = 48
+const GAP = 12
+// Milliseconds after which a node has been drawn in its new size.
+const SETTLED = 400
+// The height of a node's title, which is above its position.
+const TITLE = 34
 
-// The types of nodes that have a report.
+const KNOWN = 100
+
+// The types of nodes that can have a report, or an error in place of one.
 const reporting = new Set()
 
-function addWidget(node) {
-  const element = document.createElement("textarea")
-  element.className = "comfy-multiline-input"
-  element.readOnly = true
-  element.spellcheck = false
-  // The wheel scrolls a text that is longer than the widget. Otherwise it zooms the canvas, as elsewhere.
-  element.addEventListener("wheel", (event) => {
-    if (!event.ctrlKey && element.scrollHeight > element.clientHeight) event.stopPropagation()
-  })
-  let text = ""
+// The run that the boxes are about, and whether it goes on.
+let current
+let running = false
+
+// Waits for the host's answer to a prompt.
+let watching
+
+// What nodes of this run have kept although they did not finish, in words.
+const rescued = new Map()
+
+// The last reports, by what they depend on.
+const known = new Map()
+
+const STYLE = `
+.lycoris-report {
+  box-sizing: border-box;
+  height: 100%;
+  overflow: auto;
+  padding: 4px 6px;
+  border-left: 4px solid var(--border-color, #666);
+  background: var(--comfy-input-bg, #222);
+  color: var(--input-text, #ddd);
+  font-family: monospace;
+  font-size: var(--comfy-textarea-font-size, 12px);
+  user-select: text;
+}
+.lycoris-report pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font: inherit; }
+.lycoris-report .first { font-weight: bold; margin-bottom: 4px; }
+.lycoris-report summary { cursor: pointer; margin-top: 4px; }
+.lycoris-report[data-state="all"] { border-left-color: #3a9d5d; }
+.lycoris-report[data-state="partly"] { border-left-color: #e0a030; }
+.lycoris-report[data-state="nothing"] { border-left-color: #8888a0; }
+.lycoris-report[data-state="error"] { border-left-color: #e05050; }
+.lycoris-report[data-state="partly"] .first { color: #e0a030; }
+.lycoris-report[data-state="error"] .first { color: #e05050; }
+`
+
+function text(className, content) {
+  const element = document.createElement("pre")
+  element.className = className
+  // As text, never as markup: file names and metadata come from strangers.
+  element.textContent = content
+  return element
+}
+
+function makeBox(node) {
+  const element = document.createElement("div")
+  element.className = "lycoris-report"
+  element.tabIndex = 0
+  shareWheel(element)
+  const before = node.size[1]
+  const room = heightFor(node)
+  // Vue makes a node as high as what is in it.
+  if (LiteGraph.vueNodesMode) element.style.maxHeight = `${room}px`
   // ComfyUI's front end does not know this type of widget, so it shows the element itself, whether nodes
   // are drawn on the canvas or by Vue.
   const widget = node.addDOMWidget(REPORT, "lycoris_report", element, {
     // `options.serialize` keeps the text out of the prompt, `widget.serialize` out of the saved workflow.
     serialize: false,
-    getMinHeight: () => MIN_HEIGHT,
-    getValue: () => text,
-    setValue: (value) => {
-      text = element.value = value
-    },
+    getMinHeight: () => room,
+    getMaxHeight: () => HIGHEST * 4,
+    getValue: () => element.innerText,
+    setValue: () => {},
   })
   widget.serialize = false
-  const [width, height] = node.computeSize()
-  node.setSize([Math.max(node.size[0], width, MIN_WIDTH), Math.max(node.size[1], height)])
+  widget.lycoris = { element, before, after: null }
+  const [, height] = node.computeSize()
+  if (height > node.size[1]) node.setSize([node.size[0], height])
   return widget
+}
+
+/** Notes how high the node is with its box, once it has been drawn. What changes later is the user's doing. */
+function settle(widget, node) {
+  widget.lycoris.after = null
+  setTimeout(() => {
+    widget.lycoris.after = node.size[1]
+  }, SETTLED)
+}
+
+/** How high a node is without its box. */
+function heightWithout(node, { before, after }) {
+  return after === null ? before : before + (node.size[1] - after)
+}
+
+/** How high the box can be: down to the next node below, but never less than its first line needs. */
+function heightFor(node) {
+  const [x, y] = node.pos
+  const [width] = node.size
+  const needed = LiteGraph.vueNodesMode ? node.size[1] : node.computeSize()[1]
+  const bottom = y + Math.max(node.size[1], needed)
+  const below = (node.graph?.nodes ?? [])
+    .filter((other) => other !== node && other.pos[0] < x + width && other.pos[0] + other.size[0] > x)
+    .map((other) => other.pos[1] - TITLE)
+    .filter((top) => top >= bottom - 1)
+  const free = Math.min(...below, Infinity) - bottom - GAP
+  // What the node has below its widgets is free too.
+  const spare = Math.max(0, node.size[1] - needed)
+  return Math.round(Math.max(LOWEST, Math.min(HIGHEST, free + spare)))
+}
+
+function boxOf(node) {
+  return node.widgets?.find((widget) => widget.name === REPORT && widget.lycoris)
+}
+
+function fill(node, state, brief, whole) {
+  const widget = boxOf(node) ?? makeBox(node)
+  const { element } = widget.lycoris
+  widget.lycoris.content = [state, brief, whole]
+  element.dataset.state = state
+  // Where Vue draws nodes, its word for what keeps the wheel to itself.
+  const captures = () => {
+    element.dataset.captureWheel = String(canScroll(element))
+  }
+  const cut = brief.indexOf("\n")
+  const [first, rest] = cut < 0 ? [brief, ""] : [brief.slice(0, cut), brief.slice(cut + 1).replace(/^\n/, "")]
+  const parts = [text("first", first), text("rest", rest)]
+  if (whole) {
+    const details = document.createElement("details")
+    const summary = document.createElement("summary")
+    summary.textContent = "everything that was left out"
+    details.append(summary, text("whole", whole))
+    details.addEventListener("toggle", captures)
+    parts.push(details)
+  }
+  element.replaceChildren(...parts)
+  element.scrollTop = 0
+  setTimeout(captures, SETTLED)
+  settle(widget, node)
+  app.canvas?.setDirty(true, true)
+}
+
+function remove(node) {
+  const widget = boxOf(node)
+  if (!widget) return
+  const height = heightWithout(node, widget.lycoris)
+  if (node.removeWidget) node.removeWidget(widget)
+  else {
+    widget.onRemove?.()
+    node.widgets.splice(node.widgets.indexOf(widget), 1)
+  }
+  node.setSize([node.size[0], height])
+  app.canvas?.setDirty(true, true)
 }
 
 function show(node, output) {
   if (!output?.text) return
-  const widget = node.widgets?.find((known) => known.name === REPORT) ?? addWidget(node)
-  widget.value = output.text.join("\n")
-  app.graph.setDirtyCanvas(true, true)
+  const [{ state, whole } = {}] = output.lycoris ?? []
+  fill(node, state ?? "all", output.text.join("\n"), whole?.[0])
 }
 
-/** The node that a key of the outputs names: `5`, or `<subgraph>:5` for a node in a subgraph. */
+/** The node that a key of the outputs names: `5`, or `3:5` for node 5 in the subgraph of node 3. */
 function nodeOf(key) {
-  const [id, subgraph] = String(key).split(":").reverse()
-  const graph = subgraph ? app.rootGraph.subgraphs.get(subgraph) : app.rootGraph
-  return graph?.getNodeById(id)
+  let graph = app.rootGraph ?? app.graph
+  let node
+  for (const id of String(key).split(":")) {
+    // An older front end names the subgraph and not its node.
+    node = graph?.getNodeById(id) ?? graph?.getNodeById(Number(id))
+    graph = node?.subgraph ?? app.rootGraph?.subgraphs?.get(id)
+  }
+  return node
+}
+
+function* reportingNodes(graph = app.rootGraph ?? app.graph) {
+  for (const node of graph?.nodes ?? []) {
+    if (reporting.has(node.type)) yield node
+    if (node.subgraph) yield* reportingNodes(node.subgraph)
+  }
+}
+
+/** Shows why a prompt was refused. The front end itself says only that an input is invalid. */
+function refused() {
+  // The reports of the last run would look like those of this one.
+  if (!running) for (const node of reportingNodes()) remove(node)
+  const errors = Object.entries(app.lastNodeErrors)
+  for (const [key, { class_type, errors: reasons }] of errors) {
+    if (!isOurs(class_type)) continue
+    // The host repeats the error of a node for each input that the node checks.
+    const texts = new Set(reasons.map(({ message, details }) => details?.split(" - ").slice(1).join(" - ") || message))
+    app.extensionManager.toast?.add({
+      severity: "error",
+      summary: nodeOf(key)?.title ?? class_type,
+      detail: [...texts].join("\n"),
+      life: 10_000,
+    })
+  }
+}
+
+/** A short text for a long one: two FNV-1a hashes of 32 bits. */
+function digest(long) {
+  let [one, two] = [0x811c9dc5, 0x01000193]
+  for (let index = 0; index < long.length; index++) {
+    one = Math.imul(one ^ long.charCodeAt(index), 0x01000193)
+    two = Math.imul(two ^ long.charCodeAt(long.length - 1 - index), 0x01000193)
+  }
+  return `${one >>> 0}.${two >>> 0}.${long.length}`
+}
+
+/** What the result of a node depends on: its inputs, and those of the nodes before it. */
+function signature(prompt, key, done = new Map()) {
+  if (!done.has(key)) {
+    const { class_type, inputs } = prompt[key]
+    const values = Object.entries(inputs).map(([name, value]) => [
+      name,
+      Array.isArray(value) && prompt[value[0]] ? [signature(prompt, value[0], done), value[1]] : value,
+    ])
+    done.set(key, digest(JSON.stringify([class_type, values])))
+  }
+  return done.get(key)
+}
+
+/** The prompt of a run that has ended, which the host keeps a moment later. */
+async function promptOf(id) {
+  for (let attempt = 0; attempt < 20; attempt++) {
+    const found = await (await app.api.fetchApi(`/history/${id}`)).json()
+    if (found[id]) return found[id].prompt[2]
+    await new Promise((resolve) => setTimeout(resolve, 100))
+  }
+  return {}
+}
+
+/**
+ * Ends a run. Of a node whose result is still in the host's cache the host sends nothing: its report is the one
+ * that it had for the same inputs. A box that has got no report goes.
+ */
+async function finish({ detail }) {
+  running = false
+  if (reportingNodes().next().done) return
+  const prompt = await promptOf(detail.prompt_id)
+  // The next run has begun, and the boxes are about that.
+  if (current !== detail.prompt_id) return
+  for (const key of Object.keys(prompt)) {
+    const node = nodeOf(key)
+    if (!reporting.has(node?.type)) continue
+    const inputs = signature(prompt, key)
+    const [state, ...texts] = boxOf(node)?.lycoris.content ?? ["waiting"]
+    if (state === "waiting") {
+      if (known.has(inputs)) fill(node, ...known.get(inputs))
+    } else if (state !== "error") {
+      known.delete(inputs)
+      known.set(inputs, [state, ...texts])
+      if (known.size > KNOWN) known.delete(known.keys().next().value)
+    }
+  }
+  for (const node of reportingNodes()) if (boxOf(node)?.lycoris.content[0] === "waiting") remove(node)
+}
+
+/** Waits for the host's answer to a prompt, for which there is no event where it is refused. */
+function watch() {
+  clearInterval(watching)
+  let left = 100
+  watching = setInterval(() => {
+    const isRefused = Object.keys(app.lastNodeErrors ?? {}).length > 0
+    if (isRefused) refused()
+    if (isRefused || --left <= 0) clearInterval(watching)
+  }, 100)
+}
+
+/** A text on why a node did not finish, with what it has kept. */
+function withRescue({ node_id }, text) {
+  return [text, rescued.get(String(node_id))].filter(Boolean).join("\n")
+}
+
+function listen() {
+  app.api.addEventListener("lycoris.writing", ({ detail }) => {
+    const node = nodeOf(detail.node)
+    if (reporting.has(node?.type)) fill(node, "waiting", detail.text)
+  })
+  app.api.addEventListener("lycoris.rescued", ({ detail }) => rescued.set(String(detail.node), detail.text))
+  app.api.addEventListener("execution_start", ({ detail }) => {
+    current = detail.prompt_id
+    running = true
+    rescued.clear()
+    for (const node of reportingNodes()) if (boxOf(node)) fill(node, "waiting", "...")
+  })
+  app.api.addEventListener("execution_error", ({ detail }) => {
+    const node = nodeOf(detail.node_id)
+    if (reporting.has(node?.type)) fill(node, "error", withRescue(detail, detail.exception_message.trim()))
+  })
+  app.api.addEventListener("execution_interrupted", ({ detail }) => {
+    const node = nodeOf(detail.node_id)
+    if (reporting.has(node?.type)) {
+      fill(node, "error", withRescue(detail, "Interrupted: the node did not finish."))
+    }
+  })
+  app.api.addEventListener("promptQueueing", watch)
+  for (const end of ["execution_error", "execution_interrupted", "execution_success"]) {
+    app.api.addEventListener(end, finish)
+  }
 }
 
 app.registerExtension({
   name: "lycoris.report",
 
+  setup() {
+    const style = document.createElement("style")
+    style.textContent = STYLE
+    document.head.append(style)
+    listen()
+  },
+
   beforeRegisterNodeDef(nodeType, nodeData) {
-    if (!nodeData.category?.startsWith(CATEGORY) || !nodeData.output_name?.includes(REPORT)) return
+    if (!isOurs(nodeData.name)) return
     reporting.add(nodeData.name)
-    const onExecuted = nodeType.prototype.onExecuted
+    const { onExecuted, onSerialize } = nodeType.prototype
     nodeType.prototype.onExecuted = function (output) {
       onExecuted?.call(this, output)
       show(this, output)
+    }
+    nodeType.prototype.onSerialize = function (data) {
+      onSerialize?.call(this, data)
+      const box = boxOf(this)?.lycoris
+      // Without what the box has added, so that a report is no change of the workflow.
+      if (box) data.size = [data.size[0], heightWithout(this, box)]
     }
   },
 

@@ -1,0 +1,23 @@
+// Elements of the page. Texts are set as texts: a name or metadata with markup in it shows as it is written.
+
+/** An element with properties, `class` and `data`, and children. */
+export function make(tag, { class: name, data, ...properties } = {}, ...children) {
+  const element = document.createElement(tag)
+  if (name) element.className = name
+  Object.assign(element.dataset, data)
+  for (const [key, value] of Object.entries(properties)) {
+    if (key.startsWith("aria-")) element.setAttribute(key, value)
+    else element[key] = value
+  }
+  element.append(...children)
+  return element
+}
+
+/** A name with its folder in a paler colour, in the direction of its own letters. */
+export function nameParts([folder, name]) {
+  return [make("bdi", { class: "lycoris-folder", textContent: folder }), make("bdi", { textContent: name })]
+}
+
+export function badges(words) {
+  return words.map((word) => make("span", { class: "lycoris-badge", textContent: word }))
+}

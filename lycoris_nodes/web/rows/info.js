@@ -1,0 +1,77 @@
+// What a file says of itself, in a panel. All of it is read from the file.
+
+import { badges, make, nameParts } from "./elements.js"
+import { aboutFile, badgesOf, previewOf, splitName } from "./files.js"
+import { openPopup } from "./popup.js"
+
+const TAGS = 40
+
+function part(title, ...children) {
+  return children.length ? [make("h4", { textContent: title }), ...children] : []
+}
+
+function chips(words) {
+  return make("div", { class: "lycoris-chips" }, ...badges(words))
+}
+
+function size(bytes) {
+  return bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`
+}
+
+function table(pairs) {
+  const lines = pairs.map(([name, value]) =>
+    make("tr", {}, make("th", { textContent: name }), make("td", { textContent: value })),
+  )
+  return make("table", {}, ...lines)
+}
+
+function copyButton(text) {
+  const button = make("button", { type: "button", class: "lycoris-button", textContent: "Copy" })
+  button.onclick = async () => {
+    // Only pages over https or on this machine have a clipboard.
+    await navigator.clipboard?.writeText(text)
+    button.textContent = navigator.clipboard ? "Copied" : "No clipboard here: select the words"
+  }
+  return button
+}
+
+function content(about) {
+  const picture = make("img", { class: "lycoris-picture", src: previewOf(about.file), alt: "" })
+  picture.onerror = () => picture.remove()
+  const words = about.stated ? "Trigger words" : "Tags of every training picture"
+  const facts = [
+    ["kind", `${about.kind}, rank ${about.rank}`],
+    ["base model", about.base],
+    ["family", about.family],
+    ["date", about.date],
+    ["names as in", about.dialect],
+    ["size", size(about.size)],
+    ...about.facts,
+  ]
+  const tags = about.tags.slice(0, TAGS).map(([tag, count]) => `${tag} ${count}`)
+  const triggers = about.triggers
+  return [
+    picture,
+    ...part(words, ...(triggers.length ? [chips(triggers), copyButton(triggers.join(", "))] : [])),
+    table(facts.filter(([, value]) => value)),
+    ...part("Notes", ...about.notes.map((note) => make("p", { textContent: note }))),
+    ...part("Tags", ...(tags.length ? [chips(tags)] : [])),
+    ...about.problems.map((problem) => make("div", { class: "lycoris-problem", textContent: problem })),
+  ]
+}
+
+export async function openInfo(file, point) {
+  const body = make("div", { class: "lycoris-info-body", textContent: "…" })
+  const title = make("h3", {}, make("span", {}, ...nameParts(splitName(file))))
+  const popup = openPopup(
+    make("div", { class: "lycoris-info", "aria-label": "about the file" }, title, body),
+    point,
+  )
+  const about = await aboutFile(file)
+  if (about.error) body.replaceChildren(make("div", { class: "lycoris-problem", textContent: about.error }))
+  else {
+    body.replaceChildren(...content(about))
+    title.append(...badges(badgesOf(about)))
+  }
+  popup.moved()
+}

@@ -1,0 +1,22 @@
+// The menu of a row.
+
+import { make } from "./elements.js"
+import { closePopup, openPopup } from "./popup.js"
+
+/** Show a menu of `[words, action]`; null is a line, and an action that is null cannot be chosen. */
+export function openMenu(items, point) {
+  const entries = items.map((item) => {
+    if (!item) return make("hr")
+    const [words, action] = item
+    return make("button", {
+      type: "button",
+      textContent: words,
+      disabled: !action,
+      onclick: () => {
+        closePopup()
+        action()
+      },
+    })
+  })
+  openPopup(make("div", { class: "lycoris-menu", "aria-label": "row menu" }, ...entries), point)
+}

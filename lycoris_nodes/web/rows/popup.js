@@ -1,0 +1,51 @@
+// A panel above everything else, one at a time. A press outside of it or Escape closes it.
+
+const GAP = 4
+let open = null
+
+export function closePopup() {
+  const closing = open
+  open = null
+  closing?.panel.remove()
+  closing?.controller.abort()
+  closing?.closed?.()
+}
+
+/** Keep a panel within the window. */
+function place(panel, x, y) {
+  const { width, height } = panel.getBoundingClientRect()
+  panel.style.left = `${Math.max(GAP, Math.min(x, innerWidth - width - GAP))}px`
+  panel.style.top = `${Math.max(GAP, Math.min(y, innerHeight - height - GAP))}px`
+}
+
+/** Show a panel at a point of the window. `closed` is called when it is gone. */
+export function openPopup(panel, { x, y }, closed) {
+  closePopup()
+  const controller = new AbortController()
+  open = { panel, controller, closed }
+  panel.classList.add("lycoris-popup")
+  document.body.append(panel)
+  place(panel, x, y)
+  const options = { capture: true, signal: controller.signal }
+  addEventListener("pointerdown", (event) => panel.contains(event.target) || closePopup(), options)
+  addEventListener(
+    "keydown",
+    (event) => {
+      if (event.key !== "Escape") return
+      event.stopPropagation()
+      closePopup()
+    },
+    options,
+  )
+  // The front end has shortcuts for keys and for the wheel.
+  for (const name of ["keydown", "wheel", "contextmenu"]) {
+    panel.addEventListener(name, (event) => event.stopPropagation())
+  }
+  return { moved: () => place(panel, x, y) }
+}
+
+/** The point below an element. */
+export function below(element) {
+  const { left, bottom } = element.getBoundingClientRect()
+  return { x: left, y: bottom + GAP }
+}

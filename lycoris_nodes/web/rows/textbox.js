@@ -1,0 +1,31 @@
+// A panel with a text to edit.
+
+import { make } from "./elements.js"
+import { closePopup, openPopup } from "./popup.js"
+
+/** Ask for a text. `done` gets it, and may return or promise an error in words, which is shown. */
+export function askText({ title, hint, text = "", button, done }, point) {
+  const area = make("textarea", { value: text, spellcheck: false, rows: 8, "aria-label": title })
+  const problem = make("div", { class: "lycoris-problem" })
+  const submit = async () => {
+    const error = await done(area.value)
+    if (error) problem.textContent = error
+    else closePopup()
+  }
+  area.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && event.ctrlKey) submit()
+  })
+  openPopup(
+    make(
+      "div",
+      { class: "lycoris-textbox" },
+      make("b", { textContent: title }),
+      make("div", { class: "lycoris-hint", textContent: hint }),
+      area,
+      problem,
+      make("button", { type: "button", class: "lycoris-button", textContent: button, onclick: submit }),
+    ),
+    point,
+  )
+  area.focus()
+}

@@ -1,0 +1,17 @@
+// The wheel over an element of ours: it scrolls what can scroll and zooms the canvas elsewhere, as over the front
+// end's own texts.
+
+import { app } from "../../scripts/app.js"
+
+export const canScroll = (element) => element.scrollHeight > element.clientHeight
+
+export function shareWheel(element, scrolls = canScroll) {
+  element.addEventListener("wheel", (event) => {
+    if (!event.ctrlKey && scrolls(element)) event.stopPropagation()
+    // Vue's nodes hand it on by themselves. Over the canvas elements are beside it, and it would hear nothing.
+    else if (!LiteGraph.vueNodesMode) {
+      event.preventDefault()
+      app.canvas.processMouseWheel(event)
+    }
+  })
+}
