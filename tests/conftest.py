@@ -1,17 +1,47 @@
-"""Fixtures for every test: a fixed random seed, and NaN in memory that the library allocates unset."""
+"""For every test: a fixed random seed, and NaN in memory that the library allocates unset."""
 
 from __future__ import annotations
 
+import gc
 import sys
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 
+LONG = ("test_architectures", "test_save_adapter", "test_pack", "test_weights", "test_triton")
+SCRATCH = "lycoris_ops.maths.scratch"
+
+# At the first use of a device torch notes which of its functions make tensors. Only then may `poisoned`
+# replace one: with another noted in its place, a model on the device "meta" would get all of its memory.
+with torch.device("cpu"):
+    torch.empty(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take minutes, so that processes which take whole files end together."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
+def pytest_collection_finish() -> None:
+    """Keep what the imports have made out of Python's search for circles, which walks over all of it."""
+    gc.collect()
+    gc.freeze()
+
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@cache
+def scratch_modules(_loaded: int) -> list[Any]:
+    """The library's modules of buffers, looked for anew when more modules are loaded.
+
+    The host loads the pack under another name, so there may be two.
+    """
+    return [module for name, module in list(sys.modules.items()) if name.endswith(SCRATCH)]
 
 
 @pytest.fixture(autouse=True)
@@ -21,11 +51,9 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     Fresh memory is often zero by luck. With NaN in it, a value that is read before it is written shows in
     the result.
     """
-    for name, module in list(sys.modules.items()):
-        # Buffers that are kept from earlier tests hold finite numbers. The host loads the pack under another
-        # name, so this module may be there twice.
-        if name.endswith("lycoris_ops.maths.scratch"):
-            module.forget()
+    # Buffers that are kept from earlier tests hold finite numbers.
+    for module in scratch_modules(len(sys.modules)):
+        module.forget()
     real = torch.empty
 
     def empty(*args: Any, **kwargs: Any) -> torch.Tensor:

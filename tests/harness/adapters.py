@@ -244,20 +244,24 @@ def _peft_layers(model: nn.Module, component: Component) -> Layers:
 
 
 def randomise(layers: Layers, seed: int) -> None:
-    """Fill every factor with seeded noise, scaled so that ||delta|| is `SIZE` of a fan-in-scaled weight.
+    """Fill every factor with seeded noise, so that ||delta|| is about `SIZE` of a fan-in-scaled weight.
 
     A weight of variance 1 / fan_in has norm sqrt(O). E ||delta x||^2 over normal x is ||delta||^2. A change
-    is linear in each of its n factors, so that each factor takes the n-th root of the correction.
+    is linear in each of its n factors, so that each factor takes the n-th root of the correction. It is
+    measured once for all layers of the same shapes, whose norms differ little.
     """
     generator = torch.Generator().manual_seed(seed)
+    ratios: dict[tuple[tuple[int, ...], ...], float] = {}
     for forward, shape, factors in layers.values():
         for factor in factors:
             factor.normal_(generator=generator)
-        probes = torch.randn(PROBES, *shape[1:], generator=generator, dtype=torch.float64)
-        norm = forward(probes).norm().item() / math.sqrt(PROBES)
-        ratio = (SIZE * math.sqrt(shape[0]) / norm) ** (1 / len(factors))
+        shapes = (shape, *(tuple(factor.shape) for factor in factors))
+        if shapes not in ratios:
+            probes = torch.randn(PROBES, *shape[1:], generator=generator, dtype=torch.float64)
+            norm = forward(probes).norm().item() / math.sqrt(PROBES)
+            ratios[shapes] = (SIZE * math.sqrt(shape[0]) / norm) ** (1 / len(factors))
         for factor in factors:
-            factor.mul_(ratio)
+            factor.mul_(ratios[shapes])
 
 
 def _write_lycoris(recipe: Recipe, folder: Path, dtype: torch.dtype, seed: int) -> Path:

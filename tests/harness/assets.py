@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from .base import write_base
 from .facts import ROOT
 
 CHECKPOINT = "checkpoints/base.safetensors"
+FILES = 1 + len(RECIPES)
+"""How many files there are: the checkpoint and an adapter of each recipe."""
 
 
 def adapter_file(recipe: Recipe) -> str:
@@ -27,8 +30,10 @@ def adapter_file(recipe: Recipe) -> str:
 
 
 @cache
-def assets() -> Path:
+def assets(on_file: Callable[[], object] = lambda: None) -> Path:
     """A folder with `checkpoints/base.safetensors` and `loras/` of every recipe.
+
+    on_file: called after each of the `FILES` files that had to be made.
 
     Its name contains a hash of the code that makes it, so that a change of that code makes a new folder. It
     gets the name only when it is complete.
@@ -43,10 +48,12 @@ def assets() -> Path:
         for part in ("checkpoints", "loras"):
             (making / part).mkdir()
         write_base(making / CHECKPOINT)
+        on_file()
         for recipe in RECIPES.values():
             written = write_adapter(recipe, making / "loras")
             if written != making / "loras" / adapter_file(recipe):
                 raise RuntimeError(f"the recipe {recipe.name} was written to {written}")
+            on_file()
         try:
             making.rename(folder)
         except OSError:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -244,9 +244,9 @@ def generate(init: Init, generator: torch.Generator) -> Iterator[Tensor]:
             yield torch.randn(size, generator=generator).mul_(std)
 
 
-def header_bytes(layout: Layout, dtype: torch.dtype) -> bytes:
+def header_bytes(layout: Layout, dtype: torch.dtype, metadata: Mapping[str, str] | None = None) -> bytes:
     """The safetensors header: its length as a little-endian u64, then JSON padded to 8 bytes."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name, init in layout.items():
         start, end = end, end + math.prod(init.shape) * dtype.itemsize
@@ -256,10 +256,12 @@ def header_bytes(layout: Layout, dtype: torch.dtype) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def write_layout(path: Path, layout: Layout, dtype: torch.dtype, chunks: Chunks) -> None:
+def write_layout(
+    path: Path, layout: Layout, dtype: torch.dtype, chunks: Chunks, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write `layout` as safetensors, asking `chunks` for each tensor's flat values in turn."""
     with open(path, "wb") as file:
-        file.write(header_bytes(layout, dtype))
+        file.write(header_bytes(layout, dtype, metadata))
         for name in layout:
             for values in chunks(name):
                 file.write(values.to(dtype).view(torch.uint8).numpy().data)

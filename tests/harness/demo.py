@@ -1,26 +1,35 @@
 """The main job from end to end: blend three adapters onto a checkpoint, sample, and export it.
 
-Runs `workflows/blend_and_export` in the real ComfyUI over its HTTP interface, with progress, and
-ends with a summary of what was applied and written and how long each stage took.
+Runs two of the templates in the real ComfyUI over its HTTP interface, with progress bars, and ends with the
+report of what was applied and written, how long each stage took, and what to do next.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from .assets import assets, install
+from tqdm import tqdm
+
+from .assets import FILES, assets, install
 from .facts import ROOT, facts
-from .launch import Progress, Run, Server, base_directory
+from .launch import Run, Server, base_directory
+from .templates import BLEND, EXPORT, Values, ready
 from .workflow import to_prompt
 
-WORKFLOW = ROOT / "workflows" / "blend_and_export.json"
 DEMO = ROOT / ".cache" / "demo"
+PICTURE: Values = {"EmptyLatentImage": {"width": 128, "height": 128}, "KSampler": {"steps": 4}}
+"""A small one: the demo runs on the CPU."""
 ENDINGS = (".png", ".safetensors")
+# The node whose report is shown: it says what was applied as well as what was written.
+REPORTING = "LycorisSaveCheckpoint"
+NEXT = (
+    f"Next: `make ui`, open its address and the template {BLEND}, and put your own models into it. "
+    "The picture is noise, because the weights of the demo's models are random."
+)
 
 
 class Stages:
@@ -37,23 +46,45 @@ class Stages:
         self.seconds[name] = time.monotonic() - start
 
     def __str__(self) -> str:
-        return "\n".join(f"  {name}: {seconds:.1f} s" for name, seconds in self.seconds.items())
+        lines = [f"  {name}: {seconds:.1f} s" for name, seconds in self.seconds.items()]
+        return "\n".join([*lines, f"  in all: {sum(self.seconds.values()):.1f} s"])
 
 
-def show_progress(node_types: dict[str, str]) -> tuple[dict[str, list[float]], Progress]:
-    """The times at which nodes reported progress, and the callback that prints and records it."""
-    reported: dict[str, list[float]] = {}
-    shown: dict[str, int] = {}
+class NodeBar:
+    """A bar over the nodes of a prompt; a node that reports progress moves it by parts of one."""
 
-    def on_progress(node: str, value: int, maximum: int) -> None:
-        name = node_types.get(node, node)
-        reported.setdefault(name, []).append(time.monotonic())
-        tenth = 10 * value // max(1, maximum)
-        if shown.get(name) != tenth:
-            shown[name] = tenth
-            print(f"  {name}: {100 * value // max(1, maximum)} %", flush=True)
+    def __init__(self, node_types: dict[str, str]) -> None:
+        self._types = node_types
+        self._begun = 0
+        self._bar = tqdm(
+            total=len(node_types),
+            bar_format="  {percentage:3.0f}% |{bar:30}| {elapsed}, {desc}",
+            mininterval=0.5,
+        )
 
-    return reported, on_progress
+    def started(self, node: str) -> None:
+        self._begun += 1
+        self._show(node, done=0.0)
+
+    def progressed(self, node: str, value: int, maximum: int) -> None:
+        self._show(node, done=value / max(1, maximum))
+
+    def finished(self) -> None:
+        self._bar.set_description_str("all nodes", refresh=False)
+        self._bar.update(self._bar.total - self._bar.n)
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def _show(self, node: str, *, done: float) -> None:
+        self._bar.set_description_str(self._types.get(node, node), refresh=False)
+        self._bar.update(self._begun - 1 + done - self._bar.n)
+
+
+def prepared() -> None:
+    """Make the models, with a bar where that takes a while."""
+    with tqdm(total=FILES, unit="file", delay=1, bar_format="  {n}/{total} |{bar:30}| {elapsed}") as bar:
+        assets(bar.update)
 
 
 def written_files(before: set[Path]) -> list[Path]:
@@ -61,39 +92,45 @@ def written_files(before: set[Path]) -> list[Path]:
     return sorted(path for path in files if path not in before)
 
 
-def reports(run: Run) -> Iterator[tuple[str, str]]:
-    """The report of every node that showed one, by node id."""
-    for node, shown in run.outputs.items():
-        for text in shown.get("text") or ():
-            yield node, text
+def report(run: Run, node_types: dict[str, str]) -> str:
+    """What the node `REPORTING` showed."""
+    return "\n".join(
+        text
+        for node, shown in run.outputs.items()
+        if node_types[node] == REPORTING
+        for text in shown.get("text") or ()
+    )
 
 
 def main() -> int:
     stages = Stages()
     with stages.stage("make the checkpoint and the adapters (kept for the next run)"):
-        assets()
+        prepared()
         base = install(base_directory(DEMO, ROOT))
     before = set(written_files(set()))
     with ExitStack() as running:
         with stages.stage(f"start ComfyUI {facts().host}"):
             server = running.enter_context(Server(facts().comfyui, base))
-        prompt = to_prompt(json.loads(WORKFLOW.read_text(encoding="utf-8")), server.object_info())
-        types = {node: entry["class_type"] for node, entry in prompt.items()}
-        reported, on_progress = show_progress(types)
-        with stages.stage("run workflows/blend_and_export"):
-            run = server.queue(prompt, on_progress)
+        info = server.object_info()
+        for name in (BLEND, EXPORT):
+            prompt = to_prompt(ready(name, info, PICTURE), info)
+            types = {node: entry["class_type"] for node, entry in prompt.items()}
+            with stages.stage(f"run workflows/{name}"), closing(NodeBar(types)) as bar:
+                run = server.queue(prompt, bar.progressed, on_start=bar.started)
+                if run.error:
+                    break
+                bar.finished()
     if run.error:
         print(f"{run.error.node_type} failed: {run.error.exception_message}", file=sys.stderr)
         return 1
-    for name, times in reported.items():
-        stages.seconds[f"  of this {name}"] = times[-1] - times[0]
 
-    for node, text in reports(run):
-        print(f"\n{types[node]} reports:\n{text}")
+    # Of the run that saves: its report says what was applied as well as what was written.
+    print(f"\n{report(run, types)}")
     print("\nWritten:")
     for path in written_files(before):
         print(f"  {path} ({path.stat().st_size / 1e6:.2f} MB)")
-    print(f"\nTime:\n{stages}\n  in all: {sum(v for k, v in stages.seconds.items() if k[0] != ' '):.1f} s")
+    print(f"\nTime:\n{stages}")
+    print(f"\n{NEXT}")
     return 0
 
 

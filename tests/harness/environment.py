@@ -260,8 +260,10 @@ def write_facts(host: Host, python: Path, may_install: bool) -> Path:
         "chromium": str(chromium) if chromium else None,
         "no_chromium": reason,
     }
-    file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    return file
+    # Under its name only when it is whole: a set-up that starts meanwhile reads it.
+    part = file.with_suffix(f".{os.getpid()}")
+    part.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return part.replace(file)
 
 
 def link_for_linters(comfyui: Path) -> None:

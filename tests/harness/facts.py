@@ -9,12 +9,22 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 VARIABLE = "LYCORIS_ENVIRONMENT"
 NODES = (
+    "LycorisAdapterRows",
     "LycorisApplyStack",
+    "LycorisBlockInfo",
     "LycorisCombineStacks",
+    "LycorisFromLoraStack",
+    "LycorisDataset",
+    "LycorisExtractAdapter",
+    "LycorisInspect",
     "LycorisLoadAdapter",
+    "LycorisMergeAdapters",
     "LycorisPlan",
+    "LycorisResizeAdapter",
     "LycorisSaveAdapter",
     "LycorisSaveCheckpoint",
+    "LycorisSchedule",
+    "LycorisToLoraStack",
     "LycorisTrain",
     "LycorisWeightBlocks",
 )

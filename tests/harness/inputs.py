@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .zoo import SPECIES
+
 WORDS = 5
 """How many tokens a text has."""
 
@@ -139,6 +141,31 @@ _HUNYUAN_DIT = Inputs(
     changed={"text_states_dim_t5": 24},
     cut=False,
 )
+_PATCHES = 4
+"""How many patches HiDream-O1 makes of its picture, which come after the text."""
+_TEXT = {
+    **SPECIES["HiDream-O1"].unet["text_config_overrides"],
+    "vocab_size": 151_680,
+    "rope_dims": [2, 1, 1],
+}
+
+
+def _numbers(rows: int) -> Tensor:
+    """A text whose last token stands for the time."""
+    return torch.tensor([[5, 7, 11, 13, 151_673]] * rows)
+
+
+def _places(rows: int) -> Tensor:
+    """The places of text and picture in time, height and width."""
+    text = torch.arange(WORDS).expand(3, -1)
+    picture = WORDS + torch.tensor([[0, 0, 0, 0], [0, 0, 1, 1], [0, 1, 0, 1]])
+    return torch.cat([text, picture], 1).expand(rows, -1, -1)
+
+
+def _pictured(rows: int) -> Tensor:
+    return torch.cat([torch.zeros(rows, WORDS), torch.ones(rows, _PATCHES)], 1)
+
+
 _AUDIO = {"embed_dim": 64, "cond_token_dim": 32}
 
 FURTHER: dict[str, Inputs] = {
@@ -171,7 +198,7 @@ FURTHER: dict[str, Inputs] = {
     "Wan VACE": Inputs(VIDEO, (WORDS, 20), {"vace_context": (1, 12, 2, 8, 8)}, {"vace_strength": [1.0]}),
     "Wan camera": Inputs(_WIDE, (WORDS, 20), {"c_concat": _WIDE}, changed={"out_dim": 16}),
     "Wan HuMo": _CONTROLLED,
-    "Wan S2V": Inputs(VIDEO, (WORDS, 20)),
+    "Wan S2V": Inputs(VIDEO, (WORDS, 20), {"audio_embed": (25, 16, 8)}),
     "Wan Animate": Inputs(VIDEO, (WORDS, 20), {"c_concat": (8, 2, 8, 8)}),
     "Wan SCAIL": Inputs(VIDEO, (WORDS, 20)),
     "Wan SCAIL 2": Inputs(VIDEO, (WORDS, 20)),
@@ -189,14 +216,23 @@ FURTHER: dict[str, Inputs] = {
         {"frame_rate": 25, "attention_mask": None, "latent_shapes": [(1, 8, 2, 4, 4), (1, 8, 3, 16)]},
         changed={"audio_in_channels": 128},
     ),
+    "WanDancer": Inputs(
+        _WIDE,
+        (WORDS, 20),
+        {"c_concat": (20, 2, 8, 8), "audio_embed": (6, 8)},
+        changed={"out_dim": 16},
+    ),
+    "HiDream-O1": Inputs(
+        (3, 64, 64),
+        None,
+        {},
+        {"ar_len": WORDS - 1},
+        {"input_ids": _numbers, "position_ids": _places, "vinput_mask": _pictured},
+        changed={"text_config_overrides": _TEXT},
+        cut=False,
+    ),
     "MiniMax-H3": Inputs(
         (1, 176), (WORDS, 20), {}, {"latent_shapes": [(1, 4, 2, 4, 4), (1, 4, 2, 6)]}, most=1
     ),
 }
 """More of them: variants, and architectures that few train."""
-
-NOT_RUN = {
-    "WanDancer": "music",
-    "HiDream-O1": "the ids of tokens and their places",
-}
-"""Architectures without inputs here, and what these would have to hold."""

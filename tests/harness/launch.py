@@ -7,6 +7,7 @@ base directory that the caller names.
 """
 
 import asyncio
+import errno
 import importlib
 import importlib.util
 import json
@@ -31,6 +32,8 @@ from typing import Any, NoReturn
 
 MODEL_FOLDERS = ("checkpoints", "loras", "diffusion_models", "text_encoders", "vae")
 Progress = Callable[[str, int, int], None]
+Started = Callable[[str], None]
+Preview = Callable[[bytes], None]
 
 
 class PlaceholderTorchaudio(MetaPathFinder, Loader):
@@ -156,15 +159,23 @@ class PromptRejected(Exception):  # noqa: N818 - named after the event
 class Server:
     """The host as a subprocess on the CPU; a context manager that always stops it.
 
-    base: see `base_directory`. arguments: more arguments for main.py. Its output goes to `log`.
+    base: see `base_directory`. arguments: more arguments for main.py. port: where it listens, any that is
+    free if not given. Its output goes to `log`.
     """
 
-    def __init__(self, comfyui: Path, base: Path, *arguments: str, start_timeout: float = 180) -> None:
+    def __init__(
+        self,
+        comfyui: Path,
+        base: Path,
+        *arguments: str,
+        port: int | None = None,
+        start_timeout: float = 180,
+    ) -> None:
         self.base = base.resolve()
         self.log = self.base / "server.log"
         self._start_timeout = start_timeout
         self._process: subprocess.Popen[bytes] | None = None
-        port = _free_port()
+        port = port or free_port(0)
         self.url = f"http://127.0.0.1:{port}"
         self._command = [
             *(sys.executable, __file__, str(comfyui.resolve())),
@@ -255,15 +266,24 @@ class Server:
             time.sleep(0.05)
         raise TimeoutError(f"Prompt {prompt_id} did not end in {timeout:.0f} s; the log ends:\n{self.tail()}")
 
-    def queue(self, prompt: dict[str, Any], on_progress: Progress | None = None, timeout: float = 600) -> Run:
+    def queue(
+        self,
+        prompt: dict[str, Any],
+        on_progress: Progress | None = None,
+        on_preview: Preview | None = None,
+        on_start: Started | None = None,
+        timeout: float = 600,
+    ) -> Run:
         """Run an API-format prompt to its end.
 
         on_progress: called from another thread with (node id, value, maximum).
+        on_preview: likewise, with each message that holds a picture.
+        on_start: likewise, with the id of each node that begins.
         """
-        if on_progress is None:
+        if not (on_progress or on_preview or on_start):
             return self.wait(self.submit(prompt), timeout)
         client_id = uuid.uuid4().hex
-        listener = _ProgressListener(f"{self.url}/ws?clientId={client_id}", on_progress)
+        listener = _Listener(f"{self.url}/ws?clientId={client_id}", on_progress, on_preview, on_start)
         listener.start()
         prompt_id = self.submit(prompt, client_id)
         run = self.wait(prompt_id, timeout)
@@ -299,13 +319,17 @@ class Server:
             self._process.wait()
 
 
-class _ProgressListener(threading.Thread):
-    """Reads one client's websocket until `finish`, handing `progress` messages on."""
+class _Listener(threading.Thread):
+    """Reads a client's websocket until `finish`, and hands on what nodes begin, do and show."""
 
-    def __init__(self, url: str, on_progress: Progress) -> None:
+    def __init__(
+        self, url: str, on_progress: Progress | None, on_preview: Preview | None, on_start: Started | None
+    ) -> None:
         super().__init__(daemon=True)
         self._url = url
         self._on_progress = on_progress
+        self._on_preview = on_preview
+        self._on_start = on_start
         self._ready = threading.Event()
         self._done = threading.Event()
         self._failure: BaseException | None = None
@@ -345,12 +369,17 @@ class _ProgressListener(threading.Thread):
                     continue
                 if message.type in (kind.CLOSE, kind.CLOSED, kind.ERROR):
                     return
+                if message.type is kind.BINARY and self._on_preview:
+                    self._on_preview(message.data)
                 if message.type is not kind.TEXT:
                     continue
                 event = json.loads(message.data)
-                if event["type"] == "progress":
+                if event["type"] == "progress" and self._on_progress:
                     data = event["data"]
                     self._on_progress(str(data["node"]), data["value"], data["max"])
+                # Of no node at the end of the prompt.
+                if event["type"] == "executing" and event["data"]["node"] and self._on_start:
+                    self._on_start(str(event["data"]["node"]))
 
 
 def boot_in_process(comfyui: Path, base: Path) -> types.ModuleType:
@@ -435,11 +464,21 @@ def _finished(prompt_id: str, entry: dict[str, Any]) -> Run:
     return Run(prompt_id, entry, error, "execution_interrupted" in messages)
 
 
-def _free_port() -> int:
-    # Port 0: the system picks a free one. It is free again once the probe is closed.
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_port(first: int) -> int:
+    """The first port from `first` on at which nobody listens; of 0, any that the system picks.
+
+    Raises:
+        OSError: there is none up to the highest port.
+    """
+    for port in range(first, 2**16):
+        try:
+            # It is free again once the probe is closed.
+            with socket.create_server(("127.0.0.1", port)) as probe:
+                return probe.getsockname()[1]
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    raise OSError(errno.EADDRINUSE, f"every port of 127.0.0.1 from {first} on is taken")
 
 
 def _request(url: str, body: dict[str, Any] | None = None) -> Any:

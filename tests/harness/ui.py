@@ -3,15 +3,24 @@
 import time
 
 from .assets import install
+from .demo import DEMO, prepared
 from .facts import ROOT, facts
-from .launch import Server, base_directory
+from .launch import Server, base_directory, free_port
+
+# Where ComfyUI itself listens.
+PORT = 8188
 
 
 def main() -> None:
     found = facts()
-    base = install(base_directory(ROOT / ".cache" / "demo", ROOT))
-    with Server(found.comfyui, base) as server:
-        print(f"ComfyUI {found.host}: {server.url} (log: {server.log}); Ctrl-C stops it", flush=True)
+    prepared()
+    base = install(base_directory(DEMO, ROOT))
+    port = free_port(PORT)
+    print(f"Starting ComfyUI {found.host} ...", flush=True)
+    with Server(found.comfyui, base, port=port) as server:
+        taken = "" if port == PORT else f" (port {PORT} is taken)"
+        print(f"ComfyUI {found.host} is at {server.url}{taken}; its log is {server.log}", flush=True)
+        print("Open the address in a browser. Ctrl-C stops it.", flush=True)
         try:
             while server.running():
                 time.sleep(0.5)

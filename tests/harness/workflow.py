@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from typing import Any
 
 ACTIVE = 0
@@ -37,6 +38,19 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str
     }
 
 
+def with_values(
+    workflow: dict[str, Any], object_info: dict[str, Any], values: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """A copy of a workflow with other values of widgets: type of node -> input -> value."""
+    changed = deepcopy(workflow)
+    for node in changed["nodes"]:
+        wanted = values.get(node["type"], {})
+        for name, place in _places(node, object_info[node["type"]]) if wanted else ():
+            if name in wanted:
+                node["widgets_values"][place] = wanted[name]
+    return changed
+
+
 def _links(node: dict[str, Any], sources: dict[int, list[Any]]) -> Iterator[tuple[str, list[Any]]]:
     """The name of each linked input, and the node and output that it is linked to."""
     for slot in node["inputs"]:
@@ -45,16 +59,23 @@ def _links(node: dict[str, Any], sources: dict[int, list[Any]]) -> Iterator[tupl
 
 
 def _values(node: dict[str, Any], definition: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The name and value of each input with a widget.
+    """The name and value of each input with a widget."""
+    values = node.get("widgets_values") or ()
+    for name, place in _places(node, definition):
+        yield name, values[place]
+
+
+def _places(node: dict[str, Any], definition: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """The name of each input with a widget, and where its value is among the node's.
 
     The front end saves the values in the order of the inputs. After a seed's value it saves what happens to
     the seed after a run (`control_after_generate`). That is no input and is passed over.
     """
     specs = {name: spec for group in definition["input"].values() for name, spec in group.items()}
-    values = iter(node.get("widgets_values") or ())
+    place = 0
     for slot in node["inputs"]:
         if "widget" in slot:
-            yield slot["name"], next(values)
-            _, *options = specs[slot["name"]]
-            if options and options[0].get("control_after_generate"):
-                next(values)
+            yield slot["name"], place
+            # What is in a group is not on this level, and no group has a seed.
+            _, *options = specs.get(slot["name"], (None,))
+            place += 2 if options and options[0].get("control_after_generate") else 1

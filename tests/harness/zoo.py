@@ -877,6 +877,7 @@ LLAMA = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+BERT = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
 
 
 @dataclass(frozen=True)
@@ -898,9 +899,7 @@ ENCODERS: dict[str, Encoders] = {
         "comfy.text_encoders.sd3_clip", "SD3ClipModel", {"clip_l": CLIP, "clip_g": CLIP, "t5xxl": T5}
     ),
     "Flux 1": Encoders("comfy.text_encoders.flux", "FluxClipModel", {"clip_l": CLIP, "t5xxl": T5}),
-    "HunyuanDiT": Encoders(
-        "comfy.text_encoders.hydit", "HyditModel", {"hydit_clip": {"num_hidden_layers": 2}, "mt5xl": T5}
-    ),
+    "HunyuanDiT": Encoders("comfy.text_encoders.hydit", "HyditModel", {"hydit_clip": BERT, "mt5xl": T5}),
     "HunyuanVideo": Encoders(
         "comfy.text_encoders.hunyuan_video", "HunyuanVideoClipModel", {"clip_l": CLIP, "llama": LLAMA}
     ),
@@ -924,7 +923,11 @@ def make_encoders(name: str, seed: int = 0) -> Any:
     """The host's text encoders of an architecture in one module, as a CLIP's patcher holds them."""
     species = ENCODERS[name]
     kind = getattr(importlib.import_module(species.module), species.kind)
-    options = {f"{encoder}_model_config": dict(config) for encoder, config in species.configs.items()}
+    options = {
+        # The host gives its ByT5 no name for this.
+        f"{'' if encoder == 'byt5_small' else encoder}_model_config": dict(config)
+        for encoder, config in species.configs.items()
+    }
     model = kind(device=torch.device("meta"), dtype=torch.float32, model_options=options)
     _cut(model)
     model.to_empty(device="cpu")

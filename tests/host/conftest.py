@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,10 @@ def host() -> Host:
     # Each process has a folder of its own, since tests write models and outputs there.
     worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
     base = install(base_directory(ROOT / ".cache" / facts().host / f"host-tests-{worker}", ROOT))
-    return Host(base, boot_in_process(facts().comfyui, base))
+    booted = Host(base, boot_in_process(facts().comfyui, base))
+    # The host's imports are another half million objects, which stay: see `tests/conftest.py`.
+    gc.freeze()
+    return booted
 
 
 @pytest.fixture(scope="session")

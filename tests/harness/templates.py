@@ -1,0 +1,69 @@
+"""The templates in `workflows/`, and what the tests, the demo and the thumbnails choose in them.
+
+A template names no adapter, and a checkpoint that users may not have. Its sizes and steps are those of a real
+picture.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from .facts import ROOT
+from .workflow import with_values
+
+FOLDER = ROOT / "workflows"
+TEMPLATES = tuple(sorted(file.stem for file in FOLDER.glob("*.json")))
+BLEND = "blend_lora_lycoris"
+EXPORT = "export_checkpoint_lora_lycoris"
+CONVERT = "convert_lora_lycoris"
+EXTRACT = "extract_and_resize_lora_lycoris"
+TRAIN = "train_a_style_lora_lycoris"
+WRITING = {EXPORT: "LycorisSaveCheckpoint", CONVERT: "LycorisSaveAdapter"}
+"""Templates that are there to write a file, with the node that does. In others such nodes are muted."""
+
+Values = Mapping[str, Mapping[str, Any]]
+"""Type of node -> input -> value."""
+
+FILES = (("lora.safetensors", 0.8), ("loha.safetensors", 0.5), ("lokr.safetensors", 0.6))
+"""Adapters of `assets` with strengths."""
+ONE_FILE = {CONVERT: FILES[:1], EXTRACT: FILES[2:]}
+"""Those for templates that can save no more than one."""
+
+SMALL: Values = {
+    "EmptyLatentImage": {"width": 64, "height": 64},
+    "EmptySD3LatentImage": {"width": 64, "height": 64},
+    "KSampler": {"steps": 1},
+    "LycorisDataset": {"resolution": 96, "held_out": 1},
+    "LycorisTrain": {"steps": 4, "learning_rate": 2e-3, "rank": 2},
+}
+"""Sizes with which a template takes seconds on a CPU."""
+
+
+def template(name: str) -> dict[str, Any]:
+    """A template, as the front end saves it."""
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def rows(*strengths: tuple[str, float]) -> str:
+    """The text of rows of files."""
+    found = [{"file": file, "strength_model": strength} for file, strength in strengths]
+    return json.dumps({"version": 1, "rows": found})
+
+
+def chosen(name: str) -> Values:
+    """The files of `assets` that a user of a template has to choose."""
+    return {
+        "CheckpointLoaderSimple": {"ckpt_name": "base.safetensors"},
+        "LycorisSaveCheckpoint": {"base": "checkpoints/base.safetensors"},
+        "LycorisAdapterRows": {"rows": rows(*ONE_FILE.get(name, FILES))},
+    }
+
+
+def ready(name: str, object_info: dict[str, Any], *values: Values) -> dict[str, Any]:
+    """A template with the files chosen, and other values."""
+    graph = template(name)
+    for each in (chosen(name), *values):
+        graph = with_values(graph, object_info, each)
+    return graph
