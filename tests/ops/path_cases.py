@@ -105,16 +105,19 @@ class PathCases:
 
     DTYPES = (torch.float32, torch.bfloat16, torch.float16)
     """Dtypes of the weights that the path takes."""
+    LAYERS = FEW
+    """The kinds and weights that the path is tried on in float32: those of FEW where a path knows forms, and
+    nothing of kinds and kernels."""
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Run a test that has a `dtype` argument with every dtype of the path.
 
-        One that has `weight` too, or `kind` and `weight`, runs on all weights in float32, and on few in the
-        other dtypes.
+        One that has `weight` too, or `kind` and `weight`, runs on those of LAYERS in float32, and on few in
+        the other dtypes.
         """
         if {"weight", "dtype"} <= set(metafunc.fixturenames):
             names = [name for name in ("kind", "weight") if name in metafunc.fixturenames]
-            some = {dtype: CASES if dtype == torch.float32 else FEW for dtype in self.DTYPES}
+            some = {dtype: self.LAYERS if dtype == torch.float32 else FEW for dtype in self.DTYPES}
             cases = [
                 dict.fromkeys((*case[-len(names) :], dtype) for case in found)
                 for dtype, found in some.items()
@@ -207,21 +210,17 @@ class PathCases:
         check(base, pairs)
         check(base, [*pairs, (layer("lora", "linear-odd"), 1.0)])
 
-    @pytest.mark.parametrize(("kind", "weight"), [case for case in CASES if case not in FEW])
+    @pytest.mark.parametrize(("kind", "weight"), FEW)
+    @pytest.mark.usefixtures("tile")
     def test_rows_of_a_layer_on_rows_of_a_larger_weight(self, kind: str, weight: str) -> None:
+        self.check_rows(kind, weight)
+
+    def check_rows(self, kind: str, weight: str) -> None:
         """A layer for some rows of a larger weight changes these rows and no others.
 
         Two windows of the layer's rows, placed side by side, must do the same. Kinds whose rows depend on
         each other cannot be cut, and must raise an error.
         """
-        self._check_rows(kind, weight)
-
-    @pytest.mark.parametrize(("kind", "weight"), FEW)
-    @pytest.mark.usefixtures("tile")
-    def test_rows_of_a_layer_that_are_worked_on_in_parts(self, kind: str, weight: str) -> None:
-        self._check_rows(kind, weight)
-
-    def _check_rows(self, kind: str, weight: str) -> None:
         one, shape = layer(kind, weight), WEIGHTS[weight]
         rows = shape[0]
         large = torch.randn(2 * rows + 1, *shape[1:]).bfloat16()

@@ -190,7 +190,7 @@ def test_a_loss_at_so_many_numbers_is_asked_for_between_points_alone() -> None:
     points = [(100.0, 0.5), (10000.0, 0.3)]
     assert loss_at(points, 1000) == pytest.approx(0.4)
     assert loss_at(points, 10000) == 0.3
-    assert loss_at(points, 99) is None
+    assert loss_at(points, 101) == points[0][1] and loss_at(points, 90) is None
 
 
 def test_the_best_rate_is_chosen_on_the_split_for_it() -> None:

@@ -450,11 +450,14 @@ def test_a_pass_that_is_interrupted_leaves_nothing_behind() -> None:
 
 @pytest.mark.parametrize("kind", ["lora", "full", "loha", "lora-dora-out"])
 def test_gradients_pass_through_after_a_pass_without_gradients(kind: str) -> None:
-    """A pass that records gradients must not use tensors that a pass in inference mode has kept."""
+    """A pass that records gradients must not use tensors that a pass in inference mode has kept.
+
+    Nor those of a file that was read in inference mode, which are of the dtype that is computed in.
+    """
     case = MODULES["linear"]
-    module, x = case.module(), case.input()
-    hook(module, chained(case, ([(layer(kind, case), 1.0), (layer(kind, case), 0.5)],)))
+    module, x = case.module(torch.float32), case.input(torch.float32)
     with torch.inference_mode():
+        hook(module, chained(case, ([(layer(kind, case), 1.0), (layer(kind, case), 0.5)],)))
         module(x)
     x.requires_grad_()
     module(x).sum().backward()

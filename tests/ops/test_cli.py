@@ -93,7 +93,7 @@ def test_inspect_says_what_a_file_holds(file: Path, model: Path) -> None:
         "dtypes: F32 x4",
         "ss_network_dim = 2",
         "xxx...",
-        "1 keys of no layer:\n    lora_te_x.strange",
+        "1 key of no layer:\n    lora_te_x.strange",
     ):
         assert part in done.stdout
     assert "applied" not in done.stdout
@@ -111,7 +111,7 @@ def test_inspect_says_what_of_a_file_is_strange(tmp_path: Path) -> None:
     done = run("inspect", tmp_path / "strange.safetensors")
     assert done.returncode == 0 and not done.stderr
     assert "1 lora: rank 2; alpha nan" in done.stdout
-    assert "1 layers that are not read:\n    lora_te_x: a lora layer without lora_down.weight" in done.stdout
+    assert "1 layer that is not read:\n    lora_te_x: a lora layer without lora_down.weight" in done.stdout
 
 
 def test_inspect_as_json(file: Path, model: Path) -> None:
@@ -120,6 +120,33 @@ def test_inspect_as_json(file: Path, model: Path) -> None:
     assert found["kinds"] == {"lora": {"layers": 1, "ranks": {"2": 1}, "alphas": {"1": 1}}}
     assert found["match"] == {"applied": 1, "mismatches": {}, "unmatched": {}, "absent": {}}
     assert len(found["metadata"]["ss_tag_frequency"]) == 500 and found["unused_keys"] == ["lora_te_x.strange"]
+
+
+def test_resize_and_extract_write_and_report(file: Path, model: Path, tmp_path: Path) -> None:
+    small, tuned, made = (tmp_path / f"{name}.safetensors" for name in ("small", "tuned", "made"))
+    done = run("resize", file, "-o", small, "--size", "rank 1", "--dialect", "comfy", "--base", model)
+    assert done.returncode == 0, done.stderr
+    assert "1 lora (rank 1), from lora 2" in done.stdout and "% of the energy" in done.stdout
+    assert "1 keys of the file that nothing reads are left out" in done.stdout
+    assert lyc.load_adapter(small).metadata["ss_network_dim"] == "1"
+    key = "diffusion_model.input_blocks.1.1.proj_in"
+    assert {name: info.rank for name, info in lyc.load_adapter(small).info.items()} == {key: 1}
+    assert run("bake", model, "--adapter", small, "-o", tuned).returncode == 0
+    done = run("extract", model, tuned, "-o", made, "--size", "rank 1", "--dtype", "fp32", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["fit"]["error"] < 1e-3 and report["dialect"] == "comfy"
+    weight = torch.zeros(6, 6)
+    wanted, found = (lyc.load_adapter(path).layers[key].delta(weight) for path in (small, made))
+    torch.testing.assert_close(found, wanted)
+    # Names of arguments of the library are no options of a method.
+    for option in ("seed=3", "codec=x"):
+        refused = run("merge", "--adapter", file, "-o", tmp_path / "no.safetensors", "--option", option)
+        assert refused.returncode == 2 and f"has no option `{option[:-2]}`" in refused.stderr
+    for size, words in (("rank 0", "whole number from 1"), ("big", "cannot be understood")):
+        refused = run("resize", file, "-o", tmp_path / "no.safetensors", "--size", size)
+        assert refused.returncode == 2 and words in refused.stderr
+        assert not (tmp_path / "no.safetensors").exists()
 
 
 def test_convert_writes_and_reports(file: Path, model: Path, tmp_path: Path) -> None:
@@ -237,7 +264,7 @@ def test_bake_refuses_a_quantised_model_by_name(tmp_path: Path, model: Path) -> 
     ("arguments", "message"),
     [
         (("inspect", "missing.safetensors"), "missing.safetensors: there is no such file"),
-        (("inspect", "{file}", "--model", "model.ckpt"), "can be read from a safetensors file only"),
+        (("inspect", "{file}", "--model", "model.ckpt"), "only a safetensors checkpoint can be streamed"),
         (
             ("convert", "{file}", "-o", "x.safetensors", "--dialect", "comfy", "--drop-unread"),
             "without the model",
@@ -314,3 +341,43 @@ def test_the_library_alone_is_enough(file: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "lycoris_ops").symlink_to(ROOT / "lycoris_ops", target_is_directory=True)
     done = start("inspect", file, folder=tmp_path / "elsewhere")
     assert done.returncode == 0 and "1 lora" in done.stdout
+
+
+@pytest.mark.parametrize("verb", ["resize", "merge", "extract", "convert"])
+def test_an_output_that_cannot_be_is_told_before_the_work(
+    file: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("the work was begun")
+
+    for name in ("resize.resize_adapter", "merge.merge_adapters", "extract.extract_adapter"):
+        monkeypatch.setattr(f"lycoris_ops.commands.verbs.{name}", work)
+    monkeypatch.setattr("lycoris_ops.adapters.save.Writer", work)
+    given = {"merge": ["--adapter", file], "extract": [model, model]}.get(verb, [file])
+    (tmp_path / "taken.safetensors").touch()
+    peft = tmp_path / "of_peft"
+    peft.mkdir()
+    (peft / "adapter_config.json").touch()
+    before = sorted(tmp_path.rglob("*"))
+    for dialect, out, said in (
+        ("peft", tmp_path / "x.safetensors", "only under one name"),
+        ("peft", peft, "a file of that name already"),
+        ("kohya", tmp_path / "x", "can only be written as safetensors"),
+        ("comfy", tmp_path / "taken.safetensors", "a file of that name already"),
+        ("lycoris", tmp_path / "none" / "x.safetensors", "no such folder"),
+        ("diffusers", tmp_path / "source.safetensors" / "x.safetensors", "no such folder"),
+    ):
+        done = run(verb, *given, "-o", out, "--dialect", dialect)
+        assert done.returncode == 2 and said in done.stderr, done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_dialect_of_the_source_says_where_the_output_may_be(tmp_path: Path) -> None:
+    layer = lyc.ALGORITHMS["lora"].load(lora((6, 6), 2))
+    source = lyc.Adapter.of({"base_model.model.a.b": layer}, name="source")
+    lyc.save_adapter(source, tmp_path / "source", "peft")
+    given = tmp_path / "source" / "adapter_model.safetensors"
+    for command in (["resize", given, "--size", "rank 1"], ["merge", "--adapter", given]):
+        done = run(*command, "-o", tmp_path / "x.safetensors")
+        assert done.returncode == 2 and "only under one name" in done.stderr, done.stderr
+        assert run(*command, "-o", tmp_path / str(command[0])).returncode == 0

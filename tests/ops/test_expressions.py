@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import save_file
 
 import lycoris_ops as lyc
-from lycoris_ops.adapters.peft.expressions import MOST_STATES, MOST_TEXT, ExpressionError, Expressions
 from lycoris_ops.adapters.peft.patterns import alone, one_of
+from lycoris_ops.errors import RuleError
+from lycoris_ops.expressions import MOST_STATES, MOST_TEXT, ExpressionError, Expressions, search
 
 PATHS = [
     "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q",
@@ -54,6 +55,35 @@ def by_re(expressions: Sequence[str], path: str, *, whole: bool = False) -> int 
     """The first expression that matches, by the rule of `peft.utils.other.get_pattern_key`."""
     form = "^({})$" if whole else r"(.*\.)?({})$"
     return next((n for n, one in enumerate(expressions) if re.match(form.format(one), path)), None)
+
+
+@pytest.mark.parametrize(
+    ("expression", "name"),
+    [
+        ("q|v$", "layers.0.v"),
+        ("q|v$", "layers.0.vo"),
+        ("^in", "inner.q"),
+        ("^in", "a.in"),
+        (r"blocks\.[0-4]\.(attn|mlp)", "double_blocks.3.mlp.0"),
+        (r"\.\D+\.", "a.bc.d"),
+        ("", "anything"),
+        ("a{2,3}b", "caaab"),
+    ],
+)
+def test_an_expression_of_a_user_is_searched_for_as_by_re(expression: str, name: str) -> None:
+    assert search(expression)(name) is (re.search(expression, name) is not None)
+
+
+@pytest.mark.parametrize("expression", ["(a+)+$", "(a|a)*b", "(.*a){20}b"])
+def test_no_expression_of_a_user_takes_for_ever(expression: str) -> None:
+    """Python's `re` tries 2^60 ways."""
+    assert search(expression)("a" * 60 + "!") is False
+
+
+@pytest.mark.parametrize("expression", ["(", "a)(b", "[a", "(?=a)", "*"])
+def test_an_expression_of_a_user_that_cannot_be_read_is_named(expression: str) -> None:
+    with pytest.raises(RuleError, match=re.escape(f"/{expression}/")):
+        search(expression)
 
 
 @pytest.mark.parametrize("whole", [False, True])

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
-from lycoris_ops.bypass.forwards import hadamard
+from lycoris_ops.bypass.forwards import hadamard, kronecker
+from lycoris_ops.maths.dora import changed_lengths, dora_factor, lengths
 
 # Two steps, so that what the first step changed must be seen in the second.
 STRENGTH, RATE, STEPS = 0.7, 0.05, 2
@@ -160,6 +161,61 @@ def test_gradients_of_both_ways_of_a_hadamard_product(
     pairs = [[(learning(one), strength) for one, strength in zip(ones, (0.6, -0.9), strict=True)]]
     pairs.append([(learning(one), strength) for one, strength in zip(ones, (0.6, -0.9), strict=True)])
     check(case, *pairs)
+
+
+def test_lokr_keeps_its_input_alone() -> None:
+    case = Case((12, 18), MODULES["linear"].options)
+    module, one = case.module(), learning(layer("lokr-full-full", case))
+    hook(module, chained(case, ([(one, 0.7)],)))
+    x = torch.randn(50, 18, dtype=torch.float64)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor) or tensor, lambda held: held
+    ):
+        module(x)
+    assert {tensor.data_ptr() for tensor in kept if tensor.numel() >= x.numel()} == {x.data_ptr()}
+
+
+def test_derivatives_of_a_kronecker_product_of_any_order_and_mode() -> None:
+    shapes = ((5, 12), (5, 18), (3, 6), (4, 3))
+    given = tuple(torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
+    run = kronecker._InnerFirst.apply
+    assert torch.autograd.gradcheck(run, given, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(run, given)
+    y, x, w1, w2 = given
+    same(run(*given), y + x @ torch.kron(w1, w2).T)
+    over = torch.func.vmap(lambda y, x: run(y[None], x[None], w1, w2)[0])
+    same(over(y, x), run(*given))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("kernel", [(), (3, 2)], ids=["linear", "conv"])
+def test_norms_of_a_weight_with_a_low_rank_change(kernel: tuple[int, ...], axis: int) -> None:
+    """Against the sum itself. One output and one input are zero with their change, another only changed."""
+    weight = torch.randn(7, 5, *kernel, dtype=torch.float64)
+    left, right = (
+        torch.randn(7, 3, dtype=torch.float64),
+        torch.randn(3, weight[0].numel(), dtype=torch.float64),
+    )
+    weight[2:4], weight[:, 1] = 0, 0
+    left[2], right.view(3, 5, -1)[:, 1] = 0, 0
+    given = [tensor.requires_grad_() for tensor in (left, right)]
+    found, wanted = (
+        changed_lengths(weight, left, right, axis),
+        lengths(weight + (left @ right).view(weight.shape), axis),
+    )
+    same(found, wanted)
+    for mine, other in zip(
+        *(torch.autograd.grad((one**3).sum(), given) for one in (found, wanted)), strict=True
+    ):
+        same(mine, other)
+    magnitude = torch.ones(found.shape, dtype=torch.float64, requires_grad=True)
+    dora_factor(magnitude, changed_lengths(weight, left, right, axis)).sum().backward()
+    assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in (*given, magnitude))
+    # A change of zero leaves the norms as they are, bit for bit.
+    none = torch.zeros_like(left, dtype=torch.float32)
+    narrow = weight.float()
+    assert torch.equal(changed_lengths(narrow, none, right.detach().float(), axis), lengths(narrow, axis))
 
 
 @pytest.mark.parametrize("kind", ["lora-dora-out", "oft", "tlora"])

@@ -6,15 +6,20 @@ A listing has the keys and the shapes of a file, but no values.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from itertools import pairwise
+from collections import Counter, defaultdict
+from functools import cache
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
 import lycoris_ops as lyc
-from lycoris_ops.stack.resolve import EntryResolution
+from lycoris_ops.names.blocks import Blocks
+from lycoris_ops.names.targets import Targets
+from lycoris_ops.rules.patterns import Pattern
+from lycoris_ops.rules.scene import Scene
+from lycoris_ops.stack.resolve import EntryResolution, families
 from tests.harness.listings import Listing, listings, target, thin, write_hollow, write_random
 
 NAMELESS = "cascade_stability_positional"
@@ -144,6 +149,21 @@ def test_every_key_is_of_a_layer_or_reported(name: str, tmp_path: Path) -> None:
     assert not [key for key in adapter.unused_keys if not (stray and re.match(stray, key))]
 
 
+@cache
+def blocks_of(architecture: str) -> Blocks:
+    return Blocks(Targets(target(architecture)))
+
+
+@pytest.mark.parametrize("architecture", sorted({listing.architecture for listing in LISTINGS.values()}))
+def test_blocks_share_out_the_layers_of_a_model_and_rules_know_them_by_name(architecture: str) -> None:
+    blocks = blocks_of(architecture)
+    assert Counter(blocks.layers) == Counter(chain.from_iterable(blocks.members.values()))
+    scene = Scene(blocks, {})
+    for name, members in blocks.members.items():
+        pattern = Pattern.of(name)
+        assert [one for one in blocks.layers if pattern.matches(scene, one)] == members, name
+
+
 @pytest.mark.parametrize("name", LISTINGS)
 def test_every_layer_finds_its_weight(name: str, tmp_path: Path) -> None:
     found = resolved(LISTINGS[name], tmp_path)
@@ -151,6 +171,10 @@ def test_every_layer_finds_its_weight(name: str, tmp_path: Path) -> None:
     assert not found.absent
     assert not found.unmatched
     assert {match.layer for match in found.matches} == set(found.entry.adapter.info)
+    # A fused layer too is in one block.
+    blocks = blocks_of(LISTINGS[name].architecture)
+    places = {(match.layer, blocks.of(match.target).block) for match in found.matches}
+    assert len(places) == len(found.entry.adapter.info)
 
 
 @pytest.mark.parametrize("name", LISTINGS)
@@ -192,3 +216,14 @@ def test_thinned_files_are_read_whole(name: str, tmp_path: Path) -> None:
     for layer in adapter.layers.values():
         assert layer.alpha == layer.rank
         assert all(torch.isfinite(tensor).all() for tensor in layer.dump().values())
+
+
+@pytest.mark.parametrize("name", LISTINGS)
+def test_a_file_is_never_said_to_be_for_another_family(name: str, tmp_path: Path) -> None:
+    """By its names or its metadata a file is for the family of its model, or for none that is known."""
+    adapter = opened(LISTINGS[name], tmp_path)
+    targets = Targets(target(LISTINGS[name].architecture))
+    made_for, model = families(adapter, targets)
+    assert not made_for or not model or {*made_for} & {*model}
+    if LISTINGS[name].architecture in ("sd15", "sdxl", "flux", "sd3_medium", "qwen_image", "wan21_t2v_14b"):
+        assert model

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
+from lycoris_ops.bypass import Rebuilt
 from lycoris_ops.modules.presets import PRESETS
 from lycoris_ops.train.settings import trainable
 
@@ -201,6 +202,38 @@ def test_bypass_and_rebuilt_weights_agree(case: str, form: str) -> None:
         assert mine is not None and (mine - grad).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("kernel", [(), (3, 3)], ids=["linear", "conv"])
+def test_the_way_is_chosen_by_the_tokens_of_each_pass(
+    kernel: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden: list[str] = []
+    hide = Rebuilt._hide
+    monkeypatch.setattr(
+        Rebuilt, "_hide", lambda hook, name, *rest: (hidden.append(name), hide(hook, name, *rest))
+    )
+    torch.manual_seed(0)
+    layer = nn.Conv2d(16, 16, 3, padding=1, stride=2) if kernel else nn.Linear(16, 16)
+    model = nn.Sequential(layer).double()
+    network = made(model, algorithm="loha", rank=8).double()
+    (member,) = network.members.values()
+    limit = int(member.bypass_up_to)
+    assert f"loha 8, bypass up to {limit} tokens, else rebuilt" in network.report
+    for tokens, rebuilt in ((limit, False), (limit + 1, True), (limit, False)):
+        x = torch.randn(tokens, 16, *((2, 2) if kernel else ())).double().requires_grad_()
+        network.zero_grad()
+        hidden.clear()
+        found = model(x)
+        loss(found).backward()
+        assert bool(hidden) == rebuilt
+        weight = layer.weight + member.layer.delta(layer.weight)
+        with network.off():
+            wanted = torch.func.functional_call(layer, {"weight": weight}, (x.detach(),))
+        grads = torch.autograd.grad(loss(wanted), list(network.parameters()))
+        assert (found - wanted).abs().max() < 1e-12 * wanted.abs().max()
+        for parameter, grad in zip(network.parameters(), grads, strict=True):
+            assert (parameter.grad - grad).abs().max() < 1e-12 * grad.abs().max()
+
+
 def mixed(model: nn.Module, **options: Any) -> lyc.LycorisNetwork:
     overrides = {
         "conv": {"algorithm": "loha", "rank": 2},
@@ -304,6 +337,104 @@ def test_diffusers_loads_what_was_trained_on_its_unet(tmp_path: Path) -> None:
     assert (unet(*inputs).sample - trained).abs().max() < 1e-5
 
 
+def test_what_the_layers_of_a_file_are_is_not_for_options_to_say() -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    adapter = lyc.create_lycoris(model, include="0", rank=2, seed=0).to_adapter()
+    for options in (
+        {"overrides": {"0": {"alpha": 4}}},
+        {"overrides": {"0": {"dora": "output"}}},
+        {"tucker": True},
+    ):
+        with pytest.raises(lyc.LycorisError, match=r"a file says itself.*Resize or convert"):
+            lyc.create_lycoris(model, weights=adapter, **options)
+    network = lyc.create_lycoris(model, weights=adapter, overrides={"0": {"lr": 0.5}}, rank_dropout=0.25)
+    (member,) = network.members.values()
+    assert (member.settings.lr, member.settings.rank_dropout, member.layer.rank) == (0.5, 0.25, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "kept"),
+    [
+        ({"rank": 2}, "lora 4 to lora 2", None),
+        ({"rank": 7}, "lora 4 to lora 7", 1.0),
+        ({"rank": 99}, "lora 4 to lora 8", 1.0),
+        ({"algorithm": "lokr", "factor": 4}, "lora 4 to lokr", None),
+        ({"algorithm": "full"}, "lora 4 to full", 1.0),
+        ({"rank": 4}, None, 1.0),
+    ],
+)
+def test_layers_of_a_file_go_on_in_another_kind_or_at_another_rank(
+    options: dict[str, Any], words: str | None, kept: float | None
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 8))
+    start = lyc.create_lycoris(model, include="*", rank=4, alpha=2, seed=0)
+    with torch.no_grad():
+        for parameter in start.parameters():
+            parameter.normal_()
+    adapter = start.to_adapter()
+    before = {
+        path: member.layer.delta(member.site.module.weight).detach() for path, member in start.members.items()
+    }
+    network = lyc.create_lycoris(model, weights=adapter, overrides={"0": options}, seed=0)
+    first, second = network.members["0"].layer, network.members["1"].layer
+    assert torch.equal(second.delta(model[1].weight), before["1"])
+    found = first.delta(model[0].weight).detach()
+    # The best of a lower rank by the singular values, in float64.
+    values = torch.linalg.svdvals(before["0"].double()).square()
+    share = 1 - float((found - before["0"]).double().square().sum() / values.sum())
+    if options == {"rank": 2}:
+        kept = float(values[:2].sum() / values.sum())
+    if kept is not None:
+        assert share == pytest.approx(kept, abs=1e-5)
+    if first.algorithm == "lora":
+        assert first.alpha == pytest.approx(first.rank / 2)
+    if words is None:
+        assert "go on in another kind" not in network.report
+    else:
+        assert f"1 layers go on in another kind or at another rank, such as 0 ({words}" in network.report
+        assert f"{share:.1%} of the energy of their change is kept" in network.report
+    # All of it is trained.
+    network.apply_to()
+    model(torch.randn(3, 8)).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(("rank", "kept"), [(2, 0.5), (6, 1 - 1e-6)])
+def test_layers_of_dora_go_on_at_another_rank(rank: int, kept: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(6, 8, 3), nn.Linear(8, 12))
+    start = lyc.create_lycoris(model, include="*", rank=4, dora="output", seed=0)
+    with torch.no_grad():
+        for parameter in start.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+    before = {path: one.layer.delta(one.site.module.weight).detach() for path, one in start.members.items()}
+    network = lyc.create_lycoris(model, weights=start.to_adapter(), overrides={"*": {"rank": rank}}, seed=0)
+    assert {member.layer.rank for member in network.members.values()} == {rank}
+    for path, member in network.members.items():
+        found = member.layer.delta(member.site.module.weight).detach()
+        assert 1 - (found - before[path]).square().sum() / before[path].square().sum() > kept
+
+
+def test_a_layer_that_cannot_get_a_higher_rank_is_named() -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    loha = lyc.create_lycoris(model, include="0", algorithm="loha", rank=2, seed=0)
+    with torch.no_grad():
+        for parameter in loha.parameters():
+            parameter.fill_(0.1)
+    adapter = loha.to_adapter()
+    with pytest.raises(lyc.LayerError, match=r"0: .*higher rank.*loha 2, and rank 4.*at most 2"):
+        lyc.create_lycoris(model, weights=adapter, overrides={"0": {"rank": 4}})
+    adapter = lyc.create_lycoris(model, include="0", algorithm="full", seed=0).to_adapter()
+    with pytest.raises(lyc.LayerError, match=r"0: .*without a rank.*full, and rank 4"):
+        lyc.create_lycoris(model, weights=adapter, overrides={"0": {"rank": 4}})
+    # What changes nothing begins anew.
+    network = lyc.create_lycoris(
+        model, weights=adapter, overrides={"0": {"algorithm": "lora", "rank": 4}}, seed=0
+    )
+    assert network.members["0"].layer.rank == 4
+
+
 @pytest.mark.parametrize("dialect", ["lycoris", "comfy", "peft"])
 def test_attention_that_hands_its_weights_to_a_function(dialect: Any, tmp_path: Path) -> None:
     """torch's own attention calls none of its projections."""
@@ -329,6 +460,27 @@ def test_attention_that_hands_its_weights_to_a_function(dialect: Any, tmp_path: 
     again.restore()
     network.merge_to()
     assert (attend(x, x, x)[0] - output).abs().max() < 1e-6
+
+
+def test_a_bias_that_reads_the_weight_is_trained_and_merged() -> None:
+    """PEFT's GLoRA with C: b + b D + E + W C, for the weight W before any change."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6))
+    tensors = {f"glora_{path}.X": torch.randn(6, 1) for path in "AB"} | {"glora_C.X": torch.randn(4, 1)}
+    tensors |= {f"glora_{path}.X": torch.randn(6) for path in "DE"}
+    adapter = lyc.Adapter.of({"0": ALGORITHMS["glora_peft"].load(tensors)}, name="test")
+    a, b, c, d, e = (tensor.double() for tensor in tensors.values())
+    weight, bias = (value.detach().double() for value in (model[0].weight, model[0].bias))
+    x = torch.randn(3, 4)
+    added = bias * d + e + (weight @ c).flatten()
+    wanted = functional.linear(x.double(), weight + weight * a + b, bias + added)
+    network = lyc.create_lycoris(model, weights=adapter).apply_to()
+    trained = model(x)
+    loss(trained).backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
+    network.merge_to()
+    for found in (trained, model(x)):
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_several_networks_on_one_model(model: Model) -> None:
@@ -653,11 +805,18 @@ def test_a_base_sharded_over_two_processes(tmp_path: Path) -> None:
         assert (one - two).abs().max() < 1e-6
 
 
+def test_an_override_without_a_rank_leaves_that_of_all(model: Model) -> None:
+    """It is lowered to what a module can use, as it is without the override."""
+    network = made(model, include=ALL, rank=64, overrides={"*": {"bias": True}})
+    assert network.members["head"].layer.rank == 8
+    assert any("head: rank 8 in place of 64" in note for note in network.notes)
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "nothing": ({"exclude": "*"}, "nothing to adapt in Model"),
     "pattern": ({"include": "attn*"}, "matches none of the modules"),
     "override": ({"overrides": {"attn": {}}}, "matches none of the chosen modules"),
-    "regex": ({"include": "/(/"}, "not a regular expression"),
+    "regex": ({"include": "/(/"}, "not a regular expression that can be read"),
     "preset": ({"preset": "attention"}, "an unknown preset"),
     "algorithm": ({"algorithm": "locon"}, "an unknown algorithm"),
     "tlora": ({"algorithm": "tlora"}, "an unknown algorithm"),
@@ -667,6 +826,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "typo": ({"conv_rnk": 4}, "Is it conv_rank?"),
     "rank": ({"rank": 0}, "a whole number above 0"),
     "rank above": ({"overrides": {"head": {"rank": 9}}}, "at most 8"),
+    "factor": ({"algorithm": "lokr", "factor": 7}, "a factor divides nothing (found factor 7"),
+    "factor of one": (
+        {"algorithm": "lokr", "factor": 4, "overrides": {"head": {"factor": 5}}},
+        "head: a factor divides nothing (found factor 5 for [8, 24]",
+    ),
     "dropout": ({"rank_dropout": 1.0}, "from 0 to below 1"),
     "dora": ({"algorithm": "oft", "dora": "output"}, "no DoRA magnitude"),
     "axis": ({"dora": True}, "'output' or 'input'"),
@@ -687,6 +851,41 @@ def test_bad_input(case: str, model: Model) -> None:
         lyc.create_lycoris(model, **options)
     assert message in str(raised.value)
     assert state(model)[1] == before
+
+
+def test_a_factor_that_divides_some_layers_says_which_it_does_not() -> None:
+    net = nn.Sequential(nn.Linear(12, 10), nn.Linear(10, 7))
+    network = lyc.create_lycoris(net, algorithm="lokr", factor=3, seed=0)
+    assert "1: a smaller factor than 3, which divides neither side of [7, 10]" in network.report
+    assert {tuple(one.layer.extent) for one in network.members.values()} == {(10, 12), (7, 10)}
+
+
+def test_models_of_torchvision() -> None:
+    """Grouped convolutions beside batch norms, and torch's own attention."""
+    torchvision = pytest.importorskip("torchvision")
+    pictures, wanted = torch.rand(2, 3, 32, 32), torch.tensor([0, 1])
+    for net, count in (
+        (torchvision.models.shufflenet_v2_x0_5(num_classes=2), 57),
+        (torchvision.models.VisionTransformer(32, 8, 1, 2, 16, 32, num_classes=2), 6),
+    ):
+        net.eval()
+        before, found = state(net), net(pictures)
+        network = lyc.create_lycoris(net, preset="full", rank=2, seed=0).apply_to()
+        assert torch.equal(net(pictures), found) and len(network.members) == count
+        optimizer = torch.optim.AdamW(network.parameter_groups(1e-2))
+        losses: list[float] = []
+        for _ in range(6):
+            one = functional.cross_entropy(net(pictures), wanted)
+            optimizer.zero_grad()
+            one.backward()
+            optimizer.step()
+            losses.append(one.item())
+        assert losses[-1] < losses[0]
+        network.restore()
+        after = state(net)
+        assert after[1] == before[1] and all(
+            torch.equal(after[0][name], value) for name, value in before[0].items()
+        )
 
 
 def test_a_weight_under_two_names(model: Model) -> None:

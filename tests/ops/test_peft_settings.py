@@ -50,7 +50,9 @@ def applied(adapter: lyc.Adapter, before: dict[str, Tensor]) -> dict[str, Tensor
     )
     resolution.check(strict=True)
     for key, pairs in resolution.pairs().items():
-        layers = [(match.read(entry.adapter), match.strength) for entry, match in pairs]
+        layers = [
+            (match.read(entry.adapter, weights=before.__getitem__), match.strength) for entry, match in pairs
+        ]
         lyc.patch_(after[key], layers)
     return after
 
@@ -502,8 +504,8 @@ def gloras() -> nn.ModuleDict:
 
 
 @torch.no_grad()
-def glora(model: nn.Module, forms: tuple[str, ...], *, coupled: bool = False) -> Any:
-    """The model in PEFT with a random GLoRA. C is zero unless `coupled`."""
+def glora(model: nn.Module, forms: tuple[str, ...]) -> Any:
+    """The model in PEFT with a random GLoRA."""
     import peft
 
     names = ("config_A_B", "config_C", "config_D_E", "bias")
@@ -511,10 +513,6 @@ def glora(model: nn.Module, forms: tuple[str, ...], *, coupled: bool = False) ->
     config = peft.GloraConfig(r=3, target_modules=["q", "k", "one"], **options)
     adapted = peft.get_peft_model(model, config).eval()
     fill((one for one in adapted.parameters() if one.requires_grad), torch.float32)
-    for name, parameter in adapted.named_parameters():
-        # Xu stays: C is its product with Xd.
-        if not coupled and ".glora_C." in name and not name.endswith(".Xu"):
-            parameter.zero_()
     return adapted
 
 
@@ -540,7 +538,11 @@ def test_glora_is_what_peft_merges(tmp_path: Path, forms: tuple[str, ...]) -> No
     module.load_state_dict(before)
     shapes = {name: tuple(one.shape) for name, one in before.items()}
     pairs = lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), shapes).pairs()
-    parts = [(match.read(entry.adapter), match.strength) for name in pairs for entry, match in pairs[name]]
+    parts = [
+        (match.read(entry.adapter, weights=before.__getitem__), match.strength)
+        for name in pairs
+        for entry, match in pairs[name]
+    ]
     own = [(part, strength) for part, strength in parts if str(part.key).endswith(".q")]
     module["q"].requires_grad_(False)
     lyc.Bypass(module["q"], lyc.BypassPlan.build(lyc.geometry_of(module["q"]), own)).attach()
@@ -556,26 +558,50 @@ def test_glora_is_what_peft_merges(tmp_path: Path, forms: tuple[str, ...]) -> No
 
 
 @pytest.mark.parametrize("form", ["lora", "vector"])
-def test_a_glora_that_adds_the_weight_to_the_bias_is_refused_by_layer(tmp_path: Path, form: str) -> None:
-    """Layers without a bias have no C, and are read."""
+def test_a_bias_that_depends_on_the_weight_reads_it(tmp_path: Path, form: str) -> None:
+    """In a checkpoint's file, in a merge and in another kind; without the weight it is an error."""
     torch.manual_seed(0)
     model = gloras()
     before = weights(model)
-    adapted = glora(model, ("lora", form, "vector", "none"), coupled=True)
-    adapted.save_pretrained(str(tmp_path))
+    adapted = glora(model, ("lora", form, "vector", "none"))
+    adapted.save_pretrained(str(tmp_path / "source"))
     after = weights(adapted.double().merge_and_unload())
-    adapter = lyc.load_adapter(tmp_path / "adapter_model.safetensors")
-    with pytest.raises(lyc.LayerError, match=r"model\.(q|one): .*the weight times C to the bias.*by a rule"):
-        applied(adapter, before)
-    rules = lyc.Rules.parse("q = 0\none = 0")
-    resolution = lyc.resolve(
-        lyc.Stack([lyc.Entry(adapter, rules=rules)]),
-        {name: tuple(one.shape) for name, one in before.items()},
-    )
-    ((key, ((entry, match),)),) = resolution.pairs().items()
-    assert key == "k.weight"
-    found = lyc.patch_(before[key].clone(), [(match.read(entry.adapter), match.strength)])
-    assert_same({key: found}, {key: after[key]}, 64 * EPS64)
+    adapter = lyc.load_adapter(tmp_path / "source" / "adapter_model.safetensors")
+    stack, shapes = lyc.Stack([lyc.Entry(adapter)]), {name: tuple(one.shape) for name, one in before.items()}
+
+    ((entry, match),) = lyc.resolve(stack, shapes).pairs()["q.bias"]
+    with pytest.raises(lyc.LayerError, match=r"model\.q: the change of a bias depends on the weight"):
+        match.read(entry.adapter)
+    with pytest.raises(lyc.LayerError, match="depends on the weight beside it"):
+        lyc.Part(adapter.layer(match.layer), parameter="bias").delta(before["q.bias"])
+    without, full = (lyc.survey(stack, shapes, read=read).adapters[0] for read in (None, before.__getitem__))
+    assert (without.unmeasured, full.unmeasured) == (5, 0)
+
+    base = tmp_path / "base.safetensors"
+    save_file(before, base)
+    lyc.merge_checkpoint(base, stack, tmp_path / "merged.safetensors")
+    assert_same(load_file(tmp_path / "merged.safetensors"), after, 64 * EPS64)
+    for made in (
+        lyc.resize_adapter(adapter, lyc.Energy(1.0), "full", base),
+        lyc.merge_adapters([(adapter, 1.0)], size=lyc.Energy(1.0), algorithm="full", base=base),
+    ):
+        assert_same(applied(made, before), after, 1e-6)
+
+
+def test_a_part_of_a_layer_counts_on_its_own_rows_of_the_weight_beside() -> None:
+    """Either side may be fused: rows of the weight, or rows of the layer."""
+    torch.manual_seed(0)
+    zeros = {f"glora_{path}.zeros": torch.zeros(6, 4) for path in "AB"}
+    zeros |= {f"glora_{path}.zeros": torch.zeros(6) for path in "DE"}
+    column = torch.randn(4, 1)
+    layer = lyc.ALGORITHMS["glora_peft"].load({**zeros, "glora_C.X": column})
+    whole = torch.randn(9, 4)
+    wanted = torch.zeros(9)
+    wanted[2:8] = (whole[2:8].double() @ column.double()).flatten().float()
+    found = lyc.Part(layer, rows=(2, 8), parameter="bias").beside(whole).delta(torch.randn(9))
+    torch.testing.assert_close(found, wanted)
+    part = lyc.Part(layer, window=(1, 4), parameter="bias").beside(whole[3:6])
+    torch.testing.assert_close(part.delta(torch.randn(3)), wanted[3:6])
 
 
 @pytest.mark.parametrize("name", ["default", "second"])

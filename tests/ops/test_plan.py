@@ -237,6 +237,32 @@ def test_bytes_of_texts(text: Any, size: float) -> None:
     assert bytes_of(text) == size
 
 
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        (" Auto", "auto"),
+        ("50MB", lyc.Budget("50MB")),
+        ("48.5 MiB", lyc.Budget("48.5 MiB")),
+        ("2_000_000 parameters", lyc.Budget(parameters=2_000_000)),
+        ("60", lyc.Budget(parameters=60)),
+        ("Rank 16", lyc.Rank(16)),
+        ("90 %", lyc.Energy(0.9)),
+        ("1/100", lyc.Ratio(100)),
+    ],
+)
+def test_sizes_of_texts(text: str, size: Any) -> None:
+    found: Any = lyc.parse_size(text)
+    assert getattr(found, "most", found) == getattr(size, "most", size) and type(found) is type(size)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "large", "16%%", "1.2.3%", "2/100", "rank 0", "0%", "101%", "5 pounds", "-3"]
+)
+def test_texts_that_are_no_size(text: str) -> None:
+    with pytest.raises(lyc.PlanError):
+        lyc.parse_size(text)
+
+
 @pytest.mark.parametrize("options", [{}, {"dora": "output"}], ids=["plain", "dora"])
 def test_a_network_follows_a_plan_and_starts_from_the_gradient(probe: lyc.Probe, options: Any) -> None:
     kinds = ("lora", "lokr", "loha")

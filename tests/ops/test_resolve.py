@@ -95,7 +95,7 @@ def test_the_strength_is_of_the_part_times_the_rules(tmp_path: Path) -> None:
     assert strengths["diffusion_model.input_blocks.0.0"] == 0.8
     assert strengths["diffusion_model.input_blocks.1.1.proj_in"] == 0.4
     assert strengths["clip_l.transformer.text_model.encoder.layers.0.mlp.fc1"] == 0.6
-    assert [str(rule) for rule in found.idle_rules] == ["in.77 = 0"]
+    assert [idle.partition(":")[0] for idle in found.idle_rules] == ["in.77"]
 
 
 def test_what_meets_nothing_is_named_with_the_nearest(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_text_encoder_that_is_not_there_is_reported_as_just_that(tmp_path: Pat
     resolution.check(strict=True)
     assert resolution.entries[0].absent == {"te": ("lora_te_text_model_encoder_layers_0_mlp_fc1",)}
     text = lyc.describe(resolution)
-    assert "1 layers left out, they belong to the text encoder: no CLIP is connected" in text
+    assert "1 layer left out, it belongs to the text encoder: no CLIP is connected" in text
 
 
 def test_an_adapter_of_absent_layers_alone_is_an_error(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_an_adapter_of_another_architecture_is_an_error(tmp_path: Path) -> None:
     resolution = lyc.resolve(stack, HOST)
     with pytest.raises(
         lyc.MatchError,
-        match=r"flux\.safetensors.*nothing in the adapter matches.*9 layers; no layer of that name",
+        match=r"flux\.safetensors.*made for Flux 1, .*; this model is SD 1\.5, .*9 layers, none of them",
     ):
         resolution.check()
     # An adapter that is switched off need not match anything.
@@ -203,7 +203,7 @@ def test_a_checkpoints_fused_text_encoder_takes_split_layers(
         "mlp_fc1": None,
         "mlp_fc2": None,
     }
-    assert all(match.target.names[0].startswith("clip_") for match in found.matches)
+    assert all(match.target.name.startswith("clip_") for match in found.matches)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_an_adapter_for_the_other_part_is_left_out_where_the_stack_has_work(tmp_
     stack = lyc.Stack([lyc.Entry(adapter(tmp_path, te, "te")), lyc.Entry(adapter(tmp_path, unet, "unet"))])
     resolution = lyc.resolve(stack, keys)
     resolution.check(strict=True)
-    assert "1 layers left out" in lyc.describe(resolution)
+    assert "1 layer left out" in lyc.describe(resolution)
 
 
 def test_two_layers_for_one_weight_are_an_error_naming_both(tmp_path: Path) -> None:

@@ -51,18 +51,22 @@ def test_it_trains_as_the_function_does(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("text", "train", "message"),
     [
-        ("networks = 1", "", r"the file: an unknown key \(found networks; expected network\)"),
+        (
+            "networks = 1",
+            "",
+            r"the file: an unknown key \(found networks; expected entry, arguments, network",
+        ),
         ("", "learning_rate = 1", r"\[train\]: an unknown key \(found learning_rate"),
-        ("", "warm_up = 3", "Is warmup meant"),
+        ("", "warm_up = 3", "Is it warmup"),
         ("", "warmup = -1", "warmup: a setting is out of its range"),
         ("", "epochs = 1", "steps or of epochs"),
         ("", "dtype = 'int8'", "an unknown dtype"),
         ("", "lr = ", "the file is not TOML"),
-        ("", "reallocation = {targets = 3}", "Is target meant"),
+        ("", "reallocation = {targets = 3}", "Is it target"),
         ("", "reallocation = {target = 3}", "these are not the arguments"),
-        ("plan = {size = {ranks = 3}}", "", "Is rank meant"),
-        ("plan = {size = {rank = 3, energy = 1}}", "", "a size has one entry"),
-        ("plan = {rmax = 3}", "", "Is r_max meant"),
+        ("plan = {size = 'ranks 3'}", "", "the size cannot be understood"),
+        ("plan = {size = {rank = 3}}", "", "the size cannot be understood"),
+        ("plan = {rmax = 3}", "", "Is it r_max"),
         ("plan = {preset = 'everything'}", "", "everything"),
         ("arguments = {number = 3}", "", "arguments"),
         ("arguments = 3", "", "this is a table"),
@@ -103,7 +107,7 @@ def test_bad_tasks_and_networks(
 def test_a_plan_is_made_and_kept_for_a_resumed_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = Path(settings(tmp_path, "plan = {size = {parameters = 60}, batches = 2, algorithms = 'lora'}"))
+    file = Path(settings(tmp_path, "plan = {size = 60, batches = 2, algorithms = 'lora'}"))
     text = file.read_text(encoding="utf-8").replace("algorithm = 'loha'\nrank = 2\n", "")
     moves = "reallocation = {target = 50, begin = 2, end = 3}"
     file.write_text(f"{text}\n{moves}\n", encoding="utf-8")

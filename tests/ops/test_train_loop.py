@@ -8,7 +8,9 @@ import importlib.util
 import math
 import os
 import random
+import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -275,10 +277,53 @@ def test_an_interrupt_at_any_time_leaves_a_whole_checkpoint(tmp_path: Path, call
     held_out = batches(1, seed=7)
     whole, broken = options(tmp_path / "a", **given), options(tmp_path / "b", **given)
     lyc.train_network(network(), loader(), noisy, whole, validation=held_out)
+    rescued: list[tuple[Path, int]] = []
     with pytest.raises(KeyboardInterrupt):
-        lyc.train_network(network(), loader(), interrupted, broken, validation=held_out)
+        lyc.train_network(
+            network(),
+            loader(),
+            interrupted,
+            broken,
+            validation=held_out,
+            rescued=lambda path, steps: rescued.append((path, steps)),
+        )
+    # What is left holds the steps that were done.
+    ((path, steps),) = rescued
+    assert path == tmp_path / "b/out-checkpoints/last.safetensors"
+    assert lyc.load_adapter(path).metadata["ss_steps"] == str(steps)
     lyc.train_network(network(), loader(), noisy, broken, validation=held_out, resume=broken.last_state)
     assert (tmp_path / "a/out.safetensors").read_bytes() == (tmp_path / "b/out.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("dialect", "output"), [("kohya", "out.safetensors"), ("peft", "out")])
+def test_an_exception_of_the_callers_ends_a_training_in_good_order(
+    tmp_path: Path, dialect: Any, output: str
+) -> None:
+    class Stop(BaseException):
+        pass
+
+    def stop(report: lyc.StepReport) -> None:
+        if report.step == 2:
+            raise Stop
+
+    net = network()
+    given = options(tmp_path, steps=5, dialect=dialect, output=tmp_path / output)
+    result = lyc.train_network(net, loader(), noisy, given, progress=stop, stops=(Stop,))
+    assert (result.stopped, result.steps, result.of) == (True, 2, 5)
+    assert "stopped before 5 steps" in str(result)
+    assert result.output and Path(result.output).is_relative_to(tmp_path / "out-checkpoints")
+    kept = lyc.load_adapter(result.output)
+    assert kept.metadata["ss_steps"] == "2" and len(kept.layers) == len(net.members)
+    assert result.state and Path(result.state).is_file()
+    again = lyc.train_network(network(), loader(), noisy, given, resume=result.state, stops=(Stop,))
+    assert (again.stopped, again.steps) == (False, 5)
+
+    def never(module: nn.Module, batch: Any) -> Tensor:
+        raise Stop
+
+    # Without a step there is nothing to return.
+    with pytest.raises(Stop):
+        lyc.train_network(network(), loader(), never, lyc.TrainOptions(steps=5), stops=(Stop,))
 
 
 @pytest.mark.usefixtures("ctrl_c")
@@ -336,6 +381,20 @@ def test_early_stop_best_checkpoint_curves_and_log(tmp_path: Path) -> None:
     if best and best[0]:
         adapter = lyc.load_adapter(tmp_path / "out-checkpoints/best.safetensors")
         assert adapter.metadata["ss_steps"] == str(best[0])
+
+
+@pytest.mark.parametrize("package", [True, False], ids=["tqdm", "without tqdm"])
+def test_a_bar_shows_the_loss_the_speed_and_the_time_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, package: bool
+) -> None:
+    if not package:
+        monkeypatch.setitem(sys.modules, "tqdm", None)
+    settings = options(tmp_path, steps=4, validate_every=2, bar=True)
+    lyc.train_network(network(), batches(2), plain, settings, validation=batches(1))
+    shown = capsys.readouterr().err
+    assert "4/4" in shown and re.search(r"loss[ =]\d", shown) and re.search(r"steps?/s", shown)
+    assert re.search(r"held.out.*?[ =]\d", shown)
+    assert re.search(r"\[\d\d:\d\d<" if package else r" 0 s left", shown)
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "muon"])
@@ -581,15 +640,15 @@ def empty() -> Iterator[Any]:
         (batches(), detached, {}, "the loss does not depend on the network"),
         ([], plain, {}, "there are no batches"),
         (iter(batches(3)), plain, {}, r"the batches ended before the steps \(found 3 batches"),
-        (batches(1), plain, {"optimiser": "adamv"}, "an unknown optimiser.*Did you mean adamw"),
+        (batches(1), plain, {"optimiser": "adamv"}, "an unknown optimiser.*Is it adamw"),
         (batches(1), plain, {"optimiser": "nowhere:Adam"}, "pip install nowhere"),
         (batches(1), plain, {"optimiser": "torch.optim:Adan"}, "an unknown optimiser"),
-        (batches(1), plain, {"optimiser_options": {"betes": 1}}, "betes: the optimiser has no .*betas"),
+        (batches(1), plain, {"optimiser_options": {"betes": 1}}, "found betes; .*Is it betas\\?"),
         (batches(1), plain, {"optimiser_options": {"betas": (2, 2)}}, "refuses its options"),
         (batches(1), plain, {"optimiser": "prodigy", "lr": 0.1}, "finds the learning rate itself"),
         (batches(1), plain, {"optimiser": "prodigy", "lr": None, "lora_plus": 4.0}, "rates of 1, 4"),
         (batches(1), plain, {"optimiser": "schedulefree", "ema": 0.9}, "in place of a schedule"),
-        (batches(1), plain, {"schedule": "cosinus"}, "an unknown schedule.*Did you mean cosine"),
+        (batches(1), plain, {"schedule": "cosinus"}, "an unknown schedule.*Is it cosine"),
         (iter(batches(3)), plain, {"steps": None, "epochs": 1}, "cannot be counted"),
     ],
 )  # fmt: skip
@@ -598,6 +657,16 @@ def test_what_cannot_be_trained_with(
 ) -> None:
     with pytest.raises(lyc.TrainError, match=message):
         lyc.train_network(network(), data, loss, options(tmp_path, **given))
+
+
+def test_a_dialect_that_cannot_hold_the_layers_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    def never(module: nn.Module, batch: Any) -> Tensor:
+        raise AssertionError
+
+    settings = options(tmp_path, output=tmp_path / "out", dialect="peft")
+    with pytest.raises(lyc.LayerError, match="peft holds no oft"):
+        lyc.train_network(network("oft"), batches(), never, settings)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_optimiser_that_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

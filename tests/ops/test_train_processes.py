@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 import train_task
 
 import lycoris_ops as lyc
+from lycoris_ops.commands import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,7 +51,41 @@ def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
             torch.testing.assert_close(two[name].tensors()[key], tensor, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch trains in one process only")
+@pytest.mark.skipif(sys.platform == "win32", reason="torchrun on Windows needs a torch with libuv")
+def test_torchrun_trains_by_the_command_line(tmp_path: Path) -> None:
+    """With a plan, and the first process alone writes and reports."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "task.py").write_bytes(Path(train_task.__file__).read_bytes())
+        (tmp_path / name / "settings.toml").write_text(
+            "entry = 'task.py:task'\narguments = {count = 4}\n[plan]\nsize = 'rank 2'\nbatches = 2\n"
+            "[network]\nseed = 1\n[train]\nsteps = 4\nlr = 0.01\nbar = false\npicture = false\n"
+            f"output = '{(tmp_path / name).as_posix()}/out.safetensors'\n"
+            f"accumulation = {2 if name == 'one' else 1}\n",
+            encoding="utf-8",
+        )
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lycoris_ops"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, "train", str(tmp_path / "two" / "settings.toml"), "--json"],
+        cwd=ROOT,
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 4
+    assert main(["train", str(tmp_path / "one" / "settings.toml")]) == 0
+    one, two = (lyc.load_adapter(tmp_path / name / "out.safetensors").layers for name in ("one", "two"))
+    assert one.keys() == two.keys() == {"lycoris_0", "lycoris_2"}
+    for name, layer in one.items():
+        for key, tensor in layer.tensors().items():
+            torch.testing.assert_close(two[name].tensors()[key], tensor, rtol=1e-5, atol=1e-7)
+
+
 def child_environment() -> dict[str, str]:
     import os
 
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}

@@ -26,16 +26,24 @@ def no_other_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "PATHS", (triton_fused.PATH,))
 
 
-@pytest.fixture(params=[None, Tile(16, 16, 4)], ids=["table", "small"])
-def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a test with the tiles of the kernel's own table, and with tiles so small that a weight has many."""
-    if request.param:
-        small = {key: dict.fromkeys(tiles, request.param) for key, tiles in triton_fused.TILES.items()}
-        monkeypatch.setattr(triton_fused, "TILES", small)
-
-
 class TestKernel(PathCases):
-    """The tests of every path, for the Triton kernel."""
+    """The tests of every path, for the Triton kernel with the tiles of its own table."""
+
+    @pytest.fixture
+    def tile(self) -> None:
+        """Leave the tiles as they are."""
+
+
+class TestSmallTiles(PathCases):
+    """The same with tiles so small that a weight has many. One dtype shows how a weight is divided."""
+
+    DTYPES = (torch.bfloat16,)
+
+    @pytest.fixture
+    def tile(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Give all weights the same small tiles."""
+        small = {key: dict.fromkeys(tiles, Tile(16, 16, 4)) for key, tiles in triton_fused.TILES.items()}
+        monkeypatch.setattr(triton_fused, "TILES", small)
 
 
 def test_strides_that_are_refused() -> None:

@@ -31,6 +31,8 @@ from safetensors.torch import load_file, save_file
 
 import lycoris_ops as lyc
 from lycoris_ops.commands import main as command_line
+from lycoris_ops.commands import verbs
+from lycoris_ops.discovery import discover
 
 ENDINGS = lyc.SAFETENSORS + lyc.PICKLES
 LAYERS, SIZE, RANK = 40, 224, 16
@@ -499,6 +501,8 @@ def main() -> int:
     options = parser.parse_args()
     # A copy of a process has none of its threads.
     torch.set_num_threads(1)
+    # Now: a writer that is another user may not be able to read the interpreter's files.
+    discover(verbs.__name__)
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
     with tempfile.TemporaryDirectory() as folder:
         # For a writer that is another user.

@@ -126,7 +126,9 @@ class Taker:
                 for key, pairs in resolution.pairs().items():
                     for dtype in (torch.bfloat16, torch.float16):
                         weight = self.bases[seed.model][key].to(dtype)
-                        lyc.patch_(weight, [(match.read(adapter), 0.1) for _, match in pairs])
+                        weights = self.bases[seed.model].__getitem__
+                        parts = [(match.read(adapter, weights=weights), 0.1) for _, match in pairs]
+                        lyc.patch_(weight, parts)
 
     def take(self, case: Case) -> Outcome:
         """Take one file through all stages."""
@@ -379,7 +381,13 @@ class _Take:
         wanted = self._wanted(adapter, resolution)
         found: set[tuple[str, str]] = set()
         for key, pairs in list(resolution.pairs().items())[:LAYERS]:
-            parts = [(match, self.call("layer", lambda m=match: m.read(adapter))) for _, match in pairs]
+            parts = [
+                (
+                    match,
+                    self.call("layer", lambda m=match: m.read(adapter, weights=lambda k: base[k].double())),
+                )
+                for _, match in pairs
+            ]
             total: np.ndarray | None = np.zeros(())
             size = 0.0
             for match, part in parts:
@@ -556,11 +564,13 @@ class _Take:
         if resolution is None:
             return None
         changes: dict[str, Tensor] = {}
+        base = self.taker.bases[self.case.model]
         for key, pairs in list(resolution.pairs().items())[:LAYERS]:
-            weight = self.taker.bases[self.case.model][key].double()
+            weight = base[key].double()
 
             def patched(pairs: list[Any] = pairs, weight: Tensor = weight) -> Tensor:
-                return lyc.patch_(weight.clone(), [(match.read(adapter), 1.0) for _, match in pairs])
+                parts = [match.read(adapter, weights=lambda k: base[k].double()) for _, match in pairs]
+                return lyc.patch_(weight.clone(), [(part, 1.0) for part in parts])
 
             found = self.call("save", patched)
             if found is None:

@@ -103,11 +103,9 @@ def _lora(t: Tensors, weight: Array, bias: Array | None, options: Mapping[str, A
         down = _flat(down)
         if "lora_E" in t:
             down = np.diag(t["lora_E"].reshape(-1)) @ down
-    own = t.get("lora_B.bias")
+    own = _vector(t, "lora_B.bias")
     size = abs(scale) * _largest(abs(up) @ abs(down))
-    found = _around(
-        t, scale * (up @ down), size, weight, options, None if own is None else scale * own.reshape(-1)
-    )
+    found = _around(t, scale * (up @ down), size, weight, options, None if own is None else scale * own)
     if options.get("start") != "pissa":
         return found
     # The factors started from the largest singular triples of the base, which PEFT took out of it.
@@ -233,9 +231,10 @@ def _glora_peft(t: Tensors, weight: Array, bias: Array | None, options: Mapping[
     rows = _flat(weight)
     a, b = path("A", rows.shape), path("B", rows.shape)
     beside = None
-    if "glora_D.X" in t:
+    if {"glora_D.X", "glora_C.X", "glora_C.Xd"} & t.keys():
         met = np.zeros(len(rows)) if bias is None else bias
         beside = met * path("D", met.shape) + path("E", met.shape)
+        beside = beside + (rows @ path("C", (rows.shape[1], 1))).reshape(-1)
     size = _largest(weight) * (1 + _largest(a)) + _largest(b)
     return Changed((rows * a + b).reshape(weight.shape), beside, size)
 
@@ -381,11 +380,16 @@ def _full(t: Tensors, weight: Array, bias: Array | None, options: Mapping[str, A
 
 def _norm(t: Tensors, weight: Array, bias: Array | None, options: Mapping[str, Any]) -> Changed:
     values = t["w_norm"].reshape(weight.shape) if "w_norm" in t else None
-    return Changed(values, t.get("b_norm"), max(map(_largest, (t[n] for n in t if n.endswith("_norm")))))
+    return Changed(values, _vector(t, "b_norm"), max(map(_largest, (t[n] for n in t if n.endswith("_norm")))))
 
 
 def _diff_b(t: Tensors) -> Array | None:
-    return t["diff_b"].reshape(-1) if "diff_b" in t else None
+    return _vector(t, "diff_b")
+
+
+def _vector(t: Tensors, name: str) -> Array | None:
+    """A change of a bias, whatever further dimensions of size 1 its tensor has."""
+    return t[name].reshape(-1) if name in t else None
 
 
 Form = Callable[[Tensors, Array, "Array | None", Mapping[str, Any]], Changed]

@@ -1,0 +1,357 @@
+"""Layers of a chosen kind and size nearest to a change, against decompositions in float64."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from layers import KINDS, WEIGHTS, base, factors, home, load, loha
+from torch import Tensor
+
+import lycoris_ops as lyc
+from lycoris_ops.algorithms import ALGORITHMS
+from lycoris_ops.algorithms.fitting import Delta, Fit
+from lycoris_ops.changes.forms import Dense
+from lycoris_ops.fit.engine import Change, Source, fit_layers
+from lycoris_ops.fit.settings import Settings
+from lycoris_ops.maths.decompositions import Pause, leading_triples
+
+
+def adapter(**layers: Any) -> Any:
+    return lyc.Adapter.of({f"lora_unet_{name}": layer for name, layer in layers.items()}, name="test")
+
+
+def error(found: Tensor, wanted: Tensor) -> float:
+    return ((found.double() - wanted.double()).norm() / wanted.double().norm()).item()
+
+
+def change(layer: lyc.Layer, shape: tuple[int, ...]) -> Tensor:
+    return layer.delta(torch.zeros(shape, dtype=torch.float64))
+
+
+def optimal(values: Tensor, rank: int) -> float:
+    """The error of the best matrix of a rank, by a float64 decomposition of the whole matrix."""
+    spectrum = torch.linalg.svdvals(values.double().flatten(1))
+    return (spectrum[rank:].square().sum() / spectrum.square().sum()).sqrt().item()
+
+
+def dense(shape: tuple[int, ...], decay: float) -> Tensor:
+    """A random matrix with singular values i^-decay."""
+    rows, columns = shape[0], math.prod(shape[1:])
+    count = min(rows, columns)
+    left, right = (
+        torch.linalg.qr(torch.randn(size, count, dtype=torch.float64))[0] for size in (rows, columns)
+    )
+    spectrum = torch.arange(1, count + 1, dtype=torch.float64) ** -decay
+    return ((left * spectrum) @ right.T).float().reshape(shape)
+
+
+def fits(kind: str, values: Tensor, **options: Any) -> tuple[Fit, ...]:
+    return ALGORITHMS[kind].fit(Delta((Dense(values.flatten(1)),), tuple(values.shape), **options))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("shape", [(400, 640), (160, 96, 3, 3)], ids=str)
+def test_a_lora_is_as_near_as_the_decomposition_in_float64(shape: tuple[int, ...], decay: float) -> None:
+    values = dense(shape, decay)
+    (fit,) = fits("lora", values, largest=32, scale=0.5)
+    for rank in (1, 8, 32):
+        layer = fit.make(rank - 1)
+        found = error(change(layer, shape), values)
+        assert layer.rank == rank and layer.alpha == rank / 2
+        assert found <= 1.02 * optimal(values, rank)
+        kept = 1 - fit.kept[rank - 1] / values.double().square().sum().item()
+        assert math.sqrt(kept) == pytest.approx(found, rel=1e-3)
+
+
+@pytest.mark.parametrize("tucker", [False, True])
+@pytest.mark.parametrize("kind", lyc.FITTED)
+def test_what_is_kept_of_a_fit_is_as_large_as_it_says(kind: str, tucker: bool) -> None:
+    """Fits of many layers are kept at once: none holds the whole change, or vectors that it leaves out."""
+    values = dense((80, 96, 3, 3), 1.0)
+    delta = Delta((Dense(values.flatten(1)),), (80, 96, 3, 3), largest=64, noise=2e-3, tucker=tucker)
+    made, change = ALGORITHMS[kind].fit(delta), weakref.ref(delta)
+    del delta
+    assert change() is None
+    for fit in made:
+        held = [cell.cell_contents for cell in getattr(fit.make, "__closure__", ())]
+        tensors = [one for one in held if isinstance(one, Tensor)]
+        assert tensors and sum(one.untyped_storage().nbytes() for one in tensors) <= 1.5 * fit.held
+
+
+@pytest.mark.parametrize("size", [lyc.Rank(2), lyc.Rank(8), "auto", lyc.Energy(0.9)], ids=str)
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr", "full", "auto", "same"])
+def test_a_layer_that_changes_nothing_is_left_out(kind: str, size: Any) -> None:
+    """Also where it is of the kind and no larger than what is asked for."""
+    layer = load("lora", "linear")
+    nothing = layer.with_tensors({"lora_up": torch.zeros(12, layer.rank or 1)})
+    size = lyc.Rank(4) if isinstance(size, lyc.Energy) and kind in ("loha", "lokr") else size
+    made = lyc.resize_adapter(adapter(a=layer, zero=nothing), size, kind)
+    assert list(made.layers) == ["lora_unet_a"]
+    assert made.report is not None and list(made.report.left_out) == ["lora_unet_zero"]
+
+
+def test_no_layer_of_the_source_is_kept_while_others_are_measured() -> None:
+    """A full difference is as large as the weight, and an adapter of them as the model."""
+    alive: weakref.WeakSet[lyc.Layer] = weakref.WeakSet()
+
+    def read(pause: Pause) -> Change:
+        layer = load("full", "linear")
+        alive.add(layer)
+        return Change(layer.additive() or (), own=layer)
+
+    shape = WEIGHTS["linear"]
+    sources = [Source(name, shape, read, "full", torch.float32, kind="full") for name in "abcdef"]
+    most: list[int] = []
+    settings = Settings(lyc.Ratio(1), "same")
+    layers, _ = fit_layers(sources, settings, progress=lambda *_: most.append(len(alive)))
+    assert max(most[: len(sources)]) <= 1
+    assert {layer.algorithm for layer in layers.values()} == {"full"}
+
+
+@pytest.mark.parametrize("size", [lyc.Rank(12), lyc.Ratio(1), "auto"], ids=str)
+@pytest.mark.parametrize("kind", ["lora", "loha", "auto", "same"])
+def test_no_layer_has_a_rank_above_the_highest_one(kind: str, size: Any) -> None:
+    """Not even the source's own, which is of the kind and no larger than what is asked for."""
+    up, down = torch.randn(64, 12), torch.randn(12, 64)
+    source = adapter(
+        a=ALGORITHMS["lora"].load({"lora_up.weight": up, "lora_down.weight": down}),
+        zero=ALGORITHMS["lora"].load({"lora_up.weight": up * 0, "lora_down.weight": down}),
+    )
+    for made in (
+        lyc.resize_adapter(source, size, kind, largest=5),
+        lyc.resize_adapter(source, lyc.Rank(5), kind),
+    ):
+        assert max(layer.rank or 0 for layer in made.layers.values()) <= 5
+
+
+@pytest.mark.parametrize("kind", [k for k, spec in KINDS.items() if spec.additive and not spec.flat])
+def test_every_kind_becomes_a_lora_of_its_own_change(kind: str) -> None:
+    """At the full rank nothing is lost, and at a lower one no more than by the best matrix of that rank."""
+    weight, shape = home(kind), WEIGHTS[home(kind)]
+    source = load(kind, weight)
+    wanted = change(source, shape)
+    full = lyc.resize_adapter(adapter(a=source), lyc.Rank(12), dtype=torch.float32)
+    assert error(change(full.layers["lora_unet_a"], shape), wanted) < 1e-5
+    low = lyc.resize_adapter(adapter(a=source), lyc.Rank(2), dtype=torch.float32)
+    layer = low.layers["lora_unet_a"]
+    assert layer.algorithm == "lora" and layer.rank == 2
+    found = error(change(layer, shape), wanted)
+    assert found == pytest.approx(optimal(wanted, 2), rel=1e-3)
+    assert low.report is not None and low.report.error == pytest.approx(found, rel=1e-2)
+
+
+@pytest.mark.parametrize("kind", [k for k, spec in KINDS.items() if not spec.additive and k != "full-set"])
+def test_a_kind_that_depends_on_the_weight_needs_the_base(kind: str) -> None:
+    weight = home(kind)
+    source = load(kind, weight)
+    held = adapter(a_attn=source)
+    with pytest.raises(lyc.LayerError, match=r"needs the base model"):
+        lyc.resize_adapter(held, lyc.Rank(4))
+    met = base(weight)
+    found = lyc.resize_adapter(
+        held, lyc.Rank(12), base={"diffusion_model.a.attn.weight": met}, dtype=torch.float32
+    )
+    wanted = source.delta(met)
+    assert error(change(found.layers["lora_unet_a_attn"], tuple(met.shape)), wanted) < 1e-5
+
+
+def test_what_is_of_the_kind_and_no_larger_stays_bit_by_bit() -> None:
+    held = adapter(a=load("lora", "linear"), b=load("lokr-full-low", "conv2d"), n=load("norm", "norm"))
+    again = lyc.resize_adapter(held, lyc.Rank(3), "same")
+    assert {name: layer.algorithm for name, layer in again.layers.items()} == {
+        "lora_unet_a": "lora",
+        "lora_unet_b": "lokr",
+        "lora_unet_n": "norm",
+    }
+    for name, layer in held.layers.items():
+        for suffix, tensor in layer.dump().items():
+            assert torch.equal(tensor, again.layers[name].dump()[suffix])
+    assert again.report is not None and again.report.error == 0
+
+
+@pytest.mark.parametrize(
+    "words", ["a caption, " * 1000, '"' * 9000, "ä" * 9000], ids=["plain", "quoted", "accents"]
+)
+def test_a_budget_in_bytes_counts_metadata_as_a_file_holds_them(tmp_path: Path, words: str) -> None:
+    init = ALGORITHMS["lora"].init
+    layers = {
+        f"lora_unet_{name}": init((200, 160), 48, 48.0, seed=seed).with_tensors(
+            {"lora_up": torch.randn(200, 48)}
+        )
+        for seed, name in enumerate("abcd")
+    }
+    held = lyc.Adapter.of(layers, name="test", metadata={"ss_tag_frequency": words})
+    size = 60_000 + len(words.encode()) * (2 if words[0] == '"' else 1)
+    made = lyc.resize_adapter(held, lyc.Budget(size), dtype=torch.float32)
+    path = lyc.save_adapter(made, tmp_path / "made.safetensors", "kohya").path
+    # A rank more of a layer is 1440 bytes.
+    assert 0.98 * size - 1440 <= Path(path).stat().st_size <= size
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr", "full", "auto"])
+def test_a_small_budget_in_bytes_is_not_exceeded_by_the_header(tmp_path: Path, kind: str) -> None:
+    layers = {f"a_layer_of_a_long_name_{n}": load("full", ("linear", "conv2d")[n % 2]) for n in range(8)}
+    made = {
+        name: layer.with_bias_change(torch.randn(12)) if number < 4 else layer
+        for number, (name, layer) in enumerate(layers.items())
+    }
+    resized = lyc.resize_adapter(
+        adapter(**made), lyc.Budget(12_000), kind, dtype=torch.float16, tucker=True, largest=12
+    )
+    path = lyc.save_adapter(resized, tmp_path / "made.safetensors", "kohya").path
+    assert Path(path).stat().st_size <= 12_000
+
+
+def test_alpha_follows_the_rank_and_biases_stay() -> None:
+    shape = WEIGHTS["linear"]
+    source = ALGORITHMS["lora"].load(
+        {
+            **factors("lora", "linear", rank=8, alpha=2.0),
+            "diff_b": torch.randn(12),
+            "lora_B.bias": torch.randn(12),
+        }
+    )
+    made = lyc.resize_adapter(adapter(a=source), lyc.Rank(2), dtype=torch.float32).layers["lora_unet_a"]
+    assert made.alpha == 0.5
+    bias = source.change(torch.zeros(shape)).bias
+    torch.testing.assert_close(made.change(torch.zeros(shape)).bias, bias)
+
+
+@pytest.mark.parametrize("split", [(4, 6), (2, 3)], ids=str)
+def test_a_lokr_is_found_again_and_is_the_nearest_kronecker_product(split: tuple[int, int]) -> None:
+    w1, w2 = torch.randn(split), torch.randn(24 // split[0], 36 // split[1], 3, 3)
+    values = torch.kron(w1[..., None, None], w2)
+    noisy = values + 0.3 * torch.randn(values.shape)
+    for matrix in (values, noisy):
+        found = fits("lokr", matrix, split=split, largest=4)
+        fit = next(f for f in found if f.ranks == (None,) and f.parameters == (w1.numel() + w2.numel(),))
+        made = change(fit.make(0), tuple(values.shape))
+        # By Van Loan and Pitsianis: the singular values of the blocks, each as a row.
+        rows = [block.flatten() for row in matrix.chunk(split[0], 0) for block in row.chunk(split[1], 1)]
+        assert error(made, matrix) == pytest.approx(optimal(torch.stack(rows), 1), abs=1e-5)
+
+
+def fitted_loha(wanted: Tensor, rank: int) -> float:
+    """The error of the nearest LoHa that is found, which must be what the fit says."""
+    (fit,) = fits("loha", wanted, rank=rank, scale=2.0)
+    layer = fit.make(0)
+    assert (layer.algorithm, layer.rank, layer.alpha) == ("loha", rank, 2.0 * rank)
+    found = error(change(layer, tuple(wanted.shape)), wanted)
+    kept = 1 - fit.kept[0] / wanted.double().square().sum().item()
+    assert math.sqrt(max(0.0, kept)) == pytest.approx(found, abs=1e-3)
+    return found
+
+
+def best_by_gradients(wanted: Tensor, start: list[Tensor]) -> float:
+    """The error of the LoHa that torch's LBFGS finds from these factors in float64."""
+    factors = [one.double().contiguous().clone().requires_grad_() for one in start]
+    optimiser = torch.optim.LBFGS(
+        factors,
+        max_iter=150,
+        history_size=30,
+        tolerance_grad=0,
+        tolerance_change=0,
+        line_search_fn="strong_wolfe",
+    )
+
+    def apart() -> Tensor:
+        one, two, three, four = factors
+        return (
+            (one @ two) * (three @ four) - wanted.double()
+        ).square().sum() / wanted.double().square().sum()
+
+    def step() -> Tensor:
+        optimiser.zero_grad()
+        loss = apart()
+        loss.backward()
+        return loss
+
+    optimiser.step(step)  # type: ignore[arg-type]
+    return apart().sqrt().item()
+
+
+@pytest.mark.parametrize("name", ["rank 4", "rank 16", "i^-1", "noise"])
+def test_a_loha_is_as_near_as_an_optimiser_finds_one(name: str) -> None:
+    """Hardly any that torch's LBFGS finds is nearer, from random starts and from the found one itself."""
+    shape, rank = (128, 192), 4
+    if name == "noise":
+        wanted = torch.randn(shape)
+    elif name.startswith("rank"):
+        size = int(name.removeprefix("rank "))
+        wanted = torch.randn(128, size) @ torch.randn(size, 192)
+    else:
+        wanted = dense(shape, -float(name.removeprefix("i^")))
+    found = fitted_loha(wanted, rank)
+    size = float(wanted.std()) ** 0.25 / rank**0.25
+    for _ in range(2):
+        start = [size * torch.randn(sizes) for sizes in ((128, rank), (rank, 192)) * 2]
+        assert found < 1.005 * best_by_gradients(wanted, start)
+    (fit,) = fits("loha", wanted, rank=rank)
+    layer = fit.make(0).tensors()
+    held = [layer[f"hada_{one}"] for one in ("w1_a", "w1_b", "w2_a", "w2_b")]
+    assert found < 1.01 * best_by_gradients(wanted, held) + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("shape", "rank"),
+    [((64, 96), 2), ((128, 192), 3), ((128, 192), 4), ((320, 320), 4), ((64, 32, 3, 3), 2), ((640, 512), 8)],
+    ids=str,
+)
+def test_the_change_of_a_loha_is_found_again(shape: tuple[int, ...], rank: int) -> None:
+    """From the values alone, and beneath the rounding of bfloat16 as nearly as that leaves it."""
+    exact = change(ALGORITHMS["loha"].load(loha(shape, rank)), shape).float()
+    assert fitted_loha(exact, rank) < 1e-5
+    rounded = exact.bfloat16().float()
+    assert fitted_loha(rounded, rank) < 1.01 * error(rounded, exact)
+
+
+def test_a_loha_of_a_lower_rank_starts_from_the_one_that_there_is() -> None:
+    """Nearer than from its values alone, and than the truncated decompositions of both of its matrices."""
+    shape = (160, 192)
+    falling = 1 / torch.arange(1, 9)
+    tensors = loha(shape, 8)
+    for name in ("hada_w1_a", "hada_w2_a"):
+        tensors[name] = tensors[name].float() * falling
+    layer = ALGORITHMS["loha"].load(tensors)
+    wanted = change(layer, shape)
+    made = lyc.resize_adapter(adapter(a=layer), lyc.Rank(4), "same", dtype=torch.float32)
+    found = error(change(made.layers["lora_unet_a"], shape), wanted)
+    cut: list[Tensor] = []
+    for left, right in (("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b")):
+        u, s, v = torch.linalg.svd(tensors[left].double() @ tensors[right].double(), full_matrices=False)
+        cut.append((u[:, :4] * s[:4]) @ v[:4])
+    scale = (
+        wanted.norm() / change(ALGORITHMS["loha"].load(tensors | {"alpha": torch.tensor(8.0)}), shape).norm()
+    )
+    assert found < 0.95 * error(scale * cut[0] * cut[1], wanted)
+    assert found < 0.95 * fitted_loha(wanted.float(), 4)
+
+
+def test_a_convolution_gets_a_tucker_core_with_its_singular_values() -> None:
+    shape = WEIGHTS["conv2d"]
+    source = load("lora-tucker", "conv2d", rank=4)
+    wanted = change(source, shape)
+    made = lyc.resize_adapter(
+        adapter(a=lyc.ALGORITHMS["full"].load({"diff": wanted.float()})),
+        lyc.Rank(4),
+        tucker=True,
+        dtype=torch.float32,
+    )
+    layer = made.layers["lora_unet_a"]
+    assert set(layer.dump()) == {"lora_up.weight", "lora_mid.weight", "lora_down.weight", "alpha"}
+    assert error(change(layer, shape), wanted) < 1e-5
+
+
+def test_a_random_basis_is_the_same_for_a_seed_and_tells_what_it_leaves_out() -> None:
+    values = dense((300, 500), 0.7)
+    once, twice = (leading_triples(values, 20, seed=3, settled=1e-3) for _ in range(2))
+    assert all(map(torch.equal, once, twice))
+    left, spectrum, right = once
+    rest = values.double().square().sum() - spectrum.double().square().sum()
+    true = (values - (left * spectrum) @ right).double().square().sum()
+    assert rest.item() == pytest.approx(true.item(), rel=1e-4)
