@@ -92,6 +92,10 @@ class Host:
             )
         )
 
+    def written(self, report: str) -> Path:
+        """The file that the last line of a report names."""
+        return self.base / report.splitlines()[-1]
+
     def latent(self, patched: Patched) -> torch.Tensor:
         """The latent that KSampler makes from a fixed prompt and seed."""
         encode = self.nodes.CLIPTextEncode().encode

@@ -6,6 +6,7 @@ whole numbers, so that the exact weight is known.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -259,3 +260,40 @@ def test_the_page_of_coverage_is_what_these_tests_find(host: Host) -> None:
     models = coverage.measured(host.ops, dialects.cases(), coverage.count, COUNTED)
     encoders = coverage.measured(host.ops, encoder_names.encoder_cases(), coverage.count_encoders, {})
     assert coverage.PAGE.read_text(encoding="utf-8") == coverage.page(models, encoders), coverage.__doc__
+
+
+@pytest.mark.parametrize("architecture", zoo.SPECIES)
+def test_each_block_name_addresses_what_it_says(host: Host, architecture: str) -> None:
+    """A numbered block is what stands below one number in the model, and together blocks are all of it."""
+    import re
+
+    needs(architecture)
+    ops = importlib.import_module(f"{host.ops.__name__}.names.blocks")
+    targets = importlib.import_module(f"{host.ops.__name__}.names.targets")
+    scenes = importlib.import_module(f"{host.ops.__name__}.rules.scene")
+    found = targets.Targets(targets.known_shapes(dialects.shapes_of(architecture)))
+    blocks = ops.Blocks(found)
+    scene = scenes.Scene(blocks, {target.key: blocks.of(target) for target in found.all})
+    below: dict[str, set[str]] = {}
+    for target in found.all:
+        # The path up to the outermost number with a name behind it.
+        start = re.match(r"(.+?)\.(?:block)?\d+(?:\.\d+)*(?=\.\D)", target.path)
+        below.setdefault(start[0] if start else "", set()).add(target.key)
+    for name, block in blocks.all.items():
+        weights = host.ops.Rules.parse(f"{name} = 0").on(scene).of
+        members = {key for key, weight in weights.items() if weight == 0.0}
+        assert members == {key for key, named in scene.layers.items() if named.block == name}, name
+        if block.numbers:
+            assert name.endswith(".".join(map(str, block.numbers)))
+            groups = [start for start, keys in below.items() if start and keys & members]
+            assert set().union(*(below[start] for start in groups)) <= members or block.family in (
+                "in",
+                "out",
+            ), name
+            numbers = {
+                tuple(re.findall(r"(?:\.|block)(\d+)(?=\.|$)", start))[: len(block.numbers)]
+                for start in groups
+            }
+            assert numbers <= {tuple(map(str, block.numbers))}, name
+    assert sum(map(len, blocks.members.values())) == len(found.all)
+    assert len(blocks.all) > 4

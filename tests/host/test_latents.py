@@ -14,14 +14,6 @@ NEAR = 1e-3
 """The largest error of a latent, as a share of the effect of the adapters."""
 
 
-def test_a_lora_gives_the_latent_of_the_hosts_own_loader(
-    host: Host, plain: Patched, distance: Distance
-) -> None:
-    theirs = Patched(*host.nodes.LoraLoader().load_lora(plain.model, plain.clip, host.file("lora"), 0.9, 0.7))
-    ours = host.apply(plain, host.stack(("lora", 0.9, 0.7)))
-    assert distance(host.latent(ours), host.latent(theirs)) <= NEAR
-
-
 def test_two_loras_give_the_latent_of_two_chained_loaders(
     host: Host, plain: Patched, distance: Distance
 ) -> None:
@@ -40,7 +32,6 @@ def test_zero_strength_and_an_empty_stack_change_no_bit(
     for stack in (host.ops.Stack(), host.stack(("lora", 0.0, 0.0), ("loha", 0.0, 0.0))):
         patched = host.apply(plain, stack)
         assert patched.model is plain.model and patched.clip is plain.clip
-        assert torch.equal(host.latent(patched), unpatched)
     (silent,) = host.run("LycorisWeightBlocks", host.stack(("lora", 1.0, 1.0)), "* = 0")
     assert torch.equal(host.latent(host.apply(plain, silent)), unpatched)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import os
 import shutil
@@ -49,7 +50,8 @@ def test_the_report_tells_what_was_applied(host: Host, plain: Patched) -> None:
         "dialect kohya; 191 lora (rank 4; alpha 2 x171, 3 x20)",
         "strength 0.8, text encoder 0.7; rules: mid = 0.5; in.99 = 2",
         "applied 191 of 191 layers",
-        "1 rules match none of its layers:\n    in.99 = 2",
+        "1 pattern of the rules matches nothing:\n"
+        "    in.99: the model has nothing of that name; the model has in.0-",
     ):
         assert part in report
 
@@ -131,7 +133,7 @@ def test_a_partial_match_runs_and_says_so_and_strict_refuses_it(
     stack = host.stack((lora_file("partial.safetensors", partial), 1.0, 1.0))
     report = host.apply(plain, stack, strict=False).report
     assert "applied 190 of 191 layers" in report
-    assert "1 layers cannot be matched" in report and "attn1_to_x: no layer of that name" in report
+    assert "1 layer cannot be matched" in report and "attn1_to_x: no layer of that name" in report
     assert "nearest: diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_" in report
     with pytest.raises(Exception, match=r"partial\.safetensors.*attn1_to_x.*strict"):
         host.apply(plain, stack, strict=True)
@@ -223,3 +225,156 @@ def test_a_new_strength_reads_no_layer_and_makes_no_plan(
     # Another stack needs plans of its own.
     host.apply(plain, host.stack(*entries[:2]))
     assert len(made) > counted
+
+
+def test_nothing_that_is_switched_off_breaks_anything(host: Host, plain: Patched) -> None:
+    """Every stack may be missing, Combine takes none, and a loader that is off reads nothing."""
+    (empty,) = host.run("LycorisCombineStacks")
+    (also,) = host.run("LycorisCombineStacks", stacks={"stack0": None})
+    (weighted,) = host.run("LycorisWeightBlocks")
+    assert len(empty) == len(also) == len(weighted) == 0
+    stack = host.stack(("lora", 0.5, 0.5))
+    (passed,) = host.run("LycorisLoadAdapter", "nowhere.safetensors", 1.0, 1.0, stack, on=False)
+    assert passed is stack
+    (one,) = host.run("LycorisCombineStacks", stacks={"stack0": None, "stack4": stack})
+    assert [entry.name for entry in one] == ["lora.safetensors"]
+    model, clip, report = host.run("LycorisApplyStack", plain.model, clip=plain.clip)
+    assert (
+        model is plain.model
+        and clip is plain.clip
+        and report.startswith("Nothing was changed: no stack arrived")
+    )
+    *_, report = host.run("LycorisApplyStack", plain.model, empty, clip=plain.clip)
+    assert report == "Nothing was changed: the stack is empty."
+    (report,) = host.run("LycorisSaveCheckpoint", "checkpoints/base.safetensors", filename_prefix="x")
+    assert report.startswith("Nothing was saved")
+    (report,) = host.run("LycorisSaveAdapter", filename_prefix="x")
+    assert report.startswith("Nothing was saved") and not list((host.base / "output").glob("x*"))
+
+
+def test_the_first_line_says_whether_all_was_applied(
+    host: Host, plain: Patched, lora_file: Callable[[str, Any], str]
+) -> None:
+    node = host.nodes.NODE_CLASS_MAPPINGS["LycorisApplyStack"]
+
+    def shown(stack: Any, **inputs: Any) -> tuple[str, str, Any]:
+        out = node.execute(plain.model, stack, **inputs)
+        (state,) = out.ui["lycoris"]
+        return state["state"], out.ui["text"][0].partition("\n")[0], state["whole"]
+
+    both = host.stack(("lora", 1.0, 1.0), ("lokr", 1.0, 1.0))
+    assert shown(both, clip=plain.clip)[:2] == ("all", "All of it was applied: 382 of 382 layers of 2 files.")
+    state, first, whole = shown(host.stack(("lora", 1.0, 1.0)))
+    assert state == "partly" and "72 layers are left out" in first
+    # What the box cuts short is whole in the part that is folded and in the output.
+    assert whole[0].count("lora_te_text_model") == 72
+    (ruled,) = host.run("LycorisWeightBlocks", both, "nowhere = 2")
+    assert "1 pattern of the rules matches nothing" not in shown(both, clip=plain.clip)[1]
+    assert "1 pattern of the rules matches nothing" in shown(ruled, clip=plain.clip)[1]
+    (silent,) = host.run("LycorisWeightBlocks", both, "", "NONE")
+    assert shown(silent, clip=plain.clip)[:2] == (
+        "nothing",
+        "Nothing was changed: no layer of 2 files has a strength other than 0.",
+    )
+    (_, _, handed) = host.run("LycorisToLoraStack", host.stack(("lora", 1.0, 1.0)))
+    assert handed.startswith("lora_stack: 1 row\n")
+    folder = host.base / "models" / "loras" / "style"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(assets() / "loras" / "lora.safetensors", folder / "alice.safetensors")
+    (stack,) = host.run("LycorisLoadAdapter", "style/alice.safetensors", 1.0, 1.0)
+    assert "\nstyle/alice.safetensors\n" in host.apply(plain, stack).report
+    shutil.rmtree(folder)
+
+
+def test_presets_and_rules_give_the_strengths_that_they_say(host: Host, plain: Patched) -> None:
+    """A preset of the user's file, then rules; strengths by hand."""
+    own = host.base / "user" / "lycoris_presets.txt"
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("[mine]\nin = 0.5\nout = 0..1\n\n[broken]\nmid 3\n\n[INS]\nin = 1\n", encoding="utf-8")
+    schema = host.nodes.NODE_CLASS_MAPPINGS["LycorisWeightBlocks"].define_schema()
+    options = next(one for one in schema.inputs if one.id == "preset").options
+    assert options[0] == "no preset" and "mine" in options
+    # One of the library's that is in the user's file too is listed once.
+    assert options.count("INS") == 1
+    (fault,) = [option for option in options if "broken" in option]
+    assert "line 6, column 1" in fault
+    stack = host.stack(("lora", 0.8, 0.6))
+    (weighted,) = host.run("LycorisWeightBlocks", stack, "in.1 = *-3\nte = 0.25\nattn = off", "mine")
+    with pytest.raises(host.ops.LycorisError, match=r"a preset cannot be read.*line 6"):
+        host.run("LycorisWeightBlocks", stack, "", fault)
+    # By its name, from the text, from a saved workflow's combo or from a row: the line of the file is named.
+    rows = json.dumps({"version": 1, "rows": [{"file": host.file("lora"), "rules": "broken"}]})
+    for node, inputs in (
+        ("LycorisWeightBlocks", {"rules": "broken"}),
+        ("LycorisWeightBlocks", {"rules": "", "preset": "broken"}),
+        ("LycorisAdapterRows", {"rows": rows}),
+    ):
+        with pytest.raises(host.ops.LycorisError, match=r"lycoris_presets.txt: broken: line 6, column 1 "):
+            host.run(node, **inputs)
+    own.write_bytes("[mine]\nin = 0.5".encode("utf-16"))
+    for inputs in ({"rules": "mine"}, {"rules": "", "preset": "mine"}):
+        with pytest.raises(
+            host.ops.LycorisError, match=r"lycoris_presets.txt: the file cannot be read as text"
+        ):
+            host.run("LycorisWeightBlocks", **inputs)
+    own.unlink()
+    patches = host.apply(plain, weighted).patches
+    outputs = sorted(
+        {int(key.split(".")[2]) for key in plain.model.model_state_dict() if ".output_blocks." in key}
+    )
+    seen = 0
+    for key in host.apply(plain, stack).patches:
+        words = key.split(".")
+        wanted = 0.8
+        if words[1] == "input_blocks":
+            wanted *= -1.5 if words[2] == "1" else 0.5
+        elif words[1] == "output_blocks":
+            wanted *= outputs.index(int(words[2])) / (len(outputs) - 1)
+        elif words[0] == "clip_l":
+            wanted = 0.6 * 0.25
+        if any("attn" in word and "norm" not in word for word in words):
+            wanted = 0.0
+        found = patches[key][0][1].weights[2] if key in patches else (0.0,)
+        assert found == pytest.approx((wanted,)), key
+        seen += 1
+    assert seen == 191
+
+
+def test_the_blocks_of_a_model_are_listed_with_what_an_adapter_does_there(host: Host, plain: Patched) -> None:
+    """Shares by the node, against the dense changes in float64. DoRA needs the weights of the model."""
+    (weighted,) = host.run("LycorisWeightBlocks", host.stack(("lora", 0.5, 1.0)), "in.1 = 2")
+    report, picture = host.run("LycorisBlockInfo", plain.model, plain.clip, weighted)
+    squares: dict[str, float] = {}
+    for entry in weighted:
+        for match in (
+            host.ops.resolve(
+                weighted,
+                {k: tuple(v.shape) for k, v in plain.model.model_state_dict().items()}
+                | {k: tuple(v.shape) for k, v in plain.clip.patcher.model_state_dict().items()},
+            )
+            .entries[0]
+            .matches
+        ):
+            weight = torch.zeros(
+                plain.patcher_of(match.key).model_state_dict()[match.key].shape, dtype=torch.float64
+            )
+            change = entry.adapter.layer(match.layer).delta(weight)
+            head = match.key.split(".")
+            block = f"in.{head[2]}" if head[1] == "input_blocks" else "rest"
+            squares[block] = squares.get(block, 0.0) + float(change.square().sum())
+    share = squares["in.1"] / sum(squares.values())
+    (line,) = [line for line in report.splitlines() if line.split()[:1] == ["in.1"]]
+    assert line.split()[2:] == ["1", f"{share:.1%}"], (line, share)
+    # Together the blocks have each layer once, and the whole of the change.
+    rows = [line.split() for line in report.splitlines() if line.endswith("%")]
+    assert sum(int(row[1]) for row in rows) == 191
+    assert sum(float(row[-1].rstrip("%")) for row in rows) == pytest.approx(100, abs=0.05 * len(rows))
+    assert (
+        picture.shape[-1] == 3
+        and picture.ndim == 4
+        and "clip_l.11" in report
+        and "model_sampling" not in report
+    )
+    # Without adapters, the blocks alone.
+    report, _ = host.run("LycorisBlockInfo", plain.model)
+    assert "mid" in report and "clip_l" not in report

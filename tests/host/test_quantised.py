@@ -246,7 +246,7 @@ def exported(host: Host) -> Iterator[Callable[..., Path]]:
 
     def save(base: str, stack: object, dtype: str = "as in the file") -> Path:
         (report,) = host.run("LycorisSaveCheckpoint", base, stack, "quantised/out", dtype, strict=False)
-        written.append(Path(report.splitlines()[-1]))
+        written.append(host.written(report))
         return written[-1]
 
     yield save
@@ -310,6 +310,34 @@ def test_a_file_holds_what_the_live_model_does(
     for key in tensors.keys() - changed:
         assert torch.equal(bits(merged[key]), bits(tensors[key])), key
     path.unlink()
+
+
+def test_what_was_learned_is_extracted_from_a_quantised_file_and_its_rounding_is_not(host: Host) -> None:
+    """The tuned model is quantised in every format, and its base is in float16."""
+    before = float_unet()
+    tuned, changes = dict(before), {}
+    for name, layer in LAYERS.items():
+        weight = tuned.pop(f"{layer}.weight").float()
+        delta = torch.randn(weight.shape[0], 2) @ torch.randn(2, weight.shape[1])
+        changes[layer] = delta * (0.5 * weight.norm() / delta.norm())
+        tuned |= quantised(host, name, weight + changes[layer], f"{layer}.weight")
+    paths = [host.base / "models" / "diffusion_models" / f"{name}_extract.safetensors" for name in ("a", "b")]
+    try:
+        for path, tensors in zip(paths, (before, tuned), strict=True):
+            save_file(tensors, path)
+        base, after = (f"diffusion_models/{path.name}" for path in paths)
+        made, report = host.run("LycorisExtractAdapter", after, base, "auto", "lora", strict=False)
+        (entry,) = made
+        assert set(entry.adapter.info) == {f"diffusion_model.{layer}" for layer in LAYERS.values()}
+        assert "rounding of the sources" in report
+        for name, layer in LAYERS.items():
+            found = entry.adapter.layers[f"diffusion_model.{layer}"]
+            change = found.delta(torch.zeros(changes[layer].shape))
+            assert found.rank == 2, f"{name}: rank {found.rank}"
+            assert (change - changes[layer]).norm() < 0.1 * changes[layer].norm(), name
+    finally:
+        for path in paths:
+            path.unlink(missing_ok=True)
 
 
 def test_the_exported_file_gives_the_live_latent(

@@ -120,10 +120,9 @@ def test_the_models_own_layers_go_to_kohya_s_names_and_back(
     assert_changes(effect(host, back, shapes), wanted)
 
 
-@pytest.mark.parametrize("told", [True, False], ids=["metadata", "tensors alone"])
 @pytest.mark.parametrize("architecture", in_diffusers.DIFFUSERS)
-def test_diffusers_own_model_loads_it(host: Host, tmp_path: Path, architecture: str, told: bool) -> None:
-    """diffusers loads a written file with its metadata, or only the tensors of it.
+def test_diffusers_own_model_loads_it(host: Host, tmp_path: Path, architecture: str) -> None:
+    """diffusers loads a written file with its metadata, and also only the tensors of it.
 
     The change is computed from the factors and the scale in diffusers' own layers.
     """
@@ -152,18 +151,16 @@ def test_diffusers_own_model_loads_it(host: Host, tmp_path: Path, architecture: 
     adapter = saved(host, source, path, "diffusers", dialects.shapes_of(architecture))
     prefix = next(iter(adapter.info)).partition(".")[0]
     model = kind(**species.config)
-    given = (
-        {"pretrained_model_name_or_path_or_dict": str(tmp_path), "weight_name": path.name}
-        if told
-        else {"pretrained_model_name_or_path_or_dict": load_file(path)}
-    )
-    model.load_lora_adapter(**given, prefix=prefix, adapter_name="default")
+    file = {"pretrained_model_name_or_path_or_dict": str(tmp_path), "weight_name": path.name}
+    model.load_lora_adapter(**file, prefix=prefix, adapter_name="told")
+    model.load_lora_adapter(load_file(path), prefix=prefix, adapter_name="alone")
     modules = dict(model.named_modules())
     for name, change in changes.items():
         layer = modules[name.removeprefix("base_model.model.")]
-        a, b = (getattr(layer, f"lora_{x}")["default"].weight.detach().double().flatten(1) for x in "AB")
-        found = layer.scaling["default"] * (b @ a)
-        torch.testing.assert_close(found, change.flatten(1), rtol=1e-5, atol=1e-5)
+        for own in ("told", "alone"):
+            a, b = (getattr(layer, f"lora_{x}")[own].weight.detach().double().flatten(1) for x in "AB")
+            found = layer.scaling[own] * (b @ a)
+            torch.testing.assert_close(found, change.flatten(1), rtol=1e-5, atol=1e-5)
 
 
 # The host's own loader.
@@ -209,9 +206,11 @@ def full_file(path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "dialect"),
     [
-        *((kind, dialect) for kind in ("lora", "loha", "lokr", "full") for dialect in ("kohya", "comfy")),
-        ("lora", "diffusers"),
-        ("lora", "lycoris"),
+        *(("lora", dialect) for dialect in ("kohya", "comfy", "diffusers", "lycoris")),
+        ("loha", "kohya"),
+        ("lokr", "comfy"),
+        ("full", "kohya"),
+        ("full", "comfy"),
     ],
 )
 def test_the_hosts_own_loader_reads_all_of_it(
@@ -219,7 +218,7 @@ def test_the_hosts_own_loader_reads_all_of_it(
 ) -> None:
     """The host's own loader must read every key of a written file.
 
-    It must change every weight as it does for the source file.
+    It must change weights as it does for the source file. Of many, every third is compared.
     """
     source = assets() / "loras" / f"{kind}.safetensors"
     if kind == "full":
@@ -237,7 +236,7 @@ def test_the_hosts_own_loader_reads_all_of_it(
     # The host logs keys that it does not know.
     assert "lora key not loaded" not in caplog.text and "ERROR" not in caplog.text
     assert set(before) == set(after) and before
-    for key in before:
+    for key in sorted(before)[:: 3 if len(before) > 9 else 1]:
         reference = changed(before, plain, key, on=torch.zeros)
         assert reference.any()
         torch.testing.assert_close(
@@ -393,7 +392,7 @@ def node(host: Host) -> Callable[..., tuple[str, Path]]:
     ) -> tuple[str, Path]:
         prefix = options.pop("filename_prefix", "loras/written")
         (report,) = host.run("LycorisSaveAdapter", stack, dialect, dtype, prefix, **options)
-        return report, Path(report.splitlines()[-1])
+        return report, host.written(report)
 
     return run
 
@@ -405,7 +404,8 @@ def test_the_node_writes_numbered_files_and_says_what_it_did(
     report, first = node(stack, "comfy", "float32", model=plain.model, clip=plain.clip)
     _, second = node(stack, "comfy", model=plain.model, clip=plain.clip)
     try:
-        assert first.parent == (host.base / "output" / "loras").resolve()
+        # Without where the output folder is on this machine.
+        assert report.splitlines()[-1] == "output/loras/written_00001_.safetensors"
         assert (first.name, second.name) == ("written_00001_.safetensors", "written_00002_.safetensors")
         assert report.startswith("written_00001_.safetensors: 191 layers in the dialect comfy")
         assert "dialect kohya to comfy" in report and "factors in float32" in report
@@ -474,24 +474,39 @@ def test_the_node_writes_a_folder_for_peft(
         folder.rmdir()
 
 
+@pytest.mark.parametrize("recipe", ["lora", "lokr_full", "loha_tucker"])
+def test_a_file_does_at_strength_1_what_the_weighted_entry_does(
+    host: Host, plain: Patched, node: Callable[..., tuple[str, Path]], recipe: str
+) -> None:
+    stack = host.stack((recipe, 0.7, 0.3))
+    (stack,) = host.run("LycorisWeightBlocks", stack, "mid = 0\nin = -0.5")
+    with pytest.raises(Exception, match="told by its place in the model"):
+        node(stack)
+    _, path = node(stack, model=plain.model, clip=plain.clip)
+    try:
+        live = host.apply(plain, stack)
+        saved = host.apply(plain, host.ops.Stack([host.ops.Entry(host.ops.load_adapter(path))]))
+        assert set(saved.patches) == set(live.patches)
+        for key in sorted(live.patches)[::20]:
+            found = changed(saved.patches, plain, key)
+            torch.testing.assert_close(found, changed(live.patches, plain, key), rtol=1e-5, atol=1e-6)
+    finally:
+        path.unlink()
+
+
 @pytest.mark.parametrize(
-    ("entries", "rules", "message"),
+    ("entries", "message"),
     [
-        ((), "", "a stack of 0: none.*stack of one"),
-        ((("lora", 1.0, 1.0), ("loha", 1.0, 1.0)), "", r"a stack of 2: lora\.safetensors, loha\.safetensors"),
-        ((("lora", 0.5, 1.0),), "", "strength 0.5, text encoder 1"),
-        ((("lora", 1.0, 0.0),), "", "strength 1, text encoder 0"),
-        ((("lora", 1.0, 1.0),), "mid = 0.5", "rules mid = 0.5"),
+        ((), "a stack of 0: none.*stack of one"),
+        ((("lora", 1.0, 1.0), ("loha", 1.0, 1.0)), r"a stack of 2: lora\.safetensors, loha\.safetensors"),
+        ((("lora", 0.0, 0.0),), "nothing of the adapter is left"),
     ],
 )
 def test_the_node_refuses_what_a_file_cannot_say(
-    host: Host, node: Callable[..., tuple[str, Path]], entries: Any, rules: str, message: str
+    host: Host, node: Callable[..., tuple[str, Path]], entries: Any, message: str
 ) -> None:
-    stack = host.stack(*entries)
-    if rules:
-        (stack,) = host.run("LycorisWeightBlocks", stack, rules)
     with pytest.raises(Exception, match=message):
-        node(stack)
+        node(host.stack(*entries))
 
 
 def test_the_node_says_to_connect_a_model(host: Host, node: Callable[..., tuple[str, Path]]) -> None:

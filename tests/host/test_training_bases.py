@@ -14,7 +14,8 @@ from hosting import Host, Patched
 from safetensors.torch import save_file
 from test_bypass_mode import gguf_like
 from test_quantised import FORMATS, LAYERS, float_unet, quantised
-from trainable import CPU, distance, fill, gradients, module, patcher, tiny, unchanged
+from torch.nn import functional
+from trainable import CPU, distance, fill, gradients, module, patcher, tiny, train, unchanged
 
 from tests.harness.inputs import INPUTS
 
@@ -70,7 +71,11 @@ def test_a_checkpoint_is_trained_in_a_node_and_the_file_gives_what_was_trained(
     host: Host, plain: Patched, unpatched: torch.Tensor, tmp_path: Path
 ) -> None:
     """The whole way with the library's loop, in inference mode as every node is."""
+    import comfy.model_management
+
     training, ops = module(host, ""), host.ops
+    # What an earlier test has merged into the model is taken out of it now, and not meanwhile.
+    comfy.model_management.load_models_gpu([plain.model])
     with torch.inference_mode(), unchanged(plain.model.model):
         with training.opened(plain.model) as opened:
             net = opened.adapted(rank=4, preset="attn-mlp", seed=0)
@@ -181,6 +186,60 @@ def test_packed_layers_of_other_packs_are_trained_beside(host: Host) -> None:
     assert distance(*found) < 1e-5
 
 
+PACKED = (
+    "input_blocks.1.1.transformer_blocks.0.attn1.to_q",
+    "input_blocks.1.1.transformer_blocks.0.attn2.to_out.0",
+    "middle_block.1.transformer_blocks.0.ff.net.0.proj",
+)
+
+
+def with_packed_layers(host: Host, name: str) -> Any:
+    """A context with a model that has these layers packed, as its node loads it."""
+    tensors = float_unet()
+    if name != "gguf":
+        for layer in PACKED:
+            tensors |= quantised(host, name, tensors.pop(f"{layer}.weight"), f"{layer}.weight")
+        return loaded(host, tensors)
+
+    @contextmanager
+    def replaced() -> Iterator[Any]:
+        with loaded(host, tensors) as patcher:
+            network = patcher.model.diffusion_model
+            for layer in PACKED:
+                whole = network.get_submodule(layer)
+                values = (whole.weight.float() * 256 + 128).round().clamp(0, 255).byte()
+                packed = gguf_like(functional.pad(values, (1, 0)))
+                packed.bias.copy_(0 if whole.bias is None else whole.bias)
+                network.set_submodule(layer, packed)
+            yield patcher
+
+    return replaced()
+
+
+@pytest.mark.parametrize("name", ["fp8", "int8", "gguf"])
+def test_the_node_trains_beside_packed_weights(host: Host, tmp_path: Path, name: str) -> None:
+    """The held-out loss falls, and it is that of the model with the file applied by a bypass."""
+    draw = torch.Generator().manual_seed(5)
+    colours = [{"samples": 5 * torch.randn(1, 4, 1, 1, generator=draw).expand(1, 4, 8, 8)} for _ in range(2)]
+    texts = [words(seed=number) for number in range(2)]
+    given = {"latents": colours, "positive": texts, "preset": "attn-mlp", "rank": 4, "batch_size": 2}
+    given |= {"validation_latents": colours, "validation_positive": texts}
+    with torch.inference_mode(), with_packed_layers(host, name) as patcher:
+        with unchanged(patcher.model):
+            made = train(
+                host, tmp_path, model=patcher, steps=8, validate_every=8, learning_rate=5e-3, **given
+            )
+        (_, before), (_, after) = made["loss_map"]["validation"]
+        assert after < 0.9 * before
+        assert "layers are fetched again" in made["report"]
+        assert {f"diffusion_model.{layer}" for layer in PACKED} <= made["stack"].entries[
+            0
+        ].adapter.layers.keys()
+        applied = host.apply(Patched(patcher, None), made["stack"], mode="bypass", clip=False)
+        again = train(host, tmp_path, model=applied.model, steps=1, validate_every=1, **given)
+        assert again["loss_map"]["validation"][0][1] == pytest.approx(after, rel=1e-4)
+
+
 def test_low_vram_gives_the_gradients_of_a_full_load(
     host: Host, plain: Patched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,8 +252,9 @@ def test_low_vram_gives_the_gradients_of_a_full_load(
     assert distance(unpatched, wanted) > 1e-3
     patched.model.detach()
 
-    def low(patcher: Any, memory: float) -> None:
-        patcher.load(CPU, lowvram_model_memory=1)
+    def low(patchers: list[Any], memory: float) -> None:
+        for one in patchers:
+            one.load(CPU, lowvram_model_memory=1)
 
     monkeypatch.setattr(door, "loaded", low)
     try:
@@ -248,7 +308,7 @@ def test_offloaded_layers_fetch_their_weights_again(
     for _, layer in every_layer(model):
         layer.comfy_cast_weights = True
     # What autograd keeps is another weight by then, or one of another shape.
-    with contextlib.suppress(RuntimeError):
+    with contextlib.suppress(RuntimeError, IndexError):
         spoilt, _ = found()
         assert distance(spoilt, wanted) > 0.01, "the buffer spoils nothing, so nothing is tested"
     monkeypatch.setattr(frozen, "lent", every_layer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def train(host: Host, model: Any, tmp_path: Path) -> Iterator[Callable[..., Any]
             "resume": False,
             "seed": 5,
         }
-        many = ("latents", "positive", "masks", "empty_caption", "validation_latents", "validation_positive")
+        many = {"latents", "positive", "captions", "masks", "empty_caption"}
+        many |= {f"{kind}_{name}" for kind in ("regularisation", "validation") for name in many}
         given = {**known, **inputs}
         # As the host calls a node that takes lists.
         lists = {name: value if name in many else [value] for name, value in given.items()}
@@ -92,18 +94,18 @@ def test_it_learns_and_the_file_gives_the_loss_that_training_had(
 ) -> None:
     with unchanged(model.model):
         made = train(
-            steps=24,
-            learning_rate=2e-2,
+            steps=16,
+            learning_rate=3e-2,
             preset="full",
             batch_size=2,
-            validate_every=12,
+            validate_every=8,
             # One batch of four latents, as VAE Encode makes it of four pictures, and a list of captions.
             latents=[{"samples": torch.cat([latent(seed)["samples"] for seed in range(4)])}],
             **held_out(),
         )
     losses = dict(made["loss_map"]["validation"])
-    assert list(losses) == [0, 12, 24] and losses[24] < 0.9 * losses[0]
-    assert made["steps_done"] == len(made["loss_map"]["loss"]) == 24
+    assert list(losses) == [0, 8, 16] and losses[16] < 0.9 * losses[0]
+    assert made["steps_done"] == len(made["loss_map"]["loss"]) == 16
     path = Path(made["path"])
     assert path.name == "style_00001_.safetensors" and set(made["lora"]) == set(load_file(path))
     assert made["curves"].shape[0] == 1 and made["curves"].shape[-1] == 3
@@ -117,10 +119,10 @@ def test_it_learns_and_the_file_gives_the_loss_that_training_had(
     # With the file applied the model has the loss that the training ended with, and without it the first.
     assert validation_loss(host, model) == pytest.approx(losses[0], rel=1e-6)
     applied = host.apply(Patched(model, None), made["stack"]).model
-    assert validation_loss(host, applied) == pytest.approx(losses[24], rel=1e-5)
+    assert validation_loss(host, applied) == pytest.approx(losses[16], rel=1e-5)
     # ComfyUI's own loader reads the file too.
     (loaded,) = host.nodes.NODE_CLASS_MAPPINGS["LoraModelLoader"].execute(model, made["lora"], 1.0).args
-    assert validation_loss(host, loaded) == pytest.approx(losses[24], rel=1e-5)
+    assert validation_loss(host, loaded) == pytest.approx(losses[16], rel=1e-5)
 
 
 def validation_loss(host: Host, patched: Any) -> float:
@@ -132,7 +134,7 @@ def validation_loss(host: Host, patched: Any) -> float:
     with training.opened(patched) as session, torch.no_grad():
         held = samples.samples_of(session, given["validation_latents"], given["validation_positive"])
         loss = training.DiffusionLoss(session=session, times=training.Times())
-        for number, batch in enumerate(samples.batches_in_order(held, 2) * 4):
+        for number, batch in enumerate(samples.judged(held, 2, 4)):
             with chance(5, "validation", number).drawn():
                 losses.append(float(loss(session.network, batch)))
     return sum(losses) / len(losses)
@@ -144,13 +146,27 @@ def test_an_interrupt_keeps_what_was_learned_and_a_resumed_training_ends_as_an_u
     import comfy.model_management
 
     settings: dict[str, Any] = {"preset": "attn-only", "steps": 5, "warmup": 2, "schedule": "cosine"}
-    settings |= {"empty_caption": [caption(9)], "caption_dropout": 0.5, **held_out()}
-    stop_after(2)
+    settings |= {"empty_caption": [caption(9)], "caption_dropout": 0.5, "validate_every": 3, **held_out()}
+    stop_after(0)
+    # Before the first step there is nothing to keep.
+    comfy.model_management.interrupt_current_processing()
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        train(**settings)
+        train(filename_prefix="loras/none", **settings)
+    stop_after(2)
+    stopped = train(**settings)
+    # The host is to stop before its next node, and to keep these outputs.
+    assert comfy.model_management.processing_interrupted()
+    comfy.model_management.interrupt_current_processing(False)
     folder = tmp_path / "loras" / "style_00001_-checkpoints"
-    kept = host.ops.load_adapter(folder / "last.safetensors")
-    assert kept.layers and not (tmp_path / "loras" / "style_00001_.safetensors").exists()
+    assert stopped["path"] == str(folder / "last.safetensors") and stopped["steps_done"] == 2
+    kept = load_file(stopped["path"])
+    assert kept and all(torch.equal(kept[key], stopped["lora"][key]) for key in kept)
+    assert stopped["stack"].entries[0].adapter.layers and stopped["curves"].shape[0] == 1
+    assert len(stopped["loss_map"]["loss"]) == 2
+    assert stopped["report"].startswith(
+        "Stopped after 2 of 5 steps, and kept in output/loras/style_00001_-checkpoints/last.safetensors."
+    )
+    assert not (tmp_path / "loras" / "style_00001_.safetensors").exists()
     assert load_file(folder / "last.state.safetensors")
     stop_after(100)
     resumed = train(resume=True, **settings)
@@ -166,22 +182,21 @@ def test_an_interrupt_keeps_what_was_learned_and_a_resumed_training_ends_as_an_u
 
 
 @pytest.fixture
-def stop_after() -> Iterator[Callable[[int], None]]:
-    """Press Stop when a node reports that so many steps are done."""
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Press Stop when so many steps are done, also where the host tells no page of a step: it was quick."""
     import comfy.model_management
     import comfy.utils
 
-    before = comfy.utils.PROGRESS_BAR_HOOK
+    steps: list[int] = []
+    real = comfy.utils.ProgressBar.update_absolute
 
-    def at(step: int) -> None:
-        def hook(value: int, total: int, preview: Any, **_: Any) -> None:
-            if value >= step:
-                comfy.model_management.interrupt_current_processing()
+    def update(bar: Any, value: int, *rest: Any, **options: Any) -> None:
+        real(bar, value, *rest, **options)
+        if value >= steps[-1]:
+            comfy.model_management.interrupt_current_processing()
 
-        comfy.utils.set_progress_bar_global_hook(hook)
-
-    yield at
-    comfy.utils.set_progress_bar_global_hook(before)
+    monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", update)
+    yield steps.append
     comfy.model_management.interrupt_current_processing(False)
 
 
@@ -219,7 +234,7 @@ def test_other_models_are_trained_by_their_own_defaults(
 
 
 def test_samples_on_the_way_change_nothing(train: Callable[..., Any], model: Any, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"preset": "full", "steps": 2, "warmup": 0, "learning_rate": 0.1}
+    settings: dict[str, Any] = {"preset": "attn-mlp", "steps": 2, "warmup": 0, "learning_rate": 0.1}
     settings["empty_caption"] = [caption(9)]
     plain = train(**settings)
     with unchanged(model.model):
@@ -239,6 +254,18 @@ def test_it_goes_on_from_a_stack_and_keeps_its_kinds(host: Host, train: Callable
     second = train(stack=first["stack"], filename_prefix="loras/more", steps=1)
     assert len(second["lora"]) == len(first["lora"])
     assert {layer.algorithm for layer in second["stack"].entries[0].adapter.layers.values()} == kinds
+    # Or changed by name: first to what is nearest, at the same scale.
+    third = train(stack=first["stack"], overrides="*attn2*: algorithm lora, rank 3\n*attn1*: rank 6", steps=1)
+    layers = third["stack"].entries[0].adapter.layers
+    assert {(layer.algorithm, layer.rank, layer.alpha) for layer in layers.values()} >= {("lora", 3, 3.0)}
+    assert {layer.algorithm for layer in layers.values()} == {"lora"}
+    assert {layer.rank for name, layer in layers.items() if "attn1" in name} == {6}
+    assert re.search(
+        rf"{len(layers)} layers go on in another kind or at another rank, such as .*% of the energy",
+        third["report"],
+    )
+    with pytest.raises(host.ops.LycorisError, match=r"a file says itself.*Resize or convert"):
+        train(stack=first["stack"], overrides="*attn2*: alpha 2")
     with pytest.raises(host.ops.LycorisError, match=r"from one adapter.*a stack of 2"):
         train(stack=first["stack"] + second["stack"])
 
@@ -310,6 +337,24 @@ def broken(value: float) -> dict[str, Tensor]:
         ({"latents": ["x"]}, r"`latents, number 1` cannot be used.*'x'"),
         ({"masks": [torch.ones(1, 32, 32)]}, r"masks, number 1 of 4.*size of its picture.*32 x 32.*64 x 64"),
         ({"masks": [torch.ones(3, 64, 64)]}, r"not as many masks as latents.*3 masks"),
+        ({"masks": [torch.full((1, 64, 64), math.nan)]}, r"masks, number 1 of 4.*no weights.*nan"),
+        ({"masks": [torch.full((1, 64, 64), -1.0)]}, r"masks, number 1 of 4.*no weights.*-1"),
+        (
+            {"positive": [[[torch.full((1, WORDS, WIDTH), math.nan), {}]]]},
+            r"captions, number 1 of 4.*not finite",
+        ),
+        (
+            {"positive": [*[caption(n) for n in range(3)], [[torch.ones(1, WORDS, 2 * WIDTH), {}]]]},
+            r"captions, number 4 of 4: a caption is not as wide.*48 values for .*to_k.*expected 24.*CLIP",
+        ),
+        (
+            {"latents": [{**latent(0), "noise_mask": torch.ones(1, 1, 32, 32)}], "positive": [caption(0)]},
+            r"noise_mask, number 1 of 1.*size of its picture",
+        ),
+        (
+            {"latents": [{**latent(0), "noise_mask": torch.ones(1, 1, 3, 64, 64)}], "positive": [caption(0)]},
+            r"latents, number 1 of 1.*`noise_mask`.*not that of a picture",
+        ),
         ({"positive": [caption(0, control=object())]}, r"captions, number 1 of 4.*ControlNet"),
         ({"positive": [caption(0, area=(1, 1, 0, 0))]}, r"captions, number 1 of 4.*an area"),
         ({"positive": [caption(0, hooks=object())]}, r"captions, number 1 of 4.*hooks"),
@@ -320,6 +365,7 @@ def broken(value: float) -> dict[str, Tensor]:
         ({"include": "*nothing*"}, r"nothing"),
         ({"rank": 4.5}, r"`rank` cannot be used.*4\.5.*whole"),
         ({"steps": 0}, r"steps.*out of its range"),
+        ({"algorithm": "oft", "dialect": "peft"}, r"peft holds no oft"),
         ({"optimiser": "lion"}, r"`optimiser`.*lion.*adamw"),
         (
             {"noise_offset": 2.0, "caption_dropout": 3.0, "empty_caption": [caption(0)]},
@@ -337,6 +383,24 @@ def test_bad_input_is_named(
     with pytest.raises(host.ops.LycorisError, match=words):
         train(preset="attn-only", **{"steps": 1, **inputs})
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_the_noise_mask_of_a_latent_is_its_mask_unless_masks_are_linked(train: Callable[..., Any]) -> None:
+    left, top = torch.zeros(1, 1, 64, 64), torch.zeros(1, 64, 64)
+    left[..., :32], top[:, :32] = 1, 1
+    bare = [latent(seed) for seed in range(2)]
+    # As Set Latent Noise Mask gives it, for a batch: one for all.
+    batch = {"samples": torch.cat([one["samples"] for one in bare])}
+    settings: dict[str, Any] = {"preset": "attn-only", "steps": 1, "warmup": 0, "positive": [caption(0)]}
+    plain, linked, other = (train(latents=bare, masks=masks, **settings) for masks in ([], [left], [top]))
+    masked = train(latents=[{**batch, "noise_mask": left}], **settings)
+    both = train(latents=[{**batch, "noise_mask": left}], masks=[top], **settings)
+    losses = [one["loss_map"]["loss"] for one in (plain, linked, other, masked, both)]
+    assert losses[3] == losses[1] != losses[0] and losses[4] == losses[2] != losses[1]
+    assert "the noise_mask of latents is their mask" in masked["report"]
+    assert "2 with a mask" in masked["report"]
+    assert "the noise_mask of latents is not used, because masks are linked" in both["report"]
+    assert "noise_mask" not in linked["report"]
 
 
 def test_several_models_are_refused(host: Host, train: Callable[..., Any], model: Any) -> None:
@@ -362,7 +426,9 @@ def test_no_room_is_found_before_the_first_step(
 
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10_000))
-    with pytest.raises(host.ops.WriteError, match=r"no room for what the training would write.*0 MB free"):
+    with pytest.raises(
+        host.ops.WriteError, match=r"no room for what the training would write.*10000 bytes free"
+    ):
         train(preset="attn-only")
     assert not list(tmp_path.rglob("*.safetensors"))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hosting import Host
-from trainable import CPU, fill, module, patcher, tiny
+from trainable import CPU, fill, module, patcher, tiny, train
 
 pytestmark = pytest.mark.host
 
@@ -91,7 +92,39 @@ def test_a_mask_is_averaged_over_what_a_latent_value_stands_for(host: Host) -> N
             training.mask_of(model, bad, latent)
 
 
-def test_sdxl_is_told_the_real_sizes(host: Host) -> None:
+def test_latents_are_noised_in_the_models_scale_however_they_are_given(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, model, seen = module(host, "loss"), patcher(tiny("SD1.5")), []
+    noised = loss.noised
+
+    def watched(sampling: Any, sigma: Any, noise: Any, latent: torch.Tensor) -> torch.Tensor:
+        seen.extend(latent.split(1))
+        return noised(sampling, sigma, noise, latent)
+
+    monkeypatch.setattr(loss, "noised", watched)
+    square, wide = torch.randn(3, 4, 8, 8), torch.randn(2, 4, 8, 16)
+    for given in ([square], list(square.split(1)), [*square.split(1), *wide.split(1)], [square, wide]):
+        seen.clear()
+        train(
+            host,
+            tmp_path,
+            model=model,
+            latents=[{"samples": batch} for batch in given],
+            positive=[text(5, 24)],
+            preset="attn-only",
+            rank=2,
+            steps=2,
+            batch_size=2,
+            accumulation=5,
+        )
+        wanted = [0.18215 * latent for batch in given for latent in batch.split(1)]
+        for latent in wanted:
+            assert any(latent.shape == one.shape and torch.allclose(latent, one) for one in seen)
+        assert len(seen) == 2 * len(wanted)
+
+
+def test_sdxl_is_told_the_real_sizes(host: Host, tmp_path: Path) -> None:
     training = module(host, "")
     model = sdxl()
     latent = training.latent_of(model, torch.randn(1, 4, 8, 16), CPU)
@@ -110,6 +143,14 @@ def test_sdxl_is_told_the_real_sizes(host: Host) -> None:
     # As CLIPTextEncodeSDXL says it.
     own = text(5, 24, width=512, height=256)
     torch.testing.assert_close(sizes(training.caption_of(model, own, latent)), told(256, 512, 0, 0, 64, 128))
+    # The network itself gets them from the node that trains.
+    seen: list[torch.Tensor] = []
+    model.diffusion_model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["y"][:, 12:]), with_kwargs=True
+    )
+    given = {"latents": [{"samples": torch.randn(1, 4, 8, 16)}], "positive": [own], "rank": 2, "steps": 1}
+    train(host, tmp_path, model=patcher(model), **given)
+    torch.testing.assert_close(seen[0], told(256, 512, 0, 0, 64, 128))
 
 
 def test_guidance_is_that_of_the_family_unless_another_is_said(host: Host) -> None:
@@ -131,6 +172,7 @@ def test_guidance_is_that_of_the_family_unless_another_is_said(host: Host) -> No
         (text(5, 24) + text(5, 24), "one conditioning"),
         (text(5, 24, control=object()), "ControlNet"),
         (text(5, 24, area=(1, 1, 0, 0)), "an area"),
+        (text(5, 24, strength=0.5), "a strength.*0.5"),
         (text(5, 24, start_percent=0.2), "part of the sampling"),
     ],
 )
@@ -250,3 +292,11 @@ def test_dropped_captions_weights_and_offsets(host: Host) -> None:
         pytest.raises(host.ops.TrainError, match="offset"),
     ):
         training.DiffusionLoss(session=opened, times=times, noise_offset=0.1)
+    # A schedule whose last step is noise alone, as Model Sampling Discrete makes it.
+    zero = patcher(tiny("SD1.5"))
+    (zero,) = host.nodes.NODE_CLASS_MAPPINGS["ModelSamplingDiscrete"]().patch(zero, "v_prediction", True)
+    zero.patch_model()
+    with training.opened(zero) as opened:
+        training.DiffusionLoss(session=opened, times=times)
+        with pytest.raises(host.ops.TrainError, match=r"offset.*zsnr"):
+            training.DiffusionLoss(session=opened, times=times, noise_offset=0.1)

@@ -1,8 +1,9 @@
-"""The template of training over the host's HTTP interface: from a folder of pictures to a sampled picture."""
+"""Over the host's HTTP interface: every template, and models of several layouts trained on photographs."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -10,18 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image, ImageDraw
 from safetensors import safe_open
+from safetensors.torch import load_file
 
+from tests.bench.quality.tasks.pictures import DATA
 from tests.harness.assets import install
+from tests.harness.diffusion import write_model, write_tiny_vae
 from tests.harness.facts import ROOT, facts
-from tests.harness.launch import Server, base_directory
-from tests.harness.workflow import to_prompt
+from tests.harness.launch import Run, Server, base_directory
+from tests.harness.templates import FOLDER, SMALL, TEMPLATES, TRAIN, WRITING, ready, template
+from tests.harness.workflow import ACTIVE, to_prompt
 
 pytestmark = pytest.mark.host
 
-WORKFLOW = ROOT / "workflows" / "train_a_style.json"
-FOLDER = "my_style"
+PICTURES = "my_style"
+PHOTOGRAPHS = {"chelsea": "a cat", "coffee": "a cup of coffee", "astronaut": "a woman in orange"}
+"""Pictures that come with scikit-image, and what they show."""
+HELD_OUT = {"rocket": "a rocket"}
+
+Nodes = dict[str, dict[str, Any]]
 
 
 def draw_pictures(folder: Path) -> None:
@@ -31,33 +41,50 @@ def draw_pictures(folder: Path) -> None:
         picture = Image.new("RGB", size, "beige")
         ImageDraw.Draw(picture).ellipse([16, 16, size[0] - 16, size[1] - 16], fill=colour)
         picture.save(folder / f"{name}.png")
-        (folder / f"{name}.txt").write_text(f"mystyle, a {name} disc", encoding="utf-8")
+        (folder / f"{name}.txt").write_text(f"a {name} disc", encoding="utf-8")
+
+
+def cut_photographs(folder: Path, captions: dict[str, str]) -> None:
+    """The middles of photographs, small, with their captions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, words in captions.items():
+        (found,) = (path for path in DATA.files if Path(path).stem == name)
+        picture = Image.open(DATA.file(found)).convert("RGB")
+        side = min(picture.size)
+        left, top = ((size - side) // 2 for size in picture.size)
+        picture.resize((64, 64), box=(left, top, left + side, top + side)).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(words, encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     base = install(base_directory(ROOT / ".cache" / facts().host / "training", ROOT))
     shutil.rmtree(base / "output" / "loras", ignore_errors=True)
-    draw_pictures(base / "input" / FOLDER)
+    shutil.rmtree(base / "user" / "__lycoris", ignore_errors=True)
+    draw_pictures(base / "input" / PICTURES)
+    cut_photographs(base / "input" / "photographs", PHOTOGRAPHS)
+    cut_photographs(base / "input" / "held_out", HELD_OUT)
+    models = base / "models"
+    smallest = {"channel_mult": (1,), "num_res_blocks": 1}
+    write_model(models / "diffusion_models" / "sd.safetensors", "SD1.5", **smallest)
+    write_model(models / "diffusion_models" / "flux.safetensors", "Flux")
+    write_model(models / "diffusion_models" / "wan.safetensors", "Wan")
+    (models / "vae_approx").mkdir(exist_ok=True)
+    write_tiny_vae(models / "vae_approx")
     with Server(facts().comfyui, base) as running:
         yield running
 
 
 def prompt_of(server: Server, **training: Any) -> dict[str, Any]:
     """The template as a prompt that runs in seconds, with other settings of the training as given."""
-    prompt = to_prompt(json.loads(WORKFLOW.read_text(encoding="utf-8")), server.object_info())
-    small: dict[str, dict[str, Any]] = {
-        "ImageScaleToTotalPixels": {"megapixels": 0.01},
-        "EmptyLatentImage": {"width": 64, "height": 64},
-        "KSampler": {"steps": 1},
-        "LycorisTrain": {"steps": 4, "learning_rate": 2e-3, "rank": 2, "preset": "attn-only"}
-        | {"validate_every": 4, **training},
+    info = server.object_info()
+    prompt = to_prompt(ready(TRAIN, info, SMALL), info)
+    # These are in groups, which the template leaves as is usual.
+    prompt[of_type(prompt, "LycorisTrain")]["inputs"] |= {
+        "preset": "attn-only",
+        "validate_every": 4,
+        **training,
     }
-    for node in prompt.values():
-        node["inputs"].update(small.get(node["class_type"], {}))
-    data = next(number for number, node in prompt.items() if node["class_type"] == "MakeTrainingDataset")
-    train = prompt[of_type(prompt, "LycorisTrain")]["inputs"]
-    train.update(validation_latents=[data, 0], validation_positive=[data, 1])
     return prompt
 
 
@@ -67,14 +94,59 @@ def of_type(prompt: dict[str, Any], kind: str) -> str:
     return number
 
 
+def test_templates_are_named_where_users_read() -> None:
+    """The README lists them all, and the help pages name none that is not there."""
+    pages = [ROOT / "README.md", *(ROOT / "lycoris_nodes" / "web" / "docs").glob("*.md")]
+    listed, *named = (set(re.findall(r"`(\w+_lora_lycoris)`", page.read_text("utf-8"))) for page in pages)
+    assert listed == set().union(*named) == set(TEMPLATES)
+    assert all((FOLDER / f"{name}.jpg").is_file() for name in TEMPLATES)
+
+
+def missing_files(prompt: Nodes, info: dict[str, Any]) -> Iterator[str]:
+    """The files that a prompt names and the host does not have, each as often as it is named."""
+    for one in prompt.values():
+        for name, value in one["inputs"].items():
+            if str(value).endswith(".safetensors"):
+                known = json.dumps(info[one["class_type"]]["input"]["required"][name])
+                if json.dumps(value) not in known:
+                    yield value
+
+
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name != TRAIN])
+def test_a_template_asks_for_one_file_and_runs(server: Server, name: str) -> None:
+    """Beside adapters it asks for a model. With files it runs, and so do the nodes that it leaves muted."""
+    info = server.object_info()
+    opened = template(name)
+    (asked,) = missing_files(to_prompt(opened, info), info)
+    (known,) = {model["name"] for node in opened["nodes"] for model in node["properties"].get("models", ())}
+    assert asked == known
+    saving = [node for node in opened["nodes"] if node["type"] in WRITING.values()]
+    writing = {node["type"] for node in saving if node["mode"] == ACTIVE}
+    assert writing == ({WRITING[name]} if name in WRITING else set())
+
+    graph = ready(name, info, SMALL)
+    for node in graph["nodes"]:
+        node["mode"] = ACTIVE
+    prompt = to_prompt(graph, info)
+    run = server.queue(prompt)
+    assert run.error is None, run.error
+    assert run.outputs.keys() >= {
+        number for number, node in prompt.items() if info[node["class_type"]]["output_node"]
+    }
+
+
 def test_the_template_learns_and_samples(server: Server) -> None:
     prompt = prompt_of(server)
     run = server.queue(prompt)
     assert run.error is None, run.error
+    made = run.outputs[of_type(prompt, "LycorisDataset")]
+    (data,) = made["text"]
+    assert len(made["images"]) == 1
+    assert "2 pictures in my_style" in data and "encoded: 2 pictures and 3 captions of 5" in data
     shown = run.outputs[of_type(prompt, "LycorisTrain")]
     (report,) = shown["text"]
     assert len(shown["images"]) == 1
-    assert "held-out loss" in report and "2 latents (" in report and "10% of the captions dropped" in report
+    assert "held-out loss" in report and "1 latents (" in report and "10% of the captions dropped" in report
     (line,) = [line for line in report.splitlines() if line.startswith("held-out loss")]
     # "held-out loss 1.2 in step 0, best 1.1 in step 4"
     words = line.split()
@@ -93,7 +165,8 @@ def test_the_template_learns_and_samples(server: Server) -> None:
 def test_stop_keeps_a_file_that_the_next_run_goes_on_from(server: Server) -> None:
     prompt = prompt_of(server, steps=200, filename_prefix="loras/stopped")
     train = of_type(prompt, "LycorisTrain")
-    del prompt[train]["inputs"]["validation_latents"], prompt[train]["inputs"]["validation_positive"]
+    # The server has the outputs of the first test no more, and finds what was encoded on its disk.
+    prompt[of_type(prompt, "LycorisDataset")]["inputs"]["held_out"] = 0
     begun = threading.Event()
 
     def on_progress(node: str, value: int, maximum: int) -> None:
@@ -102,15 +175,165 @@ def test_stop_keeps_a_file_that_the_next_run_goes_on_from(server: Server) -> Non
             server.interrupt()
 
     run = server.queue(prompt, on_progress)
+    # The prompt ends before the next node, but the training has its outputs.
     assert begun.is_set() and run.interrupted and run.error is None
+    apply = of_type(prompt, "LycorisApplyStack")
+    assert apply not in run.outputs
+    (stopped,) = run.outputs[train]["text"]
+    assert re.match(
+        r"Stopped after \d+ of 200 steps, and kept in "
+        r"output/loras/stopped_00001_-checkpoints/last\.safetensors\. .*`resume`",
+        stopped,
+    )
+    (data,) = run.outputs[of_type(prompt, "LycorisDataset")]["text"]
+    assert "encoded: 0 pictures and 0 captions of 5" in data
     folder = server.base / "output" / "loras" / "stopped_00001_-checkpoints"
     assert {file.name for file in folder.iterdir()} == {"last.safetensors", "last.state.safetensors"}
     # It is in the loaders' list, because the host looks for models in its output folder too.
     files = server.object_info()["LycorisLoadAdapter"]["input"]["required"]["file"][1]["options"]
     assert "stopped_00001_-checkpoints/last.safetensors" in files
 
-    prompt[train]["inputs"].update(resume=True, steps=3)
+    # Run as it is applies what was learned, without training.
+    run = server.queue(prompt)
+    assert run.error is None and not run.interrupted and train in run.cached
+    assert run.outputs[train]["text"] == [stopped]
+    (applied,) = run.outputs[apply]["text"]
+    assert "applied 56 of 56 layers" in applied and "last" in applied
+    assert run.outputs[of_type(prompt, "SaveImage")]["images"]
+
+    # In a group, as the front end sends it; before, by its own name.
+    inputs = prompt[train]["inputs"]
+    inputs.update({"layers": "own", "layers.preset": inputs.pop("preset")}, resume=True, steps=3)
     run = server.queue(prompt)
     assert run.error is None, run.error
     (report,) = run.outputs[train]["text"]
     assert int(report.split()[0]) >= 3 and "stopped_00001_.safetensors" in report
+
+
+def node(kind: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def stable_diffusion(sampling: str) -> Nodes:
+    """A UNet with what it is to predict, and the VAE of the base checkpoint."""
+    return {
+        "unet": node("UNETLoader", unet_name="sd.safetensors", weight_dtype="default"),
+        "model": node("ModelSamplingDiscrete", model=["unet", 0], sampling=sampling, zsnr=False),
+        "data": node("MakeTrainingDataset", vae=["base", 2]),
+    }
+
+
+def separate(file: str) -> Nodes:
+    """A diffusion model of a file of its own, with a VAE of 16 channels."""
+    return {
+        "model": node("UNETLoader", unet_name=file, weight_dtype="default"),
+        "vae": node("VAELoader", vae_name="taef1"),
+        "data": node("MakeTrainingDataset", vae=["vae", 0]),
+    }
+
+
+LAYOUTS: dict[str, tuple[Nodes, int]] = {
+    "SD1.5": (stable_diffusion("eps"), 12),
+    "SD1.5 of v": (stable_diffusion("v_prediction"), 12),
+    "Flux": (separate("flux.safetensors"), 40),
+    "Wan": (separate("wan.safetensors"), 40),
+}
+"""The nodes that load a model and encode pictures for it, and how many steps it is trained."""
+TEMPLATE = "SD1.5"
+"""What the template trains too."""
+
+
+def photographs(layout: Nodes) -> Nodes:
+    """A model with photographs to train it on, and another one that is held out."""
+    nodes = {"base": node("CheckpointLoaderSimple", ckpt_name="base.safetensors"), **layout}
+    encode = nodes["data"]["inputs"]
+    for folder, name in (("photographs", "data"), ("held_out", "held")):
+        nodes[f"{name} files"] = node("LoadImageTextDataSetFromFolder", folder=folder)
+        given = {"images": [f"{name} files", 0], "texts": [f"{name} files", 1], "clip": ["base", 1]}
+        nodes[name] = node("MakeTrainingDataset", **encode, **given)
+    return nodes
+
+
+def training(server: Server, model: str, **settings: Any) -> dict[str, Any]:
+    """The node that trains, with its defaults and some settings."""
+    specs = server.object_info()["LycorisTrain"]["input"]
+    every = {name: spec for group in ("required", "optional") for name, spec in specs[group].items()}
+    usual = {name: spec[1]["default"] for name, spec in every.items() if "default" in spec[1]}
+    links = {"model": [model, 0], "latents": ["data", 0], "positive": ["data", 1]}
+    links |= {"validation_latents": ["held", 0], "validation_positive": ["held", 1]}
+    given = {
+        "rank": 4,
+        "learning_rate": 1e-2,
+        "preset": "attn-mlp",
+        "warmup": 0.0,
+        "batch_size": 3,
+        "seed": 3,
+    }
+    return node("LycorisTrain", **{**usual, **links, **given, **settings})
+
+
+def held_out_losses(run: Run, name: str = "train") -> tuple[float, float]:
+    """The first and the best loss of the held-out picture that a node reports."""
+    assert run.error is None, run.error
+    (report,) = run.outputs[name]["text"]
+    (line,) = [line for line in report.splitlines() if line.startswith("held-out loss")]
+    words = line.replace(",", "").split()
+    return float(words[2]), float(words[7])
+
+
+@pytest.mark.parametrize(
+    "layout", [pytest.param(name, marks=[pytest.mark.soak] if name == TEMPLATE else []) for name in LAYOUTS]
+)
+def test_a_model_is_trained_on_photographs(server: Server, layout: str) -> None:
+    """The file applied gives the loss that the training ended with. A stopped one that samples no pictures
+    ends as an unbroken one that does.
+    """
+    loader, steps = LAYOUTS[layout]
+    name = layout.replace(" ", "_")
+    nodes, folder = photographs(loader), server.base / "output" / "loras"
+
+    def trained(prefix: str, **settings: Any) -> Nodes:
+        given = {"steps": steps, "validate_every": steps, **settings}
+        return {
+            **nodes,
+            "train": training(server, "model", filename_prefix=f"loras/{prefix}_{name}", **given),
+        }
+
+    def beside(model: str) -> Nodes:
+        """A training that first measures the loss of a model as it is."""
+        check = training(server, model, filename_prefix=f"loras/check_{name}", steps=1, validate_every=1)
+        return {"check": check}
+
+    pictures: list[bytes] = []
+    applied = node("LycorisApplyStack", model=["model", 0], stack=["train", 0], mode="merge", strict=True)
+    prompt = {**trained("whole", sample_every=steps // 2), "applied": applied, **beside("applied")}
+    run = server.queue(prompt, on_preview=pictures.append)
+    before, after = held_out_losses(run)
+    assert after < 0.98 * before
+    assert held_out_losses(run, "check")[0] == pytest.approx(after, rel=1e-3)
+    assert pictures
+    whole = load_file(folder / f"whole_{name}_00001_.safetensors")
+    samples = sorted((folder / f"whole_{name}_00001_-checkpoints").glob("sample-*.png"))
+    assert [sample.stem for sample in samples] == [f"sample-{step:06d}" for step in (steps // 2, steps)]
+    assert samples[0].read_bytes() != samples[1].read_bytes()
+
+    begun = threading.Event()
+
+    def stop(number: str, value: int, maximum: int) -> None:
+        if number == "train" and not begun.is_set():
+            begun.set()
+            server.interrupt()
+
+    run = server.queue(trained("broken"), stop)
+    assert run.outputs["train"]["text"][0].startswith("Stopped after ")
+    assert not (folder / f"broken_{name}_00001_.safetensors").exists()
+    run = server.queue(trained("broken", resume=True))
+    assert held_out_losses(run) == (before, after)
+    resumed = load_file(folder / f"broken_{name}_00001_.safetensors")
+    assert resumed.keys() == whole.keys()
+    assert all(torch.equal(resumed[key], whole[key]) for key in whole)
+
+    lora = node("LoraLoaderModelOnly", model=["model", 0], lora_name=f"whole_{name}_00001_.safetensors")
+    lora["inputs"]["strength_model"] = 1.0
+    run = server.queue({**nodes, "lora": lora, **beside("lora")})
+    assert held_out_losses(run, "check")[0] == pytest.approx(after, rel=1e-3)

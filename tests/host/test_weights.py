@@ -108,12 +108,15 @@ def test_every_kind_patches_its_layers_exactly(
 
 
 @pytest.mark.host
-def test_every_weight_of_a_blend_is_exact(host: Host, plain: Patched, keys: dict[LayerName, str]) -> None:
-    """Three adapters change the same weights. Every weight is compared with the exact sum."""
+def test_the_weights_of_a_blend_are_exact(host: Host, plain: Patched, keys: dict[LayerName, str]) -> None:
+    """Three adapters change the same weights. Every fourth weight is compared with the exact sum.
+
+    The software that wrote the adapters takes a third of a second for what it does to one weight.
+    """
     patched = host.apply(plain, host.stack(*BLEND))
     everything = {keys[name]: name for name in recipe_deltas("lora")}
     assert set(patched.patches) == set(everything)
-    for key, name in everything.items():
+    for key, name in list(everything.items())[::4]:
         weight = plain.patcher_of(key).model_state_dict()[key].float()
         assert_float32_exact(calculated(patched, key, weight), wanted(weight, name, BLEND))
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,6 +60,38 @@ def gradients(net: Any) -> list[Tensor]:
     return found
 
 
+def chained(net: Any, loss: Callable[[], Tensor]) -> list[Tensor]:
+    """The gradients of all trained tensors by the chain rule, for a network that is not applied.
+
+    dL/dW is that of the plain model, whose layers have the changed weights, and goes through `delta`.
+    """
+    held: list[tuple[Any, torch.nn.Parameter]] = []
+    weights: dict[str, torch.nn.Parameter] = {}
+    for path, member in net.members.items():
+        plain = member.site.module.weight
+        held.append((member.site.module, plain))
+        # The zoo cuts large weights, of layers that are not called.
+        if plain.shape == member.site.shape:
+            with torch.no_grad():
+                weights[path] = torch.nn.Parameter(plain + member.layer.delta(plain))
+    try:
+        for path, weight in weights.items():
+            net.members[path].site.module.weight = weight
+        loss().backward()
+    finally:
+        for inner, plain in held:
+            inner.weight = plain
+    found: list[Tensor] = []
+    for (path, member), (_, plain) in zip(net.members.items(), held, strict=True):
+        own = list(member.parameters())
+        gradient = weights[path].grad if path in weights else None
+        if gradient is None:
+            found += [torch.zeros_like(parameter) for parameter in own]
+        else:
+            found += torch.autograd.grad(member.layer.delta(plain), own, gradient)
+    return found
+
+
 def distance(one: list[Tensor], other: list[Tensor]) -> float:
     """How far apart two lists of tensors are, as a share of the second."""
     a, b = (torch.cat([tensor.flatten().double() for tensor in tensors]) for tensors in (one, other))
@@ -91,3 +124,28 @@ def unchanged(model: torch.nn.Module) -> Iterator[None]:
     assert state(model) == before
     assert all(torch.equal(value, values[key]) for key, value in model.state_dict().items())
     assert not comfy.model_management.in_training
+
+
+MANY = (
+    *("latents", "positive", "captions", "masks", "empty_caption"),
+    *("validation_latents", "validation_positive", "validation_captions"),
+)
+"""The inputs of the node that trains of which there may be several."""
+
+
+def train(host: Host, folder: Path, **inputs: Any) -> dict[str, Any]:
+    """Run the node that trains as the host does, with a folder for outputs; what it gives, by name."""
+    import folder_paths
+
+    node, before = host.nodes.NODE_CLASS_MAPPINGS["LycorisTrain"], folder_paths.get_output_directory()
+    widgets = [one for one in node.GET_SCHEMA().inputs if getattr(one, "default", None) is not None]
+    known = {one.id: one.default for one in widgets} | {"filename_prefix": "loras/style", "seed": 5}
+    given = {name: value if name in MANY else [value] for name, value in {**known, **inputs}.items()}
+    folder_paths.set_output_directory(str(folder))
+    try:
+        with torch.inference_mode():
+            made = node.execute(**given)
+    finally:
+        folder_paths.set_output_directory(before)
+    names = [output.id for output in node.GET_SCHEMA().outputs]
+    return dict(zip(names, made.args, strict=True)) | {"ui": made.ui}

@@ -1,0 +1,346 @@
+"""The list of Load LoRA / LyCORIS (rows), used with the mouse in both renderers of the front end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from tests.harness.assets import assets
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator
+
+    from tests.harness.page import Ui
+
+pytestmark = pytest.mark.browser
+
+RGTHREE = 10
+"""Clicks that rgthree's Power Lora Loader takes for five files: its button and the file, for each of them."""
+INK, ALICE, LONG = (
+    "rows/ink wash.safetensors",
+    'rows/alice\'s "é" \u05e2\u05d1\u05e8\u05d9\u05ea \U0001f388 <i>.safetensors',
+    "rows/a name that is far too long for any node of any width at all.safetensors",
+)
+FIVE = (INK, ALICE, LONG, "loha.safetensors", "lokr.safetensors")
+MARKUP = "<img src=x onerror=\"document.title='run'\">"
+
+
+@pytest.fixture
+def files(base: Path) -> Iterator[Path]:
+    """Files with metadata, a preview, a preview that is no picture, and odd names."""
+    folder = base / "models" / "loras" / "rows"
+    folder.mkdir(exist_ok=True)
+    tensors = load_file(assets() / "loras" / "lora.safetensors")
+    told = {
+        "modelspec.trigger_phrase": f"ink wash, {MARKUP}",
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.description": "Best at 0.7",
+        "ss_tag_frequency": json.dumps({"10_ink": {"ink wash": 20, "tree": 7}}),
+    }
+    save_file(tensors, folder.parent / INK, told)
+    save_file(tensors, folder.parent / ALICE)
+    save_file(tensors, folder.parent / LONG)
+    Image.new("RGB", (60, 80), "purple").save(folder / "ink wash.preview.png")
+    (folder.parent / LONG).with_suffix(".png").write_text("no picture")
+    yield folder
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+
+
+class Rows:
+    """The node on the page, and how many times the mouse was clicked."""
+
+    def __init__(self, ui: Ui) -> None:
+        self.ui = ui
+        self.page = ui.page
+        self.clicks = 0
+
+    def click(self, found: Locator, **options: Any) -> None:
+        self.clicks += 1
+        found.click(**options)
+
+    def add(self, file: str) -> None:
+        self.click(self.page.get_by_role("button", name="+ Add LoRA / LyCORIS"))
+        self.click(self.page.locator(".lycoris-picker").get_by_title(file, exact=True))
+
+    def line(self, index: int) -> Locator:
+        return self.page.locator(".lycoris-row").nth(index)
+
+    def menu(self, index: int, words: str) -> None:
+        self.click(self.line(index).locator(".lycoris-file"), button="right")
+        self.click(self.page.locator(".lycoris-menu").get_by_role("button", name=words, exact=True))
+
+    def drag(self, source: int, target: int) -> None:
+        start = self.line(source).locator(".lycoris-handle").bounding_box()
+        end = self.line(target).bounding_box()
+        assert start and end
+        mouse = self.page.mouse
+        mouse.move(start["x"] + start["width"] / 2, start["y"] + start["height"] / 2)
+        mouse.down()
+        mouse.move(end["x"] + 30, end["y"] + end["height"] / 2, steps=4)
+        mouse.up()
+
+    def said(self) -> list[list[dict[str, Any]]]:
+        """The rows of each such node as the prompt has them."""
+        nodes = self.ui.prompt().values()
+        texts = [node["inputs"]["rows"] for node in nodes if node["class_type"] == "LycorisAdapterRows"]
+        return [json.loads(text)["rows"] for text in texts]
+
+    def files(self) -> list[str]:
+        return [row["file"] for row in self.said()[0]]
+
+    def wait(self, files: list[str]) -> None:
+        """Wait until the list shows these files; undoing takes its time."""
+        self.page.wait_for_function(
+            """names => {
+                const shown = [...document.querySelectorAll('.lycoris-row .lycoris-file')]
+                return JSON.stringify(shown.map(name => name.textContent)) === JSON.stringify(names)
+            }""",
+            arg=[file.removesuffix(".safetensors") for file in files],
+        )
+        assert self.files() == files
+
+
+@pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
+def test_rows_are_edited_with_the_mouse(
+    ui: Ui, files: Path, vue_nodes: bool, screenshot: Callable[[str], None]
+) -> None:
+    page, rows = ui.page, Rows(ui)
+    name = "vue" if vue_nodes else "canvas"
+    page.evaluate("on => app.ui.settings.setSettingValueAsync('Comfy.VueNodes.Enabled', on)", vue_nodes)
+    page.evaluate(
+        """() => {
+            app.graph.clear()
+            const node = LiteGraph.createNode('LycorisAdapterRows')
+            node.pos = [0, 0]
+            app.graph.add(node)
+            Object.assign(app.canvas.ds, {scale: 1, offset: [300, 200]})
+            app.canvas.setDirty(true, true)
+        }"""
+    )
+    for file in FIVE:
+        rows.add(file)
+    assert rows.clicks <= RGTHREE
+    rows.wait(list(FIVE))
+    assert rows.said()[0][0] == {"on": True, "file": INK, "strength_model": 1}
+    assert page.title() != "run" and page.locator(".lycoris-file i").count() == 0
+    rows.line(0).get_by_text("SD 1.5").wait_for()
+    screenshot(f"rows-{name}-five")
+
+    # One row is switched off and nothing else changes.
+    before = rows.said()[0]
+    rows.click(rows.line(1).get_by_role("checkbox"))
+    assert rows.said()[0] == [before[0], {**before[1], "on": False}, *before[2:]]
+    page.get_by_text("4 of 5 on").wait_for()
+
+    # Undo and redo, one step for each change.
+    page.mouse.click(1500, 900)
+    page.keyboard.press("Control+z")
+    page.get_by_text("5 of 5 on").wait_for()
+    page.keyboard.press("Control+z")
+    rows.wait(list(FIVE[:4]))
+    page.keyboard.press("Control+y")
+    page.keyboard.press("Control+y")
+    page.get_by_text("4 of 5 on").wait_for()
+    rows.wait(list(FIVE))
+
+    rows.drag(0, 3)
+    order = [FIVE[1], FIVE[2], FIVE[3], INK, FIVE[4]]
+    rows.wait(order)
+    rows.menu(3, "Duplicate")
+    rows.wait([*order[:4], INK, FIVE[4]])
+    rows.menu(0, "Remove")
+    order = [FIVE[2], FIVE[3], INK, INK, FIVE[4]]
+    rows.wait(order)
+
+    rows.menu(0, "Separate strength for CLIP")
+    model, clip = (rows.line(0).locator("input[type=number]").nth(index) for index in (0, 1))
+    model.fill("0.7")
+    clip.fill("-0.25")
+    clip.press("Enter")
+    assert rows.said()[0][0] == {"file": LONG, "on": True, "strength_model": 0.7, "strength_clip": -0.25}
+    assert (model.input_value(), clip.input_value()) == ("0.70", "-0.25")
+    # The bounds and the step are those of the node that loads one file.
+    model.press("ArrowUp")
+    assert rows.said()[0][0]["strength_model"] == 0.71
+    model.fill("500")
+    model.press("Enter")
+    assert rows.said()[0][0]["strength_model"] == 100 and model.input_value() == "100.00"
+    model.fill("0.7")
+    model.press("Enter")
+    model.fill("")
+    model.press("Enter")
+    assert model.input_value() == "0.70"
+
+    rows.menu(1, "Block rules…")
+    page.get_by_label("Block rules of this row").fill("mid = 0.5\nte = 0")
+    rows.click(page.get_by_role("button", name="Set rules"))
+    assert rows.said()[0][1]["rules"] == "mid = 0.5\nte = 0"
+
+    # The panel shows what the file says; markup in it is text.
+    rows.click(rows.line(2).get_by_title("About the file"))
+    panel = page.locator(".lycoris-info")
+    for words in ("Trigger words", MARKUP, "Best at 0.7", "tree 7", "SD 1.5"):
+        panel.get_by_text(words).first.wait_for()
+    assert page.title() != "run" and panel.locator("img").count() == 1
+    screenshot(f"rows-{name}-info")
+    page.keyboard.press("Escape")
+    panel.wait_for(state="detached")
+    rows.line(2).locator(".lycoris-file").hover()
+    page.locator(".lycoris-preview").wait_for()
+
+    # Typed words match anywhere in the path.
+    rows.click(rows.line(4).locator(".lycoris-file"))
+    page.get_by_label("search files").fill("wash ROWS")
+    page.wait_for_function("document.querySelectorAll('.lycoris-item').length === 1")
+    screenshot(f"rows-{name}-picker")
+    page.keyboard.press("Enter")
+    order[4] = INK
+    rows.wait(order)
+
+    # Rows of another pack, one of them without its file.
+    rows.click(page.get_by_title("More", exact=True))
+    rows.click(page.get_by_role("button", name="Paste rows…"))
+    saved = [{}, {"on": False, "lora": "lora", "strength": 0.4, "strengthTwo": None}, "", {"lora": "None"}]
+    page.get_by_label("Paste rows").fill(json.dumps({"widgets_values": saved}))
+    rows.click(page.get_by_role("button", name="Add rows"))
+    order.append("lora.safetensors")
+    rows.wait(order)
+    assert rows.said()[0][5] == {"on": False, "file": "lora.safetensors", "strength_model": 0.4}
+    rows.click(page.get_by_title("More", exact=True))
+    rows.click(page.get_by_role("button", name="Paste rows…"))
+    page.get_by_label("Paste rows").fill("[('gone\\\\it\\'s.safetensors', 0.5, 1.0), (None, 1, 1)]")
+    rows.click(page.get_by_role("button", name="Add rows"))
+    order.append("gone\\it's.safetensors")
+    rows.wait(order)
+    page.locator(".lycoris-missing").wait_for()
+    assert "not there any more" in str(rows.line(6).locator(".lycoris-file").get_attribute("title"))
+    screenshot(f"rows-{name}-missing")
+
+    # Tags of prompts with their block weights, and a text that is none.
+    rows.click(page.get_by_title("More", exact=True))
+    rows.click(page.get_by_role("button", name="Paste rows…"))
+    page.get_by_label("Paste rows").fill('{"lora": "lora", "strength": "much"}')
+    rows.click(page.get_by_role("button", name="Add rows"))
+    page.get_by_text("in row 1 the field strength_model is not a number").wait_for()
+    page.get_by_label("Paste rows").fill("a cat <lyco:loha:1:0.2:lbw=INS:step=5> <lora:lokr:.5>")
+    rows.click(page.get_by_role("button", name="Add rows"))
+    rows.wait([*order, "loha.safetensors", "lokr.safetensors"])
+    loha = {"on": True, "file": "loha.safetensors", "strength_model": 1, "strength_clip": 0.2, "rules": "INS"}
+    assert rows.said()[0][7:] == [loha, {"on": True, "file": "lokr.safetensors", "strength_model": 0.5}]
+    for _ in range(2):
+        rows.menu(7, "Remove")
+    rows.wait(order)
+
+    # A copy is a node of its own.
+    said = rows.said()[0]
+    page.evaluate("app.canvas.selectItems([app.graph.nodes[0]])")
+    page.mouse.move(1500, 900)
+    page.keyboard.press("Control+c")
+    page.keyboard.press("Control+v")
+    page.wait_for_function("app.graph.nodes.length === 2")
+    assert rows.said() == [said, said]
+    page.evaluate("app.graph.remove(app.graph.nodes[1])")
+
+    # In a subgraph of a subgraph.
+    for _ in range(2):
+        page.evaluate("app.canvas.selectItems([app.canvas.graph.nodes[0]])")
+        ui.command("Comfy.Graph.ConvertToSubgraph")
+        page.wait_for_function("app.graph.nodes[0].subgraph")
+        page.wait_for_timeout(300)
+    for _ in range(2):
+        page.evaluate(
+            "app.canvas.openSubgraph(app.canvas.graph.nodes[0].subgraph, app.canvas.graph.nodes[0])"
+        )
+        page.wait_for_timeout(300)
+    page.evaluate(
+        "Object.assign(app.canvas.ds, {scale: 1, offset: [300, 200]}); app.canvas.setDirty(true, true)"
+    )
+    rows.click(page.locator(".lycoris-head").get_by_role("checkbox"))
+    page.get_by_text("7 of 7 on").wait_for()
+    said = [{**row, "on": True} for row in said]
+    assert rows.said() == [said]
+    screenshot(f"rows-{name}-subgraph")
+
+    # A reload of the page keeps the rows.
+    workflow = json.loads(page.evaluate("JSON.stringify(app.rootGraph.serialize())"))
+    ui.load(workflow)
+    assert rows.said() == [said]
+    assert ui.errors == []
+
+
+@pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
+def test_a_long_list_scrolls_and_a_text_that_is_none_says_so(
+    ui: Ui, vue_nodes: bool, screenshot: Callable[[str], None]
+) -> None:
+    """500 rows keep the node in its size; wires to the node have our colour and can give the rows."""
+    page, rows = ui.page, Rows(ui)
+    page.evaluate("on => app.ui.settings.setSettingValueAsync('Comfy.VueNodes.Enabled', on)", vue_nodes)
+    many = [{"file": f"gone {number}.safetensors", "on": False} for number in range(500)]
+    page.evaluate(
+        """text => {
+            app.graph.clear()
+            const types = ['LycorisAdapterRows', 'LycorisApplyStack', 'PrimitiveStringMultiline']
+            const [load, apply, string] = types.map(type => LiteGraph.createNode(type))
+            for (const [index, node] of [load, apply, string].entries()) {
+                app.graph.add(node)
+                node.pos = [[0, 0], [600, 0], [600, 400]][index]
+            }
+            load.connect(0, apply, 'stack')
+            load.widgets.find(widget => widget.name === 'rows').value = text
+            Object.assign(app.canvas.ds, {scale: 1, offset: [300, 200]})
+            app.canvas.setDirty(true, true)
+        }""",
+        json.dumps({"version": 1, "rows": many}),
+    )
+    page.get_by_text("0 of 500 on").wait_for()
+    height = page.evaluate("app.graph.nodes[0].size[1]")
+    assert height < 720
+    scale = page.evaluate("app.canvas.ds.scale")
+    rows.line(3).hover()
+    page.mouse.wheel(0, 300)
+    page.wait_for_function("document.querySelector('.lycoris-list').scrollTop > 100")
+    assert page.evaluate("app.canvas.ds.scale") == scale
+    assert page.evaluate("app.canvas.constructor.link_type_colors.LYCORIS_STACK") == "#58c7a8"
+    screenshot(f"rows-{'vue' if vue_nodes else 'canvas'}-many")
+
+    rows.click(page.locator(".lycoris-head").get_by_role("checkbox"))
+    page.get_by_text("500 of 500 on").wait_for()
+    assert all(row["on"] for row in rows.said()[0])
+    ui.set("LycorisAdapterRows", "rows", '{"version": 2}')
+    page.get_by_text("cannot be shown as rows: it is of version 2, not 1").wait_for()
+    assert page.get_by_role("button", name="+ Add LoRA / LyCORIS").is_disabled()
+    for row, words in (
+        ({"strength_model": "0.8"}, "in row 2 the field strength_model is not a number"),
+        ({"strength_clip": None}, "in row 2 the field strength_clip is not a number"),
+        ({"rules": 5}, "in row 2 the field rules is not a text"),
+        ({"on": "no"}, "in row 2 the field on is not true or false"),
+    ):
+        odd = {"version": 1, "rows": [{"file": "a"}, {"file": "b", **row}]}
+        ui.set("LycorisAdapterRows", "rows", json.dumps(odd))
+        page.get_by_text(words).wait_for()
+    # Where nothing scrolls, the wheel zooms the canvas.
+    page.locator(".lycoris-hint").hover()
+    page.mouse.wheel(0, 100)
+    page.wait_for_function(f"app.canvas.ds.scale < {scale}")
+    page.evaluate("Object.assign(app.canvas.ds, {scale: 1, offset: [300, 200]})")
+    ui.set("LycorisAdapterRows", "rows", "")
+    page.get_by_text("No rows yet.").wait_for()
+    page.evaluate(
+        """() => {
+            // A click has brought a node to the front, and so to another place among them.
+            const find = type => app.graph.nodes.find(node => node.type === type)
+            const [load, string] = ['LycorisAdapterRows', 'PrimitiveStringMultiline'].map(find)
+            string.connect(0, load, load.inputs.findIndex(input => input.widget?.name === 'rows'))
+        }"""
+    )
+    page.get_by_text("Another node gives the rows.").wait_for()
+    screenshot(f"rows-{'vue' if vue_nodes else 'canvas'}-linked")
+    assert ui.errors == []

@@ -1,0 +1,268 @@
+"""What a person sees of reports and of nodes that are switched off, by mouse, in both renderers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.harness.page import Ui
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"]),
+]
+
+BUILD = """files => {
+    app.graph.clear()
+    const make = (type, x, y, values = {}) => {
+        const node = LiteGraph.createNode(type)
+        node.pos = [x, y]
+        app.graph.add(node)
+        for (const [name, value] of Object.entries(values))
+            node.widgets.find(widget => widget.name === name).value = value
+        return node
+    }
+    const join = (from, output, to, input) =>
+        from.connect(output, to,
+            to.inputs.findIndex(({name}) => name.split(".").at(-1) === input))
+    const base = make("CheckpointLoaderSimple", 20, 60, {ckpt_name: "base.safetensors"})
+    const combine = make("LycorisCombineStacks", 460, 300)
+    files.forEach((file, index) => {
+        const load = make("LycorisLoadAdapter", 20, 240 + 240 * index, {file})
+        join(load, 0, combine, `stack${index}`)
+    })
+    const weigh = make("LycorisWeightBlocks", 460, 520, {rules: ""})
+    const apply = make("LycorisApplyStack", 860, 60)
+    const show = make("PreviewAny", 860, 520)
+    join(combine, 0, weigh, "stack")
+    join(weigh, 0, apply, "stack")
+    join(base, 0, apply, "model")
+    join(base, 1, apply, "clip")
+    join(apply, 2, show, "source")
+}"""
+BOX = ".lycoris-report"
+# In the order in which they were made: a click moves a node to the end of the graph's list.
+SIZES = "[...app.graph.nodes].sort((a, b) => a.id - b.id).map(({size, pos}) => [...pos, ...size])"
+
+
+def build(ui: Ui, vue: bool, *files: str) -> None:
+    """A small graph on the canvas, saved and opened as a user's workflow would be."""
+    page = ui.page
+    page.evaluate("on => app.ui.settings.setSettingValueAsync('Comfy.VueNodes.Enabled', on)", vue)
+    page.evaluate(BUILD, list(files))
+    page.wait_for_timeout(500)
+    ui.load(ui.serialized())
+    page.evaluate(
+        "Object.assign(app.canvas.ds, {scale: 1, offset: [60, 60]}), app.canvas.setDirty(true, true)"
+    )
+    page.wait_for_timeout(800)
+
+
+def box(ui: Ui) -> str:
+    """What the box on the node says; "" where there is none."""
+    found = ui.page.locator(BOX)
+    return found.inner_text() if found.count() else ""
+
+
+def press_on(ui: Ui, kind: str, key: str, index: int = 0) -> None:
+    """Click on the title of a node and press a key."""
+    x, y = ui.page.evaluate(
+        """([type, index]) => {
+            const node = app.graph.nodes.filter(node => node.type === type).sort((a, b) => a.id - b.id)[index]
+            const {scale, offset} = app.canvas.ds
+            const place = app.canvas.canvas.getBoundingClientRect()
+            return [(node.pos[0] + 90 + offset[0]) * scale + place.left,
+                (node.pos[1] - 14 + offset[1]) * scale + place.top]
+        }""",
+        [kind, index],
+    )
+    ui.page.mouse.click(x, y)
+    ui.page.keyboard.press(key)
+    ui.page.wait_for_timeout(150)
+
+
+def test_nothing_that_is_switched_off_breaks(ui: Ui, vue: bool) -> None:
+    build(ui, vue, "lora.safetensors", "loha.safetensors", "lokr.safetensors")
+
+    def applied() -> list[str]:
+        end = ui.run()
+        assert end["name"] == "execution_success", end
+        ui.page.wait_for_timeout(600)
+        return [line for line in box(ui).splitlines() if line.endswith(".safetensors")]
+
+    assert applied() == ["lora.safetensors", "loha.safetensors", "lokr.safetensors"]
+    for key in ("Control+b", "Control+m"):
+        press_on(ui, "LycorisLoadAdapter", key, 1)
+        assert applied() == ["lora.safetensors", "lokr.safetensors"]
+        press_on(ui, "LycorisLoadAdapter", key, 1)
+    ui.page.evaluate(
+        """() => {
+            const value = (node, name) => node.widgets?.find(widget => widget.name === name)
+            const node = app.graph.nodes.find(node => value(node, "file")?.value === "lokr.safetensors")
+            value(node, "on").value = false
+        }"""
+    )
+    assert applied() == ["lora.safetensors", "loha.safetensors"]
+    for index in (0, 1):
+        press_on(ui, "LycorisLoadAdapter", "Control+b", index)
+    assert applied() == [] and box(ui) == "Nothing was changed: the stack is empty."
+    press_on(ui, "LycorisWeightBlocks", "Control+m")
+    assert applied() == [] and box(ui).startswith("Nothing was changed: no stack arrived.")
+    press_on(ui, "LycorisWeightBlocks", "Control+m")
+    press_on(ui, "LycorisLoadAdapter", "Control+b", 0)
+    press_on(ui, "LycorisLoadAdapter", "Control+b", 1)
+    # Of a node that is bypassed the front end passes on the first input alone, and the report shows it.
+    press_on(ui, "LycorisCombineStacks", "Control+b")
+    assert applied() == ["lora.safetensors"]
+    assert ui.errors == []
+
+
+def test_a_report_is_of_the_last_run_and_no_part_of_the_workflow(
+    ui: Ui, vue: bool, screenshot: Callable[[str], None]
+) -> None:
+    page = ui.page
+    build(ui, vue, "lora.safetensors", "loha.safetensors")
+    tracker = "app.extensionManager.workflow.activeWorkflow.changeTracker"
+    before, sizes = ui.serialized(), page.evaluate(SIZES)
+    page.mouse.click(700, 900)
+    page.evaluate(f"{tracker}.checkState?.()")
+    undo = page.evaluate(f"{tracker}.undoQueue.length")
+    assert not box(ui)
+    assert ui.run()["name"] == "execution_success"
+    page.wait_for_timeout(1200)
+    assert box(ui).startswith("All of it was applied: 382 of 382 layers of 2 files.")
+    assert page.locator(BOX).get_attribute("data-state") == "all"
+    screenshot(f"report-{'vue' if vue else 'canvas'}")
+    # It is on the node, and not on the one below.
+    place, below = page.locator(BOX).bounding_box(), page.evaluate(SIZES)[-1]
+    assert place and place["y"] + place["height"] < below[1] + 60
+    # It has the host's own size of text.
+    assert page.evaluate(
+        f"getComputedStyle(document.querySelector('{BOX}')).fontSize === "
+        "`${getComputedStyle(document.documentElement).getPropertyValue('--comfy-textarea-font-size').trim()}`"
+    )
+    assert ui.serialized() == before
+    page.mouse.click(700, 900)
+    page.evaluate(f"{tracker}.checkState?.()")
+    assert page.evaluate(f"{tracker}.undoQueue.length") == undo
+
+    # All that was left out can be unfolded and scrolled by the wheel, which leaves the canvas alone.
+    ui.set("LycorisWeightBlocks", "rules", "\n".join(f"nowhere{n} = 0" for n in range(40)))
+    assert ui.run()["name"] == "execution_success"
+    page.wait_for_timeout(700)
+    assert page.locator(BOX).get_attribute("data-state") == "partly"
+    assert "40 patterns of the rules match nothing" in box(ui).splitlines()[0]
+    assert "nowhere39" not in box(ui)
+    page.locator(f"{BOX} summary").scroll_into_view_if_needed()
+    page.locator(f"{BOX} summary").click()
+    page.wait_for_timeout(700)
+    assert "nowhere39" in box(ui)
+    place = page.locator(BOX).bounding_box()
+    assert place
+    view = "[app.canvas.ds.scale, ...app.canvas.ds.offset]"
+    scrolled, seen = f"document.querySelector('{BOX}').scrollTop", page.evaluate(view)
+    page.evaluate(f"{scrolled} = 0")
+    page.mouse.move(place["x"] + 60, place["y"] + 20)
+    page.mouse.wheel(0, 80)
+    page.wait_for_timeout(400)
+    assert page.evaluate(scrolled) > 0 and page.evaluate(view) == seen
+    screenshot(f"report-partly-{'vue' if vue else 'canvas'}")
+
+    # An error takes its place, without the path of a class, and a refused prompt says where the fault is.
+    ui.set("LycorisWeightBlocks", "rules", "1,2,3,4,5,6")
+    assert ui.run()["name"] == "execution_error"
+    page.wait_for_timeout(300)
+    assert page.locator(BOX).get_attribute("data-state") == "error"
+    assert "a vector of 6 numbers fits neither" in box(ui)
+    assert "applied" not in box(ui) and "lycoris_ops" not in box(ui)
+    screenshot(f"report-error-{'vue' if vue else 'canvas'}")
+    ui.set("LycorisWeightBlocks", "rules", "mid = 1\n  te = much")
+    ui.press_run()
+    page.get_by_text("line 2, column 8 of the block rules is not understood").first.wait_for()
+    assert not box(ui)
+    screenshot(f"report-toast-{'vue' if vue else 'canvas'}")
+    ui.set("LycorisWeightBlocks", "rules", "")
+    page.wait_for_timeout(700)
+    assert page.evaluate(SIZES) == sizes
+
+
+def test_a_reload_leaves_no_empty_box_and_a_run_that_stops_no_report(ui: Ui, vue: bool) -> None:
+    page = ui.page
+    build(ui, vue, "lora.safetensors")
+    assert ui.run()["name"] == "execution_success"
+    page.wait_for_timeout(700)
+    saved: dict[str, Any] = json.loads(json.dumps(ui.serialized()))
+    ui.load(saved)
+    page.wait_for_timeout(700)
+    assert not page.locator(BOX).count() or box(ui).startswith("All of it was applied")
+    # No title is cut off.
+    widths = page.evaluate(
+        """app.graph.nodes.filter(node => node.type.startsWith("Lycoris")).map(node => {
+            const context = document.createElement("canvas").getContext("2d")
+            context.font = `${LiteGraph.NODE_TEXT_SIZE}px ${LiteGraph.NODE_FONT}`
+            return node.size[0] - context.measureText(node.title).width
+        })"""
+    )
+    assert all(left > 40 for left in widths)
+    # Names of files are expanded as the host's own nodes do it.
+    name = page.evaluate(
+        """async () => {
+            const node = LiteGraph.createNode("LycorisSaveAdapter")
+            app.graph.add(node)
+            const prefix = node.widgets.find(widget => widget.name === "filename_prefix")
+            prefix.value = "%date:yyyy%/%LycorisApplyStack.mode%"
+            const value = await prefix.serializeValue(node, 0)
+            app.graph.remove(node)
+            return value
+        }"""
+    )
+    assert name == f"{page.evaluate('new Date().getFullYear()')}/merge"
+    assert ui.errors == []
+
+
+def test_an_interrupt_takes_the_place_of_a_report(ui: Ui, vue: bool) -> None:
+    page = ui.page
+    build(ui, vue, "lora.safetensors", "loha.safetensors")
+    page.evaluate(
+        """() => {
+            const merge = LiteGraph.createNode("LycorisMergeAdapters")
+            merge.pos = [460, 700]
+            app.graph.add(merge)
+            const of = type => app.graph.nodes.find(node => node.type === type)
+            const place = (node, name) => node.inputs.findIndex(input => input.name === name)
+            const apply = of("LycorisApplyStack")
+            of("LycorisWeightBlocks").connect(0, merge, place(merge, "stack"))
+            merge.connect(0, apply, place(apply, "stack"))
+        }"""
+    )
+    page.wait_for_timeout(300)
+
+    def said() -> dict[str, list[str]]:
+        """The state and the text of each box, by the type of its node, once the run's end has been shown."""
+        page.wait_for_timeout(1000)
+        return page.evaluate(
+            """() => Object.fromEntries(app.graph.nodes.flatMap(({type, widgets}) => {
+                const box = widgets?.find(({name}) => name === "report")?.element
+                return box ? [[type, [box.dataset.state, box.innerText.trim()]]] : []
+            }))"""
+        )
+
+    both = {"LycorisMergeAdapters": "all", "LycorisApplyStack": "all"}
+    assert ui.run()["name"] == "execution_success"
+    assert {kind: state for kind, (state, _) in said().items()} == both
+    # In the middle of its work. The node behind it has not run, and loses the report of the run before.
+    ui.set("LycorisMergeAdapters", "seed", 1)
+    page.evaluate(
+        "app.api.addEventListener('progress', () => "
+        "app.extensionManager.command.execute('Comfy.Interrupt'), {once: true})"
+    )
+    end = ui.run()
+    assert (end["name"], end["detail"]["node_type"]) == ("execution_interrupted", "LycorisMergeAdapters")
+    assert said() == {"LycorisMergeAdapters": ["error", "Interrupted: the node did not finish."]}
+    assert ui.run()["name"] == "execution_success"
+    assert {kind: state for kind, (state, _) in said().items()} == both
+    assert ui.errors == []

@@ -1,0 +1,283 @@
+"""Resize / Convert LoRA and Extract LoRA / LyCORIS, in the real host."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hosting import Host, Patched
+from kinds import kinds
+from safetensors.torch import load_file, save_file
+
+from tests.harness.assets import assets
+
+pytestmark = pytest.mark.host
+
+
+def saved(host: Host, stack: object, plain: Patched, dialect: str = "kohya") -> Path:
+    (report,) = host.run(
+        "LycorisSaveAdapter",
+        stack,
+        dialect,
+        "as in the file",
+        "loras/fitted",
+        model=plain.model,
+        clip=plain.clip,
+    )
+    return host.written(report)
+
+
+def change(patches: dict[str, Any], key: str, weight: torch.Tensor) -> torch.Tensor:
+    """The change of a weight that the patches of a model make."""
+    import comfy.lora
+
+    return comfy.lora.calculate_weight(patches[key], weight.clone(), key) - weight
+
+
+def test_a_lokr_becomes_a_lora_file_that_the_hosts_own_loader_applies(
+    host: Host, plain: Patched, distance: Callable[[torch.Tensor, torch.Tensor], float]
+) -> None:
+    stack = host.stack(("lokr", 1.0, 1.0))
+    made, report = host.run("LycorisResizeAdapter", stack, "rank 4096", "lora")
+    assert "191 lora" in report and "from lokr 4" in report and "  error 0.00%" in report, report
+    path = saved(host, made, plain)
+    loras = host.base / "models" / "loras" / path.name
+    path.replace(loras)
+    try:
+        model, clip = host.nodes.LoraLoader().load_lora(plain.model, plain.clip, loras.name, 1.0, 1.0)
+        found = host.latent(Patched(model, clip))
+        assert distance(found, host.latent(host.apply(plain, stack))) < 0.01
+    finally:
+        loras.unlink()
+
+
+def test_what_depends_on_the_weight_is_converted_with_the_model_and_refused_without(
+    host: Host, plain: Patched, lora_file: Callable[[str, Any], str]
+) -> None:
+    shapes = {key: tuple(value.shape) for key, value in plain.model.model_state_dict().items()}
+    layers = {
+        "input_blocks.1.1.proj_in": "lora-dora-out",
+        "middle_block.1.transformer_blocks.0.attn1.to_q": "oft",
+        "middle_block.1.transformer_blocks.0.attn1.to_k": "ia3",
+    }
+    tensors = {
+        f"diffusion_model.{path}.{suffix}": tensor
+        for path, kind in layers.items()
+        for suffix, tensor in kinds(shapes[f"diffusion_model.{path}.weight"])[kind].items()
+    }
+    stack = host.stack((lora_file("dependent.safetensors", lambda path: save_file(tensors, path)), 0.5, 0.5))
+    with pytest.raises(host.ops.LycorisError, match=r"needs the base model.*`model`"):
+        host.run("LycorisResizeAdapter", stack, "rank 4", "lora")
+    made, report = host.run("LycorisResizeAdapter", stack, "rank 4096", "lora", plain.model, dtype="float32")
+    assert [entry.strength for entry in made] == [0.5] and "3 lora" in report
+    wanted, found = host.apply(plain, stack).patches, host.apply(plain, made).patches
+    assert set(wanted) == set(found) == {f"diffusion_model.{path}.weight" for path in layers}
+    for key in wanted:
+        # The model that is in memory may have the patches of an earlier test on it.
+        weight = plain.model.get_key_patches()[key][0][0].float()
+        ours, theirs = (change(patches, key, weight) for patches in (found, wanted))
+        assert (ours - theirs).norm() < 1e-4 * theirs.norm(), key
+
+
+def test_what_is_patched_on_a_model_is_extracted_from_it(host: Host, plain: Patched) -> None:
+    """The base is a file, and the tuned model is one with a LoRA of rank 4 merged into it."""
+    stack = host.stack(("lora", 1.0, 1.0))
+    tuned = host.apply(plain, stack)
+    made, report = host.run(
+        "LycorisExtractAdapter",
+        "the connected model",
+        "checkpoints/base.safetensors",
+        "rank 8",
+        "lora",
+        strict=False,
+        tuned_model=tuned.model,
+        tuned_clip=tuned.clip,
+    )
+    assert "lora (rank 4)" in report and "error 0." in report
+    found = host.apply(plain, made).patches
+    assert set(found) == set(tuned.patches)
+    for key in sorted(found)[::20]:
+        zero = torch.zeros(plain.patcher_of(key).model_state_dict()[key].shape)
+        ours, theirs = (change(patches, key, zero) for patches in (found, tuned.patches))
+        assert (ours - theirs).norm() < 2e-3 * theirs.norm(), key
+
+
+def test_files_are_named_or_models_connected(host: Host, plain: Patched) -> None:
+    options = {"size": "rank 4", "algorithm": "lora", "strict": False}
+    base = "checkpoints/base.safetensors"
+    for inputs, message in (
+        ({"tuned_file": base, "base_file": "the connected model"}, "found neither"),
+        ({"tuned_file": base, "base_file": base, "base_model": plain.model}, "found both"),
+        ({"tuned_file": base, "base_file": base}, "nothing is left of the changes"),
+        ({"tuned_file": base, "base_file": base, "size": "large"}, "size cannot be understood"),
+    ):
+        with pytest.raises(host.ops.LycorisError, match=message):
+            host.run("LycorisExtractAdapter", **{**options, **inputs})
+
+
+def test_a_mixed_stack_merged_into_one_file_gives_its_latent(
+    host: Host, plain: Patched, distance: Callable[[torch.Tensor, torch.Tensor], float]
+) -> None:
+    stack = host.stack(("lora", 0.6, 0.3), ("loha", 0.5, 0.5), ("lokr", -0.4, 0.4))
+    weighted = host.run("LycorisWeightBlocks", stack, "in.* = 0.5")[0]
+    with pytest.raises(host.ops.LycorisError, match="block rules are told by the blocks of the model"):
+        host.run("LycorisMergeAdapters", {"method": "sum"}, weighted)
+    merged, report = host.run(
+        "LycorisMergeAdapters", {"method": "sum"}, weighted, model=plain.model, clip=plain.clip
+    )
+    (entry,) = merged
+    assert (entry.strength, entry.rules) == (1.0, None) and "merged by sum" in report, report
+    wanted = host.latent(host.apply(plain, weighted))
+    assert distance(host.latent(host.apply(plain, merged)), wanted) < 0.01
+    path = saved(host, merged, plain, "comfy")
+    loras = host.base / "models" / "loras" / path.name
+    path.replace(loras)
+    try:
+        again = host.apply(plain, host.run("LycorisLoadAdapter", loras.name, 1.0, 1.0)[0])
+        assert distance(host.latent(again), wanted) < 0.01
+    finally:
+        loras.unlink()
+
+
+@pytest.fixture
+def few(host: Host, lora_file: Callable[[str, Any], str]) -> Any:
+    """A stack of a LoRA and a LoHa of a few layers, whose changes in full take no time."""
+    names = []
+    for kind in ("lora", "loha"):
+        every = load_file(assets() / "loras" / f"{kind}.safetensors")
+        kept = {key: every[key] for key in every if "_mid_block_" in key or "_encoder_layers_0_" in key}
+        names.append(lora_file(f"few_{kind}.safetensors", lambda path, kept=kept: save_file(kept, path)))
+    return host.stack((names[0], 0.6, 0.6), (names[1], 0.5, 0.5))
+
+
+def test_methods_sizes_and_parts_of_the_merge_node(host: Host, few: Any) -> None:
+    made, report = host.run(
+        "LycorisMergeAdapters", {"method": "ties", "density": 0.3}, few, "rank 2", dtype="float16"
+    )
+    layers = made.entries[0].adapter.layers
+    assert len(layers) == len(few.entries[0].adapter.layers) and "error" in report
+    assert {layer.rank for layer in layers.values()} <= {1, 2, None}
+    parts, _ = host.run("LycorisMergeAdapters", {"method": "tsv", "result": "one adapter each"}, few)
+    assert [entry.strength for entry in parts] == [0.6, 0.5]
+    for method, said in (
+        ({"method": "ties", "density": 2.0}, "out of range"),
+        ({"method": "slerp"}, "cannot take so many"),
+        ({"method": "no such"}, "no such merge method"),
+    ):
+        with pytest.raises(host.ops.LycorisError, match=said):
+            host.run("LycorisMergeAdapters", method, few + few)
+    with pytest.raises(host.ops.LycorisError, match="nothing to merge"):
+        host.run("LycorisMergeAdapters", {"method": "sum"})
+
+
+@pytest.fixture
+def small_models(host: Host) -> Iterator[tuple[str, str]]:
+    """The names of files of a few weights of the base model, and of the same weights changed."""
+    folder = host.base / "models" / "checkpoints"
+    every = load_file(folder / "base.safetensors")
+    kept = {key: value for key, value in every.items() if ".middle_block.1." in key}
+    files = [folder / f"small_{which}.safetensors" for which in ("base", "tuned")]
+    save_file(kept, files[0])
+    save_file({key: value + 0.01 * torch.randn_like(value) for key, value in kept.items()}, files[1])
+    yield f"checkpoints/{files[0].name}", f"checkpoints/{files[1].name}"
+    for file in files:
+        file.unlink()
+
+
+def test_apply_is_interrupted_between_two_weights(
+    host: Host, plain: Patched, few: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management
+
+    read: list[str] = []
+    layer = host.ops.Adapter.layer
+
+    def interrupting(self: Any, name: str, **options: Any) -> Any:
+        read.append(name)
+        comfy.model_management.interrupt_current_processing()
+        return layer(self, name, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(host.ops.Adapter, "layer", interrupting)
+        try:
+            with pytest.raises(comfy.model_management.InterruptProcessingException):
+                host.apply(plain, few)
+        finally:
+            comfy.model_management.interrupt_current_processing(False)
+    # Of the weight that was begun, in both adapters.
+    assert len(set(read)) == 1
+    assert host.apply(plain, few).patches
+
+
+@pytest.mark.parametrize(
+    "node",
+    ["merge", "merge to a size", "merge into parts", "inspect", "resize", "resize to a share", "extract"],
+)
+def test_after_an_interrupt_no_further_layer_is_begun(
+    host: Host, few: Any, small_models: tuple[str, str], monkeypatch: pytest.MonkeyPatch, node: str
+) -> None:
+    """The interrupt comes with the third progress. Nothing is written, and the next run works."""
+    import comfy.model_management
+    import comfy.utils
+
+    small_base, small_tuned = small_models
+    runs: dict[str, Callable[[], Any]] = {
+        "merge": lambda: host.run("LycorisMergeAdapters", {"method": "sum"}, few),
+        "merge to a size": lambda: host.run("LycorisMergeAdapters", {"method": "sum"}, few, "rank 2"),
+        "merge into parts": lambda: host.run(
+            "LycorisMergeAdapters", {"method": "tsv", "result": "one adapter each"}, few
+        ),
+        "inspect": lambda: host.run("LycorisInspect", few),
+        "resize": lambda: host.run("LycorisResizeAdapter", few, "rank 2", "lora"),
+        "resize to a share": lambda: host.run("LycorisResizeAdapter", few, "90%", "lora"),
+        "extract": lambda: host.run(
+            "LycorisExtractAdapter", small_tuned, small_base, "rank 4", "lora", strict=False
+        ),
+    }
+    begun: list[str] = []
+    told: list[int] = []
+
+    def spy(owner: type, name: str) -> None:
+        original = getattr(owner, name)
+
+        def read(self: Any, key: str, *args: Any, **kwargs: Any) -> Any:
+            layer = key.removesuffix(".weight").removesuffix(".bias")
+            if len(told) >= 3 and layer not in begun:
+                begun.append(layer)
+            return original(self, key, *args, **kwargs)
+
+        monkeypatch.setattr(owner, name, read)
+
+    weights = importlib.import_module(f"{host.ops.__name__}.files.weights")
+    spy(host.ops.Adapter, "layer")
+    spy(weights.FileWeights, "read")
+
+    def update(self: Any, value: int, *args: Any) -> None:
+        told.append(value)
+        if len(told) == 3:
+            comfy.model_management.interrupt_current_processing()
+
+    monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", update)
+    files = set(host.base.rglob("*"))
+    try:
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            runs[node]()
+    finally:
+        comfy.model_management.interrupt_current_processing(False)
+    assert len(told) == 3 and len(begun) <= 1, begun
+    assert set(host.base.rglob("*")) == files
+    assert runs[node]() and len(told) > 6
+
+
+def test_a_stack_is_inspected_with_and_without_its_model(host: Host, plain: Patched, few: Any) -> None:
+    picture, report = host.run("LycorisInspect", few)
+    assert picture.shape[0] == 1 and picture.shape[3] == 3 and min(picture.shape[1:3]) > 300
+    assert "cosine" in report and "effective rank" in report and "of the weights" not in report
+    _, report = host.run("LycorisInspect", few, model=plain.model, clip=plain.clip)
+    assert "of the weights" in report and "mid" in report, report
+    with pytest.raises(host.ops.LycorisError, match="nothing to inspect"):
+        host.run("LycorisInspect")

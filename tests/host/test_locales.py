@@ -1,0 +1,27 @@
+"""The texts of the nodes in other languages are complete, and those in English are the nodes' own."""
+
+from __future__ import annotations
+
+import pytest
+from hosting import Host
+
+from tests.harness.locales import FOLDER, keys_of, of_schemas, read, text_of
+
+pytestmark = pytest.mark.host
+LANGUAGES = sorted(folder.name for folder in FOLDER.iterdir() if folder.is_dir())
+
+
+def test_english_is_what_the_nodes_say(host: Host) -> None:
+    own = of_schemas(host.nodes.NODE_CLASS_MAPPINGS)
+    hint = "run `python -m tests.harness.locales --write`, then translate what is new"
+    assert text_of(read("en")) == text_of(own), hint
+
+
+@pytest.mark.parametrize("language", [language for language in LANGUAGES if language != "en"])
+def test_a_language_is_complete(language: str) -> None:
+    wanted, found = keys_of(read("en")), keys_of(read(language))
+    assert sorted(wanted - found) == [] and sorted(found - wanted) == []
+    # No text is left as it is in English, but for names of inputs.
+    texts = {node: table["description"] for node, table in read("en").items()}
+    assert [node for node, text in texts.items() if read(language)[node]["description"] == text] == []
+    assert keys_of(read("en", "main.json")) == keys_of(read(language, "main.json"))

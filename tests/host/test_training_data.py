@@ -1,0 +1,208 @@
+"""What Train LoRA / LyCORIS does with its data: where they are, what preserves, what a resume notices."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hosting import Host
+from PIL import Image
+from test_training_nodes import caption, latent, model, train  # noqa: F401
+from torch import Tensor
+from trainable import module, unchanged
+
+pytestmark = pytest.mark.host
+
+Train = Callable[..., Any]
+
+
+def samples_module(host: Host) -> Any:
+    return importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.samples")
+
+
+def data(number: int, first: int = 0) -> tuple[list[Any], list[Any]]:
+    seeds = range(first, first + number)
+    return [latent(seed) for seed in seeds], [caption(seed) for seed in seeds]
+
+
+def test_held_out_latents_are_judged_at_evenly_spaced_times(host: Host, model: Any) -> None:  # noqa: F811
+    training, samples = module(host, ""), samples_module(host)
+    times: list[int] = []
+
+    def seen(_: Any, args: tuple[Any, ...]) -> None:
+        times.extend(args[1].round().long().tolist())
+
+    with training.opened(model) as session, torch.no_grad():
+        held = samples.samples_of(session, *data(3), empty=[caption(9)])
+        loss = training.DiffusionLoss(session=session, times=training.Times())
+        handle = session.network.register_forward_pre_hook(seen)
+        judged = samples.judged(held, 2, 4)
+        assert all(sample.without is None for batch in judged for sample in batch)
+        for batch in judged:
+            loss(session.network, batch)
+        handle.remove()
+    # Of the thousand steps of Stable Diffusion, for each of three latents.
+    assert times == [time for time in (125, 375, 625, 875) for _ in range(3)]
+
+
+def test_a_picture_that_repeats_is_converted_once(host: Host, model: Any) -> None:  # noqa: F811
+    training, samples = module(host, ""), samples_module(host)
+    (one, two), captions = data(2)
+    both, mask = {"samples": torch.cat([one["samples"], two["samples"]])}, torch.ones(1, 64, 64)
+    with training.opened(model) as session:
+        found = samples.samples_of(
+            session, [one, both, one, both], captions[:1], masks=[mask, *[mask] * 4, 0.5 * mask]
+        )
+    held = [sample.latent for sample in found]
+    assert [held.index(latent) for latent in held] == [0, 1, 2, 0, 1, 2]
+    assert torch.equal(held[0].values, held[1].values) and not torch.equal(held[1].values, held[2].values)
+    assert found[3].mask is found[0].mask and float(found[5].mask.max()) == 0.5
+
+
+def test_what_preserves_comes_as_often_as_what_is_learned(
+    host: Host,
+    train: Train,  # noqa: F811
+    model: Any,  # noqa: F811
+) -> None:
+    training, samples = module(host, ""), samples_module(host)
+    with training.opened(model) as session:
+        learned = samples.samples_of(session, *data(5))
+        kept = samples.samples_of(session, *data(2, 20), weight=0.25)
+    for batch_size in (1, 3):
+        epoch = samples.epochs_of(learned, batch_size, kept)(0)
+        found = [sample for batch in epoch for sample in batch]
+        assert sorted(map(id, learned)) == sorted(id(one) for one in found if one.weight == 1)
+        again = [sum(one is each for one in found) for each in kept]
+        assert sum(again) == 5 and min(again) == 2
+    latents, captions = data(2, 20)
+    given: dict[str, Any] = {"preset": "attn-only", "steps": 2, "warmup": 0, "batch_size": 2}
+    given |= {"regularisation_latents": latents, "regularisation_positive": captions}
+    full, none = train(**given), train(**given, prior_weight=0.0)
+    assert "preserved: 2 latents" in full["report"]
+    assert any(not torch.equal(full["lora"][key], none["lora"][key]) for key in full["lora"])
+    for inputs, words in (
+        ({"regularisation_positive": captions}, "regularisation captions without latents"),
+        ({"regularisation_latents": latents}, "regularisation_latents.*0 captions and 2 latents"),
+    ):
+        with pytest.raises(host.ops.TrainError, match=words):
+            train(steps=1, **inputs)
+
+
+def test_latents_of_which_no_two_have_one_size_are_said(train: Train) -> None:  # noqa: F811
+    latents = [latent(0), latent(1, side=16), latent(2, side=24)]
+    made = train(preset="attn-only", steps=1, batch_size=2, latents=latents, positive=[caption(0)])
+    words = (
+        "3 latents (8 x 8 x1, 8 x 16 x1, 8 x 24 x1), batches in an epoch: 3; no two can be in one batch of 2"
+    )
+    assert words in " ".join(made["report"].split())
+
+
+def test_a_resumed_training_notices_other_data(host: Host, train: Train) -> None:  # noqa: F811
+    latents, captions = data(3)
+    masks = [torch.ones(1, 64, 64)]
+    settings: dict[str, Any] = {"preset": "attn-only", "latents": latents, "positive": captions}
+    train(**settings, masks=masks, steps=1)
+    other_latents, other_captions = data(3, 7)
+    half = torch.ones(1, 64, 64)
+    half[:, :, :32] = 0
+    for inputs, words in (
+        ({"latents": [*latents[:2], other_latents[2]]}, "latents, number 3 of 3.*not those"),
+        ({"positive": [captions[0], other_captions[1], captions[2]]}, "positive, number 2 of 3"),
+        ({"latents": latents[:2], "positive": captions[:2]}, "latents.*found 2; expected 3"),
+        ({"masks": [half]}, "masks, number 1 of 1"),
+        ({"masks": []}, "masks.*found 0; expected 1"),
+        ({"empty_caption": [caption(9)]}, "empty_caption.*found 1; expected 0"),
+    ):
+        with pytest.raises(host.ops.TrainError, match=words):
+            train(**{**settings, "masks": masks, **inputs}, steps=2, resume=True)
+    assert train(**settings, masks=masks, steps=2, resume=True)["steps_done"] == 2
+
+
+def test_a_model_computes_in_the_precision_that_is_asked_for(
+    host: Host,
+    train: Train,  # noqa: F811
+    model: Any,  # noqa: F811
+) -> None:
+    seen: set[torch.dtype] = set()
+    given: dict[str, Any] = {"steps": 12, "learning_rate": 2e-2, "preset": "full", "warmup": 0}
+    latents, captions = data(1, 10)
+    given |= {"validate_every": 12, "validation_latents": latents, "validation_positive": captions}
+    whole = dict(train(**{**given, "steps": 1})["loss_map"]["validation"])
+    handle = model.model.diffusion_model.register_forward_pre_hook(lambda _, args: seen.add(args[0].dtype))
+    try:
+        for precision, dtype, scaled in (
+            ("bf16", torch.bfloat16, ""),
+            ("fp16", torch.float16, ", with a scaled loss"),
+        ):
+            seen.clear()
+            with unchanged(model.model):
+                made = train(**given, precision=precision, checkpointing="on")
+            assert seen == {dtype}
+            assert f"computed in {str(dtype).removeprefix('torch.')}{scaled}" in made["report"]
+            # What is trained stays in float32.
+            assert {tensor.dtype for tensor in made["lora"].values()} == {torch.float32}
+            losses = dict(made["loss_map"]["validation"])
+            assert losses[12] < 0.98 * losses[0] and losses[0] == pytest.approx(whole[0], rel=0.02)
+    finally:
+        handle.remove()
+
+
+def test_samples_are_decoded_by_the_vae(
+    host: Host,
+    train: Train,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    vae = host.nodes.CheckpointLoaderSimple().load_checkpoint("base.safetensors")[2]
+    made = train(preset="attn-only", steps=2, sample_every=1, warmup=0, vae=vae)
+    folder = tmp_path / "loras" / "style_00001_-checkpoints"
+    pictures = [np.asarray(Image.open(folder / f"sample-00000{step}.png")) for step in (1, 2)]
+    assert pictures[0].shape == (64, 64, 3) and "are rough" not in made["report"]
+
+
+def test_dropouts_are_drawn_and_their_values_are_checked(host: Host, train: Train) -> None:  # noqa: F811
+    settings: dict[str, Any] = {"preset": "attn-only", "steps": 3, "warmup": 0, "learning_rate": 1e-2}
+    plain = train(**settings)
+    for name in ("input_dropout", "rank_dropout", "module_dropout"):
+        dropped, again = (train(**settings, **{name: 0.5}) for _ in range(2))
+        assert any(not torch.equal(dropped["lora"][key], plain["lora"][key]) for key in plain["lora"]), name
+        # Chance is made of the seed alone.
+        assert all(torch.equal(dropped["lora"][key], again["lora"][key]) for key in plain["lora"])
+    with pytest.raises(host.ops.LycorisError, match="impossible value of rank_dropout"):
+        train(**settings, rank_dropout=1.0)
+    with pytest.raises(host.ops.LycorisError, match="has no rank to drop"):
+        train(**settings, algorithm="oft", rank_dropout=0.5)
+
+
+def test_groups_are_read_as_if_they_were_none(
+    host: Host,
+    train: Train,  # noqa: F811
+    model: Any,  # noqa: F811
+) -> None:
+    flat = train(preset="attn-only", steps=1, batch_size=2, optimiser="sgd", learning_rate=0.1)
+    assert ", sgd, " in flat["report"] and "batches in an epoch: 2" in flat["report"]
+
+    def group(name: str, **values: Any) -> dict[str, Any]:
+        """As the host hands it over: the choice under the group's own name, and every value in a list."""
+        return {name: ["own"], **{key: [value] for key, value in values.items()}}
+
+    node = host.nodes.NODE_CLASS_MAPPINGS["LycorisTrain"]
+    latents, captions = data(4)
+    given: dict[str, Any] = {"model": [model], "latents": latents, "positive": captions, "steps": [1]}
+    given |= {"learning_rate": [0.1], "algorithm": ["lora"], "rank": [4], "seed": [5], "resume": [False]}
+    given |= {"filename_prefix": ["loras/style"], "layers": group("layers", preset="attn-only")}
+    given |= {"optimisation": group("optimisation", optimiser="sgd", batch_size=2) | {"warmup": None}}
+    given |= {"noise": {"noise": ["usual"]}}
+    with torch.inference_mode():
+        tensors: dict[str, Tensor] = node.execute(**given).args[1]
+    assert all(torch.equal(tensors[key], flat["lora"][key]) for key in flat["lora"])
+    with pytest.raises(
+        host.ops.LycorisError, match=r"learning_rat: there is no such input.*Is it learning_rate\?"
+    ):
+        train(learning_rat=1.0)
+    with pytest.raises(host.ops.LycorisError, match=r"`batch_size` cannot be used.*whole"):
+        node.execute(**{**given, "optimisation": group("optimisation", batch_size=1.5)})

@@ -1,0 +1,510 @@
+"""LyCORIS Training Pictures in the real host, in this process: from folders of real pictures to trainings."""
+
+from __future__ import annotations
+
+import codecs
+import importlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hosting import Host, Patched
+from PIL import Image
+from torch import Tensor
+from trainable import module, patcher, tiny
+
+from tests.bench.quality.tasks.pictures import DATA
+from tests.harness import zoo
+
+pytestmark = pytest.mark.host
+
+CAT, CUP, ROCKET = ("chelsea.png", "coffee.png", "rocket.jpg")
+SIDE = 128
+"""The resolution: two steps of 64 pixels."""
+WIDTH = 768
+"""The width of the checkpoint's text encoder, which tiny models get."""
+
+
+def dataset(host: Host, name: str) -> Any:
+    """A module of the pack's `dataset`, as the host has loaded the pack."""
+    return importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.dataset.{name}")
+
+
+def picture(name: str) -> Image.Image:
+    """A photograph of scikit-image's: 451 x 300, 600 x 400 and 640 x 427 pixels."""
+    with Image.open(DATA.file(f"skimage/data/{name}")) as opened:
+        return opened.convert("RGB")
+
+
+@pytest.fixture
+def folder(host: Host, tmp_path: Path) -> Iterator[Path]:
+    """The folder `set` in the host's input folder. The host's other folders are in a new place too."""
+    import folder_paths
+
+    kinds = ("input", "user", "output")
+    before = [getattr(folder_paths, f"get_{kind}_directory")() for kind in kinds]
+    for kind in kinds:
+        (tmp_path / kind).mkdir()
+        getattr(folder_paths, f"set_{kind}_directory")(str(tmp_path / kind))
+    (tmp_path / "input" / "set").mkdir()
+    yield tmp_path / "input" / "set"
+    for kind, path in zip(kinds, before, strict=True):
+        getattr(folder_paths, f"set_{kind}_directory")(path)
+
+
+@pytest.fixture
+def photographs(folder: Path) -> Path:
+    """The folder with three photographs and their captions."""
+    for name, text in ((CAT, "a cat"), (CUP, "a cup on a table"), (ROCKET, "a rocket, left")):
+        shutil.copy(DATA.file(f"skimage/data/{name}"), folder / name)
+        (folder / name).with_suffix(".txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+class Counted:
+    """A VAE of the host's own classes with random weights, and how often it was asked to encode."""
+
+    def __init__(self, channels: int, *, video: bool = False) -> None:
+        import comfy.ldm.wan.vae
+        import comfy.taesd.taesd
+        from comfy.sd import VAE
+
+        torch.manual_seed(channels)
+        if video:
+            sizes: dict[str, Any] = {"dim_mult": [1, 2, 4, 4], "temperal_downsample": [False, True, True]}
+            made = comfy.ldm.wan.vae.WanVAE(dim=8, z_dim=channels, num_res_blocks=2, attn_scales=[], **sizes)
+        else:
+            made = comfy.taesd.taesd.TAESD(latent_channels=channels)
+        weights = {name: torch.randn_like(value) * 0.1 for name, value in made.state_dict().items()}
+        self.vae = VAE(sd=weights)
+        self.calls = 0
+        self.then: Callable[[], object] = int
+        encode = self.vae.first_stage_model.encode
+
+        def counted(*args: Any, **kwargs: Any) -> Tensor:
+            self.calls += 1
+            made = encode(*args, **kwargs)
+            self.then()
+            return made
+
+        self.vae.first_stage_model.encode = counted
+
+
+@pytest.fixture(scope="module")
+def vae(host: Host) -> Counted:
+    return Counted(4)
+
+
+@pytest.fixture(scope="module")
+def model(host: Host) -> Any:
+    return patcher(tiny("SD1.5", context_dim=WIDTH))
+
+
+@pytest.fixture
+def prepare(host: Host, plain: Patched, folder: Path, model: Any, vae: Counted) -> Callable[..., Any]:
+    """Run the node on the folder `set` for a tiny Stable Diffusion, or with other inputs; outputs by name."""
+
+    def run(**inputs: Any) -> dict[str, Any]:
+        known: dict[str, Any] = {"folder": "set", "model": model, "clip": plain.clip, "vae": vae.vae}
+        known |= {"trigger": "", "resolution": SIDE, "held_out": 0, "mirror": False}
+        node = host.nodes.NODE_CLASS_MAPPINGS["LycorisDataset"]
+        with torch.inference_mode():
+            made = node.execute(**{**known, **inputs})
+        names = [output.id for output in node.GET_SCHEMA().outputs]
+        return dict(zip(names, made.args, strict=True))
+
+    return run
+
+
+def encoded(host: Host, plain: Patched, text: str) -> tuple[Tensor, dict[str, Any]]:
+    """What CLIP Text Encode makes of a text."""
+    with torch.inference_mode():
+        ((tensor, more),) = host.nodes.CLIPTextEncode().encode(plain.clip, text)[0]
+    return tensor, more
+
+
+def train(host: Host, model: Any, data: dict[str, Any], **inputs: Any) -> str:
+    """The report of a training of two steps on the outputs of the node, linked by their names.
+
+    Captions as texts are left out: they are for text encoders that are trained.
+    """
+    node = host.nodes.NODE_CLASS_MAPPINGS["LycorisTrain"]
+    inputs_of_it = {one.id for one in node.GET_SCHEMA().inputs}
+    linked = inputs_of_it - {"captions", "validation_captions"}
+    given = {name: value for name, value in data.items() if name in linked}
+    given["empty_caption"] = [data["empty_caption"]]
+    settings: dict[str, Any] = {
+        "model": model,
+        "steps": 2,
+        "learning_rate": 1e-3,
+        "algorithm": "lora",
+        "rank": 2,
+    }
+    settings |= {"filename_prefix": "loras/of_pictures", "resume": False, "seed": 0, **inputs}
+    with torch.inference_mode():
+        made = node.execute(**given, **{name: [value] for name, value in settings.items()})
+    return made.args[-1]
+
+
+GRIDS = {
+    "SD1.5": 32,
+    "SDXL": 32,
+    "Flux 1": 16,
+    "Wan 2.1 t2v": 16,
+    "Qwen-Image": 16,
+    "LTX-Video": 32,
+    "HunyuanImage 2.1": 32,
+}
+"""Pixels for a value of the latents, times the patch of a transformer or two steps down of a tiny UNet."""
+
+
+def test_the_grid_is_the_models(host: Host) -> None:
+    training = module(host, "")
+    assert {name: training.grid_of(tiny(name)) for name in GRIDS} == GRIDS
+
+
+WIDE: dict[str, tuple[dict[str, int], Callable[[], Counted]]] = {
+    "SD1.5": ({"context_dim": WIDTH}, lambda: Counted(4)),
+    "SDXL": ({"context_dim": WIDTH, "adm_in_channels": WIDTH + 6 * 256}, lambda: Counted(4)),
+    "Flux 1": (
+        {"in_channels": 16, "out_channels": 16, "context_in_dim": WIDTH, "vec_in_dim": WIDTH},
+        lambda: Counted(16),
+    ),
+    "Wan 2.1 t2v": ({"in_dim": 16, "out_dim": 16, "text_dim": WIDTH}, lambda: Counted(16, video=True)),
+}
+"""Tiny models that take the checkpoint's conditionings, with a VAE for each."""
+
+
+@pytest.mark.parametrize("architecture", WIDE)
+def test_pictures_go_straight_into_a_training(
+    host: Host,
+    prepare: Callable[..., Any],
+    photographs: Path,
+    architecture: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Else the zoo would cut the embedding of SDXL's sizes.
+    monkeypatch.setattr(zoo, "LARGE", 10**6)
+    changed, vae = WIDE[architecture]
+    model = patcher(tiny(architecture, **changed))
+    data = prepare(model=model, vae=vae().vae, held_out=1, trigger="qwx", mirror=True)
+    # The cat is held out, and the rocket has "left" in its caption, so that only the cup is mirrored.
+    assert len(data["latents"]) == 3 and len(data["validation_latents"]) == 1
+    cup, mirrored, rocket = (one["samples"] for one in data["latents"])
+    assert data["positive"][0] is data["positive"][1] or architecture == "SDXL"
+    assert not torch.equal(cup, mirrored) and not torch.equal(mirrored, rocket)
+    shapes = {tuple(one["samples"].shape[-2:]) for one in data["latents"]}
+    # 128 x 128 and 64 x 256 have 3 : 2 between them, and 128 x 128 is nearer.
+    assert shapes == {(16, 16)}
+    assert data["masks"] == [] and len(data["captions"]) == len(data["positive"]) == 3
+    assert data["captions"][0] == "qwx, a cup on a table" and data["validation_captions"] == ["qwx, a cat"]
+    report = train(host, model, data, batch_size=2, validate_every=2)
+    assert "with a mask" not in report and "held-out loss" in report
+    assert f"{len(data['latents'])} latents" in report and "captions dropped" in report
+    told = data["positive"][0][0][1]
+    if architecture == "SDXL":
+        # The middle of a picture is cut to a square: in its pixels after resizing, half of what is too wide.
+        width, height = told["width"], told["height"]
+        assert (width, height) == (600, 400)
+        assert told["crop_w"] == round((SIDE * width / height - SIDE) / 2) and told["crop_h"] == 0
+        assert told["target_width"] == told["target_height"] == SIDE
+    else:
+        assert "width" not in told
+
+
+def test_all_shapes_of_pictures_keep_them(host: Host) -> None:
+    sizes = dataset(host, "sizes")
+    for resolution, grid in ((512, 64), (1024, 16), (1000, 96), (100, 64)):
+        step = sizes.step_of(grid)
+        assert step % grid == 0 and step >= 64
+        for source in ((512, 512), (4000, 3000), (333, 1000), (5000, 1000), (64, 80), (1, 900)):
+            for enlarge in (True, False):
+                fitted = sizes.fit(source, resolution, step, enlarge=enlarge)
+                width, height = fitted.size
+                left, top, right, bottom = fitted.box
+                assert width % step == height % step == 0
+                assert width * height <= max(resolution**2, step**2)
+                assert 0 <= left < right <= source[0] and 0 <= top < bottom <= source[1]
+                # Nothing is stretched, and only one side is cut.
+                assert (right - left) / (bottom - top) == pytest.approx(width / height)
+                assert right - left == pytest.approx(source[0]) or bottom - top == pytest.approx(source[1])
+                assert enlarge or width * height <= max(source[0] * source[1], step**2)
+    # Of ordinary shapes little is lost.
+    assert sizes.fit((4000, 3000), 1024, 64, enlarge=True).size == (1152, 896)
+    assert sizes.fit((4000, 3000), 1024, 64, enlarge=True).lost < 0.04
+
+
+def test_a_folder_is_read_as_it_is(
+    host: Host, plain: Patched, prepare: Callable[..., Any], folder: Path, vae: Counted
+) -> None:
+    """Encodings of captions, masks by name and in a folder, transparency, rotation, repeats, other files."""
+    cat = picture(CAT).crop((0, 0, 256, 256)).resize((SIDE, SIDE))
+    pixels = torch.from_numpy(np.asarray(cat, np.float32) / 255)[None]
+    texts = {
+        "bom": codecs.BOM_UTF8 + "a café\r\nby night\r\n".encode(),
+        "utf16": codecs.BOM_UTF16_LE + "a café by night".encode("utf-16-le"),
+        "plain": "a café by night".encode(),
+    }
+    for name, raw in texts.items():
+        cat.save(folder / f"{name}.PNG")
+        (folder / f"{name}.TXT").write_bytes(raw)
+    # Turned to the left, and marked to be turned back.
+    exif = Image.Exif()
+    exif[274] = 6
+    cat.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.png", exif=exif)
+    deep = folder / "4_a_cat"
+    (deep / "masks").mkdir(parents=True)
+    half = Image.new("L", (2 * SIDE, 2 * SIDE))
+    half.paste(255, (0, 0, SIDE, 2 * SIDE))
+    for name in ("by_folder", "by_name", "clear"):
+        cat.save(deep / f"{name}.png")
+    half.save(deep / "masks" / "by_folder.png")
+    half.save(deep / "by_name-masklabel.png")
+    clear = cat.convert("RGBA")
+    clear.putalpha(half.resize((SIDE, SIDE)))
+    clear.save(deep / "clear.png")
+    twice = folder / "2_twice"
+    twice.mkdir()
+    cat.save(twice / "again.webp", lossless=True)
+    (folder / "notes.md").write_text("not a caption", encoding="utf-8")
+    (folder / "gone.txt").write_text("of no picture", encoding="utf-8")
+    (folder / "BOM.PNG").write_bytes(b"of a name that is there in other letters")
+    (deep / "masks" / "by_folder.txt").write_text("not a mask", encoding="utf-8")
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "a.png").write_bytes(b"")
+
+    data = prepare(trigger="qwx", keep=False)
+    # Once, twice and four times, in the order of folders and names.
+    assert len(data["latents"]) == 4 * 1 + 1 * 2 + 3 * 4
+    bom, named, turned, utf16, *_ = data["positive"]
+    assert bom is named and bom is utf16
+    for found, text in ((bom, "qwx, a café by night"), (turned, "qwx"), (data["positive"][-1], "qwx, a cat")):
+        assert torch.equal(found[0][0], encoded(host, plain, text)[0])
+    latents = [one["samples"] for one in data["latents"]]
+    with torch.inference_mode():
+        wanted = vae.vae.encode(pixels)
+    # All but the transparent one are the same picture, and repeats are the same tensor.
+    clears = [not torch.equal(latent, wanted) for latent in latents]
+    assert sum(clears) == 4 and len({latent.data_ptr() for latent in latents}) == 8
+    assert [tuple(mask.shape) for mask in data["masks"]] == [(1, SIDE, SIDE)] * 18
+    masks = [mask for mask in data["masks"] if not bool((mask == 1).all())]
+    assert len(masks) == 12
+    for mask in masks:
+        assert float(mask[0, :, : SIDE // 2 - 2].min()) == 1 and float(mask[0, :, SIDE // 2 + 2 :].max()) == 0
+    report = data["report"]
+    for words in (
+        "8 pictures in set",
+        "4_a_cat: 3, each 4 times",
+        "without a text file: 5 (turned.png, 2_twice/again.webp, 4_a_cat/by_folder.png and 2 more)",
+        "with a mask: 3 (4_a_cat/by_folder.png, 4_a_cat/by_name.png, 4_a_cat/clear.png)",
+        "left out: 4 (4_a_cat/masks/by_folder.txt, BOM.PNG, gone.txt and 1 more)",
+        "nothing is kept on disk",
+    ):
+        assert words in report
+    # Learned on white, the transparent half is no mask.
+    white = prepare(trigger="qwx", keep=False, transparent="white")
+    assert sum(not bool((mask == 1).all()) for mask in white["masks"]) == 8
+
+
+def test_captions_are_taken_by_the_letter(
+    host: Host, plain: Patched, prepare: Callable[..., Any], folder: Path
+) -> None:
+    """The conditionings are those of the texts that a user would write into CLIP Text Encode."""
+    texts = {
+        "one": "a cat",
+        "two": "a (small) cat",
+        "three": "in a frame, [trigger]",
+        "four": "QWX by the sea",
+    }
+    for name, text in texts.items():
+        picture(CAT).resize((64, 64)).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+    data = prepare(trigger="qwx", resolution=64)
+    wanted = ["QWX by the sea", "qwx, a cat", "in a frame, qwx", r"qwx, a \(small\) cat", ""]
+    for found, text in zip([*data["positive"], data["empty_caption"]], wanted, strict=True):
+        tensor, more = encoded(host, plain, text)
+        assert torch.equal(found[0][0], tensor) and torch.equal(
+            found[0][1]["pooled_output"], more["pooled_output"]
+        )
+    tags = prepare(trigger="qwx", resolution=64, tag_orders=3, kept_tags=0)
+    # Two tags have two orders, three have more than three.
+    assert len(tags["latents"]) == len(tags["positive"]) == 1 + 2 + 2 + 2
+
+
+def test_what_was_encoded_is_kept_by_its_content(
+    prepare: Callable[..., Any], photographs: Path, vae: Counted, tmp_path: Path, plain: Patched
+) -> None:
+    def calls(**inputs: Any) -> tuple[int, dict[str, Any]]:
+        before = vae.calls
+        data = prepare(**inputs)
+        return vae.calls - before, data
+
+    first, data = calls()
+    assert first == 3 and "encoded: 3 pictures and 4 captions of 7" in data["report"]
+    second, again = calls()
+    assert second == 0 and "encoded: 0 pictures and 0 captions of 7" in again["report"]
+    for one, other in zip(data["latents"], again["latents"], strict=True):
+        assert torch.equal(one["samples"], other["samples"])
+    for one, other in zip(data["positive"], again["positive"], strict=True):
+        assert torch.equal(one[0][0], other[0][0]) and one[0][1].keys() == other[0][1].keys()
+    # Another name and another time are the same picture; other bytes are another one.
+    (photographs / CAT).rename(photographs / "renamed.png")
+    (photographs / "chelsea.txt").rename(photographs / "renamed.txt")
+    assert calls()[0] == 0
+    picture(ROCKET).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(photographs / ROCKET)
+    changed, data = calls()
+    assert changed == 1 and "encoded: 1 pictures and 0 captions" in data["report"]
+    (photographs / "renamed.txt").write_text("another caption", encoding="utf-8")
+    report = calls()[1]["report"]
+    assert "encoded: 0 pictures and 1 captions" in report
+    # As a user knows the folder, and not where it is on this machine.
+    assert " GB in user/__lycoris/encoded" in report and str(tmp_path) not in report
+    # A damaged file is made again, with a new one in its place.
+    kept = sorted((tmp_path / "user" / "__lycoris" / "encoded").glob("*.safetensors"))
+    sizes = {path: path.stat().st_size for path in kept}
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:-7])
+    assert calls()[0] == 3
+    assert all(path.stat().st_size in (sizes[path], sizes[path] - 7) for path in kept)
+    assert calls()[0] == 0
+    # Other settings, and another VAE or text encoder, make others.
+    assert calls(resolution=192)[0] == 3
+    other = Counted(4)
+    with torch.no_grad():
+        other.vae.first_stage_model.taesd_encoder[0].weight.mul_(1.5)
+    prepare(vae=other.vae)
+    assert other.calls == 3
+    deeper = plain.clip.clone()
+    deeper.clip_layer(-2)
+    assert "encoded: 0 pictures and 4 captions" in prepare(clip=deeper)["report"]
+    # An encoder with patches cannot be told from others, so nothing of it is kept.
+    patched = plain.clip.clone()
+    key = next(key for key in patched.patcher.model_state_dict() if key.endswith("fc1.weight"))
+    shape = patched.patcher.model_state_dict()[key].shape
+    patched.add_patches({key: ("diff", (torch.randn(shape),))}, 1.0, 1.0)
+    for _ in range(2):
+        made = prepare(clip=patched)
+        assert "encoded: 0 pictures and 4 captions" in made["report"]
+    assert not torch.equal(made["empty_caption"][0][0], data["empty_caption"][0][0])
+    # While the patches are loaded the other encoder is still known.
+    assert "encoded: 0 pictures and 0 captions" in calls()[1]["report"]
+
+
+def test_the_longest_unused_go_first(host: Host, tmp_path: Path) -> None:
+    kept = dataset(host, "kept")
+    old = kept.Kept(tmp_path / "a" / "encoded")
+    for number in range(4):
+        old.fetch(f"k{number}", lambda number=number: {"latent": torch.full((1000,), float(number))})
+        os.utime(old.folder / f"k{number}.safetensors", (number, number))
+    size = (old.folder / "k0.safetensors").stat().st_size
+    assert old.sweep() == 4 * size
+    new = kept.Kept(old.folder, most=2 * size)
+    assert torch.equal(new.fetch("k0", dict)["latent"], torch.zeros(1000)) and new.made == 0
+    assert new.sweep() == 2 * size
+    assert {path.stem for path in old.folder.iterdir()} == {"k0", "k3"}
+
+
+def test_stop_keeps_what_was_encoded(prepare: Callable[..., Any], photographs: Path, vae: Counted) -> None:
+    import comfy.model_management
+
+    begun = vae.calls
+    vae.then = lambda: comfy.model_management.interrupt_current_processing(vae.calls - begun == 2)
+    try:
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            prepare()
+    finally:
+        vae.then = int
+        comfy.model_management.interrupt_current_processing(False)
+    assert vae.calls - begun == 2
+    prepare()
+    assert vae.calls - begun == 3
+
+
+def test_the_host_runs_it_again_when_the_folder_changes(host: Host, photographs: Path) -> None:
+    node = host.nodes.NODE_CLASS_MAPPINGS["LycorisDataset"]
+    first = node.fingerprint_inputs(folder="set")
+    assert node.fingerprint_inputs(folder="set", resolution=3) == first
+    (photographs / "chelsea.txt").write_text("a cat, asleep", encoding="utf-8")
+    assert node.fingerprint_inputs(folder="set") != first
+    # A link in the input folder is a folder of it, and nothing else outside is.
+    (photographs.parent / "link").symlink_to(photographs)
+    (photographs / "round").symlink_to(photographs.parent)
+    assert node.define_schema().inputs[0].options == ["link", "set"]
+
+
+def broken(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+BAD: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
+    "empty": (
+        lambda folder: [path.unlink() for path in folder.iterdir()],
+        {},
+        r"no pictures in the folder.*nothing",
+    ),
+    "only others": (
+        lambda folder: [path.unlink() for path in folder.glob("*.*g")],
+        {},
+        r"no pictures.*chelsea\.txt, coffee\.txt",
+    ),
+    "outside": (lambda folder: None, {"folder": "../user"}, r"`folder`.*none of its choices|no such folder"),
+    "absolute": (lambda folder: None, {"folder": "/etc"}, r"`folder`.*none of its choices|no such folder"),
+    "no caption": (
+        lambda folder: (folder / "chelsea.txt").unlink(),
+        {},
+        r"pictures without a caption.*1 of 3: chelsea\.png.*trigger",
+    ),
+    "empty caption": (
+        lambda folder: (folder / "chelsea.txt").write_text(" \n"),
+        {},
+        r"pictures without a caption.*chelsea\.png",
+    ),
+    "caption in another encoding": (
+        lambda folder: (folder / "chelsea.txt").write_bytes("café".encode("cp1252")),
+        {},
+        r"chelsea\.txt.*UTF-8.*byte 3",
+    ),
+    "cut off": (lambda folder: broken(folder / CAT), {}, r"chelsea\.png.*cannot be read"),
+    "no picture": (
+        lambda folder: (folder / CAT).write_text("<html>"),
+        {},
+        r"chelsea\.png.*cannot be read.*no picture",
+    ),
+    "mask of another shape": (
+        lambda folder: Image.new("L", (90, 90), 255).save(folder / "chelsea_mask.png"),
+        {},
+        r"chelsea_mask\.png.*another shape.*90 x 90.*451 x 300",
+    ),
+    "black mask": (
+        lambda folder: Image.new("L", (451, 300)).save(folder / "chelsea_mask.png"),
+        {},
+        r"chelsea_mask\.png.*leaves nothing",
+    ),
+    "all held out": (lambda folder: None, {"held_out": 3}, r"held_out.*nothing is left.*3 of 3"),
+    "low resolution": (lambda folder: None, {"resolution": 32}, r"resolution.*too low.*32.*at least 64"),
+    "no clip": (lambda folder: None, {"clip": None}, r"`clip` cannot be used.*text encoder"),
+    "no vae": (lambda folder: None, {"vae": None}, r"`vae` cannot be used.*loaded VAE"),
+    "too many repeats": (
+        lambda folder: shutil.copytree(folder, folder / "20260131_trip"),
+        {},
+        r"20260131_trip.*too often.*Rename",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named(host: Host, prepare: Callable[..., Any], photographs: Path, case: str) -> None:
+    change, inputs, words = BAD[case]
+    change(photographs)
+    with pytest.raises(host.ops.LycorisError, match=words):
+        prepare(**inputs)
+
+
+def test_a_vae_of_another_model_is_named(host: Host, prepare: Callable[..., Any], photographs: Path) -> None:
+    with pytest.raises(host.ops.LycorisError, match=r"chelsea\.png.*not of this model.*16.*VAE that belongs"):
+        prepare(vae=Counted(16).vae)

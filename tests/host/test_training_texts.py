@@ -1,0 +1,256 @@
+"""Text encoders trained beside a model, by the node and by its parts: tiny ones with the real tokenizer."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hosting import Host, Patched
+from test_training_nodes import latent, stop_after, train  # noqa: F401
+from torch import Tensor
+from trainable import distance, fill, gradients, module, patcher, tiny, unchanged
+
+from tests.harness import zoo
+
+pytestmark = pytest.mark.host
+
+WORDS, WIDTH = 49408, 32
+TEXTS = ["mystyle, a red disc on a mat", "mystyle, a blue square"]
+
+
+@pytest.fixture(scope="module")
+def model(host: Host) -> Any:
+    return patcher(tiny("SD1.5", context_dim=WIDTH))
+
+
+def make_clip() -> Any:
+    """The host's CLIP around a tiny text encoder that knows all words."""
+    from comfy.sd import CLIP
+    from comfy.sd1_clip import SD1Tokenizer
+
+    encoders = zoo.make_encoders("SD1.5")
+    embeddings = encoders.clip_l.transformer.text_model.embeddings
+    draw = torch.Generator().manual_seed(2)
+    embeddings.token_embedding.weight = torch.nn.Parameter(torch.randn((WORDS, WIDTH), generator=draw))
+    clip = CLIP(no_init=True)
+    clip.cond_stage_model, clip.patcher, clip.tokenizer = encoders, patcher(encoders), SD1Tokenizer()
+    clip.layer_idx, clip.use_clip_schedule, clip.tokenizer_options = None, False, {}
+    clip.apply_hooks_to_conds = None
+    return clip
+
+
+@pytest.fixture(scope="module")
+def clip(host: Host) -> Any:
+    return make_clip()
+
+
+def encoded(host: Host, clip: Any, text: str) -> list[Any]:
+    return host.nodes.CLIPTextEncode().encode(clip, text)[0]
+
+
+def settings_of(host: Host, clip: Any) -> dict[str, Any]:
+    """Two latents with their captions, and two that are held out."""
+    positive = [encoded(host, clip, text) for text in TEXTS]
+    return {
+        "latents": [latent(0), latent(1)],
+        "positive": positive,
+        "captions": TEXTS,
+        "validation_latents": [latent(10), latent(11)],
+        "validation_positive": positive,
+        "validation_captions": TEXTS,
+    }
+
+
+def held_out_loss(host: Host, model: Any, clip: Any) -> float:
+    """The held-out loss as the node measures it, with captions that CLIP Text Encode makes."""
+    pack = host.pack.__name__
+    training, samples = module(host, ""), importlib.import_module(f"{pack}.lycoris_nodes.samples")
+    chance = importlib.import_module(f"{pack}.lycoris_ops.maths.chance").Chance
+    with torch.inference_mode():
+        positive = [encoded(host, clip, text) for text in TEXTS]
+    losses = []
+    with training.opened(model) as session, torch.no_grad():
+        held = samples.samples_of(session, [latent(10), latent(11)], positive)
+        loss = training.DiffusionLoss(session=session, times=training.Times())
+        for number, batch in enumerate(samples.judged(held, 1, 4)):
+            with chance(5, "validation", number).drawn():
+                losses.append(float(loss(session.network, batch)))
+    return sum(losses) / len(losses)
+
+
+def test_both_are_trained_and_the_file_gives_the_encodings_and_the_loss_of_the_training(
+    host: Host,
+    train: Callable[..., Any],  # noqa: F811
+    model: Any,
+    clip: Any,
+) -> None:
+    given = settings_of(host, clip)
+    settings: dict[str, Any] = {"steps": 12, "learning_rate": 2e-2, "validate_every": 12, "sample_every": 12}
+    settings |= {"text_learning_rate": 4e-2, "preset": "full", "checkpointing": "off", "warmup": 0}
+    with unchanged(model.model), unchanged(clip.cond_stage_model):
+        made = train(clip=clip, **given, **settings)
+    losses = dict(made["loss_map"]["validation"])
+    assert losses[12] < 0.98 * losses[0]
+    assert "text encoders at 2 of it" in made["report"] and "10% of the captions dropped" in made["report"]
+    layers = made["stack"].entries[0].adapter.layers
+    of_text = [name for name in layers if name.startswith("text_encoders.clip_l.transformer.")]
+    # q, k, v, out and the two of the MLP in each of three layers.
+    assert len(of_text) == 18 and len(layers) > 18
+    applied = host.apply(Patched(model, clip), made["stack"], mode="bypass")
+    assert held_out_loss(host, applied.model, applied.clip) == pytest.approx(losses[12], rel=1e-4)
+    before, after = (encoded(host, one, TEXTS[0])[0][0] for one in (clip, applied.clip))
+    assert (after - before).norm() > 0.01 * before.norm()
+    # ComfyUI's own loader reads every layer of the file.
+    import comfy.sd
+
+    loaded: Any
+    loaded_clip: Any
+    loaded, loaded_clip = comfy.sd.load_lora_for_models(model, clip, made["lora"], 1.0, 1.0)
+    assert len(loaded_clip.patcher.patches) == len(of_text)
+    assert len(loaded.patches) == len(layers) - len(of_text)
+    assert held_out_loss(host, loaded, loaded_clip) == pytest.approx(losses[12], rel=1e-4)
+
+
+def test_parentheses_are_trained_as_the_pictures_node_encodes_them(host: Host, model: Any, clip: Any) -> None:
+    """By the letter: CLIP Text Encode would take them for weights of words."""
+    training = module(host, "")
+    with training.opened(clip.patcher) as session, torch.no_grad():
+        encoder = training.TextEncoder(clip, session, model.model, session.device)
+        found = encoder.conditioning(training.Text("a (small) cat", {}))[0][0]
+    assert torch.equal(found, encoded(host, clip, r"a \(small\) cat")[0][0])
+    assert not torch.equal(found, encoded(host, clip, "a (small) cat")[0][0])
+
+
+def test_a_stack_goes_on_with_both_and_texts_are_asked_for(
+    host: Host,
+    train: Callable[..., Any],  # noqa: F811
+    clip: Any,
+) -> None:
+    held_out = settings_of(host, clip)
+    given = {name: value for name, value in held_out.items() if not name.startswith("validation")}
+    first = train(clip=clip, **given, steps=1, preset="attn-only", dialect="kohya")
+    assert {f"lora_te_text_model_encoder_layers_{number}_mlp_fc1.alpha" for number in range(3)} <= set(
+        first["lora"]
+    )
+    prior = {"regularisation_latents": [latent(5)], "regularisation_positive": given["positive"][:1]}
+    prior["regularisation_captions"] = ["a square"]
+    again: dict[str, Any] = {"stack": first["stack"], "filename_prefix": "loras/more", **prior}
+    second = train(clip=clip, **given, steps=1, **again)
+    assert len(second["lora"]) == len(first["lora"]) and "preserved: 1 latents" in second["report"]
+    assert all(name.startswith(("diffusion_model.", "text_encoders.")) for name in second["lora"])
+    kept = {**given, "captions": []}
+    for inputs, words in (
+        (kept, r"captions: a text encoder is trained on texts"),
+        ({**given, "captions": [*TEXTS, "three"]}, r"not as many texts as latents.*3 texts and 2 latents"),
+        ({**held_out, "validation_captions": ["a", "b", "c"]}, r"validation_latents.*3 texts"),
+    ):
+        with pytest.raises(host.ops.TrainError, match=words):
+            train(clip=clip, **inputs, steps=1)
+    # Without `clip` they would have no effect, those of the other latents neither.
+    for inputs, name in (
+        (given, "captions"),
+        ({**kept, **prior}, "regularisation_captions"),
+        ({**kept, **held_out, "captions": []}, "validation_captions"),
+    ):
+        with pytest.raises(host.ops.TrainError, match=rf"^{name}: .*no text encoder to train.*`{name}`"):
+            train(**inputs, steps=1)
+
+
+def test_a_resumed_training_of_both_ends_as_an_unbroken_one(
+    host: Host,
+    train: Callable[..., Any],  # noqa: F811
+    stop_after: Callable[[int], None],  # noqa: F811
+    clip: Any,
+    tmp_path: Path,
+) -> None:
+    """Bitwise, after Stop and after an end, with all that is drawn: dropouts, orders and what preserves."""
+    import comfy.model_management
+
+    # Of two sizes and lengths, so that batches are several passes.
+    texts = [*TEXTS, "mystyle, " + "a green square on a mat, " * 16]
+    settings: dict[str, Any] = {
+        "latents": [latent(0), latent(1, side=16), latent(2)],
+        "positive": [encoded(host, clip, text) for text in texts],
+        "captions": texts,
+        "regularisation_latents": [latent(5)],
+        "regularisation_positive": [encoded(host, clip, "a square")],
+        "regularisation_captions": ["a square"],
+        "validation_latents": [latent(10)],
+        "validation_positive": [encoded(host, clip, texts[0])],
+        "validation_captions": texts[:1],
+    }
+    settings |= {"preset": "attn-only", "schedule": "constant", "warmup": 0, "batch_size": 2, "ema": 0.9}
+    settings |= {"caption_dropout": 0.3, "input_dropout": 0.1, "rank_dropout": 0.2, "module_dropout": 0.1}
+    settings |= {"learning_rate": 2e-2, "text_learning_rate": 2e-2, "accumulation": 2, "validate_every": 2}
+    one_level = {"channel_mult": [1], "num_res_blocks": [1]}
+    one_level |= {"transformer_depth": [1], "transformer_depth_output": [1, 1]}
+    settings |= {"clip": clip, "model": patcher(tiny("SD1.5", context_dim=WIDTH, **one_level))}
+    stop_after(2)
+    assert train(**settings, steps=4)["steps_done"] == 2
+    # As the host does before each prompt.
+    comfy.model_management.interrupt_current_processing(False)
+    assert (tmp_path / "loras" / "style_00001_-checkpoints" / "last.state.safetensors").is_file()
+    stop_after(100)
+    # One that has ended goes on in the same way as one that was stopped.
+    assert train(**settings, steps=2, filename_prefix="loras/ended")["steps_done"] == 2
+    whole = train(**settings, steps=4, filename_prefix="loras/whole")
+    for prefix in ("style", "ended"):
+        resumed = train(**settings, steps=4, filename_prefix=f"loras/{prefix}", resume=True)
+        assert resumed["loss_map"] == whole["loss_map"]
+        assert resumed["lora"].keys() == whole["lora"].keys()
+        assert all(torch.equal(resumed["lora"][key], whole["lora"][key]) for key in whole["lora"])
+    of_text = [key for key in whole["lora"] if key.startswith("text_encoders.") and "lora_up" in key]
+    assert of_text and all(whole["lora"][key].any() for key in of_text)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_through_the_captions_are_those_of_the_changed_weights(
+    host: Host, model: Any, clip: Any, checkpointing: bool
+) -> None:
+    """Against the chain rule: the gradient of each whole weight, by autograd, through the layer's change."""
+    training = module(host, "")
+    samples = importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.samples")
+    positive = [encoded(host, clip, text) for text in TEXTS]
+
+    def loss_of(session: Any, of_text: Any) -> Tensor:
+        encoder = training.TextEncoder(clip, of_text, session.model, session.device)
+        data = samples.samples_of(session, [latent(0), latent(1)], positive, texts=TEXTS, encoder=encoder)
+        loss = training.DiffusionLoss(session=session, times=training.Times(), encoder=encoder)
+        torch.manual_seed(0)
+        return loss(None, data)
+
+    with (
+        training.opened(model, checkpointing=checkpointing) as session,
+        training.opened(clip.patcher, checkpointing=checkpointing, memory=None) as of_text,
+    ):
+        net = of_text.adapted(rank=2, preset="attn-mlp", seed=0).apply_to()
+        fill(net)
+        loss_of(session, of_text).backward()
+        own = gradients(net)
+        layers = {path: member.layer for path, member in net.members.items()}
+        net.restore()
+        weights = {path: of_text.network.get_submodule(path).weight for path in layers}
+        whole = {path: weight.detach().clone() for path, weight in weights.items()}
+        try:
+            with torch.no_grad():
+                for path, layer in layers.items():
+                    weights[path].add_(layer.delta(whole[path]))
+            for weight in weights.values():
+                weight.requires_grad_(True)
+            loss_of(session, of_text).backward()
+            for path, layer in layers.items():
+                layer.delta(whole[path]).backward(weights[path].grad)
+        finally:
+            with torch.no_grad():
+                for path, values in whole.items():
+                    weight = weights[path]
+                    weight.requires_grad_(False)
+                    weight.grad = None
+                    weight.copy_(values)
+        assert distance(own, gradients(net)) < 1e-4
+        with pytest.raises(host.ops.TrainError, match="running already"), training.opened(model):
+            pass
