@@ -12,6 +12,9 @@ from .results import Result
 
 Point = tuple[float, float]
 
+ALIKE = 1.02
+"""Numbers that differ by a smaller factor are compared as equal: each kind comes in steps of its own."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -98,11 +101,11 @@ def reached(points: Iterable[Point], target: float, *, logarithmic: bool) -> tup
 
 
 def loss_at(points: Iterable[Point], numbers: float) -> float | None:
-    """The loss at so many numbers, linear in their logarithm; None outside of the points."""
+    """The loss at so many numbers, linear in their logarithm; None outside of the points. See ALIKE."""
     known = sorted(points)
-    for x, loss in known:
-        if x == numbers:
-            return loss
+    apart, loss = min((abs(math.log(x / numbers)), loss) for x, loss in known)
+    if apart <= math.log(ALIKE):
+        return loss
     for (left, above), (right, below) in itertools.pairwise(known):
         if left < numbers < right:
             share = math.log(numbers / left) / math.log(right / left)

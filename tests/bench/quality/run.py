@@ -1,8 +1,8 @@
 """The measured comparison of adapters on trained models, `make bench-quality`.
 
-`python -m tests.bench.quality.run` trains what is not trained yet and appends each result to
-`.cache/bench/quality/results.jsonl`: a run that ended for any reason is gone on with. Its options take a part
-of the tasks, methods, sizes and stages, or stop it after some minutes. From the file, `python -m
+`python -m tests.bench.quality.run` trains what is not trained yet and appends each result to `results.jsonl`
+beside this file: a run that ended for any reason is gone on with, and so is what others measured. Its options
+take a part of the tasks, methods, sizes and stages, or stop it after some minutes. From the file, `python -m
 tests.bench.quality.summary` writes tables and plots.
 
 Each method, at each size, has its own learning rate, found on the split "tune" with seed 0. Figures are of
@@ -38,7 +38,8 @@ from .tasks.text_lines import TextLines
 from .training import train
 
 ROOT = Path(__file__).resolve().parents[3]
-OUT = ROOT / ".cache" / "bench" / "quality"
+RESULTS = Path(__file__).parent / "results.jsonl"
+"""All trainings so far. They take hours, and are kept with the code that made them."""
 TASKS: tuple[Task, ...] = (TextLines(), SourceCode(), Pictures())
 METHODS: tuple[Method, ...] = (*ours.METHODS, *planned.METHODS, *whole.METHODS, *in_peft.METHODS)
 SEEDS = (0, 1, 2)
@@ -143,7 +144,7 @@ def main() -> None:
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.strip()
-    results = Results(OUT / "results.jsonl")
+    results = Results(RESULTS)
     bench = Bench(results, time.monotonic() + 60 * options.minutes, commit)
     tasks = [task for task in TASKS if not options.tasks or task.name in options.tasks]
     methods = [

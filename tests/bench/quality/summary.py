@@ -1,7 +1,7 @@
 """`docs/quality.md` and its plots, from the results so far.
 
-`python -m tests.bench.quality.summary` reads `.cache/bench/quality/results.jsonl`, and only what is of the
-tasks as they are now.
+`python -m tests.bench.quality.summary` reads `results.jsonl` beside this file, and only what is of the tasks
+as they are now.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from .curves import Entry, entries, loss_at, reached
+from .curves import ALIKE, Entry, entries, loss_at, reached
 from .method import PROBE_BATCHES
 from .methods.planned import AUTO
 from .results import Results
-from .run import METHODS, OUT, ROOT, SEEDS, TASKS
+from .run import METHODS, RESULTS, ROOT, SEEDS, TASKS
 from .task import digest
 
 UNIFORM, GRADIENT, DEFAULT = "LoRA", "LoRA, gradient", AUTO
@@ -54,8 +54,8 @@ The learning rate of each method **at each size** was found on a split of its ow
 (then of a quarter, where that stage was run) until the best lay between two others; "edge" marks where it
 does not. Figures are means over as many of the seeds 0, 1, 2 as "seeds" says, on a third split, which chose
 nothing; differences between figures of one seed may be chance. "numbers" is what the file holds; "x 1" is a
-budget of as many numbers as a LoRA of rank 1 on every layer has. Methods that look ahead do so on {probe}
-batches of the training split. {auto}
+budget of as many numbers as a LoRA of rank 1 on every layer has. Numbers within 2 % of each other are
+compared as equal. Methods that look ahead do so on {probe} batches of the training split. {auto}
 
 How a plan weighs the components of gradients was chosen on these very tasks, from four powers of their norms
 at one budget and one seed: what is said of that method here is to be confirmed on others.
@@ -139,7 +139,7 @@ def steps_needed(entry: Entry, target: Entry) -> tuple[str, float]:
 
 
 def fewest(group: Sequence[Entry], target: Entry) -> str:
-    allowed = [entry for entry in group if entry.numbers <= 1.02 * target.numbers]
+    allowed = [entry for entry in group if entry.numbers <= ALIKE * target.numbers]
     if not allowed:
         return "–"
     tries = [steps_needed(entry, target) for entry in allowed]
@@ -166,7 +166,8 @@ def targets(groups: Mapping[tuple[str, str], Mapping[str, list[Entry]]]) -> str:
             found = reached(plan, best.loss, logarithmic=True)
             cells.append(verdict(found, best.numbers, limit))
         best = min(methods[UNIFORM], key=lambda entry: entry.loss)
-        tries = [steps_needed(entry, best) for entry in methods[DEFAULT] if entry.numbers <= best.numbers]
+        allowed = [entry for entry in methods[DEFAULT] if entry.numbers <= ALIKE * best.numbers]
+        tries = [steps_needed(entry, best) for entry in allowed]
         there = [number for bound, number in tries if bound != ">"]
         total = best.curve[-1][0]
         if there:
@@ -258,7 +259,7 @@ def machine() -> str:
 
 
 def main() -> None:
-    results = Results(OUT / "results.jsonl")
+    results = Results(RESULTS)
     recipes = {digest(task): task for task in TASKS}
     kept = [result for result in results if result.run.recipe in recipes]
     seconds = sum(

@@ -16,7 +16,8 @@ from ..training import Adapted
 from .ours import adapted
 
 KINDS = ("lora", "loha", "lokr")
-BUDGETS = (0.25, 0.5, 1, 2, 4)
+BUDGETS = (0.25, 0.5, 1, 2, 4, 6)
+"""Up to about 0.4 of the largest uniform LoRA, which is of rank 16."""
 LORA = "planned by roots, gradient"
 AUTO = LORA if choice.AUTO == ("lora",) else "auto"
 """The method that plans whatever "auto" chooses; as long as that is LoRA alone, it is not measured twice."""
