@@ -6,9 +6,11 @@ HOST ?=
 
 # Sets up what is missing, then runs what follows `--` with the environment's own `python` first.
 IN = $(PYTHON) tests/harness/environment.py $(if $(HOST),--host $(HOST)) $(if $(COMFYUI),--comfyui "$(COMFYUI)")
-# In two processes. The library's tests are many and small; those of a file of the others share what it makes.
-OPS = python -m pytest -n 2 --dist loadgroup tests/ops
-BY_FILE = python -m pytest -n 2 --dist loadfile
+# In two processes of one thread each: more would wait for each other on two cores. The library's tests are
+# many and small; those of a file of the others share what it makes.
+TESTS = env OMP_NUM_THREADS=1 python -m pytest
+OPS = $(TESTS) -n 2 --dist loadgroup tests/ops
+BY_FILE = $(TESTS) -n 2 --dist loadfile --no-loadscope-reorder
 SWEEP = lycoris_ops lycoris_nodes tests
 
 .PHONY: help demo test test-ops test-host test-browser test-hosts soak bench bench-gpu bench-train bench-quality ui lint clean
@@ -54,13 +56,14 @@ GATE = python -m pytest -q tests/ops/test_contract.py tests/ops/test_patch.py te
 bench: ## side by side with ComfyUI, lycoris-lora and PEFT, on the CPU
 	@$(IN) -- sh -c '$(GATE) && python -m tests.bench.patch \
 		&& python -m tests.bench.patch --layers other --plain && python -m tests.bench.load \
-		&& python -m tests.bench.bypass && python -m tests.bench.prompt'
+		&& python -m tests.bench.bypass && python -m tests.bench.prompt && python -m tests.bench.fit \
+		&& python -m tests.bench.merge && python -m tests.bench.schedule'
 
 bench-gpu: ## patching on CUDA
 	@$(IN) -- sh -c '$(GATE) && python -m tests.bench.patch --device cuda'
 
-bench-train: ## one step of training, side by side with lycoris-lora, PEFT and ComfyUI's trainer
-	@$(IN) -- python -m tests.bench.train_step
+bench-train: ## training beside lycoris-lora, PEFT and ComfyUI's trainer: one step of a layer, and the whole node
+	@$(IN) -- sh -c 'python -m tests.bench.train_step && python -m tests.bench.train_node'
 
 # What is passed on, such as QUALITY="--minutes 60 --stages coarse". It goes on from where it was stopped.
 QUALITY ?=
