@@ -242,7 +242,7 @@ class Bound:
         self.stages = [
             BoundStage(geometry, stage, met.bias, self.dtype, x.device, dropout) for stage in met.stages
         ]
-        self.turns = any(stage.shifts or stage.others for stage in self.stages)
+        self.turns = any(stage.shifts or stage.scales or stage.others for stage in self.stages)
         """Whether there are operators on the input or the output."""
 
     def inputs(self, x: Tensor, strengths: Sequence[Strengths]) -> list[Tensor]:
