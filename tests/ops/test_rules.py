@@ -124,6 +124,8 @@ IN, OUT = "input_blocks", "output_blocks"
         ("NOT in out mid::2", dict.fromkeys(("out.2", "ti", "do", "si", "bl", "ref", "la", "te", "enc"), 2)),
         (":NOT attn conv:0\n* = 3\n:fc1:-1", {"": 3, "text_model": -1}),
         ("IN00,IN04:attn2:0.5, MID:proj:2,:to_k:3", {f"{IN}.4": 3, "middle_block": 2}),
+        ("MID:proj:2, not /(?:mid|inp)/:to_k:3", {"middle_block": 2}),
+        (f"/(?:{IN.replace('.', '[.]')}).4/::0.5", {f"{IN}.4": 0.5}),
     ],
 )
 def test_later_lines_win(text: str, weights: dict[str, float]) -> None:

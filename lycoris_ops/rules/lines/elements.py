@@ -17,8 +17,8 @@ from ..scene import Outcome, Scene, Value
 from ..values import number
 
 ORDER = 3
-ENTRY = re.compile(r"([^:]*):([^:]*):([^:,]*)(?:,|$)")
-"""Blocks, words and a value."""
+ENTRY = re.compile(r"(\s*(?:NOT\s+)?/(?:[^/\\]|\\.)*/\s*|[^:]*):([^:]*):([^:,]*)(?:,|$)", re.IGNORECASE)
+"""Blocks, words and a value. Between two `/` in place of the blocks there may be colons."""
 
 
 @dataclass(frozen=True)
