@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, TypeVar
 
@@ -88,14 +87,18 @@ class LycorisError(Exception):
 Problem = TypeVar("Problem", bound=LycorisError)
 
 
-@contextmanager
-def located(*, file: str | None = None, key: str | None = None, weight: str | None = None) -> Generator[None]:
-    """Add these places to every LycorisError that is raised inside, where it does not name its own."""
-    try:
-        yield
-    except LycorisError as error:
-        error.within(file=file, key=key, weight=weight)
-        raise
+class located:  # noqa: N801 - used as a function is
+    """A context that adds these places to every LycorisError raised inside that does not name its own."""
+
+    def __init__(self, *, file: str | None = None, key: str | None = None, weight: str | None = None) -> None:
+        self._places = {"file": file, "key": key, "weight": weight}
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, LycorisError):
+            error.within(**self._places)
 
 
 def either(names: Sequence[str]) -> str:

@@ -174,7 +174,9 @@ class Bypass:
             return self.met
         try:
             with outliving():
-                met = self.plan.at(self.strengths).meet(
+                # Strengths matter to what later stages meet, and to nothing else here.
+                plan = self.plan.at(self.strengths) if len(self.plan.stages) > 1 else self.plan
+                met = plan.meet(
                     dtype,
                     device,
                     lambda: self._reader.weight(self.module, dtype, device),

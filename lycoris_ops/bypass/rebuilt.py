@@ -22,8 +22,9 @@ class Rebuilt:
     take more work than forming the weight. Gradients flow to the layer's tensors. Between passes the module
     has its own parameters: during a pass an attribute of the instance hides them.
 
-    The sum is rounded to the dtype of the weight. In a narrow dtype a small change may be lost in it, where a
-    bypass would add it to the output.
+    The sum is rounded to the dtype of the weight, or to that of the input where it is wider. In a narrow
+    dtype a small change may be lost in it, where a bypass would add it to the output. It is on the device of
+    the input, as a host that moves and casts its weights for each pass would have it.
 
     `weight` and `bias` are the names of the two in the module. `caller` is the module in whose pass they are
     used, where that is another one.
@@ -77,19 +78,25 @@ class Rebuilt:
         weight, bias = values_of(self.module, self.weight, self.name), None
         if getattr(self.module, self.bias, None) is not None:
             bias = values_of(self.module, self.bias, self.name)
+        x = args[0] if args and isinstance(args[0], Tensor) else weight
+        met = weight.to(x.device)
         with located(weight=self.name):
-            change = self.layer.change(weight.to(compute_dtype(weight.dtype)), bias)
-        self._hide(self.weight, weight, change.delta)
-        if bias is not None:
-            self._hide(self.bias, bias, change.bias)
+            change = self.layer.change(met.to(compute_dtype(met.dtype)), bias)
+        # A host that finds one of the two on another device would move both.
+        moved = met is not weight
+        if moved or change.delta is not None:
+            self._hide(self.weight, met, change.delta, x)
+        if bias is not None and (moved or change.bias is not None):
+            self._hide(self.bias, bias.to(x.device), change.bias, x)
 
-    def _hide(self, name: str, value: Tensor, change: Tensor | None) -> None:
-        if change is None:
-            return
+    def _hide(self, name: str, value: Tensor, change: Tensor | None, x: Tensor) -> None:
+        wider = x.is_floating_point() and x.dtype.itemsize > value.dtype.itemsize
+        dtype = x.dtype if wider else value.dtype
+        if change is not None:
+            value = torch.add(value.to(change.dtype), change, alpha=self.strength)
         own = vars(self.module)
-        changed = torch.add(value, change, alpha=self.strength).to(value.dtype)
         self._hidden[-1][name] = own.get(name)
-        own[name] = changed
+        own[name] = value.to(dtype)
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], y: Any) -> None:
         if not self._hidden:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from operator import is_
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
@@ -192,7 +193,7 @@ def on_inputs(operator: Operator, weight: Tensor) -> Tensor:
 
 
 def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T:
-    """A copy of an operator, of a form or of a tuple of these, with all tensors on `device`.
+    """An operator, a form or a tuple of these with all tensors on `device`: itself, if they are there.
 
     Floating-point tensors are converted to `dtype`, if it is given; indices keep theirs. Outside of inference
     mode none of them is an inference tensor, except while torch.compile traces.
@@ -205,7 +206,10 @@ def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T
             return there  # type: ignore[return-value]
         return there.clone()  # type: ignore[return-value]
     if isinstance(value, tuple):
-        return tuple(moved(item, device, dtype) for item in value)  # type: ignore[return-value]
+        items = tuple(moved(item, device, dtype) for item in value)
+        # torch.compile cannot compare tuples for identity.
+        kept = not torch.compiler.is_compiling() and all(map(is_, items, value))
+        return value if kept else items  # type: ignore[return-value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         known: Any = value
         # A field that is not an argument, such as `Permuted.inverse`, is computed again from the others.
@@ -214,7 +218,10 @@ def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T
             for entry in dataclasses.fields(known)
             if entry.init
         }
-        return replace(known, **fields)
+        if torch.compiler.is_compiling():
+            return replace(known, **fields)
+        changed = {name: field for name, field in fields.items() if field is not getattr(known, name)}
+        return replace(known, **changed) if changed else known
     return value
 
 

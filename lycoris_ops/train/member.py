@@ -290,17 +290,20 @@ def bypass_up_to(site: Site, layer: Layer, settings: Settings) -> float:
     tokens a bypass takes PASSES * n times the multiplications of the layer's factors for one token. A rebuilt
     weight of size s takes n * s, and FORMED * s for each form whose matrix has to be made of factors.
 
-    Norms and embeddings can only be rebuilt, and so can a bias that depends on the weight beside it. Always
+    Norms and embeddings are always rebuilt, and so is a bias that depends on the weight beside it. Always
     by bypass is a change that depends on the weight, because it is made of operators on inputs or outputs,
     and one of a weight in a narrow dtype, in which a small change would be lost.
+
+    Raises LycorisError where such a bias is to be bypassed.
     """
-    coupled = site.has_bias and layer.bias_reads_weight(layer.shapes)
-    if site.geometry is None or coupled:
+    if site.geometry is None:
+        return 0.0
+    if site.has_bias and layer.bias_reads_weight(layer.shapes):
         if settings.form == "bypass":
-            why = " where the change of the bias depends on the weight" if coupled else ""
             raise LycorisError(
-                f"a {site.kind} of class {type(site.used_by).__name__} cannot be bypassed{why}",
+                "a change of the bias that depends on the weight cannot be bypassed",
                 key=site.path,
+                got=a_layer(layer.algorithm),
                 expected="form auto or rebuilt",
             )
         return 0.0

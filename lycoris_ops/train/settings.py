@@ -83,7 +83,9 @@ class Settings:
     lr: float = 1.0
     """The layer's learning rate, in multiples of that of the optimiser."""
     form: Form = "auto"
-    """By the module's output (bypass) or by its weight (rebuilt); auto is by what costs less."""
+    """By the module's output (bypass) or by its weight (rebuilt); auto is by what costs less.
+
+    Norms and embeddings are always rebuilt."""
 
     def with_options(self, options: Mapping[str, Any], place: str) -> Settings:
         """These settings with some replaced. Raises LycorisError for an unknown name or an impossible value.

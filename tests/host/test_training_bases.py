@@ -110,7 +110,9 @@ def test_a_checkpoint_is_trained_in_a_node_and_the_file_gives_what_was_trained(
 def test_a_weight_that_is_cast_in_each_pass_is_not_kept_for_the_backward_pass(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With weights in float8 the host makes float32 of every weight in each pass on a CPU."""
+    """With weights in float8 the host makes float32 of every weight in each pass on a CPU.
+
+    Norms, of which the changed weight is formed, are trained beside the other layers."""
     training, session = module(host, ""), module(host, "session")
 
     def measured(patcher: Any) -> tuple[Any, int, int]:
@@ -121,7 +123,7 @@ def test_a_weight_that_is_cast_in_each_pass_is_not_kept_for_the_backward_pass(
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            return (*gradients_of(training, patcher), sum(total.values()))
+            return (*gradients_of(training, patcher, include="*"), sum(total.values()))
 
     with torch.inference_mode(), loaded(host, float_unet(), "fp8_e4m3fn") as patcher:
         with unchanged(patcher.model):

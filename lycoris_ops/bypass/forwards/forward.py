@@ -36,12 +36,18 @@ class Forward(Protocol):
         ...
 
 
-@contextmanager
-def outliving() -> Generator[None]:
+def outliving() -> AbstractContextManager[Any]:
     """A context in which tensors are no inference tensors, so that later passes with gradients may use them.
 
     Gradients are recorded inside as they are outside.
     """
+    # torch.compile cannot trace the question.
+    ready = not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
+    return nullcontext() if ready else _outliving()
+
+
+@contextmanager
+def _outliving() -> Generator[None]:
     # Leaving inference mode turns gradients on, so that they have to be set again.
     recording = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.set_grad_enabled(recording):

@@ -34,15 +34,20 @@ class LowRankForward:
     def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
         hidden = self.geometry.product(x, self.down)
         factors = [scale * strengths[slot] for scale, slot, _ in self.factors]
-        if self.geometry.kernel:
-            hidden = (hidden * self.geometry.per_channel(self._diagonal(factors))).to(hidden.dtype)
-            return y.add_(self.geometry.mix(hidden, self.up))
-        if len(set(factors)) == 1:
-            # A factor that all ranks share is given to the product itself, where it costs nothing.
-            return plus_product(y, hidden, self.up.T, factors[0])
-        # In float32: rounded to the dtype of the input, a factor would shift all values by the same share,
-        # an error that does not average out as random ones do.
-        return plus_product(y, (hidden * self._diagonal(factors)).to(hidden.dtype), self.up.T)
+        # A factor that all ranks share is given to the product itself, where it costs nothing. Else in
+        # float32: rounded to the dtype of the input, a factor would shift all values by the same share, an
+        # error that does not average out as random ones do.
+        alpha = factors[0] if len(set(factors)) == 1 else 1.0
+        if len(set(factors)) > 1:
+            diagonal = self.geometry.per_channel(self._diagonal(factors))
+            hidden = (hidden * diagonal).to(hidden.dtype)
+        if not self.geometry.kernel:
+            return plus_product(y, hidden, self.up.T, alpha)
+        if self.geometry.groups > 1:
+            return y.add_(self.geometry.mix(hidden, self.up), alpha=alpha)
+        total = y.flatten(2)
+        found = plus_product(total, self.up.expand(len(y), -1, -1), hidden.flatten(2), alpha)
+        return y if found is total else found.view(y.shape)
 
     def _diagonal(self, factors: Sequence[float]) -> Tensor:
         """A factor for each row of `down`, kept until the strengths change."""
