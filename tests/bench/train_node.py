@@ -6,10 +6,11 @@ every convolution, and the changes of all norms and biases, which ComfyUI's node
 optimiser and recomputation are the same too. ComfyUI's node runs in both of its modes, by changed weights and
 by bypass.
 
-"s a step" is the median over the steps of all rounds without the first of each, in which memory is laid out.
+"s a step" is the least over the steps of all rounds without the first of each, in which memory is laid out.
 "peak MB" is by how much the process's resident memory grew above what it was with the model loaded, at most.
-A ratio is ours divided by that of the mode of ComfyUI's that has the least: below 1, ours is better. With a
-batch of B captions ComfyUI's node computes each of B latents with each of B captions, and averages over them.
+A ratio is ours divided by that of a mode of ComfyUI's: below 1, ours is better. "Model alone" trains one
+layer at the model's start, so that gradients pass through all of it: no trainer can take less. With a batch of B
+captions ComfyUI's node computes each of B latents with each of B captions, and averages over them.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Case:
     batch: int = 1
     checkpointing: bool = False
     dtype: str = "fp32"
+    first: str = "input_blocks.0.0"
+    """A layer at the start of the model."""
 
 
 SMALL, MIDDLE = {"channel_mult": (1,), "num_res_blocks": 1}, {"channel_mult": (1, 2), "num_res_blocks": 1}
@@ -55,9 +58,9 @@ CASES = (
     Case("SD1.5 layout, 26 M", "SD1.5", SMALL, (4, 32, 32), 1, True),
     Case("SD1.5 layout, 107 M", "SD1.5", MIDDLE, (4, 16, 16)),
     Case("SD1.5 layout, 107 M", "SD1.5", MIDDLE, (4, 16, 16), 1, False, "bf16"),
-    Case("Wan layout, 38 M", "Wan", WAN, (16, 1, 32, 32)),
-    Case("Flux layout, 42 M", "Flux", FLUX, (16, 32, 32)),
-    Case("Flux layout, 42 M", "Flux", FLUX, (16, 32, 32), 1, True),
+    Case("Wan layout, 38 M", "Wan", WAN, (16, 1, 32, 32), first="patch_embedding"),
+    Case("Flux layout, 42 M", "Flux", FLUX, (16, 32, 32), first="img_in"),
+    Case("Flux layout, 42 M", "Flux", FLUX, (16, 32, 32), 1, True, first="img_in"),
 )
 
 
@@ -94,7 +97,7 @@ def run(node: Any, given: dict[str, Any]) -> None:
         node.execute(**{name: value if name in many else [value] for name, value in given.items()})
 
 
-def ours(nodes: Any, model: Any, case: Case, steps: int) -> None:
+def ours(nodes: Any, model: Any, case: Case, steps: int, *, alone: bool = False) -> None:
     node = nodes.NODE_CLASS_MAPPINGS["LycorisTrain"]
     settings: dict[str, Any] = {
         "steps": steps,
@@ -102,8 +105,8 @@ def ours(nodes: Any, model: Any, case: Case, steps: int) -> None:
         "rank": RANK,
         "batch_size": case.batch,
         # Norms too, and the bias of every module.
-        "include": "*",
-        "overrides": "*: bias true",
+        "include": case.first if alone else "*",
+        "overrides": "" if alone else "*: bias true",
         "warmup": 0.0,
         "checkpointing": "on" if case.checkpointing else "off",
         "filename_prefix": "bench/ours",
@@ -135,7 +138,9 @@ TRAINERS: dict[str, Train] = {
     "ours": ours,
     "ComfyUI weight": lambda *given: theirs(*given, bypass=False),
     "ComfyUI bypass": lambda *given: theirs(*given, bypass=True),
+    "model alone": lambda *given: ours(*given, alone=True),
 }
+MODES = ("ComfyUI weight", "ComfyUI bypass")
 
 
 def resident() -> tuple[float, float]:
@@ -187,7 +192,7 @@ def main() -> None:
     nodes = boot_in_process(facts().comfyui, base)
     titles = ["model", "latent", "batch", "recomputed", "dtype"]
     titles += [f"{name}: s a step, peak MB" for name in TRAINERS]
-    titles += ["ratio of times", "ratio of peaks"]
+    titles += [f"ratio of {which} to {name}" for name in MODES for which in ("times", "peaks")]
     print("| " + " | ".join(titles) + " |\n|" + "---|" * len(titles))
     for case in CASES:
         recomputed = "yes" if case.checkpointing else "no"
@@ -207,15 +212,14 @@ def main() -> None:
                     measure(nodes, model, case, train, options.steps, found[name])
         columns = list(map(str, words))
         for one in found.values():
+            columns.append(one.error or f"{min(one.steps):.3f}, {statistics.median(one.peaks):.0f}")
+        own = found["ours"]
+        for one in (found[name] for name in MODES):
             if one.error:
-                columns.append(one.error)
+                columns += ["-", "-"]
             else:
-                columns.append(f"{statistics.median(one.steps):.3f}, {statistics.median(one.peaks):.0f}")
-        peers = [one for name, one in found.items() if name != "ours" and not one.error]
-        for which in ("steps", "peaks"):
-            middle = [statistics.median(getattr(one, which)) for one in peers]
-            own = statistics.median(getattr(found["ours"], which))
-            columns.append(f"{own / min(middle):.2f}" if peers else "-")
+                columns.append(f"{min(own.steps) / min(one.steps):.2f}")
+                columns.append(f"{statistics.median(own.peaks) / statistics.median(one.peaks):.2f}")
         print("| " + " | ".join(columns) + " |", flush=True)
     print(f"\ntorch {torch.__version__}, {torch.get_num_threads()} threads, ComfyUI {facts().host}")
 
