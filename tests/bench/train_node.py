@@ -9,8 +9,8 @@ by bypass.
 "s a step" is the least over the steps of all rounds without the first of each, in which memory is laid out.
 "peak MB" is by how much the process's resident memory grew above what it was with the model loaded, at most.
 A ratio is ours divided by that of a mode of ComfyUI's: below 1, ours is better. "Model alone" trains one
-layer at the model's start, so that gradients pass through all of it: no trainer can take less. With a batch of B
-captions ComfyUI's node computes each of B latents with each of B captions, and averages over them.
+layer at the model's start, so that gradients pass through all of it: no trainer can take less. With a batch
+of B captions ComfyUI's node computes each of B latents with each of B captions, and averages over them.
 """
 
 from __future__ import annotations
