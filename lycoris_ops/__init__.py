@@ -31,6 +31,7 @@ from .errors import (
     TrainError,
     WriteError,
     located,
+    number_of,
     unknown_name,
 )
 from .files.cache import TensorCache
@@ -198,6 +199,7 @@ __all__ = [
     "merge_adapters",
     "merge_checkpoint",
     "merge_methods",
+    "number_of",
     "optimisers",
     "orthogonal_adapters",
     "paragraph",

@@ -101,6 +101,11 @@ class located:  # noqa: N801 - used as a function is
             error.within(**self._places)
 
 
+def number_of(count: int, one: str, many: str | None = None) -> str:
+    """A number with what it counts: `1 layer`, `2 layers`. `many` is `one` with an s unless given."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
 def either(names: Sequence[str]) -> str:
     """Names as alternatives in words: `a, b or c`."""
     return " or ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))

@@ -14,7 +14,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ...lycoris_ops import LycorisError, TrainError, few
+from ...lycoris_ops import LycorisError, TrainError, few, number_of
 from ..host import Progress, shown_path
 from ..pictures import sheet
 from ..training import PictureSize
@@ -304,7 +304,7 @@ def _described(
     groups = Counter(
         (one.found.name.rpartition("/")[0] or folder.path.name, one.found.repeats) for one in planned
     )
-    lines = [f"{len(planned)} pictures in {folder.path.name}"]
+    lines = [f"{number_of(len(planned), 'picture')} in {folder.path.name}"]
     if len(groups) > 1:
         lines += [f"  {name}: {count}, each {times} times" for (name, times), count in sorted(groups.items())]
     lines += [f"sizes: {listed}; sides in steps of {settings.step} pixels"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...lycoris_ops import TrainOptions, TrainResult, dtype_name
+from ...lycoris_ops import TrainOptions, TrainResult, dtype_name, number_of
 from ..host import shown_path
 from ..training import DiffusionLoss, Session
 
@@ -17,7 +17,7 @@ def rate_in_words(options: TrainOptions, text_rate: float | None) -> str:
 
 def rescue_in_words(path: Path, steps: int) -> str:
     """What is left of a training that did not come to its end."""
-    after = "1 step" if steps == 1 else f"{steps} steps"
+    after = number_of(steps, "step")
     return f"What {after} made is kept in {shown_path(path)}. With `resume` the next run goes on from there."
 
 
@@ -37,8 +37,12 @@ def loss_in_words(loss: DiffusionLoss) -> str:
 
 
 def memory_in_words(session: Session, *, scaled: bool) -> str:
-    lines = [f"{session.blocks} blocks are computed again" if session.blocks else "all activations are kept"]
+    lines = [
+        f"{number_of(session.blocks, 'block is', 'blocks are')} computed again"
+        if session.blocks
+        else "all activations are kept"
+    ]
     if session.fetching:
-        lines.append(f"{session.fetching} layers are fetched again")
+        lines.append(f"{number_of(session.fetching, 'layer is', 'layers are')} fetched again")
     lines.append(f"computed in {dtype_name(session.dtype)}{', with a scaled loss' if scaled else ''}")
     return ", ".join(lines)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..algorithms.base import ALPHA, alpha_of
 from ..algorithms.ia3 import IA3_L
-from ..errors import LayerError, LycorisError, either
+from ..errors import LayerError, LycorisError, either, number_of
 from ..files.dtypes import DTYPE_NAMES, FLOATS
 from ..files.safetensors_file import raw_bytes
 from ..files.writing import Progress, header_of, in_file_order, written
@@ -153,7 +153,7 @@ def save_adapter(
         adapter.file.check_unchanged()
     changes = _changes(adapter, made, loose, dtype, dialect)
     if writer.copies:
-        changes += (f"{len(writer.copies)} layers left out that repeat others",)
+        changes += (f"{number_of(len(writer.copies), 'repeated layer')} left out",)
     return SaveResult(str(out), size, dialect, len(made), changes)
 
 
@@ -213,21 +213,23 @@ def _changes(
         m for m in made if m.source_alpha is None and ALPHA in m.encoded.tensors and m.layer.scaled_by_alpha
     ]
     corrected = [layer for layer in made if dialect != "diffusers" and alpha_changed(layer)]
+    joined = sum(len(m.planned.sources) for m in from_many)
+    dropped = _dropped(adapter, loose)
     lines = [
         (adapter.dialect != dialect, f"dialect {adapter.dialect} to {dialect}"),
         (dtype is not None, f"factors in {str(dtype).removeprefix('torch.')}"),
-        (bool(partial), f"{len(cut)} layers split or padded to the dialect's layers, now {len(partial)}"),
         (
-            bool(from_many),
-            f"{sum(len(m.planned.sources) for m in from_many)} layers joined into {len(from_many)}",
+            bool(partial),
+            f"{number_of(len(cut), 'layer')} split or padded to the dialect's layers, now {len(partial)}",
         ),
-        (bool(folded), f"alpha / rank multiplied into a factor of {len(folded)} layers"),
+        (bool(from_many), f"{number_of(joined, 'layer')} joined into {len(from_many)}"),
+        (bool(folded), f"alpha / rank multiplied into a factor of {number_of(len(folded), 'layer')}"),
         (bool(wider), f"{len(wider)} of these factors in float32, as their dtype does not hold the product"),
-        (bool(factors), f"1 + w written in place of w for {len(factors)} ia3 layers of inputs"),
-        (bool(given), f"alpha written for {len(given)} layers that had none in the file"),
-        (bool(corrected), f"alpha corrected for {len(corrected)} layers"),
-        (bool(loose), f"{len(loose)} keys copied as they are (embeddings, or of no known kind)"),
-        (_dropped(adapter, loose) > 0, f"{_dropped(adapter, loose)} keys that nothing reads left out"),
+        (bool(factors), f"1 + w written in place of w for {number_of(len(factors), 'ia3 layer')} of inputs"),
+        (bool(given), f"alpha written, with none in the file, for {number_of(len(given), 'layer')}"),
+        (bool(corrected), f"alpha corrected for {number_of(len(corrected), 'layer')}"),
+        (bool(loose), f"{number_of(len(loose), 'key')} copied as they are (embeddings, or of no known kind)"),
+        (dropped > 0, f"{number_of(dropped, 'key')} that nothing reads left out"),
     ]
     return tuple(text for holds, text in lines if holds)
 

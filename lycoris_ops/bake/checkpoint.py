@@ -13,7 +13,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from ..errors import FileFormatError, LayerError, LycorisError, WriteError, located
+from ..errors import FileFormatError, LayerError, LycorisError, WriteError, located, number_of
 from ..files.dtypes import DTYPE_NAMES, DTYPES, FLOAT8, FLOATS, ITEM_BITS
 from ..files.quantised import Codec, Quantised, plain_floats, round_to_float8, seed_of
 from ..files.safetensors_file import SafetensorsFile, encode_header, raw_bytes, read_exactly
@@ -52,7 +52,8 @@ class MergeResult:
     def __str__(self) -> str:
         """What was written, in words. The report of the adapters is `describe` of the resolution."""
         return (
-            f"{Path(self.path).name}: {self.merged} weights merged, {self.copied} tensors kept, "
+            f"{Path(self.path).name}: {number_of(self.merged, 'weight')} merged, "
+            f"{number_of(self.copied, 'tensor')} kept, "
             f"{self.size / 1e6:.1f} MB\n{self.path}"
         )
 

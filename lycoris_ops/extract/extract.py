@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..adapters.adapter import Adapter
 from ..changes.forms import Dense
-from ..errors import LycorisError, MatchError, located
+from ..errors import LycorisError, MatchError, located, number_of
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, Weights, read_rows, rounding_variance, weights_of
 from ..files.writing import Progress, metadata_of, short_name
@@ -178,5 +178,6 @@ def _notes(pairs: Pairs) -> list[str]:
         more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
         lines.append(f"{len(keys)} {what}: {', '.join(keys[:NAMED])}{more}")
     if pairs.others:
-        lines.append(f"{pairs.others} tensors are of parts that adapters do not change, such as the VAE")
+        others = number_of(pairs.others, "tensor is of a part", "tensors are of parts")
+        lines.append(f"{others} that adapters do not change, such as the VAE")
     return lines

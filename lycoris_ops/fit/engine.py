@@ -14,7 +14,7 @@ from ..algorithms import ALGORITHMS, Layer
 from ..algorithms.fitting import Delta, Fit
 from ..algorithms.full import Full
 from ..changes.forms import Additive
-from ..errors import LayerError, PlanError, located
+from ..errors import LayerError, PlanError, located, number_of
 from ..files.dtypes import dtype_name
 from ..files.safetensors_file import encode_header
 from ..files.writing import Progress
@@ -360,7 +360,10 @@ class _Engine:
         rank = self.settings.rank
         lower = [row for row in self.rows if rank and row.rank is not None and row.rank < rank]
         if lower:
-            yield f"{len(lower)} layers have a lower rank than {rank}: the change of each has no higher one"
+            yield (
+                f"{number_of(len(lower), 'layer has', 'layers have')} a lower rank than {rank}: "
+                "the change of each has no higher one"
+            )
 
 
 def _held(fits: Mapping[str, Sequence[Fit]]) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from ..algorithms.checks import of_rank
-from ..report.words import number_of, paragraph
+from ..errors import number_of
+from ..report.words import paragraph
 from .measure import Examination, LayerMeasure
 
 STRONGEST = 5

@@ -23,7 +23,7 @@ from ..algorithms.lora import Lora
 from ..algorithms.norm import Norm
 from ..changes.factors import joined
 from ..changes.forms import Additive, Dense, LowRank, add_up
-from ..errors import LycorisError, PlanError, located
+from ..errors import LycorisError, PlanError, located, number_of
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, weights_of
 from ..files.writing import DATA_HASH, Progress, data_hash_of, metadata_of, short_name
@@ -282,8 +282,8 @@ class _Merging:
         alone = sum(len(place.entries()) < len(self.entries) for place in self.places)
         if alone and len(self.entries) > 1:
             yield (
-                f"{alone} of {len(self.places)} layers are not in every adapter; averages and counts there "
-                "are over those that have them"
+                f"{alone} of {number_of(len(self.places), 'layer')} not in every adapter; averages and "
+                "counts there are over those that have them"
             )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms import ALGORITHMS, Layer
-from ..errors import PlanError, either
+from ..errors import PlanError, either, number_of
 from ..files.dtypes import WRITABLE, dtype_name
 from ..files.json_text import parse_json
 from ..maths.shapes import Shape
@@ -203,13 +203,13 @@ class Plan:
     def _totals(self) -> list[str]:
         share = f", 1 / {self.full / self.parameters:.3g} of the full weights" if self.parameters else ""
         lines = [
-            f"{len(self)} layers, {self.parameters:,} parameters{share}, "
+            f"{number_of(len(self), 'layer')}, {self.parameters:,} parameters{share}, "
             f"{self.nbytes / 1e6:.3g} MB in {dtype_name(self.dtype)}"
         ]
         if self.gain:
             lines.append(f"{self.gain:.1%} of the energy of the gradient")
         if self.left_out:
-            lines.append(f"{len(self.left_out)} layers left out: {', '.join(self.left_out)}")
+            lines.append(f"{number_of(len(self.left_out), 'layer')} left out: {', '.join(self.left_out)}")
         return lines
 
 

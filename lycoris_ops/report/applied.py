@@ -10,9 +10,10 @@ from typing import Literal
 
 from ..adapters.grouping import WORDS
 from ..adapters.peft import CONFIG_NAME
+from ..errors import number_of
 from ..names.dialects import split_prefix
 from ..stack.resolve import PART_NAMES, EntryResolution, Resolution
-from .words import ITEMS, counted, listed, number_of, paragraph, ranks
+from .words import ITEMS, counted, listed, paragraph, ranks
 
 RULES = 200
 """The most characters of block rules that are written out where not all is."""
@@ -148,16 +149,17 @@ def _configured(resolution: EntryResolution) -> list[str]:
     left = adapter.without_alpha
     if left and adapter.config:
         lines.append(
-            f"{len(left)} layers without an alpha do not follow the {CONFIG_NAME} beside the file: "
-            "their rank is not the one it says, their names are not PEFT's, or the file itself holds a "
-            "configuration"
+            f"{number_of(len(left), 'layer')} without an alpha, for which the {CONFIG_NAME} beside the file "
+            "does not count: the rank is not the one it says, the name is not PEFT's, or the file itself "
+            "holds a configuration"
         )
     # Only for PEFT's names: in other dialects a layer without an alpha is meant to be at scale 1.
     elif any(split_prefix(name)[0] == "peft" for name in left):
-        lines.append(f"no {CONFIG_NAME} beside the file: {len(left)} layers at scale 1")
+        lines.append(f"no {CONFIG_NAME} beside the file: {number_of(len(left), 'layer')} at scale 1")
     starts = Counter(info.options.get("start") for info in adapter.info.values())
     lines += [
-        f"{count} layers are for a base without its {start} start, which is computed from the model's weight"
+        f"{number_of(count, 'layer is', 'layers are')} for a base without its {start} start, which is "
+        "computed from the model's weight"
         for start, count in starts.items()
         if start is not None
     ]
@@ -197,11 +199,15 @@ def _odd_alphas(resolution: EntryResolution) -> list[str]:
     unusable = sum(not math.isfinite(alphas.get(name, 0.0)) for name in scaled | bound)
     lines: list[str] = []
     if unusable:
-        lines.append(f"alpha is NaN or infinite in {unusable} layers: they cannot be applied")
+        lines.append(
+            f"alpha is NaN or infinite in {number_of(unusable, 'layer')}, where nothing can be applied"
+        )
     if zero:
-        lines.append(f"alpha is 0 in {zero} layers: they have no effect")
+        lines.append(f"alpha is 0 in {number_of(zero, 'layer')}, without any effect")
     if negative:
-        lines.append(f"alpha is negative in {negative} layers: their effect is turned around")
+        lines.append(
+            f"alpha is negative in {number_of(negative, 'layer')}, where the effect is turned around"
+        )
     return lines
 
 

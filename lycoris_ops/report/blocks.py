@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ..errors import number_of
 from ..stack.survey import AdapterSurvey, Effect, Survey
-from .words import number_of, paragraph
+from .words import paragraph
 
 
 def describe_blocks(survey: Survey) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 
 from ..adapters.adapter import Adapter
 from ..adapters.fitted import UNCHANGED
+from ..errors import number_of
 from .words import counted, listed, paragraph, ranks
 
 WORST = 5
@@ -19,7 +20,7 @@ def describe_fit(adapter: Adapter) -> str:
     report = adapter.report
     assert report is not None
     lines = [
-        f"{adapter.name}: {len(report.rows)} layers, {report.parameters:,} parameters, "
+        f"{adapter.name}: {number_of(len(report.rows), 'layer')}, {report.parameters:,} parameters, "
         f"{adapter.file.size / 1e6:.2f} MB"
     ]
     kinds = Counter(row.algorithm for row in report.rows)
@@ -38,7 +39,7 @@ def describe_fit(adapter: Adapter) -> str:
     reasons = Counter(report.left_out.values())
     if unchanged := reasons.pop(UNCHANGED, 0):
         # They are many, and nothing is missing.
-        lines.append(f"  {unchanged} weights left out, {UNCHANGED}")
+        lines.append(f"  {number_of(unchanged, 'weight')} left out, {UNCHANGED}")
     for reason, _ in reasons.most_common():
         names = [name for name, why in report.left_out.items() if why == reason]
         lines += listed(f"left out, {reason}", f"left out, {reason}", names)

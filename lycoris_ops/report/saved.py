@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..adapters.save import SaveResult
+from ..errors import number_of
 from .words import paragraph
 
 
@@ -13,6 +14,7 @@ def describe_saved(result: SaveResult) -> str:
     name = Path(result.path)
     # All of PEFT's files have one name: the folder's tells more.
     shown = f"{name.parent.name}/{name.name}" if result.dialect == "peft" else name.name
-    lines = [f"{shown}: {result.layers} layers in the dialect {result.dialect}, {result.size / 1e6:.2f} MB"]
+    layers = number_of(result.layers, "layer")
+    lines = [f"{shown}: {layers} in the dialect {result.dialect}, {result.size / 1e6:.2f} MB"]
     lines += [f"  {change}" for change in result.changes]
     return paragraph([*lines, "  read back: every layer is in the file as it should be", result.path])

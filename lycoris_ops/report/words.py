@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..errors import printable
+from ..errors import number_of, printable
 
 VALUES = 4
 """How many different values are written out. A line holds about as many."""
@@ -39,11 +39,6 @@ def counted(values: Iterable[str] | Mapping[str, int], *, always: bool = False) 
 def ranks(values: Iterable[int | None]) -> str:
     """Ranks with their frequencies, as in `counted`; `full` for None, which is a layer without factors."""
     return counted("full" if rank is None else str(rank) for rank in values)
-
-
-def number_of(count: int, one: str, many: str) -> str:
-    """A number with what it counts: `1 layer`, `2 layers`."""
-    return f"{count} {one if count == 1 else many}"
 
 
 def listed(one: str, many: str, items: Sequence[str], most: int | None = ITEMS) -> list[str]:

@@ -17,7 +17,7 @@ from ..algorithms.checks import scale
 from ..algorithms.full import Full
 from ..algorithms.norm import Norm
 from ..changes.forms import Additive, Dense, Kronecker, add_up
-from ..errors import LayerError, located
+from ..errors import LayerError, located, number_of
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, Weights, read_rows, weights_of
 from ..files.writing import Progress, metadata_of, short_name
@@ -115,12 +115,15 @@ class _Resizing:
         lines: list[str] = []
         if self.staying:
             lines.append(
-                f"{len(self.staying)} layers stay as they are: norms, biases, and others without a size"
+                f"{number_of(len(self.staying), 'layer stays as it is', 'layers stay as they are')}: "
+                "norms, biases, and others without a size"
             )
         if self.adapter.embeddings:
             lines.append(f"the embeddings {', '.join(self.adapter.embeddings)} are left out")
         if self.adapter.unused_keys:
-            lines.append(f"{len(self.adapter.unused_keys)} keys of the file that nothing reads are left out")
+            lines.append(
+                f"{number_of(len(self.adapter.unused_keys), 'key')} of the file that nothing reads left out"
+            )
         return lines
 
     def metadata(self) -> dict[str, str]:

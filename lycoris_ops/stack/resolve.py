@@ -12,7 +12,7 @@ from ..adapters.adapter import Adapter
 from ..adapters.copies import Use, find_copies, uses_of
 from ..algorithms.base import Parameter
 from ..changes.timing import Timing, mean
-from ..errors import LayerError, MatchError, either, located
+from ..errors import LayerError, MatchError, either, located, number_of
 from ..files.json_text import collector_paused
 from ..layers.part import Part
 from ..maths.shapes import Rows, Shape, fits, shown
@@ -317,7 +317,7 @@ def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bo
                 expected=f"{list(first.expected)} for {first.target.key}",
                 hint=OTHER_MODEL,
             )
-        more = f" (and {len(live) - 1} more layers)" if len(live) > 1 else ""
+        more = f" (and {number_of(len(live) - 1, 'more layer')})" if len(live) > 1 else ""
         raise MatchError(
             f"a layer does not fit its weight {first.target.key}{more}",
             file=file,

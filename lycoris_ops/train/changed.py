@@ -11,7 +11,7 @@ from torch import Tensor
 from ..adapters.adapter import Adapter
 from ..algorithms import Layer
 from ..algorithms.checks import of_rank
-from ..errors import LayerError
+from ..errors import LayerError, number_of
 from ..maths.shapes import flat_shape
 from ..modules import Site
 from ..ranks.sizes import Rank
@@ -82,9 +82,10 @@ def changed_layers(wishes: Sequence[Wish], name: str, seed: int) -> tuple[dict[s
     if not touched:
         return found, []
     share = 1 - lost / energy if energy > 0 else 1.0
+    path = touched[0].site.path
     return found, [
-        f"{len(touched)} layers go on in another kind or at another rank, such as {touched[0].site.path} "
-        f"({_words(touched[0].layer)} to {_words(found[touched[0].site.path])}); "
+        f"{number_of(len(touched), 'layer goes', 'layers go')} on in another kind or at another rank, "
+        f"such as {path} ({_words(touched[0].layer)} to {_words(found[path])}); "
         f"{share:.1%} of the energy of their change is kept"
     ]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..adapters.place import place_of
-from ..errors import DivergedError
+from ..errors import DivergedError, number_of
 from ..files.writing import check_free
 from ..ranks.gradients import Loss
 from . import processes
@@ -56,7 +56,8 @@ class TrainResult:
     def __str__(self) -> str:
         losses, best = self.history.losses, self.history.best
         lines = [
-            f"{self.steps} steps in {self.epochs} epochs, {self.seconds:.1f} s in this run"
+            f"{number_of(self.steps, 'step')} in {number_of(self.epochs, 'epoch')}, "
+            f"{self.seconds:.1f} s in this run"
             + (", stopped early" if self.stopped_early else "")
             + (f", stopped before {self.of} steps" if self.stopped else "")
         ]
@@ -66,9 +67,13 @@ class TrainResult:
             step, before = self.history.validation[0]
             lines.append(f"held-out loss {before:.4g} in step {step}, best {best[1]:.4g} in step {best[0]}")
         if self.history.skipped:
-            lines.append(f"{self.history.skipped} steps skipped, whose gradients were too large for fp16")
+            lines.append(
+                f"{number_of(self.history.skipped, 'step')} skipped, whose gradients were too large for fp16"
+            )
         if self.idle:
-            lines.append(f"{len(self.idle)} tensors without any gradient, such as {self.idle[0]}")
+            lines.append(
+                f"{number_of(len(self.idle), 'tensor')} without any gradient, such as {self.idle[0]}"
+            )
         for what, path in (("adapter", self.output), ("state", self.state), ("curves", self.picture)):
             lines += [f"{what}: {path}"] if path else []
         return "\n".join(lines)

@@ -17,7 +17,7 @@ from ..adapters.save import SaveResult, check_dialect, save_adapter
 from ..algorithms import Layer
 from ..algorithms.checks import of_rank
 from ..bypass.hook import is_plain
-from ..errors import LycorisError, MatchError, located
+from ..errors import LycorisError, MatchError, located, number_of
 from ..layers.part import Part
 from ..maths.shapes import Shape
 from ..maths.tensors import norm
@@ -280,7 +280,7 @@ class LycorisNetwork(nn.Module):
         """What is trained and how, in words."""
         members = self.members
         count = sum(parameter.numel() for parameter in self.parameters())
-        lines = [f"{len(members)} modules adapted, {count:,} parameters"]
+        lines = [f"{number_of(len(members), 'module')} adapted, {count:,} parameters"]
         kinds = Counter(
             (of_rank(one.layer.algorithm, one.layer.rank), one.site.kind, one.form)
             for one in members.values()

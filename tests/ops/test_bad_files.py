@@ -104,7 +104,9 @@ def test_a_configuration_of_another_file_changes_nothing_and_is_mentioned(tmp_pa
     assert adapter.alphas() == alphas
     text = report(adapter)
     assert "alpha from adapter_config.json" in text
-    assert "2 layers without an alpha do not follow the adapter_config.json beside the file" in text
+    assert (
+        "2 layers without an alpha, for which the adapter_config.json beside the file does not count" in text
+    )
 
 
 def test_pefts_layers_without_any_configuration_are_counted(tmp_path: Path) -> None:
@@ -221,7 +223,7 @@ def test_an_alpha_that_is_no_number_is_in_the_report(tmp_path: Path, alpha: floa
     for kind in ("lora", "oft"):
         adapter = lyc.load_adapter(written(tmp_path, factors(kind, "linear", alpha=alpha)))
         text = report(adapter)
-        assert "alpha is NaN or infinite in 1 layers: they cannot be applied" in text
+        assert "alpha is NaN or infinite in 1 layer, where nothing can be applied" in text
         assert "negative" not in text and "alpha is 0" not in text
 
 
