@@ -395,6 +395,30 @@ def test_two_bypasses_of_one_module_only_where_both_add() -> None:
     torch.testing.assert_close(found, patched(module, x, ([(lora, 1.0), (loha, 1.0)],)), rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", ["linear", "conv2d"])
+@pytest.mark.parametrize(
+    "kind", [kind for kind, spec in KINDS.items() if not spec.flat and not spec.needs_kernel]
+)
+def test_what_others_add_in_forward_is_left_as_it_is(kind: str, name: str) -> None:
+    """As where a host's own bypass has wrapped the module's `forward`."""
+
+    class Inner(PlainReader):
+        def forward(self, module: nn.Module) -> Any:
+            return own
+
+    case = MODULES[name]
+    module, x, other = case.module(), case.input(), case.module()
+    own = module.forward
+    module.forward = lambda x: own(x) + other(x)
+    change = layer(kind, case)
+    hooks = hook(module, chained(case, ([(change, 0.7)],)), reader=Inner())
+    found = module(x)
+    hooks.remove()
+    del module.forward
+    wanted = patched(module, x, ([(change, 0.7)],)) + other(x)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-11)
+
+
 def test_an_input_whose_channels_come_last() -> None:
     """The memory format `channels_last` is another order of the same values."""
     case = MODULES["conv2d"]
