@@ -206,9 +206,10 @@ def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T
             return there  # type: ignore[return-value]
         return there.clone()  # type: ignore[return-value]
     if isinstance(value, tuple):
-        items = tuple(moved(item, device, dtype) for item in value)
+        held = cast("tuple[object, ...]", value)
+        items = tuple(moved(item, device, dtype) for item in held)
         # torch.compile cannot compare tuples for identity.
-        kept = not torch.compiler.is_compiling() and all(map(is_, items, value))
+        kept = not torch.compiler.is_compiling() and all(map(is_, items, held))
         return value if kept else items  # type: ignore[return-value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         known: Any = value
