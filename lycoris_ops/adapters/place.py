@@ -33,11 +33,18 @@ def check_output(path: str | os.PathLike[str], dialect: Written, *, overwrite: b
     Raises WriteError, before any work is done, for a name that readers would not find or not accept, for a
     folder that is not there, and with `overwrite` off for a name that is taken.
     """
-    out = place_of(path, dialect)
-    # PEFT's configuration counts as much: replaced alone, it would be wrong for the weights beside it.
-    found = [out, out.with_name(CONFIG_NAME)] if dialect == "peft" else [out]
+    found = files_of(path, dialect)
     check_files(found, overwrite=overwrite, make_folder=dialect == "peft")
     return found
+
+
+def files_of(path: str | os.PathLike[str], dialect: Written) -> list[Path]:
+    """The file of `place_of`, and for peft its configuration's.
+
+    The two are replaced together, or not at all: a configuration is wrong for other weights.
+    """
+    out = place_of(path, dialect)
+    return [out, out.with_name(CONFIG_NAME)] if dialect == "peft" else [out]
 
 
 def _peft_place(path: Path) -> Path:

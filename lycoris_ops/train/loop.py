@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..adapters.place import place_of
+from ..adapters.place import files_of, place_of
 from ..errors import DivergedError, number_of
 from ..files.writing import check_free
 from ..ranks.gradients import Loss
@@ -121,9 +121,10 @@ def train_network(
     steps = options.steps or steps_of(batches, options.epochs or 0, group)
     first = processes.rank() == 0
     # Before the work: it must not turn out at the end that the file cannot be written.
-    out = None if options.output is None else place_of(options.output, options.dialect)
-    if out and first and resume is None and not options.overwrite:
-        check_free(out)
+    outs = [] if options.output is None else files_of(options.output, options.dialect)
+    if first and resume is None and not options.overwrite:
+        check_free(*outs)
+    out = outs[0] if outs else None
     if options.folder is not None and first:
         net.check_dialect(options.dialect)
     trainer = Trainer(net, loss, options, steps=steps, validation=validation, growth=growth)

@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -614,6 +615,21 @@ def test_checkpoints_of_a_longer_run_are_replaced_one_by_one(tmp_path: Path) -> 
     lyc.train_network(network(), batches(), plain, again)
     found = sorted(file.name for file in (tmp_path / "out-checkpoints").glob("step*.state.safetensors"))
     assert [name[:11] for name in found] == ["step-000004", "step-000006"]
+
+
+def test_what_is_in_the_way_is_found_before_the_first_step(tmp_path: Path) -> None:
+    """PEFT's configuration alone counts as much as the adapter itself."""
+    (tmp_path / "out").mkdir()
+    taken = tmp_path / "out" / "adapter_config.json"
+    taken.write_text("{}")
+
+    def never(module: nn.Module, batch: Any) -> Tensor:
+        raise AssertionError("a step was taken")
+
+    given = replace(options(tmp_path, steps=2), output=tmp_path / "out", dialect="peft")
+    with pytest.raises(lyc.WriteError, match=r"adapter_config\.json"):
+        lyc.train_network(network(), batches(), never, given)
+    assert taken.read_text() == "{}" and len(list(tmp_path.rglob("*"))) == 2
 
 
 def vector(module: nn.Module, batch: Any) -> Tensor:
