@@ -43,6 +43,8 @@ class Result:
     start_seconds: float
     """CPU time of making the adapter: the probe, where there is one."""
     commit: str
+    machine: str = ""
+    """The processor, as it calls itself."""
 
 
 class Results:

@@ -18,6 +18,7 @@ what there is at any time can be compared:
 from __future__ import annotations
 
 import argparse
+import platform
 import subprocess
 import sys
 import time
@@ -95,7 +96,15 @@ class Bench:
             step_seconds=outcome.step_seconds,
             start_seconds=started,
             commit=self.commit,
+            machine=processor(),
         )
+
+
+def processor() -> str:
+    """What the processor calls itself."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def near(rates: dict[float, int], size: float, default: int) -> int:

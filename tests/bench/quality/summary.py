@@ -7,8 +7,8 @@ as they are now.
 from __future__ import annotations
 
 import math
-import os
 import platform
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -249,15 +249,6 @@ def plot(task: str, length: str, methods: Mapping[str, list[Entry]], file: Path)
     figure.savefig(file, dpi=90)
 
 
-def machine() -> str:
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        if line.startswith("model name")
-    ]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, one of them used"
-
-
 def main() -> None:
     results = Results(RESULTS)
     recipes = {digest(task): task for task in TASKS}
@@ -270,9 +261,11 @@ def main() -> None:
     wanted = 2 * sum(len(method.sizes) for task in TASKS for method in METHODS if method.runs_on(task))
     complete = sum(entry.seeds == len(SEEDS) and not entry.edge for entry in found)
     commits = sorted({result.commit for result in kept})
+    counts = Counter(result.machine for result in kept)
+    machines = " and of ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
     state = (
         f"{len(kept)} trainings, {seconds / 3600:.1f} hours of CPU time without the measuring of losses, on "
-        f"{machine()}, torch {torch.__version__}, Python {platform.python_version()}. "
+        f"one core of {machines}, torch {torch.__version__}, Python {platform.python_version()}. "
         f"Commits: {', '.join(commits)}. Of {wanted} rows (a task, a length, a method, a size) {len(found)} "
         f"are here, {complete} of them with all seeds."
     )
