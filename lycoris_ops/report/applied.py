@@ -49,9 +49,11 @@ def verdict(resolution: Resolution) -> tuple[State, str]:
         else []
     )
     why += [number_of(stray, "file has", "files have") + " keys of no known kind"] if stray else []
+    what = "Not all of it was" if left or stray else "The layers were"
+    rules = "" if left or stray else ", but not all of the rules"
     return (
         "partly",
-        f"Not all of it was applied: {met} of {layers} layers of {files}; {', '.join(why)}{rest}.",
+        f"{what} applied{rules}: {met} of {layers} layers of {files}; {', '.join(why)}{rest}.",
     )
 
 
