@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..lycoris_ops import LycorisError, Sketch, TrainError, sketches
+from ..lycoris_ops import LycorisError, Sketch, TrainError, number_of, sketches
 from .training import (
     Caption,
     Latent,
@@ -159,7 +159,7 @@ def described(samples: Sequence[Sample], size: int) -> str:
     sizes = Counter(_size(sample) for sample in samples)
     listed = ", ".join(f"{words} x{count}" for words, count in sizes.most_common())
     batches = len(batches_of(samples, size))
-    text = f"{len(samples)} latents ({listed}), batches in an epoch: {batches}"
+    text = f"{number_of(len(samples), 'latent')} ({listed}), batches in an epoch: {batches}"
     if size > 1 and batches == len(samples) > 1:
         text += f"; no two can be in one batch of {size}, because their sizes or captions differ in length"
     if masked := sum(sample.mask is not None for sample in samples):

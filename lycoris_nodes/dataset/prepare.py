@@ -173,7 +173,8 @@ def prepared(
         ]
         samples[one.held_out] += made * (1 if one.held_out else one.found.repeats)
     masked = {one.found for one, both in zip(planned, latents, strict=True) if both[0].mask is not None}
-    encoded = f"encoded: {pictures_made} pictures and {kept.made - pictures_made} captions of {total}"
+    made = f"{number_of(pictures_made, 'picture')} and {number_of(kept.made - pictures_made, 'caption')}"
+    encoded = f"encoded: {made} of {total}"
     report = [*_described(folder, planned, masked, settings), encoded, _place(kept, kept.sweep())]
     shown = sheet([both[0].shown for both in latents])
     # The front end goes on showing what it was given last.
@@ -306,7 +307,10 @@ def _described(
     )
     lines = [f"{number_of(len(planned), 'picture')} in {folder.path.name}"]
     if len(groups) > 1:
-        lines += [f"  {name}: {count}, each {times} times" for (name, times), count in sorted(groups.items())]
+        lines += [
+            f"  {name}: {count}, each {number_of(times, 'time')}"
+            for (name, times), count in sorted(groups.items())
+        ]
     lines += [f"sizes: {listed}; sides in steps of {settings.step} pixels"]
     lines += named("held out", lambda one: one.held_out)
     lines += named("without a text file", lambda one: not one.found.caption)

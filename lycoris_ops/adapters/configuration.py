@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..errors import number_of
 from ..names.dialects import split_prefix
 from ..names.targets import Targets
 from ..names.written import PEFT_PREFIX, Planned, Written, all_names
@@ -63,7 +64,7 @@ def _check_one_part(layers: Encodings) -> None:
         return
     first = parts.most_common(1)[0][0]
     others = [layer for layer in layers if layer[0].part not in (None, first)]
-    counted = " and ".join(f"{count} layers of {part}" for part, count in parts.items())
+    counted = " and ".join(f"{number_of(count, 'layer')} of {part}" for part, count in parts.items())
     raise ConflictError("writes a file for a single part of a model only", _members(others[:1])[0], counted)
 
 

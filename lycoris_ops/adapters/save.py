@@ -228,7 +228,7 @@ def _changes(
         (bool(factors), f"1 + w written in place of w for {number_of(len(factors), 'ia3 layer')} of inputs"),
         (bool(given), f"alpha written, with none in the file, for {number_of(len(given), 'layer')}"),
         (bool(corrected), f"alpha corrected for {number_of(len(corrected), 'layer')}"),
-        (bool(loose), f"{number_of(len(loose), 'key')} copied as they are (embeddings, or of no known kind)"),
+        (bool(loose), f"{number_of(len(loose), 'key')} copied unchanged (embeddings, or of no known kind)"),
         (dropped > 0, f"{number_of(dropped, 'key')} that nothing reads left out"),
     ]
     return tuple(text for holds, text in lines if holds)

@@ -22,9 +22,11 @@ class Rebuilt:
     take more work than forming the weight. Gradients flow to the layer's tensors. Between passes the module
     has its own parameters: during a pass an attribute of the instance hides them.
 
-    The sum is rounded to the dtype of the weight, or to that of the input where it is wider. In a narrow
-    dtype a small change may be lost in it, where a bypass would add it to the output. It is on the device of
-    the input, as a host that moves and casts its weights for each pass would have it.
+    The sum is rounded to the dtype of the weight. In a narrow dtype a small change may be lost in it, where a
+    bypass would add it to the output.
+
+    With `follows` the sum is on the device of the input, and in its dtype where that is wider: so has it a
+    module that moves and casts its own weight to its input in each pass.
 
     `weight` and `bias` are the names of the two in the module. `caller` is the module in whose pass they are
     used, where that is another one.
@@ -40,6 +42,7 @@ class Rebuilt:
         weight: str = "weight",
         bias: str = "bias",
         caller: nn.Module | None = None,
+        follows: bool = False,
     ) -> None:
         self.module = module
         self.caller = caller or module
@@ -47,6 +50,7 @@ class Rebuilt:
         self.layer = layer
         self.strength = strength
         self.name = name
+        self.follows = follows
         self.before_pass: Callable[[], None] | None = None
         """Called at the start of each pass; it may set `layer` and `strength` for the pass."""
         self._hidden: list[dict[str, Any]] = []
@@ -78,25 +82,22 @@ class Rebuilt:
         weight, bias = values_of(self.module, self.weight, self.name), None
         if getattr(self.module, self.bias, None) is not None:
             bias = values_of(self.module, self.bias, self.name)
-        x = args[0] if args and isinstance(args[0], Tensor) else weight
-        met = weight.to(x.device)
+        x = args[0] if self.follows and args and isinstance(args[0], Tensor) else None
+        weight, bias = _beside(weight, x), None if bias is None else _beside(bias, x)
         with located(weight=self.name):
-            change = self.layer.change(met.to(compute_dtype(met.dtype)), bias)
+            change = self.layer.change(weight.to(compute_dtype(weight.dtype)), bias)
         # A host that finds one of the two on another device would move both.
-        moved = met is not weight
-        if moved or change.delta is not None:
-            self._hide(self.weight, met, change.delta, x)
-        if bias is not None and (moved or change.bias is not None):
-            self._hide(self.bias, bias.to(x.device), change.bias, x)
+        if x is not None or change.delta is not None:
+            self._hide(self.weight, weight, change.delta)
+        if bias is not None and (x is not None or change.bias is not None):
+            self._hide(self.bias, bias, change.bias)
 
-    def _hide(self, name: str, value: Tensor, change: Tensor | None, x: Tensor) -> None:
-        wider = x.is_floating_point() and x.dtype.itemsize > value.dtype.itemsize
-        dtype = x.dtype if wider else value.dtype
-        if change is not None:
-            value = torch.add(value.to(change.dtype), change, alpha=self.strength)
+    def _hide(self, name: str, value: Tensor, change: Tensor | None) -> None:
         own = vars(self.module)
         self._hidden[-1][name] = own.get(name)
-        own[name] = value.to(dtype)
+        if change is not None:
+            value = torch.add(value, change, alpha=self.strength).to(value.dtype)
+        own[name] = value
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], y: Any) -> None:
         if not self._hidden:
@@ -108,3 +109,11 @@ class Rebuilt:
                 del own[name]
             else:
                 own[name] = before
+
+
+def _beside(value: Tensor, x: Tensor | None) -> Tensor:
+    """A weight or bias on the device of an input, and in its dtype where that is wider; itself for None."""
+    if x is None:
+        return value
+    wider = x.is_floating_point() and x.dtype.itemsize > value.dtype.itemsize
+    return value.to(x.device, x.dtype if wider else value.dtype)

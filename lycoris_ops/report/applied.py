@@ -49,8 +49,9 @@ def verdict(resolution: Resolution) -> tuple[State, str]:
         else []
     )
     why += [number_of(stray, "file has", "files have") + " keys of no known kind"] if stray else []
-    what = "Not all of it was" if left or stray else "The layers were"
-    rules = "" if left or stray else ", but not all of the rules"
+    rules_alone = met and not (left or stray)
+    what = "The layers were" if rules_alone else "Not all of it was"
+    rules = ", but not all of the rules" if rules_alone else ""
     return (
         "partly",
         f"{what} applied{rules}: {met} of {layers} layers of {files}; {', '.join(why)}{rest}.",

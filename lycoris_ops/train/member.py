@@ -121,6 +121,8 @@ class Member(nn.Module):
                 weight=site.weight,
                 bias=site.bias,
                 caller=site.caller,
+                # Whoever asks for a bypass has weights that are not at hand as the module uses them.
+                follows=self.settings.form == "bypass",
             )
             if self._bypass is None:
                 self._rebuilt.before_pass = self._before_pass
@@ -290,7 +292,8 @@ def bypass_up_to(site: Site, layer: Layer, settings: Settings) -> float:
     tokens a bypass takes PASSES * n times the multiplications of the layer's factors for one token. A rebuilt
     weight of size s takes n * s, and FORMED * s for each form whose matrix has to be made of factors.
 
-    Norms and embeddings are always rebuilt, and so is a bias that depends on the weight beside it. Always
+    Norms, embeddings and the projections of torch's attention are always rebuilt, and so is a bias that
+    depends on the weight beside it. Always
     by bypass is a change that depends on the weight, because it is made of operators on inputs or outputs,
     and one of a weight in a narrow dtype, in which a small change would be lost.
 

@@ -85,7 +85,7 @@ class Settings:
     form: Form = "auto"
     """By the module's output (bypass) or by its weight (rebuilt); auto is by what costs less.
 
-    Norms and embeddings are always rebuilt."""
+    Norms, embeddings and the projections of torch's attention are always rebuilt."""
 
     def with_options(self, options: Mapping[str, Any], place: str) -> Settings:
         """These settings with some replaced. Raises LycorisError for an unknown name or an impossible value.

@@ -358,7 +358,7 @@ def test_what_was_encoded_is_kept_by_its_content(
     assert calls()[0] == 0
     picture(ROCKET).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(photographs / ROCKET)
     changed, data = calls()
-    assert changed == 1 and "encoded: 1 pictures and 0 captions" in data["report"]
+    assert changed == 1 and "encoded: 1 picture and 0 captions" in data["report"]
     (photographs / "renamed.txt").write_text("another caption", encoding="utf-8")
     report = calls()[1]["report"]
     assert "encoded: 0 pictures and 1 captions" in report

@@ -146,7 +146,7 @@ def test_the_template_learns_and_samples(server: Server) -> None:
     shown = run.outputs[of_type(prompt, "LycorisTrain")]
     (report,) = shown["text"]
     assert len(shown["images"]) == 1
-    assert "held-out loss" in report and "1 latents (" in report and "10% of the captions dropped" in report
+    assert "held-out loss" in report and "1 latent (" in report and "10% of the captions dropped" in report
     (line,) = [line for line in report.splitlines() if line.startswith("held-out loss")]
     # "held-out loss 1.2 in step 0, best 1.1 in step 4"
     words = line.split()

@@ -154,7 +154,7 @@ def test_convert_writes_and_reports(file: Path, model: Path, tmp_path: Path) -> 
     arguments = ("convert", file, "-o", out, "--dialect", "comfy", "--model", model, "--drop-unread")
     done = run(*arguments, "--dtype", "bf16", "--metadata", "note=a=b", "--metadata", "ss_tag_frequency=")
     assert done.returncode == 0, done.stderr
-    assert "1 layers in the dialect comfy" in done.stdout and "read back" in done.stdout
+    assert "1 layer in the dialect comfy" in done.stdout and "read back" in done.stdout
     assert done.stderr == "1 layers made\n"
     tensors = load_file(out)
     assert tensors["diffusion_model.input_blocks.1.1.proj_in.lora_up.weight"].dtype == torch.bfloat16
@@ -215,7 +215,7 @@ def test_bake_writes_a_merged_model_and_reports(tmp_path: Path, model: Path) -> 
     again = ("--adapter", tmp_path / "a.safetensors", "2", "0", "--json", "--overwrite")
     done = start(*arguments)
     assert done.returncode == 0, done.stderr
-    assert "applied 1 of 1 layers" in done.stdout and "1 weights merged, 4 tensors kept" in done.stdout
+    assert "applied 1 of 1 layers" in done.stdout and "1 weight merged, 4 tensors kept" in done.stdout
     assert done.stderr == f"{out.stat().st_size} bytes written\n"
     exact = layer["lora_up.weight"].double() @ layer["lora_down.weight"].double()
     torch.testing.assert_close(load_file(out)[key].double(), -0.5 * exact, rtol=1e-6, atol=0.0)

@@ -338,7 +338,7 @@ WIDE = {f"{'_' * n}": entry([0], 64, 64, "I8") for n in range(1, 1000)}
 BASES: dict[str, tuple[Callable[[], bytes], str]] = {
     "base names that begin like each other": (
         lambda: safetensors({WEIGHT: entry([4, 4], 0, 64), **WIDE}, bytes(64)),
-        "read: .*1 weights merged",
+        "read: .*1 weight merged",
     ),
     "base 60,000 underscores": (
         lambda: safetensors(

@@ -499,19 +499,19 @@ def test_several_networks_on_one_model(model: Model) -> None:
     assert not torch.equal(model(ids), plain)
 
 
-@pytest.mark.parametrize("form", ["auto", "bypass"])
-def test_a_small_change_of_a_norm_in_a_narrow_dtype_is_kept(form: str) -> None:
-    """The module casts its weight to the dtype of the input, as a host's layers do."""
+class CastNorm(nn.LayerNorm):
+    """A norm that moves and casts its weight to its input in each pass, as a host's layers do."""
 
-    class CastNorm(nn.LayerNorm):
-        def forward(self, x: Tensor) -> Tensor:
-            cast = [one.to(x.dtype) for one in (self.weight, self.bias)]
-            return nn.functional.layer_norm(x, self.normalized_shape, *cast, self.eps)
+    def forward(self, x: Tensor) -> Tensor:
+        cast = [one.to(x.device, x.dtype) for one in (self.weight, self.bias)]
+        return nn.functional.layer_norm(x, self.normalized_shape, *cast, self.eps)
 
+
+def test_a_small_change_of_a_norm_in_a_narrow_dtype_is_kept() -> None:
     norm = nn.Sequential(CastNorm(8).to(torch.float8_e4m3fn))
     x = torch.randn(5, 8)
     plain = nn.functional.layer_norm(x, (8,))
-    network = made(norm, include="*", form=form)
+    network = made(norm, include="*", form="bypass")
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.fill_(1e-4)
@@ -519,6 +519,21 @@ def test_a_small_change_of_a_norm_in_a_narrow_dtype_is_kept(form: str) -> None:
     norm(x).square().sum().backward()
     for parameter in network.parameters():
         assert parameter.grad is not None and parameter.grad.abs().min() > 0
+
+
+def test_a_changed_norm_is_formed_where_its_input_is() -> None:
+    """The weights are on another device than the input, as those that a host moves for each pass."""
+    norm = nn.Sequential(CastNorm(8))
+    network = made(norm, include="*", form="bypass")
+    seen: list[tuple[str, str]] = []
+    kept = norm[0].register_forward_hook(
+        lambda module, args, y: seen.append((module.weight.device.type, module.bias.device.type)),
+        prepend=True,
+    )
+    norm(torch.zeros(5, 8, device="meta"))
+    kept.remove()
+    assert seen == [("meta", "meta")] and norm[0].weight.device.type == "cpu"
+    network.restore()
 
 
 def test_an_error_in_a_pass_shows_the_weights_again(model: Model) -> None:

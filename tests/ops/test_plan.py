@@ -170,7 +170,7 @@ def test_a_plan_is_edited_and_kept(probe: lyc.Probe) -> None:
     read = lyc.Plan.of_json(fewer.json(), probe=probe)
     assert read == fewer and read.probe is probe
     text = str(fewer)
-    assert "lokr 4" in text and "2 layers, 328 parameters" in text and "1 layers left out: 4" in text
+    assert "lokr 4" in text and "2 layers, 328 parameters" in text and "1 layer left out: 4" in text
     unknown = lyc.Plan.of_json(plan.json()).with_row("0", rank=1)
     assert unknown["0"].gain is None and unknown["0"].parameters == 48
 

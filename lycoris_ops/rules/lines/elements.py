@@ -104,5 +104,5 @@ def _entry(match: re.Match[str]) -> Entry:
 
 
 def _inverted(text: str) -> tuple[bool, str]:
-    first, _, rest = text.strip().partition(" ")
-    return (True, rest.strip()) if first.upper() == "NOT" else (False, text.strip())
+    first, *rest = text.split(maxsplit=1) or [""]
+    return (True, "".join(rest).strip()) if first.upper() == "NOT" else (False, text.strip())
