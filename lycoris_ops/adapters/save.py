@@ -153,7 +153,8 @@ def save_adapter(
         adapter.file.check_unchanged()
     changes = _changes(adapter, made, loose, dtype, dialect)
     if writer.copies:
-        changes += (f"{number_of(len(writer.copies), 'repeated layer')} left out",)
+        copies = number_of(len(writer.copies), "layer that repeats others", "layers that repeat others")
+        changes += (f"{copies} left out",)
     return SaveResult(str(out), size, dialect, len(made), changes)
 
 

@@ -181,7 +181,8 @@ def test_a_state_stays_with_its_component_and_begins_at_zero_for_a_new_one() -> 
     gradients_before = [parameter.grad for parameter in network.parameters()]
     output = net(data[0][0])
     ranks._regrow(ranks.parameters + 2 * (96 + 24))
-    torch.testing.assert_close(net(data[0][0]), output, rtol=0, atol=0)
+    # A product of more components may be added up in another order.
+    torch.testing.assert_close(net(data[0][0]), output, rtol=0, atol=1e-6 * float(output.abs().max()))
     assert sum(one.layer.rank or 0 for one in network.members.values()) > 8
     for one in network.members.values():
         rank, up = one.layer.rank or 0, optimizer.state[one.lora_up]["exp_avg"]
