@@ -96,7 +96,7 @@ class Rebuilt:
         own = vars(self.module)
         self._hidden[-1][name] = own.get(name)
         if change is not None:
-            value = torch.add(value, change, alpha=self.strength).to(value.dtype)
+            value = torch.add(value.to(change.dtype), change, alpha=self.strength).to(value.dtype)
         own[name] = value
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], y: Any) -> None:

@@ -38,10 +38,14 @@ def samples(training: Any, model: Any, count: int = 2, side: int = 8) -> list[An
     return made
 
 
-def gradients_of(training: Any, on: Any, *, include: Any = (), **more: Any) -> tuple[Any, int]:
+def gradients_of(
+    training: Any, on: Any, *, include: Any = (), form: str | None = None, **more: Any
+) -> tuple[Any, int]:
     """The gradients of LoRAs on some layers, and how many layers fetch their weights again."""
     with training.opened(on, **more) as opened:
         options = {"include": include} if include else {"preset": "attn-mlp"}
+        if form:
+            options["form"] = form
         net = opened.adapted(rank=4, seed=0, **options).apply_to()
         fill(net, scale=0.02)
         loss = training.DiffusionLoss(session=opened, times=training.Times())
@@ -123,7 +127,7 @@ def test_a_weight_that_is_cast_in_each_pass_is_not_kept_for_the_backward_pass(
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            return (*gradients_of(training, patcher, include="*"), sum(total.values()))
+            return (*gradients_of(training, patcher, include="*", form="bypass"), sum(total.values()))
 
     with torch.inference_mode(), loaded(host, float_unet(), "fp8_e4m3fn") as patcher:
         with unchanged(patcher.model):

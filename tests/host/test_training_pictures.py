@@ -361,7 +361,7 @@ def test_what_was_encoded_is_kept_by_its_content(
     assert changed == 1 and "encoded: 1 picture and 0 captions" in data["report"]
     (photographs / "renamed.txt").write_text("another caption", encoding="utf-8")
     report = calls()[1]["report"]
-    assert "encoded: 0 pictures and 1 captions" in report
+    assert "encoded: 0 pictures and 1 caption" in report
     # As a user knows the folder, and not where it is on this machine.
     assert " GB in user/__lycoris/encoded" in report and str(tmp_path) not in report
     # A damaged file is made again, with a new one in its place.

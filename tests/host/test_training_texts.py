@@ -140,7 +140,7 @@ def test_a_stack_goes_on_with_both_and_texts_are_asked_for(
     prior["regularisation_captions"] = ["a square"]
     again: dict[str, Any] = {"stack": first["stack"], "filename_prefix": "loras/more", **prior}
     second = train(clip=clip, **given, steps=1, **again)
-    assert len(second["lora"]) == len(first["lora"]) and "preserved: 1 latents" in second["report"]
+    assert len(second["lora"]) == len(first["lora"]) and "preserved: 1 latent" in second["report"]
     assert all(name.startswith(("diffusion_model.", "text_encoders.")) for name in second["lora"])
     kept = {**given, "captions": []}
     for inputs, words in (
