@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..algorithms import Layer
 from ..errors import located
-from ..maths.tensors import compute_dtype
+from ..maths.tensors import compute_dtype, promoted
 from .hook import values_of
 
 
@@ -25,8 +25,8 @@ class Rebuilt:
     The sum is rounded to the dtype of the weight. In a narrow dtype a small change may be lost in it, where a
     bypass would add it to the output.
 
-    With `follows` the sum is on the device of the input, and in its dtype where that is wider: so has it a
-    module that moves and casts its own weight to its input in each pass.
+    `follows` is for modules that move and cast their own weight to their input in each pass: the sum is made
+    on the input's device, and in a dtype that holds the values of both.
 
     `weight` and `bias` are the names of the two in the module. `caller` is the module in whose pass they are
     used, where that is another one.
@@ -112,8 +112,7 @@ class Rebuilt:
 
 
 def _beside(value: Tensor, x: Tensor | None) -> Tensor:
-    """A weight or bias on the device of an input, and in its dtype where that is wider; itself for None."""
+    """A weight or bias on an input's device, in a dtype that holds the values of both; itself for None."""
     if x is None:
         return value
-    wider = x.is_floating_point() and x.dtype.itemsize > value.dtype.itemsize
-    return value.to(x.device, x.dtype if wider else value.dtype)
+    return value.to(x.device, promoted(value.dtype, x.dtype) if x.is_floating_point() else value.dtype)

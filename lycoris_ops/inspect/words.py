@@ -34,7 +34,7 @@ def _adapter(found: Examination, entry: int) -> str:
     total = sum(norm * norm for norm in norms.values()) ** 0.5
     kinds = Counter(of_rank(layer.algorithm, layer.rank) for layer in own)
     lines = [
-        f"{found.names[entry]}: {number_of(len(own), 'weight', 'weights')} changed, norm {total:.4g}",
+        f"{found.names[entry]}: {number_of(len(own), 'weight')} changed, norm {total:.4g}",
         "  " + ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common()),
     ]
     if ranked := [layer for layer in own if layer.spectrum]:

@@ -30,7 +30,7 @@ def verdict(resolution: Resolution) -> tuple[State, str]:
         return "nothing", "Nothing was changed: all strengths are 0."
     layers = sum(entry.layers for entry in live)
     met = sum(entry.count() for entry in live)
-    files = number_of(len(live), "file", "files")
+    files = number_of(len(live), "file")
     off = len(resolution.entries) - len(live)
     rest = f"; {number_of(off, 'file is', 'files are')} off" if off else ""
     left = sum(entry.left_out for entry in live)
@@ -43,19 +43,16 @@ def verdict(resolution: Resolution) -> tuple[State, str]:
         beside = f", {kept} more at strength 0 or repeated" if kept else ""
         return "all", f"All of it was applied: {met} of {layers} layers of {files}{beside}{rest}."
     why = [number_of(left, "layer is", "layers are") + " left out"] if left else []
-    why += (
-        [number_of(idle, "pattern of the rules matches", "patterns of the rules match") + " nothing"]
-        if idle
-        else []
-    )
-    why += [number_of(stray, "file has", "files have") + " keys of no known kind"] if stray else []
-    rules_alone = met and not (left or stray)
-    what = "The layers were" if rules_alone else "Not all of it was"
-    rules = ", but not all of the rules" if rules_alone else ""
-    return (
-        "partly",
-        f"{what} applied{rules}: {met} of {layers} layers of {files}; {', '.join(why)}{rest}.",
-    )
+    if idle:
+        why.append(
+            number_of(idle, "pattern of the rules matches", "patterns of the rules match") + " nothing"
+        )
+    if stray:
+        why.append(number_of(stray, "file has", "files have") + " keys of no known kind")
+    what = "Not all of it was applied"
+    if met and not (left or stray):
+        what = "The layers were applied, but not all of the rules"
+    return "partly", f"{what}: {met} of {layers} layers of {files}; {', '.join(why)}{rest}."
 
 
 def describe(resolution: Resolution, *, whole: bool = False) -> str:

@@ -11,12 +11,9 @@ def describe_blocks(survey: Survey) -> str:
     """A table of the blocks of a model, with a line for each, and one of each adapter's."""
     total = sum(survey.blocks.values())
     wide = max(map(len, survey.blocks), default=0)
-    text = [f"{number_of(len(survey.blocks), 'block', 'blocks')}, {number_of(total, 'weight', 'weights')}"]
+    text = [f"{number_of(len(survey.blocks), 'block')}, {number_of(total, 'weight')}"]
     if not survey.adapters:
-        text += [
-            f"  {name:{wide}}  {number_of(count, 'weight', 'weights')}"
-            for name, count in survey.blocks.items()
-        ]
+        text += [f"  {name:{wide}}  {number_of(count, 'weight')}" for name, count in survey.blocks.items()]
     return "\n\n".join([paragraph(text), *(_table(survey, adapter, wide) for adapter in survey.adapters)])
 
 

@@ -191,7 +191,7 @@ class _InnerFirst(torch.autograd.Function):
                 for_w1 = for_w1 + products.sum(0, dtype=for_w1.dtype)
             for_w1 = for_w1.to(w1.dtype)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
-            mixed = torch.matmul(w1.T, whole).view(tokens * parts, k)
+            mixed = _mixed(w1.T, whole).view(tokens * parts, k)
             for_x = torch.mm(mixed, w2).view(x.shape)
             for_w2 = torch.mm(mixed.T, cut)
         return gradient, for_x, for_w1, for_w2
