@@ -89,9 +89,9 @@ class Bypass:
     called, or in the first pass. `met` holds what these layers learned from the weight, and can be handed to
     another `Bypass` of the same plan and weight.
 
-    Where a tensor of a layer requires gradients, they flow to it. Nothing is then kept from one pass to the
-    next, because an optimiser may have changed the tensor in between. `before_pass` and `dropout` are for
-    such plans alone.
+    Where a tensor of a layer requires gradients, they flow to it. Nothing that was computed from it is then
+    kept from one pass to the next, because an optimiser may have changed it in between. `before_pass` and
+    `dropout` are for such plans alone.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Bypass:
                 "the plan was made for another module", key=name, got=str(found), expected=str(plan.geometry)
             )
         self.module = module
-        self.plan = plan
+        self._plan = plan
         self.met = met
         self.name = name
         self.before_pass: BeforePass | None = None
@@ -122,6 +122,14 @@ class Bypass:
         self._pass: tuple[Bound, list[Tensor]] | None = None
         """Held from the first hook of a pass to the second: the bound plan and its stages' inputs."""
         self._handles: list[RemovableHandle] = []
+
+    @property
+    def plan(self) -> BypassPlan:
+        return self._plan
+
+    @plan.setter
+    def plan(self, plan: BypassPlan) -> None:
+        self._plan, self.met, self._bound = plan, None, None
 
     @property
     def strengths(self) -> tuple[tuple[float, ...], ...]:
@@ -245,14 +253,16 @@ class Bypass:
         return bound.turns and self._reader.forward(self.module) != self.module.forward
 
     def _bind(self, x: Tensor) -> Bound:
-        """The plan for the input's dtype and device; kept for later passes, unless the plan learns."""
-        learns = self.plan.learns
-        if self._bound is None or learns or self._bound.key != (x.dtype, x.device):
-            if learns:
-                self.met = None
-            met = self.meet(compute_dtype(x.dtype), x.device)
-            with outliving():
-                bound = Bound(self.plan.geometry, met, x, self.dropout)
-            self._bound = None if learns else bound
+        """The plan for the input's dtype and device, kept for later passes that it serves as well."""
+        bound, plan = self._bound, self.plan
+        learns = plan.learns
+        serves = bound is not None and bound.key == (x.dtype, x.device, self.dropout)
+        if bound is not None and serves and (not learns or bound.follows(plan.tensors)):
             return bound
-        return self._bound
+        if learns:
+            self.met = None
+        met = self.meet(compute_dtype(x.dtype), x.device)
+        with outliving():
+            bound = Bound(plan.geometry, met, x, self.dropout)
+        self._bound = bound if not learns or bound.follows(plan.tensors) else None
+        return bound

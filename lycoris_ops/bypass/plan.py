@@ -111,13 +111,13 @@ class BypassPlan:
 
     geometry: Geometry
     stages: tuple[Stage, ...]
-    _tensors: tuple[Tensor, ...] = field(init=False, repr=False, compare=False)
+    tensors: tuple[Tensor, ...] = field(init=False, repr=False, compare=False)
     """All tensors of the layers."""
 
     def __post_init__(self) -> None:
         parts = [slot.part for stage in self.stages for slot in stage.slots()]
         found = tuple(tensor for part in parts for tensor in part.layer.tensors().values())
-        object.__setattr__(self, "_tensors", found)
+        object.__setattr__(self, "tensors", found)
 
     @classmethod
     def build(cls, geometry: Geometry, layers: Sequence[Given]) -> BypassPlan:
@@ -184,7 +184,7 @@ class BypassPlan:
     @property
     def learns(self) -> bool:
         """Whether a tensor of a layer requires gradients, and so may have other values in the next pass."""
-        return any(tensor.requires_grad for tensor in self._tensors)
+        return any(tensor.requires_grad for tensor in self.tensors)
 
     def meet(
         self,

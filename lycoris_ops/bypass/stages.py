@@ -85,6 +85,15 @@ class BoundStage:
         ]
         self.biases = [(moved(change, device, compute_dtype(dtype)), slot) for change, slot in met.biases]
 
+    def reads_only(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether passes read the present values of these very tensors, and nothing else."""
+        if self.shifts or self.scales or self.others or self.biases:
+            return False
+        read = [placed.forward.reads for placed in self.forwards]
+        return all(
+            found is not None and all(any(one is own for own in tensors) for one in found) for found in read
+        )
+
     def shift(self, x: Tensor, strengths: Strengths) -> Tensor | None:
         """The sum over `shifts` of strength * (M - 1) x, to be added to x; None where nothing is."""
         return self._turned(self.shifts, x, strengths)
@@ -237,13 +246,18 @@ class Bound:
 
     def __init__(self, geometry: Geometry, met: Met, x: Tensor, dropout: float = 0.0) -> None:
         self.geometry = geometry
-        self.key = (x.dtype, x.device)
+        self.key = (x.dtype, x.device, dropout)
         self.dtype = working_dtype(x)
         self.stages = [
             BoundStage(geometry, stage, met.bias, self.dtype, x.device, dropout) for stage in met.stages
         ]
         self.turns = any(stage.shifts or stage.scales or stage.others for stage in self.stages)
         """Whether there are operators on the input or the output."""
+
+    def follows(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether passes see the present values of these tensors, those of the layers that learn."""
+        # What torch.compile traces is not kept.
+        return not torch.compiler.is_compiling() and all(stage.reads_only(tensors) for stage in self.stages)
 
     def inputs(self, x: Tensor, strengths: Sequence[Strengths]) -> list[Tensor]:
         """The module's input, then the input of each stage that has strengths; x is that of the last stage.

@@ -86,10 +86,9 @@ class Member(nn.Module):
     @property
     def layer(self) -> Layer:
         """The layer, whose tensors are this member's parameters."""
-        current = self._own()
         # `to` and others may put new tensors in the place of the old ones.
-        if any(value is not current[name] for name, value in self._layer.tensors().items()):
-            self._layer = self._layer.with_tensors(current)
+        if any(value is not getattr(self, name) for name, value in self._layer.tensors().items()):
+            self._layer = self._layer.with_tensors(self._own())
         return self._layer
 
     @property

@@ -95,7 +95,7 @@ def check(case: Case, made: Layers, again: Layers) -> None:
         same(module(x), rebuilt(plain, again, x))
     with torch.inference_mode():
         same(module(x), rebuilt(plain, again, x))
-    assert hooks.met is None and hooks._bound is None and hooks._pass is None
+    assert hooks.met is None and hooks._pass is None
     assert module.weight.grad is None and not module.weight.requires_grad
 
 
@@ -251,6 +251,54 @@ def test_a_plan_of_frozen_layers_is_kept_and_one_that_learns_is_not() -> None:
     hooks = hook(module, chained(case, ([(learning(layer("lora-dora-out", case)), 1.0)],)))
     module(x).sum().backward()
     assert hooks.plan.learns and hooks._bound is None and hooks.met is None
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
+def test_a_bypass_that_is_kept_sees_what_becomes_of_the_parameters(kind: str) -> None:
+    """Their values, dtypes, whether they require gradients, and the strength, each in the next pass."""
+    case = MODULES["linear"]
+    module, x = case.module(), case.input()
+    network = lyc.create_lycoris(nn.Sequential(module), algorithm=kind, rank=4, seed=1).apply_to()
+    (member,) = network.members.values()
+    hooks = member._bypass
+    assert hooks is not None
+
+    def passes() -> Tensor:
+        found = module(x)
+        wanted = nn.functional.linear(
+            x, module.weight + network.multiplier * member.layer.delta(module.weight), module.bias
+        )
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        return found
+
+    def change() -> None:
+        with torch.no_grad():
+            for value in network.parameters():
+                value.add_(0.1 * torch.randn_like(value))
+
+    change()
+    passes()
+    bound = hooks._bound
+    change()
+    passes().square().sum().backward()
+    assert bound is not None and hooks._bound is bound
+    assert all(value.grad is not None and value.grad.any() for value in network.parameters())
+    network.double()
+    passes()
+    network.float().set_multiplier(0.5)
+    change()
+    with torch.no_grad():
+        passes()
+    network.requires_grad_(False)
+    change()
+    passes()
+    network.requires_grad_(True)
+    change()
+    assert passes().requires_grad
+    for value in network.parameters():
+        value.data = value.data + 0.1
+    passes()
+    network.restore()
 
 
 def test_a_patch_of_learning_layers_records_nothing() -> None:

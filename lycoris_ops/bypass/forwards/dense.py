@@ -18,6 +18,8 @@ FORMS = (Dense, Sparse)
 class DenseForward:
     """y += (sum of strength * values) x, with sparse values added to the sum at their places."""
 
+    reads = None
+
     def __init__(
         self, geometry: Geometry, items: Sequence[Item], dtype: torch.dtype, device: torch.device
     ) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ...maths.scratch import scratch
 from ...maths.shapes import Shape
 
 Strengths = Sequence[float]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class Item:
 class Forward(Protocol):
     """All forms of one kind that change the same outputs of a module."""
 
+    @property
+    def reads(self) -> Sequence[Tensor] | None:
+        """As `Prepared` has it."""
+        ...
+
     def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
         """These outputs y with the change added; y may be written over, and be what is returned.
 
@@ -34,6 +40,26 @@ class Forward(Protocol):
         channels second, and x is padded already where padding is not by zeros.
         """
         ...
+
+
+class Prepared(Generic[T]):
+    """What passes need of the forms of layers: made once, or in each pass where a tensor of them learns.
+
+    `reads` are then all tensors of the forms: a pass sees their present values. It is None where later values
+    would not be seen.
+    """
+
+    def __init__(self, items: Sequence[Item], make: Callable[[], T]) -> None:
+        held: list[Any] = [value for item in items for value in vars(item.form).values()]
+        flat = [one for value in held for one in (value if isinstance(value, tuple) else (value,))]
+        tensors = [one for one in flat if isinstance(one, Tensor)]
+        learns = any(one.requires_grad for one in tensors)
+        self.reads: Sequence[Tensor] | None = tensors if learns else None
+        self._make = make
+        self._made = None if learns else make()
+
+    def __call__(self) -> T:
+        return self._make() if self._made is None else self._made
 
 
 def outliving() -> AbstractContextManager[Any]:

@@ -10,9 +10,11 @@ from torch import Tensor
 from ...changes.forms import Hadamard
 from ...maths.tensors import compute_dtype
 from ..geometry import Geometry
-from .forward import Item, Strengths, buffer, joined, plus_product, recorded
+from .forward import Item, Prepared, Strengths, buffer, joined, plus_product, recorded
 
 FORMS = (Hadamard,)
+Factors = Sequence[tuple[tuple[Tensor, Tensor, Tensor, Tensor], float, int]]
+"""For each layer w1_a, w1_b, w2_a, w2_b, its scale and the slot of its strength."""
 
 TILE = 1 << 20
 """Elements of the full matrix that are formed at once."""
@@ -36,15 +38,20 @@ class HadamardForward:
         wide = compute_dtype(dtype)
         self.geometry = geometry
         self.dtype = dtype
-        self.factors = [(_factors(item.form, device, wide), item.form.scale, item.slot) for item in items]
-        self.ranks = [len(w1_b) * len(w2_b) for (_, w1_b, _, w2_b), _, _ in self.factors]
+        self.factors = Prepared(
+            items, lambda: [(_factors(item.form, device, wide), item.form.scale, item.slot) for item in items]
+        )
+        self.reads = self.factors.reads
+        self.ranks = [len(item.form.w1_b) * len(item.form.w2_b) for item in items]
+        self.inner = sum(len(item.form.w1_b) + len(item.form.w2_b) for item in items)
 
     def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
         rows = y.shape[1]
         positions = y.numel() // rows
+        factors = self.factors()
         if self._khatri_rao_is_cheaper(rows, positions):
-            return self._khatri_rao(y, x, strengths)
-        return self._tiled(y, x, strengths)
+            return self._khatri_rao(y, x, factors, strengths)
+        return self._tiled(y, x, factors, strengths)
 
     def _khatri_rao_is_cheaper(self, rows: int, positions: int) -> bool:
         """Whether P (Q x) costs less than the full matrix, for `rows` outputs at `positions` places.
@@ -52,36 +59,39 @@ class HadamardForward:
         Counted are multiplications, and ELEMENT of them for each element that is formed.
         """
         both, full = rows + self.geometry.columns, rows * self.geometry.columns
-        inner = sum(len(w1_b) + len(w2_b) for (_, w1_b, _, w2_b), _, _ in self.factors)
         short = sum(self.ranks) * both * (positions + ELEMENT)
-        long = full * (positions + inner + ELEMENT * len(self.factors))
+        long = full * (positions + self.inner + ELEMENT * len(self.ranks))
         return short <= long
 
-    def _khatri_rao(self, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
-        learns = recorded(*(part for factors, _, _ in self.factors for part in factors))
-        left, right = self._new(strengths) if learns else self._buffered(y.shape[1], x, strengths)
+    def _khatri_rao(self, y: Tensor, x: Tensor, factors: Factors, strengths: Strengths) -> Tensor:
+        if _learn(factors):
+            left, right = self._new(factors, strengths)
+        else:
+            left, right = self._buffered(y.shape[1], x, factors, strengths)
         hidden = self.geometry.product(x, right)
         if self.geometry.kernel:
             return y.add_(self.geometry.mix(hidden, left))
         return plus_product(y, hidden, left.T)
 
-    def _new(self, strengths: Strengths) -> tuple[Tensor, Tensor]:
+    def _new(self, factors: Factors, strengths: Strengths) -> tuple[Tensor, Tensor]:
         """P and Q at these strengths, in fresh memory, so that gradients flow to the layer's factors."""
         lefts: list[Tensor] = []
         rights: list[Tensor] = []
-        for (w1_a, w1_b, w2_a, w2_b), scale, slot in self.factors:
+        for (w1_a, w1_b, w2_a, w2_b), scale, slot in factors:
             scaled = w1_a * (scale * strengths[slot])
             lefts.append((scaled[:, :, None] * w2_a[:, None, :]).flatten(1))
             rights.append((w1_b[:, None, :] * w2_b[None, :, :]).flatten(0, 1))
         return joined(lefts, 1).to(self.dtype), joined(rights, 0).to(self.dtype)
 
-    def _buffered(self, rows: int, x: Tensor, strengths: Strengths) -> tuple[Tensor, Tensor]:
+    def _buffered(
+        self, rows: int, x: Tensor, factors: Factors, strengths: Strengths
+    ) -> tuple[Tensor, Tensor]:
         """P and Q at these strengths, in the buffers that all layers use."""
         rank = sum(self.ranks)
         left = buffer("left", (rows, rank), x)
         right = buffer("right", (rank, self.geometry.columns), x)
         first = 0
-        for ((w1_a, w1_b, w2_a, w2_b), scale, slot), own in zip(self.factors, self.ranks, strict=True):
+        for ((w1_a, w1_b, w2_a, w2_b), scale, slot), own in zip(factors, self.ranks, strict=True):
             kept = slice(first, first + own)
             one, two = left[:, kept], right[kept]
             scaled = w1_a * (scale * strengths[slot])
@@ -90,14 +100,14 @@ class HadamardForward:
             first += own
         return left, right
 
-    def _tiled(self, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
+    def _tiled(self, y: Tensor, x: Tensor, factors: Factors, strengths: Strengths) -> Tensor:
         rows, columns = y.shape[1], self.geometry.columns
-        learns = recorded(*(part for factors, _, _ in self.factors for part in factors))
+        learns = _learn(factors)
         step = rows if learns else max(1, TILE // max(1, columns))
         for start in range(0, rows, step):
             stop = min(rows, start + step)
             total: Tensor | None = None
-            for (w1_a, w1_b, w2_a, w2_b), scale, slot in self.factors:
+            for (w1_a, w1_b, w2_a, w2_b), scale, slot in factors:
                 strength = scale * strengths[slot]
                 if learns:
                     one = Hadamard(w1_a, w1_b, w2_a, w2_b, strength).dense(w1_a.dtype, w1_a.device)
@@ -115,6 +125,10 @@ class HadamardForward:
             else:
                 y[:, start:stop].addmm_(x, values.T)
         return y
+
+
+def _learn(factors: Factors) -> bool:
+    return recorded(*(part for parts, _, _ in factors for part in parts))
 
 
 def _factors(

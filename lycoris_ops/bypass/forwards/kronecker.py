@@ -16,7 +16,7 @@ from torch import Tensor
 from ...changes.forms import Kronecker, product
 from ...maths.tensors import compute_dtype
 from ..geometry import Geometry
-from .forward import Item, Strengths, plus_product, recorded
+from .forward import Item, Prepared, Strengths, plus_product, recorded
 
 FORMS = (Kronecker,)
 
@@ -62,10 +62,11 @@ class KroneckerForward:
     ) -> None:
         self.geometry = geometry
         self.dtype = dtype
-        self.factors = [_factors(item, dtype, device) for item in items]
+        self.factors = Prepared(items, lambda: [_factors(item, dtype, device) for item in items])
+        self.reads = self.factors.reads
 
     def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
-        for one in self.factors:
+        for one in self.factors():
             w1 = (one.w1 * (one.scale * strengths[one.slot])).to(self.dtype)
             met = x if one.columns is None else x * self.geometry.per_channel(one.columns)
             if self.geometry.kernel:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ...changes.forms import LowRank
+from ...maths.tensors import compute_dtype
 from ..geometry import Geometry
-from .forward import Item, Strengths, joined, outliving, plus_product
+from .forward import Item, Prepared, Strengths, joined, outliving, plus_product
 
 FORMS = (LowRank,)
 
@@ -21,36 +22,35 @@ class LowRankForward:
         self, geometry: Geometry, items: Sequence[Item], dtype: torch.dtype, device: torch.device
     ) -> None:
         forms: list[LowRank] = [item.form for item in items]
-        down = joined([form.down.to(device, dtype) for form in forms], 0)
         self.geometry = geometry
-        # Each group has channels of its own, and down is the same for all groups.
-        self.down = down.repeat(geometry.groups, 1) if geometry.groups > 1 else down
-        self.up = joined([form.up.to(device, dtype) for form in forms], 1).contiguous()
+        self.pair = Prepared(items, lambda: _pair(geometry, forms, dtype, device))
+        self.reads = self.pair.reads
         self.factors = [
             (form.scale, item.slot, len(form.down)) for form, item in zip(forms, items, strict=True)
         ]
         self._held: tuple[tuple[float, ...], Tensor] | None = None
 
     def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
-        hidden = self.geometry.product(x, self.down)
+        down, up = self.pair()
+        hidden = self.geometry.product(x, down)
         factors = [scale * strengths[slot] for scale, slot, _ in self.factors]
         # A factor that all ranks share is given to the product itself, where it costs nothing. Else in
         # float32: rounded to the dtype of the input, a factor would shift all values by the same share, an
         # error that does not average out as random ones do.
         alpha = factors[0] if len(set(factors)) == 1 else 1.0
         if len(set(factors)) > 1:
-            diagonal = self.geometry.per_channel(self._diagonal(factors))
+            diagonal = self.geometry.per_channel(self._diagonal(factors, up))
             hidden = (hidden * diagonal).to(hidden.dtype)
         if not self.geometry.kernel:
-            return plus_product(y, hidden, self.up.T, alpha)
+            return plus_product(y, hidden, up.T, alpha)
         if self.geometry.groups > 1:
-            return y.add_(self.geometry.mix(hidden, self.up), alpha=alpha)
+            return y.add_(self.geometry.mix(hidden, up), alpha=alpha)
         total = y.flatten(2)
-        found = plus_product(total, self.up.expand(len(y), -1, -1), hidden.flatten(2), alpha)
+        found = plus_product(total, up.expand(len(y), -1, -1), hidden.flatten(2), alpha)
         return y if found is total else found.view(y.shape)
 
-    def _diagonal(self, factors: Sequence[float]) -> Tensor:
-        """A factor for each row of `down`, kept until the strengths change."""
+    def _diagonal(self, factors: Sequence[float], like: Tensor) -> Tensor:
+        """A factor for each row of down, kept until the strengths change."""
         key = tuple(factors)
         if self._held is None or self._held[0] != key:
             ranks = [rank for _, _, rank in self.factors] * self.geometry.groups
@@ -59,10 +59,20 @@ class LowRankForward:
                 for value, rank in zip(key * self.geometry.groups, ranks, strict=True)
                 for _ in range(rank)
             ]
-            wide = torch.float64 if self.up.dtype == torch.float64 else torch.float32
             with outliving():
-                self._held = (key, torch.tensor(values, dtype=wide, device=self.up.device))
+                found = torch.tensor(values, dtype=compute_dtype(like.dtype), device=like.device)
+                self._held = (key, found)
         return self._held[1]
+
+
+def _pair(
+    geometry: Geometry, forms: Sequence[LowRank], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """down (r, K) and up (O, r) of all forms."""
+    down = joined([form.down.to(device, dtype) for form in forms], 0)
+    up = joined([form.up.to(device, dtype) for form in forms], 1).contiguous()
+    # Each group has channels of its own, and down is the same for all groups.
+    return down.repeat(geometry.groups, 1) if geometry.groups > 1 else down, up
 
 
 FORWARD = LowRankForward
