@@ -53,6 +53,8 @@ class Method:
     adapt: Callable[[Setting], Adapted]
     tasks: tuple[str, ...] | None = None
     """The tasks on which it runs; None for all."""
+    long: tuple[float, ...] = ()
+    """Those of the sizes that have long trainings too."""
 
     def runs_on(self, task: Task) -> bool:
         return self.tasks is None or task.name in self.tasks

@@ -119,7 +119,7 @@ def stage(bench: Bench, name: str, tasks: Sequence[Task], methods: Sequence[Meth
         coarse: dict[float, int] = {}
         fine: dict[float, int] = {}
         long: dict[float, int] = {}
-        for size in method.sizes:
+        for size in method.long if name == "long" else method.sizes:
             step = coarse[size] = bench.rate(
                 task, method, "short", size, near(coarse, size, method.start), COARSE
             )
@@ -132,6 +132,10 @@ def stage(bench: Bench, name: str, tasks: Sequence[Task], methods: Sequence[Meth
             if name != "coarse":
                 for seed in SEEDS:
                     bench.result(task, method, length, size, step, seed)
+
+
+def chosen(sizes: Sequence[float], asked: Sequence[float] | None) -> tuple[float, ...]:
+    return tuple(size for size in sizes if not asked or size in asked)
 
 
 def pairs(tasks: Sequence[Task], methods: Sequence[Method]) -> Iterator[tuple[Method, Task]]:
@@ -158,7 +162,7 @@ def main() -> None:
     bench = Bench(results, time.monotonic() + 60 * options.minutes, commit)
     tasks = [task for task in TASKS if not options.tasks or task.name in options.tasks]
     methods = [
-        replace(method, sizes=tuple(n for n in method.sizes if not options.sizes or n in options.sizes))
+        replace(method, sizes=chosen(method.sizes, options.sizes), long=chosen(method.long, options.sizes))
         for method in METHODS
         if not options.methods or method.name in options.methods
     ]

@@ -18,7 +18,7 @@ from .curves import ALIKE, Entry, entries, loss_at, reached
 from .method import PROBE_BATCHES
 from .methods.planned import AUTO
 from .results import Results
-from .run import METHODS, RESULTS, ROOT, SEEDS, TASKS
+from .run import METHODS, RESULTS, ROOT, SEEDS, TASKS, pairs
 from .task import digest
 
 UNIFORM, GRADIENT, DEFAULT = "LoRA", "LoRA, gradient", AUTO
@@ -258,16 +258,22 @@ def main() -> None:
         for result in kept
     )
     found = entries(kept, recipes)
-    wanted = 2 * sum(len(method.sizes) for task in TASKS for method in METHODS if method.runs_on(task))
-    complete = sum(entry.seeds == len(SEEDS) and not entry.edge for entry in found)
+    wanted = {
+        (task.name, length, method.name, size)
+        for method, task in pairs(TASKS, METHODS)
+        for length, sizes in (("short", method.sizes), ("long", method.long))
+        for size in sizes
+    }
+    here = [e for e in found if (e.task, e.length, e.method, e.size) in wanted]
+    complete = sum(entry.seeds == len(SEEDS) and not entry.edge for entry in here)
     commits = sorted({result.commit for result in kept})
     counts = Counter(result.machine for result in kept)
     machines = " and of ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
     state = (
         f"{len(kept)} trainings, {seconds / 3600:.1f} hours of CPU time without the measuring of losses, on "
         f"one core of {machines}, torch {torch.__version__}, Python {platform.python_version()}. "
-        f"Commits: {', '.join(commits)}. Of {wanted} rows (a task, a length, a method, a size) {len(found)} "
-        f"are here, {complete} of them with all seeds."
+        f"Commits: {', '.join(commits)}. Of {len(wanted)} rows (a task, a length, a method, a size) that the "
+        f"benchmark has, {len(here)} are here, {complete} of them with all seeds."
     )
     lengths = {
         name: " / ".join(f"{task.steps[name]} ({task.name})" for task in TASKS) for name in ("short", "long")

@@ -125,8 +125,8 @@ def adalora(setting: Setting) -> Adapted:
 
 # EVA and LoRA-GA are for linear layers alone, which are all that is adapted in one of the tasks.
 METHODS = (
-    Method("PEFT LoRA", (1, 4), -10, lora),
-    Method("PEFT AdaLoRA", (2, 4, 8), -8, adalora),
-    Method("PEFT EVA", (1, 2, 4), -10, eva, ("source code",)),
-    Method("PEFT LoRA-GA", (1, 2, 4), -12, lora_ga, ("source code",)),
+    Method("PEFT LoRA", (4,), -10, lora),
+    Method("PEFT AdaLoRA", (4,), -8, adalora),
+    Method("PEFT EVA", (4,), -10, eva, ("source code",)),
+    Method("PEFT LoRA-GA", (4,), -12, lora_ga, ("source code",)),
 )

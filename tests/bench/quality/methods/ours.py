@@ -41,11 +41,14 @@ def loha(setting: Setting) -> Adapted:
 def lokr(setting: Setting) -> Adapted:
     """LoKr of two full factors, with the factor whose numbers are nearest to the budget."""
     shapes = [site.shape for site in setting.sites.values()]
-    factor = min(
-        range(2, 33), key=lambda factor: abs(math.log(lokr_numbers(shapes, factor) / setting.budget))
-    )
+    factors = [factor for factor in range(2, 33) if all(divides(factor, shape) for shape in shapes)]
+    factor = min(factors, key=lambda factor: abs(math.log(lokr_numbers(shapes, factor) / setting.budget)))
     # A rank that no layer falls short of: the second factor is full then.
     return adapted(setting, algorithm="lokr", rank=2**20, factor=factor)
+
+
+def divides(factor: int, shape: Shape) -> bool:
+    return factorization(shape[0], factor)[0] * factorization(shape[1], factor)[0] > 1
 
 
 def lokr_numbers(shapes: Sequence[Shape], factor: int) -> int:
@@ -58,8 +61,8 @@ def lokr_numbers(shapes: Sequence[Shape], factor: int) -> int:
 
 
 METHODS = (
-    Method("LoRA", (1, 2, 4, 8, 16), -10, lora),
-    Method("DoRA", (1, 2, 4, 8), -10, dora),
-    Method("LoHa", (2, 4, 8), -8, loha),
-    Method("LoKr", (1, 2, 4, 16), -8, lokr),
+    Method("LoRA", (1, 4, 16), -10, lora, long=(4, 16)),
+    Method("DoRA", (4,), -10, dora),
+    Method("LoHa", (4,), -8, loha),
+    Method("LoKr", (1, 4), -8, lokr, long=(4,)),
 )

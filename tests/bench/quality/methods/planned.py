@@ -16,8 +16,9 @@ from ..training import Adapted
 from .ours import adapted
 
 KINDS = ("lora", "loha", "lokr")
-BUDGETS = (0.25, 0.5, 1, 2, 4, 6)
+BUDGETS = (0.25, 1, 4, 6)
 """Up to about 0.4 of the largest uniform LoRA, which is of rank 16."""
+LONG = (1, 4)
 LORA = "planned by roots, gradient"
 AUTO = LORA if choice.AUTO == ("lora",) else "auto"
 """The method that plans whatever "auto" chooses; as long as that is LoRA alone, it is not measured twice."""
@@ -88,25 +89,13 @@ def pruned(setting: Setting, *, regrow: float = 0.0) -> Adapted:
 
 
 METHODS = (
-    Method("LoRA, gradient", (1, 2, 4, 8), -8, uniform),
-    Method("planned", (0.5, 1, 2, 4), -10, lambda setting: planned(setting, "lora", start=False)),
-    Method(
-        "planned, gradient",
-        BUDGETS,
-        -8,
-        lambda setting: planned(setting, "lora", criterion=lyc.captured_energy),
-    ),
-    Method(
-        "planned by norm, gradient",
-        BUDGETS,
-        -8,
-        lambda setting: planned(setting, "lora", criterion=lyc.captured_norm),
-    ),
-    Method(LORA, BUDGETS, -8, lambda setting: planned(setting, "lora", criterion=lyc.captured_roots)),
-    Method("planned LoKr, gradient", (0.25, 0.5, 1, 2), -8, lambda setting: planned(setting, "lokr")),
-    Method("planned of all kinds", (0.25, 0.5, 1, 2), -8, lambda setting: planned(setting, KINDS)),
-    Method("pruned", (1, 2, 4), -10, pruned),
-    Method("pruned and regrown", (1, 2, 4), -10, lambda setting: pruned(setting, regrow=0.1)),
+    Method("LoRA, gradient", (1, 4), -8, uniform, long=(4,)),
+    Method("planned", (4,), -10, lambda setting: planned(setting, "lora", start=False)),
+    Method(LORA, BUDGETS, -8, lambda setting: planned(setting, "lora"), long=LONG),
+    Method("planned LoKr, gradient", (2, 4), -8, lambda setting: planned(setting, "lokr")),
+    Method("planned of all kinds", (2,), -8, lambda setting: planned(setting, KINDS)),
+    Method("pruned", (4,), -10, pruned),
+    Method("pruned and regrown", (4,), -10, lambda setting: pruned(setting, regrow=0.1)),
 )
 if AUTO != LORA:
-    METHODS = (*METHODS, Method(AUTO, BUDGETS, -8, lambda setting: planned(setting, "auto")))
+    METHODS = (*METHODS, Method(AUTO, BUDGETS, -8, lambda setting: planned(setting, "auto"), long=LONG))
