@@ -201,6 +201,11 @@ class Adapter:
         return cls(MemoryFile.of(name, tensors, said), name, dialect or spoken_in(info), info)
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """`unused_keys` without those that only training needs."""
+        return tuple(key for key in self.unused_keys if not peft_names.TRAINING_ONLY.search(key))
+
+    @property
     def path(self) -> str:
         """What errors name as the place: the full path of the file, or the name of an adapter in memory."""
         return self.file.path

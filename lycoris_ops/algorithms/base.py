@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 from ..changes.forms import Additive, Dense, add_up
 from ..changes.operators import Sides
 from ..errors import LayerError
-from ..maths.shapes import Extent, Rows, Shape, fits, shown
+from ..maths.shapes import Extent, Rows, Shape, fits, flat_shape, shown
 from ..maths.tensors import compute_dtype, is_finite, times
 from .checks import (
     MOST_DIMENSIONS,
@@ -97,6 +99,23 @@ class Layer(ABC):
     diff_b: Tensor | None = None
     set_bias: Tensor | None = None
     """The values (O,) that the bias has at strength 1, before `bias_additive` is added to it."""
+
+    # What the kind itself tells.
+
+    @classmethod
+    @cache
+    def init_options(cls) -> frozenset[str]:
+        """The names of the options that `init` takes beside sizes and seed."""
+        return frozenset(inspect.signature(cls.init).parameters) - {"shape", "rank", "alpha", "seed"}
+
+    @classmethod
+    def most_rank(cls, shape: Shape) -> int | None:
+        """The highest rank that is of use on a weight of this shape, that of the weight; None for no bound.
+
+        LoKr's factors bound its rank themselves: a second factor that would not get smaller stays whole.
+        """
+        bounded = (cls.scaled_by_alpha or cls.downs) and "factor" not in cls.init_options()
+        return min(flat_shape(shape)) if bounded else None
 
     # What suffixes and shapes tell.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
@@ -104,7 +105,7 @@ class Loha(Factored):
             return torch.empty(sizes).normal_(mean=0.0, std=std, generator=generator)
 
         out, flat = flat_shape(shape)
-        if tucker and shape[2:]:
+        if tucker and math.prod(shape[2:]) > 1:
             return cls(
                 hada_w1_a=normal(0.1, rank, out),
                 hada_w1_b=normal(1.0, rank, shape[1]),

@@ -132,7 +132,7 @@ class Lokr(Factored):
             tensors["lokr_w1"] = kaiming((outer_rows, outer_columns), generator)
         if rank >= max(inner_rows, inner_columns) / 2:
             tensors["lokr_w2"] = torch.zeros(inner_rows, inner_columns, *kernel)
-        elif tucker and kernel:
+        elif tucker and math.prod(kernel) > 1:
             tensors["lokr_t2"] = kaiming((rank, rank, *kernel), generator)
             tensors["lokr_w2_a"] = kaiming((rank, inner_rows), generator)
             tensors["lokr_w2_b"] = torch.zeros(rank, inner_columns)

@@ -174,12 +174,12 @@ class Lora(Factored):
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int, tucker: bool = False) -> Self:
         """down (and mid with `tucker`) uniform in +-1 / sqrt(fan in) (Kaiming, a = sqrt(5)), up zero.
 
-        `tucker` factors the kernel of a convolution into mid; without a kernel it has no effect.
+        `tucker` factors the kernel of a convolution into mid; a kernel of one value has no mid.
         """
         generator = torch.Generator().manual_seed(seed)
         kernel, ones = shape[2:], tuple(1 for _ in shape[2:])
         up = torch.zeros(shape[0], rank, *ones)
-        if tucker and kernel:
+        if tucker and math.prod(kernel) > 1:
             mid = kaiming((rank, rank, *kernel), generator)
             return cls(
                 lora_up=up, lora_down=kaiming((rank, shape[1], *ones), generator), lora_mid=mid, alpha=alpha
@@ -289,7 +289,8 @@ class Lora(Factored):
         if self.lora_mid is not None:
             return {}
         axes = {"lora_up": 1, "lora_down": 0, "lora_embedding_b": 1, "lora_embedding_a": 0, "lora_e": 0}
-        return {name: axes[name] for name in axes.keys() & self.tensors().keys()}
+        # In this order, whatever the hashes of texts are.
+        return {name: axis for name, axis in axes.items() if getattr(self, name) is not None}
 
     def growth(self, gradient: Tensor, most: int, *, seed: int = 0) -> Growth | None:
         """down: the leading right singular vectors of G (1 - P), with P on the rows of down; up zero."""
@@ -340,6 +341,19 @@ class Lora(Factored):
                 dtype = compute_dtype(down.dtype)
                 down = down.flatten(1).to(dtype) * self.lora_e.flatten().to(down.device, dtype)[:, None]
         return LowRank(up=up, down=down.flatten(1), scale=scale(self.alpha, down.shape[0]))
+
+    def of_embedding(self) -> Lora:
+        """The same change of an embedding's weight (V, D), in the factors that PEFT has for it."""
+        if self.lora_up is None or self.lora_down is None:
+            return self
+        up, down = self.lora_up.flatten(1), self.lora_down.flatten(1)
+        return replace(
+            self,
+            lora_up=None,
+            lora_down=None,
+            lora_embedding_a=up.T.contiguous(),
+            lora_embedding_b=down.T.contiguous(),
+        )
 
     def undiagonal(self) -> Lora:
         """The same layer with `lora_E` multiplied into down, as only PEFT's AdaLoRA has it apart."""

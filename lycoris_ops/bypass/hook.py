@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import LycorisError
-from ..maths.tensors import compute_dtype
+from ..maths.tensors import compute_dtype, is_plain
 from .forwards.forward import outliving
 from .geometry import geometry_of
 from .plan import BypassPlan, Met
@@ -71,11 +71,6 @@ def values_of(module: nn.Module, name: str, path: str | None = None) -> Tensor:
         expected="a floating-point dtype",
         hint="Choose an algorithm whose change does not depend on the weight, such as lora, loha or lokr",
     )
-
-
-def is_plain(value: Tensor) -> bool:
-    """Whether a tensor holds its values as they are, in a floating-point dtype."""
-    return type(value) in (Tensor, nn.Parameter) and value.is_floating_point()
 
 
 class Bypass:
@@ -162,8 +157,7 @@ class Bypass:
                 raise LycorisError(
                     "another bypass is on this module already",
                     key=self.name,
-                    hint="Join the two plans by BypassPlan.then, or make one of two networks with "
-                    'form="rebuilt"',
+                    hint='Make one of two networks with form="rebuilt", or join two plans by BypassPlan.then',
                 )
         self._handles = [
             self.module.register_forward_pre_hook(self._before, with_kwargs=True),
@@ -205,6 +199,7 @@ class Bypass:
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # The input may be given by keyword.
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
+        nested, x = x, _flat(x)
         if self.before_pass is not None:
             self.before_pass(x)
         if not any(strength != 0.0 for stage in self.strengths for strength in stage):
@@ -217,7 +212,7 @@ class Bypass:
         # No stage changes the input, or it must not be changed for what others add in `forward`.
         if inputs[0] is inputs[-1] or self._stands_beside_another(bound):
             return None
-        given = inputs[0].view(x.shape).to(x.dtype)
+        given = _like(inputs[0].view(x.shape).to(x.dtype), nested)
         if args:
             return (given, *args[1:]), kwargs
         return args, {**kwargs, next(iter(kwargs)): given}
@@ -236,14 +231,15 @@ class Bypass:
         def run(x: Tensor) -> Tensor:
             return own(x, *args[1:], **rest)
 
+        nested, y = y, _flat(y)
         if not self._stands_beside_another(bound):
-            return bound.finish(inputs, y, self.strengths, run)
-        x: Tensor = args[0] if args else next(iter(kwargs.values()))
+            return _like(bound.finish(inputs, y, self.strengths, run), nested)
+        x = _flat(args[0] if args else next(iter(kwargs.values())))
         # y holds what others add: only the difference that the plan makes to W x + b is added to it.
         met = run(inputs[0].view(x.shape).to(x.dtype))
         # `finish` may write over `met`.
         base = met.clone() if inputs[0] is inputs[-1] else run(x)
-        return y + (bound.finish(inputs, met, self.strengths, run) - base)
+        return _like(y + (bound.finish(inputs, met, self.strengths, run) - base), nested)
 
     def _stands_beside_another(self, bound: Bound) -> bool:
         """Whether others add to W x + b in `forward`, and the plan has operators.
@@ -266,3 +262,20 @@ class Bypass:
             bound = Bound(plan.geometry, met, x, self.dropout)
         self._bound = bound if not learns or bound.follows(plan.tensors) else None
         return bound
+
+
+def _flat(values: Tensor) -> Tensor:
+    """The vectors (tokens, channels) of a nested tensor in one piece; any other tensor as it is.
+
+    torch's own encoder gives its layers such a tensor for padded sequences, where no gradient is asked for.
+    """
+    return torch.cat(values.unbind()) if values.is_nested else values
+
+
+def _like(values: Tensor, like: Tensor) -> Tensor:
+    """Vectors that `_flat` made of such a tensor as a nested one again; any other tensor as it is."""
+    if not like.is_nested:
+        return values
+    return torch.nested.as_nested_tensor(
+        list(values.split([len(part) for part in like.unbind()])), layout=like.layout
+    )

@@ -29,7 +29,7 @@ TABLES = ("entry", "arguments", "network", "plan", "train")
 """What a file has: the function that makes the task, its arguments, and those of `create_lycoris`, of `probe`
 and `plan_ranks`, and of `TrainOptions`."""
 PROBED = 8
-"""How many batches a plan is made from unless [plan] says it."""
+"""How many batches a plan is made from unless [plan] says it, and ranks regrow by."""
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -79,19 +79,34 @@ def options_of(settings: Mapping[str, Any], *, overwrite: bool) -> TrainOptions:
 
 
 def task_of(settings: Mapping[str, Any], file: Path) -> tuple[Any, ...]:
-    """What the task's function returns: the model, the batches, the loss and maybe batches for validation."""
+    """What the task's function returns: the model, the batches and the loss, and maybe batches for validation
+    (or None) and those by which ranks regrow."""
     entry = settings.get("entry")
     if not isinstance(entry, str):
         raise LycorisError("the file names no task", file=str(file), key="entry", expected="module:function")
     made = _called(_function(entry, file.parent), table(settings, "arguments"), "[arguments]")
-    if not isinstance(made, tuple) or len(cast("tuple[Any, ...]", made)) not in (3, 4):
+    if not isinstance(made, tuple) or len(cast("tuple[Any, ...]", made)) not in (3, 4, 5):
         raise LycorisError(
             "the task's function returns something else",
             key=entry,
             got=type(cast("object", made)).__name__,
-            expected="a tuple of the model, the batches, the loss and maybe batches for validation",
+            expected="a tuple of the model, the batches and the loss, and maybe batches for validation (or "
+            "None) and batches by which ranks regrow",
         )
     return cast("tuple[Any, ...]", made)
+
+
+def growth_of(task: tuple[Any, ...], training: TrainOptions) -> list[Any] | None:
+    """The batches by which ranks regrow, if they do: those of the task, or its first ones."""
+    if training.reallocation is None or not training.reallocation.regrow:
+        return None
+    return list(task[4]) if len(task) > 4 else first_batches(task, PROBED)
+
+
+def first_batches(task: tuple[Any, ...], count: int) -> list[Any]:
+    batches = task[1]
+    epoch: Any = batches(0) if callable(batches) else batches
+    return list(islice(epoch, count))
 
 
 def plan_of(settings: Mapping[str, Any], task: tuple[Any, ...]) -> Plan | None:
@@ -102,11 +117,10 @@ def plan_of(settings: Mapping[str, Any], task: tuple[Any, ...]) -> Plan | None:
     probing = _names(probe) - {"module", "batches", "loss", "progress"}
     planning = _names(plan_ranks) - {"probe", "criterion"}
     _check(given, [*sorted(probing | planning), "batches"], "[plan]")
-    module, batches, loss, *_ = task
-    epoch: Any = batches(0) if callable(batches) else batches
+    module, _, loss, *_ = task
     found = probe(
         module,
-        list(islice(epoch, given.get("batches", PROBED))),
+        first_batches(task, given.get("batches", PROBED)),
         loss,
         **{name: value for name, value in given.items() if name in probing and value != "auto"},
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # torch ships no types for its `linalg` functions.
 _linalg = cast("Any", torch.linalg)
@@ -63,6 +63,11 @@ def largest(tensor: Tensor) -> float:
 def is_finite(tensor: Tensor) -> bool:
     """Whether every value is finite."""
     return math.isfinite(largest(tensor))
+
+
+def is_plain(value: Tensor) -> bool:
+    """Whether a tensor holds its values as they are, not packed, in a floating-point dtype."""
+    return type(value) in (Tensor, nn.Parameter) and value.is_floating_point()
 
 
 def fold_core(core: Tensor, factor: Tensor) -> Tensor:

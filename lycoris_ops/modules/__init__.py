@@ -1,6 +1,15 @@
 """Which parts of a model can be adapted, and how they are chosen by name."""
 
 from .patterns import Pattern, patterns
-from .sites import Kind, Site, all_sites, left_alone, select
+from .sites import Kind, Site, all_sites, left_alone, select, shared_weights
 
-__all__ = ["Kind", "Pattern", "Site", "all_sites", "left_alone", "patterns", "select"]
+__all__ = [
+    "Kind",
+    "Pattern",
+    "Site",
+    "all_sites",
+    "left_alone",
+    "patterns",
+    "select",
+    "shared_weights",
+]

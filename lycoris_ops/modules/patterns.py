@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from ..errors import RuleError
@@ -30,6 +30,8 @@ class Pattern:
     @classmethod
     def of(cls, text: str) -> Pattern:
         """The pattern that a text means. Raises RuleError where it is empty or no regular expression."""
+        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise RuleError("a pattern is not a text", got=repr(text), expected="such as *.attention.*")
         if len(text) > 1 and text[0] == text[-1] == "/":
             return cls(text, search(text[1:-1]))
         if not text.strip():
@@ -38,16 +40,21 @@ class Pattern:
             return cls(text, lambda path: fnmatch.fnmatchcase(path, text))
         return cls(text, lambda path: path == text or path.startswith(f"{text}."))
 
-    def check_used(self, paths: Iterable[str], what: str) -> None:
-        """Raise RuleError unless the pattern matches one of these paths. `what` names them in the message."""
+    def check_used(self, paths: Iterable[str], what: str, others: Mapping[str, str] | None = None) -> None:
+        """Raise RuleError unless the pattern matches one of these paths. `what` names them in the message.
+
+        `others` are paths that are none of them, with the reasons.
+        """
         known = list(paths)
         if any(map(self.matches, known)):
             return
+        refused = next(((path, why) for path, why in (others or {}).items() if self.matches(path)), None)
         near = difflib.get_close_matches(self.text.strip("/*"), known, n=3, cutoff=0.3) or known[:3]
         raise RuleError(
             f"a pattern matches none of the {what}",
             got=self.text,
-            expected=f"one that matches, such as {' or '.join(near)}",
+            expected=f"one that matches, such as {' or '.join(near)}" if near else None,
+            hint=f"{refused[0] or 'The model itself'} cannot be adapted: {refused[1]}" if refused else None,
         )
 
 

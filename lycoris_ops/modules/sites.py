@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.utils import parametrize
 
 from ..bypass import Geometry, geometry_of
 from ..errors import LycorisError
@@ -68,9 +70,18 @@ def sites_of(path: str, module: nn.Module) -> list[Site] | str:
     """The sites of a module itself, without those inside it; or why it has none although it has values."""
     if isinstance(module, nn.MultiheadAttention):
         return _projections(path, module)
-    weight = getattr(module, "weight", None)
+    if parametrize.is_parametrized(module, "weight") or _by_norm(module):
+        return "its weight is computed from other values, as by weight_norm"
+    held = getattr(module, "weight", None)
+    # A model may call anything by this name: a number, or a module inside.
+    weight = held if isinstance(held, Tensor) else None
     if weight is None and next(module.parameters(recurse=False), None) is None:
         return []
+    if isinstance(module, parametrize.ParametrizationList):
+        # It holds the values from which the weight of a module above is computed.
+        return []
+    if isinstance(weight, UninitializedTensorMixin):
+        return "its shape is not known before its first pass"
     found = geometry_of(module)
     if weight is None:
         return found if isinstance(found, str) else []
@@ -78,10 +89,18 @@ def sites_of(path: str, module: nn.Module) -> list[Site] | str:
         return [Site(path, module, "conv" if found.kernel else "linear", found.shape, found)]
     shape = tuple(weight.shape)
     if isinstance(module, nn.Embedding):
+        if module.sparse:
+            return "its gradients are sparse, which no layer on its weight can have"
         return [Site(path, module, "embedding", shape)]
     if len(shape) == 1 and "norm" in type(module).__name__.lower():
         return [Site(path, module, "norm", shape)]
     return found
+
+
+def _by_norm(module: nn.Module) -> bool:
+    """Whether hooks of the older weight_norm or spectral_norm form the weight before each pass."""
+    held = module._parameters.keys()
+    return "weight" not in held and not held.isdisjoint(("weight_g", "weight_orig"))
 
 
 def _projections(path: str, module: nn.MultiheadAttention) -> list[Site] | str:
@@ -112,26 +131,34 @@ def select(
     `include` and `exclude` are patterns, see `Pattern`. Chosen are the sites of the preset and those that
     `include` matches, without those that `exclude` matches. Without a preset, only what `include` matches is
     chosen, or all of preset "full" where that is empty too. Norms and embeddings are in no preset: `include`
-    chooses them.
+    chooses them. A preset leaves out a module whose weight another one has too, unless both are chosen: such
+    as the output layer of a language model that is tied to its embedding. A change of the one would be a
+    change of the other as soon as it is merged.
 
     Raises LycorisError for an unknown preset, for a pattern that matches no site, where nothing is chosen,
     and where one weight is chosen under two names: changing it twice is never meant.
     """
+    if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise LycorisError("the model is no module", got=type(module).__name__, expected="a torch.nn.Module")
     wanted, unwanted = patterns(include), patterns(exclude)
     found, others = _sites(module)
     for pattern in (*wanted, *unwanted):
-        pattern.check_used(found, "modules that can be adapted")
+        pattern.check_used(found, "modules that can be adapted", others)
     name = preset or (None if wanted else "full")
     if name is not None and name not in PRESETS:
         raise LycorisError("an unknown preset", got=name, expected=", ".join(PRESETS))
-    by_preset: Iterable[str] = ()
+    by_preset: set[str] = set()
     if name is not None:
         model = Model(module)
         by_preset = {path for path, site in found.items() if PRESETS[name](model, path, site.kind)}
+    kept = {path: site for path, site in found.items() if not _any(unwanted, path)}
+    named = {path for path in kept if _any(wanted, path)}
+    asked = named | (by_preset & kept.keys())
+    others_too = _shared(found)
     chosen = {
         path: site
-        for path, site in found.items()
-        if (path in by_preset or _any(wanted, path)) and not _any(unwanted, path)
+        for path, site in kept.items()
+        if path in named or (path in asked and others_too.get(path, path) in asked)
     }
     if not chosen:
         raise LycorisError(
@@ -146,6 +173,11 @@ def select(
 def left_alone(module: nn.Module) -> dict[str, str]:
     """The modules with trained values that cannot be adapted, by path, with the reasons."""
     return _sites(module)[1]
+
+
+def shared_weights(module: nn.Module) -> dict[str, str]:
+    """The sites whose weight another module has too, by path, with the path of that one."""
+    return _shared(all_sites(module))
 
 
 def all_sites(module: nn.Module) -> dict[str, Site]:
@@ -166,6 +198,19 @@ def _sites(module: nn.Module) -> tuple[dict[str, Site], dict[str, str]]:
             found.update((site.path, site) for site in sites)
     # The output layer of torch's attention is no site itself, but one of the attention.
     return found, {path: why for path, why in others.items() if path not in found}
+
+
+def _shared(found: Mapping[str, Site]) -> dict[str, str]:
+    by_weight: dict[int, list[Site]] = {}
+    for site in found.values():
+        by_weight.setdefault(id(getattr(site.module, site.weight)), []).append(site)
+    return {
+        site.path: other.path
+        for sites in by_weight.values()
+        for site in sites
+        for other in sites
+        if other.module is not site.module
+    }
 
 
 def _any(chosen: Iterable[Pattern], path: str) -> bool:

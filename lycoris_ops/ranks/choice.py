@@ -100,6 +100,10 @@ def plan_ranks(
         tuple(k for k in AUTO if k in known) if algorithms == "auto" else algorithms, known
     )
     exact = size.rank if isinstance(size, Rank) else None
+    if exact is not None and not r_min <= exact <= (r_max or exact):
+        raise PlanError(
+            "the rank is not within the bounds", got=f"rank {exact}", expected=f"from {r_min} to {r_max}"
+        )
     bounds = (exact, exact) if exact is not None else (max(1, r_min), r_max)
     offered = {
         path: found

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -37,7 +38,7 @@ class Sums:
     """The mean loss."""
     batches: int
     reached: bool
-    """Whether some loss depends on some of the layers."""
+    """Whether the loss of some batch depends on some of the layers."""
 
 
 def summed(
@@ -48,7 +49,7 @@ def summed(
     Raises PlanError for a loss that is no scalar or is not finite, and where there is no batch.
     """
     sums = {site.path: _Sum(site) for site in sites}
-    total, count, reached = 0.0, 0, False
+    total, count = 0.0, 0
     with torch.inference_mode(mode=False), torch.enable_grad(), _tapped(module, sums), seeded(seed):
         for batch in batches:
             states = chance.states()
@@ -56,7 +57,7 @@ def summed(
             if not torch.isfinite(value.detach()).all():
                 raise PlanError(
                     "the loss is not finite",
-                    key=_first_bad(module, loss, batch, states),
+                    key=first_bad(module, partial(loss, module, batch), states),
                     got=str(float(value.detach())),
                     expected="a finite number",
                     hint="The layer that is named is the first whose output is not finite",
@@ -64,7 +65,7 @@ def summed(
             if value.requires_grad:
                 # torch types no `backward`.
                 cast("Any", value).backward()
-            total, count, reached = total + float(value.detach()), count + 1, reached or value.requires_grad
+            total, count = total + float(value.detach()), count + 1
     if not count:
         raise PlanError("there are no batches", expected="at least one")
     return Sums(
@@ -74,7 +75,7 @@ def summed(
         },
         loss=total / count,
         batches=count,
-        reached=reached,
+        reached=any(each.reached for each in sums.values()),
     )
 
 
@@ -89,8 +90,11 @@ class _Sum:
         channels = product.shape[1] if product and product.groups == 1 else None
         self.squares = None if channels is None else torch.zeros(channels, device=weight.device)
         self.seen = 0
+        self.reached = False
+        """Whether a gradient came."""
 
     def add(self, given: Tensor, gradient: Tensor) -> None:
+        self.reached = True
         with torch.autocast(gradient.device.type, enabled=False):
             self._of_kind(given, gradient.float())
             if self.squares is not None:
@@ -159,7 +163,7 @@ def _tapped(module: nn.Module, sums: Mapping[str, _Sum]) -> Generator[None]:
             inner = each.site.module
             if each.site.geometry is None and each.site.kind != "embedding":
                 # Norms are of many forms, and torch's attention calls none of its projections.
-                _by_parameter(cast("nn.Parameter", getattr(inner, each.site.weight)), each.gradient, stack)
+                _by_parameter(cast("nn.Parameter", getattr(inner, each.site.weight)), each, stack)
             else:
                 handle = inner.register_forward_hook(tap(each.add), with_kwargs=True)
                 stack.callback(handle.remove)
@@ -179,14 +183,15 @@ def _frozen(module: nn.Module, stack: ExitStack) -> None:
                 stack.callback(buffer.copy_, buffer.clone())
 
 
-def _by_parameter(parameter: nn.Parameter, total: Tensor, stack: ExitStack) -> None:
+def _by_parameter(parameter: nn.Parameter, total: _Sum, stack: ExitStack) -> None:
     stack.callback(setattr, parameter, "grad", parameter.grad)
     stack.callback(parameter.requires_grad_, False)
     parameter.grad = None
     parameter.requires_grad_(True)
 
     def add(gradient: Tensor) -> None:
-        total.add_(gradient.float())
+        total.reached = True
+        total.gradient.add_(gradient.float())
 
     # torch types no `register_hook`.
     stack.callback(cast("Any", parameter).register_hook(add).remove)
@@ -200,8 +205,11 @@ def scalar(value: object, error: type[LycorisError] = PlanError) -> Tensor:
     raise error("the loss is not a scalar", got=got, expected="one floating-point value, such as a mean")
 
 
-def _first_bad(module: nn.Module, loss: Loss, batch: Any, states: list[Any]) -> str | None:
-    """The path of the first module whose output is not finite, with the same random numbers as before."""
+def first_bad(module: nn.Module, run: Callable[[], object], states: list[Any] | None = None) -> str | None:
+    """The path of the first module whose output is not finite in a pass; None where all are finite.
+
+    `states` are the states of chance that the pass begins with.
+    """
     found: list[str] = []
 
     def watch(path: str) -> Callable[..., None]:
@@ -215,9 +223,10 @@ def _first_bad(module: nn.Module, loss: Loss, batch: Any, states: list[Any]) -> 
     named: Iterable[tuple[str, nn.Module]] = cast("Any", module).named_modules()
     handles = [inner.register_forward_hook(watch(path)) for path, inner in named if path]
     try:
-        chance.restore(states)
+        if states is not None:
+            chance.restore(states)
         with torch.no_grad():
-            loss(module, batch)
+            run()
     finally:
         for handle in handles:
             handle.remove()

@@ -15,7 +15,7 @@ from ..algorithms import ALGORITHMS, Layer
 from ..errors import PlanError, either, number_of
 from ..files.dtypes import WRITABLE, dtype_name
 from ..files.json_text import parse_json
-from ..maths.shapes import Shape
+from ..maths.shapes import Shape, factorization
 from ..modules import Site
 from .probe import Probe, Probed, check_layers
 
@@ -173,12 +173,16 @@ class Plan:
 
     @classmethod
     def of_json(cls, text: str, *, probe: Probe | None = None) -> Plan:
-        """The plan of a text that `json` made. Raises PlanError for another text.
+        """The plan of a text that `json` made, edited or not. Raises PlanError for another text.
 
-        With `probe` its layers start from the gradient again.
+        Parameters are counted anew, and the gain of a row whose size was edited is not known. Its alpha is
+        the one in the text: it does not follow the rank. With `probe` the layers start from the gradient
+        again.
         """
         try:
             read: Any = parse_json(text)
+            if read["form"] != FORM:
+                raise PlanError("a plan of another version", got=str(read["form"]), expected=str(FORM))
             rows = tuple(_row(row) for row in read["rows"])
             plan = cls(
                 rows=rows,
@@ -189,7 +193,8 @@ class Plan:
                 probe=probe,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise PlanError("not a plan in JSON, or one of another version", got=str(error)) from error
+            found = f"nothing called {error}" if isinstance(error, KeyError) else str(error)
+            raise PlanError("not a plan in JSON, or one of another version", got=found) from error
         if probe is not None:
             plan.check_model(probe.layers)
         return plan
@@ -226,15 +231,44 @@ def _check_row(row: Row) -> None:
     if row.rank is not None and (type(row.rank) is not int or row.rank < 1):
         raise PlanError("a rank is a whole number from 1", key=row.path, got=repr(row.rank))
     for name, value in (("alpha", row.alpha), ("lr", row.lr)):
-        if value is not None and not math.isfinite(value):
-            raise PlanError(f"{name} is not a finite number", key=row.path, got=str(value))
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (number and 0 <= value < math.inf):
+            raise PlanError(f"{name} is not a finite number, 0 or more", key=row.path, got=repr(value))
+    _check_sizes(row)
+
+
+def _check_sizes(row: Row) -> None:
+    """Raise PlanError where the kind has no layer of this rank and factor on a weight of this shape."""
+    kind, shape = ALGORITHMS[row.algorithm], list(row.shape)
+    most = kind.most_rank(row.shape)
+    if most is not None and not 1 <= (row.rank or 0) <= most:
+        raise PlanError(
+            "no rank that the layer can have",
+            key=row.path,
+            got=f"rank {row.rank} of {row.algorithm} for {shape}",
+            expected=f"from 1 to {most}",
+        )
+    if row.factor is None:
+        return
+    if "factor" not in kind.init_options():
+        raise PlanError("a kind without a factor", key=row.path, got=f"{row.algorithm} {row.factor}")
+    valid = type(row.factor) is int and (row.factor > 0 or row.factor == -1)
+    if not valid or math.prod(factorization(size, row.factor)[0] for size in row.shape[:2]) == 1:
+        raise PlanError(
+            "a factor divides nothing",
+            key=row.path,
+            got=f"factor {row.factor!r} for {shape}",
+            expected="a divisor of the outputs or the inputs, or -1 for the most even split",
+        )
 
 
 def _row(read: Any) -> Row:
     values: dict[str, Any] = {**read, "shape": tuple(map(int, read["shape"]))}
     row = Row(**values)
     _check_row(row)
-    return row
+    held = count(row.start())
+    # A row that was edited: nothing is known of its gain.
+    return row if held == row.parameters else replace(row, parameters=held, gain=None)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from ..files.json_text import parse_json
 from ..files.safetensors_file import SafetensorsFile, raw_bytes
 from ..files.writing import Progress, header_of, in_file_order, safetensors_path, written
 from ..maths.shapes import Shape
-from ..maths.tensors import is_finite
+from ..maths.tensors import is_finite, is_plain
 from ..modules import Site, select
 from .gradients import Loss, summed
 from .sizes import bytes_of
@@ -260,7 +260,7 @@ def _probed(
     site: Site, values: Tensor, inputs: Tensor | None, kinds: Sequence[str], largest: int, seed: int
 ) -> Probed:
     weight: Any = getattr(site.module, site.weight)
-    plain = weight.is_floating_point() and tuple(weight.shape) == site.shape
+    plain = is_plain(weight) and tuple(weight.shape) == site.shape
     gradient = Gradient(values, largest=largest, weight=weight.detach() if plain else None, seed=seed)
     offers = tuple(offer for kind in kinds for offer in ALGORITHMS[kind].offers(gradient))
     spectrum = gradient.spectrum if values.ndim > 1 else values.new_tensor([math.sqrt(gradient.energy)])

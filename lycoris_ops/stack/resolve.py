@@ -18,7 +18,7 @@ from ..layers.part import Part
 from ..maths.shapes import Rows, Shape, fits, shown
 from ..maths.tensors import compute_dtype
 from ..names.blocks import Blocks
-from ..names.dialects import Component, peft, split_prefix
+from ..names.dialects import Component, split_prefix
 from ..names.families import Families, families_of_layers
 from ..names.targets import Found, Target, Targets, known_shapes
 from ..rules.rules import Weights
@@ -339,7 +339,7 @@ def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bo
             expected=f"a layer such as {first.nearest}" if first.nearest else "every layer to match",
             hint="Turn strict off to apply the rest",
         )
-    if strict and (left := _left_out(resolution.entry.adapter)):
+    if strict and (left := resolution.entry.adapter.left_out):
         raise MatchError(
             f"{len(left)} tensors of the file are of no layer that is read, and strict is on",
             file=file,
@@ -348,11 +348,6 @@ def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bo
             expected="tensors of layers only",
             hint="Turn strict off to apply the rest",
         )
-
-
-def _left_out(adapter: Adapter) -> list[str]:
-    """Keys of the file that nothing reads, without those that only training needs."""
-    return [key for key in adapter.unused_keys if not peft.TRAINING_ONLY.search(key)]
 
 
 def _all_absent(resolution: EntryResolution) -> bool:

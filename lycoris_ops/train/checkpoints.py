@@ -14,35 +14,56 @@ from pathlib import Path
 from ..adapters.place import place_of
 from ..errors import WriteError
 from ..files.writing import system_errors
+from ..names.written import Written
 from .options import STATE
 from .trainer import Trainer
+
+GOOD = "last-good"
+NAMES = ("last", "best", GOOD)
+"""The names of checkpoints beside those of steps."""
 
 
 class Checkpoints:
     """Writes checkpoints to a folder, and removes those of every so many steps but the latest `keep`."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, dialect: Written, keep: int) -> None:
         self.folder = folder
+        self.dialect: Written = dialect
         self.keep = keep
 
-    def begin(self, *, fresh: bool) -> None:
-        """Make the folder. Raises WriteError where it cannot be, or where another training is in it."""
+    def begin(self, *, resumed: bool, overwrite: bool) -> None:
+        """Make the folder, and with `overwrite` remove the checkpoints of an earlier training from it.
+
+        Else one could be resumed by mistake, or taken for one of this training. Raises WriteError where the
+        folder cannot be made, or where another training is in it.
+        """
         with system_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            if fresh and (found := sorted(self.folder.glob(f"*{STATE}"))):
+            if resumed:
+                return
+            names = {file.name.removesuffix(STATE) for file in self.folder.glob(f"*{STATE}")}
+            names |= {name for name in NAMES if self._adapter(name).exists()}
+            if names and not overwrite:
                 raise WriteError(
                     "the folder holds the checkpoints of another training",
-                    file=str(found[0]),
+                    file=str(self.folder / f"{min(names)}{STATE}"),
                     hint="Resume from it, choose another folder, or allow it to be replaced (overwrite)",
                 )
+            for name in names:
+                self._remove(name)
 
     def write(self, trainer: Trainer, name: str) -> Path:
-        """Write a checkpoint, and return the place of its adapter. Raises WriteError; an earlier checkpoint
-        of that name is whole then."""
+        """Write a checkpoint, and return the place of its adapter.
+
+        Raises WriteError; an earlier file of that name is whole then. Where the adapter cannot be written,
+        as for a value that its dtype does not hold, the state is written all the same.
+        """
         # The adapter first: where there is a state, there is an adapter that is at least as new.
-        path = self._adapter(trainer, name)
-        trainer.save(path)
-        trainer.save_state(self.folder / f"{name}{STATE}")
+        path = self._adapter(name)
+        try:
+            trainer.save(path)
+        finally:
+            trainer.save_state(self.folder / f"{name}{STATE}")
         return path
 
     def write_numbered(self, trainer: Trainer) -> None:
@@ -53,19 +74,24 @@ class Checkpoints:
         names = sorted(file.name.removesuffix(STATE) for file in self.folder.glob(f"step-*{STATE}"))
         names = [name for name in names if name <= upto]
         for name in names[: max(0, len(names) - self.keep)]:
-            state, adapter = self.folder / f"{name}{STATE}", self._adapter(trainer, name)
             with suppress(OSError):
-                state.unlink()
-                shutil.rmtree(adapter) if adapter.is_dir() else adapter.unlink()
+                self._remove(name)
 
     def write_good(self, trainer: Trainer) -> Path:
-        """Write the weights of a training that diverged, for use and not for going on."""
-        path = self._adapter(trainer, "last-good")
-        trainer.net.save_weights(path, dialect=trainer.options.dialect, dtype=trainer.options.dtype)
+        """Write the weights of a training that diverged, for use and not for going on.
+
+        In the dtype that they are trained in: a narrower one may not hold what they have become.
+        """
+        path = self._adapter(GOOD)
+        trainer.net.save_weights(path, dialect=self.dialect)
         return path
 
-    def _adapter(self, trainer: Trainer, name: str) -> Path:
-        dialect = trainer.options.dialect
-        path = self.folder / (name if dialect == "peft" else f"{name}.safetensors")
-        place_of(path, dialect)
+    def _remove(self, name: str) -> None:
+        state, adapter = self.folder / f"{name}{STATE}", self._adapter(name)
+        state.unlink(missing_ok=True)
+        shutil.rmtree(adapter) if adapter.is_dir() else adapter.unlink(missing_ok=True)
+
+    def _adapter(self, name: str) -> Path:
+        path = self.folder / (name if self.dialect == "peft" else f"{name}.safetensors")
+        place_of(path, self.dialect)
         return path

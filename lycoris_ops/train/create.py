@@ -18,7 +18,7 @@ from ..modules import Pattern, Site, all_sites, select
 from ..ranks.plan import Plan
 from .changed import changed_layers, wish_of
 from .member import Member, completed, layer_seed, make_layer
-from .naming import layers_for, usual_prefix
+from .naming import layers_for, unread, usual_prefix
 from .network import LycorisNetwork
 from .settings import Settings
 
@@ -29,6 +29,8 @@ Overrides = Mapping[str, Mapping[str, Any]]
 _ALWAYS = frozenset({"input_dropout", "rank_dropout", "module_dropout", "lr", "form"})
 LEFT = {"file": _ALWAYS, "plan": _ALWAYS | {"dora", "bias"}}
 """The settings that the layers of a file and the rows of a plan leave to others."""
+OWN = ("preset", "include", "exclude", "overrides", "plan", "weights", "multiplier", "prefix", "seed")
+"""What `create_lycoris` takes beside the settings of layers."""
 CHANGING = frozenset({"algorithm", "rank", "factor"})
 """What a pattern may ask of the layers of a file, which are changed before the training then."""
 
@@ -78,7 +80,13 @@ def create_lycoris(
     module can use.
     """
     given = {"algorithm": algorithm, "rank": rank, "alpha": alpha, **options}
-    base = Settings().with_options(given, "create_lycoris")
+    base = Settings().with_options(given, "create_lycoris", OWN)
+    if (plan is not None or weights is not None) and (algorithm, rank, alpha) != ("lora", 16, None):
+        raise LycorisError(
+            "a file or a plan says itself of which kind and size its layers are",
+            got=f"algorithm {algorithm}, rank {rank}, alpha {alpha} beside it",
+            expected="weights or plan alone",
+        )
     drawn = random.getrandbits(31) if seed is None else seed
     start = usual_prefix(module) if prefix is None else prefix
     if (plan is not None or weights is not None) and (preset or include or exclude):
@@ -134,6 +142,13 @@ class _Planned:
 def _overridden(sites: Mapping[str, Site], base: Settings, overrides: Overrides) -> list[_Planned]:
     found: list[tuple[Pattern, Settings, Mapping[str, Any]]] = []
     for text, options in overrides.items():
+        if not isinstance(options, Mapping):
+            raise LycorisError(
+                "the options of a pattern are not a mapping",
+                key=f"overrides[{text!r}]",
+                got=repr(options),
+                expected='such as {"algorithm": "loha", "rank": 8}',
+            )
         pattern = Pattern.of(text)
         pattern.check_used(sites, "chosen modules")
         found.append((pattern, base.with_options(options, f"overrides[{text!r}]"), options))
@@ -208,7 +223,8 @@ def _from_file(
     ]
     changed, notes = changed_layers(wishes, adapter.name, seed)
     layers |= changed
-    return {one.site.path: Member(one.site, layers[one.site.path], one.settings) for one in planned}, notes
+    members = {one.site.path: Member(one.site, layers[one.site.path], one.settings) for one in planned}
+    return members, [*notes, *unread(adapter)]
 
 
 def _planned(

@@ -109,6 +109,8 @@ def steps_of(batches: Batches, epochs: int, batches_per_step: int) -> int:
             got="batches without a length",
             expected="batches that know their length, or `steps` in place of `epochs`",
         ) from None
+    if not count:
+        raise TrainError("there are no batches", got="none in epoch 1", expected="at least one")
     return epochs * -(-count // batches_per_step)
 
 

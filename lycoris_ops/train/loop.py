@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 
 from ..adapters.place import files_of, place_of
 from ..errors import DivergedError, number_of
-from ..files.writing import check_free
+from ..files.writing import check_files
 from ..ranks.gradients import Loss
 from . import processes
 from .checkpoints import Checkpoints
@@ -21,6 +22,7 @@ from .curves import draw_curves
 from .extras import has
 from .feed import Batches, Feed, steps_of
 from .history import History, StepReport
+from .interrupts import uninterrupted
 from .network import LycorisNetwork
 from .options import TrainOptions
 from .progress import View, views
@@ -122,48 +124,52 @@ def train_network(
     first = processes.rank() == 0
     # Before the work: it must not turn out at the end that the file cannot be written.
     outs = [] if options.output is None else files_of(options.output, options.dialect)
-    if first and resume is None and not options.overwrite:
-        check_free(*outs)
     out = outs[0] if outs else None
+    curves = (
+        out.with_name(f"{out.stem}-curves.png") if out and options.picture and has("matplotlib") else None
+    )
+    if first and outs:
+        found = outs if curves is None else [*outs, curves]
+        replaces = resume is not None or options.overwrite
+        check_files(found, overwrite=replaces, make_folder=options.dialect == "peft")
     if options.folder is not None and first:
         net.check_dialect(options.dialect)
     trainer = Trainer(net, loss, options, steps=steps, validation=validation, growth=growth)
     if resume is not None:
         trainer.load_state(resume)
-    kept = None
-    if options.folder is not None and first:
-        kept = Checkpoints(options.folder, options.keep)
-        kept.begin(fresh=resume is None and not options.overwrite)
-    shown = views(options.bar, options.log, trainer.done, steps)
-    early = stopped = False
-    try:
-        early = _run(
-            trainer, Feed(batches, options.seed, trainer.place), group, kept, shown, progress, validated
-        )
-    except DivergedError as error:
-        if kept:
-            error.file = str(kept.write_good(trainer))
-        raise
-    except BaseException as error:
-        stopped = isinstance(error, stops) and trainer.done > 0 and trainer.whole
-        if not stopped:
-            if kept and trainer.whole:
-                path = kept.write(trainer, "last")
-                if rescued:
-                    rescued(path, trainer.done)
-            raise
-    finally:
+    with ExitStack() as closing:
+        shown = views(options.bar, options.log, trainer.done, steps)
         for view in shown:
-            view.close()
-    picture = None
-    last = kept.write(trainer, "last") if kept else None
-    if stopped:
-        out = last and place_of(last, options.dialect)
-    elif out and first:
-        trainer.save(options.output or out)
-        if options.picture and has("matplotlib"):
-            picture = out.with_suffix(".png")
-            draw_curves(trainer.history, picture)
+            closing.callback(view.close)
+        kept = None
+        if options.folder is not None and first:
+            kept = Checkpoints(options.folder, options.dialect, options.keep)
+            kept.begin(resumed=resume is not None, overwrite=options.overwrite)
+        early = stopped = False
+        last = None
+        feed = Feed(batches, options.seed, trainer.place)
+        try:
+            early = _run(trainer, feed, group, kept, shown, progress, validated)
+            last = kept.write(trainer, "last") if kept else None
+        except DivergedError as error:
+            if kept:
+                error.file = str(kept.write_good(trainer))
+            raise
+        except BaseException as error:
+            if kept and trainer.whole:
+                with uninterrupted():
+                    last = kept.write(trainer, "last")
+            stopped = isinstance(error, stops) and trainer.done > 0 and trainer.whole
+            if not stopped:
+                if last and rescued:
+                    rescued(last, trainer.done)
+                raise
+        if stopped:
+            out, curves = last and place_of(last, options.dialect), None
+        elif out and first:
+            trainer.save(options.output or out)
+            if curves:
+                draw_curves(trainer.history, curves)
     return TrainResult(
         steps=trainer.done,
         of=steps,
@@ -174,7 +180,7 @@ def train_network(
         history=trainer.history,
         output=str(out) if out else None,
         state=str(options.last_state) if options.folder else None,
-        picture=str(picture) if picture else None,
+        picture=str(curves) if curves and first else None,
         idle=tuple(name for name in trainer.names if name in trainer.idle),
     )
 
@@ -211,7 +217,9 @@ def _run(
             return False
         batches = feed.take(group)
         own = batches[processes.rank() :: processes.count()]
-        report = trainer.step(*own, of=len(batches), place=feed.place)
+        # As many passes as the other processes make: those of a sharded base wait for each other.
+        beside = batches[:1] * (-(-len(batches) // processes.count()) - len(own))
+        report = trainer.step(*own, of=len(batches), place=feed.place, beside=beside)
         for view in shown:
             view.stepped(report)
         if progress:

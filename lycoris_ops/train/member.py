@@ -16,14 +16,14 @@ from ..algorithms.base import DIFF_B, Dependent, field_of
 from ..algorithms.checks import a_layer
 from ..algorithms.factored import Factored
 from ..bypass import Bypass, BypassPlan, Rebuilt
-from ..bypass.hook import is_plain, values_of
+from ..bypass.hook import values_of
 from ..changes.forms import Dense, Kronecker
 from ..errors import LayerError, LycorisError, located
 from ..layers.part import Part
-from ..maths.shapes import Shape, flat_shape
-from ..maths.tensors import compute_dtype
+from ..maths.shapes import Shape
+from ..maths.tensors import compute_dtype, is_plain
 from ..modules import Site
-from .settings import Settings, init_options
+from .settings import Settings
 
 PASSES = 3
 """How often a bypass computes its products: forward, and backward for the input and for the factors.
@@ -230,9 +230,8 @@ def make_layer(site: Site, settings: Settings, seed: int) -> tuple[Layer, str | 
         raise LayerError("the algorithm norm is for norms", key=site.path, got=site.kind, expected="norm")
     kernel = math.prod(site.shape[2:]) > 1
     asked, alpha = settings.size(kernel=kernel)
-    # LoKr's factors bound its rank themselves: a second factor that would not get smaller stays whole.
-    bounded = (kind.scaled_by_alpha or kind.downs) and "factor" not in init_options(kind)
-    rank = min(asked, *flat_shape(site.shape)) if bounded else asked
+    most = kind.most_rank(site.shape)
+    rank = asked if most is None else min(asked, most)
     if kind.scaled_by_alpha:
         alpha = settings.scale(kernel=kernel) * rank
     elif kind.constrained_by_alpha:
@@ -266,7 +265,14 @@ def completed(layer: Layer, site: Site, settings: Settings) -> Layer:
 
 def _options(settings: Settings) -> dict[str, Any]:
     """The options of the algorithm's `init`. Raises LycorisError for one that the algorithm does not have."""
-    known = init_options(settings.kind)
+    kind = settings.kind
+    for name, given, meant in (
+        ("constraint", settings.constraint, kind.constrained_by_alpha),
+        ("rslora", settings.rslora, kind.scaled_by_alpha),
+    ):
+        if given and not meant:
+            raise LycorisError(f"{a_layer(settings.algorithm)} has no {name}", got=f"{name}={given}")
+    known = kind.init_options()
     given = {name: getattr(settings, name) for name in ("factor", "tucker", "decompose_both")}
     given = {name: value for name, value in given.items() if value}
     for name, value in given.items():

@@ -6,7 +6,7 @@ from torch import nn
 
 from ..adapters.adapter import Adapter
 from ..algorithms import Layer
-from ..errors import MatchError
+from ..errors import MatchError, number_of
 from ..maths.shapes import Shape
 from ..modules import all_sites
 from ..names.dialects import split_prefix
@@ -44,6 +44,16 @@ def model_shapes(module: nn.Module, prefix: str) -> dict[str, Shape]:
         if site.has_bias:
             shapes[f"{prefix}{site.bias_key}"] = site.shape[:1]
     return shapes
+
+
+def unread(adapter: Adapter) -> list[str]:
+    """In words, what of a file no layer has: it is neither trained nor written again."""
+    keys = adapter.left_out
+    if not keys:
+        return []
+    return [
+        f"{number_of(len(keys), 'key')} of {adapter.name} left out, which no layer has, such as {keys[0]}"
+    ]
 
 
 def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> dict[str, Layer]:

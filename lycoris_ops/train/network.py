@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
@@ -16,16 +17,17 @@ from ..adapters.load import load_adapter
 from ..adapters.save import SaveResult, check_dialect, save_adapter
 from ..algorithms import Layer
 from ..algorithms.checks import of_rank
-from ..bypass.hook import is_plain
+from ..algorithms.lora import Lora
 from ..errors import LycorisError, MatchError, located, number_of
 from ..layers.part import Part
 from ..maths.shapes import Shape
-from ..maths.tensors import norm
-from ..modules import Site, left_alone, patterns
+from ..maths.tensors import is_plain, norm
+from ..modules import Site, all_sites, left_alone, patterns, shared_weights
 from ..names.written import Written
 from ..patch import patch_
+from .frozen import Flags, freeze, thaw
 from .member import Member
-from .naming import layers_for, model_shapes, named
+from .naming import layers_for, model_shapes, named, unread
 
 NAME = "network"
 """What errors and reports call an adapter that is made of a network."""
@@ -67,8 +69,8 @@ class LycorisNetwork(nn.Module):
         """What stands before the paths of the model's modules in files: `diffusion_model.`, or ""."""
         self.notes = tuple(notes)
         self._multiplier = 1.0
-        self._flags: dict[nn.Parameter, bool] | None = None
-        """`requires_grad` of the model's parameters before `apply_to`; None while nothing is applied."""
+        self._flags: Flags | None = None
+        """What `freeze` found in `apply_to`; None while nothing is applied."""
 
     module: nn.Module
 
@@ -80,25 +82,34 @@ class LycorisNetwork(nn.Module):
     # Acting on the model.
 
     def apply_to(self) -> LycorisNetwork:
-        """Let the layers act on the model, and freeze the model's own parameters. Returns the network."""
+        """Let the layers act on the model, and freeze the model's own parameters. Returns the network.
+
+        Raises LycorisError where a layer cannot act beside another network's; none acts then.
+        """
         if self._flags is None:
-            self._flags = {parameter: parameter.requires_grad for parameter in self.module.parameters()}
-            for parameter in self._flags:
-                parameter.requires_grad_(False)
-            for member in self.members.values():
-                member.attach()
+            self._flags = freeze(self.module.parameters())
+            try:
+                for member in self.members.values():
+                    member.attach()
+            except BaseException:
+                self.restore()
+                raise
         return self
 
     def restore(self) -> None:
-        """Take the layers away. The model is as before `apply_to`: weights, hooks and `requires_grad`."""
+        """Take the layers away. The model is as before `apply_to`: weights, hooks and `requires_grad`.
+
+        Parameters that another network has frozen too stay so until that one is taken away.
+        """
         for member in self.members.values():
             member.detach()
-        for parameter, flag in (self._flags or {}).items():
-            parameter.requires_grad_(flag)
+        thaw(self._flags or {})
         self._flags = None
 
     def set_multiplier(self, multiplier: float) -> None:
-        """Set the strength of all layers."""
+        """Set the strength of all layers. Raises LycorisError unless it is a finite number."""
+        if not math.isfinite(multiplier):
+            raise LycorisError("a strength is not a finite number", got=str(multiplier))
         self._multiplier = float(multiplier)
         for member in self.members.values():
             member.multiplier = self._multiplier
@@ -121,9 +132,18 @@ class LycorisNetwork(nn.Module):
     def merge_to(self) -> None:
         """Add the changes to the model's weights for good, and take the layers away.
 
-        Each sum is rounded once. Raises LycorisError where a weight is packed, or where a bias would change
-        that the module does not have; nothing is changed then.
+        Each sum is rounded once. Raises LycorisError where a weight is packed or is that of another module
+        too, or where a bias would change that the module does not have; nothing is changed then.
         """
+        for path, other in shared_weights(self.module).items():
+            if path in self.members:
+                raise LycorisError(
+                    "a weight is that of two modules, and the layer is for one of them",
+                    weight=path,
+                    got=f"the weight of {other} too",
+                    expected="a weight that the module has for itself",
+                    hint=f"Save the network and apply it beside the model, or train without {path}",
+                )
         self.restore()
         work: list[tuple[Tensor, Part]] = []
         for path, member in self.members.items():
@@ -199,12 +219,17 @@ class LycorisNetwork(nn.Module):
 
     # Files.
 
-    def to_adapter(self, name: str = NAME, *, include: str | Iterable[str] = "*") -> Adapter:
+    def to_adapter(
+        self, name: str = NAME, *, include: str | Iterable[str] = "*", dialect: Written = "lycoris"
+    ) -> Adapter:
         """The layers as an adapter in memory, copied as they are now.
 
         `include` chooses some of the modules, by the patterns of `create_lycoris`: so a mixed network can be
-        written in parts that each are of a kind that a dialect holds. Raises LycorisError where the model is
-        a single layer, which has no name in a file, and for a pattern that matches no module.
+        written in parts that each are of a kind that a dialect holds. For the `dialect` "peft" the LoRA of
+        an embedding is in the factors that PEFT has for it.
+
+        Raises LycorisError where the model is a single layer, which has no name in a file, and for a pattern
+        that matches no module.
         """
         if "" in self.members:
             raise LycorisError(
@@ -216,11 +241,14 @@ class LycorisNetwork(nn.Module):
         chosen = patterns(include)
         for pattern in chosen:
             pattern.check_used(self.members, "adapted modules")
-        layers = {
-            named(self.prefix, path): _copied(member.layer)
-            for path, member in self.members.items()
-            if any(pattern.matches(path) for pattern in chosen)
-        }
+        layers: dict[str, Layer] = {}
+        for path, member in self.members.items():
+            if any(pattern.matches(path) for pattern in chosen):
+                layer = _copied(member.layer)
+                if dialect == "peft" and member.site.kind == "embedding" and isinstance(layer, Lora):
+                    # PEFT finds an embedding's factors by names of their own.
+                    layer = layer.of_embedding()
+                layers[named(self.prefix, path)] = layer
         return Adapter.of(layers, name=name)
 
     def save_weights(
@@ -234,12 +262,12 @@ class LycorisNetwork(nn.Module):
         overwrite: bool = True,
     ) -> SaveResult:
         """Write the layers as they are now, see `to_adapter`. `save_adapter` says what is raised."""
-        adapter = self.to_adapter(os.path.basename(path), include=include)
+        adapter = self.to_adapter(os.path.basename(path), include=include, dialect=dialect)
         return save_adapter(adapter, path, dialect, dtype, metadata, model=self.shapes(), overwrite=overwrite)
 
     def check_dialect(self, dialect: Written) -> None:
         """Raise LycorisError where a dialect cannot hold these layers."""
-        check_dialect(self.to_adapter(), dialect, self.shapes())
+        check_dialect(self.to_adapter(dialect=dialect), dialect, self.shapes())
 
     def load_weights(self, path: str | os.PathLike[str] | Adapter) -> None:
         """Go on from an adapter file in any dialect, or from an adapter in memory.
@@ -264,6 +292,7 @@ class LycorisNetwork(nn.Module):
         for name, layer in found.items():
             with located(file=adapter.path):
                 self.members[name].replace(layer)
+        self.notes = tuple(dict.fromkeys((*self.notes, *unread(adapter))))
 
     def replace_layer(self, path: str, layer: Layer) -> None:
         """Train another layer on a module in place of the present one; its parameters are new ones."""
@@ -290,6 +319,12 @@ class LycorisNetwork(nn.Module):
         lines += self.notes[:LINES]
         for path, why in list(left_alone(self.module).items())[:LINES]:
             lines.append(f"{path or 'the model itself'} is left alone: {why}")
+        sites = all_sites(self.module)
+        for path, other in shared_weights(self.module).items():
+            if path in members:
+                lines.append(f"{path} has its weight from {other}: the layer cannot be merged into it")
+            elif other not in members and sites[path].kind != "embedding":
+                lines.append(f"{path} is left alone unless it is named: its weight is that of {other} too")
         return "\n".join(lines)
 
     def recipe(self) -> dict[str, Any]:

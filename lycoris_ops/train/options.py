@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import TrainError
+from ..files.dtypes import DTYPE_NAMES, FLOATS
 from ..names.written import Written
 from .reallocation import Reallocation
 from .sketches import Sketch
@@ -126,6 +127,32 @@ class TrainOptions:
         self._check("warmup", lambda v: v < 1 or v == int(v), "a share below 1, or a whole number of steps")
         self._check("ema", lambda v: 0 < v < 1, "a number between 0 and 1")
         self._check("autocast", lambda v: v in AUTOCAST, ", ".join([*AUTOCAST, "None"]))
+        self._check("dtype", lambda v: DTYPE_NAMES.get(v) in FLOATS, f"a dtype of torch: {', '.join(FLOATS)}")
+        for name in ("optimiser", "schedule"):
+            self._check(name, lambda v: isinstance(v, str), "a name")
+        for name in ("optimiser_options", "metadata", "data"):
+            self._check(name, lambda v: isinstance(v, Mapping), "a mapping")
+        self._check("reallocation", lambda v: isinstance(v, Reallocation), "a Reallocation")
+        for name in ("lr", "weight_decay"):
+            if name in self.optimiser_options:
+                raise TrainError(
+                    "the training sets this for each layer",
+                    key=f"optimiser_options[{name!r}]",
+                    got=repr(self.optimiser_options[name]),
+                    expected=f"{name} beside optimiser_options",
+                )
+        for name, value in self.metadata.items():
+            if not (value is None or isinstance(value, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TrainError(
+                    "metadata is text", key=f"metadata[{name!r}]", got=repr(value), expected=f'"{value}"'
+                )
+        if self.checkpoint_every is not None and self.folder is None:
+            raise TrainError(
+                "there is no folder for checkpoints",
+                key="checkpoint_every",
+                got=str(self.checkpoint_every),
+                expected="output or checkpoints beside it",
+            )
         if self.patience is not None and self.validate_every is None:
             raise TrainError(
                 "an early stop needs validations", key="patience", expected="validate_every beside it"
@@ -133,8 +160,9 @@ class TrainOptions:
 
     def _check(self, name: str, holds: Callable[[Any], bool], expected: str) -> None:
         value = getattr(self, name)
+        optional = next("None" in str(each.type) for each in fields(self) if each.name == name)
         try:
-            fine = value is None or holds(value)
+            fine = optional if value is None else holds(value)
         except TypeError:
             fine = False
         if not fine or isinstance(value, bool):

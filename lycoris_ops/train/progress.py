@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any, Protocol
 
+from ..files.writing import system_errors
 from . import processes
 from .extras import has, required
 from .history import StepReport
@@ -86,6 +88,7 @@ class Board:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         board: Any = required("torch.utils.tensorboard", "tensorboard", "a log for TensorBoard")
+        self._folder = Path(folder)
         self._writer = board.SummaryWriter(str(folder))
 
     def stepped(self, report: StepReport) -> None:
@@ -96,7 +99,8 @@ class Board:
         self._writer.add_scalar("validation/loss", loss, step)
 
     def close(self) -> None:
-        self._writer.close()
+        with system_errors(self._folder):
+            self._writer.close()
 
 
 class Mean:

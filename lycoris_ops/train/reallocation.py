@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..algorithms import Layer
-from ..errors import LycorisError
+from ..errors import LycorisError, number_of
 from ..maths.decompositions import pseudo_inverse
 from ..ranks.allocate import NOTHING, Candidate, allocate, within
 from ..ranks.gradients import Loss, summed
@@ -71,6 +71,12 @@ class Reallocation:
                 "an impossible schedule of ranks",
                 got=f"target {self.target}, r_min {self.r_min}, {self.begin} to {self.end} by {self.every}",
                 expected="target, r_min and every from 1, and 0 <= begin <= end",
+            )
+        if self.r_max is not None and self.r_max < self.r_min:
+            raise LycorisError(
+                "no rank is in these bounds",
+                got=f"r_min {self.r_min}, r_max {self.r_max}",
+                expected="r_min <= r_max",
             )
         if not 0 <= self.regrow < 1 or not all(0 <= each < 1 for each in self.decay):
             raise LycorisError("regrow and decay are from 0 to below 1", got=f"{self.regrow}, {self.decay}")
@@ -148,6 +154,17 @@ class Reallocator:
             )
         if self.schedule.regrow and (self.batches is None or self.loss is None):
             raise LycorisError("ranks regrow by gradients", expected="batches and loss")
+        if self.schedule.target < (least := self._least()):
+            raise LycorisError(
+                "the target is below the smallest network",
+                got=f"{self.schedule.target:,} parameters",
+                expected=f"at least {least:,}, with rank {self.schedule.r_min} everywhere",
+            )
+        members = self.network.members
+        fixed = [path for path in members if members[path].layer.rank and path not in self.movable]
+        if fixed:
+            note = f"{number_of(len(fixed), 'layer')} of a fixed rank while ranks move, such as {fixed[0]}"
+            self.network.notes = (*self.network.notes, note)
         self._importance: dict[str, _Importance] = {}
         self._before = self.parameters
 
@@ -161,6 +178,15 @@ class Reallocator:
     def parameters(self) -> int:
         """The number of parameters of the whole network."""
         return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def _least(self) -> int:
+        """The number of parameters where all ranks that can move are as low as they may be."""
+        total = self.parameters
+        for member in self.movable.values():
+            rank = member.layer.rank or 0
+            each = sum(getattr(member, name).numel() for name in member.layer.rank_axes()) // max(1, rank)
+            total -= each * max(0, rank - self.schedule.r_min)
+        return total
 
     def observe(self) -> None:
         """Add the present gradients to the importances."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal, get_args, get_type_hints
@@ -18,14 +17,21 @@ Axis = Literal["output", "input"]
 
 OURS: Mapping[str, str] = {
     "algo": "algorithm",
+    "r": "rank",
+    "lora_r": "rank",
+    "lora_rank": "rank",
+    "lora_dim": "rank",
     "linear_dim": "rank",
     "network_dim": "rank",
     "dim": "rank",
     "block_size": "rank",
+    "lora_alpha": "alpha",
     "linear_alpha": "alpha",
     "network_alpha": "alpha",
     "conv_dim": "conv_rank",
     "dropout": "input_dropout",
+    "lora_dropout": "input_dropout",
+    "conv_dropout": "input_dropout",
     "use_tucker": "tucker",
     "use_cp": "tucker",
     "use_conv_cp": "tucker",
@@ -35,14 +41,30 @@ OURS: Mapping[str, str] = {
     "wd_on_output": "dora",
     "rs_lora": "rslora",
     "use_rslora": "rslora",
+    "use_dora": "dora",
+    "decompose_factor": "factor",
     "bypass_mode": "form",
     "train_norm": "include",
     "target_modules": "include",
+    "target_module": "include",
+    "target_name": "include",
     "exclude_name": "exclude",
+    "exclude_modules": "exclude",
+    "rank_pattern": "overrides",
+    "alpha_pattern": "overrides",
     "module_algo_map": "overrides",
     "name_algo_map": "overrides",
 }
 """Keywords of LyCORIS and PEFT, with those that mean the same here."""
+
+NOT_HERE: Mapping[str, str] = {
+    "use_scalar": "Leave it out: every layer starts at a change of zero without a scalar",
+    "rescaled": "Leave it out: no rotation here learns a scale",
+    "unbalanced_factorization": "Leave it out: the second factor of a LoKr is always the larger one",
+    "full_matrix": "A rank above that of all layers, such as 1000000, keeps both factors of a LoKr whole",
+    "enable_conv": 'Choose the modules by preset: "full" has convolutions, "full-lin" has none',
+}
+"""Keywords of LyCORIS that nothing here is called by, with what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +109,12 @@ class Settings:
 
     Norms, embeddings and the projections of torch's attention are always rebuilt."""
 
-    def with_options(self, options: Mapping[str, Any], place: str) -> Settings:
+    def with_options(self, options: Mapping[str, Any], place: str, beside: Iterable[str] = ()) -> Settings:
         """These settings with some replaced. Raises LycorisError for an unknown name or an impossible value.
 
-        `place` says in messages where the options are from.
+        `place` says in messages where the options are from, and `beside` what else may be given there.
         """
-        check_names(options, {field.name for field in dataclasses.fields(self)}, place)
+        check_names(options, [field.name for field in dataclasses.fields(self)], place, beside)
         changed = replace(self, **options)
         changed.check(place)
         return changed
@@ -147,17 +169,20 @@ def trainable() -> tuple[str, ...]:
     return tuple(sorted(name for name, kind in ALGORITHMS.items() if kind.starts_from_shape))
 
 
-@cache
-def init_options(kind: type[Layer]) -> frozenset[str]:
-    """The names of the options that an algorithm's `init` takes beside sizes and seed."""
-    return frozenset(inspect.signature(kind.init).parameters) - {"shape", "rank", "alpha", "seed"}
-
-
-def check_names(options: Mapping[str, Any], known: set[str], place: str) -> None:
+def check_names(
+    options: Mapping[str, Any], known: Iterable[str], place: str, beside: Iterable[str] = ()
+) -> None:
     """Raise LycorisError for the first option that is not known, with the name that was likely meant."""
+    names = set(known)
     for name in options:
-        if name not in known:
-            raise unknown_name("an unknown option", name, sorted(known), key=place, meant=OURS.get(name))
+        if name in names:
+            continue
+        error = unknown_name(
+            "an unknown option", name, sorted({*names, *beside}), key=place, meant=OURS.get(name)
+        )
+        if name in NOT_HERE:
+            error.hint = NOT_HERE[name]
+        raise error
 
 
 def _between(value: object, least: float, below: float) -> bool:

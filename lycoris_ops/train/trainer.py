@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import DivergedError, FileFormatError, MatchError, TrainError
 from ..files.tree_file import TreeForm
 from ..maths.chance import Chance
-from ..ranks.gradients import Loss, scalar
+from ..ranks.gradients import Loss, first_bad, scalar
 from . import processes
 from .average import Average
 from .feed import Batches, Place, batches_of, moved
@@ -66,6 +67,10 @@ class Trainer:
         validation: Batches | None = None,
         growth: Iterable[Any] | None = None,
     ) -> None:
+        if options.patience is not None and validation is None:
+            raise TrainError(
+                "an early stop needs batches to validate with", key="patience", expected="validation"
+            )
         total = steps or options.steps
         if total is None:
             raise TrainError("without batches to count, a trainer is given its steps", key="steps")
@@ -129,10 +134,13 @@ class Trainer:
         """Whether weights and optimiser are those after the same step: not after an error amid an update."""
         return self._whole
 
-    def step(self, *batches: Any, of: int | None = None, place: Place | None = None) -> StepReport:
+    def step(
+        self, *batches: Any, of: int | None = None, place: Place | None = None, beside: Sequence[Any] = ()
+    ) -> StepReport:
         """Make one step by the mean loss of some batches.
 
-        `of` is their number in all processes together, `place` is the place in the data after them.
+        `of` is their number in all processes together, `place` is the place in the data after them. `beside`
+        go through the model without counting: processes that share a sharded base make equally many passes.
 
         Raises TrainError for a loss that is not a scalar or has no graph, and DivergedError where loss or
         gradients are not finite. After any error or interrupt before the update, nothing is changed.
@@ -146,12 +154,16 @@ class Trainer:
             with torch.inference_mode(mode=False), torch.enable_grad(), self._fixed():
                 total = torch.zeros((), device=self.device)
                 with Chance(self.options.seed, "step", number, processes.rank()).drawn():
-                    for batch in batches:
+                    for batch, share in (
+                        *((each, 1 / count) for each in batches),
+                        *((each, 0.0) for each in beside),
+                    ):
                         loss = self._loss_of(batch)
-                        scaled: Any = self.scaler.scale(loss / count)
+                        scaled: Any = self.scaler.scale(loss * share if share == 0 else loss / count)
                         scaled.backward()
-                        total += loss.detach().to(total.device, total.dtype) / count
-                report = self._gathered(total, number)
+                        if share:
+                            total += loss.detach().to(total.device, total.dtype) / count
+                report = self._gathered(total, number, batches)
                 with uninterrupted():
                     report = self._update(report, place)
         except BaseException:
@@ -246,7 +258,7 @@ class Trainer:
         Raises MatchError where the state is for another model or network, and TrainError for another
         optimiser or seed, for other data, or where one of both has an average.
         """
-        check_same(state["identity"], self.identity, file)
+        check_same(state["identity"], self.identity, file, ranks=self.options.reallocation is None)
         check_data(state.get("data", {}), self.options.data, file)
         for key, theirs, ours in (
             ("optimiser", state["optimiser"]["name"], self.options.optimiser),
@@ -333,15 +345,17 @@ class Trainer:
             value = self.loss(self.net.module, moved(batch, self.options.device))
         loss = scalar(value, TrainError)
         if torch.is_grad_enabled() and not loss.requires_grad:
-            raise TrainError(
-                "the loss does not depend on the network",
-                got="a tensor without a graph",
-                hint="Compute it by the module that is passed in, without no_grad, detach or item",
-            )
+            raise _independent("a tensor without a graph")
         return loss
 
-    def _gathered(self, total: Tensor, number: int) -> StepReport:
-        """Add up loss and gradients over all processes, and report. Raises DivergedError."""
+    def _gathered(self, total: Tensor, number: int, batches: Sequence[Any]) -> StepReport:
+        """Add up loss and gradients over all processes, and report.
+
+        Raises TrainError where no tensor of the network ever had a gradient, and DivergedError.
+        """
+        reached = any(parameter.grad is not None for parameter in self.parameters)
+        if not reached and len(self.idle) == len(self.names) and processes.count() == 1:
+            raise _independent(f"a graph that has none of the network's {len(self.names)} tensors")
         for name, parameter in zip(self.names, self.parameters, strict=True):
             if parameter.grad is not None:
                 self.idle.discard(name)
@@ -358,7 +372,7 @@ class Trainer:
         loss, size = cast("list[float]", both.tolist())
         overflow = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         if not math.isfinite(loss):
-            error = self._diverged(f"the loss is {loss} in step {number}")
+            error = self._diverged(f"the loss is {loss} in step {number}", self._first_bad(number, batches))
             copy_into(self.parameters, self._proven)
             raise error
         if not (math.isfinite(size) or overflow):
@@ -374,6 +388,18 @@ class Trainer:
         return scaler
 
     def _update(self, report: StepReport, place: Place | None) -> StepReport:
+        moves = self.options.reallocation
+        # A move goes through batches of its own, in which anything may fail.
+        before = deepcopy(self.state_dict()) if moves and moves.due(report.step) else None
+        try:
+            return self._updated(report, place)
+        except Exception:
+            if before is not None:
+                self.load_state_dict(before)
+                self._whole = True
+            raise
+
+    def _updated(self, report: StepReport, place: Place | None) -> StepReport:
         self._whole = False
         limit = self.options.clip_norm
         if not report.skipped:
@@ -408,6 +434,20 @@ class Trainer:
             raise TrainError(
                 f"the states of {self.family.name} cannot follow ranks that move", key="reallocation"
             )
+        if self.options.reallocation.end > self.total:
+            raise TrainError(
+                "ranks would still move after the last step",
+                key="reallocation",
+                got=f"end {self.options.reallocation.end}",
+                expected=f"at most {self.total}",
+            )
+        if isinstance(self.growth, Iterator):
+            raise TrainError(
+                "the batches by which ranks regrow can be gone through only once",
+                key="growth",
+                got=type(self.growth).__name__,
+                expected="a list or the like",
+            )
         optimiser: Any = self.optimiser
         mover = Reallocator(
             self.net,
@@ -427,8 +467,19 @@ class Trainer:
         if self.average is not None:
             self.average.tensors[index] = change.values(self.average.tensors[index])
 
-    def _diverged(self, problem: str) -> DivergedError:
-        """The error for values that are not finite, with the first tensor whose gradient is not."""
+    def _first_bad(self, number: int, batches: Sequence[Any]) -> str | None:
+        """The path of the first module whose output is not finite in this step; None if not known."""
+        if processes.count() > 1:
+            # Another process may have had the batch.
+            return None
+        with Chance(self.options.seed, "step", number, processes.rank()).drawn():
+            return first_bad(self.net.module, lambda: [self._loss_of(batch) for batch in batches])
+
+    def _diverged(self, problem: str, place: str | None = None) -> DivergedError:
+        """The error for values that are not finite, at `place` or where the gradient began not to be.
+
+        The backward pass goes from the last layer to the first: the last one that it spoilt was the first.
+        """
         bad = [
             name
             for name, parameter in zip(self.names, self.parameters, strict=True)
@@ -437,7 +488,7 @@ class Trainer:
         self._whole = False
         return DivergedError(
             problem,
-            key=bad[0] if bad else None,
+            key=place or (bad[-1] if bad else None),
             got=f"gradients that are not finite in {len(bad)} of {len(self.names)} tensors" if bad else None,
             hint="The network has the last weights whose loss was finite. Try a lower lr, a warm-up or bf16",
         )
@@ -474,3 +525,11 @@ def _parameters_of(net: LycorisNetwork) -> tuple[list[str], list[nn.Parameter]]:
 def has_statistics(module: nn.Module) -> bool:
     """Whether a module changes statistics of its own in each pass in training mode, as BatchNorm does."""
     return isinstance(getattr(module, "running_mean", None), Tensor)
+
+
+def _independent(found: str) -> TrainError:
+    return TrainError(
+        "the loss does not depend on the network",
+        got=found,
+        hint="Compute it by the module that is passed in, without no_grad, detach or item",
+    )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from ..errors import PlanError
-from ..ranks.gradients import Loss, seeded
+from ..ranks.gradients import Loss, scalar, seeded
 from ..ranks.plan import Plan, table
 from .create import create_lycoris
 from .network import LycorisNetwork
@@ -118,6 +118,13 @@ def try_plans(
 
     Raises PlanError where nothing is given to try, or no candidate has a finite loss.
     """
+    for given, what in ((batches, "batches"), (held_out, "held_out")):
+        if not isinstance(given, Sequence):
+            raise PlanError(
+                f"{what} can be gone through only once",
+                got=type(given).__name__,
+                expected="a list or the like: every candidate meets the same ones",
+            )
     if not plans or not rates or not batches or not held_out or steps < 1 or rounds < 1:
         raise PlanError(
             "nothing to try",
@@ -172,7 +179,13 @@ def _train(
     with seeded(seed + one.steps):
         for _ in range(steps):
             one.optimizer.zero_grad()
-            value = loss(module, batches[one.steps % len(batches)])
+            value = scalar(loss(module, batches[one.steps % len(batches)]))
+            if not value.requires_grad:
+                raise PlanError(
+                    "the loss does not depend on the network",
+                    got="a tensor without a graph",
+                    hint="Compute it by the module that is passed in, without no_grad, detach or item",
+                )
             if not math.isfinite(value.item()):
                 return
             # torch types no `backward`.
@@ -188,7 +201,7 @@ def _measured(module: nn.Module, batches: Iterable[Any], loss: Loss, seed: int) 
     module.eval()
     try:
         with seeded(seed):
-            values: list[Tensor] = [loss(module, batch).detach() for batch in batches]
+            values = [scalar(loss(module, batch)).detach() for batch in batches]
     finally:
         for inner, mode in modes.items():
             inner.training = mode

@@ -31,7 +31,7 @@ def test_the_examples_in_python_run_one_after_another(
     starts = {lyc.load_adapter(f"by_{name}.safetensors") for name in ("hand", "accelerate", "transformers")}
     for adapter in starts:
         assert all(layer.tensors()["lora_up"].any() for layer in adapter.layers.values())
-    assert (tmp_path / "style.png").exists() and (tmp_path / "style-checkpoints").is_dir()
+    assert (tmp_path / "style-curves.png").exists() and (tmp_path / "style-checkpoints").is_dir()
 
 
 def test_the_settings_for_the_command_line_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

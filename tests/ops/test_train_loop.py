@@ -9,6 +9,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,9 @@ import torch
 from torch import Tensor, nn
 
 import lycoris_ops as lyc
+from lycoris_ops.train import progress
+from lycoris_ops.train.progress import Lines
+from lycoris_ops.train.trainer import Trainer
 
 OPTIMISERS = {
     "adamw": None,
@@ -376,7 +380,7 @@ def test_early_stop_best_checkpoint_curves_and_log(tmp_path: Path) -> None:
     result = lyc.train_network(network(), batches(2), plain, settings, validation=batches(1, seed=6))
     losses = [loss for _, loss in result.history.validation]
     assert result.stopped_early and losses.index(min(losses)) == len(losses) - 4
-    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out-curves.png").read_bytes().startswith(b"\x89PNG")
     assert any((tmp_path / "log").iterdir())
     best = result.history.best
     if best and best[0]:
@@ -442,7 +446,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_weights(tmp_path: Pa
     net = network("lokr")
     with pytest.raises(lyc.DivergedError, match=r"the loss is nan in step 4.*") as caught:
         lyc.train_network(net, data, loss, options(tmp_path))
-    assert caught.value.key == "inner.lokr_w1"
+    # All outputs are finite: the loss itself is not, and the last layer is the nearest to it.
+    assert caught.value.key == "outer.lokr_w2"
     assert all(torch.equal(a, b) for a, b in zip(seen[2], net.parameters(), strict=True))
     assert caught.value.file is not None and len(lyc.load_adapter(caught.value.file).layers) == len(
         net.members
@@ -609,12 +614,103 @@ def test_ranks_that_move_are_resumed_too(tmp_path: Path, optimiser: str) -> None
     assert sum(parameter.numel() for parameter in net.parameters()) == moved[-1]
 
 
-def test_checkpoints_of_a_longer_run_are_replaced_one_by_one(tmp_path: Path) -> None:
+def test_a_training_that_replaces_another_leaves_none_of_its_checkpoints(tmp_path: Path) -> None:
+    """Else a run that was killed at its start would be resumed from those of the earlier one."""
     lyc.train_network(network(), batches(), plain, options(tmp_path, steps=6, checkpoint_every=3))
+    folder = tmp_path / "out-checkpoints"
+    (folder / "notes.txt").write_text("kept")
     again = options(tmp_path, steps=4, checkpoint_every=2, keep=1, overwrite=True)
-    lyc.train_network(network(), batches(), plain, again)
-    found = sorted(file.name for file in (tmp_path / "out-checkpoints").glob("step*.state.safetensors"))
-    assert [name[:11] for name in found] == ["step-000004", "step-000006"]
+    with pytest.raises(RuntimeError, match="halt"):
+        halt = stopping(3, RuntimeError("halt"))
+        lyc.train_network(network(), batches(), plain, again, progress=halt)
+    names = {file.name.partition(".")[0] for file in folder.iterdir()}
+    assert names == {"step-000002", "last", "notes"}
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "last.safetensors").write_text("somebody's own")
+    with pytest.raises(lyc.WriteError, match="the checkpoints of another training"):
+        lyc.train_network(
+            network(), batches(), plain, options(tmp_path, output=None, checkpoints=folder, steps=2)
+        )
+
+
+@pytest.mark.parametrize("name", ["last", "the log"])
+def test_what_fails_after_the_last_step_loses_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while the last checkpoint is written, and a log that cannot be closed."""
+    error: BaseException = KeyboardInterrupt() if name == "last" else OSError(28, "no space left")
+    once = [error]
+
+    def failing(*args: Any) -> None:
+        if once:
+            raise once.pop()
+
+    if name == "last":
+        save = Trainer.save
+        monkeypatch.setattr(Trainer, "save", lambda *args: (failing(), save(*args)))
+    else:
+        monkeypatch.setattr(Lines, "close", failing)
+        monkeypatch.setattr(progress, "has", lambda _: False)
+    settings, out = options(tmp_path, bar=True), tmp_path / "out.safetensors"
+    with pytest.raises(type(error)):
+        lyc.train_network(network(), batches(), plain, settings)
+    assert out.exists() == (name != "last")
+    assert settings.last_state is not None
+    result = lyc.train_network(network(), batches(), plain, settings, resume=settings.last_state)
+    assert result.steps == settings.steps and out.exists()
+
+
+def test_values_that_the_dtype_of_the_file_does_not_hold_leave_the_state(tmp_path: Path) -> None:
+    net = network()
+    with torch.no_grad():
+        net.members["outer"].lora_up.fill_(1e6)
+    settings = options(tmp_path, dtype=torch.float16, clip_norm=None)
+    with pytest.raises(lyc.WriteError, match="does not fit"):
+        lyc.train_network(net, batches(), plain, settings)
+    assert settings.last_state is not None
+    wider = options(tmp_path, clip_norm=None)
+    result = lyc.train_network(network(), batches(), plain, wider, resume=settings.last_state)
+    assert result.steps == settings.steps
+
+
+def test_batches_of_regrowth_that_fail_leave_the_step_before(tmp_path: Path) -> None:
+    def loss(module: nn.Module, batch: Any) -> Tensor:
+        return plain(module, batch)
+
+    target = sum(parameter.numel() for parameter in network(exclude="norm").parameters()) - 20
+    moves = lyc.Reallocation(target=target, begin=3, end=6, every=3, regrow=0.2)
+    settings = options(tmp_path, steps=6, reallocation=moves, checkpoint_every=1)
+    bad = [(torch.full((6, 8), math.nan), torch.zeros(6, 4))]
+    with pytest.raises(lyc.PlanError, match="not finite"):
+        lyc.train_network(network(exclude="norm"), batches(), loss, settings, growth=bad)
+    # In the same process and with the network whose ranks have moved.
+    net = network(exclude="norm")
+    with pytest.raises(RuntimeError, match="halt"):
+        halt = stopping(5, RuntimeError("halt"))
+        lyc.train_network(
+            net, batches(), loss, settings, growth=batches(2), resume=settings.last_state, progress=halt
+        )
+    lyc.train_network(net, batches(), loss, settings, growth=batches(2), resume=settings.last_state)
+    whole = options(tmp_path / "whole", steps=6, reallocation=moves, checkpoint_every=1)
+    (tmp_path / "whole").mkdir()
+    lyc.train_network(network(exclude="norm"), batches(), loss, whole, growth=batches(2))
+    for name in ("out.safetensors", "out-checkpoints/last.state.safetensors"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("where", ["norm", "inner"])
+def test_a_nan_of_the_forward_pass_names_the_module_that_made_it(where: str, tmp_path: Path) -> None:
+    net = network(exclude="norm")
+    calls: list[int] = []
+
+    def spoil(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        calls.append(0)
+        return output * math.nan if len(calls) >= 3 else output
+
+    net.module.get_submodule(where).register_forward_hook(spoil)
+    with pytest.raises(lyc.DivergedError, match=rf"^.*{where}: the loss is nan in step 3"):
+        lyc.train_network(net, batches(), plain, options(tmp_path))
 
 
 def test_what_is_in_the_way_is_found_before_the_first_step(tmp_path: Path) -> None:
@@ -644,6 +740,10 @@ def detached(module: nn.Module, batch: Any) -> Tensor:
     return plain(module, batch).detach()
 
 
+def beside(module: nn.Module, batch: Any) -> Tensor:
+    return torch.ones(2, requires_grad=True).sum()
+
+
 def empty() -> Iterator[Any]:
     return iter(())
 
@@ -666,6 +766,16 @@ def empty() -> Iterator[Any]:
         (batches(1), plain, {"optimiser": "schedulefree", "ema": 0.9}, "in place of a schedule"),
         (batches(1), plain, {"schedule": "cosinus"}, "an unknown schedule.*Is it cosine"),
         (iter(batches(3)), plain, {"steps": None, "epochs": 1}, "cannot be counted"),
+        ([], plain, {"steps": None, "epochs": 1}, "there are no batches"),
+        (batches(1), beside, {}, "the loss does not depend on the network .*none of the network's 4 tensors"),
+        (batches(1), plain, {"patience": 1, "validate_every": 1}, "an early stop needs batches"),
+        (
+            batches(1),
+            plain,
+            {"reallocation": lyc.Reallocation(target=70, begin=1, end=9)},
+            "after the last step",
+        ),
+        (batches(1), plain, {"optimiser": "torch.optim:LBFGS"}, "wants the loss computed again"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_with(
@@ -695,7 +805,10 @@ def test_an_optimiser_that_is_not_installed_says_how_to_install_it(monkeypatch: 
     "given",
     [{}, {"steps": 1, "epochs": 1}, {"steps": 0}, {"steps": 1, "lr": -1.0}, {"steps": 1, "ema": 1.0},
      {"steps": 1, "autocast": "fp8"}, {"steps": 1, "warmup": 1.5}, {"steps": 1, "patience": 2},
-     {"steps": True}, {"steps": 1, "clip_norm": math.nan}, {"steps": 1, "lr": "high"}],
+     {"steps": True}, {"steps": 1, "clip_norm": math.nan}, {"steps": 1, "lr": "high"},
+     {"steps": 1, "dtype": "bf16"}, {"steps": 1, "dtype": torch.int8}, {"steps": 1, "accumulation": None},
+     {"steps": 1, "metadata": {"ss_tag": 1}}, {"steps": 1, "optimiser_options": {"weight_decay": 1.0}},
+     {"steps": 1, "checkpoint_every": 1}, {"steps": 1, "optimiser": None}, {"steps": 1, "reallocation": {}}],
     ids=str,
 )  # fmt: skip
 def test_settings_out_of_range(given: dict[str, Any]) -> None:

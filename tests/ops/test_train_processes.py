@@ -18,14 +18,18 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch trains in one process only")
-def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("base", ["whole", "sharded"])
+def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path) -> None:
     """Broken off and resumed as well. Five batches leave the second process without one now and then."""
     folder = tmp_path / "two"
     folder.mkdir()
     command = [sys.executable, train_task.__file__]
     running = [
         subprocess.Popen(
-            [*command, str(rank), "2", str(folder)], cwd=ROOT, env=child_environment(), stderr=subprocess.PIPE
+            [*command, str(rank), "2", str(folder), base],
+            cwd=ROOT,
+            env=child_environment(),
+            stderr=subprocess.PIPE,
         )
         for rank in range(2)
     ]

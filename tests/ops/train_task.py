@@ -47,8 +47,8 @@ def options(folder: Path, accumulation: int, steps: int) -> lyc.TrainOptions:
     )  # fmt: skip
 
 
-def process(rank: int, count: int, folder: str) -> None:
-    """One of several processes: train, be broken off, and go on."""
+def process(rank: int, count: int, folder: str, base: str) -> None:
+    """One of several processes: train, be broken off, and go on. With `base` "sharded" they share one."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count
@@ -59,19 +59,27 @@ def process(rank: int, count: int, folder: str) -> None:
         if report.step == 4:
             raise RuntimeError("halt")
 
+    def network() -> lyc.LycorisNetwork:
+        module = model()
+        if base == "sharded":
+            from torch.distributed.fsdp import fully_shard
+
+            for inner in (module[0], module[2], module):  # pyright: ignore[reportIndexIssue]
+                fully_shard(inner)
+        # Other starts in the processes: those of the first one count.
+        return lyc.create_lycoris(module, rank=2, seed=rank)
+
     data, held_out = batches(5, 1), batches(2, 2)
-    # Other starts in the processes: those of the first one count.
-    net = lyc.create_lycoris(model(), rank=2, seed=rank)
     try:
-        lyc.train_network(net, data, loss, settings, validation=held_out, progress=halt)
+        lyc.train_network(network(), data, loss, settings, validation=held_out, progress=halt)
     except RuntimeError as error:
         assert str(error) == "halt"
     torch.distributed.barrier()
-    net = lyc.create_lycoris(model(), rank=2, seed=rank)
+    net = network()
     lyc.train_network(net, data, loss, settings, validation=held_out, resume=settings.last_state)
     torch.save(list(net.parameters()), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    process(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    process(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

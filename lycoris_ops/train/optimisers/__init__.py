@@ -67,7 +67,12 @@ def family_of(name: str) -> Family:
     found = getattr(required(module, module.partition(".")[0], f"the optimiser {name}"), attribute, None)
     if not callable(found):
         raise TrainError("an unknown optimiser", got=name, expected=f"a class in {module}")
-    return Family(name, lambda groups, options: built(found, groups, options), lr=None)
+    closure = inspect.signature(getattr(found, "step", family_of)).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise TrainError("this optimiser wants the loss computed again within a step", got=name)
+    # As those of schedulefree: their weights are an average between `eval()` and `train()`.
+    averages = all(callable(getattr(found, way, None)) for way in ("train", "eval"))
+    return Family(name, lambda groups, options: built(found, groups, options), lr=None, averages=averages)
 
 
 def built(make: Callable[..., Any], groups: Sequence[Group], options: Mapping[str, Any]) -> Any:

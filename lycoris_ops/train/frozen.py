@@ -1,0 +1,38 @@
+"""The parameters of models that networks have frozen, which several networks may do at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+Flags = dict[nn.Parameter, bool]
+"""`requires_grad` of parameters, as a network found it."""
+
+_held: Any = WeakIdKeyDictionary()
+"""For each frozen parameter its flag before the first network, and how many networks hold it."""
+
+
+def freeze(parameters: Iterable[nn.Parameter]) -> Flags:
+    """Take the gradient from these parameters until `thaw` has been called as often. Returns their flags."""
+    flags: Flags = {}
+    for parameter in parameters:
+        flags[parameter] = parameter.requires_grad
+        first, count = _held.get(parameter, (parameter.requires_grad, 0))
+        _held[parameter] = first, count + 1
+        parameter.requires_grad_(False)
+    return flags
+
+
+def thaw(flags: Mapping[nn.Parameter, bool]) -> None:
+    """Give up what `freeze` returned. The last one to do so gives a parameter its flag back."""
+    for parameter, own in flags.items():
+        # A copy of a model is held by nobody but the copy of its network.
+        first, count = _held.get(parameter, (own, 1))
+        if count > 1:
+            _held[parameter] = first, count - 1
+            continue
+        _held.pop(parameter, None)
+        parameter.requires_grad_(first)
