@@ -42,7 +42,8 @@ HEADERS = 64
 def load_adapter(
     path: str | os.PathLike[str], *, cache: TensorCache = DEFAULT_CACHE, **options: Any
 ) -> Adapter:
-    """Open an adapter: .safetensors or .sft, or a pickle of plain tensors (.pt, .pth, .ckpt, .bin).
+    """Open an adapter: .safetensors or .sft, or a pickle of plain tensors (.pt, .pth, .ckpt, .bin), or the
+    folder in which PEFT or diffusers wrote one.
 
     Of a safetensors file only the header is read. A later call with the same options returns the same adapter
     without reading again, as long as size and time of change of the file stay the same. `options` are what a
@@ -94,9 +95,17 @@ def adapter_stamp(path: str | os.PathLike[str]) -> str:
 def _fingerprints(path: str | os.PathLike[str]) -> tuple[Fingerprint, Fingerprint | None]:
     """Fingerprints of an adapter's file, and of the PEFT configuration beside it, if there is one."""
     # The file first: a path that is no file's may not have a name to replace.
+    path = _file_of(path)
     own = Fingerprint.of(path)
     config = Path(path).with_name(CONFIG_NAME)
     return own, Fingerprint.of(config) if config.is_file() else None
+
+
+def _file_of(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The adapter in a folder, as PEFT and diffusers write theirs; any other path as it is."""
+    folder = Path(path)
+    places = (folder / f"{name}{ending}" for name in GENERIC_NAMES for ending in (".safetensors", ".bin"))
+    return next((place for place in places if place.is_file()), path)
 
 
 # By fingerprints, so that a file that changed is read again.

@@ -109,6 +109,9 @@ def save_adapter(
         raise LycorisError(
             "an adapter cannot be written in this dtype", got=str(dtype), expected=", ".join(FLOATS)
         )
+    for key, value in (metadata or {}).items():
+        if not (value is None or isinstance(value, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise LycorisError("metadata is text", key=key, got=repr(value), expected=f'"{value}"')
     outs = check_output(path, dialect, overwrite=overwrite)
     out = outs[0]
     writer = Writer(adapter, dialect, dtype, None if model is None else Targets(known_shapes(model)))

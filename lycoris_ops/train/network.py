@@ -199,8 +199,11 @@ class LycorisNetwork(nn.Module):
         """Shrink each layer whose change has a Frobenius norm above `limit`, and return how many there were.
 
         The norm is that of strength * delta(W), so that it does not depend on how factors are balanced.
-        Source: the max-norm regularisation of kohya-ss and LyCORIS.
+        Source: the max-norm regularisation of kohya-ss and LyCORIS. Raises LycorisError for a limit that is
+        none.
         """
+        if not 0 < limit < math.inf:
+            raise LycorisError("a limit is a finite number above 0", got=str(limit))
         clipped = 0
         for member in self.members.values():
             weight = member.read_weight() if member.layer.additive() is None else None

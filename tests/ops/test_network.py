@@ -6,6 +6,7 @@ The reference for values and gradients is the network that lycoris-lora builds f
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -491,12 +492,29 @@ def test_several_networks_on_one_model(model: Model) -> None:
     both = model(ids).detach()
     assert not torch.allclose(alone, both)
     first.restore()
+    # Frozen for the second one still.
+    assert not any(parameter.requires_grad for parameter in model.parameters())
     second.restore()
+    assert all(parameter.requires_grad for parameter in model.parameters())
     first.merge_to()
     second.apply_to()
     assert (model(ids) - both).abs().max() < 1e-5
     second.restore()
     assert not torch.equal(model(ids), plain)
+
+
+def test_a_network_that_cannot_act_beside_another_does_not_act_at_all(model: Model) -> None:
+    """DoRA reads the weight, and is on the last module: the modules before it come off again."""
+    made(model, include="head", dora="output")
+    ids = model.ids()
+    before = model(ids)
+    other = lyc.create_lycoris(model, rank=RANK, seed=1)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1)
+    with pytest.raises(lyc.LycorisError, match=r'head: another bypass.*form="rebuilt"'):
+        other.apply_to()
+    assert not other.applied and torch.equal(model(ids), before)
 
 
 class CastNorm(nn.LayerNorm):
@@ -876,11 +894,21 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "input of oft": ({"algorithm": "oft", "input_dropout": 0.1}, "no input of its own"),
     "input of words": ({"include": "words", "input_dropout": 0.1}, "no input of its own"),
     "norm": ({"algorithm": "norm"}, "for norms"),
+    "peft": ({"lora_dropout": 0.1}, "Here it is called input_dropout"),
+    "not here": ({"use_scalar": True}, "Leave it out: every layer starts at a change of zero"),
+    "own name": ({"includes": "*"}, "Is it include?"),
+    "no options": ({"overrides": {"head": "loha"}}, "not a mapping (found 'loha'"),
+    "no text": ({"include": [1]}, "a pattern is not a text"),
+    "constraint": ({"constraint": 0.1}, "a lora layer has no constraint"),
+    "rslora": ({"algorithm": "oft", "rslora": True}, "an oft layer has no rslora"),
+    "strength": ({"multiplier": math.nan}, "a strength is not a finite number"),
+    "refused": ({"include": "other"}, "other cannot be adapted: of class ConvTranspose1d"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input(case: str, model: Model) -> None:
+    model.other = nn.ConvTranspose1d(2, 2, 1)
     before = state(model)[1]
     options, message = BAD[case]
     with pytest.raises(lyc.LycorisError) as raised:
@@ -929,6 +957,101 @@ def test_a_weight_under_two_names(model: Model) -> None:
     with pytest.raises(lyc.LycorisError, match=r"blocks\.1: one weight is chosen under two names"):
         lyc.create_lycoris(model)
     assert "blocks.1" not in lyc.create_lycoris(model, exclude="blocks.1").members
+
+
+def test_a_weight_that_nobody_chose_stays_as_it_is() -> None:
+    """The output layer of a language model is its embedding: merged, its change would be one of that too."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 24}
+    net = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, tie_word_embeddings=True)).eval()
+    ids = torch.arange(6)[None]
+    network = made(net)
+    assert "lm_head" not in network.members
+    assert "lm_head is left alone unless it is named: its weight is that of model.embed" in network.report
+    found = net(ids).logits
+    network.merge_to()
+    assert (net(ids).logits - found).abs().max() < 1e-5
+    named = made(net, include="lm_head")
+    assert "lm_head has its weight from model.embed_tokens" in named.report
+    with pytest.raises(lyc.LycorisError, match=r"lm_head: a weight is that of two modules"):
+        named.merge_to()
+    assert named.applied
+
+
+class Strange(nn.Module):
+    """What a model may call a weight: a number, a module, and a tensor that others are computed into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = 0.5
+        self.scale = nn.Parameter(torch.ones(2))
+        self.inside = nn.ModuleDict({"weight": nn.Linear(4, 4)})
+        self.new = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+        self.old = nn.utils.weight_norm(nn.Linear(4, 4))
+        self.lazy = nn.LazyLinear(4)
+        self.sparse = nn.Embedding(4, 4, sparse=True)
+        self.plain = nn.Linear(4, 4)
+
+
+def test_whatever_a_model_calls_a_weight() -> None:
+    network = lyc.create_lycoris(Strange(), include="*", rank=2)
+    assert set(network.members) == {"inside.weight", "plain"}
+    for path, why in {"new": "computed", "old": "computed", "lazy": "not known", "sparse": "sparse"}.items():
+        assert [line for line in network.report.splitlines() if line.startswith(f"{path} is left alone")], why
+        assert why in network.report
+
+
+def test_sequences_of_several_lengths_in_torchs_own_encoder() -> None:
+    """Padded ones go through its layers as a nested tensor, where no gradient is asked for."""
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1).eval()
+    x, padding = torch.randn(2, 5, 8), torch.tensor([[False] * 3 + [True] * 2, [False] * 5])
+    for options in ({}, {"dora": "output"}, {"algorithm": "oft"}, {"algorithm": "lokr"}):
+        network = made(encoder, include="/linear/", form="bypass", **options).eval()
+        found = []
+        for nested in (True, False):
+            encoder.enable_nested_tensor = nested
+            with torch.no_grad():
+                found.append(encoder(x, src_key_padding_mask=padding)[~padding])
+        assert (found[0] - found[1]).abs().max() < 1e-6
+        network.restore()
+
+
+def test_embeddings_and_whole_modules_of_peft(model: Model, tmp_path: Path) -> None:
+    """An embedding has names of its own there, and what PEFT saves beside its layers is told, not lost."""
+    peft = pytest.importorskip("peft")
+    network = made(model, include=("words", "head"))
+    found = model(model.ids())
+    network.save_weights(tmp_path / "out", "peft")
+    network.restore()
+    other = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "out")
+    assert (other(model.ids()) - found).abs().max() < 1e-5
+    # The folder, as PEFT itself takes it.
+    again = lyc.create_lycoris(model, weights=tmp_path / "out").apply_to()
+    assert (model(model.ids()) - found).abs().max() < 1e-5
+    again.restore()
+    config = peft.LoraConfig(r=2, target_modules=["head"], modules_to_save=["norm"])
+    peft.get_peft_model(copy.deepcopy(model), config).save_pretrained(tmp_path / "theirs")
+    report = lyc.create_lycoris(model, weights=tmp_path / "theirs").report
+    assert "2 keys of theirs" in report or "2 keys of adapter_model" in report, report
+
+
+def test_a_kernel_of_one_value_has_no_core(tmp_path: Path) -> None:
+    """lycoris-lora knows none there, and could not read the file."""
+    import lycoris
+
+    net = nn.Sequential(nn.Conv2d(8, 12, 1), nn.Conv2d(12, 8, 3, padding=1))
+    for algorithm in ("lora", "loha"):
+        network = made(net, algorithm=algorithm, rank=2, tucker=True)
+        found = net(torch.ones(1, 8, 5, 5))
+        network.save_weights(tmp_path / "out.safetensors")
+        network.restore()
+        theirs, _ = lycoris.create_lycoris_from_weights(1.0, str(tmp_path / "out.safetensors"), net)
+        theirs.apply_to()
+        assert (net(torch.ones(1, 8, 5, 5)) - found).abs().max() < 1e-4
+        theirs.restore()
 
 
 def test_a_file_of_other_layers_changes_nothing(model: Model, tmp_path: Path) -> None:

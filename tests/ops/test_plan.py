@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -180,6 +181,23 @@ def test_a_plan_is_drawn(probe: lyc.Probe, tmp_path: Path) -> None:
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 
+def edited(probe: lyc.Probe, **values: Any) -> lyc.Plan:
+    """A plan of rank 2 everywhere whose first row was edited in its text."""
+    text = json.loads(lyc.plan_ranks(probe, size=lyc.Rank(2)).json())
+    text["rows"][0].update(values)
+    return lyc.Plan.of_json(json.dumps(text))
+
+
+def test_an_edited_text_is_counted_anew(probe: lyc.Probe) -> None:
+    plan = edited(probe, rank=3)
+    first = plan.rows[0]
+    assert (
+        first.rank == 3
+        and first.gain is None
+        and first.parameters == 3 * (first.shape[0] + math.prod(first.shape[1:]))
+    )
+
+
 WRONG: dict[str, tuple[str, Callable[[lyc.Probe], Any]]] = {
     "rank 0": ("whole number from 1", lambda probe: lyc.Rank(0)),
     "a share": ("above 0 and at most 1", lambda probe: lyc.Energy(90)),
@@ -208,7 +226,27 @@ WRONG: dict[str, tuple[str, Callable[[lyc.Probe], Any]]] = {
     "bounds": ("in these bounds", lambda probe: lyc.plan_ranks(probe, r_min=3, r_max=2)),
     "a layer": ("no such layer", lambda probe: lyc.plan_ranks(probe).without("9")),
     "a value": ("no such value", lambda probe: lyc.plan_ranks(probe).with_row("0", dim=4)),
-    "json": ("not a plan", lambda probe: lyc.Plan.of_json('{"rows": [{"path": 1}]}')),
+    "a rank and bounds": (
+        "the rank is not within the bounds",
+        lambda probe: lyc.plan_ranks(probe, size=lyc.Rank(4), r_max=1),
+    ),
+    "a rank above": (
+        "no rank that the layer can have",
+        lambda probe: lyc.plan_ranks(probe).with_row("0", rank=1000),
+    ),
+    "no rank": (
+        "no rank that the layer can have",
+        lambda probe: lyc.plan_ranks(probe).with_row("0", rank=None),
+    ),
+    "no factor": ("a kind without a factor", lambda probe: lyc.plan_ranks(probe).with_row("0", factor=2)),
+    "a factor": ("a factor divides nothing", lambda probe: edited(probe, algorithm="lokr", factor=0)),
+    "edited": ("no rank that the layer can have", lambda probe: edited(probe, rank=1000)),
+    "a scale": ("alpha is not a finite number, 0 or more", lambda probe: edited(probe, alpha=-1)),
+    "a form": (
+        "a plan of another version",
+        lambda probe: lyc.Plan.of_json(lyc.plan_ranks(probe).json().replace('"form": 1', '"form": 2')),
+    ),
+    "json": ("not a plan.*nothing called", lambda probe: lyc.Plan.of_json('{"rows": [{"path": 1}]}')),
     "no json": ("not a plan", lambda probe: lyc.Plan.of_json("rank 4")),
 }
 

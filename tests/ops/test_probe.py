@@ -211,6 +211,7 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "no scalar": ("not a scalar", {"loss": lambda module, batch: module(batch[0])}),
     "no tensor": ("not a scalar", {"loss": lambda module, batch: loss(module, batch).item()}),
     "no graph": ("no graph", {"loss": lambda module, batch: loss(module, batch).detach()}),
+    "another graph": ("no graph", {"loss": lambda module, batch: torch.ones(2, requires_grad=True).sum()}),
     "nan": ("^two: the loss is not finite", {"loss": broken}),
     "batches that end": ("only once", {"batches": once(), "memory": 1}),
     "no batches": ("no batches", {"batches": []}),
