@@ -48,6 +48,14 @@ def test_it_trains_as_the_function_does(tmp_path: Path, capsys: pytest.CaptureFi
     assert {info.rank for info in lyc.load_adapter(shown["output"]).info.values()} == {2}
 
 
+def test_ranks_move_and_regrow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    moves = "[train.reallocation]\ntarget = 110\nbegin = 1\nend = 4\nevery = 1\nregrow = 0.3"
+    assert main(["train", settings(tmp_path, "", moves), "--json"]) == 0
+    layers = lyc.load_adapter(json.loads(capsys.readouterr().out)["output"]).layers.values()
+    trained = sum(tensor.numel() for layer in layers for tensor in layer.tensors().values())
+    assert trained <= 110 and len({layer.rank for layer in layers}) > 1
+
+
 @pytest.mark.parametrize(
     ("text", "train", "message"),
     [
