@@ -55,11 +55,11 @@ class LycorisPlan(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "batches",
-                    default=8,
+                    default=32,
                     min=1,
                     max=1000,
-                    tooltip="How many latents are measured, each at noise of its own; more is more exact. "
-                    "Few latents are gone through several times.",
+                    tooltip="How many latents are measured, each at noise of its own; more is more exact, "
+                    "and the report says where it was too few. Few latents are gone through several times.",
                 ),
                 seed_input("What the noise of the measurement is made of."),
                 mask_input(),

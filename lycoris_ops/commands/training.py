@@ -28,7 +28,7 @@ from .shared import DTYPES
 TABLES = ("entry", "arguments", "network", "plan", "train")
 """What a file has: the function that makes the task, its arguments, and those of `create_lycoris`, of `probe`
 and `plan_ranks`, and of `TrainOptions`."""
-PROBED = 8
+PROBED = 32
 """How many batches a plan is made from unless [plan] says it, and ranks regrow by."""
 
 

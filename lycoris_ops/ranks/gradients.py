@@ -6,6 +6,7 @@ a gradient nor its storage matters: frozen and quantised weights have the same g
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 from ..errors import LycorisError, PlanError
 from ..maths import chance
 from ..modules import Site
+
+DIRECTIONS = 32
+"""How many random directions the gradients of two halves of the batches are compared in."""
 
 Loss = Callable[[Any, Any], Tensor]
 """Called with the model and a batch: the loss of the batch, a scalar with a graph."""
@@ -39,6 +43,9 @@ class Sums:
     batches: int
     reached: bool
     """Whether the loss of some batch depends on some of the layers."""
+    halves: tuple[float, float, float]
+    """For A and B, the gradients by every second batch and by the others: A B, ||A||^2 and ||B||^2, summed
+    over linear layers and convolutions without groups, as DIRECTIONS random projections of each estimate them."""
 
 
 def summed(
@@ -52,6 +59,8 @@ def summed(
     total, count = 0.0, 0
     with torch.inference_mode(mode=False), torch.enable_grad(), _tapped(module, sums), seeded(seed):
         for batch in batches:
+            for each in sums.values():
+                each.half = count % 2
             states = chance.states()
             value = scalar(loss(module, batch))
             if not torch.isfinite(value.detach()).all():
@@ -76,6 +85,7 @@ def summed(
         loss=total / count,
         batches=count,
         reached=any(each.reached for each in sums.values()),
+        halves=_halves([each.projected for each in sums.values() if each.projected]),
     )
 
 
@@ -92,11 +102,20 @@ class _Sum:
         self.seen = 0
         self.reached = False
         """Whether a gradient came."""
+        self.half = 0
+        self.projected: list[Tensor] = []
+        """G V for random V (K, DIRECTIONS), for each half of the batches."""
+        if product is not None and product.groups == 1:
+            drawn = torch.Generator().manual_seed(zlib.crc32(site.path.encode()))
+            self._directions = torch.randn(DIRECTIONS, product.columns, generator=drawn).to(weight.device)
+            self.projected = [self.gradient.new_zeros(site.shape[0], DIRECTIONS) for _ in range(2)]
 
     def add(self, given: Tensor, gradient: Tensor) -> None:
         self.reached = True
         with torch.autocast(gradient.device.type, enabled=False):
             self._of_kind(given, gradient.float())
+            if self.projected:
+                self._project(given, gradient.float())
             if self.squares is not None:
                 channels = given.float() if self.site.kind == "linear" else given.float().movedim(1, -1)
                 flat = channels.reshape(-1, channels.shape[-1])
@@ -120,6 +139,30 @@ class _Sum:
                 made = product.product(product.padded(given.detach().float()), weight)
                 (found,) = torch.autograd.grad(made, weight, gradient)
             self.gradient += found.view_as(self.gradient)
+
+    def _project(self, given: Tensor, gradient: Tensor) -> None:
+        product = self.site.geometry
+        assert product is not None
+        seen = product.product(product.padded(given.detach().float()), self._directions)
+        rows, columns = (
+            values.reshape(-1, values.shape[-1])
+            if not product.kernel
+            else values.movedim(-1 - len(product.kernel), 0).flatten(1).T
+            for values in (gradient, seen)
+        )
+        self.projected[self.half].addmm_(rows.T, columns)
+
+
+def _halves(projected: Sequence[Sequence[Tensor]]) -> tuple[float, float, float]:
+    products = [
+        (float((one * other).sum()), float(one.square().sum()), float(other.square().sum()))
+        for one, other in projected
+    ]
+    return (
+        tuple(sum(column) / DIRECTIONS for column in zip(*products, strict=True))
+        if products
+        else (0.0, 0.0, 0.0)
+    )
 
 
 class _Tap(torch.autograd.Function):

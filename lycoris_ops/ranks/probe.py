@@ -55,6 +55,10 @@ class Probe:
     layers: Mapping[str, Probed]
     loss: float
     batches: int
+    agreement: float | None = None
+    """The cosine between the gradients by every second batch and by the others, estimated by random
+    projections: 1 where batches say the same, near 0 where the mean gradient is mostly chance and more
+    batches would say more. None for a single batch, and where no layer is linear or a convolution."""
 
     @cached_property
     def energy(self) -> float:
@@ -114,7 +118,15 @@ class Probe:
             return name
 
         layers = {name: _described(layer, keep) for name, layer in self.layers.items()}
-        text = json.dumps({"form": 1, "loss": self.loss, "batches": self.batches, "layers": layers})
+        text = json.dumps(
+            {
+                "form": 1,
+                "loss": self.loss,
+                "batches": self.batches,
+                "agreement": self.agreement,
+                "layers": layers,
+            }
+        )
         ordered = in_file_order(tensors)
         header = header_of(ordered, {"format": "pt", PROBE: text})
         size = len(header) + sum(tensor.nbytes for tensor in ordered.values())
@@ -136,7 +148,10 @@ class Probe:
         try:
             table: Any = parse_json(file.metadata[PROBE])
             layers = {name: _undescribed(entry, read) for name, entry in table["layers"].items()}
-            return cls(layers, float(table["loss"]), int(table["batches"]))
+            # A probe of an earlier version has none.
+            agreement = table.get("agreement")
+            known = None if agreement is None else float(agreement)
+            return cls(layers, float(table["loss"]), int(table["batches"]), known)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PlanError(
                 "the probe in the file is damaged, or of another version", file=file.path, got=str(error)
@@ -190,6 +205,7 @@ def probe(
         )
     found: dict[str, Probed] = {}
     mean, seen, reached = 0.0, 0, False
+    halves = (0.0, 0.0, 0.0)
     for group in groups:
         sums = summed(module, group, batches, loss, seed=seed)
         if seen and sums.batches != seen:
@@ -197,6 +213,7 @@ def probe(
                 "the batches changed between two passes", got=str(sums.batches), expected=str(seen)
             )
         mean, seen, reached = sums.loss, sums.batches, reached or sums.reached
+        halves = tuple(map(sum, zip(halves, sums.halves, strict=True)))
         for site in group:
             values = sums.gradients.pop(site.path)
             if not is_finite(values):
@@ -209,7 +226,8 @@ def probe(
             "the loss has no graph to any of the layers",
             expected="a loss of the model's outputs, not detached and not under no_grad",
         )
-    return Probe(found, mean, seen)
+    product, one, other = halves
+    return Probe(found, mean, seen, product / math.sqrt(one * other) if one * other > 0 else None)
 
 
 def chosen_algorithms(names: str | Sequence[str], known: Sequence[str]) -> tuple[str, ...]:

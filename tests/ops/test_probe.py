@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,25 @@ def test_gradients_are_those_of_autograd_and_the_model_stays_as_it_was(net: Net,
     assert not any(module._forward_hooks for module in net.modules())
 
 
+def test_halves_of_the_batches_are_compared(net: Net) -> None:
+    data = batches()
+    chosen: dict[str, Any] = {"algorithms": "lora", "include": ("two", "head")}
+    alike = lyc.probe(net, [data[0]] * 4, loss, **chosen)
+    assert alike.agreement == pytest.approx(1)
+    assert lyc.probe(net, data[:1], loss, **chosen).agreement is None
+    weights = [net.get_submodule(path).weight for path in alike.layers]
+    halves = [
+        torch.autograd.grad(sum(loss(net, batch) for batch in data[first::2]), weights) for first in (0, 1)
+    ]
+    flat = [torch.cat([part.flatten() for part in half]) for half in halves]
+    exact = float(functional.cosine_similarity(*flat, dim=0))
+    found = lyc.probe(net, data, loss, **chosen)
+    assert found.agreement == pytest.approx(exact, abs=0.15)
+    chance = replace(found, agreement=0.1)
+    assert "mostly chance: its halves agree by 10%" in str(lyc.plan_ranks(chance, size=lyc.Rank(1)))
+    assert "mostly chance" not in str(lyc.plan_ranks(alike, size=lyc.Rank(1)))
+
+
 def test_inputs_are_measured(net: Net) -> None:
     seen: list[Tensor] = []
     net.head.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
@@ -174,6 +194,7 @@ def test_a_probe_is_kept_in_a_file(net: Net, tmp_path: Path) -> None:
     found.save(tmp_path / "probe.safetensors")
     read = lyc.Probe.load(tmp_path / "probe.safetensors")
     assert (read.loss, read.batches, read.energy) == (found.loss, found.batches, found.energy)
+    assert read.agreement == found.agreement is not None
     assert list(read.layers) == list(found.layers) and read.algorithms == found.algorithms
     one, two = lyc.plan_ranks(found), lyc.plan_ranks(read)
     assert one == two and one.rows

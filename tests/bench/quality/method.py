@@ -15,6 +15,8 @@ from .training import Adapted
 
 PROBE_BATCHES = 8
 """How many batches of training a method may look at before it begins, where it does that."""
+MORE_BATCHES = 32
+"""How many the default plan looks at: the mean gradient of few batches is mostly chance."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,9 @@ class Setting:
         """The numbers of a LoRA of rank `size` on all sites."""
         return round(self.size * rank_one(self.sites))
 
-    def probe_batches(self) -> Iterator[Batch]:
+    def probe_batches(self, count: int = PROBE_BATCHES) -> Iterator[Batch]:
         """Batches for a look ahead, other ones than those of the training."""
-        return itertools.islice(self.task.batches(500_000 + self.seed, "train"), PROBE_BATCHES)
+        return itertools.islice(self.task.batches(500_000 + self.seed, "train"), count)
 
 
 @dataclass(frozen=True)

@@ -11,23 +11,22 @@ import torch
 import lycoris_ops as lyc
 from lycoris_ops.ranks import choice
 
-from ..method import Method, Setting
+from ..method import MORE_BATCHES, PROBE_BATCHES, Method, Setting
 from ..training import Adapted
 from .ours import adapted
 
 KINDS = ("lora", "loha", "lokr")
 BUDGETS = (0.25, 1, 4, 6)
 """Up to about 0.4 of the largest uniform LoRA, which is of rank 16."""
-LONG = (1, 4)
 LORA = "planned by roots, gradient"
-AUTO = LORA if choice.AUTO == ("lora",) else "auto"
-"""The method that plans whatever "auto" chooses; as long as that is LoRA alone, it is not measured twice."""
+AUTO = f"auto, {MORE_BATCHES} batches"
+"""The method that plans whatever "auto" chooses, and looks at more batches than the others."""
 
 
-def probed(setting: Setting, algorithms: str | Sequence[str]) -> lyc.Probe:
+def probed(setting: Setting, algorithms: str | Sequence[str], batches: int = PROBE_BATCHES) -> lyc.Probe:
     return lyc.probe(
         setting.module,
-        list(setting.probe_batches()),
+        list(setting.probe_batches(batches)),
         setting.task.loss,
         preset=setting.task.preset,
         exclude=setting.task.exclude,
@@ -37,10 +36,15 @@ def probed(setting: Setting, algorithms: str | Sequence[str]) -> lyc.Probe:
 
 
 def planned(
-    setting: Setting, algorithms: str | Sequence[str], *, start: bool = True, **options: Any
+    setting: Setting,
+    algorithms: str | Sequence[str],
+    *,
+    start: bool = True,
+    batches: int = PROBE_BATCHES,
+    **options: Any,
 ) -> Adapted:
     """A plan within the budget; with `start` its layers begin at the gradient."""
-    found = probed(setting, KINDS if algorithms == "auto" else algorithms)
+    found = probed(setting, choice.AUTO if algorithms == "auto" else algorithms, batches)
     size = lyc.Budget(parameters=setting.budget)
     plan = lyc.plan_ranks(found, size=size, algorithms=algorithms, **options)
     return adapted(setting, plan=plan if start else replace(plan, probe=None))
@@ -91,11 +95,10 @@ def pruned(setting: Setting, *, regrow: float = 0.0) -> Adapted:
 METHODS = (
     Method("LoRA, gradient", (1, 4), -8, uniform, long=(4,)),
     Method("planned", (4,), -10, lambda setting: planned(setting, "lora", start=False)),
-    Method(LORA, BUDGETS, -8, lambda setting: planned(setting, "lora"), long=LONG),
+    Method(LORA, BUDGETS, -8, lambda setting: planned(setting, "lora")),
+    Method(AUTO, (1, 4), -8, lambda setting: planned(setting, "auto", batches=MORE_BATCHES), long=(4,)),
     Method("planned LoKr, gradient", (2, 4), -8, lambda setting: planned(setting, "lokr")),
     Method("planned of all kinds", (2,), -8, lambda setting: planned(setting, KINDS)),
     Method("pruned", (4,), -10, pruned),
     Method("pruned and regrown", (4,), -10, lambda setting: pruned(setting, regrow=0.1)),
 )
-if AUTO != LORA:
-    METHODS = (*METHODS, Method(AUTO, BUDGETS, -8, lambda setting: planned(setting, "auto"), long=LONG))
