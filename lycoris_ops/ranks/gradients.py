@@ -45,7 +45,7 @@ class Sums:
     """Whether the loss of some batch depends on some of the layers."""
     halves: tuple[float, float, float]
     """For A and B, the gradients by every second batch and by the others: A B, ||A||^2 and ||B||^2, summed
-    over linear layers and convolutions without groups, as DIRECTIONS random projections of each estimate them."""
+    over linear layers and convolutions without groups, estimated by DIRECTIONS projections of each."""
 
 
 def summed(
@@ -154,15 +154,13 @@ class _Sum:
 
 
 def _halves(projected: Sequence[Sequence[Tensor]]) -> tuple[float, float, float]:
-    products = [
-        (float((one * other).sum()), float(one.square().sum()), float(other.square().sum()))
-        for one, other in projected
-    ]
-    return (
-        tuple(sum(column) / DIRECTIONS for column in zip(*products, strict=True))
-        if products
-        else (0.0, 0.0, 0.0)
-    )
+    """As in `Sums`, from the projections of the halves for each site."""
+    product = one_energy = other_energy = 0.0
+    for one, other in projected:
+        product += float((one * other).sum()) / DIRECTIONS
+        one_energy += float(one.square().sum()) / DIRECTIONS
+        other_energy += float(other.square().sum()) / DIRECTIONS
+    return product, one_energy, other_energy
 
 
 class _Tap(torch.autograd.Function):
