@@ -276,6 +276,6 @@ def _like(values: Tensor, like: Tensor) -> Tensor:
     """Vectors that `_flat` made of such a tensor as a nested one again; any other tensor as it is."""
     if not like.is_nested:
         return values
-    return torch.nested.as_nested_tensor(
-        list(values.split([len(part) for part in like.unbind()])), layout=like.layout
-    )
+    parts = torch.split(values, [len(part) for part in like.unbind()])
+    # torch types neither of its arguments.
+    return cast("Any", torch.nested).as_nested_tensor(list(parts), layout=like.layout)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
 from torch.nn.utils import parametrize
 
 from ..bypass import Geometry, geometry_of
@@ -80,7 +79,7 @@ def sites_of(path: str, module: nn.Module) -> list[Site] | str:
     if isinstance(module, parametrize.ParametrizationList):
         # It holds the values from which the weight of a module above is computed.
         return []
-    if isinstance(weight, UninitializedTensorMixin):
+    if isinstance(weight, nn.UninitializedParameter):
         return "its shape is not known before its first pass"
     found = geometry_of(module)
     if weight is None:
@@ -99,8 +98,8 @@ def sites_of(path: str, module: nn.Module) -> list[Site] | str:
 
 def _by_norm(module: nn.Module) -> bool:
     """Whether hooks of the older weight_norm or spectral_norm form the weight before each pass."""
-    held = module._parameters.keys()
-    return "weight" not in held and not held.isdisjoint(("weight_g", "weight_orig"))
+    own = {name for name, _ in module.named_parameters(recurse=False)}
+    return "weight" not in own and not own.isdisjoint(("weight_g", "weight_orig"))
 
 
 def _projections(path: str, module: nn.MultiheadAttention) -> list[Site] | str:

@@ -142,7 +142,7 @@ class _Planned:
 def _overridden(sites: Mapping[str, Site], base: Settings, overrides: Overrides) -> list[_Planned]:
     found: list[tuple[Pattern, Settings, Mapping[str, Any]]] = []
     for text, options in overrides.items():
-        if not isinstance(options, Mapping):
+        if not isinstance(options, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise LycorisError(
                 "the options of a pattern are not a mapping",
                 key=f"overrides[{text!r}]",

@@ -119,7 +119,7 @@ def try_plans(
     Raises PlanError where nothing is given to try, or no candidate has a finite loss.
     """
     for given, what in ((batches, "batches"), (held_out, "held_out")):
-        if not isinstance(given, Sequence):
+        if not isinstance(given, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise PlanError(
                 f"{what} can be gone through only once",
                 got=type(given).__name__,

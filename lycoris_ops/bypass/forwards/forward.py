@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -50,9 +50,12 @@ class Prepared(Generic[T]):
     """
 
     def __init__(self, items: Sequence[Item], make: Callable[[], T]) -> None:
-        held: list[Any] = [value for item in items for value in vars(item.form).values()]
-        flat = [one for value in held for one in (value if isinstance(value, tuple) else (value,))]
-        tensors = [one for one in flat if isinstance(one, Tensor)]
+        tensors: list[Tensor] = []
+        for item in items:
+            held: dict[str, object] = vars(item.form)
+            for value in held.values():
+                parts = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
+                tensors += [one for one in parts if isinstance(one, Tensor)]
         learns = any(one.requires_grad for one in tensors)
         self.reads: Sequence[Tensor] | None = tensors if learns else None
         self._make = make
