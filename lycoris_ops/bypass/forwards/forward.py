@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -50,12 +50,10 @@ class Prepared(Generic[T]):
     """
 
     def __init__(self, items: Sequence[Item], make: Callable[[], T]) -> None:
-        tensors: list[Tensor] = []
-        for item in items:
-            held: dict[str, object] = vars(item.form)
-            for value in held.values():
-                parts = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
-                tensors += [one for one in parts if isinstance(one, Tensor)]
+        fields: list[dict[str, Any]] = [vars(item.form) for item in items]
+        held = [value for each in fields for value in each.values()]
+        groups: list[tuple[Any, ...]] = [one if isinstance(one, tuple) else (one,) for one in held]
+        tensors: list[Tensor] = [one for group in groups for one in group if isinstance(one, Tensor)]
         learns = any(one.requires_grad for one in tensors)
         self.reads: Sequence[Tensor] | None = tensors if learns else None
         self._make = make
