@@ -103,6 +103,8 @@ def _fingerprints(path: str | os.PathLike[str]) -> tuple[Fingerprint, Fingerprin
 
 def _file_of(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """The adapter in a folder, as PEFT and diffusers write theirs; any other path as it is."""
+    if not os.path.isdir(path):
+        return path
     folder = Path(path)
     places = (folder / f"{name}{ending}" for name in GENERIC_NAMES for ending in (".safetensors", ".bin"))
     return next((place for place in places if place.is_file()), path)

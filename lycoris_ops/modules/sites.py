@@ -154,11 +154,9 @@ def select(
     named = {path for path in kept if _any(wanted, path)}
     asked = named | (by_preset & kept.keys())
     others_too = _shared(found)
-    chosen = {
-        path: site
-        for path, site in kept.items()
-        if path in named or (path in asked and others_too.get(path, path) in asked)
-    }
+    # Whose weight is also that of a module which is neither chosen nor excluded by its name.
+    lent = {path for path, others in others_too.items() if not asked.issuperset(kept.keys() & set(others))}
+    chosen = {path: site for path, site in kept.items() if path in named or path in asked - lent}
     if not chosen:
         raise LycorisError(
             f"nothing to adapt in {type(module).__name__}",
@@ -174,8 +172,8 @@ def left_alone(module: nn.Module) -> dict[str, str]:
     return _sites(module)[1]
 
 
-def shared_weights(module: nn.Module) -> dict[str, str]:
-    """The sites whose weight another module has too, by path, with the path of that one."""
+def shared_weights(module: nn.Module) -> dict[str, tuple[str, ...]]:
+    """The sites whose weight other modules have too, by path, with the paths of those."""
     return _shared(all_sites(module))
 
 
@@ -199,17 +197,18 @@ def _sites(module: nn.Module) -> tuple[dict[str, Site], dict[str, str]]:
     return found, {path: why for path, why in others.items() if path not in found}
 
 
-def _shared(found: Mapping[str, Site]) -> dict[str, str]:
+def _shared(found: Mapping[str, Site]) -> dict[str, tuple[str, ...]]:
+    # The weights are kept meanwhile: the identity of one that is gone may be given to another.
+    weights = {path: getattr(site.module, site.weight) for path, site in found.items()}
     by_weight: dict[int, list[Site]] = {}
-    for site in found.values():
-        by_weight.setdefault(id(getattr(site.module, site.weight)), []).append(site)
-    return {
-        site.path: other.path
+    for path, site in found.items():
+        by_weight.setdefault(id(weights[path]), []).append(site)
+    shared = {
+        site.path: tuple(other.path for other in sites if other.module is not site.module)
         for sites in by_weight.values()
         for site in sites
-        for other in sites
-        if other.module is not site.module
     }
+    return {path: others for path, others in shared.items() if others}
 
 
 def _any(chosen: Iterable[Pattern], path: str) -> bool:

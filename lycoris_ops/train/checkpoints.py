@@ -19,7 +19,7 @@ from .options import STATE
 from .trainer import Trainer
 
 GOOD = "last-good"
-NAMES = ("last", "best", GOOD)
+NAMES = ("last", "best")
 """The names of checkpoints beside those of steps."""
 
 
@@ -30,27 +30,35 @@ class Checkpoints:
         self.folder = folder
         self.dialect: Written = dialect
         self.keep = keep
+        self._replaced: set[str] = set()
+        """The names of the checkpoints of an earlier training."""
 
     def begin(self, *, resumed: bool, overwrite: bool) -> None:
-        """Make the folder, and with `overwrite` remove the checkpoints of an earlier training from it.
+        """Make the folder. Raises WriteError where it cannot be, or where another training is in it.
 
-        Else one could be resumed by mistake, or taken for one of this training. Raises WriteError where the
-        folder cannot be made, or where another training is in it.
+        With `overwrite` the checkpoints of that training are removed by `clear`. Else one could be resumed by
+        mistake, or taken for one of this training.
         """
         with system_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             if resumed:
                 return
-            names = {file.name.removesuffix(STATE) for file in self.folder.glob(f"*{STATE}")}
-            names |= {name for name in NAMES if self._adapter(name).exists()}
-            if names and not overwrite:
+            states = sorted(self.folder.glob(f"*{STATE}"))
+            taken = [*states, *(path for name in NAMES if (path := self._adapter(name)).exists())]
+            if taken and not overwrite:
                 raise WriteError(
                     "the folder holds the checkpoints of another training",
-                    file=str(self.folder / f"{min(names)}{STATE}"),
-                    hint="Resume from it, choose another folder, or allow it to be replaced (overwrite)",
+                    file=str(taken[0]),
+                    hint=f"{'Resume from it, c' if states else 'C'}hoose another folder, or allow it to be "
+                    "replaced (overwrite)",
                 )
-            for name in names:
-                self._remove(name)
+            self._replaced = {file.name.removesuffix(STATE) for file in states} | {GOOD}
+
+    def clear(self) -> None:
+        """Remove what `begin` found of an earlier training, now that this one has made a step."""
+        for name in self._replaced:
+            self._remove(name)
+        self._replaced = set()
 
     def write(self, trainer: Trainer, name: str) -> Path:
         """Write a checkpoint, and return the place of its adapter.
@@ -58,7 +66,7 @@ class Checkpoints:
         Raises WriteError; an earlier file of that name is whole then. Where the adapter cannot be written,
         as for a value that its dtype does not hold, the state is written all the same.
         """
-        # The adapter first: where there is a state, there is an adapter that is at least as new.
+        # The adapter first: where both can be written, the adapter is at least as new as the state.
         path = self._adapter(name)
         try:
             trainer.save(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,8 +30,6 @@ Overrides = Mapping[str, Mapping[str, Any]]
 _ALWAYS = frozenset({"input_dropout", "rank_dropout", "module_dropout", "lr", "form"})
 LEFT = {"file": _ALWAYS, "plan": _ALWAYS | {"dora", "bias"}}
 """The settings that the layers of a file and the rows of a plan leave to others."""
-OWN = ("preset", "include", "exclude", "overrides", "plan", "weights", "multiplier", "prefix", "seed")
-"""What `create_lycoris` takes beside the settings of layers."""
 CHANGING = frozenset({"algorithm", "rank", "factor"})
 """What a pattern may ask of the layers of a file, which are changed before the training then."""
 
@@ -80,8 +79,10 @@ def create_lycoris(
     module can use.
     """
     given = {"algorithm": algorithm, "rank": rank, "alpha": alpha, **options}
-    base = Settings().with_options(given, "create_lycoris", OWN)
-    if (plan is not None or weights is not None) and (algorithm, rank, alpha) != ("lora", 16, None):
+    own = inspect.signature(create_lycoris).parameters
+    base = Settings().with_options(given, "create_lycoris", own.keys() - {"module", "options"})
+    asked = any(value != own[name].default for name, value in given.items() if name in own)
+    if (plan is not None or weights is not None) and asked:
         raise LycorisError(
             "a file or a plan says itself of which kind and size its layers are",
             got=f"algorithm {algorithm}, rank {rank}, alpha {alpha} beside it",

@@ -146,24 +146,24 @@ def train_network(
             kept = Checkpoints(options.folder, options.dialect, options.keep)
             kept.begin(resumed=resume is not None, overwrite=options.overwrite)
         early = stopped = False
-        last = None
         feed = Feed(batches, options.seed, trainer.place)
         try:
             early = _run(trainer, feed, group, kept, shown, progress, validated)
-            last = kept.write(trainer, "last") if kept else None
         except DivergedError as error:
             if kept:
                 error.file = str(kept.write_good(trainer))
             raise
         except BaseException as error:
-            if kept and trainer.whole:
-                with uninterrupted():
-                    last = kept.write(trainer, "last")
             stopped = isinstance(error, stops) and trainer.done > 0 and trainer.whole
             if not stopped:
-                if last and rescued:
-                    rescued(last, trainer.done)
+                if kept and trainer.whole:
+                    with uninterrupted():
+                        path = kept.write(trainer, "last")
+                    if rescued:
+                        rescued(path, trainer.done)
                 raise
+        with uninterrupted():
+            last = kept.write(trainer, "last") if kept else None
         if stopped:
             out, curves = last and place_of(last, options.dialect), None
         elif out and first:
@@ -220,6 +220,8 @@ def _run(
         # As many passes as the other processes make: those of a sharded base wait for each other.
         beside = batches[:1] * (-(-len(batches) // processes.count()) - len(own))
         report = trainer.step(*own, of=len(batches), place=feed.place, beside=beside)
+        if kept:
+            kept.clear()
         for view in shown:
             view.stepped(report)
         if progress:

@@ -135,12 +135,12 @@ class LycorisNetwork(nn.Module):
         Each sum is rounded once. Raises LycorisError where a weight is packed or is that of another module
         too, or where a bias would change that the module does not have; nothing is changed then.
         """
-        for path, other in shared_weights(self.module).items():
+        for path, others in shared_weights(self.module).items():
             if path in self.members:
                 raise LycorisError(
                     "a weight is that of two modules, and the layer is for one of them",
                     weight=path,
-                    got=f"the weight of {other} too",
+                    got=f"the weight of {others[0]} too",
                     expected="a weight that the module has for itself",
                     hint=f"Save the network and apply it beside the model, or train without {path}",
                 )
@@ -323,11 +323,13 @@ class LycorisNetwork(nn.Module):
         for path, why in list(left_alone(self.module).items())[:LINES]:
             lines.append(f"{path or 'the model itself'} is left alone: {why}")
         sites = all_sites(self.module)
-        for path, other in shared_weights(self.module).items():
+        for path, others in shared_weights(self.module).items():
             if path in members:
-                lines.append(f"{path} has its weight from {other}: the layer cannot be merged into it")
-            elif other not in members and sites[path].kind != "embedding":
-                lines.append(f"{path} is left alone unless it is named: its weight is that of {other} too")
+                lines.append(f"{path} has its weight from {others[0]}: the layer cannot be merged into it")
+            elif members.keys().isdisjoint(others) and sites[path].kind != "embedding":
+                lines.append(
+                    f"{path} is left alone unless it is named: its weight is that of {others[0]} too"
+                )
         return "\n".join(lines)
 
     def recipe(self) -> dict[str, Any]:

@@ -160,7 +160,7 @@ class TrainOptions:
 
     def _check(self, name: str, holds: Callable[[Any], bool], expected: str) -> None:
         value = getattr(self, name)
-        optional = next("None" in str(each.type) for each in fields(self) if each.name == name)
+        optional = next(str(each.type).endswith("| None") for each in fields(self) if each.name == name)
         try:
             fine = optional if value is None else holds(value)
         except TypeError:

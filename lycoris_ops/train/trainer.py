@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
 from itertools import chain
@@ -154,14 +154,12 @@ class Trainer:
             with torch.inference_mode(mode=False), torch.enable_grad(), self._fixed():
                 total = torch.zeros((), device=self.device)
                 with Chance(self.options.seed, "step", number, processes.rank()).drawn():
-                    for batch, share in (
-                        *((each, 1 / count) for each in batches),
-                        *((each, 0.0) for each in beside),
-                    ):
+                    for index, batch in enumerate((*batches, *beside)):
                         loss = self._loss_of(batch)
-                        scaled: Any = self.scaler.scale(loss * share if share == 0 else loss / count)
+                        counts = index < len(batches)
+                        scaled: Any = self.scaler.scale(loss / count if counts else loss * 0)
                         scaled.backward()
-                        if share:
+                        if counts:
                             total += loss.detach().to(total.device, total.dtype) / count
                 report = self._gathered(total, number, batches)
                 with uninterrupted():
@@ -372,8 +370,14 @@ class Trainer:
         loss, size = cast("list[float]", both.tolist())
         overflow = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         if not math.isfinite(loss):
-            error = self._diverged(f"the loss is {loss} in step {number}", self._first_bad(number, batches))
-            copy_into(self.parameters, self._proven)
+            self._whole, place = False, None
+            try:
+                # The loss may not bear a second call, which is to find the place alone.
+                with suppress(Exception):
+                    place = self._first_bad(number, batches)
+                error = self._diverged(f"the loss is {loss} in step {number}", place)
+            finally:
+                copy_into(self.parameters, self._proven)
             raise error
         if not (math.isfinite(size) or overflow):
             raise self._diverged(f"the norm of the gradients is {size} in step {number}")

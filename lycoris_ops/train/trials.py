@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -119,7 +119,7 @@ def try_plans(
     Raises PlanError where nothing is given to try, or no candidate has a finite loss.
     """
     for given, what in ((batches, "batches"), (held_out, "held_out")):
-        if not isinstance(given, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if isinstance(given, Iterator):
             raise PlanError(
                 f"{what} can be gone through only once",
                 got=type(given).__name__,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -1052,6 +1053,32 @@ def test_a_kernel_of_one_value_has_no_core(tmp_path: Path) -> None:
         theirs.apply_to()
         assert (net(torch.ones(1, 8, 5, 5)) - found).abs().max() < 1e-4
         theirs.restore()
+
+
+def test_one_of_several_modules_of_one_weight_is_chosen_by_leaving_out_the_others() -> None:
+    net = nn.ModuleDict({name: nn.Linear(4, 4) for name in "abcd"})
+    for name in "bc":
+        net[name].weight = net["a"].weight
+    with pytest.raises(lyc.LycorisError, match="one weight is chosen under two names"):
+        lyc.create_lycoris(net, rank=2, exclude="b")
+    assert set(lyc.create_lycoris(net, rank=2, exclude=("b", "c")).members) == {"a", "d"}
+
+
+@pytest.mark.parametrize("algorithm", ["lora", "loha", "lokr"])
+def test_a_copy_of_a_model_in_training_has_layers_of_its_own(algorithm: str) -> None:
+    net, x = nn.Sequential(nn.Linear(8, 8)), torch.randn(3, 8)
+    network = made(net, algorithm=algorithm)
+    found = net(x)
+    for other, own in (copy.deepcopy((net, network)), pickle.loads(pickle.dumps((net, network)))):
+        assert torch.equal(other(x), found)
+        other(x).sum().backward()
+        assert all(parameter.grad is not None for parameter in own.parameters())
+        with torch.no_grad():
+            for parameter in own.parameters():
+                parameter.zero_()
+        assert torch.equal(other(x), nn.functional.linear(x, net[0].weight, net[0].bias))
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert torch.equal(net(x), found)
 
 
 def test_a_file_of_other_layers_changes_nothing(model: Model, tmp_path: Path) -> None:

@@ -190,6 +190,10 @@ def edited(probe: lyc.Probe, **values: Any) -> lyc.Plan:
 
 def test_an_edited_text_is_counted_anew(probe: lyc.Probe) -> None:
     plan = edited(probe, rank=3)
+    other = plan.with_row(plan.rows[0].path, algorithm="lokr", factor=2, rank=None)
+    assert other.rows[0].factor == 2
+    # The factor goes with the kind that has one.
+    assert other.with_row(plan.rows[0].path, algorithm="lora", rank=3).rows[0].factor is None
     first = plan.rows[0]
     assert (
         first.rank == 3

@@ -699,6 +699,21 @@ def test_batches_of_regrowth_that_fail_leave_the_step_before(tmp_path: Path) -> 
         assert (tmp_path / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
+def test_a_loss_that_fails_when_it_is_called_again_hides_nothing(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def loss(module: nn.Module, batch: Any) -> Tensor:
+        calls.append(0)
+        if len(calls) > 3:
+            raise RuntimeError("no third batch")
+        return plain(module, batch) * (math.nan if len(calls) == 3 else 1.0)
+
+    with pytest.raises(lyc.DivergedError, match="the loss is nan in step 3"):
+        lyc.train_network(network(), batches(), loss, options(tmp_path))
+    names = {file.name for file in (tmp_path / "out-checkpoints").iterdir()}
+    assert names == {"last-good.safetensors"}
+
+
 @pytest.mark.parametrize("where", ["norm", "inner"])
 def test_a_nan_of_the_forward_pass_names_the_module_that_made_it(where: str, tmp_path: Path) -> None:
     net = network(exclude="norm")

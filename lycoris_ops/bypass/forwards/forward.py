@@ -46,10 +46,10 @@ class Prepared(Generic[T]):
     """What passes need of the forms of layers: made once, or in each pass where a tensor of them learns.
 
     `reads` are then all tensors of the forms: a pass sees their present values. It is None where later values
-    would not be seen.
+    would not be seen. `make` holds no tensors, so that a copy of a model makes them of its own.
     """
 
-    def __init__(self, items: Sequence[Item], make: Callable[[], T]) -> None:
+    def __init__(self, items: Sequence[Item], make: Callable[[Sequence[Item]], T]) -> None:
         fields: list[dict[str, Any]] = [vars(item.form) for item in items]
         held = [value for each in fields for value in each.values()]
         groups: list[tuple[Any, ...]] = [one if isinstance(one, tuple) else (one,) for one in held]
@@ -57,10 +57,12 @@ class Prepared(Generic[T]):
         learns = any(one.requires_grad for one in tensors)
         self.reads: Sequence[Tensor] | None = tensors if learns else None
         self._make = make
-        self._made = None if learns else make()
+        # Else what was moved to a device would be there twice.
+        self._items = items if learns else ()
+        self._made = None if learns else make(items)
 
     def __call__(self) -> T:
-        return self._make() if self._made is None else self._made
+        return self._make(self._items) if self._made is None else self._made
 
 
 def outliving() -> AbstractContextManager[Any]:

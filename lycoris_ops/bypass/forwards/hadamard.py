@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -38,9 +39,7 @@ class HadamardForward:
         wide = compute_dtype(dtype)
         self.geometry = geometry
         self.dtype = dtype
-        self.factors = Prepared(
-            items, lambda: [(_factors(item.form, device, wide), item.form.scale, item.slot) for item in items]
-        )
+        self.factors = Prepared(items, partial(_all_factors, wide, device))
         self.reads = self.factors.reads
         self.ranks = [len(item.form.w1_b) * len(item.form.w2_b) for item in items]
         self.inner = sum(len(item.form.w1_b) + len(item.form.w2_b) for item in items)
@@ -129,6 +128,10 @@ class HadamardForward:
 
 def _learn(factors: Factors) -> bool:
     return recorded(*(part for parts, _, _ in factors for part in parts))
+
+
+def _all_factors(dtype: torch.dtype, device: torch.device, items: Sequence[Item]) -> Factors:
+    return [(_factors(item.form, device, dtype), item.form.scale, item.slot) for item in items]
 
 
 def _factors(

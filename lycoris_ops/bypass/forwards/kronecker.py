@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ class KroneckerForward:
     ) -> None:
         self.geometry = geometry
         self.dtype = dtype
-        self.factors = Prepared(items, lambda: [_factors(item, dtype, device) for item in items])
+        self.factors = Prepared(items, partial(_all_factors, dtype, device))
         self.reads = self.factors.reads
 
     def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
@@ -94,6 +95,10 @@ class KroneckerForward:
         """Add the rows of the window."""
         kept = change[:, one.skipped : one.skipped + y.shape[1]]
         y.add_(kept if one.rows is None else kept * self.geometry.per_channel(one.rows))
+
+
+def _all_factors(dtype: torch.dtype, device: torch.device, items: Sequence[Item]) -> list[_Factors]:
+    return [_factors(item, dtype, device) for item in items]
 
 
 def _factors(item: Item, dtype: torch.dtype, device: torch.device) -> _Factors:

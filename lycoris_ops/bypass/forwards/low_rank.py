@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ class LowRankForward:
     ) -> None:
         forms: list[LowRank] = [item.form for item in items]
         self.geometry = geometry
-        self.pair = Prepared(items, lambda: _pair(geometry, forms, dtype, device))
+        self.pair = Prepared(items, partial(_pair, geometry, dtype, device))
         self.reads = self.pair.reads
         self.factors = [
             (form.scale, item.slot, len(form.down)) for form, item in zip(forms, items, strict=True)
@@ -66,9 +67,10 @@ class LowRankForward:
 
 
 def _pair(
-    geometry: Geometry, forms: Sequence[LowRank], dtype: torch.dtype, device: torch.device
+    geometry: Geometry, dtype: torch.dtype, device: torch.device, items: Sequence[Item]
 ) -> tuple[Tensor, Tensor]:
     """down (r, K) and up (O, r) of all forms."""
+    forms: list[LowRank] = [item.form for item in items]
     down = joined([form.down.to(device, dtype) for form in forms], 0)
     up = joined([form.up.to(device, dtype) for form in forms], 1).contiguous()
     # Each group has channels of its own, and down is the same for all groups.

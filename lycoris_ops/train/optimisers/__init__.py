@@ -67,7 +67,8 @@ def family_of(name: str) -> Family:
     found = getattr(required(module, module.partition(".")[0], f"the optimiser {name}"), attribute, None)
     if not callable(found):
         raise TrainError("an unknown optimiser", got=name, expected=f"a class in {module}")
-    closure = inspect.signature(getattr(found, "step", family_of)).parameters.get("closure")
+    step = getattr(found, "step", None)
+    closure = inspect.signature(step).parameters.get("closure") if step else None
     if closure is not None and closure.default is closure.empty:
         raise TrainError("this optimiser wants the loss computed again within a step", got=name)
     # As those of schedulefree: their weights are an average between `eval()` and `train()`.
