@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
         parse_size(options.size),
         **kind_of(options),
         strict=options.strict,
-        progress=progress_bar("steps of layers"),
+        progress=progress_bar("steps done, one or two for each layer"),
     )
     result = save_adapter(
         made,

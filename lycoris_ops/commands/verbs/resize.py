@@ -29,6 +29,6 @@ def run(options: argparse.Namespace) -> int:
         options.algorithm,
         options.base,
         **kind_of(options),
-        progress=progress_bar("steps of layers"),
+        progress=progress_bar("steps done, one or two for each layer"),
     )
     return write(options, made)
