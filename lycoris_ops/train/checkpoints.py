@@ -52,12 +52,14 @@ class Checkpoints:
                     hint=f"{'Resume from it, c' if states else 'C'}hoose another folder, or allow it to be "
                     "replaced (overwrite)",
                 )
-            self._replaced = {file.name.removesuffix(STATE) for file in states} | {GOOD}
+            if overwrite:
+                self._replaced = {file.name.removesuffix(STATE) for file in states} | {GOOD}
 
     def clear(self) -> None:
         """Remove what `begin` found of an earlier training, now that this one has made a step."""
-        for name in self._replaced:
-            self._remove(name)
+        with system_errors(self.folder):
+            for name in self._replaced:
+                self._remove(name)
         self._replaced = set()
 
     def write(self, trainer: Trainer, name: str) -> Path:
@@ -95,9 +97,10 @@ class Checkpoints:
         return path
 
     def _remove(self, name: str) -> None:
-        state, adapter = self.folder / f"{name}{STATE}", self._adapter(name)
-        state.unlink(missing_ok=True)
-        shutil.rmtree(adapter) if adapter.is_dir() else adapter.unlink(missing_ok=True)
+        (self.folder / f"{name}{STATE}").unlink(missing_ok=True)
+        # In whichever dialect it was.
+        for adapter in (self.folder / name, self.folder / f"{name}.safetensors"):
+            shutil.rmtree(adapter) if adapter.is_dir() else adapter.unlink(missing_ok=True)
 
     def _adapter(self, name: str) -> Path:
         path = self.folder / (name if self.dialect == "peft" else f"{name}.safetensors")
