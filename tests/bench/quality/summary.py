@@ -191,10 +191,13 @@ def targets(groups: Mapping[tuple[str, str], Mapping[str, list[Entry]]]) -> str:
 def verdict(found: tuple[str, float], whole: float, limit: float) -> str:
     """A share of numbers, and what it says of the target of at most `limit`."""
     bound, numbers = found
+    within = numbers <= limit * whole
     if bound == ">":
-        word = "not reached" if numbers > limit * whole else "open, no larger one was measured"
+        word = "open, no larger one was measured" if within else "not reached"
+    elif bound == "<":
+        word = "reached" if within else "open, no smaller one was measured"
     else:
-        word = "reached" if numbers <= limit * whole else "not reached"
+        word = "reached" if within else "not reached"
     return f"{share(found, whole)}: {word}"
 
 

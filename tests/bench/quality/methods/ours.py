@@ -41,14 +41,11 @@ def loha(setting: Setting) -> Adapted:
 def lokr(setting: Setting) -> Adapted:
     """LoKr of two full factors, with the factor whose numbers are nearest to the budget."""
     shapes = [site.shape for site in setting.sites.values()]
-    factors = [factor for factor in range(2, 33) if all(divides(factor, shape) for shape in shapes)]
+    # One that divides some layer: others would only stand for a smaller one.
+    factors = [n for n in range(2, 33) if any(size % n == 0 for shape in shapes for size in shape[:2])]
     factor = min(factors, key=lambda factor: abs(math.log(lokr_numbers(shapes, factor) / setting.budget)))
     # A rank that no layer falls short of: the second factor is full then.
     return adapted(setting, algorithm="lokr", rank=2**20, factor=factor)
-
-
-def divides(factor: int, shape: Shape) -> bool:
-    return factorization(shape[0], factor)[0] * factorization(shape[1], factor)[0] > 1
 
 
 def lokr_numbers(shapes: Sequence[Shape], factor: int) -> int:
