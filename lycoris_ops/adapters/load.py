@@ -94,8 +94,8 @@ def adapter_stamp(path: str | os.PathLike[str]) -> str:
 
 def _fingerprints(path: str | os.PathLike[str]) -> tuple[Fingerprint, Fingerprint | None]:
     """Fingerprints of an adapter's file, and of the PEFT configuration beside it, if there is one."""
-    # The file first: a path that is no file's may not have a name to replace.
     path = _file_of(path)
+    # The file first: a path that is no file's may not have a name to replace.
     own = Fingerprint.of(path)
     config = Path(path).with_name(CONFIG_NAME)
     return own, Fingerprint.of(config) if config.is_file() else None

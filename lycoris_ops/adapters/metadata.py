@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..algorithms.base import alpha_of
+from ..errors import LycorisError
 from ..files.dtypes import dtype_name
 from ..files.writing import DATA_HASH, MODELSPEC_HASH, data_hash, metadata_of
 from ..names.written import Written
@@ -19,6 +21,13 @@ from .writer import Made
 
 DIM, NETWORK_ALPHA, DYNAMIC = "ss_network_dim", "ss_network_alpha", "Dynamic"
 """kohya-ss' metadata keys of rank and alpha, and what its tools write there where layers differ."""
+
+
+def check_text(entries: Mapping[str, Any], error: type[LycorisError] = LycorisError) -> None:
+    """Raise `error` for an entry that is neither text nor None: other readers refuse the whole file."""
+    for name, value in entries.items():
+        if not (value is None or isinstance(value, str)):
+            raise error("metadata is text", key=f"metadata[{name!r}]", got=repr(value), expected=f'"{value}"')
 
 
 def metadata_for(

@@ -21,7 +21,7 @@ from ..names.dialects import diffusers
 from ..names.targets import Targets, known_shapes
 from ..names.written import WRITTEN, Written
 from .adapter import BUNDLED, Adapter
-from .metadata import add_hashes, alpha_changed, metadata_for
+from .metadata import add_hashes, alpha_changed, check_text, metadata_for
 from .peft.kinds.lora import SUFFIXES as PEFT_SUFFIXES
 from .place import check_output
 from .verify import check_written
@@ -109,9 +109,7 @@ def save_adapter(
         raise LycorisError(
             "an adapter cannot be written in this dtype", got=str(dtype), expected=", ".join(FLOATS)
         )
-    for key, value in (metadata or {}).items():
-        if not (value is None or isinstance(value, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise LycorisError("metadata is text", key=key, got=repr(value), expected=f'"{value}"')
+    check_text(metadata or {})
     outs = check_output(path, dialect, overwrite=overwrite)
     out = outs[0]
     writer = Writer(adapter, dialect, dtype, None if model is None else Targets(known_shapes(model)))

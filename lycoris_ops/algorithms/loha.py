@@ -96,8 +96,8 @@ class Loha(Factored):
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int, tucker: bool = False) -> Self:
         """w1_a normal(0, 0.1), w1_b and w2_b normal(0, 1), w2_a zero, as in FedPara's code.
 
-        `tucker` factors the kernel of a convolution into t1 and t2, normal(0, 0.1) as in LyCORIS. Without a
-        kernel it has no effect.
+        `tucker` factors the kernel of a convolution into t1 and t2, normal(0, 0.1) as in LyCORIS. A
+        kernel of one value has none.
         """
         generator = torch.Generator().manual_seed(seed)
 

@@ -153,9 +153,9 @@ def select(
     kept = {path: site for path, site in found.items() if not _any(unwanted, path)}
     named = {path for path in kept if _any(wanted, path)}
     asked = named | (by_preset & kept.keys())
-    others_too = _shared(found)
     # Whose weight is also that of a module which is neither chosen nor excluded by its name.
-    lent = {path for path, others in others_too.items() if not asked.issuperset(kept.keys() & set(others))}
+    shared = shared_weights(found.values())
+    lent = {path for path, others in shared.items() if not asked.issuperset(kept.keys() & set(others))}
     chosen = {path: site for path, site in kept.items() if path in named or path in asked - lent}
     if not chosen:
         raise LycorisError(
@@ -163,7 +163,7 @@ def select(
             got=_counted(found, others),
             expected=_sought(name, wanted, unwanted),
         )
-    _check_distinct(chosen)
+    _check_distinct(chosen.values())
     return chosen
 
 
@@ -172,9 +172,14 @@ def left_alone(module: nn.Module) -> dict[str, str]:
     return _sites(module)[1]
 
 
-def shared_weights(module: nn.Module) -> dict[str, tuple[str, ...]]:
-    """The sites whose weight other modules have too, by path, with the paths of those."""
-    return _shared(all_sites(module))
+def shared_weights(sites: Iterable[Site]) -> dict[str, tuple[str, ...]]:
+    """Those of the sites whose weight other modules have too, by path, with the paths of these."""
+    shared = {
+        site.path: tuple(other.path for other in group if other.module is not site.module)
+        for group in _by_weight(sites)
+        for site in group
+    }
+    return {path: others for path, others in shared.items() if others}
 
 
 def all_sites(module: nn.Module) -> dict[str, Site]:
@@ -197,33 +202,28 @@ def _sites(module: nn.Module) -> tuple[dict[str, Site], dict[str, str]]:
     return found, {path: why for path, why in others.items() if path not in found}
 
 
-def _shared(found: Mapping[str, Site]) -> dict[str, tuple[str, ...]]:
+def _by_weight(sites: Iterable[Site]) -> list[list[Site]]:
+    """The sites in groups of one weight each, in the order of the first of each group."""
     # The weights are kept meanwhile: the identity of one that is gone may be given to another.
-    weights = {path: getattr(site.module, site.weight) for path, site in found.items()}
-    by_weight: dict[int, list[Site]] = {}
-    for path, site in found.items():
-        by_weight.setdefault(id(weights[path]), []).append(site)
-    shared = {
-        site.path: tuple(other.path for other in sites if other.module is not site.module)
-        for sites in by_weight.values()
-        for site in sites
-    }
-    return {path: others for path, others in shared.items() if others}
+    held = [(site, getattr(site.module, site.weight)) for site in sites]
+    groups: dict[int, list[Site]] = {}
+    for site, weight in held:
+        groups.setdefault(id(weight), []).append(site)
+    return list(groups.values())
 
 
 def _any(chosen: Iterable[Pattern], path: str) -> bool:
     return any(pattern.matches(path) for pattern in chosen)
 
 
-def _check_distinct(chosen: Mapping[str, Site]) -> None:
-    seen: dict[int, str] = {}
-    for path, site in chosen.items():
-        first = seen.setdefault(id(getattr(site.module, site.weight)), path)
-        if first != path:
+def _check_distinct(chosen: Iterable[Site]) -> None:
+    for first, *others in _by_weight(chosen):
+        if others:
+            path = others[0].path
             raise LycorisError(
                 "one weight is chosen under two names",
                 key=path,
-                got=f"the weight of {first}",
+                got=f"the weight of {first.path}",
                 expected="each weight once",
                 hint=f"Leave one of them out: exclude={path!r}",
             )

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..errors import LycorisError, PlanError
+from ..errors import LycorisError, PlanError, Problem
 from ..maths import chance
 from ..modules import Site
 
@@ -117,8 +117,7 @@ class _Sum:
             if self.projected:
                 self._project(given, gradient.float())
             if self.squares is not None:
-                channels = given.float() if self.site.kind == "linear" else given.float().movedim(1, -1)
-                flat = channels.reshape(-1, channels.shape[-1])
+                flat = self._vectors(given.float())
                 self.squares += flat.square().sum(0)
                 self.seen += len(flat)
 
@@ -144,13 +143,14 @@ class _Sum:
         product = self.site.geometry
         assert product is not None
         seen = product.product(product.padded(given.detach().float()), self._directions)
-        rows, columns = (
-            values.reshape(-1, values.shape[-1])
-            if not product.kernel
-            else values.movedim(-1 - len(product.kernel), 0).flatten(1).T
-            for values in (gradient, seen)
-        )
-        self.projected[self.half].addmm_(rows.T, columns)
+        self.projected[self.half].addmm_(self._vectors(gradient).T, self._vectors(seen))
+
+    def _vectors(self, values: Tensor) -> Tensor:
+        """The values (places, channels) of an input or output of a linear layer or a convolution."""
+        product = self.site.geometry
+        assert product is not None
+        channels = product.last(values)
+        return channels.reshape(-1, channels.shape[-1])
 
 
 def _halves(projected: Sequence[Sequence[Tensor]]) -> tuple[float, float, float]:
@@ -244,6 +244,15 @@ def scalar(value: object, error: type[LycorisError] = PlanError) -> Tensor:
         return value.reshape(())
     got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     raise error("the loss is not a scalar", got=got, expected="one floating-point value, such as a mean")
+
+
+def independent(found: str, error: type[Problem]) -> Problem:
+    """The error for a loss that is not made of a network's output; `found` is what it is made of."""
+    return error(
+        "the loss does not depend on the network",
+        got=found,
+        hint="Compute it by the module that is passed in, without no_grad, detach or item",
+    )
 
 
 def first_bad(module: nn.Module, run: Callable[[], object], states: list[Any] | None = None) -> str | None:

@@ -19,8 +19,9 @@ from .options import STATE
 from .trainer import Trainer
 
 GOOD = "last-good"
+"""What a training that diverged leaves: weights for use, and nothing to go on from."""
 NAMES = ("last", "best")
-"""The names of checkpoints beside those of steps."""
+"""The checkpoints that every training with a folder may write."""
 
 
 class Checkpoints:

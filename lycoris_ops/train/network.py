@@ -135,7 +135,7 @@ class LycorisNetwork(nn.Module):
         Each sum is rounded once. Raises LycorisError where a weight is packed or is that of another module
         too, or where a bias would change that the module does not have; nothing is changed then.
         """
-        for path, others in shared_weights(self.module).items():
+        for path, others in shared_weights(all_sites(self.module).values()).items():
             if path in self.members:
                 raise LycorisError(
                     "a weight is that of two modules, and the layer is for one of them",
@@ -200,7 +200,7 @@ class LycorisNetwork(nn.Module):
 
         The norm is that of strength * delta(W), so that it does not depend on how factors are balanced.
         Source: the max-norm regularisation of kohya-ss and LyCORIS. Raises LycorisError for a limit that is
-        none.
+        no finite number above 0.
         """
         if not 0 < limit < math.inf:
             raise LycorisError("a limit is a finite number above 0", got=str(limit))
@@ -323,7 +323,7 @@ class LycorisNetwork(nn.Module):
         for path, why in list(left_alone(self.module).items())[:LINES]:
             lines.append(f"{path or 'the model itself'} is left alone: {why}")
         sites = all_sites(self.module)
-        for path, others in shared_weights(self.module).items():
+        for path, others in shared_weights(sites.values()).items():
             if path in members:
                 lines.append(f"{path} has its weight from {others[0]}: the layer cannot be merged into it")
             elif members.keys().isdisjoint(others) and sites[path].kind != "embedding":

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..adapters.metadata import check_text
 from ..errors import TrainError
 from ..files.dtypes import DTYPE_NAMES, FLOATS
 from ..names.written import Written
@@ -141,11 +142,7 @@ class TrainOptions:
                     got=repr(self.optimiser_options[name]),
                     expected=f"{name} beside optimiser_options",
                 )
-        for name, value in self.metadata.items():
-            if not (value is None or isinstance(value, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise TrainError(
-                    "metadata is text", key=f"metadata[{name!r}]", got=repr(value), expected=f'"{value}"'
-                )
+        check_text(self.metadata, TrainError)
         if self.checkpoint_every is not None and self.folder is None:
             raise TrainError(
                 "there is no folder for checkpoints",

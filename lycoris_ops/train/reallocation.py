@@ -164,7 +164,8 @@ class Reallocator:
         fixed = [path for path in members if members[path].layer.rank and path not in self.movable]
         if fixed:
             note = f"{number_of(len(fixed), 'layer')} of a fixed rank while ranks move, such as {fixed[0]}"
-            self.network.notes = (*self.network.notes, note)
+            # Once, though a trainer may make several of these.
+            self.network.notes = tuple(dict.fromkeys((*self.network.notes, note)))
         self._importance: dict[str, _Importance] = {}
         self._before = self.parameters
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import DivergedError, FileFormatError, MatchError, TrainError
 from ..files.tree_file import TreeForm
 from ..maths.chance import Chance
-from ..ranks.gradients import Loss, first_bad, scalar
+from ..ranks.gradients import Loss, first_bad, independent, scalar
 from . import processes
 from .average import Average
 from .feed import Batches, Place, batches_of, moved
@@ -343,7 +343,7 @@ class Trainer:
             value = self.loss(self.net.module, moved(batch, self.options.device))
         loss = scalar(value, TrainError)
         if torch.is_grad_enabled() and not loss.requires_grad:
-            raise _independent("a tensor without a graph")
+            raise independent("a tensor without a graph", TrainError)
         return loss
 
     def _gathered(self, total: Tensor, number: int, batches: Sequence[Any]) -> StepReport:
@@ -353,7 +353,7 @@ class Trainer:
         """
         reached = any(parameter.grad is not None for parameter in self.parameters)
         if not reached and len(self.idle) == len(self.names) and processes.count() == 1:
-            raise _independent(f"a graph that has none of the network's {len(self.names)} tensors")
+            raise independent(f"a graph that has none of the network's {len(self.names)} tensors", TrainError)
         for name, parameter in zip(self.names, self.parameters, strict=True):
             if parameter.grad is not None:
                 self.idle.discard(name)
@@ -529,11 +529,3 @@ def _parameters_of(net: LycorisNetwork) -> tuple[list[str], list[nn.Parameter]]:
 def has_statistics(module: nn.Module) -> bool:
     """Whether a module changes statistics of its own in each pass in training mode, as BatchNorm does."""
     return isinstance(getattr(module, "running_mean", None), Tensor)
-
-
-def _independent(found: str) -> TrainError:
-    return TrainError(
-        "the loss does not depend on the network",
-        got=found,
-        hint="Compute it by the module that is passed in, without no_grad, detach or item",
-    )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from ..errors import PlanError
-from ..ranks.gradients import Loss, scalar, seeded
+from ..ranks.gradients import Loss, independent, scalar, seeded
 from ..ranks.plan import Plan, table
 from .create import create_lycoris
 from .network import LycorisNetwork
@@ -181,11 +181,7 @@ def _train(
             one.optimizer.zero_grad()
             value = scalar(loss(module, batches[one.steps % len(batches)]))
             if not value.requires_grad:
-                raise PlanError(
-                    "the loss does not depend on the network",
-                    got="a tensor without a graph",
-                    hint="Compute it by the module that is passed in, without no_grad, detach or item",
-                )
+                raise independent("a tensor without a graph", PlanError)
             if not math.isfinite(value.item()):
                 return
             # torch types no `backward`.

@@ -55,8 +55,8 @@ The learning rate of each method **at each size** was found on a split of its ow
 does not. Figures are means over as many of the seeds 0, 1, 2 as "seeds" says, on a third split, which chose
 nothing; differences between figures of one seed may be chance. "numbers" is what the file holds; "x 1" is a
 budget of as many numbers as a LoRA of rank 1 on every layer has. Numbers within 2 % of each other are
-compared as equal. Methods that look ahead do so on {probe} batches of the training split, "{name}" on {more}.
-{auto}
+compared as equal. Methods that look ahead do so on {probe} batches of the training split, "{name}", which is
+what `plan_ranks` plans with algorithms="auto", on {more}.
 
 How a plan weighs the components of gradients was chosen on these very tasks, from four powers of their norms
 at one budget and one seed: what is said of that method here is to be confirmed on others.
@@ -288,9 +288,8 @@ def main() -> None:
         for length in ("short", "long")
     }
     groups = {key: methods for key, methods in groups.items() if methods}
-    same = 'It is what `plan_ranks` plans with algorithms="auto".'
     parts = [
-        ABOUT.format(state=state, probe=PROBE_BATCHES, more=MORE_BATCHES, name=AUTO, auto=same, **lengths),
+        ABOUT.format(state=state, probe=PROBE_BATCHES, more=MORE_BATCHES, name=AUTO, **lengths),
         "## Targets\n",
         targets(groups),
     ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -41,12 +40,11 @@ def planned(
     *,
     start: bool = True,
     batches: int = PROBE_BATCHES,
-    **options: Any,
 ) -> Adapted:
     """A plan within the budget; with `start` its layers begin at the gradient."""
     found = probed(setting, choice.AUTO if algorithms == "auto" else algorithms, batches)
     size = lyc.Budget(parameters=setting.budget)
-    plan = lyc.plan_ranks(found, size=size, algorithms=algorithms, **options)
+    plan = lyc.plan_ranks(found, size=size, algorithms=algorithms)
     return adapted(setting, plan=plan if start else replace(plan, probe=None))
 
 
