@@ -94,7 +94,7 @@ METHODS = (
     Method("LoRA, gradient", (1, 4), -8, uniform, long=(4,)),
     Method("planned", (4,), -10, lambda setting: planned(setting, "lora", start=False)),
     Method(LORA, BUDGETS, -8, lambda setting: planned(setting, "lora")),
-    Method(AUTO, (1, 4), -8, lambda setting: planned(setting, "auto", batches=MORE_BATCHES), long=(4,)),
+    Method(AUTO, (1, 4, 6), -8, lambda setting: planned(setting, "auto", batches=MORE_BATCHES), long=(4, 6)),
     Method("planned LoKr, gradient", (2, 4), -8, lambda setting: planned(setting, "lokr")),
     Method("planned of all kinds", (2,), -8, lambda setting: planned(setting, KINDS)),
     Method("pruned", (4,), -10, pruned),
