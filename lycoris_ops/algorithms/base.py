@@ -17,7 +17,7 @@ from ..changes.forms import Additive, Dense, add_up
 from ..changes.operators import Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Rows, Shape, fits, flat_shape, shown
-from ..maths.tensors import compute_dtype, is_finite, times
+from ..maths.tensors import compute_dtype, is_finite, shaped, times
 from .checks import (
     MOST_DIMENSIONS,
     a_layer,
@@ -420,7 +420,8 @@ class Layer(ABC):
     @property
     def shapes(self) -> dict[str, Shape]:
         """The shapes of the tensors, by suffix."""
-        # Kept by hand: `cached_property` takes a lock on Python 3.11, which torch.compile cannot pass.
+        # Kept by hand, as what derives from them: `cached_property` takes a lock on Python 3.11, which
+        # torch.compile cannot pass.
         kept = vars(self)
         if "_shapes" not in kept:
             held = self.tensors()
@@ -437,7 +438,10 @@ class Layer(ABC):
     @property
     def extent(self) -> Extent:
         """The shape of the change: that of `shape`, or a closer one where the tensors' values tell more."""
-        return self.shape(self.shapes)
+        kept = vars(self)
+        if "_extent" not in kept:
+            kept["_extent"] = self.shape(self.shapes)
+        return kept["_extent"]
 
     @property
     def bias_extent(self) -> Extent | None:
@@ -446,8 +450,12 @@ class Layer(ABC):
 
     def check_fit(self, shape: Sequence[int]) -> None:
         """Raise LayerError unless the change can be added to a weight of this shape."""
+        kept, met = vars(self), tuple(shape)
+        if kept.get("_fits") == met:
+            return
         if not self.suits(self.shapes, shape):
             raise self.misfit(shape, self.made_for(self.shapes))
+        kept["_fits"] = met
 
     def misfit(self, shape: Sequence[int], made_for: str) -> LayerError:
         """The error for a weight of this shape, with `made_for` as what the layer fits."""
@@ -614,11 +622,11 @@ def change_of(forms: Sequence[Form], met: Tensor) -> Tensor:
     # `Layer.forms` gives a Dependent alone, never beside other forms.
     for form in forms:
         if isinstance(form, Dependent):
-            return checked(form.change(met.to(dtype)).reshape(met.shape), met)
+            return checked(shaped(form.change(met.to(dtype)), met.shape), met)
     additive = [form for form in forms if not isinstance(form, Dependent)]
     if not additive:
         return torch.zeros(met.shape, dtype=dtype, device=met.device)
-    return checked(add_up(additive, dtype, met.device).reshape(met.shape), met)
+    return checked(shaped(add_up(additive, dtype, met.device), met.shape), met)
 
 
 def checked(change: Tensor, met: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from ..errors import LayerError
 from ..maths.dora import changed_lengths, dora_factor, lengths, magnitude_axis
 from ..maths.recompute import recomputed
 from ..maths.shapes import Extent, Rows, Shape, fits, flat_shape, shown
+from ..maths.tensors import shaped
 from .base import Layer, axis_of
 from .checks import agree, vector
 
@@ -132,7 +133,7 @@ class Factored(Layer):
     def _direction(self, weight: Tensor, plain: Sequence[Additive]) -> Tensor:
         """V in the weight's shape, given the forms of product (+ sparse)."""
         # In place, as it is as large as the weight: no form of a product is a tensor that is held elsewhere.
-        return add_up(plain, weight.dtype, weight.device).reshape(weight.shape).add_(weight)
+        return shaped(add_up(plain, weight.dtype, weight.device), weight.shape).add_(weight)
 
     def _length(self, weight: Tensor, plain: Sequence[Additive], axis: int) -> Tensor:
         """norm(V). It is formed from V itself where that is done once, and not in each pass of a training."""

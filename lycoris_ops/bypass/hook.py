@@ -108,7 +108,7 @@ class Bypass:
         self.met = met
         self.name = name
         self.before_pass: BeforePass | None = None
-        """It may set `plan` and `strengths` for the pass."""
+        """It may set `strengths`, and `plan` to one that is additive where the old one is, for the pass."""
         self.dropout = 0.0
         """The share of the input's values that additive layers see as zero, at random."""
         self._strengths = plan.strengths
@@ -159,11 +159,15 @@ class Bypass:
                     key=self.name,
                     hint='Make one of two networks with form="rebuilt", or join two plans by BypassPlan.then',
                 )
-        self._handles = [
-            self.module.register_forward_pre_hook(self._before, with_kwargs=True),
-            # Called also where the pass fails, to let go of its input.
-            self.module.register_forward_hook(self._after, with_kwargs=True, always_call=True),
-        ]
+        if self.plan.additive:
+            # No layer changes the input, so that one hook behind the pass does it all.
+            self._handles = [self.module.register_forward_hook(self._beside, with_kwargs=True)]
+        else:
+            self._handles = [
+                self.module.register_forward_pre_hook(self._before, with_kwargs=True),
+                # Called also where the pass fails, to let go of its input.
+                self.module.register_forward_hook(self._after, with_kwargs=True, always_call=True),
+            ]
         return self
 
     def meet(self, dtype: torch.dtype, device: torch.device) -> Met:
@@ -196,23 +200,25 @@ class Bypass:
             handle.remove()
         self._handles, self._bound, self._pass = [], None, None
 
+    def _beside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Any:
+        """A pass with an additive plan, from the module's own output."""
+        x = _flat(input_of(args, kwargs))
+        bound = self._begun(x)
+        return None if bound is None else _like(bound.beside(x, _flat(y), self._strengths), y)
+
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # The input may be given by keyword.
-        x: Tensor = args[0] if args else next(iter(kwargs.values()))
-        nested, x = x, _flat(x)
-        if self.before_pass is not None:
-            self.before_pass(x)
-        if not any(strength != 0.0 for stage in self.strengths for strength in stage):
-            # The output keeps every bit.
+        x = input_of(args, kwargs)
+        flat = _flat(x)
+        bound = self._begun(flat)
+        if bound is None:
             self._pass = None
             return None
-        bound = self._bind(x)
-        inputs = bound.inputs(x, self.strengths)
+        inputs = bound.inputs(flat, self._strengths)
         self._pass = (bound, inputs)
         # No stage changes the input, or it must not be changed for what others add in `forward`.
         if inputs[0] is inputs[-1] or self._stands_beside_another(bound):
             return None
-        given = _like(inputs[0].view(x.shape).to(x.dtype), nested)
+        given = _like(inputs[0].view(flat.shape).to(x.dtype), x)
         if args:
             return (given, *args[1:]), kwargs
         return args, {**kwargs, next(iter(kwargs)): given}
@@ -233,13 +239,19 @@ class Bypass:
 
         nested, y = y, _flat(y)
         if not self._stands_beside_another(bound):
-            return _like(bound.finish(inputs, y, self.strengths, run), nested)
-        x = _flat(args[0] if args else next(iter(kwargs.values())))
+            return _like(bound.finish(inputs, y, self._strengths, run), nested)
+        x = _flat(input_of(args, kwargs))
         # y holds what others add: only the difference that the plan makes to W x + b is added to it.
         met = run(inputs[0].view(x.shape).to(x.dtype))
         # `finish` may write over `met`.
         base = met.clone() if inputs[0] is inputs[-1] else run(x)
-        return _like(y + (bound.finish(inputs, met, self.strengths, run) - base), nested)
+        return _like(y + (bound.finish(inputs, met, self._strengths, run) - base), nested)
+
+    def _begun(self, x: Tensor) -> Bound | None:
+        """The plan for a pass with this input; None where all strengths are 0, to keep every bit of y."""
+        if self.before_pass is not None:
+            self.before_pass(x)
+        return self._bind(x) if any(map(any, self._strengths)) else None
 
     def _stands_beside_another(self, bound: Bound) -> bool:
         """Whether others add to W x + b in `forward`, and the plan has operators.
@@ -250,18 +262,21 @@ class Bypass:
 
     def _bind(self, x: Tensor) -> Bound:
         """The plan for the input's dtype and device, kept for later passes that it serves as well."""
-        bound, plan = self._bound, self.plan
-        learns = plan.learns
-        serves = bound is not None and bound.key == (x.dtype, x.device, self.dropout)
-        if bound is not None and serves and (not learns or bound.follows(plan.tensors)):
+        bound, learns = self._bound, self.plan.learns
+        if bound is not None and bound.serves(x, self.dropout, learns=learns):
             return bound
         if learns:
             self.met = None
         met = self.meet(compute_dtype(x.dtype), x.device)
         with outliving():
-            bound = Bound(plan.geometry, met, x, self.dropout)
-        self._bound = bound if not learns or bound.follows(plan.tensors) else None
+            bound = Bound(self.plan, met, x, self.dropout)
+        self._bound = None if learns and not bound.follows else bound
         return bound
+
+
+def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The input of a pass, which may be given by keyword."""
+    return args[0] if args else next(iter(kwargs.values()))
 
 
 def _flat(values: Tensor) -> Tensor:

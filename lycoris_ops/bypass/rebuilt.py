@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,9 +9,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..algorithms import Layer
-from ..errors import located
+from ..errors import LycorisError
 from ..maths.tensors import compute_dtype, promoted
-from .hook import values_of
+from .hook import BeforePass, input_of, values_of
 
 
 class Rebuilt:
@@ -51,8 +50,8 @@ class Rebuilt:
         self.strength = strength
         self.name = name
         self.follows = follows
-        self.before_pass: Callable[[], None] | None = None
-        """Called at the start of each pass; it may set `layer` and `strength` for the pass."""
+        self.before_pass: BeforePass | None = None
+        """It may set `layer` and `strength` for the pass."""
         self._hidden: list[dict[str, Any]] = []
         """For each pass that runs, what its module had as attributes of the instance before."""
         self._handles: list[RemovableHandle] = []
@@ -61,7 +60,7 @@ class Rebuilt:
         """Add the hooks, if they are not there."""
         if not self._handles:
             self._handles = [
-                self.caller.register_forward_pre_hook(self._before),
+                self.caller.register_forward_pre_hook(self._before, with_kwargs=True),
                 # The last one to hide a weight is the first to show it again, also where a pass fails.
                 self.caller.register_forward_hook(self._after, always_call=True, prepend=True),
             ]
@@ -73,19 +72,22 @@ class Rebuilt:
             handle.remove()
         self._handles = []
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = input_of(args, kwargs)
         if self.before_pass is not None:
-            self.before_pass()
+            self.before_pass(given)
         self._hidden.append({})
         if self.strength == 0.0:
             return
         weight, bias = values_of(self.module, self.weight, self.name), None
         if getattr(self.module, self.bias, None) is not None:
             bias = values_of(self.module, self.bias, self.name)
-        x = args[0] if self.follows and args and isinstance(args[0], Tensor) else None
+        x = given if self.follows else None
         weight, bias = _beside(weight, x), None if bias is None else _beside(bias, x)
-        with located(weight=self.name):
+        try:
             change = self.layer.change(weight.to(compute_dtype(weight.dtype)), bias)
+        except LycorisError as error:
+            raise error.within(weight=self.name) from None
         # A host that finds one of the two on another device would move both.
         if x is not None or change.delta is not None:
             self._hide(self.weight, weight, change.delta)

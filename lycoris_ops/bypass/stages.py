@@ -14,15 +14,17 @@ from ..changes.forms import Additive, Dense, LowRank
 from ..changes.operators import Diagonal, moved
 from ..discovery import discover
 from ..maths.shapes import Rows
-from ..maths.tensors import compute_dtype
+from ..maths.tensors import compute_dtype, shaped
 from . import forwards
 from .forwards.forward import Forward, Item, Strengths, in_own_dtypes, recorded
 from .geometry import Geometry, working_dtype
-from .plan import Base, Met, MetStage
+from .plan import Base, BypassPlan, Met, MetStage
 
 MakeForward = Callable[[Geometry, Sequence[Item], torch.dtype, torch.device], Forward]
 Run = Callable[[Tensor], Tensor]
 """W x + b for an input x."""
+_Change = tuple[Tensor, Rows | None, float]
+"""A change of the output, its rows of the weight (None for all) and the strength to apply."""
 
 FORWARDS: dict[type[Any], MakeForward] = {
     form: module.FORWARD for module in discover(forwards.__name__) for form in getattr(module, "FORMS", ())
@@ -84,10 +86,12 @@ class BoundStage:
             for (make, rows), found in items.items()
         ]
         self.biases = [(moved(change, device, compute_dtype(dtype)), slot) for change, slot in met.biases]
+        self.operates = bool(self.shifts or self.scales or self.others)
+        """Whether there are operators on the input or the output."""
 
     def reads_only(self, tensors: Sequence[Tensor]) -> bool:
         """Whether passes read the present values of these very tensors, and nothing else."""
-        if self.shifts or self.scales or self.others or self.biases:
+        if self.operates or self.biases:
             return False
         read = [placed.forward.reads for placed in self.forwards]
         return all(
@@ -104,11 +108,11 @@ class BoundStage:
         x is the stage's input. `run` is W x + b as the stages before this one make it. `shifted` says whether
         y is the output for x with `shift` added.
         """
-        changes = self._by_operators(x, y, strengths, run, shifted=shifted)
-        extra = self._on_all_outputs(strengths)
-        live = [placed for placed in self.forwards if any(strengths[slot] != 0.0 for slot in placed.slots)]
-        if not changes and not live and extra is None:
-            return y
+        changes: list[_Change] = []
+        extra = None
+        if self.operates:
+            changes = self._by_operators(x, y, strengths, run, shifted=shifted)
+            extra = self._on_all_outputs(strengths)
         total = y.contiguous()
         if extra is not None:
             total = self._scaled(total, extra)
@@ -120,25 +124,29 @@ class BoundStage:
             total = y.clone() if kept else y
         for change, rows, strength in changes:
             self.geometry.part(total, rows).add_(change, alpha=strength)
-        if live and self.dropout:
-            x = functional.dropout(x, self.dropout)
+        return self.add(x, total, strengths)
+
+    def add(self, x: Tensor, y: Tensor, strengths: Strengths) -> Tensor:
+        """y with what the forms add to it for the input x; y may be written over."""
+        live = [placed for placed in self.forwards if any(strengths[slot] for slot in placed.slots)]
         if not live:
-            return total
-        shape = total.shape
+            return y
+        if self.dropout:
+            x = functional.dropout(x, self.dropout)
         if self.geometry.kernel:
-            met = self.geometry.padded(x)
+            total, met = y.contiguous(), self.geometry.padded(x)
         else:
-            total = total.view(-1, self.geometry.outputs)
-            met = x.reshape(-1, self.geometry.inputs).contiguous()
+            total, met = _rows(y), _rows(x)
         with in_own_dtypes(x.device):
             for placed in live:
+                if placed.rows is None:
+                    total = placed.forward.add(total, met, strengths)
+                    continue
                 part = self.geometry.part(total, placed.rows)
                 found = placed.forward.add(part, met, strengths)
-                if placed.rows is None:
-                    total = found
-                elif found is not part:
+                if found is not part:
                     part.copy_(found)
-        return total.view(shape)
+        return shaped(total, y.shape)
 
     def _on_all_outputs(self, strengths: Strengths) -> Tensor | None:
         """The sum of strength * (M - 1) over `scales`, for each channel; None where nothing is scaled."""
@@ -181,8 +189,8 @@ class BoundStage:
 
     def _by_operators(
         self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, *, shifted: bool
-    ) -> list[tuple[Tensor, Rows | None, float]]:
-        """The changes by `shifts` and `others`: (change, its rows of the weight, the strength to apply)."""
+    ) -> list[_Change]:
+        """The changes by `shifts` and `others`."""
         others = [base for base in self.others if strengths[base.slot] != 0.0]
         inputs: list[Tensor] = []
         rest: list[tuple[Base | None, Rows | None]] = []
@@ -207,7 +215,7 @@ class BoundStage:
             assert change is not None
             inputs.append(change)
             rest.append((None, rows))
-        changes: list[tuple[Tensor, Rows | None, float]] = []
+        changes: list[_Change] = []
         for value, (base, rows) in zip(self._products(inputs, run), rest, strict=True):
             part = self.geometry.part(value, rows)
             if base is None:
@@ -244,20 +252,26 @@ class BoundStage:
 class Bound:
     """All stages of a plan, bound to a device and to the dtype that inputs are worked on in."""
 
-    def __init__(self, geometry: Geometry, met: Met, x: Tensor, dropout: float = 0.0) -> None:
-        self.geometry = geometry
-        self.key = (x.dtype, x.device, dropout)
+    def __init__(self, plan: BypassPlan, met: Met, x: Tensor, dropout: float = 0.0) -> None:
+        self.geometry = geometry = plan.geometry
+        self.made_for = (x.dtype, x.device, dropout)
         self.dtype = working_dtype(x)
         self.stages = [
             BoundStage(geometry, stage, met.bias, self.dtype, x.device, dropout) for stage in met.stages
         ]
-        self.turns = any(stage.shifts or stage.scales or stage.others for stage in self.stages)
+        self.turns = any(stage.operates for stage in self.stages)
         """Whether there are operators on the input or the output."""
-
-    def follows(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether passes see the present values of these tensors, those of the layers that learn."""
         # What torch.compile traces is not kept.
-        return not torch.compiler.is_compiling() and all(stage.reads_only(tensors) for stage in self.stages)
+        self.follows = not torch.compiler.is_compiling() and all(
+            stage.reads_only(plan.tensors) for stage in self.stages
+        )
+        """Whether passes see the present values of the layers' tensors, where these learn."""
+
+    def serves(self, x: Tensor, dropout: float, *, learns: bool) -> bool:
+        """Whether it is right for a pass with this input, and with layers that learn or not."""
+        if learns and (not self.follows or torch.compiler.is_compiling()):
+            return False
+        return self.made_for == (x.dtype, x.device, dropout)
 
     def inputs(self, x: Tensor, strengths: Sequence[Strengths]) -> list[Tensor]:
         """The module's input, then the input of each stage that has strengths; x is that of the last stage.
@@ -267,7 +281,7 @@ class Bound:
         x = self._batched(x).to(self.dtype)
         found = [x]
         # From the last stage back to the module.
-        for stage, values in reversed([*zip(self.stages, strengths, strict=False)]):
+        for stage, values in zip(reversed(self.stages[: len(strengths)]), reversed(strengths), strict=True):
             change = stage.shift(x, values) if stage.takes_shift else None
             x = x if change is None else x + change
             found.append(x)
@@ -279,12 +293,25 @@ class Bound:
         y may be written over.
         """
         total = self._products(inputs, self._batched(y).to(self.dtype), strengths, run)
+        return self._finished(total, y, strengths)
+
+    def beside(self, x: Tensor, y: Tensor, strengths: Sequence[Strengths]) -> Tensor:
+        """`finish` for a plan without operators: from the module's input x and its output y."""
+        met, total = x.to(self.dtype), y.to(self.dtype)
+        if self.geometry.kernel:
+            met, total = self._batched(met), self._batched(total)
+        for stage, values in zip(self.stages, strengths, strict=True):
+            total = stage.add(met, total, values)
+        return self._finished(total, y, strengths)
+
+    def _finished(self, total: Tensor, y: Tensor, strengths: Sequence[Strengths]) -> Tensor:
+        """The output in the shape and dtype of y, with the changes of the bias."""
         # The bias changes last: operators of later stages turn W x, but not what is added to the bias.
         for stage, values in zip(self.stages, strengths, strict=True):
-            change = stage.bias_change(values)
+            change = stage.bias_change(values) if stage.biases else None
             if change is not None:
                 total = total + self.geometry.per_channel(change.to(self.dtype))
-        return total.view(y.shape).to(y.dtype)
+        return shaped(total, y.shape).to(y.dtype)
 
     def _products(
         self, inputs: Sequence[Tensor], y: Tensor, strengths: Sequence[Strengths], run: Run
@@ -296,7 +323,7 @@ class Bound:
             def run_below(value: Tensor, until: Sequence[Strengths] = below) -> Tensor:
                 entering = self.inputs(value, until)
                 # The module takes the dtype of its own input, which may be narrower than the working dtype.
-                found = run(entering[0].to(self.key[0])).to(self.dtype)
+                found = run(entering[0].to(self.made_for[0])).to(self.dtype)
                 return self._products(entering, found, until, run)
 
             y = stage.apply(x, y, values, run_below, shifted=stage.takes_shift)
@@ -306,6 +333,12 @@ class Bound:
         """The values with a batch dimension, which a convolution may be given without."""
         kernel = len(self.geometry.kernel)
         return values[None] if kernel and values.ndim == kernel + 1 else values
+
+
+def _rows(values: Tensor) -> Tensor:
+    """Vectors as the rows of a contiguous matrix."""
+    values = values.contiguous()
+    return values if values.ndim == 2 else values.view(-1, values.shape[-1])
 
 
 def _diagonal(base: Base) -> Tensor | None:

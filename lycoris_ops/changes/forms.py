@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..maths.recompute import recomputed
+from ..maths.recompute import hadamard
 from ..maths.shapes import Rows
 from ..maths.tensors import compute_dtype, kronecker, largest
 
@@ -87,14 +87,8 @@ class Hadamard:
     scale: float
 
     def dense(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        def of(w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor) -> Tensor:
-            return ((self.scale * w1_a) @ w1_b) * (w2_a @ w2_b)
-
         held = (self.w1_a, self.w1_b, self.w2_a, self.w2_b)
-        factors = [factor.to(device, dtype) for factor in held]
-        # Autograd would keep both matrices, which are as large as the weight.
-        learns = any(factor.requires_grad for factor in factors)
-        return recomputed(of, *factors) if learns else of(*factors)
+        return hadamard(*(factor.to(device, dtype) for factor in held), scale=self.scale)
 
     def scaled(self, rows: Tensor | None, columns: Tensor | None) -> Hadamard:
         return replace(self, w1_a=_by_rows(self.w1_a, rows), w1_b=_by_columns(self.w1_b, columns))
@@ -133,12 +127,14 @@ class Kronecker:
     columns: Tensor | None = None
 
     def dense(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        w1, w2 = product(self.w1, dtype, device), product(self.w2, dtype, device)
-        start, stop = self.window or (0, len(w1) * len(w2))
-        # Only the blocks of k rows that the window touches are formed.
-        first = start // len(w2)
-        blocks = kronecker(w1[first : -(-stop // len(w2))], w2)
-        matrix = self.scale * blocks[start - first * len(w2) : stop - first * len(w2)]
+        w1, w2 = self.scale * product(self.w1, dtype, device), product(self.w2, dtype, device)
+        if self.window is None:
+            matrix = kronecker(w1, w2)
+        else:
+            # Only the blocks of k rows that the window touches are formed.
+            (start, stop), k = self.window, len(w2)
+            first = start // k
+            matrix = kronecker(w1[first : -(-stop // k)], w2)[start - first * k : stop - first * k]
         around = (None if one is None else one.to(device, dtype) for one in (self.rows, self.columns))
         return Dense(matrix).scaled(*around).values
 

@@ -20,3 +20,64 @@ def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return function(*tensors)
     return _checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
+
+
+def transformed() -> bool:
+    """Whether torch.compile or a transform of torch.func is at work, which take plain operations alone.
+
+    They, or the compiler, decide themselves what is computed again.
+    """
+    # torch has no public name for the second question.
+    return torch.compiler.is_compiling() or cast("Any", torch)._C._are_functorch_transforms_active()
+
+
+def hadamard(w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor, scale: float) -> Tensor:
+    """scale * (w1_a @ w1_b) * (w2_a @ w2_b), of which autograd keeps the factors alone.
+
+    It would keep both matrices, which are as large as the result.
+    """
+    factors = (w1_a, w1_b, w2_a, w2_b)
+    if transformed() or not any(factor.requires_grad for factor in factors):
+        return _hadamard(*factors, scale)
+    learned: Any = _Hadamard
+    return learned.apply(*factors, scale)
+
+
+def _hadamard(w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor, scale: float) -> Tensor:
+    return ((scale * w1_a) @ w1_b).mul(w2_a @ w2_b)
+
+
+class _Hadamard(torch.autograd.Function):
+    """`_hadamard`, with derivatives of any order and in both modes."""
+
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        *factors, ctx.scale = given
+        ctx.save_for_backward(*factors)
+        ctx.save_for_forward(*factors)
+        return _hadamard(*given)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        w1_a, w1_b, w2_a, w2_b = ctx.saved_tensors
+        one, two = (w1_a, w1_b), (w2_a, w2_b)
+        found: list[Tensor | None] = []
+        for place, (left, right), other in ((0, one, two), (2, two, one)):
+            if any(ctx.needs_input_grad[place : place + 2]):
+                # The gradient of one of the two matrices.
+                met = gradients[0] * ((ctx.scale * other[0]) @ other[1])
+                found += [met @ right.T, left.T @ met]
+            else:
+                found += [None, None]
+        return *found, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
+        factors, total = ctx.saved_tensors, None
+        # It is linear in each of the four.
+        for place, tangent in enumerate(tangents[:4]):
+            if tangent is not None:
+                w1_a, w1_b, w2_a, w2_b = (*factors[:place], tangent, *factors[place + 1 :])
+                change = _hadamard(w1_a, w1_b, w2_a, w2_b, ctx.scale)
+                total = change if total is None else total + change
+        return total

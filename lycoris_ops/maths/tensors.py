@@ -70,6 +70,11 @@ def is_plain(value: Tensor) -> bool:
     return type(value) in (Tensor, nn.Parameter) and value.is_floating_point()
 
 
+def shaped(values: Tensor, shape: Sequence[int]) -> Tensor:
+    """The values in a shape; themselves where they have it, which is a node less in a graph."""
+    return values if values.shape == shape else values.reshape(shape)
+
+
 def fold_core(core: Tensor, factor: Tensor) -> Tensor:
     """Fold a Tucker core into its input factor: out[m, j, ...] = sum_n core[m, n, ...] * factor[n, j].
 

@@ -459,6 +459,19 @@ def test_attaching_and_removing_twice_leaves_the_module_as_it_was() -> None:
     assert vars(module) == before and not module._forward_hooks and not module._forward_pre_hooks
 
 
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr-full-full", "full"])
+def test_what_others_make_of_the_input_is_what_a_layer_sees(kind: str) -> None:
+    """One hook behind the pass is all that a plan without operators needs."""
+    case = MODULES["linear"]
+    module, x, one = case.module(), case.input(), layer(kind, case)
+    wanted = patched(module, 2 * x, ([(one, 0.5)],))
+    hooks = hook(module, chained(case, ([(one, 0.5)],)))
+    assert not module._forward_pre_hooks
+    module.register_forward_pre_hook(lambda _, args: (2 * args[0],))
+    torch.testing.assert_close(module(x), wanted, rtol=0, atol=1e-11)
+    hooks.remove()
+
+
 def test_a_pass_that_is_interrupted_leaves_nothing_behind() -> None:
     case = MODULES["linear"]
     module, x = case.module(), case.input()

@@ -5,7 +5,7 @@ The reference is torch's gradient through the rebuilt weight, W + strength * del
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.bypass.forwards import hadamard, kronecker
+from lycoris_ops.bypass.forwards.forward import Item
+from lycoris_ops.changes.forms import Kronecker
+from lycoris_ops.maths import recompute
 from lycoris_ops.maths.dora import changed_lengths, dora_factor, lengths
 
 # Two steps, so that what the first step changed must be seen in the second.
@@ -176,16 +179,49 @@ def test_lokr_keeps_its_input_alone() -> None:
     assert {tensor.data_ptr() for tensor in kept if tensor.numel() >= x.numel()} == {x.data_ptr()}
 
 
-def test_derivatives_of_a_kronecker_product_of_any_order_and_mode() -> None:
+def test_derivatives_of_a_kronecker_product_of_any_order_and_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = ((5, 12), (5, 18), (3, 6), (4, 3))
     given = tuple(torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
-    run = kronecker._InnerFirst.apply
-    assert torch.autograd.gradcheck(run, given, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(run, given)
+
+    def run(y: Tensor, x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
+        factors = Kronecker((w1,), (w2,), 1.0)
+        one = kronecker._factors(Item(factors, 0), y.dtype, y.device)
+        # It may write over what it is given.
+        return kronecker._plus_product(y.clone(), x, one, 0.7)
+
+    # So small that the input is worked on in pieces.
+    monkeypatch.setattr(kronecker, "PIECE", 18)
     y, x, w1, w2 = given
-    same(run(*given), y + x @ torch.kron(w1, w2).T)
+    of_any_order_and_mode(run, given, y + 0.7 * x @ torch.kron(w1, w2).T)
     over = torch.func.vmap(lambda y, x: run(y[None], x[None], w1, w2)[0])
     same(over(y, x), run(*given))
+
+
+def test_derivatives_of_a_hadamard_product_of_any_order_and_mode() -> None:
+    shapes = ((5, 2), (2, 4), (5, 3), (3, 4))
+    given = tuple(torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
+
+    def run(*factors: Tensor) -> Tensor:
+        return recompute.hadamard(*factors, scale=0.7)
+
+    one, two, three, four = given
+    of_any_order_and_mode(run, given, 0.7 * (one @ two) * (three @ four))
+    # Autograd keeps the factors, and no matrix.
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()), lambda _: one):
+        run(*given)
+    assert sorted(kept) == sorted(tensor.numel() for tensor in given)
+
+
+def of_any_order_and_mode(run: Callable[..., Tensor], given: tuple[Tensor, ...], wanted: Tensor) -> None:
+    same(run(*given), wanted)
+    assert torch.autograd.gradcheck(run, given, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(run, given)
+    places = tuple(range(len(given)))
+    ours = torch.func.grad(lambda *values: run(*values).square().sum(), places)(*given)
+    theirs = torch.autograd.grad(wanted.square().sum(), given, retain_graph=True)
+    for mine, other in zip(ours, theirs, strict=True):
+        same(mine, other)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -258,7 +294,8 @@ def test_a_bypass_that_is_kept_sees_what_becomes_of_the_parameters(kind: str) ->
     """Their values, dtypes, whether they require gradients, and the strength, each in the next pass."""
     case = MODULES["linear"]
     module, x = case.module(), case.input()
-    network = lyc.create_lycoris(nn.Sequential(module), algorithm=kind, rank=4, seed=1).apply_to()
+    options: dict[str, Any] = {"algorithm": kind, "rank": 4, "form": "bypass", "seed": 1}
+    network = lyc.create_lycoris(nn.Sequential(module), **options).apply_to()
     (member,) = network.members.values()
     hooks = member._bypass
     assert hooks is not None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -50,19 +50,28 @@ class Prepared(Generic[T]):
     """
 
     def __init__(self, items: Sequence[Item], make: Callable[[Sequence[Item]], T]) -> None:
-        fields: list[dict[str, Any]] = [vars(item.form) for item in items]
-        held = [value for each in fields for value in each.values()]
-        groups: list[tuple[Any, ...]] = [one if isinstance(one, tuple) else (one,) for one in held]
-        tensors: list[Tensor] = [one for group in groups for one in group if isinstance(one, Tensor)]
+        tensors = [one for item in items for one in _tensors_of(item.form)]
         learns = any(one.requires_grad for one in tensors)
         self.reads: Sequence[Tensor] | None = tensors if learns else None
         self._make = make
         # Else what was moved to a device would be there twice.
         self._items = items if learns else ()
-        self._made = None if learns else make(items)
+        made = make(items)
+        # What is made of these very tensors always has their present values.
+        own = all(any(one is other for other in tensors) for one in _tensors_of(made))
+        self._made = made if own or not learns else None
 
     def __call__(self) -> T:
         return self._make(self._items) if self._made is None else self._made
+
+
+def _tensors_of(value: Any) -> list[Tensor]:
+    """A tensor itself, or the tensors in a tuple, a list or the fields of an object."""
+    if isinstance(value, Tensor):
+        return [value]
+    many = isinstance(value, (tuple, list))
+    inner = cast("Iterable[Any]", value if many else getattr(value, "__dict__", {}).values())
+    return [one for each in inner for one in _tensors_of(each)]
 
 
 def outliving() -> AbstractContextManager[Any]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...changes.forms import Kronecker, product
+from ...maths.recompute import transformed
 from ...maths.tensors import compute_dtype
 from ..geometry import Geometry
 from .forward import Item, Prepared, Strengths, plus_product, recorded
@@ -33,7 +34,7 @@ Of an input of fewer values the product with w2 is kept for the backward pass, w
 
 @dataclass(frozen=True)
 class _Factors:
-    """One layer: w1 (l, i) in float32 or float64, w2 (k, j * prod(kernel)) as `right` or as left @ right.
+    """One layer: w1 (l, i), and w2 (k, j * prod(kernel)) as `right` or as left @ right.
 
     w1 has only the rows that the layer's window needs. `rows` and `columns` are factors of the rows
     and input channels around the product, None for ones.
@@ -68,19 +69,20 @@ class KroneckerForward:
 
     def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
         for one in self.factors():
-            w1 = (one.w1 * (one.scale * strengths[one.slot])).to(self.dtype)
+            alpha = one.scale * strengths[one.slot]
             met = x if one.columns is None else x * self.geometry.per_channel(one.columns)
             if self.geometry.kernel:
-                self._add(y, self._convolved(met, w1, one), one)
+                self._add(y, self._convolved(met, one), one, alpha)
             elif one.rows is None and not one.skipped and y.is_contiguous() and y.shape[1] == _size(one):
                 # y is all rows of the product, so that the last matrix product can add to it directly.
-                y = _plus_product(y, met, w1, one)
+                y = _plus_product(y, met, one, alpha)
             else:
                 change = torch.zeros(len(y), _size(one), dtype=y.dtype, device=y.device)
-                self._add(y, _plus_product(change, met, w1, one), one)
+                self._add(y, _plus_product(change, met, one), one, alpha)
         return y
 
-    def _convolved(self, x: Tensor, w1: Tensor, one: _Factors) -> Tensor:
+    def _convolved(self, x: Tensor, one: _Factors) -> Tensor:
+        w1 = one.w1
         batch, parts = len(x), w1.shape[1]
         # Each part of the channels is convolved as one more item of the batch.
         inner = self.geometry.product(x.reshape(batch * parts, -1, *x.shape[2:]), one.right)
@@ -91,10 +93,10 @@ class KroneckerForward:
         full = torch.matmul(one.left, mixed.view(batch * len(w1), one.right.shape[0], -1))
         return full.view(batch, -1, *places)
 
-    def _add(self, y: Tensor, change: Tensor, one: _Factors) -> None:
-        """Add the rows of the window."""
+    def _add(self, y: Tensor, change: Tensor, one: _Factors, alpha: float) -> None:
+        """Add alpha times the rows of the window."""
         kept = change[:, one.skipped : one.skipped + y.shape[1]]
-        y.add_(kept if one.rows is None else kept * self.geometry.per_channel(one.rows))
+        y.add_(kept if one.rows is None else kept * self.geometry.per_channel(one.rows), alpha=alpha)
 
 
 def _all_factors(dtype: torch.dtype, device: torch.device, items: Sequence[Item]) -> list[_Factors]:
@@ -104,10 +106,11 @@ def _all_factors(dtype: torch.dtype, device: torch.device, items: Sequence[Item]
 def _factors(item: Item, dtype: torch.dtype, device: torch.device) -> _Factors:
     form: Kronecker = item.form
     wide = compute_dtype(dtype)
-    w1 = product(form.w1, wide, device)
+    w1 = product(form.w1, wide, device).to(dtype)
     k = len(form.w2[0])
     start, stop = form.window or (0, len(w1) * k)
-    w1 = w1[start // k : -(-stop // k)]
+    if form.window:
+        w1 = w1[start // k : -(-stop // k)]
     # With a rank of k or more, two factors take more multiplications than their product.
     split = len(form.w2) == 2 and len(form.w2[1]) < k
     right = form.w2[1].to(device, dtype) if split else product(form.w2, wide, device).to(dtype)
@@ -128,64 +131,65 @@ def _size(one: _Factors) -> int:
     return len(one.w1) * len(one.right if one.left is None else one.left)
 
 
-def _plus_product(y: Tensor, x: Tensor, w1: Tensor, one: _Factors) -> Tensor:
-    """y, which must be contiguous, with w1 @ x.view(i, j) @ w2^T added for each token.
+def _plus_product(y: Tensor, x: Tensor, one: _Factors, alpha: float = 1.0) -> Tensor:
+    """y, which must be contiguous, with alpha * w1 @ x.view(i, j) @ w2^T added for each token.
 
     A full w2 is multiplied before or after w1, whichever takes fewer multiplications: l (i + k) j with w1
     first, i (j + l) k with w2 first; in training see LEARNING.
     """
-    tokens, (outer, parts) = len(x), w1.shape
-    k, j = one.right.shape
+    w1 = one.w1
+    tokens, (outer, parts), (k, j) = x.shape[0], w1.shape, one.right.shape
     learns = recorded(y, x, w1, one.right)
     if one.left is not None:
         inner = torch.mm(x.view(tokens * parts, j), one.right.T)
         mixed = _mixed(w1, inner.view(tokens, parts, k))
-        found = plus_product(y.view(tokens * outer, -1), mixed.view(tokens * outer, k), one.left.T)
+        found = plus_product(y.view(tokens * outer, -1), mixed.view(tokens * outer, k), one.left.T, alpha)
     elif (LEARNING if learns else 1) * outer * (parts + k) * j <= parts * (j + outer) * k:
         mixed = _mixed(w1, x.view(tokens, parts, j))
-        found = plus_product(y.view(tokens * outer, k), mixed.view(tokens * outer, j), one.right.T)
-    elif torch.compiler.is_compiling() or not learns or x.numel() < PIECE:
-        found = plus_product(*_operands(y, x, w1, one.right))
+        found = plus_product(y.view(tokens * outer, k), mixed.view(tokens * outer, j), one.right.T, alpha)
+    elif not learns or x.numel() < PIECE or transformed():
+        found = plus_product(*_operands(y, x, w1, one.right), alpha)
     else:
         learned: Any = _InnerFirst
-        found = learned.apply(y, x, w1, one.right)
+        found = learned.apply(y.view(tokens, outer, k), x, w1, one.right, alpha)
     return found.view(y.shape)
 
 
 def _mixed(w1: Tensor, parts: Tensor) -> Tensor:
     """w1 @ x for each x (i, n) of `parts`; `matmul` would copy all of them where w1 requires gradients."""
-    return torch.bmm(w1.expand(len(parts), *w1.shape), parts)
+    return torch.bmm(w1.expand(parts.shape[0], *w1.shape), parts)
 
 
 def _operands(y: Tensor, x: Tensor, w1: Tensor, w2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """y, w1 and x.view(i, j) @ w2^T for each token, as `baddbmm` takes them."""
-    tokens, (outer, parts), (k, j) = len(x), w1.shape, w2.shape
+    tokens, (outer, parts), (k, j) = x.shape[0], w1.shape, w2.shape
     inner = torch.mm(x.view(tokens * parts, j), w2.T).view(tokens, parts, k)
     return y.view(tokens, outer, k), w1.expand(tokens, outer, parts), inner
 
 
+def _inner_first(y: Tensor, x: Tensor, w1: Tensor, w2: Tensor, alpha: float) -> Tensor:
+    """y (n, l, k) + alpha * w1 @ x.view(i, j) @ w2^T for each of n tokens."""
+    return torch.baddbmm(*_operands(y, x, w1, w2), alpha=alpha)
+
+
 class _InnerFirst(torch.autograd.Function):
-    """y + w1 @ x.view(i, j) @ w2^T for each token, of which x alone is kept for the backward pass.
+    """`_inner_first`, of which x alone is kept for the backward pass.
 
     Autograd would keep the product with w2 too, which is as large as x and quickly computed again.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(y: Tensor, x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
-        return torch.baddbmm(*_operands(y, x, w1, w2)).view(y.shape)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:])
-        ctx.save_for_forward(*inputs[1:])
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        _, *kept, ctx.alpha = given
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)
+        return _inner_first(*given)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (x, w1, w2), (gradient,) = ctx.saved_tensors, gradients
-        tokens, (outer, parts), (k, j) = len(x), w1.shape, w2.shape
-        whole, cut = gradient.reshape(tokens, outer, k), x.view(tokens * parts, j)
+        tokens, parts, (k, j) = len(x), w1.shape[1], w2.shape
+        whole, cut = gradient.contiguous(), x.view(tokens * parts, j)
         for_x = for_w1 = for_w2 = None
         if ctx.needs_input_grad[2]:
             # In pieces that stay in the cache of a CPU, added up in float32 or float64.
@@ -195,22 +199,22 @@ class _InnerFirst(torch.autograd.Function):
                 inner = torch.mm(cut[start * parts : (start + step) * parts], w2.T).view(-1, parts, k)
                 products = torch.bmm(whole[start : start + step], inner.transpose(1, 2))
                 for_w1 = for_w1 + products.sum(0, dtype=for_w1.dtype)
-            for_w1 = for_w1.to(w1.dtype)
+            for_w1 = (ctx.alpha * for_w1).to(w1.dtype)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
-            mixed = _mixed(w1.T, whole).view(tokens * parts, k)
+            mixed = _mixed(ctx.alpha * w1.T, whole).view(tokens * parts, k)
             for_x = torch.mm(mixed, w2).view(x.shape)
             for_w2 = torch.mm(mixed.T, cut)
-        return gradient, for_x, for_w1, for_w2
+        return gradient, for_x, for_w1, for_w2, None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor | None:
-        kept, (total, *others) = ctx.saved_tensors, tangents
+    def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
+        kept, (total, *others, _) = ctx.saved_tensors, tangents
         # The change is linear in each of the three.
         for place, tangent in enumerate(others):
             if tangent is not None:
-                met = [*kept[:place], tangent, *kept[place + 1 :]]
-                zeros = met[0].new_zeros(len(met[0]), len(met[1]) * len(met[2]))
-                total = _InnerFirst.forward(zeros if total is None else total, *met)
+                x, w1, w2 = (*kept[:place], tangent, *kept[place + 1 :])
+                zeros = x.new_zeros(len(x), len(w1), len(w2))
+                total = _inner_first(zeros if total is None else total, x, w1, w2, ctx.alpha)
         return total
 
 
