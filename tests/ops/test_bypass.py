@@ -5,6 +5,7 @@ A module with hooks must give the output of the same module with its weight and 
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from dataclasses import dataclass, field
@@ -464,7 +465,7 @@ def test_what_others_make_of_the_input_is_what_a_layer_sees(kind: str) -> None:
     """One hook behind the pass is all that a plan without operators needs."""
     case = MODULES["linear"]
     module, x, one = case.module(), case.input(), layer(kind, case)
-    wanted = patched(module, 2 * x, ([(one, 0.5)],))
+    wanted = patched(copy.deepcopy(module), 2 * x, ([(one, 0.5)],))
     hooks = hook(module, chained(case, ([(one, 0.5)],)))
     assert not module._forward_pre_hooks
     module.register_forward_pre_hook(lambda _, args: (2 * args[0],))
