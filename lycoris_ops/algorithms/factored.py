@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 DORA = "dora_scale"
 SPARSE = ("bias_indices", "bias_values", "bias_size")
+FORMED = 1 << 16
+"""Of W + the change with up to so many values the norm is that of the sum itself, which is kept."""
 INT16 = 1 << 16
 """The number of values of int16: a place is stored modulo this."""
 
@@ -136,17 +138,18 @@ class Factored(Layer):
         return shaped(add_up(plain, weight.dtype, weight.device), weight.shape).add_(weight)
 
     def _length(self, weight: Tensor, plain: Sequence[Additive], axis: int) -> Tensor:
-        """norm(V). It is formed from V itself where that is done once, and not in each pass of a training."""
+        """norm(V). Of a large V that learns, V itself is not formed in each pass, or not kept."""
+
+        def formed(met: Tensor) -> Tensor:
+            return lengths(self._direction(met, plain), axis)
+
+        if weight.numel() <= FORMED:
+            return formed(weight)
         one = plain[0]
         few = len(plain) == 1 and one.work() <= weight.numel()
         if few and isinstance(one, LowRank) and (one.up.requires_grad or one.down.requires_grad):
             up, down = (factor.to(weight) for factor in (one.up, one.down))
             return changed_lengths(weight, up * one.scale, down, axis)
-
-        def formed(met: Tensor) -> Tensor:
-            return lengths(self._direction(met, plain), axis)
-
-        # V is as large as the weight, and only its norm is needed here.
         return recomputed(formed, weight)
 
     def _factor(self, weight: Tensor, length: Tensor, axis: int) -> Tensor:

@@ -26,6 +26,9 @@ LINEAR_FORWARDS = frozenset(
 of cublas_ops, the others are of bitsandbytes. A class of another name may compute another product: of a
 scaled weight, or of a padded input."""
 
+TRANSPOSED = "Conv1D"
+"""The class of transformers, of GPT-2 among others, whose `forward` is x W + b with W (inputs, outputs)."""
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -33,7 +36,7 @@ class Geometry:
 
     `outputs` and `inputs` count channels, and W is (outputs, inputs / groups, *kernel); `kernel` is () for a
     linear layer. A convolution whose padding is not by zeros pads its input first, by `pads` (in the order of
-    `torch.nn.functional.pad`) and in `mode`.
+    `torch.nn.functional.pad`) and in `mode`. `transposed` is a linear layer that stores W^T.
     """
 
     outputs: int
@@ -45,6 +48,7 @@ class Geometry:
     groups: int = 1
     pads: tuple[int, ...] = ()
     mode: str = "zeros"
+    transposed: bool = False
 
     @property
     def shape(self) -> Shape:
@@ -126,6 +130,9 @@ def geometry_of(module: nn.Module) -> Geometry | str:
         if by not in LINEAR_FORWARDS:
             return f"of class {name}, which multiplies in its own way"
         return Geometry(int(found.out_features), int(found.in_features))
+    if name == by == TRANSPOSED and getattr(found.weight, "ndim", 0) == 2:
+        inputs, outputs = found.weight.shape
+        return Geometry(int(outputs), int(inputs), transposed=True)
     for kind, dimensions in CONVOLUTIONS.items():
         if isinstance(module, kind):
             if by != kind.__name__:

@@ -31,7 +31,7 @@ class Reader(Protocol):
         ...
 
     def weight(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The weight's values in `dtype` on `device`."""
+        """The weight's values in `dtype` on `device`, as the module stores them."""
         ...
 
     def bias(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> Tensor | None:
@@ -185,7 +185,7 @@ class Bypass:
                 met = plan.meet(
                     dtype,
                     device,
-                    lambda: self._reader.weight(self.module, dtype, device),
+                    lambda: self._weight(dtype, device),
                     lambda: self._reader.bias(self.module, dtype, device),
                 )
         except LycorisError as error:
@@ -193,6 +193,11 @@ class Bypass:
         if not self.plan.learns:
             self.met = met
         return met
+
+    def _weight(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The weight as (O, I, *kernel)."""
+        stored = self._reader.weight(self.module, dtype, device)
+        return stored.T if self.plan.geometry.transposed else stored
 
     def remove(self) -> None:
         """Take the hooks away, if they are there, and let go of the tensors on the input's device."""

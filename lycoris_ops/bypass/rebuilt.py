@@ -28,7 +28,7 @@ class Rebuilt:
     on the input's device, and in a dtype that holds the values of both.
 
     `weight` and `bias` are the names of the two in the module. `caller` is the module in whose pass they are
-    used, where that is another one.
+    used, where that is another one. `transposed` is for a module that stores the weight as (I, O).
     """
 
     def __init__(
@@ -41,11 +41,13 @@ class Rebuilt:
         weight: str = "weight",
         bias: str = "bias",
         caller: nn.Module | None = None,
+        transposed: bool = False,
         follows: bool = False,
     ) -> None:
         self.module = module
         self.caller = caller or module
         self.weight, self.bias = weight, bias
+        self.transposed = transposed
         self.layer = layer
         self.strength = strength
         self.name = name
@@ -85,12 +87,14 @@ class Rebuilt:
         x = given if self.follows else None
         weight, bias = _beside(weight, x), None if bias is None else _beside(bias, x)
         try:
-            change = self.layer.change(weight.to(compute_dtype(weight.dtype)), bias)
+            wide = weight.to(compute_dtype(weight.dtype))
+            change = self.layer.change(wide.T if self.transposed else wide, bias)
         except LycorisError as error:
             raise error.within(weight=self.name) from None
         # A host that finds one of the two on another device would move both.
         if x is not None or change.delta is not None:
-            self._hide(self.weight, weight, change.delta)
+            delta = change.delta
+            self._hide(self.weight, weight, delta.T if self.transposed and delta is not None else delta)
         if bias is not None and (x is not None or change.bias is not None):
             self._hide(self.bias, bias, change.bias)
 

@@ -50,6 +50,15 @@ class Site:
         return getattr(self.module, self.bias, None) is not None
 
     @property
+    def transposed(self) -> bool:
+        """Whether the module stores the weight as (I, O)."""
+        return self.geometry is not None and self.geometry.transposed
+
+    def oriented(self, values: Tensor) -> Tensor:
+        """Values as the module stores the weight, in `shape`; a view."""
+        return values.T if self.transposed else values
+
+    @property
     def key(self) -> str:
         """The key of the weight in the model's state dict."""
         return f"{self._start}{self.weight}"

@@ -277,9 +277,11 @@ def _groups(sites: Mapping[str, Site], memory: int) -> Generator[list[Site]]:
 def _probed(
     site: Site, values: Tensor, inputs: Tensor | None, kinds: Sequence[str], largest: int, seed: int
 ) -> Probed:
-    weight: Any = getattr(site.module, site.weight)
-    plain = is_plain(weight) and tuple(weight.shape) == site.shape
-    gradient = Gradient(values, largest=largest, weight=weight.detach() if plain else None, seed=seed)
+    stored: Any = getattr(site.module, site.weight)
+    weight = site.oriented(stored.detach()) if is_plain(stored) else None
+    if weight is not None and tuple(weight.shape) != site.shape:
+        weight = None
+    gradient = Gradient(values, largest=largest, weight=weight, seed=seed)
     offers = tuple(offer for kind in kinds for offer in ALGORITHMS[kind].offers(gradient))
     spectrum = gradient.spectrum if values.ndim > 1 else values.new_tensor([math.sqrt(gradient.energy)])
     moved: dict[int, Tensor] = {}

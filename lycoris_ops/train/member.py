@@ -135,6 +135,7 @@ class Member(nn.Module):
                 weight=site.weight,
                 bias=site.bias,
                 caller=site.caller,
+                transposed=site.transposed,
                 # Whoever asks for a bypass has weights that are not at hand as the module uses them.
                 follows=self.settings.form == "bypass",
             )
@@ -222,8 +223,8 @@ class Member(nn.Module):
 
 
 def read_weight(site: Site) -> Tensor:
-    """A module's weight in float32, or float64 where it is that. Raises LycorisError where it is packed."""
-    weight = values_of(site.module, site.weight, site.path).detach()
+    """A site's weight in float32, or float64 where it is that. Raises LycorisError where it is packed."""
+    weight = site.oriented(values_of(site.module, site.weight, site.path).detach())
     return weight.to(compute_dtype(weight.dtype))
 
 

@@ -149,7 +149,7 @@ class LycorisNetwork(nn.Module):
         for path, member in self.members.items():
             layer, site = member.layer, member.site
             if layer.extent:
-                work.append((plain_values(site, site.weight), Part(layer, key=path)))
+                work.append((site.oriented(plain_values(site, site.weight)), Part(layer, key=path)))
             if layer.forms("bias"):
                 if not site.has_bias:
                     raise LycorisError("a layer changes a bias that its module lacks", weight=path)
@@ -322,6 +322,11 @@ class LycorisNetwork(nn.Module):
         lines += self.notes[:LINES]
         for path, why in list(left_alone(self.module).items())[:LINES]:
             lines.append(f"{path or 'the model itself'} is left alone: {why}")
+        if turned := [path for path, one in members.items() if one.site.transposed]:
+            lines.append(
+                f"{number_of(len(turned), 'weight')} stored transposed, such as that of {turned[0]}: a file of "
+                "their layers is for a network or for PEFT, and cannot be merged into a checkpoint"
+            )
         sites = all_sites(self.module)
         for path, others in shared_weights(sites.values()).items():
             if path in members:

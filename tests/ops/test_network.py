@@ -328,6 +328,89 @@ def test_the_part_that_peft_has_loads_in_peft(tmp_path: Path) -> None:
     assert (found - trained).abs().max() < 1e-5
 
 
+@pytest.fixture
+def gpt2() -> nn.Module:
+    from transformers import GPT2Config, GPT2Model
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 30, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    return GPT2Model(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).eval()
+
+
+@pytest.mark.parametrize("form", ["bypass", "rebuilt"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"algorithm": name} for name in ("lora", "loha", "lokr", "oft", "full")),
+        {"dora": "output"},
+        {"dora": "input"},
+    ],
+    ids=lambda options: next(iter(options.values())),
+)
+def test_weights_that_are_stored_transposed(gpt2: nn.Module, options: dict[str, Any], form: str) -> None:
+    """GPT-2's layers compute x W + b: what a layer changes is W^T."""
+    model = gpt2.double()
+    network = made(model, form=form, preset="attn-mlp", **options).double().eval()
+    assert {member.site.shape for member in network.members.values()} == {
+        (96, 32),
+        (32, 32),
+        (128, 32),
+        (32, 128),
+    }
+    assert "8 weights stored transposed, such as that of h.0.attn.c_attn" in network.report
+    ids = torch.arange(14).view(2, 7)
+    found = model(ids).last_hidden_state
+    loss(found).backward()
+    with network.off():
+        weights = {
+            f"{path}.weight": member.site.module.weight + member.layer.delta(member.read_weight()).T
+            for path, member in network.members.items()
+        }
+        wanted = torch.func.functional_call(model, weights, (ids,)).last_hidden_state
+    assert (found - wanted).abs().max() < 1e-12
+    grads = torch.autograd.grad(loss(wanted), list(network.parameters()))
+    for parameter, grad in zip(network.parameters(), grads, strict=True):
+        assert parameter.grad is not None and (parameter.grad - grad).abs().max() < 1e-12
+    network.merge_to()
+    assert (model(ids).last_hidden_state - wanted).abs().max() < 1e-6
+
+
+def test_a_plan_for_weights_that_are_stored_transposed(gpt2: nn.Module) -> None:
+    batches = [torch.arange(14).view(2, 7), torch.arange(14, 28).view(2, 7)]
+
+    def judged(model: nn.Module, ids: Tensor) -> Tensor:
+        return loss(model(ids).last_hidden_state)
+
+    probe = lyc.probe(gpt2, batches, judged, preset="attn-mlp", seed=0)
+    torch.stack([judged(gpt2, ids) for ids in batches]).mean().backward()
+    for path, layer in probe.layers.items():
+        gradient = gpt2.get_submodule(path).weight.grad.T
+        assert layer.shape == tuple(gradient.shape)
+        assert layer.energy == pytest.approx(float(gradient.square().sum()), rel=1e-4)
+    plan = lyc.plan_ranks(probe, size=lyc.Budget(parameters=1000))
+    before = gpt2(batches[0]).last_hidden_state
+    network = lyc.create_lycoris(gpt2, plan=plan, seed=0).apply_to()
+    assert torch.equal(gpt2(batches[0]).last_hidden_state, before)
+    judged(gpt2, batches[0]).backward()
+    assert any(parameter.grad.any() for parameter in network.parameters())
+
+
+def test_peft_loads_what_was_trained_on_gpt2(gpt2: nn.Module, tmp_path: Path) -> None:
+    import peft
+
+    ids = torch.arange(14).view(2, 7)
+    network = made(gpt2, preset="attn-mlp", alpha=8.0).eval()
+    trained = gpt2(ids).last_hidden_state.detach()
+    network.save_weights(tmp_path / "gpt2", "peft")
+    network.restore()
+    again = lyc.create_lycoris(gpt2, weights=tmp_path / "gpt2").apply_to().eval()
+    assert (gpt2(ids).last_hidden_state - trained).abs().max() < 1e-5
+    again.restore()
+    with pytest.warns(UserWarning, match="fan_in_fan_out"):
+        loaded = peft.PeftModel.from_pretrained(gpt2, tmp_path / "gpt2").eval()
+    assert (loaded(ids).last_hidden_state - trained).abs().max() < 1e-5
+
+
 def test_diffusers_loads_what_was_trained_on_its_unet(tmp_path: Path) -> None:
     unet = small_unet().eval()
     inputs = (torch.randn(1, 4, 8, 8), torch.tensor([3]), torch.randn(1, 5, 16))
