@@ -324,8 +324,8 @@ class LycorisNetwork(nn.Module):
             lines.append(f"{path or 'the model itself'} is left alone: {why}")
         if turned := [path for path, one in members.items() if one.site.transposed]:
             lines.append(
-                f"{number_of(len(turned), 'weight')} stored transposed, such as that of {turned[0]}: a file of "
-                "their layers is for a network or for PEFT, and cannot be merged into a checkpoint"
+                f"{number_of(len(turned), 'weight')} stored transposed, such as that of {turned[0]}: a file "
+                "of their layers is for a network or for PEFT, and cannot be merged into a checkpoint"
             )
         sites = all_sites(self.module)
         for path, others in shared_weights(sites.values()).items():
