@@ -29,8 +29,9 @@ from .checks import (
     scale,
     vector,
 )
+from .components import Axes, Growth, beside, chosen
 from .fitting import Delta, Fit
-from .offers import Gradient, Growth, Offer
+from .offers import Gradient, Offer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -292,8 +293,8 @@ class Layer(ABC):
 
     # Components of the rank.
 
-    def rank_axes(self) -> Mapping[str, int]:
-        """The fields that hold a slice for each component of the rank, with the axis that counts them.
+    def rank_axes(self) -> Axes:
+        """The fields that hold a slice for each component of the rank, with the axes that count them.
 
         Empty where there is no rank, or its components cannot be taken apart.
         """
@@ -301,22 +302,16 @@ class Layer(ABC):
 
     def with_components(self, kept: Sequence[int]) -> Self:
         """The layer with only these components of its rank, at the same scale."""
-        held, axes = self.tensors(), self.rank_axes()
-        cut = {
-            name: held[name].index_select(axis, torch.tensor(kept, device=held[name].device))
-            for name, axis in axes.items()
-        }
+        held = self.tensors()
+        cut = {name: chosen(held[name], axes, kept) for name, axes in self.rank_axes().items()}
         return self._of_rank(cut, len(kept))
 
     def grown(self, components: Mapping[str, Tensor]) -> Self:
         """The layer with further components of its rank, at the same scale; see `growth`."""
         held, axes = self.tensors(), self.rank_axes()
-        grown = {
-            name: torch.cat([held[name], components[name].to(held[name])], axis)
-            for name, axis in axes.items()
-        }
-        name, axis = next(iter(axes.items()))
-        return self._of_rank(grown, grown[name].shape[axis])
+        grown = {name: beside(held[name], components[name].to(held[name]), axes[name]) for name in axes}
+        name = next(iter(axes))
+        return self._of_rank(grown, grown[name].shape[axes[name][0]])
 
     def _of_rank(self, tensors: Mapping[str, Tensor], rank: int) -> Self:
         """The layer with these tensors, which have another rank, at the same scale."""
@@ -335,8 +330,9 @@ class Layer(ABC):
     def normal(self) -> tuple[Self, Mapping[str, Tensor]]:
         """The same change, with components that are as independent as they can be.
 
-        Beside it, for each field in `rank_axes`, the matrix (r, r) that made its slices: slice j of the
-        result is the sum of the old slices i times the matrix at (i, j). Empty where nothing was done.
+        Beside it, for each field in `rank_axes`, which have one axis each here, the matrix (r, r) that made
+        its slices: slice j of the result is the sum of the old slices i times the matrix at (i, j). Empty
+        where nothing was done.
         """
         return self, {}
 

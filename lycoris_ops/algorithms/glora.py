@@ -16,6 +16,7 @@ from ..maths.shapes import Extent, Shape, flat_shape
 from ..maths.tensors import fold_core
 from .base import Layer
 from .checks import agree, dimensions, folded, matrix, scale
+from .components import Axes, Growth, rows_beyond, running, tucker_beyond, zeros
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -107,19 +108,64 @@ class Glora(Layer):
     def exponents(self) -> Mapping[str, float]:
         return dict.fromkeys(("a1", "a2", "b1", "b2"), 0.5)
 
+    def rank_axes(self) -> Axes:
+        if self.bm is not None:
+            different = self.bm.shape[0] != self.bm.shape[1] or len(self.bm) != self.a1.shape[1]
+            return {} if different else {"a1": (1,), "a2": (0,), "b1": (1,), "b2": (0,), "bm": (0, 1)}
+        right, left = ("a2", "b2"), ("a1", "b1")
+        if not self._new:
+            right, left = left, right
+        return dict.fromkeys(left, (1,)) | dict.fromkeys(right, (0,))
+
+    def growth(self, gradient: Tensor, most: int, *, seed: int = 0) -> Growth | None:
+        """down, with its core: see `rows_beyond` and `tucker_beyond`, for G and the present down; up zero.
+
+        Beside them a1 is as at the start and a2 zero. What these gain depends on the weight and is not told.
+        """
+        if not self.rank_axes():
+            return None
+        a1, a2, _, known = (part.detach().flatten(1).to(gradient) for part in self._factors())
+        up, down = ("b1", "b2") if self._new else ("b2", "b1")
+        held = self.tensors()
+        grown: dict[str, Tensor] = {}
+        if self.bm is None:
+            values, rows = rows_beyond(gradient.flatten(1), known, most, seed=seed)
+            gains = values.double().square()
+        else:
+            gains, rows, grown["bm"] = tucker_beyond(gradient, known, most, seed=seed)
+        count = len(gains)
+        drawn = torch.Generator().manual_seed(seed)
+        bound = a1.shape[1] ** -0.5
+        left = torch.empty(len(a1), count).uniform_(-bound, bound, generator=drawn).to(gradient)
+        right = a2.new_zeros(count, a2.shape[1])
+        if not self._new:
+            # a1 and a2 have changed places.
+            left, right = right, left
+        grown |= {
+            down: rows.reshape(count, *held[down].shape[1:]),
+            up: zeros(held[up], (1,), count),
+            "a1": left.reshape(left.shape + held["a1"].shape[2:]),
+            "a2": right.reshape(right.shape + held["a2"].shape[2:]),
+        }
+        return Growth(running(gains), grown)
+
     def multiplied_fields(self) -> tuple[str, ...]:
         return ("a1", "b1", *self.biases())
 
     def row_axes(self) -> Mapping[str, int]:
-        new = self.bm is not None or _is_new(*(self.shapes[name] for name in (A1, A2, B1, B2)))
-        return {"b1" if new else "b2": 0}
+        return {"b1" if self._new else "b2": 0}
+
+    @property
+    def _new(self) -> bool:
+        """Whether the layout is the newer one."""
+        return self.bm is not None or _is_new(*(self.shapes[name] for name in (A1, A2, B1, B2)))
 
     def _factors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """a1 (I, r), a2 (r, I), up (O, r), down (r, K) from either layout."""
         a1, a2, b1, b2 = self.a1, self.a2, self.b1, self.b2
         if self.bm is not None:
             return a1, a2, b1, fold_core(self.bm, b2)
-        if _is_new(*(tuple(part.shape) for part in (a1, a2, b1, b2))):
+        if self._new:
             return a1, a2, b1, b2
         return a2, a1.flatten(1), b2, b1
 

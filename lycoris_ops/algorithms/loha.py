@@ -12,15 +12,16 @@ from torch import Tensor
 
 from ..changes.forms import Hadamard
 from ..errors import LayerError
-from ..maths.decompositions import balanced, leading, leading_triples, product_triples
+from ..maths.decompositions import balanced, product_triples
 from ..maths.hadamard import hadamard_pairs
 from ..maths.shapes import Shape, flat_shape, shown
 from ..maths.tensors import energy_of, fold_core
 from .base import shared
 from .checks import agree, dimensions, folded, matrix, scale
+from .components import Axes, Growth, rows_beyond, running, tucker_beyond, zeros
 from .factored import Factored
 from .fitting import Delta, Fit
-from .offers import Gradient, Growth, Offer, cumulative, first
+from .offers import Gradient, Offer, cumulative, first
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -204,32 +205,33 @@ class Loha(Factored):
             held=2 * 4 * rank * sum(matrix.shape),
         )
 
-    def rank_axes(self) -> Mapping[str, int]:
-        """Empty with Tucker cores, whose ranks are mixed."""
-        if self.hada_t1 is not None:
-            return {}
-        return {"hada_w1_a": 1, "hada_w1_b": 0, "hada_w2_a": 1, "hada_w2_b": 0}
+    def rank_axes(self) -> Axes:
+        if self.hada_t1 is None or self.hada_t2 is None:
+            return {"hada_w1_a": (1,), "hada_w1_b": (0,), "hada_w2_a": (1,), "hada_w2_b": (0,)}
+        fields = {name: (0,) for pair in PAIRS for name in pair[:2]}
+        return fields | {"hada_t1": (0, 1), "hada_t2": (0, 1)}
 
     def growth(self, gradient: Tensor, most: int, *, seed: int = 0) -> Growth | None:
-        """w?_b: the leading right singular vectors of (G * the other matrix) (1 - P); w1_a and w2_a zero.
+        """w?_b, with its core: see `rows_beyond` and `tucker_beyond`, for G * the other matrix; w?_a zero.
 
-        P is on the rows that w?_b has. The gains of both matrices add up.
+        The gains of both matrices add up.
         """
-        if self.hada_t1 is not None:
-            return None
-        held = {name: tensor.detach().flatten(1).to(gradient) for name, tensor in self.tensors().items()}
-        made = {left: held[left] @ held[right] for left, right, _ in PAIRS}
+        held = {name: tensor.detach().to(gradient) for name, tensor in self.tensors().items()}
+        plain = [_plain(held[left], held[right], held.get(core)) for left, right, core in PAIRS]
         grown: dict[str, Tensor] = {}
-        spectra: list[Tensor] = []
-        for (left, right, _), (other, _, _) in zip(PAIRS, PAIRS[::-1], strict=True):
-            rows, flat = leading(held[right].T), gradient.flatten(1) * made[other]
-            _, values, vectors = leading_triples(flat - (flat @ rows) @ rows.T, most, seed=seed)
-            spectra.append(values)
-            tensors = self.tensors()
-            grown[right] = vectors.reshape(len(values), *tensors[right].shape[1:])
-            grown[left] = vectors.new_zeros(len(flat), len(values), *tensors[left].shape[2:])
-        gains = torch.stack(spectra).square().sum(0).sqrt()
-        return Growth(cumulative(gains), grown)
+        gains: list[Tensor] = []
+        for (left, right, core), (_, known), other in zip(PAIRS, plain, plain[::-1], strict=True):
+            met = gradient.flatten(1) * (other[0] @ other[1])
+            if core in held:
+                each, rows, grown[core] = tucker_beyond(met.view_as(gradient), known, most, seed=seed)
+            else:
+                values, rows = rows_beyond(met, known, most, seed=seed)
+                each = values.double().square()
+            gains.append(each)
+            grown[right] = rows.reshape(len(each), *held[right].shape[1:])
+            axis = 0 if core in held else 1
+            grown[left] = zeros(held[left], (axis,), len(each))
+        return Growth(running(torch.stack(gains).sum(0)), grown)
 
     def product(self) -> Hadamard:
         w1_a, w1_b = _plain(self.hada_w1_a, self.hada_w1_b, self.hada_t1)

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from ..changes.forms import Dense, Kronecker, product
 from ..errors import LayerError
-from ..maths.decompositions import balanced, leading, leading_triples, rearranged
+from ..maths.decompositions import balanced, leading_triples, rearranged
 from ..maths.shapes import Extent, Rows, Shape, factorization, fits, shown
 from ..maths.tensors import compute_dtype, energy_of, fold_core
 from .base import DERIVED, Layer, cut, in_blocks, kaiming, shared
 from .checks import agree, dimensions, folded, matrix, scale
+from .components import Axes, Growth, rows_beyond, running, tucker_beyond, zeros
 from .factored import Factored
 from .fitting import Delta, Fit
-from .offers import Gradient, Growth, Offer, cumulative, first
+from .offers import Gradient, Offer, cumulative, first
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -284,15 +285,19 @@ class Lokr(Factored):
             held=w1.nbytes + left.nbytes + right.nbytes,
         )
 
-    def rank_axes(self) -> Mapping[str, int]:
-        """Those of a low-rank w2; empty where it is full or has a Tucker core."""
-        plain = self.lokr_w2_a is not None and self.lokr_t2 is None
-        return {"lokr_w2_a": 1, "lokr_w2_b": 0} if plain else {}
+    def rank_axes(self) -> Axes:
+        """Those of a low-rank w2; empty where it is full."""
+        if self.lokr_w2_a is None:
+            return {}
+        if self.lokr_t2 is None:
+            return {"lokr_w2_a": (1,), "lokr_w2_b": (0,)}
+        return {"lokr_w2_a": (0,), "lokr_w2_b": (0,), "lokr_t2": (0, 1)}
 
     def growth(self, gradient: Tensor, most: int, *, seed: int = 0) -> Growth | None:
-        """w2_a: the leading left singular vectors of (1 - P) dL/dw2, with P on the columns that it has.
+        """Components of w2, for H = dL/dw2, the sum of the blocks of the gradient weighted by w1.
 
-        w2_b is zero. dL/dw2 is the sum of the blocks of the gradient, weighted by w1.
+        w2_a: the leading left singular vectors of (1 - P) H, with P on the columns that it has; w2_b zero.
+        With a core, w2_b and the core are those of `tucker_beyond`, and w2_a is zero.
         """
         if not self.rank_axes() or self.of_peft or self.window is not None:
             return None
@@ -301,17 +306,20 @@ class Lokr(Factored):
             _matrix(self.lokr_w1, self.lokr_w1_a, self.lokr_w1_b, None), gradient.dtype, gradient.device
         )
         blocks = rearranged(gradient, *w1.shape)
-        inner = (w1.detach().flatten() @ blocks).reshape(len(self.lokr_w2_a), -1)
-        columns = leading(self.lokr_w2_a.detach().flatten(1).to(inner))
-        left, values, _ = leading_triples(inner - columns @ (columns.T @ inner), most, seed=seed)
-        count = len(values)
-        return Growth(
-            cumulative(values),
-            {
-                "lokr_w2_a": left.reshape(len(left), count, *self.lokr_w2_a.shape[2:]),
-                "lokr_w2_b": left.new_zeros(count, *self.lokr_w2_b.shape[1:]),
-            },
-        )
+        inner = (w1.detach().flatten() @ blocks).reshape(len(gradient) // len(w1), -1)
+        a, b, core = self.lokr_w2_a, self.lokr_w2_b, self.lokr_t2
+        if core is not None:
+            known = fold_core(core, b).flatten(1)
+            shaped = inner.view(len(inner), b.shape[1], *gradient.shape[2:])
+            gains, rows, made = tucker_beyond(shaped, known, most, seed=seed)
+            grown = {"lokr_w2_a": zeros(a, (0,), len(gains)), "lokr_w2_b": rows, "lokr_t2": made}
+            return Growth(running(gains), grown)
+        values, columns = rows_beyond(inner.T, a.flatten(1).T, most, seed=seed)
+        grown = {
+            "lokr_w2_a": columns.T.reshape(len(a), len(values), *a.shape[2:]),
+            "lokr_w2_b": zeros(b, (0,), len(values)),
+        }
+        return Growth(cumulative(values), grown)
 
     def product(self) -> Kronecker | Dense:
         return self._peft_product() if self.of_peft else self._kronecker()

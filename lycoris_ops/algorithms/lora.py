@@ -12,14 +12,15 @@ from torch import Tensor
 
 from ..changes.forms import Additive, LowRank
 from ..errors import LayerError, UnsupportedError
-from ..maths.decompositions import balanced, leading, leading_triples, pseudo_inverse, singular, tucker
+from ..maths.decompositions import balanced, leading, pseudo_inverse, singular, tucker
 from ..maths.shapes import Extent, Shape, flat_shape, shown
 from ..maths.tensors import compute_dtype, energy_of, fold_core
 from .base import column, kaiming, shared
 from .checks import agree, dimensions, folded, matrix, scale, vector
+from .components import Axes, Growth, rows_beyond, running, tucker_beyond
 from .factored import Factored
 from .fitting import Delta, Fit
-from .offers import Gradient, Growth, Offer, cumulative, first
+from .offers import Gradient, Offer, cumulative, first
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -284,29 +285,41 @@ class Lora(Factored):
             ),
         )
 
-    def rank_axes(self) -> Mapping[str, int]:
-        """Empty with a Tucker core, whose two ranks are mixed."""
-        if self.lora_mid is not None:
+    def rank_axes(self) -> Axes:
+        """Empty with a Tucker core of two different ranks."""
+        if self.lora_mid is not None and self.lora_mid.shape[0] != self.lora_mid.shape[1]:
             return {}
-        axes = {"lora_up": 1, "lora_down": 0, "lora_embedding_b": 1, "lora_embedding_a": 0, "lora_e": 0}
+        axes = {
+            "lora_up": (1,),
+            "lora_down": (0,),
+            "lora_mid": (0, 1),
+            "lora_embedding_b": (1,),
+            "lora_embedding_a": (0,),
+            "lora_e": (0,),
+        }
         # In this order, whatever the hashes of texts are.
-        return {name: axis for name, axis in axes.items() if getattr(self, name) is not None}
+        return {name: found for name, found in axes.items() if getattr(self, name) is not None}
 
     def growth(self, gradient: Tensor, most: int, *, seed: int = 0) -> Growth | None:
-        """down: the leading right singular vectors of G (1 - P), with P on the rows of down; up zero."""
-        if self.lora_up is None or self.lora_down is None or self.lora_mid is not None:
-            return None
-        rows = leading(self.lora_down.detach().flatten(1).to(gradient).T)
-        flat = gradient.flatten(1)
-        _, values, right = leading_triples(flat - (flat @ rows) @ rows.T, most, seed=seed)
-        count, ones = len(values), self.lora_up.shape[2:]
-        grown = {
-            "lora_down": right.reshape(count, *self.lora_down.shape[1:]),
-            "lora_up": right.new_zeros(len(flat), count, *ones),
-            "lora_e": right.new_ones(count, 1),
-        }
+        """down, with its core: see `rows_beyond` and `tucker_beyond`, for G and the present down; up zero."""
         axes = self.rank_axes()
-        return Growth(cumulative(values), {name: grown[name] for name in axes})
+        if self.lora_up is None or self.lora_down is None or not axes:
+            return None
+        grown: dict[str, Tensor] = {}
+        down = self.lora_down
+        if self.lora_mid is None:
+            values, rows = rows_beyond(gradient.flatten(1), down.flatten(1), most, seed=seed)
+            gains = values.double().square()
+        else:
+            known = fold_core(self.lora_mid, down).flatten(1)
+            gains, rows, grown["lora_mid"] = tucker_beyond(gradient, known, most, seed=seed)
+        count, ones = len(gains), self.lora_up.shape[2:]
+        grown |= {
+            "lora_down": rows.reshape(count, *down.shape[1:]),
+            "lora_up": rows.new_zeros(len(gradient), count, *ones),
+            "lora_e": rows.new_ones(count, 1),
+        }
+        return Growth(running(gains), {name: grown[name] for name in axes})
 
     def normal(self) -> tuple[Self, Mapping[str, Tensor]]:
         """up = U S and down = V^T, the singular value decomposition of up @ down.
@@ -314,7 +327,8 @@ class Lora(Factored):
         With down = L Q by QR and up L = U S W^T, down becomes W^T Q, which is orthonormal also where
         singular values are zero, so that components that have not been trained yet stay what they are.
         """
-        if self.lora_up is None or self.lora_down is None or not self.rank_axes() or self.lora_e is not None:
+        plain = self.lora_mid is None and self.lora_e is None
+        if self.lora_up is None or self.lora_down is None or not plain:
             return self, {}
         up, down = (each.detach().flatten(1).double() for each in (self.lora_up, self.lora_down))
         if down.shape[0] > min(down.shape[1], up.shape[0]):

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from torch import Tensor
 from ..maths.decompositions import leading_triples, rearranged
 from ..maths.shapes import Shape, flat_shape
 from ..maths.tensors import norm
+from .components import running
 
 
 class Gradient:
@@ -104,24 +104,9 @@ class Offer:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Growth:
-    """Components that a layer may get, the best first."""
-
-    gains: tuple[float, ...]
-    """The gain of the first 1, 2, ... of them."""
-    components: Mapping[str, Tensor]
-    """For each field in `Layer.rank_axes` the slices of all of them, along its axis."""
-
-    def first(self, count: int, axes: Mapping[str, int]) -> dict[str, Tensor]:
-        """The slices of the first `count` of them."""
-        return {name: tensor.narrow(axes[name], 0, count) for name, tensor in self.components.items()}
-
-
 def cumulative(spectrum: Tensor) -> tuple[float, ...]:
     """The sums of the first 1, 2, ... squares: the gain of each rank from singular values."""
-    # torch types no `tolist`.
-    return tuple(cast("list[float]", cast("Any", spectrum.double().square().cumsum(0)).tolist()))
+    return running(spectrum.double().square())
 
 
 def first(vectors: Tensor, rank: int, shape: Sequence[int], *, seed: int) -> Tensor:

@@ -259,7 +259,9 @@ class _Engine:
 
     def _may_stay(self, own: Layer, fits: Mapping[str, Sequence[Fit]]) -> bool:
         """Whether the source's own layer is one that is asked for."""
-        if self.settings.factor is not None or (self.settings.tucker and own.rank_axes()):
+        axes = own.rank_axes().values()
+        plain = own.algorithm in CORES and axes and all(len(each) == 1 for each in axes)
+        if self.settings.factor is not None or (self.settings.tucker and plain):
             return False
         highest = self.settings.rank or self.settings.largest
         if highest is not None and (own.rank or 0) > highest:

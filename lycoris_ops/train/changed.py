@@ -111,7 +111,7 @@ def _grown(layer: Layer, wish: Wish, seed: int) -> Layer:
     parts, ones = fresh.tensors(), torch.ones(rank - layer.rank, 1)
     held = layer.tensors()
     components: dict[str, Tensor] = {}
-    for field, axis in axes.items():
+    for field, (axis,) in axes.items():
         # Files hold kernels flat or not.
         shape = list(held[field].shape)
         shape[axis] = rank - layer.rank

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..algorithms import Layer
+from ..algorithms.components import beside, chosen, zeros
 from ..errors import LycorisError, number_of
 from ..maths.decompositions import pseudo_inverse
 from ..ranks.allocate import NOTHING, Candidate, allocate, within
@@ -150,7 +151,7 @@ class Reallocator:
         if not self.movable:
             raise LycorisError(
                 "no layer of the network has a rank that can move",
-                expected="lora, loha or lokr without Tucker",
+                expected="lora, loha, lokr with a factor of low rank, or glora",
             )
         if self.schedule.regrow and (self.batches is None or self.loss is None):
             raise LycorisError("ranks regrow by gradients", expected="batches and loss")
@@ -185,8 +186,7 @@ class Reallocator:
         total = self.parameters
         for member in self.movable.values():
             rank = member.layer.rank or 0
-            each = sum(getattr(member, name).numel() for name in member.layer.rank_axes()) // max(1, rank)
-            total -= each * max(0, rank - self.schedule.r_min)
+            total -= _size(member, rank) - _size(member, min(rank, self.schedule.r_min))
         return total
 
     def observe(self) -> None:
@@ -235,29 +235,31 @@ class Reallocator:
     def _scores(self, path: str, member: Member) -> Tensor:
         """A score for each component of a layer."""
         scores = torch.zeros(member.layer.rank or 0)
-        for name, axis in member.layer.rank_axes().items():
+        for name, axes in member.layer.rank_axes().items():
             found = self._importance.get(f"{path}:{name}")
-            if found is not None:
+            if found is None:
+                continue
+            for axis in axes:
                 others = [each for each in range(found.mean.ndim) if each != axis]
                 scores += (found.mean * found.spread).mean(others).cpu()
         return scores
 
     def _kept(self, most: int) -> dict[str, list[int]]:
         """The components that each layer keeps, so that the network has at most so many parameters."""
-        costs = {path: _cost(member) for path, member in self.movable.items()}
         order: list[tuple[float, str, int]] = []
         kept: dict[str, list[int]] = {}
         for path, member in self.movable.items():
             scores = cast("list[float]", cast("Any", self._scores(path, member)).tolist())
             kept[path] = list(range(len(scores)))
             order += [(score, path, index) for index, score in enumerate(scores)]
-        total = self.parameters
+        total, members = self.parameters, self.movable
         for _, path, index in sorted(order):
             if total <= most:
                 break
-            if len(kept[path]) > self.schedule.r_min:
+            rank = len(kept[path])
+            if rank > self.schedule.r_min:
                 kept[path].remove(index)
-                total -= costs[path]
+                total -= _size(members[path], rank) - _size(members[path], rank - 1)
         return kept
 
     def _prune(self, member: Member, kept: Sequence[int]) -> None:
@@ -281,26 +283,26 @@ class Reallocator:
         grown = {
             path: found
             for path, member in movable.items()
-            if (room_of := min(self._room(member), room // _cost(member))) > 0
+            if (room_of := min(self._room(member), room // _size(member, 1))) > 0
             and (found := member.layer.growth(sums.gradients[path], room_of, seed=self.seed)) is not None
         }
         candidates = {
             path: [
                 NOTHING,
                 *(
-                    Candidate((n + 1) * _cost(movable[path]), gain, n + 1)
-                    for n, gain in enumerate(each.gains)
+                    Candidate(_more(movable[path], count), gain, count)
+                    for count, gain in enumerate(each.gains, 1)
                 ),
             ]
             for path, each in grown.items()
         }
-        for path, chosen in allocate(candidates, within(room)).items():
-            if chosen.meant is None:
+        for path, got in allocate(candidates, within(room)).items():
+            if got.meant is None:
                 continue
             member = movable[path]
             layer, axes = member.layer, member.layer.rank_axes()
-            components = grown[path].first(chosen.meant, axes)
-            changes = {name: _padded(chosen.meant, axis) for name, axis in axes.items()}
+            components = grown[path].first(got.meant, axes)
+            changes = {name: _padded(got.meant, each) for name, each in axes.items()}
             self._replace(member, layer.grown(components), changes)
 
     def _room(self, member: Member) -> int:
@@ -314,7 +316,7 @@ class Reallocator:
         layer, turns = member.layer.normal()
         if turns:
             axes = layer.rank_axes()
-            self._replace(member, layer, {name: _turned(turns[name], axes[name]) for name in axes})
+            self._replace(member, layer, {name: _turned(turns[name], axes[name][0]) for name in axes})
 
     def _replace(self, member: Member, layer: Layer, changes: Mapping[str, Change]) -> None:
         old = dict(member.named_parameters())
@@ -327,27 +329,31 @@ class Reallocator:
                 follower(old[name], new, change)
 
 
-def _cost(member: Member) -> int:
-    """The parameters of one component of a layer."""
-    held, axes = member.layer.tensors(), member.layer.rank_axes()
-    return sum(held[name].numel() // held[name].shape[axis] for name, axis in axes.items())
+def _size(member: Member, rank: int) -> int:
+    """The parameters of a layer's components at a rank."""
+    held, total = member.layer.tensors(), 0
+    for name, axes in member.layer.rank_axes().items():
+        sizes = [rank if axis in axes else size for axis, size in enumerate(held[name].shape)]
+        total += math.prod(sizes)
+    return total
+
+
+def _more(member: Member, count: int) -> int:
+    """The parameters of so many further components of a layer."""
+    rank = member.layer.rank or 0
+    return _size(member, rank + count) - _size(member, rank)
 
 
 def _same(values: Tensor) -> Tensor:
     return values
 
 
-def _cut(kept: Sequence[int], axis: int) -> Change:
-    return Change.of(lambda values: values.index_select(axis, torch.tensor(kept, device=values.device)))
+def _cut(kept: Sequence[int], axes: Sequence[int]) -> Change:
+    return Change.of(lambda values: chosen(values, axes, kept))
 
 
-def _padded(count: int, axis: int) -> Change:
-    def padded(values: Tensor) -> Tensor:
-        shape = list(values.shape)
-        shape[axis] = count
-        return torch.cat([values, values.new_zeros(shape)], axis)
-
-    return Change.of(padded)
+def _padded(count: int, axes: tuple[int, ...]) -> Change:
+    return Change.of(lambda values: beside(values, zeros(values, axes, count), axes))
 
 
 def _turned(matrix: Tensor, axis: int) -> Change:
