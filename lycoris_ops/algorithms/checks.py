@@ -49,7 +49,8 @@ def scale(alpha: float | None, rank: int) -> float:
     """
     if alpha is None:
         return 1.0
-    if not math.isfinite(alpha):
+    # As `isfinite`, which torch.compile cannot trace where it lets numbers vary.
+    if not abs(alpha) < math.inf:
         raise LayerError("alpha is not a finite number", got=str(alpha), expected="a finite number")
     if abs(alpha / rank) > MOST_SCALE:
         raise LayerError(

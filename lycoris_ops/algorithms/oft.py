@@ -101,7 +101,8 @@ class Oft(Layer):
         """
         blocks = self.oft_blocks.to(weight.device, weight.dtype)
         skew = blocks - blocks.transpose(-1, -2)
-        if self.alpha is not None and not math.isfinite(self.alpha):
+        # As `isfinite`, which torch.compile cannot trace where it lets numbers vary.
+        if self.alpha is not None and not abs(self.alpha) < math.inf:
             raise LayerError("alpha is not a finite number", got=str(self.alpha), expected="a constraint")
         bound = (self.alpha or 0) * weight.shape[0]
         # A bound that float32 does not hold bounds nothing.

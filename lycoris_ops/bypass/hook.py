@@ -108,7 +108,7 @@ class Bypass:
         self.met = met
         self.name = name
         self.before_pass: BeforePass | None = None
-        """It may set `strengths`, and `plan` to one that is additive where the old one is, for the pass."""
+        """It may set `plan` and `strengths` for the pass."""
         self.dropout = 0.0
         """The share of the input's values that additive layers see as zero, at random."""
         self._strengths = plan.strengths
@@ -124,7 +124,13 @@ class Bypass:
 
     @plan.setter
     def plan(self, plan: BypassPlan) -> None:
+        # The hooks are others for a plan with operators.
+        again = bool(self._handles) and plan.additive != self._plan.additive
+        if again:
+            self.remove()
         self._plan, self.met, self._bound = plan, None, None
+        if again:
+            self.attach()
 
     @property
     def strengths(self) -> tuple[tuple[float, ...], ...]:

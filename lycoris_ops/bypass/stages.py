@@ -255,6 +255,7 @@ class Bound:
     def __init__(self, plan: BypassPlan, met: Met, x: Tensor, dropout: float = 0.0) -> None:
         self.geometry = geometry = plan.geometry
         self.made_for = (x.dtype, x.device, dropout)
+        """The dtype and device of the inputs, and the dropout."""
         self.dtype = working_dtype(x)
         self.stages = [
             BoundStage(geometry, stage, met.bias, self.dtype, x.device, dropout) for stage in met.stages
@@ -268,7 +269,10 @@ class Bound:
         """Whether passes see the present values of the layers' tensors, where these learn."""
 
     def serves(self, x: Tensor, dropout: float, *, learns: bool) -> bool:
-        """Whether it is right for a pass with this input, and with layers that learn or not."""
+        """Whether it is right for a pass with this input, and with layers that learn or not.
+
+        Layers that do not learn have the values that it was made from, whether it follows them or not.
+        """
         if learns and (not self.follows or torch.compiler.is_compiling()):
             return False
         return self.made_for == (x.dtype, x.device, dropout)

@@ -22,13 +22,18 @@ def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     return _checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
 
 
+def by_torch_func() -> bool:
+    """Whether a transform of torch.func is at work, in which no tensor says that it requires a gradient."""
+    # torch has no public name for the question.
+    return cast("Any", torch)._C._are_functorch_transforms_active()
+
+
 def transformed() -> bool:
     """Whether torch.compile or a transform of torch.func is at work, which take plain operations alone.
 
     They, or the compiler, decide themselves what is computed again.
     """
-    # torch has no public name for the second question.
-    return torch.compiler.is_compiling() or cast("Any", torch)._C._are_functorch_transforms_active()
+    return torch.compiler.is_compiling() or by_torch_func()
 
 
 def hadamard(w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor, scale: float) -> Tensor:
@@ -60,16 +65,9 @@ class _Hadamard(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         w1_a, w1_b, w2_a, w2_b = ctx.saved_tensors
-        one, two = (w1_a, w1_b), (w2_a, w2_b)
-        found: list[Tensor | None] = []
-        for place, (left, right), other in ((0, one, two), (2, two, one)):
-            if any(ctx.needs_input_grad[place : place + 2]):
-                # The gradient of one of the two matrices.
-                met = gradients[0] * ((ctx.scale * other[0]) @ other[1])
-                found += [met @ right.T, left.T @ met]
-            else:
-                found += [None, None]
-        return *found, None
+        first = gradients[0] * ((ctx.scale * w2_a) @ w2_b)
+        second = gradients[0] * ((ctx.scale * w1_a) @ w1_b)
+        return first @ w1_b.T, w1_a.T @ first, second @ w2_b.T, w2_a.T @ second, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor | None:

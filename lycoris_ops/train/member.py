@@ -60,8 +60,6 @@ class Member(nn.Module):
         self.multiplier = 1.0
         """The strength of the layer."""
         self._attached = False
-        self._strength: float | None = None
-        """What the strengths of the bypass are set to, None before the first pass."""
         self.replace(layer)
 
     def replace(self, layer: Layer) -> None:
@@ -94,17 +92,16 @@ class Member(nn.Module):
     def layer(self) -> Layer:
         """The layer, whose tensors are this member's parameters."""
         # `to` and others may put new tensors in the place of the old ones.
-        held, buffers = self._parameters, self._buffers
+        held = self._parameters
         for name, value in self._tensors:
-            if value is not (held[name] if name in held else buffers[name]):
+            if value is not (held[name] if name in held else getattr(self, name)):
                 self._hold(self._layer)
                 break
         return self._layer
 
     def _hold(self, layer: Layer) -> None:
         """Keep the layer with the parameters and buffers as its tensors."""
-        own = {**self._parameters, **self._buffers}
-        self._layer = layer.with_tensors({name: value for name, value in own.items() if value is not None})
+        self._layer = layer.with_tensors({name: getattr(self, name) for name in layer.tensors()})
         self._tensors = tuple(self._layer.tensors().items())
 
     @property
@@ -121,9 +118,10 @@ class Member(nn.Module):
         if self._attached:
             return
         layer, site = self.layer, self.site
+        # Anew: the model may be of another dtype by now.
+        self.bypass_up_to = bypass_up_to(site, layer, self.settings)
         self._bypass: Bypass | None = None
         self._rebuilt: Rebuilt | None = None
-        self._strength = None
         if self.bypass_up_to > 0:
             self._bypass = Bypass(site.module, self._plan(layer), name=site.path)
         if self.bypass_up_to < math.inf:
@@ -165,7 +163,7 @@ class Member(nn.Module):
         layer = self.layer
         return zeroed(layer.algorithm, len(self.site.shape)) & layer.tensors().keys()
 
-    def _before_pass(self, x: Tensor | None = None) -> None:
+    def _before_pass(self, x: Tensor) -> None:
         """Set the hooks for one pass: the layer's present tensors, the strength and the dropouts."""
         layer, settings = self.layer, self.settings
         strength = self.multiplier
@@ -182,14 +180,14 @@ class Member(nn.Module):
             if layer is not self._planned:
                 hook.plan = self._plan(layer)
             used = strength if beside else 0.0
-            if used != self._strength:
-                hook.strengths = tuple((used,) * len(stage.strengths) for stage in hook.plan.stages)
-                self._strength = used
+            # They are all the same.
+            if used != hook.strengths[0][0]:
+                hook.strengths = tuple((used,) * len(stage) for stage in hook.strengths)
             hook.dropout = settings.input_dropout if self.training else 0.0
 
-    def _bypassed(self, x: Tensor | None) -> bool:
+    def _bypassed(self, x: Tensor) -> bool:
         """Whether the layer acts beside the module in a pass with this input."""
-        if self.bypass_up_to == math.inf or x is None or self.site.geometry is None:
+        if self.bypass_up_to == math.inf or self.site.geometry is None:
             return True
         return self.site.geometry.tokens(x) <= self.bypass_up_to
 
@@ -309,9 +307,9 @@ def bypass_up_to(site: Site, layer: Layer, settings: Settings) -> float:
     """The most tokens in a pass with which a layer acts beside its module; with more, by the rebuilt weight.
 
     It is infinity for always and 0 for never: as the settings say, or where the two cost the same. For n
-    tokens a bypass takes PASSES * n times the multiplications of the layer's factors for one token, and
-    FORMED for each value of LoHa's Khatri-Rao factors. A rebuilt weight of size s takes n * s, and FORMED * s
-    for each form whose matrix has to be made of factors.
+    tokens a bypass takes PASSES * n times the multiplications of the layer's factors for one token. A rebuilt
+    weight of size s takes n * s, and FORMED * s for each form whose matrix has to be made of factors. The
+    bypass of a LoHa has values to make as well, those of its Khatri-Rao factors: they count against it.
 
     Norms, embeddings and the projections of torch's attention are always rebuilt, and so is a bias that
     depends on the weight beside it. Always bypassed is a layer beside a weight in a narrow dtype, in which a

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import lycoris_ops as lyc
 from lycoris_ops import bypass
 from lycoris_ops.algorithms import ALGORITHMS
+from lycoris_ops.bypass import stages
 from lycoris_ops.bypass.forwards import hadamard
 from lycoris_ops.bypass.forwards.forward import Item
 from lycoris_ops.bypass.hook import PlainReader
@@ -470,6 +471,50 @@ def test_what_others_make_of_the_input_is_what_a_layer_sees(kind: str) -> None:
     assert not module._forward_pre_hooks
     module.register_forward_pre_hook(lambda _, args: (2 * args[0],))
     torch.testing.assert_close(module(x), wanted, rtol=0, atol=1e-11)
+    hooks.remove()
+
+
+def test_another_plan_in_place_of_the_first() -> None:
+    """One with operators after one without, and the reverse: the hooks are others."""
+    case = MODULES["linear"]
+    module, x = case.module(), case.input()
+    plain = copy.deepcopy(module)
+    plans = [(layer(kind, case), 0.5) for kind in ("lora", "lora-dora-out", "oftv2", "loha")]
+    hooks = hook(module, chained(case, ([plans[0]],)))
+    for one in plans[1:]:
+        hooks.plan = chained(case, ([one],))
+        hooks.strengths = hooks.plan.strengths
+        wanted = patched(copy.deepcopy(plain), x, ([one],))
+        torch.testing.assert_close(module(x), wanted, rtol=0, atol=1e-11)
+    hooks.remove()
+    assert not module._forward_hooks and not module._forward_pre_hooks
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr-full-full", "lokr-low-low", "lora-dora-out"])
+@pytest.mark.parametrize("name", ["linear", "conv2d"])
+def test_a_batch_of_nothing(kind: str, name: str) -> None:
+    case = MODULES[name]
+    module, x = case.module(), case.input()[:0]
+    wanted = module(x).shape
+    hooks = hook(module, chained(case, ([(layer(kind, case), 0.5)],)))
+    assert module(x).shape == wanted
+    hooks.remove()
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d"])
+def test_a_small_scale_keeps_a_large_product_within_float16(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU; on a CPU float16 is worked on in float32."""
+    monkeypatch.setattr(stages, "working_dtype", lambda x: x.dtype)
+    case = MODULES[name]
+    tensors = {
+        key: torch.full_like(value, 20.0) for key, value in KINDS["lokr-low-low"].make(case.shape, 2).items()
+    }
+    one = ALGORITHMS["lokr"].load({**tensors, "alpha": torch.tensor(2e-5)})
+    module, x = case.module(torch.float16), case.input(torch.float16)
+    hooks = hook(module, chained(case, ([(one, 1.0)],)))
+    assert module(x).isfinite().all()
     hooks.remove()
 
 

@@ -187,7 +187,7 @@ def test_derivatives_of_a_kronecker_product_of_any_order_and_mode(monkeypatch: p
         factors = Kronecker((w1,), (w2,), 1.0)
         one = kronecker._factors(Item(factors, 0), y.dtype, y.device)
         # It may write over what it is given.
-        return kronecker._plus_product(y.clone(), x, one, 0.7)
+        return kronecker._plus_product(y.clone(), x, one.w1, one, 0.7)
 
     # So small that the input is worked on in pieces.
     monkeypatch.setattr(kronecker, "PIECE", 18)
@@ -289,11 +289,12 @@ def test_a_plan_of_frozen_layers_is_kept_and_one_that_learns_is_not() -> None:
     assert hooks.plan.learns and hooks._bound is None and hooks.met is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
-def test_a_bypass_that_is_kept_sees_what_becomes_of_the_parameters(kind: str) -> None:
+def test_a_bypass_that_is_kept_sees_what_becomes_of_the_parameters(kind: str, dtype: torch.dtype) -> None:
     """Their values, dtypes, whether they require gradients, and the strength, each in the next pass."""
     case = MODULES["linear"]
-    module, x = case.module(), case.input()
+    module, x = case.module(dtype), case.input(dtype)
     options: dict[str, Any] = {"algorithm": kind, "rank": 4, "form": "bypass", "seed": 1}
     network = lyc.create_lycoris(nn.Sequential(module), **options).apply_to()
     (member,) = network.members.values()
@@ -335,7 +336,39 @@ def test_a_bypass_that_is_kept_sees_what_becomes_of_the_parameters(kind: str) ->
     for value in network.parameters():
         value.data = value.data + 0.1
     passes()
+    network.load_state_dict({k: v + 0.1 for k, v in network.state_dict().items()}, assign=True)
+    assert passes().requires_grad
     network.restore()
+
+
+@pytest.mark.parametrize("form", ["bypass", "rebuilt"])
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
+def test_transforms_of_torch_func_see_a_network(kind: str, form: str) -> None:
+    module = nn.Sequential(nn.Linear(6, 4)).double()
+    network = lyc.create_lycoris(module, algorithm=kind, rank=2, form=form, seed=0).double()
+    for value in network.parameters():
+        nn.init.normal_(value)
+    network.apply_to()
+    x = torch.randn(3, 6, dtype=torch.float64)
+    names = dict(network.named_parameters())
+
+    def loss(values: dict[str, Tensor], x: Tensor) -> Tensor:
+        # In place of the parameters of the network, whose layers the module runs.
+        return torch.func.functional_call(Running(module, network), values, (x,)).square().sum()
+
+    class Running(nn.Module):
+        def __init__(self, module: nn.Module, network: nn.Module) -> None:
+            super().__init__()
+            self.module, self.network = module, network
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.module(x)
+
+    values = {f"network.{name}": value.detach() for name, value in names.items()}
+    found = torch.func.grad(loss)(values, x)
+    module(x).square().sum().backward()
+    for name, value in names.items():
+        same(found[f"network.{name}"], value.grad)
 
 
 def test_a_patch_of_learning_layers_records_nothing() -> None:

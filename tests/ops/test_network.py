@@ -699,16 +699,17 @@ def test_beside_the_output_under_autocast(kernel: tuple[int, ...], algorithm: st
     assert (wanted - bare).norm() > 0.1 * wanted.norm()
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
 @pytest.mark.parametrize("case", ["lora", "loha", "lokr", "oft", "dora-output"])
-def test_compiles_without_a_break(case: str) -> None:
+def test_compiles_without_a_break(case: str, dynamic: bool | None) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
     # The linear layer beside its output, and the norm by its weight.
     network = made(model, include="*", **CASES[case], overrides={"0": {**CASES[case], "form": "bypass"}})
-    x = torch.randn(3, 8)
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=dynamic)
     optimiser = torch.optim.SGD(network.parameters(), 0.1)
-    for _ in range(2):
+    for count in (3, 5):
+        x = torch.randn(count, 8)
         outputs, grads = [], []
         for run in (model, compiled):
             network.zero_grad()

@@ -10,11 +10,13 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 import torch
 from torch import Tensor
 
+from ...maths.recompute import by_torch_func
 from ...maths.scratch import scratch
 from ...maths.shapes import Shape
 
 Strengths = Sequence[float]
 T = TypeVar("T")
+_Kind = tuple[torch.dtype, torch.device]
 
 
 @dataclass(frozen=True)
@@ -56,19 +58,32 @@ class Prepared(Generic[T]):
         self._make = make
         # Else what was moved to a device would be there twice.
         self._items = items if learns else ()
-        made = make(items)
-        # What is made of these very tensors always has their present values.
-        own = all(any(one is other for other in tensors) for one in _tensors_of(made))
-        self._made = made if own or not learns else None
+        self._made = None if learns else make(items)
+        self._kinds: list[_Kind] = []
+        """Of `reads`, when what was made is kept."""
 
     def __call__(self) -> T:
-        return self._make(self._items) if self._made is None else self._made
+        reads = self.reads
+        if self._made is not None and (reads is None or self._kinds == [_kind(one) for one in reads]):
+            return self._made
+        made, reads = self._make(self._items), reads or ()
+        # What is these very tensors has their present values, as long as their dtypes and devices are right.
+        found = _tensors_of(made)
+        own = bool(found) and all(any(one is other for other in reads) for one in found)
+        self._made, self._kinds = (made, [_kind(one) for one in reads]) if own else (None, [])
+        return made
+
+
+def _kind(value: Tensor) -> _Kind:
+    return value.dtype, value.device
 
 
 def _tensors_of(value: Any) -> list[Tensor]:
     """A tensor itself, or the tensors in a tuple, a list or the fields of an object."""
     if isinstance(value, Tensor):
         return [value]
+    if value is None or isinstance(value, (int, float)):
+        return []
     many = isinstance(value, (tuple, list))
     inner = cast("Iterable[Any]", value if many else getattr(value, "__dict__", {}).values())
     return [one for each in inner for one in _tensors_of(each)]
@@ -103,7 +118,7 @@ def in_own_dtypes(device: torch.device) -> AbstractContextManager[Any]:
 
 def recorded(*tensors: Tensor) -> bool:
     """Whether gradients are recorded through any of these; then no result of them may be written over."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return torch.is_grad_enabled() and (any(tensor.requires_grad for tensor in tensors) or by_torch_func())
 
 
 def plus_product(y: Tensor, left: Tensor, right: Tensor, alpha: float = 1.0) -> Tensor:

@@ -34,7 +34,7 @@ Of an input of fewer values the product with w2 is kept for the backward pass, w
 
 @dataclass(frozen=True)
 class _Factors:
-    """One layer: w1 (l, i), and w2 (k, j * prod(kernel)) as `right` or as left @ right.
+    """One layer: w1 (l, i) in float32 or float64, w2 (k, j * prod(kernel)) as `right` or as left @ right.
 
     w1 has only the rows that the layer's window needs. `rows` and `columns` are factors of the rows
     and input channels around the product, None for ones.
@@ -69,29 +69,33 @@ class KroneckerForward:
 
     def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
         for one in self.factors():
-            alpha = one.scale * strengths[one.slot]
+            w1, alpha = one.w1, one.scale * strengths[one.slot]
+            if self.dtype == torch.float16:
+                # Before the product, which may be beyond float16 without it.
+                w1, alpha = w1 * alpha, 1.0
+            w1 = w1.to(self.dtype)
             met = x if one.columns is None else x * self.geometry.per_channel(one.columns)
             if self.geometry.kernel:
-                self._add(y, self._convolved(met, one), one, alpha)
+                self._add(y, self._convolved(met, w1, one), one, alpha)
             elif one.rows is None and not one.skipped and y.is_contiguous() and y.shape[1] == _size(one):
                 # y is all rows of the product, so that the last matrix product can add to it directly.
-                y = _plus_product(y, met, one, alpha)
+                y = _plus_product(y, met, w1, one, alpha)
             else:
                 change = torch.zeros(len(y), _size(one), dtype=y.dtype, device=y.device)
-                self._add(y, _plus_product(change, met, one), one, alpha)
+                self._add(y, _plus_product(change, met, w1, one, 1.0), one, alpha)
         return y
 
-    def _convolved(self, x: Tensor, one: _Factors) -> Tensor:
-        w1 = one.w1
+    def _convolved(self, x: Tensor, w1: Tensor, one: _Factors) -> Tensor:
         batch, parts = len(x), w1.shape[1]
         # Each part of the channels is convolved as one more item of the batch.
-        inner = self.geometry.product(x.reshape(batch * parts, -1, *x.shape[2:]), one.right)
-        places = inner.shape[2:]
-        mixed = _mixed(w1, inner.reshape(batch, parts, -1))
+        cut = x.reshape(batch * parts, x.shape[1] // parts, *x.shape[2:])
+        inner = self.geometry.product(cut, one.right)
+        places, rest = inner.shape[2:], inner.flatten(1)
+        mixed = _mixed(w1, rest.view(batch, parts, rest.shape[1]))
         if one.left is None:
-            return mixed.view(batch, -1, *places)
-        full = torch.matmul(one.left, mixed.view(batch * len(w1), one.right.shape[0], -1))
-        return full.view(batch, -1, *places)
+            return mixed.view(batch, _size(one), *places)
+        hidden = mixed.view(batch * len(w1), len(one.right), places.numel())
+        return torch.matmul(one.left, hidden).view(batch, _size(one), *places)
 
     def _add(self, y: Tensor, change: Tensor, one: _Factors, alpha: float) -> None:
         """Add alpha times the rows of the window."""
@@ -106,7 +110,7 @@ def _all_factors(dtype: torch.dtype, device: torch.device, items: Sequence[Item]
 def _factors(item: Item, dtype: torch.dtype, device: torch.device) -> _Factors:
     form: Kronecker = item.form
     wide = compute_dtype(dtype)
-    w1 = product(form.w1, wide, device).to(dtype)
+    w1 = product(form.w1, wide, device)
     k = len(form.w2[0])
     start, stop = form.window or (0, len(w1) * k)
     if form.window:
@@ -131,23 +135,23 @@ def _size(one: _Factors) -> int:
     return len(one.w1) * len(one.right if one.left is None else one.left)
 
 
-def _plus_product(y: Tensor, x: Tensor, one: _Factors, alpha: float = 1.0) -> Tensor:
+def _plus_product(y: Tensor, x: Tensor, w1: Tensor, one: _Factors, alpha: float) -> Tensor:
     """y, which must be contiguous, with alpha * w1 @ x.view(i, j) @ w2^T added for each token.
 
     A full w2 is multiplied before or after w1, whichever takes fewer multiplications: l (i + k) j with w1
     first, i (j + l) k with w2 first; in training see LEARNING.
     """
-    w1 = one.w1
     tokens, (outer, parts), (k, j) = x.shape[0], w1.shape, one.right.shape
     learns = recorded(y, x, w1, one.right)
     if one.left is not None:
         inner = torch.mm(x.view(tokens * parts, j), one.right.T)
         mixed = _mixed(w1, inner.view(tokens, parts, k))
-        found = plus_product(y.view(tokens * outer, -1), mixed.view(tokens * outer, k), one.left.T, alpha)
+        total = y.view(tokens * outer, len(one.left))
+        found = plus_product(total, mixed.view(tokens * outer, k), one.left.T, alpha)
     elif (LEARNING if learns else 1) * outer * (parts + k) * j <= parts * (j + outer) * k:
         mixed = _mixed(w1, x.view(tokens, parts, j))
         found = plus_product(y.view(tokens * outer, k), mixed.view(tokens * outer, j), one.right.T, alpha)
-    elif not learns or x.numel() < PIECE or transformed():
+    elif not learns or transformed() or x.numel() < PIECE:
         found = plus_product(*_operands(y, x, w1, one.right), alpha)
     else:
         learned: Any = _InnerFirst
