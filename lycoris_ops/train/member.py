@@ -180,8 +180,7 @@ class Member(nn.Module):
             if layer is not self._planned:
                 hook.plan = self._plan(layer)
             used = strength if beside else 0.0
-            # They are all the same.
-            if used != hook.strengths[0][0]:
+            if any(strength != used for stage in hook.strengths for strength in stage):
                 hook.strengths = tuple((used,) * len(stage) for stage in hook.strengths)
             hook.dropout = settings.input_dropout if self.training else 0.0
 
