@@ -59,6 +59,10 @@ class Outline:
         return self.algorithm.suits(self.shapes, weight)
 
 
+TRANSPOSED = "lycoris_transposed"
+"""The metadata key of a file whose linear layers are for weights that are stored as (I, O)."""
+
+
 class LayerInfo(NamedTuple):
     """What a file's header tells of a layer: enough to match and report it without reading a tensor."""
 
@@ -209,6 +213,15 @@ class Adapter:
     def path(self) -> str:
         """What errors name as the place: the full path of the file, or the name of an adapter in memory."""
         return self.file.path
+
+    @property
+    def transposed(self) -> bool:
+        """Whether its linear layers are for weights that are stored as (I, O), as GPT-2's are.
+
+        The layers themselves are as ever, (O, I). Only a network knows which way a weight lies.
+        """
+        told = any(info.peft is not None and info.peft.transposed for info in self.info.values())
+        return told or TRANSPOSED in self.metadata
 
     @property
     def metadata(self) -> Mapping[str, str]:

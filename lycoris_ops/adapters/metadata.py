@@ -14,7 +14,7 @@ from ..errors import LycorisError
 from ..files.dtypes import dtype_name
 from ..files.writing import DATA_HASH, MODELSPEC_HASH, data_hash, metadata_of
 from ..names.written import Written
-from .adapter import Adapter
+from .adapter import TRANSPOSED, Adapter
 from .network_args import plain_args
 from .peft import METADATA_KEY, WantedRank
 from .writer import Made
@@ -46,6 +46,8 @@ def metadata_for(
     # PEFT's configuration of the source is for its names and factors, and not for the new ones.
     kept = {key: value for key, value in adapter.metadata.items() if key != METADATA_KEY}
     kept |= plain_args(kept, {key: str(v) for layer in made for key, v in layer.encoded.options.items()})
+    if adapter.transposed:
+        kept[TRANSPOSED] = "true"
     ranks = {layer.layer.rank for layer in made} - {None}
     # A joined layer has a rank of its own.
     if DIM in kept and kept[DIM] != DYNAMIC and ranks - {i.rank for i in adapter.info.values()}:

@@ -122,7 +122,10 @@ class Glora(Layer):
 
         Beside them a1 is as at the start and a2 zero. What these gain depends on the weight and is not told.
         """
-        if not self.rank_axes():
+        if not self._new:
+            # With a rank of I = O it would be read as the newer layout.
+            most = min(most, min(flat_shape(gradient.shape)) - 1 - self.a1.shape[0])
+        if not self.rank_axes() or most < 1:
             return None
         a1, a2, _, known = (part.detach().flatten(1).to(gradient) for part in self._factors())
         up, down = ("b1", "b2") if self._new else ("b2", "b1")

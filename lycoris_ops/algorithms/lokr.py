@@ -312,7 +312,11 @@ class Lokr(Factored):
             known = fold_core(core, b).flatten(1)
             shaped = inner.view(len(inner), b.shape[1], *gradient.shape[2:])
             gains, rows, made = tucker_beyond(shaped, known, most, seed=seed)
-            grown = {"lokr_w2_a": zeros(a, (0,), len(gains)), "lokr_w2_b": rows, "lokr_t2": made}
+            grown = {
+                "lokr_w2_a": zeros(a, (0,), len(gains)),
+                "lokr_w2_b": rows.reshape(len(gains), *b.shape[1:]),
+                "lokr_t2": made,
+            }
             return Growth(running(gains), grown)
         values, columns = rows_beyond(inner.T, a.flatten(1).T, most, seed=seed)
         grown = {

@@ -203,20 +203,26 @@ def resolve(
     keys: Collection[str] | Mapping[str, Shape],
     *,
     absent_because: str = "it is not part of the target",
+    oriented: bool = False,
 ) -> Resolution:
     """Match every layer of a stack with the weights of a target.
 
     `keys` are the target's keys. If they come with shapes, each layer's shape is checked. `absent_because`
-    says why a whole part of the model may be missing. A layer that does not match or fit is recorded; only
-    `Resolution.check` makes an error of it. Raises MatchError where a name fits more than one weight, or two
-    layers of one adapter change the same rows of one weight differently.
+    says why a whole part of the model may be missing. `oriented` shapes are (O, I) for weights too that the
+    model stores as (I, O); without it no layer for such a weight is matched. A layer that does not match or
+    fit is recorded; only `Resolution.check` makes an error of it. Raises MatchError where a name fits more
+    than one weight, or two layers of one adapter change the same rows of one weight differently.
     """
     targets = Targets(known_shapes(keys))
     blocks = Blocks(targets)
-    return Resolution(tuple(_resolve_entry(entry, targets, blocks, absent_because) for entry in stack))
+    return Resolution(
+        tuple(_resolve_entry(entry, targets, blocks, absent_because, oriented=oriented) for entry in stack)
+    )
 
 
-def _resolve_entry(entry: Entry, targets: Targets, blocks: Blocks, absent_because: str) -> EntryResolution:
+def _resolve_entry(
+    entry: Entry, targets: Targets, blocks: Blocks, absent_because: str, *, oriented: bool
+) -> EntryResolution:
     matches: list[Match] = []
     uses: list[Use] = []
     mismatches: list[Mismatch] = []
@@ -224,6 +230,7 @@ def _resolve_entry(entry: Entry, targets: Targets, blocks: Blocks, absent_becaus
     absent: dict[Component, list[str]] = {}
     found = targets.find_each(entry.adapter.info, entry.adapter.path)
     weights, timings = _weights(entry, found, blocks)
+    turned = entry.adapter.transposed and not oriented
     for name, info in entry.adapter.info.items():
         places = found.places[name]
         if not places:
@@ -233,6 +240,9 @@ def _resolve_entry(entry: Entry, targets: Targets, blocks: Blocks, absent_becaus
             else:
                 near = targets.nearest(name) if len(unmatched) < NAMED_AT_MOST else None
                 unmatched.append(Unmatched(name, "no layer of that name", near))
+            continue
+        if turned and len(info.shape) == 2:
+            unmatched.append(Unmatched(name, "it is for a weight that is stored transposed, as GPT-2's are"))
             continue
         # The name's own part first: bare keys of a model do not say which part they are.
         part = split_prefix(name)[1].part or places[0].part

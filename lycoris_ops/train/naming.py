@@ -62,7 +62,7 @@ def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> dict[str, La
     Raises MatchError for a layer that has no module or does not fit it, or is for a part of a module alone:
     training goes on with whole layers.
     """
-    (entry,) = resolve(Stack([Entry(adapter)]), model_shapes(module, prefix)).entries
+    (entry,) = resolve(Stack([Entry(adapter)]), model_shapes(module, prefix), oriented=True).entries
     for unmatched in entry.unmatched:
         raise MatchError(
             "the model has no module for a layer",

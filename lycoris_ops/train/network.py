@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters.adapter import Adapter
+from ..adapters.adapter import TRANSPOSED, Adapter
 from ..adapters.load import load_adapter
 from ..adapters.save import SaveResult, check_dialect, save_adapter
 from ..algorithms import Layer
-from ..algorithms.checks import of_rank
+from ..algorithms.checks import a_layer, of_rank
 from ..algorithms.lora import Lora
 from ..errors import LycorisError, MatchError, located, number_of
 from ..layers.part import Part
@@ -232,7 +232,7 @@ class LycorisNetwork(nn.Module):
         an embedding is in the factors that PEFT has for it.
 
         Raises LycorisError where the model is a single layer, which has no name in a file, and for a pattern
-        that matches no module.
+        that matches no module; for "peft" also for a layer that PEFT has not for a weight stored transposed.
         """
         if "" in self.members:
             raise LycorisError(
@@ -245,14 +245,24 @@ class LycorisNetwork(nn.Module):
         for pattern in chosen:
             pattern.check_used(self.members, "adapted modules")
         layers: dict[str, Layer] = {}
+        turned = False
         for path, member in self.members.items():
             if any(pattern.matches(path) for pattern in chosen):
                 layer = _copied(member.layer)
                 if dialect == "peft" and member.site.kind == "embedding" and isinstance(layer, Lora):
                     # PEFT finds an embedding's factors by names of their own.
                     layer = layer.of_embedding()
+                if dialect == "peft" and member.site.transposed and not isinstance(layer, Lora):
+                    raise LycorisError(
+                        "PEFT has no layer of this kind for a weight that is stored transposed",
+                        key=path,
+                        got=a_layer(layer.algorithm),
+                        expected="lora",
+                        hint="Save it in the dialect lycoris, and go on from the file by a network",
+                    )
                 layers[named(self.prefix, path)] = layer
-        return Adapter.of(layers, name=name)
+                turned = turned or member.site.transposed
+        return Adapter.of(layers, name=name, metadata={TRANSPOSED: "true"} if turned else None)
 
     def save_weights(
         self,

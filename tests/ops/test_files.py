@@ -390,7 +390,6 @@ def test_peft_keeps_alpha_beside_the_file(
         ('{"lora_alpha": 4}', "r"),
         ("[]", ""),
         ("not json", ""),
-        ('{"r": 4, "lora_alpha": 2, "fan_in_fan_out": true}', "fan_in_fan_out"),
         ('{"r": 4, "lora_alpha": 2, "alpha_pattern": {"(": 3}}', "alpha_pattern"),
     ],
 )

@@ -407,8 +407,24 @@ def test_peft_loads_what_was_trained_on_gpt2(gpt2: nn.Module, tmp_path: Path) ->
     assert (gpt2(ids).last_hidden_state - trained).abs().max() < 1e-5
     again.restore()
     with pytest.warns(UserWarning, match="fan_in_fan_out"):
-        loaded = peft.PeftModel.from_pretrained(gpt2, tmp_path / "gpt2").eval()
+        loaded = peft.PeftModel.from_pretrained(copy.deepcopy(gpt2), tmp_path / "gpt2").eval()
     assert (loaded(ids).last_hidden_state - trained).abs().max() < 1e-5
+    # What PEFT writes says that the weights are transposed.
+    loaded.save_pretrained(tmp_path / "theirs")
+    assert '"fan_in_fan_out": true' in (tmp_path / "theirs/adapter_config.json").read_text()
+    theirs = lyc.create_lycoris(gpt2, weights=tmp_path / "theirs").apply_to().eval()
+    assert (gpt2(ids).last_hidden_state - trained).abs().max() < 1e-5
+    theirs.restore()
+    network.save_weights(tmp_path / "ours.safetensors")
+    shapes = {key: tuple(value.shape) for key, value in gpt2.state_dict().items()}
+    for path in (tmp_path / "ours.safetensors", tmp_path / "theirs", tmp_path / "gpt2"):
+        # Square ones too: which way a weight lies, its shape does not say.
+        (found,) = lyc.resolve(lyc.Stack([lyc.Entry(lyc.load_adapter(path))]), shapes).entries
+        assert not found.matches and len(found.unmatched) == 8
+        assert all("stored transposed" in one.reason for one in found.unmatched)
+    other = lyc.create_lycoris(gpt2, algorithm="lokr", preset="attn-mlp", rank=2)
+    with pytest.raises(lyc.LycorisError, match=r"c_attn: PEFT has no layer.*found a lokr layer"):
+        other.save_weights(tmp_path / "other", "peft")
 
 
 def test_diffusers_loads_what_was_trained_on_its_unet(tmp_path: Path) -> None:

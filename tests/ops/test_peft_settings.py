@@ -220,7 +220,6 @@ def test_every_kind_of_pefts_is_read_or_named() -> None:
     [
         ("alora_invocation_tokens", [1, 2]),
         ("layer_replication", [[0, 4], [2, 5]]),
-        ("fan_in_fan_out", True),
         ("use_qalora", True),
         ("use_bdlora", {}),
         ("arrow_config", {"top_k": 2}),

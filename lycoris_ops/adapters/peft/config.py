@@ -113,7 +113,7 @@ NOTES = frozenset(
     }
 )
 """Fields that say for what, and by what, an adapter was made."""
-TRANSPOSED = Refusal("its factors are for transposed weights", hint="Convert it with PEFT")
+TRANSPOSED = Refusal("its tensors are for transposed weights")
 """For `fan_in_fan_out`: GPT-2's layers keep their weights as (I, O)."""
 MOST_RANK = 1 << 20
 """The largest rank that a configuration may give: more than any weight of a model has rows."""
@@ -191,6 +191,11 @@ class Config(ABC, Generic[W]):
     def scale_at(self, path: str) -> float:
         """PEFT's scale of the layer at a path, for a layer whose tensors do not show its rank."""
         return 1.0
+
+    @property
+    def transposed(self) -> bool:
+        """Whether its linear layers are for weights that are stored as (I, O)."""
+        return False
 
     @property
     def sets_biases(self) -> bool:

@@ -17,7 +17,6 @@ from ....errors import LayerError
 from ....maths.shapes import Shape
 from ..config import (
     BASE_BIAS,
-    TRANSPOSED,
     BiasedConfig,
     Member,
     Module,
@@ -86,6 +85,7 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
     alpha_name: ClassVar[str] = "lora_alpha"
     followed: ClassVar[frozenset[str]] = frozenset(
         {*RankedConfig.followed, *BiasedConfig.followed, "lora_alpha", "use_rslora", "init_lora_weights"}
+        | {"fan_in_fan_out"}
     )
     without_effect: ClassVar[frozenset[str]] = RankedConfig.without_effect | {
         # The tensors tell.
@@ -97,7 +97,6 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
         "qalora_group_size",
     }
     refused: ClassVar[Mapping[str, Refusal]] = {
-        "fan_in_fan_out": TRANSPOSED,
         "alora_invocation_tokens": Refusal("the adapter acts only after these tokens of a text"),
         "layer_replication": Refusal("its layers are numbered in a model with repeated layers"),
         "use_qalora": Refusal("its factors are for means of groups of inputs"),
@@ -111,6 +110,7 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
     use_rslora: bool = False
     use_dora: bool = False
     lora_bias: bool = False
+    fan_in_fan_out: bool = False
 
     @classmethod
     def read(cls, fields: Fields) -> Self:
@@ -119,7 +119,12 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
             use_rslora=fields.flag("use_rslora", False),
             init_lora_weights=_start(fields),
             bias=fields.text("bias", "none"),
+            fan_in_fan_out=fields.flag("fan_in_fan_out", False),
         )
+
+    @property
+    def transposed(self) -> bool:
+        return self.fan_in_fan_out
 
     @property
     def start(self) -> Start | None:
@@ -162,6 +167,8 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
         if self.init_lora_weights is True:
             # PEFT's default, which only training needs.
             del table["init_lora_weights"]
+        # PEFT sets it itself, where a layer is of that kind.
+        del table["fan_in_fan_out"]
         return table
 
 
