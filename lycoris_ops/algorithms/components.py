@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..maths.decompositions import leading, leading_triples
+from ..maths.tensors import fold_core
 
 Axes = Mapping[str, tuple[int, ...]]
 """For each field of a layer that has components the axes that count them."""
@@ -92,3 +93,20 @@ def tucker_beyond(gradient: Tensor, known: Tensor, most: int, *, seed: int) -> t
     core = torch.zeros(len(order), len(order), *kernel, dtype=rows.dtype, device=rows.device)
     core[range(len(order)), range(len(order))] = kernels[order].view(-1, *kernel)
     return gains[order], inputs[order], core
+
+
+def right_beyond(
+    gradient: Tensor, right: Tensor, core: Tensor | None, most: int, *, seed: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gains (c,), c new components of a right factor in its layout, and of its core (None without one).
+
+    They are those of `rows_beyond`, or with a core of `tucker_beyond`, for the gradient (m, I, *kernel) and
+    the rows that the factor has.
+    """
+    made: Tensor | None = None
+    if core is None:
+        values, rows = rows_beyond(gradient.flatten(1), right.flatten(1), most, seed=seed)
+        gains = values.double().square()
+    else:
+        gains, rows, made = tucker_beyond(gradient, fold_core(core, right).flatten(1), most, seed=seed)
+    return gains, rows.reshape(len(gains), *right.shape[1:]), made

@@ -16,7 +16,7 @@ from ..maths.shapes import Extent, Shape, flat_shape
 from ..maths.tensors import fold_core
 from .base import Layer
 from .checks import agree, dimensions, folded, matrix, scale
-from .components import Axes, Growth, rows_beyond, running, tucker_beyond, zeros
+from .components import Axes, Growth, right_beyond, running, zeros
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -118,7 +118,7 @@ class Glora(Layer):
         return dict.fromkeys(left, (1,)) | dict.fromkeys(right, (0,))
 
     def growth(self, gradient: Tensor, most: int, *, seed: int = 0) -> Growth | None:
-        """down, with its core: see `rows_beyond` and `tucker_beyond`, for G and the present down; up zero.
+        """down and its core by `right_beyond`; up zero.
 
         Beside them a1 is as at the start and a2 zero. What these gain depends on the weight and is not told.
         """
@@ -127,15 +127,11 @@ class Glora(Layer):
             most = min(most, min(flat_shape(gradient.shape)) - 1 - self.a1.shape[0])
         if not self.rank_axes() or most < 1:
             return None
-        a1, a2, _, known = (part.detach().flatten(1).to(gradient) for part in self._factors())
+        a1, a2 = (part.detach().flatten(1).to(gradient) for part in self._factors()[:2])
         up, down = ("b1", "b2") if self._new else ("b2", "b1")
         held = self.tensors()
-        grown: dict[str, Tensor] = {}
-        if self.bm is None:
-            values, rows = rows_beyond(gradient.flatten(1), known, most, seed=seed)
-            gains = values.double().square()
-        else:
-            gains, rows, grown["bm"] = tucker_beyond(gradient, known, most, seed=seed)
+        gains, rows, core = right_beyond(gradient, held[down], self.bm, most, seed=seed)
+        grown = {} if core is None else {"bm": core}
         count = len(gains)
         drawn = torch.Generator().manual_seed(seed)
         bound = a1.shape[1] ** -0.5
@@ -145,7 +141,7 @@ class Glora(Layer):
             # a1 and a2 have changed places.
             left, right = right, left
         grown |= {
-            down: rows.reshape(count, *held[down].shape[1:]),
+            down: rows,
             up: zeros(held[up], (1,), count),
             "a1": left.reshape(left.shape + held["a1"].shape[2:]),
             "a2": right.reshape(right.shape + held["a2"].shape[2:]),

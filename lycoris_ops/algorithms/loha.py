@@ -18,7 +18,7 @@ from ..maths.shapes import Shape, flat_shape, shown
 from ..maths.tensors import energy_of, fold_core
 from .base import shared
 from .checks import agree, dimensions, folded, matrix, scale
-from .components import Axes, Growth, rows_beyond, running, tucker_beyond, zeros
+from .components import Axes, Growth, right_beyond, running, zeros
 from .factored import Factored
 from .fitting import Delta, Fit
 from .offers import Gradient, Offer, cumulative, first
@@ -212,25 +212,23 @@ class Loha(Factored):
         return fields | {"hada_t1": (0, 1), "hada_t2": (0, 1)}
 
     def growth(self, gradient: Tensor, most: int, *, seed: int = 0) -> Growth | None:
-        """w?_b, with its core: see `rows_beyond` and `tucker_beyond`, for G * the other matrix; w?_a zero.
+        """w?_b and its core by `right_beyond` for G * the other matrix; w?_a zero.
 
         The gains of both matrices add up.
         """
         held = {name: tensor.detach().to(gradient) for name, tensor in self.tensors().items()}
-        plain = [_plain(held[left], held[right], held.get(core)) for left, right, core in PAIRS]
+        made = [
+            a @ b for a, b in (_plain(held[left], held[right], held.get(core)) for left, right, core in PAIRS)
+        ]
         grown: dict[str, Tensor] = {}
         gains: list[Tensor] = []
-        for (left, right, core), (_, known), other in zip(PAIRS, plain, plain[::-1], strict=True):
-            met = gradient.flatten(1) * (other[0] @ other[1])
-            if core in held:
-                each, rows, grown[core] = tucker_beyond(met.view_as(gradient), known, most, seed=seed)
-            else:
-                values, rows = rows_beyond(met, known, most, seed=seed)
-                each = values.double().square()
+        for (left, right, core), other in zip(PAIRS, made[::-1], strict=True):
+            met = gradient * other.view_as(gradient)
+            each, grown[right], new = right_beyond(met, held[right], held.get(core), most, seed=seed)
+            if new is not None:
+                grown[core] = new
+            grown[left] = zeros(held[left], (1 if new is None else 0,), len(each))
             gains.append(each)
-            grown[right] = rows.reshape(len(each), *held[right].shape[1:])
-            axis = 0 if core in held else 1
-            grown[left] = zeros(held[left], (axis,), len(each))
         return Growth(running(torch.stack(gains).sum(0)), grown)
 
     def product(self) -> Hadamard:

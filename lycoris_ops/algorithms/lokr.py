@@ -17,7 +17,7 @@ from ..maths.shapes import Extent, Rows, Shape, factorization, fits, shown
 from ..maths.tensors import compute_dtype, energy_of, fold_core
 from .base import DERIVED, Layer, cut, in_blocks, kaiming, shared
 from .checks import agree, dimensions, folded, matrix, scale
-from .components import Axes, Growth, rows_beyond, running, tucker_beyond, zeros
+from .components import Axes, Growth, right_beyond, rows_beyond, running, zeros
 from .factored import Factored
 from .fitting import Delta, Fit
 from .offers import Gradient, Offer, cumulative, first
@@ -297,7 +297,7 @@ class Lokr(Factored):
         """Components of w2, for H = dL/dw2, the sum of the blocks of the gradient weighted by w1.
 
         w2_a: the leading left singular vectors of (1 - P) H, with P on the columns that it has; w2_b zero.
-        With a core, w2_b and the core are those of `tucker_beyond`, and w2_a is zero.
+        With a core, w2_b and the core are those of `right_beyond`, and w2_a is zero.
         """
         if not self.rank_axes() or self.of_peft or self.window is not None:
             return None
@@ -309,14 +309,10 @@ class Lokr(Factored):
         inner = (w1.detach().flatten() @ blocks).reshape(len(gradient) // len(w1), -1)
         a, b, core = self.lokr_w2_a, self.lokr_w2_b, self.lokr_t2
         if core is not None:
-            known = fold_core(core, b).flatten(1)
             shaped = inner.view(len(inner), b.shape[1], *gradient.shape[2:])
-            gains, rows, made = tucker_beyond(shaped, known, most, seed=seed)
-            grown = {
-                "lokr_w2_a": zeros(a, (0,), len(gains)),
-                "lokr_w2_b": rows.reshape(len(gains), *b.shape[1:]),
-                "lokr_t2": made,
-            }
+            gains, right, made = right_beyond(shaped, b, core, most, seed=seed)
+            assert made is not None
+            grown = {"lokr_w2_a": zeros(a, (0,), len(gains)), "lokr_w2_b": right, "lokr_t2": made}
             return Growth(running(gains), grown)
         values, columns = rows_beyond(inner.T, a.flatten(1).T, most, seed=seed)
         grown = {

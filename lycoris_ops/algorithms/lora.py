@@ -17,7 +17,7 @@ from ..maths.shapes import Extent, Shape, flat_shape, shown
 from ..maths.tensors import compute_dtype, energy_of, fold_core
 from .base import column, kaiming, shared
 from .checks import agree, dimensions, folded, matrix, scale, vector
-from .components import Axes, Growth, rows_beyond, running, tucker_beyond
+from .components import Axes, Growth, right_beyond, running
 from .factored import Factored
 from .fitting import Delta, Fit
 from .offers import Gradient, Offer, cumulative, first
@@ -301,24 +301,19 @@ class Lora(Factored):
         return {name: found for name, found in axes.items() if getattr(self, name) is not None}
 
     def growth(self, gradient: Tensor, most: int, *, seed: int = 0) -> Growth | None:
-        """down, with its core: see `rows_beyond` and `tucker_beyond`, for G and the present down; up zero."""
+        """down and its core by `right_beyond`; up zero."""
         axes = self.rank_axes()
         if self.lora_up is None or self.lora_down is None or not axes:
             return None
-        grown: dict[str, Tensor] = {}
-        down = self.lora_down
-        if self.lora_mid is None:
-            values, rows = rows_beyond(gradient.flatten(1), down.flatten(1), most, seed=seed)
-            gains = values.double().square()
-        else:
-            known = fold_core(self.lora_mid, down).flatten(1)
-            gains, rows, grown["lora_mid"] = tucker_beyond(gradient, known, most, seed=seed)
-        count, ones = len(gains), self.lora_up.shape[2:]
-        grown |= {
-            "lora_down": rows.reshape(count, *down.shape[1:]),
-            "lora_up": rows.new_zeros(len(gradient), count, *ones),
-            "lora_e": rows.new_ones(count, 1),
+        gains, down, mid = right_beyond(gradient, self.lora_down, self.lora_mid, most, seed=seed)
+        count = len(gains)
+        grown = {
+            "lora_down": down,
+            "lora_up": down.new_zeros(len(gradient), count, *self.lora_up.shape[2:]),
+            "lora_e": down.new_ones(count, 1),
         }
+        if mid is not None:
+            grown["lora_mid"] = mid
         return Growth(running(gains), {name: grown[name] for name in axes})
 
     def normal(self) -> tuple[Self, Mapping[str, Tensor]]:
