@@ -416,8 +416,8 @@ class Layer(ABC):
     @property
     def shapes(self) -> dict[str, Shape]:
         """The shapes of the tensors, by suffix."""
-        # Kept by hand, as what derives from them: `cached_property` takes a lock on Python 3.11, which
-        # torch.compile cannot pass.
+        # Kept by hand, as `extent` is: `cached_property` takes a lock on Python 3.11, which torch.compile
+        # cannot pass.
         kept = vars(self)
         if "_shapes" not in kept:
             held = self.tensors()
@@ -446,6 +446,7 @@ class Layer(ABC):
 
     def check_fit(self, shape: Sequence[int]) -> None:
         """Raise LayerError unless the change can be added to a weight of this shape."""
+        # Asked in each pass of a training with a rebuilt weight: the last shape that fitted is kept.
         kept, met = vars(self), tuple(shape)
         if kept.get("_fits") == met:
             return

@@ -42,6 +42,13 @@ MOST_SCALE = torch.finfo(torch.float32).max
 """The largest alpha / rank: changes are computed in float32, which holds no larger number."""
 
 
+def check_alpha(alpha: float, expected: str = "a finite number") -> None:
+    """Raise LayerError for NaN and infinity."""
+    # As `isfinite`, which torch.compile cannot trace where it lets numbers vary.
+    if not abs(alpha) < math.inf:
+        raise LayerError("alpha is not a finite number", got=str(alpha), expected=expected)
+
+
 def scale(alpha: float | None, rank: int) -> float:
     """alpha / rank, or 1 where the file holds no alpha.
 
@@ -49,9 +56,7 @@ def scale(alpha: float | None, rank: int) -> float:
     """
     if alpha is None:
         return 1.0
-    # As `isfinite`, which torch.compile cannot trace where it lets numbers vary.
-    if not abs(alpha) < math.inf:
-        raise LayerError("alpha is not a finite number", got=str(alpha), expected="a finite number")
+    check_alpha(alpha)
     if abs(alpha / rank) > MOST_SCALE:
         raise LayerError(
             "alpha is too large",

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 DORA = "dora_scale"
 SPARSE = ("bias_indices", "bias_values", "bias_size")
-FORMED = 1 << 16
-"""Of W + the change with up to so many values the norm is that of the sum itself, which is kept."""
+KEPT = 1 << 16
+"""A direction of up to so many values is kept for the backward pass: so few are faster formed than spared."""
 INT16 = 1 << 16
 """The number of values of int16: a place is stored modulo this."""
 
@@ -138,12 +138,12 @@ class Factored(Layer):
         return shaped(add_up(plain, weight.dtype, weight.device), weight.shape).add_(weight)
 
     def _length(self, weight: Tensor, plain: Sequence[Additive], axis: int) -> Tensor:
-        """norm(V). Of a large V that learns, V itself is not formed in each pass, or not kept."""
+        """norm(V). A large V is not kept for the backward pass, and not formed for a LoRA that learns."""
 
         def formed(met: Tensor) -> Tensor:
             return lengths(self._direction(met, plain), axis)
 
-        if weight.numel() <= FORMED:
+        if weight.numel() <= KEPT:
             return formed(weight)
         one = plain[0]
         few = len(plain) == 1 and one.work() <= weight.numel()

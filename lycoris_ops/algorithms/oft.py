@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -16,7 +15,7 @@ from ..maths.decompositions import NoInverseError, cayley
 from ..maths.shapes import Extent, Rows, Shape, factorization
 from ..maths.tensors import is_finite, largest, norm
 from .base import Layer, axis_of, cut, in_blocks, overflow, towards_one
-from .checks import MOST_SCALE, agree, dimensions, vector
+from .checks import MOST_SCALE, agree, check_alpha, dimensions, vector
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -101,9 +100,8 @@ class Oft(Layer):
         """
         blocks = self.oft_blocks.to(weight.device, weight.dtype)
         skew = blocks - blocks.transpose(-1, -2)
-        # As `isfinite`, which torch.compile cannot trace where it lets numbers vary.
-        if self.alpha is not None and not abs(self.alpha) < math.inf:
-            raise LayerError("alpha is not a finite number", got=str(self.alpha), expected="a constraint")
+        if self.alpha is not None:
+            check_alpha(self.alpha, "a constraint")
         bound = (self.alpha or 0) * weight.shape[0]
         # A bound that float32 does not hold bounds nothing.
         if 0 < bound <= MOST_SCALE:

@@ -26,7 +26,7 @@ LINEAR_FORWARDS = frozenset(
 of cublas_ops, the others are of bitsandbytes. A class of another name may compute another product: of a
 scaled weight, or of a padded input."""
 
-TRANSPOSED = "Conv1D"
+TRANSPOSED_FORWARD = "Conv1D"
 """The class of transformers, of GPT-2 among others, whose `forward` is x W + b with W (inputs, outputs)."""
 
 
@@ -130,7 +130,7 @@ def geometry_of(module: nn.Module) -> Geometry | str:
         if by not in LINEAR_FORWARDS:
             return f"of class {name}, which multiplies in its own way"
         return Geometry(int(found.out_features), int(found.in_features))
-    if name == by == TRANSPOSED and getattr(found.weight, "ndim", 0) == 2:
+    if name == by == TRANSPOSED_FORWARD and getattr(found.weight, "ndim", 0) == 2:
         inputs, outputs = found.weight.shape
         return Geometry(int(outputs), int(inputs), transposed=True)
     for kind, dimensions in CONVOLUTIONS.items():

@@ -31,6 +31,9 @@ ReadWeight = Callable[[str], Tensor]
 """Gives the weight or bias of a model that has this key."""
 NAMED_AT_MOST = 4
 """How many unmatched layers of an adapter get a nearest name. Each costs a search, and nobody reads more."""
+STORED_TRANSPOSED = (
+    "its file is for weights that are stored transposed, as GPT-2's: create_lycoris applies it"
+)
 
 
 class Match(NamedTuple):
@@ -242,7 +245,7 @@ def _resolve_entry(
                 unmatched.append(Unmatched(name, "no layer of that name", near))
             continue
         if turned and len(info.shape) == 2:
-            unmatched.append(Unmatched(name, "it is for a weight that is stored transposed, as GPT-2's are"))
+            unmatched.append(Unmatched(name, STORED_TRANSPOSED))
             continue
         # The name's own part first: bare keys of a model do not say which part they are.
         part = split_prefix(name)[1].part or places[0].part

@@ -241,27 +241,19 @@ class LycorisNetwork(nn.Module):
                 expected="a model with the layer inside",
                 hint="Make the network for the model that holds it",
             )
-        chosen = patterns(include)
-        for pattern in chosen:
+        wanted = patterns(include)
+        for pattern in wanted:
             pattern.check_used(self.members, "adapted modules")
-        layers: dict[str, Layer] = {}
-        turned = False
-        for path, member in self.members.items():
-            if any(pattern.matches(path) for pattern in chosen):
-                layer = _copied(member.layer)
-                if dialect == "peft" and member.site.kind == "embedding" and isinstance(layer, Lora):
-                    # PEFT finds an embedding's factors by names of their own.
-                    layer = layer.of_embedding()
-                if dialect == "peft" and member.site.transposed and not isinstance(layer, Lora):
-                    raise LycorisError(
-                        "PEFT has no layer of this kind for a weight that is stored transposed",
-                        key=path,
-                        got=a_layer(layer.algorithm),
-                        expected="lora",
-                        hint="Save it in the dialect lycoris, and go on from the file by a network",
-                    )
-                layers[named(self.prefix, path)] = layer
-                turned = turned or member.site.transposed
+        chosen = {
+            path: member
+            for path, member in self.members.items()
+            if any(pattern.matches(path) for pattern in wanted)
+        }
+        layers = {
+            named(self.prefix, path): _for_peft(member) if dialect == "peft" else _copied(member.layer)
+            for path, member in chosen.items()
+        }
+        turned = any(member.site.transposed for member in chosen.values())
         return Adapter.of(layers, name=name, metadata={TRANSPOSED: "true"} if turned else None)
 
     def save_weights(
@@ -380,6 +372,23 @@ def plain_values(site: Site, name: str) -> Tensor:
 def _copied(layer: Layer) -> Layer:
     """The layer with tensors of its own, which training does not change any more."""
     return layer.with_tensors({name: value.detach().clone() for name, value in layer.tensors().items()})
+
+
+def _for_peft(member: Member) -> Layer:
+    """The member's layer as PEFT has it. Raises LycorisError where it has none."""
+    layer, site = _copied(member.layer), member.site
+    if isinstance(layer, Lora):
+        # PEFT finds an embedding's factors by names of their own.
+        return layer.of_embedding() if site.kind == "embedding" else layer
+    if site.transposed:
+        raise LycorisError(
+            "PEFT has no layer of this kind for a weight that is stored transposed",
+            key=site.path,
+            got=a_layer(layer.algorithm),
+            expected="lora",
+            hint="Save it in the dialect lycoris, and go on from the file by a network",
+        )
+    return layer
 
 
 def _device(layer: Layer) -> torch.device:

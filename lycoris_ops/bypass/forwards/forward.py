@@ -16,7 +16,6 @@ from ...maths.shapes import Shape
 
 Strengths = Sequence[float]
 T = TypeVar("T")
-_Kind = tuple[torch.dtype, torch.device]
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,11 @@ class Forward(Protocol):
 class Prepared(Generic[T]):
     """What passes need of the forms of layers: made once, or in each pass where a tensor of them learns.
 
-    `reads` are then all tensors of the forms: a pass sees their present values. It is None where later values
-    would not be seen. `make` holds no tensors, so that a copy of a model makes them of its own.
+    It is made once there too while all that is made are the forms' own tensors, in the dtypes and on the
+    devices that passes need: these have their present values.
+
+    `reads` are all tensors of forms of which one learns: a pass sees their present values. It is None where
+    later values would not be seen. `make` holds no tensors, so that a copy of a model makes them of its own.
     """
 
     def __init__(self, items: Sequence[Item], make: Callable[[Sequence[Item]], T]) -> None:
@@ -59,23 +61,21 @@ class Prepared(Generic[T]):
         # Else what was moved to a device would be there twice.
         self._items = items if learns else ()
         self._made = None if learns else make(items)
-        self._kinds: list[_Kind] = []
-        """Of `reads`, when what was made is kept."""
+        self._kinds: list[tuple[torch.dtype, torch.device]] | None = None
+        """The dtypes and devices of `reads` for which `_made` is kept, or is None because it cannot be."""
 
     def __call__(self) -> T:
-        reads = self.reads
-        if self._made is not None and (reads is None or self._kinds == [_kind(one) for one in reads]):
+        if self.reads is None:
+            assert self._made is not None
             return self._made
-        made, reads = self._make(self._items), reads or ()
-        # What is these very tensors has their present values, as long as their dtypes and devices are right.
+        kinds = [(one.dtype, one.device) for one in self.reads]
+        if kinds == self._kinds:
+            return self._make(self._items) if self._made is None else self._made
+        made, self._kinds = self._make(self._items), kinds
         found = _tensors_of(made)
-        own = bool(found) and all(any(one is other for other in reads) for one in found)
-        self._made, self._kinds = (made, [_kind(one) for one in reads]) if own else (None, [])
+        own = bool(found) and all(any(one is other for other in self.reads) for one in found)
+        self._made = made if own else None
         return made
-
-
-def _kind(value: Tensor) -> _Kind:
-    return value.dtype, value.device
 
 
 def _tensors_of(value: Any) -> list[Tensor]:

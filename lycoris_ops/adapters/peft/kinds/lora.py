@@ -84,8 +84,10 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
     algorithm: ClassVar[type[Layer]] = Lora
     alpha_name: ClassVar[str] = "lora_alpha"
     followed: ClassVar[frozenset[str]] = frozenset(
-        {*RankedConfig.followed, *BiasedConfig.followed, "lora_alpha", "use_rslora", "init_lora_weights"}
-        | {"fan_in_fan_out"}
+        {
+            *(*RankedConfig.followed, *BiasedConfig.followed),
+            *("lora_alpha", "use_rslora", "init_lora_weights", "fan_in_fan_out"),
+        }
     )
     without_effect: ClassVar[frozenset[str]] = RankedConfig.without_effect | {
         # The tensors tell.
