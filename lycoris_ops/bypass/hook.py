@@ -250,7 +250,10 @@ class Bypass:
 
         nested, y = y, _flat(y)
         if not self._stands_beside_another(bound):
-            return _like(bound.finish(inputs, y, self._strengths, run), nested)
+            hooked: Any = module
+            # Other hooks may have changed the input or the output.
+            repeats = len(hooked._forward_hooks) == len(hooked._forward_pre_hooks) == 1
+            return _like(bound.finish(inputs, y, self._strengths, run, repeats=repeats), nested)
         x = _flat(input_of(args, kwargs))
         # y holds what others add: only the difference that the plan makes to W x + b is added to it.
         met = run(inputs[0].view(x.shape).to(x.dtype))

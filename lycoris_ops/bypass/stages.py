@@ -19,6 +19,7 @@ from . import forwards
 from .forwards.forward import Forward, Item, Strengths, in_own_dtypes, recorded
 from .geometry import Geometry, working_dtype
 from .plan import Base, BypassPlan, Met, MetStage
+from .rescaled import Again, rescaled, scaled
 
 MakeForward = Callable[[Geometry, Sequence[Item], torch.dtype, torch.device], Forward]
 Run = Callable[[Tensor], Tensor]
@@ -102,11 +103,13 @@ class BoundStage:
         """The sum over `shifts` of strength * (M - 1) x, to be added to x; None where nothing is."""
         return self._turned(self.shifts, x, strengths)
 
-    def apply(self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, *, shifted: bool) -> Tensor:
+    def apply(
+        self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, *, shifted: bool, repeats: bool
+    ) -> Tensor:
         """y with the changes of this stage; y may be written over.
 
-        x is the stage's input. `run` is W x + b as the stages before this one make it. `shifted` says whether
-        y is the output for x with `shift` added.
+        x is the stage's input. `run` is W x + b as the stages before this one make it, and `repeats` says
+        whether it makes all of y. `shifted` says whether y is the output for x with `shift` added.
         """
         changes: list[_Change] = []
         extra = None
@@ -115,7 +118,8 @@ class BoundStage:
             extra = self._on_all_outputs(strengths)
         total = y.contiguous()
         if extra is not None:
-            total = self._scaled(total, extra)
+            again = Again(run, self.geometry.shape, kernel=bool(self.geometry.kernel))
+            total = self._scaled(total, extra, x, again if repeats and not shifted else None)
         elif total is y and changes and torch.is_grad_enabled():
             # Autograd may have kept y for the backward pass of an operator on y: then y must stay. With a
             # bias it has kept y - b. The module itself needs only its input and its weight.
@@ -157,15 +161,18 @@ class BoundStage:
                 total = one if total is None else total + one
         return None if total is None else self.geometry.per_channel(total)
 
-    def _scaled(self, y: Tensor, extra: Tensor) -> Tensor:
-        """y + (y - bias) * extra, in as few passes over outputs as there can be; y may be written over."""
+    def _scaled(self, y: Tensor, extra: Tensor, x: Tensor, again: Again | None) -> Tensor:
+        """y + (y - bias) * extra, in as few passes over outputs as there can be; y may be written over.
+
+        `again` computes y from x, where it can be computed again.
+        """
         if not recorded(y, extra):
             found = y.addcmul_(y, extra)
-        elif y.dtype == compute_dtype(y.dtype):
-            found = y * (1 + extra)
+        # With dropout the additive layers keep another input, and x would be kept beside it.
+        elif again and not self.dropout and again.is_leaner(y, extra):
+            found = rescaled(y, extra, x, again)
         else:
-            # 1 + extra would have fewer digits than extra.
-            found = torch.addcmul(y, y, extra)
+            found = scaled(y, extra)
         return found if self.bias is None else found.sub_(self.bias * extra)
 
     def bias_change(self, strengths: Strengths) -> Tensor | None:
@@ -291,12 +298,20 @@ class Bound:
             found.append(x)
         return found[::-1]
 
-    def finish(self, inputs: Sequence[Tensor], y: Tensor, strengths: Sequence[Strengths], run: Run) -> Tensor:
+    def finish(
+        self,
+        inputs: Sequence[Tensor],
+        y: Tensor,
+        strengths: Sequence[Strengths],
+        run: Run,
+        *,
+        repeats: bool = True,
+    ) -> Tensor:
         """The module's output with all layers, from y, its output without them for `inputs[0]`.
 
-        y may be written over.
+        y may be written over. `repeats` says whether `run` makes all of y from that input.
         """
-        total = self._products(inputs, self._batched(y).to(self.dtype), strengths, run)
+        total = self._products(inputs, self._batched(y).to(self.dtype), strengths, run, repeats=repeats)
         return self._finished(total, y, strengths)
 
     def beside(self, x: Tensor, y: Tensor, strengths: Sequence[Strengths]) -> Tensor:
@@ -318,7 +333,13 @@ class Bound:
         return shaped(total, y.shape).to(y.dtype)
 
     def _products(
-        self, inputs: Sequence[Tensor], y: Tensor, strengths: Sequence[Strengths], run: Run
+        self,
+        inputs: Sequence[Tensor],
+        y: Tensor,
+        strengths: Sequence[Strengths],
+        run: Run,
+        *,
+        repeats: bool,
     ) -> Tensor:
         for number, (stage, values) in enumerate(zip(self.stages, strengths, strict=False)):
             # inputs[0] is the module's, so that of this stage is one further.
@@ -328,9 +349,9 @@ class Bound:
                 entering = self.inputs(value, until)
                 # The module takes the dtype of its own input, which may be narrower than the working dtype.
                 found = run(entering[0].to(self.made_for[0])).to(self.dtype)
-                return self._products(entering, found, until, run)
+                return self._products(entering, found, until, run, repeats=True)
 
-            y = stage.apply(x, y, values, run_below, shifted=stage.takes_shift)
+            y = stage.apply(x, y, values, run_below, shifted=stage.takes_shift, repeats=repeats)
         return y
 
     def _batched(self, values: Tensor) -> Tensor:

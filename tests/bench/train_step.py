@@ -231,8 +231,11 @@ def measure(place: Place, algorithm: Algorithm, device: str, rounds: int) -> Non
             continue
         bases[name] = (base, parameters)
     times: dict[str, list[float]] = {name: [] for name in bases}
+    turns = list(bases)
     for number in range(rounds + 2):
-        for name, (base, parameters) in bases.items():
+        turns = turns[1:] + turns[:1]
+        for name in turns:
+            base, parameters = bases[name]
             for parameter in (*parameters, x):
                 parameter.grad = None
             start = clock(device)
@@ -245,14 +248,19 @@ def measure(place: Place, algorithm: Algorithm, device: str, rounds: int) -> Non
         kept[name] = saved(lambda base=base: base(x), free)
     middle = {name: statistics.median(found) for name, found in times.items()}
     peers = [name for name in bases if name not in ("base", "ours")]
-    fastest = min(peers, key=middle.__getitem__)
+    ratios = {
+        name: statistics.median(a / b for a, b in zip(times[name], times["ours"], strict=True))
+        for name in peers
+    }
+    fastest = min(peers, key=ratios.__getitem__)
     leanest = min(peers, key=kept.__getitem__)
     columns = [place.title, place.dtype, algorithm.title, shown(middle["base"])]
     for name in PEERS:
         columns.append(
             f"{shown(middle[name])} / {kept[name] - kept['base']:.1f}" if name in bases else refused[name]
         )
-    columns += [f"{middle[fastest] / middle['ours']:.2f} {fastest}", leanest]
+    lycoris_lora = min(ratio for name, ratio in ratios.items() if name.startswith("lycoris"))
+    columns += [f"{ratios[fastest]:.2f} {fastest}", f"{lycoris_lora:.2f}", leanest]
     print("| " + " | ".join(columns) + " |", flush=True)
 
 
@@ -266,7 +274,7 @@ def main() -> None:
     options = parser.parse_args()
     boot(options.device)
     titles = ["place", "dtype", "algorithm", "base ms", *(f"{name} ms / saved MB" for name in PEERS)]
-    titles += ["ratio of the fastest peer", "leanest peer"]
+    titles += ["ratio of the fastest peer", "of lycoris-lora", "leanest peer"]
     print("| " + " | ".join(titles) + " |\n|" + "---|" * len(titles))
     for place in PLACES:
         for algorithm in ALGORITHMS:

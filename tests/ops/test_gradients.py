@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
+from lycoris_ops.bypass import rescaled
 from lycoris_ops.bypass.forwards import hadamard, kronecker
 from lycoris_ops.bypass.forwards.forward import Item
 from lycoris_ops.changes.forms import Kronecker
@@ -222,6 +223,85 @@ def of_any_order_and_mode(run: Callable[..., Tensor], given: tuple[Tensor, ...],
     theirs = torch.autograd.grad(wanted.square().sum(), given, retain_graph=True)
     for mine, other in zip(ours, theirs, strict=True):
         same(mine, other)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4])
+@pytest.mark.parametrize("name", [name for name in MODULES if ("lora-dora-out", name) in FACTS])
+def test_gradients_where_a_part_of_the_output_is_computed_again(
+    name: str, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rescaled, "WEIGHTS", share)
+    case = MODULES[name]
+    one = layer("lora-dora-out", case)
+    check(case, [(learning(one), STRENGTH)], [(learning(one), STRENGTH)])
+
+
+def test_dora_keeps_no_more_of_its_output_than_a_changed_weight_has() -> None:
+    torch.manual_seed(0)
+    base = nn.Linear(16, 24)
+    x, gradient = torch.randn(4, 50, 16, requires_grad=True), torch.randn(4, 50, 24)
+    options: dict[str, Any] = {"algorithm": "lora", "rank": 2, "dora": "output", "form": "bypass", "seed": 0}
+    network = lyc.create_lycoris(nn.Sequential(base), **options).apply_to()
+    with torch.no_grad():
+        for value in network.parameters():
+            value.add_(0.1 * torch.randn_like(value))
+
+    def gradients(run: Callable[[Tensor], Tensor] = base) -> list[Tensor]:
+        return list(torch.autograd.grad(run(x), [x, *network.parameters()], gradient))
+
+    def kept() -> list[int]:
+        sizes: list[int] = []
+        free = {value.data_ptr() for value in (x, *network.parameters(), *base.parameters())}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: (sizes.append(tensor.numel() * (tensor.data_ptr() not in free)), tensor)[1],
+            lambda tensor: tensor,
+        ):
+            base(x)
+        return sizes
+
+    assert max(kept()) <= rescaled.WEIGHTS * base.weight.numel() < 200 * 24
+    found = gradients()
+    again = gradients(lambda x: torch.utils.checkpoint.checkpoint(base, x, use_reentrant=False))
+    compiled = gradients(torch.compile(base, backend="aot_eager"))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = base(x)
+    # The backward pass is outside the autocast, and computes the rest of the output as it was.
+    narrow = torch.autograd.grad(output, [x, *network.parameters()], gradient.to(output.dtype))
+    # Another hook adds to what DoRA scales, which `forward` alone does not give.
+    handle = base.register_forward_hook(lambda module, args, y: y + 1, prepend=True)
+    other, whole = gradients(), max(kept())
+    handle.remove()
+    assert whole == 200 * 24
+    # With room for all of the output nothing is computed again.
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(rescaled, "WEIGHTS", 1e9)
+        wanted = gradients()
+        handle = base.register_forward_hook(lambda module, args, y: y + 1, prepend=True)
+        beside_another = gradients()
+        handle.remove()
+        with torch.autocast("cpu", torch.bfloat16):
+            output = base(x)
+        narrow_wanted = torch.autograd.grad(output, [x, *network.parameters()], gradient.to(output.dtype))
+    for pair in ((found, wanted), (again, wanted), (compiled, wanted), (other, beside_another)):
+        for mine, theirs in zip(*pair, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    for mine, theirs in zip(narrow, narrow_wanted, strict=True):
+        assert (mine - theirs).norm() <= 0.02 * theirs.norm()
+
+
+def test_derivatives_of_a_scaled_output_of_any_order_and_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(3, 4, dtype=torch.float64)
+    x, extra = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((9, 4), (3,)))
+    monkeypatch.setattr(rescaled, "WEIGHTS", 0.7)
+    again = rescaled.Again(lambda x: x @ weight.T, (3, 4), kernel=False)
+
+    def run(x: Tensor, extra: Tensor) -> Tensor:
+        return rescaled.rescaled(x @ weight.T, extra, x, again)
+
+    wanted = (x @ weight.T) * (1 + extra)
+    same(run(x, extra), wanted)
+    assert torch.autograd.gradcheck(run, (x, extra), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(run, (x, extra))
 
 
 @pytest.mark.parametrize("axis", [0, 1])
