@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional, grad
 
 from ..changes.operators import Operator
 from ..maths.shapes import Rows, Shape
@@ -80,6 +80,24 @@ class Geometry:
         # With `pads` the input is padded already.
         padding: Any = 0 if self.pads else self.padding
         return run(x, shaped, None, self.stride, padding, self.dilation, self.groups)
+
+    def add_weight_gradient(self, total: Tensor, x: Tensor, gradient: Tensor) -> None:
+        """total += dL/dW, for an input that is already `padded` and dL/dy of its output."""
+        if not self.kernel:
+            total.addmm_(gradient.reshape(-1, gradient.shape[-1]).T, x.reshape(-1, x.shape[-1]))
+            return
+        if x.ndim == len(self.kernel) + 1:
+            x, gradient = x[None], gradient[None]
+        padding: Any = 0 if self.pads or self.padding == "valid" else self.padding
+        if padding == "same":
+            extents = [d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True)]
+            # The order is that of `pad`: the last dimension first, and what is left over at the end.
+            x = functional.pad(x, [one for e in reversed(extents) for one in (e // 2, e - e // 2)])
+            padding = 0
+        # torch types none of these.
+        torchs = cast("Any", grad)
+        run = (torchs.conv1d_weight, torchs.conv2d_weight, torchs.conv3d_weight)[len(self.kernel) - 1]
+        total += run(x, self.shape, gradient, self.stride, padding, self.dilation, self.groups)
 
     def mix(self, h: Tensor, matrix: Tensor) -> Tensor:
         """n channels from those of h, by a matrix (n, m) that is the same at each place.

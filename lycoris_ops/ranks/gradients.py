@@ -59,8 +59,6 @@ def summed(
     total, count = 0.0, 0
     with torch.inference_mode(mode=False), torch.enable_grad(), _tapped(module, sums), seeded(seed):
         for batch in batches:
-            for each in sums.values():
-                each.half = count % 2
             states = chance.states()
             value = scalar(loss(module, batch))
             if not torch.isfinite(value.detach()).all():
@@ -74,6 +72,8 @@ def summed(
             if value.requires_grad:
                 # torch types no `backward`.
                 cast("Any", value).backward()
+                for each in sums.values():
+                    each.project(half=count % 2)
             total, count = total + float(value.detach()), count + 1
     if not count:
         raise PlanError("there are no batches", expected="at least one")
@@ -102,55 +102,41 @@ class _Sum:
         self.seen = 0
         self.reached = False
         """Whether a gradient came."""
-        self.half = 0
         self.projected: list[Tensor] = []
         """G V for random V (K, DIRECTIONS), for each half of the batches."""
         if product is not None and product.groups == 1:
             drawn = torch.Generator().manual_seed(zlib.crc32(site.path.encode()))
-            self._directions = torch.randn(DIRECTIONS, product.columns, generator=drawn).to(weight.device)
+            self._directions = torch.randn(product.columns, DIRECTIONS, generator=drawn).to(weight.device)
             self.projected = [self.gradient.new_zeros(site.shape[0], DIRECTIONS) for _ in range(2)]
 
     def add(self, given: Tensor, gradient: Tensor) -> None:
         self.reached = True
         with torch.autocast(gradient.device.type, enabled=False):
-            self._of_kind(given, gradient.float())
-            if self.projected:
-                self._project(given, gradient.float())
-            if self.squares is not None:
-                flat = self._vectors(given.float())
-                self.squares += flat.square().sum(0)
-                self.seen += len(flat)
-
-    def _of_kind(self, given: Tensor, gradient: Tensor) -> None:
-        site, rows = self.site, gradient.reshape(-1, gradient.shape[-1])
-        if site.kind == "linear":
-            self.gradient.addmm_(rows.T, given.reshape(-1, given.shape[-1]).float())
-        elif site.kind == "embedding":
-            # The padding word never gets a gradient.
-            words, padding = given.reshape(-1), getattr(site.module, "padding_idx", None)
-            rows = rows if padding is None else rows.masked_fill((words == padding)[:, None], 0)
-            self.gradient.index_add_(0, words, rows)
-        else:
-            product = site.geometry
+            site, gradient = self.site, gradient.float()
+            if site.kind == "embedding":
+                # The padding word never gets a gradient.
+                words, padding = given.reshape(-1), getattr(site.module, "padding_idx", None)
+                rows = gradient.reshape(-1, gradient.shape[-1])
+                rows = rows if padding is None else rows.masked_fill((words == padding)[:, None], 0)
+                self.gradient.index_add_(0, words, rows)
+                return
+            product, given = site.geometry, given.detach().float()
             assert product is not None
-            with torch.enable_grad():
-                weight = self.gradient.flatten(1).clone().requires_grad_()
-                made = product.product(product.padded(given.detach().float()), weight)
-                (found,) = torch.autograd.grad(made, weight, gradient)
-            self.gradient += found.view_as(self.gradient)
+            product.add_weight_gradient(self.gradient, product.padded(given), gradient)
+            if self.squares is not None:
+                # With a dimension more there is one to sum over for a single vector too.
+                given = given[None]
+                channels = given.ndim - 1 - len(product.kernel)
+                others = [axis for axis in range(given.ndim) if axis != channels]
+                self.squares += given.square().sum(others)
+                self.seen += given.numel() // len(self.squares)
 
-    def _project(self, given: Tensor, gradient: Tensor) -> None:
-        product = self.site.geometry
-        assert product is not None
-        seen = product.product(product.padded(given.detach().float()), self._directions)
-        self.projected[self.half].addmm_(self._vectors(gradient).T, self._vectors(seen))
-
-    def _vectors(self, values: Tensor) -> Tensor:
-        """The values (places, channels) of an input or output of a linear layer or a convolution."""
-        product = self.site.geometry
-        assert product is not None
-        channels = product.last(values)
-        return channels.reshape(-1, channels.shape[-1])
+    def project(self, *, half: int) -> None:
+        """Give to a half of the batches what came since the last call."""
+        if self.projected:
+            # That of the sum costs less than that of every input, which are many.
+            whole = self.gradient.flatten(1) @ self._directions
+            self.projected[half] += whole - self.projected[0] - self.projected[1]
 
 
 def _halves(projected: Sequence[Sequence[Tensor]]) -> tuple[float, float, float]:

@@ -16,6 +16,7 @@ from torch.nn import functional
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.algorithms.offers import Gradient
+from lycoris_ops.bypass.geometry import Geometry, geometry_of
 from lycoris_ops.maths.decompositions import leading_triples, rearranged
 
 
@@ -101,6 +102,31 @@ def test_gradients_are_those_of_autograd_and_the_model_stays_as_it_was(net: Net,
     assert torch.equal(net.norm.weight.grad, torch.ones(6))
     assert [p for p in net.parameters() if p.grad is not None] == [net.norm.weight]
     assert not any(module._forward_hooks for module in net.modules())
+
+
+@pytest.mark.parametrize("batched", [True, False], ids=["batch", "single"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": "same", "dilation": (2, 1)},
+        {"padding": "same", "padding_mode": "reflect"},
+        {"padding": "valid", "groups": 2, "stride": 2},
+        {"padding": (0, 2), "stride": (2, 3)},
+        {"padding": 1, "padding_mode": "circular", "groups": 2},
+    ],
+    ids=str,
+)
+def test_the_gradient_of_a_convolution_is_that_of_autograd(options: dict[str, Any], batched: bool) -> None:
+    module = nn.Conv2d(4, 6, (2, 3), **options).double()
+    geometry = geometry_of(module)
+    assert isinstance(geometry, Geometry)
+    x = torch.randn(*([3] if batched else []), 4, 7, 8, dtype=torch.float64)
+    made = module(x)
+    gradient = torch.randn_like(made)
+    (wanted,) = torch.autograd.grad(made, module.weight, gradient)
+    total = torch.ones_like(wanted)
+    geometry.add_weight_gradient(total, geometry.padded(x), gradient)
+    torch.testing.assert_close(total - 1, wanted)
 
 
 def test_halves_of_the_batches_are_compared(net: Net) -> None:

@@ -21,6 +21,8 @@ class Entry:
     """A method at one size and its best learning rate: means over the seeds that there are."""
 
     task: str
+    recipe: str
+    """`task.digest` of the task."""
     length: str
     method: str
     size: float
@@ -34,8 +36,11 @@ class Entry:
     """Whether the rate is not yet between two that were measured and are worse."""
     curve: tuple[Point, ...]
     """The loss after so many steps."""
-    step_seconds: float
-    start_seconds: float
+
+    @property
+    def key(self) -> tuple[str, str, float]:
+        """What its times are found by, see `times.Times`."""
+        return self.recipe, self.method, self.size
 
 
 def entries(results: Iterable[Result], recipes: Iterable[str]) -> list[Entry]:
@@ -61,6 +66,7 @@ def _entry(group: Sequence[Result]) -> Entry:
     )
     return Entry(
         task=run.task,
+        recipe=run.recipe,
         length=run.length,
         method=run.method,
         size=run.size,
@@ -71,8 +77,6 @@ def _entry(group: Sequence[Result]) -> Entry:
         seeds=len(chosen),
         edge=not (min(tuned) < step < max(tuned)),
         curve=curve,
-        step_seconds=statistics.fmean(result.step_seconds for result in chosen),
-        start_seconds=statistics.fmean(result.start_seconds for result in chosen),
     )
 
 

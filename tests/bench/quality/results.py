@@ -53,13 +53,9 @@ class Results:
     def __init__(self, file: Path) -> None:
         self.file = file
         self._found: dict[Run, Result] = {}
-        if file.exists():
-            whole, newline, rest = file.read_text(encoding="utf-8").rpartition("\n")
-            if rest:
-                file.write_text(whole + newline, encoding="utf-8")
-            for line in whole.splitlines():
-                result = _read(json.loads(line))
-                self._found[result.run] = result
+        for line in whole_lines(file):
+            result = _read(json.loads(line))
+            self._found[result.run] = result
 
     def __iter__(self) -> Iterator[Result]:
         return iter(self._found.values())
@@ -77,6 +73,16 @@ class Results:
             file.flush()
             os.fsync(file.fileno())
         self._found[result.run] = result
+
+
+def whole_lines(file: Path) -> list[str]:
+    """The lines of a file, none where there is none. One that a killed run left unfinished is cut off it."""
+    if not file.exists():
+        return []
+    whole, newline, rest = file.read_text(encoding="utf-8").rpartition("\n")
+    if rest:
+        file.write_text(whole + newline, encoding="utf-8")
+    return whole.splitlines()
 
 
 def _written(result: Result) -> dict[str, Any]:

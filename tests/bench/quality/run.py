@@ -108,6 +108,12 @@ def processor() -> str:
     return names[0] if names else platform.machine()
 
 
+def commit() -> str:
+    """The commit that is checked out, and whether files differ from it."""
+    told = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(told, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def near(rates: dict[float, int], size: float, default: int) -> int:
     """The rate that was found for the nearest size."""
     return rates[min(rates, key=lambda other: (abs(other - size), other))] if rates else default
@@ -155,11 +161,8 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=float, help="only these of the sizes of a method")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     options = parser.parse_args()
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
     results = Results(RESULTS)
-    bench = Bench(results, time.monotonic() + 60 * options.minutes, commit)
+    bench = Bench(results, time.monotonic() + 60 * options.minutes, commit())
     tasks = [task for task in TASKS if not options.tasks or task.name in options.tasks]
     methods = [
         replace(method, sizes=chosen(method.sizes, options.sizes), long=chosen(method.long, options.sizes))

@@ -20,6 +20,8 @@ from .methods.planned import AUTO
 from .results import Results
 from .run import METHODS, RESULTS, ROOT, SEEDS, TASKS, pairs
 from .task import digest
+from .times import REFERENCE, Time, Times
+from .times import read as read_times
 
 UNIFORM, GRADIENT, DEFAULT = "LoRA", "LoRA, gradient", AUTO
 """The methods that the targets are about."""
@@ -56,7 +58,8 @@ does not. Figures are means over as many of the seeds 0, 1, 2 as "seeds" says, o
 nothing; differences between figures of one seed may be chance. "numbers" is what the file holds; "x 1" is a
 budget of as many numbers as a LoRA of rank 1 on every layer has. Numbers within 2 % of each other are
 compared as equal. Methods that look ahead do so on {probe} batches of the training split, "{name}", which is
-what `plan_ranks` plans with algorithms="auto", on {more}.
+what `plan_ranks` plans with algorithms="auto", on {more}. "a step" and "the start" are in steps of {unit},
+which was trained in turn with each method (`python -m tests.bench.quality.times`, {processors}).
 
 How a plan weighs the components of gradients was chosen on these very tasks, from four powers of their norms
 at one budget and one seed: what is said of that method here is to be confirmed on others.
@@ -84,7 +87,7 @@ def points(group: Iterable[Entry]) -> list[tuple[float, float]]:
     return [(entry.numbers, entry.loss) for entry in group]
 
 
-def losses(methods: Mapping[str, list[Entry]]) -> str:
+def losses(methods: Mapping[str, list[Entry]], times: Times) -> str:
     rows = [
         [
             name if number == 0 else "",
@@ -93,14 +96,17 @@ def losses(methods: Mapping[str, list[Entry]]) -> str:
             f"{entry.loss:.4f}" + (f" ± {entry.spread:.4f}" if entry.seeds > 1 else ""),
             str(entry.seeds),
             f"{entry.lr:.1e}" + (" (edge)" if entry.edge else ""),
-            f"{1e3 * entry.step_seconds:.0f} ms",
-            f"{entry.start_seconds:.1f} s",
+            *timed(times.get(entry.key)),
         ]
         for name, group in methods.items()
         for number, entry in enumerate(group)
     ]
     titles = "method", "budget", "numbers", "held-out loss", "seeds", "rate", "a step", "the start"
     return table(titles, rows)
+
+
+def timed(time: Time | None) -> tuple[str, str]:
+    return ("–", "–") if time is None else (f"{time.step:.2f}", f"{time.start:.1f}")
 
 
 def share(found: tuple[str, float], whole: float) -> str:
@@ -120,38 +126,41 @@ def needed(methods: Mapping[str, list[Entry]], against: str) -> str:
     return table(["method", *(f"r {target.size:g}: {target.loss:.4f}" for target in targets)], rows)
 
 
-def steps(methods: Mapping[str, list[Entry]]) -> str:
+def steps(methods: Mapping[str, list[Entry]], times: Times) -> str:
     """Steps to the final loss of uniform LoRA, by its rank, at as many numbers or fewer."""
     targets = methods[UNIFORM]
     rows: list[list[str]] = []
     for name, group in methods.items():
         if name == UNIFORM or group[0].size == 0:
             continue
-        rows.append([name, *(fewest(group, target) for target in targets)])
+        rows.append([name, *(fewest(group, target, times) for target in targets)])
     total = targets[0].curve[-1][0]
     return table(["method", *(f"r {t.size:g}: {t.loss:.4f} after {total}" for t in targets)], rows)
 
 
-def steps_needed(entry: Entry, target: Entry) -> tuple[str, float]:
-    """Steps until the target's final loss, with the start counted as steps of the target's."""
-    bound, found = reached(entry.curve, target.loss, logarithmic=False)
-    # Each step of the method may take longer as well: that is counted in.
-    return bound, (found * entry.step_seconds + entry.start_seconds) / target.step_seconds
+def steps_needed(group: Iterable[Entry], target: Entry, times: Times) -> tuple[str, float] | None:
+    """The fewest steps until the target's final loss, at as many numbers or fewer: as `reached` has it.
+
+    The start, and what each step takes more or less than one of the target's, are counted as steps of that.
+    None where none of these comes down to the loss, or none of those that do was timed.
+    """
+    found: list[tuple[str, float]] = []
+    for entry in group:
+        bound, number = reached(entry.curve, target.loss, logarithmic=False)
+        own, unit = times.get(entry.key), times.get(target.key)
+        if entry.numbers <= ALIKE * target.numbers and bound != ">" and own and unit:
+            found.append((bound, (number * own.step + own.start) / unit.step))
+    return min(found, key=lambda one: one[1]) if found else None
 
 
-def fewest(group: Sequence[Entry], target: Entry) -> str:
-    allowed = [entry for entry in group if entry.numbers <= ALIKE * target.numbers]
-    if not allowed:
+def fewest(group: Sequence[Entry], target: Entry, times: Times) -> str:
+    if all(entry.numbers > ALIKE * target.numbers for entry in group):
         return "–"
-    tries = [steps_needed(entry, target) for entry in allowed]
-    there = [(bound, found) for bound, found in tries if bound != ">"]
-    if not there:
-        return "not reached"
-    bound, found = min(there, key=lambda item: item[1])
-    return f"{'at most ' if bound == '<' else ''}{found:.0f}"
+    found = steps_needed(group, target, times)
+    return "not reached" if found is None else f"{BOUND[found[0]]}{found[1]:.0f}"
 
 
-def targets(groups: Mapping[tuple[str, str], Mapping[str, list[Entry]]]) -> str:
+def targets(groups: Mapping[tuple[str, str], Mapping[str, list[Entry]]], times: Times) -> str:
     """Which of the targets each task and length reaches."""
     rows: list[list[str]] = []
     for (task, length), methods in groups.items():
@@ -167,15 +176,13 @@ def targets(groups: Mapping[tuple[str, str], Mapping[str, list[Entry]]]) -> str:
             found = reached(plan, best.loss, logarithmic=True)
             cells.append(verdict(found, best.numbers, limit))
         best = min(methods[UNIFORM], key=lambda entry: entry.loss)
-        allowed = [entry for entry in methods[DEFAULT] if entry.numbers <= ALIKE * best.numbers]
-        tries = [steps_needed(entry, best) for entry in allowed]
-        there = [number for bound, number in tries if bound != ">"]
+        needs = steps_needed(methods[DEFAULT], best, times)
         total = best.curve[-1][0]
-        if there:
-            met = "reached" if min(there) < total else "not reached"
-            cells.append(f"{min(there):.0f} of {total}: {met}")
-        else:
+        if needs is None:
             cells.append("not reached by any that holds as many numbers or fewer")
+        else:
+            met = "reached" if needs[1] < total else "not reached"
+            cells.append(f"{BOUND[needs[0]]}{needs[1]:.0f} of {total}: {met}")
         cells.append(auto(methods))
         rows.append(cells)
     titles = (
@@ -254,7 +261,7 @@ def plot(task: str, length: str, methods: Mapping[str, list[Entry]], file: Path)
 
 
 def main() -> None:
-    results = Results(RESULTS)
+    results, times = Results(RESULTS), read_times()
     recipes = {digest(task): task for task in TASKS}
     kept = [result for result in results if result.run.recipe in recipes]
     seconds = sum(
@@ -288,16 +295,21 @@ def main() -> None:
         for length in ("short", "long")
     }
     groups = {key: methods for key, methods in groups.items() if methods}
-    parts = [
-        ABOUT.format(state=state, probe=PROBE_BATCHES, more=MORE_BATCHES, name=AUTO, **lengths),
-        "## Targets\n",
-        targets(groups),
-    ]
+    about = ABOUT.format(
+        state=state,
+        probe=PROBE_BATCHES,
+        more=MORE_BATCHES,
+        name=AUTO,
+        unit=f"{UNIFORM} x {REFERENCE}",
+        processors=" and ".join(sorted({time.machine for time in times.values()})),
+        **lengths,
+    )
+    parts = [about, "## Targets\n", targets(groups, times)]
     for (task, length), methods in groups.items():
         name = f"quality-{task.replace(' ', '-')}-{length}.png"
         plot(task, length, methods, DOCS / name)
         parts.append(f"## {task[0].upper()}{task[1:]}, {length} training\n\n![]({name})\n")
-        parts.append(losses(methods))
+        parts.append(losses(methods, times))
         for against in (UNIFORM, GRADIENT):
             if against in methods:
                 parts.append(
@@ -309,7 +321,7 @@ def main() -> None:
                 "Steps to the final loss of uniform LoRA at a rank, with at most as many numbers. The start, "
                 "and what a step takes more than one of uniform LoRA, are counted in as steps of that:\n"
             )
-            parts.append(steps(methods))
+            parts.append(steps(methods, times))
     (DOCS / "quality.md").write_text("\n".join(parts), encoding="utf-8")
     print(f"{DOCS / 'quality.md'}: {len(kept)} trainings")
 

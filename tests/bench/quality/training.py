@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,10 @@ class Adapted:
     penalty: Callable[[], Tensor] | None = None
     """What a method adds to the loss."""
 
+    @property
+    def acts_between_steps(self) -> bool:
+        return self.after_step is not _nothing
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -54,27 +58,45 @@ def train(task: Task, adapted: Adapted, *, lr: float, seed: int, steps: int) -> 
 
     A loss that is not finite ends the training: the held-out losses from there on are infinite.
     """
-    optimiser = torch.optim.AdamW(adapted.groups(lr), weight_decay=0.0)
     curve: list[tuple[int, float]] = []
     points = {round(steps * number / POINTS) for number in range(1, POINTS + 1)}
     spent, finite = 0.0, True
-    for step, batch in enumerate(itertools.islice(task.batches(seed, "train"), steps), start=1):
-        began = time.process_time()
-        _set_rates(optimiser, rate(step, steps))
-        loss = task.loss(adapted.module, batch)
-        finite = bool(torch.isfinite(loss))
-        if not finite:
-            break
-        (loss if adapted.penalty is None else loss + adapted.penalty()).backward()
-        optimiser.step()
-        adapted.after_step(optimiser, step)
-        optimiser.zero_grad(set_to_none=True)
-        spent += time.process_time() - began
-        if step in points:
-            curve.append((step, held_out(task, adapted.module, "test")))
+    for step in stepped(task, adapted, lr=lr, seed=seed, steps=steps):
+        finite = step.finite
+        spent += step.seconds
+        if finite and step.number in points:
+            curve.append((step.number, held_out(task, adapted.module, "test")))
     curve += [(step, math.inf) for step in sorted(points) if not curve or step > curve[-1][0]]
     tune = held_out(task, adapted.module, "tune") if finite else math.inf
     return Outcome(curve, tune, spent / steps)
+
+
+@dataclass(frozen=True)
+class Step:
+    number: int
+    """From 1."""
+    seconds: float
+    """CPU time."""
+    finite: bool
+    """Whether its loss was finite. There is no step after one whose loss was not."""
+
+
+def stepped(task: Task, adapted: Adapted, *, lr: float, seed: int, steps: int) -> Iterator[Step]:
+    """The steps of a training, each taken when it is asked for."""
+    optimiser = torch.optim.AdamW(adapted.groups(lr), weight_decay=0.0)
+    for number, batch in enumerate(itertools.islice(task.batches(seed, "train"), steps), start=1):
+        began = time.process_time()
+        _set_rates(optimiser, rate(number, steps))
+        loss = task.loss(adapted.module, batch)
+        finite = bool(torch.isfinite(loss))
+        if finite:
+            (loss if adapted.penalty is None else loss + adapted.penalty()).backward()
+            optimiser.step()
+            adapted.after_step(optimiser, number)
+            optimiser.zero_grad(set_to_none=True)
+        yield Step(number, time.process_time() - began, finite)
+        if not finite:
+            return
 
 
 def rate(step: int, steps: int) -> float:

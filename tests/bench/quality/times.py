@@ -1,0 +1,115 @@
+"""What a step and the start of each method take, in steps of a uniform LoRA that is trained in turn with it.
+
+`python -m tests.bench.quality.times` measures what `times.jsonl` beside this file does not have; delete the
+file to measure anew. The seconds of trainings that ran hours or machines apart say less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .method import Method, Setting
+from .methods.ours import lora
+from .results import whole_lines
+from .run import METHODS, TASKS, commit, pairs, processor
+from .task import Task, digest
+from .training import Adapted, stepped
+
+TIMES = Path(__file__).parent / "times.jsonl"
+REFERENCE = 4
+"""The rank of the uniform LoRA."""
+STEPS = 24
+"""How many steps are timed, of methods whose steps are alike."""
+FIRST = 2
+"""How many steps go before, which set things up."""
+
+
+@dataclass(frozen=True)
+class Time:
+    """The times of a method at a size, in steps of the reference. CPU time, of one thread."""
+
+    task: str
+    recipe: str
+    """`task.digest` of the task."""
+    method: str
+    size: float
+    step: float
+    start: float
+    """Of making the adapter: the probe, where there is one."""
+    reference_seconds: float
+    commit: str
+    machine: str
+
+
+Times = dict[tuple[str, str, float], Time]
+"""By recipe, method and size."""
+
+
+def read(file: Path = TIMES) -> Times:
+    found = (Time(**json.loads(line)) for line in whole_lines(file))
+    return {(one.recipe, one.method, one.size): one for one in found}
+
+
+def measure(task: Task, method: Method, size: float, commit: str = "") -> Time:
+    """Train a method and the reference in turn. Methods that act between steps have a whole training."""
+    length = task.steps["short"]
+    module = task.base()
+    began = time.process_time()
+    adapted = method.adapt(Setting(task, module, size, 0, length))
+    start = time.process_time() - began
+    reference = lora(Setting(task, task.base(), REFERENCE, 0, length))
+    steps = length if adapted.acts_between_steps else min(length, STEPS + FIRST)
+    own, other = seconds_in_turn(task, (adapted, reference), 10 ** (method.start / 4), length, steps)
+    return Time(
+        task=task.name,
+        recipe=digest(task),
+        method=method.name,
+        size=size,
+        step=own / other,
+        start=start / other,
+        reference_seconds=other,
+        commit=commit,
+        machine=processor(),
+    )
+
+
+def seconds_in_turn(
+    task: Task, trained: Sequence[Adapted], lr: float, length: int, steps: int
+) -> tuple[float, ...]:
+    """The mean seconds of a step of each, from the first steps of trainings of this length."""
+    running = [stepped(task, adapted, lr=lr, seed=0, steps=length) for adapted in trained]
+    spent = [0.0] * len(trained)
+    for number in range(steps):
+        for place, each in enumerate(running):
+            seconds = next(each).seconds
+            if number >= FIRST:
+                spent[place] += seconds
+    return tuple(seconds / (steps - FIRST) for seconds in spent)
+
+
+def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    known, code = read(), commit()
+    for method, task in pairs(TASKS, METHODS):
+        for size in dict.fromkeys((*method.sizes, *method.long)):
+            if (digest(task), method.name, size) in known:
+                continue
+            found = measure(task, method, size, code)
+            with TIMES.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(found)) + "\n")
+            print(
+                f"{task.name:12} {method.name:24} {size:5g}  a step {found.step:.2f}, the start "
+                f"{found.start:.1f}, of {1e3 * found.reference_seconds:.0f} ms",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
