@@ -12,7 +12,8 @@ what there is at any time can be compared:
 - coarse: short trainings, rates half a decade apart, one seed;
 - seeds: the two other seeds;
 - fine: rates a quarter of a decade apart, and the seeds at the new best;
-- long: long trainings, rates half a decade apart from the short trainings' best, and the seeds.
+- long: long trainings, rates half a decade apart from the short trainings' best, and the seeds;
+- finer: the long trainings at rates a quarter of a decade apart, and the seeds at the new best.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ TASKS: tuple[Task, ...] = (TextLines(), SourceCode(), Pictures())
 METHODS: tuple[Method, ...] = (*ours.METHODS, *planned.METHODS, *whole.METHODS, *in_peft.METHODS)
 SEEDS = (0, 1, 2)
 COARSE, FINE = 2, 1
-STAGES = ("coarse", "seeds", "fine", "long")
+STAGES = ("coarse", "seeds", "fine", "long", "finer")
 
 
 class OutOfTimeError(Exception):
@@ -125,16 +126,19 @@ def stage(bench: Bench, name: str, tasks: Sequence[Task], methods: Sequence[Meth
         coarse: dict[float, int] = {}
         fine: dict[float, int] = {}
         long: dict[float, int] = {}
-        for size in method.long if name == "long" else method.sizes:
+        finer: dict[float, int] = {}
+        for size in method.long if name in ("long", "finer") else method.sizes:
             step = coarse[size] = bench.rate(
                 task, method, "short", size, near(coarse, size, method.start), COARSE
             )
             length = "short"
             if name == "fine":
                 step = fine[size] = bench.rate(task, method, "short", size, near(fine, size, step), FINE)
-            if name == "long":
+            if name in ("long", "finer"):
                 length = "long"
                 step = long[size] = bench.rate(task, method, "long", size, near(long, size, step), COARSE)
+            if name == "finer":
+                step = finer[size] = bench.rate(task, method, "long", size, near(finer, size, step), FINE)
             if name != "coarse":
                 for seed in SEEDS:
                     bench.result(task, method, length, size, step, seed)
