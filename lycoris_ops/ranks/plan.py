@@ -40,6 +40,7 @@ class Row:
     alpha: float | None
     """The scale times the rank, or the scale itself where there is no rank."""
     parameters: int
+    """How many values are trained."""
     gain: float | None = None
     """The gain expected of it, as a share of ||G||^2 of all layers of the probe (see `algorithms.offers`);
     None where it is not known."""
@@ -47,6 +48,8 @@ class Row:
     """The factor of LoKr; None for kinds without one."""
     lr: float = 1.0
     """The learning rate, as a multiple of that of the training."""
+    stored: int | None = None
+    """How many values the file holds; None for those that are trained."""
 
     @property
     def scale(self) -> float:
@@ -107,7 +110,8 @@ class Plan:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors in a file of `dtype`."""
-        return self.parameters * self.dtype.itemsize
+        values = sum(row.parameters if row.stored is None else row.stored for row in self.rows)
+        return values * self.dtype.itemsize
 
     @property
     def gain(self) -> float:
@@ -142,7 +146,7 @@ class Plan:
             new = replace(new, lr=ALGORITHMS[new.algorithm].rate)
         known = None if self.probe is None else self.probe.gain_of(path, new.algorithm, new.factor, new.rank)
         gain = None if known is None or not self.energy else known / self.energy
-        new = replace(new, parameters=count(new.start()), gain=gain)
+        new = replace(new, **_counts(new.start()), gain=gain)
         rows = [row for row in self.rows if row.path != path]
         order = {each.path: place for place, each in enumerate(self.rows)}
         rows.insert(order.get(path, len(rows)), new)
@@ -234,7 +238,14 @@ class Plan:
 
 def count(layer: Layer) -> int:
     """The number of values of a layer that are trained."""
-    return sum(tensor.numel() for suffix, tensor in layer.dump().items() if suffix not in layer.numbers)
+    trained = layer.factors()
+    return sum(tensor.numel() for name, tensor in layer.tensors().items() if name in trained)
+
+
+def _counts(layer: Layer) -> dict[str, Any]:
+    """`parameters` and `stored` of the row of a layer."""
+    kept = sum(tensor.numel() for name, tensor in layer.tensors().items() if name in layer.frozen)
+    return {"parameters": count(layer), "stored": count(layer) + kept if kept else None}
 
 
 def _check_row(row: Row) -> None:
@@ -280,9 +291,9 @@ def _row(read: Any) -> Row:
     values: dict[str, Any] = {**read, "shape": tuple(map(int, read["shape"]))}
     row = Row(**values)
     _check_row(row)
-    held = count(row.start())
+    counts = _counts(row.start())
     # A row that was edited: nothing is known of its gain.
-    return row if held == row.parameters else replace(row, parameters=held, gain=None)
+    return row if counts["parameters"] == row.parameters else replace(row, **counts, gain=None)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

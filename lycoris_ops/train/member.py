@@ -163,6 +163,12 @@ class Member(nn.Module):
         layer = self.layer
         return zeroed(layer.algorithm, len(self.site.shape)) & layer.tensors().keys()
 
+    @property
+    def frozen(self) -> dict[str, Tensor]:
+        """The factors that training leaves at their start, by field."""
+        layer = self.layer
+        return {name: value for name, value in layer.tensors().items() if name in layer.frozen}
+
     def _before_pass(self, x: Tensor) -> None:
         """Set the hooks for one pass: the layer's present tensors, the strength and the dropouts."""
         layer, settings = self.layer, self.settings

@@ -171,13 +171,13 @@ class LycorisNetwork(nn.Module):
         """Groups for an optimiser of torch, each with `name`, `params`, `lr` and `weight_decay`.
 
         A layer's learning rate is `lr` times the `lr` of its settings. With `lora_plus` the parameters that
-        start at zero (up of LoRA) get that many times as much (Hayou et al., "LoRA+", 2402.12354). Vectors,
-        such as DoRA's magnitudes and norms, are not decayed.
+        start at zero (up of LoRA) get that many times as much (Hayou et al., "LoRA+", 2402.12354), where the
+        factor beside them is trained too. Vectors, such as DoRA's magnitudes and norms, are not decayed.
         """
         groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
         for member in self.members.values():
             for name, parameter in member.named_parameters():
-                raised = lora_plus is not None and name in member.zeroed
+                raised = lora_plus is not None and name in member.zeroed and not member.layer.frozen
                 vector = max(parameter.shape) == parameter.numel()
                 groups.setdefault((member.settings.lr, raised, vector), []).append(parameter)
         made: list[dict[str, Any]] = []
@@ -370,7 +370,8 @@ def plain_values(site: Site, name: str) -> Tensor:
 
 
 def _copied(layer: Layer) -> Layer:
-    """The layer with tensors of its own, which training does not change any more."""
+    """The layer as files hold it, with tensors of its own, which training does not change any more."""
+    layer = layer.filed()
     return layer.with_tensors({name: value.detach().clone() for name, value in layer.tensors().items()})
 
 

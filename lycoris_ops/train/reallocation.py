@@ -331,8 +331,10 @@ class Reallocator:
 
 def _size(member: Member, rank: int) -> int:
     """The parameters of a layer's components at a rank."""
-    held, total = member.layer.tensors(), 0
+    held, trained, total = member.layer.tensors(), member.layer.factors(), 0
     for name, axes in member.layer.rank_axes().items():
+        if name not in trained:
+            continue
         sizes = [rank if axis in axes else size for axis, size in enumerate(held[name].shape)]
         total += math.prod(sizes)
     return total

@@ -317,7 +317,14 @@ def test_packed_weights_under_autocast_and_checkpointing(checkpointed: bool) -> 
     found = lyc.probe(net, [x], packed, include="2").layers["2"]
     assert weight.grad is not None
     torch.testing.assert_close(found.spectrum, torch.linalg.svdvals(weight.grad), rtol=0.02, atol=1e-3)
-    assert {offer.algorithm for offer in found.offers} == {"full", "loha", "lokr", "lora"}
+    assert {offer.algorithm for offer in found.offers} == {
+        "full",
+        "loha",
+        "lokr",
+        "lora",
+        "lora_fa",
+        "lora_fb",
+    }
 
 
 def test_torchs_own_attention() -> None:

@@ -16,7 +16,10 @@ from lycoris_ops.algorithms.components import chosen
 from lycoris_ops.train.reallocation import Reallocation, Reallocator, _turned
 
 SHAPES = [(12, 18), (12, 8, 3)]
-KINDS = ["lora", "loha", "lokr", "glora", "lora-tucker", "loha-tucker", "lokr-tucker"]
+KINDS = [
+    *("lora", "loha", "lokr", "glora", "lora_fa", "lora_fb"),
+    *("lora-tucker", "loha-tucker", "lokr-tucker", "lora_fa-tucker"),
+]
 
 
 def options_of(kind: str) -> dict[str, Any]:

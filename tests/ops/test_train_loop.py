@@ -574,13 +574,28 @@ def test_a_layer_that_was_given_another_rank_is_taken_over(tmp_path: Path) -> No
     assert all(torch.equal(a, b) for a, b in zip(trainer.parameters, other.parameters, strict=True))
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "schedulefree", "prodigy", "adafactor", "sgd"])
-def test_ranks_that_move_are_resumed_too(tmp_path: Path, optimiser: str) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "optimiser"),
+    [
+        *(("lora", name) for name in ("adamw", "schedulefree", "prodigy", "adafactor", "sgd")),
+        ("lora_fa", "adamw"),
+        ("lora_fb", "sgd"),
+    ],
+)
+def test_ranks_that_move_are_resumed_too(tmp_path: Path, algorithm: str, optimiser: str) -> None:
     package = OPTIMISERS[optimiser]
     if package and importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} has no build for this system")
-    adapt = lambda: lyc.create_lycoris(Model(), rank=4, seed=3, exclude="norm")  # noqa: E731
-    target = 120
+
+    def adapt(start: float = 0.0) -> lyc.LycorisNetwork:
+        """The network, where `start` moves what training leaves as it is: a state has it too."""
+        net = lyc.create_lycoris(Model(), algorithm=algorithm, rank=4, seed=3, exclude="norm")
+        for member in net.members.values():
+            for value in member.frozen.values():
+                value.add_(start)
+        return net
+
+    target = 120 if algorithm == "lora" else 60
     moves = lyc.Reallocation(target=target, begin=2, end=6, every=2, regrow=0.3, r_max=6)
     given: dict[str, Any] = {
         "steps": 9,
@@ -606,8 +621,9 @@ def test_ranks_that_move_are_resumed_too(tmp_path: Path, optimiser: str) -> None
         with pytest.raises(RuntimeError, match="halt"):
             halt = stopping(step, RuntimeError("halt"))
             resume = broken.last_state if step > 3 else None
-            lyc.train_network(adapt(), loader(), noisy, broken, resume=resume, progress=halt, **arguments)
-    lyc.train_network(adapt(), loader(), noisy, broken, resume=broken.last_state, **arguments)
+            net_again = adapt(0.5 if resume else 0.0)
+            lyc.train_network(net_again, loader(), noisy, broken, resume=resume, progress=halt, **arguments)
+    lyc.train_network(adapt(0.5), loader(), noisy, broken, resume=broken.last_state, **arguments)
     for name in ("out.safetensors", "out-checkpoints/last.state.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     assert len(moved) == 3 and moved[-1] <= target < sum(p.numel() for p in adapt().parameters())
