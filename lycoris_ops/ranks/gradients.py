@@ -38,6 +38,8 @@ class Sums:
     """The mean gradient (O, I, *kernel) of each weight by path; zeros where no batch reaches the layer."""
     inputs: dict[str, Tensor]
     """The mean square (I,) of each input channel, for linear layers and convolutions without groups."""
+    covariances: dict[str, Tensor]
+    """For these the mean x x^T (I, I) of the inputs x at all places, where it was asked for."""
     loss: float
     """The mean loss."""
     batches: int
@@ -49,13 +51,19 @@ class Sums:
 
 
 def summed(
-    module: nn.Module, sites: Sequence[Site], batches: Iterable[Any], loss: Loss, *, seed: int
+    module: nn.Module,
+    sites: Sequence[Site],
+    batches: Iterable[Any],
+    loss: Loss,
+    *,
+    seed: int,
+    covariance: bool = False,
 ) -> Sums:
     """One pass over the batches for some sites.
 
     Raises PlanError for a loss that is no scalar or is not finite, and where there is no batch.
     """
-    sums = {site.path: _Sum(site) for site in sites}
+    sums = {site.path: _Sum(site, covariance=covariance) for site in sites}
     total, count = 0.0, 0
     with torch.inference_mode(mode=False), torch.enable_grad(), _tapped(module, sums), seeded(seed):
         for batch in batches:
@@ -82,6 +90,9 @@ def summed(
         inputs={
             path: each.squares / max(1, each.seen) for path, each in sums.items() if each.squares is not None
         },
+        covariances={
+            path: each.outer / max(1, each.seen) for path, each in sums.items() if each.outer is not None
+        },
         loss=total / count,
         batches=count,
         reached=any(each.reached for each in sums.values()),
@@ -92,13 +103,16 @@ def summed(
 class _Sum:
     """The sums of one site."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, *, covariance: bool) -> None:
         self.site = site
         weight = cast("Tensor", getattr(site.module, site.weight))
         self.gradient = torch.zeros(site.shape, dtype=torch.float32, device=weight.device)
         product = site.geometry
         channels = product.shape[1] if product and product.groups == 1 else None
         self.squares = None if channels is None else torch.zeros(channels, device=weight.device)
+        self.outer = (
+            torch.zeros(channels, channels, device=weight.device) if covariance and channels else None
+        )
         self.seen = 0
         self.reached = False
         """Whether a gradient came."""
@@ -130,6 +144,9 @@ class _Sum:
                 others = [axis for axis in range(given.ndim) if axis != channels]
                 self.squares += given.square().sum(others)
                 self.seen += given.numel() // len(self.squares)
+                if self.outer is not None:
+                    vectors = given.movedim(channels, -1).reshape(-1, len(self.squares))
+                    self.outer.addmm_(vectors.T, vectors)
 
     def project(self, *, half: int) -> None:
         """Give to a half of the batches what came since the last call."""

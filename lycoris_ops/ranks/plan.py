@@ -52,6 +52,11 @@ class Row:
     """How many values the file holds; None for those that are trained."""
 
     @property
+    def values(self) -> int:
+        """How many values the file holds."""
+        return self.parameters if self.stored is None else self.stored
+
+    @property
     def scale(self) -> float:
         """alpha / rank."""
         return 1.0 if self.alpha is None else self.alpha / (self.rank or 1)
@@ -110,8 +115,7 @@ class Plan:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors in a file of `dtype`."""
-        values = sum(row.parameters if row.stored is None else row.stored for row in self.rows)
-        return values * self.dtype.itemsize
+        return sum(row.values for row in self.rows) * self.dtype.itemsize
 
     @property
     def gain(self) -> float:
@@ -213,8 +217,8 @@ class Plan:
 
     def __str__(self) -> str:
         """A table with a line for each layer, and what all of them take and gain."""
-        head = ("layer", "kind", "rank", "alpha", "parameters", "gain", "lr")
-        lines = table((head, *(_cells(row) for row in self.rows)), texts=2)
+        head = ("layer", "kind", "rank", "alpha", "parameters", "bytes", "gain", "lr")
+        lines = table((head, *(_cells(row, self.dtype) for row in self.rows)), texts=2)
         return "\n".join([*lines, "", *self._totals()])
 
     def _totals(self) -> list[str]:
@@ -296,7 +300,7 @@ def _row(read: Any) -> Row:
     return row if counts["parameters"] == row.parameters else replace(row, **counts, gain=None)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row, dtype: torch.dtype) -> tuple[str, ...]:
     kind = row.algorithm if row.factor is None else f"{row.algorithm} {row.factor}"
     return (
         row.path,
@@ -304,6 +308,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         "-" if row.rank is None else str(row.rank),
         "-" if row.alpha is None else f"{row.alpha:g}",
         f"{row.parameters:,}",
+        f"{row.values * dtype.itemsize:,}",
         "-" if row.gain is None else f"{row.gain:.2%}",
         f"{row.lr:g}",
     )
