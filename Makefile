@@ -70,7 +70,8 @@ QUALITY ?=
 
 bench-quality: ## what adapters need for a loss, on trained models: many hours, in parts if need be
 	@$(IN) -- sh -c 'python -m pytest -q tests/ops/test_bench_quality.py \
-		&& python -m tests.bench.quality.run $(QUALITY) && python -m tests.bench.quality.summary'
+		&& python -m tests.bench.quality.run $(QUALITY) && python -m tests.bench.quality.times \
+		&& python -m tests.bench.quality.summary'
 
 ui: ## serve ComfyUI with the demo's models and print its address
 	@$(IN) -- python -m tests.harness.ui

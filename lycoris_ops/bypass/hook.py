@@ -16,6 +16,9 @@ from .geometry import geometry_of
 from .plan import BypassPlan, Met
 from .stages import Bound
 
+_modules = cast("Any", torch.nn.modules.module)
+"""torch has no public name for the hooks of all modules."""
+
 BeforePass = Callable[[Tensor], None]
 """What is called at the start of each pass, with the module's input."""
 
@@ -116,6 +119,8 @@ class Bypass:
         self._bound: Bound | None = None
         self._pass: tuple[Bound, list[Tensor]] | None = None
         """Held from the first hook of a pass to the second: the bound plan and its stages' inputs."""
+        self._alone = False
+        """What `_is_alone` was at the start of the pass: a hook may take itself away."""
         self._handles: list[RemovableHandle] = []
 
     @property
@@ -226,6 +231,7 @@ class Bypass:
             return None
         inputs = bound.inputs(flat, self._strengths)
         self._pass = (bound, inputs)
+        self._alone = self._is_alone()
         # No stage changes the input, or it must not be changed for what others add in `forward`.
         if inputs[0] is inputs[-1] or self._stands_beside_another(bound):
             return None
@@ -250,16 +256,34 @@ class Bypass:
 
         nested, y = y, _flat(y)
         if not self._stands_beside_another(bound):
-            hooked: Any = module
-            # Other hooks may have changed the input or the output.
-            repeats = len(hooked._forward_hooks) == len(hooked._forward_pre_hooks) == 1
-            return _like(bound.finish(inputs, y, self._strengths, run, repeats=repeats), nested)
+            return _like(bound.finish(inputs, y, self._strengths, run, self._whole(y)), nested)
         x = _flat(input_of(args, kwargs))
         # y holds what others add: only the difference that the plan makes to W x + b is added to it.
         met = run(inputs[0].view(x.shape).to(x.dtype))
         # `finish` may write over `met`.
         base = met.clone() if inputs[0] is inputs[-1] else run(x)
         return _like(y + (bound.finish(inputs, met, self._strengths, run) - base), nested)
+
+    def _is_alone(self) -> bool:
+        """Whether nobody else can have changed the module's input or output in this pass."""
+        module: Any = self.module
+        hooks = (module._forward_hooks, module._forward_pre_hooks)
+        return (
+            all(len(each) == 1 for each in hooks)
+            and not (_modules._global_forward_hooks or _modules._global_forward_pre_hooks)
+            and "forward" not in vars(module)
+        )
+
+    def _whole(self, y: Tensor) -> Tensor | None:
+        """The weight (O, I, *kernel) where y is its product, with the bias, and nothing else; else None."""
+        # Other readers have weights that are not at hand as the module uses them.
+        if type(self._reader) is not PlainReader or not (self._alone and self._is_alone()):
+            return None
+        weight: Any = cast("Any", self.module).weight
+        known = is_plain(weight) and weight.device == y.device and not weight.requires_grad
+        if not known:
+            return None
+        return weight.T if self.plan.geometry.transposed else weight
 
     def _begun(self, x: Tensor) -> Bound | None:
         """The plan for a pass with this input; None where all strengths are 0, to keep every bit of y."""

@@ -1,112 +1,100 @@
-"""Outputs scaled by a learned factor, a part of which the backward pass computes again."""
+"""Outputs scaled by a learned factor, of which the backward pass does without a part."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..maths.recompute import transformed
-from ..maths.shapes import Shape
 from ..maths.tensors import compute_dtype
+from .geometry import Geometry
 
 WEIGHTS = 1.75
 """How many bytes of an output are kept, as a multiple of those of the weight in float32. A pass by the
 changed weight keeps that twice: before it is scaled and after."""
+LITTLE = 1 << 22
+"""So many bytes of an output are kept in any case: to do without them takes longer than they are worth."""
 
 
-@dataclass(frozen=True)
-class Again:
-    """How W x + b is computed again from x."""
+@dataclass(frozen=True, eq=False)
+class Product:
+    """What an output is made of, all of it: W x + b with x as autograd keeps it for other layers anyway."""
 
-    run: Callable[[Tensor], Tensor]
-    weight: Shape
-    kernel: bool
-    """Whether it is a convolution, of which whole items of a batch are computed, and not single vectors."""
+    geometry: Geometry
+    weight: Tensor
+    """W as (O, I, *kernel), with gradients to none of its values."""
+    bias: Tensor | None
+    """b, shaped as channels of the output are."""
 
     @property
     def bytes_kept(self) -> int:
-        return int(WEIGHTS * self._weight_bytes)
-
-    @property
-    def _weight_bytes(self) -> int:
-        return 4 * torch.Size(self.weight).numel()
+        return max(LITTLE, int(WEIGHTS * 4 * self.weight.numel()))
 
     def is_leaner(self, y: Tensor, extra: Tensor) -> bool:
-        """Whether a backward pass keeps less by computing a part of y again."""
+        """Whether a backward pass keeps less by doing without a part of the output y."""
         # torch.compile does not know the bytes of an output of any size.
         return not transformed() and extra.requires_grad and y.nbytes > self.bytes_kept
 
     def rows(self, values: Tensor) -> Tensor:
-        """An input or output with what can be computed alone along its first dimension."""
-        return values if self.kernel else values.reshape(-1, values.shape[-1])
-
-    def parts(self, x: Tensor, first: int, row: int) -> Generator[tuple[slice, Tensor]]:
-        """W x + b from the row `first` on, in parts of about the weight's bytes; a row has `row` bytes."""
-        given = self.rows(x)
-        step = max(1, self._weight_bytes // max(1, row))
-        for start in range(first, len(given), step):
-            part = slice(start, start + step)
-            yield part, self.rows(self.run(given[part]))
+        """An input or output with what depends on nothing beside it along its first dimension."""
+        return values if self.geometry.kernel else values.reshape(-1, values.shape[-1])
 
 
-def rescaled(y: Tensor, extra: Tensor, x: Tensor, again: Again) -> Tensor:
-    """y + y * extra for y = W x + b and a factor `extra` for each channel that needs a gradient.
+def rescaled(y: Tensor, extra: Tensor, x: Tensor, product: Product) -> Tensor:
+    """y + (y - b) * extra for y = W x + b and a factor `extra` for each channel that needs a gradient.
 
-    The gradient of `extra` is the sum of gradient * y over all but the channels. Of y autograd keeps
-    `again.bytes_kept` at most, and computes the rest again, under the autocast of this call.
+    The gradient of `extra` is the sum of gradient * (y - b) over all but the channels. Autograd keeps
+    `product.bytes_kept` of y for it at most. For the rest it is the sum over the columns of W * dL/dW, where
+    dL/dW is made of the gradient and x: one more product of the size of the module's own.
     """
-    kind, run = y.device.type, again.run
-    enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-
-    def same(values: Tensor) -> Tensor:
-        with torch.autocast(kind, dtype, enabled=enabled):
-            return run(values)
-
     learned: Any = _Rescaled
-    return learned.apply(y, extra, x, replace(again, run=same))
+    return learned.apply(y, extra, x, product.weight, product)
 
 
-def scaled(y: Tensor, extra: Tensor) -> Tensor:
-    """y + y * extra, in as few passes over y as there can be."""
-    if y.dtype == compute_dtype(y.dtype):
-        return y * (1 + extra)
-    # 1 + extra would have fewer digits than extra.
-    return torch.addcmul(y, y, extra)
+def scaled(y: Tensor, extra: Tensor, bias: Tensor | None) -> Tensor:
+    """y + (y - b) * extra, in as few passes over y as there can be."""
+    # In a narrow dtype 1 + extra would have fewer digits than extra.
+    narrow = y.dtype != compute_dtype(y.dtype)
+    found = torch.addcmul(y, y, extra) if narrow else y * (1 + extra)
+    return found if bias is None else found.sub_(bias * extra)
 
 
 class _Rescaled(torch.autograd.Function):
     """`scaled`, with derivatives of any order and in both modes."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, extra: Tensor, x: Tensor, again: Again) -> Tensor:
-        rows = again.rows(y)
-        kept = again.bytes_kept * len(rows) // max(1, y.nbytes)
-        # A view would keep all of y.
-        ctx.save_for_backward(rows[:kept].clone(), extra, x)
+    def forward(ctx: Any, y: Tensor, extra: Tensor, x: Tensor, weight: Tensor, product: Product) -> Tensor:
+        rows = product.rows(y)
+        kept = product.bytes_kept * len(rows) // max(1, y.nbytes)
+        # A view would keep all of y. Of the weight autograd sees whether it is changed before it is used.
+        ctx.save_for_backward(rows[:kept].clone(), extra, x, weight)
         ctx.save_for_forward(y, extra)
-        ctx.again = again
-        return scaled(y, extra)
+        ctx.geometry, ctx.bias, ctx.rows = product.geometry, product.bias, product.rows
+        return scaled(y, extra, product.bias)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        (kept, extra, x), (gradient,), again = ctx.saved_tensors, gradients, ctx.again
-        to_y = scaled(gradient, extra) if ctx.needs_input_grad[0] else None
-        if torch.is_grad_enabled():
-            # Further derivatives go through all of y.
-            return to_y, (gradient * again.run(x)).sum_to_size(extra.shape), None, None
-        rows = again.rows(gradient)
-        total = (rows[: len(kept)] * kept).sum_to_size(extra.shape).to(compute_dtype(extra.dtype))
-        for part, y in again.parts(x, len(kept), gradient.nbytes // max(1, len(rows))):
-            total += (rows[part] * y).sum_to_size(extra.shape)
-        return to_y, total.to(extra.dtype), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        (kept, extra, x, weight), (gradient,) = ctx.saved_tensors, gradients
+        to_y = scaled(gradient, extra, None) if ctx.needs_input_grad[0] else None
+        rows, given = ctx.rows(gradient), ctx.rows(x)
+        # Further derivatives go through all of x.
+        first = 0 if torch.is_grad_enabled() else len(kept)
+        total = torch.zeros_like(weight, dtype=x.dtype)
+        ctx.geometry.add_weight_gradient(total, ctx.geometry.padded(given[first:]), rows[first:].to(x.dtype))
+        to_extra = (total * weight).flatten(1).sum(1).view(extra.shape)
+        if first:
+            values = kept if ctx.bias is None else kept - ctx.bias
+            to_extra = to_extra + (rows[:first] * values).sum_to_size(extra.shape)
+        return to_y, to_extra.to(extra.dtype), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         y, extra = ctx.saved_tensors
         of_y, of_extra = tangents[:2]
-        total = y.new_zeros(()) if of_y is None else scaled(of_y, extra)
-        return total if of_extra is None else total + y * of_extra
+        total = y.new_zeros(()) if of_y is None else scaled(of_y, extra, None)
+        if of_extra is None:
+            return total
+        return total + (y if ctx.bias is None else y - ctx.bias) * of_extra

@@ -19,7 +19,7 @@ from . import forwards
 from .forwards.forward import Forward, Item, Strengths, in_own_dtypes, recorded
 from .geometry import Geometry, working_dtype
 from .plan import Base, BypassPlan, Met, MetStage
-from .rescaled import Again, rescaled, scaled
+from .rescaled import Product, rescaled, scaled
 
 MakeForward = Callable[[Geometry, Sequence[Item], torch.dtype, torch.device], Forward]
 Run = Callable[[Tensor], Tensor]
@@ -104,12 +104,13 @@ class BoundStage:
         return self._turned(self.shifts, x, strengths)
 
     def apply(
-        self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, *, shifted: bool, repeats: bool
+        self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, *, shifted: bool, weight: Tensor | None
     ) -> Tensor:
         """y with the changes of this stage; y may be written over.
 
-        x is the stage's input. `run` is W x + b as the stages before this one make it, and `repeats` says
-        whether it makes all of y. `shifted` says whether y is the output for x with `shift` added.
+        x is the stage's input. `run` is W x + b as the stages before this one make it. `shifted` says whether
+        y is the output for x with `shift` added. `weight` is the W of a y that is W x + b and nothing else,
+        where that is known.
         """
         changes: list[_Change] = []
         extra = None
@@ -118,8 +119,7 @@ class BoundStage:
             extra = self._on_all_outputs(strengths)
         total = y.contiguous()
         if extra is not None:
-            again = Again(run, self.geometry.shape, kernel=bool(self.geometry.kernel))
-            total = self._scaled(total, extra, x, again if repeats and not shifted else None)
+            total = self._scaled(total, extra, x, None if shifted else weight)
         elif total is y and changes and torch.is_grad_enabled():
             # Autograd may have kept y for the backward pass of an operator on y: then y must stay. With a
             # bias it has kept y - b. The module itself needs only its input and its weight.
@@ -161,19 +161,18 @@ class BoundStage:
                 total = one if total is None else total + one
         return None if total is None else self.geometry.per_channel(total)
 
-    def _scaled(self, y: Tensor, extra: Tensor, x: Tensor, again: Again | None) -> Tensor:
-        """y + (y - bias) * extra, in as few passes over outputs as there can be; y may be written over.
-
-        `again` computes y from x, where it can be computed again.
-        """
+    def _scaled(self, y: Tensor, extra: Tensor, x: Tensor, weight: Tensor | None) -> Tensor:
+        """y + (y - bias) * extra; y may be written over. `weight` is as for `apply`."""
         if not recorded(y, extra):
             found = y.addcmul_(y, extra)
-        # With dropout the additive layers keep another input, and x would be kept beside it.
-        elif again and not self.dropout and again.is_leaner(y, extra):
-            found = rescaled(y, extra, x, again)
-        else:
-            found = scaled(y, extra)
-        return found if self.bias is None else found.sub_(self.bias * extra)
+            return found if self.bias is None else found.sub_(self.bias * extra)
+        # Where the additive layers keep another tensor than x, x would be kept beside it.
+        kept = self.forwards and not self.dropout and not self.geometry.pads and x.is_contiguous()
+        if weight is not None and kept:
+            product = Product(self.geometry, weight, self.bias)
+            if product.is_leaner(y, extra):
+                return rescaled(y, extra, x, product)
+        return scaled(y, extra, self.bias)
 
     def bias_change(self, strengths: Strengths) -> Tensor | None:
         """The change (O,) of the bias at these strengths, in float32 or float64; None for none."""
@@ -304,14 +303,13 @@ class Bound:
         y: Tensor,
         strengths: Sequence[Strengths],
         run: Run,
-        *,
-        repeats: bool = True,
+        weight: Tensor | None = None,
     ) -> Tensor:
         """The module's output with all layers, from y, its output without them for `inputs[0]`.
 
-        y may be written over. `repeats` says whether `run` makes all of y from that input.
+        y may be written over. `weight` is that of the module where y is its product and nothing else.
         """
-        total = self._products(inputs, self._batched(y).to(self.dtype), strengths, run, repeats=repeats)
+        total = self._products(inputs, self._batched(y).to(self.dtype), strengths, run, weight)
         return self._finished(total, y, strengths)
 
     def beside(self, x: Tensor, y: Tensor, strengths: Sequence[Strengths]) -> Tensor:
@@ -338,8 +336,7 @@ class Bound:
         y: Tensor,
         strengths: Sequence[Strengths],
         run: Run,
-        *,
-        repeats: bool,
+        weight: Tensor | None = None,
     ) -> Tensor:
         for number, (stage, values) in enumerate(zip(self.stages, strengths, strict=False)):
             # inputs[0] is the module's, so that of this stage is one further.
@@ -349,9 +346,10 @@ class Bound:
                 entering = self.inputs(value, until)
                 # The module takes the dtype of its own input, which may be narrower than the working dtype.
                 found = run(entering[0].to(self.made_for[0])).to(self.dtype)
-                return self._products(entering, found, until, run, repeats=True)
+                return self._products(entering, found, until, run)
 
-            y = stage.apply(x, y, values, run_below, shifted=stage.takes_shift, repeats=repeats)
+            own = None if number else weight
+            y = stage.apply(x, y, values, run_below, shifted=stage.takes_shift, weight=own)
         return y
 
     def _batched(self, values: Tensor) -> Tensor:

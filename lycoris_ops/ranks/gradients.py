@@ -116,6 +116,8 @@ class _Sum:
         self.seen = 0
         self.reached = False
         """Whether a gradient came."""
+        self._came = False
+        """Whether one came since the last call of `project`."""
         self.projected: list[Tensor] = []
         """G V for random V (K, DIRECTIONS), for each half of the batches."""
         if product is not None and product.groups == 1:
@@ -124,7 +126,7 @@ class _Sum:
             self.projected = [self.gradient.new_zeros(site.shape[0], DIRECTIONS) for _ in range(2)]
 
     def add(self, given: Tensor, gradient: Tensor) -> None:
-        self.reached = True
+        self.reached = self._came = True
         with torch.autocast(gradient.device.type, enabled=False):
             site, gradient = self.site, gradient.float()
             if site.kind == "embedding":
@@ -150,10 +152,13 @@ class _Sum:
 
     def project(self, *, half: int) -> None:
         """Give to a half of the batches what came since the last call."""
-        if self.projected:
-            # That of the sum costs less than that of every input, which are many.
+        if not self.projected or not self._came:
+            return
+        self._came = False
+        # The sum is projected, and not every input: these are more vectors, as a rule, than it has rows.
+        with torch.autocast(self.gradient.device.type, enabled=False):
             whole = self.gradient.flatten(1) @ self._directions
-            self.projected[half] += whole - self.projected[0] - self.projected[1]
+        self.projected[half] += whole - self.projected[0] - self.projected[1]
 
 
 def _halves(projected: Sequence[Sequence[Tensor]]) -> tuple[float, float, float]:

@@ -6,9 +6,10 @@ or through a transformer block of six, with a frozen base and gradients for the 
 model. All peers train the same algorithm at the same sizes, and take turns in each round, of which each
 begins with another one: what ran just before matters.
 
-Times are medians over the rounds, in ms; "ratio" is the fastest peer's time over ours: above 1, ours is
-faster. "saved" is what autograd keeps from forward to backward beyond what the base alone keeps, in MB: it is
-what decides the peak of a whole model. Peers: lycoris-lora by rebuilt weights and by its bypass, PEFT, and
+Times are medians over the rounds, in ms. A ratio is the median over the rounds of a peer's time over ours:
+above 1, ours is faster. It is told of the peer with the least, and of the better of lycoris-lora's two ways.
+"saved" is what autograd keeps from forward to backward beyond what the base alone keeps, in MB: it is what
+decides the peak of a whole model. Peers: lycoris-lora by rebuilt weights and by its bypass, PEFT, and
 ComfyUI's training adapters in both modes of its training node.
 """
 
@@ -265,8 +266,12 @@ def measure(place: Place, algorithm: Algorithm, device: str, rounds: int, second
             f"{shown(middle[name])} / {kept[name] - kept['base']:.1f}" if name in bases else refused[name]
         )
     # With DoRA beside a bfloat16 weight it cannot train.
-    lycoris_lora = [f"{ratio:.2f}" for name, ratio in ratios.items() if name.startswith("lycoris")]
-    columns += [f"{ratios[fastest]:.2f} {fastest}", min(lycoris_lora, default="-"), leanest]
+    lycoris_lora = [ratio for name, ratio in ratios.items() if name.startswith("lycoris")]
+    columns += [
+        f"{ratios[fastest]:.2f} {fastest}",
+        f"{min(lycoris_lora):.2f}" if lycoris_lora else "-",
+        leanest,
+    ]
     print("| " + " | ".join(columns) + " |", flush=True)
 
 

@@ -13,7 +13,8 @@ what there is at any time can be compared:
 - seeds: the two other seeds;
 - fine: rates a quarter of a decade apart, and the seeds at the new best;
 - long: long trainings, rates half a decade apart from the short trainings' best, and the seeds;
-- finer: the long trainings at rates a quarter of a decade apart, and the seeds at the new best.
+- finer, where it is asked for: the long trainings at rates a quarter of a decade apart, and the seeds at the
+  new best.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=[task.name for task in TASKS])
     parser.add_argument("--methods", nargs="+", choices=[method.name for method in METHODS])
     parser.add_argument("--sizes", nargs="+", type=float, help="only these of the sizes of a method")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES[:-1])
     options = parser.parse_args()
     results = Results(RESULTS)
     bench = Bench(results, time.monotonic() + 60 * options.minutes, commit())

@@ -143,14 +143,17 @@ def steps_needed(group: Iterable[Entry], target: Entry, times: Times) -> tuple[s
     """The fewest steps until the target's final loss, at as many numbers or fewer: as `reached` has it.
 
     The start, and what each step takes more or less than one of the target's, are counted as steps of that.
-    None where none of these comes down to the loss, or none of those that do was timed.
+    ("?", 0) where it depends on what was not timed; None where none comes down to the loss.
     """
     found: list[tuple[str, float]] = []
     for entry in group:
         bound, number = reached(entry.curve, target.loss, logarithmic=False)
+        if entry.numbers > ALIKE * target.numbers or bound == ">":
+            continue
         own, unit = times.get(entry.key), times.get(target.key)
-        if entry.numbers <= ALIKE * target.numbers and bound != ">" and own and unit:
-            found.append((bound, (number * own.step + own.start) / unit.step))
+        if not own or not unit:
+            return "?", 0
+        found.append((bound, (number * own.step + own.start) / unit.step))
     return min(found, key=lambda one: one[1]) if found else None
 
 
@@ -158,7 +161,9 @@ def fewest(group: Sequence[Entry], target: Entry, times: Times) -> str:
     if all(entry.numbers > ALIKE * target.numbers for entry in group):
         return "–"
     found = steps_needed(group, target, times)
-    return "not reached" if found is None else f"{BOUND[found[0]]}{found[1]:.0f}"
+    if found is None:
+        return "not reached"
+    return "not timed" if found[0] == "?" else f"{BOUND[found[0]]}{found[1]:.0f}"
 
 
 def targets(groups: Mapping[tuple[str, str], Mapping[str, list[Entry]]], times: Times) -> str:
@@ -181,6 +186,8 @@ def targets(groups: Mapping[tuple[str, str], Mapping[str, list[Entry]]], times: 
         total = best.curve[-1][0]
         if needs is None:
             cells.append("not reached by any that holds as many numbers or fewer")
+        elif needs[0] == "?":
+            cells.append("not timed")
         else:
             met = "reached" if needs[1] < total else "not reached"
             cells.append(f"{BOUND[needs[0]]}{needs[1]:.0f} of {total}: {met}")

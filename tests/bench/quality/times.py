@@ -7,7 +7,9 @@ file to measure anew. The seconds of trainings that ran hours or machines apart 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -31,7 +33,7 @@ FIRST = 2
 
 @dataclass(frozen=True)
 class Time:
-    """The times of a method at a size, in steps of the reference. CPU time, of one thread."""
+    """The times of a method at a size, in steps of the reference. CPU time, of all threads."""
 
     task: str
     recipe: str
@@ -83,13 +85,9 @@ def seconds_in_turn(
 ) -> tuple[float, ...]:
     """The mean seconds of a step of each, from the first steps of trainings of this length."""
     running = [stepped(task, adapted, lr=lr, seed=0, steps=length) for adapted in trained]
-    spent = [0.0] * len(trained)
-    for number in range(steps):
-        for place, each in enumerate(running):
-            seconds = next(each).seconds
-            if number >= FIRST:
-                spent[place] += seconds
-    return tuple(seconds / (steps - FIRST) for seconds in spent)
+    # As long as the losses of all are finite.
+    rounds = list(itertools.islice(zip(*running, strict=False), steps))[FIRST:]
+    return tuple(statistics.fmean(step.seconds for step in own) for own in zip(*rounds, strict=True))
 
 
 def main() -> None:
