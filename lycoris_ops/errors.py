@@ -145,6 +145,10 @@ class UnsupportedError(LayerError):
     """One layer that is sound, but whose change the library cannot make; the other layers can be applied."""
 
 
+class UnsuitedError(LayerError):
+    """A kind has no layer that could change a weight of this shape."""
+
+
 class MatchError(LycorisError):
     """An adapter does not fit the model that it is to be applied to."""
 

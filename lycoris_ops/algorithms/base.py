@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..changes.forms import Additive, Dense, add_up
 from ..changes.operators import Sides
-from ..errors import LayerError
+from ..errors import LayerError, UnsuitedError
 from ..maths.shapes import Extent, Rows, Shape, fits, flat_shape, shown
 from ..maths.tensors import compute_dtype, is_finite, shaped, times
 from .checks import (
@@ -663,6 +663,22 @@ def column(values: Tensor) -> Tensor:
 def axis_of(vector: Tensor) -> int:
     """The axis along which the values of a vector lie that has further dimensions of size 1."""
     return next((axis for axis, size in enumerate(vector.shape) if size > 1), 0)
+
+
+def block_of(count: int, largest: int, what: str) -> tuple[int, int]:
+    """The size and number of blocks for so many outputs or inputs; `what` says which they are.
+
+    The size is the largest up to `largest` (at least 2) that divides them. Raises UnsuitedError where none
+    from 2 on does.
+    """
+    size = next(n for n in range(max(2, largest), 0, -1) if count % n == 0)
+    if size < 2:
+        raise UnsuitedError(
+            f"no block divides the {what}",
+            got=str(count),
+            expected=f"a multiple of a number from 2 to {max(2, largest)}",
+        )
+    return size, count // size
 
 
 def kaiming(shape: Shape, generator: torch.Generator) -> Tensor:

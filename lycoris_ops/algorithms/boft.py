@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..changes.operators import Blocks, Chain, Diagonal, Operator, Permuted, Sides
-from ..errors import LayerError
+from ..errors import LayerError, UnsuitedError
 from ..maths.shapes import Extent, Shape
 from .oft import BLOCKS, Oft
 
@@ -43,8 +43,8 @@ class Boft(Oft):
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
         """p + 1 stages of n = 2^p zero blocks; `alpha` is the constraint.
 
-        The blocks have the largest even size up to `rank` (at least 2). Raises LayerError where the outputs
-        cannot be cut into 2^p such blocks.
+        The blocks have the largest even size up to `rank` (at least 2). Raises UnsuitedError where the
+        outputs cannot be cut into 2^p such blocks.
         """
         outputs = shape[0]
         sizes = [
@@ -53,7 +53,7 @@ class Boft(Oft):
             if outputs % count == 0 and outputs // count % 2 == 0 and outputs // count <= max(rank, 2)
         ]
         if not sizes:
-            raise LayerError(
+            raise UnsuitedError(
                 "BOFT cannot cut these outputs into 2^p blocks of an even size",
                 got=str(outputs),
                 expected=f"a multiple of 2^p with blocks of at most {rank} rows",

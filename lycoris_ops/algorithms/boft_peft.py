@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from ..changes.operators import Blocks, Chain, Diagonal, Operator, Permuted, Sides
-from ..maths.shapes import Extent, Shape
-from .base import Layer, axis_of, towards_one
+from ..maths.shapes import Extent, Shape, flat_shape
+from .base import Layer, axis_of, block_of, towards_one
 from .boft import check_stages
 from .checks import agree, exactly, vector
 from .oft import rotation
-from .oftv2 import block_of_inputs
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -64,7 +63,7 @@ class BoftPeft(Layer):
 
         The blocks have the largest size up to `rank` that divides the inputs.
         """
-        size, count = block_of_inputs(shape, rank)
+        size, count = block_of(flat_shape(shape)[1], rank, "inputs")
         return cls(boft_r=torch.zeros(1, count, size, size), boft_s=torch.ones(shape[0], 1))
 
     def exponents(self) -> Mapping[str, float]:

@@ -12,9 +12,9 @@ from torch import Tensor
 from ..changes.operators import Blocks, Sides
 from ..errors import LayerError
 from ..maths.decompositions import NoInverseError, cayley
-from ..maths.shapes import Extent, Rows, Shape, factorization
+from ..maths.shapes import Extent, Rows, Shape
 from ..maths.tensors import is_finite, largest, norm
-from .base import Layer, axis_of, cut, in_blocks, overflow, towards_one
+from .base import Layer, axis_of, block_of, cut, in_blocks, overflow, towards_one
 from .checks import MOST_SCALE, agree, check_alpha, dimensions, vector
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ class Oft(Layer):
 
     @classmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
-        """Zero blocks of at most `rank` rows; `alpha` is the constraint."""
-        size, count = factorization(shape[0], rank)
+        """Zero blocks of the largest size up to `rank` that divides O; `alpha` is the constraint."""
+        size, count = block_of(shape[0], rank, "outputs")
         return cls(oft_blocks=torch.zeros(count, size, size), alpha=alpha)
 
     def exponents(self) -> Mapping[str, float]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..changes.operators import Blocks, Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Shape, flat_shape
-from .base import Layer
+from .base import Layer, block_of
 from .checks import MOST_SCALE, check_work, exactly
 from .oft import bounded, rotation
 
@@ -98,7 +98,7 @@ class OftV2(Layer):
     @classmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
         """Zero blocks of the largest size up to `rank` that divides the inputs; alpha has no meaning."""
-        size, count = block_of_inputs(shape, rank)
+        size, count = block_of(flat_shape(shape)[1], rank, "inputs")
         return cls(oft_r=torch.zeros(count, size * (size - 1) // 2))
 
     def exponents(self) -> Mapping[str, float]:
@@ -142,23 +142,6 @@ class OftV2(Layer):
             power = power @ skew
             total = total + factor * power
         return total
-
-
-def block_of_inputs(shape: Shape, largest: int) -> tuple[int, int]:
-    """The size and number of blocks for the K inputs of a weight of `shape`.
-
-    The size is the largest up to `largest` (at least 2) that divides K. Raises LayerError where none from
-    2 on does.
-    """
-    inputs = flat_shape(shape)[1]
-    size = next(n for n in range(max(2, largest), 0, -1) if inputs % n == 0)
-    if size < 2:
-        raise LayerError(
-            "no block divides the inputs",
-            got=str(inputs),
-            expected=f"a multiple of a number from 2 to {max(2, largest)}",
-        )
-    return size, inputs // size
 
 
 def _block(triangle: int) -> int:

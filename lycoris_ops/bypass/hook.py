@@ -49,11 +49,17 @@ class PlainReader:
         return module.forward
 
     def weight(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return values_of(module, "weight").detach().to(device, dtype)
+        values = values_of(module, "weight").detach()
+        check_present(values, device)
+        return values.to(device, dtype)
 
     def bias(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> Tensor | None:
         bias = getattr(module, "bias", None)
-        return None if bias is None else values_of(module, "bias").detach().to(device, dtype)
+        if bias is None:
+            return None
+        values = values_of(module, "bias").detach()
+        check_present(values, device)
+        return values.to(device, dtype)
 
 
 def values_of(module: nn.Module, name: str, path: str | None = None) -> Tensor:
@@ -74,6 +80,19 @@ def values_of(module: nn.Module, name: str, path: str | None = None) -> Tensor:
         expected="a floating-point dtype",
         hint="Choose an algorithm whose change does not depend on the weight, such as lora, loha or lokr",
     )
+
+
+def check_present(value: Tensor, device: torch.device, path: str | None = None) -> None:
+    """Raise LycorisError for a weight without values, of a module whose pass is on a device that has them."""
+    if value.is_meta and device.type != "meta":
+        raise LycorisError(
+            "the values of a weight are not in memory",
+            weight=path,
+            got="a tensor on the device meta",
+            expected=f"values on {device} or a device that it can be copied from",
+            hint="They are loaded within each pass, as by accelerate's offloading: choose an algorithm whose "
+            'change does not depend on the weight, and form="bypass"',
+        )
 
 
 class Bypass:
@@ -238,7 +257,7 @@ class Bypass:
         given = _like(inputs[0].view(flat.shape).to(x.dtype), x)
         if args:
             return (given, *args[1:]), kwargs
-        return args, {**kwargs, next(iter(kwargs)): given}
+        return args, {**kwargs, keyword_of(kwargs): given}
 
     def _after(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor | None
@@ -313,8 +332,13 @@ class Bypass:
 
 
 def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """The input of a pass, which may be given by keyword."""
-    return args[0] if args else next(iter(kwargs.values()))
+    """The input of a pass, which may be given by keyword: the first tensor."""
+    return args[0] if args else kwargs[keyword_of(kwargs)]
+
+
+def keyword_of(kwargs: Mapping[str, Any]) -> str:
+    """The keyword by which the input of a pass is given."""
+    return next(name for name, value in kwargs.items() if isinstance(value, Tensor))
 
 
 def _flat(values: Tensor) -> Tensor:

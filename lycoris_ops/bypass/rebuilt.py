@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from ..algorithms import Layer
 from ..errors import LycorisError
 from ..maths.tensors import compute_dtype, promoted
-from .hook import BeforePass, input_of, values_of
+from .hook import BeforePass, check_present, input_of, values_of
 
 
 class Rebuilt:
@@ -82,6 +82,7 @@ class Rebuilt:
         if self.strength == 0.0:
             return
         weight, bias = values_of(self.module, self.weight, self.name), None
+        check_present(weight, given.device, self.name)
         if getattr(self.module, self.bias, None) is not None:
             bias = values_of(self.module, self.bias, self.name)
         x = given if self.follows else None

@@ -4,19 +4,35 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..bypass import Geometry, geometry_of
 from ..errors import LycorisError
 from ..maths.shapes import Shape
+from ..maths.tensors import is_plain, norm
 from .patterns import Pattern, patterns
 from .presets import PRESETS, Model
 
 Kind = Literal["linear", "conv", "norm", "embedding"]
+
+READ_BY_OTHERS: Mapping[str, tuple[str, ...]] = {
+    "ShiftedWindowAttention": ("qkv", "proj"),
+    "ShiftedWindowAttentionV2": ("qkv", "proj"),
+    **dict.fromkeys(("MambaMixer", "FalconMambaMixer", "JambaMambaMixer"), ("conv1d", "dt_proj")),
+    **dict.fromkeys(("Mamba2Mixer", "BambaMixer", "Zamba2MambaMixer"), ("conv1d",)),
+}
+"""Classes of torchvision and transformers that use the weights of modules inside without calling them, always
+or on some devices, with the names of these modules."""
+
+KNOWN = frozenset({"torch", "comfy", "bitsandbytes", "torchao", "transformers", "diffusers"})
+"""Packages whose classes with the names of torch's linear layers and convolutions multiply as these do."""
+CLOSE = 0.05
+"""How far, relatively, a product may be from that of its class's name: by what narrow dtypes round."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +40,8 @@ class Site:
     """A weight of a model that can be adapted, and its path in the model.
 
     `geometry` says how a linear layer or a convolution multiplies; it is None where only the weight can be
-    changed: for norms, embeddings, and the projections of `nn.MultiheadAttention`.
+    changed: for norms, embeddings, classes that multiply in a way of their own, and weights that another
+    module uses, as `nn.MultiheadAttention` does.
     """
 
     path: str
@@ -47,7 +64,8 @@ class Site:
 
     @property
     def has_bias(self) -> bool:
-        return getattr(self.module, self.bias, None) is not None
+        computed = parametrize.is_parametrized(self.module, self.bias)
+        return not computed and getattr(self.module, self.bias, None) is not None
 
     @property
     def transposed(self) -> bool:
@@ -93,9 +111,13 @@ def sites_of(path: str, module: nn.Module) -> list[Site] | str:
     found = geometry_of(module)
     if weight is None:
         return found if isinstance(found, str) else []
-    if isinstance(found, Geometry):
-        return [Site(path, module, "conv" if found.kernel else "linear", found.shape, found)]
     shape = tuple(weight.shape)
+    if isinstance(found, Geometry):
+        kind: Kind = "conv" if found.kernel else "linear"
+        known = _package(module) in KNOWN or not is_plain(weight) or _multiplies(module, found, weight)
+        return [Site(path, module, kind, found.shape, found if known else None)]
+    if is_plain(weight) and (own := _own_way(module, shape)):
+        return [Site(path, module, own, shape)]
     if isinstance(module, nn.Embedding):
         if module.sparse:
             return "its gradients are sparse, which no layer on its weight can have"
@@ -103,6 +125,51 @@ def sites_of(path: str, module: nn.Module) -> list[Site] | str:
     if len(shape) == 1 and "norm" in type(module).__name__.lower():
         return [Site(path, module, "norm", shape)]
     return found
+
+
+def _own_way(module: nn.Module, shape: Shape) -> Kind | None:
+    """The kind of a linear layer or convolution of a class that multiplies in a way of its own."""
+    if type(module) is nn.modules.linear.NonDynamicallyQuantizableLinear:
+        # The attention that it is a part of has it.
+        return None
+    found: Any = module
+    if isinstance(module, nn.Linear):
+        return "linear" if shape == (found.out_features, found.in_features) else None
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return "conv" if shape[:2] == (found.out_channels, found.in_channels // found.groups) else None
+    return None
+
+
+def _package(module: nn.Module) -> str:
+    """The package of the class whose pass a module runs."""
+    defining = (kind for kind in type(module).__mro__ if {"forward", "_conv_forward"} & vars(kind).keys())
+    return next(defining, type(module)).__module__.partition(".")[0]
+
+
+def _multiplies(module: nn.Module, geometry: Geometry, weight: Tensor) -> bool:
+    """Whether a module whose class has the name of one of torch's does what these do, on one random input.
+
+    A class that takes no such input is believed: only its model knows what it takes.
+    """
+    if next(module.children(), None) is not None:
+        return False
+    if weight.is_meta:
+        return True
+    held: Any = module
+    drawn = torch.Generator().manual_seed(0)
+    sizes = [d * (k - 1) + 2 + k for d, k in zip(geometry.dilation, geometry.kernel, strict=True)]
+    x = torch.randn(1, geometry.inputs, *sizes, generator=drawn)
+    bias = 0 if held.bias is None else geometry.per_channel(held.bias.detach().float())
+    values = (weight.T if geometry.transposed else weight).detach().float()
+    wanted = geometry.product(geometry.padded(x.to(values)), values) + bias
+    for dtype in (weight.dtype, torch.float32, torch.bfloat16):
+        try:
+            with torch.no_grad():
+                found = module.forward(x.to(weight.device, dtype)).float()
+        except (RuntimeError, TypeError, ValueError, NotImplementedError):
+            continue
+        return found.shape == wanted.shape and bool(norm(found - wanted) <= CLOSE * norm(wanted))
+    return True
 
 
 def _by_norm(module: nn.Module) -> bool:
@@ -199,14 +266,19 @@ def all_sites(module: nn.Module) -> dict[str, Site]:
 def _sites(module: nn.Module) -> tuple[dict[str, Site], dict[str, str]]:
     found: dict[str, Site] = {}
     others: dict[str, str] = {}
+    callers: dict[nn.Module, nn.Module] = {}
     # With duplicates: a module under two names may be meant by either.
     named: Iterable[tuple[str, nn.Module]] = cast("Any", module).named_modules(remove_duplicate=False)
     for path, inner in named:
+        names = READ_BY_OTHERS.get(type(inner).__name__, ())
+        callers.update((held, inner) for name, held in inner.named_children() if name in names)
         sites = sites_of(path, inner)
         if isinstance(sites, str):
             others[path] = sites
-        else:
-            found.update((site.path, site) for site in sites)
+            continue
+        if inner in callers:
+            sites = [replace(site, geometry=None, caller=callers[inner]) for site in sites]
+        found.update((site.path, site) for site in sites)
     # The output layer of torch's attention is no site itself, but one of the attention.
     return found, {path: why for path, why in others.items() if path not in found}
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..bypass.hook import input_of
 from ..errors import LycorisError, PlanError, Problem
 from ..maths import chance
 from ..modules import Site
@@ -200,7 +201,7 @@ def _tapped(module: nn.Module, sums: Mapping[str, _Sum]) -> Generator[None]:
         def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
             if not torch.is_grad_enabled():
                 return output
-            given = args[0] if args else next(iter(named.values()))
+            given = input_of(args, named)
             # torch types no `apply`.
             return cast("Any", _Tap).apply(output, given, token, add)
 

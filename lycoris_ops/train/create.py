@@ -14,7 +14,7 @@ from torch import nn
 
 from ..adapters.adapter import Adapter
 from ..adapters.load import load_adapter
-from ..errors import LycorisError, either
+from ..errors import LycorisError, UnsuitedError, either
 from ..modules import Pattern, Site, all_sites, select
 from ..ranks.plan import Plan
 from .changed import changed_layers, wish_of
@@ -104,7 +104,7 @@ def create_lycoris(
         members, notes = _planned(module, plan, base, overrides or {}, drawn), []
     elif weights is None:
         sites = select(module, preset=preset, include=include, exclude=exclude)
-        members, notes = _fresh(_overridden(sites, base, overrides or {}), drawn)
+        members, notes = _fresh(_overridden(sites, base, overrides or {}), drawn, named=bool(include))
     else:
         members, notes = _from_file(module, weights, start, base, overrides or {}, drawn)
     network = LycorisNetwork(module, members, seed=drawn, prefix=start, notes=notes)
@@ -163,11 +163,23 @@ def _overridden(sites: Mapping[str, Site], base: Settings, overrides: Overrides)
     return planned
 
 
-def _fresh(planned: Sequence[_Planned], seed: int) -> tuple[dict[str, Member], list[str]]:
+def _fresh(planned: Sequence[_Planned], seed: int, *, named: bool) -> tuple[dict[str, Member], list[str]]:
+    """The members, and in words what is not as it was asked for.
+
+    A module that the algorithm does not suit is left out, unless patterns chose it (`named`) or its options.
+    """
     members: dict[str, Member] = {}
     notes = _undivided(planned)
+    unsuited: list[UnsuitedError] = []
     for one in planned:
-        layer, note = make_layer(one.site, one.settings, seed)
+        try:
+            layer, note = make_layer(one.site, one.settings, seed)
+        except UnsuitedError as error:
+            if named or one.given:
+                raise
+            unsuited.append(error)
+            notes.append(f"{one.site.path}: left out, {error.problem} ({error.got})")
+            continue
         if note and one.own:
             raise LycorisError(
                 "a rank is above what its module can use",
@@ -177,6 +189,8 @@ def _fresh(planned: Sequence[_Planned], seed: int) -> tuple[dict[str, Member], l
             )
         notes += [note] if note else []
         members[one.site.path] = Member(one.site, layer, one.settings)
+    if unsuited and not members:
+        raise unsuited[0]
     return members, notes
 
 

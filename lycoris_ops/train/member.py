@@ -59,6 +59,8 @@ class Member(nn.Module):
         self.settings = settings
         self.multiplier = 1.0
         """The strength of the layer."""
+        self.passed = False
+        """Whether there was a pass in which the layer could act."""
         self._attached = False
         self.replace(layer)
 
@@ -172,6 +174,7 @@ class Member(nn.Module):
     def _before_pass(self, x: Tensor) -> None:
         """Set the hooks for one pass: the layer's present tensors, the strength and the dropouts."""
         layer, settings = self.layer, self.settings
+        self.passed = True
         strength = self.multiplier
         if self.training:
             if settings.module_dropout and float(torch.rand(())) < settings.module_dropout:

@@ -60,9 +60,9 @@ class LycorisNetwork(nn.Module):
         object.__setattr__(self, "module", module)
         self.members = dict(members)
         """The members by the paths of their modules."""
-        # Registered under other names: that of a submodule may hold no dots.
+        # Registered under other names: that of a submodule may hold no dots, and be no attribute of the dict.
         self._held = nn.ModuleDict(
-            {path.replace(".", "/") or "/": member for path, member in members.items()}
+            {f"{path.replace('/', '//').replace('.', '/')}/": member for path, member in members.items()}
         )
         self.seed = seed
         self.prefix = prefix
@@ -232,7 +232,8 @@ class LycorisNetwork(nn.Module):
         an embedding is in the factors that PEFT has for it.
 
         Raises LycorisError where the model is a single layer, which has no name in a file, and for a pattern
-        that matches no module; for "peft" also for a layer that PEFT has not for a weight stored transposed.
+        that matches no module; for "peft" also for a layer that PEFT has not for a weight stored transposed,
+        and for what is no LoRA of the input's projection in torch's attention.
         """
         if "" in self.members:
             raise LycorisError(
@@ -250,7 +251,9 @@ class LycorisNetwork(nn.Module):
             if any(pattern.matches(path) for pattern in wanted)
         }
         layers = {
-            named(self.prefix, path): _for_peft(member) if dialect == "peft" else _copied(member.layer)
+            named(self.prefix, _path_in_peft(member) if dialect == "peft" else path): (
+                _for_peft(member) if dialect == "peft" else _copied(member.layer)
+            )
             for path, member in chosen.items()
         }
         turned = any(member.site.transposed for member in chosen.values())
@@ -324,6 +327,12 @@ class LycorisNetwork(nn.Module):
         lines += self.notes[:LINES]
         for path, why in list(left_alone(self.module).items())[:LINES]:
             lines.append(f"{path or 'the model itself'} is left alone: {why}")
+        idle = [path for path, one in members.items() if not one.passed]
+        if 0 < len(idle) < len(members):
+            lines.append(
+                f"{number_of(len(idle), 'module')} in no pass so far, such as {idle[0]}: a layer acts where "
+                "its module is called, and not where others use its weight"
+            )
         if turned := [path for path, one in members.items() if one.site.transposed]:
             lines.append(
                 f"{number_of(len(turned), 'weight')} stored transposed, such as that of {turned[0]}: a file "
@@ -375,9 +384,25 @@ def _copied(layer: Layer) -> Layer:
     return layer.with_tensors({name: value.detach().clone() for name, value in layer.tensors().items()})
 
 
+def _path_in_peft(member: Member) -> str:
+    """The path of a member as PEFT has it: the input projection of torch's attention stands for all of it."""
+    inside = isinstance(member.site.module, nn.MultiheadAttention)
+    return member.site.path.rpartition(".")[0] if inside else member.site.path
+
+
 def _for_peft(member: Member) -> Layer:
     """The member's layer as PEFT has it. Raises LycorisError where it has none."""
     layer, site = _copied(member.layer), member.site
+    if isinstance(site.used_by, nn.MultiheadAttention):
+        of_input = site.used_by is site.module
+        if not of_input or not isinstance(layer, Lora) or layer.dora_scale is not None:
+            raise LycorisError(
+                "PEFT has no layer of this kind for torch's attention, or adds it twice",
+                key=site.path,
+                got=a_layer(layer.algorithm) + " with DoRA" * (of_input and isinstance(layer, Lora)),
+                expected="lora on the projection of the input alone",
+                hint="Save this layer in the dialect lycoris, and the others for PEFT by `include`",
+            )
     if isinstance(layer, Lora):
         # PEFT finds an embedding's factors by names of their own.
         return layer.of_embedding() if site.kind == "embedding" else layer

@@ -9,7 +9,7 @@ import copy
 import math
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -553,8 +553,19 @@ def test_attention_that_hands_its_weights_to_a_function(dialect: Any, tmp_path: 
     with torch.no_grad():
         # Without gradients torch takes another way through it.
         assert (attend.eval()(x, x, x)[0] - output).abs().max() < 1e-6
+    if dialect == "peft":
+        with pytest.raises(lyc.LycorisError, match="or adds it twice"):
+            network.save_weights(tmp_path / "attention", dialect)
+        network.restore()
+        network = made(model, include="attn.in_proj_weight")
+        output = attend(x, x, x)[0].detach()
     network.save_weights(tmp_path / ("attention" + ".safetensors" * (dialect != "peft")), dialect)
     network.restore()
+    if dialect == "peft":
+        import peft
+
+        found = peft.PeftModel.from_pretrained(copy.deepcopy(model), str(tmp_path / "attention"))
+        assert (found.base_model.model["attn"](x, x, x)[0] - output).abs().max() < 1e-6
     assert torch.equal(attend.train()(x, x, x)[0], plain)
     written = next(tmp_path.rglob("*.safetensors"))
     again = lyc.create_lycoris(model, weights=written).apply_to()
@@ -1200,7 +1211,148 @@ def test_every_kind_says_what_training_needs() -> None:
         kind = ALGORITHMS[name]
         layer = kind.init(shape, 4, 4.0, seed=0)
         assert layer.exponents().keys() <= kind.factors()
-        assert set(kind.downs) <= kind.factors()
+        assert set(kind.downs) <= kind.factors() | kind.frozen
+
+
+class Fused(nn.Conv2d):
+    """A convolution with what follows it in one module, and the name of torch's."""
+
+    def __init__(self, *sizes: int, after: Any = None) -> None:
+        super().__init__(*sizes)
+        self.after = after
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.conv2d(x, self.weight, self.bias)
+        return y if self.after is None else self.after(y)
+
+
+Fused.__name__ = "Conv2d"
+
+
+class Own(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (0.25 * self.weight.T) + self.bias
+
+
+class ShiftedWindowAttention(nn.Module):
+    """Like torchvision's it reads the weights of the layers inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = nn.functional.linear(x, self.qkv.weight, self.qkv.bias)[..., :8].tanh()
+        return nn.functional.linear(inner, self.proj.weight, self.proj.bias)
+
+
+class ByKeyword(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(need_weights=False, query=x, key=x, value=x)[0]
+
+
+UNUSUAL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
+    "activation": (lambda: Fused(3, 8, 3, after=nn.functional.relu), (2, 3, 6, 6), "rebuilt"),
+    "norm inside": (lambda: Fused(3, 8, 3, after=nn.GroupNorm(2, 8)), (2, 3, 6, 6), "rebuilt"),
+    "plain": (lambda: Fused(3, 64, 3), (2, 3, 6, 6), "bypass"),
+    "own way": (lambda: Own(8, 12), (4, 8), "rebuilt"),
+    "read by others": (ShiftedWindowAttention, (3, 8), "rebuilt"),
+    "by keyword": (ByKeyword, (3, 2, 8), "rebuilt"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+@pytest.mark.parametrize("algorithm", ["lora", "oft", "full"])
+def test_modules_that_multiply_or_are_used_in_a_way_of_their_own(name: str, algorithm: str) -> None:
+    make, shape, form = UNUSUAL[name]
+    model = nn.Sequential(make()).eval()
+    x = torch.randn(shape)
+    before = model(x).detach()
+    network = lyc.create_lycoris(model, algorithm=algorithm, rank=2, seed=0).apply_to()
+    assert algorithm != "lora" or all(member.form.startswith(form) for member in network.members.values())
+    torch.testing.assert_close(model(x), before)
+    fill(network)
+    found = model(x)
+    assert not torch.allclose(found, before, rtol=1e-2)
+    found.square().sum().backward()
+    assert all(value.grad is not None and value.grad.any() for value in network.parameters())
+    network.restore()
+    torch.testing.assert_close(model(x), before, rtol=0, atol=0)
+    network.apply_to().merge_to()
+    torch.testing.assert_close(model(x), found.detach(), rtol=1e-4, atol=1e-5)
+    if name == "read by others":
+        probe = lyc.probe(model, [x], lambda module, x: module(x).square().sum())
+        assert all(layer.energy > 0 for layer in probe.layers.values())
+
+
+def fill(network: lyc.LycorisNetwork) -> None:
+    with torch.no_grad():
+        for value in network.parameters():
+            value.add_(0.3 * torch.randn_like(value))
+
+
+def test_modules_of_any_name() -> None:
+    model = nn.Module()
+    for name in ("values", "keys", "type", "update", "pop", "a/b"):
+        setattr(model, name, nn.Linear(4, 4))
+    model.a = nn.Module()
+    model.a.b = nn.Linear(4, 4)
+    network = lyc.create_lycoris(model, rank=2, seed=0)
+    assert len(network.members) == 7 and len(list(network.parameters())) == 14
+    assert len(network.state_dict()) == 14
+
+
+@pytest.mark.parametrize(("outputs", "rank", "size"), [(16, 16, 16), (4, 16, 4), (64, 16, 16), (12, 5, 4)])
+def test_blocks_of_oft_are_as_large_as_the_rank_allows(outputs: int, rank: int, size: int) -> None:
+    model = nn.Sequential(nn.Linear(8, outputs))
+    network = lyc.create_lycoris(model, algorithm="oft", rank=rank)
+    assert network.members["0"].layer.oft_blocks.shape == (outputs // size, size, size)
+
+
+def test_layers_that_a_kind_does_not_suit_are_left_out_unless_they_are_named() -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 7))
+    network = lyc.create_lycoris(model, algorithm="oft", rank=4)
+    assert (
+        list(network.members) == ["0"] and "1: left out, no block divides the outputs (7)" in network.report
+    )
+    for chosen in ({"include": "1"}, {"overrides": {"1": {"rank": 5}}}):
+        with pytest.raises(lyc.LayerError, match="no block divides the outputs"):
+            lyc.create_lycoris(model, algorithm="oft", rank=4, **chosen)
+    with pytest.raises(lyc.LayerError, match="no block divides"):
+        lyc.create_lycoris(nn.Sequential(nn.Linear(8, 7)), algorithm="oft", rank=4)
+
+
+def test_the_report_tells_of_modules_in_no_pass() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    network = lyc.create_lycoris(model, rank=2).apply_to()
+    assert "in no pass" not in network.report
+    model[0](torch.randn(2, 4))
+    assert "1 module in no pass so far, such as 1:" in network.report
+    model(torch.randn(2, 4))
+    assert "in no pass" not in network.report
+
+
+def test_weights_that_are_not_there_and_a_bias_that_is_computed() -> None:
+    x = torch.randn(2, 4)
+    for options in ({"algorithm": "full"}, {"algorithm": "oft", "rank": 2, "form": "bypass"}):
+        model = nn.Sequential(nn.Linear(4, 4))
+        lyc.create_lycoris(model, **options).apply_to()
+        model.to("meta")
+        with pytest.raises(lyc.LycorisError, match="not in memory"):
+            model(x)
+
+    class Double(nn.Module):
+        def forward(self, bias: Tensor) -> Tensor:
+            return 2 * bias
+
+    model = nn.Sequential(nn.Linear(4, 4))
+    nn.utils.parametrize.register_parametrization(model[0], "bias", Double())
+    network = lyc.create_lycoris(model, rank=2, bias=True)
+    assert "diff_b" not in dict(network.members["0"].named_parameters())
 
 
 @pytest.fixture(autouse=True)
