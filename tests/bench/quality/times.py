@@ -59,21 +59,22 @@ def read(file: Path = TIMES) -> Times:
 
 def measure(task: Task, method: Method, size: float, commit: str = "") -> Time:
     """Train a method and the reference in turn. Methods that act between steps have a whole training."""
-    length = task.steps["short"]
-    module = task.base()
+    length, lr = task.steps["short"], 10 ** (method.start / 4)
+    few = min(length, STEPS + FIRST)
+    module, reference = task.base(), lora(Setting(task, task.base(), REFERENCE, 0, length))
+    (before,) = seconds_in_turn(task, (reference,), lr, length, few)
     began = time.process_time()
     adapted = method.adapt(Setting(task, module, size, 0, length))
     start = time.process_time() - began
-    reference = lora(Setting(task, task.base(), REFERENCE, 0, length))
-    steps = length if adapted.acts_between_steps else min(length, STEPS + FIRST)
-    own, other = seconds_in_turn(task, (adapted, reference), 10 ** (method.start / 4), length, steps)
+    steps = length if adapted.acts_between_steps else few
+    own, other = seconds_in_turn(task, (adapted, reference), lr, length, steps)
     return Time(
         task=task.name,
         recipe=digest(task),
         method=method.name,
         size=size,
         step=own / other,
-        start=start / other,
+        start=2 * start / (before + other),
         reference_seconds=other,
         commit=commit,
         machine=processor(),
