@@ -153,15 +153,16 @@ def _multiplies(module: nn.Module, geometry: Geometry, weight: Tensor) -> bool:
     """
     if next(module.children(), None) is not None:
         return False
-    if weight.is_meta:
+    bias: Any = getattr(module, "bias", None)
+    if weight.is_meta or not (bias is None or is_plain(bias)):
         return True
-    held: Any = module
     drawn = torch.Generator().manual_seed(0)
     sizes = [d * (k - 1) + 2 + k for d, k in zip(geometry.dilation, geometry.kernel, strict=True)]
     x = torch.randn(1, geometry.inputs, *sizes, generator=drawn)
-    bias = 0 if held.bias is None else geometry.per_channel(held.bias.detach().float())
     values = (weight.T if geometry.transposed else weight).detach().float()
-    wanted = geometry.product(geometry.padded(x.to(values)), values) + bias
+    wanted = geometry.product(geometry.padded(x.to(values)), values)
+    if bias is not None:
+        wanted = wanted + geometry.per_channel(bias.detach().float())
     for dtype in (weight.dtype, torch.float32, torch.bfloat16):
         try:
             with torch.no_grad():
