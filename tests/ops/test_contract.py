@@ -130,15 +130,16 @@ STARTS = [
 def test_init_starts_without_effect_and_by_seed(name: str, weight: str) -> None:
     shape = WEIGHTS[weight]
     # For these the rank says how large a block is, and blocks have to divide the outputs or inputs.
-    rank = {"boft": 12, "oftv2": 3, "boft_peft": 3}.get(name, 2)
+    rank = {"boft": 12, "oft": 6, "oftv2": 3, "boft_peft": 3}.get(name, 2)
     one, same, other = (ALGORITHMS[name].init(shape, rank, 1.0, seed=seed) for seed in (7, 7, 8))
     torch.testing.assert_close(one.delta(base(weight)), torch.zeros(shape, dtype=torch.float64))
     assert one.dump().keys() == same.dump().keys()
     assert all(torch.equal(tensor, same.dump()[key]) for key, tensor in one.dump().items())
     # The others start from zeros or ones, whatever the seed.
-    if name in ("lora", "loha", "lokr", "glora"):
+    if name in ("lora", "lora_fa", "lora_fb", "loha", "lokr", "glora"):
         assert any(not torch.equal(tensor, other.dump()[key]) for key, tensor in one.dump().items())
-        assert ALGORITHMS[name].load(one.dump()).alpha == 1.0
+        read = type(one.filed())
+        assert read.load(one.dump()).alpha == 1.0
 
 
 def test_init_of_a_kind_that_cannot_start_there_is_an_error() -> None:
@@ -148,6 +149,8 @@ def test_init_of_a_kind_that_cannot_start_there_is_an_error() -> None:
         ALGORITHMS["boft"].init((35, 21), 2, 1.0, seed=0)
     with pytest.raises(lyc.LayerError, match="13"):
         ALGORITHMS["oftv2"].init((12, 13), 4, 1.0, seed=0)
+    with pytest.raises(lyc.LayerError, match="35"):
+        ALGORITHMS["oft"].init((35, 21), 4, 1.0, seed=0)
 
 
 APART = [(kind, weight) for kind, weight in CASES if load(kind, weight, alpha=None).row_axes() is not None]
