@@ -300,7 +300,8 @@ class Bypass:
             return None
         weight: Any = cast("Any", self.module).weight
         known = is_plain(weight) and weight.device == y.device and not weight.requires_grad
-        if not known:
+        # A tensor of the inference mode cannot be kept for a backward pass.
+        if not known or weight.is_inference():
             return None
         return weight.T if self.plan.geometry.transposed else weight
 

@@ -352,6 +352,19 @@ def test_what_is_not_kept_of_an_output_is_told_of_a_weight_that_changed(
     assert gone() is None
 
 
+def test_weights_of_the_inference_mode_learn_beside_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rescaled, "LITTLE", 0)
+    dora = Dora()
+    x = dora.x.detach()
+    (magnitude,) = (value for name, value in dora.network.named_parameters() if "dora" in name)
+    (wanted,) = torch.autograd.grad(dora.base(x), magnitude, dora.gradient)
+    with torch.inference_mode():
+        dora.base.weight = nn.Parameter(dora.base.weight.clone(), requires_grad=False)
+    assert dora.base.weight.is_inference()
+    (found,) = torch.autograd.grad(dora.base(x), magnitude, dora.gradient)
+    torch.testing.assert_close(found, wanted)
+
+
 def test_derivatives_of_a_scaled_output_of_any_order_and_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     module = nn.Linear(4, 3).double().requires_grad_(False)
     x, extra = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((9, 4), (3,)))
