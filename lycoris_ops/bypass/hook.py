@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import LycorisError
+from ..maths.recompute import transformed
 from ..maths.tensors import compute_dtype, is_plain
 from .forwards.forward import outliving
 from .geometry import geometry_of
@@ -294,7 +295,12 @@ class Bypass:
         )
 
     def _whole(self, y: Tensor) -> Tensor | None:
-        """The weight (O, I, *kernel) where y is its product, with the bias, and nothing else; else None."""
+        """The weight (O, I, *kernel) where y is its product, with the bias, and nothing else; else None.
+
+        None too for torch.compile and torch.func, which decide themselves what is kept.
+        """
+        if transformed():
+            return None
         # Other readers have weights that are not at hand as the module uses them.
         if type(self._reader) is not PlainReader or not (self._alone and self._is_alone()):
             return None

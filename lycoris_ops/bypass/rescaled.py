@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..maths.recompute import transformed
 from ..maths.tensors import compute_dtype
 from .geometry import Geometry
 
@@ -35,8 +34,7 @@ class Product:
 
     def is_leaner(self, y: Tensor, extra: Tensor) -> bool:
         """Whether a backward pass keeps less by doing without a part of the output y."""
-        # torch.compile does not know the bytes of an output of any size.
-        return not transformed() and extra.requires_grad and y.nbytes > self.bytes_kept
+        return extra.requires_grad and y.nbytes > self.bytes_kept
 
     def rows(self, values: Tensor) -> Tensor:
         """An input or output with what depends on nothing beside it along its first dimension."""
