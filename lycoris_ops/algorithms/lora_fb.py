@@ -60,23 +60,12 @@ class LoraFb(OneSided):
         found = sizes_of(cls.algorithm, Lora.offers(gradient), columns)
         return tuple(replace(offer, start={"lora_up": gradient.left}) for offer in found)
 
-    @classmethod
-    def started(
-        cls,
-        start: Mapping[str, Tensor],
-        shape: Shape,
-        rank: int | None,
-        scale: float,
-        *,
-        seed: int,
-        factor: int | None = None,
-    ) -> Self:
-        assert rank is not None
-        usual = cls.init(shape, rank, scale * rank, seed=seed)
-        if "lora_up" not in start:
-            return usual
-        rows = first(start["lora_up"], rank, (shape[0],), seed=seed)
-        return replace(usual, lora_up=rows.T.reshape(shape[0], rank, *(1 for _ in shape[2:])).contiguous())
+    def at(self, start: Mapping[str, Tensor], *, seed: int) -> Self:
+        if self.lora_up is None or "lora_up" not in start:
+            return self
+        outputs, rank = self.lora_up.shape[:2]
+        rows = first(start["lora_up"], rank, (outputs,), seed=seed)
+        return replace(self, lora_up=rows.T.reshape(self.lora_up.shape).contiguous())
 
     def growth(self, gradient: Tensor, most: int, *, seed: int = 0) -> Growth | None:
         """up by `rows_beyond` of the transposed gradient; down zero. None with a Tucker core."""

@@ -143,7 +143,7 @@ def geometry_of(module: nn.Module) -> Geometry | str:
         # nn.MultiheadAttention hands the weight to a function: a hook on the layer would never run.
         return "its weight is used without the layer being called"
     found: Any = module
-    by = _definer(module)
+    by = definer(module).__name__
     if isinstance(module, nn.Linear) or _looks_linear(module):
         if by not in LINEAR_FORWARDS:
             return f"of class {name}, which multiplies in its own way"
@@ -187,12 +187,12 @@ def _looks_linear(module: Any) -> bool:
     return all(isinstance(size, int) for size in sizes) and type(module).__name__ in LINEAR_FORWARDS
 
 
-def _definer(module: nn.Module) -> str:
-    """The name of the class whose `forward`, or `_conv_forward` of a convolution, the module runs."""
-    for kind in type(module).__mro__:
-        if "forward" in vars(kind) or "_conv_forward" in vars(kind):
-            return kind.__name__
-    return ""
+def definer(module: nn.Module) -> type:
+    """The class whose `forward`, or `_conv_forward` of a convolution, the module runs."""
+    # `nn.Module` has one too, which raises.
+    return next(
+        kind for kind in type(module).__mro__ if "forward" in vars(kind) or "_conv_forward" in vars(kind)
+    )
 
 
 def _tuple(value: Sequence[int], dimensions: int) -> Shape:

@@ -50,15 +50,14 @@ class PlainReader:
         return module.forward
 
     def weight(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> Tensor:
-        values = values_of(module, "weight").detach()
-        check_present(values, device)
-        return values.to(device, dtype)
+        return self._read(module, "weight", dtype, device)
 
     def bias(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> Tensor | None:
         bias = getattr(module, "bias", None)
-        if bias is None:
-            return None
-        values = values_of(module, "bias").detach()
+        return None if bias is None else self._read(module, "bias", dtype, device)
+
+    def _read(self, module: nn.Module, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+        values = values_of(module, name).detach()
         check_present(values, device)
         return values.to(device, dtype)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..bypass import Geometry, geometry_of
+from ..bypass.geometry import definer
 from ..errors import LycorisError
 from ..maths.shapes import Shape
 from ..maths.tensors import is_plain, norm
@@ -114,7 +115,8 @@ def sites_of(path: str, module: nn.Module) -> list[Site] | str:
     shape = tuple(weight.shape)
     if isinstance(found, Geometry):
         kind: Kind = "conv" if found.kernel else "linear"
-        known = _package(module) in KNOWN or not is_plain(weight) or _multiplies(module, found, weight)
+        by_package = definer(module).__module__.partition(".")[0] in KNOWN
+        known = by_package or not is_plain(weight) or _multiplies(module, found, weight)
         return [Site(path, module, kind, found.shape, found if known else None)]
     if is_plain(weight) and (own := _own_way(module, shape)):
         return [Site(path, module, own, shape)]
@@ -138,12 +140,6 @@ def _own_way(module: nn.Module, shape: Shape) -> Kind | None:
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return "conv" if shape[:2] == (found.out_channels, found.in_channels // found.groups) else None
     return None
-
-
-def _package(module: nn.Module) -> str:
-    """The package of the class whose pass a module runs."""
-    defining = (kind for kind in type(module).__mro__ if {"forward", "_conv_forward"} & vars(kind).keys())
-    return next(defining, type(module)).__module__.partition(".")[0]
 
 
 def _multiplies(module: nn.Module, geometry: Geometry, weight: Tensor) -> bool:
