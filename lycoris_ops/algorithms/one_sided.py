@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from .fitting import Delta, Fit
 from .lora import Lora
 from .offers import Offer
 
@@ -25,11 +24,6 @@ class OneSided(Lora):
     @classmethod
     def suffixes(cls) -> frozenset[str]:
         return Lora.suffixes()
-
-    @classmethod
-    def fit(cls, delta: Delta) -> tuple[Fit, ...]:
-        """None: whatever a change becomes may be trained so."""
-        return ()
 
     @classmethod
     def of(cls, layer: Lora) -> Self:

@@ -15,8 +15,10 @@ ANY, SAME = "auto", "same"
 FITTED: tuple[str, ...] = tuple(
     name
     for name, kind in ALGORITHMS.items()
-    # A norm is no choice: weights of one dimension get it in any case.
-    if kind.fit.__func__ is not Layer.fit.__func__ and name != "norm"  # type: ignore[attr-defined]
+    # A norm is no choice: weights of one dimension get it in any case. What no file holds is a way to train.
+    if kind.variants
+    and kind.fit.__func__ is not Layer.fit.__func__  # type: ignore[attr-defined]
+    and name != "norm"
 )
 """The kinds that a change can become."""
 COMPARED: tuple[str, ...] = ("lora", "lokr", "full")

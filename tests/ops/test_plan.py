@@ -155,6 +155,8 @@ def test_a_lora_with_a_frozen_side_costs_less_to_train_and_as_much_in_a_file(
     network.save_weights(tmp_path / "a.safetensors", dtype=torch.float32)
     adapter = lyc.load_adapter(tmp_path / "a.safetensors")
     assert {info.algorithm.algorithm for info in adapter.info.values()} == {"lora"}
+    with pytest.raises(lyc.LycorisError, match="cannot be made into this kind"):
+        lyc.resize_adapter(adapter, size=lyc.Rank(1), algorithm="lora_fa")
     again = model()
     found = lyc.create_lycoris(again, weights=adapter).apply_to()
     assert sum(value.numel() for value in found.parameters()) == plan.nbytes // 2
