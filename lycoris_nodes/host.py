@@ -45,6 +45,7 @@ __all__ = [
     "add_injection",
     "add_patches",
     "answer_get",
+    "answer_post",
     "compute_device",
     "decoded_picture",
     "encoded_picture",
@@ -83,6 +84,7 @@ __all__ = [
     "sampled",
     "shown_path",
     "shown_pictures",
+    "shown_text",
     "tell_page",
     "user_text",
     "weight_of",
@@ -114,7 +116,7 @@ def file_path(folder: str, name: str) -> str:
         raise LycorisError(
             "the file is not there any more" if name else "no file is chosen",
             file=name,
-            expected="a file in " + " or ".join(folder_paths.get_folder_paths(folder)),
+            expected=f"a file in a folder for {folder}",
             hint="Put it back, or press R to refresh the lists of files and choose another",
         )
     return path
@@ -213,18 +215,41 @@ def kept_folder() -> Path:
 
 
 def shown_path(path: str | Path) -> str:
-    """A path in the host's output or user folder, from there on: `output/loras/mine.safetensors`.
+    """A path in one of the host's folders, from there on: `output/loras/mine.safetensors`.
 
     The folders have the names that they have in the host's API, wherever they are. Any other path is shown in
     full.
     """
-    homes = {"output": folder_paths.get_output_directory(), "user": folder_paths.get_user_directory()}
-    for name, home in homes.items():
-        # As it is written first: links within a folder may lead out of it.
-        for place, root in ((path, home), (os.path.realpath(path), os.path.realpath(home))):
-            if Path(place).is_relative_to(root):
-                return (name / Path(place).relative_to(root)).as_posix()
-    return str(path)
+    shown = shown_text(str(path))
+    # As it is written first: links within a folder may lead out of it.
+    return Path(shown if shown != str(path) else shown_text(os.path.realpath(path))).as_posix()
+
+
+def shown_text(text: str) -> str:
+    """A text for users, with the names of the host's folders in place of where they are on this machine."""
+    names = _folder_names()
+    places = "|".join(re.escape(place) for place in sorted(names, key=len, reverse=True))
+    # As a whole path or as its beginning: /data is no part of my/data, nor of /database.
+    return re.sub(rf"(?<![^\s\"'`(\[:,;=])(?:{places})(?![\w-])", lambda found: names[found[0]], text)
+
+
+def _folder_names() -> dict[str, str]:
+    """The names of the host's folders, by where they are. Folders of models that are elsewhere have their kind's."""
+    named = {
+        folder_paths.base_path: "ComfyUI",
+        folder_paths.models_dir: "models",
+        folder_paths.get_temp_directory(): "temp",
+        folder_paths.get_input_directory(): "input",
+        folder_paths.get_user_directory(): "user",
+        folder_paths.get_output_directory(): "output",
+    }
+    for kind, (folders, *_) in folder_paths.folder_names_and_paths.items():
+        elsewhere = [one for one in folders if not any(Path(one).is_relative_to(home) for home in named)]
+        named |= dict.fromkeys(elsewhere, kind)
+    real = {os.path.realpath(place): name for place, name in named.items()}
+    found = {**real, **named}
+    # In what Python quotes, backslashes are twice.
+    return {**{place.replace("\\", "\\\\"): name for place, name in found.items()}, **found}
 
 
 def tell_page(event: str, hidden: Any, **data: Any) -> None:
@@ -663,11 +688,27 @@ def answer_get(path: str, answer: Callable[[Mapping[str, str]], Answer]) -> None
     """Answer GET requests of a path, given their query. `answer` runs in a thread and may read files."""
 
     async def handle(request: web.Request) -> web.Response:
-        status, kind, content = await asyncio.to_thread(answer, request.query)
-        headers = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
-        return web.Response(status=status, content_type=kind, body=content, headers=headers)
+        return _response(await asyncio.to_thread(answer, request.query))
 
-    routes = PromptServer.instance.routes
+    _add_route(PromptServer.instance.routes.get, path, handle)
+
+
+def answer_post(path: str, answer: Callable[[str], Answer]) -> None:
+    """Answer POST requests of a path, given the text that they send. `answer` runs in a thread."""
+
+    async def handle(request: web.Request) -> web.Response:
+        text = (await request.read()).decode("utf-8", "replace")
+        return _response(await asyncio.to_thread(answer, text))
+
+    _add_route(PromptServer.instance.routes.post, path, handle)
+
+
+def _response(answer: Answer) -> web.Response:
+    headers = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
+    return web.Response(status=answer.status, content_type=answer.kind, body=answer.content, headers=headers)
+
+
+def _add_route(add: Callable[[str], Callable[..., Any]], path: str, handle: Callable[..., Any]) -> None:
     # The pack may be loaded twice, and aiohttp refuses to start with a path that has two answers.
-    if not any(getattr(route, "path", None) == path for route in routes):
-        routes.get(path)(handle)
+    if not any(getattr(route, "path", None) == path for route in PromptServer.instance.routes):
+        add(path)(handle)

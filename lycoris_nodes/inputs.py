@@ -16,7 +16,7 @@ from numbers import Integral, Real
 from typing import Any, cast
 
 from ..lycoris_ops import LycorisError
-from .host import io
+from .host import io, shown_text
 from .lora_stack import from_lora_stack, is_lora_stack
 
 
@@ -118,7 +118,13 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
             if options and name not in judged and value not in options:
                 problem = f"the input `{name}` is none of its choices"
                 raise LycorisError(problem, got=_shown(value), expected=", ".join(options))
-        return execute(*bound.args, **bound.kwargs)
+        try:
+            return execute(*bound.args, **bound.kwargs)
+        except LycorisError as error:
+            for part, text in list(vars(error).items()):
+                if isinstance(text, str):
+                    setattr(error, part, shown_text(text))
+            raise
 
     return run
 

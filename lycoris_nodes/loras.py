@@ -40,6 +40,14 @@ def lora_name(name: str) -> str:
     return found
 
 
+def is_lora(name: str) -> bool:
+    """Whether a name means a file, or several."""
+    try:
+        return _meant(name) is not None
+    except LycorisError:
+        return True
+
+
 def relative_name(path: str) -> str | None:
     """The name of a file that is given by its full path; None where it is in no loras folder."""
     for folder in folders_of(FOLDER):

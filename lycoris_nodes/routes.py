@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from ..lycoris_ops import LycorisError, about, peek_adapter
 from .curves import drawn
-from .host import Answer, answer_get
+from .host import Answer, answer_get, answer_post, shown_text
 from .loras import lora_name, lora_names, lora_path
+from .rows import parse_rows, row_table
 from .thumbnails import thumbnail
 
 ROOT = "/lycoris/adapters"
+ROWS = "/lycoris/rows"
 CURVE = "/lycoris/curve"
 
 
@@ -21,17 +23,36 @@ def add_routes() -> None:
     answer_get(ROOT, lambda query: _json(lora_names()))
     answer_get(f"{ROOT}/about", _about)
     answer_get(f"{ROOT}/preview", _preview)
+    # A text may be longer than an address.
+    answer_post(ROWS, _rows)
     answer_get(CURVE, lambda query: _json(drawn(query.get("text", ""))))
 
 
-# Neither answers with an error of HTTP, which a browser would log: files without a picture are common, and
+# None of them answers with an error of HTTP, which a browser would log: files without a picture are common, and
 # the front end shows a file that is missing on its row.
 def _about(query: Mapping[str, str]) -> Answer:
     try:
         name = lora_name(query.get("file", ""))
         return _json({"file": name, **asdict(about(peek_adapter(lora_path(name))))})
     except LycorisError as error:
-        return _json({"error": str(error)})
+        return _error(error)
+
+
+def _rows(text: str) -> Answer:
+    """The rows of a text of any form that is known, with the names that the files have here."""
+    try:
+        rows = [replace(row, file=_name_here(row.file)) for row in parse_rows(text)]
+    except LycorisError as error:
+        return _error(error)
+    return _json({"rows": [row_table(row) for row in rows]})
+
+
+def _name_here(name: str) -> str:
+    try:
+        return lora_name(name)
+    except LycorisError:
+        # The list shows on its row that it is missing.
+        return name
 
 
 def _preview(query: Mapping[str, str]) -> Answer:
@@ -39,6 +60,10 @@ def _preview(query: Mapping[str, str]) -> Answer:
         return Answer(200, "image/jpeg", thumbnail(lora_path(lora_name(query.get("file", "")))))
     except LycorisError:
         return Answer(204, "image/jpeg", b"")
+
+
+def _error(error: LycorisError) -> Answer:
+    return _json({"error": shown_text(str(error))})
 
 
 def _json(value: Any) -> Answer:

@@ -6,7 +6,8 @@ A JSON table with the version of the form and a list of rows, in their order:
       {"on": true, "file": "style/ink.safetensors", "strength_model": 0.8, "rules": "mid = 0.5"}
     ]}
 
-Only `file` must be there. `strength_clip` is `strength_model` where it is absent.
+Only the rows must be there, and of each row its `file`. `strength_clip` is `strength_model` where it is absent. A
+strength may be a text, as it was typed. In place of all this, the forms of `foreign.py` are read.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..lycoris_ops import LycorisError, parse_json
+from .foreign import rows_of, tags_in, tuples_in
+from .typed import read_number
 from .wires import LARGEST, STRENGTHS
 
 VERSION = 1
@@ -37,6 +40,7 @@ class Row:
 
 EMPTY = json.dumps({"version": VERSION, "rows": []})
 FIELDS = [field.name for field in fields(Row)]
+STRENGTH_FIELDS = ("strength_model", "strength_clip")
 
 
 def _strength(value: object) -> bool:
@@ -57,18 +61,34 @@ KINDS = {
 def parse_rows(text: str) -> tuple[Row, ...]:
     """The rows that a text states; none for an empty text.
 
-    Raises LycorisError, with the number of the row and the field, for a text that is not of this form or that
-    a later version has written.
+    Raises LycorisError, with the number of the row and the field, for a text of no form that is known or that a
+    later version has written.
     """
-    if not text.strip():
-        return ()
+    tables = _tables(text) if text.strip() else []
+    return tuple(_row(number, table) for number, table in enumerate(tables, start=1))
+
+
+def _tables(text: str) -> list[Any]:
+    """The rows of a text as they stand there."""
     try:
         table = parse_json(text, unique=True)
     except ValueError as error:
-        raise _wrong("are no JSON", got=str(error)) from None
-    if not isinstance(table, dict) or not isinstance(table.get("rows"), list):
-        raise _wrong("have another form", expected=EMPTY)
-    version = table.get("version")
+        found = tags_in(text) or tuples_in(text)
+        problem, got = "are no JSON and no tags such as <lora:name:0.8>", str(error)
+    else:
+        if isinstance(table, dict) and isinstance(table.get("rows"), list):
+            return _own(table)
+        found = rows_of(table) or tags_in(table if isinstance(table, str) else text)
+        problem, got = "have another form", None
+    if not found:
+        hint = "An empty text is no rows"
+        raise LycorisError(f"the rows {problem}", got=got, expected=EMPTY, hint=hint)
+    return found
+
+
+def _own(table: dict[str, Any]) -> list[Any]:
+    """The rows of a table in our own form."""
+    version = table.get("version", VERSION)
     # By type, since true is equal to 1.
     if type(version) is not int or version != VERSION:
         later = type(version) is int and version > VERSION
@@ -80,23 +100,29 @@ def parse_rows(text: str) -> tuple[Row, ...]:
             hint="Update the LyCORIS nodes, or make the rows again" if later else None,
         )
     _check_names(table, ["version", "rows"], "the rows")
-    return tuple(_row(number, row) for number, row in enumerate(table["rows"], start=1))
+    return table["rows"]
 
 
-def _row(number: int, row: Any) -> Row:
+def _row(number: int, table: Any) -> Row:
     where = f"row {number}"
-    if not isinstance(row, dict):
-        raise LycorisError("a row is no table", key=where, got=type(row).__name__, expected='{"file": "..."}')
-    _check_names(row, FIELDS, where)
-    if "file" not in row:
+    if not isinstance(table, dict):
+        raise LycorisError("a row is no table", key=where, got=type(table).__name__, expected='{"file": "..."}')
+    _check_names(table, FIELDS, where)
+    if "file" not in table:
         raise LycorisError("a row names no file", key=where, expected="the field `file`")
-    for name, value in row.items():
+    values = {name: _typed(name, value) for name, value in table.items()}
+    for name, value in values.items():
         fits, expected = KINDS[name]
         if not fits(value):
-            raise LycorisError(
-                f"the field `{name}` cannot be used", key=where, got=json.dumps(value), expected=expected
-            )
-    return Row(**row)
+            got = json.dumps(table[name], ensure_ascii=False)
+            raise LycorisError(f"the field `{name}` cannot be used", key=where, got=got, expected=expected)
+    return Row(**values)
+
+
+def _typed(name: str, value: Any) -> Any:
+    """The value of a field, read as a number where a strength is a text that states one."""
+    number = read_number(value) if name in STRENGTH_FIELDS and isinstance(value, str) else None
+    return value if number is None else number
 
 
 def _check_names(table: Mapping[str, Any], known: list[str], where: str) -> None:
@@ -105,8 +131,12 @@ def _check_names(table: Mapping[str, Any], known: list[str], where: str) -> None
         raise LycorisError(f"the field `{unknown[0]}` is not known", key=where, expected=", ".join(known))
 
 
-def _wrong(problem: str, **parts: str) -> LycorisError:
-    return LycorisError(f"the rows {problem}", hint="An empty text is no rows", **parts)
+def row_table(row: Row) -> dict[str, Any]:
+    """A row as it is written, without what need not be there."""
+    table = {"on": row.on, "file": row.file, "strength_model": row.strength_model}
+    if row.strength_clip not in (None, row.strength_model):
+        table["strength_clip"] = row.strength_clip
+    return {**table, "rules": row.rules} if row.rules.strip() else table
 
 
 def live(rows: Iterable[Row]) -> list[tuple[str, Row]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..lycoris_ops import FITTED, PRESETS, WRITABLE, LycorisError
-from .host import io
+from .host import io, shown_text
 from .inputs import check
 
 CATEGORY = "lycoris"
@@ -83,7 +83,7 @@ def valid(*checks: Callable[[], object]) -> bool | str:
         for each in checks:
             each()
     except LycorisError as error:
-        return str(error)
+        return shown_text(str(error))
     return True
 
 
@@ -99,7 +99,8 @@ def with_report(
     The front end gets what is `shown` and, as `text`, the report or the `brief` one, which its box shows.
     Where there is a brief one, the whole is folded below it. `state` is that of `lyc.verdict`, or `all`.
     """
-    text = report if brief is None else brief
+    report = shown_text(report)
+    text = report if brief is None else shown_text(brief)
     whole = (report,) if text != report else ()
     return io.NodeOutput(
         *results,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...lycoris_ops import LycorisError, Stack, adapter_tensors, paragraph
-from ..host import ExecutionBlocker, io, patcher_of, weight_shapes
+from ..host import ExecutionBlocker, io, patcher_of, shown_text, weight_shapes
 from ..inputs import checked
 from ..lora_stack import to_lora_stack
 from ..single import only_adapter
@@ -83,5 +83,6 @@ def _held(make: Callable[[], Any], name: str, unit: str) -> tuple[Any, str]:
     try:
         made = make()
     except LycorisError as error:
-        return ExecutionBlocker(f"{name}: {error}"), f"{name}: cannot be made: {error}"
+        reason = shown_text(str(error))
+        return ExecutionBlocker(f"{name}: {reason}"), f"{name}: cannot be made: {reason}"
     return made, f"{name}: {len(made)} {unit}{'' if len(made) == 1 else 's'}"

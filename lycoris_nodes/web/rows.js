@@ -71,12 +71,18 @@ function addList(node) {
   fold(node)
   lists.add(list)
 
+  const grow = () => resize(node, Math.max(node.size[1], node.computeSize()[1]))
+  const draw = () => {
+    const later = list.draw()
+    grow()
+    later?.then(grow)
+  }
+
   // Called for each new value: of a loaded workflow, of an undone step, of the text itself.
   const callback = text.callback
   text.callback = function (...values) {
     const result = callback?.apply(this, values)
-    list.draw()
-    resize(node, Math.max(node.size[1], node.computeSize()[1]))
+    draw()
     return result
   }
   const onConnectionsChange = node.onConnectionsChange

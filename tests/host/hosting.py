@@ -55,7 +55,11 @@ class Host:
     @cached_property
     def ops(self) -> types.ModuleType:
         """`lycoris_ops` as the nodes see it."""
-        return importlib.import_module(f"{self.pack.__name__}.lycoris_ops")
+        return self.module("lycoris_ops")
+
+    def module(self, name: str) -> types.ModuleType:
+        """A module of the pack as the host has loaded it."""
+        return importlib.import_module(f"{self.pack.__name__}.{name}")
 
     def checkpoint(self, name: str = "base.safetensors") -> Patched:
         model, clip, *_ = self.nodes.CheckpointLoaderSimple().load_checkpoint(name)

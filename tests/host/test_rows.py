@@ -14,11 +14,14 @@ from typing import Any
 import pytest
 import torch
 from hosting import Host, Patched
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.harness.assets import assets
 from tests.harness.opens import opened
+from tests.harness.typed import TYPED
 
 pytestmark = pytest.mark.host
 LORA, LOKR = "lora.safetensors", "lokr.safetensors"
@@ -30,6 +33,29 @@ def text(*rows: dict[str, Any]) -> str:
 
 def valid(host: Host, rows: Any) -> bool | str:
     return host.nodes.NODE_CLASS_MAPPINGS["LycorisAdapterRows"].validate_inputs(rows)
+
+
+def ask(path: str, body: str | None = None, **query: str) -> tuple[int, str, bytes]:
+    """The status, the type and the content that a route of ours answers, a GET or with a body a POST."""
+    from server import PromptServer
+
+    async def answer() -> tuple[int, str, bytes]:
+        app = web.Application()
+        # The host adds them to its own when it starts to listen.
+        app.add_routes([one for one in PromptServer.instance.routes if "/lycoris/" in getattr(one, "path", "")])
+        async with TestClient(TestServer(app)) as client:
+            method = "GET" if body is None else "POST"
+            found = await client.request(method, path, params=query, data=body)
+            return found.status, found.content_type, await found.read()
+
+    return asyncio.new_event_loop().run_until_complete(answer())
+
+
+def rows_of(body: str) -> dict[str, Any]:
+    """What the page is told of the rows of a text."""
+    status, kind, content = ask("/lycoris/rows", body)
+    assert (status, kind) == (200, "application/json")
+    return json.loads(content)
 
 
 def told(**metadata: Any) -> Callable[[Path], None]:
@@ -65,6 +91,10 @@ def test_rows_are_a_chain_of_loaders(host: Host, lora_file: Callable[[str, Any],
     assert opened(off) == read and words == ""
     for nothing in ("", " \n", text()):
         assert host.run("LycorisAdapterRows", nothing)[0].entries == () and valid(host, nothing) is True
+    # A table needs no more than the rows, as the help says, and a row no more than its file.
+    for short in ({"rows": [{"file": LORA}]}, [{"file": LORA}]):
+        assert valid(host, json.dumps(short)) is True
+        assert [entry.name for entry in host.run("LycorisAdapterRows", json.dumps(short))[0]] == [LORA]
     many = text(*[{"file": LORA, "strength_model": number / 100} for number in range(500)])
     assert valid(host, many) is True and len(host.run("LycorisAdapterRows", many)[0]) == 500
 
@@ -88,7 +118,22 @@ def test_rows_are_a_chain_of_loaders(host: Host, lora_file: Callable[[str, Any],
             "row 2: the field `file` cannot be used (found 5; expected a text)",
         ),
         (text({"file": LORA, "on": 1}), "row 1: the field `on` cannot be used"),
-        (text({"file": LORA, "strength_model": "1"}), "row 1: the field `strength_model` cannot be used"),
+        (
+            text({"file": LORA}, {"file": LORA, "strength_model": "1/3"}),
+            'row 2: the field `strength_model` cannot be used (found "1/3"; expected a number, -100 to 100)',
+        ),
+        (text({"file": LORA, "strength_clip": "1000"}), 'strength_clip` cannot be used (found "1000"; expected'),
+        (f"<lora:{LOKR}:1> <lora:{LORA}:abc>", 'row 2: the field `strength_model` cannot be used (found "abc"'),
+        (f"<lora:{LORA}:1:>", 'row 1: the field `strength_clip` cannot be used (found ""'),
+        (f"<lora:{LORA}:0.5@0,1@1>", "row 1: the field `strength_model` cannot be used"),
+        (f"<lora:{LORA}:101>", "row 1: the field `strength_model` cannot be used"),
+        (f"<lyco:{LORA}:1:1:8>", "row 1: a row cannot hold `dyn` of this tag (found <lyco:"),
+        (f"<lora:{LORA}:1:step=5>", "row 1: a row cannot hold `step` of this tag"),
+        (f"<lora:{LORA}:1:1:1>", "row 1: a row cannot hold `1` of this tag"),
+        (f"<lora:{LORA}:1:lbw=INS;A=1>", "row 1: a row cannot hold `A=1` of this tag"),
+        (f"<lora:{LORA}:1", "row 1: this tag has no end"),
+        (f"[('{LORA}', 1.0, np.float64(0.5))]", 'row 1: the field `strength_clip` cannot be used (found " np.fl'),
+        ("a cat", "the rows are no JSON and no tags"),
         (text({"file": LORA, "strength_model": float("nan")}), "(found NaN; expected a number, -100 to 100)"),
         (text({"file": LORA, "strength_clip": 10**400}), "row 1: the field `strength_clip` cannot be used"),
         (
@@ -103,13 +148,64 @@ def test_rows_are_a_chain_of_loaders(host: Host, lora_file: Callable[[str, Any],
         (text({"file": "adapter_model"}), "row 1: several files have this name"),
         (5, "the input `rows` cannot be used"),
     ],
-    ids=range(24),
+    ids=range(36),
 )
 def test_rows_that_are_none_are_refused_when_they_are_queued(host: Host, rows: Any, words: str) -> None:
     assert words in str(valid(host, rows))
     with pytest.raises(host.ops.LycorisError) as caught:
         host.run("LycorisAdapterRows", rows)
     assert words in str(caught.value)
+
+
+def test_strengths_are_read_as_people_type_them(host: Host) -> None:
+    read = {typed: host.module("lycoris_nodes.typed").read_number(typed) for typed in TYPED}
+    assert read == TYPED
+    (entry,) = host.run("LycorisAdapterRows", text({"file": LORA, "strength_model": "0,5"}))[0]
+    assert entry.strength == 0.5
+
+
+def test_tags_and_rows_of_other_packs_are_rows(host: Host, lora_file: Callable[[str, Any], str]) -> None:
+    """As the value of the input, and as the page asks for them: no number is taken for another."""
+    colons = lora_file("a:b.safetensors", told())
+    tags = {
+        "<lora:lora>": (LORA, 1, 1),
+        "<lora:lora:0,8>": (LORA, 0.8, 0.8),
+        "<lora:lora:+0.5>": (LORA, 0.5, 0.5),
+        "< LoRA : lora : .5 : \u22120.7 >": (LORA, 0.5, -0.7),
+        "<lora:lora:0.5:te=0.3>": (LORA, 0.5, 0.3),
+        "<lora:lora:unet=0.7>": (LORA, 0.7, 1),
+        "<lora:lora:te=0.5>": (LORA, 0.5, 0.5),
+        "<lyco:lora:te=0.5:unet=0.7>": (LORA, 0.7, 0.5),
+        "<lyco:lora:0.5:0.7>": (LORA, 0.7, 0.5),
+        "<lyco:lora:0.5>": (LORA, 0.5, 0.5),
+        "<lora:C:\\dir\\x:0.5>": ("C:\\dir\\x", 0.5, 0.5),
+        "<lora:C:/x>": ("C:/x", 1, 1),
+        "<lora:a:b:0.5>": (colons, 0.5, 0.5),
+        "<lora:a:b>": (colons, 1, 1),
+        "<lora:None:1>": None,
+    }
+    prompt = "a cat " + ", ".join(tags)
+    rows = rows_of(prompt)["rows"]
+    found = [(row["file"], row["strength_model"], row.get("strength_clip", row["strength_model"])) for row in rows]
+    assert found == [row for row in tags.values() if row]
+    run = " ".join(tag for tag, row in tags.items() if row and row[0] == LORA)
+    assert valid(host, run) is True and valid(host, json.dumps(run)) is True
+    stack = host.run("LycorisAdapterRows", run)[0]
+    assert [(entry.strength, entry.strength_of("te")) for entry in stack] == [row[1:] for row in found[:-4]]
+    (blocks,) = rows_of("<lyco:loha:1:0.2:lbw=INS>")["rows"]
+    assert blocks["rules"] == "INS" and blocks["file"] == "loha.safetensors"
+
+    rgthree = {"on": False, "lora": "lora", "strength": 0.4, "strengthTwo": None}
+    manager = {"name": "gone", "strength": "0.80", "clipStrength": 0.5, "active": True}
+    theirs = [{}, rgthree, "", {"lora": "None"}, {"deep": [manager]}, ["lokr", 0.5, 1], [None, 1, 1]]
+    assert rows_of(json.dumps({"widgets_values": theirs}))["rows"] == [
+        {"on": False, "file": LORA, "strength_model": 0.4},
+        {"on": True, "file": "gone", "strength_model": 0.8, "strength_clip": 0.5},
+        {"on": True, "file": LOKR, "strength_model": 0.5, "strength_clip": 1},
+    ]
+    written = "[('it\\'s\\\\x', 0.5, 1.0), (None, 1, 1)]"
+    assert rows_of(written)["rows"][0]["file"] == "it's\\x"
+    assert "is no number" not in str(rows_of(json.dumps(["a", "b", "c"])))
 
 
 def test_rules_of_a_row_know_the_presets_of_the_users_file(host: Host, plain: Patched) -> None:
@@ -219,34 +315,69 @@ def test_a_lora_model_goes_both_ways(
     save_file(held, host.base / "output" / "held.safetensors")
 
 
+def test_no_error_and_no_report_says_where_the_hosts_folders_are(
+    host: Host, lora_file: Callable[[str, Any], str], tmp_path: Path
+) -> None:
+    """Of a file in a folder elsewhere, the kind of the folder is said."""
+    import folder_paths
+
+    broken = lora_file("broken.safetensors", b"no adapter")
+    elsewhere = tmp_path / "my loras"
+    elsewhere.mkdir()
+    (elsewhere / "far.safetensors").write_bytes(b"no adapter")
+    folder_paths.add_model_folder_path("loras", str(elsewhere))
+    said = [str(valid(host, text({"file": "gone"})))]
+    try:
+        for node, inputs in (
+            ("LycorisAdapterRows", [text({"file": broken})]),
+            ("LycorisAdapterRows", [text({"file": "far.safetensors"})]),
+            ("LycorisAdapterRows", [text({"file": "gone"})]),
+            ("LycorisLoadAdapter", [broken, 1.0, 1.0]),
+            ("LycorisSaveAdapter", [host.stack((LORA, 1.0, 1.0)), "../../leaves"]),
+        ):
+            with pytest.raises(host.ops.LycorisError) as caught:
+                host.run(node, *inputs)
+            said.append(str(caught.value))
+    finally:
+        folder_paths.folder_names_and_paths["loras"][0].remove(str(elsewhere))
+    told()(host.base / "output" / "in no list.safetensors")
+    adapter = host.ops.load_adapter(host.base / "output" / "in no list.safetensors")
+    held = host.ops.Stack([host.ops.Entry(adapter)])
+    said += [host.run("LycorisToLoraStack", held)[0].message, host.run("LycorisToLoraStack", held)[2]]
+    assert [words for words in said if str(host.base) in words or str(tmp_path) in words] == []
+    assert said[1].startswith("models/loras/broken.safetensors: ") and said[2].startswith("loras/far.safetensors: ")
+    assert "output/in no list.safetensors" in said[-1]
+
+
 def test_routes_answer_only_for_adapter_files(host: Host, lora_file: Callable[[str, Any], str]) -> None:
-    """Lists, headers and previews, by GET alone; a preview that is no picture is none."""
-    from aiohttp.test_utils import make_mocked_request
-    from server import PromptServer
+    """Lists, headers and previews, by GET alone; a preview that is no picture is none. No answer says where the
+    host's folders are."""
+    assert ask("/lycoris/adapters", "")[0] == 405
 
-    found = [
-        route for route in PromptServer.instance.routes if "/lycoris/adapters" in getattr(route, "path", "")
-    ]
-    assert {route.method for route in found} == {"GET"} and len(found) == 3
+    def about(file: str) -> dict[str, Any]:
+        content = ask("/lycoris/adapters/about", file=file)[2].decode()
+        assert str(host.base) not in content.replace("\\\\", "\\"), content
+        return json.loads(content)
 
-    def ask(path: str, file: str = "") -> tuple[int, str, bytes]:
-        (route,) = [route for route in found if route.path == f"/lycoris/adapters{path}"]
-        request = make_mocked_request("GET", "/")
-        request = request.clone(rel_url=request.rel_url.with_query(file=file))
-        answer = asyncio.new_event_loop().run_until_complete(route.handler(request))
-        return answer.status, answer.content_type, answer.body
+    def preview(file: str) -> tuple[int, str, bytes]:
+        return ask("/lycoris/adapters/preview", file=file)
 
     told_of = {"modelspec.trigger_phrase": "<b>ink</b>", "ss_tag_frequency": "{", "modelspec.title": "t"}
     file = lora_file("told.safetensors", told(**told_of))
-    assert file in json.loads(ask("")[2])
-    about = json.loads(ask("/about", "told")[2])
-    assert about["file"] == file and about["triggers"] == ["<b>ink</b>"] and about["kind"] == "lora"
-    assert about["rank"] == "4" and "ss_tag_frequency cannot be read" in about["problems"][0]
+    names = ask("/lycoris/adapters")[2]
+    assert file in json.loads(names) and str(host.base).encode() not in names
+    found = about("told")
+    assert found["file"] == file and found["triggers"] == ["<b>ink</b>"] and found["kind"] == "lora"
+    assert found["rank"] == "4" and "ss_tag_frequency cannot be read" in found["problems"][0]
+    broken = lora_file("broken.safetensors", b"no adapter")
+    assert about(broken)["error"].startswith("models/loras/broken.safetensors: ")
+    assert str(host.base) not in str(rows_of(f"<lora:{broken}:x>"))
     secret = host.base / "secret.safetensors"
     told()(secret)
     for outside in ("../../../secret.safetensors", str(secret), "/etc/passwd", "", "\0", "gone", "x" * 5000):
-        assert set(json.loads(ask("/about", outside)[2])) == {"error"}, outside
-        assert ask("/preview", outside)[::2] == (204, b"")
+        told_back = ask("/lycoris/adapters/about", file=outside)[2].decode()
+        assert set(json.loads(told_back)) == {"error"} and str(host.base) not in told_back, outside
+        assert preview(outside)[::2] == (204, b"")
     secret.unlink()
 
     def picture(answer: tuple[int, str, bytes]) -> tuple[int, int]:
@@ -256,16 +387,16 @@ def test_routes_answer_only_for_adapter_files(host: Host, lora_file: Callable[[s
 
     beside = host.base / "models" / "loras" / "told.preview.png"
     lora_file(beside.name, b"<svg onload='alert(1)'>")
-    assert ask("/preview", file)[0] == 204
+    assert preview(file)[0] == 204
     Image.new("RGBA", (2000, 1000)).save(beside)
-    assert picture(ask("/preview", file)) == (512, 256)
+    assert picture(preview(file)) == (512, 256)
     beside.unlink()
     elsewhere = host.base / "elsewhere.png"
     Image.new("RGB", (8, 8)).save(elsewhere)
     beside.symlink_to(elsewhere)
-    assert ask("/preview", file)[0] == 204
+    assert preview(file)[0] == 204
     within = io.BytesIO()
     Image.new("RGB", (30, 20)).save(within, "PNG")
     data = f"data:image/png;base64,{base64.b64encode(within.getvalue()).decode()}"
     lora_file("inner.safetensors", told(**{"modelspec.thumbnail": data}))
-    assert picture(ask("/preview", "inner")) == (30, 20)
+    assert picture(preview("inner")) == (30, 20)

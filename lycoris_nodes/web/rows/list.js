@@ -3,7 +3,6 @@
 import { shareWheel } from "../wheel.js"
 import { badges, make, nameParts } from "./elements.js"
 import { aboutFile, badgesOf, splitName } from "./files.js"
-import { rowsFromAnywhere } from "./foreign.js"
 import { openInfo } from "./info.js"
 import { openMenu } from "./menu.js"
 import { openPicker } from "./picker.js"
@@ -11,6 +10,7 @@ import { below, closePopup } from "./popup.js"
 import { hidePreview, previewOnHover } from "./preview.js"
 import * as state from "./state.js"
 import { askText } from "./textbox.js"
+import { readNumber } from "./typed.js"
 
 const ROW = 30
 const HEAD = 26
@@ -28,24 +28,50 @@ function shownNumber(value) {
   return Math.abs(Number(rounded) - value) < 1e-9 ? rounded : String(value)
 }
 
-function numberField(label, { min, max, step }, changed) {
-  const field = make("input", { type: "number", min, max, step, class: "lycoris-number", title: label })
-  field.setAttribute("aria-label", label)
+/**
+ * A field for a strength. What cannot be read as one stays as it was typed, in red, and `changed` gets it as a text.
+ */
+function strengthField(label, { min, max, step }, changed) {
+  const field = make("input", { type: "text", inputMode: "decimal", class: "lycoris-number", "aria-label": label })
   let value = 0
-  const show = (number) => {
-    value = number
-    field.value = shownNumber(number)
+  const read = (text) => {
+    const number = readNumber(text)
+    return number >= min && number <= max ? number : NaN
+  }
+  const show = (given) => {
+    value = given
+    field.value = typeof given === "number" ? shownNumber(given) : given
+    const wrong = Number.isNaN(read(String(given)))
+    field.classList.toggle("lycoris-wrong", wrong)
+    field.title = wrong ? `${label}: a number from ${min} to ${max} is expected` : label
+  }
+  const set = (given) => {
+    show(given)
+    changed(given)
+  }
+  const move = (way) => {
+    const number = read(field.value)
+    if (!Number.isNaN(number)) set(Math.min(max, Math.max(min, Number((number + way * step).toFixed(2)))))
   }
   field.addEventListener("change", () => {
-    const number = field.value.trim() === "" ? NaN : Number(field.value)
-    show(Number.isFinite(number) ? Math.min(max, Math.max(min, number)) : value)
-    if (Number.isFinite(number)) changed(value)
+    const typed = field.value.trim()
+    const number = read(typed)
+    if (typed) set(Number.isNaN(number) ? typed : number)
+    else show(value)
   })
   field.addEventListener("keydown", (event) => {
+    const way = { ArrowUp: 1, ArrowDown: -1 }[event.key]
+    if (way) {
+      event.preventDefault()
+      move(way)
+    }
     if (event.key === "Enter") field.blur()
     event.stopPropagation()
   })
-  return { field, show }
+  const arrow = (sign, words, way) =>
+    make("button", { type: "button", tabIndex: -1, textContent: sign, title: words, onclick: () => move(way) })
+  const arrows = make("span", { class: "lycoris-arrows" }, arrow("▴", `${step} more`, 1), arrow("▾", `${step} less`, -1))
+  return { element: make("span", { class: "lycoris-strength" }, field, arrows), show }
 }
 
 /** The line of one row. `list` is told what the user does with it. */
@@ -60,9 +86,9 @@ function createLine(list) {
   const marks = make("span", { class: "lycoris-marks" })
   const rules = make("button", { type: "button", class: "lycoris-icon", textContent: "≡" })
   const info = make("button", { type: "button", class: "lycoris-icon lycoris-about", textContent: "i", title: "About the file" })
-  const model = numberField("strength of the model", list.strengths, (value) => change({ strength_model: value }))
-  const clip = numberField("strength of the text encoder", list.strengths, (value) => change({ strength_clip: value }))
-  const fields = [model.field, clip.field]
+  const model = strengthField("strength of the model", list.strengths, (value) => change({ strength_model: value }))
+  const clip = strengthField("strength of the text encoder", list.strengths, (value) => change({ strength_clip: value }))
+  const fields = [model.element, clip.element]
   const element = make("div", { class: "lycoris-row" }, handle, power, name, marks, rules, ...fields, info)
 
   power.onchange = () => change({ on: power.checked })
@@ -94,7 +120,7 @@ function createLine(list) {
     element.classList.toggle("lycoris-off", !power.checked)
     model.show(state.modelStrength(row))
     clip.show(state.clipStrength(row))
-    clip.field.hidden = !separate
+    clip.element.hidden = !separate
     rules.hidden = !row.rules?.trim()
     rules.title = row.rules ?? ""
     if (shownFile !== row.file) {
@@ -190,7 +216,7 @@ export function createList({ read, write, isLinked, resized, strengths }) {
   function paste(point) {
     const done = async (text) => {
       try {
-        const found = await rowsFromAnywhere(text)
+        const found = await state.readRows(text)
         if (!found.length) return "There are no rows in this text"
         set([...rows, ...found])
         return ""
@@ -250,21 +276,34 @@ export function createList({ read, write, isLinked, resized, strengths }) {
     lines.length = 0
   }
 
+  /** Show the rows of the text; a promise where the server has to read it. */
   function draw() {
+    const text = read()
+    const own = state.parseRows(text)
+    if (own) return show(own)
+    const unlessChanged = (act) => (result) => text === read() && act(result)
+    refuse("…")
+    const words = "The text of this node cannot be shown as rows"
+    const fail = ({ message }) => refuse(`${words}: ${message}. Show Advanced shows it.`)
+    return state.readRows(text).then(unlessChanged(show), unlessChanged(fail))
+  }
+
+  /** Show words in place of rows. */
+  function refuse(words) {
+    rows = []
+    element.classList.toggle("lycoris-linked", isLinked())
+    head.hidden = true
+    add.disabled = true
+    say(words)
+    setHeight(1)
+  }
+
+  function show(found) {
+    rows = found
     const linked = isLinked()
     element.classList.toggle("lycoris-linked", linked)
     head.hidden = false
     add.disabled = linked
-    try {
-      rows = state.parseRows(read())
-    } catch (error) {
-      rows = []
-      head.hidden = true
-      add.disabled = true
-      say(`The text of this node cannot be shown as rows: ${error.message}. Show Advanced shows it.`)
-      setHeight(1)
-      return
-    }
     const separate = state.hasClip(rows)
     const live = rows.filter(state.isOn).length
     all.checked = live > 0 && live === rows.length

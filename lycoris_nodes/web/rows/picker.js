@@ -1,4 +1,4 @@
-// Chooses a file: typed words match anywhere in its path, and the file under the pointer shows its picture.
+// Chooses a file: typed words match anywhere in its path, and the marked file shows its picture.
 
 import { badges, make, nameParts } from "./elements.js"
 import { aboutFile, badgesOf, listFiles, previewOf, splitName } from "./files.js"
@@ -61,7 +61,10 @@ export async function openPicker({ current, many = false, pick }, point) {
     const item = make("button", { type: "button", class: "lycoris-item", data: { file }, title: file })
     item.append(make("span", { class: "lycoris-name" }, ...nameParts(splitName(file))))
     item.classList.toggle("lycoris-current", file === current)
-    item.onpointerenter = () => activate(item)
+    // A list that changes under a mouse at rest leaves the mark where it is.
+    item.onpointermove = (event) => {
+      if (item !== active && (event.movementX || event.movementY)) activate(item)
+    }
     item.onclick = (event) => choose(file, many && (event.ctrlKey || event.metaKey))
     seen.observe(item)
     return item
@@ -74,7 +77,9 @@ export async function openPicker({ current, many = false, pick }, point) {
     const more = found.length - items.length
     const rest = more > 0 ? `${more} more: type to narrow the list` : found.length ? "" : "No file matches"
     results.replaceChildren(...items, ...(rest ? [make("div", { class: "lycoris-hint", textContent: rest })] : []))
-    activate(items.find((item) => item.dataset.file === current) ?? items[0] ?? null)
+    results.scrollTop = 0
+    const chosen = search.value.trim() ? null : items.find((item) => item.dataset.file === current)
+    activate(chosen ?? items[0] ?? null)
   }
 
   search.oninput = draw
@@ -85,7 +90,8 @@ export async function openPicker({ current, many = false, pick }, point) {
       activate(active[next])
       active.scrollIntoView({ block: "nearest" })
     }
-    if (event.key === "Enter" && active) choose(active.dataset.file, many && event.ctrlKey)
+    // With an input method, Enter ends a word first.
+    if (event.key === "Enter" && active && !event.isComposing) choose(active.dataset.file, many && event.ctrlKey)
   })
   const panel = make("div", { class: "lycoris-picker" }, search, results, side, hint)
   const popup = openPopup(panel, point, () => seen.disconnect())

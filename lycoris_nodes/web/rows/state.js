@@ -1,37 +1,48 @@
 // The rows as text and as objects. `lycoris_nodes/rows.py` says what may be in them and checks it.
 
+import { app } from "../../../scripts/app.js"
+
 const VERSION = 1
 
 const isText = (value) => typeof value === "string"
-const FIELDS = {
-  file: [isText, "a text"],
-  on: [(value) => typeof value === "boolean", "true or false"],
-  strength_model: [Number.isFinite, "a number"],
-  strength_clip: [Number.isFinite, "a number"],
-  rules: [isText, "a text"],
+// As a text it is what was typed, which may be no number.
+const isStrength = (value) => Number.isFinite(value) || isText(value)
+const FIELDS = new Map([
+  ["file", isText],
+  ["on", (value) => typeof value === "boolean"],
+  ["strength_model", isStrength],
+  ["strength_clip", isStrength],
+  ["rules", isText],
+])
+
+function isRow(row) {
+  if (typeof row !== "object" || row === null || !("file" in row)) return false
+  return Object.entries(row).every(([name, value]) => FIELDS.get(name)?.(value))
 }
 
-/** Throws an error with the reason where a row cannot be shown. */
-export function checkRows(rows) {
-  for (const [index, row] of rows.entries()) {
-    const where = `row ${index + 1}`
-    if (typeof row !== "object" || row === null) throw new Error(`${where} is no table`)
-    if (!("file" in row)) throw new Error(`${where} names no file`)
-    for (const [name, [fits, words]] of Object.entries(FIELDS)) {
-      if (name in row && !fits(row[name])) throw new Error(`in ${where} the field ${name} is not ${words}`)
-    }
+function parsed(text) {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return null
   }
 }
 
-/** The rows that a text states. Throws an error with the reason where it states none. */
+/** The rows of a text in our own form, null for any other text. */
 export function parseRows(text) {
   if (!text.trim()) return []
-  const table = JSON.parse(text)
-  const { version, rows } = table ?? {}
-  if (version !== undefined && version !== VERSION) throw new Error(`it is of version ${version}, not ${VERSION}`)
-  if (!Array.isArray(rows)) throw new Error("it has no list of rows")
-  if (version === undefined) throw new Error("it has no version")
-  checkRows(rows)
+  const { version = VERSION, rows } = parsed(text) ?? {}
+  return version === VERSION && Array.isArray(rows) && rows.every(isRow) ? rows : null
+}
+
+/**
+ * The rows that a text of any known form states, as the server reads it, with the files' names as they are here.
+ * Throws an error with the reason where it states none or where one of them cannot be used.
+ */
+export async function readRows(text) {
+  const answer = await app.api.fetchApi("/lycoris/rows", { method: "POST", body: text })
+  const { rows, error } = await answer.json()
+  if (error) throw new Error(error)
   return rows
 }
 
