@@ -6,7 +6,7 @@ Each row is a table with fields of ours, and nothing of it is checked here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..lycoris_ops import LycorisError
@@ -18,7 +18,9 @@ Table = Mapping[str, Any]
 NOTHING = (None, "", "None")
 """What packs write where no file is chosen."""
 # ("name", 0.8, 0.7) with quotes of either kind, as Python and JSON write it.
-TUPLE = re.compile(r"""[\[(]\s*(?:"((?:\\.|[^"\\])*)"|'((?:\\.|[^'\\])*)')\s*,([^,]*),([^,)\]]*)""", re.DOTALL)
+TUPLE = re.compile(
+    r"""[\[(]\s*(?:"((?:\\.|[^"\\])*)"|'((?:\\.|[^'\\])*)')\s*,\s*([^,]*),\s*([^,)\]]*)""", re.DOTALL
+)
 TAG = re.compile(r"<\s*(lora|lyco)\s*:([^<>]*)(>?)", re.IGNORECASE)
 PLACES = {"lora": ("unet", "te"), "lyco": ("te", "unet", "dyn")}
 """What the numbers of a tag mean that have no names, in their order, as the packs that read it have it."""
@@ -67,8 +69,9 @@ def _row(file: str | None, model: Any, clip: Any, on: Any = True) -> Table:
 
 def _is_triple(value: list[Any]) -> bool:
     """Whether this is a row of a LORA_STACK."""
-    name, *numbers = value[:3] if value else [0]
-    return isinstance(name, (str, type(None))) and [type(one) in (int, float) for one in numbers] == [True] * 2
+    if len(value) < 3 or not isinstance(value[0], (str, type(None))):
+        return False
+    return all(type(number) in (int, float) for number in value[1:3])
 
 
 def _named(value: dict[str, Any]) -> Table | None:
@@ -114,7 +117,7 @@ def _tag(number: int, tag: str, kind: str, body: str, end: str) -> Table:
 
 
 def _split(body: str) -> tuple[str, list[str]]:
-    """The name in a tag and what follows it. A name with colons is a path of Windows, or a file that is here."""
+    """The name in a tag, and what follows. A name with colons is a path of Windows or a file that is here."""
     parts = body.split(":")
     first = 2 if DRIVE.match(body) else 1
     for end in range(first, len(parts) + 1):

@@ -234,7 +234,7 @@ def shown_text(text: str) -> str:
 
 
 def _folder_names() -> dict[str, str]:
-    """The names of the host's folders, by where they are. Folders of models that are elsewhere have their kind's."""
+    """The names of the host's folders, by where they are. One of models that is elsewhere has its kind's."""
     named = {
         folder_paths.base_path: "ComfyUI",
         folder_paths.models_dir: "models",

@@ -28,8 +28,8 @@ def add_routes() -> None:
     answer_get(CURVE, lambda query: _json(drawn(query.get("text", ""))))
 
 
-# None of them answers with an error of HTTP, which a browser would log: files without a picture are common, and
-# the front end shows a file that is missing on its row.
+# None of them answers with an error of HTTP, which a browser would log: files without a picture are common,
+# and the front end shows a file that is missing on its row.
 def _about(query: Mapping[str, str]) -> Answer:
     try:
         name = lora_name(query.get("file", ""))

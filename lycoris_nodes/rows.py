@@ -6,8 +6,8 @@ A JSON table with the version of the form and a list of rows, in their order:
       {"on": true, "file": "style/ink.safetensors", "strength_model": 0.8, "rules": "mid = 0.5"}
     ]}
 
-Only the rows must be there, and of each row its `file`. `strength_clip` is `strength_model` where it is absent. A
-strength may be a text, as it was typed. In place of all this, the forms of `foreign.py` are read.
+Only the rows must be there, and of each row its `file`. `strength_clip` is `strength_model` where it is
+absent. A strength may be a text, as it was typed. The forms of `foreign.py` are read too.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ KINDS = {
 def parse_rows(text: str) -> tuple[Row, ...]:
     """The rows that a text states; none for an empty text.
 
-    Raises LycorisError, with the number of the row and the field, for a text of no form that is known or that a
-    later version has written.
+    Raises LycorisError, with the number of the row and the field, for a text of no form that is known or that
+    a later version has written.
     """
     tables = _tables(text) if text.strip() else []
     return tuple(_row(number, table) for number, table in enumerate(tables, start=1))
@@ -106,7 +106,9 @@ def _own(table: dict[str, Any]) -> list[Any]:
 def _row(number: int, table: Any) -> Row:
     where = f"row {number}"
     if not isinstance(table, dict):
-        raise LycorisError("a row is no table", key=where, got=type(table).__name__, expected='{"file": "..."}')
+        raise LycorisError(
+            "a row is no table", key=where, got=type(table).__name__, expected='{"file": "..."}'
+        )
     _check_names(table, FIELDS, where)
     if "file" not in table:
         raise LycorisError("a row names no file", key=where, expected="the field `file`")

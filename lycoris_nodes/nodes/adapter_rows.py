@@ -29,8 +29,8 @@ class LycorisAdapterRows(io.ComfyNode):
                     "rows",
                     default=EMPTY,
                     multiline=True,
-                    tooltip="The rows as JSON, in their order. The node shows them as a list; this is the "
-                    "same as text, for the API and for other nodes.",
+                    tooltip="The rows as JSON, in their order, or as the tags of a prompt. The node shows "
+                    "them as a list; this is the same as text, for the API and for other nodes.",
                 ),
                 stack_input(tooltip="A stack to add these rows to; empty starts a new one."),
             ],

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.harness.assets import assets
+from tests.harness.typed import TYPED
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator
@@ -161,19 +162,19 @@ def test_rows_are_edited_with_the_mouse(
     rows.wait(order)
 
     rows.menu(0, "Separate strength for CLIP")
-    model, clip = (rows.line(0).locator("input[type=number]").nth(index) for index in (0, 1))
+    model, clip = (rows.line(0).locator(".lycoris-number").nth(index) for index in (0, 1))
     model.fill("0.7")
     clip.fill("-0.25")
     clip.press("Enter")
     assert rows.said()[0][0] == {"file": LONG, "on": True, "strength_model": 0.7, "strength_clip": -0.25}
     assert (model.input_value(), clip.input_value()) == ("0.70", "-0.25")
-    # The bounds and the step are those of the node that loads one file.
+    # The step is that of the node that loads one file.
     model.press("ArrowUp")
     assert rows.said()[0][0]["strength_model"] == 0.71
-    model.fill("500")
-    model.press("Enter")
-    assert rows.said()[0][0]["strength_model"] == 100 and model.input_value() == "100.00"
-    model.fill("0.7")
+    model.hover()
+    rows.click(rows.line(0).get_by_title("0.01 more").first)
+    assert rows.said()[0][0]["strength_model"] == 0.72
+    model.fill("0,7")
     model.press("Enter")
     model.fill("")
     model.press("Enter")
@@ -229,8 +230,8 @@ def test_rows_are_edited_with_the_mouse(
     rows.click(page.get_by_role("button", name="Paste rows…"))
     page.get_by_label("Paste rows").fill('{"lora": "lora", "strength": "much"}')
     rows.click(page.get_by_role("button", name="Add rows"))
-    page.get_by_text("in row 1 the field strength_model is not a number").wait_for()
-    page.get_by_label("Paste rows").fill("a cat <lyco:loha:1:0.2:lbw=INS:step=5> <lora:lokr:.5>")
+    page.get_by_text('row 1: the field `strength_model` cannot be used (found "much"').wait_for()
+    page.get_by_label("Paste rows").fill("a cat <lyco:loha:0,2:1:lbw=INS> <lora:lokr:.5>")
     rows.click(page.get_by_role("button", name="Add rows"))
     rows.wait([*order, "loha.safetensors", "lokr.safetensors"])
     loha = {"on": True, "file": "loha.safetensors", "strength_model": 1, "strength_clip": 0.2, "rules": "INS"}
@@ -276,6 +277,83 @@ def test_rows_are_edited_with_the_mouse(
     assert ui.errors == []
 
 
+def test_what_is_typed_is_never_taken_for_something_else(ui: Ui, base: Path, files: Path) -> None:
+    """Strengths in a row, and words of which the first match is taken; no text says where the files are."""
+    page, rows = ui.page, Rows(ui)
+    page.evaluate(
+        """() => {
+            app.graph.clear()
+            const [node, shown] = ['LycorisAdapterRows', 'PreviewAny'].map(type => LiteGraph.createNode(type))
+            for (const each of [node, shown]) app.graph.add(each)
+            node.pos = [0, 0]
+            shown.pos = [600, 0]
+            node.connect(1, shown, 0)
+            node.widgets.find(widget => widget.name === 'rows').value =
+                '<lora:lora:0.5> <lora:lokr:0.5> <lora:gone:1>'
+            Object.assign(app.canvas.ds, {scale: 1, offset: [300, 200]})
+            app.canvas.setDirty(true, true)
+        }"""
+    )
+    page.get_by_text("3 of 3 on").wait_for()
+    read = page.evaluate(
+        """async typed => {
+            const {readNumber} = await import('/extensions/lycoris-nodes/rows/typed.js')
+            // NaN is null in JSON.
+            return JSON.stringify(Object.fromEntries(typed.map(text => [text, readNumber(text)])))
+        }""",
+        list(TYPED),
+    )
+    assert json.loads(read) == TYPED
+    field = rows.line(1).locator(".lycoris-number").first
+    for typed, sent, shown in (
+        ("0,5", 0.5, "0.50"),
+        ("1/3", "1/3", "1/3"),
+        ("1000", "1000", "1000"),
+        ("1.000,5", "1.000,5", "1.000,5"),
+        ("-1e1", -10, "-10.00"),
+        ("abc", "abc", "abc"),
+    ):
+        field.fill(typed)
+        field.press("Enter")
+        assert (rows.said()[0][1]["strength_model"], field.input_value()) == (sent, shown)
+        wrong = "lycoris-wrong" in str(field.get_attribute("class"))
+        assert wrong == (sent == typed), typed
+    # What cannot be read stays after a reload, and stops the run.
+    ui.load(ui.serialized())
+    page.locator(".lycoris-wrong:visible").wait_for()
+    refused = page.evaluate(
+        "app.graphToPrompt().then(made => app.api.queuePrompt(0, made)).catch(error => error.response)"
+    )
+    assert 'row 2: the field `strength_model` cannot be used (found "abc"; expected' in str(refused)
+
+    # A mouse at rest over the list chooses nothing, also where the list changes under it.
+    missing = page.locator(".lycoris-missing .lycoris-file")
+    titles = [str(missing.get_attribute("title"))]
+    rows.click(missing)
+    items = page.locator(".lycoris-item")
+    box = items.nth(3).bounding_box()
+    assert box
+    page.mouse.move(box["x"] + 30, box["y"] + 5)
+    page.mouse.move(box["x"] + 40, box["y"] + 8)
+    active = page.locator(".lycoris-active")
+    assert active.get_attribute("data-file") == items.nth(3).get_attribute("data-file")
+    search = page.get_by_label("search files")
+    search.press_sequentially("lo")
+    page.wait_for_timeout(300)
+    assert active.count() == 1
+    assert active.get_attribute("data-file") == items.first.get_attribute("data-file")
+    search.press("ArrowDown")
+    page.wait_for_timeout(300)
+    chosen = str(items.nth(1).get_attribute("data-file"))
+    assert active.get_attribute("data-file") == chosen
+    titles += page.evaluate("[...document.querySelectorAll('[title]')].map(element => element.title)")
+    titles.append(page.locator("body").inner_text())
+    search.press("Enter")
+    rows.wait(["lora.safetensors", "lokr.safetensors", chosen])
+    assert [text for text in titles if str(base) in text or str(base.resolve()) in text] == []
+    assert "not there any more" in titles[0]
+
+
 @pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
 def test_a_long_list_scrolls_and_a_text_that_is_none_says_so(
     ui: Ui, vue_nodes: bool, screenshot: Callable[[str], None]
@@ -314,18 +392,32 @@ def test_a_long_list_scrolls_and_a_text_that_is_none_says_so(
     rows.click(page.locator(".lycoris-head").get_by_role("checkbox"))
     page.get_by_text("500 of 500 on").wait_for()
     assert all(row["on"] for row in rows.said()[0])
-    ui.set("LycorisAdapterRows", "rows", '{"version": 2}')
-    page.get_by_text("cannot be shown as rows: it is of version 2, not 1").wait_for()
+    ui.set("LycorisAdapterRows", "rows", '{"version": 2, "rows": []}')
+    page.get_by_text("cannot be shown as rows: version: the rows are of a later version").wait_for()
     assert page.get_by_role("button", name="+ Add LoRA / LyCORIS").is_disabled()
     for row, words in (
-        ({"strength_model": "0.8"}, "in row 2 the field strength_model is not a number"),
-        ({"strength_clip": None}, "in row 2 the field strength_clip is not a number"),
-        ({"rules": 5}, "in row 2 the field rules is not a text"),
-        ({"on": "no"}, "in row 2 the field on is not true or false"),
+        ({"strength_model": [0.8]}, "row 2: the field `strength_model` cannot be used"),
+        ({"strength_clip": None}, "row 2: the field `strength_clip` cannot be used"),
+        ({"rules": 5}, "row 2: the field `rules` cannot be used"),
+        ({"on": "no"}, "row 2: the field `on` cannot be used"),
+        ({"toString": 1}, "row 2: the field `toString` is not known"),
     ):
         odd = {"version": 1, "rows": [{"file": "a"}, {"file": "b", **row}]}
         ui.set("LycorisAdapterRows", "rows", json.dumps(odd))
         page.get_by_text(words).wait_for()
+    # A text of another form is shown too, and becomes one of ours with the first change.
+    ui.set("LycorisAdapterRows", "rows", "<lora:lora:0,5> <lora:lokr>")
+    page.get_by_text("2 of 2 on").wait_for()
+    rows.click(rows.line(1).get_by_role("checkbox"))
+    assert rows.said()[0] == [
+        {"on": True, "file": "lora.safetensors", "strength_model": 0.5},
+        {"on": False, "file": "lokr.safetensors", "strength_model": 1},
+    ]
+    # A table without a version is one of ours.
+    ui.set("LycorisAdapterRows", "rows", '{"rows": [{"file": "lora.safetensors"}]}')
+    page.get_by_text("1 of 1 on").wait_for()
+    ui.set("LycorisAdapterRows", "rows", "a cat")
+    page.get_by_text("cannot be shown as rows: the rows are no JSON and no tags").wait_for()
     # Where nothing scrolls, the wheel zooms the canvas.
     page.locator(".lycoris-hint").hover()
     page.mouse.wheel(0, 100)

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from hosting import Host, Patched
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from hosting import Host, Patched
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -42,7 +42,9 @@ def ask(path: str, body: str | None = None, **query: str) -> tuple[int, str, byt
     async def answer() -> tuple[int, str, bytes]:
         app = web.Application()
         # The host adds them to its own when it starts to listen.
-        app.add_routes([one for one in PromptServer.instance.routes if "/lycoris/" in getattr(one, "path", "")])
+        app.add_routes(
+            [one for one in PromptServer.instance.routes if "/lycoris/" in getattr(one, "path", "")]
+        )
         async with TestClient(TestServer(app)) as client:
             method = "GET" if body is None else "POST"
             found = await client.request(method, path, params=query, data=body)
@@ -122,8 +124,14 @@ def test_rows_are_a_chain_of_loaders(host: Host, lora_file: Callable[[str, Any],
             text({"file": LORA}, {"file": LORA, "strength_model": "1/3"}),
             'row 2: the field `strength_model` cannot be used (found "1/3"; expected a number, -100 to 100)',
         ),
-        (text({"file": LORA, "strength_clip": "1000"}), 'strength_clip` cannot be used (found "1000"; expected'),
-        (f"<lora:{LOKR}:1> <lora:{LORA}:abc>", 'row 2: the field `strength_model` cannot be used (found "abc"'),
+        (
+            text({"file": LORA, "strength_clip": "1000"}),
+            'strength_clip` cannot be used (found "1000"; expected',
+        ),
+        (
+            f"<lora:{LOKR}:1> <lora:{LORA}:abc>",
+            'row 2: the field `strength_model` cannot be used (found "abc"',
+        ),
         (f"<lora:{LORA}:1:>", 'row 1: the field `strength_clip` cannot be used (found ""'),
         (f"<lora:{LORA}:0.5@0,1@1>", "row 1: the field `strength_model` cannot be used"),
         (f"<lora:{LORA}:101>", "row 1: the field `strength_model` cannot be used"),
@@ -132,7 +140,10 @@ def test_rows_are_a_chain_of_loaders(host: Host, lora_file: Callable[[str, Any],
         (f"<lora:{LORA}:1:1:1>", "row 1: a row cannot hold `1` of this tag"),
         (f"<lora:{LORA}:1:lbw=INS;A=1>", "row 1: a row cannot hold `A=1` of this tag"),
         (f"<lora:{LORA}:1", "row 1: this tag has no end"),
-        (f"[('{LORA}', 1.0, np.float64(0.5))]", 'row 1: the field `strength_clip` cannot be used (found " np.fl'),
+        (
+            f"[('{LORA}', 1.0, np.float64(0.5))]",
+            'row 1: the field `strength_clip` cannot be used (found "np.fl',
+        ),
         ("a cat", "the rows are no JSON and no tags"),
         (text({"file": LORA, "strength_model": float("nan")}), "(found NaN; expected a number, -100 to 100)"),
         (text({"file": LORA, "strength_clip": 10**400}), "row 1: the field `strength_clip` cannot be used"),
@@ -186,7 +197,9 @@ def test_tags_and_rows_of_other_packs_are_rows(host: Host, lora_file: Callable[[
     }
     prompt = "a cat " + ", ".join(tags)
     rows = rows_of(prompt)["rows"]
-    found = [(row["file"], row["strength_model"], row.get("strength_clip", row["strength_model"])) for row in rows]
+    found = [
+        (row["file"], row["strength_model"], row.get("strength_clip", row["strength_model"])) for row in rows
+    ]
     assert found == [row for row in tags.values() if row]
     run = " ".join(tag for tag, row in tags.items() if row and row[0] == LORA)
     assert valid(host, run) is True and valid(host, json.dumps(run)) is True
@@ -345,13 +358,15 @@ def test_no_error_and_no_report_says_where_the_hosts_folders_are(
     held = host.ops.Stack([host.ops.Entry(adapter)])
     said += [host.run("LycorisToLoraStack", held)[0].message, host.run("LycorisToLoraStack", held)[2]]
     assert [words for words in said if str(host.base) in words or str(tmp_path) in words] == []
-    assert said[1].startswith("models/loras/broken.safetensors: ") and said[2].startswith("loras/far.safetensors: ")
+    assert said[1].startswith("models/loras/broken.safetensors: ") and said[2].startswith(
+        "loras/far.safetensors: "
+    )
     assert "output/in no list.safetensors" in said[-1]
 
 
 def test_routes_answer_only_for_adapter_files(host: Host, lora_file: Callable[[str, Any], str]) -> None:
-    """Lists, headers and previews, by GET alone; a preview that is no picture is none. No answer says where the
-    host's folders are."""
+    """Lists, headers and previews, by GET alone; a preview that is no picture is none. No answer says where
+    the host's folders are."""
     assert ask("/lycoris/adapters", "")[0] == 405
 
     def about(file: str) -> dict[str, Any]:
