@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, cast
 
 from torch import nn
 
+from ..names.architectures import ASIDE
+
 ATTENTION = re.compile(r"attn|attention(?!s)", re.IGNORECASE)
 """In the name of a module or of its class: attention. `attentions` of a UNet lists whole transformers."""
 BLOCK = re.compile(r"Block|Layer$")
-"""In the name of a class: it holds an attention among other parts, as WanAttentionBlock does."""
-ASIDE = re.compile(r"mod(ulation)?\b|_mod_|ada_?ln|norm|time_?emb|timestep", re.IGNORECASE)
+"""In the name of a class: it is a block, which holds an attention among other parts if it has one."""
+MODULATION = re.compile(r"mod(ulation)?\b|_mod_|ada_?ln|norm|time_?emb|timestep", re.IGNORECASE)
 """In the name of a linear layer inside a block: it computes scales and shifts from time or a vector.
 
 Trainers leave these out by default, because small changes of them act on every value of a block."""
+EMBEDDER = re.compile(r"Embed(der|dings?)?$")
+"""In the name of a class inside a block: it embeds times, positions or numbers."""
 TRANSFORMER = re.compile(
     r"Transformer2DModel|TransformerTemporalModel|SpatialTransformer|SpatialVideoTransformer"
 )
@@ -27,7 +32,7 @@ IA3 = re.compile(r"(^|\.)(to_k|to_v|k_proj|v_proj|key|value)$|(^|\.)(ff\.net\.2|
 
 
 class Model:
-    """What presets ask about a model: the classes of its modules, and its transformer blocks."""
+    """What presets ask about a model: the classes of its modules, and its blocks."""
 
     def __init__(self, module: nn.Module) -> None:
         # torch types no `named_modules`.
@@ -37,37 +42,61 @@ class Model:
 
     def around(self, path: str) -> list[str]:
         """The classes of the modules that hold this one, from the outermost."""
-        parts = path.split(".")
-        return [self.classes.get(".".join(parts[:count]), "") for count in range(len(parts))]
+        return [self.classes.get(start, "") for start in ("", *_holders(path))]
 
     def in_attention(self, path: str) -> bool:
-        """Whether a module is a part of an attention."""
-        parts = path.split(".")
-        return any(self._attends(".".join(parts[:count])) for count in range(1, len(parts) + 1))
+        """Whether a module is a part of an attention, and does not compute its modulation."""
+        starts = [*_holders(path), path]
+        attends = next((place for place, start in enumerate(starts) if self._attends(start)), None)
+        return attends is not None and not any(map(MODULATION.search, path.split(".")[attends:]))
 
-    def in_transformer_block(self, path: str) -> bool:
-        """Whether a module is inside one of the model's transformer blocks."""
-        parts = path.split(".")
-        return any(".".join(parts[:count]) in self.blocks for count in range(1, len(parts)))
+    def block_of(self, path: str) -> str | None:
+        """The outermost block that a module is inside of; None where it is in none."""
+        return next((start for start in _holders(path) if start in self.blocks), None)
+
+    def aside(self, path: str) -> str | None:
+        """Why a layer in a block is not trained by default; None for one that is."""
+        found = next((why for pattern, why in ASIDE.items() if pattern.search(path)), None)
+        if found or any(map(MODULATION.search, path.split("."))):
+            return found or "modulation"
+        block = self.block_of(path) or ""
+        inside = [self.classes.get(start, "") for start in _holders(path) if start.startswith(block)]
+        return "embedders" if any(map(EMBEDDER.search, inside)) else None
 
     @cached_property
     def blocks(self) -> set[str]:
-        """The transformer blocks: parts of a list that hold an attention, and no such part inside."""
-        parts = [path for path in self.classes if path.rpartition(".")[0] in self.lists]
-        holding = {path for path in parts if any(self._attends(inner) for inner in self._inside(path))}
-        return {path for path in holding if not any(o != path and o.startswith(f"{path}.") for o in holding)}
+        """What the model repeats: members of its lists, by path.
 
-    def _inside(self, path: str) -> list[str]:
-        return self._children.get(path, [])
+        These are blocks:
+
+        - members with modules inside of a class that one list has several times, and all others of this class
+          in lists. A list in a list belongs to the outer one, and is itself no block: what is in a plain
+          sequence of layers repeats nothing.
+        - members that hold an attention, and no such member inside, where a list has one of each.
+        - members whose class is called a block or a layer, because a model may have one block alone.
+        """
+        members = [path for path in self.classes if path and path.rpartition(".")[0] in self.lists]
+        parts = [path for path in members if path not in self.lists and path in self._children]
+        times = Counter((self._outermost_list(path), self.classes[path]) for path in parts)
+        repeated = {kind for (_, kind), count in times.items() if count > 1}
+        holding = {path for path in members if any(map(self._attends, self._children.get(path, ())))}
+        attending = {path for path in holding if holding.isdisjoint(self._children[path])}
+        called = {path for path in parts if BLOCK.search(self.classes[path])}
+        return attending | called | {path for path in parts if self.classes[path] in repeated}
+
+    def _outermost_list(self, path: str) -> str:
+        """The outermost of the lists that hold a member of a list, one in another."""
+        while path and (holder := path.rpartition(".")[0]) in self.lists:
+            path = holder
+        return path
 
     @cached_property
     def _children(self) -> dict[str, list[str]]:
-        """All modules inside each module."""
+        """All modules inside each module that has some."""
         found: dict[str, list[str]] = {}
         for path in self.classes:
-            parts = path.split(".")
-            for count in range(1, len(parts)):
-                found.setdefault(".".join(parts[:count]), []).append(path)
+            for start in _holders(path):
+                found.setdefault(start, []).append(path)
         return found
 
     def _attends(self, path: str) -> bool:
@@ -78,8 +107,14 @@ class Model:
         )
 
 
+def _holders(path: str) -> list[str]:
+    """The paths of the modules that hold a module, from the outermost, without the model itself."""
+    parts = path.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
+
+
 def _is_list(module: nn.Module) -> bool:
-    return isinstance(module, nn.ModuleList | nn.Sequential)
+    return isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Sequential)
 
 
 def _full(model: Model, path: str, kind: str) -> bool:
@@ -91,14 +126,13 @@ def _full_lin(model: Model, path: str, kind: str) -> bool:
 
 
 def _attn_only(model: Model, path: str, kind: str) -> bool:
-    return kind == "linear" and model.in_attention(path) and not ASIDE.search(path.rpartition(".")[2])
+    return kind == "linear" and model.in_attention(path)
 
 
 def _attn_mlp(model: Model, path: str, kind: str) -> bool:
     if kind != "linear":
         return False
-    block = model.in_transformer_block(path) and not any(map(ASIDE.search, path.split(".")))
-    return block or _attn_only(model, path, kind)
+    return model.in_attention(path) or (model.block_of(path) is not None and model.aside(path) is None)
 
 
 def _transformers(model: Model, path: str, kind: str) -> bool:
@@ -129,8 +163,10 @@ PRESETS: dict[str, Callable[[Model, str, str], bool]] = {
 }
 """For each preset, whether it chooses a module, given its path and kind (see `sites.Kind`).
 
-full: linear layers and convolutions. full-lin: linear layers. attn-mlp: the linear layers of transformer
-blocks, without those that compute modulation. attn-only: the linear layers of attentions.
+full: linear layers and convolutions. full-lin: linear layers. attn-mlp: the linear layers of what the model
+repeats, its blocks, without those that compute modulation or embed something, and without what the record of
+an architecture sets aside; and the linear layers of attentions elsewhere. attn-only: the linear layers of
+attentions, without those that are a feed-forward part as well (`linear1` and `linear2` of Flux' single blocks).
 unet-transformer-only and unet-convblock-only: the transformers, and the convolutional blocks, of a UNet. ia3:
 keys, values and the last layer of feed-forward parts. The names are those of LyCORIS.
 """

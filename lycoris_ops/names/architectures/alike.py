@@ -23,3 +23,6 @@ MARKS = (
 )
 
 diffusers, aliases = names_of(*(Layout(marks, same("**")) for marks in MARKS))
+
+# Of HiDream I1: one for each layer of a text encoder whose output the model takes.
+aside = {"caption_projection.*": "embedders of captions"}

@@ -53,3 +53,5 @@ DIFFUSERS = {
 diffusers, aliases = names_of(
     Layout(marks=("cond_seq_linear", "double_layers.*.attn.w1q"), diffusers=DIFFUSERS)
 )
+
+aside = dict.fromkeys(("double_layers.*.modX", "double_layers.*.modC", "single_layers.*.modCX"), "modulation")

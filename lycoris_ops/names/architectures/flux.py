@@ -184,3 +184,6 @@ diffusers, aliases = names_of(
     Layout(("img_in", QKV), LONGCAT, {**OTHERS, **TIME_TEXT}, SPELLINGS),
 )
 diffusers_lokr, _ = names_of(Layout(FLUX_2_MARKS, FLUX_2_LOKR, spellings=SPELLINGS))
+
+# Of Chroma: it makes the modulation of all blocks from the time and their numbers.
+aside = {"distilled_guidance_layer": "what makes the modulation"}

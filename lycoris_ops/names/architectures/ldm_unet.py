@@ -104,3 +104,10 @@ diffusers, aliases = names_of(
     ),
     Layout(("input_blocks.0.0", "input_blocks.1.0.in_layers.2"), table, {**ADDED, **CLASSES}),
 )
+
+BLOCKS = ("input_blocks.*.*", "middle_block.*", "output_blocks.*.*")
+aside = {
+    **{f"{block}{end}": "modulation" for block in BLOCKS for end in (".emb_layers", ".time_stack.emb_layers")},
+    # SVD.
+    **{f"{block}.time_pos_embed": "embedders of the numbers of frames" for block in BLOCKS},
+}

@@ -51,3 +51,5 @@ def table(shapes: Mapping[str, Shape]) -> Table:
 
 
 diffusers, aliases = names_of(Layout(marks=("t5_yproj", "blocks.*.attn.qkv_x"), diffusers=table))
+
+aside = dict.fromkeys(("blocks.*.mod_x", "blocks.*.mod_y"), "modulation")

@@ -54,3 +54,10 @@ diffusers, aliases = names_of(
         others=_attentions(IN_PARTS_OTHERS),
     ),
 )
+
+# Scales and shifts from the time: `mapper`, `mapper_sca`, `mapper_crp`.
+aside = {
+    f"{side}.*.*.{mapper}": "modulation"
+    for side in ("down_blocks", "up_blocks")
+    for mapper in ("mapper", "mapper_sca", "mapper_crp")
+}

@@ -1,0 +1,85 @@
+"""What `attn-mlp` reaches in every architecture of the host."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections import Counter
+
+import pytest
+from hosting import Host
+from torch import nn
+
+from tests.harness import dialects, encoder_names, zoo
+
+pytestmark = pytest.mark.host
+
+LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+LEFT_OUT = {
+    *("img_mod.lin", "txt_mod.lin", "modulation.lin", "img_mod.#", "txt_mod.#", "default_modulation.#"),
+    *("modC.#", "modX.#", "modCX.#", "mod_x", "mod_y", "adaln_proj.linear", "adaln_modulation"),
+    *("text_modulation.out_layer", "visual_modulation.out_layer"),
+    *(f"adaln_modulation_{part}.#" for part in ("self_attn", "cross_attn", "mlp")),
+    *("adaLN_modulation.#", "adaLN_modulation_img.#", "adaLN_modulation_txt.#"),
+    *("adaLN_modulation_msa", "adaLN_modulation_mlp"),
+    *("norm#.linear", "img_norm#.linear", "instruct_norm#.linear"),
+    # Of the time, and of the numbers of frames.
+    *("emb_layers.#", "mapper", "mapper_sca", "mapper_crp", "time_pos_embed.#"),
+    # What embeds positions and captions, and what makes the modulation of a whole model.
+    *("repo_layers.#.gate_map", "repo_layers.#.content_map", "repo_layers.#.final_map"),
+    "caption_projection.#.linear",
+    *("distilled_guidance_layer.layers.#.in_layer", "distilled_guidance_layer.layers.#.out_layer"),
+}
+"""The ends of the paths of the linear layers in blocks that are not trained, with # for numbers."""
+
+
+def numberless(path: str) -> str:
+    return re.sub(r"\d+", "#", path)
+
+
+def in_blocks(model: nn.Module) -> set[str]:
+    """The paths of the linear layers in what a model repeats.
+
+    That are members of lists which have modules inside and differ from others of their class in the numbers of
+    their paths alone.
+    """
+    modules = dict(model.named_modules())
+    members: dict[str, tuple[str, str]] = {}
+    for path, module in modules.items():
+        holder = modules[path.rpartition(".")[0]] if path else None
+        if isinstance(holder, LISTS) and not isinstance(module, LISTS) and any(True for _ in module.children()):
+            members[path] = numberless(path), type(module).__name__
+    times = Counter(members.values())
+    return {
+        f"{path}.{inner}"
+        for path, kind in members.items()
+        if times[kind] > 1
+        for inner, module in modules[path].named_modules()
+        if isinstance(module, nn.Linear)
+    }
+
+
+def is_left_out(path: str) -> bool:
+    form = numberless(path)
+    return any(form == end or form.endswith(f".{end}") for end in LEFT_OUT)
+
+
+@pytest.mark.parametrize(
+    ("part", "architecture"),
+    [*(("model", name) for name in zoo.SPECIES), *(("encoders", name) for name in zoo.ENCODERS)],
+)
+def test_every_layer_of_a_repeated_block_is_trained_but_modulation_and_embedders(
+    host: Host, part: str, architecture: str
+) -> None:
+    if part == "model" and not zoo.supported(architecture):
+        pytest.skip(f"this host has no {architecture}")
+    if part == "model":
+        model = dialects.model_of(architecture).diffusion_model
+    else:
+        model = encoder_names.encoders_of(architecture)
+    layers = in_blocks(model)
+    assert layers
+    modules = importlib.import_module(f"{host.ops.__name__}.modules")
+    chosen = set(modules.select(model, preset="attn-mlp"))
+    assert {path for path in layers - chosen if not is_left_out(path)} == set()
+    assert {path for path in chosen if is_left_out(path)} == set()
