@@ -189,8 +189,8 @@ def choice_inputs(*, advanced: bool = True) -> list[Any]:
             optional=True,
             advanced=advanced,
             tooltip="Which layers are trained. auto: as is usual for the model. full: linear layers and "
-            "convolutions. full-lin: linear layers. attn-mlp: those of transformer blocks. attn-only: those "
-            "of attentions.",
+            "convolutions. full-lin: linear layers. attn-mlp: those of the blocks that the model repeats, "
+            "without modulation and embedders. attn-only: those of attentions alone.",
         ),
         io.String.Input(
             "include",

@@ -1,6 +1,7 @@
 """Which parts of a model can be adapted, and how they are chosen by name."""
 
 from .patterns import Pattern, patterns
+from .shares import left_out
 from .sites import Kind, Site, all_sites, left_alone, select, shared_weights
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "Site",
     "all_sites",
     "left_alone",
+    "left_out",
     "patterns",
     "select",
     "shared_weights",

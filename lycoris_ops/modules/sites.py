@@ -249,7 +249,7 @@ def shared_weights(sites: Iterable[Site]) -> dict[str, tuple[str, ...]]:
     """Those of the sites whose weight other modules have too, by path, with the paths of these."""
     shared = {
         site.path: tuple(other.path for other in group if other.module is not site.module)
-        for group in _by_weight(sites)
+        for group in by_weight(sites)
         for site in group
     }
     return {path: others for path, others in shared.items() if others}
@@ -280,7 +280,7 @@ def _sites(module: nn.Module) -> tuple[dict[str, Site], dict[str, str]]:
     return found, {path: why for path, why in others.items() if path not in found}
 
 
-def _by_weight(sites: Iterable[Site]) -> list[list[Site]]:
+def by_weight(sites: Iterable[Site]) -> list[list[Site]]:
     """The sites in groups of one weight each, in the order of the first of each group."""
     # The weights are kept meanwhile: the identity of one that is gone may be given to another.
     held = [(site, getattr(site.module, site.weight)) for site in sites]
@@ -295,7 +295,7 @@ def _any(chosen: Iterable[Pattern], path: str) -> bool:
 
 
 def _check_distinct(chosen: Iterable[Site]) -> None:
-    for first, *others in _by_weight(chosen):
+    for first, *others in by_weight(chosen):
         if others:
             path = others[0].path
             raise LycorisError(

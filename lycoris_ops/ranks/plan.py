@@ -229,6 +229,8 @@ class Plan:
         ]
         if self.gain:
             lines.append(f"{self.gain:.1%} of the energy of the gradient")
+        if self.probe is not None and self.probe.left_out is not None:
+            lines.append(f"not measured: {self.probe.left_out}")
         agreement = None if self.probe is None else self.probe.agreement
         if self.probe is not None and agreement is not None and agreement < FIRM:
             lines.append(

@@ -22,7 +22,7 @@ from ..files.safetensors_file import SafetensorsFile, raw_bytes
 from ..files.writing import Progress, header_of, in_file_order, safetensors_path, written
 from ..maths.shapes import Shape
 from ..maths.tensors import is_finite, is_plain
-from ..modules import Site, select
+from ..modules import Site, left_out, select
 from .gradients import Loss, summed
 from .sizes import bytes_of
 
@@ -62,6 +62,8 @@ class Probe:
     """The cosine between the gradients by every second batch and by the others, estimated by random
     projections: 1 where batches say the same, near 0 where the mean gradient is mostly chance and more
     batches would say more. None for a single batch, and where no layer is linear or a convolution."""
+    left_out: str | None = None
+    """Which share of the model's weights was not probed, in words; None where an earlier version probed."""
 
     @cached_property
     def energy(self) -> float:
@@ -127,6 +129,7 @@ class Probe:
                 "loss": self.loss,
                 "batches": self.batches,
                 "agreement": self.agreement,
+                "left_out": self.left_out,
                 "layers": layers,
             }
         )
@@ -151,10 +154,11 @@ class Probe:
         try:
             table: Any = parse_json(file.metadata[PROBE])
             layers = {name: _undescribed(entry, read) for name, entry in table["layers"].items()}
-            # A probe of an earlier version has none.
-            agreement = table.get("agreement")
+            # A probe of an earlier version has neither.
+            agreement, words = table.get("agreement"), table.get("left_out")
             known = None if agreement is None else float(agreement)
-            return cls(layers, float(table["loss"]), int(table["batches"]), known)
+            left = None if words is None else str(words)
+            return cls(layers, float(table["loss"]), int(table["batches"]), known, left)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PlanError(
                 "the probe in the file is damaged, or of another version", file=file.path, got=str(error)
@@ -234,7 +238,8 @@ def probe(
             expected="a loss of the model's outputs, not detached and not under no_grad",
         )
     product, one, other = halves
-    return Probe(found, mean, seen, product / math.sqrt(one * other) if one * other > 0 else None)
+    agreement = product / math.sqrt(one * other) if one * other > 0 else None
+    return Probe(found, mean, seen, agreement, left_out(module, found))
 
 
 def chosen_algorithms(names: str | Sequence[str], known: Sequence[str]) -> tuple[str, ...]:

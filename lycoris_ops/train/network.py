@@ -22,7 +22,7 @@ from ..errors import LycorisError, MatchError, located, number_of
 from ..layers.part import Part
 from ..maths.shapes import Shape
 from ..maths.tensors import is_plain, norm
-from ..modules import Site, all_sites, left_alone, patterns, shared_weights
+from ..modules import Site, all_sites, left_alone, left_out, patterns, shared_weights
 from ..names.written import Written
 from ..patch import patch_
 from .frozen import Flags, freeze, thaw
@@ -315,9 +315,12 @@ class LycorisNetwork(nn.Module):
     @property
     def report(self) -> str:
         """What is trained and how, in words."""
-        members = self.members
+        members, sites = self.members, all_sites(self.module)
         count = sum(parameter.numel() for parameter in self.parameters())
-        lines = [f"{number_of(len(members), 'module')} adapted, {count:,} parameters"]
+        lines = [
+            f"{number_of(len(members), 'module')} adapted, {count:,} parameters",
+            f"left out: {left_out(self.module, members, sites)}",
+        ]
         kinds = Counter(
             (of_rank(one.layer.algorithm, one.layer.rank), one.site.kind, one.form)
             for one in members.values()
@@ -338,7 +341,6 @@ class LycorisNetwork(nn.Module):
                 f"{number_of(len(turned), 'weight')} stored transposed, such as that of {turned[0]}: a file "
                 "of their layers is for a network or for PEFT, and cannot be merged into a checkpoint"
             )
-        sites = all_sites(self.module)
         for path, others in shared_weights(sites.values()).items():
             if path in members:
                 lines.append(f"{path} has its weight from {others[0]}: the layer cannot be merged into it")

@@ -1,0 +1,73 @@
+"""What share of a model's weights is left out where some of its modules are adapted, in words."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping
+from typing import Any, cast
+
+from torch import nn
+
+from .presets import Model
+from .sites import Site, all_sites, by_weight
+
+TOLD = 0.005
+"""The least share that is told as a number."""
+KINDS = {
+    "linear": "other linear layers",
+    "conv": "convolutions",
+    "norm": "norms",
+    "embedding": "embeddings",
+}
+"""What is left out without another reason, by its kind."""
+
+
+def left_out(module: nn.Module, chosen: Container[str], sites: Mapping[str, Site] | None = None) -> str:
+    """Which share of the weights of a model's blocks, and of the whole model, is left out, in one line.
+
+    `chosen` are the paths of the modules that are adapted, and `sites` those of the model if they are at hand.
+    A weight that several modules have is counted once, and biases are not counted.
+    """
+    model = Model(module)
+    whole = missing = in_blocks = 0
+    reasons: Counter[str] = Counter()
+    for path, size, why in _weights(module, model, all_sites(module) if sites is None else sites, chosen):
+        whole += size
+        missing += size if why else 0
+        if model.block_of(path) is not None:
+            in_blocks += size
+            reasons[why] += size
+    del reasons[""]
+    of_model = f"{_share(missing, whole)} of the model"
+    if not in_blocks:
+        return of_model
+    large = [(why, size) for why, size in reasons.most_common() if size >= TOLD * in_blocks]
+    told = [f"{why} {_share(size, in_blocks)}" for why, size in large]
+    words = f" ({', '.join(told)})" if told else ""
+    return f"{_share(reasons.total(), in_blocks)} of the weights in blocks{words}, {of_model}"
+
+
+def _weights(
+    module: nn.Module, model: Model, sites: Mapping[str, Site], chosen: Container[str]
+) -> Iterator[tuple[str, int, str]]:
+    """The path and size of each weight, and why no layer is for it; "" where one is."""
+    for group in by_weight(sites.values()):
+        first = next((site for site in group if site.path in chosen), group[0])
+        aside = model.aside(first.path) if first.kind == "linear" else None
+        why = "" if first.path in chosen else aside or KINDS[first.kind]
+        yield first.path, math.prod(first.shape), why
+    held = {site.module for site in sites.values()}
+    # torch types no `named_modules`.
+    named: dict[str, nn.Module] = dict(cast("Any", module).named_modules())
+    for path, inner in named.items():
+        if inner not in held:
+            for name, value in inner.named_parameters(recurse=False):
+                if not isinstance(value, nn.UninitializedParameter):
+                    yield f"{path}.{name}", value.numel(), "what cannot be adapted"
+
+
+def _share(part: int, whole: int) -> str:
+    if 0 < part < TOLD * whole:
+        return "under 1%"
+    return f"{part / (whole or 1):.0%}"
