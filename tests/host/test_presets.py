@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
-from hosting import Host
+import torch
+from hosting import Host, Patched
 from torch import nn
+from trainable import module, patcher, tiny
 
 from tests.harness import dialects, encoder_names, zoo
+from tests.harness.inputs import INPUTS
 
 pytestmark = pytest.mark.host
 
@@ -83,3 +87,39 @@ def test_every_layer_of_a_repeated_block_is_trained_but_modulation_and_embedders
     chosen = set(modules.select(model, preset="attn-mlp"))
     assert {path for path in layers - chosen if not is_left_out(path)} == set()
     assert {path for path in chosen if is_left_out(path)} == set()
+
+
+@pytest.mark.parametrize("architecture", ["Flux 1", "Flux 2"])
+def test_what_single_blocks_learn_is_the_same_from_a_file_of_every_dialect(
+    host: Host, tmp_path: Path, architecture: str
+) -> None:
+    """Also where there is one single block. Its layers are no attention alone."""
+    import comfy.lora
+
+    model, ops = tiny(architecture, depth_single_blocks=1), host.ops
+    x, conds = INPUTS[architecture].make()
+    sigma = torch.tensor([0.4, 0.7])[: len(x)]
+    with module(host, "session").opened(patcher(model)) as opened:
+        net = opened.adapted(rank=2, preset="attn-mlp", seed=0)
+        options = ops.TrainOptions(steps=3, lr=1e-2, warmup=0, bar=False, picture=False)
+        ops.train_network(
+            net, [x], lambda _, batch: opened.prediction(batch, sigma, conds).square().mean(), options
+        )
+        learned = {
+            f"diffusion_model.{path}.weight": member.layer.delta(member.site.module.weight).detach()
+            for path, member in net.members.items()
+        }
+        for dialect in ("kohya", "comfy", "peft", "diffusers", "lycoris"):
+            (tmp_path / dialect).mkdir()
+            net.save_weights(tmp_path / dialect / "adapter_model.safetensors", dialect)
+    attention = importlib.import_module(f"{ops.__name__}.modules").select(model, preset="attn-only")
+    assert attention and not any("single_blocks" in path for path in attention)
+    assert all(learned[f"diffusion_model.single_blocks.0.linear{n}.weight"].any() for n in (1, 2))
+    weights = model.state_dict()
+    for folder in tmp_path.iterdir():
+        stack = ops.Stack([ops.Entry(ops.load_adapter(folder / "adapter_model.safetensors"))])
+        patches = host.apply(Patched(patcher(model), None), stack, strict=True, clip=False).patches
+        assert patches.keys() == learned.keys()
+        for key, change in learned.items():
+            found = comfy.lora.calculate_weight(patches[key], weights[key].clone(), key) - weights[key]
+            assert (found - change).norm() <= 1e-4 * change.norm(), (folder.name, key)

@@ -930,6 +930,39 @@ def test_presets_choose_what_their_names_say() -> None:
     }
 
 
+class Repeated(nn.Module):
+    """What a single block of Flux has: two layers for attention and feed-forward together, and modulation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.linear1, self.linear2 = nn.Linear(8, 56), nn.Linear(56, 8)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(8, 24))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift, scale, gate = self.modulation(x).chunk(3, dim=-1)
+        return x + gate * self.linear2(self.linear1(self.norm(x) * (1 + scale) + shift))
+
+
+def test_blocks_are_what_is_repeated_and_reports_say_what_share_is_left_out(tmp_path: Path) -> None:
+    """Counted by hand: a block has 448 + 448 values in what is trained, 192 in modulation and 8 in its norm;
+    what is before and behind both has 32 + 64 and 32."""
+    model = nn.Sequential(
+        nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 8)), Repeated(), Repeated(), nn.Linear(8, 4)
+    )
+    share = "18% of the weights in blocks (modulation 18%, norms 1%), 23% of the model"
+    network = lyc.create_lycoris(model, preset="attn-mlp", rank=2, seed=0)
+    assert set(network.members) == {"1.linear1", "1.linear2", "2.linear1", "2.linear2"}
+    assert f"\nleft out: {share}\n" in network.report
+    x = torch.randn(3, 4)
+    probe = lyc.probe(model, [x], lambda module, batch: loss(module(batch)), preset="attn-mlp")
+    probe.save(tmp_path / "probe.safetensors")
+    for each in (probe, lyc.Probe.load(tmp_path / "probe.safetensors")):
+        assert f"not measured: {share}" in str(lyc.plan_ranks(each, size=lyc.Rank(2))).splitlines()
+    with pytest.raises(lyc.LycorisError, match="nothing to adapt"):
+        lyc.create_lycoris(nn.Sequential(*model[:2]), preset="attn-mlp")
+
+
 def in_one_process(rank: int, world: int, port: int, out: str) -> None:
     from torch import distributed
     from torch.distributed.fsdp import fully_shard
