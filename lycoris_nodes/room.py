@@ -13,9 +13,9 @@ from .wires import AS_FAMILY
 
 LARGE = 1_000_000_000
 """Parameters of a model above which `auto` checkpoints its blocks."""
-KEPT, RECOMPUTED = 0.95, 0.1
+KEPT, RECOMPUTED = 1.25, 0.1
 """How many times the memory of a pass without gradients a step takes for each block of the model, with all
-activations kept and with those of the blocks computed again. Measured by tests/bench/train_memory.py: 0.93
+activations kept and with those of the blocks computed again. Measured by tests/bench/train_memory.py: 1.21
 and 0.10 for Flux 1, which has 57 blocks that are alike, and 0.37 and 0.07 for SD1.5, which has 38."""
 
 

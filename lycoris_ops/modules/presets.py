@@ -166,7 +166,7 @@ PRESETS: dict[str, Callable[[Model, str, str], bool]] = {
 full: linear layers and convolutions. full-lin: linear layers. attn-mlp: the linear layers of what the model
 repeats, its blocks, without those that compute modulation or embed something, and without what the record of
 an architecture sets aside; and the linear layers of attentions elsewhere. attn-only: the linear layers of
-attentions, without those that are a feed-forward part as well (`linear1` and `linear2` of Flux' single blocks).
-unet-transformer-only and unet-convblock-only: the transformers, and the convolutional blocks, of a UNet. ia3:
-keys, values and the last layer of feed-forward parts. The names are those of LyCORIS.
+attentions, without those that are a feed-forward part as well, as `linear1` and `linear2` of Flux' single
+blocks. unet-transformer-only and unet-convblock-only: the transformers, and the convolutional blocks, of a
+UNet. ia3: keys, values and the last layer of feed-forward parts. The names are those of LyCORIS.
 """

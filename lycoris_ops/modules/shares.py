@@ -26,8 +26,8 @@ KINDS = {
 def left_out(module: nn.Module, chosen: Container[str], sites: Mapping[str, Site] | None = None) -> str:
     """Which share of the weights of a model's blocks, and of the whole model, is left out, in one line.
 
-    `chosen` are the paths of the modules that are adapted, and `sites` those of the model if they are at hand.
-    A weight that several modules have is counted once, and biases are not counted.
+    `chosen` are the paths of the modules that are adapted, and `sites` those of the model if they are known
+    already. A weight that several modules have is counted once, and biases are not counted.
     """
     model = Model(module)
     whole = missing = in_blocks = 0

@@ -44,22 +44,22 @@ def numberless(path: str) -> str:
 def in_blocks(model: nn.Module) -> set[str]:
     """The paths of the linear layers in what a model repeats.
 
-    That are members of lists which have modules inside and differ from others of their class in the numbers of
-    their paths alone.
+    Repeated are the members of lists, with modules inside, whose paths differ from those of others of their
+    class in numbers alone.
     """
     modules = dict(model.named_modules())
     members: dict[str, tuple[str, str]] = {}
-    for path, module in modules.items():
+    for path, inner in modules.items():
         holder = modules[path.rpartition(".")[0]] if path else None
-        if isinstance(holder, LISTS) and not isinstance(module, LISTS) and any(True for _ in module.children()):
-            members[path] = numberless(path), type(module).__name__
+        if isinstance(holder, LISTS) and not isinstance(inner, LISTS) and list(inner.children()):
+            members[path] = numberless(path), type(inner).__name__
     times = Counter(members.values())
     return {
-        f"{path}.{inner}"
+        f"{path}.{end}"
         for path, kind in members.items()
         if times[kind] > 1
-        for inner, module in modules[path].named_modules()
-        if isinstance(module, nn.Linear)
+        for end, inner in modules[path].named_modules()
+        if isinstance(inner, nn.Linear)
     }
 
 

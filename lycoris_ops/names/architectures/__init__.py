@@ -9,8 +9,8 @@ A module in this folder registers the functions that it defines, which all have 
 - `aliases`: all other names.
 - `fallback`: names that are tried only where nothing else explains a name.
 
-and beside these `aside`, a mapping: layers of its blocks that are not trained by default, by path with `*` for
-a number, with the reasons. What is below a path is meant too.
+and beside these `aside`, a mapping: layers of its blocks that are not trained by default, by their paths with
+`*` for a number, with the reasons. What is below a path is meant too.
 
 All but the last mostly come from tables, in the notation of `notation`. `open_clip` defines none of them:
 it is a text encoder's layout that only checkpoint files have.

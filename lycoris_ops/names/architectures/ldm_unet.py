@@ -107,7 +107,9 @@ diffusers, aliases = names_of(
 
 BLOCKS = ("input_blocks.*.*", "middle_block.*", "output_blocks.*.*")
 aside = {
-    **{f"{block}{end}": "modulation" for block in BLOCKS for end in (".emb_layers", ".time_stack.emb_layers")},
+    **{
+        f"{block}{end}": "modulation" for block in BLOCKS for end in (".emb_layers", ".time_stack.emb_layers")
+    },
     # SVD.
     **{f"{block}.time_pos_embed": "embedders of the numbers of frames" for block in BLOCKS},
 }
