@@ -27,14 +27,30 @@ LEFT_OUT = {
     *("adaLN_modulation.#", "adaLN_modulation_img.#", "adaLN_modulation_txt.#"),
     *("adaLN_modulation_msa", "adaLN_modulation_mlp"),
     *("norm#.linear", "img_norm#.linear", "instruct_norm#.linear"),
-    # Of the time, and of the numbers of frames.
+    # From the sound, from the time, and of the numbers of frames.
+    "injector_adain_layers.#.linear",
     *("emb_layers.#", "mapper", "mapper_sca", "mapper_crp", "time_pos_embed.#"),
     # What embeds positions and captions, and what makes the modulation of a whole model.
-    *("repo_layers.#.gate_map", "repo_layers.#.content_map", "repo_layers.#.final_map"),
+    *(
+        f"{place}repo_layers.#.{part}_map"
+        for place in ("", "noise_", "context_")
+        for part in ("gate", "content", "final")
+    ),
     "caption_projection.#.linear",
     *("distilled_guidance_layer.layers.#.in_layer", "distilled_guidance_layer.layers.#.out_layer"),
 }
 """The ends of the paths of the linear layers in blocks that are not trained, with # for numbers."""
+
+DEEPER = {
+    "Wan VACE": {"vace_layers": 2},
+    "Wan S2V": {"audio_inject_layers": [0, 1]},
+    "WanDancer": {"audio_inject_layers": [0, 1]},
+    "MiniMax-H3": {"token_refiner_num_layers": 2},
+    "Boogu": {"num_layers": 4, "num_double_stream_layers": 2},
+    "PiD": {"patch_depth": 4},
+    "TripoSplat": {"num_refiner_blocks": 2},
+}
+"""Settings with which a model repeats what it has once in the zoo."""
 
 
 def numberless(path: str) -> str:
@@ -78,7 +94,9 @@ def test_every_layer_of_a_repeated_block_is_trained_but_modulation_and_embedders
     if part == "model" and not zoo.supported(architecture):
         pytest.skip(f"this host has no {architecture}")
     if part == "model":
-        model = dialects.model_of(architecture).diffusion_model
+        deeper = DEEPER.get(architecture)
+        model = zoo.make(architecture, changed=deeper) if deeper else dialects.model_of(architecture)
+        model = model.diffusion_model
     else:
         model = encoder_names.encoders_of(architecture)
     layers = in_blocks(model)
@@ -87,6 +105,8 @@ def test_every_layer_of_a_repeated_block_is_trained_but_modulation_and_embedders
     chosen = set(modules.select(model, preset="attn-mlp"))
     assert {path for path in layers - chosen if not is_left_out(path)} == set()
     assert {path for path in chosen if is_left_out(path)} == set()
+    asked = importlib.import_module(f"{host.ops.__name__}.modules.presets").Model(model)
+    assert all(asked.aside(path) for path in layers - chosen)
 
 
 @pytest.mark.parametrize("architecture", ["Flux 1", "Flux 2"])

@@ -86,3 +86,6 @@ DIFFUSERS = {
 diffusers, aliases = names_of(
     Layout(marks=("head.head", "blocks.*.self_attn.q", "text_embedding.0"), diffusers=DIFFUSERS)
 )
+
+# Of S2V: scales and shifts from the sound.
+aside = {"audio_injector.injector_adain_layers": "modulation"}
