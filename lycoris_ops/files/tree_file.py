@@ -6,7 +6,7 @@ No pickle, so a file from a stranger runs no code. The file takes its name only 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -47,6 +47,20 @@ class TreeForm:
 
     def read(self, path: Path) -> Any:
         """Read what `write` wrote. Raises FileFormatError for any other file."""
+        return self._read(
+            path, lambda tree, file: _unpacked(tree, file.read(list(file.tensors), TensorCache(0), keep=False))
+        )
+
+    def peek(self, path: Path, *names: str) -> dict[str, Any]:
+        """Some entries of a table that `write` wrote, without any tensor being read.
+
+        They must hold no tensors. One that is not in the file is left out. Raises FileFormatError as `read`.
+        """
+        return self._read(
+            path, lambda tree, _: {name: _unpacked(item, {}) for name, item in tree["dict"] if name in names}
+        )
+
+    def _read(self, path: Path, unpacked: Callable[[Any, SafetensorsFile], Any]) -> Any:
         file = SafetensorsFile.open(path)
         if self.key not in file.metadata:
             raise FileFormatError(f"this is not {self.what}", file=str(path), hint=self.hint)
@@ -60,7 +74,7 @@ class TreeForm:
                     got=str(version),
                     expected=str(self.version),
                 )
-            return _unpacked(tree, file.read(list(file.tensors), TensorCache(0), keep=False))
+            return unpacked(tree, file)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise FileFormatError(
                 f"{self.what} is damaged", file=str(path), got=f"{type(error).__name__}: {error}"

@@ -2,21 +2,26 @@
 
 Each checkpoint is an adapter for use, as `step-000100.safetensors`, and beside it the whole state of the
 training, as `step-000100.state.safetensors`. The state has the weights too, so each file is whole in itself.
-`best` and `last` are checkpoints of these names.
+`best` and `last` are checkpoints of these names. A training goes on from the newest state, whatever its name.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
+from typing import Any
 
 from ..adapters.place import place_of
-from ..errors import WriteError
+from ..errors import LycorisError, TrainError, WriteError
 from ..files.writing import system_errors
 from ..names.written import Written
 from .options import STATE
-from .trainer import Trainer
+from .trainer import STATE_FORM, Trainer
 
 GOOD = "last-good"
 """What a training that diverged leaves: weights for use, and nothing to go on from."""
@@ -24,13 +29,79 @@ NAMES = ("last", "best")
 """The checkpoints that every training with a folder may write."""
 
 
+@dataclass(frozen=True)
+class FoundState:
+    """A state in a folder of checkpoints, by what its header says."""
+
+    path: Path
+    step: int
+    """After how many steps it was written."""
+    of: int
+    """How many there were to be."""
+    settings: Mapping[str, Any]
+    """`TrainOptions.settings` of its training."""
+    why: str
+    """Why it is this one, in words, with the names of damaged ones that are newer or may be."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether its training had come to its end."""
+        return self.step >= self.of
+
+    def __str__(self) -> str:
+        return f"{self.path.name}, {self.why}"
+
+
+def newest_state(folder: str | os.PathLike[str]) -> FoundState:
+    """The newest whole state in a folder of checkpoints, whatever its name.
+
+    The newest is that of the most steps. Where a training was told to go back to an earlier state, those that
+    it left behind count as older than those that it wrote since. A damaged one is passed over.
+
+    Raises TrainError where there is no state, or none that is whole.
+    """
+    states, damaged = _states(Path(folder))
+    if not states:
+        raise TrainError(
+            "there is no state of a training to go on from",
+            file=str(folder),
+            got="; ".join(damaged) or None,
+            expected=f"a file *{STATE}, whole",
+        )
+    # Of two after the same step either would do.
+    _, path, state = max(states, key=lambda found: (found[0], found[1].name == f"last{STATE}"))
+    why = "the only state" if len(states) == 1 else f"the newest of {len(states)} states"
+    if damaged:
+        why += f"; passed over: {', '.join(damaged)}"
+    # A state of an earlier version does not say of how many steps its training was.
+    return FoundState(path, state["step"], state.get("of", state["step"]), state.get("settings", {}), why)
+
+
+def _states(folder: Path) -> tuple[list[tuple[tuple[int, int], Path, dict[str, Any]]], list[str]]:
+    """The whole states of a folder, each with what orders it, and the names of the others with the reason."""
+    whole: list[tuple[tuple[int, int], Path, dict[str, Any]]] = []
+    damaged: list[str] = []
+    for path in sorted(folder.glob(f"*{STATE}")):
+        try:
+            state = STATE_FORM.peek(path, "step", "of", "returns", "settings")
+            whole.append(((state.get("returns", 0), state["step"]), path, state))
+        except LycorisError as error:
+            damaged.append(f"{path.name} ({error.problem})")
+        except KeyError:
+            damaged.append(f"{path.name} (it says no step)")
+    return whole, damaged
+
+
 class Checkpoints:
     """Writes checkpoints to a folder, and removes those of every so many steps but the latest `keep`."""
 
-    def __init__(self, folder: Path, dialect: Written, keep: int) -> None:
+    def __init__(self, folder: Path, dialect: Written, keep: int, minutes: float | None) -> None:
         self.folder = folder
         self.dialect: Written = dialect
         self.keep = keep
+        self.minutes = minutes
+        self._since: float | None = None
+        """When the latest checkpoint was written, or else when the first step was done."""
         self._replaced: set[str] = set()
         """The names of the checkpoints of an earlier training."""
 
@@ -56,6 +127,15 @@ class Checkpoints:
             if overwrite:
                 self._replaced = {file.name.removesuffix(STATE) for file in states} | {GOOD}
 
+    def returns_of(self, trainer: Trainer) -> int:
+        """How often the training has gone back, now that it goes on from the trainer's state.
+
+        What it left behind must not be taken for what it writes from now on.
+        """
+        own = (trainer.returns, trainer.done)
+        later = [order for order, *_ in _states(self.folder)[0] if order > own]
+        return max(later)[0] + 1 if later else trainer.returns
+
     def clear(self) -> None:
         """Remove what `begin` found of an earlier training, now that this one has made a step."""
         with system_errors(self.folder):
@@ -75,7 +155,18 @@ class Checkpoints:
             trainer.save(path)
         finally:
             trainer.save_state(self.folder / f"{name}{STATE}")
+        self._since = monotonic()
         return path
+
+    def write_by_time(self, trainer: Trainer) -> None:
+        """Write `last` where there was no checkpoint for so many minutes. The first call starts the clock.
+
+        Only the first process has checkpoints and a clock. The others wait for it in the next step.
+        """
+        if self._since is None:
+            self._since = monotonic()
+        elif self.minutes is not None and monotonic() - self._since >= 60 * self.minutes:
+            self.write(trainer, "last")
 
     def write_numbered(self, trainer: Trainer) -> None:
         """Write the checkpoint of this step, and remove those that are too many."""

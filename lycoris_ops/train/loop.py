@@ -17,7 +17,7 @@ from ..errors import DivergedError, number_of
 from ..files.writing import check_files
 from ..ranks.gradients import Loss
 from . import processes
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, newest_state
 from .curves import draw_curves
 from .extras import has
 from .feed import Batches, Feed, steps_of
@@ -54,6 +54,8 @@ class TrainResult:
     """The picture of the curves."""
     idle: tuple[str, ...]
     """The trained tensors that no gradient ever reached: modules that the loss does not use."""
+    resumed: str | None = None
+    """From which step and which state of an earlier run this one went on, and why from that."""
 
     def __str__(self) -> str:
         losses, best = self.history.losses, self.history.best
@@ -63,6 +65,7 @@ class TrainResult:
             + (", stopped early" if self.stopped_early else "")
             + (f", stopped before {self.of} steps" if self.stopped else "")
         ]
+        lines += [f"went on from {self.resumed}"] if self.resumed else []
         if losses:
             lines.append(f"loss {losses[0][1]:.4g} in the first step, {losses[-1][1]:.4g} in the last")
         if best:
@@ -101,7 +104,8 @@ def train_network(
     `batches` are gone through anew in each epoch: an iterable, or a function of the epoch's number that gives
     one. `loss(module, batch)` is a scalar, made by the model with the network on it. `validation` are batches
     that are held out, and `growth` are some by whose gradients ranks regrow, see `Reallocation`. `resume` is
-    a state that an earlier run wrote: the run goes on from there, and ends as one without a break would have.
+    a state that an earlier run wrote, or a folder of checkpoints, see `newest_state`: the run goes on from
+    there, and ends as one without a break would have.
     `progress` is called after each step, and `validated` after each validation with the number of steps done
     and the loss; an exception that they raise ends the training. `rescued` is called where an exception has
     ended it, with the adapter of the checkpoint `last` and the number of steps done. `stops` are exceptions
@@ -111,7 +115,8 @@ def train_network(
     batches for each process, and its gradient is the mean over all of them.
 
     After any exception, an interrupt too, the checkpoint `last` holds the whole state after the last step.
-    After a DivergedError it does not, but `last-good` holds the last weights whose loss was finite.
+    After a DivergedError it does not, but `last-good` holds the last weights whose loss was finite. A process
+    that is killed leaves the checkpoints that it wrote on the way.
 
     Raises TrainError for settings, batches or a loss that cannot be trained with, DivergedError for values
     that are not finite, MatchError for a state of another model or network, FileFormatError for a file that
@@ -135,16 +140,21 @@ def train_network(
     if options.folder is not None and first:
         net.check_dialect(options.dialect)
     trainer = Trainer(net, loss, options, steps=steps, validation=validation, growth=growth)
+    source: str | None = None
     if resume is not None:
-        trainer.load_state(resume)
+        found = None if Path(resume).is_file() else newest_state(resume)
+        trainer.load_state(found.path if found else resume)
+        source = f"step {trainer.done} of an earlier run: {found or Path(resume).name}"
     with ExitStack() as closing:
         shown = views(options.bar, options.log, trainer.done, steps)
         for view in shown:
             closing.callback(view.close)
         kept = None
         if options.folder is not None and first:
-            kept = Checkpoints(options.folder, options.dialect, options.keep)
+            kept = Checkpoints(options.folder, options.dialect, options.keep, options.checkpoint_minutes)
             kept.begin(resumed=resume is not None, overwrite=options.overwrite)
+            if resume is not None:
+                trainer.returns = kept.returns_of(trainer)
         early = stopped = False
         feed = Feed(batches, options.seed, trainer.place)
         try:
@@ -182,6 +192,7 @@ def train_network(
         state=str(options.last_state) if options.folder else None,
         picture=str(curves) if curves and first else None,
         idle=tuple(name for name in trainer.names if name in trainer.idle),
+        resumed=source,
     )
 
 
@@ -215,6 +226,8 @@ def _run(
             kept.write_numbered(trainer)
         if done >= total:
             return False
+        if kept and done:
+            kept.write_by_time(trainer)
         batches = feed.take(group)
         own = batches[processes.rank() :: processes.count()]
         # As many passes as the other processes make: those of a sharded base wait for each other.

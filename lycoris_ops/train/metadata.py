@@ -23,9 +23,11 @@ ELSEWHERE = (
     *(
         "device",
         "data",
+        "settings",
         "validate_every",
         "patience",
         "checkpoint_every",
+        "checkpoint_minutes",
         "keep",
         "output",
         "dialect",

@@ -77,6 +77,9 @@ class TrainOptions:
     data: Mapping[str, Sequence[Sketch]] = field(default_factory=dict[str, Sequence[Sketch]])
     """Sketches of the data by name, see `sketches`. The state holds them, and a training is resumed only with
     the same data."""
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Numbers and texts by name that decide what is learned and are no options, such as the size of a batch.
+    The state holds them, see `FoundState`, and nothing else is done with them."""
     seed: int = 0
     """What all chance is derived from: that of step n is the same however the steps before were run."""
     device: str | torch.device | None = None
@@ -90,6 +93,9 @@ class TrainOptions:
     """Steps between two checkpoints. The last and the best are always written where there is a folder."""
     keep: int = 3
     """How many of the checkpoints of every so many steps are kept."""
+    checkpoint_minutes: float | None = 10.0
+    """After how many minutes without a checkpoint `last` is written amid the training, so that a crash loses no
+    more than that. None or inf: only at the end, and after an error or an interrupt."""
 
     output: str | os.PathLike[str] | None = None
     """The file of the finished adapter."""
@@ -123,6 +129,7 @@ class TrainOptions:
         self._check("seed", lambda v: isinstance(v, int), "a whole number")
         for name in ("lr", "lora_plus", "clip_norm", "max_weight_norm"):
             self._check(name, lambda v: 0 < v < math.inf, "a number above 0")
+        self._check("checkpoint_minutes", lambda v: v > 0, "a number above 0")
         for name in ("weight_decay", "warmup"):
             self._check(name, lambda v: 0 <= v < math.inf, "a number of at least 0")
         self._check("warmup", lambda v: v < 1 or v == int(v), "a share below 1, or a whole number of steps")
@@ -131,7 +138,7 @@ class TrainOptions:
         self._check("dtype", lambda v: DTYPE_NAMES.get(v) in FLOATS, f"a dtype of torch: {', '.join(FLOATS)}")
         for name in ("optimiser", "schedule"):
             self._check(name, lambda v: isinstance(v, str), "a name")
-        for name in ("optimiser_options", "metadata", "data"):
+        for name in ("optimiser_options", "metadata", "data", "settings"):
             self._check(name, lambda v: isinstance(v, Mapping), "a mapping")
         self._check("reallocation", lambda v: isinstance(v, Reallocation), "a Reallocation")
         for name in ("lr", "weight_decay"):
@@ -177,5 +184,5 @@ class TrainOptions:
 
     @property
     def last_state(self) -> Path | None:
-        """The file that a broken run can be resumed from, if there is a folder."""
+        """The file of the latest steps of a run that came to an end or was stopped, if there is a folder."""
         return None if self.folder is None else self.folder / f"last{STATE}"

@@ -91,6 +91,8 @@ class Trainer:
         """How many steps are done."""
         self.place: Place = (0, 0)
         """The place in the data after them."""
+        self.returns = 0
+        """How often the training went back to a state that was not its newest one."""
         self.history = History()
         processes.share(list(net.parameters()))
         self.renew()
@@ -245,6 +247,9 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "mover": None if self.mover is None else self.mover.state_dict(),
             "step": self.done,
+            "of": self.total,
+            "returns": self.returns,
+            "settings": dict(self.options.settings),
             "place": self.place,
             "history": self.history.state_dict(),
             "idle": sorted(self.idle),
@@ -296,6 +301,7 @@ class Trainer:
         self.scaler = self._new_scaler(state["scaler"])
         copy_into(self._proven, self.parameters)
         self.done, self.place = state["step"], tuple(state["place"])
+        self.returns = state.get("returns", 0)
         self.history = History.of(state["history"])
         self.idle = set(state["idle"])
 

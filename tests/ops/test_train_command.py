@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -83,8 +84,6 @@ def test_ranks_move_and_regrow(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_bad_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, train: str, message: str
 ) -> None:
-    import re
-
     assert main(["train", settings(tmp_path, text, train)]) == 2
     shown = capsys.readouterr().err
     assert re.search(message, shown) and shown.startswith("error: ") and shown.count("\n") == 1
@@ -130,8 +129,12 @@ def test_a_plan_is_made_and_kept_for_a_resumed_run(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no Ctrl-C to one process alone")
-def test_ctrl_c_leaves_a_state_to_resume_from(tmp_path: Path) -> None:
-    file = settings(tmp_path, "arguments = {wait = true}")
+@pytest.mark.parametrize("way", ["Ctrl-C", "killed"])
+def test_a_run_that_was_broken_off_goes_on_from_its_newest_whole_state(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str
+) -> None:
+    """Ctrl-C leaves the state after the last step, and a kill the checkpoints that were written before."""
+    file = settings(tmp_path, "arguments = {wait = true}", "checkpoint_every = 2" if way == "killed" else "")
     running = subprocess.Popen(
         [sys.executable, "-m", "lycoris_ops", "train", file],
         cwd=ROOT,
@@ -143,14 +146,27 @@ def test_ctrl_c_leaves_a_state_to_resume_from(tmp_path: Path) -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - one thread
     )
     assert running.stdout is not None
-    for _ in range(2):
+    # The checkpoint of the second step is written before the third one begins.
+    for _ in range(2 if way == "Ctrl-C" else 3):
         assert running.stdout.readline() == "a step\n"
-    running.send_signal(signal.SIGINT)
+    running.send_signal(signal.SIGINT if way == "Ctrl-C" else signal.SIGKILL)
     _, errors = running.communicate(timeout=60)
-    state = tmp_path / "out-checkpoints" / "last.state.safetensors"
-    assert running.returncode == 130 and errors.splitlines()[-1].endswith(f"go on with --resume {state}")
+    folder = tmp_path / "out-checkpoints"
+    last = folder / "last.state.safetensors"
+    if way == "Ctrl-C":
+        assert running.returncode == 130 and errors.splitlines()[-1].endswith(f"go on with --resume {last}")
+        expected = r"went on from step \d of an earlier run: last\.state\.safetensors, the only state\n"
+    else:
+        assert running.returncode == -signal.SIGKILL and not last.exists()
+        whole = (folder / "step-000002.state.safetensors").read_bytes()
+        last.write_bytes(whole[:-1])
+        expected = (
+            r"went on from step 2 of an earlier run: step-000002\.state\.safetensors, the only state; "
+            r"passed over: last\.state\.safetensors \(.+\)\n"
+        )
     assert not (tmp_path / "out.safetensors").exists()
     assert main(["train", file, "--resume"]) == 0
+    assert re.search(expected, capsys.readouterr().out)
     (tmp_path / "whole").mkdir()
     assert main(["train", settings(tmp_path / "whole")]) == 0
     ours, wanted = ((tmp_path / name / "out.safetensors").read_bytes() for name in (".", "whole"))

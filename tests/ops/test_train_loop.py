@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import lycoris_ops as lyc
-from lycoris_ops.train import progress
+from lycoris_ops.train import checkpoints, progress
 from lycoris_ops.train.progress import Lines
 from lycoris_ops.train.trainer import Trainer
 
@@ -161,6 +161,71 @@ def test_a_run_that_is_resumed_ends_as_an_unbroken_one(tmp_path: Path, optimiser
     assert len(result.history.losses) == 7 and [step for step, _ in result.history.validation] == [0, 3, 6, 7]
     kept = sorted(file.name for file in (tmp_path / "b" / "out-checkpoints").glob("*.state.safetensors"))
     assert "step-000006.state.safetensors" in kept and "step-000004.state.safetensors" not in kept
+
+
+def test_a_crash_loses_ten_minutes_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a pretended clock, of which each step takes four minutes. Nothing is written before it is time."""
+    minutes = 0.0
+    monkeypatch.setattr(checkpoints, "monotonic", lambda: 60 * minutes)
+    (tmp_path / "a").mkdir()
+    given: dict[str, Any] = {"steps": 9, "accumulation": 2, "ema": 0.9, "schedule": "cosine"}
+    whole, broken = (options(tmp_path / name, **given) for name in "ab")
+    folder = tmp_path / "a" / "out-checkpoints"
+    found: list[int | None] = []
+
+    def watch(report: lyc.StepReport) -> None:
+        nonlocal minutes
+        minutes += 4
+        found.append(lyc.newest_state(folder).step if any(folder.iterdir()) else None)
+        if report.step == 8:
+            shutil.copytree(tmp_path / "a", tmp_path / "b")
+
+    lyc.train_network(network(), loader(), noisy, whole, progress=watch)
+    # The clock begins with the end of the first step.
+    assert found == [None, None, None, None, 4, 4, 4, 7, 7]
+    again = lyc.train_network(network(), loader(), noisy, broken, resume=broken.folder)
+    assert again.resumed and again.resumed.startswith("step 7 of an earlier run: last.state.safetensors")
+    for name in ("out.safetensors", "out-checkpoints/last.state.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_the_newest_state_is_that_of_the_most_steps_since_the_training_last_went_back(
+    tmp_path: Path,
+) -> None:
+    settings = options(tmp_path, steps=6, checkpoint_every=2, keep=9)
+    with pytest.raises(RuntimeError, match="halt"):
+        lyc.train_network(
+            network(), batches(), plain, settings, progress=stopping(5, RuntimeError("halt"))
+        )
+    folder = tmp_path / "out-checkpoints"
+    found = lyc.newest_state(folder)
+    assert (found.path.name, found.step, found.of) == ("last.state.safetensors", 5, 6)
+    (folder / "last.state.safetensors").unlink()
+    # Older, but the file is newer.
+    os.utime(folder / "step-000002.state.safetensors")
+    assert lyc.newest_state(folder).path.name == "step-000004.state.safetensors"
+
+    # What is left behind is not taken for what comes after, though it has more steps.
+    slower = replace(settings, lr=0.001)
+    with pytest.raises(RuntimeError, match="halt"):
+        lyc.train_network(
+            network(), batches(), plain, slower, resume=folder / "step-000002.state.safetensors",
+            progress=stopping(3, RuntimeError("halt")),
+        )  # fmt: skip
+    found = lyc.newest_state(folder)
+    assert (found.path.name, found.step, found.finished) == ("last.state.safetensors", 3, False)
+    result = lyc.train_network(network(), batches(), plain, slower, resume=folder)
+    assert result.resumed == (
+        "step 3 of an earlier run: last.state.safetensors, the newest of 3 states"
+    )
+    assert lyc.newest_state(folder).finished
+
+    for path in folder.glob("*.state.safetensors"):
+        path.write_bytes(b"")
+    with pytest.raises(lyc.TrainError, match=r"no state.*step-000002\.state\.safetensors \(.*too short"):
+        lyc.train_network(network(), batches(), plain, slower, resume=folder)
+    with pytest.raises(lyc.TrainError, match="no state of a training"):
+        lyc.newest_state(tmp_path / "nowhere")
 
 
 def test_the_same_seed_makes_the_same_file_and_another_one_does_not(tmp_path: Path) -> None:

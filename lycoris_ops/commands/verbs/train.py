@@ -33,7 +33,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         nargs="?",
         const=True,
         metavar="STATE",
-        help="go on with an earlier run: from a .state.safetensors file, or else from its last state",
+        help="go on with an earlier run: from a .state.safetensors file, or else from its newest whole state",
     )
     command.add_argument("--overwrite", action="store_true", help="replace the files of an earlier run")
     add_json(command)
@@ -75,16 +75,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _resumed(given: str | bool | None, training: TrainOptions) -> str | None:
-    """The state to go on from, if there is to be one."""
+    """The state to go on from, or the folder of an earlier run, if there is to be one."""
     if given is not True:
         return given or None
-    if training.last_state is None:
+    if training.folder is None:
         raise LycorisError(
-            "there is no last state to go on from",
+            "there is no folder with a state to go on from",
             key="[train]",
             expected="output or checkpoints, or --resume with a file",
         )
-    return str(training.last_state)
+    return str(training.folder)
 
 
 def _join_processes() -> None:
@@ -104,7 +104,8 @@ def _plan(
     settings: Mapping[str, Any], task: tuple[Any, ...], resume: str | None, training: TrainOptions
 ) -> Plan | None:
     """The plan of the settings, if they want one; that of the earlier run where it is resumed."""
-    kept = None if resume is None else Path(resume).with_name(PLAN)
+    home = None if resume is None else Path(resume).parent if Path(resume).is_file() else Path(resume)
+    kept = None if home is None else home / PLAN
     if kept is not None and kept.is_file():
         return Plan.of_json(kept.read_text(encoding="utf-8"))
     plan, folder = plan_of(settings, task), training.folder
