@@ -38,7 +38,6 @@ __all__ = [
     "ComfyExtension",
     "ExecutionBlocker",
     "HostReader",
-    "Interrupted",
     "PatcherInjection",
     "Progress",
     "WeightAdapterBase",
@@ -60,7 +59,6 @@ __all__ = [
     "forget_passes",
     "has_room_to_decode",
     "inference_memory",
-    "interrupt_again",
     "io",
     "is_file",
     "kept_folder",
@@ -568,15 +566,6 @@ class Progress(Protocol):
     """Shows what is done of what there is in all, with a picture if there is one."""
 
     def __call__(self, done: int, of: int, picture: Image | None = None, /) -> None: ...
-
-
-Interrupted: type[BaseException] = comfy.model_management.InterruptProcessingException
-"""The host's own exception for an interrupt by the user."""
-
-
-def interrupt_again() -> None:
-    """Have the host end the prompt before its next node, after an interrupt that was caught."""
-    comfy.model_management.interrupt_current_processing()
 
 
 def end_if_interrupted() -> None:

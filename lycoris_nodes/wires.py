@@ -20,6 +20,8 @@ NO_STACK = (
     "No node is connected to the input `stack`, or the one that is connected is muted or bypassed."
 )
 NOTHING_CHANGED, NOTHING_SAVED = f"Nothing was changed: {NO_STACK}", f"Nothing was saved: {NO_STACK}"
+MEANWHILE = "lycoris.meanwhile"
+"""The event with a text that the box of a node shows while it runs."""
 STACK_TOOLTIP = "LoRA / LyCORIS files with their strengths and block rules."
 
 

@@ -21,6 +21,7 @@ from ..wires import (
     AS_IT_IS,
     CATEGORY,
     DTYPES,
+    MEANWHILE,
     NOTHING_SAVED,
     dtype_input,
     report_output,
@@ -28,9 +29,6 @@ from ..wires import (
     valid,
     with_report,
 )
-
-WRITING = "lycoris.writing"
-"""The event that says how much is being written and where, which the node's box shows meanwhile."""
 
 
 class LycorisSaveCheckpoint(io.ComfyNode):
@@ -112,7 +110,7 @@ class LycorisSaveCheckpoint(io.ComfyNode):
             if not told:
                 told = True
                 words = f"Writing {size / 1e6:.1f} MB to {shown_path(path)} ..."
-                tell_page(WRITING, cls.hidden, text=words)
+                tell_page(MEANWHILE, cls.hidden, text=words)
             bar(done, size)
 
         result = merge_checkpoint(

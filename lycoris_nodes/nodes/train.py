@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ...lycoris_ops import Entry, Stack, load_adapter
-from ..host import file_tensors, interrupt_again, io, shown_pictures, tell_page, workflow_metadata
+from ..host import file_tensors, io, shown_pictures, tell_page, workflow_metadata
 from ..inputs import checked
 from ..pictures import curves, picture_tensor
 from ..train.run import train
 from ..train.schema import inputs, outputs
 from ..train.settings import Asked
-from ..train.words import rescue_in_words
-from ..wires import CATEGORY, with_report
+from ..wires import CATEGORY, MEANWHILE, with_report
 
 RESCUED = "lycoris.rescued"
 """The event that says what is left of a training without an end, which the node's box shows."""
@@ -45,15 +43,17 @@ class LycorisTrain(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, **asked: Any) -> io.NodeOutput:
-        def rescued(path: Path, steps: int) -> None:
-            tell_page(RESCUED, cls.hidden, text=rescue_in_words(path, steps))
-
-        made = train(Asked(**asked), workflow_metadata(cls.hidden), rescued)
+        made = train(
+            Asked(**asked),
+            workflow_metadata(cls.hidden),
+            lambda text: tell_page(MEANWHILE, cls.hidden, text=text),
+            lambda text: tell_page(RESCUED, cls.hidden, text=text),
+        )
         history = made.result.history
         picture = picture_tensor(curves(history, made.result.steps, made.name))
         # PEFT's file is in a folder.
         path = str(made.result.output)
-        outputs = with_report(
+        return with_report(
             Stack([Entry(load_adapter(path))]),
             file_tensors(path),
             # ComfyUI's nodes pass over the validation.
@@ -62,10 +62,5 @@ class LycorisTrain(io.ComfyNode):
             made.result.steps,
             path,
             report=made.report,
-            state="partly" if made.result.stopped else "all",
             shown=shown_pictures(picture, cls),
         )
-        if made.result.stopped:
-            # The host keeps these outputs, and the next run has them.
-            interrupt_again()
-        return outputs

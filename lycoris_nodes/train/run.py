@@ -13,17 +13,18 @@ import torch
 from ...lycoris_ops import (
     WRITABLE,
     LycorisNetwork,
+    MatchError,
     TrainError,
     TrainOptions,
     TrainResult,
     paragraph,
     train_network,
 )
-from ..host import Interrupted, shown_path
+from ..host import shown_path
 from ..overrides import overrides_of
 from ..previews import Previews
 from ..room import is_checkpointed, memory_for
-from ..runs import adapter_path, check_room_for, resumed_path
+from ..runs import ANEW, Run, check_room_for, run_of
 from ..samples import described, epochs_of, judged, masks_in_words, samples_of, sketches_of
 from ..training import (
     DiffusionLoss,
@@ -44,11 +45,12 @@ from .settings import (
     parts_of,
     preset_of,
     rate_of,
+    settings_of,
     start_of,
     text_rate_of,
     times_of,
 )
-from .words import loss_in_words, memory_in_words, rate_in_words, stop_in_words
+from .words import loss_in_words, memory_in_words, rate_in_words, rescue_in_words
 
 DRAWS = 4
 """At how many evenly spaced times each held-out latent is judged, as in kohya-ss/sd-scripts."""
@@ -74,12 +76,29 @@ class Trained:
     report: str
 
 
-def train(asked: Asked, metadata: Mapping[str, str], rescued: Callable[[Path, int], None]) -> Trained:
-    """Train as it is asked. `rescued` is as in `train_network`. An interrupt by the user ends it there.
+def train(
+    asked: Asked,
+    metadata: Mapping[str, str],
+    begun: Callable[[str], None],
+    rescued: Callable[[str], None],
+) -> Trained:
+    """Train as it is asked, or go on with the training that was broken off, see `run_of`.
+
+    `begun` is told of a training that goes on, and `rescued` of what an exception has left, in words. An
+    interrupt by the user is one: there is no result before the end, so that the host can keep none.
 
     Raises LycorisError for what cannot be trained, before the first step.
     """
-    output = (resumed_path if asked.resume else adapter_path)(asked.filename_prefix, asked.dialect)
+    settings = settings_of(asked)
+    run = run_of(asked.filename_prefix, asked.dialect, settings, resume=asked.resume)
+    output = run.output
+    if run.state:
+        begun(f"Goes on from {run.in_words}.")
+
+    def kept(path: Path, steps: int) -> None:
+        if steps:
+            rescued(rescue_in_words(path, steps, asked.steps))
+
     with _opened(asked) as (session, encoder):
         family = family_of(session.model)
         loss = DiffusionLoss(
@@ -117,6 +136,7 @@ def train(asked: Asked, metadata: Mapping[str, str], rescued: Callable[[Path, in
             ema=asked.ema or None,
             scaled=scaled,
             data=sketches_of(**{name: getattr(asked, name) for name in SAMPLED}),
+            settings=settings,
             seed=asked.seed,
             validate_every=(asked.validate_every or max(1, asked.steps // 10)) if held else None,
             checkpoint_every=asked.checkpoint_every or None,
@@ -130,22 +150,21 @@ def train(asked: Asked, metadata: Mapping[str, str], rescued: Callable[[Path, in
         )
         previews = _previews(asked, session, encoder, network, samples, Path(str(options.folder)))
         live = Live(asked.steps, previews)
-        result = train_network(
-            network,
-            epochs_of(samples, asked.batch_size, prior),
-            loss,
-            options,
-            validation=judged(held, asked.batch_size, DRAWS) if held else None,
-            resume=options.last_state if asked.resume else None,
-            progress=live.stepped,
-            validated=live.validated,
-            rescued=rescued,
-            stops=(Interrupted,),
-        )
+        with _meant(run):
+            result = train_network(
+                network,
+                epochs_of(samples, asked.batch_size, prior),
+                loss,
+                options,
+                validation=judged(held, asked.batch_size, DRAWS) if held else None,
+                resume=options.folder if run.state else None,
+                progress=live.stepped,
+                validated=live.validated,
+                rescued=kept,
+            )
         places = {name: shown_path(path) for name in PLACES if (path := getattr(result, name))}
         report = paragraph(
             [
-                *([stop_in_words(result)] if result.stopped else []),
                 *str(replace(result, **places)).splitlines(),
                 f"model: {family.name}; defaults of {family.source}",
                 f"data: {described(samples, asked.batch_size)}",
@@ -162,6 +181,17 @@ def train(asked: Asked, metadata: Mapping[str, str], rescued: Callable[[Path, in
             ]
         )
     return Trained(result, output.stem, report)
+
+
+@contextmanager
+def _meant(run: Run) -> Generator[None]:
+    """Say what can be done where the training that was broken off had another model, network or data."""
+    try:
+        yield
+    except (MatchError, TrainError) as error:
+        if run.state and error.file == str(run.state.path):
+            error.hint = f"There is {run.in_words}. To go on with it, give the same again. {ANEW}"
+        raise
 
 
 @contextmanager

@@ -101,8 +101,9 @@ def _usual() -> list[Any]:
         io.Boolean.Input(
             "resume",
             default=False,
-            tooltip="On: go on with the latest training of this name that was stopped, exactly as if it had "
-            "not been. Or with a finished one, for more steps. All other settings must be as before.",
+            tooltip="Off: a training of this name that was stopped goes on by itself where all settings and "
+            "data are as before, exactly as if it had not been. On: the latest one goes on with the settings "
+            "of now, also a finished one, for more steps.",
         ),
         seed_input("What all chance is made of: the same seed and inputs give the same file."),
     ]
@@ -393,8 +394,8 @@ def _output() -> list[Any]:
             min=0,
             max=1_000_000,
             optional=True,
-            tooltip=f"Steps between two checkpoints, of which the latest {KEEP} are kept. 0: only the last "
-            "and the best.",
+            tooltip=f"Steps between two checkpoints, of which the latest {KEEP} are kept. 0: only the best, "
+            "and the last, which is written every ten minutes too.",
         ),
         io.Int.Input(
             "sample_every",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ...lycoris_ops import (
     Stack,
     optimisers,
     resolve,
+    sketches,
 )
 from ..host import weight_shapes
 from ..training import Family, Times
@@ -35,6 +37,12 @@ PRECISIONS: dict[str, torch.dtype | None] = {
     "fp32": torch.float32,
 }
 """What the model computes in, by name; None is what ComfyUI has chosen."""
+
+ELSEWHERE = (
+    *("filename_prefix", "resume", "checkpointing", "validate_every", "checkpoint_every", "sample_every"),
+    *("dialect", "dtype"),
+)
+"""The settings that do not change what is learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +107,24 @@ class Asked:
     sample_every: int
     dialect: Any
     dtype: str
+
+
+def settings_of(asked: Asked) -> dict[str, Any]:
+    """The settings that decide what is learned, by which a training is known again.
+
+    Of the links only the stack's weights are among them: a state itself tells its model, layers and data from
+    others.
+    """
+    values = {field.name: getattr(asked, field.name) for field in fields(asked)}
+    told = {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, str | int | float) and name not in ELSEWHERE
+    }
+    for entry in asked.stack or ():
+        rows = sketches(layer.tensors().values() for layer in entry.adapter.layers.values())
+        told["stack"] = f"{entry.adapter.name} {hashlib.sha256(repr(rows).encode()).hexdigest()[:8]}"
+    return told
 
 
 def start_of(stack: Stack | None) -> Adapter | None:

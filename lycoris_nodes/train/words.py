@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...lycoris_ops import TrainOptions, TrainResult, dtype_name, number_of
+from ...lycoris_ops import TrainOptions, dtype_name, number_of
 from ..host import shown_path
 from ..training import DiffusionLoss, Session
 
@@ -15,17 +15,11 @@ def rate_in_words(options: TrainOptions, text_rate: float | None) -> str:
     return f"{rate}{texts}, {options.optimiser}, {options.schedule} after a warm-up of {options.warmup:g}"
 
 
-def rescue_in_words(path: Path, steps: int) -> str:
-    """What is left of a training that did not come to its end."""
-    after = number_of(steps, "step")
-    return f"What {after} made is kept in {shown_path(path)}. With `resume` the next run goes on from there."
-
-
-def stop_in_words(result: TrainResult) -> str:
-    """What there is of a training that was stopped, and how it goes on."""
+def rescue_in_words(path: Path, steps: int, of: int) -> str:
+    """What is left of a training that did not come to its end, and how it goes on."""
     return (
-        f"Stopped after {result.steps} of {result.of} steps, and kept in {shown_path(str(result.output))}. "
-        "Run goes on with what was learned so far; with `resume` it trains on."
+        f"Stopped after {steps} of {of} steps, and kept in {shown_path(path)}. Run with the same settings "
+        "trains on from there."
     )
 
 

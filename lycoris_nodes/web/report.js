@@ -278,13 +278,8 @@ function watch() {
   }, 100)
 }
 
-/** A text on why a node did not finish, with what it has kept. */
-function withRescue({ node_id }, text) {
-  return [text, rescued.get(String(node_id))].filter(Boolean).join("\n")
-}
-
 function listen() {
-  app.api.addEventListener("lycoris.writing", ({ detail }) => {
+  app.api.addEventListener("lycoris.meanwhile", ({ detail }) => {
     const node = nodeOf(detail.node)
     if (reporting.has(node?.type)) fill(node, "waiting", detail.text)
   })
@@ -297,13 +292,16 @@ function listen() {
   })
   app.api.addEventListener("execution_error", ({ detail }) => {
     const node = nodeOf(detail.node_id)
-    if (reporting.has(node?.type)) fill(node, "error", withRescue(detail, detail.exception_message.trim()))
+    if (!reporting.has(node?.type)) return
+    const text = [detail.exception_message.trim(), rescued.get(String(detail.node_id))]
+    fill(node, "error", text.filter(Boolean).join("\n"))
   })
   app.api.addEventListener("execution_interrupted", ({ detail }) => {
     const node = nodeOf(detail.node_id)
-    if (reporting.has(node?.type)) {
-      fill(node, "error", withRescue(detail, "Interrupted: the node did not finish."))
-    }
+    if (!reporting.has(node?.type)) return
+    const kept = rescued.get(String(detail.node_id))
+    // Who presses Stop and has lost nothing has met no error.
+    fill(node, kept ? "partly" : "error", kept ?? "Interrupted: the node did not finish.")
   })
   app.api.addEventListener("promptQueueing", watch)
   for (const end of ["execution_error", "execution_interrupted", "execution_success"]) {

@@ -52,22 +52,19 @@ class FoundState:
         return f"{self.path.name}, {self.why}"
 
 
-def newest_state(folder: str | os.PathLike[str]) -> FoundState:
-    """The newest whole state in a folder of checkpoints, whatever its name.
+def newest_state(folder: str | os.PathLike[str]) -> FoundState | None:
+    """The newest whole state in a folder of checkpoints, whatever its name; None where there is no state.
 
     The newest is that of the most steps. Where a training was told to go back to an earlier state, those that
     it left behind count as older than those that it wrote since. A damaged one is passed over.
 
-    Raises TrainError where there is no state, or none that is whole.
+    Raises TrainError where none is whole.
     """
     states, damaged = _states(Path(folder))
+    if not states and damaged:
+        raise TrainError("no state of this training is whole", file=str(folder), got=", ".join(damaged))
     if not states:
-        raise TrainError(
-            "there is no state of a training to go on from",
-            file=str(folder),
-            got="; ".join(damaged) or None,
-            expected=f"a file *{STATE}, whole",
-        )
+        return None
     # Of two after the same step either would do.
     _, path, state = max(states, key=lambda found: (found[0], found[1].name == f"last{STATE}"))
     why = "the only state" if len(states) == 1 else f"the newest of {len(states)} states"
@@ -75,6 +72,23 @@ def newest_state(folder: str | os.PathLike[str]) -> FoundState:
         why += f"; passed over: {', '.join(damaged)}"
     # A state of an earlier version does not say of how many steps its training was.
     return FoundState(path, state["step"], state.get("of", state["step"]), state.get("settings", {}), why)
+
+
+def state_to_resume(source: str | os.PathLike[str]) -> tuple[Path, str]:
+    """The file of a state, given itself or a folder of checkpoints, and in words which one it is.
+
+    Raises TrainError where there is none.
+    """
+    if Path(source).is_file():
+        return Path(source), Path(source).name
+    found = newest_state(source)
+    if found is None:
+        raise TrainError(
+            "there is no state of a training to go on from",
+            file=str(source),
+            expected=f"a file *{STATE}, or a folder with one",
+        )
+    return found.path, str(found)
 
 
 def _states(folder: Path) -> tuple[list[tuple[tuple[int, int], Path, dict[str, Any]]], list[str]]:

@@ -17,7 +17,7 @@ from ..errors import DivergedError, number_of
 from ..files.writing import check_files
 from ..ranks.gradients import Loss
 from . import processes
-from .checkpoints import Checkpoints, newest_state
+from .checkpoints import Checkpoints, state_to_resume
 from .curves import draw_curves
 from .extras import has
 from .feed import Batches, Feed, steps_of
@@ -142,9 +142,9 @@ def train_network(
     trainer = Trainer(net, loss, options, steps=steps, validation=validation, growth=growth)
     source: str | None = None
     if resume is not None:
-        found = None if Path(resume).is_file() else newest_state(resume)
-        trainer.load_state(found.path if found else resume)
-        source = f"step {trainer.done} of an earlier run: {found or Path(resume).name}"
+        state, words = state_to_resume(resume)
+        trainer.load_state(state)
+        source = f"step {trainer.done} of an earlier run: {words}"
     with ExitStack() as closing:
         shown = views(options.bar, options.log, trainer.done, steps)
         for view in shown:

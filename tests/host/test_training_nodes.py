@@ -152,33 +152,60 @@ def test_an_interrupt_keeps_what_was_learned_and_a_resumed_training_ends_as_an_u
     comfy.model_management.interrupt_current_processing()
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         train(filename_prefix="loras/none", **settings)
-    stop_after(2)
-    stopped = train(**settings)
-    # The host is to stop before its next node, and to keep these outputs.
-    assert comfy.model_management.processing_interrupted()
-    comfy.model_management.interrupt_current_processing(False)
     folder = tmp_path / "loras" / "style_00001_-checkpoints"
-    assert stopped["path"] == str(folder / "last.safetensors") and stopped["steps_done"] == 2
-    kept = load_file(stopped["path"])
-    assert kept and all(torch.equal(kept[key], stopped["lora"][key]) for key in kept)
-    assert stopped["stack"].entries[0].adapter.layers and stopped["curves"].shape[0] == 1
-    assert len(stopped["loss_map"]["loss"]) == 2
-    assert stopped["report"].startswith(
-        "Stopped after 2 of 5 steps, and kept in output/loras/style_00001_-checkpoints/last.safetensors."
-    )
-    assert not (tmp_path / "loras" / "style_00001_.safetensors").exists()
-    assert load_file(folder / "last.state.safetensors")
+    # The second time it goes on, and with `resume` as without.
+    for steps, resume in ((2, False), (3, False), (4, True)):
+        stop_after(steps)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            train(resume=resume, **settings)
+        assert host.ops.load_adapter(folder / "last.safetensors").metadata["ss_steps"] == str(steps)
+        assert not (tmp_path / "loras" / "style_00001_.safetensors").exists()
     stop_after(100)
-    resumed = train(resume=True, **settings)
+    resumed = train(**settings)
     whole = train(**settings)
     assert Path(resumed["path"]).name == "style_00001_.safetensors"
     assert Path(whole["path"]).name == "style_00002_.safetensors"
     assert resumed["steps_done"] == 5
+    assert "went on from step 4 of an earlier run: last.state.safetensors" in resumed["report"]
+    assert "went on" not in whole["report"]
     assert resumed["loss_map"] == whole["loss_map"]
     assert all(torch.equal(resumed["lora"][key], whole["lora"][key]) for key in whole["lora"])
     # A finished one goes on for more steps, named with its number too.
     further = train(resume=True, filename_prefix="loras/style_00002_", **{**settings, "steps": 6})
     assert further["steps_done"] == 6 and further["path"] == whole["path"]
+
+
+def test_a_training_that_was_broken_off_with_other_settings_or_data_is_asked_about(
+    host: Host, train: Callable[..., Any], tmp_path: Path, stop_after: Callable[[int], None]
+) -> None:
+    import comfy.model_management
+
+    settings: dict[str, Any] = {"preset": "attn-only", "steps": 3, "warmup": 0}
+    stop_after(1)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        train(**settings)
+    stop_after(100)
+    other = [latent(seed) for seed in range(4, 8)]
+    for given, words in (
+        (
+            {"learning_rate": 1e-3, "steps": 4},
+            r"output/loras/style_00001_\.safetensors: .*broken off after 1 step, .*learning_rate was 0\.003 and "
+            r"is 0\.001.*turn on `resume`.*another `filename_prefix`",
+        ),
+        (
+            {"latents": other},
+            r"not those that the training began with.*There is step 1 of 3 of "
+            r"output/loras/style_00001_\.safetensors\. .*another `filename_prefix`",
+        ),
+    ):
+        with pytest.raises(host.ops.TrainError, match=words):
+            train(**{**settings, **given})
+    # What is written where, and how it is computed, may be another.
+    assert train(**settings, dtype="bfloat16", checkpointing="on")["path"].endswith(
+        "style_00001_.safetensors"
+    )
+    # A finished one is asked about no more.
+    assert train(**settings, latents=other)["path"].endswith("style_00002_.safetensors")
 
 
 @pytest.fixture

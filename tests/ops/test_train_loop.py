@@ -176,7 +176,8 @@ def test_a_crash_loses_ten_minutes_at_most(tmp_path: Path, monkeypatch: pytest.M
     def watch(report: lyc.StepReport) -> None:
         nonlocal minutes
         minutes += 4
-        found.append(lyc.newest_state(folder).step if any(folder.iterdir()) else None)
+        state = lyc.newest_state(folder)
+        found.append(None if state is None else state.step)
         if report.step == 8:
             shutil.copytree(tmp_path / "a", tmp_path / "b")
 
@@ -189,21 +190,24 @@ def test_a_crash_loses_ten_minutes_at_most(tmp_path: Path, monkeypatch: pytest.M
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
+def newest(folder: Path) -> tuple[str, int, int]:
+    found = lyc.newest_state(folder)
+    assert found is not None and found.finished == (found.step == found.of)
+    return found.path.name, found.step, found.of
+
+
 def test_the_newest_state_is_that_of_the_most_steps_since_the_training_last_went_back(
     tmp_path: Path,
 ) -> None:
     settings = options(tmp_path, steps=6, checkpoint_every=2, keep=9)
     with pytest.raises(RuntimeError, match="halt"):
-        lyc.train_network(
-            network(), batches(), plain, settings, progress=stopping(5, RuntimeError("halt"))
-        )
+        lyc.train_network(network(), batches(), plain, settings, progress=stopping(5, RuntimeError("halt")))
     folder = tmp_path / "out-checkpoints"
-    found = lyc.newest_state(folder)
-    assert (found.path.name, found.step, found.of) == ("last.state.safetensors", 5, 6)
+    assert newest(folder) == ("last.state.safetensors", 5, 6)
     (folder / "last.state.safetensors").unlink()
     # Older, but the file is newer.
     os.utime(folder / "step-000002.state.safetensors")
-    assert lyc.newest_state(folder).path.name == "step-000004.state.safetensors"
+    assert newest(folder) == ("step-000004.state.safetensors", 4, 6)
 
     # What is left behind is not taken for what comes after, though it has more steps.
     slower = replace(settings, lr=0.001)
@@ -212,20 +216,17 @@ def test_the_newest_state_is_that_of_the_most_steps_since_the_training_last_went
             network(), batches(), plain, slower, resume=folder / "step-000002.state.safetensors",
             progress=stopping(3, RuntimeError("halt")),
         )  # fmt: skip
-    found = lyc.newest_state(folder)
-    assert (found.path.name, found.step, found.finished) == ("last.state.safetensors", 3, False)
+    assert newest(folder) == ("last.state.safetensors", 3, 6)
     result = lyc.train_network(network(), batches(), plain, slower, resume=folder)
-    assert result.resumed == (
-        "step 3 of an earlier run: last.state.safetensors, the newest of 3 states"
-    )
-    assert lyc.newest_state(folder).finished
+    assert result.resumed == "step 3 of an earlier run: last.state.safetensors, the newest of 3 states"
+    assert newest(folder) == ("last.state.safetensors", 6, 6)
 
     for path in folder.glob("*.state.safetensors"):
         path.write_bytes(b"")
-    with pytest.raises(lyc.TrainError, match=r"no state.*step-000002\.state\.safetensors \(.*too short"):
+    with pytest.raises(lyc.TrainError, match=r"whole .*step-000002\.state\.safetensors \(.*too short"):
         lyc.train_network(network(), batches(), plain, slower, resume=folder)
-    with pytest.raises(lyc.TrainError, match="no state of a training"):
-        lyc.newest_state(tmp_path / "nowhere")
+    with pytest.raises(lyc.TrainError, match="no state of a training to go on from"):
+        lyc.train_network(network(), batches(), plain, slower, resume=tmp_path / "nowhere")
 
 
 def test_the_same_seed_makes_the_same_file_and_another_one_does_not(tmp_path: Path) -> None:
