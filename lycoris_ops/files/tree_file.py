@@ -48,7 +48,8 @@ class TreeForm:
     def read(self, path: Path) -> Any:
         """Read what `write` wrote. Raises FileFormatError for any other file."""
         return self._read(
-            path, lambda tree, file: _unpacked(tree, file.read(list(file.tensors), TensorCache(0), keep=False))
+            path,
+            lambda tree, file: _unpacked(tree, file.read(list(file.tensors), TensorCache(0), keep=False)),
         )
 
     def peek(self, path: Path, *names: str) -> dict[str, Any]:

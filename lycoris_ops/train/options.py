@@ -94,8 +94,8 @@ class TrainOptions:
     keep: int = 3
     """How many of the checkpoints of every so many steps are kept."""
     checkpoint_minutes: float | None = 10.0
-    """After how many minutes without a checkpoint `last` is written amid the training, so that a crash loses no
-    more than that. None or inf: only at the end, and after an error or an interrupt."""
+    """After how many minutes without a checkpoint `last` is written amid the training, so that a crash loses
+    no more than that. None or inf: only at the end, and after an error or an interrupt."""
 
     output: str | os.PathLike[str] | None = None
     """The file of the finished adapter."""

@@ -189,8 +189,8 @@ def test_a_training_that_was_broken_off_with_other_settings_or_data_is_asked_abo
     for given, words in (
         (
             {"learning_rate": 1e-3, "steps": 4},
-            r"output/loras/style_00001_\.safetensors: .*broken off after 1 step, .*learning_rate was 0\.003 and "
-            r"is 0\.001.*turn on `resume`.*another `filename_prefix`",
+            r"output/loras/style_00001_\.safetensors: .*broken off after 1 step, .*learning_rate was "
+            r"0\.003 and is 0\.001.*turn on `resume`.*another `filename_prefix`",
         ),
         (
             {"latents": other},

@@ -169,7 +169,7 @@ def test_what_lies_on_the_disk_decides_what_run_does(server: Server) -> None:
 
     With nothing changed each Run trains on, and the end is that of an unbroken training. Then it is cached.
     """
-    prompt = prompt_of(server, steps=60, filename_prefix="loras/stopped", checkpoint_every=2)
+    prompt = prompt_of(server, steps=24, filename_prefix="loras/stopped", checkpoint_every=2)
     train, data = of_type(prompt, "LycorisTrain"), of_type(prompt, "LycorisDataset")
     folder = server.base / "output" / "loras" / "stopped_00001_-checkpoints"
     file = folder.with_name("stopped_00001_.safetensors")
@@ -200,7 +200,7 @@ def test_what_lies_on_the_disk_decides_what_run_does(server: Server) -> None:
     assert server.queue(whole).error is None
     again = broken_off(server.interrupt)
     assert train not in again.cached
-    assert steps < saved_steps(folder / "last.safetensors") < 60
+    assert steps < saved_steps(folder / "last.safetensors") < 24
     with pytest.raises((RuntimeError, OSError)):
         broken_off(lambda: os.kill(server.pid, signal.SIGKILL))
     assert not file.exists()
@@ -212,7 +212,7 @@ def test_what_lies_on_the_disk_decides_what_run_does(server: Server) -> None:
     assert "encoded: 0 pictures and 0 captions of " in encoded
     (report,) = run.outputs[train]["text"]
     assert re.search(
-        r"^went on from step \d+ of an earlier run: step-\d+\.state\.safetensors, the newest of 4 states$",
+        r"^went on from step \d+ of an earlier run: step-\d+\.state\.safetensors, the newest of \d states$",
         report,
         re.MULTILINE,
     )
@@ -224,10 +224,10 @@ def test_what_lies_on_the_disk_decides_what_run_does(server: Server) -> None:
     assert run.error is None and train in run.cached
     # More steps, with the setting in a group, as the front end sends it; before, by its own name.
     inputs = prompt[train]["inputs"]
-    inputs.update({"layers": "own", "layers.preset": inputs.pop("preset")}, resume=True, steps=61)
+    inputs.update({"layers": "own", "layers.preset": inputs.pop("preset")}, resume=True, steps=25)
     run = server.queue(prompt)
     assert run.error is None, run.error
-    assert saved_steps(file) == 61
+    assert saved_steps(file) == 25
 
 
 def saved_steps(file: Path) -> int:
