@@ -180,7 +180,9 @@ class TrainOptions:
         if self.output is None:
             return None
         out = Path(self.output)
-        return out.with_name(f"{out.stem}-checkpoints")
+        # PEFT's output is a folder: what is after a dot in its name is no ending.
+        name = out.name if self.dialect == "peft" else out.stem
+        return out.with_name(f"{name}-checkpoints")
 
     @property
     def last_state(self) -> Path | None:

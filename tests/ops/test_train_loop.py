@@ -366,7 +366,7 @@ def test_an_interrupt_at_any_time_leaves_a_whole_checkpoint(tmp_path: Path, call
     assert (tmp_path / "a/out.safetensors").read_bytes() == (tmp_path / "b/out.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize(("dialect", "output"), [("kohya", "out.safetensors"), ("peft", "out")])
+@pytest.mark.parametrize(("dialect", "output"), [("kohya", "out.v1.safetensors"), ("peft", "out.v1")])
 def test_an_exception_of_the_callers_ends_a_training_in_good_order(
     tmp_path: Path, dialect: Any, output: str
 ) -> None:
@@ -382,7 +382,7 @@ def test_an_exception_of_the_callers_ends_a_training_in_good_order(
     result = lyc.train_network(net, loader(), noisy, given, progress=stop, stops=(Stop,))
     assert (result.stopped, result.steps, result.of) == (True, 2, 5)
     assert "stopped before 5 steps" in str(result)
-    assert result.output and Path(result.output).is_relative_to(tmp_path / "out-checkpoints")
+    assert result.output and Path(result.output).is_relative_to(tmp_path / "out.v1-checkpoints")
     kept = lyc.load_adapter(result.output)
     assert kept.metadata["ss_steps"] == "2" and len(kept.layers) == len(net.members)
     assert result.state and Path(result.state).is_file()
