@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..lycoris_ops import FITTED, PRESETS, WRITABLE, LycorisError
+from ..lycoris_ops import FITTED, PRESETS, WRITABLE, LycorisError, Stack, describe_fit, fit_verdict
 from .host import io, shown_text
 from .inputs import check
 
@@ -20,6 +20,7 @@ NO_STACK = (
     "No node is connected to the input `stack`, or the one that is connected is muted or bypassed."
 )
 NOTHING_CHANGED, NOTHING_SAVED = f"Nothing was changed: {NO_STACK}", f"Nothing was saved: {NO_STACK}"
+NOTHING_HANDED = f"Nothing was handed on: {NO_STACK}"
 MEANWHILE = "lycoris.meanwhile"
 """The event with a text that the box of a node shows while it runs."""
 STACK_TOOLTIP = "LoRA / LyCORIS files with their strengths and block rules."
@@ -31,6 +32,18 @@ def stack_input(name: str = "stack", *, tooltip: str = STACK_TOOLTIP) -> Any:
     It is always optional: nothing arrives where the node that makes it is switched off.
     """
     return io.MultiType.Input(name, types=[STACK, LORA_STACK], optional=True, tooltip=tooltip)
+
+
+def no_stack(verb: str, stack: Stack | None) -> LycorisError:
+    """The error of a node that can do nothing without adapters: none came, or an empty stack."""
+    return LycorisError(
+        f"there is nothing to {verb}",
+        got="an empty stack" if stack is not None else "no stack",
+        expected="a stack of adapters",
+        hint=None
+        if stack is not None
+        else "Connect a node to the input `stack`; one that is muted or bypassed gives nothing",
+    )
 
 
 def strength_input(name: str, tooltip: str) -> Any:
@@ -109,6 +122,12 @@ def with_report(
         report,
         ui={"text": (text,), "lycoris": ({"state": state, "whole": whole},), **(shown or {})},
     )
+
+
+def with_fit(stack: Stack) -> io.NodeOutput:
+    """A stack of adapters that were made by fits, then the report on what each has kept."""
+    made = [entry.adapter for entry in stack]
+    return with_report(stack, report=describe_fit(*made), state=fit_verdict(*made)[0])
 
 
 def size_input() -> Any:

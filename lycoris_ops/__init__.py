@@ -52,7 +52,7 @@ from .patch import PatchPlan, patch_, patch_report
 from .report.about import About, about
 from .report.applied import describe, verdict
 from .report.blocks import describe_blocks
-from .report.fitted import describe_fit
+from .report.fitted import describe_fit, fit_verdict
 from .report.saved import describe_saved
 from .report.summary import in_words, matched, summary
 from .report.words import few, paragraph
@@ -190,6 +190,7 @@ __all__ = [
     "examine",
     "extract_adapter",
     "few",
+    "fit_verdict",
     "geometry_of",
     "in_words",
     "join_networks",

@@ -9,7 +9,6 @@ from ...lycoris_ops import (
     Fingerprint,
     LycorisError,
     Stack,
-    describe_fit,
     extract_adapter,
     parse_size,
 )
@@ -28,7 +27,7 @@ from ..wires import (
     size_input,
     stack_output,
     valid,
-    with_report,
+    with_fit,
 )
 
 
@@ -126,7 +125,7 @@ class LycorisExtractAdapter(io.ComfyNode):
             # The total comes with the first update.
             progress=progress(1),
         )
-        return with_report(Stack([Entry(made)]), report=describe_fit(made))
+        return with_fit(Stack([Entry(made)]))
 
 
 def _file(name: str, what: str) -> Any:

@@ -12,7 +12,7 @@ from ..host import compute_device, io, progress, shown_pictures
 from ..inputs import checked
 from ..pictures import picture_tensor
 from ..weights import connected_weights
-from ..wires import CATEGORY, report_output, stack_input
+from ..wires import CATEGORY, no_stack, report_output, stack_input
 
 BLANK = Image.new("RGB", (64, 64), "white")
 """What the picture is where matplotlib is not installed: the report says so."""
@@ -71,7 +71,7 @@ class LycorisInspect(io.ComfyNode):
         cls, stack: Stack | None = None, model: Any = None, clip: Any = None, signs: bool = False
     ) -> io.NodeOutput:
         if not stack:
-            raise LycorisError("there is nothing to inspect", got="no stack", expected="a stack of adapters")
+            raise no_stack("inspect", stack)
         # The total comes with the first update.
         found = examine(
             stack,

@@ -7,10 +7,8 @@ from typing import Any
 
 from ...lycoris_ops import (
     Entry,
-    LycorisError,
     MergeMethod,
     Stack,
-    describe_fit,
     merge_adapters,
     merge_methods,
     orthogonal_adapters,
@@ -25,10 +23,11 @@ from ..wires import (
     DTYPES,
     algorithm_input,
     fit_inputs,
+    no_stack,
     report_output,
     stack_input,
     stack_output,
-    with_report,
+    with_fit,
 )
 
 EXACT = "exact"
@@ -124,7 +123,7 @@ class LycorisMergeAdapters(io.ComfyNode):
         seed: int = 0,
     ) -> io.NodeOutput:
         if not stack:
-            raise LycorisError("there is nothing to merge", got="no stack", expected="a stack of adapters")
+            raise no_stack("merge", stack)
         name, options = _chosen(method)
         # The total comes with the first update.
         common: dict[str, Any] = {
@@ -140,7 +139,7 @@ class LycorisMergeAdapters(io.ComfyNode):
                 Entry(adapter, entry.strength, entry.strength_clip)
                 for adapter, entry in zip(made, live, strict=True)
             ]
-            return with_report(Stack(entries), report="\n\n".join(map(describe_fit, made)))
+            return with_fit(Stack(entries))
         merged = merge_adapters(
             stack,
             name,
@@ -153,7 +152,7 @@ class LycorisMergeAdapters(io.ComfyNode):
             **common,
             **options,
         )
-        return with_report(Stack([Entry(merged)]), report=describe_fit(merged))
+        return with_fit(Stack([Entry(merged)]))
 
 
 def _place(method: tuple[str, Any]) -> tuple[bool, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...lycoris_ops import Entry, LycorisError, Stack, describe_fit, parse_size, resize_adapter
+from ...lycoris_ops import Entry, Stack, parse_size, resize_adapter
 from ..host import compute_device, io, progress
 from ..inputs import checked
 from ..weights import connected_weights
@@ -15,11 +15,12 @@ from ..wires import (
     DTYPES,
     algorithm_input,
     fit_inputs,
+    no_stack,
     report_output,
     size_input,
     stack_input,
     stack_output,
-    with_report,
+    with_fit,
 )
 
 
@@ -70,9 +71,9 @@ class LycorisResizeAdapter(io.ComfyNode):
     @checked
     def execute(
         cls,
-        stack: Stack,
-        size: str,
-        algorithm: str,
+        stack: Stack | None = None,
+        size: str = "auto",
+        algorithm: str = "lora",
         model: Any = None,
         clip: Any = None,
         dtype: str = AS_IT_IS,
@@ -80,14 +81,11 @@ class LycorisResizeAdapter(io.ComfyNode):
         largest_rank: int = 0,
         seed: int = 0,
     ) -> io.NodeOutput:
-        if not len(stack):
-            raise LycorisError(
-                "there is nothing to resize", got="an empty stack", expected="a stack of adapters"
-            )
+        if not stack:
+            raise no_stack("resize", stack)
         wanted = parse_size(size)
         base = connected_weights(model, clip)
         entries: list[Entry] = []
-        reports: list[str] = []
         for entry in stack:
             made = resize_adapter(
                 entry.adapter,
@@ -103,5 +101,4 @@ class LycorisResizeAdapter(io.ComfyNode):
                 progress=progress(1),
             )
             entries.append(replace(entry, adapter=made))
-            reports.append(describe_fit(made))
-        return with_report(Stack(entries), report="\n\n".join(reports))
+        return with_fit(Stack(entries))

@@ -10,7 +10,15 @@ from ..host import ExecutionBlocker, io, patcher_of, shown_text, weight_shapes
 from ..inputs import checked
 from ..lora_stack import to_lora_stack
 from ..single import only_adapter
-from ..wires import CATEGORY, LORA_MODEL, LORA_STACK, report_output, stack_input, with_report
+from ..wires import (
+    CATEGORY,
+    LORA_MODEL,
+    LORA_STACK,
+    NOTHING_HANDED,
+    report_output,
+    stack_input,
+    with_report,
+)
 
 
 class LycorisToLoraStack(io.ComfyNode):
@@ -57,7 +65,9 @@ class LycorisToLoraStack(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, stack: Stack | None = None, model: Any = None, clip: Any = None) -> io.NodeOutput:
-        stack = stack or Stack()
+        if stack is None:
+            blocked = ExecutionBlocker(f"lora_model: {NOTHING_HANDED}")
+            return with_report([], blocked, report=NOTHING_HANDED, state="nothing")
         shapes = {
             key: shape
             for one in (model, clip)

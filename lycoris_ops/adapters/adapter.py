@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,6 +21,7 @@ from ..algorithms.lora import EMBEDDING_UP, RESHAPE, UP, check_enlargement
 from ..algorithms.oftv2 import OftV2
 from ..errors import LayerError, LycorisError, located
 from ..files.cache import DEFAULT_CACHE, TensorCache
+from ..files.dtypes import ITEM_BITS
 from ..files.memory_file import MemoryFile
 from ..files.tensor_file import TensorFile
 from ..maths.shapes import Extent, Rows, Shape
@@ -215,6 +217,18 @@ class Adapter:
         return self.file.path
 
     @property
+    def size(self) -> int:
+        """Bytes of the factors of all layers: without alphas, and without a file's header and metadata."""
+        keys = {
+            key
+            for info in self.info.values()
+            for suffix, key in info.keys.items()
+            if suffix not in info.algorithm.numbers
+        }
+        held = [self.file.tensors[key] for key in keys]
+        return sum(math.prod(one.shape) * ITEM_BITS[one.dtype] for one in held) // 8
+
+    @property
     def transposed(self) -> bool:
         """Whether its linear layers are for weights that are stored as (I, O), as GPT-2's are.
 
@@ -260,6 +274,16 @@ class Adapter:
             # The algorithm knows a tensor by its suffix.
             error.key = info.keys.get(error.key or "", name)
             raise error.within(file=self.path) from None
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The widest dtype of a layer's factors in the file; bfloat16 for those of 8 bits."""
+        info = self.info[name]
+        numbers = info.algorithm.numbers
+        held = [self.file.tensors[key].dtype for suffix, key in info.keys.items() if suffix not in numbers]
+        for found, dtype in (("F64", torch.float32), ("F32", torch.float32), ("BF16", torch.bfloat16)):
+            if found in held:
+                return dtype
+        return torch.float16 if "F16" in held else torch.bfloat16
 
     def alphas(self) -> dict[str, float | None]:
         """The alpha of every layer by name: its tensor's, else its PEFT configuration's, else None.

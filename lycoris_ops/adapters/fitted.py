@@ -45,8 +45,12 @@ class FitReport:
     """What the new adapter does not hold, with the reasons."""
     lost: float = 0.0
     """The energy of changes that were left out to save space."""
+    missing: tuple[str, ...] = ()
+    """What else of the sources the new adapter does not hold, a line in words for each."""
     notes: tuple[str, ...] = ()
     """What else differs, a line in words for each."""
+    source_size: int | None = None
+    """Bytes of the tensors that the new adapter stands for; None where it is made of none."""
 
     @property
     def energy(self) -> float:
@@ -65,6 +69,11 @@ class FitReport:
         return sum(row.noise for row in self.rows) / self.energy if self.energy > 0 else 0.0
 
     @property
+    def loss(self) -> float:
+        """The error without what of it is rounding of the sources."""
+        return math.sqrt(max(0.0, self.error**2 - self.noise))
+
+    @property
     def parameters(self) -> int:
         return sum(row.parameters for row in self.rows)
 
@@ -76,5 +85,6 @@ class FitReport:
             "parameters": self.parameters,
             "layers": [{**asdict(row), "error": row.error} for row in self.rows],
             "left_out": dict(self.left_out),
+            "missing": list(self.missing),
             "notes": list(self.notes),
         }

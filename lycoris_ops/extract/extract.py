@@ -92,7 +92,8 @@ def extract_adapter(
     made = Adapter.of(
         layers, name=name or f"{PurePath(short_name(after.name)).stem}-extracted", metadata=text
     )
-    return dataclasses.replace(made, report=replace(report, notes=(*_notes(pairs), *report.notes)))
+    report = replace(report, missing=_missing(pairs), notes=(*_notes(pairs), *report.notes))
+    return dataclasses.replace(made, report=report)
 
 
 def _source(pair: Pair, before: Weights, after: Weights, settings: Settings) -> Source:
@@ -172,12 +173,16 @@ def _check_same(pairs: Pairs, after: Weights) -> None:
         )
 
 
-def _notes(pairs: Pairs) -> list[str]:
+def _missing(pairs: Pairs) -> tuple[str, ...]:
     lines: list[str] = []
     for what, keys in pairs.differences():
         more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
         lines.append(f"{len(keys)} {what}: {', '.join(keys[:NAMED])}{more}")
-    if pairs.others:
-        others = number_of(pairs.others, "tensor is of a part", "tensors are of parts")
-        lines.append(f"{others} that adapters do not change, such as the VAE")
-    return lines
+    return tuple(lines)
+
+
+def _notes(pairs: Pairs) -> list[str]:
+    if not pairs.others:
+        return []
+    others = number_of(pairs.others, "tensor is of a part", "tensors are of parts")
+    return [f"{others} that adapters do not change, such as the VAE"]

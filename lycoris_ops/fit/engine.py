@@ -52,6 +52,8 @@ class Change:
     """The change of the bias (O,), None where it has none."""
     own: Layer | None = None
     """The layer whose change it is exactly, where there is one."""
+    bound: bool = False
+    """Whether the change of that layer depends on the weight or bias, so that it is this on none but these."""
     noise: float | None = 0.0
     """See `Delta`."""
     split: tuple[int, int] | None = None
@@ -121,6 +123,7 @@ class _Engine:
         self.rows: list[FitRow] = []
         self.layers: dict[str, Layer] = {}
         self.left_out: dict[str, str] = {}
+        self.stayed: list[str] = []
         self.lost = 0.0
         self.held = 0
         self.steps = Steps(progress, len(sources) * (1 if settings.rank is not None else 2))
@@ -239,12 +242,9 @@ class _Engine:
     ) -> list[Candidate]:
         """Every layer that the change may become. What it gains is what it keeps without the noise in it."""
         found: list[Candidate] = []
-        own = change.own
-        if own is not None and self._may_stay(own, fits):
-            beside = set(own.biases())
-            count = sum(t.numel() for name, t in own.tensors().items() if name in own.factors() - beside)
-            choice = Choice(own.algorithm, -1, 0, delta.energy, count, own.rank)
-            found.append(Candidate(self._cost(source, count, len(own.dump())), delta.energy, choice))
+        stays = None if change.own is None else self._staying(source, change.own, delta)
+        if stays is not None and change.own is not None and self._may_stay(change, change.own, fits):
+            found.append(stays)
         cores = self.settings.tucker and len(source.shape) > 2
         for kind, each in fits.items():
             tensors = TENSORS.get(kind, 1) + (CORES.get(kind, 0) if cores else 0)
@@ -255,9 +255,19 @@ class _Engine:
                     gain = max(0.0, kept - delta.variance * count)
                     choice = Choice(kind, place, index, kept, count, rank)
                     found.append(Candidate(self._cost(source, count, tensors), gain, choice))
+        if stays is not None and self.settings.never_larger:
+            # The layer itself, where what is asked for forbids it and has nothing that is as small.
+            found = [one for one in found if one.cost <= stays.cost] or [stays]
         return found
 
-    def _may_stay(self, own: Layer, fits: Mapping[str, Sequence[Fit]]) -> bool:
+    def _staying(self, source: Source, own: Layer, delta: Delta) -> Candidate:
+        """The source's own layer, which keeps everything."""
+        beside = set(own.biases())
+        count = sum(t.numel() for name, t in own.tensors().items() if name in own.factors() - beside)
+        choice = Choice(own.algorithm, -1, 0, delta.energy, count, own.rank)
+        return Candidate(self._cost(source, count, len(own.dump())), delta.energy, choice)
+
+    def _may_stay(self, change: Change, own: Layer, fits: Mapping[str, Sequence[Fit]]) -> bool:
         """Whether the source's own layer is one that is asked for."""
         axes = own.rank_axes().values()
         plain = own.algorithm in CORES and axes and all(len(each) == 1 for each in axes)
@@ -266,7 +276,9 @@ class _Engine:
         highest = self.settings.rank or self.settings.largest
         if highest is not None and (own.rank or 0) > highest:
             return False
-        return own.algorithm in fits or self.settings.algorithm in (ANY, SAME)
+        if self.settings.never_larger:
+            return True
+        return not change.bound and (own.algorithm in fits or self.settings.algorithm == SAME)
 
     def _cost(self, source: Source, parameters: int, tensors: int) -> int:
         """What a layer takes of the size: parameters, or bytes with those of its entries in the header."""
@@ -338,6 +350,8 @@ class _Engine:
             elif self.settings.dtype is not None:
                 layer = cast_layer(layer, self.settings.dtype)
         self.layers[source.name] = layer
+        if own and self.settings.algorithm not in (layer.algorithm, ANY, SAME):
+            self.stayed.append(source.before)
         count = 0 if measured.bias is None else measured.bias.numel()
         if choice is None:
             self.lost += measured.energy
@@ -359,6 +373,13 @@ class _Engine:
         self.rows.append(row)
 
     def _notes(self) -> Iterable[str]:
+        if self.stayed:
+            kind = self.settings.algorithm
+            yield (
+                f"{number_of(len(self.stayed), 'layer stays what it is', 'layers stay what they are')}: as "
+                f"{kind} nothing would be smaller and keep as much. A rank, a size or a share makes {kind} of "
+                "all"
+            )
         rank = self.settings.rank
         lower = [row for row in self.rows if rank and row.rank is not None and row.rank < rank]
         if lower:

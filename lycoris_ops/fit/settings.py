@@ -77,6 +77,11 @@ class Settings:
         return self.size.rank if self.largest is None else min(self.size.rank, self.largest)
 
     @property
+    def never_larger(self) -> bool:
+        """Whether a layer may stay what it is, of any kind, and gets no larger: "auto" promises it."""
+        return self.size == "auto" or self.algorithm == ANY
+
+    @property
     def most(self) -> int:
         """The highest rank that is looked at first."""
         return self.rank or self.largest or LARGEST

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import PurePath
 from typing import Any
 
@@ -71,8 +71,8 @@ def merge_adapters(
     With `size` None nothing is lost: a layer becomes a LoRA of the rank that its merged change has, or a full
     difference where that takes less. A layer that only one adapter has keeps its kind, times its strength,
     where the method does nothing else to it (`MergeMethod.alone`). Other sizes, `algorithm`,
-    `dtype`, `factor`, `tucker` and `largest` are as in `resize_adapter`. `dtype` None is float32, since
-    narrower factors would round the result.
+    `dtype`, `factor`, `tucker` and `largest` are as in `resize_adapter`. With `dtype` None each layer has
+    the widest dtype of those that it is made of, float32 for float16 beside bfloat16.
 
     `base` is the model: a safetensors file, whose quantised weights `codec` reads, or a state dict. With it
     the layers of all adapters are matched by the weights that they change, whatever they are called, and get
@@ -92,16 +92,14 @@ def merge_adapters(
     merging = _Merging(
         adapters, method, options, base, codec, norm_limit=norm_limit, seed=seed, device=device
     )
-    settings = Settings(
-        size or "auto", algorithm, dtype or torch.float32, factor, tucker, largest, seed, device
-    )
+    settings = Settings(size or "auto", algorithm, dtype, factor, tucker, largest, seed, device)
     if settings.algorithm == SAME:
         raise LycorisError(
             "what several adapters become has no kind of its own", got=SAME, expected="lora, lokr, full ..."
         )
     text = merging.metadata(size, algorithm)
     if size is None:
-        layers, report = _exactly(merging.places, merging.merged, settings, progress)
+        layers, report = _exactly(merging, merging.places, merging.merged, settings, progress)
     else:
         sources = [merging.source(place) for place in merging.places]
         layers, report = fit_layers(sources, settings, progress=progress, metadata=text)
@@ -133,12 +131,12 @@ def orthogonal_adapters(
             got=method,
             expected="tsv",
         )
-    settings = Settings("auto", "lora", dtype or torch.float32, device=device)
+    settings = Settings("auto", "lora", dtype, device=device)
     text = merging.metadata(None, "lora")
     found: list[Adapter] = []
     for index, entry in enumerate(merging.entries):
         own = [place for place in merging.places if index in place.entries()]
-        layers, report = _exactly(own, partial(merging.part, index), settings, progress)
+        layers, report = _exactly(merging, own, partial(merging.part, index), settings, progress)
         made = merging.adapter(layers, report, text)
         found.append(dataclasses.replace(made, name=f"{entry.adapter.name} ({method})"))
     return found
@@ -251,8 +249,15 @@ class _Merging:
             shape=place.shape,
             read=partial(self.merged, place),
             before=_before(place),
-            dtype=torch.float32,
+            dtype=self.dtype_of(place),
             norm=len(place.shape) == 1,
+        )
+
+    def dtype_of(self, place: Place) -> torch.dtype:
+        """The widest dtype of the layers that change a weight."""
+        return reduce(
+            torch.promote_types,
+            (self.entries[piece.entry].adapter.dtype_of(piece.layer) for piece in place.pieces),
         )
 
     def metadata(self, size: Size | None, algorithm: str) -> dict[str, str]:
@@ -288,6 +293,7 @@ class _Merging:
 
 
 def _exactly(
+    merging: _Merging,
     places: Sequence[Place],
     read: Callable[[Place, Pause], Change],
     settings: Settings,
@@ -301,6 +307,8 @@ def _exactly(
     for place in places:
         with located(key=place.name):
             made = _exact(read(place, steps.pause), place, settings, steps.pause)
+            if made is not None:
+                made = cast_layer(made, settings.dtype or merging.dtype_of(place))
             if made is None:
                 left_out[place.name] = "because it changes nothing"
             else:
@@ -322,7 +330,7 @@ def _exact(change: Change, place: Place, settings: Settings, pause: Pause) -> La
         return None
     if change.own is None and change.bias is not None and biased:
         layer = (layer or Full()).with_bias_change(change.bias)
-    return None if layer is None else cast_layer(layer, settings.dtype or torch.float32)
+    return layer
 
 
 def _nearest(forms: Sequence[Additive], place: Place, settings: Settings, pause: Pause) -> Layer | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 from ..adapters.adapter import Adapter
-from ..adapters.fitted import UNCHANGED
+from ..adapters.fitted import UNCHANGED, FitReport
 from ..errors import number_of
+from .applied import State
 from .words import counted, listed, paragraph, ranks
 
 WORST = 5
@@ -15,13 +16,52 @@ SMALL = 1e-4
 """An error below this is none that counts: it is less than the rounding to 16 bits."""
 
 
-def describe_fit(adapter: Adapter) -> str:
-    """The report of an adapter that was made by a fit: kinds and sizes, and what was lost."""
-    report = adapter.report
-    assert report is not None
+def fit_verdict(*adapters: Adapter) -> tuple[State, str]:
+    """Whether adapters that were made by fits hold all of their sources, and a line that says so."""
+    states = [_verdict(adapter) for adapter in adapters]
+    short = [(adapter, lost) for adapter, lost in zip(adapters, states, strict=True) if lost]
+    if not short:
+        return "all", "All of it was kept."
+    if len(adapters) == 1:
+        return "partly", f"Not all of it was kept: {'; '.join(short[0][1])}."
+    named = "; ".join(f"{adapter.name}: {', '.join(lost)}" for adapter, lost in short)
+    return "partly", f"Not all was kept of {len(short)} of {len(adapters)} files. {named}."
+
+
+def _verdict(adapter: Adapter) -> list[str]:
+    """What is worse than in the sources, the worst first; [] for nothing."""
+    report = _report(adapter)
+    found: list[str] = []
+    if report.loss >= SMALL:
+        found.append(f"error {report.error:.2%}")
+    left = sum(reason != UNCHANGED for reason in report.left_out.values())
+    if left:
+        found.append(number_of(left, "layer is", "layers are") + " left out")
+    found += report.missing
+    if report.source_size is not None and adapter.size > report.source_size:
+        found.append(f"larger than before, {_megabytes(adapter.size)} for {_megabytes(report.source_size)}")
+    return found
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.2f} MB"
+
+
+def _report(adapter: Adapter) -> FitReport:
+    assert adapter.report is not None
+    return adapter.report
+
+
+def describe_fit(*adapters: Adapter) -> str:
+    """The report of adapters that were made by fits: what was lost first, then kinds and sizes of each."""
+    return "\n\n".join([paragraph([fit_verdict(*adapters)[1]]), *map(_described, adapters)])
+
+
+def _described(adapter: Adapter) -> str:
+    report = _report(adapter)
     lines = [
         f"{adapter.name}: {number_of(len(report.rows), 'layer')}, {report.parameters:,} parameters, "
-        f"{adapter.file.size / 1e6:.2f} MB"
+        f"{_megabytes(adapter.size)}"
     ]
     kinds = Counter(row.algorithm for row in report.rows)
     for kind, count in kinds.most_common():
@@ -43,4 +83,4 @@ def describe_fit(adapter: Adapter) -> str:
     for reason, _ in reasons.most_common():
         names = [name for name, why in report.left_out.items() if why == reason]
         lines += listed(f"left out, {reason}", f"left out, {reason}", names)
-    return paragraph([*lines, *(f"  {note}" for note in report.notes)])
+    return paragraph([*lines, *(f"  {note}" for note in (*report.missing, *report.notes))])

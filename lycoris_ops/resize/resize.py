@@ -77,7 +77,11 @@ def resize_adapter(
     layers, report = fit_layers(made.sources(), settings, progress=progress, metadata=text, kept=kept)
     together = {name: kept.get(name) or layers.get(name) for name in adapter.info}
     report = replace(
-        report, left_out={**made.left_out, **report.left_out}, notes=(*made.notes(), *report.notes)
+        report,
+        left_out={**made.left_out, **report.left_out},
+        missing=made.missing(),
+        notes=(*made.notes(), *report.notes),
+        source_size=adapter.size,
     )
     found = Adapter.of(
         {name: layer for name, layer in together.items() if layer is not None},
@@ -112,19 +116,20 @@ class _Resizing:
         return dict.fromkeys(self.adapter.unreadable, "because it cannot be read")
 
     def notes(self) -> list[str]:
+        if not self.staying:
+            return []
+        stay = number_of(len(self.staying), "layer stays as it is", "layers stay as they are")
+        return [f"{stay}: norms, biases, and others without a size"]
+
+    def missing(self) -> tuple[str, ...]:
         lines: list[str] = []
-        if self.staying:
-            lines.append(
-                f"{number_of(len(self.staying), 'layer stays as it is', 'layers stay as they are')}: "
-                "norms, biases, and others without a size"
-            )
         if self.adapter.embeddings:
             lines.append(f"the embeddings {', '.join(self.adapter.embeddings)} are left out")
         if self.adapter.unused_keys:
             lines.append(
                 f"{number_of(len(self.adapter.unused_keys), 'key')} of the file that nothing reads left out"
             )
-        return lines
+        return tuple(lines)
 
     def metadata(self) -> dict[str, str]:
         settings = self.settings
@@ -156,7 +161,7 @@ class _Resizing:
                     shape=shape,
                     read=partial(self._read, name, shape, weights),
                     before=info.words,
-                    dtype=_dtype(self.adapter, info),
+                    dtype=self.adapter.dtype_of(name),
                     kind=info.algorithm.algorithm,
                     scale=abs(factor) or 1.0,
                 )
@@ -201,8 +206,8 @@ class _Resizing:
                 added = None if bias is None else change_of(beside, bias)
             elif beside:
                 added = add_up(_plain(beside), torch.float32, torch.device("cpu")).flatten()
-        own = layer if weight is None and not _depends(beside) else None
-        return Change(_plain(forms), added, own, split=_split(forms, shape))
+        bound = weight is not None or _depends(beside)
+        return Change(_plain(forms), added, layer, bound, split=_split(forms, shape))
 
     def _needs_base(self, name: str, kind: str, weights: _Places | None) -> LayerError:
         base = None if weights is None else weights.weights.name
@@ -250,16 +255,6 @@ def _split(forms: tuple[Form, ...], shape: Shape) -> tuple[int, int] | None:
             if shape[0] % rows == 0 and shape[1] % columns == 0:
                 return rows, columns
     return None
-
-
-def _dtype(adapter: Adapter, info: LayerInfo) -> torch.dtype:
-    """The widest dtype of a layer's factors in the file; bfloat16 for those of 8 bits."""
-    numbers = info.algorithm.numbers
-    held = [adapter.file.tensors[key].dtype for suffix, key in info.keys.items() if suffix not in numbers]
-    for name, dtype in (("F64", torch.float32), ("F32", torch.float32), ("BF16", torch.bfloat16)):
-        if name in held:
-            return dtype
-    return torch.float16 if "F16" in held else torch.bfloat16
 
 
 def _told(metadata: Mapping[str, str], layers: Mapping[str, Layer]) -> dict[str, str]:

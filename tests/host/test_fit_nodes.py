@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,78 @@ def few(host: Host, lora_file: Callable[[str, Any], str]) -> Any:
         kept = {key: every[key] for key in every if "_mid_block_" in key or "_encoder_layers_0_" in key}
         names.append(lora_file(f"few_{kind}.safetensors", lambda path, kept=kept: save_file(kept, path)))
     return host.stack((names[0], 0.6, 0.6), (names[1], 0.5, 0.5))
+
+
+MUTED = {
+    "LycorisMergeAdapters": "there is nothing to merge.*no stack.*muted",
+    "LycorisResizeAdapter": "there is nothing to resize.*no stack.*muted",
+    "LycorisInspect": "there is nothing to inspect.*no stack.*muted",
+    "LycorisApplyStack": "Nothing was changed: no stack arrived",
+    "LycorisSaveAdapter": "Nothing was saved: no stack arrived",
+    "LycorisSaveCheckpoint": "Nothing was saved: no stack arrived",
+    "LycorisToLoraStack": "Nothing was handed on: no stack arrived",
+}
+"""What nodes say to whom the host gives no stack, as it does where the node before them is muted."""
+UNSAID = (
+    "LycorisLoadAdapter",
+    "LycorisAdapterRows",
+    "LycorisFromLoraStack",
+    "LycorisBlockInfo",
+    "LycorisTrain",
+)
+"""Nodes that do their work without a stack."""
+HANDING = ("LycorisWeightBlocks", "LycorisSchedule", "LycorisCombineStacks")
+"""Nodes that hand on an empty stack, of which the next node says that it is empty."""
+
+
+def test_every_node_says_plainly_that_no_stack_arrived(host: Host, plain: Patched) -> None:
+    others = {
+        "LycorisApplyStack": {"model": plain.model},
+        "LycorisSaveCheckpoint": {"base": "checkpoints/base.safetensors"},
+        "LycorisMergeAdapters": {"method": {"method": "sum"}},
+        "LycorisSchedule": {"curve": "constant"},
+    }
+    package = host.pack.__name__
+    taking = {
+        name
+        for name, node in host.nodes.NODE_CLASS_MAPPINGS.items()
+        if node.__module__.startswith(package) and "LYCORIS_STACK,LORA_STACK" in str(node.INPUT_TYPES())
+    }
+    assert taking == {*MUTED, *UNSAID, *HANDING}
+    for name, said in MUTED.items():
+        node = host.nodes.NODE_CLASS_MAPPINGS[name]
+        try:
+            found = node.execute(**others.get(name, {}))
+        except host.ops.LycorisError as error:
+            assert re.search(said, str(error)), (name, error)
+        else:
+            assert re.search(said, found.args[-1]), (name, found.args[-1])
+            assert found.ui["lycoris"][0]["state"] == "nothing", name
+    for name in HANDING:
+        assert len(host.run(name, **others.get(name, {}))[0]) == 0, name
+
+
+def test_a_loss_is_no_success_and_a_small_layer_stays(host: Host) -> None:
+    """With the settings of a new node a LoKr stays what it is, and a rank that makes it larger is told."""
+    node = host.nodes.NODE_CLASS_MAPPINGS["LycorisResizeAdapter"]
+    stack = host.stack(("lokr", 1.0, 1.0))
+    for inputs, state, first in (
+        ({}, "all", "All of it was kept."),
+        ({"size": "rank 2"}, "partly", r"Not all of it was kept: error \d.*; larger than before"),
+    ):
+        found = node.execute(stack=stack, **inputs)
+        assert found.ui["lycoris"][0]["state"] == state
+        assert re.match(first, found.args[-1]) and re.match(first, found.ui["text"][0])
+        kept = found.args[0].entries[0].adapter
+        assert (kept.size <= stack.entries[0].adapter.size) == (state == "all")
+
+
+def test_a_merge_as_in_the_files_has_their_dtype(host: Host, few: Any) -> None:
+    assert {tensor.dtype for entry in few for tensor in entry.adapter.file.tensors.values()} == {"F16"}
+    (merged, _) = host.run("LycorisMergeAdapters", {"method": "sum"}, few, dtype="as in the file")
+    (entry,) = merged
+    factors = (t for layer in entry.adapter.layers.values() for t in layer.tensors().values())
+    assert {tensor.dtype for tensor in factors} == {torch.float16}
 
 
 def test_methods_sizes_and_parts_of_the_merge_node(host: Host, few: Any) -> None:

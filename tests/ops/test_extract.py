@@ -108,7 +108,8 @@ def test_what_the_models_do_not_share_is_told_and_strict_refuses_it() -> None:
     del after["modulation"]
     after["input_blocks.1.0.in_layers.2.weight"] = torch.randn(48, 36, 3, 3)
     made = lyc.extract_adapter(before, after, size=lyc.Rank(RANK))
-    notes = "\n".join(made.report.notes) if made.report else ""
+    notes = "\n".join((*made.report.missing, *made.report.notes)) if made.report else ""
+    assert lyc.fit_verdict(made)[0] == "partly"
     for part in (
         "only the base model has: modulation",
         "only the tuned model has: extra.weight",

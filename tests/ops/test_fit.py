@@ -83,6 +83,45 @@ def test_what_is_kept_of_a_fit_is_as_large_as_it_says(kind: str, tucker: bool) -
         assert tensors and sum(one.untyped_storage().nbytes() for one in tensors) <= 1.5 * fit.held
 
 
+@pytest.mark.parametrize(
+    ("kind", "size"), [("lora", "auto"), ("full", "auto"), ("auto", lyc.Rank(3)), ("auto", "auto")], ids=str
+)
+def test_auto_makes_no_layer_larger_or_worse_than_it_is(kind: str, size: Any) -> None:
+    """Not even with what the layer itself is not allowed: a higher rank, or no Tucker core."""
+    made = {name: load(name, home(name)) for name in ("lokr-full-low", "loha", "lora-dora-out", "oft")}
+    layers = {
+        name.replace("-", "_"): one.with_tensors({k: t.half() for k, t in one.tensors().items()})
+        for name, one in made.items()
+    }
+    weight = {f"diffusion_model.{name}.weight": base("conv2d") for name in layers}
+    for options in ({}, {"largest": 1}, {"tucker": True}):
+        source = adapter(**layers)
+        found = lyc.resize_adapter(source, size, kind, weight, **options)
+        assert found.size <= source.size
+        for name, layer in found.layers.items():
+            if not options and layer.algorithm != "lora":
+                own = source.layers[name].dump()
+                assert all(torch.equal(tensor, own[key]) for key, tensor in layer.dump().items()), name
+    (one,) = lyc.resize_adapter(adapter(a=layers["lokr_full_low"]), size, kind).layers.values()
+    assert one.algorithm == "lokr"
+
+
+def test_what_is_lost_comes_first_and_is_no_success() -> None:
+    held = adapter(a=load("lokr-full-full", "linear"), b=load("lora", "linear"))
+    state, line = lyc.fit_verdict(kept := lyc.resize_adapter(held, lyc.Rank(12), "same"))
+    assert (state, line) == ("all", "All of it was kept.") == ("all", lyc.describe_fit(kept).splitlines()[0])
+    lossy = lyc.resize_adapter(held, lyc.Rank(2))
+    state, line = lyc.fit_verdict(lossy)
+    assert lossy.report is not None and state == "partly"
+    assert line.startswith(f"Not all of it was kept: error {lossy.report.error:.2%}")
+    assert lyc.describe_fit(lossy).startswith(line)
+    grown = lyc.resize_adapter(adapter(a=load("lokr-full-full", "linear")), lyc.Rank(12), dtype=torch.float32)
+    state, line = lyc.fit_verdict(grown)
+    assert state == "partly" and "larger than before, 0.00 MB for 0.00 MB" in line
+    both = lyc.describe_fit(kept, lossy).splitlines()[0]
+    assert both.startswith("Not all was kept of 1 of 2 files") and line not in both
+
+
 @pytest.mark.parametrize("size", [lyc.Rank(2), lyc.Rank(8), "auto", lyc.Energy(0.9)], ids=str)
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr", "full", "auto", "same"])
 def test_a_layer_that_changes_nothing_is_left_out(kind: str, size: Any) -> None:

@@ -367,6 +367,32 @@ def test_a_layer_alone_is_taken_as_it_is_where_the_size_allows_it() -> None:
     assert list(left.report.left_out) == ["lora_unet_a"]
 
 
+@pytest.mark.parametrize("size", [None, lyc.Rank(2)], ids=str)
+def test_a_merged_layer_has_the_widest_dtype_of_those_that_it_is_made_of(size: lyc.Size | None) -> None:
+    half, brain, single = torch.float16, torch.bfloat16, torch.float32
+
+    def of(dtype: torch.dtype) -> lyc.Adapter:
+        layer = load("lora", "linear")
+        return adapter(
+            str(dtype), {"a": layer.with_tensors({k: t.to(dtype) for k, t in layer.tensors().items()})}
+        )
+
+    for held, wanted in (
+        ((half, half), half),
+        ((brain, brain), brain),
+        ((half, brain), single),
+        ((half, single), single),
+    ):
+        pairs = [(of(dtype), 0.6) for dtype in held]
+        made = [lyc.merge_adapters(pairs, size=size)]
+        if size is None:
+            made += lyc.orthogonal_adapters(pairs)
+        for one in made:
+            assert {t.dtype for t in one.layers["lora_unet_a"].tensors().values()} == {wanted}, held
+    (asked,) = lyc.merge_adapters(pairs, size=size, dtype=half).layers.values()
+    assert {t.dtype for t in asked.tensors().values()} == {half}
+
+
 def test_with_a_base_any_kind_and_any_names_are_merged() -> None:
     """DoRA beside split q, k and v onto a fused weight, with a bias; names of two tools."""
     weights = {
