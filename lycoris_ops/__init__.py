@@ -11,7 +11,7 @@ from .adapters.adapter import Adapter
 from .adapters.fitted import FitReport, FitRow
 from .adapters.load import adapter_of_tensors, adapter_stamp, load_adapter, peek_adapter
 from .adapters.place import check_output
-from .adapters.save import SaveResult, adapter_tensors, save_adapter
+from .adapters.save import Expected, SaveResult, adapter_tensors, check_expected, save_adapter
 from .algorithms import ALGORITHMS, Layer
 from .bake.checkpoint import MergeResult, merge_checkpoint
 from .bypass import Bypass, BypassPlan, Met, geometry_of
@@ -47,7 +47,7 @@ from .maths.chance import restore as restore_chance
 from .maths.chance import states as chance_states
 from .maths.shapes import Shape
 from .names.model_files import read_shapes
-from .names.written import WRITTEN
+from .names.written import KEPT, WRITTEN, own_dialect
 from .patch import PatchPlan, patch_, patch_report
 from .report.about import About, about
 from .report.applied import describe, verdict
@@ -88,6 +88,7 @@ __all__ = [
     "CURVES",
     "DTYPE_NAMES",
     "FITTED",
+    "KEPT",
     "PICKLES",
     "PRESETS",
     "SAFETENSORS",
@@ -106,6 +107,7 @@ __all__ = [
     "Energy",
     "Entry",
     "Examination",
+    "Expected",
     "FileFormatError",
     "Fingerprint",
     "FitReport",
@@ -173,6 +175,7 @@ __all__ = [
     "captured_roots",
     "chance_states",
     "check_name",
+    "check_expected",
     "check_output",
     "check_room",
     "create_lycoris",
@@ -205,6 +208,7 @@ __all__ = [
     "number_of",
     "optimisers",
     "orthogonal_adapters",
+    "own_dialect",
     "paragraph",
     "parse_json",
     "parse_size",

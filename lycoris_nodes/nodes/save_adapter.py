@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...lycoris_ops import WRITTEN, Stack, describe_saved, save_adapter
+from ...lycoris_ops import KEPT, WRITTEN, Stack, describe_saved, own_dialect, save_adapter
 from ..host import io, progress, shown_path, weight_shapes, workflow_metadata
 from ..inputs import checked
 from ..runs import adapter_path
@@ -48,11 +48,11 @@ class LycorisSaveAdapter(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "dialect",
-                    options=list(WRITTEN),
-                    default="kohya",
+                    options=[AS_IT_IS, *WRITTEN],
+                    default=AS_IT_IS,
                     tooltip="The tool whose layer names and tensors to write: kohya (sd-scripts, most web "
                     "interfaces), comfy (ComfyUI's own names), peft, diffusers, or lycoris (lycoris-lora, "
-                    "SimpleTuner).",
+                    "SimpleTuner). 'as in the file' keeps the names that the layers have, and needs no model.",
                 ),
                 dtype_input("The dtype to save the tensors in. 'as in the file' keeps each tensor's own."),
                 io.String.Input(
@@ -90,7 +90,7 @@ class LycorisSaveAdapter(io.ComfyNode):
     def execute(
         cls,
         stack: Stack | None = None,
-        dialect: Any = "kohya",
+        dialect: Any = AS_IT_IS,
         dtype: str = AS_IT_IS,
         filename_prefix: str = "",
         drop_unread: bool = False,
@@ -104,10 +104,11 @@ class LycorisSaveAdapter(io.ComfyNode):
             **(weight_shapes(clip.patcher) if clip is not None else {}),
         }
         adapter = only_adapter(stack, "an adapter file", shapes or None)
+        asked = None if dialect == AS_IT_IS else dialect
         result = save_adapter(
             adapter,
-            adapter_path(filename_prefix, dialect),
-            dialect,
+            adapter_path(filename_prefix, asked or own_dialect(adapter.dialect) or KEPT),
+            asked,
             DTYPES[dtype],
             workflow_metadata(cls.hidden),
             model=shapes or None,

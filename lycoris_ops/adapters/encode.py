@@ -20,13 +20,14 @@ from ..algorithms import Layer
 from ..algorithms.base import ALPHA, SET_BIAS, alpha_of
 from ..algorithms.checks import scale
 from ..algorithms.factored import DORA, Factored
+from ..algorithms.full import Full
 from ..algorithms.ia3 import Ia3
 from ..algorithms.lokr import W1, W1_A, Lokr
 from ..algorithms.lora import BIAS, DOWN, EMBEDDING_UP, UP, Lora
 from ..algorithms.oft import BLOCKS, Oft
-from ..errors import LayerError
+from ..errors import LayerError, either
 from ..maths.tensors import times
-from ..names.written import Written
+from ..names.written import WRITTEN, Written
 from .peft import Config, Wanted, kind_of
 from .peft.config import BASE_BIAS
 from .peft.kinds import lora as peft_lora
@@ -76,6 +77,21 @@ def encode(
         tensors, wanted = kind.encoded(layer)
         return Encoded(name, tensors, configured=(kind, wanted))
     return _own(layer, options, name, numbered=dialect == "kohya")
+
+
+def check_kind(algorithm: type[Layer], dialect: Written, *, takes_lokr: bool = False) -> None:
+    """Raise LayerError where a dialect holds no layer of a kind, whatever its tensors are."""
+    kind = algorithm.algorithm
+    if dialect == "diffusers":
+        held = algorithm is Lora or (algorithm is Lokr and takes_lokr)
+    else:
+        # Of whole values PEFT holds those of norms alone.
+        held = dialect != "peft" or (algorithm is not Full and kind_of(algorithm) is not None)
+    if not held:
+        able = [other for other in WRITTEN if other not in ("peft", "diffusers")]
+        raise LayerError(
+            f"{dialect} holds no {kind}", got=kind, expected="lora", hint=f"It can be written as {either(able)}"
+        )
 
 
 def _own(layer: Layer, options: Mapping[str, Any], name: str, *, numbered: bool) -> Encoded:

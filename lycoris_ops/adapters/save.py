@@ -10,17 +10,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..algorithms import Layer
 from ..algorithms.base import ALPHA, alpha_of
 from ..algorithms.ia3 import IA3_L
-from ..errors import LayerError, LycorisError, either, number_of
+from ..errors import LayerError, LycorisError, either, located, number_of
 from ..files.dtypes import DTYPE_NAMES, FLOATS
 from ..files.safetensors_file import raw_bytes
 from ..files.writing import Progress, header_of, in_file_order, written
 from ..maths.shapes import Shape
 from ..names.dialects import diffusers
 from ..names.targets import Targets, known_shapes
-from ..names.written import WRITTEN, Written
+from ..names.written import KEPT, WRITTEN, Written, own_dialect, plan_names
 from .adapter import BUNDLED, Adapter
+from .encode import check_kind
 from .metadata import add_hashes, alpha_changed, check_text, metadata_for
 from .peft.kinds.lora import SUFFIXES as PEFT_SUFFIXES
 from .place import check_output
@@ -71,14 +73,14 @@ def adapter_tensors(
                 expected="a layer without options in its file's metadata",
             )
     keyed = {f"{m.encoded.name}.{suffix}": t for m in made for suffix, t in m.encoded.tensors.items()}
-    loose = adapter.file.read(_loose(adapter, dialect, drop=False), adapter.cache, keep=False)
+    loose = adapter.file.read(_loose(adapter, dialect, drop=False, same=adapter.dialect == dialect), adapter.cache, keep=False)
     return {key: tensor.clone().contiguous() for key, tensor in (keyed | dict(loose)).items()}
 
 
 def save_adapter(
     adapter: Adapter,
     path: str | os.PathLike[str],
-    dialect: Written = "kohya",
+    dialect: Written | None = None,
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str | None] | None = None,
     *,
@@ -89,6 +91,7 @@ def save_adapter(
 ) -> SaveResult:
     """Write an adapter in a dialect: with the names and tensors of kohya, comfy, peft, diffusers or lycoris.
 
+    With `dialect` None it stays in its own, and layers whose names are of none of these keep their names.
     `model` is the model that the adapter is for, as its keys and shapes. Without it a layer can only be
     written where its path is the same in both dialects. With `dtype` None every factor keeps its dtype; alpha
     is always float32. The source's metadata is kept, except for hashes, and `metadata` is added: a value of
@@ -103,17 +106,19 @@ def save_adapter(
     Raises LayerError for a layer that the dialect cannot hold, MatchError for a layer without a name in it,
     LycorisError for an unknown dialect or dtype, and WriteError where the file cannot be written.
     """
-    if dialect not in WRITTEN:
+    if dialect is not None and dialect not in WRITTEN:
         raise LycorisError("an unknown dialect", got=str(dialect), expected=", ".join(WRITTEN))
     if dtype is not None and DTYPE_NAMES.get(dtype) not in FLOATS:
         raise LycorisError(
             "an adapter cannot be written in this dtype", got=str(dtype), expected=", ".join(FLOATS)
         )
     check_text(metadata or {})
+    named = dialect or own_dialect(adapter.dialect)
+    dialect = named or KEPT
     outs = check_output(path, dialect, overwrite=overwrite)
     out = outs[0]
-    writer = Writer(adapter, dialect, dtype, None if model is None else Targets(known_shapes(model)))
-    loose = _loose(adapter, dialect, drop_unread)
+    writer = Writer(adapter, named, dtype, None if model is None else Targets(known_shapes(model)))
+    loose = _loose(adapter, dialect, drop_unread, same=named is None or named == adapter.dialect)
     planned = writer.plan()
     if not planned:
         raise LayerError(
@@ -152,11 +157,12 @@ def save_adapter(
         check_written([Path(file.name) for file in files], wanted, loose, out)
         # What was read before a change of the source does not belong to what was read after it.
         adapter.file.check_unchanged()
-    changes = _changes(adapter, made, loose, dtype, dialect)
+    told = dialect if named else adapter.dialect
+    changes = _changes(adapter, made, loose, dtype, told)
     if writer.copies:
         copies = number_of(len(writer.copies), "layer that repeats others", "layers that repeat others")
         changes += (f"{copies} left out",)
-    return SaveResult(str(out), size, dialect, len(made), changes)
+    return SaveResult(str(out), size, told, len(made), changes)
 
 
 def check_dialect(adapter: Adapter, dialect: Written, model: Mapping[str, Shape]) -> None:
@@ -165,10 +171,45 @@ def check_dialect(adapter: Adapter, dialect: Written, model: Mapping[str, Shape]
     writer.configuration([writer.make(planned) for planned in writer.plan()])
 
 
-def _loose(adapter: Adapter, dialect: Written, drop: bool) -> list[str]:
+@dataclass(frozen=True)
+class Expected:
+    """A layer that is yet to be made."""
+
+    algorithm: type[Layer]
+    shape: Shape
+
+    @property
+    def made_for(self) -> str:
+        return str(list(self.shape))
+
+    def fits(self, weight: Shape) -> bool:
+        return self.shape == weight
+
+
+def check_expected(
+    layers: Mapping[str, Expected],
+    dialect: Written,
+    *,
+    name: str,
+    model: Mapping[str, Shape] | Collection[str] | None = None,
+) -> None:
+    """Raise LayerError or MatchError, before layers are made, where a dialect has no name or place for them.
+
+    `name` is that of the adapter in errors, and `model` as in `save_adapter`. What a layer's values decide,
+    such as whether a norm changes at all, is not known yet.
+    """
+    targets = None if model is None else Targets(known_shapes(model))
+    for planned in plan_names(layers, dialect, targets, name):
+        for layer in planned.sources:
+            with located(file=name, key=layer):
+                if len(layers[layer].shape) > 1:
+                    check_kind(layers[layer].algorithm, dialect, takes_lokr=planned.takes_lokr)
+
+
+def _loose(adapter: Adapter, dialect: Written, drop: bool, *, same: bool) -> list[str]:
     """Keys of the source that are copied as they are: those of embeddings, and those that nothing reads.
 
-    Embeddings are copied to dialects that know them, and unread keys where the dialect stays the same. Raises
+    Embeddings are copied to dialects that know them, and unread keys where it is the `same` dialect. Raises
     LayerError where some cannot be copied, unless `drop` is on: then they are left out.
     """
     bundled = [key for key in adapter.file.tensors if key.startswith(BUNDLED)]
@@ -184,7 +225,7 @@ def _loose(adapter: Adapter, dialect: Written, drop: bool) -> list[str]:
             expected=either(WITH_EMBEDDINGS),
             hint="Write it as one of these, or leave the embeddings out (drop_unread, --drop-unread)",
         )
-    if adapter.unused_keys and adapter.dialect == dialect:
+    if adapter.unused_keys and same:
         kept += adapter.unused_keys
     elif adapter.unused_keys and not drop:
         raise LayerError(
@@ -199,7 +240,7 @@ def _loose(adapter: Adapter, dialect: Written, drop: bool) -> list[str]:
 
 
 def _changes(
-    adapter: Adapter, made: Sequence[Made], loose: Sequence[str], dtype: torch.dtype | None, dialect: Written
+    adapter: Adapter, made: Sequence[Made], loose: Sequence[str], dtype: torch.dtype | None, dialect: str
 ) -> tuple[str, ...]:
     """`SaveResult.changes`, the most important first."""
     # A plan has a shape only where the layer is not one of the adapter's as it is.

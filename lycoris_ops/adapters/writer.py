@@ -16,7 +16,7 @@ from ..errors import LayerError, LycorisError, WriteError, either
 from ..files.dtypes import dtype_name
 from ..maths.tensors import is_finite
 from ..names.targets import Targets
-from ..names.written import WRITTEN, Planned, Written, plan_names
+from ..names.written import KEPT, WRITTEN, Planned, Written, plan_names
 from .adapter import Adapter
 from .configuration import configuration
 from .copies import Use, find_copies, uses_of
@@ -42,14 +42,16 @@ class Made:
 class Writer:
     """Makes one adapter's layers ready for one dialect.
 
-    With `dtype` None factors keep their dtypes. `targets` are the model's layers, if the model is known.
+    With `dialect` None the layers keep their names, see `own_dialect`. With `dtype` None factors keep their
+    dtypes. `targets` are the model's layers, if the model is known.
     """
 
     def __init__(
-        self, adapter: Adapter, dialect: Written, dtype: torch.dtype | None, targets: Targets | None
+        self, adapter: Adapter, dialect: Written | None, dtype: torch.dtype | None, targets: Targets | None
     ) -> None:
         self.adapter = adapter
-        self.dialect: Written = dialect
+        self.named = dialect
+        self.dialect: Written = dialect or KEPT
         self.dtype = dtype
         self.targets = targets
         self._regrouper = Regrouper(adapter, targets)
@@ -73,9 +75,9 @@ class Writer:
 
         Raises MatchError where a layer has no name in the dialect.
         """
-        return self._plan(self.dialect)
+        return self._plan(self.named)
 
-    def _plan(self, dialect: Written) -> list[Planned]:
+    def _plan(self, dialect: Written | None) -> list[Planned]:
         layers = {name: info for name, info in self.adapter.info.items() if name not in self.copies}
         return plan_names(layers, dialect, self.targets, self.adapter.path)
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .. import (
     FITTED,
+    KEPT,
     WRITTEN,
     Adapter,
-    SaveResult,
+    Expected,
+    Shape,
+    check_expected,
     check_output,
     describe_fit,
     describe_saved,
+    own_dialect,
     read_shapes,
     save_adapter,
 )
@@ -71,27 +76,29 @@ def check_place(options: argparse.Namespace, own: str | None) -> None:
 
     `own` is the dialect of what is written, where the arguments name none.
     """
-    check_output(options.out, _dialect(options, own), overwrite=options.overwrite)
+    check_output(options.out, options.dialect or own_dialect(own or "") or KEPT, overwrite=options.overwrite)
 
 
-def _dialect(options: argparse.Namespace, own: str | None) -> Any:
-    return options.dialect or (own if own in WRITTEN else "kohya")
+def checked_names(options: argparse.Namespace) -> Callable[[Mapping[str, Expected]], None]:
+    """Raises LycorisError where the dialect asked for has no name for a layer, before the work is done."""
+
+    def prepare(layers: Mapping[str, Expected]) -> None:
+        if options.dialect is not None:
+            check_expected(layers, options.dialect, name=options.out, model=_model(options))
+
+    return prepare
+
+
+def _model(options: argparse.Namespace) -> dict[str, Shape] | None:
+    return read_shapes([options.base]) if options.base else None
 
 
 def write(options: argparse.Namespace, made: Adapter) -> int:
     """Save an adapter as the arguments ask, in its own dialect unless they name one, and show the report."""
     result = save_adapter(
-        made,
-        options.out,
-        _dialect(options, made.dialect),
-        model=read_shapes([options.base]) if options.base else None,
-        overwrite=options.overwrite,
+        made, options.out, options.dialect, model=_model(options), overwrite=options.overwrite
     )
-    return shown(options, made, result, describe_fit(made))
-
-
-def shown(options: argparse.Namespace, made: Adapter, result: SaveResult, words: str) -> int:
     assert made.report is not None
     data = {**dataclasses.asdict(result), "fit": made.report.data()}
-    show(options, data, f"{words}\n\n{describe_saved(result)}")
+    show(options, data, f"{describe_fit(made)}\n\n{describe_saved(result)}")
     return 0

@@ -17,7 +17,7 @@ from ..errors import LycorisError, MatchError, located, number_of
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, Weights, read_rows, rounding_variance, weights_of
 from ..files.writing import Progress, metadata_of, short_name
-from ..fit.engine import Change, Source, fit_layers
+from ..fit.engine import Change, Prepare, Source, expected, fit_layers
 from ..fit.settings import SAME, Settings
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows
@@ -45,6 +45,7 @@ def extract_adapter(
     codec: Codec | None = None,
     strict: bool = False,
     name: str | None = None,
+    prepare: Prepare | None = None,
     progress: Progress | None = None,
 ) -> Adapter:
     """An adapter in memory that makes of one model nearly the other: its layers are the nearest to tuned -
@@ -80,6 +81,8 @@ def extract_adapter(
     if strict:
         _check_same(pairs, after)
     sources = [_source(pair, before, after, settings) for pair in pairs.pairs]
+    if prepare:
+        prepare(expected(sources, settings))
     recipe = {
         "extracted": short_name(after.name),
         "base": short_name(before.name),

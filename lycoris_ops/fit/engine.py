@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.fitted import UNCHANGED, FitReport, FitRow
+from ..adapters.save import Expected
 from ..algorithms import ALGORITHMS, Layer
 from ..algorithms.fitting import Delta, Fit
 from ..algorithms.full import Full
@@ -84,6 +85,28 @@ class Source:
     """Whether a weight of one dimension is that of a norm, so that a file says so."""
     whole: bool = False
     """Whether it stays a full difference whatever is asked for: a bare parameter is no matrix."""
+
+
+Prepare = Callable[[Mapping[str, Expected]], object]
+"""Is called with the layers that are to be made, by name, before the work; it may raise an error."""
+
+
+def expected(sources: Iterable[Source], settings: Settings) -> dict[str, Expected]:
+    """What layers are to be made. A kind that is chosen by its values counts as a full difference."""
+    found: dict[str, Expected] = {}
+    for source in sources:
+        kinds = kinds_of(source, settings)
+        found[source.name] = Expected(ALGORITHMS[kinds[0]] if len(kinds) == 1 else Full, source.shape)
+    return found
+
+
+def kinds_of(source: Source, settings: Settings) -> tuple[str, ...]:
+    """The kinds that a change may become."""
+    if len(source.shape) < 2 or source.whole:
+        return ("norm",) if source.norm and len(source.shape) == 1 else ("full",)
+    if settings.algorithm == SAME:
+        return (source.kind,) if source.kind in FITTED else ("lora",)
+    return COMPARED if settings.algorithm == ANY else (settings.algorithm,)
 
 
 def fit_layers(
@@ -182,7 +205,7 @@ class _Engine:
             if not change.forms:
                 return Measured(0.0, 0.0, 0.0, True, [], bias=change.bias)
             delta = self._delta(source, change, self.largest)
-            kinds = self._kinds(source)
+            kinds = kinds_of(source, self.settings)
             fits: dict[str, tuple[Fit, ...]] = {}
             if delta.energy > 0 and (delta.noise == 0.0 or delta.significant):
                 for kind in kinds:
@@ -212,7 +235,7 @@ class _Engine:
 
     def _delta(self, source: Source, change: Change, largest: int) -> Delta:
         # Full differences hold the noise too, and need no spectrum.
-        exact = set(self._kinds(source)) <= {"full", "norm"}
+        exact = set(kinds_of(source, self.settings)) <= {"full", "norm"}
         return Delta(
             change.forms,
             source.shape,
@@ -227,15 +250,6 @@ class _Engine:
             device=self.settings.device,
             pause=self.steps.pause,
         )
-
-    def _kinds(self, source: Source) -> tuple[str, ...]:
-        if len(source.shape) < 2 or source.whole:
-            return ("norm",) if source.norm and len(source.shape) == 1 else ("full",)
-        if self.settings.algorithm == SAME:
-            return (source.kind,) if source.kind in FITTED else ("lora",)
-        if self.settings.algorithm == ANY:
-            return COMPARED
-        return (self.settings.algorithm,)
 
     def _candidates(
         self, source: Source, change: Change, delta: Delta, fits: Mapping[str, Sequence[Fit]]

@@ -27,7 +27,7 @@ from ..errors import LycorisError, PlanError, located, number_of
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, weights_of
 from ..files.writing import DATA_HASH, Progress, data_hash_of, metadata_of, short_name
-from ..fit.engine import Change, Source, cast_layer, check_finite, fit_layers
+from ..fit.engine import Change, Prepare, Source, cast_layer, check_finite, expected, fit_layers
 from ..fit.settings import SAME, Settings
 from ..fit.steps import Steps
 from ..maths.decompositions import Pause
@@ -58,6 +58,7 @@ def merge_adapters(
     seed: int = 0,
     device: torch.device | str = "cpu",
     codec: Codec | None = None,
+    prepare: Prepare | None = None,
     progress: Progress | None = None,
     **options: float | str,
 ) -> Adapter:
@@ -82,7 +83,8 @@ def merge_adapters(
 
     `norm_limit` bounds the spectral norm of each merged change to this many times the largest one among the
     adapters' changes, strengths included; None for no bound. `seed` is for methods that draw, and for random
-    bases. `device` is where it is computed. `progress` is called with layers done.
+    bases. `device` is where it is computed. `prepare` is called with the layers that are to be made, before
+    the work, and may raise an error. `progress` is called with layers done.
 
     Raises LycorisError for a method or option that does not exist, for too few or too many adapters, and
     for adapters that nothing can be said of together (see `base`); MatchError where the adapters have no
@@ -98,10 +100,12 @@ def merge_adapters(
             "what several adapters become has no kind of its own", got=SAME, expected="lora, lokr, full ..."
         )
     text = merging.metadata(size, algorithm)
+    sources = [merging.source(place) for place in merging.places]
+    if prepare:
+        prepare(expected(sources, settings))
     if size is None:
         layers, report = _exactly(merging, merging.places, merging.merged, settings, progress)
     else:
-        sources = [merging.source(place) for place in merging.places]
         layers, report = fit_layers(sources, settings, progress=progress, metadata=text)
     return merging.adapter(layers, report, text)
 

@@ -19,7 +19,7 @@ from typing import Literal, Protocol, get_args
 
 from ..algorithms import Layer
 from ..algorithms.lokr import Lokr
-from ..errors import MatchError
+from ..errors import MatchError, either
 from ..maths.shapes import Extent, Rows, Shape
 from .architectures import DIFFUSERS, DIFFUSERS_LOKR, Place, Places
 from .architectures.base import Aliases
@@ -29,6 +29,18 @@ from .targets import Target, Targets
 Written = Literal["kohya", "comfy", "peft", "diffusers", "lycoris"]
 WRITTEN: tuple[Written, ...] = get_args(Written)
 """The dialects that can be written."""
+
+KEPT: Written = "comfy"
+"""The dialect whose tensors are written under names that stay as they are."""
+
+
+def own_dialect(spoken: str) -> Written | None:
+    """The dialect in which an adapter is written where none is asked for: the one that its names are in.
+
+    None where that is none of `WRITTEN`: then the names stay as they are.
+    """
+    return next((dialect for dialect in WRITTEN if dialect == spoken), None)
+
 
 UNET, PEFT_PREFIX = "unet", "base_model.model."
 LDM, LABELS = ("input_blocks.0.0", "middle_block.0.in_layers.2"), "label_emb.0.0"
@@ -106,17 +118,19 @@ class Planned:
 
 
 def plan_names(
-    layers: Mapping[str, Sized], dialect: Written, targets: Targets | None, file: str
+    layers: Mapping[str, Sized], dialect: Written | None, targets: Targets | None, file: str
 ) -> list[Planned]:
     """The layers to write for all layers of an adapter.
 
     layers: the adapter's layers by name. targets: the model that the adapter is for, None where it is not
-    given. file: the adapter's file, for errors.
+    given. file: the adapter's file, for errors. dialect: None leaves the names as they are.
 
     Raises MatchError where a name cannot be translated without a model; where the model has no layer of that
     name, several of them, or one of another shape; where the dialect has no name for the layer; and where two
     layers would get one name or change the same rows.
     """
+    if dialect is None:
+        return [Planned(name, (Piece(name),), _part(name)) for name in layers]
     names = None if targets is None else _Names(targets, dialect)
     lokr = {name for name, layer in layers.items() if layer.algorithm is Lokr}
     apart = _lokr_names(targets) if targets is not None and lokr and dialect == "diffusers" else ()
@@ -198,7 +212,8 @@ def _needs_model(file: str, name: str, dialect: Written, targets: Targets | None
             key=name,
             got="no model",
             expected="the names of the model's layers",
-            hint="Give the model: connect it to the node, or name its file with --model on the command line",
+            hint="Give the model: connect it to the node, or name its file on the command line (--model or "
+            "--base). Or name no dialect: then the layers keep the names that they have",
         )
     near = targets.nearest(name)
     return MatchError(
@@ -209,6 +224,13 @@ def _needs_model(file: str, name: str, dialect: Written, targets: Targets | None
         expected=f"a layer such as {near}" if near else "the model that the adapter was made for",
         hint="Give every part that the adapter changes: the diffusion model and the text encoders",
     )
+
+
+def _another(dialect: str) -> str:
+    """What to do where a dialect has no name of its own for a layer."""
+    if dialect == "comfy":
+        return "Name no dialect: then the layers keep the names that they have"
+    return "Write it as comfy, which has the model's own names, or name no dialect"
 
 
 def _check_fit(file: str, name: str, layer: Sized, places: Sequence[Target], targets: Targets) -> None:
@@ -235,7 +257,7 @@ def _check_distinct(planned: Iterable[Planned], file: str, dialect: Written) -> 
                 key=layer.name,
                 got=" and ".join((*other.sources, *layer.sources)),
                 expected="a dialect that keeps the parts of a model apart",
-                hint="Write it as kohya, comfy or diffusers",
+                hint=f"Write it as {either([d for d in ('kohya', 'comfy', 'diffusers') if d != dialect])}",
             )
 
 
@@ -444,7 +466,7 @@ class _Names:
                 key=layer,
                 got=name,
                 expected=self._bases[means[0].base].name,
-                hint="Write it in another dialect: comfy has the model's own names",
+                hint=_another(self._dialect),
             )
 
     def _no_name(self, file: str, layer: str, segment: _Segment) -> MatchError:
@@ -454,7 +476,7 @@ class _Names:
             key=layer,
             got=f"rows {segment.rows[0]} to {segment.rows[1]} of {segment.base[1]}",
             expected="a layer that diffusers' model has",
-            hint="Write it as comfy, which has the model's own names",
+            hint=_another(self._dialect),
         )
 
     def shapes(self, part: str) -> dict[str, Shape]:

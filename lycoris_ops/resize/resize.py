@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.adapter import Adapter, LayerInfo
+from ..adapters.save import Expected
 from ..algorithms import Layer
 from ..algorithms.base import Dependent, Form, change_of, no_weight
 from ..algorithms.checks import scale
@@ -21,7 +22,7 @@ from ..errors import LayerError, located, number_of
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, Weights, read_rows, weights_of
 from ..files.writing import Progress, metadata_of, short_name
-from ..fit.engine import Change, Source, fit_layers
+from ..fit.engine import Change, Prepare, Source, expected, fit_layers
 from ..fit.settings import FITTED, SAME, Settings
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows, Shape
@@ -46,6 +47,7 @@ def resize_adapter(
     seed: int = 0,
     device: torch.device | str = "cpu",
     codec: Codec | None = None,
+    prepare: Prepare | None = None,
     progress: Progress | None = None,
 ) -> Adapter:
     """An adapter in memory whose layers are of another kind or size, each nearest to the one that it
@@ -64,8 +66,9 @@ def resize_adapter(
     is right for this model alone. It also tells the kernels of convolutions that some kinds hold flat.
 
     `dtype`, `factor`, `tucker`, `largest`, `seed` and `device` are as in `fit.settings.Settings`. With
-    `dtype` None each layer keeps its own. `Adapter.report` of the result says what was kept; `progress` is
-    called with layers done.
+    `dtype` None each layer keeps its own. `Adapter.report` of the result says what was kept. `prepare` is
+    called with the layers that are to be made, before the work, and may raise an error; `progress` is called
+    with layers done.
 
     Raises LayerError for a layer that cannot be read, holds NaN, or needs a base; MatchError where its name
     fits several weights of the base; PlanError for a size that cannot be met.
@@ -74,7 +77,11 @@ def resize_adapter(
     made = _Resizing(adapter, settings, None if base is None else weights_of(base, codec))
     text = made.metadata()
     kept = {name: adapter.layer(name, keep=False) for name in made.staying}
-    layers, report = fit_layers(made.sources(), settings, progress=progress, metadata=text, kept=kept)
+    sources = made.sources()
+    if prepare:
+        staying = {name: Expected(adapter.info[name].algorithm, ()) for name in made.staying}
+        prepare(expected(sources, settings) | staying)
+    layers, report = fit_layers(sources, settings, progress=progress, metadata=text, kept=kept)
     together = {name: kept.get(name) or layers.get(name) for name in adapter.info}
     report = replace(
         report,

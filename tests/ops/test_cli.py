@@ -149,6 +149,64 @@ def test_resize_and_extract_write_and_report(file: Path, model: Path, tmp_path: 
         assert not (tmp_path / "no.safetensors").exists()
 
 
+def test_what_is_extracted_keeps_the_models_own_names(model: Path, tmp_path: Path) -> None:
+    """A dialect without a name for a layer, or a place for its kind, is refused before the work."""
+    tuned = {key: torch.randn_like(value) for key, value in load_file(model).items()}
+    save_file(tuned, tmp_path / "tuned.safetensors")
+    llama = {
+        "model.embed_tokens.weight": (16, 8),
+        "model.layers.0.self_attn.q_proj.weight": (8, 8),
+        "model.layers.0.mlp.up_proj.weight": (12, 8),
+        "lm_head.weight": (16, 8),
+    }
+    for name in ("base", "tuned"):
+        save_file({key: torch.randn(s) for key, s in llama.items()}, tmp_path / f"{name}_llama.safetensors")
+    out = tmp_path / "made.safetensors"
+    for base, other, names in (
+        (model, "tuned", {f"diffusion_model.{key.removeprefix('model.diffusion_model.')}" for key in tuned}),
+        (tmp_path / "base_llama.safetensors", "tuned_llama", set(llama)),
+    ):
+        arguments = (base, tmp_path / f"{other}.safetensors", "--size", "rank 2", "--overwrite")
+        done = run("extract", *arguments, "-o", out)
+        assert done.returncode == 0, done.stderr
+        found = lyc.load_adapter(out)
+        assert set(found.info) == {name.removesuffix(".weight") for name in names}
+        made = lyc.extract_adapter(base, tmp_path / f"{other}.safetensors", size=lyc.Rank(2))
+        assert set(lyc.load_adapter(lyc.save_adapter(made, out).path).info) == set(found.info)
+        # Written again after other work, it still has them.
+        assert run("resize", out, "-o", tmp_path / "small.safetensors", "--overwrite").returncode == 0
+        assert set(lyc.load_adapter(tmp_path / "small.safetensors").info) <= set(found.info)
+
+
+@pytest.mark.parametrize("verb", ["resize", "merge", "extract"])
+def test_a_dialect_that_cannot_say_it_is_refused_before_the_work(
+    model: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("the work was begun")
+
+    for name in ("resize.resize.fit_layers", "merge.merge.fit_layers", "extract.extract.fit_layers"):
+        monkeypatch.setattr(f"lycoris_ops.{name}", work)
+    monkeypatch.setattr("lycoris_ops.merge.merge._exactly", work)
+    given = {"merge": ["--adapter", file], "extract": [model, model]}.get(verb, [file])
+    based = [] if verb == "extract" else ["--base", model]
+    out = tmp_path / "x.safetensors"
+    for dialect, kind, more, said in (
+        ("diffusers", "loha", based, "diffusers holds no loha"),
+        ("diffusers", "lokr", based, "diffusers holds no lokr"),
+        ("peft", "full", based, "peft holds no full"),
+        ("peft", "auto", based, "peft holds no full"),
+        ("diffusers", "lora", [], "without the model"),
+    ):
+        if verb == "merge" and kind != "lora":
+            more = [*more, "--size", "rank 1"]
+        if verb == "extract" and not more and dialect == "diffusers" and kind == "lora":
+            continue
+        where = out if dialect != "peft" else tmp_path / "peft"
+        done = run(verb, *given, "-o", where, "--dialect", dialect, "--algorithm", kind, *more)
+        assert done.returncode == 2 and said in done.stderr, done.stderr
+
+
 def test_convert_writes_and_reports(file: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     arguments = ("convert", file, "-o", out, "--dialect", "comfy", "--model", model, "--drop-unread")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from ... import describe_fit, extract_adapter, parse_size, read_shapes, save_adapter
-from ..fitting import add_kind, add_result, check_place, kind_of, shown
+from ... import extract_adapter, parse_size
+from ..fitting import add_kind, add_result, check_place, checked_names, kind_of, write
 from ..shared import add_json, add_output, progress_bar
 
 
@@ -14,7 +14,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("tuned", help="the tuned .safetensors model")
     add_output(command, "the .safetensors file to write, or for peft a folder")
     add_kind(command, same=False)
-    add_result(command, "the dialect of the file, comfy by default")
+    add_result(command, "the dialect of the file; by default the layers have the model's own names")
     command.add_argument(
         "--strict", action="store_true", help="fail if the models do not have the same layers"
     )
@@ -22,7 +22,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    check_place(options, "comfy")
+    check_place(options, None)
     made = extract_adapter(
         options.base,
         options.tuned,
@@ -30,13 +30,7 @@ def run(options: argparse.Namespace) -> int:
         parse_size(options.size),
         **kind_of(options),
         strict=options.strict,
+        prepare=checked_names(options),
         progress=progress_bar("steps done, one or two for each layer"),
     )
-    result = save_adapter(
-        made,
-        options.out,
-        options.dialect or "comfy",
-        model=read_shapes([options.base]),
-        overwrite=options.overwrite,
-    )
-    return shown(options, made, result, describe_fit(made))
+    return write(options, made)

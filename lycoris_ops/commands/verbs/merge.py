@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ... import LycorisError, merge_adapters, merge_methods, parse_size
-from ..fitting import add_base, add_kind, add_result, check_place, kind_of, write
+from ..fitting import add_base, add_kind, add_result, check_place, checked_names, kind_of, write
 from ..shared import add_adapters, add_json, add_output, progress_bar, stack_of
 
 EXACT = "exact"
@@ -30,7 +30,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     add_kind(command, same=False, size=EXACT, also="; exact loses nothing")
     add_base(command, "needed where adapters name layers in different ways, and for kinds that depend on it")
-    add_result(command, "the dialect of the file")
+    add_result(command, "the dialect of the file; by default the names stay as they are")
     add_json(command)
 
 
@@ -49,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
         base=options.base,
         norm_limit=options.norm_limit,
         **kind_of(options),
+        prepare=checked_names(options),
         **settings,
         progress=progress_bar("layers"),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ... import load_adapter, parse_size, resize_adapter
-from ..fitting import add_base, add_kind, add_result, check_place, kind_of, write
+from ..fitting import add_base, add_kind, add_result, check_place, checked_names, kind_of, write
 from ..shared import add_json, add_output, progress_bar
 
 
@@ -16,7 +16,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_base(
         command, "needed for kinds that depend on its weights, and to write the names of another dialect"
     )
-    add_result(command, "the dialect of the file")
+    add_result(command, "the dialect of the file; by default the names stay as they are")
     add_json(command)
 
 
@@ -29,6 +29,7 @@ def run(options: argparse.Namespace) -> int:
         options.algorithm,
         options.base,
         **kind_of(options),
+        prepare=checked_names(options),
         progress=progress_bar("steps done, one or two for each layer"),
     )
     return write(options, made)
