@@ -78,7 +78,7 @@ def _adopt(key: str, grouped: Groups) -> bool:
     The key makes the layer unreadable. That is intended: what the tensor means is not known, so without it
     the layer would be applied wrongly.
     """
-    if peft.TRAINING_ONLY.search(key):
+    if peft.TRAINING_ONLY.search(key) or key.endswith(peft.BASE_WEIGHT):
         return False
     end = len(key)
     # The longest name first, which is the layer that is nearest to the tensor.

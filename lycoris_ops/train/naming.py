@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
 
 from ..adapters.adapter import Adapter
 from ..algorithms import Layer
 from ..errors import MatchError, number_of
 from ..maths.shapes import Shape
+from ..maths.tensors import is_plain
 from ..modules import all_sites
 from ..names.dialects import split_prefix
-from ..stack.resolve import resolve
+from ..names.dialects.peft import BASE_WEIGHT
+from ..stack.resolve import EntryResolution, resolve
 from ..stack.stack import Entry, Stack
 
+NEAR = 2**-7
+"""How far a weight in a file may be from the model's: both may be rounded to bfloat16."""
 PLAIN = "base_model.model."
 """PEFT's prefix, for models of which no other is known."""
 
@@ -48,7 +55,8 @@ def model_shapes(module: nn.Module, prefix: str) -> dict[str, Shape]:
 
 def unread(adapter: Adapter) -> list[str]:
     """In words, what of a file no layer has: it is neither trained nor written again."""
-    keys = adapter.left_out
+    # `layers_for` has compared the weights of the base.
+    keys = [key for key in adapter.left_out if key.removesuffix(BASE_WEIGHT) not in adapter.info]
     if not keys:
         return []
     return [
@@ -62,7 +70,9 @@ def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> dict[str, La
     Raises MatchError for a layer that has no module or does not fit it, or is for a part of a module alone:
     training goes on with whole layers.
     """
-    (entry,) = resolve(Stack([Entry(adapter)]), model_shapes(module, prefix), oriented=True).entries
+    # A file of a part alone, as a model of diffusers' writes it, has no prefix: the fewest are left over.
+    tried = [(one, _entry(adapter, module, one)) for one in dict.fromkeys((prefix, ""))]
+    prefix, entry = min(tried, key=lambda found: len(found[1].unmatched))
     for unmatched in entry.unmatched:
         raise MatchError(
             "the model has no module for a layer",
@@ -93,4 +103,33 @@ def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> dict[str, La
                 hint="Write the file for this model first: python -m lycoris_ops convert --model",
             )
         found[paths[match.key]] = adapter.layer(match.layer)
+    _check_base(adapter, module, {match.layer: paths[match.key] for match in entry.matches})
     return found
+
+
+def _entry(adapter: Adapter, module: nn.Module, prefix: str) -> EntryResolution:
+    (entry,) = resolve(Stack([Entry(adapter)]), model_shapes(module, prefix), oriented=True).entries
+    return entry
+
+
+def _check_base(adapter: Adapter, module: nn.Module, paths: Mapping[str, str]) -> None:
+    """Raise MatchError where a weight of the base in the file is not that of the model.
+
+    PEFT writes the weight of an embedding beside its LoRA, and would load it: the vocabulary may have grown.
+    """
+    for key in adapter.unused_keys:
+        layer = key.removesuffix(BASE_WEIGHT)
+        weight = getattr(module.get_submodule(paths[layer]), "weight", None) if layer in paths else None
+        if not isinstance(weight, Tensor) or not is_plain(weight):
+            continue
+        values = adapter.file.read((key,), adapter.cache, keep=False)[key]
+        own = weight.detach().to("cpu", torch.float32)
+        if own.shape != values.shape or not torch.allclose(own, values.float(), rtol=NEAR, atol=0.0):
+            raise MatchError(
+                "the file has a weight of the model itself, and the model has other values",
+                file=adapter.path,
+                key=key,
+                got=f"{paths[layer]}.weight {list(own.shape)}",
+                expected="the model that the adapter was trained on, with its vocabulary",
+                hint="Load this weight into the model first",
+            )

@@ -36,6 +36,8 @@ In a file made from the state dict of a live model, the adapter's name follows t
 
 TRAINING_ONLY = re.compile(r"\.lora_(?:velora_embed|monteclora_sampler)(?:\.|$)")
 """Keys of tensors that VeLoRA and MonteCLoRA use in training alone."""
+BASE_WEIGHT = ".base_layer.weight"
+"""The end of the key of a weight of the model itself, which PEFT writes beside an adapted embedding."""
 BASE_LAYER = ".base_layer."
 """In keys of what lies inside of a module that PEFT put around one of the model's."""
 WRAPPED = re.compile(r"\.base_layer\.(?=(?!lora_|base_layer\.)[^.]+\.(?:lora_|base_layer\.))")
