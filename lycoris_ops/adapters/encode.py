@@ -26,6 +26,7 @@ from ..algorithms.lokr import W1, W1_A, Lokr
 from ..algorithms.lora import BIAS, DOWN, EMBEDDING_UP, UP, Lora
 from ..algorithms.oft import BLOCKS, Oft
 from ..errors import LayerError, either
+from ..maths.shapes import Shape
 from ..maths.tensors import times
 from ..names.written import WRITTEN, Written
 from .peft import Config, Wanted, kind_of
@@ -57,11 +58,17 @@ class Encoded:
 
 
 def encode(
-    layer: Layer, options: Mapping[str, Any], dialect: Written, name: str, *, takes_lokr: bool = False
+    layer: Layer,
+    options: Mapping[str, Any],
+    dialect: Written,
+    name: str,
+    *,
+    takes_lokr: bool = False,
+    weight: Shape = (),
 ) -> Encoded:
     """The layer `name` as a dialect writes it; `options` are those of its `LayerInfo`.
 
-    takes_lokr: see `Planned`.
+    takes_lokr: see `Planned`. weight: the shape of the weight that it is for, () where that is not known.
 
     Raises LayerError where the dialect cannot hold the layer. Its message is the end of a sentence that
     begins with the dialect's name: `holds no loha`.
@@ -74,6 +81,7 @@ def encode(
         kind = kind_of(type(layer))
         if kind is None:
             raise LayerError(f"holds no {layer.algorithm}", got=layer.algorithm)
+        kind.check_weight(weight)
         tensors, wanted = kind.encoded(layer)
         return Encoded(name, tensors, configured=(kind, wanted))
     return _own(layer, options, name, numbered=dialect == "kohya")

@@ -40,6 +40,10 @@ class Regrouper:
         self._layer = lru_cache(maxsize=HELD)(self._read)
         self._change = lru_cache(maxsize=HELD)(self._change_of)
 
+    def shape_of(self, layer: str) -> Shape:
+        """The shape of what a layer of the adapter is applied to; () where the model does not say it."""
+        return self._shapes.get(layer, ())
+
     def make(self, planned: Planned) -> Layer:
         """The layer to write. If it is cut or joined, it is checked that it changes the model as before.
 

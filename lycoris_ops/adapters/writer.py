@@ -170,4 +170,7 @@ class Writer:
 
     def _encode(self, planned: Planned, layer: Layer, dialect: Written) -> Encoded:
         options = self.adapter.info[planned.sources[0]].options
-        return encode(layer, options, dialect, planned.name, takes_lokr=planned.takes_lokr)
+        weight = planned.shape or self._regrouper.shape_of(planned.sources[0])
+        return encode(
+            layer, options, dialect, planned.name, takes_lokr=planned.takes_lokr, weight=weight
+        )

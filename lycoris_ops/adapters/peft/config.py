@@ -215,6 +215,13 @@ class Config(ABC, Generic[W]):
     # What a configuration must say for layers that are written.
 
     @classmethod
+    def check_weight(cls, weight: Shape) -> None:
+        """Raise LayerError where PEFT does not compute a layer as this library does, on a weight's shape.
+
+        () is that of a weight that is not known.
+        """
+
+    @classmethod
     @abstractmethod
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], W]:
         """The tensors of a layer by PEFT's suffixes, and what the configuration must say for the layer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -107,6 +108,16 @@ class OftConfig(BiasedConfig[WantedOft]):
             "last": 1 if number >= ONCE else 2,
             "constraint": self.eps if self.coft else None,
         }
+
+    @classmethod
+    def check_weight(cls, weight: Shape) -> None:
+        if math.prod(weight[2:]) > 1:
+            raise LayerError(
+                "rotates every window of a convolution's input on its own, and adds where they overlap: its "
+                "forward pass makes another change than its merge",
+                got=f"oftv2 of a kernel {list(weight[2:])}",
+                expected="a linear layer, or a convolution of one value",
+            )
 
     @classmethod
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedOft]:
