@@ -11,7 +11,14 @@ from .adapters.adapter import Adapter
 from .adapters.fitted import FitReport, FitRow
 from .adapters.load import adapter_of_tensors, adapter_stamp, load_adapter, peek_adapter
 from .adapters.place import check_output
-from .adapters.save import Expected, SaveResult, adapter_tensors, check_expected, save_adapter
+from .adapters.save import (
+    Expected,
+    SaveResult,
+    adapter_tensors,
+    check_expected,
+    faults_in_comfy,
+    save_adapter,
+)
 from .algorithms import ALGORITHMS, Layer
 from .bake.checkpoint import MergeResult, merge_checkpoint
 from .bypass import Bypass, BypassPlan, Met, geometry_of
@@ -174,8 +181,8 @@ __all__ = [
     "captured_norm",
     "captured_roots",
     "chance_states",
-    "check_name",
     "check_expected",
+    "check_name",
     "check_output",
     "check_room",
     "create_lycoris",
@@ -192,6 +199,7 @@ __all__ = [
     "examination_picture",
     "examine",
     "extract_adapter",
+    "faults_in_comfy",
     "few",
     "fit_verdict",
     "geometry_of",

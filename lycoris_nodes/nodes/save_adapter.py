@@ -52,7 +52,9 @@ class LycorisSaveAdapter(io.ComfyNode):
                     default=AS_IT_IS,
                     tooltip="The tool whose layer names and tensors to write: kohya (sd-scripts, most web "
                     "interfaces), comfy (ComfyUI's own names), peft, diffusers, or lycoris (lycoris-lora, "
-                    "SimpleTuner). 'as in the file' keeps the names that the layers have, and needs no model.",
+                    "SimpleTuner). 'as in the file' keeps the names that the layers have, and needs no "
+                    "model. ComfyUI's own loaders ignore some kinds (ia3, oftv2, boft_peft) and most files "
+                    "in PEFT's names: the report says it.",
                 ),
                 dtype_input("The dtype to save the tensors in. 'as in the file' keeps each tensor's own."),
                 io.String.Input(
@@ -118,4 +120,8 @@ class LycorisSaveAdapter(io.ComfyNode):
             # The total comes with the first update.
             progress=progress(1),
         )
-        return with_report(report=describe_saved(replace(result, path=shown_path(result.path))))
+        return with_report(
+            report=describe_saved(replace(result, path=shown_path(result.path))),
+            # A file in ComfyUI's own names is for ComfyUI.
+            state="partly" if result.in_comfy and result.dialect == "comfy" else "all",
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ...lycoris_ops import LycorisError, Stack, adapter_tensors, paragraph
+from ...lycoris_ops import LycorisError, Stack, adapter_tensors, faults_in_comfy, paragraph
 from ..host import ExecutionBlocker, io, patcher_of, shown_text, weight_shapes
 from ..inputs import checked
 from ..lora_stack import to_lora_stack
@@ -55,8 +55,9 @@ class LycorisToLoraStack(io.ComfyNode):
                 LORA_MODEL.Output(
                     "lora_model",
                     display_name="lora_model",
-                    tooltip="The tensors of a stack of one adapter, with its strengths in them. Another "
-                    "stack stops the nodes that are connected here.",
+                    tooltip="The tensors of a stack of one adapter, with its strengths in them. ComfyUI's own "
+                    "nodes ignore some kinds (ia3, oftv2, boft_peft): the report says it. Another stack "
+                    "stops the nodes that are connected here.",
                 ),
                 report_output(),
             ],
@@ -75,14 +76,19 @@ class LycorisToLoraStack(io.ComfyNode):
             for key, shape in weight_shapes(patcher_of(one)).items()
         }
 
+        faults: list[str] = []
+
         def tensors() -> dict[str, Any]:
             adapter = only_adapter(stack, "a LORA_MODEL", shapes or None)
             dialect = "kohya" if adapter.dialect == "kohya" else "comfy"
-            return adapter_tensors(adapter, dialect, model=shapes or None)
+            found = adapter_tensors(adapter, dialect, model=shapes or None)
+            faults.extend(faults_in_comfy(adapter.layers.values(), dialect))
+            return found
 
         rows, row_words = _held(lambda: to_lora_stack(stack), "lora_stack", "row")
         held, held_words = _held(tensors, "lora_model", "tensor")
-        return with_report(rows, held, report=paragraph([row_words, held_words]))
+        told = paragraph([row_words, held_words, *(f"  {fault}" for fault in faults)])
+        return with_report(rows, held, report=told, state="partly" if faults else "all")
 
 
 def _held(make: Callable[[], Any], name: str, unit: str) -> tuple[Any, str]:

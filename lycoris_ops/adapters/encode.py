@@ -98,7 +98,10 @@ def check_kind(algorithm: type[Layer], dialect: Written, *, takes_lokr: bool = F
     if not held:
         able = [other for other in WRITTEN if other not in ("peft", "diffusers")]
         raise LayerError(
-            f"{dialect} holds no {kind}", got=kind, expected="lora", hint=f"It can be written as {either(able)}"
+            f"{dialect} holds no {kind}",
+            got=kind,
+            expected="lora",
+            hint=f"It can be written as {either(able)}",
         )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,8 @@ class SaveResult:
     """How many layers the file holds."""
     changes: tuple[str, ...]
     """What differs from the source besides the tensors' names, one line in words for each difference."""
+    in_comfy: tuple[str, ...] = ()
+    """What of the file ComfyUI's own loader does not do, one line in words for each."""
 
 
 def adapter_tensors(
@@ -73,7 +76,9 @@ def adapter_tensors(
                 expected="a layer without options in its file's metadata",
             )
     keyed = {f"{m.encoded.name}.{suffix}": t for m in made for suffix, t in m.encoded.tensors.items()}
-    loose = adapter.file.read(_loose(adapter, dialect, drop=False, same=adapter.dialect == dialect), adapter.cache, keep=False)
+    loose = adapter.file.read(
+        _loose(adapter, dialect, drop=False, same=adapter.dialect == dialect), adapter.cache, keep=False
+    )
     return {key: tensor.clone().contiguous() for key, tensor in (keyed | dict(loose)).items()}
 
 
@@ -162,7 +167,21 @@ def save_adapter(
     if writer.copies:
         copies = number_of(len(writer.copies), "layer that repeats others", "layers that repeat others")
         changes += (f"{copies} left out",)
-    return SaveResult(str(out), size, told, len(made), changes)
+    return SaveResult(
+        str(out), size, told, len(made), changes, faults_in_comfy((m.layer for m in made), dialect)
+    )
+
+
+def faults_in_comfy(layers: Iterable[Layer], dialect: str) -> tuple[str, ...]:
+    """What ComfyUI's own loader makes of layers where that is not their change, one line for each."""
+    if dialect == "peft":
+        return ("ComfyUI's own loader knows PEFT's names of a few models only, and reads no configuration",)
+    found = Counter((layer.algorithm, layer.fault_in_comfy()) for layer in layers)
+    return tuple(
+        f"ComfyUI's own loader {fault}: {number_of(count, f'{kind} layer')}. Load LoRA / LyCORIS reads it"
+        for (kind, fault), count in found.items()
+        if fault
+    )
 
 
 def check_dialect(adapter: Adapter, dialect: Written, model: Mapping[str, Shape]) -> None:

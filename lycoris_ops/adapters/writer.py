@@ -50,7 +50,7 @@ class Writer:
         self, adapter: Adapter, dialect: Written | None, dtype: torch.dtype | None, targets: Targets | None
     ) -> None:
         self.adapter = adapter
-        self.named = dialect
+        self.named: Written | None = dialect
         self.dialect: Written = dialect or KEPT
         self.dtype = dtype
         self.targets = targets
@@ -171,6 +171,4 @@ class Writer:
     def _encode(self, planned: Planned, layer: Layer, dialect: Written) -> Encoded:
         options = self.adapter.info[planned.sources[0]].options
         weight = planned.shape or self._regrouper.shape_of(planned.sources[0])
-        return encode(
-            layer, options, dialect, planned.name, takes_lokr=planned.takes_lokr, weight=weight
-        )
+        return encode(layer, options, dialect, planned.name, takes_lokr=planned.takes_lokr, weight=weight)

@@ -58,6 +58,10 @@ class Change:
     """Added to the bias (O,); None where the layer changes no bias."""
 
 
+IGNORED = "ignores it"
+"""See `Layer.fault_in_comfy`."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Layer(ABC):
     """The named tensors of one adapted layer, and the change that they stand for.
@@ -93,6 +97,8 @@ class Layer(ABC):
     """Whether `init` can make a layer from the shape of a weight alone."""
     downs: ClassVar[tuple[str, ...]] = ()
     """Fields of the factors on the side of the inputs, whose first axis counts the rank."""
+    in_comfy: ClassVar[bool] = True
+    """Whether ComfyUI's own loader reads layers of this kind. `fault_in_comfy` says it of a single layer."""
     rate: ClassVar[float] = 1.0
     """The learning rate that suits layers of this kind at the start of an offer, as a multiple of LoRA's."""
     fresh_rate: ClassVar[float] = 1.0
@@ -471,6 +477,13 @@ class Layer(ABC):
     def nbytes(self) -> int:
         """Bytes of the tensors held."""
         return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    def fault_in_comfy(self) -> str | None:
+        """What ComfyUI's own loader makes of the layer where that is not its change; None where it is.
+
+        It is IGNORED, or the end of a sentence that begins with `ComfyUI's own loader`.
+        """
+        return None if self.in_comfy else IGNORED
 
     # The change, stated once.
 

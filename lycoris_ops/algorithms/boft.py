@@ -12,6 +12,7 @@ from torch import Tensor
 from ..changes.operators import Blocks, Chain, Diagonal, Operator, Permuted, Sides
 from ..errors import LayerError, UnsuitedError
 from ..maths.shapes import Extent, Shape
+from .base import IGNORED
 from .oft import BLOCKS, Oft
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ class Boft(Oft):
         size = max(sizes)
         stages = (outputs // size - 1).bit_count() + 1
         return cls(oft_blocks=torch.zeros(stages, outputs // size, size, size), alpha=alpha)
+
+    def fault_in_comfy(self) -> str | None:
+        return IGNORED if self.alpha is None else super().fault_in_comfy()
 
     def sides(self, weight: Tensor) -> Sides:
         parts: list[Operator] = []

@@ -38,6 +38,7 @@ class BoftPeft(Layer):
     """
 
     algorithm: ClassVar[str] = "boft_peft"
+    in_comfy: ClassVar[bool] = False
     variants: ClassVar[tuple[frozenset[str], ...]] = (frozenset({R, S}),)
 
     boft_r: Tensor

@@ -159,6 +159,13 @@ class Factored(Layer):
             self.dora_scale, lengths(weight, 0) if self.dora == "host" and axis == 0 else length
         )
 
+    def fault_in_comfy(self) -> str | None:
+        if self.dora_scale is not None and self.magnitude_axis() == 0:
+            return "divides by the norm of the weight without the change, where the magnitude is of outputs"
+        if self.bias_indices is not None:
+            return "leaves the sparse remainder out"
+        return super().fault_in_comfy()
+
     def magnitude_axis(self, shape: Sequence[int] | None = None) -> int:
         """0 where the DoRA magnitude is for the outputs of the weight, 1 where it is for the inputs.
 

@@ -14,7 +14,7 @@ from ..changes.operators import Product, Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Shape, flat_shape
 from ..maths.tensors import fold_core
-from .base import Layer
+from .base import IGNORED, Layer
 from .checks import agree, dimensions, folded, matrix, scale
 from .components import Axes, Growth, right_beyond, running, zeros
 
@@ -99,6 +99,9 @@ class Glora(Layer):
             b2=torch.zeros(rank, *shape[1:]),
             alpha=alpha,
         )
+
+    def fault_in_comfy(self) -> str | None:
+        return IGNORED if self.bm is not None else super().fault_in_comfy()
 
     def sides(self, weight: Tensor) -> Sides:
         a1, a2, up, down = (part.to(weight.device, weight.dtype).flatten(1) for part in self._factors())

@@ -52,6 +52,7 @@ class GloraPeft(Layer):
     """
 
     algorithm: ClassVar[str] = "glora_peft"
+    in_comfy: ClassVar[bool] = False
     variants: ClassVar[tuple[frozenset[str], ...]] = tuple(
         frozenset(named("A", *form) + named("B", *form)) for form in FORMS
     )

@@ -40,6 +40,7 @@ class Ia3(Layer):
     """
 
     algorithm: ClassVar[str] = "ia3"
+    in_comfy: ClassVar[bool] = False
     variants: ClassVar[tuple[frozenset[str], ...]] = (
         frozenset({WEIGHT, ON_INPUT}),
         frozenset({IA3_L}),

@@ -15,7 +15,7 @@ from ..errors import LayerError
 from ..maths.decompositions import balanced, leading_triples, rearranged
 from ..maths.shapes import Extent, Rows, Shape, factorization, fits, shown
 from ..maths.tensors import compute_dtype, energy_of, fold_core
-from .base import DERIVED, Layer, cut, in_blocks, kaiming, shared
+from .base import DERIVED, IGNORED, Layer, cut, in_blocks, kaiming, shared
 from .checks import agree, dimensions, folded, matrix, scale
 from .components import Axes, Growth, right_beyond, rows_beyond, running, zeros
 from .factored import Factored
@@ -141,6 +141,9 @@ class Lokr(Factored):
             tensors["lokr_w2_a"] = kaiming((inner_rows, rank), generator)
             tensors["lokr_w2_b"] = torch.zeros(rank, inner_columns * math.prod(kernel))
         return replace(cls(alpha=alpha), **tensors)
+
+    def fault_in_comfy(self) -> str | None:
+        return IGNORED if self.lokr_t2 is not None else super().fault_in_comfy()
 
     def exponents(self) -> Mapping[str, float]:
         return shared(self, *(one.name for one in fields(self) if one.name.startswith("lokr_")))

@@ -76,6 +76,11 @@ class Oft(Layer):
             blocks = blocks * self.rescale.to(weight.device, weight.dtype).view(*blocks.shape[:2], 1)
         return Sides(outputs=Blocks.of(blocks))
 
+    def fault_in_comfy(self) -> str | None:
+        if self.alpha:
+            return "takes the constraint for the bound itself, and not for a share of the outputs"
+        return super().fault_in_comfy()
+
     def row_axes(self) -> Mapping[str, int] | None:
         """None where all rows depend on each other, else as in `Layer`.
 

@@ -48,6 +48,7 @@ class OftV2(Layer):
     """
 
     algorithm: ClassVar[str] = "oftv2"
+    in_comfy: ClassVar[bool] = False
     variants: ClassVar[tuple[frozenset[str], ...]] = (frozenset({R}),)
     extras: ClassVar[frozenset[str]] = Layer.extras | {SCALED}
     numbers: ClassVar[frozenset[str]] = Layer.numbers | {SCALED}

@@ -44,6 +44,7 @@ class Tlora(Layer):
     """
 
     algorithm: ClassVar[str] = "tlora"
+    in_comfy: ClassVar[bool] = False
     starts_from_shape: ClassVar[bool] = False
     variants: ClassVar[tuple[frozenset[str], ...]] = (frozenset({Q, P, LAMBDA}),)
     scaled_by_alpha: ClassVar[bool] = True

@@ -54,7 +54,7 @@ class Change:
     own: Layer | None = None
     """The layer whose change it is exactly, where there is one."""
     bound: bool = False
-    """Whether the change of that layer depends on the weight or bias, so that it is this on none but these."""
+    """Whether the change of that layer depends on the weight or bias, so that it is this on these alone."""
     noise: float | None = 0.0
     """See `Delta`."""
     split: tuple[int, int] | None = None
@@ -390,9 +390,8 @@ class _Engine:
         if self.stayed:
             kind = self.settings.algorithm
             yield (
-                f"{number_of(len(self.stayed), 'layer stays what it is', 'layers stay what they are')}: as "
-                f"{kind} nothing would be smaller and keep as much. A rank, a size or a share makes {kind} of "
-                "all"
+                f"{number_of(len(self.stayed), 'layer stays what it is', 'layers stay what they are')}: no "
+                f"{kind} is smaller and keeps as much. A rank, a size or a share makes {kind} of all"
             )
         rank = self.settings.rank
         lower = [row for row in self.rows if rank and row.rank is not None and row.rank < rank]

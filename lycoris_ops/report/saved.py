@@ -16,5 +16,5 @@ def describe_saved(result: SaveResult) -> str:
     shown = f"{name.parent.name}/{name.name}" if result.dialect == "peft" else name.name
     layers = number_of(result.layers, "layer")
     lines = [f"{shown}: {layers} in the dialect {result.dialect}, {result.size / 1e6:.2f} MB"]
-    lines += [f"  {change}" for change in result.changes]
+    lines += [f"  {change}" for change in (*result.changes, *result.in_comfy)]
     return paragraph([*lines, "  read back: every layer is in the file as it should be", result.path])

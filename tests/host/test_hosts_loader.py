@@ -1,0 +1,107 @@
+"""What the host's own loader does with every kind that is written, against what is said of it."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hosting import Host, Patched
+from safetensors.torch import save_file
+
+import lycoris_ops as lyc
+from lycoris_ops.algorithms.base import IGNORED
+from tests.harness import dialects, zoo
+from tests.harness.facts import ROOT
+
+pytestmark = pytest.mark.host
+NAME = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_out.0"
+
+
+def layers() -> Any:
+    """The random layers of every kind that the tests of the library have."""
+    spec = importlib.util.spec_from_file_location("layers_of_every_kind", ROOT / "tests/ops/layers.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    importlib.import_module("sys").modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def distance(layer: lyc.Layer, tensors: dict[str, torch.Tensor], weight: torch.Tensor) -> float:
+    """How far the change that the host makes of tensors is from that of the layer, relative to this."""
+    import comfy.lora
+
+    exact = layer.delta(weight.double()).float()
+    changed = weight.clone()
+    for key, patch in comfy.lora.load_lora(tensors, {"x": "x.weight"}, log_missing=False).items():
+        if key == "x.weight":
+            changed = comfy.lora.calculate_weight([(1.0, patch, 1.0, None, None)], changed, key)
+    return ((changed - weight - exact).norm() / exact.norm()).item()
+
+
+def test_the_host_does_with_each_kind_what_is_said_of_it(host: Host) -> None:
+    every = layers()
+    assert {spec.algorithm for spec in every.KINDS.values()} == {
+        name for name, kind in lyc.ALGORITHMS.items() if kind.variants
+    }
+    other: dict[tuple[str, str], list[float]] = {}
+    for kind, name in every.CASES:
+        if name not in ("linear", "conv2d", "norm"):
+            continue
+        for alpha in (2.0, None):
+            torch.manual_seed(0)
+            layer = every.load(kind, name, alpha=alpha)
+            suffixes = layer.dump()
+            found = distance(
+                layer,
+                {f"x.{suffix}": tensor for suffix, tensor in suffixes.items()},
+                every.base(name).float(),
+            )
+            said = layer.fault_in_comfy()
+            if said is None:
+                assert found < 1e-4, (kind, name, alpha, found)
+            elif said == IGNORED:
+                assert found == pytest.approx(1.0, abs=1e-6), (kind, name, alpha, found)
+            else:
+                other.setdefault((kind, said), []).append(found)
+    # How large the difference is depends on the values.
+    assert other and all(max(found) > 1e-4 and min(found) < 1 for found in other.values()), other
+
+
+def test_what_the_host_ignores_is_said_when_it_is_saved_and_handed_on(
+    host: Host, plain: Patched, lora_file: Any
+) -> None:
+    shape = tuple(plain.model.model_state_dict()[f"{NAME}.weight"].shape)
+    vector = {f"{NAME}.weight": torch.randn(shape[1]), f"{NAME}.on_input": torch.tensor(1)}
+    stack = host.stack((lora_file("ignored.safetensors", lambda path: save_file(vector, path)), 1.0, 1.0))
+    node = host.nodes.NODE_CLASS_MAPPINGS["LycorisSaveAdapter"]
+    for dialect, state in (("comfy", "partly"), ("as in the file", "partly")):
+        saved = node.execute(stack=stack, dialect=dialect, filename_prefix="loras/ignored", model=plain.model)
+        host.written(saved.args[-1]).unlink()
+        assert "ComfyUI's own loader ignores it: 1 ia3 layer" in saved.args[-1]
+        assert saved.ui["lycoris"][0]["state"] == state
+    handed = host.nodes.NODE_CLASS_MAPPINGS["LycorisToLoraStack"].execute(stack=stack, model=plain.model)
+    assert "ComfyUI's own loader ignores it: 1 ia3 layer" in handed.args[-1]
+    assert handed.ui["lycoris"][0]["state"] == "partly"
+
+
+def test_the_host_finds_no_layer_of_flux_under_pefts_names(host: Host, tmp_path: Path) -> None:
+    import comfy.lora
+
+    if not zoo.supported("Flux 1"):
+        pytest.skip("this host has no Flux")
+    model = dialects.model_of("Flux 1")
+    key = "diffusion_model.double_blocks.0.img_attn.proj"
+    shapes = dialects.shapes_of("Flux 1")
+    layer = lyc.ALGORITHMS["lora"].init(shapes[f"{key}.weight"], 2, 2.0, seed=0)
+    adapter = lyc.Adapter.of({key: layer}, name="one")
+    known = comfy.lora.model_lora_keys_unet(model, {})
+    for dialect, found in (("peft", 0), ("comfy", 1), ("kohya", 1), ("diffusers", 1)):
+        out = tmp_path / dialect if dialect == "peft" else tmp_path / f"{dialect}.safetensors"
+        result = lyc.save_adapter(adapter, out, dialect, model=shapes)  # type: ignore[arg-type]
+        tensors = comfy.utils.load_torch_file(result.path, safe_load=True)
+        assert len(comfy.lora.load_lora(tensors, known, log_missing=False)) == found
+        assert bool(result.in_comfy) == (found == 0)
