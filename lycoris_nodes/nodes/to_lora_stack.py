@@ -55,8 +55,8 @@ class LycorisToLoraStack(io.ComfyNode):
                 LORA_MODEL.Output(
                     "lora_model",
                     display_name="lora_model",
-                    tooltip="The tensors of a stack of one adapter, with its strengths in them. ComfyUI's own "
-                    "nodes ignore some kinds (ia3, oftv2, boft_peft): the report says it. Another stack "
+                    tooltip="The tensors of a stack of one adapter, with its strengths in them. ComfyUI's "
+                    "own nodes ignore some kinds (ia3, oftv2, boft_peft): the report says it. Another stack "
                     "stops the nodes that are connected here.",
                 ),
                 report_output(),
