@@ -599,6 +599,14 @@ class Layer(ABC):
         """The fields that hold the change of the bias, a value for each output."""
         return (DIFF_B, SET_BIAS)
 
+    @classmethod
+    def vectors(cls) -> frozenset[str]:
+        """The fields that hold a value for each output, input or component, and are no factors.
+
+        They are biases, magnitudes and scales, which training does not draw towards zero.
+        """
+        return frozenset(cls.biases())
+
     def inseparable(self, ranges: Sequence[Rows]) -> LayerError:
         """The error for rows that cannot be cut out, because they depend on others."""
         return LayerError(

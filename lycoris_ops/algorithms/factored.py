@@ -192,6 +192,10 @@ class Factored(Layer):
         """
         return replace(self, dora_scale=lengths(weight, axis))
 
+    @classmethod
+    def vectors(cls) -> frozenset[str]:
+        return super().vectors() | {"dora_scale"}
+
     def shrunk(self, ratio: float, weight: Tensor) -> Self:
         """As in `Layer`. With DoRA also the magnitude's distance from the norm of the weight is shrunk."""
         layer = super().shrunk(ratio, weight)

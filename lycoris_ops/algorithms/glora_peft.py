@@ -142,6 +142,10 @@ class GloraPeft(Layer):
     def reads_weight(self) -> bool:
         return self.glora_a_xd is not None
 
+    @classmethod
+    def vectors(cls) -> frozenset[str]:
+        return super().vectors() | {f"glora_{path}_x" for path in "abcde"}
+
     def exponents(self) -> Mapping[str, float]:
         pairs = (("glora_a_xd", "glora_a_xu"), ("glora_b_xd", "glora_b_xu"))
         return {name: power for pair in pairs for name, power in shared(self, *pair).items()}

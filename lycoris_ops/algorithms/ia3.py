@@ -111,6 +111,10 @@ class Ia3(Layer):
         weight = torch.zeros(1, shape[0], *ones) if ones else torch.zeros(shape[0])
         return cls(weight=weight, on_input=torch.tensor(0))
 
+    @classmethod
+    def vectors(cls) -> frozenset[str]:
+        return super().vectors() | {"weight", "ia3_l"}
+
     def exponents(self) -> Mapping[str, float]:
         return {"weight": 1.0}
 

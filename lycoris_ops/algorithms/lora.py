@@ -404,6 +404,10 @@ class Lora(Factored):
     def biases(cls) -> tuple[str, ...]:
         return (*super().biases(), "lora_b_bias")
 
+    @classmethod
+    def vectors(cls) -> frozenset[str]:
+        return super().vectors() | {"lora_e"}
+
     def bias_additive(self) -> tuple[Additive, ...]:
         added = super().bias_additive() or ()
         if self.lora_b_bias is None:

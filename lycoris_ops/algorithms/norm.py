@@ -75,6 +75,10 @@ class Norm(Layer):
     def bias_additive(self) -> tuple[Dense, ...]:
         return () if self.b_norm is None else (Dense(column(self.b_norm)),)
 
+    @classmethod
+    def vectors(cls) -> frozenset[str]:
+        return super().vectors() | {"w_norm"}
+
     def exponents(self) -> Mapping[str, float]:
         return {"w_norm": 1.0}
 

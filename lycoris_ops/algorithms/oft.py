@@ -64,6 +64,10 @@ class Oft(Layer):
         size, count = block_of(shape[0], rank, "outputs")
         return cls(oft_blocks=torch.zeros(count, size, size), alpha=alpha)
 
+    @classmethod
+    def vectors(cls) -> frozenset[str]:
+        return super().vectors() | {"rescale"}
+
     def exponents(self) -> Mapping[str, float]:
         return {"oft_blocks": 1.0}
 

@@ -74,6 +74,10 @@ class Tlora(Layer):
             expected="the weight that it starts from",
         )
 
+    @classmethod
+    def vectors(cls) -> frozenset[str]:
+        return super().vectors() | {"lambda_layer"}
+
     @property
     def reads_weight(self) -> bool:
         return True

@@ -126,8 +126,8 @@ def encode_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous tensor, as a view of its memory."""
-    flat = tensor.reshape(-1)
+    """The bytes of a contiguous tensor, as a view of its memory, or of a copy of one on another device."""
+    flat = tensor.reshape(-1).cpu()
     # A tensor of one value counts as contiguous with any stride, but only one of 1 can be seen as bytes. As
     # uint8, since numpy has neither bfloat16 nor float8.
     return memoryview(cast("Any", flat.as_strided(flat.shape, (1,)).view(torch.uint8).numpy()))

@@ -6,6 +6,7 @@ import math
 import zlib
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -49,6 +50,9 @@ Measured on a CPU with DoRA, for layers of width 64 to 640 and 77 to 1024 tokens
 class Member(nn.Module):
     """The layer of one module: its tensors are this member's parameters, named as the layer's fields are.
 
+    The tensors are on the device of the module's weight. They are drawn before, on the CPU, so that a seed
+    gives the same ones on every device.
+
     `layer` is made of these parameters and can be used like any other layer. The member acts on its module
     from `attach` to `detach`, by a `Bypass` or by a `Rebuilt` weight. Dropouts act in training mode.
     """
@@ -72,7 +76,7 @@ class Member(nn.Module):
         with located(weight=self.site.path):
             layer.check_fit(self.site.shape)
             self._check_dropouts(layer)
-        attached = self._attached
+        attached, device = self._attached, self._device
         self.detach()
         for name in [*self._parameters, *self._buffers]:
             delattr(self, name)
@@ -80,7 +84,7 @@ class Member(nn.Module):
         for name, tensor in layer.tensors().items():
             # A copy: the layer may be that of a file, which others use. In the layout that it has after it is
             # saved and read, on which the rounding of products depends.
-            value = tensor.detach().clone(memory_format=torch.contiguous_format)
+            value = tensor.detach().clone(memory_format=torch.contiguous_format).to(device)
             if name in trained:
                 self.register_parameter(name, nn.Parameter(value.to(compute_dtype(value.dtype))))
             else:
@@ -89,6 +93,16 @@ class Member(nn.Module):
         self.bypass_up_to = bypass_up_to(self.site, self._layer, self.settings)
         if attached:
             self.attach()
+
+    @property
+    def _device(self) -> torch.device | None:
+        """Where the tensors belong: where they are already, else where the weight is.
+
+        None where the weight is nowhere, because hooks load it within each pass.
+        """
+        weight: Tensor = getattr(self.site.module, self.site.weight)
+        held = next(chain(self.parameters(), self.buffers()), weight)
+        return None if held.is_meta else held.device
 
     @property
     def layer(self) -> Layer:
@@ -164,6 +178,12 @@ class Member(nn.Module):
         """The parameters that are zero at the start, which is why the layer changes nothing then."""
         layer = self.layer
         return zeroed(layer.algorithm, len(self.site.shape)) & layer.tensors().keys()
+
+    @property
+    def vectors(self) -> frozenset[str]:
+        """The tensors that are vectors by their meaning: all of them where the weight itself is one."""
+        layer = self.layer
+        return layer.vectors() if len(self.site.shape) > 1 else frozenset(layer.tensors())
 
     @property
     def frozen(self) -> dict[str, Tensor]:

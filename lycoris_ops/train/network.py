@@ -168,18 +168,20 @@ class LycorisNetwork(nn.Module):
     def parameter_groups(
         self, lr: float = 1e-4, *, lora_plus: float | None = None, weight_decay: float = 0.0
     ) -> list[dict[str, Any]]:
-        """Groups for an optimiser of torch, each with `name`, `params`, `lr` and `weight_decay`.
+        """Groups for an optimiser of torch: `name`, `params`, `lr`, `weight_decay` and `vectors` of each.
 
         A layer's learning rate is `lr` times the `lr` of its settings. With `lora_plus` the parameters that
         start at zero (up of LoRA) get that many times as much (Hayou et al., "LoRA+", 2402.12354), where the
-        factor beside them is trained too. Vectors, such as DoRA's magnitudes and norms, are not decayed.
+        factor beside them is trained too. What is a vector by its meaning, such as a bias, a norm or DoRA's
+        magnitude, is not decayed; `vectors` of a group says that it holds these. A factor is no vector,
+        whatever its rank and the sizes of its layer.
         """
         groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
         for member in self.members.values():
+            vectors = member.vectors
             for name, parameter in member.named_parameters():
                 raised = lora_plus is not None and name in member.zeroed and not member.layer.frozen
-                vector = max(parameter.shape) == parameter.numel()
-                groups.setdefault((member.settings.lr, raised, vector), []).append(parameter)
+                groups.setdefault((member.settings.lr, raised, name in vectors), []).append(parameter)
         made: list[dict[str, Any]] = []
         for (share, raised, vector), parameters in groups.items():
             words = (f"lr x {share:g}", "zero at the start" * raised, "vectors" * vector)
@@ -190,6 +192,7 @@ class LycorisNetwork(nn.Module):
                     "params": parameters,
                     "lr": lr * times,
                     "weight_decay": 0.0 if vector else weight_decay,
+                    "vectors": vector,
                 }
             )
         return made
@@ -381,9 +384,10 @@ def plain_values(site: Site, name: str) -> Tensor:
 
 
 def _copied(layer: Layer) -> Layer:
-    """The layer as files hold it, with tensors of its own, which training does not change any more."""
+    """The layer as files hold it: on the CPU, with tensors of its own, which training changes no more."""
     layer = layer.filed()
-    return layer.with_tensors({name: value.detach().clone() for name, value in layer.tensors().items()})
+    copies = {name: value.detach().to("cpu", copy=True) for name, value in layer.tensors().items()}
+    return layer.with_tensors(copies)
 
 
 def _path_in_peft(member: Member) -> str:

@@ -129,7 +129,9 @@ class Trainer:
 
     @property
     def device(self) -> torch.device:
-        return self.parameters[0].device
+        """The device of the model, on which its layers are: an accelerator where some of them are on one."""
+        devices = [parameter.device for parameter in self.parameters]
+        return next((device for device in devices if device.type != "cpu"), devices[0])
 
     @property
     def whole(self) -> bool:

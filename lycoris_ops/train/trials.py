@@ -159,8 +159,6 @@ def _candidate(
     seed: int,
 ) -> _Candidate:
     network = create_lycoris(module, plan=plan, seed=seed)
-    for member in network.members.values():
-        member.to(cast("Tensor", getattr(member.site.module, member.site.weight)).device)
     return _Candidate(name, rate, network, optimizer(network.parameter_groups(rate)))
 
 

@@ -18,7 +18,9 @@ from ...errors import TrainError, unknown_name
 from ..extras import required
 
 Group = dict[str, Any]
-"""A group of parameters as torch's optimisers take it: `params`, `lr`, `weight_decay` and a `name`."""
+"""A group of parameters as torch's optimisers take it: `params`, `lr`, `weight_decay` and a `name`.
+
+`vectors` says whether they are vectors by their meaning, and no factors, however many dimensions they have."""
 
 
 class Optimiser(Protocol):

@@ -56,7 +56,11 @@ def _make(groups: Sequence[Group], options: Mapping[str, Any]) -> Optimiser:
 
 def _only(groups: Sequence[Group], *, matrix: bool) -> list[Group]:
     """The groups with only their matrices, or with only the rest; none that would be empty."""
-    found = [{**g, "params": [p for p in g["params"] if (p.ndim == 2) is matrix]} for g in groups]
+    found = [
+        # Magnitudes of DoRA have two dimensions, and are vectors.
+        {**g, "params": [p for p in g["params"] if (p.ndim == 2 and not g["vectors"]) is matrix]}
+        for g in groups
+    ]
     return [group for group in found if group["params"]]
 
 

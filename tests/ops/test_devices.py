@@ -1,0 +1,30 @@
+"""Networks and trainings beside models that are not on the CPU, or not on one device."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pretended_device
+import pytest
+import torch
+from test_train_processes import ROOT, child_environment
+
+PYTHON_DEVICES = hasattr(torch._C, "_acc")
+"""Whether this torch can have a device that is written in Python."""
+
+
+@pytest.mark.skipif(not PYTHON_DEVICES, reason="this torch has no devices that are written in Python")
+def test_a_training_is_where_the_model_is(tmp_path: Path) -> None:
+    """With the values of the CPU, nothing but numbers going over, and autocast and scaler of the device."""
+    done = subprocess.run(
+        [sys.executable, pretended_device.__file__, str(tmp_path)],
+        cwd=ROOT,
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
