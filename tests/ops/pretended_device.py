@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils import backend_registration as registration
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -31,6 +30,7 @@ VIEWS = (
     *("squeeze.dims", "split.Tensor", "split_with_sizes", "unbind.int", "diagonal", "unfold"),
 )
 """What torch makes of strides itself, which are not told here."""
+CAST = ("layer_norm", "linear", "matmul", "mm", "addmm", "bmm", "baddbmm")
 crossed: list[tuple[int, ...]] = []
 """The shapes of tensors that went from one device to another."""
 
@@ -79,12 +79,12 @@ def squeeze(x: Tensor, dim: int) -> Tensor:
     return x
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Autocast of the device: of linear layers alone."""
+def cast(operator: Any, *args: Any, **kwargs: Any) -> Any:
+    """An operator under autocast."""
     keys = TORCH._C.DispatchKeySet(TORCH._C.DispatchKey.AutocastPrivateUse1)
     with TORCH._C._ExcludeDispatchKeyGuard(keys):
-        dtype = torch.get_autocast_dtype(NAME)
-        return functional.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+        dtype = torch.float32 if operator.name() == "aten::layer_norm" else torch.get_autocast_dtype(NAME)
+        return operator(*tree_map(lambda x: x.to(dtype) if on(x) else x, args), **kwargs)
 
 
 class Module(registration._DummyBackendModule):  # type: ignore[misc]
@@ -100,11 +100,12 @@ def registered() -> list[Any]:
     whole, aten = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     whole.fallback(run, "PrivateUse1")
     whole.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
-    for name in VIEWS:
-        packet, _, overload = name.partition(".")
-        aten.impl(name, partial(run, getattr(getattr(TORCH.ops.aten, packet), overload or "default")), "PrivateUse1")
+    for names, function, key in ((VIEWS, run, "PrivateUse1"), (CAST, cast, "AutocastPrivateUse1")):
+        for name in names:
+            packet, _, overload = name.partition(".")
+            operator = getattr(getattr(TORCH.ops.aten, packet), overload or "default")
+            aten.impl(name, partial(function, operator), key)
     aten.impl("squeeze_.dim", squeeze, "PrivateUse1")
-    aten.impl("linear", linear, "AutocastPrivateUse1")
     return [whole, aten]
 
 

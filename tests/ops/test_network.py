@@ -23,6 +23,7 @@ import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.bypass import Rebuilt
 from lycoris_ops.modules.presets import PRESETS
+from lycoris_ops.train.optimisers import family_of, make_optimiser, tensors_of
 from lycoris_ops.train.settings import trainable
 
 RANK = 4
@@ -869,6 +870,31 @@ def test_learning_rates_decay_and_alpha(model: Model) -> None:
     loss(model(model.ids())).backward()
     optimiser.step()
     assert {path: member.layer.alpha for path, member in network.members.items()} == alphas
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_factors_decay_and_vectors_do_not_whatever_their_sizes(rank: int) -> None:
+    """A factor of rank 1, or of a layer of one output, has the shape of a vector."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 1))
+    kinds: list[dict[str, Any]] = [{"algorithm": name} for name in ("lora", "loha", "lokr", "glora", "full")]
+    for options in [*kinds, {"dora": "output"}, {"dora": "input"}]:
+        network = lyc.create_lycoris(model, rank=rank, include=("*", "1"), bias=True, seed=0, **options)
+        groups = network.parameter_groups(weight_decay=0.1)
+        fixed = {id(one) for group in groups if not group["weight_decay"] for one in group["params"]}
+        for name, parameter in network.named_parameters():
+            field = name.rpartition(".")[2]
+            vector = field in ("diff_b", "dora_scale", "w_norm", "b_norm")
+            assert (id(parameter) in fixed) == vector, (options, name)
+        muon = make_optimiser(family_of("muon"), groups, {})
+        matrices, rest = ({id(one) for one in tensors_of(part.param_groups)} for part in muon.parts)
+        assert fixed <= rest and not fixed & matrices
+
+
+def test_the_scales_of_other_kinds_are_vectors() -> None:
+    shape = (8, 6)
+    made = {name: ALGORITHMS[name].init(shape, 2, 2.0, seed=0) for name in ("ia3", "boft_peft", "glora_peft")}
+    scales = {name: sorted(kind.vectors() & kind.tensors().keys()) for name, kind in made.items()}
+    assert scales == {"ia3": ["weight"], "boft_peft": ["boft_s"], "glora_peft": []}
 
 
 @pytest.mark.parametrize("case", [*CASES, "norm"])
