@@ -21,11 +21,12 @@ class Rebuilt:
     take more work than forming the weight. Gradients flow to the layer's tensors. Between passes the module
     has its own parameters: during a pass an attribute of the instance hides them.
 
-    The sum is rounded to the dtype of the weight. In a narrow dtype a small change may be lost in it, where a
-    bypass would add it to the output.
+    The sum is rounded to the dtype of the weight. In half precision a small change may be lost in it, where a
+    bypass would add it to the output. Nothing computes in the dtypes of one byte, so that a module casts such
+    a weight in each pass: there the sum is in a dtype that holds the values of the weight and of the input.
 
     `follows` is for modules that move and cast their own weight to their input in each pass: the sum is made
-    on the input's device, and in a dtype that holds the values of both.
+    on the input's device, and in such a dtype too.
 
     `weight` and `bias` are the names of the two in the module. `caller` is the module in whose pass they are
     used, where that is another one. `transposed` is for a module that stores the weight as (I, O).
@@ -85,19 +86,27 @@ class Rebuilt:
         check_present(weight, given.device, self.name)
         if getattr(self.module, self.bias, None) is not None:
             bias = values_of(self.module, self.bias, self.name)
-        x = given if self.follows else None
-        weight, bias = _beside(weight, x), None if bias is None else _beside(bias, x)
+        weight, bias = self._beside(weight, given), None if bias is None else self._beside(bias, given)
         try:
             wide = weight.to(compute_dtype(weight.dtype))
             change = self.layer.change(wide.T if self.transposed else wide, bias)
         except LycorisError as error:
             raise error.within(weight=self.name) from None
         # A host that finds one of the two on another device would move both.
-        if x is not None or change.delta is not None:
+        if self.follows or change.delta is not None:
             delta = change.delta
             self._hide(self.weight, weight, delta.T if self.transposed and delta is not None else delta)
-        if bias is not None and (x is not None or change.bias is not None):
+        if bias is not None and (self.follows or change.bias is not None):
             self._hide(self.bias, bias, change.bias)
+
+    def _beside(self, value: Tensor, x: Tensor) -> Tensor:
+        """A weight or bias in the dtype, and on the device, that the sum is to have."""
+        if not self.follows and value.itemsize > 1:
+            return value
+        dtype = promoted(value.dtype, x.dtype) if x.is_floating_point() else value.dtype
+        # An embedding in such a dtype.
+        dtype = compute_dtype(dtype) if dtype.itemsize == 1 else dtype
+        return value.to(x.device if self.follows else value.device, dtype)
 
     def _hide(self, name: str, value: Tensor, change: Tensor | None) -> None:
         own = vars(self.module)
@@ -117,9 +126,3 @@ class Rebuilt:
             else:
                 own[name] = before
 
-
-def _beside(value: Tensor, x: Tensor | None) -> Tensor:
-    """A weight or bias on an input's device, in a dtype that holds the values of both; itself for None."""
-    if x is None:
-        return value
-    return value.to(x.device, promoted(value.dtype, x.dtype) if x.is_floating_point() else value.dtype)

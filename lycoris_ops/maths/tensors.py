@@ -18,6 +18,9 @@ _linalg = cast("Any", torch.linalg)
 PIECE = 1 << 20
 """Number of elements that `largest` takes at a time where it needs a wider copy of them."""
 
+SEVERAL_IN_ONE: frozenset[Any] = frozenset({getattr(torch, "float4_e2m1fn_x2", None)})
+"""Dtypes that pass for floating-point ones, though each of their values is two."""
+
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which a change of a weight of `dtype` is computed: float64 for float64, else float32."""
@@ -66,8 +69,9 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def is_plain(value: Tensor) -> bool:
-    """Whether a tensor holds its values as they are, not packed, in a floating-point dtype."""
-    return type(value) in (Tensor, nn.Parameter) and value.is_floating_point()
+    """Whether a tensor holds its values as they are, whole, not packed, in a floating-point dtype."""
+    own = type(value) in (Tensor, nn.Parameter)
+    return own and value.is_floating_point() and value.dtype not in SEVERAL_IN_ONE
 
 
 def shaped(values: Tensor, shape: Sequence[int]) -> Tensor:

@@ -775,6 +775,56 @@ def test_bases_in_narrow_dtypes_are_bypassed(dtype: torch.dtype, algorithm: str)
     assert (base(x) - wanted).abs().max() < 1e-5
 
 
+class Narrow(nn.Linear):
+    """A linear layer that multiplies in a way of its own, and casts its weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(2 * x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
+class NarrowWords(nn.Embedding):
+    def forward(self, ids: Tensor) -> Tensor:
+        return functional.embedding(ids, self.weight).float()
+
+
+@pytest.mark.parametrize("algorithm", ["lora", "oft"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_rebuilt_weights_of_narrow_dtypes_are_as_wide_as_the_input(
+    dtype: torch.dtype, algorithm: str
+) -> None:
+    """The gradients are those beside the same values in float32."""
+    torch.manual_seed(0)
+    base = nn.Sequential(NarrowWords(6, 16), Narrow(16, 16))
+    for parameter in base.parameters():
+        parameter.data = parameter.data.to(dtype).float()
+    wide = copy.deepcopy(base)
+    for parameter in base.parameters():
+        parameter.data = parameter.data.to(dtype)
+    found: list[list[Tensor]] = []
+    for model in (base, wide):
+        network = made(model, algorithm=algorithm, include=("0", "1"), bias=algorithm == "lora")
+        assert {member.form for member in network.members.values()} == {"rebuilt"}
+        output = model(torch.arange(6))
+        loss(output).backward()
+        found.append([output.detach(), *(one.grad for one in network.parameters() if one.grad is not None)])
+    assert len(found[0]) > 2
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+
+
+def test_two_values_in_one_are_packed() -> None:
+    if not hasattr(torch, "float4_e2m1fn_x2"):
+        pytest.skip("this torch has no such dtype")
+    base = nn.Linear(16, 16, bias=False)
+    base.weight = nn.Parameter(torch.zeros(16, 8, dtype=torch.uint8).view(torch.float4_e2m1fn_x2), False)
+    with pytest.raises(lyc.LycorisError, match="packed"):
+        lyc.create_lycoris(base, dora="output")
+    network = lyc.create_lycoris(base, seed=0)
+    assert [member.form for member in network.members.values()] == ["bypass"]
+    with pytest.raises(lyc.LycorisError, match="cannot be changed in place"):
+        network.merge_to()
+
+
 def packed_base(package: str) -> nn.Module:
     """A model of one linear layer, whose weight a package has packed."""
     base = nn.Sequential(nn.Linear(32, 32))
@@ -1325,7 +1375,7 @@ UNUSUAL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
 
 
 @pytest.mark.parametrize("name", UNUSUAL)
-@pytest.mark.parametrize("algorithm", ["lora", "oft", "full"])
+@pytest.mark.parametrize("algorithm", ["lora", "oft"])
 def test_modules_that_multiply_or_are_used_in_a_way_of_their_own(name: str, algorithm: str) -> None:
     make, shape, form = UNUSUAL[name]
     model = nn.Sequential(make()).eval()
