@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import LycorisError
 from ..maths.recompute import transformed
-from ..maths.tensors import compute_dtype, is_plain
+from ..maths.tensors import compute_dtype, is_plain, unpacked
 from .forwards.forward import outliving
 from .geometry import geometry_of
 from .plan import BypassPlan, Met
@@ -63,16 +64,14 @@ class PlainReader:
 
 
 def values_of(module: nn.Module, name: str, path: str | None = None) -> Tensor:
-    """The values of a module's weight or bias: the parameter itself, or a copy where it can be unpacked.
+    """The values of a module's weight or bias: the parameter itself, or a copy of what `unpacked` can read.
 
     Raises LycorisError where only the module knows how it is packed, as with bitsandbytes.
     """
     value: Any = getattr(module, name)
-    if is_plain(value):
-        return value
-    if hasattr(value, "dequantize") and value.is_floating_point():
-        # The tensor classes of torchao and of ComfyUI, which pass for tensors of their unpacked dtype.
-        return value.dequantize()
+    found = unpacked(value)
+    if found is not None:
+        return found
     raise LycorisError(
         "the values of a weight are packed, and cannot be read here",
         weight=path,
@@ -93,6 +92,11 @@ def check_present(value: Tensor, device: torch.device, path: str | None = None) 
             hint="They are loaded within each pass, as by accelerate's offloading: choose an algorithm whose "
             'change does not depend on the weight, and form="bypass"',
         )
+
+
+def shards(module: nn.Module) -> bool:
+    """Whether `fully_shard` was called with a module, which then has its weights in its passes alone."""
+    return all(callable(getattr(module, name, None)) for name in ("reshard", "unshard"))
 
 
 class Bypass:
@@ -189,14 +193,17 @@ class Bypass:
                     key=self.name,
                     hint='Make one of two networks with form="rebuilt", or join two plans by BypassPlan.then',
                 )
+        add: Any = self.module.register_forward_hook
+        # While the module still has its weights.
+        add = partial(add, with_kwargs=True, prepend=shards(self.module))
         if self.plan.additive:
             # No layer changes the input, so that one hook behind the pass does it all.
-            self._handles = [self.module.register_forward_hook(self._beside, with_kwargs=True)]
+            self._handles = [add(self._beside)]
         else:
             self._handles = [
                 self.module.register_forward_pre_hook(self._before, with_kwargs=True),
                 # Called also where the pass fails, to let go of its input.
-                self.module.register_forward_hook(self._after, with_kwargs=True, always_call=True),
+                add(self._after, always_call=True),
             ]
         return self
 

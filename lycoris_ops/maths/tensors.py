@@ -6,7 +6,8 @@ Axes: O outputs, I inputs, r rank, K inputs and kernel flattened (I * prod(kerne
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -72,6 +73,39 @@ def is_plain(value: Tensor) -> bool:
     """Whether a tensor holds its values as they are, whole, not packed, in a floating-point dtype."""
     own = type(value) in (Tensor, nn.Parameter)
     return own and value.is_floating_point() and value.dtype not in SEVERAL_IN_ONE
+
+
+def is_divided(value: Tensor) -> bool:
+    """Whether several processes have a tensor together, each a part: a DTensor of torch."""
+    return hasattr(type(value), "full_tensor")
+
+
+def unpacked(value: Tensor) -> Tensor | None:
+    """The values of a tensor that holds them packed, or that processes have together, and else the tensor.
+
+    None where only its module knows how it is packed. All processes of a divided tensor have to call it.
+    """
+    if is_plain(value):
+        return value
+    if is_divided(value):
+        return cast("Any", value.detach()).full_tensor()
+    # The tensor classes of torchao and of ComfyUI, which pass for tensors of their unpacked dtype. Every
+    # tensor has a method of this name, which is for torch's own quantised ones.
+    own = type(value).dequantize is not Tensor.dequantize
+    return value.dequantize() if own and value.is_floating_point() else None
+
+
+@contextmanager
+def changed_in_place(value: Tensor) -> Generator[Tensor]:
+    """The values of a plain or divided tensor, which are to be changed in place and are its own afterwards."""
+    if not is_divided(value):
+        yield value
+        return
+    divided: Any = value.detach()
+    whole = divided.full_tensor()
+    yield whole
+    again: Any = type(divided).from_local(whole, divided.device_mesh, run_check=False)
+    divided.to_local().copy_(again.redistribute(placements=divided.placements).to_local())
 
 
 def shaped(values: Tensor, shape: Sequence[int]) -> Tensor:

@@ -21,10 +21,11 @@ from ..algorithms.lora import Lora
 from ..errors import LycorisError, MatchError, located, number_of
 from ..layers.part import Part
 from ..maths.shapes import Shape
-from ..maths.tensors import is_plain, norm
+from ..maths.tensors import changed_in_place, is_divided, is_plain, norm
 from ..modules import Site, all_sites, left_alone, left_out, patterns, shared_weights
 from ..names.written import Written
 from ..patch import patch_
+from . import processes
 from .frozen import Flags, freeze, thaw
 from .member import Member
 from .naming import layers_for, model_shapes, named, unread
@@ -84,9 +85,11 @@ class LycorisNetwork(nn.Module):
     def apply_to(self) -> LycorisNetwork:
         """Let the layers act on the model, and freeze the model's own parameters. Returns the network.
 
-        Raises LycorisError where a layer cannot act beside another network's; none acts then.
+        Raises LycorisError where a layer cannot act beside another network's, and where processes compute
+        the model's layers in parts; none acts then.
         """
         if self._flags is None:
+            processes.check_whole(self.module)
             self._flags = freeze(self.module.parameters())
             try:
                 for member in self.members.values():
@@ -145,11 +148,12 @@ class LycorisNetwork(nn.Module):
                     hint=f"Save the network and apply it beside the model, or train without {path}",
                 )
         self.restore()
-        work: list[tuple[Tensor, Part]] = []
+        processes.give_back(self.module)
+        work: list[tuple[Tensor, Site | None, Part]] = []
         for path, member in self.members.items():
             layer, site = member.layer, member.site
             if layer.extent:
-                work.append((site.oriented(plain_values(site, site.weight)), Part(layer, key=path)))
+                work.append((plain_values(site, site.weight), site, Part(layer, key=path)))
             if layer.forms("bias"):
                 if not site.has_bias:
                     raise LycorisError("a layer changes a bias that its module lacks", weight=path)
@@ -157,11 +161,11 @@ class LycorisNetwork(nn.Module):
                 if layer.bias_reads_weight(layer.shapes):
                     # Here, before the weight changes.
                     beside = beside.beside(member.read_weight())
-                work.append((plain_values(site, site.bias), beside))
+                work.append((plain_values(site, site.bias), None, beside))
         with torch.no_grad():
-            for value, part in work:
-                with located(weight=part.key):
-                    patch_(value, [(part, self._multiplier)])
+            for value, site, part in work:
+                with located(weight=part.key), changed_in_place(value) as values:
+                    patch_(site.oriented(values) if site else values, [(part, self._multiplier)])
 
     # Training.
 
@@ -370,9 +374,9 @@ class LycorisNetwork(nn.Module):
 
 
 def plain_values(site: Site, name: str) -> Tensor:
-    """The parameter of a module, to be changed in place. Raises LycorisError where it is packed."""
+    """The parameter of a module, for `changed_in_place`. Raises LycorisError where it is packed."""
     value: Tensor = getattr(site.module, name)
-    if not is_plain(value):
+    if not (is_divided(value) or is_plain(value)):
         raise LycorisError(
             "a packed weight cannot be changed in place",
             weight=site.path,

@@ -6,12 +6,16 @@ before each step, so that all make the same step. Only the first process writes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..bypass.hook import shards
+from ..errors import LycorisError
+from ..maths.tensors import is_divided
 
 _dist: Any = dist
 
@@ -55,6 +59,43 @@ def shared(value: float, device: torch.device) -> float:
     tensor = torch.tensor([value], device=device)
     _dist.broadcast(tensor, src=0)
     return float(tensor)
+
+
+def check_whole(module: nn.Module) -> None:
+    """Raise LycorisError where each process computes a part of a layer, as with tensor parallelism.
+
+    A layer beside such a module would see a part of its input or output, and the processes would each train
+    with another batch. What `fully_shard` divides is whole within each pass.
+    """
+    for path, weight in _divided(module):
+        raise LycorisError(
+            "the processes compute this layer in parts, and no network can act beside it",
+            weight=path,
+            got=f"{', '.join(map(str, weight.placements))} of {weight.device_mesh}",
+            expected="whole layers, or a model that fully_shard has sharded",
+            hint="Shard the model by fully_shard in place of tensor parallelism. merge_to works on it",
+        )
+
+
+def give_back(module: nn.Module) -> None:
+    """Let no process keep weights whole that `fully_shard` divides, such as those of the latest pass."""
+    for inner in module.modules():
+        if shards(inner):
+            cast("Any", inner).reshard()
+
+
+def _divided(module: nn.Module, path: str = "", *, sharded: bool = False) -> Iterator[tuple[str, Any]]:
+    """The divided weights, by path, that `fully_shard` does not put together before each pass."""
+    sharded = sharded or shards(module)
+    for name, value in module.named_parameters(recurse=False):
+        if is_divided(value):
+            # Over one dimension of processes, or equal copies of that over another one.
+            *copies, last = cast("Any", value).placements
+            whole = len(copies) < 2 and type(last).__name__ == "Shard"
+            if not (sharded and whole and all(each.is_replicate() for each in copies)):
+                yield f"{path}{name}", value
+    for name, inner in module.named_children():
+        yield from _divided(inner, f"{path}{name}.", sharded=sharded)
 
 
 def _on() -> bool:

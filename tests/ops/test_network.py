@@ -1046,6 +1046,7 @@ def in_one_process(rank: int, world: int, port: int, out: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     distributed.init_process_group("gloo", rank=rank, world_size=world)
     values = sharded(fully_shard)
+    in_parts()
     if rank == 0:
         torch.save(values, out)
     distributed.destroy_process_group()
@@ -1068,6 +1069,33 @@ def sharded(shard: Any) -> list[Tensor]:
     output = base(torch.linspace(-1, 1, 64).view(4, 16))
     loss(output).backward()
     return [output.detach(), *(parameter.grad for parameter in network.parameters())]  # type: ignore[list-item]
+
+
+def in_parts() -> None:
+    """Beside layers that processes compute in parts nothing is trained, and merging is exact."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import parallel
+
+    ways = {"0": parallel.ColwiseParallel(), "1": parallel.SequenceParallel(), "2": parallel.RowwiseParallel()}
+    for sizes in ((2,), (2, 1), (1, 2)):
+        torch.manual_seed(0)
+        whole = nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 16)).requires_grad_(False)
+        base = copy.deepcopy(whole)
+        mesh = init_device_mesh("cpu", sizes, mesh_dim_names=("data", "parts")[-len(sizes) :])
+        parallel.parallelize_module(base, mesh["parts"], ways)
+        if len(sizes) == 2:
+            fully_shard(base, mesh=mesh["data"])
+        options: Any = {"include": "*", "seed": 1, "dora": "output", "overrides": {"0": {"bias": True}}}
+        one, two = (lyc.create_lycoris(module, rank=2, **options) for module in (whole, base))
+        for mine, yours in zip(one.parameters(), two.parameters(), strict=True):
+            yours.data.copy_(mine.data.add_(0.1))
+        with pytest.raises(lyc.LycorisError, match=r"0\.weight: the processes compute this layer in parts"):
+            lyc.train_network(two, [1], lambda *_: torch.zeros(()), lyc.TrainOptions(steps=1))
+        one.merge_to()
+        two.merge_to()
+        for name, value in base.named_parameters():
+            assert torch.equal(value.full_tensor(), whole.get_parameter(name)), (sizes, name)
 
 
 def test_a_base_sharded_over_two_processes(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path) -> None
         _, errors = one.communicate(timeout=120)
         assert one.returncode == 0, errors.decode()
     (tmp_path / "one").mkdir()
-    net = lyc.create_lycoris(train_task.model(), rank=2, seed=0)
+    net = train_task.network_of(train_task.model(), 0)
     lyc.train_network(
         net,
         train_task.batches(5, 1),
@@ -45,8 +45,11 @@ def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path) -> None
         train_task.options(tmp_path / "one", 2, 6),
         validation=train_task.batches(2, 2),
     )
-    first, second = (torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2))
-    for ours, theirs, wanted in zip(first, second, net.parameters(), strict=True):
+    (first, trained), (second, _) = (torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2))
+    net.merge_to()
+    merged = net.module(train_task.batches(5, 1)[0][0])
+    torch.testing.assert_close(first[-1], trained, rtol=1e-5, atol=1e-6)
+    for ours, theirs, wanted in zip(first, second, [*net.parameters(), merged], strict=True):
         assert torch.equal(ours, theirs)
         torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-7)
     one, two = (lyc.load_adapter(tmp_path / name / "out.safetensors").layers for name in ("one", "two"))
