@@ -3,11 +3,13 @@
 from .patterns import Pattern, patterns
 from .shares import left_out
 from .sites import Kind, Site, all_sites, left_alone, select, shared_weights
+from .statistics import Statistics
 
 __all__ = [
     "Kind",
     "Pattern",
     "Site",
+    "Statistics",
     "all_sites",
     "left_alone",
     "left_out",

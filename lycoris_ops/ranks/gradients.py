@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..bypass.hook import input_of
 from ..errors import LycorisError, PlanError, Problem
 from ..maths import chance
-from ..modules import Site
+from ..modules import Site, Statistics
 
 DIRECTIONS = 32
 """How many random directions the gradients of two halves of the batches are compared in."""
@@ -62,8 +62,10 @@ def summed(
 ) -> Sums:
     """One pass over the batches for some sites.
 
-    Raises PlanError for a loss that is no scalar or is not finite, and where there is no batch.
+    Raises PlanError for a loss that is no scalar or is not finite, where there is no batch, and as
+    `check_seen` does.
     """
+    check_seen(module, sites)
     sums = {site.path: _Sum(site, covariance=covariance) for site in sites}
     total, count = 0.0, 0
     with torch.inference_mode(mode=False), torch.enable_grad(), _tapped(module, sums), seeded(seed):
@@ -101,19 +103,53 @@ def summed(
     )
 
 
+def check_seen(module: nn.Module, sites: Iterable[Site]) -> None:
+    """Raise PlanError for a layer without values in memory whose gradient no pass would show.
+
+    Hooks of accelerate load offloaded weights within each pass. What goes into a linear layer and comes out
+    of it is seen all the same, but norms and the like are judged by the gradient of the weight itself.
+    """
+    inside = {
+        id(inner) for outer in module.modules() if hasattr(outer, "_hf_hook") for inner in outer.modules()
+    }
+    for site in sites:
+        if not cast("Tensor", getattr(site.module, site.weight)).is_meta:
+            continue
+        if id(site.module) not in inside:
+            raise PlanError(
+                "the values of a weight are not in memory",
+                key=site.path,
+                got="a tensor on the device meta, and no hook that would load it",
+                expected="values on a device",
+            )
+        if _seen_by_parameter(site):
+            raise PlanError(
+                "the gradient of an offloaded weight of this kind cannot be seen",
+                key=site.path,
+                got=f"a weight of kind {site.kind}, which is loaded within each pass",
+                expected="a weight that stays on its device",
+                hint="Leave the layer out by `exclude`, or probe the model without offloading",
+            )
+
+
+def _seen_by_parameter(site: Site) -> bool:
+    """Whether the gradient is read at the weight: norms are of many forms, and some modules call no layer."""
+    return site.geometry is None and site.kind != "embedding"
+
+
 class _Sum:
     """The sums of one site."""
 
     def __init__(self, site: Site, *, covariance: bool) -> None:
         self.site = site
         weight = cast("Tensor", getattr(site.module, site.weight))
-        self.gradient = torch.zeros(site.shape, dtype=torch.float32, device=weight.device)
+        # An offloaded weight is where its gradient comes, once it does.
+        device = torch.device("cpu") if weight.is_meta else weight.device
+        self.gradient = torch.zeros(site.shape, dtype=torch.float32, device=device)
         product = site.geometry
         channels = product.shape[1] if product and product.groups == 1 else None
-        self.squares = None if channels is None else torch.zeros(channels, device=weight.device)
-        self.outer = (
-            torch.zeros(channels, channels, device=weight.device) if covariance and channels else None
-        )
+        self.squares = None if channels is None else torch.zeros(channels, device=device)
+        self.outer = torch.zeros(channels, channels, device=device) if covariance and channels else None
         self.seen = 0
         self.reached = False
         """Whether a gradient came."""
@@ -123,11 +159,14 @@ class _Sum:
         """G V for random V (K, DIRECTIONS), for each half of the batches."""
         if product is not None and product.groups == 1:
             drawn = torch.Generator().manual_seed(zlib.crc32(site.path.encode()))
-            self._directions = torch.randn(product.columns, DIRECTIONS, generator=drawn).to(weight.device)
+            self._directions = torch.randn(product.columns, DIRECTIONS, generator=drawn).to(device)
             self.projected = [self.gradient.new_zeros(site.shape[0], DIRECTIONS) for _ in range(2)]
 
     def add(self, given: Tensor, gradient: Tensor) -> None:
+        if not self.reached:
+            self._move(gradient.device)
         self.reached = self._came = True
+        gradient, given = gradient.to(self.gradient.device), given.to(self.gradient.device)
         with torch.autocast(gradient.device.type, enabled=False):
             site, gradient = self.site, gradient.float()
             if site.kind == "embedding":
@@ -150,6 +189,17 @@ class _Sum:
                 if self.outer is not None:
                     vectors = given.movedim(channels, -1).reshape(-1, len(self.squares))
                     self.outer.addmm_(vectors.T, vectors)
+
+    def _move(self, device: torch.device) -> None:
+        """Let the sums be on another device."""
+        if device == self.gradient.device:
+            return
+        self.gradient = self.gradient.to(device)
+        self.squares = None if self.squares is None else self.squares.to(device)
+        self.outer = None if self.outer is None else self.outer.to(device)
+        if self.projected:
+            self._directions = self._directions.to(device)
+            self.projected = [each.to(device) for each in self.projected]
 
     def project(self, *, half: int) -> None:
         """Give to a half of the batches what came since the last call."""
@@ -211,8 +261,7 @@ def _tapped(module: nn.Module, sums: Mapping[str, _Sum]) -> Generator[None]:
         _frozen(module, stack)
         for each in sums.values():
             inner = each.site.module
-            if each.site.geometry is None and each.site.kind != "embedding":
-                # Norms are of many forms, and torch's attention calls none of its projections.
+            if _seen_by_parameter(each.site):
                 _by_parameter(cast("nn.Parameter", getattr(inner, each.site.weight)), each, stack)
             else:
                 handle = inner.register_forward_hook(tap(each.add), with_kwargs=True)
@@ -221,16 +270,22 @@ def _tapped(module: nn.Module, sums: Mapping[str, _Sum]) -> Generator[None]:
 
 
 def _frozen(module: nn.Module, stack: ExitStack) -> None:
-    """Take the gradient from all parameters until the stack unwinds, and keep statistics as they are."""
-    for parameter in module.parameters():
-        if parameter.requires_grad:
-            stack.callback(parameter.requires_grad_, True)
-            parameter.requires_grad_(False)
+    """Take the gradient from all parameters until the stack unwinds, and keep statistics as they are.
+
+    The flags are given back by the parameters' places: hooks may have put others there.
+    """
     for inner in module.modules():
-        # Norms with running statistics add to them in training.
-        if getattr(inner, "track_running_stats", False) and inner.training:
-            for buffer in inner.buffers():
-                stack.callback(buffer.copy_, buffer.clone())
+        for name, parameter in inner.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                stack.callback(_released, inner, name, parameter)
+                parameter.requires_grad_(False)
+    stack.enter_context(Statistics(module).kept())
+
+
+def _released(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Give a parameter its gradient back, and what hooks that offload weights have put in its place."""
+    parameter.requires_grad_(True)
+    cast("nn.Parameter", getattr(module, name)).requires_grad_(True)
 
 
 def _by_parameter(parameter: nn.Parameter, total: _Sum, stack: ExitStack) -> None:

@@ -23,7 +23,7 @@ from ..files.writing import Progress, header_of, in_file_order, safetensors_path
 from ..maths.shapes import Shape
 from ..maths.tensors import is_finite, is_plain
 from ..modules import Site, left_out, select
-from .gradients import Loss, summed
+from .gradients import Loss, check_seen, summed
 from .sizes import bytes_of
 
 PROBE = "lycoris_probe"
@@ -194,16 +194,18 @@ def probe(
     gradients, flags, hooks and running statistics, also after an error. Parameters of the loss that are not
     the model's get gradients as by any `backward`.
 
-    The model runs as it is: in the mode, the dtype and on the device that it has. `progress` is called with
-    the number of layers that are done.
+    The model runs as it is: in the mode, the dtype and on the device that it has, with weights that hooks of
+    accelerate load within each pass too. What has running statistics uses them, as in a training. `progress`
+    is called with the number of layers that are done.
 
     Raises PlanError for a loss that is no scalar, has no graph or is not finite, for a gradient that is not
-    finite, and for batches that end; LycorisError where nothing is chosen.
+    finite, for batches that end, and as `check_seen` does; LycorisError where nothing is chosen.
     """
     kinds = chosen_algorithms(algorithms, tuple(ALGORITHMS))
     if type(largest) is not int or largest < 1:
         raise PlanError("the highest rank is a whole number from 1", got=repr(largest))
     sites = select(module, preset=preset, include=include, exclude=exclude)
+    check_seen(module, sites.values())
     groups = list(_groups(sites, bytes_of(memory), covariance=covariance))
     if len(groups) > 1 and iter(batches) is batches:
         raise PlanError(
@@ -295,7 +297,8 @@ def _held(tensors: Mapping[str, Tensor], site: Site) -> Tensor | None:
 
 def _probed(site: Site, values: Tensor, kinds: Sequence[str], largest: int, seed: int) -> Probed:
     stored: Any = getattr(site.module, site.weight)
-    weight = site.oriented(stored.detach()) if is_plain(stored) else None
+    known = is_plain(stored) and not stored.is_meta
+    weight = site.oriented(stored.detach()) if known else None
     if weight is not None and tuple(weight.shape) != site.shape:
         weight = None
     gradient = Gradient(values, largest=largest, weight=weight, seed=seed)

@@ -340,8 +340,8 @@ def bypass_up_to(site: Site, layer: Layer, settings: Settings) -> float:
     bypass of a LoHa has values to make as well, those of its Khatri-Rao factors: they count against it.
 
     Norms, embeddings and the projections of torch's attention are always rebuilt, and so is a bias that
-    depends on the weight beside it. Always bypassed is a layer beside a weight in a narrow dtype, in which a
-    small change would be lost. A change that depends on the weight is made of operators on inputs or outputs,
+    depends on the weight beside it. Always bypassed is a layer beside a weight that is loaded within each pass,
+    or in a narrow dtype, in which a small change would be lost. A change that depends on the weight is made of operators on inputs or outputs,
     and bypassed where the weight has more than FEW values.
 
     Raises LycorisError where such a bias is to be bypassed.
@@ -360,7 +360,8 @@ def bypass_up_to(site: Site, layer: Layer, settings: Settings) -> float:
     if settings.form != "auto":
         return math.inf if settings.form == "bypass" else 0.0
     weight = cast("Tensor", getattr(site.module, site.weight))
-    if settings.input_dropout or not is_plain(weight) or weight.dtype not in (torch.float32, torch.float64):
+    at_hand = is_plain(weight) and not weight.is_meta and weight.dtype in (torch.float32, torch.float64)
+    if settings.input_dropout or not at_hand:
         return math.inf
     size = math.prod(site.shape)
     work, formed = 0, 0

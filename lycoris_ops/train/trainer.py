@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import DivergedError, FileFormatError, MatchError, TrainError
 from ..files.tree_file import TreeForm
 from ..maths.chance import Chance
+from ..modules import Statistics
 from ..ranks.gradients import Loss, first_bad, independent, scalar
 from . import processes
 from .average import Average
@@ -86,7 +87,7 @@ class Trainer:
         net.apply_to()
         self.identity = identity_of(net)
         self._rate = schedule(options.schedule, options.warmup, total)
-        self._statistics = [module for module in net.module.modules() if has_statistics(module)]
+        self._statistics = Statistics(net.module)
         self.done = 0
         """How many steps are done."""
         self.place: Place = (0, 0)
@@ -155,7 +156,7 @@ class Trainer:
             raise TrainError("a step needs at least one batch")
         self.net.train()
         try:
-            with torch.inference_mode(mode=False), torch.enable_grad(), self._fixed():
+            with torch.inference_mode(mode=False), torch.enable_grad(), self._statistics.kept():
                 total = torch.zeros((), device=self.device)
                 with Chance(self.options.seed, "step", number, processes.rank()).drawn():
                     for index, batch in enumerate((*batches, *beside)):
@@ -344,18 +345,6 @@ class Trainer:
                 self._follow(old[name], new, Change.of(lambda _, new=new: new.detach().clone()))
         self._proven = copies(self.parameters)
 
-    @contextmanager
-    def _fixed(self) -> Generator[None]:
-        """A time in which the model's running statistics stay as they are: no adapter holds them."""
-        training = [module for module in self._statistics if module.training]
-        for module in training:
-            module.training = False
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
-
     def _loss_of(self, batch: Any) -> Tensor:
         dtype = AUTOCAST.get(self.options.autocast or "")
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
@@ -543,8 +532,3 @@ def _parameters_of(net: LycorisNetwork) -> tuple[list[str], list[nn.Parameter]]:
                 hint="Keep the network in float32 and set `autocast` to compute in less",
             )
     return list(found), list(found.values())
-
-
-def has_statistics(module: nn.Module) -> bool:
-    """Whether a module changes statistics of its own in each pass in training mode, as BatchNorm does."""
-    return isinstance(getattr(module, "running_mean", None), Tensor)

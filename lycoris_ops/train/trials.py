@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from ..errors import PlanError
+from ..modules import Statistics
 from ..ranks.gradients import Loss, independent, scalar, seeded
 from ..ranks.plan import Plan, table
 from .create import create_lycoris
@@ -112,7 +113,7 @@ def try_plans(
     stopped, for twice as many. Every candidate meets the `batches` in the same order with the same random
     numbers, and so does every measurement. Each plan is judged at its own best of the `rates`, because
     methods want different ones. A candidate whose loss is not finite goes no further. The model is afterwards
-    as it was.
+    as it was, its running statistics too, which it uses meanwhile as in a training by `train_network`.
 
     Source: Jamieson and Talwalkar, "Non-stochastic Best Arm Identification" (1502.07943), successive halving.
 
@@ -131,20 +132,21 @@ def try_plans(
             got=f"{len(plans)} plans, {len(rates)} rates, {len(batches)} batches, {len(held_out)} held out",
             expected="at least one of each, and steps and rounds from 1",
         )
-    start = _measured(module, held_out, loss, seed)
-    going = [
-        _candidate(module, name, plan, rate, optimizer, seed)
-        for name, plan in plans.items()
-        for rate in rates
-    ]
-    every = list(going)
-    for turn in range(rounds):
-        for one in going:
-            with _acting(one.network):
-                _train(module, one, batches, loss, steps << turn, seed)
-                one.loss = _measured(module, held_out, loss, seed)
-        going = sorted((one for one in going if math.isfinite(one.loss)), key=lambda one: one.loss)
-        going = going[: max(1, math.ceil(len(going) * KEPT))]
+    with Statistics(module).kept():
+        start = _measured(module, held_out, loss, seed)
+        going = [
+            _candidate(module, name, plan, rate, optimizer, seed)
+            for name, plan in plans.items()
+            for rate in rates
+        ]
+        every = list(going)
+        for turn in range(rounds):
+            for one in going:
+                with _acting(one.network):
+                    _train(module, one, batches, loss, steps << turn, seed)
+                    one.loss = _measured(module, held_out, loss, seed)
+            going = sorted((one for one in going if math.isfinite(one.loss)), key=lambda one: one.loss)
+            going = going[: max(1, math.ceil(len(going) * KEPT))]
     if not going:
         raise PlanError("no trial has a finite loss", expected=f"lower rates than {min(rates):g}")
     return Trials.of((Trial(one.name, one.lr, one.steps, one.loss) for one in every), plans, start)

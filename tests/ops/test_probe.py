@@ -373,3 +373,66 @@ def test_torchs_own_attention() -> None:
     lyc.create_lycoris(net, plan=plan).apply_to()
     assert len(plan) == 3
     torch.testing.assert_close(net(x), before, rtol=0, atol=0)
+
+
+class Running(nn.Module):
+    """Statistics of a class of its own, which are others after each pass in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.running_mean = 0.9 * self.running_mean + 0.1 * x.detach().mean(0)
+        return x - self.running_mean
+
+
+def with_statistics() -> nn.Module:
+    normed = nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6))
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), Running(), normed, nn.Linear(6, 3))
+
+
+def test_running_statistics_stay_and_are_used() -> None:
+    torch.manual_seed(0)
+    net = with_statistics()
+    for buffer in net.buffers():
+        if buffer.is_floating_point():
+            buffer.add_(0.1)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    data = [(torch.randn(8, 4), torch.randint(0, 3, (8,))) for _ in range(2)]
+    found = lyc.probe(net, data, loss, include=("0", "4"))
+    plan = lyc.plan_ranks(found, size=lyc.Rank(1), algorithms="lora")
+    lyc.try_plans(net, {"one": plan}, data, data, loss, rates=[1e-2], steps=2, rounds=1)
+    after = net.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert all(module.training for module in net.modules())
+    # As in the training that follows, which leaves them alone too.
+    assert found.loss == pytest.approx(lyc.probe(net.eval(), data, loss, include=("0", "4")).loss)
+
+
+def test_weights_that_are_loaded_within_each_pass(net: Net) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    chosen = tuple(path for path in EVERYTHING if path != "norm")
+    wanted = lyc.probe(net, batches(), loss, include=chosen, seed=1)
+    accelerate.cpu_offload(net, execution_device="cpu")
+    assert net.head.weight.is_meta
+    found = lyc.probe(net, batches(), loss, include=chosen, seed=1)
+    assert found.loss == pytest.approx(wanted.loss) and found.agreement == pytest.approx(wanted.agreement)
+    for path, layer in wanted.layers.items():
+        assert found.layers[path].energy == pytest.approx(layer.energy, rel=1e-4), path
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    bypassed = replace(found, layers={p: layer for p, layer in found.layers.items() if p != "words"})
+    plan = lyc.plan_ranks(bypassed, size=lyc.Rank(1), algorithms="lora")
+    lyc.try_plans(net, {"one": plan}, batches(), batches(), loss, rates=[1e-3], steps=1, rounds=1)
+    unseen: list[int] = []
+
+    def counted(module: nn.Module, batch: Any) -> Tensor:
+        unseen.append(1)
+        return loss(module, batch)
+
+    with pytest.raises(lyc.PlanError, match="norm: the gradient of an offloaded weight"):
+        lyc.probe(net, batches(), counted, include=EVERYTHING, memory=1)
+    with pytest.raises(lyc.PlanError, match="0: the values of a weight are not in memory"):
+        lyc.probe(nn.Sequential(nn.Linear(2, 2, device="meta")), [1], counted)
+    assert not unseen

@@ -1,0 +1,37 @@
+"""Values that a model changes by itself in its passes, such as the running statistics of BatchNorm."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from torch import nn
+
+NAMES = frozenset({"num_batches_tracked", "_u", "_v", "weight_u", "weight_v"})
+"""What torch's BatchNorm and both its spectral norms call such values, beside those that begin with RUNNING."""
+RUNNING = "running_"
+
+
+class Statistics:
+    """The modules of a model that have statistics of their own, which no adapter holds."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._modules = [inner for inner in module.modules() if _has_statistics(inner)]
+
+    @contextmanager
+    def kept(self) -> Generator[None]:
+        """A time in which these stay as they are: their modules use them, as in `eval` mode."""
+        training = [module for module in self._modules if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    return any(
+        name in NAMES or name.startswith(RUNNING) for name, _ in module.named_buffers(recurse=False)
+    )
