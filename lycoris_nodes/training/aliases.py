@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .host import QuantizedTensor
+from .host import QuantizedTensor, bypasses
 
 
 def alias(tensor: Tensor) -> Tensor:
@@ -36,6 +36,11 @@ def alias(tensor: Tensor) -> Tensor:
     return made
 
 
+def _fit(value: Any) -> Any:
+    """A value of an adapter, as a tensor that can be kept for a backward pass where it is one."""
+    return alias(value) if isinstance(value, Tensor) and value.is_inference() else value
+
+
 def _aliased(params: Any) -> Any:
     """The scales and the like of packed data, aliased."""
     if not is_dataclass(params) or isinstance(params, type):
@@ -49,13 +54,21 @@ def _aliased(params: Any) -> Any:
 def aliased(model: nn.Module) -> Generator[None]:
     """A time in which no weight or buffer of a model is an inference tensor, and none wants a gradient.
 
+    Nor is a tensor of the adapters that the host's own bypass has put around layers.
+
     Afterwards the model holds the very tensors that it held before, with their flags. A tensor that others
     have put in the place of an alias meanwhile stays.
     """
     held: list[tuple[dict[str, Any], str, Any, Any, bool]] = []
     # A tensor that several modules share must stay one tensor.
     made: dict[int, Any] = {}
+    lent: list[tuple[Any, Any, Any]] = []
     try:
+        for adapter in bypasses(model):
+            before: Any = getattr(adapter, "weights", None)
+            if isinstance(before, tuple):
+                adapter.weights = tuple(_fit(value) for value in before)
+                lent.append((adapter, before, adapter.weights))
         for module in model.modules():
             for table, is_parameter in ((module._parameters, True), (module._buffers, False)):
                 for name, value in list(table.items()):
@@ -76,6 +89,10 @@ def aliased(model: nn.Module) -> Generator[None]:
                     table[name] = made[id(value)]
         yield
     finally:
+        for adapter, before, there in reversed(lent):
+            # The host may have moved it.
+            if adapter.weights is there:
+                adapter.weights = before
         for table, name, before, there, flag in reversed(held):
             if before is there:
                 before.requires_grad_(flag)

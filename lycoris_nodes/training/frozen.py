@@ -46,20 +46,21 @@ def weights_fetched_again(model: nn.Module, dtype: torch.dtype, device: torch.de
         for _, module in list(lent(model, dtype, device)):
             own = vars(module)
             before = own.get("forward")
-            own["forward"] = _fetching(module, module.forward)
+            # What others have put around the layer is not told by its weight.
+            own["forward"] = _fetching(module, module.forward, alone=before is None)
             stack.callback(put_back, own, before)
             count += 1
         yield count
 
 
-def _fetching(module: nn.Module, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _fetching(module: nn.Module, forward: Callable[..., Tensor], *, alone: bool) -> Callable[..., Tensor]:
     def run(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         # A weight that an adapter has put over the layer's own is one with a graph.
         if not torch.is_grad_enabled() or not x.requires_grad or "weight" in vars(module):
             return forward(x, *args, **kwargs)
         if args or kwargs:
             return _Fetching.apply(x, None, lambda given: forward(given, *args, **kwargs))
-        return _Fetching.apply(x, module, forward)
+        return _Fetching.apply(x, module if alone else None, forward)
 
     return run
 

@@ -19,6 +19,7 @@ import comfy.utils
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy.quant_ops import QuantizedTensor
+from comfy.weight_adapter import BypassForwardHook
 from torch import Tensor, nn
 
 from ..host import end_if_interrupted, forget_passes, literal_tokens, plain
@@ -28,6 +29,7 @@ __all__ = [
     "QuantizedTensor",
     "alike",
     "attention",
+    "bypasses",
     "computing_in",
     "encoded",
     "end_if_interrupted",
@@ -103,6 +105,17 @@ def running(patcher: Any) -> Generator[None]:
         patcher.cleanup()
         if hasattr(patcher.model, "current_patcher"):
             patcher.model.current_patcher = before
+
+
+def bypasses(model: nn.Module) -> list[Any]:
+    """The adapters that the host's own bypass has put around layers of a model, by their `forward`."""
+    found: list[Any] = []
+    for module in model.modules():
+        around = getattr(vars(module).get("forward"), "__self__", None)
+        while isinstance(around, BypassForwardHook):
+            found.append(around.adapter)
+            around = getattr(around.original_forward, "__self__", None)
+    return found
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Which parts of a model can be adapted, and how they are chosen by name."""
 
+from .named import named_modules
 from .patterns import Pattern, patterns
 from .shares import left_out
 from .sites import Kind, Site, all_sites, left_alone, select, shared_weights
@@ -13,6 +14,7 @@ __all__ = [
     "all_sites",
     "left_alone",
     "left_out",
+    "named_modules",
     "patterns",
     "select",
     "shared_weights",

@@ -6,11 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, cast
 
 from torch import nn
 
 from ..names.architectures import ASIDE
+from .named import named_modules
 
 ATTENTION = re.compile(r"attn|attention(?!s)", re.IGNORECASE)
 """In the name of a module or of its class: attention. `attentions` of a UNet lists whole transformers."""
@@ -35,8 +35,7 @@ class Model:
     """What presets ask about a model: the classes of its modules, and its blocks."""
 
     def __init__(self, module: nn.Module) -> None:
-        # torch types no `named_modules`.
-        named: dict[str, nn.Module] = dict(cast("Any", module).named_modules())
+        named = dict(named_modules(module))
         self.classes = {path: type(inner).__name__ for path, inner in named.items()}
         self.lists = frozenset(path for path in named if _is_list(named[path]))
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping
-from typing import Any, cast
 
 from torch import nn
 
+from .named import named_modules
 from .presets import Model
 from .sites import Site, all_sites, by_weight
 
@@ -58,9 +58,7 @@ def _weights(
         why = "" if first.path in chosen else aside or KINDS[first.kind]
         yield first.path, math.prod(first.shape), why
     held = {site.module for site in sites.values()}
-    # torch types no `named_modules`.
-    named: dict[str, nn.Module] = dict(cast("Any", module).named_modules())
-    for path, inner in named.items():
+    for path, inner in named_modules(module):
         if inner not in held:
             for name, value in inner.named_parameters(recurse=False):
                 if not isinstance(value, nn.UninitializedParameter):

@@ -16,6 +16,7 @@ from ..bypass.geometry import definer
 from ..errors import LycorisError
 from ..maths.shapes import Shape
 from ..maths.tensors import is_plain, norm
+from .named import named_modules
 from .patterns import Pattern, patterns
 from .presets import PRESETS, Model
 
@@ -265,8 +266,7 @@ def _sites(module: nn.Module) -> tuple[dict[str, Site], dict[str, str]]:
     others: dict[str, str] = {}
     callers: dict[nn.Module, nn.Module] = {}
     # With duplicates: a module under two names may be meant by either.
-    named: Iterable[tuple[str, nn.Module]] = cast("Any", module).named_modules(remove_duplicate=False)
-    for path, inner in named:
+    for path, inner in named_modules(module):
         names = READ_BY_OTHERS.get(type(inner).__name__, ())
         callers.update((held, inner) for name, held in inner.named_children() if name in names)
         sites = sites_of(path, inner)

@@ -12,7 +12,7 @@ from ..algorithms import Layer
 from ..errors import MatchError, number_of
 from ..maths.shapes import Shape
 from ..maths.tensors import is_plain
-from ..modules import all_sites
+from ..modules import all_sites, named_modules
 from ..names.dialects import split_prefix
 from ..names.dialects.peft import BASE_WEIGHT
 from ..stack.resolve import EntryResolution, resolve
@@ -26,7 +26,8 @@ PLAIN = "base_model.model."
 
 def usual_prefix(module: nn.Module) -> str:
     """What stands before the paths of a model in files: that of diffusers for its models, else nothing."""
-    kind = type(module)
+    _, base = next(named_modules(module))
+    kind = type(base)
     if not kind.__module__.startswith("diffusers."):
         return ""
     return "unet." if "UNet" in kind.__name__ else "transformer." if "Transformer" in kind.__name__ else ""

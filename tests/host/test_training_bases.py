@@ -138,6 +138,30 @@ def test_a_weight_that_is_cast_in_each_pass_is_not_kept_for_the_backward_pass(
     assert bytes_found < bytes_wanted / 3
 
 
+def test_the_hosts_own_bypass_is_a_part_of_the_base(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tensors are of the inference mode, and gradients pass through it too where weights are cast."""
+    import comfy.model_management
+    import comfy.sd
+    import comfy.utils
+
+    training, session = module(host, ""), module(host, "session")
+    with torch.inference_mode(), loaded(host, float_unet(), "fp8_e4m3fn") as patcher:
+        tensors = comfy.utils.load_torch_file(str(host.base / "models" / "loras" / host.file("lora")))
+        alone, _ = gradients_of(training, patcher)
+        bypassed = comfy.sd.load_bypass_lora_for_models(patcher, None, tensors, 1.0, 0.0)[0]
+        comfy.model_management.load_models_gpu([bypassed])
+        (injection,) = bypassed.injections["bypass_lora"]
+        hooks = injection.inject.__closure__[0].cell_contents.hooks
+        before = [hook.adapter.weights for hook in hooks]
+        with unchanged(bypassed.model):
+            found, layers = gradients_of(training, bypassed)
+        assert all(hook.adapter.weights is one for hook, one in zip(hooks, before, strict=True))
+        monkeypatch.setattr(session, "weights_fetched_again", lambda *_: nullcontext(0))
+        wanted, _ = gradients_of(training, bypassed)
+    assert layers > 20 and distance(found, wanted) < 1e-5
+    assert distance(alone, wanted) > 0.01, "the host's bypass changes nothing, so nothing is tested"
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_quantised_weights_are_trained_beside(host: Host, name: str) -> None:
     """The gradients are those of the unpacked weight, but for what the host rounds in its own product."""

@@ -1496,3 +1496,35 @@ def test_weights_that_are_not_there_and_a_bias_that_is_computed() -> None:
 def _seeded() -> Iterator[None]:
     torch.manual_seed(0)
     yield
+
+
+def test_a_model_of_peft_is_adapted_as_its_base_is(tmp_path: Path) -> None:
+    """Beside PEFT's adapter, by the names of the base model, to which the file applies too."""
+    import peft
+
+    torch.manual_seed(0)
+    base = Model()
+    chosen = ["words", "conv", "blocks.0", "blocks.1"]
+    kinds = (
+        peft.LoraConfig(target_modules=chosen, modules_to_save=["head"]),
+        peft.LoHaConfig(target_modules=chosen[1:]),
+        peft.IA3Config(target_modules=["blocks.0"], feedforward_modules=[]),
+    )
+    for config in kinds:
+        wrapped = peft.get_peft_model(copy.deepcopy(base), config)
+        plain = wrapped(base.ids()).detach()
+        network = made(wrapped, include="*")
+        copied = {"head"} if getattr(config, "modules_to_save", None) else set()
+        paths = lyc.create_lycoris(base, include="*").members
+        assert list(network.members) == [path for path in paths if path not in copied]
+        assert all(path in network.report for path in copied)
+        output = wrapped(base.ids())
+        assert (output - plain).abs().max() > 1e-3
+        loss(output).backward()
+        assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
+        network.save_weights(tmp_path / "beside.safetensors")
+        network.restore()
+        assert torch.equal(wrapped(base.ids()), plain)
+        alone = copy.deepcopy(base)
+        lyc.create_lycoris(alone, weights=tmp_path / "beside.safetensors").merge_to()
+        torch.testing.assert_close(alone(base.ids()), output, rtol=1e-4, atol=1e-5)
