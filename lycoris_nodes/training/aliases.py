@@ -62,13 +62,14 @@ def aliased(model: nn.Module) -> Generator[None]:
     held: list[tuple[dict[str, Any], str, Any, Any, bool]] = []
     # A tensor that several modules share must stay one tensor.
     made: dict[int, Any] = {}
-    lent: list[tuple[Any, Any, Any]] = []
+    around = bypasses(model)
+    # By the numbers of the aliases in their place, which are kept so that nothing else gets these.
+    lent: dict[int, tuple[Any, Any]] = {}
     try:
-        for adapter in bypasses(model):
-            before: Any = getattr(adapter, "weights", None)
-            if isinstance(before, tuple):
-                adapter.weights = tuple(_fit(value) for value in before)
-                lent.append((adapter, before, adapter.weights))
+        for adapter in around:
+            fit = tuple(_fit(value) for value in adapter.weights)
+            lent |= {id(there): (before, there) for before, there in zip(adapter.weights, fit, strict=True)}
+            adapter.weights = fit
         for module in model.modules():
             for table, is_parameter in ((module._parameters, True), (module._buffers, False)):
                 for name, value in list(table.items()):
@@ -89,10 +90,9 @@ def aliased(model: nn.Module) -> Generator[None]:
                     table[name] = made[id(value)]
         yield
     finally:
-        for adapter, before, there in reversed(lent):
-            # The host may have moved it.
-            if adapter.weights is there:
-                adapter.weights = before
+        for adapter in around:
+            # The host may have moved some, and made another tuple of the rest.
+            adapter.weights = tuple(lent.get(id(there), (there,))[0] for there in adapter.weights)
         for table, name, before, there, flag in reversed(held):
             if before is there:
                 before.requires_grad_(flag)

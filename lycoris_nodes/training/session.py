@@ -61,6 +61,7 @@ class Session:
             # A rebuilt weight would need the weight that is not at hand.
             options.setdefault("form", "bypass")
         net = create_lycoris(self.network, prefix=self.prefix, **options)
+        # A weight that the host has offloaded is elsewhere than where it is multiplied.
         net.to(self.device)
         self.networks.append(net)
         return net

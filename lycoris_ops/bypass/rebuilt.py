@@ -125,4 +125,3 @@ class Rebuilt:
                 del own[name]
             else:
                 own[name] = before
-

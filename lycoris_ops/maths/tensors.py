@@ -97,14 +97,15 @@ def unpacked(value: Tensor) -> Tensor | None:
 
 @contextmanager
 def changed_in_place(value: Tensor) -> Generator[Tensor]:
-    """The values of a plain or divided tensor, which are to be changed in place and are its own afterwards."""
+    """The values of a plain or divided tensor, to be changed in place, which are its own afterwards."""
     if not is_divided(value):
         yield value
         return
     divided: Any = value.detach()
     whole = divided.full_tensor()
     yield whole
-    again: Any = type(divided).from_local(whole, divided.device_mesh, run_check=False)
+    kind: Any = type(value)
+    again = kind.from_local(whole, divided.device_mesh, run_check=False)
     divided.to_local().copy_(again.redistribute(placements=divided.placements).to_local())
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 from torch import nn
 
@@ -22,11 +23,13 @@ def named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _named(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     kinds = {kind.__name__ for kind in type(module).__mro__}
     inner = next((name for kind, name in SHELLS.items() if kind in kinds), None)
-    found = None if inner is None else module._modules.get(inner)
+    # Not `named_children`: it would leave out a module's second name.
+    held: Mapping[str, nn.Module | None] = cast("Any", module)._modules
+    found = None if inner is None else held.get(inner)
     if found is not None:
         yield from _named(found, path)
         return
     yield path, module
-    for name, held in module._modules.items():
-        if held is not None and COPIED not in kinds:
-            yield from _named(held, f"{path}.{name}" if path else name)
+    for name, child in held.items():
+        if child is not None and COPIED not in kinds:
+            yield from _named(child, f"{path}.{name}" if path else name)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 NAMES = frozenset({"num_batches_tracked", "_u", "_v", "weight_u", "weight_v"})
-"""What torch's BatchNorm and both its spectral norms call such values, beside those that begin with RUNNING."""
+"""What torch's BatchNorm and its spectral norms call such values, beside those that begin with RUNNING."""
 RUNNING = "running_"
 
 
@@ -32,6 +32,4 @@ class Statistics:
 
 
 def _has_statistics(module: nn.Module) -> bool:
-    return any(
-        name in NAMES or name.startswith(RUNNING) for name, _ in module.named_buffers(recurse=False)
-    )
+    return any(name in NAMES or name.startswith(RUNNING) for name, _ in module.named_buffers(recurse=False))

@@ -340,9 +340,9 @@ def bypass_up_to(site: Site, layer: Layer, settings: Settings) -> float:
     bypass of a LoHa has values to make as well, those of its Khatri-Rao factors: they count against it.
 
     Norms, embeddings and the projections of torch's attention are always rebuilt, and so is a bias that
-    depends on the weight beside it. Always bypassed is a layer beside a weight that is loaded within each pass,
-    or in a narrow dtype, in which a small change would be lost. A change that depends on the weight is made of operators on inputs or outputs,
-    and bypassed where the weight has more than FEW values.
+    depends on the weight beside it. Always bypassed is a layer beside a weight that hooks load within each
+    pass, or in a narrow dtype, in which a small change would be lost. A change that depends on the weight is
+    made of operators on inputs or outputs, and bypassed where the weight has more than FEW values.
 
     Raises LycorisError where such a bias is to be bypassed.
     """

@@ -142,20 +142,25 @@ def test_the_hosts_own_bypass_is_a_part_of_the_base(host: Host, monkeypatch: pyt
     """Its tensors are of the inference mode, and gradients pass through it too where weights are cast."""
     import comfy.model_management
     import comfy.sd
-    import comfy.utils
 
     training, session = module(host, ""), module(host, "session")
     with torch.inference_mode(), loaded(host, float_unet(), "fp8_e4m3fn") as patcher:
-        tensors = comfy.utils.load_torch_file(str(host.base / "models" / "loras" / host.file("lora")))
+        tensors = {}
+        for layer in PACKED:
+            outputs, inputs = patcher.model.diffusion_model.get_submodule(layer).weight.shape
+            tensors[f"diffusion_model.{layer}.lora_up.weight"] = torch.randn(outputs, 4)
+            tensors[f"diffusion_model.{layer}.lora_down.weight"] = torch.randn(4, inputs) / inputs
         alone, _ = gradients_of(training, patcher)
         bypassed = comfy.sd.load_bypass_lora_for_models(patcher, None, tensors, 1.0, 0.0)[0]
         comfy.model_management.load_models_gpu([bypassed])
         (injection,) = bypassed.injections["bypass_lora"]
         hooks = injection.inject.__closure__[0].cell_contents.hooks
-        before = [hook.adapter.weights for hook in hooks]
+        before = [value for hook in hooks for value in hook.adapter.weights]
         with unchanged(bypassed.model):
             found, layers = gradients_of(training, bypassed)
-        assert all(hook.adapter.weights is one for hook, one in zip(hooks, before, strict=True))
+        assert len(hooks) == len(PACKED)
+        after = [value for hook in hooks for value in hook.adapter.weights]
+        assert all(one is two for one, two in zip(after, before, strict=True))
         monkeypatch.setattr(session, "weights_fetched_again", lambda *_: nullcontext(0))
         wanted, _ = gradients_of(training, bypassed)
     assert layers > 20 and distance(found, wanted) < 1e-5

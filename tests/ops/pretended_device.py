@@ -1,7 +1,7 @@
 """A device that is not the CPU, on any machine: its tensors are the CPU's, and it refuses to mix with them.
 
-`python pretended_device.py FOLDER` trains beside a model on it, with the CPU as the reference. It needs a process
-of its own, since torch knows one such device and keeps it.
+`python pretended_device.py FOLDER` trains beside a model on it, with the CPU as the reference. It needs a
+process of its own, since torch knows one such device and keeps it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,17 @@ TORCH: Any = torch
 # The CPU's tensors by the storages that stand for them, which are kept so that none is used again.
 held: dict[int, tuple[Any, Tensor]] = {}
 VIEWS = (
-    *("transpose.int", "permute", "t", "select.int", "slice.Tensor", "expand", "unsqueeze", "squeeze", "squeeze.dim"),
+    *(
+        "transpose.int",
+        "permute",
+        "t",
+        "select.int",
+        "slice.Tensor",
+        "expand",
+        "unsqueeze",
+        "squeeze",
+        "squeeze.dim",
+    ),
     *("squeeze.dims", "split.Tensor", "split_with_sizes", "unbind.int", "diagonal", "unfold"),
 )
 """What torch makes of strides itself, which are not told here."""
@@ -62,7 +72,10 @@ def run(operator: Any, *args: Any, **kwargs: Any) -> Any:
     known = {id(inner(x)): x for x in tensors if on(x)}
 
     return tree_map(
-        lambda value: known[id(value)] if id(value) in known else shown(value) if isinstance(value, Tensor) else value, made
+        lambda value: (
+            known[id(value)] if id(value) in known else shown(value) if isinstance(value, Tensor) else value
+        ),
+        made,
     )
 
 
@@ -116,9 +129,7 @@ def model() -> nn.Module:
 
 def batches(device: str) -> list[Any]:
     drawn = torch.Generator().manual_seed(1)
-    return [
-        tuple(torch.randn(6, size, generator=drawn).to(device) for size in (8, 4)) for _ in range(3)
-    ]
+    return [tuple(torch.randn(6, size, generator=drawn).to(device) for size in (8, 4)) for _ in range(3)]
 
 
 seen: list[torch.dtype] = []

@@ -1077,7 +1077,11 @@ def in_parts() -> None:
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import parallel
 
-    ways = {"0": parallel.ColwiseParallel(), "1": parallel.SequenceParallel(), "2": parallel.RowwiseParallel()}
+    ways = {
+        "0": parallel.ColwiseParallel(),
+        "1": parallel.SequenceParallel(),
+        "2": parallel.RowwiseParallel(),
+    }
     for sizes in ((2,), (2, 1), (1, 2)):
         torch.manual_seed(0)
         whole = nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 16)).requires_grad_(False)

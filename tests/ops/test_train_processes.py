@@ -45,7 +45,9 @@ def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path) -> None
         train_task.options(tmp_path / "one", 2, 6),
         validation=train_task.batches(2, 2),
     )
-    (first, trained), (second, _) = (torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2))
+    (first, trained), (second, _) = (
+        torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)
+    )
     net.merge_to()
     merged = net.module(train_task.batches(5, 1)[0][0])
     torch.testing.assert_close(first[-1], trained, rtol=1e-5, atol=1e-6)

@@ -20,7 +20,7 @@ from ..extras import required
 Group = dict[str, Any]
 """A group of parameters as torch's optimisers take it: `params`, `lr`, `weight_decay` and a `name`.
 
-`vectors` says whether they are vectors by their meaning, and no factors, however many dimensions they have."""
+`vectors` says whether they are vectors by their meaning and no factors, whatever dimensions they have."""
 
 
 class Optimiser(Protocol):
