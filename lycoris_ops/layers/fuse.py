@@ -31,6 +31,8 @@ def fuse(pieces: Sequence[tuple[Layer, Rows]], rows: int) -> Layer:
     a sparse remainder, `reshape_weight`, other inputs than the rest or DoRA in some rows only, and
     `set_weight`.
     """
+    # The values of AdaLoRA are a part of its down factor: a LoRA has no place for them.
+    pieces = [(layer.undiagonal() if isinstance(layer, Lora) else layer, at) for layer, at in pieces]
     layers = [layer for layer, _ in pieces]
     for layer in layers:
         if layer.set_bias is not None:
@@ -106,6 +108,7 @@ def _fuse_lora(pieces: Sequence[tuple[Lora, Rows]], rows: int) -> Lora:
         lora_b_bias=_lora_biases(pieces, scales, rows, folded),
         diff_b=_biases(pieces, rows),
         dora_scale=_magnitudes(pieces, rows),
+        dora=pieces[0][0].dora,
         alpha=alpha,
     )
 
@@ -141,6 +144,7 @@ def _fuse_loha(pieces: Sequence[tuple[Loha, Rows]], rows: int) -> Loha:
         hada_w2_b=w2_b,
         diff_b=_biases(pieces, rows),
         dora_scale=_magnitudes(pieces, rows),
+        dora=pieces[0][0].dora,
         alpha=float(rank) if folded else scales[0] * rank,
     )
 
@@ -192,12 +196,14 @@ def _lora_biases(
 def _magnitudes(pieces: Sequence[tuple[Factored, Rows]], rows: int) -> Tensor | None:
     """The DoRA magnitudes (rows,) of all layers; None where no layer has one.
 
-    Raises LayerError unless every row has one. No magnitude stands for a row without DoRA: it would have to
+    Raises LayerError unless every row has one, by the same norm. No magnitude stands for a row without DoRA: it would have to
     be the norm of W + delta, and W is not known.
     """
     found = [(layer.dora_scale, at) for layer, at in pieces if layer.dora_scale is not None]
     if not found:
         return None
+    if len({layer.dora for layer, _ in pieces}) > 1:
+        raise _cannot_fuse(pieces[0][0], "DoRA by one norm (`dora`) in all of the layers")
     covered = sum(stop - start for _, (start, stop) in found)
     # A magnitude (1, I, ...) is for inputs, whatever its size.
     of_inputs = any(part.numel() != at[1] - at[0] or tuple(part.shape[:1]) == (1,) for part, at in found)

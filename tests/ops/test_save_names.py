@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import lycoris_ops as lyc
+from lycoris_ops.algorithms.lora import Lora
+from lycoris_ops.layers.fuse import fuse
 
 Shapes = dict[str, tuple[int, ...]]
 Layers = Mapping[str, Mapping[str, Tensor]]
@@ -287,6 +289,29 @@ def test_layers_that_are_apart_become_one_of_their_ranks_together(tmp_path: Path
     assert_same(source, there, FLUX)
 
 
+@pytest.mark.parametrize("kinds", ["eee", "ele"])
+def test_adalora_s_values_are_in_what_is_joined(kinds: str) -> None:
+    """Up E down, stacked, where E (r, 1) is AdaLoRA's, for all layers or beside a LoRA without one."""
+    ups, downs, values = rand(3, 8, 2), rand(3, 2, 6), rand(3, 2, 1)
+    values = torch.where(torch.tensor([kind == "e" for kind in kinds])[:, None, None], values, 1.0)
+    pieces = [
+        (
+            Lora(lora_up=up, lora_down=down, lora_e=e if kind == "e" else None, alpha=alpha),
+            (8 * number, 8 * number + 8),
+        )
+        for number, (up, down, e, kind, alpha) in enumerate(
+            zip(ups, downs, values, kinds, (2.0, 3.0, 0.5), strict=True)
+        )
+    ]
+    wanted = torch.cat(
+        [
+            alpha / 2 * up @ (e * down)
+            for up, down, e, alpha in zip(ups, downs, values, (2.0, 3.0, 0.5), strict=True)
+        ]
+    )
+    torch.testing.assert_close(fuse(pieces, 24).delta(torch.zeros(24, 6)), wanted)
+
+
 def test_one_scale_for_all_is_not_folded_and_one_alone_leaves_the_others_be(tmp_path: Path) -> None:
     """A LoRA of k alone becomes a LoRA of the fused weight that does not change the rows of q and v.
 
@@ -393,6 +418,10 @@ def test_full_differences_and_magnitudes_are_joined(tmp_path: Path) -> None:
         there = saved(source, "comfy", FLUX)
         assert list(there.info) == [QKV]
         assert_same(source, there, FLUX)
+    # Computed as the host does it: which way is no part of the file, and is not to be lost meanwhile.
+    adapter(tmp_path, {names[x]: dora(lora((8, 8), 2), 8) for x in "qkv"})
+    source = lyc.load_adapter(tmp_path / "source.safetensors", dora="host")
+    assert_same(source, lyc.load_adapter(saved(source, "comfy", FLUX).path, dora="host"), FLUX)
 
 
 @pytest.mark.parametrize("alphas", [(2.0, 2.0, 3.0), (1.0, 2.0, 3.7)], ids=["one-scale", "three-scales"])
