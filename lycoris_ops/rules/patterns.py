@@ -43,7 +43,8 @@ class Pattern:
 
     - `in.4`, `mid`, `te1`, `attn.q`, `conv`: a block, a part of the model or what a layer is in its block;
       also under other tools' names: `IN04`, `MID`, `BASE`;
-    - `in.1-4`, `IN05-OUT05`: the blocks from one to the other, in the order of the model;
+    - `in.1-4`, `IN05-OUT05`: the blocks from one to the other, in the order of the model, unless the model
+      has a name like this;
     - `diffusion_model.input_blocks.4` and `input_blocks.4`: a layer, or everything within a module;
     - `*attn2*`: a glob on any of these names: `*` is any text, dots included, `?` one character;
     - `/attn[12]/`: a regular expression that is searched for in the name of a layer;
@@ -66,11 +67,15 @@ class Pattern:
             # Not `fnmatch`, which on Windows takes / for \.
             glob = re.compile(translate(text.lower()))
             return cls(text, lambda _, named: any(map(glob.match, (*named.names, *named.paths))))
-        first, dash, last = text.partition("-")
-        if dash:
-            return cls(text, _range(text, first, last))
         name = _ours(text)
-        return cls(text, lambda _, named: _is(name, named))
+        first, dash, last = text.partition("-")
+        if not dash:
+            return cls(text, lambda _, named: _is(name, named))
+        within = _range(text, first, last)
+        # diffusers' Z-Image has a layer all_x_embedder.2-1.
+        return cls(
+            text, lambda scene, named: _is(name, named) if name in scene.known else within(scene, named)
+        )
 
     @property
     def is_of_encoder(self) -> bool:
@@ -209,7 +214,8 @@ def _range(text: str, first: str, last: str) -> Callable[[Scene, Named], bool]:
         raise RuleError("a range of blocks has no end", got=text, expected="such as in.1-4 or IN05-OUT05")
     if family and family == to_family and NUMBER.fullmatch(number) and NUMBER.fullmatch(to_number):
         low, high = int(number), int(to_number)
-        if low > high:
+        if low > high and "_" not in family:
+            # Else it may be a name, which only the model knows.
             raise RuleError("a range of blocks ends before it begins", got=text)
         names = frozenset(f"{family}.{each}" for each in range(low, min(high, low + MOST) + 1))
         return lambda _, named: not names.isdisjoint(named.names)

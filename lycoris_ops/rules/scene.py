@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple
 
 from ..names.blocks import Blocks, Named
@@ -45,3 +46,13 @@ class Scene:
     def places(self) -> Mapping[str, int]:
         """Each block of the model, to its place in the model's order."""
         return {name: place for place, name in enumerate(self.blocks.all)}
+
+    @cached_property
+    def known(self) -> frozenset[str]:
+        """Every name that means a layer of the model or everything within a module of it."""
+        found: set[str] = set()
+        for named in self.blocks.layers:
+            found |= named.names
+            for path in named.paths:
+                found.update(accumulate(path.split("."), "{}.{}".format))
+        return frozenset(found)

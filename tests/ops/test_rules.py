@@ -137,6 +137,17 @@ def test_later_lines_win(text: str, weights: dict[str, float]) -> None:
         assert found[path] == pytest.approx(expected), path
 
 
+def test_a_name_of_the_model_is_no_range() -> None:
+    """diffusers' Z-Image calls layers by the size of a patch, and both ends may look like blocks."""
+    names = ("all_x_embedder.2-1", "all_final_layer.2-1.linear", "layers.1", "layers.1-2", "layers.2")
+    z_image = scene({f"{name}.weight": (4, 4) for name in names})
+    found = weigh("all_x_embedder.2-1 = .5\nall_final_layer.2-1 = 2\nlayers.1-2:layers:3", z_image)
+    assert not found.idle
+    assert [found.of[name] for name in names] == [0.5, 2.0, 1.0, 3.0, 1.0]
+    found = weigh("all_x_embedder.3-1 = 2", z_image)
+    assert found.idle == ("all_x_embedder.3-1: the model has nothing of that name",), found
+
+
 def test_a_ramp_runs_over_layers_that_are_rows_of_fused_weights() -> None:
     targets = Targets({f"diffusion_model.double_blocks.{n}.img_attn.qkv.weight": (6, 2) for n in range(3)})
     blocks = Blocks(targets)
