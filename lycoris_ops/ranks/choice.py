@@ -172,7 +172,8 @@ def _by_size(
                 "the budget is below the smallest plan",
                 got=f"{most:,} parameters",
                 expected=f"at least {smallest:,}",
-                hint="Lower r_min, leave layers out, or allow kinds that take less (lokr, ia3, lora_fa)",
+                hint=("Lower r_min, leave layers out," if r_min else "Ask for more")
+                + " or allow kinds that take less (lokr, ia3, lora_fa)",
             )
         return allocate(candidates, within(most))
     if isinstance(size, Energy):
@@ -183,7 +184,7 @@ def _by_size(
                 "no plan gains so much",
                 got=f"at most {gained / energy:.1%}",
                 expected=f"{size.share:.1%}",
-                hint="Probe higher ranks (probe(largest=...)), or ask for less",
+                hint="Allow higher ranks, or ask for less",
             )
         return chosen
     return allocate(candidates, above(energy / full))

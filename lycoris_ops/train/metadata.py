@@ -36,6 +36,8 @@ ELSEWHERE = (
     *("metadata", "checkpoints", "overwrite", "bar", "log", "picture"),
 )
 """The options that do not change what is learned."""
+IN_LYCORIS = {"oft": "diag-oft"}
+"""Kinds that LyCORIS calls otherwise."""
 TRAINING = "lycoris_training"
 """The key of the options of the training, as JSON."""
 
@@ -44,13 +46,14 @@ def metadata_of_training(trainer: Trainer) -> dict[str, str | None]:
     """The entries, from the trainer's present state."""
     options, net = trainer.options, trainer.net
     layers = [member.layer for member in net.members.values()]
-    kinds = sorted({layer.algorithm for layer in layers})
+    # As the file holds them: how they were trained is ours alone, and in the recipe.
+    kinds = sorted({layer.filed().algorithm for layer in layers})
     title = Path(options.output).stem if options.output is not None else None
     first = trainer.optimiser.param_groups[0]
     entries: dict[str, Any] = {
         "ss_output_name": title,
         "ss_network_module": "networks.lora" if kinds == ["lora"] else "lycoris.kohya",
-        "ss_network_args": json.dumps({"algo": ",".join(kinds)}),
+        "ss_network_args": json.dumps({"algo": ",".join(IN_LYCORIS.get(kind, kind) for kind in kinds)}),
         "ss_network_dim": _one_of([layer.rank for layer in layers]),
         "ss_network_alpha": _one_of([alpha_of(layer) for layer in layers]),
         "ss_v2": False,

@@ -336,7 +336,7 @@ class LycorisNetwork(nn.Module):
             lines.append(f"{number} {kind}: {layer}, {form}")
         lines += self.notes[:LINES]
         for path, why in list(left_alone(self.module).items())[:LINES]:
-            lines.append(f"{path or 'the model itself'} is left alone: {why}")
+            lines.append(f"{self._left_alone(path)} left alone: {why}")
         idle = [path for path, one in members.items() if not one.passed]
         if 0 < len(idle) < len(members):
             lines.append(
@@ -357,8 +357,20 @@ class LycorisNetwork(nn.Module):
                 )
         return "\n".join(lines)
 
+    def _left_alone(self, path: str) -> str:
+        """What of a module is not trained, and the verb: all of it, or what it holds beside trained ones."""
+        own = [own for own, _ in self.module.get_submodule(path).named_parameters(recurse=False)]
+        if not own or not (path == "" or any(member.startswith(f"{path}.") for member in self.members)):
+            return f"{path or 'the model itself'} is"
+        of = path or "the model itself"
+        return f"{', '.join(own[:LINES])} of {of} {'is' if len(own) == 1 else 'are'}"
+
     def recipe(self) -> dict[str, Any]:
-        """What the network is, as plain data for JSON: its seed, and each layer with its settings."""
+        """What the network is, as plain data for JSON: its seed, and each layer with its settings.
+
+        Of the settings it has those that are not the usual ones. What came of them is beside them: the rank
+        that a layer has may be less than the one that was asked for.
+        """
         return {
             "seed": self.seed,
             "layers": {
@@ -367,6 +379,7 @@ class LycorisNetwork(nn.Module):
                     "rank": member.layer.rank,
                     "alpha": member.layer.alpha,
                     "shapes": {name: list(tensor.shape) for name, tensor in member.layer.tensors().items()},
+                    "settings": member.settings.given(),
                 }
                 for path, member in self.members.items()
             },

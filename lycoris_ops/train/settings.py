@@ -145,6 +145,11 @@ class Settings:
             if not isinstance(getattr(self, name), bool):
                 raise _wrong(name, getattr(self, name), "True or False", place)
 
+    def given(self) -> dict[str, Any]:
+        """Those that are not the usual ones, by name."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in dataclasses.fields(self)}
+        return {name: value for name, (value, usual) in values.items() if value != usual}
+
     @property
     def kind(self) -> type[Layer]:
         return ALGORITHMS[self.algorithm]

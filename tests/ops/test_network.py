@@ -1257,6 +1257,38 @@ def test_whatever_a_model_calls_a_weight() -> None:
         assert why in network.report
 
 
+class Holder(nn.Module):
+    """A block with parameters of its own beside layers, as vision models have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.zeros(4))
+        self.gain = nn.Parameter(torch.ones(4))
+        self.inner = nn.Sequential(nn.Linear(4, 4))
+        self.inner.scale = nn.Parameter(torch.ones(4))
+
+
+def test_a_module_with_trained_ones_inside_is_not_said_to_be_left_alone() -> None:
+    report = lyc.create_lycoris(Holder(), rank=2).report
+    assert "places, gain of the model itself are left alone: of class Holder" in report
+    assert "scale of inner is left alone: of class Sequential" in report
+    other = lyc.create_lycoris(nn.Sequential(Holder(), nn.Linear(4, 4)), include="1", rank=2).report
+    assert "0 is left alone: of class Holder" in other
+
+
+def test_a_recipe_has_what_was_asked_for_and_what_came_of_it() -> None:
+    net = lyc.create_lycoris(
+        nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)),
+        rank=3,
+        input_dropout=0.1,
+        overrides={"1": {"dora": "output", "lr": 2.0}},
+    )
+    first, second = net.recipe()["layers"].values()
+    assert first["settings"] == {"rank": 3, "input_dropout": 0.1} and first["rank"] == 3
+    assert second["settings"] == {"rank": 3, "input_dropout": 0.1, "dora": "output", "lr": 2.0}
+    assert second["rank"] == 2
+
+
 def test_sequences_of_several_lengths_in_torchs_own_encoder() -> None:
     """Padded ones go through its layers as a nested tensor, where no gradient is asked for."""
     torch.manual_seed(0)

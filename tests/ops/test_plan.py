@@ -256,11 +256,11 @@ WRONG: dict[str, tuple[str, Callable[[lyc.Probe], Any]]] = {
     "nothing": ("holds no parameter", lambda probe: lyc.Budget("1B")),
     "a number": (r"Rank\(16\)$", lambda probe: lyc.plan_ranks(probe, size=16)),  # type: ignore[arg-type]
     "too little": (
-        "below the smallest plan.*expected at least 28",
+        "below the smallest plan.*expected at least 28.*Ask for more or",
         lambda probe: lyc.plan_ranks(probe, size=lyc.Budget(parameters=27)),
     ),
     "too little for all": (
-        "expected at least 132",
+        "expected at least 132.*Lower r_min",
         lambda probe: lyc.plan_ranks(probe, size=lyc.Budget(parameters=131), r_min=1),
     ),
     "too much": (

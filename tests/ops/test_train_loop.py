@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import lycoris_ops as lyc
 from lycoris_ops.train import checkpoints, progress
+from lycoris_ops.train.metadata import metadata_of_training
 from lycoris_ops.train.progress import Lines
 from lycoris_ops.train.trainer import Trainer
 
@@ -437,6 +438,19 @@ def test_the_saved_adapter_is_the_trained_network_and_says_how_it_was_trained(tm
     assert {"ss_v2", "ss_network_alpha", "ss_network_args"} <= text.keys()
     recipe = lyc.parse_json(text["lycoris_training"])
     assert recipe["options"]["steps"] == 7 and recipe["network"]["layers"]["inner"]["algorithm"] == "loha"
+
+
+@pytest.mark.parametrize(
+    ("trained", "module", "algo"),
+    [("lora_fa", "networks.lora", "lora"), ("oft", "lycoris.kohya", "diag-oft")],
+)
+def test_the_metadata_have_the_kinds_that_other_tools_know(trained: str, module: str, algo: str) -> None:
+    net = lyc.create_lycoris(Model(), algorithm=trained, rank=2, exclude="norm")
+    text = metadata_of_training(lyc.Trainer(net, plain, lyc.TrainOptions(steps=1)))
+    assert text["ss_network_module"] == module
+    assert lyc.parse_json(text["ss_network_args"] or "") == {"algo": algo}
+    recipe = lyc.parse_json(text["lycoris_training"] or "")
+    assert recipe["network"]["layers"]["inner"]["algorithm"] == trained
 
 
 def test_early_stop_best_checkpoint_curves_and_log(tmp_path: Path) -> None:
