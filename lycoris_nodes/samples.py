@@ -14,6 +14,7 @@ from torch import Tensor
 from ..lycoris_ops import LycorisError, Sketch, TrainError, number_of, sketches
 from .training import (
     Caption,
+    Family,
     Latent,
     Sample,
     Session,
@@ -262,6 +263,18 @@ def masks_in_words(latents: Latents, masks: Sequence[Tensor], name: str) -> list
     if masks:
         return [f"the {NOISE_MASK} of {name} is not used, because masks are linked"]
     return [f"the {NOISE_MASK} of {name} is their mask"]
+
+
+def guidance_in_words(family: Family, captions: Sequence[Any]) -> list[str]:
+    """What becomes of the guidance of some captions, in words; nothing where there is none, or it is used."""
+    said = {settings.get("guidance") for caption in captions for _, settings in caption}
+    others = said - {None, family.guidance}
+    if family.guidance is None or not others:
+        return []
+    return [
+        f"trained at a guidance of {family.guidance:g}, as is usual for {family.name}; that of the captions "
+        f"({', '.join(sorted(map(str, others)))}) is for sampling"
+    ]
 
 
 def _size(sample: Sample) -> str:

@@ -10,7 +10,7 @@ from ..host import io, progress, shown_pictures
 from ..inputs import checked
 from ..pictures import picture_tensor, plan_picture
 from ..room import checkpointing_input, is_checkpointed, memory_for
-from ..samples import masks_in_words, samples_of
+from ..samples import guidance_in_words, masks_in_words, samples_of
 from ..training import DiffusionLoss, family_of, opened
 from ..wires import (
     AS_FAMILY,
@@ -144,6 +144,9 @@ class LycorisPlan(io.ComfyNode):
         else:
             plan = plan_ranks(found, size=wanted, algorithms=kinds)
         picture = picture_tensor(plan_picture(plan))
-        notes = [f"loss {found.loss:.4g} over {found.batches} latents"]
+        notes = [
+            f"loss {found.loss:.4g} over {found.batches} latents",
+            *guidance_in_words(family, positive),
+        ]
         report = "\n".join([f"{plan}\n", *notes, *masks_in_words(latents, masks, "latents")])
         return with_report(plan, picture, plan.json(), report=report, shown=shown_pictures(picture, cls))

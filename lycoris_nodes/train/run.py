@@ -26,7 +26,7 @@ from ..overrides import overrides_of
 from ..previews import Previews
 from ..room import is_checkpointed, memory_for
 from ..runs import ANEW, Run, check_room_for, run_of
-from ..samples import described, epochs_of, judged, masks_in_words, samples_of, sketches_of
+from ..samples import described, epochs_of, guidance_in_words, judged, masks_in_words, samples_of, sketches_of
 from ..training import (
     DiffusionLoss,
     Family,
@@ -171,6 +171,10 @@ def train(
                 f"data: {described(samples, asked.batch_size)}",
                 *([f"preserved: {described(prior, asked.batch_size)}"] if prior else []),
                 *([f"held out: {described(held, asked.batch_size)}"] if held else []),
+                *guidance_in_words(
+                    family,
+                    [*asked.positive, *asked.regularisation_positive, *asked.validation_positive],
+                ),
                 *masks_in_words(asked.latents, asked.masks, "latents"),
                 *masks_in_words(asked.regularisation_latents, (), "regularisation_latents"),
                 *masks_in_words(asked.validation_latents, (), "validation_latents"),

@@ -258,7 +258,7 @@ def _noise() -> list[Any]:
     return [
         io.Combo.Input(
             "times",
-            options=[AS_FAMILY, *(name for name in DISTRIBUTIONS if name != "sigmoid")],
+            options=[AS_FAMILY, *DISTRIBUTIONS],
             default=AS_FAMILY,
             optional=True,
             tooltip="How much noise is trained at. auto: as is usual for the model. uniform: all amounts "

@@ -101,9 +101,10 @@ def caption_of(
 ) -> Caption:
     """A conditioning of the host, encoded for one latent.
 
-    `size` is what SDXL is told, and `guidance` what a guidance embedding gets. Without them it is what the
-    conditioning says, and without that the size of the latent, and the guidance of the model's family. Models
-    that mix noise into what they are given draw it from `seed`. `device` is where the model is, without it
+    `size` is what SDXL is told. Without it that is what the conditioning says, and without that the size of the
+    latent. `guidance` is what a guidance embedding gets. Without it that is the guidance which the model's
+    family is trained at: the one of a conditioning is for samplers, but where it says that there is none, there
+    is none. Models that mix noise into what they are given draw it from `seed`. `device` is where the model is, without it
     where the latent is. With `graph` the tensors keep theirs: gradients reach the text encoders.
 
     To be called while the model is open for training. Raises TrainError for a conditioning of several parts,
@@ -156,8 +157,9 @@ def caption_of(
         ratio = host.ratios_of(model)[2]
         height, width = latent.values.shape[-2:]
         defaults = PictureSize(width * ratio, height * ratio).settings()
-    if (usual := family_of(model).guidance) is not None:
-        defaults["guidance"] = usual
+    usual = family_of(model).guidance
+    if guidance is None and settings.get("guidance", usual) is not None:
+        guidance = usual
     given: dict[str, Any] = {} if size is None else size.settings()
     if guidance is not None:
         given["guidance"] = guidance

@@ -19,7 +19,7 @@ class Family:
     source: str
     """Whose defaults these are."""
     guidance: float | None = None
-    """What is fed to a guidance embedding; None for the host's own value, or a model without one."""
+    """What a guidance embedding gets in a training; None for what the caption says, or a model without one."""
     rank: int = 16
     lr: float = 1e-4
     preset: str = "attn-mlp"
@@ -29,10 +29,9 @@ class Family:
 
 UNIFORM = Times()
 LOGIT_NORMAL = Times("logit-normal")
-SIGMOID = Times("sigmoid")
 
 
-def _shifted(shift: float | ByTokens, distribution: str = "sigmoid") -> Times:
+def _shifted(shift: float | ByTokens, distribution: str = "logit-normal") -> Times:
     return Times(distribution, shift=shift)
 
 
@@ -44,7 +43,7 @@ FAMILIES: dict[str, Family] = {
     "Flux": Family("Flux", _shifted(ByTokens()), "kohya-ss/sd-scripts, diffusion-pipe", 1.0),
     "Flux2": Family("Flux 2", _shifted(ByTokens()), "kohya-ss/musubi-tuner", 1.0, rank=32),
     "LongCatImage": Family("LongCat-Image", _shifted(ByTokens()), "as Flux"),
-    "Chroma": Family("Chroma", SIGMOID, "kohya-ss/sd-scripts, ai-toolkit", 0.0),
+    "Chroma": Family("Chroma", LOGIT_NORMAL, "kohya-ss/sd-scripts, ai-toolkit", 0.0),
     "QwenImage": Family(
         "Qwen-Image", _shifted(ByTokens(0.5, 0.9, 256, 8192)), "kohya-ss/musubi-tuner", lr=5e-5
     ),
@@ -67,11 +66,11 @@ FAMILIES: dict[str, Family] = {
     "LTXV": Family("LTX-Video", LOGIT_NORMAL, "diffusion-pipe", rank=32, resolution=512),
     "LTXAV": Family("LTX-2", LOGIT_NORMAL, "diffusion-pipe", rank=32, resolution=512),
     "HiDream": Family("HiDream", LOGIT_NORMAL, "OneTrainer, ai-toolkit", rank=32, lr=2e-4),
-    "Anima": Family("Anima", SIGMOID, "kohya-ss/sd-scripts", rank=8),
-    "CosmosPredict2": Family("Cosmos-Predict2", SIGMOID, "kohya-ss/sd-scripts", rank=8),
+    "Anima": Family("Anima", LOGIT_NORMAL, "kohya-ss/sd-scripts", rank=8),
+    "CosmosPredict2": Family("Cosmos-Predict2", LOGIT_NORMAL, "kohya-ss/sd-scripts", rank=8),
     "Krea2": Family("Krea 2", _shifted(2.5), "kohya-ss/musubi-tuner", rank=32),
-    "ACEStep": Family("ACE-Step", _shifted(3.0, "logit-normal"), "SimpleTuner"),
-    "ACEStep15": Family("ACE-Step 1.5", Times("sigmoid", mean=-0.4), "SimpleTuner"),
+    "ACEStep": Family("ACE-Step", _shifted(3.0), "SimpleTuner"),
+    "ACEStep15": Family("ACE-Step 1.5", Times("logit-normal", mean=-0.4), "SimpleTuner"),
 }
 """By the name of the host's class of the model, or of its configuration where that says more.
 
@@ -79,7 +78,7 @@ The sources are the defaults and examples of these trainers in 2026. Their learn
 1/16 to 1, so that they are a start and no more.
 """
 
-OTHER_FLOW = Family("other flow models", SIGMOID, "what most trainers do")
+OTHER_FLOW = Family("other flow models", LOGIT_NORMAL, "what most trainers do")
 OTHER = Family("other models", UNIFORM, "what most trainers do")
 
 NOT_GENERATORS = ("RT_DETR_v4", "SAM3", "DepthAnything3")

@@ -35,7 +35,7 @@ class Times:
     """How times t from 0 (data) to 1 (noise) are drawn, in the clock that the model was trained with.
 
     uniform: u. logit-normal: u = sigmoid(mean + spread * z) with z normal (Esser et al., 2403.03206, equation
-    19); sigmoid is another name for it. Then the shift moves times towards noise, which suits pictures of a
+    19), which some trainers call sigmoid. Then the shift moves times towards noise, which suits pictures of a
     higher resolution: t = a u / (1 + (a - 1) u) (equation 23). `low` and `high` cut off ends, in t.
 
     Raises TrainError for a value out of its range.
@@ -84,7 +84,7 @@ class Times:
         return float(torch.special.ndtr((logit - self.mean) / self.spread))
 
 
-DISTRIBUTIONS = ("uniform", "logit-normal", "sigmoid")
+DISTRIBUTIONS = ("uniform", "logit-normal")
 
 
 def sigma_at(model_sampling: Any, time: Tensor) -> Tensor:

@@ -153,17 +153,24 @@ def test_sdxl_is_told_the_real_sizes(host: Host, tmp_path: Path) -> None:
     torch.testing.assert_close(seen[0], told(256, 512, 0, 0, 64, 128))
 
 
-def test_guidance_is_that_of_the_family_unless_another_is_said(host: Host) -> None:
+def test_guidance_is_that_of_the_family_whatever_a_caption_says(host: Host, tmp_path: Path) -> None:
     training = module(host, "")
-    flux, chroma = tiny("Flux 1"), tiny("Chroma")
+    flux, chroma = tiny("Flux 1", in_channels=16, out_channels=16), tiny("Chroma")
     latent = raw(training, torch.randn(1, 4, 8, 8))
 
     def of(model: Any, words: list[Any], **more: Any) -> float:
         return float(training.caption_of(model, words, latent, **more).conds["guidance"].cond)
 
     assert of(flux, text(5, 20)) == 1.0 and of(chroma, text(5, 20)) == 0.0
-    assert of(flux, text(5, 20, guidance=2.5)) == 2.5
-    assert of(flux, text(5, 20, guidance=2.5), guidance=4.0) == 4.0
+    # As Flux Guidance and CLIP Text Encode (Flux) say it, for samplers.
+    assert of(flux, text(5, 20, guidance=3.5)) == 1.0
+    assert of(flux, text(5, 20, guidance=3.5), guidance=4.0) == 4.0
+    none = training.caption_of(flux, text(5, 20, guidance=None), latent)
+    assert "guidance" not in none.conds
+    given = {"latents": [{"samples": torch.randn(1, 16, 8, 8)}], "rank": 2, "steps": 1}
+    for said, told in ((3.5, True), (1.0, False)):
+        made = train(host, tmp_path, model=patcher(flux), positive=[text(5, 20, guidance=said)], **given)
+        assert ("a guidance of 1, as is usual for Flux; that of the captions (3.5)" in made["report"]) is told
 
 
 @pytest.mark.parametrize(

@@ -119,9 +119,9 @@ def test_times_have_the_distribution_that_is_asked_for(host: Host) -> None:
     for made, reference in (
         (times.Times(), torch.rand),
         (times.Times("logit-normal", 0.3, 1.2), lambda n: torch.sigmoid(0.3 + 1.2 * torch.randn(n))),
-        (times.Times("sigmoid", shift=3.0), lambda n: shifted(torch.sigmoid(torch.randn(n)), 3.0)),
+        (times.Times("logit-normal", shift=3.0), lambda n: shifted(torch.sigmoid(torch.randn(n)), 3.0)),
         (times.Times(shift=times.ByTokens()), lambda n: shifted(torch.rand(n), math.exp(0.5))),
-        (times.Times("sigmoid", shift=2.0, low=0.3, high=0.8), cut),
+        (times.Times("logit-normal", shift=2.0, low=0.3, high=0.8), cut),
     ):
         drawn = reference(200_000).sort().values
         found = made.at(shares, 256)
@@ -188,9 +188,9 @@ def test_a_shift_that_is_not_given_is_that_of_the_family(host: Host) -> None:
     settings = importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.train.settings")
     flux = module(host, "families").FAMILIES["Flux"]
     for times, shift, distribution, wanted in (
-        ("auto", 0.0, "sigmoid", flux.times.shift),
+        ("auto", 0.0, "logit-normal", flux.times.shift),
         ("uniform", 0.0, "uniform", flux.times.shift),
-        ("auto", 2.0, "sigmoid", 2.0),
+        ("auto", 2.0, "logit-normal", 2.0),
         ("uniform", 2.0, "uniform", 2.0),
     ):
         made = settings.times_of(SimpleNamespace(times=times, shift=shift), flux)
