@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..lycoris_ops import discover
 from . import nodes
 from .host import ComfyExtension, io
+from .inputs import given_all
 from .routes import add_routes
 
 __all__ = ["NODES", "LycorisExtension"]
@@ -13,7 +14,7 @@ __all__ = ["NODES", "LycorisExtension"]
 def _discover() -> list[type[io.ComfyNode]]:
     # Only classes that a module defines itself: those that it imports are not its nodes.
     return [
-        value
+        given_all(value)
         for module in discover(nodes.__name__)
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, io.ComfyNode) and value.__module__ == module.__name__

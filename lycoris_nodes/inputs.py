@@ -79,14 +79,15 @@ def is_many(one: Any) -> bool:
 
 
 def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
-    """A node's `execute` that raises LycorisError for an input that is not what the node's schema says.
+    """A node's `execute` that raises LycorisError for an input that is not what the node's schema says, or
+    that is none of its inputs.
 
     A choice is also looked up in the schema's list, unless the node judges it in its own `validate_inputs`.
     The host does the same with a literal. An optional input that is not there has the schema's default.
 
     To a node that takes lists the host gives every value as a list. Only inputs that are many stay so. What
-    the host gives as a group comes input by input, as if there were no groups; a node that accepts all inputs
-    takes them so from a prompt too. A group that `execute` takes by its own name comes whole, and is the
+    the host gives as a group comes input by input, as if there were no groups, and they are taken so
+    from a prompt too. A group that `execute` takes by its own name comes whole, and is the
     node's to judge.
     """
     signature = inspect.signature(execute)
@@ -96,9 +97,7 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
     def run(cls: type[io.ComfyNode], *args: Any, **inputs: Any) -> io.NodeOutput:
         schema = cls.define_schema()
         inputs, known = _ungrouped(schema.inputs, inputs, signature)
-        if rest:
-            _check_names(inputs, known)
-            inputs = {name: value for name, value in inputs.items() if name in known}
+        _check_names(inputs, [*known, *(one.id for one in schema.inputs if one.id not in known)])
         if schema.is_input_list:
             inputs = {name: _alone(known[name], value) for name, value in inputs.items() if name in known}
         defaults = {name: default for name, one in known.items() if (default := _default(one)) is not None}
@@ -149,16 +148,28 @@ def _ungrouped(
     return values, known
 
 
-def _check_names(given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise LycorisError for a name that is meant for an input and is that of none.
+def given_all(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+    """The node, to which the host now hands all that a prompt has for it: `checked` refuses what is no input.
 
-    Other names pass: extensions of the front end add widgets of their own to nodes.
+    By itself the host passes over such a value.
     """
+    define = node.define_schema.__func__
+
+    def define_schema(cls: type[io.ComfyNode]) -> io.Schema:
+        schema = define(cls)
+        schema.accept_all_inputs = True
+        return schema
+
+    node.define_schema = classmethod(define_schema)  # pyright: ignore[reportAttributeAccessIssue]
+    return node
+
+
+def _check_names(given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise LycorisError for a name that is that of no input, with the one that is probably meant."""
     for name in sorted(set(given) - set(known)):
-        near = difflib.get_close_matches(name.rpartition(".")[2], known, 1, cutoff=0.8)
-        if near or "." in name:
-            hint = f"Is it {near[0]}?" if near else None
-            raise LycorisError("there is no such input", key=name, expected=", ".join(known), hint=hint)
+        near = difflib.get_close_matches(name.rpartition(".")[2], known, 1)
+        hint = f"Is it {near[0]}?" if near else "Take it out: it may be of another version of the node"
+        raise LycorisError("there is no such input", key=name, expected=", ".join(known), hint=hint)
 
 
 def _may_be_missing(signature: inspect.Signature, one: Any) -> bool:

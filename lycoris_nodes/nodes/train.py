@@ -36,8 +36,6 @@ class LycorisTrain(io.ComfyNode):
             inputs=inputs(),
             outputs=outputs(),
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
-            # An input of a group is known by its own name too, see `checked`.
-            accept_all_inputs=True,
         )
 
     @classmethod

@@ -196,8 +196,8 @@ def _lora_biases(
 def _magnitudes(pieces: Sequence[tuple[Factored, Rows]], rows: int) -> Tensor | None:
     """The DoRA magnitudes (rows,) of all layers; None where no layer has one.
 
-    Raises LayerError unless every row has one, by the same norm. No magnitude stands for a row without DoRA: it would have to
-    be the norm of W + delta, and W is not known.
+    Raises LayerError unless every row has one, by the same norm. No magnitude stands for a row without DoRA:
+    it would have to be the norm of W + delta, and W is not known.
     """
     found = [(layer.dora_scale, at) for layer, at in pieces if layer.dora_scale is not None]
     if not found:

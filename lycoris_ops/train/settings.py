@@ -147,8 +147,11 @@ class Settings:
 
     def given(self) -> dict[str, Any]:
         """Those that are not the usual ones, by name."""
-        values = {field.name: (getattr(self, field.name), field.default) for field in dataclasses.fields(self)}
-        return {name: value for name, (value, usual) in values.items() if value != usual}
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        }
 
     @property
     def kind(self) -> type[Layer]:

@@ -298,6 +298,21 @@ def test_a_strength_that_is_no_number(server: Server, value: Any) -> None:
         json.dumps(caught.value.node_errors, allow_nan=False)
 
 
+@pytest.mark.parametrize("value", [3, ["base", 0], {"__value__": []}], ids=repr)
+def test_an_input_that_the_node_does_not_have(server: Server, value: Any) -> None:
+    """As by a typo, or of another version of the node; a literal or a link."""
+    for node, name, words in (
+        ("apply", "nonsense", "Take it out"),
+        ("apply", "stricd", "Is it strict?"),
+        ("load", "strength_modle", "Is it strength_model?"),
+        ("rules", "rule", "Is it rules?"),
+    ):
+        prompt = apply_prompt(LORA)
+        prompt[node]["inputs"][name] = value
+        message = refused(server, prompt)
+        assert f"{name}: there is no such input" in message and words in message
+
+
 @pytest.mark.parametrize("value", [3, "x", None, True, {"__value__": ["a"]}], ids=repr)
 def test_a_literal_in_place_of_a_link(server: Server, value: Any) -> None:
     for node, name in (("apply", "model"), ("apply", "clip"), ("apply", "stack"), ("rules", "stack")):

@@ -80,6 +80,13 @@ def test_every_node_checks_its_inputs(host: Host) -> None:
     nodes = [kind for name, kind in host.nodes.NODE_CLASS_MAPPINGS.items() if name.startswith("Lycoris")]
     assert nodes
     assert [kind.__name__ for kind in nodes if not hasattr(kind.execute, "__wrapped__")] == []
+    for kind in nodes:
+        assert kind.ACCEPT_ALL_INPUTS, "the host hands it what is no input"
+        first = kind.GET_SCHEMA().inputs[0].id
+        for name, words in (("zzz", "Take it out"), (f"{first}x", f"Is it {first}?")):
+            with pytest.raises(host.ops.LycorisError, match=f"{name}: there is no such input") as raised:
+                kind.execute(**{name: 3})
+            assert words in str(raised.value)
 
 
 @pytest.mark.parametrize(
