@@ -7,6 +7,8 @@ and trains adapters is loaded when a name of it is first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+# Before all that takes time.
+from . import interrupts  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from .adapters.adapter import Adapter
 from .adapters.fitted import FitReport, FitRow
 from .adapters.load import adapter_of_tensors, adapter_stamp, load_adapter, peek_adapter

@@ -102,10 +102,11 @@ def caption_of(
     """A conditioning of the host, encoded for one latent.
 
     `size` is what SDXL is told. Without it that is what the conditioning says, and without that the size of
-    the latent. `guidance` is what a guidance embedding gets. Without it that is the guidance which the model's
-    family is trained at: the one of a conditioning is for samplers, but where it says that there is none,
+    the latent. `guidance` is what a guidance embedding gets. Without it that is the guidance at which the
+    model's family is trained: the one of a conditioning is for samplers. Where it says that there is none,
     there is none. Models that mix noise into what they are given draw it from `seed`. `device` is where the
-    model is, without it where the latent is. With `graph` the tensors keep theirs: gradients reach the text encoders.
+    model is, without it where the latent is. With `graph` the tensors keep theirs: gradients reach the text
+    encoders.
 
     To be called while the model is open for training. Raises TrainError for a conditioning of several parts,
     for one that only a sampler can follow, and for a text with values that are not finite.

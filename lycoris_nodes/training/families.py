@@ -19,7 +19,7 @@ class Family:
     source: str
     """Whose defaults these are."""
     guidance: float | None = None
-    """What a guidance embedding gets in a training; None for what the caption says, or where there is none."""
+    """What a guidance embedding gets in a training; None for what the caption says, if it has one."""
     rank: int = 16
     lr: float = 1e-4
     preset: str = "attn-mlp"

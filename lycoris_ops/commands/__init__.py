@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from typing import NoReturn, cast
 
 from .. import LycorisError, discover
+from ..interrupts import Terminated, raised, status_of
 from . import verbs
 from .shared import output_state
 
 BAD_INPUT = 2
 """The exit status for wrong arguments and for every LycorisError; `argparse` uses the same."""
-INTERRUPTED = 130
-"""The exit status that shells report for a command that Ctrl-C ended."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,18 +37,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A letter that the terminal's encoding lacks is printed as its code, as Python does on stderr.
         cast("io.TextIOWrapper", stdout).reconfigure(errors="backslashreplace")
     try:
-        return int(options.run(options))
+        with raised():
+            return int(options.run(options))
     except LycorisError as error:
         # On one line, also where a file's own text in the message has line breaks.
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         # Told by what is there: the interrupt may have come when the file had just taken its name, which it
         # does only when it is complete.
         unchanged = output_state(options) == before
         outcome = "nothing was written" if unchanged else f"but {options.out} is written and complete"
-        print(f"error: interrupted, {outcome}", file=sys.stderr)
-        return INTERRUPTED
+        return interrupted(error, outcome)
+
+
+def interrupted(error: KeyboardInterrupt, outcome: str) -> int:
+    """Say how a command ended and what there is of it, and return the exit status."""
+    ended = "terminated" if isinstance(error, Terminated) else "interrupted"
+    print(f"error: {ended}, {outcome}", file=sys.stderr)
+    return status_of(error)
 
 
 def _parser() -> argparse.ArgumentParser:

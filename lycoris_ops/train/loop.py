@@ -15,6 +15,7 @@ import torch
 from ..adapters.place import files_of, place_of
 from ..errors import DivergedError, number_of
 from ..files.writing import check_files
+from ..interrupts import uninterrupted
 from ..ranks.gradients import Loss
 from . import processes
 from .checkpoints import Checkpoints, state_to_resume
@@ -22,7 +23,6 @@ from .curves import draw_curves
 from .extras import has
 from .feed import Batches, Feed, steps_of
 from .history import History, StepReport
-from .interrupts import uninterrupted
 from .network import LycorisNetwork
 from .options import TrainOptions
 from .progress import View, views

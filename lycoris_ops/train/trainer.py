@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import DivergedError, FileFormatError, MatchError, TrainError
 from ..files.tree_file import TreeForm
+from ..interrupts import uninterrupted
 from ..maths.chance import Chance
 from ..modules import Statistics
 from ..ranks.gradients import Loss, first_bad, independent, scalar
@@ -25,7 +26,6 @@ from .average import Average
 from .feed import Batches, Place, batches_of, moved
 from .history import History, StepReport
 from .identity import check_same, identity_of
-from .interrupts import uninterrupted
 from .metadata import metadata_of_training
 from .network import LycorisNetwork
 from .optimisers import family_of, make_optimiser

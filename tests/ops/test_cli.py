@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -355,27 +357,62 @@ def test_bad_input_is_one_line_and_status_2(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_an_interrupt_is_one_line_and_leaves_nothing(
+@pytest.mark.parametrize(
+    ("number", "status", "words"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_signal_is_one_line_and_leaves_nothing(
     file: Path,
     model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
+    number: int,
+    status: int,
+    words: str,
 ) -> None:
-    """Ctrl-C during `bake` ends the command with 130, the status that shells give for it."""
+    """One that comes during `bake` ends the command with the status that shells give for it."""
 
     def interrupt(what: str) -> Callable[[int, int], None]:
-        def progress(done: int, total: int) -> None:
-            raise KeyboardInterrupt
-
-        return progress
+        return lambda done, total: os.kill(os.getpid(), number)
 
     monkeypatch.setattr("lycoris_ops.commands.verbs.bake.progress_bar", interrupt)
     before = sorted(tmp_path.iterdir())
-    status = main(["bake", str(model), "--adapter", str(file), "-o", str(tmp_path / "out.safetensors")])
+    found = main(["bake", str(model), "--adapter", str(file), "-o", str(tmp_path / "out.safetensors")])
     out, err = capfd.readouterr()
-    assert (status, out, err) == (130, "", "error: interrupted, nothing was written\n")
+    assert (found, out, err) == (status, "", f"error: {words}, nothing was written\n")
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no Ctrl-C to one process alone")
+def test_a_signal_while_it_is_imported_is_one_line(file: Path) -> None:
+    """From the first module of ours to the last, among them those of torch, which take the time."""
+    cases = {
+        "lycoris_ops.interrupts": signal.SIGINT,
+        "torch.autograd": signal.SIGTERM,
+        "torch": signal.SIGINT,
+        "lycoris_ops.commands.shared": signal.SIGINT,
+    }
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-X", "importtime", "-m", "lycoris_ops", "inspect", str(file)],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            # A shell that runs these tests in the background has its children ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - one thread
+        )
+        for _ in cases
+    ]
+    for running, (moment, number) in zip(started, cases.items(), strict=True):
+        assert running.stderr is not None
+        while (line := running.stderr.readline()) and line.rpartition("|")[2].strip() != moment:
+            pass
+        running.send_signal(number)
+        out, err = running.communicate(timeout=60)
+        said = [line for line in err.splitlines() if not line.startswith("import time:")]
+        assert (running.returncode, said, out) == (128 + number, ["error: interrupted"], ""), moment
 
 
 def test_bad_input_ends_the_process_with_2(tmp_path: Path) -> None:

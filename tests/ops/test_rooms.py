@@ -94,7 +94,8 @@ def test_the_public_surface_is_what_it_says() -> None:
     imported: list[str] = []
     for file in (package / "__init__.py", package / "train" / "surface.py"):
         nodes = ast.parse(file.read_text(encoding="utf-8")).body
-        found = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.level]
+        found = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+        found = [node for node in found if node.level]
         imported += [name.asname or name.name for node in found for name in node.names]
     assert sorted(imported) == sorted(lyc.__all__)
     assert all(getattr(lyc, name) is not None for name in lyc.__all__) and set(lyc.__all__) <= set(dir(lyc))

@@ -129,12 +129,17 @@ def test_a_plan_is_made_and_kept_for_a_resumed_run(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no Ctrl-C to one process alone")
-@pytest.mark.parametrize("way", ["Ctrl-C", "killed"])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)],
+    ids=["Ctrl-C", "terminated", "killed"],
+)
 def test_a_run_that_was_broken_off_goes_on_from_its_newest_whole_state(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int, status: int
 ) -> None:
-    """Ctrl-C leaves the state after the last step, and a kill the checkpoints that were written before."""
-    file = settings(tmp_path, "arguments = {wait = true}", "checkpoint_every = 2" if way == "killed" else "")
+    """A signal leaves the state after the last step, and a kill the checkpoints that were written before."""
+    killed = number == signal.SIGKILL
+    file = settings(tmp_path, "arguments = {wait = true}", "checkpoint_every = 2" if killed else "")
     running = subprocess.Popen(
         [sys.executable, "-m", "lycoris_ops", "train", file],
         cwd=ROOT,
@@ -147,23 +152,24 @@ def test_a_run_that_was_broken_off_goes_on_from_its_newest_whole_state(
     )
     assert running.stdout is not None
     # The checkpoint of the second step is written before the third one begins.
-    for _ in range(2 if way == "Ctrl-C" else 3):
+    for _ in range(3 if killed else 2):
         assert running.stdout.readline() == "a step\n"
-    running.send_signal(signal.SIGINT if way == "Ctrl-C" else signal.SIGKILL)
+    running.send_signal(number)
     _, errors = running.communicate(timeout=60)
     folder = tmp_path / "out-checkpoints"
     last = folder / "last.state.safetensors"
-    if way == "Ctrl-C":
-        assert running.returncode == 130 and errors.splitlines()[-1].endswith(f"go on with --resume {last}")
-        expected = r"went on from step \d of an earlier run: last\.state\.safetensors, the only state\n"
-    else:
-        assert running.returncode == -signal.SIGKILL and not last.exists()
+    assert running.returncode == status
+    if killed:
+        assert not last.exists()
         whole = (folder / "step-000002.state.safetensors").read_bytes()
         last.write_bytes(whole[:-1])
         expected = (
             r"went on from step 2 of an earlier run: step-000002\.state\.safetensors, the only state; "
             r"passed over: last\.state\.safetensors \(.+\)\n"
         )
+    else:
+        assert errors.splitlines()[-1].endswith(f"go on with --resume {last}")
+        expected = r"went on from step \d of an earlier run: last\.state\.safetensors, the only state\n"
     assert not (tmp_path / "out.safetensors").exists()
     assert main(["train", file, "--resume"]) == 0
     assert re.search(expected, capsys.readouterr().out)

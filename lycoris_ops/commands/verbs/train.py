@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ... import LycorisError, Plan, TrainOptions, TrainResult, create_lycoris, train_network
-from .. import INTERRUPTED
+from .. import interrupted
 from ..shared import add_json, show
 from ..training import growth_of, options_of, plan_of, read_settings, table, task_of
 
@@ -64,11 +64,10 @@ def run(options: argparse.Namespace) -> int:
             growth=growth_of(task, training),
             resume=resume,
         )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         state = training.last_state
         outcome = f"go on with --resume {state}" if state and state.exists() else "nothing was written"
-        print(f"error: interrupted, {outcome}", file=sys.stderr)
-        return INTERRUPTED
+        return interrupted(error, outcome)
     if _first():
         show(options, _plain(result), str(result))
     return 0

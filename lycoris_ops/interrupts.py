@@ -1,0 +1,95 @@
+"""What ends a process from outside: Ctrl-C (SIGINT) and SIGTERM.
+
+While the command line is being imported, which takes seconds, one line and the shell's status are all that
+comes of them: importing this module sees to it, so it is imported first. In a verb they are exceptions, by
+which unfinished files are removed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a process as Ctrl-C does."""
+
+
+def status_of(error: KeyboardInterrupt) -> int:
+    """The exit status that shells report for a command that was ended so."""
+    return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+
+
+def _leave(number: int, _: FrameType | None) -> NoReturn:
+    # Not by an exception: an import that it goes through may take it for its own.
+    os.write(2, b"error: interrupted\n")
+    os._exit(128 + number)
+
+
+def _raise(number: int, _: FrameType | None) -> NoReturn:
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+@contextmanager
+def raised() -> Generator[None]:
+    """A time in which both signals are exceptions in the main thread: KeyboardInterrupt and Terminated."""
+    with _handled(_raise, _heeded):
+        yield
+
+
+@contextmanager
+def uninterrupted() -> Generator[None]:
+    """A time without the exceptions of these signals. One that comes is raised at the end."""
+    came: list[tuple[int, FrameType | None]] = []
+
+    def _noted(number: int, frame: FrameType | None) -> None:
+        came.append((number, frame))
+
+    before: dict[int, Any] = {}
+    try:
+        with _handled(_noted, callable) as before:
+            yield
+    finally:
+        if came:
+            before[came[0][0]](*came[0])
+
+
+def _heeded(handler: object) -> bool:
+    """Whether a signal is heeded, in a way that Python can put back.
+
+    A shell lets commands in the background ignore Ctrl-C.
+    """
+    return handler is not None and handler is not signal.SIG_IGN
+
+
+@contextmanager
+def _handled(handler: Any, replaces: Any) -> Generator[dict[int, Any]]:
+    """A time in which a handler stands in for those that it `replaces`. What it is given are these.
+
+    Python handles signals in the main thread alone, so elsewhere nothing is done.
+    """
+    before: dict[int, Any] = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for each in SIGNALS:
+                if replaces(found := signal.getsignal(each)):
+                    before[each] = found
+                    signal.signal(each, handler)
+        yield before
+    finally:
+        for number, found in before.items():
+            signal.signal(number, found)
+
+
+if sys.argv[:1] == ["-m"] and __package__ in sys.orig_argv:
+    for each in SIGNALS:
+        if _heeded(signal.getsignal(each)):
+            signal.signal(each, _leave)
