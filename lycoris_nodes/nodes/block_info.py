@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...lycoris_ops import Stack, describe_blocks, survey
+from ...lycoris_ops import Stack, blocks_picture, describe_blocks, survey
 from ..host import io, patcher_of, progress, shown_pictures, weight_of, weight_shapes
 from ..inputs import checked
-from ..pictures import blocks_picture, picture_tensor
+from ..pictures import picture_tensor
 from ..wires import CATEGORY, report_output, stack_input
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io as bytes_io
 from typing import Any
-
-from PIL import Image
 
 from ...lycoris_ops import LycorisError, Stack, describe_examination, examination_picture, examine
 from ..host import compute_device, io, progress, shown_pictures
@@ -13,9 +10,6 @@ from ..inputs import checked
 from ..pictures import picture_tensor
 from ..weights import connected_weights
 from ..wires import CATEGORY, no_stack, report_output, stack_input
-
-BLANK = Image.new("RGB", (64, 64), "white")
-"""What the picture is where matplotlib is not installed: the report says so."""
 
 
 class LycorisInspect(io.ComfyNode):
@@ -81,9 +75,5 @@ class LycorisInspect(io.ComfyNode):
             progress=progress(1),
         )
         text = describe_examination(found)
-        try:
-            picture = Image.open(bytes_io.BytesIO(examination_picture(found)))
-        except LycorisError as error:
-            text, picture = f"{text}\n\nNo picture: {error}", BLANK
-        shown = picture_tensor(picture)
+        shown = picture_tensor(examination_picture(found))
         return io.NodeOutput(shown, text, ui={"text": (text,), **shown_pictures(shown, cls)})

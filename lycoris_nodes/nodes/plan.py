@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...lycoris_ops import Plan, parse_size, plan_ranks, probe
+from ...lycoris_ops import Plan, parse_size, plan_picture, plan_ranks, probe
 from ..host import io, progress, shown_pictures
 from ..inputs import checked
-from ..pictures import picture_tensor, plan_picture
+from ..pictures import picture_tensor
 from ..room import checkpointing_input, is_checkpointed, memory_for
 from ..samples import guidance_in_words, masks_in_words, samples_of
 from ..training import DiffusionLoss, family_of, opened

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...lycoris_ops import Entry, Stack, load_adapter
+from ...lycoris_ops import Entry, Stack, curves_picture, load_adapter
 from ..host import file_tensors, io, shown_pictures, tell_page, workflow_metadata
 from ..inputs import checked
-from ..pictures import curves, picture_tensor
+from ..pictures import picture_tensor
 from ..train.run import train
 from ..train.schema import inputs, outputs
 from ..train.settings import Asked
@@ -48,7 +48,7 @@ class LycorisTrain(io.ComfyNode):
             lambda text: tell_page(RESCUED, cls.hidden, text=text),
         )
         history = made.result.history
-        picture = picture_tensor(curves(history, made.result.steps, made.name))
+        picture = picture_tensor(curves_picture(history, made.result.steps, made.name))
         # PEFT's file is in a folder.
         path = str(made.result.output)
         return with_report(

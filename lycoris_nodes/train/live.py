@@ -7,9 +7,9 @@ from datetime import timedelta
 
 from PIL.Image import Image
 
-from ...lycoris_ops import History, StepReport
+from ...lycoris_ops import History, StepReport, curves_picture
 from ..host import progress
-from ..pictures import beside, curves
+from ..pictures import beside
 from ..previews import Previews
 
 PREVIEW = 1.0
@@ -39,7 +39,7 @@ class Live:
             self.sample = self.previews.make(report.step)
         if due or now - self._drawn >= PREVIEW:
             self._drawn = now
-            picture = curves(self.history, self.steps, self._title(report.step, now))
+            picture = curves_picture(self.history, self.steps, self._title(report.step, now))
             picture = picture if self.sample is None else beside(picture, self.sample)
         self._update(report.step, self.steps, picture)
 

@@ -1,48 +1,61 @@
-"""An examination as one picture of several charts, by matplotlib."""
+"""An examination as one picture of several charts, and the blocks of a model as bars."""
 
 from __future__ import annotations
 
-import io
-import math
 import os
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ..errors import LycorisError
+from ..charts import (
+    INK,
+    Axes,
+    Point,
+    Row,
+    Series,
+    Table,
+    check_png,
+    colour_of,
+    in_rows,
+    png_of,
+    shortened,
+    side_by_side,
+)
 from ..files.writing import written
+from ..stack.survey import Survey
 from .measure import KINDS, Examination, LayerMeasure
 
-FORMS = ("png", "svg", "pdf")
-COLOURS = {"attn": "C0", "mlp": "C1", "conv": "C2", "norm": "C3", "other": "C7"}
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+COLOURS = {kind: colour_of(number) for number, kind in enumerate(KINDS)} | {"other": "#7f7f7f"}
 TIMES = 60
 """Into how many parts the sampling is divided for the chart of a schedule."""
 LEAST = 1e-6
 """The smallest value on an axis of a logarithm."""
-LONGEST = 24
-"""The most characters of a name that are shown."""
 
 
 def draw_examination(found: Examination, path: str | os.PathLike[str]) -> None:
-    """Write the picture of an examination to a file, as PNG, SVG or PDF by its ending.
+    """Write the picture of an examination to a PNG file.
 
-    Raises LycorisError for another ending and where matplotlib is not installed, and WriteError.
+    Raises LycorisError for another ending and where Pillow is not installed, and WriteError.
     """
     file = Path(path)
-    kind = file.suffix.lower().removeprefix(".")
-    if kind not in FORMS:
-        raise LycorisError(
-            "a picture cannot be written in this form",
-            file=str(path),
-            expected=" or ".join(f".{name}" for name in FORMS),
-        )
-    picture = examination_picture(found, kind=kind)
+    check_png(file)
+    picture = png_of(examination_picture(found))
     with written([file], len(picture)) as (out,):
         out.write(picture)
 
 
-def examination_picture(found: Examination, *, width: float = 14.0, kind: str = "png") -> bytes:
-    """The charts of an examination as one picture, in the format `kind` (png, svg or pdf).
+def examination_picture(found: Examination) -> Image:
+    """The charts of an examination as one picture. Raises LycorisError where Pillow is not installed."""
+    return side_by_side(examination_charts(found))
+
+
+def examination_charts(found: Examination) -> list[Axes | Table]:
+    """The charts of an examination.
 
     1. The norm of each adapter's change by block, by what the layers are there.
     2. The change of each layer beside its weight, in the order of the model; without a base its norm.
@@ -50,105 +63,113 @@ def examination_picture(found: Examination, *, width: float = 14.0, kind: str = 
     4. The cosines of all pairs, over all and by block, where there are several adapters.
     5. What was lost in layers that were resized, merged or extracted, where the adapter says it.
     6. Strengths over the sampling, where they follow schedules.
-
-    Raises LycorisError where matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise LycorisError(
-            "matplotlib is not installed", expected="it, to draw pictures", hint="pip install matplotlib"
-        ) from error
-    charts: list[Callable[[Any, Examination], None]] = [_energy, _relative, _spectra]
+    charts: list[Axes | Table] = [_energy(found), _relative(found), _spectra(found)]
     if len(found.entries) > 1:
-        charts += [_cosines, _by_block]
+        cosines = [[float(value) for value in row] for row in found.cosines()]
+        charts += [
+            Table("cosine of the changes", [_named(name) for name in found.names], cosines),
+            _by_block(found),
+        ]
     if any(entry.adapter.report is not None for entry in found.entries):
-        charts.append(_lost)
+        charts.append(_lost(found))
     if any(entry.schedule for entry in found.entries):
-        charts.append(_schedules)
-    rows = math.ceil(len(charts) / 2)
-    # matplotlib is typed in part only.
-    figure: Any = Figure(figsize=(width, 4.2 * rows), layout="constrained")
-    places = figure.subplots(rows, 2, squeeze=False).flatten()
-    for place, chart in zip(places, charts, strict=False):
-        chart(place, found)
-    for place in places[len(charts) :]:
-        place.axis("off")
-    held = io.BytesIO()
-    figure.savefig(held, format=kind)
-    return held.getvalue()
+        charts.append(_schedules(found))
+    return charts
 
 
-def _name(text: str) -> str:
-    return text if len(text) <= LONGEST else f"...{text[3 - LONGEST :]}"
+def blocks_picture(found: Survey) -> Image:
+    """Bars for the share that each block has of each adapter's change; without adapters, of the weights."""
+    title = "share of the squared norm of the change, by block" if found.adapters else "weights by block"
+    legend = [(_named(one.entry.name), colour_of(number)) for number, one in enumerate(found.adapters)]
+    return in_rows(title, block_rows(found), legend)
 
 
-def _energy(axes: Any, found: Examination) -> None:
+def block_rows(found: Survey) -> list[Row]:
+    if not found.adapters:
+        return [Row(name, [(count, colour_of(0), str(count))]) for name, count in found.blocks.items()]
+    shares = {name: [one.share(name) for one in found.adapters] for name in found.blocks}
+    return [
+        Row(name, [(share, colour_of(number), f"{share:.1%}") for number, share in enumerate(each)])
+        for name, each in shares.items()
+    ]
+
+
+def _named(name: str) -> str:
+    """A name as it is shown: what all files end in tells nothing."""
+    return shortened(name.removesuffix(".safetensors"))
+
+
+def _energy(found: Examination) -> Axes:
+    places = {block: place for place, block in enumerate(found.blocks)}
+    squares: dict[tuple[str, int, int], float] = defaultdict(float)
+    for layer in found.layers:
+        squares[layer.kind, layer.entry, places[layer.block]] += layer.norm**2
     width = 0.8 / len(found.entries)
-    for entry in range(len(found.entries)):
-        bottom = [0.0] * len(found.blocks)
-        for kind in (*KINDS, "other"):
-            squares = dict.fromkeys(found.blocks, 0.0)
-            for layer in found.layers:
-                if layer.entry == entry and layer.kind == kind:
-                    squares[layer.block] += layer.norm**2
-            values = [squares[block] for block in found.blocks]
-            if any(values):
-                at = [place + (entry + 0.5) * width - 0.4 for place in range(len(values))]
-                label = kind if entry == 0 else None
-                shade = 1 - 0.5 * entry * width
-                axes.bar(at, values, width, bottom, color=COLOURS[kind], alpha=shade, label=label)
-                bottom = [one + other for one, other in zip(bottom, values, strict=True)]
-    step = max(1, len(found.blocks) // 30)
-    shown = range(0, len(found.blocks), step)
-    axes.set_xticks(list(shown), [_name(found.blocks[at]) for at in shown], rotation=90, fontsize=7)
-    axes.set(title="energy by block, adapters side by side", ylabel="||w D||^2")
-    axes.legend(fontsize=7)
+    bottoms: dict[tuple[int, int], float] = defaultdict(float)
+    series: list[Series] = []
+    for kind in (*KINDS, "other"):
+        corners: list[Point] = []
+        for (_, entry, place), value in ((key, value) for key, value in squares.items() if key[0] == kind):
+            left, bottom = place - 0.4 + entry * width, bottoms[entry, place]
+            bottoms[entry, place] += value
+            corners += [(left, bottom), (left + 0.9 * width, bottom + value)]
+        if corners:
+            series.append(Series(corners, COLOURS[kind], kind, "boxes"))
+    title = "energy by block" + (", adapters side by side" if len(found.entries) > 1 else "")
+    most = max(bottoms.values(), default=1.0)
+    return Axes(title, series, up="||w D||^2", names=found.blocks, limits=(0.0, most))
 
 
-def _relative(axes: Any, found: Examination) -> None:
+def _relative(found: Examination) -> Axes:
     related = any(layer.weight for layer in found.layers)
+    series: list[Series] = []
     for kind in (*KINDS, "other"):
         points = [
-            (at, max(LEAST, (layer.relative or 0.0) if related else layer.norm))
+            (float(at), max(LEAST, (layer.relative or 0.0) if related else layer.norm))
             for at, layer in enumerate(found.layers)
             if layer.kind == kind
         ]
         if points:
-            axes.plot(*zip(*points, strict=True), ".", color=COLOURS[kind], label=kind, markersize=4)
-    axes.set_yscale("log")
-    axes.set(
-        title="change of each layer" + (" beside its weight" if related else ""),
-        xlabel="layer, in the order of the model",
-        ylabel="||w D|| / ||W||" if related else "||w D||",
+            series.append(Series(points, COLOURS[kind], kind, "dots"))
+    return Axes(
+        "change of each layer" + (" beside its weight" if related else ""),
+        series,
+        across="layer, in the order of the model",
+        up="||w D|| / ||W||" if related else "||w D||",
+        logarithmic=(False, True),
     )
-    axes.legend(fontsize=7)
 
 
-def _spectra(axes: Any, found: Examination) -> None:
+def _spectra(found: Examination) -> Axes:
+    series: list[Series] = []
+    marks: list[tuple[float, Series]] = []
     for entry, name in enumerate(found.names):
         own = [layer for layer in found.layers if layer.entry == entry and len(layer.spectrum) > 1]
         if not own:
             continue
+        colour = colour_of(entry)
         ranks = range(1, max(len(layer.spectrum) for layer in own) + 1)
         ordered = [sorted(_value(layer, rank) for layer in own) for rank in ranks]
         low, middle, high = (
-            [values[int(share * (len(values) - 1))] for values in ordered] for share in (0.1, 0.5, 0.9)
+            [
+                (float(rank), values[int(share * (len(values) - 1))])
+                for rank, values in zip(ranks, ordered, strict=True)
+            ]
+            for share in (0.1, 0.5, 0.9)
         )
-        axes.plot(ranks, middle, color=f"C{entry}", label=_name(name))
-        axes.fill_between(ranks, low, high, color=f"C{entry}", alpha=0.2, linewidth=0)
-        for share, style in ((0.9, ":"), (0.99, "--")):
+        series += [Series([*low, *reversed(high)], colour, form="area"), Series(middle, colour, _named(name))]
+        for share, style in ((0.9, Series((), colour, form="dashes")), (0.99, Series((), colour))):
             kept = sorted(layer.rank_of(share) for layer in own)[len(own) // 2]
-            axes.axvline(kept, color=f"C{entry}", linestyle=style, linewidth=1)
-    axes.set_yscale("log")
-    axes.set_xscale("log")
-    axes.set(
-        title="spectra: median, 10 to 90 %; 90 % of the energy at :, 99 % at --",
-        xlabel="rank",
-        ylabel="singular value / largest",
+            marks.append((kept, style))
+    return Axes(
+        "spectra: median, and 10 to 90 % of the layers",
+        series,
+        across="rank; upright: where 90 % (dashed) and 99 % of the energy are kept",
+        up="singular value / largest",
+        logarithmic=(True, True),
+        marks=marks,
     )
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=7)
 
 
 def _value(layer: LayerMeasure, rank: int) -> float:
@@ -156,54 +177,44 @@ def _value(layer: LayerMeasure, rank: int) -> float:
     return max(LEAST, layer.spectrum[rank - 1]) if rank <= len(layer.spectrum) else LEAST
 
 
-def _cosines(axes: Any, found: Examination) -> None:
-    matrix = found.cosines()
-    cosines = [[float(value) for value in row] for row in matrix]
-    image = axes.imshow(cosines, vmin=-1, vmax=1, cmap="coolwarm")
-    for one, row in enumerate(cosines):
-        for other, value in enumerate(row):
-            axes.text(other, one, f"{value:.2f}", ha="center", va="center", fontsize=8)
-    names = [_name(name) for name in found.names]
-    axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=7)
-    axes.set_yticks(range(len(names)), names, fontsize=7)
-    axes.set(title="cosine of the changes")
-    axes.figure.colorbar(image, ax=axes, shrink=0.8)
+def _by_block(found: Examination) -> Axes:
+    found_by = [found.cosines(block) for block in found.blocks]
+    series = [Series([(-0.5, 0.0), (len(found.blocks) - 0.5, 0.0)], INK)]
+    for number, (one, other) in enumerate(combinations(range(len(found.entries)), 2)):
+        points = [(float(place), float(cosines[one, other])) for place, cosines in enumerate(found_by)]
+        label = f"{one + 1} and {other + 1}"
+        series.append(Series(points, colour_of(number), label, "line and dots"))
+    return Axes(
+        "cosine by block, by the numbers beside the names", series, names=found.blocks, limits=(-1.0, 1.0)
+    )
 
 
-def _by_block(axes: Any, found: Examination) -> None:
-    count = len(found.entries)
-    for one in range(count):
-        for other in range(one + 1, count):
-            values = [float(found.cosines(block)[one, other]) for block in found.blocks]
-            label = f"{_name(found.names[one])} / {_name(found.names[other])}"
-            axes.plot(range(len(values)), values, marker=".", linewidth=1, label=label)
-    step = max(1, len(found.blocks) // 30)
-    shown = range(0, len(found.blocks), step)
-    axes.set_xticks(list(shown), [_name(found.blocks[at]) for at in shown], rotation=90, fontsize=7)
-    axes.axhline(0, color="black", linewidth=0.5)
-    axes.set(title="cosine by block", ylim=(-1.05, 1.05))
-    axes.legend(fontsize=7)
+def _lost(found: Examination) -> Axes:
+    series = [
+        Series(
+            [(float(at), max(LEAST, row.error)) for at, row in enumerate(one.adapter.report.rows)],
+            colour_of(entry),
+            _named(one.name),
+            "dots",
+        )
+        for entry, one in enumerate(found.entries)
+        if one.adapter.report is not None
+    ]
+    return Axes(
+        "what was lost when it was made", series, "layer", "||D' - D|| / ||D||", logarithmic=(False, True)
+    )
 
 
-def _lost(axes: Any, found: Examination) -> None:
-    for entry, one in enumerate(found.entries):
-        if one.adapter.report is not None:
-            errors = [max(LEAST, row.error) for row in one.adapter.report.rows]
-            axes.plot(range(len(errors)), errors, ".", color=f"C{entry}", label=_name(one.name))
-    axes.set_yscale("log")
-    axes.set(title="what was lost when it was made", xlabel="layer", ylabel="||D' - D|| / ||D||")
-    axes.legend(fontsize=7)
+def _schedules(found: Examination) -> Axes:
+    return Axes("strength over the sampling", list(_curves(found)), "share of the clock", "strength")
 
 
-def _schedules(axes: Any, found: Examination) -> None:
+def _curves(found: Examination) -> Iterator[Series]:
     times = [place / TIMES for place in range(TIMES + 1)]
     for entry, one in enumerate(found.entries):
-        for number, stage in enumerate(one.schedule.stages if one.schedule else ()):
-            for place, track in enumerate(stage):
-                names = " ".join(pattern.text for pattern in track.patterns)
-                values = [one.strength * track.timing.curve.at(time) for time in times]
-                style = ("-", "--", ":", "-.")[(number + place) % 4]
-                label = f"{_name(one.name)} {names} ({track.timing.clock})"
-                axes.plot(times, values, style, color=f"C{entry}", label=label)
-    axes.set(title="strength over the sampling", xlabel="share of the clock", ylabel="strength")
-    axes.legend(fontsize=7)
+        tracks = [track for stage in (one.schedule.stages if one.schedule else ()) for track in stage]
+        for number, track in enumerate(tracks):
+            names = " ".join(pattern.text for pattern in track.patterns)
+            points = [(time, one.strength * track.timing.curve.at(time)) for time in times]
+            label = f"{_named(one.name)} {names} ({track.timing.clock})"
+            yield Series(points, colour_of(entry), label, "dashes" if number % 2 else "line")

@@ -3,41 +3,46 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..errors import LycorisError
+from ..charts import Row, check_png, colour_of, in_rows, png_of
+from ..files.writing import written
 from .plan import Plan
 
-LONGEST = 40
-"""The most characters of a path that are shown."""
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SHOWN = 60
+"""The most layers of a plan that are drawn: those with the most parameters."""
 
 
 def draw_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
-    """Write a picture of a plan to a file, as PNG, SVG or PDF by its ending.
+    """Write the picture of a plan to a PNG file, see `plan_picture`.
 
-    For each layer it shows the parameters as a bar, coloured by algorithm, with the rank, and beside it the
-    gain. Raises LycorisError where matplotlib is not installed.
+    Raises LycorisError for another ending and where Pillow is not installed, and WriteError.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise LycorisError(
-            "matplotlib is not installed", expected="it, to draw plans", hint="pip install matplotlib"
-        ) from error
-    rows = plan.rows[::-1]
-    names = [row.path if len(row.path) <= LONGEST else f"...{row.path[3 - LONGEST :]}" for row in rows]
-    kinds = list(dict.fromkeys(row.algorithm for row in plan))
-    # matplotlib is typed in part only.
-    figure: Any = Figure(figsize=(9, 1.2 + 0.22 * max(4, len(rows))), layout="constrained")
-    sizes, gains = figure.subplots(1, 2, sharey=True)
-    for index, kind in enumerate(kinds):
-        places = [place for place, row in enumerate(rows) if row.algorithm == kind]
-        sizes.barh(places, [rows[place].parameters for place in places], color=f"C{index}", label=kind)
-    for place, row in enumerate(rows):
-        sizes.text(row.parameters, place, f" {row.rank or ''}", va="center", fontsize=7)
-    gains.barh(range(len(rows)), [100 * (row.gain or 0) for row in rows], color="grey")
-    sizes.set_yticks(range(len(rows)), names, fontsize=7)
-    sizes.set(xlabel="parameters (rank)", title=f"{plan.parameters:,} parameters")
-    gains.set(xlabel="gain, % of the energy of the gradient", title=f"{plan.gain:.1%}")
-    sizes.legend(fontsize=7)
-    figure.savefig(path)
+    check_png(Path(path))
+    picture = png_of(plan_picture(plan))
+    with written([Path(path)], len(picture)) as (out,):
+        out.write(picture)
+
+
+def plan_picture(plan: Plan) -> Image:
+    """The parameters of each layer as a bar, coloured by algorithm, with its rank and its gain.
+
+    The gain is a share of the energy of the gradient. Raises LycorisError where Pillow is not installed.
+    """
+    rows = plan.rows
+    title = f"{plan.parameters:,} parameters in {len(plan)} layers"
+    if len(rows) > SHOWN:
+        rows = tuple(sorted(rows, key=lambda row: -row.parameters)[:SHOWN])
+        title += f", the largest {SHOWN} shown"
+    kinds = dict.fromkeys(row.algorithm for row in plan)
+    colours = {kind: colour_of(number) for number, kind in enumerate(kinds)}
+    drawn: list[Row] = []
+    for row in rows:
+        rank = "" if row.rank is None else f"rank {row.rank}"
+        gain = "" if row.gain is None else f"  {row.gain:.1%}"
+        drawn.append(Row(row.path, [(row.parameters, colours[row.algorithm], rank + gain)]))
+    return in_rows(title, drawn, list(colours.items()))

@@ -2,47 +2,37 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from ..charts import Axes, Series, binned, colour_of, png_of, side_by_side
 from ..files.writing import written
-from .extras import required
 from .history import History
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+BINS = 50
+"""The most points of the curve of the training's losses: each is the mean of the steps between two."""
 
 
 def draw_curves(history: History, path: Path) -> None:
-    """Write the curves as PNG: each step's loss, its running mean, and the held-out loss.
+    """Write the curves as PNG. Raises LycorisError where Pillow is not installed, and WriteError."""
+    picture = png_of(curves_picture(history))
+    with written([path], len(picture)) as (file,):
+        file.write(picture)
 
-    Raises TrainError where matplotlib is not installed, and WriteError.
+
+def curves_picture(history: History, steps: int | None = None, title: str = "loss") -> Image:
+    """The losses of a training: while training in means of several steps, and the held-out ones.
+
+    The axis of steps is as long as the whole training is to be, where `steps` says it. Raises LycorisError
+    where Pillow is not installed.
     """
-    # The figure alone, without pyplot, which would choose a window system.
-    figures: Any = required("matplotlib.figure", "matplotlib", "a picture of the curves")
-    figure = figures.Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    if history.losses:
-        steps, losses = zip(*history.losses, strict=True)
-        axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
-        axes.plot(steps, _smooth(losses), color="tab:blue", label="training")
-    if history.validation:
-        steps, losses = zip(*history.validation, strict=True)
-        axes.plot(steps, losses, color="tab:orange", marker=".", label="held out")
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    image = io.BytesIO()
-    # Without the version of matplotlib, so that the same curves make the same file.
-    figure.savefig(image, format="png", dpi=100, metadata={"Software": None})
-    with written([path], image.tell()) as (file,):
-        file.write(image.getvalue())
-
-
-def _smooth(values: tuple[float, ...]) -> list[float]:
-    """The mean of each value and up to as many before it as a twentieth of all."""
-    width = max(1, len(values) // 20)
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
-    starts = [max(0, end - width) for end in range(1, len(values) + 1)]
-    return [(sums[end] - sums[start]) / (end - start) for end, start in enumerate(starts, 1)]
+    trained = list(binned([(float(step), loss) for step, loss in history.losses], BINS))
+    held = [(float(step), loss) for step, loss in history.validation]
+    series = [Series(trained, colour_of(0), "training")]
+    if held:
+        series.append(Series(held, colour_of(1), "held out", "line and dots"))
+    end = steps or max((step for step, _ in (*history.losses, *history.validation)), default=1)
+    return side_by_side([Axes(title, series, across="step", span=(0.0, float(end)))], width=800, height=450)

@@ -130,9 +130,7 @@ def train_network(
     # Before the work: it must not turn out at the end that the file cannot be written.
     outs = [] if options.output is None else files_of(options.output, options.dialect)
     out = outs[0] if outs else None
-    curves = (
-        out.with_name(f"{out.stem}-curves.png") if out and options.picture and has("matplotlib") else None
-    )
+    curves = out.with_name(f"{out.stem}-curves.png") if out and options.picture and has("PIL") else None
     if first and outs:
         found = outs if curves is None else [*outs, curves]
         replaces = resume is not None or options.overwrite

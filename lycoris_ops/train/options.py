@@ -114,7 +114,7 @@ class TrainOptions:
     log: str | os.PathLike[str] | None = None
     """A folder for TensorBoard."""
     picture: bool = True
-    """Whether the curves are drawn beside `output`, where matplotlib is installed."""
+    """Whether the curves are drawn beside `output`, where Pillow is installed."""
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):

@@ -4,6 +4,7 @@ from ..extract.extract import extract_adapter as extract_adapter
 from ..fit.settings import FITTED as FITTED
 from ..inspect.measure import Examination as Examination
 from ..inspect.measure import examine as examine
+from ..inspect.pictures import blocks_picture as blocks_picture
 from ..inspect.pictures import draw_examination as draw_examination
 from ..inspect.pictures import examination_picture as examination_picture
 from ..inspect.words import describe_examination as describe_examination
@@ -19,6 +20,7 @@ from ..ranks.choice import captured_roots as captured_roots
 from ..ranks.choice import plan_ranks as plan_ranks
 from ..ranks.gradients import Loss as Loss
 from ..ranks.picture import draw_plan as draw_plan
+from ..ranks.picture import plan_picture as plan_picture
 from ..ranks.plan import Plan as Plan
 from ..ranks.plan import Row as Row
 from ..ranks.probe import Probe as Probe
@@ -33,6 +35,7 @@ from .by_block import try_algorithms as try_algorithms
 from .checkpoints import FoundState as FoundState
 from .checkpoints import newest_state as newest_state
 from .create import create_lycoris as create_lycoris
+from .curves import curves_picture as curves_picture
 from .feed import Batches as Batches
 from .history import History as History
 from .history import StepReport as StepReport

@@ -346,7 +346,11 @@ def test_after_an_interrupt_no_further_layer_is_begun(
     assert runs[node]() and len(told) > 6
 
 
-def test_a_stack_is_inspected_with_and_without_its_model(host: Host, plain: Patched, few: Any) -> None:
+def test_a_stack_is_inspected_with_and_without_its_model(
+    host: Host, plain: Patched, few: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # ComfyUI does not bring it.
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     picture, report = host.run("LycorisInspect", few)
     assert picture.shape[0] == 1 and picture.shape[3] == 3 and min(picture.shape[1:3]) > 300
     assert "cosine" in report and "effective rank" in report and "of the weights" not in report

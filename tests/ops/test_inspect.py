@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,8 @@ from torch import Tensor
 
 import lycoris_ops as lyc
 from lycoris_ops.__main__ import main
+from lycoris_ops.charts import Axes, Series, colour_of, side_by_side
+from lycoris_ops.inspect.pictures import block_rows, examination_charts
 from lycoris_ops.names.blocks import block_in_path
 
 LAYERS = {
@@ -134,7 +139,11 @@ def test_a_block_is_told_from_a_path_as_in_a_model(path: str, block: str | None)
     assert block_in_path(path) == block
 
 
-def test_words_pictures_and_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_words_pictures_and_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Pillow is all that charts need: a host has it, and matplotlib it has not.
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     pair = [adapter("one", ("lora", "loha", "lora")), adapter("two", ("lora", "lora", "lora"))]
     stack = lyc.Stack(
         [lyc.Entry(pair[0], 0.5), lyc.Entry(pair[1], schedule=lyc.Schedule.parse("linear 0 1"))]
@@ -142,7 +151,15 @@ def test_words_pictures_and_the_command_line(tmp_path: Path, capsys: pytest.Capt
     found = lyc.examine(stack)
     words = lyc.describe_examination(found)
     assert "one: 3 weights changed" in words and "cosine" in words and "opposite directions" in words
-    assert lyc.examination_picture(found).startswith(b"\x89PNG")
+    picture = lyc.examination_picture(found)
+    # Six charts in two columns, and something is drawn in each.
+    assert picture.size == (1400, 1260)
+    for row, column in product(range(3), range(2)):
+        cell = picture.crop((700 * column, 420 * row, 700 * column + 700, 420 * row + 420))
+        assert len(cell.getcolors(1 << 20) or ()) > 20, (row, column)
+    (spectra,) = (chart for chart in examination_charts(found) if chart.title.startswith("spectra"))
+    assert isinstance(spectra, Axes) and "90 % (dashed) and 99 %" in spectra.across
+    assert [style.form for _, style in spectra.marks] == ["dashes", "line"] * 2
     files = [tmp_path / f"{one.name}.safetensors" for one in pair]
     for one, file in zip(pair, files, strict=True):
         lyc.save_adapter(one, file, dialect="kohya")
@@ -150,5 +167,38 @@ def test_words_pictures_and_the_command_line(tmp_path: Path, capsys: pytest.Capt
     assert main(["inspect", str(files[0]), "--beside", str(files[1]), "--plot", str(out), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert out.read_bytes().startswith(b"\x89PNG") and len(data["changes"]["layers"]) == 6
+    assert main(["inspect", str(files[0]), "--plot", str(tmp_path / "out.svg")]) == 2
+    assert "cannot be written in this form" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(lyc.LycorisError, match=r"Pillow is not installed.*pip install pillow"):
+        lyc.examination_picture(found)
     with pytest.raises(lyc.LycorisError, match="nothing to inspect"):
         lyc.examine([(pair[0], 0.0)])
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 7])
+def test_the_share_of_each_of_any_number_of_files_is_in_the_chart_of_blocks(count: int) -> None:
+    found = lyc.survey(
+        lyc.Stack([lyc.Entry(adapter(f"{'long' * 20}{n}", ("lora",) * 3)) for n in range(count)]),
+        {f"diffusion_model.{name}.weight": (8, 8) for name in LAYERS},
+    )
+    rows = block_rows(found)
+    assert [row.name for row in rows] == list(found.blocks)
+    for row in rows:
+        shares = [f"{one.share(row.name):.1%}" for one in found.adapters] or [str(found.blocks[row.name])]
+        assert [words for _, _, words in row.bars] == shares
+    assert lyc.blocks_picture(found).width == 800
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[], [0.0], [1.0] * 3, [1e-9, 1e9], [math.nan, 1.0, math.inf], [-5.0, 5.0], [0.02, 0.05]],
+    ids=str,
+)
+@pytest.mark.parametrize("logarithmic", [False, True])
+def test_any_values_have_axes(values: list[float], logarithmic: bool) -> None:
+    points = [(float(place), value) for place, value in enumerate(values)]
+    series = [Series(points, colour_of(0), "x" * 200, form) for form in ("line and dots", "dashes")]
+    axes = Axes("title", series, "across", "up", (logarithmic, logarithmic))
+    picture = side_by_side([axes, Axes("named", series, names=[])])
+    assert picture.size == (1400, 420)

@@ -34,9 +34,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--changes", action="store_true", help="measure what is changed, block by block and layer by layer"
     )
-    command.add_argument(
-        "--plot", metavar="FILE", help="draw what is changed to a .png, .svg or .pdf file; needs matplotlib"
-    )
+    command.add_argument("--plot", metavar="FILE", help="draw what is changed to a .png file; needs Pillow")
     command.add_argument(
         "--base",
         metavar="FILE",
