@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...lycoris_ops import LycorisError, Stack, describe_examination, examination_picture, examine
+from ...lycoris_ops import Stack, describe_examination, examination_picture, examine
 from ..host import compute_device, io, progress, shown_pictures
 from ..inputs import checked
 from ..pictures import picture_tensor
