@@ -378,7 +378,12 @@ def test_a_signal_is_one_line_and_leaves_nothing(
 
     monkeypatch.setattr("lycoris_ops.commands.verbs.bake.progress_bar", interrupt)
     before = sorted(tmp_path.iterdir())
-    found = main(["bake", str(model), "--adapter", str(file), "-o", str(tmp_path / "out.safetensors")])
+    # A shell that runs these tests in the background has them ignore Ctrl-C.
+    heeded = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        found = main(["bake", str(model), "--adapter", str(file), "-o", str(tmp_path / "out.safetensors")])
+    finally:
+        signal.signal(signal.SIGINT, heeded)
     out, err = capfd.readouterr()
     assert (found, out, err) == (status, "", f"error: {words}, nothing was written\n")
     assert sorted(tmp_path.iterdir()) == before

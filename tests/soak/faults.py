@@ -41,7 +41,7 @@ VARIANTS = 3
 FILE, FOLDER = "out.safetensors", "style-v1.5"
 NOBODY = 65534
 """The number of the user that may do least."""
-OK, REFUSED, INTERRUPTED = 0, 2, 130
+OK, REFUSED, INTERRUPTED, TERMINATED = 0, 2, 130, 143
 """Exit statuses of the command line."""
 STEPS = ("open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir")
 """Python's audit events of steps after which a folder is in another state."""
@@ -282,7 +282,7 @@ class Campaign:
                 time.sleep(self.random.random() * self.seconds[writer.name])
                 os.kill(child.pid, sent)
             status, text = child.wait()
-            if status not in (OK, INTERRUPTED, -sent):
+            if status not in (OK, INTERRUPTED, TERMINATED, -sent):
                 raise ViolationError(f"exit status {status}: {text}")
             state = state_of(at, old, new)
             if status == OK and state != "new":
