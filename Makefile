@@ -13,7 +13,7 @@ OPS = $(TESTS) -n 2 --dist loadgroup tests/ops
 BY_FILE = $(TESTS) -n 2 --dist loadfile --no-loadscope-reorder
 SWEEP = lycoris_ops lycoris_nodes tests
 
-.PHONY: help demo test test-ops test-host test-browser test-hosts soak bench bench-gpu bench-train bench-quality ui lint clean
+.PHONY: help demo test test-ops test-host test-browser test-fronts test-hosts soak bench bench-gpu bench-train bench-quality ui lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -33,6 +33,10 @@ test-host: ## the nodes in the real ComfyUI
 
 test-browser: ## the nodes in the real front end
 	@$(IN) --browser -- sh -c 'python tests/harness/facts.py --required && python -m pytest tests/browser'
+
+test-fronts: ## all browser tests on the oldest, the host's and the newest front end
+	@$(IN) --browser -- sh -c 'python tests/harness/facts.py --required && \
+		python -m pytest tests/browser -m "not soak"'
 
 test-hosts: ## the host tests on every ComfyUI version of tests/harness/hosts.toml
 	@status=0; for version in 0.18.2 0.24.0 0.30.0; do \

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..lycoris_ops import discover
 from . import nodes
-from .host import ComfyExtension, io
+from .host import ComfyExtension, io, show_again
 from .inputs import given_all
 from .routes import add_routes
 
@@ -22,6 +22,8 @@ def _discover() -> list[type[io.ComfyNode]]:
 
 
 NODES = _discover()
+for node in NODES:
+    show_again(node)
 add_routes()
 
 

@@ -80,6 +80,7 @@ __all__ = [
     "rough_picture",
     "rounding_seed",
     "sampled",
+    "show_again",
     "shown_path",
     "shown_pictures",
     "shown_text",
@@ -248,6 +249,14 @@ def _folder_names() -> dict[str, str]:
     found = {**real, **named}
     # In what Python quotes, backslashes are twice.
     return {**{place.replace("\\", "\\\\"): name for place, name in found.items()}, **found}
+
+
+def show_again(node: Any) -> None:
+    """Have the host send what a node shows in every run, also where it takes the result from its cache.
+
+    ComfyUI before 0.20 cannot: there the page looks into the history.
+    """
+    node.HAS_INTERMEDIATE_OUTPUT = True
 
 
 def tell_page(event: str, hidden: Any, **data: Any) -> None:

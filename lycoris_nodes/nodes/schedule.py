@@ -13,6 +13,7 @@ from ..wires import CATEGORY, stack_input, stack_output, valid
 EXAMPLE = """0:1, 1:1
 # out.* = ease in 0 1
 # mid = 0.2@0, 0.8@0.5"""
+STRAIGHT = {"points": [[0, 1], [1, 1]], "interpolation": "linear"}
 
 
 class LycorisSchedule(io.ComfyNode):
@@ -40,8 +41,9 @@ class LycorisSchedule(io.ComfyNode):
                     "curve",
                     multiline=True,
                     default=EXAMPLE,
-                    tooltip="What multiplies the strength: points time:value such as 0:0.2, 0.5:0.8, 1:1, or "
-                    f"value@time; or a curve by its name: {', '.join(CURVES)}. A line pattern = curve is for "
+                    # Without an at sign, which older front ends take for a link to another text.
+                    tooltip="What multiplies the strength: points time:value such as 0:0.2, 0.5:0.8, 1:1; or "
+                    f"a curve by its name: {', '.join(CURVES)}. A line pattern = curve is for "
                     "some blocks alone, with patterns as in Weight LyCORIS Blocks. # starts a comment.",
                 ),
                 io.Combo.Input(
@@ -57,8 +59,9 @@ class LycorisSchedule(io.ComfyNode):
                     optional=True,
                     tooltip="A curve from ComfyUI's Curve Editor, in place of the one in the text. Lines for "
                     "single blocks stay in force.",
-                    # Else the front end puts an editor on the node, whose curve always replaces the text's.
-                    extra_dict={"forceInput": True},
+                    # Else the front end puts an editor on the node, whose curve always replaces the text's. What
+                    # it shows of a node before it is added has the editor all the same, and needs a curve.
+                    extra_dict={"forceInput": True, "default": STRAIGHT},
                 ),
             ],
             outputs=[stack_output("The same stack, with strengths that follow the curve.")],

@@ -16,23 +16,18 @@ const SETTLED = 400
 // The height of a node's title, which is above its position.
 const TITLE = 34
 
-const KNOWN = 100
+// How many of the runs that the host remembers are looked through.
+const REMEMBERED = 32
 
 // The types of nodes that can have a report, or an error in place of one.
 const reporting = new Set()
 
-// The run that the boxes are about, and whether it goes on.
-let current
+// Whether a run goes on, and the nodes whose results it took from the cache.
 let running = false
-
-// Waits for the host's answer to a prompt.
-let watching
+let cached = new Set()
 
 // What nodes of this run have kept although they did not finish, in words.
 const rescued = new Map()
-
-// The last reports, by what they depend on.
-const known = new Map()
 
 const STYLE = `
 .lycoris-report {
@@ -53,9 +48,9 @@ const STYLE = `
 .lycoris-report[data-state="all"] { border-left-color: #3a9d5d; }
 .lycoris-report[data-state="partly"] { border-left-color: #e0a030; }
 .lycoris-report[data-state="nothing"] { border-left-color: #8888a0; }
-.lycoris-report[data-state="error"] { border-left-color: #e05050; }
+.lycoris-report:is([data-state="error"], [data-state="refused"]) { border-left-color: #e05050; }
 .lycoris-report[data-state="partly"] .first { color: #e0a030; }
-.lycoris-report[data-state="error"] .first { color: #e05050; }
+.lycoris-report:is([data-state="error"], [data-state="refused"]) .first { color: #e05050; }
 `
 
 function text(className, content) {
@@ -125,10 +120,12 @@ function boxOf(node) {
   return node.widgets?.find((widget) => widget.name === REPORT && widget.lycoris)
 }
 
+/** `waiting`, `refused`, `error`, or the state of the report; undefined without a box. */
+const stateOf = (node) => boxOf(node)?.element.dataset.state
+
 function fill(node, state, brief, whole) {
   const widget = boxOf(node) ?? makeBox(node)
   const { element } = widget.lycoris
-  widget.lycoris.content = [state, brief, whole]
   element.dataset.state = state
   // Where Vue draws nodes, its word for what keeps the wheel to itself.
   const captures = () => {
@@ -190,92 +187,93 @@ function* reportingNodes(graph = app.rootGraph ?? app.graph) {
   }
 }
 
-/** Shows why a prompt was refused. The front end itself says only that an input is invalid. */
-function refused() {
+function removeAll(...states) {
+  for (const node of reportingNodes()) if (states.includes(stateOf(node))) remove(node)
+}
+
+/** Why the host refused a node, in words. Its own checks name the input, and ours are repeated for each input. */
+function reason({ type, message, details }) {
+  const ours = type === "custom_validation_failed" && details?.split(" - ").slice(1).join(" - ")
+  return ours || [message, details].filter(Boolean).join(": ")
+}
+
+/** Shows why nodes were refused. The front end itself says only that an input is invalid. */
+function refuse(errors) {
+  for (const [key, { errors: reasons }] of errors) {
+    const node = nodeOf(key)
+    if (!reporting.has(node?.type)) continue
+    const words = [...new Set(reasons.map(reason))].join("\n")
+    fill(node, "refused", `The run was refused: ${words}`)
+    app.extensionManager.toast?.add({ severity: "error", summary: node.title, detail: words, life: 10_000 })
+  }
   // The reports of the last run would look like those of this one.
-  if (!running) for (const node of reportingNodes()) remove(node)
-  const errors = Object.entries(app.lastNodeErrors)
-  for (const [key, { class_type, errors: reasons }] of errors) {
-    if (!isOurs(class_type)) continue
-    // The host repeats the error of a node for each input that the node checks.
-    const texts = new Set(reasons.map(({ message, details }) => details?.split(" - ").slice(1).join(" - ") || message))
-    app.extensionManager.toast?.add({
-      severity: "error",
-      summary: nodeOf(key)?.title ?? class_type,
-      detail: [...texts].join("\n"),
-      life: 10_000,
-    })
+  if (!running) for (const node of reportingNodes()) if (stateOf(node) !== "refused") remove(node)
+}
+
+/** Listens to the host's answers to prompts, for which there is no event. */
+function listenToAnswers() {
+  const { queuePrompt } = app.api
+  app.api.queuePrompt = async function (...options) {
+    removeAll("refused")
+    let answer
+    try {
+      answer = await queuePrompt.apply(this, options)
+      return answer
+    } catch (error) {
+      answer = error.response
+      throw error
+    } finally {
+      const errors = Object.entries(answer?.node_errors ?? {})
+      if (errors.length) refuse(errors)
+    }
   }
 }
 
-/** A short text for a long one: two FNV-1a hashes of 32 bits. */
-function digest(long) {
-  let [one, two] = [0x811c9dc5, 0x01000193]
-  for (let index = 0; index < long.length; index++) {
-    one = Math.imul(one ^ long.charCodeAt(index), 0x01000193)
-    two = Math.imul(two ^ long.charCodeAt(long.length - 1 - index), 0x01000193)
-  }
-  return `${one >>> 0}.${two >>> 0}.${long.length}`
+/** Whether a node and all before it have the values that they had in a prompt. */
+function isAsIn(prompt, key, done = new Set()) {
+  if (done.has(key)) return true
+  done.add(key)
+  const { class_type, inputs } = prompt[key]
+  const node = nodeOf(key)
+  if (!node || (node.comfyClass ?? node.type) !== class_type) return false
+  return Object.entries(inputs).every(([name, value]) =>
+    Array.isArray(value) && prompt[value[0]]
+      ? isAsIn(prompt, value[0], done)
+      : JSON.stringify(node.widgets?.find((widget) => widget.name === name)?.value) === JSON.stringify(value),
+  )
 }
 
-/** What the result of a node depends on: its inputs, and those of the nodes before it. */
-function signature(prompt, key, done = new Map()) {
-  if (!done.has(key)) {
-    const { class_type, inputs } = prompt[key]
-    const values = Object.entries(inputs).map(([name, value]) => [
-      name,
-      Array.isArray(value) && prompt[value[0]] ? [signature(prompt, value[0], done), value[1]] : value,
-    ])
-    done.set(key, digest(JSON.stringify([class_type, values])))
+/** Shows reports of earlier runs of this workflow on nodes without one, where nothing before them has changed. */
+async function recall(nodes) {
+  const left = new Set(
+    nodes.filter(
+      (node) => node.outputs?.some(({ name }) => name === REPORT) && [undefined, "waiting"].includes(stateOf(node)),
+    ),
+  )
+  if (!left.size) return
+  const runs = await (await app.api.fetchApi(`/history?max_items=${REMEMBERED}`)).json()
+  if (running) return
+  const { id } = app.rootGraph ?? app.graph
+  for (const { prompt, outputs } of Object.values(runs).reverse()) {
+    if (prompt[3]?.extra_pnginfo?.workflow?.id !== id) continue
+    for (const [key, output] of Object.entries(outputs)) {
+      const node = nodeOf(key)
+      if (!left.has(node) || !isAsIn(prompt[2], key)) continue
+      show(node, output)
+      left.delete(node)
+    }
   }
-  return done.get(key)
-}
-
-/** The prompt of a run that has ended, which the host keeps a moment later. */
-async function promptOf(id) {
-  for (let attempt = 0; attempt < 20; attempt++) {
-    const found = await (await app.api.fetchApi(`/history/${id}`)).json()
-    if (found[id]) return found[id].prompt[2]
-    await new Promise((resolve) => setTimeout(resolve, 100))
-  }
-  return {}
 }
 
 /**
- * Ends a run. Of a node whose result is still in the host's cache the host sends nothing: its report is the one
- * that it had for the same inputs. A box that has got no report goes.
+ * Ends a run. Of a node whose result is in its cache the host sends nothing where the run failed, or where it is
+ * older than 0.20. A box that has got no report goes.
  */
-async function finish({ detail }) {
+async function finish() {
   running = false
-  if (reportingNodes().next().done) return
-  const prompt = await promptOf(detail.prompt_id)
-  // The next run has begun, and the boxes are about that.
-  if (current !== detail.prompt_id) return
-  for (const key of Object.keys(prompt)) {
-    const node = nodeOf(key)
-    if (!reporting.has(node?.type)) continue
-    const inputs = signature(prompt, key)
-    const [state, ...texts] = boxOf(node)?.lycoris.content ?? ["waiting"]
-    if (state === "waiting") {
-      if (known.has(inputs)) fill(node, ...known.get(inputs))
-    } else if (state !== "error") {
-      known.delete(inputs)
-      known.set(inputs, [state, ...texts])
-      if (known.size > KNOWN) known.delete(known.keys().next().value)
-    }
-  }
-  for (const node of reportingNodes()) if (boxOf(node)?.lycoris.content[0] === "waiting") remove(node)
-}
-
-/** Waits for the host's answer to a prompt, for which there is no event where it is refused. */
-function watch() {
-  clearInterval(watching)
-  let left = 100
-  watching = setInterval(() => {
-    const isRefused = Object.keys(app.lastNodeErrors ?? {}).length > 0
-    if (isRefused) refused()
-    if (isRefused || --left <= 0) clearInterval(watching)
-  }, 100)
+  await recall([...cached].map(nodeOf).filter((node) => reporting.has(node?.type)))
+  // The next run may have begun, and the boxes are about that.
+  if (!running) removeAll("waiting")
 }
 
 function listen() {
@@ -284,12 +282,14 @@ function listen() {
     if (reporting.has(node?.type)) fill(node, "waiting", detail.text)
   })
   app.api.addEventListener("lycoris.rescued", ({ detail }) => rescued.set(String(detail.node), detail.text))
-  app.api.addEventListener("execution_start", ({ detail }) => {
-    current = detail.prompt_id
+  app.api.addEventListener("execution_start", () => {
     running = true
     rescued.clear()
-    for (const node of reportingNodes()) if (boxOf(node)) fill(node, "waiting", "...")
+    for (const node of reportingNodes()) {
+      if (![undefined, "refused"].includes(stateOf(node))) fill(node, "waiting", "...")
+    }
   })
+  app.api.addEventListener("execution_cached", ({ detail }) => (cached = new Set(detail.nodes)))
   app.api.addEventListener("execution_error", ({ detail }) => {
     const node = nodeOf(detail.node_id)
     if (!reporting.has(node?.type)) return
@@ -303,7 +303,6 @@ function listen() {
     // Who presses Stop and has lost nothing has met no error.
     fill(node, kept ? "partly" : "error", kept ?? "Interrupted: the node did not finish.")
   })
-  app.api.addEventListener("promptQueueing", watch)
   for (const end of ["execution_error", "execution_interrupted", "execution_success"]) {
     app.api.addEventListener(end, finish)
   }
@@ -317,6 +316,7 @@ app.registerExtension({
     style.textContent = STYLE
     document.head.append(style)
     listen()
+    listenToAnswers()
   },
 
   beforeRegisterNodeDef(nodeType, nodeData) {
@@ -333,6 +333,11 @@ app.registerExtension({
       // Without what the box has added, so that a report is no change of the workflow.
       if (box) data.size = [data.size[0], heightWithout(this, box)]
     }
+  },
+
+  // The page is new, or another workflow is on it: what the host remembers of it comes back.
+  afterConfigureGraph() {
+    recall([...reportingNodes()])
   },
 
   // Called when results come back together with a workflow: from another tab, or a run from the history.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,20 +15,23 @@ import pytest
 from tests.harness.assets import install
 from tests.harness.facts import ROOT, facts
 from tests.harness.launch import Server, base_directory
-from tests.harness.page import Ui, chromium, page
+from tests.harness.page import OWN, Ui, chromium, page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+PAGES = ROOT / ".cache" / "front-ends"
+"""The front ends that the set-up has fetched, each in the folder of its version."""
+FRONT_ENDS = (OWN, *sorted({folder.name for folder in PAGES.iterdir()} - {OWN}))
 
-@pytest.fixture(scope="session")
-def base() -> Path:
-    """A host's base directory with the models, and no trace of an earlier run; each process has its own."""
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
-    folder = ROOT / ".cache" / facts().host / f"browser-tests-{worker}"
-    for part in ("output", "user"):
-        shutil.rmtree(folder / part, ignore_errors=True)
-    return install(base_directory(folder, ROOT))
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave what is not marked for every front end to `make test-fronts`, but for that of the host."""
+    for item in items:
+        chosen = getattr(item, "callspec", None) and item.callspec.params.get("front_end", OWN)
+        if chosen not in (None, OWN) and not item.get_closest_marker("every_front_end"):
+            item.add_marker("fronts")
 
 
 # For a file and not for the session: playwright's event loop runs in this thread until its end, and
@@ -40,25 +45,56 @@ def browser() -> Iterator[Browser]:
         yield opened
 
 
+@pytest.fixture(scope="module", params=FRONT_ENDS)
+def front_end(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def serve() -> Iterator[Callable[[str], Server]]:
+    """Gives a server with a front end, which starts when it is first wanted.
+
+    Each has a base directory with the models, and no trace of an earlier run; each process has its own.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+    home = ROOT / ".cache" / facts().host / f"browser-tests-{worker}"
+    with ExitStack() as running:
+
+        @cache
+        def started(front_end: str) -> Server:
+            folder = home / front_end
+            for part in ("output", "user"):
+                shutil.rmtree(folder / part, ignore_errors=True)
+            base = install(base_directory(folder, ROOT))
+            other = () if front_end == OWN else ("--front-end-root", str(PAGES / front_end))
+            return running.enter_context(Server(facts().comfyui, base, *other))
+
+        yield started
+
+
 @pytest.fixture(scope="module")
-def server(browser: Browser, base: Path) -> Iterator[Server]:
-    """A server that starts after the browser, so that it is not started where there is no browser."""
-    with Server(facts().comfyui, base) as running:
-        yield running
+def server(browser: Browser, serve: Callable[[str], Server], front_end: str) -> Server:
+    """The server, after the browser, so that it is not started where there is no browser."""
+    return serve(front_end)
 
 
 @pytest.fixture
-def ui(browser: Browser, server: Server, base: Path) -> Iterator[Ui]:
+def base(server: Server) -> Path:
+    return server.base
+
+
+@pytest.fixture
+def ui(browser: Browser, server: Server, base: Path, front_end: str) -> Iterator[Ui]:
     """A page that knows nothing of the pages before it."""
-    with page(browser, server, base) as opened:
+    with page(browser, server, base, front_end) as opened:
         yield opened
 
 
 @pytest.fixture
 def screenshot(ui: Ui) -> Callable[[str], None]:
-    """Writes what the page shows to `.cache/screenshots/<name>.png`."""
+    """Writes what the page shows to `.cache/screenshots/<front end>/<name>.png`."""
 
     def take(name: str) -> None:
-        ui.page.screenshot(path=ROOT / ".cache" / "screenshots" / f"{name}.png")
+        ui.page.screenshot(path=ROOT / ".cache" / "screenshots" / ui.front_end / f"{name}.png")
 
     return take

@@ -41,6 +41,7 @@ def test_the_page_loads_without_an_error(ui: Ui, server: Server) -> None:
     assert ui.errors == []
 
 
+@pytest.mark.every_front_end
 def test_a_node_is_found_by_name_and_by_alias(ui: Ui, server: Server) -> None:
     definitions = server.object_info()
     queries = [
@@ -107,9 +108,13 @@ def test_the_prompt_of_a_workflow_is_the_front_ends(ui: Ui, server: Server) -> N
         expected = ui.prompt()
         for node in expected.values():
             node.pop("_meta")
+            # An older front end also sends what it has added to a node of the host's.
+            known = set().union(*definitions[node["class_type"]]["input"].values())
+            node["inputs"] = {key: one for key, one in node["inputs"].items() if key.split(".")[0] in known}
         assert to_prompt(graph, definitions) == expected, name
 
 
+@pytest.mark.every_front_end
 @pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
 def test_settings_are_folded(ui: Ui, vue_nodes: bool, screenshot: Callable[[str], None]) -> None:
     """Only the first settings are on a node: the others are in groups, or advanced."""
@@ -147,7 +152,7 @@ def test_settings_are_folded(ui: Ui, vue_nodes: bool, screenshot: Callable[[str]
     if vue_nodes:
         page.get_by_text("algorithms").first.wait_for()
         assert page.get_by_text("largest_rank").count() == 0
-        page.get_by_test_id("advanced-inputs-button").filter(visible=True).last.click()
+        page.get_by_role("button", name="Show advanced inputs").filter(visible=True).last.click()
         page.get_by_text("largest_rank").first.wait_for()
     else:
         page.evaluate(f"{node}.toggleAdvanced()")
@@ -285,6 +290,7 @@ def _right_end(url: str) -> int:
     return int(np.nonzero((blue - red > 80).any(0))[0].max(initial=0))
 
 
+@pytest.mark.every_front_end
 @pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
 def test_the_templates_open_in_order(ui: Ui, vue_nodes: bool, screenshot: Callable[[str], None]) -> None:
     """All of a template is on the screen at first, large enough to be read, and no node is over another."""
@@ -296,7 +302,7 @@ def test_the_templates_open_in_order(ui: Ui, vue_nodes: bool, screenshot: Callab
         assert ui.overlaps(vue_nodes) == [], name
         screenshot(f"{name}-{'vue' if vue_nodes else 'canvas'}")
         # What the user has to choose is said of one node: a model.
-        assert len(ui.page.evaluate("app.graph.nodes.filter(node => node.has_errors)")) <= 1, name
+        assert ui.page.evaluate("app.graph.nodes.filter(node => node.has_errors).length") <= 1, name
     assert ui.errors == []
 
 
@@ -309,6 +315,9 @@ def test_a_template_is_found_and_run(ui: Ui, base: Path, screenshot: Callable[[s
     _find_templates(page)
     page.get_by_test_id(f"template-workflow-{BLEND}").click()
     page.wait_for_function("app.graph.nodes.some(node => node.type === 'LycorisAdapterRows')")
+    # An older front end says in a dialog that the template's model is missing.
+    page.wait_for_timeout(1000)
+    page.keyboard.press("Escape")
     for node, values in [*chosen(BLEND).items(), *SMALL.items()]:
         for name, value in values.items() if node in ui.types() else ():
             ui.set(node, name, value)

@@ -68,6 +68,21 @@ def box(ui: Ui) -> str:
     return found.inner_text() if found.count() else ""
 
 
+def boxes(ui: Ui) -> dict[str, list[str]]:
+    """The state and the text of each box, by the type of its node."""
+    return ui.page.evaluate(
+        """() => Object.fromEntries(app.graph.nodes.flatMap(({type, widgets}) => {
+            const box = widgets?.find(({name}) => name === "report")?.element
+            return box?.isConnected ? [[type, [box.dataset.state, box.innerText.trim()]]] : []
+        }))"""
+    )
+
+
+def kept(node: dict[str, Any]) -> tuple[Any, ...]:
+    """Of a saved node what no run changes."""
+    return node["id"], node["pos"], node["size"], str(node.get("widgets_values"))
+
+
 def press_on(ui: Ui, kind: str, key: str, index: int = 0) -> None:
     """Click on the title of a node and press a key."""
     x, y = ui.page.evaluate(
@@ -121,13 +136,14 @@ def test_nothing_that_is_switched_off_breaks(ui: Ui, vue: bool) -> None:
     assert ui.errors == []
 
 
+@pytest.mark.every_front_end
 def test_a_report_is_of_the_last_run_and_no_part_of_the_workflow(
     ui: Ui, vue: bool, screenshot: Callable[[str], None]
 ) -> None:
     page = ui.page
     build(ui, vue, "lora.safetensors", "loha.safetensors")
     tracker = "app.extensionManager.workflow.activeWorkflow.changeTracker"
-    before, sizes = ui.serialized(), page.evaluate(SIZES)
+    before = ui.serialized()
     page.mouse.click(700, 900)
     page.evaluate(f"{tracker}.checkState?.()")
     undo = page.evaluate(f"{tracker}.undoQueue.length")
@@ -181,14 +197,36 @@ def test_a_report_is_of_the_last_run_and_no_part_of_the_workflow(
     assert "a vector of 6 numbers fits neither" in box(ui)
     assert "applied" not in box(ui) and "lycoris_ops" not in box(ui)
     screenshot(f"report-error-{'vue' if vue else 'canvas'}")
+    assert ui.errors == []
     ui.set("LycorisWeightBlocks", "rules", "mid = 1\n  te = much")
+    page.evaluate("app.graph.nodes.find(({type}) => type === 'LycorisApplyStack').disconnectInput(0)")
     ui.press_run()
-    page.get_by_text("line 2, column 8 of the block rules is not understood").first.wait_for()
-    assert not box(ui)
-    screenshot(f"report-toast-{'vue' if vue else 'canvas'}")
+    page.locator(f"{BOX}[data-state=refused]").nth(1).wait_for()
+    page.wait_for_timeout(1200)
+    said = boxes(ui)
+    start = "The run was refused: "
+    assert said.pop("LycorisApplyStack") == ["refused", f"{start}Required input is missing: model"]
+    state, text = said.pop("LycorisWeightBlocks")
+    assert state == "refused" and text.startswith(start) and not said
+    assert text.count("line 2, column 8 of the block rules is not understood") == 1
+    screenshot(f"report-refused-{'vue' if vue else 'canvas'}")
+    # The host's own button is below the node, in part behind it, and stays free.
+    for button in page.get_by_role("button", name="Error", exact=True).filter(visible=True).all():
+        place = button.bounding_box()
+        assert place
+        button.click(trial=True, position={"x": place["width"] / 2, "y": place["height"] - 6})
+    # The next run takes the reasons away.
     ui.set("LycorisWeightBlocks", "rules", "")
-    page.wait_for_timeout(700)
-    assert page.evaluate(SIZES) == sizes
+    page.evaluate(
+        """() => {
+            const of = type => app.graph.nodes.find(node => node.type === type)
+            of("CheckpointLoaderSimple").connect(0, of("LycorisApplyStack"), 0)
+        }"""
+    )
+    assert ui.run()["name"] == "execution_success"
+    page.wait_for_timeout(1200)
+    assert list(boxes(ui)) == ["LycorisApplyStack"]
+    assert sorted(map(kept, ui.serialized()["nodes"])) == sorted(map(kept, before["nodes"]))
 
 
 def test_a_reload_leaves_no_empty_box_and_a_run_that_stops_no_report(ui: Ui, vue: bool) -> None:
@@ -243,14 +281,9 @@ def test_an_interrupt_takes_the_place_of_a_report(ui: Ui, vue: bool) -> None:
     page.wait_for_timeout(300)
 
     def said() -> dict[str, list[str]]:
-        """The state and the text of each box, by the type of its node, once the run's end has been shown."""
+        """What the boxes say once the run's end has been shown."""
         page.wait_for_timeout(1000)
-        return page.evaluate(
-            """() => Object.fromEntries(app.graph.nodes.flatMap(({type, widgets}) => {
-                const box = widgets?.find(({name}) => name === "report")?.element
-                return box ? [[type, [box.dataset.state, box.innerText.trim()]]] : []
-            }))"""
-        )
+        return boxes(ui)
 
     both = {"LycorisMergeAdapters": "all", "LycorisApplyStack": "all"}
     assert ui.run()["name"] == "execution_success"
@@ -266,4 +299,51 @@ def test_an_interrupt_takes_the_place_of_a_report(ui: Ui, vue: bool) -> None:
     assert said() == {"LycorisMergeAdapters": ["error", "Interrupted: the node did not finish."]}
     assert ui.run()["name"] == "execution_success"
     assert {kind: state for kind, (state, _) in said().items()} == both
+    # Where the run fails behind a node whose result is in the cache, that node keeps its report.
+    page.evaluate(
+        """() => {
+            const weigh = LiteGraph.createNode("LycorisWeightBlocks")
+            weigh.pos = [460, 1000]
+            app.graph.add(weigh)
+            weigh.widgets.find(({name}) => name === "rules").value = "1,2,3,4,5,6"
+            const of = type => app.graph.nodes.find(node => node.type === type)
+            const place = (node, name) => node.inputs.findIndex(input => input.name === name)
+            of("LycorisMergeAdapters").connect(0, weigh, place(weigh, "stack"))
+            weigh.connect(0, of("LycorisApplyStack"), place(of("LycorisApplyStack"), "stack"))
+        }"""
+    )
+    merged = said()["LycorisMergeAdapters"]
+    assert ui.run()["name"] == "execution_error"
+    after = said()
+    assert after["LycorisMergeAdapters"] == merged and after["LycorisApplyStack"][0] == "error"
+
+
+@pytest.mark.every_front_end
+def test_a_report_comes_back_after_a_reload(ui: Ui, vue: bool, screenshot: Callable[[str], None]) -> None:
+    """At once where nothing has changed since the run, and from a run without work where the page finds none."""
+    page = ui.page
+    build(ui, vue, "lora.safetensors")
+    assert ui.run()["name"] == "execution_success"
+    page.wait_for_timeout(700)
+    said = boxes(ui)
+    assert list(said) == ["LycorisApplyStack"]
+    ui.reload()
+    page.locator(BOX).wait_for()
+    page.wait_for_timeout(700)
+    assert boxes(ui) == said
+    screenshot(f"report-reloaded-{'vue' if vue else 'canvas'}")
+    # It is not shown where it would be wrong.
+    ui.set("LycorisLoadAdapter", "strength_model", 0.5)
+    ui.load(ui.serialized())
+    page.wait_for_timeout(700)
+    assert not boxes(ui)
+    ui.set("LycorisLoadAdapter", "strength_model", 1)
+    page.evaluate("app.api.fetchApi('/history', {method: 'POST', body: JSON.stringify({clear: true})})")
+    ui.load(ui.serialized())
+    page.wait_for_timeout(700)
+    assert not boxes(ui)
+    end = ui.run()
+    assert end["name"] == "execution_success" and set(end["cached"]) == set(ui.prompt())
+    page.wait_for_timeout(700)
+    assert boxes(ui) == said
     assert ui.errors == []

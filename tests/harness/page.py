@@ -25,9 +25,9 @@ ARGUMENTS = (
     "--disable-component-update",
     "--disable-sync",
 )
+OWN = version("comfyui_frontend_package")
+"""The front end that the host requires."""
 SETTINGS = {
-    # A new user's defaults: they follow the version of the first start.
-    "Comfy.InstalledVersion": version("comfyui_frontend_package"),
     # Otherwise the templates dialog covers the canvas at the first start.
     "Comfy.TutorialCompleted": True,
     # For screenshots of a whole graph: text at any zoom, and nothing in front of the canvas.
@@ -57,6 +57,7 @@ class Ui:
 
     page: Page
     server: Server
+    front_end: str
     errors: list[str] = field(default_factory=list)
 
     def open(self) -> None:
@@ -64,7 +65,15 @@ class Ui:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("response", self._answered)
         self.page.goto(self.server.url)
-        # The default workflow comes last.
+        self._wait_until_ready()
+
+    def reload(self) -> None:
+        """Press F5: the page opens anew, with the workflow that was on it."""
+        self.page.reload()
+        self._wait_until_ready()
+
+    def _wait_until_ready(self) -> None:
+        # The workflow comes last.
         self.page.wait_for_function(
             "window.app?.vueAppReady && app.graph.nodes.length", polling=100, timeout=120_000
         )
@@ -209,15 +218,17 @@ def chromium(executable: Path) -> Iterator[Browser]:
 
 
 @contextmanager
-def page(browser: Browser, server: Server, base: Path) -> Iterator[Ui]:
-    """The front end on a page that knows nothing of the pages before it."""
+def page(browser: Browser, server: Server, base: Path, front_end: str = OWN) -> Iterator[Ui]:
+    """The front end, of this version, on a page that knows nothing of the pages before it."""
     settings = base / "user" / "default" / "comfy.settings.json"
     settings.parent.mkdir(exist_ok=True)
-    settings.write_text(json.dumps(SETTINGS), encoding="utf-8")
+    # A new user's defaults: they follow the version of the first start.
+    chosen = {**SETTINGS, "Comfy.InstalledVersion": front_end}
+    settings.write_text(json.dumps(chosen), encoding="utf-8")
     context = browser.new_context(viewport={"width": 1920, "height": 1080})
     # Far longer than a click takes, for machines with other work.
     context.set_default_timeout(60_000)
-    opened = Ui(context.new_page(), server)
+    opened = Ui(context.new_page(), server, front_end)
     opened.open()
     yield opened
     context.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hosting import Host
 
@@ -15,6 +17,13 @@ def test_english_is_what_the_nodes_say(host: Host) -> None:
     own = of_schemas(host.nodes.NODE_CLASS_MAPPINGS)
     hint = "run `python -m tests.harness.locales --write`, then translate what is new"
     assert text_of(read("en")) == text_of(own), hint
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_text_has_signs_of_the_front_ends_translations(language: str) -> None:
+    """Older ones take these for links, plurals and values, and do not draw the node at all."""
+    texts = [*read(language).values(), read(language, "main.json")]
+    assert [text for text in map(text_of, texts) if re.search(r'[@|{}](?=[^"\n]*")', text)] == []
 
 
 @pytest.mark.parametrize("language", [language for language in LANGUAGES if language != "en"])
