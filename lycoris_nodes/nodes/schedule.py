@@ -59,8 +59,8 @@ class LycorisSchedule(io.ComfyNode):
                     optional=True,
                     tooltip="A curve from ComfyUI's Curve Editor, in place of the one in the text. Lines for "
                     "single blocks stay in force.",
-                    # Else the front end puts an editor on the node, whose curve always replaces the text's. What
-                    # it shows of a node before it is added has the editor all the same, and needs a curve.
+                    # Else the front end puts an editor on the node, whose curve always replaces the text's.
+                    # Its preview of a node that is searched has the editor all the same, and needs a curve.
                     extra_dict={"forceInput": True, "default": STRAIGHT},
                 ),
             ],

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PAGES = ROOT / ".cache" / "front-ends"
 """The front ends that the set-up has fetched, each in the folder of its version."""
-FRONT_ENDS = (OWN, *sorted({folder.name for folder in PAGES.iterdir()} - {OWN}))
+FRONT_ENDS = (OWN, *sorted({folder.name for folder in PAGES.glob("[0-9]*")} - {OWN}))
 
 
 @pytest.hookimpl(tryfirst=True)

