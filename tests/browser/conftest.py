@@ -27,10 +27,15 @@ FRONT_ENDS = (OWN, *sorted({folder.name for folder in PAGES.glob("[0-9]*")} - {O
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave what is not marked for every front end to `make test-fronts`, but for that of the host."""
+    """Leave to `make test-fronts` what is on another front end than the host's, but for what is marked.
+
+    `every_front_end(name=value)` marks the cases with this value alone.
+    """
     for item in items:
-        chosen = getattr(item, "callspec", None) and item.callspec.params.get("front_end", OWN)
-        if chosen not in (None, OWN) and not item.get_closest_marker("every_front_end"):
+        values = item.callspec.params if hasattr(item, "callspec") else {}
+        marked = item.get_closest_marker("every_front_end")
+        always = marked and all(values[name] == value for name, value in marked.kwargs.items())
+        if values.get("front_end", OWN) != OWN and not always:
             item.add_marker("fronts")
 
 

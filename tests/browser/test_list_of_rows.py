@@ -109,7 +109,7 @@ class Rows:
         assert self.files() == files
 
 
-@pytest.mark.every_front_end
+@pytest.mark.every_front_end(vue_nodes=True)
 @pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
 def test_rows_are_edited_with_the_mouse(
     ui: Ui, files: Path, vue_nodes: bool, screenshot: Callable[[str], None]

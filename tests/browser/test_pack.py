@@ -16,6 +16,7 @@ from PIL import Image
 
 from tests.harness.facts import NODES
 from tests.harness.launch import Server
+from tests.harness.page import OWN
 from tests.harness.templates import BLEND, EXPORT, SMALL, TEMPLATES, TRAIN, chosen, ready, rows, template
 from tests.harness.workflow import to_prompt
 
@@ -44,11 +45,9 @@ def test_the_page_loads_without_an_error(ui: Ui, server: Server) -> None:
 @pytest.mark.every_front_end
 def test_a_node_is_found_by_name_and_by_alias(ui: Ui, server: Server) -> None:
     definitions = server.object_info()
-    queries = [
-        (node, query)
-        for node in NODES
-        for query in (definitions[node]["display_name"], definitions[node]["search_aliases"][0])
-    ]
+    queries = [(node, definitions[node]["display_name"]) for node in NODES]
+    if ui.front_end == OWN:
+        queries += [(node, definitions[node]["search_aliases"][0]) for node in NODES]
     for node, query in queries:
         ui.page.evaluate("app.graph.clear()")
         ui.command("Workspace.SearchBox.Toggle")
@@ -114,7 +113,7 @@ def test_the_prompt_of_a_workflow_is_the_front_ends(ui: Ui, server: Server) -> N
         assert to_prompt(graph, definitions) == expected, name
 
 
-@pytest.mark.every_front_end
+@pytest.mark.every_front_end(vue_nodes=True)
 @pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
 def test_settings_are_folded(ui: Ui, vue_nodes: bool, screenshot: Callable[[str], None]) -> None:
     """Only the first settings are on a node: the others are in groups, or advanced."""
@@ -152,7 +151,9 @@ def test_settings_are_folded(ui: Ui, vue_nodes: bool, screenshot: Callable[[str]
     if vue_nodes:
         page.get_by_text("algorithms").first.wait_for()
         assert page.get_by_text("largest_rank").count() == 0
-        page.get_by_role("button", name="Show advanced inputs").filter(visible=True).last.click()
+        # It may hang below the screen.
+        unfold = page.get_by_role("button", name="Show advanced inputs")
+        unfold.filter(visible=True).last.dispatch_event("click")
         page.get_by_text("largest_rank").first.wait_for()
     else:
         page.evaluate(f"{node}.toggleAdvanced()")
@@ -290,7 +291,7 @@ def _right_end(url: str) -> int:
     return int(np.nonzero((blue - red > 80).any(0))[0].max(initial=0))
 
 
-@pytest.mark.every_front_end
+@pytest.mark.every_front_end(vue_nodes=True)
 @pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
 def test_the_templates_open_in_order(ui: Ui, vue_nodes: bool, screenshot: Callable[[str], None]) -> None:
     """All of a template is on the screen at first, large enough to be read, and no node is over another."""
@@ -315,9 +316,6 @@ def test_a_template_is_found_and_run(ui: Ui, base: Path, screenshot: Callable[[s
     _find_templates(page)
     page.get_by_test_id(f"template-workflow-{BLEND}").click()
     page.wait_for_function("app.graph.nodes.some(node => node.type === 'LycorisAdapterRows')")
-    # An older front end says in a dialog that the template's model is missing.
-    page.wait_for_timeout(1000)
-    page.keyboard.press("Escape")
     for node, values in [*chosen(BLEND).items(), *SMALL.items()]:
         for name, value in values.items() if node in ui.types() else ():
             ui.set(node, name, value)
@@ -354,17 +352,15 @@ def test_a_template_is_found_and_run(ui: Ui, base: Path, screenshot: Callable[[s
     assert ui.errors == []
 
 
-@pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
-def test_the_report_survives_a_reload(ui: Ui, vue_nodes: bool) -> None:
-    """A reloaded workflow sends the same prompt, and shows the same report after the next run.
+def test_a_saved_workflow_opens_as_it_was(ui: Ui) -> None:
+    """It sends the same prompt, and shows the same report after the next run.
 
     No node has changed its size.
     """
     page = ui.page
-    ui.render_with_vue(vue_nodes)
+    ui.render_with_vue(True)
     ui.load(ready(EXPORT, ui.server.object_info()))
-    # Else the host has the result of the other renderer, and writes nothing.
-    ui.set("LycorisSaveCheckpoint", "filename_prefix", f"checkpoints/{'vue' if vue_nodes else 'canvas'}")
+    ui.set("LycorisSaveCheckpoint", "filename_prefix", "checkpoints/saved")
     page.evaluate(
         """() => app.api.addEventListener('lycoris.meanwhile', () => {
             const node = app.graph.nodes.find(node => node.type === 'LycorisSaveCheckpoint')
@@ -387,16 +383,6 @@ def test_the_report_survives_a_reload(ui: Ui, vue_nodes: bool) -> None:
     _succeeded(ui.run())
     assert ui.report("LycorisSaveCheckpoint") == report
     assert {node["id"]: node["size"] for node in ui.serialized()["nodes"]} == size
-
-
-def test_a_wrong_rule_shows_its_error_on_the_node(ui: Ui) -> None:
-    page = ui.page
-    ui.load(ready("block_weights_lora_lycoris", ui.server.object_info()))
-    ui.set("LycorisWeightBlocks", "rules", "mid = 0.5\nte = much")
-    ui.press_run()
-    page.get_by_text("line 2, column 6 of the block rules is not understood").first.wait_for()
-    marked = page.evaluate("app.graph.nodes.filter(node => node.has_errors).map(node => node.type)")
-    assert marked == ["LycorisWeightBlocks"]
 
 
 def _find_templates(page: Page) -> None:

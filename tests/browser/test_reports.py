@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 
@@ -32,7 +33,7 @@ BUILD = """files => {
     const base = make("CheckpointLoaderSimple", 20, 60, {ckpt_name: "base.safetensors"})
     const combine = make("LycorisCombineStacks", 460, 300)
     files.forEach((file, index) => {
-        const load = make("LycorisLoadAdapter", 20, 240 + 240 * index, {file})
+        const load = make("LycorisLoadAdapter", 20, 240 + 280 * index, {file})
         join(load, 0, combine, `stack${index}`)
     })
     const weigh = make("LycorisWeightBlocks", 460, 520, {rules: ""})
@@ -55,7 +56,8 @@ def build(ui: Ui, vue: bool, *files: str) -> None:
     page.evaluate("on => app.ui.settings.setSettingValueAsync('Comfy.VueNodes.Enabled', on)", vue)
     page.evaluate(BUILD, list(files))
     page.wait_for_timeout(500)
-    ui.load(ui.serialized())
+    # Each workflow of a user has a number of its own; a graph that was cleared may have none.
+    ui.load({**ui.serialized(), "id": str(uuid4())})
     page.evaluate(
         "Object.assign(app.canvas.ds, {scale: 1, offset: [60, 60]}), app.canvas.setDirty(true, true)"
     )
@@ -210,10 +212,13 @@ def test_a_report_is_of_the_last_run_and_no_part_of_the_workflow(
     assert state == "refused" and text.startswith(start) and not said
     assert text.count("line 2, column 8 of the block rules is not understood") == 1
     screenshot(f"report-refused-{'vue' if vue else 'canvas'}")
-    # The host's own button is below the node, in part behind it, and stays free.
+    marked = page.evaluate("app.graph.nodes.filter(node => node.has_errors).map(node => node.type)")
+    assert sorted(marked) == ["LycorisApplyStack", "LycorisWeightBlocks"]
+    # The host's own button stays free.
     for button in page.get_by_role("button", name="Error", exact=True).filter(visible=True).all():
         place = button.bounding_box()
         assert place
+        # It hangs below the node, and is in part behind it.
         button.click(trial=True, position={"x": place["width"] / 2, "y": place["height"] - 6})
     # The next run takes the reasons away.
     ui.set("LycorisWeightBlocks", "rules", "")
@@ -318,7 +323,7 @@ def test_an_interrupt_takes_the_place_of_a_report(ui: Ui, vue: bool) -> None:
     assert after["LycorisMergeAdapters"] == merged and after["LycorisApplyStack"][0] == "error"
 
 
-@pytest.mark.every_front_end
+@pytest.mark.every_front_end(vue=True)
 def test_a_report_comes_back_after_a_reload(ui: Ui, vue: bool, screenshot: Callable[[str], None]) -> None:
     """At once where nothing has changed since the run, and else from a run that has nothing to do."""
     page = ui.page

@@ -30,6 +30,10 @@ OWN = version("comfyui_frontend_package")
 SETTINGS = {
     # Otherwise the templates dialog covers the canvas at the first start.
     "Comfy.TutorialCompleted": True,
+    # Likewise a dialog of older front ends, on the model of a template.
+    "Comfy.Workflow.ShowMissingModelsWarning": False,
+    # Front ends run here on other hosts than their own.
+    "Comfy.VersionCompatibility.DisableWarnings": True,
     # For screenshots of a whole graph: text at any zoom, and nothing in front of the canvas.
     "LiteGraph.Canvas.MinFontSizeForLOD": 0,
     "Comfy.Minimap.Visible": False,
