@@ -283,8 +283,8 @@ def literal_tokens(clip: Any, text: str) -> Any:
 def own_weights(patchable: Any) -> tuple[dict[str, torch.Tensor], list[str]] | None:
     """The weights of a VAE or text encoder, and how it computes, in words.
 
-    The weights are without what other users of the same module have patched into them. None where this one
-    has patches, hooks or injections of its own.
+    The weights are without what other users of the same module have patched into them, and without those
+    that nothing reads. None where this one has patches, hooks or injections of its own.
     """
     patcher = patcher_of(patchable)
     own = ("patches", "injections", "hook_patches", "forced_hooks", "weight_wrapper_patches")
@@ -296,7 +296,17 @@ def own_weights(patchable: Any) -> tuple[dict[str, torch.Tensor], list[str]] | N
         return None
     kept = patcher.backup
     weights: dict[str, torch.Tensor] = patcher.model_state_dict()
-    whole = {key: kept[key].weight if key in kept else weight for key, weight in weights.items()}
+    # Files have none, so that the values are whatever was in memory.
+    unused = {
+        f"{path}.transformer.text_projection.weight"
+        for path, module in patcher.model.named_modules()
+        if getattr(module, "return_projected_pooled", True) is False
+    }
+    whole = {
+        key: kept[key].weight if key in kept else weight
+        for key, weight in weights.items()
+        if key not in unused
+    }
     return whole, [f"{name} {value}" for name, value in sorted(settings.items())]
 
 

@@ -372,6 +372,10 @@ def test_what_was_encoded_is_kept_by_its_content(
     assert calls()[0] == 3
     assert all(path.stat().st_size in (sizes[path], sizes[path] - 7) for path in kept)
     assert calls()[0] == 0
+    # A checkpoint has no such weight, and nothing reads it: after a restart it holds whatever memory held.
+    with torch.no_grad():
+        plain.clip.cond_stage_model.clip_l.transformer.text_projection.weight.add_(1.0)
+    assert "encoded: 0 pictures and 0 captions of 7" in calls()[1]["report"]
     # Other settings, and another VAE or text encoder, make others.
     assert calls(resolution=192)[0] == 3
     other = Counted(4)
