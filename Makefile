@@ -55,11 +55,11 @@ soak: ## mutated files, faults while writing, the host under load, and rare mode
 	if [ $$status != 0 ]; then echo "Failed: $${failed#, }"; fi; exit $$status
 
 # A benchmark of ops that are wrong says nothing: their tests come first.
-GATE = python -m pytest -q tests/ops/test_contract.py tests/ops/test_patch.py tests/ops/test_numba.py tests/ops/test_bypass.py
+GATE = python -m pytest -q tests/ops/test_contract.py tests/ops/test_patch.py tests/ops/test_bypass.py
 
 bench: ## side by side with ComfyUI, lycoris-lora and PEFT, on the CPU
 	@$(IN) -- sh -c '$(GATE) && python -m tests.bench.patch \
-		&& python -m tests.bench.patch --layers other --plain && python -m tests.bench.load \
+		&& python -m tests.bench.patch --layers other && python -m tests.bench.load \
 		&& python -m tests.bench.bypass && python -m tests.bench.prompt && python -m tests.bench.fit \
 		&& python -m tests.bench.merge && python -m tests.bench.schedule'
 

@@ -1,9 +1,8 @@
 """Patching weights by this pack ("ours"), ComfyUI, lycoris-lora and PEFT, side by side.
 
-`python -m tests.bench.patch [--device cuda] [--rounds N] [--cases TEXT] [--layers SET] [--plain]` prints a
+`python -m tests.bench.patch [--device cuda] [--rounds N] [--cases TEXT] [--layers SET]` prints a
 table and writes `.cache/bench/patch-<device>-<set>.csv` and `.png`. One round patches all layers of a set of
-`cases.SETS` by each peer in turn; the weights are reset outside the timing. With `--plain`, ours runs as if
-numba were not installed, which is the usual case on a CPU.
+`cases.SETS` by each peer in turn; the weights are reset outside the timing.
 
 Mode "in place" patches a copy that is there already, mode "with copy" clones the weight first, as ComfyUI
 does. Memory is what the process grows by while it patches, beyond the weights. The error is that of the
@@ -273,7 +272,6 @@ def versions() -> str:
         "torch": "torch",
         "lycoris-lora": "lycoris-lora",
         "peft": "peft",
-        "numba": "numba",
         "triton": "triton",
     }
     found = [f"ComfyUI {facts().host}"]
@@ -347,12 +345,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--cases", default="", metavar="TEXT", help="only cases whose name contains this")
     parser.add_argument("--layers", choices=SETS, default="sdxl", help="the layers that are patched")
-    parser.add_argument("--plain", action="store_true", help="without numba")
     parser.add_argument("--child", nargs=3, metavar=("MALLOC", "CASE", "DTYPE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.plain:
-        # An import of numba then fails, as if it were not installed.
-        sys.modules["numba"] = None  # type: ignore[assignment]
     if options.child:
         malloc, case, dtype = options.child
         child(malloc, options.device, options.rounds, case, dtype, options.layers)
@@ -369,7 +363,6 @@ def main() -> None:
     ):
         command = [sys.executable, "-m", "tests.bench.patch", "--child", malloc, case, dtype]
         command += ["--device", options.device, "--rounds", str(options.rounds), "--layers", options.layers]
-        command += ["--plain"] * options.plain
         environment = {**os.environ, **settings[malloc]}
         done = subprocess.run(
             command, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False
@@ -381,7 +374,7 @@ def main() -> None:
         rows += found
         print("\n".join(table(found).splitlines()[2:]), flush=True)
     OUT.mkdir(parents=True, exist_ok=True)
-    kind = f"{options.device}-{options.layers}{'-plain' * options.plain}"
+    kind = f"{options.device}-{options.layers}"
     target = OUT / f"patch-{kind}.csv"
     with target.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)])

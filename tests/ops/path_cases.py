@@ -19,7 +19,6 @@ import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.patch.groups import hadamard
 from lycoris_ops.patch.paths import plain_torch
-from lycoris_ops.patch.paths.numba import packing
 from lycoris_ops.patch.registry import apply_plan
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -68,12 +67,6 @@ def check(base: Tensor, pairs: list[tuple[lyc.Layer, float]]) -> Tensor:
     assert not torch.equal(patched, base)
     assert_one_rounding(patched, base, pairs)
     return patched
-
-
-def by_three_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the numba path share every weight among three threads, however small it is."""
-    monkeypatch.setattr(packing, "SHARE", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
 
 
 def in_small_parts(monkeypatch: pytest.MonkeyPatch, rows: int = 5) -> None:

@@ -21,13 +21,6 @@ from lycoris_ops.patch import registry
 from lycoris_ops.patch.paths import bfloat16, plain_torch
 
 
-@pytest.fixture(autouse=True)
-def no_numba(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave numba out: it would take every LoHa and LoKr layer and more, and has tests of its own."""
-    others = tuple(path for path in registry.PATHS if path.name != "numba")
-    monkeypatch.setattr(registry, "PATHS", others)
-
-
 @pytest.fixture
 def torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave plain torch as the only path."""
