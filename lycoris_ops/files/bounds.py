@@ -48,6 +48,15 @@ MAX_PICKLE = 8 << 20
 MAX_STEPS = 1_000_000
 """Instructions of such a pickle. A tensor takes about 30. Each may make an object of about 60 bytes."""
 
+MAX_MADE = 16 * MAX_STEPS
+"""Values that such a pickle's tables, lists and calls may hold, each counted wherever it is held."""
+
+MAX_NESTED = 100
+"""How deep the values of such a pickle may lie within each other."""
+
+MAX_MEMBERS = MAX_TENSORS + 100
+"""Members of such an archive: a storage for each tensor, and a few more."""
+
 MAX_SHARING = 16
 """How many times the bytes of a pickle's tensors may add up to the size of the file. Tensors that are tied,
 or that are parts of a larger one, lie in the file once, but each is read into memory of its own."""

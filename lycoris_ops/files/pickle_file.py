@@ -1,324 +1,262 @@
-"""Adapter files that torch saved as pickles: plain tensors alone are read, and nothing in the file is run.
+"""Adapter files that torch saved as pickles (.pt, .pth, .ckpt, .bin).
 
-torch writes two layouts. Since torch 1.6 it is a zip archive without compression, in which `data.pkl` says
-which tensors there are, and every storage, the piece of data that one or several tensors lie in, is a member
-`data/<key>`. Before, it was several pickles, the fourth of which says which tensors there are, followed by
-the storages. In both, the bytes of a storage lie in the file as they are, so each tensor can be read alone.
-
-torch's own reader is not used. A file could make it run code before torch 2.6 (CVE-2025-32434) and corrupt
-memory before 2.10 (CVE-2026-24747), and can make it take any amount of memory in every release.
-Source of the layouts: `torch/serialization.py` of torch 2.13, and PKWARE's APPNOTE for zip archives.
+torch's own reader makes the tensors, with `weights_only`. Three looks at the file come before it, since a
+reader that runs no code can still be made to take any amount of time and memory: at the archive's list of
+members, at the names in its pickle, and at how much the pickle's instructions make.
+Source of the layout: `torch/serialization.py` of torch 2.13, PKWARE's APPNOTE for zip archives, and the
+documentation of Python's `pickletools`.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import struct
-from collections.abc import Mapping
+import pickletools
+import re
+import zipfile
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import FileFormatError
-from ..maths.shapes import Shape
-from .bounds import MAX_PICKLE, MAX_SHARING, MAX_TENSORS
-from .dtypes import DTYPE_NAMES, DTYPES, ITEM_BITS, dtype_name
+from .bounds import MAX_MADE, MAX_MEMBERS, MAX_NESTED, MAX_PICKLE, MAX_SHARING, MAX_STEPS
+from .cache import TensorCache
+from .dtypes import DTYPE_NAMES, dtype_name
 from .json_text import collector_paused
-from .tensor_file import DiskFile, Fingerprint, TensorInfo, check_names, open_file, read_exactly, stated_shape
-from .unpickle import Other, PickleError, Stated, Table, unpickle
+from .tensor_file import DiskFile, Fingerprint, TensorInfo, check_names, open_file, stated_shape
 
-_BY_NAME = {dtype_name(dtype): dtype for dtype in DTYPES.values()}
-"""torch's names of the dtypes that can be read."""
-
-ZIP = b"PK\x03\x04"
-"""The first bytes of a zip archive with a member."""
-END, END64, LOCATOR, ENTRY = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07", b"PK\x01\x02"
-"""The first bytes of an archive's last record, of that of a large archive, of what tells its place, and of a
-member's entry in the list of members."""
-MAX_MEMBERS = MAX_TENSORS + 100
-"""Members of an archive: a storage for each tensor, and a few more."""
-MAX_LIST = 256 * MAX_MEMBERS
-"""Bytes of the list of members. A member takes about 80."""
-LARGE = 0xFFFFFFFF
-"""Stands for a number that a member's entry has in 64 bits elsewhere."""
-
-MAGIC = 0x1950A86A20F9469CFC6C
-"""The value of the first pickle of a file in the old layout."""
-
-
-class Span(NamedTuple):
-    """A place in the file."""
-
-    start: int
-    size: int
+ZIP, END, LOCATOR = b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x07"
+"""The first bytes of an archive, of its last record, and of what stands before that in a large archive."""
+NAMES = re.compile(
+    r"collections\.(OrderedDict|Counter)"
+    r"|torch\.(_utils\._rebuild_(tensor_v[23]|tensor|parameter|parameter_with_state)"
+    r"|_tensor\._rebuild_from_type_v2|Tensor|nn\.parameter\.Parameter|Size|device"
+    r"|serialization\._get_layout|(storage\.)?[A-Z]\w*Storage|(b?float|u?int|complex|bool)\w*)"
+)
+"""What a pickle of plain tensors names."""
+TAKEN = {
+    instruction.name: (True, kinds.index("mark")) if "mark" in kinds else (False, len(kinds))
+    for instruction in pickletools.opcodes
+    for kinds in [[kind.name for kind in instruction.stack_before]]
+}
+"""Whether an instruction takes all values from the last mark on, and how many below or without it."""
+GROW = frozenset({"APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"})
+"""The instructions that change a value where it is."""
+LAYOUT = "a bare pickle, as torch wrote them before 1.6"
 
 
-class Place(NamedTuple):
-    """Where a tensor lies in the file, and in which order."""
-
-    start: int
-    """The first element's place, in bytes from the start of the file."""
-    elements: int
-    """Elements from the first to the last one, with those between that belong to no tensor or to others."""
-    stride: tuple[int, ...]
+class _Refused(Exception):
+    """What was found in place of an archive of plain tensors."""
 
 
 @dataclass(frozen=True)
 class PickleFile(DiskFile):
-    """A .pt, .pth, .ckpt or .bin file of plain tensors. It has no metadata."""
+    """A file of plain tensors that torch saved. It has no metadata."""
 
     tensors: Mapping[str, TensorInfo]
-    places: Mapping[str, Place] = field(repr=False)
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @classmethod
     @collector_paused()
     def open(cls, path: str | os.PathLike[str]) -> PickleFile:
-        """Read and check what a file says of its tensors.
+        """Check a file, and read what it says of its tensors.
 
         Raises FileFormatError, with the key where there is one, where the file holds anything but plain
-        tensors whose bytes are in it.
+        tensors, and where torch is older than 2.6, whose reader a file could make run code (CVE-2025-32434).
         """
         fingerprint = Fingerprint.of(path)
+        if torch.__version__ < "2.6":
+            raise FileFormatError(
+                "torch before 2.6 reads such files in a way that lets them run code",
+                file=fingerprint.path,
+                got=f"torch {torch.__version__}",
+                expected="torch 2.6 or newer",
+                hint="Convert the file to .safetensors, or update torch",
+            )
         with open_file(fingerprint.path) as file:
+            start = file.read(9)
             try:
-                layout = _archive if _bytes(file, len(ZIP), 0) == ZIP else _old
-                value, storages = layout(file, fingerprint)
-                entries = _table(value, fingerprint.path)
-            except (PickleError, struct.error) as error:
-                raise _refused(fingerprint, file, str(error)) from error
-        tensors: dict[str, TensorInfo] = {}
-        places: dict[str, Place] = {}
-        for name, entry in entries.items():
-            try:
-                tensors[name], places[name] = _placed(entry, storages)
-            except PickleError as error:
-                raise FileFormatError(
-                    "an entry is not a plain tensor whose data is in the file",
-                    file=fingerprint.path,
-                    key=name,
-                    got=str(error),
-                    expected="a tensor of " + ", ".join(_BY_NAME),
-                ) from error
-        _check_sharing(tensors, places, fingerprint)
-        return cls(fingerprint, tensors, places)
+                sizes = _check_archive(file, fingerprint.size, start)
+            except _Refused as error:
+                raise _not_plain(fingerprint.path, str(error), start) from error
+        table = _table(fingerprint.path)
+        tensors = {name: _described(name, entry, fingerprint.path) for name, entry in table.items()}
+        _check_storages(table, sizes, fingerprint)
+        return cls(fingerprint, tensors)
 
-    def read_one(self, file: BinaryIO, name: str) -> Tensor:
-        info, place = self.tensors[name], self.places[name]
-        dtype = DTYPES[info.dtype]
-        raw = torch.empty(place.elements * dtype.itemsize, dtype=torch.uint8)
-        file.seek(place.start)
-        read_exactly(file, memoryview(cast("Any", raw.numpy())), self.path)
-        return raw.view(dtype).as_strided(info.shape, place.stride).contiguous()
+    def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
+        # All at once: torch goes through the whole pickle for a single tensor.
+        whole = super().read(list(self.tensors), cache, keep=keep)
+        return {name: whole[name] for name in names}
+
+    def _read(self, names: Collection[str]) -> dict[str, Tensor]:
+        self.check_unchanged()
+        table = _table(self.path)
+        # Copies, so that no mapping of the file stays open.
+        return {
+            name: table[name].detach().clone(memory_format=torch.contiguous_format).as_subclass(Tensor)
+            for name in names
+        }
 
 
-def _bytes(file: BinaryIO, count: int, start: int) -> bytes:
-    """Up to `count` bytes of an open file, from `start` on."""
-    file.seek(start)
-    found = file.read(count)
-    # An unbuffered file may give fewer bytes than asked for.
-    while len(found) < count and (more := file.read(count - len(found))):
-        found += more
-    return found
+def _check_archive(file: BinaryIO, size: int, start: bytes) -> frozenset[int]:
+    """Check an archive and its pickle; returns the sizes in bytes of its storages.
 
-
-def _archive(file: BinaryIO, fingerprint: Fingerprint) -> tuple[Any, dict[str, Span]]:
-    """The value of the pickle of an archive, and its storages by their keys."""
-    members = _members(file, fingerprint.size)
-    # All members are in one folder, whose name is any.
-    root = next(iter(members), "").partition("/")[0]
-    pickle = members.get(f"{root}/data.pkl")
-    if pickle is None:
-        raise PickleError("an archive without data.pkl")
-    if pickle.size > MAX_PICKLE:
-        raise PickleError(f"a data.pkl of {pickle.size} bytes, where at most {MAX_PICKLE} are read")
-    order = members.get(f"{root}/byteorder", Span(0, 0))
-    if order.size and _bytes(file, min(order.size, 10), _data(file, order)) != b"little":
-        raise PickleError("numbers whose bytes are in another order than little-endian")
-    read = unpickle(_bytes(file, pickle.size, _data(file, pickle)))
-    storages: dict[str, Span] = {}
-    for key in read.storages:
-        member = members.get(f"{root}/data/{key}")
-        if member is not None:
-            storages[key] = Span(_data(file, member), member.size)
-    return read.value, storages
-
-
-def _members(file: BinaryIO, size: int) -> dict[str, Span]:
-    """The members of a zip archive: the place of each one's own header, and the size of its data.
-
-    Raises PickleError where a member is compressed, or where members do not fit into the file.
+    Raises _Refused where members are compressed, are more or larger than bounds and the file allow, or where
+    the pickle is more than plain tensors.
     """
-    tail_start = max(0, size - 42)
-    tail = _bytes(file, 42, tail_start)
-    if len(tail) < 42 or tail[20:24] != END:
-        raise PickleError("an archive that is cut off or damaged")
-    count, length, start = struct.unpack("<HII", tail[30:40])
-    if tail[:4] == LOCATOR:
-        (end,) = struct.unpack("<Q", tail[8:16])
-        record = _bytes(file, 56, min(end, size))
-        if record[:4] != END64:
-            raise PickleError("an archive that is damaged")
-        count, length, start = struct.unpack("<QQQ", record[32:56])
-    if count > MAX_MEMBERS or length > MAX_LIST or start + length > size:
-        raise PickleError(f"an archive that says it has {count} members in {length} bytes at {start}")
-    entries = _bytes(file, length, start)
-    members: dict[str, Span] = {}
-    at = total = 0
-    for _ in range(count):
-        fields = struct.unpack_from("<4s4xHH8xIIHHH8xI", entries, at)
-        mark, flags, method, packed, unpacked, name_size, extra_size, comment_size, header = fields
-        name = entries[at + 46 : at + 46 + name_size].decode("utf-8", "replace")
-        extra = entries[at + 46 + name_size : at + 46 + name_size + extra_size]
-        at += 46 + name_size + extra_size + comment_size
-        packed, unpacked, header = _wide(extra, unpacked, packed, header)
-        if mark != ENTRY or name in members:
-            raise PickleError("an archive that is damaged")
+    if start[:4] != ZIP:
+        raise _Refused(LAYOUT if start[:1] == b"\x80" else "no zip archive")
+    if _list_size(file, size) > 256 * MAX_MEMBERS:
+        raise _Refused("an archive with too many members")
+    try:
+        archive = zipfile.ZipFile(file)
+        members = {member.filename: member for member in archive.infolist()}
+        _check_members(archive, members, size)
+        # All members are in one folder, whose name is any.
+        root = next(iter(members), "").partition("/")[0]
+        pickle = members.get(f"{root}/data.pkl")
+        if pickle is None:
+            raise _Refused("an archive without data.pkl")
+        if pickle.file_size > MAX_PICKLE:
+            raise _Refused(f"a data.pkl of {pickle.file_size} bytes, where at most {MAX_PICKLE} are read")
+        _check_pickle(archive.read(pickle))
+    except (zipfile.BadZipFile, OSError, ValueError, LookupError, EOFError, NotImplementedError) as error:
+        raise _Refused(f"damaged data ({error})") from error
+    return frozenset(member.file_size for name, member in members.items() if name.startswith(f"{root}/data/"))
+
+
+def _list_size(file: BinaryIO, size: int) -> int:
+    """Bytes of an archive's list of members, as its end says it: in 64 bits if there is a record of these."""
+    file.seek(max(0, size - 98))
+    tail = file.read(98)
+    if tail[-22:-18] != END:
+        raise _Refused("an archive that is cut off or damaged")
+    if tail[-42:-38] == LOCATOR:
+        return int.from_bytes(tail[40:48], "little")
+    return int.from_bytes(tail[-10:-6], "little")
+
+
+def _check_members(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], size: int) -> None:
+    found = archive.infolist()
+    if len(found) > MAX_MEMBERS or len(members) < len(found):
+        raise _Refused(f"an archive of {len(found)} members, {len(members)} of them of different names")
+    total = 0
+    for member in found:
         # torch stores the members as they are. Compressed ones could expand to any size.
-        if method or flags & 1 or packed != unpacked:
-            raise PickleError(f"an archive with a compressed member {name}, {unpacked} bytes in {packed}")
-        total += unpacked
-        if total > size or header + 30 + unpacked > start:
-            raise PickleError(f"an archive of {size} bytes whose member {name} has {unpacked} bytes")
-        members[name] = Span(header, unpacked)
-    return members
+        if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
+            raise _Refused(f"an archive with a compressed member {member.filename}")
+        total += member.file_size
+        if total > size or member.header_offset + member.file_size > size:
+            raise _Refused(
+                f"an archive of {size} bytes whose member {member.filename} has {member.file_size} bytes"
+            )
 
 
-def _wide(extra: bytes, unpacked: int, packed: int, header: int) -> tuple[int, int, int]:
-    """The sizes and the place of a member, given those of 32 bits, and the fields with those of 64 bits."""
-    numbers = [unpacked, packed, header]
-    if LARGE in numbers:
-        at = 0
-        while at + 4 <= len(extra):
-            kind, length = struct.unpack_from("<HH", extra, at)
-            if kind == 1:
-                # Only those that did not fit, in this order.
-                wide = iter(struct.unpack_from(f"<{length // 8}Q", extra, at + 4))
-                numbers = [next(wide, LARGE) if number == LARGE else number for number in numbers]
-                break
-            at += 4 + length
-    return numbers[1], numbers[0], numbers[2]
+def _check_pickle(data: bytes) -> None:
+    """Raise _Refused for a pickle that names more than tensors have, or makes far more than it has bytes.
+
+    The instructions are followed with numbers for values: how many values each holds, and how deep. A tuple
+    of itself twice, forty times over, is a few bytes, and takes forever as a key of a table.
+    """
+    stack: list[list[int]] = []
+    marks: list[int] = []
+    memo: dict[Any, list[int]] = {}
+    made = 0
+    for step, (instruction, argument, _) in enumerate(pickletools.genops(data)):
+        name = instruction.name
+        if step == MAX_STEPS:
+            raise _Refused(f"a pickle of more than {MAX_STEPS} instructions")
+        if name == "GLOBAL" and not NAMES.fullmatch(found := str(argument).replace(" ", ".")):
+            raise _Refused(f"the name {found}, which is no part of a plain tensor")
+        if name == "MARK":
+            marks.append(len(stack))
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif not instruction.stack_before:
+            stack += [[1, 1] for _ in instruction.stack_after]
+        else:
+            marked, below = TAKEN[name]
+            first = (marks.pop() if marked else len(stack)) - below
+            if first < 0:
+                raise _Refused("damaged data")
+            taken = stack[first:]
+            del stack[first:]
+            size = 1 + sum(held[0] for held in taken)
+            depth = 1 + max((held[1] for held in taken), default=0)
+            # Lists and tables are changed where they are, and may be held by others already.
+            value = taken[0] if name in GROW and taken else [0, 0]
+            made += size - value[0]
+            value[:] = size, depth
+            stack += [value for _ in instruction.stack_after]
+            if made > MAX_MADE or depth > MAX_NESTED:
+                raise _Refused("tables or tuples within each other, more than a file of tensors has")
 
 
-def _data(file: BinaryIO, member: Span) -> int:
-    """Where the data of a member begin: after its own header, which has a name and fields of any length."""
-    header = _bytes(file, 30, member.start)
-    if header[:4] != ZIP:
-        raise PickleError("an archive that is damaged")
-    name, extra = struct.unpack("<HH", header[26:30])
-    return member.start + 30 + name + extra
-
-
-def _old(file: BinaryIO, fingerprint: Fingerprint) -> tuple[Any, dict[str, Span]]:
-    """The value of the fourth pickle of a file in the old layout, and its storages by their keys."""
-    data = _bytes(file, MAX_PICKLE, 0)
-    magic = unpickle(data)
-    if magic.value != MAGIC:
-        raise PickleError("a pickle that torch did not write")
-    version = unpickle(data, magic.end)
-    system = unpickle(data, version.end)
-    read = unpickle(data, system.end)
-    keys = unpickle(data, read.end)
-    if type(system.value) is not Table or type(keys.value) is not list:
-        raise PickleError("damaged data")
-    if not any(key == "little_endian" and value is True for key, value in system.value.all()):
-        raise PickleError("numbers whose bytes are in another order than little-endian")
-    # The storages lie one after the other, each with the number of its elements before it, in 8 bytes.
-    at = keys.end
-    storages: dict[str, Span] = {}
-    for key in cast("list[Any]", keys.value):
-        storage = read.storages.get(key) if type(key) is str else None
-        if storage is None or key in storages:
-            raise PickleError("damaged data")
-        size = int.from_bytes(_bytes(file, 8, at), "little") * _item_size(storage.dtype)
-        at += 8
-        if at + size > fingerprint.size:
-            raise PickleError(f"a storage of {size} bytes where the file has {fingerprint.size - at} left")
-        storages[key] = Span(at, size)
-        at += size
-    return read.value, storages
-
-
-def _item_size(dtype: str) -> int:
-    """Bytes of an element of a dtype with torch's name. Raises PickleError where torch has no such dtype."""
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype):
-        raise PickleError(f"a storage of dtype {dtype}")
-    return found.itemsize
-
-
-def _table(value: Any, path: str) -> dict[str, Any]:
+def _table(path: str) -> dict[str, Any]:
     """The entries of a file by name. A trainer's checkpoint has its table of them under `state_dict`."""
-    outer = value.all() if isinstance(value, Table) else []
-    inner = next((entry for name, entry in outer if name == "state_dict"), value)
-    if not isinstance(inner, Table):
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        why = str(error).strip().partition("\n")[0]
+        raise _not_plain(path, f"what torch cannot read ({type(error).__name__}: {why})") from error
+    inner = value.get("state_dict", value) if isinstance(value, dict) else value
+    if not isinstance(inner, dict):
         raise FileFormatError(
-            "the file holds no table of tensors", file=path, got=_in_words(inner), expected="a table"
+            "the file holds no table of tensors",
+            file=path,
+            got=type(cast("object", inner)).__name__,
+            expected="a table",
         )
-    table: dict[str, Any] = {}
-    for name, entry in inner.all():
+    table = cast("dict[Any, Any]", inner)
+    for name in table:
         if type(name) is not str:
             raise FileFormatError(
-                "an entry has no name", file=path, got=_in_words(name), expected="a text as the name"
+                "an entry has no name", file=path, got=type(name).__name__, expected="a text as the name"
             )
-        if name in table:
-            raise FileFormatError("the file names a tensor twice", file=path, key=name)
-        table[name] = entry
     check_names(table.keys(), path)
     return table
 
 
-def _in_words(value: Any) -> str:
-    if isinstance(value, Other):
-        return value.what
-    name = type(cast("object", value)).__name__
-    known = {"Stated": "a tensor", "Table": "a table", "list": "a list", "tuple": "a tuple", "str": "a text"}
-    return known.get(name, name)
-
-
-def _placed(entry: Any, storages: Mapping[str, Span]) -> tuple[TensorInfo, Place]:
-    """A tensor's description and place. Raises PickleError where it is not plain, or not in the file."""
-    if not isinstance(entry, Stated):
-        raise PickleError(_in_words(entry))
-    dtype, storage = _BY_NAME.get(entry.dtype), entry.storage
-    if dtype is None:
-        raise PickleError(f"a tensor of dtype {entry.dtype}")
-    shape, stride = _sizes(entry.size), _sizes(entry.stride)
-    if shape is None or stride is None or len(shape) != len(stride) or type(entry.offset) is not int:
-        raise PickleError("a tensor whose sizes or strides are no tuples of whole numbers from 0")
-    span = storages.get(storage.key, Span(0, -1))
-    stated = storage.numel * _item_size(storage.dtype)
-    if span.size != stated:
-        found = f"{span.size} bytes" if span.size >= 0 else "none"
-        raise PickleError(f"a storage that should have {stated} bytes, of which the file has {found}")
-    numel, elements = math.prod(shape), 0
-    if numel:
-        elements = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-    room = span.size // dtype.itemsize
-    if entry.offset < 0 or entry.offset + elements > room or numel > room:
-        raise PickleError(
-            f"a tensor {list(shape)} with strides {list(stride)} from {entry.offset} on, "
-            f"in a storage of {room} elements"
+def _described(name: str, entry: Any, path: str) -> TensorInfo:
+    """A tensor's description. Raises FileFormatError where it is not plain."""
+    plain = type(entry) in (Tensor, nn.Parameter) and entry.layout == torch.strided
+    if not plain or entry.dtype not in DTYPE_NAMES or stated_shape(tuple(entry.shape)) is None:
+        raise FileFormatError(
+            "an entry is not a plain tensor",
+            file=path,
+            key=name,
+            got=f"a tensor of dtype {dtype_name(entry.dtype)}"
+            if isinstance(entry, Tensor)
+            else type(entry).__name__,
+            expected="a tensor of " + ", ".join(map(dtype_name, DTYPE_NAMES)),
         )
-    start = span.start + entry.offset * dtype.itemsize
-    return TensorInfo(DTYPE_NAMES[dtype], shape), Place(start, elements, stride)
+    return TensorInfo.of(entry)
 
 
-def _sizes(stated: Any) -> Shape | None:
-    return stated_shape(cast("tuple[Any, ...]", stated)) if type(stated) is tuple else None
+def _check_storages(table: Mapping[str, Tensor], sizes: frozenset[int], fingerprint: Fingerprint) -> None:
+    """Raise FileFormatError where storages are not those of the archive, or tensors share too much of them.
 
-
-def _check_sharing(
-    tensors: Mapping[str, TensorInfo], places: Mapping[str, Place], fingerprint: Fingerprint
-) -> None:
-    """Raise FileFormatError where tensors share so much that they take far more memory than the file."""
-    total = sum(
-        max(place.elements, math.prod(tensors[name].shape)) * ITEM_BITS[tensors[name].dtype] // 8
-        for name, place in places.items()
-    )
+    torch takes the size of a storage from the pickle, and its start from the archive.
+    """
+    for name, tensor in table.items():
+        size = tensor.untyped_storage().nbytes()
+        if size and size not in sizes:
+            raise FileFormatError(
+                "the data of a tensor are not of the size that the file says",
+                file=fingerprint.path,
+                key=name,
+                got=f"{size} bytes",
+                expected="the size of one of the archive's members",
+                hint="The file is damaged: download or save it again",
+            )
+    total = sum(tensor.numel() * tensor.element_size() for tensor in table.values())
     if total > MAX_SHARING * fingerprint.size:
         raise FileFormatError(
             "the tensors of the file lie on top of each other",
@@ -328,15 +266,17 @@ def _check_sharing(
         )
 
 
-def _refused(fingerprint: Fingerprint, file: BinaryIO, found: str) -> FileFormatError:
+def _not_plain(path: str, found: str, start: bytes = b"") -> FileFormatError:
     # A file of the other container begins with 8 bytes of its header's length, then the header's brace.
-    renamed = _bytes(file, 9, 0)[8:] == b"{"
+    hint = "It is damaged, or it would run code when loaded: ask for a .safetensors file"
+    if start[8:] == b"{":
+        hint = "It is a safetensors file: rename it so that it ends in .safetensors"
+    elif found == LAYOUT:
+        hint = "If torch.load(path, weights_only=True) reads it, save it again as .safetensors"
     return FileFormatError(
         "not a pickle of plain tensors",
-        file=fingerprint.path,
+        file=path,
         got=found,
         expected="a table of tensors saved by torch, with nothing else in it",
-        hint="It is a safetensors file: rename it so that it ends in .safetensors"
-        if renamed
-        else "It is damaged, or it would run code when loaded: ask for a .safetensors file",
+        hint=hint,
     )

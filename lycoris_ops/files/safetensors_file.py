@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -83,7 +84,25 @@ class SafetensorsFile(DiskFile):
             )
         return cls.open(path)
 
+    def _read(self, names: Collection[str]) -> dict[str, Tensor]:
+        with self.data() as file:
+            return {name: self.read_one(file, name) for name in names}
+
+    @contextmanager
+    def data(self) -> Generator[BinaryIO]:
+        """The file, open for reading at no particular position.
+
+        Raises FileFormatError where it changed since its header was read.
+        """
+        self.check_unchanged()
+        with open_file(self.path) as file:
+            yield file
+
     def read_one(self, file: BinaryIO, name: str) -> Tensor:
+        """One tensor, read from the open file (see `data`) into new memory.
+
+        Raises FileFormatError where torch has no such dtype, or where the file ends too early.
+        """
         info = self.tensors[name]
         dtype = DTYPES.get(info.dtype)
         if dtype is None:

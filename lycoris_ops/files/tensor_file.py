@@ -7,8 +7,7 @@ import os
 import stat
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, cast
@@ -153,26 +152,9 @@ class DiskFile(ABC):
         """The named tensors. Raises FileFormatError where the file changed since it was opened."""
         return cache.fetch((self.fingerprint, tuple(names)), lambda: self._read(names), keep=keep)
 
-    def _read(self, names: Collection[str]) -> dict[str, Tensor]:
-        with self.data() as file:
-            return {name: self.read_one(file, name) for name in names}
-
-    @contextmanager
-    def data(self) -> Generator[BinaryIO]:
-        """The file, open for reading at no particular position.
-
-        Raises FileFormatError where it changed since its header was read.
-        """
-        self.check_unchanged()
-        with open_file(self.path) as file:
-            yield file
-
     @abstractmethod
-    def read_one(self, file: BinaryIO, name: str) -> Tensor:
-        """One tensor, read from the open file (see `data`) into new memory.
-
-        Raises FileFormatError where torch has no such dtype, or where the file ends too early.
-        """
+    def _read(self, names: Collection[str]) -> dict[str, Tensor]:
+        """The named tensors, read from the file into new memory. Raises FileFormatError."""
 
 
 def open_file(path: str) -> BinaryIO:

@@ -79,10 +79,10 @@ def apart(blob: bytes) -> tuple[dict[str, Any], bytes]:
     return json.loads(blob[8 : 8 + length]), blob[8 + length :]
 
 
-def pickled(content: object, *, legacy: bool = False) -> bytes:
-    """What `torch.save` writes: an archive, or with `legacy` the format before torch 1.6."""
+def pickled(content: object) -> bytes:
+    """What `torch.save` writes."""
     file = io.BytesIO()
-    torch.save(content, file, _use_new_zipfile_serialization=not legacy)
+    torch.save(content, file)
     return file.getvalue()
 
 

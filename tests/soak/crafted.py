@@ -327,12 +327,6 @@ _add(
     refused=True,
 )
 _add("pickle: a frame of exabytes", lambda: b"\x80\x04\x95" + b"\xff" * 7 + b"\x7f.", ".bin", refused=True)
-_add(
-    "pickle: legacy storage of terabytes",
-    lambda: pickled(lora(), legacy=True).replace(b"K\x24", b"\x8a\x06" + (1 << 42).to_bytes(6, "little")),
-    ".bin",
-    refused=True,
-)
 
 # Headers.
 

@@ -54,7 +54,6 @@ MODELS = {"plain": MODEL, "flux": FLUX, "unet": UNET}
 
 CONTAINERS: dict[str, tuple[str, Callable[[Mapping[str, Tensor]], bytes]]] = {
     "archive": (".pt", lambda tensors: pickled(dict(tensors))),
-    "legacy": (".bin", lambda tensors: pickled(dict(tensors), legacy=True)),
     "checkpoint": (".ckpt", lambda tensors: pickled({"state_dict": dict(tensors), "epoch": 3})),
 }
 """The ending of each kind of pickle, and what writes it."""

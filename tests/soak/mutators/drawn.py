@@ -157,7 +157,7 @@ def _object(rng: random.Random, seed: Seed) -> Case | None:
     if isinstance(content, dict) and rng.random() < 0.7:
         content = {**seed.tensors, **content}
     try:
-        blob = pickled(content, legacy=seed.container == "legacy")
+        blob = pickled(content)
     except UnicodeEncodeError:
         # No pickle of the older protocol holds a lone surrogate.
         return None

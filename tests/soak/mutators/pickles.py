@@ -190,7 +190,7 @@ def _exotic(rng: random.Random, seed: Seed) -> Case | None:
     key = rng.choice(list(tensors))
     try:
         tensors[key] = exotic(rng, tensors[key])
-        blob = pickled(tensors, legacy=seed.container == "legacy")
+        blob = pickled(tensors)
     except (RuntimeError, NotImplementedError, TypeError, AttributeError, ValueError):
         # Not every sort can be made of every tensor, or saved in both formats.
         return None
@@ -209,9 +209,7 @@ def _strided(rng: random.Random, seed: Seed) -> Case | None:
         return tensor.transpose(0, 1).contiguous().transpose(0, 1)
 
     tensors = {key: moved(tensor) for key, tensor in seed.tensors.items()}
-    return case.of(
-        "pickles_strided", seed, pickled(tensors, legacy=seed.container == "legacy"), same=1.0, ending=".pt"
-    )
+    return case.of("pickles_strided", seed, pickled(tensors), same=1.0, ending=".pt")
 
 
 def _shared(rng: random.Random, seed: Seed) -> Case | None:
@@ -226,7 +224,7 @@ def _shared(rng: random.Random, seed: Seed) -> Case | None:
         start = place[tensor.dtype]
         tensors[key] = whole[tensor.dtype][start : start + tensor.numel()].reshape(tensor.shape)
         place[tensor.dtype] += tensor.numel()
-    blob = pickled(tensors, legacy=seed.container == "legacy")
+    blob = pickled(tensors)
     return case.of("pickles_shared", seed, blob, same=1.0, ending=".pt")
 
 
@@ -249,7 +247,7 @@ def _content(rng: random.Random, seed: Seed) -> Case | None:
     )
     content = rng.choice(contents)
     try:
-        blob = pickled(content, legacy=seed.container == "legacy")
+        blob = pickled(content)
     except (RecursionError, TypeError):
         return None
     return case.of("pickles_content", seed, blob, closed=False)
@@ -260,7 +258,7 @@ def _ordered(rng: random.Random, seed: Seed) -> Case | None:
     content: Any = OrderedDict(seed.tensors)
     if rng.random() < 0.5:
         content = {"state_dict": content, "epoch": 7, "config": {"lr": 1e-4, "betas": (0.9, 0.99)}}
-    blob = pickled(content, legacy=seed.container == "legacy")
+    blob = pickled(content)
     return case.of("pickles_ordered", seed, blob, same=1.0, ending=".pt")
 
 
@@ -296,7 +294,7 @@ def _calls(rng: random.Random, seed: Seed) -> Case | None:
     if rng.random() < 0.3:
         pickle.dump(content, file, protocol=rng.choice((0, 2, 4, 5)))
     else:
-        torch.save(content, file, _use_new_zipfile_serialization=seed.container != "legacy")
+        torch.save(content, file)
     return case.of("pickles_calls", seed, file.getvalue(), closed=False)
 
 
