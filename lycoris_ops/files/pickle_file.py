@@ -47,7 +47,7 @@ GROW = frozenset({"APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"})
 LAYOUT = "a bare pickle, as torch wrote them before 1.6"
 
 
-class _Refused(Exception):
+class _NotPlain(Exception):  # noqa: N818 - what was found, and no fault of the program
     """What was found in place of an archive of plain tensors."""
 
 
@@ -79,7 +79,7 @@ class PickleFile(DiskFile):
             start = file.read(9)
             try:
                 sizes = _check_archive(file, fingerprint.size, start)
-            except _Refused as error:
+            except _NotPlain as error:
                 raise _not_plain(fingerprint.path, str(error), start) from error
         table = _table(fingerprint.path)
         tensors = {name: _described(name, entry, fingerprint.path) for name, entry in table.items()}
@@ -104,13 +104,13 @@ class PickleFile(DiskFile):
 def _check_archive(file: BinaryIO, size: int, start: bytes) -> frozenset[int]:
     """Check an archive and its pickle; returns the sizes in bytes of its storages.
 
-    Raises _Refused where members are compressed, are more or larger than bounds and the file allow, or where
+    Raises _NotPlain where members are compressed, are more or larger than bounds and the file allow, or where
     the pickle is more than plain tensors.
     """
     if start[:4] != ZIP:
-        raise _Refused(LAYOUT if start[:1] == b"\x80" else "no zip archive")
+        raise _NotPlain(LAYOUT if start[:1] == b"\x80" else "no zip archive")
     if _list_size(file, size) > 256 * MAX_MEMBERS:
-        raise _Refused("an archive with too many members")
+        raise _NotPlain("an archive with too many members")
     try:
         archive = zipfile.ZipFile(file)
         members = {member.filename: member for member in archive.infolist()}
@@ -119,12 +119,12 @@ def _check_archive(file: BinaryIO, size: int, start: bytes) -> frozenset[int]:
         root = next(iter(members), "").partition("/")[0]
         pickle = members.get(f"{root}/data.pkl")
         if pickle is None:
-            raise _Refused("an archive without data.pkl")
+            raise _NotPlain("an archive without data.pkl")
         if pickle.file_size > MAX_PICKLE:
-            raise _Refused(f"a data.pkl of {pickle.file_size} bytes, where at most {MAX_PICKLE} are read")
+            raise _NotPlain(f"a data.pkl of {pickle.file_size} bytes, where at most {MAX_PICKLE} are read")
         _check_pickle(archive.read(pickle))
     except (zipfile.BadZipFile, OSError, ValueError, LookupError, EOFError, NotImplementedError) as error:
-        raise _Refused(f"damaged data ({error})") from error
+        raise _NotPlain(f"damaged data ({error})") from error
     return frozenset(member.file_size for name, member in members.items() if name.startswith(f"{root}/data/"))
 
 
@@ -133,7 +133,7 @@ def _list_size(file: BinaryIO, size: int) -> int:
     file.seek(max(0, size - 98))
     tail = file.read(98)
     if tail[-22:-18] != END:
-        raise _Refused("an archive that is cut off or damaged")
+        raise _NotPlain("an archive that is cut off or damaged")
     if tail[-42:-38] == LOCATOR:
         return int.from_bytes(tail[40:48], "little")
     return int.from_bytes(tail[-10:-6], "little")
@@ -142,21 +142,21 @@ def _list_size(file: BinaryIO, size: int) -> int:
 def _check_members(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], size: int) -> None:
     found = archive.infolist()
     if len(found) > MAX_MEMBERS or len(members) < len(found):
-        raise _Refused(f"an archive of {len(found)} members, {len(members)} of them of different names")
+        raise _NotPlain(f"an archive of {len(found)} members, {len(members)} of them of different names")
     total = 0
     for member in found:
         # torch stores the members as they are. Compressed ones could expand to any size.
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
-            raise _Refused(f"an archive with a compressed member {member.filename}")
+            raise _NotPlain(f"an archive with a compressed member {member.filename}")
         total += member.file_size
         if total > size or member.header_offset + member.file_size > size:
-            raise _Refused(
+            raise _NotPlain(
                 f"an archive of {size} bytes whose member {member.filename} has {member.file_size} bytes"
             )
 
 
 def _check_pickle(data: bytes) -> None:
-    """Raise _Refused for a pickle that names more than tensors have, or makes far more than it has bytes.
+    """Raise _NotPlain for a pickle that names more than tensors have, or makes far more than it has bytes.
 
     The instructions are followed with numbers for values: how many values each holds, and how deep. A tuple
     of itself twice, forty times over, is a few bytes, and takes forever as a key of a table.
@@ -168,9 +168,9 @@ def _check_pickle(data: bytes) -> None:
     for step, (instruction, argument, _) in enumerate(pickletools.genops(data)):
         name = instruction.name
         if step == MAX_STEPS:
-            raise _Refused(f"a pickle of more than {MAX_STEPS} instructions")
+            raise _NotPlain(f"a pickle of more than {MAX_STEPS} instructions")
         if name == "GLOBAL" and not NAMES.fullmatch(found := str(argument).replace(" ", ".")):
-            raise _Refused(f"the name {found}, which is no part of a plain tensor")
+            raise _NotPlain(f"the name {found}, which is no part of a plain tensor")
         if name == "MARK":
             marks.append(len(stack))
         elif name in ("BINPUT", "LONG_BINPUT"):
@@ -183,7 +183,7 @@ def _check_pickle(data: bytes) -> None:
             marked, below = TAKEN[name]
             first = (marks.pop() if marked else len(stack)) - below
             if first < 0:
-                raise _Refused("damaged data")
+                raise _NotPlain("damaged data")
             taken = stack[first:]
             del stack[first:]
             size = 1 + sum(held[0] for held in taken)
@@ -194,7 +194,7 @@ def _check_pickle(data: bytes) -> None:
             value[:] = size, depth
             stack += [value for _ in instruction.stack_after]
             if made > MAX_MADE or depth > MAX_NESTED:
-                raise _Refused("tables or tuples within each other, more than a file of tensors has")
+                raise _NotPlain("tables or tuples within each other, more than a file of tensors has")
 
 
 def _table(path: str) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def _table(path: str) -> dict[str, Any]:
     except Exception as error:
         why = str(error).strip().partition("\n")[0]
         raise _not_plain(path, f"what torch cannot read ({type(error).__name__}: {why})") from error
-    inner = value.get("state_dict", value) if isinstance(value, dict) else value
+    inner: Any = cast("dict[Any, Any]", value).get("state_dict", value) if isinstance(value, dict) else value
     if not isinstance(inner, dict):
         raise FileFormatError(
             "the file holds no table of tensors",

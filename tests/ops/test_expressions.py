@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 import lycoris_ops as lyc
 from lycoris_ops.adapters.peft.patterns import alone, one_of
 from lycoris_ops.errors import RuleError
-from lycoris_ops.expressions import MOST_STATES, MOST_TEXT, ExpressionError, Expressions, search
+from lycoris_ops.expressions import MOST_TEXT, ExpressionError, Expressions, search
 
 PATHS = [
     "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q",
@@ -74,15 +74,9 @@ def test_an_expression_of_a_user_is_searched_for_as_by_re(expression: str, name:
     assert search(expression)(name) is (re.search(expression, name) is not None)
 
 
-@pytest.mark.parametrize("expression", ["(a+)+$", "(a|a)*b", "(.*a){20}b"])
-def test_no_expression_of_a_user_takes_for_ever(expression: str) -> None:
-    """Python's `re` tries 2^60 ways."""
-    assert search(expression)("a" * 60 + "!") is False
-
-
-@pytest.mark.parametrize("expression", ["(", "a)(b", "[a", "(?=a)", "*"])
+@pytest.mark.parametrize("expression", ["(", "a)(b", "[a", "*", "(" * 5000])
 def test_an_expression_of_a_user_that_cannot_be_read_is_named(expression: str) -> None:
-    with pytest.raises(RuleError, match=re.escape(f"/{expression}/")):
+    with pytest.raises(RuleError, match=re.escape(f"/{expression[:9]}")):
         search(expression)
 
 
@@ -105,60 +99,17 @@ def test_pefts_own_function_gives_the_first() -> None:
     assert [Expressions(shuffled).first(path) for path in PATHS] == [by_re(shuffled, path) for path in PATHS]
 
 
-def made(random_: random.Random, depth: int = 0) -> str:
-    """A random expression over a, b and dots."""
-    kinds = ["a", "b", ".", r"\.", "[ab]", "[^a]", r"\w"] + ["group", "repeat", "anchor"] * (depth < 3)
-    parts: list[str] = []
-    for _ in range(random_.randint(0, 4)):
-        kind = random_.choice(kinds)
-        if kind == "group":
-            opened = random_.choice(("(", "(?:"))
-            parts.append(f"{opened}{made(random_, depth + 1)}|{made(random_, depth + 1)})")
-        elif kind == "repeat":
-            sign = random_.choice(("*", "+", "?", "{2}", "{1,2}", "{,2}", "{1,}", "*?"))
-            parts.append(f"({made(random_, depth + 1)}){sign}")
-        elif kind == "anchor":
-            parts.append(random_.choice("^$"))
-        else:
-            parts.append(kind)
-    return "".join(parts)
-
-
-def test_random_expressions_match_as_in_re() -> None:
-    random_ = random.Random(7)
-    texts = ["".join(random_.choices("ab.", k=n)) for n in range(8) for _ in range(4)]
-    matched = 0
-    for _ in range(1500):
-        expressions = [made(random_) for _ in range(2)]
-        matcher, whole = Expressions(expressions), Expressions(expressions, whole=True)
-        for text in texts:
-            assert matcher.first(text) == by_re(expressions, text), (expressions, text)
-            assert whole.first(text) == by_re(expressions, text, whole=True), (expressions, text)
-            matched += matcher.first(text) is not None
-    assert matched > 1000
-
-
 @pytest.mark.parametrize(
     ("expression", "why"),
     [
-        ("(", "without its )"),
-        ("a)", "without its ("),
-        ("[a", "ends too early"),
-        ("a\\", "ends too early"),
-        ("*a", "nothing before"),
-        ("a**", "right after another"),
-        ("a*+", "right after another"),
-        ("a{2}{2}", "right after another"),
-        ("a{3,2}", "ends before it begins"),
-        ("[b-a]", "ends before it begins"),
-        ("(?=a)", "except"),
-        ("(?<!a)b", "except"),
-        ("(?i)a", "except"),
-        (r"(a)\1", "is not read"),
-        (r"a\b", "is not read"),
-        ("(" * 60 + ")" * 60, "in each other"),
-        ("(a{100}){200}", "states"),
-        ("a{99999999}", "times"),
+        ("(", "missing )"),
+        ("a)(b", "unbalanced"),
+        ("[a", "unterminated"),
+        ("*a", "nothing to repeat"),
+        ("(" * 5000 + ")" * 5000, "recursion"),
+        ("(a{100}){200}", "copies"),
+        ("a{99999999}", "copies"),
+        ("a?" * 9000, "no paths"),
         ("a" * (MOST_TEXT + 1), "characters"),
     ],
 )
@@ -177,30 +128,29 @@ HOSTILE = [
     {r"(\w+\w+)+!": 1},
     {r".*.*.*.*.*!": 1},
     {f".*{'a?' * n}!": 1 for n in range(60)},
-    # Sets of states that differ after each character.
     {f"(a|b)*a(a|b){{{n}}}!": 1 for n in range(1, 60)},
     {f"(.*a){{{n}}}.*!": 1 for n in range(1, 60)},
-    # As many places at once as there are patterns.
-    {"".join(".a"[n >> bit & 1] for bit in range(12)): 1 for n in range(4096)},
+    {"".join((".", "[ab]")[n >> bit & 1] for bit in range(8)) + "!": 1 for n in range(256)},
 ]
 
 LOAD = """
-import resource, sys
+import sys, time
 import lycoris_ops as lyc
-spent = resource.getrusage(resource.RUSAGE_SELF).ru_utime
-resource.setrlimit(resource.RLIMIT_CPU, (int(spent) + 40, int(spent) + 40))
+lyc.load_adapter(sys.argv[1]).alphas()
 for path in sys.argv[1:]:
+    spent = time.process_time()
     try:
         print(len(set(lyc.load_adapter(path).alphas().values())))
     except lyc.FileFormatError as error:
         assert "adapter_config.json" in str(error) and "pattern" in str(error), error
         print(str(error)[:200].replace(chr(10), " "))
+    # One look at each of the two fields, and 300 layers read.
+    assert time.process_time() - spent < 3, path
 """
 
 
 def test_no_pattern_of_a_file_hangs(tmp_path: Path) -> None:
-    """Each file either gives its alphas or an error with its field, all within the time of the child."""
-    pytest.importorskip("resource")
+    """Each file either gives its alphas or an error with its field, within a few seconds of the processor."""
     paths: list[str] = []
     random_ = random.Random(0)
     names = ["a" * 60, *("".join(random_.choices("ab", k=60)) for _ in range(300))]
@@ -223,6 +173,10 @@ def test_no_pattern_of_a_file_hangs(tmp_path: Path) -> None:
     assert len(done.stdout.splitlines()) == len(HOSTILE)
 
 
-def test_too_many_states_are_counted_over_all_expressions() -> None:
-    with pytest.raises(ExpressionError, match=f"more than {MOST_STATES} states"):
-        Expressions([f"(a{n}){{1000}}" for n in range(10)])
+def test_without_the_package_regex_a_files_expression_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "regex", None)
+    assert Expressions([*PATHS, alone("a.b")]).first("x.a.to_q") == PATHS.index("to_q")
+    with pytest.raises(ExpressionError, match="pip install regex"):
+        Expressions(["to_(q|k)"])
