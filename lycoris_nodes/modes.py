@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
-
-from torch import Tensor
 
 from ..lycoris_ops import (
     BypassPlan,
@@ -27,7 +25,6 @@ from .host import (
     merges_in_every_pass,
 )
 from .uncalled import used_uncalled
-from .weights import weight_reader
 
 SCHEDULED = "its strength follows a schedule"
 
@@ -68,11 +65,10 @@ def choose(
             layers.setdefault(path if name in ("weight", "bias") else key, {})[key] = pairs[key]
     short = mode == "auto" and bool(layers) and merges_in_every_pass(patcher)
     before = plans_of(patcher) if layers else {}
-    weights = weight_reader(patcher)
     for path, met in layers.items():
         timed = any(match.timings for found in met.values() for _, match in found)
         wanted = (True, SCHEDULED) if timed else _wanted(patcher, met, mode, short)
-        plan, reason = _plan(patcher, path, shapes, met, weights, wanted, before.get(path))
+        plan, reason = _plan(patcher, path, shapes, met, wanted, before.get(path))
         if plan is None and timed:
             reason = _mean_taken(path, reason, strict=strict)
         if plan is None:
@@ -138,19 +134,18 @@ def _plan(
     path: str,
     shapes: Mapping[str, Sequence[int]],
     pairs: Pairs,
-    weights: Callable[[str], Tensor],
     wanted: tuple[bool, str],
     before: BypassPlan | None,
 ) -> tuple[BypassPlan | None, str]:
     """The plan of a layer to bypass, None for a layer to merge; and the reason.
 
-    `weights` is for `Match.read`, `wanted` is what `_wanted` gives, and `before` the plan that earlier nodes
+    `wanted` is what `_wanted` gives, and `before` the plan that earlier nodes
     have given the layer. Raises LycorisError for a layer that can be neither merged nor bypassed.
     """
     bypassed, reason = wanted
     if not bypassed and before is None:
         return None, reason
-    plan = _build(patcher, path, shapes, pairs, weights)
+    plan = _build(patcher, path, shapes, pairs)
     if isinstance(plan, BypassPlan):
         if bypassed:
             return plan, reason
@@ -177,7 +172,6 @@ def _build(
     path: str,
     shapes: Mapping[str, Sequence[int]],
     pairs: Pairs,
-    weights: Callable[[str], Tensor],
 ) -> BypassPlan | str:
     """The bypass plan of a module, or why its layers can only be merged, in words."""
     module = layer_of(patcher, path)
@@ -194,7 +188,7 @@ def _build(
     if enlarged_by_patches(patcher, key):
         return "an earlier node enlarges its weight"
     layers = [
-        (match.read(entry.adapter, weights=weights), match.strength, match.timings)
+        (match.read(entry.adapter), match.strength, match.timings)
         for name in ("weight", "bias")
         for entry, match in pairs.get(f"{path}.{name}", ())
     ]

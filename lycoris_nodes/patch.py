@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -47,13 +47,9 @@ class LycorisPatch(WeightAdapterBase):
         cls,
         shape: Sequence[int],
         pairs: Sequence[tuple[Entry, Match]],
-        weights: Callable[[str], Tensor],
     ) -> LycorisPatch:
-        """The patch of a weight of `shape` by these adapter layers, which are read from their files.
-
-        `weights` reads a weight of the model, see `Match.read`.
-        """
-        plan = kept_plan(shape, pairs, weights=weights)
+        """The patch of a weight of `shape` by these adapter layers, which are read from their files."""
+        plan = kept_plan(shape, pairs)
         keys = {match.layer for _, match in pairs}
         strengths = tuple(float(match.strength) for _, match in pairs)
         # Only tensors that stand in `weights` itself are found and moved by the host.
@@ -125,7 +121,6 @@ def _is_out_of_memory(error: Exception) -> bool:
 def build_patches(
     shapes: Mapping[str, Sequence[int]],
     pairs: Mapping[str, Sequence[tuple[Entry, Match]]],
-    weights: Callable[[str], Tensor],
 ) -> dict[str, LycorisPatch]:
     """Key to patch, for each weight that the stack changes and that is among `shapes`.
 
@@ -135,5 +130,5 @@ def build_patches(
     for key, found in pairs.items():
         if key in shapes:
             end_if_interrupted()
-            patches[key] = LycorisPatch.of(shapes[key], found, weights)
+            patches[key] = LycorisPatch.of(shapes[key], found)
     return patches

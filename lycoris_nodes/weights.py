@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,19 +14,6 @@ from .host import key_patches, merge_obstacle, patched_weight, patcher_of, plain
 def connected_weights(model: Any, clip: Any) -> LoadedWeights | None:
     """The weights of what is connected to a node; None where neither a model nor a text encoder is."""
     return None if model is None and clip is None else LoadedWeights("the connected model", model, clip)
-
-
-def weight_reader(patchable: Any) -> Callable[[str], torch.Tensor]:
-    """Reads weights of a MODEL or a CLIP by their keys, as `LoadedWeights.read` does.
-
-    Nothing is looked up before the first one is read: hardly any adapter needs one.
-    """
-
-    @cache
-    def weights() -> LoadedWeights:
-        return LoadedWeights("the connected model", patchable)
-
-    return lambda key: weights().read(key)
 
 
 class LoadedWeights:

@@ -11,7 +11,6 @@ from ..host import add_patches, forget_between_samplings, io, patcher_of, weight
 from ..inputs import checked
 from ..modes import Choice, Mode, choose, describe_choice
 from ..patch import build_patches
-from ..weights import weight_reader
 from ..wires import CATEGORY, NOTHING_CHANGED, report_output, stack_input, with_report
 
 
@@ -104,7 +103,7 @@ class LycorisApplyStack(io.ComfyNode):
 
 def _patched(patchable: Any, shapes: Mapping[str, Sequence[int]], choice: Choice) -> Any:
     """A clone with the stack's patches and bypass; the very same object where the stack changes nothing."""
-    patches = build_patches(shapes, choice.merged, weight_reader(patchable))
+    patches = build_patches(shapes, choice.merged)
     if not patches and not choice.bypassed:
         return patchable
     clone = patchable.clone()

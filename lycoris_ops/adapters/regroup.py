@@ -121,7 +121,7 @@ class Regrouper:
         """A weight to try a layer on, and the layer's change of that weight and of the bias."""
         layer, shape = self._layer(name), self._shapes[name]
         # Where the change depends on the weight, zeros would hide it. Elsewhere zeros do, and need no memory.
-        if layer.additive() is not None and not layer.bias_reads_weight(layer.shapes):
+        if layer.additive() is not None:
             weight = torch.zeros(1).expand(shape)
         else:
             weight = torch.randn(shape, generator=torch.Generator().manual_seed(shape[0]))

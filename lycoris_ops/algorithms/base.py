@@ -180,11 +180,6 @@ class Layer(ABC):
         return (sizes[0][1],) if sizes else None
 
     @classmethod
-    def bias_reads_weight(cls, shapes: Mapping[str, Shape]) -> bool:
-        """Whether the change of the bias depends on the weight beside it; see `beside`."""
-        return False
-
-    @classmethod
     def rank_of(cls, shapes: Mapping[str, Shape]) -> int | None:
         """The rank, from the tensors' shapes alone; None where nothing is factored.
 
@@ -518,18 +513,8 @@ class Layer(ABC):
         """The change at strength 1 of a float32 or float64 weight, where `additive` is None."""
         return self.sides(weight).change(weight)
 
-    def beside(self, weight: Tensor) -> Layer:
-        """The layer whose change of the bias is that beside this float32 or float64 weight.
-
-        The result does not need to see the weight for it any more. Out of place, so that gradients pass.
-        """
-        return self
-
     def dependent_bias(self, bias: Tensor) -> Tensor:
-        """The change at strength 1 of a float32 or float64 bias, where it depends on the bias.
-
-        Raises LayerError where it depends on the weight beside it too, see `beside`.
-        """
+        """The change at strength 1 of a float32 or float64 bias, where it depends on the bias."""
         if self.set_bias is None:
             return self.dependent(bias)
         change = self.set_bias.flatten().to(bias) - bias
@@ -563,7 +548,7 @@ class Layer(ABC):
         `bias` (O,) is the value of the bias, on which its change may depend; zeros unless given. Raises
         LayerError as `delta` does.
         """
-        beside = self.beside(weight).forms("bias")
+        beside = self.forms("bias")
         if beside and not fits(self.bias_extent or (), weight.shape[:1]):
             raise self.misfit(weight.shape[:1], shown(self.bias_extent or ()))
         met = weight.new_zeros(weight.shape[0]) if bias is None else bias

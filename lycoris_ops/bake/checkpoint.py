@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
@@ -274,14 +274,6 @@ class _Merge:
                 )
         return {name: parts[name] for name in weight.parts}
 
-    def _weight(self, data: BinaryIO, key: str) -> Tensor:
-        """A weight of the base before any change."""
-        weight = self.quantised.get(key)
-        if weight is None or self.codec is None:
-            self.check_known(key)
-            return self.base.read_one(data, key)
-        return self.codec.decode(weight, self._stored(data, weight))
-
     def _stored(self, data: BinaryIO, weight: Quantised) -> dict[str, Tensor]:
         """The tensors that a quantised weight of the base is stored as, by name."""
         return {name: self.base.read_one(data, name) for name in weight.parts}
@@ -292,8 +284,7 @@ class _Merge:
         if not pairs:
             return weight
         with located(weight=key):
-            read = partial(self._weight, data)
-            parts = [match.read(entry.adapter, keep=False, weights=read) for entry, match in pairs]
+            parts = [match.read(entry.adapter, keep=False) for entry, match in pairs]
             return patch_(weight, list(zip(parts, (match.strength for _, match in pairs), strict=True)))
 
     def _converted(self, data: BinaryIO, key: str, dtype: torch.dtype) -> Tensor:

@@ -88,13 +88,6 @@ class Part:
         with self.named():
             return self.layer if self.window is None else self.layer.rows(self.window)
 
-    def beside(self, weight: Tensor) -> Part:
-        """The part whose change of the bias is that beside this whole weight; see `Layer.beside`."""
-        start, stop = self.rows or (0, len(weight))
-        layer = self.met_layer()
-        with self.named():
-            return replace(self, layer=layer.beside(weight[start:stop]), window=None)
-
     def forms(self) -> tuple[Form, ...]:
         """The forms of the layer cut to `window`, with file and key in those that depend on the weight.
 

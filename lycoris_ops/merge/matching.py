@@ -269,7 +269,7 @@ def _place_at(
             match.layer,
             entries[number].adapter.name,
             match.strength,
-            partial(match.read, entries[number].adapter, keep=False, weights=base.read),
+            partial(match.read, entries[number].adapter, keep=False),
             match.parameter,
             entries[number].adapter.info[match.layer].words,
         )

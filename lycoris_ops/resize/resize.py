@@ -204,8 +204,6 @@ class _Resizing:
                     raise self._needs_base(name, layer.algorithm, weights)
                 weight = weights.read(name) if _depends(forms) else None
                 bias = weights.bias(name) if _depends(beside) else None
-                if layer.bias_reads_weight(layer.shapes):
-                    beside = layer.beside(weights.read(name) if weight is None else weight).forms("bias")
             if weight is not None:
                 forms = (Dense(layer.delta(weight).flatten(1)),)
             added: Tensor | None = None

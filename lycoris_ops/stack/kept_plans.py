@@ -9,7 +9,7 @@ import torch
 
 from ..files.cache import DEFAULT_CACHE, TensorCache
 from ..patch import PatchPlan
-from .resolve import Match, ReadWeight
+from .resolve import Match
 from .stack import Entry
 
 
@@ -17,7 +17,6 @@ def kept_plan(
     shape: Sequence[int],
     pairs: Sequence[tuple[Entry, Match]],
     *,
-    weights: ReadWeight | None = None,
     cache: TensorCache = DEFAULT_CACHE,
 ) -> PatchPlan:
     """The plan that applies these layers to a weight of this shape, from the cache if it was made before.
@@ -25,8 +24,6 @@ def kept_plan(
     A new plan is made where layers or rows differ, but not where only strengths do. The `strengths` of a kept
     plan are those of its first use, so callers must give their own to `apply_`. The tensors of a kept plan
     count against the cache's bound.
-
-    `weights` is for `Match.read`. A plan for which it is read is of one model, and is not kept.
     """
     # Weak references, since a kept plan must not keep an adapter in memory: the bound does not count it.
     met = tuple(
@@ -35,11 +32,9 @@ def kept_plan(
     )
 
     def make() -> PatchPlan:
-        layers = [(match.read(entry.adapter, weights=weights), match.strength) for entry, match in pairs]
+        layers = [(match.read(entry.adapter), match.strength) for entry, match in pairs]
         return PatchPlan.build(shape, torch.float32, "cpu", layers)
 
-    if any(match.reads_weight_beside(entry.adapter) for entry, match in pairs):
-        return make()
     return cache.fetch_any(("plan", tuple(shape), met), make, _size)
 
 

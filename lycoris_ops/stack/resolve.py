@@ -12,11 +12,10 @@ from ..adapters.adapter import Adapter
 from ..adapters.copies import Use, find_copies, uses_of
 from ..algorithms.base import Parameter
 from ..changes.timing import Timing, mean
-from ..errors import LayerError, MatchError, either, located, number_of
+from ..errors import MatchError, either, located, number_of
 from ..files.json_text import collector_paused
 from ..layers.part import Part
 from ..maths.shapes import Rows, Shape, fits, shown
-from ..maths.tensors import compute_dtype
 from ..names.blocks import Blocks
 from ..names.dialects import Component, split_prefix
 from ..names.families import Families, families_of_layers
@@ -60,33 +59,11 @@ class Match(NamedTuple):
         """The same match at the mean of its strength over the sampling."""
         return self._replace(strength=self.strength * mean(self.timings), timings=())
 
-    def reads_weight_beside(self, adapter: Adapter) -> bool:
-        """Whether a bias is changed in a way that depends on the weight beside it."""
-        info = adapter.info[self.layer]
-        return self.parameter == "bias" and info.algorithm.bias_reads_weight(info.outline.shapes)
-
-    def read(self, adapter: Adapter, *, keep: bool = True, weights: ReadWeight | None = None) -> Part:
-        """The layer, or the part of it that is meant, read from its file; `keep` is as in `Adapter.layer`.
-
-        `weights` reads a weight of the target, for the change of a bias that depends on the weight beside it.
-        Raises LayerError where it is needed and None.
-        """
+    def read(self, adapter: Adapter, *, keep: bool = True) -> Part:
+        """The layer, or the part of it that is meant, read from its file; `keep` is as in `Adapter.layer`."""
         layer = adapter.layer(self.layer, keep=keep)
         rows = self.target.rows
-        part = Part(layer, rows, self.window, adapter.path, self.layer, parameter=self.parameter)
-        if not self.reads_weight_beside(adapter):
-            return part
-        if weights is None:
-            raise LayerError(
-                "the change of a bias depends on the weight beside it",
-                file=adapter.path,
-                key=self.layer,
-                got="no weights of the model",
-                expected=self.target.key,
-                hint="Pass `weights`, which reads a weight of the model by its key",
-            )
-        weight = weights(self.target.key)
-        return part.beside(weight.to(compute_dtype(weight.dtype)))
+        return Part(layer, rows, self.window, adapter.path, self.layer, parameter=self.parameter)
 
 
 @dataclass(frozen=True)

@@ -95,9 +95,7 @@ def survey(
 
 def _size(entry: Entry, match: Match, read: ReadWeight | None) -> float | None:
     """The norm of the change that a layer makes; None where it depends on a weight that is not to be had."""
-    if read is None and match.reads_weight_beside(entry.adapter):
-        return None
-    part = match.read(entry.adapter, keep=False, weights=read)
+    part = match.read(entry.adapter, keep=False)
     forms = part.forms()
     plain = [form for form in forms if not isinstance(form, Dependent)]
     if len(plain) == len(forms):

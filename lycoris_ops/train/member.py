@@ -339,23 +339,12 @@ def bypass_up_to(site: Site, layer: Layer, settings: Settings) -> float:
     weight of size s takes n * s, and FORMED * s for each form whose matrix has to be made of factors. The
     bypass of a LoHa has values to make as well, those of its Khatri-Rao factors: they count against it.
 
-    Norms, embeddings and the projections of torch's attention are always rebuilt, and so is a bias that
-    depends on the weight beside it. Always bypassed is a layer beside a weight that hooks load within each
-    pass, or in a narrow dtype, in which a small change would be lost. A change that depends on the weight is
-    made of operators on inputs or outputs, and bypassed where the weight has more than FEW values.
-
-    Raises LycorisError where such a bias is to be bypassed.
+    Norms, embeddings and the projections of torch's attention are always rebuilt. Always bypassed is a layer
+    beside a weight that hooks load within each pass, or in a narrow dtype, in which a small change would be
+    lost. A change that depends on the weight is made of operators on inputs or outputs, and bypassed where the
+    weight has more than FEW values.
     """
     if site.geometry is None:
-        return 0.0
-    if site.has_bias and layer.bias_reads_weight(layer.shapes):
-        if settings.form == "bypass":
-            raise LycorisError(
-                "a change of the bias that depends on the weight cannot be bypassed",
-                key=site.path,
-                got=a_layer(layer.algorithm),
-                expected="form auto or rebuilt",
-            )
         return 0.0
     if settings.form != "auto":
         return math.inf if settings.form == "bypass" else 0.0

@@ -158,9 +158,6 @@ class LycorisNetwork(nn.Module):
                 if not site.has_bias:
                     raise LycorisError("a layer changes a bias that its module lacks", weight=path)
                 beside = Part(layer, key=path, parameter="bias")
-                if layer.bias_reads_weight(layer.shapes):
-                    # Here, before the weight changes.
-                    beside = beside.beside(member.read_weight())
                 work.append((plain_values(site, site.bias), None, beside))
         with torch.no_grad():
             for value, site, part in work:

@@ -112,21 +112,6 @@ def glora_core(shape: tuple[int, ...], rank: int) -> Factors:
     return {**glora(shape, rank), "b2.weight": b2, "bm.weight": rand(rank, rank, *shape[2:])}
 
 
-def glora_peft(shape: tuple[int, ...], rank: int) -> Factors:
-    flat = math.prod(shape[1:])
-    pairs = {path: {"Xd": rand(shape[0], rank), "Xu": rand(rank, flat)} for path in "AB"}
-    return {f"glora_{path}.{part}": one for path, pair in pairs.items() for part, one in pair.items()}
-
-
-def glora_peft_vector(shape: tuple[int, ...], rank: int) -> Factors:
-    """With what PEFT writes for a layer without a bias."""
-    return {
-        **{f"glora_{path}.X": rand(shape[0], 1) for path in "AB"},
-        "glora_C.zeros": torch.zeros(math.prod(shape[1:]), 1),
-        **{f"glora_{path}.zeros": torch.zeros(shape[0]) for path in "DE"},
-    }
-
-
 def ia3(shape: tuple[int, ...], rank: int) -> Factors:
     ones = tuple(1 for _ in shape[2:])
     weight = rand(1, shape[0], *ones) if ones else rand(shape[0])
@@ -231,8 +216,6 @@ KINDS: dict[str, Kind] = {
     },
     "glora": Kind("glora", glora, additive=False),
     "glora-core": Kind("glora", glora_core, needs_kernel=True, additive=False),
-    "glora-peft": Kind("glora_peft", glora_peft, scaled=False, additive=False),
-    "glora-peft-vector": Kind("glora_peft", glora_peft_vector, scaled=False, additive=False),
     "ia3": Kind("ia3", ia3, scaled=False, additive=False),
     "ia3-peft": Kind("ia3", ia3_peft, scaled=False, additive=False),
     "oft": Kind("oft", oft, scaled=False, additive=False),

@@ -31,8 +31,6 @@ ROW_BY_ROW = {
     "lokr-dora-out",
     "glora",
     "glora-core",
-    "glora-peft",
-    "glora-peft-vector",
     "ia3",
     "ia3-peft",
     "oftv2",

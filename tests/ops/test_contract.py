@@ -26,10 +26,8 @@ OTHER_VARIANTS = {
     frozenset({"set_bias"}),
     frozenset({"b_norm"}),
     frozenset({"w_norm", "b_norm"}),
-    frozenset({"glora_A.zeros", "glora_B.zeros"}),
 }
-"""Variants for embeddings, biases and norms, and one that changes only a bias. They are not in `KINDS`, and
-have tests of their own."""
+"""Variants for embeddings, biases and norms. They are not in `KINDS`, and have tests of their own."""
 
 
 def test_every_variant_of_every_algorithm_is_tested() -> None:
@@ -186,18 +184,6 @@ def test_rows_of_a_layer_change_what_it_changes_there(kind: str, weight: str) ->
     assert (part.bias is None) == (whole.bias is None)
     if whole.bias is not None:
         torch.testing.assert_close(part.bias, whole.bias[order])
-
-
-@pytest.mark.parametrize("count", [12, 1], ids=["vectors", "constants"])
-def test_rows_of_a_glora_of_pefts_change_their_own_bias(count: int) -> None:
-    tensors = {f"glora_{path}.X": torch.randn(12, 1) for path in "AB"}
-    tensors |= {f"glora_{path}.X": torch.randn(count) for path in "DE"}
-    one, bias = ALGORITHMS["glora_peft"].load(tensors), torch.randn(12, dtype=torch.float64)
-    met = base("linear")
-    change = one.rows((8, 12), (0, 2)).change(met[:6], bias[[*range(8, 12), 0, 1]]).bias
-    whole = bias * tensors["glora_D.X"].double() + tensors["glora_E.X"].double()
-    assert change is not None
-    torch.testing.assert_close(change, whole[[*range(8, 12), 0, 1]])
 
 
 def test_rows_of_a_kronecker_product() -> None:
@@ -361,14 +347,6 @@ BESIDE: dict[str, tuple[int, ...]] = {
     "bias_indices": (2, 3),
     "bias_values": (3,),
     "bias_size": (2,),
-    "glora_C.Xd": (18, 3),
-    "glora_C.Xu": (3, 1),
-    "glora_C.X": (18, 1),
-    "glora_C.zeros": (18, 1),
-    "glora_D.X": (12,),
-    "glora_D.zeros": (12,),
-    "glora_E.X": (12,),
-    "glora_E.zeros": (12,),
 }
 """A sound shape of every tensor that may accompany others, for a weight of 12 outputs."""
 

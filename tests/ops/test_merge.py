@@ -430,24 +430,6 @@ def test_with_a_base_any_kind_and_any_names_are_merged() -> None:
     assert [one["strength"] for one in recipe["merged"]] == [0.8, 0.5] and recipe["method"] == "sum"
 
 
-@pytest.mark.parametrize("size", [None, lyc.Energy(1.0)])
-def test_a_layer_alone_that_multiplies_the_bias_is_merged_at_any_strength(size: lyc.Energy | None) -> None:
-    """PEFT's GLoRA without A and B: b D + E + W C, which no number of its tensors multiplies."""
-    tensors = {f"glora_{path}.zeros": torch.zeros(12, 18) for path in "AB"} | {
-        "glora_C.X": torch.randn(18, 1)
-    }
-    tensors |= {f"glora_{path}.X": torch.randn(12) for path in "DE"}
-    layer = lyc.ALGORITHMS["glora_peft"].load(tensors)
-    weights = {"diffusion_model.a.weight": torch.randn(12, 18), "diffusion_model.a.bias": torch.randn(12)}
-    weight, bias = (value.double() for value in weights.values())
-    c, d, e = (tensors[f"glora_{path}.X"].double() for path in "CDE")
-    merged = lyc.merge_adapters(
-        [(lyc.Adapter.of({"diffusion_model.a": layer}, name="one"), 0.5)], size=size, base=weights
-    )
-    found = merged.layers["diffusion_model.a"].change(weight, bias).bias
-    assert found is not None and error(found, 0.5 * (bias * d + e + (weight @ c).flatten())) < 1e-6
-
-
 def test_block_rules_weight_each_of_several_layers_on_one_weight() -> None:
     """q, k and v of an adapter meet one fused weight at three strengths, of which one is 0."""
     key = "model.diffusion_model.double_blocks.0.img_attn.qkv.weight"

@@ -50,8 +50,6 @@ IN_PEFT = ONLY_LORA | {
     "ia3-peft",
     "oftv2",
     "boft-peft",
-    "glora-peft",
-    "glora-peft-vector",
 }
 """The kinds that diffusers (ONLY_LORA) and PEFT (IN_PEFT) can hold for a UNet. The other three dialects can
 hold every kind."""

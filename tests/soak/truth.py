@@ -222,23 +222,6 @@ def _glora(t: Tensors, weight: Array, bias: Array | None, options: Mapping[str, 
     return Changed(scale * ((up @ down).reshape(weight.shape) + turned), _diff_b(t), size)
 
 
-def _glora_peft(t: Tensors, weight: Array, bias: Array | None, options: Mapping[str, Any]) -> Changed:
-    def path(name: str, shape: tuple[int, ...]) -> Array:
-        if f"glora_{name}.Xd" in t:
-            return t[f"glora_{name}.Xd"] @ t[f"glora_{name}.Xu"]
-        return np.broadcast_to(t.get(f"glora_{name}.X", np.zeros(())), shape)
-
-    rows = _flat(weight)
-    a, b = path("A", rows.shape), path("B", rows.shape)
-    beside = None
-    if {"glora_D.X", "glora_C.X", "glora_C.Xd"} & t.keys():
-        met = np.zeros(len(rows)) if bias is None else bias
-        beside = met * path("D", met.shape) + path("E", met.shape)
-        beside = beside + (rows @ path("C", (rows.shape[1], 1))).reshape(-1)
-    size = _largest(weight) * (1 + _largest(a)) + _largest(b)
-    return Changed((rows * a + b).reshape(weight.shape), beside, size)
-
-
 def _ia3(t: Tensors, weight: Array, bias: Array | None, options: Mapping[str, Any]) -> Changed:
     if "ia3_l" in t:
         factors = t["ia3_l"]
@@ -399,7 +382,6 @@ FORMS: list[tuple[frozenset[str], Form]] = [
     (frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}), _loha),
     *((frozenset({a, b}), _lokr) for a in ("lokr_w1", "lokr_w1_a") for b in ("lokr_w2", "lokr_w2_a")),
     (frozenset({"a1.weight", "a2.weight", "b1.weight", "b2.weight"}), _glora),
-    *((frozenset({f"glora_A.{part}", f"glora_B.{part}"}), _glora_peft) for part in ("Xd", "X", "zeros")),
     (frozenset({"weight", "on_input"}), _ia3),
     (frozenset({"ia3_l"}), _ia3),
     (frozenset({"oft_blocks"}), _oft),

@@ -29,6 +29,7 @@ UNREAD: dict[str, Unread] = {
     "DELORA": Unread("DeLoRA", ("delora_A", "delora_B", "delora_lambda", "delora_w_norm")),
     "FOURIERFT": Unread("FourierFT", ("fourierft_spectrum",)),
     "FROD": Unread("FRoD", ("frod_lambda_l", "frod_lambda_s_values")),
+    "GLORA": Unread("PEFT's own GLoRA", ("glora_A", "glora_B", "glora_C", "glora_D", "glora_E")),
     "GRALORA": Unread("GraLoRA", ("gralora_A", "gralora_B", "gralora_A_general", "gralora_B_general")),
     "HIRA": Unread("HiRA", ("hira_A", "hira_B", "hira_embedding_A", "hira_embedding_B")),
     "HRA": Unread("HRA", ("hra_u",)),

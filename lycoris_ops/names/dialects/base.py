@@ -8,8 +8,8 @@ from typing import Literal
 
 from ...maths.shapes import Rows
 
-MEMBERS = ("weight", "bias", "Xd", "Xu", "X", "zeros")
-"""Names of tensors inside of a module that PEFT adds to a layer, such as `lora_A.weight` and `glora_A.Xd`.
+MEMBERS = ("weight", "bias")
+"""Names of tensors inside of a module that PEFT adds to a layer, such as `lora_A.weight`.
 
 In the state dict of a live model the adapter's name stands before them. It stands after the name of a tensor
 that is in no such module.

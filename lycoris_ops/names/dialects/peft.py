@@ -48,15 +48,11 @@ OWN = tuple(f".{suffix}" for suffix in (*PAIR, "lora_embedding_A", "lora_embeddi
 
 MODULES = ("lora_A", "lora_B", "lora_magnitude_vector", "oft_R", "ln_tuning_layers")
 """Modules of PEFT's layers, whose tensors have names of their own after the adapter's."""
-PATHS = tuple(f"glora_{path}" for path in "ABCDE")
-"""The same of GLoRA, one for each of its paths."""
-NAMEABLE = frozenset({*MODULES, *NAMED, *PATHS})
+NAMEABLE = frozenset({*MODULES, *NAMED})
 """Every word that an adapter's name can follow in a key."""
 
 WITH_NAME = re.compile(
-    rf"(\.(?:{'|'.join((*MODULES, *NAMED))}"
-    # A path of GLoRA is a module, whose tensors have names of their own.
-    r"|glora_[A-E](?=\.[^.]+\.[^.]+$)))"
+    rf"(\.(?:{'|'.join((*MODULES, *NAMED))}))"
     rf"\.(?!weight$|bias$)([^.]+)(\.(?:{'|'.join(MEMBERS)}))?$"
 )
 """A key of a live model's state dict. Groups: the tensor, the adapter's name, and what follows it."""
