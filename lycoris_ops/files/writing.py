@@ -6,24 +6,25 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import sys
 import unicodedata
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from torch import Tensor
 
 from ..errors import WriteError, either
 from .cache import TensorCache
 from .dtypes import DTYPE_NAMES, ITEM_BITS
-from .placing import place
 from .safetensors_file import encode_header, raw_bytes
 from .tensor_file import SAFETENSORS, TensorFile, TensorInfo
-from .unfinished import sweep, unfinished
 
+UNFINISHED = ".part"
+"""The ending of unfinished files, and of earlier ones that are set aside. No program takes these for models."""
 RECIPE = "lycoris_recipe"
 """The metadata key of a file's recipe: what the file was made from, and how, as JSON."""
 
@@ -117,10 +118,10 @@ def written(
     """New files, open for writing, which take the names `paths` together if the block ends without error.
 
     All paths are in one folder; `make_folder` makes it where it is missing. `size` is the number of bytes to
-    be written. Until the end each file has a name that ends in `.part` (see `unfinished`), which no program
-    takes for a model. It can be read there once it is flushed. Then the files are written through to the disk
+    be written. Until the end each file has a name that ends in `.part`, which no program takes for
+    a model. It can be read there once it is flushed. Then the files are written through to the disk
     and take their names; with `overwrite` off only where no file has them. After an error they are removed,
-    and earlier files of these names are untouched.
+    and earlier files of these names are untouched. A process that is killed leaves unfinished files behind.
 
     A link is replaced and not followed: the file that it points to stays as it is.
 
@@ -131,23 +132,22 @@ def written(
         home = _home(folder, make_folder=make_folder)
         for each in paths:
             _check_place(each, home)
-        for near in (folder, folder.parent) if make_folder else (folder,):
-            sweep(near)
         check_room(path, size, home=home)
         files: list[BinaryIO] = []
         try:
             for each in paths:
-                files.append(unfinished(home, each.name))
+                # A random part, so that two writers of one name do not meet.
+                part = home / f".{each.name}.{secrets.token_hex(8)}{UNFINISHED}"
+                files.append(cast("BinaryIO", part.open("xb")))
             yield files
             for file in files:
                 file.flush()
                 # A name must never come to a file whose bytes a power cut can still take.
                 os.fsync(file.fileno())
-                if sys.platform == "win32":
-                    # Windows renames no open file. Elsewhere it stays open, and so locked, until the end.
-                    file.close()
+                file.close()
             parts = {each: Path(file.name) for each, file in zip(paths, files, strict=True)}
-            place(parts, overwrite=overwrite)
+            with _folder_of(path):
+                _place(parts, overwrite=overwrite)
         finally:
             for file in files:
                 # On a full disk the last bytes fail to be written once more, now that the file is closed.
@@ -156,6 +156,113 @@ def written(
                 # After a success the file has its new name, and nothing is missing here.
                 with suppress(OSError):
                     os.unlink(file.name)
+
+
+@contextmanager
+def _folder_of(path: Path) -> Generator[None]:
+    """Make the folder of a file where it is missing; it goes again where the block fails."""
+    folder = path.parent
+    new = not folder.is_dir()
+    if new:
+        folder.mkdir(exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if new:
+            # Not where another writer has put its files there.
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+    _sync(folder)
+    if new:
+        _sync(folder.parent)
+
+
+def _place(parts: Mapping[Path, Path], *, overwrite: bool) -> None:
+    """Give files their names: `parts` has the file as it is called now, by the name that it gets.
+
+    Of several files the first one is what readers look for, and the others are read along with it. So an
+    earlier first one is set aside before anything else, and the new one comes last: no reader ever finds an
+    earlier file beside a new one. After an error the files are as they were before.
+    """
+    aside = {path: path.with_name(f".{path.name}.{secrets.token_hex(8)}{UNFINISHED}") for path in parts}
+    try:
+        if overwrite and len(parts) > 1:
+            for path in parts:
+                with suppress(FileNotFoundError):
+                    os.replace(path, aside[path])
+            # Or else a power cut could keep the later steps and lose this one.
+            _sync(next(iter(parts)).parent)
+        for path in reversed(parts):
+            if overwrite:
+                os.replace(parts[path], path)
+            else:
+                _claim(parts[path], path)
+    except BaseException as error:
+        if len(parts) > 1:
+            _take_back(parts, aside, error)
+        raise
+    for earlier in aside.values():
+        with suppress(OSError):
+            earlier.unlink(missing_ok=True)
+
+
+def _take_back(parts: Mapping[Path, Path], aside: Mapping[Path, Path], error: BaseException) -> None:
+    """Undo what `_place` has done to several files, however far it came."""
+    try:
+        for path, part in parts.items():
+            # Without an interruption in between a file that has its name is not there under the other one.
+            if not part.exists() or (path.exists() and path.samefile(part)):
+                path.unlink(missing_ok=True)
+        for path in reversed(aside):
+            with suppress(FileNotFoundError):
+                os.replace(aside[path], path)
+    except OSError as refused:
+        raise WriteError(
+            "the files cannot be replaced, and the earlier ones cannot be put back",
+            file=str(next(iter(parts))),
+            got=f"{error}; {refused}",
+            hint="The earlier ones are whole and in the same folder. Put each back by hand: its name there "
+            f"begins with a dot and ends in {UNFINISHED}",
+        ) from error
+
+
+def _claim(part: Path, path: Path) -> None:
+    """Give a file a name that no file has yet. Raises FileExistsError where one has it."""
+    if sys.platform == "win32":
+        # On Windows this replaces nothing.
+        os.rename(part, path)
+        return
+    try:
+        # A rename would replace a file that appeared after any check; a link does not.
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        # exFAT and some network drives have no links: the name is taken by an empty file, which is replaced.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        try:
+            os.replace(part, path)
+        except BaseException:
+            path.unlink()
+            raise
+        return
+    part.unlink()
+
+
+def _sync(folder: Path) -> None:
+    """Write the names in a folder through to the disk, so that they survive a power cut.
+
+    Where the system cannot do that, nothing is done: the files are complete and have their names.
+    """
+    if sys.platform == "win32":
+        return
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def check_free(*paths: Path) -> None:

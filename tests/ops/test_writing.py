@@ -8,7 +8,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,6 @@ from safetensors.torch import load_file, save_file
 import lycoris_ops as lyc
 from lycoris_ops.adapters import save as saving
 from lycoris_ops.commands import main
-from lycoris_ops.files import unfinished as unfinishing
-from lycoris_ops.files.unfinished import MACHINE, unfinished
 from tests.harness.facts import ROOT
 
 ENDINGS = lyc.SAFETENSORS + lyc.PICKLES
@@ -89,63 +86,9 @@ def test_an_unfinished_file_ends_like_no_model(
 
     monkeypatch.setattr(os, "fsync", look)
     # Nothing but the sync that comes before a file takes its name is looked at.
-    monkeypatch.setattr("lycoris_ops.files.placing.sync", lambda folder: None)
+    monkeypatch.setattr("lycoris_ops.files.writing._sync", lambda folder: None)
     write(writer, sources, out / name_of(writer))
     assert seen and all(name.endswith(".part") for name in seen)
-
-
-def test_the_next_writer_sweeps_what_dead_ones_left(sources: Path, out: Path) -> None:
-    """The file of a living writer stays, and so does one of which nothing is known before it is a day old."""
-    living = unfinished(out, "x.safetensors")
-    dead = unfinished(out, "x.safetensors")
-    dead.close()
-    other = out / Path(dead.name).name.replace(MACHINE, "0" * 8)
-    other.touch()
-    earlier = out / ".x.safetensors.01234567.part"
-    earlier.mkdir()
-    (earlier / "x.safetensors").touch()
-    own = [out / ".x.part", out / "x.safetensors.0123456789abcdef.part"]
-    for path in own:
-        path.touch()
-        os.utime(path, (0, 0))
-    write("kohya", sources, out / "y.safetensors")
-    assert not Path(dead.name).exists()
-    assert Path(living.name).exists() and other.exists() and earlier.exists()
-    for path in (other, earlier, Path(living.name)):
-        os.utime(path, (time.time() - 90_000, time.time() - 90_000))
-    write("bake", sources, out / "y.safetensors")
-    assert not other.exists() and not earlier.exists()
-    assert Path(living.name).exists() and all(path.exists() for path in own)
-    living.close()
-    write("kohya", sources, out / "y.safetensors")
-    assert {path.name for path in out.iterdir()} == {"y.safetensors", *(path.name for path in own)}
-
-
-def test_a_file_that_is_swept_before_it_is_locked_is_begun_anew(
-    out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another writer may come between the two steps."""
-    lock, swept = unfinishing.lock, [1, 2]
-
-    def late(handle: int, *, wait: bool) -> bool:
-        (path,) = out.iterdir()
-        found = lock(handle, wait=wait)
-        if swept.pop() == 2:
-            path.unlink()
-        return found
-
-    monkeypatch.setattr(unfinishing, "lock", late)
-    with unfinished(out, "x.safetensors") as file:
-        assert Path(file.name).exists() and not swept
-
-
-def test_what_is_left_beside_a_new_folder_is_swept(sources: Path, out: Path) -> None:
-    unfinished(out, PAIR[1]).close()
-    for _ in range(2):
-        write("peft", sources, out / "style")
-        assert sorted(files_in(out)) == [f"style/{name}" for name in PAIR]
-        unfinished(out / "style", PAIR[0]).close()
-        unfinished(out, PAIR[1]).close()
 
 
 def test_kills_at_random_moments() -> None:
@@ -335,11 +278,11 @@ def test_weights_and_configuration_are_replaced_together_or_not_at_all(
     assert json.loads((out / PAIR[0]).read_bytes())["r"] == 4 and tuple(sorted(files_in(out))) == PAIR
 
 
-@pytest.mark.parametrize("step", [5, 6])
+@pytest.mark.parametrize("step", [3, 4])
 def test_where_there_were_no_files_none_is_left(
     sources: Path, out: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """The first four renames find no file to put back or to move aside."""
+    """The first two renames find no file to move aside."""
     for folder in (out, out / "new"):
         with monkeypatch.context() as patched:
             failing(patched, range(step, step + 1), Interrupt(), done=True)
@@ -348,22 +291,18 @@ def test_where_there_were_no_files_none_is_left(
         assert not list(out.iterdir())
 
 
-def test_what_cannot_be_put_back_is_named_and_put_back_by_the_next_writer(
+def test_what_cannot_be_put_back_is_whole_and_is_named(
     sources: Path, out: Path, pair: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A killed process leaves the same: no weights, and the earlier files under other names."""
+    """A killed process leaves the same: no weights, and the earlier files under names of no model."""
     with monkeypatch.context() as patched:
         failing(patched, range(4, 99), OSError(errno.EIO, "broken"), done=False)
-        with pytest.raises(lyc.WriteError, match=r"cannot be put back.*by hand.*\.earlier") as caught:
+        with pytest.raises(lyc.WriteError, match=r"cannot be put back.*by hand.*\.part") as caught:
             write("peft", sources, out)
     assert "untouched" not in str(caught.value)
-    assert files_in(out) == {f"{name}.earlier": content for name, content in pair.items()}
-    with monkeypatch.context() as patched:
-        # Two renames put the files back.
-        failing(patched, range(5, 6), OSError(errno.EIO, "broken"), done=False)
-        with pytest.raises(lyc.WriteError, match="untouched"):
-            write("peft", sources, out)
-    assert files_in(out) == pair
+    found = files_in(out)
+    assert sorted(found.values()) == sorted(pair.values())
+    assert all(name.startswith(".") and name.endswith(".part") for name in found)
 
 
 # What an interrupt says.
