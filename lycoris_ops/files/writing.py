@@ -24,7 +24,7 @@ from .safetensors_file import encode_header, raw_bytes
 from .tensor_file import SAFETENSORS, TensorFile, TensorInfo
 
 UNFINISHED = ".part"
-"""The ending of unfinished files, and of earlier ones that are set aside. No program takes these for models."""
+"""The ending of unfinished files, and of earlier ones set aside. No program takes these for models."""
 RECIPE = "lycoris_recipe"
 """The metadata key of a file's recipe: what the file was made from, and how, as JSON."""
 
