@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..changes.forms import Additive, LowRank, Sparse, add_up
+from ..changes.forms import Additive, Dense, LowRank, add_up
 from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
 from ..maths.dora import changed_lengths, dora_factor, lengths, magnitude_axis
 from ..maths.recompute import recomputed
 from ..maths.shapes import Extent, Rows, Shape, fits, flat_shape, shown
-from ..maths.tensors import shaped
+from ..maths.tensors import compute_dtype, shaped
 from .base import Layer, axis_of
 from .checks import agree, vector
 
@@ -97,7 +97,8 @@ class Factored(Layer):
         return magnitude and fits(cls.plain_shape(shapes), weight)
 
     def check_values(self) -> None:
-        self._sparse()
+        # For the checks of the places.
+        _ = self._places
 
     def additive(self) -> tuple[Additive, ...] | None:
         return None if self.reads_weight else self._beside()
@@ -237,11 +238,14 @@ class Factored(Layer):
             "bias_size": _wrapped(shape, size.dtype),
         }
 
-    def _sparse(self) -> Sparse | None:
-        if self.bias_values is None or self._places is None:
+    def _sparse(self) -> Dense | None:
+        """The sparse remainder as a matrix; values at one place add up."""
+        values, places = self.bias_values, self._places
+        if values is None or places is None:
             return None
-        row, column, shape = self._places
-        return Sparse(row, column, self.bias_values, shape)
+        row, column, shape = places
+        matrix = torch.zeros(shape, dtype=compute_dtype(values.dtype), device=values.device)
+        return Dense(matrix.index_put((row, column), values.to(matrix.dtype), accumulate=True))
 
     @cached_property
     def _places(self) -> tuple[Tensor, Tensor, tuple[int, int]] | None:

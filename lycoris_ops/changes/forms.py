@@ -183,48 +183,7 @@ class Dense:
         return Reach((largest(self.values),))
 
 
-@dataclass(frozen=True)
-class Sparse:
-    """A matrix of `shape` (O, K) with values[n] at row[n], column[n], and zeros elsewhere.
-
-    `row`, `column` and `values` are (n,). Values at one place add up. The indices do not tell the shape,
-    because the last rows and columns may hold no value.
-    """
-
-    row: Tensor
-    column: Tensor
-    values: Tensor
-    shape: tuple[int, int]
-
-    def dense(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        dense = torch.zeros(self.shape, dtype=dtype, device=device)
-        places = (self.row.to(device), self.column.to(device))
-        return dense.index_put_(places, self.values.to(device, dtype), accumulate=True)
-
-    def scaled(self, rows: Tensor | None, columns: Tensor | None) -> Sparse:
-        values = self.values
-        if rows is not None:
-            values = values.to(rows) * rows[self.row.to(rows.device)]
-        if columns is not None:
-            wide = columns.repeat_interleave(self.shape[1] // len(columns))
-            values = values.to(columns) * wide[self.column.to(columns.device)]
-        return replace(self, values=values)
-
-    def times(self, factor: float) -> Sparse:
-        return replace(self, values=_wide(self.values) * factor)
-
-    def embedded(self, rows: Rows, count: int) -> Sparse:
-        return replace(self, row=self.row + rows[0], shape=(count, self.shape[1]))
-
-    def work(self) -> int:
-        return self.values.numel()
-
-    def reach(self) -> Reach:
-        # All values may be at one place.
-        return Reach((float(self.values.detach().abs().sum(dtype=torch.float64)),))
-
-
-Additive = LowRank | Hadamard | Kronecker | Dense | Sparse
+Additive = LowRank | Hadamard | Kronecker | Dense
 """A form of a change that does not depend on the weight it is added to."""
 
 

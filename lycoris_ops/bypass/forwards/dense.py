@@ -1,4 +1,4 @@
-"""Dense and sparse changes: the sum of their matrices, multiplied with the input."""
+"""Dense changes: the sum of their matrices, multiplied with the input."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...changes.forms import Dense, Sparse
+from ...changes.forms import Dense
 from ...maths.tensors import compute_dtype
 from ..geometry import Geometry
-from .forward import Item, Strengths, buffer, outliving, plus_product, recorded
+from .forward import Item, Strengths, outliving, plus_product
 
-FORMS = (Dense, Sparse)
+FORMS = (Dense,)
 
 
 class DenseForward:
-    """y += (sum of strength * values) x, with sparse values added to the sum at their places."""
+    """y += (sum of strength * values) x."""
 
     reads = None
 
@@ -24,40 +24,19 @@ class DenseForward:
         self, geometry: Geometry, items: Sequence[Item], dtype: torch.dtype, device: torch.device
     ) -> None:
         self.geometry = geometry
-        full = [item for item in items if isinstance(item.form, Dense)]
-        sparse = [item for item in items if isinstance(item.form, Sparse)]
-        self.full = [(item.form.values.to(device, dtype).contiguous(), item.slot) for item in full]
-        self.sparse = [
-            (
-                item.form.row.to(device),
-                item.form.column.to(device),
-                item.form.values.to(device, dtype),
-                item.slot,
-            )
-            for item in sparse
-        ]
-        self.rows = len(self.full[0][0]) if self.full else int(sparse[0].form.shape[0])
+        self.full = [(item.form.values.to(device, dtype).contiguous(), item.slot) for item in items]
         self._held: tuple[tuple[float, ...], Tensor] | None = None
 
     def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
-        if len(self.full) == 1 and not self.sparse:
+        if len(self.full) == 1:
             values, slot = self.full[0]
             return self._multiply(y, x, values, strengths[slot])
-        if self.full:
-            return self._multiply(y, x, self._sum(strengths), 1.0)
-        return self._multiply(y, x, self._place(self._empty(x), strengths), 1.0)
+        return self._multiply(y, x, self._sum(strengths), 1.0)
 
     def _multiply(self, y: Tensor, x: Tensor, values: Tensor, strength: float) -> Tensor:
         if self.geometry.kernel:
             return y.add_(self.geometry.product(x, values), alpha=strength)
         return plus_product(y, x, values.T, strength)
-
-    def _empty(self, x: Tensor) -> Tensor:
-        """Zeros of the matrix's shape, in a buffer that all layers use unless gradients are recorded."""
-        shape = (self.rows, self.geometry.columns)
-        if recorded(*(values for _, _, values, _ in self.sparse)):
-            return torch.zeros(shape, dtype=x.dtype, device=x.device)
-        return buffer("sparse", shape, x).zero_()
 
     def _sum(self, strengths: Strengths) -> Tensor:
         """The sum of all values at these strengths, kept until the strengths change."""
@@ -69,14 +48,8 @@ class DenseForward:
                 total = torch.zeros(first.shape, dtype=compute_dtype(first.dtype), device=first.device)
                 for values, slot in self.full:
                     total.add_(values, alpha=strengths[slot])
-                self._held = (key, self._place(total, strengths).to(first.dtype))
+                self._held = (key, total.to(first.dtype))
         return self._held[1]
-
-    def _place(self, matrix: Tensor, strengths: Strengths) -> Tensor:
-        for row, column, values, slot in self.sparse:
-            placed = values.to(matrix.dtype) * strengths[slot]
-            matrix.index_put_((row, column), placed, accumulate=True)
-        return matrix
 
 
 FORWARD = DenseForward

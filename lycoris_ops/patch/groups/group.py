@@ -155,7 +155,7 @@ def summed(
     """The sum of the groups as one float32 matrix (n, K), and the row of the weight where it begins.
 
     None where there are no groups. It serves paths that add only groups of some forms themselves: they add
-    the sum of all others, such as sparse changes and those that depend on the weight, as one full matrix.
+    the sum of all others, such as those that depend on the weight, as one full matrix.
     """
     if not groups:
         return None

@@ -145,8 +145,8 @@ def terms_of(
 ) -> list[tuple[Term, Rows]]:
     """All changes of the weight as terms, each with the rows of the weight that it is added to.
 
-    Groups that are not in TERMS_OF (sparse changes, changes that depend on the weight) are summed by torch
-    first. Their sum is one more term, so that the weight is still rounded once.
+    Groups that are not in TERMS_OF (changes that depend on the weight) are summed by torch first. Their sum
+    is one more term, so that the weight is still rounded once.
     """
     terms: list[tuple[Term, Rows]] = []
     others: list[Placed] = []
