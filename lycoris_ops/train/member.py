@@ -341,8 +341,8 @@ def bypass_up_to(site: Site, layer: Layer, settings: Settings) -> float:
 
     Norms, embeddings and the projections of torch's attention are always rebuilt. Always bypassed is a layer
     beside a weight that hooks load within each pass, or in a narrow dtype, in which a small change would be
-    lost. A change that depends on the weight is made of operators on inputs or outputs, and bypassed where the
-    weight has more than FEW values.
+    lost. A change that depends on the weight is made of operators on inputs or outputs, and bypassed where
+    the weight has more than FEW values.
     """
     if site.geometry is None:
         return 0.0
