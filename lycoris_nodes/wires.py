@@ -147,9 +147,7 @@ def algorithm_input(*more: str) -> Any:
         options=[*FITTED, "auto", *more],
         default="lora",
         tooltip="The kind of the layers. auto: for each layer the kind that keeps most for its bytes, and "
-        "never a larger one than it is."
-        + (" same: the kind that each layer has." if "same" in more else "")
-        + " loha keeps less than lora at the same size, except of what was a LoHa.",
+        "never a larger one than it is." + (" same: the kind that each layer has." if "same" in more else ""),
     )
 
 

@@ -12,15 +12,12 @@ from torch import Tensor
 
 from ..changes.forms import Hadamard
 from ..errors import LayerError
-from ..maths.decompositions import balanced, product_triples
-from ..maths.hadamard import hadamard_pairs
 from ..maths.shapes import Shape, flat_shape, shown
-from ..maths.tensors import energy_of, fold_core
+from ..maths.tensors import fold_core
 from .base import shared
 from .checks import agree, dimensions, folded, matrix, scale
 from .components import Axes, Growth, right_beyond, running, zeros
 from .factored import Factored
-from .fitting import Delta, Fit
 from .offers import Gradient, Offer, cumulative, first
 
 if TYPE_CHECKING:
@@ -30,8 +27,6 @@ W1_A, W1_B, W2_A, W2_B = "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"
 T1, T2 = "hada_t1", "hada_t2"
 PAIRS = ((W1_A, W1_B, T1), (W2_A, W2_B, T2))
 """Left factor, right factor and Tucker core of each of the two matrices."""
-MOST_FITTED = 16
-"""The highest rank that `Loha.fit` tries where none is wanted."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -163,48 +158,6 @@ class Loha(Factored):
         columns = usual.hada_w2_b.shape[1:]
         return replace(usual, hada_w2_b=first(start["hada_w2_b"], rank, columns, seed=seed))
 
-    @classmethod
-    def fit(cls, delta: Delta) -> tuple[Fit, ...]:
-        """By alternating least squares, see `maths.hadamard.hadamard_pairs`: anew for each rank.
-
-        The change of one LoHa is also fitted from the leading singular triples of its two matrices.
-
-        Without a rank that is wanted these are the powers of two up to MOST_FITTED and `delta.largest`. At
-        equal size a LoRA keeps more of most changes: only those that LoHas have made are better kept by a
-        LoHa.
-        """
-        if len(delta.shape) < 2:
-            return ()
-        rows, columns = flat_shape(delta.shape)
-        # LoHa of higher ranks takes more than the full difference.
-        most = max(1, rows * columns // (2 * (rows + columns)))
-        powers = [2**n for n in range(min(MOST_FITTED, delta.largest).bit_length())]
-        ranks = [rank for rank in ([delta.rank] if delta.rank else powers) if rank <= most] or [most]
-        return tuple(cls._fit_of(delta, rank) for rank in ranks)
-
-    @classmethod
-    def _fit_of(cls, delta: Delta, rank: int) -> Fit:
-        matrix = delta.values.flatten(1)
-        w1_a, w1_b, w2_a, w2_b = hadamard_pairs(
-            matrix, rank, given=_given(delta, rank), seed=delta.seed, pause=delta.pause
-        )
-        error = energy_of(matrix - (w1_a @ w1_b) * (w2_a @ w2_b))
-        scale = delta.scale
-        root = scale**0.25
-
-        def made(index: int) -> Loha:
-            factors = (one / root for one in (w1_a, w1_b, w2_a, w2_b))
-            return cls(**dict(zip((W1_A, W1_B, W2_A, W2_B), factors, strict=True)), alpha=scale * rank)
-
-        return Fit(
-            algorithm=cls.algorithm,
-            ranks=(rank,),
-            kept=(max(0.0, delta.energy - error),),
-            parameters=(2 * rank * sum(matrix.shape),),
-            make=made,
-            held=2 * 4 * rank * sum(matrix.shape),
-        )
-
     def rank_axes(self) -> Axes:
         if self.hada_t1 is None or self.hada_t2 is None:
             return {"hada_w1_a": (1,), "hada_w1_b": (0,), "hada_w2_a": (1,), "hada_w2_b": (0,)}
@@ -240,20 +193,6 @@ class Loha(Factored):
     def factor_axes(self) -> Mapping[str, int]:
         # With a core the left factors are stored transposed.
         return dict.fromkeys(("hada_w1_a", "hada_w2_a"), 0 if self.hada_t1 is None else 1)
-
-
-def _given(delta: Delta, rank: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-    """The two matrices of a change that is one whole LoHa, at a lower rank; else None."""
-    form = delta.forms[0] if len(delta.forms) == 1 else None
-    if not isinstance(form, Hadamard):
-        return None
-    held = (factor.to(delta.device) for factor in (form.w1_a, form.w1_b, form.w2_a, form.w2_b))
-    w1_a, w1_b, w2_a, w2_b = held
-    one, two = (
-        balanced(*(left[:, :rank], values[:rank], right[:rank]))
-        for left, values, right in (product_triples(w1_a, w1_b), product_triples(w2_a, w2_b))
-    )
-    return (one, two) if len(one[1]) == len(two[1]) == rank else None
 
 
 def _plain(left: Tensor, right: Tensor, core: Tensor | None) -> tuple[Tensor, Tensor]:

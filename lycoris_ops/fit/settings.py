@@ -22,8 +22,7 @@ FITTED: tuple[str, ...] = tuple(
 )
 """The kinds that a change can become."""
 COMPARED: tuple[str, ...] = ("lora", "lokr", "full")
-"""The kinds among which "auto" chooses. A LoHa keeps less than a LoRA of its size, except of what was a
-LoHa."""
+"""The kinds among which "auto" chooses."""
 LARGEST = 128
 """The highest rank that is looked at in a dense change, unless a size asks for more."""
 

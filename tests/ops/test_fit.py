@@ -123,12 +123,12 @@ def test_what_is_lost_comes_first_and_is_no_success() -> None:
 
 
 @pytest.mark.parametrize("size", [lyc.Rank(2), lyc.Rank(8), "auto", lyc.Energy(0.9)], ids=str)
-@pytest.mark.parametrize("kind", ["lora", "loha", "lokr", "full", "auto", "same"])
+@pytest.mark.parametrize("kind", ["lora", "lokr", "full", "auto", "same"])
 def test_a_layer_that_changes_nothing_is_left_out(kind: str, size: Any) -> None:
     """Also where it is of the kind and no larger than what is asked for."""
     layer = load("lora", "linear")
     nothing = layer.with_tensors({"lora_up": torch.zeros(12, layer.rank or 1)})
-    size = lyc.Rank(4) if isinstance(size, lyc.Energy) and kind in ("loha", "lokr") else size
+    size = lyc.Rank(4) if isinstance(size, lyc.Energy) and kind == "lokr" else size
     made = lyc.resize_adapter(adapter(a=layer, zero=nothing), size, kind)
     assert list(made.layers) == ["lora_unet_a"]
     assert made.report is not None and list(made.report.left_out) == ["lora_unet_zero"]
@@ -153,7 +153,7 @@ def test_no_layer_of_the_source_is_kept_while_others_are_measured() -> None:
 
 
 @pytest.mark.parametrize("size", [lyc.Rank(12), lyc.Ratio(1), "auto"], ids=str)
-@pytest.mark.parametrize("kind", ["lora", "loha", "auto", "same"])
+@pytest.mark.parametrize("kind", ["lora", "auto", "same"])
 def test_no_layer_has_a_rank_above_the_highest_one(kind: str, size: Any) -> None:
     """Not even the source's own, which is of the kind and no larger than what is asked for."""
     up, down = torch.randn(64, 12), torch.randn(12, 64)
@@ -232,7 +232,7 @@ def test_a_budget_in_bytes_counts_metadata_as_a_file_holds_them(tmp_path: Path, 
     assert 0.98 * size - 1440 <= Path(path).stat().st_size <= size
 
 
-@pytest.mark.parametrize("kind", ["lora", "loha", "lokr", "full", "auto"])
+@pytest.mark.parametrize("kind", ["lora", "lokr", "full", "auto"])
 def test_a_small_budget_in_bytes_is_not_exceeded_by_the_header(tmp_path: Path, kind: str) -> None:
     layers = {f"a_layer_of_a_long_name_{n}": load("full", ("linear", "conv2d")[n % 2]) for n in range(8)}
     made = {
@@ -273,102 +273,6 @@ def test_a_lokr_is_found_again_and_is_the_nearest_kronecker_product(split: tuple
         # By Van Loan and Pitsianis: the singular values of the blocks, each as a row.
         rows = [block.flatten() for row in matrix.chunk(split[0], 0) for block in row.chunk(split[1], 1)]
         assert error(made, matrix) == pytest.approx(optimal(torch.stack(rows), 1), abs=1e-5)
-
-
-def fitted_loha(wanted: Tensor, rank: int) -> float:
-    """The error of the nearest LoHa that is found, which must be what the fit says."""
-    (fit,) = fits("loha", wanted, rank=rank, scale=2.0)
-    layer = fit.make(0)
-    assert (layer.algorithm, layer.rank, layer.alpha) == ("loha", rank, 2.0 * rank)
-    found = error(change(layer, tuple(wanted.shape)), wanted)
-    kept = 1 - fit.kept[0] / wanted.double().square().sum().item()
-    assert math.sqrt(max(0.0, kept)) == pytest.approx(found, abs=1e-3)
-    return found
-
-
-def best_by_gradients(wanted: Tensor, start: list[Tensor]) -> float:
-    """The error of the LoHa that torch's LBFGS finds from these factors in float64."""
-    factors = [one.double().contiguous().clone().requires_grad_() for one in start]
-    optimiser = torch.optim.LBFGS(
-        factors,
-        max_iter=150,
-        history_size=30,
-        tolerance_grad=0,
-        tolerance_change=0,
-        line_search_fn="strong_wolfe",
-    )
-
-    def apart() -> Tensor:
-        one, two, three, four = factors
-        return (
-            (one @ two) * (three @ four) - wanted.double()
-        ).square().sum() / wanted.double().square().sum()
-
-    def step() -> Tensor:
-        optimiser.zero_grad()
-        loss = apart()
-        loss.backward()
-        return loss
-
-    optimiser.step(step)  # type: ignore[arg-type]
-    return apart().sqrt().item()
-
-
-@pytest.mark.parametrize("name", ["rank 4", "rank 16", "i^-1", "noise"])
-def test_a_loha_is_as_near_as_an_optimiser_finds_one(name: str) -> None:
-    """Hardly any that torch's LBFGS finds is nearer, from random starts and from the found one itself."""
-    shape, rank = (128, 192), 4
-    if name == "noise":
-        wanted = torch.randn(shape)
-    elif name.startswith("rank"):
-        size = int(name.removeprefix("rank "))
-        wanted = torch.randn(128, size) @ torch.randn(size, 192)
-    else:
-        wanted = dense(shape, -float(name.removeprefix("i^")))
-    found = fitted_loha(wanted, rank)
-    size = float(wanted.std()) ** 0.25 / rank**0.25
-    for _ in range(2):
-        start = [size * torch.randn(sizes) for sizes in ((128, rank), (rank, 192)) * 2]
-        assert found < 1.005 * best_by_gradients(wanted, start)
-    (fit,) = fits("loha", wanted, rank=rank)
-    layer = fit.make(0).tensors()
-    held = [layer[f"hada_{one}"] for one in ("w1_a", "w1_b", "w2_a", "w2_b")]
-    assert found < 1.01 * best_by_gradients(wanted, held) + 1e-6
-
-
-@pytest.mark.parametrize(
-    ("shape", "rank"),
-    [((64, 96), 2), ((128, 192), 3), ((128, 192), 4), ((320, 320), 4), ((64, 32, 3, 3), 2), ((640, 512), 8)],
-    ids=str,
-)
-def test_the_change_of_a_loha_is_found_again(shape: tuple[int, ...], rank: int) -> None:
-    """From the values alone, and beneath the rounding of bfloat16 as nearly as that leaves it."""
-    exact = change(ALGORITHMS["loha"].load(loha(shape, rank)), shape).float()
-    assert fitted_loha(exact, rank) < 1e-5
-    rounded = exact.bfloat16().float()
-    assert fitted_loha(rounded, rank) < 1.01 * error(rounded, exact)
-
-
-def test_a_loha_of_a_lower_rank_starts_from_the_one_that_there_is() -> None:
-    """Nearer than from its values alone, and than the truncated decompositions of both of its matrices."""
-    shape = (160, 192)
-    falling = 1 / torch.arange(1, 9)
-    tensors = loha(shape, 8)
-    for name in ("hada_w1_a", "hada_w2_a"):
-        tensors[name] = tensors[name].float() * falling
-    layer = ALGORITHMS["loha"].load(tensors)
-    wanted = change(layer, shape)
-    made = lyc.resize_adapter(adapter(a=layer), lyc.Rank(4), "same", dtype=torch.float32)
-    found = error(change(made.layers["lora_unet_a"], shape), wanted)
-    cut: list[Tensor] = []
-    for left, right in (("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b")):
-        u, s, v = torch.linalg.svd(tensors[left].double() @ tensors[right].double(), full_matrices=False)
-        cut.append((u[:, :4] * s[:4]) @ v[:4])
-    scale = (
-        wanted.norm() / change(ALGORITHMS["loha"].load(tensors | {"alpha": torch.tensor(8.0)}), shape).norm()
-    )
-    assert found < 0.95 * error(scale * cut[0] * cut[1], wanted)
-    assert found < 0.95 * fitted_loha(wanted.float(), 4)
 
 
 def test_a_convolution_gets_a_tucker_core_with_its_singular_values() -> None:
