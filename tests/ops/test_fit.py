@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from layers import KINDS, WEIGHTS, base, factors, home, load, loha
+from layers import KINDS, WEIGHTS, base, factors, home, load
 from torch import Tensor
 
 import lycoris_ops as lyc
