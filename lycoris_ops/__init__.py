@@ -242,7 +242,6 @@ __all__ = [
     "survey",
     "train_network",
     "trainable",
-    "try_algorithms",
     "try_plans",
     "unknown_name",
     "verdict",

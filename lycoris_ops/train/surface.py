@@ -31,7 +31,6 @@ from ..ranks.sizes import Rank as Rank
 from ..ranks.sizes import Ratio as Ratio
 from ..ranks.sizes import parse_size as parse_size
 from ..resize.resize import resize_adapter as resize_adapter
-from .by_block import try_algorithms as try_algorithms
 from .checkpoints import FoundState as FoundState
 from .checkpoints import newest_state as newest_state
 from .create import create_lycoris as create_lycoris

@@ -59,10 +59,6 @@ class Trials:
         """The plan of the best trial."""
         return self.plans[self.best.name]
 
-    def joined(self, other: Trials) -> Trials:
-        """These trials and others of the same model, in order."""
-        return Trials.of((*self.trials, *other.trials), {**self.plans, **other.plans}, self.start)
-
     @property
     def steps(self) -> int:
         """The steps of all trials together, which is what the choice has cost."""
