@@ -178,9 +178,7 @@ def train(
                 *masks_in_words(asked.latents, asked.masks, "latents"),
                 *masks_in_words(asked.regularisation_latents, (), "regularisation_latents"),
                 *masks_in_words(asked.validation_latents, (), "validation_latents"),
-                *faults_in_comfy(
-                    (member.layer.filed() for member in network.members.values()), asked.dialect
-                ),
+                *faults_in_comfy((member.layer for member in network.members.values()), asked.dialect),
                 f"rate: {rate_in_words(options, text_rate)}",
                 f"loss: {loss_in_words(loss)}",
                 f"memory: {memory_in_words(session, scaled=scaled)}",

@@ -91,8 +91,6 @@ class Layer(ABC):
     """Suffixes of tensors that may hold no value."""
     numbers: ClassVar[frozenset[str]] = frozenset({ALPHA})
     """Suffixes of tensors that say how others are read: scales, flags, shapes and places, not factors."""
-    frozen: ClassVar[frozenset[str]] = frozenset()
-    """Fields of factors that training leaves at their start."""
     starts_from_shape: ClassVar[bool] = True
     """Whether `init` can make a layer from the shape of a weight alone."""
     downs: ClassVar[tuple[str, ...]] = ()
@@ -386,12 +384,8 @@ class Layer(ABC):
 
     @classmethod
     def factors(cls) -> frozenset[str]:
-        """The fields of tensors that training changes: all but those of `numbers` and the `frozen` ones."""
-        return frozenset(map(field_of, cls.suffixes() - cls.numbers)) - cls.frozen
-
-    def filed(self) -> Layer:
-        """The layer as a file holds it, which says nothing of how it was trained."""
-        return self
+        """The fields of tensors that training changes: all but those of `numbers`."""
+        return frozenset(map(field_of, cls.suffixes() - cls.numbers))
 
     def exponents(self) -> Mapping[str, float]:
         """The power of c by which each field is multiplied, where the change is to be multiplied by c.

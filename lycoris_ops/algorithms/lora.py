@@ -213,14 +213,10 @@ class Lora(Factored):
         factor: int | None = None,
     ) -> Self:
         assert rank is not None
-        return cls.init(shape, rank, scale * rank, seed=seed).at(start, seed=seed)
-
-    def at(self, start: Mapping[str, Tensor], *, seed: int) -> Self:
-        """The layer with the factors of a start of `offers` in place of those of `init`, where it has any."""
-        if self.lora_down is None or "lora_down" not in start:
-            return self
-        rank, *sizes = self.lora_down.shape
-        return replace(self, lora_down=first(start["lora_down"], rank, sizes, seed=seed))
+        usual = cls.init(shape, rank, scale * rank, seed=seed)
+        if "lora_down" not in start:
+            return usual
+        return replace(usual, lora_down=first(start["lora_down"], rank, shape[1:], seed=seed))
 
     @classmethod
     def fit(cls, delta: Delta) -> tuple[Fit, ...]:

@@ -57,11 +57,6 @@ class Gradient:
         return self._triples[1]
 
     @cached_property
-    def left(self) -> Tensor:
-        """U^T (r, O), the leading left singular vectors of the matrix (O, K), r at most `largest`."""
-        return self._triples[0].T
-
-    @cached_property
     def right(self) -> Tensor:
         """V^T (r, K), the leading right singular vectors of the matrix (O, K), r at most `largest`."""
         return self._triples[2]
@@ -93,9 +88,6 @@ class Offer:
     ranks: tuple[int | None, ...]
     gains: tuple[float, ...]
     parameters: tuple[int, ...]
-    """How many values are trained."""
-    stored: tuple[int, ...] | None = None
-    """How many values a file holds; None for those that are trained."""
     factor: int | None = None
     """The factor of LoKr, as `Lokr.init` takes it; None for kinds without one."""
     start: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])

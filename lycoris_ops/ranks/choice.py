@@ -108,7 +108,7 @@ def plan_ranks(
     offered = {
         path: found
         for path, layer in probe.layers.items()
-        if (found := list(_candidates(layer, kinds, bounds, judge, stored=_of_bytes(size))))
+        if (found := list(_candidates(layer, kinds, bounds, judge)))
     }
     if not offered:
         raise PlanError("no layer has an offer of these algorithms and ranks", got=", ".join(kinds))
@@ -130,18 +130,10 @@ def plan_ranks(
     )
 
 
-def _of_bytes(size: Size) -> bool:
-    """Whether a size is that of a file, and not of what is trained."""
-    return isinstance(size, Budget) and size.size is not None
-
-
 def _candidates(
-    layer: Probed, kinds: Sequence[str], bounds: tuple[int, int | None], criterion: Criterion, *, stored: bool
+    layer: Probed, kinds: Sequence[str], bounds: tuple[int, int | None], criterion: Criterion
 ) -> Iterable[Candidate]:
-    """The sizes of the offers of a layer. Where all ranks are below the bounds, the highest stands in.
-
-    A candidate costs the values that are trained, or with `stored` those that a file holds.
-    """
+    """The sizes of the offers of a layer. Where all ranks are below the bounds, the highest stands in."""
     for offer in layer.offers:
         if offer.algorithm not in kinds:
             continue
@@ -150,8 +142,7 @@ def _candidates(
         least = min(least, max(ranked)) if ranked else least
         for index, (rank, worth) in enumerate(zip(offer.ranks, criterion(offer), strict=True)):
             if rank is None or least <= rank <= (most or rank) or rank == least:
-                costs = offer.stored if stored and offer.stored else offer.parameters
-                yield Candidate(costs[index], worth, (offer, index))
+                yield Candidate(offer.parameters[index], worth, (offer, index))
 
 
 def _by_rank(offered: Mapping[str, Sequence[Candidate]]) -> dict[str, Candidate]:
@@ -173,7 +164,7 @@ def _by_size(
                 got=f"{most:,} parameters",
                 expected=f"at least {smallest:,}",
                 hint=("Lower r_min, leave layers out," if r_min else "Ask for more")
-                + " or allow kinds that take less (lokr, ia3, lora_fa)",
+                + " or allow lokr, which takes less",
             )
         return allocate(candidates, within(most))
     if isinstance(size, Energy):
@@ -203,7 +194,6 @@ def _row(path: str, probe: Probe, offer: Offer, index: int, scale: float) -> Row
         gain=offer.gains[index] / probe.energy,
         factor=offer.factor,
         lr=kind.rate,
-        stored=None if offer.stored is None else offer.stored[index],
     )
 
 

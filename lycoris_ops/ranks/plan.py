@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms import ALGORITHMS, Layer
-from ..errors import PlanError, either, number_of
+from ..errors import PlanError, number_of, unknown_name
 from ..files.dtypes import WRITABLE, dtype_name
 from ..files.json_text import parse_json
 from ..maths.shapes import Shape, factorization
@@ -40,7 +40,7 @@ class Row:
     alpha: float | None
     """The scale times the rank, or the scale itself where there is no rank."""
     parameters: int
-    """How many values are trained."""
+    """How many values it has: those that are trained, which a file holds."""
     gain: float | None = None
     """The gain expected of it, as a share of ||G||^2 of all layers of the probe (see `algorithms.offers`);
     None where it is not known."""
@@ -48,13 +48,6 @@ class Row:
     """The factor of LoKr; None for kinds without one."""
     lr: float = 1.0
     """The learning rate, as a multiple of that of the training."""
-    stored: int | None = None
-    """How many values the file holds; None for those that are trained."""
-
-    @property
-    def values(self) -> int:
-        """How many values the file holds."""
-        return self.parameters if self.stored is None else self.stored
 
     @property
     def scale(self) -> float:
@@ -115,7 +108,7 @@ class Plan:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors in a file of `dtype`."""
-        return sum(row.values for row in self.rows) * self.dtype.itemsize
+        return self.parameters * self.dtype.itemsize
 
     @property
     def gain(self) -> float:
@@ -150,7 +143,7 @@ class Plan:
             new = replace(new, lr=ALGORITHMS[new.algorithm].rate)
         known = None if self.probe is None else self.probe.gain_of(path, new.algorithm, new.factor, new.rank)
         gain = None if known is None or not self.energy else known / self.energy
-        new = replace(new, **_counts(new.start()), gain=gain)
+        new = replace(new, parameters=count(new.start()), gain=gain)
         rows = [row for row in self.rows if row.path != path]
         order = {each.path: place for place, each in enumerate(self.rows)}
         rows.insert(order.get(path, len(rows)), new)
@@ -248,17 +241,9 @@ def count(layer: Layer) -> int:
     return sum(tensor.numel() for name, tensor in layer.tensors().items() if name in trained)
 
 
-def _counts(layer: Layer) -> dict[str, Any]:
-    """`parameters` and `stored` of the row of a layer."""
-    kept = sum(tensor.numel() for name, tensor in layer.tensors().items() if name in layer.frozen)
-    return {"parameters": count(layer), "stored": count(layer) + kept if kept else None}
-
-
 def _check_row(row: Row) -> None:
     if row.algorithm not in ALGORITHMS:
-        raise PlanError(
-            "no such algorithm", key=row.path, got=row.algorithm, expected=either(list(ALGORITHMS))
-        )
+        raise unknown_name("no such algorithm", row.algorithm, ALGORITHMS, error=PlanError, key=row.path)
     if row.rank is not None and (type(row.rank) is not int or row.rank < 1):
         raise PlanError("a rank is a whole number from 1", key=row.path, got=repr(row.rank))
     for name, value in (("alpha", row.alpha), ("lr", row.lr)):
@@ -295,11 +280,13 @@ def _check_sizes(row: Row) -> None:
 
 def _row(read: Any) -> Row:
     values: dict[str, Any] = {**read, "shape": tuple(map(int, read["shape"]))}
+    # Plans of earlier versions have it.
+    values.pop("stored", None)
     row = Row(**values)
     _check_row(row)
-    counts = _counts(row.start())
+    counted = count(row.start())
     # A row that was edited: nothing is known of its gain.
-    return row if counts["parameters"] == row.parameters else replace(row, **counts, gain=None)
+    return row if counted == row.parameters else replace(row, parameters=counted, gain=None)
 
 
 def _cells(row: Row, dtype: torch.dtype) -> tuple[str, ...]:
@@ -310,7 +297,7 @@ def _cells(row: Row, dtype: torch.dtype) -> tuple[str, ...]:
         "-" if row.rank is None else str(row.rank),
         "-" if row.alpha is None else f"{row.alpha:g}",
         f"{row.parameters:,}",
-        f"{row.values * dtype.itemsize:,}",
+        f"{row.parameters * dtype.itemsize:,}",
         "-" if row.gain is None else f"{row.gain:.2%}",
         f"{row.lr:g}",
     )

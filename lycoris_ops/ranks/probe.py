@@ -344,13 +344,9 @@ def _described(layer: Probed, keep: Callable[[Tensor], str]) -> dict[str, Any]:
 
 
 def _sizes(offer: Offer) -> Tensor:
-    """Ranks, gains, parameters and, where they differ, stored values as float64, which holds them exactly.
-
-    It is (3, n) or (4, n); 0 is for no rank.
-    """
+    """Ranks, gains and parameters as float64 (3, n), which holds them exactly; 0 is for no rank."""
     ranks = [rank or 0 for rank in offer.ranks]
-    rows = [ranks, offer.gains, offer.parameters, *([] if offer.stored is None else [offer.stored])]
-    return torch.tensor(rows, dtype=torch.float64)
+    return torch.tensor([ranks, offer.gains, offer.parameters], dtype=torch.float64)
 
 
 def _undescribed(entry: Any, tensors: Mapping[str, Tensor]) -> Probed:
@@ -358,14 +354,13 @@ def _undescribed(entry: Any, tensors: Mapping[str, Tensor]) -> Probed:
     for one in entry["offers"]:
         # torch types no `tolist`.
         rows = cast("list[list[float]]", cast("Any", tensors[one["sizes"]]).tolist())
-        ranks, gains, parameters, *stored = rows
+        ranks, gains, parameters = rows
         offers.append(
             Offer(
                 algorithm=one["algorithm"],
                 ranks=tuple(int(rank) or None for rank in ranks),
                 gains=tuple(gains),
                 parameters=tuple(map(int, parameters)),
-                stored=tuple(map(int, stored[0])) if stored else None,
                 factor=one["factor"],
                 start={name: tensors[key] for name, key in one["start"].items()},
             )

@@ -185,12 +185,6 @@ class Member(nn.Module):
         layer = self.layer
         return layer.vectors() if len(self.site.shape) > 1 else frozenset(layer.tensors())
 
-    @property
-    def frozen(self) -> dict[str, Tensor]:
-        """The factors that training leaves at their start, by field."""
-        layer = self.layer
-        return {name: value for name, value in layer.tensors().items() if name in layer.frozen}
-
     def _before_pass(self, x: Tensor) -> None:
         """Set the hooks for one pass: the layer's present tensors, the strength and the dropouts."""
         layer, settings = self.layer, self.settings

@@ -47,7 +47,7 @@ def metadata_of_training(trainer: Trainer) -> dict[str, str | None]:
     options, net = trainer.options, trainer.net
     layers = [member.layer for member in net.members.values()]
     # As the file holds them: how they were trained is ours alone, and in the recipe.
-    kinds = sorted({layer.filed().algorithm for layer in layers})
+    kinds = sorted({layer.algorithm for layer in layers})
     title = Path(options.output).stem if options.output is not None else None
     first = trainer.optimiser.param_groups[0]
     entries: dict[str, Any] = {

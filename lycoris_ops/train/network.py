@@ -172,16 +172,15 @@ class LycorisNetwork(nn.Module):
         """Groups for an optimiser of torch: `name`, `params`, `lr`, `weight_decay` and `vectors` of each.
 
         A layer's learning rate is `lr` times the `lr` of its settings. With `lora_plus` the parameters that
-        start at zero (up of LoRA) get that many times as much (Hayou et al., "LoRA+", 2402.12354), where the
-        factor beside them is trained too. What is a vector by its meaning, such as a bias, a norm or DoRA's
-        magnitude, is not decayed; `vectors` of a group says that it holds these. A factor is no vector,
-        whatever its rank and the sizes of its layer.
+        start at zero (up of LoRA) get that many times as much (Hayou et al., "LoRA+", 2402.12354). What is a
+        vector by its meaning, such as a bias, a norm or DoRA's magnitude, is not decayed; `vectors` of a
+        group says that it holds these. A factor is no vector, whatever its rank and the sizes of its layer.
         """
         groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
         for member in self.members.values():
             vectors = member.vectors
             for name, parameter in member.named_parameters():
-                raised = lora_plus is not None and name in member.zeroed and not member.layer.frozen
+                raised = lora_plus is not None and name in member.zeroed
                 groups.setdefault((member.settings.lr, raised, name in vectors), []).append(parameter)
         made: list[dict[str, Any]] = []
         for (share, raised, vector), parameters in groups.items():
@@ -398,8 +397,7 @@ def plain_values(site: Site, name: str) -> Tensor:
 
 
 def _copied(layer: Layer) -> Layer:
-    """The layer as files hold it: on the CPU, with tensors of its own, which training changes no more."""
-    layer = layer.filed()
+    """The layer on the CPU, with tensors of its own, which training changes no more."""
     copies = {name: value.detach().to("cpu", copy=True) for name, value in layer.tensors().items()}
     return layer.with_tensors(copies)
 

@@ -244,7 +244,6 @@ class Trainer:
             "data": {name: list(rows) for name, rows in self.options.data.items()},
             "optimiser": {"name": self.options.optimiser, "state": self.optimiser.state_dict()},
             "weights": by_name(self.names, self.parameters),
-            "frozen": self._frozen(),
             "alphas": {path: member.layer.alpha for path, member in self.net.members.items()},
             "average": None if self.average is None else by_name(self.names, self.average.tensors),
             "scaler": self.scaler.state_dict(),
@@ -281,13 +280,8 @@ class Trainer:
                     got=str(theirs),
                     expected=str(ours),
                 )
-        # The start of the network may come from a probe, which another run need not give again bit by bit.
-        # A state of an earlier version has none of these.
-        frozen: Mapping[str, Tensor] = state.get("frozen", {})
-        self._resize({**frozen, **state["weights"]}, state["alphas"])
+        self._resize(state["weights"], state["alphas"])
         copy_into(self.parameters, in_order(self.names, state["weights"]))
-        for name, value in self._frozen().items():
-            value.copy_(frozen[name])
         rates = [(group["initial_lr"], group["weight_decay"]) for group in self.optimiser.param_groups]
         try:
             self.optimiser.load_state_dict(state["optimiser"]["state"])
@@ -322,11 +316,6 @@ class Trainer:
                 f"{STATE_FORM.what} is damaged", file=str(path), got=f"{type(error).__name__}: {error}"
             ) from error
 
-    def _frozen(self) -> dict[str, Tensor]:
-        """What `Member.frozen` has of all layers, named as parameters are."""
-        members = self.net.members.items()
-        return {f"{path}.{name}": value for path, member in members for name, value in member.frozen.items()}
-
     def _resize(self, weights: Mapping[str, Tensor], alphas: Mapping[str, float | None]) -> None:
         """Give layers the ranks that they have in a state, where these moved during the training.
 
@@ -335,7 +324,7 @@ class Trainer:
         """
         for path, member in self.net.members.items():
             old = dict(member.named_parameters())
-            held = {name: weights[f"{path}.{name}"] for name in (*old, *member.frozen)}
+            held = {name: weights[f"{path}.{name}"] for name in old}
             if all(held[name].shape == old[name].shape for name in old):
                 continue
             self.net.replace_layer(path, replace(member.layer, **held, alpha=alphas[path]))

@@ -348,8 +348,6 @@ def test_packed_weights_under_autocast_and_checkpointing(checkpointed: bool) -> 
         "loha",
         "lokr",
         "lora",
-        "lora_fa",
-        "lora_fb",
     }
 
 

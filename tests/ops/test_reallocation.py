@@ -17,8 +17,8 @@ from lycoris_ops.train.reallocation import Reallocation, Reallocator, _turned
 
 SHAPES = [(12, 18), (12, 8, 3)]
 KINDS = [
-    *("lora", "loha", "lokr", "glora", "lora_fa", "lora_fb"),
-    *("lora-tucker", "loha-tucker", "lokr-tucker", "lora_fa-tucker"),
+    *("lora", "loha", "lokr", "glora"),
+    *("lora-tucker", "loha-tucker", "lokr-tucker"),
 ]
 
 

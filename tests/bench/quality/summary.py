@@ -16,7 +16,7 @@ import torch
 
 from .curves import ALIKE, Entry, entries, loss_at, reached
 from .method import MORE_BATCHES, PROBE_BATCHES
-from .methods.planned import AUTO, ONE_SIDED
+from .methods.planned import AUTO
 from .results import Results
 from .run import METHODS, RESULTS, ROOT, SEEDS, TASKS, pairs
 from .task import digest
@@ -56,11 +56,11 @@ The learning rate of each method **at each size** was found on a split of its ow
 (then of a quarter, where that stage was run) until the best lay between two others; "edge" marks where it
 does not. Figures are means over as many of the seeds 0, 1, 2 as "seeds" says, on a third split, which chose
 nothing; differences between figures of one seed may be chance. "numbers" is what is trained, and what the
-file holds but for "{one_sided}", whose file has the frozen sides too; "x 1" is a budget
-of as many numbers as a LoRA of rank 1 on every layer has. Numbers within 2 % of each other are compared as
-equal. Methods that look ahead do so on {probe} batches of the training split, "{name}", which is what
-`plan_ranks` plans with algorithms="auto", on {more}. "a step" and "the start" are in steps of {unit},
-which was trained in turn with each method (`python -m tests.bench.quality.times`, {processors}).
+file holds; "x 1" is a budget of as many numbers as a LoRA of rank 1 on every layer has. Numbers within 2 % of
+each other are compared as equal. Methods that look ahead do so on {probe} batches of the training split,
+"{name}", which is what `plan_ranks` plans with algorithms="auto", on {more}. "a step" and
+"the start" are in steps of {unit}, which was trained in turn with each method
+(`python -m tests.bench.quality.times`, {processors}).
 
 How a plan weighs the components of gradients was chosen on these very tasks, from four powers of their norms
 at one budget and one seed: what is said of that method here is to be confirmed on others.
@@ -308,7 +308,6 @@ def main() -> None:
         probe=PROBE_BATCHES,
         more=MORE_BATCHES,
         name=AUTO,
-        one_sided=ONE_SIDED,
         unit=f"{UNIFORM} x {REFERENCE}",
         processors=" and ".join(sorted({time.machine for time in times.values()})),
         **lengths,

@@ -21,9 +21,6 @@ LORA = "planned by roots, gradient"
 AUTO = f"auto, {MORE_BATCHES} batches"
 """The method that plans whatever "auto" chooses, and looks at more batches than the others."""
 
-ONE_SIDED = "planned, one side frozen"
-"""Its numbers are those that are trained: the file holds the frozen sides too."""
-
 
 def probed(setting: Setting, algorithms: str | Sequence[str], batches: int = PROBE_BATCHES) -> lyc.Probe:
     return lyc.probe(
@@ -100,7 +97,6 @@ METHODS = (
     Method(AUTO, (1, 4, 6), -8, lambda setting: planned(setting, "auto", batches=MORE_BATCHES), long=(4, 6)),
     Method("planned LoKr, gradient", (2, 4), -8, lambda setting: planned(setting, "lokr")),
     Method("planned of all kinds", (2,), -8, lambda setting: planned(setting, KINDS)),
-    Method(ONE_SIDED, (1, 4), -8, lambda setting: planned(setting, ("lora_fa", "lora_fb"))),
     Method("pruned", (4,), -10, pruned),
     Method("pruned and regrown", (4,), -10, lambda setting: pruned(setting, regrow=0.1)),
 )
