@@ -50,8 +50,7 @@ class LycorisPlan(io.ComfyNode):
                 io.String.Input(
                     "algorithms",
                     default="auto",
-                    tooltip="The kinds that a layer may get, such as `lora lokr`; auto is lora, all is every "
-                    "kind.",
+                    tooltip="The kinds that a layer may get: lora, lokr or both; auto is lora, all is both.",
                 ),
                 io.Int.Input(
                     "batches",

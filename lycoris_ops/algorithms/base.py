@@ -97,8 +97,8 @@ class Layer(ABC):
     """Fields of the factors on the side of the inputs, whose first axis counts the rank."""
     in_comfy: ClassVar[bool] = True
     """Whether ComfyUI's own loader reads layers of this kind. `fault_in_comfy` says it of a single layer."""
-    rate: ClassVar[float] = 1.0
-    """The learning rate that suits layers of this kind at the start of an offer, as a multiple of LoRA's."""
+    planned: ClassVar[bool] = False
+    """Whether plans choose among layers of this kind, by its `offers`."""
     fresh_rate: ClassVar[float] = 1.0
     """The learning rate that suits them at the start that `init` makes, as a multiple of LoRA's."""
 
@@ -229,7 +229,7 @@ class Layer(ABC):
     def offers(cls, gradient: Gradient) -> tuple[Offer, ...]:
         """What layers of this kind can gain from a gradient, at the start where they gain most.
 
-        See `offers` for what gain means. () where the kind does not suit the weight, or has no such start.
+        See `offers` for what gain means. () where the kind does not suit the weight, or is not `planned`.
         """
         return ()
 
@@ -246,8 +246,8 @@ class Layer(ABC):
     ) -> Self:
         """The layer of one rank (and `factor`, for LoKr) at the start of an offer, whose change is zero.
 
-        Without a start it is one that needs no gradient, as in `init`. alpha is `scale` * rank. `seed` is for
-        what the start leaves open.
+        Without a start it is one that needs no gradient, as in `init`, for kinds that are not `planned` too.
+        alpha is `scale` * rank. `seed` is for what the start leaves open.
         """
         return cls.init(shape, rank or 1, scale * (rank or 1), seed=seed)
 

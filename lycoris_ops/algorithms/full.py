@@ -15,7 +15,6 @@ from ..errors import LayerError
 from ..maths.shapes import Shape
 from .base import DIFF_B, SET_BIAS, Layer, column
 from .fitting import Delta, Fit
-from .offers import Gradient, Offer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -56,11 +55,6 @@ class Full(Layer):
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
         """diff zero; rank, alpha and seed have no meaning here."""
         return cls(diff=torch.zeros(shape))
-
-    @classmethod
-    def offers(cls, gradient: Gradient) -> tuple[Offer, ...]:
-        """diff: the whole energy of the gradient, at the size of the weight."""
-        return (Offer.whole(cls.algorithm, gradient),)
 
     @classmethod
     def fit(cls, delta: Delta) -> tuple[Fit, ...]:

@@ -18,7 +18,6 @@ from ..maths.shapes import Extent, Shape, fits, shown
 from ..maths.tensors import narrowed
 from .base import ALPHA, Layer, axis_of, towards_one
 from .checks import dimensions, vector
-from .offers import Gradient, Offer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -49,7 +48,6 @@ class Ia3(Layer):
     numbers: ClassVar[frozenset[str]] = Layer.numbers | {ON_INPUT}
     bias_may_be_absent: ClassVar[bool] = True
     # Its values are relative to those of the weight.
-    rate: ClassVar[float] = 10.0
     fresh_rate: ClassVar[float] = 10.0
 
     weight: Tensor | None = None
@@ -128,21 +126,6 @@ class Ia3(Layer):
 
     def multiplied_fields(self) -> tuple[str, ...]:
         return ("weight",)
-
-    @classmethod
-    def offers(cls, gradient: Gradient) -> tuple[Offer, ...]:
-        """w (O,) for the outputs: gain sum_o (G_o . W_o)^2 / ||W_o||^2 over the rows of G and W (O, K).
-
-        dL/dw_o = G_o . W_o, and the changes that w reaches are multiples of the rows of W.
-        """
-        if gradient.weight is None or len(gradient.shape) < 2:
-            return ()
-        rows, weight = gradient.values.flatten(1), gradient.weight.flatten(1).to(gradient.values)
-        along, length = (rows * weight).sum(1), weight.square().sum(1)
-        gain = float((along.square() / length)[length > 0].double().sum())
-        return (
-            Offer(algorithm=cls.algorithm, ranks=(None,), gains=(gain,), parameters=(gradient.shape[0],)),
-        )
 
     def sides(self, weight: Tensor) -> Sides:
         factor = Diagonal(self._factor(weight.dtype).to(weight.device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -18,7 +18,6 @@ from .base import shared
 from .checks import agree, dimensions, folded, matrix, scale
 from .components import Axes, Growth, right_beyond, running, zeros
 from .factored import Factored
-from .offers import Gradient, Offer, cumulative, first
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -121,42 +120,6 @@ class Loha(Factored):
 
     def exponents(self) -> Mapping[str, float]:
         return shared(self, *(name for pair in PAIRS for name in pair))
-
-    @classmethod
-    def offers(cls, gradient: Gradient) -> tuple[Offer, ...]:
-        """w1_a @ w1_b = 1, w2_b = V_r^T, w2_a zero: the gain of a LoRA of the same rank, at twice its size.
-
-        dL/dw2_a = (G * (w1_a @ w1_b)) w2_b^T is the gradient of that LoRA. The change becomes one of a rank
-        up to r^2 as soon as w1_a leaves its start.
-        """
-        if len(gradient.shape) < 2:
-            return ()
-        gains = cumulative(gradient.spectrum)
-        ranks = tuple(range(1, len(gains) + 1))
-        sizes = tuple(2 * rank * sum(flat_shape(gradient.shape)) for rank in ranks)
-        start = {"hada_w2_b": gradient.right}
-        return (Offer(algorithm=cls.algorithm, ranks=ranks, gains=gains, parameters=sizes, start=start),)
-
-    @classmethod
-    def started(
-        cls,
-        start: Mapping[str, Tensor],
-        shape: Shape,
-        rank: int | None,
-        scale: float,
-        *,
-        seed: int,
-        factor: int | None = None,
-    ) -> Self:
-        assert rank is not None
-        usual = cls.init(shape, rank, scale * rank, seed=seed)
-        if "hada_w2_b" not in start:
-            return usual
-        # Of w1 the first component is constant. The others are zero by w1_a, and w1_b lets them grow.
-        usual.hada_w1_a.zero_()[:, 0] = 1
-        usual.hada_w1_b[0] = 1
-        columns = usual.hada_w2_b.shape[1:]
-        return replace(usual, hada_w2_b=first(start["hada_w2_b"], rank, columns, seed=seed))
 
     def rank_axes(self) -> Axes:
         if self.hada_t1 is None or self.hada_t2 is None:

@@ -78,6 +78,7 @@ class Lora(Factored):
     """
 
     algorithm: ClassVar[str] = "lora"
+    planned: ClassVar[bool] = True
     downs: ClassVar[tuple[str, ...]] = ("lora_down",)
     variants: ClassVar[tuple[frozenset[str], ...]] = (
         frozenset({UP, DOWN}),

@@ -14,7 +14,6 @@ from ..maths.shapes import Shape
 from .base import ALPHA, Layer, axis_of, column
 from .checks import vector
 from .fitting import Delta, Fit
-from .offers import Gradient, Offer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -51,13 +50,6 @@ class Norm(Layer):
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
         """Zeros; rank, alpha and seed have no meaning here."""
         return cls(w_norm=torch.zeros(shape[:1]))
-
-    @classmethod
-    def offers(cls, gradient: Gradient) -> tuple[Offer, ...]:
-        """w_norm (C,): the whole energy of the gradient of a norm's weight."""
-        if len(gradient.shape) != 1:
-            return ()
-        return (Offer.whole(cls.algorithm, gradient),)
 
     @classmethod
     def fit(cls, delta: Delta) -> tuple[Fit, ...]:

@@ -7,9 +7,9 @@ the tangent space. With G = dL/dW,
     gain = || projection of G on T ||^2.
 
 A short step along the projection lowers the loss L by the length of the step times the square root of the
-gain. A full difference gains ||G||^2, more than any other layer. Every kind starts where its gain is largest.
-The frozen factors of LoRA, LoHa and LoKr are orthonormal there, so that the gradient of the trained tensors,
-at a scale of 1, has just this energy, and gains of different kinds can be compared.
+gain. A full difference would gain ||G||^2, more than any other layer. Every kind starts where its gain is
+largest. The factors that are not zero there are orthonormal, so that the gradient of the others, at a scale
+of 1, has just this energy, and gains of different kinds can be compared.
 """
 
 from __future__ import annotations
@@ -30,15 +30,11 @@ from .components import running
 class Gradient:
     """The gradient of a weight in the weight's shape, and the decompositions that several kinds ask for.
 
-    `weight` holds the weight's own values, for kinds that multiply them; None where they are not known.
     `largest` is the highest rank that is looked at, and `seed` that of the random bases.
     """
 
-    def __init__(
-        self, values: Tensor, *, largest: int = 128, weight: Tensor | None = None, seed: int = 0
-    ) -> None:
+    def __init__(self, values: Tensor, *, largest: int = 128, seed: int = 0) -> None:
         self.values = values
-        self.weight = weight
         self.largest = largest
         self.seed = seed
 
@@ -79,9 +75,9 @@ class Gradient:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Offer:
-    """The layers of one kind that a weight may get: for each rank the gain and the numbers of values.
+    """The layers of one kind that a weight may get: for each rank the gain and the number of parameters.
 
-    A rank of None stands for a layer that has no rank: a LoKr with a full second factor, an IA3.
+    A rank of None stands for a LoKr with a full second factor, which has no rank.
     """
 
     algorithm: str
@@ -92,16 +88,6 @@ class Offer:
     """The factor of LoKr, as `Lokr.init` takes it; None for kinds without one."""
     start: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """What `Layer.started` needs: the factors that are not zero at the start, for the highest rank."""
-
-    @classmethod
-    def whole(cls, algorithm: str, gradient: Gradient) -> Offer:
-        """A layer that holds a value for each of the weight: the whole energy of the gradient."""
-        return cls(
-            algorithm=algorithm,
-            ranks=(None,),
-            gains=(gradient.energy,),
-            parameters=(gradient.values.numel(),),
-        )
 
 
 def cumulative(spectrum: Tensor) -> tuple[float, ...]:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
-from ..algorithms import ALGORITHMS
 from ..algorithms.offers import Offer
 from ..errors import PlanError
 from .allocate import NOTHING, Candidate, above, allocate, until, within
@@ -183,7 +182,6 @@ def _by_size(
 
 def _row(path: str, probe: Probe, offer: Offer, index: int, scale: float) -> Row:
     rank = offer.ranks[index]
-    kind = ALGORITHMS[offer.algorithm]
     return Row(
         path=path,
         algorithm=offer.algorithm,
@@ -193,7 +191,6 @@ def _row(path: str, probe: Probe, offer: Offer, index: int, scale: float) -> Row
         parameters=offer.parameters[index],
         gain=offer.gains[index] / probe.energy,
         factor=offer.factor,
-        lr=kind.rate,
     )
 
 

@@ -140,7 +140,9 @@ class Plan:
         if "alpha" not in changes:
             new = replace(new, alpha=old.scale * (new.rank or 1))
         if "algorithm" in changes and "lr" not in changes:
-            new = replace(new, lr=ALGORITHMS[new.algorithm].rate)
+            # At the start of an offer every kind wants the rate of LoRA.
+            other = ALGORITHMS[new.algorithm]
+            new = replace(new, lr=1.0 if other.planned else other.fresh_rate)
         known = None if self.probe is None else self.probe.gain_of(path, new.algorithm, new.factor, new.rank)
         gain = None if known is None or not self.energy else known / self.energy
         new = replace(new, parameters=count(new.start()), gain=gain)

@@ -21,11 +21,13 @@ from ..files.json_text import parse_json
 from ..files.safetensors_file import SafetensorsFile, raw_bytes
 from ..files.writing import Progress, header_of, in_file_order, safetensors_path, written
 from ..maths.shapes import Shape
-from ..maths.tensors import is_finite, is_plain
+from ..maths.tensors import is_finite
 from ..modules import Site, left_out, select
 from .gradients import Loss, check_seen, summed
 from .sizes import bytes_of
 
+PLANNED = tuple(name for name, kind in ALGORITHMS.items() if kind.planned)
+"""The kinds that plans choose from."""
 PROBE = "lycoris_probe"
 """The metadata key of a probe's description, as JSON."""
 
@@ -117,7 +119,7 @@ class Probe:
         names: dict[int, tuple[str, Tensor]] = {}
 
         def keep(tensor: Tensor) -> str:
-            # Kinds that start from the same vectors hold the same tensor.
+            # Offers that start from the same vectors hold the same tensor.
             name, _ = names.setdefault(id(tensor), (str(len(names)), tensor))
             tensors[name] = tensor.contiguous()
             return name
@@ -201,7 +203,7 @@ def probe(
     Raises PlanError for a loss that is no scalar, has no graph or is not finite, for a gradient that is not
     finite, for batches that end, and as `check_seen` does; LycorisError where nothing is chosen.
     """
-    kinds = chosen_algorithms(algorithms, tuple(ALGORITHMS))
+    kinds = chosen_algorithms(algorithms, PLANNED)
     if type(largest) is not int or largest < 1:
         raise PlanError("the highest rank is a whole number from 1", got=repr(largest))
     sites = select(module, preset=preset, include=include, exclude=exclude)
@@ -296,12 +298,7 @@ def _held(tensors: Mapping[str, Tensor], site: Site) -> Tensor | None:
 
 
 def _probed(site: Site, values: Tensor, kinds: Sequence[str], largest: int, seed: int) -> Probed:
-    stored: Any = getattr(site.module, site.weight)
-    known = is_plain(stored) and not stored.is_meta
-    weight = site.oriented(stored.detach()) if known else None
-    if weight is not None and tuple(weight.shape) != site.shape:
-        weight = None
-    gradient = Gradient(values, largest=largest, weight=weight, seed=seed)
+    gradient = Gradient(values, largest=largest, seed=seed)
     offers = tuple(offer for kind in kinds for offer in ALGORITHMS[kind].offers(gradient))
     spectrum = gradient.spectrum if values.ndim > 1 else values.new_tensor([math.sqrt(gradient.energy)])
     moved: dict[int, Tensor] = {}
@@ -352,6 +349,9 @@ def _sizes(offer: Offer) -> Tensor:
 def _undescribed(entry: Any, tensors: Mapping[str, Tensor]) -> Probed:
     offers: list[Offer] = []
     for one in entry["offers"]:
+        if one["algorithm"] not in PLANNED:
+            # Probes of earlier versions have offers of further kinds.
+            continue
         # torch types no `tolist`.
         rows = cast("list[list[float]]", cast("Any", tensors[one["sizes"]]).tolist())
         ranks, gains, parameters = rows

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import lycoris_ops as lyc
+from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.ranks.allocate import NOTHING, Candidate, allocate, hull, within
 from lycoris_ops.ranks.sizes import bytes_of
 
@@ -118,7 +119,7 @@ def test_plans_keep_to_their_size_and_start_from_the_base(
         if row.algorithm == "lora":
             assert row.alpha == 0.5 * (row.rank or 0) == layer.alpha
             assert size != "rank" or row.rank == 3
-        assert row.lr == (10 if row.algorithm == "ia3" else 1)
+        assert row.lr == 1
 
 
 def test_energy_takes_the_fewest_parameters(probe: lyc.Probe) -> None:
@@ -205,6 +206,18 @@ def test_an_edited_text_is_counted_anew(probe: lyc.Probe) -> None:
     )
 
 
+def test_a_plan_of_an_earlier_version_is_read(probe: lyc.Probe) -> None:
+    """It tells for each row what the file holds, and its rows of other kinds start as without a plan."""
+    assert edited(probe, stored=None) == lyc.plan_ranks(probe, size=lyc.Rank(2))
+    plan = edited(probe, algorithm="loha", stored=None)
+    first = plan.rows[0]
+    assert first.parameters == 2 * 2 * sum(first.shape)
+    usual = ALGORITHMS["loha"].init(first.shape, 2, 2.0, seed=3).tensors()
+    assert all(
+        torch.equal(value, usual[name]) for name, value in first.start(probe, seed=3).tensors().items()
+    )
+
+
 WRONG: dict[str, tuple[str, Callable[[lyc.Probe], Any]]] = {
     "rank 0": ("whole number from 1", lambda probe: lyc.Rank(0)),
     "a share": ("above 0 and at most 1", lambda probe: lyc.Energy(90)),
@@ -230,6 +243,14 @@ WRONG: dict[str, tuple[str, Callable[[lyc.Probe], Any]]] = {
         lambda probe: lyc.plan_ranks(probe, criterion=lambda offer: offer.gains),
     ),
     "an algorithm": ("no such algorithm", lambda probe: lyc.plan_ranks(probe, algorithms=["lora", "oft"])),
+    "a kind of no plan": (
+        "found loha; expected lokr or lora",
+        lambda probe: lyc.plan_ranks(probe, algorithms="loha"),
+    ),
+    "a kind that is gone": (
+        r"no such algorithm \(found lora_fa; .*Is it lora\?",
+        lambda probe: edited(probe, algorithm="lora_fa", stored=96),
+    ),
     "bounds": ("in these bounds", lambda probe: lyc.plan_ranks(probe, r_min=3, r_max=2)),
     "a layer": ("no such layer", lambda probe: lyc.plan_ranks(probe).without("9")),
     "a value": ("no such value", lambda probe: lyc.plan_ranks(probe).with_row("0", dim=4)),
@@ -310,7 +331,7 @@ def test_texts_that_are_no_size(text: str) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"dora": "output"}], ids=["plain", "dora"])
 def test_a_network_follows_a_plan_and_starts_from_the_gradient(probe: lyc.Probe, options: Any) -> None:
-    kinds = ("lora", "lokr", "loha")
+    kinds = ("lora", "lokr")
     plan = lyc.plan_ranks(probe, size=lyc.Rank(2), algorithms=kinds, scale=0.5).with_row(
         "2", algorithm="loha"
     )

@@ -204,15 +204,13 @@ def test_a_kronecker_product_is_one_triple() -> None:
 SHAPES = [(24, 36), (24, 12, 3), (12, 8, 3, 3), (12, 8, 1, 2, 3)]
 
 
-@pytest.mark.parametrize("algorithm", ["lora", "loha", "lokr", "ia3", "full"])
+@pytest.mark.parametrize("algorithm", ["lora", "lokr"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_start_changes_nothing_and_gains_what_was_offered(algorithm: str, shape: tuple[int, ...]) -> None:
     """The gain is the energy of the gradient of the trained tensors, by autograd through `delta`."""
     torch.manual_seed(3)
     values, weight = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
-    if algorithm == "ia3":
-        weight = functional.normalize(weight.flatten(1)).reshape(shape)
-    offers = ALGORITHMS[algorithm].offers(Gradient(values, weight=weight, largest=5))
+    offers = ALGORITHMS[algorithm].offers(Gradient(values, largest=5))
     assert offers and all(offer.algorithm == algorithm for offer in offers)
     for offer in offers:
         for rank, gain, size in zip(offer.ranks, offer.gains, offer.parameters, strict=True):
@@ -254,9 +252,22 @@ def test_a_probe_is_kept_in_a_file(net: Net, tmp_path: Path) -> None:
         first, second = row.start(found), row.start(read)
         for name, tensor in first.tensors().items():
             assert torch.equal(tensor, second.tensors()[name])
-    # LoRA and LoHa start from the same vectors, which are there once.
-    offers = {offer.algorithm: offer for offer in read.layers["head"].offers}
-    assert offers["lora"].start["lora_down"] is offers["loha"].start["hada_w2_b"]
+    # A LoKr with a full second factor and one with a low-rank one start from the same first factor, which is
+    # there once.
+    whole, low = (o for o in read.layers["head"].offers if o.algorithm == "lokr" and o.factor == 2)
+    assert whole.ranks == (None,) and low.ranks == (1,) and whole.start["lokr_w1"] is low.start["lokr_w1"]
+
+
+def test_offers_of_kinds_that_are_planned_no_more_are_passed_over(net: Net, tmp_path: Path) -> None:
+    """Probes of earlier versions have them."""
+    found = lyc.probe(net, batches(), loss, include="head")
+    head = found.layers["head"]
+    gone = [replace(head.offers[0], algorithm=name) for name in ("full", "lora_fa")]
+    earlier = replace(found, layers={"head": replace(head, offers=(*gone, *head.offers))})
+    earlier.save(tmp_path / "probe.safetensors")
+    read = lyc.Probe.load(tmp_path / "probe.safetensors")
+    assert read.algorithms == found.algorithms == ("lokr", "lora")
+    assert lyc.plan_ranks(read, algorithms="all") == lyc.plan_ranks(found, algorithms="all")
 
 
 def test_a_file_that_is_no_probe(tmp_path: Path) -> None:
@@ -289,6 +300,7 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "batches that end": ("only once", {"batches": once(), "memory": 1}),
     "no batches": ("no batches", {"batches": []}),
     "an algorithm": ("no such algorithm", {"algorithms": "dora"}),
+    "a kind of no plan": ("found loha; expected lokr or lora", {"algorithms": ("lora", "loha")}),
     "a rank": ("highest rank", {"largest": 0}),
     "memory": ("number of bytes", {"memory": "much"}),
 }
@@ -343,12 +355,7 @@ def test_packed_weights_under_autocast_and_checkpointing(checkpointed: bool) -> 
     found = lyc.probe(net, [x], packed, include="2").layers["2"]
     assert weight.grad is not None
     torch.testing.assert_close(found.spectrum, torch.linalg.svdvals(weight.grad), rtol=0.02, atol=1e-3)
-    assert {offer.algorithm for offer in found.offers} == {
-        "full",
-        "loha",
-        "lokr",
-        "lora",
-    }
+    assert {offer.algorithm for offer in found.offers} == {"lokr", "lora"}
 
 
 def test_torchs_own_attention() -> None:

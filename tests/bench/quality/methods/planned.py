@@ -14,7 +14,7 @@ from ..method import MORE_BATCHES, PROBE_BATCHES, Method, Setting
 from ..training import Adapted
 from .ours import adapted
 
-KINDS = ("lora", "loha", "lokr")
+KINDS = ("lora", "lokr")
 BUDGETS = (0.25, 1, 4, 6)
 """Up to about 0.4 of the largest uniform LoRA, which is of rank 16."""
 LORA = "planned by roots, gradient"
