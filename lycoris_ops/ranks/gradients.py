@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bypass.hook import input_of
-from ..errors import LycorisError, PlanError, Problem
+from ..errors import LycorisError, PlanError
 from ..maths import chance
 from ..modules import Site, Statistics
 
@@ -308,15 +308,6 @@ def scalar(value: object, error: type[LycorisError] = PlanError) -> Tensor:
         return value.reshape(())
     got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     raise error("the loss is not a scalar", got=got, expected="one floating-point value, such as a mean")
-
-
-def independent(found: str, error: type[Problem]) -> Problem:
-    """The error for a loss that is not made of a network's output; `found` is what it is made of."""
-    return error(
-        "the loss does not depend on the network",
-        got=found,
-        hint="Compute it by the module that is passed in, without no_grad, detach or item",
-    )
 
 
 def first_bad(module: nn.Module, run: Callable[[], object], states: list[Any] | None = None) -> str | None:

@@ -20,7 +20,7 @@ from ..files.tree_file import TreeForm
 from ..interrupts import uninterrupted
 from ..maths.chance import Chance
 from ..modules import Statistics
-from ..ranks.gradients import Loss, first_bad, independent, scalar
+from ..ranks.gradients import Loss, first_bad, scalar
 from . import processes
 from .average import Average
 from .feed import Batches, Place, batches_of, moved
@@ -340,7 +340,7 @@ class Trainer:
             value = self.loss(self.net.module, moved(batch, self.options.device))
         loss = scalar(value, TrainError)
         if torch.is_grad_enabled() and not loss.requires_grad:
-            raise independent("a tensor without a graph", TrainError)
+            raise _independent("a tensor without a graph")
         return loss
 
     def _gathered(self, total: Tensor, number: int, batches: Sequence[Any]) -> StepReport:
@@ -350,7 +350,7 @@ class Trainer:
         """
         reached = any(parameter.grad is not None for parameter in self.parameters)
         if not reached and len(self.idle) == len(self.names) and processes.count() == 1:
-            raise independent(f"a graph that has none of the network's {len(self.names)} tensors", TrainError)
+            raise _independent(f"a graph that has none of the network's {len(self.names)} tensors")
         for name, parameter in zip(self.names, self.parameters, strict=True):
             if parameter.grad is not None:
                 self.idle.discard(name)
@@ -499,6 +499,15 @@ class Trainer:
         if self.family.averages:
             optimiser: Any = self.optimiser
             optimiser.eval() if on else optimiser.train()
+
+
+def _independent(found: str) -> TrainError:
+    """The error for a loss that is not made of the network's output; `found` is what it is made of."""
+    return TrainError(
+        "the loss does not depend on the network",
+        got=found,
+        hint="Compute it by the module that is passed in, without no_grad, detach or item",
+    )
 
 
 def _parameters_of(net: LycorisNetwork) -> tuple[list[str], list[nn.Parameter]]:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import nn
-from torch.optim import AdamW, Optimizer
 
-from ..errors import PlanError
-from ..modules import Statistics
-from ..ranks.gradients import Loss, independent, scalar, seeded
+from ..errors import DivergedError, PlanError
+from ..ranks.gradients import Loss
 from ..ranks.plan import Plan, table
 from .create import create_lycoris
 from .network import LycorisNetwork
+from .options import TrainOptions
+from .trainer import Trainer
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 """The learning rates that are tried for each plan, before the rates of its rows multiply them."""
@@ -27,7 +26,10 @@ KEPT = 0.5
 
 @dataclass(frozen=True)
 class Trial:
-    """One plan at one learning rate: the held-out loss after so many steps."""
+    """One plan at one learning rate: the held-out loss after so many steps.
+
+    It is infinite where a loss on the way was not finite.
+    """
 
     name: str
     lr: float
@@ -84,10 +86,19 @@ class Trials:
 class _Candidate:
     name: str
     lr: float
-    network: LycorisNetwork
-    optimizer: Optimizer
-    steps: int = 0
+    trainer: Trainer
     loss: float = math.inf
+
+    def train(self, batches: Sequence[Any], steps: int) -> None:
+        """Go on for so many steps, and measure the loss: infinity where one on the way is not finite."""
+        trainer = self.trainer
+        with _acting(trainer.net):
+            try:
+                for _ in range(steps):
+                    trainer.step(batches[trainer.done % len(batches)])
+                self.loss = trainer.validate()
+            except DivergedError:
+                self.loss = math.inf
 
 
 def try_plans(
@@ -100,20 +111,21 @@ def try_plans(
     rates: Sequence[float] = RATES,
     steps: int = 40,
     rounds: int = 3,
-    optimizer: Callable[[list[dict[str, Any]]], Optimizer] = AdamW,
+    optimiser: str = "adamw",
     seed: int = 0,
 ) -> Trials:
     """Train each plan a little at each rate, and the better half of them further, for so many rounds.
 
-    The first round is `steps` steps. After each the better half, by the loss on `held_out`, goes on where it
-    stopped, for twice as many. Every candidate meets the `batches` in the same order with the same random
-    numbers, and so does every measurement. Each plan is judged at its own best of the `rates`, because
-    methods want different ones. A candidate whose loss is not finite goes no further. The model is afterwards
-    as it was, its running statistics too, which it uses meanwhile as in a training by `train_network`.
+    The first round is `steps` steps, each as a Trainer makes them with this `optimiser`. After each round the
+    better half, by the loss on `held_out`, goes on where it stopped, for twice as many steps. Every candidate
+    meets the `batches` in the same order with the same random numbers, and so does every measurement. Each
+    plan is judged at its own best of the `rates`, because methods want different ones. A candidate whose loss
+    is not finite goes no further. The model is afterwards as it was.
 
     Source: Jamieson and Talwalkar, "Non-stochastic Best Arm Identification" (1502.07943), successive halving.
 
-    Raises PlanError where nothing is given to try, or no candidate has a finite loss.
+    Raises PlanError where nothing is given to try, or no candidate has a finite loss, and TrainError as a
+    Trainer does.
     """
     for given, what in ((batches, "batches"), (held_out, "held_out")):
         if isinstance(given, Iterator):
@@ -128,36 +140,25 @@ def try_plans(
             got=f"{len(plans)} plans, {len(rates)} rates, {len(batches)} batches, {len(held_out)} held out",
             expected="at least one of each, and steps and rounds from 1",
         )
-    with Statistics(module).kept():
-        start = _measured(module, held_out, loss, seed)
-        going = [
-            _candidate(module, name, plan, rate, optimizer, seed)
-            for name, plan in plans.items()
-            for rate in rates
-        ]
-        every = list(going)
-        for turn in range(rounds):
-            for one in going:
-                with _acting(one.network):
-                    _train(module, one, batches, loss, steps << turn, seed)
-                    one.loss = _measured(module, held_out, loss, seed)
-            going = sorted((one for one in going if math.isfinite(one.loss)), key=lambda one: one.loss)
-            going = going[: max(1, math.ceil(len(going) * KEPT))]
+
+    def candidate(name: str, plan: Plan, rate: float) -> _Candidate:
+        network = create_lycoris(module, plan=plan, seed=seed)
+        options = TrainOptions(steps=steps * (2**rounds - 1), lr=rate, optimiser=optimiser, seed=seed)
+        with _acting(network):
+            return _Candidate(name, rate, Trainer(network, loss, options, validation=held_out))
+
+    every = [candidate(name, plan, rate) for name, plan in plans.items() for rate in rates]
+    # A network changes nothing before its first step.
+    every[0].train(batches, 0)
+    start, going = every[0].loss, every
+    for turn in range(rounds):
+        for one in going:
+            one.train(batches, steps << turn)
+        going = sorted((one for one in going if math.isfinite(one.loss)), key=lambda one: one.loss)
+        going = going[: max(1, math.ceil(len(going) * KEPT))]
     if not going:
         raise PlanError("no trial has a finite loss", expected=f"lower rates than {min(rates):g}")
-    return Trials.of((Trial(one.name, one.lr, one.steps, one.loss) for one in every), plans, start)
-
-
-def _candidate(
-    module: nn.Module,
-    name: str,
-    plan: Plan,
-    rate: float,
-    optimizer: Callable[[list[dict[str, Any]]], Optimizer],
-    seed: int,
-) -> _Candidate:
-    network = create_lycoris(module, plan=plan, seed=seed)
-    return _Candidate(name, rate, network, optimizer(network.parameter_groups(rate)))
+    return Trials.of((Trial(one.name, one.lr, one.trainer.done, one.loss) for one in every), plans, start)
 
 
 @contextmanager
@@ -167,34 +168,3 @@ def _acting(network: LycorisNetwork) -> Generator[None]:
         yield
     finally:
         network.restore()
-
-
-def _train(
-    module: nn.Module, one: _Candidate, batches: Sequence[Any], loss: Loss, steps: int, seed: int
-) -> None:
-    with seeded(seed + one.steps):
-        for _ in range(steps):
-            one.optimizer.zero_grad()
-            value = scalar(loss(module, batches[one.steps % len(batches)]))
-            if not value.requires_grad:
-                raise independent("a tensor without a graph", PlanError)
-            if not math.isfinite(value.item()):
-                return
-            # torch types no `backward`.
-            cast("Any", value).backward()
-            cast("Any", one.optimizer).step()
-            one.steps += 1
-
-
-@torch.no_grad()
-def _measured(module: nn.Module, batches: Iterable[Any], loss: Loss, seed: int) -> float:
-    """The mean loss, with the model as it is in use, and the same random numbers each time."""
-    modes = {inner: inner.training for inner in module.modules()}
-    module.eval()
-    try:
-        with seeded(seed):
-            values = [scalar(loss(module, batch)).detach() for batch in batches]
-    finally:
-        for inner, mode in modes.items():
-            inner.training = mode
-    return float(torch.stack(values).mean())

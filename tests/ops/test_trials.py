@@ -62,9 +62,9 @@ def test_bad_use_is_an_error(plans: dict[str, lyc.Plan]) -> None:
         try_plans(model(), {}, data(1, 1), data(2, 1), loss)
     with pytest.raises(lyc.PlanError, match="can be gone through only once"):
         try_plans(model(), plans, iter(data(1, 1)), data(2, 1), loss)  # type: ignore[arg-type]
-    with pytest.raises(lyc.PlanError, match="the loss is not a scalar"):
+    with pytest.raises(lyc.TrainError, match="the loss is not a scalar"):
         try_plans(model(), plans, data(1, 1), data(2, 1), lambda module, batch: module(batch[0]))
-    with pytest.raises(lyc.PlanError, match="the loss does not depend on the network"):
+    with pytest.raises(lyc.TrainError, match="the loss does not depend on the network"):
         try_plans(model(), plans, data(1, 1), data(2, 1), lambda *given: loss(*given).detach())
     with pytest.raises(lyc.PlanError, match="no trial has a finite loss"):
         try_plans(model(), plans, data(1, 1), data(2, 1), loss, rates=[1e30], steps=5)
