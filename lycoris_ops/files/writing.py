@@ -193,7 +193,7 @@ def _place(parts: Mapping[Path, Path], *, overwrite: bool) -> None:
                     os.replace(path, aside[path])
             # Or else a power cut could keep the later steps and lose this one.
             _sync(next(iter(parts)).parent)
-        for path in reversed(parts):
+        for path in reversed(list(parts)):
             if overwrite:
                 os.replace(parts[path], path)
             else:
@@ -214,7 +214,7 @@ def _take_back(parts: Mapping[Path, Path], aside: Mapping[Path, Path], error: Ba
             # Without an interruption in between a file that has its name is not there under the other one.
             if not part.exists() or (path.exists() and path.samefile(part)):
                 path.unlink(missing_ok=True)
-        for path in reversed(aside):
+        for path in reversed(list(aside)):
             with suppress(FileNotFoundError):
                 os.replace(aside[path], path)
     except OSError as refused:
