@@ -30,7 +30,7 @@ class BypassInjection(PatcherInjection):
         """The modules of which a strength follows timings."""
         self._attached: WeakKeyDictionary[Any, dict[str, Bypass]] = WeakKeyDictionary()
         """Model to its attached hooks, by module path."""
-        self._met: WeakKeyDictionary[Any, tuple[Any, dict[str, Met]]] = WeakKeyDictionary()
+        self._met: WeakKeyDictionary[Any, tuple[Any, dict[str, Met | None]]] = WeakKeyDictionary()
         """Model to (`patches_uuid`, what each layer learned from its weight under these patches)."""
         self._sigmas: tuple[Any, list[float]] = (None, [])
         """The sigmas of the steps of a run, as the host has them and as numbers."""
@@ -39,7 +39,8 @@ class BypassInjection(PatcherInjection):
         """Attach the hooks to the modules of the model that the host has loaded.
 
         Layers whose change depends on the weight read it here. What they learn from it is kept until the
-        patches of the model change, so loading the model again reads no weight.
+        patches of the model change, so loading the model again reads no weight. Plans of several stages
+        read it in each pass, and here to find faults early.
 
         Raises LycorisError, and leaves no hook attached, if the model lacks a layer or a layer cannot be
         computed; PatchMemoryError if there is no memory to read a weight.
@@ -61,7 +62,8 @@ class BypassInjection(PatcherInjection):
                 purpose = "to read a weight that bypassed layers depend on"
                 hint = "Unload other models"
                 with memory_named(purpose, path, plan.geometry.shape, dtype, device, hint):
-                    known[path] = hooks.meet(dtype, device)
+                    hooks.meet(dtype, device)
+                known[path] = hooks.met
                 attached[path] = hooks.attach()
         except BaseException:
             # Interrupts too: a hook that stayed would change every later run of the model.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -13,10 +13,10 @@ from torch.utils.hooks import RemovableHandle
 from ..errors import LycorisError
 from ..maths.recompute import transformed
 from ..maths.tensors import compute_dtype, is_plain, unpacked
-from .forwards.forward import outliving
+from .bound import Bound
+from .forwards.forward import Strengths, outliving
 from .geometry import geometry_of
 from .plan import BypassPlan, Met
-from .stages import Bound
 
 _modules = cast("Any", torch.nn.modules.module)
 """torch has no public name for the hooks of all modules."""
@@ -108,7 +108,7 @@ class Bypass:
     The layers' tensors are moved to the device and dtype of the input, in the first pass with such an input.
     The weight is read only for layers that need its norm or its singular values, and once: when `meet` is
     called, or in the first pass. `met` holds what these layers learned from the weight, and can be handed to
-    another `Bypass` of the same plan and weight.
+    another `Bypass` of the same plan and weight. A plan of several stages reads the weight in each pass.
 
     Where a tensor of a layer requires gradients, they flow to it. Nothing that was computed from it is then
     kept from one pass to the next, because an optimiser may have changed it in between. `before_pass` and
@@ -137,11 +137,14 @@ class Bypass:
         """It may set `plan` and `strengths` for the pass."""
         self.dropout = 0.0
         """The share of the input's values that additive layers see as zero, at random."""
-        self._strengths = plan.strengths
+        self.strengths = plan.strengths
+        """The strengths of each stage: of the layers of the weight, then of the layers of the bias.
+
+        They may be changed at any time."""
         self._reader = reader or PlainReader()
         self._bound: Bound | None = None
-        self._pass: tuple[Bound, list[Tensor]] | None = None
-        """Held from the first hook of a pass to the second: the bound plan and its stages' inputs."""
+        self._pass: tuple[Bound, Tensor, Tensor] | None = None
+        """Held from the first hook of a pass to the second: the bound plan and the inputs that it gave."""
         self._alone = False
         """What `_is_alone` was at the start of the pass: a hook may take itself away."""
         self._handles: list[RemovableHandle] = []
@@ -153,7 +156,7 @@ class Bypass:
     @plan.setter
     def plan(self, plan: BypassPlan) -> None:
         # The hooks are others for a plan with operators.
-        again = bool(self._handles) and plan.additive != self._plan.additive
+        again = bool(self._handles) and plan.operates != self._plan.operates
         if again:
             self.remove()
         self._plan, self.met, self._bound = plan, None, None
@@ -161,20 +164,9 @@ class Bypass:
             self.attach()
 
     @property
-    def strengths(self) -> tuple[tuple[float, ...], ...]:
-        """The strengths of each stage: of the layers of the weight, then of the layers of the bias.
-
-        They may be changed at any time. A plan of several stages then meets the weight anew, because its
-        later stages may depend on what the earlier ones make of the weight.
-        """
-        return self._strengths
-
-    @strengths.setter
-    def strengths(self, strengths: Sequence[Sequence[float]]) -> None:
-        new = tuple(tuple(stage) for stage in strengths)
-        if new != self._strengths and len(self.plan.stages) > 1:
-            self.met = self._bound = None
-        self._strengths = new
+    def _slots(self) -> Strengths:
+        """The strengths of what the layers met."""
+        return (1.0,) if self.plan.formed else self.strengths[0]
 
     def attach(self) -> Bypass:
         """Add the hooks, if they are not there.
@@ -196,15 +188,15 @@ class Bypass:
         add: Any = self.module.register_forward_hook
         # While the module still has its weights.
         add = partial(add, with_kwargs=True, prepend=shards(self.module))
-        if self.plan.additive:
-            # No layer changes the input, so that one hook behind the pass does it all.
-            self._handles = [add(self._beside)]
-        else:
+        if self.plan.operates:
             self._handles = [
                 self.module.register_forward_pre_hook(self._before, with_kwargs=True),
                 # Called also where the pass fails, to let go of its input.
                 add(self._after, always_call=True),
             ]
+        else:
+            # Nothing changes the input, so that one hook behind the pass does it all.
+            self._handles = [add(self._beside)]
         return self
 
     def meet(self, dtype: torch.dtype, device: torch.device) -> Met:
@@ -217,17 +209,16 @@ class Bypass:
             return self.met
         try:
             with outliving():
-                # Strengths matter to what later stages meet, and to nothing else here.
-                plan = self.plan.at(self.strengths) if len(self.plan.stages) > 1 else self.plan
-                met = plan.meet(
+                met = self.plan.meet(
                     dtype,
                     device,
                     lambda: self._weight(dtype, device),
                     lambda: self._reader.bias(self.module, dtype, device),
+                    self.strengths,
                 )
         except LycorisError as error:
             raise error.within(weight=self.name) from None
-        if not self.plan.learns:
+        if not self.plan.anew:
             self.met = met
         return met
 
@@ -243,10 +234,10 @@ class Bypass:
         self._handles, self._bound, self._pass = [], None, None
 
     def _beside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Any:
-        """A pass with an additive plan, from the module's own output."""
+        """A pass with a plan that only adds, from the module's own output."""
         x = _flat(input_of(args, kwargs))
         bound = self._begun(x)
-        return None if bound is None else _like(bound.beside(x, _flat(y), self._strengths), y)
+        return None if bound is None else _like(bound.beside(x, _flat(y), self._slots), y)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x = input_of(args, kwargs)
@@ -255,13 +246,13 @@ class Bypass:
         if bound is None:
             self._pass = None
             return None
-        inputs = bound.inputs(flat, self._strengths)
-        self._pass = (bound, inputs)
+        own, given = bound.given(flat, self._slots)
+        self._pass = (bound, own, given)
         self._alone = self._is_alone()
-        # No stage changes the input, or it must not be changed for what others add in `forward`.
-        if inputs[0] is inputs[-1] or self._stands_beside_another(bound):
+        # No layer changes the input, or it must not be changed for what others add in `forward`.
+        if given is own or self._stands_beside_another(bound):
             return None
-        given = _like(inputs[0].view(flat.shape).to(x.dtype), x)
+        given = _like(given.view(flat.shape).to(x.dtype), x)
         if args:
             return (given, *args[1:]), kwargs
         return args, {**kwargs, keyword_of(kwargs): given}
@@ -272,7 +263,7 @@ class Bypass:
         held, self._pass = self._pass, None
         if held is None or y is None:
             return None
-        bound, inputs = held
+        bound, seen, given = held
         rest: Mapping[str, Any] = kwargs if args else {}
         # `forward` and not a call of the module, which would run these hooks again.
         own = self._reader.forward(module)
@@ -282,13 +273,13 @@ class Bypass:
 
         nested, y = y, _flat(y)
         if not self._stands_beside_another(bound):
-            return _like(bound.finish(inputs, y, self._strengths, run, self._whole(y)), nested)
+            return _like(bound.finish(seen, y, self._slots, run, self._whole(y)), nested)
         x = _flat(input_of(args, kwargs))
         # y holds what others add: only the difference that the plan makes to W x + b is added to it.
-        met = run(inputs[0].view(x.shape).to(x.dtype))
+        met = run(given.view(x.shape).to(x.dtype))
         # `finish` may write over `met`.
-        base = met.clone() if inputs[0] is inputs[-1] else run(x)
-        return _like(y + (bound.finish(inputs, met, self._strengths, run) - base), nested)
+        base = met.clone() if given is seen else run(x)
+        return _like(y + (bound.finish(seen, met, self._slots, run) - base), nested)
 
     def _is_alone(self) -> bool:
         """Whether nobody else can have changed the module's input or output in this pass."""
@@ -321,26 +312,26 @@ class Bypass:
         """The plan for a pass with this input; None where all strengths are 0, to keep every bit of y."""
         if self.before_pass is not None:
             self.before_pass(x)
-        return self._bind(x) if any(map(any, self._strengths)) else None
+        return self._bind(x) if any(map(any, self.strengths)) else None
 
     def _stands_beside_another(self, bound: Bound) -> bool:
         """Whether others add to W x + b in `forward`, and the plan has operators.
 
         Operators on x or y would act on what the others add as well.
         """
-        return bound.turns and self._reader.forward(self.module) != self.module.forward
+        return bound.operates and self._reader.forward(self.module) != self.module.forward
 
     def _bind(self, x: Tensor) -> Bound:
         """The plan for the input's dtype and device, kept for later passes that it serves as well."""
-        bound, learns = self._bound, self.plan.learns
-        if bound is not None and bound.serves(x, self.dropout, learns=learns):
+        bound, anew = self._bound, self.plan.anew
+        if bound is not None and bound.serves(x, self.dropout, anew=anew):
             return bound
-        if learns:
+        if anew:
             self.met = None
         met = self.meet(compute_dtype(x.dtype), x.device)
         with outliving():
             bound = Bound(self.plan, met, x, self.dropout)
-        self._bound = None if learns and not bound.follows else bound
+        self._bound = None if anew and not bound.follows else bound
         return bound
 
 

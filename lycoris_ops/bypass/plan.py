@@ -51,28 +51,18 @@ class Base:
 
 
 @dataclass(frozen=True)
-class MetStage:
-    """What a stage adds, once its layers know the weight and bias that they meet.
+class Met:
+    """What a plan adds, once its layers know the weight and bias that they meet.
 
     `forms` are changes of the weight, each with its rows (None for all) and its slot, the index of its
-    strength in the stage. `bases` are operators on the weight. `biases` are changes (O,) of the bias, each
-    with its slot.
+    strength. `bases` are operators on the weight. `biases` are changes (O,) of the bias, each with its slot.
+    `bias` is the module's bias where operators need it, which turn W x but not b; else None.
     """
 
     forms: tuple[tuple[Additive, Rows | None, int], ...]
     bases: tuple[Base, ...]
     biases: tuple[tuple[Tensor, int], ...]
-
-
-@dataclass(frozen=True)
-class Met:
-    """All that a plan needs to know of its weight and bias.
-
-    `bias` is the module's bias where operators need it, which turn W x but not b; else None.
-    """
-
-    stages: tuple[MetStage, ...]
-    bias: Tensor | None
+    bias: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -85,11 +75,6 @@ class Stage:
     @property
     def strengths(self) -> tuple[float, ...]:
         return tuple(slot.strength for slot in self.slots())
-
-    def at(self, strengths: Sequence[float]) -> Stage:
-        """The same layers at other strengths: of the layers of the weight, then of those of the bias."""
-        moved = [slot._replace(strength=new) for slot, new in zip(self.slots(), strengths, strict=True)]
-        return Stage(tuple(moved[: len(self.layers)]), tuple(moved[len(self.layers) :]))
 
     @property
     def additive(self) -> bool:
@@ -106,7 +91,8 @@ class BypassPlan:
     """y = W x + b + sum of strength * change(W) x + strength * change(b), where W itself stays as it is.
 
     Stages follow each other as patches of one weight do: each stage sees the weight as the stages before it
-    have changed it. Within a stage every layer sees the same weight.
+    have changed it. Within a stage every layer sees the same weight. A plan of several stages forms the
+    weight that the last stage makes, anew in each pass.
     """
 
     geometry: Geometry
@@ -158,11 +144,18 @@ class BypassPlan:
     def strengths(self) -> tuple[tuple[float, ...], ...]:
         return tuple(stage.strengths for stage in self.stages)
 
-    def at(self, strengths: Sequence[Sequence[float]]) -> BypassPlan:
-        """The same layers at other strengths, given as `strengths` has them."""
-        return replace(
-            self, stages=tuple(stage.at(values) for stage, values in zip(self.stages, strengths, strict=True))
-        )
+    @property
+    def formed(self) -> bool:
+        """Whether the change of the weight is formed, because a later stage depends on an earlier one."""
+        return len(self.stages) > 1
+
+    @property
+    def anew(self) -> bool:
+        """Whether what is computed from the weight and the layers serves one pass alone.
+
+        Changes that are formed would take as much memory as the weights of a model.
+        """
+        return self.learns or self.formed
 
     @property
     def timed(self) -> bool:
@@ -182,6 +175,11 @@ class BypassPlan:
         return all(stage.additive for stage in self.stages)
 
     @property
+    def operates(self) -> bool:
+        """Whether there may be operators on the input or the output. A change that is formed only adds."""
+        return not (self.formed or self.additive)
+
+    @property
     def learns(self) -> bool:
         """Whether a tensor of a layer requires gradients, and so may have other values in the next pass."""
         return any(tensor.requires_grad for tensor in self.tensors)
@@ -192,23 +190,49 @@ class BypassPlan:
         device: torch.device,
         weight: Callable[[], Tensor],
         bias: Callable[[], Tensor | None],
+        strengths: Sequence[Sequence[float]] | None = None,
     ) -> Met:
         """Find out what the layers need to know of the weight and bias.
 
         `weight` and `bias` read these, and are called only where a layer needs the values. They give `dtype`
-        (float32 or float64), which is also computed in. The result is on the CPU. For a plan that learns it
-        stays on `device`, and gradients flow through it to the layers.
+        (float32 or float64), which is also computed in. The result is on the CPU. For a plan that meets the
+        weight anew it stays on `device`, and gradients flow through it to the layers.
+
+        A plan that is formed has its whole change in slot 0, at these strengths (its own by default).
 
         Raises LayerError, with file and key, where the change of a layer overflows.
         """
-        effective = _Effective(self, dtype, device, weight, bias)
+        held: list[Tensor] = []
+
+        def own() -> Tensor:
+            # Read once, when a layer first asks for it.
+            if not held:
+                held.append(weight().view(self.geometry.shape))
+            return held[0]
+
         with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
-            stages = tuple(
-                _meet(self.geometry, stage, number, effective) for number, stage in enumerate(self.stages)
-            )
-            kept = effective.bias(0) if any(met.bases for met in stages) else None
-            met = Met(stages, kept)
+            if self.formed:
+                return self._form(own(), bias, strengths or self.strengths)
+            # Without memory.
+            like = torch.zeros((), dtype=dtype, device=device).expand(self.geometry.shape)
+            met = _meet(self, own, bias, like)
             return met if self.learns else moved(met, torch.device("cpu"))
+
+    def _form(
+        self, weight: Tensor, bias: Callable[[], Tensor | None], strengths: Sequence[Sequence[float]]
+    ) -> Met:
+        """The whole change of the weight and of the bias that the stages make one after the other."""
+        changes_bias = any(stage.biases for stage in self.stages)
+        own = bias() if changes_bias else None
+        # A factor changes nothing of no bias.
+        beside = before = weight.new_zeros(self.geometry.outputs) if own is None else own
+        whole = weight
+        for stage, values in zip(self.stages, strengths, strict=True):
+            count = len(stage.layers)
+            whole = _after(whole, stage.layers, values[:count])
+            beside = _after(beside, stage.biases, values[count:])
+        biases = ((beside - before, 0),) if changes_bias else ()
+        return Met(((Dense((whole - weight).flatten(1)), None, 0),), (), biases)
 
 
 def refusal(part: Part) -> str | None:
@@ -218,82 +242,56 @@ def refusal(part: Part) -> str | None:
     return None
 
 
-class _Effective:
-    """The weight and bias as each stage meets them; the weight is read once, when it is first asked for."""
-
-    def __init__(
-        self,
-        plan: BypassPlan,
-        dtype: torch.dtype,
-        device: torch.device,
-        weight: Callable[[], Tensor],
-        bias: Callable[[], Tensor | None],
-    ) -> None:
-        self.plan, self.dtype, self.device = plan, dtype, device
-        self._read_weight, self._read_bias = weight, bias
-        self._weight: tuple[int, Tensor] | None = None
-
-    def like(self) -> Tensor:
-        """A stand-in of the weight's shape, dtype and device, without memory."""
-        return torch.zeros((), dtype=self.dtype, device=self.device).expand(self.plan.geometry.shape)
-
-    def weight(self, stage: int) -> Tensor:
-        if self._weight is None:
-            self._weight = (0, self._read_weight().view(self.plan.geometry.shape))
-        # Stages ask in order, so that each goes on from what the one before it has met.
-        self._weight = (stage, self._after(*self._weight, stage, lambda found: found.layers))
-        return self._weight[1]
-
-    def bias(self, stage: int) -> Tensor | None:
-        value = self._read_bias()
-        return None if value is None else self._after(0, value, stage, lambda found: found.biases)
-
-    def _after(self, first: int, value: Tensor, stage: int, of: Callable[[Stage], Layers]) -> Tensor:
-        """The value as `stage` meets it, from `value` as stage `first` meets it."""
-        for done in self.plan.stages[first:stage]:
-            changes = [strength * part.delta(value) for part, strength, _ in of(done)]
-            value = torch.stack(changes).sum(0).add(value) if changes else value
-        return value
+def _after(value: Tensor, layers: Layers, strengths: Sequence[float]) -> Tensor:
+    """A weight or bias with the changes that these layers make of it."""
+    total = value
+    for slot, strength in zip(layers, strengths, strict=True):
+        if strength != 0.0:
+            total = total + strength * slot.part.delta(value)
+    return total
 
 
-def _meet(geometry: Geometry, stage: Stage, number: int, effective: _Effective) -> MetStage:
+def _meet(
+    plan: BypassPlan, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None], like: Tensor
+) -> Met:
+    """What the one stage of a plan needs to know; `like` has the weight's shape, dtype and device."""
+    (stage,) = plan.stages
     forms: list[tuple[Additive, Rows | None, int]] = []
     bases: list[Base] = []
     for slot, (part, *_) in enumerate(stage.layers):
         for form in part.forms():
             if isinstance(form, Dependent):
                 with part.named():
-                    found, base = _sides(geometry, form.layer, part.rows, slot, number, effective)
+                    found, base = _sides(plan, form.layer, part.rows, slot, weight, like)
                 forms += [(one, part.rows, slot) for one in found]
                 bases += base
             else:
-                if not (effective.plan.learns or _within(form)):
+                if not (plan.learns or _within(form)):
                     # Raises where the change overflows.
-                    part.delta(effective.like())
+                    part.delta(like)
                 forms.append((form, part.rows, slot))
     biases: list[tuple[Tensor, int]] = []
     for slot, (part, *_) in enumerate(stage.biases, start=len(stage.layers)):
-        met = None if Stage((Slot(part, 1.0),)).additive else effective.bias(number)
+        met = None if Stage((Slot(part, 1.0),)).additive else bias()
         if met is None:
             # An additive change needs only the size, and a factor changes nothing of no bias.
-            met = torch.zeros(geometry.outputs, dtype=effective.dtype, device=effective.device)
+            met = like.new_zeros(plan.geometry.outputs)
         biases.append((part.delta(met), slot))
-    return MetStage(tuple(forms), tuple(bases), tuple(biases))
+    return Met(tuple(forms), tuple(bases), tuple(biases), bias() if bases else None)
 
 
 def _sides(
-    geometry: Geometry, layer: Layer, rows: Rows | None, slot: int, number: int, effective: _Effective
+    plan: BypassPlan, layer: Layer, rows: Rows | None, slot: int, weight: Callable[[], Tensor], like: Tensor
 ) -> tuple[list[Additive], list[Base]]:
-    """The forms and the operators of a layer whose change depends on the weight of stage `number`."""
+    """The forms and the operators of a layer whose change depends on the weight."""
+    geometry = plan.geometry
 
     def met() -> Tensor:
-        weight = effective.weight(number)
-        return weight if rows is None else weight[slice(*rows)]
+        return weight() if rows is None else weight()[slice(*rows)]
 
     # Most operators need only the weight's shape, dtype and device: then nothing is read.
-    stand_in = effective.like() if rows is None else effective.like()[slice(*rows)]
-    sides = layer.sides(met() if layer.reads_weight else stand_in)
-    if not effective.plan.learns and not (
+    sides = layer.sides(met() if layer.reads_weight else like if rows is None else like[slice(*rows)])
+    if not plan.learns and not (
         finite(sides) and all(_within(form) for form in (*sides.inside, *sides.beside))
     ):
         checked(layer.dependent(met()), met())

@@ -18,7 +18,7 @@ from ..maths.tensors import compute_dtype, shaped
 from . import forwards
 from .forwards.forward import Forward, Item, Strengths, in_own_dtypes, recorded
 from .geometry import Geometry, working_dtype
-from .plan import Base, BypassPlan, Met, MetStage
+from .plan import Base, BypassPlan, Met
 from .rescaled import Product, rescaled, scaled
 
 MakeForward = Callable[[Geometry, Sequence[Item], torch.dtype, torch.device], Forward]
@@ -42,8 +42,8 @@ class _Placed:
     slots: tuple[int, ...]
 
 
-class BoundStage:
-    """One stage: y += sum of strength * change.
+class Bound:
+    """A plan bound to a device and to the dtype that inputs are worked on in: y += sum of strength * change.
 
     `shifts` are the operators M that change the input alike for all outputs. They add up to one changed
     input, x + sum of strength * (M - 1) x. Where no other operator needs W x of the unchanged input, the
@@ -51,18 +51,13 @@ class BoundStage:
     module together, in one more pass.
     """
 
-    def __init__(
-        self,
-        geometry: Geometry,
-        met: MetStage,
-        bias: Tensor | None,
-        dtype: torch.dtype,
-        device: torch.device,
-        dropout: float,
-    ) -> None:
-        self.geometry = geometry
-        self.dropout = dropout
-        self.bias = None if bias is None else geometry.per_channel(moved(bias, device, dtype))
+    def __init__(self, plan: BypassPlan, met: Met, x: Tensor, dropout: float = 0.0) -> None:
+        self.geometry = geometry = plan.geometry
+        self.made_for = (x.dtype, x.device, dropout)
+        """The dtype and device of the inputs, and the dropout."""
+        self.dtype, self.dropout = working_dtype(x), dropout
+        dtype, device = self.dtype, x.device
+        self.bias = None if met.bias is None else geometry.per_channel(moved(met.bias, device, dtype))
         bases = moved(met.bases, device, dtype)
         self.shifts = [base for base in bases if base.outputs is None and base.rows is None]
         others = [base for base in bases if base.outputs is not None or base.rows is not None]
@@ -89,8 +84,11 @@ class BoundStage:
         self.biases = [(moved(change, device, compute_dtype(dtype)), slot) for change, slot in met.biases]
         self.operates = bool(self.shifts or self.scales or self.others)
         """Whether there are operators on the input or the output."""
+        # What torch.compile traces is not kept.
+        self.follows = not torch.compiler.is_compiling() and self._reads_only(plan.tensors)
+        """Whether passes see the present values of the layers' tensors, where these learn."""
 
-    def reads_only(self, tensors: Sequence[Tensor]) -> bool:
+    def _reads_only(self, tensors: Sequence[Tensor]) -> bool:
         """Whether passes read the present values of these very tensors, and nothing else."""
         if self.operates or self.biases:
             return False
@@ -99,38 +97,56 @@ class BoundStage:
             found is not None and all(any(one is own for own in tensors) for one in found) for found in read
         )
 
-    def shift(self, x: Tensor, strengths: Strengths) -> Tensor | None:
-        """The sum over `shifts` of strength * (M - 1) x, to be added to x; None where nothing is."""
-        return self._turned(self.shifts, x, strengths)
+    def serves(self, x: Tensor, dropout: float, *, anew: bool) -> bool:
+        """Whether it is right for a pass with this input, and for a plan that meets its weight anew or not.
 
-    def apply(
-        self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, *, shifted: bool, weight: Tensor | None
-    ) -> Tensor:
-        """y with the changes of this stage; y may be written over.
-
-        x is the stage's input. `run` is W x + b as the stages before this one make it. `shifted` says whether
-        y is the output for x with `shift` added. `weight` is the W of a y that is W x + b and nothing else,
-        where that is known.
+        Layers that do not learn have the values that it was made from, whether it follows them or not.
         """
+        if anew and (not self.follows or torch.compiler.is_compiling()):
+            return False
+        return self.made_for == (x.dtype, x.device, dropout)
+
+    def given(self, x: Tensor, strengths: Strengths) -> tuple[Tensor, Tensor]:
+        """The input as the layers see it, and as the module is given it."""
+        x = self._batched(x).to(self.dtype)
+        change = self._turned(self.shifts, x, strengths) if self.takes_shift else None
+        return x, x if change is None else x + change
+
+    def finish(
+        self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, weight: Tensor | None = None
+    ) -> Tensor:
+        """The module's output with all layers, from y, its output for the input that it is given.
+
+        x is the input that the layers see. y may be written over. `run` is W x + b. `weight` is the W of a y
+        that is W x + b and nothing else, where that is known.
+        """
+        total = self._batched(y).to(self.dtype)
         changes: list[_Change] = []
         extra = None
         if self.operates:
-            changes = self._by_operators(x, y, strengths, run, shifted=shifted)
+            changes = self._by_operators(x, total, strengths, run)
             extra = self._on_all_outputs(strengths)
-        total = y.contiguous()
+        before = total
+        total = total.contiguous()
         if extra is not None:
-            total = self._scaled(total, extra, x, None if shifted else weight)
-        elif total is y and changes and torch.is_grad_enabled():
+            total = self._scaled(total, extra, x, None if self.takes_shift else weight)
+        elif total is before and changes and torch.is_grad_enabled():
             # Autograd may have kept y for the backward pass of an operator on y: then y must stay. With a
             # bias it has kept y - b. The module itself needs only its input and its weight.
-            learns = y.requires_grad or any(change.requires_grad for change, _, _ in changes)
-            kept = learns and self.bias is None
-            total = y.clone() if kept else y
+            learns = before.requires_grad or any(change.requires_grad for change, _, _ in changes)
+            total = before.clone() if learns and self.bias is None else before
         for change, rows, strength in changes:
             self.geometry.part(total, rows).add_(change, alpha=strength)
-        return self.add(x, total, strengths)
+        return self._finished(self._add(x, total, strengths), y, strengths)
 
-    def add(self, x: Tensor, y: Tensor, strengths: Strengths) -> Tensor:
+    def beside(self, x: Tensor, y: Tensor, strengths: Strengths) -> Tensor:
+        """`finish` for a plan without operators: from the module's input x and its output y."""
+        met, total = x.to(self.dtype), y.to(self.dtype)
+        if self.geometry.kernel:
+            met, total = self._batched(met), self._batched(total)
+        return self._finished(self._add(met, total, strengths), y, strengths)
+
+    def _add(self, x: Tensor, y: Tensor, strengths: Strengths) -> Tensor:
         """y with what the forms add to it for the input x; y may be written over."""
         live = [placed for placed in self.forwards if any(strengths[slot] for slot in placed.slots)]
         if not live:
@@ -162,7 +178,7 @@ class BoundStage:
         return None if total is None else self.geometry.per_channel(total)
 
     def _scaled(self, y: Tensor, extra: Tensor, x: Tensor, weight: Tensor | None) -> Tensor:
-        """y + (y - bias) * extra; y may be written over. `weight` is as for `apply`."""
+        """y + (y - bias) * extra; y may be written over. `weight` is as for `finish`."""
         if not recorded(y, extra):
             found = y.addcmul_(y, extra)
             return found if self.bias is None else found.sub_(self.bias * extra)
@@ -174,7 +190,7 @@ class BoundStage:
                 return rescaled(y, extra, x, product)
         return scaled(y, extra, self.bias)
 
-    def bias_change(self, strengths: Strengths) -> Tensor | None:
+    def _bias_change(self, strengths: Strengths) -> Tensor | None:
         """The change (O,) of the bias at these strengths, in float32 or float64; None for none."""
         total: Tensor | None = None
         for change, slot in self.biases:
@@ -193,9 +209,7 @@ class BoundStage:
                 total = change if total is None else total + change
         return total
 
-    def _by_operators(
-        self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, *, shifted: bool
-    ) -> list[_Change]:
+    def _by_operators(self, x: Tensor, y: Tensor, strengths: Strengths, run: Run) -> list[_Change]:
         """The changes by `shifts` and `others`."""
         others = [base for base in self.others if strengths[base.slot] != 0.0]
         inputs: list[Tensor] = []
@@ -205,7 +219,7 @@ class BoundStage:
         With a base, its operator on outputs and its strength are still to be applied. With None, the
         strengths are already in the input.
         """
-        if not shifted and (change := self.shift(x, strengths)) is not None:
+        if not self.takes_shift and (change := self._turned(self.shifts, x, strengths)) is not None:
             inputs.append(change)
             rest.append((None, None))
         by_rows: dict[Rows | None, list[Base]] = {}
@@ -242,9 +256,10 @@ class BoundStage:
         if not inputs:
             return ()
         # A convolution takes one batch dimension, a linear layer any number of leading ones.
-        if self.geometry.kernel:
-            return self._unbiased(run(torch.cat(list(inputs)))).chunk(len(inputs))
-        return self._unbiased(run(torch.stack(list(inputs)))).unbind()
+        joined = (torch.cat if self.geometry.kernel else torch.stack)(list(inputs))
+        # The module takes the dtype of its own input, which may be narrower than the working dtype.
+        found = self._unbiased(run(joined.to(self.made_for[0])).to(self.dtype))
+        return found.chunk(len(inputs)) if self.geometry.kernel else found.unbind()
 
     def _unbiased(self, y: Tensor) -> Tensor:
         return y if self.bias is None else y - self.bias
@@ -254,103 +269,12 @@ class BoundStage:
         assert base.outputs is not None
         return self.geometry.first(base.outputs.change(self.geometry.last(y)))
 
-
-class Bound:
-    """All stages of a plan, bound to a device and to the dtype that inputs are worked on in."""
-
-    def __init__(self, plan: BypassPlan, met: Met, x: Tensor, dropout: float = 0.0) -> None:
-        self.geometry = geometry = plan.geometry
-        self.made_for = (x.dtype, x.device, dropout)
-        """The dtype and device of the inputs, and the dropout."""
-        self.dtype = working_dtype(x)
-        self.stages = [
-            BoundStage(geometry, stage, met.bias, self.dtype, x.device, dropout) for stage in met.stages
-        ]
-        self.turns = any(stage.operates for stage in self.stages)
-        """Whether there are operators on the input or the output."""
-        # What torch.compile traces is not kept.
-        self.follows = not torch.compiler.is_compiling() and all(
-            stage.reads_only(plan.tensors) for stage in self.stages
-        )
-        """Whether passes see the present values of the layers' tensors, where these learn."""
-
-    def serves(self, x: Tensor, dropout: float, *, learns: bool) -> bool:
-        """Whether it is right for a pass with this input, and with layers that learn or not.
-
-        Layers that do not learn have the values that it was made from, whether it follows them or not.
-        """
-        if learns and (not self.follows or torch.compiler.is_compiling()):
-            return False
-        return self.made_for == (x.dtype, x.device, dropout)
-
-    def inputs(self, x: Tensor, strengths: Sequence[Strengths]) -> list[Tensor]:
-        """The module's input, then the input of each stage that has strengths; x is that of the last stage.
-
-        A stage that takes its shift changes the input of all stages before it.
-        """
-        x = self._batched(x).to(self.dtype)
-        found = [x]
-        # From the last stage back to the module.
-        for stage, values in zip(reversed(self.stages[: len(strengths)]), reversed(strengths), strict=True):
-            change = stage.shift(x, values) if stage.takes_shift else None
-            x = x if change is None else x + change
-            found.append(x)
-        return found[::-1]
-
-    def finish(
-        self,
-        inputs: Sequence[Tensor],
-        y: Tensor,
-        strengths: Sequence[Strengths],
-        run: Run,
-        weight: Tensor | None = None,
-    ) -> Tensor:
-        """The module's output with all layers, from y, its output without them for `inputs[0]`.
-
-        y may be written over. `weight` is that of the module where y is its product and nothing else.
-        """
-        total = self._products(inputs, self._batched(y).to(self.dtype), strengths, run, weight)
-        return self._finished(total, y, strengths)
-
-    def beside(self, x: Tensor, y: Tensor, strengths: Sequence[Strengths]) -> Tensor:
-        """`finish` for a plan without operators: from the module's input x and its output y."""
-        met, total = x.to(self.dtype), y.to(self.dtype)
-        if self.geometry.kernel:
-            met, total = self._batched(met), self._batched(total)
-        for stage, values in zip(self.stages, strengths, strict=True):
-            total = stage.add(met, total, values)
-        return self._finished(total, y, strengths)
-
-    def _finished(self, total: Tensor, y: Tensor, strengths: Sequence[Strengths]) -> Tensor:
+    def _finished(self, total: Tensor, y: Tensor, strengths: Strengths) -> Tensor:
         """The output in the shape and dtype of y, with the changes of the bias."""
-        # The bias changes last: operators of later stages turn W x, but not what is added to the bias.
-        for stage, values in zip(self.stages, strengths, strict=True):
-            change = stage.bias_change(values) if stage.biases else None
-            if change is not None:
-                total = total + self.geometry.per_channel(change.to(self.dtype))
+        change = self._bias_change(strengths)
+        if change is not None:
+            total = total + self.geometry.per_channel(change.to(self.dtype))
         return shaped(total, y.shape).to(y.dtype)
-
-    def _products(
-        self,
-        inputs: Sequence[Tensor],
-        y: Tensor,
-        strengths: Sequence[Strengths],
-        run: Run,
-        weight: Tensor | None = None,
-    ) -> Tensor:
-        for number, (stage, values) in enumerate(zip(self.stages, strengths, strict=False)):
-            # inputs[0] is the module's, so that of this stage is one further.
-            x, below = inputs[number + 1], strengths[:number]
-
-            def run_below(value: Tensor, until: Sequence[Strengths] = below) -> Tensor:
-                entering = self.inputs(value, until)
-                # The module takes the dtype of its own input, which may be narrower than the working dtype.
-                found = run(entering[0].to(self.made_for[0])).to(self.dtype)
-                return self._products(entering, found, until, run)
-
-            own = None if number else weight
-            y = stage.apply(x, y, values, run_below, shifted=stage.takes_shift, weight=own)
-        return y
 
     def _batched(self, values: Tensor) -> Tensor:
         """The values with a batch dimension, which a convolution may be given without."""
