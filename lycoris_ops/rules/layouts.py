@@ -1,9 +1,7 @@
-"""What the numbers of a vector of block weights stand for, by its length and the tool that it is for.
+"""What the numbers of a vector of block weights stand for, by its length.
 
-By index: the tables of sd-webui-lora-block-weight (`scripts/lora_block_weight.py`), which supermerger
-(`pluslora.py`) and sd-scripts (`svd_merge_lora.py`) have too. By position: ComfyUI-Inspire-Pack
-(`lora_block_weight.py`) and DonutNodes, which give the first number to all that is in no block, and one
-number to each block that the file has.
+The tables are those of sd-webui-lora-block-weight (`scripts/lora_block_weight.py`), which supermerger
+(`pluslora.py`) has too.
 """
 
 from __future__ import annotations
@@ -11,26 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-INDEXED, POSITIONED = ("lbw", "supermerger", "sd-scripts"), ("inspire", "donut")
-UNLISTED = {"lbw": 0.0, "supermerger": 0.0, "sd-scripts": 1.0}
-"""By tool, the weight of blocks that a vector by index does not list."""
-POSITIONAL = {
-    "inspire": ("in", "mid", "out", "double", "single"),
-    "donut": ("in", "mid", "out", "double", "single", "layers", "blocks"),
-}
-"""By tool, the families whose blocks are counted, in their order."""
-TITLES = {
-    "lbw": "LBW (sd-webui-lora-block-weight)",
-    "supermerger": "supermerger",
-    "sd-scripts": "sd-scripts",
-    "inspire": "Inspire Pack",
-    "donut": "DonutNodes",
-}
+OTHERS = ("inspire", "donut", "sd-scripts")
+"""Tools whose vectors mean other blocks, or have another weight for blocks that they do not list."""
+TOOLS = ("lbw", "supermerger", *OTHERS)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What each number of a vector by index stands for."""
+    """What each number of a vector stands for."""
 
     title: str
     blocks: tuple[tuple[str, ...], ...]
@@ -62,4 +48,4 @@ LAYOUTS = {
         {"double": 19, "single": 38},
     ),
 }
-"""The layouts by index, by length."""
+"""The layouts by length."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..errors import LycorisError, RuleError
-from .layouts import TITLES
+from .layouts import TOOLS
 from .rules import Rules, without_comment
 
 # The 17 numbers of LBW's presets (`scripts/lora_block_weight.py`) by name, so that they are for any UNet.
@@ -26,7 +26,7 @@ _UNET_VALUES = {
     "MIDD0.8": "in.7 = 0.5\nin.8 mid = 0.8\nout.3 = 0.4",
     "MOUT": "in.8 mid out.3-8 = 1\nout.9 = 0.5",
 }
-# As the numbers of the Inspire Pack's, by position for files of LyCORIS and for LoRA on SDXL.
+# As the Inspire Pack's, for LoRA on SDXL.
 _SDXL = {"SDXL-INALL": "in.4 in.5 in.7 in.8", "SDXL-MIDALL": "mid", "SDXL-OUTALL": "out.0-5"}
 _FAMILIES = {
     "FLUX-DBL": ("double single", "double", 19),
@@ -146,4 +146,4 @@ def read_presets(text: str, file: str) -> PresetFile:
 def _is_preset(line: str) -> bool:
     """Whether a line is a vector with a name of its own, and not with that of the tool that it is for."""
     found = NAMED_VECTOR.fullmatch(line)
-    return found is not None and found[1].strip().lower() not in TITLES
+    return found is not None and found[1].strip().lower() not in TOOLS

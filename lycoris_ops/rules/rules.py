@@ -71,8 +71,7 @@ class Rules:
 
         - `pattern = value`: patterns as in `Pattern`, with spaces or commas between several; the value is a
           number, `off`, `*0.5` for a factor on what is in force, or `0.2..1.0` for a ramp over the blocks;
-        - `1,0,0,...` or `NAME:1,0,0,...`: a vector, read by its length, or as the tool that is named (`lbw`,
-          `supermerger`, `sd-scripts`, `inspire`, `donut`);
+        - `1,0,0,...` or `NAME:1,0,0,...`: a vector of sd-webui-lora-block-weight, read by its length;
         - `%default=1,in1-4=0.5`: values by the place of a block among those of the file;
         - `BLOCKS:WORDS:value`: layers of some blocks with some word in their names;
         - the name of one of the presets, whose lines take its place.

@@ -196,7 +196,7 @@ def test_a_report_is_of_the_last_run_and_no_part_of_the_workflow(
     assert ui.run()["name"] == "execution_error"
     page.wait_for_timeout(300)
     assert page.locator(BOX).get_attribute("data-state") == "error"
-    assert "a vector of 6 numbers fits neither" in box(ui)
+    assert "a vector of 6 numbers does not fit the model" in box(ui)
     assert "applied" not in box(ui) and "lycoris_ops" not in box(ui)
     screenshot(f"report-error-{'vue' if vue else 'canvas'}")
     assert ui.errors == []

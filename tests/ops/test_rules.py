@@ -201,7 +201,7 @@ def test_a_line_that_is_not_understood_is_named_with_its_column(line: str, colum
 
 @pytest.mark.parametrize(
     ("word", "hint"),
-    [("A", "an input of its node"), ("b", "b is half of it"), ("X-0.1", "x= in the prompt"), ("n", "")],
+    [("X-0.1", "x= in the prompt"), ("n", "")],
 )
 def test_a_letter_for_what_is_not_in_a_vector_is_explained(word: str, hint: str) -> None:
     with pytest.raises(lyc.RuleError, match=f"line 1, column 5 .*{hint}") as caught:
@@ -261,13 +261,13 @@ INDEXED = {
 }
 
 
-@pytest.mark.parametrize("tool", ["", "lbw:", "supermerger:", "sd-scripts:"])
+@pytest.mark.parametrize("tool", ["", "lbw:", "supermerger:"])
 @pytest.mark.parametrize(("length", "model"), INDEXED)
 def test_a_vector_by_index(length: int, model: str, tool: str) -> None:
     on = scene(target(model))
     numbers = [round(0.5 - 0.07 * place, 2) for place in range(length)]
     found = weigh(tool + ",".join(map(str, numbers)), on)
-    wanted = dict.fromkeys(UNETS[model], 1.0 if tool == "sd-scripts:" else 0.0)
+    wanted = dict.fromkeys(UNETS[model], 0.0)
     wanted |= dict(zip(INDEXED[length, model], numbers, strict=True))
     for layer, named in on.layers.items():
         block = "te" if "te" in named.names else named.block
@@ -287,56 +287,17 @@ def test_the_vector_of_flux() -> None:
     assert found["img_in"] == found["txt_in"] == 2 and found["final_layer.linear"] == 60
     assert [found[f"double_blocks.{n}.img_attn.qkv"] for n in range(19)] == [*range(3, 22)]
     assert [found[f"single_blocks.{n}.linear1"] for n in range(38)] == [*range(22, 60)]
-    by_position = weigh("FLUX:" + ",".join(map(str, range(58))), scene(keys)).of
-    assert by_position["img_in"] == by_position["text_model.encoder.layers.9.mlp.fc1"] == 0
-    assert [by_position[f"double_blocks.{n}.img_attn.qkv"] for n in range(19)] == [*range(1, 20)]
-    assert [by_position[f"single_blocks.{n}.linear1"] for n in range(38)] == [*range(20, 58)]
 
 
-POSITIONED = {
-    # LyCORIS files of SD1 and SDXL in the Inspire Pack have no first convolution.
-    ("sd15", "in.0"): listed("in.1-11 mid.0-2 out.0-11"),
-    ("sdxl", "in.0"): listed("in.1-8 mid.0-2 out.0-8"),
-    ("z_image", ""): listed("layers.0-29"),
-    ("krea2", ""): listed("blocks.0-27"),
-}
-
-
-@pytest.mark.parametrize(("model", "without"), POSITIONED)
-def test_a_vector_by_position(model: str, without: str) -> None:
-    on = scene(target(model), without=(without,))
-    blocks = POSITIONED[model, without]
-    assert len(blocks) + 1 in (27, 21, 31, 29)
-    numbers = [round(0.5 - 0.07 * place, 2) for place in range(len(blocks) + 1)]
-    found = weigh(",".join(map(str, numbers)), on)
-    wanted = dict(zip(blocks, numbers[1:], strict=True))
-    for layer, named in on.layers.items():
-        own = [wanted[name] for name in wanted if name in named.names]
-        assert found.of[layer] == (own[0] if own else numbers[0]), layer
-    assert "by position, as " in found.notes[0]
-
-
-def test_a_file_without_some_blocks_shifts_a_vector_by_position() -> None:
-    on = scene(UNET, without=("in.0", "in.1", "in.2"))
-    found = weigh("inspire:" + ",".join(map(str, range(25))), on).of
-    assert found["input_blocks.3.0.op"] == 1 and found["input_blocks.4.0.in_layers.2"] == 2
-    # A short vector goes on with its last number, and one entry can have a number for each layer.
-    found = weigh("inspire:9,1 2 3,4,5,6", on).of
-    assert found["output_blocks.11.0.in_layers.2"] == 6
-    layers = [layer for layer in on.layers if layer.startswith("input_blocks.3.")]
-    assert [found[layer] for layer in layers] == [1, 2, 3][: len(layers)]
-
-
-def test_letters_are_drawn_from_the_seed_as_in_the_inspire_pack() -> None:
-    on = scene(UNET, without=("in.0",))
-    text = ",".join("RU"[n % 2] for n in range(27))
+def test_letters_are_drawn_from_the_seed() -> None:
+    on = scene(UNET)
+    text = ",".join("RU"[n % 2] for n in range(26))
     found = weigh(text, on, seed=2**31 + 5)
     chance = np.random.RandomState(5)
-    bounds = [(0, 3.0), (-1.5, 1.5)]
-    drawn = [round(chance.uniform(*bounds[n % 2]), 2) for n in [*range(1, 27), 0]]
-    assert found.of["input_blocks.1.0.in_layers.2"] == drawn[0]
-    assert found.of["output_blocks.11.0.in_layers.2"] == drawn[25]
-    assert found.of["time_embed.0"] == drawn[26] and "drawn: " in found.notes[0]
+    bounds = [(0, 1), (-0.5, 1.5)]
+    drawn = [round(chance.uniform(*bounds[n % 2]), 2) for n in range(26)]
+    assert found.of["input_blocks.1.0.in_layers.2"] == drawn[2]
+    assert found.of["output_blocks.11.0.in_layers.2"] == drawn[25] and "drawn: " in found.notes[0]
     assert weigh(text, on, seed=6).of != found.of == weigh(text, on, seed=5).of
 
 
@@ -350,20 +311,16 @@ def test_positions_with_default_and_negative_numbers() -> None:
     assert found.idle == ("double: the file has no such block",)
 
 
-def test_a_vector_that_fits_nothing_or_twice_is_refused() -> None:
-    with pytest.raises(lyc.RuleError, match=r"14 numbers fits neither .* 26 \(LBW, .* 17 \(LBW"):
+def test_a_vector_that_is_not_for_the_model_or_of_another_tool_is_refused() -> None:
+    with pytest.raises(lyc.RuleError, match=r"14 numbers does not fit .* 26 \(LBW, .* 17 \(LBW.*by name"):
         weigh(",".join("1" * 14), scene(UNET))
-    with pytest.raises(lyc.RuleError, match=r"12 numbers fits neither"):
+    with pytest.raises(lyc.RuleError, match=r"12 numbers does not fit"):
         weigh(",".join("1" * 12), scene(UNET))
-    sixteen = {named.block for named in scene(UNET).layers.values() if named.block.startswith(("in", "out"))}
-    kept = [*listed("in.1-2 in.4-5 in.7-8 out.3-9 mid")]
-    on = scene(UNET, without=tuple(sixteen - set(kept)))
-    count = len(kept) - 1 + 3 + 1
-    assert count == 17
-    with pytest.raises(lyc.RuleError, match=r"17 numbers has two readings.*inspire:1,0"):
-        weigh(",".join(map(str, range(17))), on)
-    assert weigh("lbw:" + ",".join(map(str, range(17))), on).of["output_blocks.9.0.in_layers.2"] == 14
-    assert weigh("inspire:" + ",".join(map(str, range(17))), on).of["output_blocks.9.0.in_layers.2"] == 16
+    with pytest.raises(lyc.RuleError, match=r"no vector is known for this model.*by name"):
+        weigh(",".join("1" * 31), scene(target("z_image")))
+    for tool in ("inspire", "Donut", "sd-scripts"):
+        with pytest.raises(lyc.RuleError, match=r"line 1, column 1 .*of this tool are not read.*by name"):
+            weigh(f"{tool}:" + ",".join("1" * 17), scene(UNET))
 
 
 PRESETS_OF = {

@@ -10,9 +10,9 @@ import re
 from dataclasses import dataclass
 
 from ...errors import RuleError
+from ...names.blocks import Named
 from ..scene import Outcome, Scene, Value
 from ..values import number
-from .vector import in_family
 
 ORDER = 1
 FAMILIES = ("in", "mid", "out", "double", "single", "layers", "blocks")
@@ -80,3 +80,21 @@ def read(text: str) -> Positions | None:
         column += len(part) + 1
 
     return Positions(text.strip(), default, default if base is None else base, tuple(items))
+
+
+def in_family(scene: Scene, family: str) -> list[list[str]]:
+    """The adapter's layers in each of the blocks that it has of one family, by number."""
+    found: dict[int, list[str]] = {}
+    for layer, named in scene.layers.items():
+        count = _number(family, named)
+        if count is not None:
+            found.setdefault(count, []).append(layer)
+    return [found[count] for count in sorted(found)]
+
+
+def _number(family: str, named: Named) -> int | None:
+    if family not in named.names:
+        return None
+    start = f"{family}."
+    ends = (name.removeprefix(start) for name in named.names if name.startswith(start))
+    return next((int(end) for end in ends if end.isdigit()), None)
