@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
 
 from ..algorithms import Layer
-from ..algorithms.base import ALPHA, field_of
+from ..algorithms.base import ALPHA
 from ..errors import LayerError, LycorisError, WriteError, either
-from ..files.dtypes import dtype_name
-from ..maths.tensors import is_finite
+from ..layers.cast import cast_layer
 from ..names.targets import Targets
 from ..names.written import KEPT, WRITTEN, Planned, Written, plan_names
 from .adapter import Adapter
@@ -92,7 +90,9 @@ class Writer:
             problem = f"{self.dialect} fuses or splits layers differently, and {error.problem}"
             raise self._not_held(planned, error, problem) from error
         if self.dtype is not None:
-            layer = self._cast(layer, planned, self.dtype)
+            layer = cast_layer(
+                layer, self.dtype, file=self.adapter.path, key=planned.sources[0], error=WriteError
+            )
         try:
             encoded = self._encode(planned, layer, self.dialect)
         except LayerError as error:
@@ -107,26 +107,6 @@ class Writer:
         if key is None or len(planned.sources) > 1:
             return None
         return float(self.adapter.file.read((key,), self.adapter.cache)[key].flatten()[0])
-
-    def _cast(self, layer: Layer, planned: Planned, dtype: torch.dtype) -> Layer:
-        """The layer with its factors in `dtype`. Raises WriteError where a value is too large for it."""
-        cast: dict[str, Tensor] = {}
-        held = layer.tensors()
-        for suffix in layer.suffixes():
-            value = held.get(field_of(suffix))
-            if suffix in layer.numbers or value is None or not value.is_floating_point():
-                continue
-            factor = cast[field_of(suffix)] = value.to(dtype)
-            if not is_finite(factor):
-                raise WriteError(
-                    "a factor does not fit the dtype it is to be written in",
-                    file=self.adapter.path,
-                    key=f"{planned.sources[0]}.{suffix}",
-                    got=f"values up to {value.abs().max().item():.3g}",
-                    expected=f"at most {torch.finfo(dtype).max:.3g}, the largest {dtype_name(dtype)}",
-                    hint="Write it in bfloat16 or float32",
-                )
-        return layer.with_tensors(cast)
 
     def configuration(self, made: Sequence[Made]) -> str | None:
         """PEFT's configuration of the layers as JSON; None for a dialect that has none.

@@ -16,9 +16,9 @@ from ..algorithms.fitting import Delta, Fit
 from ..algorithms.full import Full
 from ..changes.forms import Additive
 from ..errors import LayerError, PlanError, located, number_of
-from ..files.dtypes import dtype_name
 from ..files.safetensors_file import encode_header
 from ..files.writing import Progress
+from ..layers.cast import cast_layer
 from ..maths.decompositions import Pause
 from ..maths.shapes import Shape, flat_shape
 from ..maths.tensors import is_finite
@@ -405,26 +405,6 @@ class _Engine:
 def _held(fits: Mapping[str, Sequence[Fit]]) -> int:
     """Bytes of the tensors that fits hold."""
     return sum(fit.held for each in fits.values() for fit in each)
-
-
-def cast_layer(layer: Layer, dtype: torch.dtype) -> Layer:
-    """The layer with its factors in a dtype, in memory of their own on the CPU.
-
-    Raises LayerError where a value is too large for it.
-    """
-    made: dict[str, Tensor] = {}
-    for name, tensor in layer.tensors().items():
-        if name not in layer.factors() or not tensor.is_floating_point():
-            continue
-        made[name] = tensor.to("cpu", dtype).contiguous()
-        if not is_finite(made[name]):
-            raise LayerError(
-                "a factor does not fit the dtype that it is to have",
-                got=f"values up to {tensor.abs().max().item():.3g}",
-                expected=f"at most {torch.finfo(dtype).max:.3g}, the largest {dtype_name(dtype)}",
-                hint="Ask for bfloat16 or float32",
-            )
-    return layer.with_tensors(made)
 
 
 def check_finite(change: Change) -> None:

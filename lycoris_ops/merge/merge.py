@@ -27,9 +27,10 @@ from ..errors import LycorisError, PlanError, located, number_of
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, weights_of
 from ..files.writing import DATA_HASH, Progress, data_hash_of, metadata_of, short_name
-from ..fit.engine import Change, Prepare, Source, cast_layer, check_finite, expected, fit_layers
+from ..fit.engine import Change, Prepare, Source, check_finite, expected, fit_layers
 from ..fit.settings import SAME, Settings
 from ..fit.steps import Steps
+from ..layers.cast import cast_layer
 from ..maths.decompositions import Pause
 from ..maths.shapes import flat_shape
 from ..ranks.sizes import Size

@@ -1,0 +1,42 @@
+"""A layer in another dtype."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..algorithms import Layer
+from ..algorithms.base import field_of
+from ..errors import LayerError, LycorisError
+from ..files.dtypes import dtype_name
+from ..maths.tensors import is_finite
+
+
+def cast_layer(
+    layer: Layer,
+    dtype: torch.dtype,
+    *,
+    file: str | None = None,
+    key: str | None = None,
+    error: type[LycorisError] = LayerError,
+) -> Layer:
+    """The layer with its factors in a dtype, contiguous on the CPU.
+
+    Raises `error` where a value is too large for it; `key` is the name of the layer.
+    """
+    held, made = layer.tensors(), dict[str, Tensor]()
+    for suffix in layer.suffixes() - layer.numbers:
+        value = held.get(field_of(suffix))
+        if value is None or not value.is_floating_point():
+            continue
+        factor = made[field_of(suffix)] = value.to("cpu", dtype).contiguous()
+        if not is_finite(factor):
+            raise error(
+                "a factor does not fit the dtype that it is to have",
+                file=file,
+                key=key and f"{key}.{suffix}",
+                got=f"values up to {value.abs().max().item():.3g}",
+                expected=f"at most {torch.finfo(dtype).max:.3g}, the largest {dtype_name(dtype)}",
+                hint="Ask for bfloat16 or float32",
+            )
+    return layer.with_tensors(made)
