@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import PurePath
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,12 +19,15 @@ from ..files.quantised import Codec
 from ..files.weights import ModelSource, Weights, read_rows, rounding_variance, weights_of
 from ..files.writing import Progress, metadata_of, short_name
 from ..fit.engine import Change, Prepare, Source, expected, fit_layers
-from ..fit.settings import SAME, Settings
+from ..fit.settings import SAME, Making, Settings
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows
 from ..maths.tensors import is_finite
 from ..ranks.sizes import Size
 from .pairs import NAMED, Pair, Pairs, pairs_of, rows_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 DTYPE = torch.float16
 """The dtype of what is extracted, unless another one is asked for. Differences are small, and it has three
@@ -36,17 +40,12 @@ def extract_adapter(
     algorithm: str = "lora",
     size: Size = "auto",
     *,
-    dtype: torch.dtype | None = None,
-    factor: int | None = None,
-    tucker: bool = False,
-    largest: int | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
     codec: Codec | None = None,
     strict: bool = False,
     name: str | None = None,
     prepare: Prepare | None = None,
     progress: Progress | None = None,
+    **making: Unpack[Making],
 ) -> Adapter:
     """An adapter in memory that makes of one model nearly the other: its layers are the nearest to tuned -
     base.
@@ -72,7 +71,8 @@ def extract_adapter(
         raise LycorisError(
             "a difference has no kind of its own", got=algorithm, expected="lora, lokr, full ..."
         )
-    settings = Settings(size, algorithm, dtype or DTYPE, factor, tucker, largest, seed, device)
+    making["dtype"] = making.get("dtype") or DTYPE
+    settings = Settings(size, algorithm, **making)
     before, after = (
         weights_of(base, codec, name="the base model"),
         weights_of(tuned, codec, name="the tuned model"),
@@ -88,7 +88,7 @@ def extract_adapter(
         "base": short_name(before.name),
         "size": str(size),
         "algorithm": algorithm,
-        "seed": seed,
+        "seed": settings.seed,
     }
     text = metadata_of({}, {}, recipe, "source_recipe")
     layers, report = fit_layers(sources, settings, progress=progress, metadata=text)

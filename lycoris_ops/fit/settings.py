@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 
@@ -27,16 +28,29 @@ LARGEST = 128
 """The highest rank that is looked at in a dense change, unless a size asks for more."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What layers are to become.
+class Making(TypedDict, total=False):
+    """How layers are made.
 
-    - `size` and `algorithm`: "auto" is for each layer the kind that keeps most for its bytes, and "same" the
-      one that the layer has.
     - `dtype` is that of the tensors; None is that of each source.
     - `factor` is LoKr's; None tries several. `tucker` gives convolutions a Tucker core.
     - `largest` is the highest rank of a layer. Without it, it is that of the size, or LARGEST.
     - `device` is where it is computed, and `seed` that of random bases.
+    """
+
+    dtype: torch.dtype | None
+    factor: int | None
+    tucker: bool
+    largest: int | None
+    seed: int
+    device: torch.device | str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What layers are to become, and how they are made, as `Making` has it.
+
+    `size` and `algorithm`: "auto" is for each layer the kind that keeps most for its bytes, and "same" the
+    one that the layer has.
     """
 
     size: Size

@@ -6,11 +6,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..adapters.adapter import Adapter, LayerInfo
+from ..adapters.metadata import DIM, DYNAMIC, NETWORK_ALPHA
 from ..adapters.save import Expected
 from ..algorithms import Layer
 from ..algorithms.base import Dependent, Form, change_of, no_weight
@@ -23,15 +25,15 @@ from ..files.quantised import Codec
 from ..files.weights import ModelSource, Weights, read_rows, weights_of
 from ..files.writing import Progress, metadata_of, short_name
 from ..fit.engine import Change, Prepare, Source, expected, fit_layers
-from ..fit.settings import FITTED, SAME, Settings
+from ..fit.settings import FITTED, SAME, Making, Settings
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows, Shape
 from ..maths.tensors import compute_dtype
 from ..names.targets import Targets
 from ..ranks.sizes import Size
 
-DIM, NETWORK_ALPHA, DYNAMIC = "ss_network_dim", "ss_network_alpha", "Dynamic"
-"""kohya-ss' metadata keys of rank and alpha, and what its own resizing writes there."""
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def resize_adapter(
@@ -40,15 +42,10 @@ def resize_adapter(
     algorithm: str = "lora",
     base: ModelSource | None = None,
     *,
-    dtype: torch.dtype | None = None,
-    factor: int | None = None,
-    tucker: bool = False,
-    largest: int | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
     codec: Codec | None = None,
     prepare: Prepare | None = None,
     progress: Progress | None = None,
+    **making: Unpack[Making],
 ) -> Adapter:
     """An adapter in memory whose layers are of another kind or size, each nearest to the one that it
     replaces.
@@ -65,7 +62,7 @@ def resize_adapter(
     needed for kinds whose change depends on the weight (DoRA, OFT, BOFT, IA3, GLoRA, T-LoRA); then the result
     is right for this model alone. It also tells the kernels of convolutions that some kinds hold flat.
 
-    `dtype`, `factor`, `tucker`, `largest`, `seed` and `device` are as in `fit.settings.Settings`. With
+    `dtype`, `factor`, `tucker`, `largest`, `seed` and `device` are as in `fit.settings.Making`. With
     `dtype` None each layer keeps its own. `Adapter.report` of the result says what was kept. `prepare` is
     called with the layers that are to be made, before the work, and may raise an error; `progress` is called
     with layers done.
@@ -73,7 +70,7 @@ def resize_adapter(
     Raises LayerError for a layer that cannot be read, holds NaN, or needs a base; MatchError where its name
     fits several weights of the base; PlanError for a size that cannot be met.
     """
-    settings = Settings(size, algorithm, dtype, factor, tucker, largest, seed, device)
+    settings = Settings(size, algorithm, **making)
     made = _Resizing(adapter, settings, None if base is None else weights_of(base, codec))
     text = made.metadata()
     kept = {name: adapter.layer(name, keep=False) for name in made.staying}

@@ -12,7 +12,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..adapters.metadata import DYNAMIC
+from ..adapters.metadata import DIM, DYNAMIC, NETWORK_ALPHA
 from ..algorithms.base import alpha_of
 from .options import TrainOptions
 
@@ -54,8 +54,8 @@ def metadata_of_training(trainer: Trainer) -> dict[str, str | None]:
         "ss_output_name": title,
         "ss_network_module": "networks.lora" if kinds == ["lora"] else "lycoris.kohya",
         "ss_network_args": json.dumps({"algo": ",".join(IN_LYCORIS.get(kind, kind) for kind in kinds)}),
-        "ss_network_dim": _one_of([layer.rank for layer in layers]),
-        "ss_network_alpha": _one_of([alpha_of(layer) for layer in layers]),
+        DIM: _one_of([layer.rank for layer in layers]),
+        NETWORK_ALPHA: _one_of([alpha_of(layer) for layer in layers]),
         "ss_v2": False,
         # What the model is called is not known here, and readers expect the key.
         "ss_base_model_version": "unknown",
