@@ -68,7 +68,8 @@ def summed(
     check_seen(module, sites)
     sums = {site.path: _Sum(site, covariance=covariance) for site in sites}
     total, count = 0.0, 0
-    with torch.inference_mode(mode=False), torch.enable_grad(), _tapped(module, sums), seeded(seed):
+    drawn = chance.Chance(seed).drawn()
+    with torch.inference_mode(mode=False), torch.enable_grad(), _tapped(module, sums), drawn:
         for batch in batches:
             states = chance.states()
             value = scalar(loss(module, batch))
@@ -336,15 +337,3 @@ def first_bad(module: nn.Module, run: Callable[[], object], states: list[Any] | 
         for handle in handles:
             handle.remove()
     return found[0] if found else None
-
-
-@contextmanager
-def seeded(seed: int) -> Generator[None]:
-    """A context with random numbers of its own, the same for each pass."""
-    before = chance.states()
-    try:
-        # torch types no `manual_seed`. It is that of all devices.
-        cast("Any", torch).manual_seed(seed)
-        yield
-    finally:
-        chance.restore(before)
