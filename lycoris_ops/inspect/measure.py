@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +19,7 @@ from ..fit.steps import Steps
 from ..maths.tensors import energy_of
 from ..merge.deltas import ROWS, Deltas
 from ..merge.matching import Place, by_name, by_weight
-from ..names.blocks import Blocks, block_in_path
+from ..names.blocks import Blocks, block_in_path, kind_in_path
 from ..names.dialects import split_prefix
 from ..names.targets import Targets
 from ..stack.stack import Entry, Stack
@@ -277,14 +276,4 @@ class _Examining:
             named = self.blocks.of(place.target)
             return named.block, next((kind for kind in KINDS if kind in named.names), "other")
         _, prefix, path = split_prefix(place.name)
-        kind = next((name for name, said in _SAID.items() if said(path)), "other")
-        return block_in_path(path) or prefix.part or path, kind
-
-
-_SAID: dict[str, Callable[[str], object]] = {
-    "attn": re.compile(r"attn|attention", re.IGNORECASE).search,
-    "mlp": re.compile(r"(^|[._])(mlp|ffn?|feed_?forward)", re.IGNORECASE).search,
-    "norm": re.compile(r"norm", re.IGNORECASE).search,
-    "conv": re.compile(r"conv|in_layers|out_layers", re.IGNORECASE).search,
-}
-"""What the name of a layer says that it is, where no model tells."""
+        return block_in_path(path) or prefix.part or path, kind_in_path(path) or "other"

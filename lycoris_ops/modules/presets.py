@@ -10,10 +10,9 @@ from functools import cached_property
 from torch import nn
 
 from ..names.architectures import ASIDE
+from ..names.blocks import ATTENTION
 from .named import named_modules
 
-ATTENTION = re.compile(r"attn|attention(?!s)", re.IGNORECASE)
-"""In the name of a module or of its class: attention. `attentions` of a UNet lists whole transformers."""
 BLOCK = re.compile(r"Block|Layer$")
 """In the name of a class: it is a block, which holds an attention among other parts if it has one."""
 MODULATION = re.compile(r"mod(ulation)?\b|_mod_|ada_?ln|norm|time_?emb|timestep", re.IGNORECASE)

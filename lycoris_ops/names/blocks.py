@@ -29,8 +29,15 @@ WHOLE = {"unet": "unet", None: "unet", "te": "te"}
 
 BESIDE = re.compile(r"norm|adaln|modulation", re.IGNORECASE)
 """A word of a layer beside an attention or feed-forward that has their names in its own."""
-ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+ATTENTION = re.compile(r"attn|attention(?!s)", re.IGNORECASE)
+"""In the name of a module or of its class: attention. `attentions` of a UNet lists whole transformers."""
 FEED_FORWARD = re.compile(r"(?:\w+_)?(?:mlp|ffn?|feed_?forward|densereludense)(?:_\w+)?\d*", re.IGNORECASE)
+SAID = {
+    "attn": ATTENTION,
+    "mlp": re.compile(r"(?:^|[._])(?:mlp|ffn?|feed_?forward)", re.IGNORECASE),
+    "conv": re.compile(r"conv|in_layers|out_layers", re.IGNORECASE),
+}
+"""What a path says of a layer, which may have underscores for its dots."""
 PROJECTION = re.compile(r"(?:w\d*)?(q|k|v|qkv|kv|qk|o|out|query|key|value)")
 """What one word of the name of an attention's layer says that it computes."""
 MEANT = {"query": "q", "key": "k", "value": "v", "o": "out"}
@@ -279,6 +286,13 @@ def block_in_path(path: str) -> str | None:
         return None
     numbers = 1 if found.family.replace(".", mark) in UNET else len(found.numbers)
     return mark.join(path.split(mark)[: found.family.count(".") + 1 + numbers])
+
+
+def kind_in_path(path: str) -> str | None:
+    """What the path of a layer says that it is, where no model tells: attn, mlp, norm or conv."""
+    if BESIDE.search(path):
+        return "norm" if "norm" in path.lower() else None
+    return next((kind for kind, said in SAID.items() if said.search(path)), None)
 
 
 def _shorter(family: str) -> Iterator[str]:
