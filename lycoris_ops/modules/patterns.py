@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ..errors import RuleError
 from ..expressions import search
+from ..rules.patterns import between_slashes
 
 GLOB = re.compile(r"[*?\[]")
 """What makes a pattern a glob."""
@@ -32,8 +33,8 @@ class Pattern:
         """The pattern that a text means. Raises RuleError where it is empty or no regular expression."""
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise RuleError("a pattern is not a text", got=repr(text), expected="such as *.attention.*")
-        if len(text) > 1 and text[0] == text[-1] == "/":
-            return cls(text, search(text[1:-1]))
+        if (expression := between_slashes(text)) is not None:
+            return cls(text, search(expression))
         if not text.strip():
             raise RuleError("a pattern is empty", expected="a path, a glob or /a regular expression/")
         if GLOB.search(text):

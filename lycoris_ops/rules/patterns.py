@@ -30,8 +30,9 @@ GLUED = re.compile(r"(in|input|out|output|d|double|s|single|m|mid|middle)_?([0-9
 ENCODER = re.compile(r"te[1-4]?(?![a-z])|clip_|\w*t5|llama")
 """The beginnings of names of text encoders."""
 NUMBER = re.compile(r"[0-9]{1,6}")
-EXPRESSION_LINE = re.compile(r"(\s*/.*/\s*)=(.*)")
-"""A line for a regular expression, which ends at the last / before a =."""
+EXPRESSION = r"/(?:\\.|(?!/\s*(?:[=:]|$))[^\\])*/"
+"""A regular expression in a line. It ends at a / behind which the line ends or goes on with = or a colon."""
+EXPRESSION_LINE = re.compile(rf"(\s*{EXPRESSION}\s*)=(.*)")
 MOST = 4096
 """How many blocks of a range are looked for. Models have some dozens."""
 FAMILIES = {"input": "in", "output": "out", "d": "double", "s": "single"}
@@ -61,8 +62,8 @@ class Pattern:
             raise RuleError(
                 "a pattern is empty", expected="a block, a layer, a glob or /a regular expression/"
             )
-        if len(text) > 1 and text.startswith("/") and text.endswith("/"):
-            return cls(text, _expression(text[1:-1]))
+        if (expression := between_slashes(text)) is not None:
+            return cls(text, _expression(expression))
         if GLOB.search(text):
             # Not `fnmatch`, which on Windows takes / for \.
             glob = re.compile(translate(text.lower()))
@@ -178,6 +179,11 @@ def atoms(text: str) -> Iterator[tuple[int, str]]:
         return
     for match in re.finditer(r"[^\s,]+", text):
         yield match.start(), match[0]
+
+
+def between_slashes(text: str) -> str | None:
+    """The regular expression of a pattern that is one; None for another pattern."""
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == "/" else None
 
 
 def _is(name: str, named: Named) -> bool:

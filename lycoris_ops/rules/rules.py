@@ -11,6 +11,7 @@ from ..discovery import discover
 from ..errors import RuleError
 from . import lines
 from .lines import Line
+from .patterns import EXPRESSION
 from .scene import Scene
 
 FORMS: list[Callable[[str], Line | None]] = [
@@ -20,10 +21,8 @@ FORMS: list[Callable[[str], Line | None]] = [
 EXPECTED = "pattern = value such as in.4 = 0.5, a vector such as 1,0,0,..., or the name of a preset"
 NESTED = 8
 """How deep presets may be made of presets."""
-EXPRESSION = re.compile(r"\s*(?:not\s+)?/", re.IGNORECASE)
+BEGUN = re.compile(rf"\s*(?:not\s+)?{EXPRESSION}", re.IGNORECASE)
 """How a line with a regular expression begins."""
-EXPRESSION_END = re.compile(r"/\s*[=:]")
-"""What is behind a regular expression: a line goes on with its value, or with words in names of layers."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,6 @@ def _lines(text: str, presets: Mapping[str, str], broken: Mapping[str, str], dep
 
 def without_comment(line: str) -> str:
     """A line without its comment. A # within a regular expression begins none."""
-    begun = EXPRESSION.match(line)
-    ended = EXPRESSION_END.search(line, begun.end()) if begun else None
-    place = line.find("#", ended.end() if ended else 0)
+    begun = BEGUN.match(line)
+    place = line.find("#", begun.end() if begun else 0)
     return line if place < 0 else line[:place]

@@ -11,9 +11,9 @@ import torch
 import lycoris_ops as lyc
 from lycoris_ops.changes.forms import Kronecker, LowRank
 from lycoris_ops.changes.size import norm_of
-from lycoris_ops.names.blocks import Blocks
+from lycoris_ops.names.blocks import Blocks, kind_in_path
 from lycoris_ops.names.targets import Targets
-from lycoris_ops.rules.rules import Weights
+from lycoris_ops.rules.rules import Weights, without_comment
 from lycoris_ops.rules.scene import Scene
 from tests.harness.listings import target
 
@@ -435,3 +435,26 @@ def test_the_norms_of_changes_are_those_of_the_dense_sum() -> None:
         assert norm_of(forms) == pytest.approx(
             float(torch.linalg.matrix_norm(torch.as_tensor(dense))), rel=1e-6
         )
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("layers.0.attention_norm1", "norm"),
+        ("down_blocks_0_attentions_0_transformer_blocks_0_ff_net_0_proj", "mlp"),
+        ("blocks.3.cross_attn.q", "attn"),
+        ("blocks.3.adaln_modulation_self_attn.1", None),
+        ("input_blocks_1_0_in_layers_2", "conv"),
+    ],
+)
+def test_what_a_path_says_of_a_layer(path: str, kind: str | None) -> None:
+    assert kind_in_path(path) == kind
+
+
+def test_where_a_regular_expression_ends_is_the_same_in_every_line() -> None:
+    name = "input_blocks.4.1.transformer_blocks.0.attn2.to_k"
+    for line in (r"/attn2\.to_[k/#]/ = 0.5 # a comment", r"/attn2\.to_[k/#]/::0.5 # a comment"):
+        assert weigh(line).of[name] == 0.5
+    assert without_comment("/a#b/ = 1 # c") == "/a#b/ = 1 "
+    # Many backslashes without an end take no time.
+    assert without_comment("/" + "\\" * 5000).startswith("/")

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from ...errors import RuleError
 from ...names.blocks import Named
-from ..patterns import Pattern, atoms
+from ..patterns import EXPRESSION, Pattern, atoms
 from ..scene import Outcome, Scene, Value
 from ..values import number
 
 ORDER = 3
-ENTRY = re.compile(r"(\s*(?:NOT\s+)?/(?:[^/\\]|\\.)*/\s*|[^:]*):([^:]*):([^:,]*)(?:,|$)", re.IGNORECASE)
+ENTRY = re.compile(rf"(\s*(?:NOT\s+)?{EXPRESSION}\s*|[^:]*):([^:]*):([^:,]*)(?:,|$)", re.IGNORECASE)
 """Blocks, words and a value. Between two `/` in place of the blocks there may be colons."""
 
 
