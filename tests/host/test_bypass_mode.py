@@ -694,6 +694,26 @@ def test_a_layer_of_the_kind_of_ggufs_is_bypassed(host: Host, stack_of: Write, k
         host.apply(Patched(patcher(x=layer), None), stack)
 
 
+def test_nodes_in_a_row_on_a_layer_of_the_kind_of_ggufs(host: Host, stack_of: Write) -> None:
+    """The weight is unpacked and changed by one node after the other in each pass."""
+    layer = gguf_like(torch.randint(0, 256, (24, 17), dtype=torch.uint8))
+    weight, bias = (layer.weight.as_subclass(Tensor)[:, 1:].double() - 128) / 256, layer.bias.double()
+    patched = Patched(patcher(x=layer), None)
+    for kind in ("lora-dora-out", "oft", "lora-dora-out"):
+        stack = stack_of({"x": kinds((24, 16))[kind]}, 0.5)
+        patched = host.apply(patched, stack, mode="auto")
+        (made,) = (made for (entry,) in (stack,) for made in entry.adapter.layers.values())
+        weight = weight + 0.5 * made.delta(weight)
+    x = torch.randn(5, 16)
+    wanted = functional.linear(x.double(), weight, bias)
+    patched.model.patch_model(torch.device("cpu"))
+    try:
+        for _ in range(2):
+            assert (layer(x) - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    finally:
+        patched.model.unpatch_model()
+
+
 def test_where_a_layer_fails_while_it_is_loaded_no_hook_stays(
     host: Host, small: Patched, base: Tensor, stack_of: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
