@@ -194,7 +194,6 @@ def test_a_dialect_that_cannot_say_it_is_refused_before_the_work(
     based = [] if verb == "extract" else ["--base", model]
     out = tmp_path / "x.safetensors"
     for dialect, kind, more, said in (
-        ("diffusers", "loha", based, "diffusers holds no loha"),
         ("diffusers", "lokr", based, "diffusers holds no lokr"),
         ("peft", "full", based, "peft holds no full"),
         ("peft", "auto", based, "peft holds no full"),
