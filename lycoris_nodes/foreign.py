@@ -6,21 +6,22 @@ Each row is a table with fields of ours, and nothing of it is checked here.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..lycoris_ops import LycorisError
+from .lora_stack import NOTHING
 from .loras import is_lora
 from .typed import read_number
 
 Table = Mapping[str, Any]
 
-NOTHING = (None, "", "None")
-"""What packs write where no file is chosen."""
 # ("name", 0.8, 0.7) with quotes of either kind, as Python and JSON write it.
 TUPLE = re.compile(
     r"""[\[(]\s*(?:"((?:\\.|[^"\\])*)"|'((?:\\.|[^'\\])*)')\s*,\s*([^,]*),\s*([^,)\]]*)""", re.DOTALL
 )
+BEGUN = re.compile(r"""[\[(]\s*["']""")
+"""Where a row begins."""
 TAG = re.compile(r"<\s*(lora|lyco)\s*:([^<>]*)(>?)", re.IGNORECASE)
 PLACES = {"lora": ("unet", "te"), "lyco": ("te", "unet", "dyn")}
 """What the numbers of a tag mean that have no names, in their order, as the packs that read it have it."""
@@ -29,8 +30,11 @@ KNOWN = ("te", "unet", "lbw")
 DRIVE = re.compile(r"\s*[A-Za-z]:[\\/]")
 
 
-def rows_of(value: Any) -> list[Table]:
-    """The rows anywhere in a value of JSON, in the order in which they stand there."""
+def rows_of(value: Any, fields: Collection[str]) -> list[Table]:
+    """The rows anywhere in a value of JSON, in the order in which they stand there.
+
+    A table whose names are all among `fields` is a row of our own.
+    """
     rows, left = list[Table](), [value]
     while left:
         one = left.pop()
@@ -39,7 +43,7 @@ def rows_of(value: Any) -> list[Table]:
         elif isinstance(one, list):
             left += reversed(one)
         elif isinstance(one, dict):
-            found = _named(one)
+            found = _named(one, fields)
             if found is None:
                 left += reversed(one.values())
             else:
@@ -54,8 +58,15 @@ def tags_in(text: str) -> list[Table]:
 
 
 def tuples_in(text: str) -> list[Table]:
-    """The rows of a LORA_STACK as Python writes it."""
-    return _chosen([_row(_unescaped(a or b), *strengths) for a, b, *strengths in TUPLE.findall(text)])
+    """The rows of a LORA_STACK as Python writes it. Raises LycorisError for a row that is none."""
+    found = TUPLE.findall(text)
+    if found and len(found) != len(BEGUN.findall(text)):
+        raise LycorisError(
+            "a row of this LORA_STACK is none",
+            got=f"{len(BEGUN.findall(text))} rows, {len(found)} of them with two strengths",
+            expected='("name", model strength, text-encoder strength)',
+        )
+    return _chosen([_row(_unescaped(a or b), *strengths) for a, b, *strengths in found])
 
 
 def _chosen(rows: list[Table]) -> list[Table]:
@@ -74,7 +85,7 @@ def _is_triple(value: list[Any]) -> bool:
     return all(type(number) in (int, float) for number in value[1:3])
 
 
-def _named(value: dict[str, Any]) -> Table | None:
+def _named(value: dict[str, Any], fields: Collection[str]) -> Table | None:
     """The row of a table in one of the forms that are known, None for any other table."""
     lora, name, file = (value.get(field) for field in ("lora", "name", "file"))
     if isinstance(lora, str):  # rgthree's
@@ -82,7 +93,7 @@ def _named(value: dict[str, Any]) -> Table | None:
     if isinstance(name, str) and "strength" in value:  # Lora-Manager's
         active = value.get("active")
         return _row(name, value["strength"], value.get("clipStrength"), active is None or active)
-    return value if isinstance(file, str) and ("strength_model" in value or len(value) == 1) else None
+    return value if isinstance(file, str) and value.keys() <= set(fields) else None
 
 
 def _unescaped(text: str) -> str:

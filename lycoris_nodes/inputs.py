@@ -10,7 +10,7 @@ import difflib
 import inspect
 import reprlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from numbers import Integral, Real
 from typing import Any, cast
@@ -97,7 +97,7 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
     def run(cls: type[io.ComfyNode], *args: Any, **inputs: Any) -> io.NodeOutput:
         schema = cls.define_schema()
         inputs, known = _ungrouped(schema.inputs, inputs, signature)
-        _check_names(inputs, [*known, *(one.id for one in schema.inputs if one.id not in known)])
+        inputs = _named(inputs, [*known, *(one.id for one in schema.inputs if one.id not in known)], cls)
         if schema.is_input_list:
             inputs = {name: _alone(known[name], value) for name, value in inputs.items() if name in known}
         defaults = {name: default for name, one in known.items() if (default := _default(one)) is not None}
@@ -151,25 +151,36 @@ def _ungrouped(
 def given_all(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     """The node, to which the host now hands all that a prompt has for it: `checked` refuses what is no input.
 
-    By itself the host passes over such a value.
+    By itself the host passes over such a value. It also hands on the workflow, by which prompts of the page
+    are told from others.
     """
     define = node.define_schema.__func__
 
     def define_schema(cls: type[io.ComfyNode]) -> io.Schema:
         schema = define(cls)
         schema.accept_all_inputs = True
+        if io.Hidden.extra_pnginfo not in (schema.hidden or ()):
+            schema.hidden = [*(schema.hidden or ()), io.Hidden.extra_pnginfo]
         return schema
 
     node.define_schema = classmethod(define_schema)  # pyright: ignore[reportAttributeAccessIssue]
     return node
 
 
-def _check_names(given: Iterable[str], known: Sequence[str]) -> None:
-    """Raise LycorisError for a name that is that of no input, with the one that is probably meant."""
+def _named(given: Mapping[str, Any], known: Sequence[str], cls: type[io.ComfyNode]) -> dict[str, Any]:
+    """The values by the names of inputs. Raises LycorisError for a name that is none.
+
+    In a prompt of the page such a name may be that of a widget that the extension of another pack has added
+    to the node. It is left out there, unless it is near to the name of an input.
+    """
+    hidden = getattr(cls, "hidden", None)
+    of_page = bool((getattr(hidden, "extra_pnginfo", None) or {}).get("workflow"))
     for name in sorted(set(given) - set(known)):
         near = difflib.get_close_matches(name.rpartition(".")[2], known, 1)
-        hint = f"Is it {near[0]}?" if near else "Take it out: it may be of another version of the node"
-        raise LycorisError("there is no such input", key=name, expected=", ".join(known), hint=hint)
+        if near or not of_page:
+            hint = f"Is it {near[0]}?" if near else "Take it out: it may be of another version of the node"
+            raise LycorisError("there is no such input", key=name, expected=", ".join(known), hint=hint)
+    return {name: value for name, value in given.items() if name in known}
 
 
 def _may_be_missing(signature: inspect.Signature, one: Any) -> bool:

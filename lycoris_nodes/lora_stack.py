@@ -16,6 +16,7 @@ from ..lycoris_ops import Entry, LycorisError, Stack, load_adapter, located
 from .loras import lora_path, relative_name
 
 NOTHING = (None, "", "None")
+"""What packs write where no file is chosen."""
 FORM = "(name, model strength, text-encoder strength)"
 Row = tuple[str, float, float]
 

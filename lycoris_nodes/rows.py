@@ -78,7 +78,7 @@ def _tables(text: str) -> list[Any]:
     else:
         if isinstance(table, dict) and isinstance(table.get("rows"), list):
             return _own(table)
-        found = rows_of(table) or tags_in(table if isinstance(table, str) else text)
+        found = rows_of(table, FIELDS) or tags_in(table if isinstance(table, str) else text)
         problem, got = "have another form", None
     if not found:
         hint = "An empty text is no rows"

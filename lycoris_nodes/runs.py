@@ -44,10 +44,10 @@ class Run:
 
     @property
     def in_words(self) -> str:
-        """What there is of it already."""
+        """How far it came."""
         if self.state is None:
             return ""
-        return f"step {self.state.step} of {self.state.of} of {shown_path(self.output)}"
+        return f"{self.output.stem} stopped at step {self.state.step} of {self.state.of}"
 
 
 def run_of(prefix: str, dialect: str, settings: Mapping[str, Any], *, resume: bool) -> Run:
@@ -71,9 +71,12 @@ def run_of(prefix: str, dialect: str, settings: Mapping[str, Any], *, resume: bo
                 hint="Turn off `resume` to begin one",
             )
         return latest
-    if latest is None or latest.state is None or latest.state.finished:
+    if latest is None or latest.state is None:
         return Run(new)
+    # Where all steps are done and the file is missing, nothing is left but to write it.
     others = differences(latest.state.settings, settings)
+    if latest.state.finished and (others or latest.output.exists()):
+        return Run(new)
     if not others:
         return latest
     if not latest.state.step:

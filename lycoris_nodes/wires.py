@@ -15,10 +15,8 @@ LORA_STACK = io.Custom("LORA_STACK")
 LORA_MODEL = io.Custom("LORA_MODEL")
 PLAN = io.Custom("LYCORIS_PLAN")
 
-NO_STACK = (
-    "no stack arrived.\n"
-    "No node is connected to the input `stack`, or the one that is connected is muted or bypassed."
-)
+UNLINKED = "No node is connected to the input `stack`, or the one that is connected is muted or bypassed."
+NO_STACK = f"no stack arrived.\n{UNLINKED}"
 NOTHING_CHANGED, NOTHING_SAVED = f"Nothing was changed: {NO_STACK}", f"Nothing was saved: {NO_STACK}"
 NOTHING_HANDED = f"Nothing was handed on: {NO_STACK}"
 MEANWHILE = "lycoris.meanwhile"
@@ -40,9 +38,7 @@ def no_stack(verb: str, stack: Stack | None) -> LycorisError:
         f"there is nothing to {verb}",
         got="an empty stack" if stack is not None else "no stack",
         expected="a stack of adapters",
-        hint=None
-        if stack is not None
-        else "Connect a node to the input `stack`; one that is muted or bypassed gives nothing",
+        hint=None if stack is not None else UNLINKED.removesuffix("."),
     )
 
 

@@ -27,6 +27,7 @@ from .bypass import Bypass, BypassPlan, Met, geometry_of
 from .bypass import refusal as bypass_refusal
 from .changes.timing import CLOCKS, Clock, Curve, Moment, Timing
 from .changes.timing import SHAPES as CURVES
+from .charts import check_png
 from .discovery import discover
 from .errors import (
     DivergedError,
@@ -56,7 +57,7 @@ from .maths.chance import restore as restore_chance
 from .maths.chance import states as chance_states
 from .maths.shapes import Shape
 from .names.model_files import read_shapes
-from .names.written import KEPT, WRITTEN, own_dialect
+from .names.written import KEPT, WRITTEN, Written, own_dialect
 from .patch import PatchPlan, patch_, patch_report
 from .report.about import About, about
 from .report.applied import describe, verdict
@@ -173,6 +174,7 @@ __all__ = [
     "Trials",
     "Weights",
     "WriteError",
+    "Written",
     "about",
     "adapter_of_tensors",
     "adapter_stamp",
@@ -187,6 +189,7 @@ __all__ = [
     "check_expected",
     "check_name",
     "check_output",
+    "check_png",
     "check_room",
     "create_lycoris",
     "curves_picture",

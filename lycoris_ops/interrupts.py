@@ -30,7 +30,7 @@ def status_of(error: KeyboardInterrupt) -> int:
 
 def _leave(number: int, _: FrameType | None) -> NoReturn:
     # Not by an exception: an import that it goes through may take it for its own.
-    os.write(2, b"error: interrupted\n")
+    os.write(2, b"error: terminated\n" if number == signal.SIGTERM else b"error: interrupted\n")
     os._exit(128 + number)
 
 

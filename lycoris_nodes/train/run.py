@@ -94,7 +94,7 @@ def train(
     run = run_of(asked.filename_prefix, asked.dialect, settings, resume=asked.resume)
     output = run.output
     if run.state:
-        begun(f"Goes on from {run.in_words}.")
+        begun(f"Goes on: {run.in_words}.")
 
     def kept(path: Path, steps: int) -> None:
         if steps:
@@ -196,7 +196,7 @@ def _meant(run: Run) -> Generator[None]:
         yield
     except (MatchError, TrainError) as error:
         if run.state and error.file == str(run.state.path):
-            error.hint = f"There is {run.in_words}. To go on with it, give the same again. {ANEW}"
+            error.hint = f"The training {run.in_words}. To go on with it, give the same again. {ANEW}"
         raise
 
 

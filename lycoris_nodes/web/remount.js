@@ -12,7 +12,7 @@ app.registerExtension({
       if (!isOurs(node.comfyClass)) continue
       for (const { element } of node.widgets ?? []) {
         if (!element?.className.startsWith("lycoris-") || element.isConnected) continue
-        document.querySelector(`[data-node-id="${node.id}"] .${element.className}`)?.replaceWith(element)
+        document.querySelector(`[data-node-id="${node.id}"] .${element.classList[0]}`)?.replaceWith(element)
       }
     }
   },

@@ -229,16 +229,20 @@ function listenToAnswers() {
   }
 }
 
-/** Whether a node and all before it have the values that they had in a prompt. */
+/** Whether a node and all before it have the values and links that they had in a prompt. */
 function isAsIn(prompt, key, done = new Set()) {
   if (done.has(key)) return true
   done.add(key)
   const { class_type, inputs } = prompt[key]
   const node = nodeOf(key)
   if (!node || (node.comfyClass ?? node.type) !== class_type) return false
+  const links = new Map(
+    (node.inputs ?? []).flatMap(({ name, link }, slot) => (link == null ? [] : [[name, node.getInputNode(slot)]])),
+  )
+  if ([...links.keys()].some((name) => !Array.isArray(inputs[name]))) return false
   return Object.entries(inputs).every(([name, value]) =>
     Array.isArray(value) && prompt[value[0]]
-      ? isAsIn(prompt, value[0], done)
+      ? links.get(name) === nodeOf(value[0]) && isAsIn(prompt, value[0], done)
       : JSON.stringify(node.widgets?.find((widget) => widget.name === name)?.value) === JSON.stringify(value),
   )
 }

@@ -14,6 +14,7 @@ from .. import (
     Adapter,
     Expected,
     Shape,
+    Written,
     check_expected,
     check_output,
     describe_fit,
@@ -76,17 +77,25 @@ def check_place(options: argparse.Namespace, own: str | None) -> None:
 
     `own` is the dialect of what is written, where the arguments name none.
     """
-    check_output(options.out, options.dialect or own_dialect(own or "") or KEPT, overwrite=options.overwrite)
+    check_output(options.out, _dialect(options, own) or KEPT, overwrite=options.overwrite)
 
 
-def checked_names(options: argparse.Namespace) -> Callable[[Mapping[str, Expected]], None]:
-    """Raises LycorisError where the dialect asked for has no name for a layer, before the work is done."""
+def checked_names(options: argparse.Namespace, own: str | None) -> Callable[[Mapping[str, Expected]], None]:
+    """Raises LycorisError where a layer has no place in the dialect that is written, before the work is done.
+
+    `own` is as for `check_place`.
+    """
 
     def prepare(layers: Mapping[str, Expected]) -> None:
-        if options.dialect is not None:
-            check_expected(layers, options.dialect, name=options.out, model=_model(options))
+        if dialect := _dialect(options, own):
+            check_expected(layers, dialect, name=options.out, model=_model(options))
 
     return prepare
+
+
+def _dialect(options: argparse.Namespace, own: str | None) -> Written | None:
+    """The dialect that is written; None where layers keep names that are those of no tool."""
+    return options.dialect or own_dialect(own or "")
 
 
 def _model(options: argparse.Namespace) -> dict[str, Shape] | None:

@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any
 
 from ..adapters.place import place_of
-from ..errors import LycorisError, TrainError, WriteError
+from ..errors import LycorisError, TrainError, WriteError, number_of
 from ..files.writing import system_errors
 from ..names.written import Written
 from .options import STATE
@@ -114,6 +114,8 @@ class Checkpoints:
         self.dialect: Written = dialect
         self.keep = keep
         self.minutes = minutes
+        self.unwritten: list[str] = []
+        """What `write_by_time` could not write, with the reasons."""
         self._since: float | None = None
         """When the latest checkpoint was written, or else when the first step was done."""
         self._replaced: set[str] = set()
@@ -175,12 +177,17 @@ class Checkpoints:
     def write_by_time(self, trainer: Trainer) -> None:
         """Write `last` where there was no checkpoint for so many minutes. The first call starts the clock.
 
-        Only the first process has checkpoints and a clock. The others wait for it in the next step.
+        Only the first process has checkpoints and a clock. The others wait for it in the next step. Where the
+        file cannot be written, as on a full disk, the training goes on: the next one comes as much later.
         """
         if self._since is None:
             self._since = monotonic()
         elif self.minutes is not None and monotonic() - self._since >= 60 * self.minutes:
-            self.write(trainer, "last")
+            try:
+                self.write(trainer, "last")
+            except LycorisError as error:
+                self.unwritten.append(f"{number_of(trainer.done, 'step')}: {error}")
+                self._since = monotonic()
 
     def write_numbered(self, trainer: Trainer) -> None:
         """Write the checkpoint of this step, and remove those that are too many."""

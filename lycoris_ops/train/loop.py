@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..adapters.place import files_of, place_of
+from ..adapters.place import files_of
 from ..errors import DivergedError, number_of
 from ..files.writing import check_files
 from ..interrupts import uninterrupted
@@ -35,25 +35,23 @@ class TrainResult:
 
     steps: int
     """How many steps are done, those before a resume included."""
-    of: int
-    """How many there were to be."""
     epochs: int
     """The epoch of the last step, from 1."""
     stopped_early: bool
     """Whether the training ended because validations no longer got better."""
-    stopped: bool
-    """Whether one of the exceptions `stops` of `train_network` ended the training."""
     seconds: float
     """How long this run took, without what was done before a resume."""
     history: History
     output: str | None
-    """The adapter's file; that of the checkpoint `last` where the training was stopped."""
+    """The adapter's file."""
     state: str | None
     """The state that a longer training can go on from."""
     picture: str | None
     """The picture of the curves."""
     idle: tuple[str, ...]
     """The trained tensors that no gradient ever reached: modules that the loss does not use."""
+    unwritten: tuple[str, ...] = ()
+    """The checkpoints of every so many minutes that could not be written, with the reasons."""
     resumed: str | None = None
     """From which step and which state of an earlier run this one went on, and why from that."""
 
@@ -61,11 +59,10 @@ class TrainResult:
         losses, best = self.history.losses, self.history.best
         lines = [
             f"{number_of(self.steps, 'step')} in {number_of(self.epochs, 'epoch')}, "
-            f"{self.seconds:.1f} s in this run"
-            + (", stopped early" if self.stopped_early else "")
-            + (f", stopped before {self.of} steps" if self.stopped else "")
+            f"{self.seconds:.1f} s in this run" + (", stopped early" if self.stopped_early else "")
         ]
         lines += [f"went on from {self.resumed}"] if self.resumed else []
+        lines += [f"a checkpoint could not be written after {why}" for why in self.unwritten]
         if losses:
             lines.append(f"loss {losses[0][1]:.4g} in the first step, {losses[-1][1]:.4g} in the last")
         if best:
@@ -97,7 +94,6 @@ def train_network(
     progress: Callable[[StepReport], None] | None = None,
     validated: Callable[[int, float], None] | None = None,
     rescued: Callable[[Path, int], None] | None = None,
-    stops: tuple[type[BaseException], ...] = (),
 ) -> TrainResult:
     """Train a network, which stays applied to its model.
 
@@ -108,8 +104,7 @@ def train_network(
     there, and ends as one without a break would have.
     `progress` is called after each step, and `validated` after each validation with the number of steps done
     and the loss; an exception that they raise ends the training. `rescued` is called where an exception has
-    ended it, with the adapter of the checkpoint `last` and the number of steps done. `stops` are exceptions
-    that end it in good order once a step is done: there is a result, and its file is that of `last`.
+    ended it, with the adapter of the checkpoint `last` and the number of steps done.
 
     In several processes (`torchrun`) all call this with the same arguments. A step takes `accumulation`
     batches for each process, and its gradient is the mean over all of them.
@@ -153,7 +148,7 @@ def train_network(
             kept.begin(resumed=resume is not None, overwrite=options.overwrite)
             if resume is not None:
                 trainer.returns = kept.returns_of(trainer)
-        early = stopped = False
+        early = False
         feed = Feed(batches, options.seed, trainer.place)
         try:
             early = _run(trainer, feed, group, kept, shown, progress, validated)
@@ -161,35 +156,31 @@ def train_network(
             if kept:
                 error.file = str(kept.write_good(trainer))
             raise
-        except BaseException as error:
-            stopped = isinstance(error, stops) and trainer.done > 0 and trainer.whole
-            if not stopped:
-                if kept and trainer.whole:
-                    with uninterrupted():
-                        path = kept.write(trainer, "last")
-                    if rescued:
-                        rescued(path, trainer.done)
-                raise
-        with uninterrupted():
-            last = kept.write(trainer, "last") if kept else None
-        if stopped:
-            out, curves = last and place_of(last, options.dialect), None
-        elif out and first:
+        except BaseException:
+            if kept and trainer.whole:
+                with uninterrupted():
+                    path = kept.write(trainer, "last")
+                if rescued:
+                    rescued(path, trainer.done)
+            raise
+        if kept:
+            with uninterrupted():
+                kept.write(trainer, "last")
+        if out and first:
             trainer.save(options.output or out)
             if curves:
                 draw_curves(trainer.history, curves)
     return TrainResult(
         steps=trainer.done,
-        of=steps,
         epochs=trainer.place[0] + 1,
         stopped_early=early,
-        stopped=stopped,
         seconds=time.monotonic() - began,
         history=trainer.history,
         output=str(out) if out else None,
         state=str(options.last_state) if options.folder else None,
         picture=str(curves) if curves and first else None,
         idle=tuple(name for name in trainer.names if name in trainer.idle),
+        unwritten=tuple(kept.unwritten) if kept else (),
         resumed=source,
     )
 

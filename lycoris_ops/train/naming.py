@@ -118,9 +118,10 @@ def _check_base(adapter: Adapter, module: nn.Module, paths: Mapping[str, str]) -
 
     PEFT writes the weight of an embedding beside its LoRA, and would load it: the vocabulary may have grown.
     """
+    modules = dict(named_modules(module))
     for key in adapter.unused_keys:
         layer = key.removesuffix(BASE_WEIGHT)
-        weight = getattr(module.get_submodule(paths[layer]), "weight", None) if layer in paths else None
+        weight = getattr(modules[paths[layer]], "weight", None) if layer in paths else None
         if not isinstance(weight, Tensor) or not is_plain(weight):
             continue
         values = adapter.file.read((key,), adapter.cache, keep=False)[key]

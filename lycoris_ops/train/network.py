@@ -22,7 +22,7 @@ from ..errors import LycorisError, MatchError, located, number_of
 from ..layers.part import Part
 from ..maths.shapes import Shape
 from ..maths.tensors import changed_in_place, is_divided, is_plain, norm
-from ..modules import Site, all_sites, left_alone, left_out, patterns, shared_weights
+from ..modules import Site, all_sites, left_alone, left_out, named_modules, patterns, shared_weights
 from ..names.written import Written
 from ..patch import patch_
 from . import processes
@@ -355,11 +355,12 @@ class LycorisNetwork(nn.Module):
 
     def _left_alone(self, path: str) -> str:
         """What of a module is not trained, and the verb: all of it, or what it holds beside trained ones."""
-        own = [own for own, _ in self.module.get_submodule(path).named_parameters(recurse=False)]
-        if not own or not (path == "" or any(member.startswith(f"{path}.") for member in self.members)):
-            return f"{path or 'the model itself'} is"
-        of = path or "the model itself"
-        return f"{', '.join(own[:LINES])} of {of} {'is' if len(own) == 1 else 'are'}"
+        what = path or "the model itself"
+        own = [own for own, _ in dict(named_modules(self.module))[path].named_parameters(recurse=False)]
+        beside = path == "" or any(member.startswith(f"{path}.") for member in self.members)
+        if not own or not beside:
+            return f"{what} is"
+        return f"{', '.join(own[:LINES])} of {what} {'is' if len(own) == 1 else 'are'}"
 
     def recipe(self) -> dict[str, Any]:
         """What the network is, as plain data for JSON: its seed, and each layer with its settings.

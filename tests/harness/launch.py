@@ -234,13 +234,17 @@ class Server:
         """Ask the host to stop the prompt that runs now."""
         _request(f"{self.url}/interrupt", {})
 
-    def submit(self, prompt: dict[str, Any], client_id: str | None = None) -> str:
-        """Queue an API-format prompt without waiting; its id.
+    def submit(
+        self, prompt: dict[str, Any], client_id: str | None = None, workflow: dict[str, Any] | None = None
+    ) -> str:
+        """Queue an API-format prompt without waiting; its id. With a `workflow` it is as one of the page.
 
         Raises:
             PromptRejected: the host's validation refused it.
         """
-        body = {"prompt": prompt, **({"client_id": client_id} if client_id else {})}
+        body: dict[str, Any] = {"prompt": prompt, **({"client_id": client_id} if client_id else {})}
+        if workflow:
+            body["extra_data"] = {"extra_pnginfo": {"workflow": workflow}}
         try:
             return _request(f"{self.url}/prompt", body)["prompt_id"]
         except urllib.error.HTTPError as error:

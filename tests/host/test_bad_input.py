@@ -313,6 +313,15 @@ def test_an_input_that_the_node_does_not_have(server: Server, value: Any) -> Non
         assert f"{name}: there is no such input" in message and words in message
 
 
+@pytest.mark.parametrize(("name", "passes"), [("speech", True), ("stricd", False)])
+def test_a_widget_of_another_pack_on_the_page(server: Server, name: str, passes: bool) -> None:
+    """Extensions add widgets to nodes of others. What is nearly the name of an input is refused."""
+    prompt = apply_prompt(LORA)
+    prompt["apply"]["inputs"][name] = 3
+    run = server.wait(server.submit(prompt, workflow={"nodes": []}))
+    assert (run.error is None) is passes
+
+
 @pytest.mark.parametrize("value", [3, "x", None, True, {"__value__": ["a"]}], ids=repr)
 def test_a_literal_in_place_of_a_link(server: Server, value: Any) -> None:
     for node, name in (("apply", "model"), ("apply", "clip"), ("apply", "stack"), ("rules", "stack")):

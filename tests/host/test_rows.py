@@ -205,6 +205,9 @@ def test_tags_and_rows_of_other_packs_are_rows(host: Host, lora_file: Callable[[
     assert valid(host, run) is True and valid(host, json.dumps(run)) is True
     stack = host.run("LycorisAdapterRows", run)[0]
     assert [(entry.strength, entry.strength_of("te")) for entry in stack] == [row[1:] for row in found[:-4]]
+    own = rows_of('[{"file": "a", "strength_model": 0.5}, {"file": "b", "on": false, "rules": "mid = 0"}]')
+    assert [row["file"] for row in own["rows"]] == ["a", "b"]
+    assert "2 rows, 1 of them" in rows_of('("a", 0.5, 1), ("b", 0.5)')["error"]
     (blocks,) = rows_of("<lyco:loha:1:0.2:lbw=INS>")["rows"]
     assert blocks["rules"] == "INS" and blocks["file"] == "loha.safetensors"
 

@@ -170,6 +170,11 @@ def test_an_interrupt_keeps_what_was_learned_and_a_resumed_training_ends_as_an_u
     assert "went on" not in whole["report"]
     assert resumed["loss_map"] == whole["loss_map"]
     assert all(torch.equal(resumed["lora"][key], whole["lora"][key]) for key in whole["lora"])
+    # All steps are done and the file is not there, as after a full disk: only that is left to do.
+    Path(whole["path"]).unlink()
+    again = train(**settings)
+    assert again["path"] == whole["path"] and "went on from step 5" in again["report"]
+    assert all(torch.equal(again["lora"][key], whole["lora"][key]) for key in whole["lora"])
     # A finished one goes on for more steps, named with its number too.
     further = train(resume=True, filename_prefix="loras/style_00002_", **{**settings, "steps": 6})
     assert further["steps_done"] == 6 and further["path"] == whole["path"]

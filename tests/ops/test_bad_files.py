@@ -233,9 +233,8 @@ def test_a_safetensors_file_under_a_pickles_name_says_so(tmp_path: Path) -> None
         lyc.load_adapter(path)
     assert "weights_only" not in str(caught.value)
     path.write_bytes(b"\x80\x02}" * 9)
-    with pytest.raises(lyc.FileFormatError, match=r"x\.pt: not a pickle.*save it again") as caught:
+    with pytest.raises(lyc.FileFormatError, match=r"x\.pt: not a pickle.*save it again"):
         lyc.load_adapter(path)
-    assert "weights_only" not in str(caught.value)
 
 
 # PEFT files whose keys hold the name of the adapter.

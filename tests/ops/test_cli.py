@@ -208,6 +208,21 @@ def test_a_dialect_that_cannot_say_it_is_refused_before_the_work(
         assert done.returncode == 2 and said in done.stderr, done.stderr
 
 
+def test_a_kind_that_the_own_dialect_of_a_file_has_not_is_refused_before_the_work(
+    model: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own.safetensors"
+    done = run("convert", file, "-o", own, "--dialect", "diffusers", "--model", model, "--drop-unread")
+    assert done.returncode == 0, done.stderr
+
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("the work was begun")
+
+    monkeypatch.setattr("lycoris_ops.resize.resize.fit_layers", work)
+    done = run("resize", own, "-o", tmp_path / "x.safetensors", "--algorithm", "lokr")
+    assert done.returncode == 2 and "diffusers holds no lokr" in done.stderr, done.stderr
+
+
 def test_convert_writes_and_reports(file: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     arguments = ("convert", file, "-o", out, "--dialect", "comfy", "--model", model, "--drop-unread")
@@ -416,7 +431,8 @@ def test_a_signal_while_it_is_imported_is_one_line(file: Path) -> None:
         running.send_signal(number)
         out, err = running.communicate(timeout=60)
         said = [line for line in err.splitlines() if not line.startswith("import time:")]
-        assert (running.returncode, said, out) == (128 + number, ["error: interrupted"], ""), moment
+        words = "interrupted" if number == signal.SIGINT else "terminated"
+        assert (running.returncode, said, out) == (128 + number, [f"error: {words}"], ""), moment
 
 
 def test_bad_input_ends_the_process_with_2(tmp_path: Path) -> None:

@@ -167,7 +167,10 @@ def test_words_pictures_and_the_command_line(
     assert main(["inspect", str(files[0]), "--beside", str(files[1]), "--plot", str(out), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert out.read_bytes().startswith(b"\x89PNG") and len(data["changes"]["layers"]) == 6
-    assert main(["inspect", str(files[0]), "--plot", str(tmp_path / "out.svg")]) == 2
+    with monkeypatch.context() as patched:
+        # Refused before the work.
+        patched.setattr("lycoris_ops.commands.verbs.inspect.examine", None)
+        assert main(["inspect", str(files[0]), "--plot", str(tmp_path / "out.svg")]) == 2
     assert "cannot be written in this form" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(lyc.LycorisError, match=r"Pillow is not installed.*pip install pillow"):

@@ -1525,6 +1525,8 @@ def test_a_model_of_peft_is_adapted_as_its_base_is(tmp_path: Path) -> None:
         peft.LoHaConfig(target_modules=chosen[1:]),
         peft.IA3Config(target_modules=["blocks.0"], feedforward_modules=[]),
     )
+    # No layer can be for it, and the report says so.
+    base.blocks.gate = nn.Parameter(torch.ones(1))
     for config in kinds:
         wrapped = peft.get_peft_model(copy.deepcopy(base), config)
         plain = wrapped(base.ids()).detach()
@@ -1532,7 +1534,7 @@ def test_a_model_of_peft_is_adapted_as_its_base_is(tmp_path: Path) -> None:
         copied = {"head"} if getattr(config, "modules_to_save", None) else set()
         paths = lyc.create_lycoris(base, include="*").members
         assert list(network.members) == [path for path in paths if path not in copied]
-        assert all(path in network.report for path in copied)
+        assert all(path in network.report for path in (*copied, "gate of blocks"))
         output = wrapped(base.ids())
         assert (output - plain).abs().max() > 1e-3
         loss(output).backward()

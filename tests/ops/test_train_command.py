@@ -125,6 +125,11 @@ def test_a_plan_is_made_and_kept_for_a_resumed_run(
     assert sum(t.numel() for layer in adapter.layers.values() for t in layer.tensors().values()) <= 50
     # Another plan would come of these batches.
     file.write_text(file.read_text(encoding="utf-8").replace("batches = 2", "batches = 1"), encoding="utf-8")
+    # A state that is not there is no reason to plan anew over the plan that is.
+    plan = next(tmp_path.rglob("plan.json"))
+    kept = plan.read_bytes()
+    assert main(["train", str(file), "--resume", str(tmp_path / "gone.safetensors")]) == 2
+    assert plan.read_bytes() == kept
     assert main(["train", str(file), "--resume"]) == 0
 
 

@@ -191,6 +191,30 @@ def test_a_crash_loses_ten_minutes_at_most(tmp_path: Path, monkeypatch: pytest.M
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
+def test_a_training_goes_on_where_a_checkpoint_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the same clock. The report says which one is missing, and the next one is written."""
+    minutes = 0.0
+    monkeypatch.setattr(checkpoints, "monotonic", lambda: 60 * minutes)
+    save_state, failed = Trainer.save_state, [4]
+
+    def full(trainer: Trainer, path: Any) -> None:
+        if trainer.done in failed:
+            raise lyc.WriteError("the disk is full", file=str(path))
+        save_state(trainer, path)
+
+    def wait(report: lyc.StepReport) -> None:
+        nonlocal minutes
+        minutes += 4
+
+    monkeypatch.setattr(Trainer, "save_state", full)
+    result = lyc.train_network(network(), loader(), noisy, options(tmp_path, steps=9), progress=wait)
+    assert result.steps == 9
+    assert "a checkpoint could not be written after 4 steps: " in str(result)
+    assert "the disk is full" in str(result)
+
+
 def newest(folder: Path) -> tuple[str, int, int]:
     found = lyc.newest_state(folder)
     assert found is not None and found.finished == (found.step == found.of)
@@ -368,34 +392,19 @@ def test_an_interrupt_at_any_time_leaves_a_whole_checkpoint(tmp_path: Path, call
 
 
 @pytest.mark.parametrize(("dialect", "output"), [("kohya", "out.v1.safetensors"), ("peft", "out.v1")])
-def test_an_exception_of_the_callers_ends_a_training_in_good_order(
+def test_the_checkpoints_of_a_name_with_a_dot_have_a_folder_of_their_own(
     tmp_path: Path, dialect: Any, output: str
 ) -> None:
-    class Stop(BaseException):
-        pass
-
     def stop(report: lyc.StepReport) -> None:
         if report.step == 2:
-            raise Stop
+            raise InterruptedError
 
-    net = network()
     given = options(tmp_path, steps=5, dialect=dialect, output=tmp_path / output)
-    result = lyc.train_network(net, loader(), noisy, given, progress=stop, stops=(Stop,))
-    assert (result.stopped, result.steps, result.of) == (True, 2, 5)
-    assert "stopped before 5 steps" in str(result)
-    assert result.output and Path(result.output).is_relative_to(tmp_path / "out.v1-checkpoints")
-    kept = lyc.load_adapter(result.output)
-    assert kept.metadata["ss_steps"] == "2" and len(kept.layers) == len(net.members)
-    assert result.state and Path(result.state).is_file()
-    again = lyc.train_network(network(), loader(), noisy, given, resume=result.state, stops=(Stop,))
-    assert (again.stopped, again.steps) == (False, 5)
-
-    def never(module: nn.Module, batch: Any) -> Tensor:
-        raise Stop
-
-    # Without a step there is nothing to return.
-    with pytest.raises(Stop):
-        lyc.train_network(network(), loader(), never, lyc.TrainOptions(steps=5), stops=(Stop,))
+    with pytest.raises(InterruptedError):
+        lyc.train_network(network(), loader(), noisy, given, progress=stop)
+    folder = tmp_path / "out.v1-checkpoints"
+    assert given.folder == folder and (folder / "last.state.safetensors").is_file()
+    assert lyc.train_network(network(), loader(), noisy, given, resume=folder).steps == 5
 
 
 @pytest.mark.usefixtures("ctrl_c")

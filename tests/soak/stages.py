@@ -126,8 +126,7 @@ class Taker:
                 for key, pairs in resolution.pairs().items():
                     for dtype in (torch.bfloat16, torch.float16):
                         weight = self.bases[seed.model][key].to(dtype)
-                        weights = self.bases[seed.model].__getitem__
-                        parts = [(match.read(adapter, weights=weights), 0.1) for _, match in pairs]
+                        parts = [(match.read(adapter), 0.1) for _, match in pairs]
                         lyc.patch_(weight, parts)
 
     def take(self, case: Case) -> Outcome:
@@ -384,7 +383,7 @@ class _Take:
             parts = [
                 (
                     match,
-                    self.call("layer", lambda m=match: m.read(adapter, weights=lambda k: base[k].double())),
+                    self.call("layer", lambda m=match: m.read(adapter)),
                 )
                 for _, match in pairs
             ]
@@ -569,7 +568,7 @@ class _Take:
             weight = base[key].double()
 
             def patched(pairs: list[Any] = pairs, weight: Tensor = weight) -> Tensor:
-                parts = [match.read(adapter, weights=lambda k: base[k].double()) for _, match in pairs]
+                parts = [match.read(adapter) for _, match in pairs]
                 return lyc.patch_(weight.clone(), [(part, 1.0) for part in parts])
 
             found = self.call("save", patched)

@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
         parse_size(options.size),
         **kind_of(options),
         strict=options.strict,
-        prepare=checked_names(options),
+        prepare=checked_names(options, None),
         progress=progress_bar("steps done, one or two for each layer"),
     )
     return write(options, made)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from ... import (
     Entry,
     Stack,
+    check_png,
     describe,
     describe_examination,
     draw_examination,
@@ -45,6 +47,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.plot:
+        check_png(Path(options.plot))
     adapter = load_adapter(options.file)
     found = summary(adapter)
     shapes = shapes_of_model(options)

@@ -37,7 +37,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     stack = stack_of(options)
     # With a base the layers have the names of the model.
-    check_place(options, None if options.base else next((entry.adapter.dialect for entry in stack), None))
+    own = None if options.base else next((entry.adapter.dialect for entry in stack), None)
+    check_place(options, own)
     settings: dict[str, Any] = dict(_option(text) for text in options.option)
     # Here, since `merge_adapters` would take a name such as `seed` for an argument of its own.
     merge_methods()[options.method].checked(settings)
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
         base=options.base,
         norm_limit=options.norm_limit,
         **kind_of(options),
-        prepare=checked_names(options),
+        prepare=checked_names(options, own),
         **settings,
         progress=progress_bar("layers"),
     )

@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
         options.algorithm,
         options.base,
         **kind_of(options),
-        prepare=checked_names(options),
+        prepare=checked_names(options, source.dialect),
         progress=progress_bar("steps done, one or two for each layer"),
     )
     return write(options, made)

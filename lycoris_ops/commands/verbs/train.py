@@ -103,12 +103,12 @@ def _plan(
     settings: Mapping[str, Any], task: tuple[Any, ...], resume: str | None, training: TrainOptions
 ) -> Plan | None:
     """The plan of the settings, if they want one; that of the earlier run where it is resumed."""
-    home = None if resume is None else Path(resume).parent if Path(resume).is_file() else Path(resume)
-    kept = None if home is None else home / PLAN
-    if kept is not None and kept.is_file():
-        return Plan.of_json(kept.read_text(encoding="utf-8"))
+    if resume is not None:
+        home = Path(resume) if Path(resume).is_dir() else Path(resume).parent
+        if (home / PLAN).is_file():
+            return Plan.of_json((home / PLAN).read_text(encoding="utf-8"))
     plan, folder = plan_of(settings, task), training.folder
-    if plan is not None and folder is not None and _first():
+    if plan is not None and folder is not None and resume is None and _first():
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"{PLAN}.part"
         part.write_text(plan.json(), encoding="utf-8")
