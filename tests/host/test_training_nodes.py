@@ -199,8 +199,8 @@ def test_a_training_that_was_broken_off_with_other_settings_or_data_is_asked_abo
         ),
         (
             {"latents": other},
-            r"not those that the training began with.*There is step 1 of 3 of "
-            r"output/loras/style_00001_\.safetensors\. .*another `filename_prefix`",
+            r"not those that the training began with.*style_00001_ stopped at step 1 of 3\. "
+            r".*another `filename_prefix`",
         ),
     ):
         with pytest.raises(host.ops.TrainError, match=words):
