@@ -103,53 +103,6 @@ def test_every_kind_on_every_path_of_the_host(host: Host, plain: Patched, kind: 
 
 
 @pytest.mark.host
-@pytest.mark.parametrize("mode", ["merge", "bypass"])
-def test_a_bias_that_depends_on_the_weight_beside_it(host: Host, plain: Patched, mode: str) -> None:
-    """PEFT's GLoRA with C: b + s (b D + E + W C)."""
-    import comfy.model_management
-
-    out, inputs = shape_of(plain, LINEAR)
-    layer = {f"glora_{path}.X": rand(out, 1) for path in "AB"}
-    layer |= {"glora_C.X": rand(inputs, 1), "glora_D.X": rand(out), "glora_E.X": rand(out)}
-    write(host, {LINEAR: layer})
-    (stack,) = host.run("LycorisLoadAdapter", FILE, 0.7, 0.7, None)
-    patched = host.apply(plain, stack, mode=mode)
-    before = plain.model.model_state_dict()
-    weight, bias = (before[f"{LINEAR}.{name}"].double().clone() for name in ("weight", "bias"))
-    x = torch.randn(3, inputs)
-    comfy.model_management.load_models_gpu([patched.model])
-    patched.model.pre_run()
-    found = patched.model.model.get_submodule(LINEAR)(x)
-    patched.model.cleanup()
-    weight_after = weight + 0.7 * (weight * layer["glora_A.X"].double() + layer["glora_B.X"].double())
-    added = bias * layer["glora_D.X"].double() + layer["glora_E.X"].double()
-    added = added + (weight @ layer["glora_C.X"].double()).flatten()
-    wanted = torch.nn.functional.linear(x.double(), weight_after, bias + 0.7 * added)
-    torch.testing.assert_close(found.double(), wanted, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.host
-@pytest.mark.parametrize("mode", ["merge", "bypass"])
-def test_the_weights_beside_all_biases_are_looked_up_together(
-    host: Host, plain: Patched, mode: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The host goes through the whole model for it."""
-    kind, found = type(plain.model), list[Any]()
-    look_up = kind.get_key_patches
-    monkeypatch.setattr(kind, "get_key_patches", lambda *given: found.append(given) or look_up(*given))
-    layers: dict[str, Tensors] = {}
-    for path in (LINEAR, LINEAR.replace("attn1", "attn2")):
-        out, inputs = shape_of(plain, path)
-        zeros = {f"glora_{one}.zeros": torch.zeros(out, inputs) for one in "AB"}
-        zeros |= {f"glora_{one}.zeros": torch.zeros(out) for one in "DE"}
-        layers[path] = {**zeros, "glora_C.X": rand(inputs, 1)}
-    write(host, layers)
-    (stack,) = host.run("LycorisLoadAdapter", FILE, 0.7, 0.7, None)
-    host.apply(plain, stack, mode=mode)
-    assert len(found) == 1
-
-
-@pytest.mark.host
 def test_a_norms_weight_and_bias_are_changed_and_given_back(host: Host, plain: Patched) -> None:
     import comfy.model_management
 
