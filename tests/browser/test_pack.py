@@ -87,11 +87,17 @@ def test_the_help_pages_open(ui: Ui, server: Server) -> None:
             }""",
             node,
         )
+        shown, info = page.locator(".node-help-content"), page.get_by_test_id("info-button")
         ui.click(800, 385)
-        shown = page.locator(".node-help-content")
         # Once it is open, it follows the node that is chosen.
         if not shown.count():
-            page.get_by_test_id("info-button").click()
+            # A click that comes before the node is drawn chooses nothing.
+            for _ in range(5):
+                page.wait_for_timeout(1000)
+                if info.is_visible():
+                    break
+                ui.click(800, 385)
+            info.click()
         shown.get_by_role("heading", name=definitions[node]["display_name"], level=1).wait_for()
         assert shown.get_by_role("table").count() or node == "LycorisCombineStacks"
         # A row or a heading that is not recognised stays on the page as it is written.
