@@ -111,7 +111,7 @@ class Expressions:
 
 
 def _compiled(texts: dict[int, str], *, whole: bool) -> list[tuple[int, Callable[[str, float], bool]]]:
-    """For the number of each expression, the test of a path within a number of seconds."""
+    """The number of each expression, with its test: whether a path matches, told within so many seconds."""
     if not texts:
         return []
     try:

@@ -158,8 +158,9 @@ def _check_members(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipIn
 def _check_pickle(data: bytes) -> None:
     """Raise _NotPlain for a pickle that names more than tensors have, or makes far more than it has bytes.
 
-    The instructions are followed with numbers for values: how many values each holds, and how deep. A tuple
-    of itself twice, forty times over, is a few bytes, and takes forever as a key of a table.
+    Two numbers stand for each value: how many values it holds, and how deep they lie. They are what makes a
+    small file dangerous: a tuple that holds the one before it twice, forty times over, takes a few bytes in
+    the file, and forever as the key of a table.
     """
     stack: list[list[int]] = []
     marks: list[int] = []

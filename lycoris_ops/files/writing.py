@@ -211,7 +211,7 @@ def _take_back(parts: Mapping[Path, Path], aside: Mapping[Path, Path], error: Ba
     """Undo what `_place` has done to several files, however far it came."""
     try:
         for path, part in parts.items():
-            # Without an interruption in between a file that has its name is not there under the other one.
+            # A new file under its name has left the other one, unless the interruption came between the two.
             if not part.exists() or (path.exists() and path.samefile(part)):
                 path.unlink(missing_ok=True)
         for path in reversed(list(aside)):
