@@ -9,18 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 # Before all that takes time.
 from . import interrupts  # noqa: F401  # pyright: ignore[reportUnusedImport]
-from .adapters.adapter import Adapter
-from .adapters.fitted import FitReport, FitRow
-from .adapters.load import adapter_of_tensors, adapter_stamp, load_adapter, peek_adapter
-from .adapters.place import check_output
-from .adapters.save import (
-    Expected,
-    SaveResult,
-    adapter_tensors,
-    check_expected,
-    faults_in_comfy,
-    save_adapter,
-)
 from .algorithms import ALGORITHMS, Layer
 from .bake.checkpoint import MergeResult, merge_checkpoint
 from .bypass import Bypass, BypassPlan, Met, geometry_of
@@ -59,6 +47,9 @@ from .maths.shapes import Shape
 from .names.model_files import read_shapes
 from .names.written import KEPT, WRITTEN, Written, own_dialect
 from .patch import PatchPlan, patch_, patch_report
+from .reading.adapter import Adapter
+from .reading.fitted import FitReport, FitRow
+from .reading.load import adapter_of_tensors, adapter_stamp, load_adapter, peek_adapter
 from .report.about import About, about
 from .report.applied import describe, verdict
 from .report.blocks import describe_blocks
@@ -74,6 +65,15 @@ from .stack.resolve import Match, Resolution, resolve
 from .stack.stack import Entry, Stack
 from .stack.survey import Survey, survey
 from .stack.weighted import weighted
+from .writing.place import check_output
+from .writing.save import (
+    Expected,
+    SaveResult,
+    adapter_tensors,
+    check_expected,
+    faults_in_comfy,
+    save_adapter,
+)
 
 if TYPE_CHECKING:
     from .train.surface import *

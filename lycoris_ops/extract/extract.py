@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..adapters.adapter import Adapter
 from ..changes.forms import Dense
 from ..errors import LycorisError, MatchError, located, number_of
 from ..files.quantised import Codec
@@ -24,6 +23,7 @@ from ..maths.decompositions import Pause
 from ..maths.shapes import Rows
 from ..maths.tensors import is_finite
 from ..ranks.sizes import Size
+from ..reading.adapter import Adapter
 from .pairs import NAMED, Pair, Pairs, pairs_of, rows_of
 
 if TYPE_CHECKING:

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..adapters.fitted import UNCHANGED, FitReport, FitRow
-from ..adapters.save import Expected
 from ..algorithms import ALGORITHMS, Layer
 from ..algorithms.fitting import Delta, Fit
 from ..algorithms.full import Full
@@ -23,6 +21,8 @@ from ..maths.decompositions import Pause
 from ..maths.shapes import Shape, flat_shape
 from ..maths.tensors import is_finite
 from ..ranks.allocate import Candidate
+from ..reading.fitted import UNCHANGED, FitReport, FitRow
+from ..writing.save import Expected
 from .choice import Choice, Measured, by_rank, by_size, in_bytes, is_short
 from .settings import ANY, COMPARED, FITTED, SAME, Settings
 from .steps import Steps

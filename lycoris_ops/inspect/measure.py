@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..adapters.adapter import Adapter
 from ..algorithms.fitting import Delta
 from ..errors import LycorisError, located
 from ..files.quantised import Codec
@@ -22,6 +21,7 @@ from ..merge.matching import Place, by_name, by_weight
 from ..names.blocks import Blocks, block_in_path, kind_in_path
 from ..names.dialects import split_prefix
 from ..names.targets import Targets
+from ..reading.adapter import Adapter
 from ..stack.stack import Entry, Stack
 
 SPECTRUM = 256

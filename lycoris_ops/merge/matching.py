@@ -9,7 +9,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..adapters.adapter import Adapter, LayerInfo
 from ..algorithms.base import GIVE_BASE, Dependent, Parameter, no_weight
 from ..changes.forms import Additive, Dense
 from ..errors import LayerError, LycorisError, MatchError
@@ -20,6 +19,7 @@ from ..maths.shapes import Extent, Shape, fits, flat_shape
 from ..maths.tensors import compute_dtype
 from ..names.dialects import split_prefix
 from ..names.targets import Target
+from ..reading.adapter import Adapter, LayerInfo
 from ..stack.resolve import Match, resolve
 from ..stack.stack import Entry, Stack
 from .deltas import Deltas

@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapters.adapter import Adapter
-from ..adapters.fitted import FitReport, FitRow
 from ..algorithms import Layer
 from ..algorithms.base import Parameter
 from ..algorithms.fitting import Delta
@@ -34,6 +32,8 @@ from ..layers.cast import cast_layer
 from ..maths.decompositions import Pause
 from ..maths.shapes import flat_shape
 from ..ranks.sizes import Size
+from ..reading.adapter import Adapter
+from ..reading.fitted import FitReport, FitRow
 from ..stack.stack import Entry, Stack
 from .deltas import Deltas
 from .limit import limited

@@ -72,7 +72,7 @@ SD3_ENCODERS = {"clip_l": 1, "clip_g": 2, "t5xxl": 3}
 
 
 class Sized(Protocol):
-    """What is known of an adapter's layer before its tensors are read: `adapters.adapter.LayerInfo`."""
+    """What is known of an adapter's layer before its tensors are read: `reading.adapter.LayerInfo`."""
 
     @property
     def algorithm(self) -> type[Layer]: ...

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, cast
 
-from ..adapters.adapter import Adapter
 from ..errors import either
 from ..files.json_text import parse_json
+from ..reading.adapter import Adapter
 from .words import counted, ranks
 
 TAGS = 200

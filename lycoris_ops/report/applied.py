@@ -8,10 +8,10 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Literal
 
-from ..adapters.grouping import WORDS
-from ..adapters.peft import CONFIG_NAME
 from ..errors import number_of
 from ..names.dialects import split_prefix
+from ..peft import CONFIG_NAME
+from ..reading.grouping import WORDS
 from ..stack.resolve import PART_NAMES, EntryResolution, Resolution
 from .words import ITEMS, counted, listed, paragraph, ranks
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from ..adapters.adapter import Adapter
-from ..adapters.fitted import UNCHANGED, FitReport
 from ..errors import number_of
+from ..reading.adapter import Adapter
+from ..reading.fitted import UNCHANGED, FitReport
 from .applied import State
 from .words import counted, listed, paragraph, ranks
 

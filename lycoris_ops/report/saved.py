@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..adapters.save import SaveResult
 from ..errors import number_of
+from ..writing.save import SaveResult
 from .words import paragraph
 
 

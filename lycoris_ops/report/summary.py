@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from ..adapters.adapter import Adapter
 from ..names.dialects import split_prefix
+from ..reading.adapter import Adapter
 from ..stack.resolve import PART_NAMES, EntryResolution
 from .words import counted, listed, paragraph, short
 

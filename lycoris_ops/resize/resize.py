@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..adapters.adapter import Adapter, LayerInfo
-from ..adapters.metadata import DIM, DYNAMIC, NETWORK_ALPHA
-from ..adapters.save import Expected
 from ..algorithms import Layer
 from ..algorithms.base import Dependent, Form, change_of, no_weight
 from ..algorithms.checks import scale
@@ -31,6 +28,9 @@ from ..maths.shapes import Rows, Shape
 from ..maths.tensors import compute_dtype
 from ..names.targets import Targets
 from ..ranks.sizes import Size
+from ..reading.adapter import Adapter, LayerInfo
+from ..writing.metadata import DIM, DYNAMIC, NETWORK_ALPHA
+from ..writing.save import Expected
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

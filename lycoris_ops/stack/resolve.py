@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..adapters.adapter import Adapter
-from ..adapters.copies import Use, find_copies, uses_of
 from ..algorithms.base import Parameter
 from ..changes.timing import Timing, mean
 from ..errors import MatchError, either, located, number_of
@@ -20,6 +18,8 @@ from ..names.blocks import Blocks
 from ..names.dialects import Component, split_prefix
 from ..names.families import Families, families_of_layers
 from ..names.targets import Found, Target, Targets, known_shapes
+from ..reading.adapter import Adapter
+from ..reading.copies import Use, find_copies, uses_of
 from ..rules.rules import Weights
 from ..rules.scene import Scene
 from ..rules.schedule import Timings

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from ..adapters.adapter import Adapter
 from ..errors import LycorisError
 from ..names.dialects import Component
+from ..reading.adapter import Adapter
 from ..rules.rules import Rules
 from ..rules.schedule import Schedule
 

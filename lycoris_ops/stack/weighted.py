@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from ..adapters.adapter import Adapter
 from ..algorithms import Layer
 from ..errors import LycorisError, located
 from ..files.writing import metadata_of
 from ..maths.shapes import Shape
 from ..names.dialects import split_prefix
+from ..reading.adapter import Adapter
 from .resolve import resolve
 from .stack import Entry, Stack
 

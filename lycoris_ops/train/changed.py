@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..adapters.adapter import Adapter
 from ..algorithms import Layer
 from ..algorithms.checks import of_rank
 from ..errors import LayerError, number_of
 from ..maths.shapes import flat_shape
 from ..modules import Site
 from ..ranks.sizes import Rank
+from ..reading.adapter import Adapter
 from ..resize.resize import resize_adapter
 from .member import layer_seed, make_layer, read_weight
 from .settings import Settings

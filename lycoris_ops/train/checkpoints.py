@@ -16,10 +16,10 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from ..adapters.place import place_of
 from ..errors import LycorisError, TrainError, WriteError, number_of
 from ..files.writing import system_errors
 from ..names.written import Written
+from ..writing.place import place_of
 from .options import STATE
 from .trainer import STATE_FORM, Trainer
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import nn
 
-from ..adapters.adapter import Adapter
-from ..adapters.load import load_adapter
 from ..errors import LycorisError, UnsuitedError, either
 from ..modules import Pattern, Site, all_sites, select
 from ..ranks.plan import Plan
+from ..reading.adapter import Adapter
+from ..reading.load import load_adapter
 from .changed import changed_layers, wish_of
 from .member import Member, completed, layer_seed, make_layer
 from .naming import layers_for, unread, usual_prefix

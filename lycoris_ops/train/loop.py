@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from ..adapters.place import files_of
 from ..errors import DivergedError, number_of
 from ..files.writing import check_files
 from ..interrupts import uninterrupted
 from ..ranks.gradients import Loss
+from ..writing.place import files_of
 from . import processes
 from .checkpoints import Checkpoints, state_to_resume
 from .curves import draw_curves

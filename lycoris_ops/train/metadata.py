@@ -12,8 +12,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..adapters.metadata import DIM, DYNAMIC, NETWORK_ALPHA
 from ..algorithms.base import alpha_of
+from ..writing.metadata import DIM, DYNAMIC, NETWORK_ALPHA
 from .options import TrainOptions
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..adapters.adapter import Adapter
 from ..algorithms import Layer
 from ..errors import MatchError, number_of
 from ..maths.shapes import Shape
@@ -15,6 +14,7 @@ from ..maths.tensors import is_plain
 from ..modules import all_sites, named_modules
 from ..names.dialects import split_prefix
 from ..names.dialects.peft import BASE_WEIGHT
+from ..reading.adapter import Adapter
 from ..stack.resolve import EntryResolution, resolve
 from ..stack.stack import Entry, Stack
 

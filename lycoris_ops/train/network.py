@@ -12,9 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters.adapter import TRANSPOSED, Adapter
-from ..adapters.load import load_adapter
-from ..adapters.save import SaveResult, check_dialect, save_adapter
 from ..algorithms import Layer
 from ..algorithms.checks import a_layer, of_rank
 from ..algorithms.lora import Lora
@@ -25,6 +22,9 @@ from ..maths.tensors import changed_in_place, is_divided, is_plain, norm
 from ..modules import Site, all_sites, left_alone, left_out, named_modules, patterns, shared_weights
 from ..names.written import Written
 from ..patch import patch_
+from ..reading.adapter import TRANSPOSED, Adapter
+from ..reading.load import load_adapter
+from ..writing.save import SaveResult, check_dialect, save_adapter
 from . import processes
 from .frozen import Flags, freeze, thaw
 from .member import Member

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from ..adapters.metadata import check_text
 from ..errors import TrainError
 from ..files.dtypes import DTYPE_NAMES, FLOATS
 from ..names.written import Written
+from ..writing.metadata import check_text
 from .reallocation import Reallocation
 from .sketches import Sketch
 

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 import lycoris_ops as lyc
-from lycoris_ops.adapters.load import _load
+from lycoris_ops.reading.load import _load
 from tests.harness.facts import ROOT, facts
 from tests.harness.listings import target
 

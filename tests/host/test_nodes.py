@@ -209,7 +209,7 @@ def test_a_new_strength_reads_no_layer_and_makes_no_plan(
 ) -> None:
     """The groups of every plan must be the same objects as in the first run."""
     plans = importlib.import_module(f"{host.pack.__name__}.lycoris_ops.patch.plan")
-    adapters = importlib.import_module(f"{host.pack.__name__}.lycoris_ops.adapters.adapter")
+    adapters = importlib.import_module(f"{host.pack.__name__}.lycoris_ops.reading.adapter")
     made: list[str] = []
     build, layer = plans.PatchPlan.build.__func__, adapters.Adapter.layer
     monkeypatch.setattr(

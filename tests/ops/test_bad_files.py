@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import lycoris_ops as lyc
-from lycoris_ops.adapters.options import options_of
+from lycoris_ops.reading.options import options_of
 
 KEY, NAME = "diffusion_model.a.c.weight", "lora_unet_a_c"
 

@@ -467,7 +467,7 @@ def test_an_output_that_cannot_be_is_told_before_the_work(
 
     for name in ("resize.resize_adapter", "merge.merge_adapters", "extract.extract_adapter"):
         monkeypatch.setattr(f"lycoris_ops.commands.verbs.{name}", work)
-    monkeypatch.setattr("lycoris_ops.adapters.save.Writer", work)
+    monkeypatch.setattr("lycoris_ops.writing.save.Writer", work)
     given = {"merge": ["--adapter", file], "extract": [model, model]}.get(verb, [file])
     (tmp_path / "taken.safetensors").touch()
     peft = tmp_path / "of_peft"

@@ -13,8 +13,8 @@ import torch
 from layers import CASES, KINDS, WEIGHTS, base, factors, home, load
 
 import lycoris_ops as lyc
-from lycoris_ops.adapters.adapter import outline_of
 from lycoris_ops.algorithms import ALGORITHMS, detect, explain
+from lycoris_ops.reading.adapter import outline_of
 
 CASE_IDS = [f"{kind}-{weight}" for kind, weight in CASES]
 

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save_file
 
 import lycoris_ops as lyc
-from lycoris_ops.adapters.peft.patterns import alone, one_of
 from lycoris_ops.errors import RuleError
 from lycoris_ops.expressions import MOST_TEXT, ExpressionError, Expressions, search
+from lycoris_ops.peft.patterns import alone, one_of
 
 PATHS = [
     "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q",

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lycoris_ops as lyc
-from lycoris_ops.adapters.encode import encode
-from lycoris_ops.adapters.peft.kinds import KINDS
-from lycoris_ops.adapters.peft.unread import UNREAD
+from lycoris_ops.peft.kinds import KINDS
+from lycoris_ops.peft.unread import UNREAD
+from lycoris_ops.writing.encode import encode
 
 ROOT = "base_model.model."
 CONFIG = "adapter_config.json"

@@ -18,8 +18,8 @@ from layers import lora
 from safetensors.torch import load_file, save_file
 
 import lycoris_ops as lyc
-from lycoris_ops.adapters import save as saving
 from lycoris_ops.commands import main
+from lycoris_ops.writing import save as saving
 from tests.harness.facts import ROOT
 
 ENDINGS = lyc.SAFETENSORS + lyc.PICKLES

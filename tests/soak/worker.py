@@ -19,8 +19,8 @@ from typing import Any, TextIO
 import torch
 
 from lycoris_ops import commands
-from lycoris_ops.adapters import load
 from lycoris_ops.files import tensor_file
+from lycoris_ops.reading import load
 
 from .case import Case
 from .crafted import CRAFTED

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from ....algorithms import Layer
-from ....algorithms.base import alpha_of
-from ....algorithms.lokr import W2, Lokr
-from ....errors import LayerError
-from ....maths.shapes import Shape, factorization
+from ...algorithms import Layer
+from ...algorithms.base import alpha_of
+from ...algorithms.lokr import W2, Lokr
+from ...errors import LayerError
+from ...maths.shapes import Shape, factorization
 from ..config import ConflictError, Member, Module, RankedConfig, ranks_of
 from ..cores import WantedCore, common_core, with_core
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ....discovery import discover
+from ...discovery import discover
 from ..config import Config
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-from ...expressions import MOST_TEXT, ExpressionError, Expressions
+from ..expressions import MOST_TEXT, ExpressionError, Expressions
 from .fields import unreadable
 
 T = TypeVar("T")

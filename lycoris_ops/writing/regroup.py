@@ -19,7 +19,7 @@ from ..layers.fuse import fuse
 from ..maths.shapes import Rows, Shape
 from ..names.targets import Targets
 from ..names.written import Planned
-from .adapter import Adapter
+from ..reading.adapter import Adapter
 
 NEAR = 1e-5
 """The largest difference between a cut or joined layer and the layers that it is made of, relative to their

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import Tensor
 
-from ....algorithms import Layer
-from ....algorithms.base import DIFF_B, alpha_of
-from ....algorithms.factored import DORA, SPARSE
-from ....algorithms.lora import BIAS, DOWN, EMBEDDING_UP, MID, RESHAPE, STARTS, UP, Lora, Start
-from ....errors import LayerError
-from ....maths.shapes import Shape
+from ...algorithms import Layer
+from ...algorithms.base import DIFF_B, alpha_of
+from ...algorithms.factored import DORA, SPARSE
+from ...algorithms.lora import BIAS, DOWN, EMBEDDING_UP, MID, RESHAPE, STARTS, UP, Lora, Start
+from ...errors import LayerError
+from ...maths.shapes import Shape
 from ..config import (
     BASE_BIAS,
     BiasedConfig,

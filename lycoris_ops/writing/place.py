@@ -9,7 +9,7 @@ from ..errors import WriteError
 from ..files.tensor_file import PICKLES, SAFETENSORS
 from ..files.writing import check_files, check_name, safetensors_path, system_errors
 from ..names.written import Written
-from .peft import CONFIG_NAME
+from ..peft import CONFIG_NAME
 
 PEFT_FILE = "adapter_model.safetensors"
 """The only name under which PEFT looks for an adapter in its folder."""

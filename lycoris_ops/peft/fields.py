@@ -7,8 +7,8 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any, cast
 
-from ...errors import FileFormatError
-from ...files.json_text import parse_json
+from ..errors import FileFormatError
+from ..files.json_text import parse_json
 
 MOST_PARTS = 64
 """The most parts of a pipeline that one metadata entry may describe. Pipelines have up to five."""

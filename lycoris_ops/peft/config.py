@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from torch import Tensor
 
-from ...algorithms import Layer
-from ...algorithms.base import ALPHA, DIFF_B, SET_BIAS
-from ...algorithms.factored import DORA, SPARSE
-from ...errors import LayerError
-from ...maths.shapes import Shape
+from ..algorithms import Layer
+from ..algorithms.base import ALPHA, DIFF_B, SET_BIAS
+from ..algorithms.factored import DORA, SPARSE
+from ..errors import LayerError
+from ..maths.shapes import Shape
 from . import patterns
 from .fields import Fields
 
@@ -206,7 +206,7 @@ class Config(ABC, Generic[W]):
         return False
 
     def options(self, algorithm: type[Layer], path: str, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-        """Values of the algorithm's options for the layer at a path, see `adapters.options`.
+        """Values of the algorithm's options for the layer at a path, see `reading.options`.
 
         `shapes` are those of the layer's tensors by the algorithm's suffixes.
         """

@@ -24,13 +24,13 @@ from ..files.tensor_file import PICKLES, SAFETENSORS, Fingerprint, TensorFile
 from ..maths.shapes import Rows, Shape
 from ..names.dialects import Dialect, recognise
 from ..names.dialects import peft as peft_names
+from ..peft import CONFIG_NAME, Config, peft_type_of
+from ..peft.followed import Configs
+from ..peft.unread import UNREAD, not_read, told_by
 from .adapter import BUNDLED, Adapter, LayerInfo, Outline, module_path, outline_of, spoken_in
 from .grouping import Groups, group
 from .network_args import network_options
 from .options import check_options, options_of
-from .peft import CONFIG_NAME, Config, peft_type_of
-from .peft.followed import Configs
-from .peft.unread import UNREAD, not_read, told_by
 
 GENERIC_NAMES = ("adapter_model", "pytorch_lora_weights")
 """File names that some tools give to all of their adapters: only the folder's name tells them apart."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from ....algorithms import Layer
-from ....algorithms.boft_peft import BoftPeft
+from ...algorithms import Layer
+from ...algorithms.boft_peft import BoftPeft
 from .. import patterns
 from ..config import (
     LORA_ONLY,

@@ -11,8 +11,8 @@ from ..errors import number_of
 from ..names.dialects import split_prefix
 from ..names.targets import Targets
 from ..names.written import PEFT_PREFIX, Planned, Written, all_names
+from ..peft import ConflictError, Member, Module, config_for
 from .encode import Encoded
-from .peft import ConflictError, Member, Module, config_for
 
 Encodings = Sequence[tuple[Planned, Encoded]]
 """Layers to write, each with its name and place in the model and with its tensors."""

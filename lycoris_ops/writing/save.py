@@ -22,10 +22,10 @@ from ..maths.shapes import Shape
 from ..names.dialects import diffusers
 from ..names.targets import Targets, known_shapes
 from ..names.written import KEPT, WRITTEN, Written, own_dialect, plan_names
-from .adapter import BUNDLED, Adapter
+from ..peft.kinds.lora import SUFFIXES as PEFT_SUFFIXES
+from ..reading.adapter import BUNDLED, Adapter
 from .encode import check_kind
 from .metadata import add_hashes, alpha_changed, check_text, metadata_for
-from .peft.kinds.lora import SUFFIXES as PEFT_SUFFIXES
 from .place import check_output
 from .verify import check_written
 from .writer import Made, Writer

@@ -11,7 +11,7 @@ from ..files.cache import TensorCache
 from ..files.safetensors_file import SafetensorsFile
 from ..files.tensor_file import Fingerprint
 from ..layers.same import difference
-from .load import read_adapter
+from ..reading.load import read_adapter
 
 NAMED = 3
 """How many of the layers that are missing, or that should not be there, the error names."""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from ....algorithms import Layer
-from ....algorithms.base import alpha_of
-from ....algorithms.loha import Loha
+from ...algorithms import Layer
+from ...algorithms.base import alpha_of
+from ...algorithms.loha import Loha
 from ..config import Member, Module, RankedConfig, ranks_of
 from ..cores import WantedCore, common_core, with_core
 

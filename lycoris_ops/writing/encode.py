@@ -29,10 +29,10 @@ from ..errors import LayerError, either
 from ..maths.shapes import Shape
 from ..maths.tensors import times
 from ..names.written import WRITTEN, Written
-from .peft import Config, Wanted, kind_of
-from .peft.config import BASE_BIAS
-from .peft.kinds import lora as peft_lora
-from .peft.kinds.lokr import LokrConfig
+from ..peft import Config, Wanted, kind_of
+from ..peft.config import BASE_BIAS
+from ..peft.kinds import lora as peft_lora
+from ..peft.kinds.lokr import LokrConfig
 
 OPTIONAL = ("dora",)
 """Options that choose how to compute with the same tensors. They are the user's, and no part of a file."""

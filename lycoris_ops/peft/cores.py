@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from ...algorithms import Layer
-from ...algorithms.base import SET_BIAS
-from ...errors import LayerError
+from ..algorithms import Layer
+from ..algorithms.base import SET_BIAS
+from ..errors import LayerError
 from .config import LORA_ONLY, ConflictError, Member, Module, WantedRank, plain_tensors
 
 

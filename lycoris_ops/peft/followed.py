@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ...algorithms import Layer
-from ...algorithms.base import ALPHA
-from ...files.tensor_file import Fingerprint, TensorFile
-from ...names.dialects import peft, split_prefix
+from ..algorithms import Layer
+from ..algorithms.base import ALPHA
+from ..files.tensor_file import Fingerprint, TensorFile
+from ..names.dialects import peft, split_prefix
 from . import METADATA_KEY, read_lora_metadata, read_peft_config
 from .config import Config
 

@@ -28,10 +28,10 @@ from ..maths.shapes import Extent, Rows, Shape
 from ..names.dialects import peft as peft_names
 from ..names.dialects import split_prefix
 from ..names.families import Families, families_of_layers, families_said
+from ..peft import Config
 from .fitted import FitReport
 from .network_args import is_block_diagonal, plain_args, split_parts
 from .options import options_of
-from .peft import Config
 
 BUNDLED = "bundle_emb."
 """The start of the keys of embeddings (textual inversions) that a file brings along. The embedding's name

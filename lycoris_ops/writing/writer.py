@@ -15,11 +15,11 @@ from ..errors import LayerError, LycorisError, WriteError, either
 from ..layers.cast import cast_layer
 from ..names.targets import Targets
 from ..names.written import KEPT, WRITTEN, Planned, Written, plan_names
-from .adapter import Adapter
+from ..peft import ConflictError
+from ..reading.adapter import Adapter
+from ..reading.copies import Use, find_copies, uses_of
 from .configuration import configuration
-from .copies import Use, find_copies, uses_of
 from .encode import Encoded, encode
-from .peft import ConflictError
 from .regroup import Regrouper
 
 

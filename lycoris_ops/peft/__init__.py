@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...algorithms import Layer
-from ...errors import FileFormatError
-from ...files.bounds import MAX_JSON
+from ..algorithms import Layer
+from ..errors import FileFormatError
+from ..files.bounds import MAX_JSON
 from .config import Config, ConflictError, Member, Module, Wanted, WantedRank
 from .fields import MOST_PARTS, Fields, parsed, unreadable
 from .kinds import KINDS

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from ....algorithms import Layer
-from ....algorithms.ia3 import Ia3
-from ....errors import LayerError
-from ....maths.shapes import Shape
+from ...algorithms import Layer
+from ...algorithms.ia3 import Ia3
+from ...errors import LayerError
+from ...maths.shapes import Shape
 from .. import patterns
 from ..config import LORA_ONLY, TRANSPOSED, Config, Member, Module, Refusal, Wanted, plain_tensors
 from ..fields import Fields

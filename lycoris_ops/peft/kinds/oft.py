@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ....algorithms import Layer
-from ....algorithms.oftv2 import MOST_TERMS, SCALED, TERMS, OftV2
-from ....errors import LayerError
-from ....maths.shapes import Shape
+from ...algorithms import Layer
+from ...algorithms.oftv2 import MOST_TERMS, SCALED, TERMS, OftV2
+from ...errors import LayerError
+from ...maths.shapes import Shape
 from .. import patterns
 from ..config import (
     LORA_ONLY,

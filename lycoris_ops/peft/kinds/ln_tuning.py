@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from ....algorithms import Layer
-from ....algorithms.base import SET_BIAS
-from ....algorithms.full import SET, Full
-from ....errors import LayerError
+from ...algorithms import Layer
+from ...algorithms.base import SET_BIAS
+from ...algorithms.full import SET, Full
+from ...errors import LayerError
 from .. import patterns
 from ..config import Config, Member, Module, Wanted
 from ..fields import Fields

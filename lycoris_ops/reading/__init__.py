@@ -1,0 +1,1 @@
+"""Adapters out of files: what a file holds, layer by layer."""

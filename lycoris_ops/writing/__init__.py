@@ -1,0 +1,1 @@
+"""Adapters into files, in one of the dialects that tools read."""
