@@ -115,7 +115,7 @@ def plan_of(settings: Mapping[str, Any], task: tuple[Any, ...]) -> Plan | None:
         return None
     given = table(settings, "plan")
     probing = _names(probe) - {"module", "batches", "loss", "progress"}
-    planning = _names(plan_ranks) - {"probe", "criterion"}
+    planning = _names(plan_ranks) - {"probe"}
     _check(given, [*sorted(probing | planning), "batches"], "[plan]")
     module, _, loss, *_ = task
     found = probe(

@@ -18,38 +18,22 @@ from .sizes import Budget, Energy, Rank, Ratio, Size, check_size
 AUTO: tuple[str, ...] = ("lora",)
 """The kinds that "auto" chooses from."""
 
-Criterion = Callable[[Offer], Sequence[float]]
-"""What an offer is worth at each of its sizes, in their order: the larger the better, and 0 for nothing."""
 
-
-def captured_energy(offer: Offer) -> Sequence[float]:
+def _energies(offer: Offer) -> Sequence[float]:
     """The gains: the energy of the gradient in the tangent space of the layer at its best start."""
     return offer.gains
 
 
-def captured_norm(offer: Offer) -> Sequence[float]:
-    """The sums of the norms of the gradients of the components: sum_{j<=r} S_j for LoRA.
-
-    By it a few large components count for less than by the energy, so that ranks are spread over more layers.
-    A step of one length in every component, as of Adam, lowers the loss in this proportion.
-    """
-    return list(itertools.accumulate(_norms(offer)))
-
-
-def captured_roots(offer: Offer) -> Sequence[float]:
-    """The sums of the square roots of these norms: sum_{j<=r} sqrt(S_j) for LoRA.
+def _roots(offer: Offer) -> Sequence[float]:
+    """The sum of the square roots of the components' norms in the gradient, sum_{j<=r} sqrt(S_j) for LoRA.
 
     The first gradient says less about later steps the further a training goes from its start. So large
-    components count for less still, and layers of few parameters get more of a budget. No theory stands
-    behind the root: of the powers 2, 1, 1/2 and 1/4 it is the one that trained well on all tasks of
-    docs/quality.md.
+    components count for less than by their energy, and layers of few parameters get more of a budget. No
+    theory stands behind the root: of the powers 2, 1, 1/2 and 1/4 of S_j it is the one that trained well on
+    all tasks of docs/quality.md.
     """
-    return list(itertools.accumulate(map(math.sqrt, _norms(offer))))
-
-
-def _norms(offer: Offer) -> Iterable[float]:
-    """The norm of the gradient that each size of an offer adds to the one before it."""
-    return (math.sqrt(max(0.0, after - before)) for before, after in itertools.pairwise((0.0, *offer.gains)))
+    steps = (max(0.0, after - before) for before, after in itertools.pairwise((0.0, *offer.gains)))
+    return list(itertools.accumulate(energy**0.25 for energy in steps))
 
 
 def plan_ranks(
@@ -60,7 +44,6 @@ def plan_ranks(
     scale: float = 1.0,
     r_min: int = 0,
     r_max: int | None = None,
-    criterion: Criterion | None = None,
 ) -> Plan:
     """Divide a size among the layers of a probe so that they gain most together.
 
@@ -70,9 +53,8 @@ def plan_ranks(
     at this rank. alpha is `scale` times the rank, so that the scale of all layers is equal whatever their
     ranks. The plan tells gains in any case.
 
-    `criterion` judges what an offer is worth: `captured_roots`, `captured_norm`, `captured_energy` or a
-    function of your own. None is the first of these for a budget, a ratio or a rank. A share of the energy
-    and "auto" are judged by the energy, and take no other.
+    With a budget, a ratio or a rank, an offer is worth the sum of the square roots of its singular values. A
+    share of the energy and "auto" are judged by the energy.
 
     Raises PlanError for a size that is none, for a budget below the smallest plan, for a share of the energy
     that no plan reaches, and where nothing is on offer.
@@ -85,13 +67,7 @@ def plan_ranks(
             "no rank is in these bounds", got=f"r_min {r_min}, r_max {r_max}", expected="0 <= r_min <= r_max"
         )
     of_energy = isinstance(size, Energy) or size == "auto"
-    judge = criterion or (captured_energy if of_energy else captured_roots)
-    if of_energy and judge is not captured_energy:
-        raise PlanError(
-            "a share of the energy is judged by the energy",
-            got="another criterion",
-            expected="a Budget, a Ratio or a Rank",
-        )
+    judge = _energies if of_energy else _roots
     known = probe.algorithms
     if not known:
         raise PlanError("no layer of the probe has a gradient")
@@ -130,16 +106,22 @@ def plan_ranks(
 
 
 def _candidates(
-    layer: Probed, kinds: Sequence[str], bounds: tuple[int, int | None], criterion: Criterion
+    layer: Probed,
+    kinds: Sequence[str],
+    bounds: tuple[int, int | None],
+    judge: Callable[[Offer], Sequence[float]],
 ) -> Iterable[Candidate]:
-    """The sizes of the offers of a layer. Where all ranks are below the bounds, the highest stands in."""
+    """The sizes of the offers of a layer, with what `judge` says that each is worth.
+
+    Where all ranks are below the bounds, the highest stands in.
+    """
     for offer in layer.offers:
         if offer.algorithm not in kinds:
             continue
         least, most = bounds
         ranked = [rank for rank in offer.ranks if rank is not None]
         least = min(least, max(ranked)) if ranked else least
-        for index, (rank, worth) in enumerate(zip(offer.ranks, criterion(offer), strict=True)):
+        for index, (rank, worth) in enumerate(zip(offer.ranks, judge(offer), strict=True)):
             if rank is None or least <= rank <= (most or rank) or rank == least:
                 yield Candidate(offer.parameters[index], worth, (offer, index))
 

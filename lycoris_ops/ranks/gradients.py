@@ -37,10 +37,6 @@ class Sums:
 
     gradients: dict[str, Tensor]
     """The mean gradient (O, I, *kernel) of each weight by path; zeros where no batch reaches the layer."""
-    inputs: dict[str, Tensor]
-    """The mean square (I,) of each input channel, for linear layers and convolutions without groups."""
-    covariances: dict[str, Tensor]
-    """For these the mean x x^T (I, I) of the inputs x at all places, where it was asked for."""
     loss: float
     """The mean loss."""
     batches: int
@@ -58,7 +54,6 @@ def summed(
     loss: Loss,
     *,
     seed: int,
-    covariance: bool = False,
 ) -> Sums:
     """One pass over the batches for some sites.
 
@@ -66,7 +61,7 @@ def summed(
     `check_seen` does.
     """
     check_seen(module, sites)
-    sums = {site.path: _Sum(site, covariance=covariance) for site in sites}
+    sums = {site.path: _Sum(site) for site in sites}
     total, count = 0.0, 0
     drawn = chance.Chance(seed).drawn()
     with torch.inference_mode(mode=False), torch.enable_grad(), _tapped(module, sums), drawn:
@@ -91,12 +86,6 @@ def summed(
         raise PlanError("there are no batches", expected="at least one")
     return Sums(
         gradients={path: each.gradient / count for path, each in sums.items()},
-        inputs={
-            path: each.squares / max(1, each.seen) for path, each in sums.items() if each.squares is not None
-        },
-        covariances={
-            path: each.outer / max(1, each.seen) for path, each in sums.items() if each.outer is not None
-        },
         loss=total / count,
         batches=count,
         reached=any(each.reached for each in sums.values()),
@@ -141,23 +130,19 @@ def _seen_by_parameter(site: Site) -> bool:
 class _Sum:
     """The sums of one site."""
 
-    def __init__(self, site: Site, *, covariance: bool) -> None:
+    def __init__(self, site: Site) -> None:
         self.site = site
         weight = cast("Tensor", getattr(site.module, site.weight))
         # An offloaded weight is where its gradient comes, once it does.
         device = torch.device("cpu") if weight.is_meta else weight.device
         self.gradient = torch.zeros(site.shape, dtype=torch.float32, device=device)
-        product = site.geometry
-        channels = product.shape[1] if product and product.groups == 1 else None
-        self.squares = None if channels is None else torch.zeros(channels, device=device)
-        self.outer = torch.zeros(channels, channels, device=device) if covariance and channels else None
-        self.seen = 0
         self.reached = False
         """Whether a gradient came."""
         self._came = False
         """Whether one came since the last call of `project`."""
         self.projected: list[Tensor] = []
         """G V for random V (K, DIRECTIONS), for each half of the batches."""
+        product = site.geometry
         if product is not None and product.groups == 1:
             drawn = torch.Generator().manual_seed(zlib.crc32(site.path.encode()))
             self._directions = torch.randn(product.columns, DIRECTIONS, generator=drawn).to(device)
@@ -180,24 +165,12 @@ class _Sum:
             product, given = site.geometry, given.detach().float()
             assert product is not None
             product.add_weight_gradient(self.gradient, product.padded(given), gradient)
-            if self.squares is not None:
-                # With a dimension more there is one to sum over for a single vector too.
-                given = given[None]
-                channels = given.ndim - 1 - len(product.kernel)
-                others = [axis for axis in range(given.ndim) if axis != channels]
-                self.squares += given.square().sum(others)
-                self.seen += given.numel() // len(self.squares)
-                if self.outer is not None:
-                    vectors = given.movedim(channels, -1).reshape(-1, len(self.squares))
-                    self.outer.addmm_(vectors.T, vectors)
 
     def _move(self, device: torch.device) -> None:
         """Let the sums be on another device."""
         if device == self.gradient.device:
             return
         self.gradient = self.gradient.to(device)
-        self.squares = None if self.squares is None else self.squares.to(device)
-        self.outer = None if self.outer is None else self.outer.to(device)
         if self.projected:
             self._directions = self._directions.to(device)
             self.projected = [each.to(device) for each in self.projected]

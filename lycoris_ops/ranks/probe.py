@@ -43,11 +43,6 @@ class Probed:
     spectrum: Tensor
     """The leading singular values of G as a matrix (O, K), in descending order."""
     offers: tuple[Offer, ...]
-    inputs: Tensor | None = None
-    """The mean square (I,) of each input channel; None for norms, embeddings and grouped convolutions."""
-    covariance: Tensor | None = None
-    """The mean x x^T (I, I) of the inputs x at all places, not centred; None where `inputs` is, and unless it
-    was asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +172,6 @@ def probe(
     exclude: str | Iterable[str] = (),
     algorithms: str | Sequence[str] = "all",
     largest: int = 128,
-    covariance: bool = False,
     memory: int | str = "2GB",
     seed: int = 0,
     progress: Progress | None = None,
@@ -208,7 +202,7 @@ def probe(
         raise PlanError("the highest rank is a whole number from 1", got=repr(largest))
     sites = select(module, preset=preset, include=include, exclude=exclude)
     check_seen(module, sites.values())
-    groups = list(_groups(sites, bytes_of(memory), covariance=covariance))
+    groups = list(_groups(sites, bytes_of(memory)))
     if len(groups) > 1 and iter(batches) is batches:
         raise PlanError(
             "the batches can be gone through only once, and the gradients do not fit into memory at a time",
@@ -219,7 +213,7 @@ def probe(
     mean, seen, reached = 0.0, 0, False
     halves = (0.0, 0.0, 0.0)
     for group in groups:
-        sums = summed(module, group, batches, loss, seed=seed, covariance=covariance)
+        sums = summed(module, group, batches, loss, seed=seed)
         if seen and sums.batches != seen:
             raise PlanError(
                 "the batches changed between two passes", got=str(sums.batches), expected=str(seen)
@@ -230,10 +224,7 @@ def probe(
             values = sums.gradients.pop(site.path)
             if not is_finite(values):
                 raise PlanError("the gradient of a layer is not finite", key=site.path, got="NaN or infinity")
-            layer = _probed(site, values, kinds, largest, seed)
-            found[site.path] = replace(
-                layer, inputs=_held(sums.inputs, site), covariance=_held(sums.covariances, site)
-            )
+            found[site.path] = _probed(site, values, kinds, largest, seed)
             if progress:
                 progress(len(found), len(sites))
     if not reached:
@@ -276,25 +267,18 @@ def check_layers(
             )
 
 
-def _groups(sites: Mapping[str, Site], memory: int, *, covariance: bool) -> Generator[list[Site]]:
-    """The sites in order, in groups whose gradients, and covariances of inputs, fit into memory."""
+def _groups(sites: Mapping[str, Site], memory: int) -> Generator[list[Site]]:
+    """The sites in order, in groups whose gradients fit into memory."""
     group: list[Site] = []
     held = 0
     for site in sites.values():
         size = 4 * torch.Size(site.shape).numel()
-        if covariance and site.geometry is not None:
-            size += 4 * site.geometry.shape[1] ** 2
         if group and held + size > memory:
             yield group
             group, held = [], 0
         group.append(site)
         held += size
     yield group
-
-
-def _held(tensors: Mapping[str, Tensor], site: Site) -> Tensor | None:
-    found = tensors.get(site.path)
-    return None if found is None else found.cpu()
 
 
 def _probed(site: Site, values: Tensor, kinds: Sequence[str], largest: int, seed: int) -> Probed:
@@ -326,8 +310,6 @@ def _described(layer: Probed, keep: Callable[[Tensor], str]) -> dict[str, Any]:
         "kind": layer.kind,
         "energy": layer.energy,
         "spectrum": keep(layer.spectrum),
-        "inputs": None if layer.inputs is None else keep(layer.inputs),
-        "covariance": None if layer.covariance is None else keep(layer.covariance),
         "offers": [
             {
                 "algorithm": offer.algorithm,
@@ -371,7 +353,4 @@ def _undescribed(entry: Any, tensors: Mapping[str, Tensor]) -> Probed:
         energy=float(entry["energy"]),
         spectrum=tensors[entry["spectrum"]],
         offers=tuple(offers),
-        inputs=None if entry["inputs"] is None else tensors[entry["inputs"]],
-        # A probe of an earlier version has none.
-        covariance=None if entry.get("covariance") is None else tensors[entry["covariance"]],
     )

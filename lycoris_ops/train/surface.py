@@ -14,9 +14,6 @@ from ..merge.merge import orthogonal_adapters as orthogonal_adapters
 from ..merge.method import MergeMethod as MergeMethod
 from ..merge.registry import merge_methods as merge_methods
 from ..modules.presets import PRESETS as PRESETS
-from ..ranks.choice import captured_energy as captured_energy
-from ..ranks.choice import captured_norm as captured_norm
-from ..ranks.choice import captured_roots as captured_roots
 from ..ranks.choice import plan_ranks as plan_ranks
 from ..ranks.gradients import Loss as Loss
 from ..ranks.picture import draw_plan as draw_plan

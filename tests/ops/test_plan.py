@@ -138,15 +138,12 @@ def test_auto_stops_where_parameters_gain_less_than_those_of_the_weights(probe: 
         assert kept == next((row.rank for row in plan if row.path == path), 0)
 
 
-@pytest.mark.parametrize(("criterion", "power"), [(lyc.captured_norm, 1), (None, 0.5)])
-def test_the_ranks_are_those_with_the_largest_singular_values(
-    criterion: Any, power: float, probe: lyc.Probe
-) -> None:
-    """The order in which components are taken is that of their norms, to a power, for each parameter."""
-    plan = lyc.plan_ranks(probe, size=lyc.Budget(parameters=500), criterion=criterion)
+def test_the_ranks_are_those_with_the_largest_singular_values(probe: lyc.Probe) -> None:
+    """Components are taken by the square roots of their norms, for each parameter."""
+    plan = lyc.plan_ranks(probe, size=lyc.Budget(parameters=500))
     kept = {path: next((row.rank or 0 for row in plan if row.path == path), 0) for path in probe.layers}
     steps = [
-        (float(value) ** power / sum(layer.shape), path, place < kept[path])
+        (float(value) ** 0.5 / sum(layer.shape), path, place < kept[path])
         for path, layer in probe.layers.items()
         for place, value in enumerate(layer.spectrum)
     ]
@@ -237,10 +234,6 @@ WRONG: dict[str, tuple[str, Callable[[lyc.Probe], Any]]] = {
     "too much": (
         "no plan gains so much",
         lambda probe: lyc.plan_ranks(probe, size=lyc.Energy(1.0), r_max=1),
-    ),
-    "a criterion": (
-        "judged by the energy",
-        lambda probe: lyc.plan_ranks(probe, criterion=lambda offer: offer.gains),
     ),
     "an algorithm": ("no such algorithm", lambda probe: lyc.plan_ranks(probe, algorithms=["lora", "oft"])),
     "a kind of no plan": (

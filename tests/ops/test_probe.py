@@ -148,39 +148,6 @@ def test_halves_of_the_batches_are_compared(net: Net) -> None:
     assert "mostly chance" not in str(lyc.plan_ranks(alike, size=lyc.Rank(1)))
 
 
-def test_inputs_are_measured(net: Net) -> None:
-    seen: list[Tensor] = []
-    net.head.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
-    found = lyc.probe(net, batches(), loss, include="head")
-    torch.testing.assert_close(found.layers["head"].inputs, torch.cat(seen).square().mean(0))
-    assert found.layers["head"].covariance is None
-
-
-def test_the_covariance_of_inputs_is_measured_where_asked(net: Net, tmp_path: Path) -> None:
-    seen: dict[str, list[Tensor]] = {"twice": [], "one": [], "three": []}
-    for path, found in seen.items():
-        keep = lambda module, args, found=found: found.append(args[0].detach())  # noqa: E731
-        net.get_submodule(path).register_forward_pre_hook(keep)
-    chosen = (*seen, "two", "norm")
-    probe = lyc.probe(net, batches(), loss, include=chosen, covariance=True)
-    count = len(batches())
-    probe.save(tmp_path / "probe.safetensors")
-    again = lyc.Probe.load(tmp_path / "probe.safetensors")
-    for path, inputs in seen.items():
-        # A convolution has its channels second.
-        last = [x if path == "twice" else x.movedim(1, -1) for x in inputs]
-        vectors = torch.cat([x.reshape(-1, x.shape[-1]) for x in last])
-        held = probe.layers[path].covariance
-        assert held is not None and len(inputs) == count * (1 + (path == "twice"))
-        torch.testing.assert_close(held, vectors.T @ vectors / len(vectors))
-        torch.testing.assert_close(held.diagonal(), probe.layers[path].inputs)
-        assert torch.equal(held, again.layers[path].covariance)
-    assert probe.layers["two"].covariance is None and again.layers["norm"].covariance is None
-    # As in one pass where memory holds less than all.
-    small = lyc.probe(net, batches(), loss, include=chosen, covariance=True, memory=1)
-    torch.testing.assert_close(small.layers["one"].covariance, probe.layers["one"].covariance)
-
-
 @pytest.mark.parametrize("shape", [(40, 30), (12, 8, 3), (12, 8, 3, 2), (500, 700)], ids=str)
 def test_singular_triples_are_those_of_torch(shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(1)
