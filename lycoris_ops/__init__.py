@@ -1,250 +1,155 @@
-"""LoRA-family adapters on any torch weights: read, match, weight, stack, patch and merge.
+"""LoRA-family adapters on any torch weights: read, match, weight, stack, patch, merge, plan and train.
 
-Importing this package initialises no accelerator and needs no host application. What makes, plans
-and trains adapters is loaded when a name of it is first used.
+The table below is the public surface. Importing it initialises no accelerator and needs no host application.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
 # Before all that takes time.
-from . import interrupts  # noqa: F401  # pyright: ignore[reportUnusedImport]
-from .algorithms import ALGORITHMS, Layer
-from .bake.checkpoint import MergeResult, merge_checkpoint
-from .bypass import Bypass, BypassPlan, Met, geometry_of
-from .bypass import refusal as bypass_refusal
-from .changes.timing import CLOCKS, Clock, Curve, Moment, Timing
-from .changes.timing import SHAPES as CURVES
-from .charts import check_png
-from .discovery import discover
-from .errors import (
-    DivergedError,
-    FileFormatError,
-    LayerError,
-    LycorisError,
-    MatchError,
-    PlanError,
-    RuleError,
-    ScheduleError,
-    TrainError,
-    WriteError,
-    located,
-    number_of,
-    unknown_name,
-)
-from .files.cache import TensorCache
-from .files.dtypes import DTYPE_NAMES, WRITABLE, dtype_name
-from .files.json_text import parse_json
-from .files.quantised import Codec, Quantised, beginning_with
-from .files.tensor_file import PICKLES, SAFETENSORS, Fingerprint, TensorFile, TensorInfo
-from .files.tree_file import TreeForm
-from .files.weights import ModelSource, Weights
-from .files.writing import Progress, check_name, check_room
-from .layers.part import Part
-from .maths.chance import restore as restore_chance
-from .maths.chance import states as chance_states
-from .maths.shapes import Shape
-from .names.model_files import read_shapes
-from .names.written import KEPT, WRITTEN, Written, own_dialect
-from .patch import PatchPlan, patch_, patch_report
-from .reading.adapter import Adapter
-from .reading.fitted import FitReport, FitRow
-from .reading.load import adapter_of_tensors, adapter_stamp, load_adapter, peek_adapter
-from .report.about import About, about
-from .report.applied import describe, verdict
-from .report.blocks import describe_blocks
-from .report.fitted import describe_fit, fit_verdict
-from .report.saved import describe_saved
-from .report.summary import in_words, matched, summary
-from .report.words import few, paragraph
-from .rules.presets import BLOCK_PRESETS, PresetFile, read_presets
-from .rules.rules import Rules, without_comment
-from .rules.schedule import Schedule
-from .stack.kept_plans import kept_plan
-from .stack.resolve import Match, Resolution, resolve
-from .stack.stack import Entry, Stack
-from .stack.survey import Survey, survey
-from .stack.weighted import weighted
-from .writing.place import check_output
-from .writing.save import (
-    Expected,
-    SaveResult,
-    adapter_tensors,
-    check_expected,
-    faults_in_comfy,
-    save_adapter,
-)
+from . import interrupts as _interrupts  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
-if TYPE_CHECKING:
-    from .train.surface import *
-else:
-
-    def __getattr__(name: str) -> Any:
-        if name not in __all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        globals()[name] = value = getattr(import_module(".train.surface", __name__), name)
-        return value
-
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
-
+# isort: split
+from .algorithms import ALGORITHMS as ALGORITHMS
+from .algorithms import Layer as Layer
+from .bake.checkpoint import merge_checkpoint as merge_checkpoint
+from .bypass import Bypass as Bypass
+from .bypass import BypassPlan as BypassPlan
+from .bypass import Met as Met
+from .bypass import bypass_refusal as bypass_refusal
+from .bypass import geometry_of as geometry_of
+from .changes.timing import CLOCKS as CLOCKS
+from .changes.timing import CURVES as CURVES
+from .changes.timing import Curve as Curve
+from .changes.timing import Moment as Moment
+from .charts import check_png as check_png
+from .discovery import discover as discover
+from .errors import DivergedError as DivergedError
+from .errors import FileFormatError as FileFormatError
+from .errors import LayerError as LayerError
+from .errors import LycorisError as LycorisError
+from .errors import MatchError as MatchError
+from .errors import PlanError as PlanError
+from .errors import RuleError as RuleError
+from .errors import ScheduleError as ScheduleError
+from .errors import TrainError as TrainError
+from .errors import WriteError as WriteError
+from .errors import located as located
+from .errors import number_of as number_of
+from .errors import unknown_name as unknown_name
+from .extract.extract import extract_adapter as extract_adapter
+from .files.cache import TensorCache as TensorCache
+from .files.dtypes import DTYPE_NAMES as DTYPE_NAMES
+from .files.dtypes import WRITABLE as WRITABLE
+from .files.dtypes import dtype_name as dtype_name
+from .files.json_text import parse_json as parse_json
+from .files.quantised import Codec as Codec
+from .files.quantised import Quantised as Quantised
+from .files.quantised import beginning_with as beginning_with
+from .files.tensor_file import PICKLES as PICKLES
+from .files.tensor_file import SAFETENSORS as SAFETENSORS
+from .files.tensor_file import Fingerprint as Fingerprint
+from .files.tensor_file import TensorFile as TensorFile
+from .files.tensor_file import TensorInfo as TensorInfo
+from .files.tree_file import TreeForm as TreeForm
+from .files.weights import Weights as Weights
+from .files.writing import Progress as Progress
+from .files.writing import check_name as check_name
+from .files.writing import check_room as check_room
+from .fit.settings import FITTED as FITTED
+from .inspect.measure import examine as examine
+from .inspect.pictures import blocks_picture as blocks_picture
+from .inspect.pictures import draw_examination as draw_examination
+from .inspect.pictures import examination_picture as examination_picture
+from .inspect.words import describe_examination as describe_examination
+from .inspect.words import examination_data as examination_data
+from .layers.part import Part as Part
+from .maths import chance as chance
+from .maths.shapes import Shape as Shape
+from .merge.merge import merge_adapters as merge_adapters
+from .merge.merge import orthogonal_adapters as orthogonal_adapters
+from .merge.method import MergeMethod as MergeMethod
+from .merge.registry import merge_methods as merge_methods
+from .modules.presets import PRESETS as PRESETS
+from .names.model_files import read_shapes as read_shapes
+from .names.written import KEPT as KEPT
+from .names.written import WRITTEN as WRITTEN
+from .names.written import Written as Written
+from .names.written import own_dialect as own_dialect
+from .patch import PatchPlan as PatchPlan
+from .patch import patch_ as patch_
+from .patch import patch_report as patch_report
+from .ranks.choice import plan_ranks as plan_ranks
+from .ranks.gradients import Loss as Loss
+from .ranks.picture import draw_plan as draw_plan
+from .ranks.picture import plan_picture as plan_picture
+from .ranks.plan import Plan as Plan
+from .ranks.plan import Row as Row
+from .ranks.probe import Probe as Probe
+from .ranks.probe import probe as probe
+from .ranks.sizes import Budget as Budget
+from .ranks.sizes import Energy as Energy
+from .ranks.sizes import Rank as Rank
+from .ranks.sizes import Ratio as Ratio
+from .ranks.sizes import parse_size as parse_size
+from .reading.adapter import Adapter as Adapter
+from .reading.load import adapter_of_tensors as adapter_of_tensors
+from .reading.load import adapter_stamp as adapter_stamp
+from .reading.load import load_adapter as load_adapter
+from .reading.load import peek_adapter as peek_adapter
+from .report.about import About as About
+from .report.about import about as about
+from .report.applied import describe as describe
+from .report.applied import verdict as verdict
+from .report.blocks import describe_blocks as describe_blocks
+from .report.fitted import describe_fit as describe_fit
+from .report.fitted import fit_verdict as fit_verdict
+from .report.saved import describe_saved as describe_saved
+from .report.summary import in_words as in_words
+from .report.summary import matched as matched
+from .report.summary import summary as summary
+from .report.words import few as few
+from .report.words import paragraph as paragraph
+from .resize.resize import resize_adapter as resize_adapter
+from .rules.presets import BLOCK_PRESETS as BLOCK_PRESETS
+from .rules.presets import PresetFile as PresetFile
+from .rules.presets import read_presets as read_presets
+from .rules.rules import Rules as Rules
+from .rules.rules import without_comment as without_comment
+from .rules.schedule import Schedule as Schedule
+from .stack.kept_plans import kept_plan as kept_plan
+from .stack.resolve import Match as Match
+from .stack.resolve import Resolution as Resolution
+from .stack.resolve import resolve as resolve
+from .stack.stack import Entry as Entry
+from .stack.stack import Stack as Stack
+from .stack.survey import survey as survey
+from .stack.weighted import weighted as weighted
+from .train.checkpoints import FoundState as FoundState
+from .train.checkpoints import newest_state as newest_state
+from .train.create import create_lycoris as create_lycoris
+from .train.curves import curves_picture as curves_picture
+from .train.feed import Batches as Batches
+from .train.history import History as History
+from .train.history import StepReport as StepReport
+from .train.join import join_networks as join_networks
+from .train.loop import TrainResult as TrainResult
+from .train.loop import train_network as train_network
+from .train.network import LycorisNetwork as LycorisNetwork
+from .train.optimisers import optimisers as optimisers
+from .train.options import TrainOptions as TrainOptions
+from .train.reallocation import Moved as Moved
+from .train.reallocation import Reallocation as Reallocation
+from .train.reallocation import Reallocator as Reallocator
+from .train.schedules import schedules as schedules
+from .train.settings import trainable as trainable
+from .train.sketches import Sketch as Sketch
+from .train.sketches import sketches as sketches
+from .train.trainer import Trainer as Trainer
+from .train.trials import Trials as Trials
+from .train.trials import try_plans as try_plans
+from .writing.place import check_output as check_output
+from .writing.save import Expected as Expected
+from .writing.save import adapter_tensors as adapter_tensors
+from .writing.save import check_expected as check_expected
+from .writing.save import faults_in_comfy as faults_in_comfy
+from .writing.save import save_adapter as save_adapter
 
 __version__ = "0.2.0"
-
-__all__ = [
-    "ALGORITHMS",
-    "BLOCK_PRESETS",
-    "CLOCKS",
-    "CURVES",
-    "DTYPE_NAMES",
-    "FITTED",
-    "KEPT",
-    "PICKLES",
-    "PRESETS",
-    "SAFETENSORS",
-    "WRITABLE",
-    "WRITTEN",
-    "About",
-    "Adapter",
-    "Batches",
-    "Budget",
-    "Bypass",
-    "BypassPlan",
-    "Clock",
-    "Codec",
-    "Curve",
-    "DivergedError",
-    "Energy",
-    "Entry",
-    "Examination",
-    "Expected",
-    "FileFormatError",
-    "Fingerprint",
-    "FitReport",
-    "FitRow",
-    "FoundState",
-    "History",
-    "Layer",
-    "LayerError",
-    "Loss",
-    "LycorisError",
-    "LycorisNetwork",
-    "Match",
-    "MatchError",
-    "MergeMethod",
-    "MergeResult",
-    "Met",
-    "ModelSource",
-    "Moment",
-    "Moved",
-    "Part",
-    "PatchPlan",
-    "Plan",
-    "PlanError",
-    "PresetFile",
-    "Probe",
-    "Progress",
-    "Quantised",
-    "Rank",
-    "Ratio",
-    "Reallocation",
-    "Reallocator",
-    "Resolution",
-    "Row",
-    "RuleError",
-    "Rules",
-    "SaveResult",
-    "Schedule",
-    "ScheduleError",
-    "Shape",
-    "Sketch",
-    "Stack",
-    "StepReport",
-    "Survey",
-    "TensorCache",
-    "TensorFile",
-    "TensorInfo",
-    "Timing",
-    "TrainError",
-    "TrainOptions",
-    "TrainResult",
-    "Trainer",
-    "TreeForm",
-    "Trial",
-    "Trials",
-    "Weights",
-    "WriteError",
-    "Written",
-    "about",
-    "adapter_of_tensors",
-    "adapter_stamp",
-    "adapter_tensors",
-    "beginning_with",
-    "blocks_picture",
-    "bypass_refusal",
-    "chance_states",
-    "check_expected",
-    "check_name",
-    "check_output",
-    "check_png",
-    "check_room",
-    "create_lycoris",
-    "curves_picture",
-    "describe",
-    "describe_blocks",
-    "describe_examination",
-    "describe_fit",
-    "describe_saved",
-    "discover",
-    "draw_examination",
-    "draw_plan",
-    "dtype_name",
-    "examination_data",
-    "examination_picture",
-    "examine",
-    "extract_adapter",
-    "faults_in_comfy",
-    "few",
-    "fit_verdict",
-    "geometry_of",
-    "in_words",
-    "join_networks",
-    "kept_plan",
-    "load_adapter",
-    "located",
-    "matched",
-    "merge_adapters",
-    "merge_checkpoint",
-    "merge_methods",
-    "newest_state",
-    "number_of",
-    "optimisers",
-    "orthogonal_adapters",
-    "own_dialect",
-    "paragraph",
-    "parse_json",
-    "parse_size",
-    "patch_",
-    "patch_report",
-    "peek_adapter",
-    "plan_picture",
-    "plan_ranks",
-    "probe",
-    "read_presets",
-    "read_shapes",
-    "resize_adapter",
-    "resolve",
-    "restore_chance",
-    "save_adapter",
-    "schedules",
-    "sketches",
-    "summary",
-    "survey",
-    "train_network",
-    "trainable",
-    "try_plans",
-    "unknown_name",
-    "verdict",
-    "weighted",
-    "without_comment",
-]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...lycoris_ops import chance_states, restore_chance
+from ...lycoris_ops import chance
 from .arguments import emptied, filled, package_of
 
 Within = Callable[[], AbstractContextManager[Any]]
@@ -97,7 +97,7 @@ class _Call:
         self.casts = [
             (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in sorted(kinds)
         ]
-        self.chance = chance_states()
+        self.chance = chance.states()
         self.made: Any = None
         """What the block returns, without the tensors."""
 
@@ -111,8 +111,8 @@ class _Call:
     def again(self, tensors: list[Tensor]) -> list[Tensor]:
         """Run with the chance and in the autocast of the first time."""
         with ExitStack() as stack:
-            stack.callback(restore_chance, chance_states())
-            restore_chance(self.chance)
+            stack.callback(chance.restore, chance.states())
+            chance.restore(self.chance)
             for kind, dtype, on in self.casts:
                 stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=on))
             return self.run(tensors)

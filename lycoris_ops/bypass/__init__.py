@@ -2,7 +2,7 @@
 
 from .geometry import Geometry, geometry_of
 from .hook import Bypass, Reader
-from .plan import BypassPlan, Met, refusal
+from .plan import BypassPlan, Met, bypass_refusal
 from .rebuilt import Rebuilt
 
-__all__ = ["Bypass", "BypassPlan", "Geometry", "Met", "Reader", "Rebuilt", "geometry_of", "refusal"]
+__all__ = ["Bypass", "BypassPlan", "Geometry", "Met", "Reader", "Rebuilt", "bypass_refusal", "geometry_of"]

@@ -110,12 +110,12 @@ class BypassPlan:
         """A plan of one stage, from layers for the weight and parts for the bias, with their strengths.
 
         Behind a strength may stand the timings that it follows. Layers of strength 0 are left out.
-        Raises LayerError where a layer does not fit, or cannot be bypassed (see `refusal`).
+        Raises LayerError where a layer does not fit, or cannot be bypassed (see `bypass_refusal`).
         """
         stage = Stage(_live(layers, "weight"), _live(layers, "bias"))
         for part, *_ in stage.layers:
             part.check_fit(geometry.shape)
-            if reason := refusal(part):
+            if reason := bypass_refusal(part):
                 raise LayerError(
                     "a layer cannot be bypassed",
                     file=part.file,
@@ -235,7 +235,7 @@ class BypassPlan:
         return Met(((Dense((whole - weight).flatten(1)), None, 0),), (), biases)
 
 
-def refusal(part: Part) -> str | None:
+def bypass_refusal(part: Part) -> str | None:
     """Why a layer can only be merged; None where it can be bypassed."""
     if part.enlarged() is not None:
         return "it enlarges its weight"

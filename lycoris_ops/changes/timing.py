@@ -81,13 +81,13 @@ class Curve:
         """A curve from a text.
 
         A number alone is a constant. `0:0.2, 0.5:0.8, 1:1` has times before values, `0.2@0, 0.8@0.5, 1@1`
-        values before times. A name of `SHAPES` may have its numbers behind it: `ease in 0 1`. Commas,
+        values before times. A name of `CURVES` may have its numbers behind it: `ease in 0 1`. Commas,
         semicolons and new lines separate points. Raises ScheduleError with the place in the text.
         """
         words = text.strip()
         if not words:
             raise ScheduleError("a curve is empty", expected=EXPECTED)
-        for name, shape in SHAPES.items():
+        for name, shape in CURVES.items():
             found = re.match(rf"{name}(?![\w-])", words.lower())
             if found:
                 return shape(_numbers(text, len(text) - len(text.lstrip()) + found.end()))
@@ -212,7 +212,7 @@ def _taken(numbers: Sequence[float], name: str, *wanted: tuple[str, float]) -> l
 
 
 # A name that begins like another stands in front of it.
-SHAPES: dict[str, Callable[[Sequence[float]], Curve]] = {
+CURVES: dict[str, Callable[[Sequence[float]], Curve]] = {
     "constant": _constant,
     "linear": _between("linear"),
     "ease in-out": _between("ease in-out"),
@@ -225,7 +225,7 @@ SHAPES: dict[str, Callable[[Sequence[float]], Curve]] = {
 """The curves that have names. Behind a name may stand: the value of a constant, the first and the last value
 of linear and of the eases, the begin and the end of a pulse, the time of the jump of the last two."""
 
-EXPECTED = f"points such as 0:0.2, 0.5:0.8 or 0.2@0, 0.8@0.5, or {either(list(SHAPES))}"
+EXPECTED = f"points such as 0:0.2, 0.5:0.8 or 0.2@0, 0.8@0.5, or {either(list(CURVES))}"
 
 
 def _number(text: str) -> float | None:

@@ -14,7 +14,7 @@ from torch import nn
 
 import lycoris_ops as lyc
 from lycoris_ops import bypass
-from lycoris_ops.changes.timing import mean
+from lycoris_ops.changes.timing import Timing, mean
 from lycoris_ops.names.blocks import Blocks
 from lycoris_ops.names.targets import Targets
 from lycoris_ops.rules.scene import Scene
@@ -130,8 +130,8 @@ def test_a_smooth_curve_passes_its_points_without_overshooting() -> None:
 
 
 def test_the_mean_is_that_of_the_product() -> None:
-    def timings(*texts: str) -> list[lyc.Timing]:
-        return [lyc.Timing(lyc.Curve.parse(text)) for text in texts]
+    def timings(*texts: str) -> list[Timing]:
+        return [Timing(lyc.Curve.parse(text)) for text in texts]
 
     assert mean([]) == 1
     assert mean(timings("linear")) == pytest.approx(1 / 2, abs=1e-6)
@@ -198,7 +198,7 @@ def test_a_bypass_follows_its_timings_on_both_clocks() -> None:
     x = torch.randn(3, 18, dtype=torch.float64)
     one, other, dependent = load("lora", "linear"), load("loha", "linear"), load("oft", "linear")
     fade, late = lyc.Curve.parse("linear 1 -1"), lyc.Curve.parse("on after 0.5")
-    timings = ((lyc.Timing(fade), lyc.Timing(late, "steps")), (lyc.Timing(late, "steps"),))
+    timings = ((Timing(fade), Timing(late, "steps")), (Timing(late, "steps"),))
     geometry = bypass.geometry_of(module)
     assert isinstance(geometry, bypass.Geometry)
     plan = bypass.BypassPlan.build(
