@@ -152,7 +152,7 @@ class Glora(Layer):
         return Growth(running(gains), grown)
 
     def multiplied_fields(self) -> tuple[str, ...]:
-        return ("a1", "b1", *self.biases())
+        return ("a1", "b1", *self.biases)
 
     def row_axes(self) -> Mapping[str, int]:
         return {"b1" if self._new else "b2": 0}

@@ -14,7 +14,7 @@ from ..changes.forms import Hadamard
 from ..errors import LayerError
 from ..maths.shapes import Shape, flat_shape, shown
 from ..maths.tensors import fold_core
-from .base import shared
+from .base import Join, shared
 from .checks import agree, dimensions, folded, matrix, scale
 from .components import Axes, Growth, right_beyond, running, zeros
 from .factored import Factored
@@ -41,6 +41,7 @@ class Loha(Factored):
 
     algorithm: ClassVar[str] = "loha"
     downs: ClassVar[tuple[str, ...]] = ("hada_w1_b", "hada_w2_b")
+    join: ClassVar[Join | None] = Join(products=(("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b")))
     variants: ClassVar[tuple[frozenset[str], ...]] = (
         frozenset({W1_A, W1_B, W2_A, W2_B}),
         frozenset({W1_A, W1_B, W2_A, W2_B, T1, T2}),

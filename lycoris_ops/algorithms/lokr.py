@@ -53,6 +53,7 @@ class Lokr(Factored):
     algorithm: ClassVar[str] = "lokr"
     planned: ClassVar[bool] = True
     downs: ClassVar[tuple[str, ...]] = ("lokr_w1_b", "lokr_w2_b")
+    absorbing: ClassVar[tuple[str, ...]] = ("lokr_w1", "lokr_w1_a")
     # PEFT's comparison of methods on FLUX.2 klein trains it so, level with a LoRA of 50 times its size.
     fresh_rate: ClassVar[float] = 10.0
     variants: ClassVar[tuple[frozenset[str], ...]] = tuple(

@@ -15,7 +15,7 @@ from ..errors import LayerError, UnsupportedError
 from ..maths.decompositions import balanced, leading, pseudo_inverse, singular, tucker
 from ..maths.shapes import Extent, Shape, flat_shape, shown
 from ..maths.tensors import compute_dtype, energy_of, fold_core
-from .base import column, kaiming, shared
+from .base import Join, column, kaiming, shared
 from .checks import agree, dimensions, folded, matrix, scale, vector
 from .components import Axes, Growth, right_beyond, running
 from .factored import Factored
@@ -80,6 +80,10 @@ class Lora(Factored):
     algorithm: ClassVar[str] = "lora"
     planned: ClassVar[bool] = True
     downs: ClassVar[tuple[str, ...]] = ("lora_down",)
+    join: ClassVar[Join | None] = Join(products=(("lora_up", "lora_down"),), scaled=("lora_b_bias",))
+    absorbing: ClassVar[tuple[str, ...]] = ("lora_up", "lora_down")
+    biases: ClassVar[tuple[str, ...]] = (*Factored.biases, "lora_b_bias")
+    vectors: ClassVar[frozenset[str]] = Factored.vectors | {"lora_b_bias", "lora_e"}
     variants: ClassVar[tuple[frozenset[str], ...]] = (
         frozenset({UP, DOWN}),
         frozenset({UP, DOWN, MID}),
@@ -365,8 +369,8 @@ class Lora(Factored):
             lora_embedding_b=down.T.contiguous(),
         )
 
-    def undiagonal(self) -> Lora:
-        """The same layer with `lora_E` multiplied into down, as only PEFT's AdaLoRA has it apart."""
+    def plain(self) -> Lora:
+        """The same layer with `lora_E`, which only PEFT's AdaLoRA has apart, multiplied into down."""
         if self.lora_e is None:
             return self
         return replace(self, lora_down=self.product().down, lora_e=None)
@@ -396,14 +400,6 @@ class Lora(Factored):
 
     def factor_axes(self) -> Mapping[str, int]:
         return {"lora_up": 0, "lora_embedding_a": 1}
-
-    @classmethod
-    def biases(cls) -> tuple[str, ...]:
-        return (*super().biases(), "lora_b_bias")
-
-    @classmethod
-    def vectors(cls) -> frozenset[str]:
-        return super().vectors() | {"lora_e"}
 
     def bias_additive(self) -> tuple[Additive, ...]:
         added = super().bias_additive() or ()

@@ -276,7 +276,7 @@ class _Engine:
 
     def _staying(self, source: Source, own: Layer, delta: Delta) -> Candidate:
         """The source's own layer, which keeps everything."""
-        beside = set(own.biases())
+        beside = set(own.biases)
         count = sum(t.numel() for name, t in own.tensors().items() if name in own.factors() - beside)
         choice = Choice(own.algorithm, -1, 0, delta.energy, count, own.rank)
         return Candidate(self._cost(source, count, len(own.dump())), delta.energy, choice)
