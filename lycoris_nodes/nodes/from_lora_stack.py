@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...lycoris_ops import Entry, Stack, adapter_of_tensors
-from ..host.page import io
-from ..schema.checks import checked
-from ..schema.inputs import (
+from ..host import io
+from ..inputs import checked
+from ..lora_stack import from_lora_stack
+from ..wires import (
     CATEGORY,
     LORA_MODEL,
     LORA_STACK,
@@ -16,9 +17,8 @@ from ..schema.inputs import (
     stack_input,
     stack_output,
     strength_input,
+    valid,
 )
-from ..schema.report import valid
-from ..stacks.lora_stack import from_lora_stack
 
 NAME = "LORA_MODEL"
 

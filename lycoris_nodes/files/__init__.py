@@ -1,1 +1,0 @@
-"""The files of adapters and models: lists, previews, outputs, and what nodes read of them."""

@@ -1,1 +1,0 @@
-"""The one door to the host, ComfyUI: only this folder imports it."""

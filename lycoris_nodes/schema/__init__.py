@@ -1,1 +1,0 @@
-"""What nodes are made of: inputs, their checks, and reports."""

@@ -1,1 +1,0 @@
-"""What is trained on: latents, captions, times, and the loss of them."""

@@ -1,1 +1,0 @@
-"""A model of the host, open for training."""
