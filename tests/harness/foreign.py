@@ -98,7 +98,7 @@ class Numbered:
 
         Raises ValueError where its rows are not rows of the numbered weights.
         """
-        rows = weight.flatten(1)
+        rows = weight.reshape(len(weight), -1)
         first = rows[:, 0].contiguous()
         found = torch.searchsorted(self.starts, first, right=True) - 1
         numbers, key_of = found.unique(return_inverse=True)
@@ -107,7 +107,7 @@ class Numbered:
         row_of = (first - self.starts[found]) // width
         # A row that was moved as a whole still counts up from its first number.
         again = first[:, None] + torch.arange(width)
-        whole = all(torch.empty(self.shapes[key], device="meta").flatten(1).shape[1] == width for key in keys)
+        whole = all(torch.Size(self.shapes[key][1:]).numel() == width for key in keys)
         if not whole or not torch.equal(rows, again) or ((first - self.starts[found]) % width).any():
             raise ValueError(f"a weight of shape {tuple(weight.shape)} is not made of whole rows of {keys}")
         return Located(tuple(weight.shape), keys, key_of, row_of)

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .architecture_names import Record, Rows
 from .foreign import Located, Numbered, State, with_constants
-from .zoo import ADAPTABLE, SPECIES, adaptable
+from .zoo import ADAPTABLE, SPECIES, adaptable, make, supported
 
 PREFIX = "diffusion_model."
 Renames = tuple[tuple[str, str], ...]
@@ -48,6 +49,8 @@ class Diffusers:
     # The pattern `$^` fits no name.
     without: str = "$^"
     """A pattern of the host's layers that diffusers' model does not have."""
+    reshaped: str = "$^"
+    """A pattern of diffusers' parameters that are no rows of the host's: their values are arranged anew."""
     sizes: str = "$^"
     """A pattern of diffusers' layers whose shape in the zoo's model is not that in diffusers' class.
 
@@ -84,6 +87,74 @@ def layers(name: str) -> dict[str, tuple[int, ...]]:
         for path, layer in model.named_modules()
         if isinstance(layer, ADAPTABLE)
     }
+
+
+def recorded() -> dict[str, Record]:
+    """The names of every layer and other parameter, for each architecture that the loaded host knows.
+
+    Raises:
+        ValueError: the names found are not those of diffusers' class.
+    """
+    found: dict[str, Record] = {}
+    for name, species in DIFFUSERS.items():
+        if not supported(name):
+            continue
+        state = {
+            key.removeprefix(PREFIX): value
+            for key, value in make(name).state_dict().items()
+            if key.startswith(PREFIX)
+        }
+        found[name] = _record(name, species, state)
+        # Where files differ by more than a prefix.
+        if species.published in (_scale, _hunyuan, _cascade):
+            files = replace(species, published=dict)
+            found[f"{name}, in files"] = _record(name, files, species.published(state))
+    return found
+
+
+def _record(name: str, species: Diffusers, state: State) -> Record:
+    numbered = Numbered(state)
+    wanted = set(_parameters(species))
+    names: dict[str, Rows] = {}
+    for key, weight in _converted(species, dict(numbered.state)).items():
+        path = key.removesuffix(".weight")
+        if path in wanted and key not in species.insists_on:
+            try:
+                names[path] = _rows(numbered.locate(weight), state)
+            except ValueError:
+                if not re.fullmatch(species.reshaped, path):
+                    raise
+    if missing := sorted(path for path in wanted - names.keys() if not re.fullmatch(species.reshaped, path)):
+        raise ValueError(f"{name}: no layer of the host was found for {missing} of {species.model}")
+    layers = {
+        key.removesuffix(".weight"): tuple(value.shape)
+        for key, value in state.items()
+        if value.ndim and not key.endswith("bias")
+    }
+    return Record(layers, names)
+
+
+def _rows(where: Located, state: State) -> Rows:
+    """The rows as runs of rows that follow each other in one layer."""
+    runs: list[tuple[str, int, int]] = []
+    for key, row in map(where.row, range(where.shape[0])):
+        if runs and runs[-1][::2] == (key, row):
+            runs[-1] = (key, runs[-1][1], row + 1)
+        else:
+            runs.append((key, row, row + 1))
+    return tuple(
+        (key.removesuffix(".weight"), None if (first, end) == (0, len(state[key])) else (first, end))
+        for key, first, end in runs
+    )
+
+
+def _parameters(species: Diffusers) -> Iterator[str]:
+    """The layers and other parameters of diffusers' class, without biases."""
+    with torch.device("meta"):
+        model = getattr(importlib.import_module("diffusers"), species.model)(**species.config)
+    for key in model.state_dict():
+        if not key.endswith(".bias"):
+            yield key.removesuffix(".weight")
 
 
 def _converted(species: Diffusers, state: State) -> State:
@@ -264,6 +335,7 @@ PIXART = (
     (r"\.mlp\.fc1\.", ".ff.net.0.proj."),
     (r"\.mlp\.fc2\.", ".ff.net.2."),
     (r"^final_layer\.linear", "proj_out"),
+    (r"^final_layer\.scale_shift_table", "scale_shift_table"),
 )
 _HUNYUAN_DIT = {
     **_HEADS,
@@ -286,6 +358,7 @@ HUNYUAN_DIT = (
     (r"^x_embedder", "pos_embed"),
     (r"^t_embedder\.mlp\.0", "time_extra_emb.timestep_embedder.linear_1"),
     (r"^t_embedder\.mlp\.2", "time_extra_emb.timestep_embedder.linear_2"),
+    (r"^style_embedder", "time_extra_emb.style_embedder"),
     (r"^extra_embedder\.0", "time_extra_emb.extra_embedder.linear_1"),
     (r"^extra_embedder\.2", "time_extra_emb.extra_embedder.linear_2"),
     (r"\.out_proj\.", ".to_out.0."),
@@ -293,6 +366,12 @@ HUNYUAN_DIT = (
     (r"\.mlp\.fc1", ".ff.net.0.proj"),
     (r"\.mlp\.fc2", ".ff.net.2"),
     (r"\.default_modulation\.1", ".norm1.linear"),
+    (r"\.([qk])_norm\.", r".norm_\1."),
+    (r"\.norm1\.weight", ".norm1.norm.weight"),
+    # In diffusers the second and the third norm have each other's names.
+    (r"\.norm2\.weight", ".norm#.weight"),
+    (r"\.norm3\.weight", ".norm2.weight"),
+    (r"\.norm#\.weight", ".norm3.weight"),
     (r"^final_layer\.linear", "proj_out"),
     (r"^final_layer\.adaLN_modulation\.1", "norm_out.linear"),
 )
@@ -313,6 +392,7 @@ HUNYUAN_IMAGE = (
     (r"^time_r_in\.mlp\.2", "time_guidance_embed.timestep_embedder_r.linear_2"),
 )
 BYT5 = (
+    (r"^byt5_in\.layernorm", "context_embedder_2.norm"),
     (r"^byt5_in\.net\.0\.proj", "context_embedder_2.linear_1"),
     (r"^byt5_in\.net\.2", "context_embedder_2.linear_2"),
     (r"^byt5_in\.fc3", "context_embedder_2.linear_3"),
@@ -611,6 +691,7 @@ DIFFUSERS: dict[str, Diffusers] = {
             "axes_dims_rope": (4, 2, 2),
         },
         "convert_krea2_transformer_checkpoint_to_diffusers",
+        reshaped=r"transformer_blocks\.\d+\.scale_shift_table",
     ),
     "ERNIE-Image": Diffusers(
         "ErnieImageTransformer2DModel",
@@ -660,6 +741,9 @@ DIFFUSERS: dict[str, Diffusers] = {
         renames=(
             (r"^time_text_embed\.", "time_embed."),
             *BYT5,
+            (r"^cond_type_embedding", "cond_type_embed"),
+            (r"^vision_in\.proj\.0", "image_embedder.norm_in"),
+            (r"^vision_in\.proj\.4", "image_embedder.norm_out"),
             (r"^vision_in\.proj\.1", "image_embedder.linear_1"),
             (r"^vision_in\.proj\.3", "image_embedder.linear_2"),
         ),
@@ -725,6 +809,7 @@ DIFFUSERS: dict[str, Diffusers] = {
         renames=(
             (r"^time_embedding_", "time_embedding."),
             (r"^blocks\.", "transformer_blocks."),
+            (r"\.norm_([qk])\.", r".attn1.norm_\1."),
             (r"\.([qkv])\.(weight|bias)$", r".attn1.to_\1.\2"),
             (r"\.attn_out\.", ".attn1.to_out.0."),
             (r"\.ff_proj\.", ".ff.net.0.proj."),
@@ -754,7 +839,8 @@ DIFFUSERS: dict[str, Diffusers] = {
             (r"^decoder\.", ""),
             (r"_attn\.([qkv])_proj\.", r"_attn.to_\1."),
             (r"_attn\.o_proj\.", "_attn.to_out.0."),
-            (r"^proj_in\.1\.", "proj_in_conv."),
+            (r"_attn\.([qk])_norm\.", r"_attn.norm_\1."),
+            (r"^proj_(in|out)\.1\.", r"proj_\1_conv."),
         ),
         without=r"(?!decoder\.)",
     ),

@@ -6,7 +6,6 @@ What such a name means follows from the usual names in an attention and from the
 from __future__ import annotations
 
 import pytest
-from architectures import Shape
 
 from lycoris_ops.names.architectures import fused_attention
 from lycoris_ops.names.architectures.base import Place
@@ -53,7 +52,7 @@ def test_the_projection_after_the_attention_tells_the_rows_of_the_query(output: 
         pytest.param({"attn.query_key_value": (12, 4)}, id="rows mixed by head in some models"),
     ],
 )
-def test_what_shapes_do_not_decide_has_no_name(shapes: dict[str, Shape]) -> None:
+def test_what_shapes_do_not_decide_has_no_name(shapes: dict[str, tuple[int, ...]]) -> None:
     assert fused_attention.fallback(shapes) == {}
 
 
