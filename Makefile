@@ -13,7 +13,7 @@ OPS = $(TESTS) -n 2 --dist loadgroup tests/ops
 BY_FILE = $(TESTS) -n 2 --dist loadfile --no-loadscope-reorder
 SWEEP = lycoris_ops lycoris_nodes tests
 
-.PHONY: help demo test test-ops test-host test-browser test-fronts test-hosts soak bench bench-gpu bench-train bench-quality ui lint clean
+.PHONY: help demo test test-ops test-host test-browser test-fronts test-hosts soak bench bench-gpu bench-train bench-quality mutants ui lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -79,6 +79,13 @@ bench-quality: ## what adapters need for a loss, on trained models: many hours, 
 
 ui: ## serve ComfyUI with the demo's models and print its address
 	@$(IN) -- python -m tests.harness.ui
+
+# What is passed on, such as MUTANTS="--count 20 lycoris_ops/merge/merge.py".
+MUTANTS ?=
+
+mutants: ## try whether the nearest tests notice faults in the files that the last commit touched
+	@$(IN) -- sh -c 'python -m pip install -q --target .cache/cosmic-ray "cosmic-ray>=8.3,<9" && \
+		PYTHONPATH=.cache/cosmic-ray python -m tests.harness.mutants $(MUTANTS)'
 
 lint: ## ruff and pyright
 	@$(IN) -- sh -c 'ruff check . && ruff format --check . && basedpyright'
