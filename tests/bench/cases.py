@@ -71,76 +71,63 @@ class LayerSet:
 SETS = {"sdxl": LayerSet(LINEAR), "other": LayerSet(OTHER, by_eight)}
 
 
-def rand(*shape: int, generator: torch.Generator) -> Tensor:
-    return torch.randn(*shape, generator=generator)
+RANKS = {"lora": 16, "loha": 8, "lokr": 16}
 
 
-def lora(shape: Shape, rank: int, generator: torch.Generator) -> Factors:
-    """Random tensors of a LoRA layer by suffix, whose change has the norm EFFECT when alpha is the rank."""
-    out, *rest = shape
-    up = rand(out, rank, *(1 for _ in shape[2:]), generator=generator)
-    down = rand(rank, *rest, generator=generator)
-    return {"lora_up.weight": up * (EFFECT / math.sqrt(rank * math.prod(rest))), "lora_down.weight": down}
+def factors(kind: str, shape: Shape, draw: torch.Generator, split: Split = balanced) -> Factors:
+    """Random tensors of a layer by suffix, whose change has the norm EFFECT; alpha equals the rank.
+
+    A LoKr has a full w1 and a low-rank w2.
+    """
+
+    def rand(*sizes: int) -> Tensor:
+        return torch.randn(*sizes, generator=draw)
+
+    rank, (out, inputs, *kernel) = RANKS[kind], shape
+    found = {"alpha": torch.tensor(float(rank))}
+    size = EFFECT / math.sqrt(inputs * math.prod(kernel))
+    if kind == "lora":
+        up = rand(out, rank, *(1 for _ in kernel)) * size / math.sqrt(rank)
+        return found | {"lora_up.weight": up, "lora_down.weight": rand(rank, *shape[1:])}
+    if kind == "loha":
+        first = rand(out, rank) * size / rank
+        columns = inputs * math.prod(kernel)
+        found |= {"hada_w1_a": first, "hada_w1_b": rand(rank, columns)}
+        return found | {"hada_w2_a": rand(out, rank), "hada_w2_b": rand(rank, columns)}
+    (outer, k), (i, j) = split(out), split(inputs)
+    found |= {"lokr_w1": rand(outer, i) * size / math.sqrt(rank), "lokr_w2_a": rand(k, rank)}
+    return found | {"lokr_w2_b": rand(rank, j * math.prod(kernel))}
 
 
-def loha(shape: Shape, rank: int, generator: torch.Generator) -> Factors:
-    """Random tensors of a LoHa layer by suffix, scaled as those of `lora`."""
-    out, columns = shape[0], math.prod(shape[1:])
-    size = EFFECT / (rank * math.sqrt(columns))
-    return {
-        "hada_w1_a": rand(out, rank, generator=generator) * size,
-        "hada_w1_b": rand(rank, columns, generator=generator),
-        "hada_w2_a": rand(out, rank, generator=generator),
-        "hada_w2_b": rand(rank, columns, generator=generator),
-    }
-
-
-def lokr(shape: Shape, rank: int, generator: torch.Generator, split: Split = balanced) -> Factors:
-    """Random tensors of a LoKr layer with a full w1 and a low-rank w2, scaled as those of `lora`."""
-    (outer, k), (i, j), kernel = split(shape[0]), split(shape[1]), math.prod(shape[2:])
-    size = EFFECT / math.sqrt(rank * shape[1] * kernel)
-    return {
-        "lokr_w1": rand(outer, i, generator=generator) * size,
-        "lokr_w2_a": rand(k, rank, generator=generator),
-        "lokr_w2_b": rand(rank, j * kernel, generator=generator),
-    }
-
-
-MAKE: dict[str, Callable[[Shape, int, torch.Generator], Factors]] = {"lora": lora, "loha": loha}
+Stack = list[tuple[str, Factors, float]]
+"""(kind, tensors by suffix, strength) of each adapter."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A stack: (kind, rank) of each of its adapters."""
+    """A stack of adapters of these kinds."""
 
     name: str
-    adapters: tuple[tuple[str, int], ...]
+    kinds: tuple[str, ...]
 
-    def factors(
-        self, number: int, shape: Shape, dtype: torch.dtype, split: Split = balanced
-    ) -> list[tuple[str, Factors, float]]:
-        """(kind, tensors, strength) of each adapter for layer `number`, seeded; alpha equals the rank."""
-        made: list[tuple[str, Factors, float]] = []
-        for slot, (kind, rank) in enumerate(self.adapters):
-            generator = torch.Generator().manual_seed(1000 * number + slot)
-            if kind == "lokr":
-                plain = lokr(shape, rank, generator, split)
-            else:
-                plain = MAKE[kind](shape, rank, generator)
-            tensors = {key: t.to(dtype) for key, t in plain.items()}
-            tensors["alpha"] = torch.tensor(float(rank))
-            made.append((kind, tensors, STRENGTHS[slot]))
+    def stack(self, number: int, shape: Shape, dtype: torch.dtype, split: Split = balanced) -> Stack:
+        """The adapters for layer `number`, seeded; alpha stays in float32."""
+        made: Stack = []
+        for slot, kind in enumerate(self.kinds):
+            tensors = factors(kind, shape, torch.Generator().manual_seed(1000 * number + slot), split)
+            cast = {key: t if key == "alpha" else t.to(dtype) for key, t in tensors.items()}
+            made.append((kind, cast, STRENGTHS[slot]))
         return made
 
 
 CASES = (
-    Case("LoRA r16 x 1", (("lora", 16),)),
-    Case("LoRA r16 x 8", (("lora", 16),) * 8),
-    Case("LoHa r8 x 1", (("loha", 8),)),
-    Case("LoHa r8 x 8", (("loha", 8),) * 8),
-    Case("LoKr r16 x 1", (("lokr", 16),)),
-    Case("LoKr r16 x 8", (("lokr", 16),) * 8),
-    Case("3 LoRA, 3 LoHa, 2 LoKr", (("lora", 16),) * 3 + (("loha", 8),) * 3 + (("lokr", 16),) * 2),
+    Case("LoRA r16 x 1", ("lora",)),
+    Case("LoRA r16 x 8", ("lora",) * 8),
+    Case("LoHa r8 x 1", ("loha",)),
+    Case("LoHa r8 x 8", ("loha",) * 8),
+    Case("LoKr r16 x 1", ("lokr",)),
+    Case("LoKr r16 x 8", ("lokr",) * 8),
+    Case("3 LoRA, 3 LoHa, 2 LoKr", ("lora",) * 3 + ("loha",) * 3 + ("lokr",) * 2),
 )
 
 

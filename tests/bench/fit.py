@@ -17,7 +17,6 @@ import math
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,8 @@ from torch import Tensor, nn
 from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.algorithms.fitting import Delta
 from lycoris_ops.changes.forms import Dense
-from tests.harness.facts import ROOT, facts
+from tests.bench.side import boot, milliseconds
+from tests.harness.facts import ROOT
 
 SIZES = {"SDXL attention": (1280, 1280), "SDXL feed-forward": (1280, 5120), "Flux attention": (3072, 3072)}
 LARGE = {"Flux feed-forward": (12288, 3072)}
@@ -47,9 +47,9 @@ def orthonormal(rows: int, columns: int) -> Tensor:
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
+    """How long a work takes, and what comes of it."""
+    made: list[Any] = []
+    return milliseconds(lambda: made.append(work())) / 1e3, made[0]
 
 
 def error(made: Tensor, wanted: Tensor) -> float:
@@ -160,14 +160,7 @@ def memory() -> None:
 
 
 def main(*, large: bool) -> None:
-    # At the end of the path: the host has a package `tests` too.
-    sys.path.append(str(facts().comfyui))
-    import comfy.options
-
-    comfy.options.enable_args_parsing(False)
-    from comfy.cli_args import args
-
-    args.cpu = True
+    boot()
     torch.manual_seed(0)
     for name, shape in {**SIZES, **LARGE}.items():
         peers = large or name in SIZES

@@ -8,13 +8,11 @@ blocks of SDXL's UNet, or of all with `--whole`, where PEFT and TIES are left ou
   full decomposition. With `--whole` also by TSV-M.
 
 Rounds are interleaved, in one process. The ratio is the median of PEFT's times over ours. With `--whole` each
-time is shown at once, with the processor's own, in which other work on the machine has no part.
+has the seconds of the processor too, in which other work on the machine has no part.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,17 +22,21 @@ import torch
 from torch import nn
 
 import lycoris_ops as lyc
-from tests.bench.prompt import factors
+from tests.bench.cases import factors
+from tests.bench.side import in_turn, middle, parser, ratio
 
 RANK, STRENGTHS = 48, (0.8, 0.5, -0.4)
 CONTEXT = 2048
 BLOCKS = {640: 10, 1280: 60}
 """How many transformer blocks of each width SDXL has."""
 
+Layers = dict[str, tuple[int, int]]
+Pairs = list[tuple[lyc.Adapter, float]]
 
-def shapes(count: dict[int, int]) -> dict[str, tuple[int, int]]:
+
+def shapes(count: dict[int, int]) -> Layers:
     """The linear layers of transformer blocks of each width, by name."""
-    found: dict[str, tuple[int, int]] = {}
+    found: Layers = {}
     for width, blocks in count.items():
         for number in range(blocks):
             name = f"width_{width}_{number}"
@@ -46,20 +48,16 @@ def shapes(count: dict[int, int]) -> dict[str, tuple[int, int]]:
     return found
 
 
-def adapters(kinds: tuple[str, ...], layers: dict[str, tuple[int, int]]) -> list[tuple[lyc.Adapter, float]]:
-    found: list[tuple[lyc.Adapter, float]] = []
+def adapters(kinds: tuple[str, ...], layers: Layers) -> Pairs:
+    found: Pairs = []
     for number, (kind, strength) in enumerate(zip(kinds, STRENGTHS, strict=True)):
-        generator = torch.Generator().manual_seed(number)
-        algorithm = lyc.ALGORITHMS[kind]
-        made = {
-            f"lora_unet_{name}": algorithm.load(factors(kind, shape, generator))
-            for name, shape in layers.items()
-        }
+        draw, load = torch.Generator().manual_seed(number), lyc.ALGORITHMS[kind].load
+        made = {f"lora_unet_{name}": load(factors(kind, shape, draw)) for name, shape in layers.items()}
         found.append((lyc.Adapter.of(made, name=f"{kind} {number}"), strength))
     return found
 
 
-def by_peft(pairs: list[tuple[lyc.Adapter, float]], layers: dict[str, tuple[int, int]]) -> Any:
+def by_peft(pairs: Pairs, layers: Layers) -> Any:
     """A model of PEFT's with the same LoRAs."""
     from peft import LoraConfig, get_peft_model
 
@@ -78,25 +76,20 @@ def by_peft(pairs: list[tuple[lyc.Adapter, float]], layers: dict[str, tuple[int,
     return model
 
 
-def seconds(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds by the clock, and of the processor."""
-    start, used = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - start, time.process_time() - used
-
-
 def joined(model: Any, how: str, **options: Any) -> None:
     model.add_weighted_adapter(["0", "1", "2"], list(STRENGTHS), "merged", how, **options)
     model.delete_adapter("merged")
 
 
-def main(rounds: int, *, whole: bool) -> None:
-    layers = shapes(BLOCKS if whole else {640: 1})
-    mixed = adapters(("lora", "lokr", "loha"), layers)
-    same = adapters(("lora", "lora", "lora"), layers)
+def main() -> None:
+    made = parser(__doc__, rounds=3)
+    made.add_argument("--whole", action="store_true")
+    options = made.parse_args()
+    layers = shapes(BLOCKS if options.whole else {640: 1})
+    mixed, same = adapters(("lora", "lokr", "loha"), layers), adapters(("lora",) * 3, layers)
     size = lyc.Rank(RANK)
     works: dict[str, Callable[[], object]] = {"LoRA, sum": partial(lyc.merge_adapters, same)}
-    if whole:
+    if options.whole:
         works["LoRA, TSV"] = partial(lyc.merge_adapters, same, "tsv")
     else:
         model = by_peft(same, layers)
@@ -107,26 +100,23 @@ def main(rounds: int, *, whole: bool) -> None:
             "LoRA, TIES by PEFT": partial(joined, model, "ties_svd", svd_rank=RANK, density=0.2),
         }
     works["mixed, sum"] = partial(lyc.merge_adapters, mixed)
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(rounds):
-        for name, work in works.items():
-            took, used = seconds(work)
-            times[name].append(took)
-            if whole:
-                print(f"{name:20} {took:8.1f} s, {used:8.1f} s of the processor", flush=True)
+
+    def told(name: str, work: Callable[[], object]) -> None:
+        used = time.process_time()
+        work()
+        print(f"{name:20} {time.process_time() - used:8.1f} s of the processor", flush=True)
+
+    if options.whole:
+        works = {name: partial(told, name, work) for name, work in works.items()}
+    times = in_turn(works, options.rounds, warm=0)
     numbers = sum(o * i for o, i in layers.values())
-    print(f"{len(layers)} layers, {numbers / 1e6:.0f} M values, {rounds} rounds, torch {torch.__version__}")
-    for name, found in times.items():
-        line = f"{name:20} median {statistics.median(found):8.3f} s, least {min(found):8.3f} s"
-        if theirs := times.get(f"{name} by PEFT"):
-            ratio = statistics.median(two / one for one, two in zip(found, theirs, strict=True))
-            line += f";  PEFT {ratio:.1f} times as long"
+    print(f"{len(layers)} layers, {numbers / 1e6:.0f} M values, {options.rounds} rounds")
+    for name, took in middle(times).items():
+        line = f"{name:20} median {took / 1e3:8.3f} s, least {min(times[name]) / 1e3:8.3f} s"
+        if f"{name} by PEFT" in times:
+            line += f";  PEFT {ratio(times, f'{name} by PEFT', name):.1f} times as long"
         print(line, flush=True)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--whole", action="store_true")
-    parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
-    main(given.rounds, whole=given.whole)
+    main()

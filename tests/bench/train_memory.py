@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from tests.bench.side import Table
 from tests.harness.assets import install
 from tests.harness.facts import ROOT, facts
 from tests.harness.launch import base_directory, boot_in_process, loaded_pack
@@ -95,13 +96,13 @@ def measured(title: str, pack: str) -> tuple[int, int, int, int]:
 def main() -> None:
     base = install(base_directory(ROOT / ".cache" / facts().host / "train-memory", ROOT))
     boot_in_process(facts().comfyui, base)
-    print("| model | blocks | pass MB | kept MB | again MB | kept / pass a block | again / pass a block |")
-    print("|---|---|---|---|---|---|---|")
+    table = Table(
+        *("model", "blocks", "pass MB", "kept MB", "again MB", "kept / pass a block", "again / pass a block")
+    )
     for title in CASES:
         first, kept, again, blocks = measured(title, loaded_pack(base).__name__)
-        sizes = " | ".join(f"{size / 1e6:.1f}" for size in (first, kept, again))
-        shares = " | ".join(f"{size / first / blocks:.2f}" for size in (kept, again))
-        print(f"| {title} | {blocks} | {sizes} | {shares} |", flush=True)
+        sizes = (f"{size / 1e6:.1f}" for size in (first, kept, again))
+        table.row(title, blocks, *sizes, *(f"{size / first / blocks:.2f}" for size in (kept, again)))
 
 
 if __name__ == "__main__":

@@ -15,20 +15,17 @@ of B captions ComfyUI's node computes each of B latents with each of B captions,
 
 from __future__ import annotations
 
-import argparse
-import ctypes
-import gc
 import itertools
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from tests.bench.cases import DTYPES
+from tests.bench.side import Resident, Table, parser, versions
 from tests.harness.diffusion import write_model
 from tests.harness.facts import ROOT, facts
 from tests.harness.launch import base_directory, boot_in_process
@@ -69,6 +66,16 @@ class Measured:
     steps: list[float] = field(default_factory=list)
     peaks: list[float] = field(default_factory=list)
     error: str = ""
+
+    def __str__(self) -> str:
+        return self.error or f"{min(self.steps):.3f}, {statistics.median(self.peaks):.0f}"
+
+    def over(self, other: Measured) -> tuple[str, str]:
+        """The ratios of the times and of the peaks."""
+        if other.error:
+            return "-", "-"
+        peaks = (statistics.median(one.peaks) for one in (self, other))
+        return f"{min(self.steps) / min(other.steps):.2f}", f"{next(peaks) / next(peaks):.2f}"
 
 
 def caption(number: int) -> list[Any]:
@@ -143,20 +150,6 @@ TRAINERS: dict[str, Train] = {
 MODES = ("ComfyUI weight", "ComfyUI bypass")
 
 
-def resident() -> tuple[float, float]:
-    """The resident memory of this process now, and at most since the last `forget`, in MB."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    found = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("VmRSS", "VmHWM"))}
-    return int(found["VmRSS"]) / 1e3, int(found["VmHWM"]) / 1e3
-
-
-def forget() -> None:
-    """Give back memory that is free, and start the peak of resident memory anew."""
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
 def measure(nodes: Any, model: Any, case: Case, train: Train, steps: int, into: Measured) -> None:
     import comfy.model_management
     import comfy.utils
@@ -165,8 +158,9 @@ def measure(nodes: Any, model: Any, case: Case, train: Train, steps: int, into: 
     before = comfy.utils.PROGRESS_BAR_HOOK
     comfy.utils.set_progress_bar_global_hook(lambda *_, **__: ends.append(time.perf_counter()))
     comfy.model_management.load_models_gpu([model])
-    forget()
-    start, _ = resident()
+    resident = Resident()
+    resident.forget()
+    start = resident.now
     try:
         train(nodes, model, case, steps)
     except Exception as error:
@@ -176,27 +170,23 @@ def measure(nodes: Any, model: Any, case: Case, train: Train, steps: int, into: 
         return
     finally:
         comfy.utils.set_progress_bar_global_hook(before)
-    into.peaks.append(resident()[1] - start)
+    into.peaks.append(resident.peak - start)
     into.steps += [after - one for one, after in itertools.pairwise(ends)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cases", default="", help="measure only rows whose title has this text")
-    options = parser.parse_args()
+    made = parser(__doc__, rounds=3)
+    made.add_argument("--steps", type=int, default=5)
+    made.add_argument("--cases", default="", help="measure only rows whose title has this text")
+    options = made.parse_args()
     base = base_directory(ROOT / ".cache" / "bench" / "train-node", ROOT)
     nodes = boot_in_process(facts().comfyui, base)
     titles = ["model", "latent", "batch", "recomputed", "dtype"]
     titles += [f"{name}: s a step, peak MB" for name in TRAINERS]
-    titles += [f"ratio of {which} to {name}" for name in MODES for which in ("times", "peaks")]
-    print("| " + " | ".join(titles) + " |\n|" + "---|" * len(titles))
+    table = Table(*titles, *(f"ratio of {which} to {name}" for name in MODES for which in ("times", "peaks")))
     for case in CASES:
         recomputed = "yes" if case.checkpointing else "no"
-        words = (case.title, str(list(case.latent)), case.batch, recomputed, case.dtype)
+        words = (case.title, list(case.latent), case.batch, recomputed, case.dtype)
         if options.cases not in " ".join(map(str, words)):
             continue
         path = base / "models" / "diffusion_models" / "bench.safetensors"
@@ -210,18 +200,9 @@ def main() -> None:
             for name, train in TRAINERS.items():
                 if not found[name].error:
                     measure(nodes, model, case, train, options.steps, found[name])
-        columns = list(map(str, words))
-        for one in found.values():
-            columns.append(one.error or f"{min(one.steps):.3f}, {statistics.median(one.peaks):.0f}")
-        own = found["ours"]
-        for one in (found[name] for name in MODES):
-            if one.error:
-                columns += ["-", "-"]
-            else:
-                columns.append(f"{min(own.steps) / min(one.steps):.2f}")
-                columns.append(f"{statistics.median(own.peaks) / statistics.median(one.peaks):.2f}")
-        print("| " + " | ".join(columns) + " |", flush=True)
-    print(f"\ntorch {torch.__version__}, {torch.get_num_threads()} threads, ComfyUI {facts().host}")
+        shares = (share for name in MODES for share in found["ours"].over(found[name]))
+        table.row(*words, *map(str, found.values()), *shares)
+    print(f"\n{versions()}")
 
 
 if __name__ == "__main__":

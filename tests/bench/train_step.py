@@ -15,10 +15,9 @@ ComfyUI's training adapters in both modes of its training node.
 
 from __future__ import annotations
 
-import argparse
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,9 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import lycoris_ops as lyc
-from tests.bench.bypass import boot, clock
 from tests.bench.cases import DTYPES
-from tests.harness.facts import facts
+from tests.bench.side import Table, boot, in_turn, middle, parser, ratio, versions
 
 FULL = 10**6
 """A rank at which every package keeps both factors of a LoKr full."""
@@ -45,7 +43,7 @@ class Algorithm:
     host: str | None
 
 
-def _peft(kind: str, **options: Any) -> Callable[[list[str]], Any]:
+def _in_peft(kind: str, **options: Any) -> Callable[[list[str]], Any]:
     def config(names: list[str]) -> Any:
         import peft
 
@@ -54,40 +52,38 @@ def _peft(kind: str, **options: Any) -> Callable[[list[str]], Any]:
     return config
 
 
+def _in_lycoris(algo: str, rank: int, alpha: int, **options: Any) -> dict[str, Any]:
+    named = {f"{layers}_{what}" for layers in ("linear", "conv") for what in ("dim", "alpha")}
+    return {"algo": algo, **{name: rank if "dim" in name else alpha for name in named}, **options}
+
+
 ALGORITHMS = (
     Algorithm(
         "LoRA r16",
         {"algorithm": "lora", "rank": 16},
-        {"algo": "locon", "linear_dim": 16, "linear_alpha": 16, "conv_dim": 16, "conv_alpha": 16},
-        _peft("LoraConfig", r=16, lora_alpha=16),
+        _in_lycoris("locon", 16, 16),
+        _in_peft("LoraConfig", r=16, lora_alpha=16),
         "lora",
     ),
     Algorithm(
         "LoHa r8",
         {"algorithm": "loha", "rank": 8},
-        {"algo": "loha", "linear_dim": 8, "linear_alpha": 8, "conv_dim": 8, "conv_alpha": 8},
-        _peft("LoHaConfig", r=8, alpha=8),
+        _in_lycoris("loha", 8, 8),
+        _in_peft("LoHaConfig", r=8, alpha=8),
         "loha",
     ),
     Algorithm(
         "LoKr full",
         {"algorithm": "lokr", "rank": FULL},
-        {"algo": "lokr", "linear_dim": FULL, "linear_alpha": 1, "conv_dim": FULL, "conv_alpha": 1},
-        _peft("LoKrConfig", r=FULL, alpha=FULL),
+        _in_lycoris("lokr", FULL, 1),
+        _in_peft("LoKrConfig", r=FULL, alpha=FULL),
         "lokr",
     ),
     Algorithm(
         "DoRA r16",
         {"algorithm": "lora", "rank": 16, "dora": "output"},
-        {
-            "algo": "locon",
-            "linear_dim": 16,
-            "linear_alpha": 16,
-            "conv_dim": 16,
-            "conv_alpha": 16,
-            "dora_wd": True,
-        },
-        _peft("LoraConfig", r=16, lora_alpha=16, use_dora=True),
+        _in_lycoris("locon", 16, 16, dora_wd=True),
+        _in_peft("LoraConfig", r=16, lora_alpha=16, use_dora=True),
         None,
     ),
 )
@@ -115,14 +111,15 @@ class Place:
     dtype: str = "fp32"
 
 
+def _linear(width: int, tokens: int, dtype: str = "fp32") -> Place:
+    make = lambda: nn.Sequential(nn.Linear(width, width))  # noqa: E731
+    return Place(f"linear {width}, {tokens} tokens", make, (1, tokens, width), dtype)
+
+
 PLACES = (
-    Place("linear 1280, 4096 tokens", lambda: nn.Sequential(nn.Linear(1280, 1280)), (1, 4096, 1280)),
-    Place("linear 1280, 4096 tokens", lambda: nn.Sequential(nn.Linear(1280, 1280)), (1, 4096, 1280), "bf16"),
-    Place("linear 3072, 1024 tokens", lambda: nn.Sequential(nn.Linear(3072, 3072)), (1, 1024, 3072)),
-    Place("linear 1280, 77 tokens", lambda: nn.Sequential(nn.Linear(1280, 1280)), (1, 77, 1280)),
+    *(_linear(1280, 4096), _linear(1280, 4096, "bf16"), _linear(3072, 1024), _linear(1280, 77)),
     # Where what Python does beside a layer is most of the time, as on a GPU.
-    Place("linear 64, 77 tokens", lambda: nn.Sequential(nn.Linear(64, 64)), (1, 77, 64)),
-    Place("linear 64, 77 tokens", lambda: nn.Sequential(nn.Linear(64, 64)), (1, 77, 64), "bf16"),
+    *(_linear(64, 77), _linear(64, 77, "bf16")),
     Place("conv 320 3x3, 32x32", lambda: nn.Sequential(nn.Conv2d(320, 320, 3, padding=1)), (1, 320, 32, 32)),
     Place("block 640, 1024 tokens", lambda: Block(640), (1, 1024, 640)),
 )
@@ -215,7 +212,9 @@ def shown(milliseconds: float) -> str:
     return f"{milliseconds:.{1 if milliseconds >= 2 else 3}f}"
 
 
-def measure(place: Place, algorithm: Algorithm, device: str, rounds: int, seconds: float) -> None:
+def measure(
+    place: Place, algorithm: Algorithm, device: str, rounds: int, seconds: float, table: Table
+) -> None:
     dtype = DTYPES[place.dtype]
     torch.manual_seed(0)
     x = torch.randn(place.input, device=device, dtype=dtype, requires_grad=True)
@@ -233,66 +232,47 @@ def measure(place: Place, algorithm: Algorithm, device: str, rounds: int, second
             refused[name] = f"{type(error).__name__}"
             continue
         bases[name] = (base, parameters)
-    times: dict[str, list[float]] = {name: [] for name in bases}
-    turns = list(bases)
-    began, number = clock(device), -2
-    # The first two set things up.
-    while number < rounds or clock(device) - began < seconds:
-        number += 1
-        turns = turns[1:] + turns[:1]
-        for name in turns:
-            base, parameters = bases[name]
-            for parameter in (*parameters, x):
-                parameter.grad = None
-            start = clock(device)
-            base(x).backward(gradient)
-            if number > 0:
-                times[name].append(1e3 * (clock(device) - start))
+
+    def forget(name: str) -> None:
+        for parameter in (*bases[name][1], x):
+            parameter.grad = None
+
+    def step(base: nn.Module) -> None:
+        base(x).backward(gradient)
+
+    works = {name: partial(step, base) for name, (base, _) in bases.items()}
+    times = in_turn(works, rounds, before=forget, warm=2, device=device, seconds=seconds)
     kept: dict[str, float] = {}
     for name, (base, parameters) in bases.items():
         free = {one.untyped_storage().data_ptr() for one in (*base.parameters(), *parameters)}
-        kept[name] = saved(lambda base=base: base(x), free)
-    middle = {name: statistics.median(found) for name, found in times.items()}
-    peers = [name for name in bases if name not in ("base", "ours")]
-    ratios = {
-        name: statistics.median(a / b for a, b in zip(times[name], times["ours"], strict=True))
-        for name in peers
-    }
-    fastest = min(peers, key=ratios.__getitem__)
-    leanest = min(peers, key=kept.__getitem__)
-    columns = [place.title, place.dtype, algorithm.title, shown(middle["base"])]
-    for name in PEERS:
-        columns.append(
-            f"{shown(middle[name])} / {kept[name] - kept['base']:.1f}" if name in bases else refused[name]
-        )
+        kept[name] = saved(partial(base, x), free)
+    ms = middle(times)
+    ratios = {name: ratio(times, name, "ours") for name in bases if name not in ("base", "ours")}
+    fastest, leanest = min(ratios, key=ratios.__getitem__), min(ratios, key=kept.__getitem__)
+    each = (
+        f"{shown(ms[name])} / {kept[name] - kept['base']:.1f}" if name in bases else refused[name]
+        for name in PEERS
+    )
     # With DoRA beside a bfloat16 weight it cannot train.
-    lycoris_lora = [ratio for name, ratio in ratios.items() if name.startswith("lycoris")]
-    columns += [
-        f"{ratios[fastest]:.2f} {fastest}",
-        f"{min(lycoris_lora):.2f}" if lycoris_lora else "-",
-        leanest,
-    ]
-    print("| " + " | ".join(columns) + " |", flush=True)
+    lycoris_lora = [value for name, value in ratios.items() if name.startswith("lycoris")]
+    best = f"{min(lycoris_lora):.2f}" if lycoris_lora else "-"
+    first = f"{ratios[fastest]:.2f} {fastest}"
+    table.row(place.title, place.dtype, algorithm.title, shown(ms["base"]), *each, first, best, leanest)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--cases", default="", help="measure only rows whose title has this text")
-    options = parser.parse_args()
+    made = parser(__doc__, rounds=9, device=True)
+    made.add_argument("--seconds", type=float, default=20)
+    made.add_argument("--cases", default="", help="measure only rows whose title has this text")
+    options = made.parse_args()
     boot(options.device)
     titles = ["place", "dtype", "algorithm", "base ms", *(f"{name} ms / saved MB" for name in PEERS)]
-    titles += ["ratio of the fastest peer", "of lycoris-lora", "leanest peer"]
-    print("| " + " | ".join(titles) + " |\n|" + "---|" * len(titles))
+    table = Table(*titles, "ratio of the fastest peer", "of lycoris-lora", "leanest peer")
     for place in PLACES:
         for algorithm in ALGORITHMS:
             if options.cases in f"{place.title} {place.dtype} {algorithm.title}":
-                measure(place, algorithm, options.device, options.rounds, options.seconds)
-    print(f"\ntorch {torch.__version__}, {torch.get_num_threads()} threads, ComfyUI {facts().host}")
+                measure(place, algorithm, options.device, options.rounds, options.seconds, table)
+    print(f"\n{versions()}")
 
 
 if __name__ == "__main__":
