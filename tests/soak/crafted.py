@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 import lycoris_ops as lyc
+from tests.harness.payloads import Call
 from tests.ops.layers import KINDS, WEIGHTS, factors, rand
 
 from .case import CANARY, Case
 from .containers import described, joined, packed, pickled
-from .mutators.pickles import Call, program, rewritten
+from .mutators.pickles import EXOTIC, program, rewritten, strided
 from .seeds import CONFIG, PATHS, Seed, base_of
 
 NAME = "lora_unet_blocks_0_x"
@@ -32,15 +33,13 @@ NAME = "lora_unet_blocks_0_x"
 LINEAR = WEIGHTS["linear"]
 PEFT = f"base_model.model.{PATHS['linear']}"
 CRAFTED: dict[str, Callable[[], Case]] = {}
-
-
-def _fixed() -> None:
-    torch.manual_seed(11)
+Make = Callable[[], bytes]
+Tensors = Mapping[str, Tensor]
 
 
 def lora(name: str = NAME, rank: int = 3) -> dict[str, Tensor]:
     """The factors of a plain LoRA of the linear layer."""
-    _fixed()
+    torch.manual_seed(11)
     rows, columns = LINEAR
     return {
         f"{name}.lora_up.weight": rand(rows, rank),
@@ -49,165 +48,92 @@ def lora(name: str = NAME, rank: int = 3) -> dict[str, Tensor]:
     }
 
 
-def _of_kind(kind: str, weight: str = "linear", name: str | None = None) -> dict[str, Tensor]:
-    _fixed()
-    root = name or f"lora_unet_{PATHS[weight].replace('.', '_')}"
-    return {f"{root}.{suffix}": tensor for suffix, tensor in factors(kind, weight).items()}
+def of_kind(kind: str, weight: str = "linear", by: float = 1.0) -> dict[str, Tensor]:
+    """A layer of a kind, with its factors times a number."""
+    torch.manual_seed(11)
+    root = f"lora_unet_{PATHS[weight].replace('.', '_')}"
+    made = {f"{root}.{suffix}": tensor for suffix, tensor in factors(kind, weight).items()}
+    return {key: tensor * by if tensor.ndim and by != 1.0 else tensor for key, tensor in made.items()}
 
 
-def _case(
+def case_of(
     name: str,
     blob: bytes,
     ending: str = ".safetensors",
     *,
     refused: bool = False,
     config: bytes | None = None,
-    tensors: Mapping[str, Tensor] | None = None,
+    tensors: Tensors | None = None,
     same: float | None = None,
-    model: str = "plain",
 ) -> Case:
     """The case of a file. `tensors` are those that it holds, where its change is known."""
     adapter = f"adapter_model{ending}"
     files = {adapter: blob} | ({CONFIG: config} if config is not None else {})
-    seed = Seed(f"crafted/{name}/safetensors", tensors, model=model) if tensors is not None else None
-    return Case(
-        name, files, adapter, model, seed=seed, same=same, closed=tensors is not None, refused=refused
-    )
+    seed = Seed(f"crafted/{name}/safetensors", tensors) if tensors is not None else None
+    return Case(name, files, adapter, seed=seed, same=same, closed=tensors is not None, refused=refused)
 
 
-def _add(name: str, make: Callable[[], bytes], ending: str = ".safetensors", **options: Any) -> None:
-    CRAFTED[name] = lambda: _case(name, make(), ending, **options)
+def add(group: str, cases: Mapping[str, Make], ending: str = ".safetensors", **options: Any) -> None:
+    """Files by what is odd about them."""
+    for what, make in cases.items():
+        name = f"{group}: {what}"
+        CRAFTED[name] = lambda name=name, make=make: case_of(name, make(), ending, **options)
 
 
 # Pickles.
 
-
-def _sorts() -> dict[str, Callable[[Tensor], Any]]:
-    """Tensors that are not plain, dense and real."""
-    return {
-        "complex": lambda t: torch.complex(t, t),
-        "conjugated": lambda t: torch.complex(t, t).conj(),
-        "imaginary part": lambda t: torch.complex(t, t).imag,
-        "sparse": lambda t: t.to_sparse(),
-        "CSR": lambda t: t.to_sparse_csr(),
-        "nested": lambda t: torch.nested.nested_tensor([t[0], t[1, :2]]),
-        "meta": lambda t: t.to("meta"),
-        "quantised": lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
-    }
+READ = ("imaginary part", "float8", "parameter", "negated", "empty")
+"""Tensors of other sorts that may be read."""
 
 
-def _with_sort(make: Callable[[Tensor], Any]) -> bytes:
-    tensors: dict[str, Any] = lora()
-    tensors[f"{NAME}.lora_up.weight"] = make(tensors[f"{NAME}.lora_up.weight"])
-    return pickled(tensors)
+def _with(value: Any, key: str = "x") -> Make:
+    """A pickle with something more in it."""
+    return lambda: pickled({**lora(), key: value})
 
 
-for _name, _make in _sorts().items():
-    _add(f"pickle: {_name} tensor", partial(_with_sort, _make), ".pt", refused=_name != "imaginary part")
-_add(
-    "pickle: negated tensor",
-    lambda: pickled(
-        {key: -torch._neg_view(tensor) if tensor.ndim else tensor for key, tensor in lora().items()}
-    ),
-    ".pt",
-)
-_add(
-    "pickle: expanded tensor of a terabyte",
-    lambda: pickled({**lora(), "x": torch.zeros(1).as_strided((1 << 20, 1 << 18), (0, 0))}),
-    ".pt",
-    refused=True,
-)
-_add(
-    "pickle: expanded factors of gigabytes",
-    lambda: pickled(
-        {
-            f"{NAME}.lora_up.weight": torch.ones(1).as_strided((20_000, 20_000), (0, 0)),
-            f"{NAME}.lora_down.weight": torch.ones(1).as_strided((20_000, 20_000), (0, 0)),
-        }
-    ),
-    ".pt",
-    refused=True,
-)
+def _exotic(make: Callable[[Tensor], Any]) -> bytes:
+    up = f"{NAME}.lora_up.weight"
+    return pickled({**lora(), up: make(lora()[up])})
 
 
-def _transposed() -> Case:
-    tensors = lora()
-    turned = {key: tensor.T.contiguous().T if tensor.ndim else tensor for key, tensor in tensors.items()}
-    wide = {key: torch.stack([tensor, tensor], -1)[..., 0] for key, tensor in turned.items()}
-    return _case("pickle: transposed and strided tensors", pickled(wide), ".pt", tensors=tensors, same=1.0)
+for _sort, _make in EXOTIC.items():
+    add("pickle", {f"{_sort} tensor": partial(_exotic, _make)}, ".pt", refused=_sort not in READ)
 
 
-CRAFTED["pickle: transposed and strided tensors"] = _transposed
+def _alike(name: str, tensors: Tensors, change: Callable[[Tensor], Tensor]) -> Case:
+    """A pickle of the same values in another storage."""
+    blob = pickled({key: change(tensor) for key, tensor in tensors.items()})
+    return case_of(name, blob, ".pt", tensors=tensors, same=1.0)
 
 
-def _strided(kind: str) -> Case:
-    """The tensors of a kind with gaps between their values."""
-    tensors = _of_kind(kind)
-    wide = {key: torch.stack([tensor, tensor], -1)[..., 0] for key, tensor in tensors.items()}
-    name = f"pickle: strided tensors of {kind}"
-    return _case(name, pickled(wide), ".pt", tensors=tensors, same=1.0)
+def _turned(tensor: Tensor) -> Tensor:
+    return strided(tensor.T.contiguous().T if tensor.ndim else tensor)
 
 
+CRAFTED["pickle: transposed tensors"] = lambda: _alike("pickle: transposed tensors", lora(), _turned)
 for _kind in ("loha", "lokr-full-low", "lokr-low-low", "oft", "glora"):
-    CRAFTED[f"pickle: strided tensors of {_kind}"] = partial(_strided, _kind)
-_add(
-    "pickle: one value with strides of 0",
-    lambda: pickled(
-        {key: tensor if tensor.ndim else torch.ones(()).expand(1, 1) for key, tensor in lora(rank=1).items()}
-        | {"lora_unet_blocks_3_x.oft_R.weight": torch.ones(()).expand(1, 1)}
-    ),
-    ".pt",
-)
-for _length in (1, 500, 1000, -1, -22, -98):
-    _add(
-        f"pickle: archive cut at {_length}",
-        lambda n=_length: pickled(_of_kind("loha"))[:n],
-        ".pt",
-        refused=True,
-    )
-_add(
-    "pickle: a core in float8",
-    lambda: pickled(
-        {
-            key: tensor.to(torch.float8_e4m3fn) if key.endswith("lora_mid.weight") else tensor
-            for key, tensor in _of_kind("lora-tucker", "conv2d").items()
-        }
-    ),
-    ".pt",
-)
+    _name = f"pickle: strided tensors of {_kind}"
+    CRAFTED[_name] = lambda name=_name, kind=_kind: _alike(name, of_kind(kind), strided)
 
 
-def _cut(size: Callable[[bytes], bytes]) -> bytes:
-    return rewritten(
-        pickled(lora()), lambda name, content: (name, size(content) if name.endswith("data/0") else content)
-    )
+def _expanded(*size: int) -> Tensor:
+    return torch.ones(1).as_strided(size, (0,) * len(size))
 
 
-_add(
-    "pickle: storage cut in half",
-    lambda: _cut(lambda content: content[: len(content) // 2]),
-    ".pt",
-    refused=True,
-)
-_add("pickle: storage empty", lambda: _cut(lambda content: b""), ".pt", refused=True)
-_add("pickle: storage missing", lambda: rewritten(pickled(lora()), _without), ".pt", refused=True)
+def _storages(change: Callable[[bytes], bytes | None]) -> Make:
+    """The first storage of an archive, changed, or taken out."""
+
+    def member(name: str, content: bytes) -> tuple[str, bytes] | None:
+        new = change(content) if name.endswith("data/0") else content
+        return None if new is None else (name, new)
+
+    return lambda: rewritten(pickled(lora()), member)
 
 
-def _without(name: str, content: bytes) -> tuple[str, bytes] | None:
-    return None if name.endswith("data/0") else (name, content)
-
-
-def _many_sizes(old: int, new: int) -> bytes:
+def _sizes(new: int) -> bytes:
     """A number of a pickle's program replaced wherever it stands."""
-
-    def change(content: bytes) -> bytes:
-        return content.replace(b"K" + bytes([old]), pickle.dumps(new, protocol=2)[2:-1])
-
-    return program(pickled(lora()), change)
-
-
-for _size in (1 << 31, 1 << 40, (1 << 63) - 1, -1, -(1 << 63), 1 << 70):
-    _add(f"pickle: sizes of {_size}", partial(_many_sizes, LINEAR[0], _size), ".pt", refused=True)
+    old, number = b"K" + bytes([LINEAR[0]]), pickle.dumps(new, protocol=2)[2:-1]
+    return program(pickled(lora()), lambda content: content.replace(old, number))
 
 
 def _inflating(blob: bytes, member: str, start: bytes, piece: bytes, times: int, end: bytes) -> bytes:
@@ -240,18 +166,14 @@ def _inflating(blob: bytes, member: str, start: bytes, piece: bytes, times: int,
 
 def _bomb(size: int) -> bytes:
     """An archive whose first storage expands to `size` bytes, as its program says."""
-    tensors: dict[str, Any] = {
-        f"{NAME}.lora_up.weight": torch.zeros(1),
-        f"{NAME}.lora_down.weight": torch.zeros(1),
-    }
+    count = pickle.dumps(size >> 2, protocol=2)[2:-1]
 
     def change(content: bytes) -> bytes:
         # Count and shape of the first tensor.
-        count = pickle.dumps(size >> 2, protocol=2)[2:-1]
         return content.replace(b"K\x01", count, 1).replace(b"K\x01\x85", count + b"\x85", 1)
 
-    piece = bytes(1 << 24)
-    return _inflating(program(pickled(tensors), change), "data/0", b"", piece, size >> 24, b"")
+    tensors = {f"{NAME}.lora_{side}.weight": torch.zeros(1) for side in ("up", "down")}
+    return _inflating(program(pickled(tensors), change), "data/0", b"", bytes(1 << 24), size >> 24, b"")
 
 
 def _long_program() -> bytes:
@@ -262,284 +184,266 @@ def _long_program() -> bytes:
     return _inflating(blob, "data.pkl", content[:2], b"N0" * (1 << 23), 32, content[2:])
 
 
-_add("pickle: zip bomb of 1.6 GB", lambda: _bomb(1600 << 20), ".pt", refused=True)
-_add(
-    "pickle: storage of 100 MB for a few values",
-    lambda: _inflating(pickled(lora()), "data/0", b"", bytes(1 << 20), 100, b""),
-    ".pt",
-)
-_add("pickle: program of half a gigabyte", _long_program, ".pt", refused=True)
-_add("pickle: archive cut short", lambda: pickled(lora())[:-300], ".pt", refused=True)
-_add("pickle: archive without its directory", lambda: pickled(lora())[:1200], ".pt", refused=True)
-_add("pickle: archive of nothing", lambda: b"PK\5\6" + bytes(18), ".pt", refused=True)
-_add("pickle: empty file", lambda: b"", ".pt", refused=True)
-_add("pickle: an old archive that is a tar", lambda: b"x" * 257 + b"ustar" + bytes(2000), ".pt", refused=True)
-_add("pickle: nested in itself", lambda: pickled(_loop()), ".pt", refused=True)
-_add(
-    "pickle: keys that are no text",
-    lambda: pickled({0: torch.ones(2), None: torch.ones(2), **lora()}),
-    ".pt",
-)
-_add(
-    "pickle: keys that are the same text",
-    lambda: pickled({1: torch.ones(2), "1": torch.ones(3), **lora()}),
-    ".pt",
-    refused=True,
-)
-_add(
-    "pickle: a parameter that learns",
-    lambda: pickled({k: torch.nn.Parameter(t) for k, t in lora().items()}),
-    ".pt",
-)
-
-
 def _loop() -> dict[str, Any]:
     table: dict[str, Any] = dict(lora())
-    table["state_dict"] = table
-    table["x"] = table
+    table["state_dict"] = table["x"] = table
     return table
 
 
-def _memo(count: int) -> bytes:
-    """A program that names a dictionary over and over, so that its text doubles when it is walked."""
+def _doubled(count: int) -> Any:
+    """A dictionary that names another over and over, so that its text doubles when it is walked."""
     table: Any = {"x": 1}
     for _ in range(count):
         table = {"a": table, "b": table}
-    return pickled({**lora(), "deep": table})
+    return table
 
 
-_add("pickle: tables that hold each other forty times", lambda: _memo(40), ".pt", refused=True)
-for _function, _arguments in (
-    (exec, ("raise SystemExit(3)",)),
-    (torch.zeros, (1 << 34,)),
-    (bytearray, (1 << 34,)),
-):
-    _add(
-        f"pickle: a call of {_function.__name__}",
-        lambda function=_function, arguments=_arguments: pickled({**lora(), "x": Call(function, *arguments)}),
-        ".pt",
-        refused=True,
-    )
-_add(
-    "pickle: a number of a gigabyte",
-    lambda: b"\x80\x02\x8b\xff\xff\xff\x3f" + bytes(1000),
+add(
+    "pickle",
+    {
+        "expanded tensor of a terabyte": _with(_expanded(1 << 20, 1 << 18)),
+        "expanded factors of gigabytes": lambda: pickled(
+            {f"{NAME}.lora_{side}.weight": _expanded(20_000, 20_000) for side in ("up", "down")}
+        ),
+        **{
+            f"archive cut at {length}": lambda n=length: pickled(of_kind("loha"))[:n]
+            for length in (1, 500, 1200, -1, -22, -98, -300)
+        },
+        "storage cut in half": _storages(lambda content: content[: len(content) // 2]),
+        "storage empty": _storages(lambda content: b""),
+        "storage missing": _storages(lambda content: None),
+        **{
+            f"sizes of {size}": partial(_sizes, size)
+            for size in (1 << 31, 1 << 40, (1 << 63) - 1, -1, -(1 << 63), 1 << 70)
+        },
+        "zip bomb of 1.6 GB": lambda: _bomb(1600 << 20),
+        "program of half a gigabyte": _long_program,
+        "archive of nothing": lambda: b"PK\5\6" + bytes(18),
+        "empty file": lambda: b"",
+        "an old archive that is a tar": lambda: b"x" * 257 + b"ustar" + bytes(2000),
+        "nested in itself": lambda: pickled(_loop()),
+        "keys that are the same text": lambda: pickled({1: torch.ones(2), "1": torch.ones(3), **lora()}),
+        "tables that hold each other forty times": _with(_doubled(40)),
+        "a call of exec": _with(Call(exec, "raise SystemExit(3)")),
+        "a call of zeros": _with(Call(torch.zeros, 1 << 34)),
+        "a call of bytearray": _with(Call(bytearray, 1 << 34)),
+        "a number of a gigabyte": lambda: b"\x80\x02\x8b\xff\xff\xff\x3f" + bytes(1000),
+        "an alpha that is complex": _with(torch.tensor(1 + 2j), f"{NAME}.alpha"),
+    },
     ".pt",
     refused=True,
 )
-_add("pickle: a frame of exabytes", lambda: b"\x80\x04\x95" + b"\xff" * 7 + b"\x7f.", ".bin", refused=True)
+add("pickle", {"a frame of exabytes": lambda: b"\x80\x04\x95" + b"\xff" * 7 + b"\x7f."}, ".bin", refused=True)
+add(
+    "pickle",
+    {
+        "one value with strides of 0": lambda: pickled(
+            {
+                key: tensor if tensor.ndim else torch.ones(()).expand(1, 1)
+                for key, tensor in lora(rank=1).items()
+            }
+            | {"lora_unet_blocks_3_x.oft_R.weight": torch.ones(()).expand(1, 1)}
+        ),
+        "a core in float8": lambda: pickled(
+            {
+                key: tensor.to(torch.float8_e4m3fn) if key.endswith("lora_mid.weight") else tensor
+                for key, tensor in of_kind("lora-tucker", "conv2d").items()
+            }
+        ),
+        "storage of 100 MB for a few values": lambda: _inflating(
+            pickled(lora()), "data/0", b"", bytes(1 << 20), 100, b""
+        ),
+        "keys that are no text": lambda: pickled({0: torch.ones(2), None: torch.ones(2), **lora()}),
+    },
+    ".pt",
+)
 
-# Headers.
-
-
-def _header(change: Callable[[dict[str, Any]], Any]) -> bytes:
-    header, data = described(lora())
-    changed = change(header)
-    return joined(header if changed is None else changed, data)
-
-
-def _set(field: str, value: Any) -> Callable[[dict[str, Any]], None]:
-    def change(header: dict[str, Any]) -> None:
-        header[f"{NAME}.lora_up.weight"][field] = value
-
-    return change
-
-
-def _replaced(old: str, new: str) -> Callable[[dict[str, Any]], str]:
-    return lambda header: json.dumps(header).replace(old, new, 1)
-
-
-for _name, _change in {
-    "a number of 5,000 digits": _replaced("[12, 3]", f"[{'9' * 5000}, 3]"),
-    "an offset of 5,000 digits": _replaced("[0, ", f"[{'9' * 5000}, "),
-    "a number of a million digits": _replaced("[12, 3]", f"[{'9' * 1_000_000}, 3]"),
-    "a shape whose product overflows": _set("shape", [1 << 32, 1 << 32, 9]),
-    "a shape of 100,000 large sizes": _set("shape", [(1 << 62) - 1] * 100_000),
-    "no values in a size of 2^63": _set("shape", [0, 1 << 63]),
-    "a size of 1e400": _replaced("[12, 3]", "[1e400, 3]"),
-    "a size that is true": _replaced("[12, 3]", "[12, 3, true]"),
-    "a negative size": _set("shape", [-12, -3]),
-    "an unknown dtype with escapes": _set("dtype", f"\x1b[2J\n{CANARY}"),
-    "a dtype of 100,000 letters": _set("dtype", "F" * 100_000),
-    "the same key twice": lambda header: (
-        json.dumps(header)[:-1] + f', "{NAME}.alpha": {json.dumps(header[f"{NAME}.alpha"])}}}'
-    ),
-    "brackets 100,000 deep": lambda header: "[" * 100_000 + "]" * 100_000,
-    "metadata that are a list": lambda header: {**header, "__metadata__": [1, 2]},
-}.items():
-    _add(f"header: {_name}", partial(_header, _change), refused=True)
+# Headers and keys.
 
 
-for _name, _change in {
-    "a shape of 200,000 sizes of one": _set("shape", [12, 3] + [1] * 200_000),
-    "a byte order mark": lambda header: "\ufeff" + json.dumps(header),
-    "text in UTF-16": lambda header: json.dumps(header).encode("utf-16"),
-}.items():
-    # Whatever is read of them is right.
-    _add(f"header: {_name}", partial(_header, _change), tensors=lora())
+def _header(change: Callable[[dict[str, Any]], Any]) -> Make:
+    """A file whose header is what the change returns, or makes of the table."""
+
+    def make() -> bytes:
+        header, data = described(lora())
+        changed = change(header)
+        return joined(header if changed is None else changed, data)
+
+    return make
 
 
-def _empty_value() -> bytes:
-    """A tensor of 0 x 2^63, which holds no byte."""
-    header, data = described(lora())
-    header["x"] = {"dtype": "F32", "shape": [0, 1 << 63], "data_offsets": [0, 0]}
-    return joined(header, data)
+def _set(field: str, value: Any, key: str = f"{NAME}.lora_up.weight") -> Make:
+    return _header(lambda header: header[key].update({field: value}))
 
 
-_add("header: a tensor of 0 x 2^63", _empty_value)
-_add("header: 100 MB of empty lists", lambda: joined("[" + "[]," * 33_000_000 + "[]]", b""), refused=True)
-_add(
-    "header: 90 MB of empty lists in a field",
-    lambda: _header(lambda header: json.dumps(header)[:-1] + ',"x":[' + "[]," * 30_000_000 + "[]]}"),
+def _replaced(old: str, new: str) -> Make:
+    return _header(lambda header: json.dumps(header).replace(old, new, 1))
+
+
+def _entries(count: int, name: str) -> Make:
+    """A file with many more entries of no values."""
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    return _header(lambda header: header | {name.format(n): entry for n in range(count)})
+
+
+def _twice(header: dict[str, Any]) -> str:
+    return json.dumps(header)[:-1] + f', "{NAME}.alpha": {json.dumps(header[f"{NAME}.alpha"])}}}'
+
+
+add(
+    "header",
+    {
+        "a number of 5,000 digits": _replaced("[12, 3]", f"[{'9' * 5000}, 3]"),
+        "an offset of 5,000 digits": _replaced("[0, ", f"[{'9' * 5000}, "),
+        "a number of a million digits": _replaced("[12, 3]", f"[{'9' * 1_000_000}, 3]"),
+        "a shape whose product overflows": _set("shape", [1 << 32, 1 << 32, 9]),
+        "a shape of 100,000 large sizes": _set("shape", [(1 << 62) - 1] * 100_000),
+        "no values in a size of 2^63": _set("shape", [0, 1 << 63]),
+        "a size of 1e400": _replaced("[12, 3]", "[1e400, 3]"),
+        "a size that is true": _replaced("[12, 3]", "[12, 3, true]"),
+        "a negative size": _set("shape", [-12, -3]),
+        "an unknown dtype with escapes": _set("dtype", f"\x1b[2J\n{CANARY}"),
+        "a dtype of 100,000 letters": _set("dtype", "F" * 100_000),
+        "an alpha in a dtype that torch lacks": _header(
+            lambda header: header[f"{NAME}.alpha"].update({"dtype": "F6_E2M3", "shape": [5]})
+        ),
+        "the same key twice": _header(_twice),
+        "brackets 100,000 deep": _header(lambda header: "[" * 100_000 + "]" * 100_000),
+        "metadata that are a list": _header(lambda header: {**header, "__metadata__": [1, 2]}),
+        "100 MB of empty lists": lambda: joined("[" + "[]," * 33_000_000 + "[]]", b""),
+        "90 MB of empty lists in a field": _header(
+            lambda header: json.dumps(header)[:-1] + ',"x":[' + "[]," * 30_000_000 + "[]]}"
+        ),
+    },
     refused=True,
 )
-_add(
-    "header: 200,000 empty tensors",
-    lambda: _header(
-        lambda header: (
-            header | {f"x{n}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(200_000)}
-        )
-    ),
+# Whatever is read of these is right.
+add(
+    "header",
+    {
+        "a shape of 200,000 sizes of one": _set("shape", [12, 3] + [1] * 200_000),
+        "a byte order mark": _header(lambda header: "\ufeff" + json.dumps(header)),
+        "text in UTF-16": _header(lambda header: json.dumps(header).encode("utf-16")),
+    },
+    tensors=lora(),
 )
-_add(
-    "header: 200,000 layers of no values",
-    lambda: _header(
-        lambda header: (
-            header
-            | {
-                f"lora_unet_blocks_{n}_y.diff": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-                for n in range(200_000)
-            }
-        )
-    ),
-)
-_add(
-    "header: 40 MB of metadata",
-    lambda: packed(lora(), {f"ss_{n}": "x" * 1000 for n in range(40_000)}),
-)
-_add("header: one metadata text of 40 MB", lambda: packed(lora(), {"ss_tag_frequency": "x\n" * 20_000_000}))
-_add(
-    "header: network arguments of 40 MB",
-    lambda: packed(lora(), {"ss_network_args": "[" + "[]," * 13_000_000 + "1]"}),
-)
-for _name, _key in {
+LONG = {
     "60,000 dots": "." * 60_000,
     "60,000 underscores": "_" * 60_000,
     "60,000 short words": "a." * 30_000,
     "60,000 numbers": "0_" * 30_000,
     "60,000 letters": "x" * 60_000,
-}.items():
-    _add(
-        f"key: {_name}",
-        lambda key=_key: packed(
-            {**lora(), f"{key}.lora_up.weight": rand(2, 2), f"{key}.alpha": torch.ones(())}
+}
+
+
+def _plus(key: str) -> Make:
+    """A LoRA and a tensor under another key."""
+    return lambda: packed({**lora(), key: torch.ones(2)})
+
+
+add(
+    "header",
+    {
+        "a tensor of 0 x 2^63": _header(
+            lambda header: header | {"x": {"dtype": "F32", "shape": [0, 1 << 63], "data_offsets": [0, 0]}}
         ),
-    )
-    _add(f"key: {_name} after a known prefix", lambda key=_key: packed(lora(f"lora_unet_{key}")))
-_add("key: 2,000 of 5,000 dots", lambda: packed({f"{'.' * 5000}{n}": torch.ones(1) for n in range(2000)}))
-_add("key: a lone surrogate", lambda: packed({**lora(), "x\ud800y": torch.ones(2)}))
-_add("key: a lone surrogate in a layer", lambda: packed(lora("lora_unet_\udcff_x")))
-_add("key: an escape sequence", lambda: packed({**lora(), "\x1b[2Jx": torch.ones(2)}))
-_add("key: a line of the report", lambda: packed({**lora(), f"x\n  {CANARY}": torch.ones(2)}))
-_add("key: a line of the report in a layer", lambda: packed({**lora(), **lora(f"lora_unet_y\n  {CANARY}\n")}))
-_add("key: a line of the report after U+2028", lambda: packed({**lora(), f"x\u2028{CANARY}": torch.ones(2)}))
-_add("key: empty", lambda: packed({**lora(), "": torch.ones(2)}))
-_add(
-    "key: a suffix alone", lambda: packed({**lora(), "lora_up.weight": rand(2, 2), ".alpha": torch.ones(())})
+        "200,000 empty tensors": _entries(200_000, "x{}"),
+        "200,000 layers of no values": _entries(200_000, "lora_unet_blocks_{}_y.diff"),
+        "40 MB of metadata": lambda: packed(lora(), {f"ss_{n}": "x" * 1000 for n in range(40_000)}),
+        "one metadata text of 40 MB": lambda: packed(lora(), {"ss_tag_frequency": "x\n" * 20_000_000}),
+        "network arguments of 40 MB": lambda: packed(
+            lora(), {"ss_network_args": "[" + "[]," * 13_000_000 + "1]"}
+        ),
+        "metadata with a lone surrogate": lambda: packed(lora(), {"ss_title": "\ud800", "\udfff": "x"}),
+        "metadata with escape sequences and lines": lambda: packed(
+            lora(), {"ss_title": f"\x1b[31m\n  {CANARY}\r\x85{CANARY}"}
+        ),
+    },
 )
-_add("metadata: a lone surrogate", lambda: packed(lora(), {"ss_title": "\ud800", "\udfff": "x"}))
-_add(
-    "metadata: escape sequences and lines",
-    lambda: packed(lora(), {"ss_title": f"\x1b[31m\n  {CANARY}\r\x85{CANARY}"}),
+add(
+    "key",
+    {
+        **{
+            what: lambda key=key: packed({**lora(), f"{key}.lora_up.weight": rand(2, 2)})
+            for what, key in LONG.items()
+        },
+        **{
+            f"{what} after a known prefix": lambda key=key: packed(lora(f"lora_unet_{key}"))
+            for what, key in LONG.items()
+        },
+        "2,000 of 5,000 dots": lambda: packed({f"{'.' * 5000}{n}": torch.ones(1) for n in range(2000)}),
+        "a lone surrogate": _plus("x\ud800y"),
+        "a lone surrogate in a layer": lambda: packed(lora("lora_unet_\udcff_x")),
+        "an escape sequence": _plus("\x1b[2Jx"),
+        "a line of the report": _plus(f"x\n  {CANARY}"),
+        "a line of the report in a layer": lambda: packed({**lora(), **lora(f"lora_unet_y\n  {CANARY}\n")}),
+        "a line of the report after U+2028": _plus(f"x\u2028{CANARY}"),
+        "empty": _plus(""),
+        "a suffix alone": lambda: packed({**lora(), "lora_up.weight": rand(2, 2), ".alpha": torch.ones(())}),
+    },
 )
 
 # Models.
 
 
-def _base(
-    change: Callable[[dict[str, Tensor]], dict[str, Tensor]], metadata: Mapping[str, str] | None = None
-) -> bytes:
-    return packed(change(dict(base_of("plain"))), metadata)
+def _under(cases: Mapping[str, Make]) -> None:
+    """A LoRA under checkpoints by what is odd about them."""
+    for what, make in cases.items():
+        CRAFTED[f"model: {what}"] = lambda name=f"model: {what}", make=make: Case(
+            name,
+            {"adapter_model.safetensors": packed(lora()), "base.safetensors": make()},
+            "adapter_model.safetensors",
+            base="base.safetensors",
+            closed=False,
+        )
 
 
-def _under(name: str, make: Callable[[], bytes], *, refused: bool = False) -> None:
-    CRAFTED[name] = lambda: Case(
-        name,
-        {"adapter_model.safetensors": packed(lora()), "base.safetensors": make()},
-        "adapter_model.safetensors",
-        base="base.safetensors",
-        closed=False,
-        refused=refused,
-    )
+def _base(change: Callable[[str, Tensor], Tensor], **more: Any) -> Make:
+    """The checkpoint with its tensors changed, and with metadata."""
+    return lambda: packed({key: change(key, t) for key, t in base_of("plain").items()}, more or None)
 
 
-for _name, _key in {
-    "60,000 dots": "." * 60_000,
-    "60,000 underscores": "_" * 60_000,
-    "60,000 short words": "a." * 30_000,
-    "60,000 numbers": "blocks.0." * 6_000,
-}.items():
-    _under(f"model: {_name}", lambda key=_key: _base(lambda t: {**t, f"{key}.weight": torch.ones(2, 2)}))
-_under("model: a lone surrogate", lambda: _base(lambda t: {**t, "x\ud800.weight": torch.ones(2, 2)}))
-_under("model: metadata with a lone surrogate", lambda: _base(lambda t: t, {"x": "\ud800"}))
-_under("model: weights without dimensions", lambda: _base(lambda t: {key: torch.ones(()) for key in t}))
-_under("model: empty weights", lambda: _base(lambda t: {key: torch.ones(0, 18) for key in t}))
-_under("model: 20 dimensions", lambda: _base(lambda t: {key: torch.ones([1] * 20) for key in t}))
+def _beside(key: str) -> Make:
+    return lambda: packed({**base_of("plain"), key: torch.ones(2, 2)})
+
+
+def _marked(mark: bytes) -> Make:
+    layer = f"diffusion_model.{PATHS['linear']}"
+    tensors = {
+        f"{layer}.comfy_quant": torch.tensor(list(mark), dtype=torch.uint8),
+        f"{layer}.weight": torch.ones(LINEAR).to(torch.float8_e4m3fn),
+    }
+    said = {"_quantization_metadata": mark.decode("latin-1")}
+    return lambda: packed({**base_of("plain"), **tensors}, said)
+
+
 _under(
-    "model: 200,000 empty tensors",
-    lambda: joined(
-        {
-            f"diffusion_model.blocks.{n}.y.weight": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-            for n in range(200_000)
+    {
+        **{what: _beside(f"{key}.weight") for what, key in LONG.items()},
+        "a lone surrogate": _beside("x\ud800.weight"),
+        "metadata with a lone surrogate": _base(lambda key, t: t, x="\ud800"),
+        "weights without dimensions": _base(lambda key, t: torch.ones(())),
+        "empty weights": _base(lambda key, t: torch.ones(0, 18)),
+        "20 dimensions": _base(lambda key, t: torch.ones([1] * 20)),
+        "200,000 empty tensors": _entries(200_000, "diffusion_model.blocks.{}.y.weight"),
+        "NaN in a weight": _base(lambda key, t: t * math.nan if t.is_floating_point() else t),
+        "large weights in half precision": _base(lambda key, t: torch.full(t.shape, 65504.0).half()),
+        **{
+            f"mark of quantisation, {what}": _marked(mark)
+            for what, mark in {
+                "a list": b"[1, 2]",
+                "null": b"null",
+                "deep": b"[" * 100_000,
+                "no format": b"{}",
+                "a format that is a list": b'{"format": ["nvfp4"]}',
+                "no UTF-8": b"\xff\xfe\xfd",
+                "empty": b"",
+            }.items()
         },
-        b"",
-    ),
+    }
 )
-_under(
-    "model: NaN in a weight",
-    lambda: _base(lambda t: {key: x * math.nan if x.is_floating_point() else x for key, x in t.items()}),
-)
-_under(
-    "model: large weights in half precision",
-    lambda: _base(lambda t: {key: torch.full(x.shape, 65504.0).half() for key, x in t.items()}),
-)
-for _name, _mark in {
-    "a list": b"[1, 2]",
-    "null": b"null",
-    "deep": b"[" * 100_000,
-    "no format": b"{}",
-    "a format that is a list": b'{"format": ["nvfp4"]}',
-    "no UTF-8": b"\xff\xfe\xfd",
-    "empty": b"",
-}.items():
-    _under(
-        f"model: mark of quantisation, {_name}",
-        lambda mark=_mark: _base(
-            lambda t: {
-                **t,
-                f"diffusion_model.{PATHS['linear']}.comfy_quant": torch.tensor(list(mark), dtype=torch.uint8),
-                f"diffusion_model.{PATHS['linear']}.weight": torch.ones(LINEAR).to(torch.float8_e4m3fn),
-            },
-            {"_quantization_metadata": mark.decode("latin-1")},
-        ),
-    )
 
 # Regular expressions and numbers of a PEFT configuration.
-
-
-def _configured(
-    name: str, table: Any, tensors: Mapping[str, Tensor] | None = None, *, refused: bool = False
-) -> None:
-    """A PEFT file of `tensors` (a LoRA unless given) with a configuration, given as a table or as text."""
-    rows, columns = LINEAR
-
-    def make() -> Case:
-        _fixed()
-        held = tensors or {f"{PEFT}.lora_A.weight": rand(3, columns), f"{PEFT}.lora_B.weight": rand(rows, 3)}
-        text = table if isinstance(table, str) else json.dumps(table)
-        return _case(name, packed(held), config=text.encode("utf-8", "surrogatepass"), refused=refused)
-
-    CRAFTED[name] = make
-
 
 SETTINGS = {"peft_type": "LORA", "r": 3, "lora_alpha": 2}
 HANGING = {
@@ -552,358 +456,260 @@ HANGING = {
     "a look-ahead": "(?=(.*)*!)(.*)*!",
     "a back-reference": r"(.*)(.*)(.*)\1\2\3!",
 }
-PATH_OF_LAYERS = PEFT.replace("blocks.0.x", "blocks.0." + "aaaaaaaa." * 6 + "x")
+DEEP = PEFT.replace("blocks.0.x", "blocks.0." + "aaaaaaaa." * 6 + "x")
+"""A path that is long enough for an expression to hang on."""
 
 
-def _long(suffix: str) -> dict[str, Tensor]:
-    """A layer with a path that is long enough for an expression to hang on."""
-    rows, columns = LINEAR
-    _fixed()
-    pair = {"lora_A.weight": rand(3, columns), "lora_B.weight": rand(rows, 3)}
-    return {f"{PATH_OF_LAYERS}.{name}": tensor for name, tensor in pair.items()}
+def peft_lora(path: str = PEFT) -> dict[str, Tensor]:
+    torch.manual_seed(11)
+    return {f"{path}.lora_A.weight": rand(3, LINEAR[1]), f"{path}.lora_B.weight": rand(LINEAR[0], 3)}
 
 
-for _name, _pattern in HANGING.items():
-    for _field in ("rank_pattern", "alpha_pattern"):
-        _configured(f"pattern: {_name} in {_field}", {**SETTINGS, _field: {_pattern: 3}}, _long("x"))
-    _configured(
-        f"pattern: {_name} in feedforward_modules",
-        {"peft_type": "IA3", "feedforward_modules": _pattern},
-        {f"{PATH_OF_LAYERS}.ia3_l": torch.ones(1, LINEAR[1], 1)},
-    )
-CRAFTED["pattern: nested repeats in metadata"] = lambda: _case(
-    "pattern: nested repeats in metadata",
-    packed(
-        {key.replace("base_model.model.", "transformer."): tensor for key, tensor in _long("x").items()},
-        {
-            "lora_adapter_metadata": json.dumps(
-                {
-                    "transformer.r": 3,
-                    "transformer.lora_alpha": 2,
-                    "transformer.alpha_pattern": {HANGING["nested repeats"]: 3},
-                }
-            )
-        },
-    ),
+def configured(group: str, tables: Mapping[str, Any], tensors: Tensors | None = None) -> None:
+    """PEFT files of `tensors` (a LoRA unless given) with configurations, given as tables or as texts."""
+    for what, table in tables.items():
+        text = table if isinstance(table, str) else json.dumps(table)
+
+        def make(name: str = f"{group}: {what}", text: str = text) -> Case:
+            return case_of(name, packed(tensors or peft_lora()), config=text.encode("utf-8", "surrogatepass"))
+
+        CRAFTED[f"{group}: {what}"] = make
+
+
+configured(
+    "pattern",
+    {
+        f"{what} in {field}": {**SETTINGS, field: {pattern: 3}}
+        for what, pattern in HANGING.items()
+        for field in ("rank_pattern", "alpha_pattern")
+    }
+    | {"800 of nested repeats": {**SETTINGS, "alpha_pattern": {f"(a+)+{n}!": 3 for n in range(800)}}},
+    peft_lora(DEEP),
 )
-_configured(
-    "pattern: 800 of nested repeats",
-    {**SETTINGS, "alpha_pattern": {f"(a+)+{n}!": 3 for n in range(800)}},
-    _long("x"),
+configured(
+    "pattern",
+    {
+        f"{what} in feedforward_modules": {"peft_type": "IA3", "feedforward_modules": pattern}
+        for what, pattern in (HANGING | {"one that does not compile": "("}).items()
+    },
+    {f"{DEEP}.ia3_l": torch.ones(1, LINEAR[1], 1)},
 )
-_configured("pattern: one that does not compile", {**SETTINGS, "alpha_pattern": {"(": 3}})
-_configured(
-    "pattern: one that does not compile for feedforward_modules",
-    {"peft_type": "IA3", "feedforward_modules": "("},
-    {f"{PEFT}.ia3_l": torch.ones(1, LINEAR[1])},
+configured(
+    "pattern",
+    {
+        what: {**SETTINGS, "alpha_pattern": {pattern: 3}}
+        for what, pattern in {
+            "one that does not compile": "(",
+            "a megabyte": "a?" * 500_000,
+            "5,000 groups": "(" * 5000 + ")" * 5000,
+            "a repeat of 10^9": "(a{1000}){1000}{1000}",
+            "a lone surrogate": "\ud800",
+        }.items()
+    },
 )
-_configured("pattern: a megabyte", {**SETTINGS, "alpha_pattern": {"a?" * 500_000: 3}})
-_configured("pattern: 5,000 groups", {**SETTINGS, "alpha_pattern": {"(" * 5000 + ")" * 5000: 3}})
-_configured("pattern: a repeat of 10^9", {**SETTINGS, "alpha_pattern": {"(a{1000}){1000}{1000}": 3}})
-_configured("pattern: a lone surrogate", {**SETTINGS, "alpha_pattern": {"\ud800": 3}})
+add(
+    "pattern",
+    {
+        "nested repeats in metadata": lambda: packed(
+            peft_lora(DEEP.replace("base_model.model.", "transformer.")),
+            {
+                "lora_adapter_metadata": json.dumps(
+                    {
+                        "transformer.r": 3,
+                        "transformer.lora_alpha": 2,
+                        "transformer.alpha_pattern": {HANGING["nested repeats"]: 3},
+                    }
+                )
+            },
+        )
+    },
+)
 
 
 def _honest_patterns() -> Case:
     """600 layers, each with a rank and an alpha of its own, as the library itself writes them."""
-    _fixed()
+    torch.manual_seed(11)
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     for number in range(600):
-        path = f"down.{number}.attentions.0.to_q"
-        rank = number % 7 + 1
-        tensors |= {
-            f"base_model.model.{path}.lora_A.weight": rand(rank, 4),
-            f"base_model.model.{path}.lora_B.weight": rand(4, rank),
-        }
-        escaped = path.replace(".", r"\.")
-        ranks[f"^{escaped}"] = rank
-        alphas[f"^{escaped}"] = number / 10 + 1
+        path, rank = f"down.{number}.attentions.0.to_q", number % 7 + 1
+        tensors[f"base_model.model.{path}.lora_A.weight"] = rand(rank, 4)
+        tensors[f"base_model.model.{path}.lora_B.weight"] = rand(4, rank)
+        pattern = "^" + path.replace(".", r"\.")
+        ranks[pattern], alphas[pattern] = rank, number / 10 + 1
     table = {**SETTINGS, "rank_pattern": ranks, "alpha_pattern": alphas}
-    return _case("pattern: 600 layers of their own", packed(tensors), config=json.dumps(table).encode())
+    return case_of("pattern: 600 layers of their own", packed(tensors), config=json.dumps(table).encode())
 
 
 CRAFTED["pattern: 600 layers of their own"] = _honest_patterns
-for _name, _table in {
-    "r of 1e400": '{"r": 1e400, "lora_alpha": 1}',
-    "alpha of 1e400": '{"r": 3, "lora_alpha": 1e400}',
-    "alpha that is NaN": '{"r": 3, "lora_alpha": NaN}',
-    "alpha of 5,000 digits": '{"r": 3, "lora_alpha": ' + "9" * 5000 + "}",
-    "alpha of 10^400": {**SETTINGS, "lora_alpha": 10**400},
-    "r that is a fraction": {**SETTINGS, "r": 3.5},
-    "r that is a text": {**SETTINGS, "r": "three"},
-    "a pattern table that is a list": {**SETTINGS, "rank_pattern": ["x"]},
-    "an alpha of a pattern that is a table": {**SETTINGS, "alpha_pattern": {"x": {}}},
-    "a kind that is a list": {**SETTINGS, "peft_type": ["LORA"]},
-    "no table": "[1]",
-    "nested without end": '{"r": ' + "[" * 100_000,
-    "not UTF-8": "\ud800",
-}.items():
-    _configured(f"configuration: {_name}", _table)
-_configured(
-    "configuration: a series of 3,000,000 terms",
-    {"peft_type": "OFT", "r": 0, "oft_block_size": 2, "num_cayley_neumann_terms": 3_000_000},
-    {f"{PEFT}.oft_R.weight": torch.ones(9, 1) / 8},
+configured(
+    "configuration",
+    {
+        "r of 1e400": '{"r": 1e400, "lora_alpha": 1}',
+        "alpha of 1e400": '{"r": 3, "lora_alpha": 1e400}',
+        "alpha that is NaN": '{"r": 3, "lora_alpha": NaN}',
+        "alpha of 5,000 digits": '{"r": 3, "lora_alpha": ' + "9" * 5000 + "}",
+        "alpha of 10^400": {**SETTINGS, "lora_alpha": 10**400},
+        "r that is a fraction": {**SETTINGS, "r": 3.5},
+        "r that is a text": {**SETTINGS, "r": "three"},
+        "a pattern table that is a list": {**SETTINGS, "rank_pattern": ["x"]},
+        "an alpha of a pattern that is a table": {**SETTINGS, "alpha_pattern": {"x": {}}},
+        "a kind that is a list": {**SETTINGS, "peft_type": ["LORA"]},
+        "no table": "[1]",
+        "nested without end": '{"r": ' + "[" * 100_000,
+        "not UTF-8": "\ud800",
+    },
 )
-_configured(
-    "configuration: a series of 10^30 terms",
-    '{"peft_type": "OFT", "r": 0, "num_cayley_neumann_terms": 1e30}',
-    {f"{PEFT}.oft_R.weight": torch.ones(9, 1) / 8},
-)
-_configured(
-    "configuration: a bound of 1e400",
-    '{"peft_type": "OFT", "r": 0, "coft": true, "eps": 1e400}',
+OFT = {"peft_type": "OFT", "r": 0, "oft_block_size": 2}
+configured(
+    "configuration",
+    {
+        "a series of 3,000,000 terms": {**OFT, "num_cayley_neumann_terms": 3_000_000},
+        "a series of 10^30 terms": '{"peft_type": "OFT", "r": 0, "num_cayley_neumann_terms": 1e30}',
+        "a bound of 1e400": '{"peft_type": "OFT", "r": 0, "coft": true, "eps": 1e400}',
+    },
     {f"{PEFT}.oft_R.weight": torch.ones(9, 1) / 8},
 )
 
-# Values that say how others are read.
+# Values that say how others are read, and shapes.
 
 
-def _layer(name: str, tensors: Mapping[str, Tensor], *, refused: bool = False) -> None:
-    """A file of tensors by key, whose change closed forms know if it is read."""
-    CRAFTED[name] = lambda: _case(name, packed(tensors), tensors=tensors, refused=refused)
-
-
-for _name, _alpha in {
-    "NaN": torch.tensor(math.nan),
-    "infinity": torch.tensor(math.inf),
-    "1e300": torch.tensor(1e300, dtype=torch.float64),
-    "3e38": torch.tensor(3e38),
-    "of two values": torch.ones(2),
-    "empty": torch.ones(0),
-    "a truth value": torch.tensor(True),
-    "2^62": torch.tensor(1 << 62),
-}.items():
-    _layer(f"value: alpha {_name}", {**lora(), f"{NAME}.alpha": _alpha})
-CRAFTED["value: alpha that is complex"] = lambda: _case(
-    "value: alpha that is complex",
-    pickled({**lora(), f"{NAME}.alpha": torch.tensor(1 + 2j)}),
-    ".pt",
-    refused=True,
-)
-CRAFTED["value: alpha in a dtype that torch lacks"] = lambda: _case(
-    "value: alpha in a dtype that torch lacks",
-    _header(lambda header: header[f"{NAME}.alpha"].update({"dtype": "F6_E2M3", "shape": [5]})),
-    refused=True,
-)
-_layer(
-    "value: factors that are integers",
-    {key: tensor.mul(9).to(torch.int64) for key, tensor in lora().items()},
-    refused=True,
-)
-_layer(
-    "value: factors whose product overflows",
-    {key: tensor * 1e30 if tensor.ndim else tensor for key, tensor in lora().items()},
-    refused=True,
-)
-_layer(
-    "value: a LoHa whose product overflows",
-    {key: tensor * 1e15 if tensor.ndim else tensor for key, tensor in _of_kind("loha").items()},
-    refused=True,
-)
-_layer(
-    "value: a LoKr whose product overflows",
-    {key: tensor * 1e25 if tensor.ndim else tensor for key, tensor in _of_kind("lokr-full-low").items()},
-    refused=True,
-)
-_layer("value: on_input of 7", {**_of_kind("ia3"), f"{NAME}.on_input": torch.tensor(7)}, refused=True)
-_layer("value: on_input NaN", {**_of_kind("ia3"), f"{NAME}.on_input": torch.tensor(math.nan)}, refused=True)
-_layer(
-    "value: BOFT of 15,000 stages",
-    {"lora_unet_blocks_0_x.oft_blocks": torch.zeros(15_000, 6, 2, 2)},
-    refused=True,
-)
-_layer(
-    "value: PEFT's BOFT of 15,000 stages",
-    {f"{NAME}.boft_R": torch.zeros(15_000, 9, 2, 2), f"{NAME}.boft_s": torch.ones(12, 1)},
-    refused=True,
-)
-_layer(
-    "value: a Tucker core of gigabytes of work",
-    {
-        f"{NAME}.lora_up.weight": torch.ones(1, 1500, 1, 1),
-        f"{NAME}.lora_mid.weight": torch.ones(1500, 1, 300, 300)
-        .half()[:, :, :1, :1]
-        .expand(1500, 1, 1, 1)
-        .contiguous(),
-        f"{NAME}.lora_down.weight": torch.ones(1, 200_000, 1, 1).half(),
-    },
-)
-_layer(
-    "value: a LoHa core that enlarges a small file",
-    {
-        f"{NAME}.hada_t1": torch.ones(1, 1, 1000, 1),
-        f"{NAME}.hada_w1_a": torch.ones(1, 1000),
-        f"{NAME}.hada_w1_b": torch.ones(1, 1000),
-        f"{NAME}.hada_t2": torch.ones(1, 1, 1000, 1),
-        f"{NAME}.hada_w2_a": torch.ones(1, 1000),
-        f"{NAME}.hada_w2_b": torch.ones(1, 1000),
-    },
-)
-_layer(
-    "value: reshape_weight of 2^62",
-    {**lora(), f"{NAME}.reshape_weight": torch.tensor([1 << 62, 18])},
-    refused=True,
-)
-_layer(
-    "value: reshape_weight NaN",
-    {**lora(), f"{NAME}.reshape_weight": torch.tensor([math.nan, 18.0])},
-    refused=True,
-)
-_layer(
-    "value: bias_size NaN",
-    {**_of_kind("lora-sparse"), f"{NAME}.bias_size": torch.tensor([math.nan, 18.0])},
-    refused=True,
-)
-_layer(
-    "value: bias_indices of a float",
-    {**_of_kind("lora-sparse"), f"{NAME}.bias_indices": torch.full((2, 5), 1e30)},
-    refused=True,
-)
-
-# Shapes.
-
-_layer(
-    "shape: a norm without dimensions",
-    {**lora(), "lora_unet_blocks_7_x.w_norm": torch.ones(())},
-    refused=True,
-)
-_layer(
-    "shape: a norm's bias without dimensions",
-    {**lora(), "lora_unet_blocks_7_x.b_norm": torch.ones(())},
-    refused=True,
-)
-_layer("shape: OFT blocks without dimensions", {**lora(), "lora_unet_blocks_1_x.oft_blocks": torch.ones(())})
-_layer("shape: OFT blocks of one dimension", {**lora(), "lora_unet_blocks_1_x.oft_blocks": torch.ones(4)})
-_layer("shape: OFTv2 weight without dimensions", {f"{NAME}.oft_R.weight": torch.ones(())}, refused=True)
-_layer("shape: OFTv2 weight of one dimension", {f"{NAME}.oft_R.weight": torch.ones(9)}, refused=True)
-_layer("shape: OFTv2 weight of three dimensions", {f"{NAME}.oft_R.weight": torch.ones(9, 1, 1)}, refused=True)
-_layer(
-    "shape: a magnitude without dimensions", {**lora(), f"{NAME}.dora_scale": torch.ones(())}, refused=True
-)
-_layer("shape: PEFT's factors without dimensions", {f"{NAME}.ia3_l": torch.ones(())}, refused=True)
-_layer(
-    "shape: PEFT's BOFT scale without dimensions",
-    {f"{NAME}.boft_R": torch.zeros(1, 9, 2, 2), f"{NAME}.boft_s": torch.ones(())},
-    refused=True,
-)
-_layer(
-    "shape: a difference of 20 dimensions", {f"{NAME}.diff": torch.ones([1] * 18 + [12, 18])}, refused=True
-)
-_layer(
-    "shape: a difference of 70 dimensions", {f"{NAME}.diff": torch.ones([1] * 62 + [12, 18])}, refused=True
-)
-_layer("shape: a flattened difference", {f"{NAME}.diff": torch.ones(12 * 18)}, refused=True)
-_layer("shape: a transposed difference", {f"{NAME}.diff": torch.ones(18, 12)}, refused=True)
-_layer(
-    "shape: a LoHa whose factors agree in count alone",
-    {
-        f"{NAME}.hada_w1_a": torch.ones(12, 2),
-        f"{NAME}.hada_w1_b": torch.ones(2, 18),
-        f"{NAME}.hada_w2_a": torch.ones(12, 2, 1),
-        f"{NAME}.hada_w2_b": torch.ones(2, 2, 9),
-    },
-)
-_layer(
-    "shape: a flattened down factor",
-    {f"{NAME}.lora_up.weight": torch.ones(12, 3), f"{NAME}.lora_down.weight": torch.ones(3 * 18)},
-    refused=True,
-)
-_layer(
-    "shape: LoKr factors of three dimensions",
-    {
-        f"{NAME}.lokr_w1": torch.ones(3, 2, 1),
-        f"{NAME}.lokr_w2_a": torch.ones(4, 2, 3),
-        f"{NAME}.lokr_w2_b": torch.ones(2, 9),
-    },
-    refused=True,
-)
-_layer(
-    "shape: T-LoRA's factors without dimensions",
-    {
-        f"{NAME}.q_layer.weight": torch.ones(1, 18),
-        f"{NAME}.p_layer.weight": torch.ones(12, 1),
-        f"{NAME}.lambda_layer": torch.ones(()),
-    },
-)
-_layer(
-    "shape: oft_blocks under a number that is no number",
-    {**lora(), "oft_unet_blocks_1_x.oft_blocks.x": torch.ones(5, 7, 7)},
-)
-_layer(
-    "shape: oft_blocks under a number and without",
-    {
-        "lora_unet_blocks_1_x.oft_blocks": torch.ones(5, 7, 7),
-        "lora_unet_blocks_1_x.oft_blocks.0": torch.ones(5, 7, 7),
-    },
-)
-for _kind in KINDS:
-    if not KINDS[_kind].flat and not KINDS[_kind].needs_kernel and KINDS[_kind].algorithm != "tlora":
-        _layer(
-            f"shape: {_kind} of empty tensors",
-            {key: torch.ones(0) if t.ndim else t for key, t in _of_kind(_kind).items()},
-            refused=True,
+def layers(group: str, cases: Mapping[str, Tensors], *, refused: bool = False) -> None:
+    """Files of tensors by key, whose change closed forms know if they are read."""
+    for what, tensors in cases.items():
+        CRAFTED[f"{group}: {what}"] = lambda name=f"{group}: {what}", tensors=tensors: case_of(
+            name, packed(tensors), tensors=tensors, refused=refused
         )
-_layer(
-    "shape: a LoKr core's factor of three dimensions",
+
+
+def ones(shapes: Mapping[str, tuple[int, ...]], name: str = NAME) -> dict[str, Tensor]:
+    """A layer of tensors of ones, of these shapes by suffix."""
+    return {f"{name}.{suffix}": torch.ones(shape) for suffix, shape in shapes.items()}
+
+
+def also(suffix: str, tensor: Tensor, name: str = NAME, kind: str = "lora") -> Tensors:
+    """A layer, and a tensor of this or of another layer."""
+    return {**(lora() if kind == "lora" else of_kind(kind)), f"{name}.{suffix}": tensor}
+
+
+OTHER = "lora_unet_blocks_1_x"
+BOFT = (1, 9, 2, 2)
+layers(
+    "value",
     {
-        f"{NAME}.lokr_t2": torch.ones(3, 3, 1),
-        f"{NAME}.lokr_w1": torch.ones(3, 3),
-        f"{NAME}.lokr_w2_a": torch.ones(3, 3, 4),
-        f"{NAME}.lokr_w2_b": torch.ones(3, 6),
+        **{
+            f"alpha {what}": also("alpha", value)
+            for what, value in {
+                "NaN": torch.tensor(math.nan),
+                "infinity": torch.tensor(math.inf),
+                "1e300": torch.tensor(1e300, dtype=torch.float64),
+                "3e38": torch.tensor(3e38),
+                "of two values": torch.ones(2),
+                "empty": torch.ones(0),
+                "a truth value": torch.tensor(True),
+                "2^62": torch.tensor(1 << 62),
+            }.items()
+        },
+        "a Tucker core of gigabytes of work": {
+            f"{NAME}.lora_up.weight": torch.ones(1, 1500, 1, 1),
+            f"{NAME}.lora_mid.weight": torch.ones(1500, 1, 1, 1).half(),
+            f"{NAME}.lora_down.weight": torch.ones(1, 200_000, 1, 1).half(),
+        },
+        "a LoHa core that enlarges a small file": ones(
+            {f"hada_t{n}": (1, 1, 1000, 1) for n in "12"}
+            | {f"hada_w{n}_{side}": (1, 1000) for n in "12" for side in "ab"}
+        ),
+        "PEFT's BOFT with factors near the largest number": {
+            f"{NAME}.boft_R": torch.zeros(BOFT),
+            f"{NAME}.boft_s": torch.full((12, 1), 3e38),
+        },
     },
 )
-_layer(
-    "shape: GLoRA's inner factor with a kernel",
+layers(
+    "value",
     {
-        f"{NAME}.a1.weight": torch.ones(18, 3),
-        f"{NAME}.a2.weight": torch.ones(3, 18, 3, 3),
-        f"{NAME}.b1.weight": torch.ones(12, 3),
-        f"{NAME}.b2.weight": torch.ones(3, 18),
-    },
-)
-_layer(
-    "shape: AdaLoRA without singular values beside factors",
-    {
-        f"{PEFT}.lora_A": torch.ones(3, 18),
-        f"{PEFT}.lora_B": torch.ones(12, 3),
-        f"{PEFT}.lora_E": torch.ones(0, 1),
+        "factors that are integers": {key: t.mul(9).to(torch.int64) for key, t in lora().items()},
+        **{
+            f"a product of {kind} that overflows": of_kind(kind, by=by)
+            for kind, by in (("lora", 1e30), ("loha", 1e15), ("lokr-full-low", 1e25), ("glora", 1e20))
+        },
+        "on_input of 7": also("on_input", torch.tensor(7), kind="ia3"),
+        "on_input NaN": also("on_input", torch.tensor(math.nan), kind="ia3"),
+        "BOFT of 15,000 stages": {f"{NAME}.oft_blocks": torch.zeros(15_000, 6, 2, 2)},
+        "PEFT's BOFT of 15,000 stages": {
+            f"{NAME}.boft_R": torch.zeros(15_000, 9, 2, 2),
+            f"{NAME}.boft_s": torch.ones(12, 1),
+        },
+        "reshape_weight of 2^62": also("reshape_weight", torch.tensor([1 << 62, 18])),
+        "reshape_weight NaN": also("reshape_weight", torch.tensor([math.nan, 18.0])),
+        "bias_size NaN": also("bias_size", torch.tensor([math.nan, 18.0]), kind="lora-sparse"),
+        "bias_indices of a float": also("bias_indices", torch.full((2, 5), 1e30), kind="lora-sparse"),
     },
     refused=True,
 )
-_layer(
-    "shape: AdaLoRA with a factor of three dimensions",
+layers(
+    "shape",
     {
-        f"{PEFT}.lora_A": torch.ones(3, 1, 18),
-        f"{PEFT}.lora_B": torch.ones(12, 3),
-        f"{PEFT}.lora_E": torch.ones(3, 1),
+        "OFT blocks without dimensions": also("oft_blocks", torch.ones(()), OTHER),
+        "OFT blocks of one dimension": also("oft_blocks", torch.ones(4), OTHER),
+        "oft_blocks under a number that is no number": also("oft_blocks.x", torch.ones(5, 7, 7), OTHER),
+        "oft_blocks under a number and without": ones(
+            {"oft_blocks": (5, 7, 7), "oft_blocks.0": (5, 7, 7)}, OTHER
+        ),
+        "a LoHa whose factors agree in count alone": ones(
+            {"hada_w1_a": (12, 2), "hada_w1_b": (2, 18), "hada_w2_a": (12, 2, 1), "hada_w2_b": (2, 2, 9)}
+        ),
+        "T-LoRA's factors without dimensions": ones(
+            {"q_layer.weight": (1, 18), "p_layer.weight": (12, 1), "lambda_layer": ()}
+        ),
+        "a LoKr core's factor of three dimensions": ones(
+            {"lokr_t2": (3, 3, 1), "lokr_w1": (3, 3), "lokr_w2_a": (3, 3, 4), "lokr_w2_b": (3, 6)}
+        ),
+        "GLoRA's inner factor with a kernel": ones(
+            {"a1.weight": (18, 3), "a2.weight": (3, 18, 3, 3), "b1.weight": (12, 3), "b2.weight": (3, 18)}
+        ),
+        "AdaLoRA with a factor of three dimensions": ones(
+            {"lora_A": (3, 1, 18), "lora_B": (12, 3), "lora_E": (3, 1)}, PEFT
+        ),
+        "PEFT's BOFT blocks of five dimensions": ones({"boft_R": (*BOFT, 3), "boft_s": (12, 1)}),
+        "a layer that is there under two names": {**lora(), **lora("lora_unet__blocks_0_x")},
     },
 )
-_layer(
-    "shape: PEFT's magnitude of the size of the inputs",
+layers(
+    "shape",
     {
-        f"{PEFT}.lora_A.weight": torch.ones(3, 18),
-        f"{PEFT}.lora_B.weight": torch.ones(12, 3),
-        f"{PEFT}.lora_magnitude_vector": torch.ones(18),
+        "a norm without dimensions": also("w_norm", torch.ones(()), "lora_unet_blocks_7_x"),
+        "a norm's bias without dimensions": also("b_norm", torch.ones(()), "lora_unet_blocks_7_x"),
+        "OFTv2 weight without dimensions": ones({"oft_R.weight": ()}),
+        "OFTv2 weight of one dimension": ones({"oft_R.weight": (9,)}),
+        "OFTv2 weight of three dimensions": ones({"oft_R.weight": (9, 1, 1)}),
+        "a magnitude without dimensions": also("dora_scale", torch.ones(())),
+        "PEFT's factors without dimensions": ones({"ia3_l": ()}),
+        "PEFT's BOFT scale without dimensions": ones({"boft_R": BOFT, "boft_s": ()}),
+        "a difference of 20 dimensions": ones({"diff": (*[1] * 18, 12, 18)}),
+        "a difference of 70 dimensions": ones({"diff": (*[1] * 62, 12, 18)}),
+        "a flattened difference": ones({"diff": (12 * 18,)}),
+        "a transposed difference": ones({"diff": (18, 12)}),
+        "a flattened down factor": ones({"lora_up.weight": (12, 3), "lora_down.weight": (3 * 18,)}),
+        "LoKr factors of three dimensions": ones(
+            {"lokr_w1": (3, 2, 1), "lokr_w2_a": (4, 2, 3), "lokr_w2_b": (2, 9)}
+        ),
+        "AdaLoRA without singular values beside factors": ones(
+            {"lora_A": (3, 18), "lora_B": (12, 3), "lora_E": (0, 1)}, PEFT
+        ),
+        "PEFT's magnitude of the size of the inputs": ones(
+            {"lora_A.weight": (3, 18), "lora_B.weight": (12, 3), "lora_magnitude_vector": (18,)}, PEFT
+        ),
+        **{
+            f"{kind} of empty tensors": {k: torch.ones(0) if t.ndim else t for k, t in of_kind(kind).items()}
+            for kind, spec in KINDS.items()
+            if not spec.flat and not spec.needs_kernel and spec.algorithm != "tlora"
+        },
     },
-    refused=True,
-)
-_layer(
-    "shape: PEFT's BOFT blocks of five dimensions",
-    {f"{NAME}.boft_R": torch.ones(1, 9, 2, 2, 3), f"{NAME}.boft_s": torch.ones(12, 1)},
-)
-_layer(
-    "value: PEFT's BOFT with factors near the largest number",
-    {f"{NAME}.boft_R": torch.zeros(1, 9, 2, 2), f"{NAME}.boft_s": torch.full((12, 1), 3e38)},
-)
-_layer(
-    "value: a GLoRA whose product overflows",
-    {key: tensor * 1e15 if tensor.ndim else tensor for key, tensor in _of_kind("glora").items()},
     refused=True,
 )
 for _dialect in lyc.WRITTEN:
     CRAFTED[f"shape: nothing that can be read, saved as {_dialect}"] = lambda dialect=_dialect: replace(
-        _case("shape: nothing that can be read", packed({f"{NAME}.hada_w2_b": torch.ones(2, 2)})),
-        dialect=dialect,
+        case_of("shape: nothing that can be read", packed(ones({"hada_w2_b": (2, 2)}))), dialect=dialect
     )
-_layer("shape: a layer that is there under two names", {**lora(), **lora("lora_unet__blocks_0_x")})

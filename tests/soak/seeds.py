@@ -74,13 +74,17 @@ class Seed:
     """The name in `MODELS` of the model that it is for."""
 
     @property
+    def is_safetensors(self) -> bool:
+        return self.container == "safetensors"
+
+    @property
     def ending(self) -> str:
-        return ".safetensors" if self.container == "safetensors" else CONTAINERS[self.container][0]
+        return ".safetensors" if self.is_safetensors else CONTAINERS[self.container][0]
 
     @cached_property
     def blob(self) -> bytes:
         """The file's bytes."""
-        if self.container == "safetensors":
+        if self.is_safetensors:
             return packed(self.tensors, self.metadata)
         return CONTAINERS[self.container][1](self.tensors)
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 
 from . import case
 from .case import Case
-from .mutators import families, suits
+from .mutators import families
 from .seeds import Seed, make
 
 TRIES = 50
@@ -23,7 +21,7 @@ class Source:
     def __init__(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             self.seeds: list[Seed] = make(Path(folder))
-        self.families: Mapping[str, ModuleType] = families()
+        self.families = families()
 
     def pristine(self) -> list[Case]:
         """Every valid file as it is."""
@@ -33,10 +31,8 @@ class Source:
         """One file of a campaign."""
         rng = random.Random(f"{campaign}/{number}")
         for _ in range(TRIES):
-            module = self.families[rng.choice(sorted(self.families))]
-            seed = rng.choice(self.seeds)
-            if suits(module, seed):
-                found = rng.choice(module.MUTATIONS)(rng, seed)
-                if found is not None:
-                    return found
+            mutation = rng.choice(rng.choice(self.families))
+            found = mutation(rng, rng.choice(self.seeds))
+            if found is not None:
+                return found
         raise AssertionError(f"no mutation found for file {number} of campaign {campaign}")

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
 from functools import cache
 
 import torch
-from torch import Tensor
 
 from ..case import Case
 from ..containers import packed
 from ..seeds import CONFIG, Seed, base_of
-from . import header, keys, raw, values
+from . import keys, raw, tables, values
 
-OF = "safetensors"
 MARKS = (
     *(b"", b"{}", b"[]", b"null", b"1", b'"x"', b"{", b"[" * 3000, b"\xff\xfe", b'{"format": null}'),
     *(b'{"format": "float8_e4m3fn"}', b'{"format": "nvfp4"}', b'{"format": ["x"]}', b'{"format": "\\ud800"}'),
 )
 """Contents of a tensor, or of metadata, that says how a weight is quantised."""
+DTYPES = (torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2, torch.int64)
 
 
 @cache
@@ -38,27 +36,19 @@ def _case(name: str, seed: Seed, blob: bytes) -> Case:
     )
 
 
-def _like(
-    mutations: list[Callable[[random.Random, Seed], Case | None]],
-) -> Callable[[random.Random, Seed], Case | None]:
-    """A mutation of an adapter, done to the checkpoint."""
-
-    def mutate(rng: random.Random, seed: Seed) -> Case | None:
-        mutation = rng.choice(mutations)
-        found = mutation(rng, _base(seed.model))
-        return None if found is None else _case(found.name, seed, found.files[found.adapter])
-
-    return mutate
+def _as_an_adapter(rng: random.Random, seed: Seed) -> Case | None:
+    """A mutation of adapters, done to the checkpoint."""
+    mutations = rng.choice((raw.MUTATIONS, tables.MUTATIONS[:6], keys.MUTATIONS, values.MUTATIONS))
+    found = rng.choice(mutations)(rng, _base(seed.model))
+    return None if found is None else _case(found.name, seed, found.files[found.adapter])
 
 
 def _quantised(rng: random.Random, seed: Seed) -> Case:
-    """Weights in few bits, with and without what belongs to them."""
-    tensors: dict[str, Tensor] = dict(base_of(seed.model))
-    metadata = {"format": "pt"}
+    """Weights in few bits or other dtypes, with and without what belongs to them."""
+    tensors, metadata = dict(base_of(seed.model)), {"format": "pt"}
     for key in [key for key in tensors if key.endswith(".weight") and rng.random() < 0.5]:
         layer = key.removesuffix(".weight")
-        dtype = rng.choice((torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8, torch.bool))
-        tensors[key] = tensors[key].to(dtype)
+        tensors[key] = tensors[key].to(rng.choice((*DTYPES, torch.int8, torch.uint8, torch.bool)))
         for name in ("weight_scale", "scale_weight", "comfy_quant", "weight_scale_2", "input_scale", "x"):
             if rng.random() < 0.3:
                 mark = torch.tensor(list(rng.choice(MARKS)), dtype=torch.uint8)
@@ -72,19 +62,11 @@ def _quantised(rng: random.Random, seed: Seed) -> Case:
 
 
 def _dtypes(rng: random.Random, seed: Seed) -> Case:
-    dtypes = (torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.int64)
     tensors = {
-        key: tensor.to(rng.choice(dtypes)) if rng.random() < 0.5 else tensor
+        key: tensor.to(rng.choice(DTYPES)) if rng.random() < 0.5 else tensor
         for key, tensor in base_of(seed.model).items()
     }
     return _case("dtypes", seed, packed(tensors))
 
 
-MUTATIONS = [
-    _like(raw.MUTATIONS),
-    _like(header.MUTATIONS),
-    _like(keys.MUTATIONS),
-    _like(values.MUTATIONS),
-    _quantised,
-    _dtypes,
-]
+MUTATIONS = [_as_an_adapter, _as_an_adapter, _as_an_adapter, _quantised, _dtypes]
