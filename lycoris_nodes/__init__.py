@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ..lycoris_ops import discover
 from . import nodes
-from .host import ComfyExtension, io, show_again
-from .inputs import given_all
+from .host.page import ComfyExtension, io, show_again
 from .routes import add_routes
+from .schema.checks import given_all
 
 __all__ = ["NODES", "LycorisExtension"]
 

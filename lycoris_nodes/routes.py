@@ -8,11 +8,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ..lycoris_ops import LycorisError, about, peek_adapter
-from .curves import drawn
-from .host import Answer, answer_get, answer_post, shown_text
-from .loras import lora_name, lora_names, lora_path
-from .rows import parse_rows, row_table
-from .thumbnails import thumbnail
+from .files.loras import lora_name, lora_names, lora_path
+from .files.thumbnails import thumbnail
+from .host.files import shown_text
+from .host.page import Answer, answer_get, answer_post
+from .stacks.curves import drawn
+from .stacks.rows import parse_rows, row_table
 
 ROOT = "/lycoris/adapters"
 ROWS = "/lycoris/rows"

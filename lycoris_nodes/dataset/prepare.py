@@ -15,12 +15,13 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ...lycoris_ops import LycorisError, TrainError, few, number_of
-from ..host import Progress, shown_path
-from ..pictures import sheet
-from ..training import PictureSize
+from ..host.files import shown_path
+from ..host.page import Progress
+from ..training.data.captions import PictureSize
 from .folder import Found, PictureFolder
 from .kept import Kept, key_of
 from .picture import mask_of, pixels_of, size_of, small, tensor_of
+from .sheet import sheet
 from .sizes import Fit, Size, fit
 from .texts import caption_of_file, may_be_mirrored, orders_of, with_trigger
 

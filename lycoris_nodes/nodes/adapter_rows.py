@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from ...lycoris_ops import Entry, PresetFile, Stack, about, adapter_stamp, load_adapter, located
-from ..host import io
-from ..inputs import check, checked
-from ..loras import lora_path
-from ..presets import own_presets, parsed
-from ..rows import EMPTY, Row, live, parse_rows
-from ..wires import CATEGORY, stack_input, stack_output, valid
+from ..files.loras import lora_path
+from ..host.page import io
+from ..schema.checks import check, checked
+from ..schema.inputs import CATEGORY, stack_input, stack_output
+from ..schema.report import valid
+from ..stacks.presets import own_presets, parsed
+from ..stacks.rows import EMPTY, Row, live, parse_rows
 
 
 class LycorisAdapterRows(io.ComfyNode):

@@ -6,12 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...lycoris_ops import Stack, describe, resolve, verdict
-from ..bypass_patch import add_bypass
-from ..host import add_patches, forget_between_samplings, io, patcher_of, weight_shapes
-from ..inputs import checked
-from ..modes import Choice, Mode, choose, describe_choice
-from ..patch import build_patches
-from ..wires import CATEGORY, NOTHING_CHANGED, report_output, stack_input, with_report
+from ..apply.bypass import add_bypass
+from ..apply.modes import Choice, Mode, choose, describe_choice
+from ..apply.patch import build_patches
+from ..host.page import io
+from ..host.passes import forget_between_samplings
+from ..host.patching import add_patches
+from ..host.weights import patcher_of, weight_shapes
+from ..schema.checks import checked
+from ..schema.inputs import CATEGORY, NOTHING_CHANGED, stack_input
+from ..schema.report import report_output, with_report
 
 
 class LycorisApplyStack(io.ComfyNode):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ...lycoris_ops import Stack, blocks_picture, describe_blocks, survey
-from ..host import io, patcher_of, progress, shown_pictures, weight_of, weight_shapes
-from ..inputs import checked
-from ..pictures import picture_tensor
-from ..wires import CATEGORY, report_output, stack_input
+from ..host.page import io, picture_tensor, progress, shown_pictures
+from ..host.weights import patcher_of, weight_of, weight_shapes
+from ..schema.checks import checked
+from ..schema.inputs import CATEGORY, stack_input
+from ..schema.report import report_output
 
 
 class LycorisBlockInfo(io.ComfyNode):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...lycoris_ops import Stack
-from ..host import io
-from ..inputs import checked
-from ..wires import CATEGORY, stack_input, stack_output
+from ..host.page import io
+from ..schema.checks import checked
+from ..schema.inputs import CATEGORY, stack_input, stack_output
 
 MOST = 50
 """Inputs that the node can grow to; the host allows up to 100."""

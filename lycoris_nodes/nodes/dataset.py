@@ -10,21 +10,17 @@ import torch
 
 from ...lycoris_ops import LycorisError, TrainError, paragraph
 from ..dataset import Encoder, Kept, PictureFolder, Sample, Settings, identity_of, prepared, stamps, step_of
-from ..host import (
-    encoded_picture,
-    encoded_text,
-    io,
-    kept_folder,
-    own_weights,
-    picture_folder,
-    picture_folders,
-    progress,
-    shown_pictures,
-)
-from ..inputs import checked
-from ..pictures import picture_tensor
-from ..training import family_of, grid_of, is_told_sizes, latent_of
-from ..wires import CATEGORY, report_output, with_report
+from ..host.files import kept_folder, picture_folder, picture_folders
+from ..host.page import io, picture_tensor, progress, shown_pictures
+from ..host.sampling import encoded_picture, encoded_text
+from ..host.training import grid_of
+from ..host.weights import own_weights
+from ..schema.checks import checked
+from ..schema.inputs import CATEGORY
+from ..schema.report import report_output, with_report
+from ..training.data.captions import is_told_sizes
+from ..training.data.families import family_of
+from ..training.data.latents import latent_of
 
 TRANSPARENT = {"not learned": None, "white": "white", "black": "black"}
 """What users choose from for transparent parts, and the colour that these get."""

@@ -4,31 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...lycoris_ops import (
-    Entry,
-    Fingerprint,
-    LycorisError,
-    Stack,
-    extract_adapter,
-    parse_size,
-)
-from ..codec import HostCodec
-from ..host import compute_device, io, progress
-from ..inputs import check, checked
-from ..models import LOADED, model_names, model_path
-from ..weights import LoadedWeights
-from ..wires import (
-    AS_IT_IS,
-    CATEGORY,
-    DTYPES,
-    algorithm_input,
-    fit_inputs,
-    report_output,
-    size_input,
-    stack_output,
-    valid,
-    with_fit,
-)
+from ...lycoris_ops import Entry, Fingerprint, LycorisError, Stack, extract_adapter, parse_size
+from ..files.codec import HostCodec
+from ..files.models import LOADED, model_names, model_path
+from ..files.weights import LoadedWeights
+from ..host.page import io, progress
+from ..host.weights import compute_device
+from ..schema.checks import check, checked
+from ..schema.inputs import AS_IT_IS, CATEGORY, DTYPES, algorithm_input, fit_inputs, size_input, stack_output
+from ..schema.report import report_output, valid, with_fit
 
 
 class LycorisExtractAdapter(io.ComfyNode):

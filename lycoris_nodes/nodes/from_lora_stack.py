@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...lycoris_ops import Entry, Stack, adapter_of_tensors
-from ..host import io
-from ..inputs import checked
-from ..lora_stack import from_lora_stack
-from ..wires import (
+from ..host.page import io
+from ..schema.checks import checked
+from ..schema.inputs import (
     CATEGORY,
     LORA_MODEL,
     LORA_STACK,
@@ -17,8 +16,9 @@ from ..wires import (
     stack_input,
     stack_output,
     strength_input,
-    valid,
 )
+from ..schema.report import valid
+from ..stacks.lora_stack import from_lora_stack
 
 NAME = "LORA_MODEL"
 

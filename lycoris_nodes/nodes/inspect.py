@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ...lycoris_ops import Stack, describe_examination, examination_picture, examine
-from ..host import compute_device, io, progress, shown_pictures
-from ..inputs import checked
-from ..pictures import picture_tensor
-from ..weights import connected_weights
-from ..wires import CATEGORY, no_stack, report_output, stack_input
+from ..files.weights import connected_weights
+from ..host.page import io, picture_tensor, progress, shown_pictures
+from ..host.weights import compute_device
+from ..schema.checks import checked
+from ..schema.inputs import CATEGORY, no_stack, stack_input
+from ..schema.report import report_output
 
 
 class LycorisInspect(io.ComfyNode):

@@ -5,18 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ...lycoris_ops import Entry, Stack, adapter_stamp, load_adapter
-from ..host import io
-from ..inputs import check, checked
-from ..loras import lora_names, lora_path
-from ..wires import (
-    AS_IT_IS,
-    CATEGORY,
-    check_strength,
-    stack_input,
-    stack_output,
-    strength_input,
-    valid,
-)
+from ..files.loras import lora_names, lora_path
+from ..host.page import io
+from ..schema.checks import check, checked
+from ..schema.inputs import AS_IT_IS, CATEGORY, check_strength, stack_input, stack_output, strength_input
+from ..schema.report import valid
 
 
 class LycorisLoadAdapter(io.ComfyNode):

@@ -14,21 +14,21 @@ from ...lycoris_ops import (
     orthogonal_adapters,
     parse_size,
 )
-from ..host import compute_device, io, progress
-from ..inputs import checked
-from ..weights import connected_weights
-from ..wires import (
+from ..files.weights import connected_weights
+from ..host.page import io, progress
+from ..host.weights import compute_device
+from ..schema.checks import checked
+from ..schema.inputs import (
     AS_IT_IS,
     CATEGORY,
     DTYPES,
     algorithm_input,
     fit_inputs,
     no_stack,
-    report_output,
     stack_input,
     stack_output,
-    with_fit,
 )
+from ..schema.report import report_output, with_fit
 
 EXACT = "exact"
 SUM = "sum"

@@ -6,23 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...lycoris_ops import Plan, parse_size, plan_picture, plan_ranks, probe
-from ..host import io, progress, shown_pictures
-from ..inputs import checked
-from ..pictures import picture_tensor
-from ..room import checkpointing_input, is_checkpointed, memory_for
-from ..samples import guidance_in_words, masks_in_words, samples_of
-from ..training import DiffusionLoss, family_of, opened
-from ..wires import (
-    AS_FAMILY,
-    CATEGORY,
-    PLAN,
-    choice_inputs,
-    mask_input,
-    report_output,
-    seed_input,
-    training_inputs,
-    with_report,
-)
+from ..host.page import io, picture_tensor, progress, shown_pictures
+from ..schema.checks import checked
+from ..schema.inputs import AS_FAMILY, CATEGORY, PLAN, choice_inputs, mask_input, seed_input, training_inputs
+from ..schema.report import report_output, with_report
+from ..training.data.families import family_of
+from ..training.data.loss import DiffusionLoss
+from ..training.data.samples import guidance_in_words, masks_in_words, samples_of
+from ..training.model.session import opened
+from ..training.node.memory import checkpointing_input, is_checkpointed, memory_for
 
 
 class LycorisPlan(io.ComfyNode):

@@ -6,20 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from ...lycoris_ops import KEPT, WRITTEN, Stack, describe_saved, own_dialect, save_adapter
-from ..host import io, progress, shown_path, weight_shapes, workflow_metadata
-from ..inputs import checked
-from ..runs import adapter_path
-from ..single import only_adapter
-from ..wires import (
-    AS_IT_IS,
-    CATEGORY,
-    DTYPES,
-    NOTHING_SAVED,
-    dtype_input,
-    report_output,
-    stack_input,
-    with_report,
-)
+from ..files.outputs import adapter_path
+from ..host.files import shown_path, workflow_metadata
+from ..host.page import io, progress
+from ..host.weights import weight_shapes
+from ..schema.checks import checked
+from ..schema.inputs import AS_IT_IS, CATEGORY, DTYPES, NOTHING_SAVED, dtype_input, stack_input
+from ..schema.report import report_output, with_report
+from ..stacks.single import only_adapter
 
 
 class LycorisSaveAdapter(io.ComfyNode):

@@ -5,30 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...lycoris_ops import (
-    SAFETENSORS,
-    Fingerprint,
-    Stack,
-    describe,
-    merge_checkpoint,
-    verdict,
-)
-from ..codec import HostCodec
-from ..host import io, output_path, progress, shown_path, tell_page, workflow_metadata
-from ..inputs import check, checked
-from ..models import model_names, model_path
-from ..wires import (
-    AS_IT_IS,
-    CATEGORY,
-    DTYPES,
-    MEANWHILE,
-    NOTHING_SAVED,
-    dtype_input,
-    report_output,
-    stack_input,
-    valid,
-    with_report,
-)
+from ...lycoris_ops import SAFETENSORS, Fingerprint, Stack, describe, merge_checkpoint, verdict
+from ..files.codec import HostCodec
+from ..files.models import model_names, model_path
+from ..host.files import output_path, shown_path, workflow_metadata
+from ..host.page import io, progress, tell_page
+from ..schema.checks import check, checked
+from ..schema.inputs import AS_IT_IS, CATEGORY, DTYPES, NOTHING_SAVED, dtype_input, stack_input
+from ..schema.report import MEANWHILE, report_output, valid, with_report
 
 
 class LycorisSaveCheckpoint(io.ComfyNode):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ...lycoris_ops import CLOCKS, CURVES, Schedule, ScheduleError, Stack
-from ..curves import wired
-from ..host import io
-from ..inputs import checked
-from ..wires import CATEGORY, stack_input, stack_output, valid
+from ..host.page import io
+from ..schema.checks import checked
+from ..schema.inputs import CATEGORY, stack_input, stack_output
+from ..schema.report import valid
+from ..stacks.curves import wired
 
 EXAMPLE = """0:1, 1:1
 # out.* = ease in 0 1

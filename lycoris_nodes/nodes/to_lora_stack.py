@@ -6,19 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from ...lycoris_ops import LycorisError, Stack, adapter_tensors, faults_in_comfy, paragraph
-from ..host import ExecutionBlocker, io, patcher_of, shown_text, weight_shapes
-from ..inputs import checked
-from ..lora_stack import to_lora_stack
-from ..single import only_adapter
-from ..wires import (
-    CATEGORY,
-    LORA_MODEL,
-    LORA_STACK,
-    NOTHING_HANDED,
-    report_output,
-    stack_input,
-    with_report,
-)
+from ..host.files import shown_text
+from ..host.page import ExecutionBlocker, io
+from ..host.weights import patcher_of, weight_shapes
+from ..schema.checks import checked
+from ..schema.inputs import CATEGORY, LORA_MODEL, LORA_STACK, NOTHING_HANDED, stack_input
+from ..schema.report import report_output, with_report
+from ..stacks.lora_stack import to_lora_stack
+from ..stacks.single import only_adapter
 
 
 class LycorisToLoraStack(io.ComfyNode):

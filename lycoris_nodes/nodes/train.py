@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ...lycoris_ops import Entry, Stack, curves_picture, load_adapter
-from ..host import file_tensors, io, shown_pictures, tell_page, workflow_metadata
-from ..inputs import checked
-from ..pictures import picture_tensor
-from ..train.run import train
-from ..train.schema import inputs, outputs
-from ..train.settings import Asked
-from ..wires import CATEGORY, MEANWHILE, with_report
+from ..host.files import file_tensors, workflow_metadata
+from ..host.page import io, picture_tensor, shown_pictures, tell_page
+from ..schema.checks import checked
+from ..schema.inputs import CATEGORY
+from ..schema.report import MEANWHILE, with_report
+from ..training.node.run import train
+from ..training.node.schema import inputs, outputs
+from ..training.node.settings import Asked
 
 RESCUED = "lycoris.rescued"
 """The event that says what is left of a training without an end, which the node's box shows."""

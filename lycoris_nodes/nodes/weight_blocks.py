@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ...lycoris_ops import LycorisError, Rules, Stack
-from ..host import io
-from ..inputs import check, checked
-from ..presets import FILE, known_presets, own_presets, parsed
-from ..wires import CATEGORY, stack_input, stack_output, valid
+from ..host.page import io
+from ..schema.checks import check, checked
+from ..schema.inputs import CATEGORY, stack_input, stack_output
+from ..schema.report import valid
+from ..stacks.presets import FILE, known_presets, own_presets, parsed
 
 EXAMPLE = """# in.4 = 0.5
 # mid, out.3-5 = off

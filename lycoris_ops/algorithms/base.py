@@ -29,6 +29,7 @@ from .checks import (
     scale,
     vector,
 )
+from .components import Axes, Growth, beside, chosen
 from .fitting import Delta, Fit
 from .offers import Gradient, Offer
 
@@ -59,6 +60,18 @@ class Change:
 
 IGNORED = "ignores it"
 """See `Layer.fault_in_comfy`."""
+
+
+@dataclass(frozen=True)
+class Join:
+    """Which tensors of a kind several layers have in common when they are joined into one."""
+
+    products: tuple[tuple[str, str], ...] = ()
+    """The fields of the left factor (O, r, ...) and of the right one (r, ...) of each product."""
+    rows: tuple[str, ...] = ()
+    """Fields of tensors that have a row for each output."""
+    scaled: tuple[str, ...] = ()
+    """Such fields that alpha / rank scales as it scales the product."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -98,6 +111,18 @@ class Layer(ABC):
     """Whether ComfyUI's own loader reads layers of this kind. `fault_in_comfy` says it of a single layer."""
     planned: ClassVar[bool] = False
     """Whether plans choose among layers of this kind, by its `offers`."""
+    join: ClassVar[Join | None] = None
+    """How layers of this kind are joined; None where they cannot be."""
+    absorbing: ClassVar[tuple[str, ...]] = ()
+    """Fields of factors that may absorb the scale, in files that have no alpha."""
+    chosen: ClassVar[frozenset[str]] = frozenset()
+    """Options that only choose how to compute with the same tensors. The user gives them, no file does."""
+    biases: ClassVar[tuple[str, ...]] = (DIFF_B, SET_BIAS)
+    """The fields that hold the change of the bias, a value for each output."""
+    vectors: ClassVar[frozenset[str]] = frozenset({DIFF_B, SET_BIAS})
+    """The fields that hold a value for each output, input or component: biases, magnitudes and scales.
+
+    They are no factors, and training does not draw them towards zero."""
     fresh_rate: ClassVar[float] = 1.0
     """The learning rate that suits them at the start that `init` makes, as a multiple of LoRA's."""
 
@@ -262,7 +287,7 @@ class Layer(ABC):
 
     def with_bias_change(self, change: Tensor) -> Self:
         """The same layer, which also adds `change` (O,) to the bias."""
-        return replace(self, diff_b=change)
+        return replace(self, **{self.biases[0]: change})
 
     def multiplied(self, factor: float) -> Self:
         """The layer whose change is `factor` times as large: one factor of each product is multiplied.
@@ -289,7 +314,52 @@ class Layer(ABC):
         held = self.tensors()
         first = [name for name in self.exponents() if name in held][:1]
         # A sparse remainder is added to the product.
-        return (*first, "bias_values", *self.biases())
+        return (*first, "bias_values", *self.biases)
+
+    # Components of the rank.
+
+    def rank_axes(self) -> Axes:
+        """The fields that hold a slice for each component of the rank, with the axes that count them.
+
+        Empty where there is no rank, or its components cannot be taken apart.
+        """
+        return {}
+
+    def with_components(self, kept: Sequence[int]) -> Self:
+        """The layer with only these components of its rank, at the same scale."""
+        held = self.tensors()
+        cut = {name: chosen(held[name], axes, kept) for name, axes in self.rank_axes().items()}
+        return self._of_rank(cut, len(kept))
+
+    def grown(self, components: Mapping[str, Tensor]) -> Self:
+        """The layer with further components of its rank, at the same scale; see `growth`."""
+        held, axes = self.tensors(), self.rank_axes()
+        grown = {name: beside(held[name], components[name].to(held[name]), axes[name]) for name in axes}
+        name = next(iter(axes))
+        return self._of_rank(grown, grown[name].shape[axes[name][0]])
+
+    def _of_rank(self, tensors: Mapping[str, Tensor], rank: int) -> Self:
+        """The layer with these tensors, which have another rank, at the same scale."""
+        old = self.rank
+        alpha = self.alpha if self.alpha is None or old is None else self.alpha / old * rank
+        return replace(self, **tensors, alpha=alpha)
+
+    def growth(self, gradient: Tensor, most: int, *, seed: int = 0) -> Growth | None:
+        """Components that would gain most beside those that the layer has, and change nothing at first.
+
+        `gradient` (O, I, *kernel) is that of the weight as the layer has changed it. There are at most
+        `most` of them. None where the kind has no components.
+        """
+        return None
+
+    def normal(self) -> tuple[Self, Mapping[str, Tensor]]:
+        """The same change, with components that are as independent as they can be.
+
+        Beside it, for each field in `rank_axes`, which have one axis each here, the matrix (r, r) that made
+        its slices: slice j of the result is the sum of the old slices i times the matrix at (i, j). Empty
+        where nothing was done.
+        """
+        return self, {}
 
     @classmethod
     def load(cls, tensors: Mapping[str, Tensor], options: Mapping[str, Any] | None = None) -> Self:
@@ -355,7 +425,7 @@ class Layer(ABC):
         Exact where the change is a product of factors, and to first order for rotations.
         """
         held = self.tensors()
-        powers = {**self.exponents(), **dict.fromkeys(self.biases(), 1.0)}
+        powers = {**self.exponents(), **dict.fromkeys(self.biases, 1.0)}
         return self.with_tensors(
             {name: held[name] * ratio**power for name, power in powers.items() if name in held}
         )
@@ -469,6 +539,14 @@ class Layer(ABC):
         added = self.bias_additive() or ()
         return change + add_up(added, bias.dtype, bias.device).flatten() if added else change
 
+    def plain(self) -> Layer:
+        """The same layer in the tensors that every tool reads: without the third factor of PEFT's AdaLoRA."""
+        return self
+
+    def like(self, other: Layer) -> Layer:
+        """The same layer in the form that another one has, where the kind has several."""
+        return self
+
     def enlarged(self) -> Shape | None:
         """The shape to which the weight is enlarged with zeros first; None where it keeps its own."""
         return None
@@ -524,21 +602,8 @@ class Layer(ABC):
         held = self.tensors()
         return self.with_tensors(
             {name: cut(held[name], axis, ranges) for name, axis in axes.items() if name in held}
-            | {name: cut(held[name].flatten(), 0, ranges) for name in self.biases() if name in held}
+            | {name: cut(held[name].flatten(), 0, ranges) for name in self.biases if name in held}
         )
-
-    @classmethod
-    def biases(cls) -> tuple[str, ...]:
-        """The fields that hold the change of the bias, a value for each output."""
-        return (DIFF_B, SET_BIAS)
-
-    @classmethod
-    def vectors(cls) -> frozenset[str]:
-        """The fields that hold a value for each output, input or component, and are no factors.
-
-        They are biases, magnitudes and scales, which training does not draw towards zero.
-        """
-        return frozenset(cls.biases())
 
     def inseparable(self, ranges: Sequence[Rows]) -> LayerError:
         """The error for rows that cannot be cut out, because they depend on others."""

@@ -39,6 +39,7 @@ class BoftPeft(Layer):
 
     algorithm: ClassVar[str] = "boft_peft"
     in_comfy: ClassVar[bool] = False
+    vectors: ClassVar[frozenset[str]] = Layer.vectors | {"boft_s"}
     variants: ClassVar[tuple[frozenset[str], ...]] = (frozenset({R, S}),)
 
     boft_r: Tensor
@@ -66,10 +67,6 @@ class BoftPeft(Layer):
         """
         size, count = block_of(flat_shape(shape)[1], rank, "inputs")
         return cls(boft_r=torch.zeros(1, count, size, size), boft_s=torch.ones(shape[0], 1))
-
-    @classmethod
-    def vectors(cls) -> frozenset[str]:
-        return super().vectors() | {"boft_s"}
 
     def exponents(self) -> Mapping[str, float]:
         return {"boft_r": 1.0}

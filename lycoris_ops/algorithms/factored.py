@@ -53,6 +53,8 @@ class Factored(Layer):
     may_be_empty: ClassVar[frozenset[str]] = frozenset(SPARSE[:2])
     numbers: ClassVar[frozenset[str]] = Layer.numbers | {SPARSE[0], SPARSE[2]}
     scaled_by_alpha: ClassVar[bool] = True
+    chosen: ClassVar[frozenset[str]] = frozenset({"dora"})
+    vectors: ClassVar[frozenset[str]] = Layer.vectors | {DORA}
 
     dora_scale: Tensor | None = None
     bias_indices: Tensor | None = None
@@ -192,10 +194,6 @@ class Factored(Layer):
         weight that the layer is for.
         """
         return replace(self, dora_scale=lengths(weight, axis))
-
-    @classmethod
-    def vectors(cls) -> frozenset[str]:
-        return super().vectors() | {"dora_scale"}
 
     def shrunk(self, ratio: float, weight: Tensor) -> Self:
         """As in `Layer`. With DoRA also the magnitude's distance from the norm of the weight is shrunk."""

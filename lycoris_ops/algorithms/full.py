@@ -13,7 +13,7 @@ from ..changes.forms import Dense
 from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
 from ..maths.shapes import Shape
-from .base import DIFF_B, SET_BIAS, Layer, column
+from .base import DIFF_B, SET_BIAS, Join, Layer, column
 from .fitting import Delta, Fit
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class Full(Layer):
         frozenset({DIFF_B}),
         frozenset({SET_BIAS}),
     )
+
+    join: ClassVar[Join | None] = Join(rows=("diff",))
 
     diff: Tensor | None = None
     set_weight: Tensor | None = None

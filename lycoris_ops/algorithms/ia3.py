@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -40,6 +40,7 @@ class Ia3(Layer):
 
     algorithm: ClassVar[str] = "ia3"
     in_comfy: ClassVar[bool] = False
+    vectors: ClassVar[frozenset[str]] = Layer.vectors | {"weight", "ia3_l"}
     variants: ClassVar[tuple[frozenset[str], ...]] = (
         frozenset({WEIGHT, ON_INPUT}),
         frozenset({IA3_L}),
@@ -109,10 +110,6 @@ class Ia3(Layer):
         weight = torch.zeros(1, shape[0], *ones) if ones else torch.zeros(shape[0])
         return cls(weight=weight, on_input=torch.tensor(0))
 
-    @classmethod
-    def vectors(cls) -> frozenset[str]:
-        return super().vectors() | {"weight", "ia3_l"}
-
     def exponents(self) -> Mapping[str, float]:
         return {"weight": 1.0}
 
@@ -145,6 +142,11 @@ class Ia3(Layer):
             return self
         own = narrowed(1 + self.weight.double(), self.weight.dtype)
         return Ia3(ia3_l=own if own.ndim > 2 else own.reshape(1, -1), feedforward=True)
+
+    def like(self, other: Layer) -> Ia3:
+        """In PEFT's form where the other is in that, and with the side as an option in any case."""
+        found = self.by_factor() if other.tensors().keys() & {IA3_L} else self
+        return replace(found, feedforward=found.of_inputs)
 
     def row_axes(self) -> Mapping[str, int]:
         """The axis whose size is not 1, for outputs; empty for inputs, which all outputs share."""

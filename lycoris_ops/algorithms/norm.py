@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -32,6 +32,8 @@ class Norm(Layer):
         frozenset({BIAS}),
     )
     extras: ClassVar[frozenset[str]] = frozenset({ALPHA})
+    biases: ClassVar[tuple[str, ...]] = (BIAS,)
+    vectors: ClassVar[frozenset[str]] = frozenset({WEIGHT, BIAS})
 
     w_norm: Tensor | None = None
     b_norm: Tensor | None = None
@@ -58,18 +60,11 @@ class Norm(Layer):
             return ()
         return (Fit.whole(cls.algorithm, delta, lambda values: cls(w_norm=values)),)
 
-    def with_bias_change(self, change: Tensor) -> Self:
-        return replace(self, b_norm=change)
-
     def additive(self) -> tuple[Dense, ...]:
         return () if self.w_norm is None else (Dense(column(self.w_norm)),)
 
     def bias_additive(self) -> tuple[Dense, ...]:
         return () if self.b_norm is None else (Dense(column(self.b_norm)),)
-
-    @classmethod
-    def vectors(cls) -> frozenset[str]:
-        return super().vectors() | {"w_norm"}
 
     def exponents(self) -> Mapping[str, float]:
         return {"w_norm": 1.0}
@@ -77,7 +72,3 @@ class Norm(Layer):
     def row_axes(self) -> Mapping[str, int]:
         # A bias is cut as in `Layer.rows`.
         return {} if self.w_norm is None else {"w_norm": axis_of(self.w_norm)}
-
-    @classmethod
-    def biases(cls) -> tuple[str, ...]:
-        return ("b_norm",)

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from torch import Tensor
 from ..maths.decompositions import leading_triples, rearranged
 from ..maths.shapes import Shape, flat_shape
 from ..maths.tensors import norm
+from .components import running
 
 
 class Gradient:
@@ -92,8 +92,7 @@ class Offer:
 
 def cumulative(spectrum: Tensor) -> tuple[float, ...]:
     """The sums of the first 1, 2, ... squares: the gain of each rank from singular values."""
-    # torch types no `tolist`.
-    return tuple(cast("list[float]", cast("Any", spectrum.double().square().cumsum(0)).tolist()))
+    return running(spectrum.double().square())
 
 
 def first(vectors: Tensor, rank: int, shape: Sequence[int], *, seed: int) -> Tensor:

@@ -36,6 +36,7 @@ class Oft(Layer):
     """
 
     algorithm: ClassVar[str] = "oft"
+    vectors: ClassVar[frozenset[str]] = Layer.vectors | {"rescale"}
     variants: ClassVar[tuple[frozenset[str], ...]] = (frozenset({BLOCKS}),)
     extras: ClassVar[frozenset[str]] = Layer.extras | {RESCALE}
     dimensions: ClassVar[int | None] = 3
@@ -63,10 +64,6 @@ class Oft(Layer):
         """Zero blocks of the largest size up to `rank` that divides O; `alpha` is the constraint."""
         size, count = block_of(shape[0], rank, "outputs")
         return cls(oft_blocks=torch.zeros(count, size, size), alpha=alpha)
-
-    @classmethod
-    def vectors(cls) -> frozenset[str]:
-        return super().vectors() | {"rescale"}
 
     def exponents(self) -> Mapping[str, float]:
         return {"oft_blocks": 1.0}

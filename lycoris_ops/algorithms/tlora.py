@@ -46,6 +46,7 @@ class Tlora(Layer):
     algorithm: ClassVar[str] = "tlora"
     in_comfy: ClassVar[bool] = False
     starts_from_shape: ClassVar[bool] = False
+    vectors: ClassVar[frozenset[str]] = Layer.vectors | {"lambda_layer"}
     variants: ClassVar[tuple[frozenset[str], ...]] = (frozenset({Q, P, LAMBDA}),)
     scaled_by_alpha: ClassVar[bool] = True
 
@@ -73,10 +74,6 @@ class Tlora(Layer):
             got=str(list(shape)),
             expected="the weight that it starts from",
         )
-
-    @classmethod
-    def vectors(cls) -> frozenset[str]:
-        return super().vectors() | {"lambda_layer"}
 
     @property
     def reads_weight(self) -> bool:

@@ -33,8 +33,8 @@ KEY = 104
 """Bytes of a tensor's entry in a file's header, beside the name of its layer."""
 TENSORS = {"lora": 3, "loha": 5, "lokr": 4}
 """How many tensors a new layer has in a file, its alpha included. One of another kind has one."""
-CORES = {"lora": ("lora_mid",), "loha": ("hada_t1", "hada_t2"), "lokr": ("lokr_t2",)}
-"""The Tucker cores that are among them where these are asked for."""
+CORES = {"lora": 1, "loha": 2, "lokr": 1}
+"""How many Tucker cores are among them where these are asked for."""
 ALPHA = 4
 """Bytes of an alpha in float32."""
 ROUNDING = 3e-7
@@ -261,7 +261,7 @@ class _Engine:
             found.append(stays)
         cores = self.settings.tucker and len(source.shape) > 2
         for kind, each in fits.items():
-            tensors = TENSORS.get(kind, 1) + (len(CORES.get(kind, ())) if cores else 0)
+            tensors = TENSORS.get(kind, 1) + (CORES.get(kind, 0) if cores else 0)
             for place, fit in enumerate(each):
                 for index, (rank, kept, count) in enumerate(
                     zip(fit.ranks, fit.kept, fit.parameters, strict=True)
@@ -276,15 +276,15 @@ class _Engine:
 
     def _staying(self, source: Source, own: Layer, delta: Delta) -> Candidate:
         """The source's own layer, which keeps everything."""
-        beside = set(own.biases())
+        beside = set(own.biases)
         count = sum(t.numel() for name, t in own.tensors().items() if name in own.factors() - beside)
         choice = Choice(own.algorithm, -1, 0, delta.energy, count, own.rank)
         return Candidate(self._cost(source, count, len(own.dump())), delta.energy, choice)
 
     def _may_stay(self, change: Change, own: Layer, fits: Mapping[str, Sequence[Fit]]) -> bool:
         """Whether the source's own layer is one that is asked for."""
-        cores = CORES.get(own.algorithm)
-        plain = cores is not None and own.rank is not None and own.tensors().keys().isdisjoint(cores)
+        axes = own.rank_axes().values()
+        plain = own.algorithm in CORES and axes and all(len(each) == 1 for each in axes)
         if self.settings.factor is not None or (self.settings.tucker and plain):
             return False
         highest = self.settings.rank or self.settings.largest

@@ -2,161 +2,123 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
 
 import torch
 from torch import Tensor
 
-from ..algorithms import Layer
+from ..algorithms import ALGORITHMS, Layer
+from ..algorithms.base import ALPHA, DIFF_B, Join
 from ..algorithms.checks import scale
-from ..algorithms.factored import Factored
-from ..algorithms.full import Full
-from ..algorithms.loha import Loha
-from ..algorithms.lora import Lora
-from ..errors import LayerError
+from ..algorithms.factored import DORA, Factored
+from ..errors import LayerError, either
 from ..maths.shapes import Rows
 from ..maths.tensors import promoted, times
 
+Pieces = Sequence[tuple[Layer, Rows]]
+"""Layers of one kind, each with the range of rows that it changes."""
 
-def fuse(pieces: Sequence[tuple[Layer, Rows]], rows: int) -> Layer:
+
+def fuse(pieces: Pieces, rows: int) -> Layer:
     """One layer for a weight of `rows` rows, from layers that each change some of these rows.
 
-    `pieces` has each layer with its range of rows. Rows in no range do not change. LoRA: the down factors
-    stand one below the other and up is block-diagonal, so that the rank is the sum of the ranks; layers
-    with equal down factors share one. LoHa: the same for each of its two products, w?_b as down and w?_a as
-    up; since both w?_a have zeros at the same places, the product of the two is that of the layers. Full
-    differences stand one below the other.
+    Rows in no range do not change. The kind says in `Layer.join` which tensors are joined. Of each product
+    the right factors stand one below the other and the left one is block-diagonal, so that the rank is the
+    sum of the ranks; layers with equal right factors share one. Both left factors of a LoHa have zeros at the
+    same places, so that the product of its two products is that of the layers. All other tensors stand one
+    below the other.
 
-    Raises LayerError for other kinds and for layers that cannot be joined: LoRA and LoHa with a Tucker core,
-    a sparse remainder, `reshape_weight`, other inputs than the rest or DoRA in some rows only, and
-    `set_weight`.
+    Raises LayerError for layers of different kinds or of a kind that cannot be joined, for tensors and
+    options that have no place in the result, and for layers of different inputs or with DoRA in some rows
+    only.
     """
-    # The values of AdaLoRA are a part of its down factor: a LoRA has no place for them.
-    pieces = [(layer.undiagonal() if isinstance(layer, Lora) else layer, at) for layer, at in pieces]
-    layers = [layer for layer, _ in pieces]
-    for layer in layers:
-        if layer.set_bias is not None:
-            raise _cannot_fuse(layer, "layers that change the bias, and do not set its values")
-        if isinstance(layer, Lora) and layer.start is not None:
-            raise _cannot_fuse(layer, f"LoRA without a start ({layer.start}) in the base weight")
-    if all(isinstance(layer, Full) for layer in layers):
-        return _fuse_full([(layer, at) for layer, at in pieces if isinstance(layer, Full)], rows)
-    if all(isinstance(layer, Loha) for layer in layers):
-        return _fuse_loha([(layer, at) for layer, at in pieces if isinstance(layer, Loha)], rows)
-    for layer in layers:
-        if not isinstance(layer, Lora) or layer.lora_up is None or layer.lora_mid is not None:
-            raise _cannot_fuse(layer, "LoRA or LoHa without a Tucker core, or full differences")
-        if layer.bias_size is not None or layer.reshape_weight is not None:
-            raise _cannot_fuse(layer, "LoRA without a sparse remainder (bias_indices) or a reshape_weight")
-    return _fuse_lora([(layer, at) for layer, at in pieces if isinstance(layer, Lora)], rows)
+    pieces = [(layer.plain(), at) for layer, at in pieces]
+    join = _join_of(pieces)
+    first = pieces[0][0]
+    made: dict[str, Tensor | None] = dict.fromkeys(first.tensors())
+    for name in (*join.rows, DIFF_B):
+        made[name] = _stacked(pieces, name, rows)
+    if any(DORA in layer.tensors() for layer, _ in pieces):
+        _check_magnitudes(pieces, rows)
+        made[DORA] = _stacked(pieces, DORA, rows)
+    if not join.products:
+        return replace(first, **made, alpha=None)
+    scales = [scale(layer.alpha, layer.rank or 1) for layer, _ in pieces]
+    # A scale that all layers have in common stays in alpha: multiplied into a factor, it could round.
+    folded = len(set(scales)) > 1
+    if folded:
+        # A change is scaled once, so the scale goes into one of the products.
+        scaled = (join.products[0][0], *join.scaled)
+        pieces = [(_times(layer, scaled, by), at) for (layer, at), by in zip(pieces, scales, strict=True)]
+    for name in join.scaled:
+        made[name] = _stacked(pieces, name, rows)
+    groups = _groups([[layer.tensors()[right] for _, right in join.products] for layer, _ in pieces])
+    rank = 0
+    for left, right in join.products:
+        up, down = _joined(pieces, left, right, groups, rows)
+        made |= {left: up, right: down}
+        rank = len(down)
+    # Where the scales are in a factor already, alpha = rank gives the scale 1.
+    return replace(first, **made, alpha=float(rank) if folded else scales[0] * rank)
+
+
+def _join_of(pieces: Pieces) -> Join:
+    """How the layers are joined. Raises LayerError where they cannot be, or where something would be lost."""
+    kind, join = type(pieces[0][0]), pieces[0][0].join
+    for layer, _ in pieces:
+        if join is None or type(layer) is not kind:
+            able = [name for name, one in ALGORITHMS.items() if one.join is not None]
+            raise _cannot_fuse(layer, f"layers of one kind, {either(able)}")
+        held, factors = layer.tensors().keys(), {name for product in join.products for name in product}
+        if lost := sorted(held - factors - {*join.rows, *join.scaled, DIFF_B, DORA}):
+            raise _cannot_fuse(layer, f"layers without {', '.join(lost)}")
+        for field in dataclasses.fields(layer):
+            value = getattr(layer, field.name)
+            plain = isinstance(value, Tensor) or value == field.default
+            if not plain and field.name not in (ALPHA, *layer.chosen):
+                raise _cannot_fuse(layer, f"layers without {field.name} = {value}")
+    assert join is not None
+    return join
 
 
 def _cannot_fuse(layer: Layer, expected: str) -> LayerError:
     return LayerError(
         "layers of this kind cannot be joined into one layer",
-        got=layer.algorithm + (" with DoRA" if getattr(layer, "dora_scale", None) is not None else ""),
+        got=layer.algorithm + (" with DoRA" if DORA in layer.tensors() else ""),
         expected=expected,
     )
 
 
-def _fuse_full(pieces: Sequence[tuple[Full, Rows]], rows: int) -> Full:
-    if any(layer.set_weight is not None for layer, _ in pieces):
-        raise LayerError(
-            "layers that set a weight's values cannot be joined into one layer", got="set_weight"
-        )
-    diffs = [(layer.diff, at) for layer, at in pieces if layer.diff is not None]
-    return Full(diff=_stacked(diffs, rows), diff_b=_biases(pieces, rows))
+def _times(layer: Layer, names: Sequence[str], factor: float) -> Layer:
+    held = layer.tensors()
+    return layer.with_tensors({name: times(held[name], factor) for name in names if name in held})
 
 
-def _biases(pieces: Sequence[tuple[Layer, Rows]], rows: int) -> Tensor | None:
-    found = [(layer.diff_b.flatten(), at) for layer, at in pieces if layer.diff_b is not None]
-    return _stacked(found, rows)
-
-
-def _stacked(parts: Sequence[tuple[Tensor, Rows]], rows: int) -> Tensor | None:
-    """One tensor of `rows` rows with each part at its range, zero elsewhere; None where there is no part."""
-    if not parts:
+def _stacked(pieces: Pieces, name: str, rows: int) -> Tensor | None:
+    """The tensors of this name in one of `rows` rows, zero where a layer has none; None where none has it."""
+    found = [(layer.tensors()[name], at) for layer, at in pieces if name in layer.tensors()]
+    if not found:
         return None
-    dtype = _widest([part for part, _ in parts])
-    total = parts[0][0].new_zeros(rows, *parts[0][0].shape[1:], dtype=dtype)
-    for part, (start, stop) in parts:
+    # A value for each output may be stored with further dimensions of size 1.
+    if name in pieces[0][0].vectors:
+        found = [(part.flatten(), at) for part, at in found]
+    total = found[0][0].new_zeros(rows, *found[0][0].shape[1:], dtype=_widest([part for part, _ in found]))
+    for part, (start, stop) in found:
         total[start:stop] = part
     return total
 
 
-def _fuse_lora(pieces: Sequence[tuple[Lora, Rows]], rows: int) -> Lora:
-    scales = [scale(layer.alpha, _down(layer).shape[0]) for layer, _ in pieces]
-    if len({tuple(_down(layer).shape[1:]) for layer, _ in pieces}) > 1:
-        raise LayerError(
-            "layers of different inputs cannot be joined into one layer",
-            got="down factors of different shapes",
-        )
-    # A scale that all layers have in common stays in alpha: multiplied into up, it could round.
-    folded = len(set(scales)) > 1
-    ups = [
-        times(_up(layer), factor) if folded else _up(layer)
-        for (layer, _), factor in zip(pieces, scales, strict=True)
-    ]
-    downs = [_down(layer) for layer, _ in pieces]
-    up, down = _joined(ups, downs, _groups([(down,) for down in downs]), [at for _, at in pieces], rows)
-    rank = down.shape[0]
-    # Where the scales are in up already, alpha = rank gives the scale 1.
-    alpha = float(rank) if folded else scales[0] * rank
-    return Lora(
-        lora_up=up,
-        lora_down=down,
-        lora_b_bias=_lora_biases(pieces, scales, rows, folded),
-        diff_b=_biases(pieces, rows),
-        dora_scale=_magnitudes(pieces, rows),
-        dora=pieces[0][0].dora,
-        alpha=alpha,
-    )
-
-
-def _fuse_loha(pieces: Sequence[tuple[Loha, Rows]], rows: int) -> Loha:
-    for layer, _ in pieces:
-        if layer.hada_t1 is not None:
-            raise _cannot_fuse(layer, "LoHa without a Tucker core")
-        if layer.bias_size is not None:
-            raise _cannot_fuse(layer, "LoHa without a sparse remainder (bias_indices)")
-    if len({tuple(layer.hada_w1_b.shape[1:]) for layer, _ in pieces}) > 1:
-        raise LayerError(
-            "layers of different inputs cannot be joined into one layer",
-            got="hada_w1_b of different shapes",
-        )
-    scales = [scale(layer.alpha, layer.hada_w1_b.shape[0]) for layer, _ in pieces]
-    folded = len(set(scales)) > 1
-    # A change is scaled once, so the scale goes into one of the two products.
-    left = [
-        (times(layer.hada_w1_a, factor) if folded else layer.hada_w1_a).flatten(1)
-        for (layer, _), factor in zip(pieces, scales, strict=True)
-    ]
-    first = [layer.hada_w1_b for layer, _ in pieces]
-    second = [layer.hada_w2_b.flatten(1) for layer, _ in pieces]
-    groups, ranges = _groups(list(zip(first, second, strict=True))), [at for _, at in pieces]
-    w1_a, w1_b = _joined(left, first, groups, ranges, rows)
-    w2_a, w2_b = _joined([layer.hada_w2_a.flatten(1) for layer, _ in pieces], second, groups, ranges, rows)
-    rank = w1_b.shape[0]
-    return Loha(
-        hada_w1_a=w1_a,
-        hada_w1_b=w1_b,
-        hada_w2_a=w2_a,
-        hada_w2_b=w2_b,
-        diff_b=_biases(pieces, rows),
-        dora_scale=_magnitudes(pieces, rows),
-        dora=pieces[0][0].dora,
-        alpha=float(rank) if folded else scales[0] * rank,
-    )
-
-
-def _groups(downs: Sequence[tuple[Tensor, ...]]) -> list[int]:
-    """A number from 0 for each layer, the same for layers with equal factors.
+def _groups(rights: Sequence[Sequence[Tensor]]) -> list[int]:
+    """A number from 0 for each layer, the same for layers with equal right factors.
 
     Layers that were cut from one have equal factors: joined again, they get its rank.
     """
-    kept: list[tuple[Tensor, ...]] = []
+    kept: list[Sequence[Tensor]] = []
     groups: list[int] = []
-    for factors in downs:
+    for factors in rights:
         known = (n for n, other in enumerate(kept) if all(map(torch.equal, other, factors)))
         group = next(known, len(kept))
         groups.append(group)
@@ -165,65 +127,41 @@ def _groups(downs: Sequence[tuple[Tensor, ...]]) -> list[int]:
     return groups
 
 
-def _joined(
-    ups: Sequence[Tensor], downs: Sequence[Tensor], groups: Sequence[int], ranges: Sequence[Rows], rows: int
-) -> tuple[Tensor, Tensor]:
+def _joined(pieces: Pieces, left: str, right: str, groups: Sequence[int], rows: int) -> tuple[Tensor, Tensor]:
     """The factors of one product of `rows` rows, from those of products that each have a range of them.
 
-    ups: (O_n, r_n, ...) each, which become the blocks of the first factor. downs: (r_n, ...) each, one below
-    the other in the second, once for each of the `groups`.
+    The left factors (O_n, r_n, ...) become the blocks of the new one. The right factors (r_n, ...) stand one
+    below the other, once for each of the `groups`.
     """
+    ups, downs = ([layer.tensors()[name] for layer, _ in pieces] for name in (left, right))
+    if len({down.shape[1:] for down in downs}) > 1:
+        raise LayerError(
+            "layers of different inputs cannot be joined into one layer",
+            got=f"{right} of different shapes",
+        )
     kept = [downs[groups.index(group)] for group in sorted(set(groups))]
-    starts = [sum(down.shape[0] for down in kept[:n]) for n in range(len(kept))]
-    rank = sum(down.shape[0] for down in kept)
-    up = ups[0].new_zeros(rows, rank, *ups[0].shape[2:], dtype=_widest(ups))
-    for at, part, group in zip(ranges, ups, groups, strict=True):
+    starts = [sum(len(down) for down in kept[:n]) for n in range(len(kept))]
+    up = ups[0].new_zeros(rows, sum(map(len, kept)), *ups[0].shape[2:], dtype=_widest(ups))
+    for (_, at), part, group in zip(pieces, ups, groups, strict=True):
         up[at[0] : at[1], starts[group] : starts[group] + part.shape[1]] = part
     return up, torch.cat([down.to(_widest(kept)) for down in kept])
 
 
-def _lora_biases(
-    pieces: Sequence[tuple[Lora, Rows]], scales: Sequence[float], rows: int, folded: bool
-) -> Tensor | None:
-    found = [
-        (times(layer.lora_b_bias.flatten(), factor) if folded else layer.lora_b_bias.flatten(), at)
-        for (layer, at), factor in zip(pieces, scales, strict=True)
-        if layer.lora_b_bias is not None
-    ]
-    return _stacked(found, rows)
+def _check_magnitudes(pieces: Pieces, rows: int) -> None:
+    """Raise LayerError unless every row has a DoRA magnitude, by the same norm.
 
-
-def _magnitudes(pieces: Sequence[tuple[Factored, Rows]], rows: int) -> Tensor | None:
-    """The DoRA magnitudes (rows,) of all layers; None where no layer has one.
-
-    Raises LayerError unless every row has one, by the same norm. No magnitude stands for a row without DoRA:
-    it would have to be the norm of W + delta, and W is not known.
+    No magnitude stands for a row without DoRA: it would have to be the norm of W + delta, and W is not known.
     """
-    found = [(layer.dora_scale, at) for layer, at in pieces if layer.dora_scale is not None]
-    if not found:
-        return None
-    if len({layer.dora for layer, _ in pieces}) > 1:
-        raise _cannot_fuse(pieces[0][0], "DoRA by one norm (`dora`) in all of the layers")
+    layers = [layer for layer, _ in pieces if isinstance(layer, Factored)]
+    if len({layer.dora for layer in layers}) > 1:
+        raise _cannot_fuse(layers[0], "DoRA by one norm (`dora`) in all of the layers")
+    found = [(layer.tensors()[DORA], at) for layer, at in pieces if DORA in layer.tensors()]
     covered = sum(stop - start for _, (start, stop) in found)
     # A magnitude (1, I, ...) is for inputs, whatever its size.
     of_inputs = any(part.numel() != at[1] - at[0] or tuple(part.shape[:1]) == (1,) for part, at in found)
     if covered != rows or of_inputs:
-        raise _cannot_fuse(pieces[0][0], "a DoRA magnitude for the outputs of each of the layers, or of none")
-    return _stacked([(part.flatten(), at) for part, at in found], rows)
-
-
-def _up(layer: Lora) -> Tensor:
-    assert layer.lora_up is not None
-    return layer.lora_up
-
-
-def _down(layer: Lora) -> Tensor:
-    assert layer.lora_down is not None
-    return layer.lora_down
+        raise _cannot_fuse(layers[0], "a DoRA magnitude for the outputs of each of the layers, or of none")
 
 
 def _widest(tensors: Sequence[Tensor]) -> torch.dtype:
-    dtype = tensors[0].dtype
-    for tensor in tensors[1:]:
-        dtype = promoted(dtype, tensor.dtype)
-    return dtype
+    return reduce(promoted, (tensor.dtype for tensor in tensors))

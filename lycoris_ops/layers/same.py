@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,20 +12,6 @@ from torch import Tensor
 from ..algorithms import Layer
 from ..algorithms.base import ALPHA
 from ..algorithms.checks import scale
-from ..algorithms.ia3 import Ia3
-from ..algorithms.lokr import Lokr
-from ..algorithms.lora import Lora
-
-FACTORS: Mapping[type[Layer], tuple[str, ...]] = {
-    Lora: ("lora_up", "lora_down"),
-    Lokr: ("lokr_w1", "lokr_w1_a"),
-}
-"""The factors into one of which a file without alpha has the scale multiplied."""
-BIAS = "lora_b_bias"
-"""A LoRA layer's change of the bias, into which such a file has the scale multiplied too."""
-IGNORED = ("dora", "feedforward")
-"""Options that may differ: `dora` only chooses how to compute. `feedforward` of IA3 may be unset where a
-tensor's shape tells the side; which side it is, is compared by itself."""
 
 
 def difference(wanted: Layer, found: Layer) -> str | None:
@@ -33,21 +19,15 @@ def difference(wanted: Layer, found: Layer) -> str | None:
 
     `wanted` is the layer that was to be written to a file, `found` the one that was read back.
     """
-    # PEFT's IA3 file holds l = 1 + w in place of w.
-    if isinstance(wanted, Ia3) and isinstance(found, Ia3) and found.ia3_l is not None:
-        wanted = wanted.by_factor()
     if type(wanted) is not type(found):
         return f"{found.algorithm}, not {wanted.algorithm}"
-    if isinstance(wanted, Ia3) and isinstance(found, Ia3) and wanted.of_inputs != found.of_inputs:
-        return f"for {'inputs' if found.of_inputs else 'outputs'}, not the other side"
+    wanted, found = wanted.like(found), found.like(found)
     scales = [1.0, 1.0]
     if wanted.scaled_by_alpha and wanted.rank is not None:
         scales = [scale(layer.alpha, layer.rank or 1) for layer in (wanted, found)]
     both = (wanted, found)
     factors = [
-        name
-        for name in FACTORS.get(type(found), ())
-        if all(isinstance(getattr(layer, name), Tensor) for layer in both)
+        name for name in found.absorbing if all(isinstance(getattr(layer, name), Tensor) for layer in both)
     ]
     # In other kinds no saver may have multiplied the scale into a tensor.
     folded = bool(factors) and scales[0] != scales[1]
@@ -59,7 +39,8 @@ def difference(wanted: Layer, found: Layer) -> str | None:
     if folded:
         # The factor that was scaled is the one that differs. Where none does, alpha was only rounded.
         other = next((name for name in factors if not _alike(wanted, found, name)), None)
-        scaled = () if close and other is None else (other or factors[0], BIAS)
+        beside = found.join.scaled if found.join else ()
+        scaled = () if close and other is None else (other or factors[0], *beside)
     for field in dataclasses.fields(wanted):
         ours, theirs = getattr(wanted, field.name), getattr(found, field.name)
         if isinstance(ours, Tensor) != isinstance(theirs, Tensor):
@@ -72,7 +53,7 @@ def difference(wanted: Layer, found: Layer) -> str | None:
             # To all other kinds alpha means nothing, or it is part of the scale compared above.
             if wanted.constrained_by_alpha and not _close(ours, theirs):
                 return f"alpha {theirs}, not {ours}"
-        elif field.name not in IGNORED and ours != theirs:
+        elif field.name not in wanted.chosen and ours != theirs:
             return f"{field.name} {theirs}, not {ours}"
     return None
 

@@ -183,7 +183,7 @@ class Member(nn.Module):
     def vectors(self) -> frozenset[str]:
         """The tensors that are vectors by their meaning: all of them where the weight itself is one."""
         layer = self.layer
-        return layer.vectors() if len(self.site.shape) > 1 else frozenset(layer.tensors())
+        return layer.vectors if len(self.site.shape) > 1 else frozenset(layer.tensors())
 
     def _before_pass(self, x: Tensor) -> None:
         """Set the hooks for one pass: the layer's present tensors, the strength and the dropouts."""

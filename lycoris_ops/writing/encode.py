@@ -34,9 +34,6 @@ from ..peft.config import BASE_BIAS
 from ..peft.kinds import lora as peft_lora
 from ..peft.kinds.lokr import LokrConfig
 
-OPTIONAL = ("dora",)
-"""Options that choose how to compute with the same tensors. They are the user's, and no part of a file."""
-
 
 @dataclass(frozen=True)
 class Encoded:
@@ -113,7 +110,7 @@ def _own(layer: Layer, options: Mapping[str, Any], name: str, *, numbered: bool)
     said: dict[str, Any] = {}
     defaults = {field.name: field.default for field in dataclasses.fields(layer)}
     for option, value in options.items():
-        if option in OPTIONAL or value == defaults[option] or _is_told(layer, option):
+        if option in layer.chosen or value == defaults[option] or _is_told(layer, option):
             continue
         # LyCORIS reads this one from the metadata. The others are only read from PEFT's configuration.
         if option != "sig_type":

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Layer
-from ..algorithms.lora import Lora
 from ..errors import WriteError
 from ..layers.fuse import fuse
 from ..maths.shapes import Rows, Shape
@@ -58,9 +57,8 @@ class Regrouper:
         return made
 
     def _read(self, name: str) -> Layer:
-        layer = self._adapter.layer(name, keep=False)
         # No dialect that is written has AdaLoRA's third factor.
-        return layer.undiagonal() if isinstance(layer, Lora) else layer
+        return self._adapter.layer(name, keep=False).plain()
 
     def _cut(self, planned: Planned, rows: int) -> Layer | None:
         """A layer made of some rows of one layer.

@@ -3,8 +3,8 @@
 `python -m tests.bench.train_memory` prints, for each layout and number of pixels, the most bytes that are
 held at once beside the model in a pass without gradients, in a step with all activations kept, and in a step
 with the blocks computed again, and the last two in multiples of the first, for each of the blocks.
-`lycoris_nodes/room.py` has its factors from there. Width and dtype scale all three alike; the depth does not,
-so it is that of the real model.
+`lycoris_nodes/training/node/memory.py` has its factors from there. Width and dtype scale all three alike; the
+depth does not, so it is that of the real model.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def measured(title: str, pack: str) -> tuple[int, int, int, int]:
 
     from tests.harness import zoo
 
-    session = importlib.import_module(f"{pack}.lycoris_nodes.training.session")
+    session = importlib.import_module(f"{pack}.lycoris_nodes.training.model.session")
     settings, shape, text = CASES[title]
     cpu = torch.device("cpu")
     model = zoo.make(title.partition(",")[0], changed=settings, cut=False)

@@ -22,7 +22,7 @@ DEEP = "[" * 5000 + "]" * 5000
 
 def merged(host: Host, folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Any:
     """Merge a LoRA for the layer into a base of these tensors, as Save Merged Model does."""
-    codec = importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.codec").HostCodec()
+    codec = importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.files.codec").HostCodec()
     weight = {f"{LAYER}.weight": torch.ones(16, 16, dtype=torch.int8), f"{LAYER}.weight_scale": torch.ones(1)}
     save_file({**weight, **tensors}, folder / "base.safetensors", dict(metadata))
     lora = {

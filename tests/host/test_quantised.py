@@ -126,8 +126,8 @@ def model(host: Host, source: str) -> Iterator[Patched]:
 
 
 def door(host: Host) -> Any:
-    """The one module of the pack that imports the host."""
-    return importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.host")
+    """The pack's door to the weights of the host's models."""
+    return importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.host.weights")
 
 
 def module(patched: Patched, layer: str) -> Any:
@@ -380,12 +380,12 @@ def test_a_text_encoder_in_a_checkpoint_is_rounded_as_live(host: Host, architect
     assert live != key
     stored, values = quantised(host, "fp8", torch.randn(32, 16), key), torch.randn(32, 16)
     weight = host.ops.Quantised(key, "float8_e4m3fn", (32, 16), {}, {"format": "float8_e4m3fn"})
-    codec = importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.codec").HostCodec()
+    codec = importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.files.codec").HostCodec()
     found = codec.encode(weight, values.clone(), stored)[key]
 
     def rounded(name: str) -> Tensor:
         own = {part.removeprefix(f"{layer}."): tensor for part, tensor in stored.items()}
-        unpacked = door(host).quantised_layer((32, 16), own, weight.options)
+        unpacked = host.module("lycoris_nodes.host.quantised").quantised_layer((32, 16), own, weight.options)
         seed = comfy.utils.string_to_seed(name)
         made = unpacked.set_weight(values.clone(), seed=seed, return_weight=True)
         return made.state_dict("weight")["weight"]

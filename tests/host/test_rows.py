@@ -169,7 +169,7 @@ def test_rows_that_are_none_are_refused_when_they_are_queued(host: Host, rows: A
 
 
 def test_strengths_are_read_as_people_type_them(host: Host) -> None:
-    read = {typed: host.module("lycoris_nodes.typed").read_number(typed) for typed in TYPED}
+    read = {typed: host.module("lycoris_nodes.stacks.typed").read_number(typed) for typed in TYPED}
     assert read == TYPED
     (entry,) = host.run("LycorisAdapterRows", text({"file": LORA, "strength_model": "0,5"}))[0]
     assert entry.strength == 0.5

@@ -279,7 +279,7 @@ def test_low_vram_gives_the_gradients_of_a_full_load(
     host: Host, plain: Patched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There the host applies patches of the base anew in every pass."""
-    training, door = module(host, ""), module(host, "host")
+    training, door = module(host, ""), host.module("lycoris_nodes.host.training")
     patched = host.apply(plain, host.stack(("lora", 1.0, 0.0)), clip=False)
     assert patched.model.patches
     wanted, before = gradients_of(training, patched.model)

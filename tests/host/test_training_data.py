@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,13 @@ pytestmark = pytest.mark.host
 Train = Callable[..., Any]
 
 
-def samples_module(host: Host) -> Any:
-    return importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.samples")
-
-
 def data(number: int, first: int = 0) -> tuple[list[Any], list[Any]]:
     seeds = range(first, first + number)
     return [latent(seed) for seed in seeds], [caption(seed) for seed in seeds]
 
 
 def test_held_out_latents_are_judged_at_evenly_spaced_times(host: Host, model: Any) -> None:  # noqa: F811
-    training, samples = module(host, ""), samples_module(host)
+    training, samples = module(host, ""), module(host, "samples")
     times: list[int] = []
 
     def seen(_: Any, args: tuple[Any, ...]) -> None:
@@ -51,7 +46,7 @@ def test_held_out_latents_are_judged_at_evenly_spaced_times(host: Host, model: A
 
 
 def test_a_picture_that_repeats_is_converted_once(host: Host, model: Any) -> None:  # noqa: F811
-    training, samples = module(host, ""), samples_module(host)
+    training, samples = module(host, ""), module(host, "samples")
     (one, two), captions = data(2)
     both, mask = {"samples": torch.cat([one["samples"], two["samples"]])}, torch.ones(1, 64, 64)
     with training.opened(model) as session:
@@ -69,7 +64,7 @@ def test_what_preserves_comes_as_often_as_what_is_learned(
     train: Train,  # noqa: F811
     model: Any,  # noqa: F811
 ) -> None:
-    training, samples = module(host, ""), samples_module(host)
+    training, samples = module(host, ""), module(host, "samples")
     with training.opened(model) as session:
         learned = samples.samples_of(session, *data(5))
         kept = samples.samples_of(session, *data(2, 20), weight=0.25)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import re
@@ -127,9 +126,8 @@ def test_it_learns_and_the_file_gives_the_loss_that_training_had(
 
 def validation_loss(host: Host, patched: Any) -> float:
     """The mean loss of the held-out latents as the node validates, of a model with what is applied to it."""
-    pack = host.pack.__name__
-    training, samples = module(host, ""), importlib.import_module(f"{pack}.lycoris_nodes.samples")
-    chance = importlib.import_module(f"{pack}.lycoris_ops.maths.chance").Chance
+    training, samples = module(host, ""), module(host, "samples")
+    chance = host.module("lycoris_ops.maths.chance").Chance
     given, losses = held_out(), []
     with training.opened(patched) as session, torch.no_grad():
         held = samples.samples_of(session, given["validation_latents"], given["validation_positive"])
@@ -487,9 +485,8 @@ def test_a_model_that_adds_no_noise_is_refused(host: Host, train: Callable[..., 
 
 def test_the_help_page_has_the_defaults_of_every_family(host: Host) -> None:
     page = (ROOT / "lycoris_nodes" / "web" / "docs" / "LycorisTrain.md").read_text(encoding="utf-8")
-    training = module(host, "")
-    families = importlib.import_module(f"{training.__name__}.families")
-    for family in (*training.FAMILIES.values(), families.OTHER_FLOW, families.OTHER):
+    families = module(host, "families")
+    for family in (*families.FAMILIES.values(), families.OTHER_FLOW, families.OTHER):
         times, shift = family.times.distribution, family.times.shift
         words = f"shift {shift:g}" if isinstance(shift, int | float) else "shift by size"
         row = (family.name, str(family.rank), f"{family.lr:g}", f"{times}, {words}", family.source)

@@ -144,7 +144,7 @@ def cut(count: int) -> Tensor:
 
 
 def test_the_shift_by_the_size_of_a_picture_is_that_of_flux(host: Host) -> None:
-    times, found = module(host, "times"), module(host, "host")
+    times, found = module(host, "times"), host.module("lycoris_nodes.host.training")
     shift = times.ByTokens().shift
     assert math.log(shift(256)) == pytest.approx(0.5) and math.log(shift(4096)) == pytest.approx(1.15)
     # 1024 pixels are 128 values of the latent, which are 64 patches a side.
@@ -185,7 +185,7 @@ def test_every_model_has_a_family_whose_times_it_can_be_noised_at(host: Host, ar
 
 
 def test_a_shift_that_is_not_given_is_that_of_the_family(host: Host) -> None:
-    settings = importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.train.settings")
+    settings = importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.training.node.settings")
     flux = module(host, "families").FAMILIES["Flux"]
     for times, shift, distribution, wanted in (
         ("auto", 0.0, "logit-normal", flux.times.shift),

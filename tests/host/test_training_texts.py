@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,9 +66,8 @@ def settings_of(host: Host, clip: Any) -> dict[str, Any]:
 
 def held_out_loss(host: Host, model: Any, clip: Any) -> float:
     """The held-out loss as the node measures it, with captions that CLIP Text Encode makes."""
-    pack = host.pack.__name__
-    training, samples = module(host, ""), importlib.import_module(f"{pack}.lycoris_nodes.samples")
-    chance = importlib.import_module(f"{pack}.lycoris_ops.maths.chance").Chance
+    training, samples = module(host, ""), module(host, "samples")
+    chance = host.module("lycoris_ops.maths.chance").Chance
     with torch.inference_mode():
         positive = [encoded(host, clip, text) for text in TEXTS]
     losses = []
@@ -214,7 +212,7 @@ def test_gradients_through_the_captions_are_those_of_the_changed_weights(
 ) -> None:
     """Against the chain rule: the gradient of each whole weight, by autograd, through the layer's change."""
     training = module(host, "")
-    samples = importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.samples")
+    samples = module(host, "samples")
     positive = [encoded(host, clip, text) for text in TEXTS]
 
     def loss_of(session: Any, of_text: Any) -> Tensor:

@@ -166,5 +166,5 @@ def test_what_the_classes_of_the_host_use_without_calling_it(
     parent = kind.__new__(kind)
     torch.nn.Module.__init__(parent)
     setattr(parent, layer, torch.nn.Linear(4, 4))
-    rule = importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.uncalled").used_uncalled
+    rule = importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.apply.uncalled").used_uncalled
     assert rule(small_patcher(parent), f"diffusion_model.x.{layer}") is uncalled

@@ -6,6 +6,8 @@ import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import iter_modules
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,8 +21,15 @@ CPU = torch.device("cpu")
 
 
 def module(host: Host, name: str) -> Any:
-    """A module of the pack's `training`, as the host has loaded the pack."""
-    return importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.training.{name}".rstrip("."))
+    """A module of the pack's `training`, as the host has loaded the pack. Without a name, those in one."""
+    rooms = [host.module(f"lycoris_nodes.training.{room}") for room in ("model", "data")]
+    found = {one: f"{room.__name__}.{one}" for room in rooms for _, one, _ in iter_modules(room.__path__)}
+    if name:
+        return importlib.import_module(found[name])
+    inner = {
+        key: value for one in found.values() for key, value in vars(importlib.import_module(one)).items()
+    }
+    return SimpleNamespace(**inner)
 
 
 def patcher(model: Any) -> Any:

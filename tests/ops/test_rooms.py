@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,14 +28,20 @@ def between(mark: str) -> str:
     return text.partition("\n```")[2].partition("\n")[2].rpartition("```")[0]
 
 
-ORDER = [line.split() for line in between("order").splitlines() if line.strip()]
-FLOORS = {room: -floor for floor, rooms in enumerate(ORDER) for room in rooms}
-"""The floor of each room. The first line of the list is the highest, and rooms import lower ones only."""
+def floors(mark: str) -> dict[str, int]:
+    """The floor of each room in an order. Its first line is the highest, and rooms import lower ones only."""
+    order = [line.split() for line in between(mark).splitlines() if line.strip()]
+    return {room: -floor for floor, rooms in enumerate(order) for room in rooms}
 
 
-def room_of(parts: tuple[str, ...]) -> str:
-    """The room of a module, given the parts of its path below `lycoris_ops`."""
-    return parts[0] if parts else PUBLIC
+ORDERS = {"lycoris_ops": floors("order"), "lycoris_nodes": floors("order of the nodes")}
+"""The floors of the rooms of each package. A room of the nodes may be a folder within one."""
+
+
+def room_of(path: tuple[str, ...], rooms: Collection[str]) -> str:
+    """The room that a path below the package is in: the one with the longest name."""
+    names = ("/".join(path[:end]) for end in range(len(path), 0, -1))
+    return next((name for name in names if name in rooms), path[0] if path else PUBLIC)
 
 
 def imports(file: Path, package: Path) -> Iterator[tuple[str, ...]]:
@@ -50,8 +56,11 @@ def imports(file: Path, package: Path) -> Iterator[tuple[str, ...]]:
             path = tuple(part for part in base if part)
             if path[:1] == (package.name,):
                 # `from .. import errors` names a module of the package, or what the package itself offers.
-                names = [path[1:]] if path[1:] else [(name.name,) for name in node.names]
-                yield from (name if is_module(package, name[0]) else () for name in names)
+                for name in node.names:
+                    if path[1:] or is_module(package, name.name):
+                        yield (*path[1:], name.name)
+                    else:
+                        yield ()
 
 
 def is_module(package: Path, name: str) -> bool:
@@ -59,19 +68,24 @@ def is_module(package: Path, name: str) -> bool:
     return (package / name).is_dir() or (package / f"{name}.py").exists()
 
 
-def test_rooms_import_downwards_only() -> None:
-    package = ROOT / "lycoris_ops"
+@pytest.mark.parametrize("name", list(ORDERS))
+def test_rooms_import_downwards_only(name: str) -> None:
+    package, order = ROOT / name, ORDERS[name]
     seen: set[str] = set()
     for file in sorted(package.rglob("*.py")):
-        room = room_of(file.relative_to(package).with_suffix("").parts[:1])
+        path = file.relative_to(package).with_suffix("").parts
+        room = room_of(path, order)
         # `__main__` only starts `commands`, and must be where Python looks for it.
         if room == "__main__":
             continue
+        if any(name.startswith(f"{room}/") for name in order):
+            assert path[-1] == PUBLIC and not list(imports(file, package)), f"{file} is in none of the rooms"
+            continue
         seen.add(room)
-        for path in imports(file, package):
-            used = room_of(path[:1])
-            assert used == room or FLOORS[used] < FLOORS[room], f"{file.name} in {room} imports {used}"
-    assert seen == set(FLOORS)
+        for other in imports(file, package):
+            used = room_of(other, order)
+            assert used == room or order[used] < order[room], f"{file.name} in {room} imports {used}"
+    assert seen == set(order)
 
 
 SURFACE = (ROOT / "lycoris_ops" / "__init__.py").read_text(encoding="utf-8")

@@ -397,7 +397,7 @@ def test_kinds_that_cannot_be_joined_say_who_holds_them_apart(tmp_path: Path) ->
         for x in "qkv"
     }
     with pytest.raises(
-        lyc.LayerError, match=r"to_q: kohya fuses or splits.*lokr.*LoRA or LoHa without.*or full.*as peft"
+        lyc.LayerError, match=r"to_q: kohya fuses or splits.*lokr.*full, loha or lora.*as peft"
     ):
         saved(adapter(tmp_path, layers), "kohya", FLUX)
     mixed = {f"transformer.transformer_blocks.0.attn.to_{x}": lora((8, 8), 2) for x in "qk"}

@@ -1,0 +1,187 @@
+"""Which of a model's layers are merged and which are bypassed, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ...lycoris_ops import BypassPlan, Entry, LycorisError, Match, bypass_refusal, few, geometry_of, paragraph
+from ..host.patching import enlarged_by_patches, merge_loss, merge_obstacle, merges_in_every_pass
+from ..host.weights import layer_of
+from .bypass import plans_of
+from .uncalled import used_uncalled
+
+SCHEDULED = "its strength follows a schedule"
+
+Mode = Literal["auto", "merge", "bypass"]
+Pairs = Mapping[str, Sequence[tuple[Entry, Match]]]
+"""Key of a weight or bias to the adapter layers that change it."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of the layers that a stack changes are merged and which are bypassed."""
+
+    merged: dict[str, Sequence[tuple[Entry, Match]]] = field(default_factory=dict)
+    """Key of a weight or bias to the adapter layers to merge into it."""
+    bypassed: dict[str, BypassPlan] = field(default_factory=dict)
+    """Module path, which is the key of a weight or bias without its last part, to the plan of the module."""
+    why: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    """("merged" or "bypassed", the reason) to module paths; no reason, "", where the user chose the mode."""
+
+
+def choose(
+    patcher: Any, shapes: Mapping[str, Sequence[int]], pairs: Pairs, mode: Mode, *, strict: bool = False
+) -> Choice:
+    """Choose to merge or to bypass, layer by layer. A layer's weight and bias always go the same way.
+
+    A layer whose strength follows a schedule is bypassed in any mode. Where it can only be merged, it takes
+    the mean of its strength over the sampling; with `strict` that is an error.
+
+    `shapes` are those of the patcher's model; `pairs` of keys that are not among them are left out, because
+    they belong to another model. Raises LycorisError for a layer that can be neither merged nor bypassed.
+    """
+    choice = Choice()
+    layers: dict[str, dict[str, Sequence[tuple[Entry, Match]]]] = {}
+    for key in pairs:
+        if key in shapes:
+            path, _, name = key.rpartition(".")
+            # A parameter with another name belongs to no layer and stands alone.
+            layers.setdefault(path if name in ("weight", "bias") else key, {})[key] = pairs[key]
+    short = mode == "auto" and bool(layers) and merges_in_every_pass(patcher)
+    before = plans_of(patcher) if layers else {}
+    for path, met in layers.items():
+        timed = any(match.timings for found in met.values() for _, match in found)
+        wanted = (True, SCHEDULED) if timed else _wanted(patcher, met, mode, short)
+        plan, reason = _plan(patcher, path, shapes, met, wanted, before.get(path))
+        if plan is None and timed:
+            reason = _mean_taken(path, reason, strict=strict)
+        if plan is None:
+            constant = {key: [(entry, match.constant()) for entry, match in met[key]] for key in met}
+            choice.merged.update(constant if timed else met)
+        else:
+            choice.bypassed[path] = plan
+        choice.why.setdefault(("merged" if plan is None else "bypassed", reason), []).append(path)
+    return choice
+
+
+def describe_choice(mode: Mode, choices: Sequence[Choice]) -> str:
+    """The part of the report on modes, in words; "" where mode is merge and nothing is bypassed."""
+    why: dict[tuple[str, str], list[str]] = {}
+    for choice in choices:
+        for way, paths in choice.why.items():
+            why.setdefault(way, []).extend(paths)
+    total = {way: sum(len(paths) for (one, _), paths in why.items() if one == way) for way, _ in why}
+    bypassed = total.get("bypassed", 0)
+    if mode == "merge" and not bypassed:
+        return ""
+    layers = "layer" if bypassed == 1 else "layers"
+    lines = [f"Mode {mode}: {bypassed} {layers} bypassed, {total.get('merged', 0)} merged"]
+    for (way, reason), paths in sorted(why.items(), key=lambda item: -len(item[1])):
+        if reason:
+            lines.append(f"  {len(paths)} {way}: {reason} ({few(paths)})")
+    if bypassed:
+        lines.append(
+            f"  ComfyUI's own nodes that save or merge models would leave the {bypassed} bypassed "
+            f"{layers} out, because their change is not in the weights. Save Merged Model writes the whole "
+            "stack."
+        )
+    return paragraph(lines)
+
+
+def _mean_taken(path: str, reason: str, *, strict: bool) -> str:
+    """Why a layer takes the mean of its schedule. Raises LycorisError where that is not wanted."""
+    if strict:
+        raise LycorisError(
+            "a layer cannot follow a schedule, and strict is on",
+            key=path,
+            got=f"it can only be merged: {reason}",
+            hint="Turn strict off to give it the mean of its strength over the sampling",
+        )
+    return f"{reason}; its strength is the mean of its schedule"
+
+
+def _wanted(patcher: Any, keys: Iterable[str], mode: Mode, short: bool) -> tuple[bool, str]:
+    """Whether a layer should be bypassed, and the reason; no reason, "", where the user chose the mode."""
+    if mode != "auto":
+        return mode == "bypass", ""
+    if short:
+        return True, "ComfyUI is short of memory and would merge again in every step"
+    for key in keys:
+        reason = merge_loss(patcher, key) or merge_obstacle(patcher, key)
+        if reason is not None:
+            return True, reason
+    return False, "kept as plain floats, so merged only once, when the model is loaded"
+
+
+def _plan(
+    patcher: Any,
+    path: str,
+    shapes: Mapping[str, Sequence[int]],
+    pairs: Pairs,
+    wanted: tuple[bool, str],
+    before: BypassPlan | None,
+) -> tuple[BypassPlan | None, str]:
+    """The plan of a layer to bypass, None for a layer to merge; and the reason.
+
+    `wanted` is what `_wanted` gives, and `before` the plan that earlier nodes
+    have given the layer. Raises LycorisError for a layer that can be neither merged nor bypassed.
+    """
+    bypassed, reason = wanted
+    if not bypassed and before is None:
+        return None, reason
+    plan = _build(patcher, path, shapes, pairs)
+    if isinstance(plan, BypassPlan):
+        if bypassed:
+            return plan, reason
+        assert before is not None
+        if before.additive and plan.additive:
+            return None, reason
+        # A merge would take effect before the earlier node's bypass.
+        return plan, "an earlier node bypasses the layer, and the result depends on the order of the two"
+    obstacle = next(filter(None, (merge_obstacle(patcher, key) for key in pairs)), None)
+    if before is not None:
+        obstacle = "an earlier node bypasses it; set the mode of that node to merge too"
+    if obstacle is not None:
+        raise LycorisError(
+            "a layer can be neither bypassed nor merged",
+            key=path,
+            got=f"not bypassed: {plan}; not merged: {obstacle}",
+            hint=f"To leave it out, give it the rule `{path} = 0` in Weight LyCORIS Blocks",
+        )
+    return None, plan
+
+
+def _build(
+    patcher: Any,
+    path: str,
+    shapes: Mapping[str, Sequence[int]],
+    pairs: Pairs,
+) -> BypassPlan | str:
+    """The bypass plan of a module, or why its layers can only be merged, in words."""
+    module = layer_of(patcher, path)
+    if module is None:
+        return "a parameter of its own, not the weight of a layer"
+    geometry = geometry_of(module)
+    if isinstance(geometry, str):
+        return geometry
+    if used_uncalled(patcher, path):
+        return "its model multiplies by the weight without calling the layer"
+    key = f"{path}.weight"
+    if tuple(shapes.get(key, ())) != geometry.shape:
+        return "its weight has another shape than its layer says"
+    if enlarged_by_patches(patcher, key):
+        return "an earlier node enlarges its weight"
+    layers = [
+        (match.read(entry.adapter), match.strength, match.timings)
+        for name in ("weight", "bias")
+        for entry, match in pairs.get(f"{path}.{name}", ())
+    ]
+    for part, *_ in layers:
+        if reason := bypass_refusal(part):
+            return reason
+    try:
+        return BypassPlan.build(geometry, layers)
+    except LycorisError as error:
+        raise error.within(weight=key) from None

@@ -1,0 +1,113 @@
+"""Layers whose weight a model uses without calling them, so that hooks on them would not run."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from ..host.weights import layer_of
+
+
+def used_uncalled(patcher: Any, path: str) -> bool:
+    """Whether the model uses a layer's weight without calling the layer, so that no hook would run.
+
+    The source of the class that holds the layer tells, see `_Uncalled`. It does not tell of the head of a
+    language model (`lm_head`), which the host holds in a variable before it multiplies by its weight.
+    """
+    parent, _, name = path.rpartition(".")
+    if name == "lm_head":
+        return True
+    int8 = getattr(layer_of(patcher, path), "layout_type", None) == "TensorWiseINT8Layout"
+    uses = _Uncalled.of(type(layer_of(patcher, parent)))
+    # Without the source of its class, an int8 layer may be one. A merge is right in both cases.
+    return int8 if uses is None else name in uses.always or (int8 and name in uses.int8)
+
+
+DESCRIBES = frozenset({"device", "dtype", "is_cuda", "ndim", "numel", "requires_grad", "shape", "size"})
+"""What is read of a weight without multiplying by it."""
+
+
+@dataclass(frozen=True)
+class _Uncalled:
+    """The layers whose weights the methods of a class use without calling the layers, by attribute names."""
+
+    always: frozenset[str]
+    """Those whose `weight` is read, or that `cast_bias_weight` gets."""
+    int8: frozenset[str]
+    """Those that `linear_input_act` gets. It multiplies by an int8 weight itself, and calls others."""
+
+    @staticmethod
+    @cache
+    def of(kind: type) -> _Uncalled | None:
+        """None where the source of the class, or of one that it inherits from, is not to be had."""
+        always: set[str] = set()
+        int8: set[str] = set()
+        for base in kind.__mro__:
+            if base is torch.nn.Module or not _USES & _names_in(base):
+                continue
+            try:
+                tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
+            except (OSError, TypeError, SyntaxError):
+                return None
+            for method in ast.walk(tree):
+                # What `__init__`, `init_weights` and the like do is over when the model is used.
+                if isinstance(method, ast.FunctionDef) and not method.name.strip("_").startswith("init"):
+                    always |= _weights_read(method)
+                    always |= _layers_given(method, _CAST)
+                    int8 |= _layers_given(method, _FUSED)
+        return _Uncalled(frozenset(always), frozenset(int8))
+
+
+_CAST, _FUSED = "cast_bias_weight", "linear_input_act"
+_USES = {"weight", _CAST, _FUSED}
+
+
+def _names_in(kind: type) -> set[str]:
+    """The attributes and global names in the methods of a class. Its source would take 20 ms to find."""
+    methods = (getattr(value, "fget", value) for value in vars(kind).values())
+    codes = [inspect.unwrap(method).__code__ for method in methods if inspect.isfunction(method)]
+    names: set[str] = set()
+    while codes:
+        code = codes.pop()
+        names.update(code.co_names)
+        codes += [inner for inner in code.co_consts if inspect.iscode(inner)]
+    return names
+
+
+def _weights_read(method: ast.FunctionDef) -> set[str]:
+    """Each X for which a method uses the values of `self.X.weight`, not only what describes them."""
+    reads = {node: layer for node in ast.walk(method) if (layer := _layer_of_weight(node))}
+    for node in ast.walk(method):
+        described = isinstance(node, ast.Attribute) and node.attr in DESCRIBES
+        if described or isinstance(node, ast.Compare):
+            for child in ast.iter_child_nodes(node):
+                reads.pop(child, None)
+    return set(reads.values())
+
+
+def _layer_of_weight(node: ast.AST) -> str | None:
+    """X of `self.X.weight`."""
+    return _own(node.value) if isinstance(node, ast.Attribute) and node.attr == "weight" else None
+
+
+def _layers_given(method: ast.FunctionDef, function: str) -> set[str]:
+    """Each X for which a method calls a function of this name with `self.X`."""
+    return {
+        layer
+        for node in ast.walk(method)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == function
+        for given in (*node.args, *(keyword.value for keyword in node.keywords))
+        if (layer := _own(given))
+    }
+
+
+def _own(node: ast.AST) -> str | None:
+    """X of `self.X`."""
+    own = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+    return node.attr if own and isinstance(node, ast.Attribute) else None

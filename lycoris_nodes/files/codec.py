@@ -1,0 +1,283 @@
+"""A codec for the host's quantised formats: which tensors of a file form one weight, and their values."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ...lycoris_ops import (
+    DTYPE_NAMES,
+    FileFormatError,
+    LycorisError,
+    Quantised,
+    TensorCache,
+    TensorFile,
+    TensorInfo,
+    beginning_with,
+    parse_json,
+)
+from ..host.quantised import QUANT_FORMATS, quantised_layer, rounding_seed
+
+MARK = "comfy_quant"
+"""Last part of the name of a tensor that describes the quantised weight beside it: JSON, as bytes."""
+
+TABLE = "_quantization_metadata"
+"""Metadata key under which a file describes all of its quantised layers at once, as JSON."""
+
+OLD_MARK = "scaled_fp8"
+"""End of the name of a marker tensor in older files. What comes before it is the prefix of a part of the
+model: the layers of this part that have a `scale_weight` are quantised to float8."""
+
+MAX_MARK = 1 << 14
+"""Bytes of a tensor that describes a quantised weight. ComfyUI writes less than 100."""
+
+GROUP = "convrot_groupsize"
+MAX_GROUP = 4096
+"""The largest group of columns that may be rotated together, for which the host makes a matrix of that size
+squared. Its own default is 256."""
+
+SCALES: dict[str, tuple[str, ...]] = {
+    "weight_scale": ("weight_scale", "scale_weight"),
+    "weight_scale_2": ("weight_scale_2",),
+}
+"""The host's names for the scales of a weight, each with the names that files have for it."""
+
+SMOOTHING = "pre_quant_scale"
+"""The name of factors (I,) that the host multiplies a layer's input with. The weight that acts on the
+original input is the stored one times these factors, column by column. Source of the name: NVIDIA's
+ModelOpt."""
+
+PACKED = {"nvfp4": 2, "convrot_w4a4": 2}
+"""Formats that store several columns in one byte, with how many."""
+
+PREFIXES = {
+    "model.diffusion_model.": "diffusion_model.",
+    "diffusion_model.": "diffusion_model.",
+    "cond_stage_model.transformer.": "clip_l.transformer.",
+    "conditioner.embedders.0.transformer.": "clip_l.transformer.",
+    "text_encoders.": "",
+}
+"""Prefixes of weights in a checkpoint, to those in the loaded model.
+
+Text encoders in OpenCLIP's layout are not among them, because the host changes more than the prefix of their
+names. Source: `comfy.supported_models`."""
+
+
+@dataclass(frozen=True)
+class HostCodec:
+    """Reads and writes quantised weights through the host's own layer for them; see `Codec`.
+
+    The rounding is therefore the host's. Its seed is made of the name that the weight has in the loaded
+    model, as far as this name is known: a file then holds what the host itself would have made of the
+    patched weight.
+    """
+
+    prefix: str = ""
+    """What the loaded model has before this file's names, where the file holds one part of a model alone."""
+
+    def find(self, file: TensorFile) -> Mapping[str, Quantised]:
+        """The quantised layers of a file, by the key of the weight.
+
+        Layers in a format that the host does not know are left out. A shape includes rows and columns that
+        the format may have added as padding, because the file does not say how many are meant. Raises
+        FileFormatError, with the key, if what the file says of a quantised layer is no table in JSON that
+        names a format.
+        """
+        found: dict[str, Quantised] = {}
+        for layer, mark in _marked(file).items():
+            key, name = f"{layer}.weight", mark.get("format")
+            stored = file.tensors.get(key)
+            # Two dimensions: the layer of the host that unpacks a weight is a linear one.
+            if stored is None or len(stored.shape) != 2 or name not in QUANT_FORMATS:
+                continue
+            shape = (stored.shape[0], stored.shape[1] * PACKED.get(name, 1))
+            found[key] = Quantised(key, name, shape, _parts(layer, name, file.tensors), mark)
+        return found
+
+    def decode(self, weight: Quantised, stored: Mapping[str, Tensor]) -> Tensor:
+        """The float32 weight (O, I) that the stored tensors stand for, times its smoothing factors.
+
+        Raises LycorisError if the host cannot read them.
+        """
+        with self._reading(weight):
+            layer = self._layer(weight, stored)
+            values = layer.convert_weight(layer.weight).contiguous()
+        smoothing = _smoothing(weight, stored)
+        return values if smoothing is None else values.mul_(smoothing)
+
+    def encode(self, weight: Quantised, values: Tensor, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The tensors to store for other values (O, I), which are overwritten; otherwise as `stored`.
+
+        Raises LycorisError if the host cannot read the stored tensors, or if a smoothing factor is 0.
+        """
+        smoothing = _smoothing(weight, stored)
+        if smoothing is not None:
+            values.div_(smoothing)
+        with self._reading(weight):
+            layer = self._layer(weight, stored)
+            seed = rounding_seed(self._live(weight.key))
+            made = layer.set_weight(values, seed=seed, return_weight=True).state_dict("weight")
+        parts = dict(stored)
+        for name, tensor in made.items():
+            key = _stored_name(weight.key, name, stored)
+            parts[key] = _like(tensor, stored[key])
+        return parts
+
+    def _layer(self, weight: Quantised, stored: Mapping[str, Tensor]) -> Any:
+        tensors = {
+            name: stored[_stored_name(weight.key, name, stored)]
+            for name in ("weight", *SCALES)
+            if _stored_name(weight.key, name, stored) in stored
+        }
+        return quantised_layer(weight.shape, tensors, weight.options)
+
+    @contextmanager
+    def _reading(self, weight: Quantised) -> Generator[None]:
+        """Raise the host's errors about an incomplete or damaged weight as a LycorisError that names it."""
+        try:
+            yield
+        except MemoryError:
+            # This says nothing about the weight.
+            raise
+        # The host's layer checks little of what it loads, so a damaged weight fails in any way.
+        except Exception as error:
+            raise LycorisError(
+                "ComfyUI cannot read a quantised weight",
+                key=weight.key,
+                got=f"{weight.format}: {error}",
+                hint="Merge into the original file, from which this one was quantised",
+            ) from error
+
+    def _live(self, key: str) -> str:
+        """The weight's name in the loaded model, from which the host makes the seed of its rounding."""
+        for prefix, live in PREFIXES.items():
+            if key.startswith(prefix):
+                return live + key.removeprefix(prefix)
+        return self.prefix + key
+
+
+def _marked(file: TensorFile) -> dict[str, dict[str, Any]]:
+    """What a file says of its quantised layers, by layer, in the three places where the host looks.
+
+    Raises FileFormatError, with the key, for what is no table that names a format.
+    """
+    table = file.metadata.get(TABLE)
+    said = _table_of(file, TABLE, table).get("layers", {}) if table is not None else {}
+    if not isinstance(said, dict):
+        raise _unreadable(file, TABLE, f"layers that are {_kind(said)}")
+    layers = {layer: _checked(file, f"{TABLE}: {layer}", mark) for layer, mark in said.items()}
+    marks = [name for name in file.tensors if name.endswith(f".{MARK}")]
+    for name in marks:
+        info = file.tensors[name]
+        # I8 has the same bytes for the characters that ComfyUI writes.
+        if info.dtype not in ("U8", "I8") or info.end - info.start > MAX_MARK:
+            raise _unreadable(file, name, f"{info.end - info.start} bytes of {info.dtype} {list(info.shape)}")
+    # Read once for each merge, so none of it is cached.
+    for name, tensor in file.read(marks, TensorCache(0), keep=False).items():
+        text = bytes(value & 0xFF for value in tensor.flatten().tolist())
+        layers[name.removesuffix(f".{MARK}")] = _checked(file, name, _table_of(file, name, text))
+    old = [name.removesuffix(OLD_MARK) for name in file.tensors if name.endswith(OLD_MARK)]
+    in_part = beginning_with(file.tensors, old)
+    for name in file.tensors:
+        layer = name.removesuffix(".scale_weight")
+        if name != layer and name in in_part:
+            # The old marker does not name the format: the dtype of the weight tells which one it is.
+            stored = file.tensors.get(f"{layer}.weight")
+            narrow = stored is not None and stored.dtype == "F8_E5M2"
+            layers[layer] = {"format": "float8_e5m2" if narrow else "float8_e4m3fn"}
+    return layers
+
+
+def _table_of(file: TensorFile, key: str, text: str | bytes) -> dict[str, Any]:
+    """A table in JSON. Raises FileFormatError where the text is none."""
+    try:
+        found = parse_json(text)
+    except ValueError as error:
+        raise _unreadable(file, key, str(error)) from error
+    if not isinstance(found, dict):
+        raise _unreadable(file, key, _kind(found))
+    return found
+
+
+def _checked(file: TensorFile, key: str, mark: Any) -> dict[str, Any]:
+    """What a file says of one layer. Raises FileFormatError where it is no table, or names no format."""
+    if not isinstance(mark, dict):
+        raise _unreadable(file, key, _kind(mark))
+    if not isinstance(mark.get("format"), str):
+        raise _unreadable(file, key, f"a format that is {_kind(mark.get('format'))}")
+    options = mark.get("params")
+    for table in (mark, options if isinstance(options, dict) else {}):
+        size = table.get(GROUP, 1)
+        if type(size) is not int or not 0 < size <= MAX_GROUP:
+            raise _unreadable(file, key, f"a {GROUP} of {size}", f"a whole number from 1 to {MAX_GROUP}")
+    return mark
+
+
+def _kind(value: Any) -> str:
+    """What a value in JSON is, in words."""
+    names = {dict: "a table", list: "a list", str: "a text", bool: "a truth value", type(None): "nothing"}
+    return names.get(type(value), "a number")
+
+
+def _unreadable(
+    file: TensorFile, key: str, got: str, expected: str = "a table in JSON that names its format"
+) -> FileFormatError:
+    return FileFormatError(
+        "what the file says of its quantised weights cannot be read",
+        file=file.path,
+        key=key,
+        got=got,
+        expected=expected,
+        hint="Merge into the original file, from which this one was quantised",
+    )
+
+
+def _parts(layer: str, name: str, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
+    """The tensors that are written anew when a layer's weight changes, with the dtypes to write them in.
+
+    A scale of 16 or 64 bits is written in float32: rounded to 16 bits, it would not fit its weight.
+    """
+    parts = {f"{layer}.weight": DTYPE_NAMES[QUANT_FORMATS[name]]}
+    for other in (*(stored for names in SCALES.values() for stored in names), SMOOTHING):
+        info = tensors.get(f"{layer}.{other}")
+        if info is not None:
+            wide = info.dtype in ("F16", "BF16", "F64") and other != SMOOTHING
+            parts[f"{layer}.{other}"] = "F32" if wide else info.dtype
+    return parts
+
+
+def _stored_name(key: str, name: str, stored: Mapping[str, Tensor]) -> str:
+    """The file's key for what the host calls `name`: the weight or one of its scales."""
+    layer = key.removesuffix(".weight")
+    names = [f"{layer}.{other}" for other in SCALES.get(name, (name,))]
+    return next((other for other in names if other in stored), names[0])
+
+
+def _smoothing(weight: Quantised, stored: Mapping[str, Tensor]) -> Tensor | None:
+    """The factors (I,) of the layer's input, None where it has none. Raises LycorisError if one is 0."""
+    key = f"{weight.key.removesuffix('.weight')}.{SMOOTHING}"
+    if key not in stored:
+        return None
+    factors = stored[key].float()
+    if not (factors != 0).all():
+        raise LycorisError(
+            "a quantised layer multiplies some inputs by 0, so no change of their weights can be stored",
+            key=key,
+            got="a factor of 0",
+            hint="Merge into the original file, from which this one was quantised",
+        )
+    return factors
+
+
+def _like(tensor: Tensor, stored: Tensor) -> Tensor:
+    """A tensor from the host in the form of the stored one.
+
+    That is its shape where the size is the same, and its integer dtype where both have 8 bits.
+    """
+    if tensor.itemsize == 1 and stored.itemsize == 1 and not stored.is_floating_point():
+        tensor = tensor.view(stored.dtype)
+    return tensor.contiguous().reshape(stored.shape) if tensor.numel() == stored.numel() else tensor

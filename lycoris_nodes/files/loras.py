@@ -1,0 +1,91 @@
+"""The adapter files in the host's loras folders, and which of them a name means.
+
+A name is relative to a loras folder. Other packs and other systems write it with the other separator, as a
+full path, or without its folder or ending.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ...lycoris_ops import PICKLES, SAFETENSORS, LycorisError
+from ..host.files import file_names, file_path, folders_of, is_file
+
+FOLDER = "loras"
+ENDINGS = SAFETENSORS + PICKLES
+
+
+def lora_names() -> list[str]:
+    """Every adapter file, by its name relative to a loras folder."""
+    return file_names(FOLDER, ENDINGS)
+
+
+def lora_path(name: str) -> str:
+    """The full path of the file that a name means.
+
+    Raises LycorisError where there is none, and where a name without its folder or ending fits several.
+    """
+    return file_path(FOLDER, name if is_file(FOLDER, name) else _meant(name) or name)
+
+
+def lora_name(name: str) -> str:
+    """The file that a name means, as it is in `lora_names`. Raises LycorisError as `lora_path` does."""
+    found = _meant(name)
+    if found is None:
+        # Its error says where the file was looked for. One that is there and is not listed is no adapter.
+        raise LycorisError(
+            "this is no adapter file", file=file_path(FOLDER, name), expected=", ".join(ENDINGS)
+        )
+    return found
+
+
+def is_lora(name: str) -> bool:
+    """Whether a name means a file, or several."""
+    try:
+        return _meant(name) is not None
+    except LycorisError:
+        return True
+
+
+def relative_name(path: str) -> str | None:
+    """The name of a file that is given by its full path; None where it is in no loras folder."""
+    for folder in folders_of(FOLDER):
+        # As it is written first: links within a folder may lead out of it.
+        for place, home in ((path, folder), (os.path.realpath(path), os.path.realpath(folder))):
+            if Path(place).is_relative_to(home):
+                return os.path.relpath(place, home)
+    return None
+
+
+def _meant(name: str) -> str | None:
+    known = {_plain(one): one for one in lora_names()}
+    wanted = _plain((relative_name(name) if os.path.isabs(name) else None) or name)
+    if wanted in known:
+        return known[wanted]
+    fitting = [one for plain, one in known.items() if _stem(plain) == wanted]
+    # A name that has a folder does not mean a file in another one.
+    if not fitting and "/" not in wanted:
+        fitting = [one for plain, one in known.items() if wanted in _without_folder(plain)]
+    if len(fitting) > 1:
+        raise LycorisError(
+            "several files have this name",
+            file=name,
+            got=", ".join(fitting),
+            expected="the name with its folder and its ending",
+        )
+    return fitting[0] if fitting else None
+
+
+def _plain(name: str) -> str:
+    return name.replace("\\", "/")
+
+
+def _stem(plain: str) -> str:
+    return os.path.splitext(plain)[0]
+
+
+def _without_folder(plain: str) -> tuple[str, str]:
+    """The last part of a name, with its ending and without."""
+    last = plain.rpartition("/")[2]
+    return last, _stem(last)

@@ -1,0 +1,1 @@
+"""The one door to the host, ComfyUI: only this folder imports it."""

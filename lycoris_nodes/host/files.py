@@ -1,0 +1,184 @@
+"""The host's folders, and the files in them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import comfy.utils
+import folder_paths
+import torch
+from comfy.cli_args import args
+
+from ...lycoris_ops import LycorisError, WriteError, check_name
+
+
+def file_names(folder: str, endings: Sequence[str]) -> list[str]:
+    """The files with these endings in one of the host's model folders, as its own loaders list them."""
+    return [name for name in folder_paths.get_filename_list(folder) if name.lower().endswith(tuple(endings))]
+
+
+def folders_of(folder: str) -> list[str]:
+    """The places on the disk that one of the host's model folders stands for."""
+    return folder_paths.get_folder_paths(folder)
+
+
+def is_file(folder: str, name: str) -> bool:
+    """Whether there is a file of this name in one of the host's model folders."""
+    return folder_paths.get_full_path(folder, name) is not None
+
+
+def file_path(folder: str, name: str) -> str:
+    """The full path of a file in one of the host's model folders. Raises LycorisError if it is not there."""
+    path = folder_paths.get_full_path(folder, name)
+    if path is None:
+        raise LycorisError(
+            "the file is not there any more" if name else "no file is chosen",
+            file=name,
+            expected=f"a file in a folder for {folder}",
+            hint="Put it back, or press R to refresh the lists of files and choose another",
+        )
+    return path
+
+
+def user_text(name: str) -> str | None:
+    """The text of a file in the host's user folder; None where there is none.
+
+    Raises LycorisError for a file that is no text.
+    """
+    path = Path(folder_paths.get_user_directory()) / name
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise LycorisError("the file cannot be read as text", file=str(path), got=str(error)) from error
+
+
+def output_path(prefix: str, ending: str) -> Path:
+    """The path for a file in the output folder: the prefix, the next free number, the ending.
+
+    The number is counted as by the host's own save nodes: `loras/adapter_00001_.safetensors`. Raises
+    WriteError for a prefix that names no file, leaves the output folder or cannot be a name on the disk.
+    """
+    check_name(prefix)
+    # The host checks this too, but its error does not say what to do.
+    root = Path(os.path.realpath(folder_paths.get_output_directory()))
+    # Path.resolve would raise an error of its own for a link to itself.
+    wanted = Path(os.path.realpath(root / prefix))
+    outside = not wanted.is_relative_to(root)
+    if outside or wanted == root or prefix.endswith(("/", "\\")):
+        raise WriteError(
+            "the file name leaves the output folder" if outside else "the file name is empty",
+            file=prefix,
+            got=str(wanted),
+            expected=f"a name below {root}",
+            hint="Use a relative name such as checkpoints/merged",
+        )
+    try:
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
+    except OSError as error:
+        raise WriteError(
+            "there is no folder for the file, and none can be made",
+            file=prefix,
+            got=str(error.strerror),
+            hint="Use a relative name such as checkpoints/merged",
+        ) from error
+    return Path(folder) / f"{name}_{counter:05}_{ending}"
+
+
+def picture_folders() -> list[str]:
+    """The folders in the host's input folder, by their paths there.
+
+    Links that are in it are followed, which the host's own list does not do: they are how a user says that
+    a folder elsewhere may be read.
+    """
+    home = folder_paths.get_input_directory()
+    found: list[str] = []
+    # The real folders on the way to each one: a link to one of these would never end.
+    ways = {home: {os.path.realpath(home)}}
+    for here, folders, _ in os.walk(home, followlinks=True):
+        way = ways.pop(here)
+        for name in sorted(folders):
+            path = os.path.join(here, name)
+            real = os.path.realpath(path)
+            if name.startswith(".") or real in way:
+                folders.remove(name)
+            else:
+                ways[path] = {*way, real}
+                found.append(Path(path).relative_to(home).as_posix())
+    return sorted(found)
+
+
+def picture_folder(name: str) -> Path:
+    """The full path of one of `picture_folders`. Raises LycorisError for any other folder."""
+    home = Path(folder_paths.get_input_directory())
+    if name not in picture_folders():
+        raise LycorisError(
+            "there is no such folder of pictures" if name else "no folder is chosen",
+            file=name,
+            expected=f"a folder in {home}",
+            hint="Put the folder there, or a link to it, press R, and choose it",
+        )
+    return home / name
+
+
+def kept_folder() -> Path:
+    """Where what was encoded is kept. The host gives nothing out of folders that begin so."""
+    return Path(folder_paths.get_user_directory()) / "__lycoris" / "encoded"
+
+
+def shown_path(path: str | Path) -> str:
+    """A path in one of the host's folders, from there on: `output/loras/mine.safetensors`.
+
+    The folders have the names that they have in the host's API, wherever they are. Any other path is shown in
+    full.
+    """
+    shown = shown_text(str(path))
+    # As it is written first: links within a folder may lead out of it.
+    return Path(shown if shown != str(path) else shown_text(os.path.realpath(path))).as_posix()
+
+
+def shown_text(text: str) -> str:
+    """A text for users, with the names of the host's folders in place of where they are on this machine."""
+    names = _folder_names()
+    places = "|".join(re.escape(place) for place in sorted(names, key=len, reverse=True))
+    # As a whole path or as its beginning: /data is no part of my/data, nor of /database.
+    return re.sub(rf"(?<![^\s\"'`(\[:,;=])(?:{places})(?![\w-])", lambda found: names[found[0]], text)
+
+
+def _folder_names() -> dict[str, str]:
+    """The names of the host's folders, by where they are. One of models that is elsewhere has its kind's."""
+    named = {
+        folder_paths.base_path: "ComfyUI",
+        folder_paths.models_dir: "models",
+        folder_paths.get_temp_directory(): "temp",
+        folder_paths.get_input_directory(): "input",
+        folder_paths.get_user_directory(): "user",
+        folder_paths.get_output_directory(): "output",
+    }
+    for kind, (folders, *_) in folder_paths.folder_names_and_paths.items():
+        elsewhere = [one for one in folders if not any(Path(one).is_relative_to(home) for home in named)]
+        named |= dict.fromkeys(elsewhere, kind)
+    real = {os.path.realpath(place): name for place, name in named.items()}
+    found = {**real, **named}
+    # In what Python quotes, backslashes are twice.
+    return {**{place.replace("\\", "\\\\"): name for place, name in found.items()}, **found}
+
+
+def file_tensors(path: str) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, as the host's own nodes hand them on."""
+    found: Any = comfy.utils.load_torch_file(path, safe_load=True)
+    return found
+
+
+def workflow_metadata(hidden: Any) -> dict[str, str]:
+    """The workflow as the host's own save nodes write it, or nothing if the user turned metadata off."""
+    if args.disable_metadata or hidden is None:
+        return {}
+    values = {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
+    return {key: json.dumps(value) for key, value in values.items() if value is not None}

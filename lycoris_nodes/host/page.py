@@ -1,0 +1,107 @@
+"""What the host shows: nodes, progress, pictures on them, and answers to the page."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import comfy.model_management
+import comfy.utils
+import numpy as np
+import torch
+from aiohttp import web
+from comfy_api.latest import ComfyExtension as ComfyExtension
+from comfy_api.latest import io as io
+from comfy_api.latest import ui
+from comfy_execution.graph_utils import ExecutionBlocker as ExecutionBlocker
+from PIL.Image import Image
+from server import PromptServer
+from torch import Tensor
+
+
+def show_again(node: Any) -> None:
+    """Have the host send what a node shows in every run, also where it takes the result from its cache.
+
+    ComfyUI before 0.20 cannot: there the page looks into the history.
+    """
+    node.HAS_INTERMEDIATE_OUTPUT = True
+
+
+def tell_page(event: str, hidden: Any, **data: Any) -> None:
+    """Send an event about the running node to the page that has queued it, if it was a page."""
+    if hidden is not None and (client := PromptServer.instance.client_id) is not None:
+        PromptServer.instance.send_sync(event, {"node": hidden.unique_id, **data}, client)
+
+
+class Progress(Protocol):
+    """Shows what is done of what there is in all, with a picture if there is one."""
+
+    def __call__(self, done: int, of: int, picture: Image | None = None, /) -> None: ...
+
+
+def end_if_interrupted() -> None:
+    """End the work, by the host's own exception, when the user has interrupted the run."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def progress(total: int) -> Progress:
+    """A progress bar on the running node.
+
+    A call of it also ends the work, by the host's own exception, when the user has interrupted the run.
+    """
+    bar = comfy.utils.ProgressBar(total)
+
+    def update(done: int, of: int, picture: Image | None = None, /) -> None:
+        end_if_interrupted()
+        bar.update_absolute(done, of, None if picture is None else ("JPEG", picture, max(picture.size)))
+
+    return update
+
+
+def shown_pictures(pictures: torch.Tensor, node: type[io.ComfyNode]) -> dict[str, Any]:
+    """What makes the front end show pictures (B, H, W, 3) on a node after it has run."""
+    return ui.PreviewImage(pictures, cls=node).as_dict()
+
+
+class Answer(NamedTuple):
+    """What a route answers: the status of HTTP, the type of the content, and the content."""
+
+    status: int
+    kind: str
+    content: bytes
+
+
+def answer_get(path: str, answer: Callable[[Mapping[str, str]], Answer]) -> None:
+    """Answer GET requests of a path, given their query. `answer` runs in a thread and may read files."""
+
+    async def handle(request: web.Request) -> web.Response:
+        return _response(await asyncio.to_thread(answer, request.query))
+
+    _add_route(PromptServer.instance.routes.get, path, handle)
+
+
+def answer_post(path: str, answer: Callable[[str], Answer]) -> None:
+    """Answer POST requests of a path, given the text that they send. `answer` runs in a thread."""
+
+    async def handle(request: web.Request) -> web.Response:
+        text = (await request.read()).decode("utf-8", "replace")
+        return _response(await asyncio.to_thread(answer, text))
+
+    _add_route(PromptServer.instance.routes.post, path, handle)
+
+
+def _response(answer: Answer) -> web.Response:
+    headers = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
+    return web.Response(status=answer.status, content_type=answer.kind, body=answer.content, headers=headers)
+
+
+def _add_route(add: Callable[[str], Callable[..., Any]], path: str, handle: Callable[..., Any]) -> None:
+    # The pack may be loaded twice, and aiohttp refuses to start with a path that has two answers.
+    if not any(getattr(route, "path", None) == path for route in PromptServer.instance.routes):
+        add(path)(handle)
+
+
+def picture_tensor(picture: Image) -> Tensor:
+    """A picture as the host's nodes hand it on, (1, H, W, 3) from 0 to 1."""
+    return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)[None]

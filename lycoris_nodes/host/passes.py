@@ -1,0 +1,67 @@
+"""What is put into and around the passes of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from comfy.patcher_extension import CallbacksMP, WrappersMP
+from comfy.patcher_extension import PatcherInjection as PatcherInjection
+
+
+def add_injection(patcher: Any, name: str, injections: list[PatcherInjection]) -> None:
+    """Set the injections that a patcher has under a name.
+
+    The host calls `inject` when it has loaded the model and `eject` before it unloads it. Every clone is
+    marked as not injected. The host would copy the mark of a loaded model: when such a clone is deleted, it
+    would eject hooks that it never injected, from the model that is in use.
+    """
+    patcher.set_injections(name, injections)
+    patcher.is_injected = False
+    if not patcher.get_callbacks(CallbacksMP.ON_CLONE, name):
+        patcher.add_callback_with_key(CallbacksMP.ON_CLONE, name, _not_injected)
+
+
+def _not_injected(patcher: Any, clone: Any) -> None:
+    clone.is_injected = False
+
+
+def wrap_passes(
+    patcher: Any, name: str, wrapper: Callable[..., Any], *, in_place_of: Callable[..., Any] | None
+) -> None:
+    """Have a wrapper called around each pass of a patcher's model, (run, x, sigma, ...), under a name.
+
+    `in_place_of` is the wrapper under that name that it replaces.
+    """
+    kept = [found for found in patcher.get_wrappers(WrappersMP.APPLY_MODEL, name) if found != in_place_of]
+    patcher.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, name)
+    for found in (*kept, wrapper):
+        patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, name, found)
+
+
+def forget_passes(model: Any) -> None:
+    """Let a model forget what it keeps of a pass for the next one.
+
+    HiDream-O1 keeps the keys and values of a text, and does not notice that its weights are others.
+    """
+    forget = getattr(getattr(model, "diffusion_model", None), "clear_kv_cache", None)
+    if forget:
+        forget()
+
+
+def forget_between_samplings(patcher: Any) -> None:
+    """Have the model of a patcher forget its passes before and after each sampling with this patcher."""
+    if not hasattr(getattr(patcher.model, "diffusion_model", None), "clear_kv_cache"):
+        return
+    for time in (CallbacksMP.ON_PRE_RUN, CallbacksMP.ON_CLEANUP):
+        if not patcher.get_callbacks(time, "lycoris"):
+            patcher.add_callback_with_key(time, "lycoris", _forget)
+
+
+def _forget(patcher: Any) -> None:
+    forget_passes(patcher.model)
+
+
+def inference_memory(patcher: Any, shape: Sequence[int]) -> float:
+    """The host's estimate of the bytes that a pass of a model takes for latents (B, C, ...)."""
+    return float(patcher.model.memory_required(list(shape)))

@@ -1,0 +1,101 @@
+"""Patches, which the host adds to the weights of a model when it loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.lora
+import comfy.model_management
+import torch
+from comfy.quant_ops import QuantizedTensor
+from comfy.weight_adapter import WeightAdapterBase as WeightAdapterBase
+
+from ...lycoris_ops import LycorisError, dtype_name
+from .weights import layer_of, parameter_of, patcher_of
+
+
+def merge_obstacle(patcher: Any, key: str) -> str | None:
+    """Why the host cannot merge a change into this weight correctly, in words; None where it can.
+
+    Packed weights are an obstacle, but not with ComfyUI-GGUF's own patcher: this unpacks a weight in every
+    forward pass and calls the patches then (city96/ComfyUI-GGUF, ops.py and nodes.py).
+    """
+    weight = parameter_of(patcher, key)
+    if weight is None:
+        return None
+    if not weight.is_floating_point() and type(patcher).__name__ != "GGUFModelPatcher":
+        return f"it is packed as {weight.dtype} in a {type(weight).__name__}, which ComfyUI cannot patch"
+    if parameter_of(patcher, f"{key.removesuffix('.weight')}.pre_quant_scale") is not None:
+        return "it is stored divided by factors that its layer multiplies its input with (pre_quant_scale)"
+    return None
+
+
+def add_patches(patched: Any, patches: Mapping[str, WeightAdapterBase]) -> None:
+    """Hand one patch per weight to the host, which applies it when it loads the model.
+
+    Raises LycorisError where the host cannot merge correctly (see `merge_obstacle`), and where it refuses
+    a patch, which it would otherwise drop in silence.
+    """
+    for key in patches:
+        reason = merge_obstacle(patcher_of(patched), key)
+        if reason is not None:
+            raise LycorisError(
+                "a weight cannot be merged into",
+                key=key,
+                got=reason,
+                hint="Set the mode to bypass, which leaves weights as they are",
+            )
+    taken = set(patched.add_patches(patches, 1.0, 1.0))
+    refused = sorted(set(patches) - taken)
+    if refused:
+        raise LycorisError(
+            "ComfyUI did not accept the change of a weight; please report this",
+            key=refused[0],
+            got=f"{len(refused)} of {len(patches)} changes refused",
+            expected="every change accepted",
+        )
+
+
+def enlarged_by_patches(patcher: Any, key: str) -> bool:
+    """Whether the patches that a weight already has give it another shape."""
+    weight, patches = parameter_of(patcher, key), patcher.patches.get(key, [])
+    return bool(patches) and tuple(comfy.lora.calculate_shape(patches, weight, key)) != tuple(weight.shape)
+
+
+def merge_loss(patcher: Any, key: str) -> str | None:
+    """Why a merge into this weight loses precision or is repeated in every pass; None for plain floats."""
+    weight = parameter_of(patcher, key)
+    if not isinstance(weight, torch.Tensor):
+        return None
+    kind = getattr(weight, "tensor_type", None)
+    if kind is not None:  # ComfyUI-GGUF's tensors
+        name = getattr(kind, "name", str(kind))
+        plain_float = name in ("F32", "F16", "BF16")
+        return None if plain_float else f"kept as GGUF {name}, and a merge would be added again in every step"
+    if isinstance(weight, QuantizedTensor):
+        layer = layer_of(patcher, key.rpartition(".")[0])
+        name = getattr(layer, "quant_format", None) or type(weight).__name__
+    # A float8 weight without scales is an ordinary tensor.
+    elif weight.dtype.itemsize == 1:
+        name = dtype_name(weight.dtype)
+    else:
+        return None
+    return f"kept as {name}, and a merge would round the sum to that format"
+
+
+def merges_in_every_pass(patcher: Any) -> bool:
+    """Whether the host is short of memory and would merge again each time that a weight is used.
+
+    It does not do so on a CPU, nor with "dynamic VRAM", where weights are loaded one by one as they are used.
+    """
+    dynamic = getattr(patcher, "is_dynamic", lambda: False)()
+    if dynamic or comfy.model_management.is_device_cpu(patcher.load_device):
+        return False
+    # The host sets `model_lowvram` on a model that it has loaded only in part.
+    states = comfy.model_management.VRAMState
+    return (
+        comfy.model_management.vram_state in (states.LOW_VRAM, states.NO_VRAM)
+        or bool(getattr(patcher.model, "model_lowvram", False))
+        or patcher.model_size() > comfy.model_management.get_total_memory(patcher.load_device)
+    )

@@ -1,0 +1,42 @@
+"""The host's formats of quantised weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import comfy.ops
+import comfy.utils
+import torch
+from comfy.quant_ops import QUANT_ALGOS
+
+QUANT_FORMATS: dict[str, torch.dtype] = {name: algo["storage_t"] for name, algo in QUANT_ALGOS.items()}
+"""The host's formats of quantised weights, with the dtypes that their data is stored in."""
+
+
+@cache
+def _quantised_ops() -> Any:
+    return comfy.ops.mixed_precision_ops(compute_dtype=torch.float32)
+
+
+def quantised_layer(
+    shape: Sequence[int], tensors: Mapping[str, torch.Tensor], mark: Mapping[str, Any]
+) -> Any:
+    """The host's own layer for a quantised weight (O, I), loaded from the tensors that a file holds of it.
+
+    `mark` is what the file says of the format. The layer unpacks by `convert_weight(weight)` and packs by
+    `set_weight(values, seed=, return_weight=True)`, as the host does when it patches.
+    """
+    rows, columns = shape
+    layer = _quantised_ops().Linear(columns, rows, bias=False, device="cpu", dtype=torch.float32)
+    # From this tensor the layer reads the format when it is loaded.
+    said = torch.tensor(list(json.dumps(mark).encode()), dtype=torch.uint8)
+    layer.load_state_dict({**tensors, "comfy_quant": said})
+    return layer
+
+
+def rounding_seed(key: str) -> int:
+    """The seed with which the host rounds the patched weight of a key."""
+    return comfy.utils.string_to_seed(key)

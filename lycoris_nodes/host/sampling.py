@@ -1,0 +1,137 @@
+"""Encoding, sampling and decoding, and what a model's sampling says of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import comfy.model_management
+import comfy.model_sampling as sampling
+import comfy.sample
+import latent_preview
+import torch
+from PIL.Image import Image, fromarray
+from torch import Tensor
+
+
+def literal_tokens(clip: Any, text: str) -> Any:
+    """The tokens of a text with parentheses as they are, which the host would take for weights of words."""
+    return clip.tokenize(re.sub(r"\\?([()])", r"\\\1", text))
+
+
+def encoded_text(clip: Any, text: str) -> list[Any]:
+    """The conditioning of a text, as the host's CLIP Text Encode gives it, with parentheses as they are."""
+    return clip.encode_from_tokens_scheduled(literal_tokens(clip, text))
+
+
+def encoded_picture(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """What a VAE makes of a picture (1, H, W, 3) from 0 to 1, as the host's VAE Encode gives it."""
+    return vae.encode(pixels)
+
+
+def sampled(
+    patcher: Any, latent: torch.Tensor, positive: Any, negative: Any, *, cfg: float, steps: int, seed: int
+) -> torch.Tensor:
+    """What the host's sampler (euler, simple) makes of noise in the shape of a latent (1, C, ...)."""
+    noise = comfy.sample.prepare_noise(latent, seed)
+    return comfy.sample.sample(
+        patcher,
+        noise,
+        steps,
+        cfg,
+        "euler",
+        "simple",
+        positive,
+        negative,
+        torch.zeros_like(latent),
+        disable_pbar=True,
+        seed=seed,
+    )
+
+
+def rough_picture(patcher: Any, latent: torch.Tensor) -> Image | None:
+    """A rough picture of a latent, by the host's own way of previews if one is on, else by its colours.
+
+    None where the host knows no colours for these latents.
+    """
+    kind = patcher.model.latent_format
+    previewer = latent_preview.get_previewer(patcher.load_device, kind)
+    if previewer is None and kind.latent_rgb_factors is not None:
+        factors = (kind.latent_rgb_factors, kind.latent_rgb_factors_bias, kind.latent_rgb_factors_reshape)
+        previewer = latent_preview.Latent2RGBPreviewer(*factors)
+    if previewer is None:
+        return None
+    shown = patcher.model.process_latent_in(latent.to(patcher.load_device))
+    return previewer.decode_latent_to_preview_image("JPEG", shown)[1]
+
+
+def has_room_to_decode(vae: Any, shape: Sequence[int]) -> bool:
+    """Whether a VAE can be loaded and decode a latent (1, C, ...) while no other model leaves its device."""
+    manager: Any = comfy.model_management
+    device = vae.device
+    if manager.is_device_cpu(device):
+        return True
+    needed = vae.memory_used_decode(tuple(shape), vae.vae_dtype) + manager.extra_reserved_memory()
+    needed = max(needed, manager.minimum_inference_memory())
+    return needed + 1.1 * vae.patcher.model_size() <= manager.get_free_memory(device)
+
+
+def decoded_picture(vae: Any, latent: torch.Tensor) -> Image:
+    """The picture of a latent (1, C, ...), of a video its first frame."""
+    pixels = vae.decode(latent)
+    first = pixels.reshape(-1, *pixels.shape[-3:])[0].float().clamp(0, 1).cpu()
+    return fromarray((255 * first).round().to(torch.uint8).numpy())
+
+
+_NAMED = {
+    # The more special classes come first.
+    "IMG_TO_IMG": None,
+    "IMG_TO_IMG_FLOW": None,
+    "X0": "x0",
+    "EDM": "edm",
+    "V_PREDICTION": "v",
+    "V_PREDICTION_DDPM": "v of a preserved variance",
+    "EPS": "eps",
+    "CONST": "flow",
+    "COSMOS_RFLOW": "flow of an exploding variance",
+}
+
+
+PARAMETRISATIONS: Sequence[tuple[type, str | None]] = tuple(
+    # Older hosts do not have all of them.
+    (getattr(sampling, kind), name)
+    for kind, name in _NAMED.items()
+    if hasattr(sampling, kind)
+)
+"""The host's classes of what a model predicts, with our names; None for those that add no noise."""
+
+
+def time_to_sigma(model_sampling: Any, time: Tensor) -> Tensor:
+    """The sigma of a time from 0 (data) to 1 (noise) in the clock that the model was trained with.
+
+    The host's own schedules add a shift that is meant for sampling; it is left out here.
+    """
+    if isinstance(model_sampling, sampling.CONST):
+        return time
+    # The host's class has this of another class than the one that is asked for here.
+    steps: Tensor = model_sampling.sigmas
+    low, high = float(steps[0]), float(steps[-1])
+    if isinstance(model_sampling, sampling.COSMOS_RFLOW):
+        return (time / (1 - time)).clamp(max=high)
+    if isinstance(model_sampling, sampling.StableCascadeSampling):
+        return model_sampling.sigma(time.cpu()).to(time).clamp(low, high)
+    if isinstance(model_sampling, sampling.ModelSamplingContinuousV):
+        return model_sampling.sigma(time).clamp(low, high)
+    if isinstance(model_sampling, sampling.ModelSamplingDiscrete):
+        return steps[(time * len(steps)).long().clamp(max=len(steps) - 1).to(steps.device)].to(time)
+    return low * (high / low) ** time
+
+
+def ends_in_noise(model_sampling: Any) -> bool:
+    """Whether the last step of a model's schedule is noise alone: a signal-to-noise ratio of zero."""
+    return bool(getattr(model_sampling, "zsnr", False)) or float(model_sampling.sigma_max) > PURE
+
+
+PURE = 1000.0
+"""No signal is left from this sigma on. Schedules with a rest of it end at 15 to 500, others at 4518."""

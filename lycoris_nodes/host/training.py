@@ -1,0 +1,222 @@
+"""What a training uses of the host: models loaded and running, conditionings, latents."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import math
+import uuid
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.model_management
+import comfy.sampler_helpers
+import comfy.samplers
+import comfy.utils
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from comfy.weight_adapter.bypass import BypassForwardHook
+from torch import Tensor, nn
+
+from .sampling import literal_tokens
+
+
+def loaded(patchers: Sequence[Any], memory: float) -> None:
+    """Load models with their patches and injections, and leave `memory` bytes free for what training keeps.
+
+    They are loaded in one call: else the host could take one away to make room for another.
+    """
+    comfy.model_management.load_models_gpu(list(patchers), memory_required=int(memory))
+
+
+@contextmanager
+def computing_in(model: Any, dtype: torch.dtype | None) -> Generator[None]:
+    """A time in which a model computes in a dtype, whatever its weights are kept in; None changes nothing.
+
+    It is the way in which the host computes with weights in a dtype that a device cannot compute in.
+    """
+    if dtype is None:
+        yield
+        return
+    layers = [vars(inner) for inner in model.modules() if hasattr(inner, "comfy_cast_weights")]
+    own = [layer.get("comfy_cast_weights") for layer in layers]
+    before = model.manual_cast_dtype
+    try:
+        for layer in layers:
+            layer["comfy_cast_weights"] = True
+        model.manual_cast_dtype = dtype
+        yield
+    finally:
+        model.manual_cast_dtype = before
+        for layer, flag in zip(layers, own, strict=True):
+            if flag is None:
+                del layer["comfy_cast_weights"]
+            else:
+                layer["comfy_cast_weights"] = flag
+
+
+@contextmanager
+def running(patcher: Any) -> Generator[None]:
+    """A time in which the model runs outside of the host's sampler, which prepares it in the same way."""
+    if not hasattr(patcher, "pre_run"):
+        yield
+        return
+    before = getattr(patcher.model, "current_patcher", None)
+    patcher.pre_run()
+    try:
+        yield
+    finally:
+        patcher.cleanup()
+        if hasattr(patcher.model, "current_patcher"):
+            patcher.model.current_patcher = before
+
+
+def bypasses(model: nn.Module) -> list[Any]:
+    """The adapters that the host's own bypass has put around layers of a model, by their `forward`."""
+    found: list[Any] = []
+    for module in model.modules():
+        around = getattr(vars(module).get("forward"), "__self__", None)
+        while isinstance(around, BypassForwardHook):
+            # A tensor for each value of a file, in a tuple; others train, as modules with parameters.
+            if isinstance(getattr(around.adapter, "weights", None), tuple):
+                found.append(around.adapter)
+            around = getattr(around.original_forward, "__self__", None)
+    return found
+
+
+@contextmanager
+def marked_training(on: bool = True) -> Generator[None]:
+    """A time in which the host uses code that has a derivative, where it knows that its kernels have none."""
+    manager: Any = comfy.model_management
+    before = manager.in_training
+    manager.in_training = on
+    try:
+        yield
+    finally:
+        manager.in_training = before
+
+
+def attention(function: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """An attention in place of any other: the host's own choice may have no derivative (flash, sage)."""
+    return attention_pytorch(*args, **kwargs)
+
+
+def fused_functions() -> dict[str, Callable[..., Any]]:
+    """The host's fused kernels without a derivative, by name, as functions of plain torch that have one."""
+    found: dict[str, Any] = {}
+    for module in ("rope", "adaln"):
+        try:
+            found |= vars(importlib.import_module(f"comfy_kitchen.backends.eager.{module}"))
+        except ImportError:
+            # Older hosts do not have all of these kernels.
+            continue
+    names = ("apply_rope", "rms_rope", "adaln", "rms_adaln")
+    return {name: value for name, value in found.items() if callable(value) and name.startswith(names)}
+
+
+def staying(clip: Any) -> Any:
+    """The text encoders of a CLIP, which encode without being loaded again."""
+    other = copy.copy(clip)
+    # Loading could take away the model that is trained beside them.
+    other.load_model = lambda *args, **kwargs: other.patcher
+    return other
+
+
+def text_encoded(clip: Any, text: str) -> tuple[Tensor, dict[str, Any]]:
+    """A text as `encoded_text` encodes it, with the graph: the tokens, and what is beside."""
+    made = clip.encode_from_tokens(literal_tokens(clip, text), return_dict=True)
+    return made.pop("cond"), made
+
+
+def held(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the CPU, fit to be moved to a device quickly."""
+    here = tensor.cpu()
+    return here.pin_memory() if device.type == "cuda" else here
+
+
+def encoded(
+    model: Any, text: Any, settings: Mapping[str, Any], noise: Tensor, shapes: Sequence[torch.Size], seed: int
+) -> dict[str, Any]:
+    """A conditioning as the model takes it: the host's own objects by name, one row each.
+
+    `noise` has the shape of the latent, and `shapes` are those of its parts. No latent of a picture is given:
+    a model that sees one beside its input would be shown what it is to predict.
+    """
+    (entry,) = comfy.samplers.encode_model_conds(
+        model.extra_conds,
+        comfy.sampler_helpers.convert_cond([[text, dict(settings)]]),
+        noise,
+        noise.device,
+        "positive",
+        latent_image=torch.zeros_like(noise),
+        denoise_mask=None,
+        seed=seed,
+        latent_shapes=list(shapes),
+    )
+    # Some of these objects hold one row for all rows.
+    return {name: value.process_cond(batch_size=1, area=None) for name, value in entry["model_conds"].items()}
+
+
+def alike(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two encoded conditionings can be rows of one batch."""
+    if first.keys() != second.keys():
+        return False
+    return all(
+        type(value) is type(second[name]) and value.can_concat(second[name]) for name, value in first.items()
+    )
+
+
+def joined(conditionings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Encoded conditionings as the rows of one batch: the arguments of the model."""
+    return comfy.samplers.cond_cat(list(conditionings))
+
+
+def tokens_of(model: Any, shape: Sequence[int]) -> int:
+    """How many tokens a transformer makes of a latent (B, C, ..., H, W), as far as its patches are known."""
+    sides = [1, 1, 1, *_patch_of(model)]
+    sizes = shape[2:]
+    return math.prod(-(-size // side) for size, side in zip(sizes, sides[-len(sizes) :], strict=True))
+
+
+def grid_of(model: Any) -> int:
+    """The pixels of which the sides of a model's pictures are multiples: what its coarsest level sees as one.
+
+    It is what one value of a latent stands for, times the patch of a transformer or the steps down of a UNet.
+    """
+    levels = getattr(model.diffusion_model, "channel_mult", None)
+    patch = max(_patch_of(model)[-2:]) if levels is None else 2 ** (len(levels) - 1)
+    return ratios_of(model)[2] * patch
+
+
+def _patch_of(model: Any) -> Sequence[int]:
+    network = model.diffusion_model
+    # The last is that of LTX-Video.
+    holders = (
+        (network, "patch_size"),
+        (network, "patch_spatial"),
+        (getattr(network, "patchifier", None), "patch_size"),
+    )
+    patch: Any = next((found for holder, name in holders if (found := getattr(holder, name, None))), 2)
+    return [int(side) for side in (patch if isinstance(patch, tuple | list) else (patch, patch))]
+
+
+def ratios_of(model: Any) -> tuple[int, int, int]:
+    """Of a model's latents: their channels, how many dimensions they have, and pixels a value and side."""
+    kind = model.latent_format
+    return kind.latent_channels, kind.latent_dimensions, getattr(kind, "spacial_downscale_ratio", 8)
+
+
+def packed(parts: Sequence[Tensor]) -> tuple[Tensor, list[torch.Size]]:
+    """Several latents of one sample, such as video and audio, as the host packs them: (B, 1, N)."""
+    return comfy.utils.pack_latents(list(parts))
+
+
+def unpacked(latent: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """The parts of a latent that was packed, (B, ...) each."""
+    return comfy.utils.unpack_latents(latent, list(shapes))
+
+
+def fresh_id() -> uuid.UUID:
+    """What tells the conditioning of one pass from others, for packs that keep something for each."""
+    return uuid.uuid4()

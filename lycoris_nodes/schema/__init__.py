@@ -1,0 +1,1 @@
+"""What nodes are made of: inputs, their checks, and reports."""

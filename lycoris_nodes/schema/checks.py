@@ -1,0 +1,252 @@
+"""What a prompt gives a node, checked against the node's schema before the node runs.
+
+The host itself checks only some of it. A link can bring a value of any type, a number in place of a model or
+of a stack passes, and so does NaN in place of a number.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import reprlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
+from numbers import Integral, Real
+from typing import Any, cast
+
+from ...lycoris_ops import LycorisError
+from ..host.files import shown_text
+from ..host.page import io
+from ..stacks.lora_stack import from_lora_stack, is_lora_stack
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: object) -> bool:
+    # NaN compares as false, and `math.isfinite` would fail for an integer that is too large for a float.
+    return isinstance(value, Real) and abs(cast("float", value)) <= sys.float_info.max
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _has_samples(value: object) -> bool:
+    return isinstance(value, Mapping) and hasattr(value.get("samples"), "shape")
+
+
+KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "STRING": (_is_text, "a text"),
+    "COMBO": (_is_text, "a text"),
+    "FLOAT": (_is_number, "a finite number"),
+    "INT": (_is_whole, "a whole number"),
+    "BOOLEAN": (lambda value: isinstance(value, bool), "true or false"),
+    "MODEL": (lambda value: hasattr(value, "model_state_dict"), "a link to a loaded model"),
+    "VAE": (lambda value: hasattr(value, "decode"), "a link to a loaded VAE"),
+    "CLIP": (lambda value: hasattr(value, "patcher"), "a link to a loaded text encoder"),
+    # Not by its class: a second copy of the pack, loaded under another name, has a class of its own.
+    "LYCORIS_STACK": (lambda value: hasattr(value, "entries"), "a link to a node with a LyCORIS stack"),
+    "LYCORIS_STACK,LORA_STACK": (
+        lambda value: hasattr(value, "entries") or is_lora_stack(value),
+        "a link to a node with a LyCORIS stack or a LORA_STACK",
+    ),
+    "LORA_STACK": (is_lora_stack, "a link to a node with a LORA_STACK"),
+    "LORA_MODEL": (lambda value: isinstance(value, Mapping), "a link to a node with a LORA_MODEL"),
+    "LYCORIS_PLAN": (lambda value: hasattr(value, "rows"), "a link to Plan LyCORIS Ranks"),
+    "LATENT": (_has_samples, "a link to latents"),
+    "CONDITIONING": (lambda value: isinstance(value, list), "a link to a conditioning"),
+    "MASK": (lambda value: hasattr(value, "shape"), "a link to a mask"),
+    # Judged by the node: hosts hand it on in several forms.
+    "CURVE": (lambda value: True, "a curve of the Curve Editor"),
+}
+"""The host's name of an input's type, to whether a value is of it, and what is expected in words."""
+
+READ: dict[str, Callable[[Any], Any]] = {
+    "LYCORIS_STACK,LORA_STACK": lambda value: value if hasattr(value, "entries") else from_lora_stack(value),
+}
+"""What a node gets in place of a value, by the host's name of the input's type."""
+
+MANY = ("LATENT", "CONDITIONING", "MASK")
+"""Types of which a node that takes lists gets any number. Of any other type it gets one value."""
+
+
+def is_many(one: Any) -> bool:
+    """Whether a node that takes lists gets any number of values of an input: of a text, if it is linked."""
+    kind = one.get_io_type()
+    return kind in MANY or (kind == "STRING" and bool(one.force_input))
+
+
+def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
+    """A node's `execute` that raises LycorisError for an input that is not what the node's schema says, or
+    that is none of its inputs.
+
+    A choice is also looked up in the schema's list, unless the node judges it in its own `validate_inputs`.
+    The host does the same with a literal. An optional input that is not there has the schema's default.
+
+    To a node that takes lists the host gives every value as a list. Only inputs that are many stay so. What
+    the host gives as a group comes input by input, as if there were no groups, and they are taken so
+    from a prompt too. A group that `execute` takes by its own name comes whole, and is the
+    node's to judge.
+    """
+    signature = inspect.signature(execute)
+    rest = next((name for name, one in signature.parameters.items() if one.kind is one.VAR_KEYWORD), "")
+
+    @wraps(execute)
+    def run(cls: type[io.ComfyNode], *args: Any, **inputs: Any) -> io.NodeOutput:
+        schema = cls.define_schema()
+        inputs, known = _ungrouped(schema.inputs, inputs, signature)
+        inputs = _named(inputs, [*known, *(one.id for one in schema.inputs if one.id not in known)], cls)
+        if schema.is_input_list:
+            inputs = {name: _alone(known[name], value) for name, value in inputs.items() if name in known}
+        defaults = {name: default for name, one in known.items() if (default := _default(one)) is not None}
+        bound = signature.bind(cls, *args, **{**_unset(defaults, signature, args), **inputs})
+        given = {**bound.arguments, **bound.kwargs}
+        judged = inspect.signature(cls.validate_inputs).parameters
+        for name, one in known.items():
+            value = given.get(name)
+            if value is None and _may_be_missing(signature, one):
+                continue
+            for place, kind, each in _values(one, value):
+                check(place, kind, each)
+            if name in given:
+                held = bound.arguments if name in bound.arguments else bound.arguments[rest]
+                held[name] = _read(one, value)
+            options = getattr(one, "options", None)
+            if options and name not in judged and value not in options:
+                problem = f"the input `{name}` is none of its choices"
+                raise LycorisError(problem, got=_shown(value), expected=", ".join(options))
+        try:
+            return execute(*bound.args, **bound.kwargs)
+        except LycorisError as error:
+            for part, text in list(vars(error).items()):
+                if isinstance(text, str):
+                    setattr(error, part, shown_text(text))
+            raise
+
+    return run
+
+
+def _ungrouped(
+    schema: Sequence[Any], given: Mapping[str, Any], signature: inspect.Signature
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values without groups, and the inputs by name; those of a group as if they were not in one."""
+    values, known = dict(given), dict[str, Any]()
+    for one in schema:
+        choices = [option for option in getattr(one, "options", None) or () if hasattr(option, "inputs")]
+        if not choices:
+            known[one.id] = one
+        if not choices or one.id in signature.parameters:
+            continue
+        group = values.pop(one.id, None)
+        if isinstance(group, Mapping):
+            # The choice itself has the name of the group, and None stands for what the prompt leaves out.
+            inner = {name: value for name, value in group.items() if name != one.id and value is not None}
+            values |= inner
+        known |= {inner.id: inner for choice in choices for inner in choice.inputs}
+    return values, known
+
+
+def given_all(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+    """The node, to which the host now hands all that a prompt has for it: `checked` refuses what is no input.
+
+    By itself the host passes over such a value. It also hands on the workflow, by which prompts of the page
+    are told from others.
+    """
+    define = node.define_schema.__func__
+
+    def define_schema(cls: type[io.ComfyNode]) -> io.Schema:
+        schema = define(cls)
+        schema.accept_all_inputs = True
+        if io.Hidden.extra_pnginfo not in (schema.hidden or ()):
+            schema.hidden = [*(schema.hidden or ()), io.Hidden.extra_pnginfo]
+        return schema
+
+    node.define_schema = classmethod(define_schema)  # pyright: ignore[reportAttributeAccessIssue]
+    return node
+
+
+def _named(given: Mapping[str, Any], known: Sequence[str], cls: type[io.ComfyNode]) -> dict[str, Any]:
+    """The values by the names of inputs. Raises LycorisError for a name that is none.
+
+    In a prompt of the page such a name may be that of a widget that the extension of another pack has added
+    to the node. It is left out there, unless it is near to the name of an input.
+    """
+    hidden = getattr(cls, "hidden", None)
+    of_page = bool((getattr(hidden, "extra_pnginfo", None) or {}).get("workflow"))
+    for name in sorted(set(given) - set(known)):
+        near = difflib.get_close_matches(name.rpartition(".")[2], known, 1)
+        if near or not of_page:
+            hint = f"Is it {near[0]}?" if near else "Take it out: it may be of another version of the node"
+            raise LycorisError("there is no such input", key=name, expected=", ".join(known), hint=hint)
+    return {name: value for name, value in given.items() if name in known}
+
+
+def _may_be_missing(signature: inspect.Signature, one: Any) -> bool:
+    parameter = signature.parameters.get(one.id)
+    return one.optional if parameter is None else parameter.default is not inspect.Parameter.empty
+
+
+def _alone(one: Any, value: Any) -> Any:
+    """The value of an input of a node that takes lists: the list where it may be many, else its one value."""
+    if is_many(one) or not isinstance(value, list):
+        return value
+    if len(value) != 1:
+        raise LycorisError(f"the input `{one.id}` takes one value", got=f"{len(value)} values", expected="1")
+    return value[0]
+
+
+def _default(one: Any) -> Any:
+    """What the schema says an optional input is where nothing is given, None where it says nothing."""
+    return getattr(one, "default", None) if one.optional else None
+
+
+def _unset(
+    defaults: Mapping[str, Any], signature: inspect.Signature, args: tuple[Any, ...]
+) -> dict[str, Any]:
+    """The defaults of the inputs that are not given by their place."""
+    by_place = list(signature.parameters)[1 : len(args) + 1]
+    return {name: value for name, value in defaults.items() if name not in by_place}
+
+
+def check(name: str, kind: str, value: object) -> None:
+    """Raise LycorisError for a value of the input `name` that is not of the host's type `kind`."""
+    fits, expected = KINDS[kind]
+    if not fits(value):
+        raise LycorisError(f"the input `{name}` cannot be used", got=_shown(value), expected=expected)
+
+
+def _values(one: Any, value: Any) -> Iterator[tuple[str, str, Any]]:
+    """The name, the host's type and the value of an input, or of each member of one that grows."""
+    template = getattr(one, "template", None)
+    kind = one.get_io_type() if template is None else ""
+    if template is None and is_many(one) and isinstance(value, list):
+        for number, each in enumerate(value, 1):
+            yield f"{one.id}, number {number}", kind, each
+    elif template is None:
+        yield one.id, one.get_io_type(), value
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            # None stands for a member that nothing is linked to.
+            if each is not None:
+                yield name, template.input.get_io_type(), each
+
+
+def _read(one: Any, value: Any) -> Any:
+    """The value of an input as the node gets it, or its members' values where the input grows."""
+    template = getattr(one, "template", None)
+    kind = (one if template is None else template.input).get_io_type()
+    if kind not in READ or value is None:
+        return value
+    if template is None:
+        return READ[kind](value)
+    return {name: None if each is None else READ[kind](each) for name, each in value.items()}
+
+
+def _shown(value: object) -> str:
+    """A value, or its type where the value may be long or nested."""
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return reprlib.repr(value)
+    return f"a {type(value).__name__}"

@@ -1,0 +1,214 @@
+"""Inputs and outputs that several nodes share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...lycoris_ops import FITTED, PRESETS, WRITABLE, LycorisError, Stack
+from ..host.page import io
+from ..stacks.rows import LARGEST, STRENGTHS
+from .checks import check
+
+CATEGORY = "lycoris"
+STACK = io.Custom("LYCORIS_STACK")
+LORA_STACK = io.Custom("LORA_STACK")
+LORA_MODEL = io.Custom("LORA_MODEL")
+PLAN = io.Custom("LYCORIS_PLAN")
+
+UNLINKED = "No node is connected to the input `stack`, or the one that is connected is muted or bypassed."
+NO_STACK = f"no stack arrived.\n{UNLINKED}"
+NOTHING_CHANGED, NOTHING_SAVED = f"Nothing was changed: {NO_STACK}", f"Nothing was saved: {NO_STACK}"
+NOTHING_HANDED = f"Nothing was handed on: {NO_STACK}"
+STACK_TOOLTIP = "LoRA / LyCORIS files with their strengths and block rules."
+
+
+def stack_input(name: str = "stack", *, tooltip: str = STACK_TOOLTIP) -> Any:
+    """A stack, or the LORA_STACK of another pack. The node gets a stack in both cases, see `inputs.READ`.
+
+    It is always optional: nothing arrives where the node that makes it is switched off.
+    """
+    return io.MultiType.Input(name, types=[STACK, LORA_STACK], optional=True, tooltip=tooltip)
+
+
+def no_stack(verb: str, stack: Stack | None) -> LycorisError:
+    """The error of a node that can do nothing without adapters: none came, or an empty stack."""
+    return LycorisError(
+        f"there is nothing to {verb}",
+        got="an empty stack" if stack is not None else "no stack",
+        expected="a stack of adapters",
+        hint=None if stack is not None else UNLINKED.removesuffix("."),
+    )
+
+
+def strength_input(name: str, tooltip: str) -> Any:
+    """A strength, the same for all nodes: two decimals, and up to `LARGEST`."""
+    return io.Float.Input(
+        name, default=1.0, min=-LARGEST, max=LARGEST, step=0.01, round=0.01, tooltip=tooltip
+    )
+
+
+def check_strength(name: str, value: Any) -> None:
+    """Raise LycorisError for a strength that is no finite number in the range. None is not known yet."""
+    if value is None:
+        return
+    check(name, "FLOAT", value)
+    if abs(value) > LARGEST:
+        raise LycorisError(f"the input `{name}` cannot be used", got=str(value), expected=STRENGTHS)
+
+
+def stack_output(tooltip: str) -> Any:
+    return STACK.Output("stack", display_name="stack", tooltip=tooltip)
+
+
+AS_IT_IS = "as in the file"
+AS_FAMILY = "auto"
+"""The choice of what is usual for the family of the model."""
+DTYPES = {AS_IT_IS: None, **WRITABLE}
+"""What users choose from as the dtype of a written file; None keeps the dtype of each tensor."""
+
+
+def dtype_input(tooltip: str) -> Any:
+    return io.Combo.Input("dtype", options=list(DTYPES), default=AS_IT_IS, tooltip=tooltip)
+
+
+def size_input() -> Any:
+    return io.String.Input(
+        "size",
+        default="auto",
+        tooltip="How large the adapter is to be. rank 16: this rank everywhere. 50MB: the size of the file; "
+        "2000000: parameters. Both are spread over the layers where they keep most. 90%: as little as keeps "
+        "that share of the energy. 1/100: that share of the weights' parameters. auto: as long as more pays; "
+        "no layer gets larger than it is.",
+    )
+
+
+def algorithm_input(*more: str) -> Any:
+    return io.Combo.Input(
+        "algorithm",
+        options=[*FITTED, "auto", *more],
+        default="lora",
+        tooltip="The kind of the layers. auto: for each layer the kind that keeps most for its bytes, and "
+        "never a larger one than it is." + (" same: the kind that each layer has." if "same" in more else ""),
+    )
+
+
+def fit_inputs() -> list[Any]:
+    """What else a node asks that makes layers of a kind and size."""
+    return [
+        io.Combo.Input(
+            "dtype",
+            options=list(DTYPES),
+            default=AS_IT_IS,
+            optional=True,
+            advanced=True,
+            tooltip="The dtype of the tensors. 'as in the file' is the source's own, of a merged layer the "
+            "widest of its sources; what is extracted is in float16 then.",
+        ),
+        io.Boolean.Input(
+            "tucker",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip="On: convolutions get a Tucker core, which takes less for the same rank.",
+        ),
+        io.Int.Input(
+            "largest_rank",
+            default=0,
+            min=0,
+            max=4096,
+            optional=True,
+            advanced=True,
+            tooltip="The highest rank that a layer may get; 0 leaves it open.",
+        ),
+        seed_input("What random bases are made of. Any seed gives nearly the same layers.", extra=True),
+    ]
+
+
+def training_inputs(what: str) -> list[Any]:
+    """The model, latents and captions of a node that trains or plans."""
+    return [
+        io.Model.Input("model", tooltip=f"The model to {what}. It stays as it is."),
+        io.Latent.Input(
+            "latents",
+            tooltip="The encoded pictures or videos: a list from the data set nodes, or batches from VAE "
+            "Encode. Several sizes are fine.",
+        ),
+        io.Conditioning.Input(
+            "positive",
+            tooltip="The encoded captions: a list with one for each latent in the same order, or one for "
+            "all.",
+        ),
+    ]
+
+
+def choice_inputs(*, advanced: bool = True) -> list[Any]:
+    """Which modules of a model are trained."""
+    return [
+        io.Combo.Input(
+            "preset",
+            options=[AS_FAMILY, *PRESETS],
+            default=AS_FAMILY,
+            optional=True,
+            advanced=advanced,
+            tooltip="Which layers are trained. auto: as is usual for the model. full: linear layers and "
+            "convolutions. full-lin: linear layers. attn-mlp: those of the blocks that the model repeats, "
+            "without modulation and embedders. attn-only: those of attentions alone.",
+        ),
+        io.String.Input(
+            "include",
+            default="",
+            optional=True,
+            advanced=advanced,
+            tooltip="More layers, by name: patterns with spaces between them, such as `*.norm*` or "
+            "`/blocks\\.[0-9]\\./`.",
+        ),
+        io.String.Input(
+            "exclude",
+            default="",
+            optional=True,
+            advanced=advanced,
+            tooltip="Layers to leave out, by patterns with spaces between them.",
+        ),
+    ]
+
+
+USUAL, OWN = "usual", "own"
+
+
+def group_input(name: str, tooltip: str, inputs: list[Any]) -> Any:
+    """Inputs that the front end shows only where the user wants settings of his own."""
+    return io.DynamicCombo.Input(
+        name,
+        options=[io.DynamicCombo.Option(USUAL, []), io.DynamicCombo.Option(OWN, inputs)],
+        optional=True,
+        tooltip=f"{tooltip} {USUAL}: as is usual for the model. {OWN}: as set below.",
+    )
+
+
+def text_input(name: str, tooltip: str) -> Any:
+    """Texts that can only be linked, any number of them."""
+    return io.String.Input(name, optional=True, force_input=True, tooltip=tooltip)
+
+
+def mask_input() -> Any:
+    return io.Mask.Input(
+        "masks",
+        optional=True,
+        tooltip="Where each picture is learned: white is learned, black is ignored. One for each latent, in "
+        "the size of its picture, or one for all.",
+    )
+
+
+def seed_input(tooltip: str, *, extra: bool = False) -> Any:
+    """A seed; with `extra` among the advanced inputs, which need not be there."""
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        # Else the front end draws another one after each run, and no training could be resumed.
+        control_after_generate=False,
+        optional=extra,
+        advanced=extra,
+        tooltip=tooltip,
+    )

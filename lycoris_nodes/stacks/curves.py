@@ -1,0 +1,56 @@
+"""Curves of strengths: those that a wire of the host brings, and what the front end draws of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...lycoris_ops import Curve, LycorisError, Schedule, ScheduleError
+
+SAMPLES = 96
+"""Into how many parts the time is divided for drawing: a node is a few hundred pixels wide."""
+EASES: Mapping[str, Any] = {"linear": "linear", "monotone_cubic": "smooth"}
+"""The host's names of ways between points, to ours."""
+
+
+def wired(value: Any) -> Curve:
+    """The curve of a CURVE wire: points and the way between them, or a plain list of points.
+
+    Raises ScheduleError for anything else.
+    """
+    points, ease = getattr(value, "points", value), "monotone_cubic"
+    if type(value).__name__ == "LinearCurve":
+        ease = "linear"
+    if isinstance(value, Mapping):
+        points, ease = value.get("points"), value.get("interpolation", ease)
+    try:
+        found = tuple(
+            sorted(((float(time), float(height)) for time, height in points or ()), key=lambda p: p[0])
+        )
+    except (TypeError, ValueError):
+        found = None
+    if found is None or ease not in EASES:
+        raise ScheduleError(
+            "the curve that is linked cannot be read",
+            got=type(value).__name__,
+            expected="a curve of ComfyUI's Curve Editor",
+        )
+    return Curve(found, EASES[ease])
+
+
+def drawn(text: str) -> dict[str, Any]:
+    """The curves of a schedule's text as points to draw, with their names; or the error in words."""
+    try:
+        schedule = Schedule.parse(text)
+    except LycorisError as error:
+        return {"error": str(error)}
+    return {
+        "curves": [
+            {
+                "name": " ".join(pattern.text for pattern in track.patterns),
+                "values": [track.timing.curve.at(place / SAMPLES) for place in range(SAMPLES + 1)],
+            }
+            for stage in schedule.stages
+            for track in stage
+        ]
+    }

@@ -1,0 +1,139 @@
+"""Rows out of texts of other packs: rgthree's Power Lora Loader, LORA_STACK, Lora-Manager, and prompts' tags.
+
+Each row is a table with fields of ours, and nothing of it is checked here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from ...lycoris_ops import LycorisError
+from ..files.loras import is_lora
+from .lora_stack import NOTHING
+from .typed import read_number
+
+Table = Mapping[str, Any]
+
+# ("name", 0.8, 0.7) with quotes of either kind, as Python and JSON write it.
+TUPLE = re.compile(
+    r"""[\[(]\s*(?:"((?:\\.|[^"\\])*)"|'((?:\\.|[^'\\])*)')\s*,\s*([^,]*),\s*([^,)\]]*)""", re.DOTALL
+)
+BEGUN = re.compile(r"""[\[(]\s*["']""")
+"""Where a row begins."""
+TAG = re.compile(r"<\s*(lora|lyco)\s*:([^<>]*)(>?)", re.IGNORECASE)
+PLACES = {"lora": ("unet", "te"), "lyco": ("te", "unet", "dyn")}
+"""What the numbers of a tag mean that have no names, in their order, as the packs that read it have it."""
+KNOWN = ("te", "unet", "lbw")
+"""The names in a tag of what a row can hold."""
+DRIVE = re.compile(r"\s*[A-Za-z]:[\\/]")
+
+
+def rows_of(value: Any, fields: Collection[str]) -> list[Table]:
+    """The rows anywhere in a value of JSON, in the order in which they stand there.
+
+    A table whose names are all among `fields` is a row of our own.
+    """
+    rows, left = list[Table](), [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, list) and _is_triple(one):
+            rows.append(_row(*one[:3]))
+        elif isinstance(one, list):
+            left += reversed(one)
+        elif isinstance(one, dict):
+            found = _named(one, fields)
+            if found is None:
+                left += reversed(one.values())
+            else:
+                rows.append(found)
+    return _chosen(rows)
+
+
+def tags_in(text: str) -> list[Table]:
+    """The rows of the tags in a text. Raises LycorisError for a tag that says more than a row can hold."""
+    tags = enumerate(TAG.finditer(text), start=1)
+    return _chosen([_tag(number, *tag.group(0, 1, 2, 3)) for number, tag in tags])
+
+
+def tuples_in(text: str) -> list[Table]:
+    """The rows of a LORA_STACK as Python writes it. Raises LycorisError for a row that is none."""
+    found = TUPLE.findall(text)
+    if found and len(found) != len(BEGUN.findall(text)):
+        raise LycorisError(
+            "a row of this LORA_STACK is none",
+            got=f"{len(BEGUN.findall(text))} rows, {len(found)} of them with two strengths",
+            expected='("name", model strength, text-encoder strength)',
+        )
+    return _chosen([_row(_unescaped(a or b), *strengths) for a, b, *strengths in found])
+
+
+def _chosen(rows: list[Table]) -> list[Table]:
+    return [row for row in rows if row["file"] not in NOTHING]
+
+
+def _row(file: str | None, model: Any, clip: Any, on: Any = True) -> Table:
+    row = {"on": bool(on), "file": file, "strength_model": 1 if model is None else model}
+    return row if clip is None else {**row, "strength_clip": clip}
+
+
+def _is_triple(value: list[Any]) -> bool:
+    """Whether this is a row of a LORA_STACK."""
+    if len(value) < 3 or not isinstance(value[0], (str, type(None))):
+        return False
+    return all(type(number) in (int, float) for number in value[1:3])
+
+
+def _named(value: dict[str, Any], fields: Collection[str]) -> Table | None:
+    """The row of a table in one of the forms that are known, None for any other table."""
+    lora, name, file = (value.get(field) for field in ("lora", "name", "file"))
+    if isinstance(lora, str):  # rgthree's
+        return _row(lora, value.get("strength"), value.get("strengthTwo"), value.get("on", True))
+    if isinstance(name, str) and "strength" in value:  # Lora-Manager's
+        active = value.get("active")
+        return _row(name, value["strength"], value.get("clipStrength"), active is None or active)
+    return value if isinstance(file, str) and value.keys() <= set(fields) else None
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
+
+
+def _tag(number: int, tag: str, kind: str, body: str, end: str) -> Table:
+    """The row of `<lora:name:...>` or `<lyco:name:...>`."""
+    name, arguments = _split(body)
+    named, plain = dict[str, str](), list[str]()
+    for argument in arguments:
+        key, mark, value = argument.partition("=")
+        if mark:
+            named[key.strip().lower()] = value.strip()
+        else:
+            plain.append(argument)
+    free = [place for place in PLACES[kind.lower()] if place not in named]
+    given = {**named, **dict(zip(free, plain, strict=False))}
+    rules, _, more = given.get("lbw", "").partition(";")
+    beyond = [*sorted(given.keys() - KNOWN), *plain[len(free) :], *filter(None, [more.strip()])]
+    if beyond or not end:
+        raise LycorisError(
+            f"a row cannot hold `{beyond[0]}` of this tag" if beyond else "this tag has no end",
+            key=f"row {number}",
+            got=tag,
+            expected="<lora:name:strength>, with no more than te=, unet= and lbw=",
+            hint="Change the tag" if beyond else None,
+        )
+    # Those packs take 1 for the text encoder where only the strength of the model has its name.
+    te = given.get("te", "1" if "unet" in named else None)
+    return {**_row(name, given.get("unet", te), te), "rules": rules.strip()}
+
+
+def _split(body: str) -> tuple[str, list[str]]:
+    """The name in a tag, and what follows. A name with colons is a path of Windows or a file that is here."""
+    parts = body.split(":")
+    first = 2 if DRIVE.match(body) else 1
+    for end in range(first, len(parts) + 1):
+        name, arguments = ":".join(parts[:end]).strip(), parts[end:]
+        readable = all("=" in one or read_number(one) is not None for one in arguments)
+        if readable and (end == first or is_lora(name)):
+            return name, arguments
+    return ":".join(parts[:first]).strip(), parts[first:]

@@ -1,0 +1,94 @@
+"""LORA_STACK, the list that other packs pass from node to node, and our stacks.
+
+It is a list of (name, model strength, text-encoder strength), each name relative to a loras folder.
+Efficiency Nodes introduced it, and Comfyroll, Easy-Use, Lora-Manager and others follow it. Some of them pass
+None in place of an empty list, rows with the name "None", tables in place of tuples, or further values at the
+end of a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...lycoris_ops import Entry, LycorisError, Stack, load_adapter, located
+from ..files.loras import lora_path, relative_name
+
+NOTHING = (None, "", "None")
+"""What packs write where no file is chosen."""
+FORM = "(name, model strength, text-encoder strength)"
+Row = tuple[str, float, float]
+
+
+def is_lora_stack(value: object) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def from_lora_stack(value: Sequence[Any] | None) -> Stack:
+    """The stack that a LORA_STACK means. Raises LycorisError, with the row's number, for one that is none."""
+    entries = [
+        _entry(f"row {number} of the LORA_STACK", row) for number, row in enumerate(value or (), start=1)
+    ]
+    return Stack(entry for entry in entries if entry is not None)
+
+
+def _entry(where: str, row: Any) -> Entry | None:
+    with located(key=where):
+        name, *strengths = _parts(row)
+        if name in NOTHING:
+            return None
+        numbers = [_number(value) for value in strengths]
+        path = lora_path(name)
+        label = relative_name(path) or ""
+        return Entry(load_adapter(path), strength=numbers[0], strength_clip=numbers[1], label=label)
+
+
+def _parts(row: Any) -> tuple[Any, Any, Any]:
+    if isinstance(row, Mapping):
+        # LoRA-Optimizer's tables: its own `lora` is the loaded file, and one without a name is a setting.
+        strength = row.get("strength", 1.0)
+        return row.get("name"), strength, row.get("clip_strength", strength)
+    if not isinstance(row, (list, tuple)) or len(row) < 3 or not isinstance(row[0], (str, type(None))):
+        raise LycorisError("this is no row of a LORA_STACK", got=str(row), expected=FORM)
+    return row[0], row[1], row[2]
+
+
+def _number(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise LycorisError("a strength is no finite number", got=str(value), expected=FORM)
+    return number
+
+
+def to_lora_stack(stack: Stack) -> list[Row]:
+    """The rows of a LORA_STACK that load the same.
+
+    Raises LycorisError for an adapter that is in no file of a loras folder, and for one with block rules or a
+    schedule: a LORA_STACK cannot say these.
+    """
+    return [(_name(entry), float(entry.strength), float(entry.strength_of("te"))) for entry in stack]
+
+
+def _name(entry: Entry) -> str:
+    adapter = entry.adapter
+    for what, held in (("block rules", entry.rules), ("a schedule", entry.schedule)):
+        if held is not None:
+            raise LycorisError(
+                f"a LORA_STACK cannot hold {what}",
+                file=adapter.name,
+                got=str(held),
+                hint="Take them away, or apply the stack with Apply LyCORIS Stack",
+            )
+    name = relative_name(adapter.path)
+    if name is None:
+        raise LycorisError(
+            "a LORA_STACK holds nothing but files in a loras folder",
+            file=adapter.name,
+            got=adapter.path,
+            hint="Save it there with Save LoRA / LyCORIS, or use the output lora_model",
+        )
+    return name

@@ -1,0 +1,149 @@
+"""The rows of Load LoRA / LyCORIS (rows), as they are written in a workflow.
+
+A JSON table with the version of the form and a list of rows, in their order:
+
+    {"version": 1, "rows": [
+      {"on": true, "file": "style/ink.safetensors", "strength_model": 0.8, "rules": "mid = 0.5"}
+    ]}
+
+Only the rows must be there, and of each row its `file`. `strength_clip` is `strength_model` where it is
+absent. A strength may be a text, as it was typed. The forms of `foreign.py` are read too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ...lycoris_ops import LycorisError, parse_json
+from .foreign import rows_of, tags_in, tuples_in
+from .typed import read_number
+
+VERSION = 1
+LARGEST = 100.0
+"""The largest strength that is taken, of either sign."""
+STRENGTHS = f"{-LARGEST:g} to {LARGEST:g}"
+"""The strengths that are taken, in words."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One adapter. A row that is off is kept, and nothing of it is read."""
+
+    file: str
+    on: bool = True
+    strength_model: float = 1.0
+    strength_clip: float | None = None
+    """The strength for the text encoder; None for `strength_model`."""
+    rules: str = ""
+    """Block rules of this adapter alone, as in Weight LyCORIS Blocks."""
+
+
+EMPTY = json.dumps({"version": VERSION, "rows": []})
+FIELDS = [field.name for field in fields(Row)]
+STRENGTH_FIELDS = ("strength_model", "strength_clip")
+
+
+def _strength(value: object) -> bool:
+    # NaN compares as false.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
+KINDS = {
+    "file": (lambda value: isinstance(value, str), "a text"),
+    "on": (lambda value: isinstance(value, bool), "true or false"),
+    "strength_model": (_strength, f"a number, {STRENGTHS}"),
+    "strength_clip": (_strength, f"a number, {STRENGTHS}, or nothing at all"),
+    "rules": (lambda value: isinstance(value, str), "a text"),
+}
+"""What each field may hold: a test, and its description in words."""
+
+
+def parse_rows(text: str) -> tuple[Row, ...]:
+    """The rows that a text states; none for an empty text.
+
+    Raises LycorisError, with the number of the row and the field, for a text of no form that is known or that
+    a later version has written.
+    """
+    tables = _tables(text) if text.strip() else []
+    return tuple(_row(number, table) for number, table in enumerate(tables, start=1))
+
+
+def _tables(text: str) -> list[Any]:
+    """The rows of a text as they stand there."""
+    try:
+        table = parse_json(text, unique=True)
+    except ValueError as error:
+        found = tags_in(text) or tuples_in(text)
+        problem, got = "are no JSON and no tags such as <lora:name:0.8>", str(error)
+    else:
+        if isinstance(table, dict) and isinstance(table.get("rows"), list):
+            return _own(table)
+        found = rows_of(table, FIELDS) or tags_in(table if isinstance(table, str) else text)
+        problem, got = "have another form", None
+    if not found:
+        hint = "An empty text is no rows"
+        raise LycorisError(f"the rows {problem}", got=got, expected=EMPTY, hint=hint)
+    return found
+
+
+def _own(table: dict[str, Any]) -> list[Any]:
+    """The rows of a table in our own form."""
+    version = table.get("version", VERSION)
+    # By type, since true is equal to 1.
+    if type(version) is not int or version != VERSION:
+        later = type(version) is int and version > VERSION
+        raise LycorisError(
+            "the rows are of a later version" if later else "the rows have no version that is known",
+            key="version",
+            got=json.dumps(version),
+            expected=str(VERSION),
+            hint="Update the LyCORIS nodes, or make the rows again" if later else None,
+        )
+    _check_names(table, ["version", "rows"], "the rows")
+    return table["rows"]
+
+
+def _row(number: int, table: Any) -> Row:
+    where = f"row {number}"
+    if not isinstance(table, dict):
+        raise LycorisError(
+            "a row is no table", key=where, got=type(table).__name__, expected='{"file": "..."}'
+        )
+    _check_names(table, FIELDS, where)
+    if "file" not in table:
+        raise LycorisError("a row names no file", key=where, expected="the field `file`")
+    values = {name: _typed(name, value) for name, value in table.items()}
+    for name, value in values.items():
+        fits, expected = KINDS[name]
+        if not fits(value):
+            got = json.dumps(table[name], ensure_ascii=False)
+            raise LycorisError(f"the field `{name}` cannot be used", key=where, got=got, expected=expected)
+    return Row(**values)
+
+
+def _typed(name: str, value: Any) -> Any:
+    """The value of a field, read as a number where a strength is a text that states one."""
+    number = read_number(value) if name in STRENGTH_FIELDS and isinstance(value, str) else None
+    return value if number is None else number
+
+
+def _check_names(table: Mapping[str, Any], known: list[str], where: str) -> None:
+    unknown = sorted(set(table) - set(known))
+    if unknown:
+        raise LycorisError(f"the field `{unknown[0]}` is not known", key=where, expected=", ".join(known))
+
+
+def row_table(row: Row) -> dict[str, Any]:
+    """A row as it is written, without what need not be there."""
+    table = {"on": row.on, "file": row.file, "strength_model": row.strength_model}
+    if row.strength_clip not in (None, row.strength_model):
+        table["strength_clip"] = row.strength_clip
+    return {**table, "rules": row.rules} if row.rules.strip() else table
+
+
+def live(rows: Iterable[Row]) -> list[tuple[str, Row]]:
+    """The rows that are on, each with what errors call it."""
+    return [(f"row {number}", row) for number, row in enumerate(rows, start=1) if row.on]

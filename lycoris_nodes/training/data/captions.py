@@ -1,0 +1,182 @@
+"""Conditionings as a model is trained with them: encoded once, and joined to batches where they can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....lycoris_ops import TrainError
+from ...host import training as host
+from ..model.cures import ONE_ROW
+from .families import family_of
+from .latents import Latent
+
+FOR_SAMPLERS = {
+    "area": "an area",
+    "mask": "a mask",
+    "control": "a ControlNet",
+    "gligen": "GLIGEN boxes",
+    "hooks": "hooks",
+}
+"""What a sampler makes of a conditioning, by its name there. In a training it has no meaning."""
+
+SIZED = ("SDXL", "SDXLRefiner", "HunyuanDiT")
+"""The host's classes of models that are told the size of a picture and how it was cropped."""
+
+
+@dataclass(frozen=True)
+class PictureSize:
+    """What SDXL and its like are told, in pixels: the size of the picture, and how it was cropped."""
+
+    width: int
+    height: int
+    crop_x: int = 0
+    crop_y: int = 0
+    target_width: int | None = None
+    target_height: int | None = None
+
+    def settings(self) -> dict[str, int]:
+        return {
+            "width": self.width,
+            "height": self.height,
+            "crop_w": self.crop_x,
+            "crop_h": self.crop_y,
+            "target_width": self.width if self.target_width is None else self.target_width,
+            "target_height": self.height if self.target_height is None else self.target_height,
+        }
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text, and what a conditioning says beside the encoded text, such as a guidance."""
+
+    words: str
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Caption:
+    """What a model is given beside one latent, by name, in the host's own objects."""
+
+    conds: Mapping[str, Any]
+    alone: bool = False
+    """Whether the model takes one sample at a time."""
+    text: Text | None = None
+    """What it is made of again in each pass, where text encoders are trained."""
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Caption:
+        """The caption with its tensors moved."""
+        conds = {name: cond._copy_with(mapped(cond.cond, move)) for name, cond in self.conds.items()}
+        return replace(self, conds=conds)
+
+    def goes_with(self, other: Caption) -> bool:
+        """Whether both can be rows of one batch, each with its own values."""
+        return not self.alone and not other.alone and host.alike(self.conds, other.conds)
+
+
+def is_told_sizes(model: Any) -> bool:
+    """Whether a model is told the size of a picture and how it was cropped, see `PictureSize`."""
+    return any(kind.__name__ in SIZED for kind in type(model).__mro__)
+
+
+def joined(captions: Sequence[Caption]) -> dict[str, Any]:
+    """Captions that go with each other as the rows of one batch: the model's arguments by name."""
+    return host.joined([caption.conds for caption in captions])
+
+
+def caption_of(
+    model: Any,
+    conditioning: Sequence[Any],
+    latent: Latent,
+    *,
+    size: PictureSize | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    device: torch.device | None = None,
+    graph: bool = False,
+) -> Caption:
+    """A conditioning of the host, encoded for one latent.
+
+    `size` is what SDXL is told. Without it that is what the conditioning says, and without that the size of
+    the latent. `guidance` is what a guidance embedding gets. Without it that is the guidance at which the
+    model's family is trained: the one of a conditioning is for samplers. Where it says that there is none,
+    there is none. Models that mix noise into what they are given draw it from `seed`. `device` is where the
+    model is, without it where the latent is. With `graph` the tensors keep theirs: gradients reach the text
+    encoders.
+
+    To be called while the model is open for training. Raises TrainError for a conditioning of several parts,
+    for one that only a sampler can follow, and for a text with values that are not finite.
+    """
+    if len(conditioning) != 1:
+        raise TrainError(
+            "a caption is one conditioning",
+            got=f"{len(conditioning)} of them in one",
+            expected="1",
+            hint="Combined conditionings are for samplers. Give one for each picture, as a list",
+        )
+    text, settings = conditioning[0]
+    for name, words in FOR_SAMPLERS.items():
+        if settings.get(name) is not None:
+            raise TrainError(
+                f"a caption has {words}, which only a sampler can follow",
+                key=name,
+                hint="Give the conditioning as CLIP Text Encode makes it",
+            )
+    if (strength := settings.get("strength", 1.0)) != 1.0:
+        raise TrainError(
+            "a caption has a strength, which only a sampler can follow",
+            key="strength",
+            got=f"{strength:g}",
+            expected="1",
+        )
+    start, end = settings.get("start_percent", 0.0), settings.get("end_percent", 1.0)
+    if (start, end) != (0.0, 1.0):
+        raise TrainError(
+            "a caption is for a part of the sampling only", key="start_percent", got=f"{start} to {end}"
+        )
+    device = device or latent.values.device
+
+    def own(tensor: Tensor) -> Tensor:
+        # Without a graph it is a copy: what other nodes have made cannot be trained on.
+        return tensor.to(device) if graph else tensor.detach().to(device, copy=True)
+
+    def finite(tensor: Tensor) -> Tensor:
+        if not graph and not tensor.isfinite().all():
+            raise TrainError(
+                "a caption has values that are not finite",
+                got=f"of shape {list(tensor.shape)}",
+                hint="Load the text encoder in a dtype with a larger range, such as bfloat16 or float32",
+            )
+        return own(tensor)
+
+    defaults: dict[str, Any] = {}
+    if latent.values.ndim >= 4:
+        ratio = host.ratios_of(model)[2]
+        height, width = latent.values.shape[-2:]
+        defaults = PictureSize(width * ratio, height * ratio).settings()
+    usual = family_of(model).guidance
+    if guidance is None and settings.get("guidance", usual) is not None:
+        guidance = usual
+    given: dict[str, Any] = {} if size is None else size.settings()
+    if guidance is not None:
+        given["guidance"] = guidance
+    told = {**defaults, **mapped(dict(settings), own), **given}
+    noise = torch.zeros(latent.values.shape, device=device)
+    conds = host.encoded(model, mapped(text, finite), told, noise, latent.shapes, seed)
+    made = Caption(conds, type(model.diffusion_model).__name__ in ONE_ROW)
+    return made.moved(own)
+
+
+def mapped(value: Any, move: Callable[[Tensor], Tensor]) -> Any:
+    """A value with its tensors changed, in lists, tuples and tables too."""
+    if isinstance(value, Tensor):
+        return move(value)
+    if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
+        return type(value)(mapped(inner, move) for inner in value)
+    if type(value) is dict:
+        return {name: mapped(inner, move) for name, inner in value.items()}
+    return value

@@ -1,0 +1,116 @@
+"""Latents and masks as a model is trained on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ....lycoris_ops import TrainError
+from ...host import training as host
+
+
+@dataclass(frozen=True, eq=False)
+class Latent:
+    """A latent of one sample (1, C, ...) in the scale of the model, in float32.
+
+    Several parts, such as video and audio, are packed as (1, 1, N), and `shapes` are theirs.
+    """
+
+    values: Tensor
+    shapes: tuple[torch.Size, ...]
+
+
+def latent_of(model: Any, latent: Any, device: torch.device) -> Latent:
+    """A latent as a VAE of the host encodes it, (1, C, ...) or nested, made fit for training.
+
+    Raises TrainError for one that is no latent of this model, is empty, or has values that are not finite.
+    """
+    nested = bool(getattr(latent, "is_nested", False))
+    # Copies: what other nodes have made cannot be trained on.
+    parts = [part.to(device, torch.float32, copy=True) for part in (latent.unbind() if nested else [latent])]
+    if not nested:
+        parts = [_as_expected(model, parts[0])]
+    for part in parts:
+        if part.shape[0] != 1:
+            raise TrainError(
+                "a sample is one latent", got=str(list(part.shape)), expected="a first size of 1"
+            )
+        if not part.isfinite().all():
+            raise TrainError("a latent has values that are not finite", got=f"of shape {list(part.shape)}")
+    if not any(bool(part.any()) for part in parts):
+        raise TrainError("a latent is all zeros", hint="Encode a picture by VAE Encode; this one is empty")
+    values, shapes = host.packed(parts) if nested else (parts[0], [parts[0].shape])
+    return Latent(model.process_latent_in(values), tuple(shapes))
+
+
+def _as_expected(model: Any, latent: Tensor) -> Tensor:
+    """A latent in the shape that the model is called with. Raises TrainError for one of another kind."""
+    channels, dimensions, _ = host.ratios_of(model)
+    # A picture for a model of videos is a video of one frame.
+    if dimensions == 3 and latent.ndim == 4:
+        latent = latent.unsqueeze(2)
+    if latent.ndim != dimensions + 2 or latent.shape[1] != channels:
+        raise TrainError(
+            "the latent is not of this model",
+            got=str(list(latent.shape)),
+            expected=f"{channels} channels and {dimensions} dimensions of space and time",
+            hint="Encode the pictures by the VAE that belongs to the model",
+        )
+    return latent
+
+
+def mask_of(model: Any, mask: Tensor, latent: Latent) -> Tensor:
+    """A mask (H, W) or (1, H, W) of a picture, from 0 to 1, as weights of its latent (1, 1, ..., h, w).
+
+    Each value is the mean of the pixels that a value of the latent stands for. Raises TrainError for a mask
+    of another size than the picture, for one that is all zero or holds values that are no weights, and for
+    latents that are no pictures.
+    """
+    if len(latent.shapes) > 1 or latent.values.ndim < 4:
+        raise TrainError("only latents of pictures and videos can have masks")
+    ratio = host.ratios_of(model)[2]
+    height, width = latent.values.shape[-2:]
+    pixels = mask.reshape(-1, 1, *mask.shape[-2:])[:1].to(latent.values.device, torch.float32, copy=True)
+    # A VAE drops the rows and columns that do not fill a value.
+    fits = all(
+        0 <= found - size * ratio < ratio or found == size
+        for found, size in zip(pixels.shape[-2:], (height, width), strict=True)
+    )
+    if not fits:
+        raise TrainError(
+            "the mask is not of the size of its picture",
+            got="{} x {}".format(*pixels.shape[-2:]),
+            expected=f"{height * ratio} x {width * ratio}",
+        )
+    bad = pixels[~(pixels.isfinite() & (pixels >= 0))]
+    if bad.numel():
+        raise TrainError("a mask has values that are no weights", got=f"{float(bad[0]):g}", expected="0 to 1")
+    found = functional.interpolate(pixels, (height, width), mode="area")
+    if not found.any():
+        raise TrainError("a mask leaves nothing of its picture", expected="values above 0 somewhere")
+    return found.view(1, 1, *(1 for _ in latent.values.shape[2:-2]), height, width)
+
+
+def mean_squares(
+    difference: Tensor, shapes: Sequence[torch.Size], mask: Tensor | None, shares: Sequence[float] = ()
+) -> Tensor:
+    """The mean square (B,) of each row, over what a mask (B, 1, ...) leaves.
+
+    Of several parts it is the sum of their means, each times its share (1 without any): else the part with
+    the most values would rule.
+    """
+    if len(shapes) > 1:
+        parts = host.unpacked(difference, shapes)
+        weights = [*shares, *(1.0 for _ in parts[len(shares) :])]
+        means = [part.square().flatten(1).mean(1) for part in parts]
+        return torch.stack([share * mean for share, mean in zip(weights, means, strict=True)]).sum(0)
+    squares = difference.square()
+    if mask is None:
+        return squares.flatten(1).mean(1)
+    weight = mask.expand_as(squares)
+    return (squares * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)

@@ -1,0 +1,192 @@
+"""The loss of a diffusion model, as the library's trainer calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....lycoris_ops import TrainError
+from ...host.page import end_if_interrupted
+from ...host.sampling import ends_in_noise
+from ...host.training import tokens_of
+from ..model.session import Session
+from .captions import Caption, joined
+from .latents import Latent, mean_squares
+from .targets import Weighting, noised, parametrisation_of, rows
+from .texts import TextEncoder
+from .times import Times, sigma_at
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A latent with its caption, and how it is trained on."""
+
+    latent: Latent
+    caption: Caption
+    mask: Tensor | None = None
+    """How much each place counts, (1, 1, ..., h, w), see `mask_of`."""
+    weight: float = 1.0
+    """How much the sample counts, such as below 1 for those that preserve what a model knows."""
+    without: Caption | None = None
+    """The caption that takes the place of the other one where captions are dropped: that of no text."""
+    share: float | None = None
+    """The share of all draws that are below the time at which the sample is judged, see `Times.at`; None
+    where the time is drawn."""
+
+    def goes_with(self, other: Sample) -> bool:
+        """Whether both can be rows of one batch."""
+        return self.latent.shapes == other.latent.shapes and self.caption.goes_with(other.caption)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionLoss:
+    """`loss(module, samples)`: the mean over some samples of the weighted loss of what the model predicts.
+
+    Samples are on the CPU, and what a batch needs is moved to the model. With `encoder` captions that have a
+    text are encoded in each pass, so that gradients reach the text encoders.
+
+    All chance is drawn from torch's generator of the CPU: that of a step in training, and that of a
+    validation, which is always the same (see `Trainer`). A batch is one pass of the model, or one for each
+    group of samples that go with each other: a sample's prediction is that which it has alone.
+
+    `noise_offset` adds to the noise a share of noise that is the same all over a channel, so that brightness
+    is learned; it is for models that predict noise or v (kohya-ss/sd-scripts), and whose last step is not
+    noise alone.
+
+    Raises TrainError where it does not suit the model. An interrupt by the user ends a call at its beginning,
+    by the host's own exception, in long validations too.
+    """
+
+    session: Session
+    times: Times
+    weighting: Weighting = field(default_factory=Weighting)
+    caption_dropout: float = 0.0
+    """The share of captions that are left out, of samples that have one to take their place."""
+    noise_offset: float = 0.0
+    encoder: TextEncoder | None = None
+    part_shares: Sequence[float] = ()
+    """How much each part of a nested latent counts, such as video and audio; 1 without."""
+
+    def __post_init__(self) -> None:
+        kind = parametrisation_of(self._sampling)
+        noise_alone = ends_in_noise(self._sampling)
+        if self.noise_offset and ("flow" in kind.name or noise_alone):
+            raise TrainError(
+                "an offset of the noise is for models that predict noise or v and never see noise alone",
+                key="noise_offset",
+                got=f"a model of {kind.name}"
+                + (" that learns brightness from a last step of noise alone (zsnr)" if noise_alone else ""),
+                expected="0",
+            )
+        if not 0 <= self.caption_dropout <= 1 or self.noise_offset < 0:
+            raise TrainError(
+                "a share is from 0 to 1", got=f"{self.caption_dropout}, noise_offset {self.noise_offset}"
+            )
+
+    @property
+    def _sampling(self) -> Any:
+        # Read in each pass: a patch of the model may have another one.
+        return self.session.model.model_sampling
+
+    def __call__(self, module: Any, samples: Sequence[Sample]) -> Tensor:
+        """The loss, a scalar. `module` is what adapters are trained beside, and is not used."""
+        end_if_interrupted()
+        total = torch.zeros((), device=self.session.device)
+        with self.encoder.one_pass() if self.encoder else nullcontext():
+            drawn = [self._draw(sample) for sample in samples]
+            for group in _groups(drawn):
+                total = total + self._of(group).sum()
+        return total / len(samples)
+
+    def _draw(self, sample: Sample) -> _Drawn:
+        latent = sample.latent.values
+        tokens = tokens_of(self.session.model, latent.shape)
+        if sample.share is None:
+            time = self.times.draw(1, tokens)
+        else:
+            time = self.times.at(torch.tensor([sample.share]), tokens)
+        noise = torch.randn(latent.shape)
+        if self.noise_offset:
+            channels = torch.randn((*latent.shape[:2], *(1 for _ in latent.shape[2:])))
+            noise = noise + self.noise_offset * channels
+        dropped = bool(torch.rand(()) < self.caption_dropout) and sample.without is not None
+        caption = sample.without if dropped and sample.without else sample.caption
+        if self.encoder and caption.text:
+            caption = self.encoder.caption(caption.text, sample.latent)
+        return _Drawn(sample, caption, time, noise)
+
+    def _of(self, group: Sequence[_Drawn]) -> Tensor:
+        """The weighted losses (B,) of samples that go with each other."""
+
+        def here(tensor: Tensor) -> Tensor:
+            return tensor.to(self.session.device, non_blocking=True)
+
+        latent = torch.cat([here(one.sample.latent.values) for one in group])
+        sigma = sigma_at(self._sampling, here(torch.cat([one.time for one in group])))
+        noise = here(torch.cat([one.noise for one in group]))
+        x = noised(self._sampling, sigma, noise, latent)
+        found = self.session.prediction(x, sigma, joined([one.caption.moved(here) for one in group]))
+        weight = self.weighting.on_denoised(self._sampling, sigma)
+        own = here(torch.tensor([one.sample.weight for one in group]))
+        # Before the square: at a small sigma both factors would be far from 1.
+        difference = (found - latent) * rows(weight.sqrt(), latent)
+        mask = _mask(group)
+        shapes = group[0].sample.latent.shapes
+        return own * mean_squares(difference, shapes, mask if mask is None else here(mask), self.part_shares)
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """A sample with the chance of one pass."""
+
+    sample: Sample
+    caption: Caption
+    time: Tensor
+    noise: Tensor
+
+    def goes_with(self, other: _Drawn) -> bool:
+        return self.latent.shapes == other.latent.shapes and self.caption.goes_with(other.caption)
+
+    @property
+    def latent(self) -> Latent:
+        return self.sample.latent
+
+
+def _groups(drawn: Sequence[_Drawn]) -> list[list[_Drawn]]:
+    """The samples in groups that can be one batch each."""
+    found: list[list[_Drawn]] = []
+    for one in drawn:
+        group = next((group for group in found if all(one.goes_with(other) for other in group)), None)
+        if group is None:
+            found.append([one])
+        else:
+            group.append(one)
+    return found
+
+
+def _mask(group: Sequence[_Drawn]) -> Tensor | None:
+    masks = [one.sample.mask for one in group]
+    if all(mask is None for mask in masks):
+        return None
+    like = group[0].sample.latent.values[:, :1]
+    return torch.cat([torch.ones_like(like) if mask is None else mask.expand_as(like) for mask in masks])
+
+
+def batches_of(samples: Sequence[Sample], size: int) -> list[list[int]]:
+    """The samples by number, in batches of at most `size` that are one pass of the model each.
+
+    Their order is that in which a sample of each kind comes first. To be shuffled by who feeds them.
+    """
+    kinds: list[list[int]] = []
+    for number, sample in enumerate(samples):
+        kind = next((kind for kind in kinds if samples[kind[0]].goes_with(sample)), None)
+        if kind is None:
+            kinds.append([number])
+        else:
+            kind.append(number)
+    return [kind[start : start + size] for kind in kinds for start in range(0, len(kind), size)]

@@ -1,0 +1,285 @@
+"""From what the graph gives, latents, captions and masks in lists or batches, to what is trained on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....lycoris_ops import LycorisError, Sketch, TrainError, number_of, sketches
+from ...host.training import held
+from ..model.session import Session
+from .captions import Caption, Text, caption_of
+from .families import Family
+from .latents import Latent, latent_of, mask_of
+from .loss import Sample, batches_of
+from .texts import TextEncoder
+from .widths import check_width
+
+CPU = torch.device("cpu")
+
+NOISE_MASK = "noise_mask"
+"""The name under which the host keeps the mask of a latent, beside `samples`."""
+
+Latents = Sequence[Mapping[str, Any]]
+"""Of each link or member of a list, a batch of latents under `samples`."""
+_Place = tuple[int, int]
+"""The tensor that a picture or mask is in, and its number there."""
+Captions = Sequence[Sequence[Any]]
+"""Of each link or member of a list, a conditioning: mostly one text, of Resolution Bucket several."""
+
+
+def samples_of(
+    session: Session,
+    latents: Latents,
+    captions: Captions,
+    *,
+    texts: Sequence[str] = (),
+    encoder: TextEncoder | None = None,
+    masks: Sequence[Tensor] = (),
+    empty: Captions = (),
+    weight: float = 1.0,
+    seed: int = 0,
+    name: str = "latents",
+) -> list[Sample]:
+    """A sample for each latent, with its caption and mask; one caption or mask for all is used for all.
+
+    They are on the CPU. With `encoder`, which is trained, the captions are those of `texts`, and `captions`
+    say what is beside the encoded text. `empty` is the caption of no text, which takes the place of others
+    where captions are dropped; an encoder has its own. Without `masks` the `noise_mask` of a latent is its
+    mask. `name` is what the latents are called in errors.
+
+    Raises TrainError where there is no latent, where the numbers differ, and for what cannot be trained on,
+    with its number.
+    """
+    singles = list(_singles(latents))
+    if not singles:
+        raise TrainError("there are no latents", key=name, expected="at least one")
+    count = len(singles)
+    conditionings = _for_each([text for one in captions for text in one], count, "captions", name)
+    flat = [placed for one in masks for placed in _planes(one)]
+    weights = _for_each(flat, count, "masks", name) if flat else list(_noise_masks(latents, name))
+    words: list[str | None] = [None] * count
+    if encoder:
+        if not texts:
+            raise TrainError(
+                "a text encoder is trained on texts",
+                key=name.replace("latents", "captions"),
+                got="encoded captions alone",
+                expected="the captions as texts too, one for each latent, or one for all",
+                hint="Link the texts of the pictures, or take the link of `clip` away",
+            )
+        words = _for_each(list(texts), count, "texts", name)
+    nothing = [text for one in empty for text in one]
+    if len(nothing) > 1:
+        raise TrainError("there is one caption of no text", key="empty_caption", got=f"{len(nothing)}")
+    encoded = _Encoded(session, encoder, seed)
+    found: list[Sample] = []
+    # A picture that is repeated is the same tensor, and is converted and held once.
+    known: dict[_Place, Latent] = {}
+    masked: dict[tuple[_Place, _Place], Tensor] = {}
+    for number, ((place, single), text, word, mask) in enumerate(
+        zip(singles, conditionings, words, weights, strict=True), 1
+    ):
+        with _numbered(name, number, count):
+            if place not in known:
+                latent = latent_of(session.model, single, CPU)
+                known[place] = replace(latent, values=held(latent.values, session.device))
+            latent = known[place]
+        with _numbered("captions", number, count):
+            caption = encoded(text, latent, word)
+        own = None
+        with _numbered("masks" if flat else NOISE_MASK, number, count):
+            if mask is not None:
+                both = (place, mask[0])
+                if both not in masked:
+                    masked[both] = held(mask_of(session.model, mask[1], latent), session.device)
+                own = masked[both]
+        without = None
+        if encoder:
+            without = encoded(text, latent, "")
+        elif nothing:
+            without = encoded(nothing[0], latent)
+        found.append(Sample(latent, caption, own, weight, without))
+    return found
+
+
+def sketches_of(**given: Sequence[Any]) -> dict[str, list[Sketch]]:
+    """What tells each kind of what the graph gives from others, see `sketches`, without empty kinds."""
+    return {name: sketches(_parts(one) for one in values) for name, values in given.items() if values}
+
+
+def epochs_of(
+    samples: Sequence[Sample], size: int, prior: Sequence[Sample] = ()
+) -> Callable[[int], list[list[Sample]]]:
+    """The batches of each epoch: all samples in another order, those of a batch in one pass of the model.
+
+    Beside them come as many of the samples `prior`, which preserve what the model knows, whatever their
+    number is: others in each epoch, and some of them several times where there are fewer.
+    """
+
+    def epoch(number: int) -> list[list[Sample]]:
+        mixed = [samples[index] for index in torch.randperm(len(samples)).tolist()]
+        if prior:
+            orders = [torch.randperm(len(prior)) for _ in range(-(-len(samples) // len(prior)))]
+            mixed += [prior[index] for index in torch.cat(orders)[: len(samples)].tolist()]
+            mixed = [mixed[index] for index in torch.randperm(len(mixed)).tolist()]
+        batches = [[mixed[index] for index in batch] for batch in batches_of(mixed, size)]
+        # Else samples of one size would come one after another.
+        return [batches[index] for index in torch.randperm(len(batches)).tolist()]
+
+    return epoch
+
+
+def judged(samples: Sequence[Sample], size: int, times: int) -> list[list[Sample]]:
+    """The samples in batches that are always the same, each at so many evenly spaced shares of all times.
+
+    None of their captions is dropped.
+    """
+    return [
+        [replace(samples[index], share=(number + 0.5) / times, without=None) for index in batch]
+        for number in range(times)
+        for batch in batches_of(samples, size)
+    ]
+
+
+def described(samples: Sequence[Sample], size: int) -> str:
+    """How many samples there are and of which sizes, in words, and what comes of batches of this size."""
+    sizes = Counter(_size(sample) for sample in samples)
+    listed = ", ".join(f"{words} x{count}" for words, count in sizes.most_common())
+    batches = len(batches_of(samples, size))
+    text = f"{number_of(len(samples), 'latent')} ({listed}), batches in an epoch: {batches}"
+    if size > 1 and batches == len(samples) > 1:
+        text += f"; no two can be in one batch of {size}, because their sizes or captions differ in length"
+    if masked := sum(sample.mask is not None for sample in samples):
+        text += f"; {masked} with a mask"
+    return text
+
+
+class _Encoded:
+    """Encodes captions, each once for latents of one size."""
+
+    def __init__(self, session: Session, encoder: TextEncoder | None, seed: int) -> None:
+        self._session = session
+        self._encoder = encoder
+        self._seed = seed
+        self._found: dict[tuple[Any, ...], Caption] = {}
+
+    def __call__(self, conditioning: Any, latent: Latent, words: str | None = None) -> Caption:
+        key = (id(conditioning), words, latent.shapes)
+        if key not in self._found:
+            rows = getattr(conditioning[0], "shape", (1,))[0]
+            if rows != 1:
+                raise TrainError("a caption is one text", got=f"{rows} in one conditioning", expected="1")
+            if self._encoder and words is not None:
+                with torch.no_grad():
+                    made = self._encoder.caption(Text(words, conditioning[1]), latent)
+            else:
+                made = caption_of(
+                    self._session.model, [conditioning], latent, seed=self._seed, device=self._session.device
+                )
+            check_width(self._session, made, latent)
+            self._found[key] = made.moved(lambda tensor: held(tensor, self._session.device))
+        return self._found[key]
+
+
+def _parts(value: Any) -> list[Tensor | str]:
+    """The tensors and texts in a value, in a fixed order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if getattr(value, "is_nested", False):
+        return list(value.unbind())
+    if isinstance(value, Mapping):
+        table: Mapping[Any, Any] = value
+        return [part for name in sorted(table, key=str) for part in _parts(table[name])]
+    if isinstance(value, list | tuple):
+        return [part for inner in value for part in _parts(inner)]
+    return [repr(value)] if isinstance(value, str | bool | int | float) else []
+
+
+def _singles(latents: Latents) -> Iterator[tuple[_Place, Any]]:
+    """Each latent (1, C, ...) of lists and batches. Of nested ones a batch is one sample."""
+    for one in latents:
+        samples = one["samples"]
+        parts = [samples] if getattr(samples, "is_nested", False) else samples.split(1)
+        for index, part in enumerate(parts):
+            yield (id(samples), index), part
+
+
+def _planes(mask: Tensor) -> list[tuple[_Place, Tensor]]:
+    """Each mask (H, W) of a batch."""
+    return [((id(mask), index), plane) for index, plane in enumerate(mask.reshape(-1, *mask.shape[-2:]))]
+
+
+def _noise_masks(latents: Latents, name: str) -> Iterator[tuple[_Place, Tensor] | None]:
+    """The `noise_mask` of each latent, as Set Latent Noise Mask and VAE Encode (for Inpainting) give it."""
+    for number, one in enumerate(latents, 1):
+        count = sum(1 for _ in _singles([one]))
+        mask = one.get(NOISE_MASK)
+        if mask is None:
+            yield from [None] * count
+            continue
+        with _numbered(name, number, len(latents)):
+            if not isinstance(mask, Tensor) or mask.ndim > 4:
+                raise TrainError(
+                    f"the `{NOISE_MASK}` of a latent is not that of a picture",
+                    got=str(list(mask.shape)) if isinstance(mask, Tensor) else "several parts",
+                    expected="one mask for each picture",
+                    hint="Link `masks`, which are used in its place, or latents without it",
+                )
+            yield from _for_each(_planes(mask), count, NOISE_MASK, name)
+
+
+def _for_each(values: list[Any], count: int, what: str, name: str) -> list[Any]:
+    """A value for each latent. Raises TrainError where their numbers differ, unless there is one for all."""
+    if len(values) == 1:
+        return values * count
+    if len(values) != count:
+        raise TrainError(
+            f"there are not as many {what} as latents",
+            key=name,
+            got=f"{len(values)} {what} and {count} latents",
+            expected="one for each, or one for all",
+        )
+    return values
+
+
+def masks_in_words(latents: Latents, masks: Sequence[Tensor], name: str) -> list[str]:
+    """What becomes of the `noise_mask` of some latents, in words; nothing where there is none."""
+    if not any(one.get(NOISE_MASK) is not None for one in latents):
+        return []
+    if masks:
+        return [f"the {NOISE_MASK} of {name} is not used, because masks are linked"]
+    return [f"the {NOISE_MASK} of {name} is their mask"]
+
+
+def guidance_in_words(family: Family, captions: Sequence[Any]) -> list[str]:
+    """What becomes of the guidance of some captions, in words; nothing where there is none, or it is used."""
+    said = {settings.get("guidance") for caption in captions for _, settings in caption}
+    others = said - {None, family.guidance}
+    if family.guidance is None or not others:
+        return []
+    return [
+        f"trained at a guidance of {family.guidance:g}, as is usual for {family.name}; that of the captions "
+        f"({', '.join(sorted(map(str, others)))}) is for sampling"
+    ]
+
+
+def _size(sample: Sample) -> str:
+    return " and ".join(" x ".join(map(str, shape[2:])) for shape in sample.latent.shapes)
+
+
+@contextmanager
+def _numbered(name: str, number: int, count: int) -> Generator[None]:
+    """Say in errors which one of several it is."""
+    try:
+        yield
+    except LycorisError as error:
+        where = f"{name}, number {number} of {count}"
+        error.key = f"{where}: {error.key}" if error.key else where
+        raise

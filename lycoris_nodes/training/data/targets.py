@@ -1,0 +1,130 @@
+"""What a model predicts, and what its loss weighs.
+
+The host's models all hand over the denoised latent D. A trainer's loss is on what the network itself puts
+out, F: the noise, or a velocity. D is linear in F, so that the one loss is the other times a known weight:
+
+    mean (F - target)^2 = w(sigma) * mean (D - x0)^2
+
+Below, s is sigma, d the model's `sigma_data`, and the noised latent is x0 + s e, or s n e + (1 - s) x0 for
+"flow", where the scale n of the noise is mostly 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....lycoris_ops import TrainError
+from ...host.sampling import PARAMETRISATIONS
+
+LEAST_SIGMA = 1e-3
+"""No smaller sigma is trained at: D is a difference in float32 from which F could not be told below."""
+
+
+@dataclass(frozen=True)
+class Parametrisation:
+    """What a network puts out, by the weights of the losses on it.
+
+    `weight` is w(s, d). `snr` is the ratio of signal to noise, in squares, of the noised latent, given s and
+    the scale of its noise.
+    """
+
+    name: str
+    weight: Callable[[Tensor, float], Tensor]
+    snr: Callable[[Tensor, float], Tensor] = lambda s, scale: (s * scale) ** -2
+    predicts_noise: bool = False
+    """Whether the target is the noise alone, of which little can be learned where there is much of it."""
+    is_flow: bool = False
+    """Whether sigma is a time from 0 to 1 in which data turn into noise on a straight line."""
+
+
+def _edm(s: Tensor, d: float) -> Tensor:
+    return (s**2 + d**2) / (s * d) ** 2
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        # D = x - s F, target e.
+        Parametrisation("eps", lambda s, d: s**-2, predicts_noise=True),
+        # D = x d^2/(s^2+d^2) - s d F/sqrt(s^2+d^2), target (d^2 e - s x0) / (d sqrt(s^2+d^2)).
+        Parametrisation("v", _edm),
+        # The same with the other sign of F (Karras et al., 2206.00364, table 1).
+        Parametrisation("edm", _edm),
+        # D = x/sqrt(s^2+1) - s F/sqrt(s^2+1) of x/sqrt(s^2+1).
+        Parametrisation("v of a preserved variance", lambda s, d: (s**2 + 1) / s**2),
+        # D = x - s F, target e - x0.
+        Parametrisation("flow", lambda s, d: s**-2, lambda s, n: ((1 - s) / (s * n)) ** 2, is_flow=True),
+        # D = (1-t) x - t F with t = s/(1+s), target e - x0.
+        Parametrisation("flow of an exploding variance", lambda s, d: ((1 + s) / s) ** 2),
+        Parametrisation("x0", lambda s, d: torch.ones_like(s)),
+    )
+}
+
+
+def parametrisation_of(model_sampling: Any) -> Parametrisation:
+    """What a model predicts. Raises TrainError for one that adds no noise, and one that is not known."""
+    for kind, name in PARAMETRISATIONS:
+        if isinstance(model_sampling, kind):
+            if name is None:
+                break
+            return KINDS[name]
+    raise TrainError(
+        "this model is not trained by adding noise to latents",
+        got=" ".join(kind.__name__ for kind in type(model_sampling).__mro__[1:3]),
+        expected="a model that denoises, such as Stable Diffusion, Flux or Wan",
+        hint="Models that turn one picture into another in a single pass cannot be trained here",
+    )
+
+
+def noised(model_sampling: Any, sigma: Tensor, noise: Tensor, latent: Tensor) -> Tensor:
+    """The latent with noise (B, ...) as the model is to see it, at one sigma a row."""
+    x = model_sampling.noise_scaling(sigma, noise, latent)
+    if parametrisation_of(model_sampling) is KINDS["v of a preserved variance"]:
+        # The host's function is for its samplers, which keep another scale.
+        return x / (1 + rows(sigma, x) ** 2).sqrt()
+    return x
+
+
+def rows(values: Tensor, like: Tensor) -> Tensor:
+    """One value a row (B,) in the shape (B, 1, ...) that meets a latent."""
+    return values.view(-1, *(1 for _ in like.shape[1:]))
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """How much the loss counts at each sigma.
+
+    none: as much as the network's own output says, which is what most trainers do. min-snr: min(SNR, gamma)
+    on D (Hang et al., 2303.09556, equation 7). debiased: that of the output divided by sqrt(SNR) where it is
+    the noise (Yu et al., 2310.08442, equation 9), and by sqrt(SNR + 1) where it is a velocity, as in
+    OneTrainer.
+    """
+
+    name: str = "none"
+    gamma: float = 5.0
+    """The largest SNR that counts in full. 5 is the paper's."""
+
+    def __post_init__(self) -> None:
+        if self.name not in WEIGHTINGS:
+            raise TrainError("an unknown weighting", got=self.name, expected=", ".join(WEIGHTINGS))
+        if not self.gamma > 0:
+            raise TrainError("gamma is above 0", got=str(self.gamma))
+
+    def on_denoised(self, model_sampling: Any, sigma: Tensor) -> Tensor:
+        """The weight (B,) of the mean of (D - x0)^2 in each row."""
+        kind = parametrisation_of(model_sampling)
+        raw = kind.weight(sigma, float(getattr(model_sampling, "sigma_data", 1.0)))
+        snr = kind.snr(sigma, float(getattr(model_sampling, "noise_scale", 1.0)))
+        if self.name == "min-snr":
+            return snr.clamp(max=self.gamma)
+        if self.name == "debiased":
+            return raw / (snr if kind.predicts_noise else snr + 1).sqrt()
+        return raw
+
+
+WEIGHTINGS = ("none", "min-snr", "debiased")

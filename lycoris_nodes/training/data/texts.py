@@ -1,0 +1,123 @@
+"""Text encoders in training: texts are encoded anew in each pass, in its graph."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Set
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ....lycoris_ops import LycorisNetwork, TrainError
+from ...host import training as host
+from ..model.cures import kinds_of
+from ..model.session import Session
+from .captions import Caption, Text, caption_of, mapped
+from .latents import Latent
+
+Encoded = tuple[Tensor, dict[str, Any]]
+
+
+@dataclass
+class TextEncoder:
+    """The text encoders of a CLIP that is open for training.
+
+    `session` is that of the CLIP's patcher, and `model` the host's model that is trained with what they
+    encode.
+    """
+
+    clip: Any
+    session: Session
+    model: Any
+    device: torch.device
+    """Where the model is."""
+    seed: int = 0
+    _made: dict[str, Encoded] | None = field(default=None, init=False)
+    """What was encoded in this pass, by its text."""
+
+    def __post_init__(self) -> None:
+        self.clip = host.staying(self.clip)
+
+    @contextmanager
+    def one_pass(self) -> Generator[None]:
+        """A time in which a text that comes twice is encoded once."""
+        self._made = {}
+        try:
+            yield
+        finally:
+            self._made = None
+
+    def adapted(self, **options: Any) -> LycorisNetwork:
+        """A network for the encoders, see `Session.adapted`.
+
+        With a preset the parts that no text goes through, such as those that see pictures, are left out.
+        Raises TrainError for encoders whose outputs have no gradient.
+        """
+        if "preset" in options:
+            options["exclude"] = self._unused()
+        net = self.session.adapted(**options).eval().apply_to()
+        try:
+            encoded = self.conditioning(_ANY)[0]
+        finally:
+            net.restore()
+        if not any(tensor.requires_grad for tensor in _tensors(encoded)):
+            kinds = ", ".join(sorted(kinds_of(self.session.network)))
+            raise TrainError(
+                "these text encoders cannot be trained: what they make of a text has no gradient",
+                key="clip",
+                got=f"{type(self.session.network).__name__} of {kinds}",
+                hint="Take the links of `clip` and `captions` away, and train the model alone",
+            )
+        return net
+
+    def conditioning(self, text: Text) -> list[Any]:
+        """A text as CLIP Text Encode gives it, by the encoders as they are now."""
+        words = text.words
+        found = None if self._made is None else self._made.get(words)
+        if found is None:
+            found = host.text_encoded(self.clip, words)
+            if self._made is not None:
+                self._made[words] = found
+        return [[found[0], {**text.settings, **found[1]}]]
+
+    def caption(self, text: Text, latent: Latent) -> Caption:
+        """A text encoded for one latent, on the model's device and with its graph."""
+        made = caption_of(
+            self.model, self.conditioning(text), latent, seed=self.seed, device=self.device, graph=True
+        )
+        return replace(made, text=text)
+
+    def _unused(self) -> list[str]:
+        """The outermost parts of the encoders that a text does not go through, by path."""
+        called: set[nn.Module] = set()
+
+        def note(module: nn.Module, given: Any) -> None:
+            called.add(module)
+
+        with ExitStack() as stack, torch.no_grad():
+            for module in self.session.network.modules():
+                stack.callback(module.register_forward_pre_hook(note).remove)
+            self.conditioning(_ANY)
+        return list(_without(self.session.network, called, ""))
+
+
+_ANY = Text('a sign that says "open"', {})
+"""A text that goes through all parts for texts. Those of HunyuanImage have one for quoted words alone."""
+
+
+def _without(module: nn.Module, called: Set[nn.Module], path: str) -> Iterator[str]:
+    """The outermost modules of layers in a module of which none was called."""
+    for name, child in module.named_children():
+        place = path + name
+        if any(inner in called for inner in child.modules()):
+            yield from _without(child, called, f"{place}.")
+        elif any(isinstance(inner, nn.Linear) for inner in child.modules() if inner is not child):
+            yield place
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    mapped(value, lambda tensor: found.append(tensor) or tensor)
+    return found

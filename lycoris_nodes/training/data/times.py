@@ -1,0 +1,92 @@
+"""At which times of the noising a model is trained."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....lycoris_ops import TrainError
+from ...host.sampling import time_to_sigma
+from .targets import LEAST_SIGMA
+
+
+@dataclass(frozen=True)
+class ByTokens:
+    """A shift exp(mu) by the size of the picture: mu is linear in the number of tokens.
+
+    Source: the schedule of FLUX.1, which goes from 0.5 at 256 tokens to 1.15 at 4096.
+    """
+
+    low: float = 0.5
+    high: float = 1.15
+    few: int = 256
+    many: int = 4096
+
+    def shift(self, tokens: int) -> float:
+        return math.exp(self.low + (self.high - self.low) * (tokens - self.few) / (self.many - self.few))
+
+
+@dataclass(frozen=True)
+class Times:
+    """How times t from 0 (data) to 1 (noise) are drawn, in the clock that the model was trained with.
+
+    uniform: u. logit-normal: u = sigmoid(mean + spread * z) with z normal (Esser et al., 2403.03206, equation
+    19), which some trainers call sigmoid. Then the shift moves times towards noise, which suits pictures of a
+    higher resolution: t = a u / (1 + (a - 1) u) (equation 23). `low` and `high` cut off ends, in t.
+
+    Raises TrainError for a value out of its range.
+    """
+
+    distribution: str = "uniform"
+    mean: float = 0.0
+    spread: float = 1.0
+    shift: float | ByTokens = 1.0
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.distribution not in DISTRIBUTIONS:
+            raise TrainError(
+                "an unknown distribution of times", got=self.distribution, expected=", ".join(DISTRIBUTIONS)
+            )
+        if not 0 <= self.low < self.high <= 1:
+            raise TrainError(
+                "times go from 0 to 1", got=f"{self.low} to {self.high}", expected="0 <= low < high <= 1"
+            )
+        if not self.spread > 0 or (not isinstance(self.shift, ByTokens) and not self.shift > 0):
+            raise TrainError("spread and shift are above 0", got=f"{self.spread}, {self.shift}")
+
+    def draw(self, count: int, tokens: int) -> Tensor:
+        """Times (count,) for latents of so many tokens, from torch's generator of the CPU."""
+        return self.at(torch.rand(count), tokens)
+
+    def at(self, shares: Tensor, tokens: int) -> Tensor:
+        """The times below which these shares of all draws are: evenly spaced ones are fit for validation."""
+        a = self.shift.shift(tokens) if isinstance(self.shift, ByTokens) else self.shift
+        low, high = self._share(self.low, a), self._share(self.high, a)
+        u = low + (high - low) * shares.double()
+        if self.distribution != "uniform":
+            u = torch.sigmoid(self.mean + self.spread * torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12)))
+        return (a * u / (1 + (a - 1) * u)).float()
+
+    def _share(self, time: float, a: float) -> float:
+        """The share of all draws, were nothing cut off, that are below a time."""
+        if time in (0.0, 1.0):
+            return time
+        u = time / (a - (a - 1) * time)
+        if self.distribution == "uniform":
+            return u
+        logit = torch.logit(torch.tensor(u, dtype=torch.float64))
+        return float(torch.special.ndtr((logit - self.mean) / self.spread))
+
+
+DISTRIBUTIONS = ("uniform", "logit-normal")
+
+
+def sigma_at(model_sampling: Any, time: Tensor) -> Tensor:
+    """The sigma of each time, for this model. It is at least `LEAST_SIGMA`."""
+    return time_to_sigma(model_sampling, time).clamp(min=LEAST_SIGMA)

@@ -1,0 +1,80 @@
+"""Whether a model takes captions as wide as those that it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ....lycoris_ops import TrainError
+from ..model.session import Session
+from .captions import Caption, joined
+from .latents import Latent
+from .times import sigma_at
+
+
+def check_width(session: Session, caption: Caption, latent: Latent) -> None:
+    """Raise TrainError for a caption of another width than the model takes.
+
+    No model says how wide that is, so it is tried: one pass without a graph, once for captions of one width.
+    """
+    widths = _widths(caption)
+    if widths in session.widths:
+        return
+    x = latent.values.to(session.device)
+    sigma = sigma_at(session.model.model_sampling, torch.full((1,), 0.5, device=session.device))
+    with torch.no_grad(), _misfits(session.network) as found:
+        try:
+            session.prediction(x, sigma, joined([caption]))
+        except Exception as error:
+            if not found:
+                raise
+            path, width, expected = found[0]
+            raise TrainError(
+                "a caption is not as wide as the model takes it",
+                got=f"{width} values for {path}",
+                expected=f"{expected}",
+                hint="It was probably encoded by the CLIP of another model. Encode it by the model's own",
+            ) from error
+    session.widths.add(widths)
+
+
+def _widths(caption: Caption) -> frozenset[tuple[str, int]]:
+    """Of each sequence of vectors, and of a vector of the whole text, its name and width."""
+    conds = {name: cond.cond for name, cond in caption.conds.items()}
+    return frozenset(
+        (name, value.shape[-1])
+        for name, value in conds.items()
+        if isinstance(value, Tensor) and (value.ndim == 3 or name == "y")
+    )
+
+
+@contextmanager
+def _misfits(network: nn.Module) -> Generator[list[tuple[str, int, int]]]:
+    """A time in which layers that get vectors of another width are noted: path, width, and what they take."""
+    found: list[tuple[str, int, int]] = []
+
+    def note(path: str, width: int) -> Callable[..., None]:
+        def hook(module: nn.Module, given: tuple[Any, ...]) -> None:
+            if given and isinstance(given[0], Tensor) and given[0].shape[-1:] != (width,):
+                found.append((path, given[0].shape[-1], width))
+
+        return hook
+
+    with ExitStack() as stack:
+        for path, module in network.named_modules():
+            if width := _taken(module):
+                stack.callback(module.register_forward_pre_hook(note(path, width)).remove)
+        yield found
+
+
+def _taken(module: nn.Module) -> int | None:
+    """How wide vectors a linear layer or a norm of vectors takes; None for other modules."""
+    if isinstance(width := getattr(module, "in_features", None), int):
+        return width
+    weight = getattr(module, "weight", None)
+    is_norm = type(module).__name__.endswith(("LayerNorm", "RMSNorm"))
+    return weight.shape[0] if is_norm and isinstance(weight, Tensor) and weight.ndim == 1 else None

@@ -1,0 +1,108 @@
+"""Weights that a node has loaded, made fit for training without a second copy of them.
+
+Nodes run in inference mode, and a tensor that is made there can never be saved for a backward pass. An alias
+is another tensor on the same memory that can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...host.training import bypasses
+from ...host.weights import QuantizedTensor
+
+
+def alias(tensor: Tensor) -> Tensor:
+    """A tensor on the same memory that is no inference tensor, of the same class and with its attributes.
+
+    To be called outside of inference mode.
+    """
+    if isinstance(tensor, QuantizedTensor):
+        packed: Any = tensor
+        return QuantizedTensor(alias(packed._qdata), packed._layout_cls, _aliased(packed._params))
+    kind = type(tensor)
+    with torch._C.DisableTorchFunctionSubclass():
+        made = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        # Not `shape`: the packed tensors of other packs may claim another.
+        made.set_(tensor.untyped_storage(), tensor.storage_offset(), Tensor.size(tensor), tensor.stride())
+    if kind not in (Tensor, nn.Parameter):
+        made = made.as_subclass(kind)
+        vars(made).update(vars(tensor))
+    return made
+
+
+def _fit(value: Any) -> Any:
+    """A value of an adapter, as a tensor that can be kept for a backward pass where it is one."""
+    return alias(value) if isinstance(value, Tensor) and value.is_inference() else value
+
+
+def _aliased(params: Any) -> Any:
+    """The scales and the like of packed data, aliased."""
+    if not is_dataclass(params) or isinstance(params, type):
+        return params
+    held = {field.name: getattr(params, field.name) for field in fields(params)}
+    changed = {name: alias(value) for name, value in held.items() if isinstance(value, Tensor)}
+    return replace(params, **changed)
+
+
+@contextmanager
+def aliased(model: nn.Module) -> Generator[None]:
+    """A time in which no weight or buffer of a model is an inference tensor, and none wants a gradient.
+
+    Nor is a tensor of the adapters that the host's own bypass has put around layers.
+
+    Afterwards the model holds the very tensors that it held before, with their flags. A tensor that others
+    have put in the place of an alias meanwhile stays.
+    """
+    held: list[tuple[dict[str, Any], str, Any, Any, bool]] = []
+    # A tensor that several modules share must stay one tensor.
+    made: dict[int, Any] = {}
+    around = bypasses(model)
+    # By the numbers of the aliases in their place, which are kept so that nothing else gets these.
+    lent: dict[int, tuple[Any, Any]] = {}
+    try:
+        for adapter in around:
+            fit = tuple(_fit(value) for value in adapter.weights)
+            lent |= {id(there): (before, there) for before, there in zip(adapter.weights, fit, strict=True)}
+            adapter.weights = fit
+        for module in model.modules():
+            for table, is_parameter in ((module._parameters, True), (module._buffers, False)):
+                for name, value in list(table.items()):
+                    if value is None:
+                        continue
+                    flag = value.requires_grad
+                    if not value.is_inference():
+                        if is_parameter and flag:
+                            held.append((table, name, value, value, flag))
+                            value.requires_grad_(False)
+                        continue
+                    if id(value) not in made:
+                        other = alias(value)
+                        if is_parameter and not isinstance(other, nn.Parameter):
+                            other = nn.Parameter(other, requires_grad=False)
+                        made[id(value)] = other
+                    held.append((table, name, value, made[id(value)], flag))
+                    table[name] = made[id(value)]
+        yield
+    finally:
+        for adapter in around:
+            # The host may have moved some, and made another tuple of the rest.
+            adapter.weights = tuple(lent.get(id(there), (there,))[0] for there in adapter.weights)
+        for table, name, before, there, flag in reversed(held):
+            if before is there:
+                before.requires_grad_(flag)
+            elif table.get(name) is there and _same_place(before, there):
+                table[name] = before
+
+
+def _same_place(before: Any, there: Any) -> bool:
+    """Whether an alias is still on the memory of its original: the host may have moved the model."""
+    if isinstance(before, QuantizedTensor) and isinstance(there, QuantizedTensor):
+        before, there = before._qdata, there._qdata
+    return before.device == there.device and before.data_ptr() == there.data_ptr()

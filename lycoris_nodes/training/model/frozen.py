@@ -1,0 +1,125 @@
+"""Layers whose weights are not at hand as the model uses them: offloaded, packed or in another dtype.
+
+The host copies, unpacks or casts such a weight for each pass. Autograd would keep the copy of every layer
+until the backward pass, which is the whole model again in memory, or worse, see the buffer that the host has
+meanwhile used for the next layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import grad
+
+from ...host.weights import QuantizedTensor, fetched
+from .recompute import put_back
+
+
+def lent(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, nn.Module]]:
+    """The layers, by path, of which the host makes a weight for each pass in this dtype on this device."""
+    for path, module in model.named_modules():
+        held: Any = module
+        weight = module._parameters.get("weight")
+        if weight is None or not (hasattr(held, "comfy_cast_weights") or hasattr(held, "cast_bias_weight")):
+            continue
+        away = weight.device != device or hasattr(held, "_v")
+        packed = isinstance(weight, QuantizedTensor) or not weight.is_floating_point()
+        patched = bool(getattr(held, "weight_function", ()))
+        # The cast of a vector is as small as what autograd keeps anyway.
+        cast = weight.dtype != dtype and getattr(held, "comfy_cast_weights", False) and weight.ndim > 1
+        if away or packed or patched or cast:
+            yield path, module
+
+
+@contextmanager
+def weights_fetched_again(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Generator[int]:
+    """A time in which such layers keep no weight for the backward pass but fetch it again there.
+
+    Their weights get no gradients. Yields how many layers there are.
+    """
+    with ExitStack() as stack:
+        count = 0
+        for _, module in list(lent(model, dtype, device)):
+            own = vars(module)
+            before = own.get("forward")
+            # What others have put around the layer is not told by its weight.
+            own["forward"] = _fetching(module, module.forward, alone=before is None)
+            stack.callback(put_back, own, before)
+            count += 1
+        yield count
+
+
+def _fetching(module: nn.Module, forward: Callable[..., Tensor], *, alone: bool) -> Callable[..., Tensor]:
+    def run(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        # A weight that an adapter has put over the layer's own is one with a graph.
+        if not torch.is_grad_enabled() or not x.requires_grad or "weight" in vars(module):
+            return forward(x, *args, **kwargs)
+        if args or kwargs:
+            return _Fetching.apply(x, None, lambda given: forward(given, *args, **kwargs))
+        return _Fetching.apply(x, module if alone else None, forward)
+
+    return run
+
+
+class _Fetching(torch.autograd.Function):
+    """A layer with a fixed weight. The gradient of its input is dy W, or its like for a convolution."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: Any, forward: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.module, ctx.run, ctx.dtype, ctx.shape = module, forward, x.dtype, x.shape
+        ctx.back = _BACK.get(len(x.shape)) if _is_plain_convolution(module) else None
+        if isinstance(module, nn.Linear):
+            ctx.back = _of_linear
+        # The gradients of these layers do not depend on the input.
+        ctx.save_for_backward(*(() if ctx.back else (x,)))
+        made = forward(x.detach())
+        # The output may be added to in place, which torch forbids for views that are made here.
+        return torch.ops.aten._unsafe_view(made, made.shape) if made._is_view() else made
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
+        if ctx.back is None:
+            (x,) = ctx.saved_tensors
+            with torch.enable_grad():
+                leaf = x.detach().requires_grad_()
+                (found,) = torch.autograd.grad(ctx.run(leaf), leaf, gradient)
+            return found, None, None
+        weight = fetched(ctx.module, gradient.dtype, gradient.device)
+        return ctx.back(ctx.module, ctx.shape, weight, gradient).to(ctx.dtype), None, None
+
+
+def _is_plain_convolution(module: Any) -> bool:
+    """Whether a layer is a convolution as torch has it, called with its input alone."""
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return (
+        isinstance(module, kinds) and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    )
+
+
+def _of_linear(module: Any, shape: torch.Size, weight: Tensor, gradient: Tensor) -> Tensor:
+    # The layer multiplies its input with these factors (I,), and its weight is stored divided by them.
+    scale = getattr(module, "pre_quant_scale", None)
+    found = gradient @ weight
+    return found if scale is None else found * scale.to(found)
+
+
+def _of_convolution(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def back(module: Any, shape: torch.Size, weight: Tensor, gradient: Tensor) -> Tensor:
+        return function(
+            shape, weight, gradient, module.stride, module.padding, module.dilation, module.groups
+        )
+
+    return back
+
+
+_BACK = {
+    3: _of_convolution(grad.conv1d_input),
+    4: _of_convolution(grad.conv2d_input),
+    5: _of_convolution(grad.conv3d_input),
+}
+"""By the number of dimensions of a batch of inputs."""

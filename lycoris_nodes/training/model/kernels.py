@@ -1,0 +1,52 @@
+"""Functions that networks call in training, answered by others: fused kernels that have no derivative by the
+same in plain torch, and norms of what is written over afterwards by norms of copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from ...host.training import fused_functions
+
+NAMESPACE = "comfy_kitchen"
+"""The library whose kernels these are. Its functions in plain torch are part of it."""
+
+
+class Differentiable(TorchFunctionMode):
+    """A time in which calls of fused kernels compute the same in plain torch. Nothing is registered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._functions: Mapping[str, Callable[..., Any]] = fused_functions()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+            namespace, _, name = _name(func).partition("::")
+            if namespace == NAMESPACE:
+                plain = self._functions.get(name)
+                if plain is not None:
+                    return plain(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+class NormsCopied(TorchFunctionMode):
+    """A time in which RMS norms that are called as functions read copies."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is functional.rms_norm and torch.is_grad_enabled():
+            args = (args[0].clone(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+def _name(func: Any) -> str:
+    """The name of an operator, as `comfy_kitchen::apply_rope`."""
+    full = func._qualified_op_name if hasattr(func, "_qualified_op_name") else func._schema.name
+    return full.partition(".")[0] if "::" in full else full

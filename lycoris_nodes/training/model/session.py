@@ -1,0 +1,193 @@
+"""A model of the host that is open for training, and that is as it was found afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from ....lycoris_ops import LycorisNetwork, TrainError, create_lycoris, join_networks
+from ...host import training as host
+from ...host.passes import forget_passes
+from .aliases import aliased
+from .cures import cured, kinds_of, reads_copied
+from .frozen import weights_fetched_again
+from .recompute import recomputed
+
+_open: WeakSet[nn.Module] = WeakSet()
+"""The models that are open for training."""
+
+
+class Session:
+    """A model that is open for training, see `opened`."""
+
+    def __init__(self, patcher: Any) -> None:
+        self.patcher = patcher
+        self.networks: list[LycorisNetwork] = []
+        self.dtype = torch.float32
+        """What the model computes in."""
+        self.fetching = 0
+        """How many layers fetch their weights again in the backward pass."""
+        self.blocks = 0
+        """How many blocks are checkpointed."""
+        self.widths: set[frozenset[tuple[str, int]]] = set()
+        """The widths of captions that the model has taken, see `check_width`."""
+
+    @property
+    def model(self) -> Any:
+        """The host's model."""
+        return self.patcher.model
+
+    @property
+    def network(self) -> nn.Module:
+        """What adapters are trained beside: the diffusion model, or the text encoders as a whole."""
+        return getattr(self.model, "diffusion_model", self.model)
+
+    @property
+    def prefix(self) -> str:
+        """What stands before the paths of `network` in adapter files."""
+        return "diffusion_model." if hasattr(self.model, "diffusion_model") else ""
+
+    @property
+    def device(self) -> torch.device:
+        return self.patcher.load_device
+
+    def adapted(self, **options: Any) -> LycorisNetwork:
+        """A network of adapters, see `create_lycoris`, which the end of the session takes away again."""
+        if self.fetching:
+            # A rebuilt weight would need the weight that is not at hand.
+            options.setdefault("form", "bypass")
+        net = create_lycoris(self.network, prefix=self.prefix, **options)
+        # A weight that the host has offloaded is elsewhere than where it is multiplied.
+        net.to(self.device)
+        self.networks.append(net)
+        return net
+
+    def joined(self, networks: Mapping[str, LycorisNetwork]) -> LycorisNetwork:
+        """One network of those of several open models, see `join_networks`."""
+        net = join_networks(networks)
+        self.networks.append(net)
+        return net
+
+    @contextmanager
+    def sampling(self) -> Generator[None]:
+        """A time in which the host's samplers run the model as ever, with the adapters as they are now."""
+        model = self.model
+        before = getattr(model, "current_patcher", None)
+        with torch.no_grad(), host.marked_training(False):
+            forget_passes(model)
+            try:
+                yield
+            finally:
+                forget_passes(model)
+                if hasattr(model, "current_patcher"):
+                    model.current_patcher = before
+
+    def prediction(self, x: Tensor, sigma: Tensor, conds: Mapping[str, Any]) -> Tensor:
+        """What the model takes for the picture: see `prediction`."""
+        return prediction(self.model, x, sigma, conds, self.patcher.model_options["transformer_options"])
+
+
+@contextmanager
+def opened(
+    patcher: Any,
+    *,
+    checkpointing: bool = False,
+    memory: float | None = 0.0,
+    dtype: torch.dtype | None = None,
+    beside: Sequence[Any] = (),
+) -> Generator[Session]:
+    """A time in which a model, or the patcher of text encoders, can be trained beside.
+
+    The model is loaded by the host, with its patches, and `memory` bytes are left free beside it. Its weights
+    are those that other nodes hold too: no copy is made, and afterwards every weight, flag, hook and method
+    is as before, also after an error or an interrupt. All that is trained is made and used in this time.
+
+    With `checkpointing` the blocks of the model run again in the backward pass and keep their inputs alone.
+    `dtype` is what a diffusion model computes in; None is what the host has chosen. The patchers `beside` are
+    loaded at the same time, so that they can be opened within this time without taking the model's place;
+    with `memory` None the model is loaded already.
+
+    Raises TrainError for a model that is open already.
+    """
+    session = Session(patcher)
+    if patcher.model in _open:
+        raise TrainError(
+            "a training of this model is running already",
+            got=type(patcher.model).__name__,
+            hint="Wait for its end, or stop it",
+        )
+    # In the mode of the caller: a weight that the host has made in inference mode is moved in it.
+    if memory is not None:
+        host.loaded([patcher, *beside], memory)
+    with ExitStack() as stack:
+        _open.add(patcher.model)
+        stack.callback(_open.discard, patcher.model)
+        stack.enter_context(host.computing_in(patcher.model, dtype))
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_modes_kept(patcher.model))
+        stack.enter_context(aliased(patcher.model))
+        stack.enter_context(host.running(patcher))
+        stack.enter_context(host.marked_training())
+        session.dtype = _dtype(patcher.model)
+        session.fetching = stack.enter_context(
+            weights_fetched_again(session.network, session.dtype, session.device)
+        )
+        kinds = kinds_of(session.network)
+        if checkpointing:
+            session.blocks = stack.enter_context(recomputed(session.network, lambda: cured(kinds)))
+        stack.enter_context(reads_copied(session.network))
+        stack.enter_context(cured(kinds))
+        try:
+            yield session
+        finally:
+            for net in reversed(session.networks):
+                net.restore()
+
+
+def prediction(
+    model: Any, x: Tensor, sigma: Tensor, conds: Mapping[str, Any], options: Mapping[str, Any] | None = None
+) -> Tensor:
+    """The denoised latent (B, ...) that a model of the host makes of x (B, ...) at sigma (B,).
+
+    It is what a sampler gets for one prompt, by the same function of the model, without its loop: each row
+    has its own conditioning, where a sampler would compute every row with every prompt and average. `conds`
+    are the model's arguments by name (see `Caption`), and `options` the model's transformer options.
+    """
+    told: dict[str, Any] = {
+        **(options or {}),
+        "sigmas": sigma,
+        "sample_sigmas": sigma,
+        "cond_or_uncond": [0],
+        "uuids": [host.fresh_id()],
+        "optimized_attention_override": host.attention,
+    }
+    forget_passes(model)
+    try:
+        return model.apply_model(x, sigma, transformer_options=told, **conds)
+    finally:
+        forget_passes(model)
+
+
+def _dtype(model: Any) -> torch.dtype:
+    """The dtype that a model computes in."""
+    asked = getattr(model, "get_dtype_inference", None)
+    return asked() if asked else next(model.parameters()).dtype
+
+
+@contextmanager
+def _modes_kept(model: nn.Module) -> Generator[None]:
+    """A time in which the modules are in `eval` mode, and afterwards in the modes that they were in."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True

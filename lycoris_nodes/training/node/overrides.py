@@ -1,0 +1,43 @@
+"""Settings for some layers, as lines of text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ....lycoris_ops import RuleError, without_comment
+
+WORDS: dict[str, Any] = {"true": True, "false": False, "none": None}
+EXAMPLE = "*attn2*: algorithm lokr, factor 8"
+
+
+def overrides_of(text: str) -> dict[str, dict[str, Any]]:
+    """Options by pattern, of lines such as `*attn2*: algorithm lokr, factor 8`.
+
+    Comments after `#` and empty lines are passed over. The names of options and the forms of patterns are
+    those of `create_lycoris`. Raises RuleError for a line of another form.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        line = without_comment(line).strip()
+        if not line:
+            continue
+        # From the right: a regular expression may hold a colon too.
+        pattern, colon, options = line.rpartition(":")
+        pairs = [option.split() for option in options.split(",")]
+        if not colon or not pattern.strip() or any(len(pair) != 2 for pair in pairs):
+            raise RuleError("a line cannot be understood", key=f"line {number}", got=line, expected=EXAMPLE)
+        if pattern.strip() in found:
+            raise RuleError("two lines are for one pattern", key=f"line {number}", got=pattern.strip())
+        found[pattern.strip()] = {name: _value(word) for name, word in pairs}
+    return found
+
+
+def _value(word: str) -> Any:
+    if word.lower() in WORDS:
+        return WORDS[word.lower()]
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return word

@@ -1,0 +1,78 @@
+"""Pictures that a model samples while an adapter for it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+
+from ....lycoris_ops import LycorisNetwork
+from ...host.sampling import decoded_picture, has_room_to_decode, rough_picture, sampled
+from ..data.families import family_of
+from ..data.latents import Latent
+from ..model.session import Session
+
+STEPS = 20
+CFG = 5.0
+"""The guidance where there is a caption of no text, and the model has none built in."""
+
+Conditioning = list[Any]
+
+
+@dataclass
+class Previews:
+    """Samples a caption every so many steps, always from the same noise, and keeps the pictures.
+
+    They are decoded by `vae` where there is one and it has room beside the models in training, else roughly.
+    """
+
+    session: Session
+    network: LycorisNetwork
+    every: int
+    folder: Path
+    like: Latent
+    """The latent whose size the pictures have."""
+    positive: Callable[[], Conditioning]
+    """The caption, as the text encoders make it now."""
+    negative: Callable[[], Conditioning] | None
+    """That of no text, if there is one."""
+    seed: int
+    vae: Any = None
+    rough: int = 0
+    """How many pictures the VAE had no room for."""
+
+    def due(self, step: int) -> bool:
+        # Of several parts, such as video and sound, none is a picture.
+        return self.every > 0 and step % self.every == 0 and len(self.like.shapes) == 1
+
+    def make(self, step: int) -> Image | None:
+        """The picture after a step, which is kept as a file too; None where latents cannot be shown."""
+        patcher = self.session.patcher
+        built_in = bool(family_of(self.session.model).guidance)
+        self.network.eval()
+        with torch.no_grad():
+            positive = self.positive()
+            negative = self.negative() if self.negative else positive
+        with self.session.sampling():
+            made = sampled(
+                patcher,
+                torch.zeros(self.like.values.shape),
+                positive,
+                negative,
+                cfg=CFG if self.negative and not built_in else 1.0,
+                steps=STEPS,
+                seed=self.seed,
+            )
+            if self.vae is not None and has_room_to_decode(self.vae, made.shape):
+                picture = decoded_picture(self.vae, made)
+            else:
+                self.rough += self.vae is not None
+                picture = rough_picture(patcher, made)
+        if picture is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            picture.save(self.folder / f"sample-{step:06d}.png")
+        return picture

@@ -1,0 +1,43 @@
+"""The report of a training, in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ....lycoris_ops import TrainOptions, dtype_name, number_of
+from ...host.files import shown_path
+from ..data.loss import DiffusionLoss
+from ..model.session import Session
+
+
+def rate_in_words(options: TrainOptions, text_rate: float | None) -> str:
+    rate = "that of the optimiser" if options.lr is None else f"{options.lr:g}"
+    texts = "" if text_rate is None else f", text encoders at {text_rate:g} of it"
+    return f"{rate}{texts}, {options.optimiser}, {options.schedule} after a warm-up of {options.warmup:g}"
+
+
+def rescue_in_words(path: Path, steps: int, of: int) -> str:
+    """What is left of a training that did not come to its end, and how it goes on."""
+    return (
+        f"Stopped after {steps} of {of} steps, and kept in {shown_path(path)}. Run with the same settings "
+        "trains on from there."
+    )
+
+
+def loss_in_words(loss: DiffusionLoss) -> str:
+    times = loss.times
+    shift = f"{times.shift:g}" if isinstance(times.shift, int | float) else "by size"
+    dropped = f"{loss.caption_dropout:.0%} of the captions dropped"
+    return f"{times.distribution} times, shift {shift}; weighting {loss.weighting.name}; {dropped}"
+
+
+def memory_in_words(session: Session, *, scaled: bool) -> str:
+    lines = [
+        f"{number_of(session.blocks, 'block is', 'blocks are')} computed again"
+        if session.blocks
+        else "all activations are kept"
+    ]
+    if session.fetching:
+        lines.append(f"{number_of(session.fetching, 'layer is', 'layers are')} fetched again")
+    lines.append(f"computed in {dtype_name(session.dtype)}{', with a scaled loss' if scaled else ''}")
+    return ", ".join(lines)

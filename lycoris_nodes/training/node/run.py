@@ -1,0 +1,337 @@
+"""The training: the models opened, the data made fit, the network, the loop, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ....lycoris_ops import (
+    WRITABLE,
+    LycorisNetwork,
+    MatchError,
+    TrainError,
+    TrainOptions,
+    TrainResult,
+    faults_in_comfy,
+    paragraph,
+    train_network,
+)
+from ...host.files import shown_path
+from ..data.captions import Text
+from ..data.families import Family, family_of
+from ..data.loss import DiffusionLoss, Sample
+from ..data.samples import (
+    described,
+    epochs_of,
+    guidance_in_words,
+    judged,
+    masks_in_words,
+    samples_of,
+    sketches_of,
+)
+from ..data.targets import Weighting
+from ..data.texts import TextEncoder
+from ..model.session import Session, opened
+from .live import Live
+from .memory import is_checkpointed, memory_for
+from .overrides import overrides_of
+from .previews import Previews
+from .report import loss_in_words, memory_in_words, rate_in_words, rescue_in_words
+from .runs import ANEW, Run, check_room_for, run_of
+from .settings import (
+    PRECISIONS,
+    TEXT_PRESET,
+    Asked,
+    parts_of,
+    preset_of,
+    rate_of,
+    settings_of,
+    start_of,
+    text_rate_of,
+    times_of,
+)
+
+DRAWS = 4
+"""At how many evenly spaced times each held-out latent is judged, as in kohya-ss/sd-scripts."""
+KEEP = 3
+"""How many of the checkpoints of every so many steps are kept."""
+SAMPLED = (
+    *("latents", "positive", "captions", "masks", "empty_caption"),
+    *("regularisation_latents", "regularisation_positive", "regularisation_captions"),
+    *("validation_latents", "validation_positive", "validation_captions"),
+)
+"""The inputs that a resumed training must have as before."""
+
+PLACES = ("output", "state", "picture")
+"""The paths of a result."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a training."""
+
+    result: TrainResult
+    name: str
+    report: str
+
+
+def train(
+    asked: Asked,
+    metadata: Mapping[str, str],
+    begun: Callable[[str], None],
+    rescued: Callable[[str], None],
+) -> Trained:
+    """Train as it is asked, or go on with the training that was broken off, see `run_of`.
+
+    `begun` is told of a training that goes on, and `rescued` of what an exception has left, in words. An
+    interrupt by the user is one: there is no result before the end, so that the host can keep none.
+
+    Raises LycorisError for what cannot be trained, before the first step.
+    """
+    settings = settings_of(asked)
+    run = run_of(asked.filename_prefix, asked.dialect, settings, resume=asked.resume)
+    output = run.output
+    if run.state:
+        begun(f"Goes on: {run.in_words}.")
+
+    def kept(path: Path, steps: int) -> None:
+        if steps:
+            rescued(rescue_in_words(path, steps, asked.steps))
+
+    with _opened(asked) as (session, encoder):
+        family = family_of(session.model)
+        loss = DiffusionLoss(
+            session=session,
+            times=times_of(asked, family),
+            weighting=Weighting(asked.weighting),
+            caption_dropout=asked.caption_dropout if encoder or asked.empty_caption else 0.0,
+            noise_offset=asked.noise_offset,
+            encoder=encoder,
+        )
+        samples = samples_of(
+            session,
+            asked.latents,
+            asked.positive,
+            texts=asked.captions,
+            encoder=encoder,
+            masks=asked.masks,
+            empty=asked.empty_caption,
+            seed=asked.seed,
+        )
+        prior = _prior(asked, session, encoder)
+        held = _held_out(asked, session, encoder)
+        network, rate, text_rate = _network(asked, family, session, encoder)
+        check_room_for(output, network, KEEP if asked.checkpoint_every else 0)
+        halves = [session.dtype, *([encoder.session.dtype] if encoder else [])]
+        scaled = torch.float16 in halves
+        options = TrainOptions(
+            steps=asked.steps,
+            optimiser=asked.optimiser,
+            lr=rate,
+            schedule=asked.schedule,
+            warmup=asked.warmup,
+            accumulation=asked.accumulation,
+            max_weight_norm=asked.max_weight_norm or None,
+            ema=asked.ema or None,
+            scaled=scaled,
+            data=sketches_of(**{name: getattr(asked, name) for name in SAMPLED}),
+            settings=settings,
+            seed=asked.seed,
+            validate_every=(asked.validate_every or max(1, asked.steps // 10)) if held else None,
+            checkpoint_every=asked.checkpoint_every or None,
+            keep=KEEP,
+            output=output,
+            dialect=asked.dialect,
+            dtype=WRITABLE[asked.dtype],
+            metadata=metadata,
+            bar=False,
+            picture=False,
+        )
+        previews = _previews(asked, session, encoder, network, samples, Path(str(options.folder)))
+        live = Live(asked.steps, previews)
+        with _meant(run):
+            result = train_network(
+                network,
+                epochs_of(samples, asked.batch_size, prior),
+                loss,
+                options,
+                validation=judged(held, asked.batch_size, DRAWS) if held else None,
+                resume=options.folder if run.state else None,
+                progress=live.stepped,
+                validated=live.validated,
+                rescued=kept,
+            )
+        places = {name: shown_path(path) for name in PLACES if (path := getattr(result, name))}
+        report = paragraph(
+            [
+                *str(replace(result, **places)).splitlines(),
+                f"model: {family.name}; defaults of {family.source}",
+                f"data: {described(samples, asked.batch_size)}",
+                *([f"preserved: {described(prior, asked.batch_size)}"] if prior else []),
+                *([f"held out: {described(held, asked.batch_size)}"] if held else []),
+                *guidance_in_words(
+                    family,
+                    [*asked.positive, *asked.regularisation_positive, *asked.validation_positive],
+                ),
+                *masks_in_words(asked.latents, asked.masks, "latents"),
+                *masks_in_words(asked.regularisation_latents, (), "regularisation_latents"),
+                *masks_in_words(asked.validation_latents, (), "validation_latents"),
+                *faults_in_comfy((member.layer for member in network.members.values()), asked.dialect),
+                f"rate: {rate_in_words(options, text_rate)}",
+                f"loss: {loss_in_words(loss)}",
+                f"memory: {memory_in_words(session, scaled=scaled)}",
+                *([f"{previews.rough} samples are rough: the VAE had no room"] if previews.rough else []),
+                *network.report.splitlines(),
+            ]
+        )
+    return Trained(result, output.stem, report)
+
+
+@contextmanager
+def _meant(run: Run) -> Generator[None]:
+    """Say what can be done where the training that was broken off had another model, network or data."""
+    try:
+        yield
+    except (MatchError, TrainError) as error:
+        if run.state and error.file == str(run.state.path):
+            error.hint = f"The training {run.in_words}. To go on with it, give the same again. {ANEW}"
+        raise
+
+
+@contextmanager
+def _opened(asked: Asked) -> Generator[tuple[Session, TextEncoder | None]]:
+    """A time in which the model, and the text encoders if they are trained, are open for training."""
+    for name in ("captions", "regularisation_captions", "validation_captions"):
+        if getattr(asked, name) and asked.clip is None:
+            raise TrainError(
+                "there are captions as texts, and no text encoder to train on them",
+                key=name,
+                hint=f"Link `clip` to train the text encoders, or take the link of `{name}` away",
+            )
+    recompute = is_checkpointed(asked.model, asked.checkpointing)
+    data = [*asked.latents, *asked.regularisation_latents, *asked.validation_latents]
+    memory = memory_for(asked.model, data, asked.batch_size, checkpointed=recompute)
+    with ExitStack() as stack:
+        session = stack.enter_context(
+            opened(
+                asked.model,
+                checkpointing=recompute,
+                memory=memory,
+                dtype=PRECISIONS[asked.precision],
+                beside=[] if asked.clip is None else [asked.clip.patcher],
+            )
+        )
+        if asked.clip is None:
+            yield session, None
+            return
+        of_text = stack.enter_context(opened(asked.clip.patcher, checkpointing=recompute, memory=None))
+        yield session, TextEncoder(asked.clip, of_text, session.model, session.device, asked.seed)
+
+
+def _prior(asked: Asked, session: Session, encoder: TextEncoder | None) -> list[Sample]:
+    """The samples that preserve what the model knows."""
+    latents, captions = asked.regularisation_latents, asked.regularisation_positive
+    if not latents:
+        if captions or asked.regularisation_captions:
+            raise TrainError(
+                "there are regularisation captions without latents", key="regularisation_positive"
+            )
+        return []
+    return samples_of(
+        session,
+        latents,
+        captions,
+        texts=asked.regularisation_captions,
+        encoder=encoder,
+        empty=asked.empty_caption,
+        weight=asked.prior_weight,
+        seed=asked.seed,
+        name="regularisation_latents",
+    )
+
+
+def _held_out(asked: Asked, session: Session, encoder: TextEncoder | None) -> list[Sample]:
+    latents, captions = asked.validation_latents, asked.validation_positive
+    if not latents:
+        if captions or asked.validation_captions:
+            raise TrainError("there are held-out captions without latents", key="validation_positive")
+        return []
+    return samples_of(
+        session,
+        latents,
+        # Those of the trained latents, if it is one for all.
+        captions or (asked.positive if sum(map(len, asked.positive)) == 1 else ()),
+        texts=asked.validation_captions or (asked.captions if len(asked.captions) == 1 else ()),
+        encoder=encoder,
+        seed=asked.seed,
+        name="validation_latents",
+    )
+
+
+def _network(
+    asked: Asked, family: Family, session: Session, encoder: TextEncoder | None
+) -> tuple[LycorisNetwork, float | None, float | None]:
+    """What is trained, its rate, and that of the text encoders as a share of it."""
+    start, overrides = start_of(asked.stack), overrides_of(asked.overrides)
+    of_text = None
+    if start and encoder:
+        start, of_text = parts_of(start, asked.model, asked.clip)
+    fresh: dict[str, Any] = {"algorithm": asked.algorithm, "rank": asked.rank or family.rank}
+    given = fresh if asked.plan is None and start is None else {"plan": asked.plan, "weights": start}
+    rate = rate_of(asked, family, given)
+    shared: dict[str, Any] = {
+        "seed": asked.seed,
+        **{name: getattr(asked, name) for name in ("input_dropout", "rank_dropout", "module_dropout")},
+    }
+    network = session.adapted(
+        preset=preset_of(asked.preset, family, given),
+        include=asked.include.split(),
+        exclude=asked.exclude.split(),
+        overrides=overrides,
+        **shared,
+        **given,
+    )
+    if encoder is None:
+        return network, rate, None
+    share = text_rate_of(asked, rate)
+    own: dict[str, Any] = {"preset": TEXT_PRESET, **fresh} if of_text is None else {"weights": of_text}
+    texts = encoder.adapted(lr=share, **shared, **own)
+    # Taken away at the end of the session within the other one, before the encoders get their flags back.
+    joined = encoder.session.joined({"diffusion_model": network, "text_encoders": texts})
+    return joined, rate, share
+
+
+def _previews(
+    asked: Asked,
+    session: Session,
+    encoder: TextEncoder | None,
+    network: LycorisNetwork,
+    samples: Sequence[Sample],
+    folder: Path,
+) -> Previews:
+    # Of several captions in one conditioning, the first.
+    first = asked.positive[0][:1]
+    empty = asked.empty_caption[0] if asked.empty_caption else None
+
+    def said() -> list[Any]:
+        return encoder.conditioning(Text(asked.captions[0], first[0][1])) if encoder else first
+
+    def nothing() -> list[Any]:
+        return encoder.conditioning(Text("", first[0][1])) if encoder else empty or first
+
+    return Previews(
+        session=session,
+        network=network,
+        every=asked.sample_every,
+        folder=folder,
+        like=samples[0].latent,
+        positive=said,
+        negative=nothing if encoder or empty else None,
+        seed=asked.seed,
+        vae=asked.vae,
+    )

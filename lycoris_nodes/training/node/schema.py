@@ -1,0 +1,426 @@
+"""The inputs and outputs of Train LoRA / LyCORIS: those that most users look at, and groups of the others.
+
+A group is a choice of `usual` or `own`, and only with `own` the front end shows what is in it. The name of an
+input in a group is that of the group, a dot and its own; in a prompt the input's own name alone serves too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ....lycoris_ops import WRITABLE, WRITTEN, optimisers, schedules, trainable
+from ...host.page import io
+from ...schema.inputs import (
+    AS_FAMILY,
+    LORA_MODEL,
+    PLAN,
+    choice_inputs,
+    group_input,
+    mask_input,
+    seed_input,
+    stack_input,
+    stack_output,
+    text_input,
+    training_inputs,
+)
+from ...schema.report import report_output
+from ..data.targets import WEIGHTINGS
+from ..data.times import DISTRIBUTIONS
+from .memory import checkpointing_input
+from .overrides import EXAMPLE
+from .run import KEEP
+from .settings import PRECISIONS
+
+
+def inputs() -> list[Any]:
+    return [*training_inputs("train for"), *_usual(), *_links(), *_groups()]
+
+
+def outputs() -> list[Any]:
+    return [
+        stack_output("The trained LoRA / LyCORIS at strength 1, for Apply LyCORIS Stack."),
+        LORA_MODEL.Output(
+            "lora",
+            display_name="lora",
+            tooltip="The same for ComfyUI's own Load LoRA Model and Save LoRA Weights.",
+        ),
+        io.Custom("LOSS_MAP").Output(
+            "loss_map", display_name="loss_map", tooltip="All losses, for ComfyUI's Plot Loss Graph."
+        ),
+        io.Image.Output("curves", display_name="curves", tooltip="A picture of the losses over the steps."),
+        io.Int.Output(
+            "steps_done",
+            display_name="steps",
+            tooltip="How many steps were made, in all runs together.",
+        ),
+        io.String.Output("path", display_name="path", tooltip="The full path of the saved file."),
+        report_output(),
+    ]
+
+
+def _usual() -> list[Any]:
+    """The settings that most users look at."""
+    return [
+        io.Int.Input(
+            "steps",
+            default=1000,
+            min=1,
+            max=1_000_000,
+            tooltip="How many updates of the weights. 1000 to 2000 are usual for 10 to 50 pictures.",
+        ),
+        io.Float.Input(
+            "learning_rate",
+            default=0.0,
+            min=0.0,
+            max=10.0,
+            step=0.000001,
+            tooltip="How far each step goes. 0: as is usual for the model, the algorithm and the optimiser. "
+            "Too high a rate spoils pictures or ends in an error, too low a rate learns little.",
+        ),
+        io.Combo.Input(
+            "algorithm",
+            # Norms get their own kind wherever they are included.
+            options=[name for name in trainable() if name != "norm"],
+            default="lora",
+            tooltip="The kind of adapter. lora is read by every tool; lokr is the smallest; loha, oft, boft "
+            "and others behave differently. A plan or a stack has its own.",
+        ),
+        io.Int.Input(
+            "rank",
+            default=0,
+            min=0,
+            max=4096,
+            tooltip="The size of each layer: more can hold more detail and makes a larger file. 0: as is "
+            "usual for the model. alpha is always the rank.",
+        ),
+        io.String.Input(
+            "filename_prefix",
+            default="loras/trained",
+            tooltip="The name of the training in the output folder; a number is added, and no file is "
+            "overwritten. Its checkpoints are in a folder beside the file.",
+        ),
+        io.Boolean.Input(
+            "resume",
+            default=False,
+            tooltip="Off: a training of this name that was stopped goes on by itself where all settings and "
+            "data are as before, exactly as if it had not been. On: the latest one goes on with the settings "
+            "of now, also a finished one, for more steps.",
+        ),
+        seed_input("What all chance is made of: the same seed and inputs give the same file."),
+    ]
+
+
+def _links() -> list[Any]:
+    """What can be linked beside the data."""
+    return [
+        PLAN.Input(
+            "plan",
+            optional=True,
+            tooltip="The layers, algorithms and ranks from Plan LyCORIS Ranks, in place of those set here.",
+        ),
+        stack_input(
+            tooltip="An adapter to go on from, of any tool: its layers, algorithms and ranks stay. A new "
+            "file is written.",
+        ),
+        mask_input(),
+        io.Conditioning.Input(
+            "empty_caption",
+            optional=True,
+            tooltip="The encoded empty text. With it, captions are dropped now and then, which keeps CFG "
+            "working well. Not needed with `clip`.",
+        ),
+        io.Clip.Input(
+            "clip",
+            optional=True,
+            tooltip="With it the text encoders are trained too, at a rate of their own, on the texts in "
+            "`captions`.",
+        ),
+        text_input(
+            "captions",
+            "The captions of `positive` as texts, which the text encoders are trained on: one for each "
+            "latent in the same order, or one for all.",
+        ),
+        io.Vae.Input(
+            "vae",
+            optional=True,
+            tooltip="Decodes the pictures that are sampled every `sample_every` steps. Without it they are "
+            "rough.",
+        ),
+        io.Latent.Input(
+            "regularisation_latents",
+            optional=True,
+            tooltip="Latents of what the model is not to forget, such as other pictures of the same kind of "
+            "thing. As many of them as of `latents` are trained on.",
+        ),
+        io.Conditioning.Input(
+            "regularisation_positive",
+            optional=True,
+            tooltip="Their captions, without the trigger word: one for each, or one for all.",
+        ),
+        text_input("regularisation_captions", "The same as texts, where the text encoders are trained."),
+        io.Latent.Input(
+            "validation_latents",
+            optional=True,
+            tooltip="Latents that are not trained on. Their loss tells whether what is learned holds beyond "
+            "the pictures that it is learned from.",
+        ),
+        io.Conditioning.Input(
+            "validation_positive",
+            optional=True,
+            tooltip="The captions of the held-out latents, one for each, or one for all. Without them those "
+            "of `positive`, if it is one for all.",
+        ),
+        text_input("validation_captions", "The same as texts, where the text encoders are trained."),
+    ]
+
+
+def _groups() -> list[Any]:
+    return [
+        group_input("layers", "Which layers are trained.", _layers()),
+        group_input("optimisation", "How steps are made, in batches of which size.", _optimisation()),
+        group_input("noise", "At which amounts of noise the model is trained.", _noise()),
+        group_input("regularisation", "What keeps the training from learning by heart.", _regularisation()),
+        group_input("speed", "Precision and memory.", _speed()),
+        group_input("output", "What is saved and shown on the way, and how.", _output()),
+    ]
+
+
+def _layers() -> list[Any]:
+    return [
+        *choice_inputs(advanced=False),
+        io.String.Input(
+            "overrides",
+            default="",
+            multiline=True,
+            optional=True,
+            tooltip=f"Other settings for some layers, one line for each pattern: `{EXAMPLE}`.",
+        ),
+    ]
+
+
+def _optimisation() -> list[Any]:
+    return [
+        io.Combo.Input(
+            "optimiser",
+            options=sorted(optimisers()),
+            default="adamw",
+            optional=True,
+            tooltip="How steps are made of gradients. adamw needs nothing installed. prodigy finds the "
+            "learning rate itself; it, schedulefree and adamw8bit need packages of their own.",
+        ),
+        io.Combo.Input(
+            "schedule",
+            options=list(schedules()),
+            default="constant",
+            optional=True,
+            tooltip="How the learning rate falls over the steps.",
+        ),
+        io.Float.Input(
+            "warmup",
+            default=0.05,
+            min=0.0,
+            max=100_000.0,
+            step=0.01,
+            optional=True,
+            tooltip="Steps in which the learning rate rises at the start. Below 1 it is a share of all "
+            "steps.",
+        ),
+        io.Int.Input(
+            "batch_size",
+            default=1,
+            min=1,
+            max=1024,
+            optional=True,
+            tooltip="Latents in one pass of the model, of those that have one size. More is smoother and "
+            "takes more memory.",
+        ),
+        io.Int.Input(
+            "accumulation",
+            default=1,
+            min=1,
+            max=1024,
+            optional=True,
+            tooltip="Batches in one step. As smooth as larger batches, in the memory of one.",
+        ),
+        io.Float.Input(
+            "text_learning_rate",
+            default=0.0,
+            min=0.0,
+            max=10.0,
+            step=0.000001,
+            optional=True,
+            tooltip="The learning rate of the text encoders, if `clip` is linked. 0: a tenth of that of the "
+            "model.",
+        ),
+    ]
+
+
+def _noise() -> list[Any]:
+    return [
+        io.Combo.Input(
+            "times",
+            options=[AS_FAMILY, *DISTRIBUTIONS],
+            default=AS_FAMILY,
+            optional=True,
+            tooltip="How much noise is trained at. auto: as is usual for the model. uniform: all amounts "
+            "equally. logit-normal: mostly those in the middle.",
+        ),
+        io.Float.Input(
+            "shift",
+            default=0.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            optional=True,
+            tooltip="Moves training towards more noise where above 1. 0: as is usual for the model.",
+        ),
+        io.Combo.Input(
+            "weighting",
+            options=list(WEIGHTINGS),
+            default="none",
+            optional=True,
+            tooltip="How much the loss counts at each amount of noise. none is what most trainers do. "
+            "min-snr and debiased are for Stable Diffusion and SDXL.",
+        ),
+        io.Float.Input(
+            "noise_offset",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            optional=True,
+            tooltip="Lets Stable Diffusion and SDXL learn very bright and dark pictures: 0.05 is usual. Not "
+            "for flow models, nor for those of zero terminal SNR, which learn it without.",
+        ),
+    ]
+
+
+def _regularisation() -> list[Any]:
+    return [
+        io.Float.Input(
+            "caption_dropout",
+            default=0.1,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            optional=True,
+            tooltip="The share of captions that are left out, if `empty_caption` or `clip` is linked.",
+        ),
+        io.Float.Input(
+            "prior_weight",
+            default=1.0,
+            min=0.0,
+            max=100.0,
+            step=0.05,
+            optional=True,
+            tooltip="How much `regularisation_latents` count beside `latents`.",
+        ),
+        io.Float.Input(
+            "input_dropout",
+            default=0.0,
+            min=0.0,
+            max=0.99,
+            step=0.01,
+            optional=True,
+            tooltip="The share of what goes into each layer that it does not see in a pass.",
+        ),
+        io.Float.Input(
+            "rank_dropout",
+            default=0.0,
+            min=0.0,
+            max=0.99,
+            step=0.01,
+            optional=True,
+            tooltip="The share of each layer's rank that is left out in a pass.",
+        ),
+        io.Float.Input(
+            "module_dropout",
+            default=0.0,
+            min=0.0,
+            max=0.99,
+            step=0.01,
+            optional=True,
+            tooltip="The share of the layers that are left out in a pass.",
+        ),
+        io.Float.Input(
+            "max_weight_norm",
+            default=0.0,
+            min=0.0,
+            max=1000.0,
+            step=0.1,
+            optional=True,
+            tooltip="The largest norm of each layer's change, against overfitting. 0: no limit.",
+        ),
+        io.Float.Input(
+            "ema",
+            default=0.0,
+            min=0.0,
+            max=0.9999,
+            step=0.0001,
+            round=False,
+            optional=True,
+            tooltip="The decay of an average of the weights that is saved in their place, such as 0.99. 0: "
+            "none.",
+        ),
+    ]
+
+
+def _speed() -> list[Any]:
+    return [
+        io.Combo.Input(
+            "precision",
+            options=list(PRECISIONS),
+            default=AS_FAMILY,
+            optional=True,
+            tooltip="What the model computes in. auto: what ComfyUI has chosen when it loaded the model. "
+            "What is trained stays in float32, and in fp16 the loss is scaled.",
+        ),
+        checkpointing_input(advanced=False),
+    ]
+
+
+def _output() -> list[Any]:
+    return [
+        io.Int.Input(
+            "validate_every",
+            default=0,
+            min=0,
+            max=1_000_000,
+            optional=True,
+            tooltip="Steps between two validations, if `validation_latents` is linked. 0: ten in all.",
+        ),
+        io.Int.Input(
+            "checkpoint_every",
+            default=0,
+            min=0,
+            max=1_000_000,
+            optional=True,
+            tooltip=f"Steps between two checkpoints, of which the latest {KEEP} are kept. 0: only the best, "
+            "and the last, which is written every ten minutes too.",
+        ),
+        io.Int.Input(
+            "sample_every",
+            default=0,
+            min=0,
+            max=1_000_000,
+            optional=True,
+            tooltip="Steps between two pictures that are sampled with the first caption, always from one "
+            "noise. They are shown on the node and kept beside the checkpoints. 0: none.",
+        ),
+        io.Combo.Input(
+            "dialect",
+            options=list(WRITTEN),
+            default="comfy",
+            optional=True,
+            tooltip="The tool whose layer names are written: comfy (ComfyUI's own names), kohya (sd-scripts, "
+            "most web interfaces), peft, diffusers or lycoris. ComfyUI's own loaders ignore some kinds "
+            "(ia3, oftv2, boft_peft) and most files in PEFT's names: the report says it.",
+        ),
+        io.Combo.Input(
+            "dtype",
+            options=list(WRITABLE),
+            default="float32",
+            optional=True,
+            tooltip="The dtype of the saved file. float32 is as trained; bfloat16 halves its size.",
+        ),
+    ]

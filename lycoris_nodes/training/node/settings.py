@@ -1,0 +1,204 @@
+"""What the inputs of the node mean for the model at hand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from ....lycoris_ops import (
+    ALGORITHMS,
+    Adapter,
+    Entry,
+    LycorisError,
+    Plan,
+    Stack,
+    optimisers,
+    resolve,
+    sketches,
+)
+from ...host.weights import weight_shapes
+from ...schema.inputs import AS_FAMILY
+from ..data.families import Family
+from ..data.times import Times
+
+FAMILY_RATED = ("adamw", "adamw8bit", "muon")
+"""The optimisers whose usual rates are those of the families of models. Others have rates of their own."""
+TEXT_RATE = 0.1
+"""The usual rate of text encoders as a share of that of the model (kohya-ss/sd-scripts' guide for SDXL)."""
+TEXT_PRESET = "attn-mlp"
+"""What is trained of text encoders, as kohya-ss does it."""
+PRECISIONS: dict[str, torch.dtype | None] = {
+    AS_FAMILY: None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+}
+"""What the model computes in, by name; None is what ComfyUI has chosen."""
+
+ELSEWHERE = (
+    *("filename_prefix", "resume", "checkpointing", "validate_every", "checkpoint_every", "sample_every"),
+    *("dialect", "dtype"),
+)
+"""The settings that do not change what is learned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The inputs of the node, by their names."""
+
+    model: Any
+    latents: Sequence[Mapping[str, Any]]
+    positive: Sequence[Any]
+    steps: int
+    learning_rate: float
+    algorithm: str
+    rank: int
+    filename_prefix: str
+    resume: bool
+    seed: int
+
+    plan: Plan | None = None
+    stack: Stack | None = None
+    masks: Sequence[Any] = ()
+    empty_caption: Sequence[Any] = ()
+    clip: Any = None
+    captions: Sequence[str] = ()
+    vae: Any = None
+    regularisation_latents: Sequence[Mapping[str, Any]] = ()
+    regularisation_positive: Sequence[Any] = ()
+    regularisation_captions: Sequence[str] = ()
+    validation_latents: Sequence[Mapping[str, Any]] = ()
+    validation_positive: Sequence[Any] = ()
+    validation_captions: Sequence[str] = ()
+
+    preset: str
+    include: str
+    exclude: str
+    overrides: str
+
+    optimiser: str
+    schedule: str
+    warmup: float
+    batch_size: int
+    accumulation: int
+    text_learning_rate: float
+
+    times: str
+    shift: float
+    weighting: str
+    noise_offset: float
+
+    caption_dropout: float
+    prior_weight: float
+    input_dropout: float
+    rank_dropout: float
+    module_dropout: float
+    max_weight_norm: float
+    ema: float
+
+    precision: str
+    checkpointing: str
+
+    validate_every: int
+    checkpoint_every: int
+    sample_every: int
+    dialect: Any
+    dtype: str
+
+
+def settings_of(asked: Asked) -> dict[str, Any]:
+    """The settings that decide what is learned, by which a training is known again.
+
+    Of the links only the stack's weights are among them: a state itself tells its model, layers and data from
+    others.
+    """
+    values = {field.name: getattr(asked, field.name) for field in fields(asked)}
+    told = {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, str | int | float) and name not in ELSEWHERE
+    }
+    for entry in asked.stack or ():
+        rows = sketches(layer.tensors().values() for layer in entry.adapter.layers.values())
+        told["stack"] = f"{entry.adapter.name} {hashlib.sha256(repr(rows).encode()).hexdigest()[:8]}"
+    return told
+
+
+def start_of(stack: Stack | None) -> Adapter | None:
+    """The adapter to go on from. Raises LycorisError for a stack of several, or one that was changed."""
+    if stack is None:
+        return None
+    names = ", ".join(entry.adapter.name for entry in stack) or "none"
+    if len(stack) != 1:
+        raise LycorisError(
+            "a training goes on from one adapter",
+            got=f"a stack of {len(stack)}: {names}",
+            expected="a stack of one",
+            hint="Link one Load LoRA / LyCORIS, without a stack before it",
+        )
+    (entry,) = stack
+    if entry.strength != 1 or entry.rules is not None:
+        raise LycorisError(
+            "a training goes on from an adapter as it is in its file",
+            file=names,
+            got=f"strength {entry.strength:g}" + (" and block rules" if entry.rules is not None else ""),
+            expected="strength 1 and no block rules",
+        )
+    return entry.adapter
+
+
+def parts_of(start: Adapter, model: Any, clip: Any) -> tuple[Adapter | None, Adapter | None]:
+    """The layers of an adapter for the model and those for the text encoders; None where there are none."""
+    of_text = weight_shapes(clip.patcher)
+    (entry,) = resolve(Stack([Entry(start)]), {**weight_shapes(model), **of_text}).entries
+    texts = {match.layer for match in entry.matches if match.key in of_text}
+    halves = (
+        {name: layer for name, layer in start.layers.items() if (name in texts) is is_text}
+        for is_text in (False, True)
+    )
+    first, second = (Adapter.of(layers, name=start.name) if layers else None for layers in halves)
+    return first, second
+
+
+def preset_of(preset: str, family: Family, given: Mapping[str, Any]) -> str | None:
+    if preset != AS_FAMILY:
+        return preset
+    # A plan or a file says itself which modules are trained.
+    return family.preset if "algorithm" in given else None
+
+
+def rate_of(asked: Asked, family: Family, given: Mapping[str, Any]) -> float | None:
+    """The learning rate; None is the optimiser's own."""
+    if asked.learning_rate:
+        return asked.learning_rate
+    if asked.optimiser not in FAMILY_RATED:
+        return None
+    algorithm = given.get("algorithm")
+    return family.lr * (1.0 if algorithm is None else ALGORITHMS[algorithm].fresh_rate)
+
+
+def text_rate_of(asked: Asked, rate: float | None) -> float:
+    """The rate of the text encoders in multiples of that of the model."""
+    if not asked.text_learning_rate:
+        return TEXT_RATE
+    whole = rate or optimisers()[asked.optimiser].lr
+    if not whole:
+        raise LycorisError(
+            "the rate of the text encoders needs one of the model beside it",
+            key="text_learning_rate",
+            got=f"{asked.text_learning_rate:g}, and learning_rate 0",
+            expected="learning_rate above 0",
+        )
+    return asked.text_learning_rate / whole
+
+
+def times_of(asked: Asked, family: Family) -> Times:
+    """How times are drawn. The shift is that of the family unless one is given, whatever the distribution."""
+    shift = asked.shift or family.times.shift
+    if asked.times == AS_FAMILY:
+        return replace(family.times, shift=shift)
+    return Times(asked.times, shift=shift)
