@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from functools import lru_cache
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -12,7 +13,9 @@ from ..maths.shapes import Shape
 from .base import Layer
 from .checks import a_layer
 
-__all__ = ["ALGORITHMS", "Layer", "detect", "explain"]
+Contract = TypeVar("Contract", bound=Layer)
+
+__all__ = ["ALGORITHMS", "Layer", "declaring", "detect", "explain"]
 
 
 def _discover() -> dict[str, type[Layer]]:
@@ -31,6 +34,11 @@ def _discover() -> dict[str, type[Layer]]:
 
 ALGORITHMS: dict[str, type[Layer]] = _discover()
 """The class of every algorithm, by the name in its `algorithm`."""
+
+
+def declaring(contract: type[Contract]) -> dict[str, type[Contract]]:
+    """The kinds that declare a contract, by name: `Trained`, `Fitted`, `Planned`."""
+    return {name: kind for name, kind in ALGORITHMS.items() if issubclass(kind, contract)}
 
 
 def detect(tensors: Mapping[str, Tensor] | Mapping[str, Shape]) -> type[Layer] | None:

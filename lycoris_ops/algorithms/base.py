@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -16,7 +14,7 @@ from torch import Tensor
 from ..changes.forms import Additive, Dense, add_up
 from ..changes.operators import Sides
 from ..errors import LayerError, UnsuitedError
-from ..maths.shapes import Extent, Rows, Shape, fits, flat_shape, shown
+from ..maths.shapes import Extent, Rows, Shape, fits, shown
 from ..maths.tensors import compute_dtype, is_finite, shaped, times
 from .checks import (
     MOST_DIMENSIONS,
@@ -30,8 +28,6 @@ from .checks import (
     vector,
 )
 from .components import Axes, Growth, beside, chosen
-from .fitting import Delta, Fit
-from .offers import Gradient, Offer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -60,6 +56,10 @@ class Change:
 
 IGNORED = "ignores it"
 """See `Layer.fault_in_comfy`."""
+
+
+Products = tuple[tuple[str, ...], ...]
+"""The fields of the factors of each product."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,20 @@ class Layer(ABC):
     """Suffixes of tensors that may hold no value."""
     numbers: ClassVar[frozenset[str]] = frozenset({ALPHA})
     """Suffixes of tensors that say how others are read: scales, flags, shapes and places, not factors."""
-    starts_from_shape: ClassVar[bool] = True
-    """Whether `init` can make a layer from the shape of a weight alone."""
     downs: ClassVar[tuple[str, ...]] = ()
     """Fields of the factors on the side of the inputs, whose first axis counts the rank."""
     in_comfy: ClassVar[bool] = True
     """Whether ComfyUI's own loader reads layers of this kind. `fault_in_comfy` says it of a single layer."""
-    planned: ClassVar[bool] = False
-    """Whether plans choose among layers of this kind, by its `offers`."""
+    for_norms: ClassVar[bool] = False
+    """Whether the kind is for the weights of norms alone."""
+    products: ClassVar[Products] = ()
+    """The fields of the factors of each product that the change is a sum of.
+
+    The angles of a rotation are given like a factor: its change is about proportional to them."""
+    around_one: ClassVar[tuple[str, ...]] = ()
+    """Fields of factors that change nothing where they are 1."""
+    cores: ClassVar[tuple[str, ...]] = ()
+    """Fields of Tucker cores, which factor the kernel of a convolution."""
     join: ClassVar[Join | None] = None
     """How layers of this kind are joined; None where they cannot be."""
     absorbing: ClassVar[tuple[str, ...]] = ()
@@ -130,23 +136,6 @@ class Layer(ABC):
     diff_b: Tensor | None = None
     set_bias: Tensor | None = None
     """The values (O,) that the bias has at strength 1, before `bias_additive` is added to it."""
-
-    # What the kind itself tells.
-
-    @classmethod
-    @cache
-    def init_options(cls) -> frozenset[str]:
-        """The names of the options that `init` takes beside sizes and seed."""
-        return frozenset(inspect.signature(cls.init).parameters) - {"shape", "rank", "alpha", "seed"}
-
-    @classmethod
-    def most_rank(cls, shape: Shape) -> int | None:
-        """The highest rank that is of use on a weight of this shape, that of the weight; None for no bound.
-
-        LoKr's factors bound its rank themselves: a second factor that would not get smaller stays whole.
-        """
-        bounded = (cls.scaled_by_alpha or cls.downs) and "factor" not in cls.init_options()
-        return min(flat_shape(shape)) if bounded else None
 
     # What suffixes and shapes tell.
 
@@ -244,47 +233,6 @@ class Layer(ABC):
 
     # A layer's own tensors.
 
-    @classmethod
-    @abstractmethod
-    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
-        """Fresh float32 tensors for a weight of `shape`, whose change is zero; a seed gives the same ones."""
-
-    @classmethod
-    def offers(cls, gradient: Gradient) -> tuple[Offer, ...]:
-        """What layers of this kind can gain from a gradient, at the start where they gain most.
-
-        See `offers` for what gain means. () where the kind does not suit the weight, or is not `planned`.
-        """
-        return ()
-
-    @classmethod
-    def started(
-        cls,
-        start: Mapping[str, Tensor],
-        shape: Shape,
-        rank: int | None,
-        scale: float,
-        *,
-        seed: int,
-        factor: int | None = None,
-    ) -> Self:
-        """The layer of one rank (and `factor`, for LoKr) at the start of an offer, whose change is zero.
-
-        Without a start it is one that needs no gradient, as in `init`, for kinds that are not `planned` too.
-        alpha is `scale` * rank. `seed` is for what the start leaves open.
-        """
-        return cls.init(shape, rank or 1, scale * (rank or 1), seed=seed)
-
-    # Layers nearest to a change.
-
-    @classmethod
-    def fit(cls, delta: Delta) -> tuple[Fit, ...]:
-        """The layers of this kind nearest to a change, one for each size; see `fitting`.
-
-        () where the kind does not suit the weight, or has no nearest layer that can be told.
-        """
-        return ()
-
     def with_bias_change(self, change: Tensor) -> Self:
         """The same layer, which also adds `change` (O,) to the bias."""
         return replace(self, **{self.biases[0]: change})
@@ -295,9 +243,7 @@ class Layer(ABC):
         In float32 where the factor's own dtype does not hold the result exactly. Raises LayerError where the
         layer has no such factor: its effect is not proportional to any of its tensors.
         """
-        held = self.tensors()
-        fields = [name for name in self.multiplied_fields() if name in held]
-        if not fields or self.set_bias is not None:
+        if self.set_bias is not None or not self.proportional:
             raise LayerError(
                 f"{a_layer(self.algorithm)} of this kind cannot be multiplied by a number",
                 got=f"strength {factor:g}",
@@ -305,16 +251,20 @@ class Layer(ABC):
                 hint="Convert it with Resize / Convert LoRA (resize on the command line) and the base model, "
                 "or save it at strength 1",
             )
+        held = self.tensors()
+        fields = [factors[0] for factors in self._factors_held()] + [n for n in self.biases if n in held]
         return self.with_tensors({name: times(held[name], factor) for name in fields})
 
-    def multiplied_fields(self) -> tuple[str, ...]:
-        """The fields that `multiplied` multiplies: one of each product; () where none do."""
-        if self.additive() is None:
-            return ()
+    @property
+    def proportional(self) -> bool:
+        """Whether the change is proportional to its products, whatever the weight is."""
+        return self.additive() is not None
+
+    def _factors_held(self) -> list[list[str]]:
+        """The fields of the factors of each product, those that the layer has."""
         held = self.tensors()
-        first = [name for name in self.exponents() if name in held][:1]
-        # A sparse remainder is added to the product.
-        return (*first, "bias_values", *self.biases)
+        found = ([name for name in factors if name in held] for factors in self.products)
+        return [factors for factors in found if factors]
 
     # Components of the rank.
 
@@ -411,24 +361,26 @@ class Layer(ABC):
         """The fields of tensors that training changes: all but those of `numbers`."""
         return frozenset(map(field_of, cls.suffixes() - cls.numbers))
 
-    def exponents(self) -> Mapping[str, float]:
-        """The power of c by which each field is multiplied, where the change is to be multiplied by c.
-
-        Where the change is a product of n factors, each of them gets c^(1/n), so that they stay balanced.
-        For a rotation it is the angles that are multiplied.
-        """
-        raise NotImplementedError(f"{self.algorithm} does not say how its change is scaled")
-
     def shrunk(self, ratio: float, weight: Tensor) -> Self:
         """The layer whose change of this float32 or float64 weight is smaller by `ratio`, from 0 to 1.
 
-        Exact where the change is a product of factors, and to first order for rotations.
+        Exact where the change is a product of factors, and to first order for rotations. Each of n factors
+        is multiplied by ratio^(1/n), so that they stay balanced. Raises LayerError for a kind that does not
+        say what its change is a product of.
         """
+        if not self.products:
+            raise LayerError(
+                f"the change of {a_layer(self.algorithm)} cannot be made smaller",
+                got="a limit of its norm",
+                expected="a change that is a product or a sum of its tensors",
+                hint="Train it without a limit",
+            )
         held = self.tensors()
-        powers = {**self.exponents(), **dict.fromkeys(self.biases, 1.0)}
-        return self.with_tensors(
-            {name: held[name] * ratio**power for name, power in powers.items() if name in held}
-        )
+        shares = [(name, ratio ** (1 / len(factors))) for factors in self._factors_held() for name in factors]
+        made = {name: held[name] * by for name, by in shares}
+        made |= {name: held[name] * ratio for name in self.biases if name in held}
+        made |= {name: 1 + ratio * (held[name] - 1) for name in self.around_one if name in held}
+        return self.with_tensors(made)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the layer, by its field."""
@@ -707,18 +659,6 @@ def kaiming(shape: Shape, generator: torch.Generator) -> Tensor:
     """
     bound = 1.0 / math.sqrt(math.prod(shape[1:]))
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
-
-
-def shared(layer: Layer, *names: str) -> dict[str, float]:
-    """`Layer.exponents` of a change that is the product of those of these fields that the layer has."""
-    held = layer.tensors()
-    present = [name for name in names if name in held]
-    return dict.fromkeys(present, 1 / len(present)) if present else {}
-
-
-def towards_one(tensors: Mapping[str, Tensor | None], ratio: float) -> dict[str, Tensor | None]:
-    """Factors whose distance from 1, which changes nothing, is multiplied by `ratio`; None stays None."""
-    return {name: None if value is None else 1 + ratio * (value - 1) for name, value in tensors.items()}
 
 
 def cut(tensor: Tensor, axis: int, ranges: Sequence[Rows]) -> Tensor:

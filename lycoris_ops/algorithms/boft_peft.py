@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ..changes.operators import Blocks, Chain, Diagonal, Operator, Permuted, Sides
 from ..maths.shapes import Extent, Shape, flat_shape
-from .base import Layer, axis_of, block_of, towards_one
+from .base import Layer, Products, axis_of, block_of
 from .boft import check_stages
 from .checks import agree, exactly, vector
 from .oft import rotation
+from .training import Trained
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,7 +24,7 @@ R, S = "boft_R", "boft_s"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class BoftPeft(Layer):
+class BoftPeft(Trained):
     """W' = s * W B^T over the flattened inputs, B = (P_m R_m P_m^T) ... (P_1 R_1 P_1^T).
 
     boft_R (m, n, b, b) with I * prod(kernel) = n * b, and m the number of stages; boft_s (O, 1) holds s.
@@ -39,6 +40,8 @@ class BoftPeft(Layer):
 
     algorithm: ClassVar[str] = "boft_peft"
     in_comfy: ClassVar[bool] = False
+    products: ClassVar[Products] = (("boft_r",),)
+    around_one: ClassVar[tuple[str, ...]] = ("boft_s",)
     vectors: ClassVar[frozenset[str]] = Layer.vectors | {"boft_s"}
     variants: ClassVar[tuple[frozenset[str], ...]] = (frozenset({R, S}),)
 
@@ -67,12 +70,6 @@ class BoftPeft(Layer):
         """
         size, count = block_of(flat_shape(shape)[1], rank, "inputs")
         return cls(boft_r=torch.zeros(1, count, size, size), boft_s=torch.ones(shape[0], 1))
-
-    def exponents(self) -> Mapping[str, float]:
-        return {"boft_r": 1.0}
-
-    def shrunk(self, ratio: float, weight: Tensor) -> Self:
-        return super().shrunk(ratio, weight).with_tensors(towards_one({"boft_s": self.boft_s}, ratio))
 
     def sides(self, weight: Tensor) -> Sides:
         blocks = self.boft_r.to(weight.device, weight.dtype)

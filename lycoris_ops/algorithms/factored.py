@@ -19,8 +19,9 @@ from ..maths.dora import changed_lengths, dora_factor, lengths, magnitude_axis
 from ..maths.recompute import recomputed
 from ..maths.shapes import Extent, Rows, Shape, fits, flat_shape, shown
 from ..maths.tensors import compute_dtype, shaped
-from .base import Layer, axis_of
+from .base import Layer, Products, axis_of
 from .checks import agree, vector
+from .training import Trained
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -34,7 +35,7 @@ INT16 = 1 << 16
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Factored(Layer):
+class Factored(Trained):
     """delta = product (+ sparse), or with a DoRA magnitude d: delta = d * V / norm(V) - W.
 
     V = W + product (+ sparse). `dora_scale` holds d: (O, 1, ...), (O,) or (1, O, 1, ...) for a norm over
@@ -54,6 +55,7 @@ class Factored(Layer):
     numbers: ClassVar[frozenset[str]] = Layer.numbers | {SPARSE[0], SPARSE[2]}
     scaled_by_alpha: ClassVar[bool] = True
     chosen: ClassVar[frozenset[str]] = frozenset({"dora"})
+    products: ClassVar[Products] = (("bias_values",),)
     vectors: ClassVar[frozenset[str]] = Layer.vectors | {DORA}
 
     dora_scale: Tensor | None = None

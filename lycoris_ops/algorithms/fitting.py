@@ -7,10 +7,11 @@ nearest layer D - D' is orthogonal to D', so that it is the energy of D' itself.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,9 +29,7 @@ from ..maths.decompositions import (
 )
 from ..maths.shapes import Shape, flat_shape
 from ..maths.tensors import energy_of
-
-if TYPE_CHECKING:
-    from .base import Layer
+from .base import Layer
 
 ROUNDING = 1e-6
 """Singular values below this share of the largest one are rounding of float32."""
@@ -226,8 +225,12 @@ class Fit:
     """The layer at a place in `ranks`. Its factors are float32 and its scale is the one that was wanted.
 
     It must not refer to the `Delta`, which would keep the whole change in memory."""
+    tensors: int = 1
+    """How many tensors each has in a file, its alpha included."""
     held: int = 0
     """Bytes of the tensors that `make` needs."""
+    complete: bool = True
+    """Whether no higher rank than the last of `ranks` would keep more."""
 
     @classmethod
     def whole(cls, algorithm: str, delta: Delta, make: Callable[[Tensor], Layer]) -> Fit:
@@ -242,3 +245,15 @@ class Fit:
             make=lambda index: make(values.clone()),
             held=4 * math.prod(delta.shape),
         )
+
+
+class Fitted(Layer):
+    """A kind that has a layer nearest to a change."""
+
+    whole: ClassVar[bool] = False
+    """Whether its layers hold the change itself, the noise in it included."""
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, delta: Delta) -> tuple[Fit, ...]:
+        """The layers of this kind nearest to a change, one for each size; () where none suits."""

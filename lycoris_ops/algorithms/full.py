@@ -13,8 +13,9 @@ from ..changes.forms import Dense
 from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
 from ..maths.shapes import Shape
-from .base import DIFF_B, SET_BIAS, Join, Layer, column
-from .fitting import Delta, Fit
+from .base import DIFF_B, SET_BIAS, Join, Products, column
+from .fitting import Delta, Fit, Fitted
+from .training import Trained
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,7 +24,7 @@ DIFF, SET = "diff", "set_weight"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Full(Layer):
+class Full(Trained, Fitted):
     """delta = diff, or with set_weight, delta = set_weight - W.
 
     set_weight holds the values that the weight has at strength 1. Both tensors have the weight's shape,
@@ -41,6 +42,8 @@ class Full(Layer):
         frozenset({SET_BIAS}),
     )
 
+    products: ClassVar[Products] = ((DIFF,),)
+    whole: ClassVar[bool] = True
     join: ClassVar[Join | None] = Join(rows=("diff",))
 
     diff: Tensor | None = None
@@ -73,9 +76,6 @@ class Full(Layer):
         # 1 + diag(-1) is zero: nothing of W is left.
         nothing = Diagonal(-torch.ones(weight.shape[0], dtype=weight.dtype, device=weight.device))
         return Sides(outputs=nothing, beside=(Dense(_matrix(self.set_weight)),))
-
-    def exponents(self) -> Mapping[str, float]:
-        return {"diff": 1.0}
 
     def row_axes(self) -> Mapping[str, int]:
         return {"diff": 0, "set_weight": 0}

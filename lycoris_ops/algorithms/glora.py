@@ -14,9 +14,10 @@ from ..changes.operators import Product, Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Shape, flat_shape
 from ..maths.tensors import fold_core
-from .base import IGNORED, Layer
+from .base import IGNORED, Products
 from .checks import agree, dimensions, folded, matrix, scale
 from .components import Axes, Growth, right_beyond, running, zeros
+from .training import Trained
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -25,7 +26,7 @@ A1, A2, B1, B2, BM = (f"{name}.weight" for name in ("a1", "a2", "b1", "b2", "bm"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Glora(Layer):
+class Glora(Trained):
     """delta = alpha / r * (b1 @ b2 + W @ a1 @ a2).
 
     On a convolution a1 @ a2 mixes the input channels, in the same way at each place of the kernel.
@@ -40,6 +41,7 @@ class Glora(Layer):
         frozenset({A1, A2, B1, B2}),
         frozenset({A1, A2, B1, B2, BM}),
     )
+    products: ClassVar[Products] = (("a1", "a2"), ("b1", "b2"))
     scaled_by_alpha: ClassVar[bool] = True
 
     a1: Tensor
@@ -108,9 +110,6 @@ class Glora(Layer):
         factor = scale(self.alpha, a1.shape[1])
         return Sides(inputs=Product(a1, a2, factor), beside=(LowRank(up, down, factor),))
 
-    def exponents(self) -> Mapping[str, float]:
-        return dict.fromkeys(("a1", "a2", "b1", "b2"), 0.5)
-
     def rank_axes(self) -> Axes:
         if self.bm is not None:
             different = self.bm.shape[0] != self.bm.shape[1] or len(self.bm) != self.a1.shape[1]
@@ -151,8 +150,9 @@ class Glora(Layer):
         }
         return Growth(running(gains), grown)
 
-    def multiplied_fields(self) -> tuple[str, ...]:
-        return ("a1", "b1", *self.biases)
+    @property
+    def proportional(self) -> bool:
+        return True
 
     def row_axes(self) -> Mapping[str, int]:
         return {"b1" if self._new else "b2": 0}

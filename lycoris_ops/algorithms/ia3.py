@@ -16,8 +16,9 @@ from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Shape, fits, shown
 from ..maths.tensors import narrowed
-from .base import ALPHA, Layer, axis_of, towards_one
+from .base import ALPHA, Layer, Products, axis_of
 from .checks import dimensions, vector
+from .training import Trained
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -26,7 +27,7 @@ WEIGHT, ON_INPUT, IA3_L = "weight", "on_input", "ia3_l"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Ia3(Layer):
+class Ia3(Trained):
     """delta = W * w along the inputs (on_input 1) or the outputs (on_input 0): W' = W * (1 + w).
 
     weight (n,) holds w; on a convolution it is (1, n, 1, ...). PEFT's ia3_l holds the factor itself,
@@ -40,6 +41,8 @@ class Ia3(Layer):
 
     algorithm: ClassVar[str] = "ia3"
     in_comfy: ClassVar[bool] = False
+    products: ClassVar[Products] = ((WEIGHT,),)
+    around_one: ClassVar[tuple[str, ...]] = (IA3_L,)
     vectors: ClassVar[frozenset[str]] = Layer.vectors | {"weight", "ia3_l"}
     variants: ClassVar[tuple[frozenset[str], ...]] = (
         frozenset({WEIGHT, ON_INPUT}),
@@ -110,19 +113,14 @@ class Ia3(Layer):
         weight = torch.zeros(1, shape[0], *ones) if ones else torch.zeros(shape[0])
         return cls(weight=weight, on_input=torch.tensor(0))
 
-    def exponents(self) -> Mapping[str, float]:
-        return {"weight": 1.0}
-
-    def shrunk(self, ratio: float, weight: Tensor) -> Self:
-        return super().shrunk(ratio, weight).with_tensors(towards_one({"ia3_l": self.ia3_l}, ratio))
-
     def multiplied(self, factor: float) -> Self:
         if self.ia3_l is None:
             return super().multiplied(factor)
-        return self.with_tensors(towards_one({"ia3_l": self.ia3_l.float()}, factor))
+        return self.with_tensors({IA3_L: 1 + factor * (self.ia3_l.float() - 1)})
 
-    def multiplied_fields(self) -> tuple[str, ...]:
-        return ("weight",)
+    @property
+    def proportional(self) -> bool:
+        return True
 
     def sides(self, weight: Tensor) -> Sides:
         factor = Diagonal(self._factor(weight.dtype).to(weight.device))

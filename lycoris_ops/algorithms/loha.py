@@ -14,7 +14,7 @@ from ..changes.forms import Hadamard
 from ..errors import LayerError
 from ..maths.shapes import Shape, flat_shape, shown
 from ..maths.tensors import fold_core
-from .base import Join, shared
+from .base import Join, Products
 from .checks import agree, dimensions, folded, matrix, scale
 from .components import Axes, Growth, right_beyond, running, zeros
 from .factored import Factored
@@ -41,6 +41,11 @@ class Loha(Factored):
 
     algorithm: ClassVar[str] = "loha"
     downs: ClassVar[tuple[str, ...]] = ("hada_w1_b", "hada_w2_b")
+    products: ClassVar[Products] = (
+        tuple(name for pair in PAIRS for name in pair),
+        *Factored.products,
+    )
+    cores: ClassVar[tuple[str, ...]] = (T1, T2)
     join: ClassVar[Join | None] = Join(products=(("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b")))
     variants: ClassVar[tuple[frozenset[str], ...]] = (
         frozenset({W1_A, W1_B, W2_A, W2_B}),
@@ -118,9 +123,6 @@ class Loha(Factored):
             hada_w2_b=normal(1.0, rank, flat),
             alpha=alpha,
         )
-
-    def exponents(self) -> Mapping[str, float]:
-        return shared(self, *(name for pair in PAIRS for name in pair))
 
     def rank_axes(self) -> Axes:
         if self.hada_t1 is None or self.hada_t2 is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -15,12 +15,12 @@ from ..errors import LayerError
 from ..maths.decompositions import balanced, leading_triples, rearranged
 from ..maths.shapes import Extent, Rows, Shape, factorization, fits, shown
 from ..maths.tensors import compute_dtype, energy_of, fold_core
-from .base import DERIVED, IGNORED, Layer, cut, in_blocks, kaiming, shared
+from .base import DERIVED, IGNORED, Layer, Products, cut, in_blocks, kaiming
 from .checks import agree, dimensions, folded, matrix, scale
 from .components import Axes, Growth, right_beyond, rows_beyond, running, zeros
 from .factored import Factored
-from .fitting import Delta, Fit
-from .offers import Gradient, Offer, cumulative, first
+from .fitting import Delta, Fit, Fitted
+from .offers import Gradient, Offer, Planned, cumulative, first
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -34,7 +34,7 @@ OUTER = (W1, W1_A)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Lokr(Factored):
+class Lokr(Factored, Fitted, Planned):
     """delta = scale * kron(w1, w2), O = l * k, I = i * j.
 
     w1 (l, i), or w1_a (l, r) @ w1_b (r, i); w2 (k, j, *kernel), or w2_a (k, r) @ w2_b (r, j * prod(kernel)),
@@ -51,8 +51,12 @@ class Lokr(Factored):
     """
 
     algorithm: ClassVar[str] = "lokr"
-    planned: ClassVar[bool] = True
     downs: ClassVar[tuple[str, ...]] = ("lokr_w1_b", "lokr_w2_b")
+    products: ClassVar[Products] = (
+        (W1, W1_A, W1_B, W2, W2_A, W2_B, T2),
+        *Factored.products,
+    )
+    cores: ClassVar[tuple[str, ...]] = (T2,)
     absorbing: ClassVar[tuple[str, ...]] = ("lokr_w1", "lokr_w1_a")
     # PEFT's comparison of methods on FLUX.2 klein trains it so, level with a LoRA of 50 times its size.
     fresh_rate: ClassVar[float] = 10.0
@@ -147,8 +151,10 @@ class Lokr(Factored):
     def fault_in_comfy(self) -> str | None:
         return IGNORED if self.lokr_t2 is not None else super().fault_in_comfy()
 
-    def exponents(self) -> Mapping[str, float]:
-        return shared(self, *(one.name for one in fields(self) if one.name.startswith("lokr_")))
+    @classmethod
+    def most_rank(cls, shape: Shape) -> None:
+        """No bound: a second factor that would not get smaller by the rank stays whole."""
+        return
 
     @classmethod
     def offers(cls, gradient: Gradient) -> tuple[Offer, ...]:
@@ -266,6 +272,7 @@ class Lokr(Factored):
             kept=(energy,),
             parameters=(w1.numel() + inner.numel(),),
             make=full,
+            tensors=3,
             held=w1.nbytes + inner.nbytes,
         )
         most = min(delta.largest, (flat.numel() - 1) // sum(flat.shape))
@@ -287,6 +294,7 @@ class Lokr(Factored):
             kept=cumulative(values),
             parameters=tuple(w1.numel() + rank * sum(flat.shape) for rank in ranks),
             make=low,
+            tensors=4,
             held=w1.nbytes + left.nbytes + right.nbytes,
         )
 

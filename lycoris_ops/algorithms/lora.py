@@ -15,12 +15,12 @@ from ..errors import LayerError, UnsupportedError
 from ..maths.decompositions import balanced, leading, pseudo_inverse, singular, tucker
 from ..maths.shapes import Extent, Shape, flat_shape, shown
 from ..maths.tensors import compute_dtype, energy_of, fold_core
-from .base import Join, column, kaiming, shared
+from .base import Join, Products, column, kaiming
 from .checks import agree, dimensions, folded, matrix, scale, vector
 from .components import Axes, Growth, right_beyond, running
 from .factored import Factored
-from .fitting import Delta, Fit
-from .offers import Gradient, Offer, cumulative, first
+from .fitting import Delta, Fit, Fitted
+from .offers import Gradient, Offer, Planned, cumulative, first
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -54,7 +54,7 @@ STARTS: dict[str, Callable[[Tensor, int, float], LowRank]] = {"pissa": _pissa, "
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Lora(Factored):
+class Lora(Factored, Fitted, Planned):
     """delta = alpha / r * up @ down.
 
     Linear: up (O, r), down (r, I). Convolution: up (O, r, 1, ...), down (r, I, *kernel).
@@ -78,9 +78,13 @@ class Lora(Factored):
     """
 
     algorithm: ClassVar[str] = "lora"
-    planned: ClassVar[bool] = True
     downs: ClassVar[tuple[str, ...]] = ("lora_down",)
     join: ClassVar[Join | None] = Join(products=(("lora_up", "lora_down"),), scaled=("lora_b_bias",))
+    products: ClassVar[Products] = (
+        ("lora_up", "lora_down", "lora_mid", "lora_embedding_a", "lora_embedding_b"),
+        *Factored.products,
+    )
+    cores: ClassVar[tuple[str, ...]] = ("lora_mid",)
     absorbing: ClassVar[tuple[str, ...]] = ("lora_up", "lora_down")
     biases: ClassVar[tuple[str, ...]] = (*Factored.biases, "lora_b_bias")
     vectors: ClassVar[frozenset[str]] = Factored.vectors | {"lora_b_bias", "lora_e"}
@@ -256,7 +260,9 @@ class Lora(Factored):
                 kept=cumulative(values),
                 parameters=tuple(rank * sum(flat_shape(shape)) for rank in ranks),
                 make=made,
+                tensors=3,
                 held=left.nbytes + right.nbytes,
+                complete=delta.complete,
             ),
         )
 
@@ -286,7 +292,9 @@ class Lora(Factored):
                 kept=tuple(energy_of(core[:rank, :rank]) for rank in ranks),
                 parameters=tuple(rank * (outputs + inputs + rank * math.prod(kernel)) for rank in ranks),
                 make=made,
+                tensors=4,
                 held=left.nbytes + core.nbytes + right.nbytes,
+                complete=delta.complete,
             ),
         )
 
@@ -394,9 +402,6 @@ class Lora(Factored):
     def row_axes(self) -> Mapping[str, int] | None:
         """None with a start, which is computed from all rows; else as in `Factored`."""
         return None if self._shifts else super().row_axes()
-
-    def exponents(self) -> Mapping[str, float]:
-        return shared(self, "lora_up", "lora_down", "lora_mid", "lora_embedding_a", "lora_embedding_b")
 
     def factor_axes(self) -> Mapping[str, int]:
         return {"lora_up": 0, "lora_embedding_a": 1}

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..changes.forms import Dense
 from ..maths.shapes import Shape
-from .base import ALPHA, Layer, axis_of, column
+from .base import ALPHA, Products, axis_of, column
 from .checks import vector
-from .fitting import Delta, Fit
+from .fitting import Delta, Fit, Fitted
+from .training import Trained
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -22,7 +23,7 @@ WEIGHT, BIAS = "w_norm", "b_norm"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Norm(Layer):
+class Norm(Trained, Fitted):
     """delta = w_norm (C,); b_norm (C,) is added to the bias. Source: LyCORIS' `train_norm`."""
 
     algorithm: ClassVar[str] = "norm"
@@ -32,6 +33,9 @@ class Norm(Layer):
         frozenset({BIAS}),
     )
     extras: ClassVar[frozenset[str]] = frozenset({ALPHA})
+    products: ClassVar[Products] = ((WEIGHT,),)
+    whole: ClassVar[bool] = True
+    for_norms: ClassVar[bool] = True
     biases: ClassVar[tuple[str, ...]] = (BIAS,)
     vectors: ClassVar[frozenset[str]] = frozenset({WEIGHT, BIAS})
 
@@ -65,9 +69,6 @@ class Norm(Layer):
 
     def bias_additive(self) -> tuple[Dense, ...]:
         return () if self.b_norm is None else (Dense(column(self.b_norm)),)
-
-    def exponents(self) -> Mapping[str, float]:
-        return {"w_norm": 1.0}
 
     def row_axes(self) -> Mapping[str, int]:
         # A bias is cut as in `Layer.rows`.

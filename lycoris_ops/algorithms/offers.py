@@ -14,9 +14,11 @@ of 1, has just this energy, and gains of different kinds can be compared.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,6 +27,10 @@ from ..maths.decompositions import leading_triples, rearranged
 from ..maths.shapes import Shape, flat_shape
 from ..maths.tensors import norm
 from .components import running
+from .training import Trained
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Gradient:
@@ -87,7 +93,34 @@ class Offer:
     factor: int | None = None
     """The factor of LoKr, as `Lokr.init` takes it; None for kinds without one."""
     start: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-    """What `Layer.started` needs: the factors that are not zero at the start, for the highest rank."""
+    """What `Planned.started` needs: the factors that are not zero at the start, for the highest rank."""
+
+
+class Planned(Trained):
+    """A kind that plans choose from, by what its layers can gain from a gradient."""
+
+    @classmethod
+    @abstractmethod
+    def offers(cls, gradient: Gradient) -> tuple[Offer, ...]:
+        """What layers of this kind can gain, at the start where they gain most; () where none suits."""
+
+    @classmethod
+    @abstractmethod
+    def started(
+        cls,
+        start: Mapping[str, Tensor],
+        shape: Shape,
+        rank: int | None,
+        scale: float,
+        *,
+        seed: int,
+        factor: int | None = None,
+    ) -> Self:
+        """The layer of one rank (and `factor`, for LoKr) at the start of an offer, whose change is zero.
+
+        Without a start it is one that needs no gradient, as in `init`. alpha is `scale` * rank. `seed` is for
+        what the start leaves open.
+        """
 
 
 def cumulative(spectrum: Tensor) -> tuple[float, ...]:

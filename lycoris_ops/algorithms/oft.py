@@ -14,8 +14,9 @@ from ..errors import LayerError
 from ..maths.decompositions import NoInverseError, cayley
 from ..maths.shapes import Extent, Rows, Shape
 from ..maths.tensors import is_finite, largest, norm
-from .base import Layer, axis_of, block_of, cut, in_blocks, overflow, towards_one
+from .base import Layer, Products, axis_of, block_of, cut, in_blocks, overflow
 from .checks import MOST_SCALE, agree, check_alpha, dimensions, vector
+from .training import Trained
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -24,7 +25,7 @@ BLOCKS, RESCALE = "oft_blocks", "rescale"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Oft(Layer):
+class Oft(Trained):
     """W' = rescale * R^T W, R block-diagonal, each block (I + Q) (I - Q)^-1 with Q = B - B^T.
 
     oft_blocks B (n, b, b) with O = n * b; rescale (O, 1, ...), optional. alpha is the constraint: where
@@ -36,6 +37,8 @@ class Oft(Layer):
     """
 
     algorithm: ClassVar[str] = "oft"
+    products: ClassVar[Products] = ((BLOCKS,),)
+    around_one: ClassVar[tuple[str, ...]] = (RESCALE,)
     vectors: ClassVar[frozenset[str]] = Layer.vectors | {"rescale"}
     variants: ClassVar[tuple[frozenset[str], ...]] = (frozenset({BLOCKS}),)
     extras: ClassVar[frozenset[str]] = Layer.extras | {RESCALE}
@@ -64,12 +67,6 @@ class Oft(Layer):
         """Zero blocks of the largest size up to `rank` that divides O; `alpha` is the constraint."""
         size, count = block_of(shape[0], rank, "outputs")
         return cls(oft_blocks=torch.zeros(count, size, size), alpha=alpha)
-
-    def exponents(self) -> Mapping[str, float]:
-        return {"oft_blocks": 1.0}
-
-    def shrunk(self, ratio: float, weight: Tensor) -> Self:
-        return super().shrunk(ratio, weight).with_tensors(towards_one({"rescale": self.rescale}, ratio))
 
     def sides(self, weight: Tensor) -> Sides:
         blocks = self.rotations(weight).transpose(1, 2)

@@ -13,9 +13,10 @@ from torch import Tensor
 from ..changes.operators import Blocks, Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Shape, flat_shape
-from .base import Layer, block_of
+from .base import Layer, Products, block_of
 from .checks import MOST_SCALE, check_work, exactly
 from .oft import bounded, rotation
+from .training import Trained
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -29,7 +30,7 @@ digit of float32 long before: with blocks of norm 0.8, after 75."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class OftV2(Layer):
+class OftV2(Trained):
     """W' = W R^T, R block-diagonal over the flattened inputs (I * prod(kernel)).
 
     oft_R.weight (n, b * (b - 1) / 2) holds the upper triangles of the skew-symmetric blocks Q, row by
@@ -49,6 +50,7 @@ class OftV2(Layer):
 
     algorithm: ClassVar[str] = "oftv2"
     in_comfy: ClassVar[bool] = False
+    products: ClassVar[Products] = (("oft_r",),)
     variants: ClassVar[tuple[frozenset[str], ...]] = (frozenset({R}),)
     extras: ClassVar[frozenset[str]] = Layer.extras | {SCALED}
     numbers: ClassVar[frozenset[str]] = Layer.numbers | {SCALED}
@@ -101,9 +103,6 @@ class OftV2(Layer):
         """Zero blocks of the largest size up to `rank` that divides the inputs; alpha has no meaning."""
         size, count = block_of(flat_shape(shape)[1], rank, "inputs")
         return cls(oft_r=torch.zeros(count, size * (size - 1) // 2))
-
-    def exponents(self) -> Mapping[str, float]:
-        return {"oft_r": 1.0}
 
     def sides(self, weight: Tensor) -> Sides:
         skew = self._skew(weight)

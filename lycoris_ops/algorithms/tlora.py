@@ -18,7 +18,7 @@ from .base import Layer
 from .checks import agree, dimensions, matrix, scale, vector
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 Q, P, LAMBDA = "q_layer.weight", "p_layer.weight", "lambda_layer"
 
@@ -45,7 +45,6 @@ class Tlora(Layer):
 
     algorithm: ClassVar[str] = "tlora"
     in_comfy: ClassVar[bool] = False
-    starts_from_shape: ClassVar[bool] = False
     vectors: ClassVar[frozenset[str]] = Layer.vectors | {"lambda_layer"}
     variants: ClassVar[tuple[frozenset[str], ...]] = (frozenset({Q, P, LAMBDA}),)
     scaled_by_alpha: ClassVar[bool] = True
@@ -65,15 +64,6 @@ class Tlora(Layer):
     @classmethod
     def rank_of(cls, shapes: Mapping[str, Shape]) -> int:
         return shapes[Q][0]
-
-    @classmethod
-    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
-        """Raises LayerError: a T-LoRA layer starts from the weight itself, not from its shape."""
-        raise LayerError(
-            "a tlora layer cannot be made from a shape alone",
-            got=str(list(shape)),
-            expected="the weight that it starts from",
-        )
 
     @property
     def reads_weight(self) -> bool:

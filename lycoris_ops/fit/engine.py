@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..algorithms import ALGORITHMS, Layer
-from ..algorithms.fitting import Delta, Fit
+from ..algorithms import Layer, declaring
+from ..algorithms.fitting import Delta, Fit, Fitted
 from ..algorithms.full import Full
 from ..changes.forms import Additive
 from ..errors import LayerError, PlanError, located, number_of
@@ -31,10 +31,7 @@ HELD = 256 << 20
 """Bytes of factors that are kept from the measurement for the making of the layers. Others are found anew."""
 KEY = 104
 """Bytes of a tensor's entry in a file's header, beside the name of its layer."""
-TENSORS = {"lora": 3, "loha": 5, "lokr": 4}
-"""How many tensors a new layer has in a file, its alpha included. One of another kind has one."""
-CORES = {"lora": 1, "loha": 2, "lokr": 1}
-"""How many Tucker cores are among them where these are asked for."""
+KINDS = declaring(Fitted)
 ALPHA = 4
 """Bytes of an alpha in float32."""
 ROUNDING = 3e-7
@@ -96,7 +93,7 @@ def expected(sources: Iterable[Source], settings: Settings) -> dict[str, Expecte
     found: dict[str, Expected] = {}
     for source in sources:
         kinds = kinds_of(source, settings)
-        found[source.name] = Expected(ALGORITHMS[kinds[0]] if len(kinds) == 1 else Full, source.shape)
+        found[source.name] = Expected(KINDS[kinds[0]] if len(kinds) == 1 else Full, source.shape)
     return found
 
 
@@ -210,11 +207,11 @@ class _Engine:
             if delta.energy > 0 and (delta.noise == 0.0 or delta.significant):
                 for kind in kinds:
                     self.steps.pause()
-                    fits[kind] = ALGORITHMS[kind].fit(delta)
+                    fits[kind] = KINDS[kind].fit(delta)
                 if not any(fits.values()):
                     # The kind has no layer for this weight.
                     fits = {"full": Full.fit(delta)}
-            complete = "lora" not in fits or delta.complete
+            complete = all(fit.complete for each in fits.values() for fit in each)
             # Differences that are no matrices are small, and are all that they can be.
             exact = len(source.shape) < 2 or source.whole
             found = Measured(
@@ -235,7 +232,7 @@ class _Engine:
 
     def _delta(self, source: Source, change: Change, largest: int) -> Delta:
         # Full differences hold the noise too, and need no spectrum.
-        exact = set(kinds_of(source, self.settings)) <= {"full", "norm"}
+        exact = all(KINDS[kind].whole for kind in kinds_of(source, self.settings))
         return Delta(
             change.forms,
             source.shape,
@@ -259,16 +256,14 @@ class _Engine:
         stays = None if change.own is None else self._staying(source, change.own, delta)
         if stays is not None and change.own is not None and self._may_stay(change, change.own, fits):
             found.append(stays)
-        cores = self.settings.tucker and len(source.shape) > 2
         for kind, each in fits.items():
-            tensors = TENSORS.get(kind, 1) + (CORES.get(kind, 0) if cores else 0)
             for place, fit in enumerate(each):
                 for index, (rank, kept, count) in enumerate(
                     zip(fit.ranks, fit.kept, fit.parameters, strict=True)
                 ):
                     gain = max(0.0, kept - delta.variance * count)
                     choice = Choice(kind, place, index, kept, count, rank)
-                    found.append(Candidate(self._cost(source, count, tensors), gain, choice))
+                    found.append(Candidate(self._cost(source, count, fit.tensors), gain, choice))
         if stays is not None and self.settings.never_larger:
             # The layer itself, where what is asked for forbids it and has nothing that is as small.
             found = [one for one in found if one.cost <= stays.cost] or [stays]
@@ -283,8 +278,7 @@ class _Engine:
 
     def _may_stay(self, change: Change, own: Layer, fits: Mapping[str, Sequence[Fit]]) -> bool:
         """Whether the source's own layer is one that is asked for."""
-        axes = own.rank_axes().values()
-        plain = own.algorithm in CORES and axes and all(len(each) == 1 for each in axes)
+        plain = own.cores and own.rank is not None and own.tensors().keys().isdisjoint(own.cores)
         if self.settings.factor is not None or (self.settings.tucker and plain):
             return False
         highest = self.settings.rank or self.settings.largest
@@ -349,7 +343,7 @@ class _Engine:
             fits = measured.fits.get(choice.kind)
             if fits is None:
                 change = source.read(self.steps.pause)
-                fits = ALGORITHMS[choice.kind].fit(self._delta(source, change, measured.largest))
+                fits = KINDS[choice.kind].fit(self._delta(source, change, measured.largest))
             layer = fits[choice.fit].make(choice.index)
         self._add(source, layer, measured, choice)
 

@@ -7,19 +7,18 @@ from typing import TypedDict
 
 import torch
 
-from ..algorithms import ALGORITHMS, Layer
+from ..algorithms import ALGORITHMS, declaring
+from ..algorithms.fitting import Fitted
 from ..errors import LycorisError, PlanError
 from ..files.dtypes import DTYPE_NAMES, FLOATS
 from ..ranks.sizes import Rank, Size, check_size
 
 ANY, SAME = "auto", "same"
 FITTED: tuple[str, ...] = tuple(
+    # A norm is no choice: weights of one dimension get it in any case.
     name
-    for name, kind in ALGORITHMS.items()
-    # A norm is no choice: weights of one dimension get it in any case. What no file holds is a way to train.
-    if kind.variants
-    and kind.fit.__func__ is not Layer.fit.__func__  # type: ignore[attr-defined]
-    and name != "norm"
+    for name, kind in declaring(Fitted).items()
+    if not kind.for_norms
 )
 """The kinds that a change can become."""
 COMPARED: tuple[str, ...] = ("lora", "lokr", "full")

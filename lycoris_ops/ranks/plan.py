@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..algorithms import ALGORITHMS, Layer
+from ..algorithms import Layer, declaring
+from ..algorithms.offers import Planned
+from ..algorithms.training import Trained
 from ..errors import PlanError, number_of, unknown_name
 from ..files.dtypes import WRITABLE, dtype_name
 from ..files.json_text import parse_json
@@ -19,6 +21,7 @@ from ..maths.shapes import Shape, factorization
 from ..modules import Site
 from .probe import Probe, Probed, check_layers
 
+KINDS = declaring(Trained)
 FORM = 1
 """The version of the JSON."""
 FIRM = 1 / 3
@@ -62,8 +65,11 @@ class Row:
         start: Mapping[str, Tensor] = {}
         if probe is not None:
             start = probe.start_of(self.path, self.algorithm, self.factor, self.rank)
-        kind = ALGORITHMS[self.algorithm]
-        return kind.started(start, self.shape, self.rank, self.scale, seed=seed, factor=self.factor)
+        kind = KINDS[self.algorithm]
+        if issubclass(kind, Planned):
+            return kind.started(start, self.shape, self.rank, self.scale, seed=seed, factor=self.factor)
+        rank = self.rank or 1
+        return kind.init(self.shape, rank, self.scale * rank, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ class Plan:
                 expected="algorithm, rank, factor, alpha or lr",
             )
         old = next((row for row in self.rows if row.path == path), None) or self._blank(path)
-        kind = ALGORITHMS.get(changes.get("algorithm", old.algorithm))
+        kind = KINDS.get(changes.get("algorithm", old.algorithm))
         if kind is not None and "factor" not in kind.init_options():
             # That of the row was for another kind.
             changes.setdefault("factor", None)
@@ -141,8 +147,8 @@ class Plan:
             new = replace(new, alpha=old.scale * (new.rank or 1))
         if "algorithm" in changes and "lr" not in changes:
             # At the start of an offer every kind wants the rate of LoRA.
-            other = ALGORITHMS[new.algorithm]
-            new = replace(new, lr=1.0 if other.planned else other.fresh_rate)
+            other = KINDS[new.algorithm]
+            new = replace(new, lr=1.0 if issubclass(other, Planned) else other.fresh_rate)
         known = None if self.probe is None else self.probe.gain_of(path, new.algorithm, new.factor, new.rank)
         gain = None if known is None or not self.energy else known / self.energy
         new = replace(new, parameters=count(new.start()), gain=gain)
@@ -244,8 +250,8 @@ def count(layer: Layer) -> int:
 
 
 def _check_row(row: Row) -> None:
-    if row.algorithm not in ALGORITHMS:
-        raise unknown_name("no such algorithm", row.algorithm, ALGORITHMS, error=PlanError, key=row.path)
+    if row.algorithm not in KINDS:
+        raise unknown_name("no such algorithm", row.algorithm, KINDS, error=PlanError, key=row.path)
     if row.rank is not None and (type(row.rank) is not int or row.rank < 1):
         raise PlanError("a rank is a whole number from 1", key=row.path, got=repr(row.rank))
     for name, value in (("alpha", row.alpha), ("lr", row.lr)):
@@ -257,7 +263,7 @@ def _check_row(row: Row) -> None:
 
 def _check_sizes(row: Row) -> None:
     """Raise PlanError where the kind has no layer of this rank and factor on a weight of this shape."""
-    kind, shape = ALGORITHMS[row.algorithm], list(row.shape)
+    kind, shape = KINDS[row.algorithm], list(row.shape)
     most = kind.most_rank(row.shape)
     if most is not None and not 1 <= (row.rank or 0) <= most:
         raise PlanError(

@@ -13,8 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..algorithms import ALGORITHMS
-from ..algorithms.offers import Gradient, Offer
+from ..algorithms import declaring
+from ..algorithms.offers import Gradient, Offer, Planned
 from ..errors import PlanError, either
 from ..files.cache import TensorCache
 from ..files.json_text import parse_json
@@ -26,7 +26,7 @@ from ..modules import Site, left_out, select
 from .gradients import Loss, check_seen, summed
 from .sizes import bytes_of
 
-PLANNED = tuple(name for name, kind in ALGORITHMS.items() if kind.planned)
+PLANNED = tuple(declaring(Planned))
 """The kinds that plans choose from."""
 PROBE = "lycoris_probe"
 """The metadata key of a probe's description, as JSON."""
@@ -282,8 +282,9 @@ def _groups(sites: Mapping[str, Site], memory: int) -> Generator[list[Site]]:
 
 
 def _probed(site: Site, values: Tensor, kinds: Sequence[str], largest: int, seed: int) -> Probed:
+    planned = declaring(Planned)
     gradient = Gradient(values, largest=largest, seed=seed)
-    offers = tuple(offer for kind in kinds for offer in ALGORITHMS[kind].offers(gradient))
+    offers = tuple(offer for kind in kinds for offer in planned[kind].offers(gradient))
     spectrum = gradient.spectrum if values.ndim > 1 else values.new_tensor([math.sqrt(gradient.energy)])
     moved: dict[int, Tensor] = {}
     return Probed(

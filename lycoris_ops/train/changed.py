@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..algorithms import Layer
 from ..algorithms.checks import of_rank
+from ..algorithms.training import Trained
 from ..errors import LayerError, number_of
 from ..maths.shapes import flat_shape
 from ..modules import Site
@@ -96,7 +97,7 @@ def _grown(layer: Layer, wish: Wish, seed: int) -> Layer:
     if layer.rank is None or layer.rank >= rank:
         return layer
     axes = layer.rank_axes()
-    if not axes or not axes.keys() <= GROWN:
+    if not axes or not axes.keys() <= GROWN or not isinstance(layer, Trained):
         if wish.smaller:
             # The nearest layer of its kind needs no more.
             return layer

@@ -12,10 +12,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..algorithms import ALGORITHMS, Layer
+from ..algorithms import Layer, declaring
 from ..algorithms.base import DIFF_B, Dependent, field_of
 from ..algorithms.checks import a_layer
 from ..algorithms.factored import Factored
+from ..algorithms.norm import Norm
+from ..algorithms.training import Trained
 from ..bypass import Bypass, BypassPlan, Rebuilt
 from ..bypass.hook import values_of
 from ..changes.forms import Dense, Hadamard, Kronecker
@@ -259,9 +261,9 @@ def make_layer(site: Site, settings: Settings, seed: int) -> tuple[Layer, str | 
     kind = settings.kind
     if site.kind == "norm":
         # A factored change of a vector would have more numbers than the vector.
-        norm = ALGORITHMS["norm"].init(site.shape, 1, 1.0, seed=seed)
+        norm = Norm.init(site.shape, 1, 1.0, seed=seed)
         return norm.with_tensors({"b_norm": torch.zeros(site.shape)} if site.has_bias else {}), None
-    if kind is ALGORITHMS["norm"]:
+    if kind.for_norms:
         raise LayerError("the algorithm norm is for norms", key=site.path, got=site.kind, expected="norm")
     kernel = math.prod(site.shape[2:]) > 1
     asked, alpha = settings.size(kernel=kernel)
@@ -361,9 +363,11 @@ def bypass_up_to(site: Site, layer: Layer, settings: Settings) -> float:
 @cache
 def zeroed(algorithm: str, dimensions: int) -> frozenset[str]:
     """The fields that an algorithm's `init` makes zero, for weights of so many dimensions."""
-    kind = ALGORITHMS[algorithm]
+    kind = declaring(Trained).get(algorithm)
+    if kind is None:
+        return frozenset()
     shape: Shape = (8, 8, *(3,) * (dimensions - 2)) if dimensions > 1 else (8,)
-    made = [kind.init(shape, rank, float(rank), seed=0) for rank in (1, 8)] if kind.starts_from_shape else []
+    made = [kind.init(shape, rank, float(rank), seed=0) for rank in (1, 8)]
     tensors = [(name, tensor) for layer in made for name, tensor in layer.tensors().items()]
     return frozenset(name for name, tensor in tensors if name in kind.factors() and not tensor.any())
 

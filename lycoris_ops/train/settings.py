@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal, get_args, get_type_hints
 
-from ..algorithms import ALGORITHMS, Layer
+from ..algorithms import declaring
+from ..algorithms.training import Trained
 from ..errors import LycorisError, either, unknown_name
 
 Form = Literal["auto", "bypass", "rebuilt"]
@@ -154,8 +155,8 @@ class Settings:
         }
 
     @property
-    def kind(self) -> type[Layer]:
-        return ALGORITHMS[self.algorithm]
+    def kind(self) -> type[Trained]:
+        return declaring(Trained)[self.algorithm]
 
     def scale(self, *, kernel: bool) -> float:
         """The scale of the change; `kernel` says that the layer has a kernel larger than 1."""
@@ -174,7 +175,7 @@ class Settings:
 @cache
 def trainable() -> tuple[str, ...]:
     """The algorithms that can start from a shape alone."""
-    return tuple(sorted(name for name, kind in ALGORITHMS.items() if kind.starts_from_shape))
+    return tuple(sorted(declaring(Trained)))
 
 
 def check_names(
