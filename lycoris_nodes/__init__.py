@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ..lycoris_ops import discover
 from . import nodes
-from .host.page import ComfyExtension, io, show_again
+from .host.page import ComfyExtension, io
 from .routes import add_routes
-from .schema.checks import given_all
+from .schema.checks import completed
 
 __all__ = ["NODES", "LycorisExtension"]
 
@@ -14,7 +14,7 @@ __all__ = ["NODES", "LycorisExtension"]
 def _discover() -> list[type[io.ComfyNode]]:
     # Only classes that a module defines itself: those that it imports are not its nodes.
     return [
-        given_all(value)
+        completed(value)
         for module in discover(nodes.__name__)
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, io.ComfyNode) and value.__module__ == module.__name__
@@ -22,8 +22,6 @@ def _discover() -> list[type[io.ComfyNode]]:
 
 
 NODES = _discover()
-for node in NODES:
-    show_again(node)
 add_routes()
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ...lycoris_ops import BypassPlan, Entry, LycorisError, Match, bypass_refusal, few, geometry_of, paragraph
-from ..host.patching import enlarged_by_patches, merge_loss, merge_obstacle, merges_in_every_pass
-from ..host.weights import layer_of
+from ..host.patching import enlarged_by_patches, merge_loss, merges_in_every_pass
+from ..host.weights import layer_of, merge_obstacle
 from .bypass import plans_of
 from .uncalled import used_uncalled
 

@@ -75,11 +75,6 @@ def mask_of(path: Path, content: bytes, fitted: Fit) -> Tensor:
         return _weights(mask.resize(fitted.source, Image.Resampling.BILINEAR), fitted)
 
 
-def tensor_of(picture: Image.Image) -> Tensor:
-    """A picture as the host's nodes hand it on: (1, H, W, 3) from 0 to 1."""
-    return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
-
-
 def small(picture: Image.Image, mask: Tensor | None) -> Tensor:
     """A small picture (h, w, 3) of bytes that shows what is learned: what is masked is dark."""
     if mask is not None:

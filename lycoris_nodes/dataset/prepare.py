@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ...lycoris_ops import LycorisError, TrainError, few, number_of
 from ..host.files import shown_path
-from ..host.page import Progress
+from ..host.page import Progress, picture_tensor
 from ..training.data.captions import PictureSize
 from .folder import Found, PictureFolder
 from .kept import Kept, key_of
-from .picture import mask_of, pixels_of, size_of, small, tensor_of
+from .picture import mask_of, pixels_of, size_of, small
 from .sheet import sheet
 from .sizes import Fit, Size, fit
 from .texts import caption_of_file, may_be_mirrored, orders_of, with_trigger
@@ -264,7 +264,7 @@ class _Pictures:
                 file=str(one.found.mask or one.found.path),
                 expected="white where the picture is to be learned",
             )
-        pixels, miniature = tensor_of(picture), small(picture, mask)
+        pixels, miniature = picture_tensor(picture), small(picture, mask)
         if mirrored:
             pixels, mask = pixels.flip(2), None if mask is None else mask.flip(2)
         latent = self.vae.encode(pixels)

@@ -20,14 +20,6 @@ from server import PromptServer
 from torch import Tensor
 
 
-def show_again(node: Any) -> None:
-    """Have the host send what a node shows in every run, also where it takes the result from its cache.
-
-    ComfyUI before 0.20 cannot: there the page looks into the history.
-    """
-    node.HAS_INTERMEDIATE_OUTPUT = True
-
-
 def tell_page(event: str, hidden: Any, **data: Any) -> None:
     """Send an event about the running node to the page that has queued it, if it was a page."""
     if hidden is not None and (client := PromptServer.instance.client_id) is not None:

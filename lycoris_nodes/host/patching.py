@@ -12,23 +12,7 @@ from comfy.quant_ops import QuantizedTensor
 from comfy.weight_adapter import WeightAdapterBase as WeightAdapterBase
 
 from ...lycoris_ops import LycorisError, dtype_name
-from .weights import layer_of, parameter_of, patcher_of
-
-
-def merge_obstacle(patcher: Any, key: str) -> str | None:
-    """Why the host cannot merge a change into this weight correctly, in words; None where it can.
-
-    Packed weights are an obstacle, but not with ComfyUI-GGUF's own patcher: this unpacks a weight in every
-    forward pass and calls the patches then (city96/ComfyUI-GGUF, ops.py and nodes.py).
-    """
-    weight = parameter_of(patcher, key)
-    if weight is None:
-        return None
-    if not weight.is_floating_point() and type(patcher).__name__ != "GGUFModelPatcher":
-        return f"it is packed as {weight.dtype} in a {type(weight).__name__}, which ComfyUI cannot patch"
-    if parameter_of(patcher, f"{key.removesuffix('.weight')}.pre_quant_scale") is not None:
-        return "it is stored divided by factors that its layer multiplies its input with (pre_quant_scale)"
-    return None
+from .weights import held_at, layer_of, merge_obstacle, patcher_of
 
 
 def add_patches(patched: Any, patches: Mapping[str, WeightAdapterBase]) -> None:
@@ -59,13 +43,13 @@ def add_patches(patched: Any, patches: Mapping[str, WeightAdapterBase]) -> None:
 
 def enlarged_by_patches(patcher: Any, key: str) -> bool:
     """Whether the patches that a weight already has give it another shape."""
-    weight, patches = parameter_of(patcher, key), patcher.patches.get(key, [])
+    weight, patches = held_at(patcher, key), patcher.patches.get(key, [])
     return bool(patches) and tuple(comfy.lora.calculate_shape(patches, weight, key)) != tuple(weight.shape)
 
 
 def merge_loss(patcher: Any, key: str) -> str | None:
     """Why a merge into this weight loses precision or is repeated in every pass; None for plain floats."""
-    weight = parameter_of(patcher, key)
+    weight = held_at(patcher, key)
     if not isinstance(weight, torch.Tensor):
         return None
     kind = getattr(weight, "tensor_type", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import comfy.lora
@@ -12,7 +12,9 @@ import comfy.utils
 import torch
 from comfy.quant_ops import QuantizedTensor as QuantizedTensor
 from comfy.weight_adapter.bypass import BypassForwardHook
-from torch import Tensor, nn
+from torch import nn
+
+from ...lycoris_ops import LycorisError, Shape
 
 
 def patcher_of(patchable: Any) -> Any:
@@ -20,42 +22,37 @@ def patcher_of(patchable: Any) -> Any:
     return getattr(patchable, "patcher", patchable)
 
 
+def held_at(patcher: Any, path: str) -> Any:
+    """What the model holds at a path. None for a key that only its state dict has: other packs add some."""
+    try:
+        return comfy.utils.get_attr(patcher.model, path)
+    except AttributeError:
+        return None
+
+
 def layer_of(patcher: Any, path: str) -> Any:
     """The module at a path of the model, None where there is none."""
-    try:
-        found = comfy.utils.get_attr(patcher.model, path)
-    except AttributeError:
-        return None
-    return found if isinstance(found, torch.nn.Module) else None
+    found = held_at(patcher, path)
+    return found if isinstance(found, nn.Module) else None
 
 
-def parameter_of(patcher: Any, key: str) -> Any:
-    """What the model holds under a key. None for a key that only its state dict has: other packs add some."""
-    layer, _, name = key.rpartition(".")
-    try:
-        return getattr(comfy.utils.get_attr(patcher.model, layer), name)
-    except AttributeError:
-        return None
+def weight_shapes(*patchables: Any) -> dict[str, Shape]:
+    """Every key of some models and text encoders with its shape; None stands for one that is not there.
 
-
-def weight_shapes(patcher: Any) -> dict[str, tuple[int, ...]]:
-    """Every key of a loaded model with its shape, that of a quantised weight as if it were unpacked."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for key, value in patcher.model_state_dict().items():
-        # The parameter itself: the state dict of a quantised weight holds its packed data.
-        weight = parameter_of(patcher, key) if key.endswith(".weight") else None
-        shapes[key] = tuple((value if weight is None else weight).shape)
+    Of a quantised weight it is the shape of what is unpacked.
+    """
+    shapes: dict[str, Shape] = {}
+    for patcher in (patcher_of(one) for one in patchables if one is not None):
+        for key, value in patcher.model_state_dict().items():
+            # The parameter itself: the state dict of a quantised weight holds its packed data.
+            weight = held_at(patcher, key) if key.endswith(".weight") else None
+            shapes[key] = tuple((value if weight is None else weight).shape)
     return shapes
 
 
 def plain(weight: Any) -> Any:
     """A weight as floats. The host hands over a quantised one where its layer cannot unpack it itself."""
     return weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
-
-
-def weight_of(patcher: Any, key: str) -> torch.Tensor:
-    """A weight or bias of a loaded model as floats, without what patches will make of it."""
-    return plain(comfy.utils.get_attr(patcher.model, key)).detach().float().cpu()
 
 
 def own_weights(patchable: Any) -> tuple[dict[str, torch.Tensor], list[str]] | None:
@@ -88,18 +85,20 @@ def own_weights(patchable: Any) -> tuple[dict[str, torch.Tensor], list[str]] | N
     return whole, [f"{name} {value}" for name, value in sorted(settings.items())]
 
 
-def key_patches(patcher: Any) -> dict[str, list[Any]]:
-    """Of each key the original weight with the host's function that unpacks it, then its patches."""
-    return patcher.get_key_patches()
+def merge_obstacle(patcher: Any, key: str) -> str | None:
+    """Why the host cannot merge a change into this weight correctly, in words; None where it can.
 
-
-def patched_weight(parts: Sequence[Any], key: str) -> torch.Tensor:
-    """A weight in float32 on the CPU, unpacked and with its patches, from what `key_patches` gives of it."""
-    (weight, convert), *patches = parts
-    values = plain(convert(weight.detach(), inplace=False)).to("cpu", torch.float32, copy=True)
-    if patches:
-        values = comfy.lora.calculate_weight(patches, values, key, intermediate_dtype=torch.float32)
-    return values
+    Packed weights are an obstacle, but not with ComfyUI-GGUF's own patcher: this unpacks a weight in every
+    forward pass and calls the patches then (city96/ComfyUI-GGUF, ops.py and nodes.py).
+    """
+    weight = held_at(patcher, key)
+    if weight is None:
+        return None
+    if not weight.is_floating_point() and type(patcher).__name__ != "GGUFModelPatcher":
+        return f"it is packed as {weight.dtype} in a {type(weight).__name__}, which ComfyUI cannot patch"
+    if held_at(patcher, f"{key.removesuffix('.weight')}.pre_quant_scale") is not None:
+        return "it is stored divided by factors that its layer multiplies its input with (pre_quant_scale)"
+    return None
 
 
 def compute_device() -> torch.device:
@@ -122,43 +121,80 @@ class HostReader:
 
     def weight(self, module: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """The weight that acts on the layer's input, (O, I, *kernel), in a dtype and on a device."""
-        weight = self._read(module, dtype, device)[0]
+        weight = cast_of(module, dtype, device)[0]
         # The layer multiplies its input with these factors (I,), and its weight is stored divided by them.
         scale = getattr(module, "pre_quant_scale", None)
         return weight if scale is None else weight * scale.to(device, dtype)
 
     def bias(self, module: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
-        return None if module.bias is None else self._read(module, dtype, device)[1]
-
-    def _read(
-        self, module: Any, dtype: torch.dtype, device: torch.device
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if hasattr(module, "cast_bias_weight"):  # ComfyUI-GGUF
-            weight, bias, *_ = module.cast_bias_weight(dtype=dtype, device=device, bias_dtype=dtype)
-        elif hasattr(module, "comfy_cast_weights"):
-            weight, bias, stream = comfy.ops.cast_bias_weight(
-                module, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True
-            )
-            # On a GPU the host may return a buffer that it overwrites with the next layer.
-            copy = not comfy.model_management.is_device_cpu(device)
-            held, beside = weight, bias
-            weight = plain(weight).to(dtype, copy=copy)
-            bias = None if bias is None else bias.to(dtype, copy=copy)
-            comfy.ops.uncast_bias_weight(module, held, beside, stream)
-        else:
-            weight, bias = plain(module.weight), module.bias
-        return tuple(  # type: ignore[return-value]
-            None if value is None else value.detach().to(device, dtype) for value in (weight, bias)
-        )
+        return None if module.bias is None else cast_of(module, dtype, device)[1]
 
 
-def fetched(module: nn.Module, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The weight that a layer multiplies with, unpacked, patched, in a dtype and on a device. Never kept."""
+def cast_of(module: Any, dtype: torch.dtype, device: torch.device, *, kept: bool = True) -> tuple[Any, Any]:
+    """The weight and bias that a layer computes with: unpacked, patched, in a dtype and on a device.
+
+    Those that are not to be kept may be in a buffer that the host overwrites with the next layer.
+    """
     if hasattr(module, "cast_bias_weight"):  # ComfyUI-GGUF
-        layer: Any = module
-        return plain(layer.cast_bias_weight(dtype=dtype, device=device, bias_dtype=dtype)[0])
-    weight, bias, stream = comfy.ops.cast_bias_weight(
-        module, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True
-    )
-    comfy.ops.uncast_bias_weight(module, weight, bias, stream)
-    return plain(weight).to(dtype)
+        weight, bias, *_ = module.cast_bias_weight(dtype=dtype, device=device, bias_dtype=dtype)
+    elif hasattr(module, "comfy_cast_weights"):
+        held, beside, stream = comfy.ops.cast_bias_weight(
+            module, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True
+        )
+        copy = kept and not comfy.model_management.is_device_cpu(device)
+        weight = plain(held).to(dtype, copy=copy)
+        bias = None if beside is None else beside.to(dtype, copy=copy)
+        comfy.ops.uncast_bias_weight(module, held, beside, stream)
+    else:
+        weight, bias = module.weight, module.bias
+    weight, bias = (None if one is None else plain(one).detach().to(device, dtype) for one in (weight, bias))
+    return weight, bias
+
+
+class LoadedWeights:
+    """The weights of models and text encoders, with the patches that are on them; see `Weights`.
+
+    They are read one at a time: no weight is changed and no model is loaded.
+    """
+
+    def __init__(self, name: str, *patchables: Any) -> None:
+        self.name = name
+        patchers = [patcher_of(one) for one in patchables if one is not None]
+        # The original weight with the host's function that unpacks it, then its patches.
+        self._held = {key: (one, parts) for one in patchers for key, parts in one.get_key_patches().items()}
+        shapes = weight_shapes(*patchers)
+        self.shapes: Mapping[str, Shape] = {key: shapes[key] for key in self._held if key in shapes}
+
+    def read(self, key: str) -> torch.Tensor:
+        """A weight in float32 on the CPU, unpacked and with its patches."""
+        patcher, ((weight, convert), *patches) = self._held[key]
+        obstacle = merge_obstacle(patcher, key)
+        if obstacle is not None:
+            raise LycorisError(
+                "a weight of a loaded model cannot be read",
+                key=key,
+                got=obstacle,
+                hint="Choose the model's file instead, or load it in another format",
+            )
+        values = plain(convert(weight.detach(), inplace=False)).to("cpu", torch.float32, copy=True)
+        if patches:
+            values = comfy.lora.calculate_weight(patches, values, key, intermediate_dtype=torch.float32)
+        return values
+
+    def reads(self, key: str) -> bool:
+        return key.endswith(".weight") or bool(self._weight(key).is_floating_point())
+
+    def grain(self, key: str) -> torch.dtype | None:
+        if len(self._held[key][1]) > 1:
+            # The sum with its patches is formed in float32.
+            return torch.float32
+        weight = self._weight(key)
+        return weight.dtype if plain(weight) is weight and weight.is_floating_point() else None
+
+    def _weight(self, key: str) -> Any:
+        return self._held[key][1][0][0]
+
+
+def connected_weights(model: Any, clip: Any) -> LoadedWeights | None:
+    """The weights of what is connected to a node; None where neither a model nor a text encoder is."""
+    return None if model is None and clip is None else LoadedWeights("the connected model", model, clip)

@@ -6,7 +6,7 @@ from ...lycoris_ops import Entry, PresetFile, Stack, about, adapter_stamp, load_
 from ..files.loras import lora_path
 from ..host.page import io
 from ..schema.checks import check, checked
-from ..schema.inputs import CATEGORY, stack_input, stack_output
+from ..schema.inputs import LOAD, stack_input, stack_output
 from ..schema.report import valid
 from ..stacks.presets import own_presets, parsed
 from ..stacks.rows import EMPTY, Row, live, parse_rows
@@ -18,7 +18,7 @@ class LycorisAdapterRows(io.ComfyNode):
         return io.Schema(
             node_id="LycorisAdapterRows",
             display_name="Load LoRA / LyCORIS (rows)",
-            category=CATEGORY,
+            category=LOAD,
             description="Adds any number of LoRA or LyCORIS files to a stack, one in each row, with a "
             "switch, strengths and block rules of its own. A row that is off costs nothing and is not read.",
             search_aliases=[

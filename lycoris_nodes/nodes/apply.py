@@ -14,7 +14,7 @@ from ..host.passes import forget_between_samplings
 from ..host.patching import add_patches
 from ..host.weights import patcher_of, weight_shapes
 from ..schema.checks import checked
-from ..schema.inputs import CATEGORY, NOTHING_CHANGED, stack_input
+from ..schema.inputs import LOAD, NOTHING_CHANGED, stack_input
 from ..schema.report import report_output, with_report
 
 
@@ -24,7 +24,7 @@ class LycorisApplyStack(io.ComfyNode):
         return io.Schema(
             node_id="LycorisApplyStack",
             display_name="Apply LyCORIS Stack",
-            category=CATEGORY,
+            category=LOAD,
             description="Applies every LoRA / LyCORIS of a stack to a model and its text encoder, and "
             "reports which of their layers matched and which did not.",
             search_aliases=[
@@ -83,9 +83,8 @@ class LycorisApplyStack(io.ComfyNode):
         clip: Any = None,
     ) -> io.NodeOutput:
         connected, stack = stack is not None, stack or Stack()
-        changed = [(one, weight_shapes(patcher_of(one))) for one in (model, clip) if one is not None]
-        shapes = {key: shape for _, own in changed for key, shape in own.items()}
-        resolution = resolve(stack, shapes, absent_because="no CLIP is connected")
+        changed = [(one, weight_shapes(one)) for one in (model, clip) if one is not None]
+        resolution = resolve(stack, weight_shapes(model, clip), absent_because="no CLIP is connected")
         resolution.check(strict=strict)
         pairs = resolution.pairs()
         choices = [choose(patcher_of(one), own, pairs, mode, strict=strict) for one, own in changed]

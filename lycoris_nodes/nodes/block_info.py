@@ -6,9 +6,9 @@ from typing import Any
 
 from ...lycoris_ops import Stack, blocks_picture, describe_blocks, survey
 from ..host.page import io, picture_tensor, progress, shown_pictures
-from ..host.weights import patcher_of, weight_of, weight_shapes
+from ..host.weights import LoadedWeights
 from ..schema.checks import checked
-from ..schema.inputs import CATEGORY, stack_input
+from ..schema.inputs import SHAPE, stack_input
 from ..schema.report import report_output
 
 
@@ -18,7 +18,7 @@ class LycorisBlockInfo(io.ComfyNode):
         return io.Schema(
             node_id="LycorisBlockInfo",
             display_name="LyCORIS Blocks of a Model",
-            category=CATEGORY,
+            category=SHAPE,
             description="Lists the blocks of a model by their names in block rules and, for each LoRA / "
             "LyCORIS of a stack, how many of its layers are in each and what share of its change.",
             search_aliases=["lora block info", "block weight", "lora layers", "block names", "lora analysis"],
@@ -39,19 +39,8 @@ class LycorisBlockInfo(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, model: Any, clip: Any = None, stack: Stack | None = None) -> io.NodeOutput:
-        patchers = [patcher_of(one) for one in (model, clip) if one is not None]
-        owners: dict[str, Any] = {}
-        shapes: dict[str, tuple[int, ...]] = {}
-        for patcher in patchers:
-            found = weight_shapes(patcher)
-            shapes |= found
-            owners |= dict.fromkeys(found, patcher)
-        surveyed = survey(
-            stack or Stack(),
-            shapes,
-            read=lambda key: weight_of(owners[key], key),
-            progress=progress(1),
-        )
+        weights = LoadedWeights("the connected model", model, clip)
+        surveyed = survey(stack or Stack(), weights.shapes, read=weights.read, progress=progress(1))
         picture = picture_tensor(blocks_picture(surveyed))
         text = describe_blocks(surveyed)
         return io.NodeOutput(text, picture, ui={"text": (text,), **shown_pictures(picture, cls)})

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ...lycoris_ops import Stack
 from ..host.page import io
 from ..schema.checks import checked
-from ..schema.inputs import CATEGORY, stack_input, stack_output
+from ..schema.inputs import LOAD, stack_input, stack_output
 
 MOST = 50
 """Inputs that the node can grow to; the host allows up to 100."""
@@ -25,7 +25,7 @@ class LycorisCombineStacks(io.ComfyNode):
         return io.Schema(
             node_id="LycorisCombineStacks",
             display_name="Combine LyCORIS Stacks",
-            category=CATEGORY,
+            category=LOAD,
             description="Joins several stacks into one. Their effects add up, and the order does not change "
             "the result. Inputs that bring nothing are left out.",
             search_aliases=["merge lora stacks", "join stacks", "lora stack", "multi lora", "append stack"],

@@ -16,7 +16,7 @@ from ..host.sampling import encoded_picture, encoded_text
 from ..host.training import grid_of
 from ..host.weights import own_weights
 from ..schema.checks import checked
-from ..schema.inputs import CATEGORY
+from ..schema.inputs import TRAIN
 from ..schema.report import report_output, with_report
 from ..training.data.captions import is_told_sizes
 from ..training.data.families import family_of
@@ -32,7 +32,7 @@ class LycorisDataset(io.ComfyNode):
         return io.Schema(
             node_id="LycorisDataset",
             display_name="LyCORIS Training Pictures",
-            category=CATEGORY,
+            category=TRAIN,
             description="Makes latents and conditionings for Train LoRA / LyCORIS of a folder of pictures "
             "with text files beside them. Pictures keep their shapes, in sizes that suit the model. What was "
             "encoded is kept on disk, so that the next run starts at once.",

@@ -7,11 +7,10 @@ from typing import Any
 from ...lycoris_ops import Entry, Fingerprint, LycorisError, Stack, extract_adapter, parse_size
 from ..files.codec import HostCodec
 from ..files.models import LOADED, model_names, model_path
-from ..files.weights import LoadedWeights
 from ..host.page import io, progress
-from ..host.weights import compute_device
+from ..host.weights import LoadedWeights, compute_device
 from ..schema.checks import check, checked
-from ..schema.inputs import AS_IT_IS, CATEGORY, DTYPES, algorithm_input, fit_inputs, size_input, stack_output
+from ..schema.inputs import AS_IT_IS, DTYPES, SHAPE, algorithm_input, fit_inputs, size_input, stack_output
 from ..schema.report import report_output, valid, with_fit
 
 
@@ -21,7 +20,7 @@ class LycorisExtractAdapter(io.ComfyNode):
         return io.Schema(
             node_id="LycorisExtractAdapter",
             display_name="Extract LoRA / LyCORIS",
-            category=CATEGORY,
+            category=SHAPE,
             description="Makes an adapter of what a tuned model has learned: of its difference from the "
             "model that it was tuned from. Files are read weight by weight, so even large ones need little "
             "memory; rounding of the files is left out.",

@@ -9,8 +9,7 @@ from ...lycoris_ops import Entry, Stack, adapter_of_tensors
 from ..host.page import io
 from ..schema.checks import checked
 from ..schema.inputs import (
-    CATEGORY,
-    LORA_MODEL,
+    LOAD,
     LORA_STACK,
     check_strength,
     stack_input,
@@ -29,7 +28,7 @@ class LycorisFromLoraStack(io.ComfyNode):
         return io.Schema(
             node_id="LycorisFromLoraStack",
             display_name="LyCORIS Stack from LORA_STACK",
-            category=CATEGORY,
+            category=LOAD,
             description="Makes a stack of the LORA_STACK that other packs pass from node to node, and of the "
             "LORA_MODEL of ComfyUI's own training nodes.",
             search_aliases=["lora stack", "LORA_STACK", "LORA_MODEL", "convert lora stack", "lora stacker"],
@@ -40,7 +39,7 @@ class LycorisFromLoraStack(io.ComfyNode):
                     tooltip="Names and strengths from a LoRA stacker of another pack. Rows that are None are "
                     "left out.",
                 ),
-                LORA_MODEL.Input(
+                io.LoraModel.Input(
                     "lora_model",
                     optional=True,
                     tooltip="A LoRA in memory, from Train LoRA and other nodes of ComfyUI.",

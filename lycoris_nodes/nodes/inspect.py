@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ...lycoris_ops import Stack, describe_examination, examination_picture, examine
-from ..files.weights import connected_weights
 from ..host.page import io, picture_tensor, progress, shown_pictures
-from ..host.weights import compute_device
+from ..host.weights import compute_device, connected_weights
 from ..schema.checks import checked
-from ..schema.inputs import CATEGORY, no_stack, stack_input
+from ..schema.inputs import SHAPE, no_stack, stack_input
 from ..schema.report import report_output
 
 
@@ -19,7 +18,7 @@ class LycorisInspect(io.ComfyNode):
         return io.Schema(
             node_id="LycorisInspect",
             display_name="Inspect LyCORIS Stack",
-            category=CATEGORY,
+            category=SHAPE,
             description="Measures what the adapters of a stack change: how much in each block and layer, "
             "with what rank, and how far they agree with each other. The numbers are exact sums over the "
             "layers' factors.",

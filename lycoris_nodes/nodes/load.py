@@ -8,7 +8,7 @@ from ...lycoris_ops import Entry, Stack, adapter_stamp, load_adapter
 from ..files.loras import lora_names, lora_path
 from ..host.page import io
 from ..schema.checks import check, checked
-from ..schema.inputs import AS_IT_IS, CATEGORY, check_strength, stack_input, stack_output, strength_input
+from ..schema.inputs import AS_IT_IS, LOAD, check_strength, stack_input, stack_output, strength_input
 from ..schema.report import valid
 
 
@@ -18,7 +18,7 @@ class LycorisLoadAdapter(io.ComfyNode):
         return io.Schema(
             node_id="LycorisLoadAdapter",
             display_name="Load LoRA / LyCORIS",
-            category=CATEGORY,
+            category=LOAD,
             description="Adds a LoRA or LyCORIS file of any kind to a stack. Nothing is applied until "
             "Apply LyCORIS Stack. The file is read once, however many nodes use it.",
             search_aliases=[

@@ -14,14 +14,13 @@ from ...lycoris_ops import (
     orthogonal_adapters,
     parse_size,
 )
-from ..files.weights import connected_weights
 from ..host.page import io, progress
-from ..host.weights import compute_device
+from ..host.weights import compute_device, connected_weights
 from ..schema.checks import checked
 from ..schema.inputs import (
     AS_IT_IS,
-    CATEGORY,
     DTYPES,
+    SHAPE,
     algorithm_input,
     fit_inputs,
     no_stack,
@@ -41,7 +40,7 @@ class LycorisMergeAdapters(io.ComfyNode):
         return io.Schema(
             node_id="LycorisMergeAdapters",
             display_name="Merge LoRAs / LyCORIS",
-            category=CATEGORY,
+            category=SHAPE,
             description="Makes one adapter of a stack of any mix of kinds, by the true changes that they "
             "make. The sum is exact: the new adapter does at strength 1 what the stack does. Other "
             "methods combine changes that disturb each other.",

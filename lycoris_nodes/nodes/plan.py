@@ -8,7 +8,7 @@ from typing import Any
 from ...lycoris_ops import Plan, parse_size, plan_picture, plan_ranks, probe
 from ..host.page import io, picture_tensor, progress, shown_pictures
 from ..schema.checks import checked
-from ..schema.inputs import AS_FAMILY, CATEGORY, PLAN, choice_inputs, mask_input, seed_input, training_inputs
+from ..schema.inputs import AS_FAMILY, PLAN, TRAIN, choice_inputs, mask_input, seed_input, training_inputs
 from ..schema.report import report_output, with_report
 from ..training.data.families import family_of
 from ..training.data.loss import DiffusionLoss
@@ -23,7 +23,7 @@ class LycorisPlan(io.ComfyNode):
         return io.Schema(
             node_id="LycorisPlan",
             display_name="Plan LyCORIS Ranks",
-            category=CATEGORY,
+            category=TRAIN,
             description="Measures on some latents what each layer of a model could learn, and divides a size "
             "among the layers so that they learn most. Train LoRA / LyCORIS follows the plan and starts "
             "where the measurement points.",

@@ -6,14 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from ...lycoris_ops import Entry, Stack, parse_size, resize_adapter
-from ..files.weights import connected_weights
 from ..host.page import io, progress
-from ..host.weights import compute_device
+from ..host.weights import compute_device, connected_weights
 from ..schema.checks import checked
 from ..schema.inputs import (
     AS_IT_IS,
-    CATEGORY,
     DTYPES,
+    SHAPE,
     algorithm_input,
     fit_inputs,
     no_stack,
@@ -30,7 +29,7 @@ class LycorisResizeAdapter(io.ComfyNode):
         return io.Schema(
             node_id="LycorisResizeAdapter",
             display_name="Resize / Convert LoRA",
-            category=CATEGORY,
+            category=SHAPE,
             description="Makes adapters smaller, or turns them into another kind: LoHa, LoKr, DoRA, OFT and "
             "the rest into LoRA, or the reverse. Each new layer is the nearest to the old one that there is, "
             "and the report says what is lost.",

@@ -11,7 +11,7 @@ from ..host.files import shown_path, workflow_metadata
 from ..host.page import io, progress
 from ..host.weights import weight_shapes
 from ..schema.checks import checked
-from ..schema.inputs import AS_IT_IS, CATEGORY, DTYPES, NOTHING_SAVED, dtype_input, stack_input
+from ..schema.inputs import AS_IT_IS, DTYPES, NOTHING_SAVED, SAVE, dtype_input, stack_input
 from ..schema.report import report_output, with_report
 from ..stacks.single import only_adapter
 
@@ -22,7 +22,7 @@ class LycorisSaveAdapter(io.ComfyNode):
         return io.Schema(
             node_id="LycorisSaveAdapter",
             display_name="Save LoRA / LyCORIS",
-            category=CATEGORY,
+            category=SAVE,
             description="Saves one LoRA / LyCORIS to the output folder, with the layer names and the dtype "
             "that another tool expects. The new file is read back and compared before it gets its name.",
             search_aliases=[
@@ -95,11 +95,8 @@ class LycorisSaveAdapter(io.ComfyNode):
     ) -> io.NodeOutput:
         if stack is None:
             return with_report(report=NOTHING_SAVED, state="nothing")
-        shapes = {
-            **(weight_shapes(model) if model is not None else {}),
-            **(weight_shapes(clip.patcher) if clip is not None else {}),
-        }
-        adapter = only_adapter(stack, "an adapter file", shapes or None)
+        shapes = weight_shapes(model, clip) or None
+        adapter = only_adapter(stack, "an adapter file", shapes)
         asked = None if dialect == AS_IT_IS else dialect
         result = save_adapter(
             adapter,
@@ -107,7 +104,7 @@ class LycorisSaveAdapter(io.ComfyNode):
             asked,
             DTYPES[dtype],
             workflow_metadata(cls.hidden),
-            model=shapes or None,
+            model=shapes,
             drop_unread=drop_unread,
             # The number was free, but another program may take it meanwhile.
             overwrite=False,

@@ -11,7 +11,7 @@ from ..files.models import model_names, model_path
 from ..host.files import output_path, shown_path, workflow_metadata
 from ..host.page import io, progress, tell_page
 from ..schema.checks import check, checked
-from ..schema.inputs import AS_IT_IS, CATEGORY, DTYPES, NOTHING_SAVED, dtype_input, stack_input
+from ..schema.inputs import AS_IT_IS, DTYPES, NOTHING_SAVED, SAVE, dtype_input, stack_input
 from ..schema.report import MEANWHILE, report_output, valid, with_report
 
 
@@ -21,7 +21,7 @@ class LycorisSaveCheckpoint(io.ComfyNode):
         return io.Schema(
             node_id="LycorisSaveCheckpoint",
             display_name="Save Merged Model",
-            category=CATEGORY,
+            category=SAVE,
             description="Merges a stack into a model file and saves the result in the output folder. "
             "The file is read and written piece by piece, so even a large one needs little memory. What "
             "the stack does not change is copied as it is.",

@@ -7,7 +7,7 @@ from typing import Any
 from ...lycoris_ops import CLOCKS, CURVES, Schedule, ScheduleError, Stack
 from ..host.page import io
 from ..schema.checks import checked
-from ..schema.inputs import CATEGORY, stack_input, stack_output
+from ..schema.inputs import SHAPE, stack_input, stack_output
 from ..schema.report import valid
 from ..stacks.curves import wired
 
@@ -23,7 +23,7 @@ class LycorisSchedule(io.ComfyNode):
         return io.Schema(
             node_id="LycorisSchedule",
             display_name="Schedule LyCORIS Strength",
-            category=CATEGORY,
+            category=SHAPE,
             description="Changes the strength of every LoRA / LyCORIS in a stack over the sampling, as a "
             "whole or block by block. Its layers are computed beside the weights in each step, whatever the "
             "mode of Apply is. Text encoders run before the sampling, so that their strength stays.",

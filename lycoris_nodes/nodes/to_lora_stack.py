@@ -8,9 +8,9 @@ from typing import Any
 from ...lycoris_ops import LycorisError, Stack, adapter_tensors, faults_in_comfy, paragraph
 from ..host.files import shown_text
 from ..host.page import ExecutionBlocker, io
-from ..host.weights import patcher_of, weight_shapes
+from ..host.weights import weight_shapes
 from ..schema.checks import checked
-from ..schema.inputs import CATEGORY, LORA_MODEL, LORA_STACK, NOTHING_HANDED, stack_input
+from ..schema.inputs import LORA_STACK, NOTHING_HANDED, SAVE, stack_input
 from ..schema.report import report_output, with_report
 from ..stacks.lora_stack import to_lora_stack
 from ..stacks.single import only_adapter
@@ -22,7 +22,7 @@ class LycorisToLoraStack(io.ComfyNode):
         return io.Schema(
             node_id="LycorisToLoraStack",
             display_name="LyCORIS Stack to LORA_STACK",
-            category=CATEGORY,
+            category=SAVE,
             description="Hands a stack to nodes of other packs that take a LORA_STACK, or one adapter to "
             "ComfyUI's own nodes that take a LORA_MODEL.",
             search_aliases=["lora stack", "LORA_STACK", "LORA_MODEL", "convert lora stack", "lora model"],
@@ -47,7 +47,7 @@ class LycorisToLoraStack(io.ComfyNode):
                     tooltip="The names of the files in the loras folders with both strengths. A stack that "
                     "it cannot hold stops the nodes that are connected here.",
                 ),
-                LORA_MODEL.Output(
+                io.LoraModel.Output(
                     "lora_model",
                     display_name="lora_model",
                     tooltip="The tensors of a stack of one adapter, with its strengths in them. ComfyUI's "
@@ -64,19 +64,13 @@ class LycorisToLoraStack(io.ComfyNode):
         if stack is None:
             blocked = ExecutionBlocker(f"lora_model: {NOTHING_HANDED}")
             return with_report([], blocked, report=NOTHING_HANDED, state="nothing")
-        shapes = {
-            key: shape
-            for one in (model, clip)
-            if one is not None
-            for key, shape in weight_shapes(patcher_of(one)).items()
-        }
-
+        shapes = weight_shapes(model, clip) or None
         faults: list[str] = []
 
         def tensors() -> dict[str, Any]:
-            adapter = only_adapter(stack, "a LORA_MODEL", shapes or None)
+            adapter = only_adapter(stack, "a LORA_MODEL", shapes)
             dialect = "kohya" if adapter.dialect == "kohya" else "comfy"
-            found = adapter_tensors(adapter, dialect, model=shapes or None)
+            found = adapter_tensors(adapter, dialect, model=shapes)
             faults.extend(faults_in_comfy(adapter.layers.values(), dialect))
             return found
 

@@ -8,7 +8,7 @@ from ...lycoris_ops import Entry, Stack, curves_picture, load_adapter
 from ..host.files import file_tensors, workflow_metadata
 from ..host.page import io, picture_tensor, shown_pictures, tell_page
 from ..schema.checks import checked
-from ..schema.inputs import CATEGORY
+from ..schema.inputs import TRAIN
 from ..schema.report import MEANWHILE, with_report
 from ..training.node.run import train
 from ..training.node.schema import inputs, outputs
@@ -24,7 +24,7 @@ class LycorisTrain(io.ComfyNode):
         return io.Schema(
             node_id="LycorisTrain",
             display_name="Train LoRA / LyCORIS",
-            category=CATEGORY,
+            category=TRAIN,
             description="Trains a LoRA / LyCORIS of any kind on latents and captions, for any model. The "
             "file is saved in the output folder, and the stack goes straight into Apply LyCORIS Stack. Stop "
             "keeps what was learned.",

@@ -7,7 +7,7 @@ from typing import Any
 from ...lycoris_ops import LycorisError, Rules, Stack
 from ..host.page import io
 from ..schema.checks import check, checked
-from ..schema.inputs import CATEGORY, stack_input, stack_output
+from ..schema.inputs import SHAPE, stack_input, stack_output
 from ..schema.report import valid
 from ..stacks.presets import FILE, known_presets, own_presets, parsed
 
@@ -27,7 +27,7 @@ class LycorisWeightBlocks(io.ComfyNode):
         return io.Schema(
             node_id="LycorisWeightBlocks",
             display_name="Weight LyCORIS Blocks",
-            category=CATEGORY,
+            category=SHAPE,
             description="Sets weights for blocks or single layers of every LoRA / LyCORIS in a stack. A "
             "weight multiplies the strength there.",
             search_aliases=[

@@ -149,17 +149,20 @@ def _ungrouped(
     return values, known
 
 
-def given_all(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """The node, to which the host now hands all that a prompt has for it: `checked` refuses what is no input.
+def completed(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+    """The node with what all nodes ask of the host.
 
-    By itself the host passes over such a value. It also hands on the workflow, by which prompts of the page
-    are told from others.
+    The host hands over all values of a prompt, so that `checked` can refuse those that are no input, and the
+    workflow, by which prompts of the page are told from others. It sends what the node shows in every run,
+    also where it takes the result from its cache. ComfyUI before 0.20 cannot: there the page looks into the
+    history.
     """
     define = node.define_schema.__func__
 
     def define_schema(cls: type[io.ComfyNode]) -> io.Schema:
         schema = define(cls)
         schema.accept_all_inputs = True
+        schema.has_intermediate_output = True
         if io.Hidden.extra_pnginfo not in (schema.hidden or ()):
             schema.hidden = [*(schema.hidden or ()), io.Hidden.extra_pnginfo]
         return schema

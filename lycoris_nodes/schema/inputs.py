@@ -9,10 +9,10 @@ from ..host.page import io
 from ..stacks.rows import LARGEST, STRENGTHS
 from .checks import check
 
-CATEGORY = "lycoris"
+LOAD, SHAPE, SAVE, TRAIN = "lycoris/load", "lycoris/shape", "lycoris/save", "lycoris/train"
+"""The categories of nodes."""
 STACK = io.Custom("LYCORIS_STACK")
 LORA_STACK = io.Custom("LORA_STACK")
-LORA_MODEL = io.Custom("LORA_MODEL")
 PLAN = io.Custom("LYCORIS_PLAN")
 
 UNLINKED = "No node is connected to the input `stack`, or the one that is connected is muted or bypassed."

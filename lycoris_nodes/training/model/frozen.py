@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import grad
 
-from ...host.weights import QuantizedTensor, fetched
+from ...host.weights import QuantizedTensor, cast_of
 from .recompute import put_back
 
 
@@ -89,7 +89,7 @@ class _Fetching(torch.autograd.Function):
                 leaf = x.detach().requires_grad_()
                 (found,) = torch.autograd.grad(ctx.run(leaf), leaf, gradient)
             return found, None, None
-        weight = fetched(ctx.module, gradient.dtype, gradient.device)
+        weight = cast_of(ctx.module, gradient.dtype, gradient.device, kept=False)[0]
         return ctx.back(ctx.module, ctx.shape, weight, gradient).to(ctx.dtype), None, None
 
 

@@ -12,7 +12,6 @@ from ....lycoris_ops import WRITABLE, WRITTEN, optimisers, schedules, trainable
 from ...host.page import io
 from ...schema.inputs import (
     AS_FAMILY,
-    LORA_MODEL,
     PLAN,
     choice_inputs,
     group_input,
@@ -39,12 +38,12 @@ def inputs() -> list[Any]:
 def outputs() -> list[Any]:
     return [
         stack_output("The trained LoRA / LyCORIS at strength 1, for Apply LyCORIS Stack."),
-        LORA_MODEL.Output(
+        io.LoraModel.Output(
             "lora",
             display_name="lora",
             tooltip="The same for ComfyUI's own Load LoRA Model and Save LoRA Weights.",
         ),
-        io.Custom("LOSS_MAP").Output(
+        io.LossMap.Output(
             "loss_map", display_name="loss_map", tooltip="All losses, for ComfyUI's Plot Loss Graph."
         ),
         io.Image.Output("curves", display_name="curves", tooltip="A picture of the losses over the steps."),

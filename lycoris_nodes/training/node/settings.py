@@ -153,8 +153,8 @@ def start_of(stack: Stack | None) -> Adapter | None:
 
 def parts_of(start: Adapter, model: Any, clip: Any) -> tuple[Adapter | None, Adapter | None]:
     """The layers of an adapter for the model and those for the text encoders; None where there are none."""
-    of_text = weight_shapes(clip.patcher)
-    (entry,) = resolve(Stack([Entry(start)]), {**weight_shapes(model), **of_text}).entries
+    of_text = weight_shapes(clip)
+    (entry,) = resolve(Stack([Entry(start)]), weight_shapes(model, clip)).entries
     texts = {match.layer for match in entry.matches if match.key in of_text}
     halves = (
         {name: layer for name, layer in start.layers.items() if (name in texts) is is_text}
