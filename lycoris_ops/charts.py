@@ -63,7 +63,7 @@ class Axes:
     marks: Sequence[tuple[float, Series]] = ()
     """Places across of upright lines, each in the colour and form of a series without points."""
     limits: Point | None = None
-    """The ends of the axis that goes up; None for those of the values."""
+    """The ends of the vertical axis; None for the smallest and largest value."""
     span: Point | None = None
     """The ends of the axis across."""
 

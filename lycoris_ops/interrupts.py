@@ -40,7 +40,7 @@ def _raise(number: int, _: FrameType | None) -> NoReturn:
 
 @contextmanager
 def raised() -> Generator[None]:
-    """A time in which both signals are exceptions in the main thread: KeyboardInterrupt and Terminated."""
+    """A context where both signals raise in the main thread: KeyboardInterrupt and Terminated."""
     with _handled(_raise, _heeded):
         yield
 

@@ -42,7 +42,7 @@ class _Placed:
     slots: tuple[int, ...]
 
 
-class Bound:
+class BoundPlan:
     """A plan bound to a device and to the dtype that inputs are worked on in: y += sum of strength * change.
 
     `shifts` are the operators M that change the input alike for all outputs. They add up to one changed

@@ -91,7 +91,7 @@ class Geometry:
         padding: Any = 0 if self.pads or self.padding == "valid" else self.padding
         if padding == "same":
             extents = [d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True)]
-            # The order is that of `pad`: the last dimension first, and what is left over at the end.
+            # `pad` takes the last dimension first. An odd one goes to the end.
             x = functional.pad(x, [one for e in reversed(extents) for one in (e // 2, e - e // 2)])
             padding = 0
         # torch types none of these.
@@ -174,7 +174,7 @@ def geometry_of(module: nn.Module) -> Geometry | str:
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that factors are multiplied in: that of the input, but float32 for float16 on a CPU.
+    """The dtype to multiply factors in: the input's, but float32 for float16 on a CPU.
 
     Products of float16 are a hundred times slower there.
     """

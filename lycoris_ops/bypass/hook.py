@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from ..errors import LycorisError
 from ..maths.recompute import transformed
 from ..maths.tensors import compute_dtype, is_plain, unpacked
-from .bound import Bound
+from .bound import BoundPlan
 from .forwards.forward import Strengths, outliving
 from .geometry import geometry_of
 from .plan import BypassPlan, Met
@@ -142,8 +142,8 @@ class Bypass:
 
         They may be changed at any time."""
         self._reader = reader or PlainReader()
-        self._bound: Bound | None = None
-        self._pass: tuple[Bound, Tensor, Tensor] | None = None
+        self._bound: BoundPlan | None = None
+        self._pass: tuple[BoundPlan, Tensor, Tensor] | None = None
         """Held from the first hook of a pass to the second: the bound plan and the inputs that it gave."""
         self._alone = False
         """What `_is_alone` was at the start of the pass: a hook may take itself away."""
@@ -308,20 +308,20 @@ class Bypass:
             return None
         return weight.T if self.plan.geometry.transposed else weight
 
-    def _begun(self, x: Tensor) -> Bound | None:
+    def _begun(self, x: Tensor) -> BoundPlan | None:
         """The plan for a pass with this input; None where all strengths are 0, to keep every bit of y."""
         if self.before_pass is not None:
             self.before_pass(x)
         return self._bind(x) if any(map(any, self.strengths)) else None
 
-    def _stands_beside_another(self, bound: Bound) -> bool:
+    def _stands_beside_another(self, bound: BoundPlan) -> bool:
         """Whether others add to W x + b in `forward`, and the plan has operators.
 
         Operators on x or y would act on what the others add as well.
         """
         return bound.operates and self._reader.forward(self.module) != self.module.forward
 
-    def _bind(self, x: Tensor) -> Bound:
+    def _bind(self, x: Tensor) -> BoundPlan:
         """The plan for the input's dtype and device, kept for later passes that it serves as well."""
         bound, anew = self._bound, self.plan.anew
         if bound is not None and bound.serves(x, self.dropout, anew=anew):
@@ -330,7 +330,7 @@ class Bypass:
             self.met = None
         met = self.meet(compute_dtype(x.dtype), x.device)
         with outliving():
-            bound = Bound(self.plan, met, x, self.dropout)
+            bound = BoundPlan(self.plan, met, x, self.dropout)
         self._bound = None if anew and not bound.follows else bound
         return bound
 
@@ -341,7 +341,7 @@ def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
 
 
 def keyword_of(kwargs: Mapping[str, Any]) -> str:
-    """The keyword by which the input of a pass is given."""
+    """The keyword that gives the input of a pass."""
     return next(name for name, value in kwargs.items() if isinstance(value, Tensor))
 
 

@@ -314,7 +314,7 @@ def _within(form: Additive) -> bool:
 
 
 def _scaled(form: Additive, sides: Sides) -> Additive:
-    """outputs @ form @ inputs as a form. Operators around a form are those of DoRA, which are diagonal."""
+    """outputs @ form @ inputs as a form. Only DoRA puts operators around a form, and they are diagonal."""
     assert sides.outputs is None or isinstance(sides.outputs, Diagonal)
     assert sides.inputs is None or isinstance(sides.inputs, Diagonal)
     rows, columns = (None if side is None else side.extra + 1 for side in (sides.outputs, sides.inputs))

@@ -1,4 +1,4 @@
-"""Outputs scaled by a learned factor, of which the backward pass does without a part."""
+"""Scale outputs by a learned factor without saving all of them for the backward pass."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ from ..maths.tensors import compute_dtype
 from .geometry import Geometry
 
 WEIGHTS = 1.75
-"""How many bytes of an output are kept, as a multiple of those of the weight in float32. A pass by the
-changed weight keeps that twice: before it is scaled and after."""
+"""The most bytes of an output that are saved, as a multiple of the weight's bytes in float32. A pass by the
+changed weight saves as much twice: before scaling and after."""
 LITTLE = 1 << 22
-"""So many bytes of an output are kept in any case: to do without them takes longer than they are worth."""
+"""Up to this many bytes of an output are always saved. Below this size recomputing costs more than saving."""
 
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """What an output is made of, all of it: W x + b with x as autograd keeps it for other layers anyway."""
+    """An output that is W x + b and nothing else. Autograd saves x for other layers anyway."""
 
     geometry: Geometry
     weight: Tensor
-    """W as (O, I, *kernel), with gradients to none of its values."""
+    """W as (O, I, *kernel), which needs no gradient."""
     bias: Tensor | None
-    """b, shaped as channels of the output are."""
+    """b, shaped like the output's channels."""
 
     @property
     def bytes_kept(self) -> int:
         return max(LITTLE, int(WEIGHTS * 4 * self.weight.numel()))
 
     def is_leaner(self, y: Tensor, extra: Tensor) -> bool:
-        """Whether a backward pass keeps less by doing without a part of the output y."""
+        """Whether the backward pass saves memory by recomputing a part of the output y."""
         return extra.requires_grad and y.nbytes > self.bytes_kept
 
     def rows(self, values: Tensor) -> Tensor:
-        """An input or output with what depends on nothing beside it along its first dimension."""
+        """An input or output with its independent vectors, or pictures, along the first dimension."""
         return values if self.geometry.kernel else values.reshape(-1, values.shape[-1])
 
 
 def rescaled(y: Tensor, extra: Tensor, x: Tensor, product: Product) -> Tensor:
     """y + (y - b) * extra for y = W x + b and a factor `extra` for each channel that needs a gradient.
 
-    The gradient of `extra` is the sum of gradient * (y - b) over all but the channels. Autograd keeps
-    `product.bytes_kept` of y for it at most. For the rest it is the sum over the columns of W * dL/dW, where
-    dL/dW is made of the gradient and x: one more product of the size of the module's own.
+    The gradient of `extra` is the sum of gradient * (y - b) over everything but the channels. At most
+    `product.bytes_kept` bytes of y are saved for it. For the rest, it is the sum over the columns of W *
+    dL/dW, where dL/dW follows from the gradient and x. This takes one more product as large as the module's.
     """
     learned: Any = _Rescaled
     return learned.apply(y, extra, x, product.weight, product)
 
 
 def scaled(y: Tensor, extra: Tensor, bias: Tensor | None) -> Tensor:
-    """y + (y - b) * extra, in as few passes over y as there can be."""
+    """y + (y - b) * extra, in as few passes over y as possible."""
     # In a narrow dtype 1 + extra would have fewer digits than extra.
     narrow = y.dtype != compute_dtype(y.dtype)
     found = torch.addcmul(y, y, extra) if narrow else y * (1 + extra)

@@ -29,7 +29,7 @@ from .shared import add_dtype, dtype_of, show
 def add_kind(command: argparse.ArgumentParser, *, same: bool, size: str = "auto", also: str = "") -> None:
     """Arguments for the kind and size of layers.
 
-    `size` is the usual size, and `also` is said of sizes that this verb has beside those of all.
+    `size` is the default. `also` adds to the help the sizes that only this verb takes.
     """
     command.add_argument(
         "--size",
@@ -94,7 +94,7 @@ def checked_names(options: argparse.Namespace, own: str | None) -> Callable[[Map
 
 
 def _dialect(options: argparse.Namespace, own: str | None) -> Written | None:
-    """The dialect that is written; None where layers keep names that are those of no tool."""
+    """The dialect to write; None where layers keep names that no tool uses."""
     return options.dialect or own_dialect(own or "")
 
 

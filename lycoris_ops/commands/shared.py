@@ -25,7 +25,7 @@ def add_model(command: argparse.ArgumentParser, what: str) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help=f"{what}: a .safetensors file, of which only the header is read; "
+        help=f"{what}: a .safetensors file (only its header is read); "
         "repeat the option for a model in several files",
     )
 

@@ -153,7 +153,7 @@ def examine(
     Inner products are sums in float64 from the factors of the layers, so that they do not depend on how an
     adapter shares the size of a change between its factors. `base` is the model, as in `merge_adapters`: with
     it changes are related to the weights, blocks are the model's own, and kinds that depend on the weight are
-    measured. `signs` asks for the signs of single values too, for which changes are formed in full.
+    measured. `signs` compares the signs of single values too, which forms every change in full.
     `progress` is called with weights done.
 
     Raises as `merge_adapters` does.

@@ -1,8 +1,8 @@
-"""Changes that do not fit the dtype they are computed in, or that of the weight, are an error.
+"""Changes that overflow, either the dtype they are computed in or the weight's own, are an error.
 
-Whether a change overflows shows in its values, but to read a patched weight again would take a tenth of the
-time of patching it. So the values of the factors are read once, when a plan is made, and bound the change.
-Only where the bound does not exclude an overflow is the weight patched on a copy, and its values are checked.
+Reading a patched weight again would take a tenth of the time of patching it. So the factors are read once,
+when a plan is made, and bound the change. Where this bound does not rule out an overflow, a copy of the
+weight is patched and its values are checked.
 """
 
 from __future__ import annotations

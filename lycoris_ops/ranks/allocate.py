@@ -58,7 +58,7 @@ def allocate(
 ) -> dict[str, Candidate]:
     """One candidate for each layer, by steps along the hulls in the order of gain for each parameter.
 
-    Each layer starts from its cheapest candidate: pass NOTHING among those of a layer that may be left out.
+    Each layer starts from its cheapest candidate. Pass NOTHING as one for a layer that may be left out.
     `accept` says whether a step is taken. Where it refuses one, the layer takes no further step, and the
     steps of other layers are still tried.
     """

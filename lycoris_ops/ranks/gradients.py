@@ -218,7 +218,7 @@ class _Tap(torch.autograd.Function):
 
 @contextmanager
 def _tapped(module: nn.Module, sums: Mapping[str, _Sum]) -> Generator[None]:
-    """A context in which the passes of a model add to the sums. Afterwards the model is as it was."""
+    """A context where the passes of a model add to the sums. Afterwards the model is as it was."""
     token = torch.zeros((), requires_grad=True)
 
     def tap(add: Add) -> Callable[..., Tensor]:

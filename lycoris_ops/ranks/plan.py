@@ -50,7 +50,7 @@ class Row:
     factor: int | None = None
     """The factor of LoKr; None for kinds without one."""
     lr: float = 1.0
-    """The learning rate, as a multiple of that of the training."""
+    """The learning rate, as a multiple of the training's."""
 
     @property
     def scale(self) -> float:

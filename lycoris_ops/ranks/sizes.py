@@ -55,7 +55,7 @@ class Ratio:
 class Budget:
     """At most so many bytes, as a number or a text ("50MB", "48 MiB"), or at most so many parameters.
 
-    `dtype` is that of the file, in which bytes are counted: bfloat16 unless given.
+    Bytes are counted in the file's `dtype`, bfloat16 unless given.
     """
 
     size: int | str | None = None

@@ -134,7 +134,7 @@ def _on_every_picture(
 ) -> list[str]:
     """The tags that every picture of a folder has, or the one tag that a folder has at all.
 
-    The order is that of the file, which is the order in which the captions have them.
+    They are in the order of the file, which is the order of the captions.
     """
     found: list[str] = []
     for name, tags in counts.items():

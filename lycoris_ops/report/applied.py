@@ -65,7 +65,7 @@ def describe(resolution: Resolution, *, whole: bool = False) -> str:
 
 
 def _stray(resolution: EntryResolution) -> list[str]:
-    """Keys of the file that nothing reads; those of unreadable layers are listed with their reasons."""
+    """Keys of the file that nothing reads. Unreadable layers are listed elsewhere, with their reasons."""
     adapter = resolution.entry.adapter
     return [key for key in adapter.unused_keys if not _of_unreadable(key, adapter.unreadable)]
 

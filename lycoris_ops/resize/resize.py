@@ -51,8 +51,8 @@ def resize_adapter(
     replaces.
 
     `size` is a Rank for every layer, or a Budget, Ratio or Energy that is divided among the layers where it
-    keeps most; "auto" stops where further parameters would keep less each than those of the full weights on
-    the average. A budget in bytes is that of a whole file, with its tensors in the dtype that they get here.
+    keeps most; "auto" stops where one more parameter would keep less than an average parameter of the full
+    weights does. A budget in bytes counts the whole file, with its tensors in the dtype that they get here.
     `algorithm` is a kind in FITTED, "auto" for the one that keeps most for its bytes, layer by layer, or
     "same" for the kind that each layer has. What stays as it is, bit by bit: layers that are of the kind and
     no larger, norms, biases, and layers that enlarge their weight. alpha follows the rank, so that the scale
@@ -260,7 +260,7 @@ def _split(forms: tuple[Form, ...], shape: Shape) -> tuple[int, int] | None:
 
 
 def _told(metadata: Mapping[str, str], layers: Mapping[str, Layer]) -> dict[str, str]:
-    """The metadata with the ranks and alphas of the new layers, where they tell those of the source."""
+    """The metadata with the new layers' ranks and alphas, where it states the source's."""
     told = dict(metadata)
     for key, values in (
         (DIM, {layer.rank for layer in layers.values()}),

@@ -1,4 +1,4 @@
-"""What the forward passes of all forms have in common."""
+"""What the forward passes of all forms share."""
 
 from __future__ import annotations
 
@@ -49,8 +49,9 @@ class Prepared(Generic[T]):
     It is made once there too while all that is made are the forms' own tensors, in the dtypes and on the
     devices that passes need: these have their present values.
 
-    `reads` are all tensors of forms of which one learns: a pass sees their present values. It is None where
-    later values would not be seen. `make` holds no tensors, so that a copy of a model makes them of its own.
+    `reads` holds the tensors of all forms where at least one of them learns: each pass sees their present
+    values. It is None where passes would not see later values. `make` holds no tensors, so that a copy of a
+    model makes them of its own.
     """
 
     def __init__(self, items: Sequence[Item], make: Callable[[Sequence[Item]], T]) -> None:
@@ -90,7 +91,7 @@ def _tensors_of(value: Any) -> list[Tensor]:
 
 
 def outliving() -> AbstractContextManager[Any]:
-    """A context in which tensors are no inference tensors, so that later passes with gradients may use them.
+    """A context that makes no inference tensors, so that later passes with gradients can use its results.
 
     Gradients are recorded inside as they are outside.
     """
@@ -108,7 +109,7 @@ def _outliving() -> Generator[None]:
 
 
 def in_own_dtypes(device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which products are of the dtype of their factors.
+    """A context where a product has the dtype of its factors.
 
     Autocast would narrow some results, which could not be added in place to what is not narrowed.
     """

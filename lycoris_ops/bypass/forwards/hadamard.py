@@ -21,7 +21,7 @@ TILE = 1 << 20
 """Elements of the full matrix that are formed at once."""
 
 ELEMENT = 32
-"""What it costs to form and store one element of a matrix, in multiplications of a matrix product."""
+"""The cost of forming and storing one element of a matrix, in multiplications of a matrix product."""
 
 
 class HadamardForward:

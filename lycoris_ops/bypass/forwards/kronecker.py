@@ -1,7 +1,7 @@
 """LoKr: multiplied by its two factors, one after the other, so that their Kronecker product is never formed.
 
 For a square weight (l = i, k = j) each output of a token takes i + k multiplications, where the full matrix
-takes i * j. So there is no size for which the full matrix would be better.
+takes i * j. So the full matrix is never better.
 """
 
 from __future__ import annotations
@@ -177,9 +177,9 @@ def _inner_first(y: Tensor, x: Tensor, w1: Tensor, w2: Tensor, alpha: float) -> 
 
 
 class _InnerFirst(torch.autograd.Function):
-    """`_inner_first`, of which x alone is kept for the backward pass.
+    """`_inner_first`, saving only x for the backward pass.
 
-    Autograd would keep the product with w2 too, which is as large as x and quickly computed again.
+    Autograd would save the product with w2 too. It is as large as x and quick to compute again.
     """
 
     @staticmethod

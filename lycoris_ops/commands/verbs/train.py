@@ -18,7 +18,7 @@ from ..shared import add_json, show
 from ..training import growth_of, options_of, plan_of, read_settings, table, task_of
 
 PLAN = "plan.json"
-"""The file of the plan among the checkpoints, by which a resumed run has the same layers."""
+"""The plan's file beside the checkpoints. A resumed run takes its layers from it."""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -102,7 +102,7 @@ def _first() -> bool:
 def _plan(
     settings: Mapping[str, Any], task: tuple[Any, ...], resume: str | None, training: TrainOptions
 ) -> Plan | None:
-    """The plan of the settings, if they want one; that of the earlier run where it is resumed."""
+    """The earlier run's plan where it is resumed, else the plan that the settings ask for, if any."""
     if resume is not None:
         home = Path(resume) if Path(resume).is_dir() else Path(resume).parent
         if (home / PLAN).is_file():

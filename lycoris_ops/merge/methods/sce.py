@@ -17,10 +17,9 @@ from ..method import MergeMethod, Option, Options
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = scale * sum over A of c_i X_i / sum over A of c_i, for each value, with X_i = w_i D_i.
 
-    Select: all values but those of the places where the variance over the adapters is highest are set to 0,
-    the share `select` of the places where it is not 0 stays. Calculate: c_i is the mean of X_i^2 over the sum
-    of these means. Erase: A are the adapters with the sign of the sum of all X_i. One change alone, of which
-    there is no variance, is kept as a whole.
+    Select: of the places where the adapters differ, the share `select` with the highest variance is kept, and
+    all other values become 0. Calculate: c_i is the mean of X_i^2 over the sum of these means. Erase: A are
+    the adapters with the sign of the sum of all X_i. A single change has no variance and is kept whole.
     """
     if deltas.count == 1:
         return deltas.combined([options["scale"] * deltas.strengths[0]])

@@ -24,7 +24,7 @@ class DependentTerm:
     bare: Layer
     """The layer with None for each of its tensors."""
     names: tuple[str, ...]
-    """The fields of its tensors, in the order in which these stand in the plan."""
+    """The names of its tensors, in the order of the plan."""
     first: int
     """Index of the first of them in the plan's tensors."""
     slot: int

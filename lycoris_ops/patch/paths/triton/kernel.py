@@ -6,8 +6,8 @@
 
 A term is `scale * first * second`, value by value, on some rows of the weight. A LowRank or Dense change has
 no second factor. A Hadamard change has two factors of the weight's size. A Kronecker change with w2 (k, j)
-has w1 as the first factor, read at row // k and column // j, and w2 as the second, read at row % k and
-column % j. A factor is a matrix, or a product of two matrices of which only the current tile is formed.
+has w1 as the first factor, read at row // k and column // j, and w2 as the second, read at row % k and column
+% j. A factor is a matrix, or a product of two matrices; only the current tile of the product is formed.
 
 The terms are a table of 64-bit integers on the device, with their scales in a float32 array beside it. So
 other numbers of terms, kinds and ranks compile nothing anew. The FIELDS integers of a term:
