@@ -73,7 +73,7 @@ bench-train: ## training beside lycoris-lora, PEFT and ComfyUI's trainer: one st
 QUALITY ?=
 
 bench-quality: ## what adapters need for a loss, on trained models: many hours, in parts if need be
-	@$(IN) -- sh -c 'python -m pytest -q tests/ops/test_bench_quality.py \
+	@$(IN) -- sh -c 'python -m pytest -q tests/bench/quality/test_quality.py \
 		&& python -m tests.bench.quality.run $(QUALITY) && python -m tests.bench.quality.times \
 		&& python -m tests.bench.quality.summary'
 

@@ -256,6 +256,20 @@ FEW = [(kind, weight) for kind, weight in CASES if weight in ("linear-odd", home
 kernel: the dtype, the dialect, or how a weight is cut."""
 
 
+def _in_turn() -> list[tuple[str, str]]:
+    chosen: list[tuple[str, str]] = []
+    for number, kind in enumerate(KINDS):
+        others = [case for case in CASES if case[0] == kind and case not in FEW]
+        chosen += others[number % len(others) : number % len(others) + 1] if others else []
+    return chosen
+
+
+MIXED = [case for case in CASES if case in FEW or case in _in_turn()]
+"""(kind, weight) of FEW, and each kind on one weight more: on the next one for the next kind.
+
+They are for what depends on the kind and on the kernel, but not on both together."""
+
+
 def base(weight: str, dtype: torch.dtype = torch.float64) -> Tensor:
     """A random weight, the same at every call. A zero weight would hide changes that depend on it."""
     return torch.randn(WEIGHTS[weight], generator=torch.Generator().manual_seed(5)).to(dtype)

@@ -10,14 +10,11 @@ from collections.abc import Iterable
 
 import pytest
 import torch
-from layers import CASES, KINDS, WEIGHTS, base, factors, home, load
+from layers import CASES, KINDS, MIXED, WEIGHTS, base, factors, home, load
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS, detect, explain
 from lycoris_ops.reading.adapter import outline_of
-
-CASE_IDS = [f"{kind}-{weight}" for kind, weight in CASES]
-
 
 OTHER_VARIANTS = {
     frozenset({"lora_embedding_A", "lora_embedding_B"}),
@@ -63,7 +60,7 @@ def test_two_kinds_in_one_layer_are_detected_by_none() -> None:
             assert detect({**factors(one, home(one)), **factors(other, home(other))}) is None
 
 
-@pytest.mark.parametrize(("kind", "weight"), CASES, ids=CASE_IDS)
+@pytest.mark.parametrize(("kind", "weight"), MIXED)
 def test_load_and_dump_are_inverses(kind: str, weight: str) -> None:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         stored = {
@@ -84,7 +81,7 @@ def test_alpha_survives_exactly(alpha: float | None) -> None:
     assert type(layer).load(layer.dump()).alpha == alpha
 
 
-@pytest.mark.parametrize(("kind", "weight"), CASES, ids=CASE_IDS)
+@pytest.mark.parametrize(("kind", "weight"), MIXED)
 def test_delta_has_the_weights_shape_and_the_compute_dtype(kind: str, weight: str) -> None:
     layer = load(kind, weight)
     # Changes are computed in float32, or in float64 for a float64 weight.
@@ -149,7 +146,7 @@ def test_init_of_a_kind_that_cannot_start_there_is_an_error() -> None:
         ALGORITHMS["oft"].init((35, 21), 4, 1.0, seed=0)
 
 
-APART = [(kind, weight) for kind, weight in CASES if load(kind, weight, alpha=None).row_axes() is not None]
+APART = [(kind, weight) for kind, weight in MIXED if load(kind, weight, alpha=None).row_axes() is not None]
 """(kind, weight) of all layers whose rows do not depend on each other."""
 
 
@@ -159,7 +156,7 @@ def test_rows_that_depend_on_each_other_are_an_error(kind: str) -> None:
         load(kind, home(kind), alpha=None).rows((0, 4))
 
 
-@pytest.mark.parametrize(("kind", "weight"), APART, ids=[f"{kind}-{weight}" for kind, weight in APART])
+@pytest.mark.parametrize(("kind", "weight"), APART)
 def test_rows_of_a_layer_change_what_it_changes_there(kind: str, weight: str) -> None:
     """The halves of a layer are exchanged, which gives a layer of the same kind.
 
@@ -200,7 +197,7 @@ def test_rows_of_a_kronecker_product() -> None:
         one.rows((0, 3), (5, 6))
 
 
-@pytest.mark.parametrize(("kind", "weight"), CASES, ids=CASE_IDS)
+@pytest.mark.parametrize(("kind", "weight"), MIXED)
 def test_a_wrong_shape_is_an_error_that_shows_both(kind: str, weight: str) -> None:
     """The weight has one output too many, or, for rotations of the inputs, one input too many."""
     layer = load(kind, weight)

@@ -10,7 +10,7 @@ from weakref import ref
 
 import pytest
 import torch
-from layers import CASES, KINDS, WEIGHTS, base, load, rand
+from layers import FEW, KINDS, WEIGHTS, base, load, rand
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_save import model
@@ -34,7 +34,7 @@ def pair(folder: Path, layer: lyc.Layer, metadata: dict[str, str] | None = None)
     return [made, lyc.load_adapter(folder / "x.safetensors", **options)]
 
 
-@pytest.mark.parametrize(("kind", "weight"), CASES)
+@pytest.mark.parametrize(("kind", "weight"), FEW)
 def test_its_layers_are_those_it_was_made_of(kind: str, weight: str) -> None:
     layer = load(kind, weight)
     adapter = lyc.Adapter.of({"a.b": layer}, name="made")
