@@ -2,15 +2,14 @@
 // nodes.
 
 import { app } from "../../scripts/app.js"
-import { isOurs } from "./ours.js"
+import { applyTextReplacements } from "../../scripts/utils.js"
+import { isOurs, widgetOf } from "./nodes.js"
 
 app.registerExtension({
   name: "lycoris.prefixes",
 
-  nodeCreated(node) {
-    if (!isOurs(node.comfyClass)) return
-    const prefix = node.widgets?.find((widget) => widget.name === "filename_prefix")
-    const expand = window.comfyAPI?.utils?.applyTextReplacements
-    if (prefix && expand) prefix.serializeValue = () => expand(app.rootGraph ?? app.graph, prefix.value)
+  nodeCreated(/** @type {GraphNode} */ node) {
+    const prefix = isOurs(node.comfyClass) && widgetOf(node, "filename_prefix")
+    if (prefix) prefix.serializeValue = () => applyTextReplacements(app.rootGraph, prefix.value)
   },
 })

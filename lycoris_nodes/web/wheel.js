@@ -3,8 +3,10 @@
 
 import { app } from "../../scripts/app.js"
 
+/** @param {Element} element */
 export const canScroll = (element) => element.scrollHeight > element.clientHeight
 
+/** @param {HTMLElement} element */
 export function shareWheel(element, scrolls = canScroll) {
   element.addEventListener("wheel", (event) => {
     if (!event.ctrlKey && scrolls(element)) event.stopPropagation()

@@ -1,23 +1,28 @@
 // What a file says of itself, in a panel. All of it is read from the file.
 
-import { badges, make, nameParts } from "./elements.js"
-import { aboutFile, badgesOf, previewOf, splitName } from "./files.js"
+import { badges, make, nameParts } from "../elements.js"
+import { badgesOf, shownSize, splitName } from "./names.js"
 import { openPopup } from "./popup.js"
+import { aboutFile, previewOf } from "./server.js"
 
 const TAGS = 40
 
+/**
+ * A title and what is below it; nothing where there is nothing.
+ *
+ * @param {string} title
+ * @param {HTMLElement[]} children
+ */
 function part(title, ...children) {
   return children.length ? [make("h4", { textContent: title }), ...children] : []
 }
 
+/** @param {string[]} words */
 function chips(words) {
   return make("div", { class: "lycoris-chips" }, ...badges(words))
 }
 
-function size(bytes) {
-  return bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`
-}
-
+/** @param {[name: string, value: string][]} pairs */
 function table(pairs) {
   const lines = pairs.map(([name, value]) =>
     make("tr", {}, make("th", { textContent: name }), make("td", { textContent: value })),
@@ -25,6 +30,7 @@ function table(pairs) {
   return make("table", {}, ...lines)
 }
 
+/** @param {string} text */
 function copyButton(text) {
   const button = make("button", { type: "button", class: "lycoris-button", textContent: "Copy" })
   button.onclick = async () => {
@@ -35,17 +41,19 @@ function copyButton(text) {
   return button
 }
 
+/** @param {import("./server.js").About} about */
 function content(about) {
   const picture = make("img", { class: "lycoris-picture", src: previewOf(about.file), alt: "" })
   picture.onerror = () => picture.remove()
   const words = about.stated ? "Trigger words" : "Tags of every training picture"
+  /** @type {[string, string][]} */
   const facts = [
     ["kind", `${about.kind}, rank ${about.rank}`],
     ["base model", about.base],
     ["family", about.family],
     ["date", about.date],
     ["names as in", about.dialect],
-    ["size", size(about.size)],
+    ["size", shownSize(about.size)],
     ...about.facts,
   ]
   const tags = about.tags.slice(0, TAGS).map(([tag, count]) => `${tag} ${count}`)
@@ -60,6 +68,10 @@ function content(about) {
   ]
 }
 
+/**
+ * @param {string} file
+ * @param {import("./popup.js").Point} point
+ */
 export async function openInfo(file, point) {
   const body = make("div", { class: "lycoris-info-body", textContent: "…" })
   const title = make("h3", {}, make("span", {}, ...nameParts(splitName(file))))

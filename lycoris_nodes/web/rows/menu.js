@@ -1,9 +1,18 @@
 // The menu of a row.
 
-import { make } from "./elements.js"
+import { make } from "../elements.js"
 import { closePopup, openPopup } from "./popup.js"
 
-/** Show a menu of `[words, action]`; null is a line, and an action that is null cannot be chosen. */
+/**
+ * Null is a line, and an action that is null cannot be chosen.
+ *
+ * @typedef {[words: string, action: (() => void) | null] | null} Item
+ */
+
+/**
+ * @param {Item[]} items
+ * @param {import("./popup.js").Point} point
+ */
 export function openMenu(items, point) {
   const entries = items.map((item) => {
     if (!item) return make("hr")
@@ -14,7 +23,7 @@ export function openMenu(items, point) {
       disabled: !action,
       onclick: () => {
         closePopup()
-        action()
+        action?.()
       },
     })
   })

@@ -1,17 +1,18 @@
 // Chooses a file: typed words match anywhere in its path, and the marked file shows its picture.
 
-import { badges, make, nameParts } from "./elements.js"
-import { aboutFile, badgesOf, listFiles, previewOf, splitName } from "./files.js"
+import { badges, make, nameParts } from "../elements.js"
+import { badgesOf, matching, splitName } from "./names.js"
 import { closePopup, openPopup } from "./popup.js"
+import { aboutFile, listFiles, previewOf } from "./server.js"
 
 const MOST = 400
 
-function matching(files, typed) {
-  const words = typed.toLowerCase().split(/\s+/u).filter(Boolean)
-  return files.filter((file) => words.every((word) => file.toLowerCase().includes(word)))
-}
-
-/** Ask for a file. `pick` gets each one that is chosen; with `many`, Ctrl-click leaves the picker open. */
+/**
+ * Ask for a file. `pick` gets each one that is chosen; with `many`, Ctrl-click leaves the picker open.
+ *
+ * @param {{current?: string, many?: boolean, pick: (file: string) => void}} question
+ * @param {import("./popup.js").Point} point
+ */
 export async function openPicker({ current, many = false, pick }, point) {
   const search = make("input", {
     type: "search",
@@ -35,30 +36,39 @@ export async function openPicker({ current, many = false, pick }, point) {
     for (const { isIntersecting, target } of entries) {
       if (!isIntersecting) continue
       seen.unobserve(target)
-      aboutFile(target.dataset.file).then((about) => target.append(...badges(badgesOf(about))))
+      const file = /** @type {HTMLElement} */ (target).title
+      aboutFile(file).then((about) => target.append(...badges(badgesOf(about))))
     }
   })
+  /** @type {string[]} */
   let files = []
+  /** @type {HTMLElement | null} */
   let active = null
 
+  /**
+   * @param {string} file
+   * @param {boolean} stay
+   */
   function choose(file, stay) {
     if (!stay) closePopup()
     pick(file)
   }
 
+  /** @param {HTMLElement | null} item */
   async function activate(item) {
     active?.classList.remove("lycoris-active")
     active = item
     if (!item) return
     item.classList.add("lycoris-active")
-    const { file } = item.dataset
+    const { title: file } = item
     picture.src = previewOf(file)
     const about = await aboutFile(file)
     if (active === item) words.textContent = about.error ?? about.triggers.join(", ")
   }
 
+  /** @param {string} file */
   function itemOf(file) {
-    const item = make("button", { type: "button", class: "lycoris-item", data: { file }, title: file })
+    const item = make("button", { type: "button", class: "lycoris-item", title: file })
     item.append(make("span", { class: "lycoris-name" }, ...nameParts(splitName(file))))
     item.classList.toggle("lycoris-current", file === current)
     // A list that changes under a mouse at rest leaves the mark where it is.
@@ -78,21 +88,21 @@ export async function openPicker({ current, many = false, pick }, point) {
     const rest = more > 0 ? `${more} more: type to narrow the list` : found.length ? "" : "No file matches"
     results.replaceChildren(...items, ...(rest ? [make("div", { class: "lycoris-hint", textContent: rest })] : []))
     results.scrollTop = 0
-    const chosen = search.value.trim() ? null : items.find((item) => item.dataset.file === current)
+    const chosen = search.value.trim() ? null : items.find((item) => item.title === current)
     activate(chosen ?? items[0] ?? null)
   }
 
   search.oninput = draw
-  search.addEventListener("keydown", (event) => {
-    const next = { ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling" }[event.key]
-    if (next && active?.[next]?.dataset.file !== undefined) {
+  search.onkeydown = (event) => {
+    const next = { ArrowDown: active?.nextElementSibling, ArrowUp: active?.previousElementSibling }[event.key]
+    if (next instanceof HTMLButtonElement) {
       event.preventDefault()
-      activate(active[next])
-      active.scrollIntoView({ block: "nearest" })
+      activate(next)
+      next.scrollIntoView({ block: "nearest" })
     }
     // With an input method, Enter ends a word first.
-    if (event.key === "Enter" && active && !event.isComposing) choose(active.dataset.file, many && event.ctrlKey)
-  })
+    if (event.key === "Enter" && active && !event.isComposing) choose(active.title, many && event.ctrlKey)
+  }
   const panel = make("div", { class: "lycoris-picker" }, search, results, side, hint)
   const popup = openPopup(panel, point, () => seen.disconnect())
   search.focus()

@@ -1,6 +1,10 @@
 // A panel above everything else, one at a time. A press outside of it or Escape closes it.
 
 const GAP = 4
+
+/** @typedef {{x: number, y: number}} Point */
+
+/** @type {{panel: HTMLElement, controller: AbortController, closed?: () => void} | null} */
 let open = null
 
 export function closePopup() {
@@ -11,23 +15,34 @@ export function closePopup() {
   closing?.closed?.()
 }
 
-/** Keep a panel within the window. */
-function place(panel, x, y) {
+/**
+ * Show a panel at a point, but within the window.
+ *
+ * @param {HTMLElement} panel
+ * @param {Point} point
+ */
+function place(panel, { x, y }) {
   const { width, height } = panel.getBoundingClientRect()
   panel.style.left = `${Math.max(GAP, Math.min(x, innerWidth - width - GAP))}px`
   panel.style.top = `${Math.max(GAP, Math.min(y, innerHeight - height - GAP))}px`
 }
 
-/** Show a panel at a point of the window. `closed` is called when it is gone. */
-export function openPopup(panel, { x, y }, closed) {
+/**
+ * Show a panel at a point of the window.
+ *
+ * @param {HTMLElement} panel
+ * @param {Point} point
+ * @param {() => void} [closed] called when it is gone
+ */
+export function openPopup(panel, point, closed) {
   closePopup()
   const controller = new AbortController()
   open = { panel, controller, closed }
   panel.classList.add("lycoris-popup")
   document.body.append(panel)
-  place(panel, x, y)
+  place(panel, point)
   const options = { capture: true, signal: controller.signal }
-  addEventListener("pointerdown", (event) => panel.contains(event.target) || closePopup(), options)
+  addEventListener("pointerdown", ({ target }) => panel.contains(/** @type {Node} */ (target)) || closePopup(), options)
   addEventListener(
     "keydown",
     (event) => {
@@ -41,10 +56,15 @@ export function openPopup(panel, { x, y }, closed) {
   for (const name of ["keydown", "wheel", "contextmenu"]) {
     panel.addEventListener(name, (event) => event.stopPropagation())
   }
-  return { moved: () => place(panel, x, y) }
+  return { moved: () => place(panel, point) }
 }
 
-/** The point below an element. */
+/**
+ * The point below an element.
+ *
+ * @param {Element} element
+ * @returns {Point}
+ */
 export function below(element) {
   const { left, bottom } = element.getBoundingClientRect()
   return { x: left, y: bottom + GAP }

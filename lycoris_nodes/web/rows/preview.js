@@ -1,11 +1,13 @@
 // The picture of a file while the pointer is on its name.
 
-import { make } from "./elements.js"
-import { previewOf } from "./files.js"
+import { make } from "../elements.js"
+import { previewOf } from "./server.js"
 
 const DELAY = 250
 const GAP = 8
-let timer = null
+/** @type {ReturnType<typeof setTimeout> | undefined} */
+let timer
+/** @type {HTMLImageElement | null} */
 let shown = null
 
 export function hidePreview() {
@@ -14,7 +16,12 @@ export function hidePreview() {
   shown = null
 }
 
-/** Show the preview of `fileOf()` beside an element while the pointer is on it, if there is one. */
+/**
+ * Show the preview of `fileOf()` beside an element while the pointer is on it, if there is one.
+ *
+ * @param {HTMLElement} element
+ * @param {() => string} fileOf
+ */
 export function previewOnHover(element, fileOf) {
   element.addEventListener("pointerleave", hidePreview)
   element.addEventListener("pointerdown", hidePreview)

@@ -1,12 +1,17 @@
 // The rows as text and as objects. `lycoris_nodes/rows.py` says what may be in them and checks it.
 
-import { app } from "../../../scripts/app.js"
-
 const VERSION = 1
 
-const isText = (value) => typeof value === "string"
-// As a text it is what was typed, which may be no number.
-const isStrength = (value) => Number.isFinite(value) || isText(value)
+/**
+ * A strength that is a text is what was typed, which may be no number.
+ *
+ * @typedef {{
+ *   file: string, on?: boolean, strength_model?: number | string, strength_clip?: number | string, rules?: string,
+ * }} Row
+ */
+
+const isText = (/** @type {unknown} */ value) => typeof value === "string"
+const isStrength = (/** @type {unknown} */ value) => Number.isFinite(value) || isText(value)
 const FIELDS = new Map([
   ["file", isText],
   ["on", (value) => typeof value === "boolean"],
@@ -15,11 +20,13 @@ const FIELDS = new Map([
   ["rules", isText],
 ])
 
+/** @param {unknown} row */
 function isRow(row) {
   if (typeof row !== "object" || row === null || !("file" in row)) return false
   return Object.entries(row).every(([name, value]) => FIELDS.get(name)?.(value))
 }
 
+/** @param {string} text */
 function parsed(text) {
   try {
     return JSON.parse(text)
@@ -28,7 +35,12 @@ function parsed(text) {
   }
 }
 
-/** The rows of a text in our own form, null for any other text. */
+/**
+ * The rows of a text in our own form, null for any other text.
+ *
+ * @param {string} text
+ * @returns {Row[] | null}
+ */
 export function parseRows(text) {
   if (!text.trim()) return []
   const { version = VERSION, rows } = parsed(text) ?? {}
@@ -36,32 +48,32 @@ export function parseRows(text) {
 }
 
 /**
- * The rows that a text of any known form states, as the server reads it, with the files' names as they are here.
- * Throws an error with the reason where it states none or where one of them cannot be used.
+ * The text of rows, with a line for each.
+ *
+ * @param {Row[]} rows
  */
-export async function readRows(text) {
-  const answer = await app.api.fetchApi("/lycoris/rows", { method: "POST", body: text })
-  const { rows, error } = await answer.json()
-  if (error) throw new Error(error)
-  return rows
-}
-
-/** The text of rows, with a line for each. */
 export function formatRows(rows) {
   const lines = rows.map((row) => `  ${JSON.stringify(row)}`)
   return `{"version": ${VERSION}, "rows": [${lines.length ? `\n${lines.join(",\n")}\n` : ""}]}`
 }
 
-export function newRow(file) {
-  return { on: true, file, strength_model: 1 }
-}
+/**
+ * @param {string} file
+ * @returns {Row}
+ */
+export const newRow = (file) => ({ on: true, file, strength_model: 1 })
 
-export const isOn = (row) => row.on ?? true
-export const modelStrength = (row) => row.strength_model ?? 1
-export const clipStrength = (row) => row.strength_clip ?? modelStrength(row)
-export const hasClip = (rows) => rows.some((row) => row.strength_clip !== undefined)
+export const isOn = (/** @type {Row} */ row) => row.on ?? true
+export const modelStrength = (/** @type {Row} */ row) => row.strength_model ?? 1
+export const clipStrength = (/** @type {Row} */ row) => row.strength_clip ?? modelStrength(row)
+export const hasClip = (/** @type {Row[]} */ rows) => rows.some((row) => row.strength_clip !== undefined)
 
-/** The rows with strengths of their own for the text encoder, or with one strength for both. */
+/**
+ * The rows with strengths of their own for the text encoder, or with one strength for both.
+ *
+ * @param {Row[]} rows
+ * @param {boolean} separate
+ */
 export function withClip(rows, separate) {
   return rows.map((row) => {
     const { strength_clip: _, ...rest } = row
@@ -69,8 +81,22 @@ export function withClip(rows, separate) {
   })
 }
 
+/**
+ * A row with block rules, or without any.
+ *
+ * @param {Row} row
+ * @param {string} rules
+ */
+export function withRules(row, rules) {
+  const { rules: _, ...rest } = row
+  return rules.trim() ? { ...rest, rules } : rest
+}
+
+/**
+ * @param {Row[]} rows
+ * @param {number} from
+ * @param {number} to
+ */
 export function moved(rows, from, to) {
-  const result = [...rows]
-  result.splice(to, 0, ...result.splice(from, 1))
-  return result
+  return rows.toSpliced(from, 1).toSpliced(to, 0, rows[from])
 }

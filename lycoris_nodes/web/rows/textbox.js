@@ -1,9 +1,17 @@
 // A panel with a text to edit.
 
-import { make } from "./elements.js"
+import { make } from "../elements.js"
 import { closePopup, openPopup } from "./popup.js"
 
-/** Ask for a text. `done` gets it, and may return or promise an error in words, which is shown. */
+/**
+ * Ask for a text. `done` gets it, and may promise an error in words, which is shown.
+ *
+ * @param {{
+ *   title: string, hint: string, text?: string, button: string,
+ *   done: (text: string) => Promise<string | undefined> | void,
+ * }} question
+ * @param {import("./popup.js").Point} point
+ */
 export function askText({ title, hint, text = "", button, done }, point) {
   const area = make("textarea", { value: text, spellcheck: false, rows: 8, "aria-label": title })
   const problem = make("div", { class: "lycoris-problem" })

@@ -1,0 +1,86 @@
+// What the front end has no hook for: all of this touches its own tables, methods and elements. Checked in its
+// versions 1.41.21, 1.47.12 and 1.58.1; look here first when a later one shows something wrong.
+
+import { app } from "../../scripts/app.js"
+import { make } from "./elements.js"
+import { drawn, isOurs } from "./nodes.js"
+
+/** @type {Record<string, string>} */
+const COLOURS = { LYCORIS_STACK: "#58c7a8", LYCORIS_PLAN: "#c792e0", LORA_STACK: "#a0c75c" }
+// Settings after whose change the front end empties the colours of types that its palette does not know.
+const REPAINTED = ["Comfy.ColorPalette", "Comfy.Canvas.BackgroundImage"]
+
+/** Give our types of wires their colours on the canvas. A colour that the palette has for them stays. */
+function paint() {
+  const { link_type_colors } = /** @type {any} */ (app.canvas.constructor)
+  for (const table of [link_type_colors, app.canvas.default_connection_color_byType]) {
+    for (const [type, colour] of Object.entries(COLOURS)) table[type] ||= colour
+  }
+  app.canvas.setDirty(true, true)
+}
+
+/** Show the elements of nodes that are new under an old number, as after Undo: Vue keeps those of the node before. */
+function showNewElements() {
+  for (const node of app.canvas.graph?.nodes ?? []) {
+    if (!isOurs(/** @type {GraphNode} */ (node).comfyClass)) continue
+    for (const { element } of /** @type {DomWidget[]} */ (node.widgets ?? [])) {
+      if (!element?.className.startsWith("lycoris-") || element.isConnected) continue
+      document.querySelector(`[data-node-id="${node.id}"] .${element.classList[0]}`)?.replaceWith(element)
+    }
+  }
+}
+
+/**
+ * Call `ask` before each prompt that the page sends, and `refuse` with the errors of its nodes, by their keys, where
+ * the host refuses some. The front end has an event only for prompts that are accepted.
+ *
+ * @param {{ask: () => void, refuse: (errors: [key: string, error: any][]) => void}} listener
+ */
+export function onPrompt({ ask, refuse }) {
+  const { queuePrompt } = app.api
+  app.api.queuePrompt = async function (...options) {
+    ask()
+    /** @type {any} */
+    let answer
+    try {
+      answer = await queuePrompt.apply(this, options)
+      return answer
+    } catch (error) {
+      answer = /** @type {any} */ (error).response
+      throw error
+    } finally {
+      const errors = Object.entries(answer?.node_errors ?? {})
+      if (errors.length) refuse(errors)
+    }
+  }
+}
+
+app.registerExtension({
+  name: "lycoris.frontend",
+
+  setup() {
+    // Links and slots that Vue draws. A palette sets the same on the element, which takes precedence.
+    const lines = Object.entries(COLOURS).map(([type, colour]) => `--color-datatype-${type}: ${colour};`)
+    document.head.append(make("style", { textContent: `:where(html) { ${lines.join(" ")} }` }))
+    for (const setting of REPAINTED) {
+      app.ui.settings.addEventListener(`${setting}.change`, async () => {
+        await drawn()
+        paint()
+      })
+    }
+  },
+
+  beforeRegisterNodeDef(nodeType, { name }) {
+    if (!isOurs(name)) return
+    // On the canvas its own method leaves room for folded widgets, above what is shown after a run.
+    nodeType.prototype.getLayoutWidgets = function () {
+      return this.widgets?.filter((widget) => this.isWidgetVisible(widget)) ?? []
+    }
+  },
+
+  // Palettes are loaded before the first graph.
+  afterConfigureGraph() {
+    paint()
+    showNewElements()
+  },
+})

@@ -1,0 +1,103 @@
+// What the parts of this extension do with nodes.
+
+import { app } from "../../scripts/app.js"
+
+/**
+ * Whether a node of this type is ours. By its id: categories are translated, and titles are the user's.
+ *
+ * @param {string | null | undefined} type
+ */
+export const isOurs = (type) => type?.startsWith("Lycoris") ?? false
+
+/**
+ * Our nodes of the workflow, those in subgraphs among them.
+ *
+ * @returns {Generator<GraphNode>}
+ */
+export function* ourNodes(graph = app.rootGraph) {
+  for (const node of /** @type {GraphNode[]} */ (graph.nodes)) {
+    if (isOurs(node.type)) yield node
+    if (node.subgraph) yield* ourNodes(node.subgraph)
+  }
+}
+
+/**
+ * Our node that a key of the host's names: `5`, or `3:5` for node 5 in the subgraph of node 3.
+ *
+ * @param {string | number} key
+ */
+export function nodeOf(key) {
+  /** @type {Graph | undefined} */
+  let graph = app.rootGraph
+  /** @type {GraphNode | null | undefined} */
+  let node
+  for (const id of String(key).split(":")) {
+    node = /** @type {GraphNode | null | undefined} */ (graph?.getNodeById(id))
+    graph = node?.subgraph
+  }
+  return isOurs(node?.type) ? node : null
+}
+
+/**
+ * Call `act` after a method of all nodes of a class, with the node and what the method was called with.
+ *
+ * @param {NodeClass} nodeType
+ * @param {"onConnectionsChange" | "onExecuted" | "onRemoved" | "onSerialize"} method
+ * @param {(node: GraphNode, ...values: any[]) => void} act
+ */
+export function after(nodeType, method, act) {
+  /** @type {any} */
+  const methods = nodeType.prototype
+  const earlier = methods[method]
+  methods[method] = function (/** @type {any[]} */ ...values) {
+    const result = earlier?.apply(this, values)
+    act(this, ...values)
+    return result
+  }
+}
+
+/**
+ * Call `act` after each new value of a widget: typed, of a loaded workflow, or of an undone step.
+ *
+ * @param {Widget} widget
+ * @param {() => void} act
+ */
+export function onValue(widget, act) {
+  const { callback } = widget
+  widget.callback = function (...values) {
+    callback?.apply(this, values)
+    act()
+  }
+}
+
+/**
+ * @param {GraphNode} node
+ * @param {string} name
+ * @returns {Widget | undefined}
+ */
+export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name)
+
+/**
+ * Show an element on a node. It is no part of the prompt and of the saved workflow.
+ *
+ * @param {GraphNode} node
+ * @param {string} name
+ * @param {HTMLElement} element its first class is the widget's type, which the front end does not know: it then
+ *   shows the element itself, whether nodes are drawn on the canvas or by Vue
+ * @param {DomWidgetOptions} options
+ */
+export function showElement(node, name, element, options) {
+  const unsaved = { serialize: false, getValue: () => "", setValue: () => {} }
+  const widget = node.addDOMWidget(name, element.classList[0], element, { ...unsaved, ...options })
+  // `options.serialize` keeps it out of the prompt, `widget.serialize` out of the saved workflow.
+  widget.serialize = false
+  return widget
+}
+
+const frame = () => new Promise(requestAnimationFrame)
+
+/** Wait until nodes have been drawn in a new size: Vue measures them a little later. */
+export async function drawn() {
+  await frame()
+  await frame()
+}
