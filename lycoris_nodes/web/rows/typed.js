@@ -1,4 +1,4 @@
-// Strengths as people type them, and as they are shown. `lycoris_nodes/typed.py` reads the same.
+// Strengths as people type them, and as they are shown. `lycoris_nodes/stacks/typed.py` reads the same.
 
 const NUMBER = /^[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][+-]?\d+)?$/u
 // The minus sign of typography, and the wide letters of Chinese, Japanese and Korean keyboards.

@@ -1,0 +1,3 @@
+import type { ComfyApp } from "@comfyorg/comfyui-frontend-types"
+
+export function applyTextReplacements(graph: ComfyApp["rootGraph"], value: string): string

@@ -1,0 +1,84 @@
+// The rows as text, their files in words, and strengths as people type them.
+
+import assert from "node:assert/strict"
+import { readFileSync } from "node:fs"
+import { test } from "node:test"
+
+import { badgesOf, matching, shownSize, splitName } from "../../lycoris_nodes/web/rows/names.js"
+import { formatRows, hasClip, moved, parseRows, withClip, withRules } from "../../lycoris_nodes/web/rows/state.js"
+import { readNumber, shownNumber } from "../../lycoris_nodes/web/rows/typed.js"
+
+const TYPED = JSON.parse(readFileSync(new URL("../harness/typed.json", import.meta.url), "utf8"))
+
+test("strengths are read as the nodes read them", () => {
+  // NaN is null in JSON.
+  const read = Object.fromEntries(Object.keys(TYPED).map((text) => [text, readNumber(text)]))
+  assert.deepEqual(JSON.parse(JSON.stringify(read)), TYPED)
+})
+
+test("strengths are shown with two decimals, or with more where they have more", () => {
+  assert.deepEqual([1, -10, 0.7, 0.125, 0.1 + 0.2].map(shownNumber), ["1.00", "-10.00", "0.70", "0.125", "0.30"])
+})
+
+test("rows keep what is in them, with a line for each", () => {
+  const rows = [
+    { on: true, file: "a/\u05d0 \"é\".safetensors", strength_model: 1 },
+    { file: "b", strength_model: "1/3", strength_clip: -0.25, rules: "mid = 0.5\nte = 0" },
+  ]
+  const text = formatRows(rows)
+  assert.equal(text.split("\n").length, 4)
+  assert.deepEqual(parseRows(text), rows)
+  assert.equal(formatRows([]), '{"version": 1, "rows": []}')
+  assert.deepEqual(parseRows(" \n"), [])
+  assert.deepEqual(parseRows('{"rows": [{"file": "a"}]}'), [{ file: "a" }])
+})
+
+test("a text of another form is left to the server", () => {
+  const texts = ["a cat", "<lora:a:1>", "5", "null", "[]", '{"version": 2, "rows": []}', '{"rows": [{}]}', '{"rows": [5]}']
+  for (const text of texts) assert.equal(parseRows(text), null, text)
+  const odd = [
+    { strength_model: [0.8] },
+    { strength_clip: null },
+    { rules: 5 },
+    { on: "no" },
+    { file: 1 },
+    { toString: 1 },
+  ]
+  for (const fields of odd) {
+    const text = JSON.stringify({ version: 1, rows: [{ file: "a" }, { file: "b", ...fields }] })
+    assert.equal(parseRows(text), null, text)
+  }
+})
+
+test("a row is moved, has a strength for text encoders or none, and rules or none", () => {
+  const [a, b, c] = ["a", "b", "c"].map((file) => ({ file }))
+  assert.deepEqual(moved([a, b, c], 0, 2), [b, c, a])
+  assert.deepEqual(moved([a, b, c], 2, 0), [c, a, b])
+  const rows = [{ file: "a", strength_model: 0.5 }, { file: "b", strength_clip: "x" }, { file: "c" }]
+  assert.ok(hasClip(rows) && !hasClip([a]))
+  assert.deepEqual(withClip(rows, true).map((row) => row.strength_clip), [0.5, "x", 1])
+  assert.deepEqual(withClip(rows, false), [{ file: "a", strength_model: 0.5 }, b, c])
+  assert.deepEqual(withRules(a, "mid = 0"), { file: "a", rules: "mid = 0" })
+  assert.deepEqual(withRules({ file: "a", rules: "mid = 0" }, " \n"), a)
+})
+
+test("a name is shown apart from its folder and without its ending", () => {
+  assert.deepEqual(splitName("a/b\\ink.wash.SafeTensors"), ["a/b\\", "ink.wash"])
+  assert.deepEqual(splitName("line\nbreak.pt"), ["", "line\nbreak"])
+  assert.deepEqual(splitName("folder.pt/name"), ["folder.pt/", "name"])
+})
+
+test("typed words match anywhere in the path", () => {
+  const files = ["rows/Ink wash.safetensors", "rows/alice.pt", "wash.pt"]
+  assert.deepEqual(matching(files, " wash  ROWS "), files.slice(0, 1))
+  assert.deepEqual(matching(files, "wash"), [files[0], files[2]])
+  assert.deepEqual(matching(files, ""), files)
+})
+
+test("a file is described in few words", () => {
+  const badges = (/** @type {object} */ about) => badgesOf(/** @type {any} */ (about))
+  assert.deepEqual(badges({ kind: "lora (dora)", rank: "8", family: "SD 1.5" }), ["lora 8", "SD 1.5"])
+  assert.deepEqual(badges({ kind: "loha", rank: "4 to 8", family: "" }), ["loha"])
+  assert.deepEqual(badges({ error: "gone" }), [])
+  assert.deepEqual([999, 999_999, 2_340_000].map(shownSize), ["1.0 kB", "1000.0 kB", "2.3 MB"])
+})
