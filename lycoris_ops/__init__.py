@@ -135,9 +135,6 @@ from .train.loop import train_network as train_network
 from .train.network import LycorisNetwork as LycorisNetwork
 from .train.optimisers import optimisers as optimisers
 from .train.options import TrainOptions as TrainOptions
-from .train.reallocation import Moved as Moved
-from .train.reallocation import Reallocation as Reallocation
-from .train.reallocation import Reallocator as Reallocator
 from .train.schedules import schedules as schedules
 from .train.settings import trainable as trainable
 from .train.sketches import Sketch as Sketch

@@ -27,7 +27,6 @@ from .checks import (
     scale,
     vector,
 )
-from .components import Axes, Growth, beside, chosen
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -265,51 +264,6 @@ class Layer(ABC):
         held = self.tensors()
         found = ([name for name in factors if name in held] for factors in self.products)
         return [factors for factors in found if factors]
-
-    # Components of the rank.
-
-    def rank_axes(self) -> Axes:
-        """The fields that hold a slice for each component of the rank, with the axes that count them.
-
-        Empty where there is no rank, or its components cannot be taken apart.
-        """
-        return {}
-
-    def with_components(self, kept: Sequence[int]) -> Self:
-        """The layer with only these components of its rank, at the same scale."""
-        held = self.tensors()
-        cut = {name: chosen(held[name], axes, kept) for name, axes in self.rank_axes().items()}
-        return self._of_rank(cut, len(kept))
-
-    def grown(self, components: Mapping[str, Tensor]) -> Self:
-        """The layer with further components of its rank, at the same scale; see `growth`."""
-        held, axes = self.tensors(), self.rank_axes()
-        grown = {name: beside(held[name], components[name].to(held[name]), axes[name]) for name in axes}
-        name = next(iter(axes))
-        return self._of_rank(grown, grown[name].shape[axes[name][0]])
-
-    def _of_rank(self, tensors: Mapping[str, Tensor], rank: int) -> Self:
-        """The layer with these tensors, which have another rank, at the same scale."""
-        old = self.rank
-        alpha = self.alpha if self.alpha is None or old is None else self.alpha / old * rank
-        return replace(self, **tensors, alpha=alpha)
-
-    def growth(self, gradient: Tensor, most: int, *, seed: int = 0) -> Growth | None:
-        """Components that would gain most beside those that the layer has, and change nothing at first.
-
-        `gradient` (O, I, *kernel) is that of the weight as the layer has changed it. There are at most
-        `most` of them. None where the kind has no components.
-        """
-        return None
-
-    def normal(self) -> tuple[Self, Mapping[str, Tensor]]:
-        """The same change, with components that are as independent as they can be.
-
-        Beside it, for each field in `rank_axes`, which have one axis each here, the matrix (r, r) that made
-        its slices: slice j of the result is the sum of the old slices i times the matrix at (i, j). Empty
-        where nothing was done.
-        """
-        return self, {}
 
     @classmethod
     def load(cls, tensors: Mapping[str, Tensor], options: Mapping[str, Any] | None = None) -> Self:

@@ -16,7 +16,6 @@ from ..maths.shapes import Extent, Shape, flat_shape
 from ..maths.tensors import fold_core
 from .base import IGNORED, Products
 from .checks import agree, dimensions, folded, matrix, scale
-from .components import Axes, Growth, right_beyond, running, zeros
 from .training import Trained
 
 if TYPE_CHECKING:
@@ -109,46 +108,6 @@ class Glora(Trained):
         a1, a2, up, down = (part.to(weight.device, weight.dtype).flatten(1) for part in self._factors())
         factor = scale(self.alpha, a1.shape[1])
         return Sides(inputs=Product(a1, a2, factor), beside=(LowRank(up, down, factor),))
-
-    def rank_axes(self) -> Axes:
-        if self.bm is not None:
-            different = self.bm.shape[0] != self.bm.shape[1] or len(self.bm) != self.a1.shape[1]
-            return {} if different else {"a1": (1,), "a2": (0,), "b1": (1,), "b2": (0,), "bm": (0, 1)}
-        right, left = ("a2", "b2"), ("a1", "b1")
-        if not self._new:
-            right, left = left, right
-        return dict.fromkeys(left, (1,)) | dict.fromkeys(right, (0,))
-
-    def growth(self, gradient: Tensor, most: int, *, seed: int = 0) -> Growth | None:
-        """down and its core by `right_beyond`; up zero.
-
-        Beside them a1 is as at the start and a2 zero. What these gain depends on the weight and is not told.
-        """
-        if not self._new:
-            # With a rank of I = O it would be read as the newer layout.
-            most = min(most, min(flat_shape(gradient.shape)) - 1 - self.a1.shape[0])
-        if not self.rank_axes() or most < 1:
-            return None
-        a1, a2 = (part.detach().flatten(1).to(gradient) for part in self._factors()[:2])
-        up, down = ("b1", "b2") if self._new else ("b2", "b1")
-        held = self.tensors()
-        gains, rows, core = right_beyond(gradient, held[down], self.bm, most, seed=seed)
-        grown = {} if core is None else {"bm": core}
-        count = len(gains)
-        drawn = torch.Generator().manual_seed(seed)
-        bound = a1.shape[1] ** -0.5
-        left = torch.empty(len(a1), count).uniform_(-bound, bound, generator=drawn).to(gradient)
-        right = a2.new_zeros(count, a2.shape[1])
-        if not self._new:
-            # a1 and a2 have changed places.
-            left, right = right, left
-        grown |= {
-            down: rows,
-            up: zeros(held[up], (1,), count),
-            "a1": left.reshape(left.shape + held["a1"].shape[2:]),
-            "a2": right.reshape(right.shape + held["a2"].shape[2:]),
-        }
-        return Growth(running(gains), grown)
 
     @property
     def proportional(self) -> bool:

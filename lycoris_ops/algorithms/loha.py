@@ -16,7 +16,6 @@ from ..maths.shapes import Shape, flat_shape, shown
 from ..maths.tensors import fold_core
 from .base import Join, Products
 from .checks import agree, dimensions, folded, matrix, scale
-from .components import Axes, Growth, right_beyond, running, zeros
 from .factored import Factored
 
 if TYPE_CHECKING:
@@ -123,32 +122,6 @@ class Loha(Factored):
             hada_w2_b=normal(1.0, rank, flat),
             alpha=alpha,
         )
-
-    def rank_axes(self) -> Axes:
-        if self.hada_t1 is None or self.hada_t2 is None:
-            return {"hada_w1_a": (1,), "hada_w1_b": (0,), "hada_w2_a": (1,), "hada_w2_b": (0,)}
-        fields = {name: (0,) for pair in PAIRS for name in pair[:2]}
-        return fields | {"hada_t1": (0, 1), "hada_t2": (0, 1)}
-
-    def growth(self, gradient: Tensor, most: int, *, seed: int = 0) -> Growth | None:
-        """w?_b and its core by `right_beyond` for G * the other matrix; w?_a zero.
-
-        The gains of both matrices add up.
-        """
-        held = {name: tensor.detach().to(gradient) for name, tensor in self.tensors().items()}
-        made = [
-            a @ b for a, b in (_plain(held[left], held[right], held.get(core)) for left, right, core in PAIRS)
-        ]
-        grown: dict[str, Tensor] = {}
-        gains: list[Tensor] = []
-        for (left, right, core), other in zip(PAIRS, made[::-1], strict=True):
-            met = gradient * other.view_as(gradient)
-            each, grown[right], new = right_beyond(met, held[right], held.get(core), most, seed=seed)
-            if new is not None:
-                grown[core] = new
-            grown[left] = zeros(held[left], (1 if new is None else 0,), len(each))
-            gains.append(each)
-        return Growth(running(torch.stack(gains).sum(0)), grown)
 
     def product(self) -> Hadamard:
         w1_a, w1_b = _plain(self.hada_w1_a, self.hada_w1_b, self.hada_t1)

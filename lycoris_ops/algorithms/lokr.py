@@ -12,12 +12,11 @@ from torch import Tensor
 
 from ..changes.forms import Dense, Kronecker, product
 from ..errors import LayerError
-from ..maths.decompositions import balanced, leading_triples, rearranged
+from ..maths.decompositions import balanced, leading_triples
 from ..maths.shapes import Extent, Rows, Shape, factorization, fits, shown
 from ..maths.tensors import compute_dtype, energy_of, fold_core
 from .base import DERIVED, IGNORED, Layer, Products, cut, in_blocks, kaiming
 from .checks import agree, dimensions, folded, matrix, scale
-from .components import Axes, Growth, right_beyond, rows_beyond, running, zeros
 from .factored import Factored
 from .fitting import Delta, Fit, Fitted
 from .offers import Gradient, Offer, Planned, cumulative, first
@@ -297,42 +296,6 @@ class Lokr(Factored, Fitted, Planned):
             tensors=4,
             held=w1.nbytes + left.nbytes + right.nbytes,
         )
-
-    def rank_axes(self) -> Axes:
-        """Those of a low-rank w2; empty where it is full."""
-        if self.lokr_w2_a is None:
-            return {}
-        if self.lokr_t2 is None:
-            return {"lokr_w2_a": (1,), "lokr_w2_b": (0,)}
-        return {"lokr_w2_a": (0,), "lokr_w2_b": (0,), "lokr_t2": (0, 1)}
-
-    def growth(self, gradient: Tensor, most: int, *, seed: int = 0) -> Growth | None:
-        """Components of w2, for H = dL/dw2, the sum of the blocks of the gradient weighted by w1.
-
-        w2_a: the leading left singular vectors of (1 - P) H, with P on the columns that it has; w2_b zero.
-        With a core, w2_b and the core are those of `right_beyond`, and w2_a is zero.
-        """
-        if not self.rank_axes() or self.of_peft or self.window is not None:
-            return None
-        assert self.lokr_w2_a is not None and self.lokr_w2_b is not None
-        w1 = product(
-            _matrix(self.lokr_w1, self.lokr_w1_a, self.lokr_w1_b, None), gradient.dtype, gradient.device
-        )
-        blocks = rearranged(gradient, *w1.shape)
-        inner = (w1.detach().flatten() @ blocks).reshape(len(gradient) // len(w1), -1)
-        a, b, core = self.lokr_w2_a, self.lokr_w2_b, self.lokr_t2
-        if core is not None:
-            shaped = inner.view(len(inner), b.shape[1], *gradient.shape[2:])
-            gains, right, made = right_beyond(shaped, b, core, most, seed=seed)
-            assert made is not None
-            grown = {"lokr_w2_a": zeros(a, (0,), len(gains)), "lokr_w2_b": right, "lokr_t2": made}
-            return Growth(running(gains), grown)
-        values, columns = rows_beyond(inner.T, a.flatten(1).T, most, seed=seed)
-        grown = {
-            "lokr_w2_a": columns.T.reshape(len(a), len(values), *a.shape[2:]),
-            "lokr_w2_b": zeros(b, (0,), len(values)),
-        }
-        return Growth(cumulative(values), grown)
 
     def product(self) -> Kronecker | Dense:
         return self._peft_product() if self.of_peft else self._kronecker()

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from ..changes.forms import Additive, LowRank
 from ..errors import LayerError, UnsupportedError
-from ..maths.decompositions import balanced, leading, pseudo_inverse, singular, tucker
+from ..maths.decompositions import balanced, leading, singular, tucker
 from ..maths.shapes import Extent, Shape, flat_shape, shown
 from ..maths.tensors import compute_dtype, energy_of, fold_core
 from .base import Join, Products, column, kaiming
 from .checks import agree, dimensions, folded, matrix, scale, vector
-from .components import Axes, Growth, right_beyond, running
 from .factored import Factored
 from .fitting import Delta, Fit, Fitted
 from .offers import Gradient, Offer, Planned, cumulative, first
@@ -297,59 +296,6 @@ class Lora(Factored, Fitted, Planned):
                 complete=delta.complete,
             ),
         )
-
-    def rank_axes(self) -> Axes:
-        """Empty with a Tucker core of two different ranks."""
-        if self.lora_mid is not None and self.lora_mid.shape[0] != self.lora_mid.shape[1]:
-            return {}
-        axes = {
-            "lora_up": (1,),
-            "lora_down": (0,),
-            "lora_mid": (0, 1),
-            "lora_embedding_b": (1,),
-            "lora_embedding_a": (0,),
-            "lora_e": (0,),
-        }
-        # In this order, whatever the hashes of texts are.
-        return {name: found for name, found in axes.items() if getattr(self, name) is not None}
-
-    def growth(self, gradient: Tensor, most: int, *, seed: int = 0) -> Growth | None:
-        """down and its core by `right_beyond`; up zero."""
-        axes = self.rank_axes()
-        if self.lora_up is None or self.lora_down is None or not axes:
-            return None
-        gains, down, mid = right_beyond(gradient, self.lora_down, self.lora_mid, most, seed=seed)
-        count = len(gains)
-        grown = {
-            "lora_down": down,
-            "lora_up": down.new_zeros(len(gradient), count, *self.lora_up.shape[2:]),
-            "lora_e": down.new_ones(count, 1),
-        }
-        if mid is not None:
-            grown["lora_mid"] = mid
-        return Growth(running(gains), {name: grown[name] for name in axes})
-
-    def normal(self) -> tuple[Self, Mapping[str, Tensor]]:
-        """up = U S and down = V^T, the singular value decomposition of up @ down.
-
-        With down = L Q by QR and up L = U S W^T, down becomes W^T Q, which is orthonormal also where
-        singular values are zero, so that components that have not been trained yet stay what they are.
-        """
-        plain = self.lora_mid is None and self.lora_e is None
-        if self.lora_up is None or self.lora_down is None or not plain:
-            return self, {}
-        up, down = (each.detach().flatten(1).double() for each in (self.lora_up, self.lora_down))
-        if down.shape[0] > min(down.shape[1], up.shape[0]):
-            return self, {}
-        across = leading(down.T)
-        inner = down @ across
-        left, values, turn = singular(up @ inner)
-        by_up, by_down = inner @ turn.T, pseudo_inverse(inner).T @ turn.T
-        new = {
-            "lora_up": (left * values).reshape(self.lora_up.shape).to(self.lora_up.dtype),
-            "lora_down": (turn @ across.T).reshape(self.lora_down.shape).to(self.lora_down.dtype),
-        }
-        return self.with_tensors(new), {"lora_up": by_up, "lora_down": by_down}
 
     def product(self) -> LowRank:
         if self.lora_embedding_a is not None and self.lora_embedding_b is not None:

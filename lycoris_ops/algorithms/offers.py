@@ -18,7 +18,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ from torch import Tensor
 from ..maths.decompositions import leading_triples, rearranged
 from ..maths.shapes import Shape, flat_shape
 from ..maths.tensors import norm
-from .components import running
 from .training import Trained
 
 if TYPE_CHECKING:
@@ -125,7 +124,8 @@ class Planned(Trained):
 
 def cumulative(spectrum: Tensor) -> tuple[float, ...]:
     """The sums of the first 1, 2, ... squares: the gain of each rank from singular values."""
-    return running(spectrum.double().square())
+    # torch types no `tolist`.
+    return tuple(cast("list[float]", cast("Any", spectrum.double().square().cumsum(0)).tolist()))
 
 
 def first(vectors: Tensor, rank: int, shape: Sequence[int], *, seed: int) -> Tensor:

@@ -16,7 +16,6 @@ from typing import Any, cast
 from .. import (
     LycorisError,
     Plan,
-    Reallocation,
     TrainOptions,
     parse_size,
     plan_ranks,
@@ -29,7 +28,9 @@ TABLES = ("entry", "arguments", "network", "plan", "train")
 """What a file has: the function that makes the task, its arguments, and those of `create_lycoris`, of `probe`
 and `plan_ranks`, and of `TrainOptions`."""
 PROBED = 32
-"""How many batches a plan is made from unless [plan] says it, and ranks regrow by."""
+"""How many batches a plan is made from unless [plan] says it."""
+GONE = {"reallocation": "Leave it out: ranks no longer move during a training; [plan] chooses them before"}
+"""Keys of [train] in earlier versions, with what to do."""
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -62,45 +63,34 @@ def table(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
 def options_of(settings: Mapping[str, Any], *, overwrite: bool) -> TrainOptions:
     """[train] as options. Raises LycorisError for an unknown key or a value out of its range."""
     given = table(settings, "train")
-    _check(given, _fields(TrainOptions), "[train]")
+    for key in given.keys() & GONE.keys():
+        raise LycorisError("there is no such key any more", key="[train]", got=key, hint=GONE[key])
+    _check(given, [field.name for field in dataclasses.fields(TrainOptions)], "[train]")
     if "dtype" in given:
         if given["dtype"] not in DTYPES:
             raise LycorisError(
                 "an unknown dtype", key="[train] dtype", got=str(given["dtype"]), expected=", ".join(DTYPES)
             )
         given["dtype"] = DTYPES[given["dtype"]]
-    if "reallocation" in given:
-        moves = table(given, "reallocation")
-        _check(moves, _fields(Reallocation), "[train.reallocation]")
-        given["reallocation"] = _called(Reallocation, moves, "[train.reallocation]")
     if overwrite:
         given["overwrite"] = True
     return TrainOptions(**given)
 
 
 def task_of(settings: Mapping[str, Any], file: Path) -> tuple[Any, ...]:
-    """What the task's function returns: the model, the batches and the loss, and maybe batches for validation
-    (or None) and those by which ranks regrow."""
+    """What the task's function returns: model, batches and loss, and maybe batches for validation."""
     entry = settings.get("entry")
     if not isinstance(entry, str):
         raise LycorisError("the file names no task", file=str(file), key="entry", expected="module:function")
     made = _called(_function(entry, file.parent), table(settings, "arguments"), "[arguments]")
-    if not isinstance(made, tuple) or len(cast("tuple[Any, ...]", made)) not in (3, 4, 5):
+    if not isinstance(made, tuple) or len(cast("tuple[Any, ...]", made)) not in (3, 4):
         raise LycorisError(
             "the task's function returns something else",
             key=entry,
             got=type(cast("object", made)).__name__,
-            expected="a tuple of the model, the batches and the loss, and maybe batches for validation (or "
-            "None) and batches by which ranks regrow",
+            expected="a tuple of the model, the batches and the loss, and maybe batches for validation",
         )
     return cast("tuple[Any, ...]", made)
-
-
-def growth_of(task: tuple[Any, ...], training: TrainOptions) -> list[Any] | None:
-    """The batches by which ranks regrow, if they do: those of the task, or its first ones."""
-    if training.reallocation is None or not training.reallocation.regrow:
-        return None
-    return list(task[4]) if len(task) > 4 else first_batches(task, PROBED)
 
 
 def first_batches(task: tuple[Any, ...], count: int) -> list[Any]:
@@ -167,10 +157,6 @@ def _check(given: Mapping[str, Any], known: Collection[str], place: str) -> None
     for key in given:
         if key not in known:
             raise unknown_name("an unknown key", key, known, key=place)
-
-
-def _fields(kind: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(kind)]
 
 
 def _names(function: Callable[..., Any]) -> set[str]:

@@ -50,11 +50,6 @@ def leading(matrix: Tensor) -> Tensor:
     return _linalg.qr(matrix)[0]
 
 
-def pseudo_inverse(matrix: Tensor) -> Tensor:
-    """The pseudo-inverse (n, m) of a matrix (m, n)."""
-    return _linalg.pinv(matrix)
-
-
 def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """The eigenvalues (n,), in ascending order, and the eigenvectors (n, n) of a symmetric matrix (n, n)."""
     return _linalg.eigh(matrix)

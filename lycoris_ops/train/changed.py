@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..algorithms import Layer
 from ..algorithms.checks import of_rank
-from ..algorithms.training import Trained
+from ..algorithms.lora import Lora
 from ..errors import LayerError, number_of
 from ..maths.shapes import flat_shape
 from ..modules import Site
@@ -20,8 +20,8 @@ from ..resize.resize import resize_adapter
 from .member import layer_seed, make_layer, read_weight
 from .settings import Settings
 
-GROWN = frozenset({"lora_up", "lora_down", "lora_e"})
-"""The fields of a layer that can get a higher rank."""
+AXES = {"lora_up": 1, "lora_down": 0, "lora_e": 0}
+"""The tensors of a LoRA that can get a higher rank, and the axis of each that counts it."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ def _grown(layer: Layer, wish: Wish, seed: int) -> Layer:
     rank = min(wish.settings.rank, *flat_shape(wish.site.shape))
     if layer.rank is None or layer.rank >= rank:
         return layer
-    axes = layer.rank_axes()
-    if not axes or not axes.keys() <= GROWN or not isinstance(layer, Trained):
+    held = layer.tensors()
+    if not isinstance(layer, Lora) or held.keys() & {"lora_mid", "lora_embedding_a"}:
         if wish.smaller:
             # The nearest layer of its kind needs no more.
             return layer
@@ -108,16 +108,17 @@ def _grown(layer: Layer, wish: Wish, seed: int) -> Layer:
             expected=f"at most {layer.rank}",
             hint="Name another algorithm beside the rank, such as lora",
         )
-    fresh = layer.init(wish.site.shape, rank - layer.rank, 1.0, seed=layer_seed(seed, wish.site.path))
-    parts, ones = fresh.tensors(), torch.ones(rank - layer.rank, 1)
-    held = layer.tensors()
-    components: dict[str, Tensor] = {}
-    for field, (axis,) in axes.items():
-        # Files hold kernels flat or not.
-        shape = list(held[field].shape)
-        shape[axis] = rank - layer.rank
-        components[field] = parts.get(field, ones).reshape(shape)
-    return layer.grown(components)
+    more = rank - layer.rank
+    fresh = layer.init(wish.site.shape, more, 1.0, seed=layer_seed(seed, wish.site.path)).tensors()
+    grown: dict[str, Tensor] = {}
+    for name, axis in AXES.items():
+        if name in held:
+            # Files hold kernels flat or not.
+            shape = [more if place == axis else size for place, size in enumerate(held[name].shape)]
+            new = fresh.get(name, torch.ones(more, 1)).reshape(shape)
+            grown[name] = torch.cat([held[name], new.to(held[name])], axis)
+    alpha = None if layer.alpha is None else layer.alpha / layer.rank * rank
+    return replace(layer, **grown, alpha=alpha)
 
 
 def _words(layer: Layer) -> str:

@@ -8,8 +8,6 @@ from typing import Any, cast
 
 import torch
 
-from .reallocation import Moved
-
 Row = tuple[int, float]
 """A step's number, from 1, and a loss."""
 
@@ -29,8 +27,6 @@ class StepReport:
     skipped: bool = False
     """Whether nothing was changed, because the scaled gradients of fp16 were too large for it. The scale is
     halved then, which is usual in the first steps."""
-    moved: Moved | None = None
-    """What became of the ranks, in steps in which they moved."""
 
 
 @dataclass

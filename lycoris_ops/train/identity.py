@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from typing import Any
 
 import torch
@@ -27,18 +26,13 @@ def identity_of(net: LycorisNetwork) -> dict[str, Any]:
     return {"model": type(net.module).__name__, "weights": weights, "layers": layers}
 
 
-def check_same(found: dict[str, Any], own: dict[str, Any], file: str | None, *, ranks: bool = True) -> None:
-    """Raise MatchError, with the first difference, where a state is not for this network.
-
-    Without `ranks` those of the layers may differ: they move during the training.
-    """
+def check_same(found: dict[str, Any], own: dict[str, Any], file: str | None) -> None:
+    """Raise MatchError, with the first difference, where a state is not for this network."""
     for table, problem in (
         ("weights", "the state is for another model"),
         ("layers", "the state is for another network"),
     ):
         theirs, ours = found[table], own[table]
-        if table == "layers" and not ranks:
-            theirs, ours = _without_sizes(theirs), _without_sizes(ours)
         for name in (*ours, *(name for name in theirs if name not in ours)):
             if theirs.get(name) != ours.get(name):
                 raise MatchError(
@@ -49,11 +43,6 @@ def check_same(found: dict[str, Any], own: dict[str, Any], file: str | None, *, 
                     expected=ours.get(name) or "nothing of that name",
                     hint="Go on with the model and the network that the training began with",
                 )
-
-
-def _without_sizes(layers: dict[str, str]) -> dict[str, str]:
-    """The kinds of the layers and the names of their tensors."""
-    return {path: re.sub(r" \[[^]]*\]|, alpha .*", "", text) for path, text in layers.items()}
 
 
 def _described(layer: Layer) -> str:

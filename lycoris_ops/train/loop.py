@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -89,7 +88,6 @@ def train_network(
     options: TrainOptions,
     *,
     validation: Batches | None = None,
-    growth: Iterable[Any] | None = None,
     resume: str | os.PathLike[str] | None = None,
     progress: Callable[[StepReport], None] | None = None,
     validated: Callable[[int, float], None] | None = None,
@@ -99,9 +97,8 @@ def train_network(
 
     `batches` are gone through anew in each epoch: an iterable, or a function of the epoch's number that gives
     one. `loss(module, batch)` is a scalar, made by the model with the network on it. `validation` are batches
-    that are held out, and `growth` are some by whose gradients ranks regrow, see `Reallocation`. `resume` is
-    a state that an earlier run wrote, or a folder of checkpoints, see `newest_state`: the run goes on from
-    there, and ends as one without a break would have.
+    that are held out. `resume` is a state that an earlier run wrote, or a folder of checkpoints, see
+    `newest_state`: the run goes on from there, and ends as one without a break would have.
     `progress` is called after each step, and `validated` after each validation with the number of steps done
     and the loss; an exception that they raise ends the training. `rescued` is called where an exception has
     ended it, with the adapter of the checkpoint `last` and the number of steps done.
@@ -132,7 +129,7 @@ def train_network(
         check_files(found, overwrite=replaces, make_folder=options.dialect == "peft")
     if options.folder is not None and first:
         net.check_dialect(options.dialect)
-    trainer = Trainer(net, loss, options, steps=steps, validation=validation, growth=growth)
+    trainer = Trainer(net, loss, options, steps=steps, validation=validation)
     source: str | None = None
     if resume is not None:
         state, words = state_to_resume(resume)

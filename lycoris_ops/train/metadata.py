@@ -8,7 +8,7 @@ the same file.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +89,4 @@ def _plain(options: TrainOptions) -> dict[str, Any]:
     """What of the options decides the weights, without what is written where."""
     given = {field.name: getattr(options, field.name) for field in fields(options)}
     plain = {name: value for name, value in given.items() if name not in ELSEWHERE}
-    if options.reallocation is not None:
-        plain["reallocation"] = asdict(options.reallocation)
     return plain | {"optimiser_options": {key: repr(v) for key, v in options.optimiser_options.items()}}

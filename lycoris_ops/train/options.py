@@ -15,7 +15,6 @@ from ..errors import TrainError
 from ..files.dtypes import DTYPE_NAMES, FLOATS
 from ..names.written import Written
 from ..writing.metadata import check_text
-from .reallocation import Reallocation
 from .sketches import Sketch
 
 AUTOCAST = {
@@ -52,8 +51,6 @@ class TrainOptions:
     lora_plus: float | None = None
     """How many times higher the rate of `up` is than that of `down` (LoRA+, arXiv 2402.12354)."""
     weight_decay: float = 0.0
-    reallocation: Reallocation | None = None
-    """How ranks move between the layers during the training; None leaves them as they are."""
     schedule: str = "constant"
     """A name out of `train.schedules`: how the rate goes from its full value to zero."""
     warmup: float = 0
@@ -140,7 +137,6 @@ class TrainOptions:
             self._check(name, lambda v: isinstance(v, str), "a name")
         for name in ("optimiser_options", "metadata", "data", "settings"):
             self._check(name, lambda v: isinstance(v, Mapping), "a mapping")
-        self._check("reallocation", lambda v: isinstance(v, Reallocation), "a Reallocation")
         for name in ("lr", "weight_decay"):
             if name in self.optimiser_options:
                 raise TrainError(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from copy import deepcopy
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -30,7 +28,6 @@ from .metadata import metadata_of_training
 from .network import LycorisNetwork
 from .optimisers import family_of, make_optimiser
 from .options import AUTOCAST, TrainOptions
-from .reallocation import Change, Reallocator
 from .schedules import schedule
 from .sketches import check_data
 from .tensors import by_name, copies, copy_into, in_order, norm_of, scale
@@ -50,8 +47,7 @@ class Trainer:
     chance in step n is that of `Chance(seed, "step", n)`, whatever was drawn before. The modules of the model
     stay in the modes that they have, except that running statistics (BatchNorm) never change.
 
-    `validation` are the batches of `validate`. `growth` are batches whose gradients say where ranks regrow,
-    if they do (`Reallocation.regrow`).
+    `validation` are the batches of `validate`.
 
     Raises TrainError where the options do not suit the network.
     """
@@ -66,7 +62,6 @@ class Trainer:
         *,
         steps: int | None = None,
         validation: Batches | None = None,
-        growth: Iterable[Any] | None = None,
     ) -> None:
         if options.patience is not None and validation is None:
             raise TrainError(
@@ -80,7 +75,6 @@ class Trainer:
         self.options = options
         self.total = total
         self.validation = validation
-        self.growth = growth
         if options.device is not None:
             net.module.to(options.device)
             net.to(options.device)
@@ -96,17 +90,9 @@ class Trainer:
         """How often the training went back to a state that was not its newest one."""
         self.history = History()
         processes.share(list(net.parameters()))
-        self.renew()
+        self.names, self.parameters = _parameters_of(net)
         self.idle = set(self.names)
         """The parameters that no gradient has reached yet."""
-
-    def renew(self) -> None:
-        """Make optimiser, average and scaler for the network's present parameters.
-
-        To be called where layers were replaced while there was a trainer.
-        """
-        options = self.options
-        self.names, self.parameters = _parameters_of(self.net)
         self.family = family_of(options.optimiser)
         lr = options.lr or self.family.lr
         if lr is None:
@@ -117,12 +103,11 @@ class Trainer:
                 got=f"schedule {options.schedule}, ema {options.ema}",
                 expected="schedule constant, and ema None",
             )
-        groups = self.net.parameter_groups(lr, lora_plus=options.lora_plus, weight_decay=options.weight_decay)
+        groups = net.parameter_groups(lr, lora_plus=options.lora_plus, weight_decay=options.weight_decay)
         self.optimiser = make_optimiser(self.family, groups, options.optimiser_options)
         self._averaging(False)
         self.optimiser.zero_grad(set_to_none=True)
         self.average = None if options.ema is None else Average(self.parameters, options.ema)
-        self.mover = self._new_mover()
         self.scaler = self._new_scaler()
         # The weights before the latest update: those of the latest loss that was finite.
         self._proven = copies(self.parameters)
@@ -244,10 +229,8 @@ class Trainer:
             "data": {name: list(rows) for name, rows in self.options.data.items()},
             "optimiser": {"name": self.options.optimiser, "state": self.optimiser.state_dict()},
             "weights": by_name(self.names, self.parameters),
-            "alphas": {path: member.layer.alpha for path, member in self.net.members.items()},
             "average": None if self.average is None else by_name(self.names, self.average.tensors),
             "scaler": self.scaler.state_dict(),
-            "mover": None if self.mover is None else self.mover.state_dict(),
             "step": self.done,
             "of": self.total,
             "returns": self.returns,
@@ -264,13 +247,20 @@ class Trainer:
         Raises MatchError where the state is for another model or network, and TrainError for another
         optimiser or seed, for other data, or where one of both has an average.
         """
-        check_same(state["identity"], self.identity, file, ranks=self.options.reallocation is None)
+        if state.get("mover") is not None:
+            raise TrainError(
+                "the state is of a training whose ranks moved, which no training does any more",
+                file=file,
+                key="reallocation",
+                expected="a training that keeps its ranks",
+                hint="Begin anew from the adapter beside the state: create_lycoris(module, weights=...)",
+            )
+        check_same(state["identity"], self.identity, file)
         check_data(state.get("data", {}), self.options.data, file)
         for key, theirs, ours in (
             ("optimiser", state["optimiser"]["name"], self.options.optimiser),
             ("seed", state["seed"], self.options.seed),
             ("ema", state["average"] is not None, self.average is not None),
-            ("reallocation", state["mover"] is not None, self.mover is not None),
         ):
             if theirs != ours:
                 raise TrainError(
@@ -280,7 +270,6 @@ class Trainer:
                     got=str(theirs),
                     expected=str(ours),
                 )
-        self._resize(state["weights"], state["alphas"])
         copy_into(self.parameters, in_order(self.names, state["weights"]))
         rates = [(group["initial_lr"], group["weight_decay"]) for group in self.optimiser.param_groups]
         try:
@@ -293,8 +282,6 @@ class Trainer:
             group["initial_lr"], group["weight_decay"] = lr, decay
         if self.average is not None:
             copy_into(self.average.tensors, in_order(self.names, state["average"]))
-        if self.mover is not None:
-            self.mover.load_state_dict(state["mover"])
         self.scaler = self._new_scaler(state["scaler"])
         copy_into(self._proven, self.parameters)
         self.done, self.place = state["step"], tuple(state["place"])
@@ -315,24 +302,6 @@ class Trainer:
             raise FileFormatError(
                 f"{STATE_FORM.what} is damaged", file=str(path), got=f"{type(error).__name__}: {error}"
             ) from error
-
-    def _resize(self, weights: Mapping[str, Tensor], alphas: Mapping[str, float | None]) -> None:
-        """Give layers the ranks that they have in a state, where these moved during the training.
-
-        The parameters stay in the groups of the optimiser that they began in, though they may look like those
-        of another group now.
-        """
-        for path, member in self.net.members.items():
-            old = dict(member.named_parameters())
-            held = {name: weights[f"{path}.{name}"] for name in old}
-            if all(held[name].shape == old[name].shape for name in old):
-                continue
-            self.net.replace_layer(path, replace(member.layer, **held, alpha=alphas[path]))
-            for name, new in member.named_parameters():
-                for group in self.optimiser.param_groups:
-                    group["params"] = [new if each is old[name] else each for each in group["params"]]
-                self._follow(old[name], new, Change.of(lambda _, new=new: new.detach().clone()))
-        self._proven = copies(self.parameters)
 
     def _loss_of(self, batch: Any) -> Tensor:
         dtype = AUTOCAST.get(self.options.autocast or "")
@@ -389,24 +358,10 @@ class Trainer:
         return scaler
 
     def _update(self, report: StepReport, place: Place | None) -> StepReport:
-        moves = self.options.reallocation
-        # A move goes through batches of its own, in which anything may fail.
-        before = deepcopy(self.state_dict()) if moves and moves.due(report.step) else None
-        try:
-            return self._updated(report, place)
-        except Exception:
-            if before is not None:
-                self.load_state_dict(before)
-                self._whole = True
-            raise
-
-    def _updated(self, report: StepReport, place: Place | None) -> StepReport:
         self._whole = False
         limit = self.options.clip_norm
         if not report.skipped:
             copy_into(self._proven, self.parameters)
-            if self.mover is not None:
-                self.mover.observe()
             if limit is not None and report.norm > limit:
                 scale([p.grad for p in self.parameters if p.grad is not None], limit / report.norm)
         self.scaler.step(self.optimiser)  # pyright: ignore[reportArgumentType]
@@ -415,58 +370,12 @@ class Trainer:
             self.net.clip_weight_norm(self.options.max_weight_norm)
         if self.average is not None:
             self.average.update(self.parameters, report.step)
-        if self.mover is not None:
-            with Chance(self.options.seed, "ranks", report.step).drawn():
-                report = replace(report, moved=self.mover.step(report.step))
-            if report.moved:
-                self._proven = copies(self.parameters)
         self.history.losses.append((report.step, report.loss))
         self.history.skipped += report.skipped
         self.done = report.step
         self.place = self.place if place is None else place
         self._whole = True
         return report
-
-    def _new_mover(self) -> Reallocator | None:
-        """What moves ranks during the training, if the options ask for it."""
-        if self.options.reallocation is None:
-            return None
-        if not self.family.follows:
-            raise TrainError(
-                f"the states of {self.family.name} cannot follow ranks that move", key="reallocation"
-            )
-        if self.options.reallocation.end > self.total:
-            raise TrainError(
-                "ranks would still move after the last step",
-                key="reallocation",
-                got=f"end {self.options.reallocation.end}",
-                expected=f"at most {self.total}",
-            )
-        if isinstance(self.growth, Iterator):
-            raise TrainError(
-                "the batches by which ranks regrow can be gone through only once",
-                key="growth",
-                got=type(self.growth).__name__,
-                expected="a list or the like",
-            )
-        optimiser: Any = self.optimiser
-        mover = Reallocator(
-            self.net,
-            optimiser,
-            self.options.reallocation,
-            batches=self.growth,
-            loss=lambda _, batch: self._loss_of(batch),
-            seed=self.options.seed,
-        )
-        mover.followers.append(self._follow)
-        return mover
-
-    def _follow(self, old: nn.Parameter, new: nn.Parameter, change: Change) -> None:
-        """Put a parameter, and its average, in the place of another."""
-        index = next(index for index, parameter in enumerate(self.parameters) if parameter is old)
-        self.parameters[index] = new
-        if self.average is not None:
-            self.average.tensors[index] = change.values(self.average.tensors[index])
 
     def _first_bad(self, number: int, batches: Sequence[Any]) -> str | None:
         """The path of the first module whose output is not finite in this step; None if not known."""

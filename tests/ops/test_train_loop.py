@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import importlib.util
 import math
@@ -639,73 +638,6 @@ def test_running_statistics_and_modes_of_the_model_stay(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], value) for name, value in base.state_dict().items())
 
 
-def test_a_layer_that_was_given_another_rank_is_taken_over(tmp_path: Path) -> None:
-    """A state whose layers have other ranks than the network began with, as after moves of ranks."""
-
-    settings = lyc.TrainOptions(steps=9, lr=0.01, ema=0.9)
-    trainer = lyc.Trainer(network(exclude="norm"), plain, settings)
-    layer = trainer.net.members["inner"].layer
-    held = {name: tensor.detach() for name, tensor in layer.tensors().items()}
-    larger = {
-        "lora_up": torch.cat([held["lora_up"], torch.zeros(12, 1)], 1),
-        "lora_down": torch.cat([held["lora_down"], torch.ones(1, 8)]),
-    }
-    trainer.net.replace_layer("inner", dataclasses.replace(layer, alpha=3.0, **larger))
-    trainer.renew()
-    for batch in batches(3):
-        trainer.step(batch)
-    trainer.save_state(tmp_path / "a.state.safetensors")
-    other = lyc.Trainer(network(exclude="norm"), plain, settings)
-    other.load_state(tmp_path / "a.state.safetensors")
-    assert other.net.members["inner"].layer.rank == 3
-    for batch in batches(3, seed=2):
-        assert trainer.step(batch) == other.step(batch)
-    assert all(torch.equal(a, b) for a, b in zip(trainer.parameters, other.parameters, strict=True))
-
-
-@pytest.mark.parametrize("optimiser", ["adamw", "schedulefree", "prodigy", "adafactor", "sgd"])
-def test_ranks_that_move_are_resumed_too(tmp_path: Path, optimiser: str) -> None:
-    package = OPTIMISERS[optimiser]
-    if package and importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} has no build for this system")
-
-    def adapt() -> lyc.LycorisNetwork:
-        return lyc.create_lycoris(Model(), rank=4, seed=3, exclude="norm")
-
-    target = 120
-    moves = lyc.Reallocation(target=target, begin=2, end=6, every=2, regrow=0.3, r_max=6)
-    given: dict[str, Any] = {
-        "steps": 9,
-        "optimiser": optimiser,
-        "lr": None if optimiser == "prodigy" else 0.01,
-        "ema": None if optimiser == "schedulefree" else 0.9,
-        "reallocation": moves,
-        "validate_every": 3,
-    }
-    arguments: dict[str, Any] = {"validation": batches(2, seed=9), "growth": batches(2, seed=7)}
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    net = adapt()
-    moved: list[int] = []
-
-    def note(report: lyc.StepReport) -> None:
-        if report.moved:
-            moved.append(report.moved.parameters)
-
-    lyc.train_network(net, loader(), noisy, options(tmp_path / "a", **given), progress=note, **arguments)
-    broken = options(tmp_path / "b", **given)
-    for step in (3, 5):
-        with pytest.raises(RuntimeError, match="halt"):
-            halt = stopping(step, RuntimeError("halt"))
-            resume = broken.last_state if step > 3 else None
-            lyc.train_network(adapt(), loader(), noisy, broken, resume=resume, progress=halt, **arguments)
-    lyc.train_network(adapt(), loader(), noisy, broken, resume=broken.last_state, **arguments)
-    for name in ("out.safetensors", "out-checkpoints/last.state.safetensors"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
-    assert len(moved) == 3 and moved[-1] <= target < sum(p.numel() for p in adapt().parameters())
-    assert sum(parameter.numel() for parameter in net.parameters()) == moved[-1]
-
-
 def test_a_training_that_replaces_another_leaves_none_of_its_checkpoints(tmp_path: Path) -> None:
     """Else a run that was killed at its start would be resumed from those of the earlier one."""
     lyc.train_network(network(), batches(), plain, options(tmp_path, steps=6, checkpoint_every=3))
@@ -764,31 +696,6 @@ def test_values_that_the_dtype_of_the_file_does_not_hold_leave_the_state(tmp_pat
     wider = options(tmp_path, clip_norm=None)
     result = lyc.train_network(network(), batches(), plain, wider, resume=settings.last_state)
     assert result.steps == settings.steps
-
-
-def test_batches_of_regrowth_that_fail_leave_the_step_before(tmp_path: Path) -> None:
-    def loss(module: nn.Module, batch: Any) -> Tensor:
-        return plain(module, batch)
-
-    target = sum(parameter.numel() for parameter in network(exclude="norm").parameters()) - 20
-    moves = lyc.Reallocation(target=target, begin=3, end=6, every=3, regrow=0.2)
-    settings = options(tmp_path, steps=6, reallocation=moves, checkpoint_every=1)
-    bad = [(torch.full((6, 8), math.nan), torch.zeros(6, 4))]
-    with pytest.raises(lyc.PlanError, match="not finite"):
-        lyc.train_network(network(exclude="norm"), batches(), loss, settings, growth=bad)
-    # In the same process and with the network whose ranks have moved.
-    net = network(exclude="norm")
-    with pytest.raises(RuntimeError, match="halt"):
-        halt = stopping(5, RuntimeError("halt"))
-        lyc.train_network(
-            net, batches(), loss, settings, growth=batches(2), resume=settings.last_state, progress=halt
-        )
-    lyc.train_network(net, batches(), loss, settings, growth=batches(2), resume=settings.last_state)
-    whole = options(tmp_path / "whole", steps=6, reallocation=moves, checkpoint_every=1)
-    (tmp_path / "whole").mkdir()
-    lyc.train_network(network(exclude="norm"), batches(), loss, whole, growth=batches(2))
-    for name in ("out.safetensors", "out-checkpoints/last.state.safetensors"):
-        assert (tmp_path / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_a_loss_that_fails_when_it_is_called_again_hides_nothing(tmp_path: Path) -> None:
@@ -876,12 +783,6 @@ def empty() -> Iterator[Any]:
         ([], plain, {"steps": None, "epochs": 1}, "there are no batches"),
         (batches(1), beside, {}, "the loss does not depend on the network .*none of the network's 4 tensors"),
         (batches(1), plain, {"patience": 1, "validate_every": 1}, "an early stop needs batches"),
-        (
-            batches(1),
-            plain,
-            {"reallocation": lyc.Reallocation(target=70, begin=1, end=9)},
-            "after the last step",
-        ),
         (batches(1), plain, {"optimiser": "torch.optim:LBFGS"}, "wants the loss computed again"),
     ],
 )  # fmt: skip
@@ -915,7 +816,7 @@ def test_an_optimiser_that_is_not_installed_says_how_to_install_it(monkeypatch: 
      {"steps": True}, {"steps": 1, "clip_norm": math.nan}, {"steps": 1, "lr": "high"},
      {"steps": 1, "dtype": "bf16"}, {"steps": 1, "dtype": torch.int8}, {"steps": 1, "accumulation": None},
      {"steps": 1, "metadata": {"ss_tag": 1}}, {"steps": 1, "optimiser_options": {"weight_decay": 1.0}},
-     {"steps": 1, "checkpoint_every": 1}, {"steps": 1, "optimiser": None}, {"steps": 1, "reallocation": {}}],
+     {"steps": 1, "checkpoint_every": 1}, {"steps": 1, "optimiser": None}],
     ids=str,
 )  # fmt: skip
 def test_settings_out_of_range(given: dict[str, Any]) -> None:
@@ -947,6 +848,9 @@ def test_a_state_is_for_one_model_one_network_and_one_optimiser(tmp_path: Path) 
         resumed(other)
     with pytest.raises(lyc.TrainError, match=r"optimiser: the state .* \(found adamw; expected sgd\)"):
         resumed(network(), optimiser="sgd")
+    trainer = lyc.Trainer(network(), plain, settings)
+    with pytest.raises(lyc.TrainError, match="reallocation: the state is of a training whose ranks moved"):
+        trainer.load_state_dict({**trainer.state_dict(), "mover": {"before": 100, "importance": {}}})
     with pytest.raises(lyc.FileFormatError, match="not the state of a training"):
         lyc.train_network(network(), batches(), plain, settings, resume=tmp_path / "out.safetensors")
     with pytest.raises(lyc.WriteError, match="already"):

@@ -15,7 +15,7 @@ import torch
 from ... import LycorisError, Plan, TrainOptions, TrainResult, create_lycoris, train_network
 from .. import interrupted
 from ..shared import add_json, show
-from ..training import growth_of, options_of, plan_of, read_settings, table, task_of
+from ..training import options_of, plan_of, read_settings, table, task_of
 
 PLAN = "plan.json"
 """The plan's file beside the checkpoints. A resumed run takes its layers from it."""
@@ -25,8 +25,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "settings",
         help="a .toml file: `entry`, the `module:function` or `file.py:function` that returns the model, the "
-        "batches, the loss, and maybe batches for validation and others by which ranks regrow; and the "
-        "tables [arguments], [network], [plan] and [train]",
+        "batches, the loss, and maybe batches for validation; and the tables [arguments], [network], [plan] "
+        "and [train]",
     )
     command.add_argument(
         "--resume",
@@ -61,7 +61,6 @@ def run(options: argparse.Namespace) -> int:
             loss,
             training,
             validation=held_out[0] if held_out else None,
-            growth=growth_of(task, training),
             resume=resume,
         )
     except KeyboardInterrupt as error:

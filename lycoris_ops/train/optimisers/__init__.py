@@ -45,8 +45,6 @@ class Family:
     """The usual rate; None where there is none, and the user gives one."""
     one_rate: bool = False
     """Whether it finds the rate itself, so that all groups have a rate of 1."""
-    follows: bool = True
-    """Whether its states are laid out like the parameters, so that they can follow ranks that move."""
     averages: bool = False
     """Whether it averages the weights itself, has `train()` and `eval()`, and wants a constant rate."""
 

@@ -14,4 +14,4 @@ def _make(groups: Sequence[Group], options: Mapping[str, Any]) -> Optimiser:
     return built(package.optim.AdamW8bit, groups, options)
 
 
-FAMILY = Family("adamw8bit", _make, lr=1e-4, follows=False)
+FAMILY = Family("adamw8bit", _make, lr=1e-4)

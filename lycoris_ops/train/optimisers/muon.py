@@ -64,4 +64,4 @@ def _only(groups: Sequence[Group], *, matrix: bool) -> list[Group]:
     return [group for group in found if group["params"]]
 
 
-FAMILY = Family("muon", _make, lr=1e-4, follows=False)
+FAMILY = Family("muon", _make, lr=1e-4)
