@@ -68,6 +68,8 @@ from .merge.merge import orthogonal_adapters as orthogonal_adapters
 from .merge.method import MergeMethod as MergeMethod
 from .merge.registry import merge_methods as merge_methods
 from .modules.presets import PRESETS as PRESETS
+from .names.architectures import TRAINED as TRAINED
+from .names.architectures import Training as Training
 from .names.model_files import read_shapes as read_shapes
 from .names.written import KEPT as KEPT
 from .names.written import WRITTEN as WRITTEN

@@ -14,10 +14,11 @@ from functools import cached_property
 from typing import NamedTuple
 
 from ..maths.shapes import Shape
+from .architectures import ARCHITECTURES
 from .targets import Target, Targets
 
-UNET = {"input_blocks": "in", "middle_block": "mid", "output_blocks": "out"}
-"""The three ways of a UNet, to their short names."""
+SHORT = {path: short for record in ARCHITECTURES.values() for path, short in record.lists.items()}
+"""Lists of blocks to their short names, where their own names make none: those of a UNet."""
 NUMBER = re.compile(r"(?:block|layer)?(\d+)")
 """The number of a block, as a word of a path. Cosmos 1 has `blocks.block7`."""
 LIST = re.compile(r"(?:_stream)?_(?:blocks?|layers|resblocks)$")
@@ -144,7 +145,7 @@ class Blocks:
         place = part.place(target.path)
         kind = "te" if target.part == "te" else "unet"
         family = part.short.get(place.family, "")
-        numbers = place.numbers[:1] if place.family in UNET else place.numbers
+        numbers = place.numbers[:1] if place.family in SHORT else place.numbers
         return Block(self.of(target).block, kind, family, () if family == "mid" else numbers)
 
     def _name(self, target: Target) -> Named:
@@ -179,7 +180,7 @@ class Blocks:
             names.update(_counted(root, place.numbers))
         if short == "mid":
             return short
-        numbers = place.numbers[:1] if place.family in UNET else place.numbers
+        numbers = place.numbers[:1] if place.family in SHORT else place.numbers
         return ".".join((short, *map(str, numbers)))
 
     def _in_encoder(self, part: _Part, place: _Place, roots: list[str], names: set[str]) -> str:
@@ -284,7 +285,7 @@ def block_in_path(path: str) -> str | None:
     found = _outermost(path.replace(mark, "."))
     if found is None or not found.rest:
         return None
-    numbers = 1 if found.family.replace(".", mark) in UNET else len(found.numbers)
+    numbers = 1 if found.family.replace(".", mark) in SHORT else len(found.numbers)
     return mark.join(path.split(mark)[: found.family.count(".") + 1 + numbers])
 
 
@@ -298,8 +299,8 @@ def kind_in_path(path: str) -> str | None:
 def _shorter(family: str) -> Iterator[str]:
     """Names for a family, the shortest first; the last is its full path."""
     *parents, last = family.split(".")
-    if family in UNET:
-        yield UNET[family]
+    if family in SHORT:
+        yield SHORT[family]
     elif last not in GENERIC:
         yield LIST.sub("", last)
     if parents and parents[-1] not in GENERIC:

@@ -17,9 +17,11 @@ from typing import NamedTuple, cast
 
 from ..errors import MatchError
 from ..maths.shapes import Rows, Shape, stacked
-from .architectures import ARCHITECTURES, DIFFUSERS, FALLBACKS, Paths, Places, open_clip
+from . import open_clip
+from .architectures import DIFFUSERS, NAMES, Paths, Places
 from .dialects import Component, Prefix, split_prefix
 from .fronts import is_of_encoder, shared_fronts
+from .fused_attention import fallback
 
 WEIGHT, BIAS = ".weight", ".bias"
 IN_PROJ = ".in_proj_weight"
@@ -173,7 +175,7 @@ class Targets:
                     _enter(index, target.path.removeprefix(root), (target,))
         for members, shapes in self._parts:
             if next(iter(members.values())).part != "te":
-                _alias(members, shapes, ARCHITECTURES, index)
+                _alias(members, shapes, NAMES, index)
         return index
 
     @cached_property
@@ -181,7 +183,7 @@ class Targets:
         """Usual names of fused and split layers. Made on the first look-up of a name that no tool has."""
         index: _Index = {}
         for members, shapes in self._parts:
-            _alias(members, shapes, FALLBACKS, index)
+            _alias(members, shapes, (fallback,), index)
         return index
 
     @cached_property

@@ -5,60 +5,38 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from ..errors import LycorisError, RuleError
-from .layouts import TOOLS
+from ..names.architectures import ARCHITECTURES
+from ..names.architectures.record import Size
+from .lines.vector import TOOLS
 from .rules import Rules, without_comment
 
-# The 17 numbers of LBW's presets (`scripts/lora_block_weight.py`) by name, so that they are for any UNet.
-_UNET = {
-    "INS": "in.1 in.2 in.4",
-    "IND": "in.5 in.7 in.8",
-    "INALL": "in.1 in.2 in.4 in.5 in.7 in.8",
-    "MIDD": "in.5 in.7 in.8 mid out.3-6",
-    "OUTD": "out.3-6",
-    "OUTS": "out.7-11",
-    "OUTALL": "out.3-11",
-}
-# Of the Inspire Pack's (`resources/lbw-preset.txt`), those that these do not say.
-_UNET_VALUES = {
-    "MIDD0.2": "in.8 = 0.2\nmid out.3 = 0.4\nout.4 = 0.2",
-    "MIDD0.8": "in.7 = 0.5\nin.8 mid = 0.8\nout.3 = 0.4",
-    "MOUT": "in.8 mid out.3-8 = 1\nout.9 = 0.5",
-}
-# As the Inspire Pack's, for LoRA on SDXL.
-_SDXL = {"SDXL-INALL": "in.4 in.5 in.7 in.8", "SDXL-MIDALL": "mid", "SDXL-OUTALL": "out.0-5"}
-_FAMILIES = {
-    "FLUX-DBL": ("double single", "double", 19),
-    "FLUX-SGL": ("double single", "single", 38),
-    "SD3": ("joint", "joint", 24),
-    "SD3.5-LARGE": ("joint", "joint", 38),
-    "QWEN-IMAGE": ("transformer", "transformer", 60),
-    "Z-IMAGE": ("layers", "layers", 30),
-    "LUMINA2": ("layers", "layers", 26),
-    "WAN-1.3B": ("blocks", "blocks", 30),
-    "WAN-14B": ("blocks", "blocks", 40),
-    "ANIMA": ("blocks", "blocks", 28),
-    "KREA2": ("blocks", "blocks", 28),
-    "MOCHI": ("blocks", "blocks", 48),
-    "LTXV": ("transformer", "transformer", 28),
-    "HUNYUAN-DBL": ("double single", "double", 20),
-    "HUNYUAN-SGL": ("double single", "single", 40),
-}
-"""Of each architecture: the families of its blocks, the one that presets keep a third of, and its size."""
 THIRDS = ("FRONT", "MID", "TAIL")
+LISTS = {"double": "-DBL", "single": "-SGL"}
+"""How presets call a list of blocks where a model has several."""
+
+
+def _thirds(size: Size) -> dict[str, str]:
+    """The rules that keep a third of a list of blocks, by name."""
+    found: dict[str, str] = {}
+    for name, count in size.blocks.items() if size.preset else ():
+        ends = [round(count * third / 3) for third in range(4)]
+        for word, (first, end) in zip(THIRDS, pairwise(ends), strict=True):
+            title = f"{size.preset}{LISTS[name] if len(size.blocks) > 1 else ''}-{word}"
+            found[title] = f"{' '.join(size.blocks)} = 0\n{name}.{first}-{end - 1} = 1"
+    return found
 
 
 def _named() -> dict[str, str]:
     found = {"ALL": "* = 1", "NONE": "* = 0", "ALL0.5": "* = 0.5"}
-    found |= {name: f"in mid out = 0\n{blocks} = 1" for name, blocks in _UNET.items()}
-    found |= {name: f"in mid out = 0\n{lines}" for name, lines in _UNET_VALUES.items()}
-    found |= {name: f"in mid out = 0\n{blocks} = 1" for name, blocks in _SDXL.items()}
-    for name, (families, family, count) in _FAMILIES.items():
-        ends = [round(count * third / 3) for third in range(4)]
-        for third, word in enumerate(THIRDS):
-            kept = f"{family}.{ends[third]}-{ends[third + 1] - 1}"
-            found[f"{name}-{word}"] = f"{families} = 0\n{kept} = 1"
+    for record in ARCHITECTURES.values():
+        found |= record.presets
+    for record in ARCHITECTURES.values():
+        for family in record.families:
+            for size in family.sizes:
+                found |= _thirds(size)
     return found
 
 

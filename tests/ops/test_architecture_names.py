@@ -10,14 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
-from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
-from lycoris_ops.names import architectures
-from lycoris_ops.names.architectures import flux, fused_attention, hidream_o1, hunyuan_video
+from lycoris_ops.names import fused_attention
+from lycoris_ops.names.architectures import ARCHITECTURES, Architecture
 from lycoris_ops.names.architectures.base import Place, Places
 from lycoris_ops.names.targets import Targets
 from tests.harness.architecture_names import Rows, Shape, records
@@ -126,8 +125,9 @@ OTHERS: Mapping[str, Others] = {
         )
     ],
 }
-"""Names that other tools than diffusers use, by the module that has them. Each has diffusers' layer or layers
-that it stands for; `*` is any number."""
+"""Names that other tools than diffusers use, by the file of their architecture.
+
+Each has diffusers' layer or layers that it stands for; `*` is any number."""
 APART: Mapping[str, tuple[tuple[str, str], ...]] = {
     "ltx": (
         (r"^(video|audio)_embeddings_connector", r"connectors.\1_connector"),
@@ -156,18 +156,14 @@ def read(tensors: Tensors, places: Places | Rows) -> Tensor:
     return torch.cat([tensors[path][slice(*rows)] if rows else tensors[path] for path, rows in pairs])
 
 
-def every(module: ModuleType, shapes: Shapes) -> Names:
-    """All names that an architecture module gives to a model's layers: other tools' and diffusers'."""
-    return {**module.aliases(shapes), **module.diffusers(shapes)}
+def every(architecture: Architecture, shapes: Shapes) -> Names:
+    """All names that an architecture gives to a model's layers: other tools' and diffusers'."""
+    return {**architecture.aliases(shapes), **architecture.diffusers(shapes)}
 
 
-def knowing(shapes: Shapes) -> list[ModuleType]:
-    """The architecture modules that give names to a model's layers."""
-    return [
-        module
-        for module in vars(architectures).values()
-        if isinstance(module, ModuleType) and hasattr(module, "aliases") and every(module, shapes)
-    ]
+def knowing(shapes: Shapes) -> dict[str, Architecture]:
+    """The architectures that give names to a model's layers, by the names of their files."""
+    return {file: found for file, found in ARCHITECTURES.items() if every(found, shapes)}
 
 
 def flat(name: str) -> str:
@@ -177,14 +173,18 @@ def flat(name: str) -> str:
 
 @every_architecture
 def test_diffusers_names_mean_the_rows_of_the_record(name: str) -> None:
-    """Each row has one name in diffusers at most. Where no module knows a model, its names are diffusers'."""
+    """Each row has one name in diffusers at most. A model without a record has diffusers' names."""
     shapes, record = RECORDS[name].layers, RECORDS[name].diffusers
-    modules = knowing(shapes)
-    names = {key: places for module in modules for key, places in module.diffusers(shapes).items()}
+    found = knowing(shapes)
+    names = {
+        key: places
+        for architecture in found.values()
+        for key, places in architecture.diffusers(shapes).items()
+    }
     if not names:
         assert record == {path: ((path, None),) for path in shapes}
         return
-    assert len(modules) == 1
+    assert len(found) == 1
     rows = [
         (place.path, row)
         for places in names.values()
@@ -206,17 +206,17 @@ def test_names_of_other_tools_are_those_of_diffusers_layers(name: str) -> None:
     shapes = RECORDS[name].layers
     ours = numbered(shapes)
     theirs = {key: read(ours, rows) for key, rows in RECORDS[name].diffusers.items()}
-    for module in knowing(shapes):
-        names = module.aliases(shapes)
+    for file, architecture in knowing(shapes).items():
+        names = architecture.aliases(shapes)
         known = dict(theirs)
-        named = apart(module, ours)
-        if module is hunyuan_video:
+        named = apart(file, ours)
+        if file == "hunyuan_video":
             named |= other_layout(name, ours)
         if name.startswith("Flux 2"):
             named |= halves_of_flux_2(ours)
         assert named.keys() <= names.keys()
         known |= named
-        for pattern, meaning in OTHERS.get(file_of(module), ()):
+        for pattern, meaning in OTHERS.get(file, ()):
             known |= explained(names, pattern, meaning, theirs)
         for key, places in names.items():
             # Some exports of Flux 2 cut the word short.
@@ -235,21 +235,20 @@ def test_names_of_other_tools_are_those_of_diffusers_layers(name: str) -> None:
 def test_each_name_of_another_tool_is_known_for_some_model(file: str) -> None:
     unknown = dict.fromkeys(OTHERS[file])
     for record in RECORDS.values():
-        for module in knowing(record.layers):
-            if file_of(module) == file:
-                names = module.aliases(record.layers)
-                theirs = dict.fromkeys(record.diffusers, torch.zeros(1))
-                for pattern, meaning in [*unknown]:
-                    if explained(names, pattern, meaning, theirs):
-                        del unknown[pattern, meaning]
+        if architecture := knowing(record.layers).get(file):
+            names = architecture.aliases(record.layers)
+            theirs = dict.fromkeys(record.diffusers, torch.zeros(1))
+            for pattern, meaning in [*unknown]:
+                if explained(names, pattern, meaning, theirs):
+                    del unknown[pattern, meaning]
     assert not unknown
 
 
 @every_architecture
 def test_an_attention_has_names_for_several_layers_as_one(name: str) -> None:
     shapes = RECORDS[name].layers
-    for module in knowing(shapes):
-        theirs, names = module.diffusers(shapes), every(module, shapes)
+    for architecture in knowing(shapes).values():
+        theirs, names = architecture.diffusers(shapes), every(architecture, shapes)
         for key in theirs:
             attention = key.removesuffix(".to_q")
             if attention != key and f"{attention}.to_k" in theirs:
@@ -271,13 +270,9 @@ def explained(names: Names, pattern: str, meaning: str | tuple[str, ...], theirs
     return found
 
 
-def file_of(module: ModuleType) -> str:
-    return module.__name__.rpartition(".")[2]
-
-
-def apart(module: ModuleType, ours: Tensors) -> dict[str, Tensor]:
+def apart(file: str, ours: Tensors) -> dict[str, Tensor]:
     """The layers that `APART` renames, under their new names."""
-    (first, *_), *_ = renames = APART.get(file_of(module), (("$^", ""),))
+    (first, *_), *_ = renames = APART.get(file, (("$^", ""),))
     found: dict[str, Tensor] = {}
     for path, value in ours.items():
         if re.match(first, path):
@@ -328,10 +323,15 @@ def test_a_name_has_one_meaning(name: str) -> None:
     """
     shapes = RECORDS[name].layers
     meanings: dict[str, set[Places]] = {}
-    for module in knowing(shapes):
-        for key, places in [*every(module, shapes).items(), *((path, (Place(path),)) for path in shapes)]:
+    for architecture in knowing(shapes).values():
+        for key, places in [
+            *every(architecture, shapes).items(),
+            *((path, (Place(path),)) for path in shapes),
+        ]:
             meanings.setdefault(flat(key), set()).add(places)
-        assert not module.aliases(shapes).keys() & (shapes.keys() | module.diffusers(shapes).keys())
+        assert not architecture.aliases(shapes).keys() & (
+            shapes.keys() | architecture.diffusers(shapes).keys()
+        )
     rivals = {key for key, places in meanings.items() if len(places) > 1}
     assert rivals == set() or (
         name.startswith("HunyuanDiT") and all(re.fullmatch(r"blocks_\d_norm[23]", key) for key in rivals)
@@ -341,8 +341,8 @@ def test_a_name_has_one_meaning(name: str) -> None:
 @every_architecture
 def test_without_shapes_only_whole_layers_have_names(name: str) -> None:
     shapes = RECORDS[name].layers
-    for module in knowing(shapes):
-        known, unknown = every(module, shapes), every(module, dict.fromkeys(shapes, ()))
+    for architecture in knowing(shapes).values():
+        known, unknown = every(architecture, shapes), every(architecture, dict.fromkeys(shapes, ()))
         assert unknown.items() <= known.items()
         assert known.keys() - unknown.keys() == {
             key for key, places in known.items() if len(places) > 1 or places[0].rows
@@ -361,7 +361,7 @@ def test_no_fallback_is_a_real_path(name: str) -> None:
 
 
 def test_nothing_is_of_no_architecture() -> None:
-    assert knowing({}) == []
+    assert knowing({}) == {}
 
 
 def only(shapes: Shapes, without: Iterable[str]) -> dict[str, Shape]:
@@ -372,7 +372,7 @@ def test_radiance_has_the_blocks_of_flux() -> None:
     """Chroma Radiance has Flux's blocks, with other layers before and after them."""
     shapes = only(RECORDS["Chroma, in files"].layers, ("img_in", "final_layer"))
     shapes |= {"img_in_patch": (2, 3, 4, 4), "nerf_blocks.0.norm.scale": (2,)}
-    found = every(flux, shapes)
+    found = every(ARCHITECTURES["flux"], shapes)
     assert found["single_transformer_blocks.1.proj_mlp"] == (Place("single_blocks.1.linear1", (96, 224)),)
     assert found["nerf_blocks.0.norm"] == (Place("nerf_blocks.0.norm.scale"),)
     assert "x_embedder" not in found
@@ -381,7 +381,7 @@ def test_radiance_has_the_blocks_of_flux() -> None:
 def test_hunyuan_3d_is_no_flux() -> None:
     """Hunyuan 3D has Flux's blocks, but no layer for text."""
     shapes = only(RECORDS["Flux 1"].layers, ("img_in", "txt_in"))
-    assert not every(flux, {**shapes, "latent_in": (2, 3), "cond_in": (2, 3)})
+    assert not every(ARCHITECTURES["flux"], {**shapes, "latent_in": (2, 3), "cond_in": (2, 3)})
 
 
 def test_ovis_image_has_gated_mlps() -> None:
@@ -391,7 +391,7 @@ def test_ovis_image_has_gated_mlps() -> None:
         wide, narrow = shapes.pop(f"double_blocks.{n}.img_mlp.0"), shapes.pop(f"double_blocks.{n}.img_mlp.2")
         gated = {"gate_proj": wide, "up_proj": wide, "down_proj": narrow}
         shapes |= {f"double_blocks.{n}.img_mlp.{path}": shape for path, shape in gated.items()}
-    assert flux.diffusers(shapes)["transformer_blocks.1.ff.net.0.proj"] == (
+    assert ARCHITECTURES["flux"].diffusers(shapes)["transformer_blocks.1.ff.net.0.proj"] == (
         Place("double_blocks.1.img_mlp.up_proj"),
         Place("double_blocks.1.img_mlp.gate_proj"),
     )
@@ -401,7 +401,7 @@ def test_hidream_o1_is_below_model_in_training() -> None:
     """In the files of musubi-tuner paths begin with `model`."""
     shapes = {"language_model.layers.0.self_attn.q_proj": (8, 8), "visual.blocks.0.attn.qkv": (18, 6)}
     shapes |= {"t_embedder1.mlp.0": (8, 8), "x_embedder.proj1": (3, 5), "final_layer2.linear": (5, 8)}
-    assert hidream_o1.aliases(shapes) == {f"model.{path}": (Place(path),) for path in shapes}
+    assert ARCHITECTURES["hidream_o1"].aliases(shapes) == {f"model.{path}": (Place(path),) for path in shapes}
 
 
 def test_ideogram_4_has_a_name_of_its_own_for_the_model() -> None:

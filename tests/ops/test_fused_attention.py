@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from lycoris_ops.names.architectures import fused_attention
+from lycoris_ops.names import fused_attention
 from lycoris_ops.names.architectures.base import Place
 
 PARTS = {

@@ -1,19 +1,6 @@
-"""Other names of a model's layers, one module per architecture.
+"""What is known of each architecture, one record a file. A file that is put here is registered.
 
-A module in this folder registers the functions that it defines, which all have the form `base.Aliases`:
-
-- `diffusers`: the names of the layers in diffusers' model. Each row of a weight is under one of these names
-  at most, so that files can be written in them.
-- `diffusers_lokr`: the same for diffusers' model with all projections fused that it can fuse for LoKr. Only
-  models for which diffusers reads LoKr have it.
-- `aliases`: all other names.
-- `fallback`: names that are tried only where nothing else explains a name.
-
-and beside these `aside`, a mapping: layers of its blocks that are not trained by default, by their paths with
-`*` for a number, with the reasons. What is below a path is meant too.
-
-All but the last mostly come from tables, in the notation of `notation`. `open_clip` defines none of them:
-it is a text encoder's layout that only checkpoint files have.
+A file defines ARCHITECTURE, see `record.Architecture`. The tables of names have the notation of `notation`.
 """
 
 from __future__ import annotations
@@ -23,21 +10,34 @@ from collections.abc import Mapping
 
 from ...discovery import discover
 from .base import Aliases, Paths, Place, Places
+from .record import Architecture, Training
 
-__all__ = ["ARCHITECTURES", "ASIDE", "DIFFUSERS", "DIFFUSERS_LOKR", "FALLBACKS", "Paths", "Place", "Places"]
+__all__ = [
+    "ARCHITECTURES",
+    "ASIDE",
+    "DIFFUSERS",
+    "DIFFUSERS_LOKR",
+    "NAMES",
+    "TRAINED",
+    "Architecture",
+    "Paths",
+    "Place",
+    "Places",
+    "Training",
+]
 
-_MODULES = discover(__name__)
-DIFFUSERS: tuple[Aliases, ...] = tuple(
-    module.diffusers for module in _MODULES if hasattr(module, "diffusers")
-)
-DIFFUSERS_LOKR: tuple[Aliases, ...] = tuple(
-    module.diffusers_lokr for module in _MODULES if hasattr(module, "diffusers_lokr")
-)
-ARCHITECTURES: tuple[Aliases, ...] = (
-    *DIFFUSERS,
-    *(module.aliases for module in _MODULES if hasattr(module, "aliases")),
-)
-FALLBACKS: tuple[Aliases, ...] = tuple(module.fallback for module in _MODULES if hasattr(module, "fallback"))
+ARCHITECTURES: Mapping[str, Architecture] = {
+    module.__name__.rpartition(".")[2]: module.ARCHITECTURE
+    for module in discover(__name__)
+    if hasattr(module, "ARCHITECTURE")
+}
+"""Every record, by the name of its file."""
+_RECORDS = tuple(ARCHITECTURES.values())
+DIFFUSERS: tuple[Aliases, ...] = tuple(record.diffusers for record in _RECORDS)
+DIFFUSERS_LOKR: tuple[Aliases, ...] = tuple(record.diffusers_lokr for record in _RECORDS if record.lokr)
+NAMES: tuple[Aliases, ...] = (*DIFFUSERS, *(record.aliases for record in _RECORDS))
+TRAINED: tuple[Training, ...] = tuple(one for record in _RECORDS for one in record.trained)
+"""How each model of the host is trained by default."""
 
 
 def _below(path: str) -> re.Pattern[str]:
@@ -47,6 +47,6 @@ def _below(path: str) -> re.Pattern[str]:
 
 
 ASIDE: Mapping[re.Pattern[str], str] = {
-    _below(path): why for module in _MODULES for path, why in getattr(module, "aside", {}).items()
+    _below(path): why for record in _RECORDS for path, why in record.aside.items()
 }
 """The layers of blocks that the records set aside, with the reasons."""

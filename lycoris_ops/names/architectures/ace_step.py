@@ -9,7 +9,8 @@ Source of the correspondence: diffusers (Apache-2.0), `scripts/convert_ace_step_
 
 from __future__ import annotations
 
-from .notation import Layout, names_of, under
+from .notation import Layout, under
+from .record import Architecture, Training
 
 ATTENTION = {
     "to_q": "q_proj",
@@ -27,10 +28,16 @@ DIFFUSERS = {
     "**": "decoder.**",
 }
 
-diffusers, aliases = names_of(
-    Layout(
-        marks=("decoder.condition_embedder", "decoder.layers.*.self_attn.q_proj"),
-        diffusers=DIFFUSERS,
-        others={"**": "decoder.**"},
-    )
+ARCHITECTURE = Architecture(
+    layouts=(
+        Layout(
+            marks=("decoder.condition_embedder", "decoder.layers.*.self_attn.q_proj"),
+            diffusers=DIFFUSERS,
+            others={"**": "decoder.**"},
+        ),
+    ),
+    trained=(
+        Training("ACEStep", "ACE-Step", "SimpleTuner", shift=3.0),
+        Training("ACEStep15", "ACE-Step 1.5", "SimpleTuner", mean=-0.4),
+    ),
 )

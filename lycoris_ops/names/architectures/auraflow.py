@@ -6,7 +6,8 @@ Source of the correspondence: the conversion of original checkpoints in diffuser
 
 from __future__ import annotations
 
-from .notation import Layout, names_of, same, swapped, under
+from .notation import Layout, same, swapped, under
+from .record import Architecture, Family
 
 JOINT = {
     "norm1.linear": "modX.1",
@@ -50,8 +51,18 @@ DIFFUSERS = {
     "proj_out": "final_linear",
 }
 
-diffusers, aliases = names_of(
-    Layout(marks=("cond_seq_linear", "double_layers.*.attn.w1q"), diffusers=DIFFUSERS)
+ARCHITECTURE = Architecture(
+    layouts=(Layout(marks=("cond_seq_linear", "double_layers.*.attn.w1q"), diffusers=DIFFUSERS),),
+    aside=dict.fromkeys(
+        ("double_layers.*.modX", "double_layers.*.modC", "single_layers.*.modCX"), "modulation"
+    ),
+    families=(
+        Family(
+            "AuraFlow",
+            said=r"aura_?-?flow",
+            mark=r"((double|single)_layers|joint_transformer_blocks)_\d",
+            like=r"single_transformer_blocks_\d",
+            unlike=r"(double|transformer)_blocks",
+        ),
+    ),
 )
-
-aside = dict.fromkeys(("double_layers.*.modX", "double_layers.*.modC", "single_layers.*.modCX"), "modulation")

@@ -7,7 +7,8 @@ in the same order of rows, without the attention and feed-forward modules around
 
 from __future__ import annotations
 
-from .notation import Layout, names_of, same, under
+from .notation import Layout, same, under
+from .record import Architecture
 
 BLOCK = {
     "attn1.to_q": "q",
@@ -30,6 +31,6 @@ DIFFUSERS = {
     **same("norm_final", "norm_out.linear", "norm_out.norm", "proj_out"),
 }
 
-diffusers, aliases = names_of(
-    Layout(marks=("blocks.*.norm1.linear", "blocks.*.ff_proj", "blocks.*.q"), diffusers=DIFFUSERS)
+ARCHITECTURE = Architecture(
+    layouts=(Layout(marks=("blocks.*.norm1.linear", "blocks.*.ff_proj", "blocks.*.q"), diffusers=DIFFUSERS),),
 )

@@ -7,7 +7,8 @@ in `loaders/single_file_utils.py`. Anima's text conditioner, a model of its own 
 
 from __future__ import annotations
 
-from .notation import Layout, names_of, same, under
+from .notation import Layout, same, under
+from .record import Architecture, Family, Size, Training
 
 ATTENTION_1 = {
     "to_q": "to_q.0",
@@ -67,15 +68,33 @@ COSMOS_2 = {
     **under("transformer_blocks.*", "blocks.*", BLOCK_2),
 }
 
-diffusers, aliases = names_of(
-    Layout(
-        marks=("x_embedder.proj.1", "blocks.block*.blocks.0.block.attn.to_q.0"),
-        diffusers=COSMOS_1,
+ATTENTIONS = r"blocks_\d+_(self|cross)_attn_[qkv]_proj"
+
+ARCHITECTURE = Architecture(
+    layouts=(
+        Layout(
+            marks=("x_embedder.proj.1", "blocks.block*.blocks.0.block.attn.to_q.0"),
+            diffusers=COSMOS_1,
+        ),
+        Layout(
+            marks=("x_embedder.proj.1", "blocks.*.mlp.layer1"),
+            diffusers=COSMOS_2,
+            # Anima alone has it.
+            others={"text_conditioner.**": "llm_adapter.**"},
+        ),
     ),
-    Layout(
-        marks=("x_embedder.proj.1", "blocks.*.mlp.layer1"),
-        diffusers=COSMOS_2,
-        # Anima alone has it.
-        others={"text_conditioner.**": "llm_adapter.**"},
+    families=(
+        Family("Cosmos", like=ATTENTIONS),
+        Family(
+            "Anima",
+            said=r"anima(?!te)",
+            mark=r"llm_adapter_",
+            like=ATTENTIONS,
+            sizes=(Size({"blocks": 28}, "ANIMA"),),
+        ),
+    ),
+    trained=(
+        Training("Anima", "Anima", "kohya-ss/sd-scripts", rank=8),
+        Training("CosmosPredict2", "Cosmos-Predict2", "kohya-ss/sd-scripts", rank=8),
     ),
 )

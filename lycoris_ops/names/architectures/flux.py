@@ -11,7 +11,8 @@ the start, the class in `diffusers/models/transformers/transformer_longcat_image
 
 from __future__ import annotations
 
-from .notation import Layout, fused, names_of, rows, same, split, swapped, under
+from .notation import Layout, fused, rows, same, split, swapped, under
+from .record import BY_TOKENS, Architecture, Family, Size, Training, Vector
 
 IMAGE = ("attn.to_q", "attn.to_k", "attn.to_v")
 TEXT = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
@@ -172,18 +173,66 @@ SPELLINGS = {f"{norm}.scale": norm for norm in NORMS}
 QKV = "double_blocks.*.img_attn.qkv"
 FLUX_2_MARKS = ("img_in", QKV, "double_stream_modulation_img.lin")
 
-# The first layout whose marks a model has counts. LongCat-Image's fit most others too: it must be last.
-diffusers, aliases = names_of(
-    Layout(FLUX_2_MARKS, FLUX_2, FLUX_2_OTHERS, SPELLINGS),
-    Layout(("img_in", QKV, "distilled_guidance_layer.in_proj"), CHROMA, OTHERS, SPELLINGS),
-    # Radiance, which has no class in diffusers.
-    Layout(("img_in_patch", QKV, "distilled_guidance_layer.in_proj"), CHROMA, OTHERS, SPELLINGS),
-    Layout(("img_in", QKV, "double_blocks.*.img_mlp.gate_proj"), OVIS, OVIS_OTHERS, SPELLINGS),
-    Layout(("img_in", QKV, "vector_in.in_layer"), FLUX_1, OTHERS, SPELLINGS),
-    # LongCat-Image: a Flux without CLIP's pooled text.
-    Layout(("img_in", QKV), LONGCAT, {**OTHERS, **TIME_TEXT}, SPELLINGS),
-)
-diffusers_lokr, _ = names_of(Layout(FLUX_2_MARKS, FLUX_2_LOKR, spellings=SPELLINGS))
+PARTS = r"double_blocks_\d+_(img|txt)_|single_(transformer_)?blocks_\d"
+LIKE = rf"{PARTS}|transformer_blocks_\d+_(ff_context|norm1_context)"
+LISTS = {
+    "double": r"(?:double_blocks|transformer_blocks)_(\d+)_",
+    "single": r"single_(?:transformer_)?blocks_(\d+)_",
+}
+BLOCKS = {"double": 19, "single": 38}
 
-# Of Chroma: it makes the modulation of all blocks from the time and their numbers.
-aside = {"distilled_guidance_layer": "what makes the modulation"}
+# LongCat-Image's marks fit most others too: it must be last.
+ARCHITECTURE = Architecture(
+    layouts=(
+        Layout(FLUX_2_MARKS, FLUX_2, FLUX_2_OTHERS, SPELLINGS),
+        Layout(("img_in", QKV, "distilled_guidance_layer.in_proj"), CHROMA, OTHERS, SPELLINGS),
+        # Radiance, which has no class in diffusers.
+        Layout(("img_in_patch", QKV, "distilled_guidance_layer.in_proj"), CHROMA, OTHERS, SPELLINGS),
+        Layout(("img_in", QKV, "double_blocks.*.img_mlp.gate_proj"), OVIS, OVIS_OTHERS, SPELLINGS),
+        Layout(("img_in", QKV, "vector_in.in_layer"), FLUX_1, OTHERS, SPELLINGS),
+        # LongCat-Image: a Flux without CLIP's pooled text.
+        Layout(("img_in", QKV), LONGCAT, {**OTHERS, **TIME_TEXT}, SPELLINGS),
+    ),
+    lokr=(Layout(FLUX_2_MARKS, FLUX_2_LOKR, spellings=SPELLINGS),),
+    # Of Chroma: it makes the modulation of all blocks from the time and their numbers.
+    aside={"distilled_guidance_layer": "what makes the modulation"},
+    families=(
+        Family("Flux 1", said=r"flux", like=LIKE, sizes=(Size(BLOCKS, "FLUX"),), lists=LISTS),
+        Family(
+            "Flux 2",
+            said=r"flux-?\.?2",
+            mark=r"(double|single)_stream_modulation|single_transformer_blocks_\d+_attn_to_qkv_mlp",
+            like=PARTS,
+            sizes=(Size({"double": 8, "single": 48}),),
+            lists=LISTS,
+        ),
+        Family(
+            "Chroma",
+            said=r"chroma",
+            mark=r"distilled_guidance_layer",
+            like=LIKE,
+            sizes=(Size(BLOCKS),),
+            lists=LISTS,
+        ),
+    ),
+    vectors=(
+        Vector(
+            "Flux",
+            (
+                ("clip_l",),
+                ("t5xxl",),
+                ("img_in", "txt_in", "time_in", "vector_in", "guidance_in"),
+                *((f"double.{n}",) for n in range(BLOCKS["double"])),
+                *((f"single.{n}",) for n in range(BLOCKS["single"])),
+                ("final_layer",),
+            ),
+            BLOCKS,
+        ),
+    ),
+    trained=(
+        Training("Flux", "Flux", "kohya-ss/sd-scripts, diffusion-pipe", shift=BY_TOKENS, guidance=1.0),
+        Training("Flux2", "Flux 2", "kohya-ss/musubi-tuner", shift=BY_TOKENS, guidance=1.0, rank=32),
+        Training("LongCatImage", "LongCat-Image", "as Flux", shift=BY_TOKENS),
+        Training("Chroma", "Chroma", "kohya-ss/sd-scripts, ai-toolkit", guidance=0.0),
+    ),
+)

@@ -8,7 +8,8 @@ Source of the correspondence: diffusers (Apache-2.0), `scripts/convert_hunyuandi
 
 from __future__ import annotations
 
-from .notation import Layout, names_of, same, split, swapped, under
+from .notation import Layout, same, split, swapped, under
+from .record import Architecture
 
 BLOCK = {
     "norm1.norm": "norm1",
@@ -50,4 +51,6 @@ DIFFUSERS = {
     "proj_out": "final_layer.linear",
 }
 
-diffusers, aliases = names_of(Layout(marks=("mlp_t5.0", "blocks.*.attn1.Wqkv"), diffusers=DIFFUSERS))
+ARCHITECTURE = Architecture(
+    layouts=(Layout(marks=("mlp_t5.0", "blocks.*.attn1.Wqkv"), diffusers=DIFFUSERS),),
+)

@@ -10,8 +10,9 @@ Source of the correspondence: diffusers (Apache-2.0), `diffusers/loaders/single_
 
 from __future__ import annotations
 
-from .flux import DOUBLE, MLP, SINGLE
-from .notation import Layout, Meaning, names_of, rows, same, split, swapped, under
+from .flux import DOUBLE, LIKE, LISTS, MLP, SINGLE
+from .notation import Layout, Meaning, rows, same, split, swapped, under
+from .record import Architecture, Family, Size, Training
 
 REFINER = {
     **same("norm1", "norm2"),
@@ -130,8 +131,42 @@ MARK = "txt_in.individual_token_refiner.blocks.*.norm1"
 OTHERS = {**TENCENT_PARTS, **ONE_TRAINER}
 
 # The first layout whose marks a model has counts. MARK alone fits the whole family: it must be last.
-diffusers, aliases = names_of(
-    Layout((MARK, "vector_in.in_layer"), HUNYUAN_VIDEO, OTHERS, TENCENT),
-    Layout((MARK, "single_blocks.*.linear1"), HUNYUAN_IMAGE, OTHERS, TENCENT),
-    Layout((MARK,), HUNYUAN_VIDEO_15, OTHERS, TENCENT),
+ARCHITECTURE = Architecture(
+    layouts=(
+        Layout((MARK, "vector_in.in_layer"), HUNYUAN_VIDEO, OTHERS, TENCENT),
+        Layout((MARK, "single_blocks.*.linear1"), HUNYUAN_IMAGE, OTHERS, TENCENT),
+        Layout((MARK,), HUNYUAN_VIDEO_15, OTHERS, TENCENT),
+    ),
+    families=(
+        Family(
+            "HunyuanVideo",
+            said=r"hunyuan-?_?video",
+            mark=r"txt_in_individual|context_embedder_token_refiner",
+            like=LIKE,
+            sizes=(Size({"double": 20, "single": 40}, "HUNYUAN"),),
+            lists=LISTS,
+        ),
+    ),
+    trained=(
+        Training(
+            "HunyuanVideo",
+            "HunyuanVideo",
+            "kohya-ss/musubi-tuner, diffusion-pipe",
+            shift=7.0,
+            guidance=1.0,
+            rank=32,
+            lr=2e-4,
+            resolution=512,
+        ),
+        Training(
+            "HunyuanVideo15",
+            "HunyuanVideo 1.5",
+            "kohya-ss/musubi-tuner",
+            shift=2.0,
+            rank=32,
+            lr=2e-4,
+            resolution=512,
+        ),
+        Training("HunyuanImage21", "HunyuanImage 2.1", "kohya-ss/sd-scripts", "uniform", shift=5.0),
+    ),
 )

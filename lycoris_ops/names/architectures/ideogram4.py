@@ -6,7 +6,8 @@ in `loaders/lora_conversion_utils.py`.
 
 from __future__ import annotations
 
-from .notation import Layout, names_of, same, split, under
+from .notation import Layout, same, split, under
+from .record import Architecture
 
 BLOCK = {
     **split("attention.qkv", "attention.to_q", "attention.to_k", "attention.to_v", output="attention.o"),
@@ -22,6 +23,6 @@ DIFFUSERS = {
     **same("final_layer.linear", "final_layer.adaln_modulation"),
 }
 
-diffusers, aliases = names_of(
-    Layout(marks=("embed_image_indicator", "layers.*.attention.qkv"), diffusers=DIFFUSERS)
+ARCHITECTURE = Architecture(
+    layouts=(Layout(marks=("embed_image_indicator", "layers.*.attention.qkv"), diffusers=DIFFUSERS),),
 )

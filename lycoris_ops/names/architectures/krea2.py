@@ -7,7 +7,8 @@ left out: they have another shape in diffusers.
 
 from __future__ import annotations
 
-from .notation import Layout, names_of, under
+from .notation import Layout, under
+from .record import Architecture, Family, Size, Training
 
 BLOCK = {
     "attn.to_q": "attn.wq",
@@ -40,4 +41,15 @@ DIFFUSERS = {
     "final_layer.scale_shift_table": "last.modulation.lin",
 }
 
-diffusers, aliases = names_of(Layout(marks=("txtfusion.projector", "blocks.*.attn.wq"), diffusers=DIFFUSERS))
+ARCHITECTURE = Architecture(
+    layouts=(Layout(marks=("txtfusion.projector", "blocks.*.attn.wq"), diffusers=DIFFUSERS),),
+    families=(
+        Family(
+            "Krea 2",
+            said=r"krea-?_?2",
+            mark=r"txtfusion_|text_fusion_|blocks_\d+_attn_w[qkvo]$|transformer_blocks_\d+_attn_to_gate$",
+            sizes=(Size({"blocks": 28}, "KREA2"),),
+        ),
+    ),
+    trained=(Training("Krea2", "Krea 2", "kohya-ss/musubi-tuner", shift=2.5, rank=32),),
+)

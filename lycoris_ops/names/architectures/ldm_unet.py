@@ -8,10 +8,11 @@ so that any number of them works.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ...maths.shapes import Shape
-from .notation import Layout, Meaning, Table, names_of, same, under
+from .notation import Layout, Meaning, Table, same, under
+from .record import Architecture, Family, Training, Vector
 
 ENDS = {
     "conv_in": "input_blocks.0.0",
@@ -95,21 +96,78 @@ def _side(
     return found
 
 
-diffusers, aliases = names_of(
-    # In diffusers SVD has other names: its class has the layers for time beside those for space. The host's
-    # own map gives SVD the names of the other UNets, so they are entered as other names.
-    Layout(
-        ("input_blocks.0.0", "input_blocks.1.0.time_stack.in_layers.2"),
-        others=lambda shapes: {**table(shapes), **ADDED},
-    ),
-    Layout(("input_blocks.0.0", "input_blocks.1.0.in_layers.2"), table, {**ADDED, **CLASSES}),
-)
+PLACES = ("input_blocks.*.*", "middle_block.*", "output_blocks.*.*")
+LIKE = r"(input|output|middle|down|up|mid)_blocks?_.*(attn|resnets|in_layers|proj_in)"
+CROSS = r"(?!.*motion)(input|output|middle|down|up|mid)_blocks?_.*attn2_to_[kv]$"
 
-BLOCKS = ("input_blocks.*.*", "middle_block.*", "output_blocks.*.*")
-aside = {
-    **{
-        f"{block}{end}": "modulation" for block in BLOCKS for end in (".emb_layers", ".time_stack.emb_layers")
-    },
-    # SVD.
-    **{f"{block}.time_pos_embed": "embedders of the numbers of frames" for block in BLOCKS},
+KEPT = {
+    # The 17 numbers of LBW's presets (`scripts/lora_block_weight.py`) by name, so that they are for any UNet.
+    "INS": "in.1 in.2 in.4",
+    "IND": "in.5 in.7 in.8",
+    "INALL": "in.1 in.2 in.4 in.5 in.7 in.8",
+    "MIDD": "in.5 in.7 in.8 mid out.3-6",
+    "OUTD": "out.3-6",
+    "OUTS": "out.7-11",
+    "OUTALL": "out.3-11",
+    # As the Inspire Pack's, for LoRA on SDXL.
+    "SDXL-INALL": "in.4 in.5 in.7 in.8",
+    "SDXL-MIDALL": "mid",
+    "SDXL-OUTALL": "out.0-5",
 }
+"""The blocks that a preset keeps."""
+# Of the Inspire Pack's (`resources/lbw-preset.txt`), those that these do not say.
+RULES = {
+    "MIDD0.2": "in.8 = 0.2\nmid out.3 = 0.4\nout.4 = 0.2",
+    "MIDD0.8": "in.7 = 0.5\nin.8 mid = 0.8\nout.3 = 0.4",
+    "MOUT": "in.8 mid out.3-8 = 1\nout.9 = 0.5",
+}
+
+
+def _vector(title: str, inputs: Iterable[int], outputs: Iterable[int], count: int) -> Vector:
+    blocks = [("te",), *((f"in.{n}",) for n in inputs), ("mid",), *((f"out.{n}",) for n in outputs)]
+    return Vector(title, tuple(blocks), {"in": count, "out": count})
+
+
+ARCHITECTURE = Architecture(
+    layouts=(
+        # In diffusers SVD has other names: its class has the layers for time beside those for space. The
+        # host's own map gives SVD the names of the other UNets, so they are entered as other names.
+        Layout(
+            ("input_blocks.0.0", "input_blocks.1.0.time_stack.in_layers.2"),
+            others=lambda shapes: {**table(shapes), **ADDED},
+        ),
+        Layout(("input_blocks.0.0", "input_blocks.1.0.in_layers.2"), table, {**ADDED, **CLASSES}),
+    ),
+    aside={
+        **dict.fromkeys((f"{place}.emb_layers" for place in PLACES), "modulation"),
+        **dict.fromkeys((f"{place}.time_stack.emb_layers" for place in PLACES), "modulation"),
+        # SVD.
+        **dict.fromkeys(
+            (f"{place}.time_pos_embed" for place in PLACES), "embedders of the numbers of frames"
+        ),
+    },
+    lists={"input_blocks": "in", "middle_block": "mid", "output_blocks": "out"},
+    families=(
+        Family("SD 1.5", r"stable-diffusion-v1|^sd_?v?1", like=LIKE, width=(CROSS, 768)),
+        Family("SD 2", r"stable-diffusion-v2|^sd_?v?2", like=LIKE, width=(CROSS, 1024)),
+        Family("SDXL", r"stable-diffusion-xl|sdxl", like=LIKE, width=(CROSS, 2048)),
+        Family("the SDXL refiner", r"stable-diffusion-xl.*refiner", like=LIKE, width=(CROSS, 1280)),
+    ),
+    presets={
+        **{name: f"in mid out = 0\n{blocks} = 1" for name, blocks in KEPT.items()},
+        **{name: f"in mid out = 0\n{lines}" for name, lines in RULES.items()},
+    },
+    vectors=(
+        _vector("LyCORIS on SD1 and SD2", range(12), range(12), 12),
+        _vector("LoRA on SD1 and SD2", (1, 2, 4, 5, 7, 8), range(3, 12), 12),
+        _vector("LoRA on SDXL", (4, 5, 7, 8), range(6), 9),
+        _vector("LyCORIS on SDXL", range(9), range(9), 9),
+    ),
+    trained=(
+        Training(
+            "BaseModel", "Stable Diffusion", "kohya-ss/sd-scripts, OneTrainer", "uniform", resolution=512
+        ),
+        Training("SDXL", "SDXL", "kohya-ss/sd-scripts", "uniform", rank=32),
+        Training("SDXLRefiner", "SDXL refiner", "kohya-ss/sd-scripts", "uniform", rank=32),
+    ),
+)

@@ -8,7 +8,8 @@ in `loaders/single_file_utils.py`, `_convert_non_diffusers_ltx2_lora_to_diffuser
 
 from __future__ import annotations
 
-from .notation import Layout, names_of, same, under
+from .notation import Layout, same, under
+from .record import Architecture, Family, Size, Training
 
 ATTENTIONS = (
     *("attn1", "attn2", "audio_attn1", "audio_attn2"),
@@ -48,6 +49,22 @@ CONNECTORS = {
     **under("connectors.audio_connector", "audio_embeddings_connector", CONNECTOR),
 }
 
-diffusers, aliases = names_of(
-    Layout(marks=("patchify_proj", "transformer_blocks.*.attn1.to_q"), diffusers=DIFFUSERS, others=CONNECTORS)
+ARCHITECTURE = Architecture(
+    layouts=(
+        Layout(
+            marks=("patchify_proj", "transformer_blocks.*.attn1.to_q"), diffusers=DIFFUSERS, others=CONNECTORS
+        ),
+    ),
+    families=(
+        Family(
+            "LTX-Video",
+            said=r"ltx",
+            like=r"transformer_blocks_\d+_attn1_to_[qkv]$",
+            sizes=(Size({"transformer": 28}, "LTXV"),),
+        ),
+    ),
+    trained=(
+        Training("LTXV", "LTX-Video", "diffusion-pipe", rank=32, resolution=512),
+        Training("LTXAV", "LTX-2", "diffusion-pipe", rank=32, resolution=512),
+    ),
 )

@@ -7,7 +7,8 @@ value come from the shapes.
 
 from __future__ import annotations
 
-from .notation import Layout, names_of, same, split, under
+from .notation import Layout, same, split, under
+from .record import Architecture, Family, Size, Training
 
 BLOCK = {
     **split("attention.qkv", "attn.to_q", "attn.to_k", "attn.to_v", output="attention.out"),
@@ -36,9 +37,20 @@ DIFFUSERS = {
     "norm_out.linear_2": "final_layer.linear",
 }
 
-diffusers, aliases = names_of(
-    Layout(
-        marks=("cap_embedder.1", "layers.*.attention.qkv", "layers.*.adaLN_modulation.1"),
-        diffusers=DIFFUSERS,
-    )
+ARCHITECTURE = Architecture(
+    layouts=(
+        Layout(
+            marks=("cap_embedder.1", "layers.*.attention.qkv", "layers.*.adaLN_modulation.1"),
+            diffusers=DIFFUSERS,
+        ),
+    ),
+    families=(
+        Family(
+            "Lumina 2",
+            said=r"lumina",
+            width=(r"layers_\d+_attention_(qkv|to_q|to_k)$", 2304),
+            sizes=(Size({"layers": 26}, "LUMINA2"),),
+        ),
+    ),
+    trained=(Training("Lumina2", "Lumina 2", "kohya-ss/sd-scripts", shift=6.0, rank=8),),
 )

@@ -10,7 +10,8 @@ the adapters that DiffSynth-Studio trains on them: see `dialects/diffsynth.py`.
 
 from __future__ import annotations
 
-from .notation import Layout, names_of, same, split, swapped, under
+from .notation import Layout, same, split, swapped, under
+from .record import Architecture
 
 BLOCK = {
     **split("attn.qkv_proj", "attn.to_q", "attn.to_k", "attn.to_v", output="attn.out_proj"),
@@ -36,6 +37,6 @@ DIFFUSERS = {
     "audio_proj_out": "final_layer.audio_out",
 }
 
-diffusers, aliases = names_of(
-    Layout(marks=("video_patch_proj", "blocks.*.attn.qkv_proj"), diffusers=DIFFUSERS)
+ARCHITECTURE = Architecture(
+    layouts=(Layout(marks=("video_patch_proj", "blocks.*.attn.qkv_proj"), diffusers=DIFFUSERS),),
 )

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...maths.shapes import Shape
-from .notation import Layout, Table, names_of, same, split, swapped, under
+from .notation import Layout, Table, same, split, swapped, under
+from .record import Architecture, Family, Size
 
 BLOCK = {
     "norm1.linear": "mod_x",
@@ -50,6 +51,15 @@ def table(shapes: Mapping[str, Shape]) -> Table:
     return {**DIFFUSERS, f"transformer_blocks.{last}.norm1_context.linear_1": f"blocks.{last}.mod_y"}
 
 
-diffusers, aliases = names_of(Layout(marks=("t5_yproj", "blocks.*.attn.qkv_x"), diffusers=table))
-
-aside = dict.fromkeys(("blocks.*.mod_x", "blocks.*.mod_y"), "modulation")
+ARCHITECTURE = Architecture(
+    layouts=(Layout(marks=("t5_yproj", "blocks.*.attn.qkv_x"), diffusers=table),),
+    aside=dict.fromkeys(("blocks.*.mod_x", "blocks.*.mod_y"), "modulation"),
+    families=(
+        Family(
+            "Mochi",
+            said=r"mochi",
+            mark=r"blocks_\d+_attn_qkv_[xy]|transformer_blocks_\d+_attn1_(add_[qkv]_proj|to_add_out)$",
+            sizes=(Size({"blocks": 48}, "MOCHI"),),
+        ),
+    ),
+)

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from ...maths.shapes import Shape
-from .base import Aliases, Paths, Place, Places, form_of
+from .base import Paths, Place, Places, form_of
 
 FUSED = {
     "to_qkv": ("to_q", "to_k", "to_v"),
@@ -123,25 +123,6 @@ class Layout:
     """Other paths that the model's own layers can have in files, to the paths that the tables use."""
 
 
-def names_of(*layouts: Layout) -> tuple[Aliases, Aliases]:
-    """The functions `diffusers` and `aliases` of a module, by the first layout whose marks a model has."""
-
-    def diffusers(shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
-        model = _recognised(layouts, shapes)
-        return model.placed(model.diffusers()) if model else {}
-
-    def aliases(shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
-        model = _recognised(layouts, shapes)
-        if model is None:
-            return {}
-        known, others = model.diffusers(), model.expanded(model.layout.others)
-        more = {**_counted(known), **_following({**others, **known}), **others, **model.spelled()}
-        new = {name: parts for name, parts in more.items() if name not in known and name not in shapes}
-        return model.placed(new)
-
-    return diffusers, aliases
-
-
 def qkv_ends(fused: Shape, output: Shape) -> tuple[int, ...]:
     """The ends of the rows of query, key and value in a fused weight; () where the shapes do not tell.
 
@@ -156,25 +137,31 @@ def qkv_ends(fused: Shape, output: Shape) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class _Model:
+class Model:
     """A model's layers, under the paths that the tables of its layout use."""
 
     layout: Layout
+    paths: Mapping[str, Shape]
+    """The paths that the model itself has."""
     shapes: Mapping[str, Shape]
     real: Mapping[str, str]
     """A path in the tables to the model's own path, where the two are spelled differently."""
     forms: Mapping[str, list[str]]
     """The paths of `shapes` by their form, see `Paths.forms`."""
 
-    def diffusers(self) -> dict[str, Shares]:
-        return self.expanded(self.layout.diffusers)
+    def in_diffusers(self) -> Mapping[str, Places]:
+        """The names of diffusers, with the places that they mean."""
+        return self._placed(self._expanded(self.layout.diffusers))
 
-    def spelled(self) -> dict[str, Shares]:
-        """Both spellings of every layer that has two."""
-        ours = {path: (Share(path),) for path in self.real}
-        return {**self.expanded(self.layout.spellings), **ours}
+    def elsewhere(self) -> Mapping[str, Places]:
+        """All other names that are no paths of the model."""
+        known, others = self._expanded(self.layout.diffusers), self._expanded(self.layout.others)
+        # Both spellings of every layer that has two.
+        spelled = {**self._expanded(self.layout.spellings), **{path: (Share(path),) for path in self.real}}
+        more = {**_counted(known), **_following({**others, **known}), **others, **spelled}
+        return self._placed({n: p for n, p in more.items() if n not in known and n not in self.paths})
 
-    def expanded(self, rows: Naming) -> dict[str, Shares]:
+    def _expanded(self, rows: Naming) -> dict[str, Shares]:
         """The entries of a table whose layers the model has, with numbers and paths in place of the stars."""
         table = rows(self.shapes) if callable(rows) else rows
         found: dict[str, Shares] = {}
@@ -204,7 +191,7 @@ class _Model:
             filled = tuple(part.through(lambda path, n=numbers: _fill(path, n)) for part in parts)
             yield _fill(name, numbers), filled
 
-    def placed(self, names: Mapping[str, Shares]) -> dict[str, Places]:
+    def _placed(self, names: Mapping[str, Shares]) -> dict[str, Places]:
         """Names with the places that they mean. Names whose rows the shapes do not tell are left out."""
         found: dict[str, Places] = {}
         for name, parts in names.items():
@@ -241,7 +228,7 @@ class _Model:
         return bounds if bounds[-2] < bounds[-1] else ()
 
 
-def _recognised(layouts: tuple[Layout, ...], shapes: Mapping[str, Shape]) -> _Model | None:
+def recognised(layouts: tuple[Layout, ...], shapes: Mapping[str, Shape]) -> Model | None:
     """The model in the first layout whose marks it has; None where it has those of none."""
     for layout in layouts:
         # Marks without stars first: a look-up of them rules out most models.
@@ -253,7 +240,7 @@ def _recognised(layouts: tuple[Layout, ...], shapes: Mapping[str, Shape]) -> _Mo
     return None
 
 
-def _respelled(layout: Layout, shapes: Mapping[str, Shape], forms: Mapping[str, list[str]]) -> _Model:
+def _respelled(layout: Layout, shapes: Mapping[str, Shape], forms: Mapping[str, list[str]]) -> Model:
     """The model with its layers under the paths that the tables use."""
     real: dict[str, str] = {}
     for theirs, ours in layout.spellings.items():
@@ -262,10 +249,10 @@ def _respelled(layout: Layout, shapes: Mapping[str, Shape], forms: Mapping[str, 
             if path not in shapes:
                 real[path] = _fill(theirs, numbers)
     if not real:
-        return _Model(layout, shapes, real, forms)
+        return Model(layout, shapes, shapes, real, forms)
     ours = {path: ours for ours, path in real.items()}
     respelled = {ours.get(path, path): shape for path, shape in shapes.items()}
-    return _Model(layout, respelled, real, Paths(respelled).forms)
+    return Model(layout, shapes, respelled, real, Paths(respelled).forms)
 
 
 def _paths(shapes: Mapping[str, Shape]) -> Paths:

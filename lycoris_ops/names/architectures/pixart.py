@@ -6,7 +6,8 @@ Source of the correspondence: diffusers (Apache-2.0), `scripts/convert_pixart_al
 
 from __future__ import annotations
 
-from .notation import Layout, names_of, same, split, under
+from .notation import Layout, same, split, under
+from .record import Architecture, Family
 
 BLOCK = {
     **same("scale_shift_table"),
@@ -35,6 +36,14 @@ DIFFUSERS = {
     "proj_out": "final_layer.linear",
 }
 
-diffusers, aliases = names_of(
-    Layout(marks=("t_block.1", "blocks.*.cross_attn.kv_linear"), diffusers=DIFFUSERS)
+ARCHITECTURE = Architecture(
+    layouts=(Layout(marks=("t_block.1", "blocks.*.cross_attn.kv_linear"), diffusers=DIFFUSERS),),
+    families=(
+        Family(
+            "PixArt",
+            said=r"pixart",
+            mark=r"blocks_\d+_cross_attn_kv_linear",
+            like=r"transformer_blocks_\d+_attn1_to_[qkv]$",
+        ),
+    ),
 )

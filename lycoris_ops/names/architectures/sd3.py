@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...maths.shapes import Shape
-from .notation import Layout, Table, names_of, same, split, swapped, under
+from .notation import Layout, Table, same, split, swapped, under
+from .record import Architecture, Family, Size, Training
 
 BLOCK = {
     "norm1.linear": "x_block.adaLN_modulation.1",
@@ -64,4 +65,17 @@ def table(shapes: Mapping[str, Shape]) -> Table:
     return {**DIFFUSERS, **last}
 
 
-diffusers, aliases = names_of(Layout(marks=("joint_blocks.*.context_block.attn.qkv",), diffusers=table))
+ARCHITECTURE = Architecture(
+    layouts=(Layout(marks=("joint_blocks.*.context_block.attn.qkv",), diffusers=table),),
+    families=(
+        Family(
+            "SD3",
+            said=r"stable-diffusion-3|^sd3",
+            mark=r"joint_blocks_\d",
+            like=r"transformer_blocks_\d+_(ff_context|norm1_context)",
+            unlike=r"single_",
+            sizes=(Size({"joint": 24}, "SD3"), Size({"joint": 38}, "SD3.5-LARGE")),
+        ),
+    ),
+    trained=(Training("SD3", "Stable Diffusion 3", "huggingface/diffusers, OneTrainer"),),
+)

@@ -9,7 +9,8 @@ Source of the correspondence: the conversion of original checkpoints in diffuser
 
 from __future__ import annotations
 
-from .notation import Layout, Table, fused, names_of, same, split, under
+from .notation import Layout, Table, fused, same, split, under
+from .record import Architecture
 
 QUERY_KEY_VALUE = ("attn.to_q", "attn.to_k", "attn.to_v")
 THIRDS = ("attn.in_proj.0", "attn.in_proj.1", "attn.in_proj.2")
@@ -42,22 +43,23 @@ COMMON = {"clip_txt_pooled_mapper": "clip_mapper", **same("**")}
 MARKS = ("clf.1", "embedding.1")
 
 # Files first, then the host: MARKS alone fit both.
-diffusers, aliases = names_of(
-    Layout(
-        marks=(*MARKS, "up_blocks.*.*.attention.attn.in_proj_weight"),
-        diffusers={**COMMON, **_attentions(IN_ONE)},
-        others=_attentions(IN_ONE_OTHERS),
+ARCHITECTURE = Architecture(
+    layouts=(
+        Layout(
+            marks=(*MARKS, "up_blocks.*.*.attention.attn.in_proj_weight"),
+            diffusers={**COMMON, **_attentions(IN_ONE)},
+            others=_attentions(IN_ONE_OTHERS),
+        ),
+        Layout(
+            marks=MARKS,
+            diffusers={**COMMON, **_attentions(IN_PARTS)},
+            others=_attentions(IN_PARTS_OTHERS),
+        ),
     ),
-    Layout(
-        marks=MARKS,
-        diffusers={**COMMON, **_attentions(IN_PARTS)},
-        others=_attentions(IN_PARTS_OTHERS),
-    ),
+    # Scales and shifts from the time.
+    aside={
+        f"{side}.*.*.{mapper}": "modulation"
+        for side in ("down_blocks", "up_blocks")
+        for mapper in ("mapper", "mapper_sca", "mapper_crp")
+    },
 )
-
-# Scales and shifts from the time: `mapper`, `mapper_sca`, `mapper_crp`.
-aside = {
-    f"{side}.*.*.{mapper}": "modulation"
-    for side in ("down_blocks", "up_blocks")
-    for mapper in ("mapper", "mapper_sca", "mapper_crp")
-}

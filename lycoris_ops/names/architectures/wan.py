@@ -7,7 +7,8 @@ Variants: image to video, VACE, Fun control and camera, Animate; those that diff
 
 from __future__ import annotations
 
-from .notation import Layout, names_of, same, split, under
+from .notation import Layout, same, split, under
+from .record import Architecture, Family, Size, Training
 
 ATTENTION = {
     "to_q": "q",
@@ -83,9 +84,17 @@ DIFFUSERS = {
     **same("face_encoder.padding_tokens"),
 }
 
-diffusers, aliases = names_of(
-    Layout(marks=("head.head", "blocks.*.self_attn.q", "text_embedding.0"), diffusers=DIFFUSERS)
+ARCHITECTURE = Architecture(
+    layouts=(Layout(marks=("head.head", "blocks.*.self_attn.q", "text_embedding.0"), diffusers=DIFFUSERS),),
+    # Of S2V: scales and shifts from the sound.
+    aside={"audio_injector.injector_adain_layers": "modulation"},
+    families=(
+        Family(
+            "Wan",
+            said=r"wan",
+            mark=r"blocks_\d+_(self|cross)_attn_[qkvo]$",
+            sizes=(Size({"blocks": 30}, "WAN-1.3B"), Size({"blocks": 40}, "WAN-14B")),
+        ),
+    ),
+    trained=(Training("WAN21", "Wan", "kohya-ss/musubi-tuner", shift=3.0, rank=32, lr=2e-4, resolution=512),),
 )
-
-# Of S2V: scales and shifts from the sound.
-aside = {"audio_injector.injector_adain_layers": "modulation"}

@@ -6,7 +6,8 @@ in `loaders/single_file_utils.py`. Those names are the original ones too, and th
 
 from __future__ import annotations
 
-from .notation import Layout, names_of, same, split, under
+from .notation import Layout, same, split, under
+from .record import Architecture, Family, Size, Training
 
 QKV = ("attention.to_q", "attention.to_k", "attention.to_v")
 BLOCK = {
@@ -29,11 +30,22 @@ DIFFUSERS = {
     "all_final_layer.2-1.adaLN_modulation.1": "final_layer.adaLN_modulation.1",
 }
 
-diffusers, aliases = names_of(
-    Layout(
-        marks=("cap_embedder.1", "layers.*.attention.qkv", "layers.*.adaLN_modulation.0"),
-        diffusers=DIFFUSERS,
-    )
+LAYOUT = Layout(
+    marks=("cap_embedder.1", "layers.*.attention.qkv", "layers.*.adaLN_modulation.0"),
+    diffusers=DIFFUSERS,
 )
-# diffusers cannot fuse this model's attention, so that it has LoKr under the same names as LoRA.
-diffusers_lokr = diffusers
+
+ARCHITECTURE = Architecture(
+    layouts=(LAYOUT,),
+    # diffusers cannot fuse this model's attention, so that it has LoKr under the same names as LoRA.
+    lokr=(LAYOUT,),
+    families=(
+        Family(
+            "Z-Image",
+            said=r"z-?_?image",
+            width=(r"layers_\d+_attention_(qkv|to_q|to_k)$", 3840),
+            sizes=(Size({"layers": 30}, "Z-IMAGE"),),
+        ),
+    ),
+    trained=(Training("ZImage", "Z-Image", "kohya-ss/musubi-tuner", shift=2.0, rank=32),),
+)

@@ -9,11 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import RuleError
-from ..layouts import LAYOUTS, OTHERS, Layout
+from ...names.architectures import ARCHITECTURES
+from ...names.architectures.record import Vector as Published
 from ..scene import Outcome, Scene, Value
 from ..values import number
 
 ORDER = 4
+PUBLISHED = {len(one.blocks): one for record in ARCHITECTURES.values() for one in record.vectors}
+"""What the numbers stand for, by the length of the vector."""
+OTHERS = ("inspire", "donut", "sd-scripts")
+"""Tools whose vectors mean other blocks, or have another weight for blocks that they do not list."""
+TOOLS = ("lbw", "supermerger", *OTHERS)
 RANDOM = {"r": (0.0, 1.0), "u": (-0.5, 1.5)}
 """Between what a letter is drawn, as LBW does it."""
 INPUT = re.compile(r"x(?:[-+].*)?", re.IGNORECASE)
@@ -31,9 +37,9 @@ class Vector:
     entries: tuple[str, ...]
 
     def weigh(self, scene: Scene, seed: int, /) -> Outcome:
-        layout = LAYOUTS.get(len(self.entries))
+        layout = PUBLISHED.get(len(self.entries))
         if layout is None or not _fits(layout, scene):
-            known = [f"{size} (LBW, {one.title})" for size, one in LAYOUTS.items() if _fits(one, scene)]
+            known = [f"{size} (LBW, {one.title})" for size, one in PUBLISHED.items() if _fits(one, scene)]
             raise RuleError(
                 f"a vector of {len(self.entries)} numbers does not fit the model",
                 got=self.text,
@@ -49,7 +55,7 @@ class Vector:
             family = scene.blocks.all[named.block].family
             if listed:
                 values[layer] = Value(listed[0])
-            elif family in layout.families or family == "mid":
+            elif family in layout.lists or family == "mid":
                 values[layer] = Value(0.0)
                 left.add(named.block)
         note = f"{len(self.entries)} numbers by index, as LBW (sd-webui-lora-block-weight) for {layout.title}"
@@ -74,10 +80,10 @@ class Vector:
         return self.text
 
 
-def _fits(layout: Layout, scene: Scene) -> bool:
+def _fits(layout: Published, scene: Scene) -> bool:
     return all(
         (numbers := scene.blocks.numbers(family)) and numbers[-1] + 1 == count
-        for family, count in layout.families.items()
+        for family, count in layout.lists.items()
     )
 
 

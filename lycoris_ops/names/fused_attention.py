@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ...maths.shapes import Shape
-from .base import Place, Places
-from .notation import qkv_ends
+from ..maths.shapes import Shape
+from .architectures.base import Place, Places
+from .architectures.notation import qkv_ends
 
-FAMILIES = (
+PROJECTIONS = (
     ("q", "k", "v"),
     ("to_q", "to_k", "to_v"),
     ("q_proj", "k_proj", "v_proj"),
@@ -39,8 +39,8 @@ GATES = (("gate_proj", "up_proj"), ("gate", "up"))
 GATE_UP = ("gate_up_proj", "gate_up")
 
 FUSIONS = (
-    *((family, QKV) for family in FAMILIES),
-    *((family[1:], KV) for family in FAMILIES),
+    *((family, QKV) for family in PROJECTIONS),
+    *((family[1:], KV) for family in PROJECTIONS),
     (ADDED, ADDED_QKV),
     (ADDED[1:], ADDED_KV),
     *((gates, GATE_UP) for gates in GATES),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from ...maths.shapes import Shape
+from ..maths.shapes import Shape
 
 LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)$")
 PLAIN = {

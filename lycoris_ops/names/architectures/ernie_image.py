@@ -1,0 +1,13 @@
+"""ERNIE-Image, whose layers have one name in the host, in published files and in diffusers.
+
+Source: the class in diffusers (Apache-2.0), `models/transformers/transformer_ernie_image.py`.
+"""
+
+from __future__ import annotations
+
+from .notation import Layout, same
+from .record import Architecture
+
+ARCHITECTURE = Architecture(
+    layouts=(Layout(marks=("layers.*.adaLN_sa_ln", "final_linear"), diffusers=same("**")),),
+)

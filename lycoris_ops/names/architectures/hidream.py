@@ -1,0 +1,22 @@
+"""HiDream I1, whose layers have one name in the host, in published files and in diffusers.
+
+Source: the class in diffusers (Apache-2.0), `models/transformers/transformer_hidream_image.py`.
+"""
+
+from __future__ import annotations
+
+from .notation import Layout, same
+from .record import Architecture, Family, Training
+
+ARCHITECTURE = Architecture(
+    layouts=(
+        Layout(
+            marks=("double_stream_blocks.*.block.attn1.to_q_t", "single_stream_blocks.*.block.attn1.to_q"),
+            diffusers=same("**"),
+        ),
+    ),
+    # One for each layer of a text encoder whose output the model takes.
+    aside={"caption_projection.*": "embedders of captions"},
+    families=(Family("HiDream", said=r"hidream", mark=r"(double|single)_stream_blocks_\d"),),
+    trained=(Training("HiDream", "HiDream", "OneTrainer, ai-toolkit", rank=32, lr=2e-4),),
+)

@@ -1,0 +1,29 @@
+"""Qwen-Image, whose layers have one name in the host, in published files and in diffusers.
+
+Source: the class in diffusers (Apache-2.0), `models/transformers/transformer_qwenimage.py`.
+"""
+
+from __future__ import annotations
+
+from .notation import Layout, same
+from .record import Architecture, Family, Size, Training
+
+ARCHITECTURE = Architecture(
+    layouts=(
+        Layout(
+            marks=("txt_norm", "transformer_blocks.*.img_mod.1", "transformer_blocks.*.attn.add_q_proj"),
+            diffusers=same("**"),
+        ),
+    ),
+    families=(
+        Family(
+            "Qwen-Image",
+            said=r"qwen",
+            mark=r"transformer_blocks_\d+_(img_mlp|txt_mlp|img_mod)",
+            sizes=(Size({"transformer": 60}, "QWEN-IMAGE"),),
+        ),
+    ),
+    trained=(
+        Training("QwenImage", "Qwen-Image", "kohya-ss/musubi-tuner", shift=(0.5, 0.9, 256, 8192), lr=5e-5),
+    ),
+)
