@@ -19,7 +19,7 @@ from ..maths.tensors import energy_of
 from ..merge.deltas import ROWS, Deltas
 from ..merge.matching import Place, by_name, by_weight
 from ..names.blocks import Blocks, block_in_path, kind_in_path
-from ..names.dialects import split_prefix
+from ..names.layer_name import LayerName
 from ..names.targets import Targets
 from ..reading.adapter import Adapter
 from ..stack.stack import Entry, Stack
@@ -275,5 +275,6 @@ class _Examining:
         if self.blocks is not None and place.target is not None:
             named = self.blocks.of(place.target)
             return named.block, next((kind for kind in KINDS if kind in named.names), "other")
-        _, prefix, path = split_prefix(place.name)
-        return block_in_path(path) or prefix.part or path, kind_in_path(path) or "other"
+        name = LayerName.of(place.name)
+        block = block_in_path(name.path) or name.part or name.path
+        return block, kind_in_path(name.path) or "other"

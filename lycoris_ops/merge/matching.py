@@ -17,7 +17,6 @@ from ..layers.part import Part
 from ..maths.decompositions import Pause, no_pause
 from ..maths.shapes import Extent, Shape, fits, flat_shape
 from ..maths.tensors import compute_dtype
-from ..names.dialects import split_prefix
 from ..names.targets import Target
 from ..reading.adapter import Adapter, LayerInfo
 from ..stack.resolve import Match, resolve
@@ -153,9 +152,10 @@ def by_name(entries: Sequence[Entry]) -> list[Place]:
             )
         own: set[str | None] = set()
         for name, info in entry.adapter.info.items():
-            _, prefix, path = split_prefix(name)
-            own.add(prefix.part)
-            found.setdefault((prefix.part, path.replace(".", "_")), []).append((number, name, info))
+            own.add(info.named.part)
+            found.setdefault((info.named.part, info.named.path.replace(".", "_")), []).append(
+                (number, name, info)
+            )
         parts.append(own)
     shared = parts[0]
     for own in parts[1:]:
@@ -182,7 +182,7 @@ def _place_of(entries: Sequence[Entry], same: Sequence[tuple[int, str, LayerInfo
         entry = entries[number]
         if info.enlarges:
             raise _enlarges(entry.adapter, name)
-        strength = entry.strength_of(split_prefix(name)[1].part)
+        strength = entry.strength_of(info.named.part)
         sizes: dict[Parameter, tuple[Shape, Extent]] = {
             "weight": (shape, info.shape),
             "bias": (bias, info.bias or ()),

@@ -19,9 +19,10 @@ from ..errors import MatchError
 from ..maths.shapes import Rows, Shape, stacked
 from . import open_clip
 from .architectures import DIFFUSERS, NAMES, Paths, Places
-from .dialects import Component, Prefix, split_prefix
+from .dialects import Component
 from .fronts import is_of_encoder, shared_fronts
 from .fused_attention import fallback
+from .layer_name import LayerName
 
 WEIGHT, BIAS = ".weight", ".bias"
 IN_PROJ = ".in_proj_weight"
@@ -216,15 +217,14 @@ class Targets:
         """The host's names of the text encoders that are here."""
         return frozenset(target.encoder for target in self.all if target.encoder)
 
-    def has_part(self, layer: str) -> bool:
+    def has_part(self, name: LayerName) -> bool:
         """Whether the part of a model that a layer's name states is here; True where it states none."""
-        prefix = split_prefix(layer)[1]
-        if prefix.part is None:
+        if name.part is None:
             return True
-        if prefix.encoder is not None and self.encoders:
-            return any(self._rank(prefix.encoder, name) is not None for name in self.encoders)
+        if name.encoder is not None and self.encoders:
+            return any(self._rank(name.encoder, encoder) is not None for encoder in self.encoders)
         # Keys that do not say what they are belong to a diffusion model's own file.
-        return prefix.part in self.parts or (prefix.part == "unet" and None in self.parts)
+        return name.part in self.parts or (name.part == "unet" and None in self.parts)
 
     def find(self, layer: str) -> tuple[tuple[Target, ...], ...]:
         """What a layer's name in an adapter file means: one candidate, none, or several rivals.
@@ -233,18 +233,15 @@ class Targets:
         The name is looked for among the model's own paths, then among other tools' names, then among the
         usual names of fused and split layers. The first of these that has it decides.
         """
-        _, prefix, path = split_prefix(layer)
-        found = self._find(prefix, _normal(path))
-        # A model's own path can begin like a prefix: Stable Audio's `transformer.layers`.
-        return found if found or not prefix.text else self._find(Prefix(""), _normal(layer))
+        return self._meanings(LayerName.of(layer))
 
-    def find_each(self, layers: Collection[str], file: str) -> Found:
+    def find_each(self, names: Iterable[LayerName], file: str) -> Found:
         """The one candidate for each layer of a file, () where there is none. Raises MatchError for rivals.
 
-        layers: the names of the layers. file: the adapter's file, for the error. A name that the model does
-        not have counts without the front that the names of the file share, see `_front`.
+        file: the adapter's file, for the error. A name that the model does not have counts without the front
+        that the names of the file share, see `_front`.
         """
-        front, candidates = self.candidates(layers)
+        front, candidates = self.candidates(names)
         for layer, rivals in candidates.items():
             if len(rivals) > 1:
                 named = ["+".join(target.key for target in targets) for targets in rivals[:NAMED]]
@@ -259,16 +256,16 @@ class Targets:
                 )
         return Found(front, {layer: found[0] if found else () for layer, found in candidates.items()})
 
-    def candidates(self, layers: Collection[str]) -> tuple[str, dict[str, tuple[tuple[Target, ...], ...]]]:
+    def candidates(self, names: Iterable[LayerName]) -> tuple[str, dict[str, tuple[tuple[Target, ...], ...]]]:
         """The front that the names of a file's layers share, see `_front`, and what each name means.
 
         The meanings are as in `find`, of the whole name or else of the name without the front.
         """
-        found = {layer: self.find(layer) for layer in layers}
+        found = {name: self._meanings(name) for name in names}
         front = self._front(found)
-        return front, {layer: places or self._behind(front, layer) for layer, places in found.items()}
+        return front, {name.text: places or self._behind(front, name) for name, places in found.items()}
 
-    def _front(self, found: Mapping[str, tuple[tuple[Target, ...], ...]]) -> str:
+    def _front(self, found: Mapping[LayerName, tuple[tuple[Target, ...], ...]]) -> str:
         """What stands in front of the names of a file's layers and is no part of them; "" for nothing.
 
         found: what each name means as it is, see `find`.
@@ -281,12 +278,12 @@ class Targets:
 
         Layers of a part of the model that is not here do not count.
         """
-        here = [layer for layer in found if found[layer] or (len(layer) <= LONG and self.has_part(layer))]
-        missing = [layer for layer in here if not found[layer]]
+        here = [name for name in found if found[name] or (len(name.text) <= LONG and self.has_part(name))]
+        missing = [name for name in here if not found[name]]
         if 2 * len(missing) <= len(here):
             return ""
         best, meanings = "", dict[str, tuple[Target, ...]]()
-        for front in shared_fronts(here):
+        for front in shared_fronts([name.text for name in here]):
             behind = self._all_behind(front, missing, len(here) // 2)
             if any(meanings.get(layer, places) != places for layer, places in behind.items()):
                 return ""
@@ -294,44 +291,51 @@ class Targets:
                 best, meanings = front, behind
         return best
 
-    def _all_behind(self, front: str, layers: Sequence[str], more_than: int) -> dict[str, tuple[Target, ...]]:
+    def _all_behind(
+        self, front: str, names: Sequence[LayerName], more_than: int
+    ) -> dict[str, tuple[Target, ...]]:
         """What layers' names mean without a front, for each that has one meaning.
 
         Empty unless these are more than `more_than`.
         """
         found: dict[str, tuple[Target, ...]] = {}
-        for left, layer in zip(range(len(layers), 0, -1), layers, strict=True):
+        for left, name in zip(range(len(names), 0, -1), names, strict=True):
             # Too few are left: without this a file of which nothing matches would cost as many searches as
             # it has layers, for each front.
             if len(found) + left <= more_than:
                 return {}
-            candidates = self._behind(front, layer)
+            candidates = self._behind(front, name)
             if len(candidates) == 1:
-                found[layer] = candidates[0]
+                found[name.text] = candidates[0]
         return found if len(found) > more_than else {}
 
-    def _behind(self, front: str, layer: str) -> tuple[tuple[Target, ...], ...]:
+    def _behind(self, front: str, name: LayerName) -> tuple[tuple[Target, ...], ...]:
         """What a layer's name means without a front, as in `find`; () where it does not begin with it."""
-        if not front or not layer.startswith(front):
+        if not front or not name.text.startswith(front):
             return ()
-        part: Component | None = "te" if is_of_encoder(front) else split_prefix(layer)[1].part
-        candidates = self.find(layer[len(front) :])
+        part: Component | None = "te" if is_of_encoder(front) else name.part
+        candidates = self.find(name.text[len(front) :])
         return tuple(targets for targets in candidates if part in (None, targets[0].part))
 
-    def _find(self, prefix: Prefix, name: str) -> tuple[tuple[Target, ...], ...]:
+    def _meanings(self, name: LayerName) -> tuple[tuple[Target, ...], ...]:
+        """What a layer's name means, see `find`."""
+        found = self._indexed(name)
+        # A model's own path can begin like a prefix: Stable Audio's `transformer.layers`.
+        return found if found or not name.prefix.text else self._indexed(LayerName.bare(name.text))
+
+    def _indexed(self, name: LayerName) -> tuple[tuple[Target, ...], ...]:
+        path = _normal(name.path)
         # By attribute names, because a later index is made only where the earlier ones have nothing.
-        for tier in ("_real", "_aliases", "_fallbacks") if len(name) <= LONG else ("_real",):
+        for tier in ("_real", "_aliases", "_fallbacks") if len(path) <= LONG else ("_real",):
             index: _Index = getattr(self, tier)
-            candidates = index.get(name)
+            candidates = index.get(path)
             if candidates is None:
                 continue
             found = [
-                targets
-                for targets in candidates
-                if prefix.part is None or targets[0].part in (prefix.part, None)
+                targets for targets in candidates if name.part is None or targets[0].part in (name.part, None)
             ]
-            if prefix.encoder is not None:
-                found = self._first(prefix.encoder, found)
+            if name.encoder is not None:
+                found = self._first(name.encoder, found)
             if found:
                 return tuple(found)
         return ()
@@ -368,21 +372,21 @@ class Targets:
 
     def nearest(self, layer: str) -> str | None:
         """The layer here whose name is most similar to one that was not found; None where none is similar."""
-        _, prefix, path = split_prefix(layer)
-        name = _normal(path)
-        if len(name) > COMPARED:
+        name = LayerName.of(layer)
+        path = _normal(name.path)
+        if len(path) > COMPARED:
             return None
-        words = set(name.split("_"))
+        words = set(path.split("_"))
         near = [
             known
             for known, (of_name, candidates) in self._words.items()
             if not words.isdisjoint(of_name)
-            and (prefix.part is None or any(targets[0].part in (prefix.part, None) for targets in candidates))
+            and (name.part is None or any(targets[0].part in (name.part, None) for targets in candidates))
         ]
         # Most words in common first, and of these the name that has fewest others.
         near = heapq.nsmallest(SHORTLIST, near, key=lambda known: len(words ^ self._words[known][0]))
         same = {known.lower(): known for known in near}
-        close = difflib.get_close_matches(name.lower(), same, n=1, cutoff=SIMILAR)
+        close = difflib.get_close_matches(path.lower(), same, n=1, cutoff=SIMILAR)
         return self._words[same[close[0]]][1][0][0].name if close else None
 
     @cached_property

@@ -23,7 +23,7 @@ from ..errors import MatchError, either
 from ..maths.shapes import Extent, Rows, Shape
 from .architectures import DIFFUSERS, DIFFUSERS_LOKR, Place, Places
 from .architectures.base import Aliases
-from .dialects import split_prefix
+from .layer_name import LayerName
 from .targets import Target, Targets
 
 Written = Literal["kohya", "comfy", "peft", "diffusers", "lycoris"]
@@ -144,7 +144,7 @@ def plan_names(
     others = [name for name, kept in same.items() if not kept]
     found: Mapping[str, tuple[Target, ...]] = {}
     if targets is not None:
-        found = targets.find_each(others, file).places
+        found = targets.find_each(map(LayerName.of, others), file).places
     for name, layer in layers.items():
         kept, places = same[name], found.get(name, ())
         if not places:
@@ -174,18 +174,21 @@ def _lokr_names(targets: Targets) -> tuple[_Names, ...]:
 
 def _as_it_is(name: str, dialect: Written) -> str | None:
     """The name itself where the dialect would write it just so, else None."""
-    spoken, prefix, _ = split_prefix(name)
+    said = LayerName.of(name)
     # Of the prefixes that are read as PEFT's, only one is written.
-    return name if spoken == dialect and (dialect != "peft" or prefix.text == PEFT_PREFIX) else None
+    return (
+        name if said.dialect == dialect and (dialect != "peft" or said.prefix.text == PEFT_PREFIX) else None
+    )
 
 
 def _by_prefix(name: str, dialect: Written) -> str | None:
     """The name with the dialect's prefix; None where more than the prefix differs."""
-    spoken, prefix, path = split_prefix(name)
-    written = SAME_PATH.get((spoken or "", dialect))
+    said = LayerName.of(name)
+    path = said.path
+    written = SAME_PATH.get((said.dialect or "", dialect))
     if written is None:
         return None
-    if dialect == "kohya" and (prefix.part != UNET or _is_ldm_path(path)):
+    if dialect == "kohya" and (said.part != UNET or _is_ldm_path(path)):
         # The numbers of text encoders depend on the model, and so does a UNet's layout: kohya-ss has that of
         # diffusers for SD1.5 and the original one for SDXL.
         return None
@@ -198,10 +201,10 @@ def _is_ldm_path(path: str) -> bool:
 
 def _part(name: str) -> str | None:
     """The part of a model, as a name says it without a model; None where it does not."""
-    _, prefix, path = split_prefix(name)
-    if prefix.part != "te":
-        return prefix.part
-    return f"text encoder {path.partition('.')[0] if prefix.encoder is None else prefix.encoder}"
+    said = LayerName.of(name)
+    if said.part != "te":
+        return said.part
+    return f"text encoder {said.path.partition('.')[0] if said.encoder is None else said.encoder}"
 
 
 def _needs_model(file: str, name: str, dialect: Written, targets: Targets | None) -> MatchError:

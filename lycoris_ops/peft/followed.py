@@ -10,7 +10,8 @@ from typing import Any
 from ..algorithms import Layer
 from ..algorithms.base import ALPHA
 from ..files.tensor_file import Fingerprint, TensorFile
-from ..names.dialects import peft, split_prefix
+from ..names.dialects import peft
+from ..names.layer_name import LayerName
 from . import METADATA_KEY, read_lora_metadata, read_peft_config
 from .config import Config
 
@@ -41,7 +42,7 @@ class Configs:
         return cls({}, config.path if config else None, all_peft)
 
     def of_layer(
-        self, name: str, algorithm: type[Layer], keys: Mapping[str, str], rank: int | None
+        self, name: LayerName, algorithm: type[Layer], keys: Mapping[str, str], rank: int | None
     ) -> Config[Any] | None:
         """The configuration that a layer follows, or None.
 
@@ -51,22 +52,19 @@ class Configs:
         if ALPHA in keys and algorithm.scaled_by_alpha:
             return None
         if self.beside is None:
-            return self.own.get(name.partition(".")[0]) or self.own.get("")
-        if self.all_peft or split_prefix(name)[0] == peft.DIALECT.name:
+            return self.own.get(name.text.partition(".")[0]) or self.own.get("")
+        if self.all_peft or name.dialect == peft.DIALECT.name:
             return self._read
-        if (
-            any(key.endswith(peft.OWN) for key in keys.values())
-            and self._read.rank_at(split_prefix(name)[2]) == rank
-        ):
+        if any(key.endswith(peft.OWN) for key in keys.values()) and self._read.rank_at(name.path) == rank:
             return self._read
         return None
 
-    def sets_bias(self, name: str) -> bool:
+    def sets_bias(self, name: LayerName) -> bool:
         """Whether the key `<name>.bias` holds the trained values of a bias, by a layer's configuration.
 
         Raises FileFormatError as `of_layer` does.
         """
-        if self.beside is None or not (self.all_peft or split_prefix(name)[0] == peft.DIALECT.name):
+        if self.beside is None or not (self.all_peft or name.dialect == peft.DIALECT.name):
             return False
         return self._read.sets_biases
 

@@ -26,8 +26,8 @@ from ..files.memory_file import MemoryFile
 from ..files.tensor_file import TensorFile
 from ..maths.shapes import Extent, Rows, Shape
 from ..names.dialects import peft as peft_names
-from ..names.dialects import split_prefix
 from ..names.families import Families, families_of_layers, families_said
+from ..names.layer_name import LayerName
 from ..peft import Config
 from .fitted import FitReport
 from .network_args import is_block_diagonal, plain_args, split_parts
@@ -68,7 +68,7 @@ TRANSPOSED = "lycoris_transposed"
 class LayerInfo(NamedTuple):
     """What a file's header tells of a layer: enough to match and report it without reading a tensor."""
 
-    name: str
+    named: LayerName
     """The layer's name as in the file: the start that its keys share."""
     keys: Mapping[str, str]
     """The algorithm's own suffix of each tensor, to the tensor's key in the file."""
@@ -88,7 +88,7 @@ class LayerInfo(NamedTuple):
     @classmethod
     def of(
         cls,
-        name: str,
+        named: LayerName,
         keys: Mapping[str, str],
         outline: Outline,
         options: Mapping[str, Any],
@@ -101,7 +101,11 @@ class LayerInfo(NamedTuple):
         if enlarges:
             check_enlargement(outline.shape)
         bias = outline.algorithm.bias_shape(outline.shapes, options)
-        return cls(name, keys, outline, bias, options, enlarges, peft, order)
+        return cls(named, keys, outline, bias, options, enlarges, peft, order)
+
+    @property
+    def name(self) -> str:
+        return self.named.text
 
     @property
     def algorithm(self) -> type[Layer]:
@@ -201,10 +205,15 @@ class Adapter:
                     got=outline.algorithm.algorithm if outline else ", ".join(sorted(held)),
                     expected=layer.algorithm,
                 )
-            info[path] = LayerInfo.of(path, keys, outline, options, enlarges=RESHAPE in held)
+            info[path] = LayerInfo.of(LayerName.of(path), keys, outline, options, enlarges=RESHAPE in held)
         # Without kohya's `split_qkv`, by which alphas would be corrected: those of layers are right already.
         said = {**(metadata or {}), **plain_args(metadata or {}, {})}
-        return cls(MemoryFile.of(name, tensors, said), name, dialect or spoken_in(info), info)
+        return cls(
+            MemoryFile.of(name, tensors, said),
+            name,
+            dialect or spoken_in(each.named for each in info.values()),
+            info,
+        )
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -242,12 +251,17 @@ class Adapter:
         return self.file.metadata
 
     @property
+    def names(self) -> list[LayerName]:
+        """The names of the layers that can be read."""
+        return [info.named for info in self.info.values()]
+
+    @property
     def families(self) -> Families:
         """The families of models that it can be for, by its metadata or by its layers; () for none known."""
         named = (
-            (path, tuple(size or 0 for size in info.shape or ()))
-            for name, info in self.info.items()
-            if (cut := split_prefix(name))[1].part != "te" and (path := cut[2])
+            (info.named.path, tuple(size or 0 for size in info.shape or ()))
+            for info in self.info.values()
+            if info.named.part != "te" and info.named.path
         )
         return families_said(self.metadata) or families_of_layers(named)
 
@@ -325,7 +339,7 @@ class Adapter:
         """
         if info.rank is None or not info.algorithm.scaled_by_alpha:
             return None
-        alpha = None if info.peft is None else info.peft.alpha_at(module_path(info.name), info.rank)
+        alpha = None if info.peft is None else info.peft.alpha_at(info.named.path, info.rank)
         if any(map(peft_names.WRAPPED.search, info.keys.values())):
             return 2 * (info.rank if alpha is None else alpha)
         return alpha
@@ -354,18 +368,13 @@ class Adapter:
             read[ALPHA] = torch.tensor(alpha, dtype=torch.float64)
         if info.peft is not None and W1 in read and W2 in read:
             # PEFT scales a LoKr layer of two full factors too, whose scale is 1 by LyCORIS and in `Lokr`.
-            read[W1] = read[W1].float() * info.peft.scale_at(module_path(info.name))
+            read[W1] = read[W1].float() * info.peft.scale_at(info.named.path)
         return read
 
 
-def module_path(layer: str) -> str:
-    """A layer's name without its prefix: the path in a module that PEFT's patterns are matched with."""
-    return split_prefix(layer)[2]
-
-
-def spoken_in(layers: Iterable[str]) -> str:
+def spoken_in(names: Iterable[LayerName]) -> str:
     """The dialects that the prefixes of layers' names belong to, joined by `+`; `bare` for no prefix."""
-    return "+".join(sorted({split_prefix(name)[0] or "bare" for name in layers}))
+    return "+".join(sorted({name.dialect or "bare" for name in names}))
 
 
 class _Layers(Mapping[str, Layer]):

@@ -24,10 +24,11 @@ from ..files.tensor_file import PICKLES, SAFETENSORS, Fingerprint, TensorFile
 from ..maths.shapes import Rows, Shape
 from ..names.dialects import Dialect, recognise
 from ..names.dialects import peft as peft_names
+from ..names.layer_name import LayerName
 from ..peft import CONFIG_NAME, Config, peft_type_of
 from ..peft.followed import Configs
 from ..peft.unread import UNREAD, not_read, told_by
-from .adapter import BUNDLED, Adapter, LayerInfo, Outline, module_path, outline_of, spoken_in
+from .adapter import BUNDLED, Adapter, LayerInfo, Outline, outline_of, spoken_in
 from .grouping import Groups, group
 from .network_args import network_options
 from .options import check_options, options_of
@@ -155,7 +156,7 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
     return Adapter(
         file,
         _name(Path(file.path)),
-        dialect.name if dialect else spoken_in(grouped),
+        dialect.name if dialect else spoken_in(map(LayerName.of, grouped)),
         info,
         unreadable,
         # Once each: the parts of a fused layer share keys.
@@ -183,7 +184,7 @@ def _take_biases(grouped: Groups, unused: list[str], configs: Configs, file: Ten
     taken: set[str] = set()
     for key in unused:
         name = key.removesuffix(BIAS_KEY)
-        if name != key and f"{name}.weight" not in file.tensors and configs.sets_bias(name):
+        if name != key and f"{name}.weight" not in file.tensors and configs.sets_bias(LayerName.of(name)):
             grouped.setdefault(name, {})[SET_BIAS] = key
             taken.add(key)
     return [key for key in unused if key not in taken]
@@ -222,13 +223,13 @@ def _no_layer(file: TensorFile, keys: list[str], config: str | None) -> FileForm
 
 
 def _options(
-    outline: Outline, name: str, config: Config[Any] | None, given: Mapping[str, Any]
+    outline: Outline, path: str, config: Config[Any] | None, given: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Values of the algorithm's options: those given, else those of the layer's PEFT configuration."""
     if config is None and not given:
         return {}
     wanted = options_of(outline.algorithm)
-    said = config.options(outline.algorithm, module_path(name), outline.shapes) if config else {}
+    said = config.options(outline.algorithm, path, outline.shapes) if config else {}
     found = {**said, **given}
     return {option: value for option, value in found.items() if option in wanted}
 
@@ -258,9 +259,10 @@ def _describe(
 ) -> LayerInfo:
     _check_magnitude(outline, keys)
     algorithm = outline.algorithm
-    config = configs.of_layer(name, algorithm, keys, outline.rank)
-    options = _options(outline, name, config, given)
-    return LayerInfo.of(name, keys, outline, options, enlarges=enlarges, peft=config, order=order)
+    named = LayerName.of(name)
+    config = configs.of_layer(named, algorithm, keys, outline.rank)
+    options = _options(outline, named.path, config, given)
+    return LayerInfo.of(named, keys, outline, options, enlarges=enlarges, peft=config, order=order)
 
 
 def _check_magnitude(outline: Outline, keys: Mapping[str, str]) -> None:

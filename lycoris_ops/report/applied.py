@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import number_of
-from ..names.dialects import split_prefix
 from ..peft import CONFIG_NAME
 from ..reading.grouping import WORDS
 from ..stack.resolve import PART_NAMES, EntryResolution, Resolution
@@ -154,7 +153,7 @@ def _configured(resolution: EntryResolution) -> list[str]:
             "holds a configuration"
         )
     # Only for PEFT's names: in other dialects a layer without an alpha is meant to be at scale 1.
-    elif any(split_prefix(name)[0] == "peft" for name in left):
+    elif any(adapter.info[name].named.dialect == "peft" for name in left):
         lines.append(f"no {CONFIG_NAME} beside the file: {number_of(len(left), 'layer')} at scale 1")
     starts = Counter(info.options.get("start") for info in adapter.info.values())
     lines += [

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from ..names.dialects import split_prefix
+from ..names.layer_name import LayerName
 from ..reading.adapter import Adapter
 from ..stack.resolve import PART_NAMES, EntryResolution
 from .words import counted, listed, paragraph, short
@@ -41,7 +41,7 @@ def summary(adapter: Adapter) -> dict[str, Any]:
         "dialect": adapter.dialect,
         "layers": len(adapter.info),
         "kinds": kinds,
-        "parts": dict(Counter(_part_of(name) for name in adapter.info)),
+        "parts": dict(Counter(_part_of(name) for name in adapter.names)),
         "dtypes": dict(dtypes),
         "metadata": dict(adapter.metadata),
         "unreadable": dict(adapter.unreadable),
@@ -82,9 +82,8 @@ def in_words(found: Mapping[str, Any]) -> str:
     return paragraph(lines)
 
 
-def _part_of(name: str) -> str:
-    prefix = split_prefix(name)[1]
-    if prefix.part is None:
+def _part_of(name: LayerName) -> str:
+    if name.part is None:
         return "not said"
-    number = f" {prefix.encoder}" if prefix.encoder else ""
-    return PART_NAMES[prefix.part] + number
+    number = f" {name.encoder}" if name.encoder else ""
+    return PART_NAMES[name.part] + number

@@ -222,7 +222,7 @@ class _Places:
     def __init__(self, adapter: Adapter, weights: Weights) -> None:
         self.weights = weights
         self._targets = Targets(weights.shapes)
-        self._found = self._targets.find_each(adapter.info, adapter.path).places
+        self._found = self._targets.find_each(adapter.names, adapter.path).places
 
     def shape(self, name: str) -> Shape:
         places = self._found.get(name, ())

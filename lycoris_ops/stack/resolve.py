@@ -15,7 +15,7 @@ from ..files.json_text import collector_paused
 from ..layers.part import Part
 from ..maths.shapes import Rows, Shape, fits, shown
 from ..names.blocks import Blocks
-from ..names.dialects import Component, split_prefix
+from ..names.dialects import Component
 from ..names.families import Families, families_of_layers
 from ..names.targets import Found, Target, Targets, known_shapes
 from ..reading.adapter import Adapter
@@ -208,14 +208,14 @@ def _resolve_entry(
     mismatches: list[Mismatch] = []
     unmatched = [Unmatched(name, reason) for name, reason in entry.adapter.unreadable.items()]
     absent: dict[Component, list[str]] = {}
-    found = targets.find_each(entry.adapter.info, entry.adapter.path)
+    found = targets.find_each(entry.adapter.names, entry.adapter.path)
     weights, timings = _weights(entry, found, blocks)
     turned = entry.adapter.transposed and not oriented
     for name, info in entry.adapter.info.items():
         places = found.places[name]
         if not places:
-            part = split_prefix(name)[1].part
-            if part is not None and not targets.has_part(name):
+            part = info.named.part
+            if part is not None and not targets.has_part(info.named):
                 absent.setdefault(part, []).append(name)
             else:
                 near = targets.nearest(name) if len(unmatched) < NAMED_AT_MOST else None
@@ -225,7 +225,7 @@ def _resolve_entry(
             unmatched.append(Unmatched(name, STORED_TRANSPOSED))
             continue
         # The name's own part first: bare keys of a model do not say which part they are.
-        part = split_prefix(name)[1].part or places[0].part
+        part = info.named.part or places[0].part
         strength = entry.strength_of(part)
         strength *= weights.of.get(name, 1.0)
         expected = targets.shape_of(*places)

@@ -8,7 +8,6 @@ from ..algorithms import Layer
 from ..errors import LycorisError, located
 from ..files.writing import metadata_of
 from ..maths.shapes import Shape
-from ..names.dialects import split_prefix
 from ..reading.adapter import Adapter
 from .resolve import resolve
 from .stack import Entry, Stack
@@ -63,10 +62,10 @@ def _strengths(entry: Entry, model: Mapping[str, Shape] | Collection[str] | None
         found = {match.layer: match.strength for match in resolution.matches}
         found |= dict.fromkeys(resolution.copies, 0.0)
     same = entry.strength == entry.strength_of("te")
-    for name in adapter.info:
+    for name, info in adapter.info.items():
         if name in found:
             continue
-        part = split_prefix(name)[1].part
+        part = info.named.part
         if entry.rules is not None or (part is None and not same):
             raise LycorisError(
                 "the strength of a layer is told by its place in the model"

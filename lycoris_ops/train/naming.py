@@ -12,8 +12,8 @@ from ..errors import MatchError, number_of
 from ..maths.shapes import Shape
 from ..maths.tensors import is_plain
 from ..modules import all_sites, named_modules
-from ..names.dialects import split_prefix
 from ..names.dialects.peft import BASE_WEIGHT
+from ..names.layer_name import LayerName
 from ..reading.adapter import Adapter
 from ..stack.resolve import EntryResolution, resolve
 from ..stack.stack import Entry, Stack
@@ -39,7 +39,7 @@ def named(prefix: str, path: str) -> str:
     A path that says its part of a model as ComfyUI does (`diffusion_model.`, `text_encoders.`) is a name
     already.
     """
-    if not prefix and split_prefix(path)[0] == "comfy":
+    if not prefix and LayerName.of(path).dialect == "comfy":
         return path
     return f"{prefix or PLAIN}{path}"
 

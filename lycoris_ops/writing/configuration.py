@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..errors import number_of
-from ..names.dialects import split_prefix
+from ..names.layer_name import LayerName
 from ..names.targets import Targets
 from ..names.written import PEFT_PREFIX, Planned, Written, all_names
 from ..peft import ConflictError, Member, Module, config_for
@@ -53,7 +53,7 @@ def _members(layers: Iterable[tuple[Planned, Encoded]]) -> list[Member[Any]]:
     for planned, encoded in layers:
         # `encode` states it in both dialects that come here.
         assert encoded.configured is not None
-        members.append(Member(planned.name, split_prefix(planned.name)[2], *encoded.configured))
+        members.append(Member(planned.name, LayerName.of(planned.name).path, *encoded.configured))
     return members
 
 
@@ -73,5 +73,5 @@ def _module(dialect: Written, part: str | None, targets: Targets | None) -> Modu
     if targets is None or part is None:
         return Module()
     names = all_names(targets, dialect, part)
-    kernels = {split_prefix(name)[2]: math.prod(shape[2:]) for name, shape in names.items()}
+    kernels = {LayerName.of(name).path: math.prod(shape[2:]) for name, shape in names.items()}
     return Module(tuple(kernels), kernels)

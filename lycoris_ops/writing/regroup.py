@@ -132,6 +132,6 @@ def _source_shapes(adapter: Adapter, targets: Targets) -> Mapping[str, Shape]:
 
     Layers without a place in the model, or whose weight's shape is not known, are left out.
     """
-    _, found = targets.candidates(adapter.info)
+    _, found = targets.candidates(adapter.names)
     shapes = {name: targets.shape_of(*places[0]) for name, places in found.items() if places}
     return {name: shape for name, shape in shapes.items() if shape}

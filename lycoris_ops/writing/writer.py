@@ -59,7 +59,7 @@ class Writer:
         """The layers that only repeat others, see `find_copies`. They are not written."""
         if self.targets is None:
             return {}
-        _, found = self.targets.candidates(self.adapter.info)
+        _, found = self.targets.candidates(self.adapter.names)
         uses: list[Use] = []
         for name, candidates in found.items():
             info = self.adapter.info[name]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 import lycoris_ops as lyc
 from lycoris_ops.names.blocks import Blocks
+from lycoris_ops.names.layer_name import LayerName
 from lycoris_ops.names.targets import Targets
 
 Shapes = dict[str, tuple[int, ...]]
@@ -542,7 +543,7 @@ def test_a_model_of_unusual_keys_and_shapes_is_read(keys: Shapes) -> None:
         "b.to_k",
         "transformer.single_transformer_blocks.0.attn.to_q",
     ]
-    for candidates in targets.candidates(others)[1].values():
+    for candidates in targets.candidates(map(LayerName.of, others))[1].values():
         for places in candidates:
             rows = targets.shape_of(*places)
             assert not rows or rows[0] <= sum(keys[place.key][0] for place in places)
@@ -577,14 +578,14 @@ for fill, end in ENDS.items():
     model = {f"diffusion_model.{name}": (1,) for name in names} | {"x.weight": (1,)}
     for keys in (model, {"x.weight": (1,)}, {name: (1,) for name in names}):
         lyc.describe(lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), keys))
-        Targets(keys).candidates(names)
+        Targets(keys).candidates(map(LayerName.of, names))
         Targets(keys).nearest(names[0])
 # Names that all mean the same weight.
 variants = ["".join("._"[number >> bit & 1] + "ab" for bit in range(13)) for number in range(COUNT)]
 targets = Targets({name: (1,) for name in variants})
 assert len(targets.find(variants[0])) > 1
 try:
-    targets.find_each(variants, "x")
+    targets.find_each(map(LayerName.of, variants), "x")
 except lyc.MatchError as error:
     assert len(str(error)) < 1000
 else:

@@ -6,13 +6,12 @@ A module in this folder that defines DIALECT registers it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 
 from ...algorithms import ALGORITHMS
 from ...discovery import discover
 from .base import MEMBERS, Component, Dialect, Prefix
 
-__all__ = ["DIALECTS", "Component", "Dialect", "Prefix", "recognise", "split_key", "split_prefix"]
+__all__ = ["DIALECTS", "PREFIXES", "Component", "Dialect", "Prefix", "recognise", "split_key"]
 
 
 def _discover() -> dict[str, Dialect]:
@@ -75,11 +74,11 @@ def _by_end() -> dict[str, list[tuple[str, str]]]:
 
 
 _BY_END = _by_end()
-# The longest come first: `unet.base_model.model.` of PEFT begins like `unet.` of diffusers.
-_PREFIXES = sorted(
+PREFIXES = sorted(
     ((prefix, dialect.name) for dialect in DIALECTS.values() for prefix in dialect.prefixes),
     key=lambda item: -len(item[0].text),
 )
+"""Every prefix with its dialect, the longest first: `unet.base_model.model.` of PEFT begins like `unet.`."""
 
 
 def recognise(keys: Mapping[str, object]) -> Dialect | None:
@@ -96,17 +95,3 @@ def split_key(key: str) -> tuple[str, str] | None:
             if key.endswith(written):
                 return key[: -len(written)], canonical
     return None
-
-
-SPLIT = 1 << 14
-"""How many names are remembered with their parts: those of a dozen large adapters. A name is 1 KB at most."""
-
-
-# Remembered, because matching, block rules and reports all split the same names.
-@lru_cache(maxsize=SPLIT)
-def split_prefix(layer: str) -> tuple[str | None, Prefix, str]:
-    """A layer's name as (dialect, prefix, path). Without a known prefix: (None, an empty one, the name)."""
-    for prefix, dialect in _PREFIXES:
-        if layer.startswith(prefix.text):
-            return dialect, prefix, layer[len(prefix.text) :]
-    return None, Prefix(""), layer

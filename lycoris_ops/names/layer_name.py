@@ -1,0 +1,42 @@
+"""The name of a layer in an adapter file, taken apart once and kept where the layer is described."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .dialects import PREFIXES, Component, Prefix
+
+
+class LayerName(NamedTuple):
+    """A layer's name: what a tool writes in front of paths, and the path."""
+
+    text: str
+    """The whole name."""
+    dialect: str | None
+    """The dialect that the prefix belongs to; None for no known prefix."""
+    prefix: Prefix
+    """An empty one for no known prefix."""
+    path: str
+    """The name without the prefix."""
+
+    @classmethod
+    def of(cls, text: str) -> LayerName:
+        for prefix, dialect in PREFIXES:
+            if text.startswith(prefix.text):
+                return cls(text, dialect, prefix, text[len(prefix.text) :])
+        return cls.bare(text)
+
+    @classmethod
+    def bare(cls, text: str) -> LayerName:
+        """A name whose beginning is no prefix, whatever it looks like."""
+        return cls(text, None, Prefix(""), text)
+
+    @property
+    def part(self) -> Component | None:
+        """The part of a model that the layer is in; None where the name does not say it."""
+        return self.prefix.part
+
+    @property
+    def encoder(self) -> int | None:
+        """The number of the text encoder, see `Prefix.encoder`."""
+        return self.prefix.encoder
