@@ -28,12 +28,12 @@ SECONDS = 0.4
 
 
 def search(text: str) -> Callable[[str], bool]:
-    """The test whether a user's regular expression matches somewhere in a name, as `re.search` has it.
+    """The test whether a user's regular expression matches somewhere in a name, in capital or small letters.
 
     Raises RuleError where the expression cannot be read.
     """
     try:
-        found = re.compile(text)
+        found = re.compile(text, re.IGNORECASE)
     except (re.error, RecursionError, OverflowError) as error:
         raise RuleError(
             "a pattern is not a regular expression",

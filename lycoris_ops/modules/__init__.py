@@ -1,17 +1,17 @@
 """Which parts of a model can be adapted, and how they are chosen by name."""
 
 from .named import named_modules
-from .patterns import Pattern, patterns
+from .patterns import check_used, patterns
 from .shares import left_out
 from .sites import Kind, Site, all_sites, left_alone, select, shared_weights
 from .statistics import Statistics
 
 __all__ = [
     "Kind",
-    "Pattern",
     "Site",
     "Statistics",
     "all_sites",
+    "check_used",
     "left_alone",
     "left_out",
     "named_modules",

@@ -16,8 +16,9 @@ from ..bypass.geometry import definer
 from ..errors import LycorisError
 from ..maths.shapes import Shape
 from ..maths.tensors import is_plain, norm
+from ..rules.patterns import Pattern
 from .named import named_modules
-from .patterns import Pattern, patterns
+from .patterns import check_used, patterns
 from .presets import PRESETS, Model
 
 Kind = Literal["linear", "conv", "norm", "embedding"]
@@ -216,7 +217,7 @@ def select(
     wanted, unwanted = patterns(include), patterns(exclude)
     found, others = _sites(module)
     for pattern in (*wanted, *unwanted):
-        pattern.check_used(found, "modules that can be adapted", others)
+        check_used(pattern, found, "modules that can be adapted", others)
     name = preset or (None if wanted else "full")
     if name is not None and name not in PRESETS:
         raise LycorisError("an unknown preset", got=name, expected=", ".join(PRESETS))
@@ -291,7 +292,7 @@ def by_weight(sites: Iterable[Site]) -> list[list[Site]]:
 
 
 def _any(chosen: Iterable[Pattern], path: str) -> bool:
-    return any(pattern.matches(path) for pattern in chosen)
+    return any(pattern.matches_path(path) for pattern in chosen)
 
 
 def _check_distinct(chosen: Iterable[Site]) -> None:

@@ -15,7 +15,6 @@ from ..names.blocks import Blocks, Named
 from .scene import Scene
 
 GLOB = re.compile(r"[*?\[]")
-CAPITAL = re.compile(r"(\\.)|[A-Z]", re.DOTALL)
 KNOWN_AS = {
     "base": "te",
     "middle": "mid",
@@ -40,7 +39,10 @@ FAMILIES = {"input": "in", "output": "out", "d": "double", "s": "single"}
 
 @dataclass(frozen=True)
 class Pattern:
-    """A pattern of a rule, and the test that it stands for. Capital and small letters are the same.
+    """What a user writes for layers, in block rules or for modules to train, and the test that it stands for.
+
+    A layer in a rule has the names of its blocks and its paths. A module has its path alone. Capital and
+    small letters are the same.
 
     - `in.4`, `mid`, `te1`, `attn.q`, `conv`: a block, a part of the model or what a layer is in its block;
       also under other tools' names: `IN04`, `MID`, `BASE`;
@@ -48,35 +50,51 @@ class Pattern:
       has a name like this;
     - `diffusion_model.input_blocks.4` and `input_blocks.4`: a layer, or everything within a module;
     - `*attn2*`: a glob on any of these names: `*` is any text, dots included, `?` one character;
-    - `/attn[12]/`: a regular expression that is searched for in the name of a layer;
+    - `/attn[12]/`: a regular expression that is searched for in the path of a layer;
     - `*`: everything.
     """
 
     text: str
-    matches: Callable[[Scene, Named], bool]
+    test: Callable[[Named, Scene | None], bool]
 
     @classmethod
     def of(cls, text: str) -> Pattern:
         """The pattern that a text means. Raises RuleError where it is empty or no regular expression."""
-        if not text:
+        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise RuleError("a pattern is not a text", got=repr(text), expected="such as *.attention.*")
+        if not text.strip():
             raise RuleError(
                 "a pattern is empty", expected="a block, a layer, a glob or /a regular expression/"
             )
         if (expression := between_slashes(text)) is not None:
-            return cls(text, _expression(expression))
+            # Without the names of blocks: in `/in/` nobody means these.
+            found = search(expression)
+            return cls(text, lambda named, _: any(map(found, named.paths)))
         if GLOB.search(text):
             # Not `fnmatch`, which on Windows takes / for \.
             glob = re.compile(translate(text.lower()))
-            return cls(text, lambda _, named: any(map(glob.match, (*named.names, *named.paths))))
-        name = _ours(text)
+            return cls(text, lambda named, _: any(map(glob.match, (*named.names, *named.paths))))
+        meant = {text.lower(), _ours(text)}
         first, dash, last = text.partition("-")
-        if not dash:
-            return cls(text, lambda _, named: _is(name, named))
-        within = _range(text, first, last)
-        # diffusers' Z-Image has a layer all_x_embedder.2-1.
-        return cls(
-            text, lambda scene, named: _is(name, named) if name in scene.known else within(scene, named)
-        )
+        within = _range(text, first, last) if dash else None
+
+        def test(named: Named, scene: Scene | None) -> bool:
+            if any(_is(name, named) for name in meant):
+                return True
+            # diffusers' Z-Image has a layer all_x_embedder.2-1.
+            if within is None or (scene and not scene.known.isdisjoint(meant)):
+                return False
+            return within(named, scene)
+
+        return cls(text, test)
+
+    def matches(self, scene: Scene, named: Named) -> bool:
+        """Whether a rule with this pattern is for a layer."""
+        return self.test(named, scene)
+
+    def matches_path(self, path: str) -> bool:
+        """Whether it means a module of this path, or one around it."""
+        return self.test(Named("", frozenset(), (path.lower(),)), None)
 
     @property
     def is_of_encoder(self) -> bool:
@@ -203,15 +221,7 @@ def _ours(text: str) -> str:
     return f"{KNOWN_AS.get(first, first)}{dot}{rest}"
 
 
-def _expression(text: str) -> Callable[[Scene, Named], bool]:
-    # Names are in small letters; a capital letter after a backslash stands for a class of characters.
-    small = CAPITAL.sub(lambda found: found[0] if found[1] else found[0].lower(), text)
-    matches = search(small)
-    # Without the names of blocks: in `/in/` nobody means these.
-    return lambda _, named: any(map(matches, named.paths))
-
-
-def _range(text: str, first: str, last: str) -> Callable[[Scene, Named], bool]:
+def _range(text: str, first: str, last: str) -> Callable[[Named, Scene | None], bool]:
     start = _ours(first)
     family, _, number = start.rpartition(".")
     end = f"{family}.{last}" if NUMBER.fullmatch(last) else _ours(last)
@@ -224,12 +234,17 @@ def _range(text: str, first: str, last: str) -> Callable[[Scene, Named], bool]:
             # Else it may be a name, which only the model knows.
             raise RuleError("a range of blocks ends before it begins", got=text)
         names = frozenset(f"{family}.{each}" for each in range(low, min(high, low + MOST) + 1))
-        return lambda _, named: not names.isdisjoint(named.names)
+        depth = family.count(".") + 2
 
-    def between(scene: Scene, named: Named) -> bool:
-        places = scene.places
-        if start not in places or end not in places:
+        def among(named: Named, _: Scene | None) -> bool:
+            starts = (".".join(path.split(".", depth)[:depth]) for path in named.paths)
+            return not names.isdisjoint((*named.names, *starts))
+
+        return among
+
+    def between(named: Named, scene: Scene | None) -> bool:
+        if scene is None or start not in scene.places or end not in scene.places:
             return False
-        return places[start] <= places[named.block] <= places[end]
+        return scene.places[start] <= scene.places[named.block] <= scene.places[end]
 
     return between

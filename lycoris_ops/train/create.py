@@ -13,10 +13,11 @@ from typing import Any
 from torch import nn
 
 from ..errors import LycorisError, UnsuitedError, either
-from ..modules import Pattern, Site, all_sites, select
+from ..modules import Site, all_sites, check_used, select
 from ..ranks.plan import Plan
 from ..reading.adapter import Adapter
 from ..reading.load import load_adapter
+from ..rules.patterns import Pattern
 from .changed import changed_layers, wish_of
 from .member import Member, completed, layer_seed, make_layer
 from .naming import layers_for, unread, usual_prefix
@@ -151,12 +152,12 @@ def _overridden(sites: Mapping[str, Site], base: Settings, overrides: Overrides)
                 expected='such as {"algorithm": "loha", "rank": 8}',
             )
         pattern = Pattern.of(text)
-        pattern.check_used(sites, "chosen modules")
+        check_used(pattern, sites, "chosen modules")
         found.append((pattern, base.with_options(options, f"overrides[{text!r}]"), options))
     planned: list[_Planned] = []
     nothing: Mapping[str, Any] = {}
     for path, site in sites.items():
-        matching = ((settings, given) for pattern, settings, given in found if pattern.matches(path))
+        matching = ((settings, given) for pattern, settings, given in found if pattern.matches_path(path))
         settings, given = next(matching, (base, nothing))
         asked = (settings.rank, settings.conv_rank) != (base.rank, base.conv_rank)
         planned.append(_Planned(site, settings, asked, given))

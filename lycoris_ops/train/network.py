@@ -19,7 +19,16 @@ from ..errors import LycorisError, MatchError, located, number_of
 from ..layers.part import Part
 from ..maths.shapes import Shape
 from ..maths.tensors import changed_in_place, is_divided, is_plain, norm
-from ..modules import Site, all_sites, left_alone, left_out, named_modules, patterns, shared_weights
+from ..modules import (
+    Site,
+    all_sites,
+    check_used,
+    left_alone,
+    left_out,
+    named_modules,
+    patterns,
+    shared_weights,
+)
 from ..names.written import Written
 from ..patch import patch_
 from ..reading.adapter import TRANSPOSED, Adapter
@@ -247,11 +256,11 @@ class LycorisNetwork(nn.Module):
             )
         wanted = patterns(include)
         for pattern in wanted:
-            pattern.check_used(self.members, "adapted modules")
+            check_used(pattern, self.members, "adapted modules")
         chosen = {
             path: member
             for path, member in self.members.items()
-            if any(pattern.matches(path) for pattern in wanted)
+            if any(pattern.matches_path(path) for pattern in wanted)
         }
         layers = {
             named(self.prefix, _path_in_peft(member) if dialect == "peft" else path): (

@@ -553,6 +553,7 @@ def test_a_model_of_unusual_keys_and_shapes_is_read(keys: Shapes) -> None:
 LONG_NAMES = """
 import resource, sys
 import lycoris_ops as lyc
+from lycoris_ops.names.layer_name import LayerName
 from lycoris_ops.names.targets import Targets
 import torch
 from safetensors.torch import save_file

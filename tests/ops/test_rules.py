@@ -13,6 +13,7 @@ from lycoris_ops.changes.forms import Kronecker, LowRank
 from lycoris_ops.changes.size import norm_of
 from lycoris_ops.names.blocks import Blocks, kind_in_path
 from lycoris_ops.names.targets import Targets
+from lycoris_ops.rules.patterns import Pattern
 from lycoris_ops.rules.rules import Weights, without_comment
 from lycoris_ops.rules.scene import Scene
 from tests.harness.listings import target
@@ -458,3 +459,24 @@ def test_where_a_regular_expression_ends_is_the_same_in_every_line() -> None:
     assert without_comment("/a#b/ = 1 # c") == "/a#b/ = 1 "
     # Many backslashes without an end take no time.
     assert without_comment("/" + "\\" * 5000).startswith("/")
+
+
+@pytest.mark.parametrize(
+    ("text", "chosen"),
+    [
+        ("blocks.*", True),
+        ("BLOCKS.0", True),
+        ("blocks.0-3", True),
+        ("blocks.1-3", False),
+        ("/attn$/", True),
+        ("/^ATTN/", False),
+        ("attn", False),
+    ],
+)
+def test_modules_are_chosen_by_the_patterns_of_rules(text: str, chosen: bool) -> None:
+    assert Pattern.of(text).matches_path("Blocks.0.Attn") == chosen
+
+
+@pytest.mark.parametrize("path", ["output.dense", "t5", "in_4", "all_x.2-1"])
+def test_a_module_is_called_by_its_path_whatever_rules_take_it_for(path: str) -> None:
+    assert Pattern.of(path).matches_path(path)
