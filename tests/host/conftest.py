@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from hosting import Host, Patched
+from hosting import Host, Patched, patcher
+from safetensors.torch import save_file
+from trainable import caption, latent, tiny
+from trainable import train as train_by_the_node
 
 from tests.harness.assets import install
 from tests.harness.facts import ROOT, facts
@@ -54,19 +58,95 @@ def distance(unpatched: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], 
 
 
 @pytest.fixture
-def lora_file(host: Host) -> Iterator[Callable[[str, Any], str]]:
-    """Write a file into the host's loras folder for one test, and return its name in the loader's list."""
+def model_file(host: Host) -> Iterator[Callable[..., Path]]:
+    """Write a file into a folder of the host's models for one test.
+
+    Its content are bytes, tensors with metadata, or what a function writes.
+    """
     written: list[Path] = []
 
-    def write(name: str, content: Any) -> str:
-        path = host.base / "models" / "loras" / name
+    def write(name: str, content: Any, metadata: dict[str, str] | None = None) -> Path:
+        written.append(host.base / "models" / name)
         if isinstance(content, bytes):
-            path.write_bytes(content)
+            written[-1].write_bytes(content)
+        elif isinstance(content, dict):
+            save_file(content, written[-1], metadata)
         else:
-            content(path)
-        written.append(path)
-        return name
+            content(written[-1])
+        return written[-1]
 
     yield write
     for path in written:
         path.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def lora_file(model_file: Callable[..., Path]) -> Callable[[str, Any], str]:
+    """Write a file into the host's loras folder for one test, and return its name in the loader's list."""
+    return lambda name, content: model_file(f"loras/{name}", content).name
+
+
+@pytest.fixture
+def stack_of(host: Host, lora_file: Callable[[str, Any], str]) -> Callable[..., Any]:
+    """Write a file with these layers, named without `diffusion_model.`, and return a stack with it."""
+    numbers = itertools.count()
+
+    def write(layers: dict[str, dict[str, torch.Tensor]], strength: float = 1.0) -> Any:
+        tensors = {f"diffusion_model.{n}.{key}": t for n, layer in layers.items() for key, t in layer.items()}
+        return host.stack((lora_file(f"stack_{next(numbers)}.safetensors", tensors), strength, 0.0))
+
+    return write
+
+
+@pytest.fixture
+def exported(host: Host) -> Iterator[Callable[..., Path]]:
+    """Run Save Merged Model, and return the file that it wrote. The file is removed after the test."""
+    written: list[Path] = []
+
+    def save(base: str, stack: object, dtype: str = "as in the file") -> Path:
+        folder = base.partition("/")[0]
+        (report,) = host.run("LycorisSaveCheckpoint", base, stack, f"{folder}/exported", dtype, strict=False)
+        written.append(host.written(report))
+        assert written[-1].is_relative_to(host.base / "output" / folder)
+        return written[-1]
+
+    yield save
+    for path in written:
+        path.unlink()
+
+
+@pytest.fixture(scope="session")
+def tiny_unet(host: Host) -> Any:
+    return patcher(tiny("SD1.5"))
+
+
+@pytest.fixture
+def train(host: Host, tiny_unet: Any, tmp_path: Path) -> Callable[..., Any]:
+    """Run the node on four small latents, with other inputs as given; its outputs by name."""
+
+    def run(**inputs: Any) -> dict[str, Any]:
+        known: dict[str, Any] = {"model": tiny_unet, "latents": [latent(seed) for seed in range(4)]}
+        known |= {"positive": [caption(seed) for seed in range(4)], "steps": 8, "learning_rate": 3e-3}
+        known |= {"algorithm": "lora", "rank": 4, "resume": False}
+        return train_by_the_node(host, tmp_path, **{**known, **inputs})
+
+    return run
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Press Stop when so many steps are done, also where the host tells no page of a step: it was quick."""
+    import comfy.model_management
+    import comfy.utils
+
+    steps: list[int] = []
+    real = comfy.utils.ProgressBar.update_absolute
+
+    def update(bar: Any, value: int, *rest: Any, **options: Any) -> None:
+        real(bar, value, *rest, **options)
+        if value >= steps[-1]:
+            comfy.model_management.interrupt_current_processing()
+
+    monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", update)
+    yield steps.append
+    comfy.model_management.interrupt_current_processing(False)

@@ -96,9 +96,25 @@ class Host:
             )
         )
 
+    def unet(self, name: str, dtype: str = "default") -> Patched:
+        """A diffusion model from a file of its own, as the host loads it."""
+        return Patched(self.nodes.UNETLoader().load_unet(name, dtype)[0], None)
+
+    def scheduled(self, stack: Any, curve: str, **options: Any) -> Any:
+        return self.run("LycorisSchedule", stack, curve, **options)[0]
+
     def written(self, report: str) -> Path:
         """The file that the last line of a report names."""
         return self.base / report.splitlines()[-1]
+
+    def sampled(self, model: Any, steps: int = 1, size: int = 64) -> torch.Tensor:
+        """The latent that KSampler makes of a diffusion model alone, from a random conditioning."""
+        draw = torch.Generator().manual_seed(3)
+        condition = [[torch.randn(1, 77, 768, generator=draw), {}]]
+        (empty,) = self.nodes.EmptyLatentImage().generate(size, size)
+        sample = self.nodes.KSampler().sample
+        (found,) = sample(model, SEED, steps, 1.0, "euler", "normal", condition, condition, empty)
+        return found["samples"].clone()
 
     def latent(self, patched: Patched) -> torch.Tensor:
         """The latent that KSampler makes from a fixed prompt and seed."""
@@ -109,3 +125,70 @@ class Host:
             patched.model, SEED, STEPS, 4.0, "euler", "normal", positive, negative, empty
         )
         return sampled["samples"].clone()
+
+
+def unload() -> None:
+    """Let the host unload all models, which removes all patches and hooks."""
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
+
+
+def load(*patchers: Any) -> None:
+    import comfy.model_management
+
+    comfy.model_management.load_models_gpu(list(patchers))
+
+
+def patcher(model: Any, device: str = "cpu") -> Any:
+    """The host's patcher on a model, for a device."""
+    from comfy.model_patcher import ModelPatcher
+
+    return ModelPatcher(model, load_device=torch.device(device), offload_device=torch.device("cpu"))
+
+
+def model_of(device: str = "cpu", **layers: Any) -> Patched:
+    """A model of these layers under `diffusion_model`."""
+    model = torch.nn.Module()
+    model.diffusion_model = torch.nn.Module()
+    for name, layer in layers.items():
+        setattr(model.diffusion_model, name, layer)
+    return Patched(patcher(model, device), None)
+
+
+def clip_of(encoders: Any, tokenizer: Any = None) -> Any:
+    """The host's CLIP around text encoders."""
+    from comfy.sd import CLIP
+
+    clip = CLIP(no_init=True)
+    clip.cond_stage_model, clip.tokenizer, clip.patcher = encoders, tokenizer, patcher(encoders)
+    clip.tokenizer_options = {}
+    clip.layer_idx, clip.use_clip_schedule, clip.apply_hooks_to_conds = None, False, None
+    return clip
+
+
+def calculated(patches: Any, key: str, weight: torch.Tensor) -> torch.Tensor:
+    """What the patches of a key make of a copy of a weight, called as the host does."""
+    import comfy.lora
+
+    return comfy.lora.calculate_weight(patches[key], weight.clone(), key)
+
+
+def in_low_vram(patched: Patched, key: str) -> Any:
+    """The patch of a weight as the host calls it in a forward pass where it is short of memory."""
+    from comfy.model_patcher import LowVramPatch
+
+    low = LowVramPatch(key, patched.patcher_of(key).patches)
+    # Newer hosts move a patch's tensors to a buffer first.
+    if hasattr(low, "memory_required"):
+        low.prepare(torch.empty(low.memory_required(), dtype=torch.uint8), None)
+    return low
+
+
+def loaded_by_the_host(on: Patched, path: Path, strength: float = 1.0) -> Patched:
+    """What the host's own loader makes of a model with a file."""
+    import comfy.sd
+    import comfy.utils
+
+    tensors = comfy.utils.load_torch_file(str(path), safe_load=True)
+    return Patched(*comfy.sd.load_lora_for_models(on.model, on.clip, tensors, strength, strength))

@@ -9,11 +9,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from hosting import Host, Patched
+from hosting import Host, Patched, clip_of, patcher
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,13 +24,6 @@ pytestmark = pytest.mark.host
 STRENGTH = 0.5
 COUNTED: dict[coverage.Case, tuple[int, int]] = {}
 """Layers that the tests of this file have found. The page of coverage need not count them again."""
-
-
-def patcher(model: Any) -> Any:
-    """The host's patcher on a model."""
-    from comfy.model_patcher import ModelPatcher
-
-    return ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
 
 
 def needs(architecture: str) -> None:
@@ -182,17 +174,6 @@ def test_the_names_of_the_hosts_own_map_are_found(host: Host, tmp_path: Path, ar
         }
         for group in dialects.apart(left):
             check(host, architecture, group, tensors, tmp_path)
-
-
-def clip_of(model: Any) -> Any:
-    """The host's CLIP around text encoders, without a tokenizer."""
-    from comfy.sd import CLIP
-
-    clip = CLIP(no_init=True)
-    clip.cond_stage_model, clip.tokenizer, clip.patcher = model, None, patcher(model)
-    clip.tokenizer_options = {}
-    clip.layer_idx, clip.use_clip_schedule, clip.apply_hooks_to_conds = None, False, None
-    return clip
 
 
 def check_encoders(

@@ -7,18 +7,15 @@ unloaded, nothing of a bypass may be left.
 from __future__ import annotations
 
 import gc
-import importlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from hosting import Host, Patched
+from hosting import Host, Patched, load, model_of, unload
 from kinds import KINDS, kinds, lora
+from packed import LAYERS, PLAIN, door, float_unet, gguf_like, quantised
 from safetensors.torch import save_file
-from test_quantised import LAYERS, PLAIN, door, float_unet, quantised
 from torch import Tensor
 from torch.nn import functional
 
@@ -47,26 +44,19 @@ NORM = "input_blocks.1.0.out_layers.0"
 Write = Callable[..., Any]
 
 
-def unload() -> None:
-    """Let the host unload all models, which removes all patches and hooks."""
-    import comfy.model_management
-
-    comfy.model_management.unload_all_models()
-
-
 @pytest.fixture(scope="module")
 def small(host: Host) -> Iterator[Patched]:
     """The smallest UNet, in plain floats."""
     path = host.base / "models" / "diffusion_models" / "for_bypass.safetensors"
     save_file(float_unet(), path)
-    yield Patched(host.nodes.UNETLoader().load_unet(path.name, "default")[0], None)
+    yield host.unet(path.name)
     path.unlink()
 
 
 @pytest.fixture(scope="module")
 def base(host: Host, small: Patched) -> Tensor:
     """The latent of the unpatched model."""
-    return sampled(host, small.model)
+    return host.sampled(small.model)
 
 
 @pytest.fixture(scope="module")
@@ -88,23 +78,6 @@ def nothing_left(small: Patched, before: dict[str, Tensor]) -> Iterator[None]:
     assert hooks(small.model.model) == []
     after = small.model.model.state_dict()
     assert all(torch.equal(after[key], weight) for key, weight in before.items())
-
-
-@pytest.fixture
-def stack_of(host: Host) -> Iterator[Write]:
-    """Write a file with these layers, named without `diffusion_model.`, and return a stack with it."""
-    written: list[Path] = []
-
-    def write(layers: dict[str, dict[str, Tensor]], strength: float = 1.0) -> Any:
-        path = host.base / "models" / "loras" / f"bypass_{len(written)}.safetensors"
-        tensors = {f"diffusion_model.{n}.{key}": t for n, layer in layers.items() for key, t in layer.items()}
-        save_file(tensors, path)
-        written.append(path)
-        return host.stack((path.name, strength, 0.0))
-
-    yield write
-    for path in written:
-        path.unlink()
 
 
 def of_kind(kind: str, layers: tuple[str, ...] = CHANGED) -> dict[str, dict[str, Tensor]]:
@@ -129,15 +102,6 @@ def hooks(model: torch.nn.Module) -> list[str]:
         if module._forward_hooks or module._forward_pre_hooks or replaced:
             found.append(name)
     return found
-
-
-def sampled(host: Host, model: Any) -> Tensor:
-    """One step on a small latent, with a random conditioning."""
-    generator = torch.Generator().manual_seed(3)
-    condition = [[torch.randn(1, 77, 768, generator=generator), {}]]
-    (empty,) = host.nodes.EmptyLatentImage().generate(64, 64)
-    (found,) = host.nodes.KSampler().sample(model, 7, 1, 1.0, "euler", "normal", condition, condition, empty)
-    return found["samples"].clone()
 
 
 def apart(found: Tensor, wanted: Tensor, base: Tensor) -> float:
@@ -181,12 +145,12 @@ def test_every_recipe_gives_the_latent_and_the_embedding_of_a_merge(host: Host, 
     A fault in any of the 13 would be about 1/13 of the effect, far above the bound.
     """
     stack = host.stack(*((recipe, 0.2, 0.2) for recipe in RECIPES))
-    base = (sampled(host, exact.model), encoded(host, exact.clip))
+    base = (host.sampled(exact.model), encoded(host, exact.clip))
     merged = host.apply(exact, stack)
     bypassed = host.apply(exact, stack, mode="bypass")
     assert merged.patches and not bypassed.patches and ", 0 merged" in bypassed.report
-    wanted = (sampled(host, merged.model), encoded(host, merged.clip))
-    latent = apart(sampled(host, bypassed.model), wanted[0], base[0])
+    wanted = (host.sampled(merged.model), encoded(host, merged.clip))
+    latent = apart(host.sampled(bypassed.model), wanted[0], base[0])
     embedding = apart(encoded(host, bypassed.clip), wanted[1], base[1])
     print(f"latent {latent:.1e}, embedding {embedding:.1e} of the effect")
     assert max(latent, embedding) < NEAR
@@ -201,10 +165,10 @@ def test_every_kind_samples_as_merged(
     host: Host, small: Patched, base: Tensor, stack_of: Write, kind: str
 ) -> None:
     stack = stack_of(of_kind(kind), 0.5)
-    merged = sampled(host, host.apply(small, stack).model)
+    merged = host.sampled(host.apply(small, stack).model)
     bypassed = host.apply(small, stack, mode="bypass")
     assert not bypassed.patches and f"{len(CHANGED)} layers bypassed, 0 merged" in bypassed.report
-    error = apart(sampled(host, bypassed.model), merged, base)
+    error = apart(host.sampled(bypassed.model), merged, base)
     print(f"{kind}: {error:.1e} of the effect")
     assert error < NEAR
 
@@ -212,7 +176,7 @@ def test_every_kind_samples_as_merged(
 def test_strength_zero_is_bitwise_the_base(host: Host, small: Patched, base: Tensor, stack_of: Write) -> None:
     patched = host.apply(small, stack_of(of_kind("oft"), 0.0), mode="bypass")
     assert patched.model is small.model
-    assert torch.equal(sampled(host, patched.model), base)
+    assert torch.equal(host.sampled(patched.model), base)
 
 
 # Several Apply nodes, one after the other.
@@ -225,12 +189,12 @@ def test_nodes_in_a_row_are_one_after_the_other_in_any_modes(
     host: Host, small: Patched, base: Tensor, stack_of: Write, pair: tuple[str, str]
 ) -> None:
     first, second = (stack_of(of_kind(kind), 0.5) for kind in pair)
-    wanted = sampled(host, chain(host, small, (first, "merge"), (second, "merge")).model)
-    other = sampled(host, chain(host, small, (second, "merge"), (first, "merge")).model)
+    wanted = host.sampled(chain(host, small, (first, "merge"), (second, "merge")).model)
+    other = host.sampled(chain(host, small, (second, "merge"), (first, "merge")).model)
     assert apart(other, wanted, base) > 10 * NEAR, "the order makes no difference, so nothing is shown"
     for modes in (("merge", "bypass"), ("bypass", "merge"), ("bypass", "bypass")):
         patched = chain(host, small, (first, modes[0]), (second, modes[1]))
-        error = apart(sampled(host, patched.model), wanted, base)
+        error = apart(host.sampled(patched.model), wanted, base)
         print(f"{', '.join(modes)}: {error:.1e} of the effect")
         assert error < NEAR, modes
         assert bool(patched.patches) is (modes[0] == "merge")
@@ -243,11 +207,11 @@ def test_what_only_adds_is_merged_as_asked_after_a_bypass(
 ) -> None:
     """Neither stack depends on the weight, so the second can be merged although the first is bypassed."""
     first, second = (stack_of(of_kind(kind), 0.5) for kind in ("lora-bias", "full"))
-    wanted = sampled(host, chain(host, small, (first, "merge"), (second, "merge")).model)
+    wanted = host.sampled(chain(host, small, (first, "merge"), (second, "merge")).model)
     patched = chain(host, small, (first, "bypass"), (second, "merge"))
     assert {f"diffusion_model.{layer}.weight" for layer in CHANGED} <= set(patched.patches)
     assert "Mode" not in patched.report
-    assert apart(sampled(host, patched.model), wanted, base) < NEAR
+    assert apart(host.sampled(patched.model), wanted, base) < NEAR
 
 
 def test_changed_stacks_and_clones_share_a_loaded_model(
@@ -256,14 +220,14 @@ def test_changed_stacks_and_clones_share_a_loaded_model(
     """Every model must sample as if it were alone, whichever other model is loaded or deleted meanwhile."""
     one, other = stack_of(of_kind("lora-dora-out"), 0.5), stack_of(of_kind("oft"), 0.5)
     first = host.apply(small, one, mode="bypass")
-    latents = sampled(host, first.model)
+    latents = host.sampled(first.model)
     changed = host.apply(small, other, mode="bypass")
     # `changed` was applied while the first was loaded, and a third merges the same stack meanwhile.
-    assert not torch.equal(sampled(host, changed.model), latents)
-    assert apart(sampled(host, changed.model), sampled(host, host.apply(small, other).model), base) < NEAR
-    assert torch.equal(sampled(host, first.model), latents)
+    assert not torch.equal(host.sampled(changed.model), latents)
+    assert apart(host.sampled(changed.model), host.sampled(host.apply(small, other).model), base) < NEAR
+    assert torch.equal(host.sampled(first.model), latents)
     clone = first.model.clone()
-    assert torch.equal(sampled(host, first.model), latents)
+    assert torch.equal(host.sampled(first.model), latents)
     again = host.apply(first, other, mode="bypass")
     assert len(hooks(small.model.model)) == len(CHANGED)
     # Neither was loaded, so the hooks of the loaded model must stay.
@@ -274,23 +238,23 @@ def test_changed_stacks_and_clones_share_a_loaded_model(
     clone.model_state_dict()
     live = clone.get_model_object(f"diffusion_model.{CHANGED[0]}")
     assert len(hooks(small.model.model)) == len(CHANGED) and len(live._forward_hooks) == 1
-    assert torch.equal(sampled(host, clone), latents)
-    assert torch.equal(sampled(host, small.model), base)
-    assert torch.equal(sampled(host, clone), latents)
+    assert torch.equal(host.sampled(clone), latents)
+    assert torch.equal(host.sampled(small.model), base)
+    assert torch.equal(host.sampled(clone), latents)
     # With the last of its models the bypass must go.
     del clone, first
     gc.collect()
     assert hooks(small.model.model) == []
-    assert torch.equal(sampled(host, small.model), base)
+    assert torch.equal(host.sampled(small.model), base)
 
 
 def test_unloading_and_loading_again(host: Host, small: Patched, stack_of: Write) -> None:
     patched = host.apply(small, stack_of(of_kind("loha-dora-in"), 0.5), mode="bypass")
-    latents = sampled(host, patched.model)
+    latents = host.sampled(patched.model)
     assert len(hooks(small.model.model)) == len(CHANGED)
     unload()
     assert hooks(small.model.model) == []
-    assert torch.equal(sampled(host, patched.model), latents)
+    assert torch.equal(host.sampled(patched.model), latents)
 
 
 def test_weights_are_read_once_and_only_by_what_depends_on_them(
@@ -304,13 +268,13 @@ def test_weights_are_read_once_and_only_by_what_depends_on_them(
         return real(self, module, *rest)
 
     monkeypatch.setattr(reader, "weight", weight)
-    sampled(host, host.apply(small, stack_of(of_kind("lora-bias")), mode="bypass").model)
+    host.sampled(host.apply(small, stack_of(of_kind("lora-bias")), mode="bypass").model)
     assert reads == []
     patched = host.apply(small, stack_of(of_kind("lora-dora-out"), 0.5), mode="bypass")
     # Applying a stack reads no weight: the model is not loaded yet.
     assert reads == []
     for _ in range(2):
-        sampled(host, patched.model)
+        host.sampled(patched.model)
         patched.model.model_state_dict()
         host.apply(patched, stack_of(of_kind("lora-bias")))
         unload()
@@ -318,7 +282,7 @@ def test_weights_are_read_once_and_only_by_what_depends_on_them(
     assert len(reads) == len(CHANGED)
     # Any new patch makes the host patch the model anew.
     merged = host.apply(patched, stack_of({NORM: {"w_norm": torch.ones(320)}}))
-    sampled(host, merged.model)
+    host.sampled(merged.model)
     assert len(reads) == 2 * len(CHANGED), "its patches are others: the weights may be, too"
 
 
@@ -334,7 +298,7 @@ def test_the_hosts_own_bypass_on_the_same_layers(
     import comfy.utils
 
     stack_of({n: lora(SHAPES[f"{n}.weight"]) for n in CHANGED})
-    tensors = comfy.utils.load_torch_file(str(host.base / "models/loras/bypass_0.safetensors"))
+    tensors = comfy.utils.load_torch_file(str(host.base / "models/loras/stack_0.safetensors"))
 
     def theirs(model: Any) -> Any:
         return comfy.sd.load_bypass_lora_for_models(model, None, tensors, 0.3, 0.0)[0]
@@ -342,22 +306,22 @@ def test_the_hosts_own_bypass_on_the_same_layers(
     for kind in ("lora", "lokr-dora-flat", "oft", "ia3"):
         made = {n: lora(SHAPES[f"{n}.weight"]) for n in CHANGED} if kind == "lora" else of_kind(kind)
         ours = stack_of(made, 0.5)
-        wanted = sampled(host, theirs(host.apply(small, ours).model))
+        wanted = host.sampled(theirs(host.apply(small, ours).model))
         if ours_first:
             both = theirs(host.apply(small, ours, mode="bypass").model)
         else:
             both = host.apply(Patched(theirs(small.model), None), ours, mode="bypass").model
-        error = apart(sampled(host, both), wanted, sampled(host, theirs(small.model)))
+        error = apart(host.sampled(both), wanted, host.sampled(theirs(small.model)))
         print(f"{kind}: {error:.1e} of the effect")
         assert error < NEAR
     loaded = theirs(small.model)
-    sampled(host, loaded)
+    host.sampled(loaded)
     # A clone with hooks of the pack is made and thrown away while the host's are attached.
     unused = host.apply(Patched(loaded, None), ours, mode="bypass")
     del unused, both
     gc.collect()
     assert len(hooks(small.model.model)) == len(CHANGED), "the host's bypass went with a clone of ours"
-    assert torch.equal(sampled(host, small.model), base)
+    assert torch.equal(host.sampled(small.model), base)
     assert hooks(small.model.model) == []
 
 
@@ -411,19 +375,17 @@ def test_what_cannot_be_bypassed_is_merged_and_reported(
     assert "Save Merged Model writes" in patched.report
     merged = host.apply(small, stack_of(layers, 0.5))
     assert "Mode" not in merged.report
-    assert apart(sampled(host, patched.model), sampled(host, merged.model), base) < NEAR
+    assert apart(host.sampled(patched.model), host.sampled(merged.model), base) < NEAR
 
 
 def test_a_layer_that_enlarges_its_weight_is_merged(host: Host, small: Patched, stack_of: Write) -> None:
-    import comfy.model_management
-
     path = "input_blocks.0.0"
     larger = (320, 8, 3, 3)
     stack = stack_of({path: {**lora(larger), "reshape_weight": torch.tensor(larger)}})
     patched = host.apply(small, stack, mode="bypass")
     assert set(patched.patches) == {f"diffusion_model.{path}.weight"}
     assert "0 layers bypassed, 1 merged" in patched.report and "it enlarges its weight" in patched.report
-    comfy.model_management.load_models_gpu([patched.model])
+    load(patched.model)
     assert patched.model.get_model_object(f"diffusion_model.{path}").weight.shape == larger
     unload()
     plain = stack_of({path: lora((320, 4, 3, 3))})
@@ -435,7 +397,7 @@ def test_a_layer_that_enlarges_its_weight_is_merged(host: Host, small: Patched, 
         for (entry,), shape in ((stack, larger), (plain, (320, 4, 3, 3)))
     )
     base = small.model.model_state_dict()[f"{key}.weight"].double()
-    comfy.model_management.load_models_gpu([after.model])
+    load(after.model)
     live = after.model.get_model_object(key).weight.detach().double()
     torch.testing.assert_close(live[:, :4], base + first[:, :4] + second, rtol=0, atol=2e-3)
     torch.testing.assert_close(live[:, 4:], first[:, 4:], rtol=0, atol=2e-3)
@@ -456,20 +418,9 @@ def test_where_there_is_no_memory_to_read_a_weight_the_error_names_it(
 
     monkeypatch.setattr(door(host).HostReader, "weight", weight)
     with pytest.raises(torch.cuda.OutOfMemoryError, match=r"diffusion_model\..*no memory to read.*MB"):
-        sampled(host, patched.model)
+        host.sampled(patched.model)
     monkeypatch.undo()
-    assert hooks(small.model.model) == [] and torch.equal(sampled(host, small.model), base)
-
-
-def patcher(device: str = "cpu", **layers: Any) -> Any:
-    """The host's patcher for a device, on a model of these layers under `diffusion_model`."""
-    from comfy.model_patcher import ModelPatcher
-
-    model = torch.nn.Module()
-    model.diffusion_model = torch.nn.Module()
-    for name, layer in layers.items():
-        setattr(model.diffusion_model, name, layer)
-    return ModelPatcher(model, load_device=torch.device(device), offload_device=torch.device("cpu"))
+    assert hooks(small.model.model) == [] and torch.equal(host.sampled(small.model), base)
 
 
 def test_parameters_of_their_own_and_embeddings_are_merged(host: Host, stack_of: Write) -> None:
@@ -480,13 +431,13 @@ def test_parameters_of_their_own_and_embeddings_are_merged(host: Host, stack_of:
     """
     import comfy.ops
 
-    model = patcher(
+    model = model_of(
         table=comfy.ops.manual_cast.Embedding(24, 16),
         pos_embed=torch.nn.Parameter(torch.zeros(24, 16)),
         lm_head=comfy.ops.manual_cast.Linear(16, 24),
     )
     layers = {"table": lora((24, 16)), "lm_head": lora((24, 16)), "pos_embed": {"diff": torch.ones(24, 16)}}
-    patched = host.apply(Patched(model, None), stack_of(layers), mode="bypass")
+    patched = host.apply(model, stack_of(layers), mode="bypass")
     assert "0 layers bypassed, 3 merged" in patched.report and len(patched.patches) == 3
     for reason in (
         "of class Embedding, not a linear layer or a convolution (diffusion_model.table)",
@@ -504,7 +455,7 @@ def packed(host: Host) -> Iterator[Patched]:
     for name, layer in LAYERS.items():
         tensors |= quantised(host, name, tensors.pop(f"{layer}.weight"), f"{layer}.weight")
     save_file(tensors, path)
-    yield Patched(host.nodes.UNETLoader().load_unet(path.name, "default")[0], None)
+    yield host.unet(path.name)
     path.unlink()
 
 
@@ -527,7 +478,7 @@ def with_exact_changes(host: Host, patched: Patched, stack: Any) -> Tensor:
             return y + functional.linear(args[0], change)
 
         handles.append(module.register_forward_hook(add))
-    latent = sampled(host, patched.model)
+    latent = host.sampled(patched.model)
     for handle in handles:
         handle.remove()
     return latent
@@ -552,10 +503,10 @@ def test_on_quantised_layers_auto_adds_the_exact_change(
     )
     assert f"1 bypassed: {nvfp4}" in patched.report
     assert f"{len(PLAIN)} merged: kept as plain floats" in patched.report
-    base = sampled(host, packed.model)
+    base = host.sampled(packed.model)
     exact = with_exact_changes(host, packed, stack)
-    error = apart(sampled(host, patched.model), exact, base)
-    merged = apart(sampled(host, host.apply(packed, stack).model), exact, base)
+    error = apart(host.sampled(patched.model), exact, base)
+    merged = apart(host.sampled(host.apply(packed, stack).model), exact, base)
     print(f"{kind}: {error:.1e} of the effect; merged {merged:.1e}")
     assert error < bound < merged
     unload()
@@ -583,8 +534,8 @@ def test_auto_bypasses_where_the_host_would_merge_in_every_pass(
         # Too little memory, or the user's setting of low VRAM.
         monkeypatch.setattr(management, "get_total_memory", lambda *_: total)
         monkeypatch.setattr(management, "vram_state", state)
-        model = patcher(device, x=comfy.ops.manual_cast.Linear(16, 24))
-        return host.apply(Patched(model, None), stack, mode="auto").report
+        model = model_of(device, x=comfy.ops.manual_cast.Linear(16, 24))
+        return host.apply(model, stack, mode="auto").report
 
     states = management.VRAMState
     for found in (report("cuda", 1 << 30, states.LOW_VRAM), report("cuda", 1000, states.NORMAL_VRAM)):
@@ -615,48 +566,10 @@ def test_a_weight_that_its_model_uses_without_the_layer_is_merged(host: Host, st
 
     stack = stack_of({f"mlp.{name}": lora((16, 16)) for name in ("fc1", "fc2")})
     for mode in ("bypass", "auto"):
-        patched = host.apply(Patched(patcher(mlp=MLP()), None), stack, mode=mode)
+        patched = host.apply(model_of(mlp=MLP()), stack, mode=mode)
         assert list(patched.patches) == ["diffusion_model.mlp.fc2.weight"]
         assert "1 layer bypassed, 1 merged" in patched.report
         assert "without calling the layer (diffusion_model.mlp.fc2)" in patched.report
-
-
-class GgufLikeTensor(torch.Tensor):
-    """Packed data that claim another shape and have a type with a name, as ComfyUI-GGUF's tensors do."""
-
-    tensor_type = SimpleNamespace(name="Q4_K")
-
-    @property
-    def shape(self) -> torch.Size:
-        rows, columns = torch.Tensor.size(self)
-        return torch.Size((rows, columns - 1))
-
-
-def gguf_like(rows: Tensor) -> Any:
-    """A stand-in for ComfyUI-GGUF's layer, because ComfyUI-GGUF is not installed for tests.
-
-    The layer is the host's `Linear` with a `cast_bias_weight` of its own that unpacks in every pass. It has
-    what the pack uses of ComfyUI-GGUF's layer, and nothing else.
-    """
-    import comfy.ops
-
-    class Linear(comfy.ops.manual_cast.Linear):
-        def cast_bias_weight(
-            self, x: Any = None, dtype: Any = None, device: Any = None, bias_dtype: Any = None
-        ) -> tuple[Tensor, Tensor]:
-            packed = self.weight.as_subclass(Tensor)
-            # The first byte of a row is there only so that the data have another shape than the weight.
-            weight = (packed[:, 1:].float() - 128) / 256
-            dtype = dtype or x.dtype
-            return weight.to(dtype), self.bias.to(dtype)
-
-        def forward_comfy_cast_weights(self, x: Tensor) -> Tensor:
-            return functional.linear(x, *self.cast_bias_weight(x))
-
-    layer = Linear(rows.shape[1] - 1, len(rows))
-    layer.bias = torch.nn.Parameter(torch.randn(len(rows)), requires_grad=False)
-    layer.weight = torch.nn.Parameter(rows.as_subclass(GgufLikeTensor), requires_grad=False)
-    return layer
 
 
 @pytest.mark.parametrize("kind", ["lora-bias", "lora-dora-out", "oft", "boft"])
@@ -668,7 +581,7 @@ def test_a_layer_of_the_kind_of_ggufs_is_bypassed(host: Host, stack_of: Write, k
     rows = torch.randint(0, 256, (24, 17), dtype=torch.uint8)
     layer = gguf_like(rows)
     stack = stack_of({"x": tensors}, 0.5)
-    patched = host.apply(Patched(patcher(x=layer), None), stack, mode=mode)
+    patched = host.apply(model_of(x=layer), stack, mode=mode)
     assert not patched.patches and "1 layer bypassed, 0 merged" in patched.report
     assert ("kept as GGUF Q4_K, and a merge would be added again in every step" in patched.report) is (
         mode == "auto"
@@ -691,14 +604,14 @@ def test_a_layer_of_the_kind_of_ggufs_is_bypassed(host: Host, stack_of: Write, k
     with pytest.raises(
         host.ops.LycorisError, match=r"diffusion_model\.x\.weight.*uint8.*GgufLikeTensor.*bypass"
     ):
-        host.apply(Patched(patcher(x=layer), None), stack)
+        host.apply(model_of(x=layer), stack)
 
 
 def test_nodes_in_a_row_on_a_layer_of_the_kind_of_ggufs(host: Host, stack_of: Write) -> None:
     """The weight is unpacked and changed by one node after the other in each pass."""
     layer = gguf_like(torch.randint(0, 256, (24, 17), dtype=torch.uint8))
     weight, bias = (layer.weight.as_subclass(Tensor)[:, 1:].double() - 128) / 256, layer.bias.double()
-    patched = Patched(patcher(x=layer), None)
+    patched = model_of(x=layer)
     for kind in ("lora-dora-out", "oft", "lora-dora-out"):
         stack = stack_of({"x": kinds((24, 16))[kind]}, 0.5)
         patched = host.apply(patched, stack, mode="auto")
@@ -729,18 +642,14 @@ def test_where_a_layer_fails_while_it_is_loaded_no_hook_stays(
 
     monkeypatch.setattr(host.ops.Bypass, "meet", meet)
     with pytest.raises(KeyboardInterrupt):
-        sampled(host, patched.model)
+        host.sampled(patched.model)
     assert len(calls) == 3 and hooks(small.model.model) == []
     monkeypatch.undo()
-    assert torch.equal(sampled(host, small.model), base)
-    assert not torch.equal(sampled(host, patched.model), base)
+    assert torch.equal(host.sampled(small.model), base)
+    assert not torch.equal(host.sampled(patched.model), base)
 
 
 # Schedules.
-
-
-def scheduled(host: Host, stack: Any, curve: str, **options: Any) -> Any:
-    return host.run("LycorisSchedule", stack, curve, **options)[0]
 
 
 # As the host runs nodes. Older hosts cannot round to float8 beside gradients.
@@ -775,17 +684,17 @@ def test_a_constant_schedule_is_the_merge_and_zero_is_the_base(
     host: Host, small: Patched, base: Tensor, stack_of: Write
 ) -> None:
     stack = stack_of(of_kind("oft") | of_kind("lora-bias", CHANGED[:3]), 0.5)
-    merged = sampled(host, host.apply(small, stack).model)
-    constant = host.apply(small, scheduled(host, stack, "constant 1"))
+    merged = host.sampled(host.apply(small, stack).model)
+    constant = host.apply(small, host.scheduled(stack, "constant 1"))
     assert not constant.patches and "its strength follows a schedule" in constant.report
-    assert apart(sampled(host, constant.model), merged, base) < NEAR
-    nothing = host.apply(small, scheduled(host, stack, "0:0, 1:0"))
-    assert torch.equal(sampled(host, nothing.model), base)
+    assert apart(host.sampled(constant.model), merged, base) < NEAR
+    nothing = host.apply(small, host.scheduled(stack, "0:0, 1:0"))
+    assert torch.equal(host.sampled(nothing.model), base)
     # Two in a row multiply.
-    twice = scheduled(host, scheduled(host, stack, "0.5"), "constant 2")
-    assert apart(sampled(host, host.apply(small, twice).model), merged, base) < NEAR
+    twice = host.scheduled(host.scheduled(stack, "0.5"), "constant 2")
+    assert apart(host.sampled(host.apply(small, twice).model), merged, base) < NEAR
     with pytest.raises(host.ops.ScheduleError, match="there is no curve"):
-        scheduled(host, stack, "# mid = linear\n")
+        host.scheduled(stack, "# mid = linear\n")
 
 
 def test_a_schedule_is_followed_step_by_step_on_both_clocks(
@@ -796,10 +705,10 @@ def test_a_schedule_is_followed_step_by_step_on_both_clocks(
     merged, base = host.apply(small, stack).model, small.model
     plain = in_steps(host, (base, 4))
     wanted = in_steps(host, (merged, 2), (base, 2))
-    early = host.apply(small, scheduled(host, stack, "off after 0.5", clock="steps")).model
+    early = host.apply(small, host.scheduled(stack, "off after 0.5", clock="steps")).model
     assert apart(in_steps(host, (early, 4)), wanted, plain) < NEAR
     # The four steps of this scheduler are at about 0, 0.26, 0.53 and 0.79 of the diffusion.
-    by_diffusion = host.apply(small, scheduled(host, stack, "off after 0.5")).model
+    by_diffusion = host.apply(small, host.scheduled(stack, "off after 0.5")).model
     assert apart(in_steps(host, (by_diffusion, 4)), wanted, plain) < NEAR
     # A run that begins in the middle: by its own steps the first half is on, by the diffusion nothing is.
     late = {"of": 8, "first": 4}
@@ -813,7 +722,7 @@ def test_blocks_and_several_nodes_have_schedules_of_their_own(
 ) -> None:
     one, other = stack_of(of_kind("lora-bias"), 0.5), stack_of(of_kind("oft"), 0.5)
     plain = in_steps(host, (small.model, 2), of=2)
-    by_block = scheduled(host, one, "constant 1\nout.* = off after 0.5", clock="steps")
+    by_block = host.scheduled(one, "constant 1\nout.* = off after 0.5", clock="steps")
     without = host.run("LycorisWeightBlocks", one, "out.* = 0")[0]
     wanted = in_steps(host, (host.apply(small, one).model, 1), (host.apply(small, without).model, 1), of=2)
     assert apart(in_steps(host, (host.apply(small, by_block).model, 2), of=2), wanted, plain) < NEAR
@@ -821,8 +730,8 @@ def test_blocks_and_several_nodes_have_schedules_of_their_own(
     both = chain(
         host,
         small,
-        (scheduled(host, one, "off after 0.5", clock="steps"), "merge"),
-        (scheduled(host, other, "on after 0.5", clock="steps"), "merge"),
+        (host.scheduled(one, "off after 0.5", clock="steps"), "merge"),
+        (host.scheduled(other, "on after 0.5", clock="steps"), "merge"),
     )
     wanted = in_steps(host, (host.apply(small, one).model, 1), (host.apply(small, other).model, 1), of=2)
     assert apart(in_steps(host, (both.model, 2), of=2), wanted, plain) < NEAR
@@ -846,7 +755,7 @@ def short(
         yield small
         assert small.model.model.model_lowvram
     elif request.param == "float8":
-        yield Patched(host.nodes.UNETLoader().load_unet("for_bypass.safetensors", "fp8_e4m3fn")[0], None)
+        yield host.unet("for_bypass.safetensors", "fp8_e4m3fn")
     else:
         yield request.getfixturevalue("packed")
     unload()
@@ -885,7 +794,7 @@ def test_two_schedules_with_block_rules_on_a_base_that_takes_less_memory(
         on,
         both(
             *(
-                scheduled(host, weighted(stack, 1, 1), curve, clock="steps")
+                host.scheduled(weighted(stack, 1, 1), curve, clock="steps")
                 for stack, curve in zip((one, other), curves, strict=True)
             )
         ),
@@ -903,24 +812,23 @@ def test_what_can_only_be_merged_takes_the_mean_of_its_schedule(
     host: Host, small: Patched, base: Tensor, stack_of: Write
 ) -> None:
     stack = stack_of({NORM: {"w_norm": torch.ones(320)}, **of_kind("lora-bias", CHANGED[:1])}, 1.0)
-    found = host.apply(small, scheduled(host, stack, "linear 0 1"), strict=False)
+    found = host.apply(small, host.scheduled(stack, "linear 0 1"), strict=False)
     assert "the mean of its schedule" in found.report and "1 merged" in found.report
     halved = host.run("LycorisWeightBlocks", stack, f"diffusion_model.{NORM} = 0.5")[0]
     assert (
         apart(
-            sampled(
-                host,
+            host.sampled(
                 host.apply(
-                    small, scheduled(host, stack, f"1\ndiffusion_model.{NORM} = 0.5"), strict=False
+                    small, host.scheduled(stack, f"1\ndiffusion_model.{NORM} = 0.5"), strict=False
                 ).model,
             ),
-            sampled(host, host.apply(small, halved).model),
+            host.sampled(host.apply(small, halved).model),
             base,
         )
         < NEAR
     )
     with pytest.raises(Exception, match="cannot follow a schedule, and strict is on"):
-        host.apply(small, scheduled(host, stack, "linear 0 1"), strict=True)
+        host.apply(small, host.scheduled(stack, "linear 0 1"), strict=True)
 
 
 def test_curves_of_the_host_and_bad_curves(host: Host, stack_of: Write) -> None:
@@ -934,7 +842,7 @@ def test_curves_of_the_host_and_bad_curves(host: Host, stack_of: Write) -> None:
         else:
             wanted = CurveInput.from_raw({"points": points, "interpolation": name})
         for value in filter(None, ({"points": points, "interpolation": name}, wanted)):
-            (entry,) = scheduled(host, stack, "", points=value)
+            (entry,) = host.scheduled(stack, "", points=value)
             curve = entry.schedule.stages[0][0].timing.curve
             for time in (0.0, 0.1, 0.3, 0.55, 0.9, 1.0):
                 if wanted is not None:
@@ -945,16 +853,16 @@ def test_curves_of_the_host_and_bad_curves(host: Host, stack_of: Write) -> None:
         ("in.4 = no", "line 1"),
     ):
         with pytest.raises(Exception, match=said):
-            scheduled(host, stack, curve)
+            host.scheduled(stack, curve)
     with pytest.raises(Exception, match="cannot be read"):
-        scheduled(host, stack, "", points=3)
+        host.scheduled(stack, "", points=3)
 
 
 def test_moments_are_the_hosts_own_percents(host: Host, small: Patched) -> None:
     """`percent_to_sigma` of what is found gives the sigma again, for samplings of every kind."""
     import comfy.model_sampling as kinds_of_sampling
 
-    moment_of = importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.apply.moments").moment_of
+    moment_of = host.module("lycoris_nodes.apply.moments").moment_of
     made = [
         small.model.model.model_sampling,
         kinds_of_sampling.ModelSamplingDiscreteFlow(),

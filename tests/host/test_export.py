@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,23 +19,6 @@ NEAR = 1e-3
 """The largest error of a latent, as a share of the effect of the adapters."""
 BLEND = (("lora", 0.8, 0.7), ("loha", -0.5, 0.6), ("lokr", 1.2, -0.9))
 """(recipe, model strength, text-encoder strength) of a stack."""
-
-
-@pytest.fixture
-def exported(host: Host) -> Iterator[Callable[..., Path]]:
-    """Run Save Merged Model, and return the file that it wrote. The file is removed after the test."""
-    written: list[Path] = []
-
-    def save(base: str, stack: object, dtype: str = "as in the file") -> Path:
-        folder = base.partition("/")[0]
-        (report,) = host.run("LycorisSaveCheckpoint", base, stack, f"{folder}/exported", dtype, strict=False)
-        written.append(host.written(report))
-        assert written[-1].is_relative_to(host.base / "output" / folder)
-        return written[-1]
-
-    yield save
-    for path in written:
-        path.unlink()
 
 
 def test_a_number_that_another_program_takes_meanwhile_is_not_written_over(

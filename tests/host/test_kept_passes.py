@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from hosting import Host, Patched
-from test_bypass_mode import scheduled
-from trainable import patcher, tiny
+from hosting import Host, Patched, patcher
+from trainable import tiny
 
 from tests.harness import zoo
 
@@ -47,7 +46,7 @@ def test_a_text_that_was_seen_with_other_weights_is_seen_anew(host: Host, mode: 
     assert torch.equal(sampled(base, fresh=False), plain)
     assert torch.equal(sampled(changed, fresh=False), other)
     assert torch.equal(sampled(base, fresh=False), plain)
-    later = scheduled(host, stack, "0:1, 1:0", clock="steps")
+    later = host.scheduled(stack, "0:1, 1:0", clock="steps")
     followed = host.apply(Patched(base, None), later, mode="bypass", clip=False).model
     found = sampled(followed, fresh=False)
     handle = model.diffusion_model.register_forward_pre_hook(lambda module, given: module.clear_kv_cache())

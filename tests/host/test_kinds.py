@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from hosting import Host, Patched
+from hosting import Host, Patched, calculated, in_low_vram, load, loaded_by_the_host, unload
 from kinds import KINDS, Tensors, kinds, loha, lokr, lora, rand
 from safetensors.torch import save_file
 from torch import Tensor
 
+pytestmark = pytest.mark.host
 LORAS = "loras"
 
 LINEAR = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_out.0"
@@ -26,9 +27,7 @@ FILE = "kinds_under_test.safetensors"
 @pytest.fixture(autouse=True)
 def nothing_loaded(host: Host) -> None:
     """Unload all models. Clones share their weights, which an earlier test may have patched."""
-    import comfy.model_management
-
-    comfy.model_management.unload_all_models()
+    unload()
 
 
 def write(host: Host, layers: dict[str, Tensors]) -> Path:
@@ -50,13 +49,6 @@ def applied(
     return host.apply(plain, stack)
 
 
-def calculated(patched: Patched, key: str, weight: Tensor) -> Tensor:
-    """Call the pack's patch as the host does, on a copy of the weight."""
-    import comfy.lora
-
-    return comfy.lora.calculate_weight(patched.patches[key], weight.clone(), key)
-
-
 def expected(host: Host, key: str, weight: Tensor, tensors: Tensors, strength: float) -> Tensor:
     """The exact weight or bias, in float64, from the library's layer alone.
 
@@ -67,7 +59,6 @@ def expected(host: Host, key: str, weight: Tensor, tensors: Tensors, strength: f
     return weight.double() + strength * host.ops.Part(layer, parameter=parameter).delta(weight.double())
 
 
-@pytest.mark.host
 @pytest.mark.parametrize("path", [LINEAR, CONV], ids=["linear", "conv2d"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_on_every_path_of_the_host(host: Host, plain: Patched, kind: str, path: str) -> None:
@@ -75,8 +66,6 @@ def test_every_kind_on_every_path_of_the_host(host: Host, plain: Patched, kind: 
 
     The patched weight must be exact in float32, and one rounding from the exact one in 16 bits.
     """
-    from comfy.model_patcher import LowVramPatch
-
     tensors = kinds(shape_of(plain, path))[kind]
     patched = applied(host, plain, {path: tensors}, 0.7)
     keys = [f"{path}.weight"]
@@ -86,45 +75,35 @@ def test_every_kind_on_every_path_of_the_host(host: Host, plain: Patched, kind: 
     for key in keys:
         weight = plain.model.model_state_dict()[key].float()
         exact = expected(host, key, weight, tensors, 0.7)
-        found = calculated(patched, key, weight)
+        found = calculated(patched.patches, key, weight)
         assert found.dtype == torch.float32
         assert (found.double() - exact).abs().max() < 16 * torch.finfo(torch.float32).eps * exact.abs().max()
         assert (exact - weight).norm() > 1e-3 * weight.norm()
         for dtype in (torch.bfloat16, torch.float16):
-            # What the host calls in a forward pass where it is short of memory.
-            low = LowVramPatch(key, patched.model.patches)
-            if hasattr(low, "memory_required"):
-                low.prepare(torch.empty(low.memory_required(), dtype=torch.uint8), None)
             narrow = weight.to(dtype)
             exact = expected(host, key, narrow, tensors, 0.7)
-            error = (low(narrow.clone()).double() - exact).abs()
+            error = (in_low_vram(patched, key)(narrow.clone()).double() - exact).abs()
             half_ulp = torch.finfo(dtype).eps / 2 * exact.abs()
             assert (error <= half_ulp + 1e-5 * exact.abs().max()).all()
 
 
-@pytest.mark.host
 def test_a_norms_weight_and_bias_are_changed_and_given_back(host: Host, plain: Patched) -> None:
-    import comfy.model_management
-
     size = shape_of(plain, NORM)
     layer = {"w_norm": rand(*size), "b_norm": rand(*size)}
     patched = applied(host, plain, {NORM: layer}, -0.5)
     state = plain.model.model_state_dict()
     before = {key: state[key].clone() for key in (f"{NORM}.weight", f"{NORM}.bias")}
-    comfy.model_management.load_models_gpu([patched.model])
+    load(patched.model)
     live = patched.model.model_state_dict()
     for key, name in ((f"{NORM}.weight", "w_norm"), (f"{NORM}.bias", "b_norm")):
         torch.testing.assert_close(live[key].float(), before[key].float() - 0.5 * layer[name])
-    comfy.model_management.unload_all_models()
+    unload()
     after = plain.model.model_state_dict()
     assert all(torch.equal(after[key], weight) for key, weight in before.items())
 
 
-@pytest.mark.host
 def test_a_weight_is_enlarged_in_the_loaded_model_and_comes_back(host: Host, plain: Patched) -> None:
     """Control models with more input channels need larger weights."""
-    import comfy.model_management
-
     path = "diffusion_model.input_blocks.0.0"
     out, inputs, *kernel = shape_of(plain, path)
     larger = (out, 2 * inputs, *kernel)
@@ -132,25 +111,15 @@ def test_a_weight_is_enlarged_in_the_loaded_model_and_comes_back(host: Host, pla
     patched = applied(host, plain, {path: layer}, 1.0)
     key = f"{path}.weight"
     before = plain.model.model_state_dict()[key].clone()
-    comfy.model_management.load_models_gpu([patched.model])
+    load(patched.model)
     live = patched.model.model_state_dict()[key]
     delta = (layer["lora_up.weight"].flatten(1) @ layer["lora_down.weight"].flatten(1)).view(larger)
     wanted = torch.cat([before.float(), torch.zeros(out, inputs, *kernel)], 1) + delta
     torch.testing.assert_close(live.float(), wanted)
-    comfy.model_management.unload_all_models()
+    unload()
     assert torch.equal(plain.model.model_state_dict()[key], before)
 
 
-def by_the_host(plain: Patched, path: Path, strength: float) -> Any:
-    """The model to which the host's own loader has applied the file."""
-    import comfy.sd
-    import comfy.utils
-
-    tensors = comfy.utils.load_torch_file(str(path), safe_load=True)
-    return comfy.sd.load_lora_for_models(plain.model, None, tensors, strength, 0.0)[0]
-
-
-@pytest.mark.host
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 @pytest.mark.parametrize("make", [lora, loha, lokr], ids=["lora", "loha", "lokr"])
 @pytest.mark.parametrize("path", [LINEAR, CONV], ids=["linear", "conv2d"])
@@ -167,8 +136,8 @@ def test_dora_as_the_host_computes_it_can_be_had(
     output = {**make(shape), "dora_scale": 1 + torch.rand(shape[0], *[1 for _ in shape[1:]])}
     inputs = {**make(shape), "dora_scale": 1 + torch.rand(1, shape[1], *[1 for _ in shape[2:]])}
     for layer, dora, same in ((output, "host", True), (output, "paper", False), (inputs, "paper", True)):
-        ours = calculated(applied(host, plain, {path: layer}, strength, dora=dora), key, weight)
-        theirs = by_the_host(plain, host.base / "models" / LORAS / FILE, strength)
-        found = calculated(Patched(theirs, None), key, weight)
+        ours = calculated(applied(host, plain, {path: layer}, strength, dora=dora).patches, key, weight)
+        theirs = loaded_by_the_host(plain, host.base / "models" / LORAS / FILE, strength)
+        found = calculated(theirs.patches, key, weight)
         effect = (found - weight).norm()
         assert bool((ours - found).norm() < 1e-4 * effect) is same

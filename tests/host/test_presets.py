@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hosting import Host, Patched
+from hosting import Host, Patched, patcher
 from torch import nn
-from trainable import module, patcher, tiny
+from trainable import module, tiny
 
 from tests.harness import dialects, encoder_names, zoo
 from tests.harness.inputs import INPUTS

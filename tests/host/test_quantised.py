@@ -11,74 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-from hosting import STEPS, Host, Patched
+from hosting import STEPS, Host, Patched, load, model_of, unload
+from kinds import lora
+from packed import LAYERS, PLAIN, assert_same, bits, door, float_unet, module, packed, quantised
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.harness.allocations import MemoryRunsOut
-from tests.harness.base import UNET, generate, unet_layout
+from tests.harness.base import UNET, unet_layout
 
 pytestmark = pytest.mark.host
 NEAR = 1e-3
 """The largest error of a latent, as a share of the effect of the adapter."""
-
-FORMATS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "fp8": ("float8_e4m3fn", {}, {}),
-    "fp8 e5m2": ("float8_e5m2", {}, {}),
-    "nvfp4": ("nvfp4", {}, {}),
-    "mxfp8": ("mxfp8", {}, {}),
-    "int8": ("int8_tensorwise", {}, {}),
-    "int8 by rows": ("int8_tensorwise", {"per_channel": True}, {}),
-    "int8 rotated": (
-        "int8_tensorwise",
-        {"per_channel": True, "convrot": True, "convrot_groupsize": 64},
-        {"convrot": True, "convrot_groupsize": 64},
-    ),
-    "int4 rotated": ("convrot_w4a4", {}, {}),
-}
-"""By name: the format, the options with which the host quantises to it, and what a file must say of it."""
-
-BLOCK = "input_blocks.1.1.transformer_blocks.0"
-LAYERS = {
-    "fp8": f"{BLOCK}.attn1.to_q",
-    "fp8 e5m2": f"{BLOCK}.attn1.to_k",
-    "nvfp4": f"{BLOCK}.attn1.to_v",
-    "mxfp8": f"{BLOCK}.attn1.to_out.0",
-    "int8": f"{BLOCK}.attn2.to_q",
-    "int8 by rows": f"{BLOCK}.ff.net.0.proj",
-    "int8 rotated": f"{BLOCK}.ff.net.2",
-    "int4 rotated": "input_blocks.1.0.emb_layers.1",
-}
-"""One linear layer of the model for every format."""
-
-PLAIN = "input_blocks.1.0.in_layers.2", f"{BLOCK}.attn2.to_v"
-"""A convolution and a linear layer that stay plain floats. The adapter changes them as well."""
-
-
-def float_unet() -> dict[str, Tensor]:
-    """The smallest UNet in SD1.5's layout, 26 M parameters."""
-    generator = torch.Generator().manual_seed(0)
-    layout = unet_layout((1,), 1)
-    return {
-        name: torch.cat(list(generate(init, generator))).view(init.shape).half()
-        for name, init in layout.items()
-    }
-
-
-def quantised(host: Host, name: str, weight: Tensor, key: str) -> dict[str, Tensor]:
-    """The tensors in which the host's own code stores the weight."""
-    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
-
-    kind, options, said = FORMATS[name]
-    if kind not in QUANT_ALGOS:
-        pytest.skip(f"this host has no {kind}")
-    packed = QuantizedTensor.from_float(
-        weight.float(), QUANT_ALGOS[kind]["comfy_tensor_layout"], scale="recalculate", **options
-    )
-    mark = json.dumps({"format": kind, **said}).encode()
-    layer = key.removesuffix(".weight")
-    tensors = {**packed.state_dict(key), f"{layer}.comfy_quant": torch.tensor(list(mark), dtype=torch.uint8)}
-    return {key: tensor.clone() for key, tensor in tensors.items()}
 
 
 @pytest.fixture(scope="module")
@@ -119,36 +63,9 @@ def adapter(host: Host) -> Iterator[str]:
 @pytest.fixture
 def model(host: Host, source: str) -> Iterator[Patched]:
     """The model that the host loads from the file."""
-    import comfy.model_management
 
-    yield Patched(host.nodes.UNETLoader().load_unet(source, "default")[0], None)
-    comfy.model_management.unload_all_models()
-
-
-def door(host: Host) -> Any:
-    """The pack's door to the weights of the host's models."""
-    return importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.host.weights")
-
-
-def module(patched: Patched, layer: str) -> Any:
-    return patched.model.get_model_object(f"diffusion_model.{layer}")
-
-
-def bits(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-
-
-def packed(weight: Any) -> dict[str, Tensor]:
-    """Copies of the tensors of which a quantised weight consists."""
-    return {key: tensor.clone() for key, tensor in weight.state_dict("weight").items()}
-
-
-def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Assert that two sets of tensors are equal byte by byte."""
-    assert found.keys() == wanted.keys()
-    for key, tensor in wanted.items():
-        assert found[key].dtype == tensor.dtype and found[key].shape == tensor.shape
-        assert torch.equal(bits(found[key]), bits(tensor)), key
+    yield host.unet(source)
+    unload()
 
 
 def dequantised(patched: Patched, layer: str) -> Tensor:
@@ -161,17 +78,6 @@ def wanted_values(host: Host, patched: Patched, stack: Any, layer: str) -> Tenso
     (entry,) = stack
     (name,) = (name for name in entry.adapter.layers if name.endswith(layer))
     return host.ops.patch_(dequantised(patched, layer), [(entry.adapter.layers[name], entry.strength)])
-
-
-def latent(host: Host, patched: Patched) -> Tensor:
-    """The latent that KSampler makes from a random conditioning."""
-    generator = torch.Generator().manual_seed(3)
-    condition = [[torch.randn(1, 77, 768, generator=generator), {}]]
-    (empty,) = host.nodes.EmptyLatentImage().generate(128, 128)
-    (sampled,) = host.nodes.KSampler().sample(
-        patched.model, 7, STEPS, 1.0, "euler", "normal", condition, condition, empty
-    )
-    return sampled["samples"].clone()
 
 
 def test_shapes_are_those_of_the_weights_and_not_of_their_data(host: Host, model: Patched) -> None:
@@ -204,14 +110,14 @@ def test_a_loaded_weight_is_what_the_host_makes_of_the_exact_sum(
     for layer, exact in values.items():
         seed = comfy.utils.string_to_seed(f"diffusion_model.{layer}.weight")
         wanted[layer] = packed(module(model, layer).set_weight(exact.clone(), seed=seed, return_weight=True))
-    comfy.model_management.load_models_gpu([patched.model])
+    load(patched.model)
     for name, layer in LAYERS.items():
         assert_same(packed(module(patched, layer).weight), wanted[layer])
         found, base = dequantised(patched, layer), values[layer]
         error = ((found - base).norm() / base.norm()).item()
         print(f"{name}: {error:.3f} of the weight, by rounding")
         assert error < 0.25 and not torch.equal(bits(wanted[layer]["weight"]), bits(before[layer]["weight"]))
-    comfy.model_management.unload_all_models()
+    unload()
     for layer, tensors in before.items():
         assert_same(packed(module(model, layer).weight), tensors)
 
@@ -237,21 +143,6 @@ def test_in_low_vram_the_layer_multiplies_with_the_exact_sum(
             assert (error.abs() / scale).max() < 3 * torch.finfo(dtype).eps, name
     finally:
         patched.model.unpatch_model()
-
-
-@pytest.fixture
-def exported(host: Host) -> Iterator[Callable[..., Path]]:
-    """Run Save Merged Model, and return the file that it wrote. The file is removed after the test."""
-    written: list[Path] = []
-
-    def save(base: str, stack: object, dtype: str = "as in the file") -> Path:
-        (report,) = host.run("LycorisSaveCheckpoint", base, stack, "quantised/out", dtype, strict=False)
-        written.append(host.written(report))
-        return written[-1]
-
-    yield save
-    for path in written:
-        path.unlink()
 
 
 def test_a_quantised_weight_without_its_scale_is_named(
@@ -282,7 +173,6 @@ def test_a_file_holds_what_the_live_model_does(
 
     A file may say in tensors or in its metadata how its weights are quantised.
     """
-    import comfy.model_management
 
     stack = host.stack((adapter, 0.8, 0.0))
     prefix = UNET if place == "checkpoints" else ""
@@ -299,7 +189,7 @@ def test_a_file_holds_what_the_live_model_does(
     merged = load_file(exported(f"{place}/{path.name}", stack))
     assert merged.keys() == tensors.keys()
     patched = host.apply(model, stack)
-    comfy.model_management.load_models_gpu([patched.model])
+    load(patched.model)
     for layer in LAYERS.values():
         own = {key: merged[f"{prefix}{layer}.{key}"] for key in packed(module(patched, layer).weight)}
         assert_same(own, packed(module(patched, layer).weight))
@@ -349,10 +239,10 @@ def test_the_exported_file_gives_the_live_latent(
     # Where the host's loader finds it; the fixture removes a file of the old name.
     path.replace(again)
     path.touch()
-    live = latent(host, host.apply(model, stack))
-    unpatched = latent(host, model)
-    loaded = Patched(host.nodes.UNETLoader().load_unet(again.name, "default")[0], None)
-    found = latent(host, loaded)
+    live = host.sampled(host.apply(model, stack).model, STEPS, 128)
+    unpatched = host.sampled(model.model, STEPS, 128)
+    loaded = host.unet(again.name)
+    found = host.sampled(loaded.model, STEPS, 128)
     effect = (live - unpatched).norm()
     assert effect > 0.02 * unpatched.norm()
     print(f"{((found - live).norm() / effect).item():.2e} of the effect")
@@ -399,7 +289,6 @@ def test_older_files_keep_their_names(host: Host, adapter: str, exported: Callab
 
     Most scales are in 16 bits here. New scales must be written in float32.
     """
-    import comfy.model_management
 
     names = {f"{layer}.weight" for layer in LAYERS.values()}
     tensors: dict[str, Tensor] = {"scaled_fp8": torch.empty(0, dtype=torch.float8_e4m3fn)}
@@ -419,15 +308,15 @@ def test_older_files_keep_their_names(host: Host, adapter: str, exported: Callab
     stack = host.stack((adapter, 0.8, 0.0))
     merged = load_file(exported(f"diffusion_models/{path.name}", stack))
     assert merged.keys() == tensors.keys()
-    model = Patched(host.nodes.UNETLoader().load_unet(path.name, "default")[0], None)
+    model = host.unet(path.name)
     live = host.apply(model, stack)
-    comfy.model_management.load_models_gpu([live.model])
+    load(live.model)
     for layer in LAYERS.values():
         own = packed(module(live, layer).weight)
         scale = merged[f"{layer}.scale_weight"]
         assert torch.equal(bits(merged[f"{layer}.weight"]), bits(own["weight"]))
         assert scale.shape == (1,) and scale.dtype == torch.float32 and scale == own["weight_scale"]
-    comfy.model_management.unload_all_models()
+    unload()
     path.unlink()
 
 
@@ -459,10 +348,7 @@ def test_a_change_of_a_layer_with_a_scaled_input_is_exported_as_it_is_meant(
     merged = exported(f"diffusion_models/{path.name}", stack)
     again = path.with_name("smoothed_merged.safetensors")
     again.write_bytes(merged.read_bytes())
-    before, after = (
-        dequantised(Patched(host.nodes.UNETLoader().load_unet(file.name, "default")[0], None), SMOOTHED)
-        for file in (path, again)
-    )
+    before, after = (dequantised(host.unet(file.name), SMOOTHED) for file in (path, again))
     (entry,) = stack
     (layer,) = (entry.adapter.layers[name] for name in entry.adapter.layers if name.endswith(SMOOTHED))
     exact = host.ops.patch_(before * factors, [(layer, strength)])
@@ -477,7 +363,7 @@ def test_a_change_of_a_layer_with_a_scaled_input_is_exported_as_it_is_meant(
 def test_a_layer_with_a_scaled_input_is_not_merged_into_live(
     host: Host, adapter: str, smoothed: tuple[Path, Tensor]
 ) -> None:
-    model = Patched(host.nodes.UNETLoader().load_unet(smoothed[0].name, "default")[0], None)
+    model = host.unet(smoothed[0].name)
     with pytest.raises(host.ops.LycorisError, match=f"{SMOOTHED}.*multiplies its input with.*bypass"):
         host.apply(model, host.stack((adapter, 0.8, 0.0)))
 
@@ -492,7 +378,7 @@ def test_plain_float8_weights_are_patched_in_float32_and_rounded_by_the_host(
 
     path = host.base / "models" / "diffusion_models" / "float.safetensors"
     save_file(float_unet(), path)
-    model = Patched(host.nodes.UNETLoader().load_unet(path.name, dtype)[0], None)
+    model = host.unet(path.name, dtype)
     path.unlink()
     stack = host.stack((adapter, 0.8, 0.0))
     patched = host.apply(model, stack)
@@ -508,40 +394,17 @@ def test_plain_float8_weights_are_patched_in_float32_and_rounded_by_the_host(
     assert wanted
     # The host runs every node in inference mode.
     with torch.inference_mode():
-        comfy.model_management.load_models_gpu([patched.model])
+        load(patched.model)
     for name, weight in wanted.items():
         found = module(patched, name.removeprefix("diffusion_model.")).weight
         assert found.dtype == weight.dtype and torch.equal(bits(found), bits(weight)), name
-    comfy.model_management.unload_all_models()
-
-
-def small_patcher(layer: torch.nn.Module) -> Any:
-    """The host's patcher on a model of one layer, named `diffusion_model.x`."""
-    from comfy.model_patcher import ModelPatcher
-
-    model = torch.nn.Module()
-    model.diffusion_model = torch.nn.Module()
-    model.diffusion_model.x = layer
-    cpu = torch.device("cpu")
-    return ModelPatcher(model, load_device=cpu, offload_device=cpu)
-
-
-def small_stack(host: Host, shape: tuple[int, int]) -> Iterator[Any]:
-    """Write a LoRA for the layer `diffusion_model.x`, and yield a stack with it."""
-    path = host.base / "models" / "loras" / "small.safetensors"
-    factors = {
-        "diffusion_model.x.lora_up.weight": torch.randn(shape[0], 2),
-        "diffusion_model.x.lora_down.weight": torch.randn(2, shape[1]),
-    }
-    save_file(factors, path)
-    yield host.stack((path.name, 1.0, 0.0))
-    path.unlink()
+    unload()
 
 
 @pytest.fixture
-def small(host: Host) -> Iterator[Any]:
+def small(stack_of: Callable[..., Any]) -> Any:
     """A stack with one layer, for a weight of 24 x 16 named `diffusion_model.x.weight`."""
-    yield from small_stack(host, (24, 16))
+    return stack_of({"x": lora((24, 16))})
 
 
 def test_a_quantised_embedding_is_patched_too(host: Host, small: Any) -> None:
@@ -554,7 +417,7 @@ def test_a_quantised_embedding_is_patched_too(host: Host, small: Any) -> None:
     }
     layer = comfy.ops.mixed_precision_ops(compute_dtype=torch.float32).Embedding(24, 16, dtype=torch.float32)
     layer.load_state_dict(tensors)
-    patched = host.apply(Patched(small_patcher(layer), None), small)
+    patched = host.apply(model_of(x=layer), small)
     before = layer.weight.dequantize().clone()
     (entry,) = small
     exact = host.ops.patch_(before.clone(), [(one, 1.0) for one in entry.adapter.layers.values()])
@@ -568,27 +431,6 @@ def test_a_quantised_embedding_is_patched_too(host: Host, small: Any) -> None:
     patched.model.unpatch_model()
 
 
-class PackedTensor(torch.Tensor):
-    """Packed data that claim the shape of the weight, as ComfyUI-GGUF's tensors do."""
-
-    tensor_shape = torch.Size((24, 16))
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.tensor_shape
-
-
-def test_weights_that_another_pack_packs_are_refused_by_name(host: Host, small: Any) -> None:
-    layer = torch.nn.Linear(16, 24)
-    data = torch.zeros(24, 9, dtype=torch.uint8).as_subclass(PackedTensor)
-    layer.weight = torch.nn.Parameter(data, requires_grad=False)
-    patcher = small_patcher(layer)
-    with pytest.raises(
-        host.ops.LycorisError, match=r"diffusion_model\.x\.weight.*uint8.*PackedTensor.*bypass"
-    ):
-        host.apply(Patched(patcher, None), small)
-
-
 def test_a_state_dict_may_name_what_the_model_does_not_hold(host: Host) -> None:
     """ComfyUI-GGUF adds a temporary weight to the state dict, which counts for the largest layer."""
 
@@ -597,7 +439,7 @@ def test_a_state_dict_may_name_what_the_model_does_not_hold(host: Host) -> None:
             super()._save_to_state_dict(destination, prefix, keep_vars)
             destination[prefix + "temp.weight"] = torch.empty(5, 6, device="meta")
 
-    shapes = door(host).weight_shapes(small_patcher(Layer(16, 24)))
+    shapes = door(host).weight_shapes(model_of(x=Layer(16, 24)).model)
     assert shapes["diffusion_model.x.temp.weight"] == (5, 6) and shapes["diffusion_model.x.weight"] == (
         24,
         16,
@@ -613,7 +455,7 @@ def test_where_memory_runs_out_the_model_is_as_it_was(
 
     patched = host.apply(model, host.stack((adapter, 0.8, 0.0)))
     before = {key: weight.clone() for key, weight in model.model.model_state_dict().items()}
-    unpatched = latent(host, model)
+    unpatched = host.sampled(model.model, STEPS, 128)
     real, calls = host.ops.PatchPlan.apply_, []
     buffers = importlib.import_module(f"{host.ops.__name__}.maths.scratch")
 
@@ -626,7 +468,7 @@ def test_where_memory_runs_out_the_model_is_as_it_was(
 
     monkeypatch.setattr(host.ops.PatchPlan, "apply_", apply)
     with pytest.raises(host.ops.LycorisError, match=r"diffusion_model\..*no memory.*MB.*bypass") as raised:
-        comfy.model_management.load_models_gpu([patched.model])
+        load(patched.model)
     assert str(list(calls[-1])) in str(raised.value) and raised.value.key in patched.model.patches
     assert isinstance(raised.value.__cause__, torch.cuda.OutOfMemoryError)
     # The host's own answer to such an error is to unload everything.
@@ -634,16 +476,16 @@ def test_where_memory_runs_out_the_model_is_as_it_was(
     monkeypatch.undo()
     after = model.model.model_state_dict()
     assert all(torch.equal(bits(after[key]), bits(weight)) for key, weight in before.items())
-    assert torch.equal(latent(host, model), unpatched)
-    comfy.model_management.load_models_gpu([patched.model])
-    assert not torch.equal(latent(host, patched), unpatched)
+    assert torch.equal(host.sampled(model.model, STEPS, 128), unpatched)
+    load(patched.model)
+    assert not torch.equal(host.sampled(patched.model, STEPS, 128), unpatched)
 
 
 def test_what_a_cpu_says_of_its_memory_is_understood_and_other_errors_pass(
     host: Host, small: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torch has several errors for a lack of memory, and some are known only by their text."""
-    patched = host.apply(Patched(small_patcher(torch.nn.Linear(16, 24)), None), small)
+    patched = host.apply(model_of(x=torch.nn.Linear(16, 24)), small)
     ((_, patch, *_),) = patched.model.patches["diffusion_model.x.weight"]
 
     def failing(error: Exception) -> Callable[..., Tensor]:
@@ -666,7 +508,7 @@ def test_what_a_cpu_says_of_its_memory_is_understood_and_other_errors_pass(
 
 
 def test_a_weight_without_data_is_refused_by_key_and_device(host: Host, small: Any) -> None:
-    patched = host.apply(Patched(small_patcher(torch.nn.Linear(16, 24)), None), small)
+    patched = host.apply(model_of(x=torch.nn.Linear(16, 24)), small)
     ((_, patch, *_),) = patched.model.patches["diffusion_model.x.weight"]
     weight = torch.zeros(24, 16, device="meta")
     with pytest.raises(host.ops.LayerError, match=r"diffusion_model\.x\.weight.*float32 on meta"):

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from hosting import Host, Patched
+from hosting import Host, Patched, patcher
+from packed import FORMATS, LAYERS, float_unet, gguf_like, quantised
 from safetensors.torch import save_file
-from test_bypass_mode import gguf_like
-from test_quantised import FORMATS, LAYERS, float_unet, quantised
 from torch.nn import functional
-from trainable import CPU, distance, fill, gradients, module, patcher, tiny, train, unchanged
+from trainable import CPU, distance, fill, gradients, module, tiny, train, unchanged
 
 from tests.harness.inputs import INPUTS
 
@@ -69,46 +68,6 @@ def loaded(host: Host, tensors: dict[str, torch.Tensor], dtype: str = "default")
     finally:
         comfy.model_management.unload_all_models()
         path.unlink()
-
-
-def test_a_checkpoint_is_trained_in_a_node_and_the_file_gives_what_was_trained(
-    host: Host, plain: Patched, unpatched: torch.Tensor, tmp_path: Path
-) -> None:
-    """The whole way with the library's loop, in inference mode as every node is."""
-    import comfy.model_management
-
-    training, ops = module(host, ""), host.ops
-    # What an earlier test has merged into the model is taken out of it now, and not meanwhile.
-    comfy.model_management.load_models_gpu([plain.model])
-    with torch.inference_mode(), unchanged(plain.model.model):
-        with training.opened(plain.model) as opened:
-            net = opened.adapted(rank=4, preset="attn-mlp", seed=0)
-            data = samples(training, opened.model)
-            loss = training.DiffusionLoss(session=opened, times=training.family_of(opened.model).times)
-            options = ops.TrainOptions(
-                steps=6,
-                lr=5e-3,
-                validate_every=6,
-                bar=False,
-                picture=False,
-                output=tmp_path / "trained.safetensors",
-            )
-            result = ops.train_network(net, [data], loss, options, validation=[data])
-            before, after = (value for _, value in result.history.validation)
-            assert after < 0.9 * before, result
-            x, sigma = data[0].latent.values, torch.tensor([2.0])
-            conds = module(host, "captions").joined([data[0].caption])
-            with torch.no_grad():
-                trained = opened.prediction(x, sigma, conds)
-                with net.off():
-                    base = opened.prediction(x, sigma, conds)
-        # Applied by the pack's own node, in the same session of the host.
-        stack = ops.Stack([ops.Entry(ops.load_adapter(tmp_path / "trained.safetensors"))])
-        patched = host.apply(plain, stack, mode="bypass", clip=False)
-        with training.opened(patched.model) as opened, torch.no_grad():
-            found = opened.prediction(x, sigma, conds)
-        assert (found - trained).norm() < 1e-3 * (trained - base).norm()
-        assert torch.equal(host.latent(plain), unpatched)
 
 
 def test_a_weight_that_is_cast_in_each_pass_is_not_kept_for_the_backward_pass(
@@ -349,26 +308,6 @@ def test_offloaded_layers_fetch_their_weights_again(
     monkeypatch.setattr(frozen, "lent", every_layer)
     right, layers = found()
     assert layers > 20 and distance(right, wanted) < 1e-5
-
-
-def test_a_plan_is_made_from_the_losses_of_an_open_model(host: Host) -> None:
-    training, ops = module(host, ""), host.ops
-    model = tiny("SD1.5")
-    on = patcher(model)
-    with torch.inference_mode(), unchanged(model), training.opened(on, checkpointing=True) as opened:
-        latent = training.Latent(torch.ones(1, 4, 8, 8), (torch.Size((1, 4, 8, 8)),))
-        data = [training.Sample(latent, training.caption_of(model, words(24), latent))]
-        loss = training.DiffusionLoss(session=opened, times=training.Times())
-        probed = ops.probe(
-            opened.network, [data, data], loss, preset="attn-mlp", algorithms="lora", largest=8
-        )
-        plan = ops.plan_ranks(probed, size=ops.Rank(4))
-        net = opened.adapted(plan=plan, seed=0).apply_to()
-        torch.manual_seed(0)
-        before = loss(opened.network, data)
-        before.backward()
-        assert any(float(gradient.norm()) > 0 for gradient in gradients(net))
-        assert set(net.members) <= set(probed.layers)
 
 
 def test_a_picture_is_sampled_while_a_model_is_open(

@@ -11,9 +11,8 @@ import pytest
 import torch
 from hosting import Host
 from PIL import Image
-from test_training_nodes import caption, latent, model, train  # noqa: F401
 from torch import Tensor
-from trainable import module, unchanged
+from trainable import caption, latent, module, unchanged
 
 pytestmark = pytest.mark.host
 
@@ -25,14 +24,14 @@ def data(number: int, first: int = 0) -> tuple[list[Any], list[Any]]:
     return [latent(seed) for seed in seeds], [caption(seed) for seed in seeds]
 
 
-def test_held_out_latents_are_judged_at_evenly_spaced_times(host: Host, model: Any) -> None:  # noqa: F811
+def test_held_out_latents_are_judged_at_evenly_spaced_times(host: Host, tiny_unet: Any) -> None:
     training, samples = module(host, ""), module(host, "samples")
     times: list[int] = []
 
     def seen(_: Any, args: tuple[Any, ...]) -> None:
         times.extend(args[1].round().long().tolist())
 
-    with training.opened(model) as session, torch.no_grad():
+    with training.opened(tiny_unet) as session, torch.no_grad():
         held = samples.samples_of(session, *data(3), empty=[caption(9)])
         loss = training.DiffusionLoss(session=session, times=training.Times())
         handle = session.network.register_forward_pre_hook(seen)
@@ -45,11 +44,11 @@ def test_held_out_latents_are_judged_at_evenly_spaced_times(host: Host, model: A
     assert times == [time for time in (125, 375, 625, 875) for _ in range(3)]
 
 
-def test_a_picture_that_repeats_is_converted_once(host: Host, model: Any) -> None:  # noqa: F811
+def test_a_picture_that_repeats_is_converted_once(host: Host, tiny_unet: Any) -> None:
     training, samples = module(host, ""), module(host, "samples")
     (one, two), captions = data(2)
     both, mask = {"samples": torch.cat([one["samples"], two["samples"]])}, torch.ones(1, 64, 64)
-    with training.opened(model) as session:
+    with training.opened(tiny_unet) as session:
         found = samples.samples_of(
             session, [one, both, one, both], captions[:1], masks=[mask, *[mask] * 4, 0.5 * mask]
         )
@@ -61,11 +60,11 @@ def test_a_picture_that_repeats_is_converted_once(host: Host, model: Any) -> Non
 
 def test_what_preserves_comes_as_often_as_what_is_learned(
     host: Host,
-    train: Train,  # noqa: F811
-    model: Any,  # noqa: F811
+    train: Train,
+    tiny_unet: Any,
 ) -> None:
     training, samples = module(host, ""), module(host, "samples")
-    with training.opened(model) as session:
+    with training.opened(tiny_unet) as session:
         learned = samples.samples_of(session, *data(5))
         kept = samples.samples_of(session, *data(2, 20), weight=0.25)
     for batch_size in (1, 3):
@@ -88,7 +87,7 @@ def test_what_preserves_comes_as_often_as_what_is_learned(
             train(steps=1, **inputs)
 
 
-def test_latents_of_which_no_two_have_one_size_are_said(train: Train) -> None:  # noqa: F811
+def test_latents_of_which_no_two_have_one_size_are_said(train: Train) -> None:
     latents = [latent(0), latent(1, side=16), latent(2, side=24)]
     made = train(preset="attn-only", steps=1, batch_size=2, latents=latents, positive=[caption(0)])
     words = (
@@ -97,7 +96,7 @@ def test_latents_of_which_no_two_have_one_size_are_said(train: Train) -> None:  
     assert words in " ".join(made["report"].split())
 
 
-def test_a_resumed_training_notices_other_data(host: Host, train: Train) -> None:  # noqa: F811
+def test_a_resumed_training_notices_other_data(host: Host, train: Train) -> None:
     latents, captions = data(3)
     masks = [torch.ones(1, 64, 64)]
     settings: dict[str, Any] = {"preset": "attn-only", "latents": latents, "positive": captions}
@@ -120,22 +119,24 @@ def test_a_resumed_training_notices_other_data(host: Host, train: Train) -> None
 
 def test_a_model_computes_in_the_precision_that_is_asked_for(
     host: Host,
-    train: Train,  # noqa: F811
-    model: Any,  # noqa: F811
+    train: Train,
+    tiny_unet: Any,
 ) -> None:
     seen: set[torch.dtype] = set()
     given: dict[str, Any] = {"steps": 12, "learning_rate": 2e-2, "preset": "full", "warmup": 0}
     latents, captions = data(1, 10)
     given |= {"validate_every": 12, "validation_latents": latents, "validation_positive": captions}
     whole = dict(train(**{**given, "steps": 1})["loss_map"]["validation"])
-    handle = model.model.diffusion_model.register_forward_pre_hook(lambda _, args: seen.add(args[0].dtype))
+    handle = tiny_unet.model.diffusion_model.register_forward_pre_hook(
+        lambda _, args: seen.add(args[0].dtype)
+    )
     try:
         for precision, dtype, scaled in (
             ("bf16", torch.bfloat16, ""),
             ("fp16", torch.float16, ", with a scaled loss"),
         ):
             seen.clear()
-            with unchanged(model.model):
+            with unchanged(tiny_unet.model):
                 made = train(**given, precision=precision, checkpointing="on")
             assert seen == {dtype}
             assert f"computed in {str(dtype).removeprefix('torch.')}{scaled}" in made["report"]
@@ -149,7 +150,7 @@ def test_a_model_computes_in_the_precision_that_is_asked_for(
 
 def test_samples_are_decoded_by_the_vae(
     host: Host,
-    train: Train,  # noqa: F811
+    train: Train,
     tmp_path: Path,
 ) -> None:
     vae = host.nodes.CheckpointLoaderSimple().load_checkpoint("base.safetensors")[2]
@@ -159,7 +160,7 @@ def test_samples_are_decoded_by_the_vae(
     assert pictures[0].shape == (64, 64, 3) and "are rough" not in made["report"]
 
 
-def test_dropouts_are_drawn_and_their_values_are_checked(host: Host, train: Train) -> None:  # noqa: F811
+def test_dropouts_are_drawn_and_their_values_are_checked(host: Host, train: Train) -> None:
     settings: dict[str, Any] = {"preset": "attn-only", "steps": 3, "warmup": 0, "learning_rate": 1e-2}
     plain = train(**settings)
     for name in ("input_dropout", "rank_dropout", "module_dropout"):
@@ -175,8 +176,8 @@ def test_dropouts_are_drawn_and_their_values_are_checked(host: Host, train: Trai
 
 def test_groups_are_read_as_if_they_were_none(
     host: Host,
-    train: Train,  # noqa: F811
-    model: Any,  # noqa: F811
+    train: Train,
+    tiny_unet: Any,
 ) -> None:
     flat = train(preset="attn-only", steps=1, batch_size=2, optimiser="sgd", learning_rate=0.1)
     assert ", sgd, " in flat["report"] and "batches in an epoch: 2" in flat["report"]
@@ -187,7 +188,7 @@ def test_groups_are_read_as_if_they_were_none(
 
     node = host.nodes.NODE_CLASS_MAPPINGS["LycorisTrain"]
     latents, captions = data(4)
-    given: dict[str, Any] = {"model": [model], "latents": latents, "positive": captions, "steps": [1]}
+    given: dict[str, Any] = {"model": [tiny_unet], "latents": latents, "positive": captions, "steps": [1]}
     given |= {"learning_rate": [0.1], "algorithm": ["lora"], "rank": [4], "seed": [5], "resume": [False]}
     given |= {"filename_prefix": ["loras/style"], "layers": group("layers", preset="attn-only")}
     given |= {"optimisation": group("optimisation", optimiser="sgd", batch_size=2) | {"warmup": None}}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hosting import Host, Patched
+from hosting import Host, Patched, patcher
 from torch import Tensor
-from trainable import chained, distance, fill, gradients, module, patcher, tiny, train, unchanged
+from trainable import chained, clip_with_words, distance, fill, gradients, module, tiny, train, unchanged
 
 from tests.harness import zoo
 
@@ -80,14 +79,6 @@ def test_every_encoder_gets_the_gradient_of_the_chain_rule(host: Host, name: str
         assert torch.equal(encoders.encode_token_weights(words)[0], before)
 
 
-TOKENIZERS: dict[str, tuple[str, str]] = {
-    "SDXL": ("comfy.sdxl_clip", "SDXLTokenizer"),
-    "Flux 1": ("comfy.text_encoders.flux", "FluxTokenizer"),
-    "Qwen-Image": ("comfy.text_encoders.qwen_image", "QwenImageTokenizer"),
-    "Z-Image": ("comfy.text_encoders.z_image", "ZImageTokenizer"),
-    "HunyuanImage 2.1": ("comfy.text_encoders.hunyuan_image", "HunyuanImageTokenizer"),
-}
-"""The host's tokenizers whose words come with it."""
 FITTED: dict[str, dict[str, int]] = {
     "SDXL": {"context_dim": 64, "adm_in_channels": 32 + 6 * 256},
     "Flux 1": {"in_channels": 16, "out_channels": 16, "context_in_dim": 32, "vec_in_dim": 32},
@@ -98,32 +89,13 @@ FITTED: dict[str, dict[str, int]] = {
 TEXT = "a red disc on a mat"
 
 
-def clip_of(name: str) -> Any:
-    """The host's CLIP around tiny text encoders that know all words."""
-    from comfy.sd import CLIP
-
-    encoders = zoo.make_encoders(name)
-    draw = torch.Generator().manual_seed(2)
-    for encoder in zoo.ENCODERS[name].configs:
-        table = getattr(encoders, encoder).transformer.get_input_embeddings()
-        values = torch.randn((table.num_embeddings, table.embedding_dim), generator=draw)
-        table.weight = torch.nn.Parameter(values, requires_grad=False)
-    where, kind = TOKENIZERS[name]
-    clip = CLIP(no_init=True)
-    clip.cond_stage_model, clip.patcher = encoders, patcher(encoders)
-    clip.tokenizer = getattr(importlib.import_module(where), kind)()
-    clip.layer_idx, clip.use_clip_schedule, clip.tokenizer_options = None, False, {}
-    clip.apply_hooks_to_conds = None
-    return clip
-
-
 @pytest.mark.parametrize("name", FITTED)
 def test_the_node_trains_encoders_of_each_kind(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     # Of SDXL with these widths one layer that is called would be cut.
     monkeypatch.setattr(zoo, "LARGE", 250_000)
-    clip, model = clip_of(name), patcher(tiny(name, **FITTED[name]))
+    clip, model = clip_with_words(name), patcher(tiny(name, **FITTED[name]))
     draw = torch.Generator().manual_seed(1)
     samples = torch.randn((1, model.model.latent_format.latent_channels, 8, 8), generator=draw)
     (positive,) = host.nodes.CLIPTextEncode().encode(clip, TEXT)
@@ -150,7 +122,7 @@ def test_an_encoder_of_quoted_words_is_trained_and_one_of_pictures_is_not(
     name, configs = "HunyuanImage 2.1", {"qwen25_7b": zoo.LLAMA, "byt5_small": zoo.T5}
     kind = zoo.Encoders("comfy.text_encoders.hunyuan_image", "HunyuanImageTEModel", configs)
     monkeypatch.setitem(zoo.ENCODERS, name, kind)
-    clip = clip_of(name)
+    clip = clip_with_words(name)
     with module(host, "").opened(clip.patcher) as session:
         encoder = module(host, "texts").TextEncoder(clip, session, None, torch.device("cpu"))
         paths = set(encoder.adapted(rank=2, preset="attn-only").members)
@@ -159,7 +131,7 @@ def test_an_encoder_of_quoted_words_is_trained_and_one_of_pictures_is_not(
 
 
 def test_encoders_without_gradients_are_refused_by_name(host: Host, tmp_path: Path) -> None:
-    clip, model = clip_of("Flux 1"), patcher(tiny("Flux 1", **FITTED["Flux 1"]))
+    clip, model = clip_with_words("Flux 1"), patcher(tiny("Flux 1", **FITTED["Flux 1"]))
     given: dict[str, Any] = {"latents": [{"samples": torch.ones(1, 16, 8, 8)}], "captions": [TEXT]}
     given["positive"] = [host.nodes.CLIPTextEncode().encode(clip, TEXT)[0]]
     encode = clip.cond_stage_model.encode_token_weights

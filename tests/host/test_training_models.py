@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hosting import Host
-from trainable import chained, distance, fill, gradients, module, patcher, tiny, unchanged
+from hosting import Host, patcher
+from trainable import chained, distance, fill, gradients, module, tiny, unchanged
 
 from tests.harness import zoo
 from tests.harness.inputs import FURTHER, INPUTS

@@ -5,80 +5,23 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hosting import Host, Patched
+from hosting import Host, Patched, patcher
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-from trainable import module, patcher, tiny, unchanged
+from trainable import WIDTH, WORDS, caption, held_out_loss, latent, module, tiny, unchanged
 
 from tests.harness.facts import ROOT
 from tests.harness.inputs import INPUTS
 
 pytestmark = pytest.mark.host
-
-CHANNELS, SIDE, WORDS, WIDTH = 4, 8, 5, 24
-
-
-def latent(seed: int, side: int = SIDE) -> dict[str, Tensor]:
-    """A latent with something to learn: a gradient and a disc, a little different for each seed."""
-    y, x = torch.meshgrid(*[torch.linspace(-1, 1, n) for n in (SIDE, side)], indexing="ij")
-    draw = torch.Generator().manual_seed(seed)
-    planes = [x, y, (x**2 + y**2 < 0.5).float(), x * y]
-    noise = 0.1 * torch.randn((CHANNELS, SIDE, side), generator=draw)
-    return {"samples": (4 * torch.stack(planes) + noise)[None]}
-
-
-def caption(seed: int, words: int = WORDS, **more: Any) -> list[Any]:
-    draw = torch.Generator().manual_seed(100 + seed)
-    return [[torch.randn((1, words, WIDTH), generator=draw), dict(more)]]
-
-
-@pytest.fixture(scope="module")
-def model(host: Host) -> Any:
-    return patcher(tiny("SD1.5"))
-
-
-@pytest.fixture
-def train(host: Host, model: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Run the node on four small latents, with other inputs as given; its outputs by name."""
-    import folder_paths
-
-    before = folder_paths.get_output_directory()
-    folder_paths.set_output_directory(str(tmp_path))
-
-    def run(**inputs: Any) -> dict[str, Any]:
-        known: dict[str, Any] = {
-            "model": model,
-            "latents": [latent(seed) for seed in range(4)],
-            "positive": [caption(seed) for seed in range(4)],
-            "steps": 8,
-            "learning_rate": 3e-3,
-            "algorithm": "lora",
-            "rank": 4,
-            "filename_prefix": "loras/style",
-            "resume": False,
-            "seed": 5,
-        }
-        many = {"latents", "positive", "captions", "masks", "empty_caption"}
-        many |= {f"{kind}_{name}" for kind in ("regularisation", "validation") for name in many}
-        given = {**known, **inputs}
-        # As the host calls a node that takes lists.
-        lists = {name: value if name in many else [value] for name, value in given.items()}
-        node = host.nodes.NODE_CLASS_MAPPINGS["LycorisTrain"]
-        with torch.inference_mode():
-            made = node.execute(**lists)
-        names = [output.id for output in node.GET_SCHEMA().outputs]
-        return dict(zip(names, made.args, strict=True)) | {"ui": made.ui}
-
-    yield run
-    folder_paths.set_output_directory(before)
 
 
 def held_out() -> dict[str, Any]:
@@ -89,9 +32,9 @@ def held_out() -> dict[str, Any]:
 
 
 def test_it_learns_and_the_file_gives_the_loss_that_training_had(
-    host: Host, train: Callable[..., Any], model: Any
+    host: Host, train: Callable[..., Any], tiny_unet: Any
 ) -> None:
-    with unchanged(model.model):
+    with unchanged(tiny_unet.model):
         made = train(
             steps=16,
             learning_rate=3e-2,
@@ -116,26 +59,12 @@ def test_it_learns_and_the_file_gives_the_loss_that_training_had(
     assert made["report"] in made["ui"]["text"] and made["ui"]["images"]
 
     # With the file applied the model has the loss that the training ended with, and without it the first.
-    assert validation_loss(host, model) == pytest.approx(losses[0], rel=1e-6)
-    applied = host.apply(Patched(model, None), made["stack"]).model
-    assert validation_loss(host, applied) == pytest.approx(losses[16], rel=1e-5)
+    assert held_out_loss(host, tiny_unet, *held_out().values(), 2) == pytest.approx(losses[0], rel=1e-6)
+    applied = host.apply(Patched(tiny_unet, None), made["stack"]).model
+    assert held_out_loss(host, applied, *held_out().values(), 2) == pytest.approx(losses[16], rel=1e-5)
     # ComfyUI's own loader reads the file too.
-    (loaded,) = host.nodes.NODE_CLASS_MAPPINGS["LoraModelLoader"].execute(model, made["lora"], 1.0).args
-    assert validation_loss(host, loaded) == pytest.approx(losses[16], rel=1e-5)
-
-
-def validation_loss(host: Host, patched: Any) -> float:
-    """The mean loss of the held-out latents as the node validates, of a model with what is applied to it."""
-    training, samples = module(host, ""), module(host, "samples")
-    chance = host.module("lycoris_ops.maths.chance").Chance
-    given, losses = held_out(), []
-    with training.opened(patched) as session, torch.no_grad():
-        held = samples.samples_of(session, given["validation_latents"], given["validation_positive"])
-        loss = training.DiffusionLoss(session=session, times=training.Times())
-        for number, batch in enumerate(samples.judged(held, 2, 4)):
-            with chance(5, "validation", number).drawn():
-                losses.append(float(loss(session.network, batch)))
-    return sum(losses) / len(losses)
+    (loaded,) = host.nodes.NODE_CLASS_MAPPINGS["LoraModelLoader"].execute(tiny_unet, made["lora"], 1.0).args
+    assert held_out_loss(host, loaded, *held_out().values(), 2) == pytest.approx(losses[16], rel=1e-5)
 
 
 def test_an_interrupt_keeps_what_was_learned_and_a_resumed_training_ends_as_an_unbroken_one(
@@ -211,25 +140,6 @@ def test_a_training_that_was_broken_off_with_other_settings_or_data_is_asked_abo
     assert train(**settings, latents=other)["path"].endswith("style_00002_.safetensors")
 
 
-@pytest.fixture
-def stop_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """Press Stop when so many steps are done, also where the host tells no page of a step: it was quick."""
-    import comfy.model_management
-    import comfy.utils
-
-    steps: list[int] = []
-    real = comfy.utils.ProgressBar.update_absolute
-
-    def update(bar: Any, value: int, *rest: Any, **options: Any) -> None:
-        real(bar, value, *rest, **options)
-        if value >= steps[-1]:
-            comfy.model_management.interrupt_current_processing()
-
-    monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", update)
-    yield steps.append
-    comfy.model_management.interrupt_current_processing(False)
-
-
 CHANNELS_OF: dict[str, dict[str, int]] = {
     "SDXL": {"adm_in_channels": 12 + 6 * 256},
     "Flux 1": {"in_channels": 16, "out_channels": 16},
@@ -263,11 +173,11 @@ def test_other_models_are_trained_by_their_own_defaults(
     assert host.apply(Patched(trained, None), made["stack"]).model is not trained
 
 
-def test_samples_on_the_way_change_nothing(train: Callable[..., Any], model: Any, tmp_path: Path) -> None:
+def test_samples_on_the_way_change_nothing(train: Callable[..., Any], tiny_unet: Any, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"preset": "attn-mlp", "steps": 2, "warmup": 0, "learning_rate": 0.1}
     settings["empty_caption"] = [caption(9)]
     plain = train(**settings)
-    with unchanged(model.model):
+    with unchanged(tiny_unet.model):
         sampled = train(sample_every=1, **settings)
     assert all(torch.equal(sampled["lora"][key], plain["lora"][key]) for key in plain["lora"])
     folder = tmp_path / "loras" / "style_00002_-checkpoints"
@@ -301,18 +211,18 @@ def test_it_goes_on_from_a_stack_and_keeps_its_kinds(host: Host, train: Callable
 
 
 def test_a_plan_is_followed_edited_and_kept_as_text(
-    host: Host, train: Callable[..., Any], model: Any
+    host: Host, train: Callable[..., Any], tiny_unet: Any
 ) -> None:
     def plan(**inputs: Any) -> dict[str, Any]:
         node = host.nodes.NODE_CLASS_MAPPINGS["LycorisPlan"]
-        known = {"model": [model], "latents": [latent(0), latent(1)], "positive": [caption(0)]}
+        known = {"model": [tiny_unet], "latents": [latent(0), latent(1)], "positive": [caption(0)]}
         known |= {"size": ["4000"], "algorithms": ["lora"], "batches": [3], "seed": [0]}
         known |= {"preset": ["attn-only"], **{name: [value] for name, value in inputs.items()}}
         with torch.inference_mode():
             made = node.execute(**known)
         return dict(zip([output.id for output in node.GET_SCHEMA().outputs], made.args, strict=True))
 
-    with unchanged(model.model):
+    with unchanged(tiny_unet.model):
         made = plan()
     found = made["plan"]
     assert 0 < found.parameters <= 4000 and found.probe is not None
@@ -433,10 +343,10 @@ def test_the_noise_mask_of_a_latent_is_its_mask_unless_masks_are_linked(train: C
     assert "noise_mask" not in linked["report"]
 
 
-def test_several_models_are_refused(host: Host, train: Callable[..., Any], model: Any) -> None:
+def test_several_models_are_refused(host: Host, train: Callable[..., Any], tiny_unet: Any) -> None:
     node = host.nodes.NODE_CLASS_MAPPINGS["LycorisTrain"]
     with pytest.raises(host.ops.LycorisError, match=r"`model` takes one value.*2 values"):
-        node.execute(model=[model, model], latents=[latent(0)], positive=[caption(0)])
+        node.execute(model=[tiny_unet, tiny_unet], latents=[latent(0)], positive=[caption(0)])
 
 
 def test_a_rate_that_explodes_keeps_the_last_good_weights(
@@ -471,13 +381,13 @@ def test_a_state_of_another_training_is_refused(host: Host, train: Callable[...,
         train(preset="attn-only", steps=2, seed=6, resume=True)
 
 
-def test_a_model_that_adds_no_noise_is_refused(host: Host, train: Callable[..., Any], model: Any) -> None:
+def test_a_model_that_adds_no_noise_is_refused(host: Host, train: Callable[..., Any], tiny_unet: Any) -> None:
     import comfy.model_sampling
 
     class Turned(comfy.model_sampling.IMG_TO_IMG, torch.nn.Module):
         pass
 
-    clone = model.clone()
+    clone = tiny_unet.clone()
     clone.add_object_patch("model_sampling", Turned())
     with pytest.raises(host.ops.TrainError, match=r"not trained by adding noise"):
         train(model=clone)

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hosting import Host, Patched
+from hosting import Host, Patched, patcher
 from PIL import Image
 from torch import Tensor
-from trainable import module, patcher, tiny
+from trainable import module, tiny, train
 
 from tests.bench.quality.tasks.pictures import DATA
 from tests.harness import zoo
@@ -128,29 +128,6 @@ def encoded(host: Host, plain: Patched, text: str) -> tuple[Tensor, dict[str, An
     return tensor, more
 
 
-def train(host: Host, model: Any, data: dict[str, Any], **inputs: Any) -> str:
-    """The report of a training of two steps on the outputs of the node, linked by their names.
-
-    Captions as texts are left out: they are for text encoders that are trained.
-    """
-    node = host.nodes.NODE_CLASS_MAPPINGS["LycorisTrain"]
-    inputs_of_it = {one.id for one in node.GET_SCHEMA().inputs}
-    linked = inputs_of_it - {"captions", "validation_captions"}
-    given = {name: value for name, value in data.items() if name in linked}
-    given["empty_caption"] = [data["empty_caption"]]
-    settings: dict[str, Any] = {
-        "model": model,
-        "steps": 2,
-        "learning_rate": 1e-3,
-        "algorithm": "lora",
-        "rank": 2,
-    }
-    settings |= {"filename_prefix": "loras/of_pictures", "resume": False, "seed": 0, **inputs}
-    with torch.inference_mode():
-        made = node.execute(**given, **{name: [value] for name, value in settings.items()})
-    return made.args[-1]
-
-
 GRIDS = {
     "SD1.5": 32,
     "SDXL": 32,
@@ -187,6 +164,7 @@ def test_pictures_go_straight_into_a_training(
     photographs: Path,
     architecture: str,
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     # Else the zoo would cut the embedding of SDXL's sizes.
     monkeypatch.setattr(zoo, "LARGE", 10**6)
@@ -203,7 +181,13 @@ def test_pictures_go_straight_into_a_training(
     assert shapes == {(16, 16)}
     assert data["masks"] == [] and len(data["captions"]) == len(data["positive"]) == 3
     assert data["captions"][0] == "qwx, a cup on a table" and data["validation_captions"] == ["qwx, a cat"]
-    report = train(host, model, data, batch_size=2, validate_every=2)
+    node = host.nodes.NODE_CLASS_MAPPINGS["LycorisTrain"]
+    # Captions as texts are for text encoders that are trained.
+    linked = {one.id for one in node.GET_SCHEMA().inputs} - {"captions", "validation_captions"}
+    given: dict[str, Any] = {name: value for name, value in data.items() if name in linked}
+    given["empty_caption"] = [data["empty_caption"]]
+    given |= {"model": model, "steps": 2, "rank": 2, "batch_size": 2, "validate_every": 2}
+    report = train(host, tmp_path, **given)["report"]
     assert "with a mask" not in report and "held-out loss" in report
     assert f"{len(data['latents'])} latents" in report and "captions dropped" in report
     told = data["positive"][0][0][1]

@@ -8,47 +8,35 @@ from typing import Any
 
 import pytest
 import torch
-from hosting import Host, Patched
-from test_training_nodes import latent, stop_after, train  # noqa: F401
+from hosting import Host, Patched, patcher
 from torch import Tensor
-from trainable import distance, fill, gradients, module, patcher, tiny, unchanged
-
-from tests.harness import zoo
+from trainable import (
+    clip_with_words,
+    distance,
+    encoded,
+    fill,
+    gradients,
+    held_out_loss,
+    latent,
+    module,
+    tiny,
+    unchanged,
+)
 
 pytestmark = pytest.mark.host
 
-WORDS, WIDTH = 49408, 32
+WIDTH = 32
 TEXTS = ["mystyle, a red disc on a mat", "mystyle, a blue square"]
 
 
 @pytest.fixture(scope="module")
-def model(host: Host) -> Any:
+def tiny_unet(host: Host) -> Any:
     return patcher(tiny("SD1.5", context_dim=WIDTH))
-
-
-def make_clip() -> Any:
-    """The host's CLIP around a tiny text encoder that knows all words."""
-    from comfy.sd import CLIP
-    from comfy.sd1_clip import SD1Tokenizer
-
-    encoders = zoo.make_encoders("SD1.5")
-    embeddings = encoders.clip_l.transformer.text_model.embeddings
-    draw = torch.Generator().manual_seed(2)
-    embeddings.token_embedding.weight = torch.nn.Parameter(torch.randn((WORDS, WIDTH), generator=draw))
-    clip = CLIP(no_init=True)
-    clip.cond_stage_model, clip.patcher, clip.tokenizer = encoders, patcher(encoders), SD1Tokenizer()
-    clip.layer_idx, clip.use_clip_schedule, clip.tokenizer_options = None, False, {}
-    clip.apply_hooks_to_conds = None
-    return clip
 
 
 @pytest.fixture(scope="module")
 def clip(host: Host) -> Any:
-    return make_clip()
-
-
-def encoded(host: Host, clip: Any, text: str) -> list[Any]:
-    return host.nodes.CLIPTextEncode().encode(clip, text)[0]
+    return clip_with_words("SD1.5")
 
 
 def settings_of(host: Host, clip: Any) -> dict[str, Any]:
@@ -64,32 +52,23 @@ def settings_of(host: Host, clip: Any) -> dict[str, Any]:
     }
 
 
-def held_out_loss(host: Host, model: Any, clip: Any) -> float:
+def loss_of(host: Host, model: Any, clip: Any) -> float:
     """The held-out loss as the node measures it, with captions that CLIP Text Encode makes."""
-    training, samples = module(host, ""), module(host, "samples")
-    chance = host.module("lycoris_ops.maths.chance").Chance
     with torch.inference_mode():
         positive = [encoded(host, clip, text) for text in TEXTS]
-    losses = []
-    with training.opened(model) as session, torch.no_grad():
-        held = samples.samples_of(session, [latent(10), latent(11)], positive)
-        loss = training.DiffusionLoss(session=session, times=training.Times())
-        for number, batch in enumerate(samples.judged(held, 1, 4)):
-            with chance(5, "validation", number).drawn():
-                losses.append(float(loss(session.network, batch)))
-    return sum(losses) / len(losses)
+    return held_out_loss(host, model, [latent(10), latent(11)], positive)
 
 
 def test_both_are_trained_and_the_file_gives_the_encodings_and_the_loss_of_the_training(
     host: Host,
-    train: Callable[..., Any],  # noqa: F811
-    model: Any,
+    train: Callable[..., Any],
+    tiny_unet: Any,
     clip: Any,
 ) -> None:
     given = settings_of(host, clip)
     settings: dict[str, Any] = {"steps": 12, "learning_rate": 2e-2, "validate_every": 12, "sample_every": 12}
     settings |= {"text_learning_rate": 4e-2, "preset": "full", "checkpointing": "off", "warmup": 0}
-    with unchanged(model.model), unchanged(clip.cond_stage_model):
+    with unchanged(tiny_unet.model), unchanged(clip.cond_stage_model):
         made = train(clip=clip, **given, **settings)
     losses = dict(made["loss_map"]["validation"])
     assert losses[12] < 0.98 * losses[0]
@@ -98,8 +77,8 @@ def test_both_are_trained_and_the_file_gives_the_encodings_and_the_loss_of_the_t
     of_text = [name for name in layers if name.startswith("text_encoders.clip_l.transformer.")]
     # q, k, v, out and the two of the MLP in each of three layers.
     assert len(of_text) == 18 and len(layers) > 18
-    applied = host.apply(Patched(model, clip), made["stack"], mode="bypass")
-    assert held_out_loss(host, applied.model, applied.clip) == pytest.approx(losses[12], rel=1e-4)
+    applied = host.apply(Patched(tiny_unet, clip), made["stack"], mode="bypass")
+    assert loss_of(host, applied.model, applied.clip) == pytest.approx(losses[12], rel=1e-4)
     before, after = (encoded(host, one, TEXTS[0])[0][0] for one in (clip, applied.clip))
     assert (after - before).norm() > 0.01 * before.norm()
     # ComfyUI's own loader reads every layer of the file.
@@ -107,17 +86,17 @@ def test_both_are_trained_and_the_file_gives_the_encodings_and_the_loss_of_the_t
 
     loaded: Any
     loaded_clip: Any
-    loaded, loaded_clip = comfy.sd.load_lora_for_models(model, clip, made["lora"], 1.0, 1.0)
+    loaded, loaded_clip = comfy.sd.load_lora_for_models(tiny_unet, clip, made["lora"], 1.0, 1.0)
     assert len(loaded_clip.patcher.patches) == len(of_text)
     assert len(loaded.patches) == len(layers) - len(of_text)
-    assert held_out_loss(host, loaded, loaded_clip) == pytest.approx(losses[12], rel=1e-4)
+    assert loss_of(host, loaded, loaded_clip) == pytest.approx(losses[12], rel=1e-4)
 
 
-def test_parentheses_are_trained_as_the_pictures_node_encodes_them(host: Host, model: Any, clip: Any) -> None:
+def test_parentheses_are_trained_as_they_are_encoded(host: Host, tiny_unet: Any, clip: Any) -> None:
     """By the letter: CLIP Text Encode would take them for weights of words."""
     training = module(host, "")
     with training.opened(clip.patcher) as session, torch.no_grad():
-        encoder = training.TextEncoder(clip, session, model.model, session.device)
+        encoder = training.TextEncoder(clip, session, tiny_unet.model, session.device)
         found = encoder.conditioning(training.Text("a (small) cat", {}))[0][0]
     assert torch.equal(found, encoded(host, clip, r"a \(small\) cat")[0][0])
     assert not torch.equal(found, encoded(host, clip, "a (small) cat")[0][0])
@@ -125,7 +104,7 @@ def test_parentheses_are_trained_as_the_pictures_node_encodes_them(host: Host, m
 
 def test_a_stack_goes_on_with_both_and_texts_are_asked_for(
     host: Host,
-    train: Callable[..., Any],  # noqa: F811
+    train: Callable[..., Any],
     clip: Any,
 ) -> None:
     held_out = settings_of(host, clip)
@@ -160,8 +139,8 @@ def test_a_stack_goes_on_with_both_and_texts_are_asked_for(
 
 def test_a_resumed_training_of_both_ends_as_an_unbroken_one(
     host: Host,
-    train: Callable[..., Any],  # noqa: F811
-    stop_after: Callable[[int], None],  # noqa: F811
+    train: Callable[..., Any],
+    stop_after: Callable[[int], None],
     clip: Any,
     tmp_path: Path,
 ) -> None:
@@ -208,7 +187,7 @@ def test_a_resumed_training_of_both_ends_as_an_unbroken_one(
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_through_the_captions_are_those_of_the_changed_weights(
-    host: Host, model: Any, clip: Any, checkpointing: bool
+    host: Host, tiny_unet: Any, clip: Any, checkpointing: bool
 ) -> None:
     """Against the chain rule: the gradient of each whole weight, by autograd, through the layer's change."""
     training = module(host, "")
@@ -223,7 +202,7 @@ def test_gradients_through_the_captions_are_those_of_the_changed_weights(
         return loss(None, data)
 
     with (
-        training.opened(model, checkpointing=checkpointing) as session,
+        training.opened(tiny_unet, checkpointing=checkpointing) as session,
         training.opened(clip.patcher, checkpointing=checkpointing, memory=None) as of_text,
     ):
         net = of_text.adapted(rank=2, preset="attn-mlp", seed=0).apply_to()
@@ -251,5 +230,5 @@ def test_gradients_through_the_captions_are_those_of_the_changed_weights(
                     weight.grad = None
                     weight.copy_(values)
         assert distance(own, gradients(net)) < 1e-4
-        with pytest.raises(host.ops.TrainError, match="running already"), training.opened(model):
+        with pytest.raises(host.ops.TrainError, match="running already"), training.opened(tiny_unet):
             pass

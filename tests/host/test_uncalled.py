@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from hosting import Host, Patched
+from hosting import Host, Patched, load, model_of, unload
+from kinds import lora
+from packed import quantised
 from safetensors.torch import save_file
-from test_quantised import quantised, small_patcher
 from torch import Tensor
 
 pytestmark = pytest.mark.host
@@ -61,8 +62,6 @@ def minimax_tensors() -> dict[str, Tensor]:
 @pytest.fixture
 def minimax(host: Host) -> Iterator[Callable[[str], Patched]]:
     """Load a MiniMax-H3 of one block whose MLP is plain, or in a quantised format."""
-    import comfy.model_management
-
     path = host.base / "models" / "diffusion_models" / "minimax.safetensors"
 
     def load(form: str) -> Patched:
@@ -71,36 +70,26 @@ def minimax(host: Host) -> Iterator[Callable[[str], Patched]]:
             for layer in (FC1, FC2):
                 tensors |= quantised(host, form, tensors.pop(f"{layer}.weight"), f"{layer}.weight")
         save_file(tensors, path)
-        return Patched(host.nodes.UNETLoader().load_unet(path.name, "default")[0], None)
+        return host.unet(path.name)
 
     yield load
-    comfy.model_management.unload_all_models()
+    unload()
     path.unlink(missing_ok=True)
 
 
 @pytest.fixture
-def stack(host: Host) -> Iterator[Any]:
+def stack(stack_of: Callable[..., Any]) -> Any:
     """A stack with a LoRA for both layers of the MLP."""
-    path = host.base / "models" / "loras" / "for_minimax.safetensors"
     torch.manual_seed(2)
-    shapes = {FC1: (2 * HIDDEN, HIDDEN), FC2: (HIDDEN, HIDDEN)}
-    tensors: dict[str, Tensor] = {}
-    for layer, (rows, columns) in shapes.items():
-        tensors[f"diffusion_model.{layer}.lora_up.weight"] = torch.randn(rows, 4)
-        tensors[f"diffusion_model.{layer}.lora_down.weight"] = torch.randn(4, columns) / 16
-    save_file(tensors, path)
-    yield host.stack((path.name, 1.0, 0.0))
-    path.unlink()
+    return stack_of({FC1: lora((2 * HIDDEN, HIDDEN)), FC2: lora((HIDDEN, HIDDEN))}, 3.0)
 
 
 def outputs(patched: Patched) -> Tensor:
     """What the model makes of fixed latents of a video and a sound, and of a fixed text."""
-    import comfy.model_management
-
     generator = torch.Generator().manual_seed(3)
     sizes = ((1, 24, 1, 4, 4), (1, 32, 2, 8), (1, 5, 64))
     video, audio, text = (torch.randn(*size, generator=generator) for size in sizes)
-    comfy.model_management.load_models_gpu([patched.model])
+    load(patched.model)
     model = patched.model.model.diffusion_model
     with torch.inference_mode():
         text = model.preprocess_text_embeds(text)
@@ -167,4 +156,4 @@ def test_what_the_classes_of_the_host_use_without_calling_it(
     torch.nn.Module.__init__(parent)
     setattr(parent, layer, torch.nn.Linear(4, 4))
     rule = importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.apply.uncalled").used_uncalled
-    assert rule(small_patcher(parent), f"diffusion_model.x.{layer}") is uncalled
+    assert rule(model_of(x=parent).model, f"diffusion_model.x.{layer}") is uncalled

@@ -10,24 +10,20 @@ from typing import Any
 
 import pytest
 import torch
-from hosting import Host, Patched
+from hosting import Host, Patched, calculated, load, unload
 
 from tests.harness.adapters import RECIPES, Deltas, LayerName, deltas, host_keys
 from tests.harness.assets import adapter_file, assets
 
+pytestmark = pytest.mark.host
 SAMPLED = (
     "conv_in",
     "time_embedding.linear_1",
     "down_blocks.0.attentions.0.proj_in",
-    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
     "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k",
     "down_blocks.0.attentions.0.transformer_blocks.0.ff.net.0.proj",
     "down_blocks.0.resnets.0.conv1",
-    "down_blocks.0.resnets.0.time_emb_proj",
-    "down_blocks.0.downsamplers.0.conv",
     "down_blocks.1.resnets.0.conv_shortcut",
-    "mid_block.attentions.0.proj_out",
-    "up_blocks.0.upsamplers.0.conv",
     "text_model.encoder.layers.3.mlp.fc1",
     "text_model.encoder.layers.11.self_attn.q_proj",
 )
@@ -40,9 +36,7 @@ BLEND = (("lora", 0.8, 0.7), ("loha", -0.5, 0.6), ("lokr", 1.2, -0.9))
 @pytest.fixture(autouse=True)
 def nothing_loaded(host: Host) -> None:
     """Unload all models. Clones share their weights, which an earlier test may have patched."""
-    import comfy.model_management
-
-    comfy.model_management.unload_all_models()
+    unload()
 
 
 @cache
@@ -58,8 +52,8 @@ def keys(host: Host) -> dict[LayerName, str]:
 
 
 @cache
-def sampled_delta(recipe: str, name: LayerName) -> torch.Tensor:
-    """One of the few deltas that several tests need. It is measured once."""
+def measured(recipe: str, name: LayerName) -> torch.Tensor:
+    """A delta that several tests need. It is measured once."""
     return recipe_deltas(recipe)[name]
 
 
@@ -69,16 +63,8 @@ def wanted(weight: torch.Tensor, name: LayerName, entries: tuple[tuple[str, floa
     for recipe, strength, strength_clip in entries:
         if name in recipe_deltas(recipe):
             chosen = strength if name.component == "unet" else strength_clip
-            delta = sampled_delta(recipe, name) if name.path in SAMPLED else recipe_deltas(recipe)[name]
-            total = total + chosen * delta
+            total = total + chosen * measured(recipe, name)
     return total
-
-
-def calculated(patched: Patched, key: str, weight: torch.Tensor) -> torch.Tensor:
-    """Call the pack's patch as the host does, on a copy of the weight."""
-    import comfy.lora
-
-    return comfy.lora.calculate_weight(patched.patches[key], weight.clone(), key)
 
 
 def assert_float32_exact(found: torch.Tensor, exact: torch.Tensor) -> None:
@@ -88,7 +74,6 @@ def assert_float32_exact(found: torch.Tensor, exact: torch.Tensor) -> None:
     assert error < 4 * torch.finfo(torch.float32).eps, error
 
 
-@pytest.mark.host
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_kind_patches_its_layers_exactly(
     host: Host, plain: Patched, keys: dict[LayerName, str], recipe: str
@@ -98,30 +83,15 @@ def test_every_kind_patches_its_layers_exactly(
     assert set(patched.patches) == {keys[name] for name in recipe_deltas(recipe)}
     chosen = [name for name in recipe_deltas(recipe) if name.path in SAMPLED]
     # A text encoder has few of the sampled layers.
-    assert len(chosen) >= (1 if recipe == "peft_te_lora" else 8)
+    assert len(chosen) >= (1 if recipe == "peft_te_lora" else 5)
     for name in chosen:
         weight = plain.patcher_of(keys[name]).model_state_dict()[keys[name]].float()
         exact = wanted(weight, name, entries)
-        assert_float32_exact(calculated(patched, keys[name], weight), exact)
+        assert_float32_exact(calculated(patched.patches, keys[name], weight), exact)
         # An adapter with hardly any effect would show nothing.
         assert (exact - weight).norm() > 0.02 * weight.norm()
 
 
-@pytest.mark.host
-def test_the_weights_of_a_blend_are_exact(host: Host, plain: Patched, keys: dict[LayerName, str]) -> None:
-    """Three adapters change the same weights. Every fourth weight is compared with the exact sum.
-
-    The software that wrote the adapters takes a third of a second for what it does to one weight.
-    """
-    patched = host.apply(plain, host.stack(*BLEND))
-    everything = {keys[name]: name for name in recipe_deltas("lora")}
-    assert set(patched.patches) == set(everything)
-    for key, name in list(everything.items())[::4]:
-        weight = plain.patcher_of(key).model_state_dict()[key].float()
-        assert_float32_exact(calculated(patched, key, weight), wanted(weight, name, BLEND))
-
-
-@pytest.mark.host
 def test_the_loaded_model_holds_the_exact_weights_and_gives_them_back(
     host: Host, plain: Patched, keys: dict[LayerName, str]
 ) -> None:
@@ -129,14 +99,12 @@ def test_the_loaded_model_holds_the_exact_weights_and_gives_them_back(
 
     Unloading must bring every weight back, bit by bit.
     """
-    import comfy.model_management
-
     patched = host.apply(plain, host.stack(*BLEND))
     chosen = {keys[name]: name for name in recipe_deltas("lora") if name.path in SAMPLED}
     state = {**plain.model.model_state_dict(), **plain.clip.patcher.model_state_dict()}
     before = {key: state[key].clone() for key in chosen}
     assert len(chosen) == len(SAMPLED)
-    comfy.model_management.load_models_gpu([patched.model, patched.clip.patcher])
+    load(patched.model, patched.clip.patcher)
     live = {**patched.model.model_state_dict(), **patched.clip.patcher.model_state_dict()}
     for key, name in chosen.items():
         exact = wanted(before[key], name, BLEND)
@@ -145,12 +113,11 @@ def test_the_loaded_model_holds_the_exact_weights_and_gives_them_back(
         beyond = ((live[key].double() - exact).abs() > bound).sum().item()
         assert beyond == 0, key
         assert not torch.equal(live[key], before[key])
-    comfy.model_management.unload_all_models()
+    unload()
     after = {**plain.model.model_state_dict(), **plain.clip.patcher.model_state_dict()}
     assert all(torch.equal(after[key], weight) for key, weight in before.items())
 
 
-@pytest.mark.host
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_the_low_vram_path_is_one_rounding_away(
     host: Host, plain: Patched, keys: dict[LayerName, str], dtype: torch.dtype
@@ -180,7 +147,6 @@ def test_the_low_vram_path_is_one_rounding_away(
         assert ((found.double() - exact).abs() <= half_ulp + accumulation + tiny).all(), key
 
 
-@pytest.mark.host
 def test_a_patch_is_one_object_in_the_form_the_host_can_rebuild(host: Host, plain: Patched) -> None:
     """The host copies a patch by its keys and its nested tuples of tensors, and must get the same patch."""
     patched = host.apply(plain, host.stack(*BLEND, *BLEND))
@@ -194,12 +160,13 @@ def test_a_patch_is_one_object_in_the_form_the_host_can_rebuild(host: Host, plai
         assert all(type(tensor) is torch.Tensor and tensor.is_contiguous() for tensor in tensors), key
         assert all(type(value) is float for value in strengths)
         rebuilt = type(patch)(patch.loaded_keys, (plan, tuple(t.clone() for t in tensors), strengths))
+        if not key.endswith(("to_q.weight", "conv_in.weight", "fc1.weight")):
+            continue
         weight = torch.zeros(plan.shape)
         first = patch.calculate_weight(weight.clone(), key, 1.0, 1.0, None, None)
         assert torch.equal(first, rebuilt.calculate_weight(weight.clone(), key, 1.0, 1.0, None, None))
 
 
-@pytest.mark.host
 def test_another_node_can_scale_the_whole_patch(
     host: Host, plain: Patched, keys: dict[LayerName, str]
 ) -> None:
@@ -209,5 +176,5 @@ def test_another_node_can_scale_the_whole_patch(
     weight = plain.model.model_state_dict()[keys[name]].float()
     half = plain.model.clone()
     half.add_patches({keys[name]: patched.patches[keys[name]][0][1]}, 0.5, 1.0)
-    found = calculated(Patched(half, None), keys[name], weight)
+    found = calculated(half.patches, keys[name], weight)
     assert_float32_exact(found, (weight.double() + wanted(weight, name, BLEND)) / 2)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from hosting import Host
+from hosting import Host, clip_of
 from torch import Tensor
 
 from tests.harness import zoo
@@ -30,13 +30,6 @@ def module(host: Host, name: str) -> Any:
         key: value for one in found.values() for key, value in vars(importlib.import_module(one)).items()
     }
     return SimpleNamespace(**inner)
-
-
-def patcher(model: Any) -> Any:
-    """The host's patcher on a model."""
-    from comfy.model_patcher import ModelPatcher
-
-    return ModelPatcher(model, load_device=CPU, offload_device=CPU)
 
 
 def tiny(architecture: str, seed: int = 3, **changed: Any) -> Any:
@@ -135,10 +128,30 @@ def unchanged(model: torch.nn.Module) -> Iterator[None]:
     assert not comfy.model_management.in_training
 
 
-MANY = (
-    *("latents", "positive", "captions", "masks", "empty_caption"),
-    *("validation_latents", "validation_positive", "validation_captions"),
-)
+CHANNELS, SIDE, WORDS, WIDTH = 4, 8, 5, 24
+"""Sizes of the latents and captions of the smallest UNet."""
+
+
+def latent(seed: int, side: int = SIDE) -> dict[str, Tensor]:
+    """A latent with something to learn: a gradient and a disc, a little different for each seed."""
+    y, x = torch.meshgrid(*[torch.linspace(-1, 1, n) for n in (SIDE, side)], indexing="ij")
+    draw = torch.Generator().manual_seed(seed)
+    planes = [x, y, (x**2 + y**2 < 0.5).float(), x * y]
+    noise = 0.1 * torch.randn((CHANNELS, SIDE, side), generator=draw)
+    return {"samples": (4 * torch.stack(planes) + noise)[None]}
+
+
+def caption(seed: int, words: int = WORDS, width: int = WIDTH, **more: Any) -> list[Any]:
+    """A conditioning of random values, with more that nodes say of it."""
+    draw = torch.Generator().manual_seed(100 + seed)
+    return [[torch.randn((1, words, width), generator=draw), dict(more)]]
+
+
+MANY = {
+    f"{kind}{name}"
+    for kind in ("", "regularisation_", "validation_")
+    for name in ("latents", "positive", "captions", "masks", "empty_caption")
+}
 """The inputs of the node that trains of which there may be several."""
 
 
@@ -158,3 +171,46 @@ def train(host: Host, folder: Path, **inputs: Any) -> dict[str, Any]:
         folder_paths.set_output_directory(before)
     names = [output.id for output in node.GET_SCHEMA().outputs]
     return dict(zip(names, made.args, strict=True)) | {"ui": made.ui}
+
+
+def held_out_loss(
+    host: Host, patched: Any, latents: list[Any], positive: list[Any], batch_size: int = 1
+) -> float:
+    """The mean loss of held-out latents as the node validates, of a model with what is applied to it."""
+    training, samples = module(host, ""), module(host, "samples")
+    chance, losses = host.module("lycoris_ops.maths.chance").Chance, []
+    with training.opened(patched) as session, torch.no_grad():
+        held = samples.samples_of(session, latents, positive)
+        loss = training.DiffusionLoss(session=session, times=training.Times())
+        for number, batch in enumerate(samples.judged(held, batch_size, 4)):
+            with chance(5, "validation", number).drawn():
+                losses.append(float(loss(session.network, batch)))
+    return sum(losses) / len(losses)
+
+
+TOKENIZERS: dict[str, tuple[str, str]] = {
+    "SD1.5": ("comfy.sd1_clip", "SD1Tokenizer"),
+    "SDXL": ("comfy.sdxl_clip", "SDXLTokenizer"),
+    "Flux 1": ("comfy.text_encoders.flux", "FluxTokenizer"),
+    "Qwen-Image": ("comfy.text_encoders.qwen_image", "QwenImageTokenizer"),
+    "Z-Image": ("comfy.text_encoders.z_image", "ZImageTokenizer"),
+    "HunyuanImage 2.1": ("comfy.text_encoders.hunyuan_image", "HunyuanImageTokenizer"),
+}
+"""The host's tokenizers whose words come with it."""
+
+
+def clip_with_words(name: str) -> Any:
+    """The host's CLIP around tiny text encoders that know all words."""
+    encoders = zoo.make_encoders(name)
+    draw = torch.Generator().manual_seed(2)
+    for encoder in zoo.ENCODERS[name].configs:
+        table = getattr(encoders, encoder).transformer.get_input_embeddings()
+        values = torch.randn((table.num_embeddings, table.embedding_dim), generator=draw)
+        table.weight = torch.nn.Parameter(values, requires_grad=False)
+    where, kind = TOKENIZERS[name]
+    return clip_of(encoders, getattr(importlib.import_module(where), kind)())
+
+
+def encoded(host: Host, clip: Any, text: str) -> list[Any]:
+    """What CLIP Text Encode makes of a text."""
+    return host.nodes.CLIPTextEncode().encode(clip, text)[0]
