@@ -44,9 +44,6 @@ ATTENTION_LEVELS = 3
 CHUNK = 1 << 22
 """Elements generated at a time: 16 MiB of float32."""
 
-PADDING = 1 << 24
-"""Elements of one padding tensor: no larger than SD1.5's own largest tensors."""
-
 CODES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -284,28 +281,3 @@ def write_base(
     layout = checkpoint_layout(channel_mult, num_res_blocks, vae=vae)
     generator = torch.Generator().manual_seed(seed)
     write_layout(path, layout, dtype, lambda name: generate(layout[name], generator))
-
-
-def write_wide_base(
-    path: Path, size_bytes: int, dtype: torch.dtype = torch.float16, *, seed: int = 0
-) -> None:
-    """Write the default checkpoint, padded to about `size_bytes` with tensors that nothing reads.
-
-    The padding stands under `model_ema.`, where the original files keep a second copy of the UNet,
-    and repeats one block of random values.
-    """
-    base = checkpoint_layout()
-    missing = size_bytes // dtype.itemsize - sum(math.prod(init.shape) for init in base.values())
-    if missing < 0:
-        raise ValueError(f"{size_bytes} bytes of {dtype}: the unpadded checkpoint is larger")
-    count = round(missing / PADDING)
-    padding = {f"model_ema.padding{n}": Init((4096, PADDING // 4096), "normal") for n in range(count)}
-    generator = torch.Generator().manual_seed(seed)
-    block = torch.randn(CHUNK, generator=generator).mul_(PADDING**-0.5).to(dtype)
-
-    def chunks(name: str) -> Iterable[Tensor]:
-        if name in padding:
-            return [block] * (PADDING // CHUNK)
-        return generate(base[name], generator)
-
-    write_layout(path, base | padding, dtype, chunks)

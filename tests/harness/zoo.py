@@ -106,28 +106,9 @@ def _chroma(**changed: Any) -> dict[str, Any]:
 
 
 def _hunyuan(**changed: Any) -> dict[str, Any]:
-    return {
-        "in_channels": 4,
-        "out_channels": 4,
-        "patch_size": [1, 2, 2],
-        "vec_in_dim": 12,
-        "context_in_dim": 20,
-        "hidden_size": 32,
-        "mlp_ratio": 4.0,
-        "num_heads": 2,
-        "depth": 2,
-        "depth_single_blocks": 2,
-        "axes_dim": [4, 6, 6],
-        "theta": 256,
-        "qkv_bias": True,
-        "guidance_embed": True,
-        "byt5": False,
-        "meanflow": False,
-        "use_cond_type_embedding": False,
-        "vision_in_dim": None,
-        "meanflow_sum": False,
-        **changed,
-    }
+    config = _flux(patch_size=[1, 2, 2], theta=256, byt5=False, meanflow=False, meanflow_sum=False)
+    del config["txt_ids_dims"]
+    return {**config, "use_cond_type_embedding": False, "vision_in_dim": None, **changed}
 
 
 def _wan(**changed: Any) -> dict[str, Any]:
@@ -167,29 +148,11 @@ def _cosmos2(**changed: Any) -> dict[str, Any]:
     }
 
 
-def _cosmos1(**changed: Any) -> dict[str, Any]:
-    return {
-        "max_img_h": 16,
-        "max_img_w": 16,
-        "max_frames": 4,
-        "in_channels": 16,
-        "out_channels": 16,
-        "patch_spatial": 2,
-        "patch_temporal": 1,
-        "concat_padding_mask": True,
-        "model_channels": 32,
-        "num_blocks": 2,
-        "num_heads": 2,
-        "crossattn_emb_channels": 20,
-        "block_x_format": "THWBD",
-        "pos_emb_cls": "rope3d",
-        "affline_emb_norm": True,
-        "use_adaln_lora": True,
-        "adaln_lora_dim": 8,
-        "extra_per_block_abs_pos_emb": True,
-        "extra_per_block_abs_pos_emb_type": "learnable",
-        **changed,
-    }
+def _cosmos1() -> dict[str, Any]:
+    config = _cosmos2(block_x_format="THWBD", affline_emb_norm=True, extra_per_block_abs_pos_emb=True)
+    for name in ("pos_emb_learnable", "rope_enable_fps_modulation"):
+        del config[name]
+    return {**config, "extra_per_block_abs_pos_emb_type": "learnable"}
 
 
 def _lumina(**changed: Any) -> dict[str, Any]:
@@ -257,6 +220,38 @@ _OMNIGEN = {
     "axes_lens": (16, 16, 16),
 }
 _CASCADE = {"c_cond": 16, "c_r": 8, "kernel_size": 3}
+
+_AUDIO = {
+    "io_channels": 8,
+    "embed_dim": 32,
+    "cond_token_dim": 12,
+    "global_cond_dim": 16,
+    "depth": 2,
+    "num_heads": 2,
+    "project_cond_tokens": False,
+}
+_PIXART = {
+    "hidden_size": 36,
+    "depth": 2,
+    "num_heads": 2,
+    "caption_channels": 20,
+    "model_max_length": 4,
+    "input_size": 8,
+    "micro_condition": False,
+}
+_HUNYUAN_DIT = {
+    "hidden_size": 32,
+    "depth": 4,
+    "num_heads": 2,
+    "mlp_ratio": 2.0,
+    "text_states_dim": 12,
+    "text_states_dim_t5": 20,
+    "text_len": 4,
+    "text_len_t5": 4,
+    "input_size": 8,
+}
+_HEADS = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16}
+_ROPE = {**_HEADS, "joint_attention_dim": 20, "axes_dims_rope": (4, 6, 6), "in_channels": 16}
 
 _PIXEL = {
     "num_groups": 2,
@@ -330,28 +325,11 @@ SPECIES: dict[str, Species] = {
     ),
     "SD3": Species("SD3", _sd3()),
     "SD3.5": Species("SD3", _sd3(qk_norm="rms", x_block_self_attn_layers=[0])),
-    "Stable Audio": Species(
-        "StableAudio",
-        {
-            "io_channels": 8,
-            "embed_dim": 32,
-            "cond_token_dim": 12,
-            "global_cond_dim": 16,
-            "depth": 2,
-            "num_heads": 2,
-            "project_cond_tokens": False,
-        },
-    ),
+    "Stable Audio": Species("StableAudio", _AUDIO),
     "Stable Audio 3": Species(
         "StableAudio3",
         {
-            "io_channels": 8,
-            "embed_dim": 32,
-            "cond_token_dim": 12,
-            "global_cond_dim": 16,
-            "depth": 2,
-            "num_heads": 2,
-            "project_cond_tokens": False,
+            **_AUDIO,
             "global_cond_type": "adaLN",
             "timestep_features_type": "expo",
             "attn_kwargs": {"qk_norm": "rms", "differential": True},
@@ -372,60 +350,10 @@ SPECIES: dict[str, Species] = {
             "max_seq": 16,
         },
     ),
-    "PixArt alpha": Species(
-        "PixArtAlpha",
-        {
-            "hidden_size": 36,
-            "depth": 2,
-            "num_heads": 2,
-            "caption_channels": 20,
-            "model_max_length": 4,
-            "input_size": 8,
-            "micro_condition": True,
-        },
-    ),
-    "PixArt sigma": Species(
-        "PixArtSigma",
-        {
-            "hidden_size": 36,
-            "depth": 2,
-            "num_heads": 2,
-            "caption_channels": 20,
-            "model_max_length": 4,
-            "input_size": 8,
-            "micro_condition": False,
-        },
-    ),
-    "HunyuanDiT": Species(
-        "HunyuanDiT",
-        {
-            "hidden_size": 32,
-            "depth": 4,
-            "num_heads": 2,
-            "mlp_ratio": 2.0,
-            "text_states_dim": 12,
-            "text_states_dim_t5": 20,
-            "text_len": 4,
-            "text_len_t5": 4,
-            "input_size": 8,
-        },
-    ),
-    "HunyuanDiT 1.0": Species(
-        "HunyuanDiT1",
-        {
-            "hidden_size": 32,
-            "depth": 4,
-            "num_heads": 2,
-            "mlp_ratio": 2.0,
-            "text_states_dim": 12,
-            "text_states_dim_t5": 20,
-            "text_len": 4,
-            "text_len_t5": 4,
-            "input_size": 8,
-            "size_cond": True,
-            "use_style_cond": True,
-        },
-    ),
+    "PixArt alpha": Species("PixArtAlpha", {**_PIXART, "micro_condition": True}),
+    "PixArt sigma": Species("PixArtSigma", _PIXART),
+    "HunyuanDiT": Species("HunyuanDiT", _HUNYUAN_DIT),
+    "HunyuanDiT 1.0": Species("HunyuanDiT1", {**_HUNYUAN_DIT, "size_cond": True, "use_style_cond": True}),
     "Flux 1": Species("Flux", _flux()),
     "Flux 2": Species(
         "Flux2",
@@ -678,30 +606,8 @@ SPECIES: dict[str, Species] = {
     ),
     "Omnigen2": Species("Omnigen2", {**_OMNIGEN, "text_feat_dim": 20}),
     "Boogu": Species("Boogu", {**_OMNIGEN, "num_double_stream_layers": 1, "instruction_feat_dim": 20}),
-    "Qwen-Image": Species(
-        "QwenImage",
-        {
-            "in_channels": 16,
-            "out_channels": 4,
-            "num_layers": 2,
-            "attention_head_dim": 16,
-            "num_attention_heads": 2,
-            "joint_attention_dim": 20,
-            "axes_dims_rope": (4, 6, 6),
-        },
-    ),
-    "Mage-Flow": Species(
-        "MageFlow",
-        {
-            "in_channels": 16,
-            "out_channels": 16,
-            "num_layers": 2,
-            "attention_head_dim": 16,
-            "num_attention_heads": 2,
-            "joint_attention_dim": 20,
-            "axes_dims_rope": (4, 6, 6),
-        },
-    ),
+    "Qwen-Image": Species("QwenImage", {**_ROPE, "out_channels": 4}),
+    "Mage-Flow": Species("MageFlow", {**_ROPE, "out_channels": 16}),
     "JoyImage": Species(
         "JoyImage",
         {

@@ -1,59 +1,47 @@
-"""A layer of every kind for a weight of a given shape, with random factors."""
+"""A layer of every kind for a weight of a given shape, with random factors: larger ones than `layers` has."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import Tensor
 
-Tensors = dict[str, Tensor]
+from tests.ops import layers
+from tests.ops.layers import Factors, rand
 
-
-def rand(*shape: int) -> Tensor:
-    """Normal random values, divided by the square root of the last size so that products stay small."""
-    return torch.randn(*shape) / math.sqrt(shape[-1])
+RANK = 4
 
 
-def lora(shape: tuple[int, ...]) -> Tensors:
-    ones = [1 for _ in shape[2:]]
-    return {"lora_up.weight": rand(shape[0], 4, *ones), "lora_down.weight": rand(4, *shape[1:])}
+def lora(shape: tuple[int, ...]) -> Factors:
+    return layers.lora(shape, RANK)
 
 
-def loha(shape: tuple[int, ...]) -> Tensors:
-    flat = math.prod(shape[1:])
-    return {
-        name: rand(shape[0], 4) if name.endswith("a") else rand(4, flat)
-        for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-    }
+def loha(shape: tuple[int, ...]) -> Factors:
+    return layers.loha(shape, RANK)
 
 
-def lokr(shape: tuple[int, ...]) -> Tensors:
+def lokr(shape: tuple[int, ...]) -> Factors:
     return {"lokr_w1": rand(4, 4), "lokr_w2": rand(shape[0] // 4, shape[1] // 4, *shape[2:])}
 
 
-def kinds(shape: tuple[int, ...]) -> dict[str, Tensors]:
+def kinds(shape: tuple[int, ...]) -> dict[str, Factors]:
     """The tensors of a layer of every kind, by key suffix."""
     out, inputs, *kernel = shape
     ones = [1 for _ in kernel]
+    blocks, plain = rand(out // 8, 8, 8), {"alpha": torch.tensor(0.0)}
     return {
         "lora-dora-out": {**lora(shape), "dora_scale": 1 + rand(out, 1, *ones).abs()},
         "loha-dora-in": {**loha(shape), "dora_scale": 1 + rand(1, inputs, *ones).abs()},
         "lokr-dora-flat": {**lokr(shape), "dora_scale": 1 + torch.rand(out)},
-        "glora": {
-            "a1.weight": rand(inputs, 4, *ones),
-            "a2.weight": rand(4, inputs, *ones),
-            "b1.weight": rand(out, 4, *ones),
-            "b2.weight": rand(4, inputs, *kernel),
-        },
+        "glora": layers.glora(shape, RANK),
         "ia3": {"weight": rand(1, inputs, *ones) if ones else rand(inputs), "on_input": torch.tensor(1)},
-        "oft": {"oft_blocks": rand(out // 8, 8, 8), "alpha": torch.tensor(0.0)},
+        "oft": {"oft_blocks": blocks, **plain},
         "oft-constrained": {
-            "oft_blocks": rand(out // 8, 8, 8),
+            "oft_blocks": blocks,
             "rescale": 1 + rand(out, *[1 for _ in shape[1:]]),
             "alpha": torch.tensor(0.002),
         },
-        "boft": {"oft_blocks": rand(3, out // 10, 10, 10), "alpha": torch.tensor(0.0)},
+        "boft": {"oft_blocks": rand(3, out // 10, 10, 10), **plain},
         "oftv2": {"oft_R.weight": 0.05 * rand(math.prod(shape[1:]) // 8, 28)},
         "full": {"diff": 0.1 * rand(*shape), "diff_b": rand(out)},
         "set": {"set_weight": rand(*shape)},

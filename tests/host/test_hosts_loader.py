@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,10 @@ from safetensors.torch import save_file
 import lycoris_ops as lyc
 from lycoris_ops.algorithms.base import IGNORED
 from tests.harness import dialects, zoo
-from tests.harness.facts import ROOT
+from tests.ops import layers
 
 pytestmark = pytest.mark.host
 NAME = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_out.0"
-
-
-def layers() -> Any:
-    """The random layers of every kind that the tests of the library have."""
-    spec = importlib.util.spec_from_file_location("layers_of_every_kind", ROOT / "tests/ops/layers.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    importlib.import_module("sys").modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def distance(layer: lyc.Layer, tensors: dict[str, torch.Tensor], weight: torch.Tensor) -> float:
@@ -43,22 +32,21 @@ def distance(layer: lyc.Layer, tensors: dict[str, torch.Tensor], weight: torch.T
 
 
 def test_the_host_does_with_each_kind_what_is_said_of_it(host: Host) -> None:
-    every = layers()
-    assert {spec.algorithm for spec in every.KINDS.values()} == {
+    assert {spec.algorithm for spec in layers.KINDS.values()} == {
         name for name, kind in lyc.ALGORITHMS.items() if kind.variants
     }
     other: dict[tuple[str, str], list[float]] = {}
-    for kind, name in every.CASES:
+    for kind, name in layers.CASES:
         if name not in ("linear", "conv2d", "norm"):
             continue
         for alpha in (2.0, None):
             torch.manual_seed(0)
-            layer = every.load(kind, name, alpha=alpha)
+            layer = layers.load(kind, name, alpha=alpha)
             suffixes = layer.dump()
             found = distance(
                 layer,
                 {f"x.{suffix}": tensor for suffix, tensor in suffixes.items()},
-                every.base(name).float(),
+                layers.base(name).float(),
             )
             said = layer.fault_in_comfy()
             if said is None:

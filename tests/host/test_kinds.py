@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from hosting import Host, Patched, calculated, in_low_vram, load, loaded_by_the_host, unload
-from kinds import KINDS, Tensors, kinds, loha, lokr, lora, rand
+from kinds import KINDS, kinds, loha, lokr, lora
 from safetensors.torch import save_file
 from torch import Tensor
+
+from tests.ops.layers import Factors, rand
 
 pytestmark = pytest.mark.host
 LORAS = "loras"
@@ -30,7 +32,7 @@ def nothing_loaded(host: Host) -> None:
     unload()
 
 
-def write(host: Host, layers: dict[str, Tensors]) -> Path:
+def write(host: Host, layers: dict[str, Factors]) -> Path:
     path = host.base / "models" / LORAS / FILE
     save_file({f"{name}.{key}": t for name, layer in layers.items() for key, t in layer.items()}, path)
     return path
@@ -41,7 +43,7 @@ def shape_of(plain: Patched, path: str) -> tuple[int, ...]:
 
 
 def applied(
-    host: Host, plain: Patched, layers: dict[str, Tensors], strength: float, **options: str
+    host: Host, plain: Patched, layers: dict[str, Factors], strength: float, **options: str
 ) -> Patched:
     """Load one file with these layers and apply it, both by the nodes."""
     write(host, layers)
@@ -49,7 +51,7 @@ def applied(
     return host.apply(plain, stack)
 
 
-def expected(host: Host, key: str, weight: Tensor, tensors: Tensors, strength: float) -> Tensor:
+def expected(host: Host, key: str, weight: Tensor, tensors: Factors, strength: float) -> Tensor:
     """The exact weight or bias, in float64, from the library's layer alone.
 
     The tests of the library compare what a layer computes with other implementations.

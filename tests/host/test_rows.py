@@ -53,6 +53,10 @@ def ask(path: str, body: str | None = None, **query: str) -> tuple[int, str, byt
     return asyncio.new_event_loop().run_until_complete(answer())
 
 
+def preview(file: str) -> tuple[int, str, bytes]:
+    return ask("/lycoris/adapters/preview", file=file)
+
+
 def rows_of(body: str) -> dict[str, Any]:
     """What the page is told of the rows of a text."""
     status, kind, content = ask("/lycoris/rows", body)
@@ -91,6 +95,9 @@ def test_rows_are_a_chain_of_loaders(host: Host, lora_file: Callable[[str, Any],
         (LOKR, -1, -1, None),
     ]
     assert opened(off) == read and words == ""
+
+
+def test_rows_in_short_and_of_any_number(host: Host) -> None:
     for nothing in ("", " \n", text()):
         assert host.run("LycorisAdapterRows", nothing)[0].entries == () and valid(host, nothing) is True
     # A table needs no more than the rows, as the help says, and a row no more than its file.
@@ -108,9 +115,7 @@ def test_rows_are_a_chain_of_loaders(host: Host, lora_file: Callable[[str, Any],
         ("[" * 5000, "the rows are no JSON"),
         ('{"version": 1, "version": 1, "rows": []}', "the key 'version' is given twice"),
         ("[]", "the rows have another form"),
-        ('{"version": 1, "rows": {}}', "the rows have another form"),
         ('{"version": 2, "rows": []}', "version: the rows are of a later version (found 2; expected 1)"),
-        ('{"version": true, "rows": []}', "no version that is known"),
         ('{"version": 1, "rows": [], "more": 1}', "the rows: the field `more` is not known"),
         (text({"file": LORA}, {"file": LORA, "weight": 1}), "row 2: the field `weight` is not known"),
         (text({"on": True}), "row 1: a row names no file"),
@@ -125,19 +130,12 @@ def test_rows_are_a_chain_of_loaders(host: Host, lora_file: Callable[[str, Any],
             'row 2: the field `strength_model` cannot be used (found "1/3"; expected a number, -100 to 100)',
         ),
         (
-            text({"file": LORA, "strength_clip": "1000"}),
-            'strength_clip` cannot be used (found "1000"; expected',
-        ),
-        (
             f"<lora:{LOKR}:1> <lora:{LORA}:abc>",
             'row 2: the field `strength_model` cannot be used (found "abc"',
         ),
         (f"<lora:{LORA}:1:>", 'row 1: the field `strength_clip` cannot be used (found ""'),
-        (f"<lora:{LORA}:0.5@0,1@1>", "row 1: the field `strength_model` cannot be used"),
-        (f"<lora:{LORA}:101>", "row 1: the field `strength_model` cannot be used"),
         (f"<lyco:{LORA}:1:1:8>", "row 1: a row cannot hold `dyn` of this tag (found <lyco:"),
         (f"<lora:{LORA}:1:step=5>", "row 1: a row cannot hold `step` of this tag"),
-        (f"<lora:{LORA}:1:1:1>", "row 1: a row cannot hold `1` of this tag"),
         (f"<lora:{LORA}:1:lbw=INS;A=1>", "row 1: a row cannot hold `A=1` of this tag"),
         (f"<lora:{LORA}:1", "row 1: this tag has no end"),
         (
@@ -146,7 +144,6 @@ def test_rows_are_a_chain_of_loaders(host: Host, lora_file: Callable[[str, Any],
         ),
         ("a cat", "the rows are no JSON and no tags"),
         (text({"file": LORA, "strength_model": float("nan")}), "(found NaN; expected a number, -100 to 100)"),
-        (text({"file": LORA, "strength_clip": 10**400}), "row 1: the field `strength_clip` cannot be used"),
         (
             text({"file": LORA, "strength_model": -100.01}),
             "the field `strength_model` cannot be used (found -100.01; expected a number, -100 to 100)",
@@ -155,11 +152,10 @@ def test_rows_are_a_chain_of_loaders(host: Host, lora_file: Callable[[str, Any],
         (text({"file": LORA}, {"file": LORA, "rules": "mid = 1\nx"}), "row 2: line 2"),
         (text({"file": LOKR, "on": False}, {"file": ""}), "row 2: no file is chosen"),
         (text({"file": "../../x\u202e\"'\U0001f388.safetensors"}), "row 1: the file is not there any more"),
-        (text({"file": "a\0b"}), "row 1: the file is not there any more"),
         (text({"file": "adapter_model"}), "row 1: several files have this name"),
         (5, "the input `rows` cannot be used"),
     ],
-    ids=range(36),
+    ids=range(28),
 )
 def test_rows_that_are_none_are_refused_when_they_are_queued(host: Host, rows: Any, words: str) -> None:
     assert words in str(valid(host, rows))
@@ -205,6 +201,9 @@ def test_tags_and_rows_of_other_packs_are_rows(host: Host, lora_file: Callable[[
     assert valid(host, run) is True and valid(host, json.dumps(run)) is True
     stack = host.run("LycorisAdapterRows", run)[0]
     assert [(entry.strength, entry.strength_of("te")) for entry in stack] == [row[1:] for row in found[:-4]]
+
+
+def test_rows_of_other_packs_are_rows() -> None:
     own = rows_of('[{"file": "a", "strength_model": 0.5}, {"file": "b", "on": false, "rules": "mid = 0"}]')
     assert [row["file"] for row in own["rows"]] == ["a", "b"]
     assert "2 rows, 1 of them" in rows_of('("a", 0.5, 1), ("b", 0.5)')["error"]
@@ -369,17 +368,13 @@ def test_no_error_and_no_report_says_where_the_hosts_folders_are(
 
 
 def test_routes_answer_only_for_adapter_files(host: Host, lora_file: Callable[[str, Any], str]) -> None:
-    """Lists, headers and previews, by GET alone; a preview that is no picture is none. No answer says where
-    the host's folders are."""
+    """Lists, headers and previews, by GET alone. No answer says where the host's folders are."""
     assert ask("/lycoris/adapters", "")[0] == 405
 
     def about(file: str) -> dict[str, Any]:
         content = ask("/lycoris/adapters/about", file=file)[2].decode()
         assert str(host.base) not in content.replace("\\\\", "\\"), content
         return json.loads(content)
-
-    def preview(file: str) -> tuple[int, str, bytes]:
-        return ask("/lycoris/adapters/preview", file=file)
 
     told_of = {"modelspec.trigger_phrase": "<b>ink</b>", "ss_tag_frequency": "{", "modelspec.title": "t"}
     file = lora_file("told.safetensors", told(**told_of))
@@ -398,6 +393,13 @@ def test_routes_answer_only_for_adapter_files(host: Host, lora_file: Callable[[s
         assert set(json.loads(told_back)) == {"error"} and str(host.base) not in told_back, outside
         assert preview(outside)[::2] == (204, b"")
     secret.unlink()
+
+
+def test_a_preview_is_a_picture_that_belongs_to_the_file(
+    host: Host, lora_file: Callable[[str, Any], str]
+) -> None:
+    """One that is no picture, or that a link leads to elsewhere, is none."""
+    file = lora_file("told.safetensors", told())
 
     def picture(answer: tuple[int, str, bytes]) -> tuple[int, int]:
         status, kind, content = answer

@@ -350,59 +350,8 @@ class Campaign:
         """What writes an earlier file into a folder."""
         return lambda at: self.expect(writer, at, 0, OK)
 
-    def changed_sources(self) -> None:
-        """A source that is overwritten, cut, replaced or removed when half of it has been read."""
-
-        def overwritten(path: Path) -> None:
-            with path.open("r+b") as file:
-                file.seek(path.stat().st_size // 3)
-                file.write(os.urandom(1 << 20))
-
-        def cut(path: Path) -> None:
-            os.truncate(path, path.stat().st_size // 2)
-
-        def replaced(path: Path) -> None:
-            save_file({"x": torch.zeros(3)}, path.with_suffix(".new"))
-            path.with_suffix(".new").replace(path)
-
-        def at_half(change: Callable[[Path], None], path: Path) -> Callable[[int, int], None]:
-            left = [change]
-
-            def update(done: int, of: int) -> None:
-                if 2 * done > of and left:
-                    left.pop()(path)
-
-            return update
-
-        def bake(change: Callable[[Path], None], source: str) -> Callable[[Path], int]:
-            def work(at: Path) -> int:
-                own = Sources(Path(tempfile.mkdtemp(dir=self.folder)))
-                stack = lyc.Stack([lyc.Entry(lyc.load_adapter(own.path("kohya")))])
-                hook = at_half(change, own.path(source))
-                lyc.merge_checkpoint(own.path("base"), stack, at / FILE, progress=hook)
-                return OK
-
-            return work
-
-        def save(change: Callable[[Path], None]) -> Callable[[Path], int]:
-            def work(at: Path) -> int:
-                own = Sources(Path(tempfile.mkdtemp(dir=self.folder)))
-                hook = at_half(change, own.path("kohya"))
-                lyc.save_adapter(lyc.load_adapter(own.path("kohya")), at / FILE, progress=hook)
-                return OK
-
-            return work
-
-        first, last = self.earlier(self.sources.writers[0]), self.earlier(self.sources.writers[-1])
-        for change in (overwritten, cut, replaced, Path.unlink):
-            how = change.__name__
-            for source in ("base", "kohya"):
-                named = f"{source}.safetensors"
-                self.fault(f"bake, {source} {how} meanwhile", bake(change, source), named, first)
-            self.fault(f"save_adapter, kohya {how} meanwhile", save(change), "kohya.safetensors", last)
-
     def bad_places(self) -> None:
-        """A full disk, a folder that is read-only, and names that folders and links have."""
+        """A full disk, and a folder that is read-only."""
 
         def limited(writer: Writer) -> Callable[[Path], int]:
             def work(at: Path) -> int:
@@ -431,30 +380,10 @@ class Campaign:
 
             return work
 
-        def taken(make: Callable[[Path], object], name: str) -> Callable[[Path], None]:
-            def prepare(at: Path) -> None:
-                (at / name).parent.mkdir(exist_ok=True)
-                make(at / name)
-
-            return prepare
-
         for writer in self.sources.writers:
             name, earlier = writer.name, self.earlier(writer)
             self.fault(f"{name}, a limit on file sizes", limited(writer), "disk is full", earlier)
             self.fault(f"{name}, a read-only folder", read_only(writer), "cannot be written", earlier)
-            file = f"{FOLDER}/adapter_model.safetensors" if "peft" in name else FILE
-            for what, make, overwrite, words in (
-                ("a folder", Path.mkdir, True, "folder of that name"),
-                ("a link to a folder", lambda path: path.symlink_to("/"), True, "folder of that name"),
-                ("a link to a file", lambda path: path.symlink_to("/etc/hosts"), False, "already"),
-                ("a link to nowhere", lambda path: path.symlink_to("nowhere"), False, "already"),
-                ("a link to itself", lambda path: path.symlink_to(path.name), False, "already"),
-            ):
-
-                def write(at: Path, writer: Writer = writer, overwrite: bool = overwrite) -> int:
-                    return writer.write(at, 1, overwrite)
-
-                self.fault(f"{name}, the name is {what}", write, words, taken(make, file))
         at = self.new_folder()
         if not mounted(at):
             print("no small disk can be mounted here, so no full one was tried")
@@ -481,7 +410,6 @@ def run(folder: Path, seed: int, kills: int, races: int) -> int:
                 # Two files that belong together can come from two writers who replace them at once.
                 campaign.race(writer, True)
     if races:
-        campaign.changed_sources()
         campaign.bad_places()
     for what, count in sorted(campaign.counted.items()):
         print(f"{count:5}  {what}")

@@ -143,7 +143,7 @@ def _wider(rng: random.Random, seed: Seed) -> Case | None:
 def _all_factors(rng: random.Random, seed: Seed) -> Case | None:
     """All factors in a narrower dtype, or so large that their products may not be finite."""
     dtype, by = rng.choice(
-        (*((dtype, 1) for dtype in FLOATS[1:3]), *((None, 10**n) for n in (5, 15, 19, 30)))
+        (*((dtype, 1) for dtype in FLOATS[1:3]), *((None, 10.0**n) for n in (5, 15, 19, 30)))
     )
     factors = {
         key: (tensor * by).to(dtype or tensor.dtype) if tensor.dtype == torch.float32 else tensor
