@@ -15,24 +15,23 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.bench.cases import factors
 from tests.bench.side import Resident, milliseconds, parser
 from tests.harness.base import CLIP, UNET, checkpoint_layout, write_base
 from tests.harness.facts import ROOT, facts
-from tests.harness.launch import Server, base_directory
+from tests.harness.launch import Run, Server, base_directory
+from tests.harness.prompts import Prompt, latent, node, sampled, stacked
 
 MULT, BLOCKS = (1, 2, 4, 4), 2
 """Channel multipliers and residual blocks of SD1.5's UNet."""
 KINDS = ("lora", "loha", "lokr", "lora", "loha", "lokr", "lora", "loha")
 STRENGTHS = (0.8, 0.5, -0.4, 0.7, 0.3, 0.6, -0.2, 0.9)
 CHECKPOINT = "full_size.safetensors"
-Prompt = dict[str, Any]
 
 
 def write_adapters(folder: Path) -> list[str]:
@@ -56,44 +55,29 @@ def write_adapters(folder: Path) -> list[str]:
     return names
 
 
-def node(kind: str, **inputs: Any) -> Prompt:
-    return {"class_type": kind, "inputs": inputs}
-
-
-def sampled(model: list[Any], clip: list[Any], prefix: str, cfg: float = 4.0) -> Prompt:
-    """A prompt of one sampler step; `model` and `clip` are the outputs to sample with."""
-    sampler = {"seed": 7, "steps": 1, "cfg": cfg, "sampler_name": "euler", "scheduler": "normal"}
-    links = {"positive": ["p", 0], "negative": ["n", 0], "latent_image": ["e", 0]}
-    return {
-        "p": node("CLIPTextEncode", clip=clip, text="a cat on a mat"),
-        "n": node("CLIPTextEncode", clip=clip, text=""),
-        "e": node("EmptyLatentImage", width=64, height=64, batch_size=1),
-        "k": node("KSampler", model=model, denoise=1.0, **links, **sampler),
-        "s": node("SaveLatent", samples=["k", 0], filename_prefix=prefix),
-        "c": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
-    }
-
-
 def ours(names: list[str], factor: float) -> Prompt:
     """With all adapters in one stack, every strength times a factor."""
-    prompt, stack = sampled(["a", 0], ["a", 1], "ours"), Prompt()
-    for number, (name, strength) in enumerate(zip(names, STRENGTHS, strict=True)):
-        strengths = {f"strength_{part}": factor * strength for part in ("model", "clip")}
-        prompt[f"l{number}"] = node("LycorisLoadAdapter", file=name, **strengths, **stack)
-        stack = {"stack": [f"l{number}", 0]}
-    apply = node("LycorisApplyStack", model=["c", 0], clip=["c", 1], mode="merge", strict=True, **stack)
-    return prompt | {"a": apply}
+    pairs = zip(names, STRENGTHS, strict=True)
+    prompt, stack = stacked((name, factor * strength, factor * strength) for name, strength in pairs)
+    apply = node("LycorisApplyStack", model=["base", 0], clip=["base", 1], stack=stack, mode="merge")
+    return {**prompt, "a": apply, **sampled(["a", 0], ["a", 1], "ours", checkpoint=CHECKPOINT)}
 
 
 def theirs(names: list[str], factor: float) -> Prompt:
     """With a LoraLoader for each adapter, every strength times a factor."""
-    before, prompt = "c", Prompt()
+    before, prompt = "base", Prompt()
     for number, (name, strength) in enumerate(zip(names, STRENGTHS, strict=True)):
         strengths = {f"strength_{part}": factor * strength for part in ("model", "clip")}
         links = {"model": [before, 0], "clip": [before, 1]}
         before = f"l{number}"
         prompt[before] = node("LoraLoader", lora_name=name, **links, **strengths)
-    return prompt | sampled([before, 0], [before, 1], "theirs")
+    return prompt | sampled([before, 0], [before, 1], "theirs", checkpoint=CHECKPOINT)
+
+
+def plain(number: int) -> Prompt:
+    """Unpatched, each time with another guidance, so that the host takes no result from its cache."""
+    base = (["base", 0], ["base", 1], "plain")
+    return sampled(*base, checkpoint=CHECKPOINT, cfg=4.0 + 0.01 * number)
 
 
 def main() -> None:
@@ -104,29 +88,28 @@ def main() -> None:
         write_base(checkpoint, channel_mult=MULT, num_res_blocks=BLOCKS, dtype=torch.float16)
         names = write_adapters(base / "models" / "loras")
         prompts = {
-            # With another guidance each time, so that the host takes no result from its cache.
-            "plain": lambda number: sampled(["c", 0], ["c", 1], "plain", 4.0 + 0.01 * number),
+            "plain": plain,
             "ours": lambda number: ours(names, 1.0 - 0.01 * number),
             "theirs": lambda number: theirs(names, 1.0 - 0.01 * number),
         }
         times, memory, latents = dict[str, float](), dict[str, float](), dict[str, Tensor]()
         with Server(facts().comfyui, base) as server:
 
-            def queue(prompt: Prompt) -> None:
-                if error := server.queue(prompt).error:
-                    sys.exit(error.exception_message)
+            def queue(prompt: Prompt) -> Run:
+                run = server.queue(prompt)
+                if run.error:
+                    sys.exit(run.error.exception_message)
+                return run
 
             # One after the other: a change of the model would count for whoever comes next.
             for name, prompt_of in prompts.items():
                 # The first round loads files and compiles kernels: its time and memory do not count.
-                queue(prompt_of(0))
+                latents[name] = latent(server, queue(prompt_of(0))).double()
                 resident = Resident(server.pid)
                 resident.forget()
                 made = [prompt_of(number) for number in range(1, options.rounds + 1)]
                 took = [milliseconds(partial(queue, prompt)) for prompt in made]
                 times[name], memory[name] = statistics.median(took) / 1e3, resident.peak / 1e3
-                first = min((base / "output").glob(f"{name}_*.latent"))
-                latents[name] = load_file(first)["latent_tensor"].double()
     effect = (latents["theirs"] - latents["plain"]).norm()
     for name, value in times.items():
         print(f"{name:7s} {value:6.2f} s, peak {memory[name]:.2f} GB")

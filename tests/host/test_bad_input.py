@@ -20,6 +20,7 @@ from tests.harness.assets import assets, install
 from tests.harness.facts import ROOT, facts
 from tests.harness.launch import PromptRejected, Server, base_directory
 from tests.harness.payloads import marking
+from tests.harness.prompts import Node, Prompt, node
 
 pytestmark = pytest.mark.host
 LORA = "lora.safetensors"
@@ -50,54 +51,32 @@ def loras(server: Server) -> Iterator[Path]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def load_node(file: str, strength: float = 1.0) -> dict[str, Any]:
-    return {
-        "class_type": "LycorisLoadAdapter",
-        "inputs": {"file": file, "strength_model": strength, "strength_clip": strength},
-    }
+def load_node(file: str, strength: float = 1.0) -> Node:
+    return node("LycorisLoadAdapter", file=file, strength_model=strength, strength_clip=strength)
 
 
-def apply_prompt(file: str, rules: str = "", **inputs: Any) -> dict[str, Any]:
+def apply_prompt(file: str, rules: str = "", **inputs: Any) -> Prompt:
     """A graph that loads an adapter, weights its blocks, applies it and shows the report."""
+    links = {"model": ["base", 0], "clip": ["base", 1], "stack": ["rules", 0]}
+    settings = {"mode": "merge", "strict": False, **inputs}
     return {
-        "base": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "base.safetensors"}},
+        "base": node("CheckpointLoaderSimple", ckpt_name="base.safetensors"),
         "load": load_node(file),
-        "rules": {"class_type": "LycorisWeightBlocks", "inputs": {"stack": ["load", 0], "rules": rules}},
-        "apply": {
-            "class_type": "LycorisApplyStack",
-            "inputs": {
-                "model": ["base", 0],
-                "clip": ["base", 1],
-                "stack": ["rules", 0],
-                "mode": "merge",
-                "strict": False,
-                **inputs,
-            },
-        },
-        "show": {"class_type": "PreviewAny", "inputs": {"source": ["apply", 2]}},
+        "rules": node("LycorisWeightBlocks", stack=["load", 0], rules=rules),
+        "apply": node("LycorisApplyStack", **links, **settings),
+        "show": node("PreviewAny", source=["apply", 2]),
     }
 
 
-def save_prompt(
-    file: str = LORA, prefix: str = "checkpoints/merged", strength: float = 1.0
-) -> dict[str, Any]:
+def save_prompt(file: str = LORA, prefix: str = "checkpoints/merged", strength: float = 1.0) -> Prompt:
     """A graph that merges an adapter into the base checkpoint."""
-    return {
-        "load": load_node(file, strength),
-        "save": {
-            "class_type": "LycorisSaveCheckpoint",
-            "inputs": {
-                "base": "checkpoints/base.safetensors",
-                "stack": ["load", 0],
-                "filename_prefix": prefix,
-                "dtype": "as in the file",
-                "strict": False,
-            },
-        },
-    }
+    settings = {"filename_prefix": prefix, "dtype": "as in the file", "strict": False}
+    base = "checkpoints/base.safetensors"
+    save = node("LycorisSaveCheckpoint", base=base, stack=["load", 0], **settings)
+    return {"load": load_node(file, strength), "save": save}
 
 
-def refused(server: Server, prompt: dict[str, Any]) -> str:
+def refused(server: Server, prompt: Prompt) -> str:
     """The message with which the graph refuses this prompt, before or while it runs.
 
     While it runs, the message must be one line, of an error of the library.
@@ -283,18 +262,18 @@ def test_rules_that_are_no_rules(server: Server, value: Any) -> None:
 def test_a_strength_that_is_no_number(server: Server, value: Any) -> None:
     """It is refused before it runs, by an answer that is JSON: the host's own would have the value in it."""
     strengths = {"strength_model": value, "strength_clip": value}
-    for node in (load_node(LORA, value), {"class_type": "LycorisFromLoraStack", "inputs": strengths}):
+    for load in (load_node(LORA, value), node("LycorisFromLoraStack", **strengths)):
         with pytest.raises(PromptRejected, match="strength") as caught:
-            server.queue(apply_prompt(LORA) | {"load": node})
+            server.queue(apply_prompt(LORA) | {"load": load})
         json.dumps(caught.value.node_errors, allow_nan=False)
 
 
 @pytest.mark.parametrize("value", [3, ["base", 0]], ids=repr)
 def test_an_input_that_the_node_does_not_have(server: Server, value: Any) -> None:
     """As by a typo, or of another version of the node; a literal or a link."""
-    for node, name, words in (("apply", "nonsense", "Take it out"), ("rules", "rule", "Is it rules?")):
+    for place, name, words in (("apply", "nonsense", "Take it out"), ("rules", "rule", "Is it rules?")):
         prompt = apply_prompt(LORA)
-        prompt[node]["inputs"][name] = value
+        prompt[place]["inputs"][name] = value
         message = refused(server, prompt)
         assert f"{name}: there is no such input" in message and words in message
 
@@ -310,11 +289,11 @@ def test_a_widget_of_another_pack_on_the_page(server: Server, name: str, passes:
 
 @pytest.mark.parametrize("value", [3, "x", None, True, {"__value__": ["a"]}], ids=repr)
 def test_a_literal_in_place_of_a_link(server: Server, value: Any) -> None:
-    for node, name in (("apply", "model"), ("apply", "clip"), ("apply", "stack"), ("rules", "stack")):
+    for place, name in (("apply", "model"), ("apply", "clip"), ("apply", "stack"), ("rules", "stack")):
         # A text encoder or a stack may be missing.
         if value is not None or name == "model":
             prompt = apply_prompt(LORA)
-            prompt[node]["inputs"][name] = value
+            prompt[place]["inputs"][name] = value
             message = refused(server, prompt)
             if name == "stack" and isinstance(value, dict):
                 # A list could be a LORA_STACK, so that its rows are looked at.
@@ -403,8 +382,8 @@ def test_an_interrupt_in_the_middle_of_an_export_leaves_nothing(server: Server) 
     before = (kept.stat().st_size, kept.stat().st_mtime_ns)
     seen = threading.Event()
 
-    def on_progress(node: str, value: int, maximum: int) -> None:
-        if node == "save" and value < maximum and not seen.is_set():
+    def on_progress(name: str, value: int, maximum: int) -> None:
+        if name == "save" and value < maximum and not seen.is_set():
             seen.set()
             server.interrupt()
 

@@ -173,12 +173,6 @@ def test_every_kind_samples_as_merged(
     assert error < NEAR
 
 
-def test_strength_zero_is_bitwise_the_base(host: Host, small: Patched, base: Tensor, stack_of: Write) -> None:
-    patched = host.apply(small, stack_of(of_kind("oft"), 0.0), mode="bypass")
-    assert patched.model is small.model
-    assert torch.equal(host.sampled(patched.model), base)
-
-
 # Several Apply nodes, one after the other.
 
 
@@ -513,14 +507,6 @@ def test_on_quantised_layers_auto_adds_the_exact_change(
     assert hooks(packed.model.model) == []
 
 
-def test_auto_merges_plain_floats(host: Host, small: Patched, stack_of: Write) -> None:
-    stack = stack_of(of_kind("lora-bias"))
-    patched = host.apply(small, stack, mode="auto")
-    assert set(patched.patches) == set(host.apply(small, stack).patches)
-    assert f"0 layers bypassed, {len(CHANGED)} merged" in patched.report
-    assert f"{len(CHANGED)} merged: kept as plain floats" in patched.report and "leave" not in patched.report
-
-
 def test_auto_bypasses_where_the_host_would_merge_in_every_pass(
     host: Host, stack_of: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -542,34 +528,6 @@ def test_auto_bypasses_where_the_host_would_merge_in_every_pass(
         assert "1 layer bypassed, 0 merged" in found and "would merge again in every step" in found
     for found in (report("cuda", 1 << 30, states.NORMAL_VRAM), report("cpu", 1000, states.LOW_VRAM)):
         assert "0 layers bypassed, 1 merged" in found and "kept as plain floats" in found
-
-
-def test_a_weight_that_its_model_uses_without_the_layer_is_merged(host: Host, stack_of: Write) -> None:
-    """MiniMax's models call a kernel of the host with an int8 weight and an activation function.
-
-    The layer itself is not called, so hooks on it would not run.
-    """
-    import comfy.ops
-
-    class MLP(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            operations = comfy.ops.mixed_precision_ops(compute_dtype=torch.float32)
-            for name in ("fc1", "fc2"):
-                tensors = quantised(host, "int8", torch.randn(16, 16), "x.weight")
-                layer = operations.Linear(16, 16, bias=False, dtype=torch.float32)
-                layer.load_state_dict({key.removeprefix("x."): tensor for key, tensor in tensors.items()})
-                setattr(self, name, layer)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return comfy.ops.linear_input_act(self.fc2, self.fc1(x), "gelu_tanh")
-
-    stack = stack_of({f"mlp.{name}": lora((16, 16)) for name in ("fc1", "fc2")})
-    for mode in ("bypass", "auto"):
-        patched = host.apply(model_of(mlp=MLP()), stack, mode=mode)
-        assert list(patched.patches) == ["diffusion_model.mlp.fc2.weight"]
-        assert "1 layer bypassed, 1 merged" in patched.report
-        assert "without calling the layer (diffusion_model.mlp.fc2)" in patched.report
 
 
 @pytest.mark.parametrize("kind", ["lora-bias", "lora-dora-out", "oft", "boft"])

@@ -23,6 +23,7 @@ from tests.harness.assets import install
 from tests.harness.diffusion import write_model, write_tiny_vae
 from tests.harness.facts import ROOT, facts
 from tests.harness.launch import Run, Server, base_directory
+from tests.harness.prompts import node
 from tests.harness.templates import FOLDER, SMALL, TEMPLATES, TRAIN, WRITING, ready, template
 from tests.harness.workflow import ACTIVE, to_prompt
 
@@ -119,13 +120,13 @@ def test_a_template_asks_for_one_file_and_runs(server: Server, name: str) -> Non
     (asked,) = missing_files(to_prompt(opened, info), info)
     (known,) = {model["name"] for node in opened["nodes"] for model in node["properties"].get("models", ())}
     assert asked == known
-    saving = [node for node in opened["nodes"] if node["type"] in WRITING.values()]
-    writing = {node["type"] for node in saving if node["mode"] == ACTIVE}
+    saving = [one for one in opened["nodes"] if one["type"] in WRITING.values()]
+    writing = {one["type"] for one in saving if one["mode"] == ACTIVE}
     assert writing == ({WRITING[name]} if name in WRITING else set())
 
     graph = ready(name, info, SMALL)
-    for node in graph["nodes"]:
-        node["mode"] = ACTIVE
+    for one in graph["nodes"]:
+        one["mode"] = ACTIVE
     prompt = to_prompt(graph, info)
     run = server.queue(prompt)
     assert run.error is None, run.error
@@ -229,10 +230,6 @@ def saved_steps(file: Path) -> int:
     """How many steps an adapter says that it was trained."""
     with safe_open(file, "pt") as opened:
         return int(opened.metadata()["ss_steps"])
-
-
-def node(kind: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": kind, "inputs": inputs}
 
 
 def held_out_losses(run: Run, name: str = "train") -> tuple[float, float]:

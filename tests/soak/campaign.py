@@ -10,18 +10,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
-import queue
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,16 +52,20 @@ class Result:
 
 
 class Worker:
-    """A process that takes files, each in a child with limits."""
+    """A process that takes files, each in a child with limits. After one without an answer it starts anew."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.traces = folder / "traces.txt"
-        errors = folder / "errors.txt"
-        room = folder / "room"
+        self.process: subprocess.Popen[str] | None = None
+
+    def _started(self) -> subprocess.Popen[str]:
+        errors, room = self.folder / "errors.txt", self.folder / "room"
+        shutil.rmtree(room, ignore_errors=True)
         room.mkdir(parents=True)
         self.traces.write_text("")
         with errors.open("w") as stderr:
-            self.process = subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "tests.soak.worker", str(room), str(self.traces)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -69,30 +73,25 @@ class Worker:
                 text=True,
                 start_new_session=True,
             )
-        if self._line(math.inf) != "ready\n":
-            self.stop()
+        assert process.stdout is not None
+        if process.stdout.readline() != "ready\n":
+            process.wait()
             raise RuntimeError(f"a worker does not start: {errors.read_text()}")
+        return process
 
-    def _line(self, seconds: float = WAIT) -> str:
-        """The next line of the process; "" where it ended, or was ended after these seconds."""
-        assert self.process.stdout is not None
-        if math.isinf(seconds):
-            return self.process.stdout.readline()
-        timer = threading.Timer(seconds, lambda: os.killpg(self.process.pid, signal.SIGKILL))
+    def take(self, job: Job) -> Result:
+        """What became of a file."""
+        process = self.process = self.process or self._started()
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.flush()
+        timer = threading.Timer(WAIT, lambda: os.killpg(process.pid, signal.SIGKILL))
         timer.start()
-        try:
-            return self.process.stdout.readline()
-        finally:
-            timer.cancel()
-
-    def take(self, job: Job) -> Result | None:
-        """What became of a file; None where nothing came back in time, after which the worker is gone."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        line = self._line()
+        line = process.stdout.readline()
+        timer.cancel()
         if not line:
-            return None
+            self.stop()
+            return Result(job, json.dumps(job), (Finding("time", "?", f"no answer in {WAIT:g} s", "", ""),))
         answer = json.loads(line)
         if "died" in answer:
             finding = Finding("died", "?", f"status {answer['died']}", self._place(), "")
@@ -110,59 +109,34 @@ class Worker:
         return ""
 
     def stop(self) -> None:
-        for stream in (self.process.stdin, self.process.stdout):
-            assert stream is not None
+        if self.process is not None:
+            # The end of its jobs is the end of it.
             with contextlib.suppress(BrokenPipeError):
-                stream.close()
-        self.process.wait()
+                self.process.communicate()
+            self.process = None
 
 
 def run(jobs: Iterable[Job], folder: Path, *, workers: int = 2, quiet: bool = True) -> list[Result]:
     """Take the files of all jobs, in any order; `folder` is an empty one to work in."""
-    waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
-    total = 0
-    for job in jobs:
-        waiting.put(job)
-        total += 1
+    waiting = deque(jobs)
+    total, started = len(waiting), time.monotonic()
     results: list[Result] = []
-    failed: list[BaseException] = []
-    started = time.monotonic()
 
     def work(number: int) -> None:
-        started_ones = 0
-        worker: Worker | None = None
+        worker = Worker(folder / f"worker{number}")
         try:
-            while not failed:
-                try:
-                    job = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                if worker is None:
-                    started_ones += 1
-                    worker = Worker(folder / f"worker{number}-{started_ones}")
-                result = worker.take(job)
-                if result is None:
-                    worker.stop()
-                    worker = None
-                    waits = Finding("time", "?", f"no answer in {WAIT:g} s", "", "")
-                    result = Result(job, json.dumps(job), (waits,))
-                results.append(result)
-                if not quiet and len(results) % 500 == 0:
-                    rate = len(results) / (time.monotonic() - started)
-                    print(f"{len(results)} of {total} files, {rate:.0f} a second", file=sys.stderr)
-        except BaseException as error:  # noqa: BLE001 - raised again below, in the thread that waits
-            failed.append(error)
+            # Taking from a deque is one step for all threads.
+            with contextlib.suppress(IndexError):
+                while True:
+                    results.append(worker.take(waiting.popleft()))
+                    if not quiet and len(results) % 500 == 0:
+                        rate = len(results) / (time.monotonic() - started)
+                        print(f"{len(results)} of {total} files, {rate:.0f} a second", file=sys.stderr)
         finally:
-            if worker is not None:
-                worker.stop()
+            worker.stop()
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(min(workers, max(1, total)))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failed:
-        raise failed[0]
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(work, range(min(workers, max(1, total)))))
     return results
 
 
@@ -179,13 +153,8 @@ def grouped(results: Sequence[Result]) -> list[tuple[int, Finding, Result]]:
 
 def line(times: int, finding: Finding, result: Result) -> str:
     """A group of findings in a line."""
-    again = (
-        f"--crafted {result.job['crafted']}"
-        if "crafted" in result.job
-        else f"--pristine {result.job['pristine']}"
-        if "pristine" in result.job
-        else f"--seed {result.job['seed']} --only {result.job['number']}"
-    )
+    given = {"number": "only"}
+    again = " ".join(f"--{given.get(name, name)} {value}" for name, value in result.job.items())
     return (
         f"{times:5d} {finding.what}: {finding.stage}: {finding.kind} at {finding.where or '-'}: "
         f"{finding.message} [{result.name}; {again}]"
@@ -197,19 +166,11 @@ def keep(results: Sequence[Result], folder: Path) -> None:
     source = Source()
     for number, (_, finding, result) in enumerate(grouped(results)):
         out = folder / f"{number:03d}"
-        for name, blob in _case(source, result.job).items():
+        for name, blob in source.case(result.job).files.items():
             path = out / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(blob)
         (out / "outcome.json").write_text(json.dumps({"job": result.job, **finding.table()}, indent=2))
-
-
-def _case(source: Source, job: Job) -> dict[str, bytes]:
-    if "crafted" in job:
-        return dict(CRAFTED[job["crafted"]]().files)
-    if "pristine" in job:
-        return dict(source.pristine()[job["pristine"]].files)
-    return dict(source.mutated(job["seed"], job["number"]).files)
 
 
 def _jobs(options: argparse.Namespace) -> list[Job]:

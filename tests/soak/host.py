@@ -2,8 +2,8 @@
 
 `python -m tests.soak.host [--prompts 200] [--seed 0]` makes some distinct jobs from the seed. A job has one
 or two nodes Apply LyCORIS Stack in modes merge, bypass and auto, with stacks, strengths and block rules of
-all sorts, or none at all. Every job runs once in a server of its own. Then one server gets PROMPTS of them in
-a random order, over one loaded model, from two clients that also interrupt each other.
+all sorts, or none at all. Every job runs once in a server of its own. Then one server gets so many prompts of
+them in a random order, over one loaded model, from two clients that also interrupt each other.
 
 It prints a summary and ends with status 1 unless
 
@@ -21,28 +21,25 @@ import json
 import random
 import shutil
 import sys
-import threading
 import time
-import uuid
 from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.harness.adapters import RECIPES
 from tests.harness.assets import adapter_file, install
 from tests.harness.facts import ROOT, facts
 from tests.harness.launch import Run, Server, base_directory
+from tests.harness.prompts import Prompt, latent, node, sampled, stacked
 
 PROBE = Path(__file__).with_name("host_probe.py")
-Node = dict[str, Any]
-
 JOBS = 16
 """Distinct jobs. Each costs a start of the server, about ten seconds."""
 CLIENTS = 2
@@ -54,7 +51,7 @@ PROBES = 20
 """How often the weights and the memory are looked at."""
 GROWTH = 0.05
 """How much the memory may change over the second half, as a share."""
-
+MODES = ((), ("merge",), ("bypass",), ("merge", "bypass"), ("auto",), ("bypass", "merge"))
 RULES = ("", "mid = 0.5", "in.* = 0\nte = 0.3", "out.* = -1")
 STRENGTHS = (-0.5, 0.25, 0.5, 0.8, 1.0)
 
@@ -79,66 +76,22 @@ class Job:
     def name(self) -> str:
         return " then ".join(step.mode for step in self.steps) or "unpatched"
 
-    def prompt(self, folder: str) -> dict[str, Node]:
-        """The graph that samples at 64x64 pixels and saves the latent.
-
-        folder: where in the output folder. Another folder makes the host save a latent that it has cached.
-        """
-        nodes = dict(load_base())
-        model, clip = ["base", 0], ["base", 1]
+    def prompt(self, folder: str) -> Prompt:
+        """The graph that samples and saves the latent in a folder."""
+        nodes: Prompt = {}
+        on = "base"
         for number, step in enumerate(self.steps):
-            stack: list[Any] | None = None
-            for index, (file, strength, strength_clip) in enumerate(step.entries):
-                key = f"load{number}.{index}"
-                values = {"file": file, "strength_model": strength, "strength_clip": strength_clip}
-                nodes[key] = node("LycorisLoadAdapter", **values, **({"stack": stack} if stack else {}))
-                stack = [key, 0]
-            nodes[f"rules{number}"] = node("LycorisWeightBlocks", stack=stack, rules=step.rules)
-            nodes[f"apply{number}"] = node(
-                "LycorisApplyStack",
-                model=model,
-                clip=clip,
-                stack=[f"rules{number}", 0],
-                mode=step.mode,
-                strict=False,
-            )
-            model, clip = [f"apply{number}", 0], [f"apply{number}", 1]
-        return nodes | {
-            "positive": node("CLIPTextEncode", text="a cat on a mat", clip=clip),
-            "negative": node("CLIPTextEncode", text="", clip=clip),
-            "empty": node("EmptyLatentImage", width=64, height=64, batch_size=1),
-            "sample": node(
-                "KSampler",
-                model=model,
-                positive=["positive", 0],
-                negative=["negative", 0],
-                latent_image=["empty", 0],
-                seed=self.seed,
-                steps=2,
-                cfg=4.0,
-                sampler_name="euler",
-                scheduler="normal",
-                denoise=1.0,
-            ),
-            "save": node("SaveLatent", samples=["sample", 0], filename_prefix=f"{folder}/latent"),
-        }
-
-
-def node(kind: str, **inputs: Any) -> Node:
-    return {"class_type": kind, "inputs": inputs}
-
-
-def load_base() -> dict[str, Node]:
-    return {"base": node("CheckpointLoaderSimple", ckpt_name="base.safetensors")}
-
-
-def probe_prompt() -> dict[str, Node]:
-    return {**load_base(), "probe": node("SoakProbe", model=["base", 0], clip=["base", 1])}
+            loaded, stack = stacked(step.entries, f"load{number}.")
+            rules, settings = f"rules{number}", {"mode": step.mode, "strict": False}
+            nodes |= {**loaded, rules: node("LycorisWeightBlocks", stack=stack, rules=step.rules)}
+            links = {"model": [on, 0], "clip": [on, 1], "stack": [rules, 0]}
+            on = f"apply{number}"
+            nodes[on] = node("LycorisApplyStack", **links, **settings)
+        return nodes | sampled([on, 0], [on, 1], folder, seed=self.seed, steps=2)
 
 
 def make_jobs(rng: random.Random) -> list[Job]:
     """Distinct jobs: some unpatched, the others in each mode and with nodes of both modes in a row."""
-    kinds = ((), ("merge",), ("bypass",), ("merge", "bypass"), ("auto",), ("bypass", "merge"))
     files = [adapter_file(recipe) for recipe in RECIPES.values()]
 
     def step(mode: str) -> Step:
@@ -148,7 +101,7 @@ def make_jobs(rng: random.Random) -> list[Job]:
 
     jobs: dict[Job, None] = {}
     while len(jobs) < JOBS:
-        modes = kinds[len(jobs) % len(kinds)]
+        modes = MODES[len(jobs) % len(MODES)]
         # Few seeds, so that some jobs differ in their stacks alone.
         jobs[Job(tuple(step(mode) for mode in modes), rng.randrange(4))] = None
     return list(jobs)
@@ -167,164 +120,116 @@ def serving() -> Iterator[Server]:
         yield server
 
 
-def latent(server: Server, run: Run) -> Tensor:
-    """The latent that a run has saved. Its file is removed."""
-    (saved,) = run.outputs["save"]["latents"]
-    path = server.base / "output" / saved["subfolder"] / saved["filename"]
-    found = load_file(path)["latent_tensor"]
-    path.unlink()
-    return found
-
-
-def probed(run: Run) -> dict[str, Any]:
-    (text,) = run.outputs["probe"]["text"]
+def probed(server: Server) -> dict[str, Any]:
+    """What the node of `host_probe` tells; it is asked again where another client has interrupted it."""
+    prompt = {
+        "base": node("CheckpointLoaderSimple", ckpt_name="base.safetensors"),
+        "probe": node("SoakProbe", model=["base", 0], clip=["base", 1]),
+    }
+    run = server.queue(prompt)
+    while run.interrupted:
+        run = server.queue(prompt)
+    (text,) = finished(run, "the probe")["probe"]["text"]
     return json.loads(text)
+
+
+def finished(run: Run, what: object) -> dict[str, Any]:
+    if run.error is not None:
+        raise RuntimeError(f"{what} fails: {run.error.node_type}: {run.error.exception_message}")
+    return run.outputs
 
 
 def alone(job: Job) -> tuple[Tensor, list[str]]:
     """The latent of a job in a server of its own, and the hash of the weights before it."""
     with serving() as server:
-        before = probed(server.queue(probe_prompt()))["weights"]
+        before = probed(server)["weights"]
         run = server.queue(job.prompt("alone"))
-        if run.error is not None:
-            raise RuntimeError(f"{job} fails in a server of its own: {run.error.exception_message}")
+        finished(run, job)
         return latent(server, run), before
 
 
 @dataclass
-class Findings:
-    """What the clients have seen so far. Each of them adds to it, under the lock."""
+class Client:
+    """Queues jobs and compares what comes of them, until `count` are done; interrupted ones are queued again.
 
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    With `probe` set it also looks at the server's process after each so many of its prompts.
+    """
+
+    server: Server
+    expected: dict[Job, Tensor]
+    count: int
+    rng: random.Random
+    name: str
+    probe: int = 0
     done: Counter[str] = field(default_factory=Counter)
     """Finished prompts by the name of the job."""
     interrupted: int = 0
     probes: list[dict[str, Any]] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
 
-
-class Client(threading.Thread):
-    """Queues jobs and compares what comes of them, until `count` are done.
-
-    A job that is interrupted is queued again.
-
-    With `probe` set, it also queues the probe, after each `probe` of its own prompts.
-    """
-
-    def __init__(
-        self,
-        server: Server,
-        expected: dict[Job, Tensor],
-        count: int,
-        rng: random.Random,
-        findings: Findings,
-        probe: int = 0,
-    ) -> None:
-        super().__init__(daemon=True)
-        self.server, self.expected, self.count, self.rng = server, expected, count, rng
-        self.findings, self.probe = findings, probe
-        self.id = uuid.uuid4().hex
-        self.failure: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            self._work()
-        except BaseException as failure:  # noqa: BLE001 - the main thread raises it
-            self.failure = failure
-
-    def _work(self) -> None:
-        jobs = list(self.expected)
-        todo = deque(self.rng.choice(jobs) for _ in range(self.count))
+    def work(self) -> Client:
+        todo = deque(self.rng.choices(list(self.expected), k=self.count))
         queued: deque[tuple[str, Job]] = deque()
-        done = submitted = 0
+        submitted = 0
         while todo or queued:
             while todo and len(queued) < AHEAD:
-                job = todo.popleft()
-                submitted += 1
-                prompt = job.prompt(f"{self.id}/{submitted}")
-                queued.append((self.server.submit(prompt, self.id), job))
+                job, submitted = todo.popleft(), submitted + 1
+                prompt = job.prompt(f"{self.name}/{submitted}")
+                queued.append((self.server.submit(prompt, self.name), job))
             if self.rng.random() < INTERRUPTED:
                 # Whatever runs then, of this client or of the other.
                 time.sleep(self.rng.uniform(0.0, 0.5))
                 self.server.interrupt()
             prompt_id, job = queued.popleft()
-            if not self._finished(job, self.server.wait(prompt_id)):
+            run = self.server.wait(prompt_id)
+            if run.interrupted:
+                self.interrupted += 1
                 todo.append(job)
                 continue
-            done += 1
-            if self.probe and done % self.probe == 0:
-                self._probe()
+            self._compare(job, run)
+            if self.probe and self.done.total() % self.probe == 0:
+                self.probes.append(probed(self.server))
+        return self
 
-    def _finished(self, job: Job, run: Run) -> bool:
-        """Whether a run came to its end. Its latent is compared."""
-        if run.interrupted:
-            with self.findings.lock:
-                self.findings.interrupted += 1
-            return False
-        wrong = ""
+    def _compare(self, job: Job, run: Run) -> None:
+        self.done[job.name] += 1
         if run.error is not None:
-            wrong = f"{run.error.node_type}: {run.error.exception_message}"
-        elif not torch.equal(found := latent(self.server, run), self.expected[job]):
-            wanted = self.expected[job]
+            self.violations.append(f"{run.error.node_type}: {run.error.exception_message}: {job}")
+        elif not torch.equal(found := latent(self.server, run), wanted := self.expected[job]):
             error = (found - wanted).norm() / wanted.norm()
-            wrong = f"the latent is {error:.1e} from that of a server of its own"
-        with self.findings.lock:
-            self.findings.done[job.name] += 1
-            if wrong:
-                self.findings.violations.append(f"{wrong}: {job}")
-        return True
-
-    def _probe(self) -> None:
-        run = self.server.queue(probe_prompt())
-        while run.interrupted:
-            run = self.server.queue(probe_prompt())
-        if run.error is not None:
-            raise RuntimeError(run.error.exception_message)
-        with self.findings.lock:
-            self.findings.probes.append(probed(run))
+            self.violations.append(f"the latent is {error:.1e} from that of a server of its own: {job}")
 
 
-def load(jobs: dict[Job, Tensor], prompts: int, seed: int) -> tuple[Findings, str]:
-    """Run this many prompts of the jobs in one server; what the clients have seen, and what it logged."""
-    findings = Findings()
+def load(expected: dict[Job, Tensor], prompts: int, seed: int) -> tuple[list[Client], str]:
+    """Run this many prompts of the jobs in one server; the clients at the end, and what the server logged."""
     with serving() as server:
         # Where the log ends now: at its start the host tells of parts that it could not import.
         ready = server.log.stat().st_size
+        counts = [prompts // CLIENTS + (number < prompts % CLIENTS) for number in range(CLIENTS)]
         clients = [
-            Client(
-                server,
-                jobs,
-                prompts // CLIENTS + (number < prompts % CLIENTS),
-                random.Random(f"{seed} {number}"),
-                findings,
-                # One client alone, so that the probes are spread evenly.
-                probe=max(1, prompts // CLIENTS // PROBES) if number == 0 else 0,
-            )
-            for number in range(CLIENTS)
+            Client(server, expected, count, random.Random(f"{seed} {number}"), f"client{number}")
+            for number, count in enumerate(counts)
         ]
-        for client in clients:
-            client.start()
-        for client in clients:
-            client.join()
-        for client in clients:
-            if client.failure is not None:
-                raise client.failure
-        return findings, server.log.read_bytes()[ready:].decode(errors="replace")
+        # One client alone, so that the probes are spread evenly.
+        clients[0].probe = max(1, counts[0] // PROBES)
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            list(pool.map(Client.work, clients))
+        return clients, server.log.read_bytes()[ready:].decode(errors="replace")
 
 
-def judge(findings: Findings, before: list[str], log: str) -> list[str]:
+def judged(clients: list[Client], before: list[str], log: str) -> list[str]:
     """Everything that is not as the head of this file says."""
-    found = list(findings.violations)
-    for number, probe in enumerate(findings.probes):
+    found = [violation for client in clients for violation in client.violations]
+    probes = clients[0].probes
+    for number, probe in enumerate(probes):
         if probe["weights"] != before:
             found.append(f"probe {number}: the weights are not those of the file any more")
         if probe["hooks"]:
             found.append(f"probe {number}: hooks on {len(probe['hooks'])} modules, as {probe['hooks'][0]}")
-    half = [probe["memory"] for probe in findings.probes[len(findings.probes) // 2 :]]
+    half = [probe["memory"] / 1e6 for probe in probes[len(probes) // 2 :]]
     if half and max(half) > (1 + GROWTH) * min(half):
-        low, high = (value / 1e6 for value in (min(half), max(half)))
-        found.append(f"the memory went from {low:.0f} to {high:.0f} MB over the second half")
-    if not findings.interrupted:
+        found.append(f"the memory went from {min(half):.0f} to {max(half):.0f} MB over the second half")
+    if not any(client.interrupted for client in clients):
         found.append("no interrupt met a prompt, so nothing is shown of interrupts")
     if "Traceback" in log:
         found.append(f"the server's log has a traceback:\n{log[log.index('Traceback') :][:2000]}")
@@ -337,23 +242,19 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="what the jobs and their order are made from (0)")
     options = parser.parse_args()
 
-    jobs = make_jobs(random.Random(options.seed))
     expected: dict[Job, Tensor] = {}
     before: list[str] = []
-    start = time.monotonic()
-    for number, job in enumerate(jobs, 1):
+    for number, job in enumerate(make_jobs(random.Random(options.seed)), 1):
         expected[job], before = alone(job)
-        print(f"\r{number} of {len(jobs)} jobs in a server of their own", end="", flush=True)
-    print(f": {time.monotonic() - start:.0f} s", flush=True)
-
+        print(f"\r{number} of {JOBS} jobs in a server of their own", end="", flush=True)
     start = time.monotonic()
-    findings, log = load(expected, options.prompts, options.seed)
-    count = sum(findings.done.values())
-    print(f"{count} prompts from {CLIENTS} clients: {time.monotonic() - start:.0f} s")
-    print(", ".join(f"{number} {name}" for name, number in sorted(findings.done.items())))
-    print(f"{findings.interrupted} interrupted, and queued again")
-    print("memory, MB: " + " ".join(f"{probe['memory'] / 1e6:.0f}" for probe in findings.probes))
-    violations = judge(findings, before, log)
+    clients, log = load(expected, options.prompts, options.seed)
+    done = sum((client.done for client in clients), Counter[str]())
+    print(f"\n{done.total()} prompts from {CLIENTS} clients: {time.monotonic() - start:.0f} s")
+    print(", ".join(f"{number} {name}" for name, number in sorted(done.items())))
+    print(f"{sum(client.interrupted for client in clients)} interrupted, and queued again")
+    print("memory, MB: " + " ".join(f"{probe['memory'] / 1e6:.0f}" for probe in clients[0].probes))
+    violations = judged(clients, before, log)
     for violation in violations:
         print(f"VIOLATION {violation}", file=sys.stderr)
     print(f"seed {options.seed}: {len(violations)} violations")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import random
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from . import case
 from .case import Case
+from .crafted import CRAFTED
 from .mutators import families
 from .seeds import Seed, make
 
@@ -22,6 +25,14 @@ class Source:
         with tempfile.TemporaryDirectory() as folder:
             self.seeds: list[Seed] = make(Path(folder))
         self.families = families()
+
+    def case(self, job: Mapping[str, Any]) -> Case:
+        """The file of a job: made by hand, valid, or changed, see `worker`."""
+        if "crafted" in job:
+            return CRAFTED[job["crafted"]]()
+        if "pristine" in job:
+            return self.pristine()[job["pristine"]]
+        return self.mutated(job["seed"], job["number"])
 
     def pristine(self) -> list[Case]:
         """Every valid file as it is."""

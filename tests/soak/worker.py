@@ -14,7 +14,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
 
@@ -22,8 +22,6 @@ from lycoris_ops import commands
 from lycoris_ops.files import tensor_file
 from lycoris_ops.reading import load
 
-from .case import Case
-from .crafted import CRAFTED
 from .limits import Limits
 from .source import Source
 from .stages import Taker
@@ -32,19 +30,11 @@ AGAIN = 75
 """The status of a process that has answered, and is to be followed by a fresh one."""
 
 
-def _case(source: Source, job: dict[str, Any]) -> Case:
-    if "crafted" in job:
-        return CRAFTED[job["crafted"]]()
-    if "pristine" in job:
-        return source.pristine()[job["pristine"]]
-    return source.mutated(job["seed"], job["number"])
-
-
 def _serve(source: Source, taker: Taker, answers: TextIO) -> None:
     """Answer jobs until there are no more, or until a file was stopped in the middle."""
     for line in sys.stdin:
         job = json.loads(line)
-        case = _case(source, job)
+        case = source.case(job)
         outcome = taker.take(case)
         # Adapters that the library remembers would count as the next files' memory.
         load._load.cache_clear()

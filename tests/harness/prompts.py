@@ -1,0 +1,58 @@
+"""Prompts in the API's format, from the pieces that tests and benchmarks need of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from .launch import Run, Server
+
+Node = dict[str, Any]
+Prompt = dict[str, Node]
+Link = list[Any]
+
+
+def node(kind: str, **inputs: Any) -> Node:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def sampled(
+    model: Link, clip: Link, folder: str, *, checkpoint: str = "base.safetensors", **sampler: Any
+) -> Prompt:
+    """Nodes that load a checkpoint, `base`, sample at 64x64 pixels with a model and a clip, and save that.
+
+    Another folder makes the host save a latent that it has cached.
+    """
+    settings = {"seed": 7, "steps": 1, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", **sampler}
+    links = {"positive": ["positive", 0], "negative": ["negative", 0], "latent_image": ["empty", 0]}
+    return {
+        "base": node("CheckpointLoaderSimple", ckpt_name=checkpoint),
+        "positive": node("CLIPTextEncode", text="a cat on a mat", clip=clip),
+        "negative": node("CLIPTextEncode", text="", clip=clip),
+        "empty": node("EmptyLatentImage", width=64, height=64, batch_size=1),
+        "sample": node("KSampler", model=model, denoise=1.0, **links, **settings),
+        "save": node("SaveLatent", samples=["sample", 0], filename_prefix=f"{folder}/latent"),
+    }
+
+
+def stacked(entries: Iterable[tuple[str, float, float]], name: str = "load") -> tuple[Prompt, Link]:
+    """Nodes that load files with strengths for the model and the clip into one stack, and the link to it."""
+    prompt: Prompt = {}
+    stack: dict[str, Link] = {}
+    for number, (file, strength, strength_clip) in enumerate(entries):
+        strengths = {"strength_model": strength, "strength_clip": strength_clip}
+        prompt[f"{name}{number}"] = node("LycorisLoadAdapter", file=file, **strengths, **stack)
+        stack = {"stack": [f"{name}{number}", 0]}
+    return prompt, stack["stack"]
+
+
+def latent(server: Server, run: Run) -> torch.Tensor:
+    """The latent that a run has saved. Its file is removed."""
+    (saved,) = run.outputs["save"]["latents"]
+    path = server.base / "output" / saved["subfolder"] / saved["filename"]
+    found = load_file(path)["latent_tensor"]
+    path.unlink()
+    return found
