@@ -33,12 +33,12 @@ from ..stack.resolve import Match, Resolution, resolve
 from ..stack.stack import Entry, Stack
 
 COPY_BYTES = 4 << 20
-"""The most bytes that are copied at once: the memory for copying, and the step of the progress."""
+"""The most bytes copied at once. It is also the step of the progress."""
 
 
 @dataclass(frozen=True)
 class MergeResult:
-    """What was written."""
+    """The result of a merge."""
 
     path: str
     size: int
@@ -46,7 +46,7 @@ class MergeResult:
     merged: int
     """How many weights and biases the stack changed."""
     copied: int
-    """How many tensors of the base it did not change. They may still be in another dtype."""
+    """How many tensors of the base it did not change. Their dtype may still have changed."""
     resolution: Resolution
 
     def __str__(self) -> str:
@@ -99,9 +99,8 @@ def merge_checkpoint(
     shapes |= {key: weight.shape for key, weight in quantised.items()}
     resolution = resolve(stack, shapes, absent_because="the file does not hold it")
     merge = _Merge(base, resolution.pairs(), quantised, codec)
-    # Before the check of shapes: packed data have another shape than their weight, so no layer would fit, and
-    # the error would be about shapes.
-    # A layer at strength 0 changes nothing, so its weight may be in any form.
+    # Before the check of shapes: packed data have another shape than their weight, so the error would be
+    # about shapes. A layer at strength 0 changes nothing, so its weight may be in any form.
     misfits = (mismatch for entry in resolution.entries for mismatch in entry.mismatches if mismatch.strength)
     for key in (*merge.pairs, *(mismatch.target.key for mismatch in misfits)):
         merge.check_known(key)
@@ -128,7 +127,7 @@ def merge_checkpoint(
                 done += tensor.nbytes
             if progress:
                 progress(done, size)
-        # What was read before a change of a source does not belong to what was read after it.
+        # Data read before and after a source changed do not belong together.
         for source in (base, *(entry.adapter.file for entry in stack)):
             source.check_unchanged()
     return MergeResult(str(out), size, len(merge.pairs), len(tensors) - len(merge.changed), resolution)
@@ -136,7 +135,7 @@ def merge_checkpoint(
 
 @dataclass(frozen=True)
 class _Copied:
-    """Tensors that follow each other in the base and are copied as they are."""
+    """Neighbouring tensors of the base that are copied unchanged."""
 
     first: str
     """The name of the first one."""
@@ -147,7 +146,7 @@ class _Copied:
 
 @dataclass(frozen=True)
 class _Merge:
-    """The merge of a stack into a base: which tensors change, and how each is read and written."""
+    """A stack being merged into a base: which tensors change, and how each is read and written."""
 
     base: SafetensorsFile
     pairs: Mapping[str, list[tuple[Entry, Match]]]
@@ -158,12 +157,12 @@ class _Merge:
 
     @cached_property
     def plain(self) -> set[str]:
-        """Names of the float tensors that stand for their own values, see `plain_floats`."""
+        """Names of the float tensors that hold plain values, see `plain_floats`."""
         return plain_floats(self.base.tensors, self.quantised)
 
     @cached_property
     def changed(self) -> dict[str, str]:
-        """Each tensor that is written anew by the merge, to the weight that it stores or is a part of."""
+        """For each tensor that the merge rewrites, the weight that it belongs to."""
         changed = {key: key for key in self.pairs}
         for key in self.pairs:
             if key in self.quantised:
@@ -225,7 +224,7 @@ class _Merge:
     def runs(self, tensors: Mapping[str, TensorInfo]) -> Iterator[_Copied | str]:
         """What to write, in the base's order: keys of weights to change or convert, and tensors to copy.
 
-        A weight that is stored as several tensors comes once, at the place of its first tensor.
+        A weight stored as several tensors appears once, where its first tensor is.
         """
         copied: _Copied | None = None
         begun: set[str] = set()
@@ -296,7 +295,7 @@ class _Merge:
             weight = weight.to(torch.float32)
         weight = self._patched(data, key, weight)
         merged = round_to_float8(weight, dtype, seed_of(key)) if dtype.itemsize == 1 else weight.to(dtype)
-        # A tensor that the stack does not change may hold infinity in the base: some masks do.
+        # An unchanged tensor may hold infinity in the base: some masks do.
         if not is_finite(merged) and (key in self.pairs or is_finite(weight)):
             raise self._unfit(key, str(dtype))
         return merged
@@ -335,7 +334,7 @@ def _copy(data: BinaryIO, out: BinaryIO, base: SafetensorsFile, start: int, end:
 
 
 def _recipe(base: SafetensorsFile, stack: Stack) -> dict[str, object]:
-    """What the file is made of: the names of base and adapters, with strengths and rules."""
+    """The recipe: the names of base and adapters, with strengths and rules."""
     adapters = [
         {
             "file": entry.adapter.name,

@@ -1,1 +1,1 @@
-"""The difference of two models becomes an adapter."""
+"""Turn the difference of two models into an adapter."""

@@ -1,4 +1,4 @@
-"""Extracting an adapter from a model and the one that it was tuned from."""
+"""Extract an adapter from a tuned model and its base."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 DTYPE = torch.float16
-"""The dtype of what is extracted, unless another one is asked for. Differences are small, and it has three
-bits more than bfloat16."""
+"""The default dtype. Differences are small, and it has three bits more than bfloat16."""
 
 
 def extract_adapter(
@@ -47,7 +46,7 @@ def extract_adapter(
     progress: Progress | None = None,
     **making: Unpack[Making],
 ) -> Adapter:
-    """An adapter in memory that makes of one model nearly the other: its layers are the nearest to tuned -
+    """Extract an adapter in memory that turns `base` into nearly `tuned`: its layers are nearest to tuned -
     base.
 
     The models are safetensors files, which are read weight by weight so that neither is ever in memory, or
@@ -121,7 +120,7 @@ def _read(pair: Pair, before: Weights, after: Weights, device: str, pause: Pause
 
 
 def _bias(pair: Pair, before: Weights, after: Weights, pause: Pause) -> Tensor | None:
-    """The change of the biases beside both sides; None where there is none."""
+    """The change of the pair's biases; None where there is none."""
     keys = [[(place.bias, place.rows) for place in side if place.bias] for side in (pair.base, pair.tuned)]
     if not all(keys) or [len(one) for one in keys] != [len(pair.base), len(pair.tuned)]:
         return None
@@ -151,8 +150,8 @@ def _difference(
     else:
         change = other.to(device, torch.float32, copy=True).sub_(one.to(device))
     if not is_finite(change):
-        # What is not finite on both sides alike has not changed. A host leaves weights that a checkpoint does
-        # not have as the memory was.
+        # A value that is equally not finite on both sides has not changed. A host leaves weights that a
+        # checkpoint lacks uninitialised.
         same = (one == other) | (one.isnan() & other.isnan())
         change.masked_fill_(same.to(device), 0.0)
     noise = None if None in variances else sum(v for v in variances if v is not None) ** 0.5

@@ -1,4 +1,4 @@
-"""Which weights of two models are the same layer, although their files may name or fuse them differently."""
+"""Match the layers of two models, whose files may name or fuse them differently."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..names.architectures.base import Paths
 from ..names.targets import HOST_ENCODERS, Target, Targets
 
 COPIES = ("model_ema.",)
-"""Beginnings of the keys of second copies of a model, which nothing loads beside the first."""
+"""Prefixes of second copies of a model, which nothing loads."""
 NAMED = 5
 """How many differences an error names."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A layer of both models: rows of weights, one below the other, of each."""
+    """A layer of both models, as rows of weights of each, one below the other."""
 
     name: str
     """The name of the adapter's layer."""
@@ -31,7 +31,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """What two models have in common, and what they have not."""
+    """What two models share, and how they differ."""
 
     pairs: tuple[Pair, ...]
     only_base: tuple[str, ...]
@@ -43,7 +43,7 @@ class Pairs:
     """How many tensors belong to parts that no adapter changes, such as the VAE."""
 
     def differences(self) -> list[tuple[str, Sequence[str]]]:
-        """What the models have not in common, in words, each with the keys."""
+        """The differences in words, each with its keys."""
         found = [
             ("weights that only the base model has", self.only_base),
             ("weights that only the tuned model has", self.only_tuned),
@@ -53,7 +53,7 @@ class Pairs:
 
 
 class _Side:
-    """One of the models, by its targets."""
+    """One of the two models, as targets."""
 
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
@@ -62,7 +62,7 @@ class _Side:
         parts = self.targets.parts
         # A number without a dimension, such as the `logit_scale` of CLIP, is no layer.
         here = [one for one in self.targets.all if shapes[one.key] and weights.reads(one.key)]
-        # Beside parts whose keys say what they are, all other keys are of none that an adapter changes.
+        # Where some keys say their part, the other keys belong to parts that no adapter changes.
         self.all = [one for one in here if one.part is not None or not parts - {None}]
         self.others = len(here) - len(self.all)
         self._known = "unet" in parts or self._is_diffusion()
@@ -72,7 +72,7 @@ class _Side:
         return any(table(paths) for table in DIFFUSERS)
 
     def name(self, target: Target) -> str:
-        """The name of the layer in an adapter: the host's own, and the path where the part is not known."""
+        """The layer's name in an adapter: the host's own, or the path where the part is unknown."""
         if target.part == "te":
             return f"{HOST_ENCODERS}{target.name}" if target.encoder else target.path
         return f"diffusion_model.{target.path}" if self._known else target.path
@@ -103,7 +103,7 @@ def pairs_of(base: Weights, tuned: Weights) -> Pairs:
     reshaped: list[str] = []
     used: tuple[set[str], set[str]] = (set(), set())
     biases: tuple[list[str], list[str]] = ([], [])
-    # From the tuned model first, then from the base: of a fused and a split layer only one has a name for the
+    # From the tuned model first, then from the base: only one of a fused and a split layer has a name for the
     # other.
     for first, second in ((1, 0), (0, 1)):
         one, other = sides[first], sides[second]
@@ -144,5 +144,5 @@ def _left(side: _Side, used: set[str]) -> tuple[str, ...]:
 
 
 def rows_of(places: Iterable[Target]) -> list[tuple[str, Rows | None]]:
-    """The keys of weights, with the rows of each that are meant."""
+    """The keys of weights, each with its rows."""
     return [(place.key, place.rows) for place in places]

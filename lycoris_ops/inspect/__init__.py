@@ -1,1 +1,1 @@
-"""What the adapters of a stack do to a model, as numbers, words and pictures."""
+"""Show what the adapters of a stack do to a model, in numbers, words and pictures."""

@@ -1,4 +1,4 @@
-"""The changes of the adapters of a stack, measured layer by layer and against each other."""
+"""Measure the changes of a stack's adapters, layer by layer and against each other."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from ..reading.adapter import Adapter
 from ..stack.stack import Entry, Stack
 
 SPECTRUM = 256
-"""The most singular values of a change that are looked at. Energies and norms are of all."""
+"""The most singular values of a change that are kept. Energies and norms count all of them."""
 KINDS = ("attn", "mlp", "conv", "norm")
-"""What layers are called in their blocks. All others are `other`."""
+"""Names for what a layer is in its block. Everything else is `other`."""
 
 
 @dataclass(frozen=True)
 class LayerMeasure:
-    """What one adapter changes of one weight, at its strength."""
+    """One adapter's change of one weight, at its strength."""
 
     layer: str
     """The layer's name in the file."""
@@ -79,7 +79,7 @@ class LayerMeasure:
 
 @dataclass(frozen=True)
 class Examination:
-    """What the adapters of a stack do, alone and together."""
+    """The measures of a stack's adapters, alone and together."""
 
     entries: tuple[Entry, ...]
     layers: tuple[LayerMeasure, ...]
@@ -88,8 +88,8 @@ class Examination:
     products: Mapping[str, Tensor]
     """For each block <w_i D_i, w_j D_j>, (T, T) in float64, summed over its weights."""
     conflicts: Mapping[str, tuple[Tensor, Tensor]]
-    """For each block at how many places two adapters both change a value, and at how many of these in
-    opposite directions, both (T, T). Empty where that was not asked for."""
+    """For each block, how many values two adapters both change, and how many of these in opposite directions,
+    both (T, T). Empty where that was not asked for."""
     left_out: Mapping[str, str]
     """Layers that have no place in the base, with the reasons."""
 
@@ -115,7 +115,7 @@ class Examination:
     def disagreement(self, block: str | None = None) -> Tensor:
         """The share of the values that two adapters both change, in opposite directions, (T, T).
 
-        That of unrelated changes is one half, and arccos(cosine) / pi in general.
+        Unrelated changes give one half, and in general it is arccos(cosine) / pi.
         """
         found = self.conflicts.values() if block is None else [self.conflicts[block]]
         both = sum((one for one, _ in found), torch.zeros_like(self.total()))
@@ -129,7 +129,7 @@ class Examination:
         }
 
     def keeping(self) -> float:
-        """The factor for all strengths with which the sum is as large as the strongest adapter alone.
+        """The factor for all strengths that makes the sum as large as the strongest adapter alone.
 
         max ||w_i D_i|| / ||sum of w_i D_i||, and 1 where the sum is nothing.
         """
@@ -150,11 +150,11 @@ def examine(
 ) -> Examination:
     """Measure what the adapters of a stack change, each alone and all against each other.
 
-    Inner products are sums in float64 from the factors of the layers, so that they do not depend on how an
-    adapter shares the size of a change between its factors. `base` is the model, as in `merge_adapters`: with
-    it changes are related to the weights, blocks are the model's own, and kinds that depend on the weight are
-    measured. `signs` compares the signs of single values too, which forms every change in full.
-    `progress` is called with weights done.
+    Inner products are float64 sums over the factors, so it does not matter how an adapter divides the size of
+    a change between its factors. `base` is the model, as in `merge_adapters`: with it changes are related to
+    the weights, blocks are the model's own, and kinds that depend on the weight are measured. `signs`
+    compares the signs of single values too, which forms every change in full. `progress` is called with
+    weights done.
 
     Raises as `merge_adapters` does.
     """

@@ -1,4 +1,4 @@
-"""An examination as one picture of several charts, and the blocks of a model as bars."""
+"""Draw an examination as charts in one picture, and the blocks of a model as bars."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 COLOURS = {kind: colour_of(number) for number, kind in enumerate(KINDS)} | {"other": "#7f7f7f"}
 TIMES = 60
-"""Into how many parts the sampling is divided for the chart of a schedule."""
+"""How many points of the sampling the chart of a schedule has."""
 LEAST = 1e-6
 """The smallest value on an axis of a logarithm."""
 
@@ -79,7 +79,8 @@ def examination_charts(found: Examination) -> list[Axes | Table]:
 
 
 def blocks_picture(found: Survey) -> Image:
-    """Bars for the share that each block has of each adapter's change; without adapters, of the weights."""
+    """Bars for each block's share of each adapter's change; without adapters, for its share of the
+    weights."""
     title = "share of the squared norm of the change, by block" if found.adapters else "weights by block"
     legend = [(_named(one.entry.name), colour_of(number)) for number, one in enumerate(found.adapters)]
     return in_rows(title, block_rows(found), legend)
@@ -96,7 +97,7 @@ def block_rows(found: Survey) -> list[Row]:
 
 
 def _named(name: str) -> str:
-    """A name as it is shown: what all files end in tells nothing."""
+    """A name without the ending that all files have."""
     return shortened(name.removesuffix(".safetensors"))
 
 
@@ -173,7 +174,7 @@ def _spectra(found: Examination) -> Axes:
 
 
 def _value(layer: LayerMeasure, rank: int) -> float:
-    """The singular value of a rank as a share of the largest, as far down as the axis goes."""
+    """The singular value of a rank as a share of the largest, at least the axis' end."""
     return max(LEAST, layer.spectrum[rank - 1]) if rank <= len(layer.spectrum) else LEAST
 
 

@@ -1,4 +1,4 @@
-"""An examination in words: tables of blocks, of layers and of pairs of adapters."""
+"""Describe an examination: tables of blocks, layers and pairs of adapters."""
 
 from __future__ import annotations
 

@@ -1,1 +1,2 @@
-"""Several adapters become one: the changes of a layer are merged by a method, and made into a layer again."""
+"""Merge several adapters into one: a method merges the changes of each layer, and a layer is made of the
+result."""

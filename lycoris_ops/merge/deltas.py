@@ -1,4 +1,4 @@
-"""What a merge method is given of one layer: the changes that several adapters make of its weight."""
+"""The input of a merge method: the changes that several adapters make to one weight."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..changes.forms import Additive, LowRank, add_up
 from ..maths.decompositions import Pause, no_pause, singular
 
 ROWS = 512
-"""How many rows of a matrix are taken to float64 at a time."""
+"""How many rows of a matrix are converted to float64 at once."""
 
 Triples = tuple[Tensor, Tensor, Tensor]
 """U (O, r), S (r,) and V^T (r, K) of a matrix (O, K)."""
 
 
 class Deltas:
-    """The changes D_1 to D_T, (O, K), that T adapters make of one weight, with their strengths w_1 to w_T.
+    """The changes D_1 to D_T, (O, K), that T adapters make to one weight, with their strengths w_1 to w_T.
 
     `shape` is (O, K), K = I * prod(kernel). `names` are those of the adapters, and `seed` is for methods that
     draw: what they draw for an adapter depends on the seed, on `layer` and on the adapter's name alone, and
@@ -59,8 +59,8 @@ class Deltas:
     def factors(self) -> tuple[tuple[Tensor, Tensor], ...] | None:
         """up (O, r_i) and down (r_i, K) of each change.
 
-        None where a change has none, or where they are not small, all adapters together: beyond the share
-        FACTORED of the highest rank that the weight can have, the matrix itself takes less work.
+        None where a change has no factors, or where the ranks of all adapters together exceed the share
+        FACTORED of the highest possible rank: then the matrix itself takes less work.
         """
         most = int(FACTORED * min(self.shape))
         found: list[tuple[Tensor, Tensor]] = []
@@ -73,7 +73,7 @@ class Deltas:
         return tuple(found)
 
     def dense(self, index: int) -> Tensor:
-        """D_i itself, without its strength. It is formed anew at each call."""
+        """D_i without its strength. Each call forms it again."""
         self.pause()
         return add_up(self.forms[index], torch.float32, self.device).reshape(self.shape)
 
@@ -85,7 +85,7 @@ class Deltas:
     def gram(self) -> Tensor:
         """<D_i, D_j> (T, T) in float64.
 
-        In float32 the norm of the difference of two changes that are nearly the same would be wrong.
+        Float32 would give a wrong norm for the difference of two similar changes.
         """
         total = torch.zeros(self.count, self.count, dtype=torch.float64, device=self.device)
         if self.factors is not None:
@@ -102,7 +102,7 @@ class Deltas:
         return total
 
     def combined(self, coefficients: Sequence[float]) -> list[Additive]:
-        """sum of c_i D_i, exactly: the forms as they are, each times its coefficient."""
+        """sum of c_i D_i, exactly: the forms themselves, each times its coefficient."""
         return [
             form if coefficient == 1.0 else form.times(coefficient)
             for forms, coefficient in zip(self.forms, coefficients, strict=True)
@@ -112,18 +112,18 @@ class Deltas:
 
     @cached_property
     def triples(self) -> tuple[Triples, ...]:
-        """The singular triples of each D_i, without those that are rounding."""
+        """The singular triples of each D_i, without rounding noise."""
         return tuple(self.triples_of(forms) for forms in self.forms)
 
     def triples_of(self, forms: Sequence[Additive]) -> Triples:
-        """All singular triples of a sum of forms, without those that are rounding."""
+        """All singular triples of a sum of forms, without rounding noise."""
         return Delta(forms, self.shape, largest=min(self.shape), device=self.device, pause=self.pause).triples
 
     def bases(self) -> tuple[Tensor, Tensor] | None:
         """Q_U (O, R) and Q_V (K, R'), bases of all outputs and of all inputs of the changes.
 
-        They are made of balanced factors U sqrt(S) and sqrt(S) V^T, so that they do not depend on how an
-        adapter shares the size of its change between its two factors. None without factors.
+        They come from the balanced factors U sqrt(S) and sqrt(S) V^T, so it does not matter how an adapter
+        divides the size of its change between its two factors. None without factors.
         """
         if self.factors is None:
             return None
@@ -136,7 +136,7 @@ class Deltas:
         return singular(ups)[0], singular(downs.T)[0]
 
     def generator(self, index: int) -> torch.Generator:
-        """A generator on the CPU for what is drawn for an adapter."""
+        """The random generator for one adapter, on the CPU."""
         said = f"{self.seed}\0{self.layer}\0{self.names[index]}".encode()
         return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(said).digest()[:8], "little") >> 1)
 

@@ -1,4 +1,4 @@
-"""What the methods share that work on single values of the changes."""
+"""What methods that work on single values share."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ CONSENSUS = Option(
 )
 
 TILE = 1 << 20
-"""How many values are worked on between two pauses."""
+"""How many values are processed between two pauses."""
 LOW_BITS = 15
-"""The lower bits of the size of a float32, which has 31. The others are as many as there are bins."""
+"""How many of the 31 bits of a float32's size are the lower ones. The others number the bins."""
 
 
 def tiles(values: Tensor, pause: Pause) -> Iterator[slice]:
@@ -36,7 +36,7 @@ def tiles(values: Tensor, pause: Pause) -> Iterator[slice]:
 def by_tiles(
     values: Sequence[Tensor], of: Callable[[list[Tensor]], Tensor], pause: Pause, out: Tensor | None = None
 ) -> Tensor:
-    """What `of` makes of matrices of one shape, taken in tiles of rows; in `out` if that is given."""
+    """Apply `of` to matrices of one shape, tile by tile, and write the result to `out` if given."""
     made = torch.empty_like(values[0]) if out is None else out
     for rows in tiles(values[0], pause):
         made[rows] = of([one[rows] for one in values])
@@ -44,13 +44,12 @@ def by_tiles(
 
 
 def largest_kept(values: Tensor, density: float, pause: Pause) -> Tensor:
-    """The values with only floor(density * n) of them that are largest in size; the others are 0."""
+    """Keep the floor(density * n) values of largest size; the others become 0."""
     return middle_kept(values, 0, int(density * values.numel()), pause)
 
 
 def middle_kept(values: Tensor, first: int, count: int, pause: Pause) -> Tensor:
-    """The values with only those that are `first` to `first + count` in size, from 0 for the largest; the
-    others are 0.
+    """Keep the values ranked `first` to `first + count` by size, where the largest is 0; the others become 0.
 
     Of equal sizes the earlier places come first.
     """
@@ -65,8 +64,8 @@ def middle_kept(values: Tensor, first: int, count: int, pause: Pause) -> Tensor:
 def kept_places(values: Tensor, count: int, pause: Pause) -> Tensor:
     """A mask of the `count` values that are largest in size; of equal sizes the earlier ones.
 
-    The bits of floats of one sign are in the order of the floats. Two histograms, of their upper and of their
-    lower bits, tell the size of the last one that is kept, without a sort of all values.
+    Floats of one sign sort like their bits. A histogram of the upper bits and one of the lower bits find the
+    smallest size that is kept, without sorting all values.
     """
     kept = torch.zeros(values.shape, dtype=torch.bool, device=values.device)
     if count <= 0:
@@ -96,7 +95,7 @@ def kept_places(values: Tensor, count: int, pause: Pause) -> Tensor:
 
 
 def _reached(numbers: Iterator[Tensor], bits: int, count: int) -> tuple[int, int]:
-    """The largest number that `count` numbers are not below, and how many are above it."""
+    """The largest number reached by `count` numbers, and how many numbers are above it."""
     bins = sum(torch.bincount(each.flatten(), minlength=1 << bits).cpu() for each in numbers)
     assert isinstance(bins, Tensor)
     falling = bins.flip(0).cumsum(0)
@@ -105,9 +104,9 @@ def _reached(numbers: Iterator[Tensor], bits: int, count: int) -> tuple[int, int
 
 
 def elected(values: Sequence[Tensor]) -> Tensor:
-    """For each place the mean of the values that have the sign of their sum.
+    """For each place, the mean of the values whose sign is that of the sum.
 
-    Zeros have no sign, and where the values cancel each other the sign is positive.
+    Zeros have no sign. Where the values cancel, the sign is positive.
 
     Source: Yadav et al., TIES-Merging (2306.01708), algorithm 1.
     """
@@ -130,6 +129,6 @@ def added(values: Sequence[Tensor]) -> Tensor:
 
 
 def reduced(values: Sequence[Tensor], consensus: str, scale: float, pause: Pause) -> Tensor:
-    """The values as one: their sum, or what `elected` makes of them; times a scale."""
+    """Reduce the values to their sum, or by `elected`, times a scale."""
     of = elected if consensus == "ties" else added
     return by_tiles(values, lambda tile: scale * of(tile), pause)

@@ -1,4 +1,4 @@
-"""A bound for the spectral norm of a merged change."""
+"""Bound the spectral norm of a merged change."""
 
 from __future__ import annotations
 

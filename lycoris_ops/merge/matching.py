@@ -1,4 +1,4 @@
-"""Which layers of several adapters change the same weight."""
+"""Find the layers of several adapters that change the same weight."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .deltas import Deltas
 
 @dataclass(frozen=True)
 class Piece:
-    """What a layer of one adapter changes of a weight, or of the bias beside it."""
+    """The change that one adapter's layer makes to a weight or to its bias."""
 
     entry: int
     """The place of its adapter among the entries."""
@@ -36,25 +36,25 @@ class Piece:
     """The name of its adapter."""
     strength: float
     read: Callable[[], Part]
-    """Reads its tensors, which are kept no longer than what is returned."""
+    """Reads the tensors. Nothing else keeps them in memory."""
     parameter: Parameter
     words: str
     """Kind and rank of the layer in words."""
 
     @property
     def source(self) -> tuple[int, str, float]:
-        """The layer that it is of, at its strength. Its pieces for weight and bias have the same."""
+        """Its layer and strength. The pieces of one layer for weight and bias share it."""
         return self.entry, self.layer, self.strength
 
 
 @dataclass(frozen=True)
 class Place:
-    """A weight with the bias beside it, and all that changes them."""
+    """A weight with its bias, and everything that changes them."""
 
     name: str
     """The name of the merged layer."""
     shape: Shape
-    """The weight's; () where only the bias changes."""
+    """The weight's shape; () where only the bias changes."""
     bias: Shape
     """The shape (O,) of the bias; () where it does not change."""
     pieces: tuple[Piece, ...]
@@ -64,7 +64,7 @@ class Place:
     """The weight in the base."""
 
     def entries(self, parameter: Parameter | None = None) -> list[int]:
-        """The adapters that change it, or its weight or bias alone, in the order of `deltas`."""
+        """The adapters that change it (or only its weight or bias), in the order of `deltas`."""
         wanted = (piece for piece in self.pieces if parameter in (None, piece.parameter))
         return list(dict.fromkeys(piece.entry for piece in wanted))
 
@@ -78,8 +78,7 @@ class Place:
     ) -> Deltas | None:
         """The changes of the weight, or of the bias as a matrix of one column; None where there are none.
 
-        Raises LayerError for a layer that cannot be read, and for one that depends on a weight that is not
-        there.
+        Raises LayerError for a layer that cannot be read, or that depends on a missing weight.
         """
         shape = self.shape if parameter == "weight" else self.bias
         matrix = flat_shape(shape) if len(shape) > 1 else (*shape, 1)
@@ -87,7 +86,7 @@ class Place:
         if not entries:
             return None
         own = [[one for one in self.pieces if (one.entry, one.parameter) == (e, parameter)] for e in entries]
-        # Block rules may weight an adapter's separate q, k and v on a fused weight differently.
+        # Block rules may give the separate q, k and v of a fused weight different strengths.
         strengths = [max((one.strength for one in pieces), key=abs) for pieces in own]
         forms = [
             [form for one in pieces for form in self._forms(one, base, one.strength / strength)]
@@ -105,7 +104,7 @@ class Place:
         )
 
     def _forms(self, piece: Piece, base: Weights | None, factor: float) -> list[Additive]:
-        """The change of the whole weight or bias that a piece makes, times a factor."""
+        """The change that a piece makes to the whole weight or bias, times a factor."""
         part = piece.read()
         count = (self.shape if part.parameter == "weight" else self.bias)[0]
         with part.named():
@@ -209,7 +208,7 @@ def _place_of(entries: Sequence[Entry], same: Sequence[tuple[int, str, LayerInfo
                     expected=f"{list(before)} as in {entries[same[0][0]].adapter.name}",
                     hint="The adapters are for different models",
                 )
-            # Some kinds hold a kernel flat; others tell it.
+            # Some kinds store the kernel flattened; others know its shape.
             known = max(before, known, key=len)
             if parameter == "weight":
                 shape = known
@@ -236,8 +235,8 @@ def _whole(adapter: Adapter, name: str, parameter: Parameter) -> Part:
 def by_weight(entries: Sequence[Entry], base: Weights) -> tuple[list[Place], dict[str, str]]:
     """The layers of several adapters, matched by the weights of a model that they change.
 
-    The second is what has no place in the model, with the reasons. Raises MatchError where an adapter does
-    not fit the model.
+    Also returns the layers that have no place in the model, with the reasons. Raises MatchError where an
+    adapter does not fit the model.
     """
     resolution = resolve(
         Stack(entries), base.shapes, absent_because="it is not part of the model that is given"
@@ -252,7 +251,7 @@ def by_weight(entries: Sequence[Entry], base: Weights) -> tuple[list[Place], dic
         }
         for match in one.matches:
             if match.strength == 0.0:
-                # Left out by a rule, so that the layer has no part in averages and counts.
+                # A rule leaves the layer out, so it does not count in averages.
                 continue
             found.setdefault(match.target.key, []).append((number, match))
             if one.entry.adapter.info[match.layer].enlarges:

@@ -1,4 +1,4 @@
-"""Merging several adapters into one."""
+"""Merge several adapters into one."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def merge_adapters(
     progress: Progress | None = None,
     **options: float | str,
 ) -> Adapter:
-    """One adapter in memory that does what several do together, as a merge method combines them.
+    """Merge several adapters into one in memory, by a merge method.
 
     `adapters` are pairs of an adapter and its strength, or a stack, whose block rules and strengths of text
-    encoders count too. `method` is the name of one in `merge_methods()`, and `options` are its own. Each
-    layer is merged for itself, from the true changes of all kinds of layers, and read for that alone. Where
-    an adapter has no layer for a weight, averages and counts are over the others.
+    encoders count too. `method` is the name of one in `merge_methods()`, and `options` are its own. Layers
+    are read and merged one at a time, from their true changes, whatever their kinds. Where an adapter has no
+    layer for a weight, averages and counts are over the other adapters.
 
     With `size` None nothing is lost: a layer becomes a LoRA of the rank that its merged change has, or a full
     difference where that takes less. A layer that only one adapter has keeps its kind, times its strength,
@@ -122,12 +122,12 @@ def orthogonal_adapters(
     progress: Progress | None = None,
     **options: float | str,
 ) -> list[Adapter]:
-    """An adapter in memory for each one that is given: its part of the merged result, at strength 1.
+    """One adapter in memory for each given adapter: its part of the merged result at strength 1.
 
-    Together, at the strengths that they are given, they make what `merge_adapters` makes with the same
-    method, and their strengths can be changed afterwards. Only methods whose result is the sum of such parts
-    can do so (TSV-M, whose parts are orthogonal to each other). The other arguments are as in
-    `merge_adapters`. Strengths do not matter here.
+    At the given strengths they sum to the result of `merge_adapters` with the same method, and their
+    strengths can still be changed. Only methods whose result is the sum of such parts can do so (TSV-M, whose
+    parts are orthogonal to each other). The other arguments are as in `merge_adapters`. Strengths do not
+    matter here.
     """
     merging = _Merging(adapters, method, options, base, codec, device=device)
     if merging.method.parts is None:
@@ -148,7 +148,7 @@ def orthogonal_adapters(
 
 
 class _Merging:
-    """Adapters that are to be merged, matched layer by layer."""
+    """The adapters to merge, matched layer by layer."""
 
     def __init__(
         self,
@@ -196,14 +196,15 @@ class _Merging:
             )
 
     def merged(self, place: Place, pause: Pause) -> Change:
-        """What the method makes of all changes of a weight and of its bias."""
+        """Merge all changes of a weight and of its bias by the method."""
         own = self._own(place)
         if own is None:
             return self._change(place, self._combined, pause)
         return Change(own.additive() or (), self._bias(own.bias_additive() or ()), own)
 
     def _own(self, place: Place) -> Layer | None:
-        """The only layer on a weight times a number, where that is all that the method makes of it."""
+        """The weight's only layer, times a number, where the method does nothing else to it; otherwise
+        None."""
         first = place.pieces[0]
         if self.method.alone is None or any(piece.source != first.source for piece in place.pieces):
             return None
@@ -212,7 +213,7 @@ class _Merging:
             factor = math.copysign(min(abs(factor), self.norm_limit * abs(first.strength)), factor)
         part = first.read()
         layer = part.layer
-        # What it changes beside, such as a bias that the model does not have, is no part of the merge.
+        # Its other changes, such as of a bias that the model lacks, are not merged.
         whole = bool(layer.extent) + bool(layer.bias_extent) == len(place.pieces)
         sums = layer.additive() is not None and layer.bias_additive() is not None
         plain = sums and layer.set_bias is None
@@ -304,7 +305,8 @@ def _exactly(
     settings: Settings,
     progress: Progress | None,
 ) -> tuple[dict[str, Layer], FitReport]:
-    """Layers that make the changes to rounding: the adapter's own, LoRA of the true rank, or differences."""
+    """Layers that are exact to rounding: an adapter's own layer, a LoRA of the true rank, or a full
+    difference."""
     layers: dict[str, Layer] = {}
     rows: list[FitRow] = []
     left_out: dict[str, str] = {}
@@ -327,7 +329,7 @@ def _exactly(
 
 
 def _exact(change: Change, place: Place, settings: Settings, pause: Pause) -> Layer | None:
-    """The layer that makes a change; None for no change."""
+    """A layer with this change; None for no change."""
     check_finite(change)
     layer = change.own or (_nearest(change.forms, place, settings, pause) if change.forms else None)
     biased = change.bias is not None and bool(change.bias.any())
@@ -339,7 +341,7 @@ def _exact(change: Change, place: Place, settings: Settings, pause: Pause) -> La
 
 
 def _nearest(forms: Sequence[Additive], place: Place, settings: Settings, pause: Pause) -> Layer | None:
-    """A norm or a difference, or a LoRA where that takes less; None for a matrix of zeros."""
+    """A norm, a full difference, or a LoRA where that is smaller; None for a matrix of zeros."""
     shape, device = place.shape, torch.device(settings.device)
     if len(shape) < 2:
         kind = Norm if len(shape) == 1 else Full
@@ -358,7 +360,7 @@ def _nearest(forms: Sequence[Additive], place: Place, settings: Settings, pause:
 
 
 def _before(place: Place) -> str:
-    """What is merged, in words."""
+    """One line of the report about what is merged."""
     sources = {piece.source for piece in place.pieces}
     return place.pieces[0].words if len(sources) == 1 else f"{len(sources)} changes"
 

@@ -1,4 +1,4 @@
-"""What a file in `methods` declares: a way of merging the changes that several adapters make of a weight."""
+"""What a file in `methods` declares: how to merge the changes that several adapters make to one weight."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Options = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Option:
-    """A setting of a method: a number from `low` to `high`, or one of the words of `choices`."""
+    """A setting of a method: a number from `low` to `high`, or one of `choices`."""
 
     name: str
     default: float | str
@@ -53,22 +53,22 @@ class MergeMethod:
 
     name: str
     merge: Callable[[Deltas, Options], Sequence[Additive]]
-    """The merged change of one weight, from those of the adapters that change it."""
+    """Returns the merged change of one weight."""
     source: str
     """The paper with its equation or algorithm, or where else the formula is from."""
     factors: bool
-    """Whether the result has small factors where the changes have them, so that no dense matrix is formed."""
+    """Whether small factors give a result in small factors, without forming a dense matrix."""
     options: tuple[Option, ...] = ()
     adapters: tuple[int, float] = (1, math.inf)
     """The least and the most adapters that it takes."""
     ordered: bool = False
     """Whether it matters which adapter comes first."""
     alone: Callable[[float, Options], float] | None = None
-    """By how much a change is multiplied where a single adapter changes the weight, from its strength.
-    None where the method makes anything but a multiple of it."""
+    """Maps the strength of a weight's only adapter to the factor of its change. None where the result is no
+    multiple of the change."""
     parts: Callable[[Deltas, Options], Sequence[Sequence[Additive]]] | None = None
-    """The part of the result that each adapter has at strength 1, where the result is the sum of these parts
-    times the strengths."""
+    """Returns each adapter's part at strength 1, where the result is the sum of the parts times the
+    strengths."""
 
     def checked(self, options: Options) -> dict[str, Any]:
         """All options, with defaults for those that are not given. Raises LycorisError for others."""

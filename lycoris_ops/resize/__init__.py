@@ -1,1 +1,1 @@
-"""An adapter becomes one of another kind or size."""
+"""Turn an adapter into one of another kind or size."""

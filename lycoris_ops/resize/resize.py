@@ -1,4 +1,4 @@
-"""Resizing an adapter, and converting its layers to other kinds."""
+"""Resize an adapter, and convert its layers to other kinds."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def resize_adapter(
     progress: Progress | None = None,
     **making: Unpack[Making],
 ) -> Adapter:
-    """An adapter in memory whose layers are of another kind or size, each nearest to the one that it
+    """Make an adapter in memory with layers of another kind or size, each nearest to the layer that it
     replaces.
 
     `size` is a Rank for every layer, or a Budget, Ratio or Energy that is divided among the layers where it
@@ -98,7 +98,7 @@ def resize_adapter(
 
 @dataclass(frozen=True)
 class _Resizing:
-    """What becomes of an adapter's layers."""
+    """An adapter being resized."""
 
     adapter: Adapter
     settings: Settings
@@ -106,7 +106,7 @@ class _Resizing:
 
     @property
     def staying(self) -> list[str]:
-        """Names of the layers that stay as they are, whatever is asked for."""
+        """Names of the layers that stay unchanged, whatever the settings."""
         return [name for name, info in self.adapter.info.items() if self._stays(info)]
 
     def _stays(self, info: LayerInfo) -> bool:

@@ -1,4 +1,4 @@
-"""Patch plans that are kept in the cache from one application of a stack to the next."""
+"""Patch plans, cached from one application of a stack to the next."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def kept_plan(
     *,
     cache: TensorCache = DEFAULT_CACHE,
 ) -> PatchPlan:
-    """The plan that applies these layers to a weight of this shape, from the cache if it was made before.
+    """The plan for these layers and a weight of this shape, from the cache where possible.
 
-    A new plan is made where layers or rows differ, but not where only strengths do. The `strengths` of a kept
-    plan are those of its first use, so callers must give their own to `apply_`. The tensors of a kept plan
-    count against the cache's bound.
+    Other layers or rows need a new plan; other strengths do not. The `strengths` of a kept plan are those of
+    its first use, so callers must give their own to `apply_`. The tensors of a kept plan count against the
+    cache's bound.
     """
-    # Weak references, since a kept plan must not keep an adapter in memory: the bound does not count it.
+    # Weak references: a cached plan must not keep adapters in memory, which the cache's bound does not count.
     met = tuple(
         (ref(entry.adapter), match.layer, match.parameter, match.target.rows, match.window)
         for entry, match in pairs

@@ -29,7 +29,7 @@ class Entry:
     rules: Rules | None = None
     schedule: Schedule | None = None
     label: str = ""
-    """What reports call it, such as the name with its folder; "" for the file's name."""
+    """Its name in reports, such as the file with its folder; "" for the file's own name."""
 
     @property
     def name(self) -> str:
@@ -43,7 +43,7 @@ class Entry:
                 )
 
     def strength_of(self, part: Component | None) -> float:
-        """The strength for a part of the model; a part that is not known gets that of the diffusion model."""
+        """The strength for a part of the model. An unknown part has the diffusion model's."""
         if part == "te" and self.strength_clip is not None:
             return self.strength_clip
         return self.strength
@@ -61,7 +61,7 @@ class Stack:
     entries: tuple[Entry, ...] = ()
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
-        # Written by hand to take any iterable. A frozen dataclass cannot assign to its fields.
+        # Written by hand to take any iterable: a frozen dataclass cannot assign its fields.
         object.__setattr__(self, "entries", tuple(entries))
 
     def __add__(self, other: Stack) -> Stack:
@@ -74,7 +74,7 @@ class Stack:
         return len(self.entries)
 
     def with_rules(self, rules: Rules) -> Stack:
-        """The same stack with these rules for every adapter, in addition to rules that it has already."""
+        """The stack with these rules added to every adapter."""
         if not rules:
             return self
         return Stack(
@@ -82,7 +82,7 @@ class Stack:
         )
 
     def with_schedule(self, schedule: Schedule) -> Stack:
-        """The same stack with this schedule for every adapter, in addition to one that it has already."""
+        """The stack with this schedule added to every adapter."""
         return Stack(
             replace(entry, schedule=entry.schedule.then(schedule) if entry.schedule else schedule)
             for entry in self

@@ -17,7 +17,7 @@ from .stack import Entry, Stack
 
 @dataclass
 class Effect:
-    """What one adapter does in one block."""
+    """One adapter's effect in one block."""
 
     layers: set[str] = field(default_factory=set[str])
     """Its layers there."""
@@ -34,9 +34,9 @@ class AdapterSurvey:
     entry: Entry
     resolution: EntryResolution
     effects: Mapping[str, Effect]
-    """By block; blocks in which it does nothing are not there."""
+    """By block, without blocks where it does nothing."""
     unmeasured: int
-    """How many of its changes depend on weights that could not be read, and are not in the sums."""
+    """How many changes are missing from the sums because they depend on weights that could not be read."""
 
     def share(self, block: str) -> float:
         """The share, from 0 to 1, that a block has of the sum of the squared norms of the changes."""
@@ -69,7 +69,7 @@ def survey(
     shapes = known_shapes(keys)
     parts = Targets(shapes)
     if parts.parts - {None}:
-        # What is beside the parts of a loaded model is no layer: tables of its sampling.
+        # Keys outside the parts of a loaded model are no layers but tables for sampling.
         beside = {target.key for target in parts.all if target.part is None}
         shapes = {key: shape for key, shape in shapes.items() if key not in beside}
     blocks = Blocks(Targets(shapes))
@@ -94,7 +94,7 @@ def survey(
 
 
 def _size(entry: Entry, match: Match, read: ReadWeight | None) -> float | None:
-    """The norm of the change that a layer makes; None where it depends on a weight that is not to be had."""
+    """The norm of a layer's change; None where it depends on a weight that cannot be read."""
     part = match.read(entry.adapter, keep=False)
     forms = part.forms()
     plain = [form for form in forms if not isinstance(form, Dependent)]

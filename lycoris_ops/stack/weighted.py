@@ -1,4 +1,5 @@
-"""An entry of a stack as an ordinary adapter: its strengths and rules are multiplied into its tensors."""
+"""Turn an entry of a stack into an ordinary adapter, with its strengths and rules multiplied into its
+tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from .stack import Entry, Stack
 
 
 def weighted(entry: Entry, model: Mapping[str, Shape] | Collection[str] | None = None) -> Adapter:
-    """An adapter in memory that does at strength 1 what the entry does with its strengths and block rules.
+    """An adapter in memory that has the entry's effect at strength 1.
 
     The number is multiplied into one tensor of each product of a layer, in float32 where its own dtype does
     not hold the result exactly. Layers at strength 0 are left out. An entry at strength 1 without rules is
