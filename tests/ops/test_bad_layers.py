@@ -414,15 +414,6 @@ def test_an_alpha_of_one_element_is_a_number(tmp_path: Path) -> None:
         lyc.load_adapter(written(tmp_path, {**layer, "alpha": torch.ones(2)}))
 
 
-@pytest.mark.parametrize("kind", ["lora", "glora", "oft"])
-def test_an_alpha_that_is_no_number_is_an_error_where_it_is_used(tmp_path: Path, kind: str) -> None:
-    path = written(tmp_path, factors(kind, "linear", alpha=math.nan))
-    assert "applied 2 of 2 layers" in report(path)
-    layer = lyc.load_adapter(path).layers[NAME]
-    with pytest.raises(lyc.LayerError, match="alpha is not a finite number"):
-        lyc.patch_(torch.randn(12, 18), [(layer, 1.0)])
-
-
 def test_lokr_factors_that_do_not_multiply_to_the_weight_name_both_shapes(tmp_path: Path) -> None:
     layer = {"lokr_w1": torch.zeros(3, 3), "lokr_w2": torch.zeros(5, 6)}
     stack = lyc.Stack([lyc.Entry(lyc.load_adapter(written(tmp_path, layer)))])
@@ -460,16 +451,6 @@ def test_a_thousand_unknown_keys_leave_the_report_readable(tmp_path: Path) -> No
     assert len(str(caught.value)) < 600
 
 
-def test_a_header_of_a_million_entries_is_refused_in_few_words(tmp_path: Path) -> None:
-    entry = {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]}
-    header = json.dumps({f"k{number}": entry for number in range(1_000_000)}, separators=(",", ":")).encode()
-    path = tmp_path / "x.safetensors"
-    path.write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(lyc.FileFormatError, match="its header is too long") as caught:
-        lyc.load_adapter(path)
-    assert len(str(caught.value)) < 600
-
-
 def test_names_that_differ_only_in_case_are_two_names(tmp_path: Path) -> None:
     path = written(tmp_path, factors("lora", "linear"), "lora_unet_A_c")
     text = report(path)
@@ -483,27 +464,10 @@ def test_names_that_differ_only_in_case_are_two_names(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "says"),
-    [
-        ("terms", 3_000_000, "found 3000000; expected a whole number.* 100"),
-        ("terms", 10**30, "expected a whole number.* 100"),
-        ("terms", 1e30, r"found 1e\+30"),
-        ("last", 3, "found 3; expected 1 or 2"),
-        ("constraint", math.inf, "found inf; expected a number above 0"),
-        ("constraint", 10**400, "a number of 1329 bits; expected a number above 0"),
-    ],
-)
-def test_an_option_of_a_rotation_that_cannot_be_right_is_an_error(
-    tmp_path: Path, option: str, value: Any, says: str
-) -> None:
-    """Wherever it is from: the options of `load_adapter` are checked, and so is a layer that has others."""
-    layer = {"oft_R.weight": torch.zeros(9, 1)}
-    with pytest.raises(lyc.LayerError, match=f"value of the option {option}.*{says}"):
-        lyc.ALGORITHMS["oftv2"].load(layer, {option: value})
-    if value != 10**400:
-        with pytest.raises(lyc.LycorisError, match=option):
-            lyc.load_adapter(written(tmp_path, layer), **{option: value})
+def test_an_option_of_too_many_digits_is_an_error() -> None:
+    """It is shown by its size."""
+    with pytest.raises(lyc.LayerError, match="a number of 1329 bits; expected a number above 0"):
+        lyc.ALGORITHMS["oftv2"].load({"oft_R.weight": torch.zeros(9, 1)}, {"constraint": 10**400})
 
 
 def test_the_longest_series_is_the_exact_rotation() -> None:

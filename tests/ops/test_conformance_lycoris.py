@@ -384,72 +384,7 @@ def test_a_file_of_lycoris_is_read_whole(algo: str, file: torch.dtype | None, tm
             assert error(change.bias.double(), bias - base_bias, base_bias) <= slack
 
 
-# Closed forms in float64, for what the package computes in float32 only, or not at all.
-
-
-def cayley(blocks: Tensor, limit: float) -> Tensor:
-    """(I + Q)(I - Q)^-1 with Q = B - B^T, shrunk to the Frobenius norm `limit` over all blocks."""
-    skew = blocks - blocks.mT
-    if 0 < limit < skew.norm():
-        skew = skew * limit / skew.norm()
-    unit = torch.eye(blocks.shape[-1], dtype=blocks.dtype)
-    return (unit + skew) @ torch.linalg.inv(unit - skew)
-
-
-def oft_closed(weight: Tensor, blocks: Tensor, alpha: float) -> Tensor:
-    """Qiu et al. (2306.07280), eq. 4: blocks of outputs are rotated, here by the transposed Cayley map."""
-    rotations = cayley(blocks, alpha * weight.shape[0])
-    return (torch.block_diag(*rotations).T @ weight.flatten(1)).reshape(weight.shape)
-
-
-def boft_closed(weight: Tensor, blocks: Tensor, alpha: float) -> Tensor:
-    """Liu et al. (2311.06243), eq. 3: a product of permuted block rotations.
-
-    Stage i rotates, block by block, the outputs that lie 2^i * b / 2 apart, taken in pairs.
-    """
-    out, (stages, _, size, _) = weight.shape[0], blocks.shape
-    flat = weight.flatten(1)
-    for stage in range(stages):
-        step = 2**stage * size // 2
-        order = [
-            start + offset + side * step
-            for start in range(0, out, 2 * step)
-            for offset in range(step)
-            for side in (0, 1)
-        ]
-        permutation = torch.eye(out, dtype=weight.dtype)[order]
-        rotation = torch.block_diag(*cayley(blocks, alpha * out)[stage])
-        flat = permutation.T @ rotation @ permutation @ flat
-    return flat.reshape(weight.shape)
-
-
-@pytest.mark.parametrize(
-    ("kind", "weight"),
-    [
-        (kind, weight)
-        for number, kind in enumerate(kind for kind, spec in KINDS.items() if "oft" in spec.algorithm)
-        for n, weight in enumerate(SHAPES)
-        # The options of a rotation are tried on two layers each.
-        if kind in ("oft", "boft") or n in (number % 4, 4 + number % 4)
-    ],
-)
-def test_rotations_are_the_closed_form(kind: str, weight: str) -> None:
-    """The delta of OFT and BOFT is that of the closed forms above, in float64.
-
-    The package itself computes rotations in float32 only.
-    """
-    theirs, base = adapted(kind, weight, torch.float32)
-    tensors = stored(theirs.state_dict(), torch.float64)
-    closed = boft_closed if KINDS[kind].algorithm == "boft" else oft_closed
-    wanted = closed(base, tensors["oft_blocks"], float(tensors["alpha"]))
-    if "rescale" in tensors:
-        wanted = wanted * tensors["rescale"]
-    algorithm = detect(tensors)
-    assert algorithm is not None
-    delta = algorithm.load(tensors).delta(base)
-    # The package adds 1e-8 to the norm that it divides by, which stays below this bound.
-    eps = 1e-9 if "constrained" in kind else 64 * EPS64
-    assert error(delta, wanted - base, base) <= eps
+# Closed forms in float64, for what the package itself does not make.
 
 
 def glora_factors(shape: tuple[int, ...], rank: int, layout: str, core: bool) -> dict[str, Tensor]:
@@ -498,27 +433,6 @@ def test_glora_is_the_closed_form(layout: str, core: bool, weight: str) -> None:
     wanted = glora_closed(base, tensors, 3, layout)  # type: ignore[arg-type]
     delta = algorithm.load(tensors).delta(base)  # type: ignore[arg-type]
     assert error(delta, wanted, base) <= 16 * (EPS32 if core else EPS64)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("weight", POINT)
-@pytest.mark.parametrize("start", ["principal", "middle", "last"])
-def test_tlora_is_the_closed_form(start: str, weight: str) -> None:
-    """s * (P diag(l) Q - P0 diag(l0) Q0).
-
-    P0, l0 and Q0 are those singular triples of the base that the layer started from.
-    """
-    theirs, base = adapted(f"tlora-{start}", weight, torch.float32)
-    tensors = stored(theirs.state_dict(), torch.float32)
-    p, q, values = (
-        tensors[name].double().flatten(1) for name in ("p_layer.weight", "q_layer.weight", "lambda_layer")
-    )
-    u, s, v = torch.linalg.svd(base.flatten(1), full_matrices=False)
-    first = {"principal": 0, "middle": (len(s) - RANK) // 2, "last": len(s) - RANK}[start]
-    kept = slice(first, first + RANK)
-    wanted = ALPHA / RANK * ((p * values) @ q - (u[:, kept] * s[kept]) @ v[kept]).reshape(base.shape)
-    algorithm = detect(tensors)
-    assert algorithm is not None
-    assert error(algorithm.load(tensors, {"sig_type": start}).delta(base), wanted, base) <= 64 * EPS64
 
 
 @pytest.mark.parametrize("weight", SHAPES)

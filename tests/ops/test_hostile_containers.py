@@ -31,6 +31,7 @@ from lycoris_ops.errors import printable
 from lycoris_ops.files.bounds import MAX_BRACKETS, MAX_TENSORS
 from lycoris_ops.files.pickle_file import PickleFile
 from lycoris_ops.files.quantised import beginning_with
+from tests.harness.payloads import Call
 
 # All in one process, since they share what is made once.
 pytestmark = pytest.mark.xdist_group("hostile")
@@ -229,13 +230,6 @@ class Marked(torch.Tensor):
     """A tensor of a class of its own."""
 
 
-class Payload:
-    """An object that ends the process when it is unpickled."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os._exit, (3,)
-
-
 PAIR = b"q\x00" + b"h\x00\x86"
 """Puts the tuple (t, t) in the place of a value t."""
 LONG_TUPLE = b")" + PAIR * 60
@@ -268,8 +262,8 @@ PICKLES: dict[str, tuple[Write, str]] = {
     "numbers as names": (saved({1: torch.zeros(1)}), "no name.*int"),
     "no table": (saved([torch.zeros(1)]), "no table of tensors.*found list"),
     "twice state_dict": (saved({"state_dict": {"state_dict": LORA}}), "state_dict: .*found dict"),
-    "code": (saved({"a": Payload()}), r"the name (posix|nt)\._exit"),
-    "code alone": (lambda path: path.write_bytes(pickle.dumps(Payload())), "not a pickle of plain"),
+    "code": (saved({"a": Call(os._exit, 3)}), r"the name (posix|nt)\._exit"),
+    "code alone": (lambda path: path.write_bytes(pickle.dumps(Call(os._exit, 3))), "not a pickle of plain"),
     "half a character": (archive(table(**{"\ud800": tensor([1], [1], 1)}), ONE), r"\\ud800: .*a name"),
     "60,000 dots": (archive(table(**{"." * 60_000: tensor([1], [1], 1)}), ONE), "60000 of them dots"),
     "a short storage": (archive(table(a=tensor([9], [1], 9)), ONE), ": a: .*not of the size.*36 bytes"),

@@ -252,6 +252,9 @@ def test_a_field_that_is_not_known_is_refused_where_a_newer_release_switches_it_
 BAD = {
     "an infinite rank": ("r", '{"r": 1e400, "lora_alpha": 8}'),
     "no rank": ("r", '{"r": 0, "lora_alpha": 8}'),
+    "a rank that is not there": ("r", '{"lora_alpha": 4}'),
+    "ranks of a pipeline's parts": ("r", '{"unet.r": 4, "unet.lora_alpha": 2}'),
+    "no rank in a pattern": ("rank_pattern", '{"r": 4, "lora_alpha": 8, "rank_pattern": {"q": 0}}'),
     "a negative rank": ("r", '{"r": -4, "lora_alpha": 8}'),
     "a broken rank": ("r", '{"r": 4.5, "lora_alpha": 8}'),
     "a flag for a rank": ("r", '{"r": true, "lora_alpha": 8}'),
@@ -270,6 +273,10 @@ BAD = {
     "too many terms": (
         "num_cayley_neumann_terms",
         '{"peft_type": "OFT", "num_cayley_neumann_terms": 3000000}',
+    ),
+    "a negative number of terms": (
+        "num_cayley_neumann_terms",
+        '{"peft_type": "OFT", "num_cayley_neumann_terms": -1}',
     ),
     "a table for terms": ("num_cayley_neumann_terms", '{"peft_type": "OFT", "num_cayley_neumann_terms": {}}'),
     "no bound": ("eps", '{"peft_type": "OFT", "coft": true, "eps": 0}'),
