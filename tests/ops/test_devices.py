@@ -9,7 +9,7 @@ from pathlib import Path
 import pretended_device
 import pytest
 import torch
-from test_train_processes import ROOT, child_environment
+from children import ROOT, child_environment
 
 PYTHON_DEVICES = hasattr(torch._C, "_acc")
 """Whether this torch can have a device that is written in Python."""

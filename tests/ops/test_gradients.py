@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from bypass_cases import FACTS, LAYERS, MODULES, Case, beside, chained, hook, layer
 from layers import rand
-from test_bypass import FACTS, LAYERS, MODULES, Case, beside, chained, hook, layer
 from torch import Tensor, nn
 
 import lycoris_ops as lyc

@@ -11,9 +11,9 @@ from weakref import ref
 import pytest
 import torch
 from layers import FEW, KINDS, WEIGHTS, base, load, rand
+from models import unet
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_save import model
 
 import lycoris_ops as lyc
 from lycoris_ops.layers.same import difference
@@ -89,7 +89,7 @@ def test_it_is_saved_in_every_dialect(tmp_path: Path, dialect: str) -> None:
             tmp_path / f"{number}" / ("adapter_model.safetensors" if dialect == "peft" else "out.safetensors")
         )
         out.parent.mkdir()
-        lyc.save_adapter(adapter, out, dialect, model=model((12, 18)))  # type: ignore[arg-type]
+        lyc.save_adapter(adapter, out, dialect, model=unet())  # type: ignore[arg-type]
     first, second = (load_file(path) for path in sorted(tmp_path.glob("[01]/*.safetensors")))
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
     again = lyc.load_adapter(next(tmp_path.glob("0/*.safetensors")))

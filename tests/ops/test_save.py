@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from layers import CASES, FEW, KINDS, MIXED, WEIGHTS, base, factors, load, lokr, lora
+from models import unet as model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -31,13 +32,6 @@ NAMES = {
     "diffusers": f"unet.{PATH}",
     "lycoris": "lycoris_down_blocks_0_attentions_0_proj_in",
 }
-MARKS = (
-    "input_blocks.0.0",
-    "input_blocks.1.0.in_layers.2",
-    "input_blocks.2.0.op",
-    "middle_block.0.in_layers.2",
-)
-"""Layers by which the UNet of SD1.5 is known, and the end of its first level."""
 TLORA = {"ss_network_args": json.dumps({"algo": "tlora", "sig_type": "principal"})}
 """Metadata that say where a T-LoRA started, because its tensors do not."""
 
@@ -53,12 +47,6 @@ IN_PEFT = ONLY_LORA | {
 }
 """The kinds that diffusers (ONLY_LORA) and PEFT (IN_PEFT) can hold for a UNet. The other three dialects can
 hold every kind."""
-
-
-def model(shape: tuple[int, ...] = (12, 18)) -> dict[str, tuple[int, ...]]:
-    """The keys and shapes of a checkpoint with SD1.5's UNet, of which adapters change one layer."""
-    shapes = {**dict.fromkeys(MARKS, (4, 4, 3, 3)), "input_blocks.1.1.proj_in": shape}
-    return {f"model.diffusion_model.{path}.weight": found for path, found in shapes.items()}
 
 
 def written(

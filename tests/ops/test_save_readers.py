@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from oracle import EPS32
-from test_conformance_peft import KINDS, NARROW, Model, computed, saved
+from peft_files import KINDS, NARROW, Model, computed, saved
 from torch import nn
 
 import lycoris_ops as lyc

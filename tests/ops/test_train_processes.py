@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 import train_task
+from children import ROOT, child_environment
 
 import lycoris_ops as lyc
 from lycoris_ops.commands import main
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch trains in one process only")
@@ -92,9 +91,3 @@ def test_torchrun_trains_by_the_command_line(tmp_path: Path) -> None:
     for name, layer in one.items():
         for key, tensor in layer.tensors().items():
             torch.testing.assert_close(two[name].tensors()[key], tensor, rtol=1e-5, atol=1e-7)
-
-
-def child_environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
