@@ -56,6 +56,12 @@ class Named(NamedTuple):
     paths: tuple[str, ...]
     """Its name and path, in small letters. Their beginnings name it too."""
 
+    def number_in(self, family: str) -> int | None:
+        """The number of its block in a family, from its short name; None outside of it."""
+        start = f"{family}."
+        ends = (name.removeprefix(start) for name in self.names if name.startswith(start))
+        return next((int(end) for end in ends if end.isdigit()), None)
+
 
 class Block(NamedTuple):
     """A block of a model."""
@@ -136,9 +142,8 @@ class Blocks:
 
     def numbers(self, family: str) -> tuple[int, ...]:
         """The numbers that the blocks of a family have, from its short name; () where there is none."""
-        start = f"{family}."
-        ends = (name.removeprefix(start) for name in self.vocabulary if name.startswith(start))
-        return tuple(sorted(int(end) for end in ends if end.isdigit()))
+        numbers = {named.number_in(family) for named in self.layers}
+        return tuple(sorted(number for number in numbers if number is not None))
 
     def _block(self, target: Target) -> Block:
         part = self._parts[target.part, target.encoder]

@@ -12,7 +12,7 @@ from ..errors import RuleError
 from . import lines
 from .lines import Line
 from .patterns import EXPRESSION
-from .scene import Scene
+from .scene import Outcome, Scene
 
 FORMS: list[Callable[[str], Line | None]] = [
     form.read for form in sorted(discover(lines.__name__), key=lambda form: form.ORDER)
@@ -23,18 +23,6 @@ NESTED = 8
 """How deep presets may be made of presets."""
 BEGUN = re.compile(rf"\s*(?:not\s+)?{EXPRESSION}", re.IGNORECASE)
 """How a line with a regular expression begins."""
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What rules give the layers of one adapter on one model."""
-
-    of: Mapping[str, float]
-    """The weight of each layer that meets the model."""
-    notes: tuple[str, ...] = ()
-    """How lines were read, and what of them is for nothing in the file."""
-    idle: tuple[str, ...] = ()
-    """Patterns that match nothing in the model, each with what is near."""
 
 
 class Stage(NamedTuple):
@@ -93,7 +81,7 @@ class Rules:
         lines = tuple(line for stage in stages for line in stage.lines)
         return Rules((Stage(lines, stages[-1].seed),)) if stages else self
 
-    def on(self, scene: Scene) -> Weights:
+    def on(self, scene: Scene) -> Outcome[float]:
         """The weight of each layer of an adapter, at its place in a model.
 
         Raises RuleError for a vector that fits neither the model nor the file, or that has two readings.
@@ -105,13 +93,13 @@ class Rules:
             weights = dict.fromkeys(scene.layers, 1.0)
             for line in stage.lines:
                 outcome = line.weigh(scene, stage.seed)
-                for layer, value in outcome.values.items():
+                for layer, value in outcome.of.items():
                     weights[layer] = value.after(weights[layer])
                 notes += outcome.notes
                 idle += outcome.idle
             for layer, weight in weights.items():
                 total[layer] *= weight
-        return Weights(total, tuple(dict.fromkeys(notes)), tuple(dict.fromkeys(idle)))
+        return Outcome(total, tuple(dict.fromkeys(notes)), tuple(dict.fromkeys(idle)))
 
     def __bool__(self) -> bool:
         return bool(self.stages)

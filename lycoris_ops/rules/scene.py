@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from ..names.blocks import Blocks, Named
 
@@ -22,14 +22,17 @@ class Value(NamedTuple):
         return before * self.number if self.scales else self.number
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a line."""
+Given = TypeVar("Given")
 
-    values: Mapping[str, Value]
-    """What it gives each of the adapter's layers that it matches."""
+
+@dataclass(frozen=True)
+class Outcome(Generic[Given]):
+    """What a line, all rules or a schedule give the layers of an adapter."""
+
+    of: Mapping[str, Given]
+    """What each layer gets, by the layer's name."""
     notes: tuple[str, ...] = ()
-    """How it was read, where it could be read in several ways, and what of it is for nothing in the file."""
+    """How lines were read that have several readings, and what the file has no layer for."""
     idle: tuple[str, ...] = ()
     """Each pattern that matches nothing in the model, with what is near."""
 

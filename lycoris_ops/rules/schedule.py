@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ from ..changes.timing import Clock, Curve, Timing
 from ..errors import LycorisError, ScheduleError
 from .patterns import Pattern, assigned, unmet
 from .rules import without_comment
-from .scene import Scene
+from .scene import Outcome, Scene
 
 
 class Track(NamedTuple):
@@ -18,18 +17,6 @@ class Track(NamedTuple):
 
     patterns: tuple[Pattern, ...]
     timing: Timing
-
-
-@dataclass(frozen=True)
-class Timings:
-    """What a schedule gives the layers of one adapter on one model."""
-
-    of: Mapping[str, tuple[Timing, ...]]
-    """The timings of each layer, whose values at a moment are multiplied; () for a constant strength."""
-    notes: tuple[str, ...] = ()
-    """Patterns that the model has, and the adapter has no layer for."""
-    idle: tuple[str, ...] = ()
-    """Patterns that match nothing, each with what is near."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +63,11 @@ class Schedule:
         """The stages of both, so that their values are multiplied."""
         return Schedule(self.stages + other.stages) if other else self
 
-    def on(self, scene: Scene) -> Timings:
-        """The timings of each layer of an adapter, at its place in a model."""
+    def on(self, scene: Scene) -> Outcome[tuple[Timing, ...]]:
+        """The timings of each layer of an adapter, at its place in a model.
+
+        Their values at a moment are multiplied; () is a constant strength.
+        """
         found: dict[str, tuple[Timing, ...]] = dict.fromkeys(scene.layers, ())
         for stage in self.stages:
             own: dict[str, Timing] = {}
@@ -88,7 +78,7 @@ class Schedule:
             for layer, timing in own.items():
                 found[layer] += (timing,)
         patterns = [p for stage in self.stages for track in stage for p in track.patterns]
-        return Timings(found, *unmet(dict.fromkeys(patterns), scene))
+        return Outcome(found, *unmet(dict.fromkeys(patterns), scene))
 
     def __bool__(self) -> bool:
         return bool(self.stages)

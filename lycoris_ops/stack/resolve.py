@@ -20,9 +20,7 @@ from ..names.families import Families, families_of_layers
 from ..names.targets import Found, Target, Targets, known_shapes
 from ..reading.adapter import Adapter
 from ..reading.copies import Use, find_copies, uses_of
-from ..rules.rules import Weights
-from ..rules.scene import Scene
-from ..rules.schedule import Timings
+from ..rules.scene import Outcome, Scene
 from .stack import Entry, Stack
 
 OTHER_MODEL = "Choose an adapter for this model, or the model that the adapter is for"
@@ -270,19 +268,22 @@ def _resolve_entry(
     return resolution
 
 
-def _weights(entry: Entry, found: Found, blocks: Blocks) -> tuple[Weights, Timings]:
+def _weights(
+    entry: Entry, found: Found, blocks: Blocks
+) -> tuple[Outcome[float], Outcome[tuple[Timing, ...]]]:
     """What the block rules and the schedule of an adapter give its layers."""
+    weights, timings = Outcome[float]({}), Outcome[tuple[Timing, ...]]({})
     if not entry.rules and not entry.schedule:
-        return Weights({}), Timings({})
+        return weights, timings
     layers = {name: blocks.of(places[0], name) for name, places in found.places.items() if places}
     if not layers:
         # That the adapter is for another model is what a user has to know.
-        return Weights({}), Timings({})
+        return weights, timings
     scene = Scene(blocks, layers)
     with located(file=entry.adapter.path):
         return (
-            entry.rules.on(scene) if entry.rules else Weights({}),
-            entry.schedule.on(scene) if entry.schedule else Timings({}),
+            entry.rules.on(scene) if entry.rules else weights,
+            entry.schedule.on(scene) if entry.schedule else timings,
         )
 
 

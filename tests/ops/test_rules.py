@@ -14,8 +14,8 @@ from lycoris_ops.changes.size import norm_of
 from lycoris_ops.names.blocks import Blocks, kind_in_path
 from lycoris_ops.names.targets import Targets
 from lycoris_ops.rules.patterns import Pattern
-from lycoris_ops.rules.rules import Weights, without_comment
-from lycoris_ops.rules.scene import Scene
+from lycoris_ops.rules.rules import without_comment
+from lycoris_ops.rules.scene import Outcome, Scene
 from tests.harness.listings import target
 
 # One layer of every kind of block that rules know, and one layer beside the blocks.
@@ -49,7 +49,7 @@ SCENE = scene(SHAPES)
 UNET = {k: shape for k, shape in target("sd15").items() if len(shape) > 1 and "diffusion_model." in k}
 
 
-def weigh(text: str, on: Scene = SCENE, *, seed: int = 0) -> Weights:
+def weigh(text: str, on: Scene = SCENE, *, seed: int = 0) -> Outcome[float]:
     return lyc.Rules.parse(text, seed=seed).on(on)
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ..scene import Outcome, Scene
+from ..scene import Outcome, Scene, Value
 
 
 class Line(Protocol):
     """A line of block rules that has been understood."""
 
-    def weigh(self, scene: Scene, seed: int, /) -> Outcome:
+    def weigh(self, scene: Scene, seed: int, /) -> Outcome[Value]:
         """What it gives each layer of an adapter, with random letters drawn from the seed.
 
         Raises RuleError where it cannot be for this model.

@@ -22,7 +22,7 @@ class Assignment:
     patterns: tuple[Pattern, ...]
     amount: Amount
 
-    def weigh(self, scene: Scene, _: int, /) -> Outcome:
+    def weigh(self, scene: Scene, _: int, /) -> Outcome[Value]:
         met = {
             layer: named
             for layer, named in scene.layers.items()

@@ -48,7 +48,7 @@ class Elements:
     text: str
     entries: tuple[Entry, ...]
 
-    def weigh(self, scene: Scene, _: int, /) -> Outcome:
+    def weigh(self, scene: Scene, _: int, /) -> Outcome[Value]:
         values: dict[str, Value] = {}
         notes: list[str] = []
         idle: list[str] = []

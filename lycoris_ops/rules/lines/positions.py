@@ -10,7 +10,6 @@ import re
 from dataclasses import dataclass
 
 from ...errors import RuleError
-from ...names.blocks import Named
 from ..scene import Outcome, Scene, Value
 from ..values import number
 
@@ -31,7 +30,7 @@ class Positions:
     base: float
     items: tuple[tuple[str, int, int, float], ...]
 
-    def weigh(self, scene: Scene, _: int, /) -> Outcome:
+    def weigh(self, scene: Scene, _: int, /) -> Outcome[Value]:
         values: dict[str, Value] = {}
         for family in FAMILIES:
             for place, layers in enumerate(in_family(scene, family), start=1):
@@ -86,15 +85,7 @@ def in_family(scene: Scene, family: str) -> list[list[str]]:
     """The adapter's layers in each of the blocks that it has of one family, by number."""
     found: dict[int, list[str]] = {}
     for layer, named in scene.layers.items():
-        count = _number(family, named)
+        count = named.number_in(family) if family in named.names else None
         if count is not None:
             found.setdefault(count, []).append(layer)
     return [found[count] for count in sorted(found)]
-
-
-def _number(family: str, named: Named) -> int | None:
-    if family not in named.names:
-        return None
-    start = f"{family}."
-    ends = (name.removeprefix(start) for name in named.names if name.startswith(start))
-    return next((int(end) for end in ends if end.isdigit()), None)

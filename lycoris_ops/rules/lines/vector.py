@@ -36,7 +36,7 @@ class Vector:
     text: str
     entries: tuple[str, ...]
 
-    def weigh(self, scene: Scene, seed: int, /) -> Outcome:
+    def weigh(self, scene: Scene, seed: int, /) -> Outcome[Value]:
         layout = PUBLISHED.get(len(self.entries))
         if layout is None or not _fits(layout, scene):
             known = [f"{size} (LBW, {one.title})" for size, one in PUBLISHED.items() if _fits(one, scene)]
