@@ -48,11 +48,6 @@ FUSIONS = (
 """The names of parts in the order of their rows, and the names that the layer of all these parts can have."""
 IN_LIST = "to_out.0"
 """The output layer of attention where it is in a list with a dropout."""
-_WITH: dict[str, set[int]] = {}
-"""The name of a part or of a fusion, to the numbers of the fusions that have it."""
-for _number, (_parts, _fusions) in enumerate(FUSIONS):
-    for _name in (*_parts, *_fusions):
-        _WITH.setdefault(_name, set()).add(_number)
 
 
 def fallback(shapes: Mapping[str, Shape]) -> dict[str, Places]:
@@ -62,8 +57,7 @@ def fallback(shapes: Mapping[str, Shape]) -> dict[str, Places]:
     """
     found: dict[str, set[Places]] = {}
     for parent, children in _families(shapes).items():
-        for number in sorted({number for child in children for number in _WITH.get(child, ())}):
-            parts, fusions = FUSIONS[number]
+        for parts, fusions in FUSIONS:
             if children.issuperset(parts):
                 _join(shapes, parent, parts, fusions, found)
             elif children.isdisjoint(parts):
