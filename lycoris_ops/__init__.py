@@ -70,11 +70,10 @@ from .merge.registry import merge_methods as merge_methods
 from .modules.presets import PRESETS as PRESETS
 from .names.architectures import TRAINED as TRAINED
 from .names.architectures import Training as Training
+from .names.dialects import KEPT as KEPT
+from .names.dialects import WRITTEN as WRITTEN
+from .names.dialects import own_dialect as own_dialect
 from .names.model_files import read_shapes as read_shapes
-from .names.written import KEPT as KEPT
-from .names.written import WRITTEN as WRITTEN
-from .names.written import Written as Written
-from .names.written import own_dialect as own_dialect
 from .patch import PatchPlan as PatchPlan
 from .patch import patch_ as patch_
 from .patch import patch_report as patch_report

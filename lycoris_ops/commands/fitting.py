@@ -14,7 +14,6 @@ from .. import (
     Adapter,
     Expected,
     Shape,
-    Written,
     check_expected,
     check_output,
     describe_fit,
@@ -93,7 +92,7 @@ def checked_names(options: argparse.Namespace, own: str | None) -> Callable[[Map
     return prepare
 
 
-def _dialect(options: argparse.Namespace, own: str | None) -> Written | None:
+def _dialect(options: argparse.Namespace, own: str | None) -> str | None:
     """The dialect to write; None where layers keep names that no tool uses."""
     return options.dialect or own_dialect(own or "")
 

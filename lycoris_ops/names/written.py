@@ -1,74 +1,30 @@
 """The names that an adapter's layers get in another dialect, and the rows that go under each name.
 
 A layer's path is either in the model's own layout or in that of diffusers. Where both dialects use the same
-layout, and no underscores of a name have to become dots again, only the prefix of the name changes. All other
-names need the model's keys. From these, `_Names` lists every name of the dialect to write, with the rows of
-the model's layers that it means. `Targets` tells which rows the adapter's own layers mean. Each written layer
-is made of the pieces of the adapter's layers that mean its rows.
+layout, and no underscores of a name have to become dots again, only the prefix of the name changes: see
+`Write.renamed`. All other names need the model's keys. From these, `_Names` lists every name of the dialect
+to write, with the rows of the model's layers that it means. `Targets` tells which rows the adapter's own
+layers mean. Each written layer is made of the pieces of the adapter's layers that mean its rows.
 
 diffusers reads LoKr for a few models only. There it may have fused layers, which it does not have for LoRA.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 from ..algorithms import Layer
 from ..algorithms.lokr import Lokr
 from ..errors import MatchError, either
 from ..maths.shapes import Extent, Rows, Shape
-from .architectures import DIFFUSERS, DIFFUSERS_LOKR, Place, Places
-from .architectures.base import Aliases
+from .dialects import KEPT, WRITES
+from .dialects.pipelines import UNET, Parts
 from .layer_name import LayerName
+from .layouts import own, rows_of
 from .targets import Target, Targets
-
-Written = Literal["kohya", "comfy", "peft", "diffusers", "lycoris"]
-WRITTEN: tuple[Written, ...] = get_args(Written)
-"""The dialects that can be written."""
-
-KEPT: Written = "comfy"
-"""The dialect whose tensors are written under names that stay as they are."""
-
-
-def own_dialect(spoken: str) -> Written | None:
-    """The dialect in which an adapter is written where none is asked for: the one that its names are in.
-
-    None where that is none of `WRITTEN`: then the names stay as they are.
-    """
-    return next((dialect for dialect in WRITTEN if dialect == spoken), None)
-
-
-UNET, PEFT_PREFIX = "unet", "base_model.model."
-LDM, LABELS = ("input_blocks.0.0", "middle_block.0.in_layers.2"), "label_emb.0.0"
-"""Layers of every UNet of the SD family; a layer of UNets with a vector beside the prompt (SDXL)."""
-CASCADE, MMDIT = "clf.1", "joint_blocks.0.x_block.attn.qkv"
-"""A layer that only Stable Cascade has, and one that only SD3 has."""
-
-FLAT: tuple[Written, ...] = ("kohya", "lycoris")
-"""Dialects that write underscores for the dots of a path."""
-SAME_PATH: dict[tuple[str, Written], str] = {
-    ("diffusers", "peft"): PEFT_PREFIX,
-    ("diffusers", "lycoris"): "lycoris_",
-    ("onetrainer", "lycoris"): "lycoris_",
-    ("peft", "peft"): PEFT_PREFIX,
-    ("peft", "lycoris"): "lycoris_",
-    ("comfy", "kohya"): "lora_unet_",
-}
-"""(dialect of the name, dialect to write) to the prefix to write, for pairs that have the same layout.
-
-PEFT and LyCORIS write the paths of whatever module they were given: for image models, diffusers' model.
-"""
-
-KOHYA_ENCODERS = {"clip_l": 1, "clip_h": 1, "clip_g": 2, "t5xxl": 3}
-"""kohya-ss numbers encoders by their kind: T5 is the third in Flux too, which has no second."""
-ENCODER_ORDER = ("clip_l", "clip_h", "hydit_clip", "clip_g", "t5xxl", "mt5xl", "llama")
-"""The order of text encoders in diffusers' pipelines. HunyuanVideo alone has Llama first."""
-SD3_ENCODERS = {"clip_l": 1, "clip_g": 2, "t5xxl": 3}
-"""The numbers in diffusers' pipeline of SD3. They stay the same where some of the three are absent."""
 
 
 class Sized(Protocol):
@@ -118,7 +74,7 @@ class Planned:
 
 
 def plan_names(
-    layers: Mapping[str, Sized], dialect: Written | None, targets: Targets | None, file: str
+    layers: Mapping[str, Sized], dialect: str | None, targets: Targets | None, file: str
 ) -> list[Planned]:
     """The layers to write for all layers of an adapter.
 
@@ -133,8 +89,8 @@ def plan_names(
         return [Planned(name, (Piece(name),), _part(name)) for name in layers]
     names = None if targets is None else _Names(targets, dialect)
     lokr = {name for name, layer in layers.items() if layer.algorithm is Lokr}
-    apart = _lokr_names(targets) if targets is not None and lokr and dialect == "diffusers" else ()
-    if not apart:
+    fused = names.for_lokr() if names and lokr else None
+    if fused is None:
         # LoKr layers are named like all others.
         lokr.clear()
     planned: list[Planned] = []
@@ -148,7 +104,8 @@ def plan_names(
     for name, layer in layers.items():
         kept, places = same[name], found.get(name, ())
         if not places:
-            written = kept or _by_prefix(name, dialect)
+            said = LayerName.of(name)
+            written = kept or WRITES[dialect].renamed(said.dialect, said.prefix, said.path)
             if written is None:
                 raise _needs_model(file, name, dialect, targets)
             planned.append(Planned(written, (Piece(name),), _part(name)))
@@ -157,46 +114,22 @@ def plan_names(
             through[name] = places
     if names is not None:
         planned += names.of({name: at for name, at in through.items() if name not in lokr}, file)
-    if apart:
+    if names is not None and fused is not None:
         found = {name: at for name, at in through.items() if name in lokr}
         # All layers in one of the layouts, because diffusers' model has one of them at a time.
-        best = max(apart, key=lambda names: sum(map(names.has, found.values())))
+        best = max((names, fused), key=lambda names: sum(map(names.has, found.values())))
         planned += [replace(one, takes_lokr=one.part == UNET) for one in best.of(found, file)]
     _check_distinct(planned, file, dialect)
     return planned
 
 
-def _lokr_names(targets: Targets) -> tuple[_Names, ...]:
-    """The layouts in which diffusers reads LoKr for a model; () where it reads none."""
-    fused = _Names(targets, "diffusers", DIFFUSERS_LOKR)
-    return (_Names(targets, "diffusers"), fused) if fused.shapes(UNET) else ()
-
-
-def _as_it_is(name: str, dialect: Written) -> str | None:
+def _as_it_is(name: str, dialect: str) -> str | None:
     """The name itself where the dialect would write it just so, else None."""
     said = LayerName.of(name)
-    # Of the prefixes that are read as PEFT's, only one is written.
-    return (
-        name if said.dialect == dialect and (dialect != "peft" or said.prefix.text == PEFT_PREFIX) else None
-    )
-
-
-def _by_prefix(name: str, dialect: Written) -> str | None:
-    """The name with the dialect's prefix; None where more than the prefix differs."""
-    said = LayerName.of(name)
-    path = said.path
-    written = SAME_PATH.get((said.dialect or "", dialect))
-    if written is None:
-        return None
-    if dialect == "kohya" and (said.part != UNET or _is_ldm_path(path)):
-        # The numbers of text encoders depend on the model, and so does a UNet's layout: kohya-ss has that of
-        # diffusers for SD1.5 and the original one for SDXL.
-        return None
-    return written + (path.replace(".", "_") if dialect in FLAT else path)
-
-
-def _is_ldm_path(path: str) -> bool:
-    return re.match(r"(input_blocks|middle_block|output_blocks|time_embed|label_emb|out)\.", path) is not None
+    written = WRITES[dialect].prefix
+    # PEFT's names are read with several prefixes, but only one is written.
+    kept = said.dialect == dialect and (not isinstance(written, str) or said.prefix.text == written)
+    return name if kept else None
 
 
 def _part(name: str) -> str | None:
@@ -207,7 +140,7 @@ def _part(name: str) -> str | None:
     return f"text encoder {said.path.partition('.')[0] if said.encoder is None else said.encoder}"
 
 
-def _needs_model(file: str, name: str, dialect: Written, targets: Targets | None) -> MatchError:
+def _needs_model(file: str, name: str, dialect: str, targets: Targets | None) -> MatchError:
     if targets is None:
         return MatchError(
             f"the layer's name cannot be written as {dialect} without the model that it is for",
@@ -231,9 +164,9 @@ def _needs_model(file: str, name: str, dialect: Written, targets: Targets | None
 
 def _another(dialect: str) -> str:
     """What to do where a dialect has no name of its own for a layer."""
-    if dialect == "comfy":
+    if dialect == KEPT:
         return "Name no dialect: then the layers keep the names that they have"
-    return "Write it as comfy, which has the model's own names, or name no dialect"
+    return f"Write it as {KEPT}, which has the model's own names, or name no dialect"
 
 
 def _check_fit(file: str, name: str, layer: Sized, places: Sequence[Target], targets: Targets) -> None:
@@ -249,7 +182,7 @@ def _check_fit(file: str, name: str, layer: Sized, places: Sequence[Target], tar
         )
 
 
-def _check_distinct(planned: Iterable[Planned], file: str, dialect: Written) -> None:
+def _check_distinct(planned: Iterable[Planned], file: str, dialect: str) -> None:
     seen: dict[str, Planned] = {}
     for layer in planned:
         other = seen.setdefault(layer.name, layer)
@@ -260,8 +193,13 @@ def _check_distinct(planned: Iterable[Planned], file: str, dialect: Written) -> 
                 key=layer.name,
                 got=" and ".join((*other.sources, *layer.sources)),
                 expected="a dialect that keeps the parts of a model apart",
-                hint=f"Write it as {either([d for d in ('kohya', 'comfy', 'diffusers') if d != dialect])}",
+                hint=f"Write it as {either([d for d in WRITES if d != dialect and _says_parts(d)])}",
             )
+
+
+def _says_parts(dialect: str) -> bool:
+    """Whether the names of a dialect say the part of the model."""
+    return not isinstance(WRITES[dialect].prefix, str)
 
 
 @dataclass(frozen=True)
@@ -289,84 +227,45 @@ The part is needed because PEFT and LyCORIS do not write it: two parts can have 
 class _Names:
     """All names that a dialect has for a model's layers, and the rows of the layers that each name means.
 
-    `tables` give the names of diffusers' models.
+    With `lokr` they are those that it has in a file of LoKr, see `Write.lokr`.
     """
 
-    def __init__(self, targets: Targets, dialect: Written, tables: Sequence[Aliases] = DIFFUSERS) -> None:
+    def __init__(self, targets: Targets, dialect: str, *, lokr: bool = False) -> None:
         self._targets = targets
         self._dialect = dialect
-        self._tables = tables
         self._bases: dict[tuple[str, str], Target] = {}
         self._means: dict[_Name, Segments] = {}
         # The reverse: a layer of the model to the names that mean rows of it, each with the first row under
         # that name and the segment that begins there.
         self._known_by: dict[tuple[str, str], list[tuple[_Name, int, _Segment]]] = {}
-        parts: dict[str, dict[str, Target]] = {}
+        shapes: dict[str, dict[str, Shape]] = {}
         for target in targets.all:
-            part = target.encoder or ("te" if target.part == "te" else UNET)
-            parts.setdefault(part, {})[target.path] = target
+            part = _part_of(target)
             self._bases[part, target.path] = target
-        self.parts = frozenset(parts)
-        for part, members in parts.items():
-            self._enter_part(part, members)
+            shapes.setdefault(part, {})[target.path] = targets.shape_of(target)
+        write, parts = WRITES[dialect], Parts(shapes)
+        layout = (write.lokr if lokr else None) or write.layout
+        for part, known in shapes.items():
+            prefix = write.prefix if isinstance(write.prefix, str) else write.prefix(part, parts)
+            # The host's text encoders have the paths of transformers, which all tools write.
+            for path, places in (layout if part == UNET else own)(known).items():
+                name = prefix + (path.replace(".", "_") if write.flat else path)
+                self._enter((part, name), [_Segment((part, at.path), rows_of(at, known)) for at in places])
 
-    def _enter_part(self, part: str, members: Mapping[str, Target]) -> None:
-        """Enter the dialect's names for the layers of one part of the model."""
-        shapes = {path: self._targets.shape_of(target) for path, target in members.items()}
-        prefix = self._prefix(part, shapes)
-        for path, places in self._layout(part, shapes).items():
-            name = prefix + (path.replace(".", "_") if self._dialect in FLAT else path)
-            segments = tuple(_Segment((part, place.path), _rows(place, shapes)) for place in places)
-            self._means[part, name] = segments
-            first = 0
-            for segment in segments:
-                self._known_by.setdefault(segment.base, []).append(((part, name), first, segment))
-                first += segment.size
+    def _enter(self, name: _Name, segments: Sequence[_Segment]) -> None:
+        """Enter a name, given the rows that it means."""
+        self._means[name] = tuple(segments)
+        first = 0
+        for segment in segments:
+            self._known_by.setdefault(segment.base, []).append((name, first, segment))
+            first += segment.size
 
-    def _layout(self, part: str, shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
-        """The paths that the dialect has in a part of the model, and the places that each one means."""
-        own = {path: (Place(path),) for path in shapes}
-        # The host's text encoders have the paths of transformers, which all tools write.
-        if part != UNET or self._dialect == "comfy":
-            return own
-        # kohya-ss has diffusers' names for UNets without LABELS, and the original ones for all other models.
-        if self._dialect == "kohya":
-            return _in_diffusers(shapes, self._tables) if _is_ldm(shapes) and LABELS not in shapes else own
-        # A model that diffusers does not have keeps its own paths, unless the file is for diffusers itself.
-        found = _in_diffusers(shapes, self._tables)
-        return found if found or self._dialect == "diffusers" else own
-
-    def _prefix(self, part: str, shapes: Mapping[str, Shape]) -> str:
-        """The prefix that the dialect writes before the paths of a part of the model."""
-        if self._dialect in ("peft", "lycoris"):
-            return PEFT_PREFIX if self._dialect == "peft" else "lycoris_"
-        if part == UNET:
-            if self._dialect == "comfy":
-                return "diffusion_model."
-            if CASCADE in shapes:
-                return "lora_prior_unet_" if self._dialect == "kohya" else "prior."
-            if self._dialect == "kohya":
-                return "lora_unet_"
-            return "unet." if _is_ldm(shapes) else "transformer."
-        if self._dialect == "comfy":
-            return f"text_encoders.{part}.transformer."
-        number = self._number(part)
-        if self._dialect == "kohya":
-            encoders = self.parts - {UNET}
-            # kohya-ss does not number a model's only text encoder.
-            count = "" if len(encoders) == 1 else str(KOHYA_ENCODERS.get(part, number))
-            return f"lora_prior_te{count}_" if (UNET, CASCADE) in self._bases else f"lora_te{count}_"
-        return "text_encoder." if number == 1 else f"text_encoder_{number}."
-
-    def _number(self, encoder: str) -> int:
-        """The number of a text encoder in diffusers' pipeline for this model, counted from 1."""
-        if (UNET, MMDIT) in self._bases:
-            return SD3_ENCODERS.get(encoder, 1)
-        encoders = set(self.parts) - {UNET}
-        if encoders == {"llama", "clip_l"}:
-            return 1 if encoder == "llama" else 2
-        order = [name for name in ENCODER_ORDER if name in encoders]
-        return order.index(encoder) + 1 if encoder in order else 1
+    def for_lokr(self) -> _Names | None:
+        """The dialect's names where a file holds LoKr; None where they are no others than these."""
+        if WRITES[self._dialect].lokr is None:
+            return None
+        names = _Names(self._targets, self._dialect, lokr=True)
+        return names if names.shapes(UNET) else None
 
     def of(self, layers: Mapping[str, tuple[Target, ...]], file: str) -> list[Planned]:
         """The layers to write for the layers of an adapter, given the places of each in the model.
@@ -394,7 +293,7 @@ class _Names:
 
     def _segment(self, place: Target) -> _Segment:
         """A place in the model as rows of a layer of the model."""
-        part = place.encoder or ("te" if place.part == "te" else UNET)
+        part = _part_of(place)
         base = self._bases[part, place.path]
         # A layer of an OpenCLIP text encoder can itself be rows of a fused weight: count from its first row.
         first = base.rows[0] if base.rows else 0
@@ -460,9 +359,8 @@ class _Names:
     def _check_found_again(self, name: str, means: Segments, file: str, layer: str) -> None:
         """Raise MatchError unless a reader finds the same rows of the model under the written name."""
         candidates = [tuple(self._segment(place) for place in places) for places in self._targets.find(name)]
-        # A file of PEFT or LyCORIS is for one part of a model and does not say which: there may be rivals.
-        alone = self._dialect in ("peft", "lycoris")
-        if means not in candidates or (len(candidates) > 1 and not alone):
+        # A file that does not say for which part of a model it is may have rivals in others.
+        if means not in candidates or (len(candidates) > 1 and _says_parts(self._dialect)):
             raise MatchError(
                 f"the name that the layer has in {self._dialect} would not lead back to it in the model",
                 file=file,
@@ -492,13 +390,14 @@ class _Names:
         return found
 
 
-def all_names(targets: Targets, dialect: Written, part: str) -> dict[str, Shape]:
+def all_names(targets: Targets, dialect: str, part: str) -> dict[str, Shape]:
     """Every name that a dialect has in a part of a model, with the shape of its rows together."""
     return _Names(targets, dialect).shapes(part)
 
 
-def _rows(place: Place, shapes: Mapping[str, Shape]) -> Rows:
-    return place.rows or (0, _size(shapes[place.path]))
+def _part_of(target: Target) -> str:
+    """The part of the model: `unet`, or a text encoder by the host's name, `te` if it has none."""
+    return target.encoder or ("te" if target.part == "te" else UNET)
 
 
 def _size(shape: Shape) -> int:
@@ -518,36 +417,3 @@ def _joined(pieces: Iterable[Piece]) -> list[Piece]:
                 continue
         joined.append(piece)
     return joined
-
-
-def _is_ldm(shapes: Mapping[str, Shape]) -> bool:
-    return all(path in shapes for path in LDM)
-
-
-def _in_diffusers(shapes: Mapping[str, Shape], tables: Iterable[Aliases]) -> dict[str, Places]:
-    """diffusers' names of the layers, chosen so that every row is under one name only.
-
-    Where names overlap, the one with fewer rows counts: split projections before fused ones. Of names with
-    the same rows, the first in the table counts.
-    """
-    named = [(name, places) for table in tables for name, places in table(shapes).items()]
-    sized = sorted(named, key=lambda item: sum(_span(place, shapes) for place in item[1]))
-    taken: dict[str, list[Rows]] = {}
-    found: dict[str, Places] = {}
-    for name, places in sized:
-        wanted = [(place.path, _rows(place, shapes)) for place in places]
-        if any(
-            rows[0] < other[1] and other[0] < rows[1]
-            for path, rows in wanted
-            for other in taken.get(path, ())
-        ):
-            continue
-        for path, rows in wanted:
-            taken.setdefault(path, []).append(rows)
-        found[name] = places
-    return found
-
-
-def _span(place: Place, shapes: Mapping[str, Shape]) -> int:
-    start, stop = _rows(place, shapes)
-    return stop - start

@@ -47,6 +47,8 @@ class Wanted:
 
     set_bias: bool = False
     """Whether the layer sets the values of the bias."""
+    remarks: tuple[str, ...] = ()
+    """What PEFT's tensors have differently, in words, see `Encoded.remarks`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,9 +26,9 @@ from ..names.dialects import Dialect, recognise
 from ..names.dialects import peft as peft_names
 from ..names.layer_name import LayerName
 from ..peft import CONFIG_NAME, Config, peft_type_of
-from ..peft.followed import Configs
 from ..peft.unread import UNREAD, not_read, told_by
 from .adapter import BUNDLED, Adapter, LayerInfo, Outline, outline_of, spoken_in
+from .followed import Configs
 from .grouping import Groups, group
 from .network_args import network_options
 from .options import check_options, options_of

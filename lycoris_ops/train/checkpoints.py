@@ -18,7 +18,6 @@ from typing import Any
 
 from ..errors import LycorisError, TrainError, WriteError, number_of
 from ..files.writing import system_errors
-from ..names.written import Written
 from ..writing.place import place_of
 from .options import STATE
 from .trainer import STATE_FORM, Trainer
@@ -109,9 +108,9 @@ def _states(folder: Path) -> tuple[list[tuple[tuple[int, int], Path, dict[str, A
 class Checkpoints:
     """Writes checkpoints to a folder, and removes those of every so many steps but the latest `keep`."""
 
-    def __init__(self, folder: Path, dialect: Written, keep: int, minutes: float | None) -> None:
+    def __init__(self, folder: Path, dialect: str, keep: int, minutes: float | None) -> None:
         self.folder = folder
-        self.dialect: Written = dialect
+        self.dialect = dialect
         self.keep = keep
         self.minutes = minutes
         self.unwritten: list[str] = []

@@ -29,7 +29,6 @@ from ..modules import (
     patterns,
     shared_weights,
 )
-from ..names.written import Written
 from ..patch import patch_
 from ..reading.adapter import TRANSPOSED, Adapter
 from ..reading.load import load_adapter
@@ -235,7 +234,7 @@ class LycorisNetwork(nn.Module):
     # Files.
 
     def to_adapter(
-        self, name: str = NAME, *, include: str | Iterable[str] = "*", dialect: Written = "lycoris"
+        self, name: str = NAME, *, include: str | Iterable[str] = "*", dialect: str = "lycoris"
     ) -> Adapter:
         """The layers as an adapter in memory, copied as they are now.
 
@@ -274,7 +273,7 @@ class LycorisNetwork(nn.Module):
     def save_weights(
         self,
         path: str | os.PathLike[str],
-        dialect: Written = "lycoris",
+        dialect: str = "lycoris",
         dtype: torch.dtype | None = None,
         metadata: Mapping[str, str | None] | None = None,
         *,
@@ -285,7 +284,7 @@ class LycorisNetwork(nn.Module):
         adapter = self.to_adapter(os.path.basename(path), include=include, dialect=dialect)
         return save_adapter(adapter, path, dialect, dtype, metadata, model=self.shapes(), overwrite=overwrite)
 
-    def check_dialect(self, dialect: Written) -> None:
+    def check_dialect(self, dialect: str) -> None:
         """Raise LycorisError where a dialect cannot hold these layers."""
         check_dialect(self.to_adapter(dialect=dialect), dialect, self.shapes())
 

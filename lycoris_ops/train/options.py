@@ -13,7 +13,6 @@ import torch
 
 from ..errors import TrainError
 from ..files.dtypes import DTYPE_NAMES, FLOATS
-from ..names.written import Written
 from ..writing.metadata import check_text
 from .sketches import Sketch
 
@@ -96,7 +95,7 @@ class TrainOptions:
 
     output: str | os.PathLike[str] | None = None
     """The file of the finished adapter."""
-    dialect: Written = "lycoris"
+    dialect: str = "lycoris"
     dtype: torch.dtype | None = None
     """The dtype of the written adapter; None is that of the trained tensors."""
     metadata: Mapping[str, str | None] = field(default_factory=dict[str, "str | None"])

@@ -8,32 +8,34 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..errors import number_of
+from ..names.dialects import WRITES, Encoded
+from ..names.dialects.peft import PREFIX
 from ..names.layer_name import LayerName
 from ..names.targets import Targets
-from ..names.written import PEFT_PREFIX, Planned, Written, all_names
+from ..names.written import Planned, all_names
 from ..peft import ConflictError, Member, Module, config_for
-from .encode import Encoded
 
 Encodings = Sequence[tuple[Planned, Encoded]]
 """Layers to write, each with its name and place in the model and with its tensors."""
 
 
-def configuration(dialect: Written, layers: Encodings, targets: Targets | None) -> dict[str, Any] | None:
+def configuration(dialect: str, layers: Encodings, targets: Targets | None) -> dict[str, Any] | None:
     """PEFT's configuration of the layers as a table for JSON; None for a dialect that has none.
 
-    For diffusers it is one configuration for each part of a pipeline, all in one table, with the part in
-    front of each key (`unet.r`). `targets` are the model's layers, if the model is known.
+    Within the metadata it is one configuration for each part of a pipeline, all in one table, with the part
+    in front of each key (`unet.r`). `targets` are the model's layers, if the model is known.
     Raises ConflictError where no configuration describes all of the layers.
     """
-    if dialect == "peft":
+    where = WRITES[dialect].configuration
+    if where is None:
+        return None
+    if where == "beside":
         _check_one_part(layers)
         return _table(dialect, layers, targets)
-    if dialect != "diffusers":
-        return None
     roots: dict[str, list[tuple[Planned, Encoded]]] = {}
     for planned, encoded in layers:
         # A name with PEFT's prefix does not say which part of a pipeline it is in.
-        root = "" if planned.name.startswith(PEFT_PREFIX) else planned.name.partition(".")[0]
+        root = "" if planned.name.startswith(PREFIX) else planned.name.partition(".")[0]
         roots.setdefault(root, []).append((planned, encoded))
     tables: dict[str, Any] = {}
     for root, own in roots.items():
@@ -44,14 +46,14 @@ def configuration(dialect: Written, layers: Encodings, targets: Targets | None) 
     return tables
 
 
-def _table(dialect: Written, layers: Encodings, targets: Targets | None) -> dict[str, Any]:
+def _table(dialect: str, layers: Encodings, targets: Targets | None) -> dict[str, Any]:
     return config_for(_members(layers), _module(dialect, layers[0][0].part, targets)).table()
 
 
 def _members(layers: Iterable[tuple[Planned, Encoded]]) -> list[Member[Any]]:
     members: list[Member[Any]] = []
     for planned, encoded in layers:
-        # `encode` states it in both dialects that come here.
+        # Every dialect that comes here states it.
         assert encoded.configured is not None
         members.append(Member(planned.name, LayerName.of(planned.name).path, *encoded.configured))
     return members
@@ -68,7 +70,7 @@ def _check_one_part(layers: Encodings) -> None:
     raise ConflictError("writes a file for a single part of a model only", _members(others[:1])[0], counted)
 
 
-def _module(dialect: Written, part: str | None, targets: Targets | None) -> Module:
+def _module(dialect: str, part: str | None, targets: Targets | None) -> Module:
     """A part of a model with all its layers' paths and kernel sizes, as far as the model is known."""
     if targets is None or part is None:
         return Module()

@@ -13,7 +13,7 @@ from ..algorithms.base import alpha_of
 from ..errors import LycorisError
 from ..files.dtypes import dtype_name
 from ..files.writing import DATA_HASH, MODELSPEC_HASH, data_hash, metadata_of
-from ..names.written import Written
+from ..names.dialects import WRITES
 from ..peft import METADATA_KEY, WantedRank
 from ..reading.adapter import TRANSPOSED, Adapter
 from ..reading.network_args import plain_args
@@ -32,7 +32,7 @@ def check_text(entries: Mapping[str, Any], error: type[LycorisError] = LycorisEr
 
 def metadata_for(
     adapter: Adapter,
-    dialect: Written,
+    dialect: str,
     dtype: torch.dtype | None,
     made: Sequence[Made],
     added: Mapping[str, str | None],
@@ -84,7 +84,7 @@ def add_hashes(
     text: dict[str, str],
     tensors: Mapping[str, Tensor],
     before: Mapping[str, str],
-    dialect: Written,
+    dialect: str,
     given: Mapping[str, str | None],
 ) -> None:
     """Add to the metadata `text` hashes of the tensors' data, except those that are `given`.
@@ -92,15 +92,13 @@ def add_hashes(
     They are the hashes that the source's metadata `before` had, and in the dialect of kohya-ss those that its
     own files have: always `sshs_model_hash`, and ModelSpec's where there are other metadata of ModelSpec.
     """
+    hashes = WRITES[dialect].hashes
+    of_modelspec = hashes and any(key.startswith("modelspec.") for key in text)
     wanted = {
-        DATA_HASH: DATA_HASH in before or dialect == "kohya",
-        MODELSPEC_HASH: MODELSPEC_HASH in before or (dialect == "kohya" and _has_modelspec(text)),
+        DATA_HASH: DATA_HASH in before or hashes,
+        MODELSPEC_HASH: MODELSPEC_HASH in before or of_modelspec,
     }
     if any(wanted[key] and key not in given for key in wanted):
         digest = data_hash(tensors)
         values = {DATA_HASH: digest, MODELSPEC_HASH: f"0x{digest}"}
         text |= {key: values[key] for key in wanted if wanted[key] and key not in given}
-
-
-def _has_modelspec(text: Mapping[str, str]) -> bool:
-    return any(key.startswith("modelspec.") for key in text)

@@ -1,4 +1,4 @@
-"""Where an adapter is written: to a file, or for PEFT to a folder of its own."""
+"""Where an adapter is written: to a file, or with PEFT's configuration to a folder of its own."""
 
 from __future__ import annotations
 
@@ -8,43 +8,48 @@ from pathlib import Path
 from ..errors import WriteError
 from ..files.tensor_file import PICKLES, SAFETENSORS
 from ..files.writing import check_files, check_name, safetensors_path, system_errors
-from ..names.written import Written
+from ..names.dialects import WRITES
 from ..peft import CONFIG_NAME
 
 PEFT_FILE = "adapter_model.safetensors"
 """The only name under which PEFT looks for an adapter in its folder."""
 
 
-def place_of(path: str | os.PathLike[str], dialect: Written) -> Path:
+def has_folder(dialect: str) -> bool:
+    """Whether an adapter is a folder, of its weights and a configuration beside them."""
+    return WRITES[dialect].configuration == "beside"
+
+
+def place_of(path: str | os.PathLike[str], dialect: str) -> Path:
     """The file to write for a path that a user gave; for peft that may be a folder.
 
     Raises WriteError for a name that readers would not find or not accept.
     """
-    if dialect != "peft":
+    if not has_folder(dialect):
         return safetensors_path(path)
     found = check_name(path)
     with system_errors(found):
         return _peft_place(found)
 
 
-def check_output(path: str | os.PathLike[str], dialect: Written, *, overwrite: bool = True) -> list[Path]:
+def check_output(path: str | os.PathLike[str], dialect: str, *, overwrite: bool = True) -> list[Path]:
     """The files to write for a path that a user gave: the adapter's, and for peft also its configuration's.
 
     Raises WriteError, before any work is done, for a name that readers would not find or not accept, for a
     folder that is not there, and with `overwrite` off for a name that is taken.
     """
     found = files_of(path, dialect)
-    check_files(found, overwrite=overwrite, make_folder=dialect == "peft")
+    check_files(found, overwrite=overwrite, make_folder=has_folder(dialect))
     return found
 
 
-def files_of(path: str | os.PathLike[str], dialect: Written) -> list[Path]:
+def files_of(path: str | os.PathLike[str], dialect: str) -> list[Path]:
     """The file of `place_of`, and for peft its configuration's.
 
     The two are replaced together, or not at all: a configuration is wrong for other weights.
     """
     out = place_of(path, dialect)
-    return [out, out.with_name(CONFIG_NAME)] if dialect == "peft" else [out]
+    return [out, out.with_name(CONFIG_NAME)] if has_folder(dialect) else [out]
 
 
 def _peft_place(path: Path) -> Path:

@@ -12,26 +12,20 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Layer
-from ..algorithms.base import ALPHA, alpha_of
-from ..algorithms.ia3 import IA3_L
+from ..algorithms.base import ALPHA
 from ..errors import LayerError, LycorisError, either, located, number_of
 from ..files.dtypes import DTYPE_NAMES, FLOATS
 from ..files.safetensors_file import raw_bytes
 from ..files.writing import Progress, header_of, in_file_order, written
 from ..maths.shapes import Shape
-from ..names.dialects import diffusers
+from ..names.dialects import KEPT, WRITES, WRITTEN, own_dialect
 from ..names.targets import Targets, known_shapes
-from ..names.written import KEPT, WRITTEN, Written, own_dialect, plan_names
-from ..peft.kinds.lora import SUFFIXES as PEFT_SUFFIXES
+from ..names.written import plan_names
 from ..reading.adapter import BUNDLED, Adapter
-from .encode import check_kind
 from .metadata import add_hashes, alpha_changed, check_text, metadata_for
-from .place import check_output
+from .place import check_output, has_folder
 from .verify import check_written
 from .writer import Made, Writer
-
-WITH_EMBEDDINGS: tuple[Written, ...] = ("kohya", "comfy", "lycoris")
-"""Dialects whose readers know embeddings (textual inversions) inside an adapter file."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ class SaveResult:
 
 def adapter_tensors(
     adapter: Adapter,
-    dialect: Written = "comfy",
+    dialect: str = "comfy",
     *,
     model: Mapping[str, Shape] | Collection[str] | None = None,
 ) -> dict[str, Tensor]:
@@ -85,7 +79,7 @@ def adapter_tensors(
 def save_adapter(
     adapter: Adapter,
     path: str | os.PathLike[str],
-    dialect: Written | None = None,
+    dialect: str | None = None,
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str | None] | None = None,
     *,
@@ -111,7 +105,7 @@ def save_adapter(
     Raises LayerError for a layer that the dialect cannot hold, MatchError for a layer without a name in it,
     LycorisError for an unknown dialect or dtype, and WriteError where the file cannot be written.
     """
-    if dialect is not None and dialect not in WRITTEN:
+    if dialect is not None and dialect not in WRITES:
         raise LycorisError("an unknown dialect", got=str(dialect), expected=", ".join(WRITTEN))
     if dtype is not None and DTYPE_NAMES.get(dtype) not in FLOATS:
         raise LycorisError(
@@ -138,19 +132,18 @@ def save_adapter(
         made.append(writer.make(layer))
         if progress:
             progress(len(made), len(planned))
-    # diffusers has keys of its own for UNets, which are more than a name and a suffix.
-    spell = diffusers.spelled if dialect == "diffusers" else "{}.{}".format
-    keyed = {spell(m.encoded.name, suffix): t for m in made for suffix, t in m.encoded.tensors.items()}
+    spelled = WRITES[dialect].spelled
+    keyed = {spelled(m.encoded.name, suffix): t for m in made for suffix, t in m.encoded.tensors.items()}
     tensors = in_file_order(keyed | dict(adapter.file.read(loose, adapter.cache, keep=False)))
     configuration = writer.configuration(made)
-    beside, within = (configuration, None) if dialect == "peft" else (None, configuration)
-    contents = [] if beside is None else [beside.encode()]
-    text = metadata_for(adapter, dialect, dtype, made, metadata or {}, within)
+    folder = has_folder(dialect)
+    contents = [configuration.encode()] if configuration and folder else []
+    text = metadata_for(adapter, dialect, dtype, made, metadata or {}, None if folder else configuration)
     add_hashes(text, tensors, adapter.metadata, dialect, metadata or {})
     header = header_of(tensors, text)
     size = len(header) + sum(tensor.nbytes for tensor in tensors.values())
     room = size + sum(map(len, contents))
-    with written(outs, room, overwrite=overwrite, make_folder=dialect == "peft") as files:
+    with written(outs, room, overwrite=overwrite, make_folder=folder) as files:
         files[0].write(header)
         for tensor in tensors.values():
             files[0].write(raw_bytes(tensor))
@@ -174,8 +167,8 @@ def save_adapter(
 
 def faults_in_comfy(layers: Iterable[Layer], dialect: str) -> tuple[str, ...]:
     """What ComfyUI's own loader makes of layers where that is not their change, one line for each."""
-    if dialect == "peft":
-        return ("ComfyUI's own loader knows PEFT's names of a few models only, and reads no configuration",)
+    if whole := WRITES[dialect].in_comfy:
+        return (whole,)
     found = Counter((layer.algorithm, layer.fault_in_comfy()) for layer in layers)
     return tuple(
         f"ComfyUI's own loader {fault}: {number_of(count, f'{kind} layer')}. Load LoRA / LyCORIS reads it"
@@ -184,7 +177,7 @@ def faults_in_comfy(layers: Iterable[Layer], dialect: str) -> tuple[str, ...]:
     )
 
 
-def check_dialect(adapter: Adapter, dialect: Written, model: Mapping[str, Shape]) -> None:
+def check_dialect(adapter: Adapter, dialect: str, model: Mapping[str, Shape]) -> None:
     """Raise LayerError or MatchError, as `save_adapter` would, for a layer that a dialect cannot hold."""
     writer = Writer(adapter, dialect, None, Targets(known_shapes(model)))
     writer.configuration([writer.make(planned) for planned in writer.plan()])
@@ -207,7 +200,7 @@ class Expected:
 
 def check_expected(
     layers: Mapping[str, Expected],
-    dialect: Written,
+    dialect: str,
     *,
     name: str,
     model: Mapping[str, Shape] | Collection[str] | None = None,
@@ -222,10 +215,21 @@ def check_expected(
         for layer in planned.sources:
             with located(file=name, key=layer):
                 if len(layers[layer].shape) > 1:
-                    check_kind(layers[layer].algorithm, dialect, takes_lokr=planned.takes_lokr)
+                    _check_kind(layers[layer].algorithm, dialect, planned.takes_lokr)
 
 
-def _loose(adapter: Adapter, dialect: Written, drop: bool, *, same: bool) -> list[str]:
+def _check_kind(kind: type[Layer], dialect: str, takes_lokr: bool) -> None:
+    if not WRITES[dialect].holds(kind, takes_lokr):
+        able = [name for name, write in WRITES.items() if write.configuration is None]
+        raise LayerError(
+            f"{dialect} holds no {kind.algorithm}",
+            got=kind.algorithm,
+            expected="lora",
+            hint=f"It can be written as {either(able)}",
+        )
+
+
+def _loose(adapter: Adapter, dialect: str, drop: bool, *, same: bool) -> list[str]:
     """Keys of the source that are copied as they are: those of embeddings, and those that nothing reads.
 
     Embeddings are copied to dialects that know them, and unread keys where it is the `same` dialect. Raises
@@ -233,7 +237,7 @@ def _loose(adapter: Adapter, dialect: Written, drop: bool, *, same: bool) -> lis
     """
     bundled = [key for key in adapter.file.tensors if key.startswith(BUNDLED)]
     kept: list[str] = []
-    if dialect in WITH_EMBEDDINGS:
+    if WRITES[dialect].embeddings:
         kept += bundled
     elif bundled and not drop:
         raise LayerError(
@@ -241,7 +245,7 @@ def _loose(adapter: Adapter, dialect: Written, drop: bool, *, same: bool) -> lis
             file=adapter.path,
             key=bundled[0],
             got=f"{len(bundled)} keys of the embeddings {', '.join(adapter.embeddings)}",
-            expected=either(WITH_EMBEDDINGS),
+            expected=either([name for name, write in WRITES.items() if write.embeddings]),
             hint="Write it as one of these, or leave the embeddings out (drop_unread, --drop-unread)",
         )
     if adapter.unused_keys and same:
@@ -266,15 +270,13 @@ def _changes(
     from_many = [layer for layer in made if len(layer.planned.sources) > 1]
     partial = [layer for layer in made if layer.planned.shape and len(layer.planned.sources) == 1]
     cut = {layer.planned.sources[0] for layer in partial}
-    # Without a rank, as for a LoKr of two full factors, there is no scale.
-    scaled = [m for m in made if dialect == "diffusers" and m.layer.rank is not None]
-    folded = [m for m in scaled if alpha_of(m.layer) != m.layer.rank]
-    wider = [m for m in folded if _is_wider(m)]
-    factors = [m for m in made if IA3_L in m.encoded.tensors and IA3_L not in m.layer.dump()]
+    remarks = Counter(remark for layer in made for remark in layer.encoded.remarks)
     given = [
         m for m in made if m.source_alpha is None and ALPHA in m.encoded.tensors and m.layer.scaled_by_alpha
     ]
-    corrected = [layer for layer in made if dialect != "diffusers" and alpha_changed(layer)]
+    # Files with a configuration in the metadata have the scale in a factor instead.
+    within = dialect in WRITES and WRITES[dialect].configuration == "within"
+    corrected = [layer for layer in made if not within and alpha_changed(layer)]
     joined = sum(len(m.planned.sources) for m in from_many)
     dropped = _dropped(adapter, loose)
     lines = [
@@ -285,9 +287,7 @@ def _changes(
             f"{number_of(len(cut), 'layer')} split or padded to the dialect's layers, now {len(partial)}",
         ),
         (bool(from_many), f"{number_of(joined, 'layer')} joined into {len(from_many)}"),
-        (bool(folded), f"alpha / rank multiplied into a factor of {number_of(len(folded), 'layer')}"),
-        (bool(wider), f"{len(wider)} of these factors in float32, as their dtype does not hold the product"),
-        (bool(factors), f"1 + w written in place of w for {number_of(len(factors), 'ia3 layer')} of inputs"),
+        *((True, _counted(remark, count)) for remark, count in remarks.items()),
         (bool(given), f"alpha written, with none in the file, for {number_of(len(given), 'layer')}"),
         (bool(corrected), f"alpha corrected for {number_of(len(corrected), 'layer')}"),
         (bool(loose), f"{number_of(len(loose), 'key')} copied unchanged (embeddings, or of no known kind)"),
@@ -296,10 +296,9 @@ def _changes(
     return tuple(text for holds, text in lines if holds)
 
 
-def _is_wider(made: Made) -> bool:
-    """Whether a tensor is written in another dtype than that of the layer, for a scale multiplied into it."""
-    ours, theirs = made.layer.dump(), made.encoded.tensors
-    return any(theirs[PEFT_SUFFIXES.get(s, s)].dtype != ours[s].dtype for s in ours if s != ALPHA)
+def _counted(remark: str, count: int) -> str:
+    """One of `Encoded.remarks` for a number of layers."""
+    return remark.format(count=count, layers=number_of(count, "layer"), s="" if count == 1 else "s")
 
 
 def _dropped(adapter: Adapter, loose: Sequence[str]) -> int:

@@ -13,13 +13,13 @@ from ..algorithms import Layer
 from ..algorithms.base import ALPHA
 from ..errors import LayerError, LycorisError, WriteError, either
 from ..layers.cast import cast_layer
+from ..names.dialects import KEPT, WRITES, Asked, Encoded
 from ..names.targets import Targets
-from ..names.written import KEPT, WRITTEN, Planned, Written, plan_names
+from ..names.written import Planned, plan_names
 from ..peft import ConflictError
 from ..reading.adapter import Adapter
 from ..reading.copies import Use, find_copies, uses_of
 from .configuration import configuration
-from .encode import Encoded, encode
 from .regroup import Regrouper
 
 
@@ -45,11 +45,11 @@ class Writer:
     """
 
     def __init__(
-        self, adapter: Adapter, dialect: Written | None, dtype: torch.dtype | None, targets: Targets | None
+        self, adapter: Adapter, dialect: str | None, dtype: torch.dtype | None, targets: Targets | None
     ) -> None:
         self.adapter = adapter
-        self.named: Written | None = dialect
-        self.dialect: Written = dialect or KEPT
+        self.named = dialect
+        self.dialect = dialect or KEPT
         self.dtype = dtype
         self.targets = targets
         self._regrouper = Regrouper(adapter, targets)
@@ -75,7 +75,7 @@ class Writer:
         """
         return self._plan(self.named)
 
-    def _plan(self, dialect: Written | None) -> list[Planned]:
+    def _plan(self, dialect: str | None) -> list[Planned]:
         layers = {name: info for name, info in self.adapter.info.items() if name not in self.copies}
         return plan_names(layers, dialect, self.targets, self.adapter.path)
 
@@ -94,12 +94,9 @@ class Writer:
                 layer, self.dtype, file=self.adapter.path, key=planned.sources[0], error=WriteError
             )
         try:
-            encoded = self._encode(planned, layer, self.dialect)
+            encoded = self._encoded(planned, layer, self.dialect)
         except LayerError as error:
             raise self._not_held(planned, error) from error
-        if self.dialect == "diffusers" and self.dtype is not None:
-            # The factor that holds the scale may be in a wider dtype, but this one was asked for.
-            encoded = encoded.to(self.dtype)
         return Made(planned, layer, encoded, self._source_alpha(planned))
 
     def _source_alpha(self, planned: Planned) -> float | None:
@@ -123,7 +120,7 @@ class Writer:
 
     def _not_held(self, planned: Planned, error: LayerError, problem: str | None = None) -> LayerError:
         """The error of a layer that the dialect cannot hold, with the dialects that can."""
-        able = [other for other in WRITTEN if other != self.dialect and self._holds(other, planned.sources)]
+        able = [other for other in WRITES if other != self.dialect and self._holds(other, planned.sources)]
         return LayerError(
             problem or f"{self.dialect} {error.problem}",
             file=self.adapter.path,
@@ -133,22 +130,20 @@ class Writer:
             hint=f"It can be written as {either(able)}" if able else "No dialect can hold it as it is",
         )
 
-    def _holds(self, dialect: Written, layers: Collection[str]) -> bool:
+    def _holds(self, dialect: str, layers: Collection[str]) -> bool:
         """Whether another dialect can hold these layers, and all others that are joined with them there."""
         try:
             # Tried in full, since the names, the tensors or the configuration may be impossible.
             planned = self._plan(dialect)
             met = [other for other in planned if not set(layers).isdisjoint(other.sources)]
-            encoded = [(other, self._encoded(other, dialect)) for other in met]
+            encoded = [(one, self._encoded(one, self._regrouper.make(one), dialect)) for one in met]
             configuration(dialect, encoded, self.targets)
         except LycorisError:
             return False
         return True
 
-    def _encoded(self, planned: Planned, dialect: Written) -> Encoded:
-        return self._encode(planned, self._regrouper.make(planned), dialect)
-
-    def _encode(self, planned: Planned, layer: Layer, dialect: Written) -> Encoded:
+    def _encoded(self, planned: Planned, layer: Layer, dialect: str) -> Encoded:
         options = self.adapter.info[planned.sources[0]].options
         weight = planned.shape or self._regrouper.shape_of(planned.sources[0])
-        return encode(layer, options, dialect, planned.name, takes_lokr=planned.takes_lokr, weight=weight)
+        asked = Asked(planned.name, options, weight, planned.takes_lokr, self.dtype)
+        return WRITES[dialect].tensors(layer, asked)

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lycoris_ops as lyc
+from lycoris_ops.names.dialects import WRITES, Asked
 from lycoris_ops.peft.kinds import KINDS
 from lycoris_ops.peft.unread import UNREAD
-from lycoris_ops.writing.encode import encode
 
 ROOT = "base_model.model."
 CONFIG = "adapter_config.json"
@@ -136,7 +136,7 @@ def test_a_start_is_kept_where_it_can_be_written_and_refused_elsewhere(tmp_path:
     with pytest.raises(lyc.LayerError, match=r"no place for start.*written as peft"):
         lyc.save_adapter(adapter, tmp_path / "no.safetensors", "kohya", model=known)
     with pytest.raises(lyc.LayerError, match="no OLoRA of another scale"):
-        encode(adapter.layer(f"{ROOT}tall"), {}, "diffusers", "unet.tall")
+        WRITES["diffusers"].tensors(adapter.layer(f"{ROOT}tall"), Asked("unet.tall"))
     save_file({name: one.float() for name, one in before.items()}, tmp_path / "base.safetensors")
     stack = lyc.Stack([lyc.Entry(adapter)])
     lyc.merge_checkpoint(tmp_path / "base.safetensors", stack, tmp_path / "merged.safetensors")
@@ -349,7 +349,7 @@ def test_biases_that_were_trained_are_set(tmp_path: Path, bias: Any, options: di
     with pytest.raises(lyc.LayerError, match=r"values of a bias.*written as peft"):
         lyc.save_adapter(adapter, tmp_path / "no.safetensors", "kohya", model=known)
     with pytest.raises(lyc.LayerError, match="values of a bias"):
-        encode(adapter.layer(f"{ROOT}q"), {}, "diffusers", "unet.q")
+        WRITES["diffusers"].tensors(adapter.layer(f"{ROOT}q"), Asked("unet.q"))
 
 
 def test_a_bias_is_set_by_strength_and_beside_the_module(tmp_path: Path) -> None:

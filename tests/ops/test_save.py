@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lycoris_ops as lyc
-from lycoris_ops.names.written import WRITTEN
+from lycoris_ops import WRITTEN
 from lycoris_ops.writing import save as saving
 
 PATH = "down_blocks.0.attentions.0.proj_in"

@@ -9,9 +9,24 @@ from collections.abc import Mapping
 
 from ...algorithms import ALGORITHMS
 from ...discovery import discover
-from .base import MEMBERS, Component, Dialect, Prefix
+from .base import MEMBERS, Asked, Component, Dialect, Encoded, Prefix, Write
 
-__all__ = ["DIALECTS", "PREFIXES", "Component", "Dialect", "Prefix", "recognise", "split_key"]
+__all__ = [
+    "DIALECTS",
+    "KEPT",
+    "PREFIXES",
+    "WRITES",
+    "WRITTEN",
+    "Asked",
+    "Component",
+    "Dialect",
+    "Encoded",
+    "Prefix",
+    "Write",
+    "own_dialect",
+    "recognise",
+    "split_key",
+]
 
 
 def _discover() -> dict[str, Dialect]:
@@ -28,6 +43,28 @@ def _discover() -> dict[str, Dialect]:
 
 DIALECTS: dict[str, Dialect] = _discover()
 """Every dialect by its name."""
+
+WRITES: dict[str, Write] = {
+    name: write
+    for write, name in sorted(
+        ((dialect.write, name) for name, dialect in DIALECTS.items() if dialect.write),
+        key=lambda item: item[0].place,
+    )
+}
+"""How each dialect is written that can be written."""
+WRITTEN = tuple(WRITES)
+"""The dialects that can be written."""
+KEPT = "comfy"
+"""The dialect whose tensors are written under names that stay as they are."""
+
+
+def own_dialect(spoken: str) -> str | None:
+    """The dialect in which an adapter is written where none is asked for: the one that its names are in.
+
+    None where that is none of `WRITTEN`: then the names stay as they are.
+    """
+    return spoken if spoken in WRITES else None
+
 
 DEFAULT = "default"
 """The name that PEFT gives to an adapter where the user gives none."""

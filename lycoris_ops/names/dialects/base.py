@@ -1,12 +1,20 @@
-"""What a dialect is: which prefixes and suffixes a tool writes around a layer's path."""
+"""What a dialect is: how a tool's names and tensors of layers are read and written."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from ...maths.shapes import Rows
+import torch
+from torch import Tensor
+
+from ...algorithms import Layer
+from ...maths.shapes import Rows, Shape
+from ...peft import Config, Wanted
+from .. import layouts
+from ..architectures import Places
+from .pipelines import Parts
 
 MEMBERS = ("weight", "bias")
 """Names of tensors inside of a module that PEFT adds to a layer, such as `lora_A.weight`.
@@ -34,8 +42,83 @@ class Prefix:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a layer is to be written as."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Values of the algorithm's options, see `LayerInfo.options`."""
+    weight: Shape = ()
+    """The shape of the weight that the layer is for; () where it is not known."""
+    takes_lokr: bool = False
+    """Whether diffusers is known to read LoKr under this name."""
+    dtype: torch.dtype | None = None
+    """The dtype that the user wants for the factors; None for the dtypes that they have."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A layer as a dialect writes it."""
+
+    name: str
+    """The start of the layer's keys. It is the layer's name, except that the parts of a fused OFT layer share
+    the name of the fused one in kohya's dialect."""
+    tensors: Mapping[str, Tensor]
+    """The tensors by the suffixes that the dialect writes."""
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Options of the layer that the file's metadata must state."""
+    configured: tuple[type[Config[Any]], Wanted] | None = None
+    """The kind of PEFT configuration that the layer needs, and what that configuration must say for it."""
+    remarks: tuple[str, ...] = ()
+    """What differs from the layer's own tensors, in words for a report. Of several layers with the same
+    remark, `{count}` stands for the number, `{layers}` for `1 layer` or `2 layers`, and `{s}` for an s."""
+
+
+@dataclass(frozen=True)
+class Write:
+    """How a dialect is written. What is not said here is as in the host's own dialect."""
+
+    prefix: str | Callable[[str, Parts], str]
+    """What stands before the paths of a part (`unet` or a text encoder) of a model.
+
+    One text for all parts means that a file is for a single part and does not say which.
+    """
+    place: int
+    """Its place in lists of the dialects, which begin with the most usual."""
+    tensors: Callable[[Layer, Asked], Encoded]
+    """A layer as it is written.
+
+    Raises LayerError where the dialect cannot hold the layer. Its message is the end of a sentence that
+    begins with the dialect's name: `holds no loha`.
+    """
+    layout: Callable[[Mapping[str, Shape]], Mapping[str, Places]] = layouts.own
+    """The paths that it has in a diffusion model. In text encoders all tools write those of transformers."""
+    lokr: Callable[[Mapping[str, Shape]], Mapping[str, Places]] | None = None
+    """The paths that it may have in place of these where a file holds LoKr; none for a model for which the
+    tool does not read LoKr. None where LoKr layers are named like all others."""
+    flat: bool = False
+    """Whether underscores stand for the dots of a path."""
+    renamed: Callable[[str | None, Prefix, str], str | None] = lambda spoken, prefix, path: None
+    """A name of another dialect, given by that dialect, its prefix and its path, if no model is needed for
+    it. Else None."""
+    holds: Callable[[type[Layer], bool], bool] = lambda kind, takes_lokr: True
+    """Whether it has a place for changes of a kind; the second argument is as in `Asked`."""
+    spelled: Callable[[str, str], str] = "{}.{}".format
+    """The key of a tensor, given the layer's name and the suffix."""
+    configuration: Literal["beside", "within"] | None = None
+    """Where PEFT's configuration of the layers is written: into a file beside theirs, which makes a folder of
+    the two, or into the metadata."""
+    embeddings: bool = False
+    """Whether its readers know embeddings (textual inversions) inside an adapter file."""
+    hashes: bool = False
+    """Whether files have hashes of their tensors in the metadata, even those made of files without."""
+    in_comfy: str | None = None
+    """What ComfyUI's own loader does not do with any file, in words for a report."""
+
+
+@dataclass(frozen=True)
 class Dialect:
-    """One tool's way of writing the names of layers and of their tensors."""
+    """One tool's way with the names of layers and with their tensors."""
 
     name: str
     prefixes: tuple[Prefix, ...]
@@ -56,3 +139,5 @@ class Dialect:
     The arguments are the layer's name and its number of rows. It counts in a recognised file only. It raises
     LayerError for a number of rows that it cannot order.
     """
+    write: Write | None = None
+    """How files of the dialect are written; None where they are only read."""

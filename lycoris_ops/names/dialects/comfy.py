@@ -8,13 +8,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from .base import Dialect, Prefix
+from .base import Dialect, Prefix, Write
+from .pipelines import UNET, Parts
+from .plain import encode
 
 MODULATION = re.compile(r"\.diff_m$")
 
 
 def _recognises(keys: Mapping[str, object]) -> bool:
     return any(key.endswith(".diff_m") for key in keys)
+
+
+def _prefix(part: str, parts: Parts) -> str:
+    return "diffusion_model." if part == UNET else f"text_encoders.{part}.transformer."
 
 
 DIALECT = Dialect(
@@ -26,4 +32,5 @@ DIALECT = Dialect(
     ),
     recognises=_recognises,
     rename=lambda key: MODULATION.sub(".modulation.diff", key),
+    write=Write(_prefix, place=2, tensors=encode, embeddings=True),
 )

@@ -10,8 +10,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
-from .base import Dialect, Prefix
+from torch import Tensor
+
+from ...algorithms import Layer
+from ...algorithms.base import alpha_of
+from ...algorithms.checks import scale
+from ...algorithms.lokr import W1, W1_A, Lokr
+from ...algorithms.lora import BIAS, DOWN, EMBEDDING_UP, UP, Lora
+from ...errors import LayerError
+from ...maths.tensors import times
+from ...peft.config import BASE_BIAS
+from ...peft.kinds import lora as peft_lora
+from ...peft.kinds.lokr import LokrConfig
+from .. import layouts
+from . import pipelines
+from .base import Asked, Dialect, Encoded, Prefix, Write
 
 UNET = "unet."
 FACTORS = {"lora_A.weight": "lora.down.weight", "lora_B.weight": "lora.up.weight"}
@@ -28,11 +43,104 @@ def _rename(key: str) -> str:
     return PROCESSOR.sub(plain, key)
 
 
-def spelled(layer: str, suffix: str) -> str:
+def _spelled(layer: str, suffix: str) -> str:
     """The key under which a tensor is written. suffix: PEFT's name of the tensor."""
     if not layer.startswith(UNET) or suffix not in FACTORS:
         return f"{layer}.{suffix}"
     return ATTENTION.sub(r".processor.\1_lora.\2.weight", f"{layer}.{FACTORS[suffix]}")
+
+
+def _prefix(part: str, parts: pipelines.Parts) -> str:
+    if part != pipelines.UNET:
+        number = parts.number(part)
+        return "text_encoder." if number == 1 else f"text_encoder_{number}."
+    if pipelines.CASCADE in parts.unet:
+        return "prior."
+    return UNET if pipelines.is_ldm(parts.unet) else "transformer."
+
+
+FOLDED = "alpha / rank multiplied into a factor of {layers}"
+WIDER = "{count} of these factors in float32, as their dtype does not hold the product"
+
+
+def _holds(kind: type[Layer], takes_lokr: bool) -> bool:
+    return kind is Lora or (kind is Lokr and takes_lokr)
+
+
+def _tensors(layer: Layer, asked: Asked) -> Encoded:
+    """A layer with its scale multiplied into a factor, for readers that know no alpha."""
+    found = _lokr(layer, asked) if isinstance(layer, Lokr) else _lora(layer, asked)
+    if asked.dtype is None:
+        return found
+    # The factor that holds the scale may be in a wider dtype, but this one was asked for.
+    return replace(
+        found,
+        tensors={suffix: tensor.to(asked.dtype) for suffix, tensor in found.tensors.items()},
+        remarks=tuple(remark for remark in found.remarks if remark != WIDER),
+    )
+
+
+def _lora(layer: Layer, asked: Asked) -> Encoded:
+    """A LoRA layer, scaled in `lora_B` where its dtype holds the product exactly, else in `lora_A` where that
+    factor's dtype does, else in `lora_B` in float32.
+
+    Raises LayerError for other kinds and for embeddings.
+    """
+    tensors = peft_lora.named_tensors(layer)
+    if EMBEDDING_UP in tensors:
+        raise LayerError("holds no LoRA of an embedding", got=EMBEDDING_UP)
+    if BASE_BIAS in tensors:
+        raise LayerError("has no place for the values of a bias", got=BASE_BIAS)
+    assert isinstance(layer, Lora) and layer.lora_up is not None and layer.lora_down is not None
+    rank = int(layer.lora_up.shape[1])
+    factor = scale(layer.alpha, rank)
+    if layer.start == "olora" and factor != 1.0:
+        # What PEFT takes out of the base is scaled as well, and there the scale would be 1.
+        raise LayerError("holds no OLoRA of another scale than 1", got=f"alpha / rank = {factor:g}")
+    up, down = times(layer.lora_up, factor), layer.lora_down
+    if up.dtype != layer.lora_up.dtype and (scaled := times(down, factor)).dtype == down.dtype:
+        up, down = layer.lora_up, scaled
+    written = {**tensors, peft_lora.SUFFIXES[UP]: up, peft_lora.SUFFIXES[DOWN]: down}
+    if BIAS in written:
+        # The bias is scaled like the product.
+        written[BIAS] = times(written[BIAS], factor)
+    wanted = peft_lora.wanted(written, rank, float(rank), layer.start)
+    remarks = _remarks(layer, tensors, written)
+    return Encoded(asked.name, written, configured=(peft_lora.LoraConfig, wanted), remarks=remarks)
+
+
+def _lokr(layer: Lokr, asked: Asked) -> Encoded:
+    """A LoKr layer of a linear layer, with its scale multiplied into w1.
+
+    diffusers has no key for alpha here, and where it is given only the tensors it infers a configuration with
+    a scale of 1 (`_create_lokr_config` in its `utils/peft_utils.py`). w1 is in float32 where its own dtype
+    does not hold the product exactly.
+    Raises LayerError where diffusers does not read LoKr, and for a layer of a convolution.
+    """
+    if not asked.takes_lokr:
+        raise LayerError(
+            "reads lokr for the transformers of some models only",
+            got="a layer that is not known to be in one of them",
+            expected="Flux 2 or Z-Image, given as the model that the adapter is for",
+        )
+    tensors, wanted = LokrConfig.encoded(layer)
+    if kernel := next((s for s, t in tensors.items() if t.ndim > 2), None):
+        raise LayerError("holds no lokr of a convolution", got=f"{kernel} {list(tensors[kernel].shape)}")
+    first, written = W1 if W1 in tensors else W1_A, dict(tensors)
+    if layer.rank is not None:
+        written[first] = times(tensors[first], scale(layer.alpha, layer.rank))
+    # The number of inputs is that of w2's columns, since there is no kernel.
+    told = replace(wanted, alpha=float(wanted.r), folded=False)
+    remarks = _remarks(layer, tensors, written)
+    return Encoded(asked.name, written, configured=(LokrConfig, told), remarks=remarks)
+
+
+def _remarks(layer: Layer, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> tuple[str, ...]:
+    # Without a rank, as for a LoKr of two full factors, there is no scale.
+    if layer.rank is None or alpha_of(layer) == layer.rank:
+        return ()
+    wider = any(after[suffix].dtype != tensor.dtype for suffix, tensor in before.items())
+    return (FOLDED, WIDER) if wider else (FOLDED,)
 
 
 def _recognises(keys: Mapping[str, object]) -> bool:
@@ -66,4 +174,14 @@ DIALECT = Dialect(
     },
     recognises=_recognises,
     rename=_rename,
+    write=Write(
+        _prefix,
+        place=4,
+        tensors=_tensors,
+        layout=layouts.diffusers,
+        lokr=layouts.diffusers_lokr,
+        holds=_holds,
+        spelled=_spelled,
+        configuration="within",
+    ),
 )

@@ -2,7 +2,56 @@
 
 from __future__ import annotations
 
-from .base import Dialect, Prefix
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ...algorithms import Layer
+from ...algorithms.oft import BLOCKS, Oft
+from ...maths.shapes import Shape
+from .. import layouts
+from ..architectures import Places
+from . import plain
+from .base import Asked, Dialect, Encoded, Prefix, Write
+from .pipelines import CASCADE, UNET, Parts, is_ldm
+
+ENCODERS = {"clip_l": 1, "clip_h": 1, "clip_g": 2, "t5xxl": 3}
+"""kohya-ss numbers encoders by their kind: T5 is the third in Flux too, which has no second."""
+LABELS = "label_emb.0.0"
+"""A layer of UNets of the SD family with a vector beside the prompt (SDXL)."""
+LDM_PATH = re.compile(r"(input_blocks|middle_block|output_blocks|time_embed|label_emb|out)\.")
+
+
+def _prefix(part: str, parts: Parts) -> str:
+    prior = "prior_" if CASCADE in parts.unet else ""
+    if part == UNET:
+        return f"lora_{prior}unet_"
+    # kohya-ss does not number a model's only text encoder.
+    number = "" if len(parts.encoders) == 1 else ENCODERS.get(part, parts.number(part))
+    return f"lora_{prior}te{number}_"
+
+
+def _layout(shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
+    """kohya-ss has diffusers' names for UNets without LABELS, and the original ones for all other models."""
+    return (layouts.diffusers if is_ldm(shapes) and LABELS not in shapes else layouts.own)(shapes)
+
+
+def _renamed(spoken: str | None, prefix: Prefix, path: str) -> str | None:
+    # The numbers of text encoders depend on the model, and so does a UNet's layout.
+    if spoken != "comfy" or prefix.part != UNET or LDM_PATH.match(path):
+        return None
+    return "lora_unet_" + path.replace(".", "_")
+
+
+def _tensors(layer: Layer, asked: Asked) -> Encoded:
+    found = plain.encode(layer, asked)
+    match = re.fullmatch(r"(.+)\.(\d+)", asked.name)
+    if match is None or not isinstance(layer, Oft):
+        return found
+    # kohya-ss numbers the parts of a fused layer in the suffix, not in the name: see `grouping`.
+    numbered = {f"{BLOCKS}.{match[2]}" if s == BLOCKS else s: tensor for s, tensor in found.tensors.items()}
+    return replace(found, name=match[1], tensors=numbered)
+
 
 DIALECT = Dialect(
     name="kohya",
@@ -22,5 +71,15 @@ DIALECT = Dialect(
         Prefix("oft_te_", "te", 0),
         Prefix("oft_te1_", "te", 1),
         Prefix("oft_te2_", "te", 2),
+    ),
+    write=Write(
+        _prefix,
+        place=1,
+        tensors=_tensors,
+        layout=_layout,
+        flat=True,
+        renamed=_renamed,
+        embeddings=True,
+        hashes=True,
     ),
 )

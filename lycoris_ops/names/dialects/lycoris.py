@@ -1,5 +1,29 @@
 """The standalone form of the lycoris-lora package, used by SimpleTuner too."""
 
-from .base import Dialect, Prefix
+from __future__ import annotations
 
-DIALECT = Dialect(name="lycoris", prefixes=(Prefix("lycoris_"),))
+from .. import layouts
+from .base import Dialect, Prefix, Write
+from .plain import encode
+
+PREFIX = "lycoris_"
+
+
+def _renamed(spoken: str | None, prefix: Prefix, path: str) -> str | None:
+    # LyCORIS writes the paths of any module that it is given: for image models, of diffusers' model.
+    return PREFIX + path.replace(".", "_") if spoken in ("diffusers", "onetrainer", "peft") else None
+
+
+DIALECT = Dialect(
+    name="lycoris",
+    prefixes=(Prefix(PREFIX),),
+    write=Write(
+        PREFIX,
+        place=5,
+        tensors=encode,
+        layout=layouts.diffusers_or_own,
+        flat=True,
+        renamed=_renamed,
+        embeddings=True,
+    ),
+)

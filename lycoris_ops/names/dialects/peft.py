@@ -5,7 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from .base import MEMBERS, Dialect, Prefix
+from ...algorithms import Layer
+from ...algorithms.full import Full
+from ...errors import LayerError
+from ...peft import kind_of
+from .. import layouts
+from .base import MEMBERS, Asked, Dialect, Encoded, Prefix, Write
+
+PREFIX = "base_model.model."
+"""The prefix that PEFT itself writes. After it come the paths of any module: for image models those of
+diffusers' model."""
 
 PAIR = {
     "lora_A.weight": "lora_down.weight",
@@ -91,10 +100,29 @@ def _recognises(keys: Mapping[str, object]) -> bool:
     return not any(_rename(key) in keys for key in keys if _with_name(key))
 
 
+def _renamed(spoken: str | None, prefix: Prefix, path: str) -> str | None:
+    return PREFIX + path if spoken in ("diffusers", "peft") else None
+
+
+def _holds(kind: type[Layer], takes_lokr: bool) -> bool:
+    # Of whole values it holds those of norms alone, and no changes.
+    return kind is not Full and kind_of(kind) is not None
+
+
+def _tensors(layer: Layer, asked: Asked) -> Encoded:
+    """A layer as PEFT's classes build it again from a configuration, which holds the scale."""
+    kind = kind_of(type(layer))
+    if kind is None:
+        raise LayerError(f"holds no {layer.algorithm}", got=layer.algorithm)
+    kind.check_weight(asked.weight)
+    tensors, wanted = kind.encoded(layer)
+    return Encoded(asked.name, tensors, configured=(kind, wanted), remarks=wanted.remarks)
+
+
 DIALECT = Dialect(
     name="peft",
     prefixes=(
-        Prefix("base_model.model."),
+        Prefix(PREFIX),
         # Some scripts, such as PixArt's, put the part of the pipeline first.
         Prefix("unet.base_model.model.", "unet"),
         Prefix("transformer.base_model.model.", "unet"),
@@ -110,4 +138,14 @@ DIALECT = Dialect(
     },
     recognises=_recognises,
     rename=_rename,
+    write=Write(
+        PREFIX,
+        place=3,
+        tensors=_tensors,
+        layout=layouts.diffusers_or_own,
+        renamed=_renamed,
+        holds=_holds,
+        configuration="beside",
+        in_comfy="ComfyUI's own loader knows PEFT's names of a few models only, and reads no configuration",
+    ),
 )

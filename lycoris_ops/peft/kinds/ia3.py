@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+FACTORS = "1 + w written in place of w for {count} ia3 layer{s} of inputs"
+
+
 @dataclass(frozen=True, kw_only=True)
 class WantedIa3(Wanted):
     feedforward: bool
@@ -65,7 +68,9 @@ class Ia3Config(Config[WantedIa3]):
             )
         # (1, I) is for inputs and (O, 1) for outputs; on a convolution only the option tells.
         inputs = found.ia3_l.shape[0] == 1 if found.ia3_l.ndim == 2 else bool(found.feedforward)
-        return plain_tensors(found, *LORA_ONLY), WantedIa3(feedforward=inputs)
+        return plain_tensors(found, *LORA_ONLY), WantedIa3(
+            feedforward=inputs, remarks=() if layer.ia3_l is not None else (FACTORS,)
+        )
 
     @classmethod
     def of(cls, members: Sequence[Member[WantedIa3]], module: Module) -> Self:

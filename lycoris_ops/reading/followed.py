@@ -12,8 +12,7 @@ from ..algorithms.base import ALPHA
 from ..files.tensor_file import Fingerprint, TensorFile
 from ..names.dialects import peft
 from ..names.layer_name import LayerName
-from . import METADATA_KEY, read_lora_metadata, read_peft_config
-from .config import Config
+from ..peft import METADATA_KEY, Config, read_lora_metadata, read_peft_config
 
 
 @dataclass

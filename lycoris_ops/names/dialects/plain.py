@@ -1,0 +1,63 @@
+"""Layers of any kind as kohya, comfy and lycoris write them: each tensor under the algorithm's own suffix."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from ...algorithms import Layer
+from ...algorithms.base import ALPHA, SET_BIAS, alpha_of
+from ...algorithms.factored import DORA, Factored
+from ...algorithms.ia3 import Ia3
+from ...errors import LayerError
+from .base import Asked, Encoded
+
+
+def encode(layer: Layer, asked: Asked) -> Encoded:
+    """The layer with alpha, if it has one, in float32.
+
+    Raises LayerError for an option that neither the tensors nor the metadata of a file can hold.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(layer)}
+    said = {
+        option: value
+        for option, value in asked.options.items()
+        if option not in layer.chosen and value != defaults[option] and not _is_told(layer, option)
+    }
+    for option, value in said.items():
+        # LyCORIS reads this one from the metadata. The others are only read from PEFT's configuration.
+        if option != "sig_type":
+            raise LayerError(f"has no place for {option}", got=f"{option} = {value}")
+    tensors = layer.dump()
+    if SET_BIAS in tensors:
+        raise LayerError("has no place for the values of a bias, only for their change", got=SET_BIAS)
+    tensors.pop(ALPHA, None)
+    alpha = alpha_of(layer)
+    if alpha is not None:
+        # Not in float64, in which `dump` keeps a value that float32 cannot hold exactly.
+        tensors[ALPHA] = torch.tensor(alpha, dtype=torch.float32)
+    if isinstance(layer, Factored) and DORA in tensors:
+        tensors[DORA] = _shaped(layer, tensors[DORA])
+    return Encoded(asked.name, tensors, said)
+
+
+def _is_told(layer: Layer, option: str) -> bool:
+    """Whether the tensors tell an option as well. It is so for IA3's `feedforward`, except on a convolution.
+
+    There ia3_l is (1, n, 1, ...) for inputs and for outputs alike.
+    """
+    return option == "feedforward" and (
+        not isinstance(layer, Ia3) or layer.ia3_l is None or layer.ia3_l.ndim == 2
+    )
+
+
+def _shaped(layer: Factored, magnitude: Tensor) -> Tensor:
+    """A DoRA magnitude of the outputs, (O,), as (O, 1, ...) with one dimension for each of the weight's.
+
+    Some readers take a flat magnitude for one of the inputs. A magnitude of the inputs stays as it is.
+    """
+    if magnitude.ndim > 1 or layer.magnitude_axis() != 0:
+        return magnitude
+    return magnitude.reshape(-1, *(1 for _ in layer.extent[1:]))
