@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -38,6 +38,12 @@ SET_BIAS = "set_bias"
 DERIVED: Mapping[str, bool] = {"derived": True}
 """Metadata of a field that only the library sets, when it makes one layer from another (`Lokr.window`). Such
 a field is neither a tensor of a file nor an option that a user may give."""
+
+
+def option(default: Any, suits: Callable[[Any], bool], expected: str) -> Any:
+    """A field for an option that is no choice among words: a test of its value, and what may be, in words."""
+    return field(default=default, metadata={"suits": suits, "expected": expected})
+
 
 Parameter = Literal["weight", "bias"]
 """The parameter of a module that a layer changes."""
@@ -283,18 +289,26 @@ class Layer(ABC):
         cls.check_shapes(shapes)
         for name, tensor in tensors.items():
             (check_number if name in cls.numbers else check_factor)(name, tensor)
-        fields: dict[str, Any] = {field_of(name): tensor for name, tensor in tensors.items()}
-        if ALPHA in fields:
-            fields[ALPHA] = number(ALPHA, tensors[ALPHA])
-        layer = cls(**fields, **(options or {}))
+        held: dict[str, Any] = {field_of(name): tensor for name, tensor in tensors.items()}
+        if ALPHA in held:
+            held[ALPHA] = number(ALPHA, tensors[ALPHA])
+        layer = cls(**held, **(options or {}))
+        for one in fields(cls) if options else ():
+            value, suits = getattr(layer, one.name), one.metadata.get("suits")
+            if suits is not None and not suits(value):
+                raise LayerError(
+                    f"an unusable value of the option {one.name}",
+                    got=_brief(value),
+                    expected=one.metadata["expected"],
+                )
         layer.check_values()
         return layer
 
     def check_values(self) -> None:
-        """Raise LayerError for an impossible value in a tensor or option that says how others are read.
+        """Raise LayerError for an impossible value in a tensor that says how others are read.
 
-        Such tensors are flags, places and sizes: `on_input`, `bias_indices`, `reshape_weight`. Such options
-        are the series of OFTv2. Alpha is checked where it is used, see `scale`.
+        Such tensors are flags, places and sizes: `on_input`, `bias_indices`, `reshape_weight`. Alpha is
+        checked where it is used, see `scale`.
         """
         return
 
@@ -687,3 +701,10 @@ def shapes_of(tensors: Mapping[str, Tensor] | Mapping[str, Shape]) -> dict[str, 
 def field_of(suffix: str) -> str:
     """The field that holds the tensor of a key suffix: `lora_up` for `lora_up.weight`."""
     return suffix.removesuffix(".weight").replace(".", "_").lower()
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, int) and value.bit_length() > 64:
+        # Python refuses to print numbers of thousands of digits.
+        return f"a number of {value.bit_length()} bits"
+    return repr(value)[:80]

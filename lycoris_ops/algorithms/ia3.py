@@ -16,7 +16,7 @@ from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Shape, fits, shown
 from ..maths.tensors import narrowed
-from .base import ALPHA, Layer, Products, axis_of
+from .base import ALPHA, Layer, Products, axis_of, option
 from .checks import dimensions, vector
 from .training import Trained
 
@@ -57,7 +57,9 @@ class Ia3(Trained):
     weight: Tensor | None = None
     on_input: Tensor | None = None
     ia3_l: Tensor | None = None
-    feedforward: bool | None = None
+    feedforward: bool | None = option(
+        None, lambda value: value is None or isinstance(value, bool), "True, False or None"
+    )
 
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
@@ -90,10 +92,6 @@ class Ia3(Trained):
     def check_values(self) -> None:
         if self.on_input is not None:
             _said(self.on_input)
-        if self.feedforward not in (None, True, False):
-            raise LayerError(
-                "feedforward is no flag", got=repr(self.feedforward), expected="True, False or None"
-            )
 
     @classmethod
     def bias_shape(

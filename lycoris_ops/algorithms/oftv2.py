@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..changes.operators import Blocks, Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Shape, flat_shape
-from .base import Layer, Products, block_of
+from .base import Layer, Products, block_of, option
 from .checks import MOST_SCALE, check_work, exactly
 from .oft import bounded, rotation
 from .training import Trained
@@ -57,9 +57,17 @@ class OftV2(Trained):
 
     oft_r: Tensor
     oft_r_scaled_oft: Tensor | None = None
-    terms: int = TERMS
-    last: int = 1
-    constraint: float | None = None
+    terms: int = option(
+        TERMS,
+        lambda value: type(value) is int and 0 <= value <= MOST_TERMS,
+        f"a whole number up to {MOST_TERMS}, 0 for the exact rotation",
+    )
+    last: int = option(1, lambda value: type(value) is int and value in (1, 2), "1 or 2")
+    constraint: float | None = option(
+        None,
+        lambda value: value is None or (isinstance(value, int | float) and 0 < value <= MOST_SCALE),
+        "a number above 0, or None",
+    )
 
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
@@ -82,11 +90,6 @@ class OftV2(Trained):
         # A block that all runs of inputs share is repeated for each: how often, only the weight tells.
         size = self.rank_of(self.shapes)
         check_work(self.algorithm, flat_shape(shape)[1] * size, math.prod(shape), self.oft_r.numel())
-
-    def check_values(self) -> None:
-        wrong = _wrong(self.terms, self.last, self.constraint)
-        if wrong is not None:
-            raise LayerError(f"an unusable value of the option {wrong[0]}", got=wrong[1], expected=wrong[2])
 
     @classmethod
     def made_for(cls, shapes: Mapping[str, Shape]) -> str:
@@ -147,24 +150,3 @@ class OftV2(Trained):
 def _block(triangle: int) -> int:
     """The largest b with b * (b - 1) / 2 <= triangle."""
     return (1 + math.isqrt(1 + 8 * triangle)) // 2
-
-
-def _wrong(terms: Any, last: Any, constraint: Any) -> tuple[str, str, str] | None:
-    """The first option that has no usable value: its name, its value, and what was expected; None for none.
-
-    The types are checked too, because the values may be those of a file.
-    """
-    if type(terms) is not int or not 0 <= terms <= MOST_TERMS:
-        return "terms", _brief(terms), f"a whole number from 0 to {MOST_TERMS}"
-    if last not in (1, 2):
-        return "last", _brief(last), "1 or 2"
-    if constraint is not None and not (isinstance(constraint, int | float) and 0 < constraint <= MOST_SCALE):
-        return "constraint", _brief(constraint), "a number above 0, or None"
-    return None
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, int) and value.bit_length() > 64:
-        # Python refuses to print numbers of thousands of digits.
-        return f"a number of {value.bit_length()} bits"
-    return repr(value)[:80]
