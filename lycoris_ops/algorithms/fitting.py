@@ -48,7 +48,8 @@ class Delta:
     - `split` is the shape (l, i) of a first Kronecker factor that is worth trying, and `factor` the only
       factor of LoKr that is wanted.
     - `tucker` asks for a Tucker core on convolutions.
-    - `seed` is that of random bases, and everything is computed on `device`.
+    - `seed` is that of random bases, and `settled` is as in `maths.decompositions.leading_triples`.
+    - Everything is computed on `device`.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Delta:
         factor: int | None = None,
         tucker: bool = False,
         seed: int = 0,
+        settled: float = SETTLED,
         device: torch.device | str = "cpu",
         pause: Pause = no_pause,
     ) -> None:
@@ -77,6 +79,7 @@ class Delta:
         self.factor = factor
         self.tucker = tucker
         self.seed = seed
+        self.settled = settled
         self.device = torch.device(device)
         self.pause = pause
 
@@ -103,6 +106,11 @@ class Delta:
         left, values, right = self._triples
         count = self.significant
         return left[:, :count], values[:count], right[:count]
+
+    @property
+    def spectrum(self) -> Tensor:
+        """The leading singular values, those that cannot be told from rounding among them."""
+        return self._triples[1]
 
     @cached_property
     def significant(self) -> int:
@@ -173,7 +181,7 @@ class Delta:
             inner = (self.shape[0] // rows, self.shape[1] // columns, *self.shape[2:])
             return w1 / (size or 1.0), (w2 * size).reshape(inner)
         return nearest_kronecker(
-            self.values, rows, columns, seed=self.seed, settled=SETTLED, pause=self.pause
+            self.values, rows, columns, seed=self.seed, settled=self.settled, pause=self.pause
         )
 
     @cached_property
@@ -208,7 +216,7 @@ class Delta:
             left, values, right = self._factored
             return left[:, : self.largest], values[: self.largest], right[: self.largest]
         matrix = self.values.reshape(flat_shape(self.shape))
-        return leading_triples(matrix, self.largest, seed=self.seed, settled=SETTLED, pause=self.pause)
+        return leading_triples(matrix, self.largest, seed=self.seed, settled=self.settled, pause=self.pause)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -19,7 +19,7 @@ from .base import DERIVED, IGNORED, Layer, Products, cut, in_blocks, kaiming
 from .checks import agree, dimensions, folded, matrix, scale
 from .factored import Factored
 from .fitting import Delta, Fit, Fitted
-from .offers import Gradient, Offer, Planned, cumulative, first
+from .offers import Offer, Planned, cumulative, first
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -156,12 +156,12 @@ class Lokr(Factored, Fitted, Planned):
         return
 
     @classmethod
-    def offers(cls, gradient: Gradient) -> tuple[Offer, ...]:
+    def offers(cls, gradient: Delta) -> tuple[Offer, ...]:
         """w1 of norm 1, the leading left singular vector of the rearranged gradient R(G), and w2 zero.
 
         For each factor in FACTORS. dL/dw2 = M = R(G)^T w1 has the energy sigma_1(R(G))^2, the gain of a full
         w2. A low-rank w2 has w2_a = the leading left singular vectors of M (k, j * prod(kernel)) and w2_b
-        zero, and gains the sum of the first r squared singular values of M. See `Gradient.outer`.
+        zero, and gains the sum of the first r squared singular values of M. See `Delta.outer`.
 
         With such a w1 LoKr wants the learning rate of LoRA, not ten times as much as from its usual start.
         """
@@ -176,30 +176,26 @@ class Lokr(Factored, Fitted, Planned):
         return tuple(offer for pair in found.values() for offer in pair)
 
     @classmethod
-    def _offers_of(cls, gradient: Gradient, factor: int, rows: int, columns: int) -> tuple[Offer, ...]:
-        w1, inner = gradient.outer(rows, columns)
-        flat = inner.flatten(1)
-        size, start = w1.numel() + inner.numel(), {"lokr_w1": w1}
-        gain = float(inner.double().square().sum())
+    def _offers_of(cls, gradient: Delta, factor: int, rows: int, columns: int) -> tuple[Offer, ...]:
+        w1, inner, triples = _nearest(gradient, rows, columns)
+        start = {"lokr_w1": w1}
         full = Offer(
             algorithm=cls.algorithm,
             ranks=(None,),
-            gains=(gain,),
-            parameters=(size,),
+            gains=(energy_of(inner),),
+            parameters=(w1.numel() + inner.numel(),),
             factor=factor,
             start=start,
         )
-        # A higher rank takes more than the full factor.
-        most = min(gradient.largest, (flat.numel() - 1) // sum(flat.shape))
-        if most < 1:
+        if triples is None:
             return (full,)
-        left, values, _ = leading_triples(flat, most, seed=gradient.seed)
+        left, values, _ = triples
         ranks = tuple(range(1, len(values) + 1))
         low = Offer(
             algorithm=cls.algorithm,
             ranks=ranks,
             gains=cumulative(values),
-            parameters=tuple(w1.numel() + rank * sum(flat.shape) for rank in ranks),
+            parameters=_sizes(w1, inner, ranks),
             factor=factor,
             start={**start, "lokr_w2_a": left.T},
         )
@@ -256,8 +252,7 @@ class Lokr(Factored, Fitted, Planned):
     @classmethod
     def _fits_of(cls, delta: Delta, rows: int, columns: int) -> tuple[Fit, ...]:
         delta.pause()
-        w1, inner = delta.outer(rows, columns)
-        flat = inner.flatten(1)
+        w1, inner, triples = _nearest(delta, rows, columns)
         energy = energy_of(inner)
         # w1 has norm 1.
         root = energy**0.25 or 1.0
@@ -274,10 +269,9 @@ class Lokr(Factored, Fitted, Planned):
             tensors=3,
             held=w1.nbytes + inner.nbytes,
         )
-        most = min(delta.largest, (flat.numel() - 1) // sum(flat.shape))
-        if most < 1:
+        if triples is None:
             return (whole,)
-        left, values, right = leading_triples(flat, most, seed=delta.seed, pause=delta.pause)
+        left, values, right = triples
         ranks = tuple(range(1, len(values) + 1))
         scale = delta.scale
 
@@ -291,7 +285,7 @@ class Lokr(Factored, Fitted, Planned):
             algorithm=cls.algorithm,
             ranks=ranks,
             kept=cumulative(values),
-            parameters=tuple(w1.numel() + rank * sum(flat.shape) for rank in ranks),
+            parameters=_sizes(w1, inner, ranks),
             make=low,
             tensors=4,
             held=w1.nbytes + left.nbytes + right.nbytes,
@@ -372,6 +366,25 @@ class Lokr(Factored, Fitted, Planned):
         offset = self.window[0] if self.window else 0
         ((start, stop),) = ranges
         return replace(whole, window=(offset + start, offset + stop))
+
+
+def _nearest(
+    delta: Delta, rows: int, columns: int
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+    """w1 of norm 1 and w2 of the nearest product, and the leading singular triples of w2.
+
+    They are of the ranks that take less than the full w2: None where no rank does.
+    """
+    w1, inner = delta.outer(rows, columns)
+    flat = inner.flatten(1)
+    most = min(delta.largest, (flat.numel() - 1) // sum(flat.shape))
+    low = leading_triples(flat, most, seed=delta.seed, pause=delta.pause) if most > 0 else None
+    return w1, inner, low
+
+
+def _sizes(w1: Tensor, w2: Tensor, ranks: Sequence[int]) -> tuple[int, ...]:
+    """The number of parameters with a low-rank w2, for each rank."""
+    return tuple(w1.numel() + rank * sum(w2.flatten(1).shape) for rank in ranks)
 
 
 def _matrix(

@@ -19,7 +19,7 @@ from .base import Join, Products, column, kaiming
 from .checks import agree, dimensions, folded, matrix, scale, vector
 from .factored import Factored
 from .fitting import Delta, Fit, Fitted
-from .offers import Gradient, Offer, Planned, cumulative, first
+from .offers import Offer, Planned, cumulative, first
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -196,17 +196,18 @@ class Lora(Factored, Fitted, Planned):
         return cls(lora_up=up, lora_down=kaiming((rank, *shape[1:]), generator), alpha=alpha)
 
     @classmethod
-    def offers(cls, gradient: Gradient) -> tuple[Offer, ...]:
+    def offers(cls, gradient: Delta) -> tuple[Offer, ...]:
         """down = V_r^T, the leading right singular vectors of G (O, K), and up zero: gain sum_{j<=r} S_j^2.
 
         dL/dup = G down^T, and no other down of orthonormal rows gives it more energy.
         """
         if len(gradient.shape) < 2:
             return ()
-        gains = cumulative(gradient.spectrum)
+        _, values, right = gradient.triples
+        gains = cumulative(values)
         ranks = tuple(range(1, len(gains) + 1))
         sizes = tuple(rank * sum(flat_shape(gradient.shape)) for rank in ranks)
-        start = {"lora_down": gradient.right}
+        start = {"lora_down": right}
         return (Offer(algorithm=cls.algorithm, ranks=ranks, gains=gains, parameters=sizes, start=start),)
 
     @classmethod

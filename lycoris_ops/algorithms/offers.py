@@ -17,65 +17,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from ..maths.decompositions import leading_triples, rearranged
-from ..maths.shapes import Shape, flat_shape
+from ..maths.shapes import Shape
 from ..maths.tensors import norm
+from .fitting import Delta
 from .training import Trained
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-
-class Gradient:
-    """The gradient of a weight in the weight's shape, and the decompositions that several kinds ask for.
-
-    `largest` is the highest rank that is looked at, and `seed` that of the random bases.
-    """
-
-    def __init__(self, values: Tensor, *, largest: int = 128, seed: int = 0) -> None:
-        self.values = values
-        self.largest = largest
-        self.seed = seed
-
-    @property
-    def shape(self) -> Shape:
-        return tuple(self.values.shape)
-
-    @cached_property
-    def energy(self) -> float:
-        """||G||^2, the sum of all squares."""
-        return float(self.values.double().square().sum())
-
-    @cached_property
-    def spectrum(self) -> Tensor:
-        """The leading singular values of the matrix (O, K), in descending order."""
-        return self._triples[1]
-
-    @cached_property
-    def right(self) -> Tensor:
-        """V^T (r, K), the leading right singular vectors of the matrix (O, K), r at most `largest`."""
-        return self._triples[2]
-
-    @cached_property
-    def _triples(self) -> tuple[Tensor, Tensor, Tensor]:
-        return leading_triples(self.values.reshape(flat_shape(self.shape)), self.largest, seed=self.seed)
-
-    def outer(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        """w1 (rows, columns) of norm 1, and dL/dw2 (k, j, *kernel), of kron(w1, w2) at its best start.
-
-        dL/dw2 is the sum of the blocks of G, weighted by w1. Its norm is largest for the leading left
-        singular vector of the rearranged gradient, see `maths.decompositions.rearranged`.
-        """
-        blocks = rearranged(self.values, rows, columns)
-        left = leading_triples(blocks, 1, seed=self.seed)[0][:, 0]
-        inner = (self.shape[0] // rows, self.shape[1] // columns, *self.shape[2:])
-        return left.reshape(rows, columns), (left @ blocks).reshape(inner)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -100,7 +53,7 @@ class Planned(Trained):
 
     @classmethod
     @abstractmethod
-    def offers(cls, gradient: Gradient) -> tuple[Offer, ...]:
+    def offers(cls, gradient: Delta) -> tuple[Offer, ...]:
         """What layers of this kind can gain, at the start where they gain most; () where none suits."""
 
     @classmethod

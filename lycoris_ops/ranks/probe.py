@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from ..algorithms import declaring
-from ..algorithms.offers import Gradient, Offer, Planned
+from ..algorithms.fitting import Delta
+from ..algorithms.offers import Offer, Planned
+from ..changes.forms import Dense
 from ..errors import PlanError, either
 from ..files.cache import TensorCache
 from ..files.json_text import parse_json
 from ..files.safetensors_file import SafetensorsFile, raw_bytes
 from ..files.writing import Progress, header_of, in_file_order, safetensors_path, written
-from ..maths.shapes import Shape
+from ..maths.shapes import Shape, flat_shape
 from ..maths.tensors import is_finite
 from ..modules import Site, left_out, select
 from .gradients import Loss, check_seen, summed
@@ -283,7 +285,8 @@ def _groups(sites: Mapping[str, Site], memory: int) -> Generator[list[Site]]:
 
 def _probed(site: Site, values: Tensor, kinds: Sequence[str], largest: int, seed: int) -> Probed:
     planned = declaring(Planned)
-    gradient = Gradient(values, largest=largest, seed=seed)
+    flat = Dense(values.reshape(flat_shape(site.shape)))
+    gradient = Delta((flat,), site.shape, largest=largest, seed=seed, settled=0.0, device=values.device)
     offers = tuple(offer for kind in kinds for offer in planned[kind].offers(gradient))
     spectrum = gradient.spectrum if values.ndim > 1 else values.new_tensor([math.sqrt(gradient.energy)])
     moved: dict[int, Tensor] = {}

@@ -15,8 +15,9 @@ from torch.nn import functional
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
-from lycoris_ops.algorithms.offers import Gradient
+from lycoris_ops.algorithms.fitting import Delta
 from lycoris_ops.bypass.geometry import Geometry, geometry_of
+from lycoris_ops.changes.forms import Dense
 from lycoris_ops.maths.decompositions import leading_triples, rearranged
 from lycoris_ops.ranks.gradients import summed
 
@@ -194,6 +195,10 @@ def test_a_kronecker_product_is_one_triple() -> None:
     torch.testing.assert_close(rearranged(whole, 3, 2), torch.outer(w1.flatten(), w2.flatten()))
 
 
+def gradient(values: Tensor, **options: Any) -> Delta:
+    return Delta((Dense(values.flatten(1)),), tuple(values.shape), **options)
+
+
 SHAPES = [(24, 36), (24, 12, 3), (12, 8, 3, 3), (12, 8, 1, 2, 3)]
 
 
@@ -203,7 +208,7 @@ def test_a_start_changes_nothing_and_gains_what_was_offered(algorithm: str, shap
     """The gain is the energy of the gradient of the trained tensors, by autograd through `delta`."""
     torch.manual_seed(3)
     values, weight = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
-    offers = ALGORITHMS[algorithm].offers(Gradient(values, largest=5))
+    offers = ALGORITHMS[algorithm].offers(gradient(values, largest=5))
     assert offers and all(offer.algorithm == algorithm for offer in offers)
     for offer in offers:
         for rank, gain, size in zip(offer.ranks, offer.gains, offer.parameters, strict=True):
@@ -222,7 +227,7 @@ def test_the_start_of_lokr_is_the_best_first_factor() -> None:
     """No first factor of norm 1 gives the second one a larger gradient."""
     values = torch.randn(12, 18)
     offer = next(
-        o for o in ALGORITHMS["lokr"].offers(Gradient(values)) if o.factor == 2 and o.ranks == (None,)
+        o for o in ALGORITHMS["lokr"].offers(gradient(values)) if o.factor == 2 and o.ranks == (None,)
     )
     for _ in range(200):
         w1 = functional.normalize(offer.start["lokr_w1"] + torch.randn(2, 2) / 3, dim=None)  # type: ignore[arg-type]
