@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
@@ -30,6 +30,7 @@ from ..maths.decompositions import (
 from ..maths.shapes import Shape, flat_shape
 from ..maths.tensors import energy_of
 from .base import Layer
+from .components import running
 
 ROUNDING = 1e-6
 """Singular values below this share of the largest one are rounding of float32."""
@@ -237,6 +238,10 @@ class Fit:
     """How many tensors each has in a file, its alpha included."""
     held: int = 0
     """Bytes of the tensors that `make` needs."""
+    factor: int | None = None
+    """The factor of LoKr, as `Lokr.init` takes it; None where none gives this split."""
+    start: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """The factors that are not zero where layers of this kind gain most from a gradient, see `Planned`."""
     complete: bool = True
     """Whether no higher rank than the last of `ranks` would keep more."""
 
@@ -253,6 +258,11 @@ class Fit:
             make=lambda index: make(values.clone()),
             held=4 * math.prod(delta.shape),
         )
+
+
+def cumulative(spectrum: Tensor) -> tuple[float, ...]:
+    """The sums of the first 1, 2, ... squares: what each rank keeps, from singular values."""
+    return running(spectrum.double().square())
 
 
 class Fitted(Layer):

@@ -18,8 +18,8 @@ from ..maths.tensors import compute_dtype, energy_of, fold_core
 from .base import DERIVED, IGNORED, Layer, Products, cut, in_blocks, kaiming
 from .checks import agree, dimensions, folded, matrix, scale
 from .factored import Factored
-from .fitting import Delta, Fit, Fitted
-from .offers import Offer, Planned, cumulative, first
+from .fitting import Delta, Fit, cumulative
+from .planning import Planned, first
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,7 +33,7 @@ OUTER = (W1, W1_A)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Lokr(Factored, Fitted, Planned):
+class Lokr(Factored, Planned):
     """delta = scale * kron(w1, w2), O = l * k, I = i * j.
 
     w1 (l, i), or w1_a (l, r) @ w1_b (r, i); w2 (k, j, *kernel), or w2_a (k, r) @ w2_b (r, j * prod(kernel)),
@@ -156,52 +156,6 @@ class Lokr(Factored, Fitted, Planned):
         return
 
     @classmethod
-    def offers(cls, gradient: Delta) -> tuple[Offer, ...]:
-        """w1 of norm 1, the leading left singular vector of the rearranged gradient R(G), and w2 zero.
-
-        For each factor in FACTORS. dL/dw2 = M = R(G)^T w1 has the energy sigma_1(R(G))^2, the gain of a full
-        w2. A low-rank w2 has w2_a = the leading left singular vectors of M (k, j * prod(kernel)) and w2_b
-        zero, and gains the sum of the first r squared singular values of M. See `Delta.outer`.
-
-        With such a w1 LoKr wants the learning rate of LoRA, not ten times as much as from its usual start.
-        """
-        shape = gradient.shape
-        if len(shape) < 2:
-            return ()
-        found: dict[tuple[int, int], tuple[Offer, ...]] = {}
-        for factor in FACTORS:
-            outer = factorization(shape[0], factor)[0], factorization(shape[1], factor)[0]
-            if math.prod(outer) > 1 and outer not in found:
-                found[outer] = cls._offers_of(gradient, factor, *outer)
-        return tuple(offer for pair in found.values() for offer in pair)
-
-    @classmethod
-    def _offers_of(cls, gradient: Delta, factor: int, rows: int, columns: int) -> tuple[Offer, ...]:
-        w1, inner, triples = _nearest(gradient, rows, columns)
-        start = {"lokr_w1": w1}
-        full = Offer(
-            algorithm=cls.algorithm,
-            ranks=(None,),
-            gains=(energy_of(inner),),
-            parameters=(w1.numel() + inner.numel(),),
-            factor=factor,
-            start=start,
-        )
-        if triples is None:
-            return (full,)
-        left, values, _ = triples
-        ranks = tuple(range(1, len(values) + 1))
-        low = Offer(
-            algorithm=cls.algorithm,
-            ranks=ranks,
-            gains=cumulative(values),
-            parameters=_sizes(w1, inner, ranks),
-            factor=factor,
-            start={**start, "lokr_w2_a": left.T},
-        )
-        return full, low
-
-    @classmethod
     def started(
         cls,
         start: Mapping[str, Tensor],
@@ -212,7 +166,7 @@ class Lokr(Factored, Fitted, Planned):
         seed: int,
         factor: int | None = None,
     ) -> Self:
-        """As in `Layer`. A rank of None is for a full w2, whose scale is 1 always: w1 holds `scale`."""
+        """As in `Planned`. A rank of None is for a full w2, whose scale is 1 always: w1 holds `scale`."""
         generator = torch.Generator().manual_seed(seed)
         (rows, k), (columns, j) = (factorization(size, factor or -1) for size in shape[:2])
         w1 = start["lokr_w1"].clone() if "lokr_w1" in start else kaiming((rows, columns), generator)
@@ -237,22 +191,24 @@ class Lokr(Factored, Fitted, Planned):
         shape = delta.shape
         if len(shape) < 2:
             return ()
-        splits: set[tuple[int, int]] = set()
-        if delta.factor is None and delta.split is not None:
-            splits.add(delta.split)
+        splits: dict[tuple[int, int], int | None] = {}
         for factor in FACTORS if delta.factor is None else (delta.factor,):
-            splits.add((factorization(shape[0], factor)[0], factorization(shape[1], factor)[0]))
+            split = factorization(shape[0], factor)[0], factorization(shape[1], factor)[0]
+            splits.setdefault(split, factor)
+        if delta.factor is None and delta.split is not None:
+            splits.setdefault(delta.split, None)
         return tuple(
             fit
-            for rows, columns in sorted(splits)
+            for (rows, columns), factor in sorted(splits.items())
             if rows * columns > 1 and shape[0] % rows == 0 and shape[1] % columns == 0
-            for fit in cls._fits_of(delta, rows, columns)
+            for fit in cls._fits_of(delta, rows, columns, factor)
         )
 
     @classmethod
-    def _fits_of(cls, delta: Delta, rows: int, columns: int) -> tuple[Fit, ...]:
+    def _fits_of(cls, delta: Delta, rows: int, columns: int, factor: int | None) -> tuple[Fit, ...]:
         delta.pause()
-        w1, inner, triples = _nearest(delta, rows, columns)
+        w1, inner = delta.outer(rows, columns)
+        flat = inner.flatten(1)
         energy = energy_of(inner)
         # w1 has norm 1.
         root = energy**0.25 or 1.0
@@ -268,10 +224,14 @@ class Lokr(Factored, Fitted, Planned):
             make=full,
             tensors=3,
             held=w1.nbytes + inner.nbytes,
+            factor=factor,
+            start={"lokr_w1": w1},
         )
-        if triples is None:
+        # A higher rank takes more than the full factor.
+        most = min(delta.largest, (flat.numel() - 1) // sum(flat.shape))
+        if most < 1:
             return (whole,)
-        left, values, right = triples
+        left, values, right = leading_triples(flat, most, seed=delta.seed, pause=delta.pause)
         ranks = tuple(range(1, len(values) + 1))
         scale = delta.scale
 
@@ -285,10 +245,12 @@ class Lokr(Factored, Fitted, Planned):
             algorithm=cls.algorithm,
             ranks=ranks,
             kept=cumulative(values),
-            parameters=_sizes(w1, inner, ranks),
+            parameters=tuple(w1.numel() + rank * sum(flat.shape) for rank in ranks),
             make=low,
             tensors=4,
             held=w1.nbytes + left.nbytes + right.nbytes,
+            factor=factor,
+            start={"lokr_w1": w1, "lokr_w2_a": left.T},
         )
 
     def product(self) -> Kronecker | Dense:
@@ -366,25 +328,6 @@ class Lokr(Factored, Fitted, Planned):
         offset = self.window[0] if self.window else 0
         ((start, stop),) = ranges
         return replace(whole, window=(offset + start, offset + stop))
-
-
-def _nearest(
-    delta: Delta, rows: int, columns: int
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
-    """w1 of norm 1 and w2 of the nearest product, and the leading singular triples of w2.
-
-    They are of the ranks that take less than the full w2: None where no rank does.
-    """
-    w1, inner = delta.outer(rows, columns)
-    flat = inner.flatten(1)
-    most = min(delta.largest, (flat.numel() - 1) // sum(flat.shape))
-    low = leading_triples(flat, most, seed=delta.seed, pause=delta.pause) if most > 0 else None
-    return w1, inner, low
-
-
-def _sizes(w1: Tensor, w2: Tensor, ranks: Sequence[int]) -> tuple[int, ...]:
-    """The number of parameters with a low-rank w2, for each rank."""
-    return tuple(w1.numel() + rank * sum(w2.flatten(1).shape) for rank in ranks)
 
 
 def _matrix(

@@ -18,8 +18,8 @@ from ..maths.tensors import compute_dtype, energy_of, fold_core
 from .base import Join, Products, column, kaiming
 from .checks import agree, dimensions, folded, matrix, scale, vector
 from .factored import Factored
-from .fitting import Delta, Fit, Fitted
-from .offers import Offer, Planned, cumulative, first
+from .fitting import Delta, Fit, cumulative
+from .planning import Planned, first
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -53,7 +53,7 @@ STARTS: dict[str, Callable[[Tensor, int, float], LowRank]] = {"pissa": _pissa, "
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Lora(Factored, Fitted, Planned):
+class Lora(Factored, Planned):
     """delta = alpha / r * up @ down.
 
     Linear: up (O, r), down (r, I). Convolution: up (O, r, 1, ...), down (r, I, *kernel).
@@ -196,21 +196,6 @@ class Lora(Factored, Fitted, Planned):
         return cls(lora_up=up, lora_down=kaiming((rank, *shape[1:]), generator), alpha=alpha)
 
     @classmethod
-    def offers(cls, gradient: Delta) -> tuple[Offer, ...]:
-        """down = V_r^T, the leading right singular vectors of G (O, K), and up zero: gain sum_{j<=r} S_j^2.
-
-        dL/dup = G down^T, and no other down of orthonormal rows gives it more energy.
-        """
-        if len(gradient.shape) < 2:
-            return ()
-        _, values, right = gradient.triples
-        gains = cumulative(values)
-        ranks = tuple(range(1, len(gains) + 1))
-        sizes = tuple(rank * sum(flat_shape(gradient.shape)) for rank in ranks)
-        start = {"lora_down": right}
-        return (Offer(algorithm=cls.algorithm, ranks=ranks, gains=gains, parameters=sizes, start=start),)
-
-    @classmethod
     def started(
         cls,
         start: Mapping[str, Tensor],
@@ -262,6 +247,7 @@ class Lora(Factored, Fitted, Planned):
                 make=made,
                 tensors=3,
                 held=left.nbytes + right.nbytes,
+                start={"lora_down": right},
                 complete=delta.complete,
             ),
         )

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
-from ..algorithms.offers import Offer
 from ..errors import PlanError
 from .allocate import NOTHING, Candidate, above, allocate, until, within
+from .offers import Offer
 from .plan import Plan, Row
 from .probe import Probe, Probed, chosen_algorithms
 from .sizes import Budget, Energy, Rank, Ratio, Size, check_size

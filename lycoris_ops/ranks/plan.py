@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Layer, declaring
-from ..algorithms.offers import Planned
+from ..algorithms.planning import Planned
 from ..algorithms.training import Trained
 from ..errors import PlanError, number_of, unknown_name
 from ..files.dtypes import WRITABLE, dtype_name
@@ -45,7 +45,7 @@ class Row:
     parameters: int
     """How many values it has: those that are trained, which a file holds."""
     gain: float | None = None
-    """The gain expected of it, as a share of ||G||^2 of all layers of the probe (see `algorithms.offers`);
+    """The gain expected of it, as a share of ||G||^2 of all layers of the probe (see `ranks.offers`);
     None where it is not known."""
     factor: int | None = None
     """The factor of LoKr; None for kinds without one."""

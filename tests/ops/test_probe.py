@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import lycoris_ops as lyc
-from lycoris_ops.algorithms import ALGORITHMS
+from lycoris_ops.algorithms import ALGORITHMS, declaring
 from lycoris_ops.algorithms.fitting import Delta
+from lycoris_ops.algorithms.planning import Planned
 from lycoris_ops.bypass.geometry import Geometry, geometry_of
 from lycoris_ops.changes.forms import Dense
 from lycoris_ops.maths.decompositions import leading_triples, rearranged
 from lycoris_ops.ranks.gradients import summed
+from lycoris_ops.ranks.offers import offers_of
 
 
 class Net(nn.Module):
@@ -208,7 +210,7 @@ def test_a_start_changes_nothing_and_gains_what_was_offered(algorithm: str, shap
     """The gain is the energy of the gradient of the trained tensors, by autograd through `delta`."""
     torch.manual_seed(3)
     values, weight = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
-    offers = ALGORITHMS[algorithm].offers(gradient(values, largest=5))
+    offers = offers_of([declaring(Planned)[algorithm]], gradient(values, largest=5))
     assert offers and all(offer.algorithm == algorithm for offer in offers)
     for offer in offers:
         for rank, gain, size in zip(offer.ranks, offer.gains, offer.parameters, strict=True):
@@ -227,7 +229,9 @@ def test_the_start_of_lokr_is_the_best_first_factor() -> None:
     """No first factor of norm 1 gives the second one a larger gradient."""
     values = torch.randn(12, 18)
     offer = next(
-        o for o in ALGORITHMS["lokr"].offers(gradient(values)) if o.factor == 2 and o.ranks == (None,)
+        o
+        for o in offers_of([declaring(Planned)["lokr"]], gradient(values))
+        if o.factor == 2 and o.ranks == (None,)
     )
     for _ in range(200):
         w1 = functional.normalize(offer.start["lokr_w1"] + torch.randn(2, 2) / 3, dim=None)  # type: ignore[arg-type]

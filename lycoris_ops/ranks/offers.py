@@ -1,0 +1,61 @@
+"""What a layer of some kind can gain from the gradient of a weight, and from where it starts.
+
+The **gain** of a layer is the energy of the gradient that its first step can follow. At its start a layer
+changes nothing, and some of its tensors, the trained ones, reach changes of the weight in a linear space T,
+the tangent space. With G = dL/dW,
+
+    gain = || projection of G on T ||^2.
+
+A short step along the projection lowers the loss L by the length of the step times the square root of the
+gain. A full difference would gain ||G||^2, more than any other layer. Every kind starts where its gain is
+largest. The factors that are not zero there are orthonormal, so that the gradient of the others, at a scale
+of 1, has just this energy, and gains of different kinds can be compared.
+
+This largest gain is what the nearest layer of the kind keeps of G (`algorithms.fitting`). For LoRA dL/dup is
+G down^T, and no down of r orthonormal rows gives it more energy than the r leading right singular vectors.
+For LoKr, with a w1 of norm 1 and w2 zero, dL/dw2 is the sum of the blocks of G weighted by w1, and has most
+energy where w1 is that of the nearest Kronecker product; a low-rank w2 starts from its left singular vectors.
+With such a w1 LoKr wants the learning rate of LoRA, not ten times as much as from its usual start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..algorithms.fitting import Delta, Fitted
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Offer:
+    """The layers of one kind that a weight may get: for each rank the gain and the number of parameters.
+
+    A rank of None stands for a LoKr with a full second factor, which has no rank.
+    """
+
+    algorithm: str
+    ranks: tuple[int | None, ...]
+    gains: tuple[float, ...]
+    parameters: tuple[int, ...]
+    factor: int | None = None
+    """The factor of LoKr, as `Lokr.init` takes it; None for kinds without one."""
+    start: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """What `Planned.started` needs: the factors that are not zero at the start, for the highest rank."""
+
+
+def offers_of(kinds: Iterable[type[Fitted]], gradient: Delta) -> tuple[Offer, ...]:
+    """What layers of these kinds can gain from a gradient; () where none suits the weight."""
+    return tuple(
+        Offer(
+            algorithm=fit.algorithm,
+            ranks=fit.ranks,
+            gains=fit.kept,
+            parameters=fit.parameters,
+            factor=fit.factor,
+            start=fit.start,
+        )
+        for kind in kinds
+        for fit in kind.fit(gradient)
+    )
