@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -129,7 +129,7 @@ class Layer(ABC):
     chosen: ClassVar[frozenset[str]] = frozenset()
     """Options that only choose how to compute with the same tensors. The user gives them, no file does."""
     biases: ClassVar[tuple[str, ...]] = (DIFF_B, SET_BIAS)
-    """The fields that hold the change of the bias, a value for each output."""
+    """The fields that hold the change of the bias, a value for each output. The first is added as it is."""
     vectors: ClassVar[frozenset[str]] = frozenset({DIFF_B, SET_BIAS})
     """The fields that hold a value for each output, input or component: biases, magnitudes and scales.
 
@@ -156,6 +156,11 @@ class Layer(ABC):
     def has_names(cls, names: frozenset[str]) -> bool:
         """Whether these suffixes are exactly one variant of this algorithm, with any of its extras."""
         return any(variant <= names and names - variant <= cls.extras for variant in cls.variants)
+
+    @classmethod
+    def is_told(cls, names: Collection[str]) -> bool:
+        """Whether tensors with these suffixes tell all of a layer, without a configuration of PEFT."""
+        return ALPHA in names or not cls.scaled_by_alpha
 
     @classmethod
     def suffixes(cls) -> frozenset[str]:
@@ -190,9 +195,9 @@ class Layer(ABC):
 
         `options` are the layer's options by field, where shapes alone do not tell (`feedforward` of IA3).
         """
-        sizes = [(name, vector(shapes, name)) for name in (DIFF_B, SET_BIAS) if name in shapes]
-        if len(sizes) == 2:
-            agree("sizes", *sizes)
+        sizes = [(name, vector(shapes, name)) for name in shapes if field_of(name) in cls.biases]
+        for size in sizes[1:]:
+            agree("sizes", sizes[0], size)
         return (sizes[0][1],) if sizes else None
 
     @classmethod
@@ -433,7 +438,8 @@ class Layer(ABC):
         None where the layer multiplies the bias as it multiplies the rows of the weight: then `sides` of
         the bias gives its change.
         """
-        return () if self.diff_b is None else (Dense(column(self.diff_b)),)
+        added: Tensor | None = getattr(self, self.biases[0])
+        return () if added is None else (Dense(column(added)),)
 
     def sides(self, weight: Tensor) -> Sides:
         """The change at strength 1 as operators on a float32 or float64 weight, where `additive` is None.

@@ -121,6 +121,21 @@ def vector(shapes: Mapping[str, Shape], name: str) -> int:
     return max(found)
 
 
+def multiplied(shapes: Mapping[str, Shape], left: str, right: str, core: str = "") -> Shape:
+    """The shape (O, I, *kernel) of left (O, r) @ right (r, I, *kernel).
+
+    With a Tucker core (r, r, *kernel) they are left (r, O) and right (r, I).
+    """
+    a, b = matrix(shapes, left), dimensions(shapes, right)
+    if core not in shapes:
+        agree("ranks", (left, a[1]), (right, b[0]))
+        return (a[0], *b[1:])
+    b, t = matrix(shapes, right), dimensions(shapes, core, 3)
+    agree("ranks", (core, t[0]), (left, a[0]))
+    agree("ranks", (core, t[1]), (right, b[0]))
+    return (a[1], b[1], *t[2:])
+
+
 def folded(shapes: Mapping[str, Shape], core: str, factor: str) -> int:
     """The number of values of a Tucker core that is folded into its input factor; 0 without a core.
 

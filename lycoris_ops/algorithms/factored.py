@@ -18,7 +18,7 @@ from ..errors import LayerError
 from ..maths.dora import changed_lengths, dora_factor, lengths, magnitude_axis
 from ..maths.recompute import recomputed
 from ..maths.shapes import Extent, Rows, Shape, fits, flat_shape, shown
-from ..maths.tensors import compute_dtype, shaped
+from ..maths.tensors import compute_dtype, fold_core, shaped
 from .base import Layer, Products, axis_of
 from .checks import agree, vector
 from .training import Trained
@@ -276,6 +276,13 @@ class Factored(Trained):
         for axis, length in enumerate(lengths):
             flat = flat * length + places[axis]
         return flat // plain[1], flat % plain[1], plain
+
+
+def pair_of(left: Tensor, right: Tensor, core: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Two factors as (O, r) and (r, K): with a Tucker core, the left one is stored transposed."""
+    if core is None:
+        return left.flatten(1), right.flatten(1)
+    return left.flatten(1).T, fold_core(core, right).flatten(1)
 
 
 def _check_sparse(shapes: Mapping[str, Shape]) -> None:

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -30,7 +30,6 @@ from ..maths.decompositions import (
 from ..maths.shapes import Shape, flat_shape
 from ..maths.tensors import energy_of
 from .base import Layer
-from .components import running
 
 ROUNDING = 1e-6
 """Singular values below this share of the largest one are rounding of float32."""
@@ -262,7 +261,8 @@ class Fit:
 
 def cumulative(spectrum: Tensor) -> tuple[float, ...]:
     """The sums of the first 1, 2, ... squares: what each rank keeps, from singular values."""
-    return running(spectrum.double().square())
+    # torch types no `tolist`.
+    return tuple(cast("list[float]", cast("Any", spectrum.double().square().cumsum(0)).tolist()))
 
 
 class Fitted(Layer):

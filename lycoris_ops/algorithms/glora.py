@@ -14,7 +14,7 @@ from ..changes.operators import Product, Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Shape, flat_shape
 from ..maths.tensors import fold_core
-from .base import IGNORED, Products
+from .base import IGNORED, Products, kaiming
 from .checks import agree, dimensions, folded, matrix, scale
 from .training import Trained
 
@@ -91,12 +91,11 @@ class Glora(Trained):
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
         """a1 and b1 uniform (Kaiming, a = sqrt(5)), a2 and b2 zero."""
         generator = torch.Generator().manual_seed(seed)
-        bound = rank**-0.5
         ones = tuple(1 for _ in shape[2:])
         return cls(
-            a1=torch.empty(shape[1], rank, *ones).uniform_(-bound, bound, generator=generator),
+            a1=kaiming((shape[1], rank, *ones), generator),
             a2=torch.zeros(rank, shape[1], *ones),
-            b1=torch.empty(shape[0], rank, *ones).uniform_(-bound, bound, generator=generator),
+            b1=kaiming((shape[0], rank, *ones), generator),
             b2=torch.zeros(rank, *shape[1:]),
             alpha=alpha,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -92,6 +92,11 @@ class Ia3(Trained):
     def check_values(self) -> None:
         if self.on_input is not None:
             _said(self.on_input)
+
+    @classmethod
+    def is_told(cls, names: Collection[str]) -> bool:
+        """Of PEFT's form, only the configuration says whether a layer of a convolution scales the inputs."""
+        return ON_INPUT in names
 
     @classmethod
     def bias_shape(

@@ -13,10 +13,9 @@ from torch import Tensor
 from ..changes.forms import Hadamard
 from ..errors import LayerError
 from ..maths.shapes import Shape, flat_shape, shown
-from ..maths.tensors import fold_core
 from .base import Join, Products
-from .checks import agree, dimensions, folded, matrix, scale
-from .factored import Factored
+from .checks import agree, folded, multiplied, scale
+from .factored import Factored, pair_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -60,19 +59,7 @@ class Loha(Factored):
 
     @classmethod
     def plain_shape(cls, shapes: Mapping[str, Shape]) -> Shape:
-        found: list[Shape] = []
-        for left, right, core in PAIRS:
-            a, b = matrix(shapes, left), dimensions(shapes, right)
-            if core in shapes:
-                b = matrix(shapes, right)
-                t = dimensions(shapes, core, 3)
-                agree("ranks", (core, t[0]), (left, a[0]))
-                agree("ranks", (core, t[1]), (right, b[0]))
-                found.append((a[1], b[1], *t[2:]))
-            else:
-                agree("ranks", (left, a[1]), (right, b[0]))
-                found.append((a[0], *b[1:]))
-        first, second = found
+        first, second = (multiplied(shapes, *pair) for pair in PAIRS)
         agree("output sizes", (W1_A, first[0]), (W2_A, second[0]))
         agree("input sizes", (W1_B, flat_shape(first)[1]), (W2_B, flat_shape(second)[1]))
         if len(first) > 2 and len(second) > 2 and first != second:
@@ -124,18 +111,11 @@ class Loha(Factored):
         )
 
     def product(self) -> Hadamard:
-        w1_a, w1_b = _plain(self.hada_w1_a, self.hada_w1_b, self.hada_t1)
-        w2_a, w2_b = _plain(self.hada_w2_a, self.hada_w2_b, self.hada_t2)
+        w1_a, w1_b = pair_of(self.hada_w1_a, self.hada_w1_b, self.hada_t1)
+        w2_a, w2_b = pair_of(self.hada_w2_a, self.hada_w2_b, self.hada_t2)
         rank = self.hada_w1_b.shape[0]
         return Hadamard(w1_a=w1_a, w1_b=w1_b, w2_a=w2_a, w2_b=w2_b, scale=scale(self.alpha, rank))
 
     def factor_axes(self) -> Mapping[str, int]:
         # With a core the left factors are stored transposed.
         return dict.fromkeys(("hada_w1_a", "hada_w2_a"), 0 if self.hada_t1 is None else 1)
-
-
-def _plain(left: Tensor, right: Tensor, core: Tensor | None) -> tuple[Tensor, Tensor]:
-    """One of the two matrices as (O, r) and (r, K): with a core, the left factor is stored transposed."""
-    if core is None:
-        return left.flatten(1), right.flatten(1)
-    return left.flatten(1).T, fold_core(core, right).flatten(1)

@@ -14,10 +14,10 @@ from ..changes.forms import Dense, Kronecker, product
 from ..errors import LayerError
 from ..maths.decompositions import balanced, leading_triples
 from ..maths.shapes import Extent, Rows, Shape, factorization, fits, shown
-from ..maths.tensors import compute_dtype, energy_of, fold_core
+from ..maths.tensors import compute_dtype, energy_of
 from .base import DERIVED, IGNORED, Layer, Products, cut, in_blocks, kaiming
-from .checks import agree, dimensions, folded, matrix, scale
-from .factored import Factored
+from .checks import dimensions, folded, matrix, multiplied, scale
+from .factored import Factored, pair_of
 from .fitting import Delta, Fit, cumulative
 from .planning import Planned, first
 
@@ -81,22 +81,9 @@ class Lokr(Factored, Planned):
         if W1 in shapes:
             rows, columns = matrix(shapes, W1)
         else:
-            a, b = matrix(shapes, W1_A), matrix(shapes, W1_B)
-            agree("ranks", (W1_A, a[1]), (W1_B, b[0]))
-            rows, columns = a[0], b[1]
-        if W2 in shapes:
-            second = dimensions(shapes, W2)
-        else:
-            a, b = matrix(shapes, W2_A), dimensions(shapes, W2_B)
-            if T2 in shapes:
-                b = matrix(shapes, W2_B)
-                core = dimensions(shapes, T2, 3)
-                agree("ranks", (T2, core[0]), (W2_A, a[0]))
-                agree("ranks", (T2, core[1]), (W2_B, b[0]))
-                second = (a[1], b[1], *core[2:])
-            else:
-                agree("ranks", (W2_A, a[1]), (W2_B, b[0]))
-                second = (a[0], *b[1:])
+            matrix(shapes, W1_B)
+            rows, columns, *_ = multiplied(shapes, W1_A, W1_B)
+        second = dimensions(shapes, W2) if W2 in shapes else multiplied(shapes, W2_A, W2_B, T2)
         return (rows * second[0], columns * second[1], *second[2:])
 
     @classmethod
@@ -337,6 +324,4 @@ def _matrix(
     if full is not None:
         return (full.flatten(1),)
     assert left is not None and right is not None
-    if core is None:
-        return (left.flatten(1), right.flatten(1))
-    return (left.flatten(1).T, fold_core(core, right).flatten(1))
+    return pair_of(left, right, core)

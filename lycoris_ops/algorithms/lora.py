@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from ..maths.decompositions import balanced, leading, singular, tucker
 from ..maths.shapes import Extent, Shape, flat_shape, shown
 from ..maths.tensors import compute_dtype, energy_of, fold_core
 from .base import Join, Products, column, kaiming
-from .checks import agree, dimensions, folded, matrix, scale, vector
+from .checks import agree, dimensions, folded, matrix, scale
 from .factored import Factored
 from .fitting import Delta, Fit, cumulative
 from .planning import Planned, first
@@ -162,18 +162,6 @@ class Lora(Factored, Planned):
             raise LayerError(
                 f"{RESHAPE} is not the shape of the layer", got=shown(larger), expected=shown(self.extent)
             )
-
-    @classmethod
-    def bias_shape(
-        cls, shapes: Mapping[str, Shape], options: Mapping[str, Any] | None = None
-    ) -> Extent | None:
-        added = super().bias_shape(shapes, options)
-        if BIAS not in shapes:
-            return added
-        own = (vector(shapes, BIAS),)
-        if added is not None:
-            agree("sizes", (BIAS, own[0]), ("the bias", added[0]))
-        return own
 
     @classmethod
     def rank_of(cls, shapes: Mapping[str, Shape]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -47,12 +47,6 @@ class Norm(Trained, Fitted):
         return (vector(shapes, WEIGHT),) if WEIGHT in shapes else ()
 
     @classmethod
-    def bias_shape(
-        cls, shapes: Mapping[str, Shape], options: Mapping[str, Any] | None = None
-    ) -> Shape | None:
-        return (vector(shapes, BIAS),) if BIAS in shapes else None
-
-    @classmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
         """Zeros; rank, alpha and seed have no meaning here."""
         return cls(w_norm=torch.zeros(shape[:1]))
@@ -66,9 +60,6 @@ class Norm(Trained, Fitted):
 
     def additive(self) -> tuple[Dense, ...]:
         return () if self.w_norm is None else (Dense(column(self.w_norm)),)
-
-    def bias_additive(self) -> tuple[Dense, ...]:
-        return () if self.b_norm is None else (Dense(column(self.b_norm)),)
 
     def row_axes(self) -> Mapping[str, int]:
         # A bias is cut as in `Layer.rows`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..changes.operators import Blocks, Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Shape, flat_shape
-from .base import Layer, Products, block_of, option
+from .base import ALPHA, Layer, Products, block_of, option
 from .checks import MOST_SCALE, check_work, exactly
 from .oft import bounded, rotation
 from .training import Trained
@@ -90,6 +90,11 @@ class OftV2(Trained):
         # A block that all runs of inputs share is repeated for each: how often, only the weight tells.
         size = self.rank_of(self.shapes)
         check_work(self.algorithm, flat_shape(shape)[1] * size, math.prod(shape), self.oft_r.numel())
+
+    @classmethod
+    def is_told(cls, names: Collection[str]) -> bool:
+        """Never: only the configuration says which series the rotation is."""
+        return ALPHA in names
 
     @classmethod
     def made_for(cls, shapes: Mapping[str, Shape]) -> str:

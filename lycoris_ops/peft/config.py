@@ -190,9 +190,9 @@ class Config(ABC, Generic[W]):
         """
         return float(rank)
 
-    def scale_at(self, path: str) -> float:
-        """PEFT's scale of the layer at a path, for a layer whose tensors do not show its rank."""
-        return 1.0
+    def read_tensors(self, tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
+        """The tensors of the layer at a path as the algorithm defines them, by its suffixes."""
+        return tensors
 
     @property
     def transposed(self) -> bool:
@@ -315,10 +315,6 @@ class RankedConfig(Config[W]):
 
     def alpha_at(self, path: str, rank: int) -> float:
         return self._alphas.at(path, self.alpha)
-
-    def scale_at(self, path: str) -> float:
-        rank = self.rank_at(path)
-        return self.alpha_at(path, rank) / rank
 
     def table(self) -> dict[str, Any]:
         table = super().table()

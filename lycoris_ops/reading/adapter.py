@@ -15,10 +15,7 @@ from ..algorithms import Layer, detect
 from ..algorithms.base import ALPHA
 from ..algorithms.checks import number, of_rank
 from ..algorithms.factored import DORA
-from ..algorithms.ia3 import ON_INPUT, Ia3
-from ..algorithms.lokr import W1, W2
 from ..algorithms.lora import EMBEDDING_UP, RESHAPE, UP, check_enlargement
-from ..algorithms.oftv2 import OftV2
 from ..errors import LayerError, LycorisError, located
 from ..files.cache import DEFAULT_CACHE, TensorCache
 from ..files.dtypes import ITEM_BITS
@@ -36,9 +33,6 @@ from .options import options_of
 BUNDLED = "bundle_emb."
 """The start of the keys of embeddings (textual inversions) that a file brings along. The embedding's name
 follows."""
-CONFIGURED = (OftV2, Ia3)
-"""Kinds without an alpha for which PEFT's configuration says more than the tensors: the series of an OFTv2
-rotation, and whether an IA3 layer of a convolution scales the inputs."""
 OUTLINES = 4096
 """How many combinations of suffixes and shapes are remembered. The layers of a model have a few dozen."""
 
@@ -317,18 +311,14 @@ class Adapter:
 
     @property
     def without_alpha(self) -> tuple[str, ...]:
-        """Names of the layers that lack an alpha, or for `CONFIGURED` kinds a configuration.
+        """Names of the layers that lack an alpha, or a configuration where the kind needs it.
 
         A layer without an alpha is applied at scale 1, which may not be what it was trained at.
         """
         return tuple(
             name
             for name, info in self.info.items()
-            if info.peft is None
-            and ALPHA not in info.keys
-            # LyCORIS' IA3 says its side itself.
-            and ON_INPUT not in info.keys
-            and (info.algorithm.scaled_by_alpha or info.algorithm in CONFIGURED)
+            if info.peft is None and not info.algorithm.is_told(info.keys)
         )
 
     def _peft_alpha(self, info: LayerInfo) -> float | None:
@@ -366,10 +356,7 @@ class Adapter:
         alpha = self._peft_alpha(info)
         if alpha is not None:
             read[ALPHA] = torch.tensor(alpha, dtype=torch.float64)
-        if info.peft is not None and W1 in read and W2 in read:
-            # PEFT scales a LoKr layer of two full factors too, whose scale is 1 by LyCORIS and in `Lokr`.
-            read[W1] = read[W1].float() * info.peft.scale_at(info.named.path)
-        return read
+        return read if info.peft is None else info.peft.read_tensors(read, info.named.path)
 
 
 def spoken_in(names: Iterable[LayerName]) -> str:

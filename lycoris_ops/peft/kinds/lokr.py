@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...algorithms import Layer
 from ...algorithms.base import alpha_of
-from ...algorithms.lokr import W2, Lokr
+from ...algorithms.lokr import W1, W2, Lokr
 from ...errors import LayerError
 from ...maths.shapes import Shape, factorization
 from ..config import ConflictError, Member, Module, RankedConfig, ranks_of
@@ -56,6 +56,13 @@ class LokrConfig(RankedConfig[WantedLokr]):
     use_effective_conv2d: bool = False
     decompose_both: bool = False
     decompose_factor: int = -1
+
+    def read_tensors(self, tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
+        """PEFT scales a layer of two full factors too, whose scale is 1 by LyCORIS and in `Lokr`."""
+        if not {W1, W2} <= tensors.keys():
+            return tensors
+        rank = self.rank_at(path)
+        return {**tensors, W1: tensors[W1].float() * (self.alpha_at(path, rank) / rank)}
 
     def options(self, algorithm: type[Layer], path: str, shapes: Mapping[str, Shape]) -> dict[str, Any]:
         conv1d = algorithm is self.algorithm and len(shapes.get(W2, ())) == 3
