@@ -89,7 +89,7 @@ def _explained(names: frozenset[str]) -> str:
         first = max((variant - kind.extras for variant in kind.variants if variant <= names), key=len)
         rest = names - first - kind.extras
         return f"{a_layer(kind.algorithm)} with both {_listed(first)} and {_listed(rest)}"
-    # Nothing is whole: the variant of which the largest share is there is most likely what was meant.
+    # Nothing is whole: guess the most complete variant.
     near = [(len(variant & names) / len(variant), kind, variant) for kind, variant in variants]
     share, kind, variant = max(near, key=lambda item: (item[0], -len(item[2])))
     if share > 0:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 DORA = "dora_scale"
 SPARSE = ("bias_indices", "bias_values", "bias_size")
 KEPT = 1 << 16
-"""A direction of up to so many values is kept for the backward pass: so few are faster formed than spared."""
+"""A direction of up to so many values is kept for the backward pass. Below this size recomputing costs more
+than keeping."""
 INT16 = 1 << 16
 """The number of values of int16: a place is stored modulo this."""
 

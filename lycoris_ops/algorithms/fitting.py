@@ -43,7 +43,6 @@ class Delta:
 
     - `largest` is the highest rank that is looked at.
     - `scale` is the alpha / rank that a new layer gets.
-    - `rank` is the one that is wanted, None where any will do. It matters to kinds that start anew for each.
     - `noise` is the root mean square of the rounding error of each value; None where it is to be estimated.
     - `split` is the shape (l, i) of a first Kronecker factor that is worth trying, and `factor` the only
       factor of LoKr that is wanted.
@@ -59,7 +58,6 @@ class Delta:
         *,
         largest: int = 128,
         scale: float = 1.0,
-        rank: int | None = None,
         noise: float | None = 0.0,
         split: tuple[int, int] | None = None,
         factor: int | None = None,
@@ -73,7 +71,6 @@ class Delta:
         self.shape = shape
         self.largest = largest
         self.scale = scale
-        self.rank = rank
         self.noise = noise
         self.split = split
         self.factor = factor

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 W1, W1_A, W1_B = "lokr_w1", "lokr_w1_a", "lokr_w1_b"
 W2, W2_A, W2_B, T2 = "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"
 FACTORS = (2, 4, 8, 16, 32, 64, -1)
-"""The factors of which a gradient is asked what they gain."""
+"""The factors that are tried, on a change and on a gradient."""
 OUTER = (W1, W1_A)
 """The tensors of w1 that have a row for each block of k rows of the product."""
 

@@ -238,7 +238,6 @@ class _Engine:
             source.shape,
             largest=min(largest, *flat_shape(source.shape)),
             scale=source.scale,
-            rank=self.settings.rank,
             noise=0.0 if exact else change.noise,
             split=change.split,
             factor=self.settings.factor,

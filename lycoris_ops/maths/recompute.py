@@ -13,7 +13,7 @@ _checkpoint = cast("Any", torch.utils.checkpoint).checkpoint
 
 
 def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """function(*tensors), of which autograd keeps the arguments alone.
+    """function(*tensors); autograd keeps the arguments alone and computes it again in the backward pass.
 
     The function must draw no random numbers and write to none of its arguments.
     """
