@@ -108,24 +108,30 @@ class Rows:
         assert self.files() == files
 
 
+def start(ui: Ui, vue_nodes: bool, *files: str) -> Rows:
+    """The node alone, with a row for each file."""
+    ui.render_with_vue(vue_nodes)
+    ui.page.evaluate(
+        """text => {
+            app.graph.clear()
+            const node = LiteGraph.createNode('LycorisAdapterRows')
+            node.pos = [0, 0]
+            app.graph.add(node)
+            node.widgets.find(widget => widget.name === 'rows').value = text
+            Object.assign(app.canvas.ds, {scale: 1, offset: [300, 200]})
+            app.canvas.setDirty(true, true)
+        }""",
+        json.dumps({"rows": [{"file": file} for file in files]}),
+    )
+    return Rows(ui)
+
+
 @pytest.mark.every_front_end(vue_nodes=True)
 @pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
 def test_rows_are_edited_with_the_mouse(
     ui: Ui, files: Path, vue_nodes: bool, screenshot: Callable[[str], None]
 ) -> None:
-    page, rows = ui.page, Rows(ui)
-    name = "vue" if vue_nodes else "canvas"
-    page.evaluate("on => app.ui.settings.setSettingValueAsync('Comfy.VueNodes.Enabled', on)", vue_nodes)
-    page.evaluate(
-        """() => {
-            app.graph.clear()
-            const node = LiteGraph.createNode('LycorisAdapterRows')
-            node.pos = [0, 0]
-            app.graph.add(node)
-            Object.assign(app.canvas.ds, {scale: 1, offset: [300, 200]})
-            app.canvas.setDirty(true, true)
-        }"""
-    )
+    page, rows = ui.page, start(ui, vue_nodes)
     for file in FIVE:
         rows.add(file)
     assert rows.clicks <= RGTHREE
@@ -133,7 +139,7 @@ def test_rows_are_edited_with_the_mouse(
     assert rows.said()[0][0] == {"on": True, "file": INK, "strength_model": 1}
     assert page.title() != "run" and page.locator(".lycoris-file i").count() == 0
     rows.line(0).get_by_text("SD 1.5").wait_for()
-    screenshot(f"rows-{name}-five")
+    screenshot(f"rows-{'vue' if vue_nodes else 'canvas'}-five")
 
     # One row is switched off and nothing else changes.
     before = rows.said()[0]
@@ -184,7 +190,15 @@ def test_rows_are_edited_with_the_mouse(
     page.get_by_label("Block rules of this row").fill("mid = 0.5\nte = 0")
     rows.click(page.get_by_role("button", name="Set rules"))
     assert rows.said()[0][1]["rules"] == "mid = 0.5\nte = 0"
+    assert ui.errors == []
 
+
+@pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
+def test_a_file_is_shown_and_chosen(
+    ui: Ui, files: Path, vue_nodes: bool, screenshot: Callable[[str], None]
+) -> None:
+    page, rows = ui.page, start(ui, vue_nodes, LONG, "loha.safetensors", INK)
+    name = "vue" if vue_nodes else "canvas"
     # The panel shows what the file says; markup in it is text.
     rows.click(rows.line(2).get_by_title("About the file"))
     panel = page.locator(".lycoris-info")
@@ -198,14 +212,19 @@ def test_rows_are_edited_with_the_mouse(
     page.locator(".lycoris-preview").wait_for()
 
     # Typed words match anywhere in the path.
-    rows.click(rows.line(4).locator(".lycoris-file"))
+    rows.click(rows.line(1).locator(".lycoris-file"))
     page.get_by_label("search files").fill("wash ROWS")
     page.wait_for_function("document.querySelectorAll('.lycoris-item').length === 1")
     screenshot(f"rows-{name}-picker")
     page.keyboard.press("Enter")
-    order[4] = INK
-    rows.wait(order)
+    rows.wait([LONG, INK, INK])
+    assert ui.errors == []
 
+
+@pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
+def test_rows_are_pasted(ui: Ui, vue_nodes: bool, screenshot: Callable[[str], None]) -> None:
+    page, rows = ui.page, start(ui, vue_nodes, "loha.safetensors")
+    order = ["loha.safetensors"]
     # Rows of another pack, one of them without its file.
     rows.click(page.get_by_title("More", exact=True))
     rows.click(page.get_by_role("button", name="Paste rows…"))
@@ -214,7 +233,7 @@ def test_rows_are_edited_with_the_mouse(
     rows.click(page.get_by_role("button", name="Add rows"))
     order.append("lora.safetensors")
     rows.wait(order)
-    assert rows.said()[0][5] == {"on": False, "file": "lora.safetensors", "strength_model": 0.4}
+    assert rows.said()[0][1] == {"on": False, "file": "lora.safetensors", "strength_model": 0.4}
     rows.click(page.get_by_title("More", exact=True))
     rows.click(page.get_by_role("button", name="Paste rows…"))
     page.get_by_label("Paste rows").fill("[('gone\\\\it\\'s.safetensors', 0.5, 1.0), (None, 1, 1)]")
@@ -222,8 +241,8 @@ def test_rows_are_edited_with_the_mouse(
     order.append("gone\\it's.safetensors")
     rows.wait(order)
     page.locator(".lycoris-missing").wait_for()
-    assert "not there any more" in str(rows.line(6).locator(".lycoris-file").get_attribute("title"))
-    screenshot(f"rows-{name}-missing")
+    assert "not there any more" in str(rows.line(2).locator(".lycoris-file").get_attribute("title"))
+    screenshot(f"rows-{'vue' if vue_nodes else 'canvas'}-missing")
 
     # Tags of prompts with their block weights, and a text that is none.
     rows.click(page.get_by_title("More", exact=True))
@@ -235,11 +254,16 @@ def test_rows_are_edited_with_the_mouse(
     rows.click(page.get_by_role("button", name="Add rows"))
     rows.wait([*order, "loha.safetensors", "lokr.safetensors"])
     loha = {"on": True, "file": "loha.safetensors", "strength_model": 1, "strength_clip": 0.2, "rules": "INS"}
-    assert rows.said()[0][7:] == [loha, {"on": True, "file": "lokr.safetensors", "strength_model": 0.5}]
-    for _ in range(2):
-        rows.menu(7, "Remove")
-    rows.wait(order)
+    assert rows.said()[0][3:] == [loha, {"on": True, "file": "lokr.safetensors", "strength_model": 0.5}]
+    assert ui.errors == []
 
+
+@pytest.mark.every_front_end(vue_nodes=True)
+@pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
+def test_rows_are_copied_and_kept(ui: Ui, vue_nodes: bool, screenshot: Callable[[str], None]) -> None:
+    """In a copy of the node, in a subgraph of a subgraph, and after a reload."""
+    page, rows = ui.page, start(ui, vue_nodes, "lora.safetensors", "loha.safetensors")
+    rows.click(rows.line(1).get_by_role("checkbox"))
     # A copy is a node of its own.
     said = rows.said()[0]
     page.evaluate("app.canvas.selectItems([app.graph.nodes[0]])")
@@ -265,10 +289,10 @@ def test_rows_are_edited_with_the_mouse(
         "Object.assign(app.canvas.ds, {scale: 1, offset: [300, 200]}); app.canvas.setDirty(true, true)"
     )
     rows.click(page.locator(".lycoris-head").get_by_role("checkbox"))
-    page.get_by_text("7 of 7 on").wait_for()
+    page.get_by_text("2 of 2 on").wait_for()
     said = [{**row, "on": True} for row in said]
     assert rows.said() == [said]
-    screenshot(f"rows-{name}-subgraph")
+    screenshot(f"rows-{'vue' if vue_nodes else 'canvas'}-subgraph")
 
     # A reload of the page keeps the rows.
     workflow = json.loads(page.evaluate("JSON.stringify(app.rootGraph.serialize())"))
@@ -348,7 +372,7 @@ def test_a_long_list_scrolls_and_a_text_that_is_none_says_so(
 ) -> None:
     """500 rows keep the node in its size; wires to the node have our colour and can give the rows."""
     page, rows = ui.page, Rows(ui)
-    page.evaluate("on => app.ui.settings.setSettingValueAsync('Comfy.VueNodes.Enabled', on)", vue_nodes)
+    ui.render_with_vue(vue_nodes)
     many = [{"file": f"gone {number}.safetensors", "on": False} for number in range(500)]
     page.evaluate(
         """text => {

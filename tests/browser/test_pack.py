@@ -63,18 +63,6 @@ def test_a_node_is_found_by_name_and_by_alias(ui: Ui, server: Server) -> None:
     assert ui.errors == []
 
 
-def test_every_input_and_output_has_a_tooltip(server: Server) -> None:
-    definitions = server.object_info()
-    for node in NODES:
-        definition = definitions[node]
-        for group in definition["input"].values():
-            for name, (kind, *options) in group.items():
-                if name not in definition["input"].get("hidden", {}):
-                    assert options[0].get("tooltip"), f"{node}.{name} ({kind})"
-        assert len(definition["output_tooltips"]) == len(definition["output"]), node
-        assert all(definition["output_tooltips"]), node
-
-
 def test_the_help_pages_open(ui: Ui, server: Server) -> None:
     page, definitions = ui.page, server.object_info()
     for node in NODES:

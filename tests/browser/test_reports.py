@@ -53,7 +53,7 @@ SIZES = "[...app.graph.nodes].sort((a, b) => a.id - b.id).map(({size, pos}) => [
 def build(ui: Ui, vue: bool, *files: str) -> None:
     """A small graph on the canvas, saved and opened as a user's workflow would be."""
     page = ui.page
-    page.evaluate("on => app.ui.settings.setSettingValueAsync('Comfy.VueNodes.Enabled', on)", vue)
+    ui.render_with_vue(vue)
     page.evaluate(BUILD, list(files))
     page.wait_for_timeout(500)
     # Each workflow of a user has a number of its own; a graph that was cleared may have none.
