@@ -22,7 +22,7 @@ export function* ourNodes(graph = app.rootGraph) {
 }
 
 /**
- * Our node that a key of the host's names: `5`, or `3:5` for node 5 in the subgraph of node 3.
+ * Find our node by the host's key: `5`, or `3:5` for node 5 in the subgraph of node 3. Null for others' nodes.
  *
  * @param {string | number} key
  */
@@ -82,7 +82,7 @@ export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.na
  *
  * @param {GraphNode} node
  * @param {string} name
- * @param {HTMLElement} element its first class is the widget's type, which the front end does not know: it then
+ * @param {HTMLElement} element its first class becomes the widget's type. The front end knows no such type, so it
  *   shows the element itself, whether nodes are drawn on the canvas or by Vue
  * @param {DomWidgetOptions} options
  */

@@ -4,6 +4,8 @@ import { app } from "../../scripts/app.js"
 import { HEIGHT, picture } from "./curves.js"
 import { make } from "./elements.js"
 import { onValue, showElement, widgetOf } from "./nodes.js"
+// First, because it sets nodes to their least height.
+import "./sizes.js"
 import { shareWheel } from "./wheel.js"
 
 const NODE = "LycorisSchedule"

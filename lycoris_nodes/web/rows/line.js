@@ -40,7 +40,8 @@ export function createLine(acts, bounds) {
   const name = make("button", { type: "button", class: "lycoris-file" })
   const marks = make("span", { class: "lycoris-marks" })
   const rules = make("button", { type: "button", class: "lycoris-icon", textContent: "≡" })
-  const info = make("button", { type: "button", class: "lycoris-icon lycoris-about", textContent: "i", title: "About the file" })
+  const info = make("button", { type: "button", class: "lycoris-icon lycoris-about", textContent: "i" })
+  info.title = "About the file"
   const model = strengthField("strength of the model", bounds, (value) => change({ strength_model: value }))
   const clip = strengthField("strength of the text encoder", bounds, (value) => change({ strength_clip: value }))
   const fields = [model.element, clip.element]

@@ -51,6 +51,7 @@ export function strengthField(label, { min, max, step }, changed) {
   /** @type {(sign: string, words: string, way: number) => HTMLButtonElement} */
   const arrow = (sign, words, way) =>
     make("button", { type: "button", tabIndex: -1, textContent: sign, title: words, onclick: () => move(way) })
-  const arrows = make("span", { class: "lycoris-arrows" }, arrow("▴", `${step} more`, 1), arrow("▾", `${step} less`, -1))
+  const [up, down] = [arrow("▴", `${step} more`, 1), arrow("▾", `${step} less`, -1)]
+  const arrows = make("span", { class: "lycoris-arrows" }, up, down)
   return { element: make("span", { class: "lycoris-strength" }, field, arrows), show }
 }
