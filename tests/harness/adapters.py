@@ -1,12 +1,8 @@
-"""Adapters written by the software that users train with, and what that software computes from them.
+"""Adapters written by the software that users train with.
 
-A recipe names the software and its options; `write_adapter` lets it write a file with random
-factors for the default model of `base.write_base`, and `deltas` reads that file back into the same
-software and measures the change of each weight.
-
-Measured means the Jacobian of the adapted layer's `forward()`, in float64, over a base whose weights
-are zero: LyCORIS's `merge_to` and `get_diff_weight` apply alpha / rank twice for LoHa and LoKr (seen
-in lycoris-lora 3.3.0 and 4.1.3), its `forward()` does not.
+A recipe names the software and its options; `write_adapter` lets it write a file with random factors for the
+default model of `base.write_base`. That the library computes of such files what the software does is for the
+tests of conformance.
 
 The writing libraries are imported on first use, so that naming a recipe costs nothing.
 """
@@ -17,8 +13,7 @@ import json
 import logging
 import math
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,8 +21,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-from .base import CLIP, UNET, checkpoint_layout
 
 # LyCORIS's fused kernels round to the precision of a GPU. It reads the variable once, when it is imported.
 os.environ["LYCORIS_KERNEL_BACKEND"] = "torch"
@@ -170,8 +163,7 @@ def _text_model() -> nn.Module:
 def zero_tree(component: Component) -> nn.Module:
     """A module tree whose weights are float64 views of one zero, so that it takes no memory.
 
-    Convolutions have their kernel as stride and no padding. Neither is a part of a weight's change, and
-    `measure` needs inputs that do not overlap.
+    Convolutions have their kernel as stride and no padding, so that an input gives one output.
     """
     with torch.device("meta"):
         tree = {"unet": _unet, "te": _text_model}[component]()
@@ -304,94 +296,3 @@ def write_adapter(recipe: Recipe, folder: Path, *, dtype: torch.dtype = torch.fl
     """
     write = {"lycoris": _write_lycoris, "peft": _write_peft}[recipe.software]
     return write(recipe, folder, dtype, seed)
-
-
-def _read_lycoris(recipe: Recipe, path: Path) -> Layers:
-    """The layers of the file at `path`, in LyCORIS; the scale is the recipe's, not the file's."""
-    network, layers = _lycoris_network(recipe)
-    if rest := network.load_weights(str(path)):
-        raise ValueError(f"{path}: LyCORIS does not read back what it wrote: {rest}")
-    return layers
-
-
-def _read_peft(recipe: Recipe, path: Path) -> Layers:
-    """The layers of the file at `path`, in PEFT, its config read from beside the file."""
-    from peft import PeftModel
-
-    (component,) = recipe.components
-    model = PeftModel.from_pretrained(zero_tree(component), path.parent)
-    return _peft_layers(model, component)
-
-
-# The Jacobian needs gradients, also where the caller has turned them off.
-@torch.inference_mode(False)
-@torch.enable_grad()
-def measure(layer: Adapted) -> Tensor:
-    """The float64 change of a layer's weight, in the weight's shape, from `forward` alone.
-
-    It is the Jacobian, row by row: of O copies of the input, copy o is differentiated through output o.
-    The copies are a batch (O, I) for a linear layer. For a convolution they are tiles of a strip
-    (1, I, kh, O * kw), and its stride steps from tile to tile: one matrix product instead of O of them.
-    A linear layer with more outputs than inputs is cheaper by columns: its response to unit vectors.
-    """
-    outputs, inputs, *kernel = layer.shape
-    if not kernel and inputs < outputs:
-        with torch.no_grad():
-            return layer.forward(torch.eye(inputs, dtype=torch.float64)).T.contiguous()
-    units = torch.eye(outputs, dtype=torch.float64)
-    if not kernel:
-        x = torch.zeros(outputs, inputs, dtype=torch.float64, requires_grad=True)
-        return torch.autograd.grad(layer.forward(x), x, units)[0]
-    height, width = kernel
-    x = torch.zeros(1, inputs, height, outputs * width, dtype=torch.float64, requires_grad=True)
-    (strip,) = torch.autograd.grad(layer.forward(x), x, units[None, :, None, :])
-    return strip.reshape(inputs, height, outputs, width).permute(2, 0, 1, 3).contiguous()
-
-
-class Deltas(Mapping[LayerName, Tensor]):
-    """Layer name to float64 change at strength 1, measured anew at each look-up."""
-
-    def __init__(self, layers: Layers) -> None:
-        self._layers = layers
-
-    def __getitem__(self, name: tuple[str, str]) -> Tensor:
-        return measure(self._layers[LayerName(*name)])
-
-    def __contains__(self, name: object) -> bool:
-        # The inherited one would measure the change.
-        return name in self._layers
-
-    def __iter__(self) -> Iterator[LayerName]:
-        return iter(self._layers)
-
-    def __len__(self) -> int:
-        return len(self._layers)
-
-
-@torch.inference_mode(False)
-def deltas(recipe: Recipe, path: Path, names: Iterable[tuple[str, str]] | None = None) -> Deltas:
-    """What the recipe's software computes from the file at `path`, for all layers or for `names`."""
-    layers = {"lycoris": _read_lycoris, "peft": _read_peft}[recipe.software](recipe, path)
-    if names is None:
-        return Deltas(layers)
-    return Deltas({LayerName(*name): layers[LayerName(*name)] for name in names})
-
-
-def host_keys() -> dict[LayerName, str]:
-    """The host's key of each layer of the default model, by the host's own map. Needs `comfy`."""
-    import comfy.model_detection
-    import comfy.utils
-
-    layout = checkpoint_layout(vae=False)
-    shapes = {name: torch.empty(init.shape, device="meta") for name, init in layout.items()}
-    config = comfy.model_detection.detect_unet_config(shapes, UNET)
-    keys = {}
-    for diffusers, native in comfy.utils.unet_to_diffusers(config).items():
-        if UNET + native in shapes and diffusers.endswith(".weight"):
-            path = diffusers.removesuffix(".weight")
-            keys[LayerName("unet", path)] = f"diffusion_model.{native}"
-    for name in shapes:
-        if match := re.fullmatch(rf"{re.escape(CLIP)}(.+)\.weight", name):
-            path = f"text_model.{match[1]}"
-            keys[LayerName("te", path)] = f"clip_l.transformer.{path}.weight"
-    return keys

@@ -395,11 +395,9 @@ SPECIES: dict[str, Species] = {
     "Lens": Species(
         "Lens",
         {
+            **_HEADS,
             "in_channels": 16,
             "out_channels": 4,
-            "num_layers": 2,
-            "attention_head_dim": 16,
-            "num_attention_heads": 2,
             "enc_hidden_dim": 12,
             "axes_dims_rope": (4, 6, 6),
             "selected_layer_index": (0, 1),
@@ -440,11 +438,9 @@ SPECIES: dict[str, Species] = {
     "MiniMax-H3": Species(
         "MiniMaxH3",
         {
+            **_HEADS,
             "hidden_size": 32,
-            "num_layers": 2,
             "token_refiner_num_layers": 1,
-            "num_attention_heads": 2,
-            "attention_head_dim": 16,
             "ffn_hidden_size": 48,
             "latents_dim": 4,
             "audio_latents_dim": 4,
@@ -544,13 +540,11 @@ SPECIES: dict[str, Species] = {
     "HiDream": Species(
         "HiDream",
         {
+            **_HEADS,
             "patch_size": 2,
             "in_channels": 4,
             "out_channels": 4,
-            "num_layers": 2,
             "num_single_layers": 2,
-            "attention_head_dim": 16,
-            "num_attention_heads": 2,
             "caption_channels": [12, 20],
             "text_emb_dim": 12,
             "num_routed_experts": 2,
@@ -621,10 +615,8 @@ SPECIES: dict[str, Species] = {
     "Ideogram 4": Species(
         "Ideogram4",
         {
+            **_HEADS,
             "in_channels": 8,
-            "num_layers": 2,
-            "num_attention_heads": 2,
-            "attention_head_dim": 16,
             "intermediate_size": 48,
             "adaln_dim": 8,
             "llm_features_dim": 20,
@@ -678,13 +670,11 @@ SPECIES: dict[str, Species] = {
     "CogVideoX": Species(
         "CogVideoX_T2V",
         {
-            "num_attention_heads": 2,
-            "attention_head_dim": 16,
+            **_HEADS,
             "in_channels": 4,
             "out_channels": 4,
             "time_embed_dim": 24,
             "text_embed_dim": 20,
-            "num_layers": 2,
             "sample_width": 8,
             "sample_height": 8,
             "use_rotary_positional_embeddings": True,

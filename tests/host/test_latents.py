@@ -36,12 +36,6 @@ def test_zero_strength_and_an_empty_stack_change_no_bit(
     assert torch.equal(host.latent(host.apply(plain, silent)), unpatched)
 
 
-def test_a_zero_among_others_adds_nothing(host: Host, plain: Patched) -> None:
-    alone = host.apply(plain, host.stack(("lora", 1.0, 1.0)))
-    beside = host.apply(plain, host.stack(("loha", 0.0, 0.0), ("lora", 1.0, 1.0)))
-    assert torch.equal(host.latent(alone), host.latent(beside))
-
-
 def test_the_order_of_a_stack_has_no_influence(host: Host, plain: Patched) -> None:
     entries = (("lora", 0.8, 0.7), ("loha", -0.5, 0.6), ("lokr", 1.2, -0.9))
     forward = host.apply(plain, host.stack(*entries))
@@ -68,21 +62,6 @@ def test_a_stack_survives_clone_unload_and_reload(
     assert torch.equal(host.latent(patched), latent)
     assert torch.equal(host.latent(plain), unpatched)
     assert torch.equal(host.latent(clone), latent)
-
-
-def test_block_rules_reach_the_blocks_they_name(host: Host, plain: Patched) -> None:
-    """Patches must have strength 1 in the block `in.1` and strength 0.5 in `te.3`.
-
-    Other weights must have no patch.
-    """
-    stack = host.stack(("lora", 1.0, 1.0))
-    (ruled,) = host.run("LycorisWeightBlocks", stack, "* = 0\nin.1 = 1\nte.3 = 0.5")
-    patched = host.apply(plain, ruled)
-    assert patched.patches
-    for key, ((_, patch, *_),) in patched.patches.items():
-        inside = key.startswith("diffusion_model.input_blocks.1.")
-        assert inside or ".layers.3." in key
-        assert patch.weights[2] == ((1.0,) if inside else (0.5,))
 
 
 def test_chained_applies_are_sequential_like_chained_loaders(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -76,49 +77,41 @@ def test_gradients_are_those_of_central_differences_in_float64(
     assert found == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-4)
 
 
-def test_a_checkpointed_block_draws_the_same_dropouts_again(host: Host) -> None:
-    session = module(host, "session")
-    model = tiny("Flux 1")
-    x, conds = INPUTS["Flux 1"].make()
-    found = []
-    for checkpointing in (False, True):
-        with session.opened(patcher(model), checkpointing=checkpointing) as opened:
-            net = opened.adapted(rank=4, preset="attn-mlp", seed=0, rank_dropout=0.5, module_dropout=0.2)
-            net.apply_to().train()
-            fill(net)
-            torch.manual_seed(1)
-            opened.prediction(x, torch.tensor([0.4, 0.7]), conds).square().mean().backward()
-            found.append((gradients(net), torch.rand(())))
-    assert distance(found[1][0], found[0][0]) < 1e-6
-    # What is drawn afterwards is the same too.
-    assert torch.equal(found[0][1], found[1][1])
-    with session.opened(patcher(model), checkpointing=True) as opened:
-        net = opened.adapted(rank=4, preset="attn-mlp", seed=0).apply_to()
+def gradients_of(
+    session: Any,
+    architecture: str,
+    checkpointing: bool,
+    forward: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    **dropouts: float,
+) -> list[Tensor]:
+    """The gradients of a step. Its forward pass is computed in a context, the backward pass outside of it."""
+    x, conds = INPUTS[architecture].make()
+    with session.opened(patcher(tiny(architecture)), checkpointing=checkpointing) as opened:
+        net = opened.adapted(rank=4, preset="attn-mlp", seed=0, **dropouts).apply_to().train()
         fill(net)
-        opened.prediction(x, torch.tensor([0.4, 0.7]), conds).square().mean().backward()
-        assert distance(gradients(net), found[0][0]) > 0.1
+        torch.manual_seed(1)
+        with forward():
+            loss = opened.prediction(x, torch.tensor([0.4, 0.7]), conds).square().mean()
+        loss.backward()
+        return gradients(net)
+
+
+def test_a_checkpointed_block_draws_the_same_dropouts_again(host: Host) -> None:
+    session, dropouts = module(host, "session"), {"rank_dropout": 0.5, "module_dropout": 0.2}
+    wanted, after = gradients_of(session, "Flux 1", False, **dropouts), torch.rand(())
+    found = gradients_of(session, "Flux 1", True, **dropouts)
+    assert distance(found, wanted) < 1e-6
+    # What is drawn afterwards is the same too.
+    assert torch.equal(torch.rand(()), after)
+    assert distance(gradients_of(session, "Flux 1", True), wanted) > 0.1
 
 
 def test_a_checkpointed_block_computes_in_the_same_dtype_again(host: Host) -> None:
     """The loss is computed in autocast, and its backward pass is not."""
-    session = module(host, "session")
-    model = tiny("SD3")
-    x, conds = INPUTS["SD3"].make()
-    found = []
-    for checkpointing in (False, True):
-        with session.opened(patcher(model), checkpointing=checkpointing) as opened:
-            net = opened.adapted(rank=4, preset="attn-mlp", seed=0).apply_to()
-            fill(net)
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = opened.prediction(x, torch.tensor([0.4, 0.7]), conds).square().mean()
-            loss.backward()
-            found.append(gradients(net))
-    assert distance(found[1], found[0]) < 1e-5
-    with session.opened(patcher(model)) as opened:
-        net = opened.adapted(rank=4, preset="attn-mlp", seed=0).apply_to()
-        fill(net)
-        opened.prediction(x, torch.tensor([0.4, 0.7]), conds).square().mean().backward()
-        assert distance(gradients(net), found[0]) > 1e-3
+    session, narrow = module(host, "session"), partial(torch.autocast, "cpu", torch.bfloat16)
+    wanted, found = (gradients_of(session, "SD3", checkpointing, narrow) for checkpointing in (False, True))
+    assert distance(found, wanted) < 1e-5
+    assert distance(gradients_of(session, "SD3", False), wanted) > 1e-3
 
 
 def test_a_weight_that_the_host_has_moved_meanwhile_stays_moved(host: Host) -> None:

@@ -298,6 +298,8 @@ def broken(value: float) -> dict[str, Tensor]:
         ({"positive": [caption(0, control=object())]}, r"captions, number 1 of 4.*ControlNet"),
         ({"positive": [caption(0, area=(1, 1, 0, 0))]}, r"captions, number 1 of 4.*an area"),
         ({"positive": [caption(0, hooks=object())]}, r"captions, number 1 of 4.*hooks"),
+        ({"positive": [caption(0, strength=0.5)]}, r"captions, number 1 of 4.*a strength.*0.5"),
+        ({"positive": [caption(0, start_percent=0.2)]}, r"captions, number 1 of 4.*part of the sampling"),
         ({"empty_caption": [caption(0), caption(1)]}, r"one caption of no text"),
         ({"validation_positive": [caption(0)]}, r"held-out captions without latents"),
         ({"overrides": "*attn2* rank 8"}, r"line 1.*cannot be understood.*attn2"),

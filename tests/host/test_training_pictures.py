@@ -16,7 +16,7 @@ import torch
 from hosting import Host, Patched, patcher
 from PIL import Image
 from torch import Tensor
-from trainable import module, tiny, train
+from trainable import tiny, train
 
 from tests.bench.quality.tasks.pictures import DATA
 from tests.harness import zoo
@@ -141,7 +141,7 @@ GRIDS = {
 
 
 def test_the_grid_is_the_models(host: Host) -> None:
-    training = module(host, "")
+    training = host.module("lycoris_nodes.host.training")
     assert {name: training.grid_of(tiny(name)) for name in GRIDS} == GRIDS
 
 

@@ -156,23 +156,6 @@ def test_guidance_is_that_of_the_family_whatever_a_caption_says(host: Host, tmp_
         assert ("a guidance of 1, as is usual for Flux; that of the captions (3.5)" in made["report"]) is told
 
 
-@pytest.mark.parametrize(
-    ("words", "problem"),
-    [
-        (text(5, 24) + text(5, 24), "one conditioning"),
-        (text(5, 24, control=object()), "ControlNet"),
-        (text(5, 24, area=(1, 1, 0, 0)), "an area"),
-        (text(5, 24, strength=0.5), "a strength.*0.5"),
-        (text(5, 24, start_percent=0.2), "part of the sampling"),
-    ],
-)
-def test_what_only_a_sampler_can_follow_is_refused(host: Host, words: list[Any], problem: str) -> None:
-    training = module(host, "")
-    model = tiny("SD1.5")
-    with pytest.raises(host.ops.TrainError, match=problem):
-        training.caption_of(model, words, raw(training, torch.randn(1, 4, 8, 8)))
-
-
 BATCHES = {
     # A text of 10 tokens beside one of 5: the host repeats the shorter, which changes no attention.
     "SD1.5": (24, 5, 10, 1),

@@ -11,7 +11,7 @@ import shutil
 import traceback
 import unicodedata
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -121,13 +121,13 @@ class Taker:
                 if seed.name not in WARM:
                     continue
                 self.take(case_of("nothing", seed, seed.blob, same=1.0))
-                adapter = lyc.load_adapter(self._written(seed), cache=lyc.TensorCache(0))
-                resolution = lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), MODELS[seed.model])
-                for key, pairs in resolution.pairs().items():
-                    for dtype in (torch.bfloat16, torch.float16):
-                        weight = self.bases[seed.model][key].to(dtype)
-                        parts = [(match.read(adapter), 0.1) for _, match in pairs]
-                        lyc.patch_(weight, parts)
+                for dtype in (torch.bfloat16, torch.float16):
+                    base = {key: weight.to(dtype) for key, weight in self.bases[seed.model].items()}
+                    adapter = lyc.load_adapter(self._written(seed), cache=lyc.TensorCache(0))
+                    for key, pairs in (
+                        lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), MODELS[seed.model]).pairs().items()
+                    ):
+                        lyc.patch_(base[key], [(match.read(adapter), 0.1) for _, match in pairs])
 
     def take(self, case: Case) -> Outcome:
         """Take one file through all stages."""
@@ -160,9 +160,8 @@ class Taker:
         changes: dict[tuple[str, str], truth.Changed] = {}
         for match in resolution.entries[0].matches:
             with contextlib.suppress(truth.UnknownError):
-                changes[match.key, match.layer] = closed_form(
-                    adapter, match, seed.tensors, seed.config, seed.metadata, self.bases[seed.model]
-                )
+                base = self.bases[seed.model]
+                changes[match.key, match.layer] = closed_form(adapter, match, seed.tensors, seed, base)
         return changes
 
     def _written(self, seed: Seed) -> Path:
@@ -181,8 +180,7 @@ def closed_form(
     adapter: lyc.Adapter,
     match: lyc.Match,
     tensors: Mapping[str, Tensor],
-    config: Mapping[str, Any] | None,
-    metadata: Mapping[str, str],
+    seed: Seed,
     base: Mapping[str, Tensor],
 ) -> truth.Changed:
     """The closed form's change of a weight by the layer that meets it.
@@ -190,21 +188,17 @@ def closed_form(
     Which key is which tensor of which layer is the library's word; all values are read and computed apart
     from it. Raises UnknownError where there is no closed form.
     """
-    info = adapter.info[match.layer]
+    info, metadata = adapter.info[match.layer], seed.metadata
     if match.window is not None:
         raise truth.UnknownError("a part of a layer")
     held = {suffix: tensors[key] for suffix, key in info.keys.items()}
     options: dict[str, Any] = {}
-    path = next(
-        match.layer.removeprefix(prefix)
-        for prefix in ("base_model.model.", "transformer.", "unet.", "diffusion_model.", "")
-        if match.layer.startswith(prefix)
-    )
-    said = dict(config or {})
+    said = dict(seed.config or {})
     if "lora_adapter_metadata" in metadata:
         table = json.loads(metadata["lora_adapter_metadata"])
         said = {key.partition(".")[2]: value for key, value in table.items()}
     if said and not ("alpha" in held and info.algorithm.scaled_by_alpha):
+        path = re.sub(r"^(base_model\.model|transformer|unet|diffusion_model)\.", "", match.layer)
         options = truth.configured(said, path, info.rank)
         if "alpha" in options and info.rank is not None:
             held["alpha"] = torch.tensor(options.pop("alpha"), dtype=torch.float64)
@@ -217,9 +211,8 @@ def closed_form(
         options["magnitude_of"] = 1 if "lora_embedding_B" in held else 0
     if info.enlarges and "reshape_weight" not in held:
         held["reshape_weight"] = torch.tensor(info.shape)
-    weight = base[match.target.key].double()
+    weight, rows = base[match.target.key].double(), match.target.rows
     bias = base.get(match.target.bias or "")
-    rows = match.target.rows
     met = weight if rows is None else weight[rows[0] : rows[1]]
     found = truth.change(held, met, None if bias is None else bias.double(), options)
     if rows is None or found.delta is None:
@@ -239,6 +232,13 @@ def _where(error: BaseException) -> str:
     parts = Path(last.filename).parts
     file = "/".join(parts[parts.index("lycoris_ops") + 1 :])
     return f"{file}:{last.lineno} {last.name}"
+
+
+def _enlarged(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Values with zeros around them, in a larger shape."""
+    whole = np.zeros(shape)
+    whole[tuple(slice(size) for size in values.shape)] = values
+    return whole
 
 
 def _short(text: str) -> str:
@@ -417,9 +417,7 @@ class _Take:
     def _delta(part: Any, weight: Tensor) -> Tensor:
         larger = part.enlarged()
         if larger is not None:
-            whole = torch.zeros(larger, dtype=weight.dtype)
-            whole[tuple(slice(size) for size in weight.shape)] = weight
-            weight = whole
+            weight = torch.from_numpy(_enlarged(truth.plain(weight), larger))
         part.check_fit(weight.shape)
         return part.delta(weight)
 
@@ -432,8 +430,7 @@ class _Take:
         if not torch.isfinite(patched).all():
             self.find("not finite", "a patched weight", "", key)
         elif total is not None:
-            before = np.zeros(patched.shape)
-            before[tuple(slice(size) for size in weight.shape)] = truth.plain(weight)
+            before = _enlarged(truth.plain(weight), patched.shape)
             self.compare(patched, before + total, size + float(weight.abs().max()), f"patched {key}")
 
     @staticmethod
@@ -461,26 +458,12 @@ class _Take:
         if said and set(adapter.file.tensors) != set(case.seed.tensors):
             # Which layers a configuration is for goes by their names.
             return {}
-        tensors = case.tensors
-        if tensors is None:
-            try:
-                tensors = containers.read(case.files[case.adapter], Path(case.adapter).suffix)
-            except Exception as error:  # noqa: BLE001 - whatever a stranger's file makes the plain reader raise
-                self.stage = "load"
-                kind = type(error).__name__
-                self.find("wrong", "a file that cannot be read was read", kind, str(error))
-                return {}
+        tensors = case.tensors or self._read(case.files[case.adapter], Path(case.adapter).suffix)
         wanted: dict[tuple[str, str], truth.Changed] = {}
         for match in resolution.entries[0].matches[: 2 * LAYERS]:
             try:
-                wanted[match.key, match.layer] = closed_form(
-                    adapter,
-                    match,
-                    tensors,
-                    case.seed.config,
-                    case.seed.metadata,
-                    self.taker.bases[case.model],
-                )
+                base = self.taker.bases[case.model]
+                wanted[match.key, match.layer] = closed_form(adapter, match, tensors, case.seed, base)
             except truth.UnknownError:
                 continue
             except Exception as error:  # noqa: BLE001 - whatever numpy raises where shapes disagree
@@ -588,11 +571,7 @@ class _Take:
         written = self._open_plainly(out)
         if written is None:
             return
-        try:
-            before = containers.read(self.base_file.read_bytes(), ".safetensors")
-        except Exception as error:  # noqa: BLE001 - whatever a stranger's file makes the plain reader raise
-            self.find("wrong", "a file that cannot be read was read", type(error).__name__, str(error))
-            return
+        before = self._read(self.base_file.read_bytes(), ".safetensors")
         changed = merged.resolution.pairs()
         wanted = self._wanted(adapter, merged.resolution) if self.case.base is None else {}
         for key, tensor in written.items():
@@ -605,13 +584,20 @@ class _Take:
                 self.find("not finite", "a merged weight", "", key)
             changes = [(match, wanted.get((key, match.layer))) for _, match in changed[key]]
             if all(change is not None and self._of(match, change) is not None for match, change in changes):
-                larger = np.zeros(tensor.shape)
-                larger[tuple(slice(size) for size in before[key].shape)] = truth.plain(before[key])
+                larger = _enlarged(truth.plain(before[key]), tensor.shape)
                 size = float(before[key].abs().max())
                 for match, change in changes:
                     larger = larger + match.strength * self._of(match, change)
                     size = max(size, change.size)
                 self.compare(tensor, larger, 2 * size, f"merged {key}")
+
+    def _read(self, blob: bytes, ending: str) -> dict[str, Tensor]:
+        """The tensors of a file that the library has read, by the plain reader; none where it cannot."""
+        try:
+            return containers.read(blob, ending)
+        except Exception as error:  # noqa: BLE001 - whatever a stranger's file makes the plain reader raise
+            self.find("wrong", "a file that cannot be read was read", type(error).__name__, str(error))
+            return {}
 
     def _open_plainly(self, path: Path) -> dict[str, Tensor] | None:
         """The tensors of a written file, as the safetensors package reads them."""
