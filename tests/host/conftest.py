@@ -57,27 +57,41 @@ def distance(unpatched: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], 
     return measure
 
 
+@pytest.fixture(autouse=True)
+def nothing_stays(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Remove the files that a test leaves in the host's folders of models and of outputs."""
+    if "host" not in request.fixturenames:
+        yield
+        return
+    base = request.getfixturevalue("host").base
+
+    def files() -> set[Path]:
+        return {path for part in ("models", "output") for path in (base / part).rglob("*")}
+
+    before = files()
+    yield
+    for path in sorted(files() - before, reverse=True):
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 @pytest.fixture
-def model_file(host: Host) -> Iterator[Callable[..., Path]]:
+def model_file(host: Host) -> Callable[..., Path]:
     """Write a file into a folder of the host's models for one test.
 
     Its content are bytes, tensors with metadata, or what a function writes.
     """
-    written: list[Path] = []
 
     def write(name: str, content: Any, metadata: dict[str, str] | None = None) -> Path:
-        written.append(host.base / "models" / name)
+        path = host.base / "models" / name
         if isinstance(content, bytes):
-            written[-1].write_bytes(content)
+            path.write_bytes(content)
         elif isinstance(content, dict):
-            save_file(content, written[-1], metadata)
+            save_file(content, path, metadata)
         else:
-            content(written[-1])
-        return written[-1]
+            content(path)
+        return path
 
-    yield write
-    for path in written:
-        path.unlink(missing_ok=True)
+    return write
 
 
 @pytest.fixture
@@ -99,20 +113,17 @@ def stack_of(host: Host, lora_file: Callable[[str, Any], str]) -> Callable[..., 
 
 
 @pytest.fixture
-def exported(host: Host) -> Iterator[Callable[..., Path]]:
-    """Run Save Merged Model, and return the file that it wrote. The file is removed after the test."""
-    written: list[Path] = []
+def exported(host: Host) -> Callable[..., Path]:
+    """Run Save Merged Model, and return the file that it wrote."""
 
     def save(base: str, stack: object, dtype: str = "as in the file") -> Path:
         folder = base.partition("/")[0]
         (report,) = host.run("LycorisSaveCheckpoint", base, stack, f"{folder}/exported", dtype, strict=False)
-        written.append(host.written(report))
-        assert written[-1].is_relative_to(host.base / "output" / folder)
-        return written[-1]
+        written = host.written(report)
+        assert written.is_relative_to(host.base / "output" / folder)
+        return written
 
-    yield save
-    for path in written:
-        path.unlink()
+    return save
 
 
 @pytest.fixture(scope="session")

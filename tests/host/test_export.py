@@ -80,7 +80,6 @@ def test_a_float32_checkpoint_gives_the_live_latent(
     stack = host.stack(*BLEND)
     path = exported("checkpoints/base32.safetensors", stack)
     assert_same_latent(host, path, host.apply(host.checkpoint(source.name), stack), distance)
-    source.unlink()
 
 
 def test_everything_else_is_byte_equal_and_merged_weights_one_rounding_away(
@@ -149,4 +148,3 @@ def test_a_part_in_a_file_of_its_own(
         assert torch.equal(own[key], exact)
         changed.discard(f"{part}{key}")
     assert not changed
-    source.unlink()

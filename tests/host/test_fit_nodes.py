@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,9 @@ def test_a_lokr_becomes_a_lora_file_that_the_hosts_own_loader_applies(
     path = saved(host, made, plain)
     loras = host.base / "models" / "loras" / path.name
     path.replace(loras)
-    try:
-        model, clip = host.nodes.LoraLoader().load_lora(plain.model, plain.clip, loras.name, 1.0, 1.0)
-        found = host.latent(Patched(model, clip))
-        assert distance(found, host.latent(host.apply(plain, stack))) < 0.01
-    finally:
-        loras.unlink()
+    model, clip = host.nodes.LoraLoader().load_lora(plain.model, plain.clip, loras.name, 1.0, 1.0)
+    found = host.latent(Patched(model, clip))
+    assert distance(found, host.latent(host.apply(plain, stack))) < 0.01
 
 
 def test_what_depends_on_the_weight_is_converted_with_the_model_and_refused_without(
@@ -138,11 +135,8 @@ def test_a_mixed_stack_merged_into_one_file_gives_its_latent(
     path = saved(host, merged, plain, "comfy")
     loras = host.base / "models" / "loras" / path.name
     path.replace(loras)
-    try:
-        again = host.apply(plain, host.run("LycorisLoadAdapter", loras.name, 1.0, 1.0)[0])
-        assert distance(host.latent(again), wanted) < 0.01
-    finally:
-        loras.unlink()
+    again = host.apply(plain, host.run("LycorisLoadAdapter", loras.name, 1.0, 1.0)[0])
+    assert distance(host.latent(again), wanted) < 0.01
 
 
 @pytest.fixture
@@ -249,17 +243,16 @@ def test_methods_sizes_and_parts_of_the_merge_node(host: Host, few: Any) -> None
 
 
 @pytest.fixture
-def small_models(host: Host) -> Iterator[tuple[str, str]]:
+def small_models(model_file: Callable[..., Path]) -> tuple[str, str]:
     """The names of files of a few weights of the base model, and of the same weights changed."""
-    folder = host.base / "models" / "checkpoints"
-    every = load_file(folder / "base.safetensors")
-    kept = {key: value for key, value in every.items() if ".middle_block.1." in key}
-    files = [folder / f"small_{which}.safetensors" for which in ("base", "tuned")]
-    save_file(kept, files[0])
-    save_file({key: value + 0.01 * torch.randn_like(value) for key, value in kept.items()}, files[1])
-    yield f"checkpoints/{files[0].name}", f"checkpoints/{files[1].name}"
-    for file in files:
-        file.unlink()
+    every = load_file(assets() / "checkpoints" / "base.safetensors")
+    base = {key: value for key, value in every.items() if ".middle_block.1." in key}
+    tuned = {key: value + 0.01 * torch.randn_like(value) for key, value in base.items()}
+    files = (
+        model_file(f"checkpoints/{n}.safetensors", tensors) for n, tensors in (("b", base), ("t", tuned))
+    )
+    one, other = (f"checkpoints/{file.name}" for file in files)
+    return one, other
 
 
 def test_apply_is_interrupted_between_two_weights(

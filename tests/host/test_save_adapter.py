@@ -314,20 +314,16 @@ def test_the_node_writes_numbered_files_and_says_what_it_did(
     stack = host.stack(("lora", 1.0, 1.0))
     report, first = node(stack, "comfy", "float32", model=plain.model, clip=plain.clip)
     _, second = node(stack, "comfy", model=plain.model, clip=plain.clip)
-    try:
-        # Without where the output folder is on this machine.
-        assert report.splitlines()[-1] == "output/loras/written_00001_.safetensors"
-        assert (first.name, second.name) == ("written_00001_.safetensors", "written_00002_.safetensors")
-        assert report.startswith("written_00001_.safetensors: 191 layers in the dialect comfy")
-        assert "dialect kohya to comfy" in report and "factors in float32" in report
-        live = host.apply(plain, stack)
-        again = host.apply(plain, host.ops.Stack([host.ops.Entry(host.ops.load_adapter(first))]))
-        assert set(again.patches) == set(live.patches)
-        key = sorted(live.patches)[0]
-        assert torch.equal(change(again.patches, plain, key), change(live.patches, plain, key))
-    finally:
-        first.unlink()
-        second.unlink()
+    # Without where the output folder is on this machine.
+    assert report.splitlines()[-1] == "output/loras/written_00001_.safetensors"
+    assert (first.name, second.name) == ("written_00001_.safetensors", "written_00002_.safetensors")
+    assert report.startswith("written_00001_.safetensors: 191 layers in the dialect comfy")
+    assert "dialect kohya to comfy" in report and "factors in float32" in report
+    live = host.apply(plain, stack)
+    again = host.apply(plain, host.ops.Stack([host.ops.Entry(host.ops.load_adapter(first))]))
+    assert set(again.patches) == set(live.patches)
+    key = sorted(live.patches)[0]
+    assert torch.equal(change(again.patches, plain, key), change(live.patches, plain, key))
 
 
 @pytest.mark.parametrize("dialect", ["kohya", "peft"])
@@ -357,11 +353,6 @@ def test_a_number_that_another_program_takes_meanwhile_is_not_written_over(
     monkeypatch.undo()
     _, path = node(stack, dialect, filename_prefix=prefix)
     assert "style-v1.5_00002_" in str(path) and path.exists()
-    for file in (*taken, *(path.parent.iterdir() if dialect == "peft" else [path])):
-        file.unlink()
-    if dialect == "peft":
-        taken[0].parent.rmdir()
-        path.parent.rmdir()
 
 
 def test_the_node_writes_a_folder_for_peft(
@@ -369,20 +360,12 @@ def test_the_node_writes_a_folder_for_peft(
 ) -> None:
     report, path = node(host.stack(("peft_unet_patterns", 1.0, 1.0)), "peft", filename_prefix="loras/p")
     folder = path.parent
-    try:
-        assert path.name == "adapter_model.safetensors" and folder.name == "p_00001_"
-        config = json.loads((folder / "adapter_config.json").read_text())
-        assert config["peft_type"] == "LORA" and set(config["rank_pattern"].values()) == {6}
-        assert "p_00001_/adapter_model.safetensors" in report
-        _, second = node(host.stack(("peft_unet_patterns", 1.0, 1.0)), "peft", filename_prefix="loras/p")
-        assert second.parent.name == "p_00002_"
-        for file in second.parent.iterdir():
-            file.unlink()
-        second.parent.rmdir()
-    finally:
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
+    assert path.name == "adapter_model.safetensors" and folder.name == "p_00001_"
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["peft_type"] == "LORA" and set(config["rank_pattern"].values()) == {6}
+    assert "p_00001_/adapter_model.safetensors" in report
+    _, second = node(host.stack(("peft_unet_patterns", 1.0, 1.0)), "peft", filename_prefix="loras/p")
+    assert second.parent.name == "p_00002_"
 
 
 @pytest.mark.parametrize("recipe", ["lora", "lokr_full", "loha_tucker"])
@@ -394,15 +377,12 @@ def test_a_file_does_at_strength_1_what_the_weighted_entry_does(
     with pytest.raises(Exception, match="told by its place in the model"):
         node(stack)
     _, path = node(stack, model=plain.model, clip=plain.clip)
-    try:
-        live = host.apply(plain, stack)
-        saved = host.apply(plain, host.ops.Stack([host.ops.Entry(host.ops.load_adapter(path))]))
-        assert set(saved.patches) == set(live.patches)
-        for key in sorted(live.patches)[::20]:
-            found = change(saved.patches, plain, key)
-            torch.testing.assert_close(found, change(live.patches, plain, key), rtol=1e-5, atol=1e-6)
-    finally:
-        path.unlink()
+    live = host.apply(plain, stack)
+    saved = host.apply(plain, host.ops.Stack([host.ops.Entry(host.ops.load_adapter(path))]))
+    assert set(saved.patches) == set(live.patches)
+    for key in sorted(live.patches)[::20]:
+        found = change(saved.patches, plain, key)
+        torch.testing.assert_close(found, change(live.patches, plain, key), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,6 @@ def minimax(host: Host) -> Iterator[Callable[[str], Patched]]:
 
     yield load
     unload()
-    path.unlink(missing_ok=True)
 
 
 @pytest.fixture

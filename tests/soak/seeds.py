@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import lycoris_ops as lyc
+from tests.harness.diffusion import HEAD, flux_layout
 from tests.ops.layers import KINDS, WEIGHTS, factors, home, rand
 
 from .containers import apart, packed, pickled, read
@@ -29,20 +30,9 @@ MODEL: dict[str, tuple[int, ...]] = {
 """The model that most files are for: a weight of each shape, with a bias beside it."""
 WIDTH = 8
 FLUX: dict[str, tuple[int, ...]] = {
-    f"diffusion_model.{path}": shape
-    for path, shape in {
-        "img_in.weight": (WIDTH, 6),
-        "img_in.bias": (WIDTH,),
-        **{
-            f"double_blocks.0.{side}_attn.{name}.weight": (rows * WIDTH, WIDTH)
-            for side in ("img", "txt")
-            for name, rows in (("qkv", 3), ("proj", 1))
-        },
-        "double_blocks.0.img_attn.norm.query_norm.weight": (4,),
-        "double_blocks.0.img_attn.norm.key_norm.weight": (4,),
-        "single_blocks.0.linear1.weight": (7 * WIDTH, WIDTH),
-        "single_blocks.0.linear2.weight": (WIDTH, 5 * WIDTH),
-    }.items()
+    # As the host names the scales of norms in a loaded model.
+    f"diffusion_model.{path.replace('norm.scale', 'norm.weight')}": init.shape
+    for path, init in flux_layout(WIDTH).items()
 }
 """A tiny Flux, for the dialects that only its adapters are written in."""
 UNET: dict[str, tuple[int, ...]] = {
@@ -167,10 +157,10 @@ def _peculiar() -> Iterator[Seed]:
         path, suffix, up, down = form
         keys = (f"{path}.{suffix.format(side)}" for side in (up, down))
         yield Seed(f"lora/{name}/safetensors", _pair(WIDTH, WIDTH, *keys), model="flux")
-    control = _pair(WIDTH, 12, "img_in.lora_B.weight", "img_in.lora_A.weight") | {
+    control = _pair(WIDTH, 128, "img_in.lora_B.weight", "img_in.lora_A.weight") | {
         "img_in.lora_B.bias": rand(WIDTH),
-        f"{double}.img_attn.norm.query_norm.scale": rand(4),
-        f"{double}.img_attn.norm.key_norm.scale": rand(4),
+        f"{double}.img_attn.norm.query_norm.scale": rand(HEAD),
+        f"{double}.img_attn.norm.key_norm.scale": rand(HEAD),
     }
     yield Seed("lora/bfl control/safetensors", control, model="flux")
     xlabs = {
