@@ -28,16 +28,16 @@ def kinds(shape: tuple[int, ...]) -> dict[str, Factors]:
     """The tensors of a layer of every kind, by key suffix."""
     out, inputs, *kernel = shape
     ones = [1 for _ in kernel]
-    blocks, plain = rand(out // 8, 8, 8), {"alpha": torch.tensor(0.0)}
+    plain = {"alpha": torch.tensor(0.0)}
     return {
         "lora-dora-out": {**lora(shape), "dora_scale": 1 + rand(out, 1, *ones).abs()},
         "loha-dora-in": {**loha(shape), "dora_scale": 1 + rand(1, inputs, *ones).abs()},
         "lokr-dora-flat": {**lokr(shape), "dora_scale": 1 + torch.rand(out)},
         "glora": layers.glora(shape, RANK),
         "ia3": {"weight": rand(1, inputs, *ones) if ones else rand(inputs), "on_input": torch.tensor(1)},
-        "oft": {"oft_blocks": blocks, **plain},
+        "oft": {"oft_blocks": rand(out // 8, 8, 8), **plain},
         "oft-constrained": {
-            "oft_blocks": blocks,
+            "oft_blocks": rand(out // 8, 8, 8),
             "rescale": 1 + rand(out, *[1 for _ in shape[1:]]),
             "alpha": torch.tensor(0.002),
         },
