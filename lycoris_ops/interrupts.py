@@ -1,8 +1,8 @@
-"""What ends a process from outside: Ctrl-C (SIGINT) and SIGTERM.
+"""Handle the signals that end a process: Ctrl-C (SIGINT) and SIGTERM.
 
-While the command line is being imported, which takes seconds, one line and the shell's status are all that
-comes of them: importing this module sees to it, so it is imported first. In a verb they are exceptions, by
-which unfinished files are removed.
+Importing the command line takes seconds. Importing this module first makes a signal in that time end the
+process with one line and the shell's status. Inside a verb the signals raise, so that unfinished files are
+removed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def raised() -> Generator[None]:
 
 @contextmanager
 def uninterrupted() -> Generator[None]:
-    """A time without the exceptions of these signals. One that comes is raised at the end."""
+    """A context that delays the exceptions of both signals until its end."""
     came: list[tuple[int, FrameType | None]] = []
 
     def _noted(number: int, frame: FrameType | None) -> None:
@@ -72,7 +72,7 @@ def _heeded(handler: object) -> bool:
 
 @contextmanager
 def _handled(handler: Any, replaces: Any) -> Generator[dict[int, Any]]:
-    """A time in which a handler stands in for those that it `replaces`. What it is given are these.
+    """A context that sets a handler in place of those that `replaces` accepts, and yields the replaced ones.
 
     Python handles signals in the main thread alone, so elsewhere nothing is done.
     """

@@ -1,1 +1,1 @@
-"""How large each adapted layer is and of which kind: probes, sizes and plans."""
+"""Find the size and kind of each adapted layer: probes, sizes and plans."""

@@ -1,10 +1,9 @@
-"""The division of a budget among layers: a knapsack from which each layer takes one candidate.
+"""Divide a budget among layers: a knapsack problem in which each layer takes one candidate.
 
-Where the gains of a layer have diminishing returns, as those of LoRA always have, it is best to take steps in
-the order of gain for each parameter. Candidates that are no such steps lie below the upper concave hull of
-gain over cost, and are left out first. What results is the best division at its own cost, and falls short of
-the best at a given budget by at most the gain of one step (Sinha and Zoltners, "The Multiple-Choice Knapsack
-Problem", 1979).
+Where a layer's gains diminish with its size, as LoRA's always do, the best order of steps is by gain per
+parameter. Candidates below the upper concave hull of gain over cost are dropped first. What results is the
+best division at its own cost, and falls short of the best at a given budget by at most the gain of one step
+(Sinha and Zoltners, "The Multiple-Choice Knapsack Problem", 1979).
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ NOTHING = Candidate(0, 0.0)
 
 @dataclass(frozen=True)
 class State:
-    """What has been chosen so far, at the time when a step is judged."""
+    """What was chosen before the step that is judged now."""
 
     cost: int
     gain: float
@@ -39,7 +38,7 @@ class State:
 
 
 def hull(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The candidates on the upper concave hull of gain over cost, by cost: each step has a lower slope.
+    """The candidates on the upper concave hull of gain over cost, ordered by cost, so that slopes fall.
 
     The cheapest candidate is always the first. Candidates that gain no more than a cheaper one are not on it.
     """
@@ -56,7 +55,7 @@ def hull(candidates: Iterable[Candidate]) -> list[Candidate]:
 def allocate(
     candidates: Mapping[str, Sequence[Candidate]], accept: Callable[[State], bool]
 ) -> dict[str, Candidate]:
-    """One candidate for each layer, by steps along the hulls in the order of gain for each parameter.
+    """Choose one candidate for each layer, by steps along the hulls in the order of gain per parameter.
 
     Each layer starts from its cheapest candidate. Pass NOTHING as one for a layer that may be left out.
     `accept` says whether a step is taken. Where it refuses one, the layer takes no further step, and the
@@ -65,7 +64,7 @@ def allocate(
     hulls = {path: hull(each) for path, each in candidates.items()}
     chosen = {path: each[0] for path, each in hulls.items()}
     cost, gain = sum(one.cost for one in chosen.values()), sum(one.gain for one in chosen.values())
-    # The place in the order of the layers makes the result the same where slopes are.
+    # Equal slopes are ordered by the layers' places, so that the result is reproducible.
     order = [
         (-_slope(*each[:2]), place, path, 1) for place, (path, each) in enumerate(hulls.items()) if each[1:]
     ]

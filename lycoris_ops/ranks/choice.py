@@ -1,4 +1,4 @@
-"""The choice of ranks and kinds: from a probe and a size to a plan."""
+"""Choose ranks and kinds: from a probe and a size to a plan."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AUTO: tuple[str, ...] = ("lora",)
 
 
 def _energies(offer: Offer) -> Sequence[float]:
-    """The gains: the energy of the gradient in the tangent space of the layer at its best start."""
+    """The gains themselves: the gradient's energy in the tangent space of the layer at its best start."""
     return offer.gains
 
 
@@ -177,5 +177,5 @@ def _row(path: str, probe: Probe, offer: Offer, index: int, scale: float) -> Row
 
 
 def _full(probe: Probe, paths: Iterable[str]) -> int:
-    """The number of values of the full weights of these layers."""
+    """The number of values in the full weights of these layers."""
     return sum(math.prod(probe.layers[path].shape) for path in paths)

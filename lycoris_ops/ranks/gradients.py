@@ -1,7 +1,7 @@
-"""The gradients of a model's weights, summed over batches beside the model, which stays as it is.
+"""Sum the gradients of a model's weights over batches, without changing the model.
 
-They are formed from the inputs of a layer and the gradients of its outputs, so that neither the weight needs
-a gradient nor its storage matters: frozen and quantised weights have the same gradient as others.
+They are computed from a layer's inputs and the gradients of its outputs. So it does not matter whether the
+weight is frozen or quantised.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..maths import chance
 from ..modules import Site, Statistics
 
 DIRECTIONS = 32
-"""How many random directions the gradients of two halves of the batches are compared in."""
+"""The number of random directions that compare the gradients of two halves of the batches."""
 
 Loss = Callable[[Any, Any], Tensor]
 """Called with the model and a batch: the loss of the batch, a scalar with a graph."""
@@ -33,7 +33,7 @@ Add = Callable[[Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class Sums:
-    """What one pass over the batches gives; all tensors are float32."""
+    """The result of one pass over the batches. All tensors are float32."""
 
     gradients: dict[str, Tensor]
     """The mean gradient (O, I, *kernel) of each weight by path; zeros where no batch reaches the layer."""
@@ -96,8 +96,8 @@ def summed(
 def check_seen(module: nn.Module, sites: Iterable[Site]) -> None:
     """Raise PlanError for a layer without values in memory whose gradient no pass would show.
 
-    Hooks of accelerate load offloaded weights within each pass. What goes into a linear layer and comes out
-    of it is seen all the same, but norms and the like are judged by the gradient of the weight itself.
+    Hooks of accelerate load offloaded weights within each pass. A linear layer's inputs and outputs are
+    visible all the same, but norms and the like need the gradient of the weight itself.
     """
     inside = {
         id(inner) for outer in module.modules() if hasattr(outer, "_hf_hook") for inner in outer.modules()
@@ -133,7 +133,7 @@ class _Sum:
     def __init__(self, site: Site) -> None:
         self.site = site
         weight = cast("Tensor", getattr(site.module, site.weight))
-        # An offloaded weight is where its gradient comes, once it does.
+        # The device of an offloaded weight is known only when its gradient comes.
         device = torch.device("cpu") if weight.is_meta else weight.device
         self.gradient = torch.zeros(site.shape, dtype=torch.float32, device=device)
         self.reached = False
@@ -167,7 +167,7 @@ class _Sum:
             product.add_weight_gradient(self.gradient, product.padded(given), gradient)
 
     def _move(self, device: torch.device) -> None:
-        """Let the sums be on another device."""
+        """Move the sums to another device."""
         if device == self.gradient.device:
             return
         self.gradient = self.gradient.to(device)
@@ -176,11 +176,11 @@ class _Sum:
             self.projected = [each.to(device) for each in self.projected]
 
     def project(self, *, half: int) -> None:
-        """Give to a half of the batches what came since the last call."""
+        """Add what came since the last call to one half of the batches."""
         if not self.projected or not self._came:
             return
         self._came = False
-        # The sum is projected, and not every input: these are more vectors, as a rule, than it has rows.
+        # Project the sum rather than each input: there are usually more inputs than rows.
         with torch.autocast(self.gradient.device.type, enabled=False):
             whole = self.gradient.flatten(1) @ self._directions
         self.projected[half] += whole - self.projected[0] - self.projected[1]
@@ -197,9 +197,9 @@ def _halves(projected: Sequence[Sequence[Tensor]]) -> tuple[float, float, float]
 
 
 class _Tap(torch.autograd.Function):
-    """The output of a layer unchanged, which hands the layer's input and the output's gradient to a sum.
+    """Pass a layer's output through unchanged, and hand its input and the output's gradient to a sum.
 
-    The input is saved as autograd saves it: it is checked for changes in place, and recomputed under gradient
+    Autograd saves the input, so it is checked for changes in place and recomputed under gradient
     checkpointing. `token` requires a gradient, so that the output does where nothing before it does.
     """
 
@@ -207,7 +207,7 @@ class _Tap(torch.autograd.Function):
     def forward(ctx: Any, output: Tensor, given: Tensor, token: Tensor, add: Add) -> Tensor:
         ctx.save_for_backward(given)
         ctx.add = add
-        # A copy: what a function returns as a view may not be changed in place by the model.
+        # A copy: the model may change it in place, which torch forbids for a view.
         return output.clone()
 
     @staticmethod
@@ -244,9 +244,9 @@ def _tapped(module: nn.Module, sums: Mapping[str, _Sum]) -> Generator[None]:
 
 
 def _frozen(module: nn.Module, stack: ExitStack) -> None:
-    """Take the gradient from all parameters until the stack unwinds, and keep statistics as they are.
+    """Freeze all parameters and running statistics until the stack unwinds.
 
-    The flags are given back by the parameters' places: hooks may have put others there.
+    The flags are restored by name, since hooks may have replaced the parameters.
     """
     for inner in module.modules():
         for name, parameter in inner.named_parameters(recurse=False):
@@ -257,7 +257,7 @@ def _frozen(module: nn.Module, stack: ExitStack) -> None:
 
 
 def _released(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    """Give a parameter its gradient back, and what hooks that offload weights have put in its place."""
+    """Unfreeze a parameter, and the one that an offloading hook has put in its place."""
     parameter.requires_grad_(True)
     cast("nn.Parameter", getattr(module, name)).requires_grad_(True)
 

@@ -1,4 +1,4 @@
-"""A plan as a picture."""
+"""Draw a plan."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SHOWN = 60
-"""The most layers of a plan that are drawn: those with the most parameters."""
+"""The most layers that are drawn: those with the most parameters."""
 
 
 def draw_plan(plan: Plan, path: str | os.PathLike[str]) -> None:

@@ -1,4 +1,4 @@
-"""Plans: for each layer its algorithm, rank and alpha, as data that can be read, edited and kept."""
+"""Plans: the algorithm, rank and alpha of each layer, as data to read, edit and keep."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ KINDS = declaring(Trained)
 FORM = 1
 """The version of the JSON."""
 FIRM = 1 / 3
-"""How far the gradients of two halves of a probe's batches have to agree, as a cosine c, to be no chance.
-
-Below a third more than half of the energy of the mean of all is chance: 2 c / (1 + c) of it is not."""
+"""The least cosine c between the gradients of two halves of a probe's batches that is not called chance. The
+signal's share of the mean's energy is 2 c / (1 + c): below a third, more than half is noise."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one layer of a model gets."""
+    """The plan for one layer."""
 
     path: str
     algorithm: str
@@ -43,7 +42,7 @@ class Row:
     alpha: float | None
     """The scale times the rank, or the scale itself where there is no rank."""
     parameters: int
-    """How many values it has: those that are trained, which a file holds."""
+    """The number of its trained values, which the file holds."""
     gain: float | None = None
     """The gain expected of it, as a share of ||G||^2 of all layers of the probe (see `ranks.offers`);
     None where it is not known."""
@@ -74,7 +73,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """What each layer of a model gets, layer by layer; immutable.
+    """The plan of a model, layer by layer; immutable.
 
     `energy` is ||G||^2 of the layers that were probed. `left_out` names the layers that get nothing, and
     `full` counts the parameters of the full weights of all layers. `dtype` is that of the file, in which
@@ -139,14 +138,14 @@ class Plan:
         old = next((row for row in self.rows if row.path == path), None) or self._blank(path)
         kind = KINDS.get(changes.get("algorithm", old.algorithm))
         if kind is not None and "factor" not in kind.init_options():
-            # That of the row was for another kind.
+            # The old factor was for another kind.
             changes.setdefault("factor", None)
         new = replace(old, **changes)
         _check_row(new)
         if "alpha" not in changes:
             new = replace(new, alpha=old.scale * (new.rank or 1))
         if "algorithm" in changes and "lr" not in changes:
-            # At the start of an offer every kind wants the rate of LoRA.
+            # Started from an offer, every kind trains at LoRA's rate.
             other = KINDS[new.algorithm]
             new = replace(new, lr=1.0 if issubclass(other, Planned) else other.fresh_rate)
         known = None if self.probe is None else self.probe.gain_of(path, new.algorithm, new.factor, new.rank)
@@ -166,7 +165,7 @@ class Plan:
         return Row(path=path, algorithm="lora", shape=shape, rank=1, alpha=scale, parameters=0)
 
     def without(self, *paths: str) -> Plan:
-        """The plan in which these layers get nothing."""
+        """The plan without these layers."""
         for path in paths:
             _ = self[path]
         rows = tuple(row for row in self.rows if row.path not in paths)
@@ -244,7 +243,7 @@ class Plan:
 
 
 def count(layer: Layer) -> int:
-    """The number of values of a layer that are trained."""
+    """The number of trained values of a layer."""
     trained = layer.factors()
     return sum(tensor.numel() for name, tensor in layer.tensors().items() if name in trained)
 
@@ -293,7 +292,7 @@ def _row(read: Any) -> Row:
     row = Row(**values)
     _check_row(row)
     counted = count(row.start())
-    # A row that was edited: nothing is known of its gain.
+    # The row was edited, so its gain is unknown.
     return row if counted == row.parameters else replace(row, parameters=counted, gain=None)
 
 

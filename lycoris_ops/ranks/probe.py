@@ -1,4 +1,4 @@
-"""A probe: what each layer of a model could gain from some batches, and from where it would start."""
+"""Probe a model: what each layer could gain from some batches, and where it would start."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PROBE = "lycoris_probe"
 
 @dataclass(frozen=True, eq=False)
 class Probed:
-    """What a probe knows of one layer."""
+    """The measurements of one layer."""
 
     shape: Shape
     kind: str
@@ -95,7 +95,7 @@ class Probe:
         found = self._offer(path, algorithm, factor, rank)
         if found is None:
             return None
-        # A rank above the highest gains no less than that.
+        # A rank above the highest measured one gains at least as much.
         return max(g for r, g in zip(found.ranks, found.gains, strict=True) if r is None or r <= (rank or r))
 
     def _offer(self, path: str, algorithm: str, factor: int | None, rank: int | None) -> Offer | None:
@@ -113,7 +113,7 @@ class Probe:
         """Write the probe to a safetensors file, whole or not at all. Raises WriteError where it cannot."""
         place = safetensors_path(path)
         tensors: dict[str, Tensor] = {}
-        # With the tensors themselves, so that none is given the number of one that is gone.
+        # With the tensors themselves, since the id of a freed tensor may be used again.
         names: dict[int, tuple[str, Tensor]] = {}
 
         def keep(tensor: Tensor) -> str:
@@ -303,7 +303,7 @@ def _probed(site: Site, values: Tensor, kinds: Sequence[str], largest: int, seed
 def _on_cpu(offer: Offer, moved: dict[int, Tensor]) -> Offer:
     """The offer with its start on the CPU; a start that several offers have is moved once."""
     for tensor in offer.start.values():
-        # As a tensor of its own: a view would keep the decomposition that it was cut from.
+        # Copied, since a view would keep the whole decomposition in memory.
         moved.setdefault(id(tensor), tensor.to("cpu", copy=True).contiguous())
     return replace(offer, start={name: moved[id(tensor)] for name, tensor in offer.start.items()})
 

@@ -1,4 +1,4 @@
-"""How large an adapter is to be, as values: what planning, resizing and extraction are asked for."""
+"""Sizes of adapters, as values that planning, resizing and extraction take."""
 
 from __future__ import annotations
 
@@ -83,12 +83,12 @@ class Budget:
 
 
 Size = Rank | Energy | Ratio | Budget | Literal["auto"]
-"""What a caller may ask for. "auto" stops at the knee of the gain: where the next parameters would gain less
-each than the parameters of the full weights gain on the average."""
+"""The sizes that a caller can ask for. "auto" stops at the knee of the gain: where the next parameter would
+gain less than the average parameter of the full weights."""
 
 
 TEXTS = "auto, 50MB, 2000000, rank 16, 90% or 1/100"
-"""What `parse_size` reads."""
+"""Examples of the texts that `parse_size` reads."""
 
 
 def parse_size(text: str) -> Size:
@@ -116,7 +116,7 @@ def parse_size(text: str) -> Size:
 
 
 def check_size(size: object) -> Size:
-    """The size itself. Raises PlanError for anything else, and names what a bare number could have meant."""
+    """Return the size. Raises PlanError for anything else, and says what a bare number could have meant."""
     if isinstance(size, (Rank, Energy, Ratio, Budget)) or size == "auto":
         return cast("Size", size)
     raise PlanError(

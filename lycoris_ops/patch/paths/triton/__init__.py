@@ -98,7 +98,7 @@ class Term:
     first: Factor
     second: Factor = ()
     offset: int = 0
-    """The row of the term that is added to the first of its rows of the weight."""
+    """The term's row that is added to the first of its rows of the weight."""
     block: tuple[int, int] = (1, 1)
     """The number of rows and of columns that share one value of the first factor."""
     period: tuple[int, int] = (ONCE, ONCE)
