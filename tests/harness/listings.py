@@ -20,7 +20,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -61,6 +61,10 @@ class Listing:
     metadata: Mapping[str, str]
     values: Mapping[str, float]
     """Scalars whose value is known."""
+    belongs: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Where some layers belong, by diffusers' conversions (Apache-2.0).
+
+    Each has the path in the model, and the first of its rows and the end where it is not all of them."""
     note: str = ""
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from layers import rand
-from safetensors.torch import save_file
 from torch import Tensor
+from written import changes, read
 
 import lycoris_ops as lyc
 
@@ -38,28 +38,6 @@ FLUX = {
 def pair(out: int, inputs: int, rank: int, up: str, down: str) -> dict[str, Tensor]:
     """The factors of a LoRA under these two keys."""
     return {up: rand(out, rank), down: rand(rank, inputs)}
-
-
-def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> lyc.Adapter:
-    save_file(tensors, path / "x.safetensors", metadata=metadata)
-    return lyc.load_adapter(path / "x.safetensors")
-
-
-def changes(adapter: lyc.Adapter, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The change of each weight, from patching random float64 weights. Every layer must be applied."""
-    resolution = lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), shapes)
-    resolution.check(strict=True)
-    found: dict[str, Tensor] = {}
-    for key, pairs in resolution.pairs().items():
-        weight = torch.randn(shapes[key], dtype=torch.float64)
-        patched = lyc.patch_(weight.clone(), [(match.read(adapter), 1.0) for _, match in pairs])
-        if patched.shape == weight.shape:
-            found[key] = patched - weight
-        else:
-            larger = torch.zeros_like(patched)
-            larger[tuple(slice(size) for size in weight.shape)] = weight
-            found[key] = patched - larger
-    return found
 
 
 def close(found: Tensor, wanted: Tensor) -> None:
@@ -88,14 +66,14 @@ def test_kohyas_split_qkv_is_as_strong_as_it_was_trained(
         f"lora_unet_{name}.alpha": torch.tensor(alpha),
     }
     metadata = {"ss_network_args": json.dumps({"split_qkv": "True"}), "ss_network_dim": str(rank)}
-    (delta,) = changes(write(tmp_path, tensors, metadata), FLUX).values()
+    (delta,) = changes(read(tmp_path, tensors, metadata=metadata), FLUX).values()
     close(delta, trained)
-    (weaker,) = changes(write(tmp_path, tensors), FLUX).values()
+    (weaker,) = changes(read(tmp_path, tensors), FLUX).values()
     close(weaker, trained / len(shares))
     # An up factor that is not block-diagonal, as after resizing, makes an ordinary layer in spite of the
     # metadata.
     mixed = {**tensors, f"lora_unet_{name}.lora_up.weight": torch.block_diag(*ups) + 0.1}
-    (ordinary,) = changes(write(tmp_path, mixed, metadata), FLUX).values()
+    (ordinary,) = changes(read(tmp_path, mixed, metadata=metadata), FLUX).values()
     product = mixed[f"lora_unet_{name}.lora_up.weight"] @ torch.cat(downs)
     close(ordinary, alpha / (rank * len(shares)) * product)
 
@@ -113,7 +91,7 @@ def test_kohyas_oft_of_flux_rotates_each_part_of_the_rows(tmp_path: Path) -> Non
         f"{name}.alpha": torch.tensor(1e-3),
         "oft_unet_double_blocks_0_img_attn_proj.oft_blocks.0": rand(4, 6, 6),
     }
-    adapter = write(tmp_path, tensors)
+    adapter = read(tmp_path, tensors)
     resolution = lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), FLUX)
     resolution.check(strict=True)
     key = "diffusion_model.single_blocks.0.linear1.weight"
@@ -142,7 +120,7 @@ def test_bfl_control_widens_the_input_sets_norms_and_changes_biases(tmp_path: Pa
         "double_blocks.0.img_attn.norm.query_norm.scale": rand(6),
         "double_blocks.0.img_attn.norm.key_norm.scale": rand(6),
     }
-    adapter = write(tmp_path, tensors)
+    adapter = read(tmp_path, tensors)
     assert adapter.dialect == "bfl control"
     found = changes(adapter, shapes)
     product = tensors["img_in.lora_B.weight"] @ tensors["img_in.lora_A.weight"]
@@ -175,7 +153,7 @@ def test_xlabs_and_uso_processors(tmp_path: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for name, (_, rows, inputs) in names.items():
         tensors |= pair(rows[1], inputs, 2, f"{name}.up.weight", f"{name}.down.weight")
-    adapter = write(tmp_path, tensors)
+    adapter = read(tmp_path, tensors)
     assert adapter.dialect == "xlabs"
     found = changes(adapter, FLUX)
     for name, (path, rows, _) in names.items():
@@ -208,7 +186,7 @@ def test_one_layer_under_every_tools_name(tmp_path: Path, prefix: str, suffix: s
     if suffix == "lora.{}.weight":
         up, down = "up", "down"
     tensors = pair(24, 24, 2, f"{prefix}.{suffix.format(up)}", f"{prefix}.{suffix.format(down)}")
-    found = changes(write(tmp_path, tensors), FLUX)
+    found = changes(read(tmp_path, tensors), FLUX)
     first, second = tensors.values()
     close(found["diffusion_model.double_blocks.0.img_attn.proj.weight"], first @ second)
 
@@ -224,7 +202,7 @@ def test_the_change_of_a_modulation_parameter(tmp_path: Path) -> None:
         "diffusion_model.blocks.0.norm3.diff": rand(8),
         "diffusion_model.blocks.0.norm3.diff_b": rand(8),
     }
-    found = changes(write(tmp_path, tensors), shapes)
+    found = changes(read(tmp_path, tensors), shapes)
     close(found["diffusion_model.blocks.0.modulation"], tensors["diffusion_model.blocks.0.diff_m"])
     close(found["diffusion_model.blocks.0.norm3.weight"], tensors["diffusion_model.blocks.0.norm3.diff"])
     close(found["diffusion_model.blocks.0.norm3.bias"], tensors["diffusion_model.blocks.0.norm3.diff_b"])
@@ -239,7 +217,7 @@ def test_pefts_magnitude_is_for_outputs_whatever_its_shape(tmp_path: Path, suffi
     shapes = {"diffusion_model.a.weight": (6, 6, 1, 1)}
     tensors = pair(6, 6, 2, "diffusion_model.a.lora_B.weight", "diffusion_model.a.lora_A.weight")
     tensors[f"diffusion_model.a.{suffix}"] = magnitude = 1 + torch.rand(1, 6, 1, 1)
-    adapter = write(tmp_path, tensors)
+    adapter = read(tmp_path, tensors)
     weight = torch.randn(6, 6, 1, 1, dtype=torch.float64)
     found = weight + adapter.layers["diffusion_model.a"].delta(weight)
     first, second, _ = tensors.values()
@@ -253,7 +231,7 @@ def test_a_magnitude_whose_name_was_half_converted_is_joined_to_its_layer(tmp_pa
     """The magnitude's key has a dot where the other keys of the layer have kohya's underscore."""
     tensors = pair(6, 6, 2, "lora_unet_a_to_q.lora_up.weight", "lora_unet_a_to_q.lora_down.weight")
     tensors["lora_unet_a.to_q.lora_magnitude_vector"] = torch.ones(6)
-    adapter = write(tmp_path, tensors)
+    adapter = read(tmp_path, tensors)
     assert set(adapter.info) == {"lora_unet_a_to_q"} and not adapter.unused_keys
     assert adapter.layers["lora_unet_a_to_q"].additive() is None
 
@@ -265,7 +243,7 @@ def test_onetrainers_scaled_oft(tmp_path: Path) -> None:
     """
     values = rand(3, 6)
     tensors = {"transformer.a.oft_R.weight": values, "transformer.a.oft_R.scaled_oft": torch.tensor(True)}
-    adapter = write(tmp_path, tensors)
+    adapter = read(tmp_path, tensors)
     weight = torch.randn(5, 12, dtype=torch.float64)
     rotations: list[Tensor] = []
     for row in values.double():
@@ -285,7 +263,7 @@ def test_bundled_embeddings_are_named_in_the_report_and_not_applied(tmp_path: Pa
         "bundle_emb.other.clip_l": rand(1, 8),
         "bundle_emb.other.clip_g": rand(1, 8),
     }
-    adapter = write(tmp_path, tensors)
+    adapter = read(tmp_path, tensors)
     assert adapter.embeddings == ("my_word", "other") and not adapter.unused_keys
     report = lyc.describe(
         lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), {"diffusion_model.a.weight": (24, 24)})
@@ -303,7 +281,7 @@ def test_old_attention_processors_of_diffusers(tmp_path: Path) -> None:
     for name in ("to_q", "to_k", "to_v", "to_out"):
         place = f"{root}.processor.{name}_lora"
         tensors |= pair(8, 8, 2, f"{place}.up.weight", f"{place}.down.weight")
-    found = changes(write(tmp_path, tensors), shapes)
+    found = changes(read(tmp_path, tensors), shapes)
     assert set(found) == set(shapes)
     to_out = f"{root}.processor.to_out_lora"
     close(
@@ -316,7 +294,7 @@ def tlora(folder: Path, args: dict[str, Any]) -> tuple[lyc.Layer, dict[str, Tens
     """A layer from a file whose metadata hold these network arguments, and its tensors by suffix."""
     tensors = {"q_layer.weight": rand(2, 8), "p_layer.weight": rand(6, 2), "lambda_layer": rand(1, 2)}
     named = {f"lycoris_a.{suffix}": tensor for suffix, tensor in tensors.items()}
-    return write(folder, named, {"ss_network_args": json.dumps(args)}).layers["lycoris_a"], tensors
+    return read(folder, named, metadata={"ss_network_args": json.dumps(args)}).layers["lycoris_a"], tensors
 
 
 @pytest.mark.parametrize("start", ["principal", "last"])

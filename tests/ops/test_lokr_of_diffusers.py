@@ -18,8 +18,10 @@ from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DMo
 from diffusers.models.transformers.transformer_z_image import ZImageTransformer2DModel
 from peft import LoKrConfig, get_peft_model_state_dict
 from peft.tuners.lokr.layer import LoKrLayer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from written import adapter as adapter_of
+from written import changes as weight_changes
 
 import lycoris_ops as lyc
 from lycoris_ops.names.architectures import DIFFUSERS_LOKR
@@ -157,12 +159,6 @@ def product(tensors: Tensors) -> Tensor:
     return scale * torch.kron(w1, w2)
 
 
-def source(folder: Path, layers: Mapping[str, Tensors]) -> lyc.Adapter:
-    path = folder / "source.safetensors"
-    save_file({f"{name}.{suffix}": t for name, ts in layers.items() for suffix, t in ts.items()}, path)
-    return lyc.load_adapter(path)
-
-
 def random_adapter(
     folder: Path, model: Model, names: tuple[str, ...], form: str
 ) -> tuple[lyc.Adapter, dict[str, Tensor]]:
@@ -181,7 +177,7 @@ def random_adapter(
             layers[f"diffusion_model.{path}"], own[path] = tensors, product(tensors)
         else:
             layers[f"transformer.{name}"], parts[name] = tensors, product(tensors)
-    return source(folder, layers), {**own, **on_the_host(model, parts)}
+    return adapter_of(folder, layers), {**own, **on_the_host(model, parts)}
 
 
 def written(adapter: lyc.Adapter, model: Model, folder: Path, **options: Any) -> lyc.Adapter:
@@ -221,14 +217,8 @@ def on_the_host(model: Model, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def applied(adapter: lyc.Adapter, model: Model) -> dict[str, Tensor]:
     """The changes of ComfyUI's weights that this library computes."""
-    resolution = lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), model.keys)
-    resolution.check(strict=True)
-    found: dict[str, Tensor] = {}
-    for key, pairs in resolution.pairs().items():
-        layers = [(match.read(entry.adapter), match.strength) for entry, match in pairs]
-        path = key.removeprefix("diffusion_model.").removesuffix(".weight")
-        found[path] = lyc.patch_(torch.zeros(model.keys[key], dtype=torch.float64), layers)
-    return found
+    found = weight_changes(adapter, model.keys)
+    return {key.removeprefix("diffusion_model.").removesuffix(".weight"): t for key, t in found.items()}
 
 
 def assert_same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
@@ -307,7 +297,7 @@ def test_a_scale_is_multiplied_into_w1_which_may_become_float32(tmp_path: Path, 
     made = {name: factors((W, W), "low") for name in ("layers.0.attention.to_q", "layers.0.attention.to_k")}
     made["layers.0.attention.to_k"]["alpha"] = torch.tensor(1.0)
     made = {n: {s: t if s == "alpha" else t.to(dtype) for s, t in ts.items()} for n, ts in made.items()}
-    adapter = source(tmp_path, {f"transformer.{name}": tensors for name, tensors in made.items()})
+    adapter = adapter_of(tmp_path, {f"transformer.{name}": tensors for name, tensors in made.items()})
     result = lyc.save_adapter(adapter, tmp_path / "out.safetensors", "diffusers", model=Z_IMAGE.keys)
     assert "alpha / rank multiplied into a factor of 2 layers" in result.changes
     assert "1 of these factors in float32, as their dtype does not hold the product" in result.changes
@@ -324,7 +314,9 @@ def test_a_fused_layer_of_z_image_is_split_where_its_parts_are_products(tmp_path
     """diffusers cannot fuse this model's attention. Here w1 has whole rows for each of q, k and v."""
     torch.manual_seed(0)
     tensors = {"lokr_w1": torch.randn(12, 4), "lokr_w2": torch.randn(8, 8)}
-    file = written(source(tmp_path, {"diffusion_model.layers.0.attention.qkv": tensors}), Z_IMAGE, tmp_path)
+    file = written(
+        adapter_of(tmp_path, {"diffusion_model.layers.0.attention.qkv": tensors}), Z_IMAGE, tmp_path
+    )
     found = loaded(Z_IMAGE, file.path)
     assert found.keys() == {f"layers.0.attention.to_{part}" for part in "qkv"}
     assert_same(on_the_host(Z_IMAGE, found), {"layers.0.attention.qkv": product(tensors)})
@@ -378,7 +370,7 @@ OTHER = replace(
 def test_what_diffusers_cannot_hold_is_refused_by_name(
     tmp_path: Path, model: Model, layers: Mapping[str, Tensors], message: str
 ) -> None:
-    adapter = source(tmp_path, {f"diffusion_model.{name}": tensors for name, tensors in layers.items()})
+    adapter = adapter_of(tmp_path, {f"diffusion_model.{name}": tensors for name, tensors in layers.items()})
     with pytest.raises(lyc.LayerError, match=message) as caught:
         written(adapter, model, tmp_path)
     assert "comfy" in str(caught.value) and not (tmp_path / "out" / "diffusers.safetensors").exists()
@@ -388,11 +380,11 @@ def test_without_a_model_or_for_a_text_encoder_it_is_refused(tmp_path: Path) -> 
     name = "layers.0.attention.to_k"
     with pytest.raises(lyc.LayerError, match=r"reads lokr for .*not known.*given as the model"):
         lyc.save_adapter(
-            source(tmp_path, {f"transformer.{name}": LOW}), tmp_path / "no.safetensors", "diffusers"
+            adapter_of(tmp_path, {f"transformer.{name}": LOW}), tmp_path / "no.safetensors", "diffusers"
         )
     path = "model.layers.0.self_attn.o_proj"
     keys = {**Z_IMAGE.keys, f"text_encoders.qwen3_4b.transformer.{path}.weight": (W, W)}
-    adapter = source(tmp_path, {f"text_encoders.qwen3_4b.transformer.{path}": LOW})
+    adapter = adapter_of(tmp_path, {f"text_encoders.qwen3_4b.transformer.{path}": LOW})
     with pytest.raises(lyc.LayerError, match=r"reads lokr for .*transformers of some models"):
         lyc.save_adapter(adapter, tmp_path / "no.safetensors", "diffusers", model=keys)
 

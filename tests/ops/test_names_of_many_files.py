@@ -18,6 +18,7 @@ from diffusers.loaders import lora_conversion_utils as loras
 from layers import loha, lokr, lora, rand
 from safetensors.torch import save_file
 from torch import Tensor
+from written import changes, read, resolved
 
 import lycoris_ops as lyc
 from lycoris_ops.names.blocks import Blocks
@@ -26,27 +27,6 @@ from lycoris_ops.names.targets import Targets
 
 Shapes = dict[str, tuple[int, ...]]
 Tensors = dict[str, Tensor]
-
-
-def write(folder: Path, tensors: Mapping[str, Tensor], name: str = "x") -> lyc.Adapter:
-    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / f"{name}.safetensors")
-    return lyc.load_adapter(folder / f"{name}.safetensors")
-
-
-def resolved(adapter: lyc.Adapter, model: Shapes) -> lyc.Resolution:
-    return lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), model)
-
-
-def changes(adapter: lyc.Adapter, model: Shapes) -> Tensors:
-    """The change of each weight of a model in float64. Every layer must be applied, or repeat another."""
-    resolution = resolved(adapter, model)
-    resolution.check(strict=True)
-    return {
-        key: lyc.patch_(
-            torch.zeros(model[key], dtype=torch.float64), [(match.read(adapter), 1.0) for _, match in pairs]
-        )
-        for key, pairs in resolution.pairs().items()
-    }
 
 
 def close(found: Tensors, wanted: Mapping[str, Tensor], tolerance: float = 1e-6) -> None:
@@ -95,7 +75,7 @@ def named(model: Shapes, spell: str) -> dict[str, str]:
 def test_what_stands_in_front_of_every_path_is_left_out(tmp_path: Path, spell: str, model: Shapes) -> None:
     names = named(model, spell)
     tensors = {f"{name}.{k}": t for name, key in names.items() for k, t in lora(model[key], 2).items()}
-    adapter = write(tmp_path, tensors)
+    adapter = read(tmp_path, tensors)
     wanted = {
         key: tensors[f"{name}.lora_up.weight"].double() @ tensors[f"{name}.lora_down.weight"].double()
         for name, key in names.items()
@@ -125,7 +105,7 @@ def test_words_that_tools_have_for_the_factors(tmp_path: Path, down: str, up: st
     first, second = rand(2, 8), rand(8, 2)
     layer = "pipe.dit.blocks.0.self_attn.q"
     tensors = {f"{layer}.{down}": first, f"{layer}.{up}": second}
-    adapter = write(tmp_path, tensors)
+    adapter = read(tmp_path, tensors)
     assert not adapter.unused_keys
     close(changes(adapter, WAN), {key: second.double() @ first.double()})
 
@@ -137,13 +117,13 @@ def test_an_encoders_layers_never_land_on_the_diffusion_model(tmp_path: Path) ->
         separator = "." if "." in front else "_"
         names = [f"{front}layers.{n}.self_attn.q_proj".replace(".", separator) for n in range(2)]
         tensors = {f"{name}.{k}": t for name in names for k, t in lora((8, 8), 2).items()}
-        (entry,) = resolved(write(tmp_path, tensors), model).entries
+        (entry,) = resolved(read(tmp_path, tensors), model).entries
         assert not entry.matches and not entry.front
     # With the encoder there, what is in front of its own paths may go.
     with_clip = {**model, CLIP: (8, 8)}
     name = "my.clip.text_model.encoder.layers.0.self_attn.q_proj"
     tensors = {f"{name}.{k}": t for k, t in lora((8, 8), 2).items()}
-    (entry,) = resolved(write(tmp_path, tensors), with_clip).entries
+    (entry,) = resolved(read(tmp_path, tensors), with_clip).entries
     assert [match.key for match in entry.matches] == [CLIP]
 
 
@@ -161,7 +141,7 @@ def test_an_adapter_of_another_model_still_matches_nothing(tmp_path: Path) -> No
     for spell, words in {"lora_unet_{1}": known, "pipe.dit.{0}": unknown, "transformer.{0}": known}.items():
         tensors = {f"{name}.{k}": t for name in named(FLUX, spell) for k, t in lora((8, 8), 2).items()}
         with pytest.raises(lyc.MatchError, match=words):
-            resolved(write(tmp_path, tensors), sd15).check()
+            resolved(read(tmp_path, tensors), sd15).check()
 
 
 def test_a_front_counts_for_most_of_a_file_or_not_at_all(tmp_path: Path) -> None:
@@ -171,14 +151,14 @@ def test_a_front_counts_for_most_of_a_file_or_not_at_all(tmp_path: Path) -> None
     halves = [f"x.{paths[0]}", f"x.{paths[1]}", f"y.{paths[2]}", f"y.{paths[3]}"]
     for names, found in ((most, 3), (halves, 0)):
         tensors = {f"{name}.{k}": t for name in names for k, t in lora((8, 8), 2).items()}
-        (entry,) = resolved(write(tmp_path, tensors), WAN).entries
+        (entry,) = resolved(read(tmp_path, tensors), WAN).entries
         assert entry.count() == found
 
 
 def test_a_front_that_leaves_two_meanings_is_none(tmp_path: Path) -> None:
     """Both `b.c` and `c` are layers of the model."""
     tensors = {f"a.b.c.{k}": t for k, t in lora((8, 8), 2).items()}
-    (entry,) = resolved(write(tmp_path, tensors), {"b.c.weight": (8, 8), "c.weight": (8, 8)}).entries
+    (entry,) = resolved(read(tmp_path, tensors), {"b.c.weight": (8, 8), "c.weight": (8, 8)}).entries
     assert not entry.matches and [left.layer for left in entry.unmatched] == ["a.b.c"]
 
 
@@ -236,8 +216,8 @@ def test_diffsynths_rows_of_minimax_h3_are_those_of_diffusers(tmp_path: Path, wo
         tensors[f"{path}.lora_A.{word}weight"] = rand(2, inputs)
         tensors[f"{path}.lora_B.{word}weight"] = rand(outputs, 2)
     theirs = loras._convert_non_diffusers_minimax_h3_lora_to_diffusers(dict(tensors))
-    ours = changes(write(tmp_path, tensors), H3)
-    close(ours, changes(write(tmp_path, theirs, "theirs"), H3))
+    ours = changes(read(tmp_path, tensors), H3)
+    close(ours, changes(read(tmp_path, theirs, "theirs"), H3))
     assert len(ours) == len(H3)
 
 
@@ -247,7 +227,7 @@ def test_rows_that_make_no_whole_heads_are_an_error(tmp_path: Path) -> None:
         "blocks.0.attn.qkv_proj.lora_B.default.weight": rand(30, 2),
     }
     with pytest.raises(lyc.LayerError, match=r"blocks\.0\.attn\.qkv_proj.*head by head.*30 rows.*128"):
-        write(tmp_path, tensors)
+        read(tmp_path, tensors)
 
 
 # Z-Image, whose query, key and value are one weight in the host.
@@ -277,11 +257,11 @@ def z_image(rank: int = 2) -> tuple[Tensors, Tensors]:
 def test_split_and_fused_copies_are_applied_once(tmp_path: Path) -> None:
     """diffusers leaves out the fused copies of such a file, see its issue 13203."""
     split, copies = z_image()
-    adapter = write(tmp_path, {**split, **copies})
+    adapter = read(tmp_path, {**split, **copies})
     theirs = loras._convert_non_diffusers_z_image_lora_to_diffusers({**split, **copies})
     ours = changes(adapter, Z_IMAGE)
-    close(ours, changes(write(tmp_path, theirs, "theirs"), Z_IMAGE))
-    close(ours, changes(write(tmp_path, split, "split"), Z_IMAGE))
+    close(ours, changes(read(tmp_path, theirs, "theirs"), Z_IMAGE))
+    close(ours, changes(read(tmp_path, split, "split"), Z_IMAGE))
     (entry,) = resolved(adapter, Z_IMAGE).entries
     assert set(entry.copies) == {f"{LAYER}.to.{x}" for x in "qkv"} | {f"{LAYER}.to_out.0"}
     assert "4 layers repeat others of the file and are applied once" in lyc.describe(lyc.Resolution((entry,)))
@@ -299,7 +279,7 @@ def test_copies_under_two_tools_names_are_applied_once(tmp_path: Path, dtype: to
     first = {f"{kohya}.lora_down.weight": down, f"{kohya}.lora_up.weight": up, f"{kohya}.alpha": alpha}
     scaled = (up.float() * 1.7 / 3).to(dtype)
     second = {f"{diffusers}.lora_A.weight": down.clone(), f"{diffusers}.lora_B.weight": scaled}
-    ours = changes(write(tmp_path, {**first, **second}), FLUX)
+    ours = changes(read(tmp_path, {**first, **second}), FLUX)
     wanted = {"diffusion_model.double_blocks.0.img_attn.proj.weight": 1.7 / 3 * (up.double() @ down.double())}
     close(ours, wanted, 2e-2 if dtype is torch.bfloat16 else 1e-6)
 
@@ -314,19 +294,19 @@ def test_copies_of_every_kind_are_compared(tmp_path: Path, kind: str) -> None:
     }[kind]()
     names = ("lora_unet_double_blocks_0_img_attn_proj", "diffusion_model.double_blocks.0.img_attn.proj")
     tensors = {f"{name}.{k}": t.clone() for name in names for k, t in made.items()}
-    (entry,) = resolved(write(tmp_path, tensors), FLUX).entries
+    (entry,) = resolved(read(tmp_path, tensors), FLUX).entries
     assert len(entry.matches) == len(entry.copies) == 1
     changed = next(key for key in tensors if key.startswith(names[1]) and tensors[key].ndim > 1)
     tensors[changed] = tensors[changed] * 1.1
     with pytest.raises(lyc.MatchError, match="change it differently"):
-        resolved(write(tmp_path, tensors, "y"), FLUX)
+        resolved(read(tmp_path, tensors, "y"), FLUX)
 
 
 def test_different_changes_of_the_same_rows_show_both_keys(tmp_path: Path) -> None:
     split, copies = z_image()
     copies[f"{LAYER}.qkv.lora.up.weight"][3, 1] += 0.01
     with pytest.raises(lyc.MatchError) as caught:
-        resolved(write(tmp_path, {**split, **copies}), Z_IMAGE)
+        resolved(read(tmp_path, {**split, **copies}), Z_IMAGE)
     message = str(caught.value)
     assert f"{LAYER}.qkv.lora.down.weight" in message and f"{LAYER}.to.q.lora.down.weight" in message
     assert "differently" in message and "attention.qkv.weight" in message
@@ -425,7 +405,7 @@ def test_loha_and_lokr_as_trainers_write_them(
     for number, file in enumerate(files):
         named = dict(zip(keys, file, strict=True))
         tensors = {f"{name}.{k}": t for name, (own, _) in named.items() for k, t in own.items()}
-        found = changes(write(tmp_path, tensors, f"x{number}"), TRAINED)
+        found = changes(read(tmp_path, tensors, f"x{number}"), TRAINED)
         close(found, {keys[name]: wanted for name, (_, wanted) in named.items()})
 
 
@@ -436,7 +416,7 @@ def test_onetrainers_lokr_with_a_magnitude_of_the_outputs(tmp_path: Path, suffix
     tensors, delta = trained_lokr(shape, 2, 1.0, outer=(2, 3), form="w2")
     magnitude = 1 + torch.rand(8)
     tensors[suffix] = magnitude if suffix.startswith("lora") else magnitude[:, None]
-    adapter = write(tmp_path, {f"transformer.a.{k}": t for k, t in tensors.items()})
+    adapter = read(tmp_path, {f"transformer.a.{k}": t for k, t in tensors.items()})
     weight = torch.randn(shape, dtype=torch.float64)
     moved = weight + delta
     wanted = magnitude.double()[:, None] * moved / moved.norm(dim=1, keepdim=True)

@@ -14,21 +14,13 @@ import torch
 from layers import Factors, factors, loha, lokr, lora, rand
 from safetensors.torch import save_file
 from torch import Tensor
+from written import adapter, changes
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms.lora import Lora
 from lycoris_ops.layers.fuse import fuse
 
 Shapes = dict[str, tuple[int, ...]]
-Layers = Mapping[str, Mapping[str, Tensor]]
-
-
-def adapter(folder: Path, layers: Layers) -> lyc.Adapter:
-    """An adapter from a file with these layers, given by name and tensors."""
-    path = folder / "source.safetensors"
-    tensors = {f"{name}.{k}": t.contiguous() for name, found in layers.items() for k, t in found.items()}
-    save_file(tensors, path)
-    return lyc.load_adapter(path)
 
 
 def saved(source: lyc.Adapter, dialect: str, model: Shapes | None = None, name: str = "out") -> lyc.Adapter:
@@ -37,30 +29,9 @@ def saved(source: lyc.Adapter, dialect: str, model: Shapes | None = None, name: 
     return lyc.load_adapter(lyc.save_adapter(source, path, dialect, model=model).path)  # type: ignore[arg-type]
 
 
-def effect(found: lyc.Adapter, model: Shapes) -> dict[str, Tensor]:
-    """The change that an adapter makes to each weight and bias of a model.
-
-    Every layer of the adapter must be applied.
-    """
-    resolution = lyc.resolve(lyc.Stack([lyc.Entry(found)]), model)
-    resolution.check(strict=True)
-    weights = {
-        # The seed is fixed, so that both adapters of a comparison meet the same weights.
-        key: torch.randn(shape, generator=torch.Generator().manual_seed(len(key)))
-        for key, shape in model.items()
-    }
-    return {
-        key: lyc.patch_(
-            weights[key].double(), [(match.read(entry.adapter), match.strength) for entry, match in pairs]
-        )
-        - weights[key]
-        for key, pairs in resolution.pairs().items()
-    }
-
-
 def assert_same(before: lyc.Adapter, after: lyc.Adapter, model: Shapes) -> None:
     """Assert that two adapters make the same change to every weight and bias of a model."""
-    ours, theirs = effect(before, model), effect(after, model)
+    ours, theirs = changes(before, model), changes(after, model)
     changed = {key for key, change in theirs.items() if change.any()}
     assert changed and changed == {key for key, change in ours.items() if change.any()}
     for key in changed:

@@ -1,0 +1,57 @@
+"""Adapters in files, and what they change in a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import lycoris_ops as lyc
+
+Shapes = Mapping[str, tuple[int, ...]]
+Layers = Mapping[str, Mapping[str, Tensor]]
+"""The tensors of layers by suffix, by the names of the layers."""
+
+
+def adapter(
+    folder: Path, layers: Layers, name: str = "source", metadata: dict[str, str] | None = None
+) -> lyc.Adapter:
+    """An adapter from a file with these layers."""
+    tensors = {f"{layer}.{suffix}": t for layer, found in layers.items() for suffix, t in found.items()}
+    return read(folder, tensors, name, metadata)
+
+
+def read(
+    folder: Path, tensors: Mapping[str, Tensor], name: str = "x", metadata: dict[str, str] | None = None
+) -> lyc.Adapter:
+    """An adapter from a file with these tensors by their keys."""
+    path = folder / f"{name}.safetensors"
+    # The safetensors package writes contiguous tensors only.
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path, metadata)
+    return lyc.load_adapter(path)
+
+
+def resolved(found: lyc.Adapter, model: Shapes) -> lyc.Resolution:
+    return lyc.resolve(lyc.Stack([lyc.Entry(found)]), model)
+
+
+def changes(found: lyc.Adapter, model: Shapes) -> dict[str, Tensor]:
+    """The change of each weight and bias of a model in float64.
+
+    Every layer must be applied, or repeat another. The weights are random, and the same at every call. A
+    weight that is enlarged has zeros first.
+    """
+    resolution = resolved(found, model)
+    resolution.check(strict=True)
+    made: dict[str, Tensor] = {}
+    for key, pairs in resolution.pairs().items():
+        weight = torch.randn(model[key], generator=torch.Generator().manual_seed(len(key))).double()
+        layers = [(match.read(entry.adapter), match.strength) for entry, match in pairs]
+        patched = lyc.patch_(weight.clone(), layers)
+        before = torch.zeros_like(patched)
+        before[tuple(slice(size) for size in weight.shape)] = weight
+        made[key] = patched - before
+    return made
