@@ -1,0 +1,635 @@
+"""Networks beside models of every sort: transposed, packed, narrow, sharded, compiled, and unusual ones."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from networks import ALL, CASES, Model, loss, made, state
+from torch import Tensor, nn
+from torch.nn import functional
+
+import lycoris_ops as lyc
+
+
+@pytest.fixture
+def gpt2() -> nn.Module:
+    from transformers import GPT2Config, GPT2Model
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 30, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    return GPT2Model(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).eval()
+
+
+@pytest.mark.parametrize("form", ["bypass", "rebuilt"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"algorithm": name} for name in ("lora", "loha", "lokr", "oft", "full")),
+        {"dora": "output"},
+        {"dora": "input"},
+    ],
+    ids=lambda options: next(iter(options.values())),
+)
+def test_weights_that_are_stored_transposed(gpt2: nn.Module, options: dict[str, Any], form: str) -> None:
+    """GPT-2's layers compute x W + b: what a layer changes is W^T."""
+    model = gpt2.double()
+    network = made(model, form=form, preset="attn-mlp", **options).double().eval()
+    assert {member.site.shape for member in network.members.values()} == {
+        (96, 32),
+        (32, 32),
+        (128, 32),
+        (32, 128),
+    }
+    assert "8 weights stored transposed, such as that of h.0.attn.c_attn" in network.report
+    ids = torch.arange(14).view(2, 7)
+    found = model(ids).last_hidden_state
+    loss(found).backward()
+    with network.off():
+        weights = {
+            f"{path}.weight": member.site.module.weight + member.layer.delta(member.read_weight()).T
+            for path, member in network.members.items()
+        }
+        wanted = torch.func.functional_call(model, weights, (ids,)).last_hidden_state
+    assert (found - wanted).abs().max() < 1e-12
+    grads = torch.autograd.grad(loss(wanted), list(network.parameters()))
+    for parameter, grad in zip(network.parameters(), grads, strict=True):
+        assert parameter.grad is not None and (parameter.grad - grad).abs().max() < 1e-12
+    network.merge_to()
+    assert (model(ids).last_hidden_state - wanted).abs().max() < 1e-6
+
+
+def test_a_plan_for_weights_that_are_stored_transposed(gpt2: nn.Module) -> None:
+    batches = [torch.arange(14).view(2, 7), torch.arange(14, 28).view(2, 7)]
+
+    def judged(model: nn.Module, ids: Tensor) -> Tensor:
+        return loss(model(ids).last_hidden_state)
+
+    probe = lyc.probe(gpt2, batches, judged, preset="attn-mlp", seed=0)
+    torch.stack([judged(gpt2, ids) for ids in batches]).mean().backward()
+    for path, layer in probe.layers.items():
+        gradient = gpt2.get_submodule(path).weight.grad.T
+        assert layer.shape == tuple(gradient.shape)
+        assert layer.energy == pytest.approx(float(gradient.square().sum()), rel=1e-4)
+    plan = lyc.plan_ranks(probe, size=lyc.Budget(parameters=1000))
+    before = gpt2(batches[0]).last_hidden_state
+    network = lyc.create_lycoris(gpt2, plan=plan, seed=0).apply_to()
+    assert torch.equal(gpt2(batches[0]).last_hidden_state, before)
+    judged(gpt2, batches[0]).backward()
+    assert any(parameter.grad.any() for parameter in network.parameters())
+
+
+def test_peft_loads_what_was_trained_on_gpt2(gpt2: nn.Module, tmp_path: Path) -> None:
+    import peft
+
+    ids = torch.arange(14).view(2, 7)
+    network = made(gpt2, preset="attn-mlp", alpha=8.0).eval()
+    trained = gpt2(ids).last_hidden_state.detach()
+    network.save_weights(tmp_path / "gpt2", "peft")
+    network.restore()
+    again = lyc.create_lycoris(gpt2, weights=tmp_path / "gpt2").apply_to().eval()
+    assert (gpt2(ids).last_hidden_state - trained).abs().max() < 1e-5
+    again.restore()
+    with pytest.warns(UserWarning, match="fan_in_fan_out"):
+        loaded = peft.PeftModel.from_pretrained(copy.deepcopy(gpt2), tmp_path / "gpt2").eval()
+    assert (loaded(ids).last_hidden_state - trained).abs().max() < 1e-5
+    # What PEFT writes says that the weights are transposed.
+    loaded.save_pretrained(tmp_path / "theirs")
+    assert '"fan_in_fan_out": true' in (tmp_path / "theirs/adapter_config.json").read_text()
+    theirs = lyc.create_lycoris(gpt2, weights=tmp_path / "theirs").apply_to().eval()
+    assert (gpt2(ids).last_hidden_state - trained).abs().max() < 1e-5
+    theirs.restore()
+    network.save_weights(tmp_path / "ours.safetensors")
+    shapes = {key: tuple(value.shape) for key, value in gpt2.state_dict().items()}
+    for path in (tmp_path / "ours.safetensors", tmp_path / "theirs", tmp_path / "gpt2"):
+        # Square ones too: which way a weight lies, its shape does not say.
+        (found,) = lyc.resolve(lyc.Stack([lyc.Entry(lyc.load_adapter(path))]), shapes).entries
+        assert not found.matches and len(found.unmatched) == 8
+        assert all("stored transposed" in one.reason for one in found.unmatched)
+    other = lyc.create_lycoris(gpt2, algorithm="lokr", preset="attn-mlp", rank=2)
+    with pytest.raises(lyc.LycorisError, match=r"c_attn: PEFT has no layer.*found a lokr layer"):
+        other.save_weights(tmp_path / "other", "peft")
+
+
+@pytest.mark.parametrize("dialect", ["lycoris", "comfy", "peft"])
+def test_attention_that_hands_its_weights_to_a_function(dialect: Any, tmp_path: Path) -> None:
+    """torch's own attention calls none of its projections."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"attn": nn.MultiheadAttention(16, 2, batch_first=True)})
+    attend = model["attn"]
+    x = torch.randn(2, 5, 16)
+    plain = attend(x, x, x)[0]
+    network = made(model, preset="attn-only", bias=dialect != "peft")
+    assert list(network.members) == ["attn.in_proj_weight", "attn.out_proj"]
+    output = attend(x, x, x)[0]
+    loss(output).backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
+    with torch.no_grad():
+        # Without gradients torch takes another way through it.
+        assert (attend.eval()(x, x, x)[0] - output).abs().max() < 1e-6
+    if dialect == "peft":
+        with pytest.raises(lyc.LycorisError, match="or adds it twice"):
+            network.save_weights(tmp_path / "attention", dialect)
+        network.restore()
+        network = made(model, include="attn.in_proj_weight")
+        output = attend(x, x, x)[0].detach()
+    network.save_weights(tmp_path / ("attention" + ".safetensors" * (dialect != "peft")), dialect)
+    network.restore()
+    if dialect == "peft":
+        import peft
+
+        found = peft.PeftModel.from_pretrained(copy.deepcopy(model), str(tmp_path / "attention"))
+        assert (found.base_model.model["attn"](x, x, x)[0] - output).abs().max() < 1e-6
+    assert torch.equal(attend.train()(x, x, x)[0], plain)
+    written = next(tmp_path.rglob("*.safetensors"))
+    again = lyc.create_lycoris(model, weights=written).apply_to()
+    assert (attend(x, x, x)[0] - output).abs().max() < 1e-6
+    again.restore()
+    network.merge_to()
+    assert (attend(x, x, x)[0] - output).abs().max() < 1e-6
+
+
+class CastNorm(nn.LayerNorm):
+    """A norm that moves and casts its weight to its input in each pass, as a host's layers do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        cast = [one.to(x.device, x.dtype) for one in (self.weight, self.bias)]
+        return nn.functional.layer_norm(x, self.normalized_shape, *cast, self.eps)
+
+
+def test_a_small_change_of_a_norm_in_a_narrow_dtype_is_kept() -> None:
+    norm = nn.Sequential(CastNorm(8).to(torch.float8_e4m3fn))
+    x = torch.randn(5, 8)
+    plain = nn.functional.layer_norm(x, (8,))
+    network = made(norm, include="*", form="bypass")
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(1e-4)
+    assert (norm(x) - (1.0001 * plain + 1e-4)).abs().max() < 1e-6
+    norm(x).square().sum().backward()
+    for parameter in network.parameters():
+        assert parameter.grad is not None and parameter.grad.abs().min() > 0
+
+
+def test_a_changed_norm_is_formed_where_its_input_is() -> None:
+    """The weights are on another device than the input, as those that a host moves for each pass."""
+    norm = nn.Sequential(CastNorm(8))
+    network = made(norm, include="*", form="bypass")
+    seen: list[tuple[str, str]] = []
+    kept = norm[0].register_forward_hook(
+        lambda module, args, y: seen.append((module.weight.device.type, module.bias.device.type)),
+        prepend=True,
+    )
+    norm(torch.zeros(5, 8, device="meta"))
+    kept.remove()
+    assert seen == [("meta", "meta")] and norm[0].weight.device.type == "cpu"
+    network.restore()
+
+
+@pytest.mark.parametrize("case", ["lora", "loha", "lokr", "oft", "dora-output"])
+def test_under_autocast_and_checkpointing(case: str) -> None:
+    torch.manual_seed(0)
+    model = Model("conv2d")
+    network = made(model, include=ALL, **CASES[case], **({"rank_dropout": 0.3} if case == "lora" else {}))
+    ids = model.ids()
+
+    def run(compute: Any) -> list[Tensor]:
+        network.zero_grad()
+        torch.manual_seed(3)
+        output = compute()
+        loss(output.float()).backward()
+        return [output.detach(), *(parameter.grad.clone() for parameter in network.parameters())]  # type: ignore[union-attr]
+
+    plain = run(lambda: model(ids))
+    again = run(lambda: torch.utils.checkpoint.checkpoint(model, ids, use_reentrant=False))
+    assert all(torch.equal(one, two) for one, two in zip(plain, again, strict=True))
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = run(lambda: model(ids))
+    assert narrow[0].dtype == torch.bfloat16
+    assert all((a - b).norm() <= 0.03 * b.norm() for a, b in zip(narrow, plain, strict=True))
+
+
+@pytest.mark.parametrize("recording", [True, False])
+@pytest.mark.parametrize("algorithm", ["lora", "loha", "lokr", "glora", "full", "oft"])
+@pytest.mark.parametrize("kernel", [(), (3, 3)], ids=["linear", "conv"])
+def test_beside_the_output_under_autocast(kernel: tuple[int, ...], algorithm: str, recording: bool) -> None:
+    """The input is in float32, as after a norm, and the output of the layer itself is narrower."""
+    layer = nn.Conv2d(64, 64, 3, padding=1) if kernel else nn.Linear(64, 64)
+    x = torch.randn(5, 64, *(6 for _ in kernel))
+    network = made(nn.Sequential(layer), algorithm=algorithm, form="bypass")
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(std=0.4)
+    wanted, bare = network.module(x), layer.forward(x)
+    with torch.set_grad_enabled(recording), torch.autocast("cpu", torch.bfloat16):
+        found = network.module(x)
+    assert found.dtype == torch.bfloat16
+    assert (found - wanted).norm() <= 0.01 * wanted.norm()
+    assert (wanted - bare).norm() > 0.1 * wanted.norm()
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("case", ["lora", "loha", "lokr", "oft", "dora-output"])
+def test_compiles_without_a_break(case: str, dynamic: bool | None) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
+    # The linear layer beside its output, and the norm by its weight.
+    network = made(model, include="*", **CASES[case], overrides={"0": {**CASES[case], "form": "bypass"}})
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    optimiser = torch.optim.SGD(network.parameters(), 0.1)
+    for count in (3, 5):
+        x = torch.randn(count, 8)
+        outputs, grads = [], []
+        for run in (model, compiled):
+            network.zero_grad()
+            outputs.append(run(x))
+            loss(outputs[-1]).backward()
+            grads.append([parameter.grad.clone() for parameter in network.parameters()])
+        assert (outputs[0] - outputs[1]).abs().max() < 1e-6
+        assert all((one - two).abs().max() < 1e-6 for one, two in zip(*grads, strict=True))
+        optimiser.step()
+
+
+class Packed(nn.Linear):
+    """A linear layer in float8, as ComfyUI's: the weight is widened in each pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
+Packed.__name__ = "Linear"
+
+
+@pytest.mark.parametrize("algorithm", ["lora", "loha", "lokr"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16])
+def test_bases_in_narrow_dtypes_are_bypassed(dtype: torch.dtype, algorithm: str) -> None:
+    torch.manual_seed(0)
+    base = Packed(32, 32)
+    base.weight.data = base.weight.data.to(dtype)
+    x = torch.randn(5, 32)
+    plain = base(x)
+    network = made(base, algorithm=algorithm)
+    (member,) = network.members.values()
+    wanted = plain + x @ member.layer.delta(torch.zeros(32, 32)).T
+    assert member.form == "bypass"
+    # The change keeps float32, however narrow the weight is.
+    assert (base(x) - wanted).abs().max() < 1e-5
+
+
+class Narrow(nn.Linear):
+    """A linear layer that multiplies in a way of its own, and casts its weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(2 * x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
+class NarrowWords(nn.Embedding):
+    def forward(self, ids: Tensor) -> Tensor:
+        return functional.embedding(ids, self.weight).float()
+
+
+@pytest.mark.parametrize("algorithm", ["lora", "oft"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_rebuilt_weights_of_narrow_dtypes_are_as_wide_as_the_input(
+    dtype: torch.dtype, algorithm: str
+) -> None:
+    """The gradients are those beside the same values in float32."""
+    torch.manual_seed(0)
+    base = nn.Sequential(NarrowWords(6, 16), Narrow(16, 16))
+    for parameter in base.parameters():
+        parameter.data = parameter.data.to(dtype).float()
+    wide = copy.deepcopy(base)
+    for parameter in base.parameters():
+        parameter.data = parameter.data.to(dtype)
+    found: list[list[Tensor]] = []
+    for model in (base, wide):
+        network = made(model, algorithm=algorithm, include=("0", "1"), bias=algorithm == "lora")
+        assert {member.form for member in network.members.values()} == {"rebuilt"}
+        output = model(torch.arange(6))
+        loss(output).backward()
+        found.append([output.detach(), *(one.grad for one in network.parameters() if one.grad is not None)])
+    assert len(found[0]) > 2
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+
+
+def test_two_values_in_one_are_packed() -> None:
+    if not hasattr(torch, "float4_e2m1fn_x2"):
+        pytest.skip("this torch has no such dtype")
+    base = nn.Linear(16, 16, bias=False)
+    base.weight = nn.Parameter(torch.zeros(16, 8, dtype=torch.uint8).view(torch.float4_e2m1fn_x2), False)
+    with pytest.raises(lyc.LycorisError, match="packed"):
+        lyc.create_lycoris(base, dora="output")
+    network = lyc.create_lycoris(base, seed=0)
+    assert [member.form for member in network.members.values()] == ["bypass"]
+    with pytest.raises(lyc.LycorisError, match="cannot be changed in place"):
+        network.merge_to()
+
+
+def packed_base(package: str) -> nn.Module:
+    """A model of one linear layer, whose weight a package has packed."""
+    base = nn.Sequential(nn.Linear(32, 32))
+    if package == "torchao":
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        quantize_(base, Int8WeightOnlyConfig())
+        return base
+    import bitsandbytes
+
+    kinds = {
+        "nf4": lambda: bitsandbytes.nn.LinearNF4(32, 32, compute_dtype=torch.float32),
+        "int8": lambda: bitsandbytes.nn.Linear8bitLt(32, 32, has_fp16_weights=False),
+    }
+    packed = nn.Sequential(kinds[package]())
+    packed.load_state_dict(base.state_dict())
+    return packed.to("cpu")
+
+
+@pytest.mark.parametrize("algorithm", ["lora", "loha", "lokr"])
+@pytest.mark.parametrize("package", ["nf4", "int8", "torchao"])
+def test_packed_bases_are_bypassed(package: str, algorithm: str, tmp_path: Path) -> None:
+    base, x = packed_base(package), torch.randn(5, 32)
+    plain = base(x).detach()
+    network = made(base, algorithm=algorithm)
+    (member,) = network.members.values()
+    output = base(x)
+    wanted = plain + x @ member.layer.delta(torch.zeros(32, 32)).T
+    assert (output - wanted).abs().max() < 1e-5
+    loss(output).backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
+    network.save_weights(tmp_path / "packed.safetensors")
+    again = lyc.create_lycoris(base, weights=tmp_path / "packed.safetensors").apply_to()
+    network.restore()
+    assert torch.equal(base(x), output)
+    again.restore()
+    assert torch.equal(base(x), plain)
+    with pytest.raises(lyc.LycorisError, match="cannot be changed in place"):
+        network.merge_to()
+
+
+def test_a_magnitude_of_a_packed_weight() -> None:
+    with pytest.raises(lyc.LycorisError, match="packed"):
+        made(packed_base("nf4"), dora="output")
+    # torchao's tensors can be unpacked.
+    base, x = packed_base("torchao"), torch.randn(5, 32)
+    plain = base(x).detach()
+    made(base, dora="output", moved=False)
+    assert (base(x) - plain).abs().max() < 1e-6
+
+
+def in_one_process(rank: int, world: int, port: int, out: str) -> None:
+    from torch import distributed
+    from torch.distributed.fsdp import fully_shard
+
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    distributed.init_process_group("gloo", rank=rank, world_size=world)
+    values = sharded(fully_shard)
+    in_parts()
+    if rank == 0:
+        torch.save(values, out)
+    distributed.destroy_process_group()
+
+
+def sharded(shard: Any) -> list[Tensor]:
+    """Output and gradients of a network on a base whose blocks are sharded by a function."""
+    torch.manual_seed(0)
+    base = nn.Sequential(*(nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16), nn.GELU()) for _ in range(2)))
+    base.requires_grad_(False)
+    network = made(
+        base,
+        include="*",
+        algorithm="loha",
+        overrides={"0.0": {"algorithm": "lora", "dora": "output"}},
+    )
+    for block in base:
+        shard(block)
+    shard(base)
+    output = base(torch.linspace(-1, 1, 64).view(4, 16))
+    loss(output).backward()
+    return [output.detach(), *(parameter.grad for parameter in network.parameters())]  # type: ignore[list-item]
+
+
+def in_parts() -> None:
+    """Beside layers that processes compute in parts nothing is trained, and merging is exact."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import parallel
+
+    ways = {
+        "0": parallel.ColwiseParallel(),
+        "1": parallel.SequenceParallel(),
+        "2": parallel.RowwiseParallel(),
+    }
+    for sizes in ((2,), (2, 1), (1, 2)):
+        torch.manual_seed(0)
+        whole = nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 16)).requires_grad_(False)
+        base = copy.deepcopy(whole)
+        mesh = init_device_mesh("cpu", sizes, mesh_dim_names=("data", "parts")[-len(sizes) :])
+        parallel.parallelize_module(base, mesh["parts"], ways)
+        if len(sizes) == 2:
+            fully_shard(base, mesh=mesh["data"])
+        options: Any = {"include": "*", "seed": 1, "dora": "output", "overrides": {"0": {"bias": True}}}
+        one, two = (lyc.create_lycoris(module, rank=2, **options) for module in (whole, base))
+        for mine, yours in zip(one.parameters(), two.parameters(), strict=True):
+            yours.data.copy_(mine.data.add_(0.1))
+        with pytest.raises(lyc.LycorisError, match=r"0\.weight: the processes compute this layer in parts"):
+            lyc.train_network(two, [1], lambda *_: torch.zeros(()), lyc.TrainOptions(steps=1))
+        one.merge_to()
+        two.merge_to()
+        for name, value in base.named_parameters():
+            assert torch.equal(value.full_tensor(), whole.get_parameter(name)), (sizes, name)
+
+
+def test_a_base_sharded_over_two_processes(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(in_one_process, (2, port, str(tmp_path / "out.pt")), 2)
+    found = torch.load(tmp_path / "out.pt")
+    for one, two in zip(found, sharded(lambda block: block), strict=True):
+        assert (one - two).abs().max() < 1e-6
+
+
+def test_models_of_torchvision() -> None:
+    """Grouped convolutions beside batch norms, and torch's own attention."""
+    torchvision = pytest.importorskip("torchvision")
+    pictures, wanted = torch.rand(2, 3, 32, 32), torch.tensor([0, 1])
+    for net, count in (
+        (torchvision.models.shufflenet_v2_x0_5(num_classes=2), 57),
+        (torchvision.models.VisionTransformer(32, 8, 1, 2, 16, 32, num_classes=2), 6),
+    ):
+        net.eval()
+        before, found = state(net), net(pictures)
+        network = lyc.create_lycoris(net, preset="full", rank=2, seed=0).apply_to()
+        assert torch.equal(net(pictures), found) and len(network.members) == count
+        optimizer = torch.optim.AdamW(network.parameter_groups(1e-2))
+        losses: list[float] = []
+        for _ in range(6):
+            one = functional.cross_entropy(net(pictures), wanted)
+            optimizer.zero_grad()
+            one.backward()
+            optimizer.step()
+            losses.append(one.item())
+        assert losses[-1] < losses[0]
+        network.restore()
+        after = state(net)
+        assert after[1] == before[1] and all(
+            torch.equal(after[0][name], value) for name, value in before[0].items()
+        )
+
+
+def test_sequences_of_several_lengths_in_torchs_own_encoder() -> None:
+    """Padded ones go through its layers as a nested tensor, where no gradient is asked for."""
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1).eval()
+    x, padding = torch.randn(2, 5, 8), torch.tensor([[False] * 3 + [True] * 2, [False] * 5])
+    for options in ({}, {"dora": "output"}, {"algorithm": "oft"}, {"algorithm": "lokr"}):
+        network = made(encoder, include="/linear/", form="bypass", **options).eval()
+        found = []
+        for nested in (True, False):
+            encoder.enable_nested_tensor = nested
+            with torch.no_grad():
+                found.append(encoder(x, src_key_padding_mask=padding)[~padding])
+        assert (found[0] - found[1]).abs().max() < 1e-6
+        network.restore()
+
+
+class Fused(nn.Conv2d):
+    """A convolution with what follows it in one module, and the name of torch's."""
+
+    def __init__(self, *sizes: int, after: Any = None) -> None:
+        super().__init__(*sizes)
+        self.after = after
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.conv2d(x, self.weight, self.bias)
+        return y if self.after is None else self.after(y)
+
+
+Fused.__name__ = "Conv2d"
+
+
+class Own(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (0.25 * self.weight.T) + self.bias
+
+
+class ShiftedWindowAttention(nn.Module):
+    """Like torchvision's it reads the weights of the layers inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = nn.functional.linear(x, self.qkv.weight, self.qkv.bias)[..., :8].tanh()
+        return nn.functional.linear(inner, self.proj.weight, self.proj.bias)
+
+
+class ByKeyword(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(need_weights=False, query=x, key=x, value=x)[0]
+
+
+UNUSUAL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
+    "activation": (lambda: Fused(3, 8, 3, after=nn.functional.relu), (2, 3, 6, 6), "rebuilt"),
+    "norm inside": (lambda: Fused(3, 8, 3, after=nn.GroupNorm(2, 8)), (2, 3, 6, 6), "rebuilt"),
+    "plain": (lambda: Fused(3, 64, 3), (2, 3, 6, 6), "bypass"),
+    "own way": (lambda: Own(8, 12), (4, 8), "rebuilt"),
+    "read by others": (ShiftedWindowAttention, (3, 8), "rebuilt"),
+    "by keyword": (ByKeyword, (3, 2, 8), "rebuilt"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+@pytest.mark.parametrize("algorithm", ["lora", "oft"])
+def test_modules_that_multiply_or_are_used_in_a_way_of_their_own(name: str, algorithm: str) -> None:
+    make, shape, form = UNUSUAL[name]
+    model = nn.Sequential(make()).eval()
+    x = torch.randn(shape)
+    before = model(x).detach()
+    network = lyc.create_lycoris(model, algorithm=algorithm, rank=2, seed=0).apply_to()
+    assert algorithm != "lora" or all(member.form.startswith(form) for member in network.members.values())
+    torch.testing.assert_close(model(x), before)
+    fill(network)
+    found = model(x)
+    assert not torch.allclose(found, before, rtol=1e-2)
+    found.square().sum().backward()
+    assert all(value.grad is not None and value.grad.any() for value in network.parameters())
+    network.restore()
+    torch.testing.assert_close(model(x), before, rtol=0, atol=0)
+    network.apply_to().merge_to()
+    torch.testing.assert_close(model(x), found.detach(), rtol=1e-4, atol=1e-5)
+    if name == "read by others":
+        probe = lyc.probe(model, [x], lambda module, x: module(x).square().sum())
+        assert all(layer.energy > 0 for layer in probe.layers.values())
+
+
+def fill(network: lyc.LycorisNetwork) -> None:
+    with torch.no_grad():
+        for value in network.parameters():
+            value.add_(0.3 * torch.randn_like(value))
+
+
+def test_weights_that_are_not_there_and_a_bias_that_is_computed() -> None:
+    x = torch.randn(2, 4)
+    for options in ({"algorithm": "full"}, {"algorithm": "oft", "rank": 2, "form": "bypass"}):
+        model = nn.Sequential(nn.Linear(4, 4))
+        lyc.create_lycoris(model, **options).apply_to()
+        model.to("meta")
+        with pytest.raises(lyc.LycorisError, match="not in memory"):
+            model(x)
+
+    class Double(nn.Module):
+        def forward(self, bias: Tensor) -> Tensor:
+            return 2 * bias
+
+    model = nn.Sequential(nn.Linear(4, 4))
+    nn.utils.parametrize.register_parametrization(model[0], "bias", Double())
+    network = lyc.create_lycoris(model, rank=2, bias=True)
+    assert "diff_b" not in dict(network.members["0"].named_parameters())
+
+
+def test_a_model_of_peft_is_adapted_as_its_base_is(tmp_path: Path) -> None:
+    """Beside PEFT's adapter, by the names of the base model, to which the file applies too."""
+    import peft
+
+    torch.manual_seed(0)
+    base = Model()
+    chosen = ["words", "conv", "blocks.0", "blocks.1"]
+    kinds = (
+        peft.LoraConfig(target_modules=chosen, modules_to_save=["head"]),
+        peft.LoHaConfig(target_modules=chosen[1:]),
+        peft.IA3Config(target_modules=["blocks.0"], feedforward_modules=[]),
+    )
+    # No layer can be for it, and the report says so.
+    base.blocks.gate = nn.Parameter(torch.ones(1))
+    for config in kinds:
+        wrapped = peft.get_peft_model(copy.deepcopy(base), config)
+        plain = wrapped(base.ids()).detach()
+        network = made(wrapped, include="*")
+        copied = {"head"} if getattr(config, "modules_to_save", None) else set()
+        paths = lyc.create_lycoris(base, include="*").members
+        assert list(network.members) == [path for path in paths if path not in copied]
+        assert all(path in network.report for path in (*copied, "gate of blocks"))
+        output = wrapped(base.ids())
+        assert (output - plain).abs().max() > 1e-3
+        loss(output).backward()
+        assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
+        network.save_weights(tmp_path / "beside.safetensors")
+        network.restore()
+        assert torch.equal(wrapped(base.ids()), plain)
+        alone = copy.deepcopy(base)
+        lyc.create_lycoris(alone, weights=tmp_path / "beside.safetensors").merge_to()
+        torch.testing.assert_close(alone(base.ids()), output, rtol=1e-4, atol=1e-5)
