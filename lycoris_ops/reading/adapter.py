@@ -14,20 +14,20 @@ from torch import Tensor
 from ..algorithms import Layer, detect
 from ..algorithms.base import ALPHA
 from ..algorithms.checks import number, of_rank
-from ..algorithms.factored import DORA
-from ..algorithms.lora import EMBEDDING_UP, RESHAPE, UP, check_enlargement
+from ..algorithms.lora import RESHAPE, check_enlargement
 from ..errors import LayerError, LycorisError, located
 from ..files.cache import DEFAULT_CACHE, TensorCache
 from ..files.dtypes import ITEM_BITS
 from ..files.memory_file import MemoryFile
 from ..files.tensor_file import TensorFile
 from ..maths.shapes import Extent, Rows, Shape
+from ..names.dialects import Held, restated
 from ..names.dialects import peft as peft_names
 from ..names.families import Families, families_of_layers, families_said
 from ..names.layer_name import LayerName
+from ..names.network_args import plain_args
 from ..peft import Config
 from .fitted import FitReport
-from .network_args import is_block_diagonal, plain_args, split_parts
 from .options import options_of
 
 BUNDLED = "bundle_emb."
@@ -339,19 +339,11 @@ class Adapter:
 
         They differ where a dialect shapes a tensor in its own way, or states it elsewhere than in a tensor.
         """
-        read = dict(tensors)
-        if DORA in read and not info.keys[DORA].endswith(DORA):
-            # PEFT's magnitude is always for the outputs, but on a convolution it is (1, O, 1, 1), which means
-            # inputs where O = I. On an embedding (V, D) it is for the D features, which are the inputs here.
-            read[DORA] = read[DORA].reshape((1, -1) if EMBEDDING_UP in read else (-1,))
+        read = restated(Held(info.name, info.keys, tensors, self.metadata))
         if info.enlarges and RESHAPE not in read:
             # The dialect has no tensor that says that this weight is enlarged, but the algorithm reads one.
             read[RESHAPE] = torch.tensor([size for size in info.shape if size is not None])
         if ALPHA in read:
-            shares = split_parts(self.metadata, info.name, info.rank)
-            if shares and UP in read and is_block_diagonal(read[UP], shares):
-                # The alpha is for the rank of one part, and is divided by that of all parts together.
-                read[ALPHA] = read[ALPHA].double() * len(shares)
             return read
         alpha = self._peft_alpha(info)
         if alpha is not None:

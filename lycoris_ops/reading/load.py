@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from functools import lru_cache
@@ -13,8 +12,7 @@ from torch import Tensor
 
 from ..algorithms import explain
 from ..algorithms.base import SET_BIAS
-from ..algorithms.factored import DORA
-from ..algorithms.lora import DIAGONAL, DOWN, EMBEDDING_UP, RESHAPE, UP, Lora
+from ..algorithms.lora import DIAGONAL, DOWN, RESHAPE, UP, Lora
 from ..errors import FileFormatError, LayerError, LycorisError, UnsupportedError
 from ..files.cache import DEFAULT_CACHE, TensorCache
 from ..files.memory_file import MemoryFile
@@ -25,12 +23,12 @@ from ..maths.shapes import Rows, Shape
 from ..names.dialects import Dialect, recognise
 from ..names.dialects import peft as peft_names
 from ..names.layer_name import LayerName
+from ..names.network_args import network_options
 from ..peft import CONFIG_NAME, Config, peft_type_of
 from ..peft.unread import UNREAD, not_read, told_by
 from .adapter import BUNDLED, Adapter, LayerInfo, Outline, outline_of, spoken_in
 from .followed import Configs
 from .grouping import Groups, group
-from .network_args import network_options
 from .options import check_options, options_of
 
 GENERIC_NAMES = ("adapter_model", "pytorch_lora_weights")
@@ -257,30 +255,11 @@ def _describe(
     enlarges: bool,
     order: tuple[Rows, ...],
 ) -> LayerInfo:
-    _check_magnitude(outline, keys)
-    algorithm = outline.algorithm
+    peft_names.check_magnitude(keys, outline.shapes, outline.shape)
     named = LayerName.of(name)
-    config = configs.of_layer(named, algorithm, keys, outline.rank)
+    config = configs.of_layer(named, outline.algorithm, keys, outline.rank)
     options = _options(outline, named.path, config, given)
     return LayerInfo.of(named, keys, outline, options, enlarges=enlarges, peft=config, order=order)
-
-
-def _check_magnitude(outline: Outline, keys: Mapping[str, str]) -> None:
-    """Raise LayerError for a DoRA magnitude of PEFT's that is not for the outputs, as all of PEFT's are.
-
-    The outputs of an embedding (V, D) are its D features.
-    """
-    # Other tools have magnitudes for inputs too, under names of their own.
-    if peft_names.MAGNITUDE[0] not in keys.get(DORA, ""):
-        return
-    expected = outline.shape[1 if EMBEDDING_UP in keys else 0]
-    found = outline.shapes[DORA]
-    if expected is not None and math.prod(found) != expected:
-        raise LayerError(
-            "a DoRA magnitude of PEFT's is not for the outputs",
-            got=str(list(found)),
-            expected=f"{expected} values",
-        )
 
 
 def _order(name: str, outline: Outline, dialect: Dialect) -> tuple[Rows, ...]:

@@ -14,9 +14,9 @@ from ..errors import LycorisError
 from ..files.dtypes import dtype_name
 from ..files.writing import DATA_HASH, MODELSPEC_HASH, data_hash, metadata_of
 from ..names.dialects import WRITES
+from ..names.network_args import plain_args
 from ..peft import METADATA_KEY, WantedRank
 from ..reading.adapter import TRANSPOSED, Adapter
-from ..reading.network_args import plain_args
 from .writer import Made
 
 DIM, NETWORK_ALPHA, DYNAMIC = "ss_network_dim", "ss_network_alpha", "Dynamic"

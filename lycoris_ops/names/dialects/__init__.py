@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from ...algorithms import ALGORITHMS
 from ...discovery import discover
-from .base import MEMBERS, Asked, Component, Dialect, Encoded, Prefix, Write
+from .base import MEMBERS, Asked, Component, Dialect, Encoded, Held, Prefix, Write
 
 __all__ = [
     "DIALECTS",
@@ -21,10 +23,12 @@ __all__ = [
     "Component",
     "Dialect",
     "Encoded",
+    "Held",
     "Prefix",
     "Write",
     "own_dialect",
     "recognise",
+    "restated",
     "split_key",
 ]
 
@@ -122,6 +126,14 @@ def recognise(keys: Mapping[str, object]) -> Dialect | None:
     """The dialect that all keys of a file together show; None where the prefix of each key has to tell it."""
     marked = (dialect for dialect in DIALECTS.values() if dialect.recognises)
     return next((dialect for dialect in marked if dialect.recognises and dialect.recognises(keys)), None)
+
+
+def restated(held: Held) -> dict[str, Tensor]:
+    """The tensors of a layer as the algorithm has them, whichever tool wrote them."""
+    found = dict(held.tensors)
+    for dialect in DIALECTS.values():
+        found |= dialect.restated(held) if dialect.restated else {}
+    return found
 
 
 def split_key(key: str) -> tuple[str, str] | None:

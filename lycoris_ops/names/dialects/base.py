@@ -42,6 +42,19 @@ class Prefix:
 
 
 @dataclass(frozen=True)
+class Held:
+    """A layer as a file holds it."""
+
+    name: str
+    keys: Mapping[str, str]
+    """The keys of its tensors by the algorithm's suffixes."""
+    tensors: Mapping[str, Tensor]
+    """The tensors by the same suffixes."""
+    metadata: Mapping[str, str]
+    """The file's metadata."""
+
+
+@dataclass(frozen=True)
 class Asked:
     """What a layer is to be written as."""
 
@@ -138,6 +151,12 @@ class Dialect:
 
     The arguments are the layer's name and its number of rows. It counts in a recognised file only. It raises
     LayerError for a number of rows that it cannot order.
+    """
+    restated: Callable[[Held], Mapping[str, Tensor]] | None = None
+    """Those tensors of a layer that the tool states otherwise than the algorithm does, as the algorithm has
+    them.
+
+    It is asked for every layer of every file, since one file can have layers of several tools.
     """
     write: Write | None = None
     """How files of the dialect are written; None where they are only read."""

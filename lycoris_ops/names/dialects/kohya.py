@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from torch import Tensor
+
 from ...algorithms import Layer
+from ...algorithms.base import ALPHA
+from ...algorithms.lora import UP
 from ...algorithms.oft import BLOCKS, Oft
 from ...maths.shapes import Shape
 from .. import layouts
 from ..architectures import Places
+from ..network_args import args_of
 from . import plain
-from .base import Asked, Dialect, Encoded, Prefix, Write
+from .base import Asked, Dialect, Encoded, Held, Prefix, Write
 from .pipelines import CASCADE, UNET, Parts, is_ldm
 
 ENCODERS = {"clip_l": 1, "clip_h": 1, "clip_g": 2, "t5xxl": 3}
@@ -20,6 +25,41 @@ ENCODERS = {"clip_l": 1, "clip_h": 1, "clip_g": 2, "t5xxl": 3}
 LABELS = "label_emb.0.0"
 """A layer of UNets of the SD family with a vector beside the prompt (SDXL)."""
 LDM_PATH = re.compile(r"(input_blocks|middle_block|output_blocks|time_embed|label_emb|out)\.")
+
+
+SPLIT = {"qkv": (1, 1, 1), "linear1": (1, 1, 1, 4)}
+"""Ends of the names of Flux' fused layers, with the relative heights of the parts of their rows: q, k and v,
+and in `linear1` the MLP."""
+
+
+def _restated(held: Held) -> Mapping[str, Tensor]:
+    """The alpha of a layer whose parts kohya's `split_qkv` trained apart.
+
+    With it kohya-ss' network for Flux trains q, k, v (and the MLP of a single block) each at the scale
+    alpha / r. It writes them as one layer of rank 3 r or 4 r, with a block-diagonal up and with alpha
+    unchanged, so that alpha / rank of that layer is 3 or 4 times too small.
+    Source: networks/lora_flux.py of kohya-ss sd-scripts (Apache-2.0).
+    """
+    up, alpha = held.tensors.get(UP), held.tensors.get(ALPHA)
+    shares = next((shares for end, shares in SPLIT.items() if held.name.endswith(end)), ())
+    if up is None or alpha is None or not shares or up.shape[1] % len(shares):
+        return {}
+    if args_of(held.metadata).get("split_qkv", "").lower() != "true" or not _is_block_diagonal(up, shares):
+        return {}
+    return {ALPHA: alpha.double() * len(shares)}
+
+
+def _is_block_diagonal(up: Tensor, shares: Sequence[int]) -> bool:
+    """Whether `up` (O, n r) is zero outside of n blocks, each of its share of the rows and of r columns.
+
+    Once a tool has changed the rank of the file, `up` has no such blocks, and alpha is right as it is.
+    """
+    unit, rank = up.shape[0] // sum(shares), up.shape[1] // len(shares)
+    rest, first = up.clone(), 0
+    for number, share in enumerate(shares):
+        rest[first : first + share * unit, number * rank : (number + 1) * rank] = 0
+        first += share * unit
+    return not bool(rest.any())
 
 
 def _prefix(part: str, parts: Parts) -> str:
@@ -72,6 +112,7 @@ DIALECT = Dialect(
         Prefix("oft_te1_", "te", 1),
         Prefix("oft_te2_", "te", 2),
     ),
+    restated=_restated,
     write=Write(
         _prefix,
         place=1,

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 
+from torch import Tensor
+
 from ...algorithms import Layer
+from ...algorithms.factored import DORA
 from ...algorithms.full import Full
+from ...algorithms.lora import EMBEDDING_UP
 from ...errors import LayerError
+from ...maths.shapes import Extent, Shape
 from ...peft import kind_of
 from .. import layouts
-from .base import MEMBERS, Asked, Dialect, Encoded, Prefix, Write
+from .base import MEMBERS, Asked, Dialect, Encoded, Held, Prefix, Write
 
 PREFIX = "base_model.model."
 """The prefix that PEFT itself writes. After it come the paths of any module: for image models those of
@@ -100,6 +106,35 @@ def _recognises(keys: Mapping[str, object]) -> bool:
     return not any(_rename(key) in keys for key in keys if _with_name(key))
 
 
+def _restated(held: Held) -> Mapping[str, Tensor]:
+    """PEFT's DoRA magnitude, which is always for the outputs.
+
+    On a convolution it is (1, O, 1, 1), which means inputs in the algorithm where O = I. On an embedding
+    (V, D) it is for the D features, which are the inputs here.
+    """
+    if DORA not in held.tensors or held.keys[DORA].endswith(DORA):
+        return {}
+    shape = (1, -1) if EMBEDDING_UP in held.tensors else (-1,)
+    return {DORA: held.tensors[DORA].reshape(shape)}
+
+
+def check_magnitude(keys: Mapping[str, str], shapes: Mapping[str, Shape], shape: Extent) -> None:
+    """Raise LayerError for a DoRA magnitude of PEFT's that is not for the outputs, as all of PEFT's are.
+
+    `keys` and `shapes` are those of the layer's tensors by suffix, and `shape` is that of its change.
+    """
+    # Other tools have magnitudes for inputs too, under names of their own.
+    if MAGNITUDE[0] not in keys.get(DORA, ""):
+        return
+    expected = shape[1 if EMBEDDING_UP in keys else 0]
+    if expected is not None and math.prod(shapes[DORA]) != expected:
+        raise LayerError(
+            "a DoRA magnitude of PEFT's is not for the outputs",
+            got=str(list(shapes[DORA])),
+            expected=f"{expected} values",
+        )
+
+
 def _renamed(spoken: str | None, prefix: Prefix, path: str) -> str | None:
     return PREFIX + path if spoken in ("diffusers", "peft") else None
 
@@ -138,6 +173,7 @@ DIALECT = Dialect(
     },
     recognises=_recognises,
     rename=_rename,
+    restated=_restated,
     write=Write(
         PREFIX,
         place=3,
