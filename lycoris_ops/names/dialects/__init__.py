@@ -1,6 +1,6 @@
-"""The dialects of adapter files: what each tool writes before and after a layer's path.
+"""The dialects of adapter files: how each tool writes names and tensors of layers.
 
-A module in this folder that defines DIALECT registers it.
+A module in this folder that defines DIALECT registers it. A dialect with a `write` can be written.
 """
 
 from __future__ import annotations
