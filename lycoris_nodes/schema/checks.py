@@ -10,7 +10,7 @@ import difflib
 import inspect
 import reprlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import wraps
 from numbers import Integral, Real
 from typing import Any, cast
@@ -86,40 +86,28 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
     A choice is also looked up in the schema's list, unless the node judges it in its own `validate_inputs`.
     The host does the same with a literal. An optional input that is not there has the schema's default.
 
-    To a node that takes lists the host gives every value as a list. Only inputs that are many stay so. What
-    the host gives as a group comes input by input, as if there were no groups, and they are taken so
-    from a prompt too. A group that `execute` takes by its own name comes whole, and is the
-    node's to judge.
+    To a node that takes lists the host gives every value as a list. Only inputs that are many stay so. The
+    inputs of a group come one by one, as if there were no groups. A group that `execute` takes by its own
+    name comes whole, and is the node's to judge.
     """
     signature = inspect.signature(execute)
-    rest = next((name for name, one in signature.parameters.items() if one.kind is one.VAR_KEYWORD), "")
+    takes_all = any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values())
 
     @wraps(execute)
     def run(cls: type[io.ComfyNode], *args: Any, **inputs: Any) -> io.NodeOutput:
         schema = cls.define_schema()
-        inputs, known = _ungrouped(schema.inputs, inputs, signature)
-        inputs = _named(inputs, [*known, *(one.id for one in schema.inputs if one.id not in known)], cls)
-        if schema.is_input_list:
-            inputs = {name: _alone(known[name], value) for name, value in inputs.items() if name in known}
-        defaults = {name: default for name, one in known.items() if (default := _default(one)) is not None}
-        bound = signature.bind(cls, *args, **{**_unset(defaults, signature, args), **inputs})
-        given = {**bound.arguments, **bound.kwargs}
+        by_place = dict(list(signature.bind_partial(cls, *args).arguments.items())[1:])
+        known, given = _named(schema.inputs, {**by_place, **inputs}, signature.parameters, cls)
         judged = inspect.signature(cls.validate_inputs).parameters
+        made = {name: value for name, value in given.items() if name not in known}
         for name, one in known.items():
-            value = given.get(name)
-            if value is None and _may_be_missing(signature, one):
-                continue
-            for place, kind, each in _values(one, value):
-                check(place, kind, each)
             if name in given:
-                held = bound.arguments if name in bound.arguments else bound.arguments[rest]
-                held[name] = _read(one, value)
-            options = getattr(one, "options", None)
-            if options and name not in judged and value not in options:
-                problem = f"the input `{name}` is none of its choices"
-                raise LycorisError(problem, got=_shown(value), expected=", ".join(options))
+                value = _alone(one, given[name]) if schema.is_input_list else given[name]
+                made[name] = _checked(one, value, signature.parameters, judged)
+            elif one.optional and ((absent := _absent(one, schema)) is not None or takes_all):
+                made[name] = absent
         try:
-            return execute(*bound.args, **bound.kwargs)
+            return execute(cls, **made)
         except LycorisError as error:
             for part, text in list(vars(error).items()):
                 if isinstance(text, str):
@@ -127,26 +115,6 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
             raise
 
     return run
-
-
-def _ungrouped(
-    schema: Sequence[Any], given: Mapping[str, Any], signature: inspect.Signature
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The values without groups, and the inputs by name; those of a group as if they were not in one."""
-    values, known = dict(given), dict[str, Any]()
-    for one in schema:
-        choices = [option for option in getattr(one, "options", None) or () if hasattr(option, "inputs")]
-        if not choices:
-            known[one.id] = one
-        if not choices or one.id in signature.parameters:
-            continue
-        group = values.pop(one.id, None)
-        if isinstance(group, Mapping):
-            # The choice itself has the name of the group, and None stands for what the prompt leaves out.
-            inner = {name: value for name, value in group.items() if name != one.id and value is not None}
-            values |= inner
-        known |= {inner.id: inner for choice in choices for inner in choice.inputs}
-    return values, known
 
 
 def completed(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
@@ -171,24 +139,64 @@ def completed(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     return node
 
 
-def _named(given: Mapping[str, Any], known: Sequence[str], cls: type[io.ComfyNode]) -> dict[str, Any]:
-    """The values by the names of inputs. Raises LycorisError for a name that is none.
+def _named(
+    schema: Sequence[Any], given: Mapping[str, Any], parameters: Mapping[str, Any], cls: type[io.ComfyNode]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The inputs and the values by name, those of a group as if they were not in one.
 
-    In a prompt of the page such a name may be that of a widget that the extension of another pack has added
-    to the node. It is left out there, unless it is near to the name of an input.
+    Raises LycorisError for a name that is none. In a prompt of the page such a name may be that of a widget
+    that the extension of another pack has added to the node. It is left out there, unless it is near to the
+    name of an input.
     """
+    known, names, values = dict[str, Any](), dict[str, str](), dict[str, Any]()
+    for one in schema:
+        choices = [option for option in getattr(one, "options", None) or () if hasattr(option, "inputs")]
+        group = given.get(one.id)
+        if choices and one.id not in parameters:
+            inner = {each.id: each for choice in choices for each in choice.inputs}
+            known |= inner
+            names |= {name: f"{one.id}.{name}" for name in inner}
+            held = group.items() if isinstance(group, Mapping) else ()
+            # The choice itself has the name of the group, and None stands for what the prompt leaves out.
+            values |= {name: value for name, value in held if name != one.id and value is not None}
+            continue
+        names[one.id] = one.id
+        if not choices:
+            known[one.id] = one
+        if one.id in given:
+            values[one.id] = group
     hidden = getattr(cls, "hidden", None)
     of_page = bool((getattr(hidden, "extra_pnginfo", None) or {}).get("workflow"))
-    for name in sorted(set(given) - set(known)):
-        near = difflib.get_close_matches(name.rpartition(".")[2], known, 1)
-        if near or not of_page:
-            hint = f"Is it {near[0]}?" if near else "Take it out: it may be of another version of the node"
-            raise LycorisError("there is no such input", key=name, expected=", ".join(known), hint=hint)
-    return {name: value for name, value in given.items() if name in known}
+    for name in sorted(given.keys() - {one.id for one in schema} | values.keys() - names.keys()):
+        near = difflib.get_close_matches(name.rpartition(".")[2], names, 1)
+        if name in names.values():
+            hint = f"It needs another choice of `{name.partition('.')[0]}`"
+        elif near:
+            hint = f"Is it {names[near[0]]}?"
+        elif of_page:
+            continue
+        else:
+            hint = "Take it out: it may be of another version of the node"
+        expected = ", ".join(names.values())
+        raise LycorisError("there is no such input", key=name, expected=expected, hint=hint)
+    return known, {name: value for name, value in values.items() if name in names}
 
 
-def _may_be_missing(signature: inspect.Signature, one: Any) -> bool:
-    parameter = signature.parameters.get(one.id)
+def _checked(one: Any, value: Any, parameters: Mapping[str, Any], judged: Container[str]) -> Any:
+    """The value of an input as the node gets it. Raises LycorisError where it is none for this input."""
+    if value is None and _may_be_missing(parameters, one):
+        return None
+    for place, kind, each in _values(one, value):
+        check(place, kind, each)
+    options = getattr(one, "options", None)
+    if options and one.id not in judged and value not in options:
+        problem = f"the input `{one.id}` is none of its choices"
+        raise LycorisError(problem, got=_shown(value), expected=", ".join(options))
+    return _read(one, value)
+
+
+def _may_be_missing(parameters: Mapping[str, Any], one: Any) -> bool:
+    parameter = parameters.get(one.id)
     return one.optional if parameter is None else parameter.default is not inspect.Parameter.empty
 
 
@@ -201,17 +209,10 @@ def _alone(one: Any, value: Any) -> Any:
     return value[0]
 
 
-def _default(one: Any) -> Any:
-    """What the schema says an optional input is where nothing is given, None where it says nothing."""
-    return getattr(one, "default", None) if one.optional else None
-
-
-def _unset(
-    defaults: Mapping[str, Any], signature: inspect.Signature, args: tuple[Any, ...]
-) -> dict[str, Any]:
-    """The defaults of the inputs that are not given by their place."""
-    by_place = list(signature.parameters)[1 : len(args) + 1]
-    return {name: value for name, value in defaults.items() if name not in by_place}
+def _absent(one: Any, schema: io.Schema) -> Any:
+    """What an optional input is where nothing is given: the schema's default, if there is one."""
+    default = getattr(one, "default", None)
+    return () if default is None and schema.is_input_list and is_many(one) else default
 
 
 def check(name: str, kind: str, value: object) -> None:

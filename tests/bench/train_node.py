@@ -29,6 +29,7 @@ from tests.bench.side import Resident, Table, parser, versions
 from tests.harness.diffusion import write_model
 from tests.harness.facts import ROOT, facts
 from tests.harness.launch import base_directory, boot_in_process
+from tests.harness.prompts import grouped
 
 RANK, LATENTS = 8, 4
 """The rank of all layers, and how many latents are trained on."""
@@ -100,8 +101,9 @@ def defaults(node: Any) -> dict[str, Any]:
 def run(node: Any, given: dict[str, Any]) -> None:
     """Run a node as the host does where it takes lists."""
     many = ("latents", "positive")
+    lists = {name: value if name in many else [value] for name, value in given.items()}
     with torch.inference_mode():
-        node.execute(**{name: value if name in many else [value] for name, value in given.items()})
+        node.execute(**grouped(node, lists))
 
 
 def ours(nodes: Any, model: Any, case: Case, steps: int, *, alone: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -56,3 +56,22 @@ def latent(server: Server, run: Run) -> torch.Tensor:
     found = load_file(path)["latent_tensor"]
     path.unlink()
     return found
+
+
+def own(group: str, **inputs: Any) -> dict[str, Any]:
+    """Inputs of a group of a node by their names in a prompt."""
+    return {group: "own", **{f"{group}.{name}": value for name, value in inputs.items()}}
+
+
+def grouped(node: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs of a node as the host hands them over, those of a group within it."""
+    groups = {
+        inner.id: one.id
+        for one in node.GET_SCHEMA().inputs
+        for option in getattr(one, "options", None) or ()
+        for inner in getattr(option, "inputs", ())
+    }
+    made = {name: value for name, value in given.items() if name not in groups}
+    for name in given.keys() & groups.keys():
+        made.setdefault(groups[name], {groups[name]: ["own"]})[name] = given[name]
+    return made

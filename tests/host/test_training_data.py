@@ -200,5 +200,7 @@ def test_groups_are_read_as_if_they_were_none(
         host.ops.LycorisError, match=r"learning_rat: there is no such input.*Is it learning_rate\?"
     ):
         train(learning_rat=1.0)
+    with pytest.raises(host.ops.LycorisError, match=r"preset: there is no such .*Is it layers\.preset\?"):
+        node.execute(**given, preset=["full"])
     with pytest.raises(host.ops.LycorisError, match=r"`batch_size` cannot be used.*whole"):
         node.execute(**{**given, "optimisation": group("optimisation", batch_size=1.5)})

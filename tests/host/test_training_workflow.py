@@ -23,7 +23,7 @@ from tests.harness.assets import install
 from tests.harness.diffusion import write_model, write_tiny_vae
 from tests.harness.facts import ROOT, facts
 from tests.harness.launch import Run, Server, base_directory
-from tests.harness.prompts import node
+from tests.harness.prompts import node, own
 from tests.harness.templates import FOLDER, SMALL, TEMPLATES, TRAIN, WRITING, ready, template
 from tests.harness.workflow import ACTIVE, to_prompt
 
@@ -81,8 +81,8 @@ def prompt_of(server: Server, **training: Any) -> dict[str, Any]:
     prompt = to_prompt(ready(TRAIN, info, SMALL), info)
     # These are in groups, which the template leaves as is usual.
     prompt[of_type(prompt, "LycorisTrain")]["inputs"] |= {
-        "preset": "attn-only",
-        "validate_every": 4,
+        **own("layers", preset="attn-only"),
+        **own("output", validate_every=4),
         **training,
     }
     return prompt
@@ -165,7 +165,12 @@ def test_what_lies_on_the_disk_decides_what_run_does(server: Server) -> None:
 
     With nothing changed each Run trains on, and the end is that of an unbroken training. Then it is cached.
     """
-    prompt = prompt_of(server, steps=16, filename_prefix="loras/stopped", checkpoint_every=2)
+    prompt = prompt_of(
+        server,
+        steps=16,
+        filename_prefix="loras/stopped",
+        **own("output", validate_every=4, checkpoint_every=2),
+    )
     train, data = of_type(prompt, "LycorisTrain"), of_type(prompt, "LycorisDataset")
     folder = server.base / "output" / "loras" / "stopped_00001_-checkpoints"
     file = folder.with_name("stopped_00001_.safetensors")
@@ -218,9 +223,7 @@ def test_what_lies_on_the_disk_decides_what_run_does(server: Server) -> None:
 
     run = server.queue(prompt)
     assert run.error is None and train in run.cached
-    # More steps, with the setting in a group, as the front end sends it; before, by its own name.
-    inputs = prompt[train]["inputs"]
-    inputs.update({"layers": "own", "layers.preset": inputs.pop("preset")}, resume=True, steps=17)
+    prompt[train]["inputs"].update(resume=True, steps=17)
     run = server.queue(prompt)
     assert run.error is None, run.error
     assert saved_steps(file) == 17
@@ -252,9 +255,8 @@ def test_a_model_is_trained_on_data_of_the_hosts_own_nodes(server: Server) -> No
     usual |= {
         "rank": 4,
         "learning_rate": 1e-2,
-        "preset": "attn-mlp",
-        "warmup": 0.0,
-        "batch_size": 3,
+        **own("layers", preset="attn-mlp"),
+        **own("optimisation", warmup=0.0, batch_size=3),
         "seed": 3,
     }
     usual |= {"latents": ["data", 0], "positive": ["data", 1]}
@@ -271,7 +273,8 @@ def test_a_model_is_trained_on_data_of_the_hosts_own_nodes(server: Server) -> No
 
     def training(model: str, prefix: str, steps: int, **more: Any) -> dict[str, Any]:
         settings = {"model": [model, 0], "filename_prefix": f"loras/{prefix}", "steps": steps}
-        return node("LycorisTrain", **{**usual, **settings, "validate_every": steps, **more})
+        shown = own("output", validate_every=steps, **more)
+        return node("LycorisTrain", **{**usual, **settings, **shown})
 
     pictures: list[bytes] = []
     train = training("model", "whole", 40, sample_every=20)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tests.harness import zoo
 from tests.harness.inputs import FURTHER, INPUTS
+from tests.harness.prompts import grouped
 
 CPU = torch.device("cpu")
 
@@ -166,7 +167,7 @@ def train(host: Host, folder: Path, **inputs: Any) -> dict[str, Any]:
     folder_paths.set_output_directory(str(folder))
     try:
         with torch.inference_mode():
-            made = node.execute(**given)
+            made = node.execute(**grouped(node, given))
     finally:
         folder_paths.set_output_directory(before)
     names = [output.id for output in node.GET_SCHEMA().outputs]

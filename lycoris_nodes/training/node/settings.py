@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from ....lycoris_ops import (
     Adapter,
     Entry,
     LycorisError,
-    Plan,
     Stack,
     optimisers,
     resolve,
@@ -46,68 +46,8 @@ ELSEWHERE = (
 """The settings that do not change what is learned."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """The inputs of the node, by their names."""
-
-    model: Any
-    latents: Sequence[Mapping[str, Any]]
-    positive: Sequence[Any]
-    steps: int
-    learning_rate: float
-    algorithm: str
-    rank: int
-    filename_prefix: str
-    resume: bool
-    seed: int
-
-    plan: Plan | None = None
-    stack: Stack | None = None
-    masks: Sequence[Any] = ()
-    empty_caption: Sequence[Any] = ()
-    clip: Any = None
-    captions: Sequence[str] = ()
-    vae: Any = None
-    regularisation_latents: Sequence[Mapping[str, Any]] = ()
-    regularisation_positive: Sequence[Any] = ()
-    regularisation_captions: Sequence[str] = ()
-    validation_latents: Sequence[Mapping[str, Any]] = ()
-    validation_positive: Sequence[Any] = ()
-    validation_captions: Sequence[str] = ()
-
-    preset: str
-    include: str
-    exclude: str
-    overrides: str
-
-    optimiser: str
-    schedule: str
-    warmup: float
-    batch_size: int
-    accumulation: int
-    text_learning_rate: float
-
-    times: str
-    shift: float
-    weighting: str
-    noise_offset: float
-
-    caption_dropout: float
-    prior_weight: float
-    input_dropout: float
-    rank_dropout: float
-    module_dropout: float
-    max_weight_norm: float
-    ema: float
-
-    precision: str
-    checkpointing: str
-
-    validate_every: int
-    checkpoint_every: int
-    sample_every: int
-    dialect: Any
-    dtype: str
+class Asked(SimpleNamespace):
+    """The inputs of the node, by their names in `schema.py`. A link that is not there is None, or ()."""
 
 
 def settings_of(asked: Asked) -> dict[str, Any]:
@@ -116,10 +56,9 @@ def settings_of(asked: Asked) -> dict[str, Any]:
     Of the links only the stack's weights are among them: a state itself tells its model, layers and data from
     others.
     """
-    values = {field.name: getattr(asked, field.name) for field in fields(asked)}
-    told = {
+    told: dict[str, Any] = {
         name: value
-        for name, value in values.items()
+        for name, value in vars(asked).items()
         if isinstance(value, str | int | float) and name not in ELSEWHERE
     }
     for entry in asked.stack or ():
