@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib
 import math
-import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -215,8 +214,3 @@ def packed(parts: Sequence[Tensor]) -> tuple[Tensor, list[torch.Size]]:
 def unpacked(latent: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
     """The parts of a latent that was packed, (B, ...) each."""
     return comfy.utils.unpack_latents(latent, list(shapes))
-
-
-def fresh_id() -> uuid.UUID:
-    """What tells the conditioning of one pass from others, for packs that keep something for each."""
-    return uuid.uuid4()

@@ -61,7 +61,7 @@ def test_every_layer_gets_the_gradient_of_the_chain_rule(host: Host, architectur
     def sampled() -> torch.Tensor:
         """What a sampler gets of the model."""
         with torch.no_grad():
-            return session.prediction(model, x, sigma, conds)
+            return session.Session(patcher(model)).prediction(x, sigma, conds)
 
     before = sampled()
     with unchanged(model):

@@ -53,8 +53,8 @@ def test_nested_latents_count_each_part_by_itself(host: Host) -> None:
     made = latents.latent_of(tiny("LTX-Video"), NestedTensor([video, sound]), CPU)
     assert made.values.shape == (1, 1, video.numel() + sound.numel())
     assert [tuple(shape) for shape in made.shapes] == [tuple(video.shape), tuple(sound.shape)]
-    found = latents.mean_squares(made.values, made.shapes, None, (1.0, 0.25))
-    torch.testing.assert_close(found[0], video.square().mean() + 0.25 * sound.square().mean())
+    found = latents.mean_squares(made.values, made.shapes, None)
+    torch.testing.assert_close(found[0], video.square().mean() + sound.square().mean())
 
 
 def test_a_mask_is_averaged_over_what_a_latent_value_stands_for(host: Host) -> None:
@@ -121,7 +121,7 @@ def test_sdxl_is_told_the_real_sizes(host: Host, tmp_path: Path) -> None:
     words = text(5, 24)
     torch.testing.assert_close(sizes(training.caption_of(model, words, latent)), told(64, 128, 0, 0, 64, 128))
     size = training.PictureSize(800, 600, 30, 20, 128, 64)
-    made = training.caption_of(model, words, latent, size=size)
+    made = training.caption_of(model, text(5, 24, **size.settings()), latent)
     torch.testing.assert_close(sizes(made), told(600, 800, 20, 30, 64, 128))
     # As CLIPTextEncodeSDXL says it.
     own = text(5, 24, width=512, height=256)
@@ -141,13 +141,12 @@ def test_guidance_is_that_of_the_family_whatever_a_caption_says(host: Host, tmp_
     flux, chroma = tiny("Flux 1", in_channels=16, out_channels=16), tiny("Chroma")
     latent = raw(training, torch.randn(1, 4, 8, 8))
 
-    def of(model: Any, words: list[Any], **more: Any) -> float:
-        return float(training.caption_of(model, words, latent, **more).conds["guidance"].cond)
+    def of(model: Any, words: list[Any]) -> float:
+        return float(training.caption_of(model, words, latent).conds["guidance"].cond)
 
     assert of(flux, text(5, 20)) == 1.0 and of(chroma, text(5, 20)) == 0.0
     # As Flux Guidance and CLIP Text Encode (Flux) say it, for samplers.
     assert of(flux, text(5, 20, guidance=3.5)) == 1.0
-    assert of(flux, text(5, 20, guidance=3.5), guidance=4.0) == 4.0
     none = training.caption_of(flux, text(5, 20, guidance=None), latent)
     assert "guidance" not in none.conds
     given = {"latents": [{"samples": torch.randn(1, 16, 8, 8)}], "rank": 2, "steps": 1}
@@ -230,7 +229,7 @@ def test_the_loss_of_a_model_is_that_of_its_raw_target(host: Host) -> None:
             sample = training.Sample(latent, training.caption_of(model, text(5, width), latent))
             outputs: list[torch.Tensor] = []
             model.diffusion_model.register_forward_hook(lambda *given: outputs.append(given[-1]))  # noqa: B023
-            loss = training.DiffusionLoss(session=opened, times=training.Times(low=0.2, high=0.9))
+            loss = training.DiffusionLoss(session=opened, times=training.Times())
             torch.manual_seed(4)
             found = loss(opened.network, [sample])
             torch.manual_seed(4)

@@ -93,20 +93,17 @@ def caption_of(
     conditioning: Sequence[Any],
     latent: Latent,
     *,
-    size: PictureSize | None = None,
-    guidance: float | None = None,
     seed: int = 0,
     device: torch.device | None = None,
     graph: bool = False,
 ) -> Caption:
     """A conditioning of the host, encoded for one latent.
 
-    `size` is what SDXL is told. Without it that is what the conditioning says, and without that the size of
-    the latent. `guidance` is what a guidance embedding gets. Without it that is the guidance at which the
-    model's family is trained: the one of a conditioning is for samplers. Where it says that there is none,
-    there is none. Models that mix noise into what they are given draw it from `seed`. `device` is where the
-    model is, without it where the latent is. With `graph` the tensors keep theirs: gradients reach the text
-    encoders.
+    SDXL is told the sizes that the conditioning says, and without those that of the latent. A guidance
+    embedding gets the guidance at which the model's family is trained: the one of a conditioning is for
+    samplers. Where it says that there is none, there is none. Models that mix noise into what they are given
+    draw it from `seed`. `device` is where the model is, without it where the latent is. With `graph` the
+    tensors keep theirs: gradients reach the text encoders.
 
     To be called while the model is open for training. Raises TrainError for a conditioning of several parts,
     for one that only a sampler can follow, and for a text with values that are not finite.
@@ -158,13 +155,10 @@ def caption_of(
         ratio = host.ratios_of(model)[2]
         height, width = latent.values.shape[-2:]
         defaults = PictureSize(width * ratio, height * ratio).settings()
+    told = {**defaults, **mapped(dict(settings), own)}
     usual = family_of(model).guidance
-    if guidance is None and settings.get("guidance", usual) is not None:
-        guidance = usual
-    given: dict[str, Any] = {} if size is None else size.settings()
-    if guidance is not None:
-        given["guidance"] = guidance
-    told = {**defaults, **mapped(dict(settings), own), **given}
+    if usual is not None and told.get("guidance", usual) is not None:
+        told["guidance"] = usual
     noise = torch.zeros(latent.values.shape, device=device)
     conds = host.encoded(model, mapped(text, finite), told, noise, latent.shapes, seed)
     made = Caption(conds, type(model.diffusion_model).__name__ in ONE_ROW)

@@ -96,19 +96,14 @@ def mask_of(model: Any, mask: Tensor, latent: Latent) -> Tensor:
     return found.view(1, 1, *(1 for _ in latent.values.shape[2:-2]), height, width)
 
 
-def mean_squares(
-    difference: Tensor, shapes: Sequence[torch.Size], mask: Tensor | None, shares: Sequence[float] = ()
-) -> Tensor:
+def mean_squares(difference: Tensor, shapes: Sequence[torch.Size], mask: Tensor | None) -> Tensor:
     """The mean square (B,) of each row, over what a mask (B, 1, ...) leaves.
 
-    Of several parts it is the sum of their means, each times its share (1 without any): else the part with
-    the most values would rule.
+    Of several parts it is the sum of their means: else the part with the most values would rule.
     """
     if len(shapes) > 1:
         parts = host.unpacked(difference, shapes)
-        weights = [*shares, *(1.0 for _ in parts[len(shares) :])]
-        means = [part.square().flatten(1).mean(1) for part in parts]
-        return torch.stack([share * mean for share, mean in zip(weights, means, strict=True)]).sum(0)
+        return torch.stack([part.square().flatten(1).mean(1) for part in parts]).sum(0)
     squares = difference.square()
     if mask is None:
         return squares.flatten(1).mean(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -69,8 +69,6 @@ class DiffusionLoss:
     """The share of captions that are left out, of samples that have one to take their place."""
     noise_offset: float = 0.0
     encoder: TextEncoder | None = None
-    part_shares: Sequence[float] = ()
-    """How much each part of a nested latent counts, such as video and audio; 1 without."""
 
     def __post_init__(self) -> None:
         kind = parametrisation_of(self._sampling)
@@ -118,7 +116,7 @@ class DiffusionLoss:
         caption = sample.without if dropped and sample.without else sample.caption
         if self.encoder and caption.text:
             caption = self.encoder.caption(caption.text, sample.latent)
-        return _Drawn(sample, caption, time, noise)
+        return _Drawn(replace(sample, caption=caption), time, noise)
 
     def _of(self, group: Sequence[_Drawn]) -> Tensor:
         """The weighted losses (B,) of samples that go with each other."""
@@ -130,31 +128,26 @@ class DiffusionLoss:
         sigma = sigma_at(self._sampling, here(torch.cat([one.time for one in group])))
         noise = here(torch.cat([one.noise for one in group]))
         x = noised(self._sampling, sigma, noise, latent)
-        found = self.session.prediction(x, sigma, joined([one.caption.moved(here) for one in group]))
+        found = self.session.prediction(x, sigma, joined([one.sample.caption.moved(here) for one in group]))
         weight = self.weighting.on_denoised(self._sampling, sigma)
         own = here(torch.tensor([one.sample.weight for one in group]))
         # Before the square: at a small sigma both factors would be far from 1.
         difference = (found - latent) * rows(weight.sqrt(), latent)
         mask = _mask(group)
         shapes = group[0].sample.latent.shapes
-        return own * mean_squares(difference, shapes, mask if mask is None else here(mask), self.part_shares)
+        return own * mean_squares(difference, shapes, mask if mask is None else here(mask))
 
 
 @dataclass(frozen=True, eq=False)
 class _Drawn:
-    """A sample with the chance of one pass."""
+    """A sample with the caption, the time and the noise of one pass."""
 
     sample: Sample
-    caption: Caption
     time: Tensor
     noise: Tensor
 
     def goes_with(self, other: _Drawn) -> bool:
-        return self.latent.shapes == other.latent.shapes and self.caption.goes_with(other.caption)
-
-    @property
-    def latent(self) -> Latent:
-        return self.sample.latent
+        return self.sample.goes_with(other.sample)
 
 
 def _groups(drawn: Sequence[_Drawn]) -> list[list[_Drawn]]:

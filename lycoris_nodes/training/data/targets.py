@@ -38,8 +38,6 @@ class Parametrisation:
     snr: Callable[[Tensor, float], Tensor] = lambda s, scale: (s * scale) ** -2
     predicts_noise: bool = False
     """Whether the target is the noise alone, of which little can be learned where there is much of it."""
-    is_flow: bool = False
-    """Whether sigma is a time from 0 to 1 in which data turn into noise on a straight line."""
 
 
 def _edm(s: Tensor, d: float) -> Tensor:
@@ -58,7 +56,7 @@ KINDS = {
         # D = x/sqrt(s^2+1) - s F/sqrt(s^2+1) of x/sqrt(s^2+1).
         Parametrisation("v of a preserved variance", lambda s, d: (s**2 + 1) / s**2),
         # D = x - s F, target e - x0.
-        Parametrisation("flow", lambda s, d: s**-2, lambda s, n: ((1 - s) / (s * n)) ** 2, is_flow=True),
+        Parametrisation("flow", lambda s, d: s**-2, lambda s, n: ((1 - s) / (s * n)) ** 2),
         # D = (1-t) x - t F with t = s/(1+s), target e - x0.
         Parametrisation("flow of an exploding variance", lambda s, d: ((1 + s) / s) ** 2),
         Parametrisation("x0", lambda s, d: torch.ones_like(s)),
@@ -95,25 +93,25 @@ def rows(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *(1 for _ in like.shape[1:]))
 
 
+GAMMA = 5.0
+"""The largest SNR that counts in full with min-snr. 5 is the paper's."""
+
+
 @dataclass(frozen=True)
 class Weighting:
     """How much the loss counts at each sigma.
 
-    none: as much as the network's own output says, which is what most trainers do. min-snr: min(SNR, gamma)
+    none: as much as the network's own output says, which is what most trainers do. min-snr: min(SNR, 5)
     on D (Hang et al., 2303.09556, equation 7). debiased: that of the output divided by sqrt(SNR) where it is
     the noise (Yu et al., 2310.08442, equation 9), and by sqrt(SNR + 1) where it is a velocity, as in
     OneTrainer.
     """
 
     name: str = "none"
-    gamma: float = 5.0
-    """The largest SNR that counts in full. 5 is the paper's."""
 
     def __post_init__(self) -> None:
         if self.name not in WEIGHTINGS:
             raise TrainError("an unknown weighting", got=self.name, expected=", ".join(WEIGHTINGS))
-        if not self.gamma > 0:
-            raise TrainError("gamma is above 0", got=str(self.gamma))
 
     def on_denoised(self, model_sampling: Any, sigma: Tensor) -> Tensor:
         """The weight (B,) of the mean of (D - x0)^2 in each row."""
@@ -121,7 +119,7 @@ class Weighting:
         raw = kind.weight(sigma, float(getattr(model_sampling, "sigma_data", 1.0)))
         snr = kind.snr(sigma, float(getattr(model_sampling, "noise_scale", 1.0)))
         if self.name == "min-snr":
-            return snr.clamp(max=self.gamma)
+            return snr.clamp(max=GAMMA)
         if self.name == "debiased":
             return raw / (snr if kind.predicts_noise else snr + 1).sqrt()
         return raw

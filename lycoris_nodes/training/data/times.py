@@ -34,31 +34,24 @@ class ByTokens:
 class Times:
     """How times t from 0 (data) to 1 (noise) are drawn, in the clock that the model was trained with.
 
-    uniform: u. logit-normal: u = sigmoid(mean + spread * z) with z normal (Esser et al., 2403.03206, equation
-    19), which some trainers call sigmoid. Then the shift moves times towards noise, which suits pictures of a
-    higher resolution: t = a u / (1 + (a - 1) u) (equation 23). `low` and `high` cut off ends, in t.
+    uniform: u. logit-normal: u = sigmoid(mean + z) with z normal (Esser et al., 2403.03206, equation 19).
+    Some trainers call it sigmoid. Then the shift moves times towards noise, which suits pictures of a higher
+    resolution: t = a u / (1 + (a - 1) u) (equation 23).
 
     Raises TrainError for a value out of its range.
     """
 
     distribution: str = "uniform"
     mean: float = 0.0
-    spread: float = 1.0
     shift: float | ByTokens = 1.0
-    low: float = 0.0
-    high: float = 1.0
 
     def __post_init__(self) -> None:
         if self.distribution not in DISTRIBUTIONS:
             raise TrainError(
                 "an unknown distribution of times", got=self.distribution, expected=", ".join(DISTRIBUTIONS)
             )
-        if not 0 <= self.low < self.high <= 1:
-            raise TrainError(
-                "times go from 0 to 1", got=f"{self.low} to {self.high}", expected="0 <= low < high <= 1"
-            )
-        if not self.spread > 0 or (not isinstance(self.shift, ByTokens) and not self.shift > 0):
-            raise TrainError("spread and shift are above 0", got=f"{self.spread}, {self.shift}")
+        if not isinstance(self.shift, ByTokens) and not self.shift > 0:
+            raise TrainError("the shift is above 0", got=f"{self.shift}")
 
     def draw(self, count: int, tokens: int) -> Tensor:
         """Times (count,) for latents of so many tokens, from torch's generator of the CPU."""
@@ -67,21 +60,10 @@ class Times:
     def at(self, shares: Tensor, tokens: int) -> Tensor:
         """The times below which these shares of all draws are: evenly spaced ones are fit for validation."""
         a = self.shift.shift(tokens) if isinstance(self.shift, ByTokens) else self.shift
-        low, high = self._share(self.low, a), self._share(self.high, a)
-        u = low + (high - low) * shares.double()
+        u = shares.double()
         if self.distribution != "uniform":
-            u = torch.sigmoid(self.mean + self.spread * torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12)))
+            u = torch.sigmoid(self.mean + torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12)))
         return (a * u / (1 + (a - 1) * u)).float()
-
-    def _share(self, time: float, a: float) -> float:
-        """The share of all draws, were nothing cut off, that are below a time."""
-        if time in (0.0, 1.0):
-            return time
-        u = time / (a - (a - 1) * time)
-        if self.distribution == "uniform":
-            return u
-        logit = torch.logit(torch.tensor(u, dtype=torch.float64))
-        return float(torch.special.ndtr((logit - self.mean) / self.spread))
 
 
 DISTRIBUTIONS = ("uniform", "logit-normal")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -88,8 +89,26 @@ class Session:
                     model.current_patcher = before
 
     def prediction(self, x: Tensor, sigma: Tensor, conds: Mapping[str, Any]) -> Tensor:
-        """What the model takes for the picture: see `prediction`."""
-        return prediction(self.model, x, sigma, conds, self.patcher.model_options["transformer_options"])
+        """The denoised latent (B, ...) that the model makes of x (B, ...) at sigma (B,).
+
+        It is what a sampler gets for one prompt, by the same function of the model, without its loop: each
+        row has its own conditioning, where a sampler would compute every row with every prompt and average.
+        `conds` are the model's arguments by name (see `Caption`).
+        """
+        told: dict[str, Any] = {
+            **self.patcher.model_options["transformer_options"],
+            "sigmas": sigma,
+            "sample_sigmas": sigma,
+            "cond_or_uncond": [0],
+            # For packs that keep something for each conditioning: another one in each pass.
+            "uuids": [uuid.uuid4()],
+            "optimized_attention_override": host.attention,
+        }
+        forget_passes(self.model)
+        try:
+            return self.model.apply_model(x, sigma, transformer_options=told, **conds)
+        finally:
+            forget_passes(self.model)
 
 
 @contextmanager
@@ -148,30 +167,6 @@ def opened(
         finally:
             for net in reversed(session.networks):
                 net.restore()
-
-
-def prediction(
-    model: Any, x: Tensor, sigma: Tensor, conds: Mapping[str, Any], options: Mapping[str, Any] | None = None
-) -> Tensor:
-    """The denoised latent (B, ...) that a model of the host makes of x (B, ...) at sigma (B,).
-
-    It is what a sampler gets for one prompt, by the same function of the model, without its loop: each row
-    has its own conditioning, where a sampler would compute every row with every prompt and average. `conds`
-    are the model's arguments by name (see `Caption`), and `options` the model's transformer options.
-    """
-    told: dict[str, Any] = {
-        **(options or {}),
-        "sigmas": sigma,
-        "sample_sigmas": sigma,
-        "cond_or_uncond": [0],
-        "uuids": [host.fresh_id()],
-        "optimized_attention_override": host.attention,
-    }
-    forget_passes(model)
-    try:
-        return model.apply_model(x, sigma, transformer_options=told, **conds)
-    finally:
-        forget_passes(model)
 
 
 def _dtype(model: Any) -> torch.dtype:
