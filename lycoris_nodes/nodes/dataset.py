@@ -16,7 +16,7 @@ from ..host.sampling import encoded_picture, encoded_text
 from ..host.training import grid_of
 from ..host.weights import own_weights
 from ..schema.checks import checked
-from ..schema.inputs import TRAIN
+from ..schema.inputs import TRAIN, advanced
 from ..schema.report import report_output, with_report
 from ..training.data.captions import is_told_sizes
 from ..training.data.families import family_of
@@ -83,48 +83,40 @@ class LycorisDataset(io.ComfyNode):
                     tooltip="On: each picture is there mirrored too, except where its caption has words such "
                     "as left, right or text. Not for faces and things that are not symmetrical.",
                 ),
-                io.Boolean.Input(
-                    "enlarge",
-                    default=True,
-                    optional=True,
-                    advanced=True,
-                    tooltip="On: small pictures are enlarged to the resolution. Off: they are trained in the "
-                    "size that they have.",
-                ),
-                io.Combo.Input(
-                    "transparent",
-                    options=list(TRANSPARENT),
-                    default="not learned",
-                    optional=True,
-                    advanced=True,
-                    tooltip="What becomes of transparent parts: not learned (they are masked), or learned as "
-                    "white or black.",
-                ),
-                io.Int.Input(
-                    "tag_orders",
-                    default=1,
-                    min=1,
-                    max=64,
-                    optional=True,
-                    advanced=True,
-                    tooltip="For captions that are tags with commas between them: in how many orders each is "
-                    "learned. 1: as it is written.",
-                ),
-                io.Int.Input(
-                    "kept_tags",
-                    default=1,
-                    min=0,
-                    max=64,
-                    optional=True,
-                    advanced=True,
-                    tooltip="How many tags stay in front in all orders. The trigger is the first.",
-                ),
-                io.Boolean.Input(
-                    "keep",
-                    default=True,
-                    optional=True,
-                    advanced=True,
-                    tooltip="On: what was encoded is kept on disk for later runs.",
+                *advanced(
+                    io.Boolean.Input(
+                        "enlarge",
+                        default=True,
+                        tooltip="On: small pictures are enlarged to the resolution. Off: they are trained in "
+                        "the size that they have.",
+                    ),
+                    io.Combo.Input(
+                        "transparent",
+                        options=list(TRANSPARENT),
+                        default="not learned",
+                        tooltip="What becomes of transparent parts: not learned (they are masked), or "
+                        "learned as white or black.",
+                    ),
+                    io.Int.Input(
+                        "tag_orders",
+                        default=1,
+                        min=1,
+                        max=64,
+                        tooltip="For captions that are tags with commas between them: in how many orders "
+                        "each is learned. 1: as it is written.",
+                    ),
+                    io.Int.Input(
+                        "kept_tags",
+                        default=1,
+                        min=0,
+                        max=64,
+                        tooltip="How many tags stay in front in all orders. The trigger is the first.",
+                    ),
+                    io.Boolean.Input(
+                        "keep",
+                        default=True,
+                        tooltip="On: what was encoded is kept on disk for later runs.",
+                    ),
                 ),
             ],
             outputs=[

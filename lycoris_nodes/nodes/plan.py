@@ -8,7 +8,16 @@ from typing import Any
 from ...lycoris_ops import Plan, parse_size, plan_picture, plan_ranks, probe
 from ..host.page import io, picture_tensor, progress, shown_pictures
 from ..schema.checks import checked
-from ..schema.inputs import AS_FAMILY, PLAN, TRAIN, choice_inputs, mask_input, seed_input, training_inputs
+from ..schema.inputs import (
+    AS_FAMILY,
+    PLAN,
+    TRAIN,
+    advanced,
+    choice_inputs,
+    mask_input,
+    seed_input,
+    training_inputs,
+)
 from ..schema.report import report_output, with_report
 from ..training.data.families import family_of
 from ..training.data.loss import DiffusionLoss
@@ -54,25 +63,23 @@ class LycorisPlan(io.ComfyNode):
                 ),
                 seed_input("What the noise of the measurement is made of."),
                 mask_input(),
-                *choice_inputs(),
-                io.Int.Input(
-                    "largest_rank",
-                    default=128,
-                    min=1,
-                    max=4096,
-                    optional=True,
-                    advanced=True,
-                    tooltip="The highest rank that a layer may get.",
-                ),
-                checkpointing_input(),
-                io.String.Input(
-                    "edited",
-                    default="",
-                    multiline=True,
-                    optional=True,
-                    advanced=True,
-                    tooltip="A plan as text, in the form of the output `text`, to be used in place of the "
-                    "one that would be made. Its layers still start where the measurement points.",
+                *advanced(
+                    *choice_inputs(),
+                    io.Int.Input(
+                        "largest_rank",
+                        default=128,
+                        min=1,
+                        max=4096,
+                        tooltip="The highest rank that a layer may get.",
+                    ),
+                    checkpointing_input(),
+                    io.String.Input(
+                        "edited",
+                        default="",
+                        multiline=True,
+                        tooltip="A plan as text, in the form of the output `text`, to be used in place of "
+                        "the one that would be made. Its layers still start where the measurement points.",
+                    ),
                 ),
             ],
             outputs=[

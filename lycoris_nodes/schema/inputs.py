@@ -92,23 +92,26 @@ def algorithm_input(*more: str) -> Any:
     )
 
 
+def advanced(*inputs: Any) -> list[Any]:
+    """Inputs that are folded away on a node, and need not be there."""
+    for one in inputs:
+        one.optional = one.advanced = True
+    return list(inputs)
+
+
 def fit_inputs() -> list[Any]:
     """What else a node asks that makes layers of a kind and size."""
-    return [
+    return advanced(
         io.Combo.Input(
             "dtype",
             options=list(DTYPES),
             default=AS_IT_IS,
-            optional=True,
-            advanced=True,
             tooltip="The dtype of the tensors. 'as in the file' is the source's own, of a merged layer the "
             "widest of its sources; what is extracted is in float16 then.",
         ),
         io.Boolean.Input(
             "tucker",
             default=False,
-            optional=True,
-            advanced=True,
             tooltip="On: convolutions get a Tucker core, which takes less for the same rank.",
         ),
         io.Int.Input(
@@ -116,12 +119,10 @@ def fit_inputs() -> list[Any]:
             default=0,
             min=0,
             max=4096,
-            optional=True,
-            advanced=True,
             tooltip="The highest rank that a layer may get; 0 leaves it open.",
         ),
-        seed_input("What random bases are made of. Any seed gives nearly the same layers.", extra=True),
-    ]
+        seed_input("What random bases are made of. Any seed gives nearly the same layers."),
+    )
 
 
 def training_inputs(what: str) -> list[Any]:
@@ -141,15 +142,13 @@ def training_inputs(what: str) -> list[Any]:
     ]
 
 
-def choice_inputs(*, advanced: bool = True) -> list[Any]:
+def choice_inputs() -> list[Any]:
     """Which modules of a model are trained."""
     return [
         io.Combo.Input(
             "preset",
             options=[AS_FAMILY, *PRESETS],
             default=AS_FAMILY,
-            optional=True,
-            advanced=advanced,
             tooltip="Which layers are trained. auto: as is usual for the model. full: linear layers and "
             "convolutions. full-lin: linear layers. attn-mlp: those of the blocks that the model repeats, "
             "without modulation and embedders. attn-only: those of attentions alone.",
@@ -157,16 +156,12 @@ def choice_inputs(*, advanced: bool = True) -> list[Any]:
         io.String.Input(
             "include",
             default="",
-            optional=True,
-            advanced=advanced,
             tooltip="More layers, by name: patterns with spaces between them, such as `*.norm*` or "
             "`/blocks\\.[0-9]\\./`.",
         ),
         io.String.Input(
             "exclude",
             default="",
-            optional=True,
-            advanced=advanced,
             tooltip="Layers to leave out, by patterns with spaces between them.",
         ),
     ]
@@ -176,7 +171,9 @@ USUAL, OWN = "usual", "own"
 
 
 def group_input(name: str, tooltip: str, inputs: list[Any]) -> Any:
-    """Inputs that the front end shows only where the user wants settings of his own."""
+    """Inputs that the front end shows only where the user wants settings of their own; none must be there."""
+    for one in inputs:
+        one.optional = True
     return io.DynamicCombo.Input(
         name,
         options=[io.DynamicCombo.Option(USUAL, []), io.DynamicCombo.Option(OWN, inputs)],
@@ -199,8 +196,7 @@ def mask_input() -> Any:
     )
 
 
-def seed_input(tooltip: str, *, extra: bool = False) -> Any:
-    """A seed; with `extra` among the advanced inputs, which need not be there."""
+def seed_input(tooltip: str) -> Any:
     return io.Int.Input(
         "seed",
         default=0,
@@ -208,7 +204,5 @@ def seed_input(tooltip: str, *, extra: bool = False) -> Any:
         max=0xFFFFFFFFFFFFFFFF,
         # Else the front end draws another one after each run, and no training could be resumed.
         control_after_generate=False,
-        optional=extra,
-        advanced=extra,
         tooltip=tooltip,
     )

@@ -20,13 +20,11 @@ activations kept and with those of the blocks computed again. Measured by tests/
 and 0.10 for Flux 1, which has 57 blocks that are alike, and 0.37 and 0.07 for SD1.5, which has 38."""
 
 
-def checkpointing_input(*, advanced: bool = True) -> Any:
+def checkpointing_input() -> Any:
     return io.Combo.Input(
         "checkpointing",
         options=[AS_FAMILY, "on", "off"],
         default=AS_FAMILY,
-        optional=True,
-        advanced=advanced,
         tooltip="on: activations are computed again when they are needed, which takes much less memory and a "
         "third more time, with the same result. auto: on for large models.",
     )

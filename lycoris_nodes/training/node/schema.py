@@ -186,12 +186,11 @@ def _groups() -> list[Any]:
 
 def _layers() -> list[Any]:
     return [
-        *choice_inputs(advanced=False),
+        *choice_inputs(),
         io.String.Input(
             "overrides",
             default="",
             multiline=True,
-            optional=True,
             tooltip=f"Other settings for some layers, one line for each pattern: `{EXAMPLE}`.",
         ),
     ]
@@ -203,7 +202,6 @@ def _optimisation() -> list[Any]:
             "optimiser",
             options=sorted(optimisers()),
             default="adamw",
-            optional=True,
             tooltip="How steps are made of gradients. adamw needs nothing installed. prodigy finds the "
             "learning rate itself; it, schedulefree and adamw8bit need packages of their own.",
         ),
@@ -211,7 +209,6 @@ def _optimisation() -> list[Any]:
             "schedule",
             options=list(schedules()),
             default="constant",
-            optional=True,
             tooltip="How the learning rate falls over the steps.",
         ),
         io.Float.Input(
@@ -220,7 +217,6 @@ def _optimisation() -> list[Any]:
             min=0.0,
             max=100_000.0,
             step=0.01,
-            optional=True,
             tooltip="Steps in which the learning rate rises at the start. Below 1 it is a share of all "
             "steps.",
         ),
@@ -229,7 +225,6 @@ def _optimisation() -> list[Any]:
             default=1,
             min=1,
             max=1024,
-            optional=True,
             tooltip="Latents in one pass of the model, of those that have one size. More is smoother and "
             "takes more memory.",
         ),
@@ -238,7 +233,6 @@ def _optimisation() -> list[Any]:
             default=1,
             min=1,
             max=1024,
-            optional=True,
             tooltip="Batches in one step. As smooth as larger batches, in the memory of one.",
         ),
         io.Float.Input(
@@ -247,7 +241,6 @@ def _optimisation() -> list[Any]:
             min=0.0,
             max=10.0,
             step=0.000001,
-            optional=True,
             tooltip="The learning rate of the text encoders, if `clip` is linked. 0: a tenth of that of the "
             "model.",
         ),
@@ -260,7 +253,6 @@ def _noise() -> list[Any]:
             "times",
             options=[AS_FAMILY, *DISTRIBUTIONS],
             default=AS_FAMILY,
-            optional=True,
             tooltip="How much noise is trained at. auto: as is usual for the model. uniform: all amounts "
             "equally. logit-normal: mostly those in the middle.",
         ),
@@ -270,14 +262,12 @@ def _noise() -> list[Any]:
             min=0.0,
             max=100.0,
             step=0.1,
-            optional=True,
             tooltip="Moves training towards more noise where above 1. 0: as is usual for the model.",
         ),
         io.Combo.Input(
             "weighting",
             options=list(WEIGHTINGS),
             default="none",
-            optional=True,
             tooltip="How much the loss counts at each amount of noise. none is what most trainers do. "
             "min-snr and debiased are for Stable Diffusion and SDXL.",
         ),
@@ -287,7 +277,6 @@ def _noise() -> list[Any]:
             min=0.0,
             max=1.0,
             step=0.01,
-            optional=True,
             tooltip="Lets Stable Diffusion and SDXL learn very bright and dark pictures: 0.05 is usual. Not "
             "for flow models, nor for those of zero terminal SNR, which learn it without.",
         ),
@@ -302,7 +291,6 @@ def _regularisation() -> list[Any]:
             min=0.0,
             max=1.0,
             step=0.01,
-            optional=True,
             tooltip="The share of captions that are left out, if `empty_caption` or `clip` is linked.",
         ),
         io.Float.Input(
@@ -311,7 +299,6 @@ def _regularisation() -> list[Any]:
             min=0.0,
             max=100.0,
             step=0.05,
-            optional=True,
             tooltip="How much `regularisation_latents` count beside `latents`.",
         ),
         io.Float.Input(
@@ -320,7 +307,6 @@ def _regularisation() -> list[Any]:
             min=0.0,
             max=0.99,
             step=0.01,
-            optional=True,
             tooltip="The share of what goes into each layer that it does not see in a pass.",
         ),
         io.Float.Input(
@@ -329,7 +315,6 @@ def _regularisation() -> list[Any]:
             min=0.0,
             max=0.99,
             step=0.01,
-            optional=True,
             tooltip="The share of each layer's rank that is left out in a pass.",
         ),
         io.Float.Input(
@@ -338,7 +323,6 @@ def _regularisation() -> list[Any]:
             min=0.0,
             max=0.99,
             step=0.01,
-            optional=True,
             tooltip="The share of the layers that are left out in a pass.",
         ),
         io.Float.Input(
@@ -347,7 +331,6 @@ def _regularisation() -> list[Any]:
             min=0.0,
             max=1000.0,
             step=0.1,
-            optional=True,
             tooltip="The largest norm of each layer's change, against overfitting. 0: no limit.",
         ),
         io.Float.Input(
@@ -357,7 +340,6 @@ def _regularisation() -> list[Any]:
             max=0.9999,
             step=0.0001,
             round=False,
-            optional=True,
             tooltip="The decay of an average of the weights that is saved in their place, such as 0.99. 0: "
             "none.",
         ),
@@ -370,11 +352,10 @@ def _speed() -> list[Any]:
             "precision",
             options=list(PRECISIONS),
             default=AS_FAMILY,
-            optional=True,
             tooltip="What the model computes in. auto: what ComfyUI has chosen when it loaded the model. "
             "What is trained stays in float32, and in fp16 the loss is scaled.",
         ),
-        checkpointing_input(advanced=False),
+        checkpointing_input(),
     ]
 
 
@@ -385,7 +366,6 @@ def _output() -> list[Any]:
             default=0,
             min=0,
             max=1_000_000,
-            optional=True,
             tooltip="Steps between two validations, if `validation_latents` is linked. 0: ten in all.",
         ),
         io.Int.Input(
@@ -393,7 +373,6 @@ def _output() -> list[Any]:
             default=0,
             min=0,
             max=1_000_000,
-            optional=True,
             tooltip=f"Steps between two checkpoints, of which the latest {KEEP} are kept. 0: only the best, "
             "and the last, which is written every ten minutes too.",
         ),
@@ -402,7 +381,6 @@ def _output() -> list[Any]:
             default=0,
             min=0,
             max=1_000_000,
-            optional=True,
             tooltip="Steps between two pictures that are sampled with the first caption, always from one "
             "noise. They are shown on the node and kept beside the checkpoints. 0: none.",
         ),
@@ -410,7 +388,6 @@ def _output() -> list[Any]:
             "dialect",
             options=list(WRITTEN),
             default="comfy",
-            optional=True,
             tooltip="The tool whose layer names are written: comfy (ComfyUI's own names), kohya (sd-scripts, "
             "most web interfaces), peft, diffusers or lycoris. ComfyUI's own loaders ignore some kinds "
             "(ia3, oftv2, boft_peft) and most files in PEFT's names: the report says it.",
@@ -419,7 +396,6 @@ def _output() -> list[Any]:
             "dtype",
             options=list(WRITABLE),
             default="float32",
-            optional=True,
             tooltip="The dtype of the saved file. float32 is as trained; bfloat16 halves its size.",
         ),
     ]
