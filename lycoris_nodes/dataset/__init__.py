@@ -3,21 +3,3 @@
 `folder.py` finds pictures with their captions and masks, `texts.py` and `picture.py` read them, `sizes.py`
 says in which size each is trained, `kept.py` keeps what was encoded, and `prepare.py` puts these together.
 """
-
-from .folder import PictureFolder, stamps
-from .kept import Kept, identity_of
-from .prepare import DataSet, Encoder, Sample, Settings, prepared
-from .sizes import step_of
-
-__all__ = [
-    "DataSet",
-    "Encoder",
-    "Kept",
-    "PictureFolder",
-    "Sample",
-    "Settings",
-    "identity_of",
-    "prepared",
-    "stamps",
-    "step_of",
-]

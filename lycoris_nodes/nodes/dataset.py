@@ -9,7 +9,10 @@ from typing import Any
 import torch
 
 from ...lycoris_ops import LycorisError, TrainError, paragraph
-from ..dataset import Encoder, Kept, PictureFolder, Sample, Settings, identity_of, prepared, stamps, step_of
+from ..dataset.folder import PictureFolder, stamps
+from ..dataset.kept import Kept, identity_of
+from ..dataset.prepare import Encoder, Sample, Settings, prepared
+from ..dataset.sizes import step_of
 from ..host.files import kept_folder, picture_folder, picture_folders
 from ..host.page import io, picture_tensor, progress, shown_pictures
 from ..host.sampling import encoded_picture, encoded_text

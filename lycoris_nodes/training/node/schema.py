@@ -67,13 +67,9 @@ def _usual() -> list[Any]:
             max=1_000_000,
             tooltip="How many updates of the weights. 1000 to 2000 are usual for 10 to 50 pictures.",
         ),
-        io.Float.Input(
+        _rate(
             "learning_rate",
-            default=0.0,
-            min=0.0,
-            max=10.0,
-            step=0.000001,
-            tooltip="How far each step goes. 0: as is usual for the model, the algorithm and the optimiser. "
+            "How far each step goes. 0: as is usual for the model, the algorithm and the optimiser. "
             "Too high a rate spoils pictures or ends in an error, too low a rate learns little.",
         ),
         io.Combo.Input(
@@ -235,14 +231,9 @@ def _optimisation() -> list[Any]:
             max=1024,
             tooltip="Batches in one step. As smooth as larger batches, in the memory of one.",
         ),
-        io.Float.Input(
+        _rate(
             "text_learning_rate",
-            default=0.0,
-            min=0.0,
-            max=10.0,
-            step=0.000001,
-            tooltip="The learning rate of the text encoders, if `clip` is linked. 0: a tenth of that of the "
-            "model.",
+            "The learning rate of the text encoders, if `clip` is linked. 0: a tenth of that of the model.",
         ),
     ]
 
@@ -301,29 +292,17 @@ def _regularisation() -> list[Any]:
             step=0.05,
             tooltip="How much `regularisation_latents` count beside `latents`.",
         ),
-        io.Float.Input(
+        _dropout(
             "input_dropout",
-            default=0.0,
-            min=0.0,
-            max=0.99,
-            step=0.01,
-            tooltip="The share of what goes into each layer that it does not see in a pass.",
+            "The share of what goes into each layer that it does not see in a pass.",
         ),
-        io.Float.Input(
+        _dropout(
             "rank_dropout",
-            default=0.0,
-            min=0.0,
-            max=0.99,
-            step=0.01,
-            tooltip="The share of each layer's rank that is left out in a pass.",
+            "The share of each layer's rank that is left out in a pass.",
         ),
-        io.Float.Input(
+        _dropout(
             "module_dropout",
-            default=0.0,
-            min=0.0,
-            max=0.99,
-            step=0.01,
-            tooltip="The share of the layers that are left out in a pass.",
+            "The share of the layers that are left out in a pass.",
         ),
         io.Float.Input(
             "max_weight_norm",
@@ -361,27 +340,18 @@ def _speed() -> list[Any]:
 
 def _output() -> list[Any]:
     return [
-        io.Int.Input(
+        _every(
             "validate_every",
-            default=0,
-            min=0,
-            max=1_000_000,
-            tooltip="Steps between two validations, if `validation_latents` is linked. 0: ten in all.",
+            "Steps between two validations, if `validation_latents` is linked. 0: ten in all.",
         ),
-        io.Int.Input(
+        _every(
             "checkpoint_every",
-            default=0,
-            min=0,
-            max=1_000_000,
-            tooltip=f"Steps between two checkpoints, of which the latest {KEEP} are kept. 0: only the best, "
+            f"Steps between two checkpoints, of which the latest {KEEP} are kept. 0: only the best, "
             "and the last, which is written every ten minutes too.",
         ),
-        io.Int.Input(
+        _every(
             "sample_every",
-            default=0,
-            min=0,
-            max=1_000_000,
-            tooltip="Steps between two pictures that are sampled with the first caption, always from one "
+            "Steps between two pictures that are sampled with the first caption, always from one "
             "noise. They are shown on the node and kept beside the checkpoints. 0: none.",
         ),
         io.Combo.Input(
@@ -399,3 +369,16 @@ def _output() -> list[Any]:
             tooltip="The dtype of the saved file. float32 is as trained; bfloat16 halves its size.",
         ),
     ]
+
+
+def _every(name: str, tooltip: str) -> Any:
+    """A number of steps between two of something."""
+    return io.Int.Input(name, default=0, min=0, max=1_000_000, tooltip=tooltip)
+
+
+def _dropout(name: str, tooltip: str) -> Any:
+    return io.Float.Input(name, default=0.0, min=0.0, max=0.99, step=0.01, tooltip=tooltip)
+
+
+def _rate(name: str, tooltip: str) -> Any:
+    return io.Float.Input(name, default=0.0, min=0.0, max=10.0, step=0.000001, tooltip=tooltip)
