@@ -41,7 +41,6 @@ def create_lycoris(
     algorithm: str = "lora",
     rank: int = 16,
     alpha: float | None = None,
-    multiplier: float = 1.0,
     preset: str | None = None,
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
@@ -82,25 +81,22 @@ def create_lycoris(
     given = {"algorithm": algorithm, "rank": rank, "alpha": alpha, **options}
     own = inspect.signature(create_lycoris).parameters
     base = Settings().with_options(given, "create_lycoris", own.keys() - {"module", "options"})
-    asked = any(value != own[name].default for name, value in given.items() if name in own)
-    if (plan is not None or weights is not None) and asked:
-        raise LycorisError(
-            "a file or a plan says itself of which kind and size its layers are",
-            got=f"algorithm {algorithm}, rank {rank}, alpha {alpha} beside it",
-            expected="weights or plan alone",
-        )
-    drawn = random.getrandbits(31) if seed is None else seed
-    start = usual_prefix(module) if prefix is None else prefix
-    if (plan is not None or weights is not None) and (preset or include or exclude):
-        raise LycorisError(
-            "a file or a plan says itself which modules are adapted",
-            got="preset, include or exclude beside it",
-            expected="weights or plan alone",
-        )
     if plan is not None and weights is not None:
         raise LycorisError("layers are either planned or from a file", got="plan and weights")
     if plan is not None or weights is not None:
-        _check_left("plan" if weights is None else "file", options, overrides or {})
+        source = "plan" if weights is None else "file"
+        beside = {**given, "preset": preset, "include": include, "exclude": exclude}
+        # A list of no patterns is none.
+        beside = [name for name in beside if name in own and beside[name] not in (own[name].default, [])]
+        if beside:
+            raise LycorisError(
+                f"a {source} says itself which modules are adapted, of which kind and size",
+                got=f"{', '.join(beside)} beside it",
+                expected="weights or plan alone",
+            )
+        _check_left(source, options, overrides or {})
+    drawn = random.getrandbits(31) if seed is None else seed
+    start = usual_prefix(module) if prefix is None else prefix
     if plan is not None:
         members, notes = _planned(module, plan, base, overrides or {}, drawn), []
     elif weights is None:
@@ -108,9 +104,7 @@ def create_lycoris(
         members, notes = _fresh(_overridden(sites, base, overrides or {}), drawn, named=bool(include))
     else:
         members, notes = _from_file(module, weights, start, base, overrides or {}, drawn)
-    network = LycorisNetwork(module, members, seed=drawn, prefix=start, notes=notes)
-    network.set_multiplier(multiplier)
-    return network
+    return LycorisNetwork(module, members, seed=drawn, prefix=start, notes=notes)
 
 
 def _check_left(what: str, options: Mapping[str, Any], overrides: Overrides) -> None:

@@ -45,12 +45,6 @@ class History:
         """The step with the lowest held-out loss, and that loss."""
         return min(self.validation, key=lambda row: row[1], default=None)
 
-    @property
-    def waited(self) -> int:
-        """How many validations came after the best one."""
-        losses = [loss for _, loss in self.validation]
-        return len(losses) - 1 - losses.index(min(losses)) if losses else 0
-
     def state_dict(self) -> dict[str, Any]:
         """The history as plain values and tensors."""
         return {

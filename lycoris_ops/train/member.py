@@ -6,7 +6,6 @@ import math
 import zlib
 from dataclasses import replace
 from functools import cache
-from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -57,6 +56,8 @@ class Member(nn.Module):
 
     `layer` is made of these parameters and can be used like any other layer. The member acts on its module
     from `attach` to `detach`, by a `Bypass` or by a `Rebuilt` weight. Dropouts act in training mode.
+
+    Raises LycorisError where the layer does not fit the module, or a dropout cannot act on it.
     """
 
     def __init__(self, site: Site, layer: Layer, settings: Settings) -> None:
@@ -68,20 +69,12 @@ class Member(nn.Module):
         self.passed = False
         """Whether there was a pass in which the layer could act."""
         self._attached = False
-        self.replace(layer)
-
-    def replace(self, layer: Layer) -> None:
-        """Train another layer in place of this one, from its values. Its parameters are new ones.
-
-        Raises LycorisError where the layer does not fit the module, or a dropout cannot act on it.
-        """
-        with located(weight=self.site.path):
-            layer.check_fit(self.site.shape)
+        with located(weight=site.path):
+            layer.check_fit(site.shape)
             self._check_dropouts(layer)
-        attached, device = self._attached, self._device
-        self.detach()
-        for name in [*self._parameters, *self._buffers]:
-            delattr(self, name)
+        weight: Tensor = getattr(site.module, site.weight)
+        # None where the weight is nowhere, because hooks load it within each pass.
+        device = None if weight.is_meta else weight.device
         trained = layer.factors()
         for name, tensor in layer.tensors().items():
             # A copy: the layer may be that of a file, which others use. In the layout that it has after it is
@@ -92,19 +85,7 @@ class Member(nn.Module):
             else:
                 self.register_buffer(name, value)
         self._hold(layer)
-        self.bypass_up_to = bypass_up_to(self.site, self._layer, self.settings)
-        if attached:
-            self.attach()
-
-    @property
-    def _device(self) -> torch.device | None:
-        """Where the tensors belong: where they are already, else where the weight is.
-
-        None where the weight is nowhere, because hooks load it within each pass.
-        """
-        weight: Tensor = getattr(self.site.module, self.site.weight)
-        held = next(chain(self.parameters(), self.buffers()), weight)
-        return None if held.is_meta else held.device
+        self.bypass_up_to = bypass_up_to(site, self._layer, settings)
 
     @property
     def layer(self) -> Layer:
@@ -170,16 +151,6 @@ class Member(nn.Module):
                 if hook is not None:
                     hook.remove()
             self._attached = False
-
-    def read_weight(self) -> Tensor:
-        """The module's weight in float32, or float64 where it is that."""
-        return read_weight(self.site)
-
-    @property
-    def zeroed(self) -> frozenset[str]:
-        """The parameters that are zero at the start, which is why the layer changes nothing then."""
-        layer = self.layer
-        return zeroed(layer.algorithm, len(self.site.shape)) & layer.tensors().keys()
 
     @property
     def vectors(self) -> frozenset[str]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..algorithms import Layer
 from ..algorithms.checks import a_layer, of_rank
 from ..algorithms.lora import Lora
-from ..errors import LycorisError, MatchError, located, number_of
+from ..errors import LycorisError, located, number_of
 from ..layers.part import Part
 from ..maths.shapes import Shape
 from ..maths.tensors import changed_in_place, is_divided, is_plain, norm
@@ -31,12 +31,11 @@ from ..modules import (
 )
 from ..patch import patch_
 from ..reading.adapter import TRANSPOSED, Adapter
-from ..reading.load import load_adapter
 from ..writing.save import SaveResult, check_dialect, save_adapter
 from . import processes
 from .frozen import Flags, freeze, thaw
-from .member import Member
-from .naming import layers_for, model_shapes, named, unread
+from .member import Member, read_weight, zeroed
+from .naming import model_shapes, named
 
 NAME = "network"
 """What errors and reports call an adapter that is made of a network."""
@@ -187,8 +186,9 @@ class LycorisNetwork(nn.Module):
         groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
         for member in self.members.values():
             vectors = member.vectors
+            zero = zeroed(member.layer.algorithm, len(member.site.shape))
             for name, parameter in member.named_parameters():
-                raised = lora_plus is not None and name in member.zeroed
+                raised = lora_plus is not None and name in zero
                 groups.setdefault((member.settings.lr, raised, name in vectors), []).append(parameter)
         made: list[dict[str, Any]] = []
         for (share, raised, vector), parameters in groups.items():
@@ -217,7 +217,7 @@ class LycorisNetwork(nn.Module):
             raise LycorisError("a limit is a finite number above 0", got=str(limit))
         clipped = 0
         for member in self.members.values():
-            weight = member.read_weight() if member.layer.additive() is None else None
+            weight = read_weight(member.site) if member.layer.additive() is None else None
             layer, first = member.layer, True
             for _ in range(TURNS):
                 met = torch.zeros(member.site.shape, device=_device(layer)) if weight is None else weight
@@ -287,35 +287,6 @@ class LycorisNetwork(nn.Module):
     def check_dialect(self, dialect: str) -> None:
         """Raise LycorisError where a dialect cannot hold these layers."""
         check_dialect(self.to_adapter(dialect=dialect), dialect, self.shapes())
-
-    def load_weights(self, path: str | os.PathLike[str] | Adapter) -> None:
-        """Go on from an adapter file in any dialect, or from an adapter in memory.
-
-        Every member takes over its layer of the file, with the file's algorithm, rank and alpha. Raises
-        MatchError where the file has a layer that no member is for, or none for a member; nothing is changed
-        then.
-        """
-        adapter = path if isinstance(path, Adapter) else load_adapter(path)
-        found = layers_for(adapter, self.module, self.prefix)
-        missing = sorted(self.members.keys() - found.keys())
-        if missing or found.keys() - self.members.keys():
-            extra = sorted(found.keys() - self.members.keys())
-            raise MatchError(
-                "the file and the network have not the same layers",
-                file=adapter.path,
-                key=(extra or missing)[0],
-                got=f"{len(found)} layers, {len(extra)} of them not in the network",
-                expected=f"{len(self.members)} layers, {len(missing)} of them not in the file",
-                hint="Make the network from the file: create_lycoris(module, weights=...)",
-            )
-        for name, layer in found.items():
-            with located(file=adapter.path):
-                self.members[name].replace(layer)
-        self.notes = tuple(dict.fromkeys((*self.notes, *unread(adapter))))
-
-    def replace_layer(self, path: str, layer: Layer) -> None:
-        """Train another layer on a module in place of the present one; its parameters are new ones."""
-        self.members[path].replace(layer)
 
     def shapes(self) -> dict[str, Shape]:
         """The keys and shapes of the model's weights, as files name them."""

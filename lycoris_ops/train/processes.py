@@ -35,21 +35,22 @@ def add_up(tensors: Sequence[Tensor]) -> None:
     """Replace tensors in place by their sums over all processes, in one message for each dtype and device."""
     if not _on():
         return
-    for group in _alike(tensors):
+    alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        alike.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    for group in alike.values():
         flat = torch.cat([tensor.reshape(-1) for tensor in group])
         _dist.all_reduce(flat)
-        _fill(group, flat)
+        parts = cast("Sequence[Tensor]", torch.split(flat, [tensor.numel() for tensor in group]))
+        for tensor, part in zip(group, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
 @torch.no_grad()
 def share(tensors: Sequence[Tensor]) -> None:
     """Replace tensors in place by those of the first process."""
-    if not _on():
-        return
-    for group in _alike(tensors):
-        flat = torch.cat([tensor.reshape(-1) for tensor in group])
-        _dist.broadcast(flat, src=0)
-        _fill(group, flat)
+    for tensor in tensors if _on() else ():
+        _dist.broadcast(tensor, src=0)
 
 
 def shared(value: float, device: torch.device) -> float:
@@ -100,16 +101,3 @@ def _divided(module: nn.Module, path: str = "", *, sharded: bool = False) -> Ite
 
 def _on() -> bool:
     return dist.is_available() and dist.is_initialized()
-
-
-def _alike(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-    for tensor in tensors:
-        groups.setdefault((tensor.dtype, tensor.device), []).append(tensor)
-    return list(groups.values())
-
-
-def _fill(tensors: Sequence[Tensor], flat: Tensor) -> None:
-    parts = cast("Sequence[Tensor]", torch.split(flat, [tensor.numel() for tensor in tensors]))
-    for tensor, part in zip(tensors, parts, strict=True):
-        tensor.copy_(part.view_as(tensor))

@@ -16,56 +16,33 @@ from ..errors import LycorisError, either, unknown_name
 Form = Literal["auto", "bypass", "rebuilt"]
 Axis = Literal["output", "input"]
 
-OURS: Mapping[str, str] = {
-    "algo": "algorithm",
-    "r": "rank",
-    "lora_r": "rank",
-    "lora_rank": "rank",
-    "lora_dim": "rank",
-    "linear_dim": "rank",
-    "network_dim": "rank",
-    "dim": "rank",
-    "block_size": "rank",
-    "lora_alpha": "alpha",
-    "linear_alpha": "alpha",
-    "network_alpha": "alpha",
-    "conv_dim": "conv_rank",
-    "dropout": "input_dropout",
-    "lora_dropout": "input_dropout",
-    "conv_dropout": "input_dropout",
-    "use_tucker": "tucker",
-    "use_cp": "tucker",
-    "use_conv_cp": "tucker",
-    "disable_conv_cp": "tucker",
-    "dora_wd": "dora",
-    "weight_decompose": "dora",
-    "wd_on_output": "dora",
-    "rs_lora": "rslora",
-    "use_rslora": "rslora",
-    "use_dora": "dora",
-    "decompose_factor": "factor",
-    "bypass_mode": "form",
-    "train_norm": "include",
-    "target_modules": "include",
-    "target_module": "include",
-    "target_name": "include",
-    "exclude_name": "exclude",
-    "exclude_modules": "exclude",
-    "rank_pattern": "overrides",
-    "alpha_pattern": "overrides",
-    "module_algo_map": "overrides",
-    "name_algo_map": "overrides",
+THEIRS: Mapping[str, str] = {
+    "algorithm": "algo",
+    "rank": "r lora_r lora_rank lora_dim linear_dim network_dim dim block_size",
+    "alpha": "lora_alpha linear_alpha network_alpha",
+    "conv_rank": "conv_dim",
+    "input_dropout": "dropout lora_dropout conv_dropout",
+    "tucker": "use_tucker use_cp use_conv_cp disable_conv_cp",
+    "dora": "dora_wd weight_decompose wd_on_output use_dora",
+    "rslora": "rs_lora use_rslora",
+    "factor": "decompose_factor",
+    "form": "bypass_mode",
+    "include": "train_norm target_modules target_module target_name",
+    "exclude": "exclude_name exclude_modules",
+    "overrides": "rank_pattern alpha_pattern module_algo_map name_algo_map",
 }
-"""Keywords of LyCORIS and PEFT, with those that mean the same here."""
+"""Our names, each with the keywords of LyCORIS and PEFT that mean the same."""
+OURS = {theirs: ours for ours, words in THEIRS.items() for theirs in words.split()}
 
 NOT_HERE: Mapping[str, str] = {
+    "multiplier": "Leave it out, and call set_multiplier of the network",
     "use_scalar": "Leave it out: every layer starts at a change of zero without a scalar",
     "rescaled": "Leave it out: no rotation here learns a scale",
     "unbalanced_factorization": "Leave it out: the second factor of a LoKr is always the larger one",
     "full_matrix": "A rank above that of all layers, such as 1000000, keeps both factors of a LoKr whole",
     "enable_conv": 'Choose the modules by preset: "full" has convolutions, "full-lin" has none',
 }
-"""Keywords of LyCORIS that nothing here is called by, with what to do."""
+"""Keywords of LyCORIS that are none here, with what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -41,11 +41,3 @@ def norm_of(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
         return torch.zeros_like(like)
     norms: list[Tensor] = _torch._foreach_norm(list(tensors))
     return cast("Tensor", _torch.stack([norm.to(like) for norm in norms]).norm())
-
-
-def by_name(names: Sequence[str], tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-    return dict(zip(names, tensors, strict=True))
-
-
-def in_order(names: Sequence[str], table: Mapping[str, Tensor]) -> list[Tensor]:
-    return [table[name] for name in names]

@@ -20,17 +20,16 @@ from ..maths.chance import Chance
 from ..modules import Statistics
 from ..ranks.gradients import Loss, first_bad, scalar
 from . import processes
-from .average import Average
-from .feed import Batches, Place, batches_of, moved
+from .feed import Batches, Place, batches_of
 from .history import History, StepReport
 from .identity import check_same, identity_of
 from .metadata import metadata_of_training
 from .network import LycorisNetwork
 from .optimisers import family_of, make_optimiser
-from .options import AUTOCAST, TrainOptions
+from .options import TrainOptions
 from .schedules import schedule
 from .sketches import check_data
-from .tensors import by_name, copies, copy_into, in_order, norm_of, scale
+from .tensors import copies, copy_into, move_towards, norm_of, scale
 
 STATE_FORM = TreeForm(
     "lycoris_training_state",
@@ -60,27 +59,15 @@ class Trainer:
         loss: Loss,
         options: TrainOptions,
         *,
-        steps: int | None = None,
         validation: Batches | None = None,
     ) -> None:
-        if options.patience is not None and validation is None:
-            raise TrainError(
-                "an early stop needs batches to validate with", key="patience", expected="validation"
-            )
-        total = steps or options.steps
-        if total is None:
-            raise TrainError("without batches to count, a trainer is given its steps", key="steps")
         self.net = net
         self.loss = loss
         self.options = options
-        self.total = total
         self.validation = validation
-        if options.device is not None:
-            net.module.to(options.device)
-            net.to(options.device)
         net.apply_to()
         self.identity = identity_of(net)
-        self._rate = schedule(options.schedule, options.warmup, total)
+        self._rate = schedule(options.schedule, options.warmup, options.steps)
         self._statistics = Statistics(net.module)
         self.done = 0
         """How many steps are done."""
@@ -107,22 +94,18 @@ class Trainer:
         self.optimiser = make_optimiser(self.family, groups, options.optimiser_options)
         self._averaging(False)
         self.optimiser.zero_grad(set_to_none=True)
-        self.average = None if options.ema is None else Average(self.parameters, options.ema)
+        self.average = None if options.ema is None else copies(self.parameters)
         self.scaler = self._new_scaler()
         # The weights before the latest update: those of the latest loss that was finite.
         self._proven = copies(self.parameters)
-        self._whole = True
+        self.whole = True
+        """Whether weights and optimiser are those after the same step: not after an error amid an update."""
 
     @property
     def device(self) -> torch.device:
         """The device of the model, on which its layers are: an accelerator where some of them are on one."""
         devices = [parameter.device for parameter in self.parameters]
         return next((device for device in devices if device.type != "cpu"), devices[0])
-
-    @property
-    def whole(self) -> bool:
-        """Whether weights and optimiser are those after the same step: not after an error amid an update."""
-        return self._whole
 
     def step(
         self, *batches: Any, of: int | None = None, place: Place | None = None, beside: Sequence[Any] = ()
@@ -196,14 +179,14 @@ class Trainer:
         """
         modes = [module for module in chain(self.net.modules(), self.net.module.modules()) if module.training]
         before = copies(self.parameters)
-        self._whole = False
+        self.whole = False
         try:
             self.net.eval()
             self.net.module.eval()
             if self.family.averages:
                 self._averaging(True)
             elif self.average is not None:
-                copy_into(self.parameters, self.average.tensors)
+                copy_into(self.parameters, self.average)
             yield
         finally:
             with uninterrupted():
@@ -212,7 +195,7 @@ class Trainer:
                 copy_into(self.parameters, before)
                 for module in modes:
                     module.training = True
-                self._whole = True
+                self.whole = True
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the adapter as `evaluated`, in the dialect of the options, with the training's metadata."""
@@ -228,11 +211,11 @@ class Trainer:
             "seed": self.options.seed,
             "data": {name: list(rows) for name, rows in self.options.data.items()},
             "optimiser": {"name": self.options.optimiser, "state": self.optimiser.state_dict()},
-            "weights": by_name(self.names, self.parameters),
-            "average": None if self.average is None else by_name(self.names, self.average.tensors),
+            "weights": dict(zip(self.names, self.parameters, strict=True)),
+            "average": None if self.average is None else dict(zip(self.names, self.average, strict=True)),
             "scaler": self.scaler.state_dict(),
             "step": self.done,
-            "of": self.total,
+            "of": self.options.steps,
             "returns": self.returns,
             "settings": dict(self.options.settings),
             "place": self.place,
@@ -270,7 +253,7 @@ class Trainer:
                     got=str(theirs),
                     expected=str(ours),
                 )
-        copy_into(self.parameters, in_order(self.names, state["weights"]))
+        copy_into(self.parameters, [state["weights"][name] for name in self.names])
         rates = [(group["initial_lr"], group["weight_decay"]) for group in self.optimiser.param_groups]
         try:
             self.optimiser.load_state_dict(state["optimiser"]["state"])
@@ -281,7 +264,7 @@ class Trainer:
         for group, (lr, decay) in zip(self.optimiser.param_groups, rates, strict=True):
             group["initial_lr"], group["weight_decay"] = lr, decay
         if self.average is not None:
-            copy_into(self.average.tensors, in_order(self.names, state["average"]))
+            copy_into(self.average, [state["average"][name] for name in self.names])
         self.scaler = self._new_scaler(state["scaler"])
         copy_into(self._proven, self.parameters)
         self.done, self.place = state["step"], tuple(state["place"])
@@ -304,10 +287,7 @@ class Trainer:
             ) from error
 
     def _loss_of(self, batch: Any) -> Tensor:
-        dtype = AUTOCAST.get(self.options.autocast or "")
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            value = self.loss(self.net.module, moved(batch, self.options.device))
-        loss = scalar(value, TrainError)
+        loss = scalar(self.loss(self.net.module, batch), TrainError)
         if torch.is_grad_enabled() and not loss.requires_grad:
             raise _independent("a tensor without a graph")
         return loss
@@ -336,7 +316,7 @@ class Trainer:
         loss, size = cast("list[float]", both.tolist())
         overflow = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         if not math.isfinite(loss):
-            self._whole, place = False, None
+            self.whole, place = False, None
             try:
                 # The loss may not bear a second call, which is to find the place alone.
                 with suppress(Exception):
@@ -350,15 +330,13 @@ class Trainer:
         return StepReport(number, loss, size, self.optimiser.param_groups[0]["lr"], not math.isfinite(size))
 
     def _new_scaler(self, state: dict[str, Any] | None = None) -> torch.amp.GradScaler:
-        half = AUTOCAST.get(self.options.autocast or "") == torch.float16
-        half = half if self.options.scaled is None else self.options.scaled
-        scaler = torch.amp.GradScaler(self.device.type, enabled=half)
-        if half and state:
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.options.scaled)
+        if self.options.scaled and state:
             scaler.load_state_dict(state)
         return scaler
 
     def _update(self, report: StepReport, place: Place | None) -> StepReport:
-        self._whole = False
+        self.whole = False
         limit = self.options.clip_norm
         if not report.skipped:
             copy_into(self._proven, self.parameters)
@@ -369,12 +347,14 @@ class Trainer:
         if self.options.max_weight_norm is not None:
             self.net.clip_weight_norm(self.options.max_weight_norm)
         if self.average is not None:
-            self.average.update(self.parameters, report.step)
+            # Of the weights' own dtype, float32: bfloat16 would not hold so small a change.
+            decay = min(self.options.ema or 0, (1 + report.step) / (10 + report.step))
+            move_towards(self.average, self.parameters, 1 - decay)
         self.history.losses.append((report.step, report.loss))
         self.history.skipped += report.skipped
         self.done = report.step
         self.place = self.place if place is None else place
-        self._whole = True
+        self.whole = True
         return report
 
     def _first_bad(self, number: int, batches: Sequence[Any]) -> str | None:
@@ -395,7 +375,7 @@ class Trainer:
             for name, parameter in zip(self.names, self.parameters, strict=True)
             if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
         ]
-        self._whole = False
+        self.whole = False
         return DivergedError(
             problem,
             key=place or (bad[-1] if bad else None),
@@ -436,6 +416,6 @@ def _parameters_of(net: LycorisNetwork) -> tuple[list[str], list[nn.Parameter]]:
                 key=name,
                 got=str(parameter.dtype),
                 expected="float32",
-                hint="Keep the network in float32 and set `autocast` to compute in less",
+                hint="Keep the network in float32, and compute in less within the loss, by torch.autocast",
             )
     return list(found), list(found.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -45,12 +45,6 @@ class Trials:
     plans: Mapping[str, Plan]
     start: float
     """The held-out loss of the model alone."""
-
-    @classmethod
-    def of(cls, trials: Iterable[Trial], plans: Mapping[str, Plan], start: float) -> Trials:
-        """Trials in order. Those whose loss is not finite come last."""
-        ordered = sorted(trials, key=lambda one: (not math.isfinite(one.loss), -one.steps, one.loss))
-        return cls(tuple(ordered), dict(plans), start)
 
     @property
     def best(self) -> Trial:
@@ -158,7 +152,9 @@ def try_plans(
         going = going[: max(1, math.ceil(len(going) * KEPT))]
     if not going:
         raise PlanError("no trial has a finite loss", expected=f"lower rates than {min(rates):g}")
-    return Trials.of((Trial(one.name, one.lr, one.trainer.done, one.loss) for one in every), plans, start)
+    trials = [Trial(one.name, one.lr, one.trainer.done, one.loss) for one in every]
+    trials.sort(key=lambda one: (not math.isfinite(one.loss), -one.steps, one.loss))
+    return Trials(tuple(trials), dict(plans), start)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import lycoris_ops as lyc
+from lycoris_ops.train.member import read_weight
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_weights_that_are_stored_transposed(gpt2: nn.Module, options: dict[str, 
     loss(found).backward()
     with network.off():
         weights = {
-            f"{path}.weight": member.site.module.weight + member.layer.delta(member.read_weight()).T
+            f"{path}.weight": member.site.module.weight + member.layer.delta(read_weight(member.site)).T
             for path, member in network.members.items()
         }
         wanted = torch.func.functional_call(model, weights, (ids,)).last_hidden_state

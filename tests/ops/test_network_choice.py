@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +143,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no text": ({"include": [1]}, "a pattern is not a text"),
     "constraint": ({"constraint": 0.1}, "a lora layer has no constraint"),
     "rslora": ({"algorithm": "oft", "rslora": True}, "an oft layer has no rslora"),
-    "strength": ({"multiplier": math.nan}, "a strength is not a finite number"),
+    "strength": ({"multiplier": 0.5}, "Leave it out, and call set_multiplier"),
     "refused": ({"include": "other"}, "other cannot be adapted: of class ConvTranspose1d"),
 }
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from ...discovery import discover
@@ -48,6 +49,11 @@ class Family:
     averages: bool = False
     """Whether it averages the weights itself, has `train()` and `eval()`, and wants a constant rate."""
 
+    @classmethod
+    def packaged(cls, name: str, path: str, lr: float | None, **traits: bool) -> Family:
+        """The family of a class of a package, `module:Class`, which is imported when it is used."""
+        return cls(name, lambda groups, options: built(class_of(path, name), groups, options), lr, **traits)
+
 
 @cache
 def optimisers() -> dict[str, Family]:
@@ -60,20 +66,37 @@ def family_of(name: str) -> Family:
     """The family of this name. Raises TrainError for an unknown one."""
     if name in optimisers():
         return optimisers()[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name:
         known = [*optimisers(), "module:Class"]
         raise unknown_name("an unknown optimiser", name, known, error=TrainError)
-    found = getattr(required(module, module.partition(".")[0], f"the optimiser {name}"), attribute, None)
-    if not callable(found):
-        raise TrainError("an unknown optimiser", got=name, expected=f"a class in {module}")
+    found = class_of(name, name)
     step = getattr(found, "step", None)
     closure = inspect.signature(step).parameters.get("closure") if step else None
     if closure is not None and closure.default is closure.empty:
         raise TrainError("this optimiser wants the loss computed again within a step", got=name)
     # As those of schedulefree: their weights are an average between `eval()` and `train()`.
     averages = all(callable(getattr(found, way, None)) for way in ("train", "eval"))
-    return Family(name, lambda groups, options: built(found, groups, options), lr=None, averages=averages)
+    return Family.packaged(name, name, lr=None, averages=averages)
+
+
+def class_of(path: str, name: str) -> Any:
+    """The class `module:Class` for the optimiser `name`. Raises TrainError where it cannot be had."""
+    module, _, attribute = path.partition(":")
+    package = required(module, module.partition(".")[0], f"the optimiser {name}")
+    found = getattr(package, attribute, None)
+    if not callable(found):
+        raise TrainError("an unknown optimiser", got=path, expected=f"a class in {module}")
+    return found
+
+
+def class_of_torch(name: str, since: str) -> Any:
+    """A class of torch's that came with a version. Raises TrainError where this torch has none."""
+    found = getattr(torch.optim, name, None)
+    if found is None:
+        raise TrainError(
+            f"this torch has no {name}", got=torch.__version__, expected=f"torch {since} or newer"
+        )
+    return found
 
 
 def built(make: Callable[..., Any], groups: Sequence[Group], options: Mapping[str, Any]) -> Any:

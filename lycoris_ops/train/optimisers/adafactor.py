@@ -6,20 +6,10 @@ that start at zero are slow at first, so the usual rate is higher than that of A
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from . import Family, built, class_of_torch
 
-import torch
-
-from ...errors import TrainError
-from . import Family, Group, Optimiser, built
-
-
-def _make(groups: Sequence[Group], options: Mapping[str, Any]) -> Optimiser:
-    found = getattr(torch.optim, "Adafactor", None)
-    if found is None:
-        raise TrainError("this torch has no Adafactor", got=torch.__version__, expected="torch 2.5 or newer")
-    return built(found, groups, options)
-
-
-FAMILY = Family("adafactor", _make, lr=1e-2)
+FAMILY = Family(
+    "adafactor",
+    lambda groups, options: built(class_of_torch("Adafactor", "2.5"), groups, options),
+    lr=1e-2,
+)

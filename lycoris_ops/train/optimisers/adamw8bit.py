@@ -2,16 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from . import Family
 
-from ..extras import required
-from . import Family, Group, Optimiser, built
-
-
-def _make(groups: Sequence[Group], options: Mapping[str, Any]) -> Optimiser:
-    package = required("bitsandbytes", "bitsandbytes", "the optimiser adamw8bit")
-    return built(package.optim.AdamW8bit, groups, options)
-
-
-FAMILY = Family("adamw8bit", _make, lr=1e-4)
+FAMILY = Family.packaged("adamw8bit", "bitsandbytes.optim:AdamW8bit", lr=1e-4)

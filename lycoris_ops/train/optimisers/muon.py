@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from ...errors import TrainError
-from . import Family, Group, Optimiser, built
+from . import Family, Group, Optimiser, built, class_of_torch
 
 
 class Several:
@@ -41,9 +40,7 @@ class Several:
 
 
 def _make(groups: Sequence[Group], options: Mapping[str, Any]) -> Optimiser:
-    found = getattr(torch.optim, "Muon", None)
-    if found is None:
-        raise TrainError("this torch has no Muon", got=torch.__version__, expected="torch 2.9 or newer")
+    found = class_of_torch("Muon", "2.9")
     matrices = _only(groups, matrix=True)
     rest = _only(groups, matrix=False)
     parts: list[Optimiser] = []

@@ -2,16 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from . import Family
 
-from ..extras import required
-from . import Family, Group, Optimiser, built
-
-
-def _make(groups: Sequence[Group], options: Mapping[str, Any]) -> Optimiser:
-    package = required("prodigyopt", "prodigyopt", "the optimiser prodigy")
-    return built(package.Prodigy, groups, options)
-
-
-FAMILY = Family("prodigy", _make, lr=1.0, one_rate=True)
+FAMILY = Family.packaged("prodigy", "prodigyopt:Prodigy", lr=1.0, one_rate=True)

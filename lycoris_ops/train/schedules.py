@@ -1,0 +1,41 @@
+"""The schedules of the learning rate.
+
+Each is the share of the full rate when the share x, from 0 to below 1, of the steps after the warm-up is
+done. A schedule has no state, so it is the same after a resume.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from ..errors import TrainError, unknown_name
+
+SCHEDULES: Mapping[str, Callable[[float], float]] = {
+    "constant": lambda x: 1.0,
+    # Source: arXiv 1608.03983, without restarts.
+    "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,
+    "linear": lambda x: 1 - x,
+    # REX. Source: arXiv 2107.04197.
+    "rex": lambda x: (1 - x) / (1 - x / 2),
+}
+
+
+def schedule(name: str, warmup: float, steps: int) -> Callable[[int], float]:
+    """The share of the full rate in each step, counted from 0, of a training of so many steps.
+
+    In the n-th of w steps of warm-up it is n / w. `warmup` below 1 is a share of all steps. Raises TrainError
+    for an unknown name.
+    """
+    if name not in SCHEDULES:
+        raise unknown_name("an unknown schedule", name, SCHEDULES, error=TrainError)
+    factor = SCHEDULES[name]
+    rising = round(warmup * steps) if warmup < 1 else int(warmup)
+
+    def share(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        # A run that goes on after its last step stays there.
+        return factor(max(0, min(step, steps - 1) - rising) / max(1, steps - rising))
+
+    return share
