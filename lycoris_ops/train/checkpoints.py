@@ -54,7 +54,7 @@ class FoundState:
 def newest_state(folder: str | os.PathLike[str]) -> FoundState | None:
     """The newest whole state in a folder of checkpoints, whatever its name; None where there is no state.
 
-    The newest is that of the most steps. Where a training was told to go back to an earlier state, those that
+    The newest has the most steps. Where a training was told to go back to an earlier state, those that
     it left behind count as older than those that it wrote since. A damaged one is passed over.
 
     Raises TrainError where none is whole.

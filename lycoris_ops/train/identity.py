@@ -1,4 +1,4 @@
-"""What tells whether a state is for this network on this model."""
+"""Whether a state belongs to this network on this model."""
 
 from __future__ import annotations
 

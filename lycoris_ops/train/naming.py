@@ -71,7 +71,7 @@ def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> dict[str, La
     Raises MatchError for a layer that has no module or does not fit it, or is for a part of a module alone:
     training goes on with whole layers.
     """
-    # A file of a part alone, as a model of diffusers' writes it, has no prefix: the fewest are left over.
+    # diffusers writes a part of a model without a prefix: take the way that leaves fewer layers over.
     tried = [(one, _entry(adapter, module, one)) for one in dict.fromkeys((prefix, ""))]
     prefix, entry = min(tried, key=lambda found: len(found[1].unmatched))
     for unmatched in entry.unmatched:

@@ -42,7 +42,7 @@ NAME = "network"
 LINES = 8
 """The most lines of one kind in a report."""
 TURNS = 8
-"""How often a layer is shrunk at most, where its change is not proportional to what is shrunk."""
+"""The most rounds of shrinking, for a layer whose change is not proportional to its factors."""
 
 
 class LycorisNetwork(nn.Module):
@@ -142,8 +142,8 @@ class LycorisNetwork(nn.Module):
     def merge_to(self) -> None:
         """Add the changes to the model's weights for good, and take the layers away.
 
-        Each sum is rounded once. Raises LycorisError where a weight is packed or is that of another module
-        too, or where a bias would change that the module does not have; nothing is changed then.
+        Each sum is rounded once. Raises LycorisError where a weight is packed or shared with another module,
+        or where a bias would change that the module does not have; nothing is changed then.
         """
         for path, others in shared_weights(all_sites(self.module).values()).items():
             if path in self.members:

@@ -1,4 +1,4 @@
-"""What tells the data of a training from others, though they were computed again.
+"""Recognise the data of a training, even when they were computed again.
 
 The same picture encoded again on a GPU does not give the same bits. So each sample is told by a few random
 projections of its values (Johnson and Lindenstrauss, 1984), which move by as little as the values do, and by

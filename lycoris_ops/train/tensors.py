@@ -36,7 +36,7 @@ def scale(tensors: Sequence[Tensor], factor: float) -> None:
 
 
 def norm_of(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
-    """The norm of all tensors together, on the device and in the dtype of another."""
+    """The norm of all tensors together, on the device and in the dtype of `like`."""
     if not tensors:
         return torch.zeros_like(like)
     norms: list[Tensor] = _torch._foreach_norm(list(tensors))

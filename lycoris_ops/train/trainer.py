@@ -318,7 +318,7 @@ class Trainer:
         if not math.isfinite(loss):
             self.whole, place = False, None
             try:
-                # The loss may not bear a second call, which is to find the place alone.
+                # This second call only looks for the place, and may fail.
                 with suppress(Exception):
                     place = self._first_bad(number, batches)
                 error = self._diverged(f"the loss is {loss} in step {number}", place)
