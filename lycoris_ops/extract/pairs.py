@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from ..errors import MatchError
 from ..files.weights import Weights
 from ..maths.shapes import Rows, Shape
-from ..names.architectures import DIFFUSERS
-from ..names.architectures.base import Paths
+from ..names.architectures import recognise
 from ..names.targets import HOST_ENCODERS, Target, Targets
 
 COPIES = ("model_ema.",)
@@ -65,11 +64,8 @@ class _Side:
         # Where some keys say their part, the other keys belong to parts that no adapter changes.
         self.all = [one for one in here if one.part is not None or not parts - {None}]
         self.others = len(here) - len(self.all)
-        self._known = "unet" in parts or self._is_diffusion()
-
-    def _is_diffusion(self) -> bool:
-        paths = Paths({one.path: self.targets.shape_of(one) for one in self.targets.all})
-        return any(table(paths) for table in DIFFUSERS)
+        paths = {one.path: self.targets.shape_of(one) for one in self.targets.all}
+        self._known = "unet" in parts or recognise(paths) is not None
 
     def name(self, target: Target) -> str:
         """The layer's name in an adapter: the host's own, or the path where the part is unknown."""

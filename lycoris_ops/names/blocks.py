@@ -89,10 +89,7 @@ class Blocks:
 
     def __init__(self, targets: Targets) -> None:
         self._targets = targets
-        self._parts: dict[tuple[str | None, str | None], _Part] = {}
-        for target in targets.all:
-            key = (target.part, target.encoder)
-            self._parts.setdefault(key, _Part()).paths.append(target.path)
+        self._parts = {key: _Part(members) for key, members in targets.by_part.items()}
         self._numbers: dict[str, list[int]] = {}
         for number in range(1, 5):
             encoder = targets.encoder_of(number)
@@ -206,8 +203,8 @@ class Blocks:
 class _Part:
     """The families of blocks in one part of a model: in the diffusion model, or in one text encoder."""
 
-    def __init__(self) -> None:
-        self.paths: list[str] = []
+    def __init__(self, paths: Iterable[str]) -> None:
+        self.paths = paths
 
     @cached_property
     def families(self) -> Mapping[str, int]:

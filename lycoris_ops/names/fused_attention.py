@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..maths.shapes import Shape
-from .architectures.base import Place, Places
-from .architectures.notation import qkv_ends
+from .architectures.notation import Place, Places, qkv_ends
 
 PROJECTIONS = (
     ("q", "k", "v"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import heapq
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, islice, takewhile
@@ -18,7 +18,7 @@ from typing import NamedTuple, cast
 from ..errors import MatchError
 from ..maths.shapes import Rows, Shape, stacked
 from . import open_clip
-from .architectures import DIFFUSERS, NAMES, Paths, Places
+from .architectures import Places, recognise
 from .dialects import Component
 from .fronts import is_of_encoder, shared_fronts
 from .fused_attention import fallback
@@ -174,38 +174,31 @@ class Targets:
             for root in ENCODER_ROOTS:
                 if target.part == "te" and target.path.startswith(root):
                     _enter(index, target.path.removeprefix(root), (target,))
-        for members, shapes in self._parts:
-            if next(iter(members.values())).part != "te":
-                _alias(members, shapes, NAMES, index)
+        for (part, _), members in self.by_part.items():
+            if part != "te" and (model := recognise(self._short(members))):
+                _alias(members, model.in_diffusers(), index)
+                _alias(members, model.elsewhere(), index)
         return index
 
     @cached_property
     def _fallbacks(self) -> _Index:
         """Usual names of fused and split layers. Made on the first look-up of a name that no tool has."""
         index: _Index = {}
-        for members, shapes in self._parts:
-            _alias(members, shapes, (fallback,), index)
+        for members in self.by_part.values():
+            _alias(members, fallback(self._short(members)), index)
         return index
 
+    def _short(self, members: Mapping[str, Target]) -> dict[str, Shape]:
+        """The shapes of targets by path, without paths that are too long to have other names."""
+        return {path: self.shape_of(target) for path, target in members.items() if len(path) <= LONG}
+
     @cached_property
-    def _parts(self) -> list[tuple[dict[str, Target], Paths]]:
-        """The targets of each part of the model by path, and the shapes of those with other names."""
-        parts: dict[tuple[str | None, str | None], dict[str, Target]] = {}
+    def by_part(self) -> Mapping[tuple[Component | None, str | None], Mapping[str, Target]]:
+        """The targets by path, of each part of the model and each text encoder."""
+        found: dict[tuple[Component | None, str | None], dict[str, Target]] = {}
         for target in self.all:
-            parts.setdefault((target.part, target.encoder), {})[target.path] = target
-        return [
-            (
-                members,
-                Paths(
-                    {
-                        path: _shape_of_rows(self.shapes[target.key], target.rows)
-                        for path, target in members.items()
-                        if len(path) <= LONG
-                    }
-                ),
-            )
-            for members in parts.values()
-        ]
+            found.setdefault((target.part, target.encoder), {})[target.path] = target
+        return found
 
     @cached_property
     def parts(self) -> frozenset[Component | None]:
@@ -438,17 +431,10 @@ def _enter(index: _Index, name: str, targets: tuple[Target, ...]) -> None:
         known.append(targets)
 
 
-def _alias(
-    members: Mapping[str, Target],
-    shapes: Paths,
-    tables: Iterable[Callable[[Mapping[str, Shape]], Mapping[str, Places]]],
-    index: _Index,
-) -> None:
-    """Enter the names that tables have for the targets of one part of the model."""
-    for table in tables:
-        for name, places in table(shapes).items():
-            parts = tuple(_within(members[place.path], place.rows) for place in places)
-            _enter(index, name, parts)
+def _alias(members: Mapping[str, Target], names: Mapping[str, Places], index: _Index) -> None:
+    """Enter other names for the targets of one part of the model."""
+    for name, places in names.items():
+        _enter(index, name, tuple(_within(members[place.path], place.rows) for place in places))
 
 
 def _within(target: Target, rows: tuple[int, int] | None) -> Target:
@@ -500,14 +486,12 @@ def _wrapper(shapes: Mapping[str, Shape]) -> str:
     if not (wrappers := list(fronts)):
         return ""
     for wrapper in ("", *wrappers):
-        paths = Paths(
-            {
-                path.removeprefix(wrapper): shape
-                for path, shape in weights.items()
-                if len(path) <= LONG and path.startswith(wrapper)
-            }
-        )
-        if any(table(paths) for table in DIFFUSERS):
+        paths = {
+            path.removeprefix(wrapper): shape
+            for path, shape in weights.items()
+            if len(path) <= LONG and path.startswith(wrapper)
+        }
+        if recognise(paths):
             return wrapper
     return ""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from hosting import Host
 
-from lycoris_ops.names.architectures import DIFFUSERS
+from lycoris_ops.names.architectures import ARCHITECTURES
+from lycoris_ops.names.architectures.notation import recognised
 from tests.harness import architecture_names, dialects, in_diffusers, zoo
 
 pytestmark = pytest.mark.host
@@ -20,7 +21,8 @@ def test_no_row_has_two_names(host: Host, architecture: str) -> None:
         for key, shape in dialects.shapes_of(architecture).items()
         if key.startswith(in_diffusers.PREFIX) and not key.endswith(".bias")
     }
-    found = [names for table in DIFFUSERS if (names := table(shapes))]
+    models = [recognised(record.layouts, shapes) for record in ARCHITECTURES.values()]
+    found = [model.in_diffusers() for model in models if model]
     assert len(found) <= 1
     rows = [
         (place.path, row)

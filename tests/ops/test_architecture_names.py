@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from lycoris_ops.names import fused_attention
-from lycoris_ops.names.architectures import ARCHITECTURES, Architecture
-from lycoris_ops.names.architectures.base import Place, Places
+from lycoris_ops.names.architectures import ARCHITECTURES, Place, Places
+from lycoris_ops.names.architectures.notation import Model, recognised
 from lycoris_ops.names.targets import Targets
 from tests.harness.architecture_names import Rows, Shape, records
 
@@ -156,14 +156,15 @@ def read(tensors: Tensors, places: Places | Rows) -> Tensor:
     return torch.cat([tensors[path][slice(*rows)] if rows else tensors[path] for path, rows in pairs])
 
 
-def every(architecture: Architecture, shapes: Shapes) -> Names:
-    """All names that an architecture gives to a model's layers: other tools' and diffusers'."""
-    return {**architecture.aliases(shapes), **architecture.diffusers(shapes)}
+def every(model: Model) -> Names:
+    """All names of a model's layers in other tools, diffusers included."""
+    return {**model.elsewhere(), **model.in_diffusers()}
 
 
-def knowing(shapes: Shapes) -> dict[str, Architecture]:
-    """The architectures that give names to a model's layers, by the names of their files."""
-    return {file: found for file, found in ARCHITECTURES.items() if every(found, shapes)}
+def knowing(shapes: Shapes) -> dict[str, Model]:
+    """The model as each architecture that recognises it has it, by the names of the architectures' files."""
+    found = {file: recognised(record.layouts, shapes) for file, record in ARCHITECTURES.items()}
+    return {file: model for file, model in found.items() if model}
 
 
 def flat(name: str) -> str:
@@ -176,11 +177,7 @@ def test_diffusers_names_mean_the_rows_of_the_record(name: str) -> None:
     """Each row has one name in diffusers at most. A model without a record has diffusers' names."""
     shapes, record = RECORDS[name].layers, RECORDS[name].diffusers
     found = knowing(shapes)
-    names = {
-        key: places
-        for architecture in found.values()
-        for key, places in architecture.diffusers(shapes).items()
-    }
+    names = {key: places for model in found.values() for key, places in model.in_diffusers().items()}
     if not names:
         assert record == {path: ((path, None),) for path in shapes}
         return
@@ -206,8 +203,8 @@ def test_names_of_other_tools_are_those_of_diffusers_layers(name: str) -> None:
     shapes = RECORDS[name].layers
     ours = numbered(shapes)
     theirs = {key: read(ours, rows) for key, rows in RECORDS[name].diffusers.items()}
-    for file, architecture in knowing(shapes).items():
-        names = architecture.aliases(shapes)
+    for file, model in knowing(shapes).items():
+        names = model.elsewhere()
         known = dict(theirs)
         named = apart(file, ours)
         if file == "hunyuan_video":
@@ -235,8 +232,8 @@ def test_names_of_other_tools_are_those_of_diffusers_layers(name: str) -> None:
 def test_each_name_of_another_tool_is_known_for_some_model(file: str) -> None:
     unknown = dict.fromkeys(OTHERS[file])
     for record in RECORDS.values():
-        if architecture := knowing(record.layers).get(file):
-            names = architecture.aliases(record.layers)
+        if model := knowing(record.layers).get(file):
+            names = model.elsewhere()
             theirs = dict.fromkeys(record.diffusers, torch.zeros(1))
             for pattern, meaning in [*unknown]:
                 if explained(names, pattern, meaning, theirs):
@@ -247,8 +244,8 @@ def test_each_name_of_another_tool_is_known_for_some_model(file: str) -> None:
 @every_architecture
 def test_an_attention_has_names_for_several_layers_as_one(name: str) -> None:
     shapes = RECORDS[name].layers
-    for architecture in knowing(shapes).values():
-        theirs, names = architecture.diffusers(shapes), every(architecture, shapes)
+    for model in knowing(shapes).values():
+        theirs, names = model.in_diffusers(), every(model)
         for key in theirs:
             attention = key.removesuffix(".to_q")
             if attention != key and f"{attention}.to_k" in theirs:
@@ -323,15 +320,13 @@ def test_a_name_has_one_meaning(name: str) -> None:
     """
     shapes = RECORDS[name].layers
     meanings: dict[str, set[Places]] = {}
-    for architecture in knowing(shapes).values():
+    for model in knowing(shapes).values():
         for key, places in [
-            *every(architecture, shapes).items(),
+            *every(model).items(),
             *((path, (Place(path),)) for path in shapes),
         ]:
             meanings.setdefault(flat(key), set()).add(places)
-        assert not architecture.aliases(shapes).keys() & (
-            shapes.keys() | architecture.diffusers(shapes).keys()
-        )
+        assert not model.elsewhere().keys() & (shapes.keys() | model.in_diffusers().keys())
     rivals = {key for key, places in meanings.items() if len(places) > 1}
     assert rivals == set() or (
         name.startswith("HunyuanDiT") and all(re.fullmatch(r"blocks_\d_norm[23]", key) for key in rivals)
@@ -341,8 +336,10 @@ def test_a_name_has_one_meaning(name: str) -> None:
 @every_architecture
 def test_without_shapes_only_whole_layers_have_names(name: str) -> None:
     shapes = RECORDS[name].layers
-    for architecture in knowing(shapes).values():
-        known, unknown = every(architecture, shapes), every(architecture, dict.fromkeys(shapes, ()))
+    for model in knowing(shapes).values():
+        known = every(model)
+        (without,) = knowing(dict.fromkeys(shapes, ())).values()
+        unknown = every(without)
         assert unknown.items() <= known.items()
         assert known.keys() - unknown.keys() == {
             key for key, places in known.items() if len(places) > 1 or places[0].rows
@@ -372,7 +369,7 @@ def test_radiance_has_the_blocks_of_flux() -> None:
     """Chroma Radiance has Flux's blocks, with other layers before and after them."""
     shapes = only(RECORDS["Chroma, in files"].layers, ("img_in", "final_layer"))
     shapes |= {"img_in_patch": (2, 3, 4, 4), "nerf_blocks.0.norm.scale": (2,)}
-    found = every(ARCHITECTURES["flux"], shapes)
+    found = every(knowing(shapes)["flux"])
     assert found["single_transformer_blocks.1.proj_mlp"] == (Place("single_blocks.1.linear1", (96, 224)),)
     assert found["nerf_blocks.0.norm"] == (Place("nerf_blocks.0.norm.scale"),)
     assert "x_embedder" not in found
@@ -381,7 +378,7 @@ def test_radiance_has_the_blocks_of_flux() -> None:
 def test_hunyuan_3d_is_no_flux() -> None:
     """Hunyuan 3D has Flux's blocks, but no layer for text."""
     shapes = only(RECORDS["Flux 1"].layers, ("img_in", "txt_in"))
-    assert not every(ARCHITECTURES["flux"], {**shapes, "latent_in": (2, 3), "cond_in": (2, 3)})
+    assert not knowing({**shapes, "latent_in": (2, 3), "cond_in": (2, 3)})
 
 
 def test_ovis_image_has_gated_mlps() -> None:
@@ -391,7 +388,7 @@ def test_ovis_image_has_gated_mlps() -> None:
         wide, narrow = shapes.pop(f"double_blocks.{n}.img_mlp.0"), shapes.pop(f"double_blocks.{n}.img_mlp.2")
         gated = {"gate_proj": wide, "up_proj": wide, "down_proj": narrow}
         shapes |= {f"double_blocks.{n}.img_mlp.{path}": shape for path, shape in gated.items()}
-    assert ARCHITECTURES["flux"].diffusers(shapes)["transformer_blocks.1.ff.net.0.proj"] == (
+    assert knowing(shapes)["flux"].in_diffusers()["transformer_blocks.1.ff.net.0.proj"] == (
         Place("double_blocks.1.img_mlp.up_proj"),
         Place("double_blocks.1.img_mlp.gate_proj"),
     )
@@ -401,7 +398,8 @@ def test_hidream_o1_is_below_model_in_training() -> None:
     """In the files of musubi-tuner paths begin with `model`."""
     shapes = {"language_model.layers.0.self_attn.q_proj": (8, 8), "visual.blocks.0.attn.qkv": (18, 6)}
     shapes |= {"t_embedder1.mlp.0": (8, 8), "x_embedder.proj1": (3, 5), "final_layer2.linear": (5, 8)}
-    assert ARCHITECTURES["hidream_o1"].aliases(shapes) == {f"model.{path}": (Place(path),) for path in shapes}
+    names = knowing(shapes)["hidream_o1"].elsewhere()
+    assert names == {f"model.{path}": (Place(path),) for path in shapes}
 
 
 def test_ideogram_4_has_a_name_of_its_own_for_the_model() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from lycoris_ops.names import fused_attention
-from lycoris_ops.names.architectures.base import Place
+from lycoris_ops.names.architectures import Place
 
 PARTS = {
     "qkv": (12, 4),

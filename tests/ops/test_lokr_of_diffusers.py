@@ -24,7 +24,7 @@ from written import adapter as adapter_of
 from written import changes as weight_changes
 
 import lycoris_ops as lyc
-from lycoris_ops.names.architectures import DIFFUSERS_LOKR
+from lycoris_ops.names.layouts import diffusers_lokr
 
 W = 32
 """The width of both models."""
@@ -267,7 +267,7 @@ def test_every_name_of_lokr_is_a_layer_of_the_class(model: Model) -> None:
     if hasattr(transformer, "fuse_qkv_projections"):
         transformer.fuse_qkv_projections()
     layers = dict(transformer.named_modules())
-    (names,) = [names for table in DIFFUSERS_LOKR if (names := table(model.shapes))]
+    names = diffusers_lokr(model.shapes)
     ranges = [
         (place.path, place.rows or (0, model.shapes[place.path][0])) for ps in names.values() for place in ps
     ]

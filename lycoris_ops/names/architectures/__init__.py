@@ -9,21 +9,19 @@ import re
 from collections.abc import Mapping
 
 from ...discovery import discover
-from .base import Aliases, Paths, Place, Places
+from ...maths.shapes import Shape
+from .notation import Model, Place, Places, recognised
 from .record import Architecture, Training
 
 __all__ = [
     "ARCHITECTURES",
     "ASIDE",
-    "DIFFUSERS",
-    "DIFFUSERS_LOKR",
-    "NAMES",
     "TRAINED",
     "Architecture",
-    "Paths",
     "Place",
     "Places",
     "Training",
+    "recognise",
 ]
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -33,11 +31,16 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 }
 """Every record, by the name of its file."""
 _RECORDS = tuple(ARCHITECTURES.values())
-DIFFUSERS: tuple[Aliases, ...] = tuple(record.diffusers for record in _RECORDS)
-DIFFUSERS_LOKR: tuple[Aliases, ...] = tuple(record.diffusers_lokr for record in _RECORDS if record.lokr)
-NAMES: tuple[Aliases, ...] = (*DIFFUSERS, *(record.aliases for record in _RECORDS))
 TRAINED: tuple[Training, ...] = tuple(one for record in _RECORDS for one in record.trained)
 """How each model of the host is trained by default."""
+
+
+def recognise(shapes: Mapping[str, Shape]) -> Model | None:
+    """The model that has these layers, with their names in other tools; None for an unknown architecture.
+
+    shapes: the shapes of its weights by path.
+    """
+    return recognised((layout for record in _RECORDS for layout in record.layouts), shapes)
 
 
 def _below(path: str) -> re.Pattern[str]:

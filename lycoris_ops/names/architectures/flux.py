@@ -184,7 +184,9 @@ BLOCKS = {"double": 19, "single": 38}
 # LongCat-Image's marks fit most others too: it must be last.
 ARCHITECTURE = Architecture(
     layouts=(
-        Layout(FLUX_2_MARKS, FLUX_2, FLUX_2_OTHERS, SPELLINGS),
+        Layout(
+            ("img_in", QKV, "double_stream_modulation_img.lin"), FLUX_2, FLUX_2_OTHERS, SPELLINGS, FLUX_2_LOKR
+        ),
         Layout(("img_in", QKV, "distilled_guidance_layer.in_proj"), CHROMA, OTHERS, SPELLINGS),
         # Radiance, which has no class in diffusers.
         Layout(("img_in_patch", QKV, "distilled_guidance_layer.in_proj"), CHROMA, OTHERS, SPELLINGS),
@@ -193,7 +195,6 @@ ARCHITECTURE = Architecture(
         # LongCat-Image: a Flux without CLIP's pooled text.
         Layout(("img_in", QKV), LONGCAT, {**OTHERS, **TIME_TEXT}, SPELLINGS),
     ),
-    lokr=(Layout(FLUX_2_MARKS, FLUX_2_LOKR, spellings=SPELLINGS),),
     # Of Chroma: it makes the modulation of all blocks from the time and their numbers.
     aside={"distilled_guidance_layer": "what makes the modulation"},
     families=(

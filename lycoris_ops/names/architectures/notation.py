@@ -20,13 +20,26 @@ one with `*`, and that before one with `**`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from ...maths.shapes import Shape
-from .base import Paths, Place, Places, form_of
 
+
+@dataclass(frozen=True)
+class Place:
+    """A layer of the model by its path, or some of its rows."""
+
+    path: str
+    rows: tuple[int, int] | None = None
+    """First row and end; None for all rows."""
+
+
+Places = tuple[Place, ...]
+"""What a name means: one place, or several whose rows, one below the other, are those of the named layer."""
+
+NUMBERS = re.compile(r"[0-9*]+")
 FUSED = {
     "to_qkv": ("to_q", "to_k", "to_v"),
     "to_kv": ("to_k", "to_v"),
@@ -121,6 +134,11 @@ class Layout:
     """Other tools' names. Those of fused layers and of numbered parts are made from diffusers' names."""
     spellings: Mapping[str, str] = field(default_factory=dict[str, str])
     """Other paths that the model's own layers can have in files, to the paths that the tables use."""
+    lokr: Naming = field(default_factory=dict[str, Meaning])
+    """The layers of diffusers' model once it holds LoKr, which fuses all projections that the class can fuse.
+
+    Empty where diffusers reads no LoKr for the model.
+    """
 
 
 def qkv_ends(fused: Shape, output: Shape) -> tuple[int, ...]:
@@ -147,11 +165,15 @@ class Model:
     real: Mapping[str, str]
     """A path in the tables to the model's own path, where the two are spelled differently."""
     forms: Mapping[str, list[str]]
-    """The paths of `shapes` by their form, see `Paths.forms`."""
+    """The paths of `shapes` by their form, see `_by_form`."""
 
     def in_diffusers(self) -> Mapping[str, Places]:
-        """The names of diffusers, with the places that they mean."""
+        """The names of diffusers, with the places that they mean. No row of a weight is under two of them."""
         return self._placed(self._expanded(self.layout.diffusers))
+
+    def in_diffusers_with_lokr(self) -> Mapping[str, Places]:
+        """The same where diffusers' model holds LoKr."""
+        return self._placed(self._expanded(self.layout.lokr))
 
     def elsewhere(self) -> Mapping[str, Places]:
         """All other names that are no paths of the model."""
@@ -228,15 +250,17 @@ class Model:
         return bounds if bounds[-2] < bounds[-1] else ()
 
 
-def recognised(layouts: tuple[Layout, ...], shapes: Mapping[str, Shape]) -> Model | None:
-    """The model in the first layout whose marks it has; None where it has those of none."""
+def recognised(layouts: Iterable[Layout], shapes: Mapping[str, Shape]) -> Model | None:
+    """The model in the first layout whose marks it has; None where it has those of none.
+
+    A shape is () where it is not known; names that depend on it (parts of a layer's rows) are left out then.
+    """
+    forms = _by_form(shapes)
     for layout in layouts:
         # Marks without stars first: a look-up of them rules out most models.
         exact = [mark for mark in layout.marks if "*" not in mark]
-        if shapes.keys() >= set(exact):
-            forms = _paths(shapes).forms
-            if all(next(_matches(mark, forms), None) is not None for mark in layout.marks):
-                return _respelled(layout, shapes, forms)
+        if shapes.keys() >= set(exact) and all(_fits(mark, forms) for mark in layout.marks):
+            return _respelled(layout, shapes, forms)
     return None
 
 
@@ -252,11 +276,7 @@ def _respelled(layout: Layout, shapes: Mapping[str, Shape], forms: Mapping[str, 
         return Model(layout, shapes, shapes, real, forms)
     ours = {path: ours for ours, path in real.items()}
     respelled = {ours.get(path, path): shape for path, shape in shapes.items()}
-    return Model(layout, shapes, respelled, real, Paths(respelled).forms)
-
-
-def _paths(shapes: Mapping[str, Shape]) -> Paths:
-    return shapes if isinstance(shapes, Paths) else Paths(shapes)
+    return Model(layout, shapes, respelled, real, _by_form(respelled))
 
 
 def _counted(names: Mapping[str, Shares]) -> dict[str, Shares]:
@@ -299,12 +319,29 @@ def _stars(name: str) -> str:
     return "**" if name.endswith("**") else "*" if "*" in name else ""
 
 
+def _fits(pattern: str, forms: Mapping[str, list[str]]) -> bool:
+    return next(_matches(pattern, forms), None) is not None
+
+
 def _matches(pattern: str, forms: Mapping[str, list[str]]) -> Iterator[tuple[str, ...]]:
     """For each path that a pattern fits, the numbers that its stars stand for."""
     regex = _regex(pattern)
-    for path in forms.get(form_of(pattern), ()):
+    for path in forms.get(_form(pattern), ()):
         if match := regex.fullmatch(path):
             yield match.groups()
+
+
+def _by_form(paths: Iterable[str]) -> dict[str, list[str]]:
+    """Paths by their form, see `_form`. A pattern can fit paths of its own form only."""
+    forms: dict[str, list[str]] = {}
+    for path in paths:
+        forms.setdefault(_form(path), []).append(path)
+    return forms
+
+
+def _form(path: str) -> str:
+    """A path or a pattern with `#` for every number and star."""
+    return NUMBERS.sub("#", path)
 
 
 @lru_cache(maxsize=10_000)

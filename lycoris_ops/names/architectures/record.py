@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ...maths.shapes import Shape
-from .base import Places
-from .notation import Layout, recognised
+from .notation import Layout
 
 
 @dataclass(frozen=True)
@@ -135,8 +134,6 @@ class Architecture:
 
     layouts: tuple[Layout, ...] = ()
     """Its models by their layers; the first whose marks a model has counts."""
-    lokr: tuple[Layout, ...] = ()
-    """The same with all projections fused that diffusers can fuse for LoKr, where diffusers reads LoKr."""
     aside: Mapping[str, str] = field(default_factory=dict[str, str])
     """Layers of its blocks that are not trained by default, with the reasons.
 
@@ -149,18 +146,3 @@ class Architecture:
     """Block rules by name, beside those that follow from the sizes of the families."""
     vectors: tuple[Vector, ...] = ()
     trained: tuple[Training, ...] = ()
-
-    def diffusers(self, shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
-        """The names of a model's layers in diffusers' model. No row of a weight is under two of them."""
-        model = recognised(self.layouts, shapes)
-        return model.in_diffusers() if model else {}
-
-    def diffusers_lokr(self, shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
-        """The same for LoKr."""
-        model = recognised(self.lokr, shapes)
-        return model.in_diffusers() if model else {}
-
-    def aliases(self, shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
-        """All other names of a model's layers."""
-        model = recognised(self.layouts, shapes)
-        return model.elsewhere() if model else {}

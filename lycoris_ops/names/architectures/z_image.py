@@ -30,15 +30,15 @@ DIFFUSERS = {
     "all_final_layer.2-1.adaLN_modulation.1": "final_layer.adaLN_modulation.1",
 }
 
-LAYOUT = Layout(
-    marks=("cap_embedder.1", "layers.*.attention.qkv", "layers.*.adaLN_modulation.0"),
-    diffusers=DIFFUSERS,
-)
-
 ARCHITECTURE = Architecture(
-    layouts=(LAYOUT,),
-    # diffusers cannot fuse this model's attention, so that it has LoKr under the same names as LoRA.
-    lokr=(LAYOUT,),
+    layouts=(
+        Layout(
+            marks=("cap_embedder.1", "layers.*.attention.qkv", "layers.*.adaLN_modulation.0"),
+            diffusers=DIFFUSERS,
+            # diffusers cannot fuse this model's attention, so LoKr has the same names as LoRA.
+            lokr=DIFFUSERS,
+        ),
+    ),
     families=(
         Family(
             "Z-Image",
