@@ -412,10 +412,6 @@ class Layer(ABC):
             expected=str(list(shape)),
         )
 
-    def nbytes(self) -> int:
-        """Bytes of the tensors held."""
-        return sum(tensor.nbytes for tensor in self.tensors().values())
-
     def fault_in_comfy(self) -> str | None:
         """What ComfyUI's own loader makes of the layer where that is not its change; None where it is.
 
@@ -661,39 +657,6 @@ def alpha_of(layer: Layer) -> float | None:
     if rank is None:
         return layer.alpha if layer.alpha is not None and math.isfinite(layer.alpha) else 1.0
     return scale(layer.alpha, rank) * rank
-
-
-GIVE_BASE = (
-    "Give the model that the adapters are for: base=..., --base FILE, or the input `model` of the node"
-)
-"""What to do where the model is needed."""
-
-
-def no_weight(
-    kind: str, parameter: Parameter, base: str | None, *, file: str | None = None, key: str | None = None
-) -> LayerError:
-    """The error for a layer whose change depends on a weight or bias that is not at hand.
-
-    `base` is the name of the model that has none, None where no model is given.
-    """
-    depends = f"the change of {a_layer(kind)} depends on the {parameter}"
-    if base is None:
-        return LayerError(
-            f"{depends}, so that it needs the base model",
-            file=file,
-            key=key,
-            got="no base model",
-            expected="the model that the adapter is for",
-            hint=GIVE_BASE,
-        )
-    return LayerError(
-        f"{depends}, which the base model does not have",
-        file=file,
-        key=key,
-        got=base,
-        expected="a model with this layer",
-        hint="Give the model that the adapter was made for, with its text encoders if it changes them",
-    )
 
 
 def shapes_of(tensors: Mapping[str, Tensor] | Mapping[str, Shape]) -> dict[str, Shape]:

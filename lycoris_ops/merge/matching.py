@@ -9,10 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..algorithms.base import GIVE_BASE, Dependent, Parameter, no_weight
+from ..algorithms.base import Dependent, Parameter
 from ..changes.forms import Additive, Dense
 from ..errors import LayerError, LycorisError, MatchError
 from ..files.weights import Weights
+from ..fit.without_base import GIVE_BASE, no_weight
 from ..layers.part import Part
 from ..maths.decompositions import Pause, no_pause
 from ..maths.shapes import Extent, Shape, fits, flat_shape

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Layer
-from ..algorithms.base import Dependent, Form, change_of, no_weight
+from ..algorithms.base import Dependent, Form, change_of
 from ..algorithms.checks import scale
 from ..algorithms.full import Full
 from ..algorithms.norm import Norm
@@ -23,6 +23,7 @@ from ..files.weights import ModelSource, Weights, read_rows, weights_of
 from ..files.writing import Progress, metadata_of, short_name
 from ..fit.engine import Change, Prepare, Source, expected, fit_layers
 from ..fit.settings import FITTED, SAME, Making, Settings
+from ..fit.without_base import no_weight
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows, Shape
 from ..maths.tensors import compute_dtype
