@@ -556,4 +556,6 @@ def test_a_file_of_another_model_is_refused(model: Model, tmp_path: Path) -> Non
 def test_every_kind_says_what_training_needs() -> None:
     for name in trainable():
         kind = ALGORITHMS[name]
+        assert kind.products
+        assert {name for factors in kind.products for name in factors} <= kind.factors()
         assert set(kind.downs) <= kind.factors()
