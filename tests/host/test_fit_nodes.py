@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hosting import Host, Patched
+from hosting import Host, Patched, model_of
 from kinds import kinds
 from safetensors.torch import load_file, save_file
 
@@ -103,6 +103,14 @@ def test_what_is_patched_on_a_model_is_extracted_from_it(host: Host, plain: Patc
         zero = torch.zeros(plain.patcher_of(key).model_state_dict()[key].shape)
         ours, theirs = (change(patches, key, zero) for patches in (found, tuned.patches))
         assert (ours - theirs).norm() < 2e-3 * theirs.norm(), key
+
+
+def test_a_weight_has_the_grain_of_its_dtype_until_it_is_patched(host: Host) -> None:
+    held = model_of(layer=torch.nn.Linear(4, 4, bias=False).half()).model
+    key, weights = "diffusion_model.layer.weight", host.module("lycoris_nodes.host.weights")
+    assert weights.connected_weights(held, None).grain(key) == torch.float16
+    held.add_patches({key: (torch.ones(4, 4),)})
+    assert weights.connected_weights(held, None).grain(key) == torch.float32
 
 
 def test_files_are_named_or_models_connected(host: Host, plain: Patched) -> None:

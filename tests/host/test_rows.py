@@ -164,6 +164,12 @@ def test_rows_that_are_none_are_refused_when_they_are_queued(host: Host, rows: A
     assert words in str(caught.value)
 
 
+def test_a_name_that_two_files_have_is_none(host: Host, lora_file: Callable[[str, Any], str]) -> None:
+    for ending in ("safetensors", "pt"):
+        lora_file(f"twice.{ending}", b"")
+    assert "several files have this name" in str(valid(host, text({"file": "twice"})))
+
+
 def test_strengths_are_read_as_people_type_them(host: Host) -> None:
     read = {typed: host.module("lycoris_nodes.stacks.typed").read_number(typed) for typed in TYPED}
     assert read == TYPED

@@ -16,7 +16,7 @@ from hosting import Host, Patched, patcher
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-from trainable import WIDTH, WORDS, caption, held_out_loss, latent, module, tiny, unchanged
+from trainable import SIDE, WIDTH, WORDS, caption, held_out_loss, latent, module, tiny, unchanged
 
 from tests.harness.facts import ROOT
 from tests.harness.inputs import INPUTS
@@ -140,6 +140,19 @@ def test_a_training_that_was_broken_off_with_other_settings_or_data_is_asked_abo
     assert train(**settings, latents=other)["path"].endswith("style_00002_.safetensors")
 
 
+def guidances_of_samples(host: Host, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A list that gets the guidance of each sample that is made on the way."""
+    previews, found = host.module("lycoris_nodes.training.node.previews"), []
+    sampled = previews.sampled
+
+    def noted(*given: Any, cfg: float, **more: Any) -> Tensor:
+        found.append(cfg)
+        return sampled(*given, cfg=cfg, **more)
+
+    monkeypatch.setattr(previews, "sampled", noted)
+    return found
+
+
 CHANNELS_OF: dict[str, dict[str, int]] = {
     "SDXL": {"adm_in_channels": 12 + 6 * 256},
     "Flux 1": {"in_channels": 16, "out_channels": 16},
@@ -151,8 +164,9 @@ CHANNELS_OF: dict[str, dict[str, int]] = {
 
 @pytest.mark.parametrize("architecture", CHANNELS_OF)
 def test_other_models_are_trained_by_their_own_defaults(
-    host: Host, train: Callable[..., Any], architecture: str
+    host: Host, train: Callable[..., Any], architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    guidances = guidances_of_samples(host, monkeypatch)
     trained = patcher(tiny(architecture, **CHANNELS_OF[architecture]))
     draw = torch.Generator().manual_seed(1)
     channels, words = trained.model.latent_format.latent_channels, INPUTS[architecture].text
@@ -163,17 +177,33 @@ def test_other_models_are_trained_by_their_own_defaults(
         "latents": [{"samples": torch.randn((2, channels, 8, 8), generator=draw)}],
         "positive": [[[torch.randn((1, *words), generator=draw), text]] for _ in range(2)],
     }
+    given["empty_caption"] = given["positive"][:1]
     with unchanged(trained.model):
         made = train(**given, rank=0, learning_rate=0.0, steps=2, batch_size=2, sample_every=2)
     family = module(host, "").family_of(trained.model)
     assert f"model: {family.name}; defaults of {family.source}" in made["report"]
     assert f"rate: {family.lr:g}" in made["report"] and "batches in an epoch: 1" in made["report"]
+    # The guidance of Flux is one of its inputs.
+    assert guidances == [1.0 if architecture == "Flux 1" else 5.0]
     layers = made["stack"].entries[0].adapter.layers.values()
     assert max(layer.rank for layer in layers) == family.rank
     assert host.apply(Patched(trained, None), made["stack"]).model is not trained
 
 
-def test_samples_on_the_way_change_nothing(train: Callable[..., Any], tiny_unet: Any, tmp_path: Path) -> None:
+def test_activations_that_are_computed_again_need_less_memory(host: Host, tiny_unet: Any) -> None:
+    memory = host.module("lycoris_nodes.training.node.memory")
+    kept, again = (
+        memory.memory_for(tiny_unet, [latent(0), latent(1, 2 * SIDE)], 3, checkpointed=checkpointed)
+        for checkpointed in (False, True)
+    )
+    once = tiny_unet.model.memory_required([3, *latent(1, 2 * SIDE)["samples"].shape[1:]])
+    assert once <= again < kept
+
+
+def test_samples_on_the_way_change_nothing(
+    host: Host, train: Callable[..., Any], tiny_unet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guidances = guidances_of_samples(host, monkeypatch)
     settings: dict[str, Any] = {"preset": "attn-mlp", "steps": 2, "warmup": 0, "learning_rate": 0.1}
     settings["empty_caption"] = [caption(9)]
     plain = train(**settings)
@@ -183,6 +213,9 @@ def test_samples_on_the_way_change_nothing(train: Callable[..., Any], tiny_unet:
     folder = tmp_path / "loras" / "style_00002_-checkpoints"
     pictures = [np.asarray(Image.open(folder / f"sample-00000{step}.png")) for step in (1, 2)]
     assert pictures[0].shape == (8, 8, 3) and (pictures[0] != pictures[1]).any()
+    # Against a caption of no text, where there is one.
+    train(sample_every=1, **{**settings, "steps": 1, "empty_caption": []})
+    assert guidances == [5.0, 5.0, 1.0]
 
 
 def test_it_goes_on_from_a_stack_and_keeps_its_kinds(host: Host, train: Callable[..., Any]) -> None:

@@ -295,6 +295,15 @@ def test_a_folder_is_read_as_it_is(
     assert sum(not bool((mask == 1).all()) for mask in white["masks"]) == 8
 
 
+def test_repeats_count_by_their_proportion(host: Host, folder: Path) -> None:
+    """However often all pictures are repeated: of 20 and 30 million are left 2 and 3."""
+    for name in ("20000000_a", "30000000_b"):
+        (folder / name).mkdir()
+        picture(CAT).save(folder / name / "cat.png")
+    found = dataset(host, "folder").PictureFolder.of(folder)
+    assert [one.repeats for one in found.pictures] == [2, 3]
+
+
 def test_captions_are_taken_by_the_letter(
     host: Host, plain: Patched, prepare: Callable[..., Any], folder: Path
 ) -> None:

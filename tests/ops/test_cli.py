@@ -71,7 +71,7 @@ def file(tmp_path: Path) -> Path:
     """A file of one LoRA layer, a key that nothing reads, and a long value in its metadata."""
     path = tmp_path / "source.safetensors"
     tensors = {f"{NAME}.{key}": tensor for key, tensor in lora((6, 6), 2).items()}
-    tensors |= {f"{NAME}.alpha": torch.tensor(1.0), "lora_te_x.strange": torch.ones(2)}
+    tensors |= {f"{NAME}.alpha": torch.tensor(1.0), "lora_te_x.strange": torch.ones(50_000)}
     # Too long to be shown as a whole.
     save_file(tensors, path, {"ss_network_dim": "2", "ss_tag_frequency": "x" * 500})
     return path
@@ -89,7 +89,7 @@ def test_inspect_says_what_a_file_holds(file: Path, model: Path) -> None:
     done = run("inspect", file)
     assert done.returncode == 0 and not done.stderr
     for part in (
-        "dialect kohya",
+        "dialect kohya, 0.20 MB",
         "1 lora: rank 2; alpha 1",
         "parts: diffusion model x1",
         "dtypes: F32 x4",

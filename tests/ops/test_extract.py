@@ -92,6 +92,14 @@ def test_a_fused_attention_is_matched_with_separate_layers() -> None:
     assert error(found[64:128], delta) < 1e-3 and not found[:64].any() and not found[128:].any()
 
 
+def test_a_norm_is_one_by_whichever_name_a_model_has_its_weight() -> None:
+    path = "double_blocks.0.img_attn.norm.query_norm"
+    scale, weight = ({f"{path}.{name}": torch.randn(6)} for name in ("scale", "weight"))
+    for before, after in ((scale, weight), (weight, scale)):
+        (layer,) = lyc.extract_adapter(before, after).layers.values()
+        assert layer.algorithm == "norm"
+
+
 def test_what_the_models_do_not_share_is_told_and_strict_refuses_it() -> None:
     before, _, after = models(torch.float32)
     after["extra.weight"] = torch.randn(4, 4)

@@ -139,6 +139,15 @@ def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
         stale.layers[LAYER]
 
 
+def test_nested_values_are_read_as_they_were_written(tmp_path: Path) -> None:
+    form, path = lyc.TreeForm("values", 1, "a file of values"), tmp_path / "values.safetensors"
+    value = {"betas": (0.9, 0.999), "rows": [[1, 2], []], 3: {"none": None}, "text": ("a", True)}
+    form.write(path, {**value, "tensor": torch.ones(2)})
+    found = form.read(path)
+    assert torch.equal(found.pop("tensor"), torch.ones(2)) and found == value
+    assert form.peek(path, "rows", "betas", "gone") == {"rows": value["rows"], "betas": value["betas"]}
+
+
 def test_the_cache_stays_within_its_bound() -> None:
     cache = lyc.TensorCache(100)
     reads: list[int] = []

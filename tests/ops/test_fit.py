@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,13 @@ def test_what_is_lost_comes_first_and_is_no_success() -> None:
     held = adapter(a=load("lokr-full-full", "linear"), b=load("lora", "linear"))
     state, line = lyc.fit_verdict(kept := lyc.resize_adapter(held, lyc.Rank(12), "same"))
     assert (state, line) == ("all", "All of it was kept.") == ("all", lyc.describe_fit(kept).splitlines()[0])
+    for words in ("  1 lokr (rank full), from lokr\n", "  1 lora (rank 3), from lora 3\n"):
+        assert words in lyc.describe_fit(kept)
+    assert kept.report is not None
+    reasons = {"c": "because it cannot be read", "d": "because its energy is not worth its size"}
+    less = replace(kept, report=replace(kept.report, left_out=reasons))
+    for name, reason in reasons.items():
+        assert f"  1 left out, {reason}:\n    {name}" in lyc.describe_fit(less)
     lossy = lyc.resize_adapter(held, lyc.Rank(2))
     state, line = lyc.fit_verdict(lossy)
     assert lossy.report is not None and state == "partly"
