@@ -40,6 +40,8 @@ class Case:
     """Whether all that says how tensors are read is the seed's, so that a closed form knows the change."""
     refused: bool = False
     """Whether the file must be refused, or a part of it reported, because no reading of it is right."""
+    says: str = ""
+    """A regular expression for the error of a file that is refused as it is opened."""
     dialect: str | None = None
     """The dialect to save it in; None for one that follows from the name."""
     options: Mapping[str, object] = field(default_factory=dict[str, object])

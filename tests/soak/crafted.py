@@ -1,8 +1,7 @@
 """Files made by hand, for ways in which a file was seen to do what it may not.
 
-They are such as are read at least in part, and go through all stages. Those that must be refused as soon as
-they are opened are in the library's own tests: `test_hostile_containers`, `test_bad_layers`, `test_bad_files`
-and `test_expressions`.
+Those that must be refused as soon as they are opened are in `tests/harness/hostile.py`. The others are read
+at least in part, and go through all stages.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 import lycoris_ops as lyc
+from tests.harness.hostile import REFUSED
 from tests.ops.layers import KINDS, WEIGHTS, factors, rand
 
 from .case import CANARY, Case
@@ -74,6 +74,11 @@ def add(group: str, cases: Mapping[str, Make], ending: str = ".safetensors", **o
         name = f"{group}: {what}"
         CRAFTED[name] = lambda name=name, make=make: case_of(name, make(), ending, **options)
 
+
+for _name, (_make, _says) in REFUSED.items():
+    CRAFTED[_name] = lambda name=_name, make=_make, says=_says: replace(
+        case_of(name, make(), name[name.rindex(".") :], refused=True), says=says
+    )
 
 # Texts, names and headers.
 
@@ -168,6 +173,9 @@ _under(
         **{f"a key of 60,000 {what}": _beside(f"{key}.weight") for what, key in LONG.items()},
         "a lone surrogate": _beside("x\ud800.weight"),
         "metadata with a lone surrogate": _base(lambda key, t: t, x="\ud800"),
+        "1,000 names that begin like each other": lambda: packed(
+            {**base_of("plain"), **{"_" * n: torch.ones(0, dtype=torch.int8) for n in range(1, 1000)}}
+        ),
         "weights without dimensions": _base(lambda key, t: torch.ones(())),
         "empty weights": _base(lambda key, t: torch.ones(0, 18)),
         "20 dimensions": _base(lambda key, t: torch.ones([1] * 20)),

@@ -293,8 +293,9 @@ class _Take:
             self._info(adapter)
             self._layers(adapter)
             self._resolved(adapter)
-        # The verb opens the file by itself, also where it cannot be read.
-        self._inspect(path)
+        if not case.says:
+            # The verb opens the file by itself, also where it cannot be read.
+            self._inspect(path)
         if adapter is not None:
             self._save(adapter)
             self._merge(adapter)
@@ -304,6 +305,10 @@ class _Take:
         if case.refused and self.refused is None and not self.reported:
             self.stage = "all"
             self.find("wrong", "nothing was refused", "", "a file without a right reading was read")
+        named = self.refused == "load" and case.adapter in self.message
+        if case.says and not (named and re.search(case.says, self.message, re.DOTALL)):
+            self.stage = "load"
+            self.find("wrong", "not the error that was expected", case.says, self.message)
 
     @property
     def base_file(self) -> Path:
