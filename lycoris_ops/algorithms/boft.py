@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..changes.operators import Blocks, Chain, Diagonal, Operator, Permuted, Sides
+from ..changes.operators import BlockDiagonal, Chain, Diagonal, Operator, Permuted, Sides
 from ..errors import LayerError, UnsuitedError
 from ..maths.shapes import Extent, Shape
 from .base import IGNORED
@@ -73,7 +73,7 @@ class Boft(Oft):
             half = rotation.shape[1] // 2 << stage
             order = torch.arange(weight.shape[0], device=weight.device)
             order = order.view(-1, 2, half).transpose(1, 2).flatten()
-            parts.append(Permuted(order, Blocks.of(rotation)))
+            parts.append(Permuted(order, BlockDiagonal.of(rotation)))
         if self.rescale is not None:
             parts.append(Diagonal(self.rescale.to(weight.device, weight.dtype).flatten() - 1))
         return Sides(outputs=Chain(tuple(parts)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..changes.operators import Blocks, Chain, Diagonal, Operator, Permuted, Sides
+from ..changes.operators import BlockDiagonal, Chain, Diagonal, Operator, Permuted, Sides
 from ..maths.shapes import Extent, Shape, flat_shape
 from .base import Layer, Products, axis_of, block_of
 from .boft import check_stages
@@ -83,7 +83,7 @@ class BoftPeft(Trained):
                 halves = inputs.view(count >> stage, -1, size // 2)
                 order = torch.cat([halves[:, 0::2], halves[:, 1::2]], 1).flatten()
             # PEFT has P R P^T, and `Permuted` is P^T R P: hence the inverse of `order`.
-            parts.append(Permuted(torch.argsort(order), Blocks.of(turn)))
+            parts.append(Permuted(torch.argsort(order), BlockDiagonal.of(turn)))
         factor = self.boft_s.to(weight.device, weight.dtype).flatten() - 1
         return Sides(outputs=Diagonal(factor), inputs=Chain(tuple(parts)).transposed())
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..changes.operators import Blocks, Sides
+from ..changes.operators import BlockDiagonal, Sides
 from ..errors import LayerError
 from ..maths.decompositions import NoInverseError, cayley
 from ..maths.shapes import Extent, Rows, Shape
@@ -72,7 +72,7 @@ class Oft(Trained):
         blocks = self.rotations(weight).transpose(1, 2)
         if self.rescale is not None:
             blocks = blocks * self.rescale.to(weight.device, weight.dtype).view(*blocks.shape[:2], 1)
-        return Sides(outputs=Blocks.of(blocks))
+        return Sides(outputs=BlockDiagonal.of(blocks))
 
     def fault_in_comfy(self) -> str | None:
         if self.alpha:

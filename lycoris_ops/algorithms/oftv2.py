@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..changes.operators import Blocks, Sides
+from ..changes.operators import BlockDiagonal, Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Shape, flat_shape
 from .base import ALPHA, Layer, Products, block_of, option
@@ -117,7 +117,7 @@ class OftV2(Trained):
         size = skew.shape[-1]
         count = flat_shape(weight.shape)[1] // size
         rotation = self._rotation(skew).expand(count, size, size)
-        return Sides(inputs=Blocks.of(rotation).transposed())
+        return Sides(inputs=BlockDiagonal.of(rotation).transposed())
 
     def row_axes(self) -> Mapping[str, int]:
         """Empty, because every output sees the same rotated inputs."""

@@ -19,7 +19,7 @@ from . import forwards
 from .forwards.forward import Forward, Item, Strengths, in_own_dtypes, recorded
 from .geometry import Geometry, working_dtype
 from .plan import Base, BypassPlan, Met
-from .rescaled import Product, rescaled, scaled
+from .rescaled import PlainOutput, rescaled, scaled
 
 MakeForward = Callable[[Geometry, Sequence[Item], torch.dtype, torch.device], Forward]
 Run = Callable[[Tensor], Tensor]
@@ -185,7 +185,7 @@ class BoundPlan:
         # Where the additive layers keep another tensor than x, x would be kept beside it.
         kept = self.forwards and not self.dropout and not self.geometry.pads and x.is_contiguous()
         if weight is not None and kept:
-            product = Product(self.geometry, weight, self.bias)
+            product = PlainOutput(self.geometry, weight, self.bias)
             if product.is_leaner(y, extra):
                 return rescaled(y, extra, x, product)
         return scaled(y, extra, self.bias)

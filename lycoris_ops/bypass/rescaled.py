@@ -19,7 +19,7 @@ LITTLE = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
-class Product:
+class PlainOutput:
     """An output that is W x + b and nothing else. Autograd saves x for other layers anyway."""
 
     geometry: Geometry
@@ -41,7 +41,7 @@ class Product:
         return values if self.geometry.kernel else values.reshape(-1, values.shape[-1])
 
 
-def rescaled(y: Tensor, extra: Tensor, x: Tensor, product: Product) -> Tensor:
+def rescaled(y: Tensor, extra: Tensor, x: Tensor, product: PlainOutput) -> Tensor:
     """y + (y - b) * extra for y = W x + b and a factor `extra` for each channel that needs a gradient.
 
     The gradient of `extra` is the sum of gradient * (y - b) over everything but the channels. At most
@@ -64,7 +64,7 @@ class _Rescaled(torch.autograd.Function):
     """`scaled`, with derivatives of any order and in both modes."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, extra: Tensor, x: Tensor, weight: Tensor, product: Product) -> Tensor:
+    def forward(ctx: Any, y: Tensor, extra: Tensor, x: Tensor, weight: Tensor, product: PlainOutput) -> Tensor:
         rows = product.rows(y)
         kept = product.bytes_kept * len(rows) // max(1, y.nbytes)
         # A view would keep all of y. Of the weight autograd sees whether it is changed before it is used.

@@ -59,13 +59,13 @@ class Diagonal:
 
 
 @dataclass(frozen=True)
-class Blocks:
+class BlockDiagonal:
     """M = 1 + blockdiag(extra), extra (n, b, b)."""
 
     extra: Tensor
 
     @classmethod
-    def of(cls, blocks: Tensor) -> Blocks:
+    def of(cls, blocks: Tensor) -> BlockDiagonal:
         """The operator M = blockdiag(blocks), blocks (n, b, b)."""
         return cls(blocks - torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device))
 
@@ -78,8 +78,8 @@ class Blocks:
         cut = vectors.view(*vectors.shape[:-1], count, size)
         return torch.einsum("kij,...kj->...ki", self.extra, cut).flatten(-2)
 
-    def transposed(self) -> Blocks:
-        return Blocks(self.extra.transpose(1, 2))
+    def transposed(self) -> BlockDiagonal:
+        return BlockDiagonal(self.extra.transpose(1, 2))
 
 
 @dataclass(frozen=True)
