@@ -18,7 +18,7 @@ from ..files.quantised import Codec
 from ..files.weights import ModelSource, Weights, read_rows, rounding_variance, weights_of
 from ..files.writing import Progress, metadata_of, short_name
 from ..fit.engine import Wanted, Prepare, Source, expected, fit_layers
-from ..fit.settings import SAME, Making, Settings
+from ..fit.settings import SAME, Making, FitSettings
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows
 from ..maths.tensors import is_finite
@@ -71,7 +71,7 @@ def extract_adapter(
             "a difference has no kind of its own", got=algorithm, expected="lora, lokr, full ..."
         )
     making["dtype"] = making.get("dtype") or DTYPE
-    settings = Settings(size, algorithm, **making)
+    settings = FitSettings(size, algorithm, **making)
     before, after = (
         weights_of(base, codec, name="the base model"),
         weights_of(tuned, codec, name="the tuned model"),
@@ -98,7 +98,7 @@ def extract_adapter(
     return dataclasses.replace(made, report=report)
 
 
-def _source(pair: Pair, before: Weights, after: Weights, settings: Settings) -> Source:
+def _source(pair: Pair, before: Weights, after: Weights, settings: FitSettings) -> Source:
     weight = pair.base[0].key.endswith("weight") or pair.tuned[0].key.endswith("weight")
     return Source(
         name=pair.name,

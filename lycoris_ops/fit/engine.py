@@ -24,7 +24,7 @@ from ..ranks.allocate import Candidate
 from ..reading.fitted import UNCHANGED, FitReport, FitRow
 from ..writing.save import Expected
 from .choice import Choice, Measured, by_rank, by_size, in_bytes, is_short
-from .settings import ANY, COMPARED, FITTED, SAME, Settings
+from .settings import ANY, COMPARED, FITTED, SAME, FitSettings
 from .steps import Steps
 
 HELD = 256 << 20
@@ -88,7 +88,7 @@ Prepare = Callable[[Mapping[str, Expected]], object]
 """Is called with the layers that are to be made, by name, before the work; it may raise an error."""
 
 
-def expected(sources: Iterable[Source], settings: Settings) -> dict[str, Expected]:
+def expected(sources: Iterable[Source], settings: FitSettings) -> dict[str, Expected]:
     """What layers are to be made. A kind that is chosen by its values counts as a full difference."""
     found: dict[str, Expected] = {}
     for source in sources:
@@ -97,7 +97,7 @@ def expected(sources: Iterable[Source], settings: Settings) -> dict[str, Expecte
     return found
 
 
-def kinds_of(source: Source, settings: Settings) -> tuple[str, ...]:
+def kinds_of(source: Source, settings: FitSettings) -> tuple[str, ...]:
     """The kinds that a change may become."""
     if len(source.shape) < 2 or source.whole:
         return ("norm",) if source.norm and len(source.shape) == 1 else ("full",)
@@ -108,7 +108,7 @@ def kinds_of(source: Source, settings: Settings) -> tuple[str, ...]:
 
 def fit_layers(
     sources: Sequence[Source],
-    settings: Settings,
+    settings: FitSettings,
     *,
     progress: Progress | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -130,7 +130,7 @@ class _Engine:
     def __init__(
         self,
         sources: Sequence[Source],
-        settings: Settings,
+        settings: FitSettings,
         progress: Progress | None,
         metadata: Mapping[str, str],
         kept: Mapping[str, Layer],

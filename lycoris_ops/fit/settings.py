@@ -45,7 +45,7 @@ class Making(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Settings:
+class FitSettings:
     """What layers are to become, and how they are made, as `Making` has it.
 
     `size` and `algorithm`: "auto" is for each layer the kind that keeps most for its bytes, and "same" the

@@ -26,7 +26,7 @@ from ..files.quantised import Codec
 from ..files.weights import ModelSource, weights_of
 from ..files.writing import DATA_HASH, Progress, data_hash_of, metadata_of, short_name
 from ..fit.engine import Wanted, Prepare, Source, check_finite, expected, fit_layers
-from ..fit.settings import SAME, Settings
+from ..fit.settings import SAME, FitSettings
 from ..fit.steps import Steps
 from ..layers.cast import cast_layer
 from ..maths.decompositions import Pause
@@ -95,7 +95,7 @@ def merge_adapters(
     merging = _Merging(
         adapters, method, options, base, codec, norm_limit=norm_limit, seed=seed, device=device
     )
-    settings = Settings(size or "auto", algorithm, dtype, factor, tucker, largest, seed, device)
+    settings = FitSettings(size or "auto", algorithm, dtype, factor, tucker, largest, seed, device)
     if settings.algorithm == SAME:
         raise LycorisError(
             "what several adapters become has no kind of its own", got=SAME, expected="lora, lokr, full ..."
@@ -136,7 +136,7 @@ def orthogonal_adapters(
             got=method,
             expected="tsv",
         )
-    settings = Settings("auto", "lora", dtype, device=device)
+    settings = FitSettings("auto", "lora", dtype, device=device)
     text = merging.metadata(None, "lora")
     found: list[Adapter] = []
     for index, entry in enumerate(merging.entries):
@@ -302,7 +302,7 @@ def _exactly(
     merging: _Merging,
     places: Sequence[Place],
     read: Callable[[Place, Pause], Wanted],
-    settings: Settings,
+    settings: FitSettings,
     progress: Progress | None,
 ) -> tuple[dict[str, Layer], FitReport]:
     """Layers that are exact to rounding: an adapter's own layer, a LoRA of the true rank, or a full
@@ -328,7 +328,7 @@ def _exactly(
     return layers, FitReport(tuple(rows), left_out)
 
 
-def _exact(change: Wanted, place: Place, settings: Settings, pause: Pause) -> Layer | None:
+def _exact(change: Wanted, place: Place, settings: FitSettings, pause: Pause) -> Layer | None:
     """A layer with this change; None for no change."""
     check_finite(change)
     layer = change.own or (_nearest(change.forms, place, settings, pause) if change.forms else None)
@@ -340,7 +340,7 @@ def _exact(change: Wanted, place: Place, settings: Settings, pause: Pause) -> La
     return layer
 
 
-def _nearest(forms: Sequence[Additive], place: Place, settings: Settings, pause: Pause) -> Layer | None:
+def _nearest(forms: Sequence[Additive], place: Place, settings: FitSettings, pause: Pause) -> Layer | None:
     """A norm, a full difference, or a LoRA where that is smaller; None for a matrix of zeros."""
     shape, device = place.shape, torch.device(settings.device)
     if len(shape) < 2:

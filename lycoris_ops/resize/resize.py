@@ -22,7 +22,7 @@ from ..files.quantised import Codec
 from ..files.weights import ModelSource, Weights, read_rows, weights_of
 from ..files.writing import Progress, metadata_of, short_name
 from ..fit.engine import Wanted, Prepare, Source, expected, fit_layers
-from ..fit.settings import FITTED, SAME, Making, Settings
+from ..fit.settings import FITTED, SAME, Making, FitSettings
 from ..fit.without_base import no_weight
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows, Shape
@@ -71,7 +71,7 @@ def resize_adapter(
     Raises LayerError for a layer that cannot be read, holds NaN, or needs a base; MatchError where its name
     fits several weights of the base; PlanError for a size that cannot be met.
     """
-    settings = Settings(size, algorithm, **making)
+    settings = FitSettings(size, algorithm, **making)
     made = _Resizing(adapter, settings, None if base is None else weights_of(base, codec))
     text = made.metadata()
     kept = {name: adapter.layer(name, keep=False) for name in made.staying}
@@ -102,7 +102,7 @@ class _Resizing:
     """An adapter being resized."""
 
     adapter: Adapter
-    settings: Settings
+    settings: FitSettings
     base: Weights | None
 
     @property

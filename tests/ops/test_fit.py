@@ -18,7 +18,7 @@ from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.algorithms.fitting import Delta, Fit
 from lycoris_ops.changes.forms import Dense
 from lycoris_ops.fit.engine import Wanted, Source, fit_layers
-from lycoris_ops.fit.settings import Settings
+from lycoris_ops.fit.settings import FitSettings
 from lycoris_ops.maths.decompositions import Pause, leading_triples
 
 
@@ -154,7 +154,7 @@ def test_no_layer_of_the_source_is_kept_while_others_are_measured() -> None:
     shape = WEIGHTS["linear"]
     sources = [Source(name, shape, read, "full", torch.float32, kind="full") for name in "abcdef"]
     most: list[int] = []
-    settings = Settings(lyc.Ratio(1), "same")
+    settings = FitSettings(lyc.Ratio(1), "same")
     layers, _ = fit_layers(sources, settings, progress=lambda *_: most.append(len(alive)))
     assert max(most[: len(sources)]) <= 1
     assert {layer.algorithm for layer in layers.values()} == {"full"}
