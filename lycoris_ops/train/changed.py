@@ -18,7 +18,7 @@ from ..ranks.sizes import Rank
 from ..reading.adapter import Adapter
 from ..resize.resize import resize_adapter
 from .member import layer_seed, make_layer, read_weight
-from .settings import Settings
+from .settings import LayerSettings
 
 AXES = {"lora_up": 1, "lora_down": 0, "lora_e": 0}
 """The tensors of a LoRA that can get a higher rank, and the axis of each that counts it."""
@@ -30,7 +30,7 @@ class Wish:
 
     site: Site
     layer: Layer
-    settings: Settings
+    settings: LayerSettings
     """The kind, rank and factor that it is to have."""
 
     @property
@@ -125,7 +125,7 @@ def _words(layer: Layer) -> str:
     return of_rank(layer.algorithm, layer.rank)
 
 
-def wish_of(site: Site, layer: Layer, settings: Settings, given: Mapping[str, object]) -> Wish:
+def wish_of(site: Site, layer: Layer, settings: LayerSettings, given: Mapping[str, object]) -> Wish:
     """What a layer is to become by the options of its pattern; what they do not name stays.
 
     Raises LayerError for a rank or a factor of a kind that has none.

@@ -22,10 +22,10 @@ from .changed import changed_layers, wish_of
 from .member import Member, completed, layer_seed, make_layer
 from .naming import layers_for, unread, usual_prefix
 from .network import LycorisNetwork
-from .settings import Settings
+from .settings import LayerSettings
 
 Overrides = Mapping[str, Mapping[str, Any]]
-"""Options of `Settings` by patterns of modules' paths."""
+"""Options of `LayerSettings` by patterns of modules' paths."""
 
 
 _ALWAYS = frozenset({"input_dropout", "rank_dropout", "module_dropout", "lr", "form"})
@@ -54,7 +54,7 @@ def create_lycoris(
     """A network for the modules of a model; `apply_to` lets it act.
 
     Which modules: `preset`, `include` and `exclude`, see `modules.select`. How each is trained: `algorithm`,
-    `rank`, `alpha` (None: the rank, which is a scale of 1) and any other field of `Settings` as `options`.
+    `rank`, `alpha` (None: the rank, which is a scale of 1) and any other field of `LayerSettings` as `options`.
     `overrides` has other settings for the modules that a pattern matches; the first one that matches counts.
     So algorithms and ranks can be mixed. On norms the algorithm is always norm.
 
@@ -80,7 +80,7 @@ def create_lycoris(
     """
     given = {"algorithm": algorithm, "rank": rank, "alpha": alpha, **options}
     own = inspect.signature(create_lycoris).parameters
-    base = Settings().with_options(given, "create_lycoris", own.keys() - {"module", "options"})
+    base = LayerSettings().with_options(given, "create_lycoris", own.keys() - {"module", "options"})
     if plan is not None and weights is not None:
         raise LycorisError("layers are either planned or from a file", got="plan and weights")
     if plan is not None or weights is not None:
@@ -110,7 +110,7 @@ def create_lycoris(
 def _check_left(what: str, options: Mapping[str, Any], overrides: Overrides) -> None:
     """Raise LycorisError for an option that the layers of a file or the rows of a plan say themselves."""
     given = {"create_lycoris": options, **{f"overrides[{text!r}]": own for text, own in overrides.items()}}
-    known = {field.name for field in dataclasses.fields(Settings)}
+    known = {field.name for field in dataclasses.fields(LayerSettings)}
     for place, names in given.items():
         for name in names:
             changes = what == "file" and place != "create_lycoris" and name in CHANGING
@@ -129,14 +129,14 @@ class _Planned:
     """A site, how it is trained, and whether its rank was given for it and not for all."""
 
     site: Site
-    settings: Settings
+    settings: LayerSettings
     own: bool
     given: Mapping[str, Any]
     """The options of the pattern that matches it."""
 
 
-def _overridden(sites: Mapping[str, Site], base: Settings, overrides: Overrides) -> list[_Planned]:
-    found: list[tuple[Pattern, Settings, Mapping[str, Any]]] = []
+def _overridden(sites: Mapping[str, Site], base: LayerSettings, overrides: Overrides) -> list[_Planned]:
+    found: list[tuple[Pattern, LayerSettings, Mapping[str, Any]]] = []
     for text, options in overrides.items():
         if not isinstance(options, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise LycorisError(
@@ -218,7 +218,7 @@ def _from_file(
     module: nn.Module,
     weights: str | os.PathLike[str] | Adapter,
     prefix: str,
-    base: Settings,
+    base: LayerSettings,
     overrides: Overrides,
     seed: int,
 ) -> tuple[dict[str, Member], list[str]]:
@@ -238,7 +238,7 @@ def _from_file(
 
 
 def _planned(
-    module: nn.Module, plan: Plan, base: Settings, overrides: Overrides, seed: int
+    module: nn.Module, plan: Plan, base: LayerSettings, overrides: Overrides, seed: int
 ) -> dict[str, Member]:
     sites = all_sites(module)
     plan.check_model(sites)

@@ -25,7 +25,7 @@ from ..layers.part import Part
 from ..maths.shapes import Shape
 from ..maths.tensors import compute_dtype, is_plain
 from ..modules import Site
-from .settings import Settings
+from .settings import LayerSettings
 
 PASSES = 3
 """How often a bypass computes its products: forward, and backward for the input and for the factors.
@@ -60,7 +60,7 @@ class Member(nn.Module):
     Raises LycorisError where the layer does not fit the module, or a dropout cannot act on it.
     """
 
-    def __init__(self, site: Site, layer: Layer, settings: Settings) -> None:
+    def __init__(self, site: Site, layer: Layer, settings: LayerSettings) -> None:
         super().__init__()
         self.site = site
         self.settings = settings
@@ -221,7 +221,7 @@ def read_weight(site: Site) -> Tensor:
     return weight.to(compute_dtype(weight.dtype))
 
 
-def make_layer(site: Site, settings: Settings, seed: int) -> tuple[Layer, str | None]:
+def make_layer(site: Site, settings: LayerSettings, seed: int) -> tuple[Layer, str | None]:
     """A fresh layer that changes nothing yet, and in words what differs from the settings, or None.
 
     A rank above that of the weight itself is lowered to it, and the scale of the change stays. The weight is
@@ -254,7 +254,7 @@ def make_layer(site: Site, settings: Settings, seed: int) -> tuple[Layer, str | 
     return layer, f"{site.path}: rank {rank} in place of {asked}, the most that {list(site.shape)} can use"
 
 
-def completed(layer: Layer, site: Site, settings: Settings) -> Layer:
+def completed(layer: Layer, site: Site, settings: LayerSettings) -> Layer:
     """A fresh layer with what the settings add to every kind: DoRA's magnitude and a change of the bias.
 
     The weight is read for DoRA alone. Raises LayerError where the algorithm has no magnitude.
@@ -271,7 +271,7 @@ def completed(layer: Layer, site: Site, settings: Settings) -> Layer:
     return layer
 
 
-def _options(settings: Settings) -> dict[str, Any]:
+def _options(settings: LayerSettings) -> dict[str, Any]:
     """The options of the algorithm's `init`. Raises LycorisError for one that the algorithm does not have."""
     kind = settings.kind
     for name, given, meant in (
@@ -298,7 +298,7 @@ def layer_seed(seed: int, path: str) -> int:
     return (seed * 0x9E3779B1 + zlib.crc32(path.encode())) % (1 << 63)
 
 
-def bypass_up_to(site: Site, layer: Layer, settings: Settings) -> float:
+def bypass_up_to(site: Site, layer: Layer, settings: LayerSettings) -> float:
     """The most tokens in a pass with which a layer acts beside its module; with more, by the rebuilt weight.
 
     It is infinity for always and 0 for never: as the settings say, or where the two cost the same. For n

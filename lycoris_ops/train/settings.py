@@ -46,7 +46,7 @@ NOT_HERE: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class LayerSettings:
     """How one layer is trained.
 
     The change is scaled by alpha / rank. With alpha None it is the rank, so that the scale is 1. With
@@ -87,7 +87,7 @@ class Settings:
 
     Norms, embeddings and the projections of torch's attention are always rebuilt."""
 
-    def with_options(self, options: Mapping[str, Any], place: str, beside: Iterable[str] = ()) -> Settings:
+    def with_options(self, options: Mapping[str, Any], place: str, beside: Iterable[str] = ()) -> LayerSettings:
         """These settings with some replaced. Raises LycorisError for an unknown name or an impossible value.
 
         `place` says in messages where the options are from, and `beside` what else may be given there.
