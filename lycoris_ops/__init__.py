@@ -82,7 +82,7 @@ from .ranks.gradients import Loss as Loss
 from .ranks.picture import draw_plan as draw_plan
 from .ranks.picture import plan_picture as plan_picture
 from .ranks.plan import Plan as Plan
-from .ranks.plan import Row as Row
+from .ranks.plan import PlanRow as PlanRow
 from .ranks.probe import Probe as Probe
 from .ranks.probe import probe as probe
 from .ranks.sizes import Budget as Budget

@@ -11,7 +11,7 @@ import torch
 from ..errors import PlanError
 from .allocate import NOTHING, Candidate, above, allocate, until, within
 from .offers import Offer
-from .plan import Plan, Row
+from .plan import Plan, PlanRow
 from .probe import Probe, Probed, chosen_algorithms
 from .sizes import Budget, Energy, Rank, Ratio, Size, check_size
 
@@ -162,9 +162,9 @@ def _by_size(
     return allocate(candidates, above(energy / full))
 
 
-def _row(path: str, probe: Probe, offer: Offer, index: int, scale: float) -> Row:
+def _row(path: str, probe: Probe, offer: Offer, index: int, scale: float) -> PlanRow:
     rank = offer.ranks[index]
-    return Row(
+    return PlanRow(
         path=path,
         algorithm=offer.algorithm,
         shape=probe.layers[path].shape,

@@ -30,7 +30,7 @@ signal's share of the mean's energy is 2 c / (1 + c): below a third, more than h
 
 
 @dataclass(frozen=True)
-class Row:
+class PlanRow:
     """The plan for one layer."""
 
     path: str
@@ -80,7 +80,7 @@ class Plan:
     sizes are told. `probe` is in memory only: with it the layers start from the gradient.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[PlanRow, ...]
     left_out: tuple[str, ...] = ()
     full: int = 0
     energy: float = 0.0
@@ -94,13 +94,13 @@ class Plan:
                 raise PlanError("a plan has two rows for one layer", key=row.path)
             seen.add(row.path)
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[PlanRow]:
         return iter(self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, path: str) -> Row:
+    def __getitem__(self, path: str) -> PlanRow:
         found = next((row for row in self.rows if row.path == path), None)
         if found is None:
             raise PlanError("the plan has no such layer", key=path, expected=f"one of {len(self)} layers")
@@ -156,13 +156,13 @@ class Plan:
         rows.insert(order.get(path, len(rows)), new)
         return replace(self, rows=tuple(rows), left_out=tuple(p for p in self.left_out if p != path))
 
-    def _blank(self, path: str) -> Row:
+    def _blank(self, path: str) -> PlanRow:
         """A row for a layer that has none."""
         if self.probe is None or path not in self.probe.layers:
             raise PlanError("the plan has no such layer", key=path, expected=f"one of its {len(self)} layers")
         shape = self.probe.layers[path].shape
         scale = self.rows[0].scale if self.rows else 1.0
-        return Row(path=path, algorithm="lora", shape=shape, rank=1, alpha=scale, parameters=0)
+        return PlanRow(path=path, algorithm="lora", shape=shape, rank=1, alpha=scale, parameters=0)
 
     def without(self, *paths: str) -> Plan:
         """The plan without these layers."""
@@ -248,7 +248,7 @@ def count(layer: Layer) -> int:
     return sum(tensor.numel() for name, tensor in layer.tensors().items() if name in trained)
 
 
-def _check_row(row: Row) -> None:
+def _check_row(row: PlanRow) -> None:
     if row.algorithm not in KINDS:
         raise unknown_name("no such algorithm", row.algorithm, KINDS, error=PlanError, key=row.path)
     if row.rank is not None and (type(row.rank) is not int or row.rank < 1):
@@ -260,7 +260,7 @@ def _check_row(row: Row) -> None:
     _check_sizes(row)
 
 
-def _check_sizes(row: Row) -> None:
+def _check_sizes(row: PlanRow) -> None:
     """Raise PlanError where the kind has no layer of this rank and factor on a weight of this shape."""
     kind, shape = KINDS[row.algorithm], list(row.shape)
     most = kind.most_rank(row.shape)
@@ -285,18 +285,18 @@ def _check_sizes(row: Row) -> None:
         )
 
 
-def _row(read: Any) -> Row:
+def _row(read: Any) -> PlanRow:
     values: dict[str, Any] = {**read, "shape": tuple(map(int, read["shape"]))}
     # Plans of earlier versions have it.
     values.pop("stored", None)
-    row = Row(**values)
+    row = PlanRow(**values)
     _check_row(row)
     counted = count(row.start())
     # The row was edited, so its gain is unknown.
     return row if counted == row.parameters else replace(row, parameters=counted, gain=None)
 
 
-def _cells(row: Row, dtype: torch.dtype) -> tuple[str, ...]:
+def _cells(row: PlanRow, dtype: torch.dtype) -> tuple[str, ...]:
     kind = row.algorithm if row.factor is None else f"{row.algorithm} {row.factor}"
     return (
         row.path,
