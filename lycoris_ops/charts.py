@@ -78,7 +78,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Row:
+class Bars:
     """A name with bars below each other."""
 
     name: str
@@ -109,7 +109,7 @@ def side_by_side(charts: Sequence[Axes | Table], width: int = 1400, height: int 
     return page.shown()
 
 
-def in_rows(title: str, rows: Sequence[Row], legend: Sequence[tuple[str, str]], width: int = 800) -> Image:
+def in_rows(title: str, rows: Sequence[Bars], legend: Sequence[tuple[str, str]], width: int = 800) -> Image:
     """Rows below each other. `legend` has labels with their colours."""
     measure = _Page(1, 1)
     lines = _legend_lines(measure, [(shortened(label), colour) for label, colour in legend], width - 20)

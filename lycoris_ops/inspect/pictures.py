@@ -13,7 +13,7 @@ from ..charts import (
     INK,
     Axes,
     Point,
-    Row,
+    Bars,
     Series,
     Table,
     check_png,
@@ -86,12 +86,12 @@ def blocks_picture(found: Survey) -> Image:
     return in_rows(title, block_rows(found), legend)
 
 
-def block_rows(found: Survey) -> list[Row]:
+def block_rows(found: Survey) -> list[Bars]:
     if not found.adapters:
-        return [Row(name, [(count, colour_of(0), str(count))]) for name, count in found.blocks.items()]
+        return [Bars(name, [(count, colour_of(0), str(count))]) for name, count in found.blocks.items()]
     shares = {name: [one.share(name) for one in found.adapters] for name in found.blocks}
     return [
-        Row(name, [(share, colour_of(number), f"{share:.1%}") for number, share in enumerate(each)])
+        Bars(name, [(share, colour_of(number), f"{share:.1%}") for number, share in enumerate(each)])
         for name, each in shares.items()
     ]
 

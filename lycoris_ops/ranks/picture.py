@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..charts import Row, check_png, colour_of, in_rows, png_of
+from ..charts import Bars, check_png, colour_of, in_rows, png_of
 from ..files.writing import written
 from .plan import Plan
 
@@ -40,9 +40,9 @@ def plan_picture(plan: Plan) -> Image:
         title += f", the largest {SHOWN} shown"
     kinds = dict.fromkeys(row.algorithm for row in plan)
     colours = {kind: colour_of(number) for number, kind in enumerate(kinds)}
-    drawn: list[Row] = []
+    drawn: list[Bars] = []
     for row in rows:
         rank = "" if row.rank is None else f"rank {row.rank}"
         gain = "" if row.gain is None else f"  {row.gain:.1%}"
-        drawn.append(Row(row.path, [(row.parameters, colours[row.algorithm], rank + gain)]))
+        drawn.append(Bars(row.path, [(row.parameters, colours[row.algorithm], rank + gain)]))
     return in_rows(title, drawn, list(colours.items()))
