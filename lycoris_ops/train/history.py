@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-Row = tuple[int, float]
+StepLoss = tuple[int, float]
 """A step's number, from 1, and a loss."""
 
 
@@ -33,17 +33,17 @@ class StepReport:
 class History:
     """The losses of a training from its first step on, those before a resume included."""
 
-    losses: list[Row] = field(default_factory=list[Row])
+    losses: list[StepLoss] = field(default_factory=list[StepLoss])
     """The loss of each step."""
-    validation: list[Row] = field(default_factory=list[Row])
+    validation: list[StepLoss] = field(default_factory=list[StepLoss])
     """The held-out loss after some steps, beginning with step 0."""
     skipped: int = 0
     """How many steps were skipped, see `StepReport`."""
 
     @property
-    def best(self) -> Row | None:
+    def best(self) -> StepLoss | None:
         """The step with the lowest held-out loss, and that loss."""
-        return min(self.validation, key=lambda row: row[1], default=None)
+        return min(self.validation, key=lambda one: one[1], default=None)
 
     def state_dict(self) -> dict[str, Any]:
         """The history as plain values and tensors."""
@@ -56,8 +56,8 @@ class History:
     @classmethod
     def of(cls, state: dict[str, Any]) -> History:
         """The history that a state was made of."""
-        return cls(_rows(state["losses"]), _rows(state["validation"]), state["skipped"])
+        return cls(_losses(state["losses"]), _losses(state["validation"]), state["skipped"])
 
 
-def _rows(table: Any) -> list[Row]:
+def _losses(table: Any) -> list[StepLoss]:
     return [(int(step), loss) for step, loss in cast("Sequence[Sequence[float]]", table.tolist())]
