@@ -32,7 +32,7 @@ class Slot(NamedTuple):
         return self.strength * product(self.timings, moment)
 
 
-Layers = tuple[Slot, ...]
+Slots = tuple[Slot, ...]
 Given = tuple[Layer | Part, float] | tuple[Layer | Part, float, tuple[Timing, ...]]
 """A layer with its strength, and with timings where the strength follows some."""
 
@@ -69,8 +69,8 @@ class Met:
 class Stage:
     """The layers that meet a weight together, and those that meet the bias beside it."""
 
-    layers: Layers
-    biases: Layers = ()
+    layers: Slots
+    biases: Slots = ()
 
     @property
     def strengths(self) -> tuple[float, ...]:
@@ -81,7 +81,7 @@ class Stage:
         """Whether no layer's change depends on the weight or the bias."""
         return not any(isinstance(form, Dependent) for slot in self.slots() for form in slot.part.forms())
 
-    def slots(self) -> Layers:
+    def slots(self) -> Slots:
         """The layers of the weight, then those of the bias."""
         return (*self.layers, *self.biases)
 
@@ -242,7 +242,7 @@ def bypass_refusal(part: Part) -> str | None:
     return None
 
 
-def _after(value: Tensor, layers: Layers, strengths: Sequence[float]) -> Tensor:
+def _after(value: Tensor, layers: Slots, strengths: Sequence[float]) -> Tensor:
     """A weight or bias with the changes that these layers make of it."""
     total = value
     for slot, strength in zip(layers, strengths, strict=True):
@@ -321,6 +321,6 @@ def _scaled(form: Additive, sides: Sides) -> Additive:
     return form.scaled(rows, columns)
 
 
-def _live(layers: Sequence[Given], parameter: Parameter) -> Layers:
+def _live(layers: Sequence[Given], parameter: Parameter) -> Slots:
     slots = (Slot(part_of(layer), float(strength), *timings) for layer, strength, *timings in layers)
     return tuple(slot for slot in slots if slot.strength != 0.0 and slot.part.parameter == parameter)

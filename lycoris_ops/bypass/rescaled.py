@@ -64,7 +64,9 @@ class _Rescaled(torch.autograd.Function):
     """`scaled`, with derivatives of any order and in both modes."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, extra: Tensor, x: Tensor, weight: Tensor, product: PlainOutput) -> Tensor:
+    def forward(
+        ctx: Any, y: Tensor, extra: Tensor, x: Tensor, weight: Tensor, product: PlainOutput
+    ) -> Tensor:
         rows = product.rows(y)
         kept = product.bytes_kept * len(rows) // max(1, y.nbytes)
         # A view would keep all of y. Of the weight autograd sees whether it is changed before it is used.

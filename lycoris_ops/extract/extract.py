@@ -17,8 +17,8 @@ from ..errors import LycorisError, MatchError, located, number_of
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, Weights, read_rows, rounding_variance, weights_of
 from ..files.writing import Progress, metadata_of, short_name
-from ..fit.engine import Wanted, Prepare, Source, expected, fit_layers
-from ..fit.settings import SAME, Making, FitSettings
+from ..fit.engine import Prepare, Source, Wanted, expected, fit_layers
+from ..fit.settings import SAME, FitSettings, Making
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows
 from ..maths.tensors import is_finite

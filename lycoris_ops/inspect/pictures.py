@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from ..charts import (
     INK,
     Axes,
-    Point,
     Bars,
+    Point,
     Series,
     Table,
     check_png,

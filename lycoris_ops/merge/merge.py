@@ -25,7 +25,7 @@ from ..errors import LycorisError, PlanError, located, number_of
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, weights_of
 from ..files.writing import DATA_HASH, Progress, data_hash_of, metadata_of, short_name
-from ..fit.engine import Wanted, Prepare, Source, check_finite, expected, fit_layers
+from ..fit.engine import Prepare, Source, Wanted, check_finite, expected, fit_layers
 from ..fit.settings import SAME, FitSettings
 from ..fit.steps import Steps
 from ..layers.cast import cast_layer

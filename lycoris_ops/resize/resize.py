@@ -21,8 +21,8 @@ from ..errors import LayerError, located, number_of
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, Weights, read_rows, weights_of
 from ..files.writing import Progress, metadata_of, short_name
-from ..fit.engine import Wanted, Prepare, Source, expected, fit_layers
-from ..fit.settings import FITTED, SAME, Making, FitSettings
+from ..fit.engine import Prepare, Source, Wanted, expected, fit_layers
+from ..fit.settings import FITTED, SAME, FitSettings, Making
 from ..fit.without_base import no_weight
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows, Shape

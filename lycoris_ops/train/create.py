@@ -54,7 +54,7 @@ def create_lycoris(
     """A network for the modules of a model; `apply_to` lets it act.
 
     Which modules: `preset`, `include` and `exclude`, see `modules.select`. How each is trained: `algorithm`,
-    `rank`, `alpha` (None: the rank, which is a scale of 1) and any other field of `LayerSettings` as `options`.
+    `rank`, `alpha` (None: the rank, which is a scale of 1) and any field of `LayerSettings` as `options`.
     `overrides` has other settings for the modules that a pattern matches; the first one that matches counts.
     So algorithms and ranks can be mixed. On norms the algorithm is always norm.
 

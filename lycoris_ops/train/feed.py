@@ -11,7 +11,7 @@ from ..maths.chance import Chance
 Batches = Iterable[Any] | Callable[[int], Iterable[Any]]
 """What is gone through in each epoch: an iterable, or a function of the epoch's number that gives one."""
 
-Place = tuple[int, int]
+DataPlace = tuple[int, int]
 """A place in the data: the epoch, and how many of its batches were used."""
 
 
@@ -27,7 +27,7 @@ class Feed:
     shuffles does so in the same way in a resumed run. To reach a place, the batches before it are read again.
     """
 
-    def __init__(self, batches: Batches, seed: int, place: Place = (0, 0)) -> None:
+    def __init__(self, batches: Batches, seed: int, place: DataPlace = (0, 0)) -> None:
         self._batches = batches
         self._seed = seed
         self._once = isinstance(batches, Iterator)
@@ -36,7 +36,7 @@ class Feed:
             self._next()
 
     @property
-    def place(self) -> Place:
+    def place(self) -> DataPlace:
         return self._epoch, self._used
 
     def take(self, most: int) -> list[Any]:

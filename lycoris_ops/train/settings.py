@@ -87,7 +87,9 @@ class LayerSettings:
 
     Norms, embeddings and the projections of torch's attention are always rebuilt."""
 
-    def with_options(self, options: Mapping[str, Any], place: str, beside: Iterable[str] = ()) -> LayerSettings:
+    def with_options(
+        self, options: Mapping[str, Any], place: str, beside: Iterable[str] = ()
+    ) -> LayerSettings:
         """These settings with some replaced. Raises LycorisError for an unknown name or an impossible value.
 
         `place` says in messages where the options are from, and `beside` what else may be given there.

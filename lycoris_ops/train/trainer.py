@@ -20,7 +20,7 @@ from ..maths.chance import Chance
 from ..modules import Statistics
 from ..ranks.gradients import Loss, first_bad, scalar
 from . import processes
-from .feed import Batches, Place, batches_of
+from .feed import Batches, DataPlace, batches_of
 from .history import History, StepReport
 from .identity import check_same, identity_of
 from .metadata import metadata_of_training
@@ -71,7 +71,7 @@ class Trainer:
         self._statistics = Statistics(net.module)
         self.done = 0
         """How many steps are done."""
-        self.place: Place = (0, 0)
+        self.place: DataPlace = (0, 0)
         """The place in the data after them."""
         self.returns = 0
         """How often the training went back to a state that was not its newest one."""
@@ -108,7 +108,7 @@ class Trainer:
         return next((device for device in devices if device.type != "cpu"), devices[0])
 
     def step(
-        self, *batches: Any, of: int | None = None, place: Place | None = None, beside: Sequence[Any] = ()
+        self, *batches: Any, of: int | None = None, place: DataPlace | None = None, beside: Sequence[Any] = ()
     ) -> StepReport:
         """Make one step by the mean loss of some batches.
 
@@ -335,7 +335,7 @@ class Trainer:
             scaler.load_state_dict(state)
         return scaler
 
-    def _update(self, report: StepReport, place: Place | None) -> StepReport:
+    def _update(self, report: StepReport, place: DataPlace | None) -> StepReport:
         self.whole = False
         limit = self.options.clip_norm
         if not report.skipped:

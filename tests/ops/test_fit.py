@@ -17,7 +17,7 @@ import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.algorithms.fitting import Delta, Fit
 from lycoris_ops.changes.forms import Dense
-from lycoris_ops.fit.engine import Wanted, Source, fit_layers
+from lycoris_ops.fit.engine import Source, Wanted, fit_layers
 from lycoris_ops.fit.settings import FitSettings
 from lycoris_ops.maths.decompositions import Pause, leading_triples
 
