@@ -17,7 +17,7 @@ from ..files.writing import Progress
 from ..fit.steps import Steps
 from ..maths.tensors import energy_of
 from ..merge.deltas import ROWS, Deltas
-from ..merge.matching import Place, by_name, by_weight
+from ..merge.matching import ChangedPlace, by_name, by_weight
 from ..names.blocks import Blocks, block_in_path, kind_in_path
 from ..names.layer_name import LayerName
 from ..names.targets import Targets
@@ -175,7 +175,7 @@ class _Examining:
     def __init__(
         self,
         entries: Sequence[Entry],
-        places: Sequence[Place],
+        places: Sequence[ChangedPlace],
         base: Weights | None,
         signs: bool,
         device: torch.device | str,
@@ -211,7 +211,7 @@ class _Examining:
             left_out,
         )
 
-    def _add(self, place: Place, deltas: Deltas) -> None:
+    def _add(self, place: ChangedPlace, deltas: Deltas) -> None:
         block, kind = self._named(place)
         here = place.entries("weight")
         index = torch.tensor(here)
@@ -264,13 +264,13 @@ class _Examining:
             both[index[:, None], index[None]] += places
             opposite[index[:, None], index[None]] += (places - products) / 2
 
-    def _weight(self, place: Place) -> float | None:
+    def _weight(self, place: ChangedPlace) -> float | None:
         key = place.keys[0]
         if self.base is None or key is None:
             return None
         return math.sqrt(energy_of(self.base.read(key)))
 
-    def _named(self, place: Place) -> tuple[str, str]:
+    def _named(self, place: ChangedPlace) -> tuple[str, str]:
         """The block of a weight, and what it is there."""
         if self.blocks is not None and place.target is not None:
             named = self.blocks.of(place.target)

@@ -49,7 +49,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Place:
+class ChangedPlace:
     """A weight with its bias, and everything that changes them."""
 
     name: str
@@ -130,7 +130,7 @@ def _columns(change: Tensor) -> Tensor:
     return change.flatten(1) if change.ndim > 1 else change[:, None]
 
 
-def by_name(entries: Sequence[Entry]) -> list[Place]:
+def by_name(entries: Sequence[Entry]) -> list[ChangedPlace]:
     """The layers of several adapters, matched by their names.
 
     Raises LycorisError where the adapters name layers in different ways or have block rules, and MatchError
@@ -173,7 +173,7 @@ def by_name(entries: Sequence[Entry]) -> list[Place]:
     return [place for place in places if place.pieces]
 
 
-def _place_of(entries: Sequence[Entry], same: Sequence[tuple[int, str, LayerInfo]]) -> Place:
+def _place_of(entries: Sequence[Entry], same: Sequence[tuple[int, str, LayerInfo]]) -> ChangedPlace:
     """The place of layers of one name, one from each of some adapters."""
     shape: Shape = ()
     bias: Shape = ()
@@ -226,14 +226,14 @@ def _place_of(entries: Sequence[Entry], same: Sequence[tuple[int, str, LayerInfo
                     info.words,
                 )
             )
-    return Place(same[0][1], shape, bias, tuple(pieces))
+    return ChangedPlace(same[0][1], shape, bias, tuple(pieces))
 
 
 def _whole(adapter: Adapter, name: str, parameter: Parameter) -> Part:
     return Part(adapter.layer(name, keep=False), file=adapter.path, key=name, parameter=parameter)
 
 
-def by_weight(entries: Sequence[Entry], base: Weights) -> tuple[list[Place], dict[str, str]]:
+def by_weight(entries: Sequence[Entry], base: Weights) -> tuple[list[ChangedPlace], dict[str, str]]:
     """The layers of several adapters, matched by the weights of a model that they change.
 
     Also returns the layers that have no place in the model, with the reasons. Raises MatchError where an
@@ -262,7 +262,7 @@ def by_weight(entries: Sequence[Entry], base: Weights) -> tuple[list[Place], dic
 
 def _place_at(
     entries: Sequence[Entry], base: Weights, key: str, matches: Sequence[tuple[int, Match]]
-) -> Place:
+) -> ChangedPlace:
     pieces = tuple(
         Piece(
             number,
@@ -277,7 +277,7 @@ def _place_at(
     )
     target = matches[0][1].target
     changed = {piece.parameter for piece in pieces}
-    return Place(
+    return ChangedPlace(
         target.name,
         tuple(base.shapes[key]) if "weight" in changed else (),
         tuple(base.shapes[target.bias]) if "bias" in changed and target.bias else (),

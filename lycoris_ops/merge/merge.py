@@ -37,7 +37,7 @@ from ..reading.fitted import FitReport, FitRow
 from ..stack.stack import Entry, Stack
 from .deltas import Deltas
 from .limit import limited
-from .matching import Place, by_name, by_weight
+from .matching import ChangedPlace, by_name, by_weight
 from .registry import method_of
 
 Weighted = Stack | Iterable[tuple[Adapter, float]]
@@ -195,14 +195,14 @@ class _Merging:
                 expected="such as 1.0",
             )
 
-    def merged(self, place: Place, pause: Pause) -> Wanted:
+    def merged(self, place: ChangedPlace, pause: Pause) -> Wanted:
         """Merge all changes of a weight and of its bias by the method."""
         own = self._own(place)
         if own is None:
             return self._change(place, self._combined, pause)
         return Wanted(own.additive() or (), self._bias(own.bias_additive() or ()), own)
 
-    def _own(self, place: Place) -> Layer | None:
+    def _own(self, place: ChangedPlace) -> Layer | None:
         """The weight's only layer, times a number, where the method does nothing else to it; otherwise
         None."""
         first = place.pieces[0]
@@ -221,7 +221,7 @@ class _Merging:
             return None
         return layer if factor == 1.0 else layer.multiplied(factor)
 
-    def part(self, entry: int, place: Place, pause: Pause) -> Wanted:
+    def part(self, entry: int, place: ChangedPlace, pause: Pause) -> Wanted:
         """The part of the result that one adapter has."""
         found = self.method.parts
         assert found is not None
@@ -237,7 +237,7 @@ class _Merging:
         return found if self.norm_limit is None else limited(found, deltas, self.norm_limit)
 
     def _change(
-        self, place: Place, of: Callable[[Deltas, Parameter], Sequence[Additive]], pause: Pause
+        self, place: ChangedPlace, of: Callable[[Deltas, Parameter], Sequence[Additive]], pause: Pause
     ) -> Wanted:
         found: list[Sequence[Additive]] = []
         for parameter in PARAMETERS:
@@ -249,7 +249,7 @@ class _Merging:
     def _bias(self, forms: Sequence[Additive]) -> Tensor | None:
         return add_up(forms, torch.float32, torch.device(self.device)).flatten() if forms else None
 
-    def source(self, place: Place) -> Source:
+    def source(self, place: ChangedPlace) -> Source:
         return Source(
             name=place.name,
             shape=place.shape,
@@ -259,7 +259,7 @@ class _Merging:
             norm=len(place.shape) == 1,
         )
 
-    def dtype_of(self, place: Place) -> torch.dtype:
+    def dtype_of(self, place: ChangedPlace) -> torch.dtype:
         """The widest dtype of the layers that change a weight."""
         return reduce(
             torch.promote_types,
@@ -300,8 +300,8 @@ class _Merging:
 
 def _exactly(
     merging: _Merging,
-    places: Sequence[Place],
-    read: Callable[[Place, Pause], Wanted],
+    places: Sequence[ChangedPlace],
+    read: Callable[[ChangedPlace, Pause], Wanted],
     settings: FitSettings,
     progress: Progress | None,
 ) -> tuple[dict[str, Layer], FitReport]:
@@ -328,7 +328,7 @@ def _exactly(
     return layers, FitReport(tuple(rows), left_out)
 
 
-def _exact(change: Wanted, place: Place, settings: FitSettings, pause: Pause) -> Layer | None:
+def _exact(change: Wanted, place: ChangedPlace, settings: FitSettings, pause: Pause) -> Layer | None:
     """A layer with this change; None for no change."""
     check_finite(change)
     layer = change.own or (_nearest(change.forms, place, settings, pause) if change.forms else None)
@@ -340,7 +340,9 @@ def _exact(change: Wanted, place: Place, settings: FitSettings, pause: Pause) ->
     return layer
 
 
-def _nearest(forms: Sequence[Additive], place: Place, settings: FitSettings, pause: Pause) -> Layer | None:
+def _nearest(
+    forms: Sequence[Additive], place: ChangedPlace, settings: FitSettings, pause: Pause
+) -> Layer | None:
     """A norm, a full difference, or a LoRA where that is smaller; None for a matrix of zeros."""
     shape, device = place.shape, torch.device(settings.device)
     if len(shape) < 2:
@@ -359,7 +361,7 @@ def _nearest(forms: Sequence[Additive], place: Place, settings: FitSettings, pau
     return fits[0].make(len(fits[0].ranks) - 1) if fits else None
 
 
-def _before(place: Place) -> str:
+def _before(place: ChangedPlace) -> str:
     """One line of the report about what is merged."""
     sources = {piece.source for piece in place.pieces}
     return place.pieces[0].words if len(sources) == 1 else f"{len(sources)} changes"
