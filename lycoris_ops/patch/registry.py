@@ -17,9 +17,9 @@ from torch import Tensor
 from ..discovery import discover
 from ..errors import LayerError
 from . import paths
-from .groups.group import Plan
+from .groups.group import PathPlan
 
-Apply = Callable[[Plan, Tensor, Sequence[Tensor], Sequence[float]], None]
+Apply = Callable[[PathPlan, Tensor, Sequence[Tensor], Sequence[float]], None]
 """A function (plan, weight, tensors, strengths) that patches the weight in place.
 
 The weight has the plan's final shape, and the tensors are on its device.
@@ -44,10 +44,10 @@ class PatchPath:
     apply: Apply
     needs: Callable[[], str | None]
     """Why the path cannot run on this machine at all, None where it can."""
-    refuses: Callable[[Plan, Tensor], str | None] = lambda plan, weight: None
+    refuses: Callable[[PathPlan, Tensor], str | None] = lambda plan, weight: None
     """Why the path does not take this plan and weight, whose device and dtype fit; None where it does."""
 
-    def refusal(self, plan: Plan, weight: Tensor) -> str | None:
+    def refusal(self, plan: PathPlan, weight: Tensor) -> str | None:
         """Why this path does not take the plan and weight, None where it does."""
         if self.name in _FAILED:
             return _FAILED[self.name]
@@ -83,7 +83,7 @@ _FAILED: dict[str, str] = {}
 """The names of paths that failed in this process, with the reason. They are not tried again."""
 
 
-def apply_plan(plan: Plan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> str:
+def apply_plan(plan: PathPlan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> str:
     """Patch the weight by the first path that can, and return the path's name.
 
     A path that raises PathError is left out for the rest of the process, with a warning, and the next one is
@@ -112,7 +112,7 @@ def apply_plan(plan: Plan, weight: Tensor, tensors: Sequence[Tensor], strengths:
     )
 
 
-def path_report(plan: Plan, weight: Tensor) -> str:
+def path_report(plan: PathPlan, weight: Tensor) -> str:
     """Which path would patch this weight, and why the paths before it would not, in one line."""
     lines: list[str] = []
     for path in PATHS:

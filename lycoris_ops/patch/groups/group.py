@@ -97,7 +97,7 @@ class Group(Protocol):
         ...
 
 
-class Plan(Protocol):
+class PathPlan(Protocol):
     """What a path reads of a plan."""
 
     @property

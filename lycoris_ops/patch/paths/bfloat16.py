@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ...maths.shapes import flat_shape
-from ..groups.group import Factors, Plan, joined
+from ..groups.group import Factors, PathPlan, joined
 from ..groups.low_rank import LowRankGroup
 from ..registry import PatchPath
 
@@ -41,7 +41,7 @@ def _needs() -> str | None:
     return None if able("amx_bf16") else "the processor has no products of bfloat16 matrices (AMX)"
 
 
-def _refuses(plan: Plan, weight: Tensor) -> str | None:
+def _refuses(plan: PathPlan, weight: Tensor) -> str | None:
     if not weight.is_contiguous():
         return "the weight is not contiguous"
     for group, _ in plan.groups:
@@ -54,7 +54,7 @@ def _refuses(plan: Plan, weight: Tensor) -> str | None:
     return None
 
 
-def _apply(plan: Plan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> None:
+def _apply(plan: PathPlan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> None:
     products: dict[tuple[int, int], list[Factors]] = {}
     for group, rows in plan.groups:
         products.setdefault(rows or (0, plan.final[0]), []).extend(group.products(tensors))

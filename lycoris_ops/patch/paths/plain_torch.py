@@ -10,7 +10,7 @@ from torch import Tensor
 from ...maths.scratch import scratch
 from ...maths.shapes import flat_shape
 from ...maths.tensors import compute_dtype
-from ..groups.group import ROWS, Add, Factors, Plan, joined, placed
+from ..groups.group import ROWS, Add, Factors, PathPlan, joined, placed
 from ..registry import PatchPath
 
 SHALLOW = 64
@@ -30,7 +30,7 @@ def parts(rows: int, columns: int) -> Iterator[slice]:
         yield slice(row, min(rows, row + step))
 
 
-def _apply(plan: Plan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> None:
+def _apply(plan: PathPlan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> None:
     if not weight.numel():
         return
     dtype = compute_dtype(weight.dtype)

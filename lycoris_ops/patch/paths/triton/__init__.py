@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ....maths.shapes import Rows, flat_shape
 from ...groups.dense import DenseGroup
-from ...groups.group import Placed, Plan, summed
+from ...groups.group import PathPlan, Placed, summed
 from ...groups.hadamard import HadamardGroup
 from ...groups.kronecker import KroneckerGroup
 from ...groups.low_rank import LowRankGroup
@@ -141,7 +141,7 @@ TERMS_OF: Mapping[type[Any], Callable[[Any, Sequence[Tensor], Sequence[float]], 
 
 
 def terms_of(
-    plan: Plan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]
+    plan: PathPlan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]
 ) -> list[tuple[Term, Rows]]:
     """All changes of the weight as terms, each with the rows of the weight that it is added to.
 
@@ -275,7 +275,7 @@ def column_stride(weight: Tensor) -> int | None:
     return 1 if found is None else found
 
 
-def _apply(plan: Plan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> None:
+def _apply(plan: PathPlan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> None:
     table = tabulate(terms_of(plan, weight, tensors, strengths), weight.device)
     if not len(table.scales) or not weight.numel():
         return
@@ -330,7 +330,7 @@ def _needs() -> str | None:
     return None
 
 
-def _refuses(plan: Plan, weight: Tensor) -> str | None:
+def _refuses(plan: PathPlan, weight: Tensor) -> str | None:
     if column_stride(weight) is None:
         return "the weight's columns have no common stride"
     if weight.is_cuda and not torch.version.hip:
