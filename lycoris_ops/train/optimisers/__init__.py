@@ -36,7 +36,7 @@ class Optimiser(Protocol):
 
 
 @dataclass(frozen=True)
-class Family:
+class OptimiserFamily:
     """How an optimiser is made, and what it asks of a training."""
 
     name: str
@@ -50,19 +50,19 @@ class Family:
     """Whether it averages the weights itself, has `train()` and `eval()`, and wants a constant rate."""
 
     @classmethod
-    def packaged(cls, name: str, path: str, lr: float | None, **traits: bool) -> Family:
+    def packaged(cls, name: str, path: str, lr: float | None, **traits: bool) -> OptimiserFamily:
         """The family of a class of a package, `module:Class`, which is imported when it is used."""
         return cls(name, lambda groups, options: built(class_of(path, name), groups, options), lr, **traits)
 
 
 @cache
-def optimisers() -> dict[str, Family]:
+def optimisers() -> dict[str, OptimiserFamily]:
     """All families by name."""
-    found: list[Family] = [module.FAMILY for module in discover(__name__)]
+    found: list[OptimiserFamily] = [module.FAMILY for module in discover(__name__)]
     return {family.name: family for family in found}
 
 
-def family_of(name: str) -> Family:
+def family_of(name: str) -> OptimiserFamily:
     """The family of this name. Raises TrainError for an unknown one."""
     if name in optimisers():
         return optimisers()[name]
@@ -76,7 +76,7 @@ def family_of(name: str) -> Family:
         raise TrainError("this optimiser wants the loss computed again within a step", got=name)
     # As those of schedulefree: their weights are an average between `eval()` and `train()`.
     averages = all(callable(getattr(found, way, None)) for way in ("train", "eval"))
-    return Family.packaged(name, name, lr=None, averages=averages)
+    return OptimiserFamily.packaged(name, name, lr=None, averages=averages)
 
 
 def class_of(path: str, name: str) -> Any:
@@ -118,7 +118,7 @@ def tensors_of(groups: Sequence[Group]) -> list[Tensor]:
     return [tensor for group in groups for tensor in group["params"]]
 
 
-def make_optimiser(family: Family, groups: Sequence[Group], options: Mapping[str, Any]) -> Optimiser:
+def make_optimiser(family: OptimiserFamily, groups: Sequence[Group], options: Mapping[str, Any]) -> Optimiser:
     """An optimiser for groups that have rates of their own.
 
     Raises TrainError where it is not installed, or where the groups or options do not suit it.

@@ -6,9 +6,9 @@ that start at zero are slow at first, so the usual rate is higher than that of A
 
 from __future__ import annotations
 
-from . import Family, built, class_of_torch
+from . import OptimiserFamily, built, class_of_torch
 
-FAMILY = Family(
+FAMILY = OptimiserFamily(
     "adafactor",
     lambda groups, options: built(class_of_torch("Adafactor", "2.5"), groups, options),
     lr=1e-2,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from . import Family, Group, Optimiser, built, tensors_of
+from . import Group, Optimiser, OptimiserFamily, built, tensors_of
 
 
 def _make(groups: Sequence[Group], options: Mapping[str, Any]) -> Optimiser:
@@ -18,4 +18,4 @@ def _make(groups: Sequence[Group], options: Mapping[str, Any]) -> Optimiser:
     return built(torch.optim.AdamW, groups, options)
 
 
-FAMILY = Family("adamw", _make, lr=1e-4)
+FAMILY = OptimiserFamily("adamw", _make, lr=1e-4)

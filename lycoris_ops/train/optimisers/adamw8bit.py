@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from . import Family
+from . import OptimiserFamily
 
-FAMILY = Family.packaged("adamw8bit", "bitsandbytes.optim:AdamW8bit", lr=1e-4)
+FAMILY = OptimiserFamily.packaged("adamw8bit", "bitsandbytes.optim:AdamW8bit", lr=1e-4)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import Family, Group, Optimiser, built, class_of_torch
+from . import Group, Optimiser, OptimiserFamily, built, class_of_torch
 
 
 class Several:
@@ -61,4 +61,4 @@ def _only(groups: Sequence[Group], *, matrix: bool) -> list[Group]:
     return [group for group in found if group["params"]]
 
 
-FAMILY = Family("muon", _make, lr=1e-4)
+FAMILY = OptimiserFamily("muon", _make, lr=1e-4)

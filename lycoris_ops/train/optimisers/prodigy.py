@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from . import Family
+from . import OptimiserFamily
 
-FAMILY = Family.packaged("prodigy", "prodigyopt:Prodigy", lr=1.0, one_rate=True)
+FAMILY = OptimiserFamily.packaged("prodigy", "prodigyopt:Prodigy", lr=1.0, one_rate=True)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from . import Family
+from . import OptimiserFamily
 
-FAMILY = Family.packaged("schedulefree", "schedulefree:AdamWScheduleFree", lr=1e-3, averages=True)
+FAMILY = OptimiserFamily.packaged("schedulefree", "schedulefree:AdamWScheduleFree", lr=1e-3, averages=True)

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from . import Family, built
+from . import OptimiserFamily, built
 
-FAMILY = Family("sgd", lambda groups, options: built(torch.optim.SGD, groups, options), lr=1e-2)
+FAMILY = OptimiserFamily("sgd", lambda groups, options: built(torch.optim.SGD, groups, options), lr=1e-2)
