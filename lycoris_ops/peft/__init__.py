@@ -9,7 +9,7 @@ from typing import Any
 from ..algorithms import Layer
 from ..errors import FileFormatError
 from ..files.bounds import MAX_JSON
-from .config import Config, ConflictError, Member, Module, Wanted, WantedRank
+from .config import Config, ConfiguredLayer, ConflictError, Module, Wanted, WantedRank
 from .fields import MOST_PARTS, Fields, parsed, unreadable
 from .kinds import KINDS
 from .kinds.lora import LoraConfig
@@ -19,8 +19,8 @@ __all__ = [
     "CONFIG_NAME",
     "METADATA_KEY",
     "Config",
+    "ConfiguredLayer",
     "ConflictError",
-    "Member",
     "Module",
     "Wanted",
     "WantedRank",
@@ -42,7 +42,7 @@ def kind_of(layer: type[Layer]) -> type[Config[Any]] | None:
     return next((kind for kind in KINDS.values() if kind.algorithm is layer and not kind.read_only), None)
 
 
-def config_for(members: Sequence[Member[Any]], module: Module) -> Config[Any]:
+def config_for(members: Sequence[ConfiguredLayer[Any]], module: Module) -> Config[Any]:
     """The configuration from which PEFT builds these layers of a module.
 
     Raises ConflictError where no configuration gives these very layers.

@@ -61,7 +61,7 @@ class WantedRank(Wanted):
 
 
 @dataclass(frozen=True)
-class Member(Generic[W]):
+class ConfiguredLayer(Generic[W]):
     """A layer that a configuration is made for."""
 
     name: str
@@ -85,7 +85,7 @@ class Module:
 class ConflictError(LayerError):
     """Layers that no single configuration can describe; `member` is the one that differs from most."""
 
-    def __init__(self, why: str, member: Member[Any], got: str) -> None:
+    def __init__(self, why: str, member: ConfiguredLayer[Any], got: str) -> None:
         super().__init__(why, got=got)
         self.member = member
 
@@ -233,7 +233,7 @@ class Config(ABC, Generic[W]):
 
     @classmethod
     @abstractmethod
-    def of(cls, members: Sequence[Member[W]], module: Module) -> Self:
+    def of(cls, members: Sequence[ConfiguredLayer[W]], module: Module) -> Self:
         """The configuration from which PEFT builds these layers of a module.
 
         Raises ConflictError where no configuration of this kind gives these very layers.
@@ -263,7 +263,7 @@ class BiasedConfig(Config[W]):
         return self.bias == "all"
 
     @classmethod
-    def bias_of(cls, members: Sequence[Member[Any]]) -> str:
+    def bias_of(cls, members: Sequence[ConfiguredLayer[Any]]) -> str:
         """The value of `bias` for these layers: "none" where none of them sets its bias."""
         some = any(member.wanted.set_bias for member in members)
         return f"{cls.peft_type.lower()}_only" if some else "none"
@@ -323,7 +323,7 @@ class RankedConfig(Config[W]):
         return {**table, self.alpha_name: _number(alpha), "alpha_pattern": by_layer}
 
 
-def ranks_of(members: Sequence[Member[Any]], module: Module) -> dict[str, Any]:
+def ranks_of(members: Sequence[ConfiguredLayer[Any]], module: Module) -> dict[str, Any]:
     """The fields of a `RankedConfig` for these layers.
 
     The rank and the alpha of most layers hold for all. The others get patterns of their own.
@@ -340,7 +340,7 @@ def ranks_of(members: Sequence[Member[Any]], module: Module) -> dict[str, Any]:
     }
 
 
-def common(members: Sequence[Member[W]], needed: str, value_of: Callable[[W], T]) -> T:
+def common(members: Sequence[ConfiguredLayer[W]], needed: str, value_of: Callable[[W], T]) -> T:
     """The value that all layers want.
 
     Raises ConflictError where layers want different ones, naming the first that differs from most. `needed`

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..algorithms import Layer
 from ..algorithms.base import SET_BIAS
 from ..errors import LayerError
-from .config import LORA_ONLY, ConflictError, Member, Module, WantedRank, plain_tensors
+from .config import LORA_ONLY, ConfiguredLayer, ConflictError, Module, WantedRank, plain_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ def with_core(layer: Layer, core: Tensor | None) -> dict[str, Tensor]:
     return {**tensors, **cores}
 
 
-def common_core(members: Sequence[Member[C]], module: Module) -> bool:
+def common_core(members: Sequence[ConfiguredLayer[C]], module: Module) -> bool:
     """The value of `use_effective_conv2d` for these layers.
 
     Raises ConflictError where some layers with a kernel above 1 have a Tucker core and others have none.

@@ -13,7 +13,7 @@ from ..names.dialects.peft import PREFIX
 from ..names.layer_name import LayerName
 from ..names.targets import Targets
 from ..names.written import Planned, all_names
-from ..peft import ConflictError, Member, Module, config_for
+from ..peft import ConfiguredLayer, ConflictError, Module, config_for
 
 Encodings = Sequence[tuple[Planned, Encoded]]
 """Layers to write, each with its name and place in the model and with its tensors."""
@@ -50,12 +50,12 @@ def _table(dialect: str, layers: Encodings, targets: Targets | None) -> dict[str
     return config_for(_members(layers), _module(dialect, layers[0][0].part, targets)).table()
 
 
-def _members(layers: Iterable[tuple[Planned, Encoded]]) -> list[Member[Any]]:
-    members: list[Member[Any]] = []
+def _members(layers: Iterable[tuple[Planned, Encoded]]) -> list[ConfiguredLayer[Any]]:
+    members: list[ConfiguredLayer[Any]] = []
     for planned, encoded in layers:
         # Every dialect that comes here states it.
         assert encoded.configured is not None
-        members.append(Member(planned.name, LayerName.of(planned.name).path, *encoded.configured))
+        members.append(ConfiguredLayer(planned.name, LayerName.of(planned.name).path, *encoded.configured))
     return members
 
 

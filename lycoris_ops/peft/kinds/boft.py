@@ -15,7 +15,7 @@ from ..config import (
     LORA_ONLY,
     TRANSPOSED,
     BiasedConfig,
-    Member,
+    ConfiguredLayer,
     Module,
     Refusal,
     Wanted,
@@ -68,7 +68,7 @@ class BoftConfig(BiasedConfig[WantedBoft]):
         )
 
     @classmethod
-    def of(cls, members: Sequence[Member[WantedBoft]], module: Module) -> Self:
+    def of(cls, members: Sequence[ConfiguredLayer[WantedBoft]], module: Module) -> Self:
         return cls(
             target_modules=patterns.modules([member.path for member in members], module.paths),
             bias=cls.bias_of(members),

@@ -14,7 +14,7 @@ from ...algorithms.ia3 import Ia3
 from ...errors import LayerError
 from ...maths.shapes import Shape
 from .. import patterns
-from ..config import LORA_ONLY, TRANSPOSED, Config, Member, Module, Refusal, Wanted, plain_tensors
+from ..config import LORA_ONLY, TRANSPOSED, Config, ConfiguredLayer, Module, Refusal, Wanted, plain_tensors
 from ..fields import Fields
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Ia3Config(Config[WantedIa3]):
         )
 
     @classmethod
-    def of(cls, members: Sequence[Member[WantedIa3]], module: Module) -> Self:
+    def of(cls, members: Sequence[ConfiguredLayer[WantedIa3]], module: Module) -> Self:
         paths = [member.path for member in members]
         fed = [member.path for member in members if member.wanted.feedforward]
         targets, inputs = (patterns.modules(some, module.paths) for some in (paths, fed))

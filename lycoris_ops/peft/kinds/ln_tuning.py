@@ -13,7 +13,7 @@ from ...algorithms.base import SET_BIAS
 from ...algorithms.full import SET, Full
 from ...errors import LayerError
 from .. import patterns
-from ..config import Config, Member, Module, Wanted
+from ..config import Config, ConfiguredLayer, Module, Wanted
 from ..fields import Fields
 
 if TYPE_CHECKING:
@@ -42,5 +42,5 @@ class LnTuningConfig(Config[Wanted]):
         return {SUFFIXES[suffix]: tensor for suffix, tensor in tensors.items()}, Wanted()
 
     @classmethod
-    def of(cls, members: Sequence[Member[Wanted]], module: Module) -> Self:
+    def of(cls, members: Sequence[ConfiguredLayer[Wanted]], module: Module) -> Self:
         return cls(target_modules=patterns.modules([member.path for member in members], module.paths))

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...algorithms import Layer
 from ...algorithms.base import alpha_of
 from ...algorithms.loha import Loha
-from ..config import Member, Module, RankedConfig, ranks_of
+from ..config import ConfiguredLayer, Module, RankedConfig, ranks_of
 from ..cores import WantedCore, common_core, with_core
 
 if TYPE_CHECKING:
@@ -40,5 +40,5 @@ class LohaConfig(RankedConfig[WantedCore]):
         return tensors, WantedCore(r=rank, alpha=alpha_of(layer) or 0.0, tucker=layer.hada_t1 is not None)
 
     @classmethod
-    def of(cls, members: Sequence[Member[WantedCore]], module: Module) -> Self:
+    def of(cls, members: Sequence[ConfiguredLayer[WantedCore]], module: Module) -> Self:
         return cls(**ranks_of(members, module), use_effective_conv2d=common_core(members, module))

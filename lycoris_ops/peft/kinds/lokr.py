@@ -13,7 +13,7 @@ from ...algorithms.base import alpha_of
 from ...algorithms.lokr import W1, W2, Lokr
 from ...errors import LayerError
 from ...maths.shapes import Shape, factorization
-from ..config import ConflictError, Member, Module, RankedConfig, ranks_of
+from ..config import ConfiguredLayer, ConflictError, Module, RankedConfig, ranks_of
 from ..cores import WantedCore, common_core, with_core
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class LokrConfig(RankedConfig[WantedLokr]):
         )
 
     @classmethod
-    def of(cls, members: Sequence[Member[WantedLokr]], module: Module) -> Self:
+    def of(cls, members: Sequence[ConfiguredLayer[WantedLokr]], module: Module) -> Self:
         both, factor = _cut(members)
         return cls(
             **ranks_of(members, module),
@@ -105,13 +105,13 @@ class LokrConfig(RankedConfig[WantedLokr]):
         )
 
 
-def _cut(members: Sequence[Member[WantedLokr]]) -> tuple[bool, int]:
+def _cut(members: Sequence[ConfiguredLayer[WantedLokr]]) -> tuple[bool, int]:
     """The `decompose_both` and `decompose_factor` with which PEFT gives every layer the factors that it has.
 
     Raises ConflictError where there are none.
     """
     sizes = {size for member in members for size in (*member.wanted.outer, *member.wanted.inner)}
-    best: Member[WantedLokr] | None = None
+    best: ConfiguredLayer[WantedLokr] | None = None
     # PEFT's defaults first, then the smaller factors.
     for both in (False, True):
         for factor in (-1, *sorted(sizes)):

@@ -18,7 +18,7 @@ from ...maths.shapes import Shape
 from ..config import (
     BASE_BIAS,
     BiasedConfig,
-    Member,
+    ConfiguredLayer,
     Module,
     RankedConfig,
     Refusal,
@@ -152,7 +152,7 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
         return tensors, wanted(tensors, layer.rank_of(layer.shapes), alpha_of(layer) or 0.0, layer.start)
 
     @classmethod
-    def of(cls, members: Sequence[Member[WantedLora]], module: Module) -> Self:
+    def of(cls, members: Sequence[ConfiguredLayer[WantedLora]], module: Module) -> Self:
         return cls(
             **ranks_of(members, module),
             lora_bias=common(

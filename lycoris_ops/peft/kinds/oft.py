@@ -19,7 +19,7 @@ from ..config import (
     LORA_ONLY,
     TRANSPOSED,
     BiasedConfig,
-    Member,
+    ConfiguredLayer,
     Module,
     Refusal,
     Wanted,
@@ -131,7 +131,7 @@ class OftConfig(BiasedConfig[WantedOft]):
         )
 
     @classmethod
-    def of(cls, members: Sequence[Member[WantedOft]], module: Module) -> Self:
+    def of(cls, members: Sequence[ConfiguredLayer[WantedOft]], module: Module) -> Self:
         block = common(members, "one size of block", lambda wanted: wanted.block)
         terms, last, constraint = common(members, "one series in every layer", lambda wanted: wanted.rotation)
         return cls(
