@@ -200,7 +200,7 @@ class _Examining:
             steps.step()
         order = list(self.products)
         if self.blocks is not None:
-            model = {name: at for at, name in enumerate(self.blocks.all)}
+            model = self.blocks.places
             order.sort(key=lambda name: model.get(name, len(model)))
         return Examination(
             tuple(self.entries),

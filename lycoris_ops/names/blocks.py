@@ -55,23 +55,16 @@ class Named(NamedTuple):
     """Short names, in small letters: of its blocks, of its part of the model, of what it is in its block."""
     paths: tuple[str, ...]
     """Its name and path, in small letters. Their beginnings name it too."""
+    family: str = ""
+    """The short name of its block's family; "" for what is in no numbered block."""
+    numbers: tuple[int, ...] = ()
+    """The numbers of its block in the family."""
 
     def number_in(self, family: str) -> int | None:
         """The number of its block in a family, from its short name; None outside of it."""
         start = f"{family}."
         ends = (name.removeprefix(start) for name in self.names if name.startswith(start))
         return next((int(end) for end in ends if end.isdigit()), None)
-
-
-class Block(NamedTuple):
-    """A block of a model."""
-
-    name: str
-    part: str
-    """`unet` or `te`."""
-    family: str
-    """The short name of the family; "" for what is in no numbered block."""
-    numbers: tuple[int, ...]
 
 
 class _Place(NamedTuple):
@@ -107,30 +100,34 @@ class Blocks:
         return found._replace(names=found.names | {f"attn.{end[1]}"}) if end else found
 
     @cached_property
-    def all(self) -> Mapping[str, Block]:
-        """Every block by its name, in the order of the model: the diffusion model before text encoders.
-
-        Together they hold every layer, and each layer is in one.
-        """
-        found: dict[str, Block] = {}
-        for target in self._targets.all:
-            found.setdefault(self.of(target).block, self._block(target))
-        families = {key: place for place, key in enumerate(dict.fromkeys(_order(b) for b in found.values()))}
-        ordered = sorted(found.values(), key=lambda block: (families[_order(block)], block.numbers))
-        return {block.name: block for block in sorted(ordered, key=lambda block: block.part == "te")}
-
-    @cached_property
     def layers(self) -> tuple[Named, ...]:
         """All layers of the model."""
         return tuple(self.of(target) for target in self._targets.all)
 
     @cached_property
     def members(self) -> Mapping[str, list[Named]]:
-        """The layers of each block."""
-        found: dict[str, list[Named]] = {name: [] for name in self.all}
-        for named in self.layers:
-            found[named.block].append(named)
-        return found
+        """The layers of each block, in the order of the model: the diffusion model before text encoders.
+
+        Each layer is in one block.
+        """
+        found: dict[str, list[Named]] = {}
+        together: dict[str, tuple[bool, str]] = {}
+        for target, named in zip(self._targets.all, self.layers, strict=True):
+            of_text = target.part == "te"
+            group = named.block.partition(".")[0] if of_text else named.family or named.block
+            together.setdefault(named.block, (of_text, group))
+            found.setdefault(named.block, []).append(named)
+        groups = {group: place for place, group in enumerate(dict.fromkeys(together.values()))}
+
+        def place(block: str) -> tuple[bool, int, tuple[int, ...]]:
+            return together[block][0], groups[together[block]], found[block][0].numbers
+
+        return {block: found[block] for block in sorted(found, key=place)}
+
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """Each block of the model, to its place in the model's order."""
+        return {block: place for place, block in enumerate(self.members)}
 
     @cached_property
     def vocabulary(self) -> tuple[str, ...]:
@@ -142,62 +139,46 @@ class Blocks:
         numbers = {named.number_in(family) for named in self.layers}
         return tuple(sorted(number for number in numbers if number is not None))
 
-    def _block(self, target: Target) -> Block:
-        part = self._parts[target.part, target.encoder]
-        place = part.place(target.path)
-        kind = "te" if target.part == "te" else "unet"
-        family = part.short.get(place.family, "")
-        numbers = place.numbers[:1] if place.family in SHORT else place.numbers
-        return Block(self.of(target).block, kind, family, () if family == "mid" else numbers)
-
     def _name(self, target: Target) -> Named:
         part = self._parts[target.part, target.encoder]
         place = part.place(target.path)
+        family = part.short.get(place.family, "")
+        numbers = place.numbers[:1] if place.family in SHORT else place.numbers
+        if family == "mid":
+            numbers = ()
         names = {WHOLE[target.part]}
         if target.part == "te":
             roots = [target.encoder or "te", "te"]
             roots += [f"te{number}" for number in self._numbers.get(target.encoder or "", ())]
             names.update(roots)
-            block = self._in_encoder(part, place, roots, names)
+            # A text encoder's number stands for its main family.
+            within = [] if family and place.family == part.main else [family or part.alone(place.rest)]
+            starts = [".".join((root, *within)) for root in roots]
+            block = ".".join((starts[0], *map(str, numbers)))
+        elif family:
+            starts = [family, place.family]
+            block = ".".join((family, *map(str, numbers)))
         else:
-            block = self._in_model(part, place, names)
-        if place.family:
+            starts = []
+            block = self._alone(part, place)
+        names.update(starts)
+        for start in starts:
+            names.update(_counted(start, place.numbers))
+        if family:
             names.update(_elements(place.rest))
         names.update(_kinds(target, self._targets.shape_of(target)))
         full = target.name if target.part == "te" else f"diffusion_model.{target.path}"
         paths = (full, target.path) if part.is_clear(place) else (full,)
         lower = (text.lower() for text in dict.fromkeys(paths))
-        return Named(block, frozenset(name.lower() for name in names), tuple(lower))
+        return Named(block, frozenset(name.lower() for name in names), tuple(lower), family, numbers)
 
-    def _in_model(self, part: _Part, place: _Place, names: set[str]) -> str:
-        if not place.family:
-            alone = part.alone(place.rest)
-            if alone in self._targets.encoders:
-                # The host has single parameters beside its text encoders: `clip_l.logit_scale`.
-                return ".".join(place.rest)
-            return alone if part.is_clear(place) else f"diffusion_model.{alone}"
-        short = part.short[place.family]
-        for root in (short, place.family):
-            names.add(root)
-            names.update(_counted(root, place.numbers))
-        if short == "mid":
-            return short
-        numbers = place.numbers[:1] if place.family in SHORT else place.numbers
-        return ".".join((short, *map(str, numbers)))
-
-    def _in_encoder(self, part: _Part, place: _Place, roots: list[str], names: set[str]) -> str:
-        if not place.family:
-            alone = part.alone(place.rest)
-            names.update(f"{root}.{alone}" for root in roots)
-            return f"{roots[0]}.{alone}"
-        if place.family == part.main:
-            for root in roots:
-                names.update(_counted(root, place.numbers))
-            return ".".join((roots[0], *map(str, place.numbers)))
-        for root in roots:
-            names.add(f"{root}.{part.short[place.family]}")
-            names.update(_counted(f"{root}.{part.short[place.family]}", place.numbers))
-        return ".".join((roots[0], part.short[place.family], *map(str, place.numbers)))
+    def _alone(self, part: _Part, place: _Place) -> str:
+        """The block of a diffusion model's layer that is in no family."""
+        alone = part.alone(place.rest)
+        if alone in self._targets.encoders:
+            # The host has single parameters beside its text encoders: `clip_l.logit_scale`.
+            return ".".join(place.rest)
+        return alone if part.is_clear(place) else f"diffusion_model.{alone}"
 
 
 class _Part:
@@ -320,11 +301,6 @@ def _starts(words: Iterable[str]) -> Iterator[str]:
 def _counted(root: str, numbers: tuple[int, ...]) -> Iterator[str]:
     """The name of a block from broad to narrow: `down.0`, `down.0.3`."""
     return (f"{root}.{start}" for start in _starts(map(str, numbers)))
-
-
-def _order(block: Block) -> tuple[str, str]:
-    """What blocks that belong together share."""
-    return block.part, (block.family or block.name) if block.part == "unet" else block.name.partition(".")[0]
 
 
 def _elements(rest: tuple[str, ...]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 from typing import NamedTuple
@@ -243,8 +243,9 @@ def _range(text: str, first: str, last: str) -> Callable[[Named, Scene | None], 
         return among
 
     def between(named: Named, scene: Scene | None) -> bool:
-        if scene is None or start not in scene.places or end not in scene.places:
+        places: Mapping[str, int] = scene.blocks.places if scene else {}
+        if start not in places or end not in places:
             return False
-        return scene.places[start] <= scene.places[named.block] <= scene.places[end]
+        return places[start] <= places[named.block] <= places[end]
 
     return between

@@ -46,11 +46,6 @@ class Scene:
     """The adapter's layers in the order of its file, each with its names in the model."""
 
     @cached_property
-    def places(self) -> Mapping[str, int]:
-        """Each block of the model, to its place in the model's order."""
-        return {name: place for place, name in enumerate(self.blocks.all)}
-
-    @cached_property
     def known(self) -> frozenset[str]:
         """Every name that means a layer of the model or everything within a module of it."""
         found: set[str] = set()

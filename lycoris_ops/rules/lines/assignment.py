@@ -44,9 +44,8 @@ class Assignment:
         own = {named.block for named in met}
         blocks = (
             block
-            for block in scene.places
-            if block in own
-            or any(p.matches(scene, n) for n in scene.blocks.members[block] for p in self.patterns)
+            for block, members in scene.blocks.members.items()
+            if block in own or any(p.matches(scene, n) for n in members for p in self.patterns)
         )
         return {block: place for place, block in enumerate(blocks)}
 

@@ -52,15 +52,14 @@ class Vector:
         left: set[str] = set()
         for layer, named in scene.layers.items():
             listed = [numbers[name] for name in numbers if name in named.names or name == named.block]
-            family = scene.blocks.all[named.block].family
             if listed:
                 values[layer] = Value(listed[0])
-            elif family in layout.lists or family == "mid":
+            elif named.family in layout.lists or named.family == "mid":
                 values[layer] = Value(0.0)
                 left.add(named.block)
         note = f"{len(self.entries)} numbers by index, as LBW (sd-webui-lora-block-weight) for {layout.title}"
         if left:
-            unlisted = ", ".join(sorted(left, key=scene.places.__getitem__))
+            unlisted = ", ".join(sorted(left, key=scene.blocks.places.__getitem__))
             note += f"; blocks that it does not list have 0: {unlisted}"
         return Outcome(values, (note + self._letters(drawn),))
 
