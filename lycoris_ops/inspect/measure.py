@@ -228,11 +228,11 @@ class _Examining:
             )
             values = [float(value) for value in delta.triples[1]]
             largest = values[0] if values else 0.0
-            piece = next(one for one in place.pieces if one.entry == entry and one.parameter == "weight")
-            info = self.entries[entry].adapter.info[piece.layer]
+            change = next(one for one in place.changes if one.entry == entry and one.parameter == "weight")
+            info = self.entries[entry].adapter.info[change.layer]
             self.layers.append(
                 LayerMeasure(
-                    piece.layer,
+                    change.layer,
                     block,
                     kind,
                     entry,

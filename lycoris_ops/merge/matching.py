@@ -26,7 +26,7 @@ from .deltas import Deltas
 
 
 @dataclass(frozen=True)
-class Piece:
+class AdapterChange:
     """The change that one adapter's layer makes to a weight or to its bias."""
 
     entry: int
@@ -44,7 +44,7 @@ class Piece:
 
     @property
     def source(self) -> tuple[int, str, float]:
-        """Its layer and strength. The pieces of one layer for weight and bias share it."""
+        """Its layer and strength. The changes of one layer for weight and bias share it."""
         return self.entry, self.layer, self.strength
 
 
@@ -58,7 +58,7 @@ class ChangedPlace:
     """The weight's shape; () where only the bias changes."""
     bias: Shape
     """The shape (O,) of the bias; () where it does not change."""
-    pieces: tuple[Piece, ...]
+    changes: tuple[AdapterChange, ...]
     keys: tuple[str | None, str | None] = (None, None)
     """The keys of weight and bias in the base; None without one."""
     target: Target | None = None
@@ -66,8 +66,8 @@ class ChangedPlace:
 
     def entries(self, parameter: Parameter | None = None) -> list[int]:
         """The adapters that change it (or only its weight or bias), in the order of `deltas`."""
-        wanted = (piece for piece in self.pieces if parameter in (None, piece.parameter))
-        return list(dict.fromkeys(piece.entry for piece in wanted))
+        wanted = (change for change in self.changes if parameter in (None, change.parameter))
+        return list(dict.fromkeys(change.entry for change in wanted))
 
     def deltas(
         self,
@@ -86,27 +86,27 @@ class ChangedPlace:
         entries = self.entries(parameter)
         if not entries:
             return None
-        own = [[one for one in self.pieces if (one.entry, one.parameter) == (e, parameter)] for e in entries]
+        own = [[one for one in self.changes if (one.entry, one.parameter) == (e, parameter)] for e in entries]
         # Block rules may give the separate q, k and v of a fused weight different strengths.
-        strengths = [max((one.strength for one in pieces), key=abs) for pieces in own]
+        strengths = [max((one.strength for one in changes), key=abs) for changes in own]
         forms = [
-            [form for one in pieces for form in self._forms(one, base, one.strength / strength)]
-            for pieces, strength in zip(own, strengths, strict=True)
+            [form for one in changes for form in self._forms(one, base, one.strength / strength)]
+            for changes, strength in zip(own, strengths, strict=True)
         ]
         return Deltas(
             forms,
             strengths,
             (matrix[0], matrix[1]),
             layer=self.name,
-            names=[pieces[0].adapter for pieces in own],
+            names=[changes[0].adapter for changes in own],
             seed=seed,
             device=device,
             pause=pause,
         )
 
-    def _forms(self, piece: Piece, base: Weights | None, factor: float) -> list[Additive]:
-        """The change that a piece makes to the whole weight or bias, times a factor."""
-        part = piece.read()
+    def _forms(self, change: AdapterChange, base: Weights | None, factor: float) -> list[Additive]:
+        """The change that a layer makes to the whole weight or bias, times a factor."""
+        part = change.read()
         count = (self.shape if part.parameter == "weight" else self.bias)[0]
         with part.named():
             met = part.forms()
@@ -170,14 +170,14 @@ def by_name(entries: Sequence[Entry]) -> list[ChangedPlace]:
             hint=f"Where they are for the same model and name its layers differently: {GIVE_BASE}",
         )
     places = (_place_of(entries, same) for same in found.values())
-    return [place for place in places if place.pieces]
+    return [place for place in places if place.changes]
 
 
 def _place_of(entries: Sequence[Entry], same: Sequence[tuple[int, str, LayerInfo]]) -> ChangedPlace:
     """The place of layers of one name, one from each of some adapters."""
     shape: Shape = ()
     bias: Shape = ()
-    pieces: list[Piece] = []
+    changes: list[AdapterChange] = []
     for number, name, info in same:
         entry = entries[number]
         if info.enlarges:
@@ -215,8 +215,8 @@ def _place_of(entries: Sequence[Entry], same: Sequence[tuple[int, str, LayerInfo
                 shape = known
             else:
                 bias = known
-            pieces.append(
-                Piece(
+            changes.append(
+                AdapterChange(
                     number,
                     name,
                     entry.adapter.name,
@@ -226,7 +226,7 @@ def _place_of(entries: Sequence[Entry], same: Sequence[tuple[int, str, LayerInfo
                     info.words,
                 )
             )
-    return ChangedPlace(same[0][1], shape, bias, tuple(pieces))
+    return ChangedPlace(same[0][1], shape, bias, tuple(changes))
 
 
 def _whole(adapter: Adapter, name: str, parameter: Parameter) -> Part:
@@ -263,8 +263,8 @@ def by_weight(entries: Sequence[Entry], base: Weights) -> tuple[list[ChangedPlac
 def _place_at(
     entries: Sequence[Entry], base: Weights, key: str, matches: Sequence[tuple[int, Match]]
 ) -> ChangedPlace:
-    pieces = tuple(
-        Piece(
+    changes = tuple(
+        AdapterChange(
             number,
             match.layer,
             entries[number].adapter.name,
@@ -276,12 +276,12 @@ def _place_at(
         for number, match in matches
     )
     target = matches[0][1].target
-    changed = {piece.parameter for piece in pieces}
+    changed = {change.parameter for change in changes}
     return ChangedPlace(
         target.name,
         tuple(base.shapes[key]) if "weight" in changed else (),
         tuple(base.shapes[target.bias]) if "bias" in changed and target.bias else (),
-        pieces,
+        changes,
         (key, target.bias),
         target,
     )

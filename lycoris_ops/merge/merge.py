@@ -205,8 +205,8 @@ class _Merging:
     def _own(self, place: ChangedPlace) -> Layer | None:
         """The weight's only layer, times a number, where the method does nothing else to it; otherwise
         None."""
-        first = place.pieces[0]
-        if self.method.alone is None or any(piece.source != first.source for piece in place.pieces):
+        first = place.changes[0]
+        if self.method.alone is None or any(change.source != first.source for change in place.changes):
             return None
         factor = self.method.alone(first.strength, self.options)
         if self.norm_limit is not None:
@@ -214,7 +214,7 @@ class _Merging:
         part = first.read()
         layer = part.layer
         # Its other changes, such as of a bias that the model lacks, are not merged.
-        whole = bool(layer.extent) + bool(layer.bias_extent) == len(place.pieces)
+        whole = bool(layer.extent) + bool(layer.bias_extent) == len(place.changes)
         sums = layer.additive() is not None and layer.bias_additive() is not None
         plain = sums and layer.set_bias is None
         if part.rows or part.window or not whole or not plain or factor == 0.0:
@@ -263,7 +263,7 @@ class _Merging:
         """The widest dtype of the layers that change a weight."""
         return reduce(
             torch.promote_types,
-            (self.entries[piece.entry].adapter.dtype_of(piece.layer) for piece in place.pieces),
+            (self.entries[change.entry].adapter.dtype_of(change.layer) for change in place.changes),
         )
 
     def metadata(self, size: Size | None, algorithm: str) -> dict[str, str]:
@@ -363,8 +363,8 @@ def _nearest(
 
 def _before(place: ChangedPlace) -> str:
     """One line of the report about what is merged."""
-    sources = {piece.source for piece in place.pieces}
-    return place.pieces[0].words if len(sources) == 1 else f"{len(sources)} changes"
+    sources = {change.source for change in place.changes}
+    return place.changes[0].words if len(sources) == 1 else f"{len(sources)} changes"
 
 
 def _told(entry: Entry) -> dict[str, Any]:
