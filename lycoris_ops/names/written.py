@@ -55,7 +55,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Planned:
+class LayerToWrite:
     """A layer to write: its name, and the pieces that it is made of, in the order of its rows."""
 
     name: str
@@ -75,7 +75,7 @@ class Planned:
 
 def plan_names(
     layers: Mapping[str, Sized], dialect: str | None, targets: Targets | None, file: str
-) -> list[Planned]:
+) -> list[LayerToWrite]:
     """The layers to write for all layers of an adapter.
 
     layers: the adapter's layers by name. targets: the model that the adapter is for, None where it is not
@@ -86,14 +86,14 @@ def plan_names(
     layers would get one name or change the same rows.
     """
     if dialect is None:
-        return [Planned(name, (Piece(name),), _part(name)) for name in layers]
+        return [LayerToWrite(name, (Piece(name),), _part(name)) for name in layers]
     names = None if targets is None else _Names(targets, dialect)
     lokr = {name for name, layer in layers.items() if layer.algorithm is Lokr}
     fused = names.for_lokr() if names and lokr else None
     if fused is None:
         # LoKr layers are named like all others.
         lokr.clear()
-    planned: list[Planned] = []
+    planned: list[LayerToWrite] = []
     through: dict[str, tuple[Target, ...]] = {}
     # Under which names diffusers reads LoKr depends on the whole file, even where it is diffusers' already.
     same = {name: None if name in lokr else _as_it_is(name, dialect) for name in layers}
@@ -108,7 +108,7 @@ def plan_names(
             written = kept or WRITES[dialect].renamed(said.dialect, said.prefix, said.path)
             if written is None:
                 raise _needs_model(file, name, dialect, targets)
-            planned.append(Planned(written, (Piece(name),), _part(name)))
+            planned.append(LayerToWrite(written, (Piece(name),), _part(name)))
         elif targets is not None:
             _check_fit(file, name, layer, places, targets)
             through[name] = places
@@ -182,8 +182,8 @@ def _check_fit(file: str, name: str, layer: Sized, places: Sequence[Target], tar
         )
 
 
-def _check_distinct(planned: Iterable[Planned], file: str, dialect: str) -> None:
-    seen: dict[str, Planned] = {}
+def _check_distinct(planned: Iterable[LayerToWrite], file: str, dialect: str) -> None:
+    seen: dict[str, LayerToWrite] = {}
     for layer in planned:
         other = seen.setdefault(layer.name, layer)
         if other is not layer:
@@ -267,7 +267,7 @@ class _Names:
         names = _Names(self._targets, self._dialect, lokr=True)
         return names if names.shapes(UNET) else None
 
-    def of(self, layers: Mapping[str, tuple[Target, ...]], file: str) -> list[Planned]:
+    def of(self, layers: Mapping[str, tuple[Target, ...]], file: str) -> list[LayerToWrite]:
         """The layers to write for the layers of an adapter, given the places of each in the model.
 
         file: the adapter's file, for errors. Raises MatchError as `plan_names` does.
@@ -322,7 +322,7 @@ class _Names:
         found: list[tuple[Piece, int]],
         totals: Mapping[str, int],
         file: str,
-    ) -> Planned:
+    ) -> LayerToWrite:
         """The layer to write under a name, made of the pieces that were found for it.
 
         totals: the number of rows of each of the adapter's layers.
@@ -334,7 +334,7 @@ class _Names:
         joined = _joined(ordered)
         # All rows of one layer, in its own order: it is written unchanged, whatever its kind.
         if len(joined) == 1 and joined[0].rows == (0, total) and totals[joined[0].layer] == total:
-            return Planned(name, (Piece(joined[0].layer),), part)
+            return LayerToWrite(name, (Piece(joined[0].layer),), part)
         unknown = [s.base[1] for s in means if not self._targets.shape_of(self._bases[s.base])]
         for before, after in pairwise(joined):
             if before.rows and before.at + before.rows[1] - before.rows[0] > after.at:
@@ -354,7 +354,7 @@ class _Names:
                 expected="the model's keys with their shapes, as `read_shapes` gives them",
             )
         first = self._targets.shape_of(self._bases[means[0].base])
-        return Planned(name, tuple(joined), part, (total, *first[1:]))
+        return LayerToWrite(name, tuple(joined), part, (total, *first[1:]))
 
     def _check_found_again(self, name: str, means: Segments, file: str, layer: str) -> None:
         """Raise MatchError unless a reader finds the same rows of the model under the written name."""

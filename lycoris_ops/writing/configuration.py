@@ -12,10 +12,10 @@ from ..names.dialects import WRITES, Encoded
 from ..names.dialects.peft import PREFIX
 from ..names.layer_name import LayerName
 from ..names.targets import Targets
-from ..names.written import Planned, all_names
+from ..names.written import LayerToWrite, all_names
 from ..peft import ConfiguredLayer, ConflictError, Module, config_for
 
-Encodings = Sequence[tuple[Planned, Encoded]]
+Encodings = Sequence[tuple[LayerToWrite, Encoded]]
 """Layers to write, each with its name and place in the model and with its tensors."""
 
 
@@ -32,7 +32,7 @@ def configuration(dialect: str, layers: Encodings, targets: Targets | None) -> d
     if where == "beside":
         _check_one_part(layers)
         return _table(dialect, layers, targets)
-    roots: dict[str, list[tuple[Planned, Encoded]]] = {}
+    roots: dict[str, list[tuple[LayerToWrite, Encoded]]] = {}
     for planned, encoded in layers:
         # A name with PEFT's prefix does not say which part of a pipeline it is in.
         root = "" if planned.name.startswith(PREFIX) else planned.name.partition(".")[0]
@@ -50,7 +50,7 @@ def _table(dialect: str, layers: Encodings, targets: Targets | None) -> dict[str
     return config_for(_members(layers), _module(dialect, layers[0][0].part, targets)).table()
 
 
-def _members(layers: Iterable[tuple[Planned, Encoded]]) -> list[ConfiguredLayer[Any]]:
+def _members(layers: Iterable[tuple[LayerToWrite, Encoded]]) -> list[ConfiguredLayer[Any]]:
     members: list[ConfiguredLayer[Any]] = []
     for planned, encoded in layers:
         # Every dialect that comes here states it.

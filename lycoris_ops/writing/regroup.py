@@ -17,7 +17,7 @@ from ..errors import WriteError
 from ..layers.fuse import fuse
 from ..maths.shapes import Rows, Shape
 from ..names.targets import Targets
-from ..names.written import Planned
+from ..names.written import LayerToWrite
 from ..reading.adapter import Adapter
 
 NEAR = 1e-5
@@ -43,7 +43,7 @@ class Regrouper:
         """The shape of what a layer of the adapter is applied to; () where the model does not say it."""
         return self._shapes.get(layer, ())
 
-    def make(self, planned: Planned) -> Layer:
+    def make(self, planned: LayerToWrite) -> Layer:
         """The layer to write. If it is cut or joined, it is checked that it changes the model as before.
 
         Raises LayerError where rows of a layer cannot be taken alone, or layers cannot be joined; WriteError
@@ -60,7 +60,7 @@ class Regrouper:
         # No dialect that is written has AdaLoRA's third factor.
         return self._adapter.layer(name, keep=False).plain()
 
-    def _cut(self, planned: Planned, rows: int) -> Layer | None:
+    def _cut(self, planned: LayerToWrite, rows: int) -> Layer | None:
         """A layer made of some rows of one layer.
 
         None where several layers are needed, or where no layer changes some of the rows: then see `_fused`.
@@ -75,7 +75,7 @@ class Regrouper:
         made.dump()
         return made
 
-    def _fused(self, planned: Planned, rows: int) -> Layer:
+    def _fused(self, planned: LayerToWrite, rows: int) -> Layer:
         """One layer with this number of rows, joined from several or with rows that it leaves unchanged."""
         pieces: list[tuple[Layer, Rows]] = []
         for piece in planned.pieces:
@@ -85,7 +85,7 @@ class Regrouper:
             pieces.append((part, (piece.at, piece.at + stop - start)))
         return fuse(pieces, rows)
 
-    def _check(self, planned: Planned, made: Layer) -> None:
+    def _check(self, planned: LayerToWrite, made: Layer) -> None:
         """Raise WriteError unless the layer changes weight and bias as the layers do that it is made of."""
         assert planned.shape is not None
         weight = torch.zeros(planned.shape)

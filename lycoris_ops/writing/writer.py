@@ -15,7 +15,7 @@ from ..errors import LayerError, LycorisError, WriteError, either
 from ..layers.cast import cast_layer
 from ..names.dialects import KEPT, WRITES, Asked, Encoded
 from ..names.targets import Targets
-from ..names.written import Planned, plan_names
+from ..names.written import LayerToWrite, plan_names
 from ..peft import ConflictError
 from ..reading.adapter import Adapter
 from ..reading.copies import Use, find_copies, uses_of
@@ -27,7 +27,7 @@ from .regroup import Regrouper
 class Made:
     """A layer that is ready to be written."""
 
-    planned: Planned
+    planned: LayerToWrite
     layer: Layer
     """The layer that a reader must find in the file."""
     encoded: Encoded
@@ -68,18 +68,18 @@ class Writer:
                 uses += uses_of(info, candidates[0], self.targets)
         return find_copies(self.adapter, uses)
 
-    def plan(self) -> list[Planned]:
+    def plan(self) -> list[LayerToWrite]:
         """The names of the layers to write, and what they are made of.
 
         Raises MatchError where a layer has no name in the dialect.
         """
         return self._plan(self.named)
 
-    def _plan(self, dialect: str | None) -> list[Planned]:
+    def _plan(self, dialect: str | None) -> list[LayerToWrite]:
         layers = {name: info for name, info in self.adapter.info.items() if name not in self.copies}
         return plan_names(layers, dialect, self.targets, self.adapter.path)
 
-    def make(self, planned: Planned) -> Made:
+    def make(self, planned: LayerToWrite) -> Made:
         """A planned layer with its tensors.
 
         Raises LayerError where the dialect cannot hold it, WriteError where its values do not fit the dtype.
@@ -99,7 +99,7 @@ class Writer:
             raise self._not_held(planned, error) from error
         return Made(planned, layer, encoded, self._source_alpha(planned))
 
-    def _source_alpha(self, planned: Planned) -> float | None:
+    def _source_alpha(self, planned: LayerToWrite) -> float | None:
         key = self.adapter.info[planned.sources[0]].keys.get(ALPHA)
         if key is None or len(planned.sources) > 1:
             return None
@@ -118,7 +118,7 @@ class Writer:
             raise self._not_held(planned, error) from error
         return None if table is None else json.dumps(table, indent=2, sort_keys=True)
 
-    def _not_held(self, planned: Planned, error: LayerError, problem: str | None = None) -> LayerError:
+    def _not_held(self, planned: LayerToWrite, error: LayerError, problem: str | None = None) -> LayerError:
         """The error of a layer that the dialect cannot hold, with the dialects that can."""
         able = [other for other in WRITES if other != self.dialect and self._holds(other, planned.sources)]
         return LayerError(
@@ -142,7 +142,7 @@ class Writer:
             return False
         return True
 
-    def _encoded(self, planned: Planned, layer: Layer, dialect: str) -> Encoded:
+    def _encoded(self, planned: LayerToWrite, layer: Layer, dialect: str) -> Encoded:
         options = self.adapter.info[planned.sources[0]].options
         weight = planned.shape or self._regrouper.shape_of(planned.sources[0])
         asked = Asked(planned.name, options, weight, planned.takes_lokr, self.dtype)
