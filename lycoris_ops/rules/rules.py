@@ -25,7 +25,7 @@ BEGUN = re.compile(rf"\s*(?:not\s+)?{EXPRESSION}", re.IGNORECASE)
 """How a line with a regular expression begins."""
 
 
-class Stage(NamedTuple):
+class RuleStage(NamedTuple):
     """Lines of which later ones win, and the seed of their random letters."""
 
     lines: tuple[Line, ...]
@@ -40,7 +40,7 @@ class Rules:
     later lines win. A layer that no line matches has the weight 1.
     """
 
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[RuleStage, ...] = ()
 
     @classmethod
     def parse(
@@ -69,7 +69,7 @@ class Rules:
         preset.
         """
         found = tuple(_lines(text, presets or {}, broken or {}, NESTED))
-        return cls((Stage(found, seed),) if found else ())
+        return cls((RuleStage(found, seed),) if found else ())
 
     def then(self, other: Rules | None) -> Rules:
         """The stages of both, so that their weights are multiplied."""
@@ -79,7 +79,7 @@ class Rules:
         """The lines of both in one stage, so that those of `other` win. Both have one stage at most."""
         stages = [*self.stages, *other.stages]
         lines = tuple(line for stage in stages for line in stage.lines)
-        return Rules((Stage(lines, stages[-1].seed),)) if stages else self
+        return Rules((RuleStage(lines, stages[-1].seed),)) if stages else self
 
     def on(self, scene: Scene) -> Outcome[float]:
         """The weight of each layer of an adapter, at its place in a model.
