@@ -22,7 +22,7 @@ ENTRY = re.compile(rf"(\s*(?:NOT\s+)?{EXPRESSION}\s*|[^:]*):([^:]*):([^:,]*)(?:,
 
 
 @dataclass(frozen=True)
-class Entry:
+class Element:
     """Layers in blocks, with words in their names, have a value."""
 
     text: str
@@ -43,24 +43,24 @@ class Entry:
 
 @dataclass(frozen=True)
 class Elements:
-    """Layers have the value of the last entry that they match."""
+    """Layers have the value of the last element that they match."""
 
     text: str
-    entries: tuple[Entry, ...]
+    elements: tuple[Element, ...]
 
     def weigh(self, scene: Scene, _: int, /) -> Outcome[Value]:
         values: dict[str, Value] = {}
         notes: list[str] = []
         idle: list[str] = []
-        for entry in self.entries:
-            met = [layer for layer, named in scene.layers.items() if entry.matches(scene, named)]
-            values |= dict.fromkeys(met, Value(entry.value))
+        for element in self.elements:
+            met = [layer for layer, named in scene.layers.items() if element.matches(scene, named)]
+            values |= dict.fromkeys(met, Value(element.value))
             if met:
                 continue
-            if any(entry.matches(scene, named) for named in scene.blocks.layers):
-                notes.append(f"{entry.text}: the file has no layer there")
+            if any(element.matches(scene, named) for named in scene.blocks.layers):
+                notes.append(f"{element.text}: the file has no layer there")
             else:
-                idle.append(f"{entry.text}: the model has nothing there")
+                idle.append(f"{element.text}: the model has nothing there")
         return Outcome(values, tuple(notes), tuple(idle))
 
     def __str__(self) -> str:
@@ -68,19 +68,19 @@ class Elements:
 
 
 def read(text: str) -> Elements | None:
-    found: list[Entry] = []
+    found: list[Element] = []
     end = 0
     while end < len(text):
         match = ENTRY.match(text, end)
         if not match:
             return None
-        found.append(_entry(match))
+        found.append(_element(match))
         end = match.end()
     return Elements(text.strip(), tuple(found)) if found else None
 
 
-def _entry(match: re.Match[str]) -> Entry:
-    """One entry. Raises RuleError, with the column in the line."""
+def _element(match: re.Match[str]) -> Element:
+    """One element. Raises RuleError, with the column in the line."""
     patterns: list[Pattern] = []
     other_blocks, named = _inverted(match[1])
     for place, atom in atoms(named):
@@ -93,7 +93,7 @@ def _entry(match: re.Match[str]) -> Entry:
         amount = number(match[3].strip())
     except RuleError as error:
         raise error.at(match.start(3) + 1) from None
-    return Entry(
+    return Element(
         match[0].rstrip(",").strip(),
         tuple(patterns),
         other_blocks,

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import RuleError
 from ...names.architectures import ARCHITECTURES
-from ...names.architectures.record import Vector as Published
+from ...names.architectures.record import Vector
 from ..scene import Outcome, Scene, Value
 from ..values import number
 
@@ -30,7 +30,7 @@ BY_NAME = "Write the blocks by name, such as `in.1-4 = 0.5`; LyCORIS Blocks of a
 
 
 @dataclass(frozen=True)
-class Vector:
+class VectorLine:
     """Numbers, or letters for random ones, for the blocks that the length tells."""
 
     text: str
@@ -79,14 +79,14 @@ class Vector:
         return self.text
 
 
-def _fits(layout: Published, scene: Scene) -> bool:
+def _fits(layout: Vector, scene: Scene) -> bool:
     return all(
         (numbers := scene.blocks.numbers(family)) and numbers[-1] + 1 == count
         for family, count in layout.lists.items()
     )
 
 
-def read(text: str) -> Vector | None:
+def read(text: str) -> VectorLine | None:
     name, colon, numbers = text.rpartition(":")
     parts = numbers.split(",")
     if len(parts) < SHORTEST or text.count(":") > 1 or (name and not name.strip()):
@@ -101,7 +101,7 @@ def read(text: str) -> Vector | None:
         if word.lower() not in RANDOM:
             _checked(word, place + len(part) - len(part.lstrip()))
         place += len(part) + 1
-    return Vector(text.strip(), tuple(part.strip().lower() for part in parts))
+    return VectorLine(text.strip(), tuple(part.strip().lower() for part in parts))
 
 
 def _checked(word: str, column: int) -> None:
