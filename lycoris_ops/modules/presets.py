@@ -30,7 +30,7 @@ IA3 = re.compile(r"(^|\.)(to_k|to_v|k_proj|v_proj|key|value)$|(^|\.)(ff\.net\.2|
 """Keys, values and the last layer of the feed-forward part, as in Liu et al. (2205.05638), section 3.3."""
 
 
-class Model:
+class ModuleClasses:
     """What presets ask about a model: the classes of its modules, and its blocks."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -115,29 +115,29 @@ def _is_list(module: nn.Module) -> bool:
     return isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Sequential)
 
 
-def _full(model: Model, path: str, kind: str) -> bool:
+def _full(model: ModuleClasses, path: str, kind: str) -> bool:
     return kind in ("linear", "conv")
 
 
-def _full_lin(model: Model, path: str, kind: str) -> bool:
+def _full_lin(model: ModuleClasses, path: str, kind: str) -> bool:
     return kind == "linear"
 
 
-def _attn_only(model: Model, path: str, kind: str) -> bool:
+def _attn_only(model: ModuleClasses, path: str, kind: str) -> bool:
     return kind == "linear" and model.in_attention(path)
 
 
-def _attn_mlp(model: Model, path: str, kind: str) -> bool:
+def _attn_mlp(model: ModuleClasses, path: str, kind: str) -> bool:
     if kind != "linear":
         return False
     return model.in_attention(path) or (model.block_of(path) is not None and model.aside(path) is None)
 
 
-def _transformers(model: Model, path: str, kind: str) -> bool:
+def _transformers(model: ModuleClasses, path: str, kind: str) -> bool:
     return _full(model, path, kind) and any(map(TRANSFORMER.search, model.around(path)))
 
 
-def _convolutions(model: Model, path: str, kind: str) -> bool:
+def _convolutions(model: ModuleClasses, path: str, kind: str) -> bool:
     around = model.around(path)
     return (
         _full(model, path, kind)
@@ -146,11 +146,11 @@ def _convolutions(model: Model, path: str, kind: str) -> bool:
     )
 
 
-def _ia3(model: Model, path: str, kind: str) -> bool:
+def _ia3(model: ModuleClasses, path: str, kind: str) -> bool:
     return kind == "linear" and IA3.search(path) is not None
 
 
-PRESETS: dict[str, Callable[[Model, str, str], bool]] = {
+PRESETS: dict[str, Callable[[ModuleClasses, str, str], bool]] = {
     "full": _full,
     "full-lin": _full_lin,
     "attn-mlp": _attn_mlp,

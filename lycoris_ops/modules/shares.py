@@ -9,7 +9,7 @@ from collections.abc import Container, Iterator, Mapping
 from torch import nn
 
 from .named import named_modules
-from .presets import Model
+from .presets import ModuleClasses
 from .sites import Site, all_sites, by_weight
 
 TOLD = 0.005
@@ -29,7 +29,7 @@ def left_out(module: nn.Module, chosen: Container[str], sites: Mapping[str, Site
     `chosen` are the paths of the modules that are adapted, and `sites` those of the model if they are known
     already. A weight that several modules have is counted once, and biases are not counted.
     """
-    model = Model(module)
+    model = ModuleClasses(module)
     whole = missing = in_blocks = 0
     reasons: Counter[str] = Counter()
     for path, size, why in _weights(module, model, all_sites(module) if sites is None else sites, chosen):
@@ -49,7 +49,7 @@ def left_out(module: nn.Module, chosen: Container[str], sites: Mapping[str, Site
 
 
 def _weights(
-    module: nn.Module, model: Model, sites: Mapping[str, Site], chosen: Container[str]
+    module: nn.Module, model: ModuleClasses, sites: Mapping[str, Site], chosen: Container[str]
 ) -> Iterator[tuple[str, int, str]]:
     """The path and size of each weight, and why no layer is for it; "" where one is."""
     for group in by_weight(sites.values()):

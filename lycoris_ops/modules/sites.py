@@ -19,7 +19,7 @@ from ..maths.tensors import is_plain, norm
 from ..rules.patterns import Pattern
 from .named import named_modules
 from .patterns import check_used, patterns
-from .presets import PRESETS, Model
+from .presets import PRESETS, ModuleClasses
 
 Kind = Literal["linear", "conv", "norm", "embedding"]
 
@@ -223,7 +223,7 @@ def select(
         raise LycorisError("an unknown preset", got=name, expected=", ".join(PRESETS))
     by_preset: set[str] = set()
     if name is not None:
-        model = Model(module)
+        model = ModuleClasses(module)
         by_preset = {path for path, site in found.items() if PRESETS[name](model, path, site.kind)}
     kept = {path: site for path, site in found.items() if not _any(unwanted, path)}
     named = {path for path in kept if _any(wanted, path)}
