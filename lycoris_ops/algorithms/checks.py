@@ -15,7 +15,7 @@ from ..errors import LayerError
 from ..maths.shapes import Shape
 from ..maths.tensors import is_finite
 
-FACTORS = (
+FACTOR_DTYPES = (
     torch.float64,
     torch.float32,
     torch.bfloat16,
@@ -184,7 +184,7 @@ def number(name: str, tensor: Tensor) -> float:
 
 
 def check_factor(name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in FACTORS:
+    if tensor.dtype not in FACTOR_DTYPES:
         raise LayerError(
             "a factor is not of a floating-point dtype",
             key=name,

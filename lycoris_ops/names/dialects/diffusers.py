@@ -29,7 +29,7 @@ from . import pipelines
 from .base import Asked, Dialect, Encoded, Prefix, Write
 
 UNET = "unet."
-FACTORS = {"lora_A.weight": "lora.down.weight", "lora_B.weight": "lora.up.weight"}
+UNET_SUFFIXES = {"lora_A.weight": "lora.down.weight", "lora_B.weight": "lora.up.weight"}
 """PEFT's suffixes, to those that are written for a UNet."""
 ATTENTION = re.compile(r"\.(to_q|to_k|to_v|to_out)(?:\.0)?\.lora\.(down|up)\.weight$")
 PROCESSOR = re.compile(r"\.processor\.(to_q|to_k|to_v|to_out)_lora\.(down|up)\.weight$")
@@ -45,9 +45,9 @@ def _rename(key: str) -> str:
 
 def _spelled(layer: str, suffix: str) -> str:
     """The key under which a tensor is written. suffix: PEFT's name of the tensor."""
-    if not layer.startswith(UNET) or suffix not in FACTORS:
+    if not layer.startswith(UNET) or suffix not in UNET_SUFFIXES:
         return f"{layer}.{suffix}"
-    return ATTENTION.sub(r".processor.\1_lora.\2.weight", f"{layer}.{FACTORS[suffix]}")
+    return ATTENTION.sub(r".processor.\1_lora.\2.weight", f"{layer}.{UNET_SUFFIXES[suffix]}")
 
 
 def _prefix(part: str, parts: pipelines.Parts) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-FACTORS = "1 + w written in place of w for {count} ia3 layer{s} of inputs"
+ONE_ADDED = "1 + w written in place of w for {count} ia3 layer{s} of inputs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Ia3Config(Config[WantedIa3]):
         # (1, I) is for inputs and (O, 1) for outputs; on a convolution only the option tells.
         inputs = found.ia3_l.shape[0] == 1 if found.ia3_l.ndim == 2 else bool(found.feedforward)
         return plain_tensors(found, *LORA_ONLY), WantedIa3(
-            feedforward=inputs, remarks=() if layer.ia3_l is not None else (FACTORS,)
+            feedforward=inputs, remarks=() if layer.ia3_l is not None else (ONE_ADDED,)
         )
 
     @classmethod
