@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Point = tuple[float, float]
-Form = Literal["line", "dashes", "dots", "line and dots", "boxes", "area"]
+Stroke = Literal["line", "dashes", "dots", "line and dots", "boxes", "area"]
 
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#bcbd22")
 """Those of one thing after the other. A tenth has the colour of the first again."""
@@ -47,7 +47,7 @@ class Series:
     points: Sequence[Point]
     colour: str
     label: str = ""
-    form: Form = "line"
+    form: Stroke = "line"
 
 
 @dataclass(frozen=True)

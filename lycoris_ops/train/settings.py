@@ -13,7 +13,7 @@ from ..algorithms import declaring
 from ..algorithms.training import Trained
 from ..errors import LycorisError, either, unknown_name
 
-Form = Literal["auto", "bypass", "rebuilt"]
+MemberForm = Literal["auto", "bypass", "rebuilt"]
 Axis = Literal["output", "input"]
 
 THEIRS: Mapping[str, str] = {
@@ -82,7 +82,7 @@ class LayerSettings:
     """The share of the passes that leave the layer out."""
     lr: float = 1.0
     """The layer's learning rate, in multiples of that of the optimiser."""
-    form: Form = "auto"
+    form: MemberForm = "auto"
     """By the module's output (bypass) or by its weight (rebuilt); auto is by what costs less.
 
     Norms, embeddings and the projections of torch's attention are always rebuilt."""
@@ -106,7 +106,7 @@ class LayerSettings:
                 "an unknown algorithm", key=place, got=str(self.algorithm), expected=either(trainable())
             )
         kinds = get_type_hints(type(self))
-        for name, choices in (("form", get_args(Form)), ("dora", (*get_args(Axis), None))):
+        for name, choices in (("form", get_args(MemberForm)), ("dora", (*get_args(Axis), None))):
             if getattr(self, name) not in choices:
                 raise _wrong(name, getattr(self, name), " or ".join(map(repr, choices)), place)
         for name, others in (("rank", ()), ("conv_rank", (None,)), ("factor", (None, -1))):
