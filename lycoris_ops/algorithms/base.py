@@ -280,9 +280,9 @@ class Layer(ABC):
     def load(cls, tensors: Mapping[str, Tensor], options: Mapping[str, Any] | None = None) -> Self:
         """The layer that these suffix-named tensors describe, with options that no tensor holds.
 
-        Raises LayerError where a suffix is unknown, one is missing, shapes disagree, a factor is not of one
-        of the dtypes in `checks.FACTOR_DTYPES` or holds NaN or infinity, or `check_values` finds a wrong value. The
-        `key` of an error about one tensor is its suffix.
+        Raises LayerError where a suffix is unknown, one is missing, shapes disagree, a factor is of none of
+        `checks.FACTOR_DTYPES` or holds NaN or infinity, or `check_values` finds a wrong value. The `key` of an
+        error about one tensor is its suffix.
         """
         shapes = shapes_of(tensors)
         if not cls.accepts(shapes):

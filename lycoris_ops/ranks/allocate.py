@@ -27,14 +27,15 @@ NOTHING = Candidate(0, 0.0)
 
 
 @dataclass(frozen=True)
-class State:
-    """What was chosen before the step that is judged now."""
+class Step:
+    """A step that is judged: its cost and gain, and those of all that was chosen before it."""
 
+    before: int
+    """The cost of what was chosen before."""
+    gained: float
+    """The gain of what was chosen before."""
     cost: int
     gain: float
-    step_cost: int
-    """Parameters of the step."""
-    step_gain: float
 
 
 def hull(candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -53,7 +54,7 @@ def hull(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 def allocate(
-    candidates: Mapping[str, Sequence[Candidate]], accept: Callable[[State], bool]
+    candidates: Mapping[str, Sequence[Candidate]], accept: Callable[[Step], bool]
 ) -> dict[str, Candidate]:
     """Choose one candidate for each layer, by steps along the hulls in the order of gain per parameter.
 
@@ -72,31 +73,31 @@ def allocate(
     while order:
         _, place, path, index = heapq.heappop(order)
         each = hulls[path]
-        step = State(
+        step = Step(
             cost, gain, each[index].cost - each[index - 1].cost, each[index].gain - each[index - 1].gain
         )
         if not accept(step):
             continue
         chosen[path] = each[index]
-        cost, gain = cost + step.step_cost, gain + step.step_gain
+        cost, gain = cost + step.cost, gain + step.gain
         if index + 1 < len(each):
             heapq.heappush(order, (-_slope(each[index], each[index + 1]), place, path, index + 1))
     return chosen
 
 
-def within(most: int) -> Callable[[State], bool]:
+def within(most: int) -> Callable[[Step], bool]:
     """Accepts what keeps the total cost within `most`."""
-    return lambda state: state.cost + state.step_cost <= most
+    return lambda step: step.before + step.cost <= most
 
 
-def until(gain: float) -> Callable[[State], bool]:
+def until(gain: float) -> Callable[[Step], bool]:
     """Accepts steps until the total gain is reached, within the rounding of its sums."""
-    return lambda state: state.gain < gain * (1 - 1e-9)
+    return lambda step: step.gained < gain * (1 - 1e-9)
 
 
-def above(slope: float) -> Callable[[State], bool]:
+def above(slope: float) -> Callable[[Step], bool]:
     """Accepts steps that gain more than `slope` for each parameter."""
-    return lambda state: state.step_gain > slope * state.step_cost
+    return lambda step: step.gain > slope * step.cost
 
 
 def _slope(one: Candidate, other: Candidate) -> float:
