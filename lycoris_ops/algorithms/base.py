@@ -281,8 +281,8 @@ class Layer(ABC):
         """The layer that these suffix-named tensors describe, with options that no tensor holds.
 
         Raises LayerError where a suffix is unknown, one is missing, shapes disagree, a factor is of none of
-        `checks.FACTOR_DTYPES` or holds NaN or infinity, or `check_values` finds a wrong value. The `key` of an
-        error about one tensor is its suffix.
+        `checks.FACTOR_DTYPES` or holds NaN or infinity, or `check_values` finds a wrong value. The `key` of
+        an error about one tensor is its suffix.
         """
         shapes = shapes_of(tensors)
         if not cls.accepts(shapes):
