@@ -270,6 +270,20 @@ def test_split_and_fused_copies_are_applied_once(tmp_path: Path) -> None:
     close(changes(lyc.load_adapter(result.path), Z_IMAGE), ours)
 
 
+def test_a_fused_copy_is_compared_with_each_of_separate_weights(tmp_path: Path) -> None:
+    split, copies = z_image()
+    tensors = {
+        **{key.replace(".to.", ".to_"): tensor for key, tensor in split.items() if ".to." in key},
+        **{key: tensor for key, tensor in copies.items() if ".qkv." in key},
+    }
+    model = {f"{LAYER}.to_{x}.weight": (8, 8) for x in "qkv"}
+    (entry,) = resolved(read(tmp_path, tensors), model).entries
+    assert set(entry.copies) == {f"{LAYER}.to_{x}" for x in "qkv"}
+    tensors[f"{LAYER}.to_k.lora.up.weight"][3, 1] += 0.01
+    with pytest.raises(lyc.MatchError, match="change it differently"):
+        resolved(read(tmp_path, tensors, "y"), model)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_copies_under_two_tools_names_are_applied_once(tmp_path: Path, dtype: torch.dtype) -> None:
     """The second copy has the scale multiplied into a factor, which rounds in bfloat16."""

@@ -102,6 +102,29 @@ def test_blocks_are_what_is_repeated_and_reports_say_what_share_is_left_out(tmp_
         lyc.create_lycoris(nn.Sequential(*model[:2]), preset="attn-mlp")
 
 
+class Mixer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_q = nn.Linear(4, 4)
+
+
+class SelfAttention(Mixer):
+    pass
+
+
+class AttentionModel(nn.Module):
+    """What its own class is called says nothing of its parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn, self.mixed, self.other = Mixer(), SelfAttention(), Mixer()
+
+
+def test_an_attention_is_told_by_its_name_or_by_its_class() -> None:
+    network = lyc.create_lycoris(AttentionModel(), preset="attn-only", rank=2)
+    assert set(network.members) == {"attn.to_q", "mixed.to_q"}
+
+
 def test_an_override_without_a_rank_leaves_that_of_all(model: Model) -> None:
     """It is lowered to what a module can use, as it is without the override."""
     network = made(model, include=ALL, rank=64, overrides={"*": {"bias": True}})
