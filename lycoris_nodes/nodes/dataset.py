@@ -21,7 +21,6 @@ from ..host.weights import own_weights
 from ..schema.checks import checked
 from ..schema.inputs import TRAIN, advanced
 from ..schema.report import report_output, with_report
-from ..training.data.captions import is_told_sizes
 from ..training.data.families import family_of
 from ..training.data.latents import latent_of
 
@@ -204,9 +203,10 @@ class LycorisDataset(io.ComfyNode):
         keep: bool,
     ) -> io.NodeOutput:
         network = model.model
+        family = family_of(network)
         step = step_of(grid_of(network))
         settings = Settings(
-            resolution=resolution or family_of(network).resolution,
+            resolution=resolution or family.resolution,
             step=step,
             enlarge=enlarge,
             mirror=mirror,
@@ -215,7 +215,7 @@ class LycorisDataset(io.ComfyNode):
             orders=tag_orders,
             kept_tags=kept_tags,
             held_out=held_out,
-            sized=is_told_sizes(network),
+            sized=family.told_size,
         )
         if settings.resolution < step:
             raise TrainError(

@@ -53,6 +53,17 @@ class Piece:
     at: int = 0
     """The row of the layer to write at which they begin."""
 
+    @property
+    def size(self) -> int:
+        """How many rows they are; 0 where `rows` does not say it."""
+        return self.rows[1] - self.rows[0] if self.rows else 0
+
+    def precedes(self, other: Piece) -> bool:
+        """Whether the rows of `other` follow, in the adapter's layer and in the one to write."""
+        if self.rows is None or other.rows is None or self.layer != other.layer:
+            return False
+        return self.rows[1] == other.rows[0] and self.at + self.size == other.at
+
 
 @dataclass(frozen=True)
 class LayerToWrite:
@@ -272,7 +283,7 @@ class _Names:
 
         file: the adapter's file, for errors. Raises MatchError as `plan_names` does.
         """
-        pieces: dict[_Name, list[tuple[Piece, int]]] = {}
+        pieces: dict[_Name, list[Piece]] = {}
         totals: dict[str, int] = {}
         for name, places in layers.items():
             segments = [self._segment(place) for place in places]
@@ -280,10 +291,10 @@ class _Names:
             first = 0
             for segment in segments:
                 found = self._overlaps(segment, first, name)
-                if sum(size for _, _, size in found) < segment.size:
+                if sum(piece.size for _, piece in found) < segment.size:
                     raise self._no_name(file, name, segment)
-                for written, piece, size in found:
-                    pieces.setdefault(written, []).append((piece, size))
+                for written, piece in found:
+                    pieces.setdefault(written, []).append(piece)
                 first += segment.size
         return [self._planned(written, found, totals, file) for written, found in pieces.items()]
 
@@ -301,25 +312,25 @@ class _Names:
             return _Segment((part, place.path), (0, _size(self._targets.shape_of(base))))
         return _Segment((part, place.path), (place.rows[0] - first, place.rows[1] - first))
 
-    def _overlaps(self, segment: _Segment, first: int, layer: str) -> list[tuple[_Name, Piece, int]]:
-        """The written names that mean rows of a segment, each with the piece that goes there and its size.
+    def _overlaps(self, segment: _Segment, first: int, layer: str) -> list[tuple[_Name, Piece]]:
+        """The written names that mean rows of a segment, each with the piece that goes there.
 
         layer: the adapter's layer that the segment belongs to. first: the row of that layer at which the
-        segment begins. The size is a number of rows.
+        segment begins.
         """
-        found: list[tuple[_Name, Piece, int]] = []
+        found: list[tuple[_Name, Piece]] = []
         for name, offset, known in self._known_by.get(segment.base, ()):
             start, stop = max(segment.rows[0], known.rows[0]), min(segment.rows[1], known.rows[1])
             if start < stop:
                 begin = first + start - segment.rows[0]
                 rows = (begin, begin + stop - start)
-                found.append((name, Piece(layer, rows, offset + start - known.rows[0]), stop - start))
+                found.append((name, Piece(layer, rows, offset + start - known.rows[0])))
         return found
 
     def _planned(
         self,
         written: _Name,
-        found: list[tuple[Piece, int]],
+        found: list[Piece],
         totals: Mapping[str, int],
         file: str,
     ) -> LayerToWrite:
@@ -327,7 +338,7 @@ class _Names:
 
         totals: the number of rows of each of the adapter's layers.
         """
-        ordered = [piece for piece, _ in sorted(found, key=lambda item: item[0].at)]
+        ordered = sorted(found, key=lambda piece: piece.at)
         (part, name), means = written, self._means[written]
         total = sum(segment.size for segment in means)
         self._check_found_again(name, means, file, ordered[0].layer)
@@ -337,7 +348,7 @@ class _Names:
             return LayerToWrite(name, (Piece(joined[0].layer),), part)
         unknown = [s.base[1] for s in means if not self._targets.shape_of(self._bases[s.base])]
         for before, after in pairwise(joined):
-            if before.rows and before.at + before.rows[1] - before.rows[0] > after.at:
+            if before.at + before.size > after.at:
                 raise MatchError(
                     "two layers of the adapter mean the same weight",
                     file=file,
@@ -410,10 +421,8 @@ def _joined(pieces: Iterable[Piece]) -> list[Piece]:
     joined: list[Piece] = []
     for piece in pieces:
         last = joined[-1] if joined else None
-        if last and last.rows and piece.rows and last.layer == piece.layer:
-            size = last.rows[1] - last.rows[0]
-            if last.rows[1] == piece.rows[0] and last.at + size == piece.at:
-                joined[-1] = Piece(last.layer, (last.rows[0], piece.rows[1]), last.at)
-                continue
-        joined.append(piece)
+        if last and last.precedes(piece) and last.rows and piece.rows:
+            joined[-1] = Piece(last.layer, (last.rows[0], piece.rows[1]), last.at)
+        else:
+            joined.append(piece)
     return joined

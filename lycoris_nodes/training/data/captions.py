@@ -24,9 +24,6 @@ FOR_SAMPLERS = {
 }
 """What a sampler makes of a conditioning, by its name there. In a training it has no meaning."""
 
-SIZED = ("SDXL", "SDXLRefiner", "HunyuanDiT")
-"""The host's classes of models that are told the size of a picture and how it was cropped."""
-
 
 @dataclass(frozen=True)
 class PictureSize:
@@ -76,11 +73,6 @@ class Caption:
     def goes_with(self, other: Caption) -> bool:
         """Whether both can be rows of one batch, each with its own values."""
         return not self.alone and not other.alone and host.alike(self.conds, other.conds)
-
-
-def is_told_sizes(model: Any) -> bool:
-    """Whether a model is told the size of a picture and how it was cropped, see `PictureSize`."""
-    return any(kind.__name__ in SIZED for kind in type(model).__mro__)
 
 
 def joined(captions: Sequence[Caption]) -> dict[str, Any]:

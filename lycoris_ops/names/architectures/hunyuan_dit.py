@@ -9,7 +9,7 @@ Source of the correspondence: diffusers (Apache-2.0), `scripts/convert_hunyuandi
 from __future__ import annotations
 
 from .notation import Layout, same, split, swapped, under
-from .record import Architecture
+from .record import Architecture, Training
 
 BLOCK = {
     "norm1.norm": "norm1",
@@ -53,4 +53,5 @@ DIFFUSERS = {
 
 ARCHITECTURE = Architecture(
     layouts=(Layout(marks=("mlp_t5.0", "blocks.*.attn1.Wqkv"), diffusers=DIFFUSERS),),
+    trained=(Training("HunyuanDiT", "HunyuanDiT", "what most trainers do", "uniform", told_size=True),),
 )

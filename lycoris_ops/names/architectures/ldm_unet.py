@@ -96,6 +96,7 @@ def _side(
     return found
 
 
+MARKS = ("input_blocks.0.0", "input_blocks.1.0.in_layers.2")
 PLACES = ("input_blocks.*.*", "middle_block.*", "output_blocks.*.*")
 LIKE = r"(input|output|middle|down|up|mid)_blocks?_.*(attn|resnets|in_layers|proj_in)"
 CROSS = r"(?!.*motion)(input|output|middle|down|up|mid)_blocks?_.*attn2_to_[kv]$"
@@ -135,8 +136,11 @@ ARCHITECTURE = Architecture(
         Layout(
             ("input_blocks.0.0", "input_blocks.1.0.time_stack.in_layers.2"),
             others=lambda shapes: {**table(shapes), **ADDED},
+            component="unet",
         ),
-        Layout(("input_blocks.0.0", "input_blocks.1.0.in_layers.2"), table, {**ADDED, **CLASSES}),
+        # With a vector beside the prompt, as in SDXL.
+        Layout((*MARKS, "label_emb.0.0"), table, {**ADDED, **CLASSES}, component="unet"),
+        Layout(MARKS, table, component="unet", kohya_has_diffusers=True),
     ),
     aside={
         **dict.fromkeys((f"{place}.emb_layers" for place in PLACES), "modulation"),
@@ -167,7 +171,7 @@ ARCHITECTURE = Architecture(
         Training(
             "BaseModel", "Stable Diffusion", "kohya-ss/sd-scripts, OneTrainer", "uniform", resolution=512
         ),
-        Training("SDXL", "SDXL", "kohya-ss/sd-scripts", "uniform", rank=32),
-        Training("SDXLRefiner", "SDXL refiner", "kohya-ss/sd-scripts", "uniform", rank=32),
+        Training("SDXL", "SDXL", "kohya-ss/sd-scripts", "uniform", rank=32, told_size=True),
+        Training("SDXLRefiner", "SDXL refiner", "kohya-ss/sd-scripts", "uniform", rank=32, told_size=True),
     ),
 )

@@ -139,6 +139,12 @@ class Layout:
 
     Empty where diffusers reads no LoKr for the model.
     """
+    component: str = "transformer"
+    """What diffusers' pipelines call the model: transformer, unet or prior."""
+    encoders: tuple[str, ...] = ()
+    """Its text encoders as diffusers' pipeline numbers them; () for the usual order of those present."""
+    kohya_has_diffusers: bool = False
+    """Whether kohya-ss writes diffusers' names for this model, in place of the original ones."""
 
 
 def qkv_ends(fused: Shape, output: Shape) -> tuple[int, ...]:

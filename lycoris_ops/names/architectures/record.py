@@ -126,6 +126,8 @@ class Training:
     preset: str = "attn-mlp"
     resolution: int = 1024
     """The side in pixels of a square with as many as a picture is trained in."""
+    told_size: bool = False
+    """Whether the model is told the size of a picture and how it was cropped."""
 
 
 @dataclass(frozen=True)

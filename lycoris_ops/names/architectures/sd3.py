@@ -66,7 +66,13 @@ def table(shapes: Mapping[str, Shape]) -> Table:
 
 
 ARCHITECTURE = Architecture(
-    layouts=(Layout(marks=("joint_blocks.*.context_block.attn.qkv",), diffusers=table),),
+    layouts=(
+        Layout(
+            marks=("joint_blocks.*.context_block.attn.qkv",),
+            diffusers=table,
+            encoders=("clip_l", "clip_g", "t5xxl"),
+        ),
+    ),
     families=(
         Family(
             "SD3",

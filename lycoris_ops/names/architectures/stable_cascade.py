@@ -49,11 +49,13 @@ ARCHITECTURE = Architecture(
             marks=(*MARKS, "up_blocks.*.*.attention.attn.in_proj_weight"),
             diffusers={**COMMON, **_attentions(IN_ONE)},
             others=_attentions(IN_ONE_OTHERS),
+            component="prior",
         ),
         Layout(
             marks=MARKS,
             diffusers={**COMMON, **_attentions(IN_PARTS)},
             others=_attentions(IN_PARTS_OTHERS),
+            component="prior",
         ),
     ),
     # Scales and shifts from the time.

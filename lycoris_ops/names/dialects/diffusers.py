@@ -54,9 +54,7 @@ def _prefix(part: str, parts: pipelines.Parts) -> str:
     if part != pipelines.UNET:
         number = parts.number(part)
         return "text_encoder." if number == 1 else f"text_encoder_{number}."
-    if pipelines.CASCADE in parts.unet:
-        return "prior."
-    return UNET if pipelines.is_ldm(parts.unet) else "transformer."
+    return f"{parts.layout.component}."
 
 
 FOLDED = "alpha / rank multiplied into a factor of {layers}"

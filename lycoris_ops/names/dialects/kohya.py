@@ -14,16 +14,14 @@ from ...algorithms.lora import UP
 from ...algorithms.oft import BLOCKS, Oft
 from ...maths.shapes import Shape
 from .. import layouts
-from ..architectures import Places
+from ..architectures import Places, recognise
 from ..network_args import args_of
 from . import plain
 from .base import Asked, Dialect, Encoded, Held, Prefix, Write
-from .pipelines import CASCADE, UNET, Parts, is_ldm
+from .pipelines import UNET, Parts
 
 ENCODERS = {"clip_l": 1, "clip_h": 1, "clip_g": 2, "t5xxl": 3}
 """kohya-ss numbers encoders by their kind: T5 is the third in Flux too, which has no second."""
-LABELS = "label_emb.0.0"
-"""A layer of UNets of the SD family with a vector beside the prompt (SDXL)."""
 LDM_PATH = re.compile(r"(input_blocks|middle_block|output_blocks|time_embed|label_emb|out)\.")
 
 
@@ -63,7 +61,7 @@ def _is_block_diagonal(up: Tensor, shares: Sequence[int]) -> bool:
 
 
 def _prefix(part: str, parts: Parts) -> str:
-    prior = "prior_" if CASCADE in parts.unet else ""
+    prior = "prior_" if parts.layout.component == "prior" else ""
     if part == UNET:
         return f"lora_{prior}unet_"
     # kohya-ss does not number a model's only text encoder.
@@ -72,8 +70,8 @@ def _prefix(part: str, parts: Parts) -> str:
 
 
 def _layout(shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
-    """kohya-ss has diffusers' names for UNets without LABELS, and the original ones for all other models."""
-    return (layouts.diffusers if is_ldm(shapes) and LABELS not in shapes else layouts.own)(shapes)
+    model = recognise(shapes)
+    return model.in_diffusers() if model and model.layout.kohya_has_diffusers else layouts.own(shapes)
 
 
 def _renamed(spoken: str | None, prefix: Prefix, path: str) -> str | None:
