@@ -24,7 +24,7 @@ from ..ranks.allocate import Candidate
 from ..reading.fitted import UNCHANGED, FitReport, FitRow
 from ..writing.save import Expected
 from .choice import Choice, Measured, by_rank, by_size, in_bytes, is_short
-from .settings import ANY, COMPARED, FITTED, SAME, FitSettings
+from .settings import ANY, FITTED, SAME, FitSettings
 from .steps import Steps
 
 HELD = 256 << 20
@@ -103,7 +103,8 @@ def kinds_of(source: Source, settings: FitSettings) -> tuple[str, ...]:
         return ("norm",) if source.norm and len(source.shape) == 1 else ("full",)
     if settings.algorithm == SAME:
         return (source.kind,) if source.kind in FITTED else ("lora",)
-    return COMPARED if settings.algorithm == ANY else (settings.algorithm,)
+    # Of layers that keep as much for as much the first is taken: a LoRA rather than a full difference.
+    return FITTED[::-1] if settings.algorithm == ANY else (settings.algorithm,)
 
 
 def fit_layers(

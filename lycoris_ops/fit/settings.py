@@ -21,8 +21,6 @@ FITTED: tuple[str, ...] = tuple(
     if not kind.for_norms
 )
 """The kinds that a change can become."""
-COMPARED: tuple[str, ...] = ("lora", "lokr", "full")
-"""The kinds among which "auto" chooses."""
 LARGEST = 128
 """The highest rank that is looked at in a dense change, unless a size asks for more."""
 
