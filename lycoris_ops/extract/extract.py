@@ -17,7 +17,7 @@ from ..errors import LycorisError, MatchError, located, number_of
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, Weights, read_rows, rounding_variance, weights_of
 from ..files.writing import Progress, metadata_of, short_name
-from ..fit.engine import Prepare, Source, Wanted, expected, fit_layers
+from ..fit.engine import Goal, Prepare, Source, expected, fit_layers
 from ..fit.settings import SAME, FitSettings, Making
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows
@@ -111,12 +111,12 @@ def _source(pair: Pair, before: Weights, after: Weights, settings: FitSettings) 
     )
 
 
-def _read(pair: Pair, before: Weights, after: Weights, device: str, pause: Pause) -> Wanted:
+def _read(pair: Pair, before: Weights, after: Weights, device: str, pause: Pause) -> Goal:
     with located(file=after.name, key=pair.tuned[0].key):
         change, noise = _difference(rows_of(pair.base), rows_of(pair.tuned), before, after, device, pause)
         pause()
         forms = (Dense(change.reshape(len(change), -1)),) if bool(change.any()) else ()
-        return Wanted(forms, _bias(pair, before, after, pause), noise=noise if len(pair.shape) > 1 else 0.0)
+        return Goal(forms, _bias(pair, before, after, pause), noise=noise if len(pair.shape) > 1 else 0.0)
 
 
 def _bias(pair: Pair, before: Weights, after: Weights, pause: Pause) -> Tensor | None:

@@ -41,8 +41,8 @@ OTHERS = 640
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """The change that a layer is to make: of a weight, and of the bias beside it, as read from its source."""
+class Goal:
+    """What a fit is to reach: the change of a weight, and of the bias beside it, as read from its source."""
 
     forms: tuple[Additive, ...]
     """The change of the weight; () where only the bias changes."""
@@ -69,7 +69,7 @@ class Source:
     """The name of the new layer."""
     shape: Shape
     """The weight's shape; () where only the bias changes."""
-    read: Callable[[Pause], Wanted]
+    read: Callable[[Pause], Goal]
     before: str
     """What it is, in words: `lora 64`, `difference`."""
     dtype: torch.dtype
@@ -231,7 +231,7 @@ class _Engine:
             self.held += _held(fits)
         return found
 
-    def _delta(self, source: Source, change: Wanted, largest: int) -> Delta:
+    def _delta(self, source: Source, change: Goal, largest: int) -> Delta:
         # Full differences hold the noise too, and need no spectrum.
         exact = all(KINDS[kind].whole for kind in kinds_of(source, self.settings))
         return Delta(
@@ -249,7 +249,7 @@ class _Engine:
         )
 
     def _candidates(
-        self, source: Source, change: Wanted, delta: Delta, fits: Mapping[str, Sequence[Fit]]
+        self, source: Source, change: Goal, delta: Delta, fits: Mapping[str, Sequence[Fit]]
     ) -> list[Candidate]:
         """Every layer that the change may become. What it gains is what it keeps without the noise in it."""
         found: list[Candidate] = []
@@ -276,7 +276,7 @@ class _Engine:
         choice = Choice(own.algorithm, -1, 0, delta.energy, count, own.rank)
         return Candidate(self._cost(source, count, len(own.dump())), delta.energy, choice)
 
-    def _may_stay(self, change: Wanted, own: Layer, fits: Mapping[str, Sequence[Fit]]) -> bool:
+    def _may_stay(self, change: Goal, own: Layer, fits: Mapping[str, Sequence[Fit]]) -> bool:
         """Whether the source's own layer is one that is asked for."""
         plain = own.cores and own.rank is not None and own.tensors().keys().isdisjoint(own.cores)
         if self.settings.factor is not None or (self.settings.tucker and plain):
@@ -401,7 +401,7 @@ def _held(fits: Mapping[str, Sequence[Fit]]) -> int:
     return sum(fit.held for each in fits.values() for fit in each)
 
 
-def check_finite(change: Wanted) -> None:
+def check_finite(change: Goal) -> None:
     """Raise LayerError for a change that holds NaN or infinity."""
     found = [math.isfinite(form.reach().most) for form in change.forms]
     if change.bias is not None:

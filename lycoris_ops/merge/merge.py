@@ -25,7 +25,7 @@ from ..errors import LycorisError, PlanError, located, number_of
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, weights_of
 from ..files.writing import DATA_HASH, Progress, data_hash_of, metadata_of, short_name
-from ..fit.engine import Prepare, Source, Wanted, check_finite, expected, fit_layers
+from ..fit.engine import Goal, Prepare, Source, check_finite, expected, fit_layers
 from ..fit.settings import SAME, FitSettings
 from ..fit.steps import Steps
 from ..layers.cast import cast_layer
@@ -195,12 +195,12 @@ class _Merging:
                 expected="such as 1.0",
             )
 
-    def merged(self, place: ChangedPlace, pause: Pause) -> Wanted:
+    def merged(self, place: ChangedPlace, pause: Pause) -> Goal:
         """Merge all changes of a weight and of its bias by the method."""
         own = self._own(place)
         if own is None:
             return self._change(place, self._combined, pause)
-        return Wanted(own.additive() or (), self._bias(own.bias_additive() or ()), own)
+        return Goal(own.additive() or (), self._bias(own.bias_additive() or ()), own)
 
     def _own(self, place: ChangedPlace) -> Layer | None:
         """The weight's only layer, times a number, where the method does nothing else to it; otherwise
@@ -221,7 +221,7 @@ class _Merging:
             return None
         return layer if factor == 1.0 else layer.multiplied(factor)
 
-    def part(self, entry: int, place: ChangedPlace, pause: Pause) -> Wanted:
+    def part(self, entry: int, place: ChangedPlace, pause: Pause) -> Goal:
         """The part of the result that one adapter has."""
         found = self.method.parts
         assert found is not None
@@ -238,13 +238,13 @@ class _Merging:
 
     def _change(
         self, place: ChangedPlace, of: Callable[[Deltas, Parameter], Sequence[Additive]], pause: Pause
-    ) -> Wanted:
+    ) -> Goal:
         found: list[Sequence[Additive]] = []
         for parameter in PARAMETERS:
             deltas = place.deltas(parameter, self.base, self.seed, self.device, pause)
             found.append(() if deltas is None else of(deltas, parameter))
         forms, bias = found
-        return Wanted(tuple(forms), self._bias(bias))
+        return Goal(tuple(forms), self._bias(bias))
 
     def _bias(self, forms: Sequence[Additive]) -> Tensor | None:
         return add_up(forms, torch.float32, torch.device(self.device)).flatten() if forms else None
@@ -301,7 +301,7 @@ class _Merging:
 def _exactly(
     merging: _Merging,
     places: Sequence[ChangedPlace],
-    read: Callable[[ChangedPlace, Pause], Wanted],
+    read: Callable[[ChangedPlace, Pause], Goal],
     settings: FitSettings,
     progress: Progress | None,
 ) -> tuple[dict[str, Layer], FitReport]:
@@ -328,7 +328,7 @@ def _exactly(
     return layers, FitReport(tuple(rows), left_out)
 
 
-def _exact(change: Wanted, place: ChangedPlace, settings: FitSettings, pause: Pause) -> Layer | None:
+def _exact(change: Goal, place: ChangedPlace, settings: FitSettings, pause: Pause) -> Layer | None:
     """A layer with this change; None for no change."""
     check_finite(change)
     layer = change.own or (_nearest(change.forms, place, settings, pause) if change.forms else None)

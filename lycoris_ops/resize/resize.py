@@ -21,7 +21,7 @@ from ..errors import LayerError, located, number_of
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, Weights, read_rows, weights_of
 from ..files.writing import Progress, metadata_of, short_name
-from ..fit.engine import Prepare, Source, Wanted, expected, fit_layers
+from ..fit.engine import Goal, Prepare, Source, expected, fit_layers
 from ..fit.settings import FITTED, SAME, FitSettings, Making
 from ..fit.without_base import no_weight
 from ..maths.decompositions import Pause
@@ -191,7 +191,7 @@ class _Resizing:
             raise self._needs_base(info.name, info.algorithm.algorithm, weights)
         return shape
 
-    def _read(self, name: str, shape: Shape, weights: _Places | None, pause: Pause) -> Wanted:
+    def _read(self, name: str, shape: Shape, weights: _Places | None, pause: Pause) -> Goal:
         pause()
         layer = self.adapter.layer(name, keep=False)
         with located(file=self.adapter.path, key=name):
@@ -210,7 +210,7 @@ class _Resizing:
             elif beside:
                 added = add_up(_plain(beside), torch.float32, torch.device("cpu")).flatten()
         bound = weight is not None or _depends(beside)
-        return Wanted(_plain(forms), added, layer, bound, split=_split(forms, shape))
+        return Goal(_plain(forms), added, layer, bound, split=_split(forms, shape))
 
     def _needs_base(self, name: str, kind: str, weights: _Places | None) -> LayerError:
         base = None if weights is None else weights.weights.name

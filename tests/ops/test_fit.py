@@ -17,7 +17,7 @@ import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.algorithms.fitting import Delta, Fit
 from lycoris_ops.changes.forms import Dense
-from lycoris_ops.fit.engine import Source, Wanted, fit_layers
+from lycoris_ops.fit.engine import Goal, Source, fit_layers
 from lycoris_ops.fit.settings import FitSettings
 from lycoris_ops.maths.decompositions import Pause, leading_triples
 
@@ -146,10 +146,10 @@ def test_no_layer_of_the_source_is_kept_while_others_are_measured() -> None:
     """A full difference is as large as the weight, and an adapter of them as the model."""
     alive: weakref.WeakSet[lyc.Layer] = weakref.WeakSet()
 
-    def read(pause: Pause) -> Wanted:
+    def read(pause: Pause) -> Goal:
         layer = load("full", "linear")
         alive.add(layer)
-        return Wanted(layer.additive() or (), own=layer)
+        return Goal(layer.additive() or (), own=layer)
 
     shape = WEIGHTS["linear"]
     sources = [Source(name, shape, read, "full", torch.float32, kind="full") for name in "abcdef"]
