@@ -54,10 +54,10 @@ def extract_adapter(
     have for them, so that prefixes and fused attentions may differ.
 
     `algorithm` and `size` are as in `resize_adapter`. What is rounding of the two models is left out:
-    singular values that noise alone would have (see `Delta`). With "auto" these also give the ranks; where no
-    rounding is found, as between models in float32, the knee of the energy does. Nothing is clamped. Weights
-    of one dimension, biases and bare parameters become differences, which are exact. `dtype` is float16
-    unless given. The other arguments are as in `resize_adapter`.
+    singular values that noise alone would have (see `Delta`). With the size "auto" these also give the ranks;
+    where no rounding is found, as between models in float32, the knee of the energy does. Nothing is clamped.
+    Weights of one dimension, biases and bare parameters become differences, which are exact. `dtype` is
+    float16 unless given. The other arguments are as in `resize_adapter`.
 
     `Adapter.report` says what was kept and what the models have not in common; with `strict` that is an
     error.

@@ -42,7 +42,7 @@ class Measured:
     """Whether higher ranks than those that were looked at would keep no more."""
     candidates: list[Candidate]
     sure: bool = False
-    """Whether all of the change that is no noise is known, so that "auto" takes just that."""
+    """Whether all of the change that is no noise is known, so that the size "auto" takes just that."""
     largest: int = 0
     """The highest rank that was looked at."""
     bias: Tensor | None = None

@@ -46,8 +46,8 @@ class Making(TypedDict, total=False):
 class FitSettings:
     """What layers are to become, and how they are made, as `Making` has it.
 
-    `size` and `algorithm`: "auto" is for each layer the kind that keeps most for its bytes, and "same" the
-    one that the layer has.
+    The algorithm "auto" is for each layer the kind that keeps most for its bytes, and "same" the one that the
+    layer has. The size "auto" is explained at `Size`.
     """
 
     size: Size
@@ -88,7 +88,7 @@ class FitSettings:
 
     @property
     def never_larger(self) -> bool:
-        """Whether a layer may stay what it is, of any kind, and gets no larger: "auto" promises it."""
+        """Whether a layer may stay what it is, of any kind, and gets no larger: either "auto" promises it."""
         return self.size == "auto" or self.algorithm == ANY
 
     @property

@@ -16,7 +16,7 @@ from .probe import Probe, Probed, chosen_algorithms
 from .sizes import Budget, Energy, Rank, Ratio, Size, check_size
 
 AUTO: tuple[str, ...] = ("lora",)
-"""The kinds that "auto" chooses from."""
+"""The kinds that `algorithms="auto"` stands for."""
 
 
 def _energies(offer: Offer) -> Sequence[float]:
@@ -47,14 +47,14 @@ def plan_ranks(
 ) -> Plan:
     """Divide a size among the layers of a probe so that they gain most together.
 
-    Each layer takes one rank of one of the `algorithms` ("auto", "all" of the probe's, a name or several), or
-    is left out where `r_min` is 0. Ranks are from `r_min` to `r_max`; kinds without ranks are exempt. Layers
-    without any gradient are always left out. With a `Rank`, every layer takes the algorithm that gains most
-    at this rank. alpha is `scale` times the rank, so that the scale of all layers is equal whatever their
-    ranks. The plan tells gains in any case.
+    Each layer takes one rank of one of the `algorithms` (a name or several, "all" of the probe's, or "auto"
+    for lora), or is left out where `r_min` is 0. Ranks are from `r_min` to `r_max`; kinds without ranks are
+    exempt. Layers without any gradient are always left out. With a `Rank`, every layer takes the algorithm
+    that gains most at this rank. alpha is `scale` times the rank, so that the scale of all layers is equal
+    whatever their ranks. The plan tells gains in any case.
 
     With a budget, a ratio or a rank, an offer is worth the sum of the square roots of its singular values. A
-    share of the energy and "auto" are judged by the energy.
+    share of the energy and the size "auto" (see `Size`) are judged by the energy.
 
     Raises PlanError for a size that is none, for a budget below the smallest plan, for a share of the energy
     that no plan reaches, and where nothing is on offer.
