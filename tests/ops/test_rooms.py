@@ -88,6 +88,17 @@ def test_rooms_import_downwards_only(name: str) -> None:
     assert seen == set(order)
 
 
+def test_a_word_is_the_name_of_one_class_alone() -> None:
+    """Public classes of the library; those with an underscore are known in their own file alone."""
+    found: dict[str, list[str]] = {}
+    for file in sorted((ROOT / "lycoris_ops").rglob("*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(str(file.relative_to(ROOT)))
+    assert len(found) > 100
+    assert not {name: files for name, files in found.items() if len(files) > 1}
+
+
 SURFACE = (ROOT / "lycoris_ops" / "__init__.py").read_text(encoding="utf-8")
 OFFERED = {
     name.asname
