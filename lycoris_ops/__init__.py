@@ -136,7 +136,7 @@ from .train.loop import train_network as train_network
 from .train.network import LycorisNetwork as LycorisNetwork
 from .train.optimisers import optimisers as optimisers
 from .train.options import TrainOptions as TrainOptions
-from .train.schedules import SCHEDULES as SCHEDULES
+from .train.schedules import schedules as schedules
 from .train.settings import trainable as trainable
 from .train.sketches import Sketch as Sketch
 from .train.sketches import sketches as sketches

@@ -29,14 +29,7 @@ TABLES = ("entry", "arguments", "network", "plan", "train")
 and `plan_ranks`, and of `TrainOptions`."""
 PROBED = 32
 """How many batches a plan is made from unless [plan] says it."""
-GONE = {
-    "reallocation": "Leave it out: ranks no longer move during a training; [plan] chooses them before",
-    "epochs": "Give `steps`: the number of batches times the epochs, divided by `accumulation`",
-    "patience": "Leave it out: the checkpoint `best` is that of the lowest held-out loss",
-    "autocast": "Leave it out, and compute in less in the loss of the task, by torch.autocast",
-    "checkpoints": "Give `output`: the checkpoints lie beside it",
-    "device": "Leave it out, and move the model and the batches in the task",
-}
+GONE = {"reallocation": "Leave it out: ranks no longer move during a training; [plan] chooses them before"}
 """Keys of [train] in earlier versions, with what to do."""
 
 
@@ -81,7 +74,7 @@ def options_of(settings: Mapping[str, Any], *, overwrite: bool) -> TrainOptions:
         given["dtype"] = DTYPES[given["dtype"]]
     if overwrite:
         given["overwrite"] = True
-    return _called(TrainOptions, given, "[train]")
+    return TrainOptions(**given)
 
 
 def task_of(settings: Mapping[str, Any], file: Path) -> tuple[Any, ...]:

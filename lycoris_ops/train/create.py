@@ -41,6 +41,7 @@ def create_lycoris(
     algorithm: str = "lora",
     rank: int = 16,
     alpha: float | None = None,
+    multiplier: float = 1.0,
     preset: str | None = None,
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
@@ -104,7 +105,9 @@ def create_lycoris(
         members, notes = _fresh(_overridden(sites, base, overrides or {}), drawn, named=bool(include))
     else:
         members, notes = _from_file(module, weights, start, base, overrides or {}, drawn)
-    return LycorisNetwork(module, members, seed=drawn, prefix=start, notes=notes)
+    network = LycorisNetwork(module, members, seed=drawn, prefix=start, notes=notes)
+    network.set_multiplier(multiplier)
+    return network
 
 
 def _check_left(what: str, options: Mapping[str, Any], overrides: Overrides) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
 
 from ..errors import TrainError
 from ..maths.chance import Chance
@@ -93,3 +96,35 @@ class Feed:
 
 
 _NONE = object()
+
+
+def steps_of(batches: Batches, epochs: int, batches_per_step: int) -> int:
+    """How many steps so many epochs have. Raises TrainError where the batches have no length."""
+    try:
+        count = len(cast("Any", batches_of(batches, 0)))
+    except TypeError:
+        raise TrainError(
+            "the steps of an epoch cannot be counted",
+            key="epochs",
+            got="batches without a length",
+            expected="batches that know their length, or `steps` in place of `epochs`",
+        ) from None
+    if not count:
+        raise TrainError("there are no batches", got="none in epoch 1", expected="at least one")
+    return epochs * -(-count // batches_per_step)
+
+
+def moved(batch: Any, device: torch.device | str | None) -> Any:
+    """A batch with its tensors on a device, in lists, tuples and mappings too."""
+    if device is None:
+        return batch
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        table = cast("Mapping[Any, Any]", batch)
+        return {key: moved(value, device) for key, value in table.items()}
+    if isinstance(batch, (list, tuple)):
+        values = [moved(value, device) for value in cast("list[Any]", batch)]
+        # A named tuple takes its values one by one.
+        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)  # pyright: ignore
+    return batch

@@ -45,6 +45,11 @@ class History:
         """The step with the lowest held-out loss, and that loss."""
         return min(self.validation, key=lambda one: one[1], default=None)
 
+    @property
+    def waited(self) -> int:
+        """How many validations came after the best one."""
+        return len(self.validation) - 1 - self.validation.index(self.best) if self.best else 0
+
     def state_dict(self) -> dict[str, Any]:
         """The history as plain values and tensors."""
         return {

@@ -20,7 +20,7 @@ from . import processes
 from .checkpoints import Checkpoints, state_to_resume
 from .curves import draw_curves
 from .extras import has
-from .feed import Batches, Feed
+from .feed import Batches, Feed, steps_of
 from .history import History, StepReport
 from .network import LycorisNetwork
 from .options import TrainOptions
@@ -36,6 +36,8 @@ class TrainResult:
     """How many steps are done, those before a resume included."""
     epochs: int
     """The epoch of the last step, from 1."""
+    stopped_early: bool
+    """Whether the training ended because validations no longer got better."""
     seconds: float
     """How long this run took, without what was done before a resume."""
     history: History
@@ -56,7 +58,7 @@ class TrainResult:
         losses, best = self.history.losses, self.history.best
         lines = [
             f"{number_of(self.steps, 'step')} in {number_of(self.epochs, 'epoch')}, "
-            f"{self.seconds:.1f} s in this run"
+            f"{self.seconds:.1f} s in this run" + (", stopped early" if self.stopped_early else "")
         ]
         lines += [f"went on from {self.resumed}"] if self.resumed else []
         lines += [f"a checkpoint could not be written after {why}" for why in self.unwritten]
@@ -115,6 +117,7 @@ def train_network(
     """
     began = time.monotonic()
     group = options.accumulation * processes.count()
+    steps = options.steps or steps_of(batches, options.epochs or 0, group)
     first = processes.rank() == 0
     # Before the work: it must not turn out at the end that the file cannot be written.
     outs = [] if options.output is None else files_of(options.output, options.dialect)
@@ -126,19 +129,19 @@ def train_network(
         check_files(found, overwrite=replaces, make_folder=options.dialect == "peft")
     if options.folder is not None and first:
         net.check_dialect(options.dialect)
-    trainer = Trainer(net, loss, options, validation=validation)
+    trainer = Trainer(net, loss, options, steps=steps, validation=validation)
     source: str | None = None
     if resume is not None:
         state, words = state_to_resume(resume)
         trainer.load_state(state)
         source = f"step {trainer.done} of an earlier run: {words}"
     with ExitStack() as closing:
-        steps = [progress] if progress else []
-        validations = [validated] if validated else []
-        for view in views(options.bar, options.log, trainer.done, options.steps):
+        stepped = [progress] if progress else []
+        judged = [validated] if validated else []
+        for view in views(options.bar, options.log, trainer.done, steps):
             closing.callback(view.close)
-            steps.append(view.stepped)
-            validations.append(view.validated)
+            stepped.append(view.stepped)
+            judged.append(view.validated)
         kept = None
         if options.folder is not None and first:
             kept = Checkpoints(options.folder, options.dialect, options.keep, options.checkpoint_minutes)
@@ -147,7 +150,7 @@ def train_network(
                 trainer.returns = kept.returns_of(trainer)
         feed = Feed(batches, options.seed, trainer.place)
         try:
-            _run(trainer, feed, group, kept, steps, validations)
+            early = _run(trainer, feed, group, kept, stepped, judged)
         except DivergedError as error:
             if kept:
                 error.file = str(kept.write_good(trainer))
@@ -169,6 +172,7 @@ def train_network(
     return TrainResult(
         steps=trainer.done,
         epochs=trainer.place[0] + 1,
+        stopped_early=early,
         seconds=time.monotonic() - began,
         history=trainer.history,
         output=str(out) if out else None,
@@ -187,24 +191,26 @@ def _run(
     kept: Checkpoints | None,
     stepped: Sequence[Callable[[StepReport], None]],
     validated: Sequence[Callable[[int, float], None]],
-) -> None:
-    """Train to the end."""
-    options, history = trainer.options, trainer.history
+) -> bool:
+    """Train to the end, and return whether it came early."""
+    options, history, total = trainer.options, trainer.history, trainer.total
     while True:
         # What is due after a step comes before the next one, so that a run that ended in between makes up
         # for it.
         done = trainer.done
-        if trainer.validation is not None and _due(options.validate_every, done, options.steps):
+        if trainer.validation is not None and _due(options.validate_every, done, total):
             if not history.validation or history.validation[-1][0] != done:
                 found = trainer.validate()
                 for tell in validated:
                     tell(done, found)
-            if kept and done and history.best == history.validation[-1]:
+            if kept and history.waited == 0 and done:
                 kept.write(trainer, "best")
+            if options.patience is not None and history.waited >= options.patience:
+                return True
         if kept and done and options.checkpoint_every and done % options.checkpoint_every == 0:
             kept.write_numbered(trainer)
-        if done >= options.steps:
-            return
+        if done >= total:
+            return False
         if kept and done:
             kept.write_by_time(trainer)
         batches = feed.take(group)

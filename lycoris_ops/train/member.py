@@ -6,6 +6,7 @@ import math
 import zlib
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -56,8 +57,6 @@ class Member(nn.Module):
 
     `layer` is made of these parameters and can be used like any other layer. The member acts on its module
     from `attach` to `detach`, by a `Bypass` or by a `Rebuilt` weight. Dropouts act in training mode.
-
-    Raises LycorisError where the layer does not fit the module, or a dropout cannot act on it.
     """
 
     def __init__(self, site: Site, layer: Layer, settings: LayerSettings) -> None:
@@ -69,12 +68,25 @@ class Member(nn.Module):
         self.passed = False
         """Whether there was a pass in which the layer could act."""
         self._attached = False
-        with located(weight=site.path):
-            layer.check_fit(site.shape)
+        self.replace(layer)
+
+    def replace(self, layer: Layer) -> None:
+        """Train another layer in place of this one, from its values. Its parameters are new ones.
+
+        Raises LycorisError where the layer does not fit the module, or a dropout cannot act on it.
+        """
+        with located(weight=self.site.path):
+            layer.check_fit(self.site.shape)
             self._check_dropouts(layer)
-        weight: Tensor = getattr(site.module, site.weight)
-        # None where the weight is nowhere, because hooks load it within each pass.
-        device = None if weight.is_meta else weight.device
+        weight: Tensor = getattr(self.site.module, self.site.weight)
+        held = next(chain(self.parameters(), self.buffers()), weight)
+        # Where the tensors are already, else where the weight is. None where that is nowhere, because hooks
+        # load it within each pass.
+        device = None if held.is_meta else held.device
+        attached = self._attached
+        self.detach()
+        for name in [*self._parameters, *self._buffers]:
+            delattr(self, name)
         trained = layer.factors()
         for name, tensor in layer.tensors().items():
             # A copy: the layer may be that of a file, which others use. In the layout that it has after it is
@@ -85,7 +97,9 @@ class Member(nn.Module):
             else:
                 self.register_buffer(name, value)
         self._hold(layer)
-        self.bypass_up_to = bypass_up_to(site, self._layer, settings)
+        self.bypass_up_to = bypass_up_to(self.site, self._layer, self.settings)
+        if attached:
+            self.attach()
 
     @property
     def layer(self) -> Layer:

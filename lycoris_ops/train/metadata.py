@@ -20,8 +20,17 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 ELSEWHERE = frozenset(
-    {"data", "settings", "validate_every", "checkpoint_every", "checkpoint_minutes", "keep", "output"}
-    | {"dialect", "dtype", "metadata", "overwrite", "bar", "log", "picture"}
+    {
+        "device",
+        "data",
+        "settings",
+        "validate_every",
+        "patience",
+        "checkpoint_every",
+        "checkpoint_minutes",
+        "keep",
+    }
+    | {"output", "dialect", "dtype", "metadata", "checkpoints", "overwrite", "bar", "log", "picture"}
 )
 """The options that do not change what is learned."""
 IN_LYCORIS = {"oft": "diag-oft"}
@@ -48,7 +57,7 @@ def metadata_of_training(trainer: Trainer) -> dict[str, str | None]:
         # What the model is called is not known here, and readers expect the key.
         "ss_base_model_version": "unknown",
         "ss_steps": trainer.done,
-        "ss_max_train_steps": options.steps,
+        "ss_max_train_steps": trainer.total,
         "ss_epoch": trainer.place[0] + 1,
         "ss_learning_rate": first["initial_lr"],
         "ss_optimizer": options.optimiser,
@@ -57,7 +66,7 @@ def metadata_of_training(trainer: Trainer) -> dict[str, str | None]:
         "ss_gradient_accumulation_steps": options.accumulation,
         "ss_max_grad_norm": options.clip_norm,
         "ss_scale_weight_norms": options.max_weight_norm,
-        "ss_mixed_precision": "no",
+        "ss_mixed_precision": options.autocast or "no",
         "ss_seed": options.seed,
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": title,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..algorithms import Layer
 from ..algorithms.checks import a_layer, of_rank
 from ..algorithms.lora import Lora
-from ..errors import LycorisError, located, number_of
+from ..errors import LycorisError, MatchError, located, number_of
 from ..layers.part import Part
 from ..maths.shapes import Shape
 from ..maths.tensors import changed_in_place, is_divided, is_plain, norm
@@ -31,11 +31,12 @@ from ..modules import (
 )
 from ..patch import patch_
 from ..reading.adapter import TRANSPOSED, Adapter
+from ..reading.load import load_adapter
 from ..writing.save import SaveResult, check_dialect, save_adapter
 from . import processes
 from .frozen import Flags, freeze, thaw
 from .member import Member, read_weight, zeroed
-from .naming import model_shapes, named
+from .naming import layers_for, model_shapes, named, unread
 
 NAME = "network"
 """What errors and reports call an adapter that is made of a network."""
@@ -287,6 +288,35 @@ class LycorisNetwork(nn.Module):
     def check_dialect(self, dialect: str) -> None:
         """Raise LycorisError where a dialect cannot hold these layers."""
         check_dialect(self.to_adapter(dialect=dialect), dialect, self.shapes())
+
+    def load_weights(self, path: str | os.PathLike[str] | Adapter) -> None:
+        """Go on from an adapter file in any dialect, or from an adapter in memory.
+
+        Every member takes the layer that the file has for its module, with the algorithm, rank and alpha
+        there. Raises MatchError unless the file has a layer for every member and no other; nothing is changed
+        then.
+        """
+        adapter = path if isinstance(path, Adapter) else load_adapter(path)
+        found = layers_for(adapter, self.module, self.prefix)
+        extra = sorted(found.keys() - self.members.keys())
+        missing = sorted(self.members.keys() - found.keys())
+        if extra or missing:
+            raise MatchError(
+                "the file and the network have not the same layers",
+                file=adapter.path,
+                key=(extra or missing)[0],
+                got=f"{len(found)} layers, {len(extra)} of them not in the network",
+                expected=f"{len(self.members)} layers, {len(missing)} of them not in the file",
+                hint="Make the network from the file: create_lycoris(module, weights=...)",
+            )
+        for name, layer in found.items():
+            with located(file=adapter.path):
+                self.members[name].replace(layer)
+        self.notes = tuple(dict.fromkeys((*self.notes, *unread(adapter))))
+
+    def replace_layer(self, path: str, layer: Layer) -> None:
+        """Train another layer on a module in place of the present one; its parameters are new ones."""
+        self.members[path].replace(layer)
 
     def shapes(self) -> dict[str, Shape]:
         """The keys and shapes of the model's weights, as files name them."""

@@ -16,6 +16,13 @@ from ..files.dtypes import DTYPE_NAMES, FLOATS
 from ..writing.metadata import check_text
 from .sketches import Sketch
 
+AUTOCAST = {
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+}
+"""The dtypes that a model can compute in while it is trained, by name."""
 STATE = ".state.safetensors"
 """The ending of the files that a training can be resumed from."""
 
@@ -27,8 +34,10 @@ class TrainOptions:
     Raises TrainError for a value out of its range.
     """
 
-    steps: int
-    """How many steps."""
+    steps: int | None = None
+    """How many steps. Either this or `epochs` is given."""
+    epochs: int | None = None
+    """How often the batches are gone through, which then need a length."""
 
     optimiser: str = "adamw"
     """A name out of `train.optimisers`, or `module:Class` of any installed package."""
@@ -53,8 +62,12 @@ class TrainOptions:
     ema: float | None = None
     """The decay of an average of the weights, such as 0.999, which is then validated and saved in place of
     the weights. In step n the decay is min(ema, (1 + n) / (10 + n)), so that the start is soon forgotten."""
-    scaled: bool = False
-    """Whether the loss is scaled, so that small gradients are not lost where the model computes in fp16."""
+    autocast: str | None = None
+    """The dtype that the model computes in: bf16, fp16 (with scaled gradients) or None. The trained tensors
+    stay float32."""
+    scaled: bool | None = None
+    """Whether the loss is scaled, so that small gradients are not lost where the model itself computes in
+    fp16. None scales it with `autocast` fp16 alone."""
     data: Mapping[str, Sequence[Sketch]] = field(default_factory=dict[str, Sequence[Sketch]])
     """Sketches of the data by name, see `sketches`. The state holds them, and a training is resumed only with
     the same data."""
@@ -63,9 +76,13 @@ class TrainOptions:
     The state holds them, see `FoundState`, and nothing else is done with them."""
     seed: int = 0
     """What all chance is derived from: that of step n is the same however the steps before were run."""
+    device: str | torch.device | None = None
+    """Where the model is moved, and each batch of tensors. None moves nothing."""
 
     validate_every: int | None = None
     """Steps between two validations. The first one is before step 1, the last one at the end."""
+    patience: int | None = None
+    """How many validations in a row may be no better than the best before the training stops."""
     checkpoint_every: int | None = None
     """Steps between two checkpoints. The last and the best are always written where there is a folder."""
     keep: int = 3
@@ -81,6 +98,8 @@ class TrainOptions:
     """The dtype of the written adapter; None is that of the trained tensors."""
     metadata: Mapping[str, str | None] = field(default_factory=dict[str, "str | None"])
     """Entries of the file's metadata, which win over those that the training writes. None takes one away."""
+    checkpoints: str | os.PathLike[str] | None = None
+    """The folder of the checkpoints; None is one beside `output`, or none at all where that is None too."""
     overwrite: bool = False
     """Whether the files of an earlier training may be replaced. A resumed one always goes on with its own."""
 
@@ -92,7 +111,13 @@ class TrainOptions:
     """Whether the curves are drawn beside `output`, where Pillow is installed."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "accumulation", "validate_every", "checkpoint_every"):
+        if (self.steps is None) == (self.epochs is None):
+            raise TrainError(
+                "a training has a number of steps or of epochs",
+                got="neither" if self.steps is None else "both",
+                expected="one of steps and epochs",
+            )
+        for name in ("steps", "epochs", "accumulation", "validate_every", "patience", "checkpoint_every"):
             self._check(name, lambda v: isinstance(v, int) and v >= 1, "a whole number of at least 1")
         self._check("keep", lambda v: isinstance(v, int) and v >= 0, "a whole number of at least 0")
         self._check("seed", lambda v: isinstance(v, int), "a whole number")
@@ -103,6 +128,7 @@ class TrainOptions:
             self._check(name, lambda v: 0 <= v < math.inf, "a number of at least 0")
         self._check("warmup", lambda v: v < 1 or v == int(v), "a share below 1, or a whole number of steps")
         self._check("ema", lambda v: 0 < v < 1, "a number between 0 and 1")
+        self._check("autocast", lambda v: v in AUTOCAST, ", ".join([*AUTOCAST, "None"]))
         self._check("dtype", lambda v: DTYPE_NAMES.get(v) in FLOATS, f"a dtype of torch: {', '.join(FLOATS)}")
         for name in ("optimiser", "schedule"):
             self._check(name, lambda v: isinstance(v, str), "a name")
@@ -122,7 +148,11 @@ class TrainOptions:
                 "there is no folder for checkpoints",
                 key="checkpoint_every",
                 got=str(self.checkpoint_every),
-                expected="output beside it",
+                expected="output or checkpoints beside it",
+            )
+        if self.patience is not None and self.validate_every is None:
+            raise TrainError(
+                "an early stop needs validations", key="patience", expected="validate_every beside it"
             )
 
     def _check(self, name: str, holds: Callable[[Any], bool], expected: str) -> None:
@@ -137,7 +167,9 @@ class TrainOptions:
 
     @property
     def folder(self) -> Path | None:
-        """The folder of the checkpoints, beside `output`."""
+        """The folder of the checkpoints, if there is one."""
+        if self.checkpoints is not None:
+            return Path(self.checkpoints)
         if self.output is None:
             return None
         out = Path(self.output)

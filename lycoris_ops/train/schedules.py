@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from ..errors import TrainError, unknown_name
 
-SCHEDULES: Mapping[str, Callable[[float], float]] = {
+_SCHEDULES: Mapping[str, Callable[[float], float]] = {
     "constant": lambda x: 1.0,
     # Source: arXiv 1608.03983, without restarts.
     "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,
@@ -21,15 +21,20 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {
 }
 
 
+def schedules() -> Mapping[str, Callable[[float], float]]:
+    """All schedules by name."""
+    return _SCHEDULES
+
+
 def schedule(name: str, warmup: float, steps: int) -> Callable[[int], float]:
     """The share of the full rate in each step, counted from 0, of a training of so many steps.
 
     In the n-th of w steps of warm-up it is n / w. `warmup` below 1 is a share of all steps. Raises TrainError
     for an unknown name.
     """
-    if name not in SCHEDULES:
-        raise unknown_name("an unknown schedule", name, SCHEDULES, error=TrainError)
-    factor = SCHEDULES[name]
+    if name not in _SCHEDULES:
+        raise unknown_name("an unknown schedule", name, _SCHEDULES, error=TrainError)
+    factor = _SCHEDULES[name]
     rising = round(warmup * steps) if warmup < 1 else int(warmup)
 
     def share(step: int) -> float:

@@ -35,7 +35,6 @@ THEIRS: Mapping[str, str] = {
 OURS = {theirs: ours for ours, words in THEIRS.items() for theirs in words.split()}
 
 NOT_HERE: Mapping[str, str] = {
-    "multiplier": "Leave it out, and call set_multiplier of the network",
     "use_scalar": "Leave it out: every layer starts at a change of zero without a scalar",
     "rescaled": "Leave it out: no rotation here learns a scale",
     "unbalanced_factorization": "Leave it out: the second factor of a LoKr is always the larger one",

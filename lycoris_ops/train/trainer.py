@@ -20,13 +20,13 @@ from ..maths.chance import Chance
 from ..modules import Statistics
 from ..ranks.gradients import Loss, first_bad, scalar
 from . import processes
-from .feed import Batches, DataPlace, batches_of
+from .feed import Batches, DataPlace, batches_of, moved
 from .history import History, StepReport
 from .identity import check_same, identity_of
 from .metadata import metadata_of_training
 from .network import LycorisNetwork
 from .optimisers import family_of, make_optimiser
-from .options import TrainOptions
+from .options import AUTOCAST, TrainOptions
 from .schedules import schedule
 from .sketches import check_data
 from .tensors import copies, copy_into, move_towards, norm_of, scale
@@ -59,15 +59,27 @@ class Trainer:
         loss: Loss,
         options: TrainOptions,
         *,
+        steps: int | None = None,
         validation: Batches | None = None,
     ) -> None:
+        if options.patience is not None and validation is None:
+            raise TrainError(
+                "an early stop needs batches to validate with", key="patience", expected="validation"
+            )
+        total = steps or options.steps
+        if total is None:
+            raise TrainError("without batches to count, a trainer is given its steps", key="steps")
         self.net = net
         self.loss = loss
         self.options = options
+        self.total = total
         self.validation = validation
+        if options.device is not None:
+            net.module.to(options.device)
+            net.to(options.device)
         net.apply_to()
         self.identity = identity_of(net)
-        self._rate = schedule(options.schedule, options.warmup, options.steps)
+        self._rate = schedule(options.schedule, options.warmup, total)
         self._statistics = Statistics(net.module)
         self.done = 0
         """How many steps are done."""
@@ -215,7 +227,7 @@ class Trainer:
             "average": None if self.average is None else dict(zip(self.names, self.average, strict=True)),
             "scaler": self.scaler.state_dict(),
             "step": self.done,
-            "of": self.options.steps,
+            "of": self.total,
             "returns": self.returns,
             "settings": dict(self.options.settings),
             "place": self.place,
@@ -287,7 +299,10 @@ class Trainer:
             ) from error
 
     def _loss_of(self, batch: Any) -> Tensor:
-        loss = scalar(self.loss(self.net.module, batch), TrainError)
+        dtype = AUTOCAST.get(self.options.autocast or "")
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            value = self.loss(self.net.module, moved(batch, self.options.device))
+        loss = scalar(value, TrainError)
         if torch.is_grad_enabled() and not loss.requires_grad:
             raise _independent("a tensor without a graph")
         return loss
@@ -330,8 +345,10 @@ class Trainer:
         return StepReport(number, loss, size, self.optimiser.param_groups[0]["lr"], not math.isfinite(size))
 
     def _new_scaler(self, state: dict[str, Any] | None = None) -> torch.amp.GradScaler:
-        scaler = torch.amp.GradScaler(self.device.type, enabled=self.options.scaled)
-        if self.options.scaled and state:
+        half = AUTOCAST.get(self.options.autocast or "") == torch.float16
+        scaled = half if self.options.scaled is None else self.options.scaled
+        scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+        if scaled and state:
             scaler.load_state_dict(state)
         return scaler
 
@@ -416,6 +433,6 @@ def _parameters_of(net: LycorisNetwork) -> tuple[list[str], list[nn.Parameter]]:
                 key=name,
                 got=str(parameter.dtype),
                 expected="float32",
-                hint="Keep the network in float32, and compute in less within the loss, by torch.autocast",
+                hint="Keep the network in float32 and set `autocast` to compute in less",
             )
     return list(found), list(found.values())

@@ -141,19 +141,9 @@ def loss(module: nn.Module, batch: Any) -> Tensor:
     return (found.float() - batch[1]).square().mean()
 
 
-def narrow(dtype: torch.dtype) -> Any:
-    """The loss, for which the model computes in a dtype."""
-
-    def found(module: nn.Module, batch: Any) -> Tensor:
-        with torch.autocast(NAME, dtype):
-            return loss(module, batch)
-
-    return found
-
-
 def task() -> tuple[Any, ...]:
     """For the command line."""
-    return model().to(NAME), batches(NAME), narrow(torch.bfloat16)
+    return model().to(NAME), batches(NAME), loss
 
 
 def networks(device: str) -> list[lyc.LycorisNetwork]:
@@ -186,24 +176,23 @@ def check(folder: Path) -> None:
             torch.testing.assert_close(one.detach().cpu(), other.detach(), rtol=1e-4, atol=1e-5)
         here.restore()
         there.restore()
-    for dtype in (torch.bfloat16, torch.float16):
+    for autocast, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
         net = lyc.create_lycoris(model().to(NAME), rank=2, seed=1)
-        scaled = dtype == torch.float16
-        trainer = Trainer(net, narrow(dtype), lyc.TrainOptions(steps=2, scaled=scaled))
+        trainer = Trainer(net, loss, lyc.TrainOptions(steps=1, autocast=autocast))
         assert trainer.device.type == NAME
-        assert trainer.scaler.is_enabled() == scaled and trainer.scaler._device == NAME
+        assert trainer.scaler.is_enabled() == (autocast == "fp16") and trainer.scaler._device == NAME
         seen.clear()
         trainer.step(*batches(NAME))
         assert set(seen) == {dtype}, seen
-        trainer.save_state(folder / f"{dtype}.state.safetensors")
-        again = Trainer(net, narrow(dtype), trainer.options)
-        again.load_state(folder / f"{dtype}.state.safetensors")
+        trainer.save_state(folder / f"{autocast}.state.safetensors")
+        again = Trainer(net, loss, trainer.options, steps=2)
+        again.load_state(folder / f"{autocast}.state.safetensors")
         again.step(*batches(NAME))
         assert again.device.type == NAME
         net.restore()
     (folder / "settings.toml").write_text(
         "entry = 'pretended_device:task'\n[plan]\nsize = 'rank 2'\n[network]\nseed = 1\n"
-        f"[train]\nsteps = 2\nbar = false\npicture = false\n"
+        f"[train]\nsteps = 2\nautocast = 'bf16'\nbar = false\npicture = false\n"
         f"output = '{folder.as_posix()}/a.safetensors'\n",
         encoding="utf-8",
     )

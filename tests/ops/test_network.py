@@ -203,6 +203,10 @@ def test_files_go_on_where_the_network_was(dialect: Any, model: Model, tmp_path:
         assert again.members[path].layer.alpha == member.layer.alpha
         assert again.members[path].layer.algorithm == member.layer.algorithm
     again.restore()
+    fresh = mixed(model, moved=False)
+    fresh.load_weights(file)
+    assert torch.equal(model(ids), trained)
+    fresh.restore()
     # The file patched into the base, as at inference.
     adapter = lyc.load_adapter(file)
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
@@ -546,8 +550,13 @@ def test_a_copy_of_a_model_in_training_has_layers_of_its_own(algorithm: str) -> 
     assert torch.equal(net(x), found)
 
 
-def test_a_file_of_another_model_is_refused(model: Model, tmp_path: Path) -> None:
+def test_a_file_of_other_layers_changes_nothing(model: Model, tmp_path: Path) -> None:
     made(model).save_weights(tmp_path / "all.safetensors")
+    network = lyc.create_lycoris(model, include="head")
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(lyc.MatchError, match="not the same layers"):
+        network.load_weights(tmp_path / "all.safetensors")
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     other = nn.Sequential(nn.Linear(3, 3))
     with pytest.raises(lyc.MatchError, match="no module for a layer"):
         lyc.create_lycoris(other, weights=tmp_path / "all.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no text": ({"include": [1]}, "a pattern is not a text"),
     "constraint": ({"constraint": 0.1}, "a lora layer has no constraint"),
     "rslora": ({"algorithm": "oft", "rslora": True}, "an oft layer has no rslora"),
-    "strength": ({"multiplier": 0.5}, "Leave it out, and call set_multiplier"),
+    "strength": ({"multiplier": math.nan}, "a strength is not a finite number"),
     "refused": ({"include": "other"}, "other cannot be adapted: of class ConvTranspose1d"),
 }
 

@@ -84,7 +84,7 @@ def test_the_settings_for_the_command_line_train(tmp_path: Path, monkeypatch: py
 
 def test_every_optimiser_and_schedule_is_on_the_page() -> None:
     from lycoris_ops.train.optimisers import optimisers
-    from lycoris_ops.train.schedules import SCHEDULES
+    from lycoris_ops.train.schedules import schedules
 
-    for name in (*optimisers(), *SCHEDULES):
+    for name in (*optimisers(), *schedules()):
         assert f"`{name}`" in PAGE, name

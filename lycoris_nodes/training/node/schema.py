@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ....lycoris_ops import SCHEDULES, WRITABLE, WRITTEN, optimisers, trainable
+from ....lycoris_ops import WRITABLE, WRITTEN, optimisers, schedules, trainable
 from ...host.page import io
 from ...schema.inputs import (
     AS_FAMILY,
@@ -203,7 +203,7 @@ def _optimisation() -> list[Any]:
         ),
         io.Combo.Input(
             "schedule",
-            options=list(SCHEDULES),
+            options=list(schedules()),
             default="constant",
             tooltip="How the learning rate falls over the steps.",
         ),

@@ -80,7 +80,7 @@ def _resumed(given: str | bool | None, training: TrainOptions) -> str | None:
         raise LycorisError(
             "there is no folder with a state to go on from",
             key="[train]",
-            expected="output, or --resume with a file",
+            expected="output or checkpoints, or --resume with a file",
         )
     return str(training.folder)
 
