@@ -183,12 +183,6 @@ class PathCases:
         ]
         check(torch.randn(shape).to(dtype), pairs)
 
-    @pytest.mark.usefixtures("tile")
-    def test_eight_adapters_of_three_kinds(self, dtype: torch.dtype) -> None:
-        kinds = ["lora"] * 3 + ["loha"] * 3 + ["lokr-full-low"] * 2
-        pairs = [(layer(kind, "linear-odd", rank=4), 0.1 * n - 0.35) for n, kind in enumerate(kinds)]
-        check(torch.randn(WEIGHTS["linear-odd"]).to(dtype), pairs)
-
     @pytest.mark.parametrize("stored", [*DTYPES, torch.float64], ids=str)
     def test_factors_of_any_dtype(self, stored: torch.dtype, dtype: torch.dtype) -> None:
         """Factors may be stored in any dtype, alone or in one plan with float32 factors."""

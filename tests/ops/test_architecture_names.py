@@ -357,10 +357,6 @@ def test_no_fallback_is_a_real_path(name: str) -> None:
             assert 0 <= first < end <= shapes[place.path][0]
 
 
-def test_nothing_is_of_no_architecture() -> None:
-    assert knowing({}) == {}
-
-
 def only(shapes: Shapes, without: Iterable[str]) -> dict[str, Shape]:
     return {path: shape for path, shape in shapes.items() if not path.startswith(tuple(without))}
 

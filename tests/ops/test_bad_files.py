@@ -132,12 +132,6 @@ def test_a_mark_of_the_byte_order_before_a_configuration_is_skipped(tmp_path: Pa
     assert beside(tmp_path, pair("base_model.model.x.q"), text=text).alphas() == {"base_model.model.x.q": 8.0}
 
 
-def test_metadata_that_only_tell_of_a_training_may_be_nested_without_end(tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
-    save_file(pair("transformer.x.q"), path, {"ss_network_args": "[" * 100_000})
-    assert lyc.load_adapter(path).layers["transformer.x.q"].rank == 4
-
-
 def test_a_name_too_long_for_the_disk_is_an_error_of_the_family(tmp_path: Path) -> None:
     """The system's own error does not reach the caller."""
     adapter = lyc.load_adapter(written(tmp_path, factors("lora", "linear")))

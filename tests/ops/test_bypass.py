@@ -174,20 +174,6 @@ def test_changes_of_the_bias(name: str, kind: str) -> None:
     assert compare(case, ([], biases)) < BOUNDS[torch.float64]
 
 
-@pytest.mark.parametrize("rank", [1, 4, 9])
-@pytest.mark.parametrize("name", ["linear", "conv2d", "conv2d-strided"])
-@pytest.mark.parametrize("tiles", [False, True])
-def test_both_ways_of_a_hadamard_product(
-    rank: int, name: str, tiles: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both ways of computing LoHa are forced: Khatri-Rao factors, and tiles of the full matrix."""
-    monkeypatch.setattr(hadamard.HadamardForward, "_khatri_rao_is_cheaper", lambda *_: not tiles)
-    monkeypatch.setattr(hadamard, "TILE", 50)
-    case = MODULES[name]
-    pairs = [(layer("loha", case, rank=rank), 0.6), (layer("loha", case, rank=2), -0.9)]
-    assert compare(case, (pairs,)) < BOUNDS[torch.float64]
-
-
 @pytest.mark.parametrize(
     ("size", "rank", "positions", "khatri_rao"),
     [(3072, 8, 1024, True), (3072, 8, 1, True), (3072, 64, 1024, False), (320, 16, 4096, False)],

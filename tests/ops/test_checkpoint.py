@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import textwrap
@@ -201,73 +200,6 @@ def test_another_file_can_be_replaced_and_the_base_never(tmp_path: Path) -> None
     merged = load_file(out)
     for key, tensor in wanted.items():
         torch.testing.assert_close(merged[key].double(), tensor, rtol=0, atol=5e-5)
-
-
-def test_progress_reaches_the_end(tmp_path: Path) -> None:
-    path, stack = write(tmp_path, torch.float16)
-    seen: list[tuple[int, int]] = []
-    out = tmp_path / "out.safetensors"
-    lyc.merge_checkpoint(path, stack, out, progress=lambda done, total: seen.append((done, total)))
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert seen[-1] == (out.stat().st_size, out.stat().st_size)
-
-
-class Interrupt(BaseException):
-    """An interrupt that is no Exception, as the host's own is not."""
-
-
-def test_an_interrupt_leaves_nothing_and_the_earlier_file(tmp_path: Path) -> None:
-    path, stack = write(tmp_path, torch.float16)
-    out = tmp_path / "out.safetensors"
-    out.write_bytes(b"earlier")
-    before = sorted(tmp_path.iterdir())
-
-    def interrupt(done: int, total: int) -> None:
-        if done > total // 2:
-            raise Interrupt
-
-    with pytest.raises(Interrupt):
-        lyc.merge_checkpoint(path, stack, out, progress=interrupt)
-    assert out.read_bytes() == b"earlier"
-    assert sorted(tmp_path.iterdir()) == before
-
-
-def test_a_full_disk_leaves_nothing_and_the_earlier_file(tmp_path: Path) -> None:
-    path, stack = write(tmp_path, torch.float16)
-    out = tmp_path / "out.safetensors"
-    out.write_bytes(b"earlier")
-    before = sorted(tmp_path.iterdir())
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # For a writer, a limit on the size of files is like a full disk.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size // 2, hard))
-    try:
-        with pytest.raises(lyc.WriteError, match=r"out\.safetensors: the disk is full.*untouched"):
-            lyc.merge_checkpoint(path, stack, out)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert out.read_bytes() == b"earlier"
-    assert sorted(tmp_path.iterdir()) == before
-
-
-def test_too_little_room_is_known_before_a_byte_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, stack = write(tmp_path, torch.float16)
-
-    # In place of the result of shutil.disk_usage.
-    class Usage:
-        free = 10
-
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage)
-    with pytest.raises(lyc.WriteError, match=r"no room.*10 bytes free"):
-        lyc.merge_checkpoint(path, stack, tmp_path / "out.safetensors")
-    assert not (tmp_path / "out.safetensors").exists()
-
-
-def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
-    path, stack = write(tmp_path, torch.float16)
-    with pytest.raises(lyc.WriteError, match="no such folder"):
-        lyc.merge_checkpoint(path, stack, tmp_path / "nowhere" / "out.safetensors")
 
 
 def test_quantised_weights_and_odd_dtypes_are_refused(tmp_path: Path) -> None:

@@ -16,20 +16,14 @@ from pathlib import Path
 import pytest
 import torch
 from layers import lora
+from models import unet
 from safetensors.torch import load_file, save_file
 
 import lycoris_ops as lyc
 from lycoris_ops.commands import main
 from tests.harness.facts import ROOT
 
-# The layers by which the UNet of SD1.5 is known, and one that adapters change.
-MODEL = {
-    "model.diffusion_model.input_blocks.0.0.weight": (4, 4, 3, 3),
-    "model.diffusion_model.input_blocks.1.0.in_layers.2.weight": (4, 4, 3, 3),
-    "model.diffusion_model.input_blocks.1.1.proj_in.weight": (6, 6),
-    "model.diffusion_model.input_blocks.2.0.op.weight": (4, 4, 3, 3),
-    "model.diffusion_model.middle_block.0.in_layers.2.weight": (4, 4, 3, 3),
-}
+MODEL = unet((6, 6))
 NAME = "lora_unet_down_blocks_0_attentions_0_proj_in"
 
 

@@ -135,21 +135,6 @@ def test_peft_rotates_each_window_of_a_convolution_and_adds_where_they_overlap(t
             network.check_dialect("peft")
 
 
-def test_peft_gives_a_grouped_convolution_more_than_its_weight_can_hold(tmp_path: Path) -> None:
-    """PEFT's down factor sees the inputs of all groups, which the weight of a grouped convolution does not.
-
-    PEFT cannot merge such a layer, and the library refuses it.
-    """
-    from peft import LoraConfig
-
-    config = LoraConfig(r=4, target_modules=["layer"])
-    with pytest.warns(UserWarning, match="Merging is not supported"):
-        path, model = written(tmp_path, config, nn.ModuleDict({"layer": layer((8, 6, 3), groups=2)}))
-    with pytest.raises(lyc.LayerError):
-        read = lyc.load_adapter(path).layers["base_model.model.layer"]
-        read.delta(model["layer"].base_layer.weight)
-
-
 def test_a_file_of_peft_before_0_18_takes_its_last_neumann_term_twice(tmp_path: Path) -> None:
     """PEFT's series was I + 2 Q + 2 Q^2 + ..., to the last term. Its configuration then named no version.
 
@@ -201,17 +186,6 @@ def test_a_boft_is_read(weight: str, stages: int, tmp_path: Path, monkeypatch: p
     changed, _ = computed(model["layer"])
     delta = lyc.load_adapter(path).layers["base_model.model.layer"].delta(base.double())
     assert error(base.double() + delta, changed, base) <= 64 * EPS64
-
-
-def test_a_module_that_peft_saves_whole_is_reported(tmp_path: Path) -> None:
-    from peft import LoraConfig
-
-    parts = {"layer": layer((6, 8)), "head": nn.Linear(6, 3)}
-    config = LoraConfig(target_modules=["layer"], modules_to_save=["head"])
-    path, _ = written(tmp_path, config, nn.ModuleDict(parts))
-    adapter = lyc.load_adapter(path)
-    assert adapter.layers.keys() == {"base_model.model.layer"}
-    assert set(adapter.unused_keys) == {"base_model.model.head.weight", "base_model.model.head.bias"}
 
 
 def test_a_rotated_embedding_is_reported(tmp_path: Path) -> None:

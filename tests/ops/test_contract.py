@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
-import random
-from collections.abc import Iterable
 
 import pytest
 import torch
 from layers import CASES, KINDS, MIXED, WEIGHTS, base, factors, home, load
 
 import lycoris_ops as lyc
-from lycoris_ops.algorithms import ALGORITHMS, detect, explain
-from lycoris_ops.reading.adapter import outline_of
+from lycoris_ops.algorithms import ALGORITHMS, detect
 
 OTHER_VARIANTS = {
     frozenset({"lora_embedding_A", "lora_embedding_B"}),
@@ -295,133 +291,3 @@ def test_the_rank_of_glora_is_that_of_its_scale(shapes: tuple[tuple[int, int], .
     halved = ALGORITHMS["glora"].load({**parts, "alpha": torch.tensor(rank / 2)})
     weight = base("linear")
     torch.testing.assert_close(halved.delta(weight), plain.delta(weight) / 2)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_an_alpha_that_is_not_finite_is_an_error_where_it_counts(bad: float) -> None:
-    with pytest.raises(lyc.LayerError, match="alpha"):
-        load("lora", "linear", alpha=bad).delta(torch.zeros(WEIGHTS["linear"]))
-    # LoKr of two full factors has no scale.
-    full = load("lokr-full-full", "linear", alpha=bad)
-    assert torch.isfinite(full.delta(torch.zeros(WEIGHTS["linear"]))).all()
-
-
-@pytest.mark.parametrize(
-    ("kind", "key", "shape"),
-    [
-        ("lora", "lora_up.weight", (12, 4)),
-        ("lora-tucker", "lora_mid.weight", (3, 4, 3, 3)),
-        ("loha", "hada_w2_a", (12, 4)),
-        ("loha", "hada_w2_b", (3, 17)),
-        ("loha-tucker", "hada_t2", (4, 3, 3, 3)),
-        ("lokr-low-full", "lokr_w1_b", (4, 3)),
-        ("lokr-full-low", "lokr_w2_a", (4, 4)),
-        ("lokr-full-tucker", "lokr_t2", (4, 3, 3, 3)),
-        ("lora", "lora_up.weight", (12,)),
-        ("lora", "lora_down.weight", (0, 18)),
-    ],
-)
-def test_factors_that_contradict_each_other_are_an_error(kind: str, key: str, shape: tuple[int, ...]) -> None:
-    weight = "conv2d" if KINDS[kind].needs_kernel else "linear"
-    tensors = {**factors(kind, weight), key: torch.zeros(shape)}
-    with pytest.raises(lyc.LayerError):
-        ALGORITHMS[KINDS[kind].algorithm].load(tensors)
-
-
-SIZES = (0, 1, 2, 3, 4, 8)
-STORED = (torch.float16, torch.float64, torch.float8_e4m3fn, torch.int64, torch.bool, torch.complex64)
-BESIDE: dict[str, tuple[int, ...]] = {
-    "alpha": (),
-    "diff_b": (12,),
-    "set_bias": (12,),
-    "dora_scale": (12, 1),
-    "lora_B.bias": (12,),
-    "reshape_weight": (2,),
-    "rescale": (12, 1),
-    "oft_R.scaled_oft": (),
-    "bias_indices": (2, 3),
-    "bias_values": (3,),
-    "bias_size": (2,),
-}
-"""A sound shape of every tensor that may accompany others, for a weight of 12 outputs."""
-
-
-def test_there_is_a_shape_for_every_tensor_that_accompanies_others() -> None:
-    assert set(BESIDE) == frozenset().union(*(kind.extras for kind in ALGORITHMS.values()))
-
-
-def damaged(pick: random.Random, tensors: dict[str, torch.Tensor], extras: Iterable[str]) -> None:
-    """Add tensors to a layer, and give some of its tensors other shapes, dtypes or values."""
-    tensors |= {
-        key: torch.full(BESIDE[key], pick.choice((0.0, 1.0, 12.0, 1e30, math.nan)))
-        for key in sorted(extras)
-        if pick.random() < 0.1
-    }
-    for key in pick.sample(sorted(tensors), pick.randint(0, 2) if len(tensors) > 1 else 1):
-        shape = list(tensors[key].shape)
-        match pick.randrange(10):
-            case 0:
-                shape = [pick.choice(SIZES) for _ in range(pick.randint(0, 6))]
-            case 1 if shape:
-                shape[pick.randrange(len(shape))] = pick.choice(SIZES)
-            case 2:
-                shape.insert(pick.randint(0, len(shape)), pick.choice(SIZES))
-            case 3 if shape:
-                del shape[pick.randrange(len(shape))]
-            case 4:
-                shape.reverse()
-            case 5:
-                tensors[key] = tensors[key].to(pick.choice(STORED))
-            case 6:
-                tensors[key] = tensors[key] * 10.0 ** pick.randint(10, 38)
-            case 7:
-                tensors[key] = tensors[key] + pick.choice((math.nan, math.inf))
-            case _:
-                pass
-        if shape != list(tensors[key].shape):
-            tensors[key] = torch.randn(shape)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_damaged_tensors_make_a_finite_change_or_an_error_of_the_family(kind: str) -> None:
-    """What is read of random tensors has the weight's shape, and is added to it as it stands.
-
-    Everything that asks a layer for its shape, its values or its change raises LycorisError alone.
-    """
-    pick, read = random.Random(f"1 {kind}"), 0
-    torch.manual_seed(7)
-    weights = [weight for name, weight in CASES if name == kind]
-    for _ in range(60):
-        tensors = factors(kind, pick.choice(weights), rank=pick.randint(1, 3), alpha=None)
-        damaged(pick, tensors, ALGORITHMS[KINDS[kind].algorithm].extras - tensors.keys())
-        try:
-            outline = outline_of(tuple((key, tuple(tensor.shape)) for key, tensor in tensors.items()))
-            if outline is None:
-                assert explain(tensors)
-                continue
-            for shape in ((), (12,), (12, 18), (12, 18, 3, 3)):
-                outline.suits(shape)
-            assert outline.algorithm.made_for(outline.shapes)
-            outline.algorithm.bias_shape(outline.shapes)
-            layer = outline.algorithm.load(tensors, KINDS[kind].options)
-            met = torch.randn([12 if size is None else size for size in layer.extent] or [12, 18])
-            change = layer.change(met)
-            delta = layer.delta(met)
-            assert delta.shape == met.shape and delta.isfinite().all()
-            assert change.bias is None or (
-                change.bias.shape == met.shape[:1] and change.bias.isfinite().all()
-            )
-            patched = lyc.patch_(met.clone(), [(layer, 0.5)])
-            if patched.shape == met.shape:
-                torch.testing.assert_close(
-                    patched.double(),
-                    met.double() + delta.double() / 2,
-                    rtol=1e-3,
-                    atol=1e-3 * float(delta.abs().max() + 1),
-                )
-            outline.algorithm.load(layer.dump(), KINDS[kind].options)
-            read += 1
-        except lyc.LycorisError as error:
-            assert str(error)
-    # Enough of them are sound.
-    assert read > 10

@@ -13,26 +13,13 @@ from typing import Any
 import pytest
 import torch
 from layers import rand
+from models import flux
 from torch import Tensor
 from written import changes, read
 
 import lycoris_ops as lyc
 
-# A tiny Flux of width 24. linear1 has the rows of q, k and v, and then those of the MLP.
-FLUX = {
-    "diffusion_model.img_in.weight": (24, 6),
-    "diffusion_model.img_in.bias": (24,),
-    "diffusion_model.double_blocks.0.img_attn.qkv.weight": (72, 24),
-    "diffusion_model.double_blocks.0.img_attn.proj.weight": (24, 24),
-    "diffusion_model.double_blocks.0.txt_attn.qkv.weight": (72, 24),
-    "diffusion_model.double_blocks.0.txt_attn.proj.weight": (24, 24),
-    "diffusion_model.double_blocks.0.img_attn.norm.query_norm.weight": (6,),
-    "diffusion_model.double_blocks.0.img_attn.norm.key_norm.weight": (6,),
-    "diffusion_model.single_blocks.0.linear1.weight": (168, 24),
-    "diffusion_model.single_blocks.0.linear1.bias": (168,),
-    "diffusion_model.single_blocks.0.linear2.weight": (24, 120),
-    "diffusion_model.single_blocks.0.modulation.lin.weight": (72, 24),
-}
+FLUX = flux(24)
 
 
 def pair(out: int, inputs: int, rank: int, up: str, down: str) -> dict[str, Tensor]:

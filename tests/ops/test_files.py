@@ -252,38 +252,6 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, name: str) -> N
 PEFT = "base_model.model.mid_block.attentions.0.proj_in"
 
 
-@pytest.mark.parametrize(
-    ("config", "scale"),
-    [
-        ({"r": 3, "lora_alpha": 6}, 2.0),
-        ({"r": 3, "lora_alpha": 6, "use_rslora": True}, 6 / 3**0.5),
-        ({"r": 8, "lora_alpha": 6, "alpha_pattern": {"proj_in": 1.5}}, 0.5),
-        ({"r": 8, "lora_alpha": 6, "alpha_pattern": {"roj_in": 1.5}}, 2.0),
-        ({"r": 8, "lora_alpha": 6, "alpha_pattern": {r"mid.*\.proj_in": 3}}, 1.0),
-        ({"r": 8, "lora_alpha": 6, "alpha_pattern": {r"^mid_block.attentions.0.proj_in": 3}}, 1.0),
-        # Without a configuration the scale is 1.
-        (None, 1.0),
-    ],
-)
-def test_peft_keeps_alpha_beside_the_file(
-    tmp_path: Path, config: dict[str, Any] | None, scale: float
-) -> None:
-    """The reference is scale * up @ down, with the scale that PEFT computes from the configuration."""
-    lora = factors("lora", "linear", alpha=None)
-    tensors = {
-        f"{PEFT}.lora_A.weight": lora["lora_down.weight"],
-        f"{PEFT}.lora_B.weight": lora["lora_up.weight"],
-    }
-    path = write(tmp_path / "adapter_model.safetensors", tensors)
-    if config is not None:
-        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    adapter = lyc.load_adapter(path)
-    assert adapter.dialect == "peft"
-    delta = adapter.layers[PEFT].delta(torch.zeros(12, 18, dtype=torch.float64))
-    product = lora["lora_up.weight"].double() @ lora["lora_down.weight"].double()
-    torch.testing.assert_close(delta, product * scale)
-
-
 def test_diffusers_keeps_alpha_in_the_files_metadata(tmp_path: Path) -> None:
     lora = factors("lora", "linear", alpha=None)
     tensors = {

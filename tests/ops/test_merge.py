@@ -21,9 +21,7 @@ from lycoris_ops.__main__ import main
 from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.algorithms.fitting import Delta
 from lycoris_ops.changes.forms import Additive, Dense, LowRank
-from lycoris_ops.maths.decompositions import no_pause
 from lycoris_ops.merge.deltas import Deltas
-from lycoris_ops.merge.elements import kept_places
 from lycoris_ops.merge.registry import METHODS
 
 CPU = torch.device("cpu")
@@ -506,14 +504,6 @@ def test_value_by_value_a_merge_pauses_within_a_layer(monkeypatch: pytest.Monkey
     monkeypatch.setattr("lycoris_ops.merge.elements.TILE", 40)
     assert torch.equal(merged(name, deltas), whole)
     assert len(pauses) - before > before and len(pauses) - before >= SHAPE[0]
-
-
-def test_the_largest_values_are_those_of_a_sort() -> None:
-    for values in (torch.randn(31, 17), torch.randn(31, 17).mul(3).round(), torch.zeros(1, 1)):
-        for count in (0, 1, values.numel() // 3, values.numel()):
-            wanted = torch.zeros(values.numel(), dtype=torch.bool)
-            wanted[values.flatten().abs().argsort(descending=True, stable=True)[:count]] = True
-            assert torch.equal(kept_places(values, count, no_pause).flatten(), wanted)
 
 
 def test_factors_of_one_column_have_a_kronecker_product() -> None:

@@ -6,9 +6,6 @@ The reference is the file without the peculiarity, diffusers' own conversion of 
 from __future__ import annotations
 
 import math
-import random
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,13 +13,11 @@ import pytest
 import torch
 from diffusers.loaders import lora_conversion_utils as loras
 from layers import loha, lokr, lora, rand
-from safetensors.torch import save_file
+from models import flux, unet
 from torch import Tensor
 from written import changes, read, resolved
 
 import lycoris_ops as lyc
-from lycoris_ops.names.blocks import Blocks
-from lycoris_ops.names.layer_name import LayerName
 from lycoris_ops.names.targets import Targets
 
 Shapes = dict[str, tuple[int, ...]]
@@ -40,13 +35,7 @@ WAN: Shapes = {
     for n in range(3)
     for path, shape in {"self_attn.q": (8, 8), "cross_attn.k": (8, 8), "ffn.0": (12, 8)}.items()
 }
-FLUX: Shapes = {
-    "diffusion_model.img_in.weight": (8, 4),
-    "diffusion_model.double_blocks.0.img_attn.qkv.weight": (24, 8),
-    "diffusion_model.double_blocks.0.img_attn.proj.weight": (8, 8),
-    "diffusion_model.single_blocks.0.linear2.weight": (8, 40),
-    "diffusion_model.vector_in.in_layer.weight": (8, 4),
-}
+FLUX: Shapes = {key: shape for key, shape in flux(8).items() if len(shape) == 2}
 CLIP = "clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight"
 
 
@@ -128,12 +117,6 @@ def test_an_encoders_layers_never_land_on_the_diffusion_model(tmp_path: Path) ->
 
 
 def test_an_adapter_of_another_model_still_matches_nothing(tmp_path: Path) -> None:
-    sd15 = {
-        "diffusion_model.input_blocks.0.0.weight": (8, 4, 3, 3),
-        "diffusion_model.input_blocks.1.0.in_layers.2.weight": (8, 8, 3, 3),
-        "diffusion_model.middle_block.0.in_layers.2.weight": (8, 8, 3, 3),
-        "diffusion_model.out.2.weight": (4, 8, 3, 3),
-    }
     known, unknown = (
         r"is made for Flux 1, .* this model is SD 1\.5, ",
         "nothing in the adapter matches the model",
@@ -141,7 +124,7 @@ def test_an_adapter_of_another_model_still_matches_nothing(tmp_path: Path) -> No
     for spell, words in {"lora_unet_{1}": known, "pipe.dit.{0}": unknown, "transformer.{0}": known}.items():
         tensors = {f"{name}.{k}": t for name in named(FLUX, spell) for k, t in lora((8, 8), 2).items()}
         with pytest.raises(lyc.MatchError, match=words):
-            resolved(read(tmp_path, tensors), sd15).check()
+            resolved(read(tmp_path, tensors), unet()).check()
 
 
 def test_a_front_counts_for_most_of_a_file_or_not_at_all(tmp_path: Path) -> None:
@@ -437,159 +420,3 @@ def test_onetrainers_lokr_with_a_magnitude_of_the_outputs(tmp_path: Path, suffix
     torch.testing.assert_close(
         weight + adapter.layers["transformer.a"].delta(weight), wanted, rtol=1e-6, atol=1e-6
     )
-
-
-# Keys of a file, each of which is used or reported.
-WHOLE = {
-    "lora_unet_x": [*lora((8, 8), 2), "alpha", "dora_scale", "diff_b"],
-    "lora_unet_y": [*loha((8, 8), 2), "alpha"],
-    "transformer.z": ["lora_A.default.weight", "lora_B.default.weight"],
-    "oft_unet_w": ["alpha", *(f"oft_blocks.{n}" for n in range(3))],
-    "oft_unet_w.1": ["alpha", "oft_blocks"],
-    "oft_unet_v": ["oft_blocks", "rescale"],
-    "bundle_emb.word": ["clip_l"],
-}
-MUTATIONS = (
-    lambda key, _: key + ".0",
-    lambda key, _: key + "\n",
-    lambda key, _: "." + key,
-    lambda key, _: key.replace(".", "..", 1),
-    lambda key, _: key.rpartition(".")[0] or key,
-    lambda key, _: key.replace(".alpha", ".oft_blocks"),
-    lambda key, _: key.replace(".0", ".00"),
-    lambda key, _: key.replace(".lora_", ".lora_A.style.lora_"),
-    lambda key, other: f"{key.rpartition('.')[0]}.{other.rpartition('.')[2]}",
-    lambda key, other: f"{other.rpartition('.')[0]}.{key.rpartition('.')[2]}",
-)
-
-
-def test_each_key_of_a_file_is_used_or_reported(tmp_path: Path) -> None:
-    """Whatever is renamed. Only an error may come instead; alpha is shared by the parts of a fused layer."""
-    generator = random.Random(0)
-    whole = [f"{name}.{suffix}" for name, suffixes in WHOLE.items() for suffix in suffixes]
-    read = 0
-    for number in range(200):
-        keys = dict.fromkeys(whole)
-        for _ in range(generator.randint(1, 3)):
-            old, other = generator.sample(sorted(keys), 2)
-            del keys[old]
-            keys[generator.choice(MUTATIONS)(old, other)] = None
-        path = tmp_path / f"{number}.safetensors"
-        save_file({key: torch.ones(shape_of(key)) for key in keys}, path)
-        try:
-            adapter = lyc.load_adapter(path)
-        except lyc.LycorisError:
-            continue
-        read += 1
-        used = [key for info in adapter.info.values() for key in info.keys.values()]
-        bundled = [key for key in keys if key.startswith("bundle_emb.")]
-        assert {*used, *adapter.unused_keys, *bundled} == keys.keys(), keys.keys()
-        shared = [key for key in used if key.endswith(("alpha", "rescale"))]
-        assert len(set(used)) == len(used) - len(shared) + len(set(shared))
-        assert not {*adapter.unused_keys} & {*used} - {*shared}
-    assert read > 100
-
-
-def shape_of(key: str) -> tuple[int, ...]:
-    """A shape that fits the tensor that a key of `WHOLE` names, or what has become of the key."""
-    if "oft_blocks" in key:
-        return (2, 4, 4)
-    if "alpha" in key:
-        return ()
-    if "_down" in key or "_A" in key or (key.endswith("_b") and "hada" in key):
-        return (2, 8)
-    return (8, 2) if "_up" in key or "_B" in key or key.endswith("_a") else (8,)
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {"": (), ".weight": (8, 8), ".": (8,), "..weight": (), "weight": (3,)},
-        {"text_model.encoder.layers.0.mlp.fc1.weight": ()},
-        {"conditioner.embedders.0.model.transformer.resblocks.0.attn.in_proj_weight": (2,)},
-        {"conditioner.embedders.0.model.transformer.resblocks.0.attn.out_proj.weight": (0,)},
-        {"a.qkv.weight": (7,), "b.qkv.weight": (), "c.qkv.weight": (0, 0), "c.out.weight": ()},
-        {"a.to_q.weight": (), "a.to_k.weight": (4,), "a.to_v.weight": (4, 0)},
-        {
-            "double_blocks.0.img_attn.qkv.weight": (),
-            "img_in.weight": (0,),
-            "vector_in.in_layer.weight": (1,) * 9,
-        },
-        {
-            "single_blocks.0.linear1.weight": (1, 0),
-            "single_blocks.0.linear2.weight": (2,),
-            "img_in.weight": (),
-        },
-    ],
-)
-def test_a_model_of_unusual_keys_and_shapes_is_read(keys: Shapes) -> None:
-    """Every layer is found under its own path, and other look-ups find nothing or one of them."""
-    targets = Targets(keys)
-    blocks = Blocks(targets)
-    assert sum(map(len, blocks.members.values())) == len(targets.all)
-    for target in targets.all:
-        assert target.key in {places[0].key for places in targets.find(target.path)}
-    others = [
-        "",
-        "lora_unet_",
-        "a.to_q",
-        "a.qkv",
-        "b.to_k",
-        "transformer.single_transformer_blocks.0.attn.to_q",
-    ]
-    for candidates in targets.candidates(map(LayerName.of, others))[1].values():
-        for places in candidates:
-            rows = targets.shape_of(*places)
-            assert not rows or rows[0] <= sum(keys[place.key][0] for place in places)
-        targets.nearest("a.to_x")
-
-
-LONG_NAMES = """
-import resource, sys
-import lycoris_ops as lyc
-from lycoris_ops.names.layer_name import LayerName
-from lycoris_ops.names.targets import Targets
-import torch
-from safetensors.torch import save_file
-
-# Importing torch counts too.
-used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-resource.setrlimit(resource.RLIMIT_CPU, (int(used) + 10, int(used) + 10))
-COUNT, SIZE = 2_000, 950
-
-
-def key(fill, number, end):
-    return (fill * SIZE)[: SIZE - len(str(number)) - len(end)] + str(number) + end
-
-
-# With up to 60 dots, of the 64 that a name may have.
-DOTTED, NAMED = "." + 15 * "a", ".lora_A" + 13 * "a"
-ENDS = {DOTTED: ".odd", "_": ".alpha", NAMED: ".lora_A.x.weight", "a_": ".diff", "a": ""}
-for fill, end in ENDS.items():
-    names = [key(fill, number, end) for number in range(COUNT)]
-    tensors = {name: torch.zeros(1) for name in names} | {"lora_unet_x.diff": torch.zeros(1)}
-    save_file(tensors, sys.argv[1])
-    adapter = lyc.load_adapter(sys.argv[1])
-    model = {f"diffusion_model.{name}": (1,) for name in names} | {"x.weight": (1,)}
-    for keys in (model, {"x.weight": (1,)}, {name: (1,) for name in names}):
-        lyc.describe(lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), keys))
-        Targets(keys).candidates(map(LayerName.of, names))
-        Targets(keys).nearest(names[0])
-# Names that all mean the same weight.
-variants = ["".join("._"[number >> bit & 1] + "ab" for bit in range(13)) for number in range(COUNT)]
-targets = Targets({name: (1,) for name in variants})
-assert len(targets.find(variants[0])) > 1
-try:
-    targets.find_each(map(LayerName.of, variants), "x")
-except lyc.MatchError as error:
-    assert len(str(error)) < 1000
-else:
-    raise AssertionError("rivals are an error")
-"""
-
-
-def test_many_long_names_take_little_time(tmp_path: Path) -> None:
-    """The kernel ends the child after ten seconds of CPU, which is much for the ten megabytes of names."""
-    command = [sys.executable, "-c", LONG_NAMES, str(tmp_path / "x.safetensors")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]

@@ -56,26 +56,6 @@ def test_every_layer_sees_the_weight_as_it_was() -> None:
     torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
-def test_rows_of_kinds_whose_blocks_must_be_kept_whole() -> None:
-    """A rotation in blocks of four rows can be cut between the blocks, but not inside one."""
-    base = torch.randn(12, 18, dtype=torch.float64)
-    one = layer("oft", "linear", alpha=None)
-    whole = lyc.patch_(base.clone(), [(one, 1.0)])
-    parts = [(lyc.Part(one, (n, n + 4), (n, n + 4)), 1.0) for n in range(0, 12, 4)]
-    torch.testing.assert_close(lyc.patch_(base.clone(), parts), whole)
-    with pytest.raises(lyc.LayerError, match="part of its rows"):
-        lyc.patch_(base.clone(), [(lyc.Part(one, (0, 3), (0, 3)), 1.0)])
-
-
-def test_swapped_halves_of_one_weight() -> None:
-    """Some tools have the shift and the scale of a modulation layer in the other order."""
-    base, one = torch.randn(12, 18, dtype=torch.float64), layer("loha", "linear")
-    parts = [(lyc.Part(one, (6, 12), (0, 6)), 1.0), (lyc.Part(one, (0, 6), (6, 12)), 1.0)]
-    delta = one.delta(base)
-    wanted = base + torch.cat([delta[6:], delta[:6]])
-    torch.testing.assert_close(lyc.patch_(base.clone(), parts), wanted, rtol=0, atol=1e-12)
-
-
 def test_a_weight_is_not_cut_down() -> None:
     tensors = {**factors("lora", "linear"), "reshape_weight": torch.tensor([12, 18])}
     one = ALGORITHMS["lora"].load(tensors)

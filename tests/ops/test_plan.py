@@ -17,7 +17,6 @@ from torch import Tensor, nn
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.ranks.allocate import NOTHING, Candidate, allocate, hull, within
-from lycoris_ops.ranks.sizes import bytes_of
 
 
 def random_candidates(random: np.random.Generator, *, ranked: bool) -> dict[str, list[Candidate]]:
@@ -60,14 +59,6 @@ def test_allocation_is_near_the_best_of_all(ranked: bool) -> None:
         assert bound - gain <= max(step for step, _ in steps)
         ratios.append(gain / best)
     assert np.mean(ratios) > 0.95
-
-
-def test_a_hull_has_falling_slopes() -> None:
-    random = np.random.default_rng(1)
-    found = hull(random_candidates(random, ranked=False)["0"])
-    slopes = [(b.gain - a.gain) / (b.cost - a.cost) for a, b in itertools.pairwise(found)]
-    assert found[0] == NOTHING and len(found) > 1
-    assert slopes == sorted(slopes, reverse=True) and min(slopes) > 0
 
 
 def model() -> nn.Sequential:
@@ -289,11 +280,6 @@ def test_a_plan_is_for_one_model(probe: lyc.Probe) -> None:
         plan.check_model(select(nn.Sequential(nn.Linear(16, 31))))
     with pytest.raises(lyc.PlanError, match="2 of 3 layers that the model does not have"):
         probe.check_model(select(nn.Sequential(nn.Linear(16, 32))))
-
-
-@pytest.mark.parametrize(("text", "size"), [("50MB", 50e6), ("48 MiB", 48 * 2**20), ("1_000", 1000), (7, 7)])
-def test_bytes_of_texts(text: Any, size: float) -> None:
-    assert bytes_of(text) == size
 
 
 @pytest.mark.parametrize(

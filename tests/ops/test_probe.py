@@ -19,7 +19,6 @@ from lycoris_ops.algorithms.fitting import Delta
 from lycoris_ops.algorithms.planning import Planned
 from lycoris_ops.bypass.geometry import Geometry, geometry_of
 from lycoris_ops.changes.forms import Dense
-from lycoris_ops.maths.decompositions import leading_triples, rearranged
 from lycoris_ops.ranks.gradients import summed
 from lycoris_ops.ranks.offers import offers_of
 
@@ -175,26 +174,6 @@ def test_halves_of_the_batches_are_compared(net: Net) -> None:
     chance = replace(found, agreement=0.1)
     assert "mostly chance: its halves agree by 10%" in str(lyc.plan_ranks(chance, size=lyc.Rank(1)))
     assert "mostly chance" not in str(lyc.plan_ranks(alike, size=lyc.Rank(1)))
-
-
-@pytest.mark.parametrize("shape", [(40, 30), (12, 8, 3), (12, 8, 3, 2), (500, 700)], ids=str)
-def test_singular_triples_are_those_of_torch(shape: tuple[int, ...]) -> None:
-    generator = torch.Generator().manual_seed(1)
-    rows, columns = shape[0], math.prod(shape[1:])
-    base = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
-    left, _, right = torch.linalg.svd(base, full_matrices=False)
-    values = 0.8 ** torch.arange(min(rows, columns), dtype=torch.float64)
-    matrix = left * values @ right
-    found = leading_triples(matrix.float(), 8)
-    torch.testing.assert_close(found[1].double(), values[:8], rtol=1e-4, atol=1e-6)
-    nearest = (left[:, :8] * values[:8]) @ right[:8]
-    torch.testing.assert_close((found[0] * found[1] @ found[2]).double(), nearest, rtol=0, atol=1e-4)
-
-
-def test_a_kronecker_product_is_one_triple() -> None:
-    w1, w2 = torch.randn(3, 2), torch.randn(4, 5, 3)
-    whole = torch.einsum("ab,cdk->acbdk", w1, w2).reshape(12, 10, 3)
-    torch.testing.assert_close(rearranged(whole, 3, 2), torch.outer(w1.flatten(), w2.flatten()))
 
 
 def gradient(values: Tensor, **options: Any) -> Delta:

@@ -59,35 +59,6 @@ def test_every_layer_finds_its_weight(tmp_path: Path) -> None:
     assert not found.unmatched and not found.mismatches and not found.absent
 
 
-CHECKPOINT = {
-    key.replace("diffusion_model.", "model.diffusion_model.").replace("clip_l.", "cond_stage_model."): shape
-    for key, shape in HOST.items()
-}
-"""The weights of HOST under the names of a checkpoint file."""
-
-
-INNER = "transformer_blocks.0.attn1.to_q"
-SAME_LAYER = {
-    "kohya": f"lora_unet_input_blocks_1_1_{INNER.replace('.', '_')}",
-    "lycoris": f"lycoris_down_blocks_0_attentions_0_{INNER.replace('.', '_')}",
-    "peft": f"base_model.model.down_blocks.0.attentions.0.{INNER}",
-    "diffusers": f"unet.down_blocks.0.attentions.0.{INNER}",
-    "comfy": f"diffusion_model.input_blocks.1.1.{INNER}",
-}
-"""The names of one layer of HOST in several dialects."""
-
-
-@pytest.mark.parametrize("dialect", SAME_LAYER)
-@pytest.mark.parametrize("keys", [HOST, CHECKPOINT], ids=["loaded", "checkpoint"])
-def test_dialects_name_the_same_weight(
-    tmp_path: Path, dialect: str, keys: dict[str, tuple[int, ...]]
-) -> None:
-    found = resolved(tmp_path, {SAME_LAYER[dialect]: (8, 8)}, keys)
-    assert found.entry.adapter.dialect == dialect
-    (match,) = found.matches
-    assert match.target.name == SAME_LAYER["comfy"]
-
-
 def test_the_strength_is_of_the_part_times_the_rules(tmp_path: Path) -> None:
     rules = lyc.Rules.parse("in.1 = 0.5\nte = 2\nin.77 = 0")
     found = resolved(tmp_path, LAYERS, HOST, strength=0.8, strength_clip=0.3, rules=rules)

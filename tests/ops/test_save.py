@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from layers import CASES, FEW, KINDS, MIXED, WEIGHTS, base, factors, load, lokr, lora
+from layers import CASES, FEW, MIXED, WEIGHTS, base, factors, load, lokr, lora
 from models import unet as model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -540,18 +540,6 @@ def test_a_layer_missing_from_the_file_is_noticed(tmp_path: Path, monkeypatch: p
     assert not out(tmp_path, "kohya").exists()
 
 
-def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
-    adapter = written(tmp_path, factors("lora", "linear"))
-
-    def interrupt(done: int, total: int) -> None:
-        assert (done, total) == (1, 1)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        lyc.save_adapter(adapter, out(tmp_path, "kohya"), progress=interrupt)
-    assert [path.name for path in tmp_path.iterdir()] == ["source.safetensors"]
-
-
 def test_a_file_may_replace_its_own_source(tmp_path: Path) -> None:
     adapter = written(tmp_path, factors("lora", "linear"))
     wanted = adapter.layers[NAMES["kohya"]].dump()
@@ -561,7 +549,7 @@ def test_a_file_may_replace_its_own_source(tmp_path: Path) -> None:
     assert torch.equal(again.layers[NAMES["kohya"]].dump()["lora_up.weight"], wanted["lora_up.weight"])
 
 
-def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     adapter = written(tmp_path, factors("lora", "linear"))
     (tmp_path / "folder.safetensors").mkdir()
     for path, message in (
@@ -578,17 +566,4 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
         lyc.save_adapter(adapter, tmp_path / "x.safetensors", "a1111")  # type: ignore[arg-type]
     with pytest.raises(lyc.LycorisError, match=r"dtype.*int8.*BF16"):
         lyc.save_adapter(adapter, tmp_path / "x.safetensors", dtype=torch.int8)
-
-    # In place of the result of shutil.disk_usage.
-    class Usage:
-        free = 10
-
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage)
-    with pytest.raises(lyc.WriteError, match=r"no room.*10 bytes free"):
-        lyc.save_adapter(adapter, tmp_path / "x.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.safetensors", "source.safetensors"]
-
-
-def test_kinds_are_covered() -> None:
-    """Every kind is in CASES."""
-    assert {kind for kind, _ in CASES} == set(KINDS)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from layers import Factors, factors, loha, lokr, lora, rand
+from models import flux, unet
 from safetensors.torch import save_file
 from torch import Tensor
 from written import adapter, changes
@@ -41,31 +42,15 @@ def assert_same(before: lyc.Adapter, after: lyc.Adapter, model: Shapes) -> None:
 CLIP = "text_model.encoder.layers.0.mlp.fc1"
 T5 = "encoder.block.0.layer.0.SelfAttention.q"
 # Tiny models with the layers by which their architectures are recognised.
-SD15: Shapes = {
-    "model.diffusion_model.input_blocks.0.0.weight": (6, 4, 3, 3),
-    "model.diffusion_model.input_blocks.1.0.in_layers.2.weight": (6, 6, 3, 3),
-    "model.diffusion_model.input_blocks.1.1.proj_in.weight": (6, 6),
-    "model.diffusion_model.input_blocks.2.0.op.weight": (6, 6, 3, 3),
-    "model.diffusion_model.middle_block.0.in_layers.2.weight": (6, 6, 3, 3),
-    f"cond_stage_model.transformer.{CLIP}.weight": (6, 6),
-}
+SD15: Shapes = {**unet((6, 6)), f"cond_stage_model.transformer.{CLIP}.weight": (6, 6)}
 SDXL: Shapes = {
-    **{key: shape for key, shape in SD15.items() if key.startswith("model.")},
+    **unet((6, 6)),
     "model.diffusion_model.label_emb.0.0.weight": (6, 6),
     f"clip_l.transformer.{CLIP}.weight": (6, 6),
     f"clip_g.transformer.{CLIP}.weight": (6, 6),
 }
 FLUX: Shapes = {
-    "diffusion_model.img_in.weight": (8, 4),
-    "diffusion_model.vector_in.in_layer.weight": (8, 4),
-    "diffusion_model.double_blocks.0.img_attn.qkv.weight": (24, 8),
-    "diffusion_model.double_blocks.0.img_attn.qkv.bias": (24,),
-    "diffusion_model.double_blocks.0.img_attn.proj.weight": (8, 8),
-    "diffusion_model.single_blocks.0.linear1.weight": (56, 8),
-    "diffusion_model.single_blocks.0.linear2.weight": (8, 40),
-    "diffusion_model.final_layer.adaLN_modulation.1.weight": (16, 8),
-    "diffusion_model.final_layer.adaLN_modulation.1.bias": (16,),
-    "diffusion_model.final_layer.linear.weight": (4, 8),
+    **flux(8),
     f"clip_l.transformer.{CLIP}.weight": (6, 6),
     f"t5xxl.transformer.{T5}.weight": (6, 6),
 }
@@ -197,9 +182,8 @@ def test_a_layer_that_the_model_has_not_is_an_error(tmp_path: Path) -> None:
     )
     with pytest.raises(lyc.MatchError, match=r"input_blocks_1_1_proj: the model has no layer.*proj_in"):
         saved(source, "comfy", SD15)
-    unet = {key: shape for key, shape in SD15.items() if key.startswith("model.")}
     with pytest.raises(lyc.MatchError, match=r"lora_te_.*Give every part"):
-        saved(adapter(tmp_path, {f"lora_te_{flat(CLIP)}": lora((6, 6), 2)}), "comfy", unet)
+        saved(adapter(tmp_path, {f"lora_te_{flat(CLIP)}": lora((6, 6), 2)}), "comfy", unet((6, 6)))
     with pytest.raises(lyc.MatchError, match=r"does not fit the model.*\[7, 6\].*\[6, 6\]"):
         saved(adapter(tmp_path, {f"lora_te_{flat(CLIP)}": lora((7, 6), 2)}), "comfy", SD15)
 

@@ -417,6 +417,34 @@ def test_a_disk_that_gets_full_leaves_the_earlier_file(
     assert files_in(out) == before
 
 
+@pytest.mark.parametrize("writer", WRITERS)
+def test_too_little_room_is_known_before_a_byte_is_written(
+    sources: Path, out: Path, monkeypatch: pytest.MonkeyPatch, writer: str
+) -> None:
+    # In place of the result of shutil.disk_usage.
+    class Usage:
+        free = 10
+
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage)
+    with pytest.raises(lyc.WriteError, match=r"no room.*10 bytes free"):
+        write(writer, sources, out / name_of(writer))
+    assert not files_in(out)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_an_interrupt_on_the_way_leaves_the_earlier_file(sources: Path, out: Path, writer: str) -> None:
+    write(writer, sources, out / name_of(writer))
+    before = files_in(out)
+
+    def update(done: int, total: int) -> None:
+        if done > total // 2:
+            raise Interrupt
+
+    with pytest.raises(Interrupt):
+        write(writer, sources, out / name_of(writer), progress=update)
+    assert files_in(out) == before
+
+
 # A power cut.
 
 

@@ -104,6 +104,7 @@ def _titled(title: str) -> Make:
 
 # Whatever is read of it is right.
 add("header", {"text in UTF-16": _header(lambda header: json.dumps(header).encode("utf-16"))}, tensors=lora())
+FILLS = ("." + 15 * "a", "_", "a_", "a")
 LONG = {
     "dots": "." * 60_000,
     "underscores": "_" * 60_000,
@@ -122,6 +123,12 @@ add(
         **{
             f"a key of 60,000 {what} after a known prefix": lambda key=key: packed(lora(f"lora_unet_{key}"))
             for what, key in LONG.items()
+        },
+        **{
+            f"2,000 layers of names that are {fill} and a number": lambda fill=fill: packed(
+                {f"lora_unet_{(fill * 900)[:900]}{n}.diff": torch.ones(1) for n in range(2000)}
+            )
+            for fill in FILLS
         },
         "2,000 keys of 5,000 dots": lambda: packed({f"{'.' * 5000}{n}": torch.ones(1) for n in range(2000)}),
         "a lone surrogate in a layer": lambda: packed(lora("lora_unet_\udcff_x")),
@@ -168,6 +175,29 @@ def _marked(mark: bytes) -> Make:
     return lambda: packed({**base_of("plain"), **tensors}, said)
 
 
+ODD: dict[str, tuple[int, ...]] = {
+    "": (),
+    ".weight": (8, 8),
+    ".": (8,),
+    "..weight": (),
+    "weight": (3,),
+    "a.qkv.weight": (7,),
+    "b.qkv.weight": (),
+    "c.qkv.weight": (0, 0),
+    "c.out.weight": (),
+    "d.to_q.weight": (),
+    "d.to_k.weight": (4,),
+    "d.to_v.weight": (4, 0),
+    "text_model.encoder.layers.0.mlp.fc1.weight": (),
+    "conditioner.embedders.0.model.transformer.resblocks.0.attn.in_proj_weight": (2,),
+    "conditioner.embedders.0.model.transformer.resblocks.0.attn.out_proj.weight": (0,),
+    "double_blocks.0.img_attn.qkv.weight": (),
+    "single_blocks.0.linear1.weight": (1, 0),
+    "single_blocks.0.linear2.weight": (2,),
+    "img_in.weight": (0,),
+    "vector_in.in_layer.weight": (1,) * 9,
+}
+"""Keys that begin like those of known models, with shapes that none of these has."""
 _under(
     {
         **{f"a key of 60,000 {what}": _beside(f"{key}.weight") for what, key in LONG.items()},
@@ -176,8 +206,20 @@ _under(
         "1,000 names that begin like each other": lambda: packed(
             {**base_of("plain"), **{"_" * n: torch.ones(0, dtype=torch.int8) for n in range(1, 1000)}}
         ),
+        **{
+            f"2,000 layers of names that are {fill} and a number": lambda fill=fill: packed(
+                {
+                    **base_of("plain"),
+                    **{f"{(fill * 900)[:900]}{n}.weight": torch.ones(1) for n in range(2000)},
+                }
+            )
+            for fill in ("." + 15 * "a", "_", "a_", "a")
+        },
         "weights without dimensions": _base(lambda key, t: torch.ones(())),
         "empty weights": _base(lambda key, t: torch.ones(0, 18)),
+        "odd keys and shapes": lambda: packed(
+            {**base_of("plain"), **{k: torch.ones(s) for k, s in ODD.items()}}
+        ),
         "20 dimensions": _base(lambda key, t: torch.ones([1] * 20)),
         "NaN in a weight": _base(lambda key, t: t * math.nan if t.is_floating_point() else t),
         "large weights in half precision": _base(lambda key, t: torch.full(t.shape, 65504.0).half()),
