@@ -6,7 +6,7 @@ Source of the correspondence: the conversion of original checkpoints in diffuser
 
 from __future__ import annotations
 
-from .notation import Layout, same, swapped, under
+from .notation import SEQUENCE, Layout, same, swapped, under
 from .record import Architecture, Family
 
 JOINT = {
@@ -42,8 +42,7 @@ DIFFUSERS = {
     "pos_embed.pos_embed": "positional_encoding",
     "pos_embed.proj": "init_x_linear",
     "context_embedder": "cond_seq_linear",
-    "time_step_proj.linear_1": "t_embedder.mlp.0",
-    "time_step_proj.linear_2": "t_embedder.mlp.2",
+    **under("time_step_proj", "t_embedder.mlp", SEQUENCE),
     **under("joint_transformer_blocks.*", "double_layers.*", JOINT),
     **under("single_transformer_blocks.*", "single_layers.*", SINGLE),
     # Shift before scale in the original code, scale before shift in diffusers.

@@ -11,7 +11,7 @@ the start, the class in `diffusers/models/transformers/transformer_longcat_image
 
 from __future__ import annotations
 
-from .notation import Layout, fused, rows, same, split, swapped, under
+from .notation import EMBEDDER, Layout, fused, rows, same, split, swapped, under
 from .record import BY_TOKENS, Architecture, Family, Size, Training, Vector
 
 IMAGE = ("attn.to_q", "attn.to_k", "attn.to_v")
@@ -77,42 +77,34 @@ FLUX_BLOCKS = {
     **under("single_transformer_blocks.*", "single_blocks.*", SINGLE),
 }
 TIME_TEXT = {
-    "time_text_embed.timestep_embedder.linear_1": "time_in.in_layer",
-    "time_text_embed.timestep_embedder.linear_2": "time_in.out_layer",
-    "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
-    "time_text_embed.text_embedder.linear_2": "vector_in.out_layer",
-    "time_text_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
-    "time_text_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+    **under("time_text_embed.timestep_embedder", "time_in", EMBEDDER),
+    **under("time_text_embed.text_embedder", "vector_in", EMBEDDER),
+    **under("time_text_embed.guidance_embedder", "guidance_in", EMBEDDER),
 }
 FLUX_1 = {**COMMON, **TIME_TEXT, **FLUX_BLOCKS}
 LONGCAT = {
     **COMMON,
-    "time_embed.timestep_embedder.linear_1": "time_in.in_layer",
-    "time_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    **under("time_embed.timestep_embedder", "time_in", EMBEDDER),
     **FLUX_BLOCKS,
 }
 CHROMA = {
     **COMMON,
     **same("distilled_guidance_layer.in_proj", "distilled_guidance_layer.out_proj"),
     **same("distilled_guidance_layer.norms.*"),
-    "distilled_guidance_layer.layers.*.linear_1": "distilled_guidance_layer.layers.*.in_layer",
-    "distilled_guidance_layer.layers.*.linear_2": "distilled_guidance_layer.layers.*.out_layer",
+    **under("distilled_guidance_layer.layers.*", "distilled_guidance_layer.layers.*", EMBEDDER),
     **FLUX_BLOCKS,
 }
 OVIS = {
     **COMMON,
-    "timestep_embedder.linear_1": "time_in.in_layer",
-    "timestep_embedder.linear_2": "time_in.out_layer",
+    **under("timestep_embedder", "time_in", EMBEDDER),
     "context_embedder_norm": "txt_norm",
     **under("transformer_blocks.*", "double_blocks.*", GATED_MLP),
     **under("single_transformer_blocks.*", "single_blocks.*", SINGLE),
 }
 FLUX_2 = {
     **COMMON,
-    "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
-    "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
-    "time_guidance_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
-    "time_guidance_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+    **under("time_guidance_embed.timestep_embedder", "time_in", EMBEDDER),
+    **under("time_guidance_embed.guidance_embedder", "guidance_in", EMBEDDER),
     "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
     "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
     "single_stream_modulation.linear": "single_stream_modulation.lin",

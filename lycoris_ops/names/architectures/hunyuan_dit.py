@@ -8,7 +8,7 @@ Source of the correspondence: diffusers (Apache-2.0), `scripts/convert_hunyuandi
 
 from __future__ import annotations
 
-from .notation import Layout, same, split, swapped, under
+from .notation import SEQUENCE, Layout, same, split, swapped, under
 from .record import Architecture, Training
 
 BLOCK = {
@@ -32,12 +32,9 @@ BLOCK = {
 DIFFUSERS = {
     "pos_embed.proj": "x_embedder.proj",
     **same("text_embedding_padding"),
-    "text_embedder.linear_1": "mlp_t5.0",
-    "text_embedder.linear_2": "mlp_t5.2",
-    "time_extra_emb.timestep_embedder.linear_1": "t_embedder.mlp.0",
-    "time_extra_emb.timestep_embedder.linear_2": "t_embedder.mlp.2",
-    "time_extra_emb.extra_embedder.linear_1": "extra_embedder.0",
-    "time_extra_emb.extra_embedder.linear_2": "extra_embedder.2",
+    **under("text_embedder", "mlp_t5", SEQUENCE),
+    **under("time_extra_emb.timestep_embedder", "t_embedder.mlp", SEQUENCE),
+    **under("time_extra_emb.extra_embedder", "extra_embedder", SEQUENCE),
     # Only version 1.0 has it.
     "time_extra_emb.style_embedder": "style_embedder",
     "time_extra_emb.pooler.positional_embedding": "pooler.positional_embedding",

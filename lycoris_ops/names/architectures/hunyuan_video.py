@@ -11,7 +11,7 @@ Source of the correspondence: diffusers (Apache-2.0), `diffusers/loaders/single_
 from __future__ import annotations
 
 from .flux import DOUBLE, LIKE, LISTS, MLP, SINGLE
-from .notation import Layout, Meaning, rows, same, split, swapped, under
+from .notation import EMBEDDER, Layout, Meaning, rows, same, split, swapped, under
 from .record import Architecture, Family, Size, Training
 
 REFINER = {
@@ -24,10 +24,8 @@ REFINER = {
 }
 CONTEXT = {
     "proj_in": "input_embedder",
-    "time_text_embed.timestep_embedder.linear_1": "t_embedder.in_layer",
-    "time_text_embed.timestep_embedder.linear_2": "t_embedder.out_layer",
-    "time_text_embed.text_embedder.linear_1": "c_embedder.in_layer",
-    "time_text_embed.text_embedder.linear_2": "c_embedder.out_layer",
+    **under("time_text_embed.timestep_embedder", "t_embedder", EMBEDDER),
+    **under("time_text_embed.text_embedder", "c_embedder", EMBEDDER),
     **under("token_refiner.refiner_blocks.*", "individual_token_refiner.blocks.*", REFINER),
 }
 COMMON = {
@@ -53,14 +51,10 @@ COMMON = {
 def _embedders(theirs: str) -> dict[str, Meaning]:
     """The embedders of one model. diffusers' classes have them in modules of different names."""
     return {
-        f"{theirs}.timestep_embedder.linear_1": "time_in.in_layer",
-        f"{theirs}.timestep_embedder.linear_2": "time_in.out_layer",
-        f"{theirs}.timestep_embedder_r.linear_1": "time_r_in.in_layer",
-        f"{theirs}.timestep_embedder_r.linear_2": "time_r_in.out_layer",
-        f"{theirs}.guidance_embedder.linear_1": "guidance_in.in_layer",
-        f"{theirs}.guidance_embedder.linear_2": "guidance_in.out_layer",
-        f"{theirs}.text_embedder.linear_1": "vector_in.in_layer",
-        f"{theirs}.text_embedder.linear_2": "vector_in.out_layer",
+        **under(f"{theirs}.timestep_embedder", "time_in", EMBEDDER),
+        **under(f"{theirs}.timestep_embedder_r", "time_r_in", EMBEDDER),
+        **under(f"{theirs}.guidance_embedder", "guidance_in", EMBEDDER),
+        **under(f"{theirs}.text_embedder", "vector_in", EMBEDDER),
     }
 
 
@@ -119,8 +113,7 @@ TENCENT = {
     "single_blocks.*.linear2.fc": "single_blocks.*.linear2",
 }
 ONE_TRAINER = {
-    "txt_in.t_embedder.linear_1": "txt_in.t_embedder.in_layer",
-    "txt_in.t_embedder.linear_2": "txt_in.t_embedder.out_layer",
+    **under("txt_in.t_embedder", "txt_in.t_embedder", EMBEDDER),
     f"{REFINER_BLOCK}.mlp.fc0": f"{REFINER_BLOCK}.mlp.0",
     "double_blocks.*.img_mlp.fc0": "double_blocks.*.img_mlp.0",
     "double_blocks.*.txt_mlp.fc0": "double_blocks.*.txt_mlp.0",

@@ -7,7 +7,7 @@ left out: they have another shape in diffusers.
 
 from __future__ import annotations
 
-from .notation import Layout, under
+from .notation import SEQUENCE, Layout, under
 from .record import Architecture, Family, Size, Training
 
 BLOCK = {
@@ -26,8 +26,7 @@ BLOCK = {
 }
 DIFFUSERS = {
     "img_in": "first",
-    "time_embed.linear_1": "tmlp.0",
-    "time_embed.linear_2": "tmlp.2",
+    **under("time_embed", "tmlp", SEQUENCE),
     "time_mod_proj": "tproj.1",
     "txt_in.norm": "txtmlp.0.scale",
     "txt_in.linear_1": "txtmlp.1",

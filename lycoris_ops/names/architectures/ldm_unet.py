@@ -11,25 +11,22 @@ import re
 from collections.abc import Iterable, Mapping
 
 from ...maths.shapes import Shape
-from .notation import Layout, Meaning, Table, same, under
+from .notation import SEQUENCE, Layout, Meaning, Table, same, under
 from .record import Architecture, Family, Training, Vector
 
 ENDS = {
     "conv_in": "input_blocks.0.0",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
+    **under("time_embedding", "time_embed", SEQUENCE),
     "class_embedding": "label_emb",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
 ADDED = {
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
+    **under("add_embedding", "label_emb.0", SEQUENCE),
 }
 """The embedding of the vector beside the prompt in SDXL."""
 CLASSES = {
-    "class_embedding.linear_1": "label_emb.0.0",
-    "class_embedding.linear_2": "label_emb.0.2",
+    **under("class_embedding", "label_emb.0", SEQUENCE),
 }
 """The same layers in SD 2.1 unCLIP, where diffusers calls the vector a class."""
 RESNET = {

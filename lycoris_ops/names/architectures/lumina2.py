@@ -7,7 +7,7 @@ value come from the shapes.
 
 from __future__ import annotations
 
-from .notation import Layout, same, split, under
+from .notation import SEQUENCE, Layout, same, split, under
 from .record import Architecture, Family, Size, Training
 
 BLOCK = {
@@ -28,8 +28,7 @@ DIFFUSERS = {
     **same("x_embedder"),
     "time_caption_embed.caption_embedder.0": "cap_embedder.0",
     "time_caption_embed.caption_embedder.1": "cap_embedder.1",
-    "time_caption_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
-    "time_caption_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    **under("time_caption_embed.timestep_embedder", "t_embedder.mlp", SEQUENCE),
     **under("noise_refiner.*", "noise_refiner.*", MODULATED),
     **under("context_refiner.*", "context_refiner.*", PLAIN),
     **under("layers.*", "layers.*", MODULATED),

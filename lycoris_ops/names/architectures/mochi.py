@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...maths.shapes import Shape
-from .notation import Layout, Table, same, split, swapped, under
+from .notation import SEQUENCE, Layout, Table, same, split, swapped, under
 from .record import Architecture, Family, Size
 
 BLOCK = {
@@ -32,8 +32,7 @@ BLOCK = {
 }
 DIFFUSERS = {
     "patch_embed.proj": "x_embedder.proj",
-    "time_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
-    "time_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    **under("time_embed.timestep_embedder", "t_embedder.mlp", SEQUENCE),
     "time_embed.pooler.to_kv": "t5_y_embedder.to_kv",
     "time_embed.pooler.to_q": "t5_y_embedder.to_q",
     "time_embed.pooler.to_out": "t5_y_embedder.to_out",

@@ -122,6 +122,12 @@ def under(theirs: str, ours: str, table: Table) -> dict[str, Meaning]:
     }
 
 
+EMBEDDER = {"linear_1": "in_layer", "linear_2": "out_layer"}
+"""The two layers of an embedder in diffusers, and as the original code of Flux and its relatives has them."""
+SEQUENCE = {"linear_1": "0", "linear_2": "2"}
+"""The same where the original code has them in a sequence, with a function between them."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """The layers of one architecture: how to know it, and what other tools call them."""

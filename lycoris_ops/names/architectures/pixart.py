@@ -6,7 +6,7 @@ Source of the correspondence: diffusers (Apache-2.0), `scripts/convert_pixart_al
 
 from __future__ import annotations
 
-from .notation import Layout, same, split, under
+from .notation import SEQUENCE, Layout, same, split, under
 from .record import Architecture, Family
 
 BLOCK = {
@@ -23,13 +23,10 @@ DIFFUSERS = {
     "pos_embed.proj": "x_embedder.proj",
     "caption_projection.linear_1": "y_embedder.y_proj.fc1",
     "caption_projection.linear_2": "y_embedder.y_proj.fc2",
-    "adaln_single.emb.timestep_embedder.linear_1": "t_embedder.mlp.0",
-    "adaln_single.emb.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    **under("adaln_single.emb.timestep_embedder", "t_embedder.mlp", SEQUENCE),
     # Only Alpha has embedders of resolution and aspect ratio.
-    "adaln_single.emb.resolution_embedder.linear_1": "csize_embedder.mlp.0",
-    "adaln_single.emb.resolution_embedder.linear_2": "csize_embedder.mlp.2",
-    "adaln_single.emb.aspect_ratio_embedder.linear_1": "ar_embedder.mlp.0",
-    "adaln_single.emb.aspect_ratio_embedder.linear_2": "ar_embedder.mlp.2",
+    **under("adaln_single.emb.resolution_embedder", "csize_embedder.mlp", SEQUENCE),
+    **under("adaln_single.emb.aspect_ratio_embedder", "ar_embedder.mlp", SEQUENCE),
     "adaln_single.linear": "t_block.1",
     **under("transformer_blocks.*", "blocks.*", BLOCK),
     "scale_shift_table": "final_layer.scale_shift_table",

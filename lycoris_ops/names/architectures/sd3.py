@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...maths.shapes import Shape
-from .notation import Layout, Table, same, split, swapped, under
+from .notation import SEQUENCE, Layout, Table, same, split, swapped, under
 from .record import Architecture, Family, Size, Training
 
 BLOCK = {
@@ -36,10 +36,8 @@ BLOCK = {
 DIFFUSERS = {
     "pos_embed.pos_embed": "pos_embed",
     "pos_embed.proj": "x_embedder.proj",
-    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
-    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
-    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
-    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+    **under("time_text_embed.timestep_embedder", "t_embedder.mlp", SEQUENCE),
+    **under("time_text_embed.text_embedder", "y_embedder.mlp", SEQUENCE),
     **same("context_embedder"),
     **under("transformer_blocks.*", "joint_blocks.*", BLOCK),
     # Shift before scale in the original code, scale before shift in diffusers.

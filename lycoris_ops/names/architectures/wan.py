@@ -7,7 +7,7 @@ Variants: image to video, VACE, Fun control and camera, Animate; those that diff
 
 from __future__ import annotations
 
-from .notation import Layout, same, split, under
+from .notation import SEQUENCE, Layout, same, split, under
 from .record import Architecture, Family, Size, Training
 
 ATTENTION = {
@@ -65,11 +65,9 @@ FACE = {
 }
 DIFFUSERS = {
     **same("patch_embedding", "vace_patch_embedding", "pose_patch_embedding"),
-    "condition_embedder.time_embedder.linear_1": "time_embedding.0",
-    "condition_embedder.time_embedder.linear_2": "time_embedding.2",
+    **under("condition_embedder.time_embedder", "time_embedding", SEQUENCE),
     "condition_embedder.time_proj": "time_projection.1",
-    "condition_embedder.text_embedder.linear_1": "text_embedding.0",
-    "condition_embedder.text_embedder.linear_2": "text_embedding.2",
+    **under("condition_embedder.text_embedder", "text_embedding", SEQUENCE),
     **under("condition_embedder.image_embedder", "img_emb", IMAGE),
     **under("blocks.*", "blocks.*", BLOCK),
     **under("vace_blocks.*", "vace_blocks.*", BLOCK),
