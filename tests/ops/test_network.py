@@ -550,6 +550,27 @@ def test_a_copy_of_a_model_in_training_has_layers_of_its_own(algorithm: str) -> 
     assert torch.equal(net(x), found)
 
 
+def test_other_layers_of_the_same_modules_act_at_once(model: Model, tmp_path: Path) -> None:
+    ids, file = model.ids(), tmp_path / "loha.safetensors"
+    other = made(model, algorithm="loha", rank=3, include="head")
+    other.set_multiplier(0.5)
+    wanted = model(ids).detach()
+    other.save_weights(file)
+    other.restore()
+    network = lyc.create_lycoris(model, include="head", multiplier=0.5, seed=0).apply_to()
+    before = network.members["head"].layer
+    network.load_weights(file)
+    assert network.members["head"].layer.rank == 3
+    assert [name for name, _ in network.members["head"].named_parameters()] == [
+        *other.members["head"].layer.tensors()
+    ]
+    assert torch.equal(model(ids), wanted)
+    network.replace_layer("head", before)
+    assert network.members["head"].layer.algorithm == "lora"
+    with network.off():
+        assert torch.equal(model(ids), other.module(ids))
+
+
 def test_a_file_of_other_layers_changes_nothing(model: Model, tmp_path: Path) -> None:
     made(model).save_weights(tmp_path / "all.safetensors")
     network = lyc.create_lycoris(model, include="head")

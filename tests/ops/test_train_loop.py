@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import sys
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 import lycoris_ops as lyc
 from lycoris_ops.train import checkpoints, progress
+from lycoris_ops.train.feed import moved
 from lycoris_ops.train.metadata import metadata_of_training
 from lycoris_ops.train.progress import Lines
 from lycoris_ops.train.trainer import Trainer
@@ -470,10 +472,11 @@ def test_early_stop_best_checkpoint_curves_and_log(tmp_path: Path) -> None:
     assert result.stopped_early and losses.index(min(losses)) == len(losses) - 4
     assert (tmp_path / "out-curves.png").read_bytes().startswith(b"\x89PNG")
     assert any((tmp_path / "log").iterdir())
+    assert ", stopped early\n" in str(result)
     best = result.history.best
-    if best and best[0]:
-        adapter = lyc.load_adapter(tmp_path / "out-checkpoints/best.safetensors")
-        assert adapter.metadata["ss_steps"] == str(best[0])
+    assert best is not None and 0 < best[0] < 40
+    adapter = lyc.load_adapter(tmp_path / "out-checkpoints/best.safetensors")
+    assert adapter.metadata["ss_steps"] == str(best[0])
 
 
 @pytest.mark.parametrize("package", [True, False], ids=["tqdm", "without tqdm"])
@@ -509,6 +512,18 @@ def test_the_model_computes_in_less_and_the_weights_stay_float32(
     reports = [trainer.step(batch) for batch in batches(1) * 8]
     assert seen == {dtype} and {p.dtype for p in net.parameters()} == {torch.float32}
     assert reports[-1].loss < reports[0].loss
+    assert metadata_of_training(trainer)["ss_mixed_precision"] == autocast
+
+
+def test_the_model_and_the_tensors_of_batches_are_moved() -> None:
+    Pair = namedtuple("Pair", "x y")
+    x = torch.zeros(2)
+    found = moved({"pair": Pair(x, "a"), "list": [x, (x, 1)]}, "meta")
+    assert isinstance(found["pair"], Pair) and found["pair"].y == "a" and found["list"][1][1] == 1
+    assert all(one.is_meta for one in (found["pair"].x, found["list"][0], found["list"][1][0]))
+    assert moved(x, None) is x
+    trainer = lyc.Trainer(network(), plain, lyc.TrainOptions(steps=1, device="meta"))
+    assert trainer.device.type == "meta" and all(one.is_meta for one in trainer.net.module.parameters())
 
 
 def test_scaled_gradients_that_are_too_large_skip_the_step_and_say_so() -> None:
