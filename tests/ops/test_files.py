@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -220,12 +221,16 @@ def test_an_unknown_layer_is_kept_for_the_report(tmp_path: Path) -> None:
         **named(factors("lora", "linear")),
         **named({**factors("lora", "linear"), "unheard_of": torch.ones(12, 1)}, "lora_unet_conv_in"),
         "something.else": torch.zeros(1),
+        "something.of.as.many.words.as.no.layer.has": torch.zeros(1),
     }
     adapter = lyc.load_adapter(write(tmp_path / "x.safetensors", tensors))
     assert set(adapter.layers) == {LAYER}
     assert "unheard_of" in adapter.unreadable["lora_unet_conv_in"]
     used = {key for info in adapter.info.values() for key in info.keys.values()}
     assert used | set(adapter.unused_keys) == set(tensors)
+    # Those of the layer that is not read are told with it.
+    text = lyc.describe(lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), {}))
+    assert "2 keys of the file are of no known kind" in text
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "state_dict"])
@@ -233,8 +238,14 @@ def test_a_pickle_of_plain_tensors_is_read(tmp_path: Path, wrapped: bool) -> Non
     tensors = named(factors("loha", "linear"))
     path = tmp_path / "x.pt"
     torch.save({"state_dict": tensors} if wrapped else tensors, path)
-    layer = lyc.load_adapter(path).layers[LAYER]
-    assert torch.equal(layer.dump()["hada_w1_a"], tensors[f"{LAYER}.hada_w1_a"])
+    # Archives by other tools have no second end with sizes in 64 bits.
+    packed = tmp_path / "packed.pt"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    for each in (path, packed):
+        layer = lyc.load_adapter(each).layers[LAYER]
+        assert torch.equal(layer.dump()["hada_w1_a"], tensors[f"{LAYER}.hada_w1_a"])
 
 
 @pytest.mark.parametrize("name", ["x.pt", "x.ckpt", "x.bin"])
