@@ -14,7 +14,7 @@ from ..names.blocks import ATTENTION
 from .named import named_modules
 
 BLOCK = re.compile(r"Block|Layer$")
-"""In the name of a class: it is a block, which holds an attention among other parts if it has one."""
+"""In the name of a class that is a block: if it has an attention, it has other parts too."""
 MODULATION = re.compile(r"mod(ulation)?\b|_mod_|ada_?ln|norm|time_?emb|timestep", re.IGNORECASE)
 """In the name of a linear layer inside a block: it computes scales and shifts from time or a vector.
 

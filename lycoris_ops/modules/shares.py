@@ -1,4 +1,4 @@
-"""What share of a model's weights is left out where some of its modules are adapted, in words."""
+"""Tell in words what share of a model's weights is left out when some of its modules are adapted."""
 
 from __future__ import annotations
 

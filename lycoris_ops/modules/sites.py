@@ -35,7 +35,7 @@ or on some devices, with the names of these modules."""
 KNOWN = frozenset({"torch", "comfy", "bitsandbytes", "torchao", "transformers", "diffusers"})
 """Packages whose classes with the names of torch's linear layers and convolutions multiply as these do."""
 CLOSE = 0.05
-"""How far, relatively, a product may be from that of its class's name: by what narrow dtypes round."""
+"""How far, relatively, a product may be from what its class's name says. Narrow dtypes round by less."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +228,7 @@ def select(
     kept = {path: site for path, site in found.items() if not _any(unwanted, path)}
     named = {path for path in kept if _any(wanted, path)}
     asked = named | (by_preset & kept.keys())
-    # Whose weight is also that of a module which is neither chosen nor excluded by its name.
+    # Their weight is also that of a module that is neither chosen nor excluded by name.
     shared = shared_weights(found.values())
     lent = {path for path, others in shared.items() if not asked.issuperset(kept.keys() & set(others))}
     chosen = {path: site for path, site in kept.items() if path in named or path in asked - lent}
@@ -248,7 +248,7 @@ def left_alone(module: nn.Module) -> dict[str, str]:
 
 
 def shared_weights(sites: Iterable[Site]) -> dict[str, tuple[str, ...]]:
-    """Those of the sites whose weight other modules have too, by path, with the paths of these."""
+    """The sites that share their weight with other modules, by path, with the paths of these modules."""
     shared = {
         site.path: tuple(other.path for other in group if other.module is not site.module)
         for group in by_weight(sites)

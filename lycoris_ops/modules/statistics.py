@@ -20,7 +20,7 @@ class Statistics:
 
     @contextmanager
     def kept(self) -> Generator[None]:
-        """A time in which these stay as they are: their modules use them, as in `eval` mode."""
+        """Keep these values unchanged for a while: their modules use them, as in `eval` mode."""
         training = [module for module in self._modules if module.training]
         for module in training:
             module.training = False

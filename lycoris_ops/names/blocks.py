@@ -1,9 +1,8 @@
-"""The blocks of a model, inferred from the names of its layers, and the names that rules know them by.
+"""The blocks of a model, inferred from the names of its layers, and the names that rules use for them.
 
 A family of blocks is the path before the outermost number in the path of a layer: `double_blocks` for
-`double_blocks.3.img_attn.qkv`. It is one if a layer has a name behind the number, which the members of a
-plain sequence (`time_embed.0`) have not. Families have short names (`double`) where these are unique in the
-model.
+`double_blocks.3.img_attn.qkv`. A plain sequence (`time_embed.0`) is no family, because its members have no
+name behind the number. Families have short names (`double`) where these are unique in the model.
 """
 
 from __future__ import annotations
@@ -18,29 +17,29 @@ from .architectures import ARCHITECTURES
 from .targets import Target, Targets
 
 SHORT = {path: short for record in ARCHITECTURES.values() for path, short in record.lists.items()}
-"""Lists of blocks to their short names, where their own names make none: those of a UNet."""
+"""Short names of lists of blocks whose own names make none, as in a UNet."""
 NUMBER = re.compile(r"(?:block|layer)?(\d+)")
 """The number of a block, as a word of a path. Cosmos 1 has `blocks.block7`."""
 LIST = re.compile(r"(?:_stream)?_(?:blocks?|layers|resblocks)$")
-"""The end of a family's name that says no more than that it is one: `double_blocks`, `double_layers`."""
+"""The end of a family's name that only says that it is a list: `double_blocks`, `double_layers`."""
 GENERIC = frozenset({"block", "blocks", "layer", "layers", "resblocks", "encoders"})
-"""Names of families that say nothing: where they are within a module, its name stands for them."""
+"""Names of families that say nothing. The name of the module around such a family stands for it."""
 WHOLE = {"unet": "unet", None: "unet", "te": "te"}
 """A part of a model, to the name of everything in it."""
 
 BESIDE = re.compile(r"norm|adaln|modulation", re.IGNORECASE)
-"""A word of a layer beside an attention or feed-forward that has their names in its own."""
+"""A word of a layer that is beside an attention or feed-forward and carries its name."""
 ATTENTION = re.compile(r"attn|attention(?!s)", re.IGNORECASE)
-"""In the name of a module or of its class: attention. `attentions` of a UNet lists whole transformers."""
+"""Attention, in the name of a module or of its class. A UNet's `attentions` are whole transformers."""
 FEED_FORWARD = re.compile(r"(?:\w+_)?(?:mlp|ffn?|feed_?forward|densereludense)(?:_\w+)?\d*", re.IGNORECASE)
 SAID = {
     "attn": ATTENTION,
     "mlp": re.compile(r"(?:^|[._])(?:mlp|ffn?|feed_?forward)", re.IGNORECASE),
     "conv": re.compile(r"conv|in_layers|out_layers", re.IGNORECASE),
 }
-"""What a path says of a layer, which may have underscores for its dots."""
+"""What the path of a layer says about it. The path may have underscores for its dots."""
 PROJECTION = re.compile(r"(?:w\d*)?(q|k|v|qkv|kv|qk|o|out|query|key|value)")
-"""What one word of the name of an attention's layer says that it computes."""
+"""The word in the name of an attention's layer that says what it computes."""
 MEANT = {"query": "q", "key": "k", "value": "v", "o": "out"}
 QKV_END = re.compile(r"(?:^|[._])(?:to_|add_)?([qkv])(?:_proj|_linear)?$")
 """The end of an adapter's name for a layer that is rows of a fused weight in the model."""
@@ -74,7 +73,7 @@ class _Place(NamedTuple):
     """The full path of the family; "" for none."""
     numbers: tuple[int, ...]
     rest: tuple[str, ...]
-    """The words of the path behind the numbers, or all of them where it is in no family."""
+    """The words of the path behind the numbers; all its words where it is in no family."""
 
 
 class Blocks:
@@ -201,7 +200,7 @@ class _Part:
 
     @cached_property
     def main(self) -> str:
-        """The family of the text with the most blocks, which a text encoder's number stands for."""
+        """The text family with the most blocks. A text encoder's number stands for it."""
         of_text = [family for family in self.families if "vis" not in family]
         return max(of_text, key=lambda family: self.families[family], default="")
 
@@ -218,7 +217,7 @@ class _Part:
 
     @cached_property
     def _foreign(self) -> frozenset[str]:
-        """Short names of families that are not in a module of that name, as a UNet's `out`."""
+        """Short names of families that differ from the module that the family is in, as a UNet's `out`."""
         return frozenset(
             short
             for family, short in self.short.items()
@@ -304,7 +303,8 @@ def _counted(root: str, numbers: tuple[int, ...]) -> Iterator[str]:
 
 
 def _elements(rest: tuple[str, ...]) -> Iterator[str]:
-    """What a layer is in its block: `attn`, `attn.q`, `mlp`, and the model's own words for these."""
+    """The names of a layer's role in its block: `attn`, `attn.q`, `mlp`, and the model's own words for
+    these."""
     for place, word in enumerate(rest):
         if BESIDE.search(word):
             continue

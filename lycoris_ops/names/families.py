@@ -1,4 +1,4 @@
-"""Which family of models some layers belong to: of a model by its keys, of an adapter by its file.
+"""The family of a model, told by its keys, or of an adapter, told by its file.
 
 It is for messages alone: nothing is matched by it. Where two families have the same layers, both are named.
 """

@@ -114,7 +114,7 @@ def _split(
     found: dict[str, set[Places]],
 ) -> None:
     """Enter the names of the parts of the one fused layer that the model has below a parent."""
-    # With two fused layers it is open of which one a part is meant.
+    # With two fused layers it is not clear which one a part belongs to.
     if len(fused) != 1:
         return
     path = f"{parent}{fused[0]}"
@@ -131,10 +131,10 @@ def _ends(shapes: Mapping[str, Shape], parent: str, path: str, parts: int) -> tu
     if parts == 2:
         return (shape[0] // 2, shape[0]) if shape[0] % 2 == 0 else ()
     outputs = [shapes[f"{parent}{name}"] for name in OUTPUTS if f"{parent}{name}" in shapes]
-    # With two candidates it is open which one follows the attention.
+    # With two candidates it is not clear which one follows the attention.
     if len(outputs) > 1:
         return ()
     if outputs:
         return qkv_ends(shape, outputs[0])
-    # Without one, the parts are taken for equal only where each has as many outputs as inputs.
+    # Without an output layer the parts count as equal only if each has as many outputs as inputs.
     return (shape[1], 2 * shape[1], 3 * shape[1]) if shape[0] == 3 * shape[1] else ()

@@ -1,4 +1,4 @@
-"""The weights of a model or checkpoint, found under every name that adapter files have for them.
+"""Find the weights of a model or checkpoint by every name that adapter files give them.
 
 `Targets` takes the keys and shapes of a model, or of a checkpoint file. It finds a weight under the model's
 own path, under other tools' names for the layer, and under the usual names of fused and split layers.
@@ -54,7 +54,7 @@ OPEN_CLIP_WRAPPERS = {
 }
 """The same for text encoders in OpenCLIP's own layout, whose paths `open_clip.places` translates.
 
-The name counts where the width of the encoder is none of `CLIP_WIDTHS`.
+This name holds if the width of the encoder is not in `CLIP_WIDTHS`.
 """
 _OPEN_CLIP = tuple(OPEN_CLIP_WRAPPERS)
 _ENCODERS = (*_OPEN_CLIP, *ENCODER_WRAPPERS)
@@ -73,20 +73,20 @@ ENCODERS = {
 }
 """The number of a text encoder in an adapter file, from 1, to the host's encoders that it can stand for.
 
-Of the encoders that have the layer, the first in the list is meant. Architectures count differently:
-HunyuanVideo counts Llama before CLIP; in PixArt, T5 is the only encoder.
+The number means the first of these encoders that has the layer. Architectures count differently: HunyuanVideo
+counts Llama before CLIP; PixArt has T5 alone.
 """
 WRAPPED = 3
 """The most words in front of the paths in a file of a model. The known ones have two: `model.model.`."""
 RIVALS = 32
-"""How many meanings of one name are kept. Two make an error already, except where they are in different parts
-of the model, and no model has this many parts."""
+"""How many meanings of one name are kept. Two are an error already, unless they are in different parts of the
+model, and no model has this many parts."""
 LONG = 256
-"""Characters of the longest name that may be another tool's. They have about 100. Longer ones are found among
-the model's own paths only."""
+"""Characters of the longest name that is looked up as another tool's. Real names have about 100. Longer ones
+are only looked up among the model's own paths."""
 SHORTLIST = 64
-"""How many names are compared letter by letter with one that was not found: those with the most words in
-common with it."""
+"""How many names are compared letter by letter with a name that was not found. They are those that share most
+words with it."""
 COMPARED = 160
 """Characters of the longest name that is compared letter by letter. The longest real one has about 100."""
 SIMILAR = 0.85
@@ -97,7 +97,7 @@ NAMED = 3
 """How many of several rivals an error names."""
 KNOWN_ENCODERS = frozenset(name for names in ENCODERS.values() for name in names)
 FIRST_OF_ALL = ("clip_l", "clip_h", "clip_g")
-"""The order in which encoders are meant by a file that does not number them; all others come after these."""
+"""The order of encoders for a file that does not number them. All others come after these."""
 ENCODER_ROOTS = ("text_model.", "model.", "bert.")
 """Beginnings of a text encoder's paths that an adapter file may lack.
 
@@ -137,7 +137,7 @@ class Found(NamedTuple):
     """What the names of a file's layers mean in a model."""
 
     front: str
-    """What stands in front of names and is no part of them; "" for nothing."""
+    """What stands in front of the names without being part of them; "" for nothing."""
     places: Mapping[str, tuple[Target, ...]]
     """Name of a layer, to the one target that it means, or to several whose rows, one below the other, are
     those of the layer; () where the model has none."""
@@ -447,7 +447,7 @@ def _within(target: Target, rows: tuple[int, int] | None) -> Target:
 
 @dataclass(frozen=True)
 class _Bare:
-    """What the keys without a known wrapper are. Only all keys of a file together tell this."""
+    """What keys without a known wrapper belong to. Only all keys of a file together tell it."""
 
     wrapper: str = ""
     part: Component | None = None
@@ -455,7 +455,7 @@ class _Bare:
 
 
 def _bare(shapes: Mapping[str, Shape]) -> _Bare:
-    """What the keys without a known wrapper are, from all keys of a file."""
+    """Tell from all keys of a file what its keys without a known wrapper belong to."""
     for wrapper in BARE_WRAPPERS:
         if 2 * sum(key.startswith(wrapper) for key in shapes) > len(shapes):
             return _Bare(wrapper)

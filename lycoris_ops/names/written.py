@@ -1,4 +1,4 @@
-"""The names that an adapter's layers get in another dialect, and the rows that go under each name.
+"""The names of an adapter's layers in another dialect, and the rows that each name holds.
 
 A layer's path is either in the model's own layout or in that of diffusers. Where both dialects use the same
 layout, and no underscores of a name have to become dots again, only the prefix of the name changes: see

@@ -23,7 +23,7 @@ KNOWN_AS = {
     "clip": "clip_l",
     "t5": "t5xxl",
 }
-"""Names that other tools have for blocks, in small letters, to ours."""
+"""Other tools' names of blocks, in small letters, to ours."""
 GLUED = re.compile(r"(in|input|out|output|d|double|s|single|m|mid|middle)_?([0-9]{1,6})")
 """A block's name with its number glued to it: `IN04`, `OUT11`, `D00`."""
 ENCODER = re.compile(r"te[1-4]?(?![a-z])|clip_|\w*t5|llama")
@@ -39,7 +39,7 @@ FAMILIES = {"input": "in", "output": "out", "d": "double", "s": "single"}
 
 @dataclass(frozen=True)
 class Pattern:
-    """What a user writes for layers, in block rules or for modules to train, and the test that it stands for.
+    """What a user writes to choose layers, in block rules or for training, with the test that it means.
 
     A layer in a rule has the names of its blocks and its paths. A module has its path alone. Capital and
     small letters are the same.
@@ -156,7 +156,7 @@ def spans(family: str, numbers: Sequence[int]) -> str:
 
 
 class Assigned(NamedTuple):
-    """A line `patterns = value`, of which the value is still a text."""
+    """A line `patterns = value`. The value is still a text."""
 
     patterns: tuple[Pattern, ...]
     left: str

@@ -26,7 +26,7 @@ BEGUN = re.compile(rf"\s*(?:not\s+)?{EXPRESSION}", re.IGNORECASE)
 
 
 class RuleStage(NamedTuple):
-    """Lines of which later ones win, and the seed of their random letters."""
+    """Lines, where later ones win, and the seed of their random letters."""
 
     lines: tuple[Line, ...]
     seed: int
@@ -34,7 +34,7 @@ class RuleStage(NamedTuple):
 
 @dataclass(frozen=True)
 class Rules:
-    """Block rules in stages, whose weights are multiplied.
+    """Block rules in stages. The weights of all stages are multiplied.
 
     Within a stage each line gives a value to the layers that it matches, or scales the one that they have;
     later lines win. A layer that no line matches has the weight 1.

@@ -21,7 +21,8 @@ class Track(NamedTuple):
 
 @dataclass(frozen=True)
 class Schedule:
-    """Curves over the sampling in stages, whose values are multiplied. Within a stage later tracks win."""
+    """Curves over the sampling, in stages. The values of all stages are multiplied; within a stage later
+    tracks win."""
 
     stages: tuple[tuple[Track, ...], ...] = ()
 

@@ -15,7 +15,7 @@ RAMP = re.compile(rf"({_NUMBER})\s*\.\.\s*({_NUMBER})", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Amount:
-    """A value that a line gives to layers, from the first block that it matches to the last."""
+    """The value that a line gives to layers. It may run from the first matching block to the last."""
 
     first: float
     last: float

@@ -1,4 +1,4 @@
-"""Finds the weights of a model that the layers of a stack meet, and why some layers meet none."""
+"""Find the weights of a model that the layers of a stack change, and why some layers find none."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class EntryResolution:
     mismatches: tuple[Mismatch, ...]
     unmatched: tuple[Unmatched, ...]
     absent: Mapping[Component, tuple[str, ...]]
-    """Names of layers for a part of the model that the target does not have at all, by that part."""
+    """The layers that belong to a part of the model that is missing from the target, by part."""
     absent_because: str
     """Why a part of the model may be missing, in words for the report."""
     idle_rules: tuple[str, ...]
@@ -107,7 +107,7 @@ class EntryResolution:
     """Names of layers that only repeat the change of others, each with one that it repeats. They are not
     applied."""
     front: str = ""
-    """What stands in front of the layers' names in the file and is no part of them; "" for nothing."""
+    """What stands in front of the layers' names in the file without being part of them; "" for nothing."""
     made_for: Families = ()
     """The families of models that the adapter can be for, by its metadata or else its names; () where that is
     not known, or where every layer meets a weight."""

@@ -17,7 +17,7 @@ class Size:
     blocks: Mapping[str, int]
     """How many blocks each of its lists has, by the short name of the list."""
     preset: str = ""
-    """How the names of its block presets begin, each of which keeps a third of a list; "" for no presets."""
+    """The start of the names of its block presets. Each preset keeps a third of a list. "" for no presets."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Family:
     like: str = ""
     """Layers that it has and other families have too."""
     unlike: str = ""
-    """Layers that it does not have, although others have them beside those of `like`."""
+    """Layers that rule it out: other families have them beside those of `like`."""
     width: tuple[str, int] | None = None
     """Layers, and the number of inputs that only this family has there."""
     sizes: tuple[Size, ...] = ()
@@ -125,7 +125,7 @@ class Training:
     lr: float = 1e-4
     preset: str = "attn-mlp"
     resolution: int = 1024
-    """The side in pixels of a square with as many as a picture is trained in."""
+    """The side, in pixels, of a square picture of the size used in training."""
     told_size: bool = False
     """Whether the model is told the size of a picture and how it was cropped."""
 

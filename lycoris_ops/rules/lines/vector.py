@@ -21,9 +21,9 @@ OTHERS = ("inspire", "donut", "sd-scripts")
 """Tools whose vectors mean other blocks, or have another weight for blocks that they do not list."""
 TOOLS = ("lbw", "supermerger", *OTHERS)
 RANDOM = {"r": (0.0, 1.0), "u": (-0.5, 1.5)}
-"""Between what a letter is drawn, as LBW does it."""
+"""The range from which a letter's value is drawn, as in LBW."""
 INPUT = re.compile(r"x(?:[-+].*)?", re.IGNORECASE)
-"""A letter that stands for what is not in a vector: the number after `x=` in LBW's prompt."""
+"""A letter whose value is not in the vector: LBW takes it from `x=` in the prompt."""
 SHORTEST = 4
 """Fewer numbers are no vector; the shortest that is published has 12."""
 BY_NAME = "Write the blocks by name, such as `in.1-4 = 0.5`; LyCORIS Blocks of a Model lists the names"
