@@ -23,8 +23,8 @@ from ..files.writing import (
     check_free,
     check_other,
     metadata_of,
+    new_files,
     safetensors_path,
-    written,
 )
 from ..maths.shapes import Shape
 from ..maths.tensors import is_finite
@@ -110,7 +110,7 @@ def merge_checkpoint(
     header = encode_header(tensors, added)
     size = done = len(header)
     size += sum(info.end - info.start for info in tensors.values())
-    with written([out], size, overwrite=overwrite) as (file,), base.data() as data:
+    with new_files([out], size, overwrite=overwrite) as (file,), base.data() as data:
         file.write(header)
         for run in merge.runs(tensors):
             if isinstance(run, _Copied):

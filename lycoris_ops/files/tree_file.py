@@ -18,7 +18,7 @@ from .cache import TensorCache
 from .dtypes import DTYPE_NAMES
 from .json_text import parse_json
 from .safetensors_file import SafetensorsFile, raw_bytes
-from .writing import header_of, in_file_order, written
+from .writing import header_of, in_file_order, new_files
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class TreeForm:
         tensors = in_file_order(tensors)
         header = header_of(tensors, {self.key: json.dumps({"version": self.version, "state": tree})})
         size = len(header) + sum(tensor.nbytes for tensor in tensors.values())
-        with written([path], size, make_folder=True) as (file,):
+        with new_files([path], size, make_folder=True) as (file,):
             file.write(header)
             for tensor in tensors.values():
                 file.write(raw_bytes(tensor))

@@ -112,7 +112,7 @@ def _layout(tensors: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
 
 
 @contextmanager
-def written(
+def new_files(
     paths: Sequence[Path], size: int, *, overwrite: bool = True, make_folder: bool = False
 ) -> Generator[list[BinaryIO]]:
     """New files, open for writing, which take the names `paths` together if the block ends without error.
@@ -319,7 +319,7 @@ def check_other(path: Path, source: str) -> None:
 
 
 def check_files(paths: Sequence[Path], *, overwrite: bool = True, make_folder: bool = False) -> None:
-    """Raise WriteError, before any work is done, where `written` would find a name or folder in the way."""
+    """Raise WriteError, before any work is done, where `new_files` would find a name or folder in the way."""
     if not overwrite:
         check_free(*paths)
     with system_errors(paths[0]):

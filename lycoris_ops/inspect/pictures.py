@@ -23,7 +23,7 @@ from ..charts import (
     shortened,
     side_by_side,
 )
-from ..files.writing import written
+from ..files.writing import new_files
 from ..stack.survey import Survey
 from .measure import KINDS, Examination, LayerMeasure
 
@@ -45,7 +45,7 @@ def draw_examination(found: Examination, path: str | os.PathLike[str]) -> None:
     file = Path(path)
     check_png(file)
     picture = png_of(examination_picture(found))
-    with written([file], len(picture)) as (out,):
+    with new_files([file], len(picture)) as (out,):
         out.write(picture)
 
 

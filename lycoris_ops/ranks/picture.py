@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..charts import Bars, check_png, colour_of, in_rows, png_of
-from ..files.writing import written
+from ..files.writing import new_files
 from .plan import Plan
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def draw_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
     """
     check_png(Path(path))
     picture = png_of(plan_picture(plan))
-    with written([Path(path)], len(picture)) as (out,):
+    with new_files([Path(path)], len(picture)) as (out,):
         out.write(picture)
 
 

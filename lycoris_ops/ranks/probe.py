@@ -21,7 +21,7 @@ from ..errors import PlanError, either
 from ..files.cache import TensorCache
 from ..files.json_text import parse_json
 from ..files.safetensors_file import SafetensorsFile, raw_bytes
-from ..files.writing import Progress, header_of, in_file_order, safetensors_path, written
+from ..files.writing import Progress, header_of, in_file_order, new_files, safetensors_path
 from ..maths.shapes import Shape, flat_shape
 from ..maths.tensors import is_finite
 from ..modules import Site, left_out, select
@@ -136,7 +136,7 @@ class Probe:
         ordered = in_file_order(tensors)
         header = header_of(ordered, {"format": "pt", PROBE: text})
         size = len(header) + sum(tensor.nbytes for tensor in ordered.values())
-        with written([place], size, overwrite=overwrite) as (file,):
+        with new_files([place], size, overwrite=overwrite) as (file,):
             file.write(header)
             for tensor in ordered.values():
                 file.write(raw_bytes(tensor))

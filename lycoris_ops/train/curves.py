@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..charts import Axes, Series, binned, colour_of, png_of, side_by_side
-from ..files.writing import written
+from ..files.writing import new_files
 from .history import History
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ BINS = 50
 def draw_curves(history: History, path: Path) -> None:
     """Write the curves as PNG. Raises LycorisError where Pillow is not installed, and WriteError."""
     picture = png_of(curves_picture(history))
-    with written([path], len(picture)) as (file,):
+    with new_files([path], len(picture)) as (file,):
         file.write(picture)
 
 

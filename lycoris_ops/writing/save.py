@@ -16,7 +16,7 @@ from ..algorithms.base import ALPHA
 from ..errors import LayerError, LycorisError, either, located, number_of
 from ..files.dtypes import DTYPE_NAMES, FLOATS
 from ..files.safetensors_file import raw_bytes
-from ..files.writing import Progress, header_of, in_file_order, written
+from ..files.writing import Progress, header_of, in_file_order, new_files
 from ..maths.shapes import Shape
 from ..names.dialects import KEPT, WRITES, WRITTEN, own_dialect
 from ..names.targets import Targets, known_shapes
@@ -143,7 +143,7 @@ def save_adapter(
     header = header_of(tensors, text)
     size = len(header) + sum(tensor.nbytes for tensor in tensors.values())
     room = size + sum(map(len, contents))
-    with written(outs, room, overwrite=overwrite, make_folder=folder) as files:
+    with new_files(outs, room, overwrite=overwrite, make_folder=folder) as files:
         files[0].write(header)
         for tensor in tensors.values():
             files[0].write(raw_bytes(tensor))
