@@ -12,7 +12,7 @@ from ..names.dialects import WRITES, Encoded
 from ..names.dialects.peft import PREFIX
 from ..names.layer_name import LayerName
 from ..names.targets import Targets
-from ..names.written import LayerToWrite, all_names
+from ..names.to_write import LayerToWrite, all_names
 from ..peft import ConfiguredLayer, ConflictError, Module, config_for
 
 Encodings = Sequence[tuple[LayerToWrite, Encoded]]

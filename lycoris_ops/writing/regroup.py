@@ -17,7 +17,7 @@ from ..errors import WriteError
 from ..layers.fuse import fuse
 from ..maths.shapes import Rows, Shape
 from ..names.targets import Targets
-from ..names.written import LayerToWrite
+from ..names.to_write import LayerToWrite
 from ..reading.adapter import Adapter
 
 NEAR = 1e-5

@@ -20,7 +20,7 @@ from ..files.writing import Progress, header_of, in_file_order, new_files
 from ..maths.shapes import Shape
 from ..names.dialects import KEPT, WRITES, WRITTEN, own_dialect
 from ..names.targets import Targets, known_shapes
-from ..names.written import plan_names
+from ..names.to_write import plan_names
 from ..reading.adapter import BUNDLED, Adapter
 from .metadata import add_hashes, alpha_changed, check_text, metadata_for
 from .place import check_output, has_folder

@@ -15,7 +15,7 @@ from ..errors import LayerError, LycorisError, WriteError, either
 from ..layers.cast import cast_layer
 from ..names.dialects import KEPT, WRITES, Asked, Encoded
 from ..names.targets import Targets
-from ..names.written import LayerToWrite, plan_names
+from ..names.to_write import LayerToWrite, plan_names
 from ..peft import ConflictError
 from ..reading.adapter import Adapter
 from ..reading.copies import Use, find_copies, uses_of
