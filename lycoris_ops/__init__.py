@@ -71,7 +71,7 @@ from .modules.presets import PRESETS as PRESETS
 from .names.architectures import TRAINED as TRAINED
 from .names.architectures import Training as Training
 from .names.dialects import KEPT as KEPT
-from .names.dialects import WRITTEN as WRITTEN
+from .names.dialects import WRITTEN_DIALECTS as WRITTEN_DIALECTS
 from .names.dialects import own_dialect as own_dialect
 from .names.model_files import read_shapes as read_shapes
 from .patch import PatchPlan as PatchPlan

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...lycoris_ops import KEPT, WRITTEN, Stack, describe_saved, own_dialect, save_adapter
+from ...lycoris_ops import KEPT, WRITTEN_DIALECTS, Stack, describe_saved, own_dialect, save_adapter
 from ..files.outputs import adapter_path
 from ..host.files import shown_path, workflow_metadata
 from ..host.page import io, progress
@@ -42,7 +42,7 @@ class LycorisSaveAdapter(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "dialect",
-                    options=[AS_IT_IS, *WRITTEN],
+                    options=[AS_IT_IS, *WRITTEN_DIALECTS],
                     default=AS_IT_IS,
                     tooltip="The tool whose layer names and tensors to write: kohya (sd-scripts, most web "
                     "interfaces), comfy (ComfyUI's own names), peft, diffusers, or lycoris (lycoris-lora, "

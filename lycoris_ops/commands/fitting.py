@@ -10,7 +10,7 @@ from typing import Any
 from .. import (
     FITTED,
     KEPT,
-    WRITTEN,
+    WRITTEN_DIALECTS,
     Adapter,
     Expected,
     Shape,
@@ -63,7 +63,7 @@ def kind_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_result(command: argparse.ArgumentParser, dialect: str) -> None:
-    command.add_argument("--dialect", choices=WRITTEN, help=dialect)
+    command.add_argument("--dialect", choices=WRITTEN_DIALECTS, help=dialect)
     add_dtype(command, "the factors")
 
 

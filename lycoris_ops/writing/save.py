@@ -18,7 +18,7 @@ from ..files.dtypes import DTYPE_NAMES, FLOATS
 from ..files.safetensors_file import raw_bytes
 from ..files.writing import Progress, header_of, in_file_order, new_files
 from ..maths.shapes import Shape
-from ..names.dialects import KEPT, WRITES, WRITTEN, own_dialect
+from ..names.dialects import KEPT, WRITES, WRITTEN_DIALECTS, own_dialect
 from ..names.targets import Targets, known_shapes
 from ..names.to_write import plan_names
 from ..reading.adapter import BUNDLED, Adapter
@@ -106,7 +106,7 @@ def save_adapter(
     LycorisError for an unknown dialect or dtype, and WriteError where the file cannot be written.
     """
     if dialect is not None and dialect not in WRITES:
-        raise LycorisError("an unknown dialect", got=str(dialect), expected=", ".join(WRITTEN))
+        raise LycorisError("an unknown dialect", got=str(dialect), expected=", ".join(WRITTEN_DIALECTS))
     if dtype is not None and DTYPE_NAMES.get(dtype) not in FLOATS:
         raise LycorisError(
             "an adapter cannot be written in this dtype", got=str(dtype), expected=", ".join(FLOATS)

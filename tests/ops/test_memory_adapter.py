@@ -79,7 +79,7 @@ def test_it_is_resolved_patched_bypassed_and_reported_as_a_file_is(tmp_path: Pat
     assert words[:2] == words[2:]
 
 
-@pytest.mark.parametrize("dialect", lyc.WRITTEN)
+@pytest.mark.parametrize("dialect", lyc.WRITTEN_DIALECTS)
 def test_it_is_saved_in_every_dialect(tmp_path: Path, dialect: str) -> None:
     """The written tensors are those that an adapter from a file gives."""
     for number, adapter in enumerate(

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lycoris_ops as lyc
-from lycoris_ops import WRITTEN
+from lycoris_ops import WRITTEN_DIALECTS
 from lycoris_ops.writing import save as saving
 
 PATH = "down_blocks.0.attentions.0.proj_in"
@@ -89,14 +89,14 @@ def held(kind: str, weight: str, dialect: str) -> bool:
 HELD = [
     (*case, dialect)
     for case in MIXED
-    for dialect in WRITTEN
+    for dialect in WRITTEN_DIALECTS
     # Only PEFT shapes tensors in its own way. The others have the same ones under other names.
     if held(*case, dialect) and (case in FEW or dialect in ("comfy", "peft"))
 ]
 REFUSED = [
     (*case, dialect)
     for case in CASES
-    for dialect in WRITTEN
+    for dialect in WRITTEN_DIALECTS
     if not held(*case, dialect) and (case in FEW or held(case[0], "conv2d", dialect))
 ]
 
@@ -133,8 +133,8 @@ def test_a_written_layer_is_the_layer(tmp_path: Path, kind: str, weight: str, di
         assert all(torch.equal(ours[s].flatten(), theirs[s].flatten()) for s in ours)
 
 
-@pytest.mark.parametrize("second", WRITTEN)
-@pytest.mark.parametrize("first", WRITTEN)
+@pytest.mark.parametrize("second", WRITTEN_DIALECTS)
+@pytest.mark.parametrize("first", WRITTEN_DIALECTS)
 def test_from_each_dialect_into_each_and_back_nothing_is_lost(
     tmp_path: Path, first: str, second: str
 ) -> None:
@@ -363,7 +363,7 @@ def test_tlora_s_start_is_in_the_metadata(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("dialect", WRITTEN)
+@pytest.mark.parametrize("dialect", WRITTEN_DIALECTS)
 def test_a_dtype_is_that_of_every_factor_and_never_of_alpha(
     tmp_path: Path, dialect: str, dtype: torch.dtype
 ) -> None:

@@ -377,7 +377,7 @@ layers(
     },
     refused=True,
 )
-for _dialect in lyc.WRITTEN:
+for _dialect in lyc.WRITTEN_DIALECTS:
     CRAFTED[f"shape: nothing that can be read, saved as {_dialect}"] = lambda dialect=_dialect: replace(
         case_of("shape: nothing that can be read", packed(ones({"hada_w2_b": (2, 2)}))), dialect=dialect
     )

@@ -515,7 +515,10 @@ class _Take:
     def _save(self, adapter: lyc.Adapter) -> None:
         case = self.case
         dialect = (
-            case.dialect or lyc.WRITTEN[zlib.crc32(case.name.encode("utf-8", "replace")) % len(lyc.WRITTEN)]
+            case.dialect
+            or lyc.WRITTEN_DIALECTS[
+                zlib.crc32(case.name.encode("utf-8", "replace")) % len(lyc.WRITTEN_DIALECTS)
+            ]
         )
         folder = self.room / "saved"
         folder.mkdir()

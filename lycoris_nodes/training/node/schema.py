@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ....lycoris_ops import WRITABLE, WRITTEN, optimisers, schedules, trainable
+from ....lycoris_ops import WRITABLE, WRITTEN_DIALECTS, optimisers, schedules, trainable
 from ...host.page import io
 from ...schema.inputs import (
     AS_FAMILY,
@@ -356,7 +356,7 @@ def _output() -> list[Any]:
         ),
         io.Combo.Input(
             "dialect",
-            options=list(WRITTEN),
+            options=list(WRITTEN_DIALECTS),
             default="comfy",
             tooltip="The tool whose layer names are written: comfy (ComfyUI's own names), kohya (sd-scripts, "
             "most web interfaces), peft, diffusers or lycoris. ComfyUI's own loaders ignore some kinds "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from ... import WRITTEN, LycorisError, describe_saved, load_adapter, save_adapter
+from ... import WRITTEN_DIALECTS, LycorisError, describe_saved, load_adapter, save_adapter
 from ..shared import (
     add_dtype,
     add_json,
@@ -22,7 +22,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("file", help="the adapter to read")
     add_output(command, "the .safetensors file to write, or for peft a folder")
     command.add_argument(
-        "--dialect", required=True, choices=WRITTEN, help="the tool whose names and tensors to write"
+        "--dialect", required=True, choices=WRITTEN_DIALECTS, help="the tool whose names and tensors to write"
     )
     add_dtype(command, "the factors")
     add_model(command, "the model that the adapter is for, needed where names are translated")

@@ -18,7 +18,7 @@ __all__ = [
     "KEPT",
     "PREFIXES",
     "WRITES",
-    "WRITTEN",
+    "WRITTEN_DIALECTS",
     "Asked",
     "Component",
     "Dialect",
@@ -56,7 +56,7 @@ WRITES: dict[str, Write] = {
     )
 }
 """How each dialect is written that can be written."""
-WRITTEN = tuple(WRITES)
+WRITTEN_DIALECTS = tuple(WRITES)
 """The dialects that can be written."""
 KEPT = "comfy"
 """The dialect whose tensors are written under names that stay as they are."""
@@ -65,7 +65,7 @@ KEPT = "comfy"
 def own_dialect(spoken: str) -> str | None:
     """The dialect in which an adapter is written where none is asked for: the one that its names are in.
 
-    None where that is none of `WRITTEN`: then the names stay as they are.
+    None where that is none of `WRITTEN_DIALECTS`: then the names stay as they are.
     """
     return spoken if spoken in WRITES else None
 
