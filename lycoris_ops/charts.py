@@ -69,7 +69,7 @@ class Axes:
 
 
 @dataclass(frozen=True)
-class Table:
+class ColourTable:
     """Values from -1 to 1 of all pairs of names, as colours."""
 
     title: str
@@ -95,7 +95,7 @@ def shortened(name: str, longest: int = LONGEST) -> str:
     return name if len(name) <= longest else f"...{name[3 - longest :]}"
 
 
-def side_by_side(charts: Sequence[Axes | Table], width: int = 1400, height: int = 420) -> Image:
+def side_by_side(charts: Sequence[Axes | ColourTable], width: int = 1400, height: int = 420) -> Image:
     """Charts in two columns, in rows of one height; one chart alone has the whole width."""
     columns = min(2, len(charts))
     page = _Page(width, height * -(-len(charts) // columns))
@@ -380,7 +380,9 @@ def _draw_series(page: _Page, one: Series, placed: Sequence[Point]) -> None:
             page.dot(point, one.colour, radius)
 
 
-def _draw_table(page: _Page, chart: Table, left: float, top: float, width: float, height: float) -> None:
+def _draw_table(
+    page: _Page, chart: ColourTable, left: float, top: float, width: float, height: float
+) -> None:
     page.text((left + 12, top + 10), chart.title, TITLE, "la")
     names = [shortened(name) for name in chart.names]
     longest = max((page.length(name, SMALL) for name in names), default=0.0)

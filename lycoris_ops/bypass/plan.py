@@ -33,7 +33,7 @@ class Slot(NamedTuple):
 
 
 Slots = tuple[Slot, ...]
-Given = tuple[Layer | Part, float] | tuple[Layer | Part, float, tuple[Timing, ...]]
+GivenLayer = tuple[Layer | Part, float] | tuple[Layer | Part, float, tuple[Timing, ...]]
 """A layer with its strength, and with timings where the strength follows some."""
 
 
@@ -106,7 +106,7 @@ class BypassPlan:
         object.__setattr__(self, "tensors", found)
 
     @classmethod
-    def build(cls, geometry: Geometry, layers: Sequence[Given]) -> BypassPlan:
+    def build(cls, geometry: Geometry, layers: Sequence[GivenLayer]) -> BypassPlan:
         """A plan of one stage, from layers for the weight and parts for the bias, with their strengths.
 
         Behind a strength may stand the timings that it follows. Layers of strength 0 are left out.
@@ -321,6 +321,6 @@ def _scaled(form: Additive, sides: Sides) -> Additive:
     return form.scaled(rows, columns)
 
 
-def _live(layers: Sequence[Given], parameter: Parameter) -> Slots:
+def _live(layers: Sequence[GivenLayer], parameter: Parameter) -> Slots:
     slots = (Slot(part_of(layer), float(strength), *timings) for layer, strength, *timings in layers)
     return tuple(slot for slot in slots if slot.strength != 0.0 and slot.part.parameter == parameter)

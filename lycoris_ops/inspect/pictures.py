@@ -13,9 +13,9 @@ from ..charts import (
     INK,
     Axes,
     Bars,
+    ColourTable,
     Point,
     Series,
-    Table,
     check_png,
     colour_of,
     in_rows,
@@ -54,7 +54,7 @@ def examination_picture(found: Examination) -> Image:
     return side_by_side(examination_charts(found))
 
 
-def examination_charts(found: Examination) -> list[Axes | Table]:
+def examination_charts(found: Examination) -> list[Axes | ColourTable]:
     """The charts of an examination.
 
     1. The norm of each adapter's change by block, by what the layers are there.
@@ -64,11 +64,11 @@ def examination_charts(found: Examination) -> list[Axes | Table]:
     5. What was lost in layers that were resized, merged or extracted, where the adapter says it.
     6. Strengths over the sampling, where they follow schedules.
     """
-    charts: list[Axes | Table] = [_energy(found), _relative(found), _spectra(found)]
+    charts: list[Axes | ColourTable] = [_energy(found), _relative(found), _spectra(found)]
     if len(found.entries) > 1:
         cosines = [[float(value) for value in row] for row in found.cosines()]
         charts += [
-            Table("cosine of the changes", [_named(name) for name in found.names], cosines),
+            ColourTable("cosine of the changes", [_named(name) for name in found.names], cosines),
             _by_block(found),
         ]
     if any(entry.adapter.report is not None for entry in found.entries):

@@ -27,7 +27,7 @@ DIRECTIONS = 32
 Loss = Callable[[Any, Any], Tensor]
 """Called with the model and a batch: the loss of the batch, a scalar with a graph."""
 
-Add = Callable[[Tensor, Tensor], None]
+AddPass = Callable[[Tensor, Tensor], None]
 """Called with the input and the gradient of the output of a layer, for each of its passes."""
 
 
@@ -204,7 +204,7 @@ class _Tap(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, given: Tensor, token: Tensor, add: Add) -> Tensor:
+    def forward(ctx: Any, output: Tensor, given: Tensor, token: Tensor, add: AddPass) -> Tensor:
         ctx.save_for_backward(given)
         ctx.add = add
         # A copy: the model may change it in place, which torch forbids for a view.
@@ -221,7 +221,7 @@ def _tapped(module: nn.Module, sums: Mapping[str, _Sum]) -> Generator[None]:
     """A context where the passes of a model add to the sums. Afterwards the model is as it was."""
     token = torch.zeros((), requires_grad=True)
 
-    def tap(add: Add) -> Callable[..., Tensor]:
+    def tap(add: AddPass) -> Callable[..., Tensor]:
         def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
             if not torch.is_grad_enabled():
                 return output

@@ -14,7 +14,7 @@ from ..geometry import Geometry
 from .forward import Item, Prepared, Strengths, buffer, joined, plus_product, recorded
 
 FORMS = (Hadamard,)
-Factors = Sequence[tuple[tuple[Tensor, Tensor, Tensor, Tensor], float, int]]
+HadamardFactors = Sequence[tuple[tuple[Tensor, Tensor, Tensor, Tensor], float, int]]
 """For each layer w1_a, w1_b, w2_a, w2_b, its scale and the slot of its strength."""
 
 TILE = 1 << 20
@@ -62,7 +62,7 @@ class HadamardForward:
         long = full * (positions + self.inner + ELEMENT * len(self.ranks))
         return short <= long
 
-    def _khatri_rao(self, y: Tensor, x: Tensor, factors: Factors, strengths: Strengths) -> Tensor:
+    def _khatri_rao(self, y: Tensor, x: Tensor, factors: HadamardFactors, strengths: Strengths) -> Tensor:
         if _learn(factors):
             left, right = self._new(factors, strengths)
         else:
@@ -72,7 +72,7 @@ class HadamardForward:
             return y.add_(self.geometry.mix(hidden, left))
         return plus_product(y, hidden, left.T)
 
-    def _new(self, factors: Factors, strengths: Strengths) -> tuple[Tensor, Tensor]:
+    def _new(self, factors: HadamardFactors, strengths: Strengths) -> tuple[Tensor, Tensor]:
         """P and Q at these strengths, in fresh memory, so that gradients flow to the layer's factors."""
         lefts: list[Tensor] = []
         rights: list[Tensor] = []
@@ -83,7 +83,7 @@ class HadamardForward:
         return joined(lefts, 1).to(self.dtype), joined(rights, 0).to(self.dtype)
 
     def _buffered(
-        self, rows: int, x: Tensor, factors: Factors, strengths: Strengths
+        self, rows: int, x: Tensor, factors: HadamardFactors, strengths: Strengths
     ) -> tuple[Tensor, Tensor]:
         """P and Q at these strengths, in the buffers that all layers use."""
         rank = sum(self.ranks)
@@ -99,7 +99,7 @@ class HadamardForward:
             first += own
         return left, right
 
-    def _tiled(self, y: Tensor, x: Tensor, factors: Factors, strengths: Strengths) -> Tensor:
+    def _tiled(self, y: Tensor, x: Tensor, factors: HadamardFactors, strengths: Strengths) -> Tensor:
         rows, columns = y.shape[1], self.geometry.columns
         learns = _learn(factors)
         step = rows if learns else max(1, TILE // max(1, columns))
@@ -126,11 +126,11 @@ class HadamardForward:
         return y
 
 
-def _learn(factors: Factors) -> bool:
+def _learn(factors: HadamardFactors) -> bool:
     return recorded(*(part for parts, _, _ in factors for part in parts))
 
 
-def _all_factors(dtype: torch.dtype, device: torch.device, items: Sequence[Item]) -> Factors:
+def _all_factors(dtype: torch.dtype, device: torch.device, items: Sequence[Item]) -> HadamardFactors:
     return [(_factors(item.form, device, dtype), item.form.scale, item.slot) for item in items]
 
 

@@ -18,7 +18,7 @@ from ...discovery import discover
 from ...errors import TrainError, unknown_name
 from ..extras import required
 
-Group = dict[str, Any]
+ParameterGroup = dict[str, Any]
 """A group of parameters as torch's optimisers take it: `params`, `lr`, `weight_decay` and a `name`.
 
 `vectors` says whether they are vectors by their meaning and no factors, whatever dimensions they have."""
@@ -27,7 +27,7 @@ Group = dict[str, Any]
 class Optimiser(Protocol):
     """What the training uses of a torch optimiser."""
 
-    param_groups: list[Group]
+    param_groups: list[ParameterGroup]
 
     def step(self) -> Any: ...
     def zero_grad(self, set_to_none: bool = True) -> None: ...
@@ -40,7 +40,7 @@ class OptimiserFamily:
     """How an optimiser is made, and what it asks of a training."""
 
     name: str
-    make: Callable[[Sequence[Group], Mapping[str, Any]], Optimiser]
+    make: Callable[[Sequence[ParameterGroup], Mapping[str, Any]], Optimiser]
     """From groups and the user's options. Raises TrainError where its package is not installed."""
     lr: float | None
     """The usual rate; None where there is none, and the user gives one."""
@@ -99,7 +99,7 @@ def class_of_torch(name: str, since: str) -> Any:
     return found
 
 
-def built(make: Callable[..., Any], groups: Sequence[Group], options: Mapping[str, Any]) -> Any:
+def built(make: Callable[..., Any], groups: Sequence[ParameterGroup], options: Mapping[str, Any]) -> Any:
     """An optimiser of a class. Raises TrainError for options that the class does not take."""
     known = inspect.signature(make).parameters
     if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in known.values()):
@@ -113,12 +113,14 @@ def built(make: Callable[..., Any], groups: Sequence[Group], options: Mapping[st
         raise TrainError("the optimiser refuses its options", got=str(error)) from error
 
 
-def tensors_of(groups: Sequence[Group]) -> list[Tensor]:
+def tensors_of(groups: Sequence[ParameterGroup]) -> list[Tensor]:
     """All parameters of some groups."""
     return [tensor for group in groups for tensor in group["params"]]
 
 
-def make_optimiser(family: OptimiserFamily, groups: Sequence[Group], options: Mapping[str, Any]) -> Optimiser:
+def make_optimiser(
+    family: OptimiserFamily, groups: Sequence[ParameterGroup], options: Mapping[str, Any]
+) -> Optimiser:
     """An optimiser for groups that have rates of their own.
 
     Raises TrainError where it is not installed, or where the groups or options do not suit it.

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from . import Group, Optimiser, OptimiserFamily, built, tensors_of
+from . import Optimiser, OptimiserFamily, ParameterGroup, built, tensors_of
 
 
-def _make(groups: Sequence[Group], options: Mapping[str, Any]) -> Optimiser:
+def _make(groups: Sequence[ParameterGroup], options: Mapping[str, Any]) -> Optimiser:
     free = not {"fused", "foreach", "differentiable"} & set(options)
     # Torch has one for these devices since 2.4; on a CPU it spares a call for each tensor and operation.
     if free and all(tensor.device.type in ("cuda", "cpu") for tensor in tensors_of(groups)):

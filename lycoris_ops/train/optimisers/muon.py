@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import Group, Optimiser, OptimiserFamily, built, class_of_torch
+from . import Optimiser, OptimiserFamily, ParameterGroup, built, class_of_torch
 
 
 class Several:
@@ -39,7 +39,7 @@ class Several:
         self.param_groups[:] = [group for part in self.parts for group in part.param_groups]
 
 
-def _make(groups: Sequence[Group], options: Mapping[str, Any]) -> Optimiser:
+def _make(groups: Sequence[ParameterGroup], options: Mapping[str, Any]) -> Optimiser:
     found = class_of_torch("Muon", "2.9")
     matrices = _only(groups, matrix=True)
     rest = _only(groups, matrix=False)
@@ -51,7 +51,7 @@ def _make(groups: Sequence[Group], options: Mapping[str, Any]) -> Optimiser:
     return Several(parts)
 
 
-def _only(groups: Sequence[Group], *, matrix: bool) -> list[Group]:
+def _only(groups: Sequence[ParameterGroup], *, matrix: bool) -> list[ParameterGroup]:
     """The groups with only their matrices, or with only the rest; none that would be empty."""
     found = [
         # Magnitudes of DoRA have two dimensions, and are vectors.
