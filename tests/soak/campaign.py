@@ -216,7 +216,7 @@ def main() -> int:
     bad = [result for result in results if result.findings]
     refused = Counter(result.refused for result in results)
     print(f"refused at: {dict(refused.most_common())}")
-    print(f"{sum(result.compared for result in results)} results compared with independent computations")
+    print(f"{sum(result.compared for result in results)} results compared with what they must be")
     if bad:
         out = options.keep or Path(tempfile.mkdtemp(prefix="soak-"))
         keep(results, out)

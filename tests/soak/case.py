@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from .seeds import CONFIG, Seed
 
 CANARY = "applied 999 of 999 layers"
@@ -34,10 +32,6 @@ class Case:
 
     Such a file must be read.
     """
-    tensors: Mapping[str, Tensor] | None = None
-    """The tensors of the adapter; None where a plain reader has to tell them."""
-    closed: bool = True
-    """Whether all that says how tensors are read is the seed's, so that a closed form knows the change."""
     refused: bool = False
     """Whether the file must be refused, or a part of it reported, because no reading of it is right."""
     says: str = ""
@@ -54,8 +48,6 @@ def of(
     blob: bytes,
     *,
     same: float | None = None,
-    closed: bool = True,
-    tensors: Mapping[str, Tensor] | None = None,
     config: bytes | None = None,
     ending: str | None = None,
 ) -> Case:
@@ -73,6 +65,4 @@ def of(
         seed.model,
         seed=seed,
         same=same,
-        tensors=tensors,
-        closed=closed,
     )

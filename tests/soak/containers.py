@@ -86,11 +86,8 @@ def pickled(content: object) -> bytes:
     return file.getvalue()
 
 
-def read(blob: bytes, ending: str) -> dict[str, Tensor]:
-    """The tensors of a file that the library has read; those of dtypes that torch lacks are left out."""
-    if ending not in (".safetensors", ".sft"):
-        table = torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
-        return dict(table.get("state_dict", table))
+def read(blob: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; those of dtypes that torch lacks are left out."""
     header, data = apart(blob)
     found: dict[str, Tensor] = {}
     for name, entry in header.items():

@@ -21,7 +21,7 @@ from tests.ops.layers import KINDS, WEIGHTS, factors, rand
 
 from .case import CANARY, Case
 from .containers import described, joined, packed
-from .seeds import CONFIG, PATHS, Seed, base_of
+from .seeds import CONFIG, PATHS, base_of
 
 NAME = "lora_unet_blocks_0_x"
 """A layer of the model, of `LINEAR` outputs and inputs."""
@@ -58,14 +58,10 @@ def case_of(
     *,
     refused: bool = False,
     config: bytes | None = None,
-    tensors: Tensors | None = None,
-    same: float | None = None,
 ) -> Case:
-    """The case of a file. `tensors` are those that it holds, where its change is known."""
     adapter = f"adapter_model{ending}"
     files = {adapter: blob} | ({CONFIG: config} if config is not None else {})
-    seed = Seed(f"crafted/{name}/safetensors", tensors) if tensors is not None else None
-    return Case(name, files, adapter, seed=seed, same=same, closed=tensors is not None, refused=refused)
+    return Case(name, files, adapter, refused=refused)
 
 
 def add(group: str, cases: Mapping[str, Make], ending: str = ".safetensors", **options: Any) -> None:
@@ -102,8 +98,7 @@ def _titled(title: str) -> Make:
     return lambda: packed(lora(), {"ss_title": title})
 
 
-# Whatever is read of it is right.
-add("header", {"text in UTF-16": _header(lambda header: json.dumps(header).encode("utf-16"))}, tensors=lora())
+add("header", {"text in UTF-16": _header(lambda header: json.dumps(header).encode("utf-16"))})
 FILLS = ("." + 15 * "a", "_", "a_", "a")
 LONG = {
     "dots": "." * 60_000,
@@ -152,7 +147,6 @@ def _under(cases: Mapping[str, Make]) -> None:
             {"adapter_model.safetensors": packed(lora()), "base.safetensors": make()},
             "adapter_model.safetensors",
             base="base.safetensors",
-            closed=False,
         )
 
 
@@ -263,10 +257,10 @@ CRAFTED["pattern: 600 layers of their own"] = _honest_patterns
 
 
 def layers(group: str, cases: Mapping[str, Tensors], *, refused: bool = False) -> None:
-    """Files of tensors by key, whose change closed forms know if they are read."""
+    """Files of tensors by key."""
     for what, tensors in cases.items():
         CRAFTED[f"{group}: {what}"] = lambda name=f"{group}: {what}", tensors=tensors: case_of(
-            name, packed(tensors), tensors=tensors, refused=refused
+            name, packed(tensors), refused=refused
         )
 
 

@@ -131,7 +131,7 @@ def _of_kinds(folder: Path) -> Iterator[Seed]:
             beside = out / CONFIG
             yield Seed(
                 f"{kind}/{dialect}/safetensors",
-                read(path.read_bytes(), ".safetensors"),
+                read(path.read_bytes()),
                 metadata=header.get("__metadata__", {}),
                 config=json.loads(beside.read_text()) if beside.exists() else None,
             )

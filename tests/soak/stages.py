@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import shutil
 import traceback
 import unicodedata
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -24,7 +24,7 @@ from torch import Tensor
 import lycoris_ops as lyc
 from lycoris_ops.commands import main
 
-from . import containers, truth
+from . import containers
 from .case import CANARY, Case
 from .case import of as case_of
 from .limits import BYTES, SECONDS, Limits, OutOfTimeError
@@ -32,8 +32,7 @@ from .seeds import CONFIG, MODELS, Seed, base_of
 
 T = TypeVar("T")
 NEAR = 2e-5
-"""The largest error, relative to the largest term of the sums: the rounding of float32 sums of some dozen
-terms."""
+"""The largest error, relative to the largest value: the rounding of float32 sums of some dozen terms."""
 LAYERS = 40
 """How many layers of one file are computed. Files with more are about names and headers."""
 LARGE = 1 << 20
@@ -77,7 +76,7 @@ class Outcome:
     message: str
     """The error with which it was refused."""
     compared: int
-    """How many results were compared with an independent computation."""
+    """How many results were compared with what they must be."""
     took: float
     """CPU seconds of the library."""
 
@@ -111,7 +110,7 @@ class Taker:
         for name, tensors in self.bases.items():
             self.base_files[name] = folder / f"{name}.safetensors"
             self.base_files[name].write_bytes(containers.packed(tensors, {"format": "pt"}))
-        self._pristine: dict[Seed, dict[tuple[str, str], truth.Changed]] = {}
+        self._pristine: dict[Seed, dict[str, Tensor]] = {}
         self._number = 0
 
     def warm(self, seeds: list[Seed]) -> None:
@@ -153,16 +152,12 @@ class Taker:
         shutil.rmtree(room, ignore_errors=True)
         return Outcome(tuple(took.findings), took.refused, took.message, took.compared, self.limits.used)
 
-    def _changes_of(self, seed: Seed) -> dict[tuple[str, str], truth.Changed]:
-        """The closed form's change of each key and parameter by a valid file."""
+    def _changes_of(self, seed: Seed) -> dict[str, Tensor]:
+        """The change of each weight by a valid file. That it is right is for the tests of conformance."""
         adapter = lyc.load_adapter(self._written(seed), cache=lyc.TensorCache(0))
         resolution = lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), MODELS[seed.model])
-        changes: dict[tuple[str, str], truth.Changed] = {}
-        for match in resolution.entries[0].matches:
-            with contextlib.suppress(truth.UnknownError):
-                base = self.bases[seed.model]
-                changes[match.key, match.layer] = closed_form(adapter, match, seed.tensors, seed, base)
-        return changes
+        base = self.bases[seed.model]
+        return {key: change(adapter, pairs, base[key]) for key, pairs in resolution.pairs().items()}
 
     def _written(self, seed: Seed) -> Path:
         """A file of a seed, with its configuration beside it."""
@@ -176,50 +171,11 @@ class Taker:
         return path
 
 
-def closed_form(
-    adapter: lyc.Adapter,
-    match: lyc.Match,
-    tensors: Mapping[str, Tensor],
-    seed: Seed,
-    base: Mapping[str, Tensor],
-) -> truth.Changed:
-    """The closed form's change of a weight by the layer that meets it.
-
-    Which key is which tensor of which layer is the library's word; all values are read and computed apart
-    from it. Raises UnknownError where there is no closed form.
-    """
-    info, metadata = adapter.info[match.layer], seed.metadata
-    if match.window is not None:
-        raise truth.UnknownError("a part of a layer")
-    held = {suffix: tensors[key] for suffix, key in info.keys.items()}
-    options: dict[str, Any] = {}
-    said = dict(seed.config or {})
-    if "lora_adapter_metadata" in metadata:
-        table = json.loads(metadata["lora_adapter_metadata"])
-        said = {key.partition(".")[2]: value for key, value in table.items()}
-    if said and not ("alpha" in held and info.algorithm.scaled_by_alpha):
-        path = re.sub(r"^(base_model\.model|transformer|unet|diffusion_model)\.", "", match.layer)
-        options = truth.configured(said, path, info.rank)
-        if "alpha" in options and info.rank is not None:
-            held["alpha"] = torch.tensor(options.pop("alpha"), dtype=torch.float64)
-    args = json.loads(metadata.get("ss_network_args", "{}"))
-    if args.get("split_qkv") == "True":
-        held["alpha"] = held["alpha"].double() * 3
-    if args.get("algo") == "tlora":
-        options["sig_type"] = args.get("sig_type", "principal")
-    if "dora_scale" in held and not info.keys["dora_scale"].endswith("dora_scale"):
-        options["magnitude_of"] = 1 if "lora_embedding_B" in held else 0
-    if info.enlarges and "reshape_weight" not in held:
-        held["reshape_weight"] = torch.tensor(info.shape)
-    weight, rows = base[match.target.key].double(), match.target.rows
-    bias = base.get(match.target.bias or "")
-    met = weight if rows is None else weight[rows[0] : rows[1]]
-    found = truth.change(held, met, None if bias is None else bias.double(), options)
-    if rows is None or found.delta is None:
-        return found
-    whole = np.zeros(weight.shape)
-    whole[rows[0] : rows[1]] = found.delta
-    return truth.Changed(whole, found.bias, found.size)
+def change(adapter: lyc.Adapter, pairs: list[Any], weight: Tensor) -> Tensor:
+    """The change of a weight at strength 1, in float64 and in the shape that the weight has afterwards."""
+    weight = weight.double()
+    patched = lyc.patch_(weight.clone(), [(match.read(adapter), 1.0) for _, match in pairs])
+    return patched - enlarged(weight, patched.shape)
 
 
 def _where(error: BaseException) -> str:
@@ -234,10 +190,10 @@ def _where(error: BaseException) -> str:
     return f"{file}:{last.lineno} {last.name}"
 
 
-def _enlarged(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Values with zeros around them, in a larger shape."""
-    whole = np.zeros(shape)
-    whole[tuple(slice(size) for size in values.shape)] = values
+def enlarged(weight: Tensor, shape: Sequence[int]) -> Tensor:
+    """A weight with zeros around it, in a larger shape."""
+    whole = weight.new_zeros(shape)
+    whole[tuple(slice(size) for size in weight.shape)] = weight
     return whole
 
 
@@ -255,6 +211,8 @@ class _Take:
         self.message = ""
         self.reported = False
         self.compared = 0
+        self.patched: dict[str, Tensor] = {}
+        """The weights of the model with their changes at half strength, as far as they could be computed."""
         self.stage = "load"
         self.kept = {str(path.relative_to(room)) for path in room.rglob("*")}
 
@@ -345,10 +303,10 @@ class _Take:
             if not extent:
                 continue
             shape = tuple(12 if size is None else size for size in extent)
-            if np.prod([float(size) for size in shape]) > LARGE:
+            if math.prod(shape) > LARGE:
                 continue
             for dtype in (torch.float64, torch.float32):
-                weight = torch.linspace(-1, 1, int(np.prod(shape)), dtype=dtype).reshape(shape)
+                weight = torch.linspace(-1, 1, math.prod(shape), dtype=dtype).reshape(shape)
                 change = self.call("change", lambda w=weight, layer=layer: layer.change(w))
                 if change is None:
                     continue
@@ -377,107 +335,32 @@ class _Take:
         if (report := self.call("describe", lambda: lyc.describe(resolution))) is not None:
             self.show(report)
         if self.case.base is None:
-            self._patched(adapter, resolution)
+            self._patch(adapter, resolution)
 
-    def _patched(self, adapter: lyc.Adapter, resolution: lyc.Resolution) -> None:
-        """Each weight of the model with its change, compared with closed forms."""
-        base = self.taker.bases[self.case.model]
-        wanted = self._wanted(adapter, resolution)
-        found: set[tuple[str, str]] = set()
+    def _patch(self, adapter: lyc.Adapter, resolution: lyc.Resolution) -> None:
+        """Each weight of the model with its change. For an honest file the change is known."""
+        case, base = self.case, self.taker.bases[self.case.model]
+        known = {} if case.same is None or case.seed is None else self.taker._pristine[case.seed]
         for key, pairs in list(resolution.pairs().items())[:LAYERS]:
-            parts = [
-                (
-                    match,
-                    self.call("layer", lambda m=match: m.read(adapter)),
-                )
-                for _, match in pairs
-            ]
-            total: np.ndarray | None = np.zeros(())
-            size = 0.0
-            for match, part in parts:
-                if part is None:
-                    total = None
-                    continue
-                weight = base[key].double()
-                delta = self.call("delta", lambda p=part, w=weight: self._delta(p, w))
-                change = wanted.get((key, match.layer))
-                if change is not None and change.impossible and delta is not None:
-                    self.find("wrong", "shapes that do not go together", "", change.impossible)
-                mine = None if change is None else self._of(match, change)
-                if delta is None or mine is None or change is None:
-                    total = None
-                    continue
-                found.add((key, match.layer))
-                self.compare(delta, mine, change.size, f"{match.layer} on {key}")
-                total = None if total is None else total + match.strength * mine
-                size = max(size, change.size)
-            if all(part is not None for _, part in parts):
-                self._patch(key, base[key], [(part, match.strength) for match, part in parts], total, size)
-        if self.case.same is not None:
-            self.stage = "resolve"
-            for key in set(wanted) - found:
-                self.find("lost", "a layer", "", f"{key[1]} no longer changes {key[0]}")
 
-    @staticmethod
-    def _delta(part: Any, weight: Tensor) -> Tensor:
-        larger = part.enlarged()
-        if larger is not None:
-            weight = torch.from_numpy(_enlarged(truth.plain(weight), larger))
-        part.check_fit(weight.shape)
-        return part.delta(weight)
+            def patched(key: str = key, pairs: list[Any] = pairs) -> Tensor:
+                parts = [(match.read(adapter), match.strength) for _, match in pairs]
+                return lyc.patch_(base[key].clone(), parts)
 
-    def _patch(
-        self, key: str, weight: Tensor, pairs: list[Any], total: np.ndarray | None, size: float
-    ) -> None:
-        patched = self.call("patch", lambda: lyc.patch_(weight.clone(), pairs))
-        if patched is None:
-            return
-        if not torch.isfinite(patched).all():
-            self.find("not finite", "a patched weight", "", key)
-        elif total is not None:
-            before = _enlarged(truth.plain(weight), patched.shape)
-            self.compare(patched, before + total, size + float(weight.abs().max()), f"patched {key}")
-
-    @staticmethod
-    def _of(match: lyc.Match, change: truth.Changed) -> np.ndarray | None:
-        return change.delta if match.parameter == "weight" else change.bias
-
-    def _wanted(
-        self, adapter: lyc.Adapter, resolution: lyc.Resolution
-    ) -> Mapping[tuple[str, str], truth.Changed]:
-        """The change of each key by each layer that closed forms tell."""
-        case = self.case
-        if case.same is not None and case.seed is not None:
-            by = case.same
-            return {
-                place: truth.Changed(
-                    None if one.delta is None else by * one.delta,
-                    None if one.bias is None else by * one.bias,
-                    max(1.0, by) * one.size,
-                )
-                for place, one in self.taker._pristine[case.seed].items()
-            }
-        if not case.closed or case.seed is None or "split_qkv" in str(case.seed.metadata):
-            return {}
-        said = case.seed.config or "lora_adapter_metadata" in case.seed.metadata
-        if said and set(adapter.file.tensors) != set(case.seed.tensors):
-            # Which layers a configuration is for goes by their names.
-            return {}
-        tensors = case.tensors or self._read(case.files[case.adapter], Path(case.adapter).suffix)
-        wanted: dict[tuple[str, str], truth.Changed] = {}
-        for match in resolution.entries[0].matches[: 2 * LAYERS]:
-            try:
-                base = self.taker.bases[case.model]
-                wanted[match.key, match.layer] = closed_form(adapter, match, tensors, case.seed, base)
-            except truth.UnknownError:
+            found = self.call("patch", patched)
+            if found is None:
                 continue
-            except Exception as error:  # noqa: BLE001 - whatever numpy raises where shapes disagree
-                # Only a fault where the library computes it all the same, which the comparison tells.
-                shown = f"{match.layer}: {type(error).__name__}: {error}"
-                wanted[match.key, match.layer] = truth.Changed(None, None, 0.0, impossible=shown)
-        return wanted
+            self.patched[key] = found
+            if not torch.isfinite(found).all():
+                self.find("not finite", "a patched weight", "", key)
+            elif key in known:
+                before = enlarged(base[key].double(), found.shape)
+                self.compare(found, before + 0.5 * case.same * known[key], f"patched {key}")
+        self.stage = "resolve"
+        for key in known.keys() - self.patched.keys():
+            self.find("lost", "a layer", "", f"{key} is no longer changed")
 
-    def compare(self, found: Tensor, wanted: np.ndarray, size: float, what: str) -> None:
+    def compare(self, found: Tensor, wanted: Tensor, what: str) -> None:
         self.compared += 1
         if found.shape != wanted.shape:
             self.find("wrong", "shape", "", f"{what}: {list(found.shape)}, not {list(wanted.shape)}")
@@ -485,8 +368,8 @@ class _Take:
         if not torch.isfinite(found).all():
             self.find("not finite", "a change", "", what)
             return
-        error = float(np.abs(truth.plain(found) - wanted).max()) if wanted.size else 0.0
-        if not error <= NEAR * max(size, 1e-30):
+        error, size = (found.double() - wanted).abs().max(), wanted.abs().max()
+        if not error <= NEAR * size.clamp_min(1e-3):
             self.find("wrong", "values", "", f"{what}: off by {error:.3g} of {size:.3g}")
 
     def _inspect(self, path: Path) -> None:
@@ -538,36 +421,30 @@ class _Take:
         if again is None:
             self.find("wrong", "what was saved is refused", "", dialect)
             return
-        before, after = (self._all_changes(one) for one in (adapter, again))
+        before, after = (self._all_patched(one) for one in (adapter, again))
         if before is None or after is None:
             return
-        for key, change in before.items():
-            if key not in after:
+        for key, weight in before.items():
+            if key in after:
+                self.compare(after[key], weight, f"{key} saved as {dialect}")
+            else:
                 self.find("lost", "a change in the saved file", dialect, key)
-                continue
-            size = max(float(change.abs().max()), float(self.taker.bases[case.model][key].abs().max()), 1e-3)
-            self.compare(after[key], truth.plain(change), size, f"{key} saved as {dialect}")
 
-    def _all_changes(self, adapter: lyc.Adapter) -> dict[str, Tensor] | None:
-        """The library's change of each weight of the model; None where it refuses one."""
+    def _all_patched(self, adapter: lyc.Adapter) -> dict[str, Tensor] | None:
+        """Each weight of the model with its change, in float64; None where the library refuses one."""
         resolution = self.call("save", lambda: lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), self.shapes))
         if resolution is None:
             return None
-        changes: dict[str, Tensor] = {}
+        found: dict[str, Tensor] = {}
         base = self.taker.bases[self.case.model]
         for key, pairs in list(resolution.pairs().items())[:LAYERS]:
             weight = base[key].double()
-
-            def patched(pairs: list[Any] = pairs, weight: Tensor = weight) -> Tensor:
-                parts = [match.read(adapter) for _, match in pairs]
-                return lyc.patch_(weight.clone(), [(part, 1.0) for part in parts])
-
-            found = self.call("save", patched)
-            if found is None:
+            changed = self.call("save", lambda pairs=pairs, weight=weight: change(adapter, pairs, weight))
+            if changed is None:
                 return None
-            if found.shape == weight.shape:
-                changes[key] = found - weight
-        return changes
+            if changed.shape == weight.shape:
+                found[key] = weight + changed
+        return found
 
     def _merge(self, adapter: lyc.Adapter) -> None:
         out = self.room / "merged.safetensors"
@@ -579,30 +456,24 @@ class _Take:
         written = self._open_plainly(out)
         if written is None:
             return
-        before = self._read(self.base_file.read_bytes(), ".safetensors")
+        before = self._read(self.base_file.read_bytes())
         changed = merged.resolution.pairs()
-        wanted = self._wanted(adapter, merged.resolution) if self.case.base is None else {}
         for key, tensor in written.items():
             if key not in changed:
                 # Those of dtypes that torch lacks are not read.
                 if key in before and containers.raw(tensor) != containers.raw(before[key]):
                     self.find("wrong", "a tensor that nothing changes", "", key)
-                continue
-            if not torch.isfinite(tensor.float()).all():
+            elif not torch.isfinite(tensor.float()).all():
                 self.find("not finite", "a merged weight", "", key)
-            changes = [(match, wanted.get((key, match.layer))) for _, match in changed[key]]
-            if all(change is not None and self._of(match, change) is not None for match, change in changes):
-                larger = _enlarged(truth.plain(before[key]), tensor.shape)
-                size = float(before[key].abs().max())
-                for match, change in changes:
-                    larger = larger + match.strength * self._of(match, change)
-                    size = max(size, change.size)
-                self.compare(tensor, larger, 2 * size, f"merged {key}")
+            elif key in self.patched:
+                self.compared += 1
+                if not torch.equal(tensor, self.patched[key]):
+                    self.find("wrong", "a merged weight is not the patched one", "", key)
 
-    def _read(self, blob: bytes, ending: str) -> dict[str, Tensor]:
-        """The tensors of a file that the library has read, by the plain reader; none where it cannot."""
+    def _read(self, blob: bytes) -> dict[str, Tensor]:
+        """The tensors of a checkpoint that the library has read, by the plain reader."""
         try:
-            return containers.read(blob, ending)
+            return containers.read(blob)
         except Exception as error:  # noqa: BLE001 - whatever a stranger's file makes the plain reader raise
             self.find("wrong", "a file that cannot be read was read", type(error).__name__, str(error))
             return {}

@@ -39,7 +39,7 @@ def write(name: str, seed: Seed, tensors: Mapping[str, Tensor], *, same: float |
     plain = {key: tensor.contiguous() for key, tensor in tensors.items()}
     pickling = None if seed.is_safetensors else CONTAINERS[seed.container][1]
     blob = pickling(plain) if pickling else packed(plain, seed.metadata)
-    return case.of(name, seed, blob, same=same, tensors=plain)
+    return case.of(name, seed, blob, same=same)
 
 
 def _renamed(change: Callable[[random.Random, str], str]) -> Callable[[random.Random, Seed], Case | None]:
@@ -128,7 +128,7 @@ def _no_text(rng: random.Random, seed: Seed) -> Case | None:
     """Keys of no text, in a pickle."""
     odd = rng.choice((0, None, 1.5, True, b"x", ("a", "b"), frozenset({"a"}), 10**30))
     content = {odd: torch.ones(2), **seed.tensors}
-    return None if seed.is_safetensors else case.of("keys_no_text", seed, pickled(content), closed=False)
+    return None if seed.is_safetensors else case.of("keys_no_text", seed, pickled(content))
 
 
 MUTATIONS = [

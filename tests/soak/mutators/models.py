@@ -31,9 +31,7 @@ def _case(name: str, seed: Seed, blob: bytes) -> Case:
     files = {adapter: seed.blob, "base.safetensors": blob}
     if seed.config is not None:
         files[CONFIG] = json.dumps(dict(seed.config)).encode()
-    return Case(
-        f"models_{name} under {seed.name}", files, adapter, seed.model, "base.safetensors", seed, closed=False
-    )
+    return Case(f"models_{name} under {seed.name}", files, adapter, seed.model, "base.safetensors", seed)
 
 
 def _as_an_adapter(rng: random.Random, seed: Seed) -> Case | None:

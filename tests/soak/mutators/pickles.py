@@ -108,7 +108,7 @@ def _archive(change: Callable[[random.Random, bytes], bytes]) -> Callable[[rando
     def mutate(rng: random.Random, seed: Seed) -> Case | None:
         if seed.container != "archive":
             return None
-        return case.of(f"pickles{change.__name__}", seed, change(rng, seed.blob), closed=False)
+        return case.of(f"pickles{change.__name__}", seed, change(rng, seed.blob))
 
     return mutate
 
@@ -145,7 +145,7 @@ def _exotic(rng: random.Random, seed: Seed) -> Case | None:
     except (RuntimeError, NotImplementedError, IndexError):
         # Not every sort can be made of every tensor, or saved.
         return None
-    return case.of("pickles_exotic", seed, blob, closed=False, ending=".pt")
+    return case.of("pickles_exotic", seed, blob, ending=".pt")
 
 
 def strided(tensor: Tensor) -> Tensor:
@@ -198,7 +198,7 @@ def _content(rng: random.Random, seed: Seed) -> Case | None:
         blob = pickled(rng.choice(contents))
     except (RecursionError, TypeError, UnicodeEncodeError):
         return None
-    return case.of("pickles_content", seed, blob, closed=False, ending=rng.choice((".pt", ".ckpt")))
+    return case.of("pickles_content", seed, blob, ending=rng.choice((".pt", ".ckpt")))
 
 
 def _calls(rng: random.Random, seed: Seed) -> Case | None:
@@ -208,7 +208,7 @@ def _calls(rng: random.Random, seed: Seed) -> Case | None:
     blob = pickled(content)
     if rng.random() < 0.3:
         blob = pickle.dumps(content, protocol=rng.choice((0, 2, 4, 5)))
-    return case.of("pickles_calls", seed, blob, closed=False, ending=".pt")
+    return case.of("pickles_calls", seed, blob, ending=".pt")
 
 
 MUTATIONS = [

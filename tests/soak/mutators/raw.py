@@ -63,13 +63,13 @@ def _mutation(change: Callable[[random.Random, bytearray], None]) -> Callable[..
         if len(blob) < 16:
             return None
         change(rng, blob)
-        return case.of(f"raw{change.__name__}", seed, bytes(blob), closed=False)
+        return case.of(f"raw{change.__name__}", seed, bytes(blob))
 
     return mutate
 
 
 def _wrong_ending(rng: random.Random, seed: Seed) -> Case | None:
-    return case.of("raw_wrong_ending", seed, seed.blob, closed=False, ending=rng.choice(ENDINGS))
+    return case.of("raw_wrong_ending", seed, seed.blob, ending=rng.choice(ENDINGS))
 
 
 MUTATIONS = [*map(_mutation, (_bits, _bits, _cut, _part, _part, _inserted, _number, _length)), _wrong_ending]

@@ -44,7 +44,7 @@ PLAIN = {"peft_type": "LORA", "r": 3, "lora_alpha": 2, "alpha": 2, "rank_pattern
 
 
 def _header(name: str, seed: Seed, header: Any, *, same: float | None = None) -> Case:
-    return case.of(f"header_{name}", seed, joined(header, seed.parts[1]), same=same, closed=same is not None)
+    return case.of(f"header_{name}", seed, joined(header, seed.parts[1]), same=same)
 
 
 def _header_table(rng: random.Random, seed: Seed) -> Case | None:
@@ -94,7 +94,7 @@ def _metadata(rng: random.Random, seed: Seed) -> Case | None:
     named = {
         rng.choice((*KNOWN, *TEXTS)): rng.choice((*TEXTS, *VALUES)) for _ in range(rng.choice((1, 1, 4)))
     }
-    return case.of("metadata", seed, packed(seed.tensors, {**seed.metadata, **named}), closed=False)
+    return case.of("metadata", seed, packed(seed.tensors, {**seed.metadata, **named}))
 
 
 def _more_metadata(rng: random.Random, seed: Seed) -> Case | None:
@@ -121,7 +121,7 @@ def _configured(name: str, seed: Seed, table: Any, *, same: float | None = None)
     blob, beside = seed.blob, text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     if seed.config is None and "lora_adapter_metadata" in seed.metadata and isinstance(text, str):
         blob, beside = packed(seed.tensors, {**seed.metadata, "lora_adapter_metadata": text}), None
-    return case.of(f"config_{name}", seed, blob, same=same, closed=same is not None, config=beside)
+    return case.of(f"config_{name}", seed, blob, same=same, config=beside)
 
 
 def _config_table(rng: random.Random, seed: Seed) -> Case | None:

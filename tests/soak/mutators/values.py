@@ -128,7 +128,7 @@ def _any_layer(rng: random.Random, seed: Seed) -> Case | None:
     name = "lora_unet_" + rng.choice(sorted(PATHS.values())).replace(".", "_")
     shapes = {rng.choice(SUFFIXES): drawn_shape(rng) for _ in range(rng.randrange(1, 6))}
     tensors = {f"{name}.{suffix}": torch.ones(shape) for suffix, shape in shapes.items()}
-    return case.of("values_any_layer", seed, packed(tensors), closed=False, ending=".safetensors")
+    return case.of("values_any_layer", seed, packed(tensors), ending=".safetensors")
 
 
 def _wider(rng: random.Random, seed: Seed) -> Case | None:
