@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import in_diffusers
+from .architecture_names import Rows, records
 from .foreign import Located, Numbered
 from .in_diffusers import DIFFUSERS, HUNYUAN, PREFIX, renamed
 from .zoo import SPECIES, adaptable, make
@@ -156,15 +157,22 @@ def shapes_of(architecture: str) -> dict[str, tuple[int, ...]]:
 @cache
 def places(architecture: str, source: str) -> dict[str, Located]:
     """The layers of an architecture by a source's paths, each with its rows in the host's state dict."""
+    if source == "fused":
+        return in_diffusers.fused(architecture, places(architecture, "diffusers"))
     model = model_of(architecture)
-    if source in ("diffusers", "fused"):
-        found = in_diffusers.located if source == "diffusers" else in_diffusers.fused
-        return {path: _keyed(where) for path, where in found(architecture, model).items()}
     whole = {
         path.removeprefix(PREFIX): Located.whole(f"{path}.weight", layer.weight.shape)
         for path, layer in adaptable(model).items()
         if path.startswith(PREFIX)
     }
+    if source == "diffusers":
+        named = records()[architecture].diffusers
+        # Norms and embeddings have names too, and an older host has fewer layers.
+        return {
+            name: _below(rows, whole)
+            for name, rows in named.items()
+            if all(path in whole for path, _ in rows)
+        }
     if source == "lycoris":
         return {name: whole[path] for name, path in lycoris_names(model.diffusion_model).items()}
     if source == "anima":
@@ -177,9 +185,17 @@ def places(architecture: str, source: str) -> dict[str, Located]:
     return whole
 
 
-def _keyed(where: Located) -> Located:
-    """The same rows under the keys of the host's state dict, which have a prefix."""
-    return Located(where.shape, tuple(PREFIX + key for key in where.keys), where.key_of, where.row_of)
+def _below(places: Rows, whole: Mapping[str, Located]) -> Located:
+    """The layer that is these rows of the host's layers, one below the other."""
+    paths = list(dict.fromkeys(path for path, _ in places))
+    rows = [
+        (paths.index(path), row)
+        for path, part in places
+        for row in range(*(part or (0, whole[path].shape[0])))
+    ]
+    key_of, row_of = torch.tensor(rows).unbind(1)
+    shape = (len(rows), *whole[paths[0]].shape[1:])
+    return Located(shape, tuple(whole[path].keys[0] for path in paths), key_of, row_of)
 
 
 def names(architecture: str, dialect: str) -> Names:

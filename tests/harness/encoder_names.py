@@ -17,38 +17,15 @@ import torch
 
 from .dialects import KOHYA, PEFT, Names
 from .foreign import Located, Numbered
-from .zoo import ADAPTABLE, ENCODERS, adaptable, make_encoders
+from .zoo import ADAPTABLE, BERT, CLIP, ENCODERS, LLAMA, T5, adaptable, make_encoders
 
-CLIP = {
-    "num_hidden_layers": 3,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 2,
-    "projection_dim": 32,
-}
-T5 = {
-    "num_layers": 2,
-    "d_model": 32,
-    "d_ff": 48,
-    "d_kv": 16,
-    "num_heads": 2,
-    "feed_forward_proj": "gated-gelu",
-}
-LLAMA = {
-    "num_hidden_layers": 4,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-BERT = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
-
+GATED = {**T5, "feed_forward_proj": "gated-gelu"}
 TRANSFORMERS: dict[str, tuple[str, str, Mapping[str, Any]]] = {
     "clip_l": ("CLIPTextModel", "CLIPTextConfig", CLIP),
     "clip_g": ("CLIPTextModelWithProjection", "CLIPTextConfig", CLIP),
     "clip_h": ("CLIPTextModel", "CLIPTextConfig", CLIP),
-    "t5xxl": ("T5EncoderModel", "T5Config", T5),
-    "mt5xl": ("T5EncoderModel", "T5Config", T5),
+    "t5xxl": ("T5EncoderModel", "T5Config", GATED),
+    "mt5xl": ("T5EncoderModel", "T5Config", GATED),
     "hydit_clip": ("BertModel", "BertConfig", BERT),
     "llama": ("LlamaModel", "LlamaConfig", LLAMA),
     "qwen25_7b": ("Qwen2Model", "Qwen2Config", LLAMA),

@@ -8,6 +8,7 @@ same test checks them.
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from .architecture_names import Record, Rows
 from .foreign import Located, Numbered, State, with_constants
-from .zoo import ADAPTABLE, SPECIES, adaptable, make, supported
+from .zoo import ADAPTABLE, SPECIES, make, supported
 
 PREFIX = "diffusion_model."
 Renames = tuple[tuple[str, str], ...]
@@ -30,8 +31,8 @@ class Diffusers:
 
     model: str
     """diffusers' class."""
-    config: Mapping[str, Any]
-    """Its arguments for a model of the size that the zoo's model has."""
+    own: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Its arguments for a model of the size that the zoo's model has, but for those of `SMALL`."""
     convert: str = ""
     """The name of diffusers' conversion; "" where there is none."""
     constants: Mapping[Any, Any] = field(default_factory=dict[Any, Any])
@@ -47,46 +48,22 @@ class Diffusers:
     swapped: tuple[str, ...] = ()
     """Without a conversion: renamed layers whose halves are exchanged in diffusers (scale before shift)."""
     # The pattern `$^` fits no name.
-    without: str = "$^"
-    """A pattern of the host's layers that diffusers' model does not have."""
     reshaped: str = "$^"
     """A pattern of diffusers' parameters that are no rows of the host's: their values are arranged anew."""
-    sizes: str = "$^"
-    """A pattern of diffusers' layers whose shape in the zoo's model is not that in diffusers' class.
 
-    Either their sizes come out differently at the zoo's scale, or the zoo has cut the weight down.
-    """
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments of diffusers' class."""
+        known = inspect.signature(self._kind).parameters
+        return {**{name: size for name, size in SMALL.items() if name in known}, **self.own}
 
+    def make(self) -> nn.Module:
+        """diffusers' model."""
+        return self._kind(**self.config)
 
-def located(name: str, model: nn.Module) -> dict[str, Located]:
-    """Every layer of diffusers' model by its path, with the rows of the host's weights that it is."""
-    species = DIFFUSERS[name]
-    state = {key.removeprefix(PREFIX): value for key, value in model.state_dict().items()}
-    numbered = Numbered(state)
-    layers = {path.removeprefix(PREFIX) for path in adaptable(model)}
-    found: dict[str, Located] = {}
-    for key, weight in _converted(species, dict(numbered.state)).items():
-        # Only layers are looked up. AuraFlow's conversion gives None for a weight that is absent.
-        if not key.endswith(".weight") or weight is None or weight.ndim < 2:
-            continue
-        where = numbered.locate(weight)
-        sources = [source.removesuffix(".weight") for source in where.keys]
-        if all(path in layers and not re.match(species.without, path) for path in sources):
-            found[key.removesuffix(".weight")] = where
-    return found
-
-
-def layers(name: str) -> dict[str, tuple[int, ...]]:
-    """The layers of diffusers' own class with their weights' shapes."""
-    species = DIFFUSERS[name]
-    kind = getattr(importlib.import_module("diffusers"), species.model)
-    with torch.device("meta"):
-        model = kind(**species.config)
-    return {
-        path: tuple(layer.weight.shape)
-        for path, layer in model.named_modules()
-        if isinstance(layer, ADAPTABLE)
-    }
+    @property
+    def _kind(self) -> Any:
+        return getattr(importlib.import_module("diffusers"), self.model)
 
 
 def recorded() -> dict[str, Record]:
@@ -151,7 +128,7 @@ def _rows(where: Located, state: State) -> Rows:
 def _parameters(species: Diffusers) -> Iterator[str]:
     """The layers and other parameters of diffusers' class, without biases."""
     with torch.device("meta"):
-        model = getattr(importlib.import_module("diffusers"), species.model)(**species.config)
+        model = species.make()
     for key in model.state_dict():
         if not key.endswith(".bias"):
             yield key.removesuffix(".weight")
@@ -257,6 +234,7 @@ def _unet(*depth: int, **changed: Any) -> dict[str, Any]:
         "up_block_types": tuple(up[::-1]),
         "transformer_layers_per_block": tuple(blocks or 1 for blocks in depth),
         "cross_attention_dim": 24,
+        "num_attention_heads": None,
         "attention_head_dim": 2,
         **changed,
     }
@@ -269,53 +247,14 @@ _SDXL = {
     "projection_class_embeddings_input_dim": 20,
 }
 _UNET = {"convert": "convert_ldm_unet_checkpoint", "published": _prefixed("model.diffusion_model.")}
-_HEADS = {"num_attention_heads": 2, "attention_head_dim": 16}
-_FLUX = {
-    **_HEADS,
-    "in_channels": 16,
-    "num_layers": 2,
-    "num_single_layers": 2,
-    "joint_attention_dim": 20,
-    "axes_dims_rope": (4, 6, 6),
-}
-_WAN = {
-    **_HEADS,
-    "in_channels": 4,
-    "out_channels": 4,
-    "text_dim": 20,
-    "freq_dim": 16,
-    "ffn_dim": 48,
-    "num_layers": 2,
-}
-_COSMOS = {
-    **_HEADS,
-    "in_channels": 16,
-    "num_layers": 2,
-    "text_embed_dim": 20,
-    "adaln_lora_dim": 8,
-    "max_size": (4, 16, 16),
-}
+_COSMOS = {"in_channels": 16, "extra_pos_embed_type": None}
 _SD3 = {
-    "sample_size": 8,
-    "in_channels": 4,
     "out_channels": 4,
-    "num_layers": 2,
     "attention_head_dim": 64,
-    "num_attention_heads": 2,
-    "joint_attention_dim": 20,
     "caption_projection_dim": 128,
-    "pooled_projection_dim": 12,
     "pos_embed_max_size": 4,
 }
-
-_PIXART = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 18,
-    "num_layers": 2,
-    "cross_attention_dim": 36,
-    "sample_size": 8,
-    "caption_channels": 20,
-}
+_PIXART = {"attention_head_dim": 18, "cross_attention_dim": 36}
 PIXART = (
     (r"^x_embedder", "pos_embed"),
     (r"^t_embedder\.mlp\.0", "adaln_single.emb.timestep_embedder.linear_1"),
@@ -338,13 +277,10 @@ PIXART = (
     (r"^final_layer\.scale_shift_table", "scale_shift_table"),
 )
 _HUNYUAN_DIT = {
-    **_HEADS,
-    "in_channels": 4,
     "patch_size": 2,
-    "sample_size": 8,
-    "hidden_size": 32,
     "num_layers": 4,
     "mlp_ratio": 2.0,
+    "pooled_projection_dim": 1024,
     "cross_attention_dim": 12,
     "cross_attention_dim_t5": 20,
     "text_len": 4,
@@ -376,16 +312,7 @@ HUNYUAN_DIT = (
     (r"^final_layer\.adaLN_modulation\.1", "norm_out.linear"),
 )
 PIXART_FUSED = {"qkv": ("to_q", "to_k", "to_v"), "kv_linear": ("to_k", "to_v")}
-_HUNYUAN_IMAGE = {
-    **_HEADS,
-    "in_channels": 4,
-    "out_channels": 4,
-    "num_layers": 2,
-    "num_single_layers": 2,
-    "guidance_embeds": True,
-    "text_embed_dim": 20,
-    "rope_axes_dim": (8, 8),
-}
+_HUNYUAN_IMAGE = {"out_channels": 4, "guidance_embeds": True}
 HUNYUAN_IMAGE = (
     (r"^time_text_embed\.", "time_guidance_embed."),
     (r"^time_r_in\.mlp\.0", "time_guidance_embed.timestep_embedder_r.linear_1"),
@@ -397,6 +324,34 @@ BYT5 = (
     (r"^byt5_in\.net\.2", "context_embedder_2.linear_2"),
     (r"^byt5_in\.fc3", "context_embedder_2.linear_3"),
 )
+
+_LTX = {
+    "in_channels": 8,
+    "out_channels": 8,
+    "num_attention_heads": 4,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 32,
+}
+SMALL: Mapping[str, Any] = {
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "in_channels": 4,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "ffn_dim": 48,
+    "freq_dim": 16,
+    "sample_size": 8,
+    "max_size": (4, 16, 16),
+    "adaln_lora_dim": 8,
+    "pooled_projection_dim": 12,
+    **dict.fromkeys(("joint_attention_dim", "text_embed_dim", "text_dim", "caption_channels"), 20),
+    "cap_feat_dim": 20,
+    **dict.fromkeys(("axes_dims_rope", "rope_axes_dim"), (4, 6, 6)),
+    "axes_lens": (30, 32, 32),
+}
+"""The arguments that most of diffusers' classes get, where a class has them."""
 
 DIFFUSERS: dict[str, Diffusers] = {
     "SD1.5": Diffusers("UNet2DConditionModel", _unet(1, 1, 0), **_UNET),
@@ -425,6 +380,7 @@ DIFFUSERS: dict[str, Diffusers] = {
             "timestep_ratio_embedding_dim": 8,
             "conditioning_dim": 16,
             "block_out_channels": (16, 16),
+            "in_channels": 16,
             "num_attention_heads": (2, 2),
             "down_num_layers_per_block": (1, 2),
             "up_num_layers_per_block": (2, 1),
@@ -440,7 +396,6 @@ DIFFUSERS: dict[str, Diffusers] = {
     "Stable Cascade B": Diffusers(
         "StableCascadeUNet",
         {
-            "in_channels": 4,
             "out_channels": 4,
             "timestep_ratio_embedding_dim": 8,
             "patch_size": 2,
@@ -474,11 +429,8 @@ DIFFUSERS: dict[str, Diffusers] = {
     "AuraFlow": Diffusers(
         "AuraFlowTransformer2DModel",
         {
-            **_HEADS,
-            "sample_size": 8,
             "num_mmdit_layers": 2,
             "num_single_dit_layers": 2,
-            "joint_attention_dim": 20,
             "caption_projection_dim": 32,
             "pos_embed_max_size": 16,
         },
@@ -486,82 +438,57 @@ DIFFUSERS: dict[str, Diffusers] = {
     ),
     "Flux 1": Diffusers(
         "FluxTransformer2DModel",
-        {**_FLUX, "pooled_projection_dim": 12, "guidance_embeds": True},
+        {"in_channels": 16, "guidance_embeds": True},
         "convert_flux_transformer_checkpoint_to_diffusers",
         {3072: 32},
         _scale,
     ),
     "Flux 2": Diffusers(
         "Flux2Transformer2DModel",
-        {**_FLUX, "in_channels": 4, "axes_dims_rope": (4, 4, 4, 4)},
+        {"axes_dims_rope": (4, 4, 4, 4)},
         "convert_flux2_transformer_checkpoint_to_diffusers",
         published=_scale,
     ),
     "Chroma": Diffusers(
         "ChromaTransformer2DModel",
-        {**_FLUX, "approximator_num_channels": 8, "approximator_hidden_dim": 40, "approximator_layers": 2},
+        {
+            "in_channels": 16,
+            "approximator_num_channels": 8,
+            "approximator_hidden_dim": 40,
+            "approximator_layers": 2,
+        },
         "convert_chroma_transformer_checkpoint_to_diffusers",
         {3072: 32},
         _scale,
     ),
     "Mochi": Diffusers(
         "MochiTransformer3DModel",
-        {
-            **_HEADS,
-            "num_layers": 2,
-            "pooled_projection_dim": 24,
-            "in_channels": 4,
-            "text_embed_dim": 16,
-            "max_sequence_length": 4,
-        },
+        {"pooled_projection_dim": 24, "text_embed_dim": 16, "max_sequence_length": 4},
         "convert_mochi_transformer_checkpoint_to_diffusers",
         {48: 2},
-        sizes=r".+\.ff(_context)?\.",
     ),
     "LTX-Video": Diffusers(
         "LTXVideoTransformer3DModel",
-        {
-            "in_channels": 8,
-            "out_channels": 8,
-            "num_attention_heads": 4,
-            "attention_head_dim": 8,
-            "cross_attention_dim": 32,
-            "num_layers": 2,
-            "caption_channels": 20,
-        },
+        _LTX,
         "convert_ltx_transformer_checkpoint_to_diffusers",
     ),
     "LTX-2": Diffusers(
         "LTX2VideoTransformer3DModel",
         {
-            "in_channels": 8,
-            "out_channels": 8,
-            "num_attention_heads": 4,
-            "attention_head_dim": 8,
-            "cross_attention_dim": 32,
+            **_LTX,
             "audio_in_channels": 8,
             "audio_out_channels": 8,
             "audio_num_attention_heads": 4,
             "audio_attention_head_dim": 4,
             "audio_cross_attention_dim": 16,
-            "num_layers": 2,
-            "caption_channels": 20,
         },
         "convert_ltx2_transformer_to_diffusers",
-        without=r"(video|audio)_embeddings_connector\.",
     ),
     "MiniMax-H3": Diffusers(
         "MiniMaxH3Transformer3DModel",
         {
-            **_HEADS,
-            "hidden_size": 32,
-            "num_layers": 2,
             "num_refiner_layers": 1,
-            "ffn_dim": 48,
-            "in_channels": 4,
             "audio_in_channels": 4,
-            "text_dim": 20,
-            "freq_dim": 16,
             "time_embed_hidden_dim": 32,
             "time_embed_dim": 24,
             "rope_freq_dim": 2,
@@ -570,94 +497,70 @@ DIFFUSERS: dict[str, Diffusers] = {
     ),
     "HunyuanVideo": Diffusers(
         "HunyuanVideoTransformer3DModel",
-        {
-            **_HEADS,
-            "in_channels": 4,
-            "out_channels": 4,
-            "num_layers": 2,
-            "num_single_layers": 2,
-            "text_embed_dim": 20,
-            "pooled_projection_dim": 12,
-            "rope_axes_dim": (4, 6, 6),
-        },
+        {"out_channels": 4},
         "convert_hunyuan_video_transformer_to_diffusers",
         {3072: 32},
         _hunyuan,
     ),
     "Cosmos": Diffusers(
         "CosmosTransformer3DModel",
-        _COSMOS,
+        {"in_channels": 16},
         "convert_cosmos_transformer_checkpoint_to_diffusers",
         published=_cosmos,
     ),
     "Cosmos-Predict2": Diffusers(
         "CosmosTransformer3DModel",
-        {**_COSMOS, "extra_pos_embed_type": None},
+        _COSMOS,
         "convert_cosmos_transformer_checkpoint_to_diffusers",
         published=_prefixed("net."),
     ),
     "Anima": Diffusers(
         "CosmosTransformer3DModel",
-        {**_COSMOS, "extra_pos_embed_type": None, "text_embed_dim": 1024},
+        {**_COSMOS, "text_embed_dim": 1024},
         "convert_cosmos_transformer_checkpoint_to_diffusers",
         published=_prefixed("net."),
-        without=r"llm_adapter\.",
     ),
     "Lumina 2": Diffusers(
         "Lumina2Transformer2DModel",
         {
-            "sample_size": 8,
-            "in_channels": 4,
             "hidden_size": 48,
-            "num_layers": 2,
             "num_attention_heads": 6,
             "num_kv_heads": 2,
             "multiple_of": 8,
             "ffn_dim_multiplier": 1.0,
             "axes_dim_rope": (4, 2, 2),
-            "axes_lens": (30, 32, 32),
-            "cap_feat_dim": 20,
         },
         "convert_lumina2_to_diffusers",
         {2304: 48, 768: 16},
     ),
     "Z-Image": Diffusers(
         "ZImageTransformer2DModel",
-        {
-            "in_channels": 4,
-            "dim": 48,
-            "n_layers": 2,
-            "n_heads": 6,
-            "n_kv_heads": 6,
-            "cap_feat_dim": 20,
-            "axes_dims": [4, 2, 2],
-            "axes_lens": [30, 32, 32],
-        },
+        {"dim": 48, "n_layers": 2, "n_heads": 6, "n_kv_heads": 6, "axes_dims": [4, 2, 2]},
         "convert_z_image_transformer_checkpoint_to_diffusers",
-        sizes=r"t_embedder\.",
     ),
-    "Wan 2.1 t2v": Diffusers("WanTransformer3DModel", _WAN, "convert_wan_transformer_to_diffusers"),
+    "Wan 2.1 t2v": Diffusers(
+        "WanTransformer3DModel", {"out_channels": 4}, "convert_wan_transformer_to_diffusers"
+    ),
     "Wan 2.1 i2v": Diffusers(
         "WanTransformer3DModel",
-        {**_WAN, "in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 32},
+        {"in_channels": 36, "out_channels": 4, "image_dim": 1280, "added_kv_proj_dim": 32},
         "convert_wan_transformer_to_diffusers",
-        sizes=r"condition_embedder\.image_embedder\.",
     ),
     "Wan 2.2 5B": Diffusers(
         "WanTransformer3DModel",
-        {**_WAN, "in_channels": 48, "out_channels": 48},
+        {"in_channels": 48, "out_channels": 48},
         "convert_wan_transformer_to_diffusers",
     ),
     "Wan VACE": Diffusers(
         "WanVACETransformer3DModel",
-        {**_WAN, "vace_layers": [0], "vace_in_channels": 12},
+        {"out_channels": 4, "vace_layers": [0], "vace_in_channels": 12},
         "convert_wan_transformer_to_diffusers",
     ),
     "Wan Animate": Diffusers(
         "WanAnimateTransformer3DModel",
         {
-            **_WAN,
             "in_channels": 12,
+            "out_channels": 4,
             "latent_channels": 4,
             "added_kv_proj_dim": 32,
             "motion_encoder_dim": 16,
@@ -665,7 +568,6 @@ DIFFUSERS: dict[str, Diffusers] = {
         "convert_wan_transformer_to_diffusers",
         # The host has the causal padding in a module of its own.
         renames=((r"^(face_encoder\.conv\w+)\.conv\.", r"\1."),),
-        sizes=r"condition_embedder\.image_embedder\.|face_encoder\.|pose_patch",
     ),
     "HiDream": Diffusers(
         "HiDreamImageTransformer2DModel",
@@ -677,7 +579,6 @@ DIFFUSERS: dict[str, Diffusers] = {
         "Krea2Transformer2DModel",
         {
             "in_channels": 16,
-            "num_layers": 2,
             "attention_head_dim": 8,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
@@ -723,18 +624,10 @@ DIFFUSERS: dict[str, Diffusers] = {
         renames=HUNYUAN_DIT,
         fused=HUNYUAN_DIT_FUSED,
         swapped=("norm_out.linear",),
-        sizes=r"time_extra_emb\.extra_embedder\.",
     ),
     "HunyuanVideo 1.5": Diffusers(
         "HunyuanVideo15Transformer3DModel",
-        {
-            **_HEADS,
-            "in_channels": 4,
-            "out_channels": 4,
-            "num_layers": 2,
-            "text_embed_dim": 20,
-            "rope_axes_dim": (4, 6, 6),
-        },
+        {"out_channels": 4},
         "convert_hunyuan_video_transformer_to_diffusers",
         {3072: 32},
         _hunyuan,
@@ -747,20 +640,18 @@ DIFFUSERS: dict[str, Diffusers] = {
             (r"^vision_in\.proj\.1", "image_embedder.linear_1"),
             (r"^vision_in\.proj\.3", "image_embedder.linear_2"),
         ),
-        sizes=r"context_embedder_2\.|image_embedder\.",
     ),
     "HunyuanImage 2.1": Diffusers(
         "HunyuanImageTransformer2DModel",
-        {**_HUNYUAN_IMAGE, "text_embed_2_dim": 1472, "use_meanflow": True},
+        {**_HUNYUAN_IMAGE, "rope_axes_dim": (8, 8), "text_embed_2_dim": 1472, "use_meanflow": True},
         "convert_hunyuan_video_transformer_to_diffusers",
         {3072: 32},
         _hunyuan,
         renames=(*HUNYUAN_IMAGE, *BYT5),
-        sizes=r"context_embedder_2\.",
     ),
     "HunyuanImage 2.1 refiner": Diffusers(
         "HunyuanImageTransformer2DModel",
-        {**_HUNYUAN_IMAGE, "patch_size": (1, 1, 1), "rope_axes_dim": (4, 6, 6)},
+        {**_HUNYUAN_IMAGE, "patch_size": (1, 1, 1)},
         "convert_hunyuan_video_transformer_to_diffusers",
         {3072: 32},
         _hunyuan,
@@ -768,7 +659,7 @@ DIFFUSERS: dict[str, Diffusers] = {
     ),
     "LongCat-Image": Diffusers(
         "LongCatImageTransformer2DModel",
-        {**_FLUX, "joint_attention_dim": 3584},
+        {"in_channels": 16, "joint_attention_dim": 3584},
         "convert_flux_transformer_checkpoint_to_diffusers",
         {3072: 32},
         _scale,
@@ -796,12 +687,8 @@ DIFFUSERS: dict[str, Diffusers] = {
     "CogVideoX": Diffusers(
         "CogVideoXTransformer3DModel",
         {
-            **_HEADS,
-            "in_channels": 4,
             "out_channels": 4,
             "time_embed_dim": 24,
-            "text_embed_dim": 20,
-            "num_layers": 2,
             "sample_width": 8,
             "sample_height": 8,
             "use_rotary_positional_embeddings": True,
@@ -826,8 +713,6 @@ DIFFUSERS: dict[str, Diffusers] = {
     "ACE-Step 1.5": Diffusers(
         "AceStepTransformer1DModel",
         {
-            "hidden_size": 32,
-            "intermediate_size": 48,
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
@@ -842,7 +727,6 @@ DIFFUSERS: dict[str, Diffusers] = {
             (r"_attn\.([qk])_norm\.", r"_attn.norm_\1."),
             (r"^proj_(in|out)\.1\.", r"proj_\1_conv."),
         ),
-        without=r"(?!decoder\.)",
     ),
 }
 """Every architecture that diffusers has a model of."""
@@ -892,17 +776,17 @@ FUSES = (
 """Architectures in which diffusers can fuse the attention (`fuse_qkv_projections`)."""
 
 
-def fused(name: str, model: nn.Module) -> dict[str, Located]:
-    """The layers that diffusers makes when it fuses queries, keys and values, with the host's rows."""
-    species = DIFFUSERS[name]
-    kind = getattr(importlib.import_module("diffusers"), species.model)
+def fused(name: str, parts: Mapping[str, Located]) -> dict[str, Located]:
+    """The layers that diffusers makes when it fuses queries, keys and values, with the host's rows.
+
+    parts: diffusers' layers before that.
+    """
     # float64 holds the numbers of `Numbered` exactly.
-    theirs = kind(**species.config).double()
+    theirs: Any = DIFFUSERS[name].make().double()
     state = theirs.state_dict()
     numbered = Numbered({key: value for key, value in state.items() if value.ndim > 1})
     theirs.load_state_dict({**state, **numbered.state})
     theirs.fuse_qkv_projections()
-    parts = located(name, model)
     return {
         path: numbered.locate(layer.weight.detach().long()).through(parts)
         for path, layer in theirs.named_modules()

@@ -209,32 +209,6 @@ def test_the_names_of_the_hosts_own_map_of_text_encoders_are_found(
         check_encoders(host, architecture, group, dialects.PEFT, tmp_path)
 
 
-@pytest.mark.parametrize("architecture", in_diffusers.DIFFUSERS)
-def test_the_correspondence_has_every_layer_of_both_models(host: Host, architecture: str) -> None:
-    """The tests above rely on a correspondence of diffusers' layers and the host's.
-
-    It must have every layer of diffusers' model, and every row of the host's layers once.
-    """
-    import re
-
-    needs(architecture)
-    species = in_diffusers.DIFFUSERS[architecture]
-    model = dialects.model_of(architecture)
-    located = in_diffusers.located(architecture, model)
-    theirs = in_diffusers.layers(architecture)
-    assert set(located) == set(theirs)
-    for path, shape in theirs.items():
-        assert located[path].shape == shape or re.match(species.sizes, path), path
-    ours = {path.removeprefix("diffusion_model."): layer for path, layer in zoo.adaptable(model).items()}
-    shapes = {f"{path}.weight": tuple(layer.weight.shape) for path, layer in ours.items()}
-    times = {key: torch.zeros(shape[0], dtype=torch.int) for key, shape in shapes.items()}
-    for where in located.values():
-        for key, rows in where.covers(shapes).items():
-            times[key] += rows
-    for key, count in times.items():
-        assert (count == (0 if re.match(species.without, key) else 1)).all(), key
-
-
 def test_the_page_of_coverage_is_what_these_tests_find(host: Host) -> None:
     if not all(zoo.supported(architecture) for architecture in zoo.SPECIES):
         pytest.skip("an older host has fewer architectures")

@@ -128,18 +128,15 @@ def test_diffusers_own_model_loads_it(host: Host, tmp_path: Path, architecture: 
 
     The change is computed from the factors and the scale in diffusers' own layers.
     """
-    import diffusers
-
     needs(architecture)
-    species = in_diffusers.DIFFUSERS[architecture]
-    kind = getattr(diffusers, species.model)
-    if not hasattr(kind, "load_lora_adapter"):
-        pytest.skip(f"diffusers loads no adapter into a {species.model}")
-    layers = in_diffusers.layers(architecture)
+    model: Any = in_diffusers.DIFFUSERS[architecture].make()
+    if not hasattr(model, "load_lora_adapter"):
+        pytest.skip(f"diffusers loads no adapter into a {type(model).__name__}")
+    # Some sizes come out differently at the zoo's scale, or the zoo has cut the weight down.
     named = {
         name: where
         for name, where in dialects.names(architecture, "PEFT on diffusers").items()
-        if layers.get(name.removeprefix("base_model.model.")) == where.shape
+        if model.get_submodule(name.removeprefix("base_model.model.")).weight.shape == where.shape
     }
     # With fewer layers the names were not matched right.
     assert len(named) > 5
@@ -152,7 +149,6 @@ def test_diffusers_own_model_loads_it(host: Host, tmp_path: Path, architecture: 
     path = tmp_path / "diffusers.safetensors"
     adapter = saved(host, source, path, "diffusers", dialects.shapes_of(architecture))
     prefix = next(iter(adapter.info)).partition(".")[0]
-    model = kind(**species.config)
     file = {"pretrained_model_name_or_path_or_dict": str(tmp_path), "weight_name": path.name}
     model.load_lora_adapter(**file, prefix=prefix, adapter_name="told")
     model.load_lora_adapter(load_file(path), prefix=prefix, adapter_name="alone")
