@@ -181,6 +181,8 @@ def main() -> None:
     made.add_argument("--steps", type=int, default=5)
     made.add_argument("--cases", default="", help="measure only rows whose title has this text")
     options = made.parse_args()
+    if options.steps < 2:
+        made.error("the first step of a round does not count: take at least 2 --steps")
     base = base_directory(ROOT / ".cache" / "bench" / "train-node", ROOT)
     nodes = boot_in_process(facts().comfyui, base)
     titles = ["model", "latent", "batch", "recomputed", "dtype"]

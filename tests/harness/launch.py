@@ -39,7 +39,7 @@ Preview = Callable[[bytes], None]
 class PlaceholderTorchaudio(MetaPathFinder, Loader):
     """Finds and loads `torchaudio`, and any submodule of it, as an empty module.
 
-    The host's audio modules import it at the top and could not be imported without it. What they take from it
+    The set-up does not install it, and the host's audio modules import it at the top. What they take from it
     raises when it is called.
     """
 
@@ -60,26 +60,12 @@ class PlaceholderTorchaudio(MetaPathFinder, Loader):
 
             def refuse(*args: object, **kwargs: object) -> NoReturn:
                 raise RuntimeError(
-                    f"{module.__name__}.{attribute} was called, but torchaudio cannot be imported "
-                    "here and a placeholder stands for it: install a torchaudio that fits torch"
+                    f"{module.__name__}.{attribute} was called, which only stands for the real one"
                 )
 
             return refuse
 
         vars(module)["__getattr__"] = missing
-
-
-def ensure_torchaudio() -> None:
-    """Register the placeholder when, and only when, the real torchaudio cannot be imported."""
-    if importlib.util.find_spec("torchaudio") is not None:
-        try:
-            importlib.import_module("torchaudio")
-            return
-        except (ImportError, OSError, RuntimeError):
-            # A build for another torch or for another CUDA; its half-imported parts go first.
-            for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
-                del sys.modules[name]
-    sys.meta_path.insert(0, PlaceholderTorchaudio())
 
 
 def run_main(comfyui: Path, arguments: Sequence[str]) -> None:
@@ -89,7 +75,7 @@ def run_main(comfyui: Path, arguments: Sequence[str]) -> None:
     sys.path[0] = str(comfyui)
     main = comfyui / "main.py"
     sys.argv = [str(main), *arguments]
-    ensure_torchaudio()
+    sys.meta_path.insert(0, PlaceholderTorchaudio())
     runpy.run_path(str(main), run_name="__main__")
 
 
@@ -407,7 +393,7 @@ def boot_in_process(comfyui: Path, base: Path) -> types.ModuleType:
         )
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(comfyui.resolve()))
-    ensure_torchaudio()
+    sys.meta_path.insert(0, PlaceholderTorchaudio())
     # The arguments of this process are not the host's.
     options = importlib.import_module("comfy.options")
     options.enable_args_parsing(False)

@@ -1,10 +1,8 @@
-"""Changes of pickles: the archive, the program in it, the tensors that it makes and the table of them."""
+"""Changes of pickles: the archive, the tensors in it and the table of them. The program is read by torch."""
 
 from __future__ import annotations
 
 import io
-import pickle
-import pickletools
 import random
 import zipfile
 from collections import OrderedDict
@@ -13,8 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from tests.harness.payloads import CALLS, Call
 
 from .. import case
 from ..case import Case
@@ -39,39 +35,11 @@ def rewritten(
     return out.getvalue()
 
 
-def program(blob: bytes, change: Callable[[bytes], bytes]) -> bytes:
-    """An archive whose pickle is changed."""
-    return rewritten(
-        blob, lambda name, content: (name, change(content) if name.endswith("data.pkl") else content)
-    )
-
-
-# The archive and its program.
-
-
-def _operation(rng: random.Random, blob: bytes) -> bytes:
-    """One number, size or operation of the program becomes another."""
-
-    def change(content: bytes) -> bytes:
-        code = bytearray(content)
-        found = [(op.name, place) for op, _, place in pickletools.genops(content) if place is not None]
-        _, at = rng.choice(found)
-        numbers = [place for name, place in found if name == "BININT1"]
-        if numbers and rng.random() < 0.4:
-            at = rng.choice(numbers)
-            sizes = (0, 3, 255, 1 << 20, (1 << 31) - 1, -1, 1 << 40, (1 << 63) - 1, -(1 << 63), 1 << 100)
-            code[at : at + 2] = pickle.dumps(rng.choice(sizes), protocol=2)[2:-1]
-        elif rng.random() < 0.5:
-            code[at] = rng.choice(b"KMJI\x8a\x8b]})(t\x85\x86\x87qrhj0N\x88\x89QRbcu.\x80GXUaes2")
-        elif at + 1 < len(code):
-            code[at + 1] = rng.choice((0, 1, 2, 127, 128, 255, rng.randrange(256)))
-        return bytes(code)
-
-    return program(blob, change)
+# The archive.
 
 
 def _members(rng: random.Random, blob: bytes) -> bytes:
-    """Members that are missing, renamed, shorter or longer than the program says, or compressed."""
+    """Members that are missing, renamed, shorter or longer than they are said to be, or compressed."""
 
     def change(name: str, content: bytes) -> tuple[str, bytes] | None:
         if rng.random() < 0.6:
@@ -201,17 +169,7 @@ def _content(rng: random.Random, seed: Seed) -> Case | None:
     return case.of("pickles_content", seed, blob, ending=rng.choice((".pt", ".ckpt")))
 
 
-def _calls(rng: random.Random, seed: Seed) -> Case | None:
-    """A call of a function, in the table or in its place."""
-    call = Call(*rng.choice(CALLS))
-    content = rng.choice((call, {**seed.tensors, "x": call}, [call], {"x": call}))
-    blob = pickled(content)
-    if rng.random() < 0.3:
-        blob = pickle.dumps(content, protocol=rng.choice((0, 2, 4, 5)))
-    return case.of("pickles_calls", seed, blob, ending=".pt")
-
-
 MUTATIONS = [
-    *map(_archive, (_operation, _operation, _members, _more_members, _directory)),
-    *(_exotic, _alike, _content, _calls),
+    *map(_archive, (_members, _more_members, _directory)),
+    *(_exotic, _alike, _content),
 ]
