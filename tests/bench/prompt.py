@@ -59,7 +59,8 @@ def ours(names: list[str], factor: float) -> Prompt:
     """With all adapters in one stack, every strength times a factor."""
     pairs = zip(names, STRENGTHS, strict=True)
     prompt, stack = stacked((name, factor * strength, factor * strength) for name, strength in pairs)
-    apply = node("LycorisApplyStack", model=["base", 0], clip=["base", 1], stack=stack, mode="merge")
+    settings = {"mode": "merge", "strict": False}
+    apply = node("LycorisApplyStack", model=["base", 0], clip=["base", 1], stack=stack, **settings)
     return {**prompt, "a": apply, **sampled(["a", 0], ["a", 1], "ours", checkpoint=CHECKPOINT)}
 
 

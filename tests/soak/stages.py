@@ -315,6 +315,13 @@ class _Take:
                         self.find("not finite", "of finite factors", type(layer).__name__, name)
                 if change.delta is not None and change.delta.shape != weight.shape and not layer.enlarged():
                     self.find("wrong", "another shape", type(layer).__name__, f"{name}: {change.delta.shape}")
+                if dtype is torch.float32 or change.delta is None or change.delta.shape != weight.shape:
+                    continue
+                added = self.call(
+                    "patch", lambda w=weight, layer=layer: lyc.patch_(w.clone(), [(layer, 0.5)])
+                )
+                if added is not None:
+                    self.compare(added, weight + 0.5 * change.delta, f"{name} added to a weight")
 
     def _resolved(self, adapter: lyc.Adapter) -> None:
         stack = lyc.Stack([lyc.Entry(adapter, 0.5)])
