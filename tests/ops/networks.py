@@ -83,3 +83,18 @@ def state(model: nn.Module) -> tuple[dict[str, Tensor], list[Any]]:
         hooks,
         [parameter.requires_grad for parameter in model.parameters()],
     ]
+
+
+def small_unet() -> nn.Module:
+    import diffusers
+
+    torch.manual_seed(0)
+    return diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=8,
+    ).eval()

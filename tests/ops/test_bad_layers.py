@@ -438,16 +438,8 @@ def test_one_layer_in_two_dialects_is_an_error_naming_both(tmp_path: Path) -> No
     assert GOOD in str(caught.value) and "diffusion_model.a.b" in str(caught.value)
 
 
-def test_a_thousand_unknown_keys_leave_the_report_readable(tmp_path: Path) -> None:
-    strange = {f"x.{number}.unheard_of": torch.zeros(1) for number in range(1000)}
-    missing = {f"y.{number}.lora_up.weight": torch.zeros(2, 2) for number in range(1000)}
-    tensors = {f"{GOOD}.{key}": tensor for key, tensor in lora((12, 18), 2).items()}
-    save_file({**tensors, **strange, **missing}, tmp_path / "x.safetensors")
-    text = report(tmp_path / "x.safetensors")
-    assert "1000 keys of the file are of no known kind" in text and "and 992 more" in text
-    assert "1000 layers cannot be matched" in text
-    assert len(text.splitlines()) < 40 and max(len(line) for line in text.splitlines()) < 200
-    save_file(strange, tmp_path / "y.safetensors")
+def test_a_thousand_unknown_keys_leave_the_error_readable(tmp_path: Path) -> None:
+    save_file({f"x.{n}.unheard_of": torch.zeros(1) for n in range(1000)}, tmp_path / "y.safetensors")
     with pytest.raises(lyc.FileFormatError, match="1000 other keys") as caught:
         lyc.load_adapter(tmp_path / "y.safetensors")
     assert len(str(caught.value)) < 600
@@ -470,16 +462,6 @@ def test_an_option_of_too_many_digits_is_an_error() -> None:
     """It is shown by its size."""
     with pytest.raises(lyc.LayerError, match="a number of 1329 bits; expected a number above 0"):
         lyc.ALGORITHMS["oftv2"].load({"oft_R.weight": torch.zeros(9, 1)}, {"constraint": 10**400})
-
-
-def test_the_longest_series_is_the_exact_rotation() -> None:
-    """With small blocks the series converges to the rotation, whose angle is twice atan(q), in float64."""
-    q, weight = 0.5, torch.eye(2, dtype=torch.float64)
-    layer = lyc.ALGORITHMS["oftv2"].load({"oft_R.weight": torch.tensor([[q]])}, {"terms": 100})
-    angle = 2 * math.atan(q)
-    found = weight + layer.delta(weight)
-    assert found[0, 0].item() == pytest.approx(math.cos(angle))
-    assert abs(found[0, 1].item()) == pytest.approx(math.sin(angle))
 
 
 def test_an_unknown_option_is_an_error_naming_the_known_ones(tmp_path: Path) -> None:

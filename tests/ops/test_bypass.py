@@ -20,10 +20,7 @@ import lycoris_ops as lyc
 from lycoris_ops import bypass
 from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.bypass import bound
-from lycoris_ops.bypass.forwards import hadamard
-from lycoris_ops.bypass.forwards.forward import Item
 from lycoris_ops.bypass.hook import PlainReader
-from lycoris_ops.changes.forms import Hadamard
 
 
 def _alone() -> Iterator[tuple[str, str, torch.dtype]]:
@@ -172,22 +169,6 @@ def test_changes_of_the_bias(name: str, kind: str) -> None:
     assert compare(case, (both, biases)) < BOUNDS[torch.float64]
     assert compare(case, (both, biases), (both, biases)) < BOUNDS[torch.float64]
     assert compare(case, ([], biases)) < BOUNDS[torch.float64]
-
-
-@pytest.mark.parametrize(
-    ("size", "rank", "positions", "khatri_rao"),
-    [(3072, 8, 1024, True), (3072, 8, 1, True), (3072, 64, 1024, False), (320, 16, 4096, False)],
-)
-def test_a_hadamard_product_goes_the_cheaper_way(
-    size: int, rank: int, positions: int, khatri_rao: bool
-) -> None:
-    # Only the sizes count: expanded tensors take no memory.
-    left, right = torch.zeros(1, 1).expand(size, rank), torch.zeros(1, 1).expand(rank, size)
-    form = Hadamard(left, right, left, right, 1.0)
-    term = hadamard.HadamardForward(
-        bypass.Geometry(size, size), [Item(form, 0)], torch.float32, torch.device("cpu")
-    )
-    assert term._khatri_rao_is_cheaper(size, positions) == khatri_rao
 
 
 def test_the_weight_is_read_once_and_only_where_it_is_needed() -> None:
@@ -454,27 +435,6 @@ def test_gradients_pass_through_after_a_pass_without_gradients(kind: str) -> Non
     x.requires_grad_()
     module(x).sum().backward()
     assert x.grad is not None and torch.isfinite(x.grad).all()
-
-
-@pytest.mark.parametrize("kind", ["lora", "loha", "lokr-full-low", "oft", "oftv2", "boft-peft", "glora"])
-def test_gradients_pass_through(kind: str) -> None:
-    """Gradients reach the input of the module, as guidance by gradients needs them.
-
-    The reference is a central difference of the output.
-    """
-    for name in ("linear", "conv2d"):
-        case = MODULES[name]
-        module, x = case.module(), case.input().requires_grad_()
-        hook(module, chained(case, ([(layer(kind, case), 0.7)],)))
-        # Several passes before the gradients are taken: a buffer that they shared would show.
-        module(module.weight.new_tensor(0) + x.detach())
-        other = torch.randn_like(module(x))
-        (found,) = torch.autograd.grad((module(x) * other).sum() + (module(2 * x) * 0).sum(), x)
-        basis = torch.randn_like(x)
-        with torch.no_grad():
-            step = 1e-3 * basis
-            numeric = ((module(x + step) - module(x - step)) * other).sum() / 2e-3
-        torch.testing.assert_close((found * basis).sum(), numeric)
 
 
 def test_an_input_by_keyword_and_of_another_dtype() -> None:

@@ -187,7 +187,9 @@ def test_another_file_can_be_replaced_and_the_base_never(tmp_path: Path) -> None
     path, stack = write(tmp_path, torch.float32)
     before, out, link = path.read_bytes(), tmp_path / "out.safetensors", tmp_path / "link.safetensors"
     link.symlink_to(path)
-    for base, same in ((path, path), (path, link), (link, path)):
+    twin = tmp_path / "twin.safetensors"
+    twin.hardlink_to(path)
+    for base, same in ((path, path), (path, link), (link, path), (path, twin)):
         with pytest.raises(lyc.WriteError, match="the one that is merged into"):
             lyc.merge_checkpoint(base, stack, same)
     assert path.read_bytes() == before and link.is_symlink()

@@ -294,40 +294,6 @@ def test_bake_writes_a_merged_model_and_reports(tmp_path: Path, model: Path) -> 
     torch.testing.assert_close(load_file(out)[key].double(), 1.5 * exact, rtol=1e-6, atol=0.0)
 
 
-def test_bake_never_replaces_its_base(tmp_path: Path, model: Path) -> None:
-    """The base may be named by a symbolic link, and a hard link to it is the same file."""
-    save_file(
-        {f"{NAME}.{key}": tensor for key, tensor in lora((6, 6), 2).items()}, tmp_path / "a.safetensors"
-    )
-    link, twin, before = tmp_path / "link.safetensors", tmp_path / "twin.safetensors", model.read_bytes()
-    link.symlink_to(model)
-    twin.hardlink_to(model)
-    for base, out in ((model, model), (model, link), (link, model), (model, twin)):
-        done = run("bake", base, "--adapter", tmp_path / "a.safetensors", "-o", out, "--overwrite")
-        assert done.returncode == 2
-        assert f"{out}: the file to write is the one that is merged into" in done.stderr
-    assert model.read_bytes() == before and link.is_symlink()
-
-
-def test_bake_refuses_a_quantised_model_by_name(tmp_path: Path, model: Path) -> None:
-    """The quantised formats are the host's, and the command line knows none of them.
-
-    The error names the node that does.
-    """
-    save_file(
-        {f"{NAME}.{key}": tensor for key, tensor in lora((6, 6), 2).items()}, tmp_path / "a.safetensors"
-    )
-    layer = "model.diffusion_model.input_blocks.1.1.proj_in"
-    tensors = load_file(model)
-    tensors[f"{layer}.weight"] = tensors[f"{layer}.weight"].to(torch.float8_e4m3fn)
-    save_file({**tensors, f"{layer}.weight_scale": torch.ones(())}, model)
-    done = run("bake", model, "--adapter", tmp_path / "a.safetensors", "-o", tmp_path / "out.safetensors")
-    assert done.returncode == 2 and not (tmp_path / "out.safetensors").exists()
-    assert done.stderr.startswith(f"error: {model}") and done.stderr.count("\n") == 1
-    assert f"{layer}.weight: a weight that an adapter changes is quantised" in done.stderr
-    assert "Save Merged Model" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

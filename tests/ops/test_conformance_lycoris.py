@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from layers import glora, glora_core
 from oracle import EPS32, EPS64, SHAPES, affine, error, fill, layer, stored
 from torch import Tensor, nn
 
@@ -249,27 +250,6 @@ def test_delta_is_what_lycoris_computes(kind: str, weight: str, axis: str | None
     assert not bias.any()
 
 
-GEOMETRY = {"stride": 2, "padding": 2, "dilation": 2}
-
-
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("kind", ["lora", "lora-tucker", "loha", "loha-tucker", "lokr", "lokr-full"])
-def test_delta_holds_for_strided_padded_dilated_and_grouped_convolutions(kind: str, groups: int) -> None:
-    """The package's output equals that of a convolution with the weight W + delta(W)."""
-    spec = KINDS[kind]
-    base = layer((36, 20, 3, 3), groups=groups, **GEOMETRY)
-    theirs = module_class(spec.module)("layer", base, 1.0, RANK, ALPHA, **spec.options).double().eval()
-    fill(theirs.parameters(), torch.float32)
-    tensors = stored(theirs.state_dict(), torch.float32)
-    algorithm = detect(tensors)
-    assert algorithm is not None
-    x = torch.randn(2, 20 * groups, 9, 7, dtype=torch.float64)
-    delta = algorithm.load(tensors).delta(base.weight)  # type: ignore[arg-type]
-    wanted = theirs.forward(x)
-    found = nn.functional.conv2d(x, base.weight + delta, groups=groups, **GEOMETRY)
-    assert (found - wanted).abs().max() <= 16 * spec.eps * wanted.abs().max()
-
-
 @pytest.mark.parametrize(("weight", "file"), zip(SHAPES, FILES * 3, strict=False))
 @pytest.mark.parametrize("bias", [False, True])
 def test_full_changes_weight_and_bias(weight: str, bias: bool, file: torch.dtype) -> None:
@@ -387,20 +367,6 @@ def test_a_file_of_lycoris_is_read_whole(algo: str, file: torch.dtype | None, tm
 # Closed forms in float64, for what the package itself does not make.
 
 
-def glora_factors(shape: tuple[int, ...], rank: int, layout: str, core: bool) -> dict[str, Tensor]:
-    """Random tensors of a GLoRA, in the layout of the package (new) or in the one before it (old)."""
-    out, inputs, *kernel = shape
-    ones = [1] * len(kernel)
-    down, up = (rank, inputs, *ones), (inputs, rank, *ones)
-    left, right = (out, rank, *ones), (rank, inputs, *(ones if core else kernel))
-    names = ("a1", "a2", "b1", "b2") if layout == "new" else ("a2", "a1", "b2", "b1")
-    sizes = dict(zip(names, (up, down, left, right), strict=True))
-    tensors = {f"{name}.weight": torch.randn(*size) for name, size in sizes.items()}
-    if core:
-        tensors["bm.weight"] = torch.randn(rank, rank, *kernel)
-    return {**tensors, "alpha": torch.tensor(ALPHA)}
-
-
 def glora_closed(weight: Tensor, tensors: dict[str, Tensor], rank: int, layout: str) -> Tensor:
     """Chavan et al. (2306.07967): s * (B + W A), with A = a1 a2 and B = b1 b2.
 
@@ -427,7 +393,9 @@ GLORA_CASES = [
 @pytest.mark.parametrize(("layout", "core", "weight"), GLORA_CASES)
 def test_glora_is_the_closed_form(layout: str, core: bool, weight: str) -> None:
     base = layer(SHAPES[weight]).weight
-    tensors = glora_factors(SHAPES[weight], 3, layout, core)
+    tensors = {**(glora_core if core else glora)(SHAPES[weight], 3), "alpha": torch.tensor(ALPHA)}
+    if layout == "old":
+        tensors = {name.translate(str.maketrans("12", "21")): part for name, part in tensors.items()}
     algorithm = detect(tensors)
     assert algorithm is not None and algorithm.algorithm == "glora"
     wanted = glora_closed(base, tensors, 3, layout)  # type: ignore[arg-type]

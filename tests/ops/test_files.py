@@ -19,8 +19,7 @@ from layers import factors
 from safetensors.torch import save_file
 
 import lycoris_ops as lyc
-from lycoris_ops.files.safetensors_file import SafetensorsFile, encode_header, read_exactly
-from lycoris_ops.files.tensor_file import TensorInfo
+from lycoris_ops.files.safetensors_file import read_exactly
 from tests.harness.opens import held, opened
 from tests.harness.payloads import marking
 
@@ -36,39 +35,6 @@ def write(path: Path, tensors: dict[str, torch.Tensor] | None = None) -> Path:
     """Write these tensors, or those of one LoRA layer, and return the path."""
     save_file(named(factors("lora", "linear")) if tensors is None else tensors, path)
     return path
-
-
-@pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool], ids=str
-)
-def test_tensors_are_read_bit_by_bit(tmp_path: Path, dtype: torch.dtype) -> None:
-    tensors = {
-        "a": torch.randn(3, 5).mul(9).to(dtype),
-        "scalar": torch.tensor(3).to(dtype),
-        "empty": torch.zeros(0, 4).to(dtype),
-    }
-    path = write(tmp_path / "x.safetensors", tensors)
-    file = SafetensorsFile.open(path)
-    read = file.read(list(tensors), lyc.TensorCache(1 << 20))
-    for name, tensor in tensors.items():
-        assert read[name].dtype == dtype
-        assert torch.equal(read[name], tensor)
-
-
-def test_the_written_header_is_the_formats(tmp_path: Path) -> None:
-    """The safetensors package must read a file with a header of the library's.
-
-    The length of the header is a multiple of 8, so that the data are aligned.
-    """
-    data = torch.arange(6, dtype=torch.float32)
-    header = encode_header({"x": TensorInfo("F32", (2, 3), 0, 24)}, {"äöü": "✓"})
-    (tmp_path / "x.safetensors").write_bytes(header + data.numpy().tobytes())
-    from safetensors import safe_open
-
-    with safe_open(tmp_path / "x.safetensors", "pt") as file:
-        assert torch.equal(file.get_tensor("x"), data.view(2, 3))
-        assert file.metadata() == {"äöü": "✓"}
-    assert len(header) % 8 == 0
 
 
 def test_opening_reads_no_tensor_and_using_reads_each_once(tmp_path: Path) -> None:

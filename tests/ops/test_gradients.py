@@ -82,6 +82,8 @@ def check(case: Case, made: Layers, again: Layers) -> None:
     for _ in range(STEPS):
         inputs = [x.clone().requires_grad_() for _ in range(2)]
         found, wanted = module(inputs[0]), rebuilt(plain, again, inputs[1])
+        # Before the gradients are taken: a buffer that passes share would show.
+        module(2 * x)
         same(found, wanted)
         for output, optimiser in zip((found, wanted), steps, strict=True):
             optimiser.zero_grad()

@@ -20,7 +20,6 @@ from torch import Tensor
 import lycoris_ops as lyc
 from lycoris_ops.errors import printable
 from lycoris_ops.files.pickle_file import PickleFile
-from lycoris_ops.files.quantised import beginning_with
 from tests.harness.hostile import LORA, with_metadata
 
 WEIGHT = "diffusion_model.a.weight"
@@ -107,13 +106,6 @@ def test_long_but_honest_headers_are_read(tmp_path: Path) -> None:
 def test_metadata_that_are_no_texts_are_taken_for_their_texts(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(with_metadata({"a": 1, "b": None, "c": [1.5]}))
     assert lyc.load_adapter(tmp_path / "x.safetensors").metadata == {"a": "1", "b": "None", "c": "[1.5]"}
-
-
-def test_the_names_that_begin_with_one_of_many_heads() -> None:
-    """The reference looks at every name with every head."""
-    names = {"", "a", "a.", "a.b", "a.b_c", "a_", "ab", "b.c", "b.c.d", "é.x", "\U0010ffff.x"}
-    for heads in ([], ["a."], ["a.", "a.b_"], ["", "a"], ["b.", "a_", "a.b"], ["\U0010ffff"], ["c", "é."]):
-        assert beginning_with(names, heads) == {n for n in names if any(n.startswith(h) for h in heads)}
 
 
 # Texts out of files.

@@ -332,34 +332,19 @@ def onetrainers_loha(shape: tuple[int, ...], rank: int, alpha: float) -> tuple[T
 
 
 def trained_lokr(
-    shape: tuple[int, ...], rank: int, alpha: float, *, outer: tuple[int, int], form: str
+    shape: tuple[int, ...], alpha: float, *, outer: tuple[int, int], low: bool
 ) -> tuple[Tensors, Tensor]:
-    """`outer` is the shape of w1, and `form` says what is low-rank: none, w2, both, or w2 with a core."""
-    (rows, columns), (k, j), kernel = outer, (shape[0] // outer[0], shape[1] // outer[1]), shape[2:]
-    tensors: Tensors = {"alpha": torch.tensor(alpha)}
-    if form == "both":
-        tensors |= {"lokr_w1_a": rand(rows, rank), "lokr_w1_b": rand(rank, columns)}
-        first = tensors["lokr_w1_a"].double() @ tensors["lokr_w1_b"].double()
+    """`outer` is the shape of w1, and `low` says whether w2 is of rank 2. If it is full it has no scale."""
+    (k, j), kernel = (shape[0] // outer[0], shape[1] // outer[1]), shape[2:]
+    tensors: Tensors = {"alpha": torch.tensor(alpha), "lokr_w1": rand(*outer)}
+    if low:
+        tensors |= {"lokr_w2_a": rand(k, 2), "lokr_w2_b": rand(2, j * math.prod(kernel))}
+        second = alpha / 2 * (tensors["lokr_w2_a"].double() @ tensors["lokr_w2_b"].double())
     else:
-        tensors["lokr_w1"] = rand(rows, columns)
-        first = tensors["lokr_w1"].double()
-    if form == "none":
         tensors["lokr_w2"] = rand(k, j, *kernel)
         second = tensors["lokr_w2"].double()
-    elif form == "core":
-        tensors |= {
-            "lokr_t2": rand(rank, rank, *kernel),
-            "lokr_w2_a": rand(rank, k),
-            "lokr_w2_b": rand(rank, j),
-        }
-        t, a, b = (tensors[f"lokr_{x}"].double() for x in ("t2", "w2_a", "w2_b"))
-        second = torch.einsum("i j k l, i p, j r -> p r k l", t, a, b)
-    else:
-        tensors |= {"lokr_w2_a": rand(k, rank), "lokr_w2_b": rand(rank, j * math.prod(kernel))}
-        second = (tensors["lokr_w2_a"].double() @ tensors["lokr_w2_b"].double()).view(k, j, *kernel)
-    scale = 1.0 if form == "none" else alpha / rank
-    first = first.view(rows, columns, *(1 for _ in kernel))
-    return tensors, scale * torch.kron(first, second.contiguous())
+    first = tensors["lokr_w1"].double().view(*outer, *(1 for _ in kernel))
+    return tensors, torch.kron(first, second.view(k, j, *kernel).contiguous())
 
 
 @pytest.mark.parametrize(
@@ -383,20 +368,15 @@ def test_loha_and_lokr_as_trainers_write_them(
     files = [
         [onetrainers_loha(TRAINED[key], 3, 1.5) for key in keys.values()],
         [
-            trained_lokr(flat, 2, 1.0, outer=(4, 2), form="w2"),
-            trained_lokr(conv, 2, 3.0, outer=(2, 3), form="core"),
+            trained_lokr(flat, 1.0, outer=(4, 2), low=True),
+            trained_lokr(conv, 3.0, outer=(2, 3), low=True),
             # Full factors: their alpha is the trainer's full rank, which has no place in float16.
-            trained_lokr(flat, 2, math.inf, outer=(2, 3), form="none"),
+            trained_lokr(flat, math.inf, outer=(2, 3), low=False),
         ],
         [
-            trained_lokr(flat, 2, 1.0, outer=(2, 3), form="both"),
-            trained_lokr(conv, 2, 3.0, outer=(2, 3), form="w2"),
-            trained_lokr(flat, 2, 1.0, outer=(8, 1), form="w2"),
-        ],
-        [
-            trained_lokr(flat, 2, 1.0, outer=(2, 3), form="none"),
-            trained_lokr(conv, 2, 1e10, outer=(2, 3), form="none"),
-            trained_lokr(flat, 2, 1.0, outer=(1, 12), form="none"),
+            trained_lokr(flat, 1.0, outer=(8, 1), low=True),
+            trained_lokr(conv, 1e10, outer=(2, 3), low=False),
+            trained_lokr(flat, 1.0, outer=(1, 12), low=False),
         ],
     ]
     for number, file in enumerate(files):
@@ -410,7 +390,7 @@ def test_loha_and_lokr_as_trainers_write_them(
 def test_onetrainers_lokr_with_a_magnitude_of_the_outputs(tmp_path: Path, suffix: str) -> None:
     """DoRA's definition. Its diffusers format has PEFT's name and shape for the magnitude of the outputs."""
     shape = TRAINED["diffusion_model.a.weight"]
-    tensors, delta = trained_lokr(shape, 2, 1.0, outer=(2, 3), form="w2")
+    tensors, delta = trained_lokr(shape, 1.0, outer=(2, 3), low=True)
     magnitude = 1 + torch.rand(8)
     tensors[suffix] = magnitude if suffix.startswith("lora") else magnitude[:, None]
     adapter = read(tmp_path, {f"transformer.a.{k}": t for k, t in tensors.items()})

@@ -215,22 +215,6 @@ def test_files_go_on_where_the_network_was(dialect: Any, model: Model, tmp_path:
     assert (model(ids) - trained).abs().max() < 1e-5
 
 
-def test_going_on_from_what_lycoris_trained(model: Model, tmp_path: Path) -> None:
-    import lycoris
-
-    theirs = lycoris.create_lycoris(model, 1.0, linear_dim=3, linear_alpha=2.0, algo="loha")
-    theirs.apply_to()
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(0.1)
-    wanted = model(model.ids()).detach()
-    theirs.save_weights(str(tmp_path / "theirs.safetensors"), None, {})
-    theirs.restore()
-    network = lyc.create_lycoris(model, weights=tmp_path / "theirs.safetensors").apply_to()
-    assert (model(model.ids()) - wanted).abs().max() < 1e-5
-    assert len(list(network.parameters())) == len(list(theirs.parameters()))
-
-
 def test_the_part_that_peft_has_loads_in_peft(tmp_path: Path) -> None:
     import peft
     from transformers import BertConfig, BertModel

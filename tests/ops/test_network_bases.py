@@ -383,36 +383,13 @@ def test_a_magnitude_of_a_packed_weight() -> None:
     assert (base(x) - plain).abs().max() < 1e-6
 
 
-def in_one_process(rank: int, world: int, port: int, out: str) -> None:
+def in_one_process(rank: int, world: int, port: int) -> None:
     from torch import distributed
-    from torch.distributed.fsdp import fully_shard
 
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     distributed.init_process_group("gloo", rank=rank, world_size=world)
-    values = sharded(fully_shard)
     in_parts()
-    if rank == 0:
-        torch.save(values, out)
     distributed.destroy_process_group()
-
-
-def sharded(shard: Any) -> list[Tensor]:
-    """Output and gradients of a network on a base whose blocks are sharded by a function."""
-    torch.manual_seed(0)
-    base = nn.Sequential(*(nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16), nn.GELU()) for _ in range(2)))
-    base.requires_grad_(False)
-    network = made(
-        base,
-        include="*",
-        algorithm="loha",
-        overrides={"0.0": {"algorithm": "lora", "dora": "output"}},
-    )
-    for block in base:
-        shard(block)
-    shard(base)
-    output = base(torch.linspace(-1, 1, 64).view(4, 16))
-    loss(output).backward()
-    return [output.detach(), *(parameter.grad for parameter in network.parameters())]  # type: ignore[list-item]
 
 
 def in_parts() -> None:
@@ -446,16 +423,13 @@ def in_parts() -> None:
             assert torch.equal(value.full_tensor(), whole.get_parameter(name)), (sizes, name)
 
 
-def test_a_base_sharded_over_two_processes(tmp_path: Path) -> None:
+def test_layers_that_two_processes_compute_in_parts() -> None:
     import socket
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(in_one_process, (2, port, str(tmp_path / "out.pt")), 2)
-    found = torch.load(tmp_path / "out.pt")
-    for one, two in zip(found, sharded(lambda block: block), strict=True):
-        assert (one - two).abs().max() < 1e-6
+    torch.multiprocessing.spawn(in_one_process, (2, port), 2)
 
 
 def test_models_of_torchvision() -> None:

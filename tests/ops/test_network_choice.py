@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from networks import ALL, Model, loss, made, state
+from networks import ALL, Model, loss, made, small_unet, state
 from torch import Tensor, nn
 
 import lycoris_ops as lyc
@@ -22,7 +22,7 @@ def model() -> Model:
 
 
 def test_diffusers_loads_what_was_trained_on_its_unet(tmp_path: Path) -> None:
-    unet = small_unet().eval()
+    unet = small_unet()
     inputs = (torch.randn(1, 4, 8, 8), torch.tensor([3]), torch.randn(1, 5, 16))
     network = made(unet, preset="attn-mlp", alpha=8)
     trained = unet(*inputs).sample.detach()
@@ -31,20 +31,6 @@ def test_diffusers_loads_what_was_trained_on_its_unet(tmp_path: Path) -> None:
     network.restore()
     unet.load_lora_adapter(safetensors.torch.load_file(file), prefix="unet")
     assert (unet(*inputs).sample - trained).abs().max() < 1e-5
-
-
-def small_unet() -> nn.Module:
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=16,
-        attention_head_dim=8,
-    )
 
 
 def test_presets_choose_what_their_names_say() -> None:

@@ -8,21 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from networks import small_unet
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 import lycoris_ops as lyc
 
-UNET = {
-    "sample_size": 8,
-    "layers_per_block": 1,
-    "block_out_channels": (8, 16),
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "cross_attention_dim": 8,
-    "attention_head_dim": 8,
-    "norm_num_groups": 4,
-}
 FLUX = {
     "patch_size": 1,
     "in_channels": 4,
@@ -37,13 +28,6 @@ FLUX = {
 }
 
 
-def unet() -> nn.Module:
-    import diffusers
-
-    torch.manual_seed(0)
-    return diffusers.UNet2DConditionModel(**UNET).eval()
-
-
 def flux() -> nn.Module:
     import diffusers
 
@@ -52,7 +36,7 @@ def flux() -> nn.Module:
 
 
 def of_unet(model: nn.Module) -> Tensor:
-    latent, text = torch.randn(1, 4, 8, 8, generator=seeded()), torch.randn(1, 3, 8, generator=seeded())
+    latent, text = torch.randn(1, 4, 8, 8, generator=seeded()), torch.randn(1, 3, 16, generator=seeded())
     return model(latent, 3, text).sample
 
 
@@ -78,7 +62,7 @@ def filled(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("writer", ["diffusers", "peft"])
-@pytest.mark.parametrize(("make", "run"), [(unet, of_unet), (flux, of_flux)], ids=["unet", "flux"])
+@pytest.mark.parametrize(("make", "run"), [(small_unet, of_unet), (flux, of_flux)], ids=["unet", "flux"])
 def test_names_without_the_prefix_that_their_model_implies(
     tmp_path: Path, make: Callable[[], Any], run: Callable[[nn.Module], Tensor], writer: str
 ) -> None:

@@ -56,13 +56,6 @@ def test_every_layer_sees_the_weight_as_it_was() -> None:
     torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
-def test_a_weight_is_not_cut_down() -> None:
-    tensors = {**factors("lora", "linear"), "reshape_weight": torch.tensor([12, 18])}
-    one = ALGORITHMS["lora"].load(tensors)
-    with pytest.raises(lyc.LayerError, match=r"\[12, 18\].*\[12, 20\]"):
-        lyc.patch_(torch.zeros(12, 20), [(one, 1.0)])
-
-
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr-full-low", "full"])
 @pytest.mark.parametrize("weight", ["linear", "conv2d"])
 def test_a_layer_for_the_weight_as_it_was_beside_one_that_enlarges_it(kind: str, weight: str) -> None:

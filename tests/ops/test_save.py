@@ -19,6 +19,7 @@ from models import unet as model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from written import adapter as adapter_of
 
 import lycoris_ops as lyc
 from lycoris_ops import WRITTEN_DIALECTS
@@ -50,17 +51,10 @@ hold every kind."""
 
 
 def written(
-    folder: Path,
-    tensors: Mapping[str, Tensor],
-    name: str = NAMES["kohya"],
-    metadata: dict[str, str] | None = None,
+    folder: Path, tensors: Mapping[str, Tensor], name: str = NAMES["kohya"], **given: Any
 ) -> lyc.Adapter:
     """An adapter from a file with one layer, given by its tensors."""
-    path = folder / "source.safetensors"
-    # The safetensors package writes contiguous tensors only.
-    keyed = {f"{name}.{suffix}": t.contiguous() for suffix, t in tensors.items()}
-    save_file(keyed, path, metadata)
-    return lyc.load_adapter(path)
+    return adapter_of(folder, {name: tensors}, **given)
 
 
 def out(folder: Path, dialect: str) -> Path:
@@ -466,6 +460,8 @@ def test_the_file_is_in_the_order_of_the_safetensors_package(tmp_path: Path) -> 
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         save_file(tensors, tmp_path / "again.safetensors", file.metadata())
     assert data_of(path) == data_of(tmp_path / "again.safetensors")
+    # The data are aligned.
+    assert (Path(path).stat().st_size - len(data_of(path))) % 8 == 0
 
 
 # What is not read.

@@ -18,8 +18,6 @@ from torch import Tensor
 from written import adapter, changes
 
 import lycoris_ops as lyc
-from lycoris_ops.algorithms.lora import Lora
-from lycoris_ops.layers.fuse import fuse
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -244,29 +242,6 @@ def test_layers_that_are_apart_become_one_of_their_ranks_together(tmp_path: Path
     assert_same(source, there, FLUX)
 
 
-@pytest.mark.parametrize("kinds", ["eee", "ele"])
-def test_adalora_s_values_are_in_what_is_joined(kinds: str) -> None:
-    """Up E down, stacked, where E (r, 1) is AdaLoRA's, for all layers or beside a LoRA without one."""
-    ups, downs, values = rand(3, 8, 2), rand(3, 2, 6), rand(3, 2, 1)
-    values = torch.where(torch.tensor([kind == "e" for kind in kinds])[:, None, None], values, 1.0)
-    pieces = [
-        (
-            Lora(lora_up=up, lora_down=down, lora_e=e if kind == "e" else None, alpha=alpha),
-            (8 * number, 8 * number + 8),
-        )
-        for number, (up, down, e, kind, alpha) in enumerate(
-            zip(ups, downs, values, kinds, (2.0, 3.0, 0.5), strict=True)
-        )
-    ]
-    wanted = torch.cat(
-        [
-            alpha / 2 * up @ (e * down)
-            for up, down, e, alpha in zip(ups, downs, values, (2.0, 3.0, 0.5), strict=True)
-        ]
-    )
-    torch.testing.assert_close(fuse(pieces, 24).delta(torch.zeros(24, 6)), wanted)
-
-
 def test_one_scale_for_all_is_not_folded_and_one_alone_leaves_the_others_be(tmp_path: Path) -> None:
     """A LoRA of k alone becomes a LoRA of the fused weight that does not change the rows of q and v.
 
@@ -361,6 +336,10 @@ def test_kinds_that_cannot_be_joined_say_who_holds_them_apart(tmp_path: Path) ->
         saved(adapter(tmp_path, mixed), "kohya", FLUX)
 
 
+def adalora() -> Factors:
+    return {"lora_A": rand(2, 8), "lora_B": rand(8, 2), "lora_E": rand(2, 1)}
+
+
 def test_full_differences_and_magnitudes_are_joined(tmp_path: Path) -> None:
     names = {x: f"transformer.transformer_blocks.0.attn.to_{x}" for x in "qkv"}
     for layers in (
@@ -368,6 +347,8 @@ def test_full_differences_and_magnitudes_are_joined(tmp_path: Path) -> None:
         # Of q, k and v one is missing: its rows are not changed.
         {names[x]: {"diff": rand(8, 8), "diff_b": rand(8)} for x in "qv"},
         {names[x]: {**lora((8, 8), 2), "lora_B.bias": rand(8)} for x in "qk"},
+        # AdaLoRA has values between its factors. The layer of v is a LoRA without them.
+        {names[x]: {**adalora(), "alpha": torch.tensor(3.0)} for x in "qk"} | {names["v"]: lora((8, 8), 2)},
     ):
         source = adapter(tmp_path, layers)
         there = saved(source, "comfy", FLUX)

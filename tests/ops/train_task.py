@@ -18,7 +18,7 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 4))
 
 
-def batches(count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+def batches(count: int = 5, seed: int = 5) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     return [
         (torch.randn(6, 8, generator=generator), torch.randn(6, 4, generator=generator)) for _ in range(count)
