@@ -18,7 +18,7 @@ from ..files.loras import lora_path, relative_name
 NOTHING = (None, "", "None")
 """What packs write where no file is chosen."""
 FORM = "(name, model strength, text-encoder strength)"
-Row = tuple[str, float, float]
+LoraTuple = tuple[str, float, float]
 
 
 def is_lora_stack(value: object) -> bool:
@@ -64,7 +64,7 @@ def _number(value: Any) -> float:
     return number
 
 
-def to_lora_stack(stack: Stack) -> list[Row]:
+def to_lora_stack(stack: Stack) -> list[LoraTuple]:
     """The rows of a LORA_STACK that load the same.
 
     Raises LycorisError for an adapter that is in no file of a loras folder, and for one with block rules or a
