@@ -72,7 +72,7 @@ PLACES = ("output", "state", "picture")
 
 
 @dataclass(frozen=True)
-class Trained:
+class FinishedTraining:
     """What came of a training."""
 
     result: TrainResult
@@ -85,7 +85,7 @@ def train(
     metadata: Mapping[str, str],
     begun: Callable[[str], None],
     rescued: Callable[[str], None],
-) -> Trained:
+) -> FinishedTraining:
     """Train as it is asked, or go on with the training that was broken off, see `run_of`.
 
     `begun` is told of a training that goes on, and `rescued` of what an exception has left, in words. An
@@ -189,7 +189,7 @@ def train(
                 *network.report.splitlines(),
             ]
         )
-    return Trained(result, output.stem, report)
+    return FinishedTraining(result, output.stem, report)
 
 
 @contextmanager
