@@ -43,7 +43,7 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a folder is prepared."""
+    """How a folder is prepared; see the inputs of the node."""
 
     resolution: int
     step: int
@@ -55,7 +55,7 @@ class Settings:
     background: str | None = None
     """The colour that transparent parts get. None: they are masked."""
     trigger: str = ""
-    orders: int = 1
+    tag_orders: int = 1
     """How many orders of its tags each caption is there in."""
     kept_tags: int = 1
     """How many tags stay in front in all orders."""
@@ -123,7 +123,7 @@ class _Planned:
 
     def texts(self, settings: Settings) -> list[str]:
         """The caption in all its orders."""
-        orders = 1 if self.held_out else settings.orders
+        orders = 1 if self.held_out else settings.tag_orders
         return orders_of(self.text, orders, settings.kept_tags)
 
 

@@ -8,7 +8,7 @@ from ...lycoris_ops import Stack, blocks_picture, describe_blocks, survey
 from ..host.page import io, picture_tensor, progress, shown_pictures
 from ..host.weights import LoadedWeights
 from ..schema.checks import checked
-from ..schema.inputs import SHAPE, stack_input
+from ..schema.inputs import SHAPE, output, stack_input
 from ..schema.report import report_output
 
 
@@ -30,9 +30,7 @@ class LycorisBlockInfo(io.ComfyNode):
             ],
             outputs=[
                 report_output(),
-                io.Image.Output(
-                    "picture", display_name="picture", tooltip="The share of each block as bars."
-                ),
+                output(io.Image, "picture", "The share of each block as bars."),
             ],
         )
 

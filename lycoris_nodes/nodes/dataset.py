@@ -19,7 +19,7 @@ from ..host.sampling import encoded_picture, encoded_text
 from ..host.training import grid_of
 from ..host.weights import own_weights
 from ..schema.checks import checked
-from ..schema.inputs import TRAIN, advanced
+from ..schema.inputs import TRAIN, advanced, output
 from ..schema.report import report_output, with_report
 from ..training.data.families import family_of
 from ..training.data.latents import latent_of
@@ -122,55 +122,25 @@ class LycorisDataset(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Latent.Output(
-                    "latents",
-                    display_name="latents",
-                    is_output_list=True,
-                    tooltip="A latent for each picture.",
-                ),
-                io.Conditioning.Output(
-                    "positive",
-                    display_name="positive",
-                    is_output_list=True,
-                    tooltip="The encoded caption of each latent.",
-                ),
-                io.String.Output(
-                    "captions",
-                    display_name="captions",
-                    is_output_list=True,
-                    tooltip="The caption of each latent as a text.",
-                ),
-                io.Mask.Output(
+                output(io.Latent, "latents", "A latent for each picture.", many=True),
+                output(io.Conditioning, "positive", "The encoded caption of each latent.", many=True),
+                output(io.String, "captions", "The caption of each latent as a text.", many=True),
+                output(
+                    io.Mask,
                     "masks",
-                    display_name="masks",
-                    is_output_list=True,
-                    tooltip="Where each picture is learned, by its mask or by what is not transparent. "
+                    "Where each picture is learned, by its mask or by what is not transparent. "
                     "Nothing comes out where no picture has a mask.",
+                    many=True,
                 ),
-                io.Conditioning.Output(
+                output(
+                    io.Conditioning,
                     "empty_caption",
-                    display_name="empty_caption",
-                    tooltip="The encoded empty text. With it linked, captions are dropped now and "
+                    "The encoded empty text. With it linked, captions are dropped now and "
                     "then in the training.",
                 ),
-                io.Latent.Output(
-                    "validation_latents",
-                    display_name="validation_latents",
-                    is_output_list=True,
-                    tooltip="The pictures that are held out.",
-                ),
-                io.Conditioning.Output(
-                    "validation_positive",
-                    display_name="validation_positive",
-                    is_output_list=True,
-                    tooltip="Their captions, encoded.",
-                ),
-                io.String.Output(
-                    "validation_captions",
-                    display_name="validation_captions",
-                    is_output_list=True,
-                    tooltip="Their captions as texts.",
-                ),
+                output(io.Latent, "validation_latents", "The pictures that are held out.", many=True),
+                output(io.Conditioning, "validation_positive", "Their captions, encoded.", many=True),
+                output(io.String, "validation_captions", "Their captions as texts.", many=True),
                 report_output(),
             ],
         )
@@ -194,13 +164,9 @@ class LycorisDataset(io.ComfyNode):
         vae: Any,
         trigger: str,
         resolution: int,
-        held_out: int,
-        mirror: bool,
-        enlarge: bool,
         transparent: str,
-        tag_orders: int,
-        kept_tags: int,
         keep: bool,
+        **how: Any,
     ) -> io.NodeOutput:
         network = model.model
         family = family_of(network)
@@ -208,14 +174,10 @@ class LycorisDataset(io.ComfyNode):
         settings = Settings(
             resolution=resolution or family.resolution,
             step=step,
-            enlarge=enlarge,
-            mirror=mirror,
             background=TRANSPARENT[transparent],
             trigger=" ".join(trigger.split()),
-            orders=tag_orders,
-            kept_tags=kept_tags,
-            held_out=held_out,
             sized=family.told_size,
+            **how,
         )
         if settings.resolution < step:
             raise TrainError(

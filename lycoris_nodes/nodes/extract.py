@@ -7,10 +7,10 @@ from typing import Any
 from ...lycoris_ops import Entry, Fingerprint, LycorisError, Stack, extract_adapter, parse_size
 from ..files.codec import HostCodec
 from ..files.models import LOADED, model_names, model_path
-from ..host.page import io, progress
-from ..host.weights import LoadedWeights, compute_device
-from ..schema.checks import check, checked
-from ..schema.inputs import AS_IT_IS, DTYPES, SHAPE, algorithm_input, fit_inputs, size_input, stack_output
+from ..host.page import io
+from ..host.weights import LoadedWeights
+from ..schema.checks import checked, file_stamp
+from ..schema.inputs import SHAPE, algorithm_input, fit_inputs, fit_options, size_input, stack_output
 from ..schema.report import report_output, valid, with_fit
 
 
@@ -66,13 +66,10 @@ class LycorisExtractAdapter(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, tuned_file: str | None = None, base_file: str | None = None, **_: Any) -> str:
-        stamps: list[str] = []
-        # None where another node gives the name: nothing is known of it before that node has run.
-        for name, file in (("tuned_file", tuned_file), ("base_file", base_file)):
-            if file is not None:
-                check(name, "COMBO", file)
-                stamps.append(LOADED if file == LOADED else Fingerprint.of(model_path(file)).stamp)
-        return " ".join(stamps)
+        def stamp(file: str) -> str:
+            return file if file == LOADED else Fingerprint.of(model_path(file)).stamp
+
+        return f"{file_stamp('tuned_file', tuned_file, stamp)} {file_stamp('base_file', base_file, stamp)}"
 
     @classmethod
     @checked
@@ -87,26 +84,17 @@ class LycorisExtractAdapter(io.ComfyNode):
         base_model: Any = None,
         tuned_clip: Any = None,
         base_clip: Any = None,
-        dtype: str = AS_IT_IS,
-        tucker: bool = False,
-        largest_rank: int = 0,
-        seed: int = 0,
+        **fit: Any,
     ) -> io.NodeOutput:
         made = extract_adapter(
             _source("base", base_file, base_model, base_clip),
             _source("tuned", tuned_file, tuned_model, tuned_clip),
             algorithm,
             parse_size(size),
-            dtype=DTYPES[dtype],
-            tucker=tucker,
-            largest=largest_rank or None,
-            seed=seed,
-            device=compute_device(),
             codec=HostCodec(),
             strict=strict,
             name="extracted" if tuned_file == LOADED else None,
-            # The total comes with the first update.
-            progress=progress(1),
+            **fit_options(**fit),
         )
         return with_fit(Stack([Entry(made)]))
 

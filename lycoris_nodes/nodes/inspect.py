@@ -8,7 +8,7 @@ from ...lycoris_ops import Stack, describe_examination, examination_picture, exa
 from ..host.page import io, picture_tensor, progress, shown_pictures
 from ..host.weights import compute_device, connected_weights
 from ..schema.checks import checked
-from ..schema.inputs import SHAPE, no_stack, stack_input
+from ..schema.inputs import SHAPE, no_stack, optional_model, output, stack_input
 from ..schema.report import report_output
 
 
@@ -35,14 +35,12 @@ class LycorisInspect(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 stack_input(tooltip="The adapters to measure, at their strengths."),
-                io.Model.Input(
-                    "model",
-                    optional=True,
-                    tooltip="The model that they are for. With it changes are related to its weights, "
+                *optional_model(
+                    "The model that they are for. With it changes are related to its weights, "
                     "blocks have its names, and kinds whose change depends on the weights (DoRA, OFT, "
                     "IA3, ...) can be measured.",
+                    "The text encoder, to measure its layers too.",
                 ),
-                io.Clip.Input("clip", optional=True, tooltip="The text encoder, to measure its layers too."),
                 io.Boolean.Input(
                     "signs",
                     default=False,
@@ -52,9 +50,7 @@ class LycorisInspect(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(
-                    "picture", display_name="picture", tooltip="Charts of blocks, layers, spectra and pairs."
-                ),
+                output(io.Image, "picture", "Charts of blocks, layers, spectra and pairs."),
                 report_output(),
             ],
         )

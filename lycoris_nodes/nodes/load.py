@@ -7,8 +7,16 @@ from typing import Any
 from ...lycoris_ops import Entry, Stack, adapter_stamp, load_adapter
 from ..files.loras import lora_names, lora_path
 from ..host.page import io
-from ..schema.checks import check, checked
-from ..schema.inputs import AS_IT_IS, LOAD, check_strength, stack_input, stack_output, strength_input
+from ..schema.checks import checked, file_stamp
+from ..schema.inputs import (
+    AS_IT_IS,
+    LOAD,
+    advanced,
+    check_strength,
+    stack_input,
+    stack_output,
+    strength_input,
+)
 from ..schema.report import valid
 
 
@@ -52,23 +60,22 @@ class LycorisLoadAdapter(io.ComfyNode):
                     "How strongly the text encoder is changed: 1 as trained, 0 not at all.",
                 ),
                 stack_input(tooltip="A stack to add this file to; empty starts a new one."),
-                io.Combo.Input(
-                    "dora",
-                    options=["paper", "host"],
-                    default="paper",
-                    optional=True,
-                    advanced=True,
-                    tooltip="Only for DoRA files. paper: as trained. host: as ComfyUI's own LoRA loader "
-                    "computes them, to reproduce images made with it; only DoRA on the output axis differs.",
-                ),
-                io.Combo.Input(
-                    "sig_type",
-                    options=[AS_IT_IS, "principal", "last", "middle"],
-                    default=AS_IT_IS,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Only for T-LoRA files that do not say it themselves: which singular vectors of "
-                    "the base model's weights the training started from.",
+                *advanced(
+                    io.Combo.Input(
+                        "dora",
+                        options=["paper", "host"],
+                        default="paper",
+                        tooltip="Only for DoRA files. paper: as trained. host: as ComfyUI's own LoRA loader "
+                        "computes them, to reproduce images made with it; only DoRA on the output axis "
+                        "differs.",
+                    ),
+                    io.Combo.Input(
+                        "sig_type",
+                        options=[AS_IT_IS, "principal", "last", "middle"],
+                        default=AS_IT_IS,
+                        tooltip="Only for T-LoRA files that do not say it themselves: which singular vectors "
+                        "of the base model's weights the training started from.",
+                    ),
                 ),
                 io.Boolean.Input(
                     "on",
@@ -98,11 +105,9 @@ class LycorisLoadAdapter(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None = None, on: bool | None = True, **_: Any) -> str:
-        # None where another node gives the name: nothing is known of it before that node has run.
-        if file is None or on is False:
+        if on is False:
             return ""
-        check("file", "COMBO", file)
-        return adapter_stamp(lora_path(file))
+        return file_stamp("file", file, lambda name: adapter_stamp(lora_path(name)))
 
     @classmethod
     @checked

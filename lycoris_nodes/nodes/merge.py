@@ -14,16 +14,17 @@ from ...lycoris_ops import (
     orthogonal_adapters,
     parse_size,
 )
-from ..host.page import io, progress
-from ..host.weights import compute_device, connected_weights
+from ..host.page import io
+from ..host.weights import connected_weights
 from ..schema.checks import checked
 from ..schema.inputs import (
-    AS_IT_IS,
-    DTYPES,
     SHAPE,
+    advanced,
     algorithm_input,
     fit_inputs,
+    fit_options,
     no_stack,
+    optional_model,
     stack_input,
     stack_output,
 )
@@ -77,28 +78,22 @@ class LycorisMergeAdapters(io.ComfyNode):
                     "90%, 1/100, auto.",
                 ),
                 algorithm_input(),
-                io.Model.Input(
-                    "model",
-                    optional=True,
-                    tooltip="The model that the adapters are for. Needed where they come from different "
+                *optional_model(
+                    "The model that the adapters are for. Needed where they come from different "
                     "tools, where block rules are set, and for kinds whose change depends on the weights "
                     "(DoRA, OFT, BOFT, IA3, GLoRA, T-LoRA).",
+                    "The text encoder, if adapters change it and a model is given.",
                 ),
-                io.Clip.Input(
-                    "clip",
-                    optional=True,
-                    tooltip="The text encoder, if adapters change it and a model is given.",
-                ),
-                io.Float.Input(
-                    "norm_limit",
-                    default=0.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.05,
-                    optional=True,
-                    advanced=True,
-                    tooltip="No layer of the result is stronger than this many times its strongest "
-                    "adapter. It keeps many adapters from burning the picture. 0 is no limit.",
+                *advanced(
+                    io.Float.Input(
+                        "norm_limit",
+                        default=0.0,
+                        min=0.0,
+                        max=100.0,
+                        step=0.05,
+                        tooltip="No layer of the result is stronger than this many times its strongest "
+                        "adapter. It keeps many adapters from burning the picture. 0 is no limit.",
+                    )
                 ),
                 *fit_inputs(),
             ],
@@ -116,23 +111,16 @@ class LycorisMergeAdapters(io.ComfyNode):
         model: Any = None,
         clip: Any = None,
         norm_limit: float = 0.0,
-        dtype: str = AS_IT_IS,
-        tucker: bool = False,
-        largest_rank: int = 0,
-        seed: int = 0,
+        **fit: Any,
     ) -> io.NodeOutput:
         if not stack:
             raise no_stack("merge", stack)
         name, options = _chosen(method)
-        # The total comes with the first update.
-        common: dict[str, Any] = {
-            "base": connected_weights(model, clip),
-            "dtype": DTYPES[dtype],
-            "device": compute_device(),
-            "progress": progress(1),
-        }
+        base, fitted = connected_weights(model, clip), fit_options(**fit)
         if options.pop("result", TOGETHER) == APART:
-            made = orthogonal_adapters(stack, name, **common, **options)
+            # The parts have the ranks that they have.
+            common = {name: fitted[name] for name in ("dtype", "device", "progress")}
+            made = orthogonal_adapters(stack, name, base=base, **common, **options)
             live = [entry for entry in stack if not entry.off]
             entries = [
                 Entry(adapter, entry.strength, entry.strength_clip)
@@ -144,11 +132,9 @@ class LycorisMergeAdapters(io.ComfyNode):
             name,
             None if size.strip().lower() == EXACT else parse_size(size),
             algorithm=algorithm,
+            base=base,
             norm_limit=norm_limit or None,
-            tucker=tucker,
-            largest=largest_rank or None,
-            seed=seed,
-            **common,
+            **fitted,
             **options,
         )
         return with_fit(Stack([Entry(merged)]))

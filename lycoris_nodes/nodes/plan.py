@@ -15,6 +15,7 @@ from ..schema.inputs import (
     advanced,
     choice_inputs,
     mask_input,
+    output,
     seed_input,
     training_inputs,
 )
@@ -83,15 +84,9 @@ class LycorisPlan(io.ComfyNode):
                 ),
             ],
             outputs=[
-                PLAN.Output("plan", display_name="plan", tooltip="The plan, for Train LoRA / LyCORIS."),
-                io.Image.Output(
-                    "picture", display_name="picture", tooltip="The size, rank and gain of each layer."
-                ),
-                io.String.Output(
-                    "text",
-                    display_name="text",
-                    tooltip="The plan as JSON, to be kept, edited and given back.",
-                ),
+                output(PLAN, "plan", "The plan, for Train LoRA / LyCORIS."),
+                output(io.Image, "picture", "The size, rank and gain of each layer."),
+                output(io.String, "text", "The plan as JSON, to be kept, edited and given back."),
                 report_output(),
             ],
         )

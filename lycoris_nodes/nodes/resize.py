@@ -6,16 +6,16 @@ from dataclasses import replace
 from typing import Any
 
 from ...lycoris_ops import Entry, Stack, parse_size, resize_adapter
-from ..host.page import io, progress
-from ..host.weights import compute_device, connected_weights
+from ..host.page import io
+from ..host.weights import connected_weights
 from ..schema.checks import checked
 from ..schema.inputs import (
-    AS_IT_IS,
-    DTYPES,
     SHAPE,
     algorithm_input,
     fit_inputs,
+    fit_options,
     no_stack,
+    optional_model,
     size_input,
     stack_input,
     stack_output,
@@ -50,16 +50,10 @@ class LycorisResizeAdapter(io.ComfyNode):
                 ),
                 size_input(),
                 algorithm_input("same"),
-                io.Model.Input(
-                    "model",
-                    optional=True,
-                    tooltip="The model that the adapters are for. Needed only for kinds whose change depends "
+                *optional_model(
+                    "The model that the adapters are for. Needed only for kinds whose change depends "
                     "on its weights (DoRA, OFT, BOFT, IA3, GLoRA, T-LoRA); the result is for this model.",
-                ),
-                io.Clip.Input(
-                    "clip",
-                    optional=True,
-                    tooltip="The text encoder, if layers of such kinds change it.",
+                    "The text encoder, if layers of such kinds change it.",
                 ),
                 *fit_inputs(),
             ],
@@ -75,10 +69,7 @@ class LycorisResizeAdapter(io.ComfyNode):
         algorithm: str = "lora",
         model: Any = None,
         clip: Any = None,
-        dtype: str = AS_IT_IS,
-        tucker: bool = False,
-        largest_rank: int = 0,
-        seed: int = 0,
+        **fit: Any,
     ) -> io.NodeOutput:
         if not stack:
             raise no_stack("resize", stack)
@@ -86,18 +77,6 @@ class LycorisResizeAdapter(io.ComfyNode):
         base = connected_weights(model, clip)
         entries: list[Entry] = []
         for entry in stack:
-            made = resize_adapter(
-                entry.adapter,
-                wanted,
-                algorithm,
-                base,
-                dtype=DTYPES[dtype],
-                tucker=tucker,
-                largest=largest_rank or None,
-                seed=seed,
-                device=compute_device(),
-                # The total comes with the first update.
-                progress=progress(1),
-            )
+            made = resize_adapter(entry.adapter, wanted, algorithm, base, **fit_options(**fit))
             entries.append(replace(entry, adapter=made))
         return with_fit(Stack(entries))

@@ -11,9 +11,9 @@ from ..host.files import shown_path, workflow_metadata
 from ..host.page import io, progress
 from ..host.weights import weight_shapes
 from ..schema.checks import checked
-from ..schema.inputs import AS_IT_IS, DTYPES, NOTHING_SAVED, SAVE, dtype_input, stack_input
+from ..schema.inputs import AS_IT_IS, DTYPES, NOTHING_SAVED, SAVE, dtype_input, optional_model, stack_input
 from ..schema.report import report_output, with_report
-from ..stacks.single import only_adapter
+from ..stacks.lora_stack import only_adapter
 
 
 class LycorisSaveAdapter(io.ComfyNode):
@@ -64,16 +64,10 @@ class LycorisSaveAdapter(io.ComfyNode):
                     tooltip="Off: keys of the file that this node cannot read are copied, or are an error "
                     "if the dialect changes. On: they are left out, and the report says how many.",
                 ),
-                io.Model.Input(
-                    "model",
-                    optional=True,
-                    tooltip="The diffusion model that the adapter is for. Without it most layer names cannot "
+                *optional_model(
+                    "The diffusion model that the adapter is for. Without it most layer names cannot "
                     "be translated from one dialect to another.",
-                ),
-                io.Clip.Input(
-                    "clip",
-                    optional=True,
-                    tooltip="The text encoder, if the adapter changes it. Without it most names of its "
+                    "The text encoder, if the adapter changes it. Without it most names of its "
                     "layers cannot be translated.",
                 ),
             ],

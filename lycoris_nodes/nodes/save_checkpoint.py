@@ -10,7 +10,7 @@ from ..files.codec import HostCodec
 from ..files.models import model_names, model_path
 from ..host.files import output_path, shown_path, workflow_metadata
 from ..host.page import io, progress, tell_page
-from ..schema.checks import check, checked
+from ..schema.checks import checked, file_stamp
 from ..schema.inputs import AS_IT_IS, DTYPES, NOTHING_SAVED, SAVE, dtype_input, stack_input
 from ..schema.report import MEANWHILE, report_output, valid, with_report
 
@@ -67,11 +67,7 @@ class LycorisSaveCheckpoint(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, base: str | None = None, **_: Any) -> str:
-        # None where another node gives the name: nothing is known of it before that node has run.
-        if base is None:
-            return ""
-        check("base", "COMBO", base)
-        return Fingerprint.of(model_path(base)).stamp
+        return file_stamp("base", base, lambda name: Fingerprint.of(model_path(name)).stamp)
 
     @classmethod
     @checked

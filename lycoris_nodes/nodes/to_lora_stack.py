@@ -10,10 +10,9 @@ from ..host.files import shown_text
 from ..host.page import ExecutionBlocker, io
 from ..host.weights import weight_shapes
 from ..schema.checks import checked
-from ..schema.inputs import LORA_STACK, NOTHING_HANDED, SAVE, stack_input
+from ..schema.inputs import LORA_STACK, NOTHING_HANDED, SAVE, optional_model, output, stack_input
 from ..schema.report import report_output, with_report
-from ..stacks.lora_stack import to_lora_stack
-from ..stacks.single import only_adapter
+from ..stacks.lora_stack import only_adapter, to_lora_stack
 
 
 class LycorisToLoraStack(io.ComfyNode):
@@ -28,29 +27,23 @@ class LycorisToLoraStack(io.ComfyNode):
             search_aliases=["lora stack", "LORA_STACK", "LORA_MODEL", "convert lora stack", "lora model"],
             inputs=[
                 stack_input(tooltip="The stack to hand on."),
-                io.Model.Input(
-                    "model",
-                    optional=True,
-                    tooltip="Only for lora_model: the diffusion model that the adapter is for. Without it "
+                *optional_model(
+                    "Only for lora_model: the diffusion model that the adapter is for. Without it "
                     "most names of layers cannot be translated into ComfyUI's.",
-                ),
-                io.Clip.Input(
-                    "clip",
-                    optional=True,
-                    tooltip="Only for lora_model: the text encoder, if the adapter changes it.",
+                    "Only for lora_model: the text encoder, if the adapter changes it.",
                 ),
             ],
             outputs=[
-                LORA_STACK.Output(
+                output(
+                    LORA_STACK,
                     "lora_stack",
-                    display_name="lora_stack",
-                    tooltip="The names of the files in the loras folders with both strengths. A stack that "
+                    "The names of the files in the loras folders with both strengths. A stack that "
                     "it cannot hold stops the nodes that are connected here.",
                 ),
-                io.LoraModel.Output(
+                output(
+                    io.LoraModel,
                     "lora_model",
-                    display_name="lora_model",
-                    tooltip="The tensors of a stack of one adapter, with its strengths in them. ComfyUI's "
+                    "The tensors of a stack of one adapter, with its strengths in them. ComfyUI's "
                     "own nodes ignore some kinds (ia3, oftv2, boft_peft): the report says it. Another stack "
                     "stops the nodes that are connected here.",
                 ),

@@ -7,7 +7,7 @@ from typing import Any
 from ...lycoris_ops import LycorisError, Rules, Stack
 from ..host.page import io
 from ..schema.checks import check, checked
-from ..schema.inputs import SHAPE, stack_input, stack_output
+from ..schema.inputs import SHAPE, advanced, seed_input, stack_input, stack_output
 from ..schema.report import valid
 from ..stacks.presets import FILE, known_presets, own_presets, parsed
 
@@ -57,16 +57,7 @@ class LycorisWeightBlocks(io.ComfyNode):
                     tooltip="Rules by name, before those of the text. Your own are in "
                     f"{FILE} in ComfyUI's user folder.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="What the letters R and U in a vector are drawn with.",
-                ),
+                *advanced(seed_input("What the letters R and U in a vector are drawn with.")),
             ],
             outputs=[stack_output("The same stack with these weights.")],
         )

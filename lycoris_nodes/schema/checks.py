@@ -222,6 +222,17 @@ def check(name: str, kind: str, value: object) -> None:
         raise LycorisError(f"the input `{name}` cannot be used", got=_shown(value), expected=expected)
 
 
+def file_stamp(name: str, file: str | None, stamp: Callable[[str], str]) -> str:
+    """What changes with the file that an input names, by `stamp`.
+
+    It is "" for None, where another node gives the name: that node has not run yet.
+    """
+    if file is None:
+        return ""
+    check(name, "COMBO", file)
+    return stamp(file)
+
+
 def _values(one: Any, value: Any) -> Iterator[tuple[str, str, Any]]:
     """The name, the host's type and the value of an input, or of each member of one that grows."""
     template = getattr(one, "template", None)

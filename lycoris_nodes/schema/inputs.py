@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ...lycoris_ops import FITTED, PRESETS, WRITABLE, LycorisError, Stack
-from ..host.page import io
+from ..host.page import io, progress
+from ..host.weights import compute_device
 from ..stacks.rows import LARGEST, STRENGTHS
 from .checks import check
 
@@ -56,8 +57,21 @@ def check_strength(name: str, value: Any) -> None:
         raise LycorisError(f"the input `{name}` cannot be used", got=str(value), expected=STRENGTHS)
 
 
+def output(kind: Any, name: str, tooltip: str, *, many: bool = False) -> Any:
+    """An output of one of the host's types that is shown by its name; `many` gives a list."""
+    return kind.Output(name, display_name=name, is_output_list=many, tooltip=tooltip)
+
+
 def stack_output(tooltip: str) -> Any:
-    return STACK.Output("stack", display_name="stack", tooltip=tooltip)
+    return output(STACK, "stack", tooltip)
+
+
+def optional_model(model: str, clip: str) -> list[Any]:
+    """A model and a text encoder that need not be linked, given their tooltips."""
+    return [
+        io.Model.Input("model", optional=True, tooltip=model),
+        io.Clip.Input("clip", optional=True, tooltip=clip),
+    ]
 
 
 AS_IT_IS = "as in the file"
@@ -102,12 +116,9 @@ def advanced(*inputs: Any) -> list[Any]:
 def fit_inputs() -> list[Any]:
     """What else a node asks that makes layers of a kind and size."""
     return advanced(
-        io.Combo.Input(
-            "dtype",
-            options=list(DTYPES),
-            default=AS_IT_IS,
-            tooltip="The dtype of the tensors. 'as in the file' is the source's own, of a merged layer the "
-            "widest of its sources; what is extracted is in float16 then.",
+        dtype_input(
+            "The dtype of the tensors. 'as in the file' is the source's own, of a merged layer the "
+            "widest of its sources; what is extracted is in float16 then."
         ),
         io.Boolean.Input(
             "tucker",
@@ -123,6 +134,19 @@ def fit_inputs() -> list[Any]:
         ),
         seed_input("What random bases are made of. Any seed gives nearly the same layers."),
     )
+
+
+def fit_options(dtype: str, tucker: bool, largest_rank: int, seed: int) -> dict[str, Any]:
+    """The inputs of `fit_inputs` as the library's options, with the host's device and progress bar."""
+    return {
+        "dtype": DTYPES[dtype],
+        "tucker": tucker,
+        "largest": largest_rank or None,
+        "seed": seed,
+        "device": compute_device(),
+        # The total comes with the first update.
+        "progress": progress(1),
+    }
 
 
 def training_inputs(what: str) -> list[Any]:
@@ -160,9 +184,7 @@ def choice_inputs() -> list[Any]:
             "`/blocks\\.[0-9]\\./`.",
         ),
         io.String.Input(
-            "exclude",
-            default="",
-            tooltip="Layers to leave out, by patterns with spaces between them.",
+            "exclude", default="", tooltip="Layers to leave out, by patterns with spaces between them."
         ),
     ]
 

@@ -8,20 +8,15 @@ from typing import Any
 from ...lycoris_ops import LycorisError, Stack, describe_fit, fit_verdict
 from ..host.files import shown_text
 from ..host.page import io
+from .inputs import output
 
 MEANWHILE = "lycoris.meanwhile"
-
-
 """The event with a text that the box of a node shows while it runs."""
 
 
 def report_output() -> Any:
     """The report, which the browser extension shows on every node that has an output of this name."""
-    return io.String.Output(
-        "report",
-        display_name="report",
-        tooltip="What was applied or written and what was left out, with the reasons.",
-    )
+    return output(io.String, "report", "What was applied or written and what was left out, with the reasons.")
 
 
 def valid(*checks: Callable[[], object]) -> bool | str:

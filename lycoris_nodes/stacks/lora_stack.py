@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...lycoris_ops import Entry, LycorisError, Stack, load_adapter, located
+from ...lycoris_ops import Adapter, Entry, LycorisError, Shape, Stack, load_adapter, located, weighted
 from ..files.loras import lora_path, relative_name
 
 NOTHING = (None, "", "None")
@@ -92,3 +92,22 @@ def _name(entry: Entry) -> str:
             hint="Save it there with Save LoRA / LyCORIS, or use the output lora_model",
         )
     return name
+
+
+def only_adapter(stack: Stack, holder: str, model: Mapping[str, Shape] | None = None) -> Adapter:
+    """The adapter of a stack of one, with its strengths and block rules in it, for a `holder` ("an adapter
+    file").
+
+    `model` has the keys and shapes of what the adapter is for. Raises LycorisError if the stack has none or
+    several, or where `weighted` cannot put the strengths into the adapter.
+    """
+    if len(stack) != 1:
+        names = ", ".join(entry.name for entry in stack) or "none"
+        raise LycorisError(
+            f"{holder} holds only one adapter",
+            got=f"a stack of {len(stack)}: {names}",
+            expected="a stack of one",
+            hint="Make one of them with Merge LoRAs / LyCORIS first",
+        )
+    (entry,) = stack
+    return weighted(entry, model)

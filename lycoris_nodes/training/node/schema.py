@@ -16,6 +16,7 @@ from ...schema.inputs import (
     choice_inputs,
     group_input,
     mask_input,
+    output,
     seed_input,
     stack_input,
     stack_output,
@@ -38,21 +39,15 @@ def inputs() -> list[Any]:
 def outputs() -> list[Any]:
     return [
         stack_output("The trained LoRA / LyCORIS at strength 1, for Apply LyCORIS Stack."),
-        io.LoraModel.Output(
-            "lora",
-            display_name="lora",
-            tooltip="The same for ComfyUI's own Load LoRA Model and Save LoRA Weights.",
-        ),
-        io.LossMap.Output(
-            "loss_map", display_name="loss_map", tooltip="All losses, for ComfyUI's Plot Loss Graph."
-        ),
-        io.Image.Output("curves", display_name="curves", tooltip="A picture of the losses over the steps."),
+        output(io.LoraModel, "lora", "The same for ComfyUI's own Load LoRA Model and Save LoRA Weights."),
+        output(io.LossMap, "loss_map", "All losses, for ComfyUI's Plot Loss Graph."),
+        output(io.Image, "curves", "A picture of the losses over the steps."),
         io.Int.Output(
             "steps_done",
             display_name="steps",
             tooltip="How many steps were made, in all runs together.",
         ),
-        io.String.Output("path", display_name="path", tooltip="The full path of the saved file."),
+        output(io.String, "path", "The full path of the saved file."),
         report_output(),
     ]
 
@@ -115,7 +110,7 @@ def _links() -> list[Any]:
         ),
         stack_input(
             tooltip="An adapter to go on from, of any tool: its layers, algorithms and ranks stay. A new "
-            "file is written.",
+            "file is written."
         ),
         mask_input(),
         io.Conditioning.Input(
@@ -292,18 +287,9 @@ def _regularisation() -> list[Any]:
             step=0.05,
             tooltip="How much `regularisation_latents` count beside `latents`.",
         ),
-        _dropout(
-            "input_dropout",
-            "The share of what goes into each layer that it does not see in a pass.",
-        ),
-        _dropout(
-            "rank_dropout",
-            "The share of each layer's rank that is left out in a pass.",
-        ),
-        _dropout(
-            "module_dropout",
-            "The share of the layers that are left out in a pass.",
-        ),
+        _dropout("input_dropout", "The share of what goes into each layer that it does not see in a pass."),
+        _dropout("rank_dropout", "The share of each layer's rank that is left out in a pass."),
+        _dropout("module_dropout", "The share of the layers that are left out in a pass."),
         io.Float.Input(
             "max_weight_norm",
             default=0.0,
