@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 
-from ...lycoris_ops import Bypass, BypassPlan, LycorisError, Met
+from ...lycoris_ops import Bypass, BypassPlan, LycorisError, Met, Moment
 from ..host.passes import PatcherInjection, add_injection, forget_passes, wrap_passes
 from ..host.weights import HostReader, layer_of
-from .moments import moment_of
 from .patch import memory_named
 
 NAME = "lycoris_bypass"
 """The key under which the host keeps this injection on a patcher."""
+PERCENTS = range(1 << 24)
+"""The steps in which the share of a diffusion is searched: to 6e-8 of the whole."""
 
 
 class BypassInjection(PatcherInjection):
@@ -132,3 +135,28 @@ def _ours(patcher: Any) -> BypassInjection | None:
     """
     injections = patcher.get_injections(NAME) or ()
     return next((found for found in injections if isinstance(found, BypassInjection)), None)
+
+
+def moment_of(sampling: Any, sigma: float, sigmas: Sequence[float]) -> Moment:
+    """The moment at a sigma, by the host's `model_sampling` and the sigmas of the steps of this run.
+
+    Without sigmas, as where a model is called outside a run, both clocks are that of the diffusion.
+    """
+
+    def risen(place: int) -> float:
+        return -float(sampling.percent_to_sigma(place / len(PERCENTS)))
+
+    # The least percent whose sigma is not above this one: the sigmas of every sampling fall.
+    diffusion = bisect_left(PERCENTS, -sigma, key=risen) / len(PERCENTS)
+    return Moment(diffusion, _steps(sigma, sigmas) if len(sigmas) > 1 else diffusion)
+
+
+def _steps(sigma: float, sigmas: Sequence[float]) -> float:
+    """The share of the steps that the run has done; between the sigmas of two it goes with the sigma."""
+    count = len(sigmas) - 1
+    for step, (now, following) in enumerate(pairwise(sigmas)):
+        if sigma >= now:
+            return step / count
+        if sigma > following:
+            return (step + (now - sigma) / (now - following)) / count
+    return 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,25 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL.Image import Image
+from PIL import Image
 from torch import Tensor
 
 from ...lycoris_ops import LycorisError, TrainError, few, number_of
 from ..host.files import shown_path
 from ..host.page import Progress, picture_tensor
-from ..training.data.captions import PictureSize
+from ..training.data.captions import sizes_told
 from .folder import Found, PictureFolder
 from .kept import Kept, key_of
 from .picture import mask_of, pixels_of, size_of, small
-from .sheet import sheet
 from .sizes import Fit, Size, fit
 from .texts import caption_of_file, may_be_mirrored, orders_of, with_trigger
 
 CUT = 0.2
 """The share of a picture above which the report names it as cut off."""
+SHOWN, GAP = 25, 4
+"""How many pictures are shown at most, and the pixels between them."""
 
 Conditioning = list[Any]
 """As the host has it: pairs of a tensor and settings."""
+_Encoded = tuple[Tensor, Tensor | None, Tensor]
+"""A picture's latent, its mask if it has one, and a small picture of it."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class DataSet:
     held_out: list[Sample]
     empty: Conditioning
     """The conditioning of no text."""
-    shown: Image
+    shown: Image.Image
     """Its first pictures, small."""
     report: list[str]
 
@@ -100,15 +104,6 @@ class DataSet:
             white.expand(1, one.size[1], one.size[0]) if one.mask is None else one.mask
             for one in self.training
         ]
-
-
-@dataclass(frozen=True, eq=False)
-class _Encoded:
-    """What comes of a picture: its latent, its mask if it has one, and a small picture of it."""
-
-    latent: Tensor
-    mask: Tensor | None
-    shown: Tensor
 
 
 @dataclass(frozen=True)
@@ -168,16 +163,16 @@ def prepared(
     for one, both in zip(planned, latents, strict=True):
         told = {text: _told(conditionings[text], one.fit, settings.sized) for text in one.texts(settings)}
         made = [
-            Sample(each.latent, text, conditioning, each.mask, one.fit.size)
-            for each in both
+            Sample(latent, text, conditioning, mask, one.fit.size)
+            for latent, mask, _ in both
             for text, conditioning in told.items()
         ]
         samples[one.held_out] += made * (1 if one.held_out else one.found.repeats)
-    masked = {one.found for one, both in zip(planned, latents, strict=True) if both[0].mask is not None}
+    masked = {one.found for one, both in zip(planned, latents, strict=True) if both[0][1] is not None}
     made = f"{number_of(pictures_made, 'picture')} and {number_of(kept.made - pictures_made, 'caption')}"
     encoded = f"encoded: {made} of {total}"
     report = [*_described(folder, planned, masked, settings), encoded, _place(kept, kept.sweep())]
-    shown = sheet([both[0].shown for both in latents])
+    shown = _side_by_side([both[0][2] for both in latents][:SHOWN])
     # The front end goes on showing what it was given last.
     update(total, total, shown)
     return DataSet(samples[False], samples[True], conditionings[""], shown, report)
@@ -230,7 +225,7 @@ class _Pictures:
     kept: Kept
     check: Callable[[Tensor], object]
 
-    def encoded(self, one: _Planned, mirrored: bool, shown: Callable[[Image], None]) -> _Encoded:
+    def encoded(self, one: _Planned, mirrored: bool, shown: Callable[[Image.Image], None]) -> _Encoded:
         """What comes of a picture. Where it is made, `shown` is called with the picture before."""
         paths = [path for path in (one.found.path, one.found.mask) if path]
         contents = [_content(path) for path in paths]
@@ -247,10 +242,10 @@ class _Pictures:
             error.within(file=str(one.found.path))
             raise
         mask = value["mask"]
-        return _Encoded(value["latent"], None if mask is None else mask.float() / 255, value["shown"])
+        return value["latent"], None if mask is None else mask.float() / 255, value["shown"]
 
     def _made(
-        self, one: _Planned, mirrored: bool, contents: list[bytes], shown: Callable[[Image], None]
+        self, one: _Planned, mirrored: bool, contents: list[bytes], shown: Callable[[Image.Image], None]
     ) -> dict[str, Any]:
         """The latent of a picture, its mask and a small picture, from the contents of its files."""
         picture, mask = pixels_of(one.found.path, contents[0], one.fit, self.settings.background)
@@ -284,7 +279,7 @@ def _told(conditioning: Conditioning, fitted: Fit, sized: bool) -> Conditioning:
     """A conditioning that says how large its picture was, and how it was cut, if the model is told that."""
     if not sized:
         return conditioning
-    sizes = PictureSize(*fitted.source, *fitted.corner, *fitted.size).settings()
+    sizes = sizes_told(fitted.source, fitted.corner, fitted.size)
     return [[text, {**more, **sizes}] for text, more in conditioning]
 
 
@@ -332,3 +327,20 @@ def _place(kept: Kept, size: int) -> str:
     if kept.folder is None:
         return "nothing is kept on disk"
     return f"kept: {size / 1e6:.1f} MB of at most {kept.most / 1e9:.0f} GB in {shown_path(kept.folder)}"
+
+
+def _side_by_side(shown: Sequence[Tensor]) -> Image.Image:
+    """Small pictures (h, w, 3) of bytes as one, nearly a square."""
+    columns = math.ceil(math.sqrt(len(shown)))
+    side = max(max(one.shape[:2]) for one in shown) + GAP
+    rows = -(-len(shown) // columns)
+    picture = Image.new("RGB", (side * columns + GAP, side * rows + GAP), "white")
+    for number, one in enumerate(shown):
+        row, column = divmod(number, columns)
+        height, width = one.shape[:2]
+        left, top = (
+            GAP + column * side + (side - GAP - width) // 2,
+            GAP + row * side + (side - GAP - height) // 2,
+        )
+        picture.paste(Image.fromarray(one.numpy()), (left, top))
+    return picture

@@ -1,4 +1,4 @@
-"""The adapter files in the host's loras folders, and which of them a name means.
+"""The adapter files in the host's loras folders, which of them a name means, and where new ones go.
 
 A name is relative to a loras folder. Other packs and other systems write it with the other separator, as a
 full path, or without its folder or ending.
@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from ...lycoris_ops import PICKLES, SAFETENSORS, LycorisError
-from ..host.files import file_names, file_path, folders_of, is_file
+from ..host.files import file_names, file_path, folders_of, is_file, output_path
 
 FOLDER = "loras"
 ENDINGS = SAFETENSORS + PICKLES
@@ -56,6 +56,16 @@ def relative_name(path: str) -> str | None:
             if Path(place).is_relative_to(home):
                 return os.path.relpath(place, home)
     return None
+
+
+def adapter_path(prefix: str, dialect: str) -> Path:
+    """The path for a new adapter: the prefix with the next free number. For peft it is a folder."""
+    return output_path(prefix, ending_of(dialect))
+
+
+def ending_of(dialect: str) -> str:
+    """What the name of an adapter ends with. PEFT reads a folder with two files."""
+    return "" if dialect == "peft" else SAFETENSORS[0]
 
 
 def _meant(name: str) -> str | None:

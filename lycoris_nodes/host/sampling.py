@@ -25,11 +25,6 @@ def encoded_text(clip: Any, text: str) -> list[Any]:
     return clip.encode_from_tokens_scheduled(literal_tokens(clip, text))
 
 
-def encoded_picture(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """What a VAE makes of a picture (1, H, W, 3) from 0 to 1, as the host's VAE Encode gives it."""
-    return vae.encode(pixels)
-
-
 def sampled(
     patcher: Any, latent: torch.Tensor, positive: Any, negative: Any, *, cfg: float, steps: int, seed: int
 ) -> torch.Tensor:

@@ -15,7 +15,7 @@ from ..dataset.prepare import Encoder, Sample, Settings, prepared
 from ..dataset.sizes import step_of
 from ..host.files import kept_folder, picture_folder, picture_folders
 from ..host.page import io, picture_tensor, progress, shown_pictures
-from ..host.sampling import encoded_picture, encoded_text
+from ..host.sampling import encoded_text
 from ..host.training import grid_of
 from ..host.weights import own_weights
 from ..schema.checks import checked
@@ -219,7 +219,7 @@ def _latents(samples: list[Sample]) -> list[dict[str, Any]]:
 def _picture_encoder(vae: Any) -> Encoder:
     # The dtype that it computes in, which another start of the host may choose otherwise.
     named = (type(vae.first_stage_model).__name__, str(vae.vae_dtype))
-    return Encoder(partial(encoded_picture, vae), _identity(vae, *named))
+    return Encoder(vae.encode, _identity(vae, *named))
 
 
 def _text_encoder(clip: Any) -> Encoder:

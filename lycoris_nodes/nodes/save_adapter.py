@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...lycoris_ops import KEPT, WRITTEN_DIALECTS, Stack, describe_saved, own_dialect, save_adapter
-from ..files.outputs import adapter_path
+from ..files.loras import adapter_path
 from ..host.files import shown_path, workflow_metadata
 from ..host.page import io, progress
 from ..host.weights import weight_shapes

@@ -820,7 +820,7 @@ def test_moments_are_the_hosts_own_percents(host: Host, small: Patched) -> None:
     """`percent_to_sigma` of what is found gives the sigma again, for samplings of every kind."""
     import comfy.model_sampling as kinds_of_sampling
 
-    moment_of = host.module("lycoris_nodes.apply.moments").moment_of
+    moment_of = host.module("lycoris_nodes.apply.bypass").moment_of
     made = [
         small.model.model.model_sampling,
         kinds_of_sampling.ModelSamplingDiscreteFlow(),

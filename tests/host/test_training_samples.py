@@ -120,8 +120,8 @@ def test_sdxl_is_told_the_real_sizes(host: Host, tmp_path: Path) -> None:
 
     words = text(5, 24)
     torch.testing.assert_close(sizes(training.caption_of(model, words, latent)), told(64, 128, 0, 0, 64, 128))
-    size = training.PictureSize(800, 600, 30, 20, 128, 64)
-    made = training.caption_of(model, text(5, 24, **size.settings()), latent)
+    sizes_of = training.sizes_told((800, 600), (30, 20), (128, 64))
+    made = training.caption_of(model, text(5, 24, **sizes_of), latent)
     torch.testing.assert_close(sizes(made), told(600, 800, 20, 30, 64, 128))
     # As CLIPTextEncodeSDXL says it.
     own = text(5, 24, width=512, height=256)

@@ -69,7 +69,7 @@ def test_the_weight_of_the_denoised_loss_gives_the_loss_of_the_raw_target(host: 
     x = targets.noised(model, sigma, noise, latent)
     denoised = model.calculate_denoised(sigma, output, x)
     raw = (output - target(latent, noise, x, s, data)).square().flatten(1).mean(1)
-    weight = targets.Weighting().on_denoised(model, sigma)
+    weight = targets.weight_on_denoised(model, sigma)
     found = weight * (denoised - latent).square().flatten(1).mean(1)
     # 1e-5: a sigma of 0.03 is the difference of D and x0 in float32.
     torch.testing.assert_close(found, raw, rtol=1e-5, atol=0)
@@ -84,7 +84,7 @@ def test_the_scale_of_the_noise_is_part_of_a_flows_target(host: Host) -> None:
     sigma = torch.tensor([0.3])
     latent, noise, output = (torch.randn(1, 4, 8, 8) for _ in range(3))
     x = targets.noised(model, sigma, noise, latent)
-    weight = targets.Weighting().on_denoised(model, sigma)
+    weight = targets.weight_on_denoised(model, sigma)
     found = weight * (model.calculate_denoised(sigma, output, x) - latent).square().mean()
     torch.testing.assert_close(found[0], (output - (8 * noise - latent)).square().mean())
 
@@ -94,11 +94,11 @@ def test_weightings_are_those_of_the_papers_on_the_raw_loss(host: Host, kind: st
     targets = module(host, "targets")
     sigma = torch.tensor([0.05, 0.5, 1.0, 8.0])
     snr = sigma**-2
-    raw = targets.Weighting().on_denoised(sampling(kind), sigma)
-    minimum = targets.Weighting("min-snr").on_denoised(sampling(kind), sigma) / raw
+    raw = targets.weight_on_denoised(sampling(kind), sigma)
+    minimum = targets.weight_on_denoised(sampling(kind), sigma, "min-snr") / raw
     clamped = torch.tensor([min(float(value), 5.0) for value in snr])
     torch.testing.assert_close(minimum, clamped / (snr if kind == "EPS" else snr + 1))
-    debiased = targets.Weighting("debiased").on_denoised(sampling(kind), sigma) / raw
+    debiased = targets.weight_on_denoised(sampling(kind), sigma, "debiased") / raw
     torch.testing.assert_close(debiased, (snr if kind == "EPS" else snr + 1) ** -0.5)
 
 
@@ -108,8 +108,6 @@ def test_models_that_add_no_noise_are_refused(host: Host) -> None:
 
     with pytest.raises(host.ops.TrainError, match="adding noise"):
         targets.parametrisation_of(type("M", (classes.ModelSamplingDiscrete, classes.IMG_TO_IMG), {})())
-    with pytest.raises(host.ops.TrainError, match="unknown weighting"):
-        targets.Weighting("most")
 
 
 def test_times_have_the_distribution_that_is_asked_for(host: Host) -> None:
@@ -171,7 +169,7 @@ def test_every_model_has_a_family_whose_times_it_can_be_noised_at(host: Host, ar
     time = family.times.at(torch.tensor([0.0, 1e-4, 0.5, 1.0]), 256)
     sigma = times.sigma_at(model.model_sampling, time)
     assert (sigma > 0).all() and sigma.isfinite().all() and (sigma.diff() >= 0).all()
-    weight = targets.Weighting().on_denoised(model.model_sampling, sigma)
+    weight = targets.weight_on_denoised(model.model_sampling, sigma)
     assert weight.isfinite().all() and (weight > 0).all()
     if architecture in NAMED:
         assert family.name == NAMED[architecture]

@@ -15,6 +15,8 @@ from ..model.cures import ONE_ROW
 from .families import family_of
 from .latents import Latent
 
+Size = tuple[int, int]
+
 FOR_SAMPLERS = {
     "area": "an area",
     "mask": "a mask",
@@ -23,28 +25,6 @@ FOR_SAMPLERS = {
     "hooks": "hooks",
 }
 """What a sampler makes of a conditioning, by its name there. In a training it has no meaning."""
-
-
-@dataclass(frozen=True)
-class PictureSize:
-    """What SDXL and its like are told, in pixels: the size of the picture, and how it was cropped."""
-
-    width: int
-    height: int
-    crop_x: int = 0
-    crop_y: int = 0
-    target_width: int | None = None
-    target_height: int | None = None
-
-    def settings(self) -> dict[str, int]:
-        return {
-            "width": self.width,
-            "height": self.height,
-            "crop_w": self.crop_x,
-            "crop_h": self.crop_y,
-            "target_width": self.width if self.target_width is None else self.target_width,
-            "target_height": self.height if self.target_height is None else self.target_height,
-        }
 
 
 @dataclass(frozen=True)
@@ -73,6 +53,15 @@ class Caption:
     def goes_with(self, other: Caption) -> bool:
         """Whether both can be rows of one batch, each with its own values."""
         return not self.alone and not other.alone and host.alike(self.conds, other.conds)
+
+
+def sizes_told(size: Size, corner: Size = (0, 0), target: Size | None = None) -> dict[str, int]:
+    """What SDXL and its like are told, in pixels: the size of the picture, where it was cropped, and its size then.
+
+    Each is a width and a height. Without `target` the picture was not cropped.
+    """
+    names = ("width", "height", "crop_w", "crop_h", "target_width", "target_height")
+    return dict(zip(names, (*size, *corner, *(target or size)), strict=True))
 
 
 def joined(captions: Sequence[Caption]) -> dict[str, Any]:
@@ -146,7 +135,7 @@ def caption_of(
     if latent.values.ndim >= 4:
         ratio = host.ratios_of(model)[2]
         height, width = latent.values.shape[-2:]
-        defaults = PictureSize(width * ratio, height * ratio).settings()
+        defaults = sizes_told((width * ratio, height * ratio))
     told = {**defaults, **mapped(dict(settings), own)}
     usual = family_of(model).guidance
     if usual is not None and told.get("guidance", usual) is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from ...host.training import tokens_of
 from ..model.session import Session
 from .captions import Caption, joined
 from .latents import Latent, mean_squares
-from .targets import Weighting, noised, parametrisation_of, rows
+from .targets import noised, parametrisation_of, rows, weight_on_denoised
 from .texts import TextEncoder
 from .times import Times, sigma_at
 
@@ -64,7 +64,8 @@ class DiffusionLoss:
 
     session: Session
     times: Times
-    weighting: Weighting = field(default_factory=Weighting)
+    weighting: str = "none"
+    """One of `WEIGHTINGS`."""
     caption_dropout: float = 0.0
     """The share of captions that are left out, of samples that have one to take their place."""
     noise_offset: float = 0.0
@@ -129,7 +130,7 @@ class DiffusionLoss:
         noise = here(torch.cat([one.noise for one in group]))
         x = noised(self._sampling, sigma, noise, latent)
         found = self.session.prediction(x, sigma, joined([one.sample.caption.moved(here) for one in group]))
-        weight = self.weighting.on_denoised(self._sampling, sigma)
+        weight = weight_on_denoised(self._sampling, sigma, self.weighting)
         own = here(torch.tensor([one.sample.weight for one in group]))
         # Before the square: at a small sigma both factors would be far from 1.
         difference = (found - latent) * rows(weight.sqrt(), latent)

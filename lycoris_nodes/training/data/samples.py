@@ -78,7 +78,15 @@ def samples_of(
     nothing = [text for one in empty for text in one]
     if len(nothing) > 1:
         raise TrainError("there is one caption of no text", key="empty_caption", got=f"{len(nothing)}")
-    encoded = _Encoded(session, encoder, seed)
+    made: dict[tuple[Any, ...], Caption] = {}
+
+    def encoded(conditioning: Any, latent: Latent, words: str | None = None) -> Caption:
+        """A caption, which is encoded once for latents of one size."""
+        key = (id(conditioning), words, latent.shapes)
+        if key not in made:
+            made[key] = _encoded(session, encoder, seed, conditioning, latent, words)
+        return made[key]
+
     found: list[Sample] = []
     # A picture that is repeated is the same tensor, and is converted and held once.
     known: dict[_Place, Latent] = {}
@@ -161,31 +169,25 @@ def described(samples: Sequence[Sample], size: int) -> str:
     return text
 
 
-class _Encoded:
-    """Encodes captions, each once for latents of one size."""
-
-    def __init__(self, session: Session, encoder: TextEncoder | None, seed: int) -> None:
-        self._session = session
-        self._encoder = encoder
-        self._seed = seed
-        self._found: dict[tuple[Any, ...], Caption] = {}
-
-    def __call__(self, conditioning: Any, latent: Latent, words: str | None = None) -> Caption:
-        key = (id(conditioning), words, latent.shapes)
-        if key not in self._found:
-            rows = getattr(conditioning[0], "shape", (1,))[0]
-            if rows != 1:
-                raise TrainError("a caption is one text", got=f"{rows} in one conditioning", expected="1")
-            if self._encoder and words is not None:
-                with torch.no_grad():
-                    made = self._encoder.caption(Text(words, conditioning[1]), latent)
-            else:
-                made = caption_of(
-                    self._session.model, [conditioning], latent, seed=self._seed, device=self._session.device
-                )
-            check_width(self._session, made, latent)
-            self._found[key] = made.moved(lambda tensor: held(tensor, self._session.device))
-        return self._found[key]
+def _encoded(
+    session: Session,
+    encoder: TextEncoder | None,
+    seed: int,
+    conditioning: Any,
+    latent: Latent,
+    words: str | None,
+) -> Caption:
+    """A caption on the CPU, encoded from its words where there are an encoder and words."""
+    rows = getattr(conditioning[0], "shape", (1,))[0]
+    if rows != 1:
+        raise TrainError("a caption is one text", got=f"{rows} in one conditioning", expected="1")
+    if encoder and words is not None:
+        with torch.no_grad():
+            made = encoder.caption(Text(words, conditioning[1]), latent)
+    else:
+        made = caption_of(session.model, [conditioning], latent, seed=seed, device=session.device)
+    check_width(session, made, latent)
+    return made.moved(lambda tensor: held(tensor, session.device))
 
 
 def _parts(value: Any) -> list[Tensor | str]:

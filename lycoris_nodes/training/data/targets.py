@@ -97,32 +97,22 @@ GAMMA = 5.0
 """The largest SNR that counts in full with min-snr. 5 is the paper's."""
 
 
-@dataclass(frozen=True)
-class Weighting:
-    """How much the loss counts at each sigma.
+WEIGHTINGS = ("none", "min-snr", "debiased")
+
+
+def weight_on_denoised(model_sampling: Any, sigma: Tensor, weighting: str = "none") -> Tensor:
+    """The weight (B,) of the mean of (D - x0)^2 in each row.
 
     none: as much as the network's own output says, which is what most trainers do. min-snr: min(SNR, 5)
     on D (Hang et al., 2303.09556, equation 7). debiased: that of the output divided by sqrt(SNR) where it is
     the noise (Yu et al., 2310.08442, equation 9), and by sqrt(SNR + 1) where it is a velocity, as in
     OneTrainer.
     """
-
-    name: str = "none"
-
-    def __post_init__(self) -> None:
-        if self.name not in WEIGHTINGS:
-            raise TrainError("an unknown weighting", got=self.name, expected=", ".join(WEIGHTINGS))
-
-    def on_denoised(self, model_sampling: Any, sigma: Tensor) -> Tensor:
-        """The weight (B,) of the mean of (D - x0)^2 in each row."""
-        kind = parametrisation_of(model_sampling)
-        raw = kind.weight(sigma, float(getattr(model_sampling, "sigma_data", 1.0)))
-        snr = kind.snr(sigma, float(getattr(model_sampling, "noise_scale", 1.0)))
-        if self.name == "min-snr":
-            return snr.clamp(max=GAMMA)
-        if self.name == "debiased":
-            return raw / (snr if kind.predicts_noise else snr + 1).sqrt()
-        return raw
-
-
-WEIGHTINGS = ("none", "min-snr", "debiased")
+    kind = parametrisation_of(model_sampling)
+    raw = kind.weight(sigma, float(getattr(model_sampling, "sigma_data", 1.0)))
+    snr = kind.snr(sigma, float(getattr(model_sampling, "noise_scale", 1.0)))
+    if weighting == "min-snr":
+        return snr.clamp(max=GAMMA)
+    if weighting == "debiased":
+        return raw / (snr if kind.predicts_noise else snr + 1).sqrt()
+    return raw

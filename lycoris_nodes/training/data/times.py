@@ -38,7 +38,7 @@ class Times:
     Some trainers call it sigmoid. Then the shift moves times towards noise, which suits pictures of a higher
     resolution: t = a u / (1 + (a - 1) u) (equation 23).
 
-    Raises TrainError for a value out of its range.
+    Raises TrainError for a shift that is not above 0.
     """
 
     distribution: str = "uniform"
@@ -46,10 +46,6 @@ class Times:
     shift: float | ByTokens = 1.0
 
     def __post_init__(self) -> None:
-        if self.distribution not in DISTRIBUTIONS:
-            raise TrainError(
-                "an unknown distribution of times", got=self.distribution, expected=", ".join(DISTRIBUTIONS)
-            )
         if not isinstance(self.shift, ByTokens) and not self.shift > 0:
             raise TrainError("the shift is above 0", got=f"{self.shift}")
 

@@ -71,9 +71,9 @@ class _Fetching(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: Any, forward: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.module, ctx.run, ctx.dtype, ctx.shape = module, forward, x.dtype, x.shape
-        ctx.back = _BACK.get(len(x.shape)) if _is_plain_convolution(module) else None
-        if isinstance(module, nn.Linear):
-            ctx.back = _of_linear
+        ctx.back = _of_linear if isinstance(module, nn.Linear) else None
+        if _is_plain_convolution(module) and x.ndim == len(module.stride) + 2:
+            ctx.back = _of_convolution
         # The gradients of these layers do not depend on the input.
         ctx.save_for_backward(*(() if ctx.back else (x,)))
         made = forward(x.detach())
@@ -108,18 +108,6 @@ def _of_linear(module: Any, shape: torch.Size, weight: Tensor, gradient: Tensor)
     return found if scale is None else found * scale.to(found)
 
 
-def _of_convolution(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def back(module: Any, shape: torch.Size, weight: Tensor, gradient: Tensor) -> Tensor:
-        return function(
-            shape, weight, gradient, module.stride, module.padding, module.dilation, module.groups
-        )
-
-    return back
-
-
-_BACK = {
-    3: _of_convolution(grad.conv1d_input),
-    4: _of_convolution(grad.conv2d_input),
-    5: _of_convolution(grad.conv3d_input),
-}
-"""By the number of dimensions of a batch of inputs."""
+def _of_convolution(module: Any, shape: torch.Size, weight: Tensor, gradient: Tensor) -> Tensor:
+    of_input = getattr(grad, f"conv{len(module.stride)}d_input")
+    return of_input(shape, weight, gradient, module.stride, module.padding, module.dilation, module.groups)

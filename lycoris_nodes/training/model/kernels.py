@@ -27,11 +27,10 @@ class Differentiable(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
-            namespace, _, name = _name(func).partition("::")
-            if namespace == NAMESPACE:
-                plain = self._functions.get(name)
-                if plain is not None:
-                    return plain(*args, **(kwargs or {}))
+            # Such as comfy_kitchen.apply_rope.default.
+            namespace, name, *_ = str(func).split(".")
+            if namespace == NAMESPACE and (plain := self._functions.get(name)) is not None:
+                return plain(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -44,9 +43,3 @@ class NormsCopied(TorchFunctionMode):
         if func is functional.rms_norm and torch.is_grad_enabled():
             args = (args[0].clone(), *args[1:])
         return func(*args, **(kwargs or {}))
-
-
-def _name(func: Any) -> str:
-    """The name of an operator, as `comfy_kitchen::apply_rope`."""
-    full = func._qualified_op_name if hasattr(func, "_qualified_op_name") else func._schema.name
-    return full.partition(".")[0] if "::" in full else full

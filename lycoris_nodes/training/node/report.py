@@ -28,7 +28,7 @@ def loss_in_words(loss: DiffusionLoss) -> str:
     times = loss.times
     shift = f"{times.shift:g}" if isinstance(times.shift, int | float) else "by size"
     dropped = f"{loss.caption_dropout:.0%} of the captions dropped"
-    return f"{times.distribution} times, shift {shift}; weighting {loss.weighting.name}; {dropped}"
+    return f"{times.distribution} times, shift {shift}; weighting {loss.weighting}; {dropped}"
 
 
 def memory_in_words(session: Session, *, scaled: bool) -> str:

@@ -34,7 +34,6 @@ from ..data.samples import (
     samples_of,
     sketches_of,
 )
-from ..data.targets import Weighting
 from ..data.texts import TextEncoder
 from ..model.session import Session, opened
 from .live import Live
@@ -108,7 +107,7 @@ def train(
         loss = DiffusionLoss(
             session=session,
             times=times_of(asked, family),
-            weighting=Weighting(asked.weighting),
+            weighting=asked.weighting,
             caption_dropout=asked.caption_dropout if encoder or asked.empty_caption else 0.0,
             noise_offset=asked.noise_offset,
             encoder=encoder,
@@ -123,8 +122,12 @@ def train(
             empty=asked.empty_caption,
             seed=asked.seed,
         )
-        prior = _prior(asked, session, encoder)
-        held = _held_out(asked, session, encoder)
+        knows = {"empty": asked.empty_caption, "weight": asked.prior_weight}
+        prior = _beside(asked, session, encoder, "regularisation", "regularisation", **knows)
+        # The captions of the trained latents serve these too where there is one for all.
+        one = asked.positive if sum(map(len, asked.positive)) == 1 else ()
+        usual = (one, asked.captions if len(asked.captions) == 1 else ())
+        held = _beside(asked, session, encoder, "validation", "held-out", usual)
         network, rate, text_rate = _network(asked, family, session, encoder)
         check_room_for(output, network, KEEP if asked.checkpoint_every else 0)
         halves = [session.dtype, *([encoder.session.dtype] if encoder else [])]
@@ -233,43 +236,30 @@ def _opened(asked: Asked) -> Generator[tuple[Session, TextEncoder | None]]:
         yield session, TextEncoder(asked.clip, of_text, session.model, session.device, asked.seed)
 
 
-def _prior(asked: Asked, session: Session, encoder: TextEncoder | None) -> list[Sample]:
-    """The samples that preserve what the model knows."""
-    latents, captions = asked.regularisation_latents, asked.regularisation_positive
-    if not latents:
-        if captions or asked.regularisation_captions:
-            raise TrainError(
-                "there are regularisation captions without latents", key="regularisation_positive"
-            )
-        return []
-    return samples_of(
-        session,
-        latents,
-        captions,
-        texts=asked.regularisation_captions,
-        encoder=encoder,
-        empty=asked.empty_caption,
-        weight=asked.prior_weight,
-        seed=asked.seed,
-        name="regularisation_latents",
+def _beside(
+    asked: Asked,
+    session: Session,
+    encoder: TextEncoder | None,
+    kind: str,
+    called: str,
+    usual: tuple[Any, Any] = ((), ()),
+    **how: Any,
+) -> list[Sample]:
+    """The samples of a kind beside those that are trained on; none without latents.
+
+    `called` names the kind in errors. `usual` are encoded captions and texts for a kind without its own.
+    """
+    latents, captions, texts = (
+        getattr(asked, f"{kind}_{part}") for part in ("latents", "positive", "captions")
     )
-
-
-def _held_out(asked: Asked, session: Session, encoder: TextEncoder | None) -> list[Sample]:
-    latents, captions = asked.validation_latents, asked.validation_positive
+    if not latents and (captions or texts):
+        raise TrainError(f"there are {called} captions without latents", key=f"{kind}_positive")
     if not latents:
-        if captions or asked.validation_captions:
-            raise TrainError("there are held-out captions without latents", key="validation_positive")
         return []
+    captions, texts = captions or usual[0], texts or usual[1]
+    name = f"{kind}_latents"
     return samples_of(
-        session,
-        latents,
-        # Those of the trained latents, if it is one for all.
-        captions or (asked.positive if sum(map(len, asked.positive)) == 1 else ()),
-        texts=asked.validation_captions or (asked.captions if len(asked.captions) == 1 else ()),
-        encoder=encoder,
-        seed=asked.seed,
-        name="validation_latents",
+        session, latents, captions, texts=texts, encoder=encoder, seed=asked.seed, name=name, **how
     )
 
 

@@ -16,7 +16,7 @@ from ....lycoris_ops import (
     newest_state,
     number_of,
 )
-from ...files.outputs import adapter_path, ending_of
+from ...files.loras import adapter_path, ending_of
 from ...host.files import shown_path
 
 STATES = 4
