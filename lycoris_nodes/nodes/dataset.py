@@ -19,7 +19,7 @@ from ..host.sampling import encoded_text
 from ..host.training import grid_of
 from ..host.weights import own_weights
 from ..schema.checks import checked
-from ..schema.inputs import TRAIN, advanced, output
+from ..schema.inputs import TRAIN, advanced, count_input, output
 from ..schema.report import report_output, with_report
 from ..training.data.families import family_of
 from ..training.data.latents import latent_of
@@ -71,13 +71,11 @@ class LycorisDataset(io.ComfyNode):
                     tooltip="Pictures get about as many pixels as a square of this side has. 0: as is usual "
                     "for the model.",
                 ),
-                io.Int.Input(
+                count_input(
                     "held_out",
-                    default=0,
-                    min=0,
-                    max=1000,
-                    tooltip="How many pictures are not trained on but given out by `validation_latents`. "
+                    "How many pictures are not trained on but given out by `validation_latents`. "
                     "They stay the same when others are added.",
+                    most=1000,
                 ),
                 io.Boolean.Input(
                     "mirror",
@@ -99,20 +97,19 @@ class LycorisDataset(io.ComfyNode):
                         tooltip="What becomes of transparent parts: not learned (they are masked), or "
                         "learned as white or black.",
                     ),
-                    io.Int.Input(
+                    count_input(
                         "tag_orders",
-                        default=1,
-                        min=1,
-                        max=64,
-                        tooltip="For captions that are tags with commas between them: in how many orders "
+                        "For captions that are tags with commas between them: in how many orders "
                         "each is learned. 1: as it is written.",
-                    ),
-                    io.Int.Input(
-                        "kept_tags",
+                        most=64,
                         default=1,
-                        min=0,
-                        max=64,
-                        tooltip="How many tags stay in front in all orders. The trigger is the first.",
+                        least=1,
+                    ),
+                    count_input(
+                        "kept_tags",
+                        "How many tags stay in front in all orders. The trigger is the first.",
+                        most=64,
+                        default=1,
                     ),
                     io.Boolean.Input(
                         "keep",

@@ -10,7 +10,15 @@ from ..files.models import LOADED, model_names, model_path
 from ..host.page import io
 from ..host.weights import LoadedWeights
 from ..schema.checks import checked, file_stamp
-from ..schema.inputs import SHAPE, algorithm_input, fit_inputs, fit_options, size_input, stack_output
+from ..schema.inputs import (
+    SHAPE,
+    algorithm_input,
+    fit_inputs,
+    fit_options,
+    optional,
+    size_input,
+    stack_output,
+)
 from ..schema.report import report_output, valid, with_fit
 
 
@@ -43,17 +51,13 @@ class LycorisExtractAdapter(io.ComfyNode):
                     tooltip="Off: weights that only one of the models has are reported. On: they are an "
                     "error.",
                 ),
-                io.Model.Input(
-                    "tuned_model",
-                    optional=True,
-                    tooltip="The tuned model, loaded, with all that is patched on it.",
-                ),
-                io.Model.Input(
-                    "base_model", optional=True, tooltip="The model that it was tuned from, loaded."
-                ),
-                io.Clip.Input("tuned_clip", optional=True, tooltip="The tuned text encoder, loaded."),
-                io.Clip.Input(
-                    "base_clip", optional=True, tooltip="The text encoder that it was tuned from, loaded."
+                *optional(
+                    io.Model.Input(
+                        "tuned_model", tooltip="The tuned model, loaded, with all that is patched on it."
+                    ),
+                    io.Model.Input("base_model", tooltip="The model that it was tuned from, loaded."),
+                    io.Clip.Input("tuned_clip", tooltip="The tuned text encoder, loaded."),
+                    io.Clip.Input("base_clip", tooltip="The text encoder that it was tuned from, loaded."),
                 ),
                 *fit_inputs(),
             ],

@@ -24,6 +24,7 @@ from ..schema.inputs import (
     fit_inputs,
     fit_options,
     no_stack,
+    number_input,
     optional_model,
     stack_input,
     stack_output,
@@ -85,14 +86,12 @@ class LycorisMergeAdapters(io.ComfyNode):
                     "The text encoder, if adapters change it and a model is given.",
                 ),
                 *advanced(
-                    io.Float.Input(
+                    number_input(
                         "norm_limit",
-                        default=0.0,
-                        min=0.0,
-                        max=100.0,
-                        step=0.05,
-                        tooltip="No layer of the result is stronger than this many times its strongest "
+                        "No layer of the result is stronger than this many times its strongest "
                         "adapter. It keeps many adapters from burning the picture. 0 is no limit.",
+                        most=100.0,
+                        step=0.05,
                     )
                 ),
                 *fit_inputs(),

@@ -14,6 +14,7 @@ from ..schema.inputs import (
     TRAIN,
     advanced,
     choice_inputs,
+    count_input,
     mask_input,
     output,
     seed_input,
@@ -54,24 +55,24 @@ class LycorisPlan(io.ComfyNode):
                     default="auto",
                     tooltip="The kinds that a layer may get: lora, lokr or both; auto is lora, all is both.",
                 ),
-                io.Int.Input(
+                count_input(
                     "batches",
-                    default=32,
-                    min=1,
-                    max=1000,
-                    tooltip="How many latents are measured, each at noise of its own; more is more exact, "
+                    "How many latents are measured, each at noise of its own; more is more exact, "
                     "and the report says where it was too few. Few latents are gone through several times.",
+                    most=1000,
+                    default=32,
+                    least=1,
                 ),
                 seed_input("What the noise of the measurement is made of."),
                 mask_input(),
                 *advanced(
                     *choice_inputs(),
-                    io.Int.Input(
+                    count_input(
                         "largest_rank",
+                        "The highest rank that a layer may get.",
+                        most=4096,
                         default=128,
-                        min=1,
-                        max=4096,
-                        tooltip="The highest rank that a layer may get.",
+                        least=1,
                     ),
                     checkpointing_input(),
                     io.String.Input(

@@ -68,10 +68,7 @@ def stack_output(tooltip: str) -> Any:
 
 def optional_model(model: str, clip: str) -> list[Any]:
     """A model and a text encoder that need not be linked, given their tooltips."""
-    return [
-        io.Model.Input("model", optional=True, tooltip=model),
-        io.Clip.Input("clip", optional=True, tooltip=clip),
-    ]
+    return optional(io.Model.Input("model", tooltip=model), io.Clip.Input("clip", tooltip=clip))
 
 
 AS_IT_IS = "as in the file"
@@ -106,11 +103,30 @@ def algorithm_input(*more: str) -> Any:
     )
 
 
+def optional(*inputs: Any) -> list[Any]:
+    """Inputs that need not be there."""
+    for one in inputs:
+        one.optional = True
+    return list(inputs)
+
+
 def advanced(*inputs: Any) -> list[Any]:
     """Inputs that are folded away on a node, and need not be there."""
     for one in inputs:
-        one.optional = one.advanced = True
-    return list(inputs)
+        one.advanced = True
+    return optional(*inputs)
+
+
+def number_input(
+    name: str, tooltip: str, *, most: float, default: float = 0.0, step: float = 0.01, **more: Any
+) -> Any:
+    """A number from 0 on."""
+    return io.Float.Input(name, default=default, min=0.0, max=most, step=step, tooltip=tooltip, **more)
+
+
+def count_input(name: str, tooltip: str, *, most: int, default: int = 0, least: int = 0) -> Any:
+    """A whole number."""
+    return io.Int.Input(name, default=default, min=least, max=most, tooltip=tooltip)
 
 
 def fit_inputs() -> list[Any]:
@@ -125,13 +141,7 @@ def fit_inputs() -> list[Any]:
             default=False,
             tooltip="On: convolutions get a Tucker core, which takes less for the same rank.",
         ),
-        io.Int.Input(
-            "largest_rank",
-            default=0,
-            min=0,
-            max=4096,
-            tooltip="The highest rank that a layer may get; 0 leaves it open.",
-        ),
+        count_input("largest_rank", "The highest rank that a layer may get; 0 leaves it open.", most=4096),
         seed_input("What random bases are made of. Any seed gives nearly the same layers."),
     )
 
@@ -194,19 +204,12 @@ USUAL, OWN = "usual", "own"
 
 def group_input(name: str, tooltip: str, inputs: list[Any]) -> Any:
     """Inputs that the front end shows only where the user wants settings of their own; none must be there."""
-    for one in inputs:
-        one.optional = True
     return io.DynamicCombo.Input(
         name,
-        options=[io.DynamicCombo.Option(USUAL, []), io.DynamicCombo.Option(OWN, inputs)],
+        options=[io.DynamicCombo.Option(USUAL, []), io.DynamicCombo.Option(OWN, optional(*inputs))],
         optional=True,
         tooltip=f"{tooltip} {USUAL}: as is usual for the model. {OWN}: as set below.",
     )
-
-
-def text_input(name: str, tooltip: str) -> Any:
-    """Texts that can only be linked, any number of them."""
-    return io.String.Input(name, optional=True, force_input=True, tooltip=tooltip)
 
 
 def mask_input() -> Any:

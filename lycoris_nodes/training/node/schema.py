@@ -6,6 +6,7 @@ input in a group is that of the group, a dot and its own.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from ....lycoris_ops import WRITABLE, WRITTEN_DIALECTS, optimisers, schedules, trainable
@@ -14,13 +15,15 @@ from ...schema.inputs import (
     AS_FAMILY,
     PLAN,
     choice_inputs,
+    count_input,
     group_input,
     mask_input,
+    number_input,
+    optional,
     output,
     seed_input,
     stack_input,
     stack_output,
-    text_input,
     training_inputs,
 )
 from ...schema.report import report_output
@@ -30,6 +33,11 @@ from .memory import checkpointing_input
 from .overrides import EXAMPLE
 from .run import KEEP
 from .settings import PRECISIONS
+
+_every = partial(count_input, most=1_000_000)
+_dropout = partial(number_input, most=0.99)
+_rate = partial(number_input, most=10.0, step=0.000001)
+_texts = partial(io.String.Input, force_input=True)
 
 
 def inputs() -> list[Any]:
@@ -55,12 +63,12 @@ def outputs() -> list[Any]:
 def _usual() -> list[Any]:
     """The settings that most users look at."""
     return [
-        io.Int.Input(
+        count_input(
             "steps",
+            "How many updates of the weights. 1000 to 2000 are usual for 10 to 50 pictures.",
+            most=1_000_000,
             default=1000,
-            min=1,
-            max=1_000_000,
-            tooltip="How many updates of the weights. 1000 to 2000 are usual for 10 to 50 pictures.",
+            least=1,
         ),
         _rate(
             "learning_rate",
@@ -75,13 +83,11 @@ def _usual() -> list[Any]:
             tooltip="The kind of adapter. lora is read by every tool; lokr is the smallest; loha, oft, boft "
             "and others behave differently. A plan or a stack has its own.",
         ),
-        io.Int.Input(
+        count_input(
             "rank",
-            default=0,
-            min=0,
-            max=4096,
-            tooltip="The size of each layer: more can hold more detail and makes a larger file. 0: as is "
+            "The size of each layer: more can hold more detail and makes a larger file. 0: as is "
             "usual for the model. alpha is always the rank.",
+            most=4096,
         ),
         io.String.Input(
             "filename_prefix",
@@ -102,10 +108,9 @@ def _usual() -> list[Any]:
 
 def _links() -> list[Any]:
     """What can be linked beside the data."""
-    return [
+    return optional(
         PLAN.Input(
             "plan",
-            optional=True,
             tooltip="The layers, algorithms and ranks from Plan LyCORIS Ranks, in place of those set here.",
         ),
         stack_input(
@@ -115,53 +120,46 @@ def _links() -> list[Any]:
         mask_input(),
         io.Conditioning.Input(
             "empty_caption",
-            optional=True,
             tooltip="The encoded empty text. With it, captions are dropped now and then, which keeps CFG "
             "working well. Not needed with `clip`.",
         ),
         io.Clip.Input(
             "clip",
-            optional=True,
             tooltip="With it the text encoders are trained too, at a rate of their own, on the texts in "
             "`captions`.",
         ),
-        text_input(
+        _texts(
             "captions",
-            "The captions of `positive` as texts, which the text encoders are trained on: one for each "
-            "latent in the same order, or one for all.",
+            tooltip="The captions of `positive` as texts, which the text encoders are trained on: one for "
+            "each latent in the same order, or one for all.",
         ),
         io.Vae.Input(
             "vae",
-            optional=True,
             tooltip="Decodes the pictures that are sampled every `sample_every` steps. Without it they are "
             "rough.",
         ),
         io.Latent.Input(
             "regularisation_latents",
-            optional=True,
             tooltip="Latents of what the model is not to forget, such as other pictures of the same kind of "
             "thing. As many of them as of `latents` are trained on.",
         ),
         io.Conditioning.Input(
             "regularisation_positive",
-            optional=True,
             tooltip="Their captions, without the trigger word: one for each, or one for all.",
         ),
-        text_input("regularisation_captions", "The same as texts, where the text encoders are trained."),
+        _texts("regularisation_captions", tooltip="The same as texts, where the text encoders are trained."),
         io.Latent.Input(
             "validation_latents",
-            optional=True,
             tooltip="Latents that are not trained on. Their loss tells whether what is learned holds beyond "
             "the pictures that it is learned from.",
         ),
         io.Conditioning.Input(
             "validation_positive",
-            optional=True,
             tooltip="The captions of the held-out latents, one for each, or one for all. Without them those "
             "of `positive`, if it is one for all.",
         ),
-        text_input("validation_captions", "The same as texts, where the text encoders are trained."),
-    ]
+        _texts("validation_captions", tooltip="The same as texts, where the text encoders are trained."),
+    )
 
 
 def _groups() -> list[Any]:
@@ -202,29 +200,26 @@ def _optimisation() -> list[Any]:
             default="constant",
             tooltip="How the learning rate falls over the steps.",
         ),
-        io.Float.Input(
+        number_input(
             "warmup",
+            "Steps in which the learning rate rises at the start. Below 1 it is a share of all steps.",
+            most=100_000.0,
             default=0.05,
-            min=0.0,
-            max=100_000.0,
-            step=0.01,
-            tooltip="Steps in which the learning rate rises at the start. Below 1 it is a share of all "
-            "steps.",
         ),
-        io.Int.Input(
+        count_input(
             "batch_size",
-            default=1,
-            min=1,
-            max=1024,
-            tooltip="Latents in one pass of the model, of those that have one size. More is smoother and "
+            "Latents in one pass of the model, of those that have one size. More is smoother and "
             "takes more memory.",
-        ),
-        io.Int.Input(
-            "accumulation",
+            most=1024,
             default=1,
-            min=1,
-            max=1024,
-            tooltip="Batches in one step. As smooth as larger batches, in the memory of one.",
+            least=1,
+        ),
+        count_input(
+            "accumulation",
+            "Batches in one step. As smooth as larger batches, in the memory of one.",
+            most=1024,
+            default=1,
+            least=1,
         ),
         _rate(
             "text_learning_rate",
@@ -242,13 +237,11 @@ def _noise() -> list[Any]:
             tooltip="How much noise is trained at. auto: as is usual for the model. uniform: all amounts "
             "equally. logit-normal: mostly those in the middle.",
         ),
-        io.Float.Input(
+        number_input(
             "shift",
-            default=0.0,
-            min=0.0,
-            max=100.0,
+            "Moves training towards more noise where above 1. 0: as is usual for the model.",
+            most=100.0,
             step=0.1,
-            tooltip="Moves training towards more noise where above 1. 0: as is usual for the model.",
         ),
         io.Combo.Input(
             "weighting",
@@ -257,56 +250,45 @@ def _noise() -> list[Any]:
             tooltip="How much the loss counts at each amount of noise. none is what most trainers do. "
             "min-snr and debiased are for Stable Diffusion and SDXL.",
         ),
-        io.Float.Input(
+        number_input(
             "noise_offset",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Lets Stable Diffusion and SDXL learn very bright and dark pictures: 0.05 is usual. Not "
+            "Lets Stable Diffusion and SDXL learn very bright and dark pictures: 0.05 is usual. Not "
             "for flow models, nor for those of zero terminal SNR, which learn it without.",
+            most=1.0,
         ),
     ]
 
 
 def _regularisation() -> list[Any]:
     return [
-        io.Float.Input(
+        number_input(
             "caption_dropout",
+            "The share of captions that are left out, if `empty_caption` or `clip` is linked.",
+            most=1.0,
             default=0.1,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="The share of captions that are left out, if `empty_caption` or `clip` is linked.",
         ),
-        io.Float.Input(
+        number_input(
             "prior_weight",
+            "How much `regularisation_latents` count beside `latents`.",
+            most=100.0,
             default=1.0,
-            min=0.0,
-            max=100.0,
             step=0.05,
-            tooltip="How much `regularisation_latents` count beside `latents`.",
         ),
         _dropout("input_dropout", "The share of what goes into each layer that it does not see in a pass."),
         _dropout("rank_dropout", "The share of each layer's rank that is left out in a pass."),
         _dropout("module_dropout", "The share of the layers that are left out in a pass."),
-        io.Float.Input(
+        number_input(
             "max_weight_norm",
-            default=0.0,
-            min=0.0,
-            max=1000.0,
+            "The largest norm of each layer's change, against overfitting. 0: no limit.",
+            most=1000.0,
             step=0.1,
-            tooltip="The largest norm of each layer's change, against overfitting. 0: no limit.",
         ),
-        io.Float.Input(
+        number_input(
             "ema",
-            default=0.0,
-            min=0.0,
-            max=0.9999,
+            "The decay of an average of the weights that is saved in their place, such as 0.99. 0: none.",
+            most=0.9999,
             step=0.0001,
             round=False,
-            tooltip="The decay of an average of the weights that is saved in their place, such as 0.99. 0: "
-            "none.",
         ),
     ]
 
@@ -355,16 +337,3 @@ def _output() -> list[Any]:
             tooltip="The dtype of the saved file. float32 is as trained; bfloat16 halves its size.",
         ),
     ]
-
-
-def _every(name: str, tooltip: str) -> Any:
-    """A number of steps between two of something."""
-    return io.Int.Input(name, default=0, min=0, max=1_000_000, tooltip=tooltip)
-
-
-def _dropout(name: str, tooltip: str) -> Any:
-    return io.Float.Input(name, default=0.0, min=0.0, max=0.99, step=0.01, tooltip=tooltip)
-
-
-def _rate(name: str, tooltip: str) -> Any:
-    return io.Float.Input(name, default=0.0, min=0.0, max=10.0, step=0.000001, tooltip=tooltip)
