@@ -45,7 +45,7 @@ class PictureFolder:
     path: Path
     pictures: tuple[Found, ...]
     left_out: tuple[str, ...]
-    """The names of what is neither a picture nor belongs to one."""
+    """The names of files that are no pictures and belong to none."""
 
     @classmethod
     def of(cls, path: Path) -> PictureFolder:
@@ -109,7 +109,7 @@ def _with_masks_beside(
 ) -> tuple[list[Found], list[Path]]:
     """The pictures with the masks in a folder of masks beside them, which is taken out of `folders`.
 
-    Also the files there that are the mask of none.
+    Also returns the files there that are no picture's mask.
     """
     files: list[Path] = []
     for name in [name for name in folders if name.lower() in MASK_FOLDERS]:
@@ -130,7 +130,7 @@ def _repeats_of(folder: Path) -> tuple[int, str]:
 
 
 def _in_proportion(pictures: list[Found]) -> tuple[Found, ...]:
-    """The pictures with the smallest repeats of the same proportions: only these matter to a training."""
+    """Divide the repeats by their common factor: only their proportions matter to a training."""
     common = math.gcd(*(one.repeats for one in pictures))
     samples = sum(one.repeats for one in pictures) // common
     if samples > MOST:

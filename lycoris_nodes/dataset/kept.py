@@ -1,4 +1,4 @@
-"""What was encoded, kept on disk under a key of everything that it was made of."""
+"""Encoded pictures and captions, kept on disk under a key of all that they were made of."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ FORM = TreeForm("lycoris_encoded", 1, "an encoded picture or caption")
 MOST = 20 * 10**9
 """The most bytes that are kept, of all folders of pictures together."""
 SAMPLED = 256
-"""How many values of a weight tell it from another. Two models differ in nearly all of most."""
+"""How many values of a weight are hashed. Two models differ in nearly all values of most weights."""
 
 
 class Kept:
     """A folder of encoded pictures and captions, each in a file that appears only when it is whole.
 
-    Above `most` bytes those go that were used the longest time ago, but none that was used through this
-    object. Any file may be deleted at any time.
+    Above `most` bytes the least recently used files are deleted, but none that was used through this object.
+    Any file may be deleted at any time.
     """
 
     def __init__(self, folder: Path | None, most: int = MOST) -> None:
@@ -94,9 +94,9 @@ def key_of(*parts: Any) -> str:
 
 
 def identity_of(weights: Mapping[str, Tensor], *settings: str) -> str:
-    """What tells a model from others: the names, shapes and dtypes of its weights, and some of their values.
+    """A hash that identifies a model: the names, shapes and dtypes of its weights, and some of their values.
 
-    All weights of a text encoder would take longer to read than its captions to encode.
+    Reading all weights of a text encoder would take longer than encoding its captions.
     """
     digest = hashlib.sha256(json.dumps(settings).encode())
     for name, weight in sorted(weights.items()):

@@ -43,8 +43,8 @@ def pixels_of(
 ) -> tuple[Image.Image, Tensor | None]:
     """A picture as it is trained on, and the mask (1, H, W) of what is not transparent.
 
-    What is transparent shows the background, a colour's name. The mask is None where nothing is transparent,
-    or where there is a background. Without one it is white behind the mask. Raises TrainError.
+    Transparent parts get the colour `background`, or white if it is None. The mask is None where nothing is
+    transparent, or where a background is given. Raises TrainError.
     """
     with _readable(path):
         picture, alpha = _decoded(path, content)
@@ -87,7 +87,7 @@ def small(picture: Image.Image, mask: Tensor | None) -> Tensor:
 
 
 def _decoded(path: Path, content: bytes) -> tuple[Image.Image, Image.Image | None]:
-    """The colours of a picture, turned, and what of it is not transparent, None where all of it is opaque."""
+    """A picture in colours, turned upright, and its opacity, which is None where all of it is opaque."""
     with Image.open(io.BytesIO(content)) as opened:
         picture = ImageOps.exif_transpose(opened)
         if picture.mode == "F":

@@ -58,7 +58,7 @@ def sizes_of(resolution: int, step: int) -> list[Size]:
 
 
 def fit(source: Size, resolution: int, step: int, *, enlarge: bool) -> Fit:
-    """How a picture of this width and height is trained: the middle of it, in the size that keeps most of it.
+    """Fit a picture of this width and height: its middle is trained, in the size that keeps most of it.
 
     That is the size with the largest product of its pixels and of the share of the picture that is not cut
     off. Without `enlarge` a picture of fewer than resolution^2 pixels gets a size that it has the pixels for.

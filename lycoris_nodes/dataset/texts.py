@@ -69,7 +69,7 @@ def with_trigger(text: str, trigger: str) -> str:
 def orders_of(text: str, count: int, kept: int) -> list[str]:
     """A caption of tags in several orders, first as it is written. The first `kept` tags stay in front.
 
-    The orders are the same in each run. There are fewer where there are not so many.
+    The orders are the same in each run. There are fewer than `count` where the tags have fewer orders.
     """
     tags = [tag.strip() for tag in text.split(",") if tag.strip()]
     front, rest = tags[:kept], tags[kept:]

@@ -129,9 +129,9 @@ class HostCodec:
 
     def _layer(self, weight: Quantised, stored: Mapping[str, Tensor]) -> Any:
         tensors = {
-            name: stored[_stored_name(weight.key, name, stored)]
+            name: stored[key]
             for name in ("weight", *SCALES)
-            if _stored_name(weight.key, name, stored) in stored
+            if (key := _stored_name(weight.key, name, stored)) in stored
         }
         return quantised_layer(weight.shape, tensors, weight.options)
 

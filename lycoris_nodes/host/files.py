@@ -128,12 +128,12 @@ def picture_folder(name: str) -> Path:
 
 
 def kept_folder() -> Path:
-    """Where what was encoded is kept. The host gives nothing out of folders that begin so."""
+    """The folder for encoded data. The host serves no file out of folders whose names begin so."""
     return Path(folder_paths.get_user_directory()) / "__lycoris" / "encoded"
 
 
 def shown_path(path: str | Path) -> str:
-    """A path in one of the host's folders, from there on: `output/loras/mine.safetensors`.
+    """A path as it is seen from the host's folders: `output/loras/mine.safetensors`.
 
     The folders have the names that they have in the host's API, wherever they are. Any other path is shown in
     full.
@@ -152,7 +152,8 @@ def shown_text(text: str) -> str:
 
 
 def _folder_names() -> dict[str, str]:
-    """The names of the host's folders, by where they are. One of models that is elsewhere has its kind's."""
+    """The names of the host's folders, by where they are. A folder of models that lies elsewhere has the name
+    of its kind."""
     named = {
         folder_paths.base_path: "ComfyUI",
         folder_paths.models_dir: "models",

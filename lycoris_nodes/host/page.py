@@ -27,7 +27,7 @@ def tell_page(event: str, hidden: Any, **data: Any) -> None:
 
 
 class Progress(Protocol):
-    """Shows what is done of what there is in all, with a picture if there is one."""
+    """Shows how much of all is done, with a picture if there is one."""
 
     def __call__(self, done: int, of: int, picture: Image | None = None, /) -> None: ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from comfy.patcher_extension import CallbacksMP, WrappersMP
@@ -60,8 +60,3 @@ def forget_between_samplings(patcher: Any) -> None:
 
 def _forget(patcher: Any) -> None:
     forget_passes(patcher.model)
-
-
-def inference_memory(patcher: Any, shape: Sequence[int]) -> float:
-    """The host's estimate of the bytes that a pass of a model takes for latents (B, C, ...)."""
-    return float(patcher.model.memory_required(list(shape)))

@@ -123,7 +123,7 @@ def staying(clip: Any) -> Any:
 
 
 def text_encoded(clip: Any, text: str) -> tuple[Tensor, dict[str, Any]]:
-    """A text as `encoded_text` encodes it, with the graph: the tokens, and what is beside."""
+    """A text as `encoded_text` encodes it, with its graph: the encoded tokens, and all other values."""
     made = clip.encode_from_tokens(literal_tokens(clip, text), return_dict=True)
     return made.pop("cond"), made
 
@@ -179,7 +179,7 @@ def tokens_of(model: Any, shape: Sequence[int]) -> int:
 
 
 def grid_of(model: Any) -> int:
-    """The pixels of which the sides of a model's pictures are multiples: what its coarsest level sees as one.
+    """The sides of a model's pictures are multiples of so many pixels, which its coarsest level sees as one.
 
     It is what one value of a latent stands for, times the patch of a transformer or the steps down of a UNet.
     """
@@ -201,7 +201,7 @@ def _patch_of(model: Any) -> Sequence[int]:
 
 
 def ratios_of(model: Any) -> tuple[int, int, int]:
-    """Of a model's latents: their channels, how many dimensions they have, and pixels a value and side."""
+    """A model's latents: channels, dimensions of space and time, and pixels for a value along a side."""
     kind = model.latent_format
     return kind.latent_channels, kind.latent_dimensions, getattr(kind, "spacial_downscale_ratio", 8)
 

@@ -39,7 +39,7 @@ def layer_of(patcher: Any, path: str) -> Any:
 def weight_shapes(*patchables: Any) -> dict[str, Shape]:
     """Every key of some models and text encoders with its shape; None stands for one that is not there.
 
-    Of a quantised weight it is the shape of what is unpacked.
+    A quantised weight has the shape of its unpacked values.
     """
     shapes: dict[str, Shape] = {}
     for patcher in (patcher_of(one) for one in patchables if one is not None):
@@ -58,8 +58,8 @@ def plain(weight: Any) -> Any:
 def own_weights(patchable: Any) -> tuple[dict[str, torch.Tensor], list[str]] | None:
     """The weights of a VAE or text encoder, and how it computes, in words.
 
-    The weights are without what other users of the same module have patched into them, and without those
-    that nothing reads. None where this one has patches, hooks or injections of its own.
+    Patches that others have put into the same module are taken out, and weights that nothing reads are left
+    out. None where this one has patches, hooks or injections of its own.
     """
     patcher = patcher_of(patchable)
     own = ("patches", "injections", "hook_patches", "forced_hooks", "weight_wrapper_patches")
@@ -133,7 +133,7 @@ class HostReader:
 def cast_of(module: Any, dtype: torch.dtype, device: torch.device, *, kept: bool = True) -> tuple[Any, Any]:
     """The weight and bias that a layer computes with: unpacked, patched, in a dtype and on a device.
 
-    Those that are not to be kept may be in a buffer that the host overwrites with the next layer.
+    Unless `kept`, they may be in a buffer that the host overwrites for the next layer.
     """
     if hasattr(module, "cast_bias_weight"):  # ComfyUI-GGUF
         weight, bias, *_ = module.cast_bias_weight(dtype=dtype, device=device, bias_dtype=dtype)

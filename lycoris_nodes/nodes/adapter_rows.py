@@ -33,7 +33,7 @@ class LycorisAdapterRows(io.ComfyNode):
                     tooltip="The rows as JSON, in their order, or as the tags of a prompt. The node shows "
                     "them as a list; this is the same as text, for the API and for other nodes.",
                 ),
-                stack_input(tooltip="A stack to add these rows to; empty starts a new one."),
+                stack_input("A stack to add these rows to; empty starts a new one."),
             ],
             outputs=[
                 stack_output("The stack with the rows that are on added at its end."),

@@ -39,7 +39,7 @@ class LycorisApplyStack(io.ComfyNode):
                 io.Model.Input(
                     "model", tooltip="The diffusion model to change; the original stays as it is."
                 ),
-                stack_input(tooltip="What to apply; no stack, or an empty one, changes nothing."),
+                stack_input("What to apply; no stack, or an empty one, changes nothing."),
                 io.Clip.Input(
                     "clip",
                     optional=True,

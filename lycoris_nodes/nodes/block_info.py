@@ -26,7 +26,7 @@ class LycorisBlockInfo(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model whose blocks are listed."),
                 io.Clip.Input("clip", optional=True, tooltip="The text encoder, to list its blocks too."),
-                stack_input(tooltip="The adapters to measure, with their strengths and block rules."),
+                stack_input("The adapters to measure, with their strengths and block rules."),
             ],
             outputs=[
                 report_output(),

@@ -17,7 +17,7 @@ class LycorisCombineStacks(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         template = io.Autogrow.TemplatePrefix(
-            stack_input(tooltip="A stack to join. A new input appears when the last one is connected."),
+            stack_input("A stack to join. A new input appears when the last one is connected."),
             prefix="stack",
             min=0,
             max=MOST,

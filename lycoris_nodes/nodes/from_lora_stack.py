@@ -46,7 +46,7 @@ class LycorisFromLoraStack(io.ComfyNode):
                 ),
                 strength_input("strength_model", "How strongly the LORA_MODEL changes the diffusion model."),
                 strength_input("strength_clip", "How strongly the LORA_MODEL changes the text encoder."),
-                stack_input(tooltip="A stack to add them to; empty starts a new one."),
+                stack_input("A stack to add them to; empty starts a new one."),
             ],
             outputs=[
                 stack_output(

@@ -34,7 +34,7 @@ class LycorisInspect(io.ComfyNode):
             ],
             is_output_node=True,
             inputs=[
-                stack_input(tooltip="The adapters to measure, at their strengths."),
+                stack_input("The adapters to measure, at their strengths."),
                 *optional_model(
                     "The model that they are for. With it changes are related to its weights, "
                     "blocks have its names, and kinds whose change depends on the weights (DoRA, OFT, "

@@ -59,7 +59,7 @@ class LycorisLoadAdapter(io.ComfyNode):
                     "strength_clip",
                     "How strongly the text encoder is changed: 1 as trained, 0 not at all.",
                 ),
-                stack_input(tooltip="A stack to add this file to; empty starts a new one."),
+                stack_input("A stack to add this file to; empty starts a new one."),
                 *advanced(
                     io.Combo.Input(
                         "dora",

@@ -57,9 +57,7 @@ class LycorisMergeAdapters(io.ComfyNode):
                 "merge loras into one",
             ],
             inputs=[
-                stack_input(
-                    tooltip="The adapters, with their strengths and block rules, which go into the result."
-                ),
+                stack_input("The adapters, with their strengths and block rules, which go into the result."),
                 io.DynamicCombo.Input(
                     "method",
                     options=[

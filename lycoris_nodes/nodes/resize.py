@@ -45,7 +45,7 @@ class LycorisResizeAdapter(io.ComfyNode):
             ],
             inputs=[
                 stack_input(
-                    tooltip="The adapters. Each becomes one of the new kind and size; strengths and block "
+                    "The adapters. Each becomes one of the new kind and size; strengths and block "
                     "rules stay on it."
                 ),
                 size_input(),

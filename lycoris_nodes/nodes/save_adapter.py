@@ -37,7 +37,7 @@ class LycorisSaveAdapter(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 stack_input(
-                    tooltip="A stack of one adapter. Its strengths and block rules are multiplied into its "
+                    "A stack of one adapter. Its strengths and block rules are multiplied into its "
                     "tensors, so that the file does at strength 1 what it does here."
                 ),
                 io.Combo.Input(

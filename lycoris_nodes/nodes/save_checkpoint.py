@@ -40,7 +40,7 @@ class LycorisSaveCheckpoint(io.ComfyNode):
                     tooltip="The file to merge into: a checkpoint, or a file with only a diffusion model or "
                     "a text encoder. Only safetensors files are listed: no others can be streamed.",
                 ),
-                stack_input(tooltip="The stack to merge in, with its strengths and block rules."),
+                stack_input("The stack to merge in, with its strengths and block rules."),
                 io.String.Input(
                     "filename_prefix",
                     default="checkpoints/merged",

@@ -37,7 +37,7 @@ class LycorisSchedule(io.ComfyNode):
                 "scheduled lora",
             ],
             inputs=[
-                stack_input(tooltip="The stack whose strengths follow the curve."),
+                stack_input("The stack whose strengths follow the curve."),
                 io.String.Input(
                     "curve",
                     multiline=True,

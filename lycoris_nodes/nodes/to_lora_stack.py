@@ -26,7 +26,7 @@ class LycorisToLoraStack(io.ComfyNode):
             "ComfyUI's own nodes that take a LORA_MODEL.",
             search_aliases=["lora stack", "LORA_STACK", "LORA_MODEL", "convert lora stack", "lora model"],
             inputs=[
-                stack_input(tooltip="The stack to hand on."),
+                stack_input("The stack to hand on."),
                 *optional_model(
                     "Only for lora_model: the diffusion model that the adapter is for. Without it "
                     "most names of layers cannot be translated into ComfyUI's.",

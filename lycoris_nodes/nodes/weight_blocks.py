@@ -39,7 +39,7 @@ class LycorisWeightBlocks(io.ComfyNode):
                 "mbw",
             ],
             inputs=[
-                stack_input(tooltip="The stack whose adapters get these weights."),
+                stack_input("The stack whose adapters get these weights."),
                 io.String.Input(
                     "rules",
                     multiline=True,

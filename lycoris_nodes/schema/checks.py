@@ -1,4 +1,4 @@
-"""What a prompt gives a node, checked against the node's schema before the node runs.
+"""Check what a prompt gives a node against the node's schema, before the node runs.
 
 The host itself checks only some of it. A link can bring a value of any type, a number in place of a model or
 of a stack passes, and so does NaN in place of a number.
@@ -62,26 +62,26 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     # Judged by the node: hosts hand it on in several forms.
     "CURVE": (lambda value: True, "a curve of the Curve Editor"),
 }
-"""The host's name of an input's type, to whether a value is of it, and what is expected in words."""
+"""By the host's name of a type: a test of a value, and what is expected in words."""
 
 READ: dict[str, Callable[[Any], Any]] = {
     "LYCORIS_STACK,LORA_STACK": lambda value: value if hasattr(value, "entries") else from_lora_stack(value),
 }
-"""What a node gets in place of a value, by the host's name of the input's type."""
+"""How a value is converted for the node, by the host's name of its type."""
 
 MANY = ("LATENT", "CONDITIONING", "MASK")
-"""Types of which a node that takes lists gets any number. Of any other type it gets one value."""
+"""Types of inputs that may have many values in a node that takes lists. Other inputs have one."""
 
 
 def is_many(one: Any) -> bool:
-    """Whether a node that takes lists gets any number of values of an input: of a text, if it is linked."""
+    """Whether an input may have many values in a node that takes lists. A text may where it can only be
+    linked."""
     kind = one.get_io_type()
     return kind in MANY or (kind == "STRING" and bool(one.force_input))
 
 
 def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
-    """A node's `execute` that raises LycorisError for an input that is not what the node's schema says, or
-    that is none of its inputs.
+    """Wrap a node's `execute`: raise LycorisError for an input that the node's schema does not have or allow.
 
     A choice is also looked up in the schema's list, unless the node judges it in its own `validate_inputs`.
     The host does the same with a literal. An optional input that is not there has the schema's default.
@@ -142,11 +142,10 @@ def completed(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
 def _named(
     schema: Sequence[Any], given: Mapping[str, Any], parameters: Mapping[str, Any], cls: type[io.ComfyNode]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The inputs and the values by name, those of a group as if they were not in one.
+    """The inputs and the values by name, as if there were no groups.
 
-    Raises LycorisError for a name that is none. In a prompt of the page such a name may be that of a widget
-    that the extension of another pack has added to the node. It is left out there, unless it is near to the
-    name of an input.
+    Raises LycorisError for an unknown name. In a prompt of the page it may be a widget that another pack has
+    added to the node. It is left out there, unless it is close to the name of an input.
     """
     known, names, values = dict[str, Any](), dict[str, str](), dict[str, Any]()
     for one in schema:
@@ -183,7 +182,7 @@ def _named(
 
 
 def _checked(one: Any, value: Any, parameters: Mapping[str, Any], judged: Container[str]) -> Any:
-    """The value of an input as the node gets it. Raises LycorisError where it is none for this input."""
+    """The value of an input as the node gets it. Raises LycorisError where the input does not allow it."""
     if value is None and _may_be_missing(parameters, one):
         return None
     for place, kind, each in _values(one, value):
@@ -210,7 +209,7 @@ def _alone(one: Any, value: Any) -> Any:
 
 
 def _absent(one: Any, schema: io.Schema) -> Any:
-    """What an optional input is where nothing is given: the schema's default, if there is one."""
+    """The value of an optional input that is not given: the schema's default, if there is one."""
     default = getattr(one, "default", None)
     return () if default is None and schema.is_input_list and is_many(one) else default
 

@@ -20,15 +20,14 @@ UNLINKED = "No node is connected to the input `stack`, or the one that is connec
 NO_STACK = f"no stack arrived.\n{UNLINKED}"
 NOTHING_CHANGED, NOTHING_SAVED = f"Nothing was changed: {NO_STACK}", f"Nothing was saved: {NO_STACK}"
 NOTHING_HANDED = f"Nothing was handed on: {NO_STACK}"
-STACK_TOOLTIP = "LoRA / LyCORIS files with their strengths and block rules."
 
 
-def stack_input(name: str = "stack", *, tooltip: str = STACK_TOOLTIP) -> Any:
-    """A stack, or the LORA_STACK of another pack. The node gets a stack in both cases, see `inputs.READ`.
+def stack_input(tooltip: str) -> Any:
+    """A stack, or the LORA_STACK of another pack. The node gets a stack in both cases, see `checks.READ`.
 
     It is always optional: nothing arrives where the node that makes it is switched off.
     """
-    return io.MultiType.Input(name, types=[STACK, LORA_STACK], optional=True, tooltip=tooltip)
+    return io.MultiType.Input("stack", types=[STACK, LORA_STACK], optional=True, tooltip=tooltip)
 
 
 def no_stack(verb: str, stack: Stack | None) -> LycorisError:
@@ -130,7 +129,7 @@ def count_input(name: str, tooltip: str, *, most: int, default: int = 0, least: 
 
 
 def fit_inputs() -> list[Any]:
-    """What else a node asks that makes layers of a kind and size."""
+    """The further inputs of nodes that make layers of a kind and size."""
     return advanced(
         dtype_input(
             "The dtype of the tensors. 'as in the file' is the source's own, of a merged layer the "

@@ -24,7 +24,7 @@ FOR_SAMPLERS = {
     "gligen": "GLIGEN boxes",
     "hooks": "hooks",
 }
-"""What a sampler makes of a conditioning, by its name there. In a training it has no meaning."""
+"""What only a sampler can follow in a conditioning: its name there, and what it is in words."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Caption:
     alone: bool = False
     """Whether the model takes one sample at a time."""
     text: Text | None = None
-    """What it is made of again in each pass, where text encoders are trained."""
+    """The text that is encoded anew in each pass, where text encoders are trained."""
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Caption:
         """The caption with its tensors moved."""

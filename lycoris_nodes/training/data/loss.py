@@ -33,10 +33,9 @@ class Sample:
     weight: float = 1.0
     """How much the sample counts, such as below 1 for those that preserve what a model knows."""
     without: Caption | None = None
-    """The caption that takes the place of the other one where captions are dropped: that of no text."""
+    """The caption of no text, which is used where captions are dropped."""
     share: float | None = None
-    """The share of all draws that are below the time at which the sample is judged, see `Times.at`; None
-    where the time is drawn."""
+    """At which quantile of the times the sample is judged, see `Times.at`; None where the time is drawn."""
 
     def goes_with(self, other: Sample) -> bool:
         """Whether both can be rows of one batch."""
@@ -105,10 +104,8 @@ class DiffusionLoss:
     def _draw(self, sample: Sample) -> _Drawn:
         latent = sample.latent.values
         tokens = tokens_of(self.session.model, latent.shape)
-        if sample.share is None:
-            time = self.times.draw(1, tokens)
-        else:
-            time = self.times.at(torch.tensor([sample.share]), tokens)
+        share = torch.rand(1) if sample.share is None else torch.tensor([sample.share])
+        time = self.times.at(share, tokens)
         noise = torch.randn(latent.shape)
         if self.noise_offset:
             channels = torch.randn((*latent.shape[:2], *(1 for _ in latent.shape[2:])))
@@ -174,7 +171,7 @@ def _mask(group: Sequence[_Drawn]) -> Tensor | None:
 def batches_of(samples: Sequence[Sample], size: int) -> list[list[int]]:
     """The samples by number, in batches of at most `size` that are one pass of the model each.
 
-    Their order is that in which a sample of each kind comes first. To be shuffled by who feeds them.
+    Batches of one kind follow each other. The caller shuffles them.
     """
     kinds: list[list[int]] = []
     for number, sample in enumerate(samples):

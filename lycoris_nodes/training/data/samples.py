@@ -27,11 +27,11 @@ NOISE_MASK = "noise_mask"
 """The name under which the host keeps the mask of a latent, beside `samples`."""
 
 Latents = Sequence[Mapping[str, Any]]
-"""Of each link or member of a list, a batch of latents under `samples`."""
+"""For each link or member of a list, a batch of latents under `samples`."""
 _Place = tuple[int, int]
 """The tensor that a picture or mask is in, and its number there."""
 Captions = Sequence[Sequence[Any]]
-"""Of each link or member of a list, a conditioning: mostly one text, of Resolution Bucket several."""
+"""For each link or member of a list, a conditioning: mostly of one text; Resolution Bucket gives several."""
 
 
 def samples_of(
@@ -118,7 +118,7 @@ def samples_of(
 
 
 def sketches_of(**given: Sequence[Any]) -> dict[str, list[Sketch]]:
-    """What tells each kind of what the graph gives from others, see `sketches`, without empty kinds."""
+    """Sketches of each kind of data by its name, see `sketches`, without empty kinds."""
     return {name: sketches(_parts(one) for one in values) for name, values in given.items() if values}
 
 

@@ -37,7 +37,7 @@ class Parametrisation:
     weight: Callable[[Tensor, float], Tensor]
     snr: Callable[[Tensor, float], Tensor] = lambda s, scale: (s * scale) ** -2
     predicts_noise: bool = False
-    """Whether the target is the noise alone, of which little can be learned where there is much of it."""
+    """Whether the target is the noise alone. Where there is much noise, little can be learned from it."""
 
 
 def _edm(s: Tensor, d: float) -> Tensor:

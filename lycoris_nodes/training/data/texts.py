@@ -108,7 +108,7 @@ _ANY = Text('a sign that says "open"', {})
 
 
 def _without(module: nn.Module, called: Set[nn.Module], path: str) -> Iterator[str]:
-    """The outermost modules of layers in a module of which none was called."""
+    """The outermost modules with layers of which none was called."""
     for name, child in module.named_children():
         place = path + name
         if any(inner in called for inner in child.modules()):

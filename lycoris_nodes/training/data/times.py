@@ -49,12 +49,8 @@ class Times:
         if not isinstance(self.shift, ByTokens) and not self.shift > 0:
             raise TrainError("the shift is above 0", got=f"{self.shift}")
 
-    def draw(self, count: int, tokens: int) -> Tensor:
-        """Times (count,) for latents of so many tokens, from torch's generator of the CPU."""
-        return self.at(torch.rand(count), tokens)
-
     def at(self, shares: Tensor, tokens: int) -> Tensor:
-        """The times below which these shares of all draws are: evenly spaced ones are fit for validation."""
+        """The quantiles of the times at these shares. Evenly spaced shares suit a validation."""
         a = self.shift.shift(tokens) if isinstance(self.shift, ByTokens) else self.shift
         u = shares.double()
         if self.distribution != "uniform":

@@ -43,7 +43,7 @@ def check_width(session: Session, caption: Caption, latent: Latent) -> None:
 
 
 def _widths(caption: Caption) -> frozenset[tuple[str, int]]:
-    """Of each sequence of vectors, and of a vector of the whole text, its name and width."""
+    """The name and width of each sequence of vectors, and of a vector for the whole text."""
     conds = {name: cond.cond for name, cond in caption.conds.items()}
     return frozenset(
         (name, value.shape[-1])

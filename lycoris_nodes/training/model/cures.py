@@ -85,13 +85,13 @@ OVERWRITES_NORMED = {
     "Hunyuan3Dv2": "Hunyuan3Dv2",
     "ChromaRadiance": "ChromaRadiance",
 }
-"""Networks that write over nothing but what norms have read, each with the class of its part that does so.
+"""Networks that overwrite only inputs of norms, each with the class of the part that does so.
 
 To copy that is cheaper than to watch every operation: a step of a small Flux takes a quarter of the time."""
 
 OVERWRITES_ATTENDED = {"LTXVModel": "CrossAttention", "LTXAVModel": "CrossAttention"}
-"""Networks that write over nothing but what norms, which are functions there, and attentions of a class have
-read."""
+"""Networks that overwrite only inputs of norms, which are functions there, and of attentions of this
+class."""
 
 ENCODER = "SDClipModel"
 """The host's class of one text encoder, whose `transformer` is the network."""

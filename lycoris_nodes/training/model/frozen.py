@@ -20,7 +20,7 @@ from .recompute import put_back
 
 
 def lent(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, nn.Module]]:
-    """The layers, by path, of which the host makes a weight for each pass in this dtype on this device."""
+    """The layers, by path, whose weight the host makes anew for each pass in this dtype on this device."""
     for path, module in model.named_modules():
         held: Any = module
         weight = module._parameters.get("weight")

@@ -11,7 +11,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from ....lycoris_ops import LycorisNetwork, TrainError, create_lycoris, join_networks
+from ....lycoris_ops import LycorisNetwork, TrainError, create_lycoris
 from ...host import training as host
 from ...host.passes import forget_passes
 from .aliases import aliased
@@ -29,6 +29,7 @@ class Session:
     def __init__(self, patcher: Any) -> None:
         self.patcher = patcher
         self.networks: list[LycorisNetwork] = []
+        """What the end of the session takes away."""
         self.dtype = torch.float32
         """What the model computes in."""
         self.fetching = 0
@@ -65,12 +66,6 @@ class Session:
         net = create_lycoris(self.network, prefix=self.prefix, **options)
         # A weight that the host has offloaded is elsewhere than where it is multiplied.
         net.to(self.device)
-        self.networks.append(net)
-        return net
-
-    def joined(self, networks: Mapping[str, LycorisNetwork]) -> LycorisNetwork:
-        """One network of those of several open models, see `join_networks`."""
-        net = join_networks(networks)
         self.networks.append(net)
         return net
 

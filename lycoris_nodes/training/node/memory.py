@@ -8,15 +8,14 @@ from typing import Any
 import torch
 
 from ...host.page import io
-from ...host.passes import inference_memory
 from ...schema.inputs import AS_FAMILY
 from ..model.recompute import blocks
 
 LARGE = 1_000_000_000
 """Parameters of a model above which `auto` checkpoints its blocks."""
 KEPT, RECOMPUTED = 1.25, 0.1
-"""How many times the memory of a pass without gradients a step takes for each block of the model, with all
-activations kept and with those of the blocks computed again. Measured by tests/bench/train_memory.py: 1.21
+"""The memory of a step for each block of the model, in multiples of a pass without gradients: with all
+activations kept, and with those of the blocks computed again. Measured by tests/bench/train_memory.py: 1.21
 and 0.10 for Flux 1, which has 57 blocks that are alike, and 0.37 and 0.07 for SD1.5, which has 38."""
 
 
@@ -52,4 +51,4 @@ def memory_for(
     shape = max(shapes, key=lambda shape: torch.Size(shape[1:]).numel())
     count = sum(1 for _ in blocks(model.model.diffusion_model))
     times = max(1.0, count * (RECOMPUTED if checkpointed else KEPT))
-    return times * inference_memory(model, (batch_size, *shape[1:]))
+    return times * float(model.model.memory_required([batch_size, *shape[1:]]))

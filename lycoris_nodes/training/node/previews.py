@@ -39,7 +39,7 @@ class Previews:
     positive: Callable[[], Conditioning]
     """The caption, as the text encoders make it now."""
     negative: Callable[[], Conditioning] | None
-    """That of no text, if there is one."""
+    """The caption of no text, if there is one."""
     seed: int
     vae: Any = None
     rough: int = 0

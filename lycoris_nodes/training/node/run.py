@@ -18,6 +18,7 @@ from ....lycoris_ops import (
     TrainOptions,
     TrainResult,
     faults_in_comfy,
+    join_networks,
     paragraph,
     train_network,
 )
@@ -292,7 +293,8 @@ def _network(
     own: dict[str, Any] = {"preset": TEXT_PRESET, **fresh} if of_text is None else {"weights": of_text}
     texts = encoder.adapted(lr=share, **shared, **own)
     # Taken away at the end of the session within the other one, before the encoders get their flags back.
-    joined = encoder.session.joined({"diffusion_model": network, "text_encoders": texts})
+    joined = join_networks({"diffusion_model": network, "text_encoders": texts})
+    encoder.session.networks.append(joined)
     return joined, rate, share
 
 

@@ -25,7 +25,7 @@ two averages of AdamW."""
 AT_ONCE = 3
 """Checkpoints beside those of every so many steps: the last, the best, and one that is being written."""
 ANEW = "To begin a new one, give another `filename_prefix`"
-"""What to do where the training that was broken off is not meant."""
+"""The hint for users who do not mean the training that was broken off."""
 ABSENT = "nothing"
 """What stands for a setting that only one of two trainings has."""
 
@@ -93,7 +93,7 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]
 
 
 def _latest(new: Path, dialect: str) -> Run | None:
-    """The latest training of the name of a new one that has states. The name may be that of one run.
+    """The latest training of this name that has states. The name may also be that of a single run.
 
     Raises TrainError where none of its states is whole.
     """

@@ -114,7 +114,7 @@ def _links() -> list[Any]:
             tooltip="The layers, algorithms and ranks from Plan LyCORIS Ranks, in place of those set here.",
         ),
         stack_input(
-            tooltip="An adapter to go on from, of any tool: its layers, algorithms and ranks stay. A new "
+            "An adapter to go on from, of any tool: its layers, algorithms and ranks stay. A new "
             "file is written."
         ),
         mask_input(),

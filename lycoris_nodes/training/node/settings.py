@@ -51,10 +51,10 @@ class Asked(SimpleNamespace):
 
 
 def settings_of(asked: Asked) -> dict[str, Any]:
-    """The settings that decide what is learned, by which a training is known again.
+    """The settings that decide what is learned. A training is recognised by them.
 
-    Of the links only the stack's weights are among them: a state itself tells its model, layers and data from
-    others.
+    Of the links only the stack's weights are among them: a state itself identifies its model, layers and
+    data.
     """
     told: dict[str, Any] = {
         name: value
