@@ -56,9 +56,9 @@ class Caption:
 
 
 def sizes_told(size: Size, corner: Size = (0, 0), target: Size | None = None) -> dict[str, int]:
-    """What SDXL and its like are told, in pixels: the size of the picture, where it was cropped, and its size then.
+    """What SDXL and its like are told in pixels: a picture's size, where it was cropped, and its size then.
 
-    Each is a width and a height. Without `target` the picture was not cropped.
+    Each is two numbers, first that along the width. Without `target` the picture was not cropped.
     """
     names = ("width", "height", "crop_w", "crop_h", "target_width", "target_height")
     return dict(zip(names, (*size, *corner, *(target or size)), strict=True))
