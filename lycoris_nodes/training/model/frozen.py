@@ -72,7 +72,7 @@ class _Fetching(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, module: Any, forward: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.module, ctx.run, ctx.dtype, ctx.shape = module, forward, x.dtype, x.shape
         ctx.back = _of_linear if isinstance(module, nn.Linear) else None
-        if _is_plain_convolution(module) and x.ndim == len(module.stride) + 2:
+        if _is_plain_convolution(module, x.ndim):
             ctx.back = _of_convolution
         # The gradients of these layers do not depend on the input.
         ctx.save_for_backward(*(() if ctx.back else (x,)))
@@ -93,12 +93,11 @@ class _Fetching(torch.autograd.Function):
         return ctx.back(ctx.module, ctx.shape, weight, gradient).to(ctx.dtype), None, None
 
 
-def _is_plain_convolution(module: Any) -> bool:
-    """Whether a layer is a convolution as torch has it, called with its input alone."""
+def _is_plain_convolution(module: Any, dimensions: int) -> bool:
+    """Whether a layer is a convolution as torch has it, called with a batch alone, of so many dimensions."""
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return (
-        isinstance(module, kinds) and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    )
+    plain = isinstance(module, kinds) and module.padding_mode == "zeros"
+    return plain and not isinstance(module.padding, str) and len(module.stride) + 2 == dimensions
 
 
 def _of_linear(module: Any, shape: torch.Size, weight: Tensor, gradient: Tensor) -> Tensor:
