@@ -31,7 +31,7 @@ class BypassInjection(PatcherInjection):
     def __init__(self, plans: Mapping[str, BypassPlan]) -> None:
         self.plans = plans
         self.timed = [path for path, plan in plans.items() if plan.timed]
-        """The modules of which a strength follows timings."""
+        """The modules with a strength that follows timings."""
         self._attached: WeakKeyDictionary[Any, dict[str, Bypass]] = WeakKeyDictionary()
         """Model to its attached hooks, by module path."""
         self._met: WeakKeyDictionary[Any, tuple[Any, dict[str, Met | None]]] = WeakKeyDictionary()

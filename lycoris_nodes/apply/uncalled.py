@@ -30,7 +30,7 @@ def used_uncalled(patcher: Any, path: str) -> bool:
 
 
 DESCRIBES = frozenset({"device", "dtype", "is_cuda", "ndim", "numel", "requires_grad", "shape", "size"})
-"""What is read of a weight without multiplying by it."""
+"""What code reads from a weight without multiplying by it."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class _Uncalled:
     always: frozenset[str]
     """Those whose `weight` is read, or that `cast_bias_weight` gets."""
     int8: frozenset[str]
-    """Those that `linear_input_act` gets. It multiplies by an int8 weight itself, and calls others."""
+    """Those given to `linear_input_act`, which multiplies by an int8 weight itself and calls other layers."""
 
     @staticmethod
     @cache
     def of(kind: type) -> _Uncalled | None:
-        """None where the source of the class, or of one that it inherits from, is not to be had."""
+        """None where the source of the class, or of one that it inherits from, is not available."""
         always: set[str] = set()
         int8: set[str] = set()
         for base in kind.__mro__:

@@ -33,7 +33,8 @@ def lora_name(name: str) -> str:
     """The file that a name means, as it is in `lora_names`. Raises LycorisError as `lora_path` does."""
     found = _meant(name)
     if found is None:
-        # Its error says where the file was looked for. One that is there and is not listed is no adapter.
+        # The error of `file_path` says where the file was sought. One that is there and not listed is no
+        # adapter.
         raise LycorisError(
             "this is no adapter file", file=file_path(FOLDER, name), expected=", ".join(ENDINGS)
         )

@@ -7,7 +7,7 @@ from ..host.files import file_names, file_path
 
 FOLDERS = ("checkpoints", "diffusion_models", "text_encoders")
 LOADED = "the connected model"
-"""The choice of no file, where a loaded model may be connected instead."""
+"""The choice that stands for a connected model in place of a file."""
 
 
 def model_names() -> list[str]:

@@ -25,7 +25,7 @@ from ..training.data.families import family_of
 from ..training.data.latents import latent_of
 
 TRANSPARENT = {"not learned": None, "white": "white", "black": "black"}
-"""What users choose from for transparent parts, and the colour that these get."""
+"""The choices for transparent parts, each with the colour that they get."""
 
 
 class LycorisDataset(io.ComfyNode):

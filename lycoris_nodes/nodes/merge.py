@@ -138,7 +138,7 @@ class LycorisMergeAdapters(io.ComfyNode):
 
 
 def _place(method: tuple[str, Any]) -> tuple[bool, str]:
-    """Where a method is in the list. The first one is what a new node has."""
+    """The place of a method in the list, of which a new node has the first."""
     return method[0] != SUM, method[0]
 
 

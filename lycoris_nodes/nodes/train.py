@@ -15,7 +15,7 @@ from ..training.node.schema import inputs, outputs
 from ..training.node.settings import Asked
 
 RESCUED = "lycoris.rescued"
-"""The event that says what is left of a training without an end, which the node's box shows."""
+"""The event with a text about what an unfinished training has left, for the node's box."""
 
 
 class LycorisTrain(io.ComfyNode):

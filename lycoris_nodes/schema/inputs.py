@@ -74,7 +74,7 @@ AS_IT_IS = "as in the file"
 AS_FAMILY = "auto"
 """The choice of what is usual for the family of the model."""
 DTYPES = {AS_IT_IS: None, **WRITABLE}
-"""What users choose from as the dtype of a written file; None keeps the dtype of each tensor."""
+"""The choices for the dtype of a written file; None keeps the dtype of each tensor."""
 
 
 def dtype_input(tooltip: str) -> Any:

@@ -1,4 +1,4 @@
-"""Curves of strengths: those that a wire of the host brings, and what the front end draws of a text."""
+"""Curves of strengths: from a wire of the host, and from a text for the front end to draw."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...lycoris_ops import Curve, LycorisError, Schedule, ScheduleError
 SAMPLES = 96
 """Into how many parts the time is divided for drawing: a node is a few hundred pixels wide."""
 EASES: Mapping[str, Any] = {"linear": "linear", "monotone_cubic": "smooth"}
-"""The host's names of ways between points, to ours."""
+"""The host's names for ways between points, with ours."""
 
 
 def wired(value: Any) -> Curve:

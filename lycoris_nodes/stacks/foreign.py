@@ -24,9 +24,9 @@ BEGUN = re.compile(r"""[\[(]\s*["']""")
 """Where a row begins."""
 TAG = re.compile(r"<\s*(lora|lyco)\s*:([^<>]*)(>?)", re.IGNORECASE)
 PLACES = {"lora": ("unet", "te"), "lyco": ("te", "unet", "dyn")}
-"""What the numbers of a tag mean that have no names, in their order, as the packs that read it have it."""
+"""What the unnamed numbers of a tag mean, in their order, to the packs that read such tags."""
 KNOWN = ("te", "unet", "lbw")
-"""The names in a tag of what a row can hold."""
+"""The names in a tag that a row can hold."""
 DRIVE = re.compile(r"\s*[A-Za-z]:[\\/]")
 
 
@@ -58,7 +58,7 @@ def tags_in(text: str) -> list[Table]:
 
 
 def tuples_in(text: str) -> list[Table]:
-    """The rows of a LORA_STACK as Python writes it. Raises LycorisError for a row that is none."""
+    """The rows of a LORA_STACK as Python writes it. Raises LycorisError for a row without two strengths."""
     found = TUPLE.findall(text)
     if found and len(found) != len(BEGUN.findall(text)):
         raise LycorisError(

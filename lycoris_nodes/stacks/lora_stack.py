@@ -26,7 +26,7 @@ def is_lora_stack(value: object) -> bool:
 
 
 def from_lora_stack(value: Sequence[Any] | None) -> Stack:
-    """The stack that a LORA_STACK means. Raises LycorisError, with the row's number, for one that is none."""
+    """The stack that a LORA_STACK means. Raises LycorisError, with its number, for a row of another form."""
     entries = [
         _entry(f"row {number} of the LORA_STACK", row) for number, row in enumerate(value or (), start=1)
     ]

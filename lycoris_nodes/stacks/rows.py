@@ -64,8 +64,8 @@ KINDS = {
 def parse_rows(text: str) -> tuple[Row, ...]:
     """The rows that a text states; none for an empty text.
 
-    Raises LycorisError, with the number of the row and the field, for a text of no form that is known or that
-    a later version has written.
+    Raises LycorisError, with the number of the row and the field, for a text in no known form or from a later
+    version.
     """
     tables = _tables(text) if text.strip() else []
     return tuple(_row(number, table) for number, table in enumerate(tables, start=1))
@@ -137,7 +137,7 @@ def _check_names(table: Mapping[str, Any], known: list[str], where: str) -> None
 
 
 def row_table(row: Row) -> dict[str, Any]:
-    """A row as it is written, without what need not be there."""
+    """A row as it is written, without fields that say nothing new."""
     table = {"on": row.on, "file": row.file, "strength_model": row.strength_model}
     if row.strength_clip not in (None, row.strength_model):
         table["strength_clip"] = row.strength_clip
@@ -145,5 +145,5 @@ def row_table(row: Row) -> dict[str, Any]:
 
 
 def live(rows: Iterable[Row]) -> list[tuple[str, Row]]:
-    """The rows that are on, each with what errors call it."""
+    """The rows that are on, each with its name in errors."""
     return [(f"row {number}", row) for number, row in enumerate(rows, start=1) if row.on]

@@ -1,5 +1,5 @@
-"""Functions that networks call in training, answered by others: fused kernels that have no derivative by the
-same in plain torch, and norms of what is written over afterwards by norms of copies."""
+"""Replace functions that networks call in training: fused kernels without a derivative by plain torch, and
+norms whose inputs are overwritten later by norms of copies."""
 
 from __future__ import annotations
 

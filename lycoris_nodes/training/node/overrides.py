@@ -11,7 +11,7 @@ EXAMPLE = "*attn2*: algorithm lokr, factor 8"
 
 
 def overrides_of(text: str) -> dict[str, dict[str, Any]]:
-    """Options by pattern, of lines such as `*attn2*: algorithm lokr, factor 8`.
+    """Options by pattern, from lines such as `*attn2*: algorithm lokr, factor 8`.
 
     Comments after `#` and empty lines are passed over. The names of options and the forms of patterns are
     those of `create_lycoris`. Raises RuleError for a line of another form.

@@ -17,7 +17,7 @@ def rate_in_words(options: TrainOptions, text_rate: float | None) -> str:
 
 
 def rescue_in_words(path: Path, steps: int, of: int) -> str:
-    """What is left of a training that did not come to its end, and how it goes on."""
+    """What an unfinished training has left, and how it goes on."""
     return (
         f"Stopped after {steps} of {of} steps, and kept in {shown_path(path)}. Run with the same settings "
         "trains on from there."

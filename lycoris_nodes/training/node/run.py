@@ -267,7 +267,7 @@ def _beside(
 def _network(
     asked: Asked, family: Family, session: Session, encoder: TextEncoder | None
 ) -> tuple[LycorisNetwork, float | None, float | None]:
-    """What is trained, its rate, and that of the text encoders as a share of it."""
+    """The network, its learning rate, and the text encoders' rate as a share of that."""
     start, overrides = start_of(asked.stack), overrides_of(asked.overrides)
     of_text = None
     if start and encoder:
