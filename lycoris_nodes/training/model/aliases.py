@@ -37,11 +37,6 @@ def alias(tensor: Tensor) -> Tensor:
     return made
 
 
-def _fit(value: Any) -> Any:
-    """A value of an adapter, as a tensor that can be kept for a backward pass where it is one."""
-    return alias(value) if isinstance(value, Tensor) and value.is_inference() else value
-
-
 def _aliased(params: Any) -> Any:
     """The scales and the like of packed data, aliased."""
     if not is_dataclass(params) or isinstance(params, type):
@@ -68,7 +63,10 @@ def aliased(model: nn.Module) -> Generator[None]:
     lent: dict[int, tuple[Any, Any]] = {}
     try:
         for adapter in around:
-            fit = tuple(_fit(value) for value in adapter.weights)
+            fit = tuple(
+                alias(value) if isinstance(value, Tensor) and value.is_inference() else value
+                for value in adapter.weights
+            )
             lent |= {id(there): (before, there) for before, there in zip(adapter.weights, fit, strict=True)}
             adapter.weights = fit
         for module in model.modules():

@@ -23,6 +23,7 @@ from ....lycoris_ops import (
     train_network,
 )
 from ...host.files import shown_path
+from ...schema.inputs import AS_FAMILY
 from ..data.captions import Text
 from ..data.families import Family, family_of
 from ..data.loss import DiffusionLoss, Sample
@@ -48,7 +49,6 @@ from .settings import (
     TEXT_PRESET,
     Asked,
     parts_of,
-    preset_of,
     rate_of,
     settings_of,
     start_of,
@@ -279,8 +279,10 @@ def _network(
         "seed": asked.seed,
         **{name: getattr(asked, name) for name in ("input_dropout", "rank_dropout", "module_dropout")},
     }
+    # A plan or a file says itself which modules are trained.
+    usual = family.preset if given is fresh else None
     network = session.adapted(
-        preset=preset_of(asked.preset, family, given),
+        preset=usual if asked.preset == AS_FAMILY else asked.preset,
         include=asked.include.split(),
         exclude=asked.exclude.split(),
         overrides=overrides,

@@ -103,13 +103,6 @@ def parts_of(start: Adapter, model: Any, clip: Any) -> tuple[Adapter | None, Ada
     return first, second
 
 
-def preset_of(preset: str, family: Family, given: Mapping[str, Any]) -> str | None:
-    if preset != AS_FAMILY:
-        return preset
-    # A plan or a file says itself which modules are trained.
-    return family.preset if "algorithm" in given else None
-
-
 def rate_of(asked: Asked, family: Family, given: Mapping[str, Any]) -> float | None:
     """The learning rate; None is the optimiser's own."""
     if asked.learning_rate:
