@@ -246,45 +246,17 @@ def _lora(shape: tuple[int, ...], tensors: tuple[str, ...], random: torch.Genera
     return values, scale * up.double().flatten(1) @ down.double().flatten(1)
 
 
-def _loha(shape: tuple[int, ...], tensors: tuple[str, ...], random: torch.Generator) -> _Written:
-    """alpha / r of the product, value by value, of two matrices of rank r."""
-    rows, columns = shape
-    a1, b1 = _small(random, rows, RANK), _small(random, RANK, columns)
-    a2, b2 = _small(random, rows, RANK), _small(random, RANK, columns)
-    factors = {"hada_w1_a": a1, "hada_w1_b": b1, "hada_w2_a": a2, "hada_w2_b": b2}
-    values = {f"{{}}.{name}": value for name, value in factors.items()} | {"{}.alpha": torch.tensor(ALPHA)}
-    return values, ALPHA / RANK * (a1 @ b1).double() * (a2 @ b2).double()
-
-
-def _lokr(shape: tuple[int, ...], tensors: tuple[str, ...], random: torch.Generator) -> _Written:
-    """alpha / r of the Kronecker product of a small matrix and one of rank r."""
-    rows, columns = shape
-    # The small matrix has two rows where the number of rows is even, else one; so for its columns.
-    left, right = (2 - size % 2 for size in shape)
-    w1, a2, b2 = (
-        _small(random, left, right).abs() + 1,
-        _small(random, rows // left, RANK),
-        _small(random, RANK, columns // right),
-    )
-    factors = {"lokr_w1": w1, "lokr_w2_a": a2, "lokr_w2_b": b2, "alpha": torch.tensor(ALPHA)}
-    values = {f"{{}}.{name}": value for name, value in factors.items()}
-    return values, ALPHA / RANK * torch.kron(w1.double(), (a2 @ b2).double())
-
-
 _Written = tuple[dict[str, Tensor], Tensor]
 """A layer's tensors by key, with {} for its name, and its change (O, K) at strength 1, in float64."""
-KINDS = {"lora": _lora, "loha": _loha, "lokr": _lokr}
 
 
-def adapter(
-    named: Names, tensors: tuple[str, ...], kind: str = "lora", seed: int = 0
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def adapter(named: Names, tensors: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """An adapter file's tensors for these layers, and each layer's change at strength 1, in float64."""
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(0)
     file: dict[str, Tensor] = {}
     changes: dict[str, Tensor] = {}
     for name, where in named.items():
-        values, change = KINDS[kind](where.shape, tensors, random)
+        values, change = _lora(where.shape, tensors, random)
         file |= {key.format(name): value.contiguous() for key, value in values.items()}
         changes[name] = change.view(where.shape)
     return file, changes

@@ -59,17 +59,10 @@ def assert_exact(patched: Patched, changes: Mapping[str, Tensor], state: Mapping
         assert change.any(), key
 
 
-def check(
-    host: Host,
-    architecture: str,
-    named: Names,
-    tensors: tuple[str, ...],
-    folder: Path,
-    kind: str = "lora",
-) -> None:
+def check(host: Host, architecture: str, named: Names, tensors: tuple[str, ...], folder: Path) -> None:
     """Assert that an adapter with these names changes the host's model as its layers say."""
     model = dialects.model_of(architecture)
-    file, changes = dialects.adapter(named, tensors, kind)
+    file, changes = dialects.adapter(named, tensors)
     save_file(file, folder / "adapter.safetensors")
     patched = applied(host, Patched(patcher(model), None), folder / "adapter.safetensors", len(named))
     shapes = dialects.shapes_of(architecture)
@@ -127,31 +120,6 @@ def test_every_layer_is_merged_exactly_into_a_published_file(
     for key, exact in in_diffusers.published(architecture, merged, wrapper).items():
         bound = 2 * torch.finfo(torch.float32).eps * exact.abs().max()
         assert (found[key].double() - exact).abs().max() <= bound, key
-
-
-IN_PARTS = {
-    "Flux 1": "SimpleTuner LyCORIS",
-    "SD3.5": "SimpleTuner LyCORIS",
-    "Z-Image": "SimpleTuner LyCORIS",
-    "Lumina 2": "SimpleTuner LyCORIS",
-    "HunyuanVideo": "SimpleTuner LyCORIS",
-    "Wan 2.1 t2v": "diffusers, fused",
-    "SDXL": "diffusers UNet, fused",
-    "AuraFlow": "OneTrainer, fused",
-}
-"""Architectures, each with a dialect in which layers are rows of a weight, or several weights, or both."""
-
-
-@pytest.mark.parametrize("kind", ["loha", "lokr"])
-@pytest.mark.parametrize("architecture", IN_PARTS)
-def test_other_kinds_on_rows_and_on_several_weights(
-    host: Host, tmp_path: Path, architecture: str, kind: str
-) -> None:
-    needs(architecture)
-    dialect = IN_PARTS[architecture]
-    named = dialects.names(architecture, dialect)
-    linear = {name: where for name, where in named.items() if len(where.shape) == 2}
-    check(host, architecture, linear, DIALECTS[dialect].tensors, tmp_path, kind)
 
 
 @pytest.mark.parametrize("architecture", zoo.SPECIES)

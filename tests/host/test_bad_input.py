@@ -268,16 +268,6 @@ def test_a_strength_that_is_no_number(server: Server, value: Any) -> None:
         json.dumps(caught.value.node_errors, allow_nan=False)
 
 
-@pytest.mark.parametrize("value", [3, ["base", 0]], ids=repr)
-def test_an_input_that_the_node_does_not_have(server: Server, value: Any) -> None:
-    """As by a typo, or of another version of the node; a literal or a link."""
-    for place, name, words in (("apply", "nonsense", "Take it out"), ("rules", "rule", "Is it rules?")):
-        prompt = apply_prompt(LORA)
-        prompt[place]["inputs"][name] = value
-        message = refused(server, prompt)
-        assert f"{name}: there is no such input" in message and words in message
-
-
 @pytest.mark.parametrize(("name", "passes"), [("speech", True), ("stricd", False)])
 def test_a_widget_of_another_pack_on_the_page(server: Server, name: str, passes: bool) -> None:
     """Extensions add widgets to nodes of others. What is nearly the name of an input is refused."""

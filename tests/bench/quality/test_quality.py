@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -21,7 +20,6 @@ from tests.bench.quality.results import Result, Results, Run
 from tests.bench.quality.run import Bench, OutOfTimeError, stage
 from tests.bench.quality.search import best
 from tests.bench.quality.task import Split, digest, frozen, held_out, sites
-from tests.bench.quality.training import rate
 
 # All in one process, since they share what is trained once.
 pytestmark = pytest.mark.xdist_group("bench quality")
@@ -156,12 +154,6 @@ def test_a_diverged_training_is_kept_as_one(tmp_path: Path) -> None:
     assert Results(tmp_path / "results.jsonl").get(found.run) == found
 
 
-def test_the_batches_of_a_seed_are_the_same_for_all() -> None:
-    first, second = (list(itertools.islice(TASK.batches(3, "train"), 2)) for _ in range(2))
-    for a, b in zip(first, second, strict=True):
-        assert all(map(torch.equal, a, b))
-
-
 @pytest.mark.parametrize("start", [-8, 0, 3])
 @pytest.mark.parametrize("width", [1, 2])
 def test_the_search_ends_between_two_worse_rates(start: int, width: int) -> None:
@@ -209,10 +201,3 @@ def test_the_best_rate_is_chosen_on_the_split_for_it() -> None:
     assert found[0].loss == pytest.approx(0.5)
     assert found[0].spread == pytest.approx(0.02**0.5)
     assert found[0].curve == ((4, pytest.approx(1.0)), (8, pytest.approx(0.5)))
-
-
-def test_the_learning_rate_rises_and_falls_to_nothing() -> None:
-    factors = [rate(step, 100) for step in range(1, 101)]
-    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert factors[4:] == sorted(factors[4:], reverse=True)
-    assert 0 < factors[-1] < 1e-3
