@@ -70,13 +70,6 @@ def test_load_and_dump_are_inverses(kind: str, weight: str) -> None:
             assert torch.equal(dumped[key], tensor)
 
 
-@pytest.mark.parametrize("alpha", [None, 0.3, 4.0, 1e12, 2 / 3])
-def test_alpha_survives_exactly(alpha: float | None) -> None:
-    layer = ALGORITHMS["lora"].load(factors("lora", "linear", alpha=None))
-    layer = dataclasses.replace(layer, alpha=alpha)
-    assert type(layer).load(layer.dump()).alpha == alpha
-
-
 @pytest.mark.parametrize(("kind", "weight"), MIXED)
 def test_delta_has_the_weights_shape_and_the_compute_dtype(kind: str, weight: str) -> None:
     layer = load(kind, weight)

@@ -258,25 +258,6 @@ def test_bundled_embeddings_are_named_in_the_report_and_not_applied(tmp_path: Pa
     assert "2 embeddings come with the file" in report and "my_word" in report
 
 
-def test_old_attention_processors_of_diffusers(tmp_path: Path) -> None:
-    """A processor's `to_out` stands for the layer `to_out.0`."""
-    root = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1"
-    shapes = {
-        f"{root.removeprefix('unet.')}.{name}.weight": (8, 8) for name in ("to_q", "to_k", "to_v", "to_out.0")
-    }
-    tensors: dict[str, Tensor] = {}
-    for name in ("to_q", "to_k", "to_v", "to_out"):
-        place = f"{root}.processor.{name}_lora"
-        tensors |= pair(8, 8, 2, f"{place}.up.weight", f"{place}.down.weight")
-    found = changes(read(tmp_path, tensors), shapes)
-    assert set(found) == set(shapes)
-    to_out = f"{root}.processor.to_out_lora"
-    close(
-        found[f"{root.removeprefix('unet.')}.to_out.0.weight"],
-        tensors[f"{to_out}.up.weight"] @ tensors[f"{to_out}.down.weight"],
-    )
-
-
 def tlora(folder: Path, args: dict[str, Any]) -> tuple[lyc.Layer, dict[str, Tensor]]:
     """A layer from a file whose metadata hold these network arguments, and its tensors by suffix."""
     tensors = {"q_layer.weight": rand(2, 8), "p_layer.weight": rand(6, 2), "lambda_layer": rand(1, 2)}

@@ -19,7 +19,7 @@ from lycoris_ops.algorithms.fitting import Delta, Fit
 from lycoris_ops.changes.forms import Dense
 from lycoris_ops.fit.engine import Goal, Source, fit_layers
 from lycoris_ops.fit.settings import FitSettings
-from lycoris_ops.maths.decompositions import Pause, leading_triples
+from lycoris_ops.maths.decompositions import Pause
 
 
 def adapter(**layers: Any) -> Any:
@@ -296,13 +296,3 @@ def test_a_convolution_gets_a_tucker_core_with_its_singular_values() -> None:
     layer = made.layers["lora_unet_a"]
     assert set(layer.dump()) == {"lora_up.weight", "lora_mid.weight", "lora_down.weight", "alpha"}
     assert error(change(layer, shape), wanted) < 1e-5
-
-
-def test_a_random_basis_is_the_same_for_a_seed_and_tells_what_it_leaves_out() -> None:
-    values = dense((300, 500), 0.7)
-    once, twice = (leading_triples(values, 20, seed=3, settled=1e-3) for _ in range(2))
-    assert all(map(torch.equal, once, twice))
-    left, spectrum, right = once
-    rest = values.double().square().sum() - spectrum.double().square().sum()
-    true = (values - (left * spectrum) @ right).double().square().sum()
-    assert rest.item() == pytest.approx(true.item(), rel=1e-4)

@@ -82,29 +82,20 @@ def test_every_layer_finds_its_weight(name: str, tmp_path: Path) -> None:
     blocks = blocks_of(LISTINGS[name].architecture)
     places = {(match.layer, blocks.of(match.target).block) for match in found.matches}
     assert len(places) == len(found.entry.adapter.info)
-
-
-@pytest.mark.parametrize("name", LISTINGS)
-def test_no_two_layers_meet_the_same_rows(name: str, tmp_path: Path) -> None:
     met: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    where: dict[str, list[str]] = defaultdict(list)
     shapes = target(LISTINGS[name].architecture)
-    for match in resolved(LISTINGS[name], tmp_path).matches:
-        whole = (0, shapes[match.key][0])
-        met[match.key, match.parameter].append(match.target.rows or whole)
-    assert met
-    for ranges in met.values():
-        ranges.sort()
-        assert all(before[1] <= after[0] for before, after in pairwise(ranges))
-
-
-@pytest.mark.parametrize("name", [name for name, listing in LISTINGS.items() if listing.belongs])
-def test_layers_belong_where_diffusers_conversions_say(name: str, tmp_path: Path) -> None:
-    places: dict[str, list[str]] = defaultdict(list)
-    for match in resolved(LISTINGS[name], tmp_path).matches:
+    for match in found.matches:
         rows = match.target.rows
-        places[match.layer].append(match.target.path + (f" {rows[0]}-{rows[1]}" if rows else ""))
-    for layer, place in LISTINGS[name].belongs.items():
-        assert places[layer] == [place], layer
+        met[match.key, match.parameter].append(rows or (0, shapes[match.key][0]))
+        where[match.layer].append(match.target.path + (f" {rows[0]}-{rows[1]}" if rows else ""))
+    # No two layers meet the same rows.
+    for ranges in met.values():
+        assert all(before[1] <= after[0] for before, after in pairwise(sorted(ranges)))
+    # As diffusers' conversions say.
+    assert {layer: where[layer] for layer in LISTINGS[name].belongs} == {
+        layer: [place] for layer, place in LISTINGS[name].belongs.items()
+    }
 
 
 def test_layers_that_are_only_numbered_are_refused(tmp_path: Path) -> None:

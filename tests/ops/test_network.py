@@ -19,7 +19,6 @@ import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.bypass import Rebuilt
 from lycoris_ops.train.optimisers import family_of, make_optimiser, tensors_of
-from lycoris_ops.train.settings import trainable
 
 
 @pytest.fixture
@@ -565,11 +564,3 @@ def test_a_file_of_other_layers_changes_nothing(model: Model, tmp_path: Path) ->
     other = nn.Sequential(nn.Linear(3, 3))
     with pytest.raises(lyc.MatchError, match="no module for a layer"):
         lyc.create_lycoris(other, weights=tmp_path / "all.safetensors")
-
-
-def test_every_kind_says_what_training_needs() -> None:
-    for name in trainable():
-        kind = ALGORITHMS[name]
-        assert kind.products
-        assert {name for factors in kind.products for name in factors} <= kind.factors()
-        assert set(kind.downs) <= kind.factors()

@@ -96,12 +96,19 @@ def options(folder: Path, **given: Any) -> lyc.TrainOptions:
     return lyc.TrainOptions(**(default | given))
 
 
-def stopping(step: int, error: BaseException) -> Callable[[lyc.StepReport], None]:
+def halted(step: int, net: lyc.LycorisNetwork, *given: Any, **named: Any) -> None:
+    """Train until an error after this step."""
+
     def progress(report: lyc.StepReport) -> None:
         if report.step == step:
-            raise error
+            raise RuntimeError("halt")
 
-    return progress
+    with pytest.raises(RuntimeError, match="halt"):
+        lyc.train_network(net, *given, progress=progress, **named)
+
+
+def never(module: nn.Module, batch: Any) -> Tensor:
+    raise AssertionError("a step was taken")
 
 
 def full_options(folder: Path, optimiser: str) -> lyc.TrainOptions:
@@ -137,16 +144,8 @@ def test_a_run_that_is_resumed_ends_as_an_unbroken_one(tmp_path: Path, optimiser
     result = lyc.train_network(adapt(), loader(), noisy, whole, validation=held_out)
     for step in (3, 4):
         torch.randn(step)
-        with pytest.raises(RuntimeError, match="halt"):
-            lyc.train_network(
-                adapt(),
-                loader(),
-                noisy,
-                broken,
-                validation=held_out,
-                resume=broken.last_state if step > 3 else None,
-                progress=stopping(step, RuntimeError("halt")),
-            )
+        resume = broken.last_state if step > 3 else None
+        halted(step, adapt(), loader(), noisy, broken, validation=held_out, resume=resume)
     again = lyc.train_network(adapt(), loader(), noisy, broken, validation=held_out, resume=broken.last_state)
     for name in ("out.safetensors", "out-checkpoints/last.state.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
@@ -216,8 +215,7 @@ def test_the_newest_state_is_that_of_the_most_steps_since_the_training_last_went
     tmp_path: Path,
 ) -> None:
     settings = options(tmp_path, steps=6, checkpoint_every=2, keep=9)
-    with pytest.raises(RuntimeError, match="halt"):
-        lyc.train_network(network(), batches(), plain, settings, progress=stopping(5, RuntimeError("halt")))
+    halted(5, network(), batches(), plain, settings)
     folder = tmp_path / "out-checkpoints"
     assert newest(folder) == ("last.state.safetensors", 5, 6)
     (folder / "last.state.safetensors").unlink()
@@ -227,11 +225,7 @@ def test_the_newest_state_is_that_of_the_most_steps_since_the_training_last_went
 
     # What is left behind is not taken for what comes after, though it has more steps.
     slower = replace(settings, lr=0.001)
-    with pytest.raises(RuntimeError, match="halt"):
-        lyc.train_network(
-            network(), batches(), plain, slower, resume=folder / "step-000002.state.safetensors",
-            progress=stopping(3, RuntimeError("halt")),
-        )  # fmt: skip
+    halted(3, network(), batches(), plain, slower, resume=folder / "step-000002.state.safetensors")
     assert newest(folder) == ("last.state.safetensors", 3, 6)
     result = lyc.train_network(network(), batches(), plain, slower, resume=folder)
     assert result.resumed == "step 3 of an earlier run: last.state.safetensors, the newest of 3 states"
@@ -383,13 +377,8 @@ def test_an_interrupt_at_any_time_leaves_a_whole_checkpoint(tmp_path: Path, call
 def test_the_checkpoints_of_a_name_with_a_dot_have_a_folder_of_their_own(
     tmp_path: Path, dialect: Any, output: str
 ) -> None:
-    def stop(report: lyc.StepReport) -> None:
-        if report.step == 2:
-            raise InterruptedError
-
     given = options(tmp_path, steps=5, dialect=dialect, output=tmp_path / output)
-    with pytest.raises(InterruptedError):
-        lyc.train_network(network(), loader(), noisy, given, progress=stop)
+    halted(2, network(), loader(), noisy, given)
     folder = tmp_path / "out.v1-checkpoints"
     assert given.folder == folder and (folder / "last.state.safetensors").is_file()
     assert lyc.train_network(network(), loader(), noisy, given, resume=folder).steps == 5
@@ -645,9 +634,7 @@ def test_a_training_that_replaces_another_leaves_none_of_its_checkpoints(tmp_pat
     folder = tmp_path / "out-checkpoints"
     (folder / "notes.txt").write_text("kept")
     again = options(tmp_path, steps=4, checkpoint_every=2, keep=1, overwrite=True)
-    with pytest.raises(RuntimeError, match="halt"):
-        halt = stopping(3, RuntimeError("halt"))
-        lyc.train_network(network(), batches(), plain, again, progress=halt)
+    halted(3, network(), batches(), plain, again)
     names = {file.name.partition(".")[0] for file in folder.iterdir()}
     assert names == {"step-000002", "last", "notes"}
     shutil.rmtree(folder)
@@ -734,9 +721,6 @@ def test_what_is_in_the_way_is_found_before_the_first_step(tmp_path: Path) -> No
     taken = tmp_path / "out" / "adapter_config.json"
     taken.write_text("{}")
 
-    def never(module: nn.Module, batch: Any) -> Tensor:
-        raise AssertionError("a step was taken")
-
     given = replace(options(tmp_path, steps=2), output=tmp_path / "out", dialect="peft")
     with pytest.raises(lyc.WriteError, match=r"adapter_config\.json"):
         lyc.train_network(network(), batches(), never, given)
@@ -795,9 +779,6 @@ def test_what_cannot_be_trained_with(
 
 
 def test_a_dialect_that_cannot_hold_the_layers_is_refused_before_the_first_step(tmp_path: Path) -> None:
-    def never(module: nn.Module, batch: Any) -> Tensor:
-        raise AssertionError
-
     settings = options(tmp_path, output=tmp_path / "out", dialect="peft")
     with pytest.raises(lyc.LayerError, match="peft holds no oft"):
         lyc.train_network(network("oft"), batches(), never, settings)
