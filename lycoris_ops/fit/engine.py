@@ -32,9 +32,9 @@ HELD = 256 << 20
 KEY = 104
 """Bytes of a tensor's entry in a file's header, beside the name of its layer."""
 KINDS = declaring(Fitted)
-ALPHA = 4
+ALPHA_BYTES = 4
 """Bytes of an alpha in float32."""
-ROUNDING = 3e-7
+SHARE_ROUNDING = 3e-7
 """How exactly the share of the energy that is kept is known: squares of float32 numbers are summed."""
 OTHERS = 640
 """Bytes for what else a file holds: the recipe of its saving, and the ends of its header."""
@@ -292,7 +292,7 @@ class _Engine:
         """What a layer takes of the size: parameters, or bytes with those of its entries in the header."""
         if not in_bytes(self.settings.size):
             return parameters
-        return parameters * self._dtype(source).itemsize + tensors * (len(source.name) + KEY) + ALPHA
+        return parameters * self._dtype(source).itemsize + tensors * (len(source.name) + KEY) + ALPHA_BYTES
 
     def _full(self) -> int:
         """The number of values of the weights that are changed."""
@@ -367,7 +367,7 @@ class _Engine:
         else:
             lost = 0.0 if own else measured.energy - choice.kept
             # What is less is the rounding of the two numbers themselves.
-            lost = lost if lost > ROUNDING * measured.energy else 0.0
+            lost = lost if lost > SHARE_ROUNDING * measured.energy else 0.0
             row = FitRow(
                 source.name,
                 source.before,

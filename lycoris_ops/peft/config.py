@@ -115,7 +115,7 @@ NOTES = frozenset(
     }
 )
 """Fields that say for what, and by what, an adapter was made."""
-TRANSPOSED = Refusal("its tensors are for transposed weights")
+TRANSPOSED_TENSORS = Refusal("its tensors are for transposed weights")
 """For `fan_in_fan_out`: GPT-2's layers keep their weights as (I, O)."""
 MOST_RANK = 1 << 20
 """The largest rank that a configuration may give: more than any weight of a model has rows."""

@@ -28,7 +28,7 @@ from .. import layouts
 from . import pipelines
 from .base import Asked, Dialect, Encoded, Prefix, Write
 
-UNET = "unet."
+UNET_PREFIX = "unet."
 UNET_SUFFIXES = {"lora_A.weight": "lora.down.weight", "lora_B.weight": "lora.up.weight"}
 """PEFT's suffixes, to those that are written for a UNet."""
 ATTENTION = re.compile(r"\.(to_q|to_k|to_v|to_out)(?:\.0)?\.lora\.(down|up)\.weight$")
@@ -45,7 +45,7 @@ def _rename(key: str) -> str:
 
 def _spelled(layer: str, suffix: str) -> str:
     """The key under which a tensor is written. suffix: PEFT's name of the tensor."""
-    if not layer.startswith(UNET) or suffix not in UNET_SUFFIXES:
+    if not layer.startswith(UNET_PREFIX) or suffix not in UNET_SUFFIXES:
         return f"{layer}.{suffix}"
     return ATTENTION.sub(r".processor.\1_lora.\2.weight", f"{layer}.{UNET_SUFFIXES[suffix]}")
 
@@ -148,7 +148,7 @@ def _recognises(keys: Mapping[str, object]) -> bool:
 DIALECT = Dialect(
     name="diffusers",
     prefixes=(
-        Prefix(UNET, "unet"),
+        Prefix(UNET_PREFIX, "unet"),
         Prefix("transformer.", "unet"),
         # Ideogram 4 has a second transformer, for the negative side of the guidance. diffusers reads this
         # prefix in `_convert_non_diffusers_ideogram4_lora_to_diffusers` (Apache-2.0).

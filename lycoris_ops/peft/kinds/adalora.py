@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..config import MOST_RANK, TRANSPOSED
+from ..config import MOST_RANK, TRANSPOSED_TENSORS
 from ..fields import Fields
 from .lora import LoraConfig
 
@@ -41,7 +41,7 @@ class AdaLoraConfig(LoraConfig):
         *("alora_invocation_tokens", "arrow_config", "kasa_config", "target_parameters"),
     }
     refused: ClassVar[Mapping[str, Refusal]] = {
-        "fan_in_fan_out": TRANSPOSED,
+        "fan_in_fan_out": TRANSPOSED_TENSORS,
         "layer_replication": LoraConfig.refused["layer_replication"],
     }
 

@@ -13,7 +13,7 @@ from ...algorithms.boft_peft import BoftPeft
 from .. import patterns
 from ..config import (
     LORA_ONLY,
-    TRANSPOSED,
+    TRANSPOSED_TENSORS,
     BiasedConfig,
     ConfiguredLayer,
     Module,
@@ -47,7 +47,7 @@ class BoftConfig(BiasedConfig[WantedBoft]):
         # The tensors tell.
         *("boft_block_size", "boft_block_num", "boft_n_butterfly_factor"),
     }
-    refused: ClassVar[Mapping[str, Refusal]] = {"fan_in_fan_out": TRANSPOSED}
+    refused: ClassVar[Mapping[str, Refusal]] = {"fan_in_fan_out": TRANSPOSED_TENSORS}
 
     boft_block_size: int = 0
     boft_block_num: int = 0

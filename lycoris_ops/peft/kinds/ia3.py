@@ -14,7 +14,16 @@ from ...algorithms.ia3 import Ia3
 from ...errors import LayerError
 from ...maths.shapes import Shape
 from .. import patterns
-from ..config import LORA_ONLY, TRANSPOSED, Config, ConfiguredLayer, Module, Refusal, Wanted, plain_tensors
+from ..config import (
+    LORA_ONLY,
+    TRANSPOSED_TENSORS,
+    Config,
+    ConfiguredLayer,
+    Module,
+    Refusal,
+    Wanted,
+    plain_tensors,
+)
 from ..fields import Fields
 
 if TYPE_CHECKING:
@@ -38,7 +47,7 @@ class Ia3Config(Config[WantedIa3]):
     algorithm: ClassVar[type[Layer]] = Ia3
     followed: ClassVar[frozenset[str]] = frozenset({"feedforward_modules"})
     without_effect: ClassVar[frozenset[str]] = Config.without_effect | {"init_ia3_weights"}
-    refused: ClassVar[Mapping[str, Refusal]] = {"fan_in_fan_out": TRANSPOSED}
+    refused: ClassVar[Mapping[str, Refusal]] = {"fan_in_fan_out": TRANSPOSED_TENSORS}
 
     feedforward_modules: Sequence[str] | str = ()
 

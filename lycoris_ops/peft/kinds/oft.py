@@ -17,7 +17,7 @@ from ...maths.shapes import Shape
 from .. import patterns
 from ..config import (
     LORA_ONLY,
-    TRANSPOSED,
+    TRANSPOSED_TENSORS,
     BiasedConfig,
     ConfiguredLayer,
     Module,
@@ -67,7 +67,7 @@ class OftConfig(BiasedConfig[WantedOft]):
         # The tensors tell.
         *("r", "oft_block_size", "block_share"),
     }
-    refused: ClassVar[Mapping[str, Refusal]] = {"fan_in_fan_out": TRANSPOSED}
+    refused: ClassVar[Mapping[str, Refusal]] = {"fan_in_fan_out": TRANSPOSED_TENSORS}
 
     r: int = 0
     """The number of blocks, 0 where their size is given instead."""
