@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ...lycoris_ops import TrainError
-from .sizes import Fit, Size
+from .sizes import PictureFit, Pixels
 
 ORIENTATION = 274
 """EXIF's tag of how a picture is to be turned. With 5 to 8 width and height change places."""
@@ -30,7 +30,7 @@ NEAR = 0.02
 """How much the shape of a mask may differ from its picture's, by rounding."""
 
 
-def size_of(path: Path) -> Size:
+def size_of(path: Path) -> Pixels:
     """Width and height as a picture is to be seen, from its header. Raises TrainError where it has none."""
     with _readable(path), Image.open(path) as picture:
         width, height = picture.size
@@ -39,7 +39,7 @@ def size_of(path: Path) -> Size:
 
 
 def pixels_of(
-    path: Path, content: bytes, fitted: Fit, background: str | None
+    path: Path, content: bytes, fitted: PictureFit, background: str | None
 ) -> tuple[Image.Image, Tensor | None]:
     """A picture as it is trained on, and the mask (1, H, W) of what is not transparent.
 
@@ -57,7 +57,7 @@ def pixels_of(
         return picture, _weights(alpha, fitted)
 
 
-def mask_of(path: Path, content: bytes, fitted: Fit) -> Tensor:
+def mask_of(path: Path, content: bytes, fitted: PictureFit) -> Tensor:
     """A mask (1, H, W) from 0 to 1, cut and resized as its picture.
 
     Raises TrainError for one of another shape.
@@ -110,7 +110,7 @@ def _decoded(path: Path, content: bytes) -> tuple[Image.Image, Image.Image | Non
         return picture.convert("RGB"), alpha
 
 
-def _weights(mask: Image.Image, fitted: Fit) -> Tensor:
+def _weights(mask: Image.Image, fitted: PictureFit) -> Tensor:
     fit = mask.resize(fitted.size, Image.Resampling.BILINEAR, box=fitted.box)
     return torch.from_numpy(np.asarray(fit, dtype=np.float32) / 255)[None]
 

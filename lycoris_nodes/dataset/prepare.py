@@ -22,7 +22,7 @@ from ..training.data.captions import sizes_told
 from .folder import Found, PictureFolder
 from .kept import Kept, key_of
 from .picture import mask_of, pixels_of, size_of, small
-from .sizes import Fit, Size, fit
+from .sizes import PictureFit, Pixels, fit
 from .texts import caption_of_file, may_be_mirrored, orders_of, with_trigger
 
 CUT = 0.2
@@ -46,7 +46,7 @@ class Encoder:
 
 
 @dataclass(frozen=True)
-class Settings:
+class PictureSettings:
     """How a folder is prepared; see the inputs of the node."""
 
     resolution: int
@@ -70,14 +70,14 @@ class Settings:
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class PreparedPicture:
     """One latent (1, C, ...), its caption, and its mask (1, H, W) if it has one: 1 is learned."""
 
     latent: Tensor
     text: str
     conditioning: Conditioning
     mask: Tensor | None
-    size: Size
+    size: Pixels
     """Width and height of the picture as it is trained."""
 
 
@@ -85,8 +85,8 @@ class Sample:
 class DataSet:
     """What comes of a folder. A sample that counts several times is there several times, as one object."""
 
-    training: list[Sample]
-    held_out: list[Sample]
+    training: list[PreparedPicture]
+    held_out: list[PreparedPicture]
     empty: Conditioning
     """The conditioning of no text."""
     shown: Image.Image
@@ -111,12 +111,12 @@ class _Planned:
     """A picture, how it will fit, and its caption."""
 
     found: Found
-    fit: Fit
+    fit: PictureFit
     text: str
     held_out: bool
     mirrored: tuple[bool, ...]
 
-    def texts(self, settings: Settings) -> list[str]:
+    def texts(self, settings: PictureSettings) -> list[str]:
         """The caption in all its orders."""
         orders = 1 if self.held_out else settings.tag_orders
         return orders_of(self.text, orders, settings.kept_tags)
@@ -124,7 +124,7 @@ class _Planned:
 
 def prepared(
     folder: PictureFolder,
-    settings: Settings,
+    settings: PictureSettings,
     vae: Encoder,
     clip: Encoder,
     kept: Kept,
@@ -159,11 +159,11 @@ def prepared(
         conditionings[text] = kept.fetch(key, lambda text=text: clip.encode(text))
         done += 1
         update(done, total)
-    samples: dict[bool, list[Sample]] = {True: [], False: []}
+    samples: dict[bool, list[PreparedPicture]] = {True: [], False: []}
     for one, both in zip(planned, latents, strict=True):
         told = {text: _told(conditionings[text], one.fit, settings.sized) for text in one.texts(settings)}
         made = [
-            Sample(latent, text, conditioning, mask, one.fit.size)
+            PreparedPicture(latent, text, conditioning, mask, one.fit.size)
             for latent, mask, _ in both
             for text, conditioning in told.items()
         ]
@@ -178,7 +178,7 @@ def prepared(
     return DataSet(samples[False], samples[True], conditionings[""], shown, report)
 
 
-def _planned(folder: PictureFolder, settings: Settings, update: Progress) -> list[_Planned]:
+def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress) -> list[_Planned]:
     found = folder.pictures
     if settings.held_out >= len(found):
         raise TrainError(
@@ -220,7 +220,7 @@ def _text_of(found: Found, trigger: str) -> str:
 class _Pictures:
     """Encodes pictures, or finds what was made of them before."""
 
-    settings: Settings
+    settings: PictureSettings
     vae: Encoder
     kept: Kept
     check: Callable[[Tensor], object]
@@ -275,7 +275,7 @@ def _content(path: Path) -> bytes:
         raise TrainError("the file cannot be read", file=str(path), got=error.strerror) from error
 
 
-def _told(conditioning: Conditioning, fitted: Fit, sized: bool) -> Conditioning:
+def _told(conditioning: Conditioning, fitted: PictureFit, sized: bool) -> Conditioning:
     """A conditioning that says how large its picture was, and how it was cut, if the model is told that."""
     if not sized:
         return conditioning
@@ -284,7 +284,7 @@ def _told(conditioning: Conditioning, fitted: Fit, sized: bool) -> Conditioning:
 
 
 def _described(
-    folder: PictureFolder, planned: Sequence[_Planned], masked: set[Found], settings: Settings
+    folder: PictureFolder, planned: Sequence[_Planned], masked: set[Found], settings: PictureSettings
 ) -> list[str]:
     """What was found and what was made of it, in words."""
 

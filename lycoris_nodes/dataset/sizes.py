@@ -11,16 +11,16 @@ STEP = 64
 LONGEST = 2
 """The longest side, in resolutions."""
 
-Size = tuple[int, int]
+Pixels = tuple[int, int]
 """Width and height in pixels."""
 
 
 @dataclass(frozen=True)
-class Fit:
+class PictureFit:
     """How a picture is made to fit: `box` is cut out of it and resized to `size`."""
 
-    source: Size
-    size: Size
+    source: Pixels
+    size: Pixels
     box: tuple[float, float, float, float]
     """Left, top, right and bottom, in pixels of the picture."""
 
@@ -30,7 +30,7 @@ class Fit:
         return self.size[0] / (self.box[2] - self.box[0])
 
     @property
-    def corner(self) -> Size:
+    def corner(self) -> Pixels:
         """Left and top of what is cut out, in the pixels of the resized picture, as SDXL is told."""
         return round(self.box[0] * self.scale), round(self.box[1] * self.scale)
 
@@ -47,7 +47,7 @@ def step_of(grid: int) -> int:
 
 
 @cache
-def sizes_of(resolution: int, step: int) -> list[Size]:
+def sizes_of(resolution: int, step: int) -> list[Pixels]:
     """Widths and heights in steps with no more than resolution^2 pixels, of all shapes up to 4 : 1.
 
     With no room for a step there is the one size of a single step.
@@ -57,7 +57,7 @@ def sizes_of(resolution: int, step: int) -> list[Size]:
     return found or [(step, step)]
 
 
-def fit(source: Size, resolution: int, step: int, *, enlarge: bool) -> Fit:
+def fit(source: Pixels, resolution: int, step: int, *, enlarge: bool) -> PictureFit:
     """Fit a picture of this width and height: its middle is trained, in the size that keeps most of it.
 
     That is the size with the largest product of its pixels and of the share of the picture that is not cut
@@ -68,7 +68,7 @@ def fit(source: Size, resolution: int, step: int, *, enlarge: bool) -> Fit:
         resolution = min(resolution, math.isqrt(width * height))
     shape = width / height
 
-    def kept(size: Size) -> tuple[float, float]:
+    def kept(size: Pixels) -> tuple[float, float]:
         share = min(size[0] / size[1] / shape, shape * size[1] / size[0])
         # Rounded, so that of two that keep as much the one that cuts less is taken.
         return round(share * size[0] * size[1], 3), share
@@ -78,4 +78,4 @@ def fit(source: Size, resolution: int, step: int, *, enlarge: bool) -> Fit:
     # Rounding must not push the box over the edge.
     box = min(width, size[0] / scale), min(height, size[1] / scale)
     left, top = (width - box[0]) / 2, (height - box[1]) / 2
-    return Fit(source, size, (left, top, left + box[0], top + box[1]))
+    return PictureFit(source, size, (left, top, left + box[0], top + box[1]))

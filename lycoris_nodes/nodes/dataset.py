@@ -11,7 +11,7 @@ import torch
 from ...lycoris_ops import LycorisError, TrainError, paragraph
 from ..dataset.folder import PictureFolder, stamps
 from ..dataset.kept import Kept, identity_of
-from ..dataset.prepare import Encoder, Sample, Settings, prepared
+from ..dataset.prepare import Encoder, PictureSettings, PreparedPicture, prepared
 from ..dataset.sizes import step_of
 from ..host.files import kept_folder, picture_folder, picture_folders
 from ..host.page import io, picture_tensor, progress, shown_pictures
@@ -168,7 +168,7 @@ class LycorisDataset(io.ComfyNode):
         network = model.model
         family = family_of(network)
         step = step_of(grid_of(network))
-        settings = Settings(
+        settings = PictureSettings(
             resolution=resolution or family.resolution,
             step=step,
             background=TRANSPARENT[transparent],
@@ -207,7 +207,7 @@ class LycorisDataset(io.ComfyNode):
         )
 
 
-def _latents(samples: list[Sample]) -> list[dict[str, Any]]:
+def _latents(samples: list[PreparedPicture]) -> list[dict[str, Any]]:
     # The same object where a sample counts several times, so that it is there once.
     made: dict[int, dict[str, Any]] = {}
     return [made.setdefault(id(sample), {"samples": sample.latent}) for sample in samples]
