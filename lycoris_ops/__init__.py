@@ -144,6 +144,7 @@ from .train.trainer import Trainer as Trainer
 from .train.trials import Trials as Trials
 from .train.trials import try_plans as try_plans
 from .writing.place import check_output as check_output
+from .writing.place import has_folder as has_folder
 from .writing.save import Expected as Expected
 from .writing.save import adapter_tensors as adapter_tensors
 from .writing.save import check_expected as check_expected

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ...lycoris_ops import PICKLES, SAFETENSORS, LycorisError
+from ...lycoris_ops import PICKLES, SAFETENSORS, LycorisError, has_folder
 from ..host.files import file_names, file_path, folders_of, is_file, output_path
 
 FOLDER = "loras"
@@ -66,7 +66,7 @@ def adapter_path(prefix: str, dialect: str) -> Path:
 
 def ending_of(dialect: str) -> str:
     """What the name of an adapter ends with. PEFT reads a folder with two files."""
-    return "" if dialect == "peft" else SAFETENSORS[0]
+    return "" if has_folder(dialect) else SAFETENSORS[0]
 
 
 def _meant(name: str) -> str | None:

@@ -93,7 +93,7 @@ class OftV2(Trained):
 
     @classmethod
     def is_told(cls, names: Collection[str]) -> bool:
-        """Never: only the configuration says which series the rotation is."""
+        """Only with an alpha, which this library writes: PEFT's configuration says which series it is."""
         return ALPHA in names
 
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -16,9 +16,6 @@ from ..maths.shapes import Shape
 from ..maths.tensors import is_finite
 from .base import Layer
 from .checks import agree, dimensions, matrix, scale, vector
-
-if TYPE_CHECKING:
-    pass
 
 Q, P, LAMBDA = "q_layer.weight", "p_layer.weight", "lambda_layer"
 

@@ -103,8 +103,11 @@ def kinds_of(source: Source, settings: FitSettings) -> tuple[str, ...]:
         return ("norm",) if source.norm and len(source.shape) == 1 else ("full",)
     if settings.algorithm == SAME:
         return (source.kind,) if source.kind in FITTED else ("lora",)
-    # Of layers that keep as much for as much the first is taken: a LoRA rather than a full difference.
-    return FITTED[::-1] if settings.algorithm == ANY else (settings.algorithm,)
+    if settings.algorithm != ANY:
+        return (settings.algorithm,)
+    # The first wins among layers that keep as much at one size: a LoRA rather than a full difference.
+    factored = [name for name in FITTED[::-1] if not KINDS[name].whole]
+    return (*factored, *(name for name in FITTED if KINDS[name].whole))
 
 
 def fit_layers(

@@ -74,12 +74,12 @@ def _join_of(pieces: Pieces) -> Join:
             raise _cannot_fuse(layer, f"layers of one kind, {either(able)}")
         held, factors = layer.tensors().keys(), {name for product in join.products for name in product}
         if lost := sorted(held - factors - {*join.rows, *join.scaled, DIFF_B, DORA}):
-            raise _cannot_fuse(layer, f"layers without {', '.join(lost)}")
+            raise _cannot_fuse(layer, f"layers without the tensors {', '.join(lost)}")
         for field in dataclasses.fields(layer):
             value = getattr(layer, field.name)
             plain = isinstance(value, Tensor) or value == field.default
             if not plain and field.name not in (ALPHA, *layer.chosen):
-                raise _cannot_fuse(layer, f"layers without {field.name} = {value}")
+                raise _cannot_fuse(layer, f"layers without the option {field.name} = {value}")
     assert join is not None
     return join
 

@@ -20,7 +20,7 @@ from ..algorithms import Layer
 from ..algorithms.lokr import Lokr
 from ..errors import MatchError, either
 from ..maths.shapes import Extent, Rows, Shape
-from .dialects import KEPT, WRITES
+from .dialects import KEPT, WRITES, write_of
 from .dialects.pipelines import UNET, Parts
 from .layer_name import LayerName
 from .layouts import own, rows_of
@@ -116,7 +116,7 @@ def plan_names(
         kept, places = same[name], found.get(name, ())
         if not places:
             said = LayerName.of(name)
-            written = kept or WRITES[dialect].renamed(said.dialect, said.prefix, said.path)
+            written = kept or write_of(dialect).renamed(said.dialect, said.prefix, said.path)
             if written is None:
                 raise _needs_model(file, name, dialect, targets)
             planned.append(LayerToWrite(written, (Piece(name),), _part(name)))
@@ -137,7 +137,7 @@ def plan_names(
 def _as_it_is(name: str, dialect: str) -> str | None:
     """The name itself where the dialect would write it just so, else None."""
     said = LayerName.of(name)
-    written = WRITES[dialect].prefix
+    written = write_of(dialect).prefix
     # PEFT's names are read with several prefixes, but only one is written.
     kept = said.dialect == dialect and (not isinstance(written, str) or said.prefix.text == written)
     return name if kept else None
@@ -210,7 +210,7 @@ def _check_distinct(planned: Iterable[LayerToWrite], file: str, dialect: str) ->
 
 def _says_parts(dialect: str) -> bool:
     """Whether the names of a dialect say the part of the model."""
-    return not isinstance(WRITES[dialect].prefix, str)
+    return not isinstance(write_of(dialect).prefix, str)
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ class _Names:
             part = _part_of(target)
             self._bases[part, target.path] = target
             shapes.setdefault(part, {})[target.path] = targets.shape_of(target)
-        write, parts = WRITES[dialect], Parts(shapes)
+        write, parts = write_of(dialect), Parts(shapes)
         layout = (write.lokr if lokr else None) or write.layout
         for part, known in shapes.items():
             prefix = write.prefix if isinstance(write.prefix, str) else write.prefix(part, parts)
@@ -273,7 +273,7 @@ class _Names:
 
     def for_lokr(self) -> _Names | None:
         """The dialect's names where a file holds LoKr; None where they are no others than these."""
-        if WRITES[self._dialect].lokr is None:
+        if write_of(self._dialect).lokr is None:
             return None
         names = _Names(self._targets, self._dialect, lokr=True)
         return names if names.shapes(UNET) else None

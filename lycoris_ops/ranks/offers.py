@@ -22,10 +22,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 
 from ..algorithms.fitting import Delta, Fitted
+
+
+class Gradient(Delta):
+    """A gradient as a change. Even singular values of zero count: few batches do not reach all directions."""
+
+    @cached_property
+    def significant(self) -> int:
+        values = self.spectrum
+        return len(values) if len(values) and float(values[0]) else 0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -45,7 +55,7 @@ class Offer:
     """What `Planned.started` needs: the factors that are not zero at the start, for the highest rank."""
 
 
-def offers_of(kinds: Iterable[type[Fitted]], gradient: Delta) -> tuple[Offer, ...]:
+def offers_of(kinds: Iterable[type[Fitted]], gradient: Gradient) -> tuple[Offer, ...]:
     """What layers of these kinds can gain from a gradient; () where none suits the weight."""
     return tuple(
         Offer(

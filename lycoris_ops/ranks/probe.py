@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ..algorithms import declaring
-from ..algorithms.fitting import Delta
 from ..algorithms.planning import Planned
 from ..changes.forms import Dense
 from ..errors import PlanError, either
@@ -26,7 +25,7 @@ from ..maths.shapes import Shape, flat_shape
 from ..maths.tensors import is_finite
 from ..modules import Site, left_out, select
 from .gradients import Loss, check_seen, summed
-from .offers import Offer, offers_of
+from .offers import Gradient, Offer, offers_of
 from .sizes import bytes_of
 
 PLANNED = tuple(declaring(Planned))
@@ -287,7 +286,7 @@ def _groups(sites: Mapping[str, Site], memory: int) -> Generator[list[Site]]:
 def _probed(site: Site, values: Tensor, kinds: Sequence[str], largest: int, seed: int) -> Probed:
     planned = declaring(Planned)
     flat = Dense(values.reshape(flat_shape(site.shape)))
-    gradient = Delta((flat,), site.shape, largest=largest, seed=seed, settled=0.0, device=values.device)
+    gradient = Gradient((flat,), site.shape, largest=largest, seed=seed, settled=0.0, device=values.device)
     offers = offers_of((planned[kind] for kind in kinds), gradient)
     spectrum = gradient.spectrum if values.ndim > 1 else values.new_tensor([math.sqrt(gradient.energy)])
     moved: dict[int, Tensor] = {}

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import LycorisError, TrainError, WriteError, number_of
 from ..files.writing import system_errors
-from ..writing.place import place_of
+from ..writing.place import has_folder, place_of
 from .options import STATE
 from .trainer import STATE_FORM, Trainer
 
@@ -215,6 +215,6 @@ class Checkpoints:
             shutil.rmtree(adapter) if adapter.is_dir() else adapter.unlink(missing_ok=True)
 
     def _adapter(self, name: str) -> Path:
-        path = self.folder / (name if self.dialect == "peft" else f"{name}.safetensors")
+        path = self.folder / (name if has_folder(self.dialect) else f"{name}.safetensors")
         place_of(path, self.dialect)
         return path

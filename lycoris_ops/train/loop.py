@@ -15,7 +15,7 @@ from ..errors import DivergedError, number_of
 from ..files.writing import check_files
 from ..interrupts import uninterrupted
 from ..ranks.gradients import Loss
-from ..writing.place import files_of
+from ..writing.place import files_of, has_folder
 from . import processes
 from .checkpoints import Checkpoints, state_to_resume
 from .curves import draw_curves
@@ -126,7 +126,7 @@ def train_network(
     if first and outs:
         found = outs if curves is None else [*outs, curves]
         replaces = resume is not None or options.overwrite
-        check_files(found, overwrite=replaces, make_folder=options.dialect == "peft")
+        check_files(found, overwrite=replaces, make_folder=has_folder(options.dialect))
     if options.folder is not None and first:
         net.check_dialect(options.dialect)
     trainer = Trainer(net, loss, options, steps=steps, validation=validation)

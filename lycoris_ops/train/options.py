@@ -14,6 +14,7 @@ import torch
 from ..errors import TrainError
 from ..files.dtypes import DTYPE_NAMES, FLOATS
 from ..writing.metadata import check_text
+from ..writing.place import has_folder
 from .sketches import Sketch
 
 AUTOCAST = {
@@ -174,7 +175,7 @@ class TrainOptions:
             return None
         out = Path(self.output)
         # PEFT's output is a folder: what is after a dot in its name is no ending.
-        name = out.name if self.dialect == "peft" else out.stem
+        name = out.name if has_folder(self.dialect) else out.stem
         return out.with_name(f"{name}-checkpoints")
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..errors import number_of
-from ..names.dialects import WRITES, Encoded
+from ..names.dialects import Encoded, write_of
 from ..names.dialects.peft import PREFIX
 from ..names.layer_name import LayerName
 from ..names.targets import Targets
@@ -26,7 +26,7 @@ def configuration(dialect: str, layers: Encodings, targets: Targets | None) -> d
     in front of each key (`unet.r`). `targets` are the model's layers, if the model is known.
     Raises ConflictError where no configuration describes all of the layers.
     """
-    where = WRITES[dialect].configuration
+    where = write_of(dialect).configuration
     if where is None:
         return None
     if where == "beside":

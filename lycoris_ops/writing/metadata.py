@@ -13,7 +13,7 @@ from ..algorithms.base import alpha_of
 from ..errors import LycorisError
 from ..files.dtypes import dtype_name
 from ..files.writing import DATA_HASH, MODELSPEC_HASH, data_hash, metadata_of
-from ..names.dialects import WRITES
+from ..names.dialects import write_of
 from ..names.network_args import plain_args
 from ..peft import METADATA_KEY, WantedRank
 from ..reading.adapter import TRANSPOSED, Adapter
@@ -92,7 +92,7 @@ def add_hashes(
     They are the hashes that the source's metadata `before` had, and in the dialect of kohya-ss those that its
     own files have: always `sshs_model_hash`, and ModelSpec's where there are other metadata of ModelSpec.
     """
-    hashes = WRITES[dialect].hashes
+    hashes = write_of(dialect).hashes
     of_modelspec = hashes and any(key.startswith("modelspec.") for key in text)
     wanted = {
         DATA_HASH: DATA_HASH in before or hashes,

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import WriteError
 from ..files.tensor_file import PICKLES, SAFETENSORS
 from ..files.writing import check_files, check_name, safetensors_path, system_errors
-from ..names.dialects import WRITES
+from ..names.dialects import write_of
 from ..peft import CONFIG_NAME
 
 PEFT_FILE = "adapter_model.safetensors"
@@ -17,7 +17,7 @@ PEFT_FILE = "adapter_model.safetensors"
 
 def has_folder(dialect: str) -> bool:
     """Whether an adapter is a folder, of its weights and a configuration beside them."""
-    return WRITES[dialect].configuration == "beside"
+    return write_of(dialect).configuration == "beside"
 
 
 def place_of(path: str | os.PathLike[str], dialect: str) -> Path:

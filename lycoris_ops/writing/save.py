@@ -18,7 +18,7 @@ from ..files.dtypes import DTYPE_NAMES, FLOATS
 from ..files.safetensors_file import raw_bytes
 from ..files.writing import Progress, header_of, in_file_order, new_files
 from ..maths.shapes import Shape
-from ..names.dialects import KEPT, WRITES, WRITTEN_DIALECTS, own_dialect
+from ..names.dialects import KEPT, WRITES, own_dialect, write_of
 from ..names.targets import Targets, known_shapes
 from ..names.to_write import plan_names
 from ..reading.adapter import BUNDLED, Adapter
@@ -105,8 +105,8 @@ def save_adapter(
     Raises LayerError for a layer that the dialect cannot hold, MatchError for a layer without a name in it,
     LycorisError for an unknown dialect or dtype, and WriteError where the file cannot be written.
     """
-    if dialect is not None and dialect not in WRITES:
-        raise LycorisError("an unknown dialect", got=str(dialect), expected=", ".join(WRITTEN_DIALECTS))
+    if dialect is not None:
+        write_of(dialect)
     if dtype is not None and DTYPE_NAMES.get(dtype) not in FLOATS:
         raise LycorisError(
             "an adapter cannot be written in this dtype", got=str(dtype), expected=", ".join(FLOATS)
@@ -132,7 +132,7 @@ def save_adapter(
         made.append(writer.make(layer))
         if progress:
             progress(len(made), len(planned))
-    spelled = WRITES[dialect].spelled
+    spelled = write_of(dialect).spelled
     keyed = {spelled(m.encoded.name, suffix): t for m in made for suffix, t in m.encoded.tensors.items()}
     tensors = in_file_order(keyed | dict(adapter.file.read(loose, adapter.cache, keep=False)))
     configuration = writer.configuration(made)
@@ -167,7 +167,7 @@ def save_adapter(
 
 def faults_in_comfy(layers: Iterable[Layer], dialect: str) -> tuple[str, ...]:
     """What ComfyUI's own loader makes of layers where that is not their change, one line for each."""
-    if whole := WRITES[dialect].in_comfy:
+    if whole := write_of(dialect).in_comfy:
         return (whole,)
     found = Counter((layer.algorithm, layer.fault_in_comfy()) for layer in layers)
     return tuple(
@@ -219,7 +219,7 @@ def check_expected(
 
 
 def _check_kind(kind: type[Layer], dialect: str, takes_lokr: bool) -> None:
-    if not WRITES[dialect].holds(kind, takes_lokr):
+    if not write_of(dialect).holds(kind, takes_lokr):
         able = [name for name, write in WRITES.items() if write.configuration is None]
         raise LayerError(
             f"{dialect} holds no {kind.algorithm}",
@@ -237,7 +237,7 @@ def _loose(adapter: Adapter, dialect: str, drop: bool, *, same: bool) -> list[st
     """
     bundled = [key for key in adapter.file.tensors if key.startswith(BUNDLED)]
     kept: list[str] = []
-    if WRITES[dialect].embeddings:
+    if write_of(dialect).embeddings:
         kept += bundled
     elif bundled and not drop:
         raise LayerError(

@@ -13,7 +13,7 @@ from ..algorithms import Layer
 from ..algorithms.base import ALPHA
 from ..errors import LayerError, LycorisError, WriteError, either
 from ..layers.cast import cast_layer
-from ..names.dialects import KEPT, WRITES, Asked, Encoded
+from ..names.dialects import KEPT, WRITES, Asked, Encoded, write_of
 from ..names.targets import Targets
 from ..names.to_write import LayerToWrite, plan_names
 from ..peft import ConflictError
@@ -146,4 +146,4 @@ class Writer:
         options = self.adapter.info[planned.sources[0]].options
         weight = planned.shape or self._regrouper.shape_of(planned.sources[0])
         asked = Asked(planned.name, options, weight, planned.takes_lokr, self.dtype)
-        return WRITES[dialect].tensors(layer, asked)
+        return write_of(dialect).tensors(layer, asked)

@@ -429,6 +429,7 @@ def test_dialects_may_be_mixed_in_one_file(tmp_path: Path) -> None:
     adapter = lyc.load_adapter(path)
     assert adapter.dialect == "comfy+kohya"
     assert "applied 2 of 2 layers" in report(path)
+    assert report(path).startswith("All of it was applied: 2 of 2 layers of 1 file.")
 
 
 def test_one_layer_in_two_dialects_is_an_error_naming_both(tmp_path: Path) -> None:

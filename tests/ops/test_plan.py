@@ -145,6 +145,13 @@ def test_the_ranks_are_those_with_the_largest_singular_values(probe: lyc.Probe) 
     assert all(sum(probe.layers[path].shape) > room for path in better) and sum(kept.values()) == len(taken)
 
 
+def test_a_rank_is_everywhere_though_few_batches_reach_few_directions() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 32))
+    probe = lyc.probe(model, [torch.randn(2, 32)], lambda model, batch: model(batch).square().mean())
+    assert [row.rank for row in lyc.plan_ranks(probe, size=lyc.Rank(16))] == [16, 16]
+
+
 def test_bounds_of_ranks(probe: lyc.Probe) -> None:
     plan = lyc.plan_ranks(probe, size=lyc.Energy(0.5), r_min=2, r_max=3)
     assert len(plan) == 3 and {row.rank for row in plan} <= {2, 3}

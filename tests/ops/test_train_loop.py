@@ -782,6 +782,8 @@ def test_a_dialect_that_cannot_hold_the_layers_is_refused_before_the_first_step(
     settings = options(tmp_path, output=tmp_path / "out", dialect="peft")
     with pytest.raises(lyc.LayerError, match="peft holds no oft"):
         lyc.train_network(network("oft"), batches(), never, settings)
+    with pytest.raises(lyc.LycorisError, match=r"unknown dialect.*koyha.*kohya, comfy, peft"):
+        lyc.train_network(network(), batches(), never, replace(settings, dialect="koyha"))
     assert not list(tmp_path.iterdir())
 
 

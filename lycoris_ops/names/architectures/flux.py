@@ -163,7 +163,6 @@ SPELLINGS = {f"{norm}.scale": norm for norm in NORMS}
 """The original files call the weight of a norm its scale, where the host calls it its weight."""
 
 QKV = "double_blocks.*.img_attn.qkv"
-FLUX_2_MARKS = ("img_in", QKV, "double_stream_modulation_img.lin")
 
 PARTS = r"double_blocks_\d+_(img|txt)_|single_(transformer_)?blocks_\d"
 LIKE = rf"{PARTS}|transformer_blocks_\d+_(ff_context|norm1_context)"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...algorithms import ALGORITHMS
 from ...discovery import discover
+from ...errors import LycorisError
 from .base import MEMBERS, Asked, Component, Dialect, Encoded, Held, Prefix, Write
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "recognise",
     "restated",
     "split_key",
+    "write_of",
 ]
 
 
@@ -60,6 +62,13 @@ WRITTEN_DIALECTS = tuple(WRITES)
 """The dialects that can be written."""
 KEPT = "comfy"
 """The dialect whose tensors are written under names that stay as they are."""
+
+
+def write_of(dialect: str) -> Write:
+    """How a dialect is written. Raises LycorisError for one that is unknown, or only read."""
+    if dialect not in WRITES:
+        raise LycorisError("an unknown dialect", got=str(dialect), expected=", ".join(WRITTEN_DIALECTS))
+    return WRITES[dialect]
 
 
 def own_dialect(spoken: str) -> str | None:
