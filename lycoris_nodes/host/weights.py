@@ -7,6 +7,7 @@ from typing import Any
 
 import comfy.lora
 import comfy.model_management
+import comfy.model_patcher
 import comfy.ops
 import comfy.utils
 import torch
@@ -160,39 +161,53 @@ class LoadedWeights:
     def __init__(self, name: str, *patchables: Any) -> None:
         self.name = name
         patchers = [patcher_of(one) for one in patchables if one is not None]
-        # The original weight with the host's function that unpacks it, then its patches.
-        self._held = {key: (one, parts) for one in patchers for key, parts in one.get_key_patches().items()}
+        # A state dict also has what its model does not hold, such as the scale of a quantised weight.
+        self._owners = {
+            key: one for one in patchers for key in one.model_state_dict() if held_at(one, key) is not None
+        }
         shapes = weight_shapes(*patchers)
-        self.shapes: Mapping[str, Shape] = {key: shapes[key] for key in self._held if key in shapes}
+        self.shapes: Mapping[str, Shape] = {key: shapes[key] for key in self._owners}
+
+    def original(self, key: str) -> torch.Tensor | None:
+        """A weight in float32 on the CPU, unpacked and without its patches; None where it cannot be read."""
+        patcher = self._owners[key]
+        if merge_obstacle(patcher, key) is not None:
+            return None
+        weight = self._stored(key).detach()
+        _, _, unpack = comfy.model_patcher.get_key_weight(patcher.model, key)
+        values = plain(weight if unpack is None else unpack(weight, inplace=False))
+        return values.to("cpu", torch.float32, copy=True)
 
     def read(self, key: str) -> torch.Tensor:
         """A weight in float32 on the CPU, unpacked and with its patches."""
-        patcher, ((weight, convert), *patches) = self._held[key]
-        obstacle = merge_obstacle(patcher, key)
-        if obstacle is not None:
+        patcher, values = self._owners[key], self.original(key)
+        if values is None:
             raise LycorisError(
                 "a weight of a loaded model cannot be read",
                 key=key,
-                got=obstacle,
+                got=merge_obstacle(patcher, key),
                 hint="Choose the model's file instead, or load it in another format",
             )
-        values = plain(convert(weight.detach(), inplace=False)).to("cpu", torch.float32, copy=True)
-        if patches:
+        if patches := patcher.patches.get(key):
             values = comfy.lora.calculate_weight(patches, values, key, intermediate_dtype=torch.float32)
         return values
 
     def reads(self, key: str) -> bool:
-        return key.endswith(".weight") or bool(self._weight(key).is_floating_point())
+        return key.endswith(".weight") or bool(self._stored(key).is_floating_point())
 
     def grain(self, key: str) -> torch.dtype | None:
-        if len(self._held[key][1]) > 1:
+        if self._owners[key].patches.get(key):
             # The sum with its patches is formed in float32.
             return torch.float32
-        weight = self._weight(key)
+        weight = self._stored(key)
         return weight.dtype if plain(weight) is weight and weight.is_floating_point() else None
 
-    def _weight(self, key: str) -> Any:
-        return self._held[key][1][0][0]
+    def _stored(self, key: str) -> Any:
+        """A weight without its patches. The host keeps it aside while they are on the model."""
+        patcher = self._owners[key]
+        if key in patcher.hook_backup:
+            return patcher.hook_backup[key][0]
+        return patcher.backup[key].weight if key in patcher.backup else held_at(patcher, key)
 
 
 def connected_weights(model: Any, clip: Any) -> LoadedWeights | None:

@@ -38,7 +38,7 @@ class LycorisBlockInfo(io.ComfyNode):
     @checked
     def execute(cls, model: Any, clip: Any = None, stack: Stack | None = None) -> io.NodeOutput:
         weights = LoadedWeights("the connected model", model, clip)
-        surveyed = survey(stack or Stack(), weights.shapes, read=weights.read, progress=progress(1))
+        surveyed = survey(stack or Stack(), weights.shapes, read=weights.original, progress=progress(1))
         picture = picture_tensor(blocks_picture(surveyed))
         text = describe_blocks(surveyed)
         return io.NodeOutput(text, picture, ui={"text": (text,), **shown_pictures(picture, cls)})

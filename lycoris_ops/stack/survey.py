@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from ..algorithms.base import Dependent
 from ..changes.size import norm_of
 from ..maths.shapes import Shape
 from ..maths.tensors import norm
 from ..names.blocks import Blocks
 from ..names.targets import Targets, known_shapes
-from .resolve import EntryResolution, Match, ReadWeight, resolve
+from .resolve import EntryResolution, Match, resolve
 from .stack import Entry, Stack
 
 
@@ -57,14 +59,14 @@ def survey(
     stack: Stack,
     keys: Collection[str] | Mapping[str, Shape],
     *,
-    read: ReadWeight | None = None,
+    read: Callable[[str], Tensor | None] | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Survey:
     """Measure what each adapter of a stack does in each block of a model.
 
     `keys` are those of the model, as in `resolve`. `read` reads weights for changes that depend on them
-    (DoRA, OFT, ...); without it these are counted and not measured. `progress` gets the number of layers that
-    are done and their number in all.
+    (DoRA, OFT, ...); without it, and where it gives None, these are counted and not measured. `progress` gets
+    the number of layers that are done and their number in all.
     """
     shapes = known_shapes(keys)
     parts = Targets(shapes)
@@ -93,11 +95,12 @@ def survey(
     return Survey({name: len(members) for name, members in blocks.members.items()}, tuple(found))
 
 
-def _size(entry: Entry, match: Match, read: ReadWeight | None) -> float | None:
+def _size(entry: Entry, match: Match, read: Callable[[str], Tensor | None] | None) -> float | None:
     """The norm of a layer's change; None where it depends on a weight that cannot be read."""
     part = match.read(entry.adapter, keep=False)
     forms = part.forms()
     plain = [form for form in forms if not isinstance(form, Dependent)]
     if len(plain) == len(forms):
         return norm_of(plain) if plain else 0.0
-    return None if read is None else float(norm(part.delta(read(match.key))))
+    weight = None if read is None else read(match.key)
+    return None if weight is None else float(norm(part.delta(weight)))

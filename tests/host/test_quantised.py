@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from hosting import STEPS, Host, Patched, load, model_of, unload
-from kinds import lora
+from kinds import kinds, lora
 from packed import LAYERS, PLAIN, assert_same, bits, door, float_unet, module, packed, quantised
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -400,6 +400,58 @@ def test_a_quantised_embedding_is_patched_too(host: Host, small: Any) -> None:
     patched.model.load(torch.device("cpu"), lowvram_model_memory=1)
     assert torch.equal(layer(ids), exact)
     patched.model.unpatch_model()
+
+
+@pytest.fixture
+def fp8(host: Host) -> Patched:
+    """A model of one layer `x` whose weight (24, 16) is quantised."""
+    tensors = quantised(host, "fp8", torch.randn(24, 16), "x.weight")
+    own = {key.removeprefix("x."): tensor for key, tensor in tensors.items()}
+    unpacked = host.module("lycoris_nodes.host.quantised").quantised_layer
+    return model_of(x=unpacked((24, 16), own, {"format": "float8_e4m3fn"}))
+
+
+def test_nodes_that_read_weights_take_a_quantised_model(
+    host: Host, fp8: Patched, stack_of: Callable[..., Any]
+) -> None:
+    # Only the state dict has these, and the layer holds no such things.
+    assert fp8.model.model_state_dict().keys() > {f"diffusion_model.x.{n}" for n in ("weight", "comfy_quant")}
+    stack = stack_of({"x": kinds((24, 16))["lora-dora-out"]})
+    (entry,) = stack
+    base = dequantised(fp8, "x")
+    change = host.ops.patch_(base.clone(), [(one, 1.0) for one in entry.adapter.layers.values()]) - base
+    found = {
+        "merge": host.run("LycorisMergeAdapters", {"method": "sum"}, stack, model=fp8.model, dtype="float32"),
+        "resize": host.run(
+            "LycorisResizeAdapter", stack, "rank 16", "lora", model=fp8.model, dtype="float32"
+        ),
+    }
+    for name, (made, _) in found.items():
+        ((layer,),) = (one.adapter.layers.values() for one in made)
+        assert torch.allclose(layer.delta(torch.zeros(24, 16)), change, atol=1e-4), name
+    learned, loaded = stack_of({"x": lora((24, 16))}), "the connected model"
+    tuned = host.apply(fp8, learned).model
+    made, _ = host.run("LycorisExtractAdapter", loaded, loaded, "rank 16", "lora", False, tuned, fp8.model)
+    (((ours,),), ((theirs,),)) = ((one.adapter.layers.values() for one in each) for each in (made, learned))
+    wanted = theirs.delta(torch.zeros(24, 16))
+    assert (ours.delta(torch.zeros(24, 16)) - wanted).norm() < 2e-3 * wanted.norm()
+    _, said = host.run("LycorisInspect", stack, fp8.model)
+    assert f"({change.norm() / base.norm():.2%} of its weight)" in said
+
+
+def test_changes_are_measured_on_the_weight_without_its_patches_and_only_where_it_can_be_read(
+    host: Host, fp8: Patched, stack_of: Callable[..., Any]
+) -> None:
+    stack = stack_of({"x": kinds((24, 16))["lora-dora-out"]})
+    report, _ = host.run("LycorisBlockInfo", fp8.model, None, stack)
+    assert "100.0%" in report and "not measured" not in report
+    weights = door(host).LoadedWeights("the model", host.apply(fp8, stack_of({"x": lora((24, 16))})).model)
+    key = "diffusion_model.x.weight"
+    assert torch.equal(weights.original(key), dequantised(fp8, "x"))
+    assert not torch.equal(weights.read(key), weights.original(key))
+    module(fp8, "x").pre_quant_scale = torch.ones(16)
+    report, _ = host.run("LycorisBlockInfo", fp8.model, None, stack)
+    assert "not measured: 1 change depends on the weights of the model" in report
 
 
 def test_a_state_dict_may_name_what_the_model_does_not_hold(host: Host) -> None:
