@@ -78,7 +78,7 @@ def partial(path: Path) -> None:
 
 
 def test_every_node_checks_its_inputs(host: Host) -> None:
-    """`inputs.checked` is on each of them, and the cases below try it."""
+    """`checks.checked` is on each of them, and the cases below try it."""
     nodes = [kind for name, kind in host.nodes.NODE_CLASS_MAPPINGS.items() if name.startswith("Lycoris")]
     assert nodes
     assert [kind.__name__ for kind in nodes if not hasattr(kind.execute, "__wrapped__")] == []
