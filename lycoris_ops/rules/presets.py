@@ -33,7 +33,7 @@ def _named() -> dict[str, str]:
     found = {"ALL": "* = 1", "NONE": "* = 0", "ALL0.5": "* = 0.5"}
     for record in ARCHITECTURES.values():
         found |= record.presets
-    for record in ARCHITECTURES.values():
+    for record in sorted(ARCHITECTURES.values(), key=lambda record: record.place):
         for family in record.families:
             for size in family.sizes:
                 found |= _thirds(size)

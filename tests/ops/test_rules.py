@@ -363,6 +363,12 @@ def test_presets_of_a_unet_give_what_the_vectors_do() -> None:
         assert weigh(lyc.BLOCK_PRESETS[name], on).of == weigh(f"lbw:{vector}", on).of, name
 
 
+def test_the_list_of_presets_begins_with_the_most_usual() -> None:
+    fronts = [name for name in lyc.BLOCK_PRESETS if name.endswith("-FRONT")]
+    assert list(lyc.BLOCK_PRESETS)[:3] == ["ALL", "NONE", "ALL0.5"]
+    assert fronts[:4] == ["FLUX-DBL-FRONT", "FLUX-SGL-FRONT", "SD3-FRONT", "SD3.5-LARGE-FRONT"]
+
+
 def test_a_file_of_presets_is_read_line_by_line() -> None:
     found = lyc.read_presets(
         "# mine\nSD-A:1,0,0,0.5\nnonsense\n[soft face]\nin = 0.5\nOUTS\n\n[bad]\nmid = 1\nin.1 = much\n"

@@ -174,6 +174,7 @@ BLOCKS = {"double": 19, "single": 38}
 
 # LongCat-Image's marks fit most others too: it must be last.
 ARCHITECTURE = Architecture(
+    place=1,
     layouts=(
         Layout(
             ("img_in", QKV, "double_stream_modulation_img.lin"), FLUX_2, FLUX_2_OTHERS, SPELLINGS, FLUX_2_LOKR

@@ -146,5 +146,7 @@ class Architecture:
     families: tuple[Family, ...] = ()
     presets: Mapping[str, str] = field(default_factory=dict[str, str])
     """Block rules by name, beside those that follow from the sizes of the families."""
+    place: int = 100
+    """Its place in the list of block presets, which begins with the most usual models."""
     vectors: tuple[Vector, ...] = ()
     trained: tuple[Training, ...] = ()
