@@ -22,11 +22,11 @@ export function* ourNodes(graph = app.rootGraph) {
 }
 
 /**
- * Find our node by the host's key: `5`, or `3:5` for node 5 in the subgraph of node 3. Null for others' nodes.
+ * Find a node by the host's key: `5`, or `3:5` for node 5 in the subgraph of node 3.
  *
  * @param {string | number} key
  */
-export function nodeOf(key) {
+export function anyNodeOf(key) {
   /** @type {Graph | undefined} */
   let graph = app.rootGraph
   /** @type {GraphNode | null | undefined} */
@@ -35,6 +35,16 @@ export function nodeOf(key) {
     node = /** @type {GraphNode | null | undefined} */ (graph?.getNodeById(id))
     graph = node?.subgraph
   }
+  return node
+}
+
+/**
+ * Find our node by the host's key. Null for others' nodes.
+ *
+ * @param {string | number} key
+ */
+export function nodeOf(key) {
+  const node = anyNodeOf(key)
   return isOurs(node?.type) ? node : null
 }
 

@@ -2,9 +2,9 @@
 
 import { app } from "../../scripts/app.js"
 import { onPrompt } from "./frontend.js"
-import { after, isOurs, nodeOf, ourNodes } from "./nodes.js"
+import { after, anyNodeOf, isOurs, nodeOf, ourNodes } from "./nodes.js"
 import { bareHeight, fill, remove, stateOf } from "./report/box.js"
-import { isSame, refusal } from "./report/words.js"
+import { isAsIn, refusal } from "./report/words.js"
 
 // How many of the runs that the host remembers are looked through.
 const REMEMBERED = 32
@@ -67,13 +67,11 @@ async function recall(nodes) {
   /** @type {any[]} */
   const runs = Object.values(await answer.json()).reverse()
   const own = runs.filter(({ prompt }) => prompt[3]?.extra_pnginfo?.workflow?.id === app.rootGraph.id)
-  if (!own.length) return
-  const { output: now } = await app.graphToPrompt()
   if (running) return
   for (const { prompt, outputs } of own) {
     for (const [key, output] of Object.entries(outputs)) {
       const node = nodeOf(key)
-      if (!node || !left.has(node) || !isSame(prompt[2], now, key)) continue
+      if (!node || !left.has(node) || !isAsIn(prompt[2], key, anyNodeOf)) continue
       show(node, output)
       left.delete(node)
     }
@@ -86,9 +84,12 @@ async function recall(nodes) {
  */
 async function finish() {
   running = false
-  await recall(cached.map(nodeOf).filter((node) => node != null))
-  // The next run may have begun, and the boxes are about that.
-  if (!running) removeAll("waiting")
+  try {
+    await recall(cached.map(nodeOf).filter((node) => node != null))
+  } finally {
+    // The next run may have begun, and the boxes are about that.
+    if (!running) removeAll("waiting")
+  }
 }
 
 function listen() {

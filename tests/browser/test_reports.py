@@ -321,6 +321,36 @@ def test_an_interrupt_takes_the_place_of_a_report(ui: Ui, vue: bool) -> None:
     assert ui.run()["name"] == "execution_error"
     after = said()
     assert after["LycorisMergeAdapters"] == merged and after["LycorisApplyStack"][0] == "error"
+    # Where the host cannot say what it remembers, no box goes on waiting.
+    page.route("**/history*", lambda route: route.fulfill(status=500))
+    assert ui.run()["name"] == "execution_error"
+    assert {kind: state for kind, (state, _) in said().items()} == {"LycorisApplyStack": "error"}
+    page.unroute("**/history*")
+
+
+def test_an_earlier_report_is_found_without_asking_widgets_for_their_values(ui: Ui, vue: bool) -> None:
+    """Some take a picture or upload one when the front end makes a prompt of them."""
+    page = ui.page
+    build(ui, vue, "lora.safetensors")
+    assert ui.run()["name"] == "execution_success"
+    page.wait_for_timeout(700)
+    said = boxes(ui)
+    page.evaluate(
+        """() => app.registerExtension({
+            name: "tests.asked",
+            nodeCreated: ({widgets}) => {
+                for (const widget of widgets ?? []) widget.serializeValue = () => {
+                    window.asked = true
+                    return widget.value
+                }
+            },
+        })"""
+    )
+    ui.load(ui.serialized())
+    page.wait_for_timeout(700)
+    assert boxes(ui) == said and not page.evaluate("window.asked")
+    ui.prompt()
+    assert page.evaluate("window.asked"), "the test would show nothing"
 
 
 @pytest.mark.every_front_end(vue=True)

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict"
 import { test } from "node:test"
 
-import { firstAndRest, freeBelow, isSame, refusal } from "../../lycoris_nodes/web/report/words.js"
+import { firstAndRest, freeBelow, isAsIn, refusal } from "../../lycoris_nodes/web/report/words.js"
 
 test("a refusal says each reason once, and ours without the name of the input", () => {
   const own = { type: "custom_validation_failed", message: "Custom validation failed", details: "rules - line 2 - no" }
@@ -26,33 +26,63 @@ test("a box ends above the next node below", () => {
   assert.equal(freeBelow(node, [at(100, 210), at(-100, 210), at(0, 100), at(50, 300), at(-50, 260)]), 60)
 })
 
-test("a report holds while its node and all before it are the same", () => {
-  const prompt = () => ({
+/**
+ * The nodes of a page as they were when a prompt was sent.
+ *
+ * @param {Record<string, any>} prompt
+ */
+function nodesOf(prompt) {
+  /** @type {Record<string, any>} */
+  const nodes = {}
+  for (const [key, { class_type, inputs }] of Object.entries(prompt)) {
+    const isLink = (/** @type {any} */ value) => Array.isArray(value) && value[0] in prompt
+    const entries = Object.entries(inputs)
+    const links = entries.filter(([, value]) => isLink(value))
+    nodes[key] = {
+      comfyClass: class_type,
+      mode: 0,
+      widgets: entries.filter(([, value]) => !isLink(value)).map(([name, value]) => ({ name, value })),
+      inputs: [...links.map(([name], link) => ({ name, link })), { name: "free", link: null }],
+      getInputNode: (/** @type {number} */ slot) => nodes[/** @type {any} */ (links[slot]?.[1])?.[0]],
+    }
+  }
+  return nodes
+}
+
+test("a report holds while its node and all before it are as in the prompt", () => {
+  const prompt = {
     1: { class_type: "Load", inputs: { file: "a", strength: 1 } },
     2: { class_type: "Combine", inputs: { stack0: ["1", 0], stack1: ["1", 0] } },
-    "3:5": { class_type: "Apply", inputs: { stack: ["2", 0], box: [1, 2], mode: "merge" } },
+    "3:5": { class_type: "Apply", inputs: { stack: ["2", 0], box: { x: 1 }, mode: "merge" } },
     9: { class_type: "Other", inputs: { value: 1 } },
-  })
-  /** @type {[string, boolean, (prompt: any) => void][]} */
+  }
+  /** @type {[string, boolean, (nodes: any) => void][]} */
   const changes = [
     ["nothing", true, () => {}],
-    ["a node that is not before it", true, (other) => delete other[9]],
-    ["a value before it", false, (other) => (other[1].inputs.strength = 2)],
-    ["a type before it", false, (other) => (other[1].class_type = "LoadOther")],
-    ["a link", false, (other) => (other[2].inputs.stack1 = ["1", 1])],
-    ["one input more", false, (other) => (other["3:5"].inputs.clip = ["9", 0])],
-    ["one input less", false, (other) => delete other[2].inputs.stack1],
-    ["a node that is gone", false, (other) => delete other[1]],
-    ["a list that is no link", false, (other) => (other["3:5"].inputs.box = [1, 3])],
+    ["a node that is not before it", true, (nodes) => delete nodes[9]],
+    ["a value before it", false, (nodes) => (nodes[1].widgets[1].value = 2)],
+    ["a type before it", false, (nodes) => (nodes[1].comfyClass = "LoadOther")],
+    ["a muted node before it", false, (nodes) => (nodes[1].mode = 2)],
+    ["a bypassed node before it", false, (nodes) => (nodes[2].mode = 4)],
+    ["a link", false, (nodes) => (nodes[2].getInputNode = () => nodes[9])],
+    ["one link more", false, (nodes) => (nodes["3:5"].inputs[1].link = 7)],
+    ["one link less", false, (nodes) => (nodes[2].inputs[1].link = null)],
+    ["a node that is gone", false, (nodes) => delete nodes[1]],
+    ["a part of a value", false, (nodes) => (nodes["3:5"].widgets[0].value = { x: 2 })],
   ]
   for (const [words, expected, change] of changes) {
-    const other = prompt()
-    change(other)
-    assert.equal(isSame(prompt(), other, "3:5"), expected, words)
+    const nodes = nodesOf(prompt)
+    change(nodes)
+    assert.equal(
+      isAsIn(prompt, "3:5", (key) => nodes[key]),
+      expected,
+      words,
+    )
   }
 })
 
 test("a loop of nodes is looked at once", () => {
   const prompt = { 1: { class_type: "A", inputs: { x: ["2", 0] } }, 2: { class_type: "B", inputs: { x: ["1", 0] } } }
-  assert.ok(isSame(prompt, structuredClone(prompt), "1"))
+  const nodes = nodesOf(prompt)
+  assert.ok(isAsIn(prompt, "1", (key) => nodes[key]))
 })

@@ -39,22 +39,30 @@ export function freeBelow({ left, right, bottom }, others) {
 /** @typedef {Record<string, {class_type: string, inputs: Record<string, unknown>}>} Prompt */
 
 /**
- * Whether a node and all before it are in one prompt as they are in another.
+ * Whether a node and all before it have the values and links that they had in a prompt.
+ *
+ * The front end is not asked for a new prompt: for that it calls widgets that take pictures and upload them.
  *
  * @param {Prompt} prompt
- * @param {Prompt} other
  * @param {string} key
+ * @param {(key: string) => GraphNode | null | undefined} find
  * @returns {boolean}
  */
-export function isSame(prompt, other, key, done = new Set()) {
+export function isAsIn(prompt, key, find, done = new Set()) {
   if (done.has(key)) return true
   done.add(key)
-  const [node, another] = [prompt[key], other[key]]
-  if (!another || node.class_type !== another.class_type) return false
-  const inputs = Object.entries(node.inputs)
-  if (inputs.length !== Object.keys(another.inputs).length) return false
-  return inputs.every(([name, value]) => {
-    if (JSON.stringify(value) !== JSON.stringify(another.inputs[name])) return false
-    return !Array.isArray(value) || !(value[0] in prompt) || isSame(prompt, other, value[0], done)
+  const node = find(key)
+  const { class_type, inputs } = prompt[key]
+  // Any mode but 0 is muted or bypassed.
+  if (!node || node.comfyClass !== class_type || node.mode !== 0) return false
+  const linked = new Map(
+    (node.inputs ?? []).flatMap(({ name, link }, slot) => (link == null ? [] : [[name, node.getInputNode(slot)]])),
+  )
+  if ([...linked.keys()].some((name) => !Array.isArray(inputs[name]))) return false
+  return Object.entries(inputs).every(([name, value]) => {
+    if (Array.isArray(value) && value[0] in prompt) {
+      return linked.get(name) === find(value[0]) && isAsIn(prompt, value[0], find, done)
+    }
+    return JSON.stringify(node.widgets?.find((widget) => widget.name === name)?.value) === JSON.stringify(value)
   })
 }
