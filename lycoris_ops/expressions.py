@@ -1,8 +1,8 @@
-"""Regular expressions: those that users write, and those out of files, which come from strangers.
+"""Regular expressions that users write, and those in files, which come from strangers.
 
-Those of users are Python's `re`, which can take forever on a crafted expression. Those of files are matched
-by the package `regex`, whose syntax is the same, within a limit of time. Most of them are plain paths, which
-need neither.
+Users' expressions use Python's `re`, which a crafted expression can keep busy forever. Expressions from files
+use the package `regex`, which has the same syntax and a time limit. Most of these are plain paths and need
+neither.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from itertools import chain
 from .errors import RuleError
 
 MOST_TEXT = 1 << 20
-"""The most characters that the expressions of one field may have together. 800 layers of SDXL, each with an
-expression of its own, have about 60,000."""
+"""The most characters that all expressions of one field may have. An expression for each of the 800 layers of
+SDXL needs about 60,000."""
 MOST_COMPILED = 1 << 14
-"""The most characters of those that are no plain paths. Compiling these takes a quarter of a second."""
+"""The most characters in expressions that are not plain paths. Compiling so many takes a quarter of a
+second."""
 MOST_COPIES = 10_000
 """The most copies that counted repeats (`a{9}`) may make. Compiling writes each of them out."""
 COUNTS = re.compile(r"\{(\d*),?(\d*)\}")
 SECONDS = 0.4
-"""The most time that all look-ups in one field may take together."""
+"""The most seconds that all look-ups in one field may take together."""
 
 
 def search(text: str) -> Callable[[str], bool]:
-    """The test whether a user's regular expression matches somewhere in a name, in capital or small letters.
-
-    Raises RuleError where the expression cannot be read.
+    """A test whether a user's regular expression matches anywhere in a name, ignoring case. Raises RuleError
+    for an invalid expression.
     """
     try:
         found = re.compile(text, re.IGNORECASE)
@@ -44,21 +44,21 @@ def search(text: str) -> Callable[[str], bool]:
 
 
 class ExpressionError(ValueError):
-    """An expression that cannot be matched, or not in time."""
+    """An expression that cannot be used, or takes too long to match."""
 
 
 PATH = re.compile(r"(\^?)((?:\\[^a-zA-Z0-9]|[^\\()\[\]{}*+?|^$])+)\$?")
-"""An expression that is the path of a layer, or its end, perhaps between anchors, as nearly all are.
+"""Nearly all expressions: a layer's path or the end of one, with or without anchors.
 
-Groups: the anchor at the begin, and the path. Its dots are taken for dots, though they match any character:
-no model has two paths that differ in just that."""
+Groups: the first anchor, and the path. Its dots are read as literal dots, not as any character: no model has
+two paths that differ only in that."""
 
 
 class Expressions:
     """The expressions of one field of a file, in their order.
 
-    By PEFT's rule an expression must match a whole path, or its end after a dot. With `whole` only the first
-    counts. Raises ExpressionError, which says which expression cannot be read and why.
+    By PEFT's rule an expression must match a whole path, or the end of one after a dot. With `whole` it must
+    match the whole path. Raises ExpressionError, which says which expression is invalid and why.
     """
 
     def __init__(self, texts: Sequence[str], *, whole: bool = False) -> None:
@@ -73,14 +73,14 @@ class Expressions:
                 others[number] = text
             for match in filter(None, parts if all(parts) else []):
                 table = self._paths if whole or match[1] else self._ends
-                # An earlier expression of the same text keeps its place.
+                # Of equal expressions the first one counts.
                 table.setdefault(re.sub(r"\\(.)", r"\1", match[2]), number)
         self._others = _compiled(others, whole=whole)
         self._found: dict[str, int | None] = {}
         self._left = SECONDS
 
     def first(self, path: str) -> int | None:
-        """The number of the first expression that matches a path; None where none does.
+        """The number of the first expression that matches a path; None if none does.
 
         Raises ExpressionError where all look-ups together have taken longer than `SECONDS`.
         """
@@ -111,7 +111,8 @@ class Expressions:
 
 
 def _compiled(texts: dict[int, str], *, whole: bool) -> list[tuple[int, Callable[[str, float], bool]]]:
-    """The number of each expression, with its test: whether a path matches, told within so many seconds."""
+    """The number of each expression, and a function that tests whether a path matches within so many
+    seconds."""
     if not texts:
         return []
     try:
@@ -129,7 +130,7 @@ def _compiled(texts: dict[int, str], *, whole: bool) -> list[tuple[int, Callable
             raise ExpressionError(f"counted repeats of more than {MOST_COPIES} copies, in {text[:200]!r}")
         try:
             found = regex.compile(text if whole else rf"(?:.*\.)?(?:{text})")
-            # Alone too: with something around it, a ) too many would close the wrong group.
+            # Compile it alone too: an extra ) could close the group that is put around it.
             regex.compile(text)
         except (regex.error, RecursionError, OverflowError) as error:
             raise ExpressionError(f"{error}, in {text[:200]!r}") from None

@@ -1,8 +1,8 @@
 """Handle the signals that end a process: Ctrl-C (SIGINT) and SIGTERM.
 
-Importing the command line takes seconds. Importing this module first makes a signal in that time end the
-process with one line and the shell's status. Inside a verb the signals raise, so that unfinished files are
-removed.
+Importing the command line takes seconds. Once this module is imported, a signal in that time ends the process
+with one line and the status that shells expect. Inside a verb the signals raise exceptions, so that
+unfinished files are removed.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a process as Ctrl-C does."""
+    """Raised for SIGTERM, which ends a process as Ctrl-C does."""
 
 
 def status_of(error: KeyboardInterrupt) -> int:
-    """The exit status that shells report for a command that was ended so."""
+    """The exit status that shells report for a command that a signal ended."""
     return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
 
 
 def _leave(number: int, _: FrameType | None) -> NoReturn:
-    # Not by an exception: an import that it goes through may take it for its own.
+    # Not by an exception: an import that it passes through might catch it.
     os.write(2, b"error: terminated\n" if number == signal.SIGTERM else b"error: interrupted\n")
     os._exit(128 + number)
 
@@ -63,18 +63,17 @@ def uninterrupted() -> Generator[None]:
 
 
 def _heeded(handler: object) -> bool:
-    """Whether a signal is heeded, in a way that Python can put back.
-
-    A shell lets commands in the background ignore Ctrl-C.
+    """Whether a signal is not ignored, and Python can restore its handler. Shells make background commands
+    ignore Ctrl-C.
     """
     return handler is not None and handler is not signal.SIG_IGN
 
 
 @contextmanager
 def _handled(handler: Any, replaces: Any) -> Generator[dict[int, Any]]:
-    """A context that sets a handler in place of those that `replaces` accepts, and yields the replaced ones.
+    """A context that replaces the handlers that `replaces` accepts, and yields the old ones.
 
-    Python handles signals in the main thread alone, so elsewhere nothing is done.
+    Does nothing outside the main thread, where Python handles no signals.
     """
     before: dict[int, Any] = {}
     try:

@@ -1,4 +1,4 @@
-"""The patch object with which the host adds a whole stack to one of its weights."""
+"""The patch object that adds a whole stack to one weight of the host."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ from ..host.patching import WeightAdapterBase
 from ..host.weights import plain
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""What the errors of allocators say (CPU, MPS, XPU) that raise a plain RuntimeError when memory is out."""
+"""Messages of allocators that raise a plain RuntimeError when memory runs out (CPU, MPS, XPU)."""
 
 
 class PatchMemoryError(LycorisError, torch.cuda.OutOfMemoryError):
-    """There is no memory to patch or read a weight.
-
-    It is an OutOfMemoryError as well, because the host answers such an error by unloading its models.
+    """There is no memory to patch or read a weight. Also an OutOfMemoryError, so that the host unloads models
+    when it is raised.
     """
 
 
 class LycorisPatch(WeightAdapterBase):
     """All layers of a stack that change one weight.
 
-    When the host moves the tensors to another device, it rebuilds a patch from `loaded_keys` and `weights`
-    alone. All state is therefore in `weights`: the plan without tensors, the tensors, the strengths.
+    To move the tensors to another device, the host rebuilds a patch from `loaded_keys` and `weights` only. So
+    all state is in `weights`: the plan without tensors, the tensors, the strengths.
     """
 
     name = "lycoris"
@@ -54,11 +53,11 @@ class LycorisPatch(WeightAdapterBase):
         plan = kept_plan(shape, pairs)
         keys = {match.layer for _, match in pairs}
         strengths = tuple(float(match.strength) for _, match in pairs)
-        # Only tensors that stand in `weights` itself are found and moved by the host.
+        # The host finds and moves only tensors that are directly in `weights`.
         return cls(keys, (replace(plan, tensors=(), strengths=()), plan.tensors, strengths))
 
     def calculate_shape(self, key: str) -> tuple[int, ...] | None:
-        """The weight's shape afterwards where the stack enlarges it, else None."""
+        """The weight's new shape if the stack enlarges it, else None."""
         plan = self.weights[0]
         return plan.final if plan.final != plan.shape else None
 
@@ -75,12 +74,12 @@ class LycorisPatch(WeightAdapterBase):
     ) -> Tensor:
         """Patch the weight in place, in the dtype it has, and return it.
 
-        A weight that the stack enlarges, and one that is quantised, is not patched in place: another one is
-        returned. `strength` scales the whole stack: it is 1 unless another node merges patched models. What
-        follows it belongs to the host's signature and is not used.
+        For a weight that is quantised or that the stack enlarges, a new tensor is returned. `strength` scales
+        the whole stack: it is 1 unless another node merges patched models. The parameters after it belong to
+        the host's signature and are not used.
 
-        Raises PatchMemoryError, with the weight as it was, where there is no memory to patch it, and
-        LycorisError where a layer does not fit it.
+        Raises PatchMemoryError, and leaves the weight unchanged, if memory runs out; LycorisError if a layer
+        does not fit the weight.
         """
         plan, tensors, strengths = self.weights
         values = tuple(value * strength for value in strengths)
@@ -96,8 +95,7 @@ class LycorisPatch(WeightAdapterBase):
 def memory_named(
     purpose: str, key: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device, hint: str
 ) -> Generator[None]:
-    """Raise what an allocator raises inside as a PatchMemoryError that names the weight and its size.
-
+    """A context that turns errors of an allocator into a PatchMemoryError with the weight's name and size.
     `purpose` completes "there is no memory ", `hint` says what to do; the others describe the weight.
     """
     try:
@@ -124,9 +122,8 @@ def build_patches(
     shapes: Mapping[str, Sequence[int]],
     pairs: Mapping[str, Sequence[tuple[Entry, Match]]],
 ) -> dict[str, LycorisPatch]:
-    """Key to patch, for each weight that the stack changes and that is among `shapes`.
-
-    An interrupt by the user ends it between two weights, by the host's own exception.
+    """Maps keys to patches, for each weight in `shapes` that the stack changes. If the user interrupts, the
+    host's own exception is raised between two weights.
     """
     patches: dict[str, LycorisPatch] = {}
     for key, found in pairs.items():

@@ -17,35 +17,36 @@ from ..host.weights import layer_of
 def used_uncalled(patcher: Any, path: str) -> bool:
     """Whether the model uses a layer's weight without calling the layer, so that no hook would run.
 
-    The source of the class that holds the layer tells, see `_Uncalled`. It does not tell of the head of a
-    language model (`lm_head`), which the host holds in a variable before it multiplies by its weight.
+    This is read from the source of the class that holds the layer, see `_Uncalled`. The head of a language
+    model (`lm_head`) is listed by name: the host puts it into a variable before it multiplies by its weight.
     """
     parent, _, name = path.rpartition(".")
     if name == "lm_head":
         return True
     int8 = getattr(layer_of(patcher, path), "layout_type", None) == "TensorWiseINT8Layout"
     uses = _Uncalled.of(type(layer_of(patcher, parent)))
-    # Without the source of its class, an int8 layer may be one. A merge is right in both cases.
+    # Without the source, assume that an int8 layer is used uncalled: merging it is right in any case.
     return int8 if uses is None else name in uses.always or (int8 and name in uses.int8)
 
 
 DESCRIBES = frozenset({"device", "dtype", "is_cuda", "ndim", "numel", "requires_grad", "shape", "size"})
-"""What code reads from a weight without multiplying by it."""
+"""Attributes of a weight that can be read without multiplying by it."""
 
 
 @dataclass(frozen=True)
 class _Uncalled:
-    """The layers whose weights the methods of a class use without calling the layers, by attribute names."""
+    """The layers, by attribute name, whose weights a class uses without calling the layers."""
 
     always: frozenset[str]
-    """Those whose `weight` is read, or that `cast_bias_weight` gets."""
+    """Layers whose `weight` is read, or that are passed to `cast_bias_weight`."""
     int8: frozenset[str]
-    """Those given to `linear_input_act`, which multiplies by an int8 weight itself and calls other layers."""
+    """Layers that are passed to `linear_input_act`, which multiplies by an int8 weight itself and calls other
+    layers."""
 
     @staticmethod
     @cache
     def of(kind: type) -> _Uncalled | None:
-        """None where the source of the class, or of one that it inherits from, is not available."""
+        """None where the source of the class or of a base class is not available."""
         always: set[str] = set()
         int8: set[str] = set()
         for base in kind.__mro__:
@@ -56,7 +57,7 @@ class _Uncalled:
             except (OSError, TypeError, SyntaxError):
                 return None
             for method in ast.walk(tree):
-                # What `__init__`, `init_weights` and the like do is over when the model is used.
+                # `__init__`, `init_weights` and the like are done before the model is used.
                 if isinstance(method, ast.FunctionDef) and not method.name.strip("_").startswith("init"):
                     always |= _weights_read(method)
                     always |= _layers_given(method, _CAST)
@@ -69,7 +70,7 @@ _USES = {"weight", _CAST, _FUSED}
 
 
 def _names_in(kind: type) -> set[str]:
-    """The attributes and global names in the methods of a class. Its source would take 20 ms to find."""
+    """The attributes and global names in the methods of a class. Finding its source would take 20 ms."""
     methods = (getattr(value, "fget", value) for value in vars(kind).values())
     codes = [inspect.unwrap(method).__code__ for method in methods if inspect.isfunction(method)]
     names: set[str] = set()
@@ -81,7 +82,7 @@ def _names_in(kind: type) -> set[str]:
 
 
 def _weights_read(method: ast.FunctionDef) -> set[str]:
-    """Each X for which a method uses the values of `self.X.weight`, not only what describes them."""
+    """Each X where a method uses the values of `self.X.weight`, not only attributes that describe them."""
     reads = {node: layer for node in ast.walk(method) if (layer := _layer_of_weight(node))}
     for node in ast.walk(method):
         described = isinstance(node, ast.Attribute) and node.attr in DESCRIBES
@@ -97,7 +98,7 @@ def _layer_of_weight(node: ast.AST) -> str | None:
 
 
 def _layers_given(method: ast.FunctionDef, function: str) -> set[str]:
-    """Each X for which a method calls a function of this name with `self.X`."""
+    """Each X where a method passes `self.X` to a function of this name."""
     return {
         layer
         for node in ast.walk(method)

@@ -23,36 +23,35 @@ from ...lycoris_ops import (
 from ..host.quantised import QUANT_FORMATS, quantised_layer, rounding_seed
 
 MARK = "comfy_quant"
-"""Last part of the name of a tensor that describes the quantised weight beside it: JSON, as bytes."""
+"""Suffix of a tensor that describes the quantised weight beside it: JSON, as bytes."""
 
 TABLE = "_quantization_metadata"
 """Metadata key under which a file describes all of its quantised layers at once, as JSON."""
 
 OLD_MARK = "scaled_fp8"
-"""End of the name of a marker tensor in older files. What comes before it is the prefix of a part of the
-model: the layers of this part that have a `scale_weight` are quantised to float8."""
+"""Suffix of a marker tensor in older files. The rest of its name is the prefix of a part of the model: layers
+of this part with a `scale_weight` are quantised to float8."""
 
 MAX_MARK = 1 << 14
-"""Bytes of a tensor that describes a quantised weight. ComfyUI writes less than 100."""
+"""The most bytes of a tensor that describes a quantised weight. ComfyUI writes less than 100."""
 
 GROUP = "convrot_groupsize"
 MAX_GROUP = 4096
-"""The largest group of columns that may be rotated together, for which the host makes a matrix of that size
-squared. Its own default is 256."""
+"""The largest group of columns that may be rotated together. The host makes a matrix of that size squared;
+its own default is 256."""
 
 SCALES: dict[str, tuple[str, ...]] = {
     "weight_scale": ("weight_scale", "scale_weight"),
     "weight_scale_2": ("weight_scale_2",),
 }
-"""The host's names for the scales of a weight, each with the names that files have for it."""
+"""The host's names for the scales of a weight, each with its names in files."""
 
 SMOOTHING = "pre_quant_scale"
-"""The name of factors (I,) that the host multiplies a layer's input with. The weight that acts on the
-original input is the stored one times these factors, column by column. Source of the name: NVIDIA's
-ModelOpt."""
+"""The name of factors (I,) by which the host multiplies a layer's input. So the effective weight is the
+stored one times these factors, column by column. Source of the name: NVIDIA's ModelOpt."""
 
 PACKED = {"nvfp4": 2, "convrot_w4a4": 2}
-"""Formats that store several columns in one byte, with how many."""
+"""Formats that store several columns in one byte, with their number."""
 
 PREFIXES = {
     "model.diffusion_model.": "diffusion_model.",
@@ -61,7 +60,7 @@ PREFIXES = {
     "conditioner.embedders.0.transformer.": "clip_l.transformer.",
     "text_encoders.": "",
 }
-"""Prefixes of weights in a checkpoint, to those in the loaded model.
+"""Maps prefixes of weights in a checkpoint to those in the loaded model.
 
 Text encoders in OpenCLIP's layout are not among them, because the host changes more than the prefix of their
 names. Source: `comfy.supported_models`."""
@@ -71,27 +70,25 @@ names. Source: `comfy.supported_models`."""
 class HostCodec:
     """Reads and writes quantised weights through the host's own layer for them; see `Codec`.
 
-    The rounding is therefore the host's. Its seed is made of the name that the weight has in the loaded
-    model, as far as this name is known: a file then holds what the host itself would have made of the
-    patched weight.
+    The rounding is therefore the host's. Its seed comes from the weight's name in the loaded model, if known,
+    so that the file holds what the host itself would have made of the patched weight.
     """
 
     prefix: str = ""
-    """What the loaded model has before this file's names, where the file holds one part of a model alone."""
+    """The loaded model's prefix for this file's names, if the file holds only one part of a model."""
 
     def find(self, file: TensorFile) -> Mapping[str, Quantised]:
         """The quantised layers of a file, by the key of the weight.
 
-        Layers in a format that the host does not know are left out. A shape includes rows and columns that
-        the format may have added as padding, because the file does not say how many are meant. Raises
-        FileFormatError, with the key, if what the file says of a quantised layer is no table in JSON that
-        names a format.
+        Layers in a format that the host does not know are left out. Shapes include padding that the format
+        may have added, because the file does not state the original size. Raises FileFormatError, with the
+        key, if the description of a layer is not a JSON table that names a format.
         """
         found: dict[str, Quantised] = {}
         for layer, mark in _marked(file).items():
             key, name = f"{layer}.weight", mark.get("format")
             stored = file.tensors.get(key)
-            # Two dimensions: the layer of the host that unpacks a weight is a linear one.
+            # Two dimensions only: the host unpacks a weight with a linear layer.
             if stored is None or len(stored.shape) != 2 or name not in QUANT_FORMATS:
                 continue
             shape = (stored.shape[0], stored.shape[1] * PACKED.get(name, 1))
@@ -99,7 +96,7 @@ class HostCodec:
         return found
 
     def decode(self, weight: Quantised, stored: Mapping[str, Tensor]) -> Tensor:
-        """The float32 weight (O, I) that the stored tensors stand for, times its smoothing factors.
+        """Decode the stored tensors to the float32 weight (O, I), times its smoothing factors.
 
         Raises LycorisError if the host cannot read them.
         """
@@ -110,7 +107,7 @@ class HostCodec:
         return values if smoothing is None else values.mul_(smoothing)
 
     def encode(self, weight: Quantised, values: Tensor, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The tensors to store for other values (O, I), which are overwritten; otherwise as `stored`.
+        """Encode new values (O, I) as tensors like `stored`. The values are overwritten.
 
         Raises LycorisError if the host cannot read the stored tensors, or if a smoothing factor is 0.
         """
@@ -137,13 +134,14 @@ class HostCodec:
 
     @contextmanager
     def _reading(self, weight: Quantised) -> Generator[None]:
-        """Raise the host's errors about an incomplete or damaged weight as a LycorisError that names it."""
+        """A context that turns the host's errors about an incomplete or damaged weight into a LycorisError
+        that names it."""
         try:
             yield
         except MemoryError:
-            # This says nothing about the weight.
+            # These errors say nothing about the weight.
             raise
-        # The host's layer checks little of what it loads, so a damaged weight fails in any way.
+        # The host's layer checks little on loading, so a damaged weight can fail in any way.
         except Exception as error:
             raise LycorisError(
                 "ComfyUI cannot read a quantised weight",
@@ -153,7 +151,7 @@ class HostCodec:
             ) from error
 
     def _live(self, key: str) -> str:
-        """The weight's name in the loaded model, from which the host makes the seed of its rounding."""
+        """The weight's name in the loaded model, which seeds the host's rounding."""
         for prefix, live in PREFIXES.items():
             if key.startswith(prefix):
                 return live + key.removeprefix(prefix)
@@ -161,9 +159,8 @@ class HostCodec:
 
 
 def _marked(file: TensorFile) -> dict[str, dict[str, Any]]:
-    """What a file says of its quantised layers, by layer, in the three places where the host looks.
-
-    Raises FileFormatError, with the key, for what is no table that names a format.
+    """The descriptions of quantised layers, by layer, from the three places where the host looks. Raises
+    FileFormatError, with the key, for anything but a table that names a format.
     """
     table = file.metadata.get(TABLE)
     said = _table_of(file, TABLE, table).get("layers", {}) if table is not None else {}
@@ -173,7 +170,7 @@ def _marked(file: TensorFile) -> dict[str, dict[str, Any]]:
     marks = [name for name in file.tensors if name.endswith(f".{MARK}")]
     for name in marks:
         info = file.tensors[name]
-        # I8 has the same bytes for the characters that ComfyUI writes.
+        # For the characters that ComfyUI writes, I8 has the same bytes.
         if info.dtype not in ("U8", "I8") or info.end - info.start > MAX_MARK:
             raise _unreadable(file, name, f"{info.end - info.start} bytes of {info.dtype} {list(info.shape)}")
     # Read once for each merge, so none of it is cached.
@@ -185,7 +182,7 @@ def _marked(file: TensorFile) -> dict[str, dict[str, Any]]:
     for name in file.tensors:
         layer = name.removesuffix(".scale_weight")
         if name != layer and name in in_part:
-            # The old marker does not name the format: the dtype of the weight tells which one it is.
+            # The old marker does not name the format; the weight's dtype does.
             stored = file.tensors.get(f"{layer}.weight")
             narrow = stored is not None and stored.dtype == "F8_E5M2"
             layers[layer] = {"format": "float8_e5m2" if narrow else "float8_e4m3fn"}
@@ -193,7 +190,7 @@ def _marked(file: TensorFile) -> dict[str, dict[str, Any]]:
 
 
 def _table_of(file: TensorFile, key: str, text: str | bytes) -> dict[str, Any]:
-    """A table in JSON. Raises FileFormatError where the text is none."""
+    """Parse a JSON table. Raises FileFormatError if the text is not one."""
     try:
         found = parse_json(text)
     except ValueError as error:
@@ -204,7 +201,7 @@ def _table_of(file: TensorFile, key: str, text: str | bytes) -> dict[str, Any]:
 
 
 def _checked(file: TensorFile, key: str, mark: Any) -> dict[str, Any]:
-    """What a file says of one layer. Raises FileFormatError where it is no table, or names no format."""
+    """The description of one layer. Raises FileFormatError unless it is a table that names a format."""
     if not isinstance(mark, dict):
         raise _unreadable(file, key, _kind(mark))
     if not isinstance(mark.get("format"), str):
@@ -218,7 +215,7 @@ def _checked(file: TensorFile, key: str, mark: Any) -> dict[str, Any]:
 
 
 def _kind(value: Any) -> str:
-    """What a value in JSON is, in words."""
+    """The type of a JSON value, in words."""
     names = {dict: "a table", list: "a list", str: "a text", bool: "a truth value", type(None): "nothing"}
     return names.get(type(value), "a number")
 
@@ -237,7 +234,7 @@ def _unreadable(
 
 
 def _parts(layer: str, name: str, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
-    """The tensors that are written anew when a layer's weight changes, with the dtypes to write them in.
+    """The tensors to rewrite when a layer's weight changes, with their dtypes.
 
     A scale of 16 or 64 bits is written in float32: rounded to 16 bits, it would not fit its weight.
     """
@@ -251,14 +248,14 @@ def _parts(layer: str, name: str, tensors: Mapping[str, TensorInfo]) -> dict[str
 
 
 def _stored_name(key: str, name: str, stored: Mapping[str, Tensor]) -> str:
-    """The file's key for what the host calls `name`: the weight or one of its scales."""
+    """The file's key for the host's `name`: the weight or one of its scales."""
     layer = key.removesuffix(".weight")
     names = [f"{layer}.{other}" for other in SCALES.get(name, (name,))]
     return next((other for other in names if other in stored), names[0])
 
 
 def _smoothing(weight: Quantised, stored: Mapping[str, Tensor]) -> Tensor | None:
-    """The factors (I,) of the layer's input, None where it has none. Raises LycorisError if one is 0."""
+    """The factors (I,) of the layer's input; None if it has none. Raises LycorisError if one is 0."""
     key = f"{weight.key.removesuffix('.weight')}.{SMOOTHING}"
     if key not in stored:
         return None
@@ -274,9 +271,8 @@ def _smoothing(weight: Quantised, stored: Mapping[str, Tensor]) -> Tensor | None
 
 
 def _like(tensor: Tensor, stored: Tensor) -> Tensor:
-    """A tensor from the host in the form of the stored one.
-
-    That is its shape where the size is the same, and its integer dtype where both have 8 bits.
+    """Convert a tensor from the host to the form of the stored one: to its shape if the sizes are equal, and
+    to its integer dtype if both have 8 bits.
     """
     if tensor.itemsize == 1 and stored.itemsize == 1 and not stored.is_floating_point():
         tensor = tensor.view(stored.dtype)

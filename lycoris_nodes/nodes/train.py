@@ -15,7 +15,7 @@ from ..training.node.schema import inputs, outputs
 from ..training.node.settings import Asked
 
 RESCUED = "lycoris.rescued"
-"""The event with a text about what an unfinished training has left, for the node's box."""
+"""The event with what remains of an interrupted training. The node's box shows it."""
 
 
 class LycorisTrain(io.ComfyNode):
@@ -50,12 +50,12 @@ class LycorisTrain(io.ComfyNode):
         )
         history = made.result.history
         picture = picture_tensor(curves_picture(history, made.result.steps, made.name))
-        # PEFT's file is in a folder.
+        # PEFT's output is a folder with the file in it.
         path = str(made.result.output)
         return with_report(
             Stack([Entry(load_adapter(path))]),
             file_tensors(path),
-            # ComfyUI's nodes pass over the validation.
+            # ComfyUI's own nodes ignore `validation`.
             {"loss": [value for _, value in history.losses], "validation": list(history.validation)},
             picture,
             made.result.steps,

@@ -1,4 +1,4 @@
-"""What a node answers with: its results and a report, or what is wrong with its inputs."""
+"""What a node returns: results and a report, or an error in its inputs."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ..host.page import io
 from .inputs import output
 
 MEANWHILE = "lycoris.meanwhile"
-"""The event with a text that the box of a node shows while it runs."""
+"""The event whose text a node's box shows while the node runs."""
 
 
 def report_output() -> Any:
-    """The report, which the browser extension shows on every node that has an output of this name."""
+    """The report output. The browser extension shows it on every node that has an output of this name."""
     return output(io.String, "report", "What was applied or written and what was left out, with the reasons.")
 
 
 def valid(*checks: Callable[[], object]) -> bool | str:
-    """The result of checks as the host's `validate_inputs` returns it: True, or the first error in words."""
+    """Run checks for the host's `validate_inputs`: returns True, or the first error in words."""
     try:
         for each in checks:
             each()
@@ -38,8 +38,8 @@ def with_report(
 ) -> io.NodeOutput:
     """A node's results, then its report.
 
-    The front end gets what is `shown` and, as `text`, the report or the `brief` one, which its box shows.
-    Where there is a brief one, the whole is folded below it. `state` is that of `lyc.verdict`, or `all`.
+    The front end gets `shown` and, as `text`, the report for the node's box. If there is a `brief` report,
+    the box shows it with the whole one folded below. `state` is as in `lyc.verdict`, or `all`.
     """
     report = shown_text(report)
     text = report if brief is None else shown_text(brief)
@@ -52,6 +52,6 @@ def with_report(
 
 
 def with_fit(stack: Stack) -> io.NodeOutput:
-    """A stack of adapters that were made by fits, then the report on what each has kept."""
+    """A stack of fitted adapters, then a report on how much each one keeps."""
     made = [entry.adapter for entry in stack]
     return with_report(stack, report=describe_fit(*made), state=fit_verdict(*made)[0])

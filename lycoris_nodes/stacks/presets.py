@@ -1,4 +1,4 @@
-"""The presets of block rules that nodes know: the library's, and the user's own."""
+"""Presets of block rules for the nodes: the library's and the user's own."""
 
 from __future__ import annotations
 
@@ -12,29 +12,28 @@ FILE = "lycoris_presets.txt"
 
 
 def own_presets() -> PresetFile:
-    """The user's own presets. What is wrong with their file is among its faults."""
+    """The user's own presets. Problems with the file are listed in `faults`."""
     try:
         text = user_text(FILE)
     except LycorisError as error:
-        # It shows in the list of presets: an error here would take the whole node away.
+        # The list of presets shows the problem. An error here would remove the whole node.
         return PresetFile({}, (str(error),))
     return PresetFile({}) if text is None else read_presets(text, FILE)
 
 
 def known_presets(own: PresetFile) -> Mapping[str, str]:
-    """All presets that can be read, by name. Of two with one name the user's own is meant."""
+    """All readable presets, by name. A user's preset replaces the library's of the same name."""
     known = {**BLOCK_PRESETS, **own.presets}
     return {name: rules for name, rules in known.items() if name not in own.broken}
 
 
 def parsed(text: str, own: PresetFile, *, seed: int = 0) -> Rules:
-    """The rules of a text, which may name any preset.
-
-    Raises RuleError as `Rules.parse` does, and says so where no preset of the user's file can be read.
+    """Parse rules, which may name any preset. Raises RuleError as `Rules.parse` does, and mentions it if the
+    user's presets cannot be read.
     """
     try:
         return Rules.parse(text, known_presets(own), broken=own.broken, seed=seed)
     except RuleError as error:
         if own.faults and not own.broken and not own.presets:
-            error.hint = f"None of your own presets is known: {own.faults[0]}"
+            error.hint = f"Your own presets cannot be read: {own.faults[0]}"
         raise

@@ -1,13 +1,13 @@
 """The rows of Load LoRA / LyCORIS (rows), as they are written in a workflow.
 
-A JSON table with the version of the form and a list of rows, in their order:
+A JSON table with the version of the format and a list of rows, in their order:
 
     {"version": 1, "rows": [
       {"on": true, "file": "style/ink.safetensors", "strength_model": 0.8, "rules": "mid = 0.5"}
     ]}
 
-Only the rows must be there, and of each row its `file`. `strength_clip` is `strength_model` where it is
-absent. A strength may be a text, as it was typed. The forms of `foreign.py` are read too.
+Only `rows` and the `file` of each row are required. `strength_clip` defaults to `strength_model`. A strength
+may be a text, as the user typed it. The formats of `foreign.py` are read too.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .typed import read_number
 
 VERSION = 1
 LARGEST = 100.0
-"""The largest strength that is taken, of either sign."""
+"""The largest absolute strength that is accepted."""
 STRENGTHS = f"{-LARGEST:g} to {LARGEST:g}"
-"""The strengths that are taken, in words."""
+"""The accepted strengths, in words."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One adapter. A row that is off is kept, and nothing of it is read."""
+    """One adapter. A row that is off is kept, but its file is not read."""
 
     file: str
     on: bool = True
@@ -62,9 +62,9 @@ KINDS = {
 
 
 def parse_rows(text: str) -> tuple[Row, ...]:
-    """The rows that a text states; none for an empty text.
+    """Parse the rows of a text; an empty text has none.
 
-    Raises LycorisError, with the number of the row and the field, for a text in no known form or from a later
+    Raises LycorisError, with the row number and the field, for a text in an unknown format or from a later
     version.
     """
     tables = _tables(text) if text.strip() else []
@@ -72,7 +72,7 @@ def parse_rows(text: str) -> tuple[Row, ...]:
 
 
 def _tables(text: str) -> list[Any]:
-    """The rows of a text as they stand there."""
+    """The rows of a text, not yet checked."""
     try:
         table = parse_json(text, unique=True)
     except ValueError as error:
@@ -84,19 +84,19 @@ def _tables(text: str) -> list[Any]:
         found = rows_of(table, FIELDS) or tags_in(table if isinstance(table, str) else text)
         problem, got = "have another form", None
     if not found:
-        hint = "An empty text is no rows"
+        hint = "An empty text means no rows"
         raise LycorisError(f"the rows {problem}", got=got, expected=EMPTY, hint=hint)
     return found
 
 
 def _own(table: dict[str, Any]) -> list[Any]:
-    """The rows of a table in our own form."""
+    """The rows of a table in our own format."""
     version = table.get("version", VERSION)
-    # By type, since true is equal to 1.
+    # Compare the type too: True equals 1.
     if type(version) is not int or version != VERSION:
         later = type(version) is int and version > VERSION
         raise LycorisError(
-            "the rows are of a later version" if later else "the rows have no version that is known",
+            "the rows are of a later version" if later else "the rows have an unknown version",
             key="version",
             got=json.dumps(version),
             expected=str(VERSION),
@@ -125,7 +125,7 @@ def _row(number: int, table: Any) -> Row:
 
 
 def _typed(name: str, value: Any) -> Any:
-    """The value of a field, read as a number where a strength is a text that states one."""
+    """The value of a field. A strength that is the text of a number becomes that number."""
     number = read_number(value) if name in STRENGTH_FIELDS and isinstance(value, str) else None
     return value if number is None else number
 
@@ -137,7 +137,7 @@ def _check_names(table: Mapping[str, Any], known: list[str], where: str) -> None
 
 
 def row_table(row: Row) -> dict[str, Any]:
-    """A row as it is written, without fields that say nothing new."""
+    """A row as written to a workflow, without fields that are not needed."""
     table = {"on": row.on, "file": row.file, "strength_model": row.strength_model}
     if row.strength_clip not in (None, row.strength_model):
         table["strength_clip"] = row.strength_clip

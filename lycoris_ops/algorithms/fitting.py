@@ -1,7 +1,7 @@
-"""The change that a layer is to make as nearly as it can, and the layers of one kind that are nearest to it.
+"""Approximate a change by layers: the wanted change, and the nearest layers of one kind.
 
 What a layer **keeps** of a change D is the energy ||D||^2 - ||D - D'||^2, with D' its own change. For a
-nearest layer D - D' is orthogonal to D', so that it is the energy of D' itself.
+nearest layer, D - D' is orthogonal to D', so it keeps the energy of D' itself.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from ..maths.tensors import energy_of
 from .base import Layer
 
 ROUNDING = 1e-6
-"""Singular values below this share of the largest one are rounding of float32."""
+"""Singular values below this share of the largest one are float32 rounding."""
 FACTORED = 0.5
-"""Changes are decomposed from their factors up to this share of the highest rank that a weight can have,
-where not all of their triples are wanted."""
+"""Up to this share of the highest rank that a weight can have, changes are decomposed from their factors,
+unless all triples are wanted."""
 
 
 class Delta:
-    """A change of a weight of `shape`, as a sum of forms, with what several kinds ask of it.
+    """A change to a weight of `shape`, as a sum of forms, with decompositions that several kinds use.
 
-    - `largest` is the highest rank that is looked at.
+    - `largest` is the highest rank to consider.
     - `scale` is the alpha / rank that a new layer gets.
-    - `noise` is the root mean square of the rounding error of each value; None where it is to be estimated.
-    - `split` is the shape (l, i) of a first Kronecker factor that is worth trying, and `factor` the only
-      factor of LoKr that is wanted.
+    - `noise` is the root mean square of the rounding error of each value; None to estimate it.
+    - `split` is the shape (l, i) of a first Kronecker factor that is worth trying. If `factor` is given, it
+      is the only LoKr factor to try.
     - `tucker` asks for a Tucker core on convolutions.
-    - `seed` is that of random bases, and `settled` is as in `maths.decompositions.leading_triples`.
+    - `seed` seeds the random bases, and `settled` is as in `maths.decompositions.leading_triples`.
     - Everything is computed on `device`.
     """
 
@@ -96,9 +96,8 @@ class Delta:
 
     @property
     def triples(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The leading singular triples U (O, r), S (r,), V^T (r, K) of the matrix, r at most `largest`.
-
-        Those that cannot be told from the rounding of the sources are not among them.
+        """The leading singular triples U (O, r), S (r,), V^T (r, K) of the matrix, r at most `largest`,
+        without those indistinguishable from rounding of the sources.
         """
         left, values, right = self._triples
         count = self.significant
@@ -106,7 +105,7 @@ class Delta:
 
     @property
     def spectrum(self) -> Tensor:
-        """The leading singular values, those that cannot be told from rounding among them."""
+        """The leading singular values, including those indistinguishable from rounding."""
         return self._triples[1]
 
     @cached_property
@@ -122,11 +121,12 @@ class Delta:
         return int(below[0]) if len(below) else len(values)
 
     def _edges(self, values: Tensor) -> Tensor:
-        """For each singular value the edge above which it is no noise, if all from it on are noise.
+        """For each singular value, the largest value that noise could have if this and all smaller ones were
+        noise.
 
-        The edge is lam(b) sqrt(n) sigma with n = max(O, K), b = min(O, K) / n and
-        lam^2 = 2 (b + 1) + 8 b / (b + 1 + sqrt(b^2 + 14 b + 1)). The variance sigma^2 of the noise is no
-        larger than the energy of the rest, divided by its number of degrees of freedom.
+        The edge is lam(b) sqrt(n) sigma with n = max(O, K), b = min(O, K) / n and lam^2 = 2 (b + 1) + 8 b /
+        (b + 1 + sqrt(b^2 + 14 b + 1)). The noise variance sigma^2 is at most the energy of the remaining
+        values divided by its degrees of freedom.
 
         Source: Gavish and Donoho, "The Optimal Hard Threshold for Singular Values is 4 / sqrt(3)"
         (1305.5870), eq. 11.
@@ -156,7 +156,7 @@ class Delta:
 
     @property
     def signal(self) -> float:
-        """The energy of the change without that of the noise."""
+        """The energy of the change minus the energy of the noise."""
         return max(0.0, self.energy - self.variance * math.prod(self.shape))
 
     @property
@@ -171,7 +171,7 @@ class Delta:
         return self.significant < found or found == exists
 
     def outer(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        """w1 (rows, columns) of norm 1 and w2 (k, j, *kernel) of the nearest Kronecker product."""
+        """The nearest Kronecker product: w1 (rows, columns) of norm 1 and w2 (k, j, *kernel)."""
         if self._kronecker is not None and self._kronecker[0].shape == (rows, columns):
             w1, w2 = self._kronecker
             size = math.sqrt(energy_of(w1))
@@ -183,7 +183,8 @@ class Delta:
 
     @cached_property
     def _kronecker(self) -> tuple[Tensor, Tensor] | None:
-        """w1 (l, i) and w2 (k, j * prod(kernel)) where the change is one whole Kronecker product."""
+        """w1 (l, i) and w2 (k, j * prod(kernel)) if the change is a single Kronecker product of the whole
+        weight."""
         form = self.forms[0] if len(self.forms) == 1 else None
         if (
             not isinstance(form, Kronecker)
@@ -197,10 +198,10 @@ class Delta:
 
     @cached_property
     def _factored(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """All singular triples, where the change has small factors; else None."""
+        """All singular triples if the change has small factors, else None."""
         self.pause()
         highest = min(flat_shape(self.shape))
-        # The matrix itself takes less work only for some leading triples.
+        # Decomposing the matrix itself is less work only if just leading triples are wanted.
         most = highest if self.largest >= highest else int(FACTORED * highest)
         factors = joined(self.forms, most, self.device)
         return None if factors is None else product_triples(*factors)
@@ -224,22 +225,22 @@ class Fit:
     ranks: tuple[int | None, ...]
     """None stands for a layer without a rank."""
     kept: tuple[float, ...]
-    """The energy that each keeps, see above."""
+    """The energy that each keeps, as defined above."""
     parameters: tuple[int, ...]
     make: Callable[[int], Layer]
-    """The layer at a place in `ranks`. Its factors are float32 and its scale is the one that was wanted.
+    """Makes the layer for an index in `ranks`, with float32 factors and the scale of the `Delta`.
 
-    It must not refer to the `Delta`, which would keep the whole change in memory."""
+    It must not refer to the `Delta`, because that would keep the whole change in memory."""
     tensors: int = 1
-    """How many tensors each has in a file, its alpha included."""
+    """How many tensors each has in a file, including alpha."""
     held: int = 0
     """Bytes of the tensors that `make` needs."""
     factor: int | None = None
-    """The factor of LoKr, as `Lokr.init` takes it; None where none gives this split."""
+    """The LoKr factor for `Lokr.init`; None if no factor gives this split."""
     start: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-    """The factors that are not zero where layers of this kind gain most from a gradient, see `Planned`."""
+    """The nonzero factors from which layers of this kind gain most from a gradient, see `Planned`."""
     complete: bool = True
-    """Whether no higher rank than the last of `ranks` would keep more."""
+    """Whether no rank above the last of `ranks` would keep more."""
 
     @classmethod
     def whole(cls, algorithm: str, delta: Delta, make: Callable[[Tensor], Layer]) -> Fit:
@@ -257,18 +258,18 @@ class Fit:
 
 
 def cumulative(spectrum: Tensor) -> tuple[float, ...]:
-    """The sums of the first 1, 2, ... squares: what each rank keeps, from singular values."""
-    # torch types no `tolist`.
+    """The energy that each rank keeps: sums of the first 1, 2, ... squared singular values."""
+    # torch has no type for `tolist`.
     return tuple(cast("list[float]", cast("Any", spectrum.double().square().cumsum(0)).tolist()))
 
 
 class Fitted(Layer):
-    """A kind that has a layer nearest to a change."""
+    """A kind whose layers can approximate a given change."""
 
     whole: ClassVar[bool] = False
-    """Whether its layers hold the change itself, the noise in it included."""
+    """Whether its layers hold the change itself, including its noise."""
 
     @classmethod
     @abstractmethod
     def fit(cls, delta: Delta) -> tuple[Fit, ...]:
-        """The layers of this kind nearest to a change, one for each size; () where none suits."""
+        """The layers of this kind nearest to a change, one for each size; () if none suits."""

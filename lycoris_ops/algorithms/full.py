@@ -1,4 +1,4 @@
-"""A full difference: the change itself, of the weight, of the bias or of both."""
+"""A full difference: stores the change itself, to the weight, the bias or both."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Full(Trained, Fitted):
 
     def sides(self, weight: Tensor) -> Sides:
         assert self.set_weight is not None
-        # 1 + diag(-1) is zero: nothing of W is left.
+        # 1 + diag(-1) is zero, so W is removed.
         nothing = Diagonal(-torch.ones(weight.shape[0], dtype=weight.dtype, device=weight.device))
         return Sides(outputs=nothing, beside=(Dense(_matrix(self.set_weight)),))
 

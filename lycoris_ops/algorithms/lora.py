@@ -29,12 +29,12 @@ EMBEDDING_UP, EMBEDDING_DOWN = "lora_embedding_B", "lora_embedding_A"
 BIAS = "lora_B.bias"
 RESHAPE = "reshape_weight"
 ENLARGED = 1 << 26
-"""The most values of a weight that a layer enlarges (256 MB in float32). The layers that control models
-enlarge are their first, whose weights have less than a million."""
+"""The most values that an enlarged weight may have (256 MB in float32). Control models enlarge their first
+layers, whose weights have less than a million."""
 DIAGONAL = "lora_E"
 
 Start = Literal["pissa", "olora"]
-"""A part of the base weight that training starts from, and that is taken out of the base."""
+"""A part of the base weight that training starts from and that is subtracted from the base."""
 
 
 def _pissa(weight: Tensor, rank: int, factor: float) -> LowRank:
@@ -43,13 +43,14 @@ def _pissa(weight: Tensor, rank: int, factor: float) -> LowRank:
 
 
 def _olora(weight: Tensor, rank: int, factor: float) -> LowRank:
-    # The first r rows of R in W = Q R are Q_r^T W, and Q_r is that of the first r columns of W.
+    # The first r rows of R in W = Q R are Q_r^T W, and the first r columns of W alone give Q_r.
     first = leading(weight[:, :rank])
     return LowRank(first, first.T @ weight, factor)
 
 
 STARTS: dict[str, Callable[[Tensor, int, float], LowRank]] = {"pissa": _pissa, "olora": _olora}
-"""For each start a function of (weight (O, I), rank, scale): the part of the weight that is taken out."""
+"""For each start, a function of (weight (O, I), rank, scale) that returns the subtracted part of the
+weight."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -59,17 +60,17 @@ class Lora(Factored, Planned):
     Linear: up (O, r), down (r, I). Convolution: up (O, r, 1, ...), down (r, I, *kernel).
     Tucker: up (O, r, 1, ...), down (r, I, 1, ...), mid (r, r, *kernel), where
     delta[p, q, ...] = alpha / r * sum_mn up[p, m] mid[m, n, ...] down[n, q].
-    PEFT's embedding, of a weight (V, D): lora_embedding_B (D, r), lora_embedding_A (r, V), where delta is
-    the transposed product. `lora_B.bias` (O,) is added to the bias, scaled by alpha / r as well.
+    PEFT's embedding, for a weight (V, D): lora_embedding_B (D, r), lora_embedding_A (r, V); delta is the
+    product, transposed. `lora_B.bias` (O,) is added to the bias, scaled by alpha / r as well.
     `reshape_weight` holds the shape to which the weight is enlarged with zeros before delta is added
     (control models with more input channels).
-    AdaLoRA of PEFT: up @ diag(lora_E) @ down, with lora_E (r, 1) and on a convolution down (r, K).
+    PEFT's AdaLoRA: up @ diag(lora_E) @ down, with lora_E (r, 1) and on a convolution down (r, K).
 
-    `start` is for a linear layer that PEFT started from a part S of the base weight. PEFT takes S out of the
-    base, so that delta is alpha / r * up @ down - S. The file does not hold S: it is computed from the base
-    weight, and the change is exact only on the very model that the adapter was trained on. "pissa": the r
-    largest singular triples of W. "olora": alpha / r * Q_r R_r, the first r columns of Q and rows of R in
-    W = Q R. PEFT starts embeddings in another way, which shifts nothing.
+    `start` is for a linear layer that PEFT started from a part S of the base weight. PEFT subtracts S from
+    the base, so delta is alpha / r * up @ down - S. S is not in the file but computed from the base weight,
+    so the change is exact only on the model that the adapter was trained on. "pissa": the r largest singular
+    triples of W. "olora": alpha / r * Q_r R_r, the first r columns of Q and rows of R in W = Q R. For
+    embeddings PEFT's start does not change the base.
 
     Source: Hu et al., "LoRA" (2106.09685), eq. 3; key names by kohya-ss; convolutions and Tucker by
     Yeh et al., "Navigating Text-To-Image Customization" (2309.14859); Zhang et al., "AdaLoRA" (2303.10512),
@@ -171,7 +172,7 @@ class Lora(Factored, Planned):
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int, tucker: bool = False) -> Self:
         """down (and mid with `tucker`) uniform in +-1 / sqrt(fan in) (Kaiming, a = sqrt(5)), up zero.
 
-        `tucker` factors the kernel of a convolution into mid; a kernel of one value has no mid.
+        `tucker` puts the kernel of a convolution into mid; a kernel of size 1 has no mid.
         """
         generator = torch.Generator().manual_seed(seed)
         kernel, ones = shape[2:], tuple(1 for _ in shape[2:])
@@ -202,7 +203,7 @@ class Lora(Factored, Planned):
 
     @classmethod
     def fit(cls, delta: Delta) -> tuple[Fit, ...]:
-        """The leading singular triples, sqrt(S) in each factor; or with `delta.tucker` those with a core.
+        """The leading singular triples, sqrt(S) in each factor; with `delta.tucker`, factors with a core.
 
         No layer of the same rank is nearer (Eckart and Young, "The Approximation of One Matrix by Another of
         Lower Rank", 1936). For the core see `maths.decompositions.tucker`.
@@ -211,7 +212,7 @@ class Lora(Factored, Planned):
             return ()
         if delta.tucker and math.prod(delta.shape[2:]) > 1:
             return cls._fit_tucker(delta)
-        # Copies: these are the beginnings of more vectors, which would be kept with them.
+        # Copy: these are slices, which would keep all of the vectors in memory.
         left, values, right = (one.clone() for one in delta.triples)
         shape, scale = delta.shape, delta.scale
         ones = (1,) * len(shape[2:])
@@ -250,7 +251,7 @@ class Lora(Factored, Planned):
         def made(index: int) -> Lora:
             rank = index + 1
             ones = (1,) * len(kernel)
-            # The core is shared among the three, so that all have about the same size.
+            # Divide the size of the core among all three, so that they are about equally large.
             root = float(core[:1, :1].abs().max()) ** (1 / 3) or 1.0
             return cls(
                 lora_up=(left[:, :rank] * root).reshape(outputs, rank, *ones),
@@ -286,7 +287,7 @@ class Lora(Factored, Planned):
         return LowRank(up=up, down=down.flatten(1), scale=scale(self.alpha, down.shape[0]))
 
     def of_embedding(self) -> Lora:
-        """The same change of an embedding's weight (V, D), in the factors that PEFT has for it."""
+        """The same change to an embedding's weight (V, D), in PEFT's factors."""
         if self.lora_up is None or self.lora_down is None:
             return self
         up, down = self.lora_up.flatten(1), self.lora_down.flatten(1)
@@ -299,7 +300,7 @@ class Lora(Factored, Planned):
         )
 
     def plain(self) -> Lora:
-        """The same layer with `lora_E`, which only PEFT's AdaLoRA has apart, multiplied into down."""
+        """The same layer with `lora_E`, a factor of PEFT's AdaLoRA only, multiplied into down."""
         if self.lora_e is None:
             return self
         return replace(self, lora_down=self.product().down, lora_e=None)
@@ -321,7 +322,7 @@ class Lora(Factored, Planned):
         return (*forms, replace(taken, scale=-taken.scale))
 
     def row_axes(self) -> Mapping[str, int] | None:
-        """None with a start, which is computed from all rows; else as in `Factored`."""
+        """None if there is a start, because that needs all rows; else as in `Factored`."""
         return None if self._shifts else super().row_axes()
 
     def factor_axes(self) -> Mapping[str, int]:
@@ -331,7 +332,7 @@ class Lora(Factored, Planned):
         added = super().bias_additive() or ()
         if self.lora_b_bias is None:
             return added
-        # A low-rank form keeps alpha / r apart, so that it is not rounded to the dtype of the bias.
+        # A low-rank form keeps alpha / r separate, so that it is not rounded to the dtype of the bias.
         one = torch.ones(1, 1, dtype=self.lora_b_bias.dtype, device=self.lora_b_bias.device)
         factor = scale(self.alpha, self.rank_of(self.shapes))
         return (LowRank(column(self.lora_b_bias), one, factor), *added)
@@ -343,7 +344,7 @@ class Lora(Factored, Planned):
 
 
 def check_enlargement(extent: Extent) -> None:
-    """Raise LayerError for a weight that would be enlarged to more than ENLARGED values."""
+    """Raise LayerError if a weight would be enlarged to more than ENLARGED values."""
     values = math.prod(size or 1 for size in extent)
     if values > ENLARGED:
         raise LayerError(

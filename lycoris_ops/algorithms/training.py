@@ -1,4 +1,4 @@
-"""What a kind says so that its layers can be trained: where they start."""
+"""What a kind must define so that its layers can be trained: where they start."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ class Trained(Layer):
     @classmethod
     @abstractmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
-        """Fresh float32 tensors for a weight of `shape`, whose change is zero; a seed gives the same ones."""
+        """Fresh float32 tensors for a weight of `shape`, which change nothing yet; the same seed gives the
+        same ones."""
 
     @classmethod
     @cache
     def init_options(cls) -> frozenset[str]:
-        """The names of the options that `init` takes beside sizes and seed."""
+        """The options of `init` other than sizes and seed."""
         return frozenset(inspect.signature(cls.init).parameters) - {"shape", "rank", "alpha", "seed"}
 
     @classmethod
     def most_rank(cls, shape: Shape) -> int | None:
-        """The highest rank that is of use on a weight of this shape; None for no bound."""
+        """The highest useful rank for a weight of this shape; None for no bound."""
         return min(flat_shape(shape)) if cls.scaled_by_alpha else None

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 DTYPE = torch.float16
-"""The default dtype. Differences are small, and it has three bits more than bfloat16."""
+"""The default dtype. Differences are small, and float16 has three more bits of precision than bfloat16."""
 
 
 def extract_adapter(
@@ -49,18 +49,18 @@ def extract_adapter(
     """Extract an adapter in memory that turns `base` into nearly `tuned`: its layers are nearest to tuned -
     base.
 
-    The models are safetensors files, which are read weight by weight so that neither is ever in memory, or
-    state dicts; quantised weights of files are read by `codec`. Layers are matched by the names that adapters
+    The models are state dicts or safetensors files; files are read weight by weight, so no model is ever
+    whole in memory. `codec` reads quantised weights of files. Layers are matched by the names that adapters
     have for them, so that prefixes and fused attentions may differ.
 
-    `algorithm` and `size` are as in `resize_adapter`. What is rounding of the two models is left out:
-    singular values that noise alone would have (see `Delta`). With the size "auto" these also give the ranks;
-    where no rounding is found, as between models in float32, the knee of the energy does. Nothing is clamped.
-    Weights of one dimension, biases and bare parameters become differences, which are exact. `dtype` is
-    float16 unless given. The other arguments are as in `resize_adapter`.
+    `algorithm` and `size` are as in `resize_adapter`. Rounding noise of the two models is left out: singular
+    values that noise alone could have (see `Delta`). With the size "auto" the noise also decides the ranks;
+    without noise, as between float32 models, the knee of the energy does. Nothing is clamped. Weights of one
+    dimension, biases and bare parameters become differences, which are exact. `dtype` is float16 unless
+    given. The other arguments are as in `resize_adapter`.
 
-    `Adapter.report` says what was kept and what the models have not in common; with `strict` that is an
-    error.
+    `Adapter.report` says what was kept and how the layers of the models differ; with `strict` a difference is
+    an error.
 
     Raises MatchError where the models have no layer in common, or `strict` and any difference in their
     layers; FileFormatError for a damaged file or a weight that is quantised in an unknown way; LayerError,
@@ -120,7 +120,7 @@ def _read(pair: Pair, before: Weights, after: Weights, device: str, pause: Pause
 
 
 def _bias(pair: Pair, before: Weights, after: Weights, pause: Pause) -> Tensor | None:
-    """The change of the pair's biases; None where there is none."""
+    """The change of the pair's biases; None if there is none."""
     keys = [[(place.bias, place.rows) for place in side if place.bias] for side in (pair.base, pair.tuned)]
     if not all(keys) or [len(one) for one in keys] != [len(pair.base), len(pair.tuned)]:
         return None
@@ -136,7 +136,7 @@ def _difference(
     device: str,
     pause: Pause,
 ) -> tuple[Tensor, float | None]:
-    """tuned - base in float32, and the root mean square of the rounding of both, None if unknown."""
+    """tuned - base in float32, and the root mean square of the rounding error of both; None if unknown."""
     one = read_rows(before, first)
     pause()
     other = read_rows(after, second)
@@ -150,8 +150,8 @@ def _difference(
     else:
         change = other.to(device, torch.float32, copy=True).sub_(one.to(device))
     if not is_finite(change):
-        # A value that is equally not finite on both sides has not changed. A host leaves weights that a
-        # checkpoint lacks uninitialised.
+        # Values that are the same infinity, or NaN, on both sides have not changed. Hosts leave weights that
+        # a checkpoint lacks uninitialised.
         same = (one == other) | (one.isnan() & other.isnan())
         change.masked_fill_(same.to(device), 0.0)
     noise = None if None in variances else sum(v for v in variances if v is not None) ** 0.5

@@ -12,17 +12,17 @@ from ..names.architectures import recognise
 from ..names.targets import HOST_ENCODERS, Target, Targets
 
 COPIES = ("model_ema.",)
-"""Prefixes of second copies of a model, which nothing loads."""
+"""Prefixes of a second copy of a model, which no tool loads."""
 NAMED = 5
-"""How many differences an error names."""
+"""How many differences an error names at most."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A layer of both models, as rows of weights of each, one below the other."""
+    """A layer that both models have, as concatenated rows of weights in each."""
 
     name: str
-    """The name of the adapter's layer."""
+    """The layer's name in the adapter."""
     base: tuple[Target, ...]
     tuned: tuple[Target, ...]
     shape: Shape
@@ -30,19 +30,19 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """What two models share, and how they differ."""
+    """Common layers of two models, and their differences."""
 
     pairs: tuple[Pair, ...]
     only_base: tuple[str, ...]
-    """Keys that the tuned model does not have."""
+    """Keys that the tuned model lacks."""
     only_tuned: tuple[str, ...]
     reshaped: tuple[str, ...]
-    """Keys that have another shape in the tuned model, with both shapes."""
+    """Keys whose shapes differ, with both shapes."""
     others: int
-    """How many tensors belong to parts that no adapter changes, such as the VAE."""
+    """How many tensors belong to parts that adapters do not change, such as the VAE."""
 
     def differences(self) -> list[tuple[str, Sequence[str]]]:
-        """The differences in words, each with its keys."""
+        """The kinds of differences in words, each with its keys."""
         found = [
             ("weights that only the base model has", self.only_base),
             ("weights that only the tuned model has", self.only_tuned),
@@ -52,29 +52,30 @@ class Pairs:
 
 
 class _Side:
-    """One of the two models, as targets."""
+    """One of the two models, with its layers as targets."""
 
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
         shapes = {key: shape for key, shape in weights.shapes.items() if not key.startswith(COPIES)}
         self.targets = Targets(shapes)
         parts = self.targets.parts
-        # A number without a dimension, such as the `logit_scale` of CLIP, is no layer.
+        # A scalar, such as CLIP's `logit_scale`, is not a layer.
         here = [one for one in self.targets.all if shapes[one.key] and weights.reads(one.key)]
-        # Where some keys say their part, the other keys belong to parts that no adapter changes.
+        # If some keys state their part, the others belong to parts that adapters do not change.
         self.all = [one for one in here if one.part is not None or not parts - {None}]
         self.others = len(here) - len(self.all)
         paths = {one.path: self.targets.shape_of(one) for one in self.targets.all}
         self._known = "unet" in parts or recognise(paths) is not None
 
     def name(self, target: Target) -> str:
-        """The layer's name in an adapter: the host's own, or the path where the part is unknown."""
+        """The layer's name in an adapter: the host's name, or the path if the part is unknown."""
         if target.part == "te":
             return f"{HOST_ENCODERS}{target.name}" if target.encoder else target.path
         return f"diffusion_model.{target.path}" if self._known else target.path
 
     def find(self, name: str) -> tuple[Target, ...]:
-        """The rows of this model that a name means; () for none. Raises MatchError for several."""
+        """The rows of this model that a name stands for; () for none. Raises MatchError if it fits several
+        weights."""
         found = self.targets.find(name)
         if len(found) > 1:
             raise MatchError(
@@ -90,16 +91,16 @@ class _Side:
 
 
 def pairs_of(base: Weights, tuned: Weights) -> Pairs:
-    """The layers that two models have in common, found as adapters' layers are found in a model.
+    """Find the layers that two models have in common, in the way adapters' layers are found in a model.
 
-    Raises MatchError where a layer of one fits several of the other, or the models have no layer in common.
+    Raises MatchError if a layer of one model fits several of the other, or if they have no layer in common.
     """
     sides = _Side(base), _Side(tuned)
     pairs: list[Pair] = []
     reshaped: list[str] = []
     used: tuple[set[str], set[str]] = (set(), set())
     biases: tuple[list[str], list[str]] = ([], [])
-    # From the tuned model first, then from the base: only one of a fused and a split layer has a name for the
+    # The tuned model's names first, then the base's: a fused layer and its split layers cannot both name each
     # other.
     for first, second in ((1, 0), (0, 1)):
         one, other = sides[first], sides[second]
@@ -140,5 +141,5 @@ def _left(side: _Side, used: set[str]) -> tuple[str, ...]:
 
 
 def rows_of(places: Iterable[Target]) -> list[tuple[str, Rows | None]]:
-    """The keys of weights, each with its rows."""
+    """The keys of weights, each with the rows taken."""
     return [(place.key, place.rows) for place in places]

@@ -1,11 +1,10 @@
 """Reading and writing the safetensors container tensor by tensor.
 
 The `safetensors` package maps the whole file into memory and writes a whole dictionary at once. Here the
-header is read first, each tensor is read later into memory of its own, and a checkpoint is written as a
-stream. No mapping is used, because one that is kept open locks the file on Windows and turns a truncated file
-into a crash.
-Source of the layout: the format description of the safetensors project (8 bytes little-endian
-header length, JSON header, tensor data).
+header is read first and each tensor later, into its own memory; a checkpoint is written as a stream. Nothing
+is mapped: an open mapping locks the file on Windows, and crashes if the file is truncated. Source of the
+layout: the format description of the safetensors project (8 bytes little-endian header length, JSON header,
+tensor data).
 """
 
 from __future__ import annotations
@@ -40,17 +39,17 @@ from .tensor_file import (
 )
 
 METADATA = "__metadata__"
-"""The header's key of the metadata; every other key is a tensor's name."""
+"""The metadata's key in the header; every other key is a tensor's name."""
 
 
 @dataclass(frozen=True)
 class SafetensorsFile(DiskFile):
-    """A safetensors file: its header is read and checked when it is opened, a tensor when it is asked for."""
+    """A safetensors file. Its header is read and checked on opening, each tensor on request."""
 
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
     data_start: int
-    """Position in the file of the first byte of tensor data, which the offsets of `tensors` count from."""
+    """Where tensor data begin in the file. The offsets of `tensors` count from there."""
 
     @classmethod
     @collector_paused()
@@ -65,14 +64,14 @@ class SafetensorsFile(DiskFile):
             size, header = _read_header(file, fingerprint)
         texts = _metadata(header.pop(METADATA, {}), fingerprint)
         check_names(header.keys(), fingerprint.path)
-        # The length that stands before the header takes 8 bytes.
+        # The header's length comes first, in 8 bytes.
         data_start = 8 + size
         tensors = _tensors(header, fingerprint, fingerprint.size - data_start)
         return cls(fingerprint, tensors, texts, data_start)
 
     @classmethod
     def of_model(cls, path: str | os.PathLike[str]) -> SafetensorsFile:
-        """The file of a model, which may be of another format. Raises FileFormatError where it is, too."""
+        """Open the file of a model. Raises FileFormatError for another format too."""
         ending = Path(path).suffix
         if ending.lower() not in SAFETENSORS:
             raise FileFormatError(
@@ -90,18 +89,16 @@ class SafetensorsFile(DiskFile):
 
     @contextmanager
     def data(self) -> Generator[BinaryIO]:
-        """The file, open for reading at no particular position.
-
-        Raises FileFormatError where it changed since its header was read.
+        """The file, open for reading at an arbitrary position. Raises FileFormatError if it changed since its
+        header was read.
         """
         self.check_unchanged()
         with open_file(self.path) as file:
             yield file
 
     def read_one(self, file: BinaryIO, name: str) -> Tensor:
-        """One tensor, read from the open file (see `data`) into new memory.
-
-        Raises FileFormatError where torch has no such dtype, or where the file ends too early.
+        """Read one tensor from the open file (see `data`) into new memory. Raises FileFormatError for a dtype
+        that torch lacks, or if the file ends too early.
         """
         info = self.tensors[name]
         dtype = DTYPES.get(info.dtype)
@@ -122,8 +119,8 @@ class SafetensorsFile(DiskFile):
 def encode_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bytes:
     """The first bytes of a file: the header's length and the header.
 
-    The header is padded with spaces, so that the tensor data after it begin at a multiple of 8 bytes. Raises
-    WriteError for a name or metadata that UTF-8 has no bytes for.
+    Spaces pad the header, so that the tensor data begin at a multiple of 8 bytes. Raises WriteError for a
+    name or metadata that UTF-8 cannot encode.
     """
     table: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
     for name, info in tensors.items():
@@ -145,10 +142,10 @@ def encode_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous tensor, as a view of its memory, or of a copy of one on another device."""
+    """The bytes of a contiguous tensor: a view of its memory, or of a copy if it is on another device."""
     flat = tensor.reshape(-1).cpu()
-    # A tensor of one value counts as contiguous with any stride, but only one of 1 can be seen as bytes. As
-    # uint8, since numpy has neither bfloat16 nor float8.
+    # A tensor of one value counts as contiguous with any stride, but only stride 1 can be viewed as bytes.
+    # Viewed as uint8, since numpy has neither bfloat16 nor float8.
     return memoryview(cast("Any", flat.as_strided(flat.shape, (1,)).view(torch.uint8).numpy()))
 
 
@@ -157,7 +154,7 @@ def _read_header(file: BinaryIO, fingerprint: Fingerprint) -> tuple[int, dict[st
     if len(prefix) < 8:
         raise _damaged(fingerprint, "it is too short to be a safetensors file", got=f"{len(prefix)} bytes")
     size = int.from_bytes(prefix, "little")
-    # Before it is read: the length in a damaged file can ask for any amount of memory.
+    # Checked before reading: the length in a damaged file can ask for any amount of memory.
     most = min(MAX_JSON, fingerprint.size - 8)
     if size > most:
         raise _damaged(
@@ -176,7 +173,7 @@ def _read_header(file: BinaryIO, fingerprint: Fingerprint) -> tuple[int, dict[st
 
 
 def _metadata(table: Any, fingerprint: Fingerprint) -> dict[str, str]:
-    """The metadata of a header. The format wants texts; numbers and the like are taken for their texts."""
+    """The metadata of a header. The format allows only texts; numbers and the like are converted to texts."""
     if not isinstance(table, dict):
         raise _damaged(fingerprint, "its metadata is not a table", METADATA)
     entries = cast("dict[str, Any]", table)
@@ -197,7 +194,7 @@ def _metadata(table: Any, fingerprint: Fingerprint) -> dict[str, str]:
         if not is_text(key) or not is_text(text):
             raise _damaged(
                 fingerprint,
-                "its metadata holds what is no text",
+                "its metadata holds a value that is not text",
                 key,
                 got="half of a pair of surrogates",
                 expected="characters that UTF-8 has",
@@ -221,7 +218,7 @@ def _tensors(header: dict[str, Any], fingerprint: Fingerprint, available: int) -
                 expected=f"data from byte {position}",
             )
         position = info.end
-    # A file that was cut off has less, and bytes that belong to no tensor make it more.
+    # A truncated file has fewer bytes; bytes that belong to no tensor make it more.
     if position != available:
         last = ordered[-1][0] if ordered else None
         raise _damaged(
@@ -240,7 +237,7 @@ def _info(name: str, entry: Any, fingerprint: Fingerprint) -> TensorInfo:
         shape = stated_shape(sizes)
     except (TypeError, KeyError, ValueError) as error:
         raise _damaged(fingerprint, "a header entry lacks dtype, shape or offsets", key=name) from error
-    # By type, since isinstance takes JSON's true and false for integers.
+    # Compare types: for isinstance, JSON's true and false are integers.
     wrong = type(start) is not int or type(end) is not int or type(dtype) is not str
     if wrong or shape is None or start < 0:
         raise _damaged(fingerprint, "a header entry holds values of the wrong types or sizes", key=name)

@@ -1,6 +1,6 @@
-"""Nested values as one safetensors file: their tensors as tensors, all the rest as JSON in the metadata.
+"""Store nested values in one safetensors file: tensors as tensors, everything else as JSON in the metadata.
 
-No pickle, so a file from a stranger runs no code. The file takes its name only when it is complete.
+There is no pickle, so a file from a stranger cannot run code. The file gets its name only when complete.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from .writing import header_of, in_file_order, new_files
 
 @dataclass(frozen=True)
 class TreeForm:
-    """One form of such files: how they are told from others, and what they are called in errors."""
+    """One kind of such files: how to recognise it, and its name in errors."""
 
     key: str
     """The metadata key of the JSON."""
     version: int
     what: str
-    """What such a file is, such as `the state of a training`."""
+    """What such a file is called in errors, such as `the state of a training`."""
     hint: str | None = None
-    """What to do where a file is none."""
+    """A hint for files of another kind."""
 
     def write(self, path: Path, value: Any) -> None:
         """Write dictionaries, lists, tuples, numbers, texts and tensors. Raises WriteError."""
@@ -53,9 +53,8 @@ class TreeForm:
         )
 
     def peek(self, path: Path, *names: str) -> dict[str, Any]:
-        """Some entries of a table that `write` wrote, without any tensor being read.
-
-        They must hold no tensors. One that is not in the file is left out. Raises FileFormatError as `read`.
+        """Read some entries of a table that `write` wrote, without reading tensors. They must not contain
+        any. Missing entries are left out. Raises FileFormatError as `read` does.
         """
         return self._read(
             path, lambda tree, _: {name: _unpacked(item, {}) for name, item in tree["dict"] if name in names}
@@ -82,7 +81,7 @@ class TreeForm:
             ) from error
 
     def _packed(self, value: Any, tensors: dict[str, Tensor], path: str) -> Any:
-        """A value as JSON. What JSON does not have becomes a table with one key that says what it is."""
+        """A value as JSON. Types that JSON lacks become a table with one key that names the type."""
         if isinstance(value, Tensor):
             if value.dtype not in DTYPE_NAMES:
                 raise WriteError("no file can hold a tensor of this dtype", file=path, got=str(value.dtype))
@@ -92,7 +91,7 @@ class TreeForm:
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
         if isinstance(value, dict):
-            # As pairs, since the keys of optimisers' states are numbers.
+            # As pairs, because the keys in optimiser states are numbers.
             pairs = cast("dict[Any, Any]", value).items()
             packed = [
                 [self._packed(key, tensors, path), self._packed(item, tensors, path)] for key, item in pairs
@@ -103,7 +102,7 @@ class TreeForm:
             items = cast("Sequence[Any]", value)
             return {kind: [self._packed(item, tensors, path) for item in items]}
         raise WriteError(
-            f"{self.what} holds what no file can hold",
+            f"{self.what} holds a value that no file can hold",
             file=path,
             got=type(value).__name__,
             expected="tensors, numbers, texts, and lists and tables of these",

@@ -25,14 +25,14 @@ from ..reading.adapter import Adapter
 from ..stack.stack import Entry, Stack
 
 SPECTRUM = 256
-"""The most singular values of a change that are kept. Energies and norms count all of them."""
+"""How many singular values of a change are kept at most. Energies and norms count all of them."""
 KINDS = ("attn", "mlp", "conv", "norm")
 """Names for what a layer is in its block. Everything else is `other`."""
 
 
 @dataclass(frozen=True)
 class LayerMeasure:
-    """One adapter's change of one weight, at its strength."""
+    """One adapter's change to one weight, at the adapter's strength."""
 
     layer: str
     """The layer's name in the file."""
@@ -40,10 +40,10 @@ class LayerMeasure:
     kind: str
     """What the layer is in its block: one of KINDS, or `other`."""
     entry: int
-    """The place of its adapter in the stack."""
+    """The adapter's index in the stack."""
     algorithm: str
     rank: int | None
-    """The rank that the file has room for; None where nothing is factored."""
+    """The rank of the factors in the file; None where nothing is factored."""
     strength: float
     norm: float
     """||w D||, the Frobenius norm."""
@@ -84,12 +84,12 @@ class Examination:
     entries: tuple[Entry, ...]
     layers: tuple[LayerMeasure, ...]
     blocks: tuple[str, ...]
-    """The blocks that are changed, in the order of the model, or of the first adapter."""
+    """The changed blocks, in the order of the model, or without a base in that of the adapters."""
     products: Mapping[str, Tensor]
     """For each block <w_i D_i, w_j D_j>, (T, T) in float64, summed over its weights."""
     conflicts: Mapping[str, tuple[Tensor, Tensor]]
-    """For each block, how many values two adapters both change, and how many of these in opposite directions,
-    both (T, T). Empty where that was not asked for."""
+    """For each block and each pair of adapters, how many values both change, and how many of these they
+    change in opposite directions: two matrices (T, T). Empty unless asked for."""
     left_out: Mapping[str, str]
     """Layers that have no place in the base, with the reasons."""
 
@@ -105,7 +105,7 @@ class Examination:
     def cosines(self, block: str | None = None) -> Tensor:
         """The cosines of all pairs of changes (T, T), in one block or over all; 0 where one changes nothing.
 
-        Over several weights the products are added up: it is the cosine of all of them as one long vector.
+        The products of several weights are added up, as if all weights were one long vector.
         """
         gram = self.total() if block is None else self.products[block]
         norms = gram.diagonal().clamp(min=0).sqrt()
@@ -113,9 +113,10 @@ class Examination:
         return torch.where(sizes > 0, gram / sizes.clamp(min=1e-300), 0.0)
 
     def disagreement(self, block: str | None = None) -> Tensor:
-        """The share of the values that two adapters both change, in opposite directions, (T, T).
+        """Of the values that two adapters both change, the share that they change in opposite directions, (T,
+        T).
 
-        Unrelated changes give one half, and in general it is arccos(cosine) / pi.
+        Unrelated changes give one half. In general expect arccos(cosine) / pi.
         """
         found = self.conflicts.values() if block is None else [self.conflicts[block]]
         both = sum((one for one, _ in found), torch.zeros_like(self.total()))
@@ -129,7 +130,7 @@ class Examination:
         }
 
     def keeping(self) -> float:
-        """The factor for all strengths that makes the sum as large as the strongest adapter alone.
+        """The factor for all strengths that makes the sum as large as the largest change alone.
 
         max ||w_i D_i|| / ||sum of w_i D_i||, and 1 where the sum is nothing.
         """
@@ -151,10 +152,10 @@ def examine(
     """Measure what the adapters of a stack change, each alone and all against each other.
 
     Inner products are float64 sums over the factors, so it does not matter how an adapter divides the size of
-    a change between its factors. `base` is the model, as in `merge_adapters`: with it changes are related to
-    the weights, blocks are the model's own, and kinds that depend on the weight are measured. `signs`
-    compares the signs of single values too, which forms every change in full. `progress` is called with
-    weights done.
+    a change between its factors. `base` is the model, as in `merge_adapters`. With it changes are compared to
+    the weights, blocks are the model's own, and kinds that depend on the weight can be measured. `signs`
+    compares the signs of single values too, which forms every change in full. `progress` is called with the
+    number of weights done.
 
     Raises as `merge_adapters` does.
     """
@@ -271,7 +272,7 @@ class _Examining:
         return math.sqrt(energy_of(self.base.read(key)))
 
     def _named(self, place: ChangedPlace) -> tuple[str, str]:
-        """The block of a weight, and what it is there."""
+        """The block of a weight, and its kind: one of KINDS, or `other`."""
         if self.blocks is not None and place.target is not None:
             named = self.blocks.of(place.target)
             return named.block, next((kind for kind in KINDS if kind in named.names), "other")

@@ -1,4 +1,4 @@
-"""A layer on a part of a weight, or a part of a layer on a weight."""
+"""Apply a layer to part of a weight, or part of a layer to a weight."""
 
 from __future__ import annotations
 
@@ -18,12 +18,10 @@ from ..maths.shapes import Rows, Shape, fits, shown
 
 @dataclass(frozen=True)
 class Part:
-    """A layer, or the rows `window` of it, that changes `rows` of a weight or of the bias beside it.
-
-    None means all rows. An adapter's separate q, k and v each change some `rows` of a fused qkv weight. An
-    adapter's fused qkv changes the separate weights of q, k and v by one `window` each. `parameter` says
-    whether the layer's change of the weight is meant or its change of the bias. `file` and `key` say where
-    the layer is from, for errors.
+    """A layer, or its rows `window`, that changes `rows` of a weight or of its bias. None means all rows. An
+    adapter's separate q, k and v each change some `rows` of a fused qkv weight. An adapter's fused qkv
+    changes the separate weights of q, k and v by one `window` each. `parameter` says whether this changes the
+    weight or the bias. Errors name the `file` and `key` of the layer.
     """
 
     layer: Layer
@@ -34,15 +32,15 @@ class Part:
     parameter: Parameter = "weight"
 
     def named(self) -> AbstractContextManager[None]:
-        """A context in which errors get the file and key of the layer."""
+        """A context that adds the file and key of the layer to errors."""
         return located(file=self.file, key=self.key)
 
     def shape_met(self, shape: Sequence[int]) -> Shape:
-        """The shape of the rows that the layer changes of a weight of `shape`, before any enlargement."""
+        """The shape of the rows that the layer changes in a weight of `shape`, before any enlargement."""
         return (self.rows[1] - self.rows[0], *shape[1:]) if self.rows else tuple(shape)
 
     def enlarged(self) -> Shape | None:
-        """The shape to which the weight is enlarged with zeros first; None where it keeps its own."""
+        """The shape to which the weight is first enlarged with zeros; None if it is not."""
         return self.layer.enlarged() if self.parameter == "weight" else None
 
     def check_fit(self, shape: Sequence[int]) -> None:
@@ -71,7 +69,7 @@ class Part:
                     got=f"rows {self.window[0]} to {self.window[1]} of {shown(stored or ())}",
                     expected=str(list(met)),
                 )
-            # The layer is checked uncut, by all of its own rows.
+            # Check the uncut layer, with all of its rows.
             total = total if known is None else known
         if self.parameter == "weight":
             self.layer.check_fit((total, *met[1:]))
@@ -83,13 +81,13 @@ class Part:
     def met_layer(self) -> Layer:
         """The layer cut to `window`.
 
-        Raises LayerError, with file and key, where these rows depend on others.
+        Raises LayerError, with file and key, if these rows depend on other rows.
         """
         with self.named():
             return self.layer if self.window is None else self.layer.rows(self.window)
 
     def forms(self) -> tuple[Form, ...]:
-        """The forms of the layer cut to `window`, with file and key in those that depend on the weight.
+        """The forms of the layer cut to `window`. Those that depend on the weight know file and key.
 
         Raises LayerError, with file and key, where they cannot be formed.
         """
@@ -102,9 +100,8 @@ class Part:
         )
 
     def delta(self, value: Tensor) -> Tensor:
-        """The change at strength 1 of a whole weight or bias, in its shape; zero outside `rows`.
-
-        In float32, or float64 for a float64 value. Out of place, so that gradients pass through.
+        """The change to the whole weight or bias at strength 1, in its shape; zero outside `rows`. Float32,
+        or float64 for a float64 value. Out of place, so that gradients pass through.
         """
         start, stop = self.rows or (0, len(value))
         forms = self.forms()
@@ -115,5 +112,5 @@ class Part:
 
 
 def part_of(layer: Layer | Part) -> Part:
-    """The part itself, or all of a layer on all of a weight."""
+    """A part as it is; a layer becomes the part of all its rows on a whole weight."""
     return layer if isinstance(layer, Part) else Part(layer)

@@ -1,4 +1,4 @@
-"""Computing again in the backward pass what is large and quickly computed, in place of keeping it."""
+"""Recompute large but cheap results in the backward pass instead of keeping them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ _checkpoint = cast("Any", torch.utils.checkpoint).checkpoint
 
 
 def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """function(*tensors); autograd keeps the arguments alone and computes it again in the backward pass.
+    """function(*tensors), where autograd keeps only the arguments and recomputes the rest in the backward
+    pass.
 
-    The function must draw no random numbers and write to none of its arguments.
+    The function must not draw random numbers or write to its arguments.
     """
     if not torch.is_grad_enabled():
         return function(*tensors)
@@ -23,15 +24,15 @@ def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
 
 def by_torch_func() -> bool:
-    """Whether a transform of torch.func is at work, in which no tensor says that it requires a gradient."""
-    # torch has no public name for the question.
+    """Whether a torch.func transform is active. In it no tensor says that it requires a gradient."""
+    # torch has no public function for this.
     return cast("Any", torch)._C._are_functorch_transforms_active()
 
 
 def transformed() -> bool:
-    """Whether torch.compile or a transform of torch.func is at work, which take plain operations alone.
+    """Whether torch.compile or a torch.func transform is active. Both accept only plain operations.
 
-    They, or the compiler, decide themselves what is computed again.
+    They decide themselves what to recompute.
     """
     return torch.compiler.is_compiling() or by_torch_func()
 
@@ -39,8 +40,8 @@ def transformed() -> bool:
 def hadamard(w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor, scale: float) -> Tensor:
     """scale * (w1_a @ w1_b) * (w2_a @ w2_b); autograd saves only the factors.
 
-    It would save both matrices, which are as large as the result. torch's checkpoint saves as little, but
-    takes 1.5 to 4 times as long.
+    By default it would save both matrix products, each as large as the result. torch's checkpoint saves as
+    little, but takes 1.5 to 4 times as long.
     """
     factors = (w1_a, w1_b, w2_a, w2_b)
     if transformed() or not any(factor.requires_grad for factor in factors):
@@ -54,7 +55,7 @@ def _hadamard(w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor, scale: flo
 
 
 class _Hadamard(torch.autograd.Function):
-    """`_hadamard`, with derivatives of any order and in both modes."""
+    """`_hadamard`, with derivatives of any order, in forward and reverse mode."""
 
     @staticmethod
     def forward(ctx: Any, *given: Any) -> Tensor:
@@ -73,7 +74,7 @@ class _Hadamard(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
         factors, total = ctx.saved_tensors, None
-        # It is linear in each of the four.
+        # The product is linear in each of the four factors.
         for place, tangent in enumerate(tangents[:4]):
             if tangent is not None:
                 w1_a, w1_b, w2_a, w2_b = (*factors[:place], tangent, *factors[place + 1 :])

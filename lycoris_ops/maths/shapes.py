@@ -8,7 +8,7 @@ from collections.abc import Sequence
 Shape = tuple[int, ...]
 
 Extent = tuple[int | None, ...]
-"""The shape of weight that a layer is made for; a size of None fits any size."""
+"""The shape of the weights that a layer is made for; a size of None fits any size."""
 
 Rows = tuple[int, int]
 """A range of rows: the first one, and the one after the last."""
@@ -27,8 +27,8 @@ def factorization(dimension: int, factor: int = -1, *, ordered: bool = True) -> 
     (no bound for -1). 128, -1 gives (8, 16); 128, 4 gives (4, 32); 127 gives (1, 127); 128, 32 gives (4, 32),
     or (32, 4) if not `ordered`. Raises ValueError unless both are positive or `factor` is -1.
 
-    Source: the LoKr layout of LyCORIS. If not `ordered`, that of PEFT (`factorization` in
-    tuners/lokr/layer.py of peft 0.21, Apache-2.0).
+    Source: the LoKr layout of LyCORIS; if not `ordered`, PEFT's (`factorization` in tuners/lokr/layer.py of
+    peft 0.21, Apache-2.0).
     """
     if dimension < 1 or factor == 0 or factor < -1:
         raise ValueError(f"cannot factor {dimension} by {factor}: both must be positive (or factor -1)")
@@ -43,14 +43,14 @@ def factorization(dimension: int, factor: int = -1, *, ordered: bool = True) -> 
 def fits(stored: Extent, weight: Sequence[int]) -> bool:
     """Whether a change of extent `stored` can be added to a weight of shape `weight`.
 
-    The matrices (O, K) must be of the same size. Where both shapes have a kernel, the kernels must agree
-    too: a 1x1 convolution and a linear layer hold the same matrix, a 3x3 kernel and a 9-tap one do not.
+    The matrices (O, K) must be of the same size. Where both shapes have a kernel, the kernels must agree too:
+    a 1x1 convolution and a linear layer hold the same matrix, but a 3x3 kernel and a 9-tap kernel do not.
 
-    In an extent with a size of None, which fits any size, two sizes, (O, None) or (None, K), are compared
-    with the matrix (O, K). Three or more, such as (None, I, None), are compared with O and I, and any kernel
-    fits. (None,) fits every bias.
+    None fits any size. An extent with None and two sizes, (O, None) or (None, K), is compared with the matrix
+    (O, K). With three or more sizes, such as (None, I, None), only O and I are compared, and any kernel fits.
+    (None,) fits every bias.
 
-    The extent () means that the layer does not change the weight, and fits every weight.
+    The extent () is that of a layer that does not change the weight. It fits every weight.
     """
     if not stored:
         return True
@@ -67,7 +67,7 @@ def fits(stored: Extent, weight: Sequence[int]) -> bool:
 
 
 def _kernel(shape: Sequence[int | None]) -> Shape:
-    """The kernel sizes of a shape without trailing ones.
+    """The kernel sizes of a shape, without trailing 1s.
 
     PEFT writes the kernel of a Tucker core for a 1-D convolution as (k, 1).
     """
@@ -78,7 +78,7 @@ def _kernel(shape: Sequence[int | None]) -> Shape:
 
 
 def shown(extent: Extent) -> str:
-    """A shape as text for messages: `[320, *]`. A star is a size that the layer leaves open."""
+    """A shape as text for messages: `[320, *]`. A star marks a size of None."""
     return "[" + ", ".join("*" if size is None else str(size) for size in extent) + "]"
 
 

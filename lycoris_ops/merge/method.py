@@ -21,13 +21,13 @@ class Option:
     name: str
     default: float | str
     what: str
-    """What it does, and at which value it does nothing."""
+    """What it does, and which value has no effect."""
     low: float = -math.inf
     high: float = math.inf
     choices: tuple[str, ...] = ()
 
     def check(self, value: object) -> None:
-        """Raise LycorisError for a value that it cannot have."""
+        """Raise LycorisError for a value that is not allowed."""
         if self.choices:
             if value not in self.choices:
                 raise LycorisError(
@@ -53,25 +53,24 @@ class MergeMethod:
 
     name: str
     merge: Callable[[Deltas, Options], Sequence[Additive]]
-    """Returns the merged change of one weight."""
+    """Computes the merged change of one weight."""
     source: str
-    """The paper with its equation or algorithm, or where else the formula is from."""
+    """The paper with its equation or algorithm, or another source of the formula."""
     factors: bool
-    """Whether small factors give a result in small factors, without forming a dense matrix."""
+    """Whether small factors are merged into small factors, without a dense matrix."""
     options: tuple[Option, ...] = ()
     adapters: tuple[int, float] = (1, math.inf)
-    """The least and the most adapters that it takes."""
+    """The minimum and maximum number of adapters."""
     ordered: bool = False
     """Whether it matters which adapter comes first."""
     alone: Callable[[float, Options], float] | None = None
-    """Maps the strength of a weight's only adapter to the factor of its change. None where the result is no
-    multiple of the change."""
+    """For a weight with one adapter: maps its strength to the factor of its change. None if the result is not
+    a multiple of the change."""
     parts: Callable[[Deltas, Options], Sequence[Sequence[Additive]]] | None = None
-    """Returns each adapter's part at strength 1, where the result is the sum of the parts times the
-    strengths."""
+    """If the result is a sum of parts times strengths: returns each adapter's part at strength 1."""
 
     def checked(self, options: Options) -> dict[str, Any]:
-        """All options, with defaults for those that are not given. Raises LycorisError for others."""
+        """All options, with defaults for those not given. Raises LycorisError for unknown ones."""
         known = {option.name: option for option in self.options}
         for name, value in options.items():
             if name not in known:

@@ -1,6 +1,7 @@
-"""What a tool puts in front of every name: `pipe.dit.` of DiffSynth-Studio, `_orig_mod.` of a compiled model.
+"""Fronts, which tools put before every name: DiffSynth-Studio's `pipe.dit.`, or `_orig_mod.` of a compiled
+model.
 
-No list has all of these. A front is told from the names themselves: most of them share it.
+No list has all of them, so a front is recognised from the names: most of them share it.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ from collections import Counter
 from collections.abc import Collection
 
 WORDS = 8
-"""The most words of a front. The longest known one, `Hunyuan_video_I2V_lora_`, has four."""
+"""The most words that a front may have. The longest known one, `Hunyuan_video_I2V_lora_`, has four."""
 OF_ENCODER = re.compile(r"(?:^|[._])(?:te[0-9]*(?=[._])|text|clip|u?mt5|t5|bert|llama|encoder|llm)")
-"""A word of a front that only names of text encoders' layers have."""
+"""A word that only fronts of text encoders have."""
 
 
 def shared_fronts(names: Collection[str], words: int = WORDS) -> list[str]:
-    """The beginnings of one to `words` words that more than half of the names share, the shortest first.
+    """The prefixes of one to `words` words that more than half of the names share, shortest first.
 
-    Words end with a dot, or in a name without dots with an underscore; a front includes its last separator.
-    Each front begins with the one before it, because two different ones cannot both have more than half.
+    Words end with a dot, or with an underscore if the name has no dots. A front includes its last separator.
+    Each one extends the one before it, because two different ones cannot both be shared by more than half.
     """
     fronts: list[str] = []
     sharing = list(names)
@@ -35,11 +36,11 @@ def shared_fronts(names: Collection[str], words: int = WORDS) -> list[str]:
 
 
 def _longer(name: str, size: int) -> str:
-    """The front of a name that has one word more than its first `size` characters; "" where there is none."""
+    """The first `size` characters of a name and one more word; "" if there is none."""
     end = name.find("." if "." in name else "_", size) + 1
     return name[:end] if end < len(name) else ""
 
 
 def is_of_encoder(front: str) -> bool:
-    """Whether a front says that the layers are a text encoder's."""
+    """Whether a front shows that the layers are a text encoder's."""
     return OF_ENCODER.search(front) is not None

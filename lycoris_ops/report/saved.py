@@ -1,4 +1,4 @@
-"""What was written to an adapter file, in words."""
+"""Describe in words what was written to an adapter file."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .words import paragraph
 
 
 def describe_saved(result: SaveResult) -> str:
-    """The report of an adapter that was written."""
+    """The report on a saved adapter."""
     name = Path(result.path)
-    # All of PEFT's files have one name: the folder's tells more.
+    # All of PEFT's files have the same name, so show the folder's too.
     shown = f"{name.parent.name}/{name.name}" if has_folder(result.dialect) else name.name
     layers = number_of(result.layers, "layer")
     lines = [f"{shown}: {layers} in the dialect {result.dialect}, {result.size / 1e6:.2f} MB"]

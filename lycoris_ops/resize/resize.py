@@ -48,25 +48,26 @@ def resize_adapter(
     progress: Progress | None = None,
     **making: Unpack[Making],
 ) -> Adapter:
-    """Make an adapter in memory with layers of another kind or size, each nearest to the layer that it
-    replaces.
+    """Make an adapter in memory whose layers have another kind or size, each as near as possible to the layer
+    that it replaces.
 
-    `size` is a Rank for every layer, or a Budget, Ratio or Energy that is divided among the layers where it
-    keeps most; "auto" stops where one more parameter would keep less than an average parameter of the full
-    weights does. A budget in bytes counts the whole file, with its tensors in the dtype that they get here.
-    `algorithm` is a kind in FITTED, "auto" for the one that keeps most for its bytes, layer by layer, or
-    "same" for the kind that each layer has. What stays as it is, bit by bit: layers that are of the kind and
-    no larger, norms, biases, and layers that enlarge their weight. alpha follows the rank, so that the scale
-    of the factors stays.
+    `size` is a Rank for every layer, or a Budget, Ratio or Energy, given to the layers where it keeps most.
+    "auto" stops where one more parameter would keep less than an average parameter of the full weights. A
+    budget in bytes counts the whole file, with its tensors in the dtype that they get here. `algorithm` is a
+    kind in FITTED, "auto" for the one that keeps most for its bytes, layer by layer, or "same" for the kind
+    that each layer has. Some layers stay the same, bit by bit: those already of the kind and not larger,
+    norms, biases, and those that enlarge their weight. alpha follows the rank, so that the scale of the
+    factors stays.
 
     `base` is the model: a safetensors file, whose quantised weights `codec` reads, or a state dict. It is
     needed for kinds whose change depends on the weight (DoRA, OFT, BOFT, IA3, GLoRA, T-LoRA); then the result
-    is right for this model alone. It also tells the kernels of convolutions that some kinds hold flat.
+    is right for this model alone. It also supplies the kernel sizes of convolutions, which some kinds store
+    flat.
 
-    `dtype`, `factor`, `tucker`, `largest`, `seed` and `device` are as in `fit.settings.Making`. With
-    `dtype` None each layer keeps its own. `Adapter.report` of the result says what was kept. `prepare` is
-    called with the layers that are to be made, before the work, and may raise an error; `progress` is called
-    with layers done.
+    `dtype`, `factor`, `tucker`, `largest`, `seed` and `device` are as in `fit.settings.Making`. With `dtype`
+    None each layer keeps its own. `Adapter.report` of the result says what was kept. `prepare` is called with
+    the planned layers before the work, and may raise an error. `progress` is called with the number of layers
+    done.
 
     Raises LayerError for a layer that cannot be read, holds NaN, or needs a base; MatchError where its name
     fits several weights of the base; PlanError for a size that cannot be met.
@@ -107,7 +108,7 @@ class _Resizing:
 
     @property
     def staying(self) -> list[str]:
-        """Names of the layers that stay unchanged, whatever the settings."""
+        """Names of the layers that stay unchanged with any settings."""
         return [name for name, info in self.adapter.info.items() if self._stays(info)]
 
     def _stays(self, info: LayerInfo) -> bool:
@@ -148,7 +149,7 @@ class _Resizing:
         return metadata_of(self.adapter.metadata, {}, recipe, "source_recipe")
 
     def sources(self) -> list[Source]:
-        """Raises LayerError for a layer that needs a base, where there is none."""
+        """Raises LayerError for a layer that needs a base if there is none."""
         staying = set(self.staying)
         weights = _Places(self.adapter, self.base) if self.base is not None else None
         found: list[Source] = []
@@ -218,7 +219,7 @@ class _Resizing:
 
 
 class _Places:
-    """The weights of a base model that an adapter's layers are for."""
+    """The weights of a base model that an adapter's layers change."""
 
     def __init__(self, adapter: Adapter, weights: Weights) -> None:
         self.weights = weights
@@ -230,7 +231,7 @@ class _Places:
         return self._targets.shape_of(*places) if places else ()
 
     def read(self, name: str) -> Tensor:
-        """The weight of a layer, or rows of several weights one below the other, in float32 or float64."""
+        """The weight of a layer, or rows of several weights concatenated, in float32 or float64."""
         return self._wide([(place.key, place.rows) for place in self._found[name]])
 
     def bias(self, name: str) -> Tensor | None:
@@ -251,7 +252,7 @@ def _plain(forms: tuple[Form, ...]) -> tuple[Additive, ...]:
 
 
 def _split(forms: tuple[Form, ...], shape: Shape) -> tuple[int, int] | None:
-    """The shape of the first factor of a Kronecker product, where the kernel is in the second one."""
+    """The shape of the first Kronecker factor, if the second one holds the kernel."""
     for form in forms:
         if isinstance(form, Kronecker) and form.window is None:
             rows, columns = form.w1[0].shape[0], form.w1[-1].shape[1]
@@ -261,7 +262,7 @@ def _split(forms: tuple[Form, ...], shape: Shape) -> tuple[int, int] | None:
 
 
 def _told(metadata: Mapping[str, str], layers: Mapping[str, Layer]) -> dict[str, str]:
-    """The metadata with the new layers' ranks and alphas, where it states the source's."""
+    """The metadata with the new layers' ranks and alphas, if it states the old ones."""
     told = dict(metadata)
     for key, values in (
         (DIM, {layer.rank for layer in layers.values()}),

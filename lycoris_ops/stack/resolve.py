@@ -1,4 +1,4 @@
-"""Find the weights of a model that the layers of a stack change, and why some layers find none."""
+"""Find the weights that a stack's layers change in a model, and say why some layers find none."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ from .stack import Entry, Stack
 
 OTHER_MODEL = "Choose an adapter for this model, or the model that the adapter is for"
 ReadWeight = Callable[[str], Tensor]
-"""Gives the weight or bias of a model that has this key."""
+"""Returns the weight or bias of a model with this key."""
 NAMED_AT_MOST = 4
-"""How many unmatched layers of an adapter get a nearest name. Each costs a search, and nobody reads more."""
-STORED_TRANSPOSED = (
-    "its file is for weights that are stored transposed, as GPT-2's: create_lycoris applies it"
-)
+"""How many unmatched layers of an adapter are given a nearest name. Each costs a search, and nobody reads
+more."""
+STORED_TRANSPOSED = "it is for weights that are stored transposed, as in GPT-2: create_lycoris can apply it"
 
 
 class Match(NamedTuple):
@@ -38,27 +37,27 @@ class Match(NamedTuple):
 
     layer: str
     target: Target
-    """The weight, or the rows of it, that the layer is applied to."""
+    """The weight, or its rows, that the layer is applied to."""
     strength: float
     """The strength of the adapter for this part of the model, times the weight of the block rules."""
     parameter: Parameter = "weight"
-    """Whether the weight is changed or the bias beside it."""
+    """Whether the layer changes the weight or its bias."""
     window: Rows | None = None
-    """The rows of the layer that are for this weight; None for all of them."""
+    """The rows of the layer for this weight; None for all."""
     timings: tuple[Timing, ...] = ()
-    """What multiplies the strength over the sampling; () for a constant strength."""
+    """Factors of the strength over the sampling; () for a constant strength."""
 
     @property
     def key(self) -> str:
-        """The target's key of the weight that is changed, or of the bias."""
+        """The target's key of the changed weight or bias."""
         return self.target.key if self.parameter == "weight" else self.target.bias or ""
 
     def constant(self) -> Match:
-        """The same match at the mean of its strength over the sampling."""
+        """The same match at its mean strength over the sampling."""
         return self._replace(strength=self.strength * mean(self.timings), timings=())
 
     def read(self, adapter: Adapter, *, keep: bool = True) -> Part:
-        """The layer, or the part of it that is meant, read from its file; `keep` is as in `Adapter.layer`."""
+        """Read the layer, or its matched rows, from the file; `keep` is as in `Adapter.layer`."""
         layer = adapter.layer(self.layer, keep=keep)
         rows = self.target.rows
         return Part(layer, rows, self.window, adapter.path, self.layer, parameter=self.parameter)
@@ -73,7 +72,7 @@ class Mismatch:
     made_for: str
     """The weights that the layer could be applied to, in words."""
     expected: Shape
-    """The shape of the weight, or of the bias where that is what does not fit."""
+    """The shape of the weight, or of the bias if the bias does not fit."""
     strength: float
 
 
@@ -84,7 +83,7 @@ class Unmatched:
     layer: str
     reason: str
     nearest: str | None = None
-    """The most similar name of a layer of the model."""
+    """The most similar layer name in the model."""
 
 
 @dataclass(frozen=True)
@@ -96,34 +95,33 @@ class EntryResolution:
     mismatches: tuple[Mismatch, ...]
     unmatched: tuple[Unmatched, ...]
     absent: Mapping[Component, tuple[str, ...]]
-    """The layers that belong to a part of the model that is missing from the target, by part."""
+    """The layers for parts of the model that the target lacks, by part."""
     absent_because: str
     """Why a part of the model may be missing, in words for the report."""
     idle_rules: tuple[str, ...]
-    """Patterns of rules that match nothing in the model, each with what is near."""
+    """Patterns of rules that match nothing in the model, each with the nearest names."""
     readings: tuple[str, ...] = ()
-    """How vectors of block weights were read, and which rules are for nothing in the file."""
+    """How vectors of block weights were read, and which rules match no layer of the file."""
     copies: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Names of layers that only repeat the change of others, each with one that it repeats. They are not
-    applied."""
+    """Layers that only repeat the change of another, each with that layer. They are not applied."""
     front: str = ""
-    """What stands in front of the layers' names in the file without being part of them; "" for nothing."""
+    """A prefix in the file that does not belong to the layers' names; "" for none."""
     made_for: Families = ()
-    """The families of models that the adapter can be for, by its metadata or else its names; () where that is
-    not known, or where every layer meets a weight."""
+    """The model families that the adapter can be for, by its metadata or else its names; () if unknown, or if
+    every layer meets a weight."""
     target_is: Families = ()
-    """The families that the model can be of, likewise."""
+    """The families that the model can belong to; () as above."""
 
     @property
     def elsewhere(self) -> str | None:
-        """That the adapter is for another family of models, in words; None where that is not known."""
+        """A remark that the adapter is for another model family; None unless that is known."""
         if not self.made_for or not self.target_is or {*self.made_for} & {*self.target_is}:
             return None
         return f"made for {either(self.made_for)}; this model is {either(self.target_is)}"
 
     @property
     def left_out(self) -> int:
-        """How many layers were to be applied and are not, whatever the reason."""
+        """How many layers could not be applied, for any reason."""
         missing = {left.layer for left in self.unmatched}
         missing |= {bad.layer for bad in self.mismatches if bad.strength != 0.0}
         return len(missing.union(*self.absent.values()))
@@ -134,7 +132,7 @@ class EntryResolution:
         return len(self.entry.adapter.info) + len(self.entry.adapter.unreadable)
 
     def count(self, *, silent: bool = False) -> int:
-        """How many layers meet a weight at a strength other than 0, or with `silent` only at strength 0."""
+        """How many layers meet a weight at a strength other than 0; with `silent`, only at strength 0."""
         live = {match.layer for match in self.matches if match.strength != 0.0}
         return len({match.layer for match in self.matches} - live) if silent else len(live)
 
@@ -148,8 +146,8 @@ class Resolution:
     def pairs(self) -> dict[str, list[tuple[Entry, Match]]]:
         """The layers that change each key of the target.
 
-        The order of these layers does not depend on that of the stack, so a stack in another order gives the
-        same bits. Layers of strength 0 are left out, so that they cost nothing and change no bit.
+        Their order is independent of the stack's, so a stack in another order gives the same bits. Layers of
+        strength 0 are left out, so that they cost nothing and change no bit.
         """
         found: dict[str, list[tuple[Entry, Match]]] = {}
         for resolution in self.entries:
@@ -163,13 +161,12 @@ class Resolution:
     def check(self, *, strict: bool = False) -> None:
         """Raise MatchError for a layer that does not fit its weight, and for an adapter that does not match.
 
-        An adapter does not match if none of its layers meets a weight. With `strict` every layer that meets
-        none is an error, and so is a tensor of the file that nothing reads. Layers of a part that the target
-        does not have do not count: an adapter that has no others is an error only if nothing in the stack
-        matches.
+        An adapter does not match if none of its layers meets a weight. With `strict` every layer without a
+        weight is an error, and so is every unread tensor of the file. Layers for a part that the target lacks
+        do not count: an adapter with only such layers is an error only if nothing in the stack matches.
         """
         live = [resolution for resolution in self.entries if not resolution.entry.off]
-        # An adapter for the text encoder alone is no error where other adapters change the diffusion model.
+        # An adapter only for the text encoder is no error if other adapters change the diffusion model.
         any_match = any(resolution.matches for resolution in live)
         for resolution in live:
             _check_entry(resolution, strict, may_be_absent=any_match)
@@ -186,10 +183,10 @@ def resolve(
     """Match every layer of a stack with the weights of a target.
 
     `keys` are the target's keys. If they come with shapes, each layer's shape is checked. `absent_because`
-    says why a whole part of the model may be missing. `oriented` shapes are (O, I) for weights too that the
-    model stores as (I, O); without it no layer for such a weight is matched. A layer that does not match or
-    fit is recorded; only `Resolution.check` makes an error of it. Raises MatchError where a name fits more
-    than one weight, or two layers of one adapter change the same rows of one weight differently.
+    says why a whole part of the model may be missing. `oriented` says that shapes are (O, I) even for weights
+    that the model stores as (I, O); without it layers for such weights are not matched. A layer that does not
+    match or fit is only recorded; `Resolution.check` raises the error. Raises MatchError where a name fits
+    more than one weight, or two layers of one adapter change the same rows of one weight differently.
     """
     targets = Targets(known_shapes(keys))
     blocks = Blocks(targets)
@@ -222,16 +219,16 @@ def _resolve_entry(
         if turned and len(info.shape) == 2:
             unmatched.append(Unmatched(name, STORED_TRANSPOSED))
             continue
-        # The name's own part first: bare keys of a model do not say which part they are.
+        # First the part that the layer's name states: bare keys of a model do not state theirs.
         part = info.named.part or places[0].part
         strength = entry.strength_of(part)
         strength *= weights.of.get(name, 1.0)
         expected = targets.shape_of(*places)
-        # An empty shape stands for one that is not known, and fits every layer.
+        # An empty shape means unknown, and fits every layer.
         if expected and info.shape and not info.fits(expected):
             mismatches.append(Mismatch(name, places[0], info.made_for, expected, strength))
             continue
-        # () where the model's layer has no bias, which is no misfit, or where the shape is not known.
+        # () if the model's layer has no bias (that is no misfit), or if its shape is unknown.
         beside = targets.bias_of(*places) if info.bias else ()
         if info.bias and beside and not fits(info.bias, beside):
             mismatches.append(Mismatch(name, places[0], shown(info.bias), beside, strength))
@@ -263,7 +260,7 @@ def _resolve_entry(
         target_is=target_is,
     )
     if resolution.elsewhere:
-        # A name that is similar would only mislead.
+        # A similar name would only mislead.
         return replace(resolution, unmatched=tuple(replace(left, nearest=None) for left in unmatched))
     return resolution
 
@@ -271,13 +268,13 @@ def _resolve_entry(
 def _weights(
     entry: Entry, found: Found, blocks: Blocks
 ) -> tuple[Outcome[float], Outcome[tuple[Timing, ...]]]:
-    """What the block rules and the schedule of an adapter give its layers."""
+    """The factors that the block rules and the schedule of an adapter give its layers."""
     weights, timings = Outcome[float]({}), Outcome[tuple[Timing, ...]]({})
     if not entry.rules and not entry.schedule:
         return weights, timings
     layers = {name: blocks.of(places[0], name) for name, places in found.places.items() if places}
     if not layers:
-        # That the adapter is for another model is what a user has to know.
+        # No remarks on rules: the user must learn that the adapter is for another model.
         return weights, timings
     scene = Scene(blocks, layers)
     with located(file=entry.adapter.path):
@@ -288,14 +285,14 @@ def _weights(
 
 
 def families(adapter: Adapter, targets: Targets) -> tuple[Families, Families]:
-    """The families of models that an adapter can be for, and those that the target can be of."""
+    """The model families that an adapter can be for, and those that the target can belong to."""
     model = ((target.path, targets.shape_of(target)) for target in targets.all if target.part != "te")
     return adapter.families, families_of_layers(model)
 
 
 def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bool) -> None:
     file = resolution.entry.adapter.path
-    # A rule of weight 0 is how a user leaves out a layer that does not fit.
+    # Users exclude a layer that does not fit with a rule of weight 0.
     live = [mismatch for mismatch in resolution.mismatches if mismatch.strength != 0.0]
     if live:
         first = live[0]
@@ -332,10 +329,10 @@ def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bo
         )
     if strict and (left := resolution.entry.adapter.left_out):
         raise MatchError(
-            f"{len(left)} tensors of the file are of no layer that is read, and strict is on",
+            f"{len(left)} tensors of the file were not read, and strict is on",
             file=file,
             key=left[0],
-            got="a module that was saved whole, trained tokens, or what no tool is known to write",
+            got="a whole saved module, trained tokens, or tensors of an unknown tool",
             expected="tensors of layers only",
             hint="Turn strict off to apply the rest",
         )

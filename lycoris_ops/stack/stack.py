@@ -17,10 +17,11 @@ from ..rules.schedule import Schedule
 class Entry:
     """One adapter of a stack.
 
-    `strength` multiplies its change of the diffusion model: 0 changes nothing, and a negative one subtracts.
-    `strength_clip` does the same for the text encoders; None means `strength`. `rules` multiply both in each
-    layer. `schedule` multiplies the strength of the diffusion model over the sampling; text encoders run
-    before it, so that theirs stays. Raises LycorisError for a strength that is not finite.
+    `strength` multiplies its change to the diffusion model: 0 changes nothing, and a negative strength
+    subtracts. `strength_clip` does the same for the text encoders; None means `strength`. `rules` multiply
+    both in each layer. `schedule` multiplies the strength of the diffusion model over the sampling. Text
+    encoders run before that, so their strength is constant. Raises LycorisError for a strength that is not
+    finite.
     """
 
     adapter: Adapter
@@ -29,7 +30,7 @@ class Entry:
     rules: Rules | None = None
     schedule: Schedule | None = None
     label: str = ""
-    """Its name in reports, such as the file with its folder; "" for the file's own name."""
+    """The name in reports, such as the file with its folder; "" for the file name alone."""
 
     @property
     def name(self) -> str:
@@ -43,14 +44,14 @@ class Entry:
                 )
 
     def strength_of(self, part: Component | None) -> float:
-        """The strength for a part of the model. An unknown part has the diffusion model's."""
+        """The strength for a part of the model. An unknown part gets the diffusion model's."""
         if part == "te" and self.strength_clip is not None:
             return self.strength_clip
         return self.strength
 
     @property
     def off(self) -> bool:
-        """Whether both strengths are 0, so that nothing of the adapter is used."""
+        """Whether both strengths are 0, so that the adapter is not used."""
         return self.strength == 0.0 and self.strength_of("te") == 0.0
 
 
@@ -61,7 +62,7 @@ class Stack:
     entries: tuple[Entry, ...] = ()
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
-        # Written by hand to take any iterable: a frozen dataclass cannot assign its fields.
+        # Written by hand to accept any iterable. The class is frozen, so it cannot assign `self.entries`.
         object.__setattr__(self, "entries", tuple(entries))
 
     def __add__(self, other: Stack) -> Stack:
@@ -89,7 +90,8 @@ class Stack:
         )
 
     def check_constant(self, purpose: str) -> None:
-        """Raise LycorisError where a strength follows a schedule, so that the stack cannot `purpose`."""
+        """Raise LycorisError if a strength follows a schedule. The message says that such a stack cannot
+        `purpose`."""
         for entry in self:
             if entry.schedule:
                 raise LycorisError(

@@ -1,4 +1,4 @@
-"""Layers of a file that go on in another kind or at another rank."""
+"""Continue training a file's layers as another kind or at another rank."""
 
 from __future__ import annotations
 
@@ -21,47 +21,48 @@ from .member import layer_seed, make_layer, read_weight
 from .settings import LayerSettings
 
 AXES = {"lora_up": 1, "lora_down": 0, "lora_e": 0}
-"""The tensors of a LoRA that can get a higher rank, and the axis of each that counts it."""
+"""The tensors of a LoRA whose rank can be raised, each with its rank axis."""
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What a layer of a file is to become."""
+    """A layer of a file, and the settings that it will continue with."""
 
     site: Site
     layer: Layer
     settings: LayerSettings
-    """The kind, rank and factor that it is to have."""
+    """The wanted kind, rank and factor."""
 
     @property
     def smaller(self) -> bool:
-        """Whether another kind, form or a lower rank is asked for: the nearest layer has to be found."""
+        """Whether the nearest layer has to be found: for another kind or form, or a lower rank."""
         settings, layer = self.settings, self.layer
         other = settings.algorithm != layer.algorithm or settings.factor is not None
         return other or settings.rank < (layer.rank or 0)
 
     @property
     def idle(self) -> bool:
-        """Whether the layer changes nothing, whatever the weight is."""
+        """Whether the layer changes nothing on any weight."""
         plain = self.layer.additive() is not None
         return plain and not bool(self.layer.delta(torch.zeros(self.site.shape)).any())
 
 
 @torch.no_grad()
 def changed_layers(wishes: Sequence[Wish], name: str, seed: int) -> tuple[dict[str, Layer], list[str]]:
-    """The layers as they are asked for, by path, and in words what was changed and how much of it is kept.
+    """The layers with the wanted settings, by path, and remarks on which were changed and how much of them is
+    kept.
 
-    A layer of another kind or a lower rank is the nearest one, as `resize_adapter` makes it. One of a higher
-    rank has further components that change nothing yet. The scale of the factors stays.
+    For another kind or a lower rank `resize_adapter` finds the nearest layer. For a higher rank components
+    are added that change nothing yet. The scale of the factors stays.
 
-    Raises LayerError for a layer that cannot become larger, and as `resize_adapter` does.
+    Raises LayerError for a layer that cannot get a higher rank, and the errors of `resize_adapter`.
     """
     groups: dict[tuple[str, int, int | None], list[Wish]] = {}
     for wish in wishes:
         if wish.smaller and not wish.idle:
             settings = wish.settings
             groups.setdefault((settings.algorithm, settings.rank, settings.factor), []).append(wish)
-    # What changes nothing begins anew.
+    # A layer that changes nothing starts anew.
     found = {
         wish.site.path: make_layer(wish.site, wish.settings, seed)[0] if wish.idle else wish.layer
         for wish in wishes
@@ -69,7 +70,7 @@ def changed_layers(wishes: Sequence[Wish], name: str, seed: int) -> tuple[dict[s
     energy = lost = 0.0
     for (algorithm, rank, factor), some in groups.items():
         adapter = Adapter.of({wish.site.path: wish.layer for wish in some}, name=name)
-        # Changes that depend on the weight, such as DoRA's.
+        # Only changes that depend on the weight, such as DoRA's, need it.
         base = {wish.site.key: read_weight(wish.site) for wish in some if wish.layer.additive() is None}
         resized = resize_adapter(adapter, Rank(rank), algorithm, base or None, factor=factor, seed=seed)
         for wish in some:
@@ -92,14 +93,14 @@ def changed_layers(wishes: Sequence[Wish], name: str, seed: int) -> tuple[dict[s
 
 
 def _grown(layer: Layer, wish: Wish, seed: int) -> Layer:
-    """The layer with as many components as are asked for and its weight can use."""
+    """Raise the rank of a layer to the wanted one, as far as its weight can use it."""
     rank = min(wish.settings.rank, *flat_shape(wish.site.shape))
     if layer.rank is None or layer.rank >= rank:
         return layer
     held = layer.tensors()
     if not isinstance(layer, Lora) or held.keys() & {"lora_mid", "lora_embedding_a"}:
         if wish.smaller:
-            # The nearest layer of its kind needs no more.
+            # The nearest layer needs no more components.
             return layer
         raise LayerError(
             "a layer of this kind cannot get a higher rank",
@@ -113,7 +114,7 @@ def _grown(layer: Layer, wish: Wish, seed: int) -> Layer:
     grown: dict[str, Tensor] = {}
     for name, axis in AXES.items():
         if name in held:
-            # Files hold kernels flat or not.
+            # Some files store kernels flat.
             shape = [more if place == axis else size for place, size in enumerate(held[name].shape)]
             new = fresh.get(name, torch.ones(more, 1)).reshape(shape)
             grown[name] = torch.cat([held[name], new.to(held[name])], axis)
@@ -126,7 +127,7 @@ def _words(layer: Layer) -> str:
 
 
 def wish_of(site: Site, layer: Layer, settings: LayerSettings, given: Mapping[str, object]) -> Wish:
-    """What a layer is to become by the options of its pattern; what they do not name stays.
+    """The settings that the options of a pattern give to a layer; the rest stays as it is.
 
     Raises LayerError for a rank or a factor of a kind that has none.
     """
@@ -137,7 +138,7 @@ def wish_of(site: Site, layer: Layer, settings: LayerSettings, given: Mapping[st
         )
     if "rank" in given and algorithm == layer.algorithm and layer.rank is None:
         raise LayerError(
-            "a layer without a rank cannot get another one",
+            "a layer without a rank cannot get one",
             key=site.path,
             got=f"{_words(layer)}, and rank {settings.rank}",
             expected="an algorithm beside the rank",

@@ -1,8 +1,8 @@
 """The folder of a training's checkpoints.
 
-Each checkpoint is an adapter for use, as `step-000100.safetensors`, and beside it the whole state of the
-training, as `step-000100.state.safetensors`. The state has the weights too, so each file is whole in itself.
-`best` and `last` are checkpoints of these names. A training goes on from the newest state, whatever its name.
+Each checkpoint is a usable adapter, such as `step-000100.safetensors`, and beside it the whole state of the
+training, `step-000100.state.safetensors`. The state has the weights too, so each file is complete alone.
+`best` and `last` are checkpoints too. A training continues from the newest state, whatever its name.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from .options import STATE
 from .trainer import STATE_FORM, Trainer
 
 GOOD = "last-good"
-"""What a training that diverged leaves: weights for use, and nothing to go on from."""
+"""The checkpoint that a diverged training leaves: usable weights, but no state to continue from."""
 NAMES = ("last", "best")
-"""The checkpoints that every training with a folder may write."""
+"""Checkpoints that any training with a folder may write."""
 
 
 @dataclass(frozen=True)
 class FoundState:
-    """A state in a folder of checkpoints, by what its header says."""
+    """A state in a folder of checkpoints, as described by its header."""
 
     path: Path
     step: int
     """After how many steps it was written."""
     of: int
-    """How many there were to be."""
+    """How many steps the training should have."""
     settings: Mapping[str, Any]
-    """`TrainOptions.settings` of its training."""
+    """The training's `TrainOptions.settings`."""
     why: str
-    """Why it is this one, in words, with the names of damaged ones that are newer or may be."""
+    """Why this state was chosen, in words, and the damaged states that were passed over."""
 
     @property
     def finished(self) -> bool:
-        """Whether its training had come to its end."""
+        """Whether all steps of the training are done."""
         return self.step >= self.of
 
     def __str__(self) -> str:
@@ -54,8 +54,8 @@ class FoundState:
 def newest_state(folder: str | os.PathLike[str]) -> FoundState | None:
     """The newest whole state in a folder of checkpoints, whatever its name; None where there is no state.
 
-    The newest has the most steps. Where a training was told to go back to an earlier state, those that
-    it left behind count as older than those that it wrote since. A damaged one is passed over.
+    The newest has the most steps. After a training was told to go back to an earlier state, the states that
+    it abandoned count as older than its new ones. Damaged states are passed over.
 
     Raises TrainError where none is whole.
     """
@@ -64,19 +64,18 @@ def newest_state(folder: str | os.PathLike[str]) -> FoundState | None:
         raise TrainError("no state of this training is whole", file=str(folder), got=", ".join(damaged))
     if not states:
         return None
-    # Of two after the same step either would do.
+    # Of two states after the same step either would do.
     _, path, state = max(states, key=lambda found: (found[0], found[1].name == f"last{STATE}"))
     why = "the only state" if len(states) == 1 else f"the newest of {len(states)} states"
     if damaged:
         why += f"; passed over: {', '.join(damaged)}"
-    # A state of an earlier version does not say of how many steps its training was.
+    # States of earlier versions do not store the number of steps planned.
     return FoundState(path, state["step"], state.get("of", state["step"]), state.get("settings", {}), why)
 
 
 def state_to_resume(source: str | os.PathLike[str]) -> tuple[Path, str]:
-    """The file of a state, given itself or a folder of checkpoints, and in words which one it is.
-
-    Raises TrainError where there is none.
+    """Find the state in `source`, a state file or a folder of checkpoints; returns its path and a
+    description. Raises TrainError where there is none.
     """
     if Path(source).is_file():
         return Path(source), Path(source).name
@@ -91,7 +90,8 @@ def state_to_resume(source: str | os.PathLike[str]) -> tuple[Path, str]:
 
 
 def _states(folder: Path) -> tuple[list[tuple[tuple[int, int], Path, dict[str, Any]]], list[str]]:
-    """The whole states of a folder, each with what orders it, and the names of the others with the reason."""
+    """The whole states of a folder, each with its sort key, and the names of the damaged ones with the
+    reasons."""
     whole: list[tuple[tuple[int, int], Path, dict[str, Any]]] = []
     damaged: list[str] = []
     for path in sorted(folder.glob(f"*{STATE}")):
@@ -106,7 +106,7 @@ def _states(folder: Path) -> tuple[list[tuple[tuple[int, int], Path, dict[str, A
 
 
 class Checkpoints:
-    """Writes checkpoints to a folder, and removes those of every so many steps but the latest `keep`."""
+    """Writes checkpoints to a folder, and removes all numbered ones except the latest `keep`."""
 
     def __init__(self, folder: Path, dialect: str, keep: int, minutes: float | None) -> None:
         self.folder = folder
@@ -114,17 +114,17 @@ class Checkpoints:
         self.keep = keep
         self.minutes = minutes
         self.unwritten: list[str] = []
-        """What `write_by_time` could not write, with the reasons."""
+        """Checkpoints that `write_by_time` could not write, with the reasons."""
         self._since: float | None = None
-        """When the latest checkpoint was written, or else when the first step was done."""
+        """When the latest checkpoint was written; before the first one, when the clock started."""
         self._replaced: set[str] = set()
         """The names of the checkpoints of an earlier training."""
 
     def begin(self, *, resumed: bool, overwrite: bool) -> None:
-        """Make the folder. Raises WriteError where it cannot be, or where another training is in it.
+        """Make the folder. Raises WriteError if that fails, or if the folder holds another training.
 
-        With `overwrite` the checkpoints of that training are removed by `clear`. Else one could be resumed by
-        mistake, or taken for one of this training.
+        With `overwrite`, `clear` removes the checkpoints of that training, so that none of them is resumed by
+        mistake or taken for one of this training.
         """
         with system_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -143,28 +143,29 @@ class Checkpoints:
                 self._replaced = {file.name.removesuffix(STATE) for file in states} | {GOOD}
 
     def returns_of(self, trainer: Trainer) -> int:
-        """How often the training has gone back, now that it goes on from the trainer's state.
+        """How often the training has gone back to an earlier state, with the return to the trainer's present
+        state.
 
-        What it left behind must not be taken for what it writes from now on.
+        The count tells abandoned checkpoints from those written from now on.
         """
         own = (trainer.returns, trainer.done)
         later = [order for order, *_ in _states(self.folder)[0] if order > own]
         return max(later)[0] + 1 if later else trainer.returns
 
     def clear(self) -> None:
-        """Remove what `begin` found of an earlier training, now that this one has made a step."""
+        """Remove the checkpoints of an earlier training that `begin` found, once this one has made a step."""
         with system_errors(self.folder):
             for name in self._replaced:
                 self._remove(name)
         self._replaced = set()
 
     def write(self, trainer: Trainer, name: str) -> Path:
-        """Write a checkpoint, and return the place of its adapter.
+        """Write a checkpoint, and return the path of its adapter.
 
-        Raises WriteError; an earlier file of that name is whole then. Where the adapter cannot be written,
-        as for a value that its dtype does not hold, the state is written all the same.
+        Raises WriteError, and leaves an earlier file of that name whole. If the adapter cannot be written,
+        for example because its dtype cannot hold a value, the state is still written.
         """
-        # The adapter first: where both can be written, the adapter is at least as new as the state.
+        # The adapter first, so that it is never older than the state unless it cannot be written.
         path = self._adapter(name)
         try:
             trainer.save(path)
@@ -174,10 +175,10 @@ class Checkpoints:
         return path
 
     def write_by_time(self, trainer: Trainer) -> None:
-        """Write `last` where there was no checkpoint for so many minutes. The first call starts the clock.
+        """Write `last` if the latest checkpoint is `minutes` old. The first call starts the clock.
 
-        Only the first process has checkpoints and a clock. The others wait for it in the next step. Where the
-        file cannot be written, as on a full disk, the training goes on: the next one comes as much later.
+        Only the first process has checkpoints and a clock. The others wait for it in the next step. If
+        writing fails, for example on a full disk, the training goes on, and the next try is `minutes` later.
         """
         if self._since is None:
             self._since = monotonic()
@@ -189,9 +190,9 @@ class Checkpoints:
                 self._since = monotonic()
 
     def write_numbered(self, trainer: Trainer) -> None:
-        """Write the checkpoint of this step, and remove those that are too many."""
+        """Write the checkpoint of this step, and remove the oldest beyond `keep`."""
         self.write(trainer, f"step-{trainer.done:06d}")
-        # Those of later steps are of an earlier run, and are replaced once this one comes to them.
+        # Checkpoints of later steps are from an earlier run. This run will replace them.
         upto = f"step-{trainer.done:06d}"
         names = sorted(file.name.removesuffix(STATE) for file in self.folder.glob(f"step-*{STATE}"))
         names = [name for name in names if name <= upto]
@@ -200,9 +201,9 @@ class Checkpoints:
                 self._remove(name)
 
     def write_good(self, trainer: Trainer) -> Path:
-        """Write the weights of a training that diverged, for use and not for going on.
+        """Write the last good weights of a diverged training: usable, but not to continue from.
 
-        In the dtype that they are trained in: a narrower one may not hold what they have become.
+        Keeps the dtype of training, because a narrower one may not hold their values.
         """
         path = self._adapter(GOOD)
         trainer.net.save_weights(path, dialect=self.dialect)
@@ -210,7 +211,7 @@ class Checkpoints:
 
     def _remove(self, name: str) -> None:
         (self.folder / f"{name}{STATE}").unlink(missing_ok=True)
-        # In whichever dialect it was.
+        # Whatever its dialect was.
         for adapter in (self.folder / name, self.folder / f"{name}.safetensors"):
             shutil.rmtree(adapter) if adapter.is_dir() else adapter.unlink(missing_ok=True)
 

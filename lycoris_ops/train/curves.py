@@ -1,4 +1,4 @@
-"""A picture of a training's losses."""
+"""Plot the losses of a training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 BINS = 50
-"""The most points of the curve of the training's losses: each is the mean of the steps between two."""
+"""The most points that the curve of training losses has. Each is the mean of several steps."""
 
 
 def draw_curves(history: History, path: Path) -> None:
@@ -24,10 +24,10 @@ def draw_curves(history: History, path: Path) -> None:
 
 
 def curves_picture(history: History, steps: int | None = None, title: str = "loss") -> Image:
-    """The losses of a training: while training in means of several steps, and the held-out ones.
+    """Plot the training losses, as means of several steps, and the held-out losses.
 
-    The axis of steps is as long as the whole training is to be, where `steps` says it. Raises LycorisError
-    where Pillow is not installed.
+    If `steps` is given, the axis has that length: the whole training. Raises LycorisError where Pillow is not
+    installed.
     """
     trained = list(binned([(float(step), loss) for step, loss in history.losses], BINS))
     held = [(float(step), loss) for step, loss in history.validation]

@@ -1,4 +1,5 @@
-"""The loop: batches, steps, validations and checkpoints, from the first step or from where a run ended."""
+"""The training loop: batches, steps, validations and checkpoints, from the start or from where a run
+ended."""
 
 from __future__ import annotations
 
@@ -30,29 +31,29 @@ from .trainer import Trainer
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What came of a training."""
+    """The result of a training."""
 
     steps: int
-    """How many steps are done, those before a resume included."""
+    """How many steps are done, including those before a resume."""
     epochs: int
     """The epoch of the last step, from 1."""
     stopped_early: bool
-    """Whether the training ended because validations no longer got better."""
+    """Whether training stopped because the validation loss no longer improved."""
     seconds: float
-    """How long this run took, without what was done before a resume."""
+    """How long this run took, not counting the time before a resume."""
     history: History
     output: str | None
     """The adapter's file."""
     state: str | None
-    """The state that a longer training can go on from."""
+    """The state that a longer training can continue from."""
     picture: str | None
-    """The picture of the curves."""
+    """The picture of the loss curves."""
     idle: tuple[str, ...]
-    """The trained tensors that no gradient ever reached: modules that the loss does not use."""
+    """Trained tensors that never got a gradient: the loss does not use their modules."""
     unwritten: tuple[str, ...] = ()
-    """The checkpoints of every so many minutes that could not be written, with the reasons."""
+    """The timed checkpoints that could not be written, with the reasons."""
     resumed: str | None = None
-    """From which step and which state of an earlier run this one went on, and why from that."""
+    """The step and state of an earlier run that this one continued from, and why that state."""
 
     def __str__(self) -> str:
         losses, best = self.history.losses, self.history.best
@@ -95,20 +96,20 @@ def train_network(
 ) -> TrainResult:
     """Train a network, which stays applied to its model.
 
-    `batches` are gone through anew in each epoch: an iterable, or a function of the epoch's number that gives
-    one. `loss(module, batch)` is a scalar, made by the model with the network on it. `validation` are batches
-    that are held out. `resume` is a state that an earlier run wrote, or a folder of checkpoints, see
-    `newest_state`: the run goes on from there, and ends as one without a break would have.
-    `progress` is called after each step, and `validated` after each validation with the number of steps done
-    and the loss; an exception that they raise ends the training. `rescued` is called where an exception has
-    ended it, with the adapter of the checkpoint `last` and the number of steps done.
+    `batches` is an iterable that each epoch goes through again, or a function from the epoch's number to an
+    iterable. `loss(module, batch)` returns a scalar, using the model with the network applied. `validation`
+    are held-out batches. `resume` is a state that an earlier run wrote, or a folder of checkpoints, see
+    `newest_state`: the run goes on from there, and ends as one without a break would have. `progress` is
+    called after each step, and `validated` after each validation with the number of steps done and the loss;
+    an exception that they raise ends the training. If an exception ended the training, `rescued` is called
+    with the adapter of the checkpoint `last` and the number of steps done.
 
     In several processes (`torchrun`) all call this with the same arguments. A step takes `accumulation`
     batches for each process, and its gradient is the mean over all of them.
 
-    After any exception, an interrupt too, the checkpoint `last` holds the whole state after the last step.
-    After a DivergedError it does not, but `last-good` holds the last weights whose loss was finite. A process
-    that is killed leaves the checkpoints that it wrote on the way.
+    After any exception or interrupt, the checkpoint `last` holds the whole state after the last step.
+    DivergedError is different: then `last-good` holds the last weights whose loss was finite. A killed
+    process leaves the checkpoints written so far.
 
     Raises TrainError for settings, batches or a loss that cannot be trained with, DivergedError for values
     that are not finite, MatchError for a state of another model or network, FileFormatError for a file that
@@ -119,7 +120,7 @@ def train_network(
     group = options.accumulation * processes.count()
     steps = options.steps or steps_of(batches, options.epochs or 0, group)
     first = processes.rank() == 0
-    # Before the work: it must not turn out at the end that the file cannot be written.
+    # Check before the work, so that writing the file does not fail at the end.
     outs = [] if options.output is None else files_of(options.output, options.dialect)
     out = outs[0] if outs else None
     curves = out.with_name(f"{out.stem}-curves.png") if out and options.picture and has("PIL") else None
@@ -192,11 +193,10 @@ def _run(
     stepped: Sequence[Callable[[StepReport], None]],
     validated: Sequence[Callable[[int, float], None]],
 ) -> bool:
-    """Train to the end, and return whether it came early."""
+    """Train to the end, and return whether training stopped early."""
     options, history, total = trainer.options, trainer.history, trainer.total
     while True:
-        # What is due after a step comes before the next one, so that a run that ended in between makes up
-        # for it.
+        # Do what is due after a step just before the next one, so that a resumed run catches up on it.
         done = trainer.done
         if trainer.validation is not None and _due(options.validate_every, done, total):
             if not history.validation or history.validation[-1][0] != done:
@@ -215,7 +215,7 @@ def _run(
             kept.write_by_time(trainer)
         batches = feed.take(group)
         own = batches[processes.rank() :: processes.count()]
-        # As many passes as the other processes make: those of a sharded base wait for each other.
+        # Make as many passes as the other processes: with a sharded base they wait for each other.
         beside = batches[:1] * (-(-len(batches) // processes.count()) - len(own))
         report = trainer.step(*own, of=len(batches), place=feed.place, beside=beside)
         if kept:
@@ -225,5 +225,5 @@ def _run(
 
 
 def _due(every: int | None, done: int, total: int) -> bool:
-    """Whether a validation is due: before the first step, every so many, and at the end."""
+    """Whether a validation is due: before the first step, at intervals, and at the end."""
     return done in (0, total) or (every is not None and done % every == 0)

@@ -1,8 +1,8 @@
-"""Recognise the data of a training, even when they were computed again.
+"""Recognise the data of a training, even after they were computed again.
 
-The same picture encoded again on a GPU does not give the same bits. So each sample is told by a few random
-projections of its values (Johnson and Lindenstrauss, 1984), which move by as little as the values do, and by
-far more where the sample is another one.
+The same picture encoded again on a GPU does not give the same bits. So each sample is recognised by a few
+random projections of its values (Johnson and Lindenstrauss, 1984). They change as little as the values do,
+and far more if the sample is another one.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ..errors import TrainError
 Sketch = Sequence[float]
 PROJECTIONS = 4
 CLOSE = 0.02
-"""How much a projection may differ, as a share of the root mean square of the values. Two samples that have
-nothing in common differ by about 1.4, and rounding in float16 changes it by 0.001."""
+"""How much a projection may differ, as a share of the root mean square of the values. Unrelated samples
+differ by about 1.4, roundings in float16 by 0.001."""
 
 
 def sketches(samples: Iterable[Iterable[Tensor | str]]) -> list[Sketch]:
     """A sketch of each sample, given its tensors and texts in a fixed order."""
-    # Drawing takes longer than projecting, and the samples of a training have few sizes.
+    # Cached: drawing takes longer than projecting, and samples come in few sizes.
     signs = lru_cache(maxsize=8)(_signs)
     return [[value for part in sample for value in _sketch(part, signs)] for sample in samples]
 
@@ -33,9 +33,8 @@ def sketches(samples: Iterable[Iterable[Tensor | str]]) -> list[Sketch]:
 def check_data(
     found: Mapping[str, Sequence[Sketch]], own: Mapping[str, Sequence[Sketch]], file: str | None
 ) -> None:
-    """Raise TrainError, with the first difference, where a state is of a training on other data.
-
-    Nothing is known of the data of a state without any sketches.
+    """Raise TrainError, with the first difference, if a state is from a training on other data. A state
+    without sketches always passes.
     """
     if not found:
         return
@@ -54,7 +53,8 @@ def check_data(
 
 
 def _sketch(part: Tensor | str, signs: Callable[[int], Iterable[Tensor]]) -> list[float]:
-    """How many values there are, their root mean square, and projections of about its size; or of a text."""
+    """The number of values, their root mean square, and projections of about that size; the same of a
+    text."""
     if isinstance(part, str):
         digest = hashlib.sha256(part.encode()).digest()
         return [float(len(part)), 1.0, *(float(digest[index]) for index in range(PROJECTIONS))]
@@ -65,7 +65,7 @@ def _sketch(part: Tensor | str, signs: Callable[[int], Iterable[Tensor]]) -> lis
 
 
 def _signs(count: int) -> list[Tensor]:
-    """The directions of the projections of so many values, always the same."""
+    """The projection directions for so many values, always the same."""
     draw = torch.Generator().manual_seed(count)
     return [
         torch.randint(0, 2, (count,), generator=draw, dtype=torch.float32) * 2 - 1 for _ in range(PROJECTIONS)

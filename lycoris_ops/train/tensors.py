@@ -1,4 +1,4 @@
-"""Work on many tensors at once, each in one kernel for all of them."""
+"""Operations on many tensors at once, each in a single kernel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-# Without types, which torch does not state for its functions on lists of tensors.
+# Any, because torch has no type hints for its functions on lists of tensors.
 _torch: Any = torch
 
 
@@ -25,7 +25,7 @@ def copy_into(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def move_towards(targets: Sequence[Tensor], goals: Sequence[Tensor], share: float) -> None:
-    """Move tensors in place by a share of the way to others."""
+    """Move tensors towards others in place, by a share of the way."""
     _torch._foreach_lerp_(list(targets), list(goals), share)
 
 

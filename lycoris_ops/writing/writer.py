@@ -1,4 +1,4 @@
-"""Makes the layers of an adapter ready to be written in a dialect, with the configuration that they need."""
+"""Prepare the layers of an adapter for writing in a dialect, with their configuration."""
 
 from __future__ import annotations
 
@@ -33,15 +33,14 @@ class Made:
     encoded: Encoded
     """The layer's name and tensors in the dialect."""
     source_alpha: float | None
-    """The alpha in the source file of the one layer that it is made of; None where there are several, or no
-    alpha."""
+    """The alpha of the source layer; None if there was none, or if this is made of several layers."""
 
 
 class Writer:
-    """Makes one adapter's layers ready for one dialect.
+    """Prepares one adapter's layers for one dialect.
 
     With `dialect` None the layers keep their names, see `own_dialect`. With `dtype` None factors keep their
-    dtypes. `targets` are the model's layers, if the model is known.
+    dtypes. `targets` are the model's layers, if known.
     """
 
     def __init__(
@@ -56,22 +55,21 @@ class Writer:
 
     @cached_property
     def copies(self) -> dict[str, str]:
-        """The layers that only repeat others, see `find_copies`. They are not written."""
+        """Layers that only repeat others, see `find_copies`. They are not written."""
         if self.targets is None:
             return {}
         _, found = self.targets.candidates(self.adapter.names)
         uses: list[Use] = []
         for name, candidates in found.items():
             info = self.adapter.info[name]
-            # Names that fit several weights, and shapes that do not fit, are left to `plan_names`.
+            # `plan_names` deals with names that fit several weights and with shapes that do not fit.
             if len(candidates) == 1 and info.fits(self.targets.shape_of(*candidates[0])):
                 uses += uses_of(info, candidates[0], self.targets)
         return find_copies(self.adapter, uses)
 
     def plan(self) -> list[LayerToWrite]:
-        """The names of the layers to write, and what they are made of.
-
-        Raises MatchError where a layer has no name in the dialect.
+        """The names of the layers to write, and their sources. Raises MatchError if a layer has no name in
+        the dialect.
         """
         return self._plan(self.named)
 
@@ -106,9 +104,8 @@ class Writer:
         return float(self.adapter.file.read((key,), self.adapter.cache)[key].flatten()[0])
 
     def configuration(self, made: Sequence[Made]) -> str | None:
-        """PEFT's configuration of the layers as JSON; None for a dialect that has none.
-
-        Raises LayerError where no configuration describes all of the layers.
+        """PEFT's configuration of the layers as JSON; None for other dialects. Raises LayerError if no
+        configuration describes all layers.
         """
         layers = [(one.planned, one.encoded) for one in made]
         try:
@@ -131,9 +128,9 @@ class Writer:
         )
 
     def _holds(self, dialect: str, layers: Collection[str]) -> bool:
-        """Whether another dialect can hold these layers, and all others that are joined with them there."""
+        """Whether another dialect can hold these layers, with any others that it joins to them."""
         try:
-            # Tried in full, since the names, the tensors or the configuration may be impossible.
+            # Try everything, since the names, the tensors or the configuration may be impossible.
             planned = self._plan(dialect)
             met = [other for other in planned if not set(layers).isdisjoint(other.sources)]
             encoded = [(one, self._encoded(one, self._regrouper.make(one), dialect)) for one in met]

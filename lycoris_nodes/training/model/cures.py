@@ -1,6 +1,6 @@
-"""What a model of the host needs so that it can be trained, by the class of its network.
+"""Fixes that make a model of the host trainable, by the class of its network.
 
-A network that is not listed gets every cure, which is right for any model and slower for most.
+An unlisted network gets every cure, which is correct for any model but slower for most.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ WRITES_NOTHING = frozenset(
         "HiDreamO1Transformer",
     }
 )
-"""Networks that write over no activation that a backward pass needs. Tested by a step of each without the
-cure, in tests/host."""
+"""Networks that never overwrite an activation that the backward pass needs. tests/host trains each for a step
+without the cure."""
 
 FUSED = frozenset(
     {"MiniTrainDIT", "Anima", "ErnieImageModel", "JoyImageTransformer3DModel", "MiniMaxH3Model"}
 )
-"""Networks that use fused kernels even where the host says that it trains."""
+"""Networks that use fused kernels even when the host is in training mode."""
 
 ONE_ROW = frozenset({"MiniMaxH3Model"})
 """Networks that take one sample at a time."""
@@ -72,7 +72,7 @@ ONE_ROW = frozenset({"MiniMaxH3Model"})
 ENCODERS_WRITE_NOTHING = frozenset(
     {"BertModel", "Gemma2_2B", "Llama2", "Qwen25_7BVLI", "Qwen3_06B", "Qwen3_4B"}
 )
-"""Text encoders that write over no activation that a backward pass needs."""
+"""Text encoders that never overwrite an activation that the backward pass needs."""
 
 OVERWRITES_NORMED = {
     "CLIPTextModel": "CLIPTextModel",
@@ -87,18 +87,17 @@ OVERWRITES_NORMED = {
 }
 """Networks that overwrite only inputs of norms, each with the class of the part that does so.
 
-To copy that is cheaper than to watch every operation: a step of a small Flux takes a quarter of the time."""
+Copying these is cheaper than watching every operation: a step of a small Flux takes a quarter of the time."""
 
 OVERWRITES_ATTENDED = {"LTXVModel": "CrossAttention", "LTXAVModel": "CrossAttention"}
-"""Networks that overwrite only inputs of norms, which are functions there, and of attentions of this
-class."""
+"""Networks that overwrite only inputs of norms (functions there) and of attentions of the class given."""
 
 ENCODER = "SDClipModel"
 """The host's class of one text encoder, whose `transformer` is the network."""
 
 
 def kinds_of(network: nn.Module) -> frozenset[str]:
-    """The classes by which a network is cured: its own, or those of the text encoders in it."""
+    """The classes that decide the cures of a network: its own, or those of its text encoders."""
     encoders: list[Any] = [
         module
         for module in network.modules()
@@ -111,9 +110,9 @@ def kinds_of(network: nn.Module) -> frozenset[str]:
 
 @contextmanager
 def cured(kinds: Collection[str]) -> Generator[None]:
-    """A time in which forward and backward passes of a network of these classes give its gradients.
+    """A context in which a network of these classes gets correct gradients.
 
-    For those of OVERWRITES_NORMED and OVERWRITES_ATTENDED `reads_copied` must be on too.
+    OVERWRITES_NORMED and OVERWRITES_ATTENDED need the context `reads_copied` too.
     """
     kinds = frozenset(kinds)
     copying = OVERWRITES_NORMED.keys() | OVERWRITES_ATTENDED.keys()
@@ -130,7 +129,8 @@ def cured(kinds: Collection[str]) -> Generator[None]:
 
 @contextmanager
 def reads_copied(network: nn.Module) -> Generator[None]:
-    """A time in which norms, and some attentions, read copies of what is written over afterwards."""
+    """A context in which norms, and some attentions, read copies of inputs that are overwritten
+    afterwards."""
 
     def copied(module: nn.Module, given: tuple[Any, ...]) -> Any:
         return (given[0].clone(), *given[1:]) if torch.is_grad_enabled() else None

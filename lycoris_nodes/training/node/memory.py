@@ -1,4 +1,4 @@
-"""The memory that a training takes beside its model, and whether activations are computed again."""
+"""Estimate the memory of a training beside its model, and decide whether to checkpoint activations."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ...schema.inputs import AS_FAMILY
 from ..model.recompute import blocks
 
 LARGE = 1_000_000_000
-"""Parameters of a model above which `auto` checkpoints its blocks."""
+"""Above this number of model parameters, `auto` checkpoints the blocks."""
 KEPT, RECOMPUTED = 1.25, 0.1
-"""The memory of a step for each block of the model, in multiples of a pass without gradients: with all
-activations kept, and with those of the blocks computed again. Measured by tests/bench/train_memory.py: 1.21
-and 0.10 for Flux 1, which has 57 blocks that are alike, and 0.37 and 0.07 for SD1.5, which has 38."""
+"""Memory of a training step per block, as multiples of a pass without gradients: with all activations kept,
+and with those of the blocks recomputed. Measured by tests/bench/train_memory.py: 1.21 and 0.10 for Flux 1
+with 57 similar blocks, 0.37 and 0.07 for SD1.5 with 38."""
 
 
 def checkpointing_input() -> Any:
@@ -30,7 +30,7 @@ def checkpointing_input() -> Any:
 
 
 def is_checkpointed(model: Any, choice: str) -> bool:
-    """Whether the blocks of a model are checkpointed, by the user's choice or by its size."""
+    """Whether to checkpoint the blocks of a model, by the user's choice or the model's size."""
     if choice != AS_FAMILY:
         return choice == "on"
     return sum(parameter.numel() for parameter in model.model.parameters()) > LARGE
@@ -39,10 +39,10 @@ def is_checkpointed(model: Any, choice: str) -> bool:
 def memory_for(
     model: Any, latents: Iterable[Mapping[str, Any]], batch_size: int, *, checkpointed: bool
 ) -> float:
-    """The bytes to leave free beside a model that is trained on batches of the largest of these latents.
+    """The bytes to leave free beside the model to train on batches of the largest of these latents.
 
-    They are in multiples of the host's own estimate of a pass, which is for its sampling. Text encoders that
-    are trained beside the model are not counted.
+    Computed as multiples of the host's own estimate for a pass in sampling. Text encoders that are trained
+    too are not counted.
     """
     tensors = [one["samples"] for one in latents]
     shapes = [tuple(tensor.shape) for tensor in tensors if not getattr(tensor, "is_nested", False)]

@@ -11,23 +11,23 @@ EXAMPLE = "*attn2*: algorithm lokr, factor 8"
 
 
 def overrides_of(text: str) -> dict[str, dict[str, Any]]:
-    """Options by pattern, from lines such as `*attn2*: algorithm lokr, factor 8`.
+    """Parse lines such as `*attn2*: algorithm lokr, factor 8` into options by pattern.
 
-    Comments after `#` and empty lines are passed over. The names of options and the forms of patterns are
-    those of `create_lycoris`. Raises RuleError for a line of another form.
+    Comments after `#` and empty lines are skipped. Options and patterns are those of `create_lycoris`. Raises
+    RuleError for any other line.
     """
     found: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(text.splitlines(), 1):
         line = without_comment(line).strip()
         if not line:
             continue
-        # From the right: a regular expression may hold a colon too.
+        # Split from the right, since a regular expression may contain a colon.
         pattern, colon, options = line.rpartition(":")
         pairs = [option.split() for option in options.split(",")]
         if not colon or not pattern.strip() or any(len(pair) != 2 for pair in pairs):
             raise RuleError("a line cannot be understood", key=f"line {number}", got=line, expected=EXAMPLE)
         if pattern.strip() in found:
-            raise RuleError("two lines are for one pattern", key=f"line {number}", got=pattern.strip())
+            raise RuleError("two lines have the same pattern", key=f"line {number}", got=pattern.strip())
         found[pattern.strip()] = {name: _value(word) for name, word in pairs}
     return found
 

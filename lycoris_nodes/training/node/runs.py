@@ -1,4 +1,4 @@
-"""Where the files of trainings are, each under the name that the user gives it."""
+"""Find the files of trainings by the name that the user gave."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ from ...files.loras import adapter_path, ending_of
 from ...host.files import shown_path
 
 STATES = 4
-"""How many times the trained tensors are in a checkpoint: the adapter, and in the state the weights and the
-two averages of AdamW."""
+"""How many copies of the trained tensors' size a checkpoint takes: the adapter, and in the state the weights
+and AdamW's two averages."""
 AT_ONCE = 3
-"""Checkpoints beside those of every so many steps: the last, the best, and one that is being written."""
+"""Checkpoints besides the numbered ones: the last, the best, and the one being written."""
 ANEW = "To begin a new one, give another `filename_prefix`"
-"""The hint for users who do not mean the training that was broken off."""
+"""A hint for users who do not mean the interrupted training."""
 ABSENT = "nothing"
-"""What stands for a setting that only one of two trainings has."""
+"""Shown for a setting that only one of two trainings has."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training under a name: where its adapter is to be, and the state that it goes on from, if any."""
+    """A named training: where its adapter will be written, and the state to continue from, if any."""
 
     output: Path
     state: FoundState | None = None
 
     @property
     def in_words(self) -> str:
-        """How far it came."""
+        """How far the training got."""
         if self.state is None:
             return ""
         return f"{self.output.stem} stopped at step {self.state.step} of {self.state.of}"
 
 
 def run_of(prefix: str, dialect: str, settings: Mapping[str, Any], *, resume: bool) -> Run:
-    """The training that is meant: the latest of this name where that was broken off, or else a new one.
+    """Choose the training to run: the latest of this name if it was interrupted, else a new one.
 
-    What lies on the disk decides. With `resume` it is the latest one in any case, whatever its settings were.
-    Without, it is so only where they were the same.
+    Only the files on disk decide. With `resume` the latest one is continued whatever its settings were;
+    without, only if its settings were the same.
 
-    Raises TrainError for `resume` where there is none, and without it where the latest one was broken off and
-    had other settings: it is the user's to say which of both is meant.
+    Raises TrainError for `resume` if there is none. Without `resume`, raises it if the latest was interrupted
+    and had other settings: then the user must choose.
     """
     new = adapter_path(prefix, dialect)
     latest = _latest(new, dialect)
@@ -68,34 +68,33 @@ def run_of(prefix: str, dialect: str, settings: Mapping[str, Any], *, resume: bo
         return latest
     if latest is None or latest.state is None:
         return Run(new)
-    # Where all steps are done and the file is missing, nothing is left but to write it.
+    # If all steps are done and only the file is missing, resuming just writes it.
     others = differences(latest.state.settings, settings)
     if latest.state.finished and (others or latest.output.exists()):
         return Run(new)
     if not others:
         return latest
     if not latest.state.step:
-        # Nothing was made, so there is nothing to ask about.
+        # No step was done, so there is nothing to ask about.
         return Run(new)
     raise TrainError(
-        f"a training of this name was broken off after {number_of(latest.state.step, 'step')}, and its "
-        f"settings were others: {'; '.join(others)}",
+        f"a training of this name was broken off after {number_of(latest.state.step, 'step')}, "
+        f"with other settings: {'; '.join(others)}",
         file=shown_path(latest.output),
-        hint=f"To go on with it, set them back, or turn on `resume` to go on with those of now. {ANEW}",
+        hint=f"To go on with it, restore its settings, or turn on `resume` to use the present ones. {ANEW}",
     )
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """The settings that are not the same, in words."""
+    """The settings that differ, in words."""
     names = dict.fromkeys((*ours, *theirs))
     pairs = [(name, theirs.get(name, ABSENT), ours.get(name, ABSENT)) for name in names]
     return [f"{name} was {before!r} and is {now!r}" for name, before, now in pairs if before != now]
 
 
 def _latest(new: Path, dialect: str) -> Run | None:
-    """The latest training of this name that has states. The name may also be that of a single run.
-
-    Raises TrainError where none of its states is whole.
+    """The latest training with states that has the same name as the new one, or whose numbered name the user
+    gave. Raises TrainError if none of its states is whole.
     """
     numbered = re.compile(rf"({re.escape(_name(new, dialect))}(?:_(\d+)_)?)-checkpoints")
     runs: list[tuple[int, Path, Path]] = []
@@ -110,11 +109,12 @@ def _latest(new: Path, dialect: str) -> Run | None:
 
 
 def _name(path: Path, dialect: str) -> str:
-    """The name of a training, of the path of its adapter with a number."""
+    """The name of a training, from the numbered path of its adapter."""
     return re.sub(r"_\d+_$", "", path.name.removesuffix(ending_of(dialect)))
 
 
 def check_room_for(output: Path, net: LycorisNetwork, numbered: int) -> None:
-    """Raise WriteError unless there is room for what a training writes, with so many numbered checkpoints."""
+    """Raise WriteError unless the disk has room for all files of a training with so many numbered
+    checkpoints."""
     size = sum(4 * parameter.numel() for parameter in net.parameters())
     check_room(output, size * (1 + STATES * (AT_ONCE + numbered)), "what the training would write")

@@ -1,4 +1,4 @@
-"""What the inputs of the node mean for the model at hand."""
+"""Turn the node's inputs into settings for the linked model."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ from ..data.families import Family
 from ..data.times import Times
 
 FAMILY_RATED = ("adamw", "adamw8bit", "muon")
-"""The optimisers whose usual rates are those of the families of models. Others have rates of their own."""
+"""Optimisers that use the usual learning rate of the model family. The others have rates of their own."""
 TEXT_RATE = 0.1
-"""The usual rate of text encoders as a share of that of the model (kohya-ss/sd-scripts' guide for SDXL)."""
+"""The usual learning rate of text encoders, as a share of the model's (kohya-ss/sd-scripts' guide for
+SDXL)."""
 TEXT_PRESET = "attn-mlp"
-"""What is trained of text encoders, as kohya-ss does it."""
+"""Which layers of text encoders are trained: the same as kohya-ss."""
 PRECISIONS: dict[str, torch.dtype | None] = {
     AS_FAMILY: None,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
     "fp32": torch.float32,
 }
-"""What the model computes in, by name; None is what ComfyUI has chosen."""
+"""The model's dtype in training, by name; None keeps ComfyUI's choice."""
 
 ELSEWHERE = (
     *("filename_prefix", "resume", "checkpointing", "validate_every", "checkpoint_every", "sample_every"),
     *("dialect", "dtype"),
 )
-"""The settings that do not change what is learned."""
+"""Settings that do not affect what is learned."""
 
 
 class Asked(SimpleNamespace):
-    """The inputs of the node, by their names in `schema.py`. A link that is not there is None, or ()."""
+    """The inputs of the node, by their names in `schema.py`. A missing link is None or ()."""
 
 
 def settings_of(asked: Asked) -> dict[str, Any]:
-    """The settings that decide what is learned. A training is recognised by them.
+    """The settings that affect what is learned, to recognise a training by.
 
-    Of the links only the stack's weights are among them: a state itself identifies its model, layers and
-    data.
+    Of the links only the stack's weights are included: a state itself recognises its model, layers and data.
     """
     told: dict[str, Any] = {
         name: value
@@ -68,7 +68,8 @@ def settings_of(asked: Asked) -> dict[str, Any]:
 
 
 def start_of(stack: Stack | None) -> Adapter | None:
-    """The adapter to go on from. Raises LycorisError for a stack of several, or one that was changed."""
+    """The adapter to continue from. Raises LycorisError unless the stack is one adapter at strength 1,
+    without rules."""
     if stack is None:
         return None
     names = ", ".join(entry.adapter.name for entry in stack) or "none"
@@ -104,7 +105,7 @@ def parts_of(start: Adapter, model: Any, clip: Any) -> tuple[Adapter | None, Ada
 
 
 def rate_of(asked: Asked, family: Family, given: Mapping[str, Any]) -> float | None:
-    """The learning rate; None is the optimiser's own."""
+    """The learning rate; None for the optimiser's own."""
     if asked.learning_rate:
         return asked.learning_rate
     if asked.optimiser not in FAMILY_RATED:
@@ -114,13 +115,13 @@ def rate_of(asked: Asked, family: Family, given: Mapping[str, Any]) -> float | N
 
 
 def text_rate_of(asked: Asked, rate: float | None) -> float:
-    """The rate of the text encoders in multiples of that of the model."""
+    """The learning rate of the text encoders, as a multiple of the model's."""
     if not asked.text_learning_rate:
         return TEXT_RATE
     whole = rate or optimisers()[asked.optimiser].lr
     if not whole:
         raise LycorisError(
-            "the rate of the text encoders needs one of the model beside it",
+            "a rate for the text encoders needs a rate for the model too",
             key="text_learning_rate",
             got=f"{asked.text_learning_rate:g}, and learning_rate 0",
             expected="learning_rate above 0",
@@ -129,7 +130,7 @@ def text_rate_of(asked: Asked, rate: float | None) -> float:
 
 
 def times_of(asked: Asked, family: Family) -> Times:
-    """How times are drawn. The shift is that of the family unless one is given, whatever the distribution."""
+    """How times are drawn. Unless a shift is given, the family's is used with any distribution."""
     shift = asked.shift or family.times.shift
     if asked.times == AS_FAMILY:
         return replace(family.times, shift=shift)

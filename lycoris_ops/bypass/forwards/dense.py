@@ -1,4 +1,4 @@
-"""Dense changes: the sum of their matrices, multiplied with the input."""
+"""Dense changes: sum the matrices, then multiply by the input."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class DenseForward:
         return plus_product(y, x, values.T, strength)
 
     def _sum(self, strengths: Strengths) -> Tensor:
-        """The sum of all values at these strengths, kept until the strengths change."""
+        """The weighted sum of all matrices, cached until the strengths change."""
         key = tuple(strengths)
         if self._held is None or self._held[0] != key:
             first, _ = self.full[0]
             with outliving():
-                # Added up in float32 or float64, so that the sum is rounded once.
+                # Sum in float32 or float64, so that it is rounded only once.
                 total = torch.zeros(first.shape, dtype=compute_dtype(first.dtype), device=first.device)
                 for values, slot in self.full:
                     total.add_(values, alpha=strengths[slot])

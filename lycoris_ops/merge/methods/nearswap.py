@@ -1,4 +1,4 @@
-"""The first change, moved towards the second by no more than a bound."""
+"""Move the first change towards the second, each value by at most a bound."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""LTX-Video and LTX-2 (video and audio): the original layout beside the names of diffusers.
+"""LTX-Video and LTX-2 (video and audio): maps diffusers' names to the original layout.
 
-Source of the correspondence: diffusers (Apache-2.0), `convert_ltx_transformer_checkpoint_to_diffusers`
-in `loaders/single_file_utils.py`, `_convert_non_diffusers_ltx2_lora_to_diffusers` in
-`loaders/lora_conversion_utils.py` and, for the connectors, which are a model of their own in diffusers,
-`scripts/convert_ltx2_to_diffusers.py`.
+Source of the correspondence: diffusers (Apache-2.0), `convert_ltx_transformer_checkpoint_to_diffusers` in
+`loaders/single_file_utils.py`, `_convert_non_diffusers_ltx2_lora_to_diffusers` in
+`loaders/lora_conversion_utils.py` and `scripts/convert_ltx2_to_diffusers.py` for the connectors, a separate
+model in diffusers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Qwen-Image, whose layers have one name in the host, in published files and in diffusers.
+"""Qwen-Image. Its layers have the same names in the host, in published files and in diffusers.
 
 Source: the class in diffusers (Apache-2.0), `models/transformers/transformer_qwenimage.py`.
 """

@@ -57,11 +57,11 @@ WRITES: dict[str, Write] = {
         key=lambda item: item[0].place,
     )
 }
-"""How each dialect is written that can be written."""
+"""The writer of each dialect that can be written."""
 WRITTEN_DIALECTS = tuple(WRITES)
-"""The dialects that can be written."""
+"""The names of the dialects that can be written."""
 KEPT = "comfy"
-"""The dialect whose tensors are written under names that stay as they are."""
+"""The dialect for the tensors if names are kept unchanged."""
 
 
 def write_of(dialect: str) -> Write:
@@ -72,24 +72,24 @@ def write_of(dialect: str) -> Write:
 
 
 def own_dialect(spoken: str) -> str | None:
-    """The dialect in which an adapter is written where none is asked for: the one that its names are in.
+    """The dialect to write an adapter in if none is asked for: the one of its names.
 
-    None where that is none of `WRITTEN_DIALECTS`: then the names stay as they are.
+    None if that is not in `WRITTEN_DIALECTS`: then the names stay as they are.
     """
     return spoken if spoken in WRITES else None
 
 
 DEFAULT = "default"
-"""The name that PEFT gives to an adapter where the user gives none."""
+"""PEFT's name for an adapter that the user did not name."""
 TOO_COMMON = ("weight",)
-"""Suffixes that are never split off, because every checkpoint has keys that end so.
+"""Suffixes that are never split off, because keys of every checkpoint end in them.
 
-IA3 alone has one: its `weight` means something only beside the `on_input` of the same layer.
+Only IA3 has one: its `weight` means something only with the `on_input` of the same layer.
 """
 
 
 def _suffixes() -> dict[str, str]:
-    """Every suffix that a tool writes, to the algorithms' own name of it."""
+    """Maps every suffix that a tool writes to the algorithms' own suffix."""
     merged = {suffix: suffix for kind in ALGORITHMS.values() for suffix in kind.suffixes()}
     for dialect in DIALECTS.values():
         for written, canonical in dialect.suffixes.items():
@@ -100,9 +100,9 @@ def _suffixes() -> dict[str, str]:
 
 
 def _named(suffix: str) -> str:
-    """A suffix with the name that PEFT gives to an adapter without one, `default`, after the tensor's own.
+    """A suffix with `default`, PEFT's name for an unnamed adapter, after the tensor's name.
 
-    It is in files made from the state dict of a live model, whichever words the tool has for the tensors.
+    Files made from the state dict of a live model have it, whatever the tool calls the tensors.
     """
     tensor, dot, last = suffix.rpartition(".")
     return f"{tensor}.{DEFAULT}.{last}" if dot and last in MEMBERS else f"{suffix}.{DEFAULT}"
@@ -114,7 +114,7 @@ _SUFFIXES = _suffixes()
 def _by_end() -> dict[str, list[tuple[str, str]]]:
     """(written, canonical) suffixes by the last two words of the written one, or by its only word.
 
-    The longest come first: where several fit a key, the longest is meant.
+    The longest come first, because the longest one that fits a key is meant.
     """
     found: dict[str, list[tuple[str, str]]] = {}
     for suffix in sorted(_SUFFIXES, key=len, reverse=True):
@@ -132,13 +132,13 @@ PREFIXES = sorted(
 
 
 def recognise(keys: Mapping[str, object]) -> Dialect | None:
-    """The dialect that all keys of a file together show; None where the prefix of each key has to tell it."""
+    """The dialect, if all keys of a file together show it; None if the prefix of each key must."""
     marked = (dialect for dialect in DIALECTS.values() if dialect.recognises)
     return next((dialect for dialect in marked if dialect.recognises and dialect.recognises(keys)), None)
 
 
 def restated(held: Held) -> dict[str, Tensor]:
-    """The tensors of a layer as the algorithm has them, whichever tool wrote them."""
+    """A layer's tensors in the algorithm's form, whichever tool wrote them."""
     found = dict(held.tensors)
     for dialect in DIALECTS.values():
         found |= dialect.restated(held) if dialect.restated else {}
@@ -146,7 +146,7 @@ def restated(held: Held) -> dict[str, Tensor]:
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """A tensor's name as (layer name, canonical suffix); None where the suffix is unknown."""
+    """Split a tensor's name into (layer name, canonical suffix); None if the suffix is unknown."""
     last = key.rfind(".")
     for start in (key.rfind(".", 0, last), last):
         for written, canonical in _BY_END.get(key[start:], ()):

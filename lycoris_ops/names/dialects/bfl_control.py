@@ -1,7 +1,7 @@
 """The control adapters of Black Forest Labs for Flux.
 
-Names have no prefix, norms are given whole instead of as changes, and `img_in` is for a weight with more
-inputs than that of Flux itself.
+Names have no prefix, norms are stored as new values, not as changes, and `img_in` has more inputs than in
+Flux itself.
 
 Source: the files of FLUX.1-Depth-dev-lora and FLUX.1-Canny-dev-lora, as diffusers (Apache-2.0) converts
 them in `loaders/lora_conversion_utils.py`.

@@ -18,22 +18,21 @@ FORM = Kronecker
 
 @dataclass(frozen=True)
 class KroneckerTerm:
-    """One layer: where its factors stand in the plan's tensors, and what multiplies them.
-
-    w1 and w2 are each one tensor, or two whose product it is.
+    """One layer: where its factors are in the plan's tensors, and what multiplies them. w1 and w2 are each
+    one tensor or the product of two.
     """
 
     first: int
-    """Index of the first tensor of w1 in the plan's tensors; those of w2 follow."""
+    """Index of w1's first tensor in the plan's tensors; w2's tensors follow."""
     w1_count: int
     """The number of tensors of w1: 1 or 2."""
     w2_count: int
     """The number of tensors of w2: 1 or 2."""
     scale: float
     slot: int
-    """The place of the layer in the plan's strengths."""
+    """The layer's index in the plan's strengths."""
     offset: int
-    """The row of kron(w1, w2) that is added to the first row of the weight, or of the group's rows of it."""
+    """Which row of kron(w1, w2) is added to the first row of the weight, or of the group's part of it."""
 
     def parts(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """The tensors of w1, then those of w2."""
@@ -47,8 +46,8 @@ class KroneckerTerm:
 class KroneckerGroup:
     """W.view(l, k, i, j)[a, b, c, d] += sum_n scale_n * strength_n * w1_n[a, c] * w2_n[b, d].
 
-    j counts the inputs of w2 times the kernel. N layers of one factorisation are added by one matrix product
-    over n, (l i, N) @ (N, k j), some rows at a time.
+    j counts the inputs of w2 times the kernel. One matrix product over n, (l i, N) @ (N, k j), adds N layers
+    with the same factor shapes, some rows at a time.
     """
 
     terms: tuple[KroneckerTerm, ...]
@@ -72,7 +71,7 @@ class KroneckerGroup:
         return Add(add, once=len(sets) == 1)
 
     def sets(self, tensors: Sequence[Tensor]) -> list[list[KroneckerTerm]]:
-        """The layers in lists of those whose factors have the same shapes, dtypes and offset."""
+        """Group the layers whose factors have the same shapes, dtypes and offset."""
         alike: dict[tuple[Any, ...], list[KroneckerTerm]] = {}
         for term in self.terms:
             parts = [(part.shape, part.dtype) for part in term.parts(tensors)]
@@ -83,11 +82,10 @@ class KroneckerGroup:
 def _joined(
     terms: Sequence[KroneckerTerm], tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, int]:
-    """N layers of one list of `sets` joined: w1 (N, l, i), w2 (N, k, j * prod(kernel)), and their offset.
-
-    w1 is multiplied by scales and strengths.
+    """Stack the N layers of one of the `sets`: w1 (N, l, i) times scales and strengths, w2 (N, k, j *
+    prod(kernel)), and their offset.
     """
-    # Stacked first, the small tensors of all layers are converted and multiplied by a few calls.
+    # Stack first, so that a few calls convert and multiply the small tensors of all layers.
     parts = [
         torch.stack(part).to(dtype) for part in zip(*(term.parts(tensors) for term in terms), strict=True)
     ]
@@ -100,11 +98,11 @@ def _joined(
 def fuse(
     forms: Sequence[Kronecker], slots: Sequence[int], first: int
 ) -> tuple[KroneckerGroup, tuple[Tensor, ...]]:
-    """One group of all Kronecker forms, and their tensors."""
+    """A group with all Kronecker forms, and their tensors."""
     terms: list[KroneckerTerm] = []
     tensors: list[Tensor] = []
     for form, slot in zip(forms, slots, strict=True):
-        # Only the bypass scales forms.
+        # Only bypass layers have scaled forms.
         assert form.rows is None and form.columns is None, "the form of a layer is not scaled"
         position = first + len(tensors)
         offset = form.window[0] if form.window else 0
@@ -114,14 +112,14 @@ def fuse(
 
 
 def _add(rows: Tensor, first: int, w1: Tensor, w2: Tensor) -> None:
-    """Add sum_n kron(w1[n], w2[n]), from its row `first` on, to `rows`; w1 (N, l, i) and w2 (N, k, j)."""
+    """Add sum_n kron(w1[n], w2[n]), starting at its row `first`, to `rows`; w1 (N, l, i) and w2 (N, k, j)."""
     count, k, j = w2.shape
     for start, stop in _spans(first, first + len(rows), k):
         outer = w1[:, start // k : -(-stop // k)]
         inner = w2[:, start % k : start % k + stop - start] if outer.shape[1] == 1 else w2
         blocks, columns, height = outer.shape[1], outer.shape[2], inner.shape[1]
         view = rows[start - first : stop - first].view(blocks, height, columns, j)
-        # One layer is added without a buffer for its change.
+        # A single layer needs no buffer for its change.
         if count == 1:
             view.addcmul_(outer[0, :, None, :, None], inner[0, None, :, None, :])
             continue
@@ -133,7 +131,7 @@ def _add(rows: Tensor, first: int, w1: Tensor, w2: Tensor) -> None:
 def _spans(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
     """Cut rows `start` to `stop` where blocks of `size` rows begin, into at most three ranges.
 
-    They are the end of one block, whole blocks, and the beginning of one block.
+    The ranges are the end of a block, whole blocks, and the beginning of a block.
     """
     head = min(stop, -(-start // size) * size)
     tail = max(head, stop // size * size)

@@ -36,12 +36,13 @@ ONE_ADDED = "1 + w written in place of w for {count} ia3 layer{s} of inputs"
 @dataclass(frozen=True, kw_only=True)
 class WantedIa3(Wanted):
     feedforward: bool
-    """Whether the factors are for the inputs of the layer, not for its outputs."""
+    """Whether the factors scale the layer's inputs, not its outputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ia3Config(Config[WantedIa3]):
-    """`feedforward_modules` are the layers whose factors are for inputs, in the form of `target_modules`."""
+    """`feedforward_modules` names the layers whose inputs are scaled, in the same form as
+    `target_modules`."""
 
     peft_type: ClassVar[str] = "IA3"
     algorithm: ClassVar[type[Layer]] = Ia3
@@ -54,7 +55,7 @@ class Ia3Config(Config[WantedIa3]):
     @classmethod
     def read(cls, fields: Fields) -> Self:
         config = cls(path=fields.file, feedforward_modules=fields.texts("feedforward_modules"))
-        # For its error, where an expression cannot be read.
+        # Raises the error now if an expression cannot be read.
         _ = config._fed
         return config
 
@@ -75,7 +76,7 @@ class Ia3Config(Config[WantedIa3]):
             raise LayerError(
                 "scales the bias with the outputs, and LyCORIS' IA3 does not", got="on_input = 0"
             )
-        # (1, I) is for inputs and (O, 1) for outputs; on a convolution only the option tells.
+        # (1, I) scales inputs and (O, 1) outputs; on a convolution only the option tells which.
         inputs = found.ia3_l.shape[0] == 1 if found.ia3_l.ndim == 2 else bool(found.feedforward)
         return plain_tensors(found, *LORA_ONLY), WantedIa3(
             feedforward=inputs, remarks=() if layer.ia3_l is not None else (ONE_ADDED,)
@@ -86,7 +87,7 @@ class Ia3Config(Config[WantedIa3]):
         paths = [member.path for member in members]
         fed = [member.path for member in members if member.wanted.feedforward]
         targets, inputs = (patterns.modules(some, module.paths) for some in (paths, fed))
-        # One form for both fields: PEFT checks that the one contains the other where both are lists.
+        # Both fields get the same form: if both are lists, PEFT checks that one contains the other.
         if isinstance(targets, str) or isinstance(inputs, str):
             targets, inputs = patterns.one_of(paths), patterns.one_of(fed)
         return cls(target_modules=targets, feedforward_modules=inputs)

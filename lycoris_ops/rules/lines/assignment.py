@@ -1,4 +1,4 @@
-"""`in.1-4 = 0.5`: patterns, and the value of what any of them matches."""
+"""`in.1-4 = 0.5`: patterns, and the value for layers that any of them matches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ORDER = 2
 
 @dataclass(frozen=True)
 class Assignment:
-    """The layers that any of the patterns matches have a value."""
+    """Gives a value to the layers that any of the patterns matches."""
 
     text: str
     patterns: tuple[Pattern, ...]
@@ -36,10 +36,9 @@ class Assignment:
         return Outcome(values, *unmet(self.patterns, scene))
 
     def _places(self, scene: Scene, met: Iterable[Named]) -> dict[str, int]:
-        """The blocks that a ramp runs over, to their places in it.
-
-        They are those of the model, whether the adapter has them or not, and those of the adapter's own
-        layers: it can have `attn.q` where the model has only `attn.qkv`.
+        """The blocks that a ramp runs over, each with its position in it. They include the model's blocks
+        that the adapter lacks, and those of the adapter's own layers: it can have `attn.q` where the model
+        has only `attn.qkv`.
         """
         own = {named.block for named in met}
         blocks = (
@@ -63,7 +62,7 @@ def read(text: str) -> Assignment | None:
     try:
         amount = Amount.of(right)
     except RuleError as error:
-        # Under the first letter of the value, or behind the = where there is none.
+        # Point to the first letter of the value, or if there is none to the place after the =.
         place = len(left) + 2 + (len(right) - len(right.lstrip()) if right.strip() else 0)
         raise RuleError(error.problem, got=right.strip() or "nothing", expected=EXPECTED).at(place) from None
     return Assignment(f"{left.strip()} = {right.strip()}", patterns, amount)

@@ -1,6 +1,6 @@
-"""The optimisers, one family a file. A file that is dropped in is registered.
+"""The optimisers, one family per file. Every file in this folder is registered.
 
-Each file has a `FAMILY`. A name with a colon, `module:Class`, is any class that is built like torch's.
+Each file defines `FAMILY`. A name with a colon, `module:Class`, means any class with torch's interface.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ...errors import TrainError, unknown_name
 from ..extras import required
 
 ParameterGroup = dict[str, Any]
-"""A group of parameters as torch's optimisers take it: `params`, `lr`, `weight_decay` and a `name`.
+"""A parameter group for torch's optimisers: `params`, `lr`, `weight_decay` and a `name`.
 
-`vectors` says whether they are vectors by their meaning and no factors, whatever dimensions they have."""
+`vectors` says whether they are vectors in meaning, not factors, whatever their number of dimensions."""
 
 
 class Optimiser(Protocol):
-    """What the training uses of a torch optimiser."""
+    """The part of a torch optimiser that the training uses."""
 
     param_groups: list[ParameterGroup]
 
@@ -37,21 +37,22 @@ class Optimiser(Protocol):
 
 @dataclass(frozen=True)
 class OptimiserFamily:
-    """How an optimiser is made, and what it asks of a training."""
+    """How to make an optimiser, and what it needs from the training."""
 
     name: str
     make: Callable[[Sequence[ParameterGroup], Mapping[str, Any]], Optimiser]
-    """From groups and the user's options. Raises TrainError where its package is not installed."""
+    """Makes it from groups and the user's options. Raises TrainError where its package is not installed."""
     lr: float | None
-    """The usual rate; None where there is none, and the user gives one."""
+    """The usual learning rate; None where the user must give one."""
     one_rate: bool = False
-    """Whether it finds the rate itself, so that all groups have a rate of 1."""
+    """Whether it finds the learning rate itself; then all groups have rate 1."""
     averages: bool = False
-    """Whether it averages the weights itself, has `train()` and `eval()`, and wants a constant rate."""
+    """Whether it averages the weights itself. Then it has `train()` and `eval()` and needs a constant
+    rate."""
 
     @classmethod
     def packaged(cls, name: str, path: str, lr: float | None, **traits: bool) -> OptimiserFamily:
-        """The family of a class of a package, `module:Class`, which is imported when it is used."""
+        """The family of a class `module:Class`, which is imported on first use."""
         return cls(name, lambda groups, options: built(class_of(path, name), groups, options), lr, **traits)
 
 
@@ -74,13 +75,13 @@ def family_of(name: str) -> OptimiserFamily:
     closure = inspect.signature(step).parameters.get("closure") if step else None
     if closure is not None and closure.default is closure.empty:
         raise TrainError("this optimiser wants the loss computed again within a step", got=name)
-    # As those of schedulefree: their weights are an average between `eval()` and `train()`.
+    # For example those of schedulefree: after `eval()` the weights are the average, until `train()`.
     averages = all(callable(getattr(found, way, None)) for way in ("train", "eval"))
     return OptimiserFamily.packaged(name, name, lr=None, averages=averages)
 
 
 def class_of(path: str, name: str) -> Any:
-    """The class `module:Class` for the optimiser `name`. Raises TrainError where it cannot be had."""
+    """Import the class `module:Class` for the optimiser `name`. Raises TrainError where that fails."""
     module, _, attribute = path.partition(":")
     package = required(module, module.partition(".")[0], f"the optimiser {name}")
     found = getattr(package, attribute, None)
@@ -90,7 +91,7 @@ def class_of(path: str, name: str) -> Any:
 
 
 def class_of_torch(name: str, since: str) -> Any:
-    """A class of torch's that came with a version. Raises TrainError where this torch has none."""
+    """A class that torch has since some version. Raises TrainError where this torch lacks it."""
     found = getattr(torch.optim, name, None)
     if found is None:
         raise TrainError(
@@ -100,7 +101,7 @@ def class_of_torch(name: str, since: str) -> Any:
 
 
 def built(make: Callable[..., Any], groups: Sequence[ParameterGroup], options: Mapping[str, Any]) -> Any:
-    """An optimiser of a class. Raises TrainError for options that the class does not take."""
+    """Make an optimiser of a class. Raises TrainError for options that the class does not accept."""
     known = inspect.signature(make).parameters
     if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in known.values()):
         for option in options:
@@ -114,16 +115,15 @@ def built(make: Callable[..., Any], groups: Sequence[ParameterGroup], options: M
 
 
 def tensors_of(groups: Sequence[ParameterGroup]) -> list[Tensor]:
-    """All parameters of some groups."""
+    """The parameters of all groups."""
     return [tensor for group in groups for tensor in group["params"]]
 
 
 def make_optimiser(
     family: OptimiserFamily, groups: Sequence[ParameterGroup], options: Mapping[str, Any]
 ) -> Optimiser:
-    """An optimiser for groups that have rates of their own.
-
-    Raises TrainError where it is not installed, or where the groups or options do not suit it.
+    """Make an optimiser for groups with their own rates. Raises TrainError where it is not installed, or does
+    not suit the groups or options.
     """
     rates = {group["lr"] for group in groups}
     if family.one_rate and rates != {1.0}:
