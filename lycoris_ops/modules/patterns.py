@@ -11,7 +11,7 @@ from ..rules.patterns import Pattern
 
 def patterns(texts: str | Iterable[str]) -> tuple[Pattern, ...]:
     """The patterns of these texts, or of the one text."""
-    return tuple(map(Pattern.of, [texts] if isinstance(texts, str) else texts))
+    return tuple(map(Pattern.of_modules, [texts] if isinstance(texts, str) else texts))
 
 
 def check_used(

@@ -29,6 +29,8 @@ GLUED = re.compile(r"(in|input|out|output|d|double|s|single|m|mid|middle)_?([0-9
 ENCODER = re.compile(r"te[1-4]?(?![a-z])|clip_|\w*t5|llama")
 """The beginnings of names of text encoders."""
 NUMBER = re.compile(r"[0-9]{1,6}")
+NUMBERS = re.compile(r"(.+)\.([0-9]{1,6})-(?:\1\.)?([0-9]{1,6})")
+"""A range of modules in one list: `blocks.0-3`, `blocks.0-blocks.3`."""
 EXPRESSION = r"/(?:\\.|(?!/\s*(?:[=:]|$))[^\\])*/"
 """A regular expression in a line. It ends at a / behind which the line ends or goes on with = or a colon."""
 EXPRESSION_LINE = re.compile(rf"(\s*{EXPRESSION}\s*)=(.*)")
@@ -36,13 +38,16 @@ MOST = 4096
 """How many blocks of a range are looked for. Models have some dozens."""
 FAMILIES = {"input": "in", "output": "out", "d": "double", "s": "single"}
 
+Test = Callable[[Named, Scene | None], bool]
+"""Whether a pattern means a layer. None where there is no model, only a path."""
+
 
 @dataclass(frozen=True)
 class Pattern:
     """What a user writes to choose layers, in block rules or for training, with the test that it means.
 
-    A layer in a rule has the names of its blocks and its paths. A module has its path alone. Capital and
-    small letters are the same.
+    A layer in a rule has the names of its blocks and its paths. A module has its path alone, so that a block
+    means nothing there but in a path. Capital and small letters are the same.
 
     - `in.4`, `mid`, `te1`, `attn.q`, `conv`: a block, a part of the model or what a layer is in its block;
       also under other tools' names: `IN04`, `MID`, `BASE`;
@@ -55,25 +60,16 @@ class Pattern:
     """
 
     text: str
-    test: Callable[[Named, Scene | None], bool]
+    test: Test
 
     @classmethod
     def of(cls, text: str) -> Pattern:
-        """The pattern that a text means. Raises RuleError where it is empty or no regular expression."""
-        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise RuleError("a pattern is not a text", got=repr(text), expected="such as *.attention.*")
-        if not text.strip():
-            raise RuleError(
-                "a pattern is empty", expected="a block, a layer, a glob or /a regular expression/"
-            )
-        if (expression := between_slashes(text)) is not None:
-            # Without the names of blocks: in `/in/` nobody means these.
-            found = search(expression)
-            return cls(text, lambda named, _: any(map(found, named.paths)))
-        if GLOB.search(text):
-            # Not `fnmatch`, which on Windows takes / for \.
-            glob = re.compile(translate(text.lower()))
-            return cls(text, lambda named, _: any(map(glob.match, (*named.names, *named.paths))))
+        """The pattern that a text means in a rule.
+
+        Raises RuleError where it is empty, no regular expression, or a range without an end.
+        """
+        if searched := _searched(text):
+            return cls(text, searched)
         meant = {text.lower(), _ours(text)}
         first, dash, last = text.partition("-")
         within = _range(text, first, last) if dash else None
@@ -87,6 +83,20 @@ class Pattern:
             return within(named, scene)
 
         return cls(text, test)
+
+    @classmethod
+    def of_modules(cls, text: str) -> Pattern:
+        """The pattern that a text means where modules are chosen. Other tools' names of blocks mean nothing.
+
+        Raises RuleError where it is empty or no regular expression.
+        """
+        if searched := _searched(text):
+            return cls(text, searched)
+        path = text.lower()
+        if numbers := NUMBERS.fullmatch(path):
+            among = _among(numbers[1], int(numbers[2]), int(numbers[3]))
+            return cls(text, lambda named, scene: _is(path, named) or among(named, scene))
+        return cls(text, lambda named, _: _is(path, named))
 
     def matches(self, scene: Scene, named: Named) -> bool:
         """Whether a rule with this pattern is for a layer."""
@@ -204,6 +214,23 @@ def between_slashes(text: str) -> str | None:
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] == "/" else None
 
 
+def _searched(text: str) -> Test | None:
+    """The test of a regular expression or a glob; None for another pattern."""
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise RuleError("a pattern is not a text", got=repr(text), expected="such as *.attention.*")
+    if not text.strip():
+        raise RuleError("a pattern is empty", expected="a block, a layer, a glob or /a regular expression/")
+    if (expression := between_slashes(text)) is not None:
+        # Without the names of blocks: in `/in/` nobody means these.
+        found = search(expression)
+        return lambda named, _: any(map(found, named.paths))
+    if GLOB.search(text):
+        # Not `fnmatch`, which on Windows takes / for \.
+        glob = re.compile(translate(text.lower()))
+        return lambda named, _: any(map(glob.match, (*named.names, *named.paths)))
+    return None
+
+
 def _is(name: str, named: Named) -> bool:
     if name in named.names:
         return True
@@ -221,7 +248,7 @@ def _ours(text: str) -> str:
     return f"{KNOWN_AS.get(first, first)}{dot}{rest}"
 
 
-def _range(text: str, first: str, last: str) -> Callable[[Named, Scene | None], bool]:
+def _range(text: str, first: str, last: str) -> Test:
     start = _ours(first)
     family, _, number = start.rpartition(".")
     end = f"{family}.{last}" if NUMBER.fullmatch(last) else _ours(last)
@@ -233,14 +260,7 @@ def _range(text: str, first: str, last: str) -> Callable[[Named, Scene | None], 
         if low > high and "_" not in family:
             # Else it may be a name, which only the model knows.
             raise RuleError("a range of blocks ends before it begins", got=text)
-        names = frozenset(f"{family}.{each}" for each in range(low, min(high, low + MOST) + 1))
-        depth = family.count(".") + 2
-
-        def among(named: Named, _: Scene | None) -> bool:
-            starts = (".".join(path.split(".", depth)[:depth]) for path in named.paths)
-            return not names.isdisjoint((*named.names, *starts))
-
-        return among
+        return _among(family, low, high)
 
     def between(named: Named, scene: Scene | None) -> bool:
         places: Mapping[str, int] = scene.blocks.places if scene else {}
@@ -249,3 +269,15 @@ def _range(text: str, first: str, last: str) -> Callable[[Named, Scene | None], 
         return places[start] <= places[named.block] <= places[end]
 
     return between
+
+
+def _among(family: str, low: int, high: int) -> Test:
+    """The test of a range within one family, or one list of modules."""
+    names = frozenset(f"{family}.{each}" for each in range(low, min(high, low + MOST) + 1))
+    depth = family.count(".") + 2
+
+    def among(named: Named, _: Scene | None) -> bool:
+        starts = (".".join(path.split(".", depth)[:depth]) for path in named.paths)
+        return not names.isdisjoint((*named.names, *starts))
+
+    return among

@@ -148,7 +148,7 @@ def _overridden(sites: Mapping[str, Site], base: LayerSettings, overrides: Overr
                 got=repr(options),
                 expected='such as {"algorithm": "loha", "rank": 8}',
             )
-        pattern = Pattern.of(text)
+        pattern = Pattern.of_modules(text)
         check_used(pattern, sites, "chosen modules")
         found.append((pattern, base.with_options(options, f"overrides[{text!r}]"), options))
     planned: list[_Planned] = []

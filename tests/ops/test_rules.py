@@ -468,13 +468,28 @@ def test_where_a_regular_expression_ends_is_the_same_in_every_line() -> None:
         ("blocks.1-3", False),
         ("/attn$/", True),
         ("/^ATTN/", False),
+        ("blocks.0-blocks.3", True),
+        ("blocks.3-0", False),
         ("attn", False),
     ],
 )
 def test_modules_are_chosen_by_the_patterns_of_rules(text: str, chosen: bool) -> None:
-    assert Pattern.of(text).matches_path("Blocks.0.Attn") == chosen
+    assert Pattern.of_modules(text).matches_path("Blocks.0.Attn") == chosen
 
 
-@pytest.mark.parametrize("path", ["output.dense", "t5", "in_4", "all_x.2-1"])
+@pytest.mark.parametrize("path", ["output.dense", "t5", "in_4", "all_x.2-1", "proj.2-1", "a-"])
 def test_a_module_is_called_by_its_path_whatever_rules_take_it_for(path: str) -> None:
-    assert Pattern.of(path).matches_path(path)
+    assert Pattern.of_modules(path).matches_path(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "path"), [("base", "te"), ("output.0", "out.0"), ("clip", "clip_l"), ("in04", "in.4")]
+)
+def test_other_names_of_blocks_mean_no_modules(text: str, path: str) -> None:
+    assert not Pattern.of_modules(text).matches_path(path)
+
+
+def test_a_range_of_modules_has_the_names_that_one_of_them_has() -> None:
+    for text in ("input.0", "input.0-1", "INPUT.0-1"):
+        assert Pattern.of_modules(text).matches_path("input.0.proj")
+    assert not Pattern.of_modules("input.0-1").matches_path("in.0")
