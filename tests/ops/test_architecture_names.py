@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lycoris_ops.names import fused_attention
 from lycoris_ops.names.architectures import ARCHITECTURES, Place, Places
-from lycoris_ops.names.architectures.notation import Model, recognised
+from lycoris_ops.names.architectures.notation import Layout, Model, recognised
 from lycoris_ops.names.targets import Targets
 from tests.harness.architecture_names import Rows, Shape, records
 
@@ -165,6 +165,21 @@ def knowing(shapes: Shapes) -> dict[str, Model]:
     """The model as each architecture that recognises it has it, by the names of the architectures' files."""
     found = {file: recognised(record.layouts, shapes) for file, record in ARCHITECTURES.items()}
     return {file: model for file, model in found.items() if model}
+
+
+@every_architecture
+def test_of_the_layouts_that_a_model_fits_one_has_most_marks(name: str) -> None:
+    layouts = [layout for record in ARCHITECTURES.values() for layout in record.layouts]
+    shapes = RECORDS[name].layers
+    fitting = sorted(len(layout.marks) for layout in layouts if recognised([layout], shapes))
+    assert len(fitting) < 2 or fitting[-2] < fitting[-1]
+
+
+def test_the_order_of_layouts_means_nothing() -> None:
+    few, more = Layout(("a",)), Layout(("a", "b.*"))
+    for layouts in ([few, more], [more, few]):
+        found = recognised(layouts, {"a": (), "b.0": ()})
+        assert found is not None and found.layout is more
 
 
 def flat(name: str) -> str:

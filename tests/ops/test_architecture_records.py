@@ -78,7 +78,15 @@ def test_metadata_that_fits_two_families_means_the_more_exact_one(said: str, fam
         (("double_blocks.18.img_attn.qkv", "single_blocks.37.linear1"), ("Flux 1", "Chroma")),
         # More blocks than Flux 1 has.
         (("double_blocks.19.img_attn.qkv",), ("HunyuanVideo",)),
-        (("single_transformer_blocks.40.attn.to_q",), ("AuraFlow", "Flux 2")),
+        (
+            ("single_transformer_blocks.30.attn.to_q",),
+            ("AuraFlow", "Flux 1", "Flux 2", "Chroma", "HunyuanVideo"),
+        ),
+        (("single_transformer_blocks.40.attn.to_q",), ("Flux 2",)),
+        # To the last block of one of HunyuanVideo's two lists.
+        (("single_blocks.39.linear1",), ("HunyuanVideo",)),
+        # More blocks than any family has.
+        (("single_blocks.48.linear1",), ("Flux 2",)),
         (("transformer_blocks.3.ff_context.net.2",), ("Flux 1", "Chroma", "HunyuanVideo", "SD3")),
         (("blocks.0.attn.wq",), ("Krea 2",)),
         (("transformer_blocks.0.attn1.add_q_proj", "transformer_blocks.0.ff_context.net.2"), ("Mochi",)),

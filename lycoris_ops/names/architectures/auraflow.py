@@ -7,7 +7,7 @@ Source of the correspondence: the conversion of original checkpoints in diffuser
 from __future__ import annotations
 
 from .notation import SEQUENCE, Layout, same, swapped, under
-from .record import Architecture, Family
+from .record import Architecture, Family, Size
 
 JOINT = {
     "norm1.linear": "modX.1",
@@ -62,6 +62,8 @@ ARCHITECTURE = Architecture(
             mark=r"((double|single)_layers|joint_transformer_blocks)_\d",
             like=r"single_transformer_blocks_\d",
             unlike=r"(double|transformer)_blocks",
+            sizes=(Size({"single": 32}),),
+            lists={"single": r"single_transformer_blocks_(\d+)_"},
         ),
     ),
 )

@@ -172,7 +172,6 @@ LISTS = {
 }
 BLOCKS = {"double": 19, "single": 38}
 
-# LongCat-Image's marks fit most others too: it must be last.
 ARCHITECTURE = Architecture(
     place=1,
     layouts=(

@@ -121,13 +121,14 @@ ONE_TRAINER = {
 """Names in OneTrainer's original layout that are not Tencent's."""
 
 MARK = "txt_in.individual_token_refiner.blocks.*.norm1"
+"""A layer of the whole family."""
+SINGLE_MARK = "single_blocks.*.linear1"
 OTHERS = {**TENCENT_PARTS, **ONE_TRAINER}
 
-# The first layout whose marks a model has counts. MARK alone fits the whole family: it must be last.
 ARCHITECTURE = Architecture(
     layouts=(
-        Layout((MARK, "vector_in.in_layer"), HUNYUAN_VIDEO, OTHERS, TENCENT),
-        Layout((MARK, "single_blocks.*.linear1"), HUNYUAN_IMAGE, OTHERS, TENCENT),
+        Layout((MARK, SINGLE_MARK, "vector_in.in_layer"), HUNYUAN_VIDEO, OTHERS, TENCENT),
+        Layout((MARK, SINGLE_MARK), HUNYUAN_IMAGE, OTHERS, TENCENT),
         Layout((MARK,), HUNYUAN_VIDEO_15, OTHERS, TENCENT),
     ),
     families=(

@@ -94,6 +94,8 @@ def _side(
 
 
 MARKS = ("input_blocks.0.0", "input_blocks.1.0.in_layers.2")
+WITH_VECTOR = (*MARKS, "label_emb.0.0")
+"""With a vector beside the prompt, as in SDXL."""
 PLACES = ("input_blocks.*.*", "middle_block.*", "output_blocks.*.*")
 LIKE = r"(input|output|middle|down|up|mid)_blocks?_.*(attn|resnets|in_layers|proj_in)"
 CROSS = r"(?!.*motion)(input|output|middle|down|up|mid)_blocks?_.*attn2_to_[kv]$"
@@ -131,12 +133,11 @@ ARCHITECTURE = Architecture(
         # In diffusers SVD has other names: its class has the layers for time beside those for space. The
         # host's own map gives SVD the names of the other UNets, so they are entered as other names.
         Layout(
-            ("input_blocks.0.0", "input_blocks.1.0.time_stack.in_layers.2"),
+            (*WITH_VECTOR, "input_blocks.1.0.time_stack.in_layers.2"),
             others=lambda shapes: {**table(shapes), **ADDED},
             component="unet",
         ),
-        # With a vector beside the prompt, as in SDXL.
-        Layout((*MARKS, "label_emb.0.0"), table, {**ADDED, **CLASSES}, component="unet"),
+        Layout(WITH_VECTOR, table, {**ADDED, **CLASSES}, component="unet"),
         Layout(MARKS, table, component="unet", kohya_has_diffusers=True),
     ),
     aside={

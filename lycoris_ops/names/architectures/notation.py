@@ -133,7 +133,10 @@ class Layout:
     """The layers of one architecture: how to know it, and what other tools call them."""
 
     marks: tuple[str, ...]
-    """Paths, with `*` for a number. A model that has all of them is of this architecture."""
+    """Paths, with `*` for a number. A model that has all of them is of this architecture.
+
+    Of several layouts that a model fits, the one with most marks counts.
+    """
     diffusers: Naming = field(default_factory=dict[str, Meaning])
     """The layers of diffusers' model, each under one name. No row of the model is under two of them."""
     others: Naming = field(default_factory=dict[str, Meaning])
@@ -263,12 +266,12 @@ class Model:
 
 
 def recognised(layouts: Iterable[Layout], shapes: Mapping[str, Shape]) -> Model | None:
-    """The model in the first layout whose marks it has; None where it has those of none.
+    """The model in the layout whose marks it has, of several the one with most marks; None for no layout.
 
     A shape is () where it is not known; names that depend on it (parts of a layer's rows) are left out then.
     """
     forms = _by_form(shapes)
-    for layout in layouts:
+    for layout in sorted(layouts, key=lambda layout: len(layout.marks), reverse=True):
         # Marks without stars first: a look-up of them rules out most models.
         exact = [mark for mark in layout.marks if "*" not in mark]
         if shapes.keys() >= set(exact) and all(_fits(mark, forms) for mark in layout.marks):

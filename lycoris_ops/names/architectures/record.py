@@ -19,6 +19,13 @@ class Size:
     preset: str = ""
     """The start of the names of its block presets. Each preset keeps a third of a list. "" for no presets."""
 
+    def likeness(self, counts: Mapping[str, int]) -> float:
+        """See `Family.likeness`. counts: how many blocks of each list are known at least."""
+        lacking = sum(max(0, count - self.blocks[name]) for name, count in counts.items())
+        if lacking:
+            return 1 / (1 + lacking)
+        return 2 if any(count == self.blocks[name] for name, count in counts.items()) else 1
+
 
 @dataclass(frozen=True)
 class Family:
@@ -44,11 +51,11 @@ class Family:
     lists: Mapping[str, str] = field(default_factory=dict[str, str])
     """The layers in lists of blocks, by the short name of the list. The group is the number of the block."""
 
-    def likeness(self, layers: Mapping[str, Shape]) -> int:
+    def likeness(self, layers: Mapping[str, Shape]) -> float:
         """How much speaks for this family, given the layers of a model or adapter.
 
-        3: layers of its own. 2: layers that others have too, to the last block of a size. 1: such layers, and
-        no block more than it has. 0: nothing.
+        3: layers of its own. 2: layers that others have too, to the last block of one of its lists. 1: such
+        layers, and no block more than it has. Less than 1: the more blocks it lacks, the less. 0: nothing.
         """
 
         def has(pattern: str) -> bool:
@@ -61,9 +68,7 @@ class Family:
         if not self.lists:
             return 1
         counts = {name: _count(pattern, layers) for name, pattern in self.lists.items()}
-        if counts in [size.blocks for size in self.sizes]:
-            return 2
-        return int(any(all(counts[name] <= size.blocks[name] for name in counts) for size in self.sizes))
+        return max(size.likeness(counts) for size in self.sizes)
 
 
 def _width(pattern: str, layers: Mapping[str, Shape]) -> int:
@@ -135,7 +140,7 @@ class Architecture:
     """All that is known of one architecture: what knows it reads it here."""
 
     layouts: tuple[Layout, ...] = ()
-    """Its models by their layers; the first whose marks a model has counts."""
+    """Its models by their layers."""
     aside: Mapping[str, str] = field(default_factory=dict[str, str])
     """Layers of its blocks that are not trained by default, with the reasons.
 
