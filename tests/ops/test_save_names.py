@@ -47,6 +47,8 @@ SDXL: Shapes = {
     f"clip_l.transformer.{CLIP}.weight": (6, 6),
     f"clip_g.transformer.{CLIP}.weight": (6, 6),
 }
+# As KOALA 700M, which diffusers calls a UNet too.
+NO_MIDDLE: Shapes = {key: shape for key, shape in unet((6, 6)).items() if "middle_block" not in key}
 FLUX: Shapes = {
     **flux(8),
     f"clip_l.transformer.{CLIP}.weight": (6, 6),
@@ -77,6 +79,7 @@ def flat(path: str) -> str:
             "comfy",
             {f"diffusion_model.{UNET}", *(f"text_encoders.clip_{x}.transformer.{CLIP}" for x in "lg")},
         ),
+        (NO_MIDDLE, "diffusers", {f"unet.{IN_DIFFUSERS}"}),
         (SDXL, "diffusers", {f"unet.{IN_DIFFUSERS}", f"text_encoder.{CLIP}", f"text_encoder_2.{CLIP}"}),
         (
             FLUX,
