@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lycoris_ops.names import fused_attention
-from lycoris_ops.names.architectures import ARCHITECTURES, Place, Places
+from lycoris_ops.names.architectures import ARCHITECTURES, Place, Places, recognise
 from lycoris_ops.names.architectures.notation import Layout, Model, recognised
 from lycoris_ops.names.targets import Targets
 from tests.harness.architecture_names import Rows, Shape, records
@@ -180,6 +180,12 @@ def test_the_order_of_layouts_means_nothing() -> None:
     for layouts in ([few, more], [more, few]):
         found = recognised(layouts, {"a": (), "b.0": ()})
         assert found is not None and found.layout is more
+
+
+def test_a_video_unet_has_no_names_of_diffusers() -> None:
+    video = ("input_blocks.1.0.in_layers.2", "label_emb.0.0", "input_blocks.1.0.time_stack.in_layers.2")
+    found = recognise(dict.fromkeys(("input_blocks.0.0", *video), (8, 8, 3, 3)))
+    assert found is not None and not found.in_diffusers()
 
 
 def flat(name: str) -> str:
