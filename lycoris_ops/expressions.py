@@ -122,7 +122,7 @@ def _compiled(texts: dict[int, str], *, whole: bool) -> list[tuple[int, Callable
             "a regular expression, which needs the package regex: pip install regex"
         ) from None
     if sum(map(len, texts.values())) > MOST_COMPILED:
-        raise ExpressionError(f"more than {MOST_COMPILED} characters in expressions that are no paths")
+        raise ExpressionError(f"more than {MOST_COMPILED} characters in expressions that are not paths")
 
     def test(text: str) -> Callable[[str, float], bool]:
         counts = (int(count) for count in chain(*COUNTS.findall(text)) if count)

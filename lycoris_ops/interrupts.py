@@ -29,7 +29,7 @@ def status_of(error: KeyboardInterrupt) -> int:
 
 
 def _leave(number: int, _: FrameType | None) -> NoReturn:
-    # Not by an exception: an import that it passes through might catch it.
+    # Raise no exception: the module that is being imported might catch it.
     os.write(2, b"error: terminated\n" if number == signal.SIGTERM else b"error: interrupted\n")
     os._exit(128 + number)
 

@@ -49,7 +49,8 @@ class LycorisPatch(WeightAdapterBase):
         shape: Sequence[int],
         pairs: Sequence[tuple[Entry, Match]],
     ) -> LycorisPatch:
-        """The patch of a weight of `shape` by these adapter layers, which are read from their files."""
+        """Make the patch for a weight of `shape` from these adapter layers, which are read from their
+        files."""
         plan = kept_plan(shape, pairs)
         keys = {match.layer for _, match in pairs}
         strengths = tuple(float(match.strength) for _, match in pairs)

@@ -18,7 +18,8 @@ def used_uncalled(patcher: Any, path: str) -> bool:
     """Whether the model uses a layer's weight without calling the layer, so that no hook would run.
 
     This is read from the source of the class that holds the layer, see `_Uncalled`. The head of a language
-    model (`lm_head`) is listed by name: the host puts it into a variable before it multiplies by its weight.
+    model (`lm_head`) always counts as uncalled: the host puts it into a variable before it multiplies by its
+    weight.
     """
     parent, _, name = path.rpartition(".")
     if name == "lm_head":

@@ -262,7 +262,7 @@ def _smoothing(weight: Quantised, stored: Mapping[str, Tensor]) -> Tensor | None
     factors = stored[key].float()
     if not (factors != 0).all():
         raise LycorisError(
-            "a quantised layer multiplies some inputs by 0, so no change of their weights can be stored",
+            "a quantised layer multiplies some inputs by 0, so no change to their weights can be stored",
             key=key,
             got="a factor of 0",
             hint="Merge into the original file, from which this one was quantised",

@@ -137,7 +137,7 @@ def _check_names(table: Mapping[str, Any], known: list[str], where: str) -> None
 
 
 def row_table(row: Row) -> dict[str, Any]:
-    """A row as written to a workflow, without fields that are not needed."""
+    """A row as written to a workflow, without unneeded fields."""
     table = {"on": row.on, "file": row.file, "strength_model": row.strength_model}
     if row.strength_clip not in (None, row.strength_model):
         table["strength_clip"] = row.strength_clip

@@ -34,8 +34,8 @@ from .base import Layer
 ROUNDING = 1e-6
 """Singular values below this share of the largest one are float32 rounding."""
 FACTORED = 0.5
-"""Up to this share of the highest rank that a weight can have, changes are decomposed from their factors,
-unless all triples are wanted."""
+"""Changes up to this share of the highest possible rank are decomposed from their factors. If all triples are
+wanted, the rank does not matter."""
 
 
 class Delta:
@@ -238,7 +238,8 @@ class Fit:
     factor: int | None = None
     """The LoKr factor for `Lokr.init`; None if no factor gives this split."""
     start: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-    """The nonzero factors from which layers of this kind gain most from a gradient, see `Planned`."""
+    """The nonzero factors of the start at which layers of this kind gain most from a gradient, see
+    `Planned`."""
     complete: bool = True
     """Whether no rank above the last of `ranks` would keep more."""
 

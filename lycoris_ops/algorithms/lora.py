@@ -69,8 +69,8 @@ class Lora(Factored, Planned):
     `start` is for a linear layer that PEFT started from a part S of the base weight. PEFT subtracts S from
     the base, so delta is alpha / r * up @ down - S. S is not in the file but computed from the base weight,
     so the change is exact only on the model that the adapter was trained on. "pissa": the r largest singular
-    triples of W. "olora": alpha / r * Q_r R_r, the first r columns of Q and rows of R in W = Q R. For
-    embeddings PEFT's start does not change the base.
+    triples of W. "olora": alpha / r * Q_r R_r, the first r columns of Q and rows of R in W = Q R. PEFT starts
+    embeddings in another way, without an S.
 
     Source: Hu et al., "LoRA" (2106.09685), eq. 3; key names by kohya-ss; convolutions and Tucker by
     Yeh et al., "Navigating Text-To-Image Customization" (2309.14859); Zhang et al., "AdaLoRA" (2303.10512),

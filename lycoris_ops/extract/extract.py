@@ -46,7 +46,7 @@ def extract_adapter(
     progress: Progress | None = None,
     **making: Unpack[Making],
 ) -> Adapter:
-    """Extract an adapter in memory that turns `base` into nearly `tuned`: its layers are nearest to tuned -
+    """Extract an adapter in memory that turns `base` into nearly `tuned`: its layers approximate tuned -
     base.
 
     The models are state dicts or safetensors files; files are read weight by weight, so no model is ever

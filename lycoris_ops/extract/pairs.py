@@ -100,8 +100,8 @@ def pairs_of(base: Weights, tuned: Weights) -> Pairs:
     reshaped: list[str] = []
     used: tuple[set[str], set[str]] = (set(), set())
     biases: tuple[list[str], list[str]] = ([], [])
-    # The tuned model's names first, then the base's: a fused layer and its split layers cannot both name each
-    # other.
+    # The tuned model's names first, then the base's: a fused layer's name finds the split layers, or theirs
+    # find the fused one, but not both.
     for first, second in ((1, 0), (0, 1)):
         one, other = sides[first], sides[second]
         for target in one.all:

@@ -270,5 +270,5 @@ def _damaged(
         key=key,
         got=got,
         expected=expected,
-        hint="The file is damaged or is no safetensors file: download or save it again",
+        hint="The file is damaged or not a safetensors file: download or save it again",
     )

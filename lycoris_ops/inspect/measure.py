@@ -132,7 +132,7 @@ class Examination:
     def keeping(self) -> float:
         """The factor for all strengths that makes the sum as large as the largest change alone.
 
-        max ||w_i D_i|| / ||sum of w_i D_i||, and 1 where the sum is nothing.
+        max ||w_i D_i|| / ||sum of w_i D_i||, or 1 if the sum is zero.
         """
         gram = self.total()
         size = math.sqrt(max(float(gram.sum()), 0.0))

@@ -87,7 +87,7 @@ class Part:
             return self.layer if self.window is None else self.layer.rows(self.window)
 
     def forms(self) -> tuple[Form, ...]:
-        """The forms of the layer cut to `window`. Those that depend on the weight know file and key.
+        """The forms of the layer cut to `window`. Forms that depend on the weight get the file and key.
 
         Raises LayerError, with file and key, where they cannot be formed.
         """
@@ -112,5 +112,5 @@ class Part:
 
 
 def part_of(layer: Layer | Part) -> Part:
-    """A part as it is; a layer becomes the part of all its rows on a whole weight."""
+    """Make a part of a whole layer on a whole weight. Parts stay as they are."""
     return layer if isinstance(layer, Part) else Part(layer)

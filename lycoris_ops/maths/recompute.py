@@ -40,8 +40,8 @@ def transformed() -> bool:
 def hadamard(w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor, scale: float) -> Tensor:
     """scale * (w1_a @ w1_b) * (w2_a @ w2_b); autograd saves only the factors.
 
-    By default it would save both matrix products, each as large as the result. torch's checkpoint saves as
-    little, but takes 1.5 to 4 times as long.
+    Plain autograd would save both products, each as large as the result. torch's checkpoint saves as little,
+    but takes 1.5 to 4 times as long.
     """
     factors = (w1_a, w1_b, w2_a, w2_b)
     if transformed() or not any(factor.requires_grad for factor in factors):

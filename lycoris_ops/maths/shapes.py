@@ -50,7 +50,7 @@ def fits(stored: Extent, weight: Sequence[int]) -> bool:
     (O, K). With three or more sizes, such as (None, I, None), only O and I are compared, and any kernel fits.
     (None,) fits every bias.
 
-    The extent () is that of a layer that does not change the weight. It fits every weight.
+    A layer that does not change the weight has the extent (), which fits every weight.
     """
     if not stored:
         return True

@@ -36,7 +36,7 @@ class FoundState:
     step: int
     """After how many steps it was written."""
     of: int
-    """How many steps the training should have."""
+    """The number of steps planned."""
     settings: Mapping[str, Any]
     """The training's `TrainOptions.settings`."""
     why: str
@@ -143,10 +143,9 @@ class Checkpoints:
                 self._replaced = {file.name.removesuffix(STATE) for file in states} | {GOOD}
 
     def returns_of(self, trainer: Trainer) -> int:
-        """How often the training has gone back to an earlier state, with the return to the trainer's present
-        state.
+        """How often the training has gone back to an earlier state, including the trainer's present one.
 
-        The count tells abandoned checkpoints from those written from now on.
+        The count distinguishes abandoned checkpoints from new ones.
         """
         own = (trainer.returns, trainer.done)
         later = [order for order, *_ in _states(self.folder)[0] if order > own]
@@ -165,7 +164,7 @@ class Checkpoints:
         Raises WriteError, and leaves an earlier file of that name whole. If the adapter cannot be written,
         for example because its dtype cannot hold a value, the state is still written.
         """
-        # The adapter first, so that it is never older than the state unless it cannot be written.
+        # The adapter first: if both can be written, it is never older than the state.
         path = self._adapter(name)
         try:
             trainer.save(path)

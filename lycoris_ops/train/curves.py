@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 BINS = 50
-"""The most points that the curve of training losses has. Each is the mean of several steps."""
+"""The most points on the curve of training losses. Each is the mean of several steps."""
 
 
 def draw_curves(history: History, path: Path) -> None:

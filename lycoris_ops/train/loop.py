@@ -99,10 +99,10 @@ def train_network(
     `batches` is an iterable that each epoch goes through again, or a function from the epoch's number to an
     iterable. `loss(module, batch)` returns a scalar, using the model with the network applied. `validation`
     are held-out batches. `resume` is a state that an earlier run wrote, or a folder of checkpoints, see
-    `newest_state`: the run goes on from there, and ends as one without a break would have. `progress` is
-    called after each step, and `validated` after each validation with the number of steps done and the loss;
-    an exception that they raise ends the training. If an exception ended the training, `rescued` is called
-    with the adapter of the checkpoint `last` and the number of steps done.
+    `newest_state`: the run continues from there, and ends with the same result as an uninterrupted one.
+    `progress` is called after each step, and `validated` after each validation with the number of steps done
+    and the loss; an exception that they raise ends the training. If an exception ended the training,
+    `rescued` is called with the adapter of the checkpoint `last` and the number of steps done.
 
     In several processes (`torchrun`) all call this with the same arguments. A step takes `accumulation`
     batches for each process, and its gradient is the mean over all of them.

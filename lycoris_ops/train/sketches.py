@@ -53,8 +53,10 @@ def check_data(
 
 
 def _sketch(part: Tensor | str, signs: Callable[[int], Iterable[Tensor]]) -> list[float]:
-    """The number of values, their root mean square, and projections of about that size; the same of a
-    text."""
+    """The number of values, their root mean square, and projections of about that size.
+
+    A text gets its length, 1 and bytes of its hash.
+    """
     if isinstance(part, str):
         digest = hashlib.sha256(part.encode()).digest()
         return [float(len(part)), 1.0, *(float(digest[index]) for index in range(PROJECTIONS))]

@@ -116,7 +116,7 @@ class Writer:
         return None if table is None else json.dumps(table, indent=2, sort_keys=True)
 
     def _not_held(self, planned: LayerToWrite, error: LayerError, problem: str | None = None) -> LayerError:
-        """The error of a layer that the dialect cannot hold, with the dialects that can."""
+        """The error for a layer that the dialect cannot hold. It names the dialects that can."""
         able = [other for other in WRITES if other != self.dialect and self._holds(other, planned.sources)]
         return LayerError(
             problem or f"{self.dialect} {error.problem}",

@@ -20,12 +20,12 @@ from ...files.loras import adapter_path, ending_of
 from ...host.files import shown_path
 
 STATES = 4
-"""How many copies of the trained tensors' size a checkpoint takes: the adapter, and in the state the weights
-and AdamW's two averages."""
+"""How many tensors a checkpoint has for each trained one: the adapter's, and in the state the weight and
+AdamW's two averages."""
 AT_ONCE = 3
 """Checkpoints besides the numbered ones: the last, the best, and the one being written."""
 ANEW = "To begin a new one, give another `filename_prefix`"
-"""A hint for users who do not mean the interrupted training."""
+"""The hint for users who want a new training instead."""
 ABSENT = "nothing"
 """Shown for a setting that only one of two trainings has."""
 
@@ -93,8 +93,8 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]
 
 
 def _latest(new: Path, dialect: str) -> Run | None:
-    """The latest training with states that has the same name as the new one, or whose numbered name the user
-    gave. Raises TrainError if none of its states is whole.
+    """The latest training of this name that has states. The name may also be the numbered one of a single
+    run. Raises TrainError if none of its states is whole.
     """
     numbered = re.compile(rf"({re.escape(_name(new, dialect))}(?:_(\d+)_)?)-checkpoints")
     runs: list[tuple[int, Path, Path]] = []

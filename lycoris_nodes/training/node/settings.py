@@ -31,7 +31,7 @@ TEXT_RATE = 0.1
 """The usual learning rate of text encoders, as a share of the model's (kohya-ss/sd-scripts' guide for
 SDXL)."""
 TEXT_PRESET = "attn-mlp"
-"""Which layers of text encoders are trained: the same as kohya-ss."""
+"""The preset for text encoders: the layers that kohya-ss trains."""
 PRECISIONS: dict[str, torch.dtype | None] = {
     AS_FAMILY: None,
     "bf16": torch.bfloat16,
@@ -52,7 +52,7 @@ class Asked(SimpleNamespace):
 
 
 def settings_of(asked: Asked) -> dict[str, Any]:
-    """The settings that affect what is learned, to recognise a training by.
+    """The settings that affect what is learned. A training is recognised by them.
 
     Of the links only the stack's weights are included: a state itself recognises its model, layers and data.
     """

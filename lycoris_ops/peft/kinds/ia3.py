@@ -55,7 +55,7 @@ class Ia3Config(Config[WantedIa3]):
     @classmethod
     def read(cls, fields: Fields) -> Self:
         config = cls(path=fields.file, feedforward_modules=fields.texts("feedforward_modules"))
-        # Raises the error now if an expression cannot be read.
+        # Compile now, to raise the error of an invalid expression.
         _ = config._fed
         return config
 

@@ -62,7 +62,7 @@ def read(text: str) -> Assignment | None:
     try:
         amount = Amount.of(right)
     except RuleError as error:
-        # Point to the first letter of the value, or if there is none to the place after the =.
+        # Point to the first letter of the value, or to the place after the = if it has no value.
         place = len(left) + 2 + (len(right) - len(right.lstrip()) if right.strip() else 0)
         raise RuleError(error.problem, got=right.strip() or "nothing", expected=EXPECTED).at(place) from None
     return Assignment(f"{left.strip()} = {right.strip()}", patterns, amount)

@@ -21,7 +21,7 @@ from ..extras import required
 ParameterGroup = dict[str, Any]
 """A parameter group for torch's optimisers: `params`, `lr`, `weight_decay` and a `name`.
 
-`vectors` says whether they are vectors in meaning, not factors, whatever their number of dimensions."""
+`vectors` says whether the parameters count as vectors, not as factors, however many dimensions they have."""
 
 
 class Optimiser(Protocol):
@@ -91,7 +91,7 @@ def class_of(path: str, name: str) -> Any:
 
 
 def class_of_torch(name: str, since: str) -> Any:
-    """A class that torch has since some version. Raises TrainError where this torch lacks it."""
+    """A class that only newer versions of torch have. Raises TrainError where this torch lacks it."""
     found = getattr(torch.optim, name, None)
     if found is None:
         raise TrainError(
