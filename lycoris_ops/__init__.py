@@ -3,7 +3,7 @@
 The table below is the public surface. Importing it initialises no accelerator and needs no host application.
 """
 
-# Before all that takes time.
+# Import this before anything slow.
 from . import interrupts as _interrupts  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 # isort: split

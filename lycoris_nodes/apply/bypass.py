@@ -1,4 +1,4 @@
-"""Bypass in the host: hooks on the modules of a loaded model, which leave the weights as they are."""
+"""Bypass in the host: hooks on the modules of a loaded model. The weights stay as they are."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class BypassInjection(PatcherInjection):
         """Attach the hooks to the modules of the model that the host has loaded.
 
         Layers whose change depends on the weight read it here. What they learn from it is kept until the
-        patches of the model change, so loading the model again reads no weight. Plans of several stages
-        read it in each pass, and here to find faults early.
+        patches of the model change, so loading the model again reads no weight. Plans of several stages read
+        it in each pass. They read it here too, to find faults early.
 
         Raises LycorisError, and leaves no hook attached, if the model lacks a layer or a layer cannot be
         computed; PatchMemoryError if there is no memory to read a weight.
@@ -75,9 +75,9 @@ class BypassInjection(PatcherInjection):
             raise
 
     def follow(self, run: Any, x: Any, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """A pass of a model, before which the strengths that follow timings are set for its sigma.
+        """Set the strengths that follow timings for the sigma of a pass, then run the pass.
 
-        The host calls this in place of the model's `apply_model`, which is `run`.
+        The host calls this in place of the model's `apply_model`, which it gives as `run`.
         """
         model = run.class_obj
         attached = self._attached.get(model, {})
@@ -93,7 +93,7 @@ class BypassInjection(PatcherInjection):
         return run(x, sigma, *args, **kwargs)
 
     def _steps(self, options: Mapping[str, Any]) -> list[float]:
-        """The sigmas of this run's steps; read once a run, because on a GPU this waits for it."""
+        """The sigmas of this run's steps. They are read once a run, because reading waits for the GPU."""
         found = options.get("sample_sigmas")
         if found is None:
             return []
@@ -114,7 +114,10 @@ def plans_of(patcher: Any) -> Mapping[str, BypassPlan]:
 
 
 def add_bypass(patcher: Any, plans: Mapping[str, BypassPlan]) -> None:
-    """Add plans, by module path, to a patcher. They follow plans that it has for the same modules."""
+    """Add plans, by module path, to a patcher.
+
+    They act after the plans that it already has for the same modules.
+    """
     before = _ours(patcher)
     joined = dict(plans_of(patcher))
     for path, plan in plans.items():

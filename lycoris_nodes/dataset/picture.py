@@ -1,4 +1,4 @@
-"""Reading pictures and masks: turned as they are to be seen, without transparency, cut and resized."""
+"""Read pictures and masks: turn them upright, remove transparency, cut and resize them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...lycoris_ops import TrainError
 from .sizes import PictureFit, Pixels
 
 ORIENTATION = 274
-"""EXIF's tag of how a picture is to be turned. With 5 to 8 width and height change places."""
+"""EXIF's orientation tag. Values 5 to 8 swap width and height."""
 UNREADABLE = (
     *(OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, OverflowError, ArithmeticError),
     *(EOFError, NotImplementedError, struct.error, zlib.error, Image.DecompressionBombError),
@@ -27,11 +27,11 @@ UNREADABLE = (
 SMALL = 128
 """The longest side of a small picture in pixels."""
 NEAR = 0.02
-"""How much the shape of a mask may differ from its picture's, by rounding."""
+"""How far a mask's proportions may differ from its picture's, because of rounding."""
 
 
 def size_of(path: Path) -> Pixels:
-    """Width and height as a picture is to be seen, from its header. Raises TrainError where it has none."""
+    """Width and height of the upright picture, from its header. Raises TrainError for an unreadable one."""
     with _readable(path), Image.open(path) as picture:
         width, height = picture.size
         turned = picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
@@ -41,10 +41,10 @@ def size_of(path: Path) -> Pixels:
 def pixels_of(
     path: Path, content: bytes, fitted: PictureFit, background: str | None
 ) -> tuple[Image.Image, Tensor | None]:
-    """A picture as it is trained on, and the mask (1, H, W) of what is not transparent.
+    """A picture as it is trained on, and the mask (1, H, W) of its opaque parts.
 
     Transparent parts get the colour `background`, or white if it is None. The mask is None where nothing is
-    transparent, or where a background is given. Raises TrainError.
+    transparent, or where a background is given. Raises TrainError for an unreadable picture.
     """
     with _readable(path):
         picture, alpha = _decoded(path, content)
@@ -58,9 +58,9 @@ def pixels_of(
 
 
 def mask_of(path: Path, content: bytes, fitted: PictureFit) -> Tensor:
-    """A mask (1, H, W) from 0 to 1, cut and resized as its picture.
+    """A mask (1, H, W) from 0 to 1, cut and resized like its picture.
 
-    Raises TrainError for one of another shape.
+    Raises TrainError where its proportions differ from the picture's.
     """
     with _readable(path):
         mask = _decoded(path, content)[0].convert("L")
@@ -76,7 +76,7 @@ def mask_of(path: Path, content: bytes, fitted: PictureFit) -> Tensor:
 
 
 def small(picture: Image.Image, mask: Tensor | None) -> Tensor:
-    """A small picture (h, w, 3) of bytes that shows what is learned: what is masked is dark."""
+    """A small picture (h, w, 3) of bytes that shows what is learned: masked parts are dark."""
     if mask is not None:
         dark = Image.eval(picture, lambda value: value // 4)
         picture = Image.composite(picture, dark, Image.fromarray((mask[0] * 255).to(torch.uint8).numpy()))
@@ -87,7 +87,7 @@ def small(picture: Image.Image, mask: Tensor | None) -> Tensor:
 
 
 def _decoded(path: Path, content: bytes) -> tuple[Image.Image, Image.Image | None]:
-    """A picture in colours, turned upright, and its opacity, which is None where all of it is opaque."""
+    """The colours of the upright picture, and its opacity; None where all of it is opaque."""
     with Image.open(io.BytesIO(content)) as opened:
         picture = ImageOps.exif_transpose(opened)
         if picture.mode == "F":
@@ -98,7 +98,7 @@ def _decoded(path: Path, content: bytes) -> tuple[Image.Image, Image.Image | Non
                 hint="Save it with 8 bits a colour",
             )
         if picture.mode == "I" or picture.mode.startswith("I;16"):
-            # Of 16 bits, which Pillow would cut off at 255.
+            # 16 bits a colour: Pillow would clip the values at 255.
             values = np.asarray(picture).astype(np.float64) / 257
             picture = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
         alpha = None
@@ -117,14 +117,14 @@ def _weights(mask: Image.Image, fitted: PictureFit) -> Tensor:
 
 @contextmanager
 def _readable(path: Path) -> Generator[None]:
-    """Say which file it is where a picture cannot be read."""
+    """Name the file in the error where a picture cannot be read."""
     try:
         yield
     except UNREADABLE as error:
         raise TrainError(
             "the picture cannot be read",
             file=str(path),
-            # Pillow's own words name the object that it was given.
+            # Pillow's own message names a Python object, which helps nobody.
             got="no picture" if isinstance(error, UnidentifiedImageError) else str(error),
             hint="Save it again as PNG or JPEG, or take it out of the folder",
         ) from error

@@ -64,7 +64,7 @@ class LycorisAdapterRows(io.ComfyNode):
 
 
 def _check(rows: str | None) -> None:
-    # None where another node gives the rows: nothing is known of them before that node has run.
+    # None when another node gives the rows: that node has not run yet.
     if rows is None:
         return
     check("rows", "STRING", rows)
@@ -76,7 +76,7 @@ def _check(rows: str | None) -> None:
 
 
 def _stamp(rows: str) -> str:
-    """A text that changes when the file of a row that is on changes, or presets that its rules may name."""
+    """A text that changes with the file of any active row, and with the presets that its rules may name."""
     on = [row for _, row in live(parse_rows(rows))]
     presets = repr(own_presets().presets) if any(row.rules.strip() for row in on) else ""
     return ";".join([*(adapter_stamp(lora_path(row.file)) for row in on), presets])

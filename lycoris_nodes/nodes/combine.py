@@ -10,7 +10,7 @@ from ..schema.checks import checked
 from ..schema.inputs import LOAD, stack_input, stack_output
 
 MOST = 50
-"""Inputs that the node can grow to; the host allows up to 100."""
+"""The most inputs that the node can have; the host allows up to 100."""
 
 
 class LycorisCombineStacks(io.ComfyNode):

@@ -123,8 +123,8 @@ class LycorisLoadAdapter(io.ComfyNode):
     ) -> io.NodeOutput:
         if not on:
             return io.NodeOutput(stack or Stack())
-        # Only a choice of the user's is passed on: it would replace what the file says itself, and the same
-        # file with other options is another adapter.
+        # Pass on only what the user chose: an option replaces what the file says, and the same file with
+        # other options is another adapter.
         given = (("dora", dora, "paper"), ("sig_type", sig_type, AS_IT_IS))
         options: dict[str, Any] = {name: value for name, value, usual in given if value != usual}
         adapter = load_adapter(lora_path(file), **options)

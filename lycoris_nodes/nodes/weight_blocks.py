@@ -64,7 +64,7 @@ class LycorisWeightBlocks(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, rules: str | None = None, preset: str | None = None) -> bool | str:
-        # None where another node gives the text.
+        # None when another node gives the text.
         return valid(lambda: _parsed(rules or "", preset or NO_PRESET))
 
     @classmethod
@@ -80,7 +80,7 @@ class LycorisWeightBlocks(io.ComfyNode):
 
 
 def _parsed(rules: str, preset: str, seed: int = 0) -> Rules:
-    """The rules of a preset and of a text after it. Raises LycorisError for a preset that is not there."""
+    """The rules of a preset, then those of the text. Raises LycorisError for an unknown preset."""
     check("rules", "STRING", rules)
     check("preset", "COMBO", preset)
     own = own_presets()

@@ -41,7 +41,10 @@ a field is neither a tensor of a file nor an option that a user may give."""
 
 
 def option(default: Any, suits: Callable[[Any], bool], expected: str) -> Any:
-    """A field for an option that is no choice among words: a test of its value, and what may be, in words."""
+    """A field for an option that is not a choice among words.
+
+    `suits` tests a value; `expected` says what is allowed.
+    """
     return field(default=default, metadata={"suits": suits, "expected": expected})
 
 
@@ -51,7 +54,7 @@ Parameter = Literal["weight", "bias"]
 
 @dataclass(frozen=True)
 class Change:
-    """The change that a layer makes at strength 1, of a weight and of the bias beside it."""
+    """The change that a layer makes to a weight and its bias at strength 1."""
 
     delta: Tensor | None
     """Added to the weight, in its shape; None where the layer changes no weight."""
@@ -69,14 +72,14 @@ Products = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True)
 class Join:
-    """Which tensors of a kind several layers have in common when they are joined into one."""
+    """The fields that matter when several layers of a kind are joined into one."""
 
     products: tuple[tuple[str, str], ...] = ()
     """The fields of the left factor (O, r, ...) and of the right one (r, ...) of each product."""
     rows: tuple[str, ...] = ()
     """Fields of tensors that have a row for each output."""
     scaled: tuple[str, ...] = ()
-    """Such fields that alpha / rank scales as it scales the product."""
+    """Those of `rows` that alpha / rank scales, like the product."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -101,11 +104,12 @@ class Layer(ABC):
     constrained_by_alpha: ClassVar[bool] = False
     """Whether alpha bounds the norm of a rotation instead (OFT and BOFT of LyCORIS)."""
     bias_may_be_absent: ClassVar[bool] = False
-    """Whether the layer only multiplies a bias that is there, so that nothing is missing without one."""
+    """Whether the layer only multiplies an existing bias, so that it needs none."""
     dimensions: ClassVar[int | None] = None
-    """Dimensions of the one tensor of the first variant, where only they tell two algorithms apart."""
+    """The number of dimensions of the first variant's only tensor, where nothing else tells two algorithms
+    apart."""
     may_be_empty: ClassVar[frozenset[str]] = frozenset()
-    """Suffixes of tensors that may hold no value."""
+    """Suffixes of tensors that may be empty."""
     numbers: ClassVar[frozenset[str]] = frozenset({ALPHA})
     """Suffixes of tensors that say how others are read: scales, flags, shapes and places, not factors."""
     downs: ClassVar[tuple[str, ...]] = ()
@@ -115,7 +119,7 @@ class Layer(ABC):
     for_norms: ClassVar[bool] = False
     """Whether the kind is for the weights of norms alone."""
     products: ClassVar[Products] = ()
-    """The fields of the factors of each product that the change is a sum of.
+    """The change is a sum of products: the fields of the factors of each.
 
     The angles of a rotation are given like a factor: its change is about proportional to them."""
     around_one: ClassVar[tuple[str, ...]] = ()
@@ -135,7 +139,7 @@ class Layer(ABC):
 
     They are no factors, and training does not draw them towards zero."""
     fresh_rate: ClassVar[float] = 1.0
-    """The learning rate that suits them at the start that `init` makes, as a multiple of LoRA's."""
+    """The learning rate that suits layers fresh from `init`, as a multiple of LoRA's."""
 
     alpha: float | None = None
     diff_b: Tensor | None = None
@@ -159,7 +163,7 @@ class Layer(ABC):
 
     @classmethod
     def is_told(cls, names: Collection[str]) -> bool:
-        """Whether tensors with these suffixes tell all of a layer, without a configuration of PEFT."""
+        """Whether tensors with these suffixes fully describe a layer, without a configuration of PEFT."""
         return ALPHA in names or not cls.scaled_by_alpha
 
     @classmethod
@@ -210,7 +214,7 @@ class Layer(ABC):
 
     @classmethod
     def work(cls, shapes: Mapping[str, Shape]) -> int:
-        """The most values that are computed on the way to the change, beside the change itself.
+        """The most values that are computed on the way to the change, besides the change itself.
 
         0 where the factors are used as they are, or where products of them are no larger than they are.
         """
@@ -220,9 +224,9 @@ class Layer(ABC):
     def check_shapes(cls, shapes: Mapping[str, Shape]) -> None:
         """Raise LayerError where tensors of these shapes cannot be a layer of this kind.
 
-        Every layer passes here before anything else is asked of its shapes or tensors: each tensor must have
-        from 1 to MOST_DIMENSIONS dimensions, none of them empty, and numbers may have none; `shape` and
-        `bias_shape` must find no contradiction; and `work` must be in proportion, see `checks.WORK`.
+        This comes before any other use of a layer's shapes or tensors. Each tensor must have 1 to
+        MOST_DIMENSIONS dimensions, none of size 0; a number may have no dimensions; `shape` and `bias_shape`
+        must find no contradiction; and `work` must be in proportion, see `checks.WORK`.
         """
         for name, found in shapes.items():
             least = 0 if name in cls.numbers else 1
@@ -250,8 +254,8 @@ class Layer(ABC):
     def multiplied(self, factor: float) -> Self:
         """The layer whose change is `factor` times as large: one factor of each product is multiplied.
 
-        In float32 where the factor's own dtype does not hold the result exactly. Raises LayerError where the
-        layer has no such factor: its effect is not proportional to any of its tensors.
+        That factor becomes float32 where its own dtype does not hold the result exactly. Raises LayerError
+        where the layer has no such factor: its effect is not proportional to any of its tensors.
         """
         if self.set_bias is not None or not self.proportional:
             raise LayerError(
@@ -280,9 +284,9 @@ class Layer(ABC):
     def load(cls, tensors: Mapping[str, Tensor], options: Mapping[str, Any] | None = None) -> Self:
         """The layer that these suffix-named tensors describe, with options that no tensor holds.
 
-        Raises LayerError where a suffix is unknown, one is missing, shapes disagree, a factor is of none of
-        `checks.FACTOR_DTYPES` or holds NaN or infinity, or `check_values` finds a wrong value. The `key` of
-        an error about one tensor is its suffix.
+        Raises LayerError where a suffix is unknown, one is missing, shapes disagree, a factor has a dtype
+        outside `checks.FACTOR_DTYPES` or holds NaN or infinity, or `check_values` finds a wrong value. The
+        `key` of an error about one tensor is its suffix.
         """
         shapes = shapes_of(tensors)
         if not cls.accepts(shapes):
@@ -337,9 +341,9 @@ class Layer(ABC):
     def shrunk(self, ratio: float, weight: Tensor) -> Self:
         """The layer whose change of this float32 or float64 weight is smaller by `ratio`, from 0 to 1.
 
-        Exact where the change is a product of factors, and to first order for rotations. Each of n factors
-        is multiplied by ratio^(1/n), so that they stay balanced. Raises LayerError for a kind that does not
-        say what its change is a product of.
+        Exact where the change is a product of factors, and to first order for rotations. Each of n factors is
+        multiplied by ratio^(1/n), so that they stay balanced. Raises LayerError for a kind that does not say
+        which factors its change has.
         """
         if not self.products:
             raise LayerError(
@@ -383,7 +387,7 @@ class Layer(ABC):
 
     @property
     def extent(self) -> Extent:
-        """The shape of the change: that of `shape`, or a closer one where the tensors' values tell more."""
+        """The shape of the change as `shape` gives it, or more exact where the tensors' values tell more."""
         kept = vars(self)
         if "_extent" not in kept:
             kept["_extent"] = self.shape(self.shapes)
@@ -396,7 +400,7 @@ class Layer(ABC):
 
     def check_fit(self, shape: Sequence[int]) -> None:
         """Raise LayerError unless the change can be added to a weight of this shape."""
-        # Asked in each pass of a training with a rebuilt weight: the last shape that fitted is kept.
+        # Training with a rebuilt weight asks this in each pass, so the last shape that fitted is kept.
         kept, met = vars(self), tuple(shape)
         if kept.get("_fits") == met:
             return
@@ -413,9 +417,9 @@ class Layer(ABC):
         )
 
     def fault_in_comfy(self) -> str | None:
-        """What ComfyUI's own loader makes of the layer where that is not its change; None where it is.
+        """How ComfyUI's own loader misreads the layer; None where it does not.
 
-        It is IGNORED, or the end of a sentence that begins with `ComfyUI's own loader`.
+        Either IGNORED, or the end of a sentence that begins with `ComfyUI's own loader`.
         """
         return None if self.in_comfy else IGNORED
 
@@ -574,7 +578,7 @@ def change_of(forms: Sequence[Form], met: Tensor) -> Tensor:
 
 
 def checked(change: Tensor, met: Tensor) -> Tensor:
-    """The change of `met` itself, where it is finite.
+    """The change of `met`, if it is finite.
 
     Raises LayerError where it holds NaN or infinity and `met` does not. A change that requires gradients is
     not checked: whoever trains it judges the loss.
@@ -602,15 +606,15 @@ def column(values: Tensor) -> Tensor:
 
 
 def axis_of(vector: Tensor) -> int:
-    """The axis along which the values of a vector lie that has further dimensions of size 1."""
+    """The axis that holds the values of a vector, whose other dimensions have size 1."""
     return next((axis for axis, size in enumerate(vector.shape) if size > 1), 0)
 
 
 def block_of(count: int, largest: int, what: str) -> tuple[int, int]:
     """The size and number of blocks for so many outputs or inputs; `what` says which they are.
 
-    The size is the largest up to `largest` (at least 2) that divides them. Raises UnsuitedError where none
-    from 2 on does.
+    The size is the largest up to `largest` (at least 2) that divides them. Raises UnsuitedError where no size
+    from 2 on divides them.
     """
     size = next(n for n in range(max(2, largest), 0, -1) if count % n == 0)
     if size < 2:
@@ -632,7 +636,7 @@ def kaiming(shape: Shape, generator: torch.Generator) -> Tensor:
 
 
 def cut(tensor: Tensor, axis: int, ranges: Sequence[Rows]) -> Tensor:
-    """The ranges of a tensor along an axis, concatenated along it."""
+    """Concatenate ranges of a tensor along an axis."""
     parts = [tensor.narrow(axis, start, stop - start) for start, stop in ranges]
     return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
 
@@ -649,7 +653,7 @@ def alpha_of(layer: Layer) -> float | None:
 
     Where alpha / rank scales the layer, the rank stands for a missing alpha, and NaN or infinity raises
     LayerError. A LoKr layer of two full factors has the scale 1 whatever its alpha is, but readers expect an
-    alpha: it is the layer's own where that is finite, else 1.
+    alpha: the layer's own if it is finite, else 1.
     """
     if not layer.scaled_by_alpha:
         return layer.alpha

@@ -80,11 +80,11 @@ class Boft(Oft):
 
 
 def check_stages(algorithm: str, stages: int, count: int, size: int, of: str) -> None:
-    """Raise LayerError unless `stages` butterflies fit `count` blocks of `size` rows, or whatever `of` says.
+    """Raise LayerError unless `stages` butterflies fit `count` blocks of `size` rows, or of what `of` names.
 
-    Stage i interleaves two halves of 2^i blocks, so that the number of blocks bounds that of the stages.
+    Stage i interleaves two halves of 2^i blocks, so the number of blocks limits the number of stages.
     """
-    # The stages are compared first: 2 to the power of what a file says may have thousands of digits.
+    # Compare the stages first: 2 to the power of a file's number may have thousands of digits.
     if size % 2 or stages > count.bit_length() or count % (1 << stages - 1):
         wanted = f"a multiple of {1 << stages - 1} of them" if stages < 64 else "fewer stages"
         raise LayerError(

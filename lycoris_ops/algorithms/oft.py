@@ -50,7 +50,7 @@ class Oft(Trained):
 
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
-        # BOFT, a subclass, has its stages in front.
+        # The subclass BOFT has an axis of stages in front.
         *_, count, rows, columns = dimensions(shapes, BLOCKS, cls.dimensions or 0)
         agree("sides", (BLOCKS, rows), (BLOCKS, columns))
         if RESCALE in shapes:
@@ -113,7 +113,7 @@ class Oft(Trained):
 
 
 def bounded(skew: Tensor, bound: float, *dims: int) -> Tensor:
-    """Blocks scaled down to a norm of `bound`, where it is above that; the norm is over `dims`, or over all.
+    """Scale blocks down to the norm `bound` where they exceed it; the norm is over `dims`, or over all.
 
     Raises LayerError where the norm overflows: the blocks would be scaled to zero.
     """

@@ -64,7 +64,7 @@ class TensorCache:
 
         `size` gives the bytes that the value counts for.
         """
-        # Before anything is read, where the bound cannot be told.
+        # Ask for the bound before reading anything: it may be invalid.
         most = self.max_bytes
         with self._lock:
             if key in self._held:
@@ -118,5 +118,5 @@ def _from_environment() -> int:
 
 
 DEFAULT_CACHE = TensorCache(_from_environment)
-"""The cache of adapters that are given none. Its bound is read from LYCORIS_CACHE_MB when it is first used,
-so that a wrong value is an error where an adapter is read, and not when the library is imported."""
+"""The cache for adapters that are read without one. Its bound is read from LYCORIS_CACHE_MB when it is first
+used, so that a wrong value is an error where an adapter is read, and not when the library is imported."""

@@ -1,4 +1,4 @@
-"""The weights of a model in a file or in memory, which are read one at a time and never held together."""
+"""Read the weights of a model in a file or in memory one at a time, never all at once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Weights(Protocol):
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
-        """The shape of every tensor; that of a quantised weight as if it were unpacked."""
+        """The shape of every tensor. For a quantised weight it is the unpacked shape."""
         ...
 
     def read(self, key: str) -> Tensor:
@@ -36,7 +36,7 @@ class Weights(Protocol):
         ...
 
     def reads(self, key: str) -> bool:
-        """Whether a tensor holds the values of a parameter, and no integers, scales or marks of others."""
+        """Whether a tensor holds a parameter's values, not integers, scales or marks for other tensors."""
         ...
 
     def grain(self, key: str) -> torch.dtype | None:
@@ -49,10 +49,10 @@ ModelSource = str | os.PathLike[str] | Mapping[str, Tensor] | Weights
 
 
 def weights_of(source: ModelSource, codec: Codec | None = None, *, name: str = "the model") -> Weights:
-    """The weights of a file or a state dict. `name` is that of a state dict, `codec` that of a file's
-    formats.
+    """The weights of a file or a state dict.
 
-    Raises FileFormatError for a file that is no safetensors file, or is damaged.
+    `name` names a state dict, and `codec` reads a file's quantised formats. Raises FileFormatError for a file
+    that is damaged or not safetensors.
     """
     if isinstance(source, Mapping):
         return MappedWeights(name, source)
@@ -121,12 +121,12 @@ class FileWeights:
         return DTYPES[self.file.tensors[key].dtype]
 
     def reads(self, key: str) -> bool:
-        # A weight that is in no known form is an error when it is read, and must not be passed over.
+        # Do not skip a weight in an unknown form: reading it is an error.
         return key in self._quantised or key in self._plain or key.endswith(".weight")
 
 
 def read_rows(source: Weights, places: Sequence[tuple[str, Rows | None]]) -> Tensor:
-    """Tensors, or rows of them, one below the other. Float8, with which torch cannot compute, as float32."""
+    """Concatenate tensors, or rows of them. Float8 becomes float32: torch cannot compute with float8."""
     parts: list[Tensor] = []
     for key, rows in places:
         whole = source.read(key)
@@ -136,14 +136,14 @@ def read_rows(source: Weights, places: Sequence[tuple[str, Rows | None]]) -> Ten
 
 
 def rounding_variance(values: Tensor, dtype: torch.dtype) -> float:
-    """The mean square of the error that values rounded to nearest in `dtype` have: ulp^2 / 12 each.
+    """The mean squared error of rounding values to nearest in `dtype`: ulp^2 / 12 each.
 
-    ulp is the distance of neighbouring numbers: 2^floor(log2 |x|) eps, among subnormal numbers that of the
+    ulp is the distance of neighbouring numbers, 2^floor(log2 |x|) eps. Subnormal numbers have the ulp of the
     smallest normal one.
     """
     info = torch.finfo(dtype)
     flat = values.detach().reshape(-1)
-    # So many values tell the mean as well as all of them.
+    # A sample of about PIECE values gives the mean as well as all of them.
     sample = flat[:: max(1, flat.numel() // PIECE)].float()
     # |x| = f 2^e with f in [0.5, 1), and f = 0 for 0.
     part, exponent = torch.frexp(sample)

@@ -44,9 +44,8 @@ def metadata_of(
 ) -> dict[str, str]:
     """The metadata of a file that is made from another.
 
-    They are the source file's metadata `kept` without its hashes, then `added`, where a value of None takes a
-    key away, then `recipe` as JSON. A recipe that the source file has itself is kept inside the new one under
-    the key `source`.
+    First come the source file's metadata `kept` without its hashes; then `added`, where None removes a key;
+    then `recipe` as JSON. The source file's own recipe is kept inside the new one under the key `source`.
     """
     own = {source: kept[RECIPE]} if RECIPE in kept else {}
     table: dict[str, str | None] = {
@@ -60,7 +59,7 @@ def metadata_of(
 
 
 def short_name(path: str) -> str:
-    """The name of a file without its folder, of either kind of path: what a recipe says of it."""
+    """A file's name without its folder, from a Windows or POSIX path, as recipes record it."""
     return path.replace("\\", "/").rpartition("/")[2]
 
 
@@ -115,13 +114,13 @@ def _layout(tensors: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
 def new_files(
     paths: Sequence[Path], size: int, *, overwrite: bool = True, make_folder: bool = False
 ) -> Generator[list[BinaryIO]]:
-    """New files, open for writing, which take the names `paths` together if the block ends without error.
+    """New files, open for writing. They get the names `paths` together if the block ends without error.
 
     All paths are in one folder; `make_folder` makes it where it is missing. `size` is the number of bytes to
-    be written. Until the end each file has a name that ends in `.part`, which no program takes for
-    a model. It can be read there once it is flushed. Then the files are written through to the disk
-    and take their names; with `overwrite` off only where no file has them. After an error they are removed,
-    and earlier files of these names are untouched. A process that is killed leaves unfinished files behind.
+    be written. Until the end each file has a name that ends in `.part`, which no program takes for a model.
+    It can be read there once it is flushed. At the end the files are written through to the disk and get
+    their names; with `overwrite` off, only names that no file has. After an error they are removed, and
+    earlier files of these names are untouched. A process that is killed leaves unfinished files behind.
 
     A link is replaced and not followed: the file that it points to stays as it is.
 
@@ -142,7 +141,7 @@ def new_files(
             yield files
             for file in files:
                 file.flush()
-                # A name must never come to a file whose bytes a power cut can still take.
+                # Never give a name to a file whose bytes a power cut can still take.
                 os.fsync(file.fileno())
                 file.close()
             parts = {each: Path(file.name) for each, file in zip(paths, files, strict=True)}
@@ -160,7 +159,7 @@ def new_files(
 
 @contextmanager
 def _folder_of(path: Path) -> Generator[None]:
-    """Make the folder of a file where it is missing; it goes again where the block fails."""
+    """Make the folder of a file if it is missing; remove it again if the block fails."""
     folder = path.parent
     new = not folder.is_dir()
     if new:
@@ -179,11 +178,11 @@ def _folder_of(path: Path) -> Generator[None]:
 
 
 def _place(parts: Mapping[Path, Path], *, overwrite: bool) -> None:
-    """Give files their names: `parts` has the file as it is called now, by the name that it gets.
+    """Give files their names. `parts` maps each new name to the file's present name.
 
-    Of several files the first one is what readers look for, and the others are read along with it. So an
-    earlier first one is set aside before anything else, and the new one comes last: no reader ever finds an
-    earlier file beside a new one. After an error the files are as they were before.
+    Readers look for the first of several files, and read the others along with it. So an earlier first file
+    is set aside before anything else, and the new one comes last: no reader ever finds an earlier file beside
+    a new one. After an error the files are as they were before.
     """
     aside = {path: path.with_name(f".{path.name}.{secrets.token_hex(8)}{UNFINISHED}") for path in parts}
     try:
@@ -191,7 +190,7 @@ def _place(parts: Mapping[Path, Path], *, overwrite: bool) -> None:
             for path in parts:
                 with suppress(FileNotFoundError):
                     os.replace(path, aside[path])
-            # Or else a power cut could keep the later steps and lose this one.
+            # Otherwise a power cut could keep the later steps and lose this one.
             _sync(next(iter(parts)).parent)
         for path in reversed(list(parts)):
             if overwrite:
@@ -208,10 +207,11 @@ def _place(parts: Mapping[Path, Path], *, overwrite: bool) -> None:
 
 
 def _take_back(parts: Mapping[Path, Path], aside: Mapping[Path, Path], error: BaseException) -> None:
-    """Undo what `_place` has done to several files, however far it came."""
+    """Undo what `_place` has done to several files, however far it got."""
     try:
         for path, part in parts.items():
-            # A new file under its name has left the other one, unless the interruption came between the two.
+            # A file with its new name has lost the old one, unless an interruption came between the two
+            # steps.
             if not part.exists() or (path.exists() and path.samefile(part)):
                 path.unlink(missing_ok=True)
         for path in reversed(list(aside)):
@@ -266,14 +266,17 @@ def _sync(folder: Path) -> None:
 
 
 def check_free(*paths: Path) -> None:
-    """Raise WriteError where one of these names is taken, be it by a link to nowhere."""
+    """Raise WriteError where one of these names is taken, even by a link to nowhere."""
     for path in paths:
         if os.path.lexists(path):
             raise _taken(path)
 
 
 def check_name(path: str | os.PathLike[str]) -> Path:
-    """The path of a file or folder to write. Raises WriteError for a text that is no name on every system."""
+    """The path of a file or folder to write.
+
+    Raises WriteError for a text that is not a valid name on every system.
+    """
     text = os.fspath(path)
     # Half of a surrogate pair (Cs) is no character: Linux would write it as a byte that is no text in any
     # encoding. Control characters (Cc) are refused by Windows, and NUL by every system.
@@ -329,7 +332,7 @@ def check_files(paths: Sequence[Path], *, overwrite: bool = True, make_folder: b
 
 
 def _home(folder: Path, *, make_folder: bool) -> Path:
-    """The folder that is there already: the one to write to, or that in which it is to be made."""
+    """The existing folder: the one to write to, or the one in which it will be made."""
     return folder if folder.is_dir() or not make_folder else folder.parent
 
 
@@ -346,7 +349,8 @@ def _check_place(path: Path, home: Path) -> None:
 def check_room(path: Path, size: int, what: str = "the file", *, home: Path | None = None) -> None:
     """Raise WriteError where the disk has no room for `size` bytes.
 
-    `home` is an existing folder on that disk, without it that of `path`; `what` says what the bytes are.
+    `home` is an existing folder on that disk, by default the folder of `path`; `what` says what the bytes
+    are.
     """
     free = shutil.disk_usage(home or path.parent).free
     if size > free:
@@ -375,7 +379,7 @@ def system_errors(path: Path, size: int = 0) -> Generator[None]:
         raise WriteError(
             "the disk is full" if full else "the file cannot be written",
             file=str(path),
-            # Without the path that the error's own text has: it may be that of the unfinished file.
+            # Leave out the path in the error's own text: it may be the unfinished file's.
             got=os.strerror(error.errno) if error.errno else str(error),
             expected=f"room for {size} bytes" if full else None,
             hint="Nothing was left behind, and an earlier file of that name is untouched",

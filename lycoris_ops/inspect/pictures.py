@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
 COLOURS = {kind: colour_of(number) for number, kind in enumerate(KINDS)} | {"other": "#7f7f7f"}
 TIMES = 60
-"""How many points of the sampling the chart of a schedule has."""
+"""How many points of the sampling a schedule's chart shows."""
 LEAST = 1e-6
-"""The smallest value on an axis of a logarithm."""
+"""The smallest value on a logarithmic axis."""
 
 
 def draw_examination(found: Examination, path: str | os.PathLike[str]) -> None:
     """Write the picture of an examination to a PNG file.
 
-    Raises LycorisError for another ending and where Pillow is not installed, and WriteError.
+    Raises LycorisError for another ending or without Pillow, and WriteError if it cannot be written.
     """
     file = Path(path)
     check_png(file)
@@ -174,7 +174,7 @@ def _spectra(found: Examination) -> Axes:
 
 
 def _value(layer: LayerMeasure, rank: int) -> float:
-    """The singular value of a rank as a share of the largest, at least the axis' end."""
+    """The singular value of a rank as a share of the largest, no less than the end of the axis."""
     return max(LEAST, layer.spectrum[rank - 1]) if rank <= len(layer.spectrum) else LEAST
 
 

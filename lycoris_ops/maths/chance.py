@@ -1,9 +1,9 @@
-"""Chance that depends on nothing but a seed and on what it is for.
+"""Random streams that depend only on a seed and on their purpose.
 
-The draws of a training come from the global generators of Python, numpy and torch. Instead of carrying their
-states along, each step, each epoch's data and each validation has a stream of its own, seeded by a hash of
-the run's seed and of its name. What came before does not matter, so a resumed run draws what an unbroken one
-draws, processes draw differently, and a validation disturbs nothing.
+The draws of a training come from the global generators of Python, numpy and torch. Their states are not
+carried along. Each step, each epoch's data and each validation has a stream of its own, seeded by a hash of
+the run's seed and the stream's name. What came before does not matter, so a resumed run draws what an
+unbroken one draws, processes draw differently, and a validation disturbs nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Chance:
 
     @contextmanager
     def drawn(self) -> Generator[None]:
-        """A time in which the global generators draw from this stream; a later one goes on where it ended."""
+        """A context in which the global generators draw from this stream, from where the last one ended."""
         outer = states()
         try:
             if self._states is None:
@@ -60,7 +60,7 @@ def restore(states: list[Any]) -> None:
     random.setstate(states[0])
     np.random.set_state(states[1])  # noqa: NPY002
     torch.set_rng_state(states[2])
-    # One that was first used in between has no earlier state to go back to.
+    # An accelerator first used in between has no earlier state to return to.
     for module, state in zip(_in_use(), states[3:], strict=False):
         module.set_rng_state_all(state)
 

@@ -13,21 +13,21 @@ from .presets import ModuleClasses
 from .sites import Site, all_sites, by_weight
 
 TOLD = 0.005
-"""The least share that is told as a number."""
+"""The smallest share that is shown as a number."""
 KINDS = {
     "linear": "other linear layers",
     "conv": "convolutions",
     "norm": "norms",
     "embedding": "embeddings",
 }
-"""What is left out without another reason, by its kind."""
+"""What is left out for no other reason, by its kind."""
 
 
 def left_out(module: nn.Module, chosen: Container[str], sites: Mapping[str, Site] | None = None) -> str:
-    """Which share of the weights of a model's blocks, and of the whole model, is left out, in one line.
+    """One line on the share of the weights that is left out, of a model's blocks and of the whole model.
 
-    `chosen` are the paths of the modules that are adapted, and `sites` those of the model if they are known
-    already. A weight that several modules have is counted once, and biases are not counted.
+    `chosen` are the paths of the adapted modules; `sites` are the model's sites, if known already. A weight
+    that several modules have is counted once, and biases are not counted.
     """
     model = ModuleClasses(module)
     whole = missing = in_blocks = 0
@@ -51,7 +51,7 @@ def left_out(module: nn.Module, chosen: Container[str], sites: Mapping[str, Site
 def _weights(
     module: nn.Module, model: ModuleClasses, sites: Mapping[str, Site], chosen: Container[str]
 ) -> Iterator[tuple[str, int, str]]:
-    """The path and size of each weight, and why no layer is for it; "" where one is."""
+    """The path and size of each weight, and why no layer adapts it; "" where one does."""
     for group in by_weight(sites.values()):
         first = next((site for site in group if site.path in chosen), group[0])
         aside = model.aside(first.path) if first.kind == "linear" else None

@@ -1,4 +1,4 @@
-"""Values that a model changes by itself in its passes, such as the running statistics of BatchNorm."""
+"""Values that a model updates by itself in its passes, such as the running statistics of BatchNorm."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 NAMES = frozenset({"num_batches_tracked", "_u", "_v", "weight_u", "weight_v"})
-"""What torch's BatchNorm and its spectral norms call such values, beside those that begin with RUNNING."""
+"""Names of such values in torch's BatchNorm and spectral norms, besides those that begin with RUNNING."""
 RUNNING = "running_"
 
 
@@ -20,7 +20,7 @@ class Statistics:
 
     @contextmanager
     def kept(self) -> Generator[None]:
-        """Keep these values unchanged for a while: their modules use them, as in `eval` mode."""
+        """A context that keeps these values unchanged: their modules use them as in `eval` mode."""
         training = [module for module in self._modules if module.training]
         for module in training:
             module.training = False

@@ -1,4 +1,4 @@
-"""The keys and shapes of a model that lies in one file or in several."""
+"""Read the keys and shapes of a model from one or several files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .targets import Targets
 
 
 def read_shapes(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Shape]:
-    """The keys and shapes of a model in one or several safetensors files, of which only the headers are read.
+    """The keys and shapes of a model in one or several safetensors files. Only the headers are read.
 
-    The file of one part of a model often has keys without a prefix. Among several files, such keys get the
-    host's prefix, which says to which part they belong.
+    The file of one part of a model often has keys without a prefix. With several files, such keys get the
+    host's prefix for their part.
 
     Raises MatchError where two files hold the same layer, FileFormatError for a file of another kind.
     """

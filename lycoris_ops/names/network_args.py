@@ -16,7 +16,7 @@ ARGS = "ss_network_args"
 
 
 def network_options(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Options of the algorithms that the metadata state, which is T-LoRA's `sig_type` alone.
+    """Options of the algorithms in the metadata: only T-LoRA's `sig_type`.
 
     LyCORIS starts T-LoRA from the principal singular vectors of the base weight unless told otherwise. With
     `use_data_init` off it starts from a random matrix, which nothing can rebuild, so the result is empty.
@@ -28,10 +28,10 @@ def network_options(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def plain_args(metadata: Mapping[str, str], options: Mapping[str, str]) -> dict[str, str]:
-    """The metadata entry of the network's arguments for a file in which no alpha needs a correction.
+    """The metadata entry of the network's arguments, for a file whose alphas need no correction.
 
-    The arguments are those of `metadata` without `split_qkv`, and the `options` that layers need. The result
-    is empty where nothing changes.
+    It has the arguments in `metadata` without `split_qkv`, and the `options` that layers need. It is empty
+    where nothing changes.
     """
     args = args_of(metadata)
     wanted = {key: value for key, value in args.items() if key != "split_qkv"} | dict(options)

@@ -1,4 +1,4 @@
-"""Tucker cores in PEFT, where every layer with a kernel above 1 has one, or none has."""
+"""Tucker cores in PEFT: either every layer with a kernel above 1 has one, or none has."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ C = TypeVar("C", bound=WantedCore)
 
 
 def with_core(layer: Layer, core: Tensor | None) -> dict[str, Tensor]:
-    """The tensors of a layer with a Tucker core, if any, as PEFT has them.
+    """The tensors of a layer in PEFT's form, with its Tucker core if it has one.
 
     PEFT treats a one-dimensional kernel (k,) as (k, 1), so its core gets one more dimension.
     Raises LayerError for a core of a three-dimensional kernel, and for tensors that PEFT has no place for.

@@ -41,10 +41,11 @@ class Sums:
     """The mean loss."""
     batches: int
     reached: bool
-    """Whether the loss of some batch depends on some of the layers."""
+    """Whether the loss of any batch depends on any of the layers."""
     halves: tuple[float, float, float]
-    """For A and B, the gradients by every second batch and by the others: A B, ||A||^2 and ||B||^2, summed
-    over linear layers and convolutions without groups, estimated by DIRECTIONS projections of each."""
+    """A B, ||A||^2 and ||B||^2, where A is the gradient of every second batch and B that of the others. They
+    are summed over linear layers and ungrouped convolutions, and estimated by DIRECTIONS projections of
+    each."""
 
 
 def summed(
@@ -57,8 +58,7 @@ def summed(
 ) -> Sums:
     """One pass over the batches for some sites.
 
-    Raises PlanError for a loss that is no scalar or is not finite, where there is no batch, and as
-    `check_seen` does.
+    Raises PlanError for a loss that is not a finite scalar, if there is no batch, and as `check_seen` does.
     """
     check_seen(module, sites)
     sums = {site.path: _Sum(site) for site in sites}
@@ -77,7 +77,7 @@ def summed(
                     hint="The layer that is named is the first whose output is not finite",
                 )
             if value.requires_grad:
-                # torch types no `backward`.
+                # torch has no type for `backward`.
                 cast("Any", value).backward()
                 for each in sums.values():
                     each.project(half=count % 2)
@@ -94,7 +94,7 @@ def summed(
 
 
 def check_seen(module: nn.Module, sites: Iterable[Site]) -> None:
-    """Raise PlanError for a layer without values in memory whose gradient no pass would show.
+    """Raise PlanError for a layer whose values are not in memory and whose gradient no pass would show.
 
     Hooks of accelerate load offloaded weights within each pass. A linear layer's inputs and outputs are
     visible all the same, but norms and the like need the gradient of the weight itself.
@@ -187,7 +187,7 @@ class _Sum:
 
 
 def _halves(projected: Sequence[Sequence[Tensor]]) -> tuple[float, float, float]:
-    """As in `Sums`, from the projections of the halves for each site."""
+    """A B, ||A||^2 and ||B||^2 as in `Sums`, from each site's projections of the two halves."""
     product = one_energy = other_energy = 0.0
     for one, other in projected:
         product += float((one * other).sum()) / DIRECTIONS
@@ -200,7 +200,7 @@ class _Tap(torch.autograd.Function):
     """Pass a layer's output through unchanged, and hand its input and the output's gradient to a sum.
 
     Autograd saves the input, so it is checked for changes in place and recomputed under gradient
-    checkpointing. `token` requires a gradient, so that the output does where nothing before it does.
+    checkpointing. `token` requires a gradient, so the output requires one even if nothing before it does.
     """
 
     @staticmethod
@@ -226,7 +226,7 @@ def _tapped(module: nn.Module, sums: Mapping[str, _Sum]) -> Generator[None]:
             if not torch.is_grad_enabled():
                 return output
             given = input_of(args, named)
-            # torch types no `apply`.
+            # torch has no type for `apply`.
             return cast("Any", _Tap).apply(output, given, token, add)
 
         return hook
@@ -272,12 +272,12 @@ def _by_parameter(parameter: nn.Parameter, total: _Sum, stack: ExitStack) -> Non
         total.reached = True
         total.gradient.add_(gradient.float())
 
-    # torch types no `register_hook`.
+    # torch has no type for `register_hook`.
     stack.callback(cast("Any", parameter).register_hook(add).remove)
 
 
 def scalar(value: object, error: type[LycorisError] = PlanError) -> Tensor:
-    """A loss as a tensor of no dimensions. Raises `error` unless it is one floating-point value."""
+    """A loss as a tensor without dimensions. Raises `error` unless it is one floating-point value."""
     if isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point():
         return value.reshape(())
     got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -287,7 +287,7 @@ def scalar(value: object, error: type[LycorisError] = PlanError) -> Tensor:
 def first_bad(module: nn.Module, run: Callable[[], object], states: list[Any] | None = None) -> str | None:
     """The path of the first module whose output is not finite in a pass; None where all are finite.
 
-    `states` are the states of chance that the pass begins with.
+    `states` are the random states at the start of the pass.
     """
     found: list[str] = []
 

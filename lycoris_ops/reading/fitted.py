@@ -1,4 +1,4 @@
-"""How an adapter was made of changes that it holds only nearly: what each layer keeps, as data."""
+"""The report of a fit as data: how much of the given changes each layer of the adapter keeps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 UNCHANGED = "because it changes nothing"
-"""The reason for which weights are left out that are equal in both models, or factors that are zero."""
+"""The reason for leaving out weights that are equal in both models, or factors that are zero."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class FitRow:
     layer: str
     """The name of the layer in the new adapter."""
     before: str
-    """What it was, in words: `lora 64`, `difference`."""
+    """What it was before, in words: `lora 64`, `difference`."""
     algorithm: str
     """The kind of the new layer."""
     rank: int | None
@@ -28,7 +28,7 @@ class FitRow:
     lost: float
     """||D - D'||^2, with D' the change of the new layer before its tensors are rounded to their dtype."""
     noise: float = 0.0
-    """The part of the energy that is rounding of the sources."""
+    """The part of the energy that comes from rounding in the sources."""
 
     @property
     def error(self) -> float:
@@ -46,11 +46,11 @@ class FitReport:
     lost: float = 0.0
     """The energy of changes that were left out to save space."""
     missing: tuple[str, ...] = ()
-    """What else of the sources the new adapter does not hold, a line in words for each."""
+    """What else of the sources is missing from the new adapter, one line each."""
     notes: tuple[str, ...] = ()
-    """What else differs, a line in words for each."""
+    """What else differs, one line each."""
     source_size: int | None = None
-    """Bytes of the tensors that the new adapter stands for; None where it is made of none."""
+    """Bytes of the tensors that the new adapter replaces; None where there are none."""
 
     @property
     def energy(self) -> float:
@@ -65,12 +65,12 @@ class FitReport:
 
     @property
     def noise(self) -> float:
-        """The share of the energy that is rounding of the sources."""
+        """The share of the energy that comes from rounding in the sources."""
         return sum(row.noise for row in self.rows) / self.energy if self.energy > 0 else 0.0
 
     @property
     def loss(self) -> float:
-        """The error without what of it is rounding of the sources."""
+        """The error without the part that comes from rounding in the sources."""
         return math.sqrt(max(0.0, self.error**2 - self.noise))
 
     @property

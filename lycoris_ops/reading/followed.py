@@ -1,4 +1,4 @@
-"""Which PEFT configuration, in a file or beside it, a layer of the file follows."""
+"""Find the PEFT configuration that a layer follows, in its file or beside it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ..peft import METADATA_KEY, Config, read_lora_metadata, read_peft_config
 class Configs:
     """The PEFT configurations that a file's layers may follow.
 
-    Configurations in the file are each for one part of a model. The one beside the file counts only if the
-    file holds none. Every layer with PEFT's prefix follows it. In a folder of many files it may belong to
-    another file, so a layer that only has PEFT's suffixes must also have the rank that the configuration
-    gives. A layer with an alpha of its own follows no configuration.
+    Each configuration in the file is for one part of a model. The one beside the file counts only if the file
+    holds none. Every layer with PEFT's prefix follows it. In a folder of many files it may belong to another
+    file, so a layer that only has PEFT's suffixes must also have the rank that the configuration gives. A
+    layer with an alpha of its own follows no configuration.
     """
 
     own: Mapping[str, Config[Any]]
@@ -59,7 +59,7 @@ class Configs:
         return None
 
     def sets_bias(self, name: LayerName) -> bool:
-        """Whether the key `<name>.bias` holds the trained values of a bias, by a layer's configuration.
+        """Whether the key `<name>.bias` holds a trained bias, as the layer's configuration says.
 
         Raises FileFormatError as `of_layer` does.
         """
@@ -71,7 +71,7 @@ class Configs:
     def _read(self) -> Config[Any]:
         """The configuration beside the file.
 
-        It is only read where a layer may follow it: to other files a damaged one does not matter.
+        It is read only where a layer may follow it, so a damaged one does not matter to other files.
         """
         assert self.beside is not None
         return read_peft_config(self.beside)

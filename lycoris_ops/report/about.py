@@ -37,7 +37,7 @@ FACTS = {
     "clip skip": "ss_clip_skip",
     "network": "ss_network_module",
 }
-"""What else is shown, by the words for it, with the keys of the metadata."""
+"""What else is shown: a label, and its key in the metadata."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class About:
     rank: str
     """Their ranks in words; `full` where nothing is factored."""
     family: str
-    """The family of models that the metadata name, or that has such layers; "" for none known."""
+    """The model family that the metadata name or that has such layers; "" where unknown."""
     base: str
     """The base model as the metadata name it; "" for none."""
     dialect: str
@@ -64,7 +64,7 @@ class About:
     date: str
     notes: tuple[str, ...]
     facts: tuple[tuple[str, str], ...]
-    """Other metadata worth showing, as pairs of words."""
+    """Other metadata worth showing, as pairs of label and text."""
     problems: tuple[str, ...]
     """Metadata that cannot be read, in words."""
 
@@ -103,7 +103,7 @@ def _split(words: str) -> list[str]:
 
 
 def _date(said: str) -> str:
-    """A date as it is written, or in the form of ISO 8601 where it is seconds since 1970."""
+    """A date as written; seconds since 1970 become ISO 8601."""
     try:
         return datetime.fromtimestamp(float(said), tz=timezone.utc).date().isoformat()
     except (ValueError, OverflowError, OSError):
@@ -111,7 +111,7 @@ def _date(said: str) -> str:
 
 
 def _tables(text: Mapping[str, str], key: str, problems: list[str]) -> dict[str, dict[str, int]]:
-    """A JSON table of tables of whole numbers out of the metadata; values of other types are passed over."""
+    """A JSON table of tables of whole numbers from the metadata; values of other types are skipped."""
     if key not in text:
         return {}
     try:
@@ -132,7 +132,7 @@ def _tables(text: Mapping[str, str], key: str, problems: list[str]) -> dict[str,
 def _on_every_picture(
     counts: Mapping[str, Mapping[str, int]], folders: Mapping[str, Mapping[str, int]]
 ) -> list[str]:
-    """The tags that every picture of a folder has, or the one tag that a folder has at all.
+    """The tags that every picture of a folder has; if a folder has only one tag, that one.
 
     They are in the order of the file, which is the order of the captions.
     """

@@ -13,7 +13,7 @@ from .words import counted, listed, paragraph, ranks
 WORST = 5
 """How many of the layers with the largest errors are named."""
 SMALL = 1e-4
-"""An error below this is none that counts: it is less than the rounding to 16 bits."""
+"""Errors below this do not count: rounding to 16 bits is larger."""
 
 
 def fit_verdict(*adapters: Adapter) -> tuple[State, str]:

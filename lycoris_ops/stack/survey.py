@@ -36,12 +36,12 @@ class AdapterSurvey:
     entry: Entry
     resolution: EntryResolution
     effects: Mapping[str, Effect]
-    """By block, without blocks where it does nothing."""
+    """Its effects by block; blocks where it does nothing are left out."""
     unmeasured: int
     """How many changes are missing from the sums because they depend on weights that could not be read."""
 
     def share(self, block: str) -> float:
-        """The share, from 0 to 1, that a block has of the sum of the squared norms of the changes."""
+        """A block's share, from 0 to 1, of the summed squared norms of the changes."""
         total = sum(effect.square for effect in self.effects.values())
         return self.effects[block].square / total if block in self.effects and total else 0.0
 
@@ -64,14 +64,14 @@ def survey(
 ) -> Survey:
     """Measure what each adapter of a stack does in each block of a model.
 
-    `keys` are those of the model, as in `resolve`. `read` reads weights for changes that depend on them
-    (DoRA, OFT, ...); without it, and where it gives None, these are counted and not measured. `progress` gets
-    the number of layers that are done and their number in all.
+    `keys` are the model's keys, as in `resolve`. `read` reads weights for changes that depend on them (DoRA,
+    OFT, ...); without it, or where it gives None, these are counted and not measured. `progress` gets the
+    number of finished layers and the number of all layers.
     """
     shapes = known_shapes(keys)
     parts = Targets(shapes)
     if parts.parts - {None}:
-        # Keys outside the parts of a loaded model are no layers but tables for sampling.
+        # Keys outside the parts of a loaded model are tables for sampling, not layers.
         beside = {target.key for target in parts.all if target.part is None}
         shapes = {key: shape for key, shape in shapes.items() if key not in beside}
     blocks = Blocks(Targets(shapes))

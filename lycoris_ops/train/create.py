@@ -1,4 +1,4 @@
-"""Making a network for a model."""
+"""Make a network for a model."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ Overrides = Mapping[str, Mapping[str, Any]]
 
 _ALWAYS = frozenset({"input_dropout", "rank_dropout", "module_dropout", "lr", "form"})
 LEFT = {"file": _ALWAYS, "plan": _ALWAYS | {"dora", "bias"}}
-"""The settings that the layers of a file and the rows of a plan leave to others."""
+"""The settings that neither a file's layers nor a plan's rows decide."""
 CHANGING = frozenset({"algorithm", "rank", "factor"})
-"""What a pattern may ask of the layers of a file, which are changed before the training then."""
+"""What a pattern may ask of a file's layers; they are converted before the training."""
 
 
 def create_lycoris(
@@ -59,25 +59,25 @@ def create_lycoris(
     `overrides` has other settings for the modules that a pattern matches; the first one that matches counts.
     So algorithms and ranks can be mixed. On norms the algorithm is always norm.
 
-    With `weights`, an adapter file or an adapter in memory, the modules, algorithms, ranks and alphas are
-    those of its layers, and training goes on from them; `options` and `overrides` say how, by the dropouts,
-    `lr` and `form`. Layers of a pattern whose `overrides` name an algorithm or a rank become the nearest ones
-    of these before (see `resize_adapter`), or get further components; the scale of their factors stays, and
-    the report says how much of their change is kept.
+    With `weights`, an adapter file or an adapter in memory, modules, algorithms, ranks and alphas come from
+    its layers, and training goes on from them. `options` and `overrides` may set the dropouts, `lr` and
+    `form`. Where `overrides` name an algorithm or a rank, the matching layers first become the nearest such
+    ones (see `resize_adapter`) or get further components. The scale of their factors stays, and the report
+    says how much of their change is kept.
 
     Without `weights` every layer starts at a change of zero, from `seed`; without a seed a random one is
     drawn, which is `network.seed`.
 
-    With `plan` the modules, algorithms, ranks, alphas and learning rates are those of its rows, and the
-    layers start from the gradient where the plan has its probe. `options` and `overrides` add what a plan
-    does not say, such as dropouts and DoRA.
+    With `plan`, modules, algorithms, ranks, alphas and learning rates come from its rows, and the layers
+    start from the gradient if the plan has its probe. `options` and `overrides` add what a plan does not say,
+    such as dropouts and DoRA.
 
-    `prefix` is what stands before the model's paths in files, for a model that is a part of a larger one:
-    `diffusion_model.`. None is `unet.` or `transformer.` for a model of diffusers, and nothing for any other.
+    `prefix` comes before the model's paths in files, such as `diffusion_model.` where the model is part of a
+    larger one. None means `unet.` or `transformer.` for a model of diffusers, and no prefix for any other.
 
-    Raises LycorisError where nothing is chosen, a pattern matches nothing, an option is unknown, has no
-    meaning for its algorithm or is for a file or a plan to say, or a rank of `overrides` is above what its
-    module can use.
+    Raises LycorisError where nothing is chosen, a pattern matches nothing, or a rank of `overrides` is above
+    what its module can use. It also refuses an option that is unknown, has no meaning for its algorithm, or
+    is for the file or plan to decide.
     """
     given = {"algorithm": algorithm, "rank": rank, "alpha": alpha, **options}
     own = inspect.signature(create_lycoris).parameters
@@ -87,7 +87,7 @@ def create_lycoris(
     if plan is not None or weights is not None:
         source = "plan" if weights is None else "file"
         beside = {**given, "preset": preset, "include": include, "exclude": exclude}
-        # A list of no patterns is none.
+        # An empty list of patterns counts as not given.
         beside = [name for name in beside if name in own and beside[name] not in (own[name].default, [])]
         if beside:
             raise LycorisError(
@@ -111,7 +111,7 @@ def create_lycoris(
 
 
 def _check_left(what: str, options: Mapping[str, Any], overrides: Overrides) -> None:
-    """Raise LycorisError for an option that the layers of a file or the rows of a plan say themselves."""
+    """Raise LycorisError for an option that a file's layers or a plan's rows decide."""
     given = {"create_lycoris": options, **{f"overrides[{text!r}]": own for text, own in overrides.items()}}
     known = {field.name for field in dataclasses.fields(LayerSettings)}
     for place, names in given.items():
@@ -129,7 +129,7 @@ def _check_left(what: str, options: Mapping[str, Any], overrides: Overrides) -> 
 
 @dataclass(frozen=True)
 class _Planned:
-    """A site, how it is trained, and whether its rank was given for it and not for all."""
+    """A site, how it is trained, and whether its rank was given for it alone."""
 
     site: Site
     settings: LayerSettings
@@ -162,7 +162,7 @@ def _overridden(sites: Mapping[str, Site], base: LayerSettings, overrides: Overr
 
 
 def _fresh(planned: Sequence[_Planned], seed: int, *, named: bool) -> tuple[dict[str, Member], list[str]]:
-    """The members, and in words what is not as it was asked for.
+    """The members, and a text for each departure from what was asked.
 
     A module that the algorithm does not suit is left out, unless patterns chose it (`named`) or its options.
     """
@@ -193,14 +193,14 @@ def _fresh(planned: Sequence[_Planned], seed: int, *, named: bool) -> tuple[dict
 
 
 def _undivided(planned: Sequence[_Planned]) -> list[str]:
-    """In words, which weights a factor divides on neither side, so that LoKr splits them by another.
+    """A text for each weight that its factor divides on neither side, so that LoKr splits it by another.
 
-    Raises LycorisError where it divides none of the weights that it was given for.
+    Raises LycorisError where a factor divides none of its weights.
     """
     split = [one for one in planned if (one.settings.factor or 0) > 0 and len(one.site.shape) > 1]
     left = [one for one in split if all(size % (one.settings.factor or 1) for size in one.site.shape[:2])]
     undivided = {one.site.path for one in left}
-    # By identity: settings that were given apart are judged apart.
+    # By identity: settings given separately are judged separately.
     of_use = {id(one.settings) for one in split if one.site.path not in undivided}
     for one in left:
         if id(one.settings) not in of_use:

@@ -31,29 +31,28 @@ from .settings import LayerSettings
 PASSES = 3
 """How often a bypass computes its products: forward, and backward for the input and for the factors.
 
-A rebuilt weight costs one product of the size of the module's own, which gives the gradient of the weight."""
+A rebuilt weight costs one product as large as the module's own, for the gradient of the weight."""
 
 MANY_SMALL = 3
-"""How much more a multiplication of a Kronecker product costs, which is one of many small matrices.
+"""How much more a multiplication costs in a Kronecker product, which has many small matrices.
 
 Measured on a CPU, for layers of width 640 to 3072."""
 
 FORMED = 500
-"""What it costs to form one value of a factored weight, and its factors' gradients from that of the weight.
-
-In multiplications of a large matrix product, measured on a CPU: these steps wait for memory."""
+"""The cost to form one value of a factored weight, and the factors' gradients from the weight's. The unit is
+one multiplication of a large matrix product, measured on a CPU: these steps wait for memory."""
 
 FEW = 1 << 17
-"""Up to so many values of a weight, a change that depends on it costs less rebuilt than by operators.
+"""Up to this size of a weight, a change that depends on it costs less rebuilt than by operators.
 
 Measured on a CPU with DoRA, for layers of width 64 to 640 and 77 to 1024 tokens."""
 
 
 class Member(nn.Module):
-    """The layer of one module: its tensors are this member's parameters, named as the layer's fields are.
+    """The layer of one module. Its tensors are this member's parameters, named like the layer's fields.
 
-    The tensors are on the device of the module's weight. They are drawn before, on the CPU, so that a seed
-    gives the same ones on every device.
+    The tensors are on the device of the module's weight. They are first drawn on the CPU, so a seed gives the
+    same values on every device.
 
     `layer` is made of these parameters and can be used like any other layer. The member acts on its module
     from `attach` to `detach`, by a `Bypass` or by a `Rebuilt` weight. Dropouts act in training mode.
@@ -80,8 +79,7 @@ class Member(nn.Module):
             self._check_dropouts(layer)
         weight: Tensor = getattr(self.site.module, self.site.weight)
         held = next(chain(self.parameters(), self.buffers()), weight)
-        # Where the tensors are already, else where the weight is. None where that is nowhere, because hooks
-        # load it within each pass.
+        # The device of the tensors, else that of the weight. None if hooks load the weight within each pass.
         device = None if held.is_meta else held.device
         attached = self._attached
         self.detach()
@@ -89,8 +87,8 @@ class Member(nn.Module):
             delattr(self, name)
         trained = layer.factors()
         for name, tensor in layer.tensors().items():
-            # A copy: the layer may be that of a file, which others use. In the layout that it has after it is
-            # saved and read, on which the rounding of products depends.
+            # Copy: others may use the same layer of a file. The rounding of products depends on the memory
+            # layout, so take the one that a tensor has after saving and reading.
             value = tensor.detach().clone(memory_format=torch.contiguous_format).to(device)
             if name in trained:
                 self.register_parameter(name, nn.Parameter(value.to(compute_dtype(value.dtype))))
@@ -131,7 +129,7 @@ class Member(nn.Module):
         if self._attached:
             return
         layer, site = self.layer, self.site
-        # Anew: the model may be of another dtype by now.
+        # Decide again: the model may have another dtype by now.
         self.bypass_up_to = bypass_up_to(site, layer, self.settings)
         self._bypass: Bypass | None = None
         self._rebuilt: Rebuilt | None = None
@@ -147,7 +145,7 @@ class Member(nn.Module):
                 bias=site.bias,
                 caller=site.caller,
                 transposed=site.transposed,
-                # Whoever asks for a bypass has weights that are not at hand as the module uses them.
+                # A user who asks for a bypass has weights that cannot be read as the module uses them.
                 follows=self.settings.form == "bypass",
             )
         # One call in each pass sets both. With both the layer is additive, so that the bypass acts last.
@@ -168,7 +166,7 @@ class Member(nn.Module):
 
     @property
     def vectors(self) -> frozenset[str]:
-        """The tensors that are vectors by their meaning: all of them where the weight itself is one."""
+        """The tensors that are vectors by meaning: all of them where the weight itself is a vector."""
         layer = self.layer
         return layer.vectors if len(self.site.shape) > 1 else frozenset(layer.tensors())
 
@@ -230,17 +228,15 @@ class Member(nn.Module):
 
 
 def read_weight(site: Site) -> Tensor:
-    """A site's weight in float32, or float64 where it is that. Raises LycorisError where it is packed."""
+    """A site's weight in float32; float64 stays float64. Raises LycorisError where it is packed."""
     weight = site.oriented(values_of(site.module, site.weight, site.path).detach())
     return weight.to(compute_dtype(weight.dtype))
 
 
 def make_layer(site: Site, settings: LayerSettings, seed: int) -> tuple[Layer, str | None]:
-    """A fresh layer that changes nothing yet, and in words what differs from the settings, or None.
+    """A fresh layer that changes nothing yet, and a text on what differs from the settings, or None.
 
-    A rank above that of the weight itself is lowered to it, and the scale of the change stays. The weight is
-    read for DoRA alone.
-
+    A rank above the weight's own is lowered to it; the scale of the change stays. Only DoRA reads the weight.
     Raises LycorisError for an algorithm or an option that has no meaning for the site.
     """
     kind = settings.kind
@@ -269,9 +265,10 @@ def make_layer(site: Site, settings: LayerSettings, seed: int) -> tuple[Layer, s
 
 
 def completed(layer: Layer, site: Site, settings: LayerSettings) -> Layer:
-    """A fresh layer with what the settings add to every kind: DoRA's magnitude and a change of the bias.
+    """A fresh layer with what the settings add to every kind:
 
-    The weight is read for DoRA alone. Raises LayerError where the algorithm has no magnitude.
+    DoRA's magnitude and a change of the bias. Only DoRA reads the weight. Raises LayerError where the
+    algorithm has no magnitude.
     """
     with located(key=site.path):
         if settings.dora is not None:
@@ -308,21 +305,21 @@ def _options(settings: LayerSettings) -> dict[str, Any]:
 
 
 def layer_seed(seed: int, path: str) -> int:
-    """The seed of one layer, which depends on its path alone and not on which other layers there are."""
+    """The seed of one layer. It depends on the layer's path, not on which other layers there are."""
     return (seed * 0x9E3779B1 + zlib.crc32(path.encode())) % (1 << 63)
 
 
 def bypass_up_to(site: Site, layer: Layer, settings: LayerSettings) -> float:
-    """The most tokens in a pass with which a layer acts beside its module; with more, by the rebuilt weight.
+    """The most tokens in a pass for which a layer is bypassed; with more, its weight is rebuilt.
 
-    It is infinity for always and 0 for never: as the settings say, or where the two cost the same. For n
-    tokens a bypass takes PASSES * n times the multiplications of the layer's factors for one token. A rebuilt
-    weight of size s takes n * s, and FORMED * s for each form whose matrix has to be made of factors. The
-    bypass of a LoHa has values to make as well, those of its Khatri-Rao factors: they count against it.
+    inf: always bypass; 0: never. The settings decide, or else the number of tokens at which both cost the
+    same. For n tokens a bypass takes PASSES * n times the factors' multiplications for one token. A rebuilt
+    weight of size s takes n * s, plus FORMED * s for each form whose matrix is made from factors. For a LoHa,
+    forming its Khatri-Rao factors counts as a cost of the bypass.
 
-    Norms, embeddings and the projections of torch's attention are always rebuilt. Always bypassed is a layer
-    beside a weight that hooks load within each pass, or in a narrow dtype, in which a small change would be
-    lost. A change that depends on the weight is made of operators on inputs or outputs, and bypassed where
+    Norms, embeddings and the projections of torch's attention are always rebuilt. A layer is always bypassed
+    if hooks load its weight within each pass, or if the weight's dtype is so narrow that a small change would
+    be lost. A change that depends on the weight consists of operators on inputs or outputs; it is bypassed if
     the weight has more than FEW values.
     """
     if site.geometry is None:
@@ -358,7 +355,7 @@ def zeroed(algorithm: str, dimensions: int) -> frozenset[str]:
 
 
 def _without_ranks(layer: Layer, share: float) -> Layer:
-    """The layer without a random share of its components, and the others larger by as much."""
+    """Drop a random share of the layer's components, and scale up the others to make up for it."""
     held = layer.tensors()
     dropped: dict[str, Tensor] = {}
     for name in layer.downs:

@@ -39,7 +39,7 @@ from .member import Member, read_weight, zeroed
 from .naming import layers_for, model_shapes, named, unread
 
 NAME = "network"
-"""What errors and reports call an adapter that is made of a network."""
+"""The name of a network's adapter in errors and reports."""
 LINES = 8
 """The most lines of one kind in a report."""
 TURNS = 8
@@ -47,10 +47,10 @@ TURNS = 8
 
 
 class LycorisNetwork(nn.Module):
-    """Adapter layers beside the modules of a frozen model; `parameters()` are those of the layers alone.
+    """Adapter layers beside the modules of a frozen model; `parameters()` gives only the layers' parameters.
 
-    `apply_to` lets the layers act, and `restore` leaves the model as it was. A member's layer is of the same
-    class that files are read into, with parameters for tensors. In training mode the dropouts act.
+    `apply_to` lets the layers act, and `restore` leaves the model as it was. A member's layer has the class
+    that files are read into, with parameters as tensors. Dropouts act in training mode.
 
     `create_lycoris` makes networks.
     """
@@ -65,17 +65,17 @@ class LycorisNetwork(nn.Module):
         notes: Iterable[str] = (),
     ) -> None:
         super().__init__()
-        # Past the registration of nn.Module: the model is no part of the network, nor are its parameters.
+        # Avoid the registration of nn.Module: neither the model nor its parameters are part of the network.
         object.__setattr__(self, "module", module)
         self.members = dict(members)
         """The members by the paths of their modules."""
-        # Registered under other names: that of a submodule may hold no dots, and be no attribute of the dict.
+        # Registered under other names: a submodule's name may not hold dots or be an attribute of the dict.
         self._held = nn.ModuleDict(
             {f"{path.replace('/', '//').replace('.', '/')}/": member for path, member in members.items()}
         )
         self.seed = seed
         self.prefix = prefix
-        """What stands before the paths of the model's modules in files: `diffusion_model.`, or ""."""
+        """The prefix of the model's module paths in files: `diffusion_model.`, or ""."""
         self.notes = tuple(notes)
         self._multiplier = 1.0
         self._flags: Flags | None = None
@@ -93,8 +93,8 @@ class LycorisNetwork(nn.Module):
     def apply_to(self) -> LycorisNetwork:
         """Let the layers act on the model, and freeze the model's own parameters. Returns the network.
 
-        Raises LycorisError where a layer cannot act beside another network's, and where processes compute
-        the model's layers in parts; none acts then.
+        Raises LycorisError where a layer cannot act beside another network's, and where processes compute the
+        model's layers in parts; then no layer acts.
         """
         if self._flags is None:
             processes.check_whole(self.module)
@@ -110,7 +110,7 @@ class LycorisNetwork(nn.Module):
     def restore(self) -> None:
         """Take the layers away. The model is as before `apply_to`: weights, hooks and `requires_grad`.
 
-        Parameters that another network has frozen too stay so until that one is taken away.
+        Parameters that another network froze too stay frozen until that network is taken away.
         """
         for member in self.members.values():
             member.detach()
@@ -144,7 +144,7 @@ class LycorisNetwork(nn.Module):
         """Add the changes to the model's weights for good, and take the layers away.
 
         Each sum is rounded once. Raises LycorisError where a weight is packed or shared with another module,
-        or where a bias would change that the module does not have; nothing is changed then.
+        or where a layer changes a bias that the module lacks; then nothing is changed.
         """
         for path, others in shared_weights(all_sites(self.module).values()).items():
             if path in self.members:
@@ -177,12 +177,12 @@ class LycorisNetwork(nn.Module):
     def parameter_groups(
         self, lr: float = 1e-4, *, lora_plus: float | None = None, weight_decay: float = 0.0
     ) -> list[dict[str, Any]]:
-        """Groups for an optimiser of torch: `name`, `params`, `lr`, `weight_decay` and `vectors` of each.
+        """Groups for a torch optimiser, each with `name`, `params`, `lr`, `weight_decay` and `vectors`.
 
-        A layer's learning rate is `lr` times the `lr` of its settings. With `lora_plus` the parameters that
-        start at zero (up of LoRA) get that many times as much (Hayou et al., "LoRA+", 2402.12354). What is a
-        vector by its meaning, such as a bias, a norm or DoRA's magnitude, is not decayed; `vectors` of a
-        group says that it holds these. A factor is no vector, whatever its rank and the sizes of its layer.
+        A layer's learning rate is `lr` times the `lr` of its settings. `lora_plus` multiplies the rate of the
+        parameters that start at zero, such as LoRA's up (Hayou et al., "LoRA+", 2402.12354). Vectors by
+        meaning, such as biases, norms and DoRA's magnitude, are not decayed; `vectors` marks a group of them.
+        A factor is never a vector, whatever its rank and the sizes of its layer.
         """
         groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
         for member in self.members.values():
@@ -239,13 +239,13 @@ class LycorisNetwork(nn.Module):
     ) -> Adapter:
         """The layers as an adapter in memory, copied as they are now.
 
-        `include` chooses some of the modules, by the patterns of `create_lycoris`: so a mixed network can be
-        written in parts that each are of a kind that a dialect holds. For the `dialect` "peft" the LoRA of
-        an embedding is in the factors that PEFT has for it.
+        `include` chooses modules by patterns as in `create_lycoris`. So a mixed network can be written in
+        parts, each of a kind that its dialect holds. For the `dialect` "peft" the LoRA of an embedding takes
+        the form that PEFT has for it.
 
-        Raises LycorisError where the model is a single layer, which has no name in a file, and for a pattern
-        that matches no module; for "peft" also for a layer that PEFT has not for a weight stored transposed,
-        and for what is no LoRA of the input's projection in torch's attention.
+        Raises LycorisError for a model that is a single layer, which has no name in a file, and for a pattern
+        that matches no module. With "peft" it also refuses a layer that PEFT lacks for transposed weights,
+        and in torch's attention anything but LoRA on the input projection.
         """
         if "" in self.members:
             raise LycorisError(
@@ -281,7 +281,7 @@ class LycorisNetwork(nn.Module):
         include: str | Iterable[str] = "*",
         overwrite: bool = True,
     ) -> SaveResult:
-        """Write the layers as they are now, see `to_adapter`. `save_adapter` says what is raised."""
+        """Write the layers as they are now, see `to_adapter`. Raises as `save_adapter` does."""
         adapter = self.to_adapter(os.path.basename(path), include=include, dialect=dialect)
         return save_adapter(adapter, path, dialect, dtype, metadata, model=self.shapes(), overwrite=overwrite)
 
@@ -292,9 +292,8 @@ class LycorisNetwork(nn.Module):
     def load_weights(self, path: str | os.PathLike[str] | Adapter) -> None:
         """Go on from an adapter file in any dialect, or from an adapter in memory.
 
-        Every member takes the layer that the file has for its module, with the algorithm, rank and alpha
-        there. Raises MatchError unless the file has a layer for every member and no other; nothing is changed
-        then.
+        Every member takes the file's layer for its module, with its algorithm, rank and alpha. Raises
+        MatchError, and changes nothing, unless the file has a layer for every member and no others.
         """
         adapter = path if isinstance(path, Adapter) else load_adapter(path)
         found = layers_for(adapter, self.module, self.prefix)
@@ -363,7 +362,10 @@ class LycorisNetwork(nn.Module):
         return "\n".join(lines)
 
     def _left_alone(self, path: str) -> str:
-        """What of a module is not trained, and the verb: all of it, or what it holds beside trained ones."""
+        """The untrained part of a module, and the verb for it.
+
+        It is the module itself, or only its own parameters where modules inside it are trained.
+        """
         what = path or "the model itself"
         own = [own for own, _ in dict(named_modules(self.module))[path].named_parameters(recurse=False)]
         beside = path == "" or any(member.startswith(f"{path}.") for member in self.members)
@@ -374,8 +376,8 @@ class LycorisNetwork(nn.Module):
     def recipe(self) -> dict[str, Any]:
         """What the network is, as plain data for JSON: its seed, and each layer with its settings.
 
-        Of the settings it has those that are not the usual ones. What came of them is beside them: the rank
-        that a layer has may be less than the one that was asked for.
+        Settings with their usual values are left out. The outcome stands beside them: a layer's rank may be
+        lower than the one asked for.
         """
         return {
             "seed": self.seed,
@@ -407,19 +409,22 @@ def plain_values(site: Site, name: str) -> Tensor:
 
 
 def _copied(layer: Layer) -> Layer:
-    """The layer on the CPU, with tensors of its own, which training changes no more."""
+    """A copy of the layer on the CPU, which training no longer changes."""
     copies = {name: value.detach().to("cpu", copy=True) for name, value in layer.tensors().items()}
     return layer.with_tensors(copies)
 
 
 def _path_in_peft(member: Member) -> str:
-    """The path of a member as PEFT has it: the input projection of torch's attention stands for all of it."""
+    """The path of a member in PEFT.
+
+    The input projection of torch's attention has the path of the attention.
+    """
     inside = isinstance(member.site.module, nn.MultiheadAttention)
     return member.site.path.rpartition(".")[0] if inside else member.site.path
 
 
 def _for_peft(member: Member) -> Layer:
-    """The member's layer as PEFT has it. Raises LycorisError where it has none."""
+    """The member's layer in PEFT's form. Raises LycorisError where PEFT has none."""
     layer, site = _copied(member.layer), member.site
     if isinstance(site.used_by, nn.MultiheadAttention):
         of_input = site.used_by is site.module

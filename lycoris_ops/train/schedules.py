@@ -1,7 +1,7 @@
 """The schedules of the learning rate.
 
-Each is the share of the full rate when the share x, from 0 to below 1, of the steps after the warm-up is
-done. A schedule has no state, so it is the same after a resume.
+Each gives the share of the full rate at x, the share of the steps after the warm-up that are done (from 0 to
+below 1). A schedule has no state, so it is the same after a resume.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def schedules() -> Mapping[str, Callable[[float], float]]:
 
 
 def schedule(name: str, warmup: float, steps: int) -> Callable[[int], float]:
-    """The share of the full rate in each step, counted from 0, of a training of so many steps.
+    """The share of the full rate in each step, counted from 0, of a training with `steps` steps.
 
-    In the n-th of w steps of warm-up it is n / w. `warmup` below 1 is a share of all steps. Raises TrainError
-    for an unknown name.
+    The n-th of w warm-up steps has n / w. A `warmup` below 1 is a share of all steps. Raises TrainError for
+    an unknown name.
     """
     if name not in _SCHEDULES:
         raise unknown_name("an unknown schedule", name, _SCHEDULES, error=TrainError)
@@ -40,7 +40,7 @@ def schedule(name: str, warmup: float, steps: int) -> Callable[[int], float]:
     def share(step: int) -> float:
         if step < rising:
             return (step + 1) / rising
-        # A run that goes on after its last step stays there.
+        # A run that continues past its last step keeps that step's rate.
         return factor(max(0, min(step, steps - 1) - rising) / max(1, steps - rising))
 
     return share

@@ -1,4 +1,4 @@
-"""Latents and masks as a model is trained on them."""
+"""Prepare latents and masks for training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...host import training as host
 class Latent:
     """A latent of one sample (1, C, ...) in the scale of the model, in float32.
 
-    Several parts, such as video and audio, are packed as (1, 1, N), and `shapes` are theirs.
+    Several parts, such as video and audio, are packed as (1, 1, N); `shapes` has the shape of each part.
     """
 
     values: Tensor
@@ -26,12 +26,12 @@ class Latent:
 
 
 def latent_of(model: Any, latent: Any, device: torch.device) -> Latent:
-    """A latent as a VAE of the host encodes it, (1, C, ...) or nested, made fit for training.
+    """Prepare a latent from a VAE of the host, (1, C, ...) or nested, for training.
 
-    Raises TrainError for one that is no latent of this model, is empty, or has values that are not finite.
+    Raises TrainError for a latent that is not of this model, is empty, or has values that are not finite.
     """
     nested = bool(getattr(latent, "is_nested", False))
-    # Copies: what other nodes have made cannot be trained on.
+    # Copy: tensors made by other nodes cannot be trained on.
     parts = [part.to(device, torch.float32, copy=True) for part in (latent.unbind() if nested else [latent])]
     if not nested:
         parts = [_as_expected(model, parts[0])]
@@ -49,9 +49,9 @@ def latent_of(model: Any, latent: Any, device: torch.device) -> Latent:
 
 
 def _as_expected(model: Any, latent: Tensor) -> Tensor:
-    """A latent in the shape that the model is called with. Raises TrainError for one of another kind."""
+    """A latent in the shape that the model is called with. Raises TrainError for a latent of another kind."""
     channels, dimensions, _ = host.ratios_of(model)
-    # A picture for a model of videos is a video of one frame.
+    # For a video model, a picture is a video of one frame.
     if dimensions == 3 and latent.ndim == 4:
         latent = latent.unsqueeze(2)
     if latent.ndim != dimensions + 2 or latent.shape[1] != channels:
@@ -65,18 +65,18 @@ def _as_expected(model: Any, latent: Tensor) -> Tensor:
 
 
 def mask_of(model: Any, mask: Tensor, latent: Latent) -> Tensor:
-    """A mask (H, W) or (1, H, W) of a picture, from 0 to 1, as weights of its latent (1, 1, ..., h, w).
+    """Turn a picture's mask (H, W) or (1, H, W), from 0 to 1, into weights (1, 1, ..., h, w) for its latent.
 
-    Each value is the mean of the pixels that a value of the latent stands for. Raises TrainError for a mask
-    of another size than the picture, for one that is all zero or holds values that are no weights, and for
-    latents that are no pictures.
+    Each weight is the mean over the pixels that one value of the latent covers. Raises TrainError for a mask
+    that has another size than the picture, is all zero, or has values outside 0 to 1, and for latents that
+    cannot have a mask.
     """
     if len(latent.shapes) > 1 or latent.values.ndim < 4:
         raise TrainError("only latents of pictures and videos can have masks")
     ratio = host.ratios_of(model)[2]
     height, width = latent.values.shape[-2:]
     pixels = mask.reshape(-1, 1, *mask.shape[-2:])[:1].to(latent.values.device, torch.float32, copy=True)
-    # A VAE drops the rows and columns that do not fill a value.
+    # A VAE drops rows and columns that do not fill a whole value of the latent.
     fits = all(
         0 <= found - size * ratio < ratio or found == size
         for found, size in zip(pixels.shape[-2:], (height, width), strict=True)
@@ -99,7 +99,7 @@ def mask_of(model: Any, mask: Tensor, latent: Latent) -> Tensor:
 def mean_squares(difference: Tensor, shapes: Sequence[torch.Size], mask: Tensor | None) -> Tensor:
     """The mean square (B,) of each row, over what a mask (B, 1, ...) leaves.
 
-    Of several parts it is the sum of their means: else the part with the most values would rule.
+    With several parts it is the sum of their means; otherwise the part with the most values would dominate.
     """
     if len(shapes) > 1:
         parts = host.unpacked(difference, shapes)

@@ -1,7 +1,7 @@
-"""Weights that a node has loaded, made fit for training without a second copy of them.
+"""Make weights that a node has loaded usable in training, without copying them.
 
-Nodes run in inference mode, and a tensor that is made there can never be saved for a backward pass. An alias
-is another tensor on the same memory that can.
+Nodes run in inference mode, and a tensor made there can never be saved for a backward pass. An alias is
+another tensor on the same memory, and it can be saved.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ...host.weights import QuantizedTensor
 
 
 def alias(tensor: Tensor) -> Tensor:
-    """A tensor on the same memory that is no inference tensor, of the same class and with its attributes.
+    """A tensor on the same memory, with the same class and attributes, but no inference tensor.
 
-    To be called outside of inference mode.
+    Call this outside of inference mode.
     """
     if isinstance(tensor, QuantizedTensor):
         packed: Any = tensor
@@ -29,7 +29,7 @@ def alias(tensor: Tensor) -> Tensor:
     kind = type(tensor)
     with torch._C.DisableTorchFunctionSubclass():
         made = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        # Not `shape`: the packed tensors of other packs may claim another.
+        # Not `shape`: packed tensors of other packs may report another shape.
         made.set_(tensor.untyped_storage(), tensor.storage_offset(), Tensor.size(tensor), tensor.stride())
     if kind not in (Tensor, nn.Parameter):
         made = made.as_subclass(kind)
@@ -38,7 +38,7 @@ def alias(tensor: Tensor) -> Tensor:
 
 
 def _aliased(params: Any) -> Any:
-    """The scales and the like of packed data, aliased."""
+    """Alias the scales and the like of packed data."""
     if not is_dataclass(params) or isinstance(params, type):
         return params
     held = {field.name: getattr(params, field.name) for field in fields(params)}
@@ -48,18 +48,18 @@ def _aliased(params: Any) -> Any:
 
 @contextmanager
 def aliased(model: nn.Module) -> Generator[None]:
-    """A time in which no weight or buffer of a model is an inference tensor, and none wants a gradient.
+    """A context in which no weight or buffer of a model is an inference tensor or requires a gradient.
 
-    Nor is a tensor of the adapters that the host's own bypass has put around layers.
+    The adapters that the host's own bypass has put around layers hold no inference tensors either.
 
-    Afterwards the model holds the very tensors that it held before, with their flags. A tensor that others
-    have put in the place of an alias meanwhile stays.
+    Afterwards the model has its original tensors back, with their flags. If others have replaced an alias
+    meanwhile, their tensor stays.
     """
     held: list[tuple[dict[str, Any], str, Any, Any, bool]] = []
     # A tensor that several modules share must stay one tensor.
     made: dict[int, Any] = {}
     around = bypasses(model)
-    # By the numbers of the aliases in their place, which are kept so that nothing else gets these.
+    # By the `id` of the alias in their place. Aliases are kept so that no other object gets their `id`.
     lent: dict[int, tuple[Any, Any]] = {}
     try:
         for adapter in around:
@@ -90,7 +90,7 @@ def aliased(model: nn.Module) -> Generator[None]:
         yield
     finally:
         for adapter in around:
-            # The host may have moved some, and made another tuple of the rest.
+            # The host may have moved some tensors and built a new tuple.
             adapter.weights = tuple(lent.get(id(there), (there,))[0] for there in adapter.weights)
         for table, name, before, there, flag in reversed(held):
             if before is there:

@@ -17,7 +17,7 @@ def rate_in_words(options: TrainOptions, text_rate: float | None) -> str:
 
 
 def rescue_in_words(path: Path, steps: int, of: int) -> str:
-    """What an unfinished training has left, and how it goes on."""
+    """What was kept of a training that stopped early, and how to continue it."""
     return (
         f"Stopped after {steps} of {of} steps, and kept in {shown_path(path)}. Run with the same settings "
         "trains on from there."

@@ -36,11 +36,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     stack = stack_of(options)
-    # With a base the layers have the names of the model.
+    # With a base, the layers get the model's names.
     own = None if options.base else next((entry.adapter.dialect for entry in stack), None)
     check_place(options, own)
     settings: dict[str, Any] = dict(_option(text) for text in options.option)
-    # Here, since `merge_adapters` would take a name such as `seed` for an argument of its own.
+    # Check here: `merge_adapters` would take an option such as `seed` for its own argument.
     merge_methods()[options.method].checked(settings)
     made = merge_adapters(
         stack,

@@ -1,4 +1,4 @@
-"""Core Space: any other method, in the small space of all inputs and outputs that the adapters have."""
+"""Core Space: run another method in the small space that the adapters' inputs and outputs span."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ..method import MergeMethod, Option, Options
 from . import dare, magnitude_prune, ties
 
 RULES = {module.METHOD.name: module.METHOD for module in (ties, magnitude_prune, dare)}
-"""What can be done in the core. Methods that work on factors give there what they give without it."""
+"""The methods that can run in the core. Those that work on factors would give the same result there."""
 
 
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = Q_U M Q_V^T, where M is what the rule makes of the cores Q_U^T D_i Q_V, (R, R).
 
-    Q_U and Q_V are bases of all outputs and inputs of the adapters, from balanced factors. So nothing of an
-    adapter is lost, and the rank of the result is at most the sum of all ranks. Without small factors the
-    rule is used as it is.
+    Q_U and Q_V are bases of all outputs and inputs of the adapters, from balanced factors. So no adapter
+    loses anything, and the rank of the result is at most the sum of all ranks. Without small factors, the
+    rule is applied directly.
     """
     rule = RULES[options["rule"]]
     inner = {name: options[name] for name in ("density", "scale")}

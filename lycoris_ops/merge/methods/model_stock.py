@@ -1,4 +1,4 @@
-"""The average of changes, the smaller the less they agree."""
+"""Average the changes, and shrink the average where they disagree."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ FLAT = 1e-6
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = t * mean of the w_i D_i, with t = T c / (1 + (T - 1) c) and c the mean cosine of all pairs.
 
-    Near orthogonal changes give about nothing: the method is for variants of one adapter. t is 0 where its
-    divisor vanishes.
+    Nearly orthogonal changes give almost nothing: the method is for variants of one adapter. t is 0 where its
+    divisor is 0.
     """
     count = deltas.count
     if count == 1:

@@ -19,7 +19,8 @@ ATTENTION_1 = {
     **same("to_out.0"),
 }
 MODULATION = {"linear_1": "1", "linear_2": "2"}
-# A block of Cosmos 1 is three blocks with a modulation each: attention, cross-attention, feed-forward.
+# A block of Cosmos 1 holds three blocks, each with its own modulation: attention, cross-attention,
+# feed-forward.
 BLOCK_1 = {
     **under("attn1", "blocks.0.block.attn", ATTENTION_1),
     **under("norm1", "blocks.0.adaLN_modulation", MODULATION),
@@ -79,7 +80,7 @@ ARCHITECTURE = Architecture(
         Layout(
             marks=("x_embedder.proj.1", "blocks.*.mlp.layer1"),
             diffusers=COSMOS_2,
-            # Anima alone has it.
+            # Only Anima has it.
             others={"text_conditioner.**": "llm_adapter.**"},
         ),
     ),

@@ -13,8 +13,8 @@ A table has names on the left and their meaning on the right, which is a layer's
     **under("blocks.*", "layers.*", BLOCK)             a table for what is below a path
 
 An entry is left out where the model does not have its layers, or where their shapes do not allow its parts.
-Where two entries give one name, or name one layer, the more exact one counts: an entry without stars before
-one with `*`, and that before one with `**`.
+Where two entries give one name, or name one layer, the more exact one counts: first an entry without stars,
+then one with `*`, then one with `**`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Place:
 
 
 Places = tuple[Place, ...]
-"""What a name means: one place, or several whose rows, one below the other, are those of the named layer."""
+"""What a name means: one place, or several. Their rows, stacked in order, are the named layer's rows."""
 
 NUMBERS = re.compile(r"[0-9*]+")
 FUSED = {
@@ -46,7 +46,7 @@ FUSED = {
     "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
     "to_added_kv": ("add_k_proj", "add_v_proj"),
 }
-"""What diffusers calls an attention's projections once they are fused, in the order of their rows."""
+"""diffusers' fused projections of an attention, and the projections in each, in the order of rows."""
 
 
 @dataclass(frozen=True)
@@ -135,16 +135,17 @@ class Layout:
     marks: tuple[str, ...]
     """Paths, with `*` for a number. A model that has all of them is of this architecture.
 
-    Of several layouts that a model fits, the one with most marks counts.
+    If a model fits several layouts, the one with most marks counts.
     """
     diffusers: Naming = field(default_factory=dict[str, Meaning])
-    """The layers of diffusers' model, each under one name. No row of the model is under two of them."""
+    """The layers of diffusers' model, each under one name. No two names share a row of the model."""
     others: Naming = field(default_factory=dict[str, Meaning])
-    """Other tools' names. Those of fused layers and of numbered parts are made from diffusers' names."""
+    """Other tools' names. Names of fused layers and numbered parts are derived from diffusers' names."""
     spellings: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Other paths that the model's own layers can have in files, to the paths that the tables use."""
+    """Maps other paths that the model's own layers can have in files to the paths in the tables."""
     lokr: Naming = field(default_factory=dict[str, Meaning])
-    """The layers of diffusers' model once it holds LoKr, which fuses all projections that the class can fuse.
+    """The layers of diffusers' model once it holds LoKr: then all projections that the class can fuse are
+    fused.
 
     Empty where diffusers reads no LoKr for the model.
     """
@@ -183,7 +184,7 @@ class Model:
     """The paths of `shapes` by their form, see `_by_form`."""
 
     def in_diffusers(self) -> Mapping[str, Places]:
-        """The names of diffusers, with the places that they mean. No row of a weight is under two of them."""
+        """The names of diffusers, with the places that they mean. No two names share a row of a weight."""
         return self._placed(self._expanded(self.layout.diffusers))
 
     def in_diffusers_with_lokr(self) -> Mapping[str, Places]:
@@ -191,7 +192,7 @@ class Model:
         return self._placed(self._expanded(self.layout.lokr))
 
     def elsewhere(self) -> Mapping[str, Places]:
-        """All other names that are no paths of the model."""
+        """All other names that are not paths of the model."""
         known, others = self._expanded(self.layout.diffusers), self._expanded(self.layout.others)
         # Both spellings of every layer that has two.
         spelled = {**self._expanded(self.layout.spellings), **{path: (Share(path),) for path in self.real}}
@@ -203,7 +204,7 @@ class Model:
         table = rows(self.shapes) if callable(rows) else rows
         found: dict[str, Shares] = {}
         named: set[str] = set()
-        # From exact to general: names and layers that a more exact entry has are passed over.
+        # From exact to general: skip names and layers that a more exact entry has.
         for stars in ("", "*", "**"):
             exact = dict(found)
             for name, meaning in table.items():
@@ -216,7 +217,7 @@ class Model:
         return found
 
     def _filled(self, name: str, parts: Shares) -> Iterator[tuple[str, Shares]]:
-        """An entry, once for each layer of the model that its stars can stand for."""
+        """Repeat an entry for each layer of the model that its stars match."""
         if name.endswith("**"):
             root = _regex(parts[0].path.removesuffix("**"))
             for path in self.shapes:
@@ -232,8 +233,8 @@ class Model:
         """Names with the places that they mean. Names whose rows the shapes do not tell are left out."""
         found: dict[str, Places] = {}
         for name, parts in names.items():
-            # Only layers with the same inputs can be one: in cross-attention those of keys can differ from
-            # those of queries.
+            # Only layers with the same inputs can be fused. In cross-attention, keys can have other inputs
+            # than queries.
             columns = {self.shapes[part.path][1:] if self.shapes[part.path] else None for part in parts}
             if len(parts) > 1 and (len(columns) > 1 or None in columns):
                 continue
@@ -266,9 +267,9 @@ class Model:
 
 
 def recognised(layouts: Iterable[Layout], shapes: Mapping[str, Shape]) -> Model | None:
-    """The model in the layout whose marks it has, of several the one with most marks; None for no layout.
+    """The model in the layout whose marks it has; None where no layout fits.
 
-    A shape is () where it is not known; names that depend on it (parts of a layer's rows) are left out then.
+    An unknown shape is (); names that depend on it (parts of a layer's rows) are then left out.
     """
     forms = _by_form(shapes)
     for layout in sorted(layouts, key=lambda layout: len(layout.marks), reverse=True):
@@ -315,7 +316,7 @@ def _following(names: Mapping[str, Shares]) -> dict[str, Shares]:
 
 
 def _merged(parts: Iterator[Share]) -> Shares:
-    """Shares with neighbours in one layer made one."""
+    """Join shares that are neighbours in one layer."""
     merged = [next(parts)]
     for part in parts:
         if merged[-1].precedes(part):

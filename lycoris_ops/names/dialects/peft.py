@@ -19,7 +19,7 @@ from .. import layouts
 from .base import MEMBERS, Asked, Dialect, Encoded, Held, Prefix, Write
 
 PREFIX = "base_model.model."
-"""The prefix that PEFT itself writes. After it come the paths of any module: for image models those of
+"""The prefix that PEFT itself writes. A module's path follows it; for image models it is the path in
 diffusers' model."""
 
 PAIR = {
@@ -54,15 +54,15 @@ TRAINING_ONLY = re.compile(r"\.lora_(?:velora_embed|monteclora_sampler)(?:\.|$)"
 BASE_WEIGHT = ".base_layer.weight"
 """The end of the key of a weight of the model itself, which PEFT writes beside an adapted embedding."""
 BASE_LAYER = ".base_layer."
-"""In keys of what lies inside of a module that PEFT put around one of the model's."""
+"""Found in keys of what lies inside a module that PEFT put around one of the model's."""
 WRAPPED = re.compile(r"\.base_layer\.(?=(?!lora_|base_layer\.)[^.]+\.(?:lora_|base_layer\.))")
-"""The name of PEFT's own module around torch's attention, inside of which the output layer is adapted."""
+"""The name of PEFT's own module around torch's attention. The output layer is adapted inside it."""
 
 OWN = tuple(f".{suffix}" for suffix in (*PAIR, "lora_embedding_A", "lora_embedding_B", "ia3_l"))
 """Ends of keys that show a layer in PEFT's form, whatever its prefix."""
 
 MODULES = ("lora_A", "lora_B", "lora_magnitude_vector", "oft_R", "ln_tuning_layers")
-"""Modules of PEFT's layers, whose tensors have names of their own after the adapter's."""
+"""Modules of PEFT's layers. In keys, their tensors' names come after the adapter's name."""
 NAMEABLE = frozenset({*MODULES, *NAMED})
 """Every word that an adapter's name can follow in a key."""
 
@@ -99,18 +99,18 @@ def _recognises(keys: Mapping[str, object]) -> bool:
     """
     names = adapter_names(keys)
     wrapped = any(WRAPPED.search(key) for key in keys if BASE_LAYER in key)
-    # `suffixes` reads keys with `default`; of several adapters none is meant more than another.
+    # `suffixes` reads keys with `default`; with several adapters nothing says which is meant.
     if len(names) > 1 or (not wrapped and (not names or "default" in names)):
         return False
-    # Where the key without the word is there too, the word is no adapter's name: it names one more tensor.
+    # If the key without the word exists too, the word is no adapter's name: it names one more tensor.
     return not any(_rename(key) in keys for key in keys if _with_name(key))
 
 
 def _restated(held: Held) -> Mapping[str, Tensor]:
     """PEFT's DoRA magnitude, which is always for the outputs.
 
-    On a convolution it is (1, O, 1, 1), which means inputs in the algorithm where O = I. On an embedding
-    (V, D) it is for the D features, which are the inputs here.
+    On a convolution it is (1, O, 1, 1), which the algorithm reads as inputs where O = I. On an embedding (V,
+    D) it is for the D features, which are the inputs here.
     """
     if DORA not in held.tensors or held.keys[DORA].endswith(DORA):
         return {}
@@ -119,9 +119,10 @@ def _restated(held: Held) -> Mapping[str, Tensor]:
 
 
 def check_magnitude(keys: Mapping[str, str], shapes: Mapping[str, Shape], shape: Extent) -> None:
-    """Raise LayerError for a DoRA magnitude of PEFT's that is not for the outputs, as all of PEFT's are.
+    """Raise LayerError for a PEFT DoRA magnitude that is not for the outputs:
 
-    `keys` and `shapes` are those of the layer's tensors by suffix, and `shape` is that of its change.
+    PEFT has no others. `keys` and `shapes` describe the layer's tensors by suffix; `shape` is the shape of
+    its change.
     """
     # Other tools have magnitudes for inputs too, under names of their own.
     if MAGNITUDE[0] not in keys.get(DORA, ""):
@@ -140,7 +141,7 @@ def _renamed(spoken: str | None, prefix: Prefix, path: str) -> str | None:
 
 
 def _holds(kind: type[Layer], takes_lokr: bool) -> bool:
-    # Of whole values it holds those of norms alone, and no changes.
+    # It holds whole values of norms only, and no `full` changes.
     return kind is not Full and kind_of(kind) is not None
 
 

@@ -1,4 +1,4 @@
-"""`%default=1,base=1,in1-4=0.5,mid=0`: values for blocks by their place among those that the file has.
+"""`%default=1,base=1,in1-4=0.5,mid=0`: values for blocks by their place among the file's blocks.
 
 The form is that of ComfyUI-Inspire-Pack: places count from 1 in each family, `base` is for what is in no
 block, and `default` for whatever else is not named. Unlike there, values can be negative.
@@ -82,7 +82,7 @@ def read(text: str) -> Positions | None:
 
 
 def in_family(scene: Scene, family: str) -> list[list[str]]:
-    """The adapter's layers in each of the blocks that it has of one family, by number."""
+    """The adapter's layers by block number, for one family of blocks."""
     found: dict[int, list[str]] = {}
     for layer, named in scene.layers.items():
         count = named.number_in(family) if family in named.names else None
