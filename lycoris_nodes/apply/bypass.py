@@ -18,7 +18,7 @@ from .patch import memory_named
 NAME = "lycoris_bypass"
 """The key under which the host keeps this injection on a patcher."""
 PERCENTS = range(1 << 24)
-"""The steps in which the share of a diffusion is searched: to 6e-8 of the whole."""
+"""Steps of the search for the share of a diffusion; the result is exact to 6e-8."""
 
 
 class BypassInjection(PatcherInjection):
@@ -143,19 +143,19 @@ def _ours(patcher: Any) -> BypassInjection | None:
 def moment_of(sampling: Any, sigma: float, sigmas: Sequence[float]) -> Moment:
     """The moment at a sigma, by the host's `model_sampling` and the sigmas of the steps of this run.
 
-    Without sigmas, as where a model is called outside a run, both clocks are that of the diffusion.
+    Without sigmas, such as for a model that is called outside a run, both clocks count the diffusion.
     """
 
     def risen(place: int) -> float:
         return -float(sampling.percent_to_sigma(place / len(PERCENTS)))
 
-    # The least percent whose sigma is not above this one: the sigmas of every sampling fall.
+    # Find the least percent whose sigma is not above this one. In every sampling the sigmas fall.
     diffusion = bisect_left(PERCENTS, -sigma, key=risen) / len(PERCENTS)
     return Moment(diffusion, _steps(sigma, sigmas) if len(sigmas) > 1 else diffusion)
 
 
 def _steps(sigma: float, sigmas: Sequence[float]) -> float:
-    """The share of the steps that the run has done; between the sigmas of two it goes with the sigma."""
+    """The share of the steps that the run has done; between two steps it follows the sigma."""
     count = len(sigmas) - 1
     for step, (now, following) in enumerate(pairwise(sigmas)):
         if sigma >= now:

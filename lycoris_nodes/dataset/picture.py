@@ -124,7 +124,7 @@ def _readable(path: Path) -> Generator[None]:
         raise TrainError(
             "the picture cannot be read",
             file=str(path),
-            # Pillow's own message names a Python object, which helps nobody.
+            # Pillow's own message names a Python object, not the file.
             got="no picture" if isinstance(error, UnidentifiedImageError) else str(error),
             hint="Save it again as PNG or JPEG, or take it out of the folder",
         ) from error

@@ -119,7 +119,7 @@ class Layer(ABC):
     for_norms: ClassVar[bool] = False
     """Whether the kind is for the weights of norms alone."""
     products: ClassVar[Products] = ()
-    """The change is a sum of products: the fields of the factors of each.
+    """The fields of each product's factors. The change is the sum of the products.
 
     The angles of a rotation are given like a factor: its change is about proportional to them."""
     around_one: ClassVar[tuple[str, ...]] = ()
@@ -275,7 +275,7 @@ class Layer(ABC):
         return self.additive() is not None
 
     def _factors_held(self) -> list[list[str]]:
-        """The fields of the factors of each product, those that the layer has."""
+        """The fields of each product's factors, as far as the layer has them."""
         held = self.tensors()
         found = ([name for name in factors if name in held] for factors in self.products)
         return [factors for factors in found if factors]
@@ -409,7 +409,7 @@ class Layer(ABC):
         kept["_fits"] = met
 
     def misfit(self, shape: Sequence[int], made_for: str) -> LayerError:
-        """The error for a weight of this shape, with `made_for` as what the layer fits."""
+        """The error for a weight of this shape; `made_for` says what the layer fits."""
         return LayerError(
             f"{a_layer(self.algorithm)} does not fit the weight",
             got=made_for,
@@ -470,7 +470,7 @@ class Layer(ABC):
         return self
 
     def like(self, other: Layer) -> Layer:
-        """The same layer in the form that another one has, where the kind has several."""
+        """The same layer in the form of another one, for kinds that have several forms."""
         return self
 
     def enlarged(self) -> Shape | None:

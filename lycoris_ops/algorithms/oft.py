@@ -80,9 +80,8 @@ class Oft(Trained):
         return super().fault_in_comfy()
 
     def row_axes(self) -> Mapping[str, int] | None:
-        """None where all rows depend on each other, else as in `Layer`.
-
-        They do in BOFT, whose later stages mix blocks, and under a constraint, whose norm is over all blocks.
+        """As in `Layer`, but None where all rows depend on each other. They do in BOFT, whose later stages
+        mix blocks, and under a constraint, whose norm is over all blocks.
         """
         constrained = self.alpha is not None and self.alpha > 0
         if self.oft_blocks.ndim != 3 or constrained:

@@ -168,7 +168,7 @@ def _folder_of(path: Path) -> Generator[None]:
         yield
     except BaseException:
         if new:
-            # Not where another writer has put its files there.
+            # Not if another writer has put its files there.
             with suppress(OSError):
                 folder.rmdir()
         raise

@@ -57,7 +57,7 @@ def examination_picture(found: Examination) -> Image:
 def examination_charts(found: Examination) -> list[Axes | ColourTable]:
     """The charts of an examination.
 
-    1. The norm of each adapter's change by block, by what the layers are there.
+    1. The norm of each adapter's change by block and kind of layer.
     2. The change of each layer beside its weight, in the order of the model; without a base its norm.
     3. The spectra of the layers, with the ranks that keep 90 and 99 % of the energy.
     4. The cosines of all pairs, over all and by block, where there are several adapters.

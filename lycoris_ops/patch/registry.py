@@ -58,7 +58,7 @@ class PatchPath:
         try:
             return self.needs() or self.refuses(plan, weight)
         except (MemoryError, torch.cuda.OutOfMemoryError):
-            # A lack of memory passes: it says nothing about the path.
+            # Memory may be free again later, so a lack of it says nothing about the path.
             raise
         except Exception as error:  # noqa: BLE001 - what a path needs can be broken in any way
             _FAILED[self.name] = f"it cannot be told whether it works here: {briefly(error)}"

@@ -65,8 +65,8 @@ def survey(
     """Measure what each adapter of a stack does in each block of a model.
 
     `keys` are the model's keys, as in `resolve`. `read` reads weights for changes that depend on them (DoRA,
-    OFT, ...); without it, or where it gives None, these are counted and not measured. `progress` gets the
-    number of finished layers and the number of all layers.
+    OFT, ...); without it, or where it gives None, such changes are only counted. `progress` gets the number
+    of finished layers and the number of all layers.
     """
     shapes = known_shapes(keys)
     parts = Targets(shapes)

@@ -70,7 +70,7 @@ class Member(nn.Module):
         self.replace(layer)
 
     def replace(self, layer: Layer) -> None:
-        """Train another layer in place of this one, from its values. Its parameters are new ones.
+        """Train `layer` in place of this one, starting from its values. Its parameters are new ones.
 
         Raises LycorisError where the layer does not fit the module, or a dropout cannot act on it.
         """
@@ -148,7 +148,8 @@ class Member(nn.Module):
                 # A user who asks for a bypass has weights that cannot be read as the module uses them.
                 follows=self.settings.form == "bypass",
             )
-        # One call in each pass sets both. With both the layer is additive, so that the bypass acts last.
+        # One call in each pass sets both hooks. If there are both, the layer is additive, so the bypass acts
+        # last.
         hooks = [hook for hook in (self._rebuilt, self._bypass) if hook is not None]
         hooks[0].before_pass = self._before_pass
         # The bypass first: it alone may refuse.

@@ -97,7 +97,7 @@ def mask_of(model: Any, mask: Tensor, latent: Latent) -> Tensor:
 
 
 def mean_squares(difference: Tensor, shapes: Sequence[torch.Size], mask: Tensor | None) -> Tensor:
-    """The mean square (B,) of each row, over what a mask (B, 1, ...) leaves.
+    """The mean square (B,) of each row, over the part that a mask (B, 1, ...) leaves.
 
     With several parts it is the sum of their means; otherwise the part with the most values would dominate.
     """

@@ -12,7 +12,7 @@ from ..method import MergeMethod, Option, Options
 from . import dare, magnitude_prune, ties
 
 RULES = {module.METHOD.name: module.METHOD for module in (ties, magnitude_prune, dare)}
-"""The methods that can run in the core. Those that work on factors would give the same result there."""
+"""The methods that can run in the core. Methods that work on factors would give the same result there."""
 
 
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:

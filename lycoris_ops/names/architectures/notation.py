@@ -46,12 +46,12 @@ FUSED = {
     "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
     "to_added_kv": ("add_k_proj", "add_v_proj"),
 }
-"""diffusers' fused projections of an attention, and the projections in each, in the order of rows."""
+"""The fused projections of an attention in diffusers, each with its parts in the order of their rows."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """Some of the parts of a layer's rows: of `of` parts, those from `first` to before `end`.
+    """Some parts of a layer's rows: of its `of` parts, `first` up to `end`, which is not included.
 
     The default is the whole layer. The parts have equal numbers of rows, unless one of these is given:
 
@@ -123,7 +123,7 @@ def under(theirs: str, ours: str, table: Table) -> dict[str, Meaning]:
 
 
 EMBEDDER = {"linear_1": "in_layer", "linear_2": "out_layer"}
-"""The two layers of an embedder in diffusers, and as the original code of Flux and its relatives has them."""
+"""The two layers of an embedder, in diffusers and in the original code of Flux and its relatives."""
 SEQUENCE = {"linear_1": "0", "linear_2": "2"}
 """The same where the original code has them in a sequence, with a function between them."""
 

@@ -1,6 +1,6 @@
 """`%default=1,base=1,in1-4=0.5,mid=0`: values for blocks by their place among the file's blocks.
 
-The form is that of ComfyUI-Inspire-Pack: places count from 1 in each family, `base` is for what is in no
+The form comes from ComfyUI-Inspire-Pack: places count from 1 in each family, `base` is for layers in no
 block, and `default` for whatever else is not named. Unlike there, values can be negative.
 """
 
