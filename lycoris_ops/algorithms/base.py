@@ -72,14 +72,14 @@ Products = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True)
 class Join:
-    """The fields that matter when several layers of a kind are joined into one."""
+    """How the tensors of several layers of a kind become those of one layer."""
 
     products: tuple[tuple[str, str], ...] = ()
     """The fields of the left factor (O, r, ...) and of the right one (r, ...) of each product."""
     rows: tuple[str, ...] = ()
     """Fields of tensors that have a row for each output."""
     scaled: tuple[str, ...] = ()
-    """Those of `rows` that alpha / rank scales, like the product."""
+    """Further fields with a row for each output, which alpha / rank scales like the product."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
