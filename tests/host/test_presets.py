@@ -105,7 +105,7 @@ def test_every_layer_of_a_repeated_block_is_trained_but_modulation_and_embedders
     chosen = set(modules.select(model, preset="attn-mlp"))
     assert {path for path in layers - chosen if not is_left_out(path)} == set()
     assert {path for path in chosen if is_left_out(path)} == set()
-    asked = importlib.import_module(f"{host.ops.__name__}.modules.presets").Model(model)
+    asked = importlib.import_module(f"{host.ops.__name__}.modules.presets").ModuleClasses(model)
     assert all(asked.aside(path) for path in layers - chosen)
 
 
