@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import number_of
-from ..writing.place import has_folder
+from ..writing.place import PEFT_FILE
 from ..writing.save import SaveResult
 from .words import paragraph
 
@@ -14,7 +14,7 @@ def describe_saved(result: SaveResult) -> str:
     """The report on a saved adapter."""
     name = Path(result.path)
     # All of PEFT's files have the same name, so show the folder's too.
-    shown = f"{name.parent.name}/{name.name}" if has_folder(result.dialect) else name.name
+    shown = f"{name.parent.name}/{name.name}" if name.name == PEFT_FILE else name.name
     layers = number_of(result.layers, "layer")
     lines = [f"{shown}: {layers} in the dialect {result.dialect}, {result.size / 1e6:.2f} MB"]
     lines += [f"  {change}" for change in (*result.changes, *result.in_comfy)]

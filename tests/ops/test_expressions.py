@@ -102,7 +102,7 @@ def test_pefts_own_function_gives_the_first() -> None:
         ("(" * 5000 + ")" * 5000, "recursion"),
         ("(a{100}){200}", "copies"),
         ("a{99999999}", "copies"),
-        ("a?" * 9000, "no paths"),
+        ("a?" * 9000, "not paths"),
         ("a" * (MOST_TEXT + 1), "characters"),
     ],
 )

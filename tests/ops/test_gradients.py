@@ -373,7 +373,7 @@ def test_derivatives_of_a_scaled_output_of_any_order_and_mode(monkeypatch: pytes
     monkeypatch.setattr(rescaled, "LITTLE", 100)
     geometry = geometry_of(module)
     assert isinstance(geometry, Geometry)
-    product = rescaled.Product(geometry, module.weight, module.bias)
+    product = rescaled.PlainOutput(geometry, module.weight, module.bias)
     assert 0 < product.bytes_kept < 9 * 3 * 8
 
     def run(x: Tensor, extra: Tensor) -> Tensor:
