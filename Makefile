@@ -7,7 +7,7 @@ HOST ?=
 # Sets up what is missing, then runs what follows `--` with the environment's own `python` first.
 IN = $(PYTHON) tests/harness/environment.py $(if $(HOST),--host $(HOST)) $(if $(COMFYUI),--comfyui "$(COMFYUI)")
 # In two processes of one thread each: more would wait for each other on two cores. The library's tests are
-# many and small; those of a file of the others share what it makes.
+# many and small; those of a file of the others share what it makes. The longest, in the browser, come first.
 TESTS = env OMP_NUM_THREADS=1 python -m pytest
 OPS = $(TESTS) -n 2 --dist loadgroup tests/ops
 BY_FILE = $(TESTS) -n 2 --dist loadfile --no-loadscope-reorder
@@ -25,7 +25,7 @@ demo: ## run the demo in the real ComfyUI
 	@$(IN) -- python -m tests.harness.demo
 
 test: ## all tests: library, host, scripts of the pages, browser
-	@$(IN) --browser -- sh -c 'status=0; $(OPS) || status=1; $(WEB) || status=1; $(BY_FILE) tests/host tests/browser || status=1; \
+	@$(IN) --browser -- sh -c 'status=0; $(OPS) || status=1; $(WEB) || status=1; $(BY_FILE) tests/browser tests/host || status=1; \
 		python tests/harness/facts.py || status=1; exit $$status'
 
 test-ops: ## the library alone
