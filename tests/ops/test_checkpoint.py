@@ -123,27 +123,6 @@ def test_a_second_merge_keeps_the_first_recipe_and_drops_false_hashes(tmp_path: 
     assert json.loads(recipe["base_recipe"])["base"] == "base.safetensors"
 
 
-def test_query_key_and_value_of_a_fused_weight_are_merged_into_their_rows(tmp_path: Path) -> None:
-    """The reference is 0.5 * up @ down in float64, in the rows of each part."""
-    key = "conditioner.embedders.1.model.transformer.resblocks.3.attn.in_proj_weight"
-    base = torch.randn(30, 10).half()
-    save_file({key: base}, tmp_path / "base.safetensors")
-    adapter: dict[str, Tensor] = {}
-    wanted = base.double()
-    for number, name in enumerate("qkv"):
-        up, down = torch.randn(10, 2), torch.randn(2, 10)
-        layer = f"lora_te2_text_model_encoder_layers_3_self_attn_{name}_proj"
-        adapter |= {f"{layer}.lora_up.weight": up, f"{layer}.lora_down.weight": down}
-        wanted[10 * number : 10 * number + 10] += 0.5 * up.double() @ down.double()
-    save_file(adapter, tmp_path / "adapter.safetensors")
-    stack = lyc.Stack([lyc.Entry(lyc.load_adapter(tmp_path / "adapter.safetensors"), 0.5)])
-    result = lyc.merge_checkpoint(tmp_path / "base.safetensors", stack, tmp_path / "out.safetensors")
-    assert result.merged == 1
-    merged = load_file(tmp_path / "out.safetensors")[key]
-    # Half a unit in the last place of float16 is 2^-11 of the value.
-    assert ((merged.double() - wanted).abs() <= 2**-11 * wanted.abs() + 1e-5).all()
-
-
 def test_a_long_copy_reports_on_its_way(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(20 << 20, dtype=torch.uint8)}, tmp_path / "base.safetensors")
     seen: list[int] = []

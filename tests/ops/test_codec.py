@@ -56,25 +56,6 @@ def test_every_value_goes_to_one_of_its_neighbours_and_is_kept_on_average(dtype:
     assert mean.mean().abs() < 2.5 / (times * len(low)) ** 0.5
 
 
-def test_a_change_too_small_for_rounding_to_nearest_is_not_lost() -> None:
-    """The sum of all changes is kept to 2 %, where rounding to nearest loses every one."""
-    weight = torch.randn(512, 512).to(torch.float8_e4m3fn).float()
-    # float8_e4m3fn holds 4 bits of a value: rounding to nearest loses any change below 1/32 of it.
-    change = 0.01 * weight.abs()
-    nearest = (weight + change).to(torch.float8_e4m3fn).float() - weight
-    found = round_to_float8(weight + change, torch.float8_e4m3fn, 1).float() - weight
-    assert nearest.abs().sum() == 0
-    assert abs(found.sum() / change.sum() - 1) < 0.02
-
-
-@pytest.mark.parametrize("dtype", FLOAT8, ids=str)
-def test_values_beyond_the_range_are_not_clamped(dtype: torch.dtype) -> None:
-    largest = torch.finfo(dtype).max
-    values = torch.tensor([largest, 1.5 * largest, -1e30, torch.inf, torch.nan, 1e-30])
-    found = round_to_float8(values, dtype, 0).float()
-    assert found[0] == largest and found[1:5].isnan().all() and found[5] == 0.0
-
-
 def test_the_rounding_is_the_same_for_the_same_weight_only() -> None:
     values = torch.randn(3, 700)
     first, again, other = (

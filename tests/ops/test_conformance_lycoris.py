@@ -250,33 +250,6 @@ def test_delta_is_what_lycoris_computes(kind: str, weight: str, axis: str | None
     assert not bias.any()
 
 
-@pytest.mark.parametrize(("weight", "file"), zip(SHAPES, FILES * 3, strict=False))
-@pytest.mark.parametrize("bias", [False, True])
-def test_full_changes_weight_and_bias(weight: str, bias: bool, file: torch.dtype) -> None:
-    shape = SHAPES[weight]
-    base = layer(shape, bias=bias)
-    values = [parameter.clone() for parameter in base.parameters()]
-    theirs = module_class("full.FullModule")("layer", base, 1.0, **DROPOUT).double().eval()
-    theirs.requires_grad_(False).apply_to()
-    fill(theirs.parameters(), file)
-    tensors = stored(theirs.state_dict(), file)
-    assert tensors.keys() == ({"diff", "diff_b"} if bias else {"diff"})
-    # After `apply_to` the module holds the sum of the base and the change: here it is set from the file.
-    theirs.weight.copy_(values[0] + tensors["diff"])
-    if bias:
-        theirs.bias.copy_(values[1] + tensors["diff_b"])
-    changed, changed_bias = affine(theirs.forward, shape)
-    algorithm = detect(tensors)
-    assert algorithm is not None and algorithm.algorithm == "full"
-    change = algorithm.load(tensors).change(values[0])
-    assert error(change.delta, changed - values[0], values[0]) <= 16 * EPS64
-    if bias:
-        assert change.bias is not None
-        assert error(change.bias.double(), changed_bias - values[1], values[1]) <= 16 * EPS64
-    else:
-        assert change.bias is None
-
-
 @pytest.mark.parametrize("file", FILES, ids=str)
 @pytest.mark.parametrize(
     "base", [nn.LayerNorm(12), nn.LayerNorm(1), nn.GroupNorm(3, 12)], ids=["layer", "single", "group"]

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from layers import CASES, KINDS, MIXED, WEIGHTS, base, factors, home, load
+from layers import KINDS, MIXED, WEIGHTS, base, factors, home, load
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS, detect
@@ -137,12 +137,6 @@ def test_init_of_a_kind_that_cannot_start_there_is_an_error() -> None:
 
 APART = [(kind, weight) for kind, weight in MIXED if load(kind, weight, alpha=None).row_axes() is not None]
 """(kind, weight) of all layers whose rows do not depend on each other."""
-
-
-@pytest.mark.parametrize("kind", sorted({kind for kind, _ in CASES} - {kind for kind, _ in APART}))
-def test_rows_that_depend_on_each_other_are_an_error(kind: str) -> None:
-    with pytest.raises(lyc.LayerError, match="part of its rows"):
-        load(kind, home(kind), alpha=None).rows((0, 4))
 
 
 @pytest.mark.parametrize(("kind", "weight"), APART)

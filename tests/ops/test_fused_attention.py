@@ -10,21 +10,12 @@ import pytest
 from lycoris_ops.names import fused_attention
 from lycoris_ops.names.architectures import Place
 
-PARTS = {
-    "qkv": (12, 4),
-    "to_qkv": (12, 4),
-    "qkv_proj": (12, 4),
-    "in_proj": (12, 4),
-    "in_proj_weight": (12, 4),
-    "Wqkv": (12, 4),
-}
 
-
-@pytest.mark.parametrize("fused", PARTS)
+@pytest.mark.parametrize("fused", ["qkv", "to_qkv", "qkv_proj", "in_proj", "in_proj_weight", "Wqkv"])
 @pytest.mark.parametrize("parts", ["q k v", "to_q to_k to_v", "q_proj k_proj v_proj", "wq wk wv"])
 def test_parts_of_a_fused_weight(fused: str, parts: str) -> None:
     path = f"encoder.layers.3.attn.{fused}"
-    names = fused_attention.fallback({path: PARTS[fused]})
+    names = fused_attention.fallback({path: (12, 4)})
     thirds = ((0, 4), (4, 8), (8, 12))
     for part, third in zip(parts.split(), thirds, strict=True):
         assert names[f"encoder.layers.3.attn.{part}"] == (Place(path, third),)

@@ -435,20 +435,6 @@ def test_gradients_flow_through_what_a_later_stage_meets(kind: str) -> None:
         same(mine.grad, other.grad)
 
 
-def test_a_plan_of_frozen_layers_is_kept_and_one_that_learns_is_not() -> None:
-    case = MODULES["linear"]
-    module, x = case.module(), case.input()
-    frozen = hook(module, chained(case, ([(layer("lora-dora-out", case), 1.0)],)))
-    module(x)
-    bound = frozen._bound
-    module(x)
-    assert bound is not None and frozen._bound is bound and frozen.met is not None
-    frozen.remove()
-    hooks = hook(module, chained(case, ([(learning(layer("lora-dora-out", case)), 1.0)],)))
-    module(x).sum().backward()
-    assert hooks.plan.learns and hooks._bound is None and hooks.met is None
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
 def test_a_bypass_that_is_kept_sees_what_becomes_of_the_parameters(kind: str, dtype: torch.dtype) -> None:

@@ -513,16 +513,6 @@ def test_factors_of_one_column_have_a_kronecker_product() -> None:
     assert isinstance(wanted, Tensor) and error(change(layer, shape), wanted) < 1e-6
 
 
-def test_sce_keeps_a_layer_that_only_one_adapter_has() -> None:
-    one, two = (
-        adapter("one", {"a": load("lora", "linear"), "b": load("lora", "linear")}),
-        adapter("two", {"a": load("lora", "linear")}),
-    )
-    made = lyc.merge_adapters([(one, -0.5), (two, 1.0)], "sce", select=0.5, scale=2.0)
-    found = change(made.layers["lora_unet_b"], (12, 18))
-    assert error(found, -change(one.layers["lora_unet_b"], (12, 18))) < 1e-6
-
-
 def test_the_recipe_tells_the_hash_of_a_file_that_does_not_say_it(tmp_path: Path) -> None:
     file = tmp_path / "one.safetensors"
     layer = load("lora", "linear")

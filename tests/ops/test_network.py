@@ -109,28 +109,6 @@ def test_values_and_gradients_are_those_of_lycoris(case: str, convolution: str, 
     other.restore()
 
 
-@pytest.mark.parametrize("form", ["bypass", "rebuilt"])
-@pytest.mark.parametrize("case", ["lora", "loha", "lokr", "dora-output", "oft", "ia3", "tucker"])
-def test_bypass_and_rebuilt_weights_agree(case: str, form: str) -> None:
-    torch.manual_seed(0)
-    model = Model("conv2d").double()
-    network = made(model, **CASES[case], form=form).double()
-    found = model(model.ids())
-    loss(found).backward()
-    grads = [parameter.grad for parameter in network.parameters()]
-    assert {member.form for member in network.members.values()} == {form}
-    network.restore()
-    # By torch's own products of the changed weights.
-    changed = {
-        f"{path}.weight": member.site.module.weight + member.layer.delta(member.site.module.weight)
-        for path, member in network.members.items()
-    }
-    wanted = torch.func.functional_call(model, changed, (model.ids(),))
-    assert (found - wanted).abs().max() < 1e-12
-    for mine, grad in zip(grads, torch.autograd.grad(loss(wanted), list(network.parameters())), strict=True):
-        assert mine is not None and (mine - grad).abs().max() < 1e-12
-
-
 @pytest.mark.parametrize("kernel", [(), (3, 3)], ids=["linear", "conv"])
 def test_the_way_is_chosen_by_the_tokens_of_each_pass(
     kernel: tuple[int, ...], monkeypatch: pytest.MonkeyPatch

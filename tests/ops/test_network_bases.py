@@ -41,6 +41,7 @@ def test_weights_that_are_stored_transposed(gpt2: nn.Module, options: dict[str, 
     """GPT-2's layers compute x W + b: what a layer changes is W^T."""
     model = gpt2.double()
     network = made(model, form=form, preset="attn-mlp", **options).double().eval()
+    assert {member.form for member in network.members.values()} == {form}
     assert {member.site.shape for member in network.members.values()} == {
         (96, 32),
         (32, 32),

@@ -262,17 +262,6 @@ def peft_config(tmp_path: Path, layers: Mapping[str, Mapping[str, Tensor]], **op
     return json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
 
 
-def test_the_configuration_has_every_rank_and_alpha(tmp_path: Path) -> None:
-    alpha = {"alpha": torch.tensor(0.5)}
-    config = peft_config(
-        tmp_path, {"x.a": lora((6, 6), 2), "x.b": lora((6, 6), 3) | alpha, "x.c": lora((6, 6), 2)}
-    )
-    assert config["peft_type"] == "LORA" and config["target_modules"] == r"x\.a|x\.b|x\.c"
-    assert config["r"] == config["lora_alpha"] == 2
-    assert config["rank_pattern"] == {r"^x\.b": 3} and config["alpha_pattern"] == {r"^x\.b": 0.5}
-    assert (config["use_dora"], config["use_rslora"], config["lora_bias"]) == (False, False, False)
-
-
 def test_peft_needs_one_kind_and_one_choice_for_a_file(tmp_path: Path) -> None:
     dora = {**lora((6, 6), 2), "dora_scale": torch.rand(6, 1)}
     for odd, why in ((factors("loha", "linear"), "one kind"), (dora, "DoRA in every layer")):
