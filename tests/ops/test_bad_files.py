@@ -15,17 +15,12 @@ import torch
 from layers import factors
 from safetensors.torch import save_file
 from torch import Tensor
+from written import adapter as adapter_of
 
 import lycoris_ops as lyc
 from lycoris_ops.reading.options import options_of
 
 KEY, NAME = "diffusion_model.a.c.weight", "lora_unet_a_c"
-
-
-def written(folder: Path, layer: dict[str, Tensor], name: str = NAME) -> Path:
-    """A file of one layer."""
-    save_file({f"{name}.{key}": tensor for key, tensor in layer.items()}, folder / "bad.safetensors")
-    return folder / "bad.safetensors"
 
 
 # PEFT's adapter_config.json beside the file.
@@ -134,7 +129,7 @@ def test_a_mark_of_the_byte_order_before_a_configuration_is_skipped(tmp_path: Pa
 
 def test_a_name_too_long_for_the_disk_is_an_error_of_the_family(tmp_path: Path) -> None:
     """The system's own error does not reach the caller."""
-    adapter = lyc.load_adapter(written(tmp_path, factors("lora", "linear")))
+    adapter = adapter_of(tmp_path, {NAME: factors("lora", "linear")})
     # Names may have 255 bytes: 240 leave no room for what an unfinished file is called.
     for long in ("x" * 300, "x" * 240):
         with pytest.raises(
@@ -174,7 +169,7 @@ def test_a_value_that_an_option_cannot_have_is_refused(
     tmp_path: Path, option: str, value: Any, known: str
 ) -> None:
     """The options of `load_adapter` are checked, and so is a layer that has others."""
-    path = written(tmp_path, factors("lora", "linear"))
+    path = adapter_of(tmp_path, {NAME: factors("lora", "linear")}).path
     says = f"value of the option {option}.*{known}"
     with pytest.raises(lyc.LycorisError, match=says):
         lyc.load_adapter(path, **{option: value})
@@ -184,7 +179,7 @@ def test_a_value_that_an_option_cannot_have_is_refused(
 
 
 def test_every_option_has_values_that_are_known(tmp_path: Path) -> None:
-    path = written(tmp_path, factors("lora", "linear"))
+    path = adapter_of(tmp_path, {NAME: factors("lora", "linear")}).path
     known = {option for kind in lyc.ALGORITHMS.values() for option in options_of(kind)}
     assert known == {
         *("dora", "sig_type", "terms", "last", "constraint", "feedforward", "start", "product_of"),
@@ -198,14 +193,14 @@ def test_every_option_has_values_that_are_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize("alpha", [math.nan, math.inf, -math.inf])
 def test_an_alpha_that_is_no_number_is_in_the_report(tmp_path: Path, alpha: float) -> None:
     for kind in ("lora", "oft"):
-        adapter = lyc.load_adapter(written(tmp_path, factors(kind, "linear", alpha=alpha)))
-        text = report(adapter)
+        text = report(adapter_of(tmp_path, {NAME: factors(kind, "linear", alpha=alpha)}))
         assert "alpha is NaN or infinite in 1 layer, where nothing can be applied" in text
         assert "negative" not in text and "alpha is 0" not in text
 
 
 def test_a_safetensors_file_under_a_pickles_name_says_so(tmp_path: Path) -> None:
-    path = written(tmp_path, factors("lora", "linear")).rename(tmp_path / "x.pt")
+    written = adapter_of(tmp_path, {NAME: factors("lora", "linear")}).path
+    path = Path(written).rename(tmp_path / "x.pt")
     with pytest.raises(lyc.FileFormatError, match=r"x\.pt: not a pickle.*ends in \.safetensors") as caught:
         lyc.load_adapter(path)
     assert "weights_only" not in str(caught.value)
@@ -252,5 +247,5 @@ def test_a_file_of_several_adapters_names_them(tmp_path: Path) -> None:
 def test_what_only_looks_like_a_name_is_none(tmp_path: Path) -> None:
     """In `lokr_w1.scale`, beside `lokr_w1`, `scale` is not the name of an adapter."""
     layer = factors("lokr-full-full", "linear")
-    path = written(tmp_path, {**layer, "lokr_w1.scale": torch.ones(1)})
-    assert "lokr_w1.scale" in lyc.load_adapter(path).unreadable[NAME]
+    adapter = adapter_of(tmp_path, {NAME: {**layer, "lokr_w1.scale": torch.ones(1)}})
+    assert "lokr_w1.scale" in adapter.unreadable[NAME]

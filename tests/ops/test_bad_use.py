@@ -10,7 +10,7 @@ import pytest
 import torch
 from layers import factors
 from safetensors.torch import save_file
-from torch import Tensor
+from written import adapter, resolved
 
 import lycoris_ops as lyc
 from lycoris_ops.bypass import Geometry
@@ -53,20 +53,16 @@ BEFORE = {
 """Layers whose fault the header of a file does not show, but which is known before a weight is there."""
 
 
-def written(folder: Path, layer: dict[str, Tensor], name: str = NAME) -> Path:
-    save_file({f"{name}.{key}": tensor for key, tensor in layer.items()}, folder / "bad.safetensors")
-    return folder / "bad.safetensors"
-
-
 @pytest.mark.parametrize("case", SAYS)
 def test_an_error_at_use_names_file_layer_and_weight(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], case: str
 ) -> None:
     """The fault is met by a patch, by a kept plan, by a bypass, and by `bake` on the command line."""
     layer, says = SAYS[case]
-    path = written(tmp_path, layer)
+    bad = adapter(tmp_path, {NAME: layer})
+    path = bad.path
     save_file({KEY: torch.randn(12, 18)}, tmp_path / "base.safetensors")
-    pairs = lyc.resolve(lyc.Stack([lyc.Entry(lyc.load_adapter(path))]), {KEY: (12, 18)}).pairs()[KEY]
+    pairs = resolved(bad, {KEY: (12, 18)}).pairs()[KEY]
     parts = [(match.read(entry.adapter), 1.0) for entry, match in pairs]
     with pytest.raises(lyc.LayerError, match=f"{path}: {NAME}: .*({says})"):
         lyc.patch_(torch.randn(12, 18), parts)
@@ -81,7 +77,7 @@ def test_an_error_at_use_names_file_layer_and_weight(
     with pytest.raises(lyc.LayerError, match=f"{path}: {NAME} on a.c: .*({says})"):
         lyc.Bypass(torch.nn.Linear(18, 12), plan, name="a.c").meet(torch.float32, torch.device("cpu"))
     out = tmp_path / "out.safetensors"
-    assert main(["bake", str(tmp_path / "base.safetensors"), "--adapter", str(path), "-o", str(out)]) == 2
+    assert main(["bake", str(tmp_path / "base.safetensors"), "--adapter", path, "-o", str(out)]) == 2
     assert capfd.readouterr().err.startswith(f"error: {path}: {NAME} on {KEY}: ")
     assert not out.exists()
 
@@ -89,11 +85,11 @@ def test_an_error_at_use_names_file_layer_and_weight(
 @pytest.mark.parametrize("case", BEFORE)
 def test_an_error_that_needs_no_weight_comes_when_the_plan_is_made(tmp_path: Path, case: str) -> None:
     layer, says = BEFORE[case]
-    path = written(tmp_path, layer)
-    pairs = lyc.resolve(lyc.Stack([lyc.Entry(lyc.load_adapter(path))]), {KEY: (12, 18)}).pairs()[KEY]
+    bad = adapter(tmp_path, {NAME: layer})
+    pairs = resolved(bad, {KEY: (12, 18)}).pairs()[KEY]
     parts = [(match.read(entry.adapter), 1.0) for entry, match in pairs]
     for make in (lambda: kept_plan((12, 18), pairs), lambda: lyc.BypassPlan.build(geometry(), parts)):
-        with pytest.raises(lyc.LayerError, match=f"{path}: {NAME}: .*{says}"):
+        with pytest.raises(lyc.LayerError, match=f"{bad.path}: {NAME}: .*{says}"):
             make()
 
 

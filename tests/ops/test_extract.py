@@ -10,7 +10,7 @@ import torch
 from layers import FEW, KINDS, base, home, load
 from safetensors.torch import save_file
 from torch import Tensor
-from written import changes
+from written import change, changes, error
 
 import lycoris_ops as lyc
 
@@ -44,10 +44,6 @@ def models(
     change["middle_block.1.proj_in.weight"] *= 0
     after = {key: (before[key].double() + change[key].double()).to(dtype) for key in before}
     return before, change, after
-
-
-def error(found: Tensor, wanted: Tensor) -> float:
-    return ((found.double() - wanted.double()).norm() / wanted.double().norm()).item()
 
 
 @pytest.mark.parametrize("size", [lyc.Rank(RANK), "auto"], ids=str)
@@ -198,15 +194,9 @@ def test_rules_and_two_strengths_need_the_model_where_names_do_not_tell() -> Non
         "lora_te_text_model_encoder_layers_0_mlp_fc1": load("lora", "linear"),
     }
     held = lyc.Adapter.of(layers, name="test")
-    names = iter(layers)
     found = lyc.weighted(lyc.Entry(held, strength=0.5, strength_clip=0.25))
-    factors = [
-        error(
-            found.layers[n].delta(torch.zeros(12, 18)),
-            0 * torch.ones(1) + layers[n].delta(torch.zeros(12, 18)),
-        )
-        for n in names
-    ]
+    shape = (12, 18)
+    factors = [error(change(found.layers[name], shape), change(layers[name], shape)) for name in layers]
     assert factors == pytest.approx([0.5, 0.5, 0.75], rel=1e-3)
     ruled = lyc.Entry(held, strength=0.5, rules=lyc.Rules.parse("mid = 0\nin = 2"))
     with pytest.raises(lyc.LycorisError, match=r"told by its place in the model"):

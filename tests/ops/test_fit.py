@@ -12,6 +12,7 @@ import pytest
 import torch
 from layers import KINDS, WEIGHTS, base, factors, home, load
 from torch import Tensor
+from written import change, error, in_memory
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
@@ -23,15 +24,7 @@ from lycoris_ops.maths.decompositions import Pause
 
 
 def adapter(**layers: Any) -> Any:
-    return lyc.Adapter.of({f"lora_unet_{name}": layer for name, layer in layers.items()}, name="test")
-
-
-def error(found: Tensor, wanted: Tensor) -> float:
-    return ((found.double() - wanted.double()).norm() / wanted.double().norm()).item()
-
-
-def change(layer: lyc.Layer, shape: tuple[int, ...]) -> Tensor:
-    return layer.delta(torch.zeros(shape, dtype=torch.float64))
+    return in_memory("test", layers)
 
 
 def optimal(values: Tensor, rank: int) -> float:

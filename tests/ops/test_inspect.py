@@ -13,6 +13,7 @@ import torch
 from layers import KINDS, WEIGHTS, home, load
 from safetensors.torch import save_file
 from torch import Tensor
+from written import in_memory
 
 import lycoris_ops as lyc
 from lycoris_ops.__main__ import main
@@ -28,11 +29,8 @@ LAYERS = {
 
 
 def adapter(name: str, kinds: tuple[str, ...]) -> lyc.Adapter:
-    layers = {
-        f"lora_unet_{path}": load(kind, weight)
-        for (path, weight), kind in zip(LAYERS.items(), kinds, strict=True)
-    }
-    return lyc.Adapter.of(layers, name=name)
+    made = (load(kind, weight) for kind, weight in zip(kinds, LAYERS.values(), strict=True))
+    return in_memory(name, dict(zip(LAYERS, made, strict=True)))
 
 
 def change(found: lyc.Adapter, path: str) -> Tensor:

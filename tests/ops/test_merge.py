@@ -15,6 +15,8 @@ from layers import KINDS, WEIGHTS, home, load, rand
 from peft.utils import merge_utils
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from written import change, error
+from written import in_memory as adapter
 
 import lycoris_ops as lyc
 from lycoris_ops.__main__ import main
@@ -38,10 +40,6 @@ def dense(forms: Any, shape: tuple[int, int] = SHAPE) -> Tensor:
 def merged(method: str, deltas: Deltas, **options: Any) -> Tensor:
     found = METHODS[method]
     return dense(found.merge(deltas, found.checked(options)), deltas.shape)
-
-
-def error(found: Tensor, wanted: Tensor) -> float:
-    return ((found.double() - wanted.double()).norm() / wanted.double().norm()).item()
 
 
 @pytest.mark.parametrize(
@@ -94,13 +92,13 @@ def test_what_is_drawn_is_scaled_by_its_probability(
     assert torch.equal(one, merged(method, deltas(3), density=0.6, consensus=consensus))
     assert not torch.equal(one, merged(method, deltas(4), density=0.6, consensus=consensus))
     kept: list[Tensor] = []
-    for index, (change, strength) in enumerate(zip(changes, STRENGTHS, strict=True)):
+    for index, (values, strength) in enumerate(zip(changes, STRENGTHS, strict=True)):
         drawn = torch.rand(SHAPE, generator=deltas(3).generator(index), dtype=torch.float32)
         chance = torch.full(SHAPE, 0.6)
         if method == "della":
-            ranks = change.abs().double().numpy().argsort(1).argsort(1)
+            ranks = values.abs().double().numpy().argsort(1).argsort(1)
             chance = torch.tensor(0.45 + 0.3 * ranks / (SHAPE[1] - 1))
-        kept.append(strength * torch.where(drawn < chance, change.double() / chance, 0.0))
+        kept.append(strength * torch.where(drawn < chance, values.double() / chance, 0.0))
     wanted = sum(kept)
     if consensus == "ties":
         wanted = merge_utils.ties(kept, torch.ones(3), 1.0, "total")
@@ -234,14 +232,6 @@ def test_neutral_settings() -> None:
 # Whole adapters.
 
 ADDITIVE = [kind for kind, spec in KINDS.items() if spec.additive and not spec.flat]
-
-
-def adapter(name: str, layers: dict[str, lyc.Layer]) -> lyc.Adapter:
-    return lyc.Adapter.of({f"lora_unet_{key}": layer for key, layer in layers.items()}, name=name)
-
-
-def change(layer: lyc.Layer, shape: tuple[int, ...]) -> Tensor:
-    return layer.delta(torch.zeros(shape, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("kind", ADDITIVE)

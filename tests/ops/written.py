@@ -1,4 +1,4 @@
-"""Adapters in files, and what they change in a model."""
+"""Adapters in files and in memory, and what they change."""
 
 from __future__ import annotations
 
@@ -32,6 +32,21 @@ def read(
     # The safetensors package writes contiguous tensors only.
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path, metadata)
     return lyc.load_adapter(path)
+
+
+def in_memory(name: str, layers: Mapping[str, lyc.Layer]) -> lyc.Adapter:
+    """An adapter of layers by their names without kohya's prefix."""
+    return lyc.Adapter.of({f"lora_unet_{path}": layer for path, layer in layers.items()}, name=name)
+
+
+def change(layer: lyc.Layer, shape: tuple[int, ...]) -> Tensor:
+    """What a layer adds to a weight of zeros, in float64."""
+    return layer.delta(torch.zeros(shape, dtype=torch.float64))
+
+
+def error(found: Tensor, wanted: Tensor) -> float:
+    """The norm of the difference as a share of what is wanted."""
+    return ((found.double() - wanted.double()).norm() / wanted.double().norm()).item()
 
 
 def resolved(found: lyc.Adapter, model: Shapes) -> lyc.Resolution:
