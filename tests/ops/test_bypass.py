@@ -131,16 +131,6 @@ def test_halves_of_a_layer_on_rows_of_a_fused_weight(kind: str, name: str) -> No
             chained(case, (cut,)).meet(torch.float64, torch.device("cpu"), lambda: None, lambda: None)
 
 
-@pytest.mark.parametrize("window", [(0, 5), (3, 9), (4, 8), (7, 12)])
-@pytest.mark.parametrize("kind", ["lora", "loha", "lokr-full-full", "lokr-low-low", "full"])
-@pytest.mark.parametrize("name", ["linear", "conv2d"])
-def test_windows_that_fall_between_blocks(window: tuple[int, int], kind: str, name: str) -> None:
-    """Windows of a layer may begin and end inside a block of LoKr."""
-    case = MODULES[name]
-    part = lyc.Part(layer(kind, case), (2, 2 + window[1] - window[0]), window)
-    assert compare(case, ([(part, 0.8)],)) < BOUNDS[torch.float64]
-
-
 @pytest.mark.parametrize(
     ("kind", "name"),
     [(kind, name) for kind, name in FACTS if name in ("linear", "conv2d") and not KINDS[kind].additive],

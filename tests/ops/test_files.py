@@ -199,11 +199,10 @@ def test_an_unknown_layer_is_kept_for_the_report(tmp_path: Path) -> None:
     assert "2 keys of the file are of no known kind" in text
 
 
-@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "state_dict"])
-def test_a_pickle_of_plain_tensors_is_read(tmp_path: Path, wrapped: bool) -> None:
+def test_a_pickle_of_plain_tensors_is_read(tmp_path: Path) -> None:
     tensors = named(factors("loha", "linear"))
     path = tmp_path / "x.pt"
-    torch.save({"state_dict": tensors} if wrapped else tensors, path)
+    torch.save(tensors, path)
     # Archives by other tools have no second end with sizes in 64 bits.
     packed = tmp_path / "packed.pt"
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w") as target:

@@ -378,16 +378,22 @@ def test_a_merged_layer_has_the_widest_dtype_of_those_that_it_is_made_of(size: l
     assert {t.dtype for t in asked.tensors().values()} == {half}
 
 
+def fused_flux() -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]:
+    """Weights of a Flux whose q, k and v are one, and their shapes."""
+    root = "model.diffusion_model"
+    weights = {
+        f"{root}.img_in.weight": torch.randn(12, 8),
+        f"{root}.vector_in.in_layer.weight": torch.randn(12, 8),
+        f"{root}.double_blocks.0.img_attn.qkv.weight": torch.randn(36, 18),
+        f"{root}.double_blocks.0.img_attn.qkv.bias": torch.randn(36),
+        f"{root}.double_blocks.0.img_attn.proj.weight": torch.randn(12, 12),
+    }
+    return weights, {key: tuple(value.shape) for key, value in weights.items()}
+
+
 def test_with_a_base_any_kind_and_any_names_are_merged() -> None:
     """DoRA beside split q, k and v onto a fused weight, with a bias; names of two tools."""
-    weights = {
-        "model.diffusion_model.img_in.weight": torch.randn(12, 8),
-        "model.diffusion_model.vector_in.in_layer.weight": torch.randn(12, 8),
-        "model.diffusion_model.double_blocks.0.img_attn.qkv.weight": torch.randn(36, 18),
-        "model.diffusion_model.double_blocks.0.img_attn.qkv.bias": torch.randn(36),
-        "model.diffusion_model.double_blocks.0.img_attn.proj.weight": torch.randn(12, 12),
-    }
-    shapes = {key: tuple(value.shape) for key, value in weights.items()}
+    weights, shapes = fused_flux()
     dora = {
         **KINDS["lora"].make((36, 18), 2),
         "alpha": torch.tensor(2.0),
@@ -418,12 +424,7 @@ def test_with_a_base_any_kind_and_any_names_are_merged() -> None:
 def test_block_rules_weight_each_of_several_layers_on_one_weight() -> None:
     """q, k and v of an adapter meet one fused weight at three strengths, of which one is 0."""
     key = "model.diffusion_model.double_blocks.0.img_attn.qkv.weight"
-    weights = {
-        "model.diffusion_model.img_in.weight": torch.randn(12, 8),
-        "model.diffusion_model.vector_in.in_layer.weight": torch.randn(12, 8),
-        key: torch.randn(36, 18),
-    }
-    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    weights, shapes = fused_flux()
     root = "transformer.transformer_blocks.0.attn.to_"
     split = lyc.Adapter.of({f"{root}{part}": load("lora", "linear") for part in "qkv"}, name="split")
     rules = lyc.Rules.parse("attn.q = 0.5\nattn.v = off")

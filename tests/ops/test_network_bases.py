@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import ALL, CASES, Model, loss, made, state
+from networks import ALL, CASES, Model, loss, made
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -431,34 +431,6 @@ def test_layers_that_two_processes_compute_in_parts() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(in_one_process, (2, port), 2)
-
-
-def test_models_of_torchvision() -> None:
-    """Grouped convolutions beside batch norms, and torch's own attention."""
-    torchvision = pytest.importorskip("torchvision")
-    pictures, wanted = torch.rand(2, 3, 32, 32), torch.tensor([0, 1])
-    for net, count in (
-        (torchvision.models.shufflenet_v2_x0_5(num_classes=2), 57),
-        (torchvision.models.VisionTransformer(32, 8, 1, 2, 16, 32, num_classes=2), 6),
-    ):
-        net.eval()
-        before, found = state(net), net(pictures)
-        network = lyc.create_lycoris(net, preset="full", rank=2, seed=0).apply_to()
-        assert torch.equal(net(pictures), found) and len(network.members) == count
-        optimizer = torch.optim.AdamW(network.parameter_groups(1e-2))
-        losses: list[float] = []
-        for _ in range(6):
-            one = functional.cross_entropy(net(pictures), wanted)
-            optimizer.zero_grad()
-            one.backward()
-            optimizer.step()
-            losses.append(one.item())
-        assert losses[-1] < losses[0]
-        network.restore()
-        after = state(net)
-        assert after[1] == before[1] and all(
-            torch.equal(after[0][name], value) for name, value in before[0].items()
-        )
 
 
 def test_sequences_of_several_lengths_in_torchs_own_encoder() -> None:
