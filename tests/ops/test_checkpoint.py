@@ -152,15 +152,6 @@ def test_a_merged_weight_that_overflows_is_an_error_naming_it(tmp_path: Path) ->
     assert load_file(out)[key][0, 0] == 60000 + 99 * 99
 
 
-def test_an_empty_stack_copies_every_byte(tmp_path: Path) -> None:
-    path, _ = write(tmp_path, torch.float16)
-    out = tmp_path / "out.safetensors"
-    result = lyc.merge_checkpoint(path, lyc.Stack(), out)
-    base, copy = load_file(path), load_file(out)
-    assert result.merged == 0 and list(copy) == list(base)
-    assert all(torch.equal(copy[k].view(torch.uint8), base[k].view(torch.uint8)) for k in base)
-
-
 def test_another_file_can_be_replaced_and_the_base_never(tmp_path: Path) -> None:
     """A merge cannot be undone, so a slip of the name would lose the base."""
     path, stack = write(tmp_path, torch.float32)

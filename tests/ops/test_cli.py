@@ -174,13 +174,14 @@ def test_what_is_extracted_keeps_the_models_own_names(model: Path, tmp_path: Pat
         assert set(lyc.load_adapter(tmp_path / "small.safetensors").info) <= set(found.info)
 
 
+def work(*_: object, **__: object) -> None:
+    raise AssertionError("the work was begun")
+
+
 @pytest.mark.parametrize("verb", ["resize", "merge", "extract"])
 def test_a_dialect_that_cannot_say_it_is_refused_before_the_work(
     model: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    def work(*_: object, **__: object) -> None:
-        raise AssertionError("the work was begun")
-
     for name in ("resize.resize.fit_layers", "merge.merge.fit_layers", "extract.extract.fit_layers"):
         monkeypatch.setattr(f"lycoris_ops.{name}", work)
     monkeypatch.setattr("lycoris_ops.merge.merge._exactly", work)
@@ -208,9 +209,6 @@ def test_a_kind_that_the_own_dialect_of_a_file_has_not_is_refused_before_the_wor
     own = tmp_path / "own.safetensors"
     done = run("convert", file, "-o", own, "--dialect", "diffusers", "--model", model, "--drop-unread")
     assert done.returncode == 0, done.stderr
-
-    def work(*_: object, **__: object) -> None:
-        raise AssertionError("the work was begun")
 
     monkeypatch.setattr("lycoris_ops.resize.resize.fit_layers", work)
     done = run("resize", own, "-o", tmp_path / "x.safetensors", "--algorithm", "lokr")
@@ -422,9 +420,6 @@ def test_the_library_alone_is_enough(file: Path, tmp_path: Path) -> None:
 def test_an_output_that_cannot_be_is_told_before_the_work(
     file: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    def work(*_: object, **__: object) -> None:
-        raise AssertionError("the work was begun")
-
     for name in ("resize.resize_adapter", "merge.merge_adapters", "extract.extract_adapter"):
         monkeypatch.setattr(f"lycoris_ops.commands.verbs.{name}", work)
     monkeypatch.setattr("lycoris_ops.writing.save.Writer", work)

@@ -19,7 +19,6 @@ from lycoris_ops.algorithms.fitting import Delta
 from lycoris_ops.algorithms.planning import Planned
 from lycoris_ops.bypass.geometry import Geometry, geometry_of
 from lycoris_ops.changes.forms import Dense
-from lycoris_ops.ranks.gradients import summed
 from lycoris_ops.ranks.offers import offers_of
 
 
@@ -130,31 +129,6 @@ def test_the_gradient_of_a_convolution_is_that_of_autograd(options: dict[str, An
     total = torch.ones_like(wanted)
     geometry.add_weight_gradient(total, geometry.padded(x), gradient)
     torch.testing.assert_close(total - 1, wanted)
-
-
-@pytest.mark.parametrize("form", ["bypass", "rebuilt"])
-def test_the_gradient_beside_a_network_is_that_of_the_changed_weight(form: str) -> None:
-    def model() -> nn.Sequential:
-        torch.manual_seed(0)
-        layers = nn.Conv1d(4, 12, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(96, 5)
-        return nn.Sequential(*layers)
-
-    data = [(torch.randn(16, 4, 8), torch.randint(0, 5, (16,))) for _ in range(3)]
-    net, twin = model(), model()
-    network = lyc.create_lycoris(net, rank=2, seed=0, form=form)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    network.apply_to()
-    sites = [member.site for member in network.members.values()]
-    found = summed(net, sites, data, loss, seed=0).gradients
-    network.restore()
-    for path, member in network.members.items():
-        weight = twin.get_submodule(path).weight
-        assert isinstance(weight, nn.Parameter)
-        weight.data += member.layer.delta(weight.data)
-    sum(loss(twin, batch) for batch in data).div(3).backward()
-    for path, gradient in found.items():
-        torch.testing.assert_close(gradient, twin.get_submodule(path).weight.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_halves_of_the_batches_are_compared(net: Net) -> None:

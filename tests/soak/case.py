@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .seeds import CONFIG, Seed
 
@@ -38,8 +38,6 @@ class Case:
     """A regular expression for the error of a file that is refused as it is opened."""
     dialect: str | None = None
     """The dialect to save it in; None for one that follows from the name."""
-    options: Mapping[str, object] = field(default_factory=dict[str, object])
-    """Options for `load_adapter`."""
 
 
 def of(

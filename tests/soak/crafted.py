@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,11 +55,10 @@ def case_of(
     return Case(name, files, adapter, refused=refused)
 
 
-def add(group: str, cases: Mapping[str, Make], ending: str = ".safetensors", **options: Any) -> None:
-    """Files by what is odd about them."""
+def texts(cases: Mapping[str, Make]) -> None:
+    """Files by what is odd about their texts."""
     for what, make in cases.items():
-        name = f"{group}: {what}"
-        CRAFTED[name] = lambda name=name, make=make: case_of(name, make(), ending, **options)
+        CRAFTED[f"text: {what}"] = lambda name=f"text: {what}", make=make: case_of(name, make())
 
 
 for _name, (_make, _says) in REFUSED.items():
@@ -77,29 +75,17 @@ def _plus(key: str) -> Make:
 
 
 FILLS = ("." + 15 * "a", "_", "a_", "a")
-LONG = {
-    "dots": "." * 60_000,
-    "underscores": "_" * 60_000,
-    "short words": "a." * 30_000,
-    "numbers": "0_" * 30_000,
-}
-add(
-    "text",
+texts(
     {
         "metadata with escape sequences and lines": lambda: packed(
             lora(), {"ss_title": f"\x1b[31m\n  {CANARY}\r\x85{CANARY}"}
         ),
-        **{
-            f"a key of 60,000 {what} after a known prefix": lambda key=key: packed(lora(f"lora_unet_{key}"))
-            for what, key in LONG.items()
-        },
         **{
             f"2,000 layers of names that are {fill} and a number": lambda fill=fill: packed(
                 {f"lora_unet_{(fill * 900)[:900]}{n}.diff": torch.ones(1) for n in range(2000)}
             )
             for fill in FILLS
         },
-        "2,000 keys of 5,000 dots": lambda: packed({f"{'.' * 5000}{n}": torch.ones(1) for n in range(2000)}),
         "an escape sequence in a key": _plus("\x1b[2Jx"),
         "a line of the report in a key": _plus(f"x\n  {CANARY}"),
         "a line of the report in a layer": lambda: packed({**lora(), **lora(f"lora_unet_y\n  {CANARY}\n")}),

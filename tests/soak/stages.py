@@ -246,7 +246,7 @@ class _Take:
         case = self.case
         path = self.room / case.adapter
         cache = lyc.TensorCache(64 << 20)
-        adapter = self.call("load", lambda: lyc.load_adapter(path, cache=cache, **case.options))
+        adapter = self.call("load", lambda: lyc.load_adapter(path, cache=cache))
         if adapter is not None:
             self._info(adapter)
             self._layers(adapter)
