@@ -50,23 +50,6 @@ HONEST = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("expression", "name"),
-    [
-        ("q|v$", "layers.0.v"),
-        ("q|v$", "layers.0.vo"),
-        ("^in", "inner.q"),
-        ("^in", "a.in"),
-        (r"blocks\.[0-4]\.(attn|mlp)", "double_blocks.3.mlp.0"),
-        (r"\.\D+\.", "a.bc.d"),
-        ("", "anything"),
-        ("a{2,3}b", "caaab"),
-    ],
-)
-def test_an_expression_of_a_user_is_searched_for_as_by_re(expression: str, name: str) -> None:
-    assert search(expression)(name) is (re.search(expression, name) is not None)
-
-
 @pytest.mark.parametrize("expression", ["(", "a)(b", "[a", "*", "(" * 5000])
 def test_an_expression_of_a_user_that_cannot_be_read_is_named(expression: str) -> None:
     with pytest.raises(RuleError, match=re.escape(f"/{expression[:9]}")):

@@ -414,27 +414,6 @@ def test_norms_of_a_weight_with_a_low_rank_change(kernel: tuple[int, ...], axis:
     assert torch.equal(changed_lengths(narrow, none, right.detach().float(), axis), lengths(narrow, axis))
 
 
-@pytest.mark.parametrize("kind", ["lora-dora-out", "oft", "tlora"])
-def test_gradients_flow_through_what_a_later_stage_meets(kind: str) -> None:
-    """The second stage depends on the weight as a learning layer of the first stage has changed it."""
-    case = MODULES["linear"]
-    first, second = layer("lora", case), layer(kind, case)
-    module, x = case.module(), case.input()
-    made, again = ((learning(first), learning(second)) for _ in range(2))
-    hook(module, chained(case, ([(made[0], 0.5)],), ([(made[1], 0.8)],)))
-    found = module(x)
-    changed = module.weight + 0.5 * again[0].delta(module.weight)
-    weight = changed + 0.8 * again[1].delta(changed)
-    wanted = nn.functional.linear(x, weight, module.bias)
-    same(found, wanted)
-    for output in (found, wanted):
-        output.square().sum().backward()
-    ours, theirs = (parameters([(one, 1.0) for one in pair]) for pair in (made, again))
-    assert len(ours) >= 3
-    for mine, other in zip(ours, theirs, strict=True):
-        same(mine.grad, other.grad)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
 def test_a_bypass_that_is_kept_sees_what_becomes_of_the_parameters(kind: str, dtype: torch.dtype) -> None:

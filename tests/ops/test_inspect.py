@@ -124,7 +124,6 @@ def test_with_a_base_blocks_are_the_models_and_changes_are_beside_weights(
         ("double_blocks.3.img_attn.qkv", "double_blocks.3"),
         ("double_blocks_3_img_attn_qkv", "double_blocks_3"),
         ("input_blocks.4.1.proj_in", "input_blocks.4"),
-        ("input_blocks_4_1_proj_in", "input_blocks_4"),
         ("down_blocks.1.4.attention.0", "down_blocks.1.4"),
         # Cosmos 1, whose outer number is glued to a word.
         ("blocks.block7.blocks.0.attn", "blocks.block7"),

@@ -11,7 +11,6 @@ from weakref import ref
 import pytest
 import torch
 from layers import FEW, KINDS, WEIGHTS, base, load, rand
-from models import unet
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -77,24 +76,6 @@ def test_it_is_resolved_patched_bypassed_and_reported_as_a_file_is(tmp_path: Pat
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
     assert words[:2] == words[2:]
-
-
-@pytest.mark.parametrize("dialect", lyc.WRITTEN_DIALECTS)
-def test_it_is_saved_in_every_dialect(tmp_path: Path, dialect: str) -> None:
-    """The written tensors are those that an adapter from a file gives."""
-    for number, adapter in enumerate(
-        pair(tmp_path, load("lora", "linear"), {"ss_training_comment": "by hand"})
-    ):
-        out = (
-            tmp_path / f"{number}" / ("adapter_model.safetensors" if dialect == "peft" else "out.safetensors")
-        )
-        out.parent.mkdir()
-        lyc.save_adapter(adapter, out, dialect, model=unet())  # type: ignore[arg-type]
-    first, second = (load_file(path) for path in sorted(tmp_path.glob("[01]/*.safetensors")))
-    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-    again = lyc.load_adapter(next(tmp_path.glob("0/*.safetensors")))
-    assert again.metadata["ss_training_comment"] == "by hand"
-    assert json.loads(again.metadata["lycoris_recipe"])["source"] == "merged"
 
 
 def test_it_is_baked_and_the_recipe_names_it(tmp_path: Path) -> None:

@@ -156,10 +156,8 @@ def test_names_that_keep_their_path_need_no_model(
     ("before", "dialect"),
     [
         ("lora_unet_a_b", "comfy"),
-        ("lora_unet_a_b", "diffusers"),
         ("lora_unet_a_b", "lycoris"),
         ("lycoris_a_b", "kohya"),
-        ("lycoris_a_b", "peft"),
         ("unet.a.b", "comfy"),
         ("unet.a.b", "kohya"),
         ("base_model.model.a.b", "diffusers"),

@@ -757,7 +757,6 @@ def empty() -> Iterator[Any]:
         (iter(batches(3)), plain, {}, r"the batches ended before the steps \(found 3 batches"),
         (batches(1), plain, {"optimiser": "adamv"}, "an unknown optimiser.*Is it adamw"),
         (batches(1), plain, {"optimiser": "nowhere:Adam"}, "pip install nowhere"),
-        (batches(1), plain, {"optimiser": "torch.optim:Adan"}, "an unknown optimiser"),
         (batches(1), plain, {"optimiser_options": {"betes": 1}}, "found betes; .*Is it betas\\?"),
         (batches(1), plain, {"optimiser_options": {"betas": (2, 2)}}, "refuses its options"),
         (batches(1), plain, {"optimiser": "prodigy", "lr": 0.1}, "finds the learning rate itself"),
