@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -64,13 +65,7 @@ class Method:
 
 def rank_one(found: dict[str, Site]) -> int:
     """The numbers of a LoRA of rank 1 on these sites."""
-    total = 0
-    for site in found.values():
-        count = 1
-        for extent in site.shape[1:]:
-            count *= extent
-        total += site.shape[0] + count
-    return total
+    return sum(site.shape[0] + math.prod(site.shape[1:]) for site in found.values())
 
 
 def trained(module: nn.Module) -> int:

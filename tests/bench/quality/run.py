@@ -47,7 +47,14 @@ TASKS: tuple[Task, ...] = (TextLines(), SourceCode(), Pictures())
 METHODS: tuple[Method, ...] = (*ours.METHODS, *planned.METHODS, *whole.METHODS, *in_peft.METHODS)
 SEEDS = (0, 1, 2)
 COARSE, FINE = 2, 1
-STAGES = ("coarse", "seeds", "fine", "long", "finer")
+STAGES: dict[str, tuple[tuple[str, int], ...]] = {
+    "coarse": (("short", COARSE),),
+    "seeds": (("short", COARSE),),
+    "fine": (("short", COARSE), ("short", FINE)),
+    "long": (("short", COARSE), ("long", COARSE)),
+    "finer": (("short", COARSE), ("long", COARSE), ("long", FINE)),
+}
+"""For each stage the length and the width of the searches for a rate, each from where the last one ended."""
 
 
 class OutOfTimeError(Exception):
@@ -124,25 +131,15 @@ def near(rates: dict[float, int], size: float, default: int) -> int:
 def stage(bench: Bench, name: str, tasks: Sequence[Task], methods: Sequence[Method]) -> None:
     """Do a stage, see this module's text. What earlier stages found is looked up, or trained first."""
     for method, task in pairs(tasks, methods):
-        coarse: dict[float, int] = {}
-        fine: dict[float, int] = {}
-        long: dict[float, int] = {}
-        finer: dict[float, int] = {}
-        for size in method.long if name in ("long", "finer") else method.sizes:
-            step = coarse[size] = bench.rate(
-                task, method, "short", size, near(coarse, size, method.start), COARSE
-            )
-            length = "short"
-            if name == "fine":
-                step = fine[size] = bench.rate(task, method, "short", size, near(fine, size, step), FINE)
-            if name in ("long", "finer"):
-                length = "long"
-                step = long[size] = bench.rate(task, method, "long", size, near(long, size, step), COARSE)
-            if name == "finer":
-                step = finer[size] = bench.rate(task, method, "long", size, near(finer, size, step), FINE)
+        last, _ = STAGES[name][-1]
+        known: dict[tuple[str, int], dict[float, int]] = {search: {} for search in STAGES[name]}
+        for size in method.long if last == "long" else method.sizes:
+            step = method.start
+            for (length, width), rates in known.items():
+                step = rates[size] = bench.rate(task, method, length, size, near(rates, size, step), width)
             if name != "coarse":
                 for seed in SEEDS:
-                    bench.result(task, method, length, size, step, seed)
+                    bench.result(task, method, last, size, step, seed)
 
 
 def chosen(sizes: Sequence[float], asked: Sequence[float] | None) -> tuple[float, ...]:
@@ -164,7 +161,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=[task.name for task in TASKS])
     parser.add_argument("--methods", nargs="+", choices=[method.name for method in METHODS])
     parser.add_argument("--sizes", nargs="+", type=float, help="only these of the sizes of a method")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES[:-1])
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES)[:-1])
     options = parser.parse_args()
     results = Results(RESULTS)
     bench = Bench(results, time.monotonic() + 60 * options.minutes, commit())

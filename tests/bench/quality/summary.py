@@ -23,8 +23,8 @@ from .task import digest
 from .times import REFERENCE, Time, Times
 from .times import read as read_times
 
-UNIFORM, GRADIENT, DEFAULT = "LoRA", "LoRA, gradient", AUTO
-"""The methods that the targets are about."""
+UNIFORM, GRADIENT = "LoRA", "LoRA, gradient"
+"""The methods that others are compared with."""
 SINGLE = ("LoRA", "LoRA, gradient", "DoRA", "LoHa", "LoKr", "planned LoKr, gradient")
 """Methods of one algorithm, which "auto" must not be worse than."""
 BOUND = {"": "", "<": "at most ", ">": "over "}
@@ -34,7 +34,7 @@ ABOUT = """\
 # What adapters need
 
 `make bench-quality` trains adapters of every method on really trained models and measures the held-out loss
-against the numbers that an adapter holds. It wrote this page: tables, plots and which targets were reached.
+against the numbers that an adapter holds. It wrote this page.
 
 {state}
 
@@ -139,89 +139,33 @@ def steps(methods: Mapping[str, list[Entry]], times: Times) -> str:
     return table(["method", *(f"r {t.size:g}: {t.loss:.4f} after {total}" for t in targets)], rows)
 
 
-def steps_needed(group: Iterable[Entry], target: Entry, times: Times) -> tuple[str, float] | None:
-    """The fewest steps until the target's final loss, at as many numbers or fewer: as `reached` has it.
+def fewest(group: Sequence[Entry], target: Entry, times: Times) -> str:
+    """The fewest steps until the target's final loss, at as many numbers or fewer.
 
     The start, and what each step takes more or less than one of the target's, are counted as steps of that.
-    ("?", 0) where it depends on what was not timed; None where none comes down to the loss.
     """
-    found: list[tuple[str, float]] = []
+    group = [entry for entry in group if entry.numbers <= ALIKE * target.numbers]
+    if not group:
+        return "–"
+    found: list[tuple[float, str]] = []
     for entry in group:
         bound, number = reached(entry.curve, target.loss, logarithmic=False)
-        if entry.numbers > ALIKE * target.numbers or bound == ">":
+        if bound == ">":
             continue
         own, unit = times.get(entry.key), times.get(target.key)
         if not own or not unit:
-            return "?", 0
-        found.append((bound, (number * own.step + own.start) / unit.step))
-    return min(found, key=lambda one: one[1]) if found else None
-
-
-def fewest(group: Sequence[Entry], target: Entry, times: Times) -> str:
-    if all(entry.numbers > ALIKE * target.numbers for entry in group):
-        return "–"
-    found = steps_needed(group, target, times)
-    if found is None:
+            return "not timed"
+        found.append(((number * own.step + own.start) / unit.step, bound))
+    if not found:
         return "not reached"
-    return "not timed" if found[0] == "?" else f"{BOUND[found[0]]}{found[1]:.0f}"
-
-
-def targets(groups: Mapping[tuple[str, str], Mapping[str, list[Entry]]], times: Times) -> str:
-    """Which of the targets each task and length reaches."""
-    rows: list[list[str]] = []
-    for (task, length), methods in groups.items():
-        if UNIFORM not in methods or DEFAULT not in methods:
-            continue
-        plan = points(methods[DEFAULT])
-        cells = [f"{task}, {length}"]
-        for against, limit in ((UNIFORM, 0.4), (GRADIENT, 0.7)):
-            if against not in methods:
-                cells.append("not measured")
-                continue
-            best = min(methods[against], key=lambda entry: entry.loss)
-            found = reached(plan, best.loss, logarithmic=True)
-            cells.append(verdict(found, best.numbers, limit))
-        best = min(methods[UNIFORM], key=lambda entry: entry.loss)
-        needs = steps_needed(methods[DEFAULT], best, times)
-        total = best.curve[-1][0]
-        if needs is None:
-            cells.append("not reached by any that holds as many numbers or fewer")
-        elif needs[0] == "?":
-            cells.append("not timed")
-        else:
-            met = "reached" if needs[1] < total else "not reached"
-            cells.append(f"{BOUND[needs[0]]}{needs[1]:.0f} of {total}: {met}")
-        cells.append(auto(methods))
-        rows.append(cells)
-    titles = (
-        "task",
-        "numbers for the best uniform LoRA's loss (target 0.40)",
-        "for the best gradient-initialised uniform LoRA's (0.70)",
-        "steps to the best uniform LoRA's loss, start counted in",
-        "loss of `auto` less that of the best single algorithm at as many numbers",
-    )
-    return table(titles, rows)
-
-
-def verdict(found: tuple[str, float], whole: float, limit: float) -> str:
-    """A share of numbers, and what it says of the target of at most `limit`."""
-    bound, numbers = found
-    within = numbers <= limit * whole
-    if bound == ">":
-        word = "open, no larger one was measured" if within else "not reached"
-    elif bound == "<":
-        word = "reached" if within else "open, no smaller one was measured"
-    else:
-        word = "reached" if within else "not reached"
-    return f"{share(found, whole)}: {word}"
+    steps, bound = min(found, key=lambda one: one[0])
+    return f"{BOUND[bound]}{steps:.0f}"
 
 
 def auto(methods: Mapping[str, list[Entry]]) -> str:
-    """`auto` at each of its sizes against the best of SINGLE at as many numbers."""
-    if AUTO not in methods:
-        return "not measured"
+    """The loss of AUTO, at each of its sizes, less that of the best of SINGLE at as many numbers."""
     words: list[str] = []
-    for entry in methods[AUTO]:
+    for entry in methods.get(AUTO, ()):
         others = {
             name: loss
             for name in SINGLE
@@ -230,7 +174,7 @@ def auto(methods: Mapping[str, list[Entry]]) -> str:
         if others:
             name = min(others, key=lambda name: others[name])
             words.append(f"x {entry.size:g}: {entry.loss - others[name]:+.4f} ({name})")
-    return "; ".join(words) or "nothing to compare at equal numbers"
+    return "; ".join(words)
 
 
 def plot(task: str, length: str, methods: Mapping[str, list[Entry]], file: Path) -> None:
@@ -254,7 +198,7 @@ def plot(task: str, length: str, methods: Mapping[str, list[Entry]], file: Path)
             yerr=[entry.spread for entry in finite],
             marker=markers[number % len(markers)],
             linestyle="--" if name.startswith("PEFT") else "-",
-            linewidth=2.0 if name in (UNIFORM, GRADIENT, DEFAULT, AUTO) else 1.0,
+            linewidth=2.0 if name in (UNIFORM, GRADIENT, AUTO) else 1.0,
             capsize=2,
             label=name,
         )
@@ -312,12 +256,16 @@ def main() -> None:
         processors=" and ".join(sorted({time.machine for time in times.values()})),
         **lengths,
     )
-    parts = [about, "## Targets\n", targets(groups, times)]
+    parts = [about]
     for (task, length), methods in groups.items():
         name = f"quality-{task.replace(' ', '-')}-{length}.png"
         plot(task, length, methods, DOCS / name)
         parts.append(f"## {task[0].upper()}{task[1:]}, {length} training\n\n![]({name})\n")
         parts.append(losses(methods, times))
+        if compared := auto(methods):
+            parts.append(
+                f"Loss of {AUTO} less that of the best single algorithm at as many numbers: {compared}.\n"
+            )
         for against in (UNIFORM, GRADIENT):
             if against in methods:
                 parts.append(
