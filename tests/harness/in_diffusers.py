@@ -1,8 +1,8 @@
 """The layers of diffusers' models, and the rows of the host's models that they are.
 
-The correspondence is diffusers' own conversion of published checkpoints. A test checks that its result has
-exactly the layers of diffusers' class. Where diffusers has no conversion, renames are listed here, and the
-same test checks them.
+The correspondence is the conversion of published checkpoints that diffusers has for the class. A test checks
+that its result has exactly the layers of diffusers' class. Where diffusers has no conversion, renames are
+listed here, and the same test checks them.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Diffusers:
     """diffusers' class."""
     own: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Its arguments for a model of the size that the zoo's model has, but for those of `SMALL`."""
-    convert: str = ""
-    """The name of diffusers' conversion; "" where there is none."""
     constants: Mapping[Any, Any] = field(default_factory=dict[Any, Any])
     """Numbers in the code of the conversion, to the zoo's values of them (see `with_constants`)."""
     published: Callable[[State], State] = dict
     """From the host's state dict to that of published checkpoints, which the conversion takes."""
+    converts_as: str = ""
+    """The class whose conversion of checkpoints fits, where it is another one."""
     insists_on: tuple[str, ...] = ()
     """Keys that the conversion wants although this architecture has no such weights."""
     renames: Renames = ()
@@ -60,6 +60,13 @@ class Diffusers:
     def make(self) -> nn.Module:
         """diffusers' model."""
         return self._kind(**self.config)
+
+    @property
+    def convert(self) -> Callable[..., State] | None:
+        """diffusers' conversion of checkpoints; None where there is none."""
+        known = importlib.import_module("diffusers.loaders.single_file_model").SINGLE_FILE_LOADABLE_CLASSES
+        found = known.get(self.converts_as or self.model)
+        return found and found["checkpoint_mapping_fn"]
 
     @property
     def _kind(self) -> Any:
@@ -137,9 +144,8 @@ def _parameters(species: Diffusers) -> Iterator[str]:
 def _converted(species: Diffusers, state: State) -> State:
     """The host's state dict under diffusers' names, by the conversion or by what stands for it."""
     state = species.published(state)
-    if species.convert:
-        module = importlib.import_module("diffusers.loaders.single_file_utils")
-        convert = with_constants(getattr(module, species.convert), species.constants)
+    if conversion := species.convert:
+        convert = with_constants(conversion, species.constants)
         state |= {key: torch.zeros(1) for key in species.insists_on}
         return _renamed(convert(state, config=species.config), species.renames)
     result: State = {}
@@ -240,13 +246,13 @@ def _unet(*depth: int, **changed: Any) -> dict[str, Any]:
     }
 
 
+_ldm = _prefixed("model.diffusion_model.")
 _SDXL = {
     "use_linear_projection": True,
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 2,
     "projection_class_embeddings_input_dim": 20,
 }
-_UNET = {"convert": "convert_ldm_unet_checkpoint", "published": _prefixed("model.diffusion_model.")}
 _COSMOS = {"in_channels": 16, "extra_pos_embed_type": None}
 _SD3 = {
     "out_channels": 4,
@@ -254,7 +260,6 @@ _SD3 = {
     "caption_projection_dim": 128,
     "pos_embed_max_size": 4,
 }
-_PIXART = {"attention_head_dim": 18, "cross_attention_dim": 36}
 PIXART = (
     (r"^x_embedder", "pos_embed"),
     (r"^t_embedder\.mlp\.0", "adaln_single.emb.timestep_embedder.linear_1"),
@@ -276,17 +281,6 @@ PIXART = (
     (r"^final_layer\.linear", "proj_out"),
     (r"^final_layer\.scale_shift_table", "scale_shift_table"),
 )
-_HUNYUAN_DIT = {
-    "patch_size": 2,
-    "num_layers": 4,
-    "mlp_ratio": 2.0,
-    "pooled_projection_dim": 1024,
-    "cross_attention_dim": 12,
-    "cross_attention_dim_t5": 20,
-    "text_len": 4,
-    "text_len_t5": 4,
-}
-HUNYUAN_DIT_FUSED = {"Wqkv": ("to_q", "to_k", "to_v"), "kv_proj": ("to_k", "to_v")}
 HUNYUAN_DIT = (
     (r"^mlp_t5\.0", "text_embedder.linear_1"),
     (r"^mlp_t5\.2", "text_embedder.linear_2"),
@@ -311,7 +305,6 @@ HUNYUAN_DIT = (
     (r"^final_layer\.linear", "proj_out"),
     (r"^final_layer\.adaLN_modulation\.1", "norm_out.linear"),
 )
-PIXART_FUSED = {"qkv": ("to_q", "to_k", "to_v"), "kv_linear": ("to_k", "to_v")}
 _HUNYUAN_IMAGE = {"out_channels": 4, "guidance_embeds": True}
 HUNYUAN_IMAGE = (
     (r"^time_text_embed\.", "time_guidance_embed."),
@@ -324,6 +317,36 @@ BYT5 = (
     (r"^byt5_in\.net\.2", "context_embedder_2.linear_2"),
     (r"^byt5_in\.fc3", "context_embedder_2.linear_3"),
 )
+
+
+def _pixart(**option: bool) -> Diffusers:
+    return Diffusers(
+        "PixArtTransformer2DModel",
+        {"attention_head_dim": 18, "cross_attention_dim": 36, **option},
+        renames=PIXART,
+        fused={"qkv": ("to_q", "to_k", "to_v"), "kv_linear": ("to_k", "to_v")},
+    )
+
+
+def _hunyuan_dit(**option: bool) -> Diffusers:
+    return Diffusers(
+        "HunyuanDiT2DModel",
+        {
+            "patch_size": 2,
+            "num_layers": 4,
+            "mlp_ratio": 2.0,
+            "pooled_projection_dim": 1024,
+            "cross_attention_dim": 12,
+            "cross_attention_dim_t5": 20,
+            "text_len": 4,
+            "text_len_t5": 4,
+            **option,
+        },
+        renames=HUNYUAN_DIT,
+        fused={"Wqkv": ("to_q", "to_k", "to_v"), "kv_proj": ("to_k", "to_v")},
+        swapped=("norm_out.linear",),
+    )
+
 
 _LTX = {
     "in_channels": 8,
@@ -353,11 +376,12 @@ SMALL: Mapping[str, Any] = {
 }
 """The arguments that most of diffusers' classes get, where a class has them."""
 
+KANDINSKY = SPECIES["Kandinsky 5"].unet
 DIFFUSERS: dict[str, Diffusers] = {
-    "SD1.5": Diffusers("UNet2DConditionModel", _unet(1, 1, 0), **_UNET),
-    "SD2": Diffusers("UNet2DConditionModel", _unet(1, 1, 0, use_linear_projection=True), **_UNET),
-    "SDXL": Diffusers("UNet2DConditionModel", _unet(0, 1, 2, **_SDXL), **_UNET),
-    "SDXL refiner": Diffusers("UNet2DConditionModel", _unet(0, 2, 0, **_SDXL), **_UNET),
+    "SD1.5": Diffusers("UNet2DConditionModel", _unet(1, 1, 0), published=_ldm),
+    "SD2": Diffusers("UNet2DConditionModel", _unet(1, 1, 0, use_linear_projection=True), published=_ldm),
+    "SDXL": Diffusers("UNet2DConditionModel", _unet(0, 1, 2, **_SDXL), published=_ldm),
+    "SDXL refiner": Diffusers("UNet2DConditionModel", _unet(0, 2, 0, **_SDXL), published=_ldm),
     "SD2.1 unCLIP": Diffusers(
         "UNet2DConditionModel",
         _unet(
@@ -366,13 +390,15 @@ DIFFUSERS: dict[str, Diffusers] = {
             class_embed_type="projection",
             projection_class_embeddings_input_dim=20,
         ),
-        **_UNET,
+        published=_ldm,
     ),
     "SSD-1B": Diffusers(
-        "UNet2DConditionModel", _unet(0, 2, 1, **_SDXL, mid_block_type="UNetMidBlock2D"), **_UNET
+        "UNet2DConditionModel", _unet(0, 2, 1, **_SDXL, mid_block_type="UNetMidBlock2D"), published=_ldm
     ),
     "KOALA 700M": Diffusers(
-        "UNet2DConditionModel", _unet(0, 2, 1, **_SDXL, mid_block_type=None, layers_per_block=1), **_UNET
+        "UNet2DConditionModel",
+        _unet(0, 2, 1, **_SDXL, mid_block_type=None, layers_per_block=1),
+        published=_ldm,
     ),
     "Stable Cascade C": Diffusers(
         "StableCascadeUNet",
@@ -390,7 +416,6 @@ DIFFUSERS: dict[str, Diffusers] = {
             "clip_seq": 2,
             "switch_level": (False,),
         },
-        "convert_stable_cascade_unet_single_file_to_diffusers",
         published=_cascade,
     ),
     "Stable Cascade B": Diffusers(
@@ -417,14 +442,12 @@ DIFFUSERS: dict[str, Diffusers] = {
             "dropout": (0, 0, 0.1, 0.1),
             "timestep_conditioning_type": ("sca",),
         },
-        "convert_stable_cascade_unet_single_file_to_diffusers",
         published=_cascade,
     ),
-    "SD3": Diffusers("SD3Transformer2DModel", _SD3, "convert_sd3_transformer_checkpoint_to_diffusers"),
+    "SD3": Diffusers("SD3Transformer2DModel", _SD3),
     "SD3.5": Diffusers(
         "SD3Transformer2DModel",
         {**_SD3, "dual_attention_layers": (0,), "qk_norm": "rms_norm"},
-        "convert_sd3_transformer_checkpoint_to_diffusers",
     ),
     "AuraFlow": Diffusers(
         "AuraFlowTransformer2DModel",
@@ -434,19 +457,16 @@ DIFFUSERS: dict[str, Diffusers] = {
             "caption_projection_dim": 32,
             "pos_embed_max_size": 16,
         },
-        "convert_auraflow_transformer_checkpoint_to_diffusers",
     ),
     "Flux 1": Diffusers(
         "FluxTransformer2DModel",
         {"in_channels": 16, "guidance_embeds": True},
-        "convert_flux_transformer_checkpoint_to_diffusers",
         {3072: 32},
         _scale,
     ),
     "Flux 2": Diffusers(
         "Flux2Transformer2DModel",
         {"axes_dims_rope": (4, 4, 4, 4)},
-        "convert_flux2_transformer_checkpoint_to_diffusers",
         published=_scale,
     ),
     "Chroma": Diffusers(
@@ -457,20 +477,17 @@ DIFFUSERS: dict[str, Diffusers] = {
             "approximator_hidden_dim": 40,
             "approximator_layers": 2,
         },
-        "convert_chroma_transformer_checkpoint_to_diffusers",
         {3072: 32},
         _scale,
     ),
     "Mochi": Diffusers(
         "MochiTransformer3DModel",
         {"pooled_projection_dim": 24, "text_embed_dim": 16, "max_sequence_length": 4},
-        "convert_mochi_transformer_checkpoint_to_diffusers",
         {48: 2},
     ),
     "LTX-Video": Diffusers(
         "LTXVideoTransformer3DModel",
         _LTX,
-        "convert_ltx_transformer_checkpoint_to_diffusers",
     ),
     "LTX-2": Diffusers(
         "LTX2VideoTransformer3DModel",
@@ -482,7 +499,6 @@ DIFFUSERS: dict[str, Diffusers] = {
             "audio_attention_head_dim": 4,
             "audio_cross_attention_dim": 16,
         },
-        "convert_ltx2_transformer_to_diffusers",
     ),
     "MiniMax-H3": Diffusers(
         "MiniMaxH3Transformer3DModel",
@@ -493,31 +509,26 @@ DIFFUSERS: dict[str, Diffusers] = {
             "time_embed_dim": 24,
             "rope_freq_dim": 2,
         },
-        "convert_minimax_h3_transformer_checkpoint_to_diffusers",
     ),
     "HunyuanVideo": Diffusers(
         "HunyuanVideoTransformer3DModel",
         {"out_channels": 4},
-        "convert_hunyuan_video_transformer_to_diffusers",
         {3072: 32},
         _hunyuan,
     ),
     "Cosmos": Diffusers(
         "CosmosTransformer3DModel",
         {"in_channels": 16},
-        "convert_cosmos_transformer_checkpoint_to_diffusers",
         published=_cosmos,
     ),
     "Cosmos-Predict2": Diffusers(
         "CosmosTransformer3DModel",
         _COSMOS,
-        "convert_cosmos_transformer_checkpoint_to_diffusers",
         published=_prefixed("net."),
     ),
     "Anima": Diffusers(
         "CosmosTransformer3DModel",
         {**_COSMOS, "text_embed_dim": 1024},
-        "convert_cosmos_transformer_checkpoint_to_diffusers",
         published=_prefixed("net."),
     ),
     "Lumina 2": Diffusers(
@@ -530,31 +541,24 @@ DIFFUSERS: dict[str, Diffusers] = {
             "ffn_dim_multiplier": 1.0,
             "axes_dim_rope": (4, 2, 2),
         },
-        "convert_lumina2_to_diffusers",
         {2304: 48, 768: 16},
     ),
     "Z-Image": Diffusers(
         "ZImageTransformer2DModel",
         {"dim": 48, "n_layers": 2, "n_heads": 6, "n_kv_heads": 6, "axes_dims": [4, 2, 2]},
-        "convert_z_image_transformer_checkpoint_to_diffusers",
     ),
-    "Wan 2.1 t2v": Diffusers(
-        "WanTransformer3DModel", {"out_channels": 4}, "convert_wan_transformer_to_diffusers"
-    ),
+    "Wan 2.1 t2v": Diffusers("WanTransformer3DModel", {"out_channels": 4}),
     "Wan 2.1 i2v": Diffusers(
         "WanTransformer3DModel",
         {"in_channels": 36, "out_channels": 4, "image_dim": 1280, "added_kv_proj_dim": 32},
-        "convert_wan_transformer_to_diffusers",
     ),
     "Wan 2.2 5B": Diffusers(
         "WanTransformer3DModel",
         {"in_channels": 48, "out_channels": 48},
-        "convert_wan_transformer_to_diffusers",
     ),
     "Wan VACE": Diffusers(
         "WanVACETransformer3DModel",
         {"out_channels": 4, "vace_layers": [0], "vace_in_channels": 12},
-        "convert_wan_transformer_to_diffusers",
     ),
     "Wan Animate": Diffusers(
         "WanAnimateTransformer3DModel",
@@ -565,14 +569,12 @@ DIFFUSERS: dict[str, Diffusers] = {
             "added_kv_proj_dim": 32,
             "motion_encoder_dim": 16,
         },
-        "convert_wan_transformer_to_diffusers",
         # The host has the causal padding in a module of its own.
         renames=((r"^(face_encoder\.conv\w+)\.conv\.", r"\1."),),
     ),
     "HiDream": Diffusers(
         "HiDreamImageTransformer2DModel",
         dict(SPECIES["HiDream"].unet),
-        "convert_hidream_transformer_to_diffusers",
     ),
     "Qwen-Image": Diffusers("QwenImageTransformer2DModel", dict(SPECIES["Qwen-Image"].unet)),
     "Krea 2": Diffusers(
@@ -591,46 +593,22 @@ DIFFUSERS: dict[str, Diffusers] = {
             "text_intermediate_size": 128,
             "axes_dims_rope": (4, 2, 2),
         },
-        "convert_krea2_transformer_checkpoint_to_diffusers",
         reshaped=r"transformer_blocks\.\d+\.scale_shift_table",
     ),
     "ERNIE-Image": Diffusers(
         "ErnieImageTransformer2DModel",
         dict(SPECIES["ERNIE-Image"].unet),
-        "convert_ernie_image_transformer_checkpoint_to_diffusers",
     ),
-    "PixArt alpha": Diffusers(
-        "PixArtTransformer2DModel",
-        {**_PIXART, "use_additional_conditions": True},
-        renames=PIXART,
-        fused=PIXART_FUSED,
-    ),
-    "PixArt sigma": Diffusers(
-        "PixArtTransformer2DModel",
-        {**_PIXART, "use_additional_conditions": False},
-        renames=PIXART,
-        fused=PIXART_FUSED,
-    ),
-    "HunyuanDiT": Diffusers(
-        "HunyuanDiT2DModel",
-        {**_HUNYUAN_DIT, "use_style_cond_and_image_meta_size": False},
-        renames=HUNYUAN_DIT,
-        fused=HUNYUAN_DIT_FUSED,
-        swapped=("norm_out.linear",),
-    ),
-    "HunyuanDiT 1.0": Diffusers(
-        "HunyuanDiT2DModel",
-        {**_HUNYUAN_DIT, "use_style_cond_and_image_meta_size": True},
-        renames=HUNYUAN_DIT,
-        fused=HUNYUAN_DIT_FUSED,
-        swapped=("norm_out.linear",),
-    ),
+    "PixArt alpha": _pixart(use_additional_conditions=True),
+    "PixArt sigma": _pixart(use_additional_conditions=False),
+    "HunyuanDiT": _hunyuan_dit(use_style_cond_and_image_meta_size=False),
+    "HunyuanDiT 1.0": _hunyuan_dit(use_style_cond_and_image_meta_size=True),
     "HunyuanVideo 1.5": Diffusers(
         "HunyuanVideo15Transformer3DModel",
         {"out_channels": 4},
-        "convert_hunyuan_video_transformer_to_diffusers",
         {3072: 32},
         _hunyuan,
+        "HunyuanVideoTransformer3DModel",
         renames=(
             (r"^time_text_embed\.", "time_embed."),
             *BYT5,
@@ -644,25 +622,25 @@ DIFFUSERS: dict[str, Diffusers] = {
     "HunyuanImage 2.1": Diffusers(
         "HunyuanImageTransformer2DModel",
         {**_HUNYUAN_IMAGE, "rope_axes_dim": (8, 8), "text_embed_2_dim": 1472, "use_meanflow": True},
-        "convert_hunyuan_video_transformer_to_diffusers",
         {3072: 32},
         _hunyuan,
+        "HunyuanVideoTransformer3DModel",
         renames=(*HUNYUAN_IMAGE, *BYT5),
     ),
     "HunyuanImage 2.1 refiner": Diffusers(
         "HunyuanImageTransformer2DModel",
         {**_HUNYUAN_IMAGE, "patch_size": (1, 1, 1)},
-        "convert_hunyuan_video_transformer_to_diffusers",
         {3072: 32},
         _hunyuan,
+        "HunyuanVideoTransformer3DModel",
         renames=HUNYUAN_IMAGE,
     ),
     "LongCat-Image": Diffusers(
         "LongCatImageTransformer2DModel",
         {"in_channels": 16, "joint_attention_dim": 3584},
-        "convert_flux_transformer_checkpoint_to_diffusers",
         {3072: 32},
         _scale,
+        "FluxTransformer2DModel",
         insists_on=tuple(
             f"vector_in.{side}_layer.{kind}" for side in ("in", "out") for kind in ("weight", "bias")
         ),
@@ -671,28 +649,13 @@ DIFFUSERS: dict[str, Diffusers] = {
     "Kandinsky 5": Diffusers(
         "Kandinsky5Transformer3DModel",
         {
-            "in_visual_dim": 4,
-            "in_text_dim": 20,
-            "in_text_dim2": 12,
-            "time_dim": 24,
-            "out_visual_dim": 4,
-            "model_dim": 32,
-            "ff_dim": 48,
-            "num_text_blocks": 2,
-            "num_visual_blocks": 2,
-            "axes_dims": (4, 6, 6),
+            **{name: size for name, size in KANDINSKY.items() if name != "visual_embed_dim"},
             "visual_cond": True,
         },
     ),
     "CogVideoX": Diffusers(
         "CogVideoXTransformer3DModel",
-        {
-            "out_channels": 4,
-            "time_embed_dim": 24,
-            "sample_width": 8,
-            "sample_height": 8,
-            "use_rotary_positional_embeddings": True,
-        },
+        dict(SPECIES["CogVideoX"].unet),
         renames=(
             (r"^time_embedding_", "time_embedding."),
             (r"^blocks\.", "transformer_blocks."),
