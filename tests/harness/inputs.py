@@ -51,10 +51,6 @@ class Inputs:
 IMAGE, VIDEO = (4, 8, 8), (4, 2, 8, 8)
 
 
-def _guidance(rows: int) -> Tensor:
-    return torch.full((rows,), 1.0)
-
-
 def _ids(rows: int) -> Tensor:
     return torch.arange(4).repeat(rows, 1)
 
@@ -106,14 +102,14 @@ INPUTS: dict[str, Inputs] = {
     "ACE-Step 1.5": Inputs(
         (8, 16), (WORDS, 12), {"lyric_embed": (WORDS, 12), "refer_audio": (8, 16)}, {"is_covers": False}
     ),
-    "Flux 1": Inputs(IMAGE, (WORDS, 20), {"y": (12,)}, {}, {"guidance": _guidance}),
-    "Flux 2": Inputs(IMAGE, (WORDS, 20), {}, {}, {"guidance": _guidance}),
+    "Flux 1": Inputs(IMAGE, (WORDS, 20), {"y": (12,)}, {}, {"guidance": torch.ones}),
+    "Flux 2": Inputs(IMAGE, (WORDS, 20), {}, {}, {"guidance": torch.ones}),
     "LongCat-Image": Inputs(IMAGE, (WORDS, 3584)),
     "Chroma": Inputs(IMAGE, (WORDS, 20), {}, {}, {"guidance": torch.zeros}, {"in_dim": 64}),
     "Chroma Radiance": Inputs((3, 16, 16), (WORDS, 20), {}, {}, {"guidance": torch.zeros}, {"in_dim": 64}),
-    "HunyuanVideo": Inputs(VIDEO, (WORDS, 20), {"y": (12,)}, {}, {"guidance": _guidance}),
+    "HunyuanVideo": Inputs(VIDEO, (WORDS, 20), {"y": (12,)}, {}, {"guidance": torch.ones}),
     "HunyuanImage 2.1": Inputs(
-        IMAGE, (WORDS, 20), {"txt_byt5": (3, 1472)}, {}, {"guidance": _guidance}, cut=False
+        IMAGE, (WORDS, 20), {"txt_byt5": (3, 1472)}, {}, {"guidance": torch.ones}, cut=False
     ),
     "Hunyuan3D 2": Inputs((4, 16), (WORDS, 12)),
     "LTX-Video": Inputs((8, 2, 4, 4), (WORDS, 20), {}, {"frame_rate": 25, "attention_mask": None}),
@@ -183,7 +179,7 @@ FURTHER: dict[str, Inputs] = {
     "HunyuanDiT 1.0": _HUNYUAN_DIT,
     "Lens": Inputs((16, 8, 8), (WORDS, 24)),
     "HunyuanVideo 1.5": Inputs(VIDEO, (WORDS, 20), {"txt_byt5": (3, 1472)}, cut=False),
-    "HunyuanImage 2.1 refiner": Inputs(VIDEO, (WORDS, 20), {}, {}, {"guidance": _guidance}),
+    "HunyuanImage 2.1 refiner": Inputs(VIDEO, (WORDS, 20), {}, {}, {"guidance": torch.ones}),
     "Z-Image pixel space": Inputs(
         (3, 16, 16),
         (WORDS, 20),

@@ -31,6 +31,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 MODEL_FOLDERS = ("checkpoints", "loras", "diffusion_models", "text_encoders", "vae")
+START_TIMEOUT = 180
+"""Seconds."""
 Progress = Callable[[str, int, int], None]
 Started = Callable[[str], None]
 Preview = Callable[[bytes], None]
@@ -155,11 +157,9 @@ class Server:
         base: Path,
         *arguments: str,
         port: int | None = None,
-        start_timeout: float = 180,
     ) -> None:
         self.base = base.resolve()
         self.log = self.base / "server.log"
-        self._start_timeout = start_timeout
         self._process: subprocess.Popen[bytes] | None = None
         port = port or free_port(0)
         self.url = f"http://127.0.0.1:{port}"
@@ -281,7 +281,7 @@ class Server:
         return run
 
     def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + self._start_timeout
+        deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline:
             if not self.running():
                 raise RuntimeError(f"The host ended while it started; its log ends:\n{self.tail()}")
@@ -294,9 +294,7 @@ class Server:
             if "(IMPORT FAILED)" in self.log.read_text(encoding="utf-8", errors="replace"):
                 raise RuntimeError(f"The host could not import the pack; its log:\n{self.tail(200)}")
             return
-        raise TimeoutError(
-            f"The host did not answer in {self._start_timeout:.0f} s; its log ends:\n{self.tail()}"
-        )
+        raise TimeoutError(f"The host did not answer in {START_TIMEOUT} s; its log ends:\n{self.tail()}")
 
     def _stop(self) -> None:
         if self._process is None:

@@ -95,8 +95,8 @@ def target(architecture: str) -> Mapping[str, Shape]:
     return _expanded(path, tomllib.loads(path.read_text(encoding="utf-8"))["keys"])
 
 
-def thin(listing: Listing, *, first: int = 2, last: int = 1) -> Listing:
-    """The listing without the blocks in the middle of each stack; all other keys and all shapes stay."""
+def thin(listing: Listing) -> Listing:
+    """The listing with the first two blocks and the last one of each stack; all other keys stay."""
     stacks: dict[str, set[int]] = defaultdict(set)
     for key in listing.keys:
         if match := BLOCK.search(key):
@@ -106,7 +106,7 @@ def thin(listing: Listing, *, first: int = 2, last: int = 1) -> Listing:
         match = BLOCK.search(key)
         if match:
             numbers = sorted(stacks[key[: match.start(1)]])
-            if int(match[1]) not in {*numbers[:first], *numbers[len(numbers) - last :]}:
+            if int(match[1]) not in {*numbers[:2], numbers[-1]}:
                 continue
         kept[key] = shape
     return replace(listing, keys=kept, partial=listing.partial or len(kept) < len(listing.keys))
@@ -128,15 +128,13 @@ def write_hollow(listing: Listing, path: Path) -> Path:
     return path
 
 
-def write_random(
-    listing: Listing, path: Path, *, scale: float = 0.01, dtype: torch.dtype = torch.bfloat16, seed: int = 0
-) -> Path:
-    """Write a file of normal values with standard deviation `scale`.
+def write_random(listing: Listing, path: Path) -> Path:
+    """Write a file of small normal values in bfloat16.
 
     Alpha and other scalars have the value that is known, else the layer's rank, else 1. The shapes are the
     real ones: `thin` a large listing first.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     ranks = {
         key.removesuffix(f".{suffix}"): shape[axis]
         for key, shape in listing.keys.items()
@@ -146,11 +144,11 @@ def write_random(
     tensors: dict[str, torch.Tensor] = {}
     for key, shape in listing.keys.items():
         if shape:
-            values = torch.empty(shape).normal_(std=scale, generator=generator)
+            values = torch.empty(shape).normal_(std=0.01, generator=generator)
         else:
             layer = key.rpartition(".")[0]
             values = torch.tensor(float(listing.values.get(key, ranks.get(layer, 1))))
-        tensors[key] = values.to(dtype)
+        tensors[key] = values.to(torch.bfloat16)
     save_file(tensors, path, dict(listing.metadata) or None)
     return path
 

@@ -134,7 +134,6 @@ def _cosmos2(**changed: Any) -> dict[str, Any]:
         "out_channels": 16,
         "patch_spatial": 2,
         "patch_temporal": 1,
-        "concat_padding_mask": True,
         "model_channels": 32,
         "num_blocks": 2,
         "num_heads": 2,
@@ -157,15 +156,12 @@ def _cosmos1() -> dict[str, Any]:
 
 def _lumina(**changed: Any) -> dict[str, Any]:
     return {
-        "patch_size": 2,
         "in_channels": 4,
         "dim": 48,
         "n_layers": 2,
-        "n_refiner_layers": 2,
         "n_heads": 6,
         "n_kv_heads": 2,
         "multiple_of": 8,
-        "ffn_dim_multiplier": 4.0,
         "qk_norm": True,
         "cap_feat_dim": 20,
         "axes_dims": [4, 2, 2],
@@ -184,9 +180,7 @@ def _sd3(**changed: Any) -> dict[str, Any]:
     """The width is 64 times the depth in every SD3, and the host's own map of names relies on it."""
     return {
         "input_size": None,
-        "in_channels": 4,
         "out_channels": 4,
-        "patch_size": 2,
         "depth": 2,
         "adm_in_channels": 12,
         "context_size": 20,
@@ -219,7 +213,7 @@ _OMNIGEN = {
     "axes_dim_rope": (4, 2, 2),
     "axes_lens": (16, 16, 16),
 }
-_CASCADE = {"c_cond": 16, "c_r": 8, "kernel_size": 3}
+_CASCADE = {"c_cond": 16, "c_r": 8}
 
 _AUDIO = {
     "io_channels": 8,
@@ -260,7 +254,6 @@ _PIXEL = {
     "pixel_attn_hidden_size": 16,
     "pixel_num_groups": 2,
     "patch_depth": 2,
-    "pixel_depth": 2,
     "patch_size": 4,
     "txt_embed_dim": 12,
     "txt_max_length": 8,
@@ -406,14 +399,12 @@ SPECIES: dict[str, Species] = {
     "Mochi": Species(
         "GenmoMochi",
         {
-            "in_channels": 4,
             "hidden_size_x": 32,
             "hidden_size_y": 24,
             "depth": 2,
             "num_heads": 2,
             # The class asserts that width times ratio is 12288.
             "mlp_ratio_x": 384.0,
-            "mlp_ratio_y": 4.0,
             "learn_sigma": False,
             "qk_norm": True,
             "qkv_bias": False,
@@ -649,7 +640,6 @@ SPECIES: dict[str, Species] = {
             "model_dim": 32,
             "ff_dim": 48,
             "visual_embed_dim": 36,
-            "num_text_blocks": 2,
             "num_visual_blocks": 2,
             "axes_dims": (4, 6, 6),
         },
@@ -819,11 +809,7 @@ def make_encoders(name: str, seed: int = 0) -> Any:
     """The host's text encoders of an architecture in one module, as a CLIP's patcher holds them."""
     species = ENCODERS[name]
     kind = getattr(importlib.import_module(species.module), species.kind)
-    options = {
-        # The host gives its ByT5 no name for this.
-        f"{'' if encoder == 'byt5_small' else encoder}_model_config": dict(config)
-        for encoder, config in species.configs.items()
-    }
+    options = {f"{encoder}_model_config": dict(config) for encoder, config in species.configs.items()}
     model = kind(device=torch.device("meta"), dtype=torch.float32, model_options=options)
     _cut(model)
     model.to_empty(device="cpu")
