@@ -229,11 +229,11 @@ def _cascade(state: State) -> State:
     return result
 
 
-def _unet(*depth: int, **changed: Any) -> dict[str, Any]:
-    """The arguments of a UNet. depth: the number of transformer blocks on each level, 0 for none."""
+def _unet(*depth: int, **changed: Any) -> Diffusers:
+    """A UNet. depth: the number of transformer blocks on each level, 0 for none."""
     down = ["CrossAttnDownBlock2D" if blocks else "DownBlock2D" for blocks in depth]
     up = ["CrossAttnUpBlock2D" if blocks else "UpBlock2D" for blocks in depth]
-    return {
+    arguments = {
         "block_out_channels": (32, 64, 64),
         "layers_per_block": 2,
         "down_block_types": tuple(down),
@@ -244,9 +244,9 @@ def _unet(*depth: int, **changed: Any) -> dict[str, Any]:
         "attention_head_dim": 2,
         **changed,
     }
+    return Diffusers("UNet2DConditionModel", arguments, published=_prefixed("model.diffusion_model."))
 
 
-_ldm = _prefixed("model.diffusion_model.")
 _SDXL = {
     "use_linear_projection": True,
     "addition_embed_type": "text_time",
@@ -378,28 +378,18 @@ SMALL: Mapping[str, Any] = {
 
 KANDINSKY = SPECIES["Kandinsky 5"].unet
 DIFFUSERS: dict[str, Diffusers] = {
-    "SD1.5": Diffusers("UNet2DConditionModel", _unet(1, 1, 0), published=_ldm),
-    "SD2": Diffusers("UNet2DConditionModel", _unet(1, 1, 0, use_linear_projection=True), published=_ldm),
-    "SDXL": Diffusers("UNet2DConditionModel", _unet(0, 1, 2, **_SDXL), published=_ldm),
-    "SDXL refiner": Diffusers("UNet2DConditionModel", _unet(0, 2, 0, **_SDXL), published=_ldm),
-    "SD2.1 unCLIP": Diffusers(
-        "UNet2DConditionModel",
-        _unet(
-            *(1, 1, 0),
-            use_linear_projection=True,
-            class_embed_type="projection",
-            projection_class_embeddings_input_dim=20,
-        ),
-        published=_ldm,
+    "SD1.5": _unet(1, 1, 0),
+    "SD2": _unet(1, 1, 0, use_linear_projection=True),
+    "SDXL": _unet(0, 1, 2, **_SDXL),
+    "SDXL refiner": _unet(0, 2, 0, **_SDXL),
+    "SD2.1 unCLIP": _unet(
+        *(1, 1, 0),
+        use_linear_projection=True,
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=20,
     ),
-    "SSD-1B": Diffusers(
-        "UNet2DConditionModel", _unet(0, 2, 1, **_SDXL, mid_block_type="UNetMidBlock2D"), published=_ldm
-    ),
-    "KOALA 700M": Diffusers(
-        "UNet2DConditionModel",
-        _unet(0, 2, 1, **_SDXL, mid_block_type=None, layers_per_block=1),
-        published=_ldm,
-    ),
+    "SSD-1B": _unet(0, 2, 1, **_SDXL, mid_block_type="UNetMidBlock2D"),
+    "KOALA 700M": _unet(0, 2, 1, **_SDXL, mid_block_type=None, layers_per_block=1),
     "Stable Cascade C": Diffusers(
         "StableCascadeUNet",
         {
