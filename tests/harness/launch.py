@@ -30,6 +30,8 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, NoReturn
 
+PACK = "lycoris-nodes"
+"""The pack's folder in the host."""
 MODEL_FOLDERS = ("checkpoints", "loras", "diffusion_models", "text_encoders", "vae")
 START_TIMEOUT = 180
 """Seconds."""
@@ -81,8 +83,8 @@ def run_main(comfyui: Path, arguments: Sequence[str]) -> None:
     runpy.run_path(str(main), run_name="__main__")
 
 
-def base_directory(root: Path, pack: Path, name: str = "lycoris-nodes") -> Path:
-    """Lay out `root` as a host's base directory, `pack` linked as `custom_nodes/<name>`."""
+def base_directory(root: Path, pack: Path) -> Path:
+    """Lay out `root` as a host's base directory, with `pack` linked under `custom_nodes`."""
     for folder in (
         *(f"models/{kind}" for kind in MODEL_FOLDERS),
         "input",
@@ -93,7 +95,7 @@ def base_directory(root: Path, pack: Path, name: str = "lycoris-nodes") -> Path:
         (root / folder).mkdir(parents=True, exist_ok=True)
     custom = root / "custom_nodes"
     custom.mkdir(exist_ok=True)
-    link = custom / name
+    link = custom / PACK
     if link.is_symlink():
         link.unlink()
     link.symlink_to(pack.resolve(), target_is_directory=True)
@@ -416,9 +418,9 @@ def boot_in_process(comfyui: Path, base: Path) -> types.ModuleType:
     return nodes
 
 
-def loaded_pack(base: Path, name: str = "lycoris-nodes") -> types.ModuleType:
+def loaded_pack(base: Path) -> types.ModuleType:
     """The pack's root module as the host imported it, under the host's name for it."""
-    return sys.modules[str(base.resolve() / "custom_nodes" / name).replace(".", "_x_")]
+    return sys.modules[str(base.resolve() / "custom_nodes" / PACK).replace(".", "_x_")]
 
 
 def _load_pack(nodes: types.ModuleType, pack: Path, loop: asyncio.AbstractEventLoop) -> None:

@@ -10,12 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .launch import Server
+from .launch import PACK, Server
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page, Response
 
-PACK = "lycoris-nodes"
 ARGUMENTS = (
     "--no-sandbox",
     "--disable-gpu",
