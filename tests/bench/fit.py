@@ -1,14 +1,14 @@
 """Resizing and extraction, side by side with ComfyUI's LoraSave, PEFT and sd-scripts' way.
 
-`python -m tests.bench.fit [--large]` takes layers of the sizes that SDXL and Flux have, with known singular
-values. For each it measures in one process:
+`python -m tests.bench.fit` takes layers of the sizes that SDXL and Flux have, with known singular values. For
+each it measures in one process:
 
 - extract: our fit of a dense difference at rank 16 and 64, and `extract_lora` of the host's LoraSave;
 - resize: our fit of a LoRA of rank 64 at rank 16, PEFT's `add_weighted_adapter(combination_type="svd")`, and
   the product and full decomposition that `networks/resize_lora.py` of sd-scripts computes.
 
-The error of each is given relative to the best possible one. With `--large` the peers also get the largest
-layer, which takes them minutes. In the end the peak memory of an extraction of two checkpoints is measured.
+The error of each is given relative to the best possible one. The peers, which would take minutes for it, are
+not given the largest layer. In the end the peak memory of an extraction of two checkpoints is measured.
 """
 
 from __future__ import annotations
@@ -159,15 +159,14 @@ def memory() -> None:
     )
 
 
-def main(*, large: bool) -> None:
+def main() -> None:
     boot()
     torch.manual_seed(0)
     for name, shape in {**SIZES, **LARGE}.items():
-        peers = large or name in SIZES
-        extraction(name, shape, peers=peers)
-        resizing(name, shape, peers=peers)
+        extraction(name, shape, peers=name in SIZES)
+        resizing(name, shape, peers=name in SIZES)
     memory()
 
 
 if __name__ == "__main__":
-    main(large="--large" in sys.argv[1:])
+    main()

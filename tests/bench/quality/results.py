@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -69,7 +68,7 @@ class Results:
     def add(self, result: Result) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_written(result)) + "\n")
+            file.write(json.dumps(asdict(result)) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self._found[result.run] = result
@@ -85,23 +84,6 @@ def whole_lines(file: Path) -> list[str]:
     return whole.splitlines()
 
 
-def _written(result: Result) -> dict[str, Any]:
-    """The result as JSON has it: infinity is null."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, float) and not math.isfinite(value):
-            return None
-        if isinstance(value, dict):
-            return {key: plain(inner) for key, inner in value.items()}
-        return [plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
-
-    return plain(asdict(result))
-
-
 def _read(line: dict[str, Any]) -> Result:
-    def loss(value: float | None) -> float:
-        return math.inf if value is None else value
-
-    curve = [(step, loss(value)) for step, value in line.pop("curve")]
-    run = Run(**line.pop("run"))
-    return Result(run, curve=curve, tune=loss(line.pop("tune")), test=loss(line.pop("test")), **line)
+    curve = [(step, loss) for step, loss in line.pop("curve")]
+    return Result(Run(**line.pop("run")), curve=curve, **line)

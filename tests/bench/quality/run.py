@@ -2,7 +2,7 @@
 
 `python -m tests.bench.quality.run` trains what is not trained yet and appends each result to `results.jsonl`
 beside this file: a run that ended for any reason is gone on with, and so is what others measured. Its options
-take a part of the tasks, methods, sizes and stages, or stop it after some minutes. From the file, `python -m
+take some of the stages, or stop it after some minutes. From the file, `python -m
 tests.bench.quality.summary` writes tables and plots.
 
 Each method, at each size, has its own learning rate, found on the split "tune" with seed 0. Figures are of
@@ -25,7 +25,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -142,10 +141,6 @@ def stage(bench: Bench, name: str, tasks: Sequence[Task], methods: Sequence[Meth
                     bench.result(task, method, last, size, step, seed)
 
 
-def chosen(sizes: Sequence[float], asked: Sequence[float] | None) -> tuple[float, ...]:
-    return tuple(size for size in sizes if not asked or size in asked)
-
-
 def pairs(tasks: Sequence[Task], methods: Sequence[Method]) -> Iterator[tuple[Method, Task]]:
     for method in methods:
         for task in tasks:
@@ -158,23 +153,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many minutes")
-    parser.add_argument("--tasks", nargs="+", choices=[task.name for task in TASKS])
-    parser.add_argument("--methods", nargs="+", choices=[method.name for method in METHODS])
-    parser.add_argument("--sizes", nargs="+", type=float, help="only these of the sizes of a method")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES)[:-1])
     options = parser.parse_args()
     results = Results(RESULTS)
     bench = Bench(results, time.monotonic() + 60 * options.minutes, commit())
-    tasks = [task for task in TASKS if not options.tasks or task.name in options.tasks]
-    methods = [
-        replace(method, sizes=chosen(method.sizes, options.sizes), long=chosen(method.long, options.sizes))
-        for method in METHODS
-        if not options.methods or method.name in options.methods
-    ]
     print(f"{len(results)} results in {results.file}; {torch.get_num_threads()} threads", flush=True)
     try:
         for name in options.stages:
-            stage(bench, name, tasks, methods)
+            stage(bench, name, TASKS, METHODS)
     except OutOfTimeError:
         print(f"stopped after {options.minutes:g} minutes; the same command goes on", file=sys.stderr)
 
