@@ -348,13 +348,6 @@ def _hunyuan_dit(**option: bool) -> Diffusers:
     )
 
 
-_LTX = {
-    "in_channels": 8,
-    "out_channels": 8,
-    "num_attention_heads": 4,
-    "attention_head_dim": 8,
-    "cross_attention_dim": 32,
-}
 SMALL: Mapping[str, Any] = {
     "num_layers": 2,
     "num_single_layers": 2,
@@ -436,8 +429,7 @@ DIFFUSERS: dict[str, Diffusers] = {
     ),
     "SD3": Diffusers("SD3Transformer2DModel", _SD3),
     "SD3.5": Diffusers(
-        "SD3Transformer2DModel",
-        {**_SD3, "dual_attention_layers": (0,), "qk_norm": "rms_norm"},
+        "SD3Transformer2DModel", {**_SD3, "dual_attention_layers": (0,), "qk_norm": "rms_norm"}
     ),
     "AuraFlow": Diffusers(
         "AuraFlowTransformer2DModel",
@@ -449,16 +441,9 @@ DIFFUSERS: dict[str, Diffusers] = {
         },
     ),
     "Flux 1": Diffusers(
-        "FluxTransformer2DModel",
-        {"in_channels": 16, "guidance_embeds": True},
-        {3072: 32},
-        _scale,
+        "FluxTransformer2DModel", {"in_channels": 16, "guidance_embeds": True}, {3072: 32}, _scale
     ),
-    "Flux 2": Diffusers(
-        "Flux2Transformer2DModel",
-        {"axes_dims_rope": (4, 4, 4, 4)},
-        published=_scale,
-    ),
+    "Flux 2": Diffusers("Flux2Transformer2DModel", {"axes_dims_rope": (4, 4, 4, 4)}, published=_scale),
     "Chroma": Diffusers(
         "ChromaTransformer2DModel",
         {
@@ -475,20 +460,9 @@ DIFFUSERS: dict[str, Diffusers] = {
         {"pooled_projection_dim": 24, "text_embed_dim": 16, "max_sequence_length": 4},
         {48: 2},
     ),
-    "LTX-Video": Diffusers(
-        "LTXVideoTransformer3DModel",
-        _LTX,
-    ),
+    "LTX-Video": Diffusers("LTXVideoTransformer3DModel", {**SPECIES["LTX-Video"].unet, "out_channels": 8}),
     "LTX-2": Diffusers(
-        "LTX2VideoTransformer3DModel",
-        {
-            **_LTX,
-            "audio_in_channels": 8,
-            "audio_out_channels": 8,
-            "audio_num_attention_heads": 4,
-            "audio_attention_head_dim": 4,
-            "audio_cross_attention_dim": 16,
-        },
+        "LTX2VideoTransformer3DModel", {**SPECIES["LTX-2"].unet, "out_channels": 8, "audio_out_channels": 8}
     ),
     "MiniMax-H3": Diffusers(
         "MiniMaxH3Transformer3DModel",
@@ -500,26 +474,11 @@ DIFFUSERS: dict[str, Diffusers] = {
             "rope_freq_dim": 2,
         },
     ),
-    "HunyuanVideo": Diffusers(
-        "HunyuanVideoTransformer3DModel",
-        {"out_channels": 4},
-        {3072: 32},
-        _hunyuan,
-    ),
-    "Cosmos": Diffusers(
-        "CosmosTransformer3DModel",
-        {"in_channels": 16},
-        published=_cosmos,
-    ),
-    "Cosmos-Predict2": Diffusers(
-        "CosmosTransformer3DModel",
-        _COSMOS,
-        published=_prefixed("net."),
-    ),
+    "HunyuanVideo": Diffusers("HunyuanVideoTransformer3DModel", {"out_channels": 4}, {3072: 32}, _hunyuan),
+    "Cosmos": Diffusers("CosmosTransformer3DModel", {"in_channels": 16}, published=_cosmos),
+    "Cosmos-Predict2": Diffusers("CosmosTransformer3DModel", _COSMOS, published=_prefixed("net.")),
     "Anima": Diffusers(
-        "CosmosTransformer3DModel",
-        {**_COSMOS, "text_embed_dim": 1024},
-        published=_prefixed("net."),
+        "CosmosTransformer3DModel", {**_COSMOS, "text_embed_dim": 1024}, published=_prefixed("net.")
     ),
     "Lumina 2": Diffusers(
         "Lumina2Transformer2DModel",
@@ -542,13 +501,9 @@ DIFFUSERS: dict[str, Diffusers] = {
         "WanTransformer3DModel",
         {"in_channels": 36, "out_channels": 4, "image_dim": 1280, "added_kv_proj_dim": 32},
     ),
-    "Wan 2.2 5B": Diffusers(
-        "WanTransformer3DModel",
-        {"in_channels": 48, "out_channels": 48},
-    ),
+    "Wan 2.2 5B": Diffusers("WanTransformer3DModel", {"in_channels": 48, "out_channels": 48}),
     "Wan VACE": Diffusers(
-        "WanVACETransformer3DModel",
-        {"out_channels": 4, "vace_layers": [0], "vace_in_channels": 12},
+        "WanVACETransformer3DModel", {"out_channels": 4, "vace_layers": [0], "vace_in_channels": 12}
     ),
     "Wan Animate": Diffusers(
         "WanAnimateTransformer3DModel",
@@ -562,10 +517,7 @@ DIFFUSERS: dict[str, Diffusers] = {
         # The host has the causal padding in a module of its own.
         renames=((r"^(face_encoder\.conv\w+)\.conv\.", r"\1."),),
     ),
-    "HiDream": Diffusers(
-        "HiDreamImageTransformer2DModel",
-        dict(SPECIES["HiDream"].unet),
-    ),
+    "HiDream": Diffusers("HiDreamImageTransformer2DModel", dict(SPECIES["HiDream"].unet)),
     "Qwen-Image": Diffusers("QwenImageTransformer2DModel", dict(SPECIES["Qwen-Image"].unet)),
     "Krea 2": Diffusers(
         "Krea2Transformer2DModel",
@@ -585,10 +537,7 @@ DIFFUSERS: dict[str, Diffusers] = {
         },
         reshaped=r"transformer_blocks\.\d+\.scale_shift_table",
     ),
-    "ERNIE-Image": Diffusers(
-        "ErnieImageTransformer2DModel",
-        dict(SPECIES["ERNIE-Image"].unet),
-    ),
+    "ERNIE-Image": Diffusers("ErnieImageTransformer2DModel", dict(SPECIES["ERNIE-Image"].unet)),
     "PixArt alpha": _pixart(use_additional_conditions=True),
     "PixArt sigma": _pixart(use_additional_conditions=False),
     "HunyuanDiT": _hunyuan_dit(use_style_cond_and_image_meta_size=False),
