@@ -15,7 +15,6 @@ the rank or factor that `note` states.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -28,6 +27,8 @@ from typing import Literal
 import tomllib
 import torch
 from safetensors.torch import save_file
+
+from .base import Init, header_bytes
 
 Shape = tuple[int, ...]
 FOLDER = Path(__file__).with_name("listings")
@@ -114,17 +115,12 @@ def thin(listing: Listing) -> Listing:
 
 def write_hollow(listing: Listing, path: Path) -> Path:
     """Write a file of all keys at full size. Its values are zeros that take no room on the disk."""
-    header: dict[str, object] = {"__metadata__": dict(listing.metadata)} if listing.metadata else {}
-    end = 0
-    for key, shape in listing.keys.items():
-        start, end = end, end + 2 * math.prod(shape)
-        header[key] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    layout = {key: Init(shape, "zero") for key, shape in listing.keys.items()}
+    header = header_bytes(layout, torch.bfloat16, listing.metadata)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(header)
         # Makes the file longer without writing anything.
-        file.truncate(8 + len(text) + end)
+        file.truncate(len(header) + 2 * sum(map(math.prod, listing.keys.values())))
     return path
 
 

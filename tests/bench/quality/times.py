@@ -6,7 +6,6 @@ file to measure anew. The seconds of trainings that ran hours or machines apart 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import statistics
@@ -92,9 +91,6 @@ def seconds_in_turn(
 
 
 def main() -> None:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
     known, code = read(), commit()
     for method, task in pairs(TASKS, METHODS):
         for size in dict.fromkeys((*method.sizes, *method.long)):
