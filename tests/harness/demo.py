@@ -9,8 +9,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -50,35 +51,19 @@ class Stages:
         return "\n".join([*lines, f"  in all: {sum(self.seconds.values()):.1f} s"])
 
 
-class NodeBar:
-    """A bar over the nodes of a prompt; a node that reports progress moves it by parts of one."""
+def run_with_bar(server: Server, prompt: dict[str, Any]) -> Run:
+    """Run a prompt with a bar over its nodes."""
+    with tqdm(total=len(prompt), bar_format="  {percentage:3.0f}% |{bar:30}| {elapsed}, {desc}") as bar:
 
-    def __init__(self, node_types: dict[str, str]) -> None:
-        self._types = node_types
-        self._begun = 0
-        self._bar = tqdm(
-            total=len(node_types),
-            bar_format="  {percentage:3.0f}% |{bar:30}| {elapsed}, {desc}",
-            mininterval=0.5,
-        )
+        def started(node: str) -> None:
+            bar.set_description_str(prompt[node]["class_type"], refresh=False)
+            bar.update()
 
-    def started(self, node: str) -> None:
-        self._begun += 1
-        self._show(node, done=0.0)
-
-    def progressed(self, node: str, value: int, maximum: int) -> None:
-        self._show(node, done=value / max(1, maximum))
-
-    def finished(self) -> None:
-        self._bar.set_description_str("all nodes", refresh=False)
-        self._bar.update(self._bar.total - self._bar.n)
-
-    def close(self) -> None:
-        self._bar.close()
-
-    def _show(self, node: str, *, done: float) -> None:
-        self._bar.set_description_str(self._types.get(node, node), refresh=False)
-        self._bar.update(self._begun - 1 + done - self._bar.n)
+        run = server.queue(prompt, on_start=started)
+        if not run.error:
+            # Nodes whose result the host has do not start.
+            bar.update(bar.total - bar.n)
+    return run
 
 
 def prepared() -> None:
@@ -92,12 +77,12 @@ def written_files(before: set[Path]) -> list[Path]:
     return sorted(path for path in files if path not in before)
 
 
-def report(run: Run, node_types: dict[str, str]) -> str:
+def report(run: Run, prompt: dict[str, Any]) -> str:
     """What the node `REPORTING` showed."""
     return "\n".join(
         text
         for node, shown in run.outputs.items()
-        if node_types[node] == REPORTING
+        if prompt[node]["class_type"] == REPORTING
         for text in shown.get("text") or ()
     )
 
@@ -114,18 +99,16 @@ def main() -> int:
         info = server.object_info()
         for name in (BLEND, EXPORT):
             prompt = to_prompt(ready(name, info, PICTURE), info)
-            types = {node: entry["class_type"] for node, entry in prompt.items()}
-            with stages.stage(f"run workflows/{name}"), closing(NodeBar(types)) as bar:
-                run = server.queue(prompt, bar.progressed, on_start=bar.started)
-                if run.error:
-                    break
-                bar.finished()
+            with stages.stage(f"run workflows/{name}"):
+                run = run_with_bar(server, prompt)
+            if run.error:
+                break
     if run.error:
         print(f"{run.error.node_type} failed: {run.error.exception_message}", file=sys.stderr)
         return 1
 
     # Of the run that saves: its report says what was applied as well as what was written.
-    print(f"\n{report(run, types)}")
+    print(f"\n{report(run, prompt)}")
     print("\nWritten:")
     for path in written_files(before):
         print(f"  {path} ({path.stat().st_size / 1e6:.2f} MB)")
