@@ -264,7 +264,7 @@ def main() -> None:
         parts.append(losses(methods, times))
         if compared := auto(methods):
             parts.append(
-                f"Loss of {AUTO} less that of the best single algorithm at as many numbers: {compared}.\n"
+                f"Loss of `{AUTO}` less that of the best single algorithm at as many numbers: {compared}.\n"
             )
         for against in (UNIFORM, GRADIENT):
             if against in methods:
