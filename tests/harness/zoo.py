@@ -180,6 +180,7 @@ def _sd3(**changed: Any) -> dict[str, Any]:
     """The width is 64 times the depth in every SD3, and the host's own map of names relies on it."""
     return {
         "input_size": None,
+        "in_channels": 4,
         "out_channels": 4,
         "depth": 2,
         "adm_in_channels": 12,
