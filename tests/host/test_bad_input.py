@@ -203,21 +203,6 @@ def test_a_file_that_vanishes_after_it_was_queued(server: Server, loras: Path) -
     assert "brief.safetensors" in refused(server, apply_prompt("brief.safetensors", strict=True))
 
 
-def test_a_wrong_shape_can_be_left_out_by_the_rule_that_the_error_names(server: Server, loras: Path) -> None:
-    edited(wrong_shape)(loras / "shape.safetensors")
-    rule = refused(server, apply_prompt("shape.safetensors")).split("`")[1]
-    run = server.queue(apply_prompt("shape.safetensors", rules=rule))
-    assert run.error is None
-    (text,) = run.outputs["show"]["text"]
-    assert "applied 190 of 191 layers" in text and "1 layer whose shape does not fit" in text
-
-
-@pytest.mark.parametrize("line", ["in.4", "= 2", "mid = much"])
-def test_a_rule_that_is_not_understood(server: Server, line: str) -> None:
-    message = refused(server, apply_prompt(LORA, rules=f"# fine\n{line}"))
-    assert "line 2, column " in message and line.strip("= ") in message
-
-
 NOT_TEXTS: tuple[Any, ...] = (3, 0.5, True, None, {"a": 1}, {"__value__": []}, {"__value__": [["a"], "b", 3]})
 """What a client can post in place of a text. ComfyUI takes the value out of `__value__`, and a bare list of
 two for a link."""
@@ -382,22 +367,3 @@ def test_an_interrupt_in_the_middle_of_an_export_leaves_nothing(server: Server) 
     assert list(output.glob("*kept*")) == [kept]
     assert (kept.stat().st_size, kept.stat().st_mtime_ns) == before
     kept.unlink()
-
-
-def test_a_full_disk_in_the_middle_of_an_export(server: Server) -> None:
-    """The host has a limit on file sizes, which for a writer is like a full disk."""
-    import resource
-
-    if not hasattr(resource, "prlimit"):
-        pytest.skip("only Linux can set the limits of another process")
-    before = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
-    # 200 MB are less than a merged checkpoint has.
-    resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (200_000_000, before[1]))
-    try:
-        message = refused(server, save_prompt(prefix="checkpoints/full"))
-        assert "full_00001_.safetensors" in message and "disk is full" in message
-        assert "untouched" in message and "bytes" in message
-        assert not list((server.base / "output").rglob("*full*"))
-        assert server.running() and server.queue(apply_prompt(LORA)).error is None
-    finally:
-        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, before)

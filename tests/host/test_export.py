@@ -11,7 +11,6 @@ from hosting import Host, Patched
 from safetensors.torch import load_file, save_file
 
 from tests.harness.assets import assets
-from tests.harness.base import write_base
 
 Distance = Callable[[torch.Tensor, torch.Tensor], float]
 pytestmark = pytest.mark.host
@@ -66,20 +65,6 @@ def test_in_the_files_own_dtype_it_gives_the_live_latent(
     key = "diffusion_model.input_blocks.0.0.weight"
     assert live.model.model_state_dict()[key].dtype == torch.float16
     assert_same_latent(host, path, live, distance)
-
-
-def test_a_float32_checkpoint_gives_the_live_latent(
-    host: Host, distance: Distance, exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the text encoder in float32 too: the host would round it to float16 before patching."""
-    from comfy.cli_args import args
-
-    monkeypatch.setattr(args, "fp32_text_enc", True)
-    source = host.base / "models" / "checkpoints" / "base32.safetensors"
-    write_base(source, dtype=torch.float32, vae=False)
-    stack = host.stack(*BLEND)
-    path = exported("checkpoints/base32.safetensors", stack)
-    assert_same_latent(host, path, host.apply(host.checkpoint(source.name), stack), distance)
 
 
 def test_everything_else_is_byte_equal_and_merged_weights_one_rounding_away(

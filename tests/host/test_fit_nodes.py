@@ -246,8 +246,6 @@ def test_methods_sizes_and_parts_of_the_merge_node(host: Host, few: Any) -> None
     ):
         with pytest.raises(host.ops.LycorisError, match=said):
             host.run("LycorisMergeAdapters", method, few + few)
-    with pytest.raises(host.ops.LycorisError, match="nothing to merge"):
-        host.run("LycorisMergeAdapters", {"method": "sum"})
 
 
 @pytest.fixture
@@ -358,5 +356,3 @@ def test_a_stack_is_inspected_with_and_without_its_model(
     assert "cosine" in report and "effective rank" in report and "of the weights" not in report
     _, report = host.run("LycorisInspect", few, model=plain.model, clip=plain.clip)
     assert "of the weights" in report and "mid" in report, report
-    with pytest.raises(host.ops.LycorisError, match="nothing to inspect"):
-        host.run("LycorisInspect")

@@ -104,24 +104,6 @@ def test_a_norms_weight_and_bias_are_changed_and_given_back(host: Host, plain: P
     assert all(torch.equal(after[key], weight) for key, weight in before.items())
 
 
-def test_a_weight_is_enlarged_in_the_loaded_model_and_comes_back(host: Host, plain: Patched) -> None:
-    """Control models with more input channels need larger weights."""
-    path = "diffusion_model.input_blocks.0.0"
-    out, inputs, *kernel = shape_of(plain, path)
-    larger = (out, 2 * inputs, *kernel)
-    layer = {**lora(larger), "reshape_weight": torch.tensor(larger)}
-    patched = applied(host, plain, {path: layer}, 1.0)
-    key = f"{path}.weight"
-    before = plain.model.model_state_dict()[key].clone()
-    load(patched.model)
-    live = patched.model.model_state_dict()[key]
-    delta = (layer["lora_up.weight"].flatten(1) @ layer["lora_down.weight"].flatten(1)).view(larger)
-    wanted = torch.cat([before.float(), torch.zeros(out, inputs, *kernel)], 1) + delta
-    torch.testing.assert_close(live.float(), wanted)
-    unload()
-    assert torch.equal(plain.model.model_state_dict()[key], before)
-
-
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 @pytest.mark.parametrize("make", [lora, loha, lokr], ids=["lora", "loha", "lokr"])
 @pytest.mark.parametrize("path", [LINEAR, CONV], ids=["linear", "conv2d"])

@@ -36,19 +36,6 @@ def test_zero_strength_and_an_empty_stack_change_no_bit(
     assert torch.equal(host.latent(host.apply(plain, silent)), unpatched)
 
 
-def test_the_order_of_a_stack_has_no_influence(host: Host, plain: Patched) -> None:
-    entries = (("lora", 0.8, 0.7), ("loha", -0.5, 0.6), ("lokr", 1.2, -0.9))
-    forward = host.apply(plain, host.stack(*entries))
-    backward = host.apply(plain, host.stack(*reversed(entries)))
-    (joined,) = host.run(
-        "LycorisCombineStacks",
-        {"stack0": host.stack(entries[1]), "stack1": host.stack(entries[2], entries[0])},
-    )
-    latent = host.latent(forward)
-    assert torch.equal(latent, host.latent(backward))
-    assert torch.equal(latent, host.latent(host.apply(plain, joined)))
-
-
 def test_a_stack_survives_clone_unload_and_reload(
     host: Host, plain: Patched, unpatched: torch.Tensor
 ) -> None:

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hosting import Host, Patched
 from safetensors.torch import load_file, save_file
 
 from tests.harness.assets import assets
 from tests.harness.facts import NODES, ROOT
-from tests.harness.opens import held, opened
+from tests.harness.opens import opened
 
 CATEGORIES = {f"lycoris/{part}" for part in ("load", "shape", "save", "train")}
 
@@ -56,15 +55,6 @@ def test_the_report_tells_what_was_applied(host: Host, plain: Patched) -> None:
         "    in.99: the model has nothing of that name; the model has in.0-",
     ):
         assert part in report
-
-
-def test_without_a_clip_text_encoder_layers_are_reported_and_strict_does_not_mind(
-    host: Host, plain: Patched
-) -> None:
-    patched = host.apply(plain, host.stack(("lora", 1.0, 1.0)), clip=False, strict=True)
-    assert patched.clip is None
-    assert "applied 119 of 191 layers" in patched.report
-    assert "72 layers left out, they belong to the text encoder: no CLIP is connected" in patched.report
 
 
 def partial(path: Path) -> None:
@@ -161,30 +151,17 @@ def test_a_file_is_read_once_for_all_nodes_and_strengths(host: Host, plain: Patc
     assert opened(source) == first
 
 
-def test_a_changed_file_is_noticed(host: Host, plain: Patched) -> None:
+def test_a_changed_file_is_noticed(host: Host) -> None:
     source = host.base / "models" / "loras" / "changing.safetensors"
     shutil.copy(assets() / "loras" / "lora.safetensors", source)
     node = host.nodes.NODE_CLASS_MAPPINGS["LycorisLoadAdapter"]
-    key = "diffusion_model.input_blocks.0.0.weight"
-
-    def change() -> torch.Tensor:
-        patch = host.apply(plain, host.stack((source.name, 1.0, 1.0))).patches[key][0][1]
-        weight = torch.zeros(patch.weights[0].shape)
-        return patch.calculate_weight(weight, key, 1.0, 1.0, None, None)
-
-    before, print_before = change(), node.fingerprint_inputs(file=source.name)
+    before = node.fingerprint_inputs(file=source.name)
     tensors = load_file(source)
     source.unlink()
     save_file({k: t * 2 if k.endswith("lora_up.weight") else t for k, t in tensors.items()}, source)
     # Set a time of change that certainly differs.
     os.utime(source, ns=(1, 1))
-    assert node.fingerprint_inputs(file=source.name) != print_before
-    torch.testing.assert_close(change(), 2 * before)
-
-
-def test_no_mapping_and_no_file_is_held_between_runs(host: Host, plain: Patched) -> None:
-    host.apply(plain, host.stack(("loha", 1.0, 1.0)))
-    assert not held(assets() / "loras" / "loha.safetensors")
+    assert node.fingerprint_inputs(file=source.name) != before
 
 
 def test_a_second_copy_of_the_pack_in_one_process_does_no_harm(host: Host, plain: Patched) -> None:
@@ -235,11 +212,9 @@ def test_a_new_strength_reads_no_layer_and_makes_no_plan(
 
 
 def test_nothing_that_is_switched_off_breaks_anything(host: Host, plain: Patched) -> None:
-    """Every stack may be missing, Combine takes none, and a loader that is off reads nothing."""
-    (empty,) = host.run("LycorisCombineStacks")
-    (also,) = host.run("LycorisCombineStacks", stacks={"stack0": None})
-    (weighted,) = host.run("LycorisWeightBlocks")
-    assert len(empty) == len(also) == len(weighted) == 0
+    """A stack may be missing, Combine takes none, and a loader that is off reads nothing."""
+    (empty,) = host.run("LycorisCombineStacks", stacks={"stack0": None})
+    assert len(empty) == 0
     stack = host.stack(("lora", 0.5, 0.5))
     (passed,) = host.run("LycorisLoadAdapter", "nowhere.safetensors", 1.0, 1.0, stack, on=False)
     assert passed is stack
@@ -253,10 +228,6 @@ def test_nothing_that_is_switched_off_breaks_anything(host: Host, plain: Patched
     )
     *_, report = host.run("LycorisApplyStack", plain.model, empty, clip=plain.clip)
     assert report == "Nothing was changed: the stack is empty."
-    (report,) = host.run("LycorisSaveCheckpoint", "checkpoints/base.safetensors", filename_prefix="x")
-    assert report.startswith("Nothing was saved")
-    (report,) = host.run("LycorisSaveAdapter", filename_prefix="x")
-    assert report.startswith("Nothing was saved") and not list((host.base / "output").glob("x*"))
 
 
 def test_the_first_line_says_whether_all_was_applied(
@@ -271,8 +242,9 @@ def test_the_first_line_says_whether_all_was_applied(
 
     both = host.stack(("lora", 1.0, 1.0), ("lokr", 1.0, 1.0))
     assert shown(both, clip=plain.clip)[:2] == ("all", "All of it was applied: 382 of 382 layers of 2 files.")
-    state, first, whole = shown(host.stack(("lora", 1.0, 1.0)))
+    state, first, whole = shown(host.stack(("lora", 1.0, 1.0)), strict=True)
     assert state == "partly" and "72 layers are left out" in first
+    assert "72 layers left out, they belong to the text encoder: no CLIP is connected" in whole[0]
     # What the box cuts short is whole in the part that is folded and in the output.
     assert whole[0].count("lora_te_text_model") == 72
     (ruled,) = host.run("LycorisWeightBlocks", both, "nowhere = 2")

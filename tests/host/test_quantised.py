@@ -528,11 +528,3 @@ def test_what_a_cpu_says_of_its_memory_is_understood_and_other_errors_pass(
     monkeypatch.setattr(host.ops.PatchPlan, "apply_", failing(RuntimeError("a fault of ours")))
     with pytest.raises(RuntimeError, match="a fault of ours"):
         calculate()
-
-
-def test_a_weight_without_data_is_refused_by_key_and_device(host: Host, small: Any) -> None:
-    patched = host.apply(model_of(x=torch.nn.Linear(16, 24)), small)
-    ((_, patch, *_),) = patched.model.patches["diffusion_model.x.weight"]
-    weight = torch.zeros(24, 16, device="meta")
-    with pytest.raises(host.ops.LayerError, match=r"diffusion_model\.x\.weight.*float32 on meta"):
-        patch.calculate_weight(weight, "diffusion_model.x.weight", 1.0, 1.0, None, None)

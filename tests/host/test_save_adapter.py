@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.harness import dialects, in_diffusers, zoo
-from tests.harness.adapters import zero_tree
 from tests.harness.assets import assets
 from tests.harness.dialects import PEFT
 
@@ -259,32 +258,6 @@ def test_the_hosts_own_loader_reads_transformers(
 def model_shapes(host: Host, plain: Patched) -> dict[str, tuple[int, ...]]:
     states = (plain.model.model_state_dict(), plain.clip.patcher.model_state_dict())
     return {key: tuple(value.shape) for state in states for key, value in state.items()}
-
-
-# PEFT, on a UNet and a text model of their real layout.
-
-
-@pytest.mark.parametrize("recipe", ["lora", "loha", "loha_tucker", "lokr", "lokr_full", "lokr_tucker"])
-def test_peft_computes_what_the_library_does(host: Host, plain: Patched, tmp_path: Path, recipe: str) -> None:
-    """A file of lycoris-lora's is written again as a folder for PEFT, which then has the same changes."""
-    from peft import PeftModel
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    file = load_file(assets() / "loras" / f"{recipe}.safetensors")
-    save_file({k: t for k, t in file.items() if k.startswith("lora_unet_")}, tmp_path / "unet.safetensors")
-    adapter = host.ops.load_adapter(tmp_path / "unet.safetensors")
-    host.ops.save_adapter(adapter, tmp_path / "peft", "peft", model=model_shapes(host, plain))
-    model = PeftModel.from_pretrained(zero_tree("unet"), tmp_path / "peft").get_base_model()
-    found: dict[str, Any] = {
-        f"lora_unet_{path.replace('.', '_')}": module
-        for path, module in model.named_modules()
-        if isinstance(module, BaseTunerLayer)
-    }
-    assert found.keys() == adapter.info.keys()
-    for name in list(found)[::20]:
-        theirs = found[name].get_delta_weight("default").double()
-        ours = adapter.layer(name).delta(torch.zeros(theirs.shape, dtype=torch.float64))
-        torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-6)
 
 
 # The node.

@@ -308,19 +308,3 @@ def test_offloaded_layers_fetch_their_weights_again(
     monkeypatch.setattr(frozen, "lent", every_layer)
     right, layers = found()
     assert layers > 20 and distance(right, wanted) < 1e-5
-
-
-def test_a_picture_is_sampled_while_a_model_is_open(
-    host: Host, plain: Patched, unpatched: torch.Tensor
-) -> None:
-    training = module(host, "")
-    on = plain.model
-    with torch.inference_mode(), unchanged(on.model), training.opened(on, checkpointing=True) as opened:
-        net = opened.adapted(rank=2, preset="attn-mlp", seed=0).apply_to()
-        with opened.sampling():
-            assert torch.equal(host.latent(plain), unpatched)
-        fill(net, scale=0.05)
-        data = samples(training, opened.model, 1)
-        loss = training.DiffusionLoss(session=opened, times=training.Times())
-        loss(opened.network, data).backward()
-        assert all(float(gradient.norm()) > 0 for gradient in gradients(net)[::7])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,16 +226,6 @@ def test_it_goes_on_from_a_stack_and_keeps_its_kinds(host: Host, train: Callable
     second = train(stack=first["stack"], filename_prefix="loras/more", steps=1)
     assert len(second["lora"]) == len(first["lora"])
     assert {layer.algorithm for layer in second["stack"].entries[0].adapter.layers.values()} == kinds
-    # Or changed by name: first to what is nearest, at the same scale.
-    third = train(stack=first["stack"], overrides="*attn2*: algorithm lora, rank 3\n*attn1*: rank 6", steps=1)
-    layers = third["stack"].entries[0].adapter.layers
-    assert {(layer.algorithm, layer.rank, layer.alpha) for layer in layers.values()} >= {("lora", 3, 3.0)}
-    assert {layer.algorithm for layer in layers.values()} == {"lora"}
-    assert {layer.rank for name, layer in layers.items() if "attn1" in name} == {6}
-    assert re.search(
-        rf"{len(layers)} layers go on in another kind or at another rank, such as .*% of the energy",
-        third["report"],
-    )
     with pytest.raises(host.ops.LycorisError, match=r"a file says itself.*Resize or convert"):
         train(stack=first["stack"], overrides="*attn2*: alpha 2")
     with pytest.raises(host.ops.LycorisError, match=r"from one adapter.*a stack of 2"):
@@ -271,14 +260,8 @@ def test_a_plan_is_followed_edited_and_kept_as_text(
     layers = trained["stack"].entries[0].adapter.layers
     assert {name.removeprefix("diffusion_model.") for name in layers} == {row.path for row in edited}
     assert sorted(layer.rank for layer in layers.values()) == sorted(row.rank for row in edited)
-    for inputs, words in (
-        ({"size": "5"}, "budget is below the smallest plan"),
-        ({"size": "large"}, "size cannot be understood.*'?large"),
-        ({"algorithms": "lora banana"}, "no such algorithm.*banana"),
-        ({"edited": "{"}, "not a plan in JSON"),
-    ):
-        with pytest.raises(host.ops.LycorisError, match=words):
-            plan(**inputs)
+    with pytest.raises(host.ops.LycorisError, match=r"no such algorithm.*banana"):
+        plan(algorithms="lora banana")
 
 
 def broken(value: float) -> dict[str, Tensor]:
@@ -384,16 +367,6 @@ def test_several_models_are_refused(host: Host, train: Callable[..., Any], tiny_
         node.execute(model=[tiny_unet, tiny_unet], latents=[latent(0)], positive=[caption(0)])
 
 
-def test_a_rate_that_explodes_keeps_the_last_good_weights(
-    host: Host, train: Callable[..., Any], tmp_path: Path
-) -> None:
-    with pytest.raises(host.ops.DivergedError, match=r"last-good.*lower lr"):
-        train(preset="attn-only", learning_rate=1e30, steps=6, warmup=0, max_weight_norm=0.0)
-    assert host.ops.load_adapter(
-        tmp_path / "loras" / "style_00001_-checkpoints" / "last-good.safetensors"
-    ).layers
-
-
 def test_no_room_is_found_before_the_first_step(
     host: Host, train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -406,14 +379,6 @@ def test_no_room_is_found_before_the_first_step(
     ):
         train(preset="attn-only")
     assert not list(tmp_path.rglob("*.safetensors"))
-
-
-def test_a_state_of_another_training_is_refused(host: Host, train: Callable[..., Any]) -> None:
-    train(preset="attn-only", steps=1)
-    with pytest.raises(host.ops.MatchError, match=r"last\.state\.safetensors"):
-        train(preset="attn-only", steps=2, rank=3, resume=True)
-    with pytest.raises(host.ops.TrainError, match=r"seed: .*other settings"):
-        train(preset="attn-only", steps=2, seed=6, resume=True)
 
 
 def test_a_model_that_adds_no_noise_is_refused(host: Host, train: Callable[..., Any], tiny_unet: Any) -> None:

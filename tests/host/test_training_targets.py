@@ -102,14 +102,6 @@ def test_weightings_are_those_of_the_papers_on_the_raw_loss(host: Host, kind: st
     torch.testing.assert_close(debiased, (snr if kind == "EPS" else snr + 1) ** -0.5)
 
 
-def test_models_that_add_no_noise_are_refused(host: Host) -> None:
-    targets = module(host, "targets")
-    import comfy.model_sampling as classes
-
-    with pytest.raises(host.ops.TrainError, match="adding noise"):
-        targets.parametrisation_of(type("M", (classes.ModelSamplingDiscrete, classes.IMG_TO_IMG), {})())
-
-
 def test_times_have_the_distribution_that_is_asked_for(host: Host) -> None:
     times = module(host, "times")
     shares = (torch.arange(2000) + 0.5) / 2000

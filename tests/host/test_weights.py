@@ -73,27 +73,6 @@ def test_the_loaded_model_holds_the_exact_weights_and_gives_them_back(host: Host
     assert all(torch.equal(after[key], weight) for key, weight in before.items())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_the_low_vram_path_is_one_rounding_away(host: Host, plain: Patched, dtype: torch.dtype) -> None:
-    """The host asks for the size of a patch, moves its tensors elsewhere, and calls it in a forward pass."""
-    stack = host.stack(*BLEND)
-    reference, patched = Reference(host, plain, stack), host.apply(plain, stack)
-    for key in reference.some(13):
-        low, tensors = in_low_vram(patched, key), patched.patches[key][0][1].weights[1]
-        if hasattr(low, "memory_required"):
-            held = sum(tensor.nbytes for tensor in tensors)
-            # The host aligns each tensor in its buffer.
-            assert held <= low.memory_required() <= held + 2048 * len(tensors)
-        weight = state_of(plain)[key].to(dtype)
-        exact = reference.of(key, weight)
-        found = low(weight.clone())
-        assert found.dtype == dtype
-        half_ulp = torch.finfo(dtype).eps / 2 * exact.abs()
-        accumulation = 8 * torch.finfo(torch.float32).eps * exact.abs().max()
-        tiny = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
-        assert ((found.double() - exact).abs() <= half_ulp + accumulation + tiny).all(), key
-
-
 def test_a_patch_is_one_object_in_the_form_the_host_can_rebuild(host: Host, plain: Patched) -> None:
     """The host copies a patch by its keys and its nested tuples of tensors, and must get the same patch."""
     patched = host.apply(plain, host.stack(*BLEND, *BLEND))
@@ -109,6 +88,11 @@ def test_a_patch_is_one_object_in_the_form_the_host_can_rebuild(host: Host, plai
         rebuilt = type(patch)(patch.loaded_keys, (plan, tuple(t.clone() for t in tensors), strengths))
         if not key.endswith(("to_q.weight", "conv_in.weight", "fc1.weight")):
             continue
+        low = in_low_vram(patched, key)
+        if hasattr(low, "memory_required"):
+            held = sum(tensor.nbytes for tensor in tensors)
+            # The host aligns each tensor in its buffer.
+            assert held <= low.memory_required() <= held + 2048 * len(tensors)
         weight = torch.zeros(plan.shape)
         first = patch.calculate_weight(weight.clone(), key, 1.0, 1.0, None, None)
         assert torch.equal(first, rebuilt.calculate_weight(weight.clone(), key, 1.0, 1.0, None, None))

@@ -523,7 +523,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_weights(tmp_path: Pa
         return found * (math.nan if len(seen) == 4 else 1.0)
 
     net = network("lokr")
-    with pytest.raises(lyc.DivergedError, match=r"the loss is nan in step 4.*") as caught:
+    with pytest.raises(lyc.DivergedError, match=r"the loss is nan in step 4.*lower lr") as caught:
         lyc.train_network(net, data, loss, options(tmp_path))
     # All outputs are finite: the loss itself is not, and the last layer is the nearest to it.
     assert caught.value.key == "outer.lokr_w2"
@@ -825,6 +825,8 @@ def test_a_state_is_for_one_model_one_network_and_one_optimiser(tmp_path: Path) 
         resumed(other)
     with pytest.raises(lyc.TrainError, match=r"optimiser: the state .* \(found adamw; expected sgd\)"):
         resumed(network(), optimiser="sgd")
+    with pytest.raises(lyc.TrainError, match=r"seed: .*other settings"):
+        resumed(network(), seed=6)
     trainer = lyc.Trainer(network(), plain, settings)
     with pytest.raises(lyc.TrainError, match="reallocation: the state is of a training whose ranks moved"):
         trainer.load_state_dict({**trainer.state_dict(), "mover": {"before": 100, "importance": {}}})
