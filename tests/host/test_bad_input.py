@@ -127,14 +127,10 @@ def wrong_shape(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {**tensors, "lora_unet_conv_in.lora_down.weight": torch.zeros(4, 9, 3, 3)}
 
 
-def poisoned(value: float) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
-    """Put this value into one factor."""
-
-    def change(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        tensors["lora_unet_conv_in.lora_up.weight"][3, 1] = value
-        return tensors
-
-    return change
+def poisoned(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Put a value that is not finite into one factor."""
+    tensors["lora_unet_conv_in.lora_up.weight"][3, 1] = math.nan
+    return tensors
 
 
 def flux(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -174,8 +170,7 @@ FILES: dict[str, tuple[str, Callable[[Path], Any], tuple[str, ...]]] = {
         edited(wrong_shape),
         ("lora_unet_conv_in", "[320, 9, 3, 3]", "[320, 4, 3, 3]", "= 0"),
     ),
-    "nan": ("nan.safetensors", edited(poisoned(float("nan"))), ("conv_in.lora_up.weight", "NaN", "finite")),
-    "inf": ("inf.safetensors", edited(poisoned(float("inf"))), ("conv_in.lora_up.weight", "infinity")),
+    "nan": ("nan.safetensors", edited(poisoned), ("conv_in.lora_up.weight", "NaN", "finite")),
 }
 """Bad files: the name, what writes the file, and words of the error."""
 

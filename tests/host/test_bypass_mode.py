@@ -507,31 +507,40 @@ def test_auto_bypasses_where_the_host_would_merge_in_every_pass(
         assert "0 layers bypassed, 1 merged" in found and "kept as plain floats" in found
 
 
-@pytest.mark.parametrize("kind", ["lora-bias", "lora-dora-out", "oft", "boft"])
+@pytest.mark.parametrize(
+    "row",
+    [("lora-bias",), ("lora-dora-out",), ("oft",), ("boft",), ("lora-dora-out", "oft", "lora-dora-out")],
+    ids="-".join,
+)
 @pytest.mark.parametrize("mode", ["bypass", "auto"])
-def test_a_layer_of_the_kind_of_ggufs_is_bypassed(host: Host, stack_of: Write, kind: str, mode: str) -> None:
-    """The output is compared with that of the unpacked weight plus the change. To merge must be an error."""
+def test_a_layer_of_the_kind_of_ggufs_is_bypassed(
+    host: Host, stack_of: Write, row: tuple[str, ...], mode: str
+) -> None:
+    """In each pass the weight is unpacked and changed by one node after the other. To merge is an error."""
     boft = {"oft_blocks": torch.randn(2, 6, 4, 4) / 4}
-    tensors = boft if kind == "boft" else kinds((24, 16))[kind]
-    rows = torch.randint(0, 256, (24, 17), dtype=torch.uint8)
-    layer = gguf_like(rows)
-    stack = stack_of({"x": tensors}, 0.5)
-    patched = host.apply(model_of(x=layer), stack, mode=mode)
-    assert not patched.patches and "1 layer bypassed, 0 merged" in patched.report
-    assert ("kept as GGUF Q4_K, and a merge would be added again in every step" in patched.report) is (
-        mode == "auto"
-    )
-    (entry,) = stack
-    ((_, made),) = entry.adapter.layers.items()
-    weight, bias = (rows[:, 1:].double() - 128) / 256, layer.bias.double()
-    if (change := made.change(weight, bias).bias) is not None:
-        bias = bias + 0.5 * change
-    x = torch.randn(5, 16)
-    before = layer(x)
-    wanted = functional.linear(x.double(), weight + 0.5 * made.delta(weight), bias)
+    packed_rows = torch.randint(0, 256, (24, 17), dtype=torch.uint8)
+    layer, x = gguf_like(packed_rows), torch.randn(5, 16)
+    before, patched, reports = layer(x), model_of(x=layer), []
+    weight, bias = (packed_rows[:, 1:].double() - 128) / 256, layer.bias.double()
+    for kind in row:
+        stack = stack_of({"x": boft if kind == "boft" else kinds((24, 16))[kind]}, 0.5)
+        patched = host.apply(patched, stack, mode=mode)
+        assert not patched.patches
+        reports.append(patched.report)
+        (entry,) = stack
+        ((_, made),) = entry.adapter.layers.items()
+        change = made.change(weight, bias)
+        weight = weight + 0.5 * change.delta
+        if change.bias is not None:
+            bias = bias + 0.5 * change.bias
+    assert all("1 layer bypassed, 0 merged" in report for report in reports)
+    said = "kept as GGUF Q4_K, and a merge would be added again in every step" in reports[0]
+    assert said is (mode == "auto")
+    wanted = functional.linear(x.double(), weight, bias)
     patched.model.patch_model(torch.device("cpu"))
     try:
-        assert (layer(x) - wanted).abs().max() < 1e-5 * wanted.abs().max()
+        for _ in range(2):
+            assert (layer(x) - wanted).abs().max() < 1e-5 * wanted.abs().max()
         assert (before - wanted).abs().max() > 1e-2 * wanted.abs().max()
     finally:
         patched.model.unpatch_model()
@@ -540,26 +549,6 @@ def test_a_layer_of_the_kind_of_ggufs_is_bypassed(host: Host, stack_of: Write, k
         host.ops.LycorisError, match=r"diffusion_model\.x\.weight.*uint8.*GgufLikeTensor.*bypass"
     ):
         host.apply(model_of(x=layer), stack)
-
-
-def test_nodes_in_a_row_on_a_layer_of_the_kind_of_ggufs(host: Host, stack_of: Write) -> None:
-    """The weight is unpacked and changed by one node after the other in each pass."""
-    layer = gguf_like(torch.randint(0, 256, (24, 17), dtype=torch.uint8))
-    weight, bias = (layer.weight.as_subclass(Tensor)[:, 1:].double() - 128) / 256, layer.bias.double()
-    patched = model_of(x=layer)
-    for kind in ("lora-dora-out", "oft", "lora-dora-out"):
-        stack = stack_of({"x": kinds((24, 16))[kind]}, 0.5)
-        patched = host.apply(patched, stack, mode="auto")
-        (made,) = (made for (entry,) in (stack,) for made in entry.adapter.layers.values())
-        weight = weight + 0.5 * made.delta(weight)
-    x = torch.randn(5, 16)
-    wanted = functional.linear(x.double(), weight, bias)
-    patched.model.patch_model(torch.device("cpu"))
-    try:
-        for _ in range(2):
-            assert (layer(x) - wanted).abs().max() < 1e-5 * wanted.abs().max()
-    finally:
-        patched.model.unpatch_model()
 
 
 # Schedules.

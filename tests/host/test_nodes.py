@@ -8,11 +8,11 @@ import math
 import os
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hosting import Host, Patched
+from kinds import lora
 from safetensors.torch import load_file, save_file
 
 from tests.harness.assets import assets
@@ -55,16 +55,6 @@ def test_the_report_tells_what_was_applied(host: Host, plain: Patched) -> None:
         "    in.99: the model has nothing of that name; the model has in.0-",
     ):
         assert part in report
-
-
-def partial(path: Path) -> None:
-    """Write an adapter in which one layer has a name that no layer of the model has."""
-    tensors = load_file(assets() / "loras" / "lora.safetensors")
-    renamed = {
-        key.replace("attn1_to_q", "attn1_to_x") if "mid_block" in key else key: tensor
-        for key, tensor in tensors.items()
-    }
-    save_file(renamed, path)
 
 
 def test_every_node_checks_its_inputs(host: Host) -> None:
@@ -127,14 +117,13 @@ def test_an_input_of_another_type_is_named(
 
 
 def test_a_partial_match_runs_and_says_so_and_strict_refuses_it(
-    host: Host, plain: Patched, lora_file: Callable[[str, Any], str]
+    host: Host, plain: Patched, stack_of: Callable[..., Any]
 ) -> None:
-    stack = host.stack((lora_file("partial.safetensors", partial), 1.0, 1.0))
+    stack = stack_of({name: lora((1280, 320)) for name in ("time_embed.0", "time_embed.x")})
     report = host.apply(plain, stack, strict=False).report
-    assert "applied 190 of 191 layers" in report
-    assert "1 layer cannot be matched" in report and "attn1_to_x: no layer of that name" in report
-    assert "nearest: diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_" in report
-    with pytest.raises(Exception, match=r"partial\.safetensors.*attn1_to_x.*strict"):
+    assert "applied 1 of 2 layers" in report
+    assert "1 layer cannot be matched" in report and "time_embed.x: no layer of that name" in report
+    with pytest.raises(Exception, match=r"stack_0\.safetensors.*time_embed\.x.*strict"):
         host.apply(plain, stack, strict=True)
 
 

@@ -127,20 +127,15 @@ def test_a_weight_that_the_host_has_moved_meanwhile_stays_moved(host: Host) -> N
     assert all(after[other] is before[other] for other in before if other != name)
 
 
-def test_a_model_that_is_loaded_in_inference_mode_is_trained_without_a_copy(host: Host) -> None:
+def test_a_model_that_is_loaded_in_inference_mode_is_opened_without_a_copy(host: Host) -> None:
     session = module(host, "session")
     with torch.inference_mode():
         model = tiny("Wan 2.1 t2v")
         weight = model.diffusion_model.blocks[0].self_attn.q.weight
         assert weight.is_inference()
-        with unchanged(model), session.opened(patcher(model)) as opened:
+        with unchanged(model), session.opened(patcher(model)):
             there = model.diffusion_model.blocks[0].self_attn.q.weight
             assert there.data_ptr() == weight.data_ptr() and not there.is_inference()
-            net = opened.adapted(rank=2, preset="attn-mlp", seed=0).apply_to()
-            fill(net)
-            x, conds = INPUTS["Wan 2.1 t2v"].make()
-            opened.prediction(x, torch.tensor([0.4, 0.7]), conds).square().mean().backward()
-            assert all(float(gradient.norm()) > 0 for gradient in gradients(net))
 
 
 class Stop(BaseException):

@@ -320,10 +320,8 @@ def broken(value: float) -> dict[str, Tensor]:
         ({"validation_positive": [caption(0)]}, r"held-out captions without latents"),
         ({"overrides": "*attn2* rank 8"}, r"line 1.*cannot be understood.*attn2"),
         ({"overrides": "*nothing*: rank 8"}, r"nothing"),
-        ({"include": "*nothing*"}, r"nothing"),
         ({"rank": 4.5}, r"`rank` cannot be used.*4\.5.*whole"),
         ({"steps": 0}, r"steps.*out of its range"),
-        ({"algorithm": "oft", "dialect": "peft"}, r"peft holds no oft"),
         ({"optimiser": "lion"}, r"`optimiser`.*lion.*adamw"),
         (
             {"noise_offset": 2.0, "caption_dropout": 3.0, "empty_caption": [caption(0)]},
