@@ -73,6 +73,14 @@ def quantised(host: Host, name: str, weight: Tensor, key: str) -> dict[str, Tens
     return {key: tensor.clone() for key, tensor in tensors.items()}
 
 
+def packed_unet(host: Host) -> dict[str, Tensor]:
+    """The smallest UNet with one layer in each format."""
+    tensors = float_unet()
+    for name, layer in LAYERS.items():
+        tensors |= quantised(host, name, tensors.pop(f"{layer}.weight"), f"{layer}.weight")
+    return tensors
+
+
 def door(host: Host) -> Any:
     """The pack's door to the weights of the host's models."""
     return host.module("lycoris_nodes.host.weights")

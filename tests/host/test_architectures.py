@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hosting import Host, Patched, clip_of, patcher
+from hosting import Host, Patched, calculated, clip_of, patcher
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -46,12 +46,10 @@ def assert_exact(patched: Patched, changes: Mapping[str, Tensor], state: Mapping
 
     The result of the host's own call of a patch is compared with the sum in float64.
     """
-    import comfy.lora
-
     assert set(patched.patches) == set(changes)
     for key, change in changes.items():
         weight = state[key]
-        found = comfy.lora.calculate_weight(patched.patches[key], weight.clone(), key)
+        found = calculated(patched.patches, key, weight)
         exact = weight.double() + STRENGTH * change
         bound = 2 * torch.finfo(torch.float32).eps * exact.abs().max()
         assert found.dtype == torch.float32 and found.shape == weight.shape

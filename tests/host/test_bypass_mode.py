@@ -14,7 +14,7 @@ import pytest
 import torch
 from hosting import Host, Patched, load, model_of, unload
 from kinds import KINDS, kinds, lora
-from packed import LAYERS, PLAIN, door, float_unet, gguf_like, quantised
+from packed import LAYERS, PLAIN, door, float_unet, gguf_like, packed_unet
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
@@ -422,10 +422,7 @@ def test_parameters_of_their_own_and_embeddings_are_merged(host: Host, stack_of:
 def packed(host: Host) -> Iterator[Patched]:
     """A model with one layer in each quantised format."""
     path = host.base / "models" / "diffusion_models" / "packed.safetensors"
-    tensors = float_unet()
-    for name, layer in LAYERS.items():
-        tensors |= quantised(host, name, tensors.pop(f"{layer}.weight"), f"{layer}.weight")
-    save_file(tensors, path)
+    save_file(packed_unet(host), path)
     yield host.unet(path.name)
     path.unlink()
 
@@ -669,15 +666,11 @@ def test_two_schedules_with_block_rules_on_a_base_that_takes_less_memory(
         return host.apply(on, stack, mode="bypass").model
 
     curves = points(rising), f"{points(falling)}\nout.* = {points(late)}"
-    found = host.apply(
-        on,
-        both(
-            *(
-                host.scheduled(weighted(stack, 1, 1), curve, clock="steps")
-                for stack, curve in zip((one, other), curves, strict=True)
-            )
-        ),
+    first, second = (
+        host.scheduled(weighted(stack, 1, 1), curve, clock="steps")
+        for stack, curve in zip((one, other), curves, strict=True)
     )
+    found = host.apply(on, both(first, second))
     assert set(found.patches) == set(on.patches) and "its strength follows a schedule" in found.report
     base = in_steps(host, (on.model, 4))
     wanted = in_steps(host, *((at(step), 1) for step in range(4)))
@@ -694,18 +687,9 @@ def test_what_can_only_be_merged_takes_the_mean_of_its_schedule(
     found = host.apply(small, host.scheduled(stack, "linear 0 1"), strict=False)
     assert "the mean of its schedule" in found.report and "1 merged" in found.report
     halved = host.run("LycorisWeightBlocks", stack, f"diffusion_model.{NORM} = 0.5")[0]
-    assert (
-        apart(
-            host.sampled(
-                host.apply(
-                    small, host.scheduled(stack, f"1\ndiffusion_model.{NORM} = 0.5"), strict=False
-                ).model,
-            ),
-            host.sampled(host.apply(small, halved).model),
-            base,
-        )
-        < NEAR
-    )
+    one_curve = host.scheduled(stack, f"1\ndiffusion_model.{NORM} = 0.5")
+    made = host.sampled(host.apply(small, one_curve, strict=False).model)
+    assert apart(made, host.sampled(host.apply(small, halved).model), base) < NEAR
     with pytest.raises(Exception, match="cannot follow a schedule, and strict is on"):
         host.apply(small, host.scheduled(stack, "linear 0 1"), strict=True)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hosting import Host, Patched
+from hosting import Host, Patched, calculated
 from safetensors.torch import load_file, save_file
 
 from tests.harness.assets import assets
@@ -64,8 +64,6 @@ def test_everything_else_is_byte_equal_and_merged_weights_one_rounding_away(
 
     In float16, it is this value rounded once, but for ties.
     """
-    import comfy.lora
-
     stack = host.stack(*BLEND)
     live = host.apply(plain, stack)
     base = load_file(assets() / "checkpoints" / "base.safetensors")
@@ -83,7 +81,7 @@ def test_everything_else_is_byte_equal_and_merged_weights_one_rounding_away(
             assert torch.equal(wide[key], tensor.float())
             continue
         merged += 1
-        exact = comfy.lora.calculate_weight(live.patches[host_key], tensor.float(), key)
+        exact = calculated(live.patches, host_key, tensor.float())
         assert torch.equal(wide[key], exact)
         half_ulp = (exact.abs() * torch.finfo(torch.float16).eps / 2).clamp(min=2**-25)
         # Two sums in float32 that differ in the last bit may lie on both sides of a tie.
@@ -106,8 +104,6 @@ def test_a_part_in_a_file_of_its_own(
 
     This is how users of Flux, Wan and Qwen have their models.
     """
-    import comfy.lora
-
     base = load_file(assets() / "checkpoints" / "base.safetensors")
     alone = {key.removeprefix(prefix): tensor for key, tensor in base.items() if key.startswith(prefix)}
     source = host.base / "models" / folder / "part.safetensors"
@@ -118,8 +114,8 @@ def test_a_part_in_a_file_of_its_own(
     changed = {key for key, patch in live.patches.items() if key.startswith(part)}
     assert changed
     for key, tensor in alone.items():
-        patches = live.patches.get(f"{part}{key}")
-        exact = comfy.lora.calculate_weight(patches, tensor.float(), key) if patches else tensor.float()
+        wide, name = tensor.float(), f"{part}{key}"
+        exact = calculated(live.patches, name, wide) if name in live.patches else wide
         assert torch.equal(own[key], exact)
-        changed.discard(f"{part}{key}")
+        changed.discard(name)
     assert not changed

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hosting import Host, Patched, model_of
+from hosting import Host, Patched, calculated, model_of
 from kinds import kinds
 from safetensors.torch import load_file, save_file
 
@@ -35,9 +35,7 @@ def saved(host: Host, stack: object, plain: Patched, dialect: str = "kohya") -> 
 
 def change(patches: dict[str, Any], key: str, weight: torch.Tensor) -> torch.Tensor:
     """The change of a weight that the patches of a model make."""
-    import comfy.lora
-
-    return comfy.lora.calculate_weight(patches[key], weight.clone(), key) - weight
+    return calculated(patches, key, weight) - weight
 
 
 def test_a_lokr_becomes_a_lora_file_that_the_hosts_own_loader_applies(
@@ -239,13 +237,8 @@ def test_methods_sizes_and_parts_of_the_merge_node(host: Host, few: Any) -> None
     assert {layer.rank for layer in layers.values()} <= {1, 2, None}
     parts, _ = host.run("LycorisMergeAdapters", {"method": "tsv", "result": "one adapter each"}, few)
     assert [entry.strength for entry in parts] == [0.6, 0.5]
-    for method, said in (
-        ({"method": "ties", "density": 2.0}, "out of range"),
-        ({"method": "slerp"}, "cannot take so many"),
-        ({"method": "no such"}, "no such merge method"),
-    ):
-        with pytest.raises(host.ops.LycorisError, match=said):
-            host.run("LycorisMergeAdapters", method, few + few)
+    with pytest.raises(host.ops.LycorisError, match="out of range"):
+        host.run("LycorisMergeAdapters", {"method": "ties", "density": 2.0}, few)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hosting import Host, Patched, patcher
+from hosting import Host, Patched, calculated, patcher
 from torch import nn
 from trainable import module, tiny
 
@@ -114,8 +114,6 @@ def test_what_single_blocks_learn_is_the_same_from_a_file_of_every_dialect(
     host: Host, tmp_path: Path, architecture: str
 ) -> None:
     """Also where there is one single block. Its layers are no attention alone."""
-    import comfy.lora
-
     model, ops = tiny(architecture, depth_single_blocks=1), host.ops
     x, conds = INPUTS[architecture].make()
     sigma = torch.tensor([0.4, 0.7])[: len(x)]
@@ -141,5 +139,5 @@ def test_what_single_blocks_learn_is_the_same_from_a_file_of_every_dialect(
         patches = host.apply(Patched(patcher(model), None), stack, strict=True, clip=False).patches
         assert patches.keys() == learned.keys()
         for key, change in learned.items():
-            found = comfy.lora.calculate_weight(patches[key], weights[key].clone(), key) - weights[key]
+            found = calculated(patches, key, weights[key]) - weights[key]
             assert (found - change).norm() <= 1e-4 * change.norm(), (folder.name, key)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hosting import STEPS, Host, Patched, load, model_of, unload
 from kinds import kinds, lora
-from packed import LAYERS, PLAIN, assert_same, bits, door, float_unet, module, packed, quantised
+from packed import LAYERS, PLAIN, assert_same, bits, door, float_unet, module, packed, packed_unet, quantised
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -27,11 +27,7 @@ NEAR = 1e-3
 
 @pytest.fixture(scope="module")
 def stored(host: Host) -> dict[str, Tensor]:
-    """The tensors of a model that has a layer in every format."""
-    tensors = float_unet()
-    for name, layer in LAYERS.items():
-        tensors |= quantised(host, name, tensors.pop(f"{layer}.weight"), f"{layer}.weight")
-    return tensors
+    return packed_unet(host)
 
 
 @pytest.fixture(scope="module")

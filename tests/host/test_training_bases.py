@@ -14,16 +14,11 @@ from hosting import Host, Patched, patcher
 from packed import FORMATS, LAYERS, float_unet, gguf_like, quantised
 from safetensors.torch import save_file
 from torch.nn import functional
-from trainable import CPU, distance, fill, gradients, module, tiny, train, unchanged
+from trainable import CPU, caption, distance, fill, gradients, module, tiny, train, unchanged
 
 from tests.harness.inputs import INPUTS
 
 pytestmark = pytest.mark.host
-
-
-def words(features: int = 768, seed: int = 3) -> list[Any]:
-    draw = torch.Generator().manual_seed(seed)
-    return [[torch.randn(1, 8, features, generator=draw), {}]]
 
 
 def samples(training: Any, model: Any, count: int = 2, side: int = 8) -> list[Any]:
@@ -33,7 +28,7 @@ def samples(training: Any, model: Any, count: int = 2, side: int = 8) -> list[An
         # Pictures of one colour each, which are soon learned.
         colour = 5 * torch.randn(1, 4, 1, 1, generator=draw)
         latent = training.latent_of(model, colour.expand(1, 4, side, side), CPU)
-        made.append(training.Sample(latent, training.caption_of(model, words(seed=number), latent)))
+        made.append(training.Sample(latent, training.caption_of(model, caption(number, 8, 768), latent)))
     return made
 
 
@@ -215,7 +210,7 @@ def test_the_node_trains_beside_packed_weights(host: Host, tmp_path: Path, name:
     """The held-out loss falls, and it is that of the model with the file applied by a bypass."""
     draw = torch.Generator().manual_seed(5)
     colours = [{"samples": 5 * torch.randn(1, 4, 1, 1, generator=draw).expand(1, 4, 8, 8)} for _ in range(2)]
-    texts = [words(seed=number) for number in range(2)]
+    texts = [caption(number, 8, 768) for number in range(2)]
     given = {"latents": colours, "positive": texts, "preset": "attn-mlp", "rank": 4, "batch_size": 2}
     given |= {"validation_latents": colours, "validation_positive": texts}
     with torch.inference_mode(), with_packed_layers(host, name) as patcher:

@@ -16,7 +16,7 @@ import torch
 from hosting import Host, Patched, patcher
 from PIL import Image
 from torch import Tensor
-from trainable import tiny, train
+from trainable import encoded, tiny, train
 
 from tests.bench.quality.tasks.pictures import DATA
 from tests.harness import zoo
@@ -119,13 +119,6 @@ def prepare(host: Host, plain: Patched, folder: Path, model: Any, vae: Counted) 
         return dict(zip(names, made.args, strict=True))
 
     return run
-
-
-def encoded(host: Host, plain: Patched, text: str) -> tuple[Tensor, dict[str, Any]]:
-    """What CLIP Text Encode makes of a text."""
-    with torch.inference_mode():
-        ((tensor, more),) = host.nodes.CLIPTextEncode().encode(plain.clip, text)[0]
-    return tensor, more
 
 
 GRIDS = {
@@ -268,7 +261,7 @@ def test_a_folder_is_read_as_it_is(
     bom, named, turned, utf16, *_ = data["positive"]
     assert bom is named and bom is utf16
     for found, text in ((bom, "qwx, a café by night"), (turned, "qwx"), (data["positive"][-1], "qwx, a cat")):
-        assert torch.equal(found[0][0], encoded(host, plain, text)[0])
+        assert torch.equal(found[0][0], encoded(host, plain.clip, text)[0][0])
     latents = [one["samples"] for one in data["latents"]]
     with torch.inference_mode():
         wanted = vae.vae.encode(pixels)
@@ -320,7 +313,7 @@ def test_captions_are_taken_by_the_letter(
     data = prepare(trigger="qwx", resolution=64)
     wanted = ["QWX by the sea", "qwx, a cat", "in a frame, qwx", r"qwx, a \(small\) cat", ""]
     for found, text in zip([*data["positive"], data["empty_caption"]], wanted, strict=True):
-        tensor, more = encoded(host, plain, text)
+        ((tensor, more),) = encoded(host, plain.clip, text)
         assert torch.equal(found[0][0], tensor) and torch.equal(
             found[0][1]["pooled_output"], more["pooled_output"]
         )
