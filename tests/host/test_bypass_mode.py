@@ -616,7 +616,11 @@ def test_several_nodes_have_schedules_of_their_own(host: Host, small: Patched, s
 
 @pytest.fixture(params=["low VRAM", "float8", "quantised"])
 def short(
-    request: pytest.FixtureRequest, host: Host, small: Patched, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    host: Host,
+    small: Patched,
+    monkeypatch: pytest.MonkeyPatch,
+    packed: Patched,
 ) -> Iterator[Patched]:
     """A base that takes less memory: of low VRAM, cast to float8, or with a layer in every format."""
     import comfy.model_management as management
@@ -633,7 +637,7 @@ def short(
     elif request.param == "float8":
         yield host.unet("for_bypass.safetensors", "fp8_e4m3fn")
     else:
-        yield request.getfixturevalue("packed")
+        yield packed
     unload()
 
 
