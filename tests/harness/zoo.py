@@ -810,7 +810,11 @@ def make_encoders(name: str, seed: int = 0) -> Any:
     """The host's text encoders of an architecture in one module, as a CLIP's patcher holds them."""
     species = ENCODERS[name]
     kind = getattr(importlib.import_module(species.module), species.kind)
-    options = {f"{encoder}_model_config": dict(config) for encoder, config in species.configs.items()}
+    options = {
+        # The host gives its ByT5 no name for this.
+        f"{'' if encoder == 'byt5_small' else encoder}_model_config": dict(config)
+        for encoder, config in species.configs.items()
+    }
     model = kind(device=torch.device("meta"), dtype=torch.float32, model_options=options)
     _cut(model)
     model.to_empty(device="cpu")
